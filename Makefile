@@ -1,0 +1,55 @@
+# make demo | make test | make check | make bench: each sets up what it needs in .venv, and does it once.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CXX ?= c++
+SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard kernels/cpu/*)
+TYPES := build/types/headrace
+
+.PHONY: demo test check bench format clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.run
+	$(BIN)/headrace generate demo "In the beginning" --max-new-tokens 120 --temperature 0.7 --top-p 0.95 --seed 1
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -q
+
+bench: $(VENV)/.dev
+	$(BIN)/python benchmarks/bench_kernels.py
+
+check: $(VENV)/.dev $(TYPES)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	MYPYPATH=build/types $(BIN)/mypy -p headrace
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+$(VENV)/.run: $(SOURCES) | $(VENV)/pyvenv.cfg
+	@command -v $(firstword $(CXX)) >/dev/null || { \
+	  echo "headrace needs a C++17 compiler, and '$(CXX)' is not there: install one (Debian, Ubuntu: apt install g++)"; exit 1; }
+	$(BIN)/pip install -q -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.run
+	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	@touch $@
+
+$(VENV)/pyvenv.cfg:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	  echo "headrace needs Python 3.10 or newer; '$(PYTHON)' is older: make PYTHON=python3.11 ..."; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { \
+	  echo "python cannot make a virtual environment: install its venv module (Debian, Ubuntu: apt install python3-venv)"; exit 1; }
+
+# The package as the build lays it out, in links, for tools that do not read the build's mapping.
+$(TYPES): Makefile
+	@mkdir -p $@
+	@for part in engine kernels loaders cli.py errors.py __main__.py py.typed; do ln -sfn ../../../$$part $@/$$part; done
+	@ln -sfn ../../../package/__init__.py $@/__init__.py
+	@touch $@
+
+clean:
+	rm -rf build $(VENV) .mypy_cache .ruff_cache .pytest_cache
