@@ -1,0 +1,185 @@
+"""The plain twin of every op, in pure torch, written to be read.
+
+Shapes are in the names: T tokens, S sequences, D hidden size, N query heads, G key/value heads, d head size,
+E experts, K experts per token, F width of an MLP, V vocabulary, R rows and C columns of a matrix, P pages, B page size,
+M the longest page table. Activations are float32 [tokens, features]; weights are packed (`weights.py`).
+Ops whose name ends in `_` write into their first argument.
+
+Nothing here is fast, and nothing here knows a model, a tier or a thread.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .formats import Format
+from .weights import TORCH_DTYPES, ExpertBank, Matrix
+
+Scoring = Literal["softmax", "softmax_topk"]
+
+
+def quantize(values_RC: Tensor, format: Format) -> Tensor:
+    """Packs float values [R, C] into rows of `format`: uint8 [R, row_bytes].
+
+    q8_0: d = max|x| / 127, q = round(x / d). q4_0: d = (the value of largest magnitude) / -8, q = floor(x / d + 8.5)
+    clamped to [0, 15]; both as GGUF does (ggml's quantize_row_q8_0_ref and quantize_row_q4_0_ref).
+    """
+    if format.name in TORCH_DTYPES:
+        return values_RC.to(TORCH_DTYPES[format.name]).contiguous().view(torch.uint8)
+    rows, cols = values_RC.shape
+    blocks = values_RC.float().reshape(rows, cols // format.block, format.block)
+    peak = blocks.gather(-1, blocks.abs().argmax(-1, keepdim=True))
+    scale = peak / -8.0 if format.name == "q4_0" else peak.abs() / 127.0
+    inverse = torch.where(scale == 0, torch.zeros_like(scale), 1.0 / scale)
+    if format.name == "q4_0":
+        quants = (blocks * inverse + 8.5).floor().clamp(0, 15).to(torch.uint8)
+        quants = quants[..., :16] | (quants[..., 16:] << 4)
+    else:
+        quants = (blocks * inverse).round().clamp(-127, 127).to(torch.int8).view(torch.uint8)
+    packed = torch.zeros(rows, format.row_bytes(cols), dtype=torch.uint8)
+    scales = scale.squeeze(-1).half().contiguous().view(torch.uint8)
+    packed[:, : scales.shape[1]] = scales
+    packed[:, format.scales_bytes(cols) :] = quants.reshape(rows, -1)
+    return packed
+
+
+def dequantize(matrix: Matrix) -> Tensor:
+    """Unpacks a matrix into float32 [R, C]; a float32 matrix is returned as a view of its own bytes."""
+    form, rows, cols = matrix.format, matrix.rows, matrix.cols
+    if form.name in TORCH_DTYPES:
+        return matrix.data.view(TORCH_DTYPES[form.name]).float()
+    blocks = cols // form.block
+    scales = matrix.data[:, : blocks * 2].contiguous().view(torch.float16).float()
+    quants = matrix.data[:, form.scales_bytes(cols) :]
+    if form.name == "q4_0":
+        nibbles = quants.reshape(rows, blocks, 16)
+        values = torch.cat([nibbles & 15, nibbles >> 4], dim=-1).float() - 8.0
+    else:
+        values = quants.contiguous().view(torch.int8).reshape(rows, blocks, form.block).float()
+    return (values * scales.unsqueeze(-1)).reshape(rows, cols)
+
+
+def embed(table: Matrix, ids_T: Tensor, scale: float = 1.0) -> Tensor:
+    """Rows of the embedding table [V, D] for token ids int64 [T], times `scale`: float32 [T, D]."""
+    rows = Matrix(table.format, ids_T.numel(), table.cols, table.data[ids_T])
+    return dequantize(rows) * scale
+
+
+def rmsnorm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight over the last dimension: float32, the shape of x."""
+    return x_TD * torch.rsqrt(x_TD.square().mean(-1, keepdim=True) + eps) * weight_D
+
+
+def rmsnorm_(x_TNd: Tensor, weight: Tensor, eps: float) -> None:
+    """RMSNorm in place over the last dimension of a view [T, N, d] (strided in T); weight [d]."""
+    x_TNd.copy_(rmsnorm(x_TNd, weight, eps))
+
+
+def add_rmsnorm_(x_TD: Tensor, y_TD: Tensor, weight_D: Tensor, eps: float, scale: float = 1.0) -> Tensor:
+    """x += scale * y in place (the residual stream), then returns rmsnorm(x)."""
+    x_TD.add_(y_TD, alpha=scale)
+    return rmsnorm(x_TD, weight_D, eps)
+
+
+def linear(x_TC: Tensor, weight: Matrix, bias_R: Tensor | None = None) -> Tensor:
+    """x @ weight.T + bias: float32 [T, R]."""
+    y_TR = x_TC @ dequantize(weight).T
+    return y_TR if bias_R is None else y_TR + bias_R
+
+
+def rope_(x_TNd: Tensor, cos_Pr: Tensor, sin_Pr: Tensor, positions_T: Tensor) -> None:
+    """Rotary embedding in place on a view [T, N, d] (strided in T); rotate-half pairs (i, i + r) of the first 2r dims.
+
+    cos and sin are float32 [positions, r]; positions int32 [T]. Source: RoFormer (arXiv 2104.09864), GPT-NeoX pairing.
+    """
+    r = cos_Pr.shape[1]
+    cos, sin = cos_Pr[positions_T.long()].unsqueeze(1), sin_Pr[positions_T.long()].unsqueeze(1)
+    a, b = x_TNd[..., :r].clone(), x_TNd[..., r : 2 * r].clone()
+    x_TNd[..., :r] = a * cos - b * sin
+    x_TNd[..., r : 2 * r] = b * cos + a * sin
+
+
+def kv_write_(k_PGBd: Tensor, v_PGBd: Tensor, k_TGd: Tensor, v_TGd: Tensor, slots_T: Tensor) -> None:
+    """Stores keys and values of T tokens (views [T, G, d], strided in T) into pages of one layer's cache.
+
+    slots int64 [T]: slot = page * B + place in the page. The cache is float32 or bfloat16 [P, G, B, d].
+    """
+    size = k_PGBd.shape[2]
+    pages, places = slots_T // size, slots_T % size
+    k_PGBd[pages, :, places] = k_TGd.to(k_PGBd.dtype)
+    v_PGBd[pages, :, places] = v_TGd.to(v_PGBd.dtype)
+
+
+def attention(
+    q_TNd: Tensor,
+    k_PGBd: Tensor,
+    v_PGBd: Tensor,
+    tables_SM: Tensor,
+    starts_S1: Tensor,
+    contexts_S: Tensor,
+    scale: float,
+) -> Tensor:
+    """Causal grouped-query attention of new tokens over the paged cache: float32 [T, N, d].
+
+    Sequence s owns the query rows starts[s] .. starts[s+1]; its last query sits at position contexts[s] - 1, and its
+    keys at positions 0 .. contexts[s] - 1 lie in the pages tables[s, 0], tables[s, 1], ... (int32, all three).
+    The keys of the new tokens are in the cache already. Query head n reads key/value head n // (N / G).
+    """
+    out = torch.empty_like(q_TNd, memory_format=torch.contiguous_format)
+    group = q_TNd.shape[1] // k_PGBd.shape[1]
+    for s, context in enumerate(contexts_S.tolist()):
+        first, last = int(starts_S1[s]), int(starts_S1[s + 1])
+        pages = tables_SM[s, : -(-context // k_PGBd.shape[2])].long()
+        k, v = (c[pages].transpose(0, 1).flatten(1, 2)[:, :context].float() for c in (k_PGBd, v_PGBd))
+        k, v = k.repeat_interleave(group, 0), v.repeat_interleave(group, 0)
+        q = q_TNd[first:last].transpose(0, 1)
+        scores = q @ k.transpose(1, 2) * scale
+        rows = torch.arange(context - (last - first), context).unsqueeze(1)
+        scores = scores.masked_fill(torch.arange(context) > rows, float("-inf"))
+        out[first:last] = (scores.softmax(-1) @ v).transpose(0, 1)
+    return out
+
+
+def route(logits_TE: Tensor, top_k: int, scoring: Scoring, renormalise: bool) -> tuple[Tensor, Tensor]:
+    """Chooses experts: ids int32 [T, K] in falling order of score, weights float32 [T, K].
+
+    softmax: probabilities over all experts, the top k of them, divided by their sum if `renormalise`.
+    softmax_topk: the top k logits, softmax over those k alone. Equal scores: the lower id first.
+    """
+    scores = logits_TE.softmax(-1) if scoring == "softmax" else logits_TE
+    order = scores.sort(dim=-1, descending=True, stable=True)
+    weights, ids = order.values[:, :top_k], order.indices[:, :top_k]
+    if scoring == "softmax_topk":
+        weights = weights.softmax(-1)
+    elif renormalise:
+        weights = weights / weights.sum(-1, keepdim=True)
+    return ids.to(torch.int32).contiguous(), weights.contiguous()
+
+
+def silu_mul(gate_up_T2F: Tensor) -> Tensor:
+    """SwiGLU's middle: silu(first half) * second half, float32 [T, F]. Source: arXiv 2002.05202."""
+    gate, up = gate_up_T2F.chunk(2, dim=-1)
+    return torch.nn.functional.silu(gate) * up
+
+
+def gated_add_(y_TD: Tensor, z_TD: Tensor, gate_T1: Tensor | None = None) -> None:
+    """y += z * sigmoid(gate) in place; without a gate y += z."""
+    y_TD.add_(z_TD if gate_T1 is None else z_TD * gate_T1.sigmoid())
+
+
+def experts(x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor, bank: ExpertBank) -> Tensor:
+    """The routed experts of one layer: y[t] = sum_k weights[t,k] * down(silu(gate(x[t])) * up(x[t])), float32 [T, D].
+
+    gate, up and down are the matrices of expert ids[t, k]. Each expert that was chosen is read once for the batch.
+    """
+    y_TD = torch.zeros_like(x_TD)
+    for expert in ids_TK.unique().tolist():
+        token, slot = torch.where(ids_TK == expert)
+        x = x_TD[token]
+        gate, up = linear(x, bank.matrix(expert, "gate")), linear(x, bank.matrix(expert, "up"))
+        out = linear(torch.nn.functional.silu(gate) * up, bank.matrix(expert, "down"))
+        y_TD.index_add_(0, token, out * weights_TK[token, slot].unsqueeze(1))
+    return y_TD

@@ -1,0 +1,80 @@
+"""Packed weights as the ops take them: a `Matrix`, or the `ExpertBank` of one layer.
+
+Both are a `Format` and a tensor of bytes; neither says on which device the bytes lie, nor how they are unpacked.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .formats import ExpertLayout, Format
+
+Part = Literal["gate", "up", "down"]
+TORCH_DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+FORMAT_OF_DTYPE = {dtype: name for name, dtype in TORCH_DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A packed matrix [rows, cols]; `data` is uint8 [rows, format.row_bytes(cols)], contiguous."""
+
+    format: Format
+    rows: int
+    cols: int
+    data: Tensor
+
+    @classmethod
+    def empty(cls, format: Format, rows: int, cols: int) -> Matrix:
+        """An uninitialised matrix in RAM."""
+        return cls(format, rows, cols, torch.empty(rows, format.row_bytes(cols), dtype=torch.uint8))
+
+    @classmethod
+    def plain(cls, values_RC: Tensor) -> Matrix:
+        """A view of a float32, float16 or bfloat16 tensor [rows, cols] as a matrix: nothing is copied."""
+        from .formats import FORMATS
+
+        rows, cols = values_RC.shape
+        format = FORMATS[FORMAT_OF_DTYPE[values_RC.dtype]]
+        return cls(format, rows, cols, values_RC.contiguous().view(torch.uint8).view(rows, -1))
+
+    @property
+    def nbytes(self) -> int:
+        return self.rows * self.format.row_bytes(self.cols)
+
+    def slice_rows(self, start: int, stop: int) -> Matrix:
+        """Rows [start, stop) as a view."""
+        return Matrix(self.format, stop - start, self.cols, self.data[start:stop])
+
+
+@dataclass(frozen=True)
+class ExpertBank:
+    """All routed experts of one layer: `data` is uint8 [experts, layout.bytes], contiguous, one block an expert."""
+
+    layout: ExpertLayout
+    data: Tensor
+
+    @classmethod
+    def empty(cls, layout: ExpertLayout, experts: int) -> ExpertBank:
+        """An uninitialised bank in RAM whose first block starts on a 64-byte boundary."""
+        return cls(layout, torch.empty(experts, layout.bytes, dtype=torch.uint8))
+
+    @property
+    def experts(self) -> int:
+        return self.data.shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        return self.experts * self.layout.bytes
+
+    def matrix(self, expert: int, part: Part) -> Matrix:
+        """One matrix of one expert as a view: gate and up [width, hidden], down [hidden, width]."""
+        lay = self.layout
+        offset = {"gate": lay.gate_offset, "up": lay.up_offset, "down": lay.down_offset}[part]
+        rows, cols = (lay.hidden, lay.width) if part == "down" else (lay.width, lay.hidden)
+        size = rows * lay.format.row_bytes(cols)
+        data = self.data[expert, offset : offset + size].view(rows, -1)
+        return Matrix(lay.format, rows, cols, data)
