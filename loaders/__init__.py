@@ -1,0 +1,1 @@
+"""Where a model comes from: config, tensors, tokenizer, hub. Knows packed weights, not where they will be computed."""

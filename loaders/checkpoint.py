@@ -1,0 +1,232 @@
+"""Loads a checkpoint directory: names -> tensors, streamed one piece at a time into their final, packed place.
+
+Everything that can be wrong is found in the headers before memory is taken: missing, left-over and misshapen tensors,
+formats that do not fit, memory that is not there. Then pieces are read in file order by two reader threads, a little
+ahead of the packing. Knows files and packed weights, not where they will be computed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from ..errors import CheckpointError, OptionError
+from ..kernels import FORMATS, Format, Matrix, Ops
+from ..kernels.weights import FORMAT_OF_DTYPE
+from . import converted, safetensors
+from .config import ConfigReader
+from .families import Family, TensorNames, read_eos, spec_of
+from .memory import require_memory
+from .pipeline import in_order
+from .safetensors import Entry
+from .spec import ModelSpec
+from .targets import Target, targets
+from .weights import Formats, ModelWeights, allocate
+
+CHUNK_BYTES = 32 << 20
+SMALLER = "choose a smaller --expert-format or --dense-format (q8_0, q4_0), or free memory"
+Progress = Callable[[int, int], None]  # bytes done, bytes in all
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadOptions:
+    """How to load. Formats are names of `FORMATS`, or "native": as the checkpoint has it."""
+
+    expert_format: str = "native"
+    dense_format: str = "native"
+    plain_format: str = "native"  # the format of an embedding that is not tied to the head
+    ignore_config_keys: Collection[str] = field(default_factory=tuple)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A directory that was read as far as its headers: enough to plan, nothing loaded yet."""
+
+    directory: Path
+    family: Family
+    spec: ModelSpec
+    formats: Formats
+    entries: dict[str, Entry]
+    is_converted: bool
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes that the packed weights will take."""
+        return allocate(self.spec, self.formats, "meta").nbytes
+
+
+def open_directory(directory: Path, options: LoadOptions) -> Checkpoint:
+    """Reads config and headers and checks them against each other; raises ConfigError or CheckpointError."""
+    family, spec = spec_of(ConfigReader.open(directory / "config.json"), options.ignore_config_keys)
+    spec = _with_generation_config(spec, directory)
+    if converted.is_converted(directory):
+        formats = converted.read_formats(directory, options.expert_format, options.dense_format)
+        entries = safetensors.read_header(directory / converted.WEIGHTS)
+        converted.check(entries, allocate(spec, formats, "meta"), directory)
+        return Checkpoint(
+            directory=directory, family=family, spec=spec, formats=formats, entries=entries, is_converted=True
+        )
+    entries = safetensors.open_checkpoint(directory)
+    formats = resolve_formats(spec, family.tensors, entries, options)
+    check_entries(entries, targets(spec, family.tensors, allocate(spec, formats, "meta")), family, spec, directory)
+    return Checkpoint(
+        directory=directory, family=family, spec=spec, formats=formats, entries=entries, is_converted=False
+    )
+
+
+def load_weights(
+    checkpoint: Checkpoint,
+    ops: Ops,
+    progress: Progress | None = None,
+    extra: int = 0,
+    prepare: Callable[[ModelWeights], None] | None = None,
+) -> ModelWeights:
+    """Loads the weights. `extra`: bytes that will be needed besides (KV cache), counted in the memory check; `prepare`
+    sees the memory after it is reserved and before it is filled."""
+    needs = {"weights": checkpoint.weight_bytes, "KV cache and buffers": extra}
+    require_memory(needs, SMALLER)
+    weights = allocate(checkpoint.spec, checkpoint.formats)
+    if prepare is not None:
+        prepare(weights)
+    tasks = list(_tasks(checkpoint, weights))
+    total, done = sum(t.nbytes for t in tasks), 0
+    for task, rows in in_order(tasks, _Task.read):
+        if rows is not None:
+            task.into.data.copy_(ops.quantize(rows, task.into.format))
+        done += task.nbytes
+        if progress is not None:
+            progress(done, total)
+    return weights
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A run of rows to read, and the matrix that it fills."""
+
+    entry: Entry
+    first: int
+    into: Matrix
+
+    @property
+    def nbytes(self) -> int:
+        return self.into.rows * self.entry.row_bytes
+
+    def read(self) -> torch.Tensor | None:
+        """The rows, or None where they could be read straight into their place."""
+        if self.entry.dtype == torch.uint8 or FORMAT_OF_DTYPE.get(self.entry.dtype) == self.into.format.name:
+            safetensors.read_into(self.entry, self.first * self.entry.row_bytes, self.into.data.view(-1))
+            return None
+        return safetensors.read_rows(self.entry, self.first, self.into.rows)
+
+
+def _tasks(checkpoint: Checkpoint, weights: ModelWeights) -> Iterator[_Task]:
+    """Every piece of every tensor in file order, cut into chunks; proves that each target is filled exactly once."""
+    if checkpoint.is_converted:
+        wanted = converted.targets(weights)
+    else:
+        wanted = targets(checkpoint.spec, checkpoint.family.tensors, weights)
+    for name in sorted(wanted, key=lambda n: (checkpoint.entries[n].path, checkpoint.entries[n].offset)):
+        entry, target = checkpoint.entries[name], wanted[name]
+        rows = sum(piece.into.rows for piece in target.pieces)
+        assert rows * entry.row_bytes == entry.nbytes, f"{name}: pieces cover {rows} rows of {list(target.shape)}"
+        for piece in target.pieces:
+            step = max(1, CHUNK_BYTES // entry.row_bytes)
+            for start in range(0, piece.into.rows, step):
+                stop = min(start + step, piece.into.rows)
+                yield _Task(entry, piece.first + start, piece.into.slice_rows(start, stop))
+
+
+def check_entries(
+    entries: dict[str, Entry], wanted: dict[str, Target], family: Family, spec: ModelSpec, directory: Path
+) -> None:
+    """Proves from the headers that nothing is missing, left over, misshapen or of a type that cannot be read."""
+    missing = [name for name in wanted if name not in entries]
+    if missing:
+        raise CheckpointError(
+            f"{directory} lacks {len(missing)} of the {len(wanted)} tensors that its config promises, "
+            f"first '{missing[0]}': the download is incomplete or the config belongs to another model"
+        )
+    left = [n for n in entries if n not in wanted and not _is_spare(n, family.tensors, spec)]
+    if left:
+        raise CheckpointError(
+            f"{directory} has {len(left)} tensors that {family.architecture} does not use, first '{left[0]}': "
+            "the config belongs to another model, or this variant is not supported"
+        )
+    for name, target in wanted.items():
+        _check_entry(entries[name], target)
+
+
+def _check_entry(entry: Entry, target: Target) -> None:
+    if entry.shape != target.shape:
+        raise CheckpointError(
+            f"{entry.path}: tensor '{entry.name}' has shape {list(entry.shape)}, the config asks for "
+            f"{list(target.shape)}: config and weights do not belong together"
+        )
+    if entry.dtype not in FORMAT_OF_DTYPE:
+        raise CheckpointError(
+            f"{entry.path}: tensor '{entry.name}' is of type {safetensors.NAMES[entry.dtype]}, readable are "
+            "F32, F16 and BF16: get the unquantised checkpoint (it can be quantised while loading)"
+        )
+
+
+def _is_spare(name: str, names: TensorNames, spec: ModelSpec) -> bool:
+    """Tensors that may be stored and are not needed: the copy of a tied head, rotary tables of old exporters."""
+    return (spec.tied_head and name == names.head) or name.endswith(names.buffers)
+
+
+def resolve_formats(spec: ModelSpec, names: TensorNames, entries: dict[str, Entry], options: LoadOptions) -> Formats:
+    """The formats asked for, with "native" read off the headers; raises OptionError where rows are no whole blocks."""
+    native_experts = _native(entries, [names.expert_down, names.fused_gate_up or names.expert_down], spec, names)
+    native_dense = _native(entries, [names.q + ".weight", names.o + ".weight"], spec, names)
+    experts = native_experts if options.expert_format == "native" else find_format(options.expert_format)
+    dense = native_dense if options.dense_format == "native" else find_format(options.dense_format)
+    for size, what in ((spec.hidden, "hidden size"), (spec.moe.width, "expert width")):
+        _check_fits(experts, size, what, "--expert-format")
+    shared = [spec.moe.shared_width] if any(spec.is_moe) else []
+    widths = [spec.hidden, spec.attention.q_rows, *shared, *([] if all(spec.is_moe) else [spec.dense_width])]
+    for size in widths:
+        _check_fits(dense, size, "row length", "--dense-format")
+    embed = native_dense if options.plain_format == "native" else find_format(options.plain_format)
+    return Formats(experts=experts, dense=dense, embed=embed)
+
+
+def find_format(name: str) -> Format:
+    """The format of that name; raises OptionError with the names there are."""
+    if name not in FORMATS:
+        raise OptionError(f"weight format '{name}' is unknown; there are native, {', '.join(FORMATS)}")
+    return FORMATS[name]
+
+
+def _check_fits(format: Format, size: int, what: str, option: str) -> None:
+    if not format.fits(size):
+        raise OptionError(
+            f"{option} {format.name} packs {format.block} weights to a block, but this model's {what} {size} is no "
+            f"multiple of it: use {option} bf16"
+        )
+
+
+def _native(entries: dict[str, Entry], roles: list[str], spec: ModelSpec, names: TensorNames) -> Format:
+    """The widest float type that the checkpoint uses for these tensors over all layers."""
+    found = set()
+    for layer in range(spec.layers):
+        for role in roles:
+            entry = entries.get(names.layer.format(layer=layer) + role.format(e=0))
+            if entry is not None and entry.dtype in FORMAT_OF_DTYPE:
+                found.add(FORMAT_OF_DTYPE[entry.dtype])
+    return FORMATS[found.pop()] if len(found) == 1 else FORMATS["f32"]
+
+
+def _with_generation_config(spec: ModelSpec, directory: Path) -> ModelSpec:
+    """Adds the end tokens of generation_config.json, which chat models often list only there."""
+    path = directory / "generation_config.json"
+    if not path.is_file():
+        return spec
+    try:
+        more = read_eos(json.loads(path.read_text(encoding="utf-8")).get("eos_token_id"))
+    except (ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path} is damaged ({error}): download it again") from error
+    return replace(spec, eos_ids=tuple(dict.fromkeys((*spec.eos_ids, *more))))

@@ -1,0 +1,38 @@
+"""The families that can be run, by the `model_type` of their config.json."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection
+
+from ...errors import ConfigError
+from ..config import ConfigReader
+from ..spec import ModelSpec
+from .family import Family, TensorNames, read_eos, read_spec
+from .granitemoe import GRANITEMOE
+from .mixtral import MIXTRAL
+from .olmoe import OLMOE
+from .qwen2_moe import QWEN2_MOE
+from .qwen3_moe import QWEN3_MOE
+
+__all__ = ["FAMILIES", "Family", "TensorNames", "find_family", "read_eos", "read_spec", "spec_of"]
+
+FAMILIES: dict[str, Family] = {f.model_type: f for f in (QWEN3_MOE, QWEN2_MOE, MIXTRAL, OLMOE, GRANITEMOE)}
+
+
+def find_family(config: ConfigReader) -> Family:
+    """The family that a config names; raises ConfigError with the nearest names if there is none."""
+    model_type = config.require("model_type")
+    if model_type in FAMILIES:
+        return FAMILIES[model_type]
+    near = difflib.get_close_matches(str(model_type), FAMILIES, n=2, cutoff=0.5)
+    hint = f"; nearest: {', '.join(near)}" if near else ""
+    raise ConfigError(
+        f"{config.source}: model_type '{model_type}' is not supported{hint}. Supported: {', '.join(FAMILIES)}"
+    )
+
+
+def spec_of(config: ConfigReader, ignored: Collection[str] = ()) -> tuple[Family, ModelSpec]:
+    """Family and spec of a config."""
+    family = find_family(config)
+    return family, read_spec(family, config, ignored)

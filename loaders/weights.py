@@ -1,0 +1,142 @@
+"""Every weight of a model, packed, in the places where it stays: `ModelWeights`, and how to allocate it.
+
+Small vectors (norms, biases) are float32, the router is a float32 matrix, the rest are packed matrices. q, k and v are
+stacked into one matrix, and so are gate and up of a dense or shared MLP, so that each is one pass over memory.
+Allocated on torch's `meta` device the same code gives the sizes without taking memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..kernels import FORMATS, ExpertBank, ExpertLayout, Format, Matrix
+from .spec import ModelSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Formats:
+    """Which packed format each group of tensors takes."""
+
+    experts: Format
+    dense: Format
+    embed: Format  # the input embedding where the head is not tied to it; one row a token is read
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mlp:
+    """A dense or shared SwiGLU MLP: `gate_up` [2 * width, hidden] (gate rows first), `down` [hidden, width]."""
+
+    gate_up: Matrix
+    down: Matrix
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerWeights:
+    """One decoder layer. Norms and biases float32; `router` and `experts` are None in a dense layer, and `mlp` is then
+    the dense MLP; else `mlp` is the shared expert, or None."""
+
+    attn_norm: Tensor
+    qkv: Matrix
+    qkv_bias: Tensor | None
+    q_norm: Tensor | None
+    k_norm: Tensor | None
+    o: Matrix
+    o_bias: Tensor | None
+    mlp_norm: Tensor
+    router: Matrix | None
+    experts: ExpertBank | None
+    mlp: Mlp | None
+    shared_gate: Matrix | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelWeights:
+    """The whole model; `head` is `embed` itself where the two are tied."""
+
+    embed: Matrix
+    layers: tuple[LayerWeights, ...]
+    final_norm: Tensor
+    head: Matrix
+
+    @property
+    def nbytes(self) -> int:
+        return sum(t.nbytes for t in self.named().values())
+
+    def named(self) -> dict[str, Tensor]:
+        """Every stored tensor once, under a name that does not depend on the family."""
+        named = {"embed": self.embed.data, "final_norm": self.final_norm}
+        if self.head is not self.embed:
+            named["head"] = self.head.data
+        for i, layer in enumerate(self.layers):
+            named.update({f"layers.{i}.{name}": data for name, data in _stored(layer)})
+        return named
+
+
+def _stored(layer: LayerWeights) -> Iterator[tuple[str, Tensor]]:
+    for name, value in vars(layer).items():
+        if isinstance(value, Tensor):
+            yield name, value
+        elif isinstance(value, (Matrix, ExpertBank)):
+            yield name, value.data
+        elif isinstance(value, Mlp):
+            yield f"{name}.gate_up", value.gate_up.data
+            yield f"{name}.down", value.down.data
+
+
+class _Allocator:
+    """Makes empty tensors on one device; `meta` gives shapes without memory."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+
+    def vector(self, size: int) -> Tensor:
+        return torch.empty(size, dtype=torch.float32, device=self.device)
+
+    def matrix(self, format: Format, rows: int, cols: int) -> Matrix:
+        shape = (rows, format.row_bytes(cols))
+        return Matrix(format, rows, cols, torch.empty(shape, dtype=torch.uint8, device=self.device))
+
+    def bank(self, layout: ExpertLayout, experts: int) -> ExpertBank:
+        return ExpertBank(layout, torch.empty(experts, layout.bytes, dtype=torch.uint8, device=self.device))
+
+
+def allocate(spec: ModelSpec, formats: Formats, device: str = "cpu") -> ModelWeights:
+    """Uninitialised weights of a model, each expert one contiguous block of its layer's bank."""
+    make = _Allocator(device)
+    embed = make.matrix(formats.dense if spec.tied_head else formats.embed, spec.vocab, spec.hidden)
+    return ModelWeights(
+        embed=embed,
+        layers=tuple(_allocate_layer(make, spec, formats, is_moe) for is_moe in spec.is_moe),
+        final_norm=make.vector(spec.hidden),
+        head=embed if spec.tied_head else make.matrix(formats.dense, spec.vocab, spec.hidden),
+    )
+
+
+def _allocate_layer(make: _Allocator, spec: ModelSpec, formats: Formats, is_moe: bool) -> LayerWeights:
+    att, moe, hidden, dense = spec.attention, spec.moe, spec.hidden, formats.dense
+    q_norm = {"none": 0, "head": att.head_dim, "full": att.q_rows}[att.qk_norm]
+    k_norm = {"none": 0, "head": att.head_dim, "full": att.kv_rows}[att.qk_norm]
+    layout = ExpertLayout(format=formats.experts, hidden=hidden, width=moe.width)
+    width = moe.shared_width if is_moe else spec.dense_width
+    return LayerWeights(
+        attn_norm=make.vector(hidden),
+        qkv=make.matrix(dense, att.qkv_rows, hidden),
+        qkv_bias=make.vector(att.qkv_rows) if att.qkv_bias else None,
+        q_norm=make.vector(q_norm) if q_norm else None,
+        k_norm=make.vector(k_norm) if k_norm else None,
+        o=make.matrix(dense, hidden, att.q_rows),
+        o_bias=make.vector(hidden) if att.output_bias else None,
+        mlp_norm=make.vector(hidden),
+        router=make.matrix(FORMATS["f32"], moe.experts, hidden) if is_moe else None,
+        experts=make.bank(layout, moe.experts) if is_moe else None,
+        mlp=_allocate_mlp(make, dense, hidden, width) if width else None,
+        shared_gate=make.matrix(FORMATS["f32"], 1, hidden) if is_moe and moe.shared_gate else None,
+    )
+
+
+def _allocate_mlp(make: _Allocator, format: Format, hidden: int, width: int) -> Mlp:
+    return Mlp(gate_up=make.matrix(format, 2 * width, hidden), down=make.matrix(format, hidden, width))
