@@ -1,0 +1,198 @@
+"""The command line: parses, builds a config, calls. Nothing is decided here.
+
+headrace generate MODEL "prompt"      complete a prompt (several prompts: one batch; -i: a chat)
+headrace convert MODEL DIRECTORY      save a model packed, so that it loads without quantising
+headrace perplexity MODEL FILE        how well a model predicts a text
+headrace measure                      how fast this machine's kernels read memory
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .errors import HeadraceError, OptionError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Runs mixture-of-experts language models on one machine, and accounts for every byte.",
+)
+
+Model = Annotated[str, typer.Argument(help="directory of a checkpoint, a hub id, or 'demo'", show_default=False)]
+ExpertFormat = Annotated[str, typer.Option(help="format of the routed experts: native, bf16, q8_0, q4_0, f32, f16")]
+DenseFormat = Annotated[str, typer.Option(help="format of attention, shared experts and head, likewise")]
+Dtype = Annotated[str, typer.Option(help="what 'native' means: auto (as stored), float32 or bfloat16")]
+Kernels = Annotated[str, typer.Option(help="auto (C++), cpu or reference (plain torch)")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads; default one per core")]
+MaxContext = Annotated[int | None, typer.Option(help="longest prompt plus completion, in tokens; default what fits")]
+PrefillChunk = Annotated[int, typer.Option(help="most prompt tokens in one forward pass")]
+Revision = Annotated[str | None, typer.Option(help="branch, tag or commit of a hub model")]
+Offline = Annotated[bool, typer.Option("--offline", help="use only what was downloaded before")]
+CacheDir = Annotated[Path | None, typer.Option(help="where hub downloads are kept")]
+IgnoreKeys = Annotated[str, typer.Option(help="config keys to ignore, separated by commas")]
+Json = Annotated[bool, typer.Option("--json", help="print one JSON object instead of text and tables")]
+
+
+def _load(model: str, quiet: bool, options: dict[str, Any]) -> Any:
+    """The loaded model, with a progress bar and the start-up table unless `quiet`."""
+    from .engine import console, report
+    from .engine.llm import LLM
+
+    keys = tuple(k for k in options.pop("ignore_config_keys", "").split(",") if k)
+    options["ignore_config_keys"] = keys
+    if quiet:
+        return LLM(model, **options)
+    with console.load_progress() as progress:
+        llm = LLM(model, progress=progress, **options)
+    console.notes.print(report.startup_table(llm))
+    return llm
+
+
+@app.command()
+def generate(
+    model: Model,
+    prompts: Annotated[list[str] | None, typer.Argument(help="text to complete", show_default=False)] = None,
+    interactive: Annotated[bool, typer.Option("-i", "--interactive", help="chat, keeping the history")] = False,
+    chat: Annotated[bool, typer.Option("--chat", help="put the prompt into the model's chat template")] = False,
+    system: Annotated[str | None, typer.Option(help="system message of a chat")] = None,
+    max_new_tokens: Annotated[int, typer.Option("-n", "--max-new-tokens")] = 256,
+    temperature: Annotated[float, typer.Option(help="0: greedy")] = 0.0,
+    top_k: Annotated[int, typer.Option(help="0: off")] = 0,
+    top_p: Annotated[float, typer.Option()] = 1.0,
+    min_p: Annotated[float, typer.Option()] = 0.0,
+    repetition_penalty: Annotated[float, typer.Option()] = 1.0,
+    presence_penalty: Annotated[float, typer.Option()] = 0.0,
+    seed: Annotated[int | None, typer.Option(help="default: a new one each time")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="text that ends the completion; may be repeated")] = None,
+    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="go on past end tokens")] = False,
+    ledger: Annotated[Path | None, typer.Option(help="write one JSON line per forward pass to this file")] = None,
+    as_json: Json = False,
+    expert_format: ExpertFormat = "native",
+    dense_format: DenseFormat = "native",
+    dtype: Dtype = "auto",
+    kernels: Kernels = "auto",
+    threads: Threads = None,
+    max_context: MaxContext = None,
+    prefill_chunk: PrefillChunk = 512,
+    revision: Revision = None,
+    offline: Offline = False,
+    cache_dir: CacheDir = None,
+    ignore_config_keys: IgnoreKeys = "",
+) -> None:
+    """Complete PROMPTS with MODEL, stream the text, then show the bytes that every token read."""
+    from .engine import console
+    from .engine.config import SamplingParams
+    from .engine.ledger import Ledger
+
+    if not prompts and not interactive:
+        raise OptionError('no prompt: headrace generate MODEL "text", or -i for a chat')
+    params = SamplingParams(
+        max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+        repetition_penalty=repetition_penalty, presence_penalty=presence_penalty, seed=seed, stop=tuple(stop or ()),
+        ignore_eos=ignore_eos,
+    )  # fmt: skip
+    if ledger is not None:
+        Ledger.check_path(ledger)
+    options = dict(
+        expert_format=expert_format, dense_format=dense_format, dtype=dtype, kernels=kernels, threads=threads,
+        max_context=max_context, prefill_chunk=prefill_chunk, revision=revision, offline=offline, cache_dir=cache_dir,
+        ignore_config_keys=ignore_config_keys,
+    )  # fmt: skip
+    llm = _load(model, as_json, options)
+    console.ensure_profile(llm)
+    if ledger is not None:
+        llm.ledger.open(ledger)
+    if interactive:
+        raise typer.Exit(console.chat(llm, params, system))
+    asked = [llm.ask(text, system) if chat else text for text in prompts or []]
+    raise typer.Exit(console.complete(llm, asked, params, as_json))
+
+
+@app.command()
+def convert(
+    model: Model,
+    directory: Annotated[Path, typer.Argument(help="where to write the packed model", show_default=False)],
+    expert_format: ExpertFormat = "q4_0",
+    dense_format: DenseFormat = "native",
+    dtype: Dtype = "auto",
+    revision: Revision = None,
+    offline: Offline = False,
+    cache_dir: CacheDir = None,
+    ignore_config_keys: IgnoreKeys = "",
+) -> None:
+    """Save MODEL in packed formats as a directory that loads without quantising again."""
+    from .engine import console
+    from .loaders import converted
+
+    options = dict(
+        expert_format=expert_format, dense_format=dense_format, dtype=dtype, max_context=1, revision=revision,
+        offline=offline, cache_dir=cache_dir, ignore_config_keys=ignore_config_keys,
+    )  # fmt: skip
+    llm = _load(model, False, options)
+    converted.save(llm.checkpoint.directory, directory, llm.weights, llm.checkpoint.formats)
+    console.notes.print(f"wrote {directory}; use it as: headrace generate {directory} ...")
+
+
+@app.command()
+def perplexity(
+    model: Model,
+    file: Annotated[Path, typer.Argument(help="UTF-8 text", show_default=False)],
+    window: Annotated[int, typer.Option(help="tokens in a window; windows do not overlap")] = 512,
+    as_json: Json = False,
+    expert_format: ExpertFormat = "native",
+    dense_format: DenseFormat = "native",
+    dtype: Dtype = "auto",
+    kernels: Kernels = "auto",
+    threads: Threads = None,
+) -> None:
+    """Measure how well MODEL predicts the text in FILE."""
+    from .engine.perplexity import perplexity as measure
+
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise OptionError(f"cannot read {file}: {error}; give a UTF-8 text file") from error
+    options = dict(
+        expert_format=expert_format, dense_format=dense_format, dtype=dtype, kernels=kernels, threads=threads,
+    )  # fmt: skip
+    llm = _load(model, as_json, options)
+    found = measure(llm, llm.encode(text), window)
+    print(json.dumps(asdict(found)) if as_json else f"perplexity {found.value:.4f} over {found.tokens} tokens")
+
+
+@app.command()
+def measure(
+    threads: Threads = None,
+    rounds: Annotated[int, typer.Option(help="how often each kernel is timed; the median counts")] = 5,
+    as_json: Json = False,
+) -> None:
+    """Measure how fast this machine's kernels read memory, and save it for predictions."""
+    from .engine import console, machine, report
+
+    machine.set_threads(threads)
+    profile = machine.measure(rounds)
+    path = machine.save_profile(profile)
+    if as_json:
+        print(json.dumps(asdict(profile)))
+        return
+    console.notes.print(report.profile_table(profile))
+    console.notes.print(f"saved in {path}")
+
+
+def main() -> None:
+    """Runs the command line; errors that a user can mend are one line, without a traceback."""
+    try:
+        app()
+    except HeadraceError as error:
+        print(f"headrace: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("headrace: interrupted", file=sys.stderr)
+        sys.exit(130)

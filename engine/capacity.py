@@ -1,0 +1,58 @@
+"""How much context fits: the pages of the KV cache, from what was asked, what the model allows and what memory is
+free."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ..errors import MemoryNeeded, OptionError
+from ..loaders.checkpoint import Checkpoint
+from ..loaders.memory import GB, free_memory
+from ..loaders.weights import Formats
+from .config import EngineConfig
+from .kvcache import PAGE, bytes_per_token, pages_for
+
+# Of the memory that is free after the weights, how much the cache may come to take when nobody said.
+CACHE_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class Room:
+    """The KV cache: pages in all, the longest sequence, and the bytes it takes when full."""
+
+    pages: int
+    max_context: int
+    kv_bytes: int
+
+
+def kv_dtype(config: EngineConfig, formats: Formats) -> torch.dtype:
+    """float32 where the model runs in float32, else bfloat16."""
+    if config.dtype == "auto":
+        return torch.float32 if formats.embed.name == "f32" else torch.bfloat16
+    return torch.float32 if config.dtype == "float32" else torch.bfloat16
+
+
+def plan(config: EngineConfig, checkpoint: Checkpoint, dtype: torch.dtype, free: int | None = None) -> Room:
+    """Pages for `max_context` tokens (as asked, or as many as fit), for as many sequences at once as there is room for.
+
+    Raises OptionError if more is asked than the model allows, MemoryNeeded if more than memory holds.
+    """
+    spec = checkpoint.spec
+    page_bytes = PAGE * bytes_per_token(spec, dtype)
+    free = free_memory() if free is None else free
+    left = free - checkpoint.weight_bytes
+    asked = config.max_context
+    if asked is not None and asked > spec.context:
+        raise OptionError(f"max_context is {asked}, this model allows at most {spec.context} tokens")
+    if asked is not None and pages_for(asked) * page_bytes > left > 0:
+        fits = int(left * CACHE_SHARE) // page_bytes * PAGE
+        raise MemoryNeeded(
+            f"a context of {asked} tokens takes {pages_for(asked) * page_bytes / GB:.2f} GB of KV cache, "
+            f"{left / GB:.2f} GB are free after the weights: lower max_context to about {fits}"
+        )
+    budget = max(1, int(max(left, 0) * CACHE_SHARE) // page_bytes)
+    context = asked or min(spec.context, max(PAGE, budget * PAGE))
+    pages = max(pages_for(context), min(budget, pages_for(context) * config.max_sequences))
+    return Room(pages, context, pages * page_bytes)

@@ -1,0 +1,124 @@
+"""What a user can choose: `EngineConfig` for the model in memory, `SamplingParams` for one request.
+
+Both are frozen and check themselves when they are built, so that a bad value is named before anything is loaded. They
+know no tensors; "auto" is resolved in `llm.py`, where the machine and the model are known.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import OptionError
+from ..kernels import BACKENDS, FORMATS
+
+DTYPES = {"auto": None, "float32": "f32", "bfloat16": "bf16"}
+
+
+def _choice(name: str, value: object, choices: list[str]) -> None:
+    if value not in choices:
+        raise OptionError(f"{name} is {value!r}; choose one of {', '.join(choices)}")
+
+
+def _at_least(name: str, value: float | None, minimum: float, none_ok: bool = False) -> None:
+    if value is None and none_ok:
+        return
+    if value is None or isinstance(value, bool) or not math.isfinite(value) or value < minimum:
+        raise OptionError(f"{name} is {value}; it must be at least {minimum:g}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """How a model is loaded and run.
+
+    kernels: "auto" (the C++ kernels), "cpu", or "reference" (plain torch). dtype: "auto", "float32" or "bfloat16":
+    the type of weights whose format is "native", and of the KV cache. expert_format, dense_format: "native" or a
+    name of `headrace.kernels.FORMATS`. threads: CPU threads, None for one a core. max_context: longest prompt plus
+    completion in tokens, None for as much as the model allows and memory holds. prefill_chunk: most prompt tokens in
+    one forward pass. max_sequences: most sequences that decode together.
+    Raises OptionError for a value that cannot be used.
+    """
+
+    kernels: str = "auto"
+    dtype: str = "auto"
+    expert_format: str = "native"
+    dense_format: str = "native"
+    threads: int | None = None
+    max_context: int | None = None
+    prefill_chunk: int = 512
+    max_sequences: int = 16
+    revision: str | None = None
+    offline: bool = False
+    cache_dir: Path | None = None
+    ignore_config_keys: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _choice("kernels", self.kernels, ["auto", *BACKENDS])
+        _choice("dtype", self.dtype, list(DTYPES))
+        _choice("expert_format", self.expert_format, ["native", *FORMATS])
+        _choice("dense_format", self.dense_format, ["native", *FORMATS])
+        _at_least("threads", self.threads, 1, none_ok=True)
+        _at_least("max_context", self.max_context, 1, none_ok=True)
+        _at_least("prefill_chunk", self.prefill_chunk, 1)
+        _at_least("max_sequences", self.max_sequences, 1)
+
+    @property
+    def plain_format(self) -> str:
+        """The format that "native" stands for: that of `dtype`, or the checkpoint's own."""
+        return DTYPES[self.dtype] or "native"
+
+    def format_of(self, asked: str) -> str:
+        return self.plain_format if asked == "native" else asked
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """How tokens are chosen for one request.
+
+    temperature 0 is greedy. top_k 0, top_p 1, min_p 0, repetition_penalty 1 and presence_penalty 0 switch a rule off.
+    repetition_penalty divides the positive (multiplies the negative) logits of tokens seen in prompt or completion;
+    presence_penalty is subtracted from the logits of tokens in the completion. seed: None draws a new one. stop:
+    strings that end the completion and are not part of it. ignore_eos: go on past end tokens.
+    Raises OptionError for a value outside its range.
+    """
+
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    seed: int | None = None
+    stop: tuple[str, ...] = field(default=())
+    stop_token_ids: tuple[int, ...] = field(default=())
+    ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        stop: object = self.stop
+        object.__setattr__(self, "stop", (stop,) if isinstance(stop, str) else tuple(self.stop))
+        _at_least("max_new_tokens", self.max_new_tokens, 1)
+        _at_least("temperature", self.temperature, 0)
+        _at_least("top_k", self.top_k, 0)
+        _at_least("min_p", self.min_p, 0)
+        _at_least("repetition_penalty", self.repetition_penalty, 1e-6)
+        if not 0 < self.top_p <= 1:
+            raise OptionError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
+        if self.min_p > 1:
+            raise OptionError(f"min_p is {self.min_p}; it must be at most 1")
+        if not math.isfinite(self.presence_penalty):
+            raise OptionError(f"presence_penalty is {self.presence_penalty}; it must be a finite number")
+        if any(not isinstance(s, str) or not s for s in self.stop):
+            raise OptionError(f"stop is {self.stop!r}; give strings that are not empty")
+
+    @property
+    def is_plain_greedy(self) -> bool:
+        """Greedy with no penalty: the argmax of the logits as they are."""
+        return self.temperature == 0 and self.repetition_penalty == 1 and self.presence_penalty == 0
+
+
+def describe(config: Any) -> dict[str, Any]:
+    """The fields of a config as plain values, for a passport or a log."""
+    return {k: (str(v) if isinstance(v, Path) else v) for k, v in vars(config).items()}

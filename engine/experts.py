@@ -1,0 +1,61 @@
+"""The seam between the decoder and wherever experts are computed: submit a layer's work, collect its result.
+
+The decoder submits as soon as it knows which experts its tokens chose, does what does not depend on them (the shared
+expert), and collects. What lies behind decides where the bytes are read, and books them. `CpuExperts` has every expert
+in RAM and computes at once, on all threads; there is nothing to overlap with on a CPU alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..kernels import ExpertBank, Ops
+from .ledger import CPU_DRAM, Ledger
+from .planner import EXPERTS
+
+
+@dataclass(frozen=True)
+class Job:
+    """Work under way: `collect` gives its result float32 [tokens, hidden]."""
+
+    layer: int
+    result: Tensor
+
+
+class Experts(Protocol):
+    """The routed experts of all layers."""
+
+    def submit(self, layer: int, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> Job:
+        """Starts the experts of one layer; ids int32 and weights float32 [tokens, experts per token]."""
+
+    def collect(self, job: Job) -> Tensor:
+        """Waits for the weighted sum of the experts: float32 [tokens, hidden]."""
+
+
+class CpuExperts:
+    """All experts in RAM, computed by the CPU kernels."""
+
+    def __init__(self, banks: list[ExpertBank | None], ops: Ops, ledger: Ledger) -> None:
+        self.banks = banks
+        self.ops = ops
+        self.ledger = ledger
+
+    def submit(self, layer: int, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> Job:
+        bank = self.banks[layer]
+        assert bank is not None, f"layer {layer} is dense"
+        self.ledger.read(CPU_DRAM, EXPERTS, distinct(ids_TK, bank.experts) * bank.layout.bytes)
+        return Job(layer, self.ops.experts(x_TD, ids_TK, weights_TK, bank))
+
+    def collect(self, job: Job) -> Tensor:
+        return job.result
+
+
+def distinct(ids_TK: Tensor, experts: int) -> int:
+    """How many different experts were chosen; the ids of one token are different already."""
+    if ids_TK.shape[0] == 1:
+        return ids_TK.shape[1]
+    return int(torch.bincount(ids_TK.flatten(), minlength=experts).count_nonzero())

@@ -1,0 +1,167 @@
+"""The ledger: for every forward pass the bytes read per tier, the time they should have taken, the time they took.
+
+Bytes are not measured by counters in kernels. They follow exactly from what was chosen: distinct experts times the size
+of an expert, matrices that every pass reads, tokens in the cache. So they are cheap to know, and for a given routing
+they equal the prediction to the byte (`planner.py`). Each byte counts once per pass: what has to cross the memory bus
+at least. With one sequence a decode pass is one token, and a line of the ledger is a line per token.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from ..errors import OptionError
+
+Bytes = dict[str, dict[str, int]]  # tier -> group -> bytes
+CPU_DRAM = "cpu_dram"
+
+
+@dataclass(kw_only=True)
+class Pass:
+    """One forward pass: `tokens` new tokens of the given sequences; context is the sum of tokens in their caches."""
+
+    index: int
+    phase: str  # "prefill" or "decode"
+    sequences: list[int]
+    tokens: int
+    context: int
+    bytes: Bytes = field(default_factory=dict)
+    predicted_s: float | None = None
+    measured_s: float = 0.0
+
+    def total(self, tier: str) -> int:
+        return sum(self.bytes.get(tier, {}).values())
+
+    @property
+    def residual_s(self) -> float | None:
+        """Measured less predicted time: what the bandwidth model does not explain."""
+        return None if self.predicted_s is None else self.measured_s - self.predicted_s
+
+    def as_json(self) -> dict[str, Any]:
+        """One line of a ledger file; times in milliseconds."""
+
+        def ms(seconds: float | None) -> float | None:
+            return None if seconds is None else round(seconds * 1e3, 4)
+
+        return {
+            "index": self.index,
+            "phase": self.phase,
+            "sequences": self.sequences,
+            "tokens": self.tokens,
+            "context": self.context,
+            "bytes": {tier: {**groups, "total": self.total(tier)} for tier, groups in self.bytes.items()},
+            "predicted_ms": ms(self.predicted_s),
+            "measured_ms": ms(self.measured_s),
+            "residual_ms": ms(self.residual_s),
+        }
+
+
+class Ledger:
+    """Books passes. `predict` turns the bytes of a pass into seconds, or is None where no bandwidth is known."""
+
+    def __init__(self, predict: Callable[[Bytes], float] | None = None) -> None:
+        self.predict = predict
+        self.passes: list[Pass] = []
+        self.current: Pass | None = None
+        self.sink: IO[str] | None = None
+
+    def open(self, path: Path) -> None:
+        """Writes a JSON line for every pass from now on; raises OptionError if the file cannot be written."""
+        try:
+            self.sink = path.open("w", encoding="utf-8")
+        except OSError as error:
+            raise OptionError(f"cannot write the ledger to {path}: {error.strerror}; choose another path") from error
+
+    @staticmethod
+    def check_path(path: Path) -> None:
+        """Raises OptionError if a ledger cannot be written there: before a model is loaded, not after."""
+        ledger = Ledger()
+        ledger.open(path)
+        ledger.close()
+
+    def close(self) -> None:
+        if self.sink is not None:
+            self.sink.close()
+            self.sink = None
+
+    def begin(self, phase: str, sequences: list[int], tokens: int, context: int) -> None:
+        """Opens a pass; what is read from now on belongs to it."""
+        self.current = Pass(index=len(self.passes), phase=phase, sequences=sequences, tokens=tokens, context=context)
+
+    def read(self, tier: str, group: str, size: int) -> None:
+        """Books bytes that the current pass reads (outside of a pass: nothing to book)."""
+        if self.current is not None:
+            groups = self.current.bytes.setdefault(tier, {})
+            groups[group] = groups.get(group, 0) + size
+
+    def end(self, seconds: float) -> Pass:
+        """Closes the pass with the time it took."""
+        done = self.current
+        assert done is not None, "end of a pass that was not begun"
+        self.current = None
+        done.measured_s = seconds
+        if self.predict is not None:
+            done.predicted_s = self.predict(done.bytes)
+        self.passes.append(done)
+        if self.sink is not None:
+            self.sink.write(json.dumps(done.as_json()) + "\n")
+            self.sink.flush()
+        return done
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """Sums over the passes of one phase. Rates are tokens per second; bytes and times are per token."""
+
+    phase: str
+    passes: int
+    tokens: int
+    measured_s: float
+    predicted_s: float | None
+    bytes: Bytes
+
+    @property
+    def tok_s(self) -> float:
+        return self.tokens / self.measured_s if self.measured_s else 0.0
+
+    @property
+    def predicted_tok_s(self) -> float | None:
+        return self.tokens / self.predicted_s if self.predicted_s else None
+
+    @property
+    def residual_ms(self) -> float | None:
+        """Milliseconds per token that the model does not explain."""
+        if self.predicted_s is None or not self.tokens:
+            return None
+        return (self.measured_s - self.predicted_s) * 1e3 / self.tokens
+
+    def bytes_per_token(self) -> Bytes:
+        """Mean bytes per token by tier and group, and their total."""
+        out: Bytes = {}
+        for tier, groups in self.bytes.items():
+            out[tier] = {group: round(size / max(1, self.tokens)) for group, size in groups.items()}
+            out[tier]["total"] = round(sum(groups.values()) / max(1, self.tokens))
+        return out
+
+
+def summarise(passes: list[Pass], phase: str) -> Summary:
+    """Adds up the passes of one phase."""
+    chosen = [p for p in passes if p.phase == phase]
+    sums: Bytes = {}
+    for one in chosen:
+        for tier, groups in one.bytes.items():
+            for group, size in groups.items():
+                sums.setdefault(tier, {})[group] = sums.get(tier, {}).get(group, 0) + size
+    predicted = [p.predicted_s for p in chosen]
+    return Summary(
+        phase=phase,
+        passes=len(chosen),
+        tokens=sum(p.tokens for p in chosen),
+        measured_s=sum(p.measured_s for p in chosen),
+        predicted_s=None if None in predicted or not chosen else sum(p for p in predicted if p is not None),
+        bytes=sums,
+    )

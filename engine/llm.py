@@ -1,0 +1,338 @@
+"""`LLM`: a model that is loaded and generates. The only place where the pieces are built and put together.
+
+    llm = LLM("demo")
+    print(llm.generate("In the beginning", SamplingParams(max_new_tokens=40))[0].text)
+
+Building one: find the directory, read its headers, check memory, load, reserve the cache. One loop, `_step`, does the
+rest: schedule, forward, sample, commit.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator
+from collections.abc import Sequence as Seq
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import kernels
+from ..errors import ContextOverflow, OptionError, TokenizerError
+from ..loaders import hub
+from ..loaders.checkpoint import Checkpoint, LoadOptions, Progress, load_weights, open_directory
+from ..loaders.tokenizer import Tokenizer
+from ..loaders.weights import ModelWeights
+from . import capacity, machine
+from .config import EngineConfig, SamplingParams
+from .experts import CpuExperts
+from .kvcache import PAGE, KVCache, PageTable
+from .ledger import Bytes, Ledger
+from .model import Decoder
+from .planner import predict_seconds
+from .results import Chunk, Completion
+from .sampling import sample
+from .scheduler import Batch, Scheduler, make_inputs
+from .sequence import Sequence, make_sequence
+from .stream import Stream
+from .text import TextBuilder
+
+Prompt = str | list[int]
+
+
+class LLM:
+    """A loaded model.
+
+    model: the directory of a Hugging Face checkpoint, a hub id, or "demo". The options are the fields of
+    `EngineConfig`.
+    progress(done, total) is called with bytes while weights load. With the C++ kernels torch is limited to one thread
+    in this process, since two thread pools on the same cores slow each other down.
+    Raises a `HeadraceError` that names what is wrong: options, files, memory, hub.
+    """
+
+    def __init__(self, model: str, *, progress: Progress | None = None, **options: Any) -> None:
+        self.config = _config(options)
+        self.ops = self._load_kernels()
+        directory = hub.locate(
+            str(model),
+            revision=self.config.revision,
+            offline=self.config.offline,
+            cache_dir=self.config.cache_dir,
+            show_progress=progress is not None,
+        )
+        self.checkpoint = open_directory(directory, _load_options(self.config))
+        self.spec = self.checkpoint.spec
+        self.tokenizer = _load_tokenizer(self.checkpoint)
+        self.kv_dtype = capacity.kv_dtype(self.config, self.checkpoint.formats)
+        self.room = capacity.plan(self.config, self.checkpoint, self.kv_dtype)
+        self.weights = load_weights(self.checkpoint, self.ops, progress, self.room.kv_bytes, self._advise)
+        self.ledger = Ledger()
+        self.machine: machine.Profile | None = None
+        if self.kernels == "cpu":
+            self.use_profile(machine.load_profile())
+        self._assemble()
+
+    def _load_kernels(self) -> kernels.Ops:
+        self.kernels = "cpu" if self.config.kernels == "auto" else self.config.kernels
+        ops = kernels.load(self.kernels)
+        if self.kernels == "cpu":
+            machine.set_threads(self.config.threads)
+            torch.set_num_threads(1)
+        elif self.config.threads is not None:
+            torch.set_num_threads(self.config.threads)
+        return ops
+
+    def _advise(self, weights: ModelWeights) -> None:
+        """Asks for huge pages under the large weights before they are filled; the start-up table says what was
+        granted."""
+        self.huge_pages = machine.advise_huge(weights) if self.kernels == "cpu" else {}
+
+    def _assemble(self) -> None:
+        banks = [layer.experts for layer in self.weights.layers]
+        self.decoder = Decoder(
+            self.spec,
+            self.weights,
+            self.ops,
+            CpuExperts(banks, self.ops, self.ledger),
+            KVCache(self.spec, self.room.pages, self.kv_dtype),
+            self.ledger,
+            self.room.max_context,
+        )
+        self.pages = PageTable(self.room.pages)
+        self.scheduler = Scheduler(self.pages, self.config.prefill_chunk, self.config.max_sequences)
+        self.next_id = 0
+
+    def use_profile(self, profile: machine.Profile | None) -> None:
+        """Takes the bandwidths that passes are held against from now on; None: no prediction."""
+        self.machine = profile
+        self.ledger.predict = None if profile is None else partial(self._predict, profile)
+
+    def _predict(self, profile: machine.Profile, read: Bytes) -> float:
+        return predict_seconds(read, profile, self.checkpoint.formats, self.kv_dtype)
+
+    # ---- requests
+
+    def generate(
+        self, prompts: Prompt | Seq[Prompt], params: SamplingParams | Seq[SamplingParams] | None = None
+    ) -> list[Completion]:
+        """Completes prompts together, each text or a list of token ids; one Completion each, in their order.
+
+        params: one for all, or one for each prompt; default greedy, 256 tokens. Raises ContextOverflow if a prompt and
+        its new tokens do not fit into the context, OptionError for a prompt that is empty or holds unknown ids.
+        """
+        many = _as_prompts(prompts)
+        each = [params or SamplingParams()] * len(many) if isinstance(params, SamplingParams | None) else list(params)
+        if len(each) != len(many):
+            raise OptionError(f"{len(each)} sampling parameters for {len(many)} prompts: give one, or one for each")
+        sequences = [self._sequence(p, one) for p, one in zip(many, each, strict=True)]
+        texts = {s.id: TextBuilder(self.tokenizer, s.params.stop) for s in sequences}
+        try:
+            for sequence in sequences:
+                self.scheduler.add(sequence)
+            while any(s.finish_reason is None for s in sequences):
+                for sequence, token in self._step():
+                    self._advance(sequence, token, texts[sequence.id])
+        finally:
+            self._abandon(sequences)
+        return [self._completion(s, texts[s.id]) for s in sequences]
+
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Stream:
+        """Completes one prompt and yields a `Chunk` per token; closing the stream ends the request cleanly.
+
+        Raises what `generate` raises, before the first chunk.
+        """
+        sequence = self._sequence(prompt, params or SamplingParams())
+        text = TextBuilder(self.tokenizer, sequence.params.stop)
+        self.scheduler.add(sequence)
+        return Stream(self._chunks(sequence, text), lambda: self._completion(sequence, text))
+
+    def _chunks(self, sequence: Sequence, text: TextBuilder) -> Generator[Chunk, None, None]:
+        try:
+            while sequence.finish_reason is None:
+                for done, token in self._step():
+                    piece = self._advance(done, token, text)
+                    yield Chunk(text=piece, token_id=token, finish_reason=done.finish_reason)
+        finally:
+            self._abandon([sequence])
+
+    def chat(self, messages: list[dict[str, str]], params: SamplingParams | None = None) -> Completion:
+        """Answers a conversation: messages {"role": ..., "content": ...}, rendered with the model's chat template.
+
+        The keys and values of a history that was answered before are reused. Raises TokenizerError without a template.
+        """
+        return self.generate([self.chat_prompt(messages)], params)[0]
+
+    def ask(self, question: str, system: str | None = None) -> list[int]:
+        """Token ids of a conversation of one question, after an optional system message."""
+        start = [{"role": "system", "content": system}] if system else []
+        return self.chat_prompt([*start, {"role": "user", "content": question}])
+
+    def chat_prompt(self, messages: list[dict[str, str]]) -> list[int]:
+        """Token ids of a conversation, ready for the answer."""
+        tokenizer = self._need_tokenizer("chat")
+        return tokenizer.encode(tokenizer.render_chat(messages), add_special_tokens=False)
+
+    def logits(self, token_ids: list[int]) -> Tensor:
+        """Logits after every token of a text: float32 [tokens, vocabulary], computed in prefill chunks.
+
+        Raises ContextOverflow if the text is longer than the context.
+        """
+        sequence = self._sequence(list(token_ids), SamplingParams(max_new_tokens=1))
+        sequence.pages = self.pages.allocate(-(-len(sequence.tokens) // PAGE))
+        rows = []
+        try:
+            while sequence.pending:
+                count = min(sequence.pending, self.config.prefill_chunk)
+                batch = Batch([sequence], [count], is_prefill=True)
+                with torch.inference_mode():
+                    rows.append(self.decoder.forward(make_inputs(batch, all_rows=True)))
+                sequence.computed += count
+        finally:
+            self.pages.release(sequence.pages)
+        return torch.cat(rows).clone()
+
+    # ---- the loop
+
+    def _step(self) -> list[tuple[Sequence, int]]:
+        """One forward pass; returns the sequences that got a token, with it."""
+        batch = self.scheduler.next_batch()
+        assert batch is not None, "a sequence is unfinished, but nothing can run"
+        start = time.perf_counter()
+        phase = "prefill" if batch.is_prefill else "decode"
+        self.ledger.begin(phase, [s.id for s in batch.sequences], batch.tokens, sum(batch.contexts))
+        with torch.inference_mode():
+            logits = self.decoder.forward(make_inputs(batch))
+            ready = [batch.sequences[i] for i in batch.ready]
+            tokens = sample(logits, ready) if ready else []
+        self.scheduler.commit(batch)
+        self.ledger.end(time.perf_counter() - start)
+        return list(zip(ready, tokens, strict=True))
+
+    def _advance(self, sequence: Sequence, token: int, text: TextBuilder) -> str:
+        """Appends a token, decides whether the sequence ends with it, returns the text that can be shown."""
+        params = sequence.params
+        sequence.tokens.append(token)
+        ends = token in params.stop_token_ids or (token in self.eos_ids and not params.ignore_eos)
+        piece = "" if ends else text.push(token)
+        if ends or text.stopped:
+            sequence.finish_reason = "stop"
+        elif len(sequence.completion) >= params.max_new_tokens:
+            sequence.finish_reason = "length"
+        if sequence.finish_reason is not None:
+            piece += text.finish()
+            self.scheduler.finish(sequence)
+        return piece
+
+    def _abandon(self, sequences: list[Sequence]) -> None:
+        """Takes out sequences that did not end by themselves: interrupted, or an error was raised."""
+        for sequence in sequences:
+            if sequence.finish_reason is None:
+                sequence.finish_reason = "interrupted"
+                self.scheduler.finish(sequence)
+
+    # ---- checks
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """Tokens that end a completion: of config, generation config, and failing those the tokenizer."""
+        return self.spec.eos_ids or (tuple(self.tokenizer.eos_ids) if self.tokenizer is not None else ())
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text with the special tokens that the model expects; raises TokenizerError."""
+        return self._need_tokenizer("text prompts").encode(text)
+
+    def _need_tokenizer(self, purpose: str) -> Tokenizer:
+        if self.tokenizer is None:
+            raise TokenizerError(
+                f"{self.checkpoint.directory} has no tokenizer.json, which {purpose} need: "
+                "add it from the model's page, or give prompts as lists of token ids"
+            )
+        return self.tokenizer
+
+    def _sequence(self, prompt: Prompt, params: SamplingParams) -> Sequence:
+        ids = self.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        if not ids:
+            raise OptionError("the prompt is empty, and this tokenizer adds no start token: give at least one token")
+        bad = next((i for i in ids if not 0 <= i < self.spec.vocab), None)
+        if bad is not None:
+            raise OptionError(f"token id {bad} is outside the vocabulary of {self.spec.vocab} tokens")
+        if params.stop and self.tokenizer is None:
+            self._need_tokenizer("stop strings")
+        self._check_context(len(ids), params.max_new_tokens)
+        self.next_id += 1
+        return make_sequence(self.next_id - 1, ids, params)
+
+    def _check_context(self, prompt: int, new: int) -> None:
+        longest, limit = prompt + new, self.room.max_context
+        if prompt > limit:
+            raise ContextOverflow(
+                f"the prompt has {prompt} tokens, the context holds {limit}: {self._context_remedy()}"
+            )
+        if longest > limit + 1:  # the last new token is never written to the cache
+            raise ContextOverflow(
+                f"{prompt} prompt tokens and {new} new ones are {longest}, the context holds {limit}: "
+                f"lower max_new_tokens to {limit + 1 - prompt} or less, or {self._context_remedy()}"
+            )
+
+    def _context_remedy(self) -> str:
+        if self.room.max_context < self.spec.context:
+            return f"raise max_context (this model allows {self.spec.context}) or shorten the prompt"
+        return "shorten the prompt (the model was not trained for more)"
+
+    def _completion(self, sequence: Sequence, text: TextBuilder) -> Completion:
+        return Completion(
+            text=text.text,
+            token_ids=sequence.completion,
+            finish_reason=sequence.finish_reason or "interrupted",
+            prompt_tokens=sequence.prompt_tokens,
+            reused_tokens=sequence.reused,
+            ledger=[p for p in self.ledger.passes if sequence.id in p.sequences],
+        )
+
+    # ---- life time
+
+    def close(self) -> None:
+        """Closes the ledger file, if one is open. The memory goes with the object."""
+        self.ledger.close()
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+def _config(options: dict[str, Any]) -> EngineConfig:
+    unknown = sorted(set(options) - set(EngineConfig.__dataclass_fields__))
+    if unknown:
+        raise OptionError(f"unknown option {unknown[0]!r}; there are {', '.join(EngineConfig.__dataclass_fields__)}")
+    return EngineConfig(**options)
+
+
+def _load_options(config: EngineConfig) -> LoadOptions:
+    return LoadOptions(
+        expert_format=config.format_of(config.expert_format),
+        dense_format=config.format_of(config.dense_format),
+        plain_format=config.plain_format,
+        ignore_config_keys=config.ignore_config_keys,
+    )
+
+
+def _load_tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:
+    """The tokenizer, or None where there is none at all; one that does not fit the embedding is refused."""
+    if not (checkpoint.directory / "tokenizer.json").is_file():
+        return None
+    tokenizer = Tokenizer.load(checkpoint.directory)
+    tokenizer.check_fits(checkpoint.spec.vocab)
+    return tokenizer
+
+
+def _as_prompts(prompts: Prompt | Seq[Prompt]) -> list[Prompt]:
+    """A list of prompts; a single text or a single list of ids counts as a list of one."""
+    if isinstance(prompts, str):
+        return [prompts]
+    many = list(prompts)
+    if many and all(isinstance(p, int) for p in many):
+        return [many]  # type: ignore[list-item]  # all of them are ids, just checked
+    return many  # type: ignore[return-value]

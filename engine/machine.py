@@ -1,0 +1,184 @@
+"""The machine as numbers: what CPU this is, and how fast each kernel reads memory on it.
+
+`measure` runs the real kernels over more memory than any cache holds and keeps the median; a profile of it is saved for
+this hardware and this number of threads, and every prediction divides by it. A plain copy or read loop would not do:
+the kernel is what runs, and it reads slower or faster than a loop does.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import ModuleType
+
+import psutil
+import torch
+from torch import Tensor
+
+from .. import kernels
+from ..errors import MemoryNeeded
+from ..kernels import FORMATS, ExpertBank, ExpertLayout, Matrix
+from ..loaders.memory import GB, free_memory
+from ..loaders.weights import ModelWeights
+
+ARENA = 2 << 30  # bytes read per round: caches of shared hosts reach hundreds of megabytes
+SMALLEST_ARENA = 256 << 20
+HUGE_FROM = 8 << 20  # smaller tensors are not worth a huge page
+HIDDEN, WIDTH, TOP_K = 2048, 1024, 8  # shape of the experts that are measured
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """Bandwidths in bytes per second, by format: of single matrices (`linear`) and of whole experts (`experts`)."""
+
+    key: str
+    cpu: str
+    isa: str
+    threads: int
+    memory_bytes: int
+    date: str
+    stream: float
+    linear: dict[str, float]
+    experts: dict[str, float]
+
+
+def cpu_kernels() -> ModuleType:
+    """The C++ backend as a module, for what is not an op: threads, ISA, raw reads."""
+    from ..kernels import cpu
+
+    return cpu
+
+
+def set_threads(threads: int | None) -> None:
+    """Sets the threads of the CPU kernels; None leaves one per core."""
+    if threads is not None:
+        cpu_kernels().set_threads(threads)
+
+
+def advise_huge(weights: ModelWeights) -> dict[str, bool]:
+    """Asks for huge pages under every large tensor; whether the system agreed, by name."""
+    advise: Callable[[Tensor], bool] = cpu_kernels().advise_huge
+    return {name: advise(t) for name, t in weights.named().items() if t.nbytes >= HUGE_FROM}
+
+
+def cpu_name() -> str:
+    """The processor's own name for itself."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
+
+
+def hardware_key() -> str:
+    """A short name of everything that a profile depends on: processor, memory, ISA, threads."""
+    cpu = cpu_kernels()
+    facts = [cpu_name(), round(psutil.virtual_memory().total / GB), cpu.isa(), cpu.threads(), os.cpu_count()]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
+
+
+def profile_path(key: str) -> Path:
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "headrace" / f"machine-{key}.json"
+
+
+def load_profile() -> Profile | None:
+    """The saved profile of this hardware, or None if it was not measured yet (or by another version)."""
+    key = hardware_key()
+    try:
+        profile = Profile(**json.loads(profile_path(key).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+    complete = set(profile.linear) == set(profile.experts) == set(FORMATS)
+    return profile if complete and profile.key == key else None
+
+
+def save_profile(profile: Profile) -> Path:
+    """Writes the profile where `load_profile` finds it; returns the path."""
+    path = profile_path(profile.key)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(asdict(profile), indent=2) + "\n", encoding="utf-8")
+    return path
+
+
+def measure(rounds: int = 3, arena_bytes: int | None = None) -> Profile:
+    """Measures this machine with the kernels as they are set up now; takes a few seconds and up to 2 GB of memory."""
+    cpu = cpu_kernels()
+    arena = _arena(arena_bytes)
+    timings = dict(_timings(arena))
+    found: dict[str, list[float]] = {name: [] for name in timings}
+    for _ in range(rounds):  # round after round, so that a slow moment does not hit one kernel alone
+        for name, run in timings.items():
+            found[name].append(run())
+    rate = {name: statistics.median(values) for name, values in found.items()}
+    return Profile(
+        key=hardware_key(),
+        cpu=cpu_name(),
+        isa=cpu.isa(),
+        threads=cpu.threads(),
+        memory_bytes=psutil.virtual_memory().total,
+        date=datetime.date.today().isoformat(),
+        stream=rate["stream"],
+        linear={name: rate[f"linear {name}"] for name in FORMATS},
+        experts={name: rate[f"experts {name}"] for name in FORMATS},
+    )
+
+
+def _arena(size: int | None) -> Tensor:
+    """Memory to read: written once, so that it is really there, with bytes that are harmless numbers in every
+    format."""
+    free = free_memory()
+    size = min(ARENA, free // 4) if size is None else size
+    if size < SMALLEST_ARENA and size < free:
+        raise MemoryNeeded(
+            f"measuring needs {4 * SMALLEST_ARENA / GB:.1f} GB of free memory, {free / GB:.1f} GB is free: "
+            "close something"
+        )
+    arena = torch.empty(size // 4096 * 4096, dtype=torch.uint8)
+    cpu_kernels().advise_huge(arena)
+    return arena.fill_(0x11)
+
+
+def _timings(arena: Tensor) -> Iterator[tuple[str, Callable[[], float]]]:
+    """By name a function that reads about the whole arena and returns bytes per second."""
+    cpu = cpu_kernels()
+    yield "stream", lambda: arena.numel() / cpu.stream_read(arena)
+    ops = kernels.load("cpu")
+    for format in FORMATS.values():
+        row = format.row_bytes(HIDDEN)
+        matrix = Matrix(format, arena.numel() // row, HIDDEN, arena[: arena.numel() // row * row].view(-1, row))
+        layout = ExpertLayout(format=format, hidden=HIDDEN, width=WIDTH)
+        count = arena.numel() // layout.bytes
+        bank = ExpertBank(layout, arena[: count * layout.bytes].view(count, -1))
+        yield f"linear {format.name}", lambda m=matrix: _time_linear(ops, m)  # type: ignore[misc]
+        yield f"experts {format.name}", lambda b=bank: _time_experts(ops, b)  # type: ignore[misc]
+
+
+def _time_linear(ops: kernels.Ops, matrix: Matrix) -> float:
+    x = torch.randn(1, matrix.cols, generator=torch.Generator().manual_seed(0))
+    start = time.perf_counter()
+    ops.linear(x, matrix)
+    return matrix.nbytes / (time.perf_counter() - start)
+
+
+def _time_experts(ops: kernels.Ops, bank: ExpertBank) -> float:
+    """Every expert once, top-k of them at a time in random order, as a decode step meets them."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, HIDDEN, generator=generator)
+    top_k = min(TOP_K, bank.experts)
+    order = torch.randperm(bank.experts, generator=generator).to(torch.int32)
+    calls = [ids.view(1, -1) for ids in order[: bank.experts // top_k * top_k].split(top_k)]
+    weights = torch.full((1, top_k), 1.0 / top_k)
+    start = time.perf_counter()
+    for ids in calls:
+        ops.experts(x, ids, weights, bank)
+    return len(calls) * top_k * bank.layout.bytes / (time.perf_counter() - start)

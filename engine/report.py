@@ -1,0 +1,149 @@
+"""What the command line shows about a model and a run: the start-up table, the byte table, the JSON object.
+
+Text and numbers only; it computes nothing that the ledger does not hold.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.table import Table
+
+from .ledger import Summary, summarise
+from .llm import LLM
+from .machine import HUGE_FROM, Profile, cpu_kernels
+from .planner import layer_dense_bytes
+from .results import Completion
+
+MB, GB = 1e6, 1e9
+
+
+def size(count: float) -> str:
+    """Bytes as a person reads them."""
+    if count >= GB:
+        return f"{count / GB:.2f} GB"
+    return f"{count / MB:.2f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
+
+
+def startup_table(llm: LLM) -> Table:
+    """Where each group of tensors lies, how many bytes it takes, and what will compute it."""
+    table = Table(title=f"{llm.spec.family}: what lies where", title_justify="left")
+    for column in ("tensors", "device", "format", "bytes", "kernel", "huge pages"):
+        table.add_column(column, justify="right" if column == "bytes" else "left")
+    for row in placement_rows(llm):
+        table.add_row(*row)
+    return table
+
+
+def placement_rows(llm: LLM) -> list[tuple[str, str, str, str, str, str]]:
+    """One row a group: tensors, device, format, bytes, kernel, huge pages."""
+    weights, formats = llm.weights, llm.checkpoint.formats
+    kernel = "torch (reference)"
+    if llm.kernels == "cpu":
+        cpu = cpu_kernels()
+        kernel = f"C++ {cpu.isa()}, {cpu.threads()} threads"
+    banks = [layer.experts for layer in weights.layers if layer.experts is not None]
+    experts = f"{len(banks)} x {llm.spec.moe.experts} experts"
+    embedding = "embedding = head (tied)" if llm.spec.tied_head else "head"
+    rows = [
+        (experts, formats.experts.name, sum(b.nbytes for b in banks), "experts"),
+        ("attention, norms, router, dense", formats.dense.name, sum(map(layer_dense_bytes, weights.layers)), "layers"),
+        (embedding, weights.head.format.name, weights.head.nbytes, "embed" if llm.spec.tied_head else "head"),
+    ]
+    if not llm.spec.tied_head:
+        rows.append(("embedding", weights.embed.format.name, weights.embed.nbytes, "embed"))
+    out = [(what, "RAM", form, size(count), kernel, _huge(llm, group)) for what, form, count, group in rows]
+    kv = f"KV cache, {llm.room.max_context} tokens a sequence"
+    out.append((kv, "RAM", str(llm.kv_dtype).removeprefix("torch."), f"<= {size(llm.room.kv_bytes)}", kernel, "-"))
+    return out
+
+
+def _huge(llm: LLM, group: str) -> str:
+    """Whether the large tensors of a group have huge pages under them."""
+    if llm.kernels != "cpu":
+        return "-"
+    last = {"layers": "qkv"}.get(group, group)
+    found = [granted for name, granted in llm.huge_pages.items() if name.split(".")[-1] == last]
+    if not found:
+        return f"no (under {HUGE_FROM >> 20} MB)"
+    return "yes" if all(found) else "refused by the system"
+
+
+def byte_table(llm: LLM, results: list[Completion]) -> Table:
+    """Bytes per token by group, and predicted against measured time, for prefill and decode."""
+    passes = {id(p): p for r in results for p in r.ledger}
+    phases = [s for s in (summarise(list(passes.values()), p) for p in ("prefill", "decode")) if s.passes]
+    table = Table(title="bytes read per token", title_justify="left")
+    table.add_column("")
+    for phase in phases:
+        table.add_column(f"{phase.phase}, {phase.tokens} tokens", justify="right")
+    for label, cells in _byte_rows(phases):
+        table.add_row(label, *cells)
+    return table
+
+
+def _byte_rows(phases: list[Summary]) -> list[tuple[str, list[str]]]:
+    per = [p.bytes_per_token() for p in phases]
+    rows = []
+    for tier in sorted({t for one in per for t in one}):
+        for group in ("experts", "dense", "kv", "head", "total"):
+            rows.append((f"{tier} {group}", [size(one.get(tier, {}).get(group, 0)) for one in per]))
+    rows.append(("predicted ms", [_ms(p.predicted_s, p.tokens) for p in phases]))
+    rows.append(("measured ms", [_ms(p.measured_s, p.tokens) for p in phases]))
+    rows.append(("residual ms", ["-" if p.residual_ms is None else f"{p.residual_ms:+.3f}" for p in phases]))
+    rows.append(("tokens/s", [f"{p.tok_s:.1f}" for p in phases]))
+    return rows
+
+
+def _ms(seconds: float | None, tokens: int) -> str:
+    return "-" if seconds is None else f"{seconds * 1e3 / max(1, tokens):.3f}"
+
+
+def remark(llm: LLM, results: list[Completion]) -> str | None:
+    """One line where the bandwidth model cannot be right, with the reason."""
+    if llm.machine is None:
+        return "no prediction: this machine was not measured yet (headrace measure), or the kernels are the reference"
+    if llm.weights.nbytes < 64 * MB:
+        return (
+            f"the whole model is {size(llm.weights.nbytes)}: it stays in the CPU's caches, so that DRAM bandwidth "
+            "does not bound it and the residual is mostly fixed cost"
+        )
+    return None
+
+
+def run_json(llm: LLM, results: list[Completion]) -> dict[str, Any]:
+    """The object that --json prints: of one completion, or with a list of them under "completions"."""
+    passes = list({id(p): p for r in results for p in r.ledger}.values())
+    prefill, decode = summarise(passes, "prefill"), summarise(passes, "decode")
+    shared = {
+        "prefill_tok_s": round(prefill.tok_s, 3),
+        "decode_tok_s": round(decode.tok_s, 3),
+        "bytes_per_token": decode.bytes_per_token(),
+        "prefill_bytes_per_token": prefill.bytes_per_token(),
+        "predicted_tok_s": None if decode.predicted_tok_s is None else round(decode.predicted_tok_s, 3),
+        "residual_ms": None if decode.residual_ms is None else round(decode.residual_ms, 4),
+    }
+    each = [completion_json(r) for r in results]
+    return {**each[0], **shared} if len(each) == 1 else {"completions": each, **shared}
+
+
+def completion_json(result: Completion) -> dict[str, Any]:
+    return {
+        "text": result.text,
+        "token_ids": result.token_ids,
+        "finish_reason": result.finish_reason,
+        "prompt_tokens": result.prompt_tokens,
+        "reused_tokens": result.reused_tokens,
+    }
+
+
+def profile_table(profile: Profile) -> Table:
+    """What `headrace measure` found."""
+    table = Table(title=f"{profile.cpu}, {profile.isa}, {profile.threads} threads", title_justify="left")
+    for column in ("kernel", "matrix GB/s", "experts GB/s", "experts / plain read"):
+        table.add_column(column, justify="left" if column == "kernel" else "right")
+    table.add_row("plain read", f"{profile.stream / GB:.2f}", "", "")
+    for name, rate in profile.linear.items():
+        experts = profile.experts[name]
+        table.add_row(name, f"{rate / GB:.2f}", f"{experts / GB:.2f}", f"{experts / profile.stream:.2f}")
+    return table

@@ -1,0 +1,26 @@
+"""A completion while it grows: an iterator of chunks that can say at any time what there is so far."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+
+from .results import Chunk, Completion
+
+
+class Stream(Iterator[Chunk]):
+    """Yields one `Chunk` per token. `close` ends the request early; `result` is the completion so far."""
+
+    def __init__(self, chunks: Generator[Chunk, None, None], completion: Callable[[], Completion]) -> None:
+        self._chunks = chunks
+        self._completion = completion
+
+    def __next__(self) -> Chunk:
+        return next(self._chunks)
+
+    def close(self) -> None:
+        """Ends the request; its finish_reason is "interrupted" unless it had ended by itself."""
+        self._chunks.close()
+
+    @property
+    def result(self) -> Completion:
+        return self._completion()
