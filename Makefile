@@ -6,6 +6,9 @@ BIN := $(VENV)/bin
 CXX ?= c++
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard kernels/cpu/*)
 TYPES := build/types/headrace
+# An editable install also puts this folder on sys.path, where our kernels/ would hide the package of that name on PyPI. The
+# import hook that it installs is all that is needed.
+UNPATH = @sed -i '/^import /!d' $(VENV)/lib/python3*/site-packages/_editable_skbc_headrace.pth
 
 .PHONY: demo test check bench format clean
 .DELETE_ON_ERROR:
@@ -32,10 +35,12 @@ $(VENV)/.run: $(SOURCES) | $(VENV)/pyvenv.cfg
 	@command -v $(firstword $(CXX)) >/dev/null || { \
 	  echo "headrace needs a C++17 compiler, and '$(CXX)' is not there: install one (Debian, Ubuntu: apt install g++)"; exit 1; }
 	$(BIN)/pip install -q -c constraints.txt -e .
+	$(UNPATH)
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.run
 	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	$(UNPATH)
 	@touch $@
 
 $(VENV)/pyvenv.cfg:

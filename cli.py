@@ -25,7 +25,9 @@ app = typer.Typer(
     help="Runs mixture-of-experts language models on one machine, and accounts for every byte.",
 )
 
-Model = Annotated[str, typer.Argument(help="directory of a checkpoint, a hub id, or 'demo'", show_default=False)]
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="directory of a checkpoint, a hub id, or 'demo'", show_default=False)
+]
 ExpertFormat = Annotated[str, typer.Option(help="format of the routed experts: native, bf16, q8_0, q4_0, f32, f16")]
 DenseFormat = Annotated[str, typer.Option(help="format of attention, shared experts and head, likewise")]
 Dtype = Annotated[str, typer.Option(help="what 'native' means: auto (as stored), float32 or bfloat16")]
@@ -58,17 +60,19 @@ def _load(model: str, quiet: bool, options: dict[str, Any]) -> Any:
 @app.command()
 def generate(
     model: Model,
-    prompts: Annotated[list[str] | None, typer.Argument(help="text to complete", show_default=False)] = None,
+    prompts: Annotated[
+        list[str] | None, typer.Argument(metavar="[PROMPTS]...", help="text to complete", show_default=False)
+    ] = None,
     interactive: Annotated[bool, typer.Option("-i", "--interactive", help="chat, keeping the history")] = False,
     chat: Annotated[bool, typer.Option("--chat", help="put the prompt into the model's chat template")] = False,
     system: Annotated[str | None, typer.Option(help="system message of a chat")] = None,
-    max_new_tokens: Annotated[int, typer.Option("-n", "--max-new-tokens")] = 256,
-    temperature: Annotated[float, typer.Option(help="0: greedy")] = 0.0,
-    top_k: Annotated[int, typer.Option(help="0: off")] = 0,
-    top_p: Annotated[float, typer.Option()] = 1.0,
-    min_p: Annotated[float, typer.Option()] = 0.0,
-    repetition_penalty: Annotated[float, typer.Option()] = 1.0,
-    presence_penalty: Annotated[float, typer.Option()] = 0.0,
+    max_new_tokens: Annotated[int, typer.Option("-n", "--max-new-tokens", help="most tokens to write")] = 256,
+    temperature: Annotated[float, typer.Option(help="divides the logits; 0: always the likeliest token")] = 0.0,
+    top_k: Annotated[int, typer.Option(help="draw from the k likeliest tokens; 0: off")] = 0,
+    top_p: Annotated[float, typer.Option(help="draw from the likeliest that reach this sum; 1: off")] = 1.0,
+    min_p: Annotated[float, typer.Option(help="drop tokens below this share of the likeliest; 0: off")] = 0.0,
+    repetition_penalty: Annotated[float, typer.Option(help="divides the logits of tokens seen; 1: off")] = 1.0,
+    presence_penalty: Annotated[float, typer.Option(help="taken off the logits of tokens written; 0: off")] = 0.0,
     seed: Annotated[int | None, typer.Option(help="default: a new one each time")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="text that ends the completion; may be repeated")] = None,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="go on past end tokens")] = False,
@@ -93,6 +97,12 @@ def generate(
 
     if not prompts and not interactive:
         raise OptionError('no prompt: headrace generate MODEL "text", or -i for a chat')
+    if interactive and (prompts or as_json):
+        raise OptionError(
+            "-i asks for prompts and prints text as it comes: leave out " + ("PROMPTS" if prompts else "--json")
+        )
+    if system and not (chat or interactive):
+        raise OptionError("--system is part of a chat: add --chat, or -i")
     params = SamplingParams(
         max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
         repetition_penalty=repetition_penalty, presence_penalty=presence_penalty, seed=seed, stop=tuple(stop or ()),
@@ -106,19 +116,21 @@ def generate(
         ignore_config_keys=ignore_config_keys,
     )  # fmt: skip
     llm = _load(model, as_json, options)
+    asked = [llm.ask(text, system) if chat else llm.encode(text) for text in prompts or []]
     console.ensure_profile(llm)
     if ledger is not None:
         llm.ledger.open(ledger)
     if interactive:
         raise typer.Exit(console.chat(llm, params, system))
-    asked = [llm.ask(text, system) if chat else text for text in prompts or []]
     raise typer.Exit(console.complete(llm, asked, params, as_json))
 
 
 @app.command()
 def convert(
     model: Model,
-    directory: Annotated[Path, typer.Argument(help="where to write the packed model", show_default=False)],
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIRECTORY", help="where to write the packed model", show_default=False)
+    ],
     expert_format: ExpertFormat = "q4_0",
     dense_format: DenseFormat = "native",
     dtype: Dtype = "auto",
@@ -131,19 +143,20 @@ def convert(
     from .engine import console
     from .loaders import converted
 
+    converted.check_destination(directory)
     options = dict(
         expert_format=expert_format, dense_format=dense_format, dtype=dtype, max_context=1, revision=revision,
         offline=offline, cache_dir=cache_dir, ignore_config_keys=ignore_config_keys,
     )  # fmt: skip
     llm = _load(model, False, options)
     converted.save(llm.checkpoint.directory, directory, llm.weights, llm.checkpoint.formats)
-    console.notes.print(f"wrote {directory}; use it as: headrace generate {directory} ...")
+    console.say(f"wrote {directory}; use it as: headrace generate {directory} ...")
 
 
 @app.command()
 def perplexity(
     model: Model,
-    file: Annotated[Path, typer.Argument(help="UTF-8 text", show_default=False)],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="UTF-8 text", show_default=False)],
     window: Annotated[int, typer.Option(help="tokens in a window; windows do not overlap")] = 512,
     as_json: Json = False,
     expert_format: ExpertFormat = "native",
@@ -151,6 +164,10 @@ def perplexity(
     dtype: Dtype = "auto",
     kernels: Kernels = "auto",
     threads: Threads = None,
+    revision: Revision = None,
+    offline: Offline = False,
+    cache_dir: CacheDir = None,
+    ignore_config_keys: IgnoreKeys = "",
 ) -> None:
     """Measure how well MODEL predicts the text in FILE."""
     from .engine.perplexity import perplexity as measure
@@ -158,9 +175,11 @@ def perplexity(
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise OptionError(f"cannot read {file}: {error}; give a UTF-8 text file") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise OptionError(f"cannot read {file}: {reason}; give a UTF-8 text file") from error
     options = dict(
         expert_format=expert_format, dense_format=dense_format, dtype=dtype, kernels=kernels, threads=threads,
+        revision=revision, offline=offline, cache_dir=cache_dir, ignore_config_keys=ignore_config_keys,
     )  # fmt: skip
     llm = _load(model, as_json, options)
     found = measure(llm, llm.encode(text), window)
@@ -178,12 +197,11 @@ def measure(
 
     machine.set_threads(threads)
     profile = machine.measure(rounds)
-    path = machine.save_profile(profile)
     if as_json:
         print(json.dumps(asdict(profile)))
-        return
-    console.notes.print(report.profile_table(profile))
-    console.notes.print(f"saved in {path}")
+    else:
+        console.notes.print(report.profile_table(profile))
+    console.save_profile(profile)
 
 
 def main() -> None:

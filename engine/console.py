@@ -13,45 +13,73 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TransferSpeedColumn
 
-from ..errors import HeadraceError
+from ..errors import ContextOverflow, HeadraceError
 from . import machine, report
 from .config import SamplingParams
 from .llm import LLM, Prompt
 from .results import Completion
 
 INTERRUPTED = 130  # exit status of a program that Ctrl-C ended
-notes = Console(stderr=True, highlight=False)
+# No markup: a path or a message that holds [brackets] or :colons: is printed as it is.
+notes = Console(stderr=True, highlight=False, markup=False, emoji=False)
+
+
+def say(text: str, style: str | None = None) -> None:
+    """A line about the run; the terminal wraps it, so that a path in it can be copied."""
+    notes.print(text, style=style, soft_wrap=True)
 
 
 @contextmanager
 def load_progress() -> Iterator[Callable[[int, int], None]]:
-    """A bar with bytes and GB/s; gives the callback that moves it."""
+    """A bar with bytes and GB/s, shown from the first byte on; gives the callback that moves it."""
     columns = (TextColumn("loading"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=notes, transient=False) as progress:
-        task = progress.add_task("weights", total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+    progress = Progress(*columns, console=notes)
+    task = progress.add_task("weights", total=None, start=False)
+
+    def move(done: int, total: int) -> None:
+        if not progress.live.is_started:  # not before: what is wrong with options and files is said first
+            progress.start()
+            progress.start_task(task)
+        progress.update(task, completed=done, total=total)
+
+    try:
+        yield move
+    finally:
+        if progress.live.is_started:
+            progress.stop()
 
 
 def ensure_profile(llm: LLM) -> None:
     """Measures this machine once, so that the run has a prediction to be held against."""
     if llm.kernels != "cpu" or llm.machine is not None:
         return
-    notes.print("this machine was not measured yet; reading its memory with the kernels, once ...")
+    say("this machine was not measured yet; reading its memory with the kernels, once ...")
     try:
-        llm.use_profile(machine.measure())
-        path = machine.save_profile(llm.machine) if llm.machine else None
-        notes.print(f"saved in {path}; `headrace measure` repeats it")
-    except (HeadraceError, OSError) as error:
-        notes.print(f"no prediction: {error}")
+        profile = machine.measure()
+    except HeadraceError as error:
+        say(f"no prediction: {error}")
+        return
+    llm.use_profile(profile)
+    save_profile(profile, "; `headrace measure` repeats it")
+
+
+def save_profile(profile: machine.Profile, remark: str = "") -> None:
+    """Saves a profile for later runs and says where; a cache that cannot be written is no reason to stop."""
+    try:
+        say(f"saved in {machine.save_profile(profile)}{remark}")
+    except OSError as error:
+        say(f"not saved: {error.strerror} ({error.filename}); set XDG_CACHE_HOME to a directory that can be written")
 
 
 def complete(llm: LLM, prompts: list[Prompt], params: SamplingParams, as_json: bool) -> int:
     """Completes prompts and reports; one prompt is streamed, several run as a batch. Returns the exit status."""
     if len(prompts) == 1:
-        result = stream_to(llm, prompts[0], params, show=not as_json)
-        results = [result]
+        results = [stream_to(llm, prompts[0], params, show=not as_json)]
     else:
-        results = llm.generate(prompts, params)
+        try:
+            results = llm.generate(prompts, params)
+        except KeyboardInterrupt:
+            return _account_of_interrupted(llm)
         if not as_json:
             for i, result in enumerate(results):
                 print(f"--- prompt {i + 1}\n{result.text}")
@@ -59,19 +87,30 @@ def complete(llm: LLM, prompts: list[Prompt], params: SamplingParams, as_json: b
     return INTERRUPTED if any(r.finish_reason == "interrupted" for r in results) else 0
 
 
+def _account_of_interrupted(llm: LLM) -> int:
+    """What a batch read until Ctrl-C; its texts are given when all are done, so there are none."""
+    llm.close()
+    say("\ninterrupted: a batch gives its texts when all of them are done; so far it read")
+    notes.print(report.byte_table(llm.ledger.passes))
+    return INTERRUPTED
+
+
 def stream_to(llm: LLM, prompt: Prompt, params: SamplingParams, show: bool) -> Completion:
     """Streams one completion to standard output; Ctrl-C ends it with the text so far."""
     stream = llm.stream(prompt, params)
+    shown = 0
     try:
         for chunk in stream:
             if show:
                 sys.stdout.write(chunk.text)
                 sys.stdout.flush()
+                shown += len(chunk.text)
     except KeyboardInterrupt:
         stream.close()
+    result = stream.result
     if show:
-        print()
-    return stream.result
+        print(result.text[shown:])  # what was held back when it was interrupted
+    return result
 
 
 def finish(llm: LLM, results: list[Completion], as_json: bool) -> None:
@@ -81,18 +120,19 @@ def finish(llm: LLM, results: list[Completion], as_json: bool) -> None:
         print(json.dumps(report.run_json(llm, results), ensure_ascii=False))
         return
     notes.print()
-    notes.print(report.byte_table(llm, results))
-    remark = report.remark(llm, results)
+    notes.print(report.byte_table(report.passes_of(results)))
+    remark = report.remark(llm)
     if remark:
-        notes.print(remark, style="dim")
+        say(remark, style="dim")
 
 
 def chat(llm: LLM, params: SamplingParams, system: str | None) -> int:
     """An interactive conversation. /reset forgets the history, /exit or Ctrl-D leaves. Returns the exit status."""
+    llm.ask("Hello", system)  # a model that cannot chat says so now, not after a question was typed
     start = [{"role": "system", "content": system}] if system else []
     messages = list(start)
     results: list[Completion] = []
-    notes.print("chat: /reset forgets the history, /exit leaves, Ctrl-C stops an answer", style="dim")
+    say("chat: /reset forgets the history, /exit leaves, Ctrl-C stops an answer", style="dim")
     while (line := _read_line()) is not None:
         if line == "/reset":
             messages = list(start)
@@ -109,7 +149,7 @@ def chat(llm: LLM, params: SamplingParams, system: str | None) -> int:
 def _read_line() -> str | None:
     """One line of the user; None at the end."""
     try:
-        line = input("> ").strip()
+        line = input("> " if sys.stdin.isatty() else "").strip()
     except (EOFError, KeyboardInterrupt):
         print()
         return None
@@ -121,7 +161,9 @@ def _answer(llm: LLM, messages: list[dict[str, str]], params: SamplingParams) ->
     try:
         result = stream_to(llm, llm.chat_prompt(messages), params, show=True)
     except HeadraceError as error:
-        notes.print(str(error), style="red")
+        say(str(error), style="red")
+        if isinstance(error, ContextOverflow):
+            say("/reset forgets the history and makes room", style="dim")
         messages.pop()
         return None
     messages.append({"role": "assistant", "content": result.text})

@@ -144,10 +144,10 @@ class LLM:
         """
         sequence = self._sequence(prompt, params or SamplingParams())
         text = TextBuilder(self.tokenizer, sequence.params.stop)
-        self.scheduler.add(sequence)
         return Stream(self._chunks(sequence, text), lambda: self._completion(sequence, text))
 
     def _chunks(self, sequence: Sequence, text: TextBuilder) -> Generator[Chunk, None, None]:
+        self.scheduler.add(sequence)  # here, so that a stream that is never read takes nothing
         try:
             while sequence.finish_reason is None:
                 for done, token in self._step():

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+from rich import box
 from rich.table import Table
 
-from .ledger import Summary, summarise
+from ..kernels.weights import FORMAT_OF_DTYPE
+from .ledger import Pass, Summary, summarise
 from .llm import LLM
 from .machine import HUGE_FROM, Profile, cpu_kernels
 from .planner import layer_dense_bytes
@@ -27,7 +30,8 @@ def size(count: float) -> str:
 
 def startup_table(llm: LLM) -> Table:
     """Where each group of tensors lies, how many bytes it takes, and what will compute it."""
-    table = Table(title=f"{llm.spec.family}: what lies where", title_justify="left")
+    threads = cpu_kernels().threads() if llm.kernels == "cpu" else torch.get_num_threads()
+    table = _table(f"{llm.spec.family}: what lies where, computed by {threads} thread{'s' * (threads > 1)}")
     for column in ("tensors", "device", "format", "bytes", "kernel", "huge pages"):
         table.add_column(column, justify="right" if column == "bytes" else "left")
     for row in placement_rows(llm):
@@ -35,26 +39,28 @@ def startup_table(llm: LLM) -> Table:
     return table
 
 
+def _table(title: str) -> Table:
+    """Every table looks like this: no lines between columns, so that what there is to say fits into 80."""
+    return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+
+
 def placement_rows(llm: LLM) -> list[tuple[str, str, str, str, str, str]]:
     """One row a group: tensors, device, format, bytes, kernel, huge pages."""
     weights, formats = llm.weights, llm.checkpoint.formats
-    kernel = "torch (reference)"
-    if llm.kernels == "cpu":
-        cpu = cpu_kernels()
-        kernel = f"C++ {cpu.isa()}, {cpu.threads()} threads"
+    kernel = f"C++ {cpu_kernels().isa()}" if llm.kernels == "cpu" else "reference"
     banks = [layer.experts for layer in weights.layers if layer.experts is not None]
     experts = f"{len(banks)} x {llm.spec.moe.experts} experts"
-    embedding = "embedding = head (tied)" if llm.spec.tied_head else "head"
+    embedding = "head = embedding" if llm.spec.tied_head else "head"
     rows = [
         (experts, formats.experts.name, sum(b.nbytes for b in banks), "experts"),
-        ("attention, norms, router, dense", formats.dense.name, sum(map(layer_dense_bytes, weights.layers)), "layers"),
+        ("rest of the layers", formats.dense.name, sum(map(layer_dense_bytes, weights.layers)), "layers"),
         (embedding, weights.head.format.name, weights.head.nbytes, "embed" if llm.spec.tied_head else "head"),
     ]
     if not llm.spec.tied_head:
         rows.append(("embedding", weights.embed.format.name, weights.embed.nbytes, "embed"))
     out = [(what, "RAM", form, size(count), kernel, _huge(llm, group)) for what, form, count, group in rows]
-    kv = f"KV cache, {llm.room.max_context} tokens a sequence"
-    out.append((kv, "RAM", str(llm.kv_dtype).removeprefix("torch."), f"<= {size(llm.room.kv_bytes)}", kernel, "-"))
+    kv = f"KV, {llm.room.max_context} tokens"
+    out.append((kv, "RAM", FORMAT_OF_DTYPE[llm.kv_dtype], f"<= {size(llm.room.kv_bytes)}", kernel, "-"))
     return out
 
 
@@ -65,18 +71,22 @@ def _huge(llm: LLM, group: str) -> str:
     last = {"layers": "qkv"}.get(group, group)
     found = [granted for name, granted in llm.huge_pages.items() if name.split(".")[-1] == last]
     if not found:
-        return f"no (under {HUGE_FROM >> 20} MB)"
-    return "yes" if all(found) else "refused by the system"
+        return f"< {HUGE_FROM >> 20} MB: no"
+    return "yes" if all(found) else "refused"
 
 
-def byte_table(llm: LLM, results: list[Completion]) -> Table:
+def passes_of(results: list[Completion]) -> list[Pass]:
+    """The passes that completions took part in, each once."""
+    return list({id(p): p for r in results for p in r.ledger}.values())
+
+
+def byte_table(passes: list[Pass]) -> Table:
     """Bytes per token by group, and predicted against measured time, for prefill and decode."""
-    passes = {id(p): p for r in results for p in r.ledger}
-    phases = [s for s in (summarise(list(passes.values()), p) for p in ("prefill", "decode")) if s.passes]
-    table = Table(title="bytes read per token", title_justify="left")
+    phases = [s for s in (summarise(passes, p) for p in ("prefill", "decode")) if s.passes]
+    table = _table("bytes read per token")
     table.add_column("")
     for phase in phases:
-        table.add_column(f"{phase.phase}, {phase.tokens} tokens", justify="right")
+        table.add_column(f"{phase.phase}, {phase.tokens} token{'s' * (phase.tokens != 1)}", justify="right")
     for label, cells in _byte_rows(phases):
         table.add_row(label, *cells)
     return table
@@ -99,10 +109,12 @@ def _ms(seconds: float | None, tokens: int) -> str:
     return "-" if seconds is None else f"{seconds * 1e3 / max(1, tokens):.3f}"
 
 
-def remark(llm: LLM, results: list[Completion]) -> str | None:
+def remark(llm: LLM) -> str | None:
     """One line where the bandwidth model cannot be right, with the reason."""
+    if llm.kernels != "cpu":
+        return "no prediction: the reference kernels are written to be read, memory does not bound them"
     if llm.machine is None:
-        return "no prediction: this machine was not measured yet (headrace measure), or the kernels are the reference"
+        return "no prediction: this machine was not measured yet (headrace measure)"
     if llm.weights.nbytes < 64 * MB:
         return (
             f"the whole model is {size(llm.weights.nbytes)}: it stays in the CPU's caches, so that DRAM bandwidth "
@@ -113,7 +125,7 @@ def remark(llm: LLM, results: list[Completion]) -> str | None:
 
 def run_json(llm: LLM, results: list[Completion]) -> dict[str, Any]:
     """The object that --json prints: of one completion, or with a list of them under "completions"."""
-    passes = list({id(p): p for r in results for p in r.ledger}.values())
+    passes = passes_of(results)
     prefill, decode = summarise(passes, "prefill"), summarise(passes, "decode")
     shared = {
         "prefill_tok_s": round(prefill.tok_s, 3),
@@ -139,7 +151,7 @@ def completion_json(result: Completion) -> dict[str, Any]:
 
 def profile_table(profile: Profile) -> Table:
     """What `headrace measure` found."""
-    table = Table(title=f"{profile.cpu}, {profile.isa}, {profile.threads} threads", title_justify="left")
+    table = _table(f"{profile.cpu}, {profile.isa}, {profile.threads} threads")
     for column in ("kernel", "matrix GB/s", "experts GB/s", "experts / plain read"):
         table.add_column(column, justify="left" if column == "kernel" else "right")
     table.add_row("plain read", f"{profile.stream / GB:.2f}", "", "")

@@ -10,7 +10,10 @@ import torch
 from torch import Tensor
 
 from ..errors import HeadraceError
+from .config import SamplingParams
 from .sequence import Sequence
+
+SHORT_LIST = 1024
 
 
 def sample(logits_SV: Tensor, sequences: list[Sequence]) -> list[int]:
@@ -30,13 +33,9 @@ def _sample_one(logits_V: Tensor, sequence: Sequence) -> int:
     logits_V = penalise(logits_V, sequence)
     if params.temperature == 0:
         return int(logits_V.argmax())
-    logits_V = logits_V / params.temperature
-    values, ids = _candidates(logits_V, params.top_k)
-    probabilities = values.softmax(-1)
-    keep = _nucleus(probabilities, params.top_p) & (probabilities >= params.min_p * probabilities[0])
-    probabilities = probabilities * keep
-    drawn = torch.multinomial(probabilities, 1, generator=sequence.generator)
-    return int(ids[drawn])
+    probabilities, ids = _candidates((logits_V / params.temperature).softmax(-1), params)
+    drawn = int(torch.multinomial(probabilities, 1, generator=sequence.generator))
+    return drawn if ids is None else int(ids[drawn])
 
 
 def penalise(logits_V: Tensor, sequence: Sequence) -> Tensor:
@@ -55,11 +54,30 @@ def penalise(logits_V: Tensor, sequence: Sequence) -> Tensor:
     return logits_V
 
 
-def _candidates(logits_V: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
-    """The top k logits and their ids in falling order; k = 0: all of them."""
-    k = min(top_k or len(logits_V), len(logits_V))
-    found = logits_V.topk(k)
+def _candidates(probabilities_V: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor | None]:
+    """Probabilities (not normalised) that may be drawn, and their ids; None: all tokens in order."""
+    if params.top_k == 0 and params.top_p == 1:
+        return _above(probabilities_V, params.min_p), None
+    values, ids = _most_probable(probabilities_V, params)
+    if params.top_k:
+        values = values / values.sum()
+    values = values * _nucleus(values, params.top_p)
+    return _above(values, params.min_p), ids
+
+
+def _most_probable(probabilities_V: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor]:
+    """The top k in falling order; without a k a short list, or all where that does not reach top_p. Sorting a whole
+    vocabulary takes longer than the rest of sampling together."""
+    size = len(probabilities_V)
+    found = probabilities_V.topk(min(params.top_k or SHORT_LIST, size))
+    if params.top_k == 0 and found.values.sum() < params.top_p:
+        found = probabilities_V.topk(size)
     return found.values, found.indices
+
+
+def _above(probabilities: Tensor, min_p: float) -> Tensor:
+    """min-p: what is less probable than min_p times the most probable is not drawn."""
+    return probabilities if min_p == 0 else probabilities * (probabilities >= min_p * probabilities.max())
 
 
 def _nucleus(probabilities: Tensor, top_p: float) -> Tensor:

@@ -227,6 +227,8 @@ def _with_generation_config(spec: ModelSpec, directory: Path) -> ModelSpec:
         return spec
     try:
         more = read_eos(json.loads(path.read_text(encoding="utf-8")).get("eos_token_id"))
-    except (ValueError, AttributeError) as error:
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged ({error}): download it again") from error
     return replace(spec, eos_ids=tuple(dict.fromkeys((*spec.eos_ids, *more))))

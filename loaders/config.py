@@ -8,6 +8,7 @@ mean.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,10 @@ class ConfigReader:
         if not path.is_file():
             raise ConfigError(f"no config.json in {path.parent}: give the directory of a Hugging Face checkpoint")
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+            values = json.loads(path.read_text(encoding="utf-8-sig"))  # editors on Windows put a mark in front
+        except OSError as error:
+            raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"{path} is not valid JSON ({error}): download it again") from error
         if not isinstance(values, dict):
             raise ConfigError(f"{path} holds a {type(values).__name__} where a JSON object is needed")
@@ -71,10 +74,13 @@ class ConfigReader:
         return value
 
     def number(self, *names: str) -> float:
-        value = self.require(*names)
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not value > 0:
-            raise self.bad(names[0], value, "a number above 0")
-        return float(value)
+        return self.positive(names[0], self.require(*names))
+
+    def positive(self, name: str, value: object) -> float:
+        """`value`, found under `name`, as a number; raises ConfigError if it is none, or not above 0."""
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf:
+            return float(value)
+        raise self.bad(name, value, "a number above 0")
 
     def flag(self, *names: str) -> bool:
         value = self.require(*names)
@@ -82,17 +88,17 @@ class ConfigReader:
             raise self.bad(names[0], value, "true or false")
         return value
 
-    def only(self, name: str, supported: Collection[Any]) -> None:
+    def only(self, name: str, supported: Collection[Any], remedy: str = "") -> None:
         """Refuses any value of `name` that is not in `supported` (absent counts as null)."""
         self.seen.add(name)
         value = self.values.get(name)
         if value not in supported:
-            raise self.bad(name, value, " or ".join(map(json.dumps, supported)))
+            raise self.bad(name, value, " or ".join(map(json.dumps, supported)), remedy)
 
-    def bad(self, name: str, value: object, wanted: str) -> ConfigError:
+    def bad(self, name: str, value: object, wanted: str, remedy: str = "") -> ConfigError:
+        remedy = remedy or "this checkpoint cannot be run as it is"
         return ConfigError(
-            f"{self.source}: {name} is {json.dumps(value, default=str)}, supported is {wanted}; "
-            "this checkpoint cannot be run as it is"
+            f"{self.source}: {name} is {json.dumps(value, default=str)}, supported is {wanted}; {remedy}"
         )
 
     def finish(self, ignored: Collection[str] = ()) -> None:

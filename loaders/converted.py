@@ -40,12 +40,15 @@ def read_formats(directory: Path, expert_format: str, dense_format: str) -> Form
     path = directory / MANIFEST
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        version, names = manifest["version"], manifest["formats"]
+        if manifest["version"] != VERSION:  # first: another version may know other formats
+            version = manifest["version"]
+            raise CheckpointError(f"{path} has layout version {version}, this headrace reads {VERSION}: convert again")
+        names = manifest["formats"]
         formats = Formats(**{group: FORMATS[names[group]] for group in ("experts", "dense", "embed")})
-    except (ValueError, KeyError, TypeError) as error:
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged ({error!r}): convert the model again") from error
-    if version != VERSION:
-        raise CheckpointError(f"{path} has layout version {version}, this headrace reads {VERSION}: convert again")
     for option, asked, have in (
         ("--expert-format", expert_format, formats.experts.name),
         ("--dense-format", dense_format, formats.dense.name),
@@ -73,7 +76,7 @@ def _as_bytes(tensor: Tensor) -> Matrix:
 def check(entries: dict[str, Entry], weights: ModelWeights, directory: Path) -> None:
     """Proves that the file holds exactly the tensors that config and formats ask for."""
     wanted = weights.named()
-    wrong = [n for n, t in wanted.items() if n not in entries or entries[n].shape != tuple(t.shape)]
+    wrong = [n for n, t in wanted.items() if n not in entries or _kind(entries[n]) != (t.dtype, tuple(t.shape))]
     wrong += [n for n in entries if n not in wanted]
     if wrong:
         raise CheckpointError(
@@ -82,10 +85,26 @@ def check(entries: dict[str, Entry], weights: ModelWeights, directory: Path) -> 
         )
 
 
+def _kind(entry: Entry) -> tuple[torch.dtype, tuple[int, ...]]:
+    return entry.dtype, entry.shape
+
+
+def check_destination(to: Path) -> None:
+    """Raises OptionError where a model must not be written: over anything but an older conversion."""
+    if to.exists() and not to.is_dir():
+        raise OptionError(f"cannot convert into {to}: it is a file; name a new directory")
+    if to.is_dir() and not is_converted(to) and any(to.iterdir()):
+        raise OptionError(f"cannot convert into {to}: there are other files in it; name a new or an empty directory")
+
+
 def save(source: Path, to: Path, weights: ModelWeights, formats: Formats) -> None:
     """Writes the packed weights, the manifest and the small files of `source` into the directory `to`."""
+    check_destination(to)
+    if to.exists() and to.samefile(source):
+        raise OptionError(f"cannot convert {source} into itself: name another directory")
     try:
         to.mkdir(parents=True, exist_ok=True)
+        (to / MANIFEST).unlink(missing_ok=True)  # what is interrupted from here on does not look whole
         for name in COMPANIONS:
             if (source / name).is_file():
                 shutil.copyfile(source / name, to / name)

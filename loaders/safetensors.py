@@ -60,8 +60,10 @@ def read_header(path: Path) -> dict[str, Entry]:
             header = json.loads(file.read(length))
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} has a damaged header ({error}): download it again") from error
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{path} has a {type(header).__name__} for a header, not an object: download it again")
     data = 8 + length
     entries = {n: _entry(n, e, path, data) for n, e in header.items() if n != "__metadata__"}
     _check_extents(entries.values(), path, data, size)
@@ -73,9 +75,12 @@ def _entry(name: str, raw: Any, path: Path, data: int) -> Entry:
         dtype, shape = DTYPES[raw["dtype"]], tuple(int(n) for n in raw["shape"])
         start, stop = (int(n) for n in raw["data_offsets"])
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: tensor '{name}' has an unreadable header entry {raw!r}") from error
+        raise CheckpointError(
+            f"{path}: tensor '{name}' has an unreadable header entry {raw!r}: download the file again; "
+            f"types that can be read are {', '.join(DTYPES)}"
+        ) from error
     nbytes = math.prod(shape) * dtype.itemsize
-    if stop - start != nbytes or start < 0:
+    if stop - start != nbytes or start < 0 or min(shape, default=0) < 0:
         raise CheckpointError(
             f"{path}: tensor '{name}' claims bytes {start} to {stop}, but {raw['dtype']} {list(shape)} takes {nbytes}: "
             "the header is wrong, download the file again"
@@ -88,7 +93,7 @@ def _check_extents(entries: Iterable[Entry], path: Path, data: int, size: int) -
     end, last = data, "the header"
     for entry in sorted(entries, key=lambda e: (e.offset, e.nbytes)):
         if entry.offset < end:
-            raise CheckpointError(f"{path}: tensors '{last}' and '{entry.name}' overlap: the header is wrong")
+            raise CheckpointError(f"{path}: tensors '{last}' and '{entry.name}' overlap: download it again")
         end, last = entry.offset + entry.nbytes, entry.name
     if end > size:
         raise CheckpointError(
@@ -135,11 +140,8 @@ def open_checkpoint(directory: Path) -> dict[str, Entry]:
 
 
 def _open_shards(directory: Path, index: Path) -> dict[str, Entry]:
-    try:
-        where: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        shards = sorted(set(where.values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index} is damaged ({error}): download it again") from error
+    where = _read_index(index)
+    shards = sorted(set(where.values()))
     missing = [s for s in shards if not (directory / s).is_file()]
     if missing:
         raise CheckpointError(
@@ -148,13 +150,30 @@ def _open_shards(directory: Path, index: Path) -> dict[str, Entry]:
         )
     entries: dict[str, Entry] = {}
     for shard in shards:
-        entries.update(read_header(directory / shard))
-    absent = sorted(set(where) - set(entries))
-    if absent:
-        raise CheckpointError(
-            f"{directory / where[absent[0]]} has no tensor '{absent[0]}', which {index.name} puts there"
-        )
+        found = read_header(directory / shard)
+        absent = sorted(name for name, place in where.items() if place == shard and name not in found)
+        if absent:
+            raise CheckpointError(
+                f"{directory / shard} has no tensor '{absent[0]}', which {index.name} puts there "
+                f"({len(absent)} in all): shards and index are of different versions, download both again"
+            )
+        # A tensor that lies in two shards is taken from where the index says.
+        entries.update({name: entry for name, entry in found.items() if where.get(name, shard) == shard})
     return entries
+
+
+def _read_index(index: Path) -> dict[str, str]:
+    """The index's map from tensor to shard, each a plain file name."""
+    try:
+        where = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        wrong = [s for s in where.values() if not isinstance(s, str) or Path(s).name != s]
+    except OSError as error:
+        raise CheckpointError(f"cannot read {index}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{index} is damaged ({error!r}): download it again") from error
+    if wrong:
+        raise CheckpointError(f"{index} names {wrong[0]!r} where a file beside it is needed: download it again")
+    return dict(where)
 
 
 def write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:

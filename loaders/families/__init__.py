@@ -23,7 +23,7 @@ FAMILIES: dict[str, Family] = {f.model_type: f for f in (QWEN3_MOE, QWEN2_MOE, M
 def find_family(config: ConfigReader) -> Family:
     """The family that a config names; raises ConfigError with the nearest names if there is none."""
     model_type = config.require("model_type")
-    if model_type in FAMILIES:
+    if isinstance(model_type, str) and model_type in FAMILIES:
         return FAMILIES[model_type]
     near = difflib.get_close_matches(str(model_type), FAMILIES, n=2, cutoff=0.5)
     hint = f"; nearest: {', '.join(near)}" if near else ""

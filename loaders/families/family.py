@@ -10,6 +10,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from ...errors import ConfigError
 from ..config import ConfigReader
 from ..rope_config import read_rope
 from ..spec import AttentionSpec, ModelSpec, MoeSpec, QkNorm
@@ -84,7 +85,7 @@ class Family:
 
 def read_spec(family: Family, config: ConfigReader, ignored: Collection[str] = ()) -> ModelSpec:
     """The spec of a checkpoint of `family`; raises ConfigError for a missing, unknown or unsupported value."""
-    config.only("quantization_config", (None,))
+    config.only("quantization_config", (None,), "get the unquantised checkpoint, it can be quantised while loading")
     config.only("hidden_act", ("silu",))
     for name, supported in family.only.items():
         config.only(name, supported)
@@ -105,16 +106,25 @@ def read_spec(family: Family, config: ConfigReader, ignored: Collection[str] = (
         embedding_scale=_scale(config, family.embedding_scale),
         residual_scale=_scale(config, family.residual_scale),
         logits_divisor=_scale(config, family.logits_divisor),
-        eos_ids=read_eos(config.get("eos_token_id")),
+        eos_ids=_read_eos(config),
     )
     config.finish(ignored)
     return spec
 
 
 def read_eos(value: Any) -> tuple[int, ...]:
-    """End tokens of a config: null, one id, or a list."""
-    ids = value if isinstance(value, list) else [value]
-    return tuple(i for i in ids if isinstance(i, int))
+    """End tokens of a config: null, one id, or a list; raises ValueError for anything else."""
+    ids = [] if value is None else value if isinstance(value, list) else [value]
+    if not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
+        raise ValueError(f"eos_token_id is {value!r}, supported is null, a token id or a list of them")
+    return tuple(ids)
+
+
+def _read_eos(config: ConfigReader) -> tuple[int, ...]:
+    try:
+        return read_eos(config.get("eos_token_id"))
+    except ValueError as error:
+        raise ConfigError(f"{config.source}: {error}") from error
 
 
 def _read_attention(family: Family, config: ConfigReader) -> AttentionSpec:
@@ -135,7 +145,7 @@ def _read_attention(family: Family, config: ConfigReader) -> AttentionSpec:
         qkv_bias=_flag(config, family.qkv_bias),
         output_bias=_flag(config, family.output_bias),
         qk_norm=family.qk_norm,
-        clip=None if clip is None else float(clip),
+        clip=None if clip is None or family.clip is None else config.positive(family.clip.name, clip),
     )
 
 
@@ -159,7 +169,10 @@ def _read_layers(family: Family, config: ConfigReader) -> tuple[bool, ...]:
     layers = config.integer("num_hidden_layers")
     if family.dense_width is None:
         return (True,) * layers
-    step, dense = config.integer("decoder_sparse_step"), config.get("mlp_only_layers") or []
+    step, dense = config.integer("decoder_sparse_step"), config.get("mlp_only_layers")
+    dense = [] if dense is None else dense
+    if not isinstance(dense, list) or not all(isinstance(i, int) for i in dense):
+        raise config.bad("mlp_only_layers", dense, "a list of layer numbers")
     return tuple((i + 1) % step == 0 and i not in dense for i in range(layers))
 
 

@@ -1,0 +1,109 @@
+"""Every family against transformers: with the reference kernels in float32 the same logits and the same greedy tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from transformers import PreTrainedModel
+
+from headrace import LLM, SamplingParams
+
+Checkpoints = Callable[[str], Path]
+Oracle = Callable[[str], PreTrainedModel]
+TOLERANCE = 1e-4
+GREEDY = SamplingParams(max_new_tokens=40, ignore_eos=True)
+
+
+def prompt(length: int, seed: int = 0) -> list[int]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(3, 160, (length,), generator=generator).tolist()
+
+
+def load(path: Path, kernels: str = "reference", **options: object) -> LLM:
+    return LLM(str(path), kernels=kernels, dtype="float32", **options)
+
+
+@pytest.mark.parametrize("kernels", ["reference", "cpu"])
+@pytest.mark.parametrize("variant", tiny.VARIANTS)
+def test_logits_equal_transformers(variant: str, kernels: str, checkpoints: Checkpoints, oracle: Oracle) -> None:
+    ids = prompt(70)
+    got = load(checkpoints(variant), kernels, prefill_chunk=32).logits(ids)
+    wanted = tiny.oracle_logits(oracle(variant), ids)
+    assert got.shape == wanted.shape == (70, 160)
+    assert got.dtype == torch.float32
+    assert wanted.abs().max() > 1, "logits near zero would hide mistakes"
+    assert (got - wanted).abs().max() < TOLERANCE
+
+
+@pytest.mark.parametrize("variant", tiny.VARIANTS)
+def test_batched_greedy_tokens_equal_transformers(variant: str, checkpoints: Checkpoints, oracle: Oracle) -> None:
+    """Prompts of different lengths in one batch, in chunks, against transformers one by one."""
+    prompts = [prompt(41, 1), prompt(1, 2), prompt(17, 3)]
+    results = load(checkpoints(variant), prefill_chunk=16).generate(prompts, GREEDY)
+    for one, result in zip(prompts, results, strict=True):
+        assert result.token_ids == tiny.oracle_greedy(oracle(variant), one, 40)
+        assert result.finish_reason == "length"
+
+
+@pytest.mark.parametrize("variant", tiny.VARIANTS)
+@pytest.mark.parametrize("kernels", ["reference", "cpu"])
+def test_prefill_equals_step_by_step(variant: str, kernels: str, checkpoints: Checkpoints) -> None:
+    ids = prompt(33, 4)
+    whole = load(checkpoints(variant), kernels).logits(ids)
+    steps = load(checkpoints(variant), kernels, prefill_chunk=1).logits(ids)
+    assert (whole - steps).abs().max() < TOLERANCE
+
+
+def test_fast_kernels_give_the_same_tokens_alone_and_in_a_batch(checkpoints: Checkpoints) -> None:
+    llm = LLM(str(checkpoints("qwen3_moe")), dtype="bfloat16")
+    prompts = [prompt(n, n) for n in (5, 31, 64, 2)]
+    together = llm.generate(prompts, GREEDY)
+    for one, result in zip(prompts, together, strict=True):
+        assert llm.generate([one], GREEDY)[0].token_ids == result.token_ids
+
+
+class Recorder:
+    """Puts the choice of experts of one model into another, and keeps what every MoE layer gave."""
+
+    def __init__(self, llm: LLM, choices: list[tuple[torch.Tensor, torch.Tensor]] | None = None) -> None:
+        self.choices: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.inputs: list[torch.Tensor] = []
+        self.outputs: list[torch.Tensor] = []
+        self.forced = choices
+        self.choose, self.mlp = llm.decoder.choose, llm.decoder._mlp
+        llm.decoder.choose, llm.decoder._mlp = self.route, self.run  # type: ignore[method-assign]
+
+    def route(self, index: int, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        choice = self.choose(index, logits) if self.forced is None else self.forced[len(self.choices)]
+        self.choices.append(choice)
+        return choice
+
+    def run(self, index: int, layer: object, h: torch.Tensor) -> torch.Tensor:
+        self.inputs.append(h.clone())
+        self.outputs.append(self.mlp(index, layer, h))  # type: ignore[arg-type]
+        return self.outputs[-1]
+
+
+@pytest.mark.parametrize("variant", ["qwen3_moe", "qwen2_moe", "mixtral", "olmoe", "granitemoe"])
+def test_bf16_layers_are_within_rounding_of_float32_when_routing_is_forced(
+    variant: str, checkpoints: Checkpoints
+) -> None:
+    """bfloat16 has 8 significant bits: a rounding changes a number by at most 2^-8 of itself. On the way to a layer's output
+    lie one rounding for the embedding and six for each layer passed (qkv, cache, o, gate, up, down). Their errors have
+    random signs, so they add in squares: relative error in the 2-norm under 2^-8 * sqrt(1 + 6 * layers)."""
+    ids = prompt(48, 5)
+    exact = load(checkpoints(variant))
+    wanted = Recorder(exact)
+    exact.logits(ids)
+    fast = LLM(str(checkpoints(variant)), dtype="bfloat16")
+    got = Recorder(fast, wanted.choices)
+    fast.logits(ids)
+    assert len(got.outputs) == len(wanted.outputs) == exact.spec.layers
+    for depth, (a, b) in enumerate(zip(got.outputs, wanted.outputs, strict=True)):
+        error = float((a - b).norm() / b.norm())
+        assert error < 2**-8 * (1 + 6 * (depth + 1)) ** 0.5, f"layer {depth}: relative error {error:.2e}"
+        assert error > 0, "the fast model is not the float32 one"

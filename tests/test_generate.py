@@ -1,0 +1,140 @@
+"""The public API as a program uses it: generate, stream, stop, reuse a prefix, run out of room."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from transformers import PreTrainedModel
+
+from headrace import LLM, ContextOverflow, OptionError, SamplingParams, TokenizerError
+from headrace.engine.kvcache import PAGE
+
+Checkpoints = Callable[[str], Path]
+Oracle = Callable[[str], PreTrainedModel]
+
+
+def greedy(new: int, **params: object) -> SamplingParams:
+    return SamplingParams(max_new_tokens=new, ignore_eos=True, **params)
+
+
+@pytest.fixture(scope="module")
+def llm(checkpoints: Checkpoints) -> LLM:
+    return LLM(str(checkpoints("qwen3_moe")), dtype="float32")
+
+
+def ids(count: int, seed: int = 0) -> list[int]:
+    return torch.randint(3, 160, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def test_stream_gives_what_generate_gives(llm: LLM) -> None:
+    chunks = list(llm.stream(ids(9), greedy(12)))
+    assert [c.token_id for c in chunks] == llm.generate([ids(9)], greedy(12))[0].token_ids
+    assert [c.finish_reason for c in chunks] == [None] * 11 + ["length"]
+
+
+def test_a_single_prompt_counts_as_a_list_of_one(llm: LLM) -> None:
+    assert llm.generate(ids(5), greedy(3))[0].token_ids == llm.generate([ids(5)], greedy(3))[0].token_ids
+
+
+def test_an_end_token_ends_and_is_the_last_token(llm: LLM) -> None:
+    tokens = llm.generate([ids(9)], greedy(12))[0].token_ids
+    stop = SamplingParams(max_new_tokens=12, stop_token_ids=(tokens[5],), ignore_eos=True)
+    result = llm.generate([ids(9)], stop)[0]
+    assert result.token_ids == tokens[: tokens.index(tokens[5]) + 1]
+    assert result.finish_reason == "stop"
+
+
+def test_several_end_tokens_of_the_config(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    tiny.build("mixtral", tmp_path, eos_token_id=[7, 9])
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [9, 11]}')
+    assert LLM(str(tmp_path)).eos_ids == (7, 9, 11)
+
+
+def test_a_batch_larger_than_the_machine_takes_runs_in_turns(checkpoints: Checkpoints) -> None:
+    llm = LLM(str(checkpoints("mixtral")), dtype="float32", max_sequences=2, max_context=40)
+    prompts = [ids(n, n) for n in (3, 20, 7, 1, 30)]
+    alone = [llm.generate([p], greedy(8))[0].token_ids for p in prompts]
+    assert [r.token_ids for r in llm.generate(prompts, greedy(8))] == alone
+    assert max(len(p.sequences) for p in llm.ledger.passes) == 2
+
+
+def test_each_prompt_may_have_its_own_parameters(llm: LLM) -> None:
+    results = llm.generate([ids(4), ids(6)], [greedy(3), greedy(7, temperature=1.0, seed=5)])
+    assert [len(r.token_ids) for r in results] == [3, 7]
+    with pytest.raises(OptionError, match="2 sampling parameters for 1"):
+        llm.generate([ids(4)], [greedy(3), greedy(3)])
+
+
+@pytest.mark.parametrize("kernels", ["reference", "cpu"])
+def test_a_known_prefix_is_reused_and_changes_nothing(kernels: str, checkpoints: Checkpoints) -> None:
+    llm = LLM(str(checkpoints("qwen3_moe")), dtype="float32", kernels=kernels)
+    fresh = LLM(str(checkpoints("qwen3_moe")), dtype="float32", kernels=kernels)
+    first = llm.generate([ids(50)], greedy(30))[0]
+    longer = ids(50) + first.token_ids + ids(5, 1)
+    again = llm.generate([longer], greedy(10))[0]
+    assert again.reused_tokens == (50 + 29) // PAGE * PAGE  # the last token of a completion is not in the cache
+    assert again.token_ids == fresh.generate([longer], greedy(10))[0].token_ids
+    assert sum(p.tokens for p in again.ledger if p.phase == "prefill") == len(longer) - again.reused_tokens
+
+
+def test_prompts_of_a_batch_share_a_prefix_that_was_answered_before(llm: LLM) -> None:
+    system = ids(70, 9)
+    llm.generate([system], greedy(1))
+    results = llm.generate([system + ids(3, n) for n in range(3)], greedy(4))
+    assert [r.reused_tokens for r in results] == [64, 64, 64]
+
+
+def test_closing_a_stream_gives_its_pages_back(checkpoints: Checkpoints) -> None:
+    llm = LLM(str(checkpoints("mixtral")), max_context=64, max_sequences=1)
+    free = llm.pages.available
+    for _ in range(3):
+        stream = llm.stream(ids(20), greedy(40))
+        next(stream)
+        assert llm.pages.available < free
+        stream.close()
+        assert stream.result.finish_reason == "interrupted"
+        assert llm.pages.available == free
+    assert not llm.scheduler.running
+
+
+def test_a_stream_that_was_never_started_leaves_nothing_behind(checkpoints: Checkpoints) -> None:
+    llm = LLM(str(checkpoints("mixtral")), max_context=64, max_sequences=1)
+    llm.stream(ids(20), greedy(40)).close()
+    assert not llm.scheduler.waiting
+    assert len(llm.generate([ids(20)], greedy(4))[0].token_ids) == 4
+
+
+def test_context_is_used_to_the_last_token_and_not_beyond(checkpoints: Checkpoints, oracle: Oracle) -> None:
+    llm = LLM(str(checkpoints("mixtral")), dtype="float32", max_context=50)
+    result = llm.generate([ids(40)], greedy(11))[0]
+    assert result.token_ids == tiny.oracle_greedy(oracle("mixtral"), ids(40), 11)
+    with pytest.raises(ContextOverflow, match=r"40 prompt tokens and 12 new ones are 52, the context holds 50.*11"):
+        llm.generate([ids(40)], greedy(12))
+    with pytest.raises(ContextOverflow, match=r"prompt has 51 tokens, the context holds 50.*256"):
+        llm.generate([ids(51)], greedy(1))
+
+
+def test_logits_do_not_disturb_the_cache(llm: LLM) -> None:
+    before = llm.pages.available
+    one, two = llm.logits(ids(65)), llm.logits(ids(65))
+    assert torch.equal(one, two)
+    assert llm.pages.available == before
+
+
+def test_prompts_that_make_no_sense_are_refused(llm: LLM) -> None:
+    with pytest.raises(OptionError, match="empty"):
+        llm.generate([[]])
+    with pytest.raises(OptionError, match=r"token id 160 .* 160 tokens"):
+        llm.generate([[5, 160]])
+    with pytest.raises(TokenizerError, match=r"no tokenizer\.json"):
+        llm.generate(["text"])
+
+
+def test_a_sampled_run_repeats_with_its_seed_and_thread_count(checkpoints: Checkpoints) -> None:
+    params = greedy(30, temperature=0.9, top_p=0.9, seed=11)
+    runs = [LLM(str(checkpoints("olmoe")), threads=2).generate([ids(7)], params)[0].token_ids for _ in range(2)]
+    assert runs[0] == runs[1]

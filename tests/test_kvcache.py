@@ -1,0 +1,90 @@
+"""Pages: handed out, shared, known by content, forgotten oldest first."""
+
+from __future__ import annotations
+
+import pytest
+
+from headrace.engine.kvcache import PAGE, PageTable, pages_for
+
+
+def fill(table: PageTable, tokens: list[int]) -> list[int]:
+    """A sequence that computes all its tokens; its pages are still owned."""
+    pages, digests = table.reuse(tokens)
+    pages = pages + table.allocate(pages_for(len(tokens)) - len(pages))
+    table.publish(tokens, pages, digests, len(tokens))
+    return pages
+
+
+def tokens(pages: float, start: int = 0) -> list[int]:
+    return list(range(start, start + int(pages * PAGE)))
+
+
+def test_pages_for() -> None:
+    assert [pages_for(n) for n in (0, 1, PAGE, PAGE + 1)] == [0, 1, 1, 2]
+
+
+def test_a_prefix_is_found_page_by_page_but_never_whole() -> None:
+    table = PageTable(8)
+    pages = fill(table, tokens(2))
+    assert table.reuse(tokens(2))[0] == pages[:1], "the last token must be computed for its logits"
+    assert table.reuse(tokens(2.5))[0] == pages
+    assert table.reuse([*tokens(1), 999, *tokens(1)])[0] == pages[:1]
+    assert table.reuse([999, *tokens(2)])[0] == []
+
+
+def test_a_page_that_is_not_full_is_not_known() -> None:
+    table = PageTable(8)
+    fill(table, tokens(1.5))
+    assert len(table.reuse(tokens(3))[0]) == 1
+
+
+def test_released_pages_keep_their_content_until_room_is_needed() -> None:
+    table = PageTable(3)
+    table.release(fill(table, tokens(2)))
+    assert table.available == 3
+    assert len(table.reuse(tokens(2.5))[0]) == 2
+    table.release([0, 1] if table.owners[0] else [])
+    for page, owners in enumerate(table.owners):
+        if owners:
+            table.release([page])
+    table.allocate(2)
+    assert len(table.reuse(tokens(2.5))[0]) == 1, "the end of the prefix goes first, its beginning stays useful"
+
+
+def test_the_least_recently_used_content_goes_first() -> None:
+    table = PageTable(4)
+    old, new = fill(table, tokens(1, 0)), fill(table, tokens(1, 500))
+    table.release(old)
+    table.release(new)
+    table.release(table.reuse(tokens(1.5, 0))[0])  # the older one is used again
+    table.allocate(3)
+    assert len(table.reuse(tokens(1.5, 0))[0]) == 1
+    assert table.reuse(tokens(1.5, 500))[0] == []
+
+
+def test_shared_pages_live_until_their_last_owner_leaves() -> None:
+    table = PageTable(4)
+    first = fill(table, tokens(2))
+    second, _ = table.reuse(tokens(2.5))
+    table.release(first)
+    assert table.available == 2
+    table.release(second)
+    assert table.available == 4
+
+
+def test_twins_computed_at_the_same_time_both_work_and_one_is_known() -> None:
+    table = PageTable(6)
+    pages = table.allocate(4)
+    table.publish(tokens(2), pages[:2], [], 2 * PAGE)
+    digests: list[bytes] = []
+    table.publish(tokens(2), pages[2:], digests, 2 * PAGE)
+    assert len(digests) == 2
+    assert table.reuse(tokens(2.5))[0] == pages[:2]
+    table.release(pages)
+    table.release(pages[:2])
+    assert table.available == 6
+
+
+def test_more_than_there_is_is_our_own_mistake() -> None:
+    with pytest.raises(AssertionError, match="3 pages asked, 2 available"):
+        PageTable(2).allocate(3)

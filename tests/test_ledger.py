@@ -1,0 +1,138 @@
+"""The ledger: counted bytes equal predicted bytes equal numbers worked out by hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from headrace import LLM, OptionError, SamplingParams
+from headrace.engine.experts import distinct
+from headrace.engine.ledger import Ledger, summarise
+from headrace.engine.machine import Profile
+from headrace.engine.planner import pass_bytes, predict_seconds
+from headrace.kernels import FORMATS
+from headrace.loaders.weights import Formats
+
+Checkpoints = Callable[[str], Path]
+
+
+def force(llm: LLM, chosen: list[list[int]]) -> None:
+    """Every token chooses these experts, layer by layer over the MoE layers, with equal weights."""
+    moe_layers = [i for i, is_moe in enumerate(llm.spec.is_moe) if is_moe]
+
+    def choose(index: int, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        ids = torch.tensor(chosen[moe_layers.index(index)], dtype=torch.int32).expand(len(logits), -1).contiguous()
+        return ids, torch.full(ids.shape, 1.0 / ids.shape[1])
+
+    llm.decoder.choose = choose  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("expert_format", ["f32", "bf16", "q8_0", "q4_0"])
+def test_bytes_of_a_decode_step_worked_out_by_hand(expert_format: str, checkpoints: Checkpoints) -> None:
+    """qwen3_moe: hidden 64, 3 layers (1 dense, 96 wide), 8 experts of width 32, top 3, 4 + 2 * 2 heads of 24, 160 tokens."""
+    llm = LLM(str(checkpoints("qwen3_moe")), expert_format=expert_format, dense_format="bf16", dtype="bfloat16")
+    force(llm, [[0, 3, 7], [1, 2, 4]])
+    result = llm.generate([[5, 6, 7, 8]], SamplingParams(max_new_tokens=4, ignore_eos=True))[0]
+    step = [p for p in result.ledger if p.phase == "decode"][-1]
+    row_64 = {"f32": 256, "bf16": 128, "q8_0": 16 + 64, "q4_0": 16 + 32}[expert_format]  # 2 scales of 2 B, padded to 16
+    row_32 = {"f32": 128, "bf16": 64, "q8_0": 16 + 32, "q4_0": 16 + 16}[expert_format]
+    expert = 2 * 32 * row_64 + 64 * row_32
+    assert expert % 64 == 0
+    attention = (96 + 2 * 48) * 128 + 64 * 96 * 2 + 2 * 24 * 4  # qkv, o, two norms of a head
+    norms = 2 * 64 * 4
+    dense_mlp = 2 * 96 * 128 + 64 * 96 * 2
+    routers = 2 * 8 * 64 * 4
+    embedding_row, final_norm = 64 * 2, 64 * 4
+    context = 4 + 3  # prompt and the three tokens that went in: the fourth new one never does
+    assert step.context == context
+    assert step.bytes == {
+        "cpu_dram": {
+            "experts": 2 * 3 * expert,
+            "dense": 3 * (attention + norms) + dense_mlp + routers + embedding_row + final_norm,
+            "kv": (context + 1) * 3 * 2 * 48 * 2,
+            "head": 160 * 128,
+        }
+    }
+
+
+@pytest.mark.parametrize("variant", ["qwen3_moe", "qwen2_moe", "mixtral", "olmoe", "granitemoe"])
+def test_counted_bytes_equal_the_prediction(variant: str, checkpoints: Checkpoints) -> None:
+    """For every pass of a batch with its own routing: what was chosen is recorded and predicted from."""
+    llm = LLM(str(checkpoints(variant)), expert_format="bf16", prefill_chunk=16)
+    inner, seen = llm.decoder.choose, []
+
+    def choose(index: int, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        ids, weights = inner(index, logits)
+        seen.append(len(set(ids.flatten().tolist())))
+        return ids, weights
+
+    llm.decoder.choose = choose  # type: ignore[method-assign]
+    results = llm.generate([list(range(3, 30)), [4, 5]], SamplingParams(max_new_tokens=6, ignore_eos=True))
+    passes = llm.ledger.passes
+    assert {p.phase for p in passes} == {"prefill", "decode"}
+    assert results[0].ledger
+    layers = llm.spec.moe_layers
+    for i, done in enumerate(passes):
+        predicted = pass_bytes(
+            llm.spec,
+            llm.checkpoint.formats,
+            llm.kv_dtype,
+            tokens=done.tokens,
+            contexts=[done.context],
+            distinct_experts=seen[i * layers : (i + 1) * layers],
+            logits="head" in done.bytes["cpu_dram"],
+        )
+        assert done.bytes == predicted
+
+
+def test_distinct_experts() -> None:
+    assert distinct(torch.tensor([[3, 1, 2]], dtype=torch.int32), 8) == 3
+    assert distinct(torch.tensor([[3, 1], [1, 3], [7, 1]], dtype=torch.int32), 8) == 3
+
+
+def profile(rate: float) -> Profile:
+    rates = dict.fromkeys(FORMATS, rate)
+    return Profile(
+        key="k", cpu="c", isa="i", threads=1, memory_bytes=1, date="d", stream=rate, linear=rates,
+        experts={**rates, "q4_0": 2 * rate},
+    )  # fmt: skip
+
+
+def test_seconds_are_bytes_over_the_bandwidth_of_the_kernel_that_reads_them() -> None:
+    formats = Formats(experts=FORMATS["q4_0"], dense=FORMATS["bf16"], embed=FORMATS["bf16"])
+    read = {"cpu_dram": {"experts": 4_000, "dense": 1_000, "kv": 500, "head": 500}}
+    assert predict_seconds(read, profile(1e3), formats, torch.bfloat16) == pytest.approx(2.0 + 1.0 + 0.5 + 0.5)
+
+
+def test_a_pass_has_prediction_measurement_and_residual(checkpoints: Checkpoints) -> None:
+    llm = LLM(str(checkpoints("mixtral")))
+    llm.use_profile(profile(1e9))
+    llm.generate([[5, 6]], SamplingParams(max_new_tokens=3, ignore_eos=True))
+    done = llm.ledger.passes[-1]
+    assert done.predicted_s == pytest.approx(done.total("cpu_dram") / 1e9)
+    assert done.measured_s > 0
+    assert done.residual_s == done.measured_s - done.predicted_s
+    summary = summarise(llm.ledger.passes, "decode")
+    assert summary.tokens == 2
+    assert summary.predicted_tok_s == pytest.approx(2 / sum(p.predicted_s or 0 for p in llm.ledger.passes[1:]))
+    assert summary.bytes_per_token()["cpu_dram"]["total"] == round(sum(summary.bytes["cpu_dram"].values()) / 2)
+
+
+def test_ledger_file_has_a_line_for_every_pass(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    with LLM(str(checkpoints("mixtral"))) as llm:
+        llm.ledger.open(path)
+        result = llm.generate([[5, 6]], SamplingParams(max_new_tokens=5, ignore_eos=True))[0]
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert lines == [p.as_json() for p in result.ledger]
+    assert [line["phase"] for line in lines] == ["prefill"] + ["decode"] * 4
+    assert all(line["tokens"] == 1 for line in lines[1:])
+
+
+def test_a_ledger_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=r"missing/x\.jsonl.*No such file"):
+        Ledger().open(tmp_path / "missing" / "x.jsonl")

@@ -1,0 +1,66 @@
+"""Stop strings: found across tokens, never shown, and nothing else held back for longer than needed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from headrace.engine.text import TextBuilder
+
+
+class Letters:
+    """A tokenizer whose tokens are pieces of text."""
+
+    def stream(self) -> Letters:
+        return self
+
+    def push(self, piece: Any) -> str:
+        return str(piece)
+
+    def finish(self) -> str:
+        return ""
+
+
+def run(pieces: list[str], stop: list[str]) -> tuple[list[str], str, bool]:
+    text = TextBuilder(Letters(), stop)  # type: ignore[arg-type]
+    shown = []
+    for piece in pieces:
+        shown.append(text.push(piece))  # type: ignore[arg-type]
+        if text.stopped:
+            break
+    shown.append(text.finish())
+    return shown, text.text, text.stopped
+
+
+def test_without_stop_strings_everything_is_shown_at_once() -> None:
+    assert run(["ab", "c"], []) == (["ab", "c", ""], "abc", False)
+
+
+@pytest.mark.parametrize("pieces", [["hello END more"], ["hello E", "N", "D more"], list("hello END more")])
+def test_a_stop_string_is_found_across_tokens_and_not_shown(pieces: list[str]) -> None:
+    shown, text, stopped = run(pieces, ["END"])
+    assert "".join(shown) == text == "hello "
+    assert stopped
+
+
+def test_only_what_may_begin_a_stop_string_is_held_back() -> None:
+    shown, text, stopped = run(["a\n", "b\n", "\n", "c"], ["\n\n"])
+    assert shown == ["a", "\nb", "", ""]
+    assert (text, stopped) == ("a\nb", True)
+
+
+def test_what_was_held_back_comes_at_the_end() -> None:
+    shown, text, _ = run(["abc", "EN"], ["END"])
+    assert shown == ["abc", "", "EN"]
+    assert text == "abcEN"
+
+
+def test_the_first_of_several_stop_strings_wins() -> None:
+    assert run(["one two three"], ["three", "two"])[1] == "one "
+
+
+def test_overlapping_beginnings() -> None:
+    shown, text, stopped = run(["a", "a", "a", "b"], ["aab"])
+    assert "".join(shown) == text == "a"
+    assert stopped

@@ -1,0 +1,97 @@
+"""Tiny random checkpoints of every family, built and saved by transformers, which is then the oracle.
+
+Every dimension differs from every other that it could be mistaken for, and what transformers initialises to zero or one is
+randomised, so that a transposed matrix or a forgotten bias cannot pass.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+BASE: dict[str, Any] = dict(
+    vocab_size=160, hidden_size=64, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
+    max_position_embeddings=256, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+)  # fmt: skip
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "rope_theta": 10000.0}
+LLAMA3 = {
+    "rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 32, "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0, "rope_theta": 500000.0,
+}  # fmt: skip
+LINEAR = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "qwen3_moe": dict(
+        BASE, head_dim=24, intermediate_size=96, moe_intermediate_size=32, num_experts=8, num_experts_per_tok=3,
+        norm_topk_prob=True, mlp_only_layers=[1],
+    ),
+    "qwen3_moe-yarn": dict(
+        BASE, head_dim=32, intermediate_size=96, moe_intermediate_size=40, num_experts=7, num_experts_per_tok=2,
+        norm_topk_prob=False, decoder_sparse_step=2, rope_parameters=YARN, attention_bias=True,
+    ),
+    "qwen2_moe": dict(
+        BASE, intermediate_size=96, moe_intermediate_size=48, shared_expert_intermediate_size=80, num_experts=6,
+        num_experts_per_tok=4, norm_topk_prob=False, mlp_only_layers=[0],
+    ),
+    "mixtral": dict(BASE, intermediate_size=112, num_local_experts=5, num_experts_per_tok=2, rope_theta=1e6),
+    "mixtral-llama3": dict(
+        BASE, intermediate_size=112, num_local_experts=5, num_experts_per_tok=2, head_dim=32, rope_parameters=LLAMA3
+    ),
+    "olmoe": dict(BASE, intermediate_size=40, num_experts=9, num_experts_per_tok=3, norm_topk_prob=False, clip_qkv=1.5),
+    "olmoe-linear": dict(
+        BASE, intermediate_size=40, num_experts=9, num_experts_per_tok=3, norm_topk_prob=True, rope_parameters=LINEAR
+    ),
+    "granitemoe": dict(
+        BASE, intermediate_size=40, num_local_experts=6, num_experts_per_tok=3, embedding_multiplier=3.0,
+        residual_multiplier=0.7, attention_multiplier=0.21, logits_scaling=1.9, tie_word_embeddings=True,
+    ),
+    "granitemoe-bias": dict(
+        BASE, intermediate_size=40, num_local_experts=6, num_experts_per_tok=3, embedding_multiplier=2.0,
+        residual_multiplier=0.9, attention_multiplier=0.3, logits_scaling=1.3, tie_word_embeddings=False,
+        attention_bias=True,
+    ),
+}  # fmt: skip
+
+
+def randomise(model: PreTrainedModel, seed: int) -> None:
+    """Gives every stored tensor values that matter: norms near one, the rest normal with a spread that keeps logits near 4."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, tensor in model.state_dict().items():
+        noise = torch.randn(tensor.shape, generator=generator)
+        if "norm" in name:
+            tensor.copy_(1 + 0.1 * noise)
+        elif name.endswith("bias"):
+            tensor.copy_(0.2 * noise)
+        else:
+            tensor.copy_(noise / tensor.shape[-1] ** 0.5)
+
+
+def build(variant: str, directory: Path, seed: int = 0, **changes: Any) -> PreTrainedModel:
+    """Saves a tiny checkpoint of `variant` in float32 and returns the model it came from, ready to be compared with."""
+    config = AutoConfig.for_model(variant.split("-")[0], **{**VARIANTS[variant], **changes})
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
+    model.set_experts_implementation("eager")
+    with torch.no_grad():
+        randomise(model, seed)
+    model.eval()
+    model.save_pretrained(directory)
+    return model
+
+
+def oracle_logits(model: PreTrainedModel, ids: list[int]) -> torch.Tensor:
+    """transformers' logits after every token: float32 [tokens, vocabulary]."""
+    with torch.no_grad():
+        return model(torch.tensor([ids])).logits[0].float()
+
+
+def oracle_greedy(model: PreTrainedModel, ids: list[int], new: int) -> list[int]:
+    """transformers' greedy continuation, end tokens ignored."""
+    with torch.no_grad():
+        out = model.generate(
+            torch.tensor([ids]), attention_mask=torch.ones(1, len(ids)), do_sample=False, max_new_tokens=new,
+            min_new_tokens=new, eos_token_id=None, pad_token_id=0, repetition_penalty=1.0, temperature=None, top_p=None, top_k=None
+        )  # fmt: skip
+    return out[0, len(ids) :].tolist()
