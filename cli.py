@@ -189,7 +189,7 @@ def perplexity(
 @app.command()
 def measure(
     threads: Threads = None,
-    rounds: Annotated[int, typer.Option(help="how often each kernel is timed; the median counts")] = 5,
+    rounds: Annotated[int, typer.Option(min=1, help="how often each kernel is timed; the median counts")] = 5,
     as_json: Json = False,
 ) -> None:
     """Measure how fast this machine's kernels read memory, and save it for predictions."""

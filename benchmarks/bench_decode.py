@@ -2,9 +2,9 @@
 
     python benchmarks/bench_decode.py olmoe-1b-7b [--format q4_0] [--layers N] [--json FILE]
 
-Writes the shape as a checkpoint with random weights (bench-data/, kept for the next run), loads it as a user would, then
-alternates: read a large buffer, decode a run of tokens. Prints per round the bytes per token (from the ledger), the rate
-and its share of the read bandwidth, and the medians; one JSON line last.
+Writes the shape as a checkpoint with random weights (bench-data/, kept for the next run), loads it as a user
+would, then alternates: read a large buffer, decode a run of tokens. Prints per round the bytes per token (from the
+ledger), the rate and its share of the read bandwidth; the medians as one JSON line last.
 """
 
 from __future__ import annotations
@@ -20,11 +20,10 @@ from typing import Any
 
 import random_checkpoint
 import torch
-from passport import passport
-
 from headrace import LLM, SamplingParams
 from headrace.engine.ledger import summarise
 from headrace.kernels import cpu
+from passport import passport
 
 DATA = Path(__file__).parent.parent / "bench-data"
 BUFFER = 2 << 30
@@ -74,7 +73,9 @@ def prepare(shape: str, layers: int | None) -> Path:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     directory = prepare(args.shape, args.layers)
     start = time.perf_counter()
-    llm = LLM(str(directory), expert_format=args.format, dense_format=args.format, max_context=1024, threads=args.threads)
+    llm = LLM(
+        str(directory), expert_format=args.format, dense_format=args.format, max_context=1024, threads=args.threads
+    )
     load_s = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(f"loaded {llm.weights.nbytes / 1e9:.2f} GB in {load_s:.1f} s, peak memory {peak / 1e9:.2f} GB")
@@ -85,8 +86,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         rounds.append(one_round(llm, buffer, args.tokens, 10 + i))
         one = rounds[-1]
         print(
-            f"round {i + 1}: {one.bytes_per_token / 1e6:.1f} MB a token, {one.ms_per_token:.2f} ms, {one.gb_s:.2f} GB/s, "
-            f"read {one.stream_gb_s:.2f} GB/s, share {one.share:.2f}"
+            f"round {i + 1}: {one.bytes_per_token / 1e6:.1f} MB a token, {one.ms_per_token:.2f} ms, "
+            f"{one.gb_s:.2f} GB/s, read {one.stream_gb_s:.2f} GB/s, share {one.share:.2f}"
         )
     return {
         "shape": args.shape,

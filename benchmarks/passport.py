@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-
 from headrace.engine.machine import cpu_name
 from headrace.kernels import cpu
 

@@ -1,9 +1,9 @@
-"""Writes a checkpoint of a real shape with random weights: real config, real tensor names, sharded safetensors in bfloat16.
+"""Writes a checkpoint of a real shape with random weights: real config and names, sharded bfloat16.
 
     python benchmarks/random_checkpoint.py olmoe-1b-7b bench-data/olmoe [--layers 4]
 
-Speed depends on shapes and bytes, not on values, so a shape that cannot be downloaded can still be measured. Values are cut
-from one block of normal noise (standard deviation 0.02) at a random place for each tensor, which writes at disk speed.
+Speed depends on shapes and bytes, not on values, so a shape that cannot be downloaded can still be measured. Values are
+cut from one block of normal noise (standard deviation 0.02) at a random place for each tensor, which is quick.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
 from headrace.kernels import FORMATS
 from headrace.loaders.config import ConfigReader
 from headrace.loaders.families import spec_of

@@ -48,9 +48,10 @@ def plan(config: EngineConfig, checkpoint: Checkpoint, dtype: torch.dtype, free:
         raise OptionError(f"max_context is {asked}, this model allows at most {spec.context} tokens")
     if asked is not None and pages_for(asked) * page_bytes > left > 0:
         fits = int(left * CACHE_SHARE) // page_bytes * PAGE
+        remedy = f"lower max_context to about {fits}" if fits else "free memory, or take smaller formats"
         raise MemoryNeeded(
             f"a context of {asked} tokens takes {pages_for(asked) * page_bytes / GB:.2f} GB of KV cache, "
-            f"{left / GB:.2f} GB are free after the weights: lower max_context to about {fits}"
+            f"{left / GB:.2f} GB are free after the weights: {remedy}"
         )
     budget = max(1, int(max(left, 0) * CACHE_SHARE) // page_bytes)
     context = asked or min(spec.context, max(PAGE, budget * PAGE))

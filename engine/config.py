@@ -22,11 +22,17 @@ def _choice(name: str, value: object, choices: list[str]) -> None:
         raise OptionError(f"{name} is {value!r}; choose one of {', '.join(choices)}")
 
 
-def _at_least(name: str, value: float | None, minimum: float, none_ok: bool = False) -> None:
+def _at_least(name: str, value: object, minimum: float, none_ok: bool = False) -> None:
     if value is None and none_ok:
         return
-    if value is None or isinstance(value, bool) or not math.isfinite(value) or value < minimum:
-        raise OptionError(f"{name} is {value}; it must be at least {minimum:g}")
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not minimum <= value < math.inf:
+        raise OptionError(f"{name} is {value!r}; it must be a number of at least {minimum:g}")
+
+
+def _whole(name: str, value: object, minimum: int, none_ok: bool = False) -> None:
+    _at_least(name, value, minimum, none_ok)
+    if isinstance(value, float):
+        raise OptionError(f"{name} is {value!r}; it must be a whole number")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +65,10 @@ class EngineConfig:
         _choice("dtype", self.dtype, list(DTYPES))
         _choice("expert_format", self.expert_format, ["native", *FORMATS])
         _choice("dense_format", self.dense_format, ["native", *FORMATS])
-        _at_least("threads", self.threads, 1, none_ok=True)
-        _at_least("max_context", self.max_context, 1, none_ok=True)
-        _at_least("prefill_chunk", self.prefill_chunk, 1)
-        _at_least("max_sequences", self.max_sequences, 1)
+        _whole("threads", self.threads, 1, none_ok=True)
+        _whole("max_context", self.max_context, 1, none_ok=True)
+        _whole("prefill_chunk", self.prefill_chunk, 1)
+        _whole("max_sequences", self.max_sequences, 1)
 
     @property
     def plain_format(self) -> str:
@@ -99,17 +105,17 @@ class SamplingParams:
     def __post_init__(self) -> None:
         stop: object = self.stop
         object.__setattr__(self, "stop", (stop,) if isinstance(stop, str) else tuple(self.stop))
-        _at_least("max_new_tokens", self.max_new_tokens, 1)
+        _whole("max_new_tokens", self.max_new_tokens, 1)
         _at_least("temperature", self.temperature, 0)
-        _at_least("top_k", self.top_k, 0)
+        _whole("top_k", self.top_k, 0)
         _at_least("min_p", self.min_p, 0)
         _at_least("repetition_penalty", self.repetition_penalty, 1e-6)
-        if not 0 < self.top_p <= 1:
-            raise OptionError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
-        if self.min_p > 1:
-            raise OptionError(f"min_p is {self.min_p}; it must be at most 1")
-        if not math.isfinite(self.presence_penalty):
-            raise OptionError(f"presence_penalty is {self.presence_penalty}; it must be a finite number")
+        _at_least("top_p", self.top_p, 1e-9)
+        _at_least("presence_penalty", self.presence_penalty, -1e9)
+        if max(self.top_p, self.min_p) > 1:
+            raise OptionError(f"top_p is {self.top_p} and min_p {self.min_p}; both must be at most 1")
+        if self.seed is not None and not (isinstance(self.seed, int) and -(2**63) <= self.seed < 2**64):
+            raise OptionError(f"seed is {self.seed!r}; it must be a whole number of at most 64 bits")
         if any(not isinstance(s, str) or not s for s in self.stop):
             raise OptionError(f"stop is {self.stop!r}; give strings that are not empty")
 

@@ -5,6 +5,7 @@ Ctrl-C ends the completion, not the account: the text so far stays, the byte tab
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -76,10 +77,7 @@ def complete(llm: LLM, prompts: list[Prompt], params: SamplingParams, as_json: b
     if len(prompts) == 1:
         results = [stream_to(llm, prompts[0], params, show=not as_json)]
     else:
-        try:
-            results = llm.generate(prompts, params)
-        except KeyboardInterrupt:
-            return _account_of_interrupted(llm)
+        results = run_together(llm, prompts, params)
         if not as_json:
             for i, result in enumerate(results):
                 print(f"--- prompt {i + 1}\n{result.text}")
@@ -87,12 +85,12 @@ def complete(llm: LLM, prompts: list[Prompt], params: SamplingParams, as_json: b
     return INTERRUPTED if any(r.finish_reason == "interrupted" for r in results) else 0
 
 
-def _account_of_interrupted(llm: LLM) -> int:
-    """What a batch read until Ctrl-C; its texts are given when all are done, so there are none."""
-    llm.close()
-    say("\ninterrupted: a batch gives its texts when all of them are done; so far it read")
-    notes.print(report.byte_table(llm.ledger.passes))
-    return INTERRUPTED
+def run_together(llm: LLM, prompts: list[Prompt], params: SamplingParams) -> list[Completion]:
+    """Completes several prompts as one batch; Ctrl-C ends all of them with the text so far."""
+    group = llm.batch(prompts, params)
+    with contextlib.suppress(KeyboardInterrupt):
+        group.run()
+    return group.results
 
 
 def stream_to(llm: LLM, prompt: Prompt, params: SamplingParams, show: bool) -> Completion:

@@ -69,18 +69,19 @@ class Ledger:
         self.current: Pass | None = None
         self.sink: IO[str] | None = None
 
-    def open(self, path: Path) -> None:
+    def open(self, path: Path, mode: str = "w") -> None:
         """Writes a JSON line for every pass from now on; raises OptionError if the file cannot be written."""
         try:
-            self.sink = path.open("w", encoding="utf-8")
+            self.sink = path.open(mode, encoding="utf-8")
         except OSError as error:
             raise OptionError(f"cannot write the ledger to {path}: {error.strerror}; choose another path") from error
 
     @staticmethod
     def check_path(path: Path) -> None:
-        """Raises OptionError if a ledger cannot be written there: before a model is loaded, not after."""
+        """Raises OptionError if a ledger cannot be written there: before a model is loaded, not after. What the file
+        holds stays."""
         ledger = Ledger()
-        ledger.open(path)
+        ledger.open(path, mode="a")
         ledger.close()
 
     def close(self) -> None:
@@ -108,9 +109,17 @@ class Ledger:
             done.predicted_s = self.predict(done.bytes)
         self.passes.append(done)
         if self.sink is not None:
+            self._write(done)
+        return done
+
+    def _write(self, done: Pass) -> None:
+        assert self.sink is not None
+        try:
             self.sink.write(json.dumps(done.as_json()) + "\n")
             self.sink.flush()
-        return done
+        except OSError as error:
+            path, self.sink = self.sink.name, None
+            raise OptionError(f"the ledger {path} cannot be written any more: {error.strerror}; make room") from error
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,7 +35,7 @@ from .results import Chunk, Completion
 from .sampling import sample
 from .scheduler import Batch, Scheduler, make_inputs
 from .sequence import Sequence, make_sequence
-from .stream import Stream
+from .stream import Group, Stream
 from .text import TextBuilder
 
 Prompt = str | list[int]
@@ -121,12 +121,23 @@ class LLM:
         params: one for all, or one for each prompt; default greedy, 256 tokens. Raises ContextOverflow if a prompt and
         its new tokens do not fit into the context, OptionError for a prompt that is empty or holds unknown ids.
         """
+        group = self.batch(prompts, params)
+        group.run()
+        return group.results
+
+    def batch(self, prompts: Prompt | Seq[Prompt], params: SamplingParams | Seq[SamplingParams] | None = None) -> Group:
+        """The requests of `generate` before they run: `run` completes them, and `results` is what there is at any time,
+        also after an exception (Ctrl-C) ended the run."""
         many = _as_prompts(prompts)
         each = [params or SamplingParams()] * len(many) if isinstance(params, SamplingParams | None) else list(params)
         if len(each) != len(many):
             raise OptionError(f"{len(each)} sampling parameters for {len(many)} prompts: give one, or one for each")
         sequences = [self._sequence(p, one) for p, one in zip(many, each, strict=True)]
         texts = {s.id: TextBuilder(self.tokenizer, s.params.stop) for s in sequences}
+        return Group(lambda: self._run(sequences, texts), lambda: [self._completion(s, texts[s.id]) for s in sequences])
+
+    def _run(self, sequences: list[Sequence], texts: dict[int, TextBuilder]) -> None:
+        """Completes sequences together."""
         try:
             for sequence in sequences:
                 self.scheduler.add(sequence)
@@ -135,7 +146,6 @@ class LLM:
                     self._advance(sequence, token, texts[sequence.id])
         finally:
             self._abandon(sequences)
-        return [self._completion(s, texts[s.id]) for s in sequences]
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Stream:
         """Completes one prompt and yields a `Chunk` per token; closing the stream ends the request cleanly.
@@ -254,9 +264,9 @@ class LLM:
         ids = self.encode(prompt) if isinstance(prompt, str) else list(prompt)
         if not ids:
             raise OptionError("the prompt is empty, and this tokenizer adds no start token: give at least one token")
-        bad = next((i for i in ids if not 0 <= i < self.spec.vocab), None)
+        bad = next((i for i in ids if not isinstance(i, int) or not 0 <= i < self.spec.vocab), None)
         if bad is not None:
-            raise OptionError(f"token id {bad} is outside the vocabulary of {self.spec.vocab} tokens")
+            raise OptionError(f"token id {bad!r} is outside the vocabulary of {self.spec.vocab} tokens")
         if params.stop and self.tokenizer is None:
             self._need_tokenizer("stop strings")
         self._check_context(len(ids), params.max_new_tokens)
@@ -335,4 +345,7 @@ def _as_prompts(prompts: Prompt | Seq[Prompt]) -> list[Prompt]:
     many = list(prompts)
     if many and all(isinstance(p, int) for p in many):
         return [many]  # type: ignore[list-item]  # all of them are ids, just checked
+    odd = next((p for p in many if not isinstance(p, (str, list, tuple))), None)
+    if odd is not None:
+        raise OptionError(f"a prompt is {odd!r}: give text, or a list of token ids")
     return many  # type: ignore[return-value]

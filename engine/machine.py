@@ -137,8 +137,8 @@ def _arena(size: int | None) -> Tensor:
     """Memory to read: written once, so that it is really there, with bytes that are harmless numbers in every
     format."""
     free = free_memory()
-    size = min(ARENA, free // 4) if size is None else size
-    if size < SMALLEST_ARENA and size < free:
+    asked, size = size, min(ARENA, free // 4) if size is None else size
+    if asked is None and size < SMALLEST_ARENA:
         raise MemoryNeeded(
             f"measuring needs {4 * SMALLEST_ARENA / GB:.1f} GB of free memory, {free / GB:.1f} GB is free: "
             "close something"

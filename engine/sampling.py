@@ -33,7 +33,7 @@ def _sample_one(logits_V: Tensor, sequence: Sequence) -> int:
     logits_V = penalise(logits_V, sequence)
     if params.temperature == 0:
         return int(logits_V.argmax())
-    probabilities, ids = _candidates((logits_V / params.temperature).softmax(-1), params)
+    probabilities, ids = _candidates(_heated(logits_V, params.temperature).softmax(-1), params)
     drawn = int(torch.multinomial(probabilities, 1, generator=sequence.generator))
     return drawn if ids is None else int(ids[drawn])
 
@@ -52,6 +52,11 @@ def penalise(logits_V: Tensor, sequence: Sequence) -> Tensor:
         logits_V = logits_V.clone()
         logits_V[seen] -= params.presence_penalty
     return logits_V
+
+
+def _heated(logits_V: Tensor, temperature: float) -> Tensor:
+    """Logits over the temperature; the largest becomes 0 first, so that no temperature is too small to divide by."""
+    return (logits_V - logits_V.max()) / max(temperature, 1e-30)
 
 
 def _candidates(probabilities_V: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor | None]:

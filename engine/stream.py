@@ -1,4 +1,7 @@
-"""A completion while it grows: an iterator of chunks that can say at any time what there is so far."""
+"""Requests on their way: a `Stream` of chunks of one completion, or a `Group` that runs together.
+
+Both can say at any time what there is so far, also after Ctrl-C.
+"""
 
 from __future__ import annotations
 
@@ -24,3 +27,15 @@ class Stream(Iterator[Chunk]):
     @property
     def result(self) -> Completion:
         return self._completion()
+
+
+class Group:
+    """Several requests: `run` completes them, `results` are the completions so far, in the order of the prompts."""
+
+    def __init__(self, run: Callable[[], None], results: Callable[[], list[Completion]]) -> None:
+        self.run = run
+        self._results = results
+
+    @property
+    def results(self) -> list[Completion]:
+        return self._results()

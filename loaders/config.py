@@ -67,10 +67,10 @@ class ConfigReader:
             )
         return value
 
-    def integer(self, *names: str, minimum: int = 1) -> int:
+    def integer(self, *names: str, maximum: int = 2**48) -> int:
         value = self.require(*names)
-        if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
-            raise self.bad(names[0], value, f"a whole number of at least {minimum}")
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= maximum:
+            raise self.bad(names[0], value, f"a whole number from 1 to {maximum}")
         return value
 
     def number(self, *names: str) -> float:

@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+import io
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
+import tiny_tokenizer
 import torch
+from headrace import cli
+from headrace.engine import machine
+from headrace.engine.machine import Profile
+from headrace.kernels import FORMATS, cpu
+from refusals import edit_json
 from transformers import PreTrainedModel
+
+# (exit status, standard output, standard error) of a command
+Run = Callable[..., tuple[int, str, str]]
 
 # Tiny tensors gain nothing from more threads, and where other programs run too, threads that wait cost a lot.
 torch.set_num_threads(1)
@@ -56,3 +71,59 @@ def cache_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     path = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("XDG_CACHE_HOME", str(path))
     return path
+
+
+@pytest.fixture
+def make(checkpoints: Callable[[str], Path], tmp_path: Path) -> Callable[..., Path]:
+    """make("qwen3_moe", vocab_size=99) copies that checkpoint and changes its config (ABSENT: key removed)."""
+
+    def copy(variant: str = "qwen3_moe", **config: Any) -> Path:
+        directory = tmp_path / "model"
+        shutil.copytree(checkpoints(variant), directory)
+        edit_json(directory / "config.json", **config)
+        return directory
+
+    return copy
+
+
+@pytest.fixture(scope="session")
+def talker(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model with a tokenizer, a chat template and a long context."""
+    directory = tmp_path_factory.mktemp("talker")
+    tiny.build("qwen3_moe", directory, max_position_embeddings=1 << 16)
+    tiny_tokenizer.save(directory)
+    return directory
+
+
+@pytest.fixture
+def profile(cache_home: Path) -> Iterator[Profile]:
+    """A saved profile of this machine, so that no command measures it: every kernel reads 10 GB/s."""
+    threads = cpu.threads()
+    rates = dict.fromkeys(FORMATS, 1e10)
+    made = Profile(
+        key=machine.hardware_key(), cpu="test", isa=cpu.isa(), threads=threads, memory_bytes=1, date="2000-01-01",
+        stream=1e10, linear=rates, experts=rates,
+    )  # fmt: skip
+    for count in {1, threads, os.cpu_count() or 1}:
+        cpu.set_threads(count)
+        machine.save_profile(dataclasses.replace(made, key=machine.hardware_key(), threads=count))
+    cpu.set_threads(threads)
+    yield made
+    cpu.set_threads(threads)
+
+
+@pytest.fixture
+def run(profile: Profile, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs a command in this process."""
+
+    def command(*arguments: object, stdin: str = "") -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["headrace", *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        status: Any = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            status = end.code or 0
+        return status, *capsys.readouterr()
+
+    return command

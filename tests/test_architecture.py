@@ -7,9 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 import headrace
+import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = ("kernels", "loaders", "engine", "cli")  # each may import those before it, and errors
@@ -70,7 +69,7 @@ def test_files_open_with_a_docstring_and_stay_short(path: Path) -> None:
     text = path.read_text()
     tree = ast.parse(text)
     assert ast.get_docstring(tree), "a file says first what it is"
-    assert len(text.splitlines()) <= 400
+    assert len(text.splitlines()) <= 600
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef) and node.name not in ("generate", "convert"):  # options, a line each
             assert (node.end_lineno or 0) - node.lineno < 60, f"{node.name} is too long"

@@ -1,4 +1,4 @@
-"""Every family against transformers: with the reference kernels in float32 the same logits and the same greedy tokens."""
+"""Every family against transformers: with the reference in float32 the same logits and the same greedy tokens."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from transformers import PreTrainedModel
-
 from headrace import LLM, SamplingParams
+from transformers import PreTrainedModel
 
 Checkpoints = Callable[[str], Path]
 Oracle = Callable[[str], PreTrainedModel]
@@ -92,9 +91,9 @@ class Recorder:
 def test_bf16_layers_are_within_rounding_of_float32_when_routing_is_forced(
     variant: str, checkpoints: Checkpoints
 ) -> None:
-    """bfloat16 has 8 significant bits: a rounding changes a number by at most 2^-8 of itself. On the way to a layer's output
-    lie one rounding for the embedding and six for each layer passed (qkv, cache, o, gate, up, down). Their errors have
-    random signs, so they add in squares: relative error in the 2-norm under 2^-8 * sqrt(1 + 6 * layers)."""
+    """bfloat16 has 8 significant bits: a rounding changes a number by at most 2^-8 of itself. On the way to a layer's
+    output lie one rounding for the embedding and six for each layer passed (qkv, cache, o, gate, up, down). Their
+    errors have random signs, so they add in squares: relative error in the 2-norm under 2^-8 * sqrt(1 + 6 * layers)."""
     ids = prompt(48, 5)
     exact = load(checkpoints(variant))
     wanted = Recorder(exact)

@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from transformers import PreTrainedModel
-
 from headrace import LLM, ContextOverflow, OptionError, SamplingParams, TokenizerError
 from headrace.engine.kvcache import PAGE
+from transformers import PreTrainedModel
 
 Checkpoints = Callable[[str], Path]
 Oracle = Callable[[str], PreTrainedModel]
@@ -116,6 +115,24 @@ def test_context_is_used_to_the_last_token_and_not_beyond(checkpoints: Checkpoin
         llm.generate([ids(40)], greedy(12))
     with pytest.raises(ContextOverflow, match=r"prompt has 51 tokens, the context holds 50.*256"):
         llm.generate([ids(51)], greedy(1))
+
+
+def test_an_interrupted_group_keeps_what_there_is(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = llm.generate([ids(4), ids(6)], greedy(8))
+    group, step = llm.batch([ids(4), ids(6)], greedy(8)), llm._step
+    passes = iter(range(4))
+
+    def interrupted() -> object:
+        if next(passes, None) is None:
+            raise KeyboardInterrupt
+        return step()
+
+    monkeypatch.setattr(llm, "_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        group.run()
+    assert [r.finish_reason for r in group.results] == ["interrupted"] * 2
+    assert [r.token_ids for r in group.results] == [r.token_ids[:4] for r in whole]
+    assert not llm.scheduler.running
 
 
 def test_logits_do_not_disturb_the_cache(llm: LLM) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
 from headrace.engine.kvcache import PAGE, PageTable, pages_for
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from headrace import LLM, OptionError, SamplingParams
 from headrace.engine.experts import distinct
 from headrace.engine.ledger import Ledger, summarise
@@ -33,7 +32,7 @@ def force(llm: LLM, chosen: list[list[int]]) -> None:
 
 @pytest.mark.parametrize("expert_format", ["f32", "bf16", "q8_0", "q4_0"])
 def test_bytes_of_a_decode_step_worked_out_by_hand(expert_format: str, checkpoints: Checkpoints) -> None:
-    """qwen3_moe: hidden 64, 3 layers (1 dense, 96 wide), 8 experts of width 32, top 3, 4 + 2 * 2 heads of 24, 160 tokens."""
+    """qwen3_moe: hidden 64, 3 layers (1 dense, 96 wide), 8 experts 32 wide, top 3, 4 + 4 heads of 24, 160 tokens."""
     llm = LLM(str(checkpoints("qwen3_moe")), expert_format=expert_format, dense_format="bf16", dtype="bfloat16")
     force(llm, [[0, 3, 7], [1, 2, 4]])
     result = llm.generate([[5, 6, 7, 8]], SamplingParams(max_new_tokens=4, ignore_eos=True))[0]
@@ -131,6 +130,19 @@ def test_ledger_file_has_a_line_for_every_pass(checkpoints: Checkpoints, tmp_pat
     assert lines == [p.as_json() for p in result.ledger]
     assert [line["phase"] for line in lines] == ["prefill"] + ["decode"] * 4
     assert all(line["tokens"] == 1 for line in lines[1:])
+
+
+def test_checking_a_ledger_path_leaves_what_is_there(tmp_path: Path) -> None:
+    (tmp_path / "old").write_text("kept")
+    Ledger.check_path(tmp_path / "old")
+    assert (tmp_path / "old").read_text() == "kept"
+
+
+def test_a_full_disk_is_an_error_that_names_the_file(checkpoints: Checkpoints) -> None:
+    llm = LLM(str(checkpoints("mixtral")))
+    llm.ledger.open(Path("/dev/full"))
+    with pytest.raises(OptionError, match="/dev/full"):
+        llm.generate([[5, 6]], SamplingParams(max_new_tokens=2, ignore_eos=True))
 
 
 def test_a_ledger_that_cannot_be_written_is_refused(tmp_path: Path) -> None:

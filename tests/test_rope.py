@@ -1,4 +1,4 @@
-"""Rotary tables against transformers' own functions, every kind of scaling; partial rotation against a rotation by hand."""
+"""Rotary tables against transformers' own functions, every kind of scaling; partial rotation against one by hand."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-
 from headrace.engine import rope
 from headrace.errors import ConfigError
 from headrace.kernels import reference
 from headrace.loaders.config import ConfigReader
 from headrace.loaders.rope_config import read_rope
 from headrace.loaders.spec import RopeSpec
+from transformers import AutoConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 KINDS: dict[str, dict[str, Any]] = {
     "linear": {"factor": 4.0},
@@ -23,7 +22,8 @@ KINDS: dict[str, dict[str, Any]] = {
     },
     "yarn": {"factor": 4.0, "original_max_position_embeddings": 4096},
     "yarn-untruncated": {
-        "factor": 32.0, "original_max_position_embeddings": 4096, "truncate": False, "beta_fast": 32.0, "beta_slow": 1.0,
+        "factor": 32.0, "original_max_position_embeddings": 4096, "truncate": False, "beta_fast": 32.0,
+        "beta_slow": 1.0,
     },
     "yarn-mscale": {
         "factor": 40.0, "original_max_position_embeddings": 4096, "mscale": 1.0, "mscale_all_dim": 0.707,

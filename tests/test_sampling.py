@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-
 from headrace import HeadraceError, OptionError, SamplingParams
 from headrace.engine.sampling import penalise, sample
 from headrace.engine.sequence import Sequence, make_sequence
@@ -62,6 +61,11 @@ def test_rules_keep_the_right_tokens(params: dict[str, Any], kept: list[int]) ->
     assert shares[wanted == 0].sum() == 0
 
 
+def test_a_temperature_near_zero_is_greedy() -> None:
+    one = sequence([0], temperature=1e-40, seed=1)
+    assert {sample(torch.tensor([[1.0, 1.001, 0.5]]), [one])[0] for _ in range(20)} == {1}
+
+
 def test_top_p_over_a_large_vocabulary_keeps_the_shortest_run() -> None:
     """More tokens than the short list that is looked at first."""
     logits = torch.zeros(5000)
@@ -111,7 +115,8 @@ def test_logits_that_are_not_finite_are_an_error() -> None:
         ({"temperature": -1}, "temperature"), ({"temperature": float("nan")}, "temperature"), ({"top_p": 0}, "top_p"),
         ({"top_p": 1.5}, "top_p"), ({"top_k": -1}, "top_k"), ({"min_p": 2}, "min_p"), ({"stop": ("",)}, "stop"),
         ({"max_new_tokens": 0}, "max_new_tokens"), ({"repetition_penalty": 0}, "repetition_penalty"),
-        ({"presence_penalty": float("inf")}, "presence_penalty"),
+        ({"presence_penalty": float("inf")}, "presence_penalty"), ({"temperature": "hot"}, "temperature"),
+        ({"top_k": 2.5}, "top_k"), ({"seed": 10**23}, "seed"),
     ],
 )  # fmt: skip
 def test_values_outside_their_range_are_refused(params: dict[str, Any], name: str) -> None:

@@ -1,7 +1,7 @@
 """Tiny random checkpoints of every family, built and saved by transformers, which is then the oracle.
 
-Every dimension differs from every other that it could be mistaken for, and what transformers initialises to zero or one is
-randomised, so that a transposed matrix or a forgotten bias cannot pass.
+Every dimension differs from every other that it could be mistaken for, and what transformers initialises to zero or one
+is randomised, so that a transposed matrix or a forgotten bias cannot pass.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def randomise(model: PreTrainedModel, seed: int) -> None:
-    """Gives every stored tensor values that matter: norms near one, the rest normal with a spread that keeps logits near 4."""
+    """Gives every stored tensor values that matter: norms near one, the rest normal, so that logits come near 4."""
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in model.state_dict().items():
         noise = torch.randn(tensor.shape, generator=generator)
@@ -92,6 +92,7 @@ def oracle_greedy(model: PreTrainedModel, ids: list[int], new: int) -> list[int]
     with torch.no_grad():
         out = model.generate(
             torch.tensor([ids]), attention_mask=torch.ones(1, len(ids)), do_sample=False, max_new_tokens=new,
-            min_new_tokens=new, eos_token_id=None, pad_token_id=0, repetition_penalty=1.0, temperature=None, top_p=None, top_k=None
+            min_new_tokens=new, eos_token_id=None, pad_token_id=0, repetition_penalty=1.0, temperature=None, top_p=None,
+            top_k=None,
         )  # fmt: skip
     return out[0, len(ids) :].tolist()

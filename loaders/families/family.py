@@ -15,6 +15,10 @@ from ..config import ConfigReader
 from ..rope_config import read_rope
 from ..spec import AttentionSpec, ModelSpec, MoeSpec, QkNorm
 
+# Far above any model: a config that asks for more is damaged, and listing its tensors alone would fill the memory.
+MAX_LAYERS = 1000
+MAX_EXPERTS = 10000
+
 
 @dataclass(frozen=True)
 class Key:
@@ -151,7 +155,7 @@ def _read_attention(family: Family, config: ConfigReader) -> AttentionSpec:
 
 def _read_moe(family: Family, config: ConfigReader) -> MoeSpec:
     moe = MoeSpec(
-        experts=config.integer(*family.experts),
+        experts=config.integer(*family.experts, maximum=MAX_EXPERTS),
         top_k=config.integer("num_experts_per_tok"),
         width=config.integer(family.expert_width),
         scoring=family.scoring,
@@ -166,7 +170,7 @@ def _read_moe(family: Family, config: ConfigReader) -> MoeSpec:
 
 def _read_layers(family: Family, config: ConfigReader) -> tuple[bool, ...]:
     """Which layers have experts: every `decoder_sparse_step`-th, but for `mlp_only_layers`."""
-    layers = config.integer("num_hidden_layers")
+    layers = config.integer("num_hidden_layers", maximum=MAX_LAYERS)
     if family.dense_width is None:
         return (True,) * layers
     step, dense = config.integer("decoder_sparse_step"), config.get("mlp_only_layers")

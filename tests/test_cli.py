@@ -1,0 +1,276 @@
+"""The command line as a user and as a script meet it: text, tables, one JSON object, ledger files, help."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from headrace.engine import machine
+from headrace.engine.machine import Profile
+from headrace.kernels import FORMATS
+
+# (exit status, standard output, standard error) of a command
+Run = Callable[..., tuple[int, str, str]]
+QUESTION = "How much water does a mill wheel of this size need in a day?"
+
+
+def passes(path: Path) -> list[dict[str, Any]]:
+    """The lines of a ledger file."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def quick_measure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets machine.measure read little memory, which is wrong and fast."""
+    monkeypatch.setattr(machine, "SMALLEST_ARENA", 64 << 20)
+    monkeypatch.setattr(machine, "measure", partial(machine.measure, arena_bytes=64 << 20))
+
+
+# ---- generate
+
+
+def test_text_goes_to_standard_output_and_tables_to_standard_error(run: Run, talker: Path) -> None:
+    status, out, err = run("generate", talker, "Hello", "-n", 12, "--ignore-eos")
+    assert status == 0
+    assert out.endswith("\n")
+    assert "expert" not in out
+    for word in ("what lies where", "2 x 8 experts", "KV, 65536 tokens ", "bytes read per token", "tokens/s"):
+        assert word in err
+    assert "prefill, 5 tokens" in err
+    assert "decode, 11 tokens" in err
+
+
+def test_tables_fit_into_eighty_columns(run: Run, talker: Path) -> None:
+    """Captured, so rich takes 80 columns: a cell that did not fit would be broken into two lines."""
+    _, _, err = run("generate", talker, "Hello", "-n", 4, "--ignore-eos")
+    lines = [line for line in err.splitlines() if " RAM " in line]
+    assert len(lines) == 5
+    assert all(("C++ " in line) for line in lines)
+
+
+def test_json_is_one_object(run: Run, talker: Path) -> None:
+    status, out, err = run("generate", talker, "Hello", "-n", 8, "--ignore-eos", "--json")
+    assert (status, err) == (0, "")
+    assert out.count("\n") == 1
+    found = json.loads(out)
+    keys = {"text", "token_ids", "prompt_tokens", "prefill_tok_s", "decode_tok_s", "bytes_per_token"}
+    assert keys | {"predicted_tok_s", "residual_ms", "finish_reason", "reused_tokens"} <= set(found)
+    assert found["prompt_tokens"] == 5
+    assert len(found["token_ids"]) == 8
+    assert found["finish_reason"] == "length"
+    groups = found["bytes_per_token"]["cpu_dram"]
+    assert set(groups) == {"experts", "dense", "kv", "head", "total"}
+    assert groups["total"] == sum(v for k, v in groups.items() if k != "total")
+    assert groups["experts"] == 2 * 3 * 3 * 64 * 32 * 4  # layers, experts of a token, matrices of float32
+    assert found["predicted_tok_s"] == pytest.approx(1e10 / groups["total"], rel=1e-3)
+    measured_ms = 1e3 / found["decode_tok_s"]
+    assert found["residual_ms"] == pytest.approx(measured_ms - 1e3 / found["predicted_tok_s"], abs=1e-2)
+
+
+def test_several_prompts_are_one_batch(run: Run, talker: Path, tmp_path: Path) -> None:
+    ledger = tmp_path / "ledger.jsonl"
+    _, out, _ = run("generate", talker, "One", "Three", "-n", 6, "--ignore-eos", "--json", "--ledger", ledger)
+    found = json.loads(out)
+    assert [c["prompt_tokens"] for c in found["completions"]] == [3, 5]
+    assert [len(c["token_ids"]) for c in found["completions"]] == [6, 6]
+    assert [(p["phase"], p["tokens"]) for p in passes(ledger)] == [("prefill", 8)] + [("decode", 2)] * 5
+    status, out, _ = run("generate", talker, "One", "Three", "-n", 6, "--ignore-eos")
+    assert status == 0
+    for i, one in enumerate(found["completions"]):
+        assert f"--- prompt {i + 1}\n{one['text']}\n" in out
+
+
+def test_ledger_has_a_line_for_every_pass(run: Run, talker: Path, tmp_path: Path) -> None:
+    ledger = tmp_path / "ledger.jsonl"
+    status, out, _ = run(
+        "generate", talker, QUESTION, "-n", 10, "--ignore-eos", "--json", "--ledger", ledger, "--prefill-chunk", 50
+    )
+    assert status == 0
+    lines = passes(ledger)
+    size = len(QUESTION)
+    assert [p["phase"] for p in lines] == ["prefill"] * 2 + ["decode"] * 9
+    assert [p["tokens"] for p in lines] == [50, size - 50] + [1] * 9
+    assert [p["context"] for p in lines] == [50, *range(size, size + 10)]
+    assert [p["index"] for p in lines] == list(range(11))
+    for line in lines:
+        assert line["residual_ms"] == pytest.approx(line["measured_ms"] - line["predicted_ms"], abs=2e-4)
+        groups = dict(line["bytes"]["cpu_dram"])
+        assert groups.pop("total") == sum(groups.values())
+    decode = [p["bytes"]["cpu_dram"]["total"] for p in lines if p["phase"] == "decode"]
+    assert json.loads(out)["bytes_per_token"]["cpu_dram"]["total"] == round(sum(decode) / 9)
+
+
+def test_the_seed_decides(run: Run, talker: Path) -> None:
+    draw = ["generate", talker, "Hello", "-n", 12, "--temperature", 1, "--ignore-eos", "--json", "--seed"]
+    first, again, other = (json.loads(run(*draw, seed)[1])["token_ids"] for seed in (1, 1, 2))
+    assert first == again
+    assert first != other
+
+
+def test_stop_text_is_not_shown(run: Run, talker: Path) -> None:
+    whole = json.loads(run("generate", talker, "Hello", "-n", 12, "--ignore-eos", "--json")[1])["text"]
+    stop = whole[4:6]
+    found = json.loads(run("generate", talker, "Hello", "-n", 12, "--ignore-eos", "--json", "--stop", stop)[1])
+    assert found["text"] == whole[: whole.index(stop)]
+    assert found["finish_reason"] == "stop"
+
+
+def test_chat_template_around_a_single_prompt(run: Run, talker: Path) -> None:
+    options = ("-n", 2, "--ignore-eos", "--json", "--chat")
+    assert json.loads(run("generate", talker, "Hello", *options)[1])["prompt_tokens"] == 1 + 5 + 1 + 1
+    with_system = json.loads(run("generate", talker, "Hello", *options, "--system", "be")[1])
+    assert with_system["prompt_tokens"] == 8 + 1 + 2 + 1
+
+
+def test_the_reference_kernels_say_the_same_and_predict_nothing(run: Run, talker: Path) -> None:
+    options = ("generate", talker, "Hello", "-n", 8, "--ignore-eos", "--dtype", "float32")
+    fast = json.loads(run(*options, "--json")[1])
+    plain = json.loads(run(*options, "--json", "--kernels", "reference")[1])
+    assert plain["token_ids"] == fast["token_ids"]
+    assert plain["bytes_per_token"] == fast["bytes_per_token"]
+    assert plain["predicted_tok_s"] is None
+    _, _, err = run(*options, "--kernels", "reference")
+    assert "no prediction" in err
+
+
+def test_a_machine_that_was_not_measured_is_measured_once(
+    run: Run, talker: Path, cache_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path in (cache_home / "headrace").iterdir():
+        path.unlink()
+    quick_measure(monkeypatch)
+    _, _, err = run("generate", talker, "Hello", "-n", 4, "--ignore-eos")
+    assert "was not measured yet" in err
+    assert "saved in" in err
+    _, _, err = run("generate", talker, "Hello", "-n", 4, "--ignore-eos")
+    assert "was not measured yet" not in err
+
+
+# ---- the other commands
+
+
+def test_convert(run: Run, talker: Path, tmp_path: Path) -> None:
+    status, out, err = run("convert", talker, tmp_path / "packed")
+    assert (status, out) == (0, "")
+    assert "headrace generate" in err
+    names = {p.name for p in (tmp_path / "packed").iterdir()}
+    assert {"config.json", "tokenizer.json", "headrace.json", "headrace.safetensors"} <= names
+    ask = ("Hello", "-n", 8, "--ignore-eos", "--json")
+    packed = json.loads(run("generate", tmp_path / "packed", *ask)[1])
+    fresh = json.loads(run("generate", talker, *ask, "--expert-format", "q4_0")[1])
+    assert packed["token_ids"] == fresh["token_ids"]
+    assert packed["bytes_per_token"] == fresh["bytes_per_token"]
+    status, _, err = run("generate", tmp_path / "packed", *ask, "--expert-format", "q8_0")
+    assert status == 1
+    assert "converted to q4_0" in err
+    assert run("convert", talker, tmp_path / "packed", "--expert-format", "q8_0")[0] == 0  # over an older conversion
+    assert run("generate", tmp_path / "packed", *ask, "--expert-format", "q8_0")[0] == 0
+
+
+def test_perplexity(run: Run, talker: Path, tmp_path: Path) -> None:
+    (text := tmp_path / "text.txt").write_text("The wheel turns as fast as the water arrives. " * 4)
+    status, out, _ = run("perplexity", talker, text, "--json", "--window", 64)
+    found = json.loads(out)
+    assert status == 0
+    assert found["tokens"] == 184 - 3  # the first token of each window is not scored
+    assert 1 < found["value"] < math.inf
+    status, out, _ = run("perplexity", talker, text, "--window", 64)
+    assert out == f"perplexity {found['value']:.4f} over {found['tokens']} tokens\n"
+    (empty := tmp_path / "empty.txt").write_text("")
+    status, _, err = run("perplexity", talker, empty)
+    assert status == 1
+    assert "0 tokens" in err.splitlines()[-1]
+
+
+def test_measure(run: Run, cache_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    quick_measure(monkeypatch)
+    status, out, err = run("measure", "--rounds", 1)
+    assert (status, out) == (0, "")
+    for word in ("plain read", "q4_0", "experts GB/s", str(cache_home)):
+        assert word in err.replace("\n", "")
+    status, out, _ = run("measure", "--rounds", 1, "--json")
+    found = json.loads(out)
+    assert status == 0
+    assert found == asdict(machine.load_profile() or Profile(**found))
+    assert set(found["experts"]) == set(found["linear"]) == set(FORMATS)
+    assert all(rate > 0 for rate in (*found["experts"].values(), *found["linear"].values()))
+
+
+def test_a_cache_that_cannot_be_written_is_said_and_no_more(
+    run: Run, talker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    quick_measure(monkeypatch)
+    for command in (["measure", "--rounds", 1], ["generate", talker, "Hello", "-n", 2, "--ignore-eos"]):
+        status, _, err = run(*command)
+        assert status == 0
+        assert "not saved: Not a directory" in err
+        assert "XDG_CACHE_HOME" in err
+
+
+# ---- help
+
+OPTIONS = {
+    "generate": [
+        "MODEL", "PROMPTS", "--interactive", "-i", "--chat", "--system", "--max-new-tokens", "-n", "--temperature",
+        "--top-k", "--top-p", "--min-p", "--repetition-penalty", "--presence-penalty", "--seed", "--stop",
+        "--ignore-eos", "--ledger", "--json", "--expert-format", "--dense-format", "--dtype", "--kernels", "--threads",
+        "--max-context", "--prefill-chunk", "--revision", "--offline", "--cache-dir", "--ignore-config-keys",
+    ],
+    "convert": [
+        "MODEL", "DIRECTORY", "--expert-format", "--dense-format", "--dtype", "--revision", "--offline", "--cache-dir",
+        "--ignore-config-keys",
+    ],
+    "perplexity": [
+        "MODEL", "FILE", "--window", "--json", "--expert-format", "--dense-format", "--dtype", "--kernels", "--threads",
+        "--revision", "--offline", "--cache-dir", "--ignore-config-keys",
+    ],
+    "measure": ["--threads", "--rounds", "--json"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("command", OPTIONS)
+def test_help_lists_every_option(command: str, run: Run) -> None:
+    status, out, _ = run(command, "--help")
+    assert status == 0
+    assert [option for option in OPTIONS[command] if option not in out] == []
+
+
+def test_help_lists_every_command(run: Run) -> None:
+    status, out, _ = run("--help")
+    assert status == 0
+    assert all(command in out for command in OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["generate", "x", "Hello", "--colour"], "--colour"),
+        (["generate", "x", "Hello", "-n", "many"], "--max-new-tokens"),
+        (["measure", "--rounds", "0"], "--rounds"),
+        (["generate"], "MODEL"),
+        (["mill"], "mill"),
+    ],
+)
+def test_command_that_cannot_be_parsed(arguments: list[str], said: str, run: Run) -> None:
+    status, out, err = run(*arguments)
+    assert (status, out) == (2, "")
+    assert said in err
+
+
+def test_config_keys_can_be_ignored(run: Run, talker: Path, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(talker, tmp_path / "model"))
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "surprise": 7, "other": 8}))
+    ask = ("generate", model, "Hello", "-n", 2, "--json")
+    status, _, err = run(*ask)
+    assert status == 1
+    assert "--ignore-config-keys other,surprise" in err
+    assert run(*ask, "--ignore-config-keys", "other,surprise")[0] == 0

@@ -1,0 +1,93 @@
+"""The C++ kernels against their plain twins: every case of `kernels/cases.py` on every instruction set of this CPU.
+
+Outputs and the arena are filled with NaN beforehand, so a value that nobody wrote shows; one, two and three threads
+must give the same bits. A failure names the worst value: where, got, expected, allowed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+from headrace.kernels import _cpu, cpu, reference
+from headrace.kernels.cases import CASES, Case
+from torch import Tensor
+
+SMALL = [case for case in CASES if not case.bench]
+
+
+@contextmanager
+def poisoned() -> Iterator[None]:
+    """Whatever is allocated inside starts as NaN (or the largest number)."""
+    before = torch.are_deterministic_algorithms_enabled()
+    _cpu.poison_arena(True)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+        _cpu.poison_arena(False)
+
+
+@pytest.fixture(autouse=True)
+def _restore() -> Iterator[None]:
+    isa, threads = cpu.isa(), cpu.threads()
+    yield
+    cpu.use_isa(isa)
+    cpu.set_threads(threads)
+
+
+def worst(got: Tensor, expected: Tensor, allowed: Tensor | float) -> str | None:
+    """What is most out of bounds, as text; None if nothing is."""
+    if got.shape != expected.shape or got.dtype != expected.dtype:
+        return f"got {got.dtype} {list(got.shape)}, expected {expected.dtype} {list(expected.shape)}"
+    got, expected = got.double(), expected.double()
+    limit = torch.as_tensor(allowed, dtype=torch.float64).expand_as(expected)
+    excess = ((got - expected).abs() - limit).nan_to_num(nan=float("inf"))
+    excess[got == expected] = -1.0
+    excess[got.isnan() & expected.isnan()] = -1.0
+    if excess.numel() == 0 or excess.max() <= 0:
+        return None
+    flat = int(excess.argmax())
+    where = tuple(int(i) for i in torch.unravel_index(torch.tensor(flat), expected.shape))
+    values = got.flatten()[flat], expected.flatten()[flat], limit.flatten()[flat]
+    text = "at {}: got {:.9g}, expected {:.9g}, allowed {:.3g}".format(where, *(float(v) for v in values))
+    return f"{text}; {int((excess > 0).sum())} of {excess.numel()} values are out of bounds"
+
+
+def bits(tensor: Tensor) -> Tensor:
+    return tensor.contiguous().view(torch.uint8)
+
+
+@pytest.mark.parametrize("case", SMALL, ids=lambda case: f"{case.op}: {case.name}")
+def test_case(case: Case) -> None:
+    inputs = case.inputs()
+    expected = case.call(reference, inputs)  # type: ignore[arg-type]
+    allowed = case.allowed(inputs, expected)
+    for isa in cpu.available_isas():
+        cpu.use_isa(isa)
+        outcomes = []
+        for threads in (1, 2, 3):
+            cpu.set_threads(threads)
+            with poisoned():
+                outcomes.append(case.call(cpu, inputs))  # type: ignore[arg-type]
+        for number, (got, want, limit) in enumerate(zip(outcomes[0], expected, allowed, strict=True)):
+            problem = worst(got, want, limit)
+            assert problem is None, f"{case.op} {case.name} on {isa}, output {number}: {problem}"
+        for threads, other in zip((2, 3), outcomes[1:], strict=True):
+            same = all(torch.equal(bits(a), bits(b)) for a, b in zip(outcomes[0], other, strict=True))
+            assert same, f"{case.op} {case.name} on {isa}: {threads} threads differ from 1"
+
+
+def test_names_are_unique() -> None:
+    names = [(case.op, case.name) for case in CASES]
+    assert len(set(names)) == len(names)
+
+
+def test_every_op_has_cases() -> None:
+    from headrace.kernels import Ops
+
+    ops = {name for name in vars(Ops) if not name.startswith("_")}
+    assert {case.op for case in SMALL} == ops

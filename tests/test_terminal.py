@@ -1,0 +1,125 @@
+"""What happens between a user and a running command: a chat, and Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import tiny_tokenizer
+from headrace.engine import console
+
+# (exit status, standard output, standard error) of a command
+Run = Callable[..., tuple[int, str, str]]
+QUESTION = "How much water does a mill wheel of this size need in a day?"
+
+
+def passes(path: Path) -> list[dict[str, Any]]:
+    """The lines of a ledger file."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+# ---- chat
+
+
+def test_chat(run: Run, talker: Path, tmp_path: Path) -> None:
+    ledger = tmp_path / "ledger.jsonl"
+    script = f"{QUESTION}\n\nAnd in a week?\n/reset\n{QUESTION}\n/exit\nnever read\n"
+    status, out, err = run("generate", talker, "-i", "-n", 20, "--ignore-eos", "--ledger", ledger, stdin=script)
+    assert status == 0
+    assert len(out.splitlines()) >= 3  # an answer may hold line breaks itself
+    assert "bytes read per token" in err
+    turns = [p for p in passes(ledger) if p["phase"] == "prefill"]
+    assert len(turns) == 3
+    first, second, third = turns
+    assert first["tokens"] == first["context"] == len(QUESTION) + 3
+    assert second["context"] > first["context"] + len("And in a week?")
+    assert second["context"] - second["tokens"] >= 32  # at least a page was not computed again
+    assert third["context"] == first["context"]
+
+
+def test_chat_ends_with_the_input(run: Run, talker: Path) -> None:
+    assert run("generate", talker, "-i", stdin="")[0] == 0
+
+
+def test_chat_goes_on_after_a_question_that_is_too_long(run: Run, talker: Path) -> None:
+    script = f"{'x' * 200}\nshort\n/exit\n"
+    status, out, err = run("generate", talker, "-i", "-n", 10, "--max-context", 64, "--ignore-eos", stdin=script)
+    assert status == 0
+    assert "the context holds 64" in err
+    assert "/reset" in err
+    assert out.strip()
+
+
+def test_chat_needs_a_template(run: Run, talker: Path, tmp_path: Path) -> None:
+    tiny.build("qwen3_moe", tmp_path)
+    tiny_tokenizer.save(tmp_path, template=None)
+    status, _, err = run("generate", tmp_path, "-i", stdin="Hello\n")
+    assert status == 1
+    assert "no chat template" in err.splitlines()[-1]
+
+
+# ---- Ctrl-C
+
+
+def interrupt(arguments: list[object], after: int) -> tuple[int, str, str]:
+    """Runs a command in a process of its own and sends Ctrl-C after so many bytes of output."""
+    command = [sys.executable, "-m", "headrace", *map(str, arguments)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        assert process.stdout is not None
+        seen = process.stdout.read(after)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    return process.returncode, (seen + out).decode(), err.decode()
+
+
+@pytest.mark.usefixtures("profile")
+def test_ctrl_c_ends_the_text_and_not_the_account(talker: Path, tmp_path: Path) -> None:
+    ledger = tmp_path / "ledger.jsonl"
+    options = ["-n", 60000, "--ignore-eos", "--ledger", ledger]
+    status, out, err = interrupt(["generate", talker, "Hello", *options], after=40)
+    assert status == 130
+    assert "Traceback" not in err
+    assert "bytes read per token" in err
+    assert "not measured" not in err
+    lines = passes(ledger)  # every line is whole
+    assert lines[0]["phase"] == "prefill"
+    assert 40 <= len(out.strip("\n")) <= len(lines)
+    assert {p["tokens"] for p in lines[1:]} == {1}
+
+
+def test_ctrl_c_between_commands_leaves_quietly(run: Run, talker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(console, "ensure_profile", stop)
+    status, out, err = run("generate", talker, "Hello")
+    assert (status, out) == (130, "")
+    assert "Traceback" not in err
+
+
+def test_ctrl_c_stops_a_batch(run: Run, talker: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from headrace import LLM
+
+    step, ledger = LLM._step, tmp_path / "ledger.jsonl"
+
+    def step_or_stop(self: LLM) -> Any:
+        if len(self.ledger.passes) == 4:
+            raise KeyboardInterrupt
+        return step(self)
+
+    monkeypatch.setattr(LLM, "_step", step_or_stop)
+    status, out, err = run("generate", talker, "One", "Two", "--ledger", ledger)
+    assert status == 130
+    assert out.count("--- prompt") == 2, "each prompt's text so far is printed"
+    assert "bytes read per token" in err
+    assert len(passes(ledger)) == 4
