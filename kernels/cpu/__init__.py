@@ -1,0 +1,236 @@
+"""The C++ kernels behind the op list: checks, output tensors, addresses. Every op's twin is in `reference.py`.
+
+A wrong shape, dtype or stride is our own mistake, hence `assert`, with the names of `reference.py`. Tensors go over
+as addresses: the extension does not know torch. One instruction set serves the process, the best of the CPU or the
+one that HEADRACE_ISA names; one thread team serves all ops (`set_threads`).
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ...errors import OptionError
+from .. import _cpu  # type: ignore[attr-defined]
+from ..formats import FORMATS, Format
+from ..reference import Scoring
+from ..weights import FORMAT_OF_DTYPE, ExpertBank, Matrix
+
+F32, I32, I64, U8 = torch.float32, torch.int32, torch.int64, torch.uint8
+CACHE_CODES = {torch.float32: FORMATS["f32"].code, torch.bfloat16: FORMATS["bf16"].code}
+
+
+def use_isa(name: str) -> None:
+    """Switches the whole process to one of `available_isas()`."""
+    if not _cpu.use_isa(name):
+        there = ", ".join(available_isas())
+        raise OptionError(f"HEADRACE_ISA={name} cannot be used: this CPU has {there}; unset it to get the best of them")
+
+
+def isa() -> str:
+    """The instruction set in use."""
+    return str(_cpu.isa())
+
+
+def available_isas() -> list[str]:
+    """What this build and this CPU can do, slowest first."""
+    return list(_cpu.available_isas())
+
+
+def cpu_features() -> list[str]:
+    """The CPU's features that decide on an instruction set."""
+    return list(_cpu.cpu_features())
+
+
+def set_threads(n: int) -> None:
+    """Restarts the team with n threads, the caller included."""
+    assert n >= 1, f"threads: {n}"
+    _cpu.set_threads(n)
+
+
+def threads() -> int:
+    """Threads of the team; at first the physical cores that this process may use."""
+    return int(_cpu.threads())
+
+
+def advise_huge(tensor: Tensor) -> bool:
+    """Asks for huge pages under a tensor, best before its first write; False where the kernel will not give any."""
+    mode = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if not mode.exists() or "[never]" in mode.read_text():
+        return False
+    return bool(_cpu.advise_huge(tensor.data_ptr(), tensor.nbytes))
+
+
+def stream_read(data: Tensor) -> float:
+    """Seconds in which the team reads a uint8 tensor once: the ceiling that a kernel's bandwidth is held against."""
+    return float(_cpu.stream_read(_at(data, U8, *data.shape), data.numel()))
+
+
+def region_ns(rounds: int = 10000) -> float:
+    """Nanoseconds from the start of an empty parallel region to its end, workers awake."""
+    return float(_cpu.region_ns(rounds))
+
+
+def barrier_ns(rounds: int = 10000) -> float:
+    """Nanoseconds of one barrier inside a parallel region."""
+    return float(_cpu.barrier_ns(rounds))
+
+
+def _at(x: Tensor, dtype: torch.dtype, *shape: int) -> int:
+    """The address of a contiguous tensor of this dtype and shape."""
+    assert x.dtype == dtype, f"{x.dtype}, not {dtype}"
+    assert x.shape == shape, f"{list(x.shape)}, not {list(shape)}"
+    assert x.is_contiguous(), f"strides {x.stride()} of {list(shape)}"
+    return x.data_ptr()
+
+
+def _heads(x_TNd: Tensor) -> tuple[int, int]:
+    """Address and stride of float32 [T, N, d]: heads side by side, any stride from token to token."""
+    _T, N, d = x_TNd.shape
+    step = x_TNd.stride()
+    assert x_TNd.dtype == F32, f"{x_TNd.dtype}"
+    assert d == 1 or step[2] == 1, f"strides {step} of {list(x_TNd.shape)}"
+    assert N == 1 or step[1] == d, f"strides {step} of {list(x_TNd.shape)}"
+    return x_TNd.data_ptr(), step[0]
+
+
+def _packed(m: Matrix) -> tuple[int, int, int, int]:
+    """Format, rows, columns and address of a matrix."""
+    return m.format.code, m.rows, m.cols, _at(m.data, U8, m.rows, m.format.row_bytes(m.cols))
+
+
+def _caches(k_PGBd: Tensor, v_PGBd: Tensor) -> tuple[int, int, int, int, int, int]:
+    """Format, groups, keys of a page, head size and both addresses."""
+    _P, G, B, d = k_PGBd.shape
+    keys, values = (_at(c, k_PGBd.dtype, *k_PGBd.shape) for c in (k_PGBd, v_PGBd))
+    return CACHE_CODES[k_PGBd.dtype], G, B, d, keys, values
+
+
+def quantize(values_RC: Tensor, format: Format) -> Tensor:
+    R, C = values_RC.shape
+    assert format.fits(C), f"{C} columns in {format.name}"
+    source = FORMATS[FORMAT_OF_DTYPE[values_RC.dtype]].code
+    out = torch.empty(R, format.row_bytes(C), dtype=U8)
+    _cpu.quantize(_at(values_RC, values_RC.dtype, R, C), source, R, C, format.code, out.data_ptr())
+    return out
+
+
+def dequantize(matrix: Matrix) -> Tensor:
+    out = torch.empty(matrix.rows, matrix.cols)
+    _cpu.dequantize(*_packed(matrix), out.data_ptr())
+    return out
+
+
+def embed(table: Matrix, ids_T: Tensor, scale: float = 1.0) -> Tensor:
+    (T,) = ids_T.shape
+    out = torch.empty(T, table.cols)
+    _cpu.embed(*_packed(table), _at(ids_T, I64, T), T, scale, out.data_ptr())
+    return out
+
+
+def rmsnorm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+    D = x_TD.shape[-1]
+    out = torch.empty_like(x_TD)
+    x, weight, rows = _at(x_TD, F32, *x_TD.shape), _at(weight_D, F32, D), x_TD.numel() // D
+    _cpu.rmsnorm(x, D, out.data_ptr(), D, weight, rows, 1, D, eps)
+    return out
+
+
+def rmsnorm_(x_TNd: Tensor, weight: Tensor, eps: float) -> None:
+    T, N, d = x_TNd.shape
+    x = _heads(x_TNd)
+    _cpu.rmsnorm(*x, *x, _at(weight, F32, d), T, N, d, eps)
+
+
+def add_rmsnorm_(x_TD: Tensor, y_TD: Tensor, weight_D: Tensor, eps: float, scale: float = 1.0) -> Tensor:
+    T, D = x_TD.shape
+    out = torch.empty_like(x_TD)
+    rows = _at(x_TD, F32, T, D), _at(y_TD, F32, T, D), _at(weight_D, F32, D)
+    _cpu.add_rmsnorm(*rows, out.data_ptr(), T, D, eps, scale)
+    return out
+
+
+def linear(x_TC: Tensor, weight: Matrix, bias_R: Tensor | None = None) -> Tensor:
+    T, C = x_TC.shape
+    assert x_TC.dtype == F32, f"{x_TC.dtype}"
+    assert weight.cols == C, f"{C} values, {weight.cols} columns"
+    assert C == 1 or x_TC.stride(1) == 1, f"strides {x_TC.stride()}"
+    bias = 0 if bias_R is None else _at(bias_R, F32, weight.rows)
+    out = torch.empty(T, weight.rows)
+    _cpu.linear(x_TC.data_ptr(), x_TC.stride(0), T, *_packed(weight), bias, out.data_ptr())
+    return out
+
+
+def rope_(x_TNd: Tensor, cos_Pr: Tensor, sin_Pr: Tensor, positions_T: Tensor) -> None:
+    T, N, d = x_TNd.shape
+    P, r = cos_Pr.shape
+    assert 2 * r <= d, f"{r} pairs in {d} values"
+    tables = _at(cos_Pr, F32, P, r), _at(sin_Pr, F32, P, r), _at(positions_T, I32, T)
+    _cpu.rope(*_heads(x_TNd), *tables, T, N, d, r)
+
+
+def kv_write_(k_PGBd: Tensor, v_PGBd: Tensor, k_TGd: Tensor, v_TGd: Tensor, slots_T: Tensor) -> None:
+    T, G, d = k_TGd.shape
+    assert (G, d) == (k_PGBd.shape[1], k_PGBd.shape[3]), f"{list(k_TGd.shape)} into {list(k_PGBd.shape)}"
+    assert v_TGd.shape == k_TGd.shape, f"{list(k_TGd.shape)} and {list(v_TGd.shape)}"
+    _cpu.kv_write(*_caches(k_PGBd, v_PGBd), *_heads(k_TGd), *_heads(v_TGd), _at(slots_T, I64, T), T)
+
+
+def attention(
+    q_TNd: Tensor,
+    k_PGBd: Tensor,
+    v_PGBd: Tensor,
+    tables_SM: Tensor,
+    starts_S1: Tensor,
+    contexts_S: Tensor,
+    scale: float,
+) -> Tensor:
+    T, N, d = q_TNd.shape
+    S, M = tables_SM.shape
+    assert k_PGBd.shape[3] == d, f"heads of {d} on a cache of {k_PGBd.shape[3]}"
+    assert N % k_PGBd.shape[1] == 0, f"{N} heads on {k_PGBd.shape[1]}"
+    out = torch.empty(T, N, d)
+    batch = _at(tables_SM, I32, S, M), _at(starts_S1, I32, S + 1), _at(contexts_S, I32, S)
+    _cpu.attention(*_heads(q_TNd), *_caches(k_PGBd, v_PGBd), *batch, S, M, N, scale, out.data_ptr())
+    return out
+
+
+def route(logits_TE: Tensor, top_k: int, scoring: Scoring, renormalise: bool) -> tuple[Tensor, Tensor]:
+    T, E = logits_TE.shape
+    assert 1 <= top_k <= E, f"top {top_k} of {E}"
+    ids, weights = torch.empty(T, top_k, dtype=I32), torch.empty(T, top_k)
+    out = ids.data_ptr(), weights.data_ptr()
+    _cpu.route(_at(logits_TE, F32, T, E), T, E, top_k, scoring == "softmax", renormalise, *out)
+    return ids, weights
+
+
+def silu_mul(gate_up_T2F: Tensor) -> Tensor:
+    T, F = gate_up_T2F.shape[0], gate_up_T2F.shape[1] // 2
+    out = torch.empty(T, F)
+    _cpu.silu_mul(_at(gate_up_T2F, F32, T, 2 * F), out.data_ptr(), T, F)
+    return out
+
+
+def gated_add_(y_TD: Tensor, z_TD: Tensor, gate_T1: Tensor | None = None) -> None:
+    T, D = y_TD.shape
+    gate = 0 if gate_T1 is None else _at(gate_T1, F32, T, 1)
+    _cpu.gated_add(_at(y_TD, F32, T, D), _at(z_TD, F32, T, D), gate, T, D)
+
+
+def experts(x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor, bank: ExpertBank) -> Tensor:
+    (T, D), (_T, K), layout = x_TD.shape, ids_TK.shape, bank.layout
+    E, F, format = bank.experts, layout.width, layout.format
+    assert layout.hidden == D, f"{D} values, {layout.hidden} columns"
+    assert all(map(format.fits, (D, F))), f"{D} x {F} in {format.name}"
+    out = torch.empty_like(x_TD)
+    chosen = _at(x_TD, F32, T, D), T, _at(ids_TK, I32, T, K), _at(weights_TK, F32, T, K), K
+    weights = format.code, E, D, F, layout.bytes, _at(bank.data, U8, E, layout.bytes)
+    _cpu.experts(*chosen, *weights, out.data_ptr())
+    return out
+
+
+if os.environ.get("HEADRACE_ISA"):
+    use_isa(os.environ["HEADRACE_ISA"])

@@ -1,0 +1,124 @@
+// The Python face of the C++ kernels: addresses and sizes in, nothing out but numbers.
+//
+// Tensors come as addresses (tensor.data_ptr()), so nothing here knows torch. Shapes, dtypes and strides were checked
+// by the wrapper in kernels/cpu/__init__.py; the interpreter lock is released around every computation.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include "isa.h"
+#include "ops.h"
+#include "team.h"
+
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
+namespace nb = nanobind;
+using namespace headrace;
+
+namespace {
+
+using Address = uintptr_t;
+using Unlocked = nb::call_guard<nb::gil_scoped_release>;
+
+template <class T>
+T* at(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+// Asks for huge pages under the whole 4 KB pages inside the buffer.
+bool advise_huge(Address data, size_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr Address PAGE = 4096;
+  const Address begin = (data + PAGE - 1) / PAGE * PAGE, end = (data + bytes) / PAGE * PAGE;
+  return end > begin && madvise(at<void>(begin), end - begin, MADV_HUGEPAGE) == 0;
+#else
+  return (void)data, (void)bytes, false;
+#endif
+}
+
+void bind_machine(nb::module_& m) {
+  m.def("isa", [] { return std::string(kernels().name); });
+  m.def("use_isa", &use_isa);
+  m.def("available_isas", &available_isas);
+  m.def("cpu_features", &cpu_features);
+  m.def("set_threads", &set_threads, Unlocked());
+  m.def("threads", &threads, Unlocked());
+  m.def("default_threads", &default_threads);
+  m.def("advise_huge", &advise_huge, Unlocked());
+  m.def("poison_arena", [](bool on) { Arena::poison(on); });
+  m.def("stream_read", [](Address data, size_t bytes) { return stream_read(at<uint8_t>(data), bytes); }, Unlocked());
+  m.def("region_ns", &region_ns, Unlocked());
+  m.def("barrier_ns", &barrier_ns, Unlocked());
+}
+
+void bind_convert(nb::module_& m) {
+  m.def("quantize", [](Address values, int values_format, int rows, int cols, int format, Address out) {
+    quantize(at<uint8_t>(values), values_format, rows, cols, format, at<uint8_t>(out));
+  }, Unlocked());
+  m.def("dequantize", [](int format, int rows, int cols, Address data, Address out) {
+    dequantize({format, rows, cols, at<uint8_t>(data)}, at<float>(out));
+  }, Unlocked());
+  m.def("embed", [](int format, int rows, int cols, Address data, Address ids, int tokens, float scale, Address out) {
+    embed({format, rows, cols, at<uint8_t>(data)}, at<int64_t>(ids), tokens, scale, at<float>(out));
+  }, Unlocked());
+  m.def("kv_write", [](int format, int groups, int page_keys, int d, Address k_cache, Address v_cache, Address k,
+                       int64_t k_stride, Address v, int64_t v_stride, Address slots, int tokens) {
+    kv_write({format, groups, page_keys, d}, at<uint8_t>(k_cache), at<uint8_t>(v_cache), at<float>(k), k_stride,
+             at<float>(v), v_stride, at<int64_t>(slots), tokens);
+  }, Unlocked());
+}
+
+void bind_pointwise(nb::module_& m) {
+  m.def("rmsnorm", [](Address x, int64_t x_stride, Address y, int64_t y_stride, Address weight, int tokens, int heads,
+                      int d, float eps) {
+    rmsnorm(at<float>(x), x_stride, at<float>(y), y_stride, at<float>(weight), tokens, heads, d, eps);
+  }, Unlocked());
+  m.def("add_rmsnorm", [](Address x, Address y, Address weight, Address out, int tokens, int d, float eps,
+                          float scale) {
+    add_rmsnorm(at<float>(x), at<float>(y), at<float>(weight), at<float>(out), tokens, d, eps, scale);
+  }, Unlocked());
+  m.def("rope", [](Address x, int64_t stride, Address cos, Address sin, Address positions, int tokens, int heads, int d,
+                   int r) {
+    rope(at<float>(x), stride, at<float>(cos), at<float>(sin), at<int32_t>(positions), tokens, heads, d, r);
+  }, Unlocked());
+  m.def("silu_mul", [](Address gate_up, Address out, int tokens, int width) {
+    silu_mul(at<float>(gate_up), at<float>(out), tokens, width);
+  }, Unlocked());
+  m.def("gated_add", [](Address y, Address z, Address gate, int tokens, int d) {
+    gated_add(at<float>(y), at<float>(z), at<float>(gate), tokens, d);
+  }, Unlocked());
+  m.def("route", [](Address logits, int tokens, int experts, int top_k, bool softmax_first, bool renormalise,
+                    Address ids, Address weights) {
+    route(at<float>(logits), tokens, experts, top_k, softmax_first, renormalise, at<int32_t>(ids), at<float>(weights));
+  }, Unlocked());
+}
+
+void bind_model(nb::module_& m) {
+  m.def("linear", [](Address x, int64_t x_stride, int tokens, int format, int rows, int cols, Address data,
+                     Address bias, Address y) {
+    linear(at<float>(x), x_stride, tokens, {format, rows, cols, at<uint8_t>(data)}, at<float>(bias), at<float>(y));
+  }, Unlocked());
+  m.def("attention", [](Address q, int64_t q_stride, int format, int groups, int page_keys, int d, Address k,
+                        Address v, Address tables, Address starts, Address contexts, int sequences,
+                        int table_len, int heads, float scale, Address out) {
+    const Cache cache{format, groups, page_keys, d};
+    attention({at<float>(q), q_stride, cache, at<uint8_t>(k), at<uint8_t>(v), at<int32_t>(tables), at<int32_t>(starts),
+               at<int32_t>(contexts), sequences, table_len, heads, scale, at<float>(out)});
+  }, Unlocked());
+  m.def("experts", [](Address x, int tokens, Address ids, Address weights, int top_k, int format, int count,
+                      int hidden, int width, size_t bytes, Address data, Address y) {
+    experts(at<float>(x), tokens, at<int32_t>(ids), at<float>(weights), top_k,
+            {format, count, hidden, width, bytes, at<uint8_t>(data)}, at<float>(y));
+  }, Unlocked());
+}
+
+}  // namespace
+
+NB_MODULE(_cpu, m) {
+  bind_machine(m);
+  bind_convert(m);
+  bind_pointwise(m);
+  bind_model(m);
+}

@@ -1,0 +1,86 @@
+// Asks the CPU what it has and picks a function table. Compiled for the baseline: runs before anything else is known.
+//
+// The compiler's __builtin_cpu_supports checks CPUID and that the operating system saves the wide registers.
+#include "isa.h"
+
+#include <atomic>
+
+namespace headrace {
+namespace {
+
+struct Choice {
+  const Kernels* table;
+  bool there;
+};
+
+#if defined(__x86_64__)
+bool has_avx2() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+}
+
+bool has_avx512() {
+  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("avx512vnni");
+}
+#endif
+
+std::vector<Choice> choices() {
+  std::vector<Choice> all{{&kernels_portable, true}};
+#if defined(__x86_64__)
+  all.push_back({&kernels_avx2, has_avx2()});
+  all.push_back({&kernels_avx512, has_avx512()});
+#endif
+  return all;
+}
+
+const Kernels* best() {
+  const Kernels* found = nullptr;
+  for (const Choice& choice : choices())
+    if (choice.there) found = choice.table;
+  return found;
+}
+
+std::atomic<const Kernels*> chosen{best()};
+
+}  // namespace
+
+const Kernels& kernels() { return *chosen.load(std::memory_order_relaxed); }
+
+bool use_isa(const std::string& name) {
+  for (const Choice& choice : choices())
+    if (choice.there && name == choice.table->name) {
+      chosen = choice.table;
+      return true;
+    }
+  return false;
+}
+
+std::vector<std::string> available_isas() {
+  std::vector<std::string> names;
+  for (const Choice& choice : choices())
+    if (choice.there) names.push_back(choice.table->name);
+  return names;
+}
+
+std::vector<std::string> cpu_features() {
+  std::vector<std::string> found;
+#if defined(__x86_64__)
+#define HEADRACE_FEATURE(name) \
+  if (__builtin_cpu_supports(name)) found.push_back(name)
+  HEADRACE_FEATURE("avx2");
+  HEADRACE_FEATURE("fma");
+  HEADRACE_FEATURE("f16c");
+  HEADRACE_FEATURE("avx512f");
+  HEADRACE_FEATURE("avx512bw");
+  HEADRACE_FEATURE("avx512vl");
+  HEADRACE_FEATURE("avx512dq");
+  HEADRACE_FEATURE("avx512vnni");
+  HEADRACE_FEATURE("avx512bf16");
+  HEADRACE_FEATURE("avx512vbmi");
+#undef HEADRACE_FEATURE
+#endif
+  return found;
+}
+
+}  // namespace headrace

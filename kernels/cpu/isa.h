@@ -1,0 +1,16 @@
+// Which function table is in use, and which this CPU could use. Chosen by name; isa.cpp asks the CPU once.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "table.h"
+
+namespace headrace {
+
+const Kernels& kernels();                   // the table in use; the best one at start
+bool use_isa(const std::string& name);      // false: unknown, or not on this CPU
+std::vector<std::string> available_isas();  // worst first
+std::vector<std::string> cpu_features();    // those that decide, in the kernel's spelling
+
+}  // namespace headrace

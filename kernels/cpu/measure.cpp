@@ -1,0 +1,58 @@
+// What the machine and the team can do at best: reading memory, an empty region, a barrier.
+//
+// stream_read: each worker reads its own contiguous share as two streams (its two halves), plain vector loads added up.
+#include <chrono>
+
+#include "isa.h"
+#include "ops.h"
+#include "team.h"
+
+namespace headrace {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+}  // namespace
+
+double stream_read(const uint8_t* data, size_t bytes) {
+  constexpr size_t LINE = 4096;
+  Turn turn;
+  Team& team = turn.team;
+  std::atomic<uint64_t> total{0};
+  const Kernels& isa = kernels();
+  const auto start = Clock::now();
+  team.run(false, [&](int worker) {
+    const Range mine = part_of(int(bytes / LINE), team.active(), worker);
+    const bool last = worker == team.active() - 1;
+    const size_t begin = mine.begin * LINE, end = last ? bytes : mine.end * LINE;
+    total += isa.stream_sum(data + begin, end - begin);
+  });
+  const double seconds = seconds_since(start);
+  volatile uint64_t sink = total;  // the sum counts as used
+  (void)sink;
+  return seconds;
+}
+
+double region_ns(int rounds) {
+  Turn turn;
+  turn.team.run(false, [](int) {});
+  const auto start = Clock::now();
+  for (int i = 0; i < rounds; i++) turn.team.run(false, [](int) {});
+  return seconds_since(start) / rounds * 1e9;
+}
+
+double barrier_ns(int rounds) {
+  Turn turn;
+  double seconds = 0;
+  turn.team.run(false, [&](int worker) {
+    turn.team.barrier();
+    const auto start = Clock::now();
+    for (int i = 0; i < rounds; i++) turn.team.barrier();
+    if (worker == 0) seconds = seconds_since(start);
+  });
+  return seconds / rounds * 1e9;
+}
+
+}  // namespace headrace

@@ -1,0 +1,89 @@
+// What one instruction set offers: a table of plain functions, filled once per ISA by the same templates.
+//
+//   formats[code]   what a weight format needs: dot products, its activations, packing and unpacking of one row
+//   the rest        one row, or one block, of an element-wise op or of attention
+//
+// Everything here works on one thread, one row or one tile; threads, tokens and experts are the business of the op
+// files. Structs carry no member functions: an inline one compiled with AVX-512 could be the copy that the linker keeps
+// for all.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace headrace {
+
+enum FormatCode : int { F32 = 0, F16 = 1, BF16 = 2, Q8_0 = 3, Q4_0 = 4, FORMAT_COUNT = 5 };  // codes of formats.py
+
+// Two runs of rows, read side by side: gate and up of an expert, or the two halves of one matrix. nb is na or na - 1.
+struct RowPair {
+  const uint8_t* a;
+  const uint8_t* b;
+  size_t row_bytes;
+  int na, nb;
+};
+
+// Activations of `count` tokens: token i lies at base + (index ? index[i] : i) * stride.
+struct Tokens {
+  const uint8_t* base;
+  size_t stride;
+  const int32_t* index;
+  int count;
+};
+
+// Where the products of a RowPair go: a[i] . x[t] to a[t * a_stride + i], and b likewise.
+struct PairOut {
+  float *a, *b;
+  size_t a_stride, b_stride;
+};
+
+struct FormatKernels {
+  // A later 'tiles' kernel (AMX) for many tokens belongs behind this entry.
+  void (*dot)(const RowPair& w, const Tokens& x, int cols, const PairOut& out);
+  void (*prepare)(const float* x, int cols, uint8_t* acts);  // null: float32 activations are used as they are
+  void (*unpack)(const uint8_t* row, int cols, float scale, float* out);
+  void (*pack)(const float* x, int cols, uint8_t* row);
+};
+
+// One attention item: `rows` = queries x heads of one group, row r belongs to query r / group. kf, vf, scores: scratch.
+struct AttendItem {
+  const float* q;  // [rows][dp], already scaled, zero from d to dp
+  int rows, group, d, dp;
+  int page_keys, format;  // keys in a page; F32 or BF16
+  const uint8_t *k, *v;   // this head's plane in page 0
+  size_t page_bytes;      // from one page to the next
+  const int32_t* table;
+  int first;       // position of query 0; query i sees positions 0 .. first + i
+  float *kf, *vf;  // [ATTEND_KEYS][dp]
+  float* scores;   // [rows][ATTEND_KEYS]
+};
+
+// The running softmax of every row: largest score, sum of exponentials, weighted sum of values.
+struct AttendState {
+  float *m, *l, *acc;  // [rows], [rows], [rows][dp]
+};
+
+constexpr int ATTEND_KEYS = 32;  // keys per step of the online softmax
+constexpr int LANES_MAX = 16;    // dp is d rounded up to this
+
+struct Kernels {
+  const char* name;
+  FormatKernels formats[FORMAT_COUNT];
+  void (*rmsnorm)(const float* x, const float* weight, int n, float eps, float* y);
+  void (*add_scaled)(float* x, const float* y, float scale, int n);
+  void (*rope)(float* x, const float* cos, const float* sin, int r);
+  void (*silu_mul)(const float* gate, const float* up, int n, float* out);
+  void (*gated_add)(float* y, const float* z, float gate, int n);  // y += z * sigmoid(gate)
+  void (*softmax)(const float* x, int n, float* out);
+  void (*weighted_sum)(const float* rows, size_t stride, const int32_t* at, const float* w, int k, int n, float* y);
+  void (*attend)(const AttendItem& item, int begin, int end, const AttendState& state);  // keys [begin, end)
+  void (*attend_merge)(const AttendState& total, const AttendState& part, int rows, int dp);
+  void (*attend_finish)(const AttendState& total, int row, int dp, int d, float* out);
+  uint64_t (*stream_sum)(const uint8_t* data, size_t bytes);
+};
+
+extern const Kernels kernels_portable;
+extern const Kernels kernels_avx2;
+extern const Kernels kernels_avx512;
+
+}  // namespace headrace
