@@ -14,7 +14,7 @@ UNPATH = @sed -i '/^import /!d' $(VENV)/lib/python3*/site-packages/_editable_skb
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.run
-	$(BIN)/headrace generate demo "In the beginning" --max-new-tokens 120 --temperature 0.7 --top-p 0.95 --seed 1
+	$(BIN)/headrace generate demo "In the beginning" --max-new-tokens 120 --temperature 0.6 --top-p 0.9 --seed 3
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -q

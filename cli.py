@@ -122,7 +122,8 @@ def generate(
         llm.ledger.open(ledger)
     if interactive:
         raise typer.Exit(console.chat(llm, params, system))
-    raise typer.Exit(console.complete(llm, asked, params, as_json))
+    echo = "" if chat else (prompts or [""])[0]
+    raise typer.Exit(console.complete(llm, asked, params, as_json, echo))
 
 
 @app.command()

@@ -1,7 +1,7 @@
 """Perplexity of a model directory on a text file, with transformers: the reference to hold an engine against.
 
-The text is cut into non-overlapping windows; the first token of each window is not scored, and the last window may be
-shorter. `--experts q4_0` or `q8_0` first gives the experts the values that format would store.
+The text is cut into non-overlapping windows; the first token of each window is not scored, and a last window that is
+not full is left out. `--experts q4_0` or `q8_0` first gives the experts the values that format would store.
 
     python demo/evaluate.py --model demo/model --text demo/heldout.txt
 """
@@ -34,7 +34,7 @@ def quantise_experts(model: nn.Module, fake_quant: Callable[[Tensor], Tensor]) -
 def mean_loss(model: nn.Module, ids: list[int], window: int) -> float:
     """Mean loss per scored token."""
     total, scored = 0.0, 0
-    for part in torch.split(torch.tensor(ids), window):
+    for part in torch.split(torch.tensor(ids[: len(ids) // window * window]), window):
         logits = model(input_ids=part[None], use_cache=False).logits[0, :-1].float()
         total += F.cross_entropy(logits, part[1:], reduction="sum").item()
         scored += len(part) - 1

@@ -65,11 +65,10 @@ class Text:
 
 
 def windows(tokens: np.ndarray, length: int) -> list[Tensor]:
-    """Non-overlapping windows, eight to a batch, and the last partial one."""
+    """Non-overlapping windows, eight to a batch; the last partial one is left out."""
     count = len(tokens) // length
     full = torch.from_numpy(tokens[: count * length].reshape(count, length))
-    rest = torch.from_numpy(tokens[None, count * length :])
-    return [batch for batch in (*torch.split(full, 8), rest) if batch.shape[1] > 1]
+    return list(torch.split(full, 8))
 
 
 @torch.no_grad()

@@ -72,9 +72,11 @@ def save_profile(profile: machine.Profile, remark: str = "") -> None:
         say(f"not saved: {error.strerror} ({error.filename}); set XDG_CACHE_HOME to a directory that can be written")
 
 
-def complete(llm: LLM, prompts: list[Prompt], params: SamplingParams, as_json: bool) -> int:
-    """Completes prompts and reports; one prompt is streamed, several run as a batch. Returns the exit status."""
+def complete(llm: LLM, prompts: list[Prompt], params: SamplingParams, as_json: bool, echo: str = "") -> int:
+    """Completes prompts and reports; one prompt is streamed, after `echo`, several run as a batch. Returns the exit
+    status."""
     if len(prompts) == 1:
+        _echo("" if as_json else echo)
         results = [stream_to(llm, prompts[0], params, show=not as_json)]
     else:
         results = run_together(llm, prompts, params)
@@ -83,6 +85,13 @@ def complete(llm: LLM, prompts: list[Prompt], params: SamplingParams, as_json: b
                 print(f"--- prompt {i + 1}\n{result.text}")
     finish(llm, results, as_json)
     return INTERRUPTED if any(r.finish_reason == "interrupted" for r in results) else 0
+
+
+def _echo(text: str) -> None:
+    """Shows the prompt before its completion, on standard error, so that a person reads one text and a pipe gets only
+    what is new."""
+    if text:
+        notes.print(f"\n{text}", style="bold", end="", markup=False, soft_wrap=True)
 
 
 def run_together(llm: LLM, prompts: list[Prompt], params: SamplingParams) -> list[Completion]:
