@@ -3,7 +3,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-CXX ?= c++
+# Any of these will do, unless CXX says which (make itself sets CXX to g++ by default).
+COMPILERS := $(if $(filter default,$(origin CXX)),c++ g++ clang++,$(firstword $(CXX)))
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard kernels/cpu/*)
 TYPES := build/types/headrace
 # An editable install also puts this folder on sys.path, where our kernels/ would hide the package of that name on PyPI. The
@@ -32,8 +33,8 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 
 $(VENV)/.run: $(SOURCES) | $(VENV)/pyvenv.cfg
-	@command -v $(firstword $(CXX)) >/dev/null || { \
-	  echo "headrace needs a C++17 compiler, and '$(CXX)' is not there: install one (Debian, Ubuntu: apt install g++)"; exit 1; }
+	@for c in $(COMPILERS); do command -v $$c >/dev/null && exit 0; done; \
+	  echo "headrace needs a C++17 compiler, and there is no $(COMPILERS): install one (Debian, Ubuntu: apt install g++)"; exit 1
 	$(BIN)/pip install -q -c constraints.txt -e .
 	$(UNPATH)
 	@touch $@
