@@ -31,6 +31,7 @@ from .kvcache import PAGE, KVCache, PageTable
 from .ledger import Bytes, Ledger
 from .model import Decoder
 from .planner import predict_seconds
+from .request import Request
 from .results import Chunk, Completion
 from .sampling import sample
 from .scheduler import Batch, Scheduler, make_inputs
@@ -101,6 +102,7 @@ class LLM:
         )
         self.pages = PageTable(self.room.pages)
         self.scheduler = Scheduler(self.pages, self.config.prefill_chunk, self.config.max_sequences)
+        self.requests: dict[int, Request] = {}
         self.next_id = 0
 
     def use_profile(self, profile: machine.Profile | None) -> None:
@@ -132,39 +134,38 @@ class LLM:
         each = [params or SamplingParams()] * len(many) if isinstance(params, SamplingParams | None) else list(params)
         if len(each) != len(many):
             raise OptionError(f"{len(each)} sampling parameters for {len(many)} prompts: give one, or one for each")
-        sequences = [self._sequence(p, one) for p, one in zip(many, each, strict=True)]
-        texts = {s.id: TextBuilder(self.tokenizer, s.params.stop) for s in sequences}
-        return Group(lambda: self._run(sequences, texts), lambda: [self._completion(s, texts[s.id]) for s in sequences])
+        requests = [self._request(p, one) for p, one in zip(many, each, strict=True)]
+        return Group(lambda: self._run(requests), lambda: [r.completion(self.ledger.passes) for r in requests])
 
-    def _run(self, sequences: list[Sequence], texts: dict[int, TextBuilder]) -> None:
-        """Completes sequences together."""
+    def _run(self, requests: list[Request]) -> None:
+        """Completes requests together."""
         try:
-            for sequence in sequences:
-                self.scheduler.add(sequence)
-            while any(s.finish_reason is None for s in sequences):
-                for sequence, token in self._step():
-                    self._advance(sequence, token, texts[sequence.id])
+            for request in requests:
+                self._start(request)
+            while any(r.is_open for r in requests):
+                self._pump()
         finally:
-            self._abandon(sequences)
+            self._end(requests)
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Stream:
         """Completes one prompt and yields a `Chunk` per token; closing the stream ends the request cleanly.
 
-        Raises what `generate` raises, before the first chunk.
+        Several streams may be open at a time, and `generate` may be called in between: they share passes. Raises what
+        `generate` raises, before the first chunk.
         """
-        sequence = self._sequence(prompt, params or SamplingParams())
-        text = TextBuilder(self.tokenizer, sequence.params.stop)
-        return Stream(self._chunks(sequence, text), lambda: self._completion(sequence, text))
+        request = self._request(prompt, params or SamplingParams())
+        return Stream(self._chunks(request), lambda: request.completion(self.ledger.passes))
 
-    def _chunks(self, sequence: Sequence, text: TextBuilder) -> Generator[Chunk, None, None]:
-        self.scheduler.add(sequence)  # here, so that a stream that is never read takes nothing
+    def _chunks(self, request: Request) -> Generator[Chunk, None, None]:
+        self._start(request)  # here, so that a stream that is never read takes nothing
         try:
-            while sequence.finish_reason is None:
-                for done, token in self._step():
-                    piece = self._advance(done, token, text)
-                    yield Chunk(text=piece, token_id=token, finish_reason=done.finish_reason)
+            while request.chunks or request.is_open:
+                if request.chunks:
+                    yield request.chunks.popleft()
+                else:
+                    self._pump()
         finally:
-            self._abandon([sequence])
+            self._end([request])
 
     def chat(self, messages: list[dict[str, str]], params: SamplingParams | None = None) -> Completion:
         """Answers a conversation: messages {"role": ..., "content": ...}, rendered with the model's chat template.
@@ -204,6 +205,25 @@ class LLM:
 
     # ---- the loop
 
+    def _start(self, request: Request) -> None:
+        self.requests[request.sequence.id] = request
+        self.scheduler.add(request.sequence)
+
+    def _end(self, requests: list[Request]) -> None:
+        """Forgets requests, and takes out those that did not end by themselves: closed, or an error was raised."""
+        for request in requests:
+            if self.requests.pop(request.sequence.id, None) is not None and request.is_open:
+                request.sequence.finish_reason = "interrupted"
+                self.scheduler.finish(request.sequence)
+
+    def _pump(self) -> None:
+        """One pass; every request that got a token keeps it until its owner asks."""
+        for sequence, token in self._step():
+            request = self.requests[sequence.id]
+            request.push(token, self.eos_ids)
+            if not request.is_open:
+                self.scheduler.finish(sequence)
+
     def _step(self) -> list[tuple[Sequence, int]]:
         """One forward pass; returns the sequences that got a token, with it."""
         batch = self.scheduler.next_batch()
@@ -218,28 +238,6 @@ class LLM:
         self.scheduler.commit(batch)
         self.ledger.end(time.perf_counter() - start)
         return list(zip(ready, tokens, strict=True))
-
-    def _advance(self, sequence: Sequence, token: int, text: TextBuilder) -> str:
-        """Appends a token, decides whether the sequence ends with it, returns the text that can be shown."""
-        params = sequence.params
-        sequence.tokens.append(token)
-        ends = token in params.stop_token_ids or (token in self.eos_ids and not params.ignore_eos)
-        piece = "" if ends else text.push(token)
-        if ends or text.stopped:
-            sequence.finish_reason = "stop"
-        elif len(sequence.completion) >= params.max_new_tokens:
-            sequence.finish_reason = "length"
-        if sequence.finish_reason is not None:
-            piece += text.finish()
-            self.scheduler.finish(sequence)
-        return piece
-
-    def _abandon(self, sequences: list[Sequence]) -> None:
-        """Takes out sequences that did not end by themselves: interrupted, or an error was raised."""
-        for sequence in sequences:
-            if sequence.finish_reason is None:
-                sequence.finish_reason = "interrupted"
-                self.scheduler.finish(sequence)
 
     # ---- checks
 
@@ -259,6 +257,9 @@ class LLM:
                 "add it from the model's page, or give prompts as lists of token ids"
             )
         return self.tokenizer
+
+    def _request(self, prompt: Prompt, params: SamplingParams) -> Request:
+        return Request(self._sequence(prompt, params), TextBuilder(self.tokenizer, params.stop))
 
     def _sequence(self, prompt: Prompt, params: SamplingParams) -> Sequence:
         ids = self.encode(prompt) if isinstance(prompt, str) else list(prompt)
@@ -289,16 +290,6 @@ class LLM:
         if self.room.max_context < self.spec.context:
             return f"raise max_context (this model allows {self.spec.context}) or shorten the prompt"
         return "shorten the prompt (the model was not trained for more)"
-
-    def _completion(self, sequence: Sequence, text: TextBuilder) -> Completion:
-        return Completion(
-            text=text.text,
-            token_ids=sequence.completion,
-            finish_reason=sequence.finish_reason or "interrupted",
-            prompt_tokens=sequence.prompt_tokens,
-            reused_tokens=sequence.reused,
-            ledger=[p for p in self.ledger.passes if sequence.id in p.sequences],
-        )
 
     # ---- life time
 

@@ -53,6 +53,37 @@ def test_several_end_tokens_of_the_config(checkpoints: Checkpoints, tmp_path: Pa
     assert LLM(str(tmp_path)).eos_ids == (7, 9, 11)
 
 
+def test_streams_that_are_read_in_turns_do_not_mix(llm: LLM) -> None:
+    alone = [llm.generate([ids(n, n)], greedy(new))[0].token_ids for n, new in ((9, 12), (5, 7), (40, 5))]
+    one, two = llm.stream(ids(9, 9), greedy(12)), llm.stream(ids(5, 5), greedy(7))
+    got: list[list[int]] = [[], []]
+    got[0] += [next(one).token_id for _ in range(3)]
+    got[1] += [next(two).token_id for _ in range(2)]
+    between = llm.generate([ids(40, 40)], greedy(5))[0].token_ids
+    for one_chunk in one:
+        got[0].append(one_chunk.token_id)
+    for two_chunk in two:
+        got[1].append(two_chunk.token_id)
+    assert [*got, between] == alone
+    assert one.result.finish_reason == two.result.finish_reason == "length"
+    assert not llm.requests
+
+
+def test_an_error_in_a_pass_leaves_no_request_behind(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = llm.pages.available
+
+    def broken(inputs: object) -> torch.Tensor:
+        raise RuntimeError("broken")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(llm.decoder, "forward", broken)
+        with pytest.raises(RuntimeError, match="broken"):
+            llm.generate([ids(4), ids(6)], greedy(8))
+    assert llm.pages.available == free
+    assert not llm.requests
+    assert len(llm.generate([ids(4)], greedy(3))[0].token_ids) == 3
+
+
 def test_a_batch_larger_than_the_machine_takes_runs_in_turns(checkpoints: Checkpoints) -> None:
     llm = LLM(str(checkpoints("mixtral")), dtype="float32", max_sequences=2, max_context=40)
     prompts = [ids(n, n) for n in (3, 20, 7, 1, 30)]
