@@ -35,6 +35,14 @@ def _whole(name: str, value: object, minimum: int, none_ok: bool = False) -> Non
         raise OptionError(f"{name} is {value!r}; it must be a whole number")
 
 
+def _strings(name: str, value: object) -> tuple[str, ...]:
+    """A tuple of strings from one string or several; raises OptionError for anything else."""
+    many = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, (list, tuple, set)) else (None,)
+    if any(not isinstance(one, str) or not one for one in many):
+        raise OptionError(f"{name} is {value!r}; give strings that are not empty")
+    return many
+
+
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
     """How a model is loaded and run.
@@ -69,14 +77,14 @@ class EngineConfig:
         _whole("max_context", self.max_context, 1, none_ok=True)
         _whole("prefill_chunk", self.prefill_chunk, 1)
         _whole("max_sequences", self.max_sequences, 1)
+        if self.cache_dir is not None:
+            object.__setattr__(self, "cache_dir", Path(self.cache_dir))
+        object.__setattr__(self, "ignore_config_keys", _strings("ignore_config_keys", self.ignore_config_keys))
 
     @property
     def plain_format(self) -> str:
         """The format that "native" stands for: that of `dtype`, or the checkpoint's own."""
         return DTYPES[self.dtype] or "native"
-
-    def format_of(self, asked: str) -> str:
-        return self.plain_format if asked == "native" else asked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,8 +111,9 @@ class SamplingParams:
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
-        stop: object = self.stop
-        object.__setattr__(self, "stop", (stop,) if isinstance(stop, str) else tuple(self.stop))
+        object.__setattr__(self, "stop", _strings("stop", self.stop))
+        for token in self.stop_token_ids if isinstance(self.stop_token_ids, (tuple, list)) else [None]:
+            _whole("stop_token_ids", token, 0)
         _whole("max_new_tokens", self.max_new_tokens, 1)
         _at_least("temperature", self.temperature, 0)
         _whole("top_k", self.top_k, 0)
@@ -116,8 +125,6 @@ class SamplingParams:
             raise OptionError(f"top_p is {self.top_p} and min_p {self.min_p}; both must be at most 1")
         if self.seed is not None and not (isinstance(self.seed, int) and -(2**63) <= self.seed < 2**64):
             raise OptionError(f"seed is {self.seed!r}; it must be a whole number of at most 64 bits")
-        if any(not isinstance(s, str) or not s for s in self.stop):
-            raise OptionError(f"stop is {self.stop!r}; give strings that are not empty")
 
     @property
     def is_plain_greedy(self) -> bool:

@@ -72,7 +72,7 @@ class Ledger:
     def open(self, path: Path, mode: str = "w") -> None:
         """Writes a JSON line for every pass from now on; raises OptionError if the file cannot be written."""
         try:
-            self.sink = path.open(mode, encoding="utf-8")
+            self.sink = Path(path).open(mode, encoding="utf-8")  # noqa: SIM115  # closed by close()
         except OSError as error:
             raise OptionError(f"cannot write the ledger to {path}: {error.strerror}; choose another path") from error
 

@@ -9,8 +9,9 @@ rest: schedule, forward, sample, commit.
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from collections.abc import Sequence as Seq
 from functools import partial
 from typing import Any
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from .. import kernels
-from ..errors import ContextOverflow, OptionError, TokenizerError
+from ..errors import ContextOverflow, MemoryNeeded, OptionError, TokenizerError
 from ..loaders import hub
 from ..loaders.checkpoint import Checkpoint, LoadOptions, Progress, load_weights, open_directory
 from ..loaders.tokenizer import Tokenizer
@@ -27,7 +28,7 @@ from ..loaders.weights import ModelWeights
 from . import capacity, machine
 from .config import EngineConfig, SamplingParams
 from .experts import CpuExperts
-from .kvcache import PAGE, KVCache, PageTable
+from .kvcache import KVCache, PageTable, pages_for
 from .ledger import Bytes, Ledger
 from .model import Decoder
 from .planner import predict_seconds
@@ -40,6 +41,7 @@ from .stream import Group, Stream
 from .text import TextBuilder
 
 Prompt = str | list[int]
+TORCH_THREADS = torch.get_num_threads()  # as the process had it before a model was loaded
 
 
 class LLM:
@@ -80,8 +82,8 @@ class LLM:
         if self.kernels == "cpu":
             machine.set_threads(self.config.threads)
             torch.set_num_threads(1)
-        elif self.config.threads is not None:
-            torch.set_num_threads(self.config.threads)
+        else:
+            torch.set_num_threads(self.config.threads or TORCH_THREADS)
         return ops
 
     def _advise(self, weights: ModelWeights) -> None:
@@ -103,6 +105,7 @@ class LLM:
         self.pages = PageTable(self.room.pages)
         self.scheduler = Scheduler(self.pages, self.config.prefill_chunk, self.config.max_sequences)
         self.requests: dict[int, Request] = {}
+        self.lock = threading.RLock()  # held for a pass; several threads may use one LLM
         self.next_id = 0
 
     def use_profile(self, profile: machine.Profile | None) -> None:
@@ -141,9 +144,10 @@ class LLM:
         """Completes requests together."""
         try:
             for request in requests:
-                self._start(request)
+                if request.is_open:
+                    self._start(request)
             while any(r.is_open for r in requests):
-                self._pump()
+                self._step_unless(lambda: not any(r.is_open for r in requests))
         finally:
             self._end(requests)
 
@@ -163,7 +167,7 @@ class LLM:
                 if request.chunks:
                     yield request.chunks.popleft()
                 else:
-                    self._pump()
+                    self._step_unless(lambda: bool(request.chunks) or not request.is_open)
         finally:
             self._end([request])
 
@@ -190,7 +194,17 @@ class LLM:
         Raises ContextOverflow if the text is longer than the context.
         """
         sequence = self._sequence(list(token_ids), SamplingParams(max_new_tokens=1))
-        sequence.pages = self.pages.allocate(-(-len(sequence.tokens) // PAGE))
+        with self.lock:
+            return self._logits(sequence)
+
+    def _logits(self, sequence: Sequence) -> Tensor:
+        need = pages_for(len(sequence.tokens))
+        if need > self.pages.available:
+            raise MemoryNeeded(
+                f"{len(sequence.tokens)} tokens need {need} pages of the KV cache, {self.pages.available} are free: "
+                "finish or close open streams first"
+            )
+        sequence.pages = self.pages.allocate(need)
         rows = []
         try:
             while sequence.pending:
@@ -201,31 +215,35 @@ class LLM:
                 sequence.computed += count
         finally:
             self.pages.release(sequence.pages)
-        return torch.cat(rows).clone()
+        return torch.cat(rows)
 
     # ---- the loop
 
     def _start(self, request: Request) -> None:
-        self.requests[request.sequence.id] = request
-        self.scheduler.add(request.sequence)
+        with self.lock:
+            self.requests[request.sequence.id] = request
+            self.scheduler.add(request.sequence)
 
     def _end(self, requests: list[Request]) -> None:
         """Forgets requests, and takes out those that did not end by themselves: closed, or an error was raised."""
-        for request in requests:
-            if self.requests.pop(request.sequence.id, None) is not None and request.is_open:
-                request.sequence.finish_reason = "interrupted"
-                self.scheduler.finish(request.sequence)
+        with self.lock:
+            for request in requests:
+                if self.requests.pop(request.sequence.id, None) is not None and request.is_open:
+                    request.sequence.finish_reason = "interrupted"
+                    self.scheduler.finish(request.sequence)
 
-    def _pump(self) -> None:
-        """One pass; every request that got a token keeps it until its owner asks."""
-        for sequence, token in self._step():
-            request = self.requests[sequence.id]
-            request.push(token, self.eos_ids)
-            if not request.is_open:
-                self.scheduler.finish(sequence)
+    def _step_unless(self, done: Callable[[], bool]) -> None:
+        """One pass, unless another thread's pass has brought meanwhile what the caller waits for."""
+        with self.lock:
+            if not done():
+                self._step()
 
-    def _step(self) -> list[tuple[Sequence, int]]:
-        """One forward pass; returns the sequences that got a token, with it."""
+    def _step(self) -> None:
+        """One forward pass; every request that got a token keeps it until its owner asks.
+
+        Tokens are appended as soon as the pass is committed, and what may raise (a full disk under the ledger) comes
+        last: an error must not cost the other requests of the pass a token.
+        """
         batch = self.scheduler.next_batch()
         assert batch is not None, "a sequence is unfinished, but nothing can run"
         start = time.perf_counter()
@@ -236,8 +254,14 @@ class LLM:
             ready = [batch.sequences[i] for i in batch.ready]
             tokens = sample(logits, ready) if ready else []
         self.scheduler.commit(batch)
-        self.ledger.end(time.perf_counter() - start)
-        return list(zip(ready, tokens, strict=True))
+        for sequence, token in zip(ready, tokens, strict=True):
+            sequence.tokens.append(token)
+        seconds = time.perf_counter() - start
+        for sequence in ready:
+            self.requests[sequence.id].push(self.eos_ids)
+            if sequence.finish_reason is not None:
+                self.scheduler.finish(sequence)
+        self.ledger.end(seconds)
 
     # ---- checks
 
@@ -313,8 +337,8 @@ def _config(options: dict[str, Any]) -> EngineConfig:
 
 def _load_options(config: EngineConfig) -> LoadOptions:
     return LoadOptions(
-        expert_format=config.format_of(config.expert_format),
-        dense_format=config.format_of(config.dense_format),
+        expert_format=config.expert_format,
+        dense_format=config.dense_format,
         plain_format=config.plain_format,
         ignore_config_keys=config.ignore_config_keys,
     )

@@ -16,6 +16,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
@@ -58,9 +59,14 @@ def cpu_kernels() -> ModuleType:
 
 
 def set_threads(threads: int | None) -> None:
-    """Sets the threads of the CPU kernels; None leaves one per core."""
-    if threads is not None:
-        cpu_kernels().set_threads(threads)
+    """Sets the threads of the CPU kernels; None is one per core, whatever an earlier model asked for."""
+    cpu_kernels().set_threads(threads or default_threads())
+
+
+@cache
+def default_threads() -> int:
+    """Threads that the kernels start with: one per core that this process may use."""
+    return int(cpu_kernels().threads())
 
 
 def advise_huge(weights: ModelWeights) -> dict[str, bool]:
@@ -96,9 +102,9 @@ def load_profile() -> Profile | None:
     key = hardware_key()
     try:
         profile = Profile(**json.loads(profile_path(key).read_text(encoding="utf-8")))
+        complete = set(profile.linear) == set(profile.experts) == set(FORMATS)
     except (OSError, ValueError, TypeError):
         return None
-    complete = set(profile.linear) == set(profile.experts) == set(FORMATS)
     return profile if complete and profile.key == key else None
 
 

@@ -19,7 +19,7 @@ from . import rope
 from .experts import Experts
 from .kvcache import KVCache
 from .ledger import CPU_DRAM, Ledger
-from .planner import DENSE, HEAD, KV, dense_bytes
+from .planner import DENSE, HEAD, KV, dense_bytes, dense_sizes, kv_bytes
 from .scheduler import Inputs
 
 
@@ -45,7 +45,7 @@ class Decoder:
         self.cos, self.sin = rope.tables(spec.rope, max_context)
         norms = [layer.attn_norm for layer in weights.layers] + [weights.final_norm]
         self.norm_after = norms[1:]
-        self.fixed_bytes = dense_bytes(weights, 0)
+        self.sizes = dense_sizes(weights)
 
     def forward(self, inputs: Inputs) -> Tensor:
         """Runs the new tokens through all layers, writing their keys and values; logits float32 [rows, vocabulary]."""
@@ -54,24 +54,27 @@ class Decoder:
         x_TD = ops.embed(self.weights.embed, inputs.ids_T, spec.embedding_scale)
         h_TD = ops.rmsnorm(x_TD, self.weights.layers[0].attn_norm, spec.norm_eps)
         for i, layer in enumerate(self.weights.layers):
-            a_TD = self._attention(i, layer, h_TD, inputs)
+            q_TNd = self._project(i, layer, h_TD, inputs)
+            if layer is self.weights.layers[-1] and not len(inputs.rows):
+                return x_TD.new_empty(0, spec.vocab)  # its keys and values are written, and nobody asks for more
+            a_TN = self._attend(i, q_TNd, inputs)
+            if layer is self.weights.layers[-1] and len(inputs.rows) < len(x_TD):
+                a_TN, x_TD = a_TN[inputs.rows], x_TD[inputs.rows]  # after the last attention tokens are on their own
+            a_TD = ops.linear(a_TN, layer.o, layer.o_bias)
             h_TD = ops.add_rmsnorm_(x_TD, a_TD, layer.mlp_norm, spec.norm_eps, spec.residual_scale)
             m_TD = self._mlp(i, layer, h_TD)
             h_TD = ops.add_rmsnorm_(x_TD, m_TD, self.norm_after[i], spec.norm_eps, spec.residual_scale)
-        return self._logits(h_TD, inputs.rows)
+        logits = ops.linear(h_TD, self.weights.head)
+        if spec.logits_divisor != 1:
+            logits.div_(spec.logits_divisor)
+        return logits
 
-    def _logits(self, h_TD: Tensor, rows: Tensor) -> Tensor:
-        if not len(rows):
-            return h_TD.new_empty(0, self.spec.vocab)
-        self.ledger.read(CPU_DRAM, HEAD, self.weights.head.nbytes)
-        chosen = h_TD if len(rows) == len(h_TD) else h_TD[rows]
-        logits = self.ops.linear(chosen, self.weights.head)
-        return logits if self.spec.logits_divisor == 1 else logits.div_(self.spec.logits_divisor)
-
-    def _attention(self, index: int, layer: LayerWeights, h_TD: Tensor, inputs: Inputs) -> Tensor:
+    def _project(self, index: int, layer: LayerWeights, h_TD: Tensor, inputs: Inputs) -> Tensor:
+        """Queries of the new tokens [T, heads, head size], rotated; their keys and values go into the cache."""
         ops, att = self.ops, self.spec.attention
         qkv = ops.linear(h_TD, layer.qkv, layer.qkv_bias)
         heads = qkv.view(len(qkv), -1, att.head_dim)
+        q_TNd: Tensor
         q_TNd, k_TGd, v_TGd = heads.split([att.heads, att.kv_heads, att.kv_heads], dim=1)
         if layer.q_norm is not None and layer.k_norm is not None:
             self._normalise(qkv, layer.q_norm, 0, att.q_rows)
@@ -79,12 +82,15 @@ class Decoder:
         if att.clip is not None:
             qkv.clamp_(-att.clip, att.clip)
         ops.rope_(heads[:, : att.heads + att.kv_heads], self.cos, self.sin, inputs.positions_T)
+        ops.kv_write_(*self.cache.layers[index], k_TGd, v_TGd, inputs.slots_T)
+        return q_TNd
+
+    def _attend(self, index: int, q_TNd: Tensor, inputs: Inputs) -> Tensor:
+        """Attention of the new tokens over the cache: [T, heads * head size]."""
+        tables, starts, contexts = inputs.tables_SM, inputs.starts_S1, inputs.contexts_S
         k_cache, v_cache = self.cache.layers[index]
-        ops.kv_write_(k_cache, v_cache, k_TGd, v_TGd, inputs.slots_T)
-        out_TNd = ops.attention(
-            q_TNd, k_cache, v_cache, inputs.tables_SM, inputs.starts_S1, inputs.contexts_S, att.scale
-        )
-        return ops.linear(out_TNd.view(len(qkv), -1), layer.o, layer.o_bias)
+        out = self.ops.attention(q_TNd, k_cache, v_cache, tables, starts, contexts, self.spec.attention.scale)
+        return out.view(len(q_TNd), -1)
 
     def _normalise(self, qkv: Tensor, weight: Tensor, start: int, rows: int) -> None:
         """RMSNorm in place over heads, or over all of them, whichever the weight's length says."""
@@ -114,8 +120,9 @@ class Decoder:
         return self.ops.linear(self.ops.silu_mul(self.ops.linear(h_TD, mlp.gate_up)), mlp.down)
 
     def _book(self, inputs: Inputs) -> None:
-        """Books what every pass reads: the dense weights, the embedding rows, the cache."""
-        tokens, embed = len(inputs.ids_T), self.weights.embed
-        self.ledger.read(CPU_DRAM, DENSE, self.fixed_bytes + tokens * embed.format.row_bytes(embed.cols))
-        context = int(inputs.contexts_S.sum())
-        self.ledger.read(CPU_DRAM, KV, (context + tokens) * self.cache.token_bytes)
+        """Books what a pass reads besides experts: the dense weights, the embedding rows, the cache, the head."""
+        tokens, context, logits = len(inputs.ids_T), int(inputs.contexts_S.sum()), len(inputs.rows) > 0
+        self.ledger.read(CPU_DRAM, DENSE, dense_bytes(self.sizes, tokens, logits))
+        self.ledger.read(CPU_DRAM, KV, kv_bytes(self.sizes, tokens, context, self.cache.token_bytes, logits))
+        if logits:
+            self.ledger.read(CPU_DRAM, HEAD, self.weights.head.nbytes)

@@ -13,6 +13,7 @@ plain bandwidth model of one tier: fixed costs per layer and tiers that overlap 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -36,24 +37,54 @@ def pass_bytes(
     logits: bool = True,
 ) -> Bytes:
     """Bytes of one pass with everything in RAM: `tokens` new tokens, the cache lengths after the pass by sequence, and
-    how many distinct experts each MoE layer chose."""
+    how many distinct experts each MoE layer chose (0 in the last, if it is one, where no logits are wanted)."""
     weights = allocate(spec, formats, "meta")
     banks = [layer.experts for layer in weights.layers if layer.experts is not None]
+    sizes, token_bytes = dense_sizes(weights), bytes_per_token(spec, kv_dtype)
     groups = {
         EXPERTS: sum(n * bank.layout.bytes for n, bank in zip(distinct_experts, banks, strict=True)),
-        DENSE: dense_bytes(weights, tokens),
-        KV: (sum(contexts) + tokens) * bytes_per_token(spec, kv_dtype),
+        DENSE: dense_bytes(sizes, tokens, logits),
+        KV: kv_bytes(sizes, tokens, sum(contexts), token_bytes, logits),
     }
     if logits:
         groups[HEAD] = weights.head.nbytes
     return {CPU_DRAM: groups}
 
 
-def dense_bytes(weights: ModelWeights, tokens: int) -> int:
-    """Bytes of the weights that every pass reads: all of the layers but their routed experts, the final norm, and one
-    row of the embedding per token. The head is booked apart."""
-    rows = tokens * weights.embed.format.row_bytes(weights.embed.cols)
-    return sum(map(layer_dense_bytes, weights.layers)) + weights.final_norm.nbytes + rows
+@dataclass(frozen=True)
+class DenseSizes:
+    """What the dense part of a pass is made of, in bytes: all layers with the final norm, of it what follows the last
+    layer's keys and values, one row of the embedding; and how many layers there are."""
+
+    layers: int
+    tail: int
+    embedding_row: int
+    count: int
+
+
+def dense_sizes(weights: ModelWeights) -> DenseSizes:
+    """The sizes of a model, of real weights or of such on the `meta` device."""
+    last = weights.layers[-1]
+    before_tail = [last.attn_norm, last.qkv_bias, last.q_norm, last.k_norm, last.qkv]
+    tail = layer_dense_bytes(last) - sum(part.nbytes for part in before_tail if part is not None)
+    return DenseSizes(
+        layers=sum(map(layer_dense_bytes, weights.layers)) + weights.final_norm.nbytes,
+        tail=tail + weights.final_norm.nbytes,
+        embedding_row=weights.embed.format.row_bytes(weights.embed.cols),
+        count=len(weights.layers),
+    )
+
+
+def dense_bytes(sizes: DenseSizes, tokens: int, logits: bool) -> int:
+    """Bytes of the weights that a pass reads, but for routed experts and head. A pass that nobody wants logits of ends
+    with the keys and values of the last layer."""
+    return sizes.layers + tokens * sizes.embedding_row - (0 if logits else sizes.tail)
+
+
+def kv_bytes(sizes: DenseSizes, tokens: int, context: int, token_bytes: int, logits: bool) -> int:
+    """Bytes of the cache: `tokens` written in every layer, `context` read in every layer that attends."""
+    attending = sizes.count if logits else sizes.count - 1
+    return tokens * token_bytes + context * token_bytes // sizes.count * attending
 
 
 def layer_dense_bytes(layer: LayerWeights) -> int:

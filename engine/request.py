@@ -29,10 +29,10 @@ class Request:
         """Whether more tokens will come."""
         return self.sequence.finish_reason is None
 
-    def push(self, token: int, eos_ids: Collection[int]) -> None:
-        """Appends a token, decides whether the completion ends with it, and puts its text into a chunk."""
+    def push(self, eos_ids: Collection[int]) -> None:
+        """Decides whether the completion ends with its newest token, and puts that token's text into a chunk."""
         sequence, params = self.sequence, self.sequence.params
-        sequence.tokens.append(token)
+        token = sequence.tokens[-1]
         ends = token in params.stop_token_ids or (token in eos_ids and not params.ignore_eos)
         piece = "" if ends else self.text.push(token)
         if ends or self.text.stopped:
@@ -41,6 +41,8 @@ class Request:
             sequence.finish_reason = "length"
         if not self.is_open:
             piece += self.text.finish()
+            if self.text.stopped:  # found in what was held back until now
+                sequence.finish_reason = "stop"
         self.chunks.append(Chunk(text=piece, token_id=token, finish_reason=sequence.finish_reason))
 
     def completion(self, passes: list[Pass]) -> Completion:

@@ -24,7 +24,7 @@ from .memory import require_memory
 from .pipeline import in_order
 from .safetensors import Entry
 from .spec import ModelSpec
-from .targets import Target, targets
+from .targets import Target, group_names, targets
 from .weights import Formats, ModelWeights, allocate
 
 CHUNK_BYTES = 32 << 20
@@ -38,7 +38,7 @@ class LoadOptions:
 
     expert_format: str = "native"
     dense_format: str = "native"
-    plain_format: str = "native"  # the format of an embedding that is not tied to the head
+    plain_format: str = "native"  # what "native" stands for, where it is not as stored
     ignore_config_keys: Collection[str] = field(default_factory=tuple)
 
 
@@ -180,18 +180,28 @@ def _is_spare(name: str, names: TensorNames, spec: ModelSpec) -> bool:
 
 def resolve_formats(spec: ModelSpec, names: TensorNames, entries: dict[str, Entry], options: LoadOptions) -> Formats:
     """The formats asked for, with "native" read off the headers; raises OptionError where rows are no whole blocks."""
-    native_experts = _native(entries, [names.expert_down, names.fused_gate_up or names.expert_down], spec, names)
-    native_dense = _native(entries, [names.q + ".weight", names.o + ".weight"], spec, names)
-    experts = native_experts if options.expert_format == "native" else find_format(options.expert_format)
-    dense = native_dense if options.dense_format == "native" else find_format(options.dense_format)
+    native = {group: _native(entries, members) for group, members in group_names(spec, names).items()}
+    asked = {"experts": options.expert_format, "dense": options.dense_format, "embed": "native"}
+    chosen = {group: _choose(format, options.plain_format, native[group]) for group, format in asked.items()}
+    formats = Formats(**chosen)
+    _check_rows(spec, formats)
+    return formats
+
+
+def _choose(asked: str, plain: str, stored: Format) -> Format:
+    """The format asked for; "native" is that of the dtype option, or failing that as stored."""
+    name = plain if asked == "native" else asked
+    return stored if name == "native" else find_format(name)
+
+
+def _check_rows(spec: ModelSpec, formats: Formats) -> None:
+    """Raises OptionError where the rows of a matrix are no whole number of blocks."""
     for size, what in ((spec.hidden, "hidden size"), (spec.moe.width, "expert width")):
-        _check_fits(experts, size, what, "--expert-format")
+        _check_fits(formats.experts, size, what, "--expert-format")
     shared = [spec.moe.shared_width] if any(spec.is_moe) else []
     widths = [spec.hidden, spec.attention.q_rows, *shared, *([] if all(spec.is_moe) else [spec.dense_width])]
     for size in widths:
-        _check_fits(dense, size, "row length", "--dense-format")
-    embed = native_dense if options.plain_format == "native" else find_format(options.plain_format)
-    return Formats(experts=experts, dense=dense, embed=embed)
+        _check_fits(formats.dense, size, "row length", "--dense-format")
 
 
 def find_format(name: str) -> Format:
@@ -209,14 +219,9 @@ def _check_fits(format: Format, size: int, what: str, option: str) -> None:
         )
 
 
-def _native(entries: dict[str, Entry], roles: list[str], spec: ModelSpec, names: TensorNames) -> Format:
-    """The widest float type that the checkpoint uses for these tensors over all layers."""
-    found = set()
-    for layer in range(spec.layers):
-        for role in roles:
-            entry = entries.get(names.layer.format(layer=layer) + role.format(e=0))
-            if entry is not None and entry.dtype in FORMAT_OF_DTYPE:
-                found.add(FORMAT_OF_DTYPE[entry.dtype])
+def _native(entries: dict[str, Entry], members: list[str]) -> Format:
+    """The type in which all of these tensors are stored; float32, which holds them all, where they differ."""
+    found = {FORMAT_OF_DTYPE.get(entries[name].dtype, "f32") for name in members if name in entries}
     return FORMATS[found.pop()] if len(found) == 1 else FORMATS["f32"]
 
 

@@ -106,6 +106,7 @@ def save(source: Path, to: Path, weights: ModelWeights, formats: Formats) -> Non
         to.mkdir(parents=True, exist_ok=True)
         (to / MANIFEST).unlink(missing_ok=True)  # what is interrupted from here on does not look whole
         for name in COMPANIONS:
+            (to / name).unlink(missing_ok=True)  # of a model that was converted to here before
             if (source / name).is_file():
                 shutil.copyfile(source / name, to / name)
         safetensors.write(to / WEIGHTS, weights.named(), {"format": "headrace"})

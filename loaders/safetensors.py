@@ -24,6 +24,7 @@ from ..errors import CheckpointError
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 MAX_HEADER = 100_000_000
+ALIGN = 64
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
@@ -177,8 +178,9 @@ def _read_index(index: Path) -> dict[str, str]:
 
 
 def write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Writes tensors one after the other, each starting on a 64-byte boundary of the file; no copy is made in
-    memory."""
+    """Writes tensors one after the other; no copy is made in memory. Those of a multiple of 64 bytes come first, so
+    that they start on 64-byte boundaries (the format allows no gaps)."""
+    tensors = dict(sorted(tensors.items(), key=lambda item: item[1].nbytes % ALIGN != 0))
     header: dict[str, Any] = {"__metadata__": metadata}
     offset = 0
     for name, tensor in tensors.items():
@@ -189,7 +191,7 @@ def write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> N
         }
         offset += tensor.nbytes
     blob = json.dumps(header).encode()
-    blob += b" " * (-(len(blob) + 8) % 64)
+    blob += b" " * (-(len(blob) + 8) % ALIGN)
     with path.open("wb") as file:
         file.write(len(blob).to_bytes(8, "little") + blob)
         for tensor in tensors.values():

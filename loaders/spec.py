@@ -30,6 +30,11 @@ class RopeSpec:
     truncate: bool = True  # yarn: round the correction range to whole dims
     attention_factor: float = 1.0  # yarn: cos and sin are multiplied by it
 
+    @property
+    def extended_context(self) -> int:
+        """Tokens that yarn stretches the trained context to; configs often leave max_position_embeddings below it."""
+        return int(self.original_context * self.factor) if self.kind == "yarn" else 0
+
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionSpec:

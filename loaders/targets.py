@@ -17,7 +17,7 @@ from torch import Tensor
 from ..kernels import FORMATS, ExpertBank, Matrix
 from .families.family import TensorNames
 from .spec import ModelSpec
-from .weights import LayerWeights, Mlp, ModelWeights
+from .weights import Formats, LayerWeights, Mlp, ModelWeights, allocate
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,23 @@ def targets(spec: ModelSpec, names: TensorNames, weights: ModelWeights) -> dict[
         prefix = names.layer.format(layer=i)
         found.update({prefix + name: target for name, target in _layer(spec, names, layer)})
     return found
+
+
+def group_names(spec: ModelSpec, names: TensorNames) -> dict[str, list[str]]:
+    """Checkpoint names of the tensors whose format can be chosen, by the fields of `Formats`."""
+    plain = FORMATS["f32"]
+    weights = allocate(spec, Formats(experts=plain, dense=plain, embed=plain), "meta")
+    groups: dict[str, list[str]] = {"experts": [], "dense": [], "embed": [names.embed]}
+    for i, layer in enumerate(weights.layers):
+        prefix = names.layer.format(layer=i)
+        if layer.experts is not None:
+            groups["experts"] += [prefix + name for name, _ in _experts(names, layer.experts)]
+    others = set(groups["experts"]) | (set() if spec.tied_head else {names.embed})
+    for name, target in targets(spec, names, weights).items():
+        is_float32 = len(target.shape) == 1 or name.endswith((names.router, names.shared_expert_gate))
+        if name not in others and not is_float32:
+            groups["dense"].append(name)
+    return groups
 
 
 def _layer(spec: ModelSpec, names: TensorNames, layer: LayerWeights) -> Named:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,41 @@ def test_streams_that_are_read_in_turns_do_not_mix(llm: LLM) -> None:
     assert [*got, between] == alone
     assert one.result.finish_reason == two.result.finish_reason == "length"
     assert not llm.requests
+
+
+def test_an_error_at_the_end_of_a_pass_costs_the_others_nothing(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = [llm.generate([ids(n, n)], greedy(8))[0].token_ids for n in (9, 5)]
+    one, two = llm.stream(ids(9, 9), greedy(8)), llm.stream(ids(5, 5), greedy(8))
+    got = [[next(one).token_id, next(one).token_id], [next(two).token_id]]
+    end = llm.ledger.end
+
+    def full_disk(seconds: float) -> None:
+        end(seconds)
+        raise OptionError("full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(llm.ledger, "end", full_disk)
+        with pytest.raises(OptionError, match="full"):
+            llm.generate([ids(4)], greedy(3))
+    got[0] += [c.token_id for c in one]
+    got[1] += [c.token_id for c in two]
+    assert got == alone
+
+
+def test_several_threads_may_use_one_model(llm: LLM) -> None:
+    prompts = [ids(n, n) for n in (3, 20, 33, 8)]
+    alone = [llm.generate([p], greedy(12))[0].token_ids for p in prompts]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda p: llm.generate([p], greedy(12))[0].token_ids, prompts))
+    assert together == alone
+
+
+def test_a_group_that_ran_may_run_again(llm: LLM) -> None:
+    group = llm.batch([ids(4)], greedy(3))
+    group.run()
+    group.run()
+    assert len(group.results[0].token_ids) == 3
+    assert not llm.scheduler.waiting
 
 
 def test_an_error_in_a_pass_leaves_no_request_behind(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,10 +189,10 @@ def test_an_interrupted_group_keeps_what_there_is(llm: LLM, monkeypatch: pytest.
     group, step = llm.batch([ids(4), ids(6)], greedy(8)), llm._step
     passes = iter(range(4))
 
-    def interrupted() -> object:
+    def interrupted() -> None:
         if next(passes, None) is None:
             raise KeyboardInterrupt
-        return step()
+        step()
 
     monkeypatch.setattr(llm, "_step", interrupted)
     with pytest.raises(KeyboardInterrupt):

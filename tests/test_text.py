@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from headrace import SamplingParams
+from headrace.engine.request import Request
+from headrace.engine.sequence import make_sequence
 from headrace.engine.text import TextBuilder
 
 
@@ -57,6 +60,22 @@ def test_what_was_held_back_comes_at_the_end() -> None:
 
 def test_the_first_of_several_stop_strings_wins() -> None:
     assert run(["one two three"], ["three", "two"])[1] == "one "
+
+
+def test_a_stop_string_in_what_was_held_back_by_the_tokenizer_ends_the_request() -> None:
+    class Late(Letters):
+        def push(self, piece: Any) -> str:
+            return ""
+
+        def finish(self) -> str:
+            return "one\ntwo"
+
+    one = make_sequence(0, [1], SamplingParams(max_new_tokens=1, stop=("\n",)))
+    request = Request(one, TextBuilder(Late(), ["\n"]))  # type: ignore[arg-type]
+    one.tokens.append(5)
+    request.push(())
+    assert request.chunks[0].text == "one"
+    assert request.chunks[0].finish_reason == "stop"
 
 
 def test_overlapping_beginnings() -> None:

@@ -95,14 +95,15 @@ def read_spec(family: Family, config: ConfigReader, ignored: Collection[str] = (
         config.only(name, supported)
     config.seen.update(family.unused)
     attention = _read_attention(family, config)
+    rope = read_rope(config, attention.head_dim)
     spec = ModelSpec(
         family=family.model_type,
         vocab=config.integer("vocab_size"),
         hidden=config.integer("hidden_size"),
-        context=config.integer("max_position_embeddings"),
+        context=max(config.integer("max_position_embeddings"), rope.extended_context),
         norm_eps=config.number("rms_norm_eps"),
         attention=attention,
-        rope=read_rope(config, attention.head_dim),
+        rope=rope,
         moe=_read_moe(family, config),
         is_moe=_read_layers(family, config),
         dense_width=config.integer(family.dense_width) if family.dense_width else 0,
