@@ -1,0 +1,193 @@
+"""Writes a Qwen3-MoE shape as a GGUF file with random weights, for llama.cpp beside us in `vs_peers.py`.
+
+Which tensor takes which type follows llama.cpp's own quantiser: `Q4_0` (with Q6_K for the head) and `Q4_K_M`. Only
+shapes and bytes matter for speed, so quants are random bits; scales are such that weights have mean 0 and a standard
+deviation near 0.046 in every type, and tokens go to many different experts as in a real model. The file has no
+vocabulary: prompts are token ids. Writing needs the `gguf` package (extra "peers"), planning does not. Knows neither
+how a file is run nor how fast.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Bytes = NDArray[np.uint8]
+
+BLOCKS = {"F32": (1, 4), "Q4_0": (32, 18), "Q4_K": (256, 144), "Q6_K": (256, 210)}  # weights, bytes
+RECIPES = ("Q4_0", "Q4_K_M")
+POOL_BYTES = 32 << 20
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One tensor of a file: its shape, row-major, and its type."""
+
+    shape: tuple[int, ...]
+    kind: str
+
+    @property
+    def byte_shape(self) -> tuple[int, ...]:
+        weights, size = BLOCKS[self.kind]
+        return (*self.shape[:-1], self.shape[-1] // weights * size)
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.byte_shape)
+
+
+def uses_more_bits(layer: int, layers: int) -> bool:
+    """Layers whose attn_v and ffn_down Q4_K_M keeps in Q6_K: first and last eighth, and every third between."""
+    eighth = layers // 8
+    return layer < eighth or layer >= 7 * layers // 8 or (layer - eighth) % 3 == 2
+
+
+def kind_of(recipe: str, role: str, layer: int, layers: int) -> str:
+    """The type of a matrix with more than one row; `role` is its name without the layer, as "attn_v"."""
+    if role == "ffn_gate_inp":
+        return "F32"
+    if role == "output":
+        return "Q6_K"
+    if recipe == "Q4_0":
+        return "Q4_0"
+    return "Q6_K" if role in ("attn_v", "ffn_down_exps") and uses_more_bits(layer, layers) else "Q4_K"
+
+
+def plan(config: dict[str, Any], recipe: str) -> dict[str, Planned]:
+    """Every tensor of the file in its order."""
+    assert recipe in RECIPES, f"{recipe}, not one of {RECIPES}"
+    hidden, layers = config["hidden_size"], config["num_hidden_layers"]
+    table = (config["vocab_size"], hidden)
+    tensors = {
+        "token_embd.weight": Planned(table, kind_of(recipe, "token_embd", 0, layers)),
+        "output.weight": Planned(table, kind_of(recipe, "output", 0, layers)),
+        "output_norm.weight": Planned((hidden,), "F32"),
+    }
+    for layer in range(layers):
+        for role, shape in _layer_shapes(config).items():
+            kind = "F32" if len(shape) == 1 else kind_of(recipe, role, layer, layers)
+            tensors[f"blk.{layer}.{role}.weight"] = Planned(shape, kind)
+    return tensors
+
+
+def _layer_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    hidden, width, count = config["hidden_size"], config["moe_intermediate_size"], config["num_experts"]
+    head = config["head_dim"]
+    q, kv = config["num_attention_heads"] * head, config["num_key_value_heads"] * head
+    return {
+        "attn_norm": (hidden,), "attn_q": (q, hidden), "attn_k": (kv, hidden), "attn_v": (kv, hidden),
+        "attn_q_norm": (head,), "attn_k_norm": (head,), "attn_output": (hidden, q), "ffn_norm": (hidden,),
+        "ffn_gate_inp": (count, hidden), "ffn_gate_exps": (count, width, hidden), "ffn_up_exps": (count, width, hidden),
+        "ffn_down_exps": (count, hidden, width),
+    }  # fmt: skip
+
+
+def bytes_per_token(config: dict[str, Any], recipe: str) -> int:
+    """Bytes of weights that decoding one token reads: the chosen experts, one row of the embedding, all the rest."""
+    total = 0
+    for name, tensor in plan(config, recipe).items():
+        if name == "token_embd.weight":
+            total += tensor.byte_shape[-1]
+        elif "_exps." in name:
+            total += tensor.nbytes * config["num_experts_per_tok"] // config["num_experts"]
+        else:
+            total += tensor.nbytes
+    return total
+
+
+class Noise:
+    """Random blocks, cut from one pool per type at a random place for each tensor."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self.rng = np.random.default_rng(seed)
+        self.pools: dict[str, Bytes] = {}
+
+    def tensor(self, planned: Planned) -> NDArray[Any]:
+        """The values of a tensor: float32, or packed bytes. Vectors (norms) are ones."""
+        if len(planned.shape) == 1:
+            return np.ones(planned.shape, dtype=np.float32)
+        if planned.kind == "F32":
+            return self.rng.normal(0, 0.02, planned.shape).astype(np.float32)
+        if planned.kind not in self.pools:
+            self.pools[planned.kind] = _pool(planned.kind, self.rng)
+        pool = self.pools[planned.kind]
+        start = int(self.rng.integers(len(pool)))
+        out = np.empty((planned.nbytes // pool.shape[1], pool.shape[1]), dtype=np.uint8)
+        done = 0
+        while done < len(out):
+            piece = pool[start : start + len(out) - done]
+            out[done : done + len(piece)] = piece
+            done, start = done + len(piece), 0
+        return out.reshape(planned.byte_shape)
+
+
+def nibbles(rng: np.random.Generator, shape: tuple[int, ...]) -> Bytes:
+    """Two 4-bit quants a byte, each 1 to 15: what q4_0 stores is q - 8, so the mean is 0."""
+    low, high = (rng.integers(1, 16, shape, dtype=np.uint8) for _ in range(2))
+    return np.asarray(low | high << 4, dtype=np.uint8)
+
+
+def half(value: float) -> Bytes:
+    """A float16 as bytes."""
+    return np.frombuffer(np.float16(value).tobytes(), dtype=np.uint8)
+
+
+def _pool(kind: str, rng: np.random.Generator) -> Bytes:
+    size = BLOCKS[kind][1]
+    blocks = POOL_BYTES // size
+    pool = rng.integers(0, 256, (blocks, size), dtype=np.uint8)
+    if kind == "Q4_0":  # f16 d | 16 bytes of nibbles; w = d (q - 8)
+        pool[:, :2] = half(0.01)
+        pool[:, 2:] = nibbles(rng, (blocks, 16))
+    elif kind == "Q4_K":  # f16 d | f16 dmin | 12 bytes of 6-bit scales, here 1 | nibbles; w = d q - dmin
+        pool[:, :2], pool[:, 2:4] = half(0.01), half(0.075)
+        pool[:, 4:12], pool[:, 12:16] = 0x01, 0x11
+    else:  # Q6_K: low bits | high bits | 16 int8 scales, here 1 | f16 d; w = d (q - 32)
+        pool[:, 192:208], pool[:, 208:] = 1, half(0.0025)
+    return pool
+
+
+def write(path: Path, config: dict[str, Any], recipe: str) -> None:
+    """Writes a qwen3moe file of a config (keys as in config.json) tensor by tensor; whole or not at all."""
+    import gguf
+
+    partial = path.with_suffix(".partial")
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    writer = gguf.GGUFWriter(partial, "qwen3moe")
+    _write_metadata(writer, config)
+    tensors = plan(config, recipe)
+    for name, planned in tensors.items():
+        kind = gguf.GGMLQuantizationType[planned.kind]
+        shape, dtype = (planned.shape, np.float32) if planned.kind == "F32" else (planned.byte_shape, np.uint8)
+        writer.add_tensor_info(name, shape, np.dtype(dtype), planned.nbytes, kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    noise = Noise()
+    for planned in tensors.values():
+        writer.write_tensor_data(noise.tensor(planned))
+    writer.close()
+    partial.rename(path)
+
+
+def _write_metadata(writer: Any, config: dict[str, Any]) -> None:
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_expert_feed_forward_length(config["moe_intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_key_length(config["head_dim"])
+    writer.add_value_length(config["head_dim"])
+    writer.add_expert_count(config["num_experts"])
+    writer.add_expert_used_count(config["num_experts_per_tok"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_rope_freq_base(config["rope_theta"])
+    writer.add_vocab_size(config["vocab_size"])
+    writer.add_tokenizer_model("none")

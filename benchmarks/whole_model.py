@@ -1,0 +1,174 @@
+"""Whole-model parts of `vs_peers.py`: decode and prefill against llama.cpp, and our batch of 8 against a batch of 1.
+
+Models are written once to bench-data/ and kept. All that take part in a comparison are in memory at the same time.
+Without llama.cpp our side is measured alone. Knows how to run both engines, not what is printed of it.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gguf_model
+import packed_model
+import random_checkpoint
+from headrace import LLM, SamplingParams
+from headrace.engine.ledger import CPU_DRAM
+from headrace.kernels import cpu
+from headrace.loaders.converted import is_converted
+from interleave import Rates, Sides, take_turns
+
+DATA = Path(__file__).parent.parent / "bench-data"
+SHAPE = "qwen3-30b-a3b"
+LOWER_ISA = "avx512"
+SHORT, LONG, NEW, BATCH = 16, 512, 48, 8  # tokens of the prompts, tokens that are decoded, sequences
+OURS = "headrace"
+
+# the prompt and how many tokens to decode -> seconds until the first token, then of each further one
+TokenTimes = Callable[[list[int], int], list[float]]
+
+
+def config_of(layers: int) -> dict[str, Any]:
+    return {**random_checkpoint.SHAPES[SHAPE], "num_hidden_layers": layers}
+
+
+def prompt(length: int, seed: object) -> list[int]:
+    """Random token ids, the same for the same seed."""
+    rng = random.Random(str(seed))
+    return [rng.randrange(random_checkpoint.SHAPES[SHAPE]["vocab_size"]) for _ in range(length)]
+
+
+def our_model(layers: int) -> LLM:
+    """Our engine with the model in its packed layout, written if it is not there yet."""
+    directory = DATA / f"{SHAPE}-{layers}-packed"
+    if not is_converted(directory):
+        print(f"writing {directory.name} ...", flush=True)
+        packed_model.write(directory, config_of(layers), packed_model.four_bit())
+    return LLM(str(directory), max_context=1024, max_sequences=BATCH)
+
+
+def gguf_file(layers: int, recipe: str) -> Path:
+    """The GGUF file of a recipe, written if it is not there yet."""
+    path = DATA / f"{SHAPE}-{layers}-{recipe}.gguf"
+    if not path.is_file():
+        print(f"writing {path.name} ...", flush=True)
+        gguf_model.write(path, config_of(layers), recipe)
+    return path
+
+
+@dataclass
+class Measured:
+    """Rates per part and side (tokens a second), and facts that explain them."""
+
+    rates: dict[str, Rates] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def our_token_times(llm: LLM) -> TokenTimes:
+    """From outside, as for the others: all that happens between two tokens counts."""
+
+    def times(tokens: list[int], count: int) -> list[float]:
+        found, start = [], time.perf_counter()
+        for _ in llm.stream(tokens, SamplingParams(max_new_tokens=count + 1, ignore_eos=True)):
+            now = time.perf_counter()
+            found.append(now - start)
+            start = now
+        return found
+
+    return times
+
+
+def decode_rate(times: TokenTimes) -> Callable[[int], float]:
+    return lambda turn: 1 / statistics.median(times(prompt(SHORT, turn), NEW)[1:])
+
+
+def prefill_rate(times: TokenTimes, isa: str | None = None) -> Callable[[int], float]:
+    """Prompts differ between instruction sets, or the second would find the keys of the first in the cache."""
+
+    def rate(turn: int) -> float:
+        before = cpu.isa()
+        if isa:
+            cpu.use_isa(isa)
+        try:
+            return LONG / times(prompt(LONG, (turn, isa)), 0)[0]
+        finally:
+            cpu.use_isa(before)
+
+    return rate
+
+
+def batch_rate(llm: LLM, size: int) -> Callable[[int], float]:
+    """Tokens a second of all sequences together while all of them decode."""
+
+    def rate(turn: int) -> float:
+        done = len(llm.ledger.passes)
+        prompts = [prompt(SHORT, (turn, size, i)) for i in range(size)]
+        llm.generate(prompts, SamplingParams(max_new_tokens=NEW + 1, ignore_eos=True))
+        steps = [p for p in llm.ledger.passes[done:] if p.phase == "decode" and p.tokens == size]
+        return size / statistics.median(p.measured_s for p in steps)
+
+    return rate
+
+
+def measure(layers: int, rounds: int, parts: set[str], with_llama: bool) -> Measured:
+    """The parts among decode, prefill and batch."""
+    llm = our_model(layers)
+    peers = _llama_models(layers) if with_llama and parts & {"decode", "prefill"} else {}
+    sides = {OURS: our_token_times(llm), **{name: model.token_times for name, model in peers.items()}}
+    measured = Measured(facts=_facts(llm, layers))
+    try:
+        if "decode" in parts:
+            print("decode, tokens a second", flush=True)
+            rates = take_turns({name: decode_rate(times) for name, times in sides.items()}, rounds)
+            measured.rates["decode_tok_s"] = rates
+        if "prefill" in parts:
+            print(f"prefill of {LONG} tokens, tokens a second", flush=True)
+            measured.rates["prefill512_tok_s"] = _prefill(sides, rounds)
+            measured.facts["distinct_experts_a_layer_in_prefill512"] = _distinct_experts(llm)
+        if "batch" in parts:
+            print("decode of our batches, tokens a second", flush=True)
+            batches = {f"batch{n}": batch_rate(llm, n) for n in (1, BATCH)}
+            measured.rates["batch_tok_s"] = take_turns(batches, rounds)
+    finally:
+        for model in peers.values():
+            model.close()
+        llm.close()
+    return measured
+
+
+def _llama_models(layers: int) -> dict[str, Any]:
+    from peer_llama import LlamaModel
+
+    return {
+        f"llama_cpp_{recipe.lower()}": LlamaModel(gguf_file(layers, recipe), cpu.threads())
+        for recipe in gguf_model.RECIPES
+    }
+
+
+def _prefill(sides: dict[str, TokenTimes], rounds: int) -> Rates:
+    measures: Sides = {name: prefill_rate(times) for name, times in sides.items()}
+    lower = f"{OURS}_{LOWER_ISA}"
+    if LOWER_ISA in cpu.available_isas() and cpu.isa() != LOWER_ISA:
+        measures[lower] = prefill_rate(sides[OURS], LOWER_ISA)
+    rates = take_turns(measures, rounds)
+    if cpu.isa() == LOWER_ISA:
+        rates[lower] = rates[OURS]
+    return rates
+
+
+def _facts(llm: LLM, layers: int) -> dict[str, Any]:
+    config = config_of(layers)
+    theirs = {f"llama_cpp_{r.lower()}": gguf_model.bytes_per_token(config, r) for r in gguf_model.RECIPES}
+    return {"bytes_per_token": {OURS: packed_model.bytes_per_token(llm.spec, llm.checkpoint.formats), **theirs}}
+
+
+def _distinct_experts(llm: LLM) -> float:
+    """Of the last prefill: how many experts of a layer its tokens went to, the mean over layers."""
+    bank = next(layer.experts for layer in llm.weights.layers if layer.experts is not None)
+    last = next(p for p in reversed(llm.ledger.passes) if p.phase == "prefill")
+    return round(last.bytes[CPU_DRAM]["experts"] / bank.layout.bytes / llm.spec.layers, 1)

@@ -1,0 +1,122 @@
+"""The parts of `benchmarks/vs_peers.py` that need neither peers nor time: file plans, byte sums, comparing results."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gguf_model
+import interleave
+import packed_model
+import pytest
+import report
+import torch
+from headrace import LLM, SamplingParams
+from headrace.loaders.config import ConfigReader
+from headrace.loaders.families import spec_of
+from random_checkpoint import SHAPES
+
+CONFIG = SHAPES["qwen3-30b-a3b"]
+SMALL = {
+    **CONFIG, "num_hidden_layers": 2, "hidden_size": 64, "moe_intermediate_size": 32, "num_experts": 8,
+    "num_experts_per_tok": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "vocab_size": 160,
+    "max_position_embeddings": 256,
+}  # fmt: skip
+
+
+def test_more_bits_go_to_half_of_the_layers() -> None:
+    chosen = [layer for layer in range(48) if gguf_model.uses_more_bits(layer, 48)]
+    assert chosen == [*range(6), *range(8, 42, 3), *range(42, 48)]
+    assert [layer for layer in range(12) if gguf_model.uses_more_bits(layer, 12)] == [0, 3, 6, 9, 10, 11]
+
+
+def test_types_by_tensor() -> None:
+    q4_0, q4_k_m = (gguf_model.plan(CONFIG, recipe) for recipe in gguf_model.RECIPES)
+    assert {t.kind for n, t in q4_0.items() if "norm" not in n and "ffn_gate_inp" not in n} == {"Q4_0", "Q6_K"}
+    assert [n for n, t in q4_0.items() if t.kind == "Q6_K"] == ["output.weight"]
+    kinds = {role: q4_k_m[f"blk.{role}.weight"].kind for role in ("0.attn_v", "0.attn_k", "6.attn_v")}
+    assert kinds == {"0.attn_v": "Q6_K", "0.attn_k": "Q4_K", "6.attn_v": "Q4_K"}
+    assert q4_k_m["blk.47.ffn_down_exps.weight"].kind == "Q6_K"
+    assert q4_k_m["blk.47.ffn_up_exps.weight"].kind == "Q4_K"
+
+
+def test_bytes_per_token_by_hand() -> None:
+    """Qwen3-30B-A3B in Q4_0: 4.5 bits a weight, head 6.5625, router and norms float32."""
+    attention, experts = 2 * 2048 * 4096 + 2 * 2048 * 512, 8 * 3 * 2048 * 768
+    plain = 4 * (128 * 2048 + 2 * 2048 + 2 * 128)
+    head = 151936 * 2048 * 210 // 256
+    expected = 48 * ((attention + experts) * 18 // 32 + plain) + head + 2048 * 4 + 2048 * 18 // 32
+    assert gguf_model.bytes_per_token(CONFIG, "Q4_0") == expected
+    assert gguf_model.bytes_per_token(CONFIG, "Q4_K_M") > expected
+
+
+def test_our_bytes_per_token_by_hand() -> None:
+    """The same with q4_0 for the head, bf16 for the embedding; all rows here are whole 16-byte pieces."""
+    _, spec = spec_of(ConfigReader(CONFIG, "shape"))
+    theirs = gguf_model.bytes_per_token(CONFIG, "Q4_0")
+    head = 151936 * 2048 * (210 * 32 - 18 * 256) // (256 * 32)
+    embed = 2048 * 2 - 2048 * 18 // 32
+    assert packed_model.bytes_per_token(spec, packed_model.four_bit()) == theirs - head + embed
+
+
+def test_a_packed_model_is_whole(tmp_path: Path) -> None:
+    """It loads as any converted directory, and its tokens differ from each other."""
+    packed_model.write(tmp_path / "model", SMALL, packed_model.four_bit())
+    with LLM(str(tmp_path / "model")) as llm:
+        logits = llm.logits([1, 2, 3])
+        assert llm.generate([1, 2], SamplingParams(max_new_tokens=2, ignore_eos=True))[0].token_ids
+    assert torch.isfinite(logits).all()
+    assert not torch.equal(logits[0], logits[1])
+
+
+def result(**ratios: Any) -> dict[str, Any]:
+    passport = {"cpu": "one", "isa": "avx512", "threads": 2}
+    return {"layers": 12, "passport": passport, "share_of_read_bandwidth": {"q4_0": 0.9}, **ratios}
+
+
+def test_compare_names_what_got_worse() -> None:
+    old = result(decode_vs_llama_cpp=1.5, batch8_vs_batch1=3.0)
+    new = result(decode_vs_llama_cpp=1.4, batch8_vs_batch1=2.9, share_of_read_bandwidth={"q4_0": 0.8})
+    lines, status = report.compare(old, new)
+    assert status == 1
+    assert [line.split(":")[0] for line in lines] == ["share_of_read_bandwidth.q4_0", "decode_vs_llama_cpp"]
+
+
+def test_compare_passes_what_is_better_or_missing() -> None:
+    assert report.compare(result(decode_vs_llama_cpp=1.5), result())[1] == 0
+    assert report.compare(result(decode_vs_llama_cpp=1.0), result(decode_vs_llama_cpp=2.0))[1] == 0
+
+
+@pytest.mark.parametrize("field", ["cpu", "isa", "threads"])
+def test_other_machines_are_not_compared(field: str) -> None:
+    old, new = result(decode_vs_llama_cpp=2.0), result(decode_vs_llama_cpp=1.0)
+    new["passport"] = {**new["passport"], field: "other"}
+    lines, status = report.compare(old, new)
+    assert status == 0
+    assert field in lines[0]
+
+
+def test_ratios_pair_the_rounds() -> None:
+    """A machine that gets slower by half for both does not change the ratio."""
+    rates = {"a": [2.0, 1.0, 4.0], "b": [1.0, 0.5, 2.0]}
+    assert interleave.ratio(rates, "a", "b") == 2.0
+    assert interleave.ratio(rates, "a", "c") is None
+
+
+def test_turns_start_with_one_unmeasured() -> None:
+    calls: list[tuple[str, int]] = []
+
+    def side(name: str, turn: int) -> float:
+        calls.append((name, turn))
+        return float(turn)
+
+    rates = interleave.take_turns({name: partial(side, name) for name in "ab"}, 2)
+    assert calls == [("a", 0), ("b", 0), ("a", 1), ("b", 1), ("a", 2), ("b", 2)]
+    assert rates == {"a": [1.0, 2.0], "b": [1.0, 2.0]}
+
+
+def test_our_own_work_is_no_stranger() -> None:
+    strangers = interleave.Strangers()
+    sum(range(1_000_000))
+    assert strangers.cores() >= 0
