@@ -50,7 +50,7 @@ NOTES = {
     "batch": "decode passes of 8 sequences and of 1, all tokens counted, from our ledger",
     "formats": "ours: q4_0 (4.5 bits a weight), embedding bf16 (one row a token is read), KV cache bf16. llama.cpp "
     "Q4_0: head Q6_K, the rest Q4_0, KV cache f16; Q4_K_M: types per tensor as its quantiser chooses",
-    "last_layer": "in a prefill llama.cpp computes the last layer's experts only for the last token",
+    "last_layer": "in a prefill both compute the last layer's experts only for the last token",
     "kt_kernel": "int4 and int8 with one scale a row of weights, against our q4_0 and q8_0 with one scale for 32; best "
     "of 1 thread and as many as we have, for it and not for us; one_thread: 1 thread each. One more thread of its own "
     "waits by spinning, so that on as many cores as threads it slows itself",
