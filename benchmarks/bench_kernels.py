@@ -5,7 +5,9 @@
 Weights are windows at random places of a slab of more than 2 GB, larger than any cache, so every call reads DRAM.
 Before and after every call a plain read of 96 MB gives the bandwidth of that moment; "of read" is the call's bandwidth
 over it. A cache holds the inputs of the small ops: for those only the time counts. Figures are medians, the spread is
-p25 - p75. Values of the weights do not matter here (one constant byte); `tests/test_kernels.py` checks results.
+p25 - p75. For arithmetic the ceilings are loops on registers alone, on all threads, measured at the start: products of
+bf16 tiles ("of tile peak") and int8 dot products. Values of the weights do not matter here (one constant byte);
+`tests/test_kernels.py` checks results.
 """
 
 from __future__ import annotations
@@ -90,6 +92,8 @@ def show(row: dict[str, Any]) -> str:
         text += f" {row['gflop_per_s']:6.0f} GFLOP/s"
     if "of_read" in row:
         text += f"  of read {row['of_read']:.2f} [{row['of_read_p25']:.2f}-{row['of_read_p75']:.2f}]"
+    if row.get("of_tile_peak", 0.0) >= 0.01:
+        text += f"  of tile peak {row['of_tile_peak']:.2f}"
     return text
 
 
@@ -141,14 +145,20 @@ def main() -> None:
         "overheads": overheads(),
         "rows": [],
     }
+    peaks = {name: statistics.median(cpu.peak_rate(tiles) for _ in range(9)) / 1e9
+             for name, tiles in (("tiles", True), ("int8", False))}  # fmt: skip
+    result["peak_gop_per_s"] = peaks
     reads = quartiles([bench.read_rate() / 1e9 for _ in range(20)])
     result["read_gb_per_s"] = {"p25": reads[0], "median": reads[1], "p75": reads[2]}
     print(json.dumps(result["passport"]))
     print("  ".join(f"{name} {value:.2f}" for name, value in result["overheads"].items()))
-    print(f"plain read {reads[1]:.1f} GB/s [{reads[0]:.1f}-{reads[2]:.1f}]", flush=True)
+    print(f"plain read {reads[1]:.1f} GB/s [{reads[0]:.1f}-{reads[2]:.1f}]")
+    print(f"peaks: bf16 tiles {peaks['tiles']:.0f} GFLOP/s, int8 dot products {peaks['int8']:.0f} GOP/s", flush=True)
     for case in CASES:
         if case.bench and args.filter in f"{case.op}: {case.name}":
             row = bench.time_case(case, 0.5 if args.quick else 3.0)
+            if case.op in READS_WEIGHTS and peaks["tiles"] and row["gflop_per_s"] > 0:
+                row["of_tile_peak"] = row["gflop_per_s"] / peaks["tiles"]
             result["rows"].append(row)
             print(show(row), flush=True)
     if args.json:

@@ -13,6 +13,9 @@ Tolerances are per output value, with u = 2^-24 (float32) and no free constants 
                           o * sum x away, rounding acts on larger terms: |w| becomes |w| + 2 o d, d the block's scale.
     int8 activations      x = s q + e, e uniform in +-s / 2, s = max|x| / 127 per 32: the error of sum w x has standard
                           deviation sqrt(sum w^2 s^2 / 12); 6 of them are allowed. An MLP passes the variances on.
+    bf16 tiles            with many tokens some ISAs round activations, and the weights of block formats, to bf16: an
+                          error uniform in +-ulp / 2, ulp <= 2^-7 |x|; variances as for int8. `Inputs["tiles"]` says
+                          from how many tokens on (the tests ask the ISA).
     softmax, exp          exp is good to 2^-22 of itself, a score off by e changes a weight by e of itself.
 
 What a kernel must reproduce exactly (packing, unpacking, embedding, cache writes) has tolerance 0.
@@ -36,6 +39,7 @@ from .weights import TORCH_DTYPES, ExpertBank, Matrix
 
 U = 2.0**-24
 SIGMAS = 6.0
+TILE_ROWS = 16  # a matrix with fewer rows never goes through tiles
 OFFSETS = {"q8_0": 128.0, "q4_0": 8.0}
 
 Inputs = dict[str, Any]
@@ -141,24 +145,56 @@ def quant_variance(x_TC: Tensor, format: Format) -> Tensor:
     return (step.square() / 12.0).repeat_interleave(format.block, 1)
 
 
-def linear_error(x_TC: Tensor, w: Matrix, exact: bool = False) -> Tensor:
-    rounding = x_TC.abs() @ magnitude(w).T * sum_error(w.cols)
+def bf16_variance(values: Tensor) -> Tensor:
+    """Variance of the error of rounding to bf16: ulp^2 / 12."""
+    return (values * 2.0**-7).square() / 12.0
+
+
+def noise_of(x_TC: Tensor, w: Matrix, tiled: bool, exact: bool) -> Tensor:
+    """Variance of x @ w.T from rounding activations (none if they are `exact` in any format) and, in tiles, weights."""
+    weights = ref.dequantize(w)
     if exact:
-        return rounding
-    return rounding + SIGMAS * (quant_variance(x_TC, w.format) @ ref.dequantize(w).square().T).sqrt()
+        noise = torch.zeros_like(x_TC)
+    else:
+        noise = bf16_variance(x_TC) if tiled else quant_variance(x_TC, w.format)
+    variance = noise @ weights.square().T
+    if tiled and w.format.scale_bytes:
+        variance = variance + x_TC.square() @ bf16_variance(weights).T
+    return variance
 
 
-def mlp_error(x_TD: Tensor, gate: Matrix, up: Matrix, down: Matrix) -> tuple[Tensor, Tensor]:
+def rounding_of(x_TC: Tensor, w: Matrix) -> Tensor:
+    """What float32 arithmetic may lose of x @ w.T."""
+    return x_TC.abs() @ magnitude(w).T * sum_error(w.cols)
+
+
+def takes_tiles(i: Inputs, format: Format, tokens: int) -> bool:
+    """Whether so many tokens of one matrix go through bf16 tiles."""
+    least: int = i.get("tiles", {}).get(format.name, 0)
+    return least > 0 and tokens >= least
+
+
+def is_exact(i: Inputs, tiled: bool) -> bool:
+    """Whether activations are taken as they are: by dot products, with `Inputs["activations"]` bf16."""
+    return bool(i.get("activations") == "bf16") and not tiled
+
+
+def linear_error(i: Inputs, exact: bool = False) -> Tensor:
+    x, w = i["x"].contiguous(), i["w"]
+    tiled = w.rows >= TILE_ROWS and takes_tiles(i, w.format, x.shape[0])
+    return rounding_of(x, w) + SIGMAS * noise_of(x, w, tiled, exact or is_exact(i, tiled)).sqrt()
+
+
+def mlp_error(x_TD: Tensor, gate: Matrix, up: Matrix, down: Matrix, tiled: bool, exact: bool) -> tuple[Tensor, Tensor]:
     """Variance and rounding bound of one expert's output. silu' <= 1.1, |silu(g)| <= |g|."""
     g, u = ref.linear(x_TD, gate), ref.linear(x_TD, up)
     a, b = (1.1 * u).abs(), torch.nn.functional.silu(g).abs()
-    h, weights = b * u, [ref.dequantize(m) for m in (gate, up, down)]
-    noise = quant_variance(x_TD, gate.format)
-    variance = a.square() * (noise @ weights[0].square().T) + b.square() * (noise @ weights[1].square().T)
-    variance = variance + quant_variance(h, down.format)
-    rounding = a * linear_error(x_TD, gate, exact=True) + b * linear_error(x_TD, up, exact=True) + h.abs() * 32 * U
-    rounding = rounding @ weights[2].abs().T + linear_error(h, down, exact=True)
-    return variance @ weights[2].square().T, rounding
+    h, weights = b * u, ref.dequantize(down)
+    variance = a.square() * noise_of(x_TD, gate, tiled, exact)
+    variance = variance + b.square() * noise_of(x_TD, up, tiled, exact)
+    rounding = a * rounding_of(x_TD, gate) + b * rounding_of(x_TD, up) + h.abs() * 32 * U
+    rounding = rounding @ weights.abs().T + rounding_of(h, down)
+    return variance @ weights.square().T + noise_of(h, down, tiled, exact), rounding
 
 
 def experts_error(i: Inputs, out: list[Tensor]) -> list[Tensor | float]:
@@ -167,7 +203,9 @@ def experts_error(i: Inputs, out: list[Tensor]) -> list[Tensor | float]:
     for expert in ids.unique().tolist():
         token, slot = torch.where(ids == expert)
         w = weights[token, slot].unsqueeze(1).abs()
-        var, rnd = mlp_error(x[token], *(bank.matrix(expert, part) for part in ("gate", "up", "down")))
+        tiled = takes_tiles(i, bank.layout.format, token.numel())
+        gate, up, down = (bank.matrix(expert, part) for part in ("gate", "up", "down"))
+        var, rnd = mlp_error(x[token], gate, up, down, tiled, is_exact(i, tiled))
         variance.index_add_(0, token, var * w.square())
         rounding.index_add_(0, token, rnd * w)
     return [SIGMAS * variance.sqrt() + rounding * 2]
@@ -383,7 +421,7 @@ def linear_cases() -> Iterator[Case]:
             return {"x": x, "w": source.matrix(form, R, C), "bias": normal(g, R) if bias else None}
 
         def allowed(i: Inputs, out: list[Tensor]) -> list[Tensor | float]:
-            return [linear_error(i["x"], i["w"], exact) + out[0].abs() * 2 * U]
+            return [linear_error(i, exact) + out[0].abs() * 2 * U]
 
         return Case(
             op="linear",
@@ -405,8 +443,14 @@ def linear_cases() -> Iterator[Case]:
         if not form.scale_bytes:
             yield case(form, 3, 7, 1, bias=False, exact=False)
             yield case(form, 6, 5, 77, bias=True, exact=False)
+            yield case(form, 40, 35, 77, bias=False, exact=False)
+        for T, R, C in ((16, 64, 64), (17, 33, 32), (32, 16, 288), (33, 17, 96), (64, 31, 544), (200, 130, 1056)):
+            yield case(form, T, R, C, bias=T == 33, exact=False)
+        yield case(form, 65, 1, 64, bias=True, exact=False)
+        yield case(form, 65, 7, 64, bias=False, exact=False)
         yield case(form, 1, 65536, 2048, bias=False, exact=False, bench=True)
         yield case(form, 512, 2048, 2048, bias=False, exact=False, bench=True)
+        yield case(form, 512, 5120, 2048, bias=False, exact=False, bench=True)
 
 
 def linear_view_case() -> Iterator[Case]:
@@ -420,7 +464,7 @@ def linear_view_case() -> Iterator[Case]:
         name="q8_0 5x33x96 strided",
         build=build,
         call=lambda ops, i: [ops.linear(i["x"], i["w"])],
-        allowed=lambda i, out: [linear_error(i["x"].contiguous(), i["w"])],
+        allowed=lambda i, out: [linear_error(i)],
     )
 
 
@@ -512,14 +556,20 @@ def experts_cases() -> Iterator[Case]:
         yield case(form, 16, 160, 32, 17, 2)
         yield case(form, 8, 64, 96, 40, 2, "crowded")
         yield case(form, 5, 64, 32, 5, 1, "one")
+        yield case(form, 3, 96, 64, 64, 1, "one")
+        yield case(form, 4, 544, 96, 33, 2)
+        yield case(form, 6, 160, 160, 200, 3, "crowded")
     yield case(FORMATS["f32"], 4, 33, 21, 5, 2)
+    yield case(FORMATS["bf16"], 3, 33, 21, 70, 2)
     yield case(FORMATS["q4_0"], 2, 768, 2048, 2, 2)
     for name in ("q4_0", "q8_0", "bf16"):
         for E, D, F, K in ((64, 2048, 1024, 8), (128, 2048, 768, 8), (8, 4096, 14336, 2)):
             if E * ExpertLayout(format=FORMATS[name], hidden=D, width=F).bytes < 3 << 29:
                 yield case(FORMATS[name], E, D, F, 1, K, bench=True)
-        for T in (4, 16, 128, 512):
+        for T in (4, 16, 128, 512, 2048):
             yield case(FORMATS[name], 64, 2048, 1024, T, 8, bench=True)
+        for T in (128, 512, 2048):
+            yield case(FORMATS[name], 128, 2048, 768, T, 8, bench=True)
 
 
 def all_cases() -> list[Case]:

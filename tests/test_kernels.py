@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 from headrace.kernels import _cpu, cpu, reference
-from headrace.kernels.cases import CASES, Case
+from headrace.kernels.cases import CASES, Case, Inputs
 from torch import Tensor
 
 SMALL = [case for case in CASES if not case.bench]
@@ -33,8 +33,9 @@ def poisoned() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _restore() -> Iterator[None]:
-    isa, threads = cpu.isa(), cpu.threads()
+    isa, threads, activations = cpu.isa(), cpu.threads(), cpu.activations()
     yield
+    cpu.set_activations(activations)
     cpu.use_isa(isa)
     cpu.set_threads(threads)
 
@@ -65,20 +66,39 @@ def bits(tensor: Tensor) -> Tensor:
 def test_case(case: Case) -> None:
     inputs = case.inputs()
     expected = case.call(reference, inputs)  # type: ignore[arg-type]
-    allowed = case.allowed(inputs, expected)
     for isa in cpu.available_isas():
         cpu.use_isa(isa)
-        outcomes = []
-        for threads in (1, 2, 3):
-            cpu.set_threads(threads)
-            with poisoned():
-                outcomes.append(case.call(cpu, inputs))  # type: ignore[arg-type]
-        for number, (got, want, limit) in enumerate(zip(outcomes[0], expected, allowed, strict=True)):
-            problem = worst(got, want, limit)
-            assert problem is None, f"{case.op} {case.name} on {isa}, output {number}: {problem}"
-        for threads, other in zip((2, 3), outcomes[1:], strict=True):
-            same = all(torch.equal(bits(a), bits(b)) for a, b in zip(outcomes[0], other, strict=True))
-            assert same, f"{case.op} {case.name} on {isa}: {threads} threads differ from 1"
+        check(case, inputs, expected, isa)
+
+
+EXACT = [case for case in SMALL if case.op in ("linear", "experts") and case.name.startswith("q")]
+
+
+@pytest.mark.parametrize("case", EXACT, ids=lambda case: f"{case.op}: {case.name}")
+def test_case_without_int8_activations(case: Case) -> None:
+    inputs = case.inputs()
+    expected = case.call(reference, inputs)  # type: ignore[arg-type]
+    cpu.set_activations("bf16")
+    for isa in cpu.available_isas():
+        cpu.use_isa(isa)
+        check(case, inputs, expected, isa)
+
+
+def check(case: Case, inputs: Inputs, expected: list[Tensor], isa: str) -> None:
+    """Within bounds on the ISA in use, and the same bits from one, two and three threads."""
+    how = {"tiles": cpu.tile_tokens(), "activations": cpu.activations()}
+    allowed = case.allowed({**inputs, **how}, expected)
+    outcomes = []
+    for threads in (1, 2, 3):
+        cpu.set_threads(threads)
+        with poisoned():
+            outcomes.append(case.call(cpu, inputs))  # type: ignore[arg-type]
+    for number, (got, want, limit) in enumerate(zip(outcomes[0], expected, allowed, strict=True)):
+        problem = worst(got, want, limit)
+        assert problem is None, f"{case.op} {case.name} on {isa}, output {number}: {problem}"
+    for threads, other in zip((2, 3), outcomes[1:], strict=True):
+        same = all(torch.equal(bits(a), bits(b)) for a, b in zip(outcomes[0], other, strict=True))
+        assert same, f"{case.op} {case.name} on {isa}: {threads} threads differ from 1"
 
 
 def test_names_are_unique() -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from headrace.errors import OptionError
-from headrace.kernels import FORMATS, ExpertLayout, Format, _cpu, cpu
+from headrace.kernels import FORMATS, ExpertLayout, Format, _cpu, cpu, reference
 from headrace.kernels.cases import RandomSource, paged
 
 
@@ -21,6 +21,7 @@ from headrace.kernels.cases import RandomSource, paged
 def _restore() -> Iterator[None]:
     isa, threads = cpu.isa(), cpu.threads()
     yield
+    cpu.set_activations("int8")
     cpu.use_isa(isa)
     cpu.set_threads(threads)
 
@@ -47,7 +48,7 @@ def run_python(code: str, **env: str) -> subprocess.CompletedProcess[str]:
 def test_portable_is_always_there_and_the_best_comes_last() -> None:
     names = cpu.available_isas()
     assert names[0] == "portable"
-    assert names == [name for name in ("portable", "avx2", "avx512") if name in names]
+    assert names == [name for name in ("portable", "avx2", "avx512", "amx") if name in names]
 
 
 def test_unknown_isa_names_value_choice_and_remedy() -> None:
@@ -71,29 +72,67 @@ def test_environment_with_an_unknown_isa_fails_at_import() -> None:
     assert "OptionError: HEADRACE_ISA=neon2 cannot be used" in done.stderr
 
 
-# A token's result does not depend on its company
+def test_activations_are_rounded_to_int8_or_not(isa: str, source: RandomSource) -> None:
+    matrix, x = source.matrix(FORMATS["q4_0"], 40, 544), torch.randn(2, 544, generator=source.generator)
+    expected = reference.linear(x, matrix)
+    rounded = cpu.linear(x, matrix)
+    cpu.set_activations("bf16")
+    assert cpu.activations() == "bf16"
+    exact = cpu.linear(x, matrix)
+    cpu.set_activations("int8")
+    assert torch.equal(cpu.linear(x, matrix), rounded)
+    assert (exact - expected).norm() < 1e-5 * expected.norm() < (rounded - expected).norm()
+
+
+def test_peaks_are_measured_where_there_are_such_instructions(isa: str) -> None:
+    assert (cpu.peak_rate(True) > 0) == (isa == "amx") == bool(cpu.tile_tokens())
+    assert (cpu.peak_rate(False) > 0) == (isa in ("avx512", "amx"))
+
+
+# A token's result does not depend on its company, as long as all go the same way: by dot products or by tiles
+
+
+def batches(form: Format, tokens: int) -> list[tuple[slice, list[slice]]]:
+    """Batches, each with parts of it that take the same way."""
+    least = cpu.tile_tokens().get(form.name, 0)
+    few = slice(0, least - 1 if least else tokens)
+    ways = [(few, [slice(t, t + 1) for t in (0, few.stop // 2, few.stop - 1)] + [slice(few.stop // 2, few.stop)])]
+    if least:
+        ways.append((slice(0, tokens), [slice(0, least), slice(3, 3 + least), slice(5, 40), slice(16, tokens)]))
+    return ways
 
 
 @pytest.mark.parametrize("form", FORMATS.values(), ids=lambda form: form.name)
 def test_linear_gives_a_token_the_same_bits_in_any_batch(isa: str, form: Format, source: RandomSource) -> None:
     matrix = source.matrix(form, 71, 544)
-    x = torch.randn(37, 544, generator=source.generator)
-    together = cpu.linear(x, matrix)
-    for t in (0, 1, 17, 36):
-        assert torch.equal(cpu.linear(x[t : t + 1], matrix)[0], together[t])
-    assert torch.equal(cpu.linear(x[3:8], matrix), together[3:8])
+    x = torch.randn(77, 544, generator=source.generator)
+    for whole, parts in batches(form, 77):
+        together = cpu.linear(x[whole], matrix)
+        for part in parts:
+            assert torch.equal(cpu.linear(x[part], matrix), together[part]), f"{part} of {whole}"
 
 
 @pytest.mark.parametrize("form", FORMATS.values(), ids=lambda form: form.name)
 def test_experts_give_a_token_the_same_bits_in_any_batch(isa: str, form: Format, source: RandomSource) -> None:
     bank = source.bank(ExpertLayout(format=form, hidden=96, width=64), 6)
-    x = torch.randn(21, 96, generator=source.generator)
-    ids = torch.rand(21, 6, generator=source.generator).argsort(-1)[:, :2].to(torch.int32).contiguous()
-    weights = torch.rand(21, 2, generator=source.generator)
+    x = torch.randn(77, 96, generator=source.generator)
+    weights = torch.rand(77, 2, generator=source.generator)
+    ids = torch.tensor([[4, 1], [1, 4]], dtype=torch.int32).repeat(39, 1)[:77]  # every token counts for both
+    for whole, parts in batches(form, 77):
+        together = cpu.experts(x[whole], ids[whole], weights[whole], bank)
+        for part in parts:
+            alone = cpu.experts(x[part], ids[part], weights[part], bank)
+            assert torch.equal(alone, together[part]), f"{part} of {whole}"
+
+
+def test_experts_in_chunks_of_tokens(isa: str, source: RandomSource) -> None:
+    """More tokens than one chunk's memory holds: 128 MB of float32 for every token's every expert."""
+    bank = source.bank(ExpertLayout(format=FORMATS["q4_0"], hidden=8192, width=32), 2)
+    tokens = 2100
+    x = torch.randn(tokens, 8192, generator=source.generator)
+    ids, weights = torch.tensor([[0, 1]], dtype=torch.int32).repeat(tokens, 1), torch.ones(tokens, 2)
     together = cpu.experts(x, ids, weights, bank)
-    for t in (0, 9, 20):
-        one = slice(t, t + 1)
-        assert torch.equal(cpu.experts(x[one], ids[one].contiguous(), weights[one].contiguous(), bank)[0], together[t])
+    assert torch.equal(cpu.experts(x[-60:], ids[-60:], weights[-60:], bank), together[-60:])
 
 
 @pytest.mark.parametrize("page", [16, 48])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ from .. import _cpu  # type: ignore[attr-defined]
 from ..formats import FORMATS, Format
 from ..reference import Scoring
 from ..weights import FORMAT_OF_DTYPE, ExpertBank, Matrix
+
+Activations = Literal["int8", "bf16"]
 
 F32, I32, I64, U8 = torch.float32, torch.int32, torch.int64, torch.uint8
 CACHE_CODES = {torch.float32: FORMATS["f32"].code, torch.bfloat16: FORMATS["bf16"].code}
@@ -45,6 +48,31 @@ def cpu_features() -> list[str]:
     return list(_cpu.cpu_features())
 
 
+_activations: Activations = "int8"
+
+
+def set_activations(kind: Activations) -> None:
+    """How activations meet the weights of block formats where tokens are few: rounded to int8 per 32, or not at all.
+
+    With many tokens an ISA with tiles rounds both to bf16 in either case; that is the coarsest rounding of "bf16".
+    """
+    global _activations
+    assert kind in ("int8", "bf16"), kind
+    _activations = kind
+    _cpu.set_exact(kind == "bf16")
+
+
+def activations() -> Activations:
+    """What `set_activations` set; "int8" at first."""
+    return _activations
+
+
+def tile_tokens() -> dict[str, int]:
+    """From how many tokens of a matrix or an expert on bf16 tiles are used; formats without tiles are left out."""
+    counts = {name: int(_cpu.tile_tokens(form.code)) for name, form in FORMATS.items()}
+    return {name: count for name, count in counts.items() if count}
+
+
 def set_threads(n: int) -> None:
     """Restarts the team with n threads, the caller included."""
     assert n >= 1, f"threads: {n}"
@@ -67,6 +95,11 @@ def advise_huge(tensor: Tensor) -> bool:
 def stream_read(data: Tensor) -> float:
     """Seconds in which the team reads a uint8 tensor once: the ceiling that a kernel's bandwidth is held against."""
     return float(_cpu.stream_read(_at(data, U8, *data.shape), data.numel()))
+
+
+def peak_rate(tiles: bool) -> float:
+    """Operations a second of the team on registers alone: bf16 tiles, or int8 dot products. 0: the ISA has none."""
+    return float(_cpu.peak_rate(tiles))
 
 
 def region_ns(rounds: int = 10000) -> float:

@@ -43,12 +43,18 @@ void bind_machine(nb::module_& m) {
   m.def("use_isa", &use_isa);
   m.def("available_isas", &available_isas);
   m.def("cpu_features", &cpu_features);
+  m.def("set_exact", &set_exact);
+  m.def("tile_tokens", [](int format) {
+    const TileKernels* tiles = format_kernels(format).tiles;
+    return tiles ? tiles->min_tokens : 0;
+  });
   m.def("set_threads", &set_threads, Unlocked());
   m.def("threads", &threads, Unlocked());
   m.def("default_threads", &default_threads);
   m.def("advise_huge", &advise_huge, Unlocked());
   m.def("poison_arena", [](bool on) { Arena::poison(on); });
   m.def("stream_read", [](Address data, size_t bytes) { return stream_read(at<uint8_t>(data), bytes); }, Unlocked());
+  m.def("peak_rate", &peak_rate, Unlocked());
   m.def("region_ns", &region_ns, Unlocked());
   m.def("barrier_ns", &barrier_ns, Unlocked());
 }

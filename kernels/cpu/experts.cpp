@@ -7,6 +7,10 @@
 // (Mixtral's two on 16 cores, one crowded expert in a prompt), the largest are 'split' by rows over the team, with a
 // barrier between the phases; plan() weighs both. Every pair writes its own row of `out` and the sum runs over k in
 // order, so neither the schedule nor the number of threads changes a bit.
+//
+// An expert with many tokens goes through matrix tiles where the ISA has them: its tokens are gathered as bf16 tiles,
+// and h leaves SwiGLU as tiles for `down`. Its own number of tokens decides, nothing else; tiles round differently.
+// Memory: `out` is held to OUT_BYTES by taking the tokens in chunks; a chunk reads its experts anew.
 #include <algorithm>
 #include <stdexcept>
 #include <string>
@@ -22,9 +26,20 @@ namespace {
 constexpr int STEP_ROWS = 32;  // rows of gate and of up between two SwiGLUs
 constexpr int SUM_COLUMNS = 512;
 constexpr float SPLIT_COST = 1.2f;  // row-split time over whole-expert time, as measured
+constexpr float TILED_COST = 9.0f, TILE_COST = 2.7f;  // see cost()
+constexpr size_t OUT_BYTES = size_t(128) << 20;
 
 struct Group {  // an expert that was chosen; its pairs are rows first .. first + count
   int expert, first, count;
+  bool tiled;                  // by matrix tiles, not by dot products
+  uint8_t *x_tiles, *h_tiles;  // activations of a tiled group: its own if it is split, else the worker's
+};
+
+int tile_count(const Group& group) { return group.tiled ? (group.count + TILE_SIDE - 1) / TILE_SIDE : 0; }
+
+struct Scratch {  // of one worker
+  float* up;      // [tokens of the largest group by dot products, STEP_ROWS]
+  uint8_t *panels, *x_tiles, *h_tiles;
 };
 
 struct Layer {
@@ -41,12 +56,15 @@ struct Layer {
   Group* list;                // falling count
   int32_t* token_of;          // [pairs] in sorted order
   int32_t* row_of;            // [tokens, top_k] -> sorted row
-  size_t x_bytes, h_bytes;    // of one token's activations
-  uint8_t* x_acts;            // [tokens], or x itself
-  float *h, *out;             // [pairs, width], [pairs, hidden]
-  uint8_t* h_acts;            // [pairs], or h itself
+  float* out;                 // [pairs, hidden]
+  // For groups by dot products, if there are any:
+  size_t x_bytes, h_bytes;  // of one token's activations
+  uint8_t* x_acts;          // [tokens], or x itself
+  float* h;                 // [pairs, width]
+  uint8_t* h_acts;          // [pairs], or h itself
 
   int pairs() const { return tokens * top_k; }
+  bool dots() const { return groups > 0 && !list[groups - 1].tiled; }  // the smallest group comes last
 
   Layer(const float* x_, int tokens_, const int32_t* ids_, const float* weights_, int top_k_, const Bank& bank_,
         float* y_, Arena& arena)
@@ -58,16 +76,17 @@ struct Layer {
         tokens(tokens_),
         top_k(top_k_),
         isa(kernels()),
-        format(isa.formats[bank_.format]) {
+        format(format_kernels(bank_.format)) {
     list = arena.take<Group>(std::min(bank.experts, pairs()));
     token_of = arena.take<int32_t>(pairs());
     row_of = arena.take<int32_t>(pairs());
     sort_pairs(arena.take<int32_t>(bank.experts + 1));
-    h = arena.take<float>(size_t(pairs()) * bank.width);
     out = arena.take<float>(size_t(pairs()) * bank.hidden);
-    x_bytes = acts_bytes(bank.format, bank.hidden);
-    h_bytes = acts_bytes(bank.format, bank.width);
     const bool prepared = format.prepare != nullptr;
+    x_bytes = prepared ? acts_bytes(bank.format, bank.hidden) : size_t(bank.hidden) * sizeof(float);
+    h_bytes = prepared ? acts_bytes(bank.format, bank.width) : size_t(bank.width) * sizeof(float);
+    if (!dots()) return;
+    h = arena.take<float>(size_t(pairs()) * bank.width);
     x_acts = prepared ? arena.take<uint8_t>(x_bytes * tokens) : reinterpret_cast<uint8_t*>(const_cast<float*>(x));
     h_acts = prepared ? arena.take<uint8_t>(h_bytes * pairs()) : reinterpret_cast<uint8_t*>(h);
   }
@@ -82,7 +101,9 @@ struct Layer {
       starts[ids[p] + 1]++;
     }
     for (int e = 0; e < bank.experts; e++) {
-      if (starts[e + 1]) list[groups++] = {e, starts[e], starts[e + 1]};
+      const int count = starts[e + 1];
+      const bool tiled = format.tiles && count >= format.tiles->min_tokens;
+      if (count) list[groups++] = {e, starts[e], count, tiled, nullptr, nullptr};
       starts[e + 1] += starts[e];
     }
     for (int p = 0; p < pairs(); p++) {
@@ -94,39 +115,73 @@ struct Layer {
 
   const uint8_t* block(int expert) const { return bank.data + size_t(expert) * bank.bytes; }
 
-  // h rows of a group for rows r0 .. r1 of gate and up; `scratch` holds [count, STEP_ROWS] floats.
-  void gate_up(const Group& group, Range rows, float* scratch) const {
+  RowPair gate_up_rows(const Group& group, Range rows) const {
     const size_t bytes = row_bytes(bank.format, bank.hidden);
     const uint8_t *gate = block(group.expert), *up = gate + size_t(bank.width) * bytes;
+    return {gate + rows.begin * bytes, up + rows.begin * bytes, bytes, rows.end - rows.begin, rows.end - rows.begin};
+  }
+
+  // The two halves of some rows of `down`, and where their products go.
+  RowPair down_rows(const Group& group, Range rows, PairOut* to) const {
+    const size_t bytes = row_bytes(bank.format, bank.width);
+    const uint8_t* first = block(group.expert) + 2 * size_t(bank.width) * row_bytes(bank.format, bank.hidden);
+    const int n = rows.end - rows.begin, half = (n + 1) / 2;
+    float* mine = out + size_t(group.first) * bank.hidden + rows.begin;
+    *to = {mine, mine + half, size_t(bank.hidden), size_t(bank.hidden)};
+    return {first + rows.begin * bytes, first + (rows.begin + half) * bytes, bytes, half, n - half};
+  }
+
+  // Activations of a token for the groups by dot products.
+  void prepare_x(Range part) const {
+    for (int t = part.begin; t < part.end; t++)
+      format.prepare(x + size_t(t) * bank.hidden, bank.hidden, x_acts + t * x_bytes);
+  }
+
+  // Gathers 16 tokens of a tiled group: part `i` of tile_count(group).
+  void pack_x(const Group& group, int i) const {
+    const int first = i * TILE_SIDE, n = std::min(TILE_SIDE, group.count - first);
+    format.tiles->pack(x, size_t(bank.hidden), token_of + group.first + first, n, bank.hidden,
+                   group.x_tiles + i * tile_stride(bank.hidden));
+  }
+
+  // h of a group for some rows of gate and up.
+  void gate_up(const Group& group, Range rows, const Scratch& scratch) const {
+    if (group.tiled)
+      return format.tiles->swiglu(gate_up_rows(group, rows), {group.x_tiles, tile_stride(bank.hidden), group.count},
+                                  bank.hidden, {group.h_tiles, tile_stride(bank.width), rows.begin, bank.width},
+                                  scratch.panels);
     const Tokens acts{x_acts, x_bytes, token_of + group.first, group.count};
     for (int r = rows.begin; r < rows.end; r += STEP_ROWS) {
       const int n = std::min(STEP_ROWS, rows.end - r);
       float* mine = h + size_t(group.first) * bank.width + r;
-      const RowPair pair{gate + r * bytes, up + r * bytes, bytes, n, n};
-      format.dot(pair, acts, bank.hidden, {mine, scratch, size_t(bank.width), STEP_ROWS});
-      for (int i = 0; i < group.count; i++, mine += bank.width) isa.silu_mul(mine, scratch + i * STEP_ROWS, n, mine);
+      format.dot(gate_up_rows(group, {r, r + n}), acts, bank.hidden,
+                 {mine, scratch.up, size_t(bank.width), STEP_ROWS});
+      for (int i = 0; i < group.count; i++, mine += bank.width) isa.silu_mul(mine, scratch.up + i * STEP_ROWS, n, mine);
     }
   }
 
-  void prepare_h(int first, int count) const {
-    for (int p = first; format.prepare && p < first + count; p++)
+  void prepare_h(const Group& group) const {
+    if (group.tiled || !format.prepare) return;
+    for (int p = group.first; p < group.first + group.count; p++)
       format.prepare(h + size_t(p) * bank.width, bank.width, h_acts + p * h_bytes);
   }
 
-  void down(const Group& group, Range rows) const {
-    const size_t bytes = row_bytes(bank.format, bank.width);
-    const uint8_t* first = block(group.expert) + 2 * size_t(bank.width) * row_bytes(bank.format, bank.hidden);
-    const int n = rows.end - rows.begin, half = (n + 1) / 2;
-    const RowPair pair{first + rows.begin * bytes, first + (rows.begin + half) * bytes, bytes, half, n - half};
-    const Tokens acts{h_acts + group.first * h_bytes, h_bytes, nullptr, group.count};
-    float* mine = out + size_t(group.first) * bank.hidden + rows.begin;
-    format.dot(pair, acts, bank.width, {mine, mine + half, size_t(bank.hidden), size_t(bank.hidden)});
+  void down(const Group& group, Range rows, const Scratch& scratch) const {
+    PairOut to;
+    const RowPair pair = down_rows(group, rows, &to);
+    if (group.tiled)
+      format.tiles->multiply(pair, {group.h_tiles, tile_stride(bank.width), group.count}, bank.width, to,
+                             scratch.panels);
+    else
+      format.dot(pair, {h_acts + group.first * h_bytes, h_bytes, nullptr, group.count}, bank.width, to);
   }
 
-  void whole(const Group& group, float* scratch) const {
+  void whole(Group group, const Scratch& scratch) const {
+    group.x_tiles = scratch.x_tiles, group.h_tiles = scratch.h_tiles;
+    for (int i = 0; i < tile_count(group); i++) pack_x(group, i);
     gate_up(group, {0, bank.width}, scratch);
-    prepare_h(group.first, group.count);
-    down(group, {0, bank.hidden});
+    prepare_h(group);
+    down(group, {0, bank.hidden}, scratch);
   }
 
   void sum(Range columns_of_tokens, int blocks) const {
@@ -139,8 +194,11 @@ struct Layer {
 };
 
 // Time of an expert: reading it, plus arithmetic that grows with its tokens; four tokens cost about as much as the
-// reading.
-float cost(const Group& group) { return 4.0f + float(group.count); }
+// reading. By tiles it is unpacking, as long as 50 tokens take, and whole sixteens; the first sixteen cost as
+// much as 8 tokens by dot products.
+float cost(const Group& group) {
+  return group.tiled ? TILED_COST + TILE_COST * float(tile_count(group)) : 4.0f + float(group.count);
+}
 
 // When the last worker ends if groups from `split` on are taken whole, largest first, by whoever is free.
 float finish_time(const Layer& layer, int split, int workers, float* load) {
@@ -170,19 +228,51 @@ struct Counters {
   Counter gate_up, prepare, rest;
 };
 
-// The split groups' first half: gate and up by rows, then their activations.
-void run_split(const Layer& layer, Team& team, Counters& counters, float* scratch) {
+// Memory for the activations of tiled groups: shared for split ones, of each worker for the largest whole one.
+void take_tiles(Layer& layer, Arena& arena) {
+  for (int i = 0; i < layer.split; i++) {
+    Group& group = layer.list[i];
+    if (!group.tiled) break;
+    group.x_tiles = arena.take<uint8_t>(tile_acts_bytes(group.count, layer.bank.hidden));
+    group.h_tiles = arena.take<uint8_t>(tile_acts_bytes(group.count, layer.bank.width));
+  }
+}
+
+Scratch* take_scratch(const Layer& layer, Team& team) {
+  Scratch* all = team.arena.take<Scratch>(team.size());
+  int dot_tokens = 0, tile_tokens = 0;
+  for (int i = 0; i < layer.groups; i++) {
+    const Group& group = layer.list[i];
+    if (!group.tiled) dot_tokens = std::max(dot_tokens, group.count);
+    if (group.tiled && i >= layer.split) tile_tokens = std::max(tile_tokens, group.count);
+  }
+  const bool tiled = layer.groups > 0 && layer.list[0].tiled;
+  for (int worker = 0; worker < team.size(); worker++) {
+    all[worker].up = team.arena.take<float>(size_t(dot_tokens) * STEP_ROWS);
+    all[worker].panels = team.arena.take<uint8_t>(tiled ? TILE_SCRATCH_BYTES : 0);
+    all[worker].x_tiles = team.arena.take<uint8_t>(tile_acts_bytes(tile_tokens, layer.bank.hidden));
+    all[worker].h_tiles = team.arena.take<uint8_t>(tile_acts_bytes(tile_tokens, layer.bank.width));
+  }
+  return all;
+}
+
+// The split groups' first half: activations, gate and up by rows, then activations for `down`.
+void run_split(const Layer& layer, Team& team, Counters& counters, const Scratch& scratch, int worker) {
   const int parts = team.active();
+  if (layer.list[0].tiled) {
+    for (int i = 0; i < layer.split; i++)
+      for (int tile = worker; tile < tile_count(layer.list[i]); tile += parts) layer.pack_x(layer.list[i], tile);
+    team.barrier();
+  }
   for (int i = counters.gate_up.next(); i < layer.split * parts; i = counters.gate_up.next())
     layer.gate_up(layer.list[i / parts], part_of(layer.bank.width, parts, i % parts, STEP_ROWS), scratch);
   team.barrier();
-  for (int i = counters.prepare.next(); i < layer.split; i = counters.prepare.next())
-    layer.prepare_h(layer.list[i].first, layer.list[i].count);
+  for (int i = counters.prepare.next(); i < layer.split; i = counters.prepare.next()) layer.prepare_h(layer.list[i]);
   team.barrier();
 }
 
 // Whole groups, the large ones first, then the split groups' down rows fill the gaps.
-void run_rest(const Layer& layer, Team& team, Counters& counters, float* scratch) {
+void run_rest(const Layer& layer, Team& team, Counters& counters, const Scratch& scratch) {
   const int parts = team.active(), wholes = layer.groups - layer.split;
   const int total = wholes + layer.split * parts;
   for (int i = counters.rest.next(); i < total; i = counters.rest.next()) {
@@ -190,35 +280,42 @@ void run_rest(const Layer& layer, Team& team, Counters& counters, float* scratch
     if (s < 0)
       layer.whole(layer.list[layer.split + i], scratch);
     else
-      layer.down(layer.list[s / parts], part_of(layer.bank.hidden, parts, s % parts, 2));
+      layer.down(layer.list[s / parts], part_of(layer.bank.hidden, parts, s % parts, 2), scratch);
   }
+}
+
+void run_chunk(const float* x, int tokens, const int32_t* ids, const float* weights, int top_k, const Bank& bank,
+               float* y) {
+  Turn turn;
+  Team& team = turn.team;
+  Layer layer(x, tokens, ids, weights, top_k, bank, y, team.arena);
+  layer.split = plan(layer, team.size(), team.arena.take<float>(team.size()));
+  take_tiles(layer, team.arena);
+  const Scratch* scratch = take_scratch(layer, team);
+  const bool prepare = layer.dots() && layer.format.prepare, tiled = layer.groups && layer.list[0].tiled;
+  const int blocks = (bank.hidden + SUM_COLUMNS - 1) / SUM_COLUMNS;
+  Counters counters;
+  team.run(false, [&](int worker) {
+    const int parts = team.active();
+    if (tiled) layer.isa.tiles_begin();
+    if (prepare) layer.prepare_x(part_of(tokens, parts, worker));
+    if (prepare) team.barrier();
+    if (layer.split) run_split(layer, team, counters, scratch[worker], worker);
+    run_rest(layer, team, counters, scratch[worker]);
+    if (tiled) layer.isa.tiles_end();
+    team.barrier();
+    layer.sum(part_of(tokens * blocks, parts, worker), blocks);
+  });
 }
 
 }  // namespace
 
 void experts(const float* x, int tokens, const int32_t* ids, const float* weights, int top_k, const Bank& bank,
              float* y) {
-  Turn turn;
-  Team& team = turn.team;
-  Layer layer(x, tokens, ids, weights, top_k, bank, y, team.arena);
-  layer.split = plan(layer, team.size(), team.arena.take<float>(team.size()));
-  const int most = layer.groups ? layer.list[0].count : 0, blocks = (bank.hidden + SUM_COLUMNS - 1) / SUM_COLUMNS;
-  const size_t scratch_size = size_t(most) * STEP_ROWS;
-  float* scratch = team.arena.take<float>(scratch_size * team.size());
-  Counters counters;
-  team.run(false, [&](int worker) {
-    float* mine = scratch + worker * scratch_size;
-    if (layer.format.prepare) {
-      const Range part = part_of(tokens, team.active(), worker);
-      for (int t = part.begin; t < part.end; t++)
-        layer.format.prepare(x + size_t(t) * bank.hidden, bank.hidden, layer.x_acts + t * layer.x_bytes);
-      team.barrier();
-    }
-    if (layer.split) run_split(layer, team, counters, mine);
-    run_rest(layer, team, counters, mine);
-    team.barrier();
-    layer.sum(part_of(tokens * blocks, team.active(), worker), blocks);
-  });
+  const int most = int(std::max<size_t>(1, OUT_BYTES / (size_t(top_k) * bank.hidden * sizeof(float))));
+  for (int t = 0; t < tokens; t += most)
+    run_chunk(x + size_t(t) * bank.hidden, std::min(most, tokens - t), ids + size_t(t) * top_k,
+              weights + size_t(t) * top_k, top_k, bank, y + size_t(t) * bank.hidden);
 }
 
 }  // namespace headrace

@@ -3,6 +3,7 @@
 
 #include "attend.h"
 #include "dot.h"
+#include "exact.h"
 #include "pointwise.h"
 
 namespace headrace {
@@ -11,19 +12,26 @@ namespace {
 template <class F>
 constexpr FormatKernels float_format() {
   using Format = FloatFormat<F>;
-  return {Dot<Format>::run, F::PAIRS ? Format::prepare_pairs : nullptr, Format::unpack, Format::pack};
+  return {Dot<Format>::run, F::PAIRS ? Format::prepare_pairs : nullptr, Format::unpack, Format::pack, nullptr};
 }
 
 template <class Q>
 constexpr FormatKernels quant_format() {
   using Format = QuantFormat<Q>;
-  return {Dot<Format>::run, Format::prepare, Format::unpack, Format::pack};
+  return {Dot<Format>::run, Format::prepare, Format::unpack, Format::pack, nullptr};
+}
+
+template <class Q>
+constexpr FormatKernels exact_format() {
+  using Format = QuantFormat<Q>;
+  return {Dot<ExactFormat<Q>>::run, nullptr, Format::unpack, Format::pack, nullptr};
 }
 
 constexpr Kernels fill_table(const char* name) {
   return {
       name,
       {float_format<F32Row>(), float_format<F16Row>(), float_format<BF16Row>(), quant_format<Q8>(), quant_format<Q4>()},
+      {float_format<F32Row>(), float_format<F16Row>(), float_format<BF16Row>(), exact_format<Q8>(), exact_format<Q4>()},
       rmsnorm,
       add_scaled,
       rope,
@@ -34,7 +42,11 @@ constexpr Kernels fill_table(const char* name) {
       attend,
       attend_merge,
       attend_finish,
-      stream_sum};
+      stream_sum,
+      nullptr,
+      nullptr,
+      nullptr,
+      nullptr};
 }
 
 }  // namespace

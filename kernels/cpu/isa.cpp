@@ -5,6 +5,12 @@
 
 #include <atomic>
 
+#if defined(__x86_64__) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace headrace {
 namespace {
 
@@ -23,6 +29,25 @@ bool has_avx512() {
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
          __builtin_cpu_supports("avx512vnni");
 }
+
+#if defined(HEADRACE_AMX)
+// Tiles are 8 KB of state a thread, which Linux hands out only on request: once, for the whole process, forks included.
+// The answer is no where a signal stack of the process is too small for them.
+bool has_amx() {
+#if defined(__linux__)
+  unsigned a, b, c, d, extended;
+  if (!has_avx512() || !__get_cpuid_count(7, 1, &extended, &b, &c, &d) || !__get_cpuid_count(7, 0, &a, &b, &c, &d))
+    return false;
+  const bool tiles = d & (1u << 24), bf16_tiles = d & (1u << 22), bf16 = extended & (1u << 5);
+  constexpr int ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18;
+  static const bool granted =
+      tiles && bf16_tiles && bf16 && syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
+  return granted;
+#else
+  return false;
+#endif
+}
+#endif
 #endif
 
 std::vector<Choice> choices() {
@@ -30,6 +55,9 @@ std::vector<Choice> choices() {
 #if defined(__x86_64__)
   all.push_back({&kernels_avx2, has_avx2()});
   all.push_back({&kernels_avx512, has_avx512()});
+#if defined(HEADRACE_AMX)
+  all.push_back({&kernels_amx, has_amx()});
+#endif
 #endif
   return all;
 }
@@ -42,10 +70,15 @@ const Kernels* best() {
 }
 
 std::atomic<const Kernels*> chosen{best()};
+std::atomic<bool> exact{false};
 
 }  // namespace
 
 const Kernels& kernels() { return *chosen.load(std::memory_order_relaxed); }
+
+const FormatKernels& format_kernels(int format) { return (exact ? kernels().exact : kernels().formats)[format]; }
+
+void set_exact(bool on) { exact = on; }
 
 bool use_isa(const std::string& name) {
   for (const Choice& choice : choices())
@@ -79,6 +112,7 @@ std::vector<std::string> cpu_features() {
   HEADRACE_FEATURE("avx512bf16");
   HEADRACE_FEATURE("avx512vbmi");
 #undef HEADRACE_FEATURE
+  if (has_amx()) found.push_back("amx_bf16");
 #endif
   return found;
 }

@@ -4,5 +4,14 @@
 #include "fill_table.h"
 
 namespace headrace {
-const Kernels kernels_avx512 = fill_table("avx512");
+namespace {
+
+constexpr Kernels with_peak(Kernels table) {
+  table.int8_peak = int8_peak;
+  return table;
 }
+
+}  // namespace
+
+const Kernels kernels_avx512 = with_peak(fill_table("avx512"));
+}  // namespace headrace

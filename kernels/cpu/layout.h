@@ -4,6 +4,8 @@
 //   activations for them   [ int8 quants | float scales | float offsets ], blocks padded with zeros to a multiple of 16
 //
 // The quants of activations are permuted to suit the ISA, so that a q4_0 weight needs no shuffle (see quants_*.h).
+//   activations as tiles   [token / 16][k / 32] of 1 KB: [16 pairs of k][16 tokens][2] bf16, padded with zeros
+//
 // Static functions on purpose: each ISA file compiles its own.
 #pragma once
 
@@ -26,6 +28,16 @@ static inline size_t row_bytes(int format, int cols) {
 static inline size_t acts_bytes(int format, int cols) {
   return is_quantised(format) ? size_t(padded_blocks(cols)) * (BLOCK + 8) : size_t(cols) * 4;
 }
+
+constexpr int TILE_SIDE = 16, TILE_BYTES = 1024;  // rows or tokens of a tile; its bytes
+
+static inline int tile_steps(int cols) { return (cols + BLOCK - 1) / BLOCK; }
+static inline size_t tile_stride(int cols) { return size_t(tile_steps(cols)) * TILE_BYTES; }
+static inline size_t tile_acts_bytes(int tokens, int cols) {
+  return size_t((tokens + TILE_SIDE - 1) / TILE_SIDE) * tile_stride(cols);
+}
+
+constexpr size_t TILE_SCRATCH_BYTES = size_t(68) << 10;  // of a thread that works with tiles
 
 // Asks for the weights that a tile will read in a while; rows lie one after the other, so they are a fixed distance
 // ahead. Every line of a row must be asked for, its scales too. Measured on an AVX-512 server CPU, one core, from

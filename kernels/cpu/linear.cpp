@@ -3,6 +3,10 @@
 // Activations are prepared once (int8 for block formats) into the arena, then every worker owns rows: few tokens, one
 // long run each, read as two streams (its two halves); many tokens, pieces of rows handed out on demand; fewer rows
 // than would occupy the team, tokens are divided instead. The value of y[t][r] does not depend on who computes it.
+//
+// Where the ISA has matrix tiles and there are tokens enough for them, activations become bf16 tiles instead, and a
+// piece is panels of 32 rows (16 of each half), unpacked once for all its tokens. Which of the two is used depends on
+// the format, the rows and the number of tokens alone; they round differently.
 #include <algorithm>
 
 #include "isa.h"
@@ -16,6 +20,7 @@ namespace {
 constexpr int64_t SMALL = 65536;  // multiplications: less than this is done by the caller alone
 constexpr int MANY_TOKENS = 16;
 constexpr int PIECE_ROWS = 64;
+constexpr int PIECE_PANELS = 4;  // by tiles: at most so many times 32 rows
 
 struct Linear {
   const FormatKernels& format;
@@ -38,12 +43,80 @@ struct Linear {
   }
 };
 
+// The same by tiles: items are pieces of rows, times parts of the tokens where there are too few rows for the team.
+struct TiledLinear {
+  const Kernels& isa;
+  const TileKernels& tiles;
+  const Weights& weight;
+  const float *x, *bias;
+  int64_t x_stride;
+  int tokens;
+  float* y;
+  uint8_t *acts, *panels;  // of all tokens; of each worker
+  int piece, pieces, token_parts;
+
+  TiledLinear(const float* x_, int64_t x_stride_, int tokens_, const Weights& weight_, const float* bias_, float* y_,
+              Team& team)
+      : isa(kernels()),
+        tiles(*format_kernels(weight_.format).tiles),
+        weight(weight_),
+        x(x_),
+        bias(bias_),
+        x_stride(x_stride_),
+        tokens(tokens_),
+        y(y_) {
+    acts = team.arena.take<uint8_t>(tile_acts_bytes(tokens, weight.cols));
+    panels = team.arena.take<uint8_t>(TILE_SCRATCH_BYTES * team.size());
+    const int all = (weight.rows + 2 * TILE_SIDE - 1) / (2 * TILE_SIDE);
+    const int share = std::clamp(all / (4 * team.size()), 1, PIECE_PANELS);
+    piece = share * 2 * TILE_SIDE;
+    pieces = (weight.rows + piece - 1) / piece;
+    token_parts = pieces < 2 * team.size() ? std::min(team.size(), token_tiles()) : 1;
+  }
+
+  int token_tiles() const { return (tokens + TILE_SIDE - 1) / TILE_SIDE; }
+
+  void pack(Range token_tiles) const {
+    for (int i = token_tiles.begin; i < token_tiles.end; i++)
+      tiles.pack(x + i * TILE_SIDE * x_stride, size_t(x_stride), nullptr, std::min(TILE_SIDE, tokens - i * TILE_SIDE),
+                     weight.cols, acts + i * tile_stride(weight.cols));
+  }
+
+  void run(int item, int worker) const {
+    const int row = item / token_parts * piece, n = std::min(piece, weight.rows - row), half = (n + 1) / 2;
+    const Range part = part_of(tokens, token_parts, item % token_parts, 2 * TILE_SIDE);
+    const int count = part.end - part.begin;
+    const size_t bytes = row_bytes(weight.format, weight.cols), stride = tile_stride(weight.cols);
+    const uint8_t* first = weight.data + size_t(row) * bytes;
+    float* out = y + size_t(part.begin) * weight.rows + row;
+    tiles.multiply({first, first + half * bytes, bytes, half, n - half},
+                   {acts + part.begin / TILE_SIDE * stride, stride, count}, weight.cols,
+                   {out, out + half, size_t(weight.rows), size_t(weight.rows)},
+                   panels + worker * TILE_SCRATCH_BYTES);
+    for (int t = 0; bias && t < count; t++)
+      for (int r = 0; r < n; r++) out[size_t(t) * weight.rows + r] += bias[row + r];
+  }
+};
+
+void linear_tiled(const TiledLinear& job, Team& team) {
+  Counter items;
+  team.run(false, [&](int worker) {
+    job.isa.tiles_begin();
+    job.pack(part_of(job.token_tiles(), team.active(), worker));
+    team.barrier();
+    for (int i = items.next(); i < job.pieces * job.token_parts; i = items.next()) job.run(i, worker);
+    job.isa.tiles_end();
+  });
+}
+
 }  // namespace
 
 void linear(const float* x, int64_t x_stride, int tokens, const Weights& weight, const float* bias, float* y) {
   Turn turn;
   Team& team = turn.team;
-  const FormatKernels& format = kernels().formats[weight.format];
+  const FormatKernels& format = format_kernels(weight.format);
+  if (format.tiles && tokens >= format.tiles->min_tokens && weight.rows >= TILE_SIDE)
+    return linear_tiled({x, x_stride, tokens, weight, bias, y, team}, team);
   const size_t stride = format.prepare ? acts_bytes(weight.format, weight.cols) : size_t(x_stride) * 4;
   uint8_t* prepared = format.prepare ? team.arena.take<uint8_t>(stride * tokens) : nullptr;
   const uint8_t* base = prepared ? prepared : reinterpret_cast<const uint8_t*>(x);

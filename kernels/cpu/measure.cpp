@@ -1,6 +1,7 @@
 // What the machine and the team can do at best: reading memory, an empty region, a barrier.
 //
 // stream_read: each worker reads its own contiguous share as two streams (its two halves), plain vector loads added up.
+// peak_rate: arithmetic on registers alone, the ceiling that a kernel's share is held against.
 #include <chrono>
 
 #include "isa.h"
@@ -33,6 +34,28 @@ double stream_read(const uint8_t* data, size_t bytes) {
   volatile uint64_t sink = total;  // the sum counts as used
   (void)sink;
   return seconds;
+}
+
+double peak_rate(bool tiles) {
+  Turn turn;
+  const Kernels& isa = kernels();
+  if (!(tiles ? isa.tiles_peak : isa.int8_peak)) return 0.0;
+  std::vector<double> done(turn.team.size());
+  const auto measure = [&](int rounds) {
+    const auto start = Clock::now();
+    turn.team.run(false, [&](int worker) {
+      if (tiles) isa.tiles_begin();
+      done[worker] = (tiles ? isa.tiles_peak : isa.int8_peak)(rounds);
+      if (tiles) isa.tiles_end();
+    });
+    return seconds_since(start);
+  };
+  constexpr int ROUNDS = 100'000;  // about 2 ms
+  measure(ROUNDS);
+  const double seconds = measure(ROUNDS);
+  double operations = 0;
+  for (double part : done) operations += part;
+  return operations / seconds;
 }
 
 double region_ns(int rounds) {

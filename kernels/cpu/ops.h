@@ -65,6 +65,7 @@ void experts(const float* x, int tokens, const int32_t* ids, const float* weight
 
 // measure.cpp
 double stream_read(const uint8_t* data, size_t bytes);  // seconds
+double peak_rate(bool tiles);                           // operations a second, bf16 tiles or int8; 0: none
 double region_ns(int rounds);                           // dispatch and join of an empty region
 double barrier_ns(int rounds);                          // one barrier inside a region
 

@@ -126,7 +126,10 @@ struct QuantFormat {
     for (int b = 0; b < cols / BLOCK; b++) {
       float lanes[W];
       store(lanes, load_f16_n(row + b * 2, 1));
-      Q::Codec::unpack(quants + size_t(b) * Q::BLOCK_BYTES, set1(lanes[0]), set1(scale), out + b * BLOCK);
+      V q[BLOCK / W];
+      Q::Codec::values(quants + size_t(b) * Q::BLOCK_BYTES, q);
+      for (int i = 0; i < BLOCK / W; i++)
+        store(out + b * BLOCK + i * W, mul(mul(q[i], set1(lanes[0])), set1(scale)));
     }
   }
 
@@ -153,11 +156,12 @@ struct Q8Codec {
     }
   }
 
-  static void unpack(const uint8_t* quants, V d, V scale, float* out) {
-    for (int i = 0; i < BLOCK; i += W) {
-      V byte = load_u8(quants + i);
-      V q = fma(floor_(mul(byte, set1(1.0f / 128))), set1(-256.0f), byte);
-      store(out + i, mul(mul(q, d), scale));
+  // The quants of a block, in order, as floats.
+  static inline __attribute__((always_inline)) void values(const uint8_t* quants, V (&q)[BLOCK / W]) {
+#pragma GCC unroll 8
+    for (int i = 0; i < BLOCK / W; i++) {
+      V byte = load_u8(quants + i * W);
+      q[i] = fma(floor_(mul(byte, set1(1.0f / 128))), set1(-256.0f), byte);
     }
   }
 };
@@ -180,13 +184,14 @@ struct Q4Codec {
       store_low_bytes(quants + i, fma(quant(x + i + 16, inverse), set1(16.0f), quant(x + i, inverse)));
   }
 
-  static void unpack(const uint8_t* quants, V d, V scale, float* out) {
-    for (int i = 0; i < 16; i += W) {
-      V byte = load_u8(quants + i);
+  // The quants of a block, in order, as floats, 8 taken away.
+  static inline __attribute__((always_inline)) void values(const uint8_t* quants, V (&q)[BLOCK / W]) {
+#pragma GCC unroll 8
+    for (int i = 0; i < 16 / W; i++) {
+      V byte = load_u8(quants + i * W);
       V hi = floor_(mul(byte, set1(1.0f / 16)));
-      V lo = fma(hi, set1(-16.0f), byte);
-      store(out + i, mul(mul(sub(lo, set1(8.0f)), d), scale));
-      store(out + i + 16, mul(mul(sub(hi, set1(8.0f)), d), scale));
+      q[i] = sub(fma(hi, set1(-16.0f), byte), set1(8.0f));
+      q[i + 16 / W] = sub(hi, set1(8.0f));
     }
   }
 };

@@ -58,5 +58,20 @@ struct Q8 {
   }
 };
 
+// vpdpbusd on registers, ten chains so that its latency does not show: what the instruction can do at best.
+inline double int8_peak(int rounds) {
+  constexpr int CHAINS = 10;
+  __m512i sums[CHAINS], ones = _mm512_set1_epi8(1);
+#pragma GCC unroll 10
+  for (int i = 0; i < CHAINS; i++) sums[i] = _mm512_setzero_si512();
+  for (int r = 0; r < rounds; r++)
+#pragma GCC unroll 10
+    for (int i = 0; i < CHAINS; i++) {
+      sums[i] = _mm512_dpbusd_epi32(sums[i], ones, ones);
+      asm volatile("" : "+v"(sums[i]));  // its value counts
+    }
+  return double(rounds) * CHAINS * 64 * 2;
+}
+
 }  // namespace
 }  // namespace headrace

@@ -1,6 +1,7 @@
 // What one instruction set offers: a table of plain functions, filled once per ISA by the same templates.
 //
-//   formats[code]   what a weight format needs: dot products, its activations, packing and unpacking of one row
+//   formats[code]   what a weight format needs: dot products and tiles, its activations, packing and unpacking of a row
+//   exact[code]     the same without rounding activations to int8
 //   the rest        one row, or one block, of an element-wise op or of attention
 //
 // Everything here works on one thread, one row or one tile; threads, tokens and experts are the business of the op
@@ -37,12 +38,35 @@ struct PairOut {
   size_t a_stride, b_stride;
 };
 
+// Activations as bf16 tiles (layout.h): `count` tokens, 16 to a tile; `stride` bytes from one 16 to the next.
+struct TileTokens {
+  const uint8_t* base;
+  size_t stride;
+  int count;
+};
+
+// Where SwiGLU of gate and up rows goes: values first .. first + n of `width`, as tiles for the same tokens.
+struct TileHidden {
+  uint8_t* base;
+  size_t stride;
+  int first, width;
+};
+
+// Many tokens: the same products as `dot` by matrix instructions. `scratch` holds panel_bytes(cols).
+struct TileKernels {
+  int min_tokens;  // fewer are faster with `dot`; measured
+  // Up to 16 tokens to tiles; token i lies at x + (index ? index[i] : i) * stride floats.
+  void (*pack)(const float* x, size_t stride, const int32_t* index, int count, int cols, uint8_t* tiles);
+  void (*multiply)(const RowPair& w, const TileTokens& x, int cols, const PairOut& out, uint8_t* scratch);
+  void (*swiglu)(const RowPair& gate_up, const TileTokens& x, int cols, const TileHidden& h, uint8_t* scratch);
+};
+
 struct FormatKernels {
-  // A later 'tiles' kernel (AMX) for many tokens belongs behind this entry.
   void (*dot)(const RowPair& w, const Tokens& x, int cols, const PairOut& out);
   void (*prepare)(const float* x, int cols, uint8_t* acts);  // null: float32 activations are used as they are
   void (*unpack)(const uint8_t* row, int cols, float scale, float* out);
   void (*pack)(const float* x, int cols, uint8_t* row);
+  const TileKernels* tiles;  // null: every number of tokens goes through `dot`
 };
 
 // One attention item: `rows` = queries x heads of one group, row r belongs to query r / group. kf, vf, scores: scratch.
@@ -69,6 +93,7 @@ constexpr int LANES_MAX = 16;    // dp is d rounded up to this
 struct Kernels {
   const char* name;
   FormatKernels formats[FORMAT_COUNT];
+  FormatKernels exact[FORMAT_COUNT];  // activations are never rounded to int8
   void (*rmsnorm)(const float* x, const float* weight, int n, float eps, float* y);
   void (*add_scaled)(float* x, const float* y, float scale, int n);
   void (*rope)(float* x, const float* cos, const float* sin, int r);
@@ -80,10 +105,15 @@ struct Kernels {
   void (*attend_merge)(const AttendState& total, const AttendState& part, int rows, int dp);
   void (*attend_finish)(const AttendState& total, int row, int dp, int d, float* out);
   uint64_t (*stream_sum)(const uint8_t* data, size_t bytes);
+  double (*int8_peak)(int rounds);  // integer dot products on registers alone; returns operations. null: none
+  void (*tiles_begin)();  // before and after any tile work of a thread; null where there is none
+  void (*tiles_end)();
+  double (*tiles_peak)(int rounds);  // products of tiles that are there already
 };
 
 extern const Kernels kernels_portable;
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
+extern const Kernels kernels_amx;
 
 }  // namespace headrace
