@@ -32,6 +32,7 @@ ExpertFormat = Annotated[str, typer.Option(help="format of the routed experts: n
 DenseFormat = Annotated[str, typer.Option(help="format of attention, shared experts and head, likewise")]
 Dtype = Annotated[str, typer.Option(help="what 'native' means: auto (as stored), float32 or bfloat16")]
 Kernels = Annotated[str, typer.Option(help="auto (C++), cpu or reference (plain torch)")]
+Activations = Annotated[str, typer.Option(help="how activations meet quantised weights: int8, or bf16 (exact, slower)")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; default one per core")]
 MaxContext = Annotated[int | None, typer.Option(help="longest prompt plus completion, in tokens; default what fits")]
 PrefillChunk = Annotated[int, typer.Option(help="most prompt tokens in one forward pass")]
@@ -82,6 +83,7 @@ def generate(
     dense_format: DenseFormat = "native",
     dtype: Dtype = "auto",
     kernels: Kernels = "auto",
+    cpu_activations: Activations = "int8",
     threads: Threads = None,
     max_context: MaxContext = None,
     prefill_chunk: PrefillChunk = 512,
@@ -111,9 +113,9 @@ def generate(
     if ledger is not None:
         Ledger.check_path(ledger)
     options = dict(
-        expert_format=expert_format, dense_format=dense_format, dtype=dtype, kernels=kernels, threads=threads,
-        max_context=max_context, prefill_chunk=prefill_chunk, revision=revision, offline=offline, cache_dir=cache_dir,
-        ignore_config_keys=ignore_config_keys,
+        expert_format=expert_format, dense_format=dense_format, dtype=dtype, kernels=kernels,
+        cpu_activations=cpu_activations, threads=threads, max_context=max_context, prefill_chunk=prefill_chunk,
+        revision=revision, offline=offline, cache_dir=cache_dir, ignore_config_keys=ignore_config_keys,
     )  # fmt: skip
     llm = _load(model, as_json, options)
     asked = [llm.ask(text, system) if chat else llm.encode(text) for text in prompts or []]

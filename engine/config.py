@@ -49,9 +49,10 @@ class EngineConfig:
 
     kernels: "auto" (the C++ kernels), "cpu", or "reference" (plain torch). dtype: "auto", "float32" or "bfloat16":
     the type of weights whose format is "native", and of the KV cache. expert_format, dense_format: "native" or a
-    name of `headrace.kernels.FORMATS`. threads: CPU threads, None for one a core. max_context: longest prompt plus
-    completion in tokens, None for as much as the model allows and memory holds. prefill_chunk: most prompt tokens in
-    one forward pass. max_sequences: most sequences that decode together.
+    name of `headrace.kernels.FORMATS`. cpu_activations: how activations meet q8_0 and q4_0 weights, "int8" (rounded per
+    32, fast) or "bf16" (nothing coarser than bfloat16); holds for the whole process. threads: CPU threads, None: all.
+    max_context: longest prompt plus completion in tokens, None for as much as the model allows and memory holds.
+    prefill_chunk: most prompt tokens in one forward pass. max_sequences: most sequences that decode together.
     Raises OptionError for a value that cannot be used.
     """
 
@@ -59,6 +60,7 @@ class EngineConfig:
     dtype: str = "auto"
     expert_format: str = "native"
     dense_format: str = "native"
+    cpu_activations: str = "int8"
     threads: int | None = None
     max_context: int | None = None
     prefill_chunk: int = 512
@@ -73,6 +75,7 @@ class EngineConfig:
         _choice("dtype", self.dtype, list(DTYPES))
         _choice("expert_format", self.expert_format, ["native", *FORMATS])
         _choice("dense_format", self.dense_format, ["native", *FORMATS])
+        _choice("cpu_activations", self.cpu_activations, ["int8", "bf16"])
         _whole("threads", self.threads, 1, none_ok=True)
         _whole("max_context", self.max_context, 1, none_ok=True)
         _whole("prefill_chunk", self.prefill_chunk, 1)

@@ -81,6 +81,7 @@ class LLM:
         ops = kernels.load(self.kernels)
         if self.kernels == "cpu":
             machine.set_threads(self.config.threads)
+            machine.cpu_kernels().set_activations(self.config.cpu_activations)
             torch.set_num_threads(1)
         else:
             torch.set_num_threads(self.config.threads or TORCH_THREADS)

@@ -9,6 +9,7 @@ import pytest
 import tiny
 import torch
 from headrace import LLM, SamplingParams
+from headrace.kernels import cpu
 from transformers import PreTrainedModel
 
 Checkpoints = Callable[[str], Path]
@@ -57,8 +58,19 @@ def test_prefill_equals_step_by_step(variant: str, kernels: str, checkpoints: Ch
     assert (whole - steps).abs().max() < TOLERANCE
 
 
-def test_fast_kernels_give_the_same_tokens_alone_and_in_a_batch(checkpoints: Checkpoints) -> None:
-    llm = LLM(str(checkpoints("qwen3_moe")), dtype="bfloat16")
+@pytest.mark.parametrize(("dtype", "isa"), [("float32", cpu.isa()), ("bfloat16", "portable")])
+def test_fast_kernels_give_the_same_tokens_alone_and_in_a_batch(dtype: str, isa: str, checkpoints: Checkpoints) -> None:
+    """Where tiles take over from some number of tokens on (AMX, bfloat16 and below), a prompt is rounded otherwise
+    alone than in a batch; everywhere else the batch changes nothing."""
+    before = cpu.isa()
+    cpu.use_isa(isa)
+    try:
+        check_alone_and_together(LLM(str(checkpoints("qwen3_moe")), dtype=dtype))
+    finally:
+        cpu.use_isa(before)
+
+
+def check_alone_and_together(llm: LLM) -> None:
     prompts = [prompt(n, n) for n in (5, 31, 64, 2)]
     together = llm.generate(prompts, GREEDY)
     for one, result in zip(prompts, together, strict=True):
