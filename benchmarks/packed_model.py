@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf_model import Bytes, half, nibbles
+from gguf_model import Bytes, half, nibbles, norm_value
 from headrace.kernels import FORMATS, ExpertBank, Format, Matrix
 from headrace.loaders.config import ConfigReader
 from headrace.loaders.converted import MANIFEST, VERSION, WEIGHTS
@@ -45,10 +45,10 @@ class Noise:
         self.rng = np.random.default_rng(seed)
         self.pools: dict[str, Bytes] = {}
 
-    def part(self, part: Part) -> Bytes:
-        """The bytes of a tensor; vectors (norms) are ones."""
+    def part(self, part: Part, name: str) -> Bytes:
+        """The bytes of a tensor; vectors are norms."""
         if isinstance(part, Tensor):
-            return np.ones(part.numel(), dtype=np.float32).view(np.uint8)
+            return np.full(part.numel(), norm_value(name), dtype=np.float32).view(np.uint8)
         if isinstance(part, Matrix):
             return self.rows(part.format, part.rows, part.cols).ravel()
         return np.concatenate([self.expert(part) for _ in range(part.experts)])
@@ -98,7 +98,7 @@ def write(directory: Path, config: dict[str, Any], formats: Formats, seed: int =
     with (directory / WEIGHTS).open("wb") as file:
         file.write(_header(weights.named()))
         for name in weights.named():
-            file.write(noise.part(found[name]).data)
+            file.write(noise.part(found[name], name).data)
     names = {group: format.name for group, format in vars(formats).items()}
     (directory / MANIFEST).write_text(json.dumps({"version": VERSION, "formats": names}, indent=2) + "\n")
 
