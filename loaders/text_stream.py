@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import codecs
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Set
 from typing import Any
 
@@ -35,7 +36,7 @@ def start_stream(core: tokenizers.Tokenizer, silent: Set[str], source: str) -> T
     return _WindowStream(core, silent, {step["type"] for step in steps})
 
 
-class TextStream:
+class TextStream(ABC):
     """Text that grows token by token: all `push` plus `finish` is exactly what `decode` gives for the same ids.
 
     A character that is still incomplete is held back, so no push returns a broken one.
@@ -50,12 +51,13 @@ class TextStream:
         token = self._core.id_to_token(token_id)
         return "" if token is None or token in self._silent else self._take(token_id, token)
 
+    @abstractmethod
     def finish(self) -> str:
         """What is still held back. The stream must not be used afterwards."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _take(self, token_id: int, token: str) -> str:
-        raise NotImplementedError
+        """The text that a token completes; it is in the vocabulary and not silent."""
 
 
 class _ByteStream(TextStream):
