@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
 from collections.abc import Callable, Collection
 from fnmatch import fnmatch
 from functools import partial
@@ -295,6 +296,6 @@ def _write_ref(repo: Repo) -> None:
         return
     ref = repo.folder / "refs" / repo.revision
     ref.parent.mkdir(parents=True, exist_ok=True)
-    fresh = ref.with_name(f"{ref.name}.{os.getpid()}.new")
+    fresh = ref.with_name(f"{ref.name}.{os.getpid()}-{threading.get_ident()}.new")
     fresh.write_text(repo.commit)
     fresh.replace(ref)
