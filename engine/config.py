@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from ..errors import OptionError
 from ..kernels import BACKENDS, FORMATS
@@ -133,8 +132,3 @@ class SamplingParams:
     def is_plain_greedy(self) -> bool:
         """Greedy with no penalty: the argmax of the logits as they are."""
         return self.temperature == 0 and self.repetition_penalty == 1 and self.presence_penalty == 0
-
-
-def describe(config: Any) -> dict[str, Any]:
-    """The fields of a config as plain values, for a passport or a log."""
-    return {k: (str(v) if isinstance(v, Path) else v) for k, v in vars(config).items()}

@@ -28,9 +28,9 @@ class Matrix:
     data: Tensor
 
     @classmethod
-    def empty(cls, format: Format, rows: int, cols: int) -> Matrix:
-        """An uninitialised matrix in RAM."""
-        return cls(format, rows, cols, torch.empty(rows, format.row_bytes(cols), dtype=torch.uint8))
+    def empty(cls, format: Format, rows: int, cols: int, device: str = "cpu") -> Matrix:
+        """An uninitialised matrix; on the `meta` device it has sizes and takes no memory."""
+        return cls(format, rows, cols, torch.empty(rows, format.row_bytes(cols), dtype=torch.uint8, device=device))
 
     @classmethod
     def plain(cls, values_RC: Tensor) -> Matrix:
@@ -58,9 +58,9 @@ class ExpertBank:
     data: Tensor
 
     @classmethod
-    def empty(cls, layout: ExpertLayout, experts: int) -> ExpertBank:
-        """An uninitialised bank in RAM whose first block starts on a 64-byte boundary."""
-        return cls(layout, torch.empty(experts, layout.bytes, dtype=torch.uint8))
+    def empty(cls, layout: ExpertLayout, experts: int, device: str = "cpu") -> ExpertBank:
+        """An uninitialised bank whose first block starts on a 64-byte boundary; `meta` takes no memory."""
+        return cls(layout, torch.empty(experts, layout.bytes, dtype=torch.uint8, device=device))
 
     @property
     def experts(self) -> int:

@@ -24,7 +24,7 @@ from .memory import require_memory
 from .pipeline import in_order
 from .safetensors import Entry
 from .spec import ModelSpec
-from .targets import Target, group_names, targets
+from .targets import Target, targets
 from .weights import Formats, ModelWeights, allocate
 
 CHUNK_BYTES = 32 << 20
@@ -71,8 +71,11 @@ def open_directory(directory: Path, options: LoadOptions) -> Checkpoint:
             directory=directory, family=family, spec=spec, formats=formats, entries=entries, is_converted=True
         )
     entries = safetensors.open_checkpoint(directory)
-    formats = resolve_formats(spec, family.tensors, entries, options)
-    check_entries(entries, targets(spec, family.tensors, allocate(spec, formats, "meta")), family, spec, directory)
+    plain = FORMATS["f32"]  # names and shapes are the same in every format
+    any_format = allocate(spec, Formats(experts=plain, dense=plain, embed=plain), "meta")
+    wanted = targets(spec, family.tensors, any_format)
+    formats = resolve_formats(spec, wanted, entries, options)
+    check_entries(entries, wanted, family, spec, directory)
     return Checkpoint(
         directory=directory, family=family, spec=spec, formats=formats, entries=entries, is_converted=False
     )
@@ -178,12 +181,13 @@ def _is_spare(name: str, names: TensorNames, spec: ModelSpec) -> bool:
     return (spec.tied_head and name == names.head) or name.endswith(names.buffers)
 
 
-def resolve_formats(spec: ModelSpec, names: TensorNames, entries: dict[str, Entry], options: LoadOptions) -> Formats:
+def resolve_formats(
+    spec: ModelSpec, wanted: dict[str, Target], entries: dict[str, Entry], options: LoadOptions
+) -> Formats:
     """The formats asked for, with "native" read off the headers; raises OptionError where rows are no whole blocks."""
-    native = {group: _native(entries, members) for group, members in group_names(spec, names).items()}
     asked = {"experts": options.expert_format, "dense": options.dense_format, "embed": "native"}
-    chosen = {group: _choose(format, options.plain_format, native[group]) for group, format in asked.items()}
-    formats = Formats(**chosen)
+    native = {group: _native(entries, [n for n, t in wanted.items() if t.group == group]) for group in asked}
+    formats = Formats(**{g: _choose(format, options.plain_format, native[g]) for g, format in asked.items()})
     _check_rows(spec, formats)
     return formats
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..kernels import FORMATS, ExpertBank, Matrix
 from .families.family import TensorNames
 from .spec import ModelSpec
-from .weights import Formats, LayerWeights, Mlp, ModelWeights, allocate
+from .weights import LayerWeights, Mlp, ModelWeights
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,11 @@ class Piece:
 
 @dataclass(frozen=True)
 class Target:
-    """The shape that a checkpoint tensor must have, and where its rows go."""
+    """The shape that a checkpoint tensor must have, where its rows go, and which choice of format covers it."""
 
     shape: tuple[int, ...]
     pieces: tuple[Piece, ...]
+    group: str = ""  # the field of `Formats` that its format comes from; "": always float32, or bytes as they are
 
     @property
     def elements(self) -> int:
@@ -45,30 +46,14 @@ Named = Iterator[tuple[str, Target]]
 
 def targets(spec: ModelSpec, names: TensorNames, weights: ModelWeights) -> dict[str, Target]:
     """The target of every tensor that a checkpoint of this spec must have."""
-    found = {names.embed: _whole(weights.embed), names.final_norm: _vector(weights.final_norm)}
+    embed = _whole(weights.embed, "dense" if spec.tied_head else "embed")
+    found = {names.embed: embed, names.final_norm: _vector(weights.final_norm)}
     if not spec.tied_head:
-        found[names.head] = _whole(weights.head)
+        found[names.head] = _whole(weights.head, "dense")
     for i, layer in enumerate(weights.layers):
         prefix = names.layer.format(layer=i)
         found.update({prefix + name: target for name, target in _layer(spec, names, layer)})
     return found
-
-
-def group_names(spec: ModelSpec, names: TensorNames) -> dict[str, list[str]]:
-    """Checkpoint names of the tensors whose format can be chosen, by the fields of `Formats`."""
-    plain = FORMATS["f32"]
-    weights = allocate(spec, Formats(experts=plain, dense=plain, embed=plain), "meta")
-    groups: dict[str, list[str]] = {"experts": [], "dense": [], "embed": [names.embed]}
-    for i, layer in enumerate(weights.layers):
-        prefix = names.layer.format(layer=i)
-        if layer.experts is not None:
-            groups["experts"] += [prefix + name for name, _ in _experts(names, layer.experts)]
-    others = set(groups["experts"]) | (set() if spec.tied_head else {names.embed})
-    for name, target in targets(spec, names, weights).items():
-        is_float32 = len(target.shape) == 1 or name.endswith((names.router, names.shared_expert_gate))
-        if name not in others and not is_float32:
-            groups["dense"].append(name)
-    return groups
 
 
 def _layer(spec: ModelSpec, names: TensorNames, layer: LayerWeights) -> Named:
@@ -90,11 +75,11 @@ def _attention(spec: ModelSpec, names: TensorNames, layer: LayerWeights) -> Name
     att = spec.attention
     start = 0
     for name, rows in ((names.q, att.q_rows), (names.k, att.kv_rows), (names.v, att.kv_rows)):
-        yield name + ".weight", _whole(layer.qkv.slice_rows(start, start + rows))
+        yield name + ".weight", _whole(layer.qkv.slice_rows(start, start + rows), "dense")
         if layer.qkv_bias is not None:
             yield name + ".bias", _vector(layer.qkv_bias[start : start + rows])
         start += rows
-    yield names.o + ".weight", _whole(layer.o)
+    yield names.o + ".weight", _whole(layer.o, "dense")
     for name, vector in ((names.o + ".bias", layer.o_bias), (names.q_norm, layer.q_norm), (names.k_norm, layer.k_norm)):
         if vector is not None:
             yield name, _vector(vector)
@@ -107,23 +92,23 @@ def _experts(names: TensorNames, bank: ExpertBank) -> Named:
         for e in range(count):
             for name, part in ((names.expert_gate, gate), (names.expert_up, up), (names.expert_down, down)):
                 assert name is not None
-                yield name.format(e=e), _whole(part(e))
+                yield name.format(e=e), _whole(part(e), "experts")
         return
     pairs = [Piece((2 * e + i) * lay.width, part(e)) for e in range(count) for i, part in enumerate((gate, up))]
-    yield names.fused_gate_up, Target((count, 2 * lay.width, lay.hidden), tuple(pairs))
+    yield names.fused_gate_up, Target((count, 2 * lay.width, lay.hidden), tuple(pairs), "experts")
     downs = [Piece(e * lay.hidden, down(e)) for e in range(count)]
-    yield names.expert_down, Target((count, lay.hidden, lay.width), tuple(downs))
+    yield names.expert_down, Target((count, lay.hidden, lay.width), tuple(downs), "experts")
 
 
 def _mlp(mlp: Mlp, gate: str, up: str, down: str) -> Named:
     width = mlp.down.cols
-    yield gate, _whole(mlp.gate_up.slice_rows(0, width))
-    yield up, _whole(mlp.gate_up.slice_rows(width, 2 * width))
-    yield down, _whole(mlp.down)
+    yield gate, _whole(mlp.gate_up.slice_rows(0, width), "dense")
+    yield up, _whole(mlp.gate_up.slice_rows(width, 2 * width), "dense")
+    yield down, _whole(mlp.down, "dense")
 
 
-def _whole(matrix: Matrix) -> Target:
-    return Target((matrix.rows, matrix.cols), (Piece(0, matrix),))
+def _whole(matrix: Matrix, group: str = "") -> Target:
+    return Target((matrix.rows, matrix.cols), (Piece(0, matrix),), group)
 
 
 def _vector(vector: Tensor) -> Target:

@@ -97,11 +97,10 @@ class _Allocator:
         return torch.empty(size, dtype=torch.float32, device=self.device)
 
     def matrix(self, format: Format, rows: int, cols: int) -> Matrix:
-        shape = (rows, format.row_bytes(cols))
-        return Matrix(format, rows, cols, torch.empty(shape, dtype=torch.uint8, device=self.device))
+        return Matrix.empty(format, rows, cols, self.device)
 
     def bank(self, layout: ExpertLayout, experts: int) -> ExpertBank:
-        return ExpertBank(layout, torch.empty(experts, layout.bytes, dtype=torch.uint8, device=self.device))
+        return ExpertBank.empty(layout, experts, self.device)
 
 
 def allocate(spec: ModelSpec, formats: Formats, device: str = "cpu") -> ModelWeights:

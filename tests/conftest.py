@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 import tiny
+import tiny_hub
 import tiny_tokenizer
 import torch
+from fake_hub import FakeHub
 from headrace import cli
 from headrace.engine import machine
 from headrace.engine.machine import Profile
@@ -127,3 +129,15 @@ def run(profile: Profile, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
         return status, *capsys.readouterr()
 
     return command
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub]:
+    """A hub on this machine that serves a tiny model."""
+    yield from tiny_hub.serve(monkeypatch, tmp_path)
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    """An empty cache for what comes from the hub."""
+    return tmp_path / "cache"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,18 +13,7 @@ from headrace.loaders import hub as loader
 from headrace.loaders import transfer
 from headrace.loaders.hub import locate
 from huggingface_hub import constants
-from tiny_hub import FIRST, MODEL, NEEDED, SECOND, UNNEEDED, content, fetch, marks, noise, refusal, serve
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub]:
-    yield from serve(monkeypatch, tmp_path)
-
-
-@pytest.fixture
-def cache(tmp_path: Path) -> Path:
-    return tmp_path / "cache"
-
+from tiny_hub import FIRST, MODEL, NEEDED, SECOND, UNNEEDED, content, fetch, marks, noise, refusal
 
 # What is fetched
 

@@ -3,25 +3,13 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fake_hub import FakeHub
 from headrace.loaders import transfer
-from tiny_hub import MODEL, fetch, refusal, serve
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub]:
-    yield from serve(monkeypatch, tmp_path)
-
-
-@pytest.fixture
-def cache(tmp_path: Path) -> Path:
-    return tmp_path / "cache"
-
+from tiny_hub import MODEL, fetch, refusal
 
 # Refusals of the hub
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +12,7 @@ from headrace.loaders import transfer
 from headrace.loaders.hub import locate
 from huggingface_hub import constants
 from huggingface_hub.utils import are_progress_bars_disabled, tqdm  # type: ignore[attr-defined]
-from tiny_hub import FIRST, MIB, MODEL, NEEDED, SECOND, content, fetch, marks, noise, refusal, serve
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub]:
-    yield from serve(monkeypatch, tmp_path)
-
-
-@pytest.fixture
-def cache(tmp_path: Path) -> Path:
-    return tmp_path / "cache"
-
+from tiny_hub import FIRST, MIB, MODEL, NEEDED, SECOND, content, fetch, marks, noise, refusal
 
 # Broken lines
 
