@@ -39,7 +39,7 @@ int tile_count(const Group& group) { return group.tiled ? (group.count + TILE_SI
 
 struct Scratch {  // of one worker
   float* up;      // [tokens of the largest group by dot products, STEP_ROWS]
-  uint8_t *panels, *x_tiles, *h_tiles;
+  uint8_t *tiles, *x_tiles, *h_tiles;
 };
 
 struct Layer {
@@ -149,7 +149,7 @@ struct Layer {
     if (group.tiled)
       return format.tiles->swiglu(gate_up_rows(group, rows), {group.x_tiles, tile_stride(bank.hidden), group.count},
                                   bank.hidden, {group.h_tiles, tile_stride(bank.width), rows.begin, bank.width},
-                                  scratch.panels);
+                                  scratch.tiles);
     const Tokens acts{x_acts, x_bytes, token_of + group.first, group.count};
     for (int r = rows.begin; r < rows.end; r += STEP_ROWS) {
       const int n = std::min(STEP_ROWS, rows.end - r);
@@ -171,7 +171,7 @@ struct Layer {
     const RowPair pair = down_rows(group, rows, &to);
     if (group.tiled)
       format.tiles->multiply(pair, {group.h_tiles, tile_stride(bank.width), group.count}, bank.width, to,
-                             scratch.panels);
+                             scratch.tiles);
     else
       format.dot(pair, {h_acts + group.first * h_bytes, h_bytes, nullptr, group.count}, bank.width, to);
   }
@@ -247,9 +247,10 @@ Scratch* take_scratch(const Layer& layer, Team& team) {
     if (group.tiled && i >= layer.split) tile_tokens = std::max(tile_tokens, group.count);
   }
   const bool tiled = layer.groups > 0 && layer.list[0].tiled;
+  const size_t tile_scratch = tiled ? layer.format.tiles->scratch_bytes(std::max(layer.bank.hidden, layer.bank.width)) : 0;
   for (int worker = 0; worker < team.size(); worker++) {
     all[worker].up = team.arena.take<float>(size_t(dot_tokens) * STEP_ROWS);
-    all[worker].panels = team.arena.take<uint8_t>(tiled ? TILE_SCRATCH_BYTES : 0);
+    all[worker].tiles = team.arena.take<uint8_t>(tile_scratch);
     all[worker].x_tiles = team.arena.take<uint8_t>(tile_acts_bytes(tile_tokens, layer.bank.hidden));
     all[worker].h_tiles = team.arena.take<uint8_t>(tile_acts_bytes(tile_tokens, layer.bank.width));
   }

@@ -37,8 +37,6 @@ static inline size_t tile_acts_bytes(int tokens, int cols) {
   return size_t((tokens + TILE_SIDE - 1) / TILE_SIDE) * tile_stride(cols);
 }
 
-constexpr size_t TILE_SCRATCH_BYTES = size_t(68) << 10;  // of a thread that works with tiles
-
 // Asks for the weights that a tile will read in a while; rows lie one after the other, so they are a fixed distance
 // ahead. Every line of a row must be asked for, its scales too. Measured on an AVX-512 server CPU, one core, from
 // DRAM: 1-16 KB ahead are alike and take q4_0 from 0.72 to 0.90 of the plain read, bf16 from 0.68 to 0.92; without it

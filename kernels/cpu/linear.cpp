@@ -5,7 +5,7 @@
 // than would occupy the team, tokens are divided instead. The value of y[t][r] does not depend on who computes it.
 //
 // Where the ISA has matrix tiles and there are tokens enough for them, activations become bf16 tiles instead, and a
-// piece is panels of 32 rows (16 of each half), unpacked once for all its tokens. Which of the two is used depends on
+// piece is pairs of slices of 16 rows (one of each half), unpacked once for all its tokens. Which of the two is used depends on
 // the format, the rows and the number of tokens alone; they round differently.
 #include <algorithm>
 
@@ -52,7 +52,8 @@ struct TiledLinear {
   int64_t x_stride;
   int tokens;
   float* y;
-  uint8_t *acts, *panels;  // of all tokens; of each worker
+  uint8_t *acts, *scratch;  // of all tokens; of each worker
+  size_t scratch_bytes;
   int piece, pieces, token_parts;
 
   TiledLinear(const float* x_, int64_t x_stride_, int tokens_, const Weights& weight_, const float* bias_, float* y_,
@@ -66,7 +67,8 @@ struct TiledLinear {
         tokens(tokens_),
         y(y_) {
     acts = team.arena.take<uint8_t>(tile_acts_bytes(tokens, weight.cols));
-    panels = team.arena.take<uint8_t>(TILE_SCRATCH_BYTES * team.size());
+    scratch_bytes = round_up(tiles.scratch_bytes(weight.cols), 64);
+    scratch = team.arena.take<uint8_t>(scratch_bytes * team.size());
     const int all = (weight.rows + 2 * TILE_SIDE - 1) / (2 * TILE_SIDE);
     const int share = std::clamp(all / (4 * team.size()), 1, PIECE_PANELS);
     piece = share * 2 * TILE_SIDE;
@@ -92,7 +94,7 @@ struct TiledLinear {
     tiles.multiply({first, first + half * bytes, bytes, half, n - half},
                    {acts + part.begin / TILE_SIDE * stride, stride, count}, weight.cols,
                    {out, out + half, size_t(weight.rows), size_t(weight.rows)},
-                   panels + worker * TILE_SCRATCH_BYTES);
+                   scratch + worker * scratch_bytes);
     for (int t = 0; bias && t < count; t++)
       for (int r = 0; r < n; r++) out[size_t(t) * weight.rows + r] += bias[row + r];
   }

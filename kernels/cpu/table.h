@@ -52,9 +52,10 @@ struct TileHidden {
   int first, width;
 };
 
-// Many tokens: the same products as `dot` by matrix instructions. `scratch` holds panel_bytes(cols).
+// Many tokens: the same products as `dot` by matrix instructions. `scratch` holds scratch_bytes(cols).
 struct TileKernels {
   int min_tokens;  // fewer are faster with `dot`; measured
+  size_t (*scratch_bytes)(int cols);
   // Up to 16 tokens to tiles; token i lies at x + (index ? index[i] : i) * stride floats.
   void (*pack)(const float* x, size_t stride, const int32_t* index, int count, int cols, uint8_t* tiles);
   void (*multiply)(const RowPair& w, const TileTokens& x, int cols, const PairOut& out, uint8_t* scratch);

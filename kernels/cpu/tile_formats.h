@@ -1,10 +1,12 @@
-// Weights as bf16 tiles [16 rows][32 k], a quarter (4 rows) at a time, by AVX-512 with bf16 conversions.
+// Weights as bf16 tiles [16 rows][32 k], one block a tile row, by AVX-512 with bf16 conversions.
 //
-//   F::scales(row, ahead, step, out)                     scales of CHUNK steps of a row, widened; nothing for bf16
-//   F::quarter(rows, ahead, step, cols, scales, tile)    4 rows of one step; scales[i * CHUNK] belongs to row i
+//   F::scales(row, step, out)               scales of CHUNK steps of a row, widened; bf16 has none
+//   F::block(row, quants, step, cols, s)    the 32 weights of one row and step; s points to its scale
+//   F::LINE_STEPS                           steps that one cache line of a row holds
+//   F::ORDER                                in which order the 32 weights of a step lie in the tile; activations are
+//                                           laid in the same order
 //
 // bf16 is copied, the last columns padded with zeros; a block's weights are quant * scale, rounded to bf16 once.
-// F::ORDER says in which order the 32 weights of a step lie in the tile; activations are laid in the same order.
 //
 // q4_0 has only 16 values to a block: they are computed once, and one vpermw picks 32 weights out of them. It takes the
 // upper halves of 16 floats (odd words), rounded by adding half a unit, so an index is nibble * 2 + 1; of an index it
@@ -12,7 +14,6 @@
 // quarter another nibble of every word lies in bits 1 .. 4: even low, even high, odd low, odd high nibbles. Measured
 // from L1: 3.9 cycles a block. Tried before: bytes widened to words in order and a table rounded by vcvtne2ps2bf16, 4.7
 // cycles, because both go through one port.
-// Rows that lie 16 further on are asked for meanwhile.
 #pragma once
 
 #include "layout.h"
@@ -38,43 +39,35 @@ constexpr StepOrder in_order() {
 
 struct BF16Rows {
   static constexpr StepOrder ORDER = in_order();
+  static constexpr int LINE_STEPS = 1;
+  static constexpr bool SCALED = false;
 
-  static void scales(const uint8_t*, size_t, int, float*) {}
+  static size_t quants(int) { return 0; }
+  static void scales(const uint8_t*, int, float*) {}
 
-  static inline __attribute__((always_inline)) void quarter(const uint8_t* const* rows, size_t ahead, int step,
-                                                            int cols, const float*, uint8_t* tile) {
-    const int left = cols - step * BLOCK;
+  static inline __attribute__((always_inline)) __m512i block(const uint8_t* row, size_t at, int left, const float*) {
     const __mmask32 there = left >= BLOCK ? ~0u : (1u << left) - 1;
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; i++) {
-      const uint8_t* p = rows[i] + size_t(step) * 2 * BLOCK;
-      __builtin_prefetch(p + ahead, 0, 2);
-      _mm512_store_si512(tile + i * 64, _mm512_maskz_loadu_epi16(there, p));
-    }
+    return _mm512_maskz_loadu_epi16(there, row + at);
   }
+  static constexpr int BYTES = 2 * BLOCK;
 };
 
 // What block formats share: Q::block(quants, scale) gives the 32 bf16 of a block.
 template <class Q>
 struct BlockRows {
   static constexpr StepOrder ORDER = Q::order();
+  static constexpr int BYTES = Q::BYTES, LINE_STEPS = 64 / Q::BYTES;
+  static constexpr bool SCALED = true;
 
-  static void scales(const uint8_t* row, size_t ahead, int step, float* out) {  // 16 bytes: padding makes them whole
-    if (step % 32 == 0) __builtin_prefetch(row + step * 2 + ahead, 0, 2);
+  static size_t quants(int cols) { return scales_bytes(cols / BLOCK); }
+
+  static void scales(const uint8_t* row, int step, float* out) {  // 16 bytes: padding makes them whole
     const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(row + step * 2));
-    _mm256_storeu_ps(out, _mm256_cvtph_ps(half));
+    _mm256_store_ps(out, _mm256_cvtph_ps(half));
   }
 
-  static inline __attribute__((always_inline)) void quarter(const uint8_t* const* rows, size_t ahead, int step,
-                                                            int cols, const float* scales, uint8_t* tile) {
-    const size_t at = scales_bytes(cols / BLOCK) + size_t(step) * Q::BYTES;
-    const bool new_line = step % (64 / Q::BYTES) == 0;
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; i++) {
-      const uint8_t* p = rows[i] + at;
-      if (new_line) __builtin_prefetch(p + ahead, 0, 2);
-      _mm512_store_si512(tile + i * 64, Q::block(p, set1(scales[i * CHUNK])));
-    }
+  static inline __attribute__((always_inline)) __m512i block(const uint8_t* row, size_t at, int, const float* scale) {
+    return Q::block(row + at, set1(*scale));
   }
 };
 

@@ -3,25 +3,30 @@
 //   out[r][t] = sum over k of bf16(w[r][k]) * bf16(x[t][k])
 //
 // tdpbf16ps multiplies a tile of weights [16 rows][32 k] (unpacked by tile_formats.h: one block is one tile row) by a
-// tile of tokens [16 pairs of k][16 tokens][2] (packed once per op, layout.h). A pass takes 1 to 6 tiles of tokens:
-// their sums stay in tiles 0 .. 5 over all columns, tile 6 holds weights, tile 7 tokens. Weights are unpacked AHEAD
-// steps ahead into a ring of RING tiles in the first cache, a quarter tile between two products, so that vector work
-// and products overlap. More tokens go in equal passes over groups of rows that the second cache keeps.
+// tile of tokens [16 pairs of k][16 tokens][2] (packed once per op, layout.h). Two slices of 16 rows (gate and up, or
+// the halves of one matrix) go together: up to 3 tiles of tokens times 2 of weights are 6 sums, which stay in tiles 0
+// .. 5 over all columns; tiles 4 .. 7, as far as free, hold operands. A tile of tokens comes from the second cache, one
+// of weights from the first, so that every line from the second cache serves two products.
+//
+// Weights are unpacked AHEAD steps ahead, 4 rows at a time between the products, so that vector work and products
+// overlap. With up to 48 tokens they pass through a small ring in the first cache. More tokens take several passes over
+// the same pair of slices: the first keeps all its unpacked tiles, the others find them in the second cache.
 //
 // Limits: a token's sum runs over k in one order, so its result depends on nothing beside it; subnormals count as zero.
-// With few tokens unpacking decides (16 tokens cost 0.6 of 64), with many the reading of token tiles from the second
-// cache: 16 lines a product, about 29 cycles where the product itself takes 16.
 //
-// Measured on one core of a 2-core server CPU (peak 3.07 TFLOP/s), q4_0, 128 rows x 2048 columns from the second cache,
-// us for 16 / 64 / 128 / 256 tokens; this scheme takes 18 / 31 / 61 / 124:
-//   panels of 32 rows unpacked first, then 2 x 2 tiles, both operands from the second cache     23 / 38 / 62 / 116
-//   chunks of 256 columns, unpacked in turns into the first cache, sums in memory in between    23 / 45 / 67 / 119
-//   the same, its unpacking after each step instead of between the products                     25 / 46 / 70 / 122
-// The chunks lost because loading sums that were just stored waits for all the vector stores in between (353 cycles a
-// step; 196 when sums were not loaded), and two chunks with the token tiles exceed 48 KB.
+// Measured on one core of a 2-core server CPU, best of 48, weights from the third cache: an expert 2048 x 768 with
+// 16 / 32 / 48 / 64 / 128 tokens in us, this scheme against one slice times up to 6 tiles of tokens:
+//   q4_0   324 / 369 / 431 / 721 / 1168 (392 / 461 / 571 / 711 / 1413)
+//   q8_0   583 / 625 / 581 / 917 / 1343 (630 / 678 / 746 / 839 / 1658)
+//   bf16   687 / 519 / 730 / 1013 / 1508 (745 / 612 / 773 / 925 / 1673)
+// A step (32 k, 16 rows) of q4_0 with 32 tokens takes 35 ns; unpacking alone 21, tiles alone 17: the two hide each
+// other poorly, because a window of 512 micro-operations holds little more than one step of both. Tried before: panels
+// of 32 rows unpacked first, and chunks of 256 columns with sums in memory in between; both slower.
 #pragma once
 
 #include <immintrin.h>
+
+#include <cstddef>
 
 #include "layout.h"
 #include "math.h"
@@ -119,18 +124,21 @@ void tiles_pack(const float* x, size_t stride, const int32_t* index, int count, 
   }
 }
 
-constexpr size_t ACTS_ROOM = size_t(1) << 20, ROWS_ROOM = size_t(256) << 10;  // of the second cache
-constexpr int TOKEN_TILES = 6, RING = 8, AHEAD = 4;  // of a pass; tiles of weights, unpacked so many steps ahead
+constexpr size_t ACTS_ROOM = size_t(1) << 20;  // of the second cache
+constexpr int TOKEN_TILES = 3;                 // of a pass
+constexpr int AHEAD = 2, RING = 4;             // steps: weights are unpacked so early; and kept in the first cache
 
-using TileSums = float[TILE_SIDE][TILE_SIDE];  // [rows][tokens]
+using TileSums = float[TILE_SIDE][TILE_SIDE];     // [rows][tokens]
+using TilePair = uint8_t[2][TILE_BYTES];          // weights of one step: run a, run b
+using TileScales = float[TILE_SIDE][CHUNK];
 
-// What a thread needs besides: weights as tiles, the scales of CHUNK steps, the sums of 16 rows of both runs.
+// What a thread needs besides: the scales of CHUNK steps, the sums of 16 rows of both runs, weights as tiles. One pass
+// of tokens needs a RING of them, more passes find those of a whole slice there.
 struct alignas(64) TileScratch {
-  uint8_t ring[RING][TILE_BYTES];
-  float scales[TILE_SIDE][CHUNK];
-  TileSums a[TOKEN_TILES], b[TOKEN_TILES];
+  TileScales scales[2];
+  TileSums sums[2][TOKEN_TILES];
+  TilePair ring[1];  // max(RING, steps + AHEAD) of them
 };
-static_assert(sizeof(TileScratch) <= TILE_SCRATCH_BYTES, "layout.h");
 
 // 16 rows of a run. Beyond the last row it is that again: its products are not used.
 struct Slice {
@@ -143,102 +151,203 @@ inline Slice slice_of(const uint8_t* first, size_t row_bytes, int n) {
   return slice;
 }
 
-// Unpacks one step of a slice, in quarters.
+// Unpacks one step of a slice, in quarters (4 rows each). Passed by value, so that its members stay in registers: a
+// store through a pointer to bytes may change what memory holds.
 template <class F>
 struct Unpacking {
-  const Slice& slice;
-  TileScratch& scratch;
-  size_t ahead;
+  const uint8_t* const* rows;
+  float* scales;
+  size_t quants, ahead;
   int cols;
 
-  inline __attribute__((always_inline)) void scales(int step) const {
-    if (step % CHUNK != 0) return;
-    for (int i = 0; i < TILE_SIDE; i++) F::scales(slice.rows[i], ahead, step, scratch.scales[i]);
+  Unpacking(const Slice& slice, TileScales& scales_, size_t ahead_, int cols_)
+      : rows(slice.rows), scales(scales_[0]), quants(F::quants(cols_)), ahead(ahead_), cols(cols_) {}
+
+  // Before the quarters of a step: scales where they begin, and some of the lines 16 rows further on are asked for.
+  inline __attribute__((always_inline)) void begin(int step) const {
+    if (F::SCALED && step % CHUNK == 0) {
+#pragma GCC unroll 16
+      for (int i = 0; i < TILE_SIDE; i++) F::scales(rows[i], step, scales + i * CHUNK);
+      const int row = step / CHUNK % 4 * 4;  // a line holds the scales of 4 chunks
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; i++) __builtin_prefetch(rows[row + i] + step * 2 + ahead, 0, 2);
+    }
+    constexpr int EACH = TILE_SIDE / F::LINE_STEPS;
+    const uint8_t* const* mine = rows + step % F::LINE_STEPS * EACH;
+    const size_t at = quants + size_t(step) * F::BYTES + ahead;
+#pragma GCC unroll 16
+    for (int i = 0; i < EACH; i++) __builtin_prefetch(mine[i] + at, 0, 2);
   }
 
   inline __attribute__((always_inline)) void quarter(int q, int step, uint8_t* tile) const {
-    F::quarter(slice.rows + 4 * q, ahead, step, cols, &scratch.scales[4 * q][step % CHUNK], tile + 256 * q);
-  }
-
-  void whole(int step, uint8_t* tile) const {
-    scales(step);
-    for (int q = 0; q < 4; q++) quarter(q, step, tile);
+    const float* scale = scales + 4 * q * CHUNK + step % CHUNK;
+    const size_t at = quants + size_t(step) * F::BYTES;
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++)
+      _mm512_store_si512(tile + (4 * q + i) * 64, F::block(rows[4 * q + i], at, cols - step * BLOCK, scale + i * CHUNK));
   }
 };
 
-// Sums += ring tile times T tiles of tokens, for n steps; meanwhile the tiles of n steps from `later` on are unpacked.
-template <int T, class F>
-inline __attribute__((always_inline)) void multiply_steps(int n, int& place, const uint8_t*& x, size_t x_stride,
-                                                          const Unpacking<F>& unpacking, int later, int early) {
-  uint8_t(*ring)[TILE_BYTES] = unpacking.scratch.ring;
-  for (int s = 0; s < n; s++, place++, later++, x += TILE_BYTES) {
-    uint8_t* to = ring[(place + early) % RING];
-    unpacking.scales(later);
-    _tile_loadd(6, ring[place % RING], 64);
+// The two slices of 16 rows that are multiplied together.
+template <class F>
+struct PairUnpacking {
+  Unpacking<F> a, b;
+
+  inline __attribute__((always_inline)) void begin(int step) const { a.begin(step), b.begin(step); }
+
+  inline __attribute__((always_inline)) void quarter(int q, int step, uint8_t* tiles) const {
+    if (q < 4)
+      a.quarter(q, step, tiles);
+    else
+      b.quarter(q - 4, step, tiles + TILE_BYTES);
+  }
+
+  void whole(int step, uint8_t* tiles) const {
+    begin(step);
+    for (int q = 0; q < 8; q++) quarter(q, step, tiles);
+  }
+};
+
+// A place in the ring of weight tiles.
+struct Ring {
+  TilePair* tiles;
+  int size;
+
+  int next(int place) const { return place + 1 == size ? 0 : place + 1; }
+  int after(int place, int n) const { return (place + n) % size; }
+};
+
+// Sums += two tiles of weights times T tiles of tokens; between the products, eight times, something else is done.
+template <int T, class Other>
+inline __attribute__((always_inline)) void multiply_step(const uint8_t* wa, const uint8_t* wb, size_t w_stride,
+                                                         const uint8_t* x, size_t x_stride, const Other& other) {
+  if (T == 1) {
+    _tile_loadd(6, wa, w_stride);
     _tile_loadd(7, x, 64);
     _tile_dpbf16ps(0, 6, 7);
-    unpacking.quarter(0, later, to);
-    if (T > 1) {
-      _tile_loadd(7, x + x_stride, 64);
-      _tile_dpbf16ps(1, 6, 7);
-    }
-    unpacking.quarter(1, later, to);
-    if (T > 2) {
-      _tile_loadd(7, x + 2 * x_stride, 64);
-      _tile_dpbf16ps(2, 6, 7);
-    }
-    if (T > 3) {
-      _tile_loadd(7, x + 3 * x_stride, 64);
-      _tile_dpbf16ps(3, 6, 7);
-    }
-    unpacking.quarter(2, later, to);
-    if (T > 4) {
-      _tile_loadd(7, x + 4 * x_stride, 64);
-      _tile_dpbf16ps(4, 6, 7);
-    }
-    unpacking.quarter(3, later, to);
-    if (T > 5) {
-      _tile_loadd(7, x + 5 * x_stride, 64);
-      _tile_dpbf16ps(5, 6, 7);
-    }
+    other(0, 4);
+    _tile_loadd(5, wb, w_stride);
+    _tile_dpbf16ps(1, 5, 7);
+    other(4, 8);
+  } else if (T == 2) {
+    _tile_loadd(4, wa, w_stride);
+    _tile_loadd(6, x, 64);
+    _tile_dpbf16ps(0, 4, 6);
+    other(0, 2);
+    _tile_loadd(5, wb, w_stride);
+    _tile_dpbf16ps(1, 5, 6);
+    other(2, 4);
+    _tile_loadd(7, x + x_stride, 64);
+    _tile_dpbf16ps(2, 4, 7);
+    other(4, 6);
+    _tile_dpbf16ps(3, 5, 7);
+    other(6, 8);
+  } else {
+    _tile_loadd(6, wa, w_stride);
+    _tile_loadd(7, x, 64);
+    _tile_dpbf16ps(0, 6, 7);
+    other(0, 2);
+    _tile_loadd(6, wb, w_stride);
+    _tile_dpbf16ps(1, 6, 7);
+    other(2, 3);
+    _tile_loadd(7, x + x_stride, 64);
+    _tile_dpbf16ps(3, 6, 7);
+    other(3, 4);
+    _tile_loadd(6, wa, w_stride);
+    _tile_dpbf16ps(2, 6, 7);
+    other(4, 5);
+    _tile_loadd(7, x + 2 * x_stride, 64);
+    _tile_dpbf16ps(4, 6, 7);
+    other(5, 6);
+    _tile_loadd(6, wb, w_stride);
+    _tile_dpbf16ps(5, 6, 7);
+    other(6, 8);
   }
 }
 
-// The products of a slice with T tiles of tokens. Its first steps are in the ring at `place`; those of the next slice
-// will be.
-template <int T, class F>
-__attribute__((noinline)) void multiply_slice(const Unpacking<F>& now, const Unpacking<F>& next, int& at,
-                                              const uint8_t* x, size_t x_stride, TileSums* sums) {
-  const int steps = tile_steps(now.cols), early = least(AHEAD, steps);
-  int place = at;
+// n steps with weights from the ring; meanwhile, if UNPACK, n steps from `later` on are unpacked to its place `to`.
+template <int T, bool UNPACK, class F>
+inline __attribute__((always_inline)) void multiply_steps(int n, const Ring& ring_, int from, int to, const uint8_t* x,
+                                                          size_t stride, PairUnpacking<F> unpacking, int later) {
+  const Ring ring = ring_;
+  for (int s = 0; s < n; s++, later++, x += TILE_BYTES, from = ring.next(from), to = ring.next(to)) {
+    const uint8_t* w = ring.tiles[from][0];
+    uint8_t* out = ring.tiles[to][0];
+    if (UNPACK) unpacking.begin(later);
+    multiply_step<T>(w, w + TILE_BYTES, 64, x, stride, [&](int first, int end) __attribute__((always_inline)) {
+#pragma GCC unroll 8
+      for (int q = first; UNPACK && q < end; q++) unpacking.quarter(q, later, out);
+    });
+  }
+}
+
+inline void zero_sums() {
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
   _tile_zero(3);
   _tile_zero(4);
   _tile_zero(5);
-  fence();
-  multiply_steps<T, F>(steps - early, place, x, x_stride, now, early, early);
-  multiply_steps<T, F>(early, place, x, x_stride, next, 0, early);
-  fence();
-  _tile_stored(0, sums[0], 64);
-  if (T > 1) _tile_stored(1, sums[1], 64);
-  if (T > 2) _tile_stored(2, sums[2], 64);
-  if (T > 3) _tile_stored(3, sums[3], 64);
-  if (T > 4) _tile_stored(4, sums[4], 64);
-  if (T > 5) _tile_stored(5, sums[5], 64);
-  at = place;
 }
 
-// Products of up to 16 rows and 16 tokens to out[t * stride + row].
+template <int T>
+inline void store_sums(TileSums (*sums)[TOKEN_TILES]) {
+  _tile_stored(0, sums[0][0], 64);
+  _tile_stored(1, sums[1][0], 64);
+  if (T > 1) _tile_stored(2, sums[0][1], 64);
+  if (T > 1) _tile_stored(3, sums[1][1], 64);
+  if (T > 2) _tile_stored(4, sums[0][2], 64);
+  if (T > 2) _tile_stored(5, sums[1][2], 64);
+}
+
+// The products of a pair of slices with T tiles of tokens. Its first steps are in the ring at `place`; FIRST unpacks the
+// others and those of the next slices, else they are there.
+template <int T, bool FIRST, class F>
+__attribute__((noinline)) void multiply_pair(const PairUnpacking<F>& now, const PairUnpacking<F>& next, const Ring& ring,
+                                             int place, const uint8_t* x, size_t stride,
+                                             TileSums (*sums)[TOKEN_TILES]) {
+  const int steps = tile_steps(now.a.cols), early = least(AHEAD, steps), rest = steps - early;
+  zero_sums();
+  fence();
+  multiply_steps<T, FIRST, F>(rest, ring, place, ring.after(place, early), x, stride, now, early);
+  multiply_steps<T, FIRST, F>(early, ring, ring.after(place, rest), ring.after(place, steps), x + rest * TILE_BYTES,
+                              stride, next, 0);
+  fence();
+  store_sums<T>(sums);
+}
+
+// The products of two full slices that are bf16 as they lie, row by row: nothing is unpacked.
+template <int T, bool FIRST>
+__attribute__((noinline)) void multiply_plain(const uint8_t* wa, const uint8_t* wb, size_t row_bytes, const uint8_t* x,
+                                              size_t stride, TileSums (*sums)[TOKEN_TILES]) {
+  zero_sums();
+  for (size_t at = 0; at < row_bytes; at += 2 * BLOCK, x += TILE_BYTES)
+    multiply_step<T>(wa + at, wb + at, row_bytes, x, stride, [&](int first, int end) __attribute__((always_inline)) {
+#pragma GCC unroll 32
+      for (int i = 4 * first; FIRST && i < 4 * end; i++) {  // the lines of the next slices
+        const uint8_t* row = (i < TILE_SIDE ? wa : wb) + size_t(TILE_SIDE + i % TILE_SIDE) * row_bytes;
+        __builtin_prefetch(row + at, 0, 2);
+      }
+    });
+  fence();
+  store_sums<T>(sums);
+}
+
+// Products of up to 16 rows and 16 tokens to out[t * stride + row]. Whole lines go past the caches: nobody reads them
+// soon, and they need not be fetched first.
 inline void store_rows(const TileSums& sums, int rows, int tokens, float* out, size_t stride) {
   V v[TILE_SIDE];
 #pragma GCC unroll 16
   for (int i = 0; i < TILE_SIDE; i++) v[i] = load(sums[i]);
   transpose(v);
 #pragma GCC unroll 16
-  for (int t = 0; t < TILE_SIDE; t++)
-    if (t < tokens) store_n(out + t * stride, v[t], rows);
+  for (int t = 0; t < TILE_SIDE; t++) {
+    if (t >= tokens) continue;
+    if (rows == TILE_SIDE && uintptr_t(out + t * stride) % 64 == 0)
+      _mm512_stream_ps(out + t * stride, v[t]);
+    else
+      store_n(out + t * stride, v[t], rows);
+  }
 }
 
 struct StorePair {
@@ -281,54 +390,81 @@ struct TileRun {
   TileScratch& scratch;
   const Store& save;
 
-  // Slice i of all: rows of run a, the rows of run b beside them, the next rows of run a, ...
-  Slice slice(int i) const {
-    const int row = i / 2 * TILE_SIDE;
-    const bool second = i % 2 && row < w.nb;
+  // Rows from `row` on of both runs; where run b has none, it is run a again.
+  Slice slice(bool second, int row) const {
+    second = second && row < w.nb;
     return slice_of((second ? w.b : w.a) + size_t(row) * w.row_bytes, w.row_bytes, (second ? w.nb : w.na) - row);
   }
 
-  using Multiply = void (*)(const Unpacking<F>&, const Unpacking<F>&, int&, const uint8_t*, size_t, TileSums*);
-  static Multiply multiply(int tiles) {
-    constexpr Multiply by_count[TOKEN_TILES] = {multiply_slice<1, F>, multiply_slice<2, F>, multiply_slice<3, F>,
-                                                multiply_slice<4, F>, multiply_slice<5, F>, multiply_slice<6, F>};
-    return by_count[tiles - 1];
-  }
-
-  // Slices [first, end), an even number, with tokens [begin, begin + count), TOKEN_TILES at most.
-  void pass(int first, int end, int begin, int count) const {
-    const Multiply multiply_ = multiply((count + TILE_SIDE - 1) / TILE_SIDE);
-    const int steps = tile_steps(cols);
-    const uint8_t* acts = x.base + begin / TILE_SIDE * x.stride;
+  PairUnpacking<F> unpacking(const Slice (&pair)[2]) const {
     const size_t ahead = TILE_SIDE * w.row_bytes;
-    Slice now = slice(first);
-    int place = 0;
-    for (int s = 0; s < least(AHEAD, steps); s++) Unpacking<F>{now, scratch, ahead, cols}.whole(s, scratch.ring[s]);
-    for (int i = first; i < end; i++) {
-      const Slice next = slice(least(i + 1, end - 1));
-      multiply_({now, scratch, ahead, cols}, {next, scratch, ahead, cols}, place, acts, x.stride,
-                i % 2 ? scratch.b : scratch.a);
-      now = next;
-      for (int t = 0; i % 2 && t < count; t += TILE_SIDE)
-        save(scratch.a[t / TILE_SIDE], scratch.b[t / TILE_SIDE], w, i / 2 * TILE_SIDE, begin + t,
-             least(TILE_SIDE, count - t));
+    return {{pair[0], scratch.scales[0], ahead, cols}, {pair[1], scratch.scales[1], ahead, cols}};
+  }
+
+  using Multiply = void (*)(const PairUnpacking<F>&, const PairUnpacking<F>&, const Ring&, int, const uint8_t*, size_t,
+                            TileSums (*)[TOKEN_TILES]);
+  static Multiply multiply(bool first, int tiles) {
+    constexpr Multiply by_count[2][TOKEN_TILES] = {
+        {multiply_pair<1, false, F>, multiply_pair<2, false, F>, multiply_pair<3, false, F>},
+        {multiply_pair<1, true, F>, multiply_pair<2, true, F>, multiply_pair<3, true, F>}};
+    return by_count[first][tiles - 1];
+  }
+
+  using MultiplyPlain = void (*)(const uint8_t*, const uint8_t*, size_t, const uint8_t*, size_t,
+                                 TileSums (*)[TOKEN_TILES]);
+  static MultiplyPlain multiply_plain_(bool first, int tiles) {
+    constexpr MultiplyPlain by_count[2][TOKEN_TILES] = {
+        {multiply_plain<1, false>, multiply_plain<2, false>, multiply_plain<3, false>},
+        {multiply_plain<1, true>, multiply_plain<2, true>, multiply_plain<3, true>}};
+    return by_count[first][tiles - 1];
+  }
+
+  // Weights that tiles can be loaded from: whole steps, and rows for whole slices.
+  bool plain() const { return !F::SCALED && cols % BLOCK == 0 && w.na % TILE_SIDE == 0 && w.nb == w.na; }
+
+  // Rows row .. row + 16 of both runs with tokens [begin, end), in passes of equal size: products(first?, tiles, token).
+  template <class Products>
+  void passes(int row, int begin, int end, const Products& products) const {
+    const int tiles = (end - begin + TILE_SIDE - 1) / TILE_SIDE, n = (tiles + TOKEN_TILES - 1) / TOKEN_TILES;
+    const int each = (tiles + n - 1) / n * TILE_SIDE;
+    for (int t = begin; t < end; t += each) {
+      const int count = least(each, end - t);
+      products(t == begin, (count + TILE_SIDE - 1) / TILE_SIDE, x.base + t / TILE_SIDE * x.stride);
+      for (int i = 0; i < count; i += TILE_SIDE)
+        save(scratch.sums[0][i / TILE_SIDE], scratch.sums[1][i / TILE_SIDE], w, row, t + i, least(TILE_SIDE, count - i));
     }
   }
 
-  // As many as fill so many bytes, in multiples of `grain`.
-  static int fill(size_t room, size_t each, int grain) { return most(1, int(room / each) / grain) * grain; }
+  void plain_block(int begin, int end) const {
+    for (int row = 0; row < w.na; row += TILE_SIDE)
+      passes(row, begin, end, [&](bool first, int tiles, const uint8_t* acts) {
+        const size_t at = size_t(row) * w.row_bytes;
+        multiply_plain_(first, tiles)(w.a + at, w.b + at, w.row_bytes, acts, x.stride, scratch.sums);
+      });
+  }
 
-  // Rows in groups whose bytes the second cache keeps while the tokens of a block pass, in passes of equal size.
-  void run() const {
-    const int slices = (w.na + TILE_SIDE - 1) / TILE_SIDE * 2;
-    const int block = fill(ACTS_ROOM, x.stride, TOKEN_TILES) * TILE_SIDE;
-    const int group = fill(ROWS_ROOM, TILE_SIDE * w.row_bytes, 2);
-    for (int from = 0; from < x.count; from += block) {
-      const int to = least(x.count, from + block), tiles = (to - from + TILE_SIDE - 1) / TILE_SIDE;
-      const int passes = (tiles + TOKEN_TILES - 1) / TOKEN_TILES, each = (tiles + passes - 1) / passes * TILE_SIDE;
-      for (int first = 0; first < slices; first += group)
-        for (int t = from; t < to; t += each) pass(first, least(slices, first + group), t, least(each, to - t));
+  // All rows with tokens [begin, end): pair after pair of slices, each unpacked once.
+  void block(int begin, int end) const {
+    const int steps = tile_steps(cols), early = least(AHEAD, steps);
+    const Ring ring{scratch.ring, end - begin > TOKEN_TILES * TILE_SIDE ? steps + early : RING};
+    Slice now[2] = {slice(false, 0), slice(true, 0)};
+    int place = 0;
+    for (int s = 0; s < early; s++) unpacking(now).whole(s, ring.tiles[s][0]);
+    for (int row = 0; row < w.na; row += TILE_SIDE, place = ring.after(place, steps)) {
+      const int later = row + TILE_SIDE < w.na ? row + TILE_SIDE : row;
+      const Slice next[2] = {slice(false, later), slice(true, later)};
+      passes(row, begin, end, [&](bool first, int tiles, const uint8_t* acts) {
+        multiply(first, tiles)(unpacking(now), unpacking(next), ring, place, acts, x.stride, scratch.sums);
+      });
+      now[0] = next[0], now[1] = next[1];
     }
+  }
+
+  // So many tokens at a time that the second cache keeps them.
+  void run() const {
+    const int room = most(1, int(ACTS_ROOM / x.stride) / TOKEN_TILES) * TOKEN_TILES * TILE_SIDE;
+    for (int t = 0; t < x.count; t += room)
+      plain() ? plain_block(t, least(x.count, t + room)) : block(t, least(x.count, t + room));
   }
 };
 
@@ -336,6 +472,7 @@ template <class F>
 void tiles_multiply(const RowPair& w, const TileTokens& x, int cols, const PairOut& out, uint8_t* scratch) {
   const StorePair save{out};
   TileRun<F, StorePair>{w, x, cols, *reinterpret_cast<TileScratch*>(scratch), save}.run();
+  _mm_sfence();  // lines that went past the caches are there before anybody is told so
 }
 
 template <class F>
@@ -344,9 +481,13 @@ void tiles_swiglu(const RowPair& w, const TileTokens& x, int cols, const TileHid
   TileRun<F, StoreHidden<F>>{w, x, cols, *reinterpret_cast<TileScratch*>(scratch), save}.run();
 }
 
+size_t tiles_scratch(int cols) {
+  return offsetof(TileScratch, ring) + sizeof(TilePair) * size_t(most(RING, tile_steps(cols) + AHEAD));
+}
+
 template <class F>
 constexpr TileKernels tile_kernels(int min_tokens) {
-  return {min_tokens, tiles_pack<F>, tiles_multiply<F>, tiles_swiglu<F>};
+  return {min_tokens, tiles_scratch, tiles_pack<F>, tiles_multiply<F>, tiles_swiglu<F>};
 }
 
 }  // namespace
