@@ -21,7 +21,8 @@ from typing import Any
 
 import torch
 from headrace.kernels import _cpu, cpu
-from headrace.kernels.cases import CASES, Case, SlabSource
+from headrace.kernels.case import Case, SlabSource
+from headrace.kernels.cases import CASES
 from passport import passport
 from torch import Generator, Tensor
 
@@ -112,7 +113,7 @@ def overheads() -> dict[str, float]:
     """What a call costs besides its work: 16 values through the wrapper, through the binding alone, and the team."""
     x, w = torch.ones(1, 16), torch.ones(16)
     y: Tensor = torch.empty_like(x)
-    raw = x.data_ptr(), 16, y.data_ptr(), 16, w.data_ptr(), 1, 1, 16, 1e-6
+    raw = x.data_ptr(), w.data_ptr(), y.data_ptr(), 1, 16, 1e-6
     return {
         "wrapper_us": per_call(lambda: cpu.rmsnorm(x, w, 1e-6)),
         "binding_us": per_call(lambda: _cpu.rmsnorm(*raw)),

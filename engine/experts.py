@@ -7,8 +7,7 @@ in RAM and computes at once, on all threads; there is nothing to overlap with on
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -18,8 +17,7 @@ from .ledger import CPU_DRAM, Ledger
 from .planner import EXPERTS
 
 
-@dataclass(frozen=True)
-class Job:
+class Job(NamedTuple):
     """Work under way: `collect` gives its result float32 [tokens, hidden]."""
 
     layer: int
@@ -41,13 +39,14 @@ class CpuExperts:
 
     def __init__(self, banks: list[ExpertBank | None], ops: Ops, ledger: Ledger) -> None:
         self.banks = banks
+        self.expert_bytes = [0 if bank is None else bank.layout.bytes for bank in banks]
         self.ops = ops
         self.ledger = ledger
 
     def submit(self, layer: int, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> Job:
         bank = self.banks[layer]
         assert bank is not None, f"layer {layer} is dense"
-        self.ledger.read(CPU_DRAM, EXPERTS, distinct(ids_TK, bank.experts) * bank.layout.bytes)
+        self.ledger.read(CPU_DRAM, EXPERTS, distinct(ids_TK, bank.experts) * self.expert_bytes[layer])
         return Job(layer, self.ops.experts(x_TD, ids_TK, weights_TK, bank))
 
     def collect(self, job: Job) -> Tensor:

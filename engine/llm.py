@@ -253,7 +253,7 @@ class LLM:
         with torch.inference_mode():
             logits = self.decoder.forward(make_inputs(batch))
             ready = [batch.sequences[i] for i in batch.ready]
-            tokens = sample(logits, ready) if ready else []
+            tokens = sample(logits, ready, self.ops) if ready else []
         self.scheduler.commit(batch)
         for sequence, token in zip(ready, tokens, strict=True):
             sequence.tokens.append(token)

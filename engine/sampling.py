@@ -6,25 +6,28 @@ and tokens, no model.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from ..errors import HeadraceError
+from ..kernels import Ops
 from .config import SamplingParams
 from .sequence import Sequence
 
 SHORT_LIST = 1024
 
 
-def sample(logits_SV: Tensor, sequences: list[Sequence]) -> list[int]:
+def sample(logits_SV: Tensor, sequences: list[Sequence], ops: Ops) -> list[int]:
     """The next token of each sequence from its row of logits float32 [S, V]; the logits are not changed."""
-    best = logits_SV.max(dim=-1)
-    if not bool(torch.isfinite(best.values).all()):
+    largest, ids = ops.argmax(logits_SV)
+    if not all(map(math.isfinite, largest.tolist())):
         raise HeadraceError(
             "the model gave logits that are not finite: its weights are damaged, or do not fit its config; "
             "check the files, or compare with --kernels reference"
         )
-    greedy: list[int] = best.indices.tolist()
+    greedy: list[int] = ids.tolist()
     return [greedy[i] if s.params.is_plain_greedy else _sample_one(logits_SV[i], s) for i, s in enumerate(sequences)]
 
 

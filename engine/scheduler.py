@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..kernels import Places
 from .kvcache import PAGE, PageTable, pages_for
 from .sequence import Sequence
 
@@ -46,11 +47,8 @@ class Inputs:
     """A batch as tensors: T new tokens of S sequences. Names as in `kernels/reference.py`."""
 
     ids_T: Tensor  # int64
-    positions_T: Tensor  # int32
-    slots_T: Tensor  # int64
-    tables_SM: Tensor  # int32
-    starts_S1: Tensor  # int32
-    contexts_S: Tensor  # int32
+    places: Places
+    context: int  # tokens in the cache after the pass, over all sequences
     rows: Tensor  # int64: the rows whose logits are wanted, those of the last tokens of `Batch.ready`
 
 
@@ -128,15 +126,24 @@ def make_inputs(batch: Batch, all_rows: bool = False) -> Inputs:
         positions += span
         slots += [sequence.pages[p // PAGE] * PAGE + p % PAGE for p in span]
         starts.append(len(ids))
-    longest = max(map(len, (s.pages for s in batch.sequences)))
-    tables = [s.pages + [0] * (longest - len(s.pages)) for s in batch.sequences]
     rows = list(range(len(ids))) if all_rows else [starts[i + 1] - 1 for i in batch.ready]
-    return Inputs(
-        ids_T=torch.tensor(ids),
-        positions_T=torch.tensor(positions, dtype=torch.int32),
-        slots_T=torch.tensor(slots),
-        tables_SM=torch.tensor(tables, dtype=torch.int32),
-        starts_S1=torch.tensor(starts, dtype=torch.int32),
-        contexts_S=torch.tensor(batch.contexts, dtype=torch.int32),
-        rows=torch.tensor(rows, dtype=torch.int64),
+    contexts, tables = batch.contexts, _tables(batch.sequences)
+    # Two tensors in pieces: making one takes as long as cutting ten.
+    ids_T, slots_T, rows_R = torch.tensor(ids + slots + rows).split([len(ids), len(ids), len(rows)])
+    small = positions + starts + contexts + tables
+    sizes = [len(positions), len(starts), len(contexts), len(tables)]
+    positions_T, starts_S1, contexts_S, tables_SM = torch.tensor(small, dtype=torch.int32).split(sizes)
+    places = Places(
+        positions_T=positions_T,
+        slots_T=slots_T,
+        tables_SM=tables_SM.view(len(contexts), -1),
+        starts_S1=starts_S1,
+        contexts_S=contexts_S,
     )
+    return Inputs(ids_T=ids_T, places=places, context=sum(contexts), rows=rows_R)
+
+
+def _tables(sequences: list[Sequence]) -> list[int]:
+    """The pages of every sequence, one row after the other, rows as long as the longest."""
+    longest = max(len(s.pages) for s in sequences)
+    return [page for s in sequences for page in s.pages + [0] * (longest - len(s.pages))]

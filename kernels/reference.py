@@ -10,15 +10,14 @@ Nothing here is fast, and nothing here knows a model, a tier or a thread.
 
 from __future__ import annotations
 
-from typing import Literal
+import sys
 
 import torch
 from torch import Tensor
 
+from .blocks import AttentionBlock, Choice, Places, Scoring, compose
 from .formats import Format
 from .weights import TORCH_DTYPES, ExpertBank, Matrix
-
-Scoring = Literal["softmax", "softmax_topk"]
 
 
 def quantize(values_RC: Tensor, format: Format) -> Tensor:
@@ -73,11 +72,6 @@ def rmsnorm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     return x_TD * torch.rsqrt(x_TD.square().mean(-1, keepdim=True) + eps) * weight_D
 
 
-def rmsnorm_(x_TNd: Tensor, weight: Tensor, eps: float) -> None:
-    """RMSNorm in place over the last dimension of a view [T, N, d] (strided in T); weight [d]."""
-    x_TNd.copy_(rmsnorm(x_TNd, weight, eps))
-
-
 def add_rmsnorm_(x_TD: Tensor, y_TD: Tensor, weight_D: Tensor, eps: float, scale: float = 1.0) -> Tensor:
     """x += scale * y in place (the residual stream), then returns rmsnorm(x)."""
     x_TD.add_(y_TD, alpha=scale)
@@ -90,27 +84,51 @@ def linear(x_TC: Tensor, weight: Matrix, bias_R: Tensor | None = None) -> Tensor
     return y_TR if bias_R is None else y_TR + bias_R
 
 
-def rope_(x_TNd: Tensor, cos_Pr: Tensor, sin_Pr: Tensor, positions_T: Tensor) -> None:
-    """Rotary embedding in place on a view [T, N, d] (strided in T); rotate-half pairs (i, i + r) of the first 2r dims.
+def place_qkv_(
+    qkv_THd: Tensor,
+    k_PGBd: Tensor,
+    v_PGBd: Tensor,
+    slots_T: Tensor,
+    cos_Pr: Tensor,
+    sin_Pr: Tensor,
+    positions_T: Tensor,
+    q_norm: Tensor | None,
+    k_norm: Tensor | None,
+    eps: float,
+    clip: float | None,
+) -> None:
+    """Makes queries, keys and values of a fused projection ready for attention: norms, clips and rotates them in place,
+    and stores keys and values in one layer's cache.
 
-    cos and sin are float32 [positions, r]; positions int32 [T]. Source: RoFormer (arXiv 2104.09864), GPT-NeoX pairing.
+    qkv float32 [T, H, d] with H = N + 2 G heads: queries, keys, values. The norm weights are float32 [d] (every head on
+    its own) or [N d] and [G d] (all heads as one row); both or neither. `clip` bounds all values to +- clip. cos and
+    sin are float32 [positions, r]; positions int32 [T]. The cache is float32 or bfloat16 [P, G, B, d]; slots int64 [T]:
+    slot = page * B + place in the page.
+    """
+    G = k_PGBd.shape[1]
+    q, k, v = qkv_THd.split([qkv_THd.shape[1] - 2 * G, G, G], dim=1)
+    for heads, weight in ((q, q_norm), (k, k_norm)):
+        if weight is not None:
+            rows = heads.reshape(len(heads), -1, len(weight))
+            heads.copy_(rmsnorm(rows, weight, eps).view(heads.shape))
+    if clip is not None:
+        qkv_THd.clamp_(-clip, clip)
+    rotate_(qkv_THd[:, : qkv_THd.shape[1] - G], cos_Pr, sin_Pr, positions_T)
+    pages, places = slots_T // k_PGBd.shape[2], slots_T % k_PGBd.shape[2]
+    k_PGBd[pages, :, places] = k.to(k_PGBd.dtype)
+    v_PGBd[pages, :, places] = v.to(v_PGBd.dtype)
+
+
+def rotate_(x_TNd: Tensor, cos_Pr: Tensor, sin_Pr: Tensor, positions_T: Tensor) -> None:
+    """Rotary embedding in place on a view [T, N, d]; rotate-half pairs (i, i + r) of the first 2r dims.
+
+    Source: RoFormer (arXiv 2104.09864), GPT-NeoX pairing.
     """
     r = cos_Pr.shape[1]
     cos, sin = cos_Pr[positions_T.long()].unsqueeze(1), sin_Pr[positions_T.long()].unsqueeze(1)
     a, b = x_TNd[..., :r].clone(), x_TNd[..., r : 2 * r].clone()
     x_TNd[..., :r] = a * cos - b * sin
     x_TNd[..., r : 2 * r] = b * cos + a * sin
-
-
-def kv_write_(k_PGBd: Tensor, v_PGBd: Tensor, k_TGd: Tensor, v_TGd: Tensor, slots_T: Tensor) -> None:
-    """Stores keys and values of T tokens (views [T, G, d], strided in T) into pages of one layer's cache.
-
-    slots int64 [T]: slot = page * B + place in the page. The cache is float32 or bfloat16 [P, G, B, d].
-    """
-    size = k_PGBd.shape[2]
-    pages, places = slots_T // size, slots_T % size
-    k_PGBd[pages, :, places] = k_TGd.to(k_PGBd.dtype)
-    v_PGBd[pages, :, places] = v_TGd.to(v_PGBd.dtype)
 
 
 def attention(
@@ -143,12 +161,26 @@ def attention(
     return out
 
 
-def route(logits_TE: Tensor, top_k: int, scoring: Scoring, renormalise: bool) -> tuple[Tensor, Tensor]:
-    """Chooses experts: ids int32 [T, K] in falling order of score, weights float32 [T, K].
+def attention_block(
+    x_TD: Tensor, update_TD: Tensor | None, block: AttentionBlock, places: Places, rows_R: Tensor | None = None
+) -> tuple[Tensor, Tensor, Choice | None]:
+    """A layer before its experts: x += residual_scale * update, x += residual_scale * attention(norm(x)), in place.
+
+    Returns x, its norm for what follows (float32 [T, D] both), and the router's choice if there is a router. `update`
+    is what the layer before wants added, or None. With `rows`, int64 [R], only these tokens go on after attention: x is
+    then new, [R, D], and without any only the cache is written.
+    """
+    return compose(sys.modules[__name__], x_TD, update_TD, block, places, rows_R)
+
+
+def route(x_TD: Tensor, router: Matrix, top_k: int, scoring: Scoring, renormalise: bool) -> Choice:
+    """Chooses experts by the logits linear(x, router) [T, E]: ids int32 [T, K] in falling order of score, and their
+    weights float32 [T, K].
 
     softmax: probabilities over all experts, the top k of them, divided by their sum if `renormalise`.
     softmax_topk: the top k logits, softmax over those k alone. Equal scores: the lower id first.
     """
+    logits_TE = linear(x_TD, router)
     scores = logits_TE.softmax(-1) if scoring == "softmax" else logits_TE
     order = scores.sort(dim=-1, descending=True, stable=True)
     weights, ids = order.values[:, :top_k], order.indices[:, :top_k]
@@ -168,6 +200,12 @@ def silu_mul(gate_up_T2F: Tensor) -> Tensor:
 def gated_add_(y_TD: Tensor, z_TD: Tensor, gate_T1: Tensor | None = None) -> None:
     """y += z * sigmoid(gate) in place; without a gate y += z."""
     y_TD.add_(z_TD if gate_T1 is None else z_TD * gate_T1.sigmoid())
+
+
+def argmax(logits_SV: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest value of each row, float32 [S], and where it stands first, int64 [S]; NaN counts as the largest."""
+    ids = logits_SV.argmax(-1)
+    return logits_SV.gather(1, ids.unsqueeze(1)).squeeze(1), ids
 
 
 def experts(x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor, bank: ExpertBank) -> Tensor:

@@ -1,11 +1,14 @@
 """Packed weights as the ops take them: a `Matrix`, or the `ExpertBank` of one layer.
 
-Both are a `Format` and a tensor of bytes; neither says on which device the bytes lie, nor how they are unpacked.
+Both are a `Format` and a tensor of bytes; neither says on which device the bytes lie, nor how they are unpacked. What a
+kernel is told of one is checked and kept at its first use: in a decode step, where all caches are full of weights,
+asking tensors for it again took as long as the call itself.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -45,6 +48,11 @@ class Matrix:
     def nbytes(self) -> int:
         return self.rows * self.format.row_bytes(self.cols)
 
+    @cached_property
+    def packed(self) -> tuple[int, int, int, int]:
+        """Format code, rows, columns and address, for a kernel."""
+        return self.format.code, self.rows, self.cols, _address(self.data, self.rows, self.format.row_bytes(self.cols))
+
     def slice_rows(self, start: int, stop: int) -> Matrix:
         """Rows [start, stop) as a view."""
         return Matrix(self.format, stop - start, self.cols, self.data[start:stop])
@@ -70,6 +78,14 @@ class ExpertBank:
     def nbytes(self) -> int:
         return self.experts * self.layout.bytes
 
+    @cached_property
+    def packed(self) -> tuple[int, int, int, int, int, int]:
+        """Format code, experts, hidden size, width, bytes of a block and address, for a kernel."""
+        lay = self.layout
+        assert all(map(lay.format.fits, (lay.hidden, lay.width))), f"{lay.hidden} x {lay.width} in {lay.format.name}"
+        data = _address(self.data, self.experts, lay.bytes)
+        return lay.format.code, self.experts, lay.hidden, lay.width, lay.bytes, data
+
     def matrix(self, expert: int, part: Part) -> Matrix:
         """One matrix of one expert as a view: gate and up [width, hidden], down [hidden, width]."""
         lay = self.layout
@@ -78,3 +94,11 @@ class ExpertBank:
         size = rows * lay.format.row_bytes(cols)
         data = self.data[expert, offset : offset + size].view(rows, -1)
         return Matrix(lay.format, rows, cols, data)
+
+
+def _address(data: Tensor, rows: int, size: int) -> int:
+    """Where contiguous bytes [rows, size] lie."""
+    assert data.dtype == torch.uint8, f"{data.dtype}, not bytes"
+    assert data.shape == (rows, size), f"{list(data.shape)}, not {rows} x {size}"
+    assert data.is_contiguous(), f"strides {data.stride()}"
+    return data.data_ptr()

@@ -9,7 +9,7 @@ import pytest
 import tiny
 import torch
 from headrace import LLM, SamplingParams
-from headrace.kernels import cpu
+from headrace.kernels import Choice, cpu
 from transformers import PreTrainedModel
 
 Checkpoints = Callable[[str], Path]
@@ -80,22 +80,22 @@ def check_alone_and_together(llm: LLM) -> None:
 class Recorder:
     """Puts the choice of experts of one model into another, and keeps what every MoE layer gave."""
 
-    def __init__(self, llm: LLM, choices: list[tuple[torch.Tensor, torch.Tensor]] | None = None) -> None:
-        self.choices: list[tuple[torch.Tensor, torch.Tensor]] = []
+    def __init__(self, llm: LLM, choices: list[Choice] | None = None) -> None:
+        self.choices: list[Choice] = []
         self.inputs: list[torch.Tensor] = []
         self.outputs: list[torch.Tensor] = []
         self.forced = choices
         self.choose, self.mlp = llm.decoder.choose, llm.decoder._mlp
         llm.decoder.choose, llm.decoder._mlp = self.route, self.run  # type: ignore[method-assign]
 
-    def route(self, index: int, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        choice = self.choose(index, logits) if self.forced is None else self.forced[len(self.choices)]
+    def route(self, index: int, choice: Choice) -> Choice:
+        choice = self.choose(index, choice) if self.forced is None else self.forced[len(self.choices)]
         self.choices.append(choice)
         return choice
 
-    def run(self, index: int, layer: object, h: torch.Tensor) -> torch.Tensor:
+    def run(self, index: int, layer: object, h: torch.Tensor, choice: Choice | None) -> torch.Tensor:
         self.inputs.append(h.clone())
-        self.outputs.append(self.mlp(index, layer, h))  # type: ignore[arg-type]
+        self.outputs.append(self.mlp(index, layer, h, choice))  # type: ignore[arg-type]
         return self.outputs[-1]
 
 

@@ -12,7 +12,8 @@ from contextlib import contextmanager
 import pytest
 import torch
 from headrace.kernels import _cpu, cpu, reference
-from headrace.kernels.cases import CASES, Case, Inputs
+from headrace.kernels.case import Case, Inputs
+from headrace.kernels.cases import CASES
 from torch import Tensor
 
 SMALL = [case for case in CASES if not case.bench]

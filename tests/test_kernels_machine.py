@@ -14,7 +14,8 @@ import pytest
 import torch
 from headrace.errors import OptionError
 from headrace.kernels import FORMATS, ExpertLayout, Format, _cpu, cpu, reference
-from headrace.kernels.cases import RandomSource, paged
+from headrace.kernels.attention_cases import paged
+from headrace.kernels.case import RandomSource
 
 
 @pytest.fixture(autouse=True)

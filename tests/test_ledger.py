@@ -14,7 +14,7 @@ from headrace.engine.experts import distinct
 from headrace.engine.ledger import Ledger, summarise
 from headrace.engine.machine import Profile
 from headrace.engine.planner import pass_bytes, predict_seconds
-from headrace.kernels import FORMATS
+from headrace.kernels import FORMATS, Choice
 from headrace.loaders.weights import Formats
 
 Checkpoints = Callable[[str], Path]
@@ -24,8 +24,8 @@ def force(llm: LLM, chosen: list[list[int]]) -> None:
     """Every token chooses these experts, layer by layer over the MoE layers, with equal weights."""
     moe_layers = [i for i, is_moe in enumerate(llm.spec.is_moe) if is_moe]
 
-    def choose(index: int, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        ids = torch.tensor(chosen[moe_layers.index(index)], dtype=torch.int32).expand(len(logits), -1).contiguous()
+    def choose(index: int, choice: Choice) -> Choice:
+        ids = torch.tensor(chosen[moe_layers.index(index)], dtype=torch.int32).expand(len(choice[0]), -1).contiguous()
         return ids, torch.full(ids.shape, 1.0 / ids.shape[1])
 
     llm.decoder.choose = choose  # type: ignore[method-assign]
@@ -65,8 +65,8 @@ def test_counted_bytes_equal_the_prediction(variant: str, checkpoints: Checkpoin
     llm = LLM(str(checkpoints(variant)), expert_format="bf16", prefill_chunk=16)
     inner, seen = llm.decoder.choose, defaultdict(list)
 
-    def choose(index: int, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        ids, weights = inner(index, logits)
+    def choose(index: int, choice: Choice) -> Choice:
+        ids, weights = inner(index, choice)
         assert llm.ledger.current is not None
         seen[llm.ledger.current.index].append(len(set(ids.flatten().tolist())))
         return ids, weights

@@ -69,7 +69,7 @@ def test_partial_rotation_turns_the_first_dims_and_leaves_the_rest() -> None:
     x = torch.randn(3, 2, 6, generator=torch.Generator().manual_seed(0))
     positions = torch.tensor([0, 5, 7], dtype=torch.int32)
     turned = x.clone()
-    reference.rope_(turned, cos, sin, positions)
+    reference.rotate_(turned, cos, sin, positions)
     assert torch.equal(turned[..., 4:], x[..., 4:])
     assert torch.equal(turned[0], x[0]), "position 0 turns nothing"
     for i, position in enumerate((0, 5, 7)):

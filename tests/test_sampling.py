@@ -7,14 +7,20 @@ from typing import Any
 import pytest
 import torch
 from headrace import HeadraceError, OptionError, SamplingParams
-from headrace.engine.sampling import penalise, sample
+from headrace.engine import sampling
+from headrace.engine.sampling import penalise
 from headrace.engine.sequence import Sequence, make_sequence
+from headrace.kernels import load
 
 
 def sequence(prompt: list[int], completion: list[int] | None = None, **params: Any) -> Sequence:
     one = make_sequence(0, prompt, SamplingParams(**params))
     one.tokens += completion or []
     return one
+
+
+def sample(logits: torch.Tensor, sequences: list[Sequence]) -> list[int]:
+    return sampling.sample(logits, sequences, load("cpu"))
 
 
 def draw(logits: torch.Tensor, count: int, **params: Any) -> torch.Tensor:

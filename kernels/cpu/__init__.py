@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from ...errors import OptionError
 from .. import _cpu  # type: ignore[attr-defined]
+from ..blocks import AttentionBlock, Choice, Places, Scoring
 from ..formats import FORMATS, Format
-from ..reference import Scoring
 from ..weights import FORMAT_OF_DTYPE, ExpertBank, Matrix
 
 Activations = Literal["int8", "bf16"]
@@ -130,11 +130,6 @@ def _heads(x_TNd: Tensor) -> tuple[int, int]:
     return x_TNd.data_ptr(), step[0]
 
 
-def _packed(m: Matrix) -> tuple[int, int, int, int]:
-    """Format, rows, columns and address of a matrix."""
-    return m.format.code, m.rows, m.cols, _at(m.data, U8, m.rows, m.format.row_bytes(m.cols))
-
-
 def _caches(k_PGBd: Tensor, v_PGBd: Tensor) -> tuple[int, int, int, int, int, int]:
     """Format, groups, keys of a page, head size and both addresses."""
     _P, G, B, d = k_PGBd.shape
@@ -153,29 +148,23 @@ def quantize(values_RC: Tensor, format: Format) -> Tensor:
 
 def dequantize(matrix: Matrix) -> Tensor:
     out = torch.empty(matrix.rows, matrix.cols)
-    _cpu.dequantize(*_packed(matrix), out.data_ptr())
+    _cpu.dequantize(*matrix.packed, out.data_ptr())
     return out
 
 
 def embed(table: Matrix, ids_T: Tensor, scale: float = 1.0) -> Tensor:
     (T,) = ids_T.shape
     out = torch.empty(T, table.cols)
-    _cpu.embed(*_packed(table), _at(ids_T, I64, T), T, scale, out.data_ptr())
+    _cpu.embed(*table.packed, _at(ids_T, I64, T), T, scale, out.data_ptr())
     return out
 
 
 def rmsnorm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     D = x_TD.shape[-1]
     out = torch.empty_like(x_TD)
-    x, weight, rows = _at(x_TD, F32, *x_TD.shape), _at(weight_D, F32, D), x_TD.numel() // D
-    _cpu.rmsnorm(x, D, out.data_ptr(), D, weight, rows, 1, D, eps)
+    x, weight = _at(x_TD, F32, *x_TD.shape), _at(weight_D, F32, D)
+    _cpu.rmsnorm(x, weight, out.data_ptr(), x_TD.numel() // D, D, eps)
     return out
-
-
-def rmsnorm_(x_TNd: Tensor, weight: Tensor, eps: float) -> None:
-    T, N, d = x_TNd.shape
-    x = _heads(x_TNd)
-    _cpu.rmsnorm(*x, *x, _at(weight, F32, d), T, N, d, eps)
 
 
 def add_rmsnorm_(x_TD: Tensor, y_TD: Tensor, weight_D: Tensor, eps: float, scale: float = 1.0) -> Tensor:
@@ -193,23 +182,39 @@ def linear(x_TC: Tensor, weight: Matrix, bias_R: Tensor | None = None) -> Tensor
     assert C == 1 or x_TC.stride(1) == 1, f"strides {x_TC.stride()}"
     bias = 0 if bias_R is None else _at(bias_R, F32, weight.rows)
     out = torch.empty(T, weight.rows)
-    _cpu.linear(x_TC.data_ptr(), x_TC.stride(0), T, *_packed(weight), bias, out.data_ptr())
+    _cpu.linear(x_TC.data_ptr(), x_TC.stride(0), T, *weight.packed, bias, out.data_ptr())
     return out
 
 
-def rope_(x_TNd: Tensor, cos_Pr: Tensor, sin_Pr: Tensor, positions_T: Tensor) -> None:
-    T, N, d = x_TNd.shape
-    P, r = cos_Pr.shape
-    assert 2 * r <= d, f"{r} pairs in {d} values"
-    tables = _at(cos_Pr, F32, P, r), _at(sin_Pr, F32, P, r), _at(positions_T, I32, T)
-    _cpu.rope(*_heads(x_TNd), *tables, T, N, d, r)
+def place_qkv_(
+    qkv_THd: Tensor,
+    k_PGBd: Tensor,
+    v_PGBd: Tensor,
+    slots_T: Tensor,
+    cos_Pr: Tensor,
+    sin_Pr: Tensor,
+    positions_T: Tensor,
+    q_norm: Tensor | None,
+    k_norm: Tensor | None,
+    eps: float,
+    clip: float | None,
+) -> None:
+    (T, H, d), (P, r), G = qkv_THd.shape, cos_Pr.shape, k_PGBd.shape[1]
+    assert 2 * r <= d == k_PGBd.shape[3], f"{r} pairs in {d} values, cache of {k_PGBd.shape[3]}"
+    assert H > 2 * G, f"{H} heads with {G} of keys and of values"
+    assert (q_norm is None) == (k_norm is None), "a norm for queries or keys alone"
+    tables = _at(cos_Pr, F32, P, r), _at(sin_Pr, F32, P, r), _at(positions_T, I32, T), _at(slots_T, I64, T)
+    norms = (*_norm(q_norm, d, H - 2 * G), *_norm(k_norm, d, G), eps)
+    limit = float("inf") if clip is None else clip
+    _cpu.place_qkv(_at(qkv_THd, F32, T, H, d), T, H, r, *_caches(k_PGBd, v_PGBd), *tables, *norms, limit)
 
 
-def kv_write_(k_PGBd: Tensor, v_PGBd: Tensor, k_TGd: Tensor, v_TGd: Tensor, slots_T: Tensor) -> None:
-    T, G, d = k_TGd.shape
-    assert (G, d) == (k_PGBd.shape[1], k_PGBd.shape[3]), f"{list(k_TGd.shape)} into {list(k_PGBd.shape)}"
-    assert v_TGd.shape == k_TGd.shape, f"{list(k_TGd.shape)} and {list(v_TGd.shape)}"
-    _cpu.kv_write(*_caches(k_PGBd, v_PGBd), *_heads(k_TGd), *_heads(v_TGd), _at(slots_T, I64, T), T)
+def _norm(weight: Tensor | None, d: int, heads: int) -> tuple[int, int]:
+    """Address and length of a norm's weight: a head, or all heads; 0, 0 without one."""
+    if weight is None:
+        return 0, 0
+    assert len(weight) in (d, heads * d), f"a norm of {len(weight)} for {heads} heads of {d}"
+    return _at(weight, F32, len(weight)), len(weight)
 
 
 def attention(
@@ -231,13 +236,88 @@ def attention(
     return out
 
 
-def route(logits_TE: Tensor, top_k: int, scoring: Scoring, renormalise: bool) -> tuple[Tensor, Tensor]:
-    T, E = logits_TE.shape
-    assert 1 <= top_k <= E, f"top {top_k} of {E}"
+def attention_block(
+    x_TD: Tensor, update_TD: Tensor | None, block: AttentionBlock, places: Places, rows_R: Tensor | None = None
+) -> tuple[Tensor, Tensor, Choice | None]:
+    T, D = x_TD.shape
+    here = block.native.get("cpu") or _ready(block)
+    there = places.native.get("cpu") or _where(places)
+    assert there.tokens == T, f"{T} tokens, {there.tokens} positions"
+    x, update = _at(x_TD, F32, T, D), 0 if update_TD is None else _at(update_TD, F32, T, D)
+    rows = 0
+    if rows_R is not None:
+        rows = _at(rows_R, I64, *rows_R.shape) or x  # an empty tensor has no address, and 0 means all
+        x_TD = torch.empty(rows_R.shape[0], D)
+    R = x_TD.shape[0]
+    h_RD = torch.empty(R, D)
+    if block.router is None or R == 0:
+        _cpu.attention_block(here, there, x, update, T, rows, R, x_TD.data_ptr(), h_RD.data_ptr(), 0, 0)
+        return x_TD, h_RD, None
+    ids, weights = torch.empty(R, block.router.top_k, dtype=I32), torch.empty(R, block.router.top_k)
+    out = x_TD.data_ptr(), h_RD.data_ptr(), ids.data_ptr(), weights.data_ptr()
+    _cpu.attention_block(here, there, x, update, T, rows, R, *out)
+    return x_TD, h_RD, (ids, weights)
+
+
+def _ready(block: AttentionBlock) -> Any:
+    """A layer's addresses, checked once."""
+    format, G, B, d, k, v = _caches(block.k_PGBd, block.v_PGBd)
+    (P, r), D, N = block.cos_Pr.shape, block.o.rows, block.heads
+    assert (block.qkv.rows, block.qkv.cols, block.o.cols) == ((N + 2 * G) * d, D, N * d), "qkv and o do not fit"
+    assert 2 * r <= d, f"{r} pairs in {d} values"
+    biased = (block.qkv_bias, block.qkv), (block.o_bias, block.o)
+    biases = (0 if bias is None else _at(bias, F32, matrix.rows) for bias, matrix in biased)
+    router: tuple[Any, ...] = (0, 0, 0, 0), 0, False, False
+    if (to := block.router) is not None:
+        assert to.matrix.cols == D, f"a router of {to.matrix.cols} columns for {D} values"
+        assert 0 < to.top_k <= to.matrix.rows, f"{to.top_k} of {to.matrix.rows} experts"
+        router = to.matrix.packed, to.top_k, to.scoring == "softmax", to.renormalise
+    block.native["cpu"] = _cpu.AttentionBlock(
+        N,
+        r,
+        _at(block.pre_norm, F32, D),
+        _at(block.post_norm, F32, D),
+        block.qkv.packed,
+        block.o.packed,
+        *biases,
+        *_norm(block.q_norm, d, N),
+        *_norm(block.k_norm, d, G),
+        *(format, G, B, d, k, v),
+        _at(block.cos_Pr, F32, P, r),
+        _at(block.sin_Pr, F32, P, r),
+        block.eps,
+        float("inf") if block.clip is None else block.clip,
+        block.scale,
+        block.residual_scale,
+        *router,
+    )
+    return block.native["cpu"]
+
+
+def _where(places: Places) -> Any:
+    """A pass's addresses, checked once."""
+    (T,), (S, M) = places.positions_T.shape, places.tables_SM.shape
+    tokens = _at(places.positions_T, I32, T), _at(places.slots_T, I64, T)
+    batch = _at(places.tables_SM, I32, S, M), _at(places.starts_S1, I32, S + 1), _at(places.contexts_S, I32, S)
+    places.native["cpu"] = _cpu.Places(T, *tokens, *batch, S, M)
+    return places.native["cpu"]
+
+
+def route(x_TD: Tensor, router: Matrix, top_k: int, scoring: Scoring, renormalise: bool) -> Choice:
+    (T, D), E = x_TD.shape, router.rows
+    assert router.cols == D, f"{D} values, {router.cols} columns"
+    assert 0 < top_k <= E, f"{top_k} of {E} experts"
     ids, weights = torch.empty(T, top_k, dtype=I32), torch.empty(T, top_k)
-    out = ids.data_ptr(), weights.data_ptr()
-    _cpu.route(_at(logits_TE, F32, T, E), T, E, top_k, scoring == "softmax", renormalise, *out)
+    how = top_k, scoring == "softmax", renormalise
+    _cpu.route(_at(x_TD, F32, T, D), T, *router.packed, *how, ids.data_ptr(), weights.data_ptr())
     return ids, weights
+
+
+def argmax(logits_SV: Tensor) -> tuple[Tensor, Tensor]:
+    S, V = logits_SV.shape
+    values, ids = torch.empty(S), torch.empty(S, dtype=I64)
+    _cpu.argmax(_at(logits_SV, F32, S, V), S, V, values.data_ptr(), ids.data_ptr())
+    return values, ids
 
 
 def silu_mul(gate_up_T2F: Tensor) -> Tensor:
@@ -254,14 +334,10 @@ def gated_add_(y_TD: Tensor, z_TD: Tensor, gate_T1: Tensor | None = None) -> Non
 
 
 def experts(x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor, bank: ExpertBank) -> Tensor:
-    (T, D), (_T, K), layout = x_TD.shape, ids_TK.shape, bank.layout
-    E, F, format = bank.experts, layout.width, layout.format
-    assert layout.hidden == D, f"{D} values, {layout.hidden} columns"
-    assert all(map(format.fits, (D, F))), f"{D} x {F} in {format.name}"
+    T, K = ids_TK.shape
     out = torch.empty_like(x_TD)
-    chosen = _at(x_TD, F32, T, D), T, _at(ids_TK, I32, T, K), _at(weights_TK, F32, T, K), K
-    weights = format.code, E, D, F, layout.bytes, _at(bank.data, U8, E, layout.bytes)
-    _cpu.experts(*chosen, *weights, out.data_ptr())
+    chosen = _at(x_TD, F32, T, bank.layout.hidden), T, _at(ids_TK, I32, T, K), _at(weights_TK, F32, T, K), K
+    _cpu.experts(*chosen, *bank.packed, out.data_ptr())
     return out
 
 

@@ -170,7 +170,10 @@ void run_split(const Attention& job, Worker& worker, Team& team, const AttendSta
 
 void attention(const AttentionArgs& args) {
   Turn turn;
-  Team& team = turn.team;
+  attention(args, turn.team);
+}
+
+void attention(const AttentionArgs& args, Team& team) {
   const Attention job(args, team.arena);
   const bool solo = job.work < SMALL;
   const bool split = !solo && job.items < 4 * team.size() && job.parts > job.items;

@@ -3,6 +3,7 @@
 // Tensors come as addresses (tensor.data_ptr()), so nothing here knows torch. Shapes, dtypes and strides were checked
 // by the wrapper in kernels/cpu/__init__.py; the interpreter lock is released around every computation.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/array.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -69,25 +70,15 @@ void bind_convert(nb::module_& m) {
   m.def("embed", [](int format, int rows, int cols, Address data, Address ids, int tokens, float scale, Address out) {
     embed({format, rows, cols, at<uint8_t>(data)}, at<int64_t>(ids), tokens, scale, at<float>(out));
   }, Unlocked());
-  m.def("kv_write", [](int format, int groups, int page_keys, int d, Address k_cache, Address v_cache, Address k,
-                       int64_t k_stride, Address v, int64_t v_stride, Address slots, int tokens) {
-    kv_write({format, groups, page_keys, d}, at<uint8_t>(k_cache), at<uint8_t>(v_cache), at<float>(k), k_stride,
-             at<float>(v), v_stride, at<int64_t>(slots), tokens);
-  }, Unlocked());
 }
 
 void bind_pointwise(nb::module_& m) {
-  m.def("rmsnorm", [](Address x, int64_t x_stride, Address y, int64_t y_stride, Address weight, int tokens, int heads,
-                      int d, float eps) {
-    rmsnorm(at<float>(x), x_stride, at<float>(y), y_stride, at<float>(weight), tokens, heads, d, eps);
+  m.def("rmsnorm", [](Address x, Address weight, Address y, int tokens, int d, float eps) {
+    rmsnorm(at<float>(x), at<float>(weight), at<float>(y), tokens, d, eps);
   }, Unlocked());
   m.def("add_rmsnorm", [](Address x, Address y, Address weight, Address out, int tokens, int d, float eps,
                           float scale) {
     add_rmsnorm(at<float>(x), at<float>(y), at<float>(weight), at<float>(out), tokens, d, eps, scale);
-  }, Unlocked());
-  m.def("rope", [](Address x, int64_t stride, Address cos, Address sin, Address positions, int tokens, int heads, int d,
-                   int r) {
-    rope(at<float>(x), stride, at<float>(cos), at<float>(sin), at<int32_t>(positions), tokens, heads, d, r);
   }, Unlocked());
   m.def("silu_mul", [](Address gate_up, Address out, int tokens, int width) {
     silu_mul(at<float>(gate_up), at<float>(out), tokens, width);
@@ -95,9 +86,45 @@ void bind_pointwise(nb::module_& m) {
   m.def("gated_add", [](Address y, Address z, Address gate, int tokens, int d) {
     gated_add(at<float>(y), at<float>(z), at<float>(gate), tokens, d);
   }, Unlocked());
-  m.def("route", [](Address logits, int tokens, int experts, int top_k, bool softmax_first, bool renormalise,
-                    Address ids, Address weights) {
-    route(at<float>(logits), tokens, experts, top_k, softmax_first, renormalise, at<int32_t>(ids), at<float>(weights));
+  m.def("route", [](Address x, int tokens, int format, int rows, int cols, Address router, int top_k, bool softmax_first,
+                    bool renormalise, Address ids, Address weights) {
+    route(at<float>(x), tokens, {{format, rows, cols, at<uint8_t>(router)}, top_k, softmax_first, renormalise},
+          at<int32_t>(ids), at<float>(weights));
+  }, Unlocked());
+  m.def("argmax", [](Address logits, int rows, int n, Address values, Address ids) {
+    argmax(at<float>(logits), rows, n, at<float>(values), at<int64_t>(ids));
+  }, Unlocked());
+}
+
+// What a layer and a pass have ready: addresses and sizes, in the order of the structs in ops.h.
+void bind_block(nb::module_& m) {
+  nb::class_<AttentionBlock>(m, "AttentionBlock")
+      .def("__init__", [](AttentionBlock* block, int heads, int r, Address pre_norm, Address post_norm,
+                          std::array<size_t, 4> qkv, std::array<size_t, 4> o, Address qkv_bias, Address o_bias,
+                          Address q_norm, int q_size, Address k_norm, int k_size, int format, int groups,
+                          int page_keys, int d, Address k, Address v, Address cos, Address sin, float eps, float clip,
+                          float scale, float residual_scale, std::array<size_t, 4> router, int top_k, bool softmax_first,
+                          bool renormalise) {
+        const auto matrix = [](const std::array<size_t, 4>& m) {
+          return Weights{int(m[0]), int(m[1]), int(m[2]), at<uint8_t>(m[3])};
+        };
+        new (block) AttentionBlock{heads, r, at<float>(pre_norm), at<float>(post_norm), matrix(qkv), matrix(o),
+                                   at<float>(qkv_bias), at<float>(o_bias), {at<float>(q_norm), q_size},
+                                   {at<float>(k_norm), k_size}, {format, groups, page_keys, d}, at<uint8_t>(k),
+                                   at<uint8_t>(v), at<float>(cos), at<float>(sin), eps, clip, scale, residual_scale,
+                                   {matrix(router), top_k, softmax_first, renormalise}};
+      });
+  nb::class_<Places>(m, "Places")
+      .def("__init__", [](Places* places, int tokens, Address positions, Address slots, Address tables, Address starts,
+                          Address contexts, int sequences, int table_len) {
+        new (places) Places{tokens, at<int32_t>(positions), at<int64_t>(slots), at<int32_t>(tables), at<int32_t>(starts),
+                            at<int32_t>(contexts), sequences, table_len};
+      })
+      .def_ro("tokens", &Places::tokens);
+  m.def("attention_block", [](const AttentionBlock& block, const Places& places, Address x, Address update, int tokens,
+                              Address rows, int count, Address x_out, Address h, Address ids, Address weights) {
+    attention_block(block, places, at<float>(x), at<float>(update), tokens, {at<int64_t>(rows), count, at<float>(x_out)},
+                    at<float>(h), at<int32_t>(ids), at<float>(weights));
   }, Unlocked());
 }
 
@@ -105,6 +132,13 @@ void bind_model(nb::module_& m) {
   m.def("linear", [](Address x, int64_t x_stride, int tokens, int format, int rows, int cols, Address data,
                      Address bias, Address y) {
     linear(at<float>(x), x_stride, tokens, {format, rows, cols, at<uint8_t>(data)}, at<float>(bias), at<float>(y));
+  }, Unlocked());
+  m.def("place_qkv", [](Address qkv, int tokens, int heads, int r, int format, int groups, int page_keys, int d,
+                        Address k, Address v, Address cos, Address sin, Address positions, Address slots,
+                        Address q_norm, int q_size, Address k_norm, int k_size, float eps, float clip) {
+    place_qkv({at<float>(qkv), tokens, heads, r, {format, groups, page_keys, d}, at<uint8_t>(k), at<uint8_t>(v),
+               at<float>(cos), at<float>(sin), at<int32_t>(positions), at<int64_t>(slots),
+               {at<float>(q_norm), q_size}, {at<float>(k_norm), k_size}, eps, clip});
   }, Unlocked());
   m.def("attention", [](Address q, int64_t q_stride, int format, int groups, int page_keys, int d, Address k,
                         Address v, Address tables, Address starts, Address contexts, int sequences,
@@ -126,5 +160,6 @@ NB_MODULE(_cpu, m) {
   bind_machine(m);
   bind_convert(m);
   bind_pointwise(m);
+  bind_block(m);
   bind_model(m);
 }

@@ -1,4 +1,4 @@
-// Ops that move values from one format to another, row by row: quantize, dequantize, embed, kv_write.
+// Ops that move values from one format to another, row by row: quantize, dequantize, embed.
 //
 // Rows are handed to the workers in pieces; each row is the business of one format's pack or unpack.
 #include <cstring>
@@ -65,22 +65,6 @@ void embed(const Weights& table, const int64_t* ids, int tokens, float scale, fl
       throw std::out_of_range("token id " + std::to_string(ids[t]) + " in a table of " + std::to_string(table.rows));
   each_row(turn.team, tokens, table.cols, [&](int t, int) {
     format.unpack(table.data + size_t(ids[t]) * bytes, table.cols, scale, out + size_t(t) * table.cols);
-  });
-}
-
-void kv_write(const Cache& cache, uint8_t* k_cache, uint8_t* v_cache, const float* k, int64_t k_stride, const float* v,
-              int64_t v_stride, const int64_t* slots, int tokens) {
-  Turn turn;
-  const FormatKernels& format = kernels().formats[cache.format];
-  const int d = cache.d;
-  const size_t bytes = row_bytes(cache.format, d);
-  each_row(turn.team, tokens, 2 * cache.groups * d, [&](int t, int) {
-    const int64_t page = slots[t] / cache.page_keys, place = slots[t] % cache.page_keys;
-    for (int g = 0; g < cache.groups; g++) {
-      const size_t at = (size_t(page * cache.groups + g) * cache.page_keys + place) * bytes;
-      format.pack(k + t * k_stride + g * d, d, k_cache + at);
-      format.pack(v + t * v_stride + g * d, d, v_cache + at);
-    }
   });
 }
 

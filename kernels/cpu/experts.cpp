@@ -3,10 +3,11 @@
 //   pairs (token, k), sorted by expert   ->   h = silu(gate x) * (up x)   ->   out = down h   ->   y[t] = sum_k w * out
 //
 // 'Whole' experts: one worker does all three matrices of an expert for all its tokens, long contiguous reads and no
-// barrier in between (measured 1.13-1.3 x faster than cutting rows). Where whole experts cannot be dealt out evenly
-// (Mixtral's two on 16 cores, one crowded expert in a prompt), the largest are 'split' by rows over the team, with a
-// barrier between the phases; plan() weighs both. Every pair writes its own row of `out` and the sum runs over k in
-// order, so neither the schedule nor the number of threads changes a bit.
+// barrier in between. Where whole experts cannot be dealt out evenly (Mixtral's two on 16 cores, one crowded expert in a
+// prompt), the largest are 'split' by rows, with a barrier between the phases; plan() weighs both. A few are always
+// split where there are few groups: their last phase comes in small pieces at the end, which evens out cores of unequal
+// speed (2 of 8 split on 2 cores: 1 to 6 % faster than none or all). Every pair writes its own row of `out` and the sum
+// runs over k in order, so neither the schedule nor the number of threads changes a bit.
 //
 // An expert with many tokens goes through matrix tiles where the ISA has them: its tokens are gathered as bf16 tiles,
 // and h leaves SwiGLU as tiles for `down`. Its own number of tokens decides, nothing else; tiles round differently.
@@ -25,7 +26,9 @@ namespace {
 
 constexpr int STEP_ROWS = 32;  // rows of gate and of up between two SwiGLUs
 constexpr int SUM_COLUMNS = 512;
-constexpr float SPLIT_COST = 1.2f;  // row-split time over whole-expert time, as measured
+constexpr int PIECE_ROWS = 64, PIECES = 4;  // of a split matrix: at least so many rows, at most so many for each worker
+constexpr int EVEN_GROUPS = 8;      // groups for each worker from which on a whole one at the end delays little
+constexpr float SPLIT_COST = 1.05f;  // row-split time over whole-expert time, as measured
 constexpr float TILED_COST = 9.0f, TILE_COST = 2.7f;  // see cost()
 constexpr size_t OUT_BYTES = size_t(128) << 20;
 
@@ -77,10 +80,13 @@ struct Layer {
         top_k(top_k_),
         isa(kernels()),
         format(format_kernels(bank_.format)) {
-    list = arena.take<Group>(std::min(bank.experts, pairs()));
+    list = arena.take<Group>(tokens == 1 ? pairs() : std::min(bank.experts, pairs()));
     token_of = arena.take<int32_t>(pairs());
     row_of = arena.take<int32_t>(pairs());
-    sort_pairs(arena.take<int32_t>(bank.experts + 1));
+    if (tokens == 1)
+      take_pairs();
+    else
+      sort_pairs(arena.take<int32_t>(bank.experts + 1));
     out = arena.take<float>(size_t(pairs()) * bank.hidden);
     const bool prepared = format.prepare != nullptr;
     x_bytes = prepared ? acts_bytes(bank.format, bank.hidden) : size_t(bank.hidden) * sizeof(float);
@@ -91,13 +97,26 @@ struct Layer {
     h_acts = prepared ? arena.take<uint8_t>(h_bytes * pairs()) : reinterpret_cast<uint8_t*>(h);
   }
 
+  void check(int32_t id) const {
+    if (id < 0 || id >= bank.experts)
+      throw std::out_of_range("expert id " + std::to_string(id) + " in a bank of " + std::to_string(bank.experts));
+  }
+
+  // One token's experts are different already. Sorting them took 10 us of a layer of 800, with all caches cold.
+  void take_pairs() {
+    for (; groups < top_k; groups++) {
+      check(ids[groups]);
+      const bool tiled = format.tiles && format.tiles->min_tokens <= 1;
+      list[groups] = {ids[groups], groups, 1, tiled, nullptr, nullptr};
+      row_of[groups] = groups, token_of[groups] = 0;
+    }
+  }
+
   // Counting sort by expert, stable, so an expert's tokens keep their order; then crowded experts first.
   void sort_pairs(int32_t* starts) {
     std::fill(starts, starts + bank.experts + 1, 0);
     for (int p = 0; p < pairs(); p++) {
-      if (ids[p] < 0 || ids[p] >= bank.experts)
-        throw std::out_of_range("expert id " + std::to_string(ids[p]) + " in a bank of " +
-                                std::to_string(bank.experts));
+      check(ids[p]);
       starts[ids[p] + 1]++;
     }
     for (int e = 0; e < bank.experts; e++) {
@@ -212,9 +231,11 @@ float finish_time(const Layer& layer, int split, int workers, float* load) {
 // How many of the largest groups to split: none, a few, the remainder of an even deal, or all.
 int plan(const Layer& layer, int workers, float* load) {
   if (workers == 1) return 0;
-  int best = 0;
-  float best_time = finish_time(layer, 0, workers, load);
+  const int least = layer.groups < EVEN_GROUPS * workers ? std::min(layer.groups, workers) : 0;
+  int best = least;
+  float best_time = finish_time(layer, best, workers, load);
   const auto consider = [&](int split) {
+    if (split < least) return;
     const float time = finish_time(layer, split, workers, load);
     if (time < best_time) best = split, best_time = time;
   };
@@ -257,12 +278,15 @@ Scratch* take_scratch(const Layer& layer, Team& team) {
   return all;
 }
 
+int pieces_of(int rows, int workers) { return std::clamp(rows / PIECE_ROWS, 1, PIECES * workers); }
+
 // The split groups' first half: activations, gate and up by rows, then activations for `down`.
 void run_split(const Layer& layer, Team& team, Counters& counters, const Scratch& scratch, int worker) {
-  const int parts = team.active();
+  const int parts = pieces_of(layer.bank.width, team.active());
   if (layer.list[0].tiled) {
     for (int i = 0; i < layer.split; i++)
-      for (int tile = worker; tile < tile_count(layer.list[i]); tile += parts) layer.pack_x(layer.list[i], tile);
+      for (int tile = worker; tile < tile_count(layer.list[i]); tile += team.active())
+        layer.pack_x(layer.list[i], tile);
     team.barrier();
   }
   for (int i = counters.gate_up.next(); i < layer.split * parts; i = counters.gate_up.next())
@@ -274,7 +298,7 @@ void run_split(const Layer& layer, Team& team, Counters& counters, const Scratch
 
 // Whole groups, the large ones first, then the split groups' down rows fill the gaps.
 void run_rest(const Layer& layer, Team& team, Counters& counters, const Scratch& scratch) {
-  const int parts = team.active(), wholes = layer.groups - layer.split;
+  const int parts = pieces_of(layer.bank.hidden, team.active()), wholes = layer.groups - layer.split;
   const int total = wholes + layer.split * parts;
   for (int i = counters.rest.next(); i < total; i = counters.rest.next()) {
     const int s = i - wholes;

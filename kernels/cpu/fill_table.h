@@ -38,6 +38,7 @@ constexpr Kernels fill_table(const char* name) {
       silu_mul,
       gated_add,
       softmax,
+      largest,
       weighted_sum,
       attend,
       attend_merge,

@@ -115,7 +115,11 @@ void linear_tiled(const TiledLinear& job, Team& team) {
 
 void linear(const float* x, int64_t x_stride, int tokens, const Weights& weight, const float* bias, float* y) {
   Turn turn;
-  Team& team = turn.team;
+  linear(x, x_stride, tokens, weight, bias, y, turn.team);
+}
+
+void linear(const float* x, int64_t x_stride, int tokens, const Weights& weight, const float* bias, float* y,
+            Team& team) {
   const FormatKernels& format = format_kernels(weight.format);
   if (format.tiles && tokens >= format.tiles->min_tokens && weight.rows >= TILE_SIDE)
     return linear_tiled({x, x_stride, tokens, weight, bias, y, team}, team);

@@ -1,13 +1,15 @@
 // The ops as plain functions over pointers and sizes: what bind.cpp calls. Formulas and shapes are in reference.py.
 //
-// Strides count floats, from one token to the next. Each op takes the team for one turn; shapes have been checked by
-// the Python wrapper.
+// Strides count floats, from one token to the next. Each op takes the team for one turn, or runs in the turn of another
+// with the team that it is given. Shapes have been checked by the Python wrapper.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
 namespace headrace {
+
+class Team;
 
 struct Weights {  // a packed matrix [rows, cols]
   int format, rows, cols;
@@ -29,22 +31,49 @@ void quantize(const uint8_t* values, int values_format, int rows, int cols, int 
 void dequantize(const Weights& matrix, float* out);
 // Throws std::out_of_range for an id that the table does not have.
 void embed(const Weights& table, const int64_t* ids, int tokens, float scale, float* out);
-void kv_write(const Cache& cache, uint8_t* k_cache, uint8_t* v_cache, const float* k, int64_t k_stride, const float* v,
-              int64_t v_stride, const int64_t* slots, int tokens);
 
 // pointwise.cpp
-void rmsnorm(const float* x, int64_t x_stride, float* y, int64_t y_stride, const float* weight, int tokens, int heads,
-             int d, float eps);
+void rmsnorm(const float* x, const float* weight, float* y, int tokens, int d, float eps);
+void rmsnorm(const float* x, const float* weight, float* y, int tokens, int d, float eps, Team& team);
 void add_rmsnorm(float* x, const float* y, const float* weight, float* out, int tokens, int d, float eps, float scale);
-void rope(float* x, int64_t stride, const float* cos, const float* sin, const int32_t* positions, int tokens, int heads,
-          int d, int r);
+void add_rmsnorm(float* x, const float* y, const float* weight, float* out, int tokens, int d, float eps, float scale,
+                 Team& team);
 void silu_mul(const float* gate_up, float* out, int tokens, int width);
 void gated_add(float* y, const float* z, const float* gate, int tokens, int d);
-void route(const float* logits, int tokens, int experts, int top_k, bool softmax_first, bool renormalise, int32_t* ids,
-           float* weights);
+void argmax(const float* logits, int rows, int n, float* values, int64_t* ids);
+
+// qkv.cpp
+struct HeadNorm {  // RMSNorm over runs of `size` values; size 0: none
+  const float* weight;
+  int size;
+};
+struct QkvArgs {
+  float* qkv;  // [T, heads, d]: queries, keys, values
+  int tokens, heads, r;
+  Cache cache;
+  uint8_t *k, *v;
+  const float *cos, *sin;    // [positions, r]
+  const int32_t* positions;  // [T]
+  const int64_t* slots;      // [T]
+  HeadNorm q_norm, k_norm;
+  float eps, clip;
+};
+void place_qkv(const QkvArgs& args);
+void place_qkv(const QkvArgs& args, Team& team);
+
+// route.cpp
+struct Router {
+  Weights matrix;  // data null: none
+  int top_k;
+  bool softmax_first, renormalise;
+};
+void route(const float* x, int tokens, const Router& router, int32_t* ids, float* weights);
+void route(const float* x, int tokens, const Router& router, int32_t* ids, float* weights, Team& team);
 
 // linear.cpp
 void linear(const float* x, int64_t x_stride, int tokens, const Weights& weight, const float* bias, float* y);
+void linear(const float* x, int64_t x_stride, int tokens, const Weights& weight, const float* bias, float* y,
+            Team& team);
 
 // attention.cpp
 struct AttentionArgs {
@@ -58,6 +87,35 @@ struct AttentionArgs {
   float* out;  // [T, N, d]
 };
 void attention(const AttentionArgs& args);
+void attention(const AttentionArgs& args, Team& team);
+
+// block.cpp: a layer before its experts
+struct AttentionBlock {
+  int heads, r;  // of queries; rotated pairs
+  const float *pre_norm, *post_norm;
+  Weights qkv, o;
+  const float *qkv_bias, *o_bias;
+  HeadNorm q_norm, k_norm;
+  Cache cache;
+  uint8_t *k, *v;
+  const float *cos, *sin;
+  float eps, clip, scale, residual_scale;
+  Router router;
+};
+struct Places {
+  int tokens;
+  const int32_t* positions;
+  const int64_t* slots;
+  const int32_t *tables, *starts, *contexts;
+  int sequences, table_len;
+};
+struct Wanted {  // the tokens that go on after attention; rows null: all, in place
+  const int64_t* rows;
+  int count;
+  float* x;  // [count, D]
+};
+void attention_block(const AttentionBlock& block, const Places& places, float* x, const float* update, int tokens,
+                     const Wanted& wanted, float* h, int32_t* ids, float* weights);
 
 // experts.cpp; throws std::out_of_range for an id that the bank does not have
 void experts(const float* x, int tokens, const int32_t* ids, const float* weights, int top_k, const Bank& bank,

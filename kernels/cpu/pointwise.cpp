@@ -1,8 +1,9 @@
-// Ops that treat one token's row at a time: norms, rotary embedding, SwiGLU, gated sum, routing.
+// Ops that treat one token's row at a time: norms, SwiGLU, gated sum, the largest logit.
 //
 // One token is quicker than waking the team, so small work stays with the caller. A row is never split: its sums have
 // one order for any number of threads.
 #include <algorithm>
+#include <cmath>
 
 #include "isa.h"
 #include "ops.h"
@@ -22,52 +23,31 @@ void each_token(Team& team, int tokens, int64_t values, const Fn& fn) {
   });
 }
 
-// The top_k largest scores in falling order; equal ones in the order of their ids. Insertion into a short sorted list.
-void choose(const float* scores, int n, int top_k, int32_t* ids, float* values) {
-  int have = 0;
-  for (int e = 0; e < n; e++) {
-    if (have == top_k && !(scores[e] > values[top_k - 1])) continue;
-    int at = have < top_k ? have++ : top_k - 1;
-    for (; at > 0 && scores[e] > values[at - 1]; at--) ids[at] = ids[at - 1], values[at] = values[at - 1];
-    ids[at] = e;
-    values[at] = scores[e];
-  }
-}
-
-void divide_by_sum(float* values, int n) {
-  float total = 0.0f;
-  for (int i = 0; i < n; i++) total += values[i];
-  for (int i = 0; i < n; i++) values[i] /= total;
-}
-
 }  // namespace
 
-void rmsnorm(const float* x, int64_t x_stride, float* y, int64_t y_stride, const float* weight, int tokens, int heads,
-             int d, float eps) {
+void rmsnorm(const float* x, const float* weight, float* y, int tokens, int d, float eps) {
   Turn turn;
+  rmsnorm(x, weight, y, tokens, d, eps, turn.team);
+}
+
+void rmsnorm(const float* x, const float* weight, float* y, int tokens, int d, float eps, Team& team) {
   const Kernels& isa = kernels();
-  each_token(turn.team, tokens, int64_t(tokens) * heads * d, [&](int t) {
-    for (int h = 0; h < heads; h++) isa.rmsnorm(x + t * x_stride + h * d, weight, d, eps, y + t * y_stride + h * d);
-  });
+  each_token(team, tokens, int64_t(tokens) * d,
+             [&](int t) { isa.rmsnorm(x + size_t(t) * d, weight, d, eps, y + size_t(t) * d); });
 }
 
 void add_rmsnorm(float* x, const float* y, const float* weight, float* out, int tokens, int d, float eps, float scale) {
   Turn turn;
+  add_rmsnorm(x, y, weight, out, tokens, d, eps, scale, turn.team);
+}
+
+void add_rmsnorm(float* x, const float* y, const float* weight, float* out, int tokens, int d, float eps, float scale,
+                 Team& team) {
   const Kernels& isa = kernels();
-  each_token(turn.team, tokens, int64_t(tokens) * d, [&](int t) {
+  each_token(team, tokens, int64_t(tokens) * d, [&](int t) {
     const size_t at = size_t(t) * d;
     isa.add_scaled(x + at, y + at, scale, d);
     isa.rmsnorm(x + at, weight, d, eps, out + at);
-  });
-}
-
-void rope(float* x, int64_t stride, const float* cos, const float* sin, const int32_t* positions, int tokens, int heads,
-          int d, int r) {
-  Turn turn;
-  const Kernels& isa = kernels();
-  each_token(turn.team, tokens, int64_t(tokens) * heads * d, [&](int t) {
-    const size_t at = size_t(positions[t]) * r;
-    for (int h = 0; h < heads; h++) isa.rope(x + t * stride + h * d, cos + at, sin + at, r);
   });
 }
 
@@ -92,21 +72,29 @@ void gated_add(float* y, const float* z, const float* gate, int tokens, int d) {
   });
 }
 
-void route(const float* logits, int tokens, int experts, int top_k, bool softmax_first, bool renormalise, int32_t* ids,
-           float* weights) {
+// Every worker looks through its part of all rows; the first of equals wins, and NaN over all.
+void argmax(const float* logits, int rows, int n, float* values, int64_t* ids) {
   Turn turn;
+  Team& team = turn.team;
   const Kernels& isa = kernels();
-  float* scores = turn.team.arena.take<float>(size_t(tokens) * experts);
-  each_token(turn.team, tokens, int64_t(tokens) * experts * 4, [&](int t) {
-    const float* row = logits + size_t(t) * experts;
-    float *mine = scores + size_t(t) * experts, *chosen = weights + size_t(t) * top_k;
-    if (softmax_first) isa.softmax(row, experts, mine);
-    choose(softmax_first ? mine : row, experts, top_k, ids + size_t(t) * top_k, chosen);
-    if (!softmax_first)
-      isa.softmax(chosen, top_k, chosen);
-    else if (renormalise)
-      divide_by_sum(chosen, top_k);
+  float* tops = team.arena.take<float>(size_t(team.size()) * rows);
+  int* places = team.arena.take<int>(size_t(team.size()) * rows);
+  int parts = 1;
+  team.run(int64_t(rows) * n < SMALL, [&](int worker) {
+    if (worker == 0) parts = team.active();
+    const Range mine = part_of(n, team.active(), worker);
+    for (int r = 0; r < rows; r++) {
+      const int at = worker * rows + r;
+      places[at] = mine.begin + isa.largest(logits + size_t(r) * n + mine.begin, mine.end - mine.begin, &tops[at]);
+    }
   });
+  for (int r = 0; r < rows; r++) {
+    int best = r;
+    for (int at = r + rows; at < parts * rows; at += rows)
+      if (tops[at] > tops[best] || (std::isnan(tops[at]) && !std::isnan(tops[best]))) best = at;
+    values[r] = tops[best];
+    ids[r] = places[best];
+  }
 }
 
 }  // namespace headrace

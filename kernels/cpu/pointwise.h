@@ -60,6 +60,28 @@ inline float peak(const float* x, int n) {
   return top;
 }
 
+// Where the largest value stands first, and the value; NaN counts as larger than all. Runs are short, so that the one
+// to search for the place is in the first cache.
+int largest(const float* x, int n, float* top) {
+  constexpr int RUN = 1024;
+  V odd = zero();  // NaN as soon as a value is NaN or infinite
+  float best = -__builtin_inff();
+  int run = 0;
+  for (int i = 0; i < n; i += RUN) {
+    const int count = least(RUN, n - i);
+    for (int j = 0; j < count; j += W) odd = fma(load_n(x + i + j, least(W, count - j)), zero(), odd);
+    const float here = peak(x + i, count);
+    if (here > best) best = here, run = i;
+  }
+  if (sum(odd) != 0.0f)
+    for (int i = 0; i < n; i++)
+      if (x[i] != x[i]) return *top = x[i], i;
+  *top = best;
+  for (int i = run; i < n; i++)
+    if (x[i] == best) return i;
+  return 0;
+}
+
 void softmax(const float* x, int n, float* out) {
   const V top = set1(peak(x, n));
   V total = zero();

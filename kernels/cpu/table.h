@@ -101,6 +101,7 @@ struct Kernels {
   void (*silu_mul)(const float* gate, const float* up, int n, float* out);
   void (*gated_add)(float* y, const float* z, float gate, int n);  // y += z * sigmoid(gate)
   void (*softmax)(const float* x, int n, float* out);
+  int (*largest)(const float* x, int n, float* top);
   void (*weighted_sum)(const float* rows, size_t stride, const int32_t* at, const float* w, int k, int n, float* y);
   void (*attend)(const AttendItem& item, int begin, int end, const AttendState& state);  // keys [begin, end)
   void (*attend_merge)(const AttendState& total, const AttendState& part, int rows, int dp);

@@ -1,0 +1,94 @@
+"""All of a decoder layer before its experts as one op: what it needs ready at load, and what it is made of.
+
+One op, because Python is slow where it matters: a decode step streams all caches full of weights, so the interpreter
+finds nothing of its own there again, and every call between two ops costs 10 to 25 us instead of 2. A backend may run
+it all at once; `compose` says in terms of the other ops what must come out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from torch import Tensor
+
+from .weights import Matrix
+
+if TYPE_CHECKING:
+    from . import Ops
+
+
+Scoring = Literal["softmax", "softmax_topk"]
+Choice = tuple[Tensor, Tensor]  # of experts: ids int32 [T, K] and their weights float32 [T, K]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Router:
+    """How a layer chooses experts; see `route`."""
+
+    matrix: Matrix  # [E, D]
+    top_k: int
+    scoring: Scoring
+    renormalise: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionBlock:
+    """One layer's attention and its router, if it has experts: weights, part of the cache, constants. Shapes as in
+    `reference.py`."""
+
+    heads: int
+    pre_norm: Tensor  # float32 [D], before the projection
+    qkv: Matrix  # [(N + 2 G) d, D]
+    qkv_bias: Tensor | None
+    q_norm: Tensor | None
+    k_norm: Tensor | None
+    o: Matrix  # [D, N d]
+    o_bias: Tensor | None
+    post_norm: Tensor  # float32 [D], after the residual sum
+    k_PGBd: Tensor
+    v_PGBd: Tensor
+    cos_Pr: Tensor
+    sin_Pr: Tensor
+    eps: float
+    clip: float | None
+    scale: float  # of scores
+    residual_scale: float  # of what is added to the residual stream
+    router: Router | None
+    native: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)  # what a backend keeps of it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """Where T new tokens of S sequences stand, in their sequences and in the cache."""
+
+    positions_T: Tensor  # int32
+    slots_T: Tensor  # int64
+    tables_SM: Tensor  # int32
+    starts_S1: Tensor  # int32
+    contexts_S: Tensor  # int32
+    native: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+
+def compose(
+    ops: Ops, x_TD: Tensor, update_TD: Tensor | None, block: AttentionBlock, places: Places, rows_R: Tensor | None
+) -> tuple[Tensor, Tensor, Choice | None]:
+    """`attention_block` as the sequence of ops that it stands for."""
+    norm = block.eps, block.residual_scale
+    if update_TD is None:
+        h_TD = ops.rmsnorm(x_TD, block.pre_norm, block.eps)
+    else:
+        h_TD = ops.add_rmsnorm_(x_TD, update_TD, block.pre_norm, *norm)
+    caches = block.k_PGBd, block.v_PGBd
+    qkv_THd = ops.linear(h_TD, block.qkv, block.qkv_bias).view(len(x_TD), -1, block.k_PGBd.shape[3])
+    turns = block.cos_Pr, block.sin_Pr, places.positions_T
+    ops.place_qkv_(qkv_THd, *caches, places.slots_T, *turns, block.q_norm, block.k_norm, block.eps, block.clip)
+    if rows_R is not None and len(rows_R) == 0:
+        return x_TD[:0], h_TD[:0], None
+    batch = places.tables_SM, places.starts_S1, places.contexts_S
+    a_TN = ops.attention(qkv_THd[:, : block.heads], *caches, *batch, block.scale).flatten(1)
+    if rows_R is not None:
+        a_TN, x_TD = a_TN[rows_R], x_TD[rows_R]
+    h_TD = ops.add_rmsnorm_(x_TD, ops.linear(a_TN, block.o, block.o_bias), block.post_norm, *norm)
+    to = block.router
+    return x_TD, h_TD, None if to is None else ops.route(h_TD, to.matrix, to.top_k, to.scoring, to.renormalise)
