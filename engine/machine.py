@@ -8,16 +8,10 @@ the kernel is what runs, and it reads slower or faster than a loop does.
 from __future__ import annotations
 
 import datetime
-import hashlib
-import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
 from functools import cache
-from pathlib import Path
 from types import ModuleType
 
 import psutil
@@ -29,26 +23,27 @@ from ..errors import MemoryNeeded
 from ..kernels import FORMATS, ExpertBank, ExpertLayout, Matrix
 from ..loaders.memory import GB, free_memory
 from ..loaders.weights import ModelWeights
+from .profile import Profile, cpu_name, hardware_key, load_profile, profile_path, save_profile
+
+__all__ = [
+    "HUGE_FROM",
+    "Profile",
+    "advise_huge",
+    "cpu_kernels",
+    "cpu_name",
+    "default_threads",
+    "hardware_key",
+    "load_profile",
+    "measure",
+    "profile_path",
+    "save_profile",
+    "set_threads",
+]
 
 ARENA = 2 << 30  # bytes read per round: caches of shared hosts reach hundreds of megabytes
 SMALLEST_ARENA = 256 << 20
 HUGE_FROM = 8 << 20  # smaller tensors are not worth a huge page
 HIDDEN, WIDTH, TOP_K = 2048, 1024, 8  # shape of the experts that are measured
-
-
-@dataclass(frozen=True, kw_only=True)
-class Profile:
-    """Bandwidths in bytes per second, by format: of single matrices (`linear`) and of whole experts (`experts`)."""
-
-    key: str
-    cpu: str
-    isa: str
-    threads: int
-    memory_bytes: int
-    date: str
-    stream: float
-    linear: dict[str, float]
-    experts: dict[str, float]
 
 
 def cpu_kernels() -> ModuleType:
@@ -73,47 +68,6 @@ def advise_huge(weights: ModelWeights) -> dict[str, bool]:
     """Asks for huge pages under every large tensor; whether the system agreed, by name."""
     advise: Callable[[Tensor], bool] = cpu_kernels().advise_huge
     return {name: advise(t) for name, t in weights.named().items() if t.nbytes >= HUGE_FROM}
-
-
-def cpu_name() -> str:
-    """The processor's own name for itself."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())
-
-
-def hardware_key() -> str:
-    """A short name of everything that a profile depends on: processor, memory, ISA, threads."""
-    cpu = cpu_kernels()
-    facts = [cpu_name(), round(psutil.virtual_memory().total / GB), cpu.isa(), cpu.threads(), os.cpu_count()]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
-
-
-def profile_path(key: str) -> Path:
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "headrace" / f"machine-{key}.json"
-
-
-def load_profile() -> Profile | None:
-    """The saved profile of this hardware, or None if it was not measured yet (or by another version)."""
-    key = hardware_key()
-    try:
-        profile = Profile(**json.loads(profile_path(key).read_text(encoding="utf-8")))
-        complete = set(profile.linear) == set(profile.experts) == set(FORMATS)
-    except (OSError, ValueError, TypeError):
-        return None
-    return profile if complete and profile.key == key else None
-
-
-def save_profile(profile: Profile) -> Path:
-    """Writes the profile where `load_profile` finds it; returns the path."""
-    path = profile_path(profile.key)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(asdict(profile), indent=2) + "\n", encoding="utf-8")
-    return path
 
 
 def measure(rounds: int = 3, arena_bytes: int | None = None) -> Profile:

@@ -7,18 +7,30 @@ This package imports nothing else of ours, and knows no model.
 from __future__ import annotations
 
 import importlib
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from torch import Tensor
-
-from .blocks import AttentionBlock, Choice, Places, Router, Scoring
 from .formats import FORMATS, ExpertLayout, Format
-from .weights import ExpertBank, Matrix
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .blocks import AttentionBlock, Choice, Places, Router, Scoring
+    from .weights import ExpertBank, Matrix
 
 __all__ = ["BACKENDS", "FORMATS", "AttentionBlock", "Choice", "ExpertBank", "ExpertLayout", "Format", "Matrix", "Ops",
            "Places", "Router", "Scoring", "load"]  # fmt: skip
 
 BACKENDS = ("cpu", "reference")
+
+_BLOCKS = ("AttentionBlock", "Choice", "Places", "Router", "Scoring")
+_WITH_TORCH = {"ExpertBank": "weights", "Matrix": "weights", **dict.fromkeys(_BLOCKS, "blocks")}
+
+
+def __getattr__(name: str) -> Any:
+    """What needs torch is imported when it is first used: sizes of formats are wanted where no tensor is."""
+    if name not in _WITH_TORCH:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_WITH_TORCH[name]}", __name__), name)
 
 
 class Ops(Protocol):

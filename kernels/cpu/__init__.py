@@ -7,45 +7,24 @@ one that HEADRACE_ISA names; one thread team serves all ops (`set_threads`).
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from ...errors import OptionError
 from .. import _cpu  # type: ignore[attr-defined]
 from ..blocks import AttentionBlock, Choice, Places, Scoring
 from ..formats import FORMATS, Format
+from ..isa import available_isas, cpu_features, isa, threads, use_isa
 from ..weights import FORMAT_OF_DTYPE, ExpertBank, Matrix
+
+__all__ = ["available_isas", "cpu_features", "isa", "threads", "use_isa"]  # beside what is defined here
 
 Activations = Literal["int8", "bf16"]
 
 F32, I32, I64, U8 = torch.float32, torch.int32, torch.int64, torch.uint8
 CACHE_CODES = {torch.float32: FORMATS["f32"].code, torch.bfloat16: FORMATS["bf16"].code}
-
-
-def use_isa(name: str) -> None:
-    """Switches the whole process to one of `available_isas()`."""
-    if not _cpu.use_isa(name):
-        there = ", ".join(available_isas())
-        raise OptionError(f"HEADRACE_ISA={name} cannot be used: this CPU has {there}; unset it to get the best of them")
-
-
-def isa() -> str:
-    """The instruction set in use."""
-    return str(_cpu.isa())
-
-
-def available_isas() -> list[str]:
-    """What this build and this CPU can do, slowest first."""
-    return list(_cpu.available_isas())
-
-
-def cpu_features() -> list[str]:
-    """The CPU's features that decide on an instruction set."""
-    return list(_cpu.cpu_features())
 
 
 _activations: Activations = "int8"
@@ -77,11 +56,6 @@ def set_threads(n: int) -> None:
     """Restarts the team with n threads, the caller included."""
     assert n >= 1, f"threads: {n}"
     _cpu.set_threads(n)
-
-
-def threads() -> int:
-    """Threads of the team; at first the physical cores that this process may use."""
-    return int(_cpu.threads())
 
 
 def advise_huge(tensor: Tensor) -> bool:
@@ -339,7 +313,3 @@ def experts(x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor, bank: ExpertBank) 
     chosen = _at(x_TD, F32, T, bank.layout.hidden), T, _at(ids_TK, I32, T, K), _at(weights_TK, F32, T, K), K
     _cpu.experts(*chosen, *bank.packed, out.data_ptr())
     return out
-
-
-if os.environ.get("HEADRACE_ISA"):
-    use_isa(os.environ["HEADRACE_ISA"])

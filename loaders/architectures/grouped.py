@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from ..architecture import Architecture, Cache, Mixer, matrix, mlp, vector
 from ..config import ConfigReader
@@ -186,7 +187,7 @@ def gemma4(c: ConfigReader) -> Architecture:
 def _gemma4_full(c: ConfigReader, layers: list[int]) -> Mixer:
     """The layers that attend to everything; their sizes have keys of their own, or an entry for each layer."""
     each = c.get("per_layer_config") or {}
-    own = next((values for key, values in each.items() if int(key) in layers), {})
+    own: dict[str, Any] = next((values for key, values in each.items() if int(key) in layers), {})
     size = own["head_dim"] if "head_dim" in own else c.integer("global_head_dim")
     count = own.get("num_key_value_heads") or whole(c, "num_global_key_value_heads", kv_heads(c))
     shares = own.get("attention_k_eq_v", flag(c, "attention_k_eq_v"))
