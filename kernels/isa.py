@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 
 from ..errors import OptionError
-from . import _cpu  # type: ignore[attr-defined]
+from . import _cpu
 
 
 def use_isa(name: str) -> None:

@@ -26,10 +26,8 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from ..errors import HubError
 from .hub_errors import explained
+from .local import DEMO, DEMO_DIRECTORY, existing
 from .transfer import Repo, fetch_all, library_bars, persist
-
-DEMO = "demo"
-DEMO_DIRECTORY = Path(__file__).parent.parent / "demo" / "model"
 
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
@@ -73,14 +71,14 @@ def locate(
                 f"revision {revision!r} was asked for, but {model!r} is a local model: only the hub has them"
             )
         return directory
-    _check_name(model)
+    check_name(model)
     cache = Path(constants.HF_HUB_CACHE) if cache_dir is None else cache_dir
     if offline or constants.HF_HUB_OFFLINE:
         return _from_cache(model, revision, cache)
     endpoint = (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
     has_copy = partial(_has_copy, model, revision, cache)
     with explained(model, revision, endpoint, cache, has_copy), library_bars(show_progress):
-        return _download(_look_up(model, revision, endpoint, cache), show_progress)
+        return _download(look_up(model, revision, endpoint, cache), show_progress)
 
 
 # Local models
@@ -96,7 +94,7 @@ def _demo() -> Path:
 
 def _local(model: str) -> Path | None:
     """The directory called `model`; None if it can only be a name on the hub."""
-    path = _existing(model)
+    path = existing(model)
     if path is None:
         if not model or model.startswith(("./", "../", "/", "~")) or "\\" in model:
             raise HubError(f"there is no directory {model!r}: check the path, or give a name on the hub (org/name)")
@@ -113,16 +111,7 @@ def _local(model: str) -> Path | None:
     return path
 
 
-def _existing(model: str) -> Path | None:
-    try:
-        path = Path(model).expanduser()
-        return path if model and path.exists() else None
-    # Too long for a file name, no such user after "~", a directory that may not be searched.
-    except (OSError, RuntimeError):
-        return None
-
-
-def _check_name(model: str) -> None:
+def check_name(model: str) -> None:
     try:
         validate_repo_id(model)
     except HFValidationError as error:
@@ -139,7 +128,7 @@ def _side_files(names: Collection[str]) -> frozenset[str]:
     return wanted.intersection(names)
 
 
-def _weight_files(names: Collection[str], read_index: Callable[[], set[str]]) -> set[str]:
+def weight_files(names: Collection[str], read_index: Callable[[], set[str]]) -> set[str]:
     """The files that hold the weights, the index included: our own layout first, then an index, then one file."""
     converted = {name for name in names if fnmatch(name, "headrace*.safetensors")}
     if CONVERTED in names and converted:
@@ -151,7 +140,7 @@ def _weight_files(names: Collection[str], read_index: Callable[[], set[str]]) ->
     return converted
 
 
-def _shards(index: Path, model: str) -> set[str]:
+def shards_of(index: Path, model: str) -> set[str]:
     """The shards that an index names. Raises HubError if the file is not an index."""
     try:
         return set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
@@ -212,7 +201,7 @@ def _has_copy(model: str, revision: str | None, cache: Path) -> bool:
 def _missing(directory: Path, model: str) -> list[str]:
     """Weight files that a directory should have and has not."""
     present = {path.name for path in directory.iterdir() if path.exists()}
-    wanted = _weight_files(present, lambda: _shards(directory / INDEX, model))
+    wanted = weight_files(present, lambda: shards_of(directory / INDEX, model))
     return sorted(wanted - present) if wanted else ["model.safetensors"]
 
 
@@ -224,7 +213,7 @@ def _listed(names: list[str]) -> str:
 # Models on the hub
 
 
-def _look_up(model: str, revision: str | None, endpoint: str, cache: Path) -> Repo:
+def look_up(model: str, revision: str | None, endpoint: str, cache: Path) -> Repo:
     """Ask the hub for the commit, and for names and sizes of its files."""
     api = HfApi(endpoint=endpoint)
     info = persist(
@@ -257,7 +246,7 @@ def _download(repo: Repo, show_progress: bool) -> Path:
         raise HubError(
             f"{repo.model} has no {CONFIG}, so it is not a model in the layout of transformers; check the name"
         )
-    weights = _weight_files(names, lambda: _fetch_index(repo))
+    weights = weight_files(names, lambda: _fetch_index(repo))
     if not weights:
         _refuse_other_formats(repo.model, names)
     if lost := sorted(weights - names):
@@ -276,7 +265,7 @@ def _download(repo: Repo, show_progress: bool) -> Path:
 def _fetch_index(repo: Repo) -> set[str]:
     _check_space(repo, repo.sizes[INDEX] - repo.bytes_here(INDEX))
     fetch_all(repo, [INDEX], 0, show_progress=False)
-    return _shards(repo.snapshot / INDEX, repo.model)
+    return shards_of(repo.snapshot / INDEX, repo.model)
 
 
 def _check_space(repo: Repo, needed: int) -> None:

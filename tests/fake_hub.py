@@ -177,18 +177,21 @@ class _Handler(BaseHTTPRequestHandler):
             self.serve(name, files[name], commit_of(files))
 
     def serve(self, name: str, content: bytes, commit: str) -> None:
-        asked, start = self.headers.get("Range"), 0
+        asked, start, etag = self.headers.get("Range"), 0, etag_of(name, content)
         if asked and not self.hub.ignores_ranges:
             self.hub.ranges.append((name, asked))
-            start = int(asked.removeprefix("bytes=").rstrip("-"))
-        self.send_response(206 if start else 200)
-        if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-        self.send_header("ETag", f'"{etag_of(name, content)}"')
+            first, _, last = asked.removeprefix("bytes=").partition("-")
+            start, size = int(first), len(content)
+            content = content[: int(last) + 1] if last else content
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{size}")
+        else:
+            self.send_response(200)
+        self.send_header("ETag", f'"{etag}"')
         self.send_header("X-Repo-Commit", commit)
         self.send_header("Accept-Ranges", "bytes")
         if self.hub.speaks_xet:
-            self.send_header("X-Xet-Hash", etag_of(name, content).ljust(64, "0"))
+            self.send_header("X-Xet-Hash", etag.ljust(64, "0"))
             self.send_header("X-Xet-Refresh-Route", f"{self.hub.endpoint}/no-xet-here")
         self.send_header("Content-Length", str(len(content) - start))
         self.end_headers()

@@ -18,6 +18,8 @@ from typing import Any, Literal
 from ...errors import OptionError
 
 GB = 1e9
+End = Literal["low", "mid", "high"]
+ENDS: tuple[End, ...] = ("low", "mid", "high")
 Kind = Literal["gpu", "cpu", "unified", "on-chip", "disk"]
 
 
@@ -28,6 +30,10 @@ class Range:
     low: float
     mid: float
     high: float
+
+    def at(self, end: End) -> float:
+        """The value at one end."""
+        return {"low": self.low, "mid": self.mid, "high": self.high}[end]
 
     def times(self, factor: float) -> Range:
         return Range(self.low * factor, self.mid * factor, self.high * factor)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .. import _cpu  # type: ignore[attr-defined]
+from .. import _cpu
 from ..blocks import AttentionBlock, Choice, Places, Scoring
 from ..formats import FORMATS, Format
 from ..isa import available_isas, cpu_features, isa, threads, use_isa

@@ -1,0 +1,311 @@
+"""One plan: a model on a machine, every placement that is worth comparing, the best of them, and what would change it.
+
+`make` is pure: a source, a machine, what is to be run. `report.py` prints a plan, `as_json` gives it to scripts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from ...errors import ConfigError, MemoryNeeded, OptionError
+from ...loaders import encodings
+from ...loaders.architecture import Architecture
+from ...loaders.encodings import Quant
+from ...loaders.model_source import Source
+from . import placement as placing
+from . import storage as storing
+from .article import RuleOfThumb, rule_of_thumb
+from .hardware import ENDS, Device, Hardware, Range
+from .placement import Demand, Placement, Tier
+from .speed import CACHE_WIDTH, CHUNK, STATE_WIDTH, Distinct, Estimate, Model, Workload, simple_seconds
+from .storage import Storage
+
+GB = 1e9
+SMALLER = ("q8_0", "q6_k", "q4_k", "q4_0", "q3_k", "q2_k", "iq2_xxs")  # tried when a model does not fit, largest first
+ModelKind = Literal["full", "simple"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What is to be run. `context`: tokens of each sequence when its last one is decoded; `prompt`: of them, given."""
+
+    quant: str = "native"
+    context: int = 4096
+    batch: int = 1
+    prompt: int = 512
+    placement: str = "auto"
+    model: ModelKind = "full"
+
+    def __post_init__(self) -> None:
+        for name in ("context", "batch", "prompt"):
+            value = getattr(self, name)
+            if value < 1:
+                raise OptionError(f"--{name} is {value}: give a whole number above 0")
+        if self.model not in ("full", "simple"):
+            raise OptionError(f"--model is '{self.model}'; there are full and simple")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rated:
+    """One placement with its memory and its times; the times are None where it does not fit or nothing is known."""
+
+    placement: Placement
+    memory: dict[str, Tier]
+    decode: dict[str, Estimate] | None
+    prefill: dict[str, Estimate] | None
+
+    @property
+    def fits(self) -> bool:
+        return all(tier.fits for tier in self.memory.values())
+
+    def decode_tok_s(self, batch: int) -> Range | None:
+        """Tokens per second of all sequences together."""
+        return None if self.decode is None else Range(*(batch / self.decode[end].seconds for end in ENDS))
+
+    def prefill_tok_s(self, prompt: int) -> Range | None:
+        return None if self.prefill is None else Range(*(prompt / self.prefill[end].seconds for end in ENDS))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Changed:
+    """One row of the what-if table."""
+
+    what: str
+    placement: str
+    decode_tok_s: float | None
+    prefill_tok_s: float | None
+    bottleneck: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Everything that `headrace plan` says. `best` None: there is no machine to plan for."""
+
+    source: Source
+    options: Options
+    storage: Storage
+    quant: Quant
+    demand: Demand
+    hardware: Hardware | None
+    rated: tuple[Rated, ...]
+    best: Rated | None
+    rule: RuleOfThumb | None
+    simple_tok_s: float | None
+    bytes_per_token: dict[str, dict[str, int]]
+    what_if: tuple[Changed, ...]
+
+    @property
+    def model(self) -> Architecture:
+        return self.source.described.architecture
+
+    @property
+    def fits(self) -> bool | None:
+        return None if self.best is None else self.best.fits
+
+    @property
+    def decode_tok_s(self) -> Range | None:
+        """With --model simple the article's sum, which has no range."""
+        if self.options.model == "simple":
+            return None if self.simple_tok_s is None else Range(*(self.simple_tok_s,) * 3)
+        return None if self.best is None else self.best.decode_tok_s(self.options.batch)
+
+
+def make(source: Source, hardware: Hardware | None, options: Options, distinct: Distinct | None = None) -> Plan:
+    """Plans a model. Raises OptionError for what cannot be, as a context that the model does not have."""
+    model = source.described.architecture
+    if options.context > model.context:
+        raise OptionError(f"--context is {options.context}, {source.name} allows at most {model.context} tokens")
+    work = Workload(context=options.context, batch=options.batch, prompt=min(options.prompt, options.context))
+    storage, quant = sizes(source, options.quant)
+    demand = needs(model, work)
+    if hardware is None:
+        bytes_per_token = _abstract_bytes(model, storage, work)
+        return Plan(
+            source=source, options=options, storage=storage, quant=quant, demand=demand, hardware=None, rated=(),
+            best=None, rule=None, simple_tok_s=None, bytes_per_token=bytes_per_token, what_if=(),
+        )  # fmt: skip
+    engine = Model(model, storage, hardware, distinct)
+    rated = _rated(engine, demand, work, options.placement)
+    best = best_of(rated, work)
+    simple = simple_seconds(model, storage, hardware)
+    return Plan(
+        source=source,
+        options=options,
+        storage=storage,
+        quant=quant,
+        demand=demand,
+        hardware=hardware,
+        rated=tuple(rated),
+        best=best,
+        rule=_rule(storage, hardware),
+        simple_tok_s=1 / simple if simple else None,
+        bytes_per_token=engine.bytes_per_token(best.placement, work),
+        what_if=tuple(_what_if(source, hardware, work, storage, quant, distinct)),
+    )
+
+
+def sizes(source: Source, text: str) -> tuple[Storage, Quant]:
+    """The bytes of a model: those of its headers as it is, computed ones in another format."""
+    model = source.described.architecture
+    is_native = text.strip().lower() == "native"
+    try:
+        native = encodings.native(source.config, source.name)
+    except ConfigError:
+        if is_native and source.tensors is None:
+            raise
+        plain = encodings.find("bf16")
+        native = Quant(experts=plain, dense=plain, head=plain, embed=plain)
+    quant = encodings.parse(text, native)
+    if is_native and source.tensors is not None:
+        return storing.of_headers(model, source.tensors, source.name), quant
+    return storing.computed(model, quant), quant
+
+
+def needs(model: Architecture, work: Workload) -> Demand:
+    """Caches and states by layer, and the activations of a pass: hidden states, queries and logits in float32."""
+    cache = tuple(
+        work.batch
+        * (
+            CACHE_WIDTH * sum(c.stored(work.context) for c in layer.mixer.caches) + STATE_WIDTH * layer.mixer.state
+            if layer.mixer
+            else 0
+        )
+        for layer in model.layers
+    )
+    tokens = min(work.prompt, CHUNK["cpu"])
+    widest = max((part.rows for layer in model.layers for part in layer.parts), default=0)
+    return Demand(cache=cache, activations=4 * (tokens * (4 * model.hidden + 2 * widest) + work.batch * model.vocab))
+
+
+def _rated(engine: Model, demand: Demand, work: Workload, wanted: str) -> list[Rated]:
+    if wanted.strip().lower() == "auto":
+        found = placing.choices(engine.storage, engine.hardware, demand)
+    else:
+        found = [placing.named(wanted, engine.storage, engine.hardware, demand)]
+    return [rate(engine, demand, work, placement) for placement in found]
+
+
+def rate(engine: Model, demand: Demand, work: Workload, placement: Placement) -> Rated:
+    """Memory and times of one placement."""
+    memory = placing.memory(placement, engine.storage, engine.hardware, demand)
+    if not all(tier.fits for tier in memory.values()):
+        return Rated(placement=placement, memory=memory, decode=None, prefill=None)
+    decode: dict[str, Estimate] = {end: engine.decode(placement, work, end) for end in ENDS}
+    known: dict[str, Estimate] = {}
+    for end in ENDS:
+        if (prefill := engine.prefill(placement, work, end)) is not None:
+            known[end] = prefill
+    return Rated(placement=placement, memory=memory, decode=decode, prefill=known or None)
+
+
+def best_of(rated: list[Rated], work: Workload) -> Rated:
+    """The fastest placement in decode that fits; if none does, the one that misses least."""
+    fitting = [r for r in rated if r.decode is not None]
+    if fitting:
+        return min(fitting, key=lambda r: r.decode["mid"].seconds if r.decode else 0.0)
+    return min(rated, key=lambda r: sum(tier.missing for tier in r.memory.values()))
+
+
+def _rule(storage: Storage, hardware: Hardware) -> RuleOfThumb | None:
+    """Layers on the first GPU by file size alone, as people work it out by hand."""
+    gpu = hardware.gpus[0] if hardware.gpus else None
+    if gpu is None or gpu.memory is None or hardware.cpu is None:
+        return None
+    return rule_of_thumb(gpu.memory, placing.GPU_RESERVE, storage.total, len(storage.layers))
+
+
+def _abstract_bytes(model: Architecture, storage: Storage, work: Workload) -> dict[str, dict[str, int]]:
+    """Bytes of a token where no machine says on which tier they lie: as on a machine with RAM alone."""
+    from .hardware import part
+
+    anywhere = Hardware(name="any", cpu=replace(part("ddr5-4800-2ch"), memory=None))
+    count = len(storage.layers)
+    everything = Placement(name="cpu", common=("cpu",) * count, experts=("cpu",) * count, outside="cpu")
+    return Model(model, storage, anywhere).bytes_per_token(everything, work)
+
+
+def _what_if(
+    source: Source, hardware: Hardware, work: Workload, storage: Storage, quant: Quant, distinct: Distinct | None
+) -> list[Changed]:
+    """The same run with one thing changed."""
+    model = source.described.architecture
+
+    def changed(what: str, machine: Hardware, bytes_of: Storage) -> Changed:
+        engine = Model(model, bytes_of, machine, distinct)
+        demand = needs(model, work)
+        best = best_of([rate(engine, demand, work, p) for p in placing.choices(bytes_of, machine, demand)], work)
+        decode, prefill = best.decode_tok_s(work.batch), best.prefill_tok_s(work.prompt)
+        return Changed(
+            what=what,
+            placement=best.placement.name if best.fits else "does not fit",
+            decode_tok_s=decode.mid if decode else None,
+            prefill_tok_s=prefill.mid if prefill else None,
+            bottleneck=best.decode["mid"].bottleneck if best.decode else "",
+        )
+
+    rows = [changed(what, machine, storage) for what, machine in variants(hardware)]
+    for name in ("q8_0", "q4_0"):
+        other = encodings.parse(name, quant)
+        if other.experts != quant.experts or (storage.from_headers and storage.expert_format != name):
+            rows.append(changed(f"--quant {name}", hardware, storing.computed(model, other)))
+    return rows
+
+
+def variants(hardware: Hardware) -> list[tuple[str, Hardware]]:
+    """Machines with one thing changed: a second GPU, faster RAM, more channels, more VRAM, no GPU."""
+    found: list[tuple[str, Hardware]] = []
+    gpus, cpu = hardware.gpus, hardware.cpu
+    if gpus and gpus[0].kind == "gpu":
+        found.append(("one more GPU of the same kind", replace(hardware, gpus=(*gpus, gpus[0]))))
+        if gpus[0].memory is not None:
+            bigger = replace(gpus[0], memory=2 * gpus[0].memory)
+            found.append(("twice the VRAM", replace(hardware, gpus=(bigger, *gpus[1:]))))
+    if cpu is not None:
+        for factor, what in ((1.25, "RAM 25 % faster"), (2.0, "twice the RAM channels")):
+            found.append((what, replace(hardware, cpu=_faster(cpu, factor))))
+        if gpus:
+            found.append(("no GPU", replace(hardware, gpus=())))
+    return found
+
+
+def _faster(cpu: Device, factor: float) -> Device:
+    return replace(
+        cpu,
+        nominal=cpu.nominal * factor,
+        bandwidth=cpu.bandwidth.times(factor),
+        by_format={name: rate * factor for name, rate in cpu.by_format.items()},
+        dense_by_format={name: rate * factor for name, rate in cpu.dense_by_format.items()},
+    )
+
+
+def refuse_if_too_large(plan: Plan) -> None:
+    """Raises MemoryNeeded if no placement fits: by how much, and in which formats the model would."""
+    if plan.best is None or plan.best.fits or plan.hardware is None:
+        return
+    short = {name: tier for name, tier in plan.best.memory.items() if not tier.fits}
+    where = ", ".join(
+        f"{name.upper()} {tier.total / GB:.1f} GB of {(tier.available or 0) / GB:.1f} GB"
+        for name, tier in short.items()
+    )
+    missing = sum(tier.missing for tier in short.values()) / GB
+    fitting = _fitting(plan)
+    remedy = f"it would fit with {fitting}" if fitting else "no format listed here fits: add memory, or name a disk"
+    raise MemoryNeeded(
+        f"{plan.source.name} does not fit {plan.hardware.name} as {plan.best.placement.name}: {where}, "
+        f"{missing:.1f} GB too much; {remedy}"
+    )
+
+
+def _fitting(plan: Plan) -> str:
+    """The largest formats in which the model fits, as options."""
+    assert plan.hardware is not None
+    found = []
+    for name in SMALLER:
+        storage = storing.computed(plan.model, encodings.parse(name, plan.quant))
+        if storage.total >= plan.storage.total:
+            continue
+        options = placing.choices(storage, plan.hardware, plan.demand)
+        if any(all(t.fits for t in placing.memory(p, storage, plan.hardware, plan.demand).values()) for p in options):
+            found.append(f"--quant {name} ({storage.total / GB:.1f} GB)")
+    return " or ".join(found[:2])

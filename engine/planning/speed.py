@@ -1,0 +1,233 @@
+"""The time of a pass: every byte and every FLOP on the device where it lies, plus what a step costs besides.
+
+    decode = sum over layers of [ common + max(experts elsewhere, shared expert) + sync ] + head + fixed
+    part   = max(bytes / bandwidth, FLOPs / compute)
+
+Experts of a layer are elsewhere when its common weights are on a GPU and they are not; then the shared expert runs
+meanwhile, and there is a hand-off. On one device everything is read one after the other. A prompt is cut into chunks;
+experts in RAM are computed by the CPU or copied to the GPU, whichever takes less. Ranges come from evaluating the model
+at the slow end, in the middle and at the fast end of every figure that is not certain (`hardware.py`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ...loaders.architecture import Architecture, Layer
+from . import exact
+from .article import distinct_experts
+from .hardware import Device, End, Hardware, Range
+from .placement import CPU, DISK, Placement
+from .storage import LayerBytes, Storage
+
+CACHE_WIDTH, STATE_WIDTH = 2, 4  # bytes of an element: bf16 keys and values, float32 states
+CHUNK = {"cpu": 512, "gpu": 4096}  # tokens of a prompt in one pass
+LEDGER = {CPU: "cpu_dram", DISK: "disk", "gpu0": "gpu_hbm"}  # names of the ledger
+Busy = defaultdict[str, float]  # seconds by tier
+Distinct = Callable[[int, int], float]  # layer, tokens -> distinct experts that they choose
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """What is run: `batch` sequences that each have `context` tokens, and a prompt of `prompt` tokens before."""
+
+    context: int
+    batch: int
+    prompt: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """One pass at one end of the ranges: seconds in all, and busy seconds by tier (they may overlap)."""
+
+    seconds: float
+    by_tier: dict[str, float]
+
+    @property
+    def bottleneck(self) -> str:
+        """The tier that is busy longest."""
+        return max(self.by_tier, key=lambda tier: self.by_tier[tier])
+
+
+def tier_name(tier: str) -> str:
+    """The ledger's name: cpu_dram, gpu_hbm, gpu1_hbm, disk."""
+    return LEDGER.get(tier, f"{tier}_hbm")
+
+
+class Model:
+    """A model on a machine: predicts passes for any placement. `distinct` may come from a trace of real routing."""
+
+    def __init__(
+        self, model: Architecture, storage: Storage, hardware: Hardware, distinct: Distinct | None = None
+    ) -> None:
+        self.model, self.storage, self.hardware = model, storage, hardware
+        self.distinct = distinct
+
+    def decode(self, placement: Placement, work: Workload, end: End = "mid") -> Estimate:
+        """One step: a token for every sequence of the batch."""
+        busy: Busy = defaultdict(float)
+        seconds = self.hardware.fixed.at(end)
+        busy["fixed"] = seconds
+        for i in range(len(self.model.layers)):
+            seconds += self._decode_layer(i, placement, work, end, busy)
+        device = self._device(placement.outside)
+        read = self.storage.outside + work.batch * self.storage.rows
+        took = self._time(device, read, work.batch * exact.head_flops(self.model), end, experts=False)
+        busy[tier_name(placement.outside)] += took
+        return Estimate(seconds=seconds + took, by_tier=dict(busy))
+
+    def _decode_layer(self, i: int, placement: Placement, work: Workload, end: End, busy: Busy) -> float:
+        layer, sizes = self.model.layers[i], self.storage.layers[i]
+        at, experts_at = placement.common[i], placement.experts[i]
+        device, batch = self._device(at), work.batch
+        flops = batch * (exact.layer_flops(layer) + exact.attention_flops(layer, work.context, True))
+        common = self._time(device, sizes.common + batch * cache_traffic(layer, work.context), flops, end)
+        busy[tier_name(at)] += common
+        if layer.experts is None:
+            return common
+        routed = self._experts(i, experts_at, batch, end, busy)
+        if experts_at == at:
+            return common + routed
+        shared = self._time(device, sizes.shared, 0, end) if sizes.shared else 0.0
+        sync = self.hardware.sync.at(end)
+        busy["sync"] += sync
+        return common - shared + max(routed, shared) + sync
+
+    def _experts(self, i: int, tier: str, tokens: int, end: End, busy: Busy) -> float:
+        """Seconds of the routed experts of a layer where they lie; from the disk they are read first."""
+        layer, sizes = self.model.layers[i], self.storage.layers[i]
+        read = self.touched(i, tokens) * sizes.expert
+        flops = tokens * exact.expert_flops(layer)
+        if tier == DISK:
+            assert self.hardware.disk is not None
+            took = read / self.hardware.disk.bandwidth.at(end)
+            busy["disk"] += took
+            return took
+        took = self._time(self._device(tier), read, flops, end, experts=True)
+        busy[tier_name(tier)] += took
+        return took
+
+    def touched(self, i: int, tokens: int) -> float:
+        """Distinct experts that so many tokens choose in layer i: by the trace, else as for uniform routing."""
+        experts = self.model.layers[i].experts
+        if experts is None:
+            return 0.0
+        if self.distinct is not None:
+            return min(float(experts.count), self.distinct(i, tokens))
+        return distinct_experts(experts.count, experts.top_k, tokens)
+
+    def prefill(self, placement: Placement, work: Workload, end: End = "mid") -> Estimate | None:
+        """A prompt from nothing; None where the compute of a device that must compute is not known."""
+        chunk = min(work.prompt, CHUNK["gpu" if placement.outside != CPU else "cpu"])
+        busy: Busy = defaultdict(float)
+        seconds, done = 0.0, 0
+        while done < work.prompt:
+            tokens = min(chunk, work.prompt - done)
+            took = self._chunk(placement, tokens, done, end, busy)
+            if took is None:
+                return None
+            seconds, done = seconds + took, done + tokens
+        return Estimate(seconds=seconds, by_tier=dict(busy))
+
+    def _chunk(self, placement: Placement, tokens: int, before: int, end: End, busy: Busy) -> float | None:
+        seconds = self.hardware.fixed.at(end)
+        busy["fixed"] += seconds
+        context = before + (tokens + 1) // 2
+        for i, layer in enumerate(self.model.layers):
+            device, tier = self._device(placement.common[i]), placement.experts[i]
+            if device.flops is None:
+                return None
+            flops = tokens * (exact.layer_flops(layer) + exact.attention_flops(layer, context, False))
+            common = self._time(device, self.storage.layers[i].common, flops, end)
+            busy[tier_name(placement.common[i])] += common
+            seconds += common
+            if layer.experts is not None:
+                routed = self._prefill_experts(i, placement.common[i], tier, tokens, end, busy)
+                if routed is None:
+                    return None
+                seconds += routed
+        return seconds
+
+    def _prefill_experts(self, i: int, at: str, tier: str, tokens: int, end: End, busy: Busy) -> float | None:
+        """The cheapest way: computed where they lie, or copied to the GPU that has the common weights."""
+        flops = tokens * exact.expert_flops(self.model.layers[i])
+        read = self.touched(i, tokens) * self.storage.layers[i].expert
+        ways: list[tuple[float, str]] = []
+        holder = (
+            self._device(CPU if tier == DISK and self.hardware.cpu else tier)
+            if tier != DISK or self.hardware.cpu
+            else None
+        )
+        if holder is not None and holder.flops is not None:
+            ways.append((self._time(holder, read, flops, end, experts=True), tier_name(CPU if tier == DISK else tier)))
+        gpu = self._device(at)
+        if tier in (CPU, DISK) and at != CPU and gpu.link is not None and gpu.flops is not None:
+            copied, computed = read / gpu.link.at(end), flops / gpu.flops.at(end)
+            ways.append((max(copied, computed), "h2d" if copied > computed else tier_name(at)))
+        if not ways:
+            return None
+        took, where = min(ways)
+        if tier == DISK and self.hardware.disk is not None:
+            loaded = read / self.hardware.disk.bandwidth.at(end)
+            busy["disk"] += loaded
+            took = max(took, loaded)
+        busy[where] += took
+        return took
+
+    def bytes_per_token(self, placement: Placement, work: Workload) -> dict[str, dict[str, int]]:
+        """Bytes of a decode step by tier and group, divided by the batch: the ledger's groups."""
+        found: dict[str, Counter[str]] = {}
+        for i, layer in enumerate(self.model.layers):
+            sizes = self.storage.layers[i]
+            here = found.setdefault(tier_name(placement.common[i]), Counter())
+            here["dense"] += sizes.common
+            here["kv"] += work.batch * cache_traffic(layer, work.context)
+            if layer.experts is not None:
+                there = found.setdefault(tier_name(placement.experts[i]), Counter())
+                there["experts"] += round(self.touched(i, work.batch) * sizes.expert)
+        last = found.setdefault(tier_name(placement.outside), Counter())
+        last["head"] += self.storage.head
+        last["dense"] += self.storage.outside - self.storage.head + work.batch * self.storage.rows
+        return {
+            tier: {group: round(size / work.batch) for group, size in groups.items() if size}
+            for tier, groups in found.items()
+        }
+
+    def _device(self, tier: str) -> Device:
+        if tier in (CPU, DISK):
+            assert self.hardware.cpu is not None
+            return self.hardware.cpu
+        return self.hardware.gpus[int(tier.removeprefix("gpu"))]
+
+    def _time(self, device: Device, read: float, flops: float, end: End, experts: bool = False) -> float:
+        format = self.storage.expert_format if experts else self.storage.dense_format
+        bandwidth: Range = device.reads(format, experts)
+        compute = flops / device.flops.at(end) if device.flops else 0.0
+        return max(read / bandwidth.at(end), compute)
+
+
+def cache_traffic(layer: Layer, context: int) -> int:
+    """Bytes of caches and states that one new token of a sequence reads and writes in a layer; `context` counts it."""
+    mixer = layer.mixer
+    if mixer is None:
+        return 0
+    read = sum(cache.read(context) for cache in mixer.caches)
+    written = sum(cache.width // cache.every for cache in mixer.caches)
+    return CACHE_WIDTH * (read + written) + 2 * STATE_WIDTH * mixer.state
+
+
+def simple_seconds(model: Architecture, storage: Storage, hardware: Hardware) -> float | None:
+    """The first article's sum at nominal bandwidths: common weights on the first GPU and routed experts in RAM, one
+    after the other; no cache, no fixed cost, no compute."""
+    gpu = hardware.gpus[0] if hardware.gpus else hardware.cpu
+    ram = hardware.cpu or gpu
+    if gpu is None or ram is None:
+        return None
+    routed = sum(_per_token(layer, sizes) for layer, sizes in zip(model.layers, storage.layers, strict=True))
+    return storage.common / gpu.nominal + routed / ram.nominal
+
+
+def _per_token(layer: Layer, sizes: LayerBytes) -> float:
+    return layer.experts.top_k * sizes.expert if layer.experts else 0.0

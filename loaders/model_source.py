@@ -1,0 +1,125 @@
+"""What MODEL of a plan means: a directory, a GGUF file, a config.json, a name on the hub, or one of the catalogue.
+
+Gives the architecture, and the tensors where there are headers to read. From the hub come the config and headers, by
+ranged requests, never a weight. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import CheckpointError, ConfigError, HubError
+from . import catalogue, gguf_config, gguf_header, headers
+from .architectures import Described, flatten, read
+from .config import ConfigReader
+from .headers import Stored
+from .local import DEMO, DEMO_DIRECTORY, existing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A model that can be planned. `tensors` None: there are no headers, so bytes are computed; `notes`: what a reader
+    of the plan should know."""
+
+    name: str
+    config: dict[str, Any]
+    described: Described
+    tensors: Sequence[Stored] | None = None
+    notes: tuple[str, ...] = ()
+
+
+def find(model: str, *, revision: str | None = None, offline: bool = False, cache_dir: Path | None = None) -> Source:
+    """The model of that name; raises ConfigError, CheckpointError or HubError."""
+    path = _path(model)
+    if path is not None:
+        return _of_path(path)
+    if "/" not in model or model.startswith(("./", "../", "/", "~")) or model.endswith((".json",)):
+        return _of_catalogue(model)
+    try:
+        return _of_hub(model, revision, offline, cache_dir)
+    except HubError as error:
+        try:
+            known = catalogue.find(model)
+        except KeyError:
+            raise error from None
+        note = f"{model} could not be read from the hub ({error}); sizes are those of {known.name} in the catalogue"
+        return _of_entry(known, (note,))
+
+
+def _path(model: str) -> Path | None:
+    return DEMO_DIRECTORY if model == DEMO else existing(model)
+
+
+def _of_path(path: Path) -> Source:
+    if path.is_dir():
+        config = ConfigReader.open(path / "config.json").values
+        return of_config(config, str(path / "config.json"), str(path), headers.of_directory(path) or None)
+    if path.suffix == ".gguf":
+        return _of_gguf(path)
+    if path.suffix == ".json":
+        return of_config(ConfigReader.open(path).values, str(path), str(path))
+    raise ConfigError(f"{path} is neither a directory nor a .gguf nor a config.json: give one of these")
+
+
+def of_config(
+    config: dict[str, Any], source: str, name: str, tensors: Sequence[Stored] | None = None, notes: tuple[str, ...] = ()
+) -> Source:
+    """A model by its config, and by its headers where they were read."""
+    return Source(name=name, config=flatten(config), described=read(config, source), tensors=tensors, notes=notes)
+
+
+def _of_gguf(path: Path) -> Source:
+    try:
+        header = _gguf_header(path)
+        parts = int(header.metadata.get("split.count", 1))
+        names = gguf_header.part_names(path.name, parts) if parts > 1 else [path.name]
+        found = [tensor for name in names for tensor in _gguf_header(path.with_name(name)).tensors]
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot read {error.filename}: {error.strerror}; a split GGUF needs all its parts"
+        ) from error
+    return of_gguf(header, found, str(path))
+
+
+def _gguf_header(path: Path) -> gguf_header.Header:
+    with path.open("rb") as file:
+
+        def fetch(start: int, length: int) -> bytes:
+            file.seek(start)
+            return file.read(length)
+
+        return gguf_header.read(fetch, str(path))
+
+
+def of_gguf(header: gguf_header.Header, tensors: list[Stored], source: str) -> Source:
+    """A model by the metadata of a GGUF file, and the tensors of all its parts."""
+    config = gguf_config.config(header.metadata, tuple(tensors), source)
+    return of_config(config, source, source, tensors, ("sizes are read from the GGUF header",))
+
+
+def _of_catalogue(model: str) -> Source:
+    try:
+        return _of_entry(catalogue.find(model), ())
+    except KeyError:
+        near = catalogue.nearest(model)
+        hint = f"; nearest in the catalogue: {', '.join(near)}" if near else ""
+        raise ConfigError(
+            f"{model!r} is no directory, no file, no name on the hub (org/name) and not in the catalogue{hint}"
+        ) from None
+
+
+def _of_entry(entry: catalogue.Model, notes: tuple[str, ...]) -> Source:
+    own = (f"from the catalogue: {entry.note}",) if entry.note else ()
+    return of_config(entry.config, f"catalogue entry {entry.name}", entry.name, notes=(*notes, *own))
+
+
+def _of_hub(model: str, revision: str | None, offline: bool, cache_dir: Path | None) -> Source:
+    from . import hub_headers
+
+    found = hub_headers.fetch(model, revision=revision, offline=offline, cache_dir=cache_dir)
+    if found.gguf is not None:
+        return of_gguf(found.gguf, list(found.tensors), model)
+    return of_config(found.config, f"{model}/config.json", model, found.tensors or None, found.notes)

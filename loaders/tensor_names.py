@@ -1,0 +1,45 @@
+"""Which layer and group a stored tensor belongs to, by its name in safetensors or GGUF.
+
+Used where headers are read for a plan, of families that the engine may not run; loading goes by the exact names of
+`families/`. What a plan leaves out: layers for multi-token prediction, vision and audio.
+"""
+
+from __future__ import annotations
+
+import re
+
+PREDICTION, OTHER_INPUTS = "multi-token prediction", "vision and audio"
+LEFT_OUT = (PREDICTION, OTHER_INPUTS)
+
+_LAYER = re.compile(r"(?:^|\.)(?:layers|blk|h)\.(\d+)\.")
+# The first that matches decides.
+_GROUPS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
+    (group, re.compile(pattern))
+    for group, pattern in (
+        (PREDICTION, r"(?:^|\.)mtp\.|\.nextn\.|\.eh_proj|\.enorm|\.hnorm|shared_head"),
+        (OTHER_INPUTS, r"(?:^|\.)(?:visual|vision_\w+|audio_\w+|mm_projector|multi_modal_projector|v\.blk|mm)\."),
+        ("router", r"shared_expert_gate|gate_inp|exp_probs_b|e_score_correction|\.router[._]|expert_bias|router_bias"),
+        ("router", r"moe_statics|tid2eid|per_expert_scale|(?:mlp|moe|ffn|block_sparse_moe|feed_forward|mixer)\.gate\."),
+        ("shared", r"shared_expert|share_expert|shared_mlp|_shexp"),
+        ("experts", r"\.experts\.|_exps|moe\.(?:gate|up|down)_proj|block_sparse_moe\.(?:input|output)_linear"),
+        ("experts", r"ffn_(?:gate|up|down)\.\d+\."),
+        ("tables", r"ngram|embed_tokens_per_layer|per_layer_token_embd"),
+        ("head", r"(?:^|\.)(?:lm_head|head|output)\.(?:weight|bias|qweight|scales)$"),
+        ("embedding", r"(?:^|\.)(?:embed_tokens|token_embd|embeddings|embed|wte)\.weight"),
+        ("norms", r"norm[._\d]|_hc[._]|hc_|rope_freqs|layer_scalar|layer_output_scale"),
+        ("attention", r"attn|attention|mixer|mamba|\.conv\.|shortconv|ssm_|indexer"),
+        ("dense", r"mlp|feed_forward|ffn"),
+    )
+)
+
+
+def place(name: str, layers: int) -> tuple[int | None, str]:
+    """The layer (None: outside of layers) and the group of a tensor; an unknown name outside counts as "norms"."""
+    group = next((group for group, pattern in _GROUPS if pattern.search(name)), None)
+    match = _LAYER.search(name)
+    layer = int(match[1]) if match else None
+    if group in LEFT_OUT:
+        return None, group
+    if layer is not None and layer >= layers:  # stored behind the last layer of the decoder
+        return None, PREDICTION
+    return layer, group or ("attention" if layer is not None else "norms")
