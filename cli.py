@@ -4,6 +4,7 @@ headrace generate MODEL "prompt"      complete a prompt (several prompts: one ba
 headrace convert MODEL DIRECTORY      save a model packed, so that it loads without quantising
 headrace perplexity MODEL FILE        how well a model predicts a text
 headrace measure                      how fast this machine's kernels read memory
+headrace plan MODEL                   what fits where and how fast, before a download
 """
 
 from __future__ import annotations
@@ -205,6 +206,46 @@ def measure(
     else:
         console.notes.print(report.profile_table(profile))
     console.save_profile(profile)
+
+
+@app.command()
+def plan(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="MODEL", help="directory, .gguf, config.json, hub id or catalogue name", show_default=False
+        ),
+    ] = None,
+    hardware: Annotated[
+        str | None, typer.Option(help='parts ("rtx-3090, epyc-9005-8ch, 768gb") or a JSON file; default this machine')
+    ] = None,
+    quant: Annotated[str, typer.Option(help="native, q4_0, 4.5bpw, or experts=q4_0,dense=q8_0")] = "native",
+    context: Annotated[int, typer.Option(help="tokens of each sequence when its last one is decoded")] = 4096,
+    batch: Annotated[int, typer.Option(help="sequences decoded together")] = 1,
+    prompt: Annotated[int, typer.Option(help="tokens of the prompt that prefill is timed for")] = 512,
+    placement: Annotated[str, typer.Option(help="auto, cpu, gpu, cpu-moe or n-cpu-moe=N")] = "auto",
+    estimate: Annotated[str, typer.Option("--model", help="full, or simple (bytes over nominal bandwidths)")] = "full",
+    trace: Annotated[Path | None, typer.Option(help="recorded routing, for the distinct experts of a batch")] = None,
+    plot: Annotated[Path | None, typer.Option(help="write a figure to this .png or .svg")] = None,
+    article: Annotated[bool, typer.Option("--article", help="print the worked numbers of the articles")] = False,
+    as_json: Json = False,
+    revision: Revision = None,
+    offline: Offline = False,
+    cache_dir: CacheDir = None,
+) -> None:
+    """Predict what of MODEL fits where, how fast it runs, and what bounds it; from headers alone, nothing is loaded."""
+    from .engine.planning import console
+    from .engine.planning.plan import Options
+
+    if article:
+        raise typer.Exit(console.show_articles())
+    if model is None:
+        raise OptionError("no model: headrace plan MODEL, or headrace plan --article")
+    options = Options(
+        quant=quant, context=context, batch=batch, prompt=prompt, placement=placement, model=estimate
+    )  # fmt: skip
+    where = dict(revision=revision, offline=offline, cache_dir=cache_dir)
+    raise typer.Exit(console.show(model, hardware, options, where, as_json=as_json, plot_to=plot, trace_from=trace))
 
 
 def main() -> None:

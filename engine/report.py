@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from rich import box
 from rich.table import Table
 
 from ..kernels.weights import FORMAT_OF_DTYPE
@@ -17,31 +16,18 @@ from .llm import LLM
 from .machine import HUGE_FROM, Profile, cpu_kernels
 from .planner import layer_dense_bytes
 from .results import Completion
-
-MB, GB = 1e6, 1e9
-
-
-def size(count: float) -> str:
-    """Bytes as a person reads them."""
-    if count >= GB:
-        return f"{count / GB:.2f} GB"
-    return f"{count / MB:.2f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
+from .tables import GB, MB, new_table, size
 
 
 def startup_table(llm: LLM) -> Table:
     """Where each group of tensors lies, how many bytes it takes, and what will compute it."""
     threads = cpu_kernels().threads() if llm.kernels == "cpu" else torch.get_num_threads()
-    table = _table(f"{llm.spec.family}: what lies where, computed by {threads} thread{'s' * (threads > 1)}")
+    table = new_table(f"{llm.spec.family}: what lies where, computed by {threads} thread{'s' * (threads > 1)}")
     for column in ("tensors", "device", "format", "bytes", "kernel", "huge pages"):
         table.add_column(column, justify="right" if column == "bytes" else "left")
     for row in placement_rows(llm):
         table.add_row(*row)
     return table
-
-
-def _table(title: str) -> Table:
-    """Every table looks like this: no lines between columns, so that what there is to say fits into 80."""
-    return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
 
 
 def placement_rows(llm: LLM) -> list[tuple[str, str, str, str, str, str]]:
@@ -83,7 +69,7 @@ def passes_of(results: list[Completion]) -> list[Pass]:
 def byte_table(passes: list[Pass]) -> Table:
     """Bytes per token by group, and predicted against measured time, for prefill and decode."""
     phases = [s for s in (summarise(passes, p) for p in ("prefill", "decode")) if s.passes]
-    table = _table("bytes read per token")
+    table = new_table("bytes read per token")
     table.add_column("")
     for phase in phases:
         table.add_column(f"{phase.phase}, {phase.tokens} token{'s' * (phase.tokens != 1)}", justify="right")
@@ -151,7 +137,7 @@ def completion_json(result: Completion) -> dict[str, Any]:
 
 def profile_table(profile: Profile) -> Table:
     """What `headrace measure` found."""
-    table = _table(f"{profile.cpu}, {profile.isa}, {profile.threads} threads")
+    table = new_table(f"{profile.cpu}, {profile.isa}, {profile.threads} threads")
     for column in ("kernel", "matrix GB/s", "experts GB/s", "experts / plain read"):
         table.add_column(column, justify="left" if column == "kernel" else "right")
     table.add_row("plain read", f"{profile.stream / GB:.2f}", "", "")

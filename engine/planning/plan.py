@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from ...errors import ConfigError, MemoryNeeded, OptionError
 from ...loaders import encodings
@@ -23,7 +22,6 @@ from .storage import Storage
 
 GB = 1e9
 SMALLER = ("q8_0", "q6_k", "q4_k", "q4_0", "q3_k", "q2_k", "iq2_xxs")  # tried when a model does not fit, largest first
-ModelKind = Literal["full", "simple"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +33,7 @@ class Options:
     batch: int = 1
     prompt: int = 512
     placement: str = "auto"
-    model: ModelKind = "full"
+    model: str = "full"
 
     def __post_init__(self) -> None:
         for name in ("context", "batch", "prompt"):
@@ -94,6 +92,7 @@ class Plan:
     simple_tok_s: float | None
     bytes_per_token: dict[str, dict[str, int]]
     what_if: tuple[Changed, ...]
+    distinct: Distinct | None = None
 
     @property
     def model(self) -> Architecture:
@@ -142,6 +141,7 @@ def make(source: Source, hardware: Hardware | None, options: Options, distinct: 
         simple_tok_s=1 / simple if simple else None,
         bytes_per_token=engine.bytes_per_token(best.placement, work),
         what_if=tuple(_what_if(source, hardware, work, storage, quant, distinct)),
+        distinct=distinct,
     )
 
 
