@@ -35,11 +35,11 @@ def gqa(
     parts = [matrix(q_rows * (2 if output_gate else 1), hidden), matrix(k_rows, hidden)]
     parts += [matrix(v_rows, hidden)] if own_values else []
     parts += [matrix(hidden, heads * v)]
-    parts += [vector(q_rows + k_rows + v_rows)] if qkv_bias else []
-    parts += [vector(hidden)] if output_bias else []
+    parts += [vector(q_rows + k_rows + v_rows, "attention")] if qkv_bias else []
+    parts += [vector(hidden, "attention")] if output_bias else []
     parts += {"none": [], "head": [vector(2 * head_dim)], "full": [vector(q_rows + k_rows)]}[qk_norm]
     parts += [matrix(heads, hidden)] if head_gate else []
-    parts += [vector(heads)] if sinks else []
+    parts += [vector(heads, "attention")] if sinks else []
     return Mixer(
         kind="sliding window" if window else "grouped-query",
         parts=tuple(parts),

@@ -48,7 +48,7 @@ REACHED: dict[str, tuple[Range, str]] = {
     "gpu memory": (Range(0.60, 0.80, 0.90), "an H100 reaches 2.8 of 3.35 TB/s; whole decode steps 70 % of that"),
     "ram": (
         Range(0.50, 0.70, 0.85),
-        "expert kernels were seen at 50 to 67 % on servers; ours reach 76 to 89 % of a plain read",
+        "seen on servers: 50 to 67 %; our kernels reach 76 to 89 % of a plain read",
     ),
     "gpu compute": (Range(0.30, 0.50, 0.75), "grouped products of a few thousand tokens"),
     "link": (Range(0.60, 0.80, 0.88), "55 of 63 GB/s for pinned memory at best, 15 to 18 where it is staged"),

@@ -142,7 +142,7 @@ def memory_table(plan: Plan, rated: Rated) -> Table:
         if tier.total:
             made = ", ".join(f"{what} {size(count)}" for what, count in tier.needed.items())
             room = "-" if tier.available is None else size(tier.available)
-            shown.add_row(name, size(tier.total), room, made + ("" if tier.fits else "  DOES NOT FIT"))
+            shown.add_row(name if tier.fits else f"{name}: too small", size(tier.total), room, made)
     return shown
 
 

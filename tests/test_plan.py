@@ -1,0 +1,449 @@
+"""headrace plan: bytes against the engine's own, placements and times by hand, what it prints, what it refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import Run
+from headrace import ConfigError, MemoryNeeded, OptionError
+from headrace.engine.planner import pass_bytes
+from headrace.engine.planning import hardware, placement, storage, trace
+from headrace.engine.planning.hardware import Device, Hardware, exactly
+from headrace.engine.planning.plan import Options, Plan, make, refuse_if_too_large
+from headrace.engine.planning.report import as_json, n_cpu_moe
+from headrace.engine.planning.speed import Model, Workload, cache_traffic
+from headrace.engine.profile import load_profile, save_profile
+from headrace.kernels import FORMATS
+from headrace.loaders import encodings, model_source
+from headrace.loaders.config import ConfigReader
+from headrace.loaders.families import spec_of
+from headrace.loaders.weights import Formats, allocate
+
+GB = 1e9
+KEYS = {
+    "total_parameters", "active_parameters", "bytes_per_token", "memory", "n_cpu_moe", "decode_tok_s", "prefill_tok_s",
+    "bottleneck",
+}  # fmt: skip
+
+
+def plain(name: str, gbs: float, memory: float | None, kind: Any = "cpu", **more: Any) -> Device:
+    """A device whose figures are certain."""
+    size = None if memory is None else int(memory * GB)
+    return Device(name=name, kind=kind, memory=size, nominal=gbs * GB, bandwidth=exactly(gbs * GB), **more)
+
+
+def machine(*, ram: float | None = 1000, vram: float | None = 24, gpus: int = 1, **more: Any) -> Hardware:
+    """100 GB/s of RAM, 1000 GB/s a GPU, no cost besides."""
+    cpu = plain("cpu", 100, ram, flops=exactly(1e12)) if ram else None
+    cards = tuple(plain(f"gpu{i}", 1000, vram, "gpu", flops=exactly(1e14), link=exactly(25 * GB)) for i in range(gpus))
+    nothing = {"sync": exactly(0.0), "fixed": exactly(0.0)}
+    return Hardware(name="test", cpu=cpu, gpus=cards, **{**nothing, **more})
+
+
+def plan(name: str, hw: Hardware | None, **options: Any) -> Plan:
+    return make(model_source.find(name), hw, Options(**{"quant": "q4_0", **options}))
+
+
+# Bytes
+
+
+@pytest.mark.parametrize("variant", ["qwen3_moe", "qwen2_moe", "mixtral", "olmoe", "granitemoe"])
+@pytest.mark.parametrize(("experts", "dense"), [("q4_0", "q8_0"), ("bf16", "bf16"), ("f32", "f32")])
+def test_bytes_are_those_of_the_engine(variant: str, experts: str, dense: str, checkpoints: Any) -> None:
+    """Storage equals what the engine allocates, and a decode step reads what the engine books, both to the byte."""
+    directory = checkpoints(variant)
+    _, spec = spec_of(ConfigReader.open(directory / "config.json"))
+    formats = Formats(experts=FORMATS[experts], dense=FORMATS[dense], embed=FORMATS["f32"])
+    source = model_source.find(str(directory))
+    quant = encodings.parse(f"experts={experts},dense={dense},embed=f32", encodings.native({}, ""))
+    found = storage.computed(source.described.architecture, quant)
+    assert found.total == allocate(spec, formats, "meta").nbytes
+    context, banks = 17, spec.moe_layers
+    engine = Model(source.described.architecture, found, machine(gpus=0))
+    everything = placement.on_cpu(found, engine.hardware, _no_demand(spec.layers))
+    counted = engine.bytes_per_token(everything, Workload(context=context, batch=1, prompt=1))
+    wanted = pass_bytes(
+        spec, formats, torch.bfloat16, tokens=1, contexts=[context], distinct_experts=[spec.moe.top_k] * banks
+    )
+    assert counted == wanted
+
+
+def _no_demand(layers: int) -> placement.Demand:
+    return placement.Demand(cache=(0,) * layers, activations=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "cols", "size"),
+    [
+        ("q4_k", 3, 512, 3 * 2 * 144),
+        ("mxfp4", 2, 64, 2 * 2 * 17),
+        ("fp8", 576, 7168, 576 * 7168 + 5 * 56 * 4),
+        ("int4-g32", 4, 64, 4 * 2 * 18),
+        ("bf16", 3, 5, 32 * 3),
+        ("4.5bpw", 8, 100, 450),
+    ],
+)
+def test_bytes_of_a_matrix(name: str, rows: int, cols: int, size: int) -> None:
+    """By hand; a row of the engine's own formats is padded to 16 bytes where it has scales."""
+    expected = rows * cols * 2 if name == "bf16" else size
+    assert encodings.find(name).bytes(rows, cols) == expected
+
+
+def test_formats_of_released_checkpoints() -> None:
+    """FP8 DeepSeek, MXFP4 gpt-oss, int4 experts of Kimi-K2-Thinking, fp4 experts of DeepSeek-V4."""
+    names = {}
+    for model in ("DeepSeek-V3", "gpt-oss-120b", "Kimi-K2-Thinking", "DeepSeek-V4-Flash", "Qwen3-30B-A3B"):
+        quant = encodings.native(model_source.find(model).config, model)
+        names[model] = (quant.experts.name, quant.dense.name, quant.head.name)
+    assert names == {
+        "DeepSeek-V3": ("fp8", "fp8", "bf16"),
+        "gpt-oss-120b": ("mxfp4", "bf16", "bf16"),
+        "Kimi-K2-Thinking": ("int4-g32", "bf16", "bf16"),
+        "DeepSeek-V4-Flash": ("mxfp4", "fp8", "bf16"),
+        "Qwen3-30B-A3B": ("bf16", "bf16", "bf16"),
+    }
+
+
+# Time by hand
+
+
+def test_one_device_is_bytes_over_bandwidth() -> None:
+    found = plan("Qwen3-30B-A3B", machine(gpus=0), placement="cpu")
+    total = sum(found.bytes_per_token["cpu_dram"].values())
+    assert found.best is not None
+    assert found.best.decode is not None
+    assert found.best.decode["mid"].seconds == pytest.approx(total / (100 * GB))
+    assert found.best.decode["mid"].bottleneck == "cpu_dram"
+
+
+def test_two_tiers_add_up_where_nothing_overlaps() -> None:
+    """Qwen3 has no shared expert: common weights and cache on the GPU, then the experts in RAM, then a hand-off."""
+    sync = exactly(50e-6)
+    found = plan("Qwen3-30B-A3B", machine(sync=sync), placement="cpu-moe")
+    gpu, ram = (sum(found.bytes_per_token[tier].values()) for tier in ("gpu_hbm", "cpu_dram"))
+    assert found.best is not None
+    assert found.best.decode is not None
+    assert found.best.decode["mid"].seconds == pytest.approx(gpu / (1000 * GB) + ram / (100 * GB) + 48 * 50e-6)
+
+
+def test_a_shared_expert_hides_behind_experts_in_ram() -> None:
+    """Kimi-K2: 60 shared experts are read by the GPU while the CPU works, which takes longer."""
+    found = plan("Kimi-K2", machine(vram=48), placement="cpu-moe")
+    gpu, ram = (sum(found.bytes_per_token[tier].values()) for tier in ("gpu_hbm", "cpu_dram"))
+    shared = sum(layer.shared for layer in found.storage.layers)
+    assert shared > 0
+    assert found.best is not None
+    assert found.best.decode is not None
+    assert found.best.decode["mid"].seconds == pytest.approx((gpu - shared) / (1000 * GB) + ram / (100 * GB))
+
+
+def test_a_prompt_takes_the_cheaper_way() -> None:
+    """512 tokens touch all experts: copied over a link of 25 GB/s, or computed by a CPU of 1 TFLOP/s or 100 TFLOP/s."""
+    slow = plan("Qwen3-30B-A3B", machine(), placement="cpu-moe").best
+    fast_cpu = plain("cpu", 100, 1000, flops=exactly(1e14))
+    fast = plan("Qwen3-30B-A3B", Hardware(name="f", cpu=fast_cpu, gpus=machine().gpus), placement="cpu-moe").best
+    assert slow is not None
+    assert slow.prefill is not None
+    assert slow.prefill["mid"].bottleneck == "h2d"
+    assert fast is not None
+    assert fast.prefill is not None
+    assert fast.prefill["mid"].bottleneck == "cpu_dram"
+    routed = plan("Qwen3-30B-A3B", machine()).storage.routed
+    assert slow.prefill["mid"].by_tier["h2d"] == pytest.approx(routed / (25 * GB), rel=1e-6)
+
+
+def test_no_compute_rate_no_prefill() -> None:
+    cpu = plain("cpu", 100, 1000)
+    found = plan("Qwen3-30B-A3B", Hardware(name="x", cpu=cpu, sync=exactly(0), fixed=exactly(0)))
+    assert as_json(found)["prefill_tok_s"] is None
+    assert as_json(found)["decode_tok_s"] > 0
+
+
+def test_a_batch_reads_the_union_of_experts() -> None:
+    one, four = (plan("Qwen3-30B-A3B", machine(gpus=0), batch=b) for b in (1, 4))
+    assert 4 * four.bytes_per_token["cpu_dram"]["experts"] == pytest.approx(
+        one.bytes_per_token["cpu_dram"]["experts"] * (128 / 8) * (1 - (1 - 8 / 128) ** 4), rel=1e-6
+    )
+
+
+def test_a_trace_replaces_uniform_routing(tmp_path: Path) -> None:
+    """Every token of the trace chooses the same experts, so that a batch of 4 reads no more than one token."""
+    path = tmp_path / "trace.json"
+    path.write_text(json.dumps({"ids": [[list(range(8))] * 4] * 48}))
+    source = model_source.find("Qwen3-30B-A3B")
+    distinct = trace.load(path, source.described.architecture)
+    found = make(source, machine(gpus=0), Options(quant="q4_0", batch=4), distinct)
+    alone = make(source, machine(gpus=0), Options(quant="q4_0", batch=1))
+    assert 4 * found.bytes_per_token["cpu_dram"]["experts"] == alone.bytes_per_token["cpu_dram"]["experts"]
+
+
+@pytest.mark.parametrize(
+    ("ids", "said"), [([[[0] * 8]] * 47, "47 layers"), ([[[128] * 8]] * 48, "128"), ([[[0] * 7]] * 48, "7")]
+)
+def test_traces_of_other_models_are_refused(tmp_path: Path, ids: Any, said: str) -> None:
+    path = tmp_path / "trace.json"
+    path.write_text(json.dumps({"ids": ids}))
+    with pytest.raises(OptionError, match=said):
+        trace.load(path, model_source.find("Qwen3-30B-A3B").described.architecture)
+
+
+def test_ranges_enclose_the_expected() -> None:
+    hw = hardware.parse("rtx-3090, epyc-9005-8ch, 64cores")
+    found = plan("Kimi-K2", hw)
+    for value in (found.decode_tok_s, found.best.prefill_tok_s(512) if found.best else None):
+        assert value is not None
+        assert 0 < value.low < value.mid < value.high
+
+
+def test_the_plain_sum_is_the_articles() -> None:
+    """Kimi-K2 at 4 bits on the article's machine: its 32 B are 31.7, its 36 % common 33 %."""
+    hw = Hardware(name="a", gpus=(plain("3090", 935, 24, "gpu"),), cpu=plain("epyc", 409, None))
+    found = plan("Kimi-K2", hw, quant="experts=4bpw,dense=4bpw,embed=4bpw", model="simple")
+    assert found.decode_tok_s is not None
+    assert found.decode_tok_s.mid == pytest.approx(32.05, rel=0.05)
+    assert found.decode_tok_s.low == found.decode_tok_s.high
+
+
+# Memory and placement
+
+
+def test_n_cpu_moe_by_exact_sizes() -> None:
+    """As many of the last layers as the room left by common weights, cache and activations holds."""
+    found = plan("Qwen3-235B-A22B", machine(vram=24))
+    common = found.storage.common + sum(found.demand.cache) + found.demand.activations
+    layer = found.storage.layers[0].routed
+    fit = int((24 * GB - placement.GPU_RESERVE - common) // layer)
+    assert 0 < fit < 94
+    assert n_cpu_moe(found) == 94 - fit
+    assert found.best is not None
+    assert found.best.placement.experts[94 - fit :] == ("gpu0",) * fit
+    vram = found.best.memory["vram"]
+    assert vram.total == common + fit * layer
+    assert vram.fits
+    assert found.best.memory["ram"].needed["experts"] == (94 - fit) * layer
+    assert found.best.memory["pinned"].total == (94 - fit) * layer
+
+
+def test_the_rule_of_thumb_stands_beside() -> None:
+    """Free VRAM over file size a layer, common weights and cache forgotten: it puts more on the card than fits."""
+    found = plan("Qwen3-235B-A22B", machine(vram=24), context=32768)
+    assert found.rule is not None
+    assert found.rule.n_cpu_moe == 94 - int(23 * GB / (found.storage.total / 94))
+    exact = n_cpu_moe(found)
+    assert exact is not None
+    assert exact > found.rule.n_cpu_moe
+
+
+def test_a_second_gpu_takes_the_experts_that_the_first_has_no_room_for() -> None:
+    found = plan("Qwen3-235B-A22B", machine(gpus=2))
+    assert found.best is not None
+    tiers = found.best.placement.experts
+    assert {"cpu", "gpu0", "gpu1"} == set(tiers)
+    assert tiers == tuple(sorted(tiers, key=("cpu", "gpu1", "gpu0").index))
+
+
+def test_whole_layers_over_two_gpus() -> None:
+    found = plan("Qwen3-30B-A3B", machine(gpus=2, vram=12), placement="gpu")
+    assert found.fits
+    assert found.best is not None
+    assert set(found.best.placement.common) == {"gpu0", "gpu1"}
+    assert found.best.placement.common == found.best.placement.experts
+
+
+def test_a_larger_cache_leaves_less_room_for_experts() -> None:
+    short, long = (plan("Qwen3-235B-A22B", machine(), context=c) for c in (1024, 32768))
+    assert (n_cpu_moe(long) or 0) > (n_cpu_moe(short) or 0)
+
+
+def test_experts_that_ram_does_not_hold_stay_on_the_disk() -> None:
+    disk = plain("nvme", 5, None, "disk")
+    found = plan("Qwen3-235B-A22B", machine(ram=64, disk=disk))
+    assert found.fits
+    assert found.best is not None
+    assert "disk" in found.best.placement.experts
+    assert found.best.decode is not None
+    assert found.best.decode["mid"].bottleneck == "disk"
+
+
+def test_a_model_larger_than_everything_says_what_would_fit() -> None:
+    found = plan("Qwen3-235B-A22B", machine(ram=90, vram=12), quant="bf16")
+    with pytest.raises(MemoryNeeded) as caught:
+        refuse_if_too_large(found)
+    message = str(caught.value)
+    missing = float(message.split(" GB too much")[0].split()[-1])
+    assert missing == pytest.approx((found.storage.total - 0.95 * 90 * GB) / GB, rel=0.1)
+    assert "--quant q2_k" in message
+    assert "--quant q8_0" not in message
+    assert as_json(found)["fits"] is False
+    assert as_json(found)["decode_tok_s"] is None
+
+
+def test_nothing_may_fit() -> None:
+    with pytest.raises(MemoryNeeded, match="no format listed here fits: add memory, or name a disk"):
+        refuse_if_too_large(plan("Kimi-K3", machine(ram=8, vram=8)))
+
+
+def test_hybrids_and_windows_cost_less_cache() -> None:
+    """gpt-oss: half of the layers keep 128 tokens; Qwen3.5: three of four keep a state, written and read once a
+    token."""
+    layer = model_source.find("gpt-oss-120b").described.architecture.layers[0]
+    assert cache_traffic(layer, 4096) == 2 * 1024 * (128 + 1)
+    recurrent = model_source.find("Qwen3.5-35B-A3B").described.architecture.layers[0]
+    assert recurrent.mixer is not None
+    assert cache_traffic(recurrent, 10) == cache_traffic(recurrent, 10**5) == 8 * recurrent.mixer.state
+
+
+def test_what_would_change_it() -> None:
+    rows = {row.what: row for row in plan("Kimi-K2", machine()).what_if}
+    assert {"one more GPU of the same kind", "twice the VRAM", "RAM 25 % faster", "no GPU"} <= set(rows)
+    now = plan("Kimi-K2", machine()).decode_tok_s
+    assert now is not None
+    gains = {what: (row.decode_tok_s or 0) / now.mid for what, row in rows.items()}
+    assert 1.0 < gains["one more GPU of the same kind"] < 1.1  # the article's point
+    assert gains["twice the RAM channels"] > 1.5
+    assert gains["no GPU"] < 1
+
+
+# The command
+
+
+def test_json_has_what_scripts_read(run: Run) -> None:
+    status, out, _ = run(
+        "plan", "moonshotai/Kimi-K2-Instruct", "--offline", "--cache-dir", "none", "--quant", "q4_0", "--json",
+        "--hardware", "rtx-3090, epyc-9005-8ch",
+    )  # fmt: skip
+    found = json.loads(out)
+    assert status == 0
+    assert set(found) >= KEYS
+    assert found["total_parameters"] == pytest.approx(1026.408e9, rel=1e-6)
+    assert set(found["bytes_per_token"]) == {"gpu_hbm", "cpu_dram"}
+    assert set(found["memory"]) == {"vram", "ram", "pinned", "disk"}
+    assert found["bottleneck"] == "cpu_dram"
+    assert found["n_cpu_moe"] == 60
+    assert found["runs"] is False
+    assert "catalogue" in found["notes"][0]
+    assert found["decode_tok_s_range"][0] < found["decode_tok_s"] < found["decode_tok_s_range"][1]
+
+
+def test_tables_for_a_person(run: Run) -> None:
+    hw = ("--hardware", "rtx-3090, epyc-9005-8ch, 768gb")
+    status, out, _ = run("plan", "Kimi-K2", "--quant", "q4_0", *hw)
+    assert status == 0
+    said = ("cannot be run: the engine does not run kimi_k2", "--n-cpu-moe 60 by exact sizes", "what if", "assumptions")
+    assert [s for s in said if s not in out] == []
+
+
+def test_this_machine_by_its_profile(run: Run, checkpoints: Any) -> None:
+    """Every kernel of the profile reads 10 GB/s."""
+    known = load_profile()
+    assert known is not None
+    save_profile(dataclasses.replace(known, memory_bytes=10**9))
+    status, out, _ = run("plan", checkpoints("qwen3_moe"), "--context", 64, "--json")
+    found = json.loads(out)
+    assert status == 0
+    assert found["measured"] is True
+    assert found["runs"] is True
+    total = found["bytes_per_token"]["cpu_dram"]["total"]
+    assert found["ms_by_tier"]["cpu_dram"] == pytest.approx(total / 1e7, rel=0.01)
+
+
+def test_without_a_profile_there_are_bytes_and_no_times(run: Run, cache_home: Path) -> None:
+    for path in (cache_home / "headrace").iterdir():
+        path.unlink()
+    status, out, _ = run("plan", "OLMoE-1B-7B")
+    assert status == 0
+    assert "run headrace measure" in out
+    assert json.loads(run("plan", "OLMoE-1B-7B", "--json")[1])["decode_tok_s"] is None
+
+
+def test_articles(run: Run) -> None:
+    status, out, _ = run("plan", "--article")
+    assert status == 0
+    assert [
+        n for n in ("32.05", "25.56", "32.64", "35.97", "38", "286", "6.08 GB", "7.70 G", "12.88 B") if n not in out
+    ] == []
+
+
+def test_too_large_is_said_after_the_tables(run: Run) -> None:
+    status, out, err = run("plan", "Kimi-K2", "--hardware", "rtx-3090, ddr5-6000-2ch, 64gb")
+    assert status == 1
+    assert "ram: too small" in out
+    assert "does not fit" in err
+    assert "GB too much" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("Kimi-K2", "--context", "0"), "--context is 0"),
+        (("Kimi-K2", "--batch", "-1"), "--batch is -1"),
+        (("Kimi-K2", "--prompt", "0"), "--prompt is 0"),
+        (("Kimi-K2", "--context", "999999"), "allows at most 131072 tokens"),
+        (("Kimi-K2", "--model", "magic"), "full and simple"),
+        (("Kimi-K2", "--quant", "q9"), "there is no format 'q9'"),
+        (("Kimi-K2", "--quant", "0bpw"), "bits above 0"),
+        (("Kimi-K2", "--quant", "router=q4_0"), "no group 'router'"),
+        (("Kimi-K2", "--hardware", "rtx-3091, ddr5-6000-2ch"), "nearest: rtx-3090"),
+        (("Kimi-K2", "--hardware", "rtx-3090", "--placement", "cpu"), "names no CPU"),
+        (("Kimi-K2", "--hardware", "ddr5-6000-2ch", "--placement", "gpu"), "needs a GPU"),
+        (("Kimi-K2", "--hardware", "rtx-3090, ddr5-6000-2ch", "--placement", "n-cpu-moe=99"), "from 0 to 61"),
+        (("Kimi-K2", "--hardware", "rtx-3090, ddr5-6000-2ch", "--placement", "moon"), "auto, cpu, gpu"),
+        (("Kimi-K2", "--plot", "x.pdf"), ".png or .svg"),
+        (("Kimi-K9",), "nearest in the catalogue: Kimi-K"),
+        ((), "no model"),
+    ],
+)
+def test_impossible_input_is_refused(run: Run, arguments: tuple[str, ...], said: str) -> None:
+    status, _, err = run("plan", *arguments)
+    assert status == 1
+    assert said in err
+
+
+def test_unknown_schemes_need_a_format() -> None:
+    source = model_source.find("DeepSeek-V3")
+    source.config["quantization_config"] = {"quant_method": "magic4"}
+    with pytest.raises(ConfigError, match="'magic4' is not known"):
+        encodings.native(source.config, "x")
+
+
+def test_a_plan_needs_no_torch_and_answers_at_once(checkpoints: Any, cache_home: Path) -> None:
+    """From a local config, as a command of its own: 2 s on a machine that others use too."""
+    config = checkpoints("qwen3_moe") / "config.json"
+    code = (
+        "import sys; from headrace import cli; sys.argv = ['headrace', 'plan', *sys.argv[1:]]\n"
+        "try: cli.main()\nexcept SystemExit as end: status = end.code or 0\n"
+        "sys.exit(status or (3 if 'torch' in sys.modules else 0))"
+    )
+    took = []
+    for arguments in ([config, "--context", "64"], ["Kimi-K2", "--hardware", "rtx-3090, epyc-9005-8ch"]):
+        start = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True)
+        took.append(time.perf_counter() - start)
+        assert done.returncode == 0, done.stderr or "torch was imported"
+    assert min(took) < 2
+
+
+def test_a_plot_is_written(run: Run, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "plan.svg"
+    hw = ("--hardware", "rtx-3090, epyc-9005-8ch, 768gb, 64cores")
+    status, _, err = run("plan", "Kimi-K2", "--quant", "q4_0", *hw, "--plot", path)
+    assert status == 0, err
+    drawn = path.read_text()
+    assert drawn.startswith("<?xml")
+    assert "</svg>" in drawn
+
+
+def test_a_plot_needs_matplotlib(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    status, _, err = run("plan", "Kimi-K2", "--plot", tmp_path / "plan.png")
+    assert status == 1
+    assert "pip install 'headrace[plot]'" in err

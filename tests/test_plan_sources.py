@@ -1,0 +1,397 @@
+"""What MODEL may be: bytes of headers equal those of the files; the hub is asked for headers alone."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_hub
+from fake_hub import FakeHub
+from headrace import CheckpointError, ConfigError, HubError
+from headrace.engine.planning import storage
+from headrace.engine.planning.plan import sizes
+from headrace.loaders import gguf_config, gguf_header, headers, hub_headers, model_source
+from headrace.loaders.headers import Stored
+from headrace.loaders.tensor_names import place
+from refusals import edit_json, refused
+
+gguf = pytest.importorskip("gguf")
+
+Q3 = dict(hidden=64, layers=4, heads=4, kv=2, size=16, width=32, experts=8, vocab=96)
+
+
+def file_bytes(directory: Path) -> int:
+    """Bytes of the tensors in the safetensors files of a directory."""
+    total = 0
+    for path in directory.glob("*.safetensors"):
+        total += path.stat().st_size - 8 - struct.unpack("<Q", path.read_bytes()[:8])[0]
+    return total
+
+
+@pytest.mark.parametrize("variant", ["qwen3_moe", "qwen2_moe", "mixtral", "olmoe", "granitemoe"])
+def test_bytes_of_a_checkpoint_are_those_of_its_file(variant: str, checkpoints: Callable[[str], Path]) -> None:
+    """And group by group those computed from the architecture in the stored type."""
+    directory = checkpoints(variant)
+    source = model_source.find(str(directory))
+    found, _ = sizes(source, "native")
+    assert found.from_headers
+    assert found.total == file_bytes(directory)
+    computed, _ = sizes(source, "experts=f32,dense=f32,embed=f32")
+    assert found.groups == computed.groups
+    assert [layer.common for layer in found.layers] == [layer.common for layer in computed.layers]
+    assert found.common == computed.common
+
+
+def test_a_config_file_alone(checkpoints: Callable[[str], Path], tmp_path: Path) -> None:
+    config = tmp_path / "some.json"
+    config.write_bytes((checkpoints("qwen3_moe") / "config.json").read_bytes())
+    assert model_source.find(str(config)).tensors is None
+    alone = tmp_path / "model"
+    alone.mkdir()
+    (alone / "config.json").write_bytes(config.read_bytes())
+    assert model_source.find(str(alone)).tensors is None
+
+
+def test_weights_of_another_model_are_refused(make: Callable[..., Path]) -> None:
+    source = model_source.find(str(make("qwen3_moe", mlp_only_layers=[0, 1])))
+    with refused(CheckpointError, "config and weights do not belong together"):
+        sizes(source, "native")
+
+
+def test_unknown_keys_and_what_stops_a_run_are_said(make: Callable[..., Path]) -> None:
+    directory = make("mixtral", sliding_window=64, surprising_key=1)
+    described = model_source.find(str(directory)).described
+    assert described.unknown_keys == ("surprising_key",)
+    assert "sliding_window is 64" in described.objections[0]
+
+
+@pytest.mark.parametrize(("model", "said"), [("Qwen3-30B-A3C", "Qwen3-30B-A3B"), ("./nowhere", "no directory")])
+def test_models_that_are_not_there(model: str, said: str) -> None:
+    with refused(ConfigError, said):
+        model_source.find(model)
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "weights.bin"
+    path.write_bytes(b"x")
+    with refused(ConfigError, "neither a directory nor a .gguf nor a config.json"):
+        model_source.find(str(path))
+
+
+# Names
+
+
+@pytest.mark.parametrize(
+    ("name", "layer", "group"),
+    [
+        ("model.layers.3.mlp.experts.17.gate_proj.weight", 3, "experts"),
+        ("model.layers.3.mlp.gate.e_score_correction_bias", 3, "router"),
+        ("model.layers.3.mlp.gate_proj.weight_scale_inv", 3, "dense"),
+        ("model.layers.3.mlp.shared_experts.up_proj.weight", 3, "shared"),
+        ("model.layers.3.mlp.shared_expert_gate.weight", 3, "router"),
+        ("model.layers.3.self_attn.kv_a_layernorm.weight", 3, "norms"),
+        ("model.layers.3.self_attn.kv_b_proj.weight", 3, "attention"),
+        ("model.layers.3.linear_attn.in_proj_qkvz.weight", 3, "attention"),
+        ("model.layers.2.block_sparse_moe.input_linear.weight", 2, "experts"),
+        ("model.layers.2.mlp.experts.gate_up_proj_blocks", 2, "experts"),
+        ("layers.5.ffn.experts.3.w1.scale", 5, "experts"),
+        ("layers.5.ffn.gate.tid2eid", 5, "router"),
+        ("head.weight", None, "head"),
+        ("embed.weight", None, "embedding"),
+        ("model.language_model.embed_tokens.weight", None, "embedding"),
+        ("model.norm.weight", None, "norms"),
+        ("model.layers.61.eh_proj.weight", None, "multi-token prediction"),
+        ("model.layers.61.mlp.experts.0.up_proj.weight", None, "multi-token prediction"),
+        ("mtp.0.attn.wkv.weight", None, "multi-token prediction"),
+        ("model.visual.blocks.0.attn.qkv.weight", None, "vision and audio"),
+        ("backbone.layers.4.mixer.experts.9.up_proj.weight", 4, "experts"),
+        ("backbone.layers.4.mixer.in_proj.weight", 4, "attention"),
+        ("blk.7.ffn_gate_exps.weight", 7, "experts"),
+        ("blk.7.ffn_gate_inp.weight", 7, "router"),
+        ("blk.7.ffn_gate_inp_shexp.weight", 7, "router"),
+        ("blk.7.ffn_up_shexp.weight", 7, "shared"),
+        ("blk.7.ffn_down.weight", 7, "dense"),
+        ("blk.7.ffn_down.3.weight", 7, "experts"),
+        ("blk.7.ffn_norm.weight", 7, "norms"),
+        ("blk.7.exp_probs_b.bias", 7, "router"),
+        ("blk.7.attn_kv_a_mqa.weight", 7, "attention"),
+        ("blk.60.nextn.eh_proj.weight", None, "multi-token prediction"),
+        ("output.weight", None, "head"),
+        ("output_norm.weight", None, "norms"),
+        ("token_embd.weight", None, "embedding"),
+    ],
+)
+def test_where_a_tensor_belongs(name: str, layer: int | None, group: str) -> None:
+    assert place(name, 61) == (layer, group)
+
+
+# GGUF
+
+
+def write_gguf(path: Path, arch: str = "qwen3moe", kind: Any = None, **changes: Any) -> list[tuple[str, int]]:
+    """A small Qwen3-MoE as a GGUF, written by the gguf library; returns names and bytes of its tensors."""
+    kind = gguf.GGMLQuantizationType.Q8_0 if kind is None else kind
+    s = {**Q3, **changes}
+    writer = gguf.GGUFWriter(path, arch)
+    writer.add_block_count(s["layers"])
+    writer.add_context_length(4096)
+    writer.add_embedding_length(s["hidden"])
+    writer.add_feed_forward_length(96)
+    writer.add_head_count(s["heads"])
+    writer.add_head_count_kv(s["kv"])
+    writer.add_key_length(s["size"])
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_expert_count(s["experts"])
+    writer.add_expert_used_count(2)
+    writer.add_expert_feed_forward_length(s["width"])
+    writer.add_token_list([f"t{i}" for i in range(s["vocab"])])
+    shapes: dict[str, tuple[int, ...]] = {
+        "token_embd.weight": (s["vocab"], s["hidden"]), "output_norm.weight": (s["hidden"],),
+        "output.weight": (s["vocab"], s["hidden"]),
+    }  # fmt: skip
+    for i in range(s["layers"]):
+        layer = {
+            "attn_norm.weight": (s["hidden"],), "ffn_norm.weight": (s["hidden"],),
+            "attn_q.weight": (s["heads"] * s["size"], s["hidden"]), "attn_q_norm.weight": (s["size"],),
+            "attn_k.weight": (s["kv"] * s["size"], s["hidden"]), "attn_k_norm.weight": (s["size"],),
+            "attn_v.weight": (s["kv"] * s["size"], s["hidden"]),
+            "attn_output.weight": (s["hidden"], s["heads"] * s["size"]),
+            "ffn_gate_inp.weight": (s["experts"], s["hidden"]),
+            "ffn_gate_exps.weight": (s["experts"], s["width"], s["hidden"]),
+            "ffn_up_exps.weight": (s["experts"], s["width"], s["hidden"]),
+            "ffn_down_exps.weight": (s["experts"], s["hidden"], s["width"]),
+        }  # fmt: skip
+        shapes.update({f"blk.{i}.{name}": shape for name, shape in layer.items()})
+    for name, shape in shapes.items():
+        values = np.zeros(shape, dtype=np.float32)
+        if len(shape) > 1 and "gate_inp" not in name:
+            writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
+        else:
+            writer.add_tensor(name, values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return [(t.name, int(t.n_bytes)) for t in gguf.GGUFReader(path).tensors]
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "BF16"])
+def test_bytes_of_a_gguf_are_those_of_its_file(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "model.gguf"
+    written = write_gguf(path, kind=gguf.GGMLQuantizationType[kind])
+    source = model_source.find(str(path))
+    assert source.tensors is not None
+    assert [(t.name, t.nbytes) for t in source.tensors] == written
+    found, _ = sizes(source, "native")
+    assert found.total == sum(size for _, size in written)
+    assert found.expert_format == kind.lower()
+    model = source.described.architecture
+    assert model.family == "qwen3_moe"
+    assert model.total_parameters == sum(int(np.prod(t.shape)) for t in source.tensors)
+    assert source.described.objections == ()
+
+
+def test_every_type_is_the_librarys() -> None:
+    for code, (name, block, size) in gguf_header.TYPES.items():
+        kind = gguf.GGMLQuantizationType(code)
+        assert (kind.name, gguf.GGML_QUANT_SIZES[kind]) == (name, (block, size))
+
+
+def test_only_the_header_of_a_gguf_is_read(tmp_path: Path) -> None:
+    """A file of which nothing but the header is there: 400 GB of weights that nobody downloaded."""
+    path = tmp_path / "model.gguf"
+    written = write_gguf(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) - sum(size for _, size in written)])
+    source = model_source.find(str(path))
+    assert source.tensors is not None
+    assert sum(t.nbytes for t in source.tensors) == sum(size for _, size in written)
+
+
+@pytest.mark.parametrize("cut", [0, 3, 8, 20, 200, 2000])
+def test_a_broken_gguf_is_refused(tmp_path: Path, cut: int) -> None:
+    path = tmp_path / "model.gguf"
+    write_gguf(path)
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(CheckpointError, match=r"ends inside its header|no GGUF file"):
+        model_source.find(str(path))
+
+
+def test_a_damaged_gguf_is_refused() -> None:
+    blob = b"GGUF" + struct.pack("<IQQ", 3, 1, 1) + struct.pack("<Q", 1 << 60)
+    with refused(CheckpointError, "damaged header"):
+        gguf_header.read(lambda start, length: blob[start : start + length], "x.gguf")
+    with refused(CheckpointError, "version 99"):
+        gguf_header.read(lambda start, length: (b"GGUF" + struct.pack("<IQQ", 99, 0, 0))[start:], "x.gguf")
+
+
+def test_unknown_archs_name_the_nearest() -> None:
+    with refused(ConfigError, "'qwen3moes'", "nearest: qwen3moe"):
+        gguf_config.config({"general.architecture": "qwen3moes"}, (), "x.gguf")
+
+
+def latent_header() -> tuple[dict[str, Any], tuple[Stored, ...]]:
+    """DeepSeek-V3 cut to two layers, as converters write it."""
+    meta = {
+        "block_count": 3, "context_length": 163840, "embedding_length": 7168, "feed_forward_length": 18432,
+        "vocab_size": 129280, "attention.head_count": 128, "attention.head_count_kv": 1, "attention.key_length": 576,
+        "attention.q_lora_rank": 1536, "attention.kv_lora_rank": 512, "attention.key_length_mla": 192,
+        "attention.value_length_mla": 128, "rope.dimension_count": 64, "expert_count": 256, "expert_used_count": 8,
+        "expert_shared_count": 1, "expert_feed_forward_length": 2048, "leading_dense_block_count": 1,
+        "nextn_predict_layers": 1,
+    }  # fmt: skip
+    tensors = (
+        Stored("token_embd.weight", "Q4_K", (129280, 7168), 1), Stored("output.weight", "Q6_K", (129280, 7168), 1),
+        Stored("blk.1.ffn_gate_exps.weight", "Q4_K", (256, 2048, 7168), 1),
+        Stored("blk.1.ffn_gate_shexp.weight", "Q4_K", (2048, 7168), 1),
+    )  # fmt: skip
+    return {"general.architecture": "deepseek2", **{f"deepseek2.{k}": v for k, v in meta.items()}}, tensors
+
+
+def test_latent_attention_from_a_gguf() -> None:
+    """A layer of the file is a layer of the catalogue's DeepSeek-V3, which has 61 instead of two."""
+    metadata, tensors = latent_header()
+    source = model_source.of_gguf(gguf_header.Header(metadata, tensors, 0), list(tensors), "x.gguf")
+    real = model_source.find("DeepSeek-V3").described.architecture
+    model = source.described.architecture
+    assert len(model.layers) == 2  # the third is for multi-token prediction
+    assert model.layers == (real.layers[0], real.layers[3])
+
+
+# The hub
+
+
+def repo_files(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir() if path.is_file()}
+
+
+def sharded(tensors: dict[str, tuple[str, tuple[int, ...]]], shards: int, body: int) -> dict[str, bytes]:
+    """A checkpoint of `shards` files with so many bytes behind each header."""
+    names = list(tensors)
+    files, where = {}, {}
+    for n in range(shards):
+        file = f"model-{n + 1:05d}-of-{shards:05d}.safetensors"
+        header, at = {}, 0
+        for name in names[n::shards]:
+            dtype, shape = tensors[name]
+            size = int(np.prod(shape)) * 4
+            header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, at + size]}
+            where[name], at = file, at + size
+        blob = json.dumps(header).encode()
+        files[file] = struct.pack("<Q", len(blob)) + blob + b"\0" * body
+    return {**files, "model.safetensors.index.json": json.dumps({"weight_map": where}).encode()}
+
+
+def test_a_hub_id_downloads_headers_only(hub: FakeHub, cache: Path, checkpoints: Callable[[str], Path]) -> None:
+    """Config, index and headers: a few kilobytes of each shard, however large it is."""
+    directory = checkpoints("qwen3_moe")
+    local = headers.of_directory(directory)
+    body = 8 << 20
+    files = sharded({t.name: (t.dtype, t.shape) for t in local}, 3, body)
+    hub.add("org/large", {"config.json": (directory / "config.json").read_bytes(), **files})
+    source = model_source.find("org/large", cache_dir=cache)
+    assert source.tensors is not None
+    assert sorted(source.tensors, key=lambda t: t.name) == sorted(local, key=lambda t: t.name)
+    shards = [name for name in files if name.endswith(".safetensors")]
+    assert {name for name, _ in hub.ranges} == set(shards)
+    assert sum(hub.sent[name] for name in shards) <= len(shards) * hub_headers.FIRST
+    assert sum(hub.sent.values()) < body / 8
+    assert sizes(source, "native")[0].total == sum(t.nbytes for t in local)
+
+
+def test_a_header_longer_than_the_first_piece(
+    hub: FakeHub, cache: Path, checkpoints: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub_headers, "FIRST", 100)
+    hub.add("org/tiny", repo_files(checkpoints("mixtral")))
+    source = model_source.find("org/tiny", cache_dir=cache)
+    assert source.tensors == headers.of_directory(checkpoints("mixtral"))
+    assert len(hub.ranges) == 2
+
+
+def test_a_server_that_ignores_ranges_is_not_read_to_the_end(
+    hub: FakeHub, cache: Path, checkpoints: Callable[[str], Path]
+) -> None:
+    files = repo_files(checkpoints("mixtral"))
+    files["model.safetensors"] += b"\0" * (64 << 20)
+    hub.add("org/tiny", files)
+    hub.ignores_ranges = True
+    source = model_source.find("org/tiny", cache_dir=cache)
+    assert source.tensors == headers.of_directory(checkpoints("mixtral"))
+
+
+def test_a_gguf_on_the_hub(hub: FakeHub, cache: Path, tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    written = write_gguf(path)
+    hub.add("org/quantised", {"model-q8.gguf": path.read_bytes() + b"\0" * (4 << 20), "README.md": b"x"})
+    source = model_source.find("org/quantised/model-q8.gguf", cache_dir=cache)
+    assert source.tensors is not None
+    assert [(t.name, t.nbytes) for t in source.tensors] == written
+    assert hub.sent["model-q8.gguf"] <= gguf_header.STEP
+    with refused(HubError, "1 GGUF files", "org/quantised/model-q8.gguf"):
+        model_source.find("org/quantised", cache_dir=cache)
+    with refused(HubError, "no file other.gguf", "model-q8.gguf"):
+        model_source.find("org/quantised/other.gguf", cache_dir=cache)
+
+
+def test_a_split_gguf_on_the_hub(hub: FakeHub, cache: Path, tmp_path: Path) -> None:
+    """Each part has a header of its own; the first has the metadata."""
+    path = tmp_path / "model.gguf"
+    written = write_gguf(path)
+    blob = path.read_bytes()
+    pairs = struct.unpack_from("<Q", blob, 16)[0]
+    key = b"split.count"
+    extra = struct.pack("<Q", len(key)) + key + struct.pack("<IH", 2, 2)
+    first = blob[:16] + struct.pack("<Q", pairs + 1) + extra + blob[24:]
+    second = (
+        blob[:4] + struct.pack("<IQQ", 3, 1, 0) + struct.pack("<Q", 5) + b"extra" + struct.pack("<IQIQ", 1, 8, 0, 0)
+    )
+    hub.add("org/split", {"q4/m-00001-of-00002.gguf": first, "q4/m-00002-of-00002.gguf": second})
+    source = model_source.find("org/split/q4/m-00001-of-00002.gguf", cache_dir=cache)
+    assert source.tensors is not None
+    assert len(source.tensors) == len(written) + 1
+
+
+def test_a_hub_that_cannot_be_reached_leaves_the_catalogue(hub: FakeHub, cache: Path) -> None:
+    source = model_source.find("moonshotai/Kimi-K2-Instruct", cache_dir=cache)
+    assert "could not be read from the hub" in source.notes[0]
+    assert source.described.architecture.total_parameters == pytest.approx(1026.408e9, rel=1e-6)
+    with pytest.raises(HubError, match="has no model"):
+        model_source.find("nobody/knows-this", cache_dir=cache)
+
+
+def test_offline_takes_what_is_in_the_cache(hub: FakeHub, cache: Path, checkpoints: Callable[[str], Path]) -> None:
+    hub.add("org/tiny", repo_files(checkpoints("mixtral")))
+    tiny_hub.fetch(cache, "org/tiny")
+    hub.forget()
+    source = model_source.find("org/tiny", cache_dir=cache, offline=True)
+    assert source.tensors == headers.of_directory(checkpoints("mixtral"))
+    assert not hub.requests
+    with pytest.raises(HubError, match="not in the cache"):
+        model_source.find("org/other", cache_dir=cache, offline=True)
+
+
+def test_damaged_headers_are_refused(make: Callable[..., Path]) -> None:
+    directory = make("mixtral")
+    path = directory / "model.safetensors"
+    path.write_bytes(struct.pack("<Q", 1 << 40) + path.read_bytes()[8:])
+    with refused(CheckpointError, "no safetensors file"):
+        model_source.find(str(directory))
+    edit_json(directory / "config.json", hidden_size=0)
+    with refused(ConfigError, "hidden_size is 0"):
+        model_source.find(str(directory / "config.json"))
+
+
+def test_storage_of_left_out_parts(checkpoints: Callable[[str], Path]) -> None:
+    """Layers for multi-token prediction are part of a download and of no token."""
+    source = model_source.find(str(checkpoints("qwen3_moe")))
+    assert source.tensors is not None
+    more = [*source.tensors, Stored("mtp.fc.weight", "BF16", (8, 8), 128)]
+    found = storage.of_headers(source.described.architecture, more, "x")
+    assert found.left_out == {"multi-token prediction": 128}
+    assert found.total == sum(t.nbytes for t in source.tensors)
