@@ -133,7 +133,7 @@ def _range_once(repo: Repo, name: str, start: int, length: int) -> bytes:
     url = hf_hub_url(repo.model, name, revision=repo.commit, endpoint=repo.endpoint)
     asked = {**build_hf_headers(), "Accept-Encoding": "identity", "Range": f"bytes={start}-{start + length - 1}"}
     timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
-    with get_session().stream("GET", url, headers=asked, timeout=timeout, follow_redirects=True) as response:
+    with get_session().stream("GET", url, headers=asked, timeout=timeout) as response:
         if response.status_code == 416:  # the file ends before
             return b""
         hf_raise_for_status(response)

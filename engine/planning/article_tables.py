@@ -78,7 +78,10 @@ def moe_arithmetic() -> Table:
             "FLOPs of a prompt of 4096", "-", f"{QWEN3.prefill_flops(4096) / TFLOP:.1f} T",
             f"{exact.prefill_flops(real, 4096) / TFLOP:.1f} T",
         ),
-        ("compute-bound tokens/s", "100,000", f"{PEAK / 7.7e9:,.0f}", "-"),
+        (
+            "compute-bound tokens/s", "100,000", f"{PEAK / 7.7e9:,.0f}",
+            f"{PEAK / exact.decode_flops(real, round(context)):,.0f}",
+        ),
         (
             "cache of 4096 tokens", "-", f"{QWEN3.cache_bytes(4096) / GB:.2f} GB",
             f"{2 * real.cache_elements(4096) / GB:.2f} GB",

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import OptionError
+from . import placement as placing
 from .article import expert_crossover_batch
-from .plan import Plan, needs, rate
+from .plan import Plan, best_of, needs, rate
 from .speed import Model, Workload
 
 KINDS = (".png", ".svg")
@@ -67,14 +68,14 @@ def _stacked(axis: Any, plan: Plan) -> None:
         below = [b + h for b, h in zip(below, heights, strict=True)]
     axis.plot(names, [1e3 * step.seconds for step in steps], "k_", markersize=30, label="step")
     axis.set(title="time of a decode step", ylabel="ms")
-    axis.legend()
+    axis.legend(loc="lower left")
 
 
 def _over_batch(axis: Any, plan: Plan) -> None:
     """Tokens/s over the batch, as far as the cache fits, with the batch from which an expert is bound by compute."""
     points = [(batch, speed) for batch in BATCHES if (speed := _tok_s(plan, plan.options.context, batch)) is not None]
     axis.plot([b for b, _ in points], [s for _, s in points], "o-")
-    axis.set(title="decode over batch", xlabel="sequences", ylabel="tokens/s", xscale="log")
+    axis.set(title="decode over batch", xlabel="sequences", ylabel="tokens/s", xscale="log", ylim=(0, None))
     crossover = crossover_batch(plan)
     if crossover is not None:
         axis.axvline(crossover, linestyle="--", label=f"experts bound by compute from {crossover:.0f}")
@@ -103,14 +104,15 @@ def _over_context(axis: Any, plan: Plan) -> None:
     contexts = [c for c in (2**i for i in range(8, 22)) if c <= top]
     points = [(c, s) for c in contexts if (s := _tok_s(plan, c, plan.options.batch)) is not None]
     axis.plot([c for c, _ in points], [s for _, s in points], "o-")
-    axis.set(title="decode over context", xlabel="tokens", ylabel="tokens/s", xscale="log")
+    axis.set(title="decode over context", xlabel="tokens", ylabel="tokens/s", xscale="log", ylim=(0, None))
 
 
 def _tok_s(plan: Plan, context: int, batch: int) -> float | None:
-    """Tokens/s of the best placement at another point; None where it does not fit there."""
-    assert plan.best is not None
+    """Tokens/s of the best placement at another point, which may be another one there; None where none fits."""
     assert plan.hardware is not None
     work = Workload(context=context, batch=batch, prompt=min(plan.options.prompt, context))
     engine = Model(plan.model, plan.storage, plan.hardware, plan.distinct)
-    found = rate(engine, needs(plan.model, work), work, plan.best.placement).decode_tok_s(batch)
+    demand = needs(plan.model, work)
+    placed = placing.choices(plan.storage, plan.hardware, demand)
+    found = best_of([rate(engine, demand, work, p) for p in placed], work).decode_tok_s(batch)
     return None if found is None else found.mid

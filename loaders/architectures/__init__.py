@@ -55,10 +55,14 @@ READERS: dict[str, Read] = {
     "step3p5": grouped.step3p5,
     "step3p7": grouped.step3p5,
 }
-# Keys that change what is computed and not how much: positions, scores, scaling, training, vision and audio parts.
+# Keys that change what is computed and not how much (positions, scores, scaling, training, vision and audio parts), and
+# keys that decide on sizes in some families and stand in the configs of others without meaning.
 SIZELESS = frozenset(
     (
-        "attention_multiplier", "attn_scale", "attn_temperature_tuning", "audio_config", "aux_loss_alpha", "clip_qkv",
+        "add_swa_attention_sink_bias", "attn_type_list", "experts_per_token", "initial_context_length", "mla_use_nope",
+        "moe_layer_num_skipped", "moe_router_activation_func", "mtp_transformer_layers", "qk_norm_type",
+        "use_grouped_topk", "use_mtp", "use_routing_bias", "attention_multiplier", "attn_scale",
+        "attn_temperature_tuning", "audio_config", "aux_loss_alpha", "clip_qkv",
         "decoder_sparse_step", "embedding_multiplier", "enable_moe_fp32_combine", "ep_size", "eod_token_id", "expand",
         "final_logit_softcapping", "floor_scale", "for_llm_compressor", "hidden_act", "hidden_activation",
         "image_token_id", "layer_norm_epsilon", "layer_norm_eps", "logits_scaling", "mlp_bias", "mlp_hidden_act",

@@ -63,6 +63,7 @@ def dense_layers(c: ConfigReader, *, default: int | None = None) -> set[int]:
 def linear_layers(c: ConfigReader, names: Collection[str], others: Collection[str], interval: str | None) -> list[bool]:
     """Which layers are recurrent: by `layer_types`, else all but every `interval`-th."""
     count = layer_count(c)
+    c.get(*((interval,) if interval else ()))
     kinds = listed(c, "layer_types", count, (*names, *others))
     if kinds is not None:
         return [kind in names for kind in kinds]
