@@ -7,7 +7,8 @@
     seconds = sum over groups of bytes / bandwidth of the kernel that reads that format
 
 The ledger counts the same bytes from the objects that were touched; the two agree to the byte. The second line is the
-plain bandwidth model of one tier: fixed costs per layer and tiers that overlap are not in it.
+plain bandwidth model of one tier: fixed costs per layer and tiers that overlap are not in it. Models that are not
+loaded, and machines with more tiers, are the business of `planning/`, which counts the same bytes.
 """
 
 from __future__ import annotations

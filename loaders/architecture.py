@@ -162,10 +162,6 @@ class Architecture:
         """Elements that one sequence of `context` tokens keeps in all its caches."""
         return sum(cache.stored(context) for cache in self._caches())
 
-    def cache_read_elements(self, context: int) -> int:
-        """Elements of the caches that a new token reads at that context."""
-        return sum(cache.read(context) for cache in self._caches())
-
     @property
     def state_elements(self) -> int:
         """float32 elements of recurrent state of one sequence."""

@@ -121,10 +121,6 @@ def parse(text: str, native: Quant) -> Quant:
     return Quant(**chosen)
 
 
-def uniform(name: str, native: Quant) -> Quant:
-    return parse(name, native)
-
-
 def native(config: dict[str, Any], source: str) -> Quant:
     """The encodings that a config says the checkpoint has; raises ConfigError for a scheme that is not known."""
     plain = find(

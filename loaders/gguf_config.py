@@ -64,6 +64,8 @@ def config(metadata: Mapping[str, Any], tensors: tuple[Stored, ...], source: str
     values["num_hidden_layers"] = values.get("num_hidden_layers", 0) - metadata.get(f"{arch}.nextn_predict_layers", 0)
     _experts(values, shapes)
     _attention(values, shapes, metadata, arch)
+    if inner := metadata.get(f"{arch}.ssm.inner_size"):
+        values["linear_value_head_dim"] = inner // values.get("linear_num_value_heads", 1)
     return _defaults(values)
 
 
@@ -113,7 +115,6 @@ def _defaults(values: dict[str, Any]) -> dict[str, Any]:
     values["norm_topk_prob"] = family not in ("qwen2_moe", "olmoe")
     values["hidden_act"] = "silu"
     values.setdefault("rope_theta", 10000.0)
-    values.setdefault("linear_value_head_dim", values.get("linear_key_head_dim"))
     if family == "mixtral":
         values.pop("sliding_window", None)
     if family == "granitemoe":

@@ -166,3 +166,17 @@ def test_sources_of_ranges_are_said() -> None:
     for reached, why in REACHED.values():
         assert 0 < reached.low < reached.mid < reached.high < 1
         assert re.search(r"[a-z]", why)
+
+
+def test_this_machine_with_a_named_gpu(profile: Profile) -> None:
+    """The measured CPU beside a part."""
+    found = machine_file.find("this, rtx-3090, nvme-gen4")
+    assert found is not None
+    assert found.cpu is not None
+    assert found.cpu.reads("q4_0", True).mid == 1e10
+    assert [g.name for g in found.gpus] == ["NVIDIA GeForce RTX 3090"]
+
+
+def test_this_machine_must_be_measured(cache_home: Path) -> None:
+    with refused(OptionError, "'this' is not measured yet", "headrace measure"):
+        machine_file.find("this, rtx-3090")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -263,6 +264,41 @@ def test_latent_attention_from_a_gguf() -> None:
     assert model.layers == (real.layers[0], real.layers[3])
 
 
+# What converters write for released models: GGUF metadata from config keys, and the shapes that tell about layers.
+RELEASED = {
+    "qwen3moe": "Qwen3-30B-A3B", "qwen2moe": "Qwen1.5-MoE-A2.7B", "llama": "Mixtral-8x7B", "olmoe": "OLMoE-1B-7B",
+    "gpt-oss": "gpt-oss-120b", "glm4moe": "GLM-4.5", "qwen3next": "Qwen3-Next-80B-A3B", "minimax-m2": "MiniMax-M2",
+    "granitemoe": "Granite-3.1-3b-a800m", "dots1": "dots.llm1",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("arch", RELEASED)
+def test_released_models_from_a_gguf(arch: str) -> None:
+    """The layers are those that the model's config gives."""
+    entry = model_source.find(RELEASED[arch])
+    real, config = entry.described.architecture, entry.config
+    meta = {key: config[name] for key, name in gguf_config.KEYS.items() if config.get(name) is not None}
+    experts = real.layers[-1].experts
+    assert experts is not None
+    meta.update({"expert_count": experts.count, "expert_feed_forward_length": experts.width})
+    if "linear_num_value_heads" in config:
+        meta["ssm.inner_size"] = config["linear_num_value_heads"] * config["linear_value_head_dim"]
+    tensors = [Stored("token_embd.weight", "Q4_K", (real.vocab, real.hidden), 1)]
+    tensors += [] if real.tied_head else [Stored("output.weight", "Q4_K", (real.vocab, real.hidden), 1)]
+    shared = config.get("shared_expert_intermediate_size") or config.get("n_shared_experts", 0) * experts.width
+    for i, layer in enumerate(real.layers):
+        if layer.experts is not None:
+            tensors.append(Stored(f"blk.{i}.ffn_gate_exps.weight", "Q4_K", (1, experts.width, real.hidden), 1))
+            tensors += [Stored(f"blk.{i}.ffn_gate_shexp.weight", "Q4_K", (shared, real.hidden), 1)] if shared else []
+        if config.get("attention_bias") or config["model_type"] == "qwen2_moe":
+            tensors.append(Stored(f"blk.{i}.attn_q.bias", "F32", (1,), 4))
+        if config.get("use_qk_norm"):
+            tensors.append(Stored(f"blk.{i}.attn_q_norm.weight", "F32", (1,), 4))
+    metadata = {"general.architecture": arch, **{f"{arch}.{key}": value for key, value in meta.items()}}
+    read = model_source.of_gguf(gguf_header.Header(metadata, tuple(tensors), 0), tensors, "x.gguf")
+    assert read.described.architecture == real
+
+
 # The hub
 
 
@@ -294,7 +330,9 @@ def test_a_hub_id_downloads_headers_only(hub: FakeHub, cache: Path, checkpoints:
     body = 8 << 20
     files = sharded({t.name: (t.dtype, t.shape) for t in local}, 3, body)
     hub.add("org/large", {"config.json": (directory / "config.json").read_bytes(), **files})
+    start = time.perf_counter()
     source = model_source.find("org/large", cache_dir=cache)
+    assert time.perf_counter() - start < 10
     assert source.tensors is not None
     assert sorted(source.tensors, key=lambda t: t.name) == sorted(local, key=lambda t: t.name)
     shards = [name for name in files if name.endswith(".safetensors")]
@@ -395,3 +433,15 @@ def test_storage_of_left_out_parts(checkpoints: Callable[[str], Path]) -> None:
     found = storage.of_headers(source.described.architecture, more, "x")
     assert found.left_out == {"multi-token prediction": 128}
     assert found.total == sum(t.nbytes for t in source.tensors)
+
+
+def test_files_that_hold_another_number_of_parameters(checkpoints: Callable[[str], Path]) -> None:
+    """Counted where an element is a weight: a plan says when the two differ."""
+    source = model_source.find(str(checkpoints("qwen3_moe")))
+    assert source.tensors is not None
+    model = source.described.architecture
+    assert storage.of_headers(model, source.tensors, "x").counted == model.total_parameters
+    more = [*source.tensors, Stored("model.layers.0.self_attn.extra.weight", "F32", (99, 9), 4 * 891)]
+    assert storage.of_headers(model, more, "x").counted == model.total_parameters + 891
+    packed = [*source.tensors, Stored("model.layers.0.self_attn.extra.weight", "U8", (99, 9), 891)]
+    assert storage.of_headers(model, packed, "x").counted is None

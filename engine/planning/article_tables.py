@@ -10,7 +10,7 @@ from ...loaders import catalogue
 from ...loaders.architectures import read
 from ..tables import new_table
 from . import article, exact
-from .article import Decoder
+from .article import Decoder, compute_bound, memory_bound
 
 GB, TB, TFLOP = 1e9, 1e12, 1e12
 QWEN3 = Decoder(hidden=2048, width=768, experts=128, top_k=8, layers=48, vocab=151936, heads=32)
@@ -65,7 +65,7 @@ def moe_arithmetic() -> Table:
     rows = (
         ("weights read per token", "6 GB", f"{theirs / GB:.2f} GB", f"{ours / GB:.2f} GB"),
         ("time to read them", "2.1 ms", f"{theirs / BANDWIDTH * 1e3:.2f} ms", f"{ours / BANDWIDTH * 1e3:.2f} ms"),
-        ("memory-bound tokens/s", "466", f"{BANDWIDTH / theirs:.0f}", f"{BANDWIDTH / ours:.0f}"),
+        ("memory-bound tokens/s", "466", f"{memory_bound(BANDWIDTH, theirs):.0f}", f"{memory_bound(BANDWIDTH, ours):.0f}"),
         (
             f"FLOPs per token, context {context:.0f}", "7.7 G", f"{QWEN3.decode_flops(round(context)) / GB:.2f} G",
             f"{exact.decode_flops(real, round(context)) / GB:.2f} G",
@@ -79,8 +79,8 @@ def moe_arithmetic() -> Table:
             f"{exact.prefill_flops(real, 4096) / TFLOP:.1f} T",
         ),
         (
-            "compute-bound tokens/s", "100,000", f"{PEAK / 7.7e9:,.0f}",
-            f"{PEAK / exact.decode_flops(real, round(context)):,.0f}",
+            "compute-bound tokens/s", "100,000", f"{compute_bound(PEAK, 7.7e9):,.0f}",
+            f"{compute_bound(PEAK, exact.decode_flops(real, round(context))):,.0f}",
         ),
         (
             "cache of 4096 tokens", "-", f"{QWEN3.cache_bytes(4096) / GB:.2f} GB",

@@ -115,11 +115,12 @@ def parts() -> dict[str, dict[str, Any]]:
     return dict(json.loads(text))
 
 
-def parse(text: str) -> Hardware:
+def parse(text: str, this: Device | None = None) -> Hardware:
     """A machine from names of parts: "rtx-3090, epyc-9005-8ch, 768gb", "2x rtx-3090, ddr5-6000-2ch, 64gb, nvme-gen4".
 
     "NNNgb" is the size of the RAM, "Nx" repeats a part, "ddr5-SPEED-Nch" is memory by channels, "NNcores" are the
-    CPU's. Raises OptionError for an unknown part, with the nearest names.
+    CPU's, "this" is the CPU of this machine as it was measured. Raises OptionError for an unknown part, with the
+    nearest names.
     """
     words = [w.strip().lower() for w in text.split(",") if w.strip()]
     if not words:
@@ -134,7 +135,7 @@ def parse(text: str) -> Hardware:
         elif match := re.fullmatch(r"(\d+)\s*-?cores", word):
             cores = int(positive("cores", int(match[1])))
         else:
-            count, device = _repeated(word)
+            count, device = (1, this) if word == "this" and this is not None else _repeated(word)
             if device.kind in ("gpu", "unified", "on-chip"):
                 gpus += [device] * count
             elif device.kind == "disk":

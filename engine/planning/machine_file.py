@@ -33,7 +33,20 @@ def find(text: str | None) -> Hardware | None:
     path = Path(text).expanduser()
     if text.endswith(".json") or path.is_file():
         return read_file(path)
-    return parse(text)
+    return parse(text, _this_cpu() if "this" in (word.strip() for word in text.split(",")) else None)
+
+
+def _this_cpu() -> Device:
+    found = this_machine()
+    if found is None or found.cpu is None:
+        raise OptionError("--hardware 'this' is not measured yet: run headrace measure, or name its memory")
+    return found.cpu
+
+
+def unknown_gpus() -> int:
+    """NVIDIA GPUs that this machine has; a profile does not know them."""
+    folder = Path("/proc/driver/nvidia/gpus")
+    return sum(1 for _ in folder.iterdir()) if folder.is_dir() else 0
 
 
 def this_machine() -> Hardware | None:

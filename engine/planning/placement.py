@@ -68,10 +68,6 @@ def usable(device: Device) -> int | None:
     return max(0, device.memory - GPU_RESERVE) if device.kind == "gpu" else int(device.memory * RAM_SHARE)
 
 
-def has_experts(storage: Storage) -> list[bool]:
-    return [layer.experts > 0 for layer in storage.layers]
-
-
 def on_cpu(storage: Storage, hardware: Hardware, demand: Demand) -> Placement:
     """Everything in RAM; experts that do not fit stay on the disk, if the machine has one."""
     count = len(storage.layers)

@@ -12,6 +12,7 @@ from ...loaders.architecture import GROUPS, Architecture
 from ..tables import GB, new_table, size
 from . import placement as placing
 from .hardware import REACHED, Device, Range
+from .machine_file import unknown_gpus
 from .plan import Plan, Rated
 from .speed import CACHE_WIDTH, STATE_WIDTH
 
@@ -46,6 +47,9 @@ def headlines(plan: Plan) -> Iterable[str]:
     for objection in described.objections:
         yield f"cannot be run: {objection}"
     yield from plan.source.notes
+    counted = plan.storage.counted
+    if counted is not None and abs(counted - model.total_parameters) > 1e-3 * model.total_parameters:
+        yield f"its files hold {counted / GB:.3f} B parameters: the config is read wrongly, or belongs to another model"
     if described.unknown_keys:
         unknown = ", ".join(described.unknown_keys)
         yield f"config keys that this family does not know, and that may change sizes: {unknown}"
@@ -188,14 +192,18 @@ def what_if_table(plan: Plan) -> Table:
 
 def remarks(plan: Plan) -> Iterable[str]:
     assert plan.hardware is not None
-    if not plan.hardware.measured:
+    if plan.hardware.measured:
+        yield "bandwidths are measured; compute of the CPU's cores, which decides on prefill, is assumed from its kind"
+        if count := unknown_gpus():
+            yield f'this machine has {count} GPUs that are left out: add them, as in --hardware "this, rtx-3090"'
+    else:
         kinds = {"gpu": ("gpu memory", "gpu compute", "link"), "cpu": ("ram",), "disk": ("disk",)}
         used = dict.fromkeys(k for d in plan.hardware.devices for k in kinds.get(d.kind, ("gpu memory",)))
         parts = "; ".join(
             f"{kind} {REACHED[kind][0].low:.0%}-{REACHED[kind][0].high:.0%} of nominal ({REACHED[kind][1]})"
             for kind in used
         )
-        yield f"ranges are assumptions, nothing was measured on this machine: {parts}"
+        yield f"ranges of named parts are assumptions, nobody measured them: {parts}"
     if plan.best is not None and plan.best.fits and plan.best.prefill is None:
         yield 'no prefill time: a part has no compute rate; for a CPU give its cores, as in --hardware "..., 16cores"'
 
@@ -214,6 +222,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "unknown_config_keys": list(plan.source.described.unknown_keys),
         "notes": list(plan.source.notes),
         "total_parameters": model.total_parameters,
+        "parameters_in_files": plan.storage.counted,
         "active_parameters": model.active_parameters,
         "routed_parameters": model.routed_parameters,
         "quant": plan.storage.quant,

@@ -6,6 +6,7 @@ knows a device.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -13,8 +14,12 @@ from dataclasses import dataclass, field
 from ...errors import CheckpointError
 from ...loaders.architecture import Architecture, Layer
 from ...loaders.encodings import Quant
+from ...loaders.gguf_header import TYPES
 from ...loaders.headers import Stored
 from ...loaders.tensor_names import LEFT_OUT, place
+
+# Types of which a tensor's shape counts the weights: plain ones, and blocks of GGUF.
+WHOLE = {"F64", "F32", "F16", "BF16"} | {name for name, block, _ in TYPES.values() if block > 1}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +51,7 @@ class Storage:
     expert_format: str
     dense_format: str
     from_headers: bool = False
+    counted: int | None = None  # parameters in the files; None where weights are packed several to an element
     left_out: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -113,13 +119,16 @@ def of_headers(model: Architecture, tensors: Iterable[Stored], source: str) -> S
     left: Counter[str] = Counter()
     per_layer: list[Counter[str]] = [Counter() for _ in model.layers]
     kinds: dict[str, Counter[str]] = {"experts": Counter(), "dense": Counter()}
-    outside = 0
+    outside = counted = 0
+    packed = False
     for tensor in tensors:
         layer, group = place(tensor.name, len(model.layers))
         if group in LEFT_OUT:
             left[group] += tensor.nbytes
             continue
         groups[group] += tensor.nbytes
+        counted += math.prod(tensor.shape)
+        packed |= tensor.dtype not in WHOLE
         kinds["experts" if group == "experts" else "dense"][tensor.dtype] += tensor.nbytes
         if layer is not None:
             per_layer[layer][group] += tensor.nbytes
@@ -139,6 +148,7 @@ def of_headers(model: Architecture, tensors: Iterable[Stored], source: str) -> S
         expert_format=names["experts"],
         dense_format=names["dense"],
         from_headers=True,
+        counted=None if packed else counted,
         left_out=dict(left),
     )
 
