@@ -26,6 +26,11 @@ class Encoding:
     tile: int = 0
     tile_bytes: int = 0
 
+    @property
+    def bytes_per_weight(self) -> float:
+        """Of whole blocks, without padding."""
+        return self.block_bytes / self.block
+
     def bytes(self, rows: int, cols: int) -> int:
         """Bytes of a matrix; a last block that is not full counts whole."""
         if self.name in FORMATS:
@@ -52,7 +57,7 @@ def _blocks(name: str, block: int, size: float) -> Encoding:
 ENCODINGS: dict[str, Encoding] = {
     e.name: e
     for e in (
-        *(_blocks(f.name, f.block, f.row_bytes(f.block)) for f in FORMATS.values()),
+        *(_blocks(f.name, f.block, f.block * f.bits / 8 + f.scale_bytes) for f in FORMATS.values()),
         # GGUF, by ggml's block structures.
         _blocks("q4_1", 32, 20), _blocks("q5_0", 32, 22), _blocks("q5_1", 32, 24), _blocks("q2_k", 256, 84),
         _blocks("q3_k", 256, 110), _blocks("q4_k", 256, 144), _blocks("q5_k", 256, 176), _blocks("q6_k", 256, 210),

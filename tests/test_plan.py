@@ -14,13 +14,13 @@ import pytest
 import torch
 from conftest import Run
 from headrace import ConfigError, MemoryNeeded, OptionError
-from headrace.engine.planner import pass_bytes
-from headrace.engine.planning import hardware, placement, storage, trace
+from headrace.engine.planner import pass_bytes, predict_seconds
+from headrace.engine.planning import hardware, machine_file, placement, storage, trace
 from headrace.engine.planning.hardware import Device, Hardware, exactly
 from headrace.engine.planning.plan import Options, Plan, make, refuse_if_too_large
 from headrace.engine.planning.report import as_json, n_cpu_moe
 from headrace.engine.planning.speed import Model, Workload, cache_traffic
-from headrace.engine.profile import load_profile, save_profile
+from headrace.engine.profile import Profile, load_profile, save_profile
 from headrace.kernels import FORMATS
 from headrace.loaders import encodings, model_source
 from headrace.loaders.config import ConfigReader
@@ -43,7 +43,7 @@ def plain(name: str, gbs: float, memory: float | None, kind: Any = "cpu", **more
 def machine(*, ram: float | None = 1000, vram: float | None = 24, gpus: int = 1, **more: Any) -> Hardware:
     """100 GB/s of RAM, 1000 GB/s a GPU, no cost besides."""
     cpu = plain("cpu", 100, ram, flops=exactly(1e12)) if ram else None
-    cards = tuple(plain(f"gpu{i}", 1000, vram, "gpu", flops=exactly(1e14), link=exactly(25 * GB)) for i in range(gpus))
+    cards = tuple(plain(f"gpu{i}", 1000, vram, "gpu", flops=exactly(1e15), link=exactly(25 * GB)) for i in range(gpus))
     nothing = {"sync": exactly(0.0), "fixed": exactly(0.0)}
     return Hardware(name="test", cpu=cpu, gpus=cards, **{**nothing, **more})
 
@@ -74,6 +74,27 @@ def test_bytes_are_those_of_the_engine(variant: str, experts: str, dense: str, c
         spec, formats, torch.bfloat16, tokens=1, contexts=[context], distinct_experts=[spec.moe.top_k] * banks
     )
     assert counted == wanted
+
+
+@pytest.mark.parametrize("variant", ["qwen3_moe", "qwen2_moe", "granitemoe"])
+def test_time_is_that_of_the_engine(variant: str, checkpoints: Any, profile: Profile) -> None:
+    """With measured bandwidths and no cost besides, a step takes what the running engine predicts for the same
+    bytes."""
+    directory = checkpoints(variant)
+    _, spec = spec_of(ConfigReader.open(directory / "config.json"))
+    rates = {name: (i + 1) * GB for i, name in enumerate(FORMATS)}
+    known = dataclasses.replace(profile, linear=rates, experts={n: 3 * r for n, r in rates.items()})
+    formats = Formats(experts=FORMATS["q4_0"], dense=FORMATS["q8_0"], embed=FORMATS["f32"])
+    read = pass_bytes(
+        spec, formats, torch.bfloat16, tokens=1, contexts=[17], distinct_experts=[spec.moe.top_k] * spec.moe_layers
+    )
+    source = model_source.find(str(directory))
+    quant = encodings.parse("experts=q4_0,dense=q8_0,embed=f32", encodings.native({}, ""))
+    hw = dataclasses.replace(machine_file.of_profile(known), fixed=exactly(0), sync=exactly(0))
+    engine = Model(source.described.architecture, storage.computed(source.described.architecture, quant), hw)
+    everything = placement.on_cpu(engine.storage, hw, _no_demand(spec.layers))
+    step = engine.decode(everything, Workload(context=17, batch=1, prompt=1))
+    assert step.seconds == pytest.approx(predict_seconds(read, known, formats, torch.bfloat16), rel=1e-6)
 
 
 def _no_demand(layers: int) -> placement.Demand:
@@ -143,6 +164,19 @@ def test_a_shared_expert_hides_behind_experts_in_ram() -> None:
     assert found.best is not None
     assert found.best.decode is not None
     assert found.best.decode["mid"].seconds == pytest.approx((gpu - shared) / (1000 * GB) + ram / (100 * GB))
+
+
+def test_a_measured_kernel_is_not_bound_by_an_assumed_rate() -> None:
+    """q4_0 at 100 GB/s is 2 / 0.5625 x 100 = 356 GFLOP/s, whatever is assumed of the cores."""
+    rates = {"q4_0": 100 * GB}
+    rates["bf16"] = 100 * GB
+    cpu = plain("cpu", 100, 1000, flops=exactly(1e10), by_format=rates, dense_by_format=rates)
+    hw = Hardware(name="m", cpu=cpu, sync=exactly(0), fixed=exactly(0))
+    found = plan("Qwen3-30B-A3B", hw, context=1)
+    read = sum(found.bytes_per_token["cpu_dram"].values())
+    assert found.best is not None
+    assert found.best.decode is not None
+    assert found.best.decode["mid"].seconds == pytest.approx(read / (100 * GB), rel=0.01)
 
 
 def test_a_prompt_takes_the_cheaper_way() -> None:

@@ -65,7 +65,10 @@ def moe_arithmetic() -> Table:
     rows = (
         ("weights read per token", "6 GB", f"{theirs / GB:.2f} GB", f"{ours / GB:.2f} GB"),
         ("time to read them", "2.1 ms", f"{theirs / BANDWIDTH * 1e3:.2f} ms", f"{ours / BANDWIDTH * 1e3:.2f} ms"),
-        ("memory-bound tokens/s", "466", f"{memory_bound(BANDWIDTH, theirs):.0f}", f"{memory_bound(BANDWIDTH, ours):.0f}"),
+        (
+            "memory-bound tokens/s", "466", f"{memory_bound(BANDWIDTH, theirs):.0f}",
+            f"{memory_bound(BANDWIDTH, ours):.0f}",
+        ),
         (
             f"FLOPs per token, context {context:.0f}", "7.7 G", f"{QWEN3.decode_flops(round(context)) / GB:.2f} G",
             f"{exact.decode_flops(real, round(context)) / GB:.2f} G",

@@ -85,9 +85,13 @@ class Device:
     isa: str = "avx2"
     source: str = ""
 
+    def measured(self, format: str, experts: bool) -> float | None:
+        """Bytes per second of the kernel for this format, if it was measured."""
+        return (self.by_format if experts else self.dense_by_format).get(format)
+
     def reads(self, format: str, experts: bool) -> Range:
         """Bandwidth of the kernel that reads this format: measured where it was, else that of the device."""
-        known = (self.by_format if experts else self.dense_by_format).get(format)
+        known = self.measured(format, experts)
         return Range(known * 0.9, known, known * 1.1) if known else self.bandwidth
 
 

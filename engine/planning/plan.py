@@ -117,7 +117,7 @@ def make(source: Source, hardware: Hardware | None, options: Options, distinct: 
         raise OptionError(f"--context is {options.context}, {source.name} allows at most {model.context} tokens")
     work = Workload(context=options.context, batch=options.batch, prompt=min(options.prompt, options.context))
     storage, quant = sizes(source, options.quant)
-    demand = needs(model, work)
+    demand = needs(model, work, hardware)
     if hardware is None:
         bytes_per_token = _abstract_bytes(model, storage, work)
         return Plan(
@@ -162,8 +162,9 @@ def sizes(source: Source, text: str) -> tuple[Storage, Quant]:
     return storing.computed(model, quant), quant
 
 
-def needs(model: Architecture, work: Workload) -> Demand:
-    """Caches and states by layer, and the activations of a pass: hidden states, queries and logits in float32."""
+def needs(model: Architecture, work: Workload, hardware: Hardware | None) -> Demand:
+    """Caches and states by layer, and the activations of a pass (of a chunk of the prompt): hidden states, the widest
+    rows twice, and logits, in float32."""
     cache = tuple(
         work.batch
         * (
@@ -173,7 +174,7 @@ def needs(model: Architecture, work: Workload) -> Demand:
         )
         for layer in model.layers
     )
-    tokens = min(work.prompt, CHUNK["cpu"])
+    tokens = min(work.prompt, CHUNK["gpu" if hardware is not None and hardware.gpus else "cpu"])
     widest = max((part.rows for layer in model.layers for part in layer.parts), default=0)
     return Demand(cache=cache, activations=4 * (tokens * (4 * model.hidden + 2 * widest) + work.batch * model.vocab))
 
@@ -233,7 +234,7 @@ def _what_if(
 
     def changed(what: str, machine: Hardware, bytes_of: Storage) -> Changed:
         engine = Model(model, bytes_of, machine, distinct)
-        demand = needs(model, work)
+        demand = needs(model, work, machine)
         best = best_of([rate(engine, demand, work, p) for p in placing.choices(bytes_of, machine, demand)], work)
         decode, prefill = best.decode_tok_s(work.batch), best.prefill_tok_s(work.prompt)
         return Changed(

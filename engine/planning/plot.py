@@ -112,7 +112,7 @@ def _tok_s(plan: Plan, context: int, batch: int) -> float | None:
     assert plan.hardware is not None
     work = Workload(context=context, batch=batch, prompt=min(plan.options.prompt, context))
     engine = Model(plan.model, plan.storage, plan.hardware, plan.distinct)
-    demand = needs(plan.model, work)
+    demand = needs(plan.model, work, plan.hardware)
     placed = placing.choices(plan.storage, plan.hardware, demand)
     found = best_of([rate(engine, demand, work, p) for p in placed], work).decode_tok_s(batch)
     return None if found is None else found.mid

@@ -11,10 +11,12 @@ at the slow end, in the middle and at the fast end of every figure that is not c
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ...loaders import encodings
 from ...loaders.architecture import Architecture, Layer
 from . import exact
 from .article import distinct_experts
@@ -82,8 +84,8 @@ class Model:
         layer, sizes = self.model.layers[i], self.storage.layers[i]
         at, experts_at = placement.common[i], placement.experts[i]
         device, batch = self._device(at), work.batch
-        flops = batch * (exact.layer_flops(layer) + exact.attention_flops(layer, work.context, True))
-        common = self._time(device, sizes.common + batch * cache_traffic(layer, work.context), flops, end)
+        common = self._time(device, sizes.common, batch * exact.layer_flops(layer), end)
+        common += self._cache_time(device, layer, work, end)
         busy[tier_name(at)] += common
         if layer.experts is None:
             return common
@@ -94,6 +96,13 @@ class Model:
         sync = self.hardware.sync.at(end)
         busy["sync"] += sync
         return common - shared + max(routed, shared) + sync
+
+    def _cache_time(self, device: Device, layer: Layer, work: Workload, end: End) -> float:
+        """Seconds in which every sequence's new token attends to its cache and renews its state."""
+        read = work.batch * cache_traffic(layer, work.context)
+        flops = work.batch * exact.attention_flops(layer, work.context, True)
+        rate = device.flops.at(end) if device.flops else math.inf
+        return max(read / device.reads("bf16", False).at(end), flops / rate)
 
     def _experts(self, i: int, tier: str, tokens: int, end: End, busy: Busy) -> float:
         """Seconds of the routed experts of a layer where they lie; from the disk they are read first."""
@@ -204,8 +213,11 @@ class Model:
     def _time(self, device: Device, read: float, flops: float, end: End, experts: bool = False) -> float:
         format = self.storage.expert_format if experts else self.storage.dense_format
         bandwidth: Range = device.reads(format, experts)
-        compute = flops / device.flops.at(end) if device.flops else 0.0
-        return max(read / bandwidth.at(end), compute)
+        rate = device.flops.at(end) if device.flops else math.inf
+        if known := device.measured(format, experts):
+            # A kernel that reads weights so fast multiplies them as fast.
+            rate = max(rate, 2 * known / encodings.find(format).bytes_per_weight)
+        return max(read / bandwidth.at(end), flops / rate)
 
 
 def cache_traffic(layer: Layer, context: int) -> int:
