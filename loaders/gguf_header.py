@@ -87,6 +87,8 @@ class _Cursor:
         if kind in SCALARS:
             size = struct.calcsize("<" + SCALARS[kind])
             return list(struct.unpack(f"<{count}{SCALARS[kind]}", self.take(count * size)))
+        if kind != STRING:
+            raise CheckpointError(f"{self.source} has a damaged header: there is no array of type {kind}")
         for _ in range(count):  # a vocabulary: read over it
             self.value(kind)
         return count

@@ -96,7 +96,10 @@ def _gguf_header(path: Path) -> gguf_header.Header:
 
 def of_gguf(header: gguf_header.Header, tensors: list[Stored], source: str) -> Source:
     """A model by the metadata of a GGUF file, and the tensors of all its parts."""
-    config = gguf_config.config(header.metadata, tuple(tensors), source)
+    try:
+        config = gguf_config.config(header.metadata, tuple(tensors), source)
+    except (AttributeError, IndexError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise CheckpointError(f"{source} has metadata that make no model ({error}): download it again") from error
     return of_config(config, source, source, tensors, ("sizes are read from the GGUF header",))
 
 

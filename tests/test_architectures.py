@@ -297,6 +297,27 @@ def test_impossible_sizes_are_refused(key: str, value: object) -> None:
         read(values, "config.json")
 
 
+@pytest.mark.parametrize(
+    ("model", "changes"),
+    [
+        ("DeepSeek-V4-Flash", {"compress_ratios": [-1] * 43}),
+        ("DeepSeek-V4-Flash", {"compress_ratios": [4]}),
+        ("Kimi-Linear-48B-A3B", {"linear_attn_config": {"kda_layers": [1]}}),
+        ("Step-3.5-Flash", {"attention_other_setting": 96}),
+        ("Qwen3-Next-80B-A3B", {"layer_types": ["linear"] * 48}),
+        ("GLM-4.5", {"first_k_dense_replace": "three"}),
+        ("Llama-4-Scout", {"moe_layers": 5}),
+        ("Nemotron-3-Nano-30B-A3B", {"hybrid_override_pattern": "MEX"}),
+        ("Hunyuan-A13B", {"moe_topk": [8, 9]}),
+        ("gpt-oss-20b", {"num_experts_per_tok": 33}),
+    ],
+)
+def test_values_of_another_kind_are_refused(model: str, changes: dict[str, Any]) -> None:
+    """By a message, not by a traceback."""
+    with pytest.raises(ConfigError, match=r"config\.json"):
+        read({**catalogue.find(model).config, **changes}, "config.json")
+
+
 def test_wrapped_configs_are_unwrapped() -> None:
     inner = catalogue.find("Kimi-K2").config
     wrapped = {"model_type": "kimi_k25", "text_config": inner, "vision_config": {"depth": 3}}

@@ -231,6 +231,12 @@ def test_a_damaged_gguf_is_refused() -> None:
         gguf_header.read(lambda start, length: (b"GGUF" + struct.pack("<IQQ", 99, 0, 0))[start:], "x.gguf")
 
 
+def test_metadata_of_another_kind_are_refused() -> None:
+    header = gguf_header.Header({"general.architecture": "qwen3moe", "qwen3moe.block_count": "many"}, (), 0)
+    with refused(CheckpointError, "metadata that make no model"):
+        model_source.of_gguf(header, [], "x.gguf")
+
+
 def test_unknown_archs_name_the_nearest() -> None:
     with refused(ConfigError, "'qwen3moes'", "nearest: qwen3moe"):
         gguf_config.config({"general.architecture": "qwen3moes"}, (), "x.gguf")

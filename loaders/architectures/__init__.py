@@ -119,7 +119,13 @@ def read(values: dict[str, Any], source: str) -> Described:
     if family in FAMILIES:
         architecture = of_spec(read_spec(FAMILIES[family], config))
     else:
-        architecture = READERS[family](config)
+        try:
+            architecture = READERS[family](config)
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            raise ConfigError(
+                f"{source}: a value is not of the kind that {family} has there ({type(error).__name__}: {error}); "
+                "compare it with the model's page"
+            ) from error
         config.objections.append(f"the engine does not run {family} yet")
     return Described(architecture=architecture, objections=tuple(config.objections), unknown_keys=config.unknown())
 

@@ -115,6 +115,8 @@ def _rates(c: ConfigReader, count: int) -> list[int]:
     """How many tokens one cached entry stands for, by layer; 0: the window alone."""
     ratios = listed(c, "compress_ratios", count)
     if ratios is not None:
+        if not all(isinstance(ratio, int) and ratio >= 0 for ratio in ratios):
+            raise c.bad("compress_ratios", ratios, "whole numbers >= 0")
         return [int(ratio) for ratio in ratios]
     rates = c.require("compress_rates")
     kinds = listed(c, "layer_types", count, ("sliding_attention", *rates))
