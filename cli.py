@@ -220,7 +220,10 @@ def plan(
         str | None, typer.Option(help='parts ("rtx-3090, epyc-9005-8ch, 768gb") or a JSON file; default this machine')
     ] = None,
     quant: Annotated[str, typer.Option(help="native, q4_0, 4.5bpw, or experts=q4_0,dense=q8_0")] = "native",
-    context: Annotated[int, typer.Option(help="tokens of each sequence when its last one is decoded")] = 4096,
+    context: Annotated[
+        int | None,
+        typer.Option(help="tokens of each sequence when its last one is decoded; default 4096, or what the model has"),
+    ] = None,
     batch: Annotated[int, typer.Option(help="sequences decoded together")] = 1,
     prompt: Annotated[int, typer.Option(help="tokens of the prompt that prefill is timed for")] = 512,
     placement: Annotated[str, typer.Option(help="auto, cpu, gpu, cpu-moe or n-cpu-moe=N")] = "auto",
@@ -242,10 +245,14 @@ def plan(
     if model is None:
         raise OptionError("no model: headrace plan MODEL, or headrace plan --article")
     options = Options(
-        quant=quant, context=context, batch=batch, prompt=prompt, placement=placement, model=estimate
+        quant=quant, context=4096 if context is None else context, batch=batch, prompt=prompt, placement=placement,
+        model=estimate,
     )  # fmt: skip
     where = dict(revision=revision, offline=offline, cache_dir=cache_dir)
-    raise typer.Exit(console.show(model, hardware, options, where, as_json=as_json, plot_to=plot, trace_from=trace))
+    status = console.show(
+        model, hardware, options, where, shorten=context is None, as_json=as_json, plot_to=plot, trace_from=trace
+    )
+    raise typer.Exit(status)
 
 
 def main() -> None:

@@ -15,6 +15,11 @@ def size(count: float) -> str:
     return f"{count / MB:.2f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
 
 
+def count(parameters: float) -> str:
+    """Parameters as a person reads them."""
+    return f"{parameters / 1e9:.3f} B" if parameters >= 1e8 else f"{parameters / 1e6:.2f} M"
+
+
 def new_table(title: str, *columns: str) -> Table:
     """Every table looks like this: no lines between columns, so that what there is to say fits into 80. Of `columns`
     the first is text, the others are numbers."""

@@ -380,6 +380,12 @@ def test_tables_for_a_person(run: Run) -> None:
     assert [s for s in said if s not in out] == []
 
 
+def test_the_context_that_nobody_asked_for_is_one_the_model_has(run: Run) -> None:
+    status, out, err = run("plan", "demo", "--json", "--hardware", "ddr5-6000-2ch")
+    assert status == 0, err
+    assert json.loads(out)["context"] == 1024
+
+
 def test_this_machine_by_its_profile(run: Run, checkpoints: Any) -> None:
     """Every kernel of the profile reads 10 GB/s."""
     known = load_profile()

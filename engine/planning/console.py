@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +25,22 @@ def show(
     options: Options,
     where: dict[str, Any],
     *,
+    shorten: bool = False,
     as_json: bool = False,
     plot_to: Path | None = None,
     trace_from: Path | None = None,
 ) -> int:
-    """Plans and prints; `where` is how to look for a model on the hub. Raises MemoryNeeded, after printing, if the
-    model fits nowhere."""
+    """Plans and prints; `where` is how to look for a model on the hub; `shorten`: a context longer than the model has
+    is cut. Raises MemoryNeeded, after printing, if the model fits nowhere."""
     if plot_to is not None:
         from . import plot
 
         plot.check(plot_to)
     machine = machine_file.find(hardware)
     source = model_source.find(model, **where)
+    longest = source.described.architecture.context
+    if shorten and options.context > longest:
+        options = replace(options, context=longest)
     distinct = None
     if trace_from is not None:
         from . import trace

@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from ...loaders.architecture import GROUPS, Architecture
-from ..tables import GB, new_table, size
+from ..tables import GB, count, new_table, size
 from . import placement as placing
 from .hardware import REACHED, Device, Range
 from .machine_file import unknown_gpus
@@ -41,15 +41,15 @@ def tables(plan: Plan) -> Iterable[Table | str]:
 def headlines(plan: Plan) -> Iterable[str]:
     model, described = plan.model, plan.source.described
     yield (
-        f"{plan.source.name}: {model.family}, {len(model.layers)} layers, {model.total_parameters / GB:.3f} B "
-        f"parameters, {model.active_parameters / GB:.3f} B active per token"
+        f"{plan.source.name}: {model.family}, {len(model.layers)} layers, {count(model.total_parameters)} "
+        f"parameters, {count(model.active_parameters)} active per token"
     )
     for objection in described.objections:
         yield f"cannot be run: {objection}"
     yield from plan.source.notes
     counted = plan.storage.counted
     if counted is not None and abs(counted - model.total_parameters) > 1e-3 * model.total_parameters:
-        yield f"its files hold {counted / GB:.3f} B parameters: the config is read wrongly, or belongs to another model"
+        yield f"its files hold {count(counted)} parameters: the config is read wrongly, or belongs to another model"
     if described.unknown_keys:
         unknown = ", ".join(described.unknown_keys)
         yield f"config keys that this family does not know, and that may change sizes: {unknown}"
@@ -72,9 +72,9 @@ def storage_table(plan: Plan) -> Table:
     counts = parameters(plan.model)
     for group in GROUPS:
         if group in plan.storage.groups:
-            count, held = counts.get(group, 0), plan.storage.groups[group]
-            shown.add_row(group, f"{count / GB:.3f} B", size(held), _format(plan, group, count, held))
-    shown.add_row("all", f"{sum(counts.values()) / GB:.3f} B", size(plan.storage.total), "")
+            number, held = counts.get(group, 0), plan.storage.groups[group]
+            shown.add_row(group, count(number), size(held), _format(plan, group, number, held))
+    shown.add_row("all", count(sum(counts.values())), size(plan.storage.total), "")
     for what, held in plan.storage.left_out.items():
         shown.add_row(f"left out: {what}", "", size(held), "")
     return shown
@@ -132,7 +132,7 @@ def placements_table(plan: Plan) -> Table:
         mark = "* " if rated is plan.best and rated.fits else "  "
         shown.add_row(mark + rated.placement.name, _speed(decode), _speed(prefill), bound)
     if plan.simple_tok_s is not None:
-        shown.add_row("the plain sum", f"{plan.simple_tok_s:.1f}", "-", "nominal bandwidths, no fixed cost")
+        shown.add_row("the plain sum", f"{plan.simple_tok_s:.1f}", "-", "nominal, one sequence")
     return shown
 
 
@@ -144,7 +144,7 @@ def memory_table(plan: Plan, rated: Rated) -> Table:
     shown = new_table(f"memory: {rated.placement.name}", "tier", "needs", "of", "made of")
     for name, tier in rated.memory.items():
         if tier.total:
-            made = ", ".join(f"{what} {size(count)}" for what, count in tier.needed.items())
+            made = ", ".join(f"{what} {size(held)}" for what, held in tier.needed.items())
             room = "-" if tier.available is None else size(tier.available)
             shown.add_row(name if tier.fits else f"{name}: too small", size(tier.total), room, made)
     return shown
@@ -194,8 +194,8 @@ def remarks(plan: Plan) -> Iterable[str]:
     assert plan.hardware is not None
     if plan.hardware.measured:
         yield "bandwidths are measured; compute of the CPU's cores, which decides on prefill, is assumed from its kind"
-        if count := unknown_gpus():
-            yield f'this machine has {count} GPUs that are left out: add them, as in --hardware "this, rtx-3090"'
+        if gpus := unknown_gpus():
+            yield f'this machine has {gpus} GPUs that are left out: add them, as in --hardware "this, rtx-3090"'
     else:
         kinds = {"gpu": ("gpu memory", "gpu compute", "link"), "cpu": ("ram",), "disk": ("disk",)}
         used = dict.fromkeys(k for d in plan.hardware.devices for k in kinds.get(d.kind, ("gpu memory",)))
