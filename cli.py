@@ -197,7 +197,7 @@ def measure(
     as_json: Json = False,
 ) -> None:
     """Measure how fast this machine's kernels read memory, and save it for predictions."""
-    from .engine import console, machine, report
+    from .engine import console, machine, report, tiles
 
     machine.set_threads(threads)
     profile = machine.measure(rounds)
@@ -206,6 +206,9 @@ def measure(
     else:
         console.notes.print(report.profile_table(profile))
     console.save_profile(profile)
+    if found := tiles.refresh():
+        least = ", ".join(f"{count} ({name})" for name, count in found.items())
+        console.say(f"matrix tiles take over from so many tokens on: {least}")
 
 
 @app.command()

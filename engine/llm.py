@@ -25,7 +25,7 @@ from ..loaders import hub
 from ..loaders.checkpoint import Checkpoint, LoadOptions, Progress, load_weights, open_directory
 from ..loaders.tokenizer import Tokenizer
 from ..loaders.weights import ModelWeights
-from . import capacity, machine
+from . import capacity, machine, tiles
 from .config import EngineConfig, SamplingParams
 from .experts import CpuExperts
 from .kvcache import KVCache, PageTable, pages_for
@@ -82,6 +82,7 @@ class LLM:
         if self.kernels == "cpu":
             machine.set_threads(self.config.threads)
             machine.cpu_kernels().set_activations(self.config.cpu_activations)
+            tiles.use()
             torch.set_num_threads(1)
         else:
             torch.set_num_threads(self.config.threads or TORCH_THREADS)

@@ -52,6 +52,14 @@ def tile_tokens() -> dict[str, int]:
     return {name: count for name, count in counts.items() if count}
 
 
+def set_tile_tokens(counts: dict[str, int]) -> None:
+    """Uses tiles from so many tokens on, by format name, in the whole process; a format left out as the ISA's table
+    says, which was measured on one machine."""
+    for name, form in FORMATS.items():
+        assert counts.get(name, 1) > 0, f"tiles from {counts[name]} tokens on"
+        _cpu.set_tile_tokens(form.code, counts.get(name, 0))
+
+
 def set_threads(n: int) -> None:
     """Restarts the team with n threads, the caller included."""
     assert n >= 1, f"threads: {n}"

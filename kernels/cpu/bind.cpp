@@ -45,10 +45,8 @@ void bind_machine(nb::module_& m) {
   m.def("available_isas", &available_isas);
   m.def("cpu_features", &cpu_features);
   m.def("set_exact", &set_exact);
-  m.def("tile_tokens", [](int format) {
-    const TileKernels* tiles = format_kernels(format).tiles;
-    return tiles ? tiles->min_tokens : 0;
-  });
+  m.def("tile_tokens", &tile_tokens);
+  m.def("set_tile_tokens", &set_tile_tokens);
   m.def("set_threads", &set_threads, Unlocked());
   m.def("threads", &threads, Unlocked());
   m.def("default_threads", &default_threads);

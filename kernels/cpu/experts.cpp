@@ -106,7 +106,7 @@ struct Layer {
   void take_pairs() {
     for (; groups < top_k; groups++) {
       check(ids[groups]);
-      const bool tiled = format.tiles && format.tiles->min_tokens <= 1;
+      const bool tiled = takes_tiles(bank.format, 1);
       list[groups] = {ids[groups], groups, 1, tiled, nullptr, nullptr};
       row_of[groups] = groups, token_of[groups] = 0;
     }
@@ -121,7 +121,7 @@ struct Layer {
     }
     for (int e = 0; e < bank.experts; e++) {
       const int count = starts[e + 1];
-      const bool tiled = format.tiles && count >= format.tiles->min_tokens;
+      const bool tiled = takes_tiles(bank.format, count);
       if (count) list[groups++] = {e, starts[e], count, tiled, nullptr, nullptr};
       starts[e + 1] += starts[e];
     }

@@ -71,6 +71,7 @@ const Kernels* best() {
 
 std::atomic<const Kernels*> chosen{best()};
 std::atomic<bool> exact{false};
+std::atomic<int> tile_tokens_set[FORMAT_COUNT];  // 0: as the table says
 
 }  // namespace
 
@@ -79,6 +80,20 @@ const Kernels& kernels() { return *chosen.load(std::memory_order_relaxed); }
 const FormatKernels& format_kernels(int format) { return (exact ? kernels().exact : kernels().formats)[format]; }
 
 void set_exact(bool on) { exact = on; }
+
+int tile_tokens(int format) {
+  const TileKernels* tiles = format_kernels(format).tiles;
+  if (!tiles) return 0;
+  const int set = tile_tokens_set[format].load(std::memory_order_relaxed);
+  return set ? set : tiles->min_tokens;
+}
+
+bool takes_tiles(int format, int tokens) {
+  const int least = tile_tokens(format);
+  return least && tokens >= least;
+}
+
+void set_tile_tokens(int format, int tokens) { tile_tokens_set[format] = tokens; }
 
 bool use_isa(const std::string& name) {
   for (const Choice& choice : choices())

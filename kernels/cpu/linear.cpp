@@ -121,7 +121,7 @@ void linear(const float* x, int64_t x_stride, int tokens, const Weights& weight,
 void linear(const float* x, int64_t x_stride, int tokens, const Weights& weight, const float* bias, float* y,
             Team& team) {
   const FormatKernels& format = format_kernels(weight.format);
-  if (format.tiles && tokens >= format.tiles->min_tokens && weight.rows >= TILE_SIDE)
+  if (takes_tiles(weight.format, tokens) && weight.rows >= TILE_SIDE)
     return linear_tiled({x, x_stride, tokens, weight, bias, y, team}, team);
   const size_t stride = format.prepare ? acts_bytes(weight.format, weight.cols) : size_t(x_stride) * 4;
   uint8_t* prepared = format.prepare ? team.arena.take<uint8_t>(stride * tokens) : nullptr;

@@ -54,7 +54,7 @@ struct TileHidden {
 
 // Many tokens: the same products as `dot` by matrix instructions. `scratch` holds scratch_bytes(cols).
 struct TileKernels {
-  int min_tokens;  // fewer are faster with `dot`; measured
+  int min_tokens;  // fewer are faster with `dot`, unless set_tile_tokens knows better
   size_t (*scratch_bytes)(int cols);
   // Up to 16 tokens to tiles; token i lies at x + (index ? index[i] : i) * stride floats.
   void (*pack)(const float* x, size_t stride, const int32_t* index, int count, int cols, uint8_t* tiles);

@@ -1,0 +1,125 @@
+"""From how many tokens on matrix tiles beat dot products: measured once on this hardware, and kept.
+
+Tiles unpack weights for any number of tokens at one price, dot products pay by the token; where the two cross depends
+on the CPU. Both ways are timed in turns on experts that no cache holds, and tiles are taken from the first number of
+tokens on from which they always win by GAIN: they round activations more, so a tie goes to the dot products. The result
+decides on rounding, so it is saved beside the machine's profile and not measured anew at every start.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from pathlib import Path
+
+import torch
+
+from ..kernels import FORMATS, ExpertBank, ExpertLayout, Ops, load
+from ..loaders.memory import free_memory
+from .machine import cpu_kernels
+from .profile import hardware_key, profile_path
+
+TOKENS = (2, 3, 4, 6, 8, 10, 12, 16)
+NEVER = 1 << 20  # tokens
+GAIN = 1.1
+HIDDEN, WIDTH, EXPERTS = 2048, 1024, 8  # of one call
+ARENA = 192 << 20
+ROUNDS = 5
+
+
+def use() -> dict[str, int]:
+    """Sets the process to the thresholds of this hardware, measuring them if they were not yet; by format name."""
+    cpu = cpu_kernels()
+    cpu.set_tile_tokens({})
+    built_in: dict[str, int] = cpu.tile_tokens()
+    found = _saved(set(built_in)) if built_in else {}
+    if found is None:
+        return refresh()
+    cpu.set_tile_tokens(found)
+    return found
+
+
+def refresh() -> dict[str, int]:
+    """Measures the thresholds anew, keeps and sets them."""
+    cpu = cpu_kernels()
+    cpu.set_tile_tokens({})
+    built_in: dict[str, int] = cpu.tile_tokens()
+    if not built_in or free_memory() < 4 * ARENA:
+        return built_in  # a machine that is full now may be measured another day
+    found = measure(list(built_in))
+    save(found)
+    cpu.set_tile_tokens(found)
+    return found
+
+
+def measure(formats: list[str]) -> dict[str, int]:
+    """Times both ways with every format; about a second and 200 MB."""
+    cpu = cpu_kernels()
+    arena = torch.full((ARENA,), 0x11, dtype=torch.uint8)
+    cpu.advise_huge(arena)
+    try:
+        return {name: threshold(_gains(load("cpu"), name, arena)) for name in formats}
+    finally:
+        cpu.set_tile_tokens({})
+
+
+def threshold(gains: dict[int, float]) -> int:
+    """The least number of tokens from which on every gain (time by dot products / by tiles) is at least GAIN."""
+    least = NEVER
+    for tokens in sorted(gains, reverse=True):
+        if gains[tokens] < GAIN:
+            break
+        least = tokens
+    return least
+
+
+def _gains(ops: Ops, format: str, arena: torch.Tensor) -> dict[int, float]:
+    """Median over rounds of dot time / tile time, by tokens of each expert."""
+    layout = ExpertLayout(format=FORMATS[format], hidden=HIDDEN, width=WIDTH)
+    count = arena.numel() // layout.bytes
+    bank = ExpertBank(layout, arena[: count * layout.bytes].view(count, -1))
+    found: dict[int, list[float]] = {tokens: [] for tokens in TOKENS}
+    first = 0
+    for _ in range(ROUNDS):
+        for tokens in TOKENS:
+            seconds = []
+            for least in (NEVER, 1):
+                cpu_kernels().set_tile_tokens({format: least})
+                seconds.append(_time(ops, bank, first, tokens))
+                first += EXPERTS
+            found[tokens].append(seconds[0] / seconds[1])
+    return {tokens: statistics.median(ratios) for tokens, ratios in found.items()}
+
+
+def _time(ops: Ops, bank: ExpertBank, first: int, tokens: int) -> float:
+    """Seconds of a call in which each of EXPERTS experts from `first` on gets so many tokens."""
+    x = torch.ones(tokens, HIDDEN)
+    ids = ((torch.arange(EXPERTS) + first) % bank.experts).int().expand(tokens, -1).contiguous()
+    weights = torch.ones(tokens, EXPERTS)
+    start = time.perf_counter()
+    ops.experts(x, ids, weights, bank)
+    return time.perf_counter() - start
+
+
+def _path() -> Path:
+    key = hardware_key()
+    return profile_path(key).with_name(f"tiles-{key}.json")
+
+
+def save(found: dict[str, int]) -> None:
+    """Keeps thresholds for this hardware. A folder that cannot be written only costs the next start a second."""
+    try:
+        _path().parent.mkdir(parents=True, exist_ok=True)
+        _path().write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    except OSError:
+        return
+
+
+def _saved(formats: set[str]) -> dict[str, int] | None:
+    try:
+        found = json.loads(_path().read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    whole = isinstance(found, dict) and set(found) == formats
+    return found if whole and all(isinstance(n, int) and n > 0 for n in found.values()) else None

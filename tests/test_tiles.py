@@ -1,0 +1,79 @@
+"""From how many tokens on tiles are used: the rule, what is kept, and what a broken file does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from headrace.engine import tiles
+from headrace.engine.profile import hardware_key
+from headrace.kernels import FORMATS, Matrix, cpu
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    yield
+    cpu.set_tile_tokens({})
+
+
+def kept(tmp_path: Path) -> Path:
+    return tmp_path / "headrace" / f"tiles-{hardware_key()}.json"
+
+
+def test_tiles_begin_where_they_always_win() -> None:
+    assert tiles.threshold({2: 0.6, 4: 1.3, 6: 1.05, 8: 1.2, 16: 2.0}) == 8  # 4 was luck
+    assert tiles.threshold({2: 1.5, 4: 1.6}) == 2
+    assert tiles.threshold({2: 0.5, 4: 0.9}) == tiles.NEVER
+
+
+def test_what_was_measured_is_kept_and_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built_in = cpu.tile_tokens()
+    if not built_in:
+        assert tiles.use() == {}
+        pytest.skip("this instruction set has no tiles")
+    odd = {name: count + 3 for name, count in built_in.items()}
+    monkeypatch.setattr(tiles, "measure", lambda formats: odd)
+    assert tiles.use() == cpu.tile_tokens() == odd
+    monkeypatch.setattr(tiles, "measure", lambda formats: pytest.fail("it was measured already"))
+    assert tiles.use() == odd == json.loads(kept(tmp_path).read_text())
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"bf16": 4}', '{"bf16": 0, "q8_0": 8, "q4_0": 8}', "no"])
+def test_a_file_that_is_not_whole_is_measured_anew(
+    content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not (built_in := cpu.tile_tokens()):
+        pytest.skip("this instruction set has no tiles")
+    kept(tmp_path).parent.mkdir()
+    kept(tmp_path).write_text(content)
+    monkeypatch.setattr(tiles, "measure", lambda formats: dict.fromkeys(formats, 5))
+    assert tiles.use() == dict.fromkeys(built_in, 5)
+
+
+def test_measuring_tries_every_format_and_leaves_the_process_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not (built_in := cpu.tile_tokens()):
+        pytest.skip("this instruction set has no tiles")
+    monkeypatch.setattr(tiles, "ROUNDS", 1)
+    found = tiles.measure(list(built_in))
+    assert set(found) == set(built_in)
+    assert set(found.values()) <= {*tiles.TOKENS, tiles.NEVER}
+    assert cpu.tile_tokens() == built_in
+
+
+def test_the_number_decides_which_way_a_matrix_goes() -> None:
+    if not cpu.tile_tokens():
+        pytest.skip("this instruction set has no tiles")
+    generator = torch.Generator().manual_seed(0)
+    format = FORMATS["q8_0"]
+    matrix = Matrix(format, 64, 96, cpu.quantize(torch.randn(64, 96, generator=generator), format))
+    x = torch.randn(5, 96, generator=generator)
+    cpu.set_tile_tokens({"q8_0": 6})
+    dots = cpu.linear(x, matrix)
+    cpu.set_tile_tokens({"q8_0": 5})
+    tiled = cpu.linear(x, matrix)
+    assert not torch.equal(dots, tiled), "the two round differently"
+    assert (dots - tiled).norm() < 0.02 * dots.norm()
