@@ -10,21 +10,25 @@ import torch
 from ..errors import MemoryNeeded, OptionError
 from ..loaders.checkpoint import Checkpoint
 from ..loaders.memory import GB, free_memory
+from ..loaders.spec import ModelSpec
 from ..loaders.weights import Formats
 from .config import EngineConfig
 from .kvcache import PAGE, bytes_per_token, pages_for
 
 # Of the memory that is free after the weights, how much the cache may come to take when nobody said.
 CACHE_SHARE = 0.5
+EXPERT_CHUNK = 128 << 20  # bytes of experts' products at a time (OUT_BYTES in kernels/cpu/experts.cpp)
 
 
 @dataclass(frozen=True)
 class Room:
-    """The KV cache: pages in all, the longest sequence, and the bytes it takes when full."""
+    """The KV cache: pages in all, the longest sequence, and the bytes it takes when full; and `work_bytes`, what one
+    pass takes besides."""
 
     pages: int
     max_context: int
     kv_bytes: int
+    work_bytes: int
 
 
 def kv_dtype(config: EngineConfig, formats: Formats) -> torch.dtype:
@@ -42,7 +46,8 @@ def plan(config: EngineConfig, checkpoint: Checkpoint, dtype: torch.dtype, free:
     spec = checkpoint.spec
     page_bytes = PAGE * bytes_per_token(spec, dtype)
     free = free_memory() if free is None else free
-    left = free - checkpoint.weight_bytes
+    work = work_bytes(spec, config.prefill_chunk, config.max_sequences)
+    left = free - checkpoint.weight_bytes - work
     asked = config.max_context
     if asked is not None and asked > spec.context:
         raise OptionError(f"max_context is {asked}, this model allows at most {spec.context} tokens")
@@ -56,4 +61,15 @@ def plan(config: EngineConfig, checkpoint: Checkpoint, dtype: torch.dtype, free:
     budget = max(1, int(max(left, 0) * CACHE_SHARE) // page_bytes)
     context = asked or min(spec.context, max(PAGE, budget * PAGE))
     pages = max(pages_for(context), min(budget, pages_for(context) * config.max_sequences))
-    return Room(pages, context, pages * page_bytes)
+    return Room(pages, context, pages * page_bytes, work)
+
+
+def work_bytes(spec: ModelSpec, tokens: int, sequences: int) -> int:
+    """Most bytes that the activations of a pass of so many tokens take on the CPU, whatever the context: hidden states,
+    queries, keys and values, the products of experts, logits; float32 and a copy of each as kernels want it."""
+    att, moe = spec.attention, spec.moe
+    attention = 6 * spec.hidden + 2 * att.qkv_rows + 3 * att.q_rows + 2 * moe.experts
+    pairs = tokens * moe.top_k
+    products = min(4 * pairs * spec.hidden, EXPERT_CHUNK)
+    inner = 4 * 3 * max(moe.width, moe.shared_width, spec.dense_width) * max(pairs, tokens)
+    return 4 * tokens * attention + products + inner + 4 * max(sequences, 1) * spec.vocab

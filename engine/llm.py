@@ -69,7 +69,8 @@ class LLM:
         self.tokenizer = _load_tokenizer(self.checkpoint)
         self.kv_dtype = capacity.kv_dtype(self.config, self.checkpoint.formats)
         self.room = capacity.plan(self.config, self.checkpoint, self.kv_dtype)
-        self.weights = load_weights(self.checkpoint, self.ops, progress, self.room.kv_bytes, self._advise)
+        extra = self.room.kv_bytes + self.room.work_bytes
+        self.weights = load_weights(self.checkpoint, self.ops, progress, extra, self._advise)
         self.ledger = Ledger()
         self.machine: machine.Profile | None = None
         if self.kernels == "cpu":

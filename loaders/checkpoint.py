@@ -88,9 +88,9 @@ def load_weights(
     extra: int = 0,
     prepare: Callable[[ModelWeights], None] | None = None,
 ) -> ModelWeights:
-    """Loads the weights. `extra`: bytes that will be needed besides (KV cache), counted in the memory check; `prepare`
-    sees the memory after it is reserved and before it is filled."""
-    needs = {"weights": checkpoint.weight_bytes, "KV cache and buffers": extra}
+    """Loads the weights. `extra`: bytes that will be needed besides (cache, activations), counted in the memory check;
+    `prepare` sees the memory after it is reserved and before it is filled."""
+    needs = {"weights": checkpoint.weight_bytes, "KV cache and activations": extra}
     require_memory(needs, SMALLER)
     weights = allocate(checkpoint.spec, checkpoint.formats)
     if prepare is not None:

@@ -18,7 +18,7 @@ import tiny_tokenizer
 import torch
 from fake_hub import FakeHub
 from headrace import cli
-from headrace.engine import machine
+from headrace.engine import machine, tiles
 from headrace.engine.machine import Profile
 from headrace.kernels import FORMATS, cpu
 from refusals import edit_json
@@ -69,9 +69,12 @@ def oracle(built: Built) -> Callable[[str], PreTrainedModel]:
 
 @pytest.fixture(autouse=True)
 def cache_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Machine profiles go to a directory of the test, never to the user's."""
+    """Machine profiles go to a directory of the test, never to the user's. How many tokens make tiles worth while is
+    not measured again for every test."""
     path = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("XDG_CACHE_HOME", str(path))
+    if built_in := cpu.tile_tokens():
+        tiles.save(built_in)
     return path
 
 

@@ -50,7 +50,7 @@ def test_tables_fit_into_eighty_columns(run: Run, talker: Path) -> None:
     """Captured, so rich takes 80 columns: a cell that did not fit would be broken into two lines."""
     _, _, err = run("generate", talker, "Hello", "-n", 4, "--ignore-eos")
     lines = [line for line in err.splitlines() if " RAM " in line]
-    assert len(lines) == 5
+    assert len(lines) == 6
     assert all(("C++ " in line) for line in lines)
 
 
