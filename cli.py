@@ -167,6 +167,7 @@ def perplexity(
     dense_format: DenseFormat = "native",
     dtype: Dtype = "auto",
     kernels: Kernels = "auto",
+    cpu_activations: Activations = "int8",
     threads: Threads = None,
     revision: Revision = None,
     offline: Offline = False,
@@ -182,8 +183,9 @@ def perplexity(
         reason = error.strerror if isinstance(error, OSError) else error
         raise OptionError(f"cannot read {file}: {reason}; give a UTF-8 text file") from error
     options = dict(
-        expert_format=expert_format, dense_format=dense_format, dtype=dtype, kernels=kernels, threads=threads,
-        revision=revision, offline=offline, cache_dir=cache_dir, ignore_config_keys=ignore_config_keys,
+        expert_format=expert_format, dense_format=dense_format, dtype=dtype, kernels=kernels,
+        cpu_activations=cpu_activations, threads=threads, revision=revision, offline=offline, cache_dir=cache_dir,
+        ignore_config_keys=ignore_config_keys,
     )  # fmt: skip
     llm = _load(model, as_json, options)
     found = measure(llm, llm.encode(text), window)

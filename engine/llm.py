@@ -90,9 +90,10 @@ class LLM:
         return ops
 
     def _advise(self, weights: ModelWeights) -> None:
-        """Asks for huge pages under the large weights before they are filled; the start-up table says what was
-        granted."""
+        """Asks for huge pages under the large weights, from all nodes of memory, before they are filled; the start-up
+        table says what was granted."""
         self.huge_pages = machine.advise_huge(weights) if self.kernels == "cpu" else {}
+        self.nodes = machine.spread_over_nodes(weights) if self.kernels == "cpu" else 1
 
     def _assemble(self) -> None:
         banks = [layer.experts for layer in self.weights.layers]

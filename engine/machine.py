@@ -38,6 +38,7 @@ __all__ = [
     "profile_path",
     "save_profile",
     "set_threads",
+    "spread_over_nodes",
 ]
 
 ARENA = 2 << 30  # bytes read per round: caches of shared hosts reach hundreds of megabytes
@@ -68,6 +69,18 @@ def advise_huge(weights: ModelWeights) -> dict[str, bool]:
     """Asks for huge pages under every large tensor; whether the system agreed, by name."""
     advise: Callable[[Tensor], bool] = cpu_kernels().advise_huge
     return {name: advise(t) for name, t in weights.named().items() if t.nbytes >= HUGE_FROM}
+
+
+def spread_over_nodes(weights: ModelWeights) -> int:
+    """Deals out the pages of every large tensor over the nodes of memory; over how many: 1 where there is one node, 0
+    where there are more and the system refused."""
+    cpu = cpu_kernels()
+    nodes: list[int] = cpu.numa_nodes()
+    if len(nodes) < 2:
+        return 1
+    large = [t for t in weights.named().values() if t.nbytes >= HUGE_FROM]
+    granted = [cpu.interleave(t, nodes) for t in large]  # all are asked for, also after a refusal
+    return len(nodes) if all(granted) else 0
 
 
 def measure(rounds: int = 3, arena_bytes: int | None = None) -> Profile:

@@ -44,7 +44,8 @@ def placement_rows(llm: LLM) -> list[tuple[str, str, str, str, str, str]]:
     ]
     if not llm.spec.tied_head:
         rows.append(("embedding", weights.embed.format.name, weights.embed.nbytes, "embed"))
-    out = [(what, "RAM", form, size(count), kernel, _huge(llm, group)) for what, form, count, group in rows]
+    ram = {0: "RAM, one node", 1: "RAM"}.get(llm.nodes, f"RAM, {llm.nodes} nodes")
+    out = [(what, ram, form, size(count), kernel, _huge(llm, group)) for what, form, count, group in rows]
     kv = f"KV, {llm.room.max_context} tokens"
     out.append((kv, "RAM", FORMAT_OF_DTYPE[llm.kv_dtype], f"<= {size(llm.room.kv_bytes)}", kernel, "-"))
     work = f"activations, {llm.config.prefill_chunk} tokens"

@@ -11,6 +11,7 @@ import interleave
 import packed_model
 import pytest
 import report
+import roofline
 import torch
 from headrace import LLM, SamplingParams
 from headrace.loaders.config import ConfigReader
@@ -120,3 +121,18 @@ def test_our_own_work_is_no_stranger() -> None:
     strangers = interleave.Strangers()
     sum(range(1_000_000))
     assert strangers.cores() >= 0
+
+
+def test_roofline_takes_what_reads_weights(tmp_path: Path) -> None:
+    rows = [
+        {"op": "experts", "case": "q4_0 64x2048x1024 1 tokens top 8", "gb_per_s": 20.0, "gflop_per_s": 70.0},
+        {"op": "linear", "case": "bf16 512x2048x2048", "gb_per_s": 2.0, "gflop_per_s": 900.0},
+        {"op": "rmsnorm", "case": "1x2048", "gb_per_s": 1.0, "gflop_per_s": 0.0},
+    ]
+    assert roofline.points({"rows": rows}) == [("experts", "q4_0", 3.5, 70.0), ("linear", "bf16", 450.0, 900.0)]
+    passport = {"threads": 2, "isa": "amx", "date": "2026-01-01"}
+    for peaks in ({"tiles": 6000.0, "int8": 2000.0}, {"tiles": 0.0, "int8": 0.0}):
+        result = {"rows": rows, "passport": passport, "peak_gop_per_s": peaks, "read_gb_per_s": {"median": 25.0}}
+        roofline.draw(result, tmp_path / "roofline.svg")
+        text = (tmp_path / "roofline.svg").read_text()
+        assert text.startswith("<?xml")

@@ -229,8 +229,8 @@ OPTIONS = {
         "--ignore-config-keys",
     ],
     "perplexity": [
-        "MODEL", "FILE", "--window", "--json", "--expert-format", "--dense-format", "--dtype", "--kernels", "--threads",
-        "--revision", "--offline", "--cache-dir", "--ignore-config-keys",
+        "MODEL", "FILE", "--window", "--json", "--expert-format", "--dense-format", "--dtype", "--kernels",
+        "--cpu-activations", "--threads", "--revision", "--offline", "--cache-dir", "--ignore-config-keys",
     ],
     "measure": ["--threads", "--rounds", "--json"],
 }  # fmt: skip

@@ -7,6 +7,7 @@ one that HEADRACE_ISA names; one thread team serves all ops (`set_threads`).
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -72,6 +73,17 @@ def advise_huge(tensor: Tensor) -> bool:
     if not mode.exists() or "[never]" in mode.read_text():
         return False
     return bool(_cpu.advise_huge(tensor.data_ptr(), tensor.nbytes))
+
+
+def numa_nodes(root: str = "/sys/devices/system/node") -> list[int]:
+    """The nodes of memory beside the CPUs that this process may use; none where the system does not tell."""
+    mine = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+    return [node for node, cpus in enumerate(_cpu.node_cpus(root)) if mine & set(cpus)]
+
+
+def interleave(tensor: Tensor, nodes: list[int]) -> bool:
+    """Asks for the pages of a tensor, not yet written, in turns from these nodes; False where the system will not."""
+    return bool(_cpu.interleave(tensor.data_ptr(), tensor.nbytes, nodes))
 
 
 def stream_read(data: Tensor) -> float:

@@ -8,6 +8,7 @@
 #include <nanobind/stl/vector.h>
 
 #include "isa.h"
+#include "numa.h"
 #include "ops.h"
 #include "team.h"
 
@@ -51,6 +52,11 @@ void bind_machine(nb::module_& m) {
   m.def("threads", &threads, Unlocked());
   m.def("default_threads", &default_threads);
   m.def("advise_huge", &advise_huge, Unlocked());
+  m.def("node_cpus", &node_cpus);
+  m.def("spread_cores", &spread_cores);
+  m.def("interleave", [](Address data, size_t bytes, const std::vector<int>& nodes) {
+    return interleave(at<void>(data), bytes, nodes);
+  }, Unlocked());
   m.def("poison_arena", [](bool on) { Arena::poison(on); });
   m.def("stream_read", [](Address data, size_t bytes) { return stream_read(at<uint8_t>(data), bytes); }, Unlocked());
   m.def("peak_rate", &peak_rate, Unlocked());

@@ -5,6 +5,8 @@
 // publishes the job before it looks for sleepers: both are sequentially consistent, so no wake-up is lost.
 #include "team.h"
 
+#include "numa.h"
+
 #include <algorithm>
 #include <chrono>
 #include <cstdlib>
@@ -46,9 +48,9 @@ void spin_until(const Ready& ready) {
   }
 }
 
-// The CPUs that this process may use, by physical core: one list a core.
-std::vector<std::vector<int>> cores() {
-  std::vector<std::vector<int>> found;
+// The CPUs that this process may use, by physical core: one list a core, in turns from each node of memory.
+CpuLists cores() {
+  CpuLists found;
 #ifdef __linux__
   cpu_set_t mask;
   if (sched_getaffinity(0, sizeof mask, &mask) != 0) return found;
@@ -63,7 +65,7 @@ std::vector<std::vector<int>> cores() {
     found[at->second].push_back(cpu);
   }
 #endif
-  return found;
+  return spread_cores(found, node_cpus("/sys/devices/system/node"));
 }
 
 int current_cpu() {

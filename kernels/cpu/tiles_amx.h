@@ -224,11 +224,12 @@ inline __attribute__((always_inline)) void multiply_step(const uint8_t* wa, cons
   if (T == 1) {
     _tile_loadd(6, wa, w_stride);
     _tile_loadd(7, x, 64);
-    _tile_dpbf16ps(0, 6, 7);
-    other(0, 4);
     _tile_loadd(5, wb, w_stride);
+    other(0, 2);
+    _tile_dpbf16ps(0, 6, 7);
+    other(2, 5);
     _tile_dpbf16ps(1, 5, 7);
-    other(4, 8);
+    other(5, 8);
   } else if (T == 2) {
     _tile_loadd(4, wa, w_stride);
     _tile_loadd(6, x, 64);
