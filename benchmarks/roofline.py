@@ -64,11 +64,11 @@ def _roofs(axes: Any, result: dict[str, Any], low: float, high: float) -> None:
     top = max([*ceilings.values(), read * low])
     end = min(high, top / read) if top else high
     axes.plot([low, end], [read * low, read * end], color="black", lw=1)
-    axes.annotate(f"plain read {read:.0f} GB/s", (low * 1.3, read * low * 1.3), rotation=0, fontsize=8, va="bottom")
+    axes.annotate(f"plain read {read:.0f} GB/s", (low * 20, read * low * 40), fontsize=8, ha="center")
     for name, peak in ceilings.items():
         if peak:
             axes.plot([peak / read, high], [peak, peak], color="black", lw=1, ls="--")
-            axes.annotate(f"{name} {peak:.0f}", (high / 1.05, peak), fontsize=8, ha="right", va="bottom")
+            axes.annotate(f"{name} {peak:.0f} GFLOP/s", (peak / read, peak), fontsize=8, ha="right", va="bottom")
 
 
 def main() -> None:

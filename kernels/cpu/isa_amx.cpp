@@ -8,15 +8,14 @@
 namespace headrace {
 namespace {
 
-// From how many tokens on tiles win. Time by dot products over time by tiles, first quartile of 13 calls in turns, two
-// threads, weights from DRAM: experts 2048 x 1024, 8 of 16, each with so many tokens / linear 16384 x 2048:
+// From how many tokens on tiles win where nobody has measured it on the machine (engine/tiles.py does at the first start):
+// median of time by dot products over time by tiles, 5 rounds in turns, two threads, 8 experts 2048 x 1024 with so many
+// tokens each:
 //
-//   tokens      2          4          6          8          9         10         12         16         32
-//   bf16    1.11/1.06  1.42/1.34  1.52/1.40  1.79/1.59  1.83/1.63  2.04/1.84  2.17/1.95  2.71/2.50  4.29/3.63
-//   q8_0    0.61/0.50  0.66/0.53  0.94/0.73  1.11/0.91  1.24/1.01  1.35/1.07  1.60/1.26  2.00/1.60  3.23/2.85
-//   q4_0    0.60/0.51  0.63/0.53  0.95/0.79  1.12/0.95  1.20/1.11  1.22/1.18  1.46/1.31  1.84/1.82  2.82/2.65
-//
-// bf16 stays with float32 activations up to 3 tokens, where tiles gain little.
+//   tokens     2      3      4      6      8     10     12     16
+//   bf16    0.95   1.07   1.32   1.49   1.69   2.18   2.50   3.05
+//   q8_0    0.33   0.42   0.44   0.92   1.07   1.30   1.46   1.51
+//   q4_0    0.32   0.25   0.28   0.49   0.63   1.00   1.29   1.00
 constexpr TileKernels BF16_TILES = tile_kernels<BF16Rows>(4);
 constexpr TileKernels Q8_TILES = tile_kernels<Q8Rows>(8);
 constexpr TileKernels Q4_TILES = tile_kernels<Q4Rows>(8);
