@@ -48,7 +48,7 @@ def placement_rows(llm: LLM) -> list[tuple[str, str, str, str, str, str]]:
     out = [(what, ram, form, size(count), kernel, _huge(llm, group)) for what, form, count, group in rows]
     kv = f"KV, {llm.room.max_context} tokens"
     out.append((kv, "RAM", FORMAT_OF_DTYPE[llm.kv_dtype], f"<= {size(llm.room.kv_bytes)}", kernel, "-"))
-    work = f"activations, {llm.config.prefill_chunk} tokens"
+    work = f"pass of {llm.config.prefill_chunk} tokens"
     out.append((work, "RAM", "f32", f"<= {size(llm.room.work_bytes)}", kernel, "-"))
     return out
 
