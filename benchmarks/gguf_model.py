@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from headrace.loaders.noise import half, nibbles, norm_value
 from numpy.typing import NDArray
 
 Bytes = NDArray[np.uint8]
@@ -124,23 +125,6 @@ class Noise:
             out[done : done + len(piece)] = piece
             done, start = done + len(piece), 0
         return out.reshape(planned.byte_shape)
-
-
-def norm_value(name: str) -> float:
-    """The weight of a norm. In front of a layer it is small, so that a token stays near its embedding: with
-    ones, the tokens of a prompt become alike from layer to layer, and a prefill reads half of the experts only."""
-    return 0.001 if any(part in name for part in ("attn_norm", "ffn_norm", "mlp_norm")) else 1.0
-
-
-def nibbles(rng: np.random.Generator, shape: tuple[int, ...]) -> Bytes:
-    """Two 4-bit quants a byte, each 1 to 15: what q4_0 stores is q - 8, so the mean is 0."""
-    low, high = (rng.integers(1, 16, shape, dtype=np.uint8) for _ in range(2))
-    return np.asarray(low | high << 4, dtype=np.uint8)
-
-
-def half(value: float) -> Bytes:
-    """A float16 as bytes."""
-    return np.frombuffer(np.float16(value).tobytes(), dtype=np.uint8)
 
 
 def _pool(kind: str, rng: np.random.Generator) -> Bytes:
