@@ -1,41 +1,5 @@
-"""Where a result comes from: processor, memory, versions, command, date. Goes into every results file."""
+"""Where a result comes from: the passport of `headrace bench`, under the name that all benchmarks import."""
 
-from __future__ import annotations
+from headrace.engine.passport import passport
 
-import datetime
-import platform
-import shlex
-import sys
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
-from typing import Any
-
-import psutil
-from headrace.engine.machine import cpu_name
-from headrace.kernels import cpu
-
-PACKAGES = ("headrace", "torch", "numpy", "tokenizers", "transformers", "llama-cpp-python", "kt-kernel")
-
-
-def passport() -> dict[str, Any]:
-    """Facts of this run; no names of hosts, users or folders."""
-    return {
-        "cpu": cpu_name(),
-        "cores": psutil.cpu_count(logical=False),
-        "logical_cpus": psutil.cpu_count(),
-        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
-        "isa": cpu.isa(),
-        "threads": cpu.threads(),
-        "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.release().split('-')[0]}",
-        "versions": {name: v for name in PACKAGES if (v := _version(name)) is not None},
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "date": datetime.date.today().isoformat(),
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+__all__ = ["passport"]

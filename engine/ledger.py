@@ -30,11 +30,15 @@ class Pass:
     tokens: int
     context: int
     bytes: Bytes = field(default_factory=dict)
-    predicted_s: float | None = None
+    predicted: dict[str, float] | None = None  # seconds by tier, and what no tier causes
     measured_s: float = 0.0
 
     def total(self, tier: str) -> int:
         return sum(self.bytes.get(tier, {}).values())
+
+    @property
+    def predicted_s(self) -> float | None:
+        return None if self.predicted is None else sum(self.predicted.values())
 
     @property
     def residual_s(self) -> float | None:
@@ -61,10 +65,12 @@ class Pass:
 
 
 class Ledger:
-    """Books passes. `predict` turns the bytes of a pass into seconds, or is None where no bandwidth is known."""
+    """Books passes. `predict` turns the bytes of a pass into seconds by tier, or is None where no bandwidth is known;
+    `watch` sees every pass when it is done."""
 
-    def __init__(self, predict: Callable[[Bytes], float] | None = None) -> None:
+    def __init__(self, predict: Callable[[Bytes], dict[str, float]] | None = None) -> None:
         self.predict = predict
+        self.watch: Callable[[Pass], None] | None = None
         self.passes: list[Pass] = []
         self.current: Pass | None = None
         self.sink: IO[str] | None = None
@@ -106,8 +112,10 @@ class Ledger:
         self.current = None
         done.measured_s = seconds
         if self.predict is not None:
-            done.predicted_s = self.predict(done.bytes)
+            done.predicted = self.predict(done.bytes)
         self.passes.append(done)
+        if self.watch is not None:
+            self.watch(done)
         if self.sink is not None:
             self._write(done)
         return done

@@ -31,7 +31,7 @@ from .experts import CpuExperts
 from .kvcache import KVCache, PageTable, pages_for
 from .ledger import Bytes, Ledger
 from .model import Decoder
-from .planner import predict_seconds
+from .planner import predict_terms
 from .request import Request
 from .results import Chunk, Completion
 from .sampling import sample
@@ -57,25 +57,32 @@ class LLM:
     def __init__(self, model: str, *, progress: Progress | None = None, **options: Any) -> None:
         self.config = _config(options)
         self.ops = self._load_kernels()
-        directory = hub.locate(
-            str(model),
-            revision=self.config.revision,
-            offline=self.config.offline,
-            cache_dir=self.config.cache_dir,
-            show_progress=progress is not None,
-        )
-        self.checkpoint = open_directory(directory, _load_options(self.config))
+        self.checkpoint = self._open(str(model), show_progress=progress is not None)
         self.spec = self.checkpoint.spec
         self.tokenizer = _load_tokenizer(self.checkpoint)
         self.kv_dtype = capacity.kv_dtype(self.config, self.checkpoint.formats)
         self.room = capacity.plan(self.config, self.checkpoint, self.kv_dtype)
-        extra = self.room.kv_bytes + self.room.work_bytes
-        self.weights = load_weights(self.checkpoint, self.ops, progress, extra, self._advise)
+        self.weights = self._load(progress)
         self.ledger = Ledger()
         self.machine: machine.Profile | None = None
         if self.kernels == "cpu":
             self.use_profile(machine.load_profile())
         self._assemble()
+
+    def _open(self, model: str, show_progress: bool) -> Checkpoint:
+        """Finds the model, downloading it if need be, and reads its headers."""
+        directory = hub.locate(
+            model,
+            revision=self.config.revision,
+            offline=self.config.offline,
+            cache_dir=self.config.cache_dir,
+            show_progress=show_progress,
+        )
+        return open_directory(directory, load_options(self.config))
+
+    def _load(self, progress: Progress | None) -> ModelWeights:
+        extra = self.room.kv_bytes + self.room.work_bytes
+        return load_weights(self.checkpoint, self.ops, progress, extra, self._advise)
 
     def _load_kernels(self) -> kernels.Ops:
         self.kernels = "cpu" if self.config.kernels == "auto" else self.config.kernels
@@ -117,8 +124,8 @@ class LLM:
         self.machine = profile
         self.ledger.predict = None if profile is None else partial(self._predict, profile)
 
-    def _predict(self, profile: machine.Profile, read: Bytes) -> float:
-        return predict_seconds(read, profile, self.checkpoint.formats, self.kv_dtype)
+    def _predict(self, profile: machine.Profile, read: Bytes) -> dict[str, float]:
+        return predict_terms(read, profile, self.checkpoint.formats, self.kv_dtype, self.spec)
 
     # ---- requests
 
@@ -256,7 +263,7 @@ class LLM:
         with torch.inference_mode():
             logits = self.decoder.forward(make_inputs(batch))
             ready = [batch.sequences[i] for i in batch.ready]
-            tokens = sample(logits, ready, self.ops) if ready else []
+            tokens = self._sample(logits, ready) if ready else []
         self.scheduler.commit(batch)
         for sequence, token in zip(ready, tokens, strict=True):
             sequence.tokens.append(token)
@@ -266,6 +273,10 @@ class LLM:
             if sequence.finish_reason is not None:
                 self.scheduler.finish(sequence)
         self.ledger.end(seconds)
+
+    def _sample(self, logits: Tensor, ready: list[Sequence]) -> list[int]:
+        """The next token of each sequence from its row of logits."""
+        return sample(logits, ready, self.ops)
 
     # ---- checks
 
@@ -339,7 +350,7 @@ def _config(options: dict[str, Any]) -> EngineConfig:
     return EngineConfig(**options)
 
 
-def _load_options(config: EngineConfig) -> LoadOptions:
+def load_options(config: EngineConfig) -> LoadOptions:
     return LoadOptions(
         expert_format=config.expert_format,
         dense_format=config.dense_format,

@@ -5,10 +5,11 @@
           + keys and values of the context, read + written   kv
           + the head, if logits are wanted                head
     seconds = sum over groups of bytes / bandwidth of the kernel that reads that format
+            + layers * what a layer costs besides + what a pass costs besides
 
-The ledger counts the same bytes from the objects that were touched; the two agree to the byte. The second line is the
-plain bandwidth model of one tier: fixed costs per layer and tiers that overlap are not in it. Models that are not
-loaded, and machines with more tiers, are the business of `planning/`, which counts the same bytes.
+The ledger counts the same bytes from the objects that were touched; the two agree to the byte. The second sum is the
+bandwidth model of one tier. Models that are not loaded, and machines with more tiers, are the business of `planning/`,
+which counts the same bytes and takes the same time.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from .ledger import CPU_DRAM, Bytes
 from .machine import Profile
 
 EXPERTS, DENSE, KV, HEAD = "experts", "dense", "kv", "head"
+FIXED = "fixed"  # the term of a prediction that no tier causes
 
 
 def pass_bytes(
@@ -97,14 +99,28 @@ def layer_dense_bytes(layer: LayerWeights) -> int:
     return sum(v.nbytes for v in vectors if v is not None) + sum(m.nbytes for m in matrices if m is not None)
 
 
-def predict_seconds(read: Bytes, profile: Profile, formats: Formats, kv_dtype: torch.dtype) -> float:
-    """Seconds for the bytes of a pass on the CPU, at the bandwidths that this machine's kernels were measured to
-    have."""
-    dense = profile.linear[formats.dense.name]
+def predict_terms(
+    read: Bytes, profile: Profile, formats: Formats, kv_dtype: torch.dtype, spec: ModelSpec
+) -> dict[str, float]:
+    """Seconds of a pass on the CPU by what causes them: the tier that is read, at the bandwidths that this machine's
+    kernels were measured to have, and `FIXED`, what layers and the pass cost besides."""
+    dense = 1 / profile.linear[formats.dense.name]
+    cache = profile.cache_seconds_per_byte(spec.attention.heads / spec.attention.kv_heads)
     by_group = {
-        EXPERTS: profile.experts[formats.experts.name],
+        EXPERTS: 1 / profile.experts[formats.experts.name],
         DENSE: dense,
         HEAD: dense,
-        KV: profile.linear["f32" if kv_dtype == torch.float32 else "bf16"],
+        KV: cache if kv_dtype == torch.bfloat16 else 1 / profile.linear["f32"],
     }
-    return sum(size / by_group[group] for group, size in read.get(CPU_DRAM, {}).items())
+    shared = spec.moe_layers * profile.shared_s if spec.moe.shared_width else 0.0
+    return {
+        CPU_DRAM: sum(size * by_group[group] for group, size in read.get(CPU_DRAM, {}).items()),
+        FIXED: spec.layers * profile.layer_s + shared + profile.pass_s,
+    }
+
+
+def predict_seconds(
+    read: Bytes, profile: Profile, formats: Formats, kv_dtype: torch.dtype, spec: ModelSpec
+) -> float:
+    """Seconds for the bytes of a pass on the CPU: the sum of `predict_terms`."""
+    return sum(predict_terms(read, profile, formats, kv_dtype, spec).values())

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import platform
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import psutil
@@ -17,7 +17,12 @@ from ..loaders.memory import GB
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
-    """Bandwidths in bytes per second, by format: of single matrices (`linear`) and of whole experts (`experts`)."""
+    """Bandwidths in bytes per second, by format: of single matrices (`linear`) and of whole experts (`experts`).
+
+    attention: bytes of a bf16 cache per second, by query heads to a key/value head ("1", "8"). stream_by_threads: plain
+    reads by so many threads. layer_s, shared_s, pass_s: seconds that a layer, the shared expert of a layer, and a pass
+    take besides what they read: calls, parallel regions, scheduling (`overhead.py`). Empty and 0: not measured.
+    """
 
     key: str
     cpu: str
@@ -28,6 +33,22 @@ class Profile:
     stream: float
     linear: dict[str, float]
     experts: dict[str, float]
+    attention: dict[str, float] = field(default_factory=dict)
+    stream_by_threads: dict[str, float] = field(default_factory=dict)
+    layer_s: float = 0.0
+    shared_s: float = 0.0
+    pass_s: float = 0.0
+
+    def cache_seconds_per_byte(self, intensity: float) -> float:
+        """Of attention over a bf16 cache; `intensity`: FLOPs for a byte, which is query heads to a key/value head.
+
+        A byte costs its way from memory and its arithmetic, one after the other: linear between the measured points.
+        """
+        if len(self.attention) < 2:
+            return 1 / self.linear["bf16"]
+        (low, slow), (high, fast) = ((float(k), 1 / rate) for k, rate in self.attention.items())
+        slope = (fast - slow) / (high - low)
+        return max(slow + slope * (intensity - low), min(slow, fast))
 
 
 def cpu_name() -> str:

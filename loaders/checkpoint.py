@@ -188,7 +188,7 @@ def resolve_formats(
     asked = {"experts": options.expert_format, "dense": options.dense_format, "embed": "native"}
     native = {group: _native(entries, [n for n, t in wanted.items() if t.group == group]) for group in asked}
     formats = Formats(**{g: _choose(format, options.plain_format, native[g]) for g, format in asked.items()})
-    _check_rows(spec, formats)
+    check_rows(spec, formats)
     return formats
 
 
@@ -198,7 +198,7 @@ def _choose(asked: str, plain: str, stored: Format) -> Format:
     return stored if name == "native" else find_format(name)
 
 
-def _check_rows(spec: ModelSpec, formats: Formats) -> None:
+def check_rows(spec: ModelSpec, formats: Formats) -> None:
     """Raises OptionError where the rows of a matrix are no whole number of blocks."""
     for size, what in ((spec.hidden, "hidden size"), (spec.moe.width, "expert width")):
         _check_fits(formats.experts, size, what, "--expert-format")

@@ -3,8 +3,7 @@
 Speed depends on shapes and bytes, not on values, but not any bytes will do: a token must go on to other tokens and to
 other experts, or a run would read the same few weights from a cache. Quants are random; scales are such that weights
 have mean 0 and a standard deviation near 0.046 (0.02 in plain formats); norms in front of a layer are small, so that a
-token stays near its embedding. With ones the tokens of a prompt become alike from layer to layer. The final norm has
-random signs, so that with a head that is the embedding a token does not follow itself for ever.
+token stays near its embedding. With ones the tokens of a prompt become alike from layer to layer.
 """
 
 from __future__ import annotations
@@ -77,7 +76,7 @@ class Noise:
     def part(self, part: Part, name: str) -> None:
         """Fills one tensor; vectors are norms, or biases of 0."""
         if isinstance(part, Tensor):
-            self._vector(part, name)
+            part.fill_(0.0 if name.endswith("bias") else norm_value(name))
         elif isinstance(part, Matrix):
             self._matrix(part)
         else:
@@ -90,11 +89,6 @@ class Noise:
             for matrix in block:
                 self._matrix(matrix)
             bank.data[expert, sum(matrix.nbytes for matrix in block) :] = 0
-
-    def _vector(self, vector: Tensor, name: str) -> None:
-        vector.fill_(0.0 if name.endswith("bias") else norm_value(name))
-        if name == "final_norm":
-            vector.mul_(torch.from_numpy(self.rng.choice([-1.0, 1.0], vector.numel())))
 
     def _matrix(self, matrix: Matrix) -> None:
         form, flat = matrix.format, matrix.data.view(-1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import defaultdict
 from collections.abc import Callable
@@ -13,8 +14,12 @@ from headrace import LLM, OptionError, SamplingParams
 from headrace.engine.experts import distinct
 from headrace.engine.ledger import Ledger, summarise
 from headrace.engine.machine import Profile
-from headrace.engine.planner import pass_bytes, predict_seconds
+from headrace.engine.planner import pass_bytes, predict_seconds, predict_terms
 from headrace.kernels import FORMATS, Choice
+from headrace.loaders import catalogue
+from headrace.loaders.config import ConfigReader
+from headrace.loaders.families import spec_of
+from headrace.loaders.spec import ModelSpec
 from headrace.loaders.weights import Formats
 
 Checkpoints = Callable[[str], Path]
@@ -105,10 +110,24 @@ def profile(rate: float) -> Profile:
     )  # fmt: skip
 
 
+def some_spec() -> ModelSpec:
+    """24 layers, 16 heads of keys and of queries, a shared expert in each."""
+    return spec_of(ConfigReader(catalogue.find("Qwen1.5-MoE-A2.7B").config, "catalogue"))[1]
+
+
 def test_seconds_are_bytes_over_the_bandwidth_of_the_kernel_that_reads_them() -> None:
     formats = Formats(experts=FORMATS["q4_0"], dense=FORMATS["bf16"], embed=FORMATS["bf16"])
     read = {"cpu_dram": {"experts": 4_000, "dense": 1_000, "kv": 500, "head": 500}}
-    assert predict_seconds(read, profile(1e3), formats, torch.bfloat16) == pytest.approx(2.0 + 1.0 + 0.5 + 0.5)
+    spec = some_spec()
+    found = predict_seconds(read, profile(1e3), formats, torch.bfloat16, spec)
+    assert found == pytest.approx(2.0 + 1.0 + 0.5 + 0.5)
+    costly = dataclasses.replace(profile(1e3), layer_s=0.1, shared_s=0.01, pass_s=0.001)
+    terms = predict_terms(read, costly, formats, torch.bfloat16, spec)
+    assert terms == pytest.approx({"cpu_dram": 4.0, "fixed": 24 * 0.11 + 0.001})
+    other = dataclasses.replace(profile(1e3), attention={"1": 1e3, "8": 500.0})
+    assert predict_seconds(read, other, formats, torch.bfloat16, spec) == pytest.approx(4.0)
+    grouped = dataclasses.replace(spec, attention=dataclasses.replace(spec.attention, kv_heads=2))
+    assert predict_seconds(read, other, formats, torch.bfloat16, grouped) == pytest.approx(4.5)
 
 
 def test_a_pass_has_prediction_measurement_and_residual(checkpoints: Checkpoints) -> None:

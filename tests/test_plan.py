@@ -78,23 +78,25 @@ def test_bytes_are_those_of_the_engine(variant: str, experts: str, dense: str, c
 
 @pytest.mark.parametrize("variant", ["qwen3_moe", "qwen2_moe", "granitemoe"])
 def test_time_is_that_of_the_engine(variant: str, checkpoints: Any, profile: Profile) -> None:
-    """With measured bandwidths and no cost besides, a step takes what the running engine predicts for the same
-    bytes."""
+    """With measured bandwidths and costs, a step takes what the running engine predicts for the same bytes."""
     directory = checkpoints(variant)
     _, spec = spec_of(ConfigReader.open(directory / "config.json"))
     rates = {name: (i + 1) * GB for i, name in enumerate(FORMATS)}
-    known = dataclasses.replace(profile, linear=rates, experts={n: 3 * r for n, r in rates.items()})
+    known = dataclasses.replace(
+        profile, linear=rates, experts={n: 3 * r for n, r in rates.items()}, attention={"1": 2 * GB, "8": 1 * GB},
+        layer_s=3e-5, shared_s=2e-5, pass_s=1e-4,
+    )  # fmt: skip
     formats = Formats(experts=FORMATS["q4_0"], dense=FORMATS["q8_0"], embed=FORMATS["f32"])
     read = pass_bytes(
         spec, formats, torch.bfloat16, tokens=1, contexts=[17], distinct_experts=[spec.moe.top_k] * spec.moe_layers
     )
     source = model_source.find(str(directory))
     quant = encodings.parse("experts=q4_0,dense=q8_0,embed=f32", encodings.native({}, ""))
-    hw = dataclasses.replace(machine_file.of_profile(known), fixed=exactly(0), sync=exactly(0))
+    hw = machine_file.of_profile(known)
     engine = Model(source.described.architecture, storage.computed(source.described.architecture, quant), hw)
     everything = placement.on_cpu(engine.storage, hw, _no_demand(spec.layers))
     step = engine.decode(everything, Workload(context=17, batch=1, prompt=1))
-    assert step.seconds == pytest.approx(predict_seconds(read, known, formats, torch.bfloat16), rel=1e-6)
+    assert step.seconds == pytest.approx(predict_seconds(read, known, formats, torch.bfloat16, spec), rel=1e-6)
 
 
 def _no_demand(layers: int) -> placement.Demand:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -82,6 +83,7 @@ class Device:
     link: Range | None = None
     by_format: dict[str, float] = field(default_factory=dict)  # measured: bytes/s of the expert kernels
     dense_by_format: dict[str, float] = field(default_factory=dict)  # measured: of single matrices
+    cache_s: Callable[[float], float] | None = None  # measured: seconds for a byte of cache, by FLOPs for a byte
     isa: str = "avx2"
     source: str = ""
 
@@ -105,6 +107,8 @@ class Hardware:
     disk: Device | None = None
     sync: Range = SYNC
     fixed: Range = FIXED["cpu"]
+    layer: Range = Range(0.0, 0.0, 0.0)  # what a layer costs besides what it reads and computes, where it was measured
+    shared: Range = Range(0.0, 0.0, 0.0)  # what its shared expert adds
     measured: bool = False
 
     @property

@@ -67,9 +67,17 @@ def of_profile(profile: Profile) -> Hardware:
         flops=CORE_FLOPS[isa].times(profile.threads),
         by_format=profile.experts,
         dense_by_format=profile.linear,
+        cache_s=profile.cache_seconds_per_byte,
         source=f"measured {profile.date}",
     )
-    return Hardware(name=f"this machine ({profile.cpu})", cpu=cpu, fixed=FIXED["cpu"], measured=True)
+    return Hardware(
+        name=f"this machine ({profile.cpu})",
+        cpu=cpu,
+        fixed=exactly(profile.pass_s) if profile.pass_s else FIXED["cpu"],
+        layer=exactly(profile.layer_s),
+        shared=exactly(profile.shared_s),
+        measured=True,
+    )
 
 
 def read_file(path: Path) -> Hardware:

@@ -1,6 +1,6 @@
 """The time of a pass: every byte and every FLOP on the device where it lies, plus what a step costs besides.
 
-    decode = sum over layers of [ common + max(experts elsewhere, shared expert) + sync ] + head + fixed
+    decode = sum over layers of [ common + max(experts elsewhere, shared expert) + sync + besides ] + head + fixed
     part   = max(bytes / bandwidth, FLOPs / compute)
 
 Experts of a layer are elsewhere when its common weights are on a GPU and they are not; then the shared expert runs
@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ...loaders import encodings
-from ...loaders.architecture import Architecture, Layer
+from ...loaders.architecture import Architecture, Layer, Mixer
 from . import exact
 from .article import distinct_experts
 from .hardware import Device, End, Hardware, Range
@@ -87,6 +87,7 @@ class Model:
         common = self._time(device, sizes.common, batch * exact.layer_flops(layer), end)
         common += self._cache_time(device, layer, work, end)
         busy[tier_name(at)] += common
+        common += self._besides(sizes, end, busy)
         if layer.experts is None:
             return common
         routed = self._experts(i, experts_at, batch, end, busy)
@@ -97,9 +98,18 @@ class Model:
         busy["sync"] += sync
         return common - shared + max(routed, shared) + sync
 
+    def _besides(self, sizes: LayerBytes, end: End, busy: Busy) -> float:
+        """What a layer costs whatever it reads."""
+        took = self.hardware.layer.at(end) + (self.hardware.shared.at(end) if sizes.shared else 0.0)
+        busy["fixed"] += took
+        return took
+
     def _cache_time(self, device: Device, layer: Layer, work: Workload, end: End) -> float:
         """Seconds in which every sequence's new token attends to its cache and renews its state."""
         read = work.batch * cache_traffic(layer, work.context)
+        if device.cache_s is not None and layer.mixer is not None and layer.mixer.caches:
+            known = read * device.cache_s(intensity(layer.mixer))
+            return known * {"low": 1 / 0.9, "mid": 1.0, "high": 1 / 1.1}[end]
         flops = work.batch * exact.attention_flops(layer, work.context, True)
         rate = device.flops.at(end) if device.flops else math.inf
         return max(read / device.reads("bf16", False).at(end), flops / rate)
@@ -151,7 +161,7 @@ class Model:
             flops = tokens * (exact.layer_flops(layer) + exact.attention_flops(layer, context, False))
             common = self._time(device, self.storage.layers[i].common, flops, end)
             busy[tier_name(placement.common[i])] += common
-            seconds += common
+            seconds += common + self._besides(self.storage.layers[i], end, busy)
             if layer.experts is not None:
                 routed = self._prefill_experts(i, placement.common[i], tier, tokens, end, busy)
                 if routed is None:
@@ -228,6 +238,12 @@ def cache_traffic(layer: Layer, context: int) -> int:
     read = sum(cache.read(context) for cache in mixer.caches)
     written = sum(cache.width // cache.every for cache in mixer.caches)
     return CACHE_WIDTH * (read + written) + 2 * STATE_WIDTH * mixer.state
+
+
+def intensity(mixer: Mixer) -> float:
+    """FLOPs of a decoded token's attention for a byte of its cache; with grouped queries the heads of a group."""
+    pair = mixer.pair_flops if mixer.decode_pair_flops is None else mixer.decode_pair_flops
+    return pair / (CACHE_WIDTH * mixer.caches[0].width)
 
 
 def simple_seconds(model: Architecture, storage: Storage, hardware: Hardware) -> float | None:

@@ -1,0 +1,186 @@
+"""`headrace bench`: prefill and decode speed, with the bytes behind them, against the prediction and the ceiling.
+
+Every test runs once unmeasured, then `rounds` times; medians over rounds count. Times are those of the ledger's passes:
+scheduling, forward and sampling, without text. A prompt is new in every round, so that its keys are in no cache; the
+tokens before a decode run (`depth`) are the same, so that they are computed once.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from ..errors import OptionError
+from ..loaders.weights import allocate
+from .config import SamplingParams
+from .ledger import CPU_DRAM, Bytes, Pass, summarise
+from .llm import LLM
+from .planner import DENSE, EXPERTS, KV, dense_sizes
+from .random_model import RandomLLM
+
+PLACEMENTS = ("cpu",)  # that can be run; a plan knows more
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tests:
+    """What is run: prompts of `prompt` tokens, and for each batch and depth `new` tokens a sequence; 0 leaves out."""
+
+    prompt: tuple[int, ...] = (512,)
+    new: tuple[int, ...] = (128,)
+    batch: tuple[int, ...] = (1,)
+    depth: tuple[int, ...] = (0,)
+    rounds: int = 5
+    placements: tuple[str, ...] = PLACEMENTS
+
+    def __post_init__(self) -> None:
+        for name, least in (("prompt", 0), ("new", 0), ("batch", 1), ("depth", 0)):
+            for value in getattr(self, name):
+                if value < least:
+                    raise OptionError(f"--{name} is {value}: give whole numbers of at least {least}")
+        if self.rounds < 1:
+            raise OptionError(f"--rounds is {self.rounds}: give at least 1")
+        for name in self.placements:
+            if name not in PLACEMENTS:
+                raise OptionError(
+                    f"--placement {name!r} cannot be run yet: this version computes on the CPU alone ('cpu'). "
+                    f"headrace plan --placement {name} predicts it"
+                )
+        if not any(self.prompt) and not any(self.new):
+            raise OptionError("nothing to run: give --prompt or --new above 0")
+
+    @property
+    def context(self) -> int:
+        """Tokens that the longest sequence comes to."""
+        return max(*self.prompt, *(max(d, 1) + n for d in self.depth for n in self.new))
+
+    @property
+    def sequences(self) -> int:
+        return max(self.batch)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One test. Rates are tokens per second of all sequences together, by round; bytes and times are per token.
+
+    `whole_tok_s`: what the uncut model would do, where layers were left out; None where all ran.
+    """
+
+    test: str
+    batch: int
+    depth: int
+    placement: str
+    rounds: tuple[float, ...]
+    bytes_per_token: Bytes
+    predicted_tok_s: float | None
+    residual_ms: float | None
+    share_of_ceiling: float | None
+    whole_tok_s: float | None
+
+    @property
+    def tok_s(self) -> float:
+        return statistics.median(self.rounds)
+
+    @property
+    def error(self) -> float | None:
+        """Predicted time over measured time, less one: above 0 is a model that is slower than the machine."""
+        return None if self.predicted_tok_s is None else self.tok_s / self.predicted_tok_s - 1
+
+
+def run(llm: LLM, tests: Tests, tell: Callable[[str], None] = lambda text: None) -> Iterator[Row]:
+    """Runs every test and yields its row; `tell` is given the name of each before it runs."""
+    for placement in tests.placements:
+        for prompt in filter(None, tests.prompt):
+            tell(f"prompt of {prompt} tokens")
+            yield _row(llm, f"pp{prompt}", 1, 0, placement, _prefill(llm, prompt, tests.rounds), "prefill")
+        for new in filter(None, tests.new):
+            for depth in tests.depth:
+                for batch in tests.batch:
+                    tell(f"{new} new tokens, batch {batch}, after {depth}")
+                    rounds = _decode(llm, new, batch, depth, tests.rounds)
+                    yield _row(llm, f"tg{new}", batch, depth, placement, rounds, "decode")
+
+
+def _prefill(llm: LLM, tokens: int, rounds: int) -> list[list[Pass]]:
+    params = SamplingParams(max_new_tokens=1, ignore_eos=True)
+    prompts = [_prompt(llm, tokens, ("prompt", turn)) for turn in range(rounds + 1)]
+    return [_passes(llm, [prompt], params, "prefill") for prompt in prompts][1:]
+
+
+def _decode(llm: LLM, new: int, batch: int, depth: int, rounds: int) -> list[list[Pass]]:
+    prompts = [_prompt(llm, max(depth, 1), ("before", i)) for i in range(batch)]
+    _passes(llm, prompts, SamplingParams(max_new_tokens=min(new, 4) + 1, ignore_eos=True), "decode")
+    params = SamplingParams(max_new_tokens=new + 1, ignore_eos=True)  # the first new token comes from prefill
+    return [_passes(llm, prompts, params, "decode") for _ in range(rounds)]
+
+
+def _prompt(llm: LLM, tokens: int, seed: object) -> list[int]:
+    """Random token ids, the same for the same seed."""
+    rng = random.Random(repr(seed))
+    return [rng.randrange(llm.spec.vocab) for _ in range(tokens)]
+
+
+def _passes(llm: LLM, prompts: list[list[int]], params: SamplingParams, phase: str) -> list[Pass]:
+    """The passes of one phase of a run."""
+    done = len(llm.ledger.passes)
+    llm.generate(list(prompts), params)
+    return [p for p in llm.ledger.passes[done:] if p.phase == phase]
+
+
+def _row(
+    llm: LLM, test: str, batch: int, depth: int, placement: str, rounds: list[list[Pass]], phase: str
+) -> Row:
+    each = [summarise(passes, phase) for passes in rounds]
+    typical = sorted(each, key=lambda s: s.tok_s)[len(each) // 2]
+    together = summarise([p for passes in rounds for p in passes], phase)
+    per_token = together.bytes_per_token()
+    rate = statistics.median(s.tok_s for s in each)
+    predicted = together.predicted_tok_s
+    return Row(
+        test=test,
+        batch=batch,
+        depth=depth,
+        placement=placement,
+        rounds=tuple(s.tok_s for s in each),
+        bytes_per_token=per_token,
+        predicted_tok_s=predicted,
+        residual_ms=None if predicted is None else 1e3 / rate - 1e3 / predicted,
+        share_of_ceiling=None if llm.machine is None else per_token[CPU_DRAM]["total"] * rate / llm.machine.stream,
+        whole_tok_s=_of_the_whole(llm, typical.tok_s, rounds[0], phase),
+    )
+
+
+def _of_the_whole(llm: LLM, rate: float, passes: list[Pass], phase: str) -> float | None:
+    """The rate of the uncut model, from that of its first layers.
+
+    Decode takes longer by the ratio of the predictions for the bytes of both, prefill, which computes more than it
+    reads, by that of the layers' bytes. None where no layer was left out, or without a prediction.
+    """
+    if not isinstance(llm, RandomLLM) or not llm.is_cut or llm.machine is None:
+        return None
+    grown = growth(llm)
+    if phase == "prefill":
+        return rate / grown[EXPERTS]
+    here = sum(p.predicted_s or 0.0 for p in passes)
+    whole = sum(llm.predict_whole(scaled(p.bytes, grown)) for p in passes)
+    return rate * here / whole
+
+
+def growth(llm: RandomLLM) -> dict[str, float]:
+    """By group: bytes of the whole model's layers over those of the layers that are there."""
+    whole = dense_sizes(allocate(llm.whole, llm.checkpoint.formats, "meta"))
+    return {
+        EXPERTS: llm.whole.moe_layers / llm.spec.moe_layers,
+        DENSE: whole.layers / llm.decoder.sizes.layers,
+        KV: llm.whole.layers / llm.spec.layers,
+    }
+
+
+def scaled(read: Bytes, grown: dict[str, float]) -> Bytes:
+    """Bytes of a pass with each group as many times larger."""
+    return {
+        tier: {group: round(size * grown.get(group, 1.0)) for group, size in groups.items()}
+        for tier, groups in read.items()
+    }
+
