@@ -22,6 +22,7 @@ from headrace.loaders.spec import ModelSpec
 from headrace.loaders.weights import Formats, allocate
 from torch import Tensor
 
+
 def write(directory: Path, config: dict[str, Any], formats: Formats, seed: int = 0) -> None:
     """Writes a converted directory of a config (keys as in config.json); the manifest last, so that it is whole."""
     _, spec = spec_of(ConfigReader(config, "shape"))

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TransferSpeedColumn
 
 from ..errors import ContextOverflow, HeadraceError
-from . import machine, report
+from . import calibrate, machine, report
 from .config import SamplingParams
 from .llm import LLM, Prompt
 from .results import Completion
@@ -56,12 +56,17 @@ def ensure_profile(llm: LLM) -> None:
         return
     say("this machine was not measured yet; reading its memory with the kernels, once ...")
     try:
-        profile = machine.measure()
+        profile = calibrate.measure()
     except HeadraceError as error:
         say(f"no prediction: {error}")
         return
     llm.use_profile(profile)
     save_profile(profile, "; `headrace measure` repeats it")
+
+
+def watch(llm: LLM) -> None:
+    """Lets a run that drifts from its prediction say so on standard error, on a line of its own."""
+    llm.tell = lambda text: notes.print(f"\n{text}", style="dim", soft_wrap=True)
 
 
 def save_profile(profile: machine.Profile, remark: str = "") -> None:

@@ -9,6 +9,7 @@ rest: schedule, forward, sample, commit.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Generator
@@ -39,8 +40,11 @@ from .scheduler import Batch, Scheduler, make_inputs
 from .sequence import Sequence, make_sequence
 from .stream import Group, Stream
 from .text import TextBuilder
+from .watch import Watch
 
 Prompt = str | list[int]
+log = logging.getLogger("headrace")
+IN_CACHES = 64 << 20  # bytes of weights up to which DRAM does not bound a model
 TORCH_THREADS = torch.get_num_threads()  # as the process had it before a model was loaded
 
 
@@ -64,6 +68,7 @@ class LLM:
         self.room = capacity.plan(self.config, self.checkpoint, self.kv_dtype)
         self.weights = self._load(progress)
         self.ledger = Ledger()
+        self.tell: Callable[[str], None] = log.warning
         self.machine: machine.Profile | None = None
         if self.kernels == "cpu":
             self.use_profile(machine.load_profile())
@@ -123,9 +128,16 @@ class LLM:
         """Takes the bandwidths that passes are held against from now on; None: no prediction."""
         self.machine = profile
         self.ledger.predict = None if profile is None else partial(self._predict, profile)
+        self.watch_run()
 
-    def _predict(self, profile: machine.Profile, read: Bytes) -> dict[str, float]:
-        return predict_terms(read, profile, self.checkpoint.formats, self.kv_dtype, self.spec)
+    def watch_run(self) -> None:
+        """From now on one line to `tell` (a logger, if nothing else was set) if measured and predicted time of decode
+        drift apart. Not for a model that the CPU's caches hold: no prediction of memory traffic is right for it."""
+        is_watched = self.ledger.predict is not None and self.weights.nbytes >= IN_CACHES
+        self.ledger.watch = Watch(lambda text: self.tell(text)) if is_watched else None
+
+    def _predict(self, profile: machine.Profile, read: Bytes, tokens: int) -> dict[str, float]:
+        return predict_terms(read, profile, self.checkpoint.formats, self.kv_dtype, self.spec, tokens)
 
     # ---- requests
 
@@ -232,6 +244,8 @@ class LLM:
 
     def _start(self, request: Request) -> None:
         with self.lock:
+            if not self.requests:
+                self.watch_run()
             self.requests[request.sequence.id] = request
             self.scheduler.add(request.sequence)
 

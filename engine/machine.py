@@ -23,6 +23,7 @@ from ..errors import MemoryNeeded
 from ..kernels import FORMATS, ExpertBank, ExpertLayout, Matrix
 from ..loaders.memory import GB, free_memory
 from ..loaders.weights import ModelWeights
+from .kvcache import PAGE
 from .profile import Profile, cpu_name, hardware_key, load_profile, profile_path, save_profile
 
 __all__ = [
@@ -45,6 +46,9 @@ ARENA = 2 << 30  # bytes read per round: caches of shared hosts reach hundreds o
 SMALLEST_ARENA = 256 << 20
 HUGE_FROM = 8 << 20  # smaller tensors are not worth a huge page
 HIDDEN, WIDTH, TOP_K = 2048, 1024, 8  # shape of the experts that are measured
+BATCHES = (4, 16)  # tokens that a matrix is multiplied by at once, besides one
+GROUPS = (1, 8)  # query heads to a key/value head
+KV_HEADS, HEAD_DIM, CONTEXT = 8, 128, 2048  # shape of the caches that are measured
 
 
 def cpu_kernels() -> ModuleType:
@@ -103,7 +107,23 @@ def measure(rounds: int = 3, arena_bytes: int | None = None) -> Profile:
         stream=rate["stream"],
         linear={name: rate[f"linear {name}"] for name in FORMATS},
         experts={name: rate[f"experts {name}"] for name in FORMATS},
+        batch={str(n): {name: rate[f"linear {name} {n}"] for name in FORMATS} for n in BATCHES},
+        attention={str(group): rate[f"attention {group}"] for group in GROUPS},
+        stream_by_threads=_by_threads(arena, rate["stream"]),
     )
+
+
+def _by_threads(arena: Tensor, all_read: float) -> dict[str, float]:
+    """Plain reads, bytes per second, by one thread, by half of them and by all."""
+    cpu = cpu_kernels()
+    count = cpu.threads()
+    found = {str(count): all_read}
+    for threads in {1, count // 2} - {0, count}:
+        cpu.set_threads(threads)
+        found[str(threads)] = max(arena.numel() / cpu.stream_read(arena) for _ in range(2))
+    if len(found) > 1:
+        cpu.set_threads(count)
+    return dict(sorted(found.items(), key=lambda item: int(item[0])))
 
 
 def _arena(size: int | None) -> Tensor:
@@ -129,15 +149,20 @@ def _timings(arena: Tensor) -> Iterator[tuple[str, Callable[[], float]]]:
     for format in FORMATS.values():
         row = format.row_bytes(HIDDEN)
         matrix = Matrix(format, arena.numel() // row, HIDDEN, arena[: arena.numel() // row * row].view(-1, row))
+        part = matrix.slice_rows(0, matrix.rows // 4)  # with more tokens it takes longer, and a cache still lacks it
+        for tokens in BATCHES:
+            yield f"linear {format.name} {tokens}", lambda m=part, n=tokens: _time_linear(ops, m, n)  # type: ignore[misc]
         layout = ExpertLayout(format=format, hidden=HIDDEN, width=WIDTH)
         count = arena.numel() // layout.bytes
         bank = ExpertBank(layout, arena[: count * layout.bytes].view(count, -1))
         yield f"linear {format.name}", lambda m=matrix: _time_linear(ops, m)  # type: ignore[misc]
         yield f"experts {format.name}", lambda b=bank: _time_experts(ops, b)  # type: ignore[misc]
+    for group in GROUPS:
+        yield f"attention {group}", lambda g=group: _time_attention(ops, arena, g)  # type: ignore[misc]
 
 
-def _time_linear(ops: kernels.Ops, matrix: Matrix) -> float:
-    x = torch.randn(1, matrix.cols, generator=torch.Generator().manual_seed(0))
+def _time_linear(ops: kernels.Ops, matrix: Matrix, tokens: int = 1) -> float:
+    x = torch.randn(tokens, matrix.cols, generator=torch.Generator().manual_seed(0))
     start = time.perf_counter()
     ops.linear(x, matrix)
     return matrix.nbytes / (time.perf_counter() - start)
@@ -155,3 +180,21 @@ def _time_experts(ops: kernels.Ops, bank: ExpertBank) -> float:
     for ids in calls:
         ops.experts(x, ids, weights, bank)
     return len(calls) * top_k * bank.layout.bytes / (time.perf_counter() - start)
+
+
+def _time_attention(ops: kernels.Ops, arena: Tensor, group: int) -> float:
+    """One token's attention to bf16 caches of `CONTEXT` tokens, layer after layer through the arena."""
+    pages = CONTEXT // PAGE
+    half = pages * KV_HEADS * PAGE * HEAD_DIM * 2
+    layers = arena[: arena.numel() // (2 * half) * 2 * half].view(-1, 2, half).view(torch.bfloat16)
+    q_TNd = torch.randn(1, group * KV_HEADS, HEAD_DIM, generator=torch.Generator().manual_seed(0))
+    table, starts, contexts = (
+        torch.arange(pages, dtype=torch.int32).view(1, -1),
+        torch.tensor([0, 1], dtype=torch.int32),
+        torch.tensor([CONTEXT], dtype=torch.int32),
+    )
+    caches = layers.view(-1, 2, pages, KV_HEADS, PAGE, HEAD_DIM)
+    start = time.perf_counter()
+    for k_PGBd, v_PGBd in caches:
+        ops.attention(q_TNd, k_PGBd, v_PGBd, table, starts, contexts, HEAD_DIM**-0.5)
+    return caches.nbytes / (time.perf_counter() - start)

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..kernels import ExpertLayout
 from ..loaders.spec import ModelSpec
 from ..loaders.weights import Formats, LayerWeights, ModelWeights, allocate
 from .kvcache import bytes_per_token
@@ -100,14 +101,15 @@ def layer_dense_bytes(layer: LayerWeights) -> int:
 
 
 def predict_terms(
-    read: Bytes, profile: Profile, formats: Formats, kv_dtype: torch.dtype, spec: ModelSpec
+    read: Bytes, profile: Profile, formats: Formats, kv_dtype: torch.dtype, spec: ModelSpec, tokens: int = 1
 ) -> dict[str, float]:
-    """Seconds of a pass on the CPU by what causes them: the tier that is read, at the bandwidths that this machine's
-    kernels were measured to have, and `FIXED`, what layers and the pass cost besides."""
-    dense = 1 / profile.linear[formats.dense.name]
+    """Seconds of a pass of so many tokens on the CPU by what causes them: the tier that is read, at the bandwidths that
+    this machine's kernels were measured to have, and `FIXED`, what layers and the pass cost besides."""
+    dense = profile.slowdown(formats.dense.name, tokens) / profile.linear[formats.dense.name]
     cache = profile.cache_seconds_per_byte(spec.attention.heads / spec.attention.kv_heads)
+    each = tokens_of_an_expert(read.get(CPU_DRAM, {}).get(EXPERTS, 0), formats, spec, tokens)
     by_group = {
-        EXPERTS: 1 / profile.experts[formats.experts.name],
+        EXPERTS: profile.slowdown(formats.experts.name, each) / profile.experts[formats.experts.name],
         DENSE: dense,
         HEAD: dense,
         KV: cache if kv_dtype == torch.bfloat16 else 1 / profile.linear["f32"],
@@ -119,8 +121,15 @@ def predict_terms(
     }
 
 
+def tokens_of_an_expert(read: float, formats: Formats, spec: ModelSpec, tokens: int) -> float:
+    """How many tokens an expert serves on average that was read: choices over distinct experts."""
+    layout = ExpertLayout(format=formats.experts, hidden=spec.hidden, width=spec.moe.width)
+    distinct = read / layout.bytes
+    return max(1.0, tokens * spec.moe.top_k * spec.moe_layers / distinct) if distinct else 1.0
+
+
 def predict_seconds(
-    read: Bytes, profile: Profile, formats: Formats, kv_dtype: torch.dtype, spec: ModelSpec
+    read: Bytes, profile: Profile, formats: Formats, kv_dtype: torch.dtype, spec: ModelSpec, tokens: int = 1
 ) -> float:
     """Seconds for the bytes of a pass on the CPU: the sum of `predict_terms`."""
-    return sum(predict_terms(read, profile, formats, kv_dtype, spec).values())
+    return sum(predict_terms(read, profile, formats, kv_dtype, spec, tokens).values())

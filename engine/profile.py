@@ -7,6 +7,7 @@ import json
 import os
 import platform
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
@@ -19,6 +20,7 @@ from ..loaders.memory import GB
 class Profile:
     """Bandwidths in bytes per second, by format: of single matrices (`linear`) and of whole experts (`experts`).
 
+    batch: bandwidths of single matrices that several tokens ("4", "16") are multiplied by at once, by format.
     attention: bytes of a bf16 cache per second, by query heads to a key/value head ("1", "8"). stream_by_threads: plain
     reads by so many threads. layer_s, shared_s, pass_s: seconds that a layer, the shared expert of a layer, and a pass
     take besides what they read: calls, parallel regions, scheduling (`overhead.py`). Empty and 0: not measured.
@@ -33,11 +35,25 @@ class Profile:
     stream: float
     linear: dict[str, float]
     experts: dict[str, float]
+    batch: dict[str, dict[str, float]] = field(default_factory=dict)
     attention: dict[str, float] = field(default_factory=dict)
     stream_by_threads: dict[str, float] = field(default_factory=dict)
     layer_s: float = 0.0
     shared_s: float = 0.0
     pass_s: float = 0.0
+
+    def slowdown(self, format: str, tokens: float) -> float:
+        """Time of a weight with so many tokens over its time with one: 1 as long as arithmetic hides behind memory.
+
+        Linear between the measured numbers of tokens, proportional to the tokens above them.
+        """
+        points = [(1.0, 1.0)]
+        points += [(float(n), max(1.0, self.linear[format] / rates[format])) for n, rates in self.batch.items()]
+        for (low, before), (high, after) in pairwise(points):
+            if tokens <= high:
+                return before + (after - before) * (tokens - low) / (high - low)
+        last, slowest = points[-1]
+        return slowest * max(1.0, tokens / last) if self.batch else 1.0
 
     def cache_seconds_per_byte(self, intensity: float) -> float:
         """Of attention over a bf16 cache; `intensity`: FLOPs for a byte, which is query heads to a key/value head.
@@ -78,6 +94,7 @@ def load_profile() -> Profile | None:
     try:
         profile = Profile(**json.loads(profile_path(key).read_text(encoding="utf-8")))
         complete = set(profile.linear) == set(profile.experts) == set(FORMATS)
+        complete = complete and len(profile.attention) == 2 and bool(profile.batch)
     except (OSError, ValueError, TypeError):
         return None
     return profile if complete and profile.key == key else None

@@ -7,6 +7,7 @@ Everything but the values is real: shapes, formats, kernels, cache. Layers that 
 from __future__ import annotations
 
 import random
+from typing import Any
 
 from torch import Tensor
 
@@ -27,21 +28,30 @@ MEMORY_SHARE = 0.9  # of what is free: the rest is for buffers and for what else
 
 
 class RandomLLM(LLM):
-    """An `LLM` of random weights. model: whatever a plan takes; `layers`: the first so many, None for as many as fit.
+    """An `LLM` of random weights. model: whatever a plan takes, or a config; `layers`: the first so many, None for as
+    many as fit.
 
     `whole` is the spec of the uncut model. Give `max_context`: the cache for `max_sequences` of that length is counted
     when layers are. Raises what `LLM` raises, and ConfigError for a family that cannot be run.
     """
 
-    def __init__(self, model: str, *, layers: int | None = None, progress: Progress | None = None, **options: object):
+    def __init__(
+        self,
+        model: str | dict[str, Any],
+        *,
+        layers: int | None = None,
+        progress: Progress | None = None,
+        **options: Any,
+    ) -> None:
+        self.source = model
         self.layers = layers
         self.random = random.Random(0)
-        super().__init__(model, progress=progress, **options)
+        super().__init__(str(model), progress=progress, **options)
 
     def _open(self, model: str, show_progress: bool) -> Checkpoint:
         config = self.config
         whole = imagined.imagine(
-            model,
+            self.source,
             load_options(config),
             revision=config.revision,
             offline=config.offline,
@@ -69,11 +79,11 @@ class RandomLLM(LLM):
         super()._sample(logits, ready)
         return [self.random.randrange(self.spec.vocab) for _ in ready]
 
-    def predict_whole(self, read: Bytes) -> float:
-        """Seconds that the uncut model is predicted to take for these bytes; 0 without a profile."""
+    def predict_whole(self, read: Bytes, tokens: int) -> float:
+        """Seconds that the uncut model is predicted to take for these bytes and tokens; 0 without a profile."""
         if self.machine is None:
             return 0.0
-        return predict_seconds(read, self.machine, self.checkpoint.formats, self.kv_dtype, self.whole)
+        return predict_seconds(read, self.machine, self.checkpoint.formats, self.kv_dtype, self.whole, tokens)
 
     @property
     def is_cut(self) -> bool:

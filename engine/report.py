@@ -12,11 +12,11 @@ from rich.table import Table
 
 from ..kernels.weights import FORMAT_OF_DTYPE
 from .ledger import Pass, Summary, summarise
-from .llm import LLM
+from .llm import IN_CACHES, LLM
 from .machine import HUGE_FROM, Profile, cpu_kernels
 from .planner import layer_dense_bytes
 from .results import Completion
-from .tables import GB, MB, new_table, size
+from .tables import GB, new_table, size
 
 
 def startup_table(llm: LLM) -> Table:
@@ -104,10 +104,10 @@ def remark(llm: LLM) -> str | None:
         return "no prediction: the reference kernels are written to be read, memory does not bound them"
     if llm.machine is None:
         return "no prediction: this machine was not measured yet (headrace measure)"
-    if llm.weights.nbytes < 64 * MB:
+    if llm.weights.nbytes < IN_CACHES:
         return (
             f"the whole model is {size(llm.weights.nbytes)}: it stays in the CPU's caches, so that DRAM bandwidth "
-            "does not bound it and the residual is mostly fixed cost"
+            "does not bound it"
         )
     return None
 
@@ -147,4 +147,16 @@ def profile_table(profile: Profile) -> Table:
     for name, rate in profile.linear.items():
         experts = profile.experts[name]
         table.add_row(name, f"{rate / GB:.2f}", f"{experts / GB:.2f}", f"{experts / profile.stream:.2f}")
+    for group, rate in profile.attention.items():
+        table.add_row(f"attention, {group} heads on one", f"{rate / GB:.2f}", "", "")
     return table
+
+
+def profile_lines(profile: Profile) -> list[str]:
+    """What a table of bandwidths has no place for."""
+    reads = ", ".join(f"{rate / GB:.1f} with {count}" for count, rate in profile.stream_by_threads.items())
+    return [
+        f"plain read by threads, GB/s: {reads}",
+        f"besides what is read: {1e6 * profile.layer_s:.0f} us a layer, {1e6 * profile.shared_s:.0f} us a shared "
+        f"expert, {1e6 * profile.pass_s:.0f} us a pass",
+    ]

@@ -27,10 +27,13 @@ STORED = {"bfloat16": "bf16", "float16": "f16", "float32": "f32"}
 PACKING = ("quantization_config", "compression_config")
 
 
-def imagine(model: str, options: LoadOptions, **where: Any) -> Checkpoint:
-    """The checkpoint of a config; `where`: how to look for it on the hub. Raises ConfigError for a family that the
-    engine does not run, OptionError for formats that do not fit its rows."""
-    source = model_source.find(model, **where)
+def imagine(model: str | dict[str, Any], options: LoadOptions, **where: Any) -> Checkpoint:
+    """The checkpoint of a config, or of what a plan takes for a model; `where`: how to look for that on the hub. Raises
+    ConfigError for a family that the engine does not run, OptionError for formats that do not fit its rows."""
+    if isinstance(model, dict):
+        source = model_source.of_config(model, "the config", "random")
+    else:
+        source = model_source.find(model, **where)
     family = source.config.get("model_type")
     if family not in FAMILIES:
         raise ConfigError(

@@ -14,7 +14,7 @@ from headrace import LLM, OptionError, SamplingParams
 from headrace.engine.experts import distinct
 from headrace.engine.ledger import Ledger, summarise
 from headrace.engine.machine import Profile
-from headrace.engine.planner import pass_bytes, predict_seconds, predict_terms
+from headrace.engine.planner import pass_bytes, predict_seconds, predict_terms, tokens_of_an_expert
 from headrace.kernels import FORMATS, Choice
 from headrace.loaders import catalogue
 from headrace.loaders.config import ConfigReader
@@ -128,6 +128,25 @@ def test_seconds_are_bytes_over_the_bandwidth_of_the_kernel_that_reads_them() ->
     assert predict_seconds(read, other, formats, torch.bfloat16, spec) == pytest.approx(4.0)
     grouped = dataclasses.replace(spec, attention=dataclasses.replace(spec.attention, kv_heads=2))
     assert predict_seconds(read, other, formats, torch.bfloat16, grouped) == pytest.approx(4.5)
+
+
+def test_several_tokens_slow_the_kernels_down_as_measured() -> None:
+    rates = dict.fromkeys(FORMATS, 1e3)
+    slow = dataclasses.replace(
+        profile(1e3), batch={"4": {**rates, "bf16": 500.0, "q4_0": 2e3}, "16": {**rates, "bf16": 250.0}}
+    )
+    assert [slow.slowdown("bf16", n) for n in (1, 2.5, 4, 10, 16, 64)] == [1, 1.5, 2, 3, 4, 16]
+    assert slow.slowdown("q4_0", 4) == 1, "a faster kernel is noise"
+    assert profile(1e3).slowdown("bf16", 64) == 1
+
+
+def test_tokens_of_an_expert() -> None:
+    """24 layers, top 4 of 60: two tokens that choose the same experts in every layer, and two that share none."""
+    spec, formats = some_spec(), Formats(experts=FORMATS["bf16"], dense=FORMATS["bf16"], embed=FORMATS["bf16"])
+    one = 3 * 2048 * 1408 * 2
+    assert tokens_of_an_expert(24 * 4 * one, formats, spec, 2) == 2
+    assert tokens_of_an_expert(24 * 8 * one, formats, spec, 2) == 1
+    assert tokens_of_an_expert(0, formats, spec, 2) == 1
 
 
 def test_a_pass_has_prediction_measurement_and_residual(checkpoints: Checkpoints) -> None:

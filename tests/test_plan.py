@@ -16,12 +16,13 @@ from conftest import Run
 from headrace import ConfigError, MemoryNeeded, OptionError
 from headrace.engine.planner import pass_bytes, predict_seconds
 from headrace.engine.planning import hardware, machine_file, placement, storage, trace
+from headrace.engine.planning.article import distinct_experts
 from headrace.engine.planning.hardware import Device, Hardware, exactly
 from headrace.engine.planning.plan import Options, Plan, make, refuse_if_too_large
 from headrace.engine.planning.report import as_json, n_cpu_moe
 from headrace.engine.planning.speed import Model, Workload, cache_traffic
 from headrace.engine.profile import Profile, load_profile, save_profile
-from headrace.kernels import FORMATS
+from headrace.kernels import FORMATS, ExpertLayout
 from headrace.loaders import encodings, model_source
 from headrace.loaders.config import ConfigReader
 from headrace.loaders.families import spec_of
@@ -76,27 +77,32 @@ def test_bytes_are_those_of_the_engine(variant: str, experts: str, dense: str, c
     assert counted == wanted
 
 
+@pytest.mark.parametrize("batch", [1, 4, 7])
 @pytest.mark.parametrize("variant", ["qwen3_moe", "qwen2_moe", "granitemoe"])
-def test_time_is_that_of_the_engine(variant: str, checkpoints: Any, profile: Profile) -> None:
+def test_time_is_that_of_the_engine(variant: str, batch: int, checkpoints: Any, profile: Profile) -> None:
     """With measured bandwidths and costs, a step takes what the running engine predicts for the same bytes."""
     directory = checkpoints(variant)
     _, spec = spec_of(ConfigReader.open(directory / "config.json"))
     rates = {name: (i + 1) * GB for i, name in enumerate(FORMATS)}
     known = dataclasses.replace(
         profile, linear=rates, experts={n: 3 * r for n, r in rates.items()}, attention={"1": 2 * GB, "8": 1 * GB},
+        batch={"4": {n: r / 2 for n, r in rates.items()}, "16": {n: r / 5 for n, r in rates.items()}},
         layer_s=3e-5, shared_s=2e-5, pass_s=1e-4,
     )  # fmt: skip
     formats = Formats(experts=FORMATS["q4_0"], dense=FORMATS["q8_0"], embed=FORMATS["f32"])
-    read = pass_bytes(
-        spec, formats, torch.bfloat16, tokens=1, contexts=[17], distinct_experts=[spec.moe.top_k] * spec.moe_layers
-    )
+    none = [0] * spec.moe_layers
+    read = pass_bytes(spec, formats, torch.bfloat16, tokens=batch, contexts=[17] * batch, distinct_experts=none)
+    layout = ExpertLayout(format=formats.experts, hidden=spec.hidden, width=spec.moe.width)
+    touched = distinct_experts(spec.moe.experts, spec.moe.top_k, batch)  # not whole: an average
+    read["cpu_dram"]["experts"] = touched * spec.moe_layers * layout.bytes
     source = model_source.find(str(directory))
     quant = encodings.parse("experts=q4_0,dense=q8_0,embed=f32", encodings.native({}, ""))
     hw = machine_file.of_profile(known)
     engine = Model(source.described.architecture, storage.computed(source.described.architecture, quant), hw)
     everything = placement.on_cpu(engine.storage, hw, _no_demand(spec.layers))
-    step = engine.decode(everything, Workload(context=17, batch=1, prompt=1))
-    assert step.seconds == pytest.approx(predict_seconds(read, known, formats, torch.bfloat16, spec), rel=1e-6)
+    step = engine.decode(everything, Workload(context=17, batch=batch, prompt=1))
+    wanted = predict_seconds(read, known, formats, torch.bfloat16, spec, batch)
+    assert step.seconds == pytest.approx(wanted, rel=1e-6)
 
 
 def _no_demand(layers: int) -> placement.Demand:

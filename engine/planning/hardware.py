@@ -83,6 +83,7 @@ class Device:
     link: Range | None = None
     by_format: dict[str, float] = field(default_factory=dict)  # measured: bytes/s of the expert kernels
     dense_by_format: dict[str, float] = field(default_factory=dict)  # measured: of single matrices
+    slowdown: Callable[[str, float], float] | None = None  # measured: by format, time with so many tokens over with one
     cache_s: Callable[[float], float] | None = None  # measured: seconds for a byte of cache, by FLOPs for a byte
     isa: str = "avx2"
     source: str = ""

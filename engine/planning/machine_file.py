@@ -67,6 +67,7 @@ def of_profile(profile: Profile) -> Hardware:
         flops=CORE_FLOPS[isa].times(profile.threads),
         by_format=profile.experts,
         dense_by_format=profile.linear,
+        slowdown=profile.slowdown if profile.batch else None,
         cache_s=profile.cache_seconds_per_byte,
         source=f"measured {profile.date}",
     )

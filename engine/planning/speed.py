@@ -27,6 +27,7 @@ from .storage import LayerBytes, Storage
 CACHE_WIDTH, STATE_WIDTH = 2, 4  # bytes of an element: bf16 keys and values, float32 states
 CHUNK = {"cpu": 512, "gpu": 4096}  # tokens of a prompt in one pass
 LEDGER = {CPU: "cpu_dram", DISK: "disk", "gpu0": "gpu_hbm"}  # names of the ledger
+FEW = 16  # tokens up to which a measured kernel says how long it takes; above, compute counts
 Busy = defaultdict[str, float]  # seconds by tier
 Distinct = Callable[[int, int], float]  # layer, tokens -> distinct experts that they choose
 
@@ -76,7 +77,7 @@ class Model:
             seconds += self._decode_layer(i, placement, work, end, busy)
         device = self._device(placement.outside)
         read = self.storage.outside + work.batch * self.storage.rows
-        took = self._time(device, read, work.batch * exact.head_flops(self.model), end, experts=False)
+        took = self._time(device, read, work.batch * exact.head_flops(self.model), end, tokens=work.batch)
         busy[tier_name(placement.outside)] += took
         return Estimate(seconds=seconds + took, by_tier=dict(busy))
 
@@ -84,7 +85,7 @@ class Model:
         layer, sizes = self.model.layers[i], self.storage.layers[i]
         at, experts_at = placement.common[i], placement.experts[i]
         device, batch = self._device(at), work.batch
-        common = self._time(device, sizes.common, batch * exact.layer_flops(layer), end)
+        common = self._time(device, sizes.common, batch * exact.layer_flops(layer), end, tokens=batch)
         common += self._cache_time(device, layer, work, end)
         busy[tier_name(at)] += common
         common += self._besides(sizes, end, busy)
@@ -93,7 +94,7 @@ class Model:
         routed = self._experts(i, experts_at, batch, end, busy)
         if experts_at == at:
             return common + routed
-        shared = self._time(device, sizes.shared, 0, end) if sizes.shared else 0.0
+        shared = self._time(device, sizes.shared, 0, end, tokens=batch) if sizes.shared else 0.0
         sync = self.hardware.sync.at(end)
         busy["sync"] += sync
         return common - shared + max(routed, shared) + sync
@@ -124,7 +125,8 @@ class Model:
             took = read / self.hardware.disk.bandwidth.at(end)
             busy["disk"] += took
             return took
-        took = self._time(self._device(tier), read, flops, end, experts=True)
+        each = tokens * layer.experts.top_k / self.touched(i, tokens) if layer.experts else 1.0
+        took = self._time(self._device(tier), read, flops, end, experts=True, tokens=each)
         busy[tier_name(tier)] += took
         return took
 
@@ -159,7 +161,7 @@ class Model:
             if device.flops is None:
                 return None
             flops = tokens * (exact.layer_flops(layer) + exact.attention_flops(layer, context, False))
-            common = self._time(device, self.storage.layers[i].common, flops, end)
+            common = self._time(device, self.storage.layers[i].common, flops, end, tokens=tokens)
             busy[tier_name(placement.common[i])] += common
             seconds += common + self._besides(self.storage.layers[i], end, busy)
             if layer.experts is not None:
@@ -171,6 +173,8 @@ class Model:
 
     def _prefill_experts(self, i: int, at: str, tier: str, tokens: int, end: End, busy: Busy) -> float | None:
         """The cheapest way: computed where they lie, or copied to the GPU that has the common weights."""
+        experts = self.model.layers[i].experts
+        top_k = experts.top_k if experts else 0
         flops = tokens * exact.expert_flops(self.model.layers[i])
         read = self.touched(i, tokens) * self.storage.layers[i].expert
         ways: list[tuple[float, str]] = []
@@ -180,7 +184,8 @@ class Model:
             else None
         )
         if holder is not None and holder.flops is not None:
-            ways.append((self._time(holder, read, flops, end, experts=True), tier_name(CPU if tier == DISK else tier)))
+            took = self._time(holder, read, flops, end, experts=True, tokens=tokens * top_k / self.touched(i, tokens))
+            ways.append((took, tier_name(CPU if tier == DISK else tier)))
         gpu = self._device(at)
         if tier in (CPU, DISK) and at != CPU and gpu.link is not None and gpu.flops is not None:
             copied, computed = read / gpu.link.at(end), flops / gpu.flops.at(end)
@@ -220,9 +225,14 @@ class Model:
             return self.hardware.cpu
         return self.hardware.gpus[int(tier.removeprefix("gpu"))]
 
-    def _time(self, device: Device, read: float, flops: float, end: End, experts: bool = False) -> float:
+    def _time(
+        self, device: Device, read: float, flops: float, end: End, experts: bool = False, tokens: float = 1.0
+    ) -> float:
+        """Seconds of weights that `tokens` tokens (on average) are multiplied by."""
         format = self.storage.expert_format if experts else self.storage.dense_format
         bandwidth: Range = device.reads(format, experts)
+        if device.slowdown is not None and tokens <= FEW and device.measured(format, experts):
+            return read / bandwidth.at(end) * device.slowdown(format, tokens)
         rate = device.flops.at(end) if device.flops else math.inf
         if known := device.measured(format, experts):
             # A kernel that reads weights so fast multiplies them as fast.
