@@ -24,7 +24,7 @@ PLACEMENTS = ("cpu",)  # that can be run; a plan knows more
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tests:
+class Grid:
     """What is run: prompts of `prompt` tokens, and for each batch and depth `new` tokens a sequence; 0 leaves out."""
 
     prompt: tuple[int, ...] = (512,)
@@ -88,7 +88,7 @@ class Row:
         return None if self.predicted_tok_s is None else self.tok_s / self.predicted_tok_s - 1
 
 
-def run(llm: LLM, tests: Tests, tell: Callable[[str], None] = lambda text: None) -> Iterator[Row]:
+def run(llm: LLM, tests: Grid, tell: Callable[[str], None] = lambda text: None) -> Iterator[Row]:
     """Runs every test and yields its row; `tell` is given the name of each before it runs."""
     for placement in tests.placements:
         for prompt in filter(None, tests.prompt):
@@ -128,9 +128,7 @@ def _passes(llm: LLM, prompts: list[list[int]], params: SamplingParams, phase: s
     return [p for p in llm.ledger.passes[done:] if p.phase == phase]
 
 
-def _row(
-    llm: LLM, test: str, batch: int, depth: int, placement: str, rounds: list[list[Pass]], phase: str
-) -> Row:
+def _row(llm: LLM, test: str, batch: int, depth: int, placement: str, rounds: list[list[Pass]], phase: str) -> Row:
     each = [summarise(passes, phase) for passes in rounds]
     typical = sorted(each, key=lambda s: s.tok_s)[len(each) // 2]
     together = summarise([p for passes in rounds for p in passes], phase)
@@ -163,7 +161,7 @@ def _of_the_whole(llm: LLM, rate: float, passes: list[Pass], phase: str) -> floa
     if phase == "prefill":
         return rate / grown[EXPERTS]
     here = sum(p.predicted_s or 0.0 for p in passes)
-    whole = sum(llm.predict_whole(scaled(p.bytes, grown)) for p in passes)
+    whole = sum(llm.predict_whole(scaled(p.bytes, grown), p.tokens) for p in passes)
     return rate * here / whole
 
 
@@ -183,4 +181,3 @@ def scaled(read: Bytes, grown: dict[str, float]) -> Bytes:
         tier: {group: round(size * grown.get(group, 1.0)) for group, size in groups.items()}
         for tier, groups in read.items()
     }
-

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+
 from ..kernels import cpu
 from .profile import cpu_name
 

@@ -1,0 +1,55 @@
+"""`headrace bench` in a terminal: loads, runs, shows, saves, compares. The table goes to standard output."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from ..errors import OptionError
+from . import bench, bench_report, console, report
+from .llm import LLM
+from .random_model import RandomLLM
+
+WIDE = 120  # columns of a file or a pipe, which have no width of their own
+
+
+def numbers(option: str, text: str) -> tuple[int, ...]:
+    """Whole numbers separated by commas; raises OptionError for anything else."""
+    try:
+        return tuple(int(word) for word in text.split(","))
+    except ValueError:
+        raise OptionError(f"{option} is {text!r}: give whole numbers separated by commas, as in 1,4,16") from None
+
+
+def load(model: str, options: dict[str, Any], is_random: bool, layers: int | None) -> LLM:
+    """The model, or one of its shape with random weights, with a bar and the start-up table."""
+    if layers is not None and not is_random:
+        raise OptionError("--layers cuts a model of random weights: add --random-weights")
+    with console.load_progress() as progress:
+        more = {"progress": progress, **options}
+        llm = RandomLLM(model, layers=layers, **more) if is_random else LLM(model, **more)
+    console.notes.print(report.startup_table(llm))
+    return llm
+
+
+def run(llm: LLM, model: str, tests: bench.Grid, *, save_to: Path | None, old: dict[str, Any] | None) -> int:
+    """Runs the tests and shows them; returns the exit status, 1 if a test became slower than in `old`."""
+    console.ensure_profile(llm)
+    llm.tell = lambda text: None  # the table shows it
+    rows = list(bench.run(llm, tests, lambda text: console.say(text, "dim")))
+    found = bench_report.as_json(llm, model, rows)
+    if save_to is not None:
+        bench_report.save(found, save_to)
+    width = None if sys.stdout.isatty() else WIDE
+    Console(highlight=False, markup=False, emoji=False, width=width).print(bench_report.table(llm, rows))
+    for line in bench_report.remarks(llm):
+        console.say(line, "dim")
+    if old is None:
+        return 0
+    lines, status = bench_report.compare(old, found)
+    for line in lines:
+        console.say(line)
+    return status
