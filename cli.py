@@ -5,6 +5,8 @@ headrace convert MODEL DIRECTORY      save a model packed, so that it loads with
 headrace perplexity MODEL FILE        how well a model predicts a text
 headrace measure                      how fast this machine's kernels read memory
 headrace plan MODEL                   what fits where and how fast, before a download
+headrace bench MODEL                  how fast, against what the bytes allow; --random-weights: without a download
+headrace doctor [MODEL]               what slows this machine down, what that costs, what to do first
 """
 
 from __future__ import annotations
@@ -44,13 +46,17 @@ IgnoreKeys = Annotated[str, typer.Option(help="config keys to ignore, separated 
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object instead of text and tables")]
 
 
+def _keys(text: str) -> tuple[str, ...]:
+    """Names separated by commas."""
+    return tuple(key for key in text.split(",") if key)
+
+
 def _load(model: str, quiet: bool, options: dict[str, Any]) -> Any:
     """The loaded model, with a progress bar and the start-up table unless `quiet`."""
     from .engine import console, report
     from .engine.llm import LLM
 
-    keys = tuple(k for k in options.pop("ignore_config_keys", "").split(",") if k)
-    options["ignore_config_keys"] = keys
+    options["ignore_config_keys"] = _keys(options.pop("ignore_config_keys", ""))
     if quiet:
         return LLM(model, **options)
     with console.load_progress() as progress:
@@ -121,6 +127,7 @@ def generate(
     llm = _load(model, as_json, options)
     asked = [llm.ask(text, system) if chat else llm.encode(text) for text in prompts or []]
     console.ensure_profile(llm)
+    console.watch(llm)
     if ledger is not None:
         llm.ledger.open(ledger)
     if interactive:
@@ -196,21 +203,99 @@ def perplexity(
 def measure(
     threads: Threads = None,
     rounds: Annotated[int, typer.Option(min=1, help="how often each kernel is timed; the median counts")] = 5,
+    quick: Annotated[bool, typer.Option("--quick", help="under 20 seconds: one round over less memory")] = False,
     as_json: Json = False,
 ) -> None:
-    """Measure how fast this machine's kernels read memory, and save it for predictions."""
-    from .engine import console, machine, report, tiles
+    """Measure how fast this machine's kernels read memory and what a step costs besides; saved for predictions."""
+    from .engine import calibrate, console, machine, report, tiles
 
     machine.set_threads(threads)
-    profile = machine.measure(rounds)
+    profile = calibrate.measure(rounds, quick)
     if as_json:
         print(json.dumps(asdict(profile)))
     else:
         console.notes.print(report.profile_table(profile))
+        for line in report.profile_lines(profile):
+            console.say(line)
     console.save_profile(profile)
     if found := tiles.refresh():
         least = ", ".join(f"{count} ({name})" for name, count in found.items())
         console.say(f"matrix tiles take over from so many tokens on: {least}")
+
+
+@app.command()
+def bench(
+    model: Model,
+    prompt: Annotated[str, typer.Option("-p", "--prompt", help="prompt lengths, separated by commas; 0: none")] = "512",
+    new: Annotated[str, typer.Option("-n", "--new", help="tokens to decode, likewise")] = "128",
+    batch: Annotated[str, typer.Option("-b", "--batch", help="sequences that decode together, likewise")] = "1",
+    depth: Annotated[str, typer.Option("-d", "--depth", help="tokens in the cache before decoding, likewise")] = "0",
+    rounds: Annotated[int, typer.Option("-r", "--rounds", help="how often each test is timed; the median counts")] = 5,
+    placement: Annotated[str, typer.Option(help="where the model lies, likewise; today only cpu")] = "cpu",
+    random_weights: Annotated[
+        bool, typer.Option("--random-weights", help="real shapes from a config alone, weights made in RAM")
+    ] = False,
+    layers: Annotated[int | None, typer.Option(help="with --random-weights: so many layers only")] = None,
+    save_to: Annotated[Path | None, typer.Option("--json", help="write the result to this file")] = None,
+    compare: Annotated[Path | None, typer.Option(help="an old result: exit 1 if a test is 5 % slower")] = None,
+    expert_format: ExpertFormat = "native",
+    dense_format: DenseFormat = "native",
+    dtype: Dtype = "auto",
+    cpu_activations: Activations = "int8",
+    threads: Threads = None,
+    prefill_chunk: PrefillChunk = 512,
+    revision: Revision = None,
+    offline: Offline = False,
+    cache_dir: CacheDir = None,
+    ignore_config_keys: IgnoreKeys = "",
+) -> None:
+    """Measure prefill and decode speed of MODEL, with bytes, prediction, residual and share of the ceiling."""
+    from .engine import bench_console, bench_report
+    from .engine.bench import Grid
+
+    lists = {"prompt": prompt, "new": new, "batch": batch, "depth": depth}
+    tests = Grid(
+        **{name: bench_console.numbers(f"--{name}", text) for name, text in lists.items()},
+        rounds=rounds,
+        placements=tuple(name.strip() for name in placement.split(",")),
+    )
+    old = None if compare is None else bench_report.load(compare)
+    options = dict(
+        expert_format=expert_format, dense_format=dense_format, dtype=dtype, cpu_activations=cpu_activations,
+        threads=threads, prefill_chunk=prefill_chunk, max_context=tests.context, max_sequences=tests.sequences,
+        revision=revision, offline=offline, cache_dir=cache_dir, ignore_config_keys=_keys(ignore_config_keys),
+    )  # fmt: skip
+    llm = bench_console.load(model, options, random_weights, layers)
+    raise typer.Exit(bench_console.run(llm, model, tests, save_to=save_to, old=old))
+
+
+@app.command()
+def doctor(
+    model: Annotated[
+        str | None, typer.Argument(metavar="[MODEL]", help="model of a short run", show_default=False)
+    ] = None,
+    random_weights: Annotated[
+        bool, typer.Option("--random-weights", help="the shape of MODEL, weights made up")
+    ] = False,
+    expert_format: ExpertFormat = "native",
+    dense_format: DenseFormat = "native",
+    threads: Threads = None,
+    revision: Revision = None,
+    offline: Offline = False,
+    cache_dir: CacheDir = None,
+) -> None:
+    """Say what slows this machine down; with MODEL what each cause costs in tokens per second, and what to do first."""
+    from .engine import bench_console, doctor_console
+
+    if model is None:
+        if random_weights:
+            raise OptionError("--random-weights makes weights for a MODEL: name one")
+        raise typer.Exit(doctor_console.run(None))
+    options = dict(
+        expert_format=expert_format, dense_format=dense_format, threads=threads, max_context=64, max_sequences=1,
+        revision=revision, offline=offline, cache_dir=cache_dir,
+    )  # fmt: skip
+    raise typer.Exit(doctor_console.run(lambda: bench_console.load(model, options, random_weights, None)))
 
 
 @app.command()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from headrace.engine import machine
+from headrace.engine import machine, overhead
 from headrace.engine.machine import Profile
 from headrace.kernels import FORMATS
 
@@ -27,9 +27,11 @@ def passes(path: Path) -> list[dict[str, Any]]:
 
 
 def quick_measure(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets machine.measure read little memory, which is wrong and fast."""
+    """Lets a measurement read little memory and run small models, which is wrong and fast."""
     monkeypatch.setattr(machine, "SMALLEST_ARENA", 64 << 20)
     monkeypatch.setattr(machine, "measure", partial(machine.measure, arena_bytes=64 << 20))
+    small = partial(overhead.measure, many=4, few=2, width=32, rounds=1)
+    monkeypatch.setattr(overhead, "measure", small)
 
 
 # ---- generate
@@ -192,14 +194,17 @@ def test_measure(run: Run, cache_home: Path, monkeypatch: pytest.MonkeyPatch) ->
     quick_measure(monkeypatch)
     status, out, err = run("measure", "--rounds", 1)
     assert (status, out) == (0, "")
-    for word in ("plain read", "q4_0", "experts GB/s", str(cache_home)):
+    for word in ("plain read", "q4_0", "experts GB/s", "attention", "us a layer", str(cache_home)):
         assert word in err.replace("\n", "")
     status, out, _ = run("measure", "--rounds", 1, "--json")
     found = json.loads(out)
     assert status == 0
     assert found == asdict(machine.load_profile() or Profile(**found))
     assert set(found["experts"]) == set(found["linear"]) == set(FORMATS)
-    assert all(rate > 0 for rate in (*found["experts"].values(), *found["linear"].values()))
+    assert all(rate > 0 for name in ("experts", "linear", "attention") for rate in found[name].values())
+    assert len(found["attention"]) == 2
+    assert str(found["threads"]) in found["stream_by_threads"]
+    assert found["pass_s"] > 0
 
 
 def test_a_cache_that_cannot_be_written_is_said_and_no_more(
@@ -232,7 +237,17 @@ OPTIONS = {
         "MODEL", "FILE", "--window", "--json", "--expert-format", "--dense-format", "--dtype", "--kernels",
         "--cpu-activations", "--threads", "--revision", "--offline", "--cache-dir", "--ignore-config-keys",
     ],
-    "measure": ["--threads", "--rounds", "--json"],
+    "measure": ["--threads", "--rounds", "--quick", "--json"],
+    "bench": [
+        "MODEL", "--prompt", "-p", "--new", "-n", "--batch", "-b", "--depth", "-d", "--rounds", "-r", "--placement",
+        "--random-weights", "--layers", "--json", "--compare", "--expert-format", "--dense-format", "--dtype",
+        "--cpu-activations", "--threads", "--prefill-chunk", "--revision", "--offline", "--cache-dir",
+        "--ignore-config-keys",
+    ],
+    "doctor": [
+        "MODEL", "--random-weights", "--expert-format", "--dense-format", "--threads", "--revision", "--offline",
+        "--cache-dir",
+    ],
 }  # fmt: skip
 
 

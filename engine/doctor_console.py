@@ -1,0 +1,48 @@
+"""`headrace doctor` in a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from rich.console import Console
+
+from ..errors import OptionError
+from . import calibrate, console, doctor, machine
+from .llm import IN_CACHES, LLM
+from .profile import Profile, load_profile
+
+
+def run(load: Callable[[], LLM] | None) -> int:
+    """Checks, runs the model that `load` gives if there is one, prints. Raises OptionError without a profile."""
+    llm = load() if load is not None else None
+    profile = _profile(llm)
+    step = None if llm is None else doctor.short_run(llm)
+    in_caches = llm is not None and llm.weights.nbytes < IN_CACHES
+    losses = doctor.diagnose(doctor.findings(profile), step, in_caches)
+    out = Console(highlight=False, markup=False, emoji=False)
+    for line in doctor.headlines(step, losses, profile):
+        out.print(line, soft_wrap=True)
+    if in_caches:
+        console.say(
+            "this model fits into the CPU's caches: memory does not bound it, so its time is not divided", "dim"
+        )
+    if losses:
+        out.print(doctor.table(losses))
+    return 0
+
+
+def _profile(llm: LLM | None) -> Profile:
+    """The saved profile, measured now if there is none."""
+    if llm is not None:
+        llm.tell = lambda text: None  # the diagnosis says it
+        console.ensure_profile(llm)
+        if llm.machine is None:
+            raise OptionError("this machine could not be measured, and without that there is no diagnosis")
+        return llm.machine
+    found = load_profile()
+    if found is None:
+        console.say("this machine was not measured yet; reading its memory with the kernels, once ...")
+        machine.set_threads(None)
+        found = calibrate.measure()
+        console.save_profile(found, "; `headrace measure` repeats it")
+    return found
