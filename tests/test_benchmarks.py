@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,14 @@ from typing import Any
 import gguf_model
 import interleave
 import packed_model
+import predict_grid
 import pytest
 import report
 import roofline
 import torch
 from headrace import LLM, SamplingParams
+from headrace.engine.planning.speed import Workload
+from headrace.engine.profile import Profile
 from headrace.loaders.config import ConfigReader
 from headrace.loaders.families import spec_of
 from random_checkpoint import SHAPES
@@ -69,6 +73,33 @@ def test_a_packed_model_is_whole(tmp_path: Path) -> None:
         assert llm.generate([1, 2], SamplingParams(max_new_tokens=2, ignore_eos=True))[0].token_ids
     assert torch.isfinite(logits).all()
     assert not torch.equal(logits[0], logits[1])
+
+
+def test_a_grid_is_cut_to_memory_and_predicted_before_it_runs(profile: Profile) -> None:
+    """OLMoE in q4_0: a layer is about 0.24 GB; at 10 GB/s everywhere plan and plain sum differ by cache and costs."""
+    config = predict_grid.config_of("OLMoE-1B-7B", "q4_0", 10**9)
+    sizes = predict_grid.storage_of(config, "q4_0")
+    assert 2 < config["num_hidden_layers"] < 16
+    assert sizes.total <= 10**9
+    work = Workload(context=64, batch=1, prompt=1)
+    costly = replace(profile, layer_s=1e-3, pass_s=5e-3)
+    planned, plain = predict_grid.before(config, "q4_0", costly, work)
+    cache = 65 * 2 * 2 * 2048 * config["num_hidden_layers"]
+    costs = 5e-3 + 1e-3 * config["num_hidden_layers"]
+    row = sizes.rows  # of the embedding, which the plain sum leaves out
+    assert planned == pytest.approx(plain + (cache + row) / 1e10 + costs)
+
+
+def test_errors_of_a_grid() -> None:
+    def point(measured: float) -> predict_grid.Point:
+        return predict_grid.Point(
+            shape="x", layers=2, format="q4_0", batch=1, context=64, measured_s=measured, predicted_s=1.0,
+            as_routed_s=1.0, plain_s=0.5, strangers=0.0,
+        )  # fmt: skip
+
+    assert point(2.0).error("predicted") == -0.5
+    assert predict_grid.summary([point(2.0), point(1.0), point(0.8)])["predicted"] == {"median": 0.25, "worst": 0.5}
+    assert predict_grid.row(point(2.0)).endswith("| -50.0% | -50.0% | -75.0% | 0.00 |")
 
 
 def result(**ratios: Any) -> dict[str, Any]:
