@@ -38,11 +38,13 @@ def paged(g: Generator, contexts: list[int], G: int, B: int, d: int, dtype: torc
 
 
 def attention_error(i: Inputs, out: list[Tensor]) -> list[Tensor | float]:
-    """A score is off by at most e = error of a sum of d products |q||k|, weights by 2 e of themselves, sums by n u."""
+    """A score is off by at most e = error of a sum of d products |q||k|, weights by 2 e of themselves, sums by n u.
+    Where queries and probabilities are rounded, by r of themselves, e grows by r |q||k| and the sum is off by r."""
     d, context = i["q"].shape[-1], int(i["contexts"].max())
     keys, values = i["k"].float().nan_to_num(), i["v"].float().nan_to_num()
-    score = sum_error(d) * i["q"].norm(dim=-1).max() * keys.norm(dim=-1).max() * i["scale"]
-    return [float((2 * score + sum_error(context) + 2**-21) * values.abs().max())]
+    rounded = i.get("attention", 0.0)
+    score = (sum_error(d) + rounded) * i["q"].norm(dim=-1).max() * keys.norm(dim=-1).max() * i["scale"]
+    return [float((2 * score + sum_error(context) + rounded + 2**-21) * values.abs().max())]
 
 
 def place_qkv_cases() -> Iterator[Case]:
@@ -117,11 +119,14 @@ def attention_cases() -> Iterator[Case]:
         for t in (f32, bf16):
             yield case(N, G, d, B, [3, 1, 9], [3, 70, 601], t, bench=False)
     yield case(2, 1, 64, 16, [1], [1700], bf16, bench=False)
+    yield case(6, 2, 80, 32, [1, 1, 1], [1, 70, 1601], bf16, bench=False)
+    yield case(4, 4, 24, 7, [1, 1], [33, 300], f32, bench=False)
     yield case(4, 2, 32, 16, [150, 1], [150, 1], f32, bench=False)
     yield case(70, 1, 16, 16, [2], [40], f32, bench=False)
     for context in (1024, 8192):
         yield case(16, 16, 128, 16, [1], [context], bf16, bench=True)
         yield case(32, 4, 128, 16, [1] * 4, [context] * 4, bf16, bench=True)
+    yield case(32, 4, 128, 32, [1], [32768], bf16, bench=True)
     yield case(16, 16, 128, 16, [512], [512], bf16, bench=True)
     yield case(32, 4, 128, 16, [512], [4096], bf16, bench=True)
 

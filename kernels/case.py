@@ -14,6 +14,10 @@ Tolerances are per output value, with u = 2^-24 (float32) and no free constants 
     softmax, exp          exp is good to 2^-22 of itself, a score off by e changes a weight by e of itself.
 
 What a kernel must reproduce exactly (packing, unpacking, embedding, cache writes) has tolerance 0.
+
+What a backend rounds is said by keys that its test adds to a case's inputs: "tiles" (format -> tokens from which bf16
+tiles are used), "tile_rows" (rows from which they are, 16 if absent), "activations" ("bf16": not rounded to int8),
+"attention" (relative rounding of queries and of probabilities, 0 if absent).
 """
 
 from __future__ import annotations
@@ -32,7 +36,7 @@ from .weights import ExpertBank, Matrix
 
 U = 2.0**-24
 SIGMAS = 6.0
-TILE_ROWS = 16  # a matrix with fewer rows never goes through tiles
+TILE_ROWS = 16  # a matrix with fewer rows never goes through the CPU's tiles
 OFFSETS = {"q8_0": 128.0, "q4_0": 8.0}
 
 Inputs = dict[str, Any]
@@ -174,7 +178,7 @@ def is_exact(i: Inputs, tiled: bool) -> bool:
 
 def linear_error(i: Inputs, exact: bool = False) -> Tensor:
     x, w = i["x"].contiguous(), i["w"]
-    tiled = w.rows >= TILE_ROWS and takes_tiles(i, w.format, x.shape[0])
+    tiled = w.rows >= i.get("tile_rows", TILE_ROWS) and takes_tiles(i, w.format, x.shape[0])
     return rounding_of(x, w) + SIGMAS * noise_of(x, w, tiled, exact or is_exact(i, tiled)).sqrt()
 
 
@@ -207,6 +211,24 @@ def experts_error(i: Inputs, out: list[Tensor]) -> list[Tensor | float]:
 def relative(n: float) -> Callable[[Inputs, list[Tensor]], list[Tensor | float]]:
     """n roundings, as a share of each value; the smallest normal numbers may be lost."""
     return lambda i, out: [o.abs() * (n * U) + 1e-37 if o.is_floating_point() else 0.0 for o in out]
+
+
+def worst(got: Tensor, expected: Tensor, allowed: Tensor | float) -> str | None:
+    """What is most out of bounds, as text; None if nothing is. Equal infinities and two NaNs are no difference."""
+    if got.shape != expected.shape or got.dtype != expected.dtype:
+        return f"got {got.dtype} {list(got.shape)}, expected {expected.dtype} {list(expected.shape)}"
+    got, expected = got.double(), expected.double()
+    limit = torch.as_tensor(allowed, dtype=torch.float64, device=expected.device).expand_as(expected)
+    excess = ((got - expected).abs() - limit).nan_to_num(nan=float("inf"))
+    excess[got == expected] = -1.0
+    excess[got.isnan() & expected.isnan()] = -1.0
+    if excess.numel() == 0 or excess.max() <= 0:
+        return None
+    flat = int(excess.argmax())
+    where = tuple(int(i) for i in torch.unravel_index(torch.tensor(flat), expected.shape))
+    values = got.flatten()[flat], expected.flatten()[flat], limit.flatten()[flat]
+    text = "at {}: got {:.9g}, expected {:.9g}, allowed {:.3g}".format(where, *(float(v) for v in values))
+    return f"{text}; {int((excess > 0).sum())} of {excess.numel()} values are out of bounds"
 
 
 # Inputs

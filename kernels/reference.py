@@ -38,7 +38,7 @@ def quantize(values_RC: Tensor, format: Format) -> Tensor:
         quants = quants[..., :16] | (quants[..., 16:] << 4)
     else:
         quants = (blocks * inverse).round().clamp(-127, 127).to(torch.int8).view(torch.uint8)
-    packed = torch.zeros(rows, format.row_bytes(cols), dtype=torch.uint8)
+    packed = torch.zeros(rows, format.row_bytes(cols), dtype=torch.uint8, device=values_RC.device)
     scales = scale.squeeze(-1).half().contiguous().view(torch.uint8)
     packed[:, : scales.shape[1]] = scales
     packed[:, format.scales_bytes(cols) :] = quants.reshape(rows, -1)
@@ -155,8 +155,8 @@ def attention(
         k, v = k.repeat_interleave(group, 0), v.repeat_interleave(group, 0)
         q = q_TNd[first:last].transpose(0, 1)
         scores = q @ k.transpose(1, 2) * scale
-        rows = torch.arange(context - (last - first), context).unsqueeze(1)
-        scores = scores.masked_fill(torch.arange(context) > rows, float("-inf"))
+        places = torch.arange(context, device=q.device)
+        scores = scores.masked_fill(places > places[first - last :].unsqueeze(1), float("-inf"))
         out[first:last] = (scores.softmax(-1) @ v).transpose(0, 1)
     return out
 

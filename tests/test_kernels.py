@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 from headrace.kernels import _cpu, cpu, reference
-from headrace.kernels.case import Case, Inputs
+from headrace.kernels.case import Case, Inputs, worst
 from headrace.kernels.cases import CASES
 from torch import Tensor
 
@@ -39,24 +39,6 @@ def _restore() -> Iterator[None]:
     cpu.set_activations(activations)
     cpu.use_isa(isa)
     cpu.set_threads(threads)
-
-
-def worst(got: Tensor, expected: Tensor, allowed: Tensor | float) -> str | None:
-    """What is most out of bounds, as text; None if nothing is."""
-    if got.shape != expected.shape or got.dtype != expected.dtype:
-        return f"got {got.dtype} {list(got.shape)}, expected {expected.dtype} {list(expected.shape)}"
-    got, expected = got.double(), expected.double()
-    limit = torch.as_tensor(allowed, dtype=torch.float64).expand_as(expected)
-    excess = ((got - expected).abs() - limit).nan_to_num(nan=float("inf"))
-    excess[got == expected] = -1.0
-    excess[got.isnan() & expected.isnan()] = -1.0
-    if excess.numel() == 0 or excess.max() <= 0:
-        return None
-    flat = int(excess.argmax())
-    where = tuple(int(i) for i in torch.unravel_index(torch.tensor(flat), expected.shape))
-    values = got.flatten()[flat], expected.flatten()[flat], limit.flatten()[flat]
-    text = "at {}: got {:.9g}, expected {:.9g}, allowed {:.3g}".format(where, *(float(v) for v in values))
-    return f"{text}; {int((excess > 0).sum())} of {excess.numel()} values are out of bounds"
 
 
 def bits(tensor: Tensor) -> Tensor:
