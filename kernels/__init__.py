@@ -1,6 +1,7 @@
 """The op list. A backend is a module that has every function of `Ops`; it is chosen once, by name.
 
-`reference` is the plain twin in torch, `cpu` the C++ kernels. Shapes, dtypes and formulas are in `reference.py`.
+`reference` is the plain twin in torch, `cpu` the C++ kernels, `gpu` the Triton kernels. Shapes, dtypes and formulas are
+in `reference.py`.
 This package imports nothing else of ours, and knows no model.
 """
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["BACKENDS", "FORMATS", "AttentionBlock", "Choice", "ExpertBank", "ExpertLayout", "Format", "Matrix", "Ops",
            "Places", "Router", "Scoring", "load"]  # fmt: skip
 
-BACKENDS = ("cpu", "reference")
+BACKENDS = ("cpu", "reference")  # what the engine can be asked for: it places no tensors on a GPU yet
 
 _BLOCKS = ("AttentionBlock", "Choice", "Places", "Router", "Scoring")
 _WITH_TORCH = {"ExpertBank": "weights", "Matrix": "weights", **dict.fromkeys(_BLOCKS, "blocks")}
@@ -59,5 +60,5 @@ class Ops(Protocol):
 
 
 def load(name: str) -> Ops:
-    """The backend called `name`: one of `BACKENDS`."""
+    """The backend called `name`: one of `BACKENDS`, or "gpu" (OptionError where Triton is not installed)."""
     return cast(Ops, importlib.import_module(f".{name}", __name__))

@@ -11,6 +11,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+# Before anything imports Triton: this process runs its kernels in numpy (test_gpu_kernels.py).
+os.environ["TRITON_INTERPRET"] = "1"
+
 import pytest
 import tiny
 import tiny_hub

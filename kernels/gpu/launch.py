@@ -1,0 +1,127 @@
+"""What the wrappers of this folder share: checks of tensors, packed weights as addresses and strides, block sizes.
+
+A wrong shape, dtype or stride is our own mistake, hence `assert`, as in `kernels/cpu`. Nothing here reads a value of a
+tensor, so no wrapper waits for the GPU, and every grid follows from shapes alone: all of it can be captured in a graph.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+import torch
+import triton
+from torch import Tensor
+
+from ..formats import Format
+from ..weights import TORCH_DTYPES, Matrix
+
+# How a matrix product is computed: bf16 operands on tensor cores, or float32 (three tf32 products). Sums are float32.
+Product = Literal["bf16", "f32"]
+
+INTERPRETED = bool(triton.knobs.runtime.interpret)
+F32, I32, I64, U8 = torch.float32, torch.int32, torch.int64, torch.uint8
+TENSOR_CORE_FORMATS = ("bf16", "q8_0", "q4_0")  # the others lose nothing: the router is float32 for a reason
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Packed rows as a kernel sees them: `elements` of a row and `stride` from row to row, in elements of `values`.
+
+    An element is a weight, or for q4_0 a byte with two. In block formats elements are bytes and every offset is a
+    multiple of 16: the scales of the row at offset o begin at float16 number o // 16 * 8, which a compiler sees to be
+    aligned. Plain formats have no scales; `scales` is then `values` again, and not read.
+    """
+
+    values: Tensor
+    scales: Tensor
+    elements: int
+    stride: int
+
+
+def stored(format: Format, data: Tensor, cols: int, words: bool = False) -> Stored:
+    """Rows of `cols` weights in uint8 `data`, whose first byte begins a row (in each block, if it has blocks).
+
+    With `words` the values of a block format are int32, four bytes each; offsets stay in bytes.
+    """
+    row = format.row_bytes(cols)
+    if format.name in TORCH_DTYPES:
+        values = data.view(TORCH_DTYPES[format.name])
+        return Stored(values, values, cols, row // values.element_size())
+    values = data[..., format.scales_bytes(cols) :]
+    if words:
+        values = data.view(I32)[..., format.scales_bytes(cols) // 4 :]
+    return Stored(values, data.view(torch.float16), cols * format.bits // 8, row)
+
+
+def packed(m: Matrix, words: bool = False) -> Stored:
+    """A whole matrix."""
+    check(m.data, U8, m.rows, m.format.row_bytes(m.cols))
+    return stored(m.format, m.data, m.cols, words)
+
+
+def granule(format: Format) -> int:
+    """Stored elements in 16 bytes: what one thread loads of a row at a time."""
+    return 16 if format.scale_bytes else 128 // format.bits
+
+
+def one_token(rows: int, warps: int = 2) -> dict[str, int]:
+    """The tile of a program for one token: rows, which share the activations that a thread loads, and granules, one a
+    thread. The interpreter runs programs one after another, so it gets fewer and larger ones."""
+    return dict(ROWS=8 * rows if INTERPRETED else rows, GRANULES=32 * warps, num_warps=warps)
+
+
+def product_of(format: Format) -> Product:
+    """How products with weights of this format are computed. The interpreter's bf16 arithmetic is wrong: float32."""
+    return "bf16" if format.name in TENSOR_CORE_FORMATS and not INTERPRETED else "f32"
+
+
+def operand(x: Tensor, product: Product) -> Tensor:
+    """Activations as the product takes them: a copy in bf16, or themselves."""
+    return x.to(torch.bfloat16) if product == "bf16" else x
+
+
+def check(x: Tensor, dtype: torch.dtype, *shape: int) -> Tensor:
+    """The tensor itself, if it is contiguous and of this dtype and shape."""
+    assert x.dtype == dtype, f"{x.dtype}, not {dtype}"
+    assert x.shape == shape, f"{list(x.shape)}, not {list(shape)}"
+    assert x.is_contiguous(), f"strides {x.stride()} of {list(shape)}"
+    return x
+
+
+def heads(x_TNd: Tensor) -> int:
+    """The stride from token to token of float32 [T, N, d], whose heads lie side by side."""
+    _T, N, d = x_TNd.shape
+    step = x_TNd.stride()
+    assert x_TNd.dtype == F32, f"{x_TNd.dtype}"
+    assert d == 1 or step[2] == 1, f"strides {step} of {list(x_TNd.shape)}"
+    assert N == 1 or step[1] == d, f"strides {step} of {list(x_TNd.shape)}"
+    return int(step[0])
+
+
+def caches(k_PGBd: Tensor, v_PGBd: Tensor) -> tuple[int, int, int]:
+    """Groups, keys of a page and head size of a layer's cache."""
+    _P, G, B, d = k_PGBd.shape
+    assert k_PGBd.dtype in (torch.float32, torch.bfloat16), f"{k_PGBd.dtype}"
+    for cache_PGBd in (k_PGBd, v_PGBd):
+        check(cache_PGBd, k_PGBd.dtype, *k_PGBd.shape)
+    return G, B, d
+
+
+def pow2(n: int, least: int = 1) -> int:
+    """The smallest power of two that is >= n and >= `least`: sizes of tiles are powers of two."""
+    return max(least, 1 << (n - 1).bit_length())
+
+
+def cdiv(n: int, by: int) -> int:
+    """n / by, rounded up."""
+    return -(-n // by)
+
+
+@cache
+def multiprocessors(device: torch.device) -> int:
+    """Multiprocessors of the GPU; a plausible number where there is none (interpreter, compiling ahead)."""
+    if device.type != "cuda":
+        return 64
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)

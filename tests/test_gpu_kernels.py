@@ -1,0 +1,110 @@
+"""The Triton kernels against their plain twins, under Triton's interpreter: the same cases as the C++ kernels have.
+
+The interpreter runs programs one after another in numpy, so the larger of the small cases are left out. It computes
+products of bf16 in float32 (its own bf16 arithmetic is wrong), so that the bounds are those of float32; it rounds
+float32 to bf16 towards zero. On a GPU `benchmarks/gpu_suite.py` runs all cases.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from headrace import kernels
+from headrace.kernels import FORMATS, ExpertLayout, Matrix, reference
+from headrace.kernels.case import Case, RandomSource, worst
+from headrace.kernels.cases import CASES
+from torch import Tensor
+
+triton = pytest.importorskip("triton", reason="the GPU kernels need Triton", exc_type=ImportError)
+from headrace.kernels import gpu  # noqa: E402
+
+MOST_FLOPS = {"linear": 3e6, "experts": 1e6, "experts q4_0": 3e6, "attention": 1.2e7}
+
+
+def is_small(case: Case) -> bool:
+    """Whether the interpreter takes less than about two seconds for it."""
+    form = case.name.split()[0]
+    if case.bench or case.op == "quantize" or case.name.startswith(("40x128", "bfloat16 70x", "float32 70x")):
+        return False
+    return case.flops <= MOST_FLOPS.get(f"{case.op} {form}", MOST_FLOPS.get(case.op, 0))
+
+
+def is_new(case: Case) -> bool:
+    """Whether a case shows what another one does not. f16 differs from bf16 in the name of a type only, "exact"
+    activations are for kernels that round them to int8, and the block is its parts in a row whatever the format."""
+    form = case.name.split()[0]
+    if case.op == "attention_block":
+        return form == "f32" and "few rows" not in case.name
+    return not (case.op in ("linear", "experts") and (form == "f16" or case.name.endswith("exact")))
+
+
+SMALL = [case for case in CASES if is_small(case) and is_new(case)]
+
+
+def test_the_interpreter_is_on() -> None:
+    assert triton.knobs.runtime.interpret
+
+
+@pytest.mark.parametrize("case", SMALL, ids=lambda case: f"{case.op}: {case.name}")
+def test_case(case: Case) -> None:
+    inputs = case.inputs()
+    expected = case.call(reference, inputs)  # type: ignore[arg-type]
+    allowed = case.allowed({**inputs, "activations": "bf16"}, expected)
+    if case.op == "place_qkv_" and "bfloat16" in case.name:
+        allowed[2] = towards_zero(expected[2])  # values in the cache
+    outcome = case.call(gpu, inputs)  # type: ignore[arg-type]
+    for number, (got, want, limit) in enumerate(zip(outcome, expected, allowed, strict=True)):
+        problem = worst(got, want, limit)
+        assert problem is None, f"{case.op} {case.name}, output {number}: {problem}"
+
+
+def towards_zero(values: Tensor) -> Tensor:
+    """One unit in the last place of bf16: what a cast towards zero may differ by."""
+    return values.float().abs() * 2.0**-7
+
+
+def test_every_op_is_there_and_has_a_case() -> None:
+    ops = {name for name in vars(kernels.Ops) if not name.startswith("_")}
+    assert ops == set(gpu.__all__) == {case.op for case in SMALL} | {"quantize"}
+    assert kernels.load("gpu") is gpu  # type: ignore[comparison-overlap]
+
+
+def test_pairs_are_grouped_by_expert_in_order() -> None:
+    from headrace.kernels.gpu.grouping import group
+
+    ids = torch.tensor([[3, 0], [1, 3], [3, 1], [0, 4]], dtype=torch.int32)
+    order, starts = group(ids, 6)
+    assert starts.tolist() == [0, 2, 4, 4, 7, 8, 8]
+    assert order.tolist() == [1, 6, 2, 5, 0, 3, 4, 7]
+
+
+def test_a_long_prompt_goes_through_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    g = torch.Generator().manual_seed(5)
+    bank = RandomSource(g).bank(ExpertLayout(format=FORMATS["q8_0"], hidden=64, width=32), 4)
+    x, weights = torch.randn(7, 64, generator=g), torch.rand(7, 2, generator=g)
+    ids = torch.tensor([[0, 1], [2, 3], [1, 3], [0, 2], [3, 0], [1, 2], [2, 0]], dtype=torch.int32)
+    whole = gpu.experts(x, ids, weights, bank)
+    monkeypatch.setattr(sys.modules["headrace.kernels.gpu.experts"], "SCRATCH", 3 * 2 * 64 * 4)
+    assert torch.equal(gpu.experts(x, ids, weights, bank), whole)
+
+
+def test_wrong_shapes_are_refused() -> None:
+    x, form = torch.zeros(2, 64), FORMATS["q4_0"]
+    with pytest.raises(AssertionError, match="64 values, 96 columns"):
+        gpu.linear(x, Matrix.empty(form, 8, 96))
+    with pytest.raises(AssertionError, match=r"\[3\], not \[64\]"):
+        gpu.rmsnorm(x, torch.zeros(3), 1e-6)
+    with pytest.raises(AssertionError, match="top 9 of 8"):
+        gpu.route(x, Matrix.plain(torch.zeros(8, 64)), 9, "softmax", True)
+    with pytest.raises(AssertionError, match="strides"):
+        gpu.silu_mul(torch.zeros(64, 2).T)
+
+
+def test_without_triton_the_error_says_what_to_install() -> None:
+    code = "import sys; sys.modules['triton'] = None\nfrom headrace import kernels\nkernels.load('gpu')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert "OptionError: the GPU kernels need Triton" in done.stderr
+    assert "pip install 'headrace[gpu]'" in done.stderr
