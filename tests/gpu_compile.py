@@ -1,0 +1,170 @@
+"""Compiles every Triton kernel as the ops launch it on real shapes, for GPUs that are not there; prints JSON facts.
+
+    python tests/gpu_compile.py all 90          python tests/gpu_compile.py core 80 89 120
+
+The ops run on `meta` tensors, which have shapes and no memory: an op that looked at a value would fail. Launches are
+recorded instead of run, and compiled for each architecture with the specialisation that the launch would have had.
+`core` leaves out launches that differ from another one in the format or in the size of a tile only.
+`test_gpu_compile.py` runs this as a process of its own, since interpreted and compiled kernels do not mix in one.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from headrace.kernels import FORMATS, ExpertBank, ExpertLayout, Matrix, gpu
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+Launch = tuple[str, JITFunction, tuple[Any, ...], dict[str, Any]]
+POINTERS = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.uint8: "*u8",
+            torch.int32: "*i32", torch.int64: "*i64"}  # fmt: skip
+OPTIONS = ("num_warps", "num_stages")
+CORE = ("embed", "rmsnorm", "add_rmsnorm_", "place_qkv_", "silu_mul", "gated_add_", "route", "argmax",
+        "decode bf16", "prefill bf16", "linear q4_0 1", "linear q4_0 512", "experts q4_0 1",
+        "experts bf16 9", "experts q4_0 4096")  # fmt: skip
+D, WIDTH, EXPERTS, TOP_K, HEADS, GROUPS, HEAD, VOCABULARY = 2048, 768, 128, 8, 32, 4, 128, 151936  # Qwen3-30B-A3B
+
+
+def launches() -> list[Launch]:
+    """What the ops launch, with a label that says on which shapes."""
+    found: list[Launch] = []
+    current = ""
+
+    def record(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        found.append((current, self, args, kwargs))
+
+    run, JITFunction.run = JITFunction.run, record  # type: ignore[method-assign]
+    try:
+        for current, call in calls().items():  # noqa: B007 (`record` reads it)
+            call()
+    finally:
+        JITFunction.run = run  # type: ignore[method-assign]
+    return found
+
+
+def calls() -> dict[str, Any]:
+    """Ops on the shapes of a real model: one token, a few, a prompt."""
+
+    def f32(*shape: int) -> torch.Tensor:
+        return torch.empty(*shape, device="meta")
+
+    def i32(*shape: int) -> torch.Tensor:
+        return torch.empty(*shape, device="meta", dtype=torch.int32)
+
+    def i64(*shape: int) -> torch.Tensor:
+        return torch.empty(*shape, device="meta", dtype=torch.int64)
+
+    def matrix(name: str, rows: int = 5120) -> Matrix:
+        return Matrix.empty(FORMATS[name], rows, D, "meta")
+
+    def bank(name: str) -> ExpertBank:
+        return ExpertBank.empty(ExpertLayout(format=FORMATS[name], hidden=D, width=WIDTH), EXPERTS, "meta")
+
+    def cache(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        k = torch.empty(64, GROUPS, 32, HEAD, device="meta", dtype=dtype)
+        return k, k.clone()
+
+    def attend(T: int, S: int, dtype: torch.dtype) -> torch.Tensor:
+        return gpu.attention(f32(T, HEADS, HEAD), *cache(dtype), i32(S, 1024), i32(S + 1), i32(S), 0.1)
+
+    def place(q_norm: torch.Tensor, k_norm: torch.Tensor, clip: float | None) -> None:
+        qkv, turns = f32(3, HEADS + 2 * GROUPS, HEAD), (f32(99, HEAD // 2), f32(99, HEAD // 2), i32(3))
+        gpu.place_qkv_(qkv, *cache(torch.bfloat16), i64(3), *turns, q_norm, k_norm, 1e-6, clip)
+
+    found: dict[str, Any] = {
+        "embed": lambda: gpu.embed(matrix("q4_0"), i64(3)),
+        "dequantize": lambda: gpu.dequantize(matrix("q8_0")),
+        "rmsnorm": lambda: gpu.rmsnorm(f32(3, D), f32(D), 1e-6),
+        "add_rmsnorm_": lambda: gpu.add_rmsnorm_(f32(3, D), f32(3, D), f32(D), 1e-6),
+        "place_qkv_": lambda: place(f32(HEAD), f32(HEAD), None),
+        "place_qkv_ clipped rows": lambda: place(f32(HEADS * HEAD), f32(GROUPS * HEAD), 8.0),
+        "silu_mul": lambda: gpu.silu_mul(f32(3, 2 * WIDTH)),
+        "gated_add_": lambda: gpu.gated_add_(f32(3, D), f32(3, D), f32(3, 1)),
+        "route": lambda: gpu.route(f32(1, D), matrix("f32", EXPERTS), TOP_K, "softmax", True),
+        "argmax": lambda: gpu.argmax(f32(3, VOCABULARY)),
+        "decode bf16": lambda: attend(2, 2, torch.bfloat16),
+        "prefill bf16": lambda: attend(512, 2, torch.bfloat16),
+        "decode f32": lambda: attend(2, 2, torch.float32),
+        "linear f32 1": lambda: gpu.linear(f32(1, D), matrix("f32", EXPERTS)),
+        "linear f32 9": lambda: gpu.linear(f32(9, D), matrix("f32", EXPERTS)),
+    }
+    for name in ("bf16", "q8_0", "q4_0"):
+        for tokens in (1, 9, 512):
+            found[f"linear {name} {tokens}"] = lambda n=name, t=tokens: gpu.linear(f32(t, D), matrix(n))
+        for tokens in (1, 9, 512, 4096):
+            found[f"experts {name} {tokens}"] = lambda n=name, t=tokens: gpu.experts(
+                f32(t, D), i32(t, TOP_K), f32(t, TOP_K), bank(n)
+            )
+    return found
+
+
+def source_of(kernel: JITFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ASTSource:
+    """The kernel with the types and the alignments that a launch with these arguments compiles for."""
+    given = dict(zip(kernel.arg_names, args, strict=False)) | {k: v for k, v in kwargs.items() if k not in OPTIONS}
+    assert set(given) == set(kernel.arg_names), f"{kernel.__name__}: {set(kernel.arg_names) ^ set(given)}"
+    signature, constants, attributes = {}, {}, {}
+    for number, parameter in enumerate(kernel.params):
+        value = given[parameter.name]
+        if parameter.is_constexpr or (type(value) is int and value == 1):
+            signature[parameter.name], constants[(number,)] = "constexpr", value
+        elif isinstance(value, torch.Tensor):
+            signature[parameter.name] = POINTERS[value.dtype]
+            aligned = value.storage_offset() * value.element_size() % 16 == 0
+        else:
+            signature[parameter.name] = "fp32" if isinstance(value, float) else "i32"
+            aligned = isinstance(value, int) and value % 16 == 0
+        if (number,) not in constants and aligned:
+            attributes[(number,)] = [["tt.divisibility", 16]]
+    return ASTSource(kernel, signature, constants, attributes)
+
+
+def facts(label: str, kernel: JITFunction, source: ASTSource, options: dict[str, Any], target: int) -> dict[str, Any]:
+    """Compiles, and reads the assembler and the machine code."""
+    done = triton.compile(source, target=GPUTarget("cuda", target, 32), options=options)
+    ptx = done.asm["ptx"]
+    loads = re.findall(r"ld\.global\S*|cp\.async\.c[ag]\.shared\.global[^;]*", ptx)
+    return {
+        "label": label, "kernel": kernel.__name__, "target": target, "shared": done.metadata.shared,
+        "loads": Counter(re.sub(r"\[[^]]*\]", "", load) for load in loads),
+        "matrix": sorted(set(re.findall(r"\b((?:wg)?mma)\S*\.(m\d+n\d+k\d+\S*)", ptx))),
+        "atomics": len(re.findall(r"\b(?:atom|red)\.global", ptx)),
+        **usage(done.asm["cubin"]),
+    }  # fmt: skip
+
+
+def usage(cubin: bytes) -> dict[str, int]:
+    """Registers, and bytes of stack: what did not fit into registers."""
+    tool = next(Path(triton.__file__).parent.glob("backends/nvidia/bin/cuobjdump"))
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        text = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    return {name.lower(): int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", text)}
+
+
+def main() -> None:
+    seen, core = set(), sys.argv[1] == "core"
+    for label, kernel, args, kwargs in launches():
+        if core and label not in CORE:
+            continue
+        source, options = source_of(kernel, args, kwargs), {k: v for k, v in kwargs.items() if k in OPTIONS}
+        for target in map(int, sys.argv[2:]):
+            key = (source.hash(), str(options), target)
+            if key not in seen:
+                seen.add(key)
+                print(json.dumps(facts(label, kernel, source, options, target)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

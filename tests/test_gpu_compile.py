@@ -1,0 +1,124 @@
+"""Every Triton kernel compiles for every supported architecture, and the machine code is what its author meant.
+
+Nothing here needs a GPU: see `gpu_compile.py`. Two processes share the work; what they compile is kept in build/.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("triton", reason="the GPU kernels need Triton", exc_type=ImportError)
+from headrace.kernels import gpu
+from triton.runtime.interpreter import InterpretedFunction
+
+ROOT = Path(__file__).parent.parent
+TARGETS = (80, 89, 90, 120)
+SHARED = {80: 163 << 10, 89: 99 << 10, 90: 227 << 10, 120: 99 << 10}  # bytes that one program may have
+Facts = list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def compiled() -> Facts:
+    """What was compiled, a row for each kernel, launch and architecture."""
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    env |= {"TRITON_CACHE_DIR": str(ROOT / "build" / "triton-cache"), "TRITON_DEFAULT_FP_FUSION": "1"}
+    jobs = [["all", "90"], ["core", *(str(t) for t in TARGETS if t != 90)]]
+    command = [sys.executable, str(ROOT / "tests" / "gpu_compile.py")]
+    processes = [
+        subprocess.Popen([*command, *job], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for job in jobs
+    ]
+    rows: Facts = []
+    for process in processes:
+        out, errors = process.communicate(timeout=280)
+        assert process.returncode == 0, errors[-3000:]
+        rows += [json.loads(line) for line in out.splitlines()]
+    return rows
+
+
+def kernels() -> set[str]:
+    """Names of all kernels that are launched: functions for the device that start with an underscore."""
+    modules = [module for name, module in sys.modules.items() if name.startswith(gpu.__name__ + ".")]
+    found = {name for m in modules for name, value in vars(m).items() if isinstance(value, InterpretedFunction)}
+    return {name for name in found if name.startswith("_")}
+
+
+def rows_of(compiled: Facts, *kernels: str, label: str = "") -> Facts:
+    """The rows of some kernels, from launches whose label contains a text."""
+    rows = [row for row in compiled if row["kernel"] in kernels and label in row["label"]]
+    assert rows, f"{kernels} {label} was never compiled"
+    return rows
+
+
+def name_of(row: dict[str, Any]) -> str:
+    return f"{row['kernel']} ({row['label']}) for sm_{row['target']}"
+
+
+def reads_weights_once(row: dict[str, Any]) -> bool:
+    """Whether a launch is a matter of bytes: one token, or decode attention."""
+    return row["label"].endswith(" 1") or row["kernel"] in ("_decode", "_merge")
+
+
+def test_every_kernel_compiles_everywhere(compiled: Facts) -> None:
+    there = {(row["kernel"], row["target"]) for row in compiled}
+    assert there == {(kernel, target) for kernel in kernels() for target in TARGETS}
+
+
+def test_programs_fit_into_shared_memory(compiled: Facts) -> None:
+    for row in compiled:
+        assert row["shared"] <= SHARED[row["target"]], name_of(row)
+
+
+def test_nothing_spills_where_bytes_count(compiled: Facts) -> None:
+    """Tiles of many tokens may keep up to 96 bytes on the stack: they are bound by arithmetic, and sm_120's compiler
+    does so in prefill. The rest must not; a stack would be traffic that no ledger counts."""
+    for row in compiled:
+        most = 96 if row["kernel"] in ("_prefill", "_linear_many", "_gate_up", "_down") else 0
+        assert row["stack"] <= (0 if reads_weights_once(row) else most), name_of(row)
+        assert row["local"] == 0, name_of(row)
+
+
+def test_weights_of_one_token_come_in_16_byte_loads(compiled: Facts) -> None:
+    """Weights are the loads that say "evict first"; three blocks of 128 threads fit on a multiprocessor."""
+    for row in rows_of(compiled, "_linear_one", "_gate_up", "_down", label=" 1"):
+        if row["label"].endswith(" 1"):
+            weights = {load for load in row["loads"] if "evict_first" in load}
+            assert weights, name_of(row)
+            assert all(load.endswith(".v4.b32") for load in weights), f"{name_of(row)}: {weights}"
+            assert row["reg"] <= 168, name_of(row)
+
+
+def test_keys_and_weights_of_many_come_in_16_byte_copies(compiled: Facts) -> None:
+    for row in rows_of(compiled, "_decode", "_prefill", "_linear_many", label="bf16"):
+        copies = {load for load in row["loads"] if load.startswith("cp.async")}
+        assert copies, name_of(row)
+        assert all("cp.async.cg" in load and "0x10" in load for load in copies), f"{name_of(row)}: {copies}"
+
+
+def test_products_run_on_tensor_cores(compiled: Facts) -> None:
+    for row in rows_of(compiled, "_decode", "_prefill", "_linear_many", "_gate_up", "_down"):
+        if row["kernel"] in ("_gate_up", "_down") and reads_weights_once(row):
+            assert not row["matrix"], name_of(row)
+        else:
+            kind = "tf32" if "f32" in row["label"] else "bf16"
+            assert row["matrix"], name_of(row)
+            assert all(kind in shape for _, shape in row["matrix"]), name_of(row)
+
+
+def test_hopper_uses_its_own_instructions_for_many_tokens(compiled: Facts) -> None:
+    for row in rows_of(compiled, "_linear_many", "_gate_up", "_down", "_prefill"):
+        if row["target"] == 90 and row["label"].split()[-1] in ("512", "4096", "bf16"):
+            assert {name for name, _ in row["matrix"]} == {"wgmma"}, name_of(row)
+
+
+def test_sums_have_a_fixed_order(compiled: Facts) -> None:
+    """No kernel adds to memory that another program adds to."""
+    for row in compiled:
+        assert row["atomics"] == 0, name_of(row)
