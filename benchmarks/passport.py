@@ -1,5 +1,5 @@
-"""Where a result comes from: the passport of `headrace bench`, under the name that all benchmarks import."""
+"""Where a result comes from: the passports of `headrace bench`, under the name that all benchmarks import."""
 
-from headrace.engine.passport import passport
+from headrace.engine.passport import gpu_passport, passport
 
-__all__ = ["passport"]
+__all__ = ["gpu_passport", "passport"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 import platform
 import shlex
 import sys
@@ -10,28 +11,51 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import psutil
-
-from ..kernels import cpu
-from .profile import cpu_name
-
-PACKAGES = ("headrace", "torch", "numpy", "tokenizers", "transformers", "llama-cpp-python", "kt-kernel")
+PACKAGES = ("headrace", "torch", "triton", "numpy", "tokenizers", "transformers", "llama-cpp-python", "kt-kernel")
 
 
-def passport() -> dict[str, Any]:
-    """Facts of this run; no names of hosts, users or folders."""
+def host() -> dict[str, Any]:
+    """Facts of this run that need neither a package nor our extension; no names of hosts, users or folders."""
     return {
-        "cpu": cpu_name(),
-        "cores": psutil.cpu_count(logical=False),
-        "logical_cpus": psutil.cpu_count(),
-        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
-        "isa": cpu.isa(),
-        "threads": cpu.threads(),
+        "logical_cpus": os.cpu_count(),
+        "memory_gb": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9, 1),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release().split('-')[0]}",
         "versions": {name: v for name in PACKAGES if (v := _version(name)) is not None},
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "date": datetime.date.today().isoformat(),
+    }
+
+
+def passport() -> dict[str, Any]:
+    """Facts of a run of the C++ kernels."""
+    import psutil
+
+    from ..kernels import cpu
+    from .profile import cpu_name
+
+    return {
+        "cpu": cpu_name(),
+        "cores": psutil.cpu_count(logical=False),
+        "isa": cpu.isa(),
+        "threads": cpu.threads(),
+        **host(),
+    }
+
+
+def gpu_passport() -> dict[str, Any]:
+    """Facts of a run of the Triton kernels on the current GPU."""
+    import torch
+
+    gpu = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return {
+        "gpu": gpu.name,
+        "multiprocessors": gpu.multi_processor_count,
+        "capability": f"{gpu.major}.{gpu.minor}",
+        "gpu_memory_gb": round(gpu.total_memory / 1e9, 1),
+        "gpu_cache_mb": round(gpu.L2_cache_size / 1e6, 1),
+        "cuda": torch.version.cuda,
+        **host(),
     }
 
 

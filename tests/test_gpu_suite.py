@@ -1,0 +1,112 @@
+"""The parts of `benchmarks/gpu_suite.py` that need no GPU: what it says without one, its checks, its rows' bytes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="the GPU kernels need Triton", exc_type=ImportError)
+import gpu_rows
+import gpu_suite
+from headrace.kernels import FORMATS, gpu
+from headrace.kernels.cases import CASES
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+CPU = torch.device("cpu")
+TINY = gpu_rows.Model(
+    hidden=64, width=32, experts=8, top_k=2, heads=4, kv_heads=2, head_dim=16, vocabulary=100
+)  # fmt: skip
+
+
+@pytest.fixture
+def source() -> gpu_rows.GpuSource:
+    return gpu_rows.GpuSource(torch.Generator().manual_seed(3))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_says_so() -> None:
+    command = [sys.executable, str(BENCHMARKS / "gpu_suite.py")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 2
+    assert "measures kernels on an NVIDIA GPU" in done.stderr
+    assert "make test" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_checkout_is_enough() -> None:
+    """Where headrace is not installed, importing `checkout` makes the kernels importable, without the extension."""
+    code = f"""
+import sys
+sys.meta_path = [f for f in sys.meta_path if "ScikitBuild" not in type(f).__name__]
+sys.path.insert(0, {str(BENCHMARKS)!r})
+import checkout
+from headrace.kernels import load
+print(load("gpu").__file__, "headrace.kernels._cpu" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.split() == [str(BENCHMARKS.parent / "kernels" / "gpu" / "__init__.py"), "False"]
+
+
+def test_a_view_stays_a_view_on_the_device() -> None:
+    heads = torch.arange(60.0).view(3, 5, 4)[:, 1:3]
+    assert torch.equal(gpu_suite.to(heads, CPU), heads)
+    assert gpu_suite.to([heads], torch.device("meta"))[0].stride() == heads.stride() == (20, 4, 1)
+
+
+def test_a_block_moves_with_all_its_parts() -> None:
+    inputs = next(c for c in CASES if c.op == "attention_block").inputs()
+    block, places = (gpu_suite.to(inputs[name], torch.device("meta")) for name in ("block", "places"))
+    moved = (block.pre_norm, block.qkv.data, block.router.matrix.data, block.k_PGBd, places.slots_T)
+    assert {tensor.device.type for tensor in moved} == {"meta"}
+    assert block.qkv.format == inputs["block"].qkv.format
+
+
+def test_real_shapes_are_among_the_cases() -> None:
+    names = [f"{c.op} {c.name}" for c in gpu_suite.chosen_cases("") if c.bench]
+    assert sorted(names) == sorted(gpu_suite.LARGE)
+
+
+def test_checks_find_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:
+    chosen = [c for c in CASES if c.name in ("q4_0 3x7x96 bias", "5x160") and c.op in ("linear", "rmsnorm", "silu_mul")]
+    assert len(chosen) == 3
+    assert gpu_suite.checks(gpu, CPU, chosen) == {"cases": 3, "failures": []}  # type: ignore[arg-type]
+    wrong = SimpleNamespace(
+        linear=lambda x, w, b: gpu.linear(x, w, b) * 1.05, rmsnorm=gpu.rmsnorm, silu_mul=lambda x: 1 / 0
+    )
+    failures = gpu_suite.checks(wrong, CPU, chosen)["failures"]  # type: ignore[arg-type]
+    assert [text.split(":")[0].split(",")[0] for text in failures] == ["silu_mul 5x160", "linear q4_0 3x7x96 bias"]
+    assert "WRONG" in capsys.readouterr().out
+
+
+def test_rows_count_what_must_be_read(source: gpu_rows.GpuSource) -> None:
+    """Bytes by hand: q4_0 rows of 64 are 16 + 32 bytes, of 32 they are 16 + 16."""
+    expert = 2 * 32 * 48 + 64 * 32
+    rows = list(gpu_rows.expert_rows(gpu, source, TINY, FORMATS["q4_0"], [1, 512]))  # type: ignore[arg-type]
+    assert [row.bytes for row in rows] == [2 * expert, 8 * expert]
+    assert [row.flops for row in rows] == [6 * 2 * 64 * 32, 512 * 6 * 2 * 64 * 32]
+    assert [row.bound for row in rows] == ["bytes", "flops"]
+    linear = next(gpu_rows.linear_rows(gpu, source, TINY, FORMATS["q4_0"]))  # type: ignore[arg-type]
+    assert linear.bytes == 8 * 16 * 48
+    decode, prompt = gpu_rows.attention_rows(gpu, source, TINY, [70], 40, cold=0)  # type: ignore[arg-type]
+    assert decode.bytes == 2 * 70 * 2 * 16 * 2
+    assert prompt.flops == 4 * (40 * 41 // 2) * 4 * 16
+
+
+def test_calls_of_a_row_run(source: gpu_rows.GpuSource) -> None:
+    for row in (
+        *gpu_rows.expert_rows(gpu, source, TINY, FORMATS["q8_0"], [1, 4]),  # type: ignore[arg-type]
+        *gpu_rows.attention_rows(gpu, source, TINY, [70], 40, cold=0),  # type: ignore[arg-type]
+        *gpu_rows.small_rows(gpu, source, TINY),  # type: ignore[arg-type]
+    ):
+        row.calls[0]()
+
+
+def test_a_line_of_the_table_says_what_was_not_reached() -> None:
+    row = {"row": "attention", "us": 14.0, "share": 0.7, "bound": "bytes", "wanted": 0.75}
+    assert gpu_suite.show(row).endswith("70.0% of copy  wanted 75%: NOT REACHED")
+    assert gpu_suite.show({**row, "share": 0.8}).endswith("wanted 75%")
