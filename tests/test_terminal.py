@@ -68,10 +68,15 @@ def test_chat_needs_a_template(run: Run, talker: Path, tmp_path: Path) -> None:
 # ---- Ctrl-C
 
 
+def listen() -> None:
+    """A shell's background jobs are started deaf to Ctrl-C, and so would their children be."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def interrupt(arguments: list[object], after: int) -> tuple[int, str, str]:
     """Runs a command in a process of its own and sends Ctrl-C after so many bytes of output."""
     command = [sys.executable, "-m", "headrace", *map(str, arguments)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=listen)
     try:
         assert process.stdout is not None
         seen = process.stdout.read(after)
