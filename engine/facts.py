@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 
 from ..kernels import isa
+from .machine import cpu_kernels
 from .profile import Profile
 
 CPUS = Path("/sys/devices/system/cpu")
@@ -60,7 +61,7 @@ def gather(profile: Profile | None, load: Callable[[], object], seconds: float =
         clock=clock,
         stolen=stolen,
         throttled=throttled,
-        cpu_nodes=frozenset(node for node in nodes if cpus & read_list(NODES / f"node{node}" / "cpulist")),
+        cpu_nodes=frozenset(cpu_kernels().numa_nodes()),
         memory_nodes=frozenset(_status_list("Mems_allowed_list")),
         nodes=nodes,
         stream_by_threads={} if profile is None else {int(n): r for n, r in profile.stream_by_threads.items()},
@@ -87,10 +88,6 @@ def numbers(text: str) -> set[int]:
         first, _, last = part.partition("-")
         found.update(range(int(first), int(last or first) + 1))
     return found
-
-
-def read_list(path: Path) -> set[int]:
-    return numbers(_text(path) or "")
 
 
 def _status_list(name: str) -> set[int]:

@@ -17,39 +17,42 @@ import torch
 
 from ..kernels import FORMATS, ExpertBank, ExpertLayout, Ops, load
 from ..loaders.memory import free_memory
-from .machine import cpu_kernels
+from .machine import HIDDEN, WIDTH, cpu_kernels
 from .profile import hardware_key, profile_path
 
 TOKENS = (2, 3, 4, 6, 8, 10, 12, 16)
 NEVER = 1 << 20  # tokens
 GAIN = 1.1
-HIDDEN, WIDTH, EXPERTS = 2048, 1024, 8  # of one call
+EXPERTS = 8  # of one call
 ARENA = 192 << 20
 ROUNDS = 5
 
 
 def use() -> dict[str, int]:
     """Sets the process to the thresholds of this hardware, measuring them if they were not yet; by format name."""
-    cpu = cpu_kernels()
-    cpu.set_tile_tokens({})
-    built_in: dict[str, int] = cpu.tile_tokens()
+    built_in = _built_in()
     found = _saved(set(built_in)) if built_in else {}
     if found is None:
         return refresh()
-    cpu.set_tile_tokens(found)
+    cpu_kernels().set_tile_tokens(found)
     return found
 
 
 def refresh() -> dict[str, int]:
     """Measures the thresholds anew, keeps and sets them."""
-    cpu = cpu_kernels()
-    cpu.set_tile_tokens({})
-    built_in: dict[str, int] = cpu.tile_tokens()
+    built_in = _built_in()
     if not built_in or free_memory() < 4 * ARENA:
         return built_in  # a machine that is full now may be measured another day
     found = measure(list(built_in))
     save(found)
-    cpu.set_tile_tokens(found)
+    cpu_kernels().set_tile_tokens(found)
+    return found
+
+
+def _built_in() -> dict[str, int]:
+    """Takes back what was set; the thresholds of the instruction set's own table, none where it has no tiles."""
+    cpu_kernels().set_tile_tokens({})
+    found: dict[str, int] = cpu_kernels().tile_tokens()
     return found
 
 

@@ -104,9 +104,9 @@ struct Layer {
 
   // One token's experts are different already. Sorting them took 10 us of a layer of 800, with all caches cold.
   void take_pairs() {
+    const bool tiled = takes_tiles(bank.format, 1);
     for (; groups < top_k; groups++) {
       check(ids[groups]);
-      const bool tiled = takes_tiles(bank.format, 1);
       list[groups] = {ids[groups], groups, 1, tiled, nullptr, nullptr};
       row_of[groups] = groups, token_of[groups] = 0;
     }

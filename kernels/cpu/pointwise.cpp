@@ -1,29 +1,15 @@
 // Ops that treat one token's row at a time: norms, SwiGLU, gated sum, the largest logit.
-//
-// One token is quicker than waking the team, so small work stays with the caller. A row is never split: its sums have
-// one order for any number of threads.
 #include <algorithm>
 #include <cmath>
 
+#include "each_token.h"
 #include "isa.h"
 #include "ops.h"
 #include "team.h"
 
 namespace headrace {
-namespace {
 
-constexpr int SMALL = 32768;  // values: less than this is done by the caller alone
-
-// fn(token) for every token, each worker a run of tokens.
-template <class Fn>
-void each_token(Team& team, int tokens, int64_t values, const Fn& fn) {
-  team.run(values < SMALL || tokens == 1, [&](int worker) {
-    const Range mine = part_of(tokens, team.active(), worker);
-    for (int t = mine.begin; t < mine.end; t++) fn(t);
-  });
-}
-
-}  // namespace
+constexpr int FEW_LOGITS = 32768;  // less than this the caller looks through alone
 
 void rmsnorm(const float* x, const float* weight, float* y, int tokens, int d, float eps) {
   Turn turn;
@@ -80,7 +66,7 @@ void argmax(const float* logits, int rows, int n, float* values, int64_t* ids) {
   float* tops = team.arena.take<float>(size_t(team.size()) * rows);
   int* places = team.arena.take<int>(size_t(team.size()) * rows);
   int parts = 1;
-  team.run(int64_t(rows) * n < SMALL, [&](int worker) {
+  team.run(int64_t(rows) * n < FEW_LOGITS, [&](int worker) {
     if (worker == 0) parts = team.active();
     const Range mine = part_of(n, team.active(), worker);
     for (int r = 0; r < rows; r++) {

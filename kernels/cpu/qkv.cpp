@@ -4,6 +4,7 @@
 // One op, because each costs a decode step more to call than to compute.
 #include <limits>
 
+#include "each_token.h"
 #include "isa.h"
 #include "layout.h"
 #include "ops.h"
@@ -11,8 +12,6 @@
 
 namespace headrace {
 namespace {
-
-constexpr int64_t SMALL = 32768;  // values: less than this is done by the caller alone
 
 void normalise(const Kernels& isa, const HeadNorm& norm, float eps, float* x, int n) {
   if (!norm.size) return;
@@ -52,11 +51,8 @@ void place_qkv(const QkvArgs& args) {
 
 void place_qkv(const QkvArgs& args, Team& team) {
   const Kernels& isa = kernels();
-  const bool solo = int64_t(args.tokens) * args.heads * args.cache.d < SMALL;
-  team.run(solo, [&](int worker) {
-    const Range mine = part_of(args.tokens, team.active(), worker);
-    for (int t = mine.begin; t < mine.end; t++) place(args, isa, t);
-  });
+  each_token(team, args.tokens, int64_t(args.tokens) * args.heads * args.cache.d,
+             [&](int t) { place(args, isa, t); });
 }
 
 }  // namespace headrace

@@ -1,14 +1,13 @@
 // Which experts a token goes to: logits of the router, softmax before or after the choice, the top k.
 //
 // A token's choice is made by one worker, so it does not depend on the number of threads.
+#include "each_token.h"
 #include "isa.h"
 #include "ops.h"
 #include "team.h"
 
 namespace headrace {
 namespace {
-
-constexpr int64_t SMALL = 8192;  // logits: less than this is done by the caller alone
 
 // The top_k largest scores in falling order; equal ones in the order of their ids. Insertion into a short sorted list.
 void choose(const float* scores, int n, int top_k, int32_t* ids, float* values) {
@@ -53,12 +52,9 @@ void route(const float* x, int tokens, const Router& router, int32_t* ids, float
   float* logits = team.arena.take<float>(size_t(tokens) * experts);
   float* scores = team.arena.take<float>(size_t(tokens) * experts);
   linear(x, router.matrix.cols, tokens, router.matrix, nullptr, logits, team);
-  team.run(tokens == 1 || int64_t(tokens) * experts < SMALL, [&](int worker) {
-    const Range mine = part_of(tokens, team.active(), worker);
-    for (int t = mine.begin; t < mine.end; t++) {
-      const size_t at = size_t(t) * experts;
-      choose_one(isa, router, logits + at, scores + at, ids + size_t(t) * k, weights + size_t(t) * k);
-    }
+  each_token(team, tokens, int64_t(tokens) * experts * 4, [&](int t) {
+    const size_t at = size_t(t) * experts;
+    choose_one(isa, router, logits + at, scores + at, ids + size_t(t) * k, weights + size_t(t) * k);
   });
 }
 
