@@ -4,7 +4,8 @@
 
 Qwen3-30B-A3B cut to --layers, q4_0, random weights, as in `vs_peers.py` (bench-data/, written if it is not there). A
 clock goes around every function of the extension while sequences decode; a pass minus its ops is Python and torch. The
-clocks themselves cost about 0.2 us a call, which counts as Python. Medians over passes of each pass's own division.
+layers are one op, which keeps the time of its parts itself (`cpu.take_part_seconds`). The clocks themselves cost about
+0.2 us a call, which counts as Python. Medians over passes of each pass's own division.
 """
 
 from __future__ import annotations
@@ -22,13 +23,12 @@ from typing import Any
 import torch
 import whole_model
 from headrace import LLM, SamplingParams
-from headrace.kernels import _cpu
+from headrace.kernels import _cpu, cpu
 from passport import passport
 
-OPS = ("embed", "rmsnorm", "add_rmsnorm", "linear", "attention_block", "route", "silu_mul", "gated_add", "argmax",
-       "experts")  # fmt: skip
+OPS = ("embed", "add_rmsnorm", "linear", "layers", "argmax")
 ROWS, COLS = 4, 5  # arguments of the extension's linear
-OTHER = "Python, torch"
+OTHER, BETWEEN = "Python, torch", "layers: between parts"
 
 Times = dict[str, float]
 
@@ -45,10 +45,17 @@ def clocks(times: Times) -> Iterator[None]:
         def call(*args: Any) -> None:
             start = time.perf_counter()
             function(*args)
-            times[label(op, args)] += time.perf_counter() - start
+            seconds = time.perf_counter() - start
+            if op != "layers":
+                times[label(op, args)] += seconds
+                return
+            parts = {f"layers: {name}": value for name, value in cpu.take_part_seconds().items() if value}
+            for name, value in {**parts, BETWEEN: seconds - sum(parts.values())}.items():
+                times[name] += value
 
         return call
 
+    cpu.take_part_seconds()  # what was there before
     before = {op: getattr(_cpu, op) for op in OPS}
     for op, function in before.items():
         setattr(_cpu, op, timed(op, function))

@@ -25,7 +25,14 @@ class Job(NamedTuple):
 
 
 class Experts(Protocol):
-    """The routed experts of all layers."""
+    """The routed experts of all layers. `is_local`: all of them lie where attention runs, in banks of the layers, so
+    that a backend may run layers without asking; what it chose is then booked afterwards."""
+
+    @property
+    def is_local(self) -> bool: ...
+
+    def book(self, distinct: list[int]) -> None:
+        """Books a pass in which each layer read so many different experts (0: a dense one)."""
 
     def submit(self, layer: int, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> Job:
         """Starts the experts of one layer; ids int32 and weights float32 [tokens, experts per token]."""
@@ -42,6 +49,12 @@ class CpuExperts:
         self.expert_bytes = [0 if bank is None else bank.layout.bytes for bank in banks]
         self.ops = ops
         self.ledger = ledger
+
+    is_local = True
+
+    def book(self, distinct: list[int]) -> None:
+        size = sum(count * one for count, one in zip(distinct, self.expert_bytes, strict=True))
+        self.ledger.read(CPU_DRAM, EXPERTS, size)
 
     def submit(self, layer: int, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> Job:
         bank = self.banks[layer]

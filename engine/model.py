@@ -1,7 +1,7 @@
 """The decoder: one forward pass of any grouped-query mixture-of-experts model, driven by its `ModelSpec`.
 
     x = embed(ids)
-    each layer:  x += attention(norm(x));  x += mlp(norm(x))      all up to the experts is one op
+    each layer:  x += attention(norm(x));  x += mlp(norm(x))      one op, or two a layer with the seam between
     logits = head(norm(x))
 
 It never says where a weight lies, on how many threads an op runs, or which family this is. Shapes are named as in
@@ -10,17 +10,23 @@ It never says where a weight lies, on how many threads an op runs, or which fami
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from torch import Tensor
 
-from ..kernels import AttentionBlock, Choice, Ops, Router
+from ..kernels import AttentionBlock, Choice, Layer, Ops, Router, Stack
+from ..kernels.blocks import run_layers
 from ..loaders.spec import ModelSpec
-from ..loaders.weights import LayerWeights, Mlp, ModelWeights
+from ..loaders.weights import LayerWeights, ModelWeights
 from . import rope
 from .experts import Experts
 from .kvcache import KVCache
 from .ledger import CPU_DRAM, Ledger
 from .planner import DENSE, HEAD, KV, dense_bytes, dense_sizes, kv_bytes
 from .scheduler import Inputs
+
+Choose = Callable[[int, Choice], Choice]
 
 
 class Decoder:
@@ -43,8 +49,13 @@ class Decoder:
         self.cache = cache
         self.ledger = ledger
         self.cos, self.sin = rope.tables(spec.rope, max_context)
-        self.blocks = [self._block(layer, i) for i, layer in enumerate(weights.layers)]
+        self.stack = Stack(layers=tuple(self._layer(layer, i) for i, layer in enumerate(weights.layers)))
         self.sizes = dense_sizes(weights)
+        self.choose: Choose | None = None  # what becomes of the router's choice in a layer: for a test, or a trace
+
+    def _layer(self, layer: LayerWeights, index: int) -> Layer:
+        block = self._block(layer, index)
+        return Layer(block=block, bank=layer.experts, mlp=layer.mlp, shared_gate=layer.shared_gate)
 
     def _block(self, layer: LayerWeights, index: int) -> AttentionBlock:
         spec, moe, router = self.spec, self.spec.moe, None
@@ -77,46 +88,25 @@ class Decoder:
         spec, ops = self.spec, self.ops
         self._book(inputs)
         x_TD = ops.embed(self.weights.embed, inputs.ids_T, spec.embedding_scale)
-        update_TD: Tensor | None = None
-        for i, layer in enumerate(self.weights.layers):
-            rows = self._rows(i, inputs)
-            x_TD, h_TD, choice = ops.attention_block(x_TD, update_TD, self.blocks[i], inputs.places, rows)
-            if x_TD.shape[0] == 0:
-                return x_TD.new_empty(0, spec.vocab)  # its keys and values are written, and nobody asks for more
-            update_TD = self._mlp(i, layer, h_TD, choice)
-        assert update_TD is not None, "a model without layers"
+        x_TD, update_TD = self._layers(x_TD, inputs)
+        if x_TD.shape[0] == 0:
+            return x_TD.new_empty(0, spec.vocab)
         h_TD = ops.add_rmsnorm_(x_TD, update_TD, self.weights.final_norm, spec.norm_eps, spec.residual_scale)
         logits = ops.linear(h_TD, self.weights.head)
         if spec.logits_divisor != 1:
             logits.div_(spec.logits_divisor)
         return logits
 
-    def _rows(self, index: int, inputs: Inputs) -> Tensor | None:
-        """The tokens that go on after the attention of a layer: after the last one, only those that are asked for."""
-        if index < len(self.blocks) - 1:
-            return None
-        return inputs.rows if len(inputs.rows) < len(inputs.ids_T) else None
-
-    def _mlp(self, index: int, layer: LayerWeights, h_TD: Tensor, choice: Choice | None) -> Tensor:
-        if choice is None:
-            assert layer.mlp is not None
-            return self._dense(layer.mlp, h_TD)
-        ids_TK, weights_TK = self.choose(index, choice)
-        job = self.experts.submit(index, h_TD, ids_TK, weights_TK)
-        if layer.mlp is None:
-            return self.experts.collect(job)
-        shared_TD = self._dense(layer.mlp, h_TD)
-        gate_T1 = None if layer.shared_gate is None else self.ops.linear(h_TD, layer.shared_gate)
-        y_TD = self.experts.collect(job)
-        self.ops.gated_add_(y_TD, shared_TD, gate_T1)
-        return y_TD
-
-    def choose(self, index: int, choice: Choice) -> Choice:
-        """What becomes of the router's choice in layer `index`: nothing; a test or a trace may put its own here."""
-        return choice
-
-    def _dense(self, mlp: Mlp, h_TD: Tensor) -> Tensor:
-        return self.ops.linear(self.ops.silu_mul(self.ops.linear(h_TD, mlp.gate_up)), mlp.down)
+    def _layers(self, x_TD: Tensor, inputs: Inputs) -> tuple[Tensor, Tensor]:
+        """All layers, in one call if all experts lie where the rest does: x and what is still to be added to it. After
+        the last attention only those tokens go on that are asked for."""
+        rows_R = inputs.rows if len(inputs.rows) < len(inputs.ids_T) else None
+        if self.choose is None and self.experts.is_local:
+            x_TD, update_TD, distinct_L = self.ops.layers(x_TD, self.stack, inputs.places, rows_R)
+            self.experts.book(distinct_L.tolist())
+            return x_TD, update_TD
+        seam = self.experts if self.choose is None else _Chosen(self.experts, self.choose)
+        return run_layers(self.ops, x_TD, self.stack, inputs.places, rows_R, seam)
 
     def _book(self, inputs: Inputs) -> None:
         """Books what a pass reads besides experts: the dense weights, the embedding rows, the cache, the head."""
@@ -125,3 +115,17 @@ class Decoder:
         self.ledger.read(CPU_DRAM, KV, kv_bytes(self.sizes, tokens, context, self.cache.token_bytes, logits))
         if logits:
             self.ledger.read(CPU_DRAM, HEAD, self.weights.head.nbytes)
+
+
+class _Chosen:
+    """The seam with `Decoder.choose` before it."""
+
+    def __init__(self, experts: Experts, choose: Choose) -> None:
+        self.experts = experts
+        self.choose = choose
+
+    def submit(self, layer: int, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> Any:
+        return self.experts.submit(layer, x_TD, *self.choose(layer, (ids_TK, weights_TK)))
+
+    def collect(self, job: Any) -> Tensor:
+        return self.experts.collect(job)

@@ -15,16 +15,16 @@ from .formats import FORMATS, ExpertLayout, Format
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .blocks import AttentionBlock, Choice, Places, Router, Scoring
-    from .weights import ExpertBank, Matrix
+    from .blocks import AttentionBlock, Choice, Layer, Places, Router, Scoring, Stack
+    from .weights import ExpertBank, Matrix, Mlp
 
-__all__ = ["BACKENDS", "FORMATS", "AttentionBlock", "Choice", "ExpertBank", "ExpertLayout", "Format", "Matrix", "Ops",
-           "Places", "Router", "Scoring", "load"]  # fmt: skip
+__all__ = ["BACKENDS", "FORMATS", "AttentionBlock", "Choice", "ExpertBank", "ExpertLayout", "Format", "Layer", "Matrix",
+           "Mlp", "Ops", "Places", "Router", "Scoring", "Stack", "load"]  # fmt: skip
 
 BACKENDS = ("cpu", "reference")  # what the engine can be asked for: it places no tensors on a GPU yet
 
-_BLOCKS = ("AttentionBlock", "Choice", "Places", "Router", "Scoring")
-_WITH_TORCH = {"ExpertBank": "weights", "Matrix": "weights", **dict.fromkeys(_BLOCKS, "blocks")}
+_BLOCKS = dict.fromkeys(("AttentionBlock", "Choice", "Layer", "Places", "Router", "Scoring", "Stack"), "blocks")
+_WITH_TORCH = {**dict.fromkeys(("ExpertBank", "Matrix", "Mlp"), "weights"), **_BLOCKS}
 
 
 def __getattr__(name: str) -> Any:
@@ -51,6 +51,8 @@ class Ops(Protocol):
     Tensor, scale: float) -> Tensor: ...
     def attention_block(self, x_TD: Tensor, update_TD: Tensor | None, block: AttentionBlock, places: Places,
     rows_R: Tensor | None = None) -> tuple[Tensor, Tensor, Choice | None]: ...
+    def layers(self, x_TD: Tensor, stack: Stack, places: Places, rows_R: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]: ...
     def route(self, x_TD: Tensor, router: Matrix, top_k: int, scoring: Scoring, renormalise: bool) -> Choice: ...
     def silu_mul(self, gate_up_T2F: Tensor) -> Tensor: ...
     def gated_add_(self, y_TD: Tensor, z_TD: Tensor, gate_T1: Tensor | None = None) -> None: ...

@@ -144,16 +144,20 @@ def places_of(new: list[int], old: list[int], tables_SM: Tensor, page: int) -> P
     )
 
 
-def block_inputs(
-    g: Generator, source: Source, form: Format, D: int, new: list[int], old: list[int], kind: str
-) -> Inputs:
-    """An attention block of 6 and 2 heads. first: nothing to add, biases, no router; few rows: norms over all heads."""
-    N, G, d, B, T = 6, 2, 32, 16, sum(new)
-    contexts = [n + o for n, o in zip(new, old, strict=True)]
-    cache, angle = paged(g, contexts, G, B, d, torch.bfloat16), normal(g, max(contexts), d // 2)
-    first, wide = kind == "first", kind == "few rows"
-    router = Router(matrix=source.matrix(FORMATS["f32"], 12, D), top_k=3, scoring="softmax", renormalise=True)
-    block = AttentionBlock(
+EXPERTS, TOP_K = 12, 3
+N, G, HEAD, PAGE = 6, 2, 32, 16
+
+
+def cache_of(g: Generator, contexts: list[int]) -> Inputs:
+    return paged(g, contexts, G, PAGE, HEAD, torch.bfloat16)
+
+
+def random_block(g: Generator, source: Source, form: Format, D: int, cache: Inputs, kind: str) -> AttentionBlock:
+    """An attention block of 6 and 2 heads. first: biases, no router; few rows: norms over all heads; else clipped."""
+    d, first, wide = HEAD, kind == "first", kind == "few rows"
+    angle = normal(g, int(cache["contexts"].max()), d // 2)
+    router = Router(matrix=source.matrix(FORMATS["f32"], EXPERTS, D), top_k=TOP_K, scoring="softmax", renormalise=True)
+    return AttentionBlock(
         heads=N,
         pre_norm=normal(g, D),
         qkv=source.matrix(form, (N + 2 * G) * d, D),
@@ -173,19 +177,36 @@ def block_inputs(
         residual_scale=0.7,
         router=None if first else router,
     )
-    rows = {"few rows": torch.tensor([T - 1]), "no rows": torch.tensor([], dtype=torch.int64)}.get(kind)
-    return {"x": normal(g, T, D), "update": None if first else normal(g, T, D), "block": block, "rows": rows,
-            "places": places_of(new, old, cache["tables"], B)}  # fmt: skip
+
+
+def rows_of(kind: str, tokens: int) -> Tensor | None:
+    """The tokens that go on: the last one, none, or all of them."""
+    return {"few rows": torch.tensor([tokens - 1]), "no rows": torch.tensor([], dtype=torch.int64)}.get(kind)
+
+
+def block_inputs(
+    g: Generator, source: Source, form: Format, D: int, new: list[int], old: list[int], kind: str
+) -> Inputs:
+    """first: nothing to add either."""
+    T = sum(new)
+    cache = cache_of(g, [n + o for n, o in zip(new, old, strict=True)])
+    return {"x": normal(g, T, D), "update": None if kind == "first" else normal(g, T, D), "rows": rows_of(kind, T),
+            "block": random_block(g, source, form, D, cache, kind),
+            "places": places_of(new, old, cache["tables"], PAGE)}  # fmt: skip
+
+
+def own_cache(block: AttentionBlock) -> AttentionBlock:
+    """The block with a copy of its cache, to be written into."""
+    return replace(block, k_PGBd=block.k_PGBd.clone(), v_PGBd=block.v_PGBd.clone(), native={})
 
 
 def block_difference(ops: Ops, i: Inputs) -> list[Tensor]:
     """All that the block gives and changes, less what the ops that it stands for do, of the same backend."""
 
     def run(attend: Callable[..., tuple[Tensor, Tensor, Choice | None]]) -> list[Tensor]:
-        own = {"k_PGBd": i["block"].k_PGBd.clone(), "v_PGBd": i["block"].v_PGBd.clone(), "native": {}}
-        x = i["x"].clone()
-        *out, choice = attend(x, i["update"], replace(i["block"], **own), i["places"], i["rows"])
-        return [*out, *(choice or ()), x, *(own[name].nan_to_num() for name in ("k_PGBd", "v_PGBd"))]
+        x, block = i["x"].clone(), own_cache(i["block"])
+        *out, choice = attend(x, i["update"], block, i["places"], i["rows"])
+        return [*out, *(choice or ()), x, block.k_PGBd.nan_to_num(), block.v_PGBd.nan_to_num()]
 
     return [a - b for a, b in zip(run(ops.attention_block), run(partial(compose, ops)), strict=True)]
 

@@ -1,18 +1,20 @@
-"""All of a decoder layer before its experts as one op: what it needs ready at load, and what it is made of.
+"""All of a decoder layer before its experts as one op, and all layers as one: what they need ready at load, and what
+they are made of.
 
 One op, because Python is slow where it matters: a decode step streams all caches full of weights, so the interpreter
 finds nothing of its own there again, and every call between two ops costs 10 to 25 us instead of 2. A backend may run
-it all at once; `compose` says in terms of the other ops what must come out.
+it all at once; `compose` and `compose_layers` say in terms of the other ops what must come out.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+import torch
 from torch import Tensor
 
-from .weights import Matrix
+from .weights import ExpertBank, Matrix, Mlp
 
 if TYPE_CHECKING:
     from . import Ops
@@ -59,6 +61,24 @@ class AttentionBlock:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Layer:
+    """One decoder layer: attention, then experts, or a dense MLP (no bank), or experts and a shared one (both)."""
+
+    block: AttentionBlock
+    bank: ExpertBank | None
+    mlp: Mlp | None
+    shared_gate: Matrix | None  # [1, D] of the shared MLP
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stack:
+    """All layers of a decoder."""
+
+    layers: tuple[Layer, ...]
+    native: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Places:
     """Where T new tokens of S sequences stand, in their sequences and in the cache."""
 
@@ -92,3 +112,74 @@ def compose(
     h_TD = ops.add_rmsnorm_(x_TD, ops.linear(a_TN, block.o, block.o_bias), block.post_norm, *norm)
     to = block.router
     return x_TD, h_TD, None if to is None else ops.route(h_TD, to.matrix, to.top_k, to.scoring, to.renormalise)
+
+
+class ExpertSeam(Protocol):
+    """Where the experts of a layer are computed: work is submitted, and collected after what does not depend on it."""
+
+    def submit(self, layer: int, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> Any: ...
+
+    def collect(self, job: Any) -> Tensor: ...
+
+
+class LocalExperts:
+    """The seam for experts that lie where everything else does; keeps how many different ones each layer chose."""
+
+    def __init__(self, ops: Ops, stack: Stack, device: torch.device) -> None:
+        self.ops = ops
+        self.stack = stack
+        self.distinct_L = torch.zeros(len(stack.layers), dtype=torch.int32, device=device)
+
+    def submit(self, layer: int, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> Tensor:
+        bank = self.stack.layers[layer].bank
+        assert bank is not None, f"layer {layer} is dense"
+        seen_E = torch.zeros(bank.experts, dtype=torch.int32, device=ids_TK.device)
+        self.distinct_L[layer] = seen_E.scatter_(0, ids_TK.flatten().long(), 1).sum()
+        return self.ops.experts(x_TD, ids_TK, weights_TK, bank)
+
+    def collect(self, job: Tensor) -> Tensor:
+        return job
+
+
+def compose_layers(
+    ops: Ops, x_TD: Tensor, stack: Stack, places: Places, rows_R: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`layers` as the sequence of ops that it stands for."""
+    local = LocalExperts(ops, stack, x_TD.device)
+    return *run_layers(ops, x_TD, stack, places, rows_R, local), local.distinct_L
+
+
+def run_layers(
+    ops: Ops, x_TD: Tensor, stack: Stack, places: Places, rows_R: Tensor | None, seam: ExpertSeam
+) -> tuple[Tensor, Tensor]:
+    """x and the last update of all layers, op by op, with experts behind a seam."""
+    update_TD: Tensor | None = None
+    for i, layer in enumerate(stack.layers):
+        rows = rows_R if i == len(stack.layers) - 1 else None
+        x_TD, h_TD, choice = ops.attention_block(x_TD, update_TD, layer.block, places, rows)
+        if x_TD.shape[0] == 0:
+            return x_TD, h_TD  # its keys and values are written, and nobody asks for more
+        update_TD = after_attention(ops, layer, i, h_TD, choice, seam)
+    assert update_TD is not None, "a model without layers"
+    return x_TD, update_TD
+
+
+def after_attention(
+    ops: Ops, layer: Layer, index: int, h_TD: Tensor, choice: Choice | None, seam: ExpertSeam
+) -> Tensor:
+    """A layer's experts or MLP: what is to be added to x, float32 [T, D]."""
+    if choice is None:
+        assert layer.mlp is not None
+        return _mlp(ops, layer.mlp, h_TD)
+    job = seam.submit(index, h_TD, *choice)
+    if layer.mlp is None:
+        return seam.collect(job)
+    shared_TD = _mlp(ops, layer.mlp, h_TD)
+    gate_T1 = None if layer.shared_gate is None else ops.linear(h_TD, layer.shared_gate)
+    y_TD = seam.collect(job)
+    ops.gated_add_(y_TD, shared_TD, gate_T1)
+    return y_TD
+
+
+def _mlp(ops: Ops, mlp: Mlp, h_TD: Tensor) -> Tensor:
+    return ops.linear(ops.silu_mul(ops.linear(h_TD, mlp.gate_up)), mlp.down)

@@ -30,6 +30,7 @@ from .case import (
     routing,  # fmt: skip
 )
 from .formats import FORMATS, ExpertLayout, Format
+from .layers_cases import layers_cases
 from .weights import TORCH_DTYPES, Matrix
 
 # Cases of each op
@@ -279,7 +280,8 @@ def experts_cases() -> Iterator[Case]:
 def all_cases() -> list[Case]:
     """Every case; names are unique within an op."""
     makers = (quantize_cases, unpack_cases, pointwise_cases, place_qkv_cases, argmax_cases, linear_cases,
-              linear_view_case, attention_cases, attention_block_cases, route_cases, experts_cases)  # fmt: skip
+              linear_view_case, attention_cases, attention_block_cases, route_cases, experts_cases,
+              layers_cases)  # fmt: skip
     return [case for maker in makers for case in maker()]
 
 

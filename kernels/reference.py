@@ -15,7 +15,7 @@ import sys
 import torch
 from torch import Tensor
 
-from .blocks import AttentionBlock, Choice, Places, Scoring, compose
+from .blocks import AttentionBlock, Choice, Places, Scoring, Stack, compose, compose_layers
 from .formats import Format
 from .weights import TORCH_DTYPES, ExpertBank, Matrix
 
@@ -171,6 +171,16 @@ def attention_block(
     then new, [R, D], and without any only the cache is written.
     """
     return compose(sys.modules[__name__], x_TD, update_TD, block, places, rows_R)
+
+
+def layers(x_TD: Tensor, stack: Stack, places: Places, rows_R: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """A whole decoder between embedding and final norm: for each layer x += attention, x += experts or MLP, in place.
+
+    Returns x and the last layer's update, still to be added to it (float32 [T, D] both), and how many distinct experts
+    each layer chose (int32 [layers], 0 for a dense one). With `rows`, int64 [R], only these tokens go on after the last
+    attention: both are then [R, D], and the last layer's experts see no others; an empty one only writes the cache.
+    """
+    return compose_layers(sys.modules[__name__], x_TD, stack, places, rows_R)
 
 
 def route(x_TD: Tensor, router: Matrix, top_k: int, scoring: Scoring, renormalise: bool) -> Choice:

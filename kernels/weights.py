@@ -1,6 +1,6 @@
-"""Packed weights as the ops take them: a `Matrix`, or the `ExpertBank` of one layer.
+"""Packed weights as the ops take them: a `Matrix`, the `Mlp` of two, or the `ExpertBank` of one layer.
 
-Both are a `Format` and a tensor of bytes; neither says on which device the bytes lie, nor how they are unpacked. What a
+They are a `Format` and a tensor of bytes; none says on which device the bytes lie, nor how they are unpacked. What a
 kernel is told of one is checked and kept at its first use: in a decode step, where all caches are full of weights,
 asking tensors for it again took as long as the call itself.
 """
@@ -94,6 +94,14 @@ class ExpertBank:
         size = rows * lay.format.row_bytes(cols)
         data = self.data[expert, offset : offset + size].view(rows, -1)
         return Matrix(lay.format, rows, cols, data)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mlp:
+    """A dense or shared SwiGLU MLP: `gate_up` [2 * width, hidden] (gate rows first), `down` [hidden, width]."""
+
+    gate_up: Matrix
+    down: Matrix
 
 
 def _address(data: Tensor, rows: int, size: int) -> int:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..kernels import ExpertBank, Format, Matrix
-from .weights import Mlp, ModelWeights
+from .weights import ModelWeights
 
 Part = Tensor | Matrix | ExpertBank
 POOL_BYTES = 32 << 20

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..kernels import FORMATS, ExpertBank, Matrix
 from .families.family import TensorNames
 from .spec import ModelSpec
-from .weights import LayerWeights, Mlp, ModelWeights
+from .weights import LayerWeights, ModelWeights
 
 
 @dataclass(frozen=True)

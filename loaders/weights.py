@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..kernels import FORMATS, ExpertBank, ExpertLayout, Format, Matrix
+from ..kernels import FORMATS, ExpertBank, ExpertLayout, Format, Matrix, Mlp
 from .spec import ModelSpec
 
 
@@ -24,14 +24,6 @@ class Formats:
     experts: Format
     dense: Format
     embed: Format  # the input embedding where the head is not tied to it; one row a token is read
-
-
-@dataclass(frozen=True, kw_only=True)
-class Mlp:
-    """A dense or shared SwiGLU MLP: `gate_up` [2 * width, hidden] (gate rows first), `down` [hidden, width]."""
-
-    gate_up: Matrix
-    down: Matrix
 
 
 @dataclass(frozen=True, kw_only=True)

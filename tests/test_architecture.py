@@ -48,7 +48,7 @@ def test_loaders_take_only_packed_weights_from_kernels() -> None:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and node.level and "kernels" in (node.module or ""):
                 assert {a.name for a in node.names} <= {
-                    "FORMATS", "ExpertBank", "ExpertLayout", "Format", "Matrix", "Ops", "FORMAT_OF_DTYPE"
+                    "FORMATS", "ExpertBank", "ExpertLayout", "Format", "Matrix", "Mlp", "Ops", "FORMAT_OF_DTYPE"
                 }  # fmt: skip
 
 

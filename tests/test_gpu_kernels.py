@@ -34,9 +34,9 @@ def is_small(case: Case) -> bool:
 
 def is_new(case: Case) -> bool:
     """Whether a case shows what another one does not. f16 differs from bf16 in the name of a type only, "exact"
-    activations are for kernels that round them to int8, and the block is its parts in a row whatever the format."""
+    activations are for kernels that round them to int8, and a block or layers are their parts in any format."""
     form = case.name.split()[0]
-    if case.op == "attention_block":
+    if case.op in ("attention_block", "layers"):
         return form == "f32" and "few rows" not in case.name
     return not (case.op in ("linear", "experts") and (form == "f16" or case.name.endswith("exact")))
 

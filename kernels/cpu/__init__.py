@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .. import _cpu
-from ..blocks import AttentionBlock, Choice, Places, Scoring
+from ..blocks import AttentionBlock, Choice, Layer, Places, Scoring, Stack
 from ..formats import FORMATS, Format
 from ..isa import available_isas, cpu_features, isa, threads, use_isa
 from ..weights import FORMAT_OF_DTYPE, ExpertBank, Matrix
@@ -104,6 +104,12 @@ def region_ns(rounds: int = 10000) -> float:
 def barrier_ns(rounds: int = 10000) -> float:
     """Nanoseconds of one barrier inside a parallel region."""
     return float(_cpu.barrier_ns(rounds))
+
+
+def take_part_seconds() -> dict[str, float]:
+    """Seconds that each part of `layers` took since this was last asked: norms, qkv, attention, experts and so on;
+    `experts` called by itself counts too."""
+    return dict(_cpu.take_part_seconds())
 
 
 def _at(x: Tensor, dtype: torch.dtype, *shape: int) -> int:
@@ -238,19 +244,24 @@ def attention_block(
     there = places.native.get("cpu") or _where(places)
     assert there.tokens == T, f"{T} tokens, {there.tokens} positions"
     x, update = _at(x_TD, F32, T, D), 0 if update_TD is None else _at(update_TD, F32, T, D)
-    rows = 0
-    if rows_R is not None:
-        rows = _at(rows_R, I64, *rows_R.shape) or x  # an empty tensor has no address, and 0 means all
-        x_TD = torch.empty(rows_R.shape[0], D)
-    R = x_TD.shape[0]
+    x_RD, rows = _going_on(x_TD, rows_R)
+    R = x_RD.shape[0]
     h_RD = torch.empty(R, D)
     if block.router is None or R == 0:
-        _cpu.attention_block(here, there, x, update, T, rows, R, x_TD.data_ptr(), h_RD.data_ptr(), 0, 0)
-        return x_TD, h_RD, None
+        _cpu.attention_block(here, there, x, update, T, rows, R, x_RD.data_ptr(), h_RD.data_ptr(), 0, 0)
+        return x_RD, h_RD, None
     ids, weights = torch.empty(R, block.router.top_k, dtype=I32), torch.empty(R, block.router.top_k)
-    out = x_TD.data_ptr(), h_RD.data_ptr(), ids.data_ptr(), weights.data_ptr()
+    out = x_RD.data_ptr(), h_RD.data_ptr(), ids.data_ptr(), weights.data_ptr()
     _cpu.attention_block(here, there, x, update, T, rows, R, *out)
-    return x_TD, h_RD, (ids, weights)
+    return x_RD, h_RD, (ids, weights)
+
+
+def _going_on(x_TD: Tensor, rows_R: Tensor | None) -> tuple[Tensor, int]:
+    """Where x of the tokens goes that go on after attention, and the address of their rows; x itself and 0: all."""
+    if rows_R is None:
+        return x_TD, 0
+    address = _at(rows_R, I64, *rows_R.shape) or x_TD.data_ptr()  # an empty tensor has no address, and 0 means all
+    return torch.empty(rows_R.shape[0], x_TD.shape[1]), address
 
 
 def _ready(block: AttentionBlock) -> Any:
@@ -295,6 +306,45 @@ def _where(places: Places) -> Any:
     batch = _at(places.tables_SM, I32, S, M), _at(places.starts_S1, I32, S + 1), _at(places.contexts_S, I32, S)
     places.native["cpu"] = _cpu.Places(T, *tokens, *batch, S, M)
     return places.native["cpu"]
+
+
+def layers(x_TD: Tensor, stack: Stack, places: Places, rows_R: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    T, D = x_TD.shape
+    here = stack.native.get("cpu") or _native_stack(stack)
+    there = places.native.get("cpu") or _where(places)
+    assert there.tokens == T, f"{T} tokens, {there.tokens} positions"
+    x = _at(x_TD, F32, T, D)
+    x_RD, rows = _going_on(x_TD, rows_R)
+    update_TD, distinct_L = torch.empty(T, D), torch.empty(len(stack.layers), dtype=I32)
+    out = x_RD.data_ptr(), update_TD.data_ptr(), distinct_L.data_ptr()
+    _cpu.layers(here, there, x, T, rows, x_RD.shape[0], *out)
+    return x_RD, update_TD[: x_RD.shape[0]], distinct_L
+
+
+def _native_stack(stack: Stack) -> Any:
+    """All layers' addresses, checked once."""
+    stack.native["cpu"] = _cpu.Stack([_native_layer(layer) for layer in stack.layers])
+    return stack.native["cpu"]
+
+
+def _native_layer(layer: Layer) -> Any:
+    none, D = (0, 0, 0, 0), layer.block.o.rows
+    assert (layer.bank is None) == (layer.block.router is None), "experts without a router, or a router without experts"
+    assert layer.bank is not None or layer.mlp is not None, "a layer with neither experts nor an MLP"
+    bank, gate_up, down, gate = (0, 0, 0, 0, 0, 0), none, none, none
+    if layer.bank is not None and layer.block.router is not None:
+        assert layer.bank.layout.hidden == D, f"experts of {layer.bank.layout.hidden} values, not {D}"
+        assert layer.bank.experts == layer.block.router.matrix.rows, "another number of experts than the router's"
+        bank = layer.bank.packed
+    if (mlp := layer.mlp) is not None:
+        shapes = mlp.gate_up.rows, mlp.gate_up.cols, mlp.down.rows
+        assert shapes == (2 * mlp.down.cols, D, D), f"an MLP of {shapes} on {D} values, {mlp.down.cols} wide"
+        gate_up, down = mlp.gate_up.packed, mlp.down.packed
+        if layer.shared_gate is not None:
+            assert (layer.shared_gate.rows, layer.shared_gate.cols) == (1, D), "a shared gate of another shape"
+            gate = layer.shared_gate.packed
+    here = layer.block.native.get("cpu") or _ready(layer.block)
+    return _cpu.DecoderLayer(here, bank, gate_up, down, gate)
 
 
 def route(x_TD: Tensor, router: Matrix, top_k: int, scoring: Scoring, renormalise: bool) -> Choice:

@@ -4,12 +4,14 @@
 // by the wrapper in kernels/cpu/__init__.py; the interpreter lock is released around every computation.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/array.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
 #include "isa.h"
 #include "numa.h"
 #include "ops.h"
+#include "stopwatch.h"
 #include "team.h"
 
 #ifdef __linux__
@@ -22,6 +24,9 @@ using namespace headrace;
 namespace {
 
 using Address = uintptr_t;
+struct Stack {  // a class of our own, so that Python holds the layers and does not convert them for each call
+  std::vector<DecoderLayer> layers;
+};
 using Unlocked = nb::call_guard<nb::gil_scoped_release>;
 
 template <class T>
@@ -60,6 +65,7 @@ void bind_machine(nb::module_& m) {
   m.def("poison_arena", [](bool on) { Arena::poison(on); });
   m.def("stream_read", [](Address data, size_t bytes) { return stream_read(at<uint8_t>(data), bytes); }, Unlocked());
   m.def("peak_rate", &peak_rate, Unlocked());
+  m.def("take_part_seconds", &take_part_seconds);
   m.def("region_ns", &region_ns, Unlocked());
   m.def("barrier_ns", &barrier_ns, Unlocked());
 }
@@ -100,6 +106,14 @@ void bind_pointwise(nb::module_& m) {
   }, Unlocked());
 }
 
+Weights matrix(const std::array<size_t, 4>& packed) {
+  return {int(packed[0]), int(packed[1]), int(packed[2]), at<uint8_t>(packed[3])};
+}
+
+Bank expert_bank(const std::array<size_t, 6>& packed) {
+  return {int(packed[0]), int(packed[1]), int(packed[2]), int(packed[3]), packed[4], at<uint8_t>(packed[5])};
+}
+
 // What a layer and a pass have ready: addresses and sizes, in the order of the structs in ops.h.
 void bind_block(nb::module_& m) {
   nb::class_<AttentionBlock>(m, "AttentionBlock")
@@ -109,9 +123,6 @@ void bind_block(nb::module_& m) {
                           int page_keys, int d, Address k, Address v, Address cos, Address sin, float eps, float clip,
                           float scale, float residual_scale, std::array<size_t, 4> router, int top_k, bool softmax_first,
                           bool renormalise) {
-        const auto matrix = [](const std::array<size_t, 4>& m) {
-          return Weights{int(m[0]), int(m[1]), int(m[2]), at<uint8_t>(m[3])};
-        };
         new (block) AttentionBlock{heads, r, at<float>(pre_norm), at<float>(post_norm), matrix(qkv), matrix(o),
                                    at<float>(qkv_bias), at<float>(o_bias), {at<float>(q_norm), q_size},
                                    {at<float>(k_norm), k_size}, {format, groups, page_keys, d}, at<uint8_t>(k),
@@ -129,6 +140,24 @@ void bind_block(nb::module_& m) {
                               Address rows, int count, Address x_out, Address h, Address ids, Address weights) {
     attention_block(block, places, at<float>(x), at<float>(update), tokens, {at<int64_t>(rows), count, at<float>(x_out)},
                     at<float>(h), at<int32_t>(ids), at<float>(weights));
+  }, Unlocked());
+}
+
+void bind_layers(nb::module_& m) {
+  nb::class_<DecoderLayer>(m, "DecoderLayer")
+      .def("__init__", [](DecoderLayer* layer, const AttentionBlock& block, std::array<size_t, 6> bank,
+                          std::array<size_t, 4> gate_up, std::array<size_t, 4> down, std::array<size_t, 4> shared_gate) {
+        new (layer) DecoderLayer{block, expert_bank(bank), matrix(gate_up), matrix(down), matrix(shared_gate)};
+      });
+  nb::class_<Stack>(m, "Stack")
+      .def("__init__", [](Stack* stack, const nb::list& layers) {
+        new (stack) Stack;
+        for (const nb::handle layer : layers) stack->layers.push_back(nb::cast<const DecoderLayer&>(layer));
+      });
+  m.def("layers", [](const Stack& stack, const Places& places, Address x, int tokens, Address rows, int count,
+                     Address x_out, Address update, Address distinct) {
+    layers(stack.layers, places, {at<float>(x), tokens, {at<int64_t>(rows), count, at<float>(x_out)},
+                                  at<float>(update), at<int32_t>(distinct)});
   }, Unlocked());
 }
 
@@ -165,5 +194,6 @@ NB_MODULE(_cpu, m) {
   bind_convert(m);
   bind_pointwise(m);
   bind_block(m);
+  bind_layers(m);
   bind_model(m);
 }

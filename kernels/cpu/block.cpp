@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "ops.h"
+#include "stopwatch.h"
 #include "team.h"
 
 namespace headrace {
@@ -18,6 +19,7 @@ void gather(const float* x, int n, const int64_t* rows, int count, float* out) {
 
 void attention_block(const AttentionBlock& block, const Places& places, float* x, const float* update, int tokens,
                      const Wanted& wanted, float* h, int32_t* ids, float* weights) {
+  Stopwatch watch;
   Turn turn;
   Team& team = turn.team;
   const int hidden = block.o.rows, width = block.o.cols, heads = block.qkv.rows / block.cache.d;
@@ -26,14 +28,18 @@ void attention_block(const AttentionBlock& block, const Places& places, float* x
     add_rmsnorm(x, update, block.pre_norm, normed, tokens, hidden, block.eps, block.residual_scale, team);
   else
     rmsnorm(x, block.pre_norm, normed, tokens, hidden, block.eps, team);
+  watch.lap(Part::norm);
   float* qkv = team.arena.take<float>(size_t(tokens) * block.qkv.rows);
   linear(normed, hidden, tokens, block.qkv, block.qkv_bias, qkv, team);
+  watch.lap(Part::qkv);
   place_qkv({qkv, tokens, heads, block.r, block.cache, block.k, block.v, block.cos, block.sin, places.positions,
              places.slots, block.q_norm, block.k_norm, block.eps, block.clip}, team);
+  watch.lap(Part::place);
   if (wanted.rows && wanted.count == 0) return;
   float* a = team.arena.take<float>(size_t(tokens) * width);
   attention({qkv, block.qkv.rows, block.cache, block.k, block.v, places.tables, places.starts, places.contexts,
              places.sequences, places.table_len, block.heads, block.scale, a}, team);
+  watch.lap(Part::attention);
   if (wanted.rows) {
     float* few = team.arena.take<float>(size_t(wanted.count) * width);
     gather(a, width, wanted.rows, wanted.count, few);
@@ -41,8 +47,12 @@ void attention_block(const AttentionBlock& block, const Places& places, float* x
     a = few, x = wanted.x, tokens = wanted.count;
   }
   linear(a, width, tokens, block.o, block.o_bias, normed, team);
+  watch.lap(Part::output);
   add_rmsnorm(x, normed, block.post_norm, h, tokens, hidden, block.eps, block.residual_scale, team);
-  if (block.router.matrix.data) route(h, tokens, block.router, ids, weights, team);
+  watch.lap(Part::norm);
+  if (!block.router.matrix.data) return;
+  route(h, tokens, block.router, ids, weights, team);
+  watch.lap(Part::route);
 }
 
 }  // namespace headrace

@@ -19,6 +19,7 @@
 #include "isa.h"
 #include "layout.h"
 #include "ops.h"
+#include "stopwatch.h"
 #include "team.h"
 
 namespace headrace {
@@ -337,10 +338,12 @@ void run_chunk(const float* x, int tokens, const int32_t* ids, const float* weig
 
 void experts(const float* x, int tokens, const int32_t* ids, const float* weights, int top_k, const Bank& bank,
              float* y) {
+  Stopwatch watch;
   const int most = int(std::max<size_t>(1, OUT_BYTES / (size_t(top_k) * bank.hidden * sizeof(float))));
   for (int t = 0; t < tokens; t += most)
     run_chunk(x + size_t(t) * bank.hidden, std::min(most, tokens - t), ids + size_t(t) * top_k,
               weights + size_t(t) * top_k, top_k, bank, y + size_t(t) * bank.hidden);
+  watch.lap(Part::experts);
 }
 
 }  // namespace headrace

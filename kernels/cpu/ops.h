@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 namespace headrace {
 
@@ -39,7 +40,9 @@ void add_rmsnorm(float* x, const float* y, const float* weight, float* out, int 
 void add_rmsnorm(float* x, const float* y, const float* weight, float* out, int tokens, int d, float eps, float scale,
                  Team& team);
 void silu_mul(const float* gate_up, float* out, int tokens, int width);
+void silu_mul(const float* gate_up, float* out, int tokens, int width, Team& team);
 void gated_add(float* y, const float* z, const float* gate, int tokens, int d);
+void gated_add(float* y, const float* z, const float* gate, int tokens, int d, Team& team);
 void argmax(const float* logits, int rows, int n, float* values, int64_t* ids);
 
 // qkv.cpp
@@ -120,6 +123,21 @@ void attention_block(const AttentionBlock& block, const Places& places, float* x
 // experts.cpp; throws std::out_of_range for an id that the bank does not have
 void experts(const float* x, int tokens, const int32_t* ids, const float* weights, int top_k, const Bank& bank,
              float* y);
+
+// layers.cpp
+struct DecoderLayer {
+  AttentionBlock block;
+  Bank bank;                          // data null: a dense layer
+  Weights gate_up, down, shared_gate;  // of the dense or the shared MLP; data null: none
+};
+struct LayersArgs {
+  float* x;  // [tokens, D]
+  int tokens;
+  Wanted wanted;  // after the last layer's attention
+  float* update;      // [tokens, D]: of each layer in turn; the last one's stays
+  int32_t* distinct;  // [layers]: how many experts were chosen
+};
+void layers(const std::vector<DecoderLayer>& stack, const Places& places, const LayersArgs& args);
 
 // measure.cpp
 double stream_read(const uint8_t* data, size_t bytes);  // seconds

@@ -39,8 +39,12 @@ void add_rmsnorm(float* x, const float* y, const float* weight, float* out, int 
 
 void silu_mul(const float* gate_up, float* out, int tokens, int width) {
   Turn turn;
+  silu_mul(gate_up, out, tokens, width, turn.team);
+}
+
+void silu_mul(const float* gate_up, float* out, int tokens, int width, Team& team) {
   const Kernels& isa = kernels();
-  each_token(turn.team, tokens, int64_t(tokens) * width * 4, [&](int t) {
+  each_token(team, tokens, int64_t(tokens) * width * 4, [&](int t) {
     const float* gate = gate_up + size_t(t) * 2 * width;
     isa.silu_mul(gate, gate + width, width, out + size_t(t) * width);
   });
@@ -48,8 +52,12 @@ void silu_mul(const float* gate_up, float* out, int tokens, int width) {
 
 void gated_add(float* y, const float* z, const float* gate, int tokens, int d) {
   Turn turn;
+  gated_add(y, z, gate, tokens, d, turn.team);
+}
+
+void gated_add(float* y, const float* z, const float* gate, int tokens, int d, Team& team) {
   const Kernels& isa = kernels();
-  each_token(turn.team, tokens, int64_t(tokens) * d, [&](int t) {
+  each_token(team, tokens, int64_t(tokens) * d, [&](int t) {
     const size_t at = size_t(t) * d;
     if (gate)
       isa.gated_add(y + at, z + at, gate[t], d);

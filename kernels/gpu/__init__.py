@@ -19,7 +19,7 @@ except ImportError as missing:
 
 from ..reference import quantize  # packing happens once, while loading; plain torch does it on any device
 from .attention import attention
-from .block import attention_block
+from .block import attention_block, layers
 from .experts import experts
 from .linear import linear
 from .norms import add_rmsnorm_, rmsnorm
@@ -30,6 +30,6 @@ from .sampling import argmax
 from .unpack import dequantize, embed
 
 __all__ = [
-    "add_rmsnorm_", "argmax", "attention", "attention_block", "dequantize", "embed", "experts", "gated_add_", "linear",
-    "place_qkv_", "quantize", "rmsnorm", "route", "silu_mul",
+    "add_rmsnorm_", "argmax", "attention", "attention_block", "dequantize", "embed", "experts", "gated_add_",
+    "layers", "linear", "place_qkv_", "quantize", "rmsnorm", "route", "silu_mul",
 ]  # fmt: skip
