@@ -202,8 +202,8 @@ def perplexity(
 @app.command()
 def measure(
     threads: Threads = None,
-    rounds: Annotated[int, typer.Option(min=1, help="how often each kernel is timed; the median counts")] = 5,
-    quick: Annotated[bool, typer.Option("--quick", help="under 20 seconds: one round over less memory")] = False,
+    rounds: Annotated[int, typer.Option(min=1, help="how often each kernel is timed; the median counts")] = 25,
+    quick: Annotated[bool, typer.Option("--quick", help="under 20 seconds: fewer rounds over less memory")] = False,
     as_json: Json = False,
 ) -> None:
     """Measure how fast this machine's kernels read memory and what a step costs besides; saved for predictions."""

@@ -11,7 +11,9 @@ import statistics
 import time
 from collections.abc import Callable
 
-import psutil
+from headrace.engine.strangers import Strangers
+
+__all__ = ["Strangers", "medians", "quiet", "ratio", "significant", "take_turns"]
 
 STEP_S = 0.02
 LIMIT_S = 2.0
@@ -30,23 +32,6 @@ def quiet() -> float:
         if time.process_time() - used < 0.1 * (time.perf_counter() - wall):
             return time.perf_counter() - start
     raise RuntimeError(f"threads of this process still spin {LIMIT_S} s after their work: nothing can be compared")
-
-
-class Strangers:
-    """How many cores other processes took since this object was made, other guests of the host included (steal)."""
-
-    def __init__(self) -> None:
-        self.start = self._now()
-
-    @staticmethod
-    def _now() -> tuple[float, float]:
-        times = psutil.cpu_times()
-        names = ("user", "nice", "system", "irq", "softirq", "steal")
-        return time.perf_counter(), sum(getattr(times, name, 0.0) for name in names) - time.process_time()
-
-    def cores(self) -> float:
-        wall, used = (now - start for now, start in zip(self._now(), self.start, strict=True))
-        return round(max(0.0, used) / max(wall, 1e-9), 2)
 
 
 def take_turns(sides: Sides, rounds: int) -> Rates:

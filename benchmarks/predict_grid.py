@@ -1,13 +1,20 @@
-"""Prediction against measurement of decode over a grid: 4 shapes x 3 formats x batch 1 and 4 x context 64 and 2048.
+"""Prediction against measurement over a grid: 4 shapes x 3 formats x batch 1 and 4 x context 64 and 2048, and prompts.
 
-    python benchmarks/predict_grid.py [--memory-gb 2.5] [--json benchmarks/results/predict-....json]
+    python benchmarks/predict_grid.py --profile FILE [--memory-gb 5] [--only SHAPE ...] [--formats FORMAT ...]
+                                      --json benchmarks/results/predict-....json
 
-The profile of the machine is measured once, before; nothing is fitted to a run. Each shape is cut to the layers that
-fit into --memory-gb, and filled with noise. `predicted` is what `headrace plan` says before the run (uniform routing);
-`as routed` the ledger's prediction for the experts that were really chosen; `plain` the sum of an article: bytes of
-weights over the plain read bandwidth, no cache, no fixed costs. An error is predicted over measured time, less one.
-Worst first, with
-the cores that other programs and guests took meanwhile. Prints Markdown rows for docs/bandwidth-model.md.
+The profile of the machine is measured once, before: where FILE is not there yet, it is written. Nothing is fitted to a
+run. Each shape is cut to the layers that fit into --memory-gb, and filled with noise. A piece of the grid (--only,
+--formats) is merged into the results that are there, if those come from the same profile.
+
+`predicted` is what `headrace plan` says before the run (uniform routing); `as routed` the ledger's prediction for the
+experts that were really chosen; `plain` the sum of an article: bytes of weights over the plain read bandwidth, no
+cache, no fixed costs. An error is predicted over measured time, less one.
+
+`measured` is the median over the steps that ran at the pace of the profile, within 6 % (`engine/pace.py`: a neighbour
+on the other threads of our cores makes everything slower by a quarter, and nothing accounts for it); `kept` is how
+many of the steps these are, `all steps` the median over all of them. The points of a model take turns until each has
+enough steps, and a turn is repeated while other processes compute. Prints Markdown rows for docs/bandwidth-model.md, worst first.
 """
 
 from __future__ import annotations
@@ -17,42 +24,62 @@ import gc
 import json
 import random
 import statistics
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from headrace import SamplingParams
-from headrace.engine import calibrate
+from headrace.engine import calibrate, machine
 from headrace.engine.ledger import Pass
+from headrace.engine.pace import Pace, Sample, alike, is_alike
 from headrace.engine.planning import machine_file, placement, plan, storage
 from headrace.engine.planning.speed import Model, Workload
 from headrace.engine.profile import Profile
 from headrace.engine.random_model import RandomLLM
+from headrace.engine.strangers import CROWDED, Strangers
 from headrace.loaders import catalogue, encodings, model_source
-from interleave import Strangers
 from passport import passport
 
 SHAPES = ("OLMoE-1B-7B", "Qwen3-30B-A3B", "Mixtral-8x7B", "Qwen1.5-MoE-A2.7B")
 FORMATS = ("q4_0", "q8_0", "bf16")
 BATCHES, CONTEXTS = (1, 4), (64, 2048)
-NEW, ROUNDS = 16, 3
+PROMPT = 512
+NEW = 8  # decode steps of a turn
+WANTED, PROMPTS_WANTED = 24, 3  # undisturbed steps of a point
+PROFILE_TRIES = 3
+LIMIT_S = 40.0  # of one model's turns: what is not there by then is taken from the least disturbed steps
+PREDICTIONS = ("predicted", "as_routed", "plain")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """One run: seconds of a decode step, and of three predictions of it. `strangers`: cores that others took."""
+    """One run: seconds of a decode step (or of a prompt of `context` tokens), and of three predictions of it.
+
+    all_s: the median over all steps, of which `measured_s` keeps the share `kept`, `steps` in all. strangers: cores
+    that other processes took. pace: that of the kept steps over the profile's.
+    """
 
     shape: str
     layers: int
     format: str
+    phase: str
     batch: int
     context: int
     measured_s: float
+    all_s: float
+    kept: float
+    steps: int
+    pace: float
+    strangers: float
     predicted_s: float
     as_routed_s: float
     plain_s: float
-    strangers: float
+
+    @property
+    def key(self) -> tuple[str, str, str, int, int]:
+        return self.shape, self.format, self.phase, self.batch, self.context
 
     def error(self, name: str) -> float:
         """Of the prediction of that name: above 0, it says too long."""
@@ -79,100 +106,240 @@ def storage_of(config: dict[str, Any], format: str) -> storage.Storage:
     return storage.computed(architecture_of(config), quant)
 
 
-def before(config: dict[str, Any], format: str, profile: Profile, work: Workload) -> tuple[float, float]:
-    """Seconds of a step as planned, and by the plain sum."""
+def before(config: dict[str, Any], format: str, profile: Profile, work: Workload) -> tuple[float, float, float]:
+    """Seconds of a step as planned and by the plain sum, and of the prompt as planned."""
     model, machine = architecture_of(config), machine_file.of_profile(profile)
     engine = Model(model, storage_of(config, format), machine)
     demand = plan.needs(model, work, machine)
-    step = engine.decode(placement.on_cpu(engine.storage, machine, demand), work)
+    everything = placement.on_cpu(engine.storage, machine, demand)
     routed = sum(engine.touched(i, work.batch) * layer.expert for i, layer in enumerate(engine.storage.layers))
-    return step.seconds, (engine.storage.common + routed) / profile.stream
+    prompt = engine.prefill(everything, work)
+    assert prompt is not None, "a measured CPU has a compute rate"
+    return engine.decode(everything, work).seconds, (engine.storage.common + routed) / profile.stream, prompt.seconds
 
 
-def steps(llm: RandomLLM, batch: int, context: int) -> list[Pass]:
-    """Decode passes whose caches hold about `context` tokens; the tokens before them are computed once."""
-    rng = random.Random(0)
-    prompts = [[rng.randrange(llm.spec.vocab) for _ in range(context - NEW // 2)] for _ in range(batch)]
-    found: list[Pass] = []
-    for turn in range(ROUNDS + 1):
-        done = len(llm.ledger.passes)
-        llm.generate(list(prompts), SamplingParams(max_new_tokens=NEW + 1, ignore_eos=True))
-        if turn:
-            found += [p for p in llm.ledger.passes[done:] if p.phase == "decode"]
-    return found
+class Runs:
+    """The runs of one model: what each of its points measured so far."""
 
+    def __init__(self, config: dict[str, Any], shape: str, format: str, profile: Profile) -> None:
+        self.config, self.shape, self.format, self.profile = config, shape, format, profile
+        self.llm = RandomLLM(
+            config,
+            expert_format=format,
+            dense_format=format,
+            max_context=max(CONTEXTS) + 2 * NEW,
+            max_sequences=max(BATCHES) + 2,  # room for prompts beside the tokens that decoding comes after
+            prefill_chunk=PROMPT,
+        )
+        self.llm.use_profile(profile)
+        self.llm.tell = lambda text: None
+        self.pace = Pace()
+        self.taken: list[tuple[Pass, float]] = []
+        self.samples: dict[tuple[str, int, int], list[tuple[Pass, float]]] = {}
+        self.crowded: dict[tuple[str, int, int], list[float]] = {}
+        self.random = random.Random(0)
+        self._watch()
 
-def points(shape: str, format: str, profile: Profile, budget: int) -> Iterator[Point]:
-    """All batches and contexts of one model."""
-    config = config_of(shape, format, budget)
-    llm = RandomLLM(
-        config, expert_format=format, dense_format=format, max_context=max(CONTEXTS) + NEW, max_sequences=max(BATCHES)
-    )
-    llm.use_profile(profile)
-    llm.tell = lambda text: None
-    for context in CONTEXTS:
-        for batch in BATCHES:
-            predicted, plain = before(config, format, profile, Workload(context=context, batch=batch, prompt=1))
-            others = Strangers()
-            passes = steps(llm, batch, context)
-            yield Point(
-                shape=shape,
-                layers=llm.spec.layers,
-                format=format,
-                batch=batch,
-                context=context,
-                measured_s=statistics.median(p.measured_s for p in passes),
-                predicted_s=predicted,
-                as_routed_s=statistics.median(p.predicted_s or 0.0 for p in passes),
-                plain_s=plain,
-                strangers=others.cores(),
-            )
+    def _watch(self) -> None:
+        """From now on every step of the model is taken with its pace."""
+        step = self.llm._step
+
+        def watched() -> None:
+            self.pace()
+            step()
+            self.taken.append((self.llm.ledger.passes[-1], self.pace.since_before()))
+
+        self.llm._step = watched  # type: ignore[method-assign]
+
+    def turns(self) -> None:
+        """Lets points take turns until each has what is wanted, or time is up."""
+        kinds = [("decode", b, c) for c in CONTEXTS for b in BATCHES] + [("prefill", 1, PROMPT)]
+        for kind in kinds:
+            self._run(kind)  # fills caches, of the engine and of the CPU: not counted
+        start = time.perf_counter()
+        while time.perf_counter() - start < LIMIT_S and (open_ := [k for k in kinds if not self._has_enough(k)]):
+            for kind in open_:
+                others = Strangers()
+                found = self._run(kind)
+                if (cores := others.cores()) <= CROWDED:
+                    self.samples.setdefault(kind, []).extend(found)
+                    self.crowded.setdefault(kind, []).append(cores)
+
+    def _run(self, kind: tuple[str, int, int]) -> list[tuple[Pass, float]]:
+        """A few steps; prompts are new every time, what lies before decoded tokens is computed once."""
+        phase, batch, context = kind
+        self.taken.clear()
+        seed = self.random if phase == "prefill" else random.Random(context)
+        length = context if phase == "prefill" else context - NEW // 2
+        prompts = [[seed.randrange(self.llm.spec.vocab) for _ in range(length)] for _ in range(batch)]
+        new = 1 if phase == "prefill" else NEW + 1
+        self.llm.generate(prompts, SamplingParams(max_new_tokens=new, ignore_eos=True))
+        return [(done, pace) for done, pace in self.taken if done.phase == phase]
+
+    def _kept(self, kind: tuple[str, int, int]) -> int:
+        return sum(is_alike(pace, self.profile.pace_s) for _, pace in self.samples.get(kind, []))
+
+    def _has_enough(self, kind: tuple[str, int, int]) -> bool:
+        return self._kept(kind) >= (PROMPTS_WANTED if kind[0] == "prefill" else WANTED)
+
+    def points(self) -> Iterator[Point]:
+        for kind, found in self.samples.items():
+            yield self._point(kind, found)
+
+    def _point(self, kind: tuple[str, int, int], found: list[tuple[Pass, float]]) -> Point:
+        phase, batch, context = kind
+        work = Workload(context=context, batch=batch, prompt=PROMPT)
+        decode, plain, prompt = before(self.config, self.format, self.profile, work)
+
+        def typical(value: Callable[[Pass], float]) -> float:
+            return statistics.median(alike([Sample(value(p), pace) for p, pace in found], self.profile.pace_s))
+
+        paces = [pace for _, pace in found]
+        return Point(
+            shape=self.shape,
+            layers=self.llm.spec.layers,
+            format=self.format,
+            phase=phase,
+            batch=batch,
+            context=context,
+            measured_s=typical(lambda p: p.measured_s),
+            all_s=statistics.median(p.measured_s for p, _ in found),
+            kept=round(self._kept(kind) / len(found), 3),
+            steps=len(found),
+            pace=statistics.median(alike([Sample(s, s) for s in paces], self.profile.pace_s)) / self.profile.pace_s,
+            strangers=max(self.crowded[kind]),
+            predicted_s=decode if phase == "decode" else prompt,
+            as_routed_s=typical(lambda p: p.predicted_s or 0.0),
+            plain_s=plain,
+        )
 
 
 def row(point: Point) -> str:
     """A row of the table in docs/bandwidth-model.md."""
     cells = [f"{point.shape}, {point.layers} layers", point.format, str(point.batch), str(point.context)]
     cells += [f"{1e3 * seconds:.2f} ms" for seconds in (point.predicted_s, point.measured_s)]
-    cells += [f"{point.error(name):+.1%}" for name in ("predicted", "as_routed", "plain")]
-    return "| " + " | ".join([*cells, f"{point.strangers:.2f}"]) + " |"
+    cells += [f"{point.error(name):+.1%}" for name in PREDICTIONS]
+    cells += [f"{1e3 * point.all_s:.2f} ms", f"{point.kept:.0%} of {point.steps}", f"{point.strangers:.2f}"]
+    return "| " + " | ".join(cells) + " |"
 
 
-def summary(found: list[Point]) -> dict[str, dict[str, float]]:
-    """Median and worst absolute error of each prediction."""
-    errors = {name: [abs(p.error(name)) for p in found] for name in ("predicted", "as_routed", "plain")}
+def spread(errors: list[float]) -> dict[str, float]:
+    """Median and worst of absolute errors, and the median with its sign."""
+    sizes = [abs(e) for e in errors]
     return {
-        name: {"median": round(statistics.median(each), 4), "worst": round(max(each), 4)}
-        for name, each in errors.items()
+        "median": round(statistics.median(sizes), 4),
+        "worst": round(max(sizes), 4),
+        "bias": round(statistics.median(errors), 4),
+    }
+
+
+def summary(found: list[Point]) -> dict[str, Any]:
+    """Errors of each prediction of decode steps, of the prediction against all steps, by shape, format, batch and
+    context, and of prompts."""
+    decode = [p for p in found if p.phase == "decode"]
+    result: dict[str, Any] = {name: spread([p.error(name) for p in decode]) for name in PREDICTIONS}
+    result["predicted, all steps"] = spread([p.predicted_s / p.all_s - 1 for p in decode])
+    for field in ("shape", "format", "batch", "context"):
+        for value in dict.fromkeys(getattr(p, field) for p in decode):
+            part = [p for p in decode if getattr(p, field) == value]
+            result[f"{field} {value}"] = {
+                name: spread([p.error(name) for p in part]) for name in ("predicted", "plain")
+            }
+    result["left out"] = left_out(decode)
+    if prompts := [p for p in found if p.phase == "prefill"]:
+        result["prompts"] = spread([p.error("predicted") for p in prompts])
+    return result
+
+
+def left_out(decode: list[Point]) -> dict[str, Any]:
+    """Each shape predicted with one factor on all times, fitted to the other shapes: whether what the model gets wrong
+    is the same everywhere. The factors themselves, and what is left of the errors."""
+    factors, errors = {}, []
+    for shape in dict.fromkeys(p.shape for p in decode):
+        others = [p.measured_s / p.predicted_s for p in decode if p.shape != shape]
+        if not others:
+            return {}
+        factors[shape] = round(statistics.median(others), 4)
+        errors += [factors[shape] * p.predicted_s / p.measured_s - 1 for p in decode if p.shape == shape]
+    return {"factors": factors, **spread(errors)}
+
+
+def the_profile(path: Path) -> Profile:
+    """The one of the file; measured and written where there is no file."""
+    for _ in range(PROFILE_TRIES if not path.exists() else 0):
+        profile = calibrate.measure()
+        print(f"profile: others took {profile.busy:.2f} cores, {profile.undisturbed:.0%} of samples undisturbed")
+        if profile.busy <= CROWDED:
+            path.write_text(json.dumps(asdict(profile), indent=2) + "\n")
+            break
+    if not path.exists():
+        raise SystemExit("other programs compute on this machine: no profile of it alone could be measured")
+    profile = Profile(**json.loads(path.read_text()))
+    if profile.key != machine.hardware_key():
+        raise SystemExit(f"{path} is the profile of other hardware ({profile.cpu}): name another file")
+    return profile
+
+
+def merged(path: Path | None, profile: Profile, new: list[Point]) -> list[Point]:
+    """The points of the results that are there, with the new ones in place of their likes; worst first."""
+    found: dict[tuple[str, str, str, int, int], Point] = {}
+    if path is not None and path.exists():
+        before = json.loads(path.read_text())
+        if before.get("profile") == asdict(profile):
+            names = {field.name for field in fields(Point)}
+            many = [Point(**{k: v for k, v in p.items() if k in names}) for p in before["points"]]
+            found = {p.key: p for p in many}
+    found.update({p.key: p for p in new})
+    return sorted(found.values(), key=lambda p: (p.phase, -abs(p.error("predicted"))))
+
+
+def missing(found: list[Point]) -> list[str]:
+    """Points of the whole grid that are not there: not run yet, or never alone on the machine."""
+    kinds = [("decode", b, c) for b in BATCHES for c in CONTEXTS] + [("prefill", 1, PROMPT)]
+    there = {p.key for p in found}
+    return [
+        f"{shape} {format} {phase} batch {b} context {c}"
+        for shape in SHAPES
+        for format in FORMATS
+        for phase, b, c in kinds
+        if (shape, format, phase, b, c) not in there
+    ]
+
+
+def result_of(found: list[Point], profile: Profile) -> dict[str, Any]:
+    return {
+        "summary": summary(found),
+        "fitted_constants": [],
+        "missing": missing(found),
+        "points": [{**asdict(p), "error": p.error("predicted"), "plain_error": p.error("plain")} for p in found],
+        "profile": asdict(profile),
+        "passport": passport(),
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="decode: predicted against measured, over a grid")
     parser.add_argument("--memory-gb", type=float, default=2.5, help="weights of one model at most")
-    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=SHAPES)
+    parser.add_argument("--only", nargs="+", choices=SHAPES, default=SHAPES, metavar="SHAPE")
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=FORMATS)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--profile", type=Path, required=True, help="measured and written if it is not there")
+    parser.add_argument("--json", type=Path, help="results, merged with those that are there")
     args = parser.parse_args()
-    profile = calibrate.measure()
-    print(json.dumps(asdict(profile)), flush=True)
-    found: list[Point] = []
-    for shape in args.shapes:
+    profile = the_profile(args.profile)
+    new: list[Point] = []
+    for shape in args.only:
         for format in args.formats:
-            for point in points(shape, format, profile, int(args.memory_gb * 1e9)):
-                found.append(point)
+            runs = Runs(config_of(shape, format, int(args.memory_gb * 1e9)), shape, format, profile)
+            runs.turns()
+            for point in runs.points():
+                new.append(point)
                 print(row(point), flush=True)
+            del runs
             gc.collect()
-    found.sort(key=lambda p: -abs(p.error("predicted")))
-    result = {
-        "summary": summary(found),
-        "fitted_constants": [],
-        "points": [{**asdict(p), "error": p.error("predicted"), "plain_error": p.error("plain")} for p in found],
-        "profile": asdict(profile),
-        "passport": passport(),
-    }
-    print("\n".join(["worst first:", *map(row, found), json.dumps(result["summary"])]))
-    if args.json:
-        args.json.write_text(json.dumps(result, indent=2) + "\n")
+            found = merged(args.json, profile, new)
+            if args.json:
+                args.json.write_text(json.dumps(result_of(found, profile), indent=2) + "\n")
+    print("\n".join(["worst first:", *map(row, found), json.dumps(summary(found), indent=1)]))
 
 
 if __name__ == "__main__":

@@ -161,7 +161,7 @@ def _of_the_whole(llm: LLM, rate: float, passes: list[Pass], phase: str) -> floa
     if phase == "prefill":
         return rate / grown[EXPERTS]
     here = sum(p.predicted_s or 0.0 for p in passes)
-    whole = sum(llm.predict_whole(scaled(p.bytes, grown), p.tokens) for p in passes)
+    whole = sum(llm.predict_whole(scaled(p.bytes, grown), p.tokens, len(p.sequences)) for p in passes)
     return rate * here / whole
 
 

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 
-from . import machine, overhead
-from .profile import Profile
+from . import bandwidth, links, overhead
+from .profile import Profile, profile_path
+from .strangers import Strangers
 
 QUICK_ARENA = 1 << 30  # bytes; twice what the caches of most machines hold, and not of all
+QUICK_ROUNDS = 6
 
 
-def measure(rounds: int = 3, quick: bool = False) -> Profile:
-    """Measures bandwidths, then overheads; under half a minute, `quick` under 20 seconds. Raises MemoryNeeded."""
-    profile = machine.measure(1, QUICK_ARENA) if quick else machine.measure(rounds)
-    return replace(profile, **asdict(overhead.measure()))
+def measure(rounds: int = bandwidth.ROUNDS, quick: bool = False) -> Profile:
+    """Measures bandwidths, overheads, disk and copies; half a minute on a quiet machine, `quick` under 20 seconds.
+    Raises MemoryNeeded."""
+    others = Strangers()
+    profile = bandwidth.measure(QUICK_ROUNDS, QUICK_ARENA) if quick else bandwidth.measure(rounds)
+    costs = overhead.measure(rounds=overhead.ROUNDS // 2 if quick else overhead.ROUNDS)
+    others_took = others.cores()  # before the disk, whose work the system does
+    ways = links.measure(profile_path(profile.key).parent, quick)
+    return replace(profile, **asdict(costs), **asdict(ways), busy=others_took)

@@ -15,6 +15,7 @@ ISA_FLAGS = {"amx": "amx_bf16", "avx512": "avx512_vnni", "avx2": "avx2"}  # best
 ONE_CHANNEL = 26e9  # bytes/s: a channel of DDR4-3200 gives 25.6e9, of DDR5-4800 38.4e9
 FLAT = 1.2  # reads by all threads over those by one, below which one channel, or a quota, is likely
 SLOW_CLOCK, STOLEN = 0.7, 0.05
+SLOW_PACE = 1.12  # over that of the undisturbed machine; the same slack as in pace.py
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +114,43 @@ def stolen_time(facts: Facts) -> Finding | None:
     )
 
 
+def slow_pace(facts: Facts) -> Finding | None:
+    """Cores that are slower than when the profile was taken, though nobody takes time from them."""
+    if facts.pace is None or facts.pace <= SLOW_PACE:
+        return None
+    return Finding(
+        cause="slow cores",
+        seen=f"the same work takes {facts.pace:.2f} times as long as on this machine undisturbed",
+        remedy="end what else runs; if nothing does, another guest shares the cores: use a machine of its own",
+        share=1 - 1 / facts.pace,
+    )
+
+
+def pcie_width(facts: Facts) -> Finding | None:
+    """A link with fewer lanes than the device has."""
+    narrow = [link for link in facts.links if 0 < link.lanes < link.most_lanes]
+    if not narrow:
+        return None
+    return Finding(
+        cause="PCIe link below its width",
+        seen="; ".join(f"{link.device} runs with {link.lanes} of {link.most_lanes} lanes" for link in narrow),
+        remedy="put it into a slot with all lanes, reseat it, or look for lane sharing in the board's manual",
+    )
+
+
+def pcie_speed(facts: Facts) -> Finding | None:
+    """A link below its generation. A GPU that idles lowers it by itself, so only those that are busy or do not do that
+    can be told; hence the remedy's first half."""
+    slow = [link for link in facts.links if 0 < link.speed < link.most_speed]
+    if not slow:
+        return None
+    return Finding(
+        cause="PCIe link below its speed",
+        seen="; ".join(f"{link.device} runs at {link.speed:g} of {link.most_speed:g} GT/s" for link in slow),
+        remedy="look again while it works (an idle GPU slows its link down), then at the slot's generation in the BIOS",
+    )
+
+
 def cpu_quota(facts: Facts) -> Finding | None:
     if facts.throttled is None or facts.throttled < STOLEN:
         return None
@@ -139,8 +177,8 @@ def numa_node(facts: Facts) -> Finding | None:
 
 
 CHECKS: tuple[Callable[[Facts], Finding | None], ...] = (
-    cpu_quota, stolen_time, throttling, single_channel, numa_node, smt_siblings, too_few_threads, unused_isa,
-    huge_pages,
+    cpu_quota, stolen_time, throttling, slow_pace, single_channel, numa_node, smt_siblings, too_few_threads, unused_isa,
+    huge_pages, pcie_width, pcie_speed,
 )  # fmt: skip
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,10 +14,24 @@ import psutil
 
 from ..kernels import isa
 from .machine import cpu_kernels
+from .pace import Pace
 from .profile import Profile
 
 CPUS = Path("/sys/devices/system/cpu")
 NODES = Path("/sys/devices/system/node")
+PCI = Path("/sys/bus/pci/devices")
+PCI_KINDS = {"03": "GPU", "12": "accelerator", "0108": "NVMe drive"}  # by the start of a device's class
+
+
+@dataclass(frozen=True, kw_only=True)
+class PciLink:
+    """A device's link: lanes and GT/s now and at most, by what the system says of the device."""
+
+    device: str  # "GPU 0000:01:00.0"
+    lanes: int
+    most_lanes: int
+    speed: float
+    most_speed: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +41,8 @@ class Facts:
     huge_pages: the mode of transparent huge pages. clock: the share of its highest frequency that a busy core runs at.
     stolen, throttled: share of time that other guests, or the quota of the control group, take. cpu_nodes: NUMA nodes
     of the CPUs that this process may use, memory_nodes: those it may take memory from, nodes: bytes of RAM by node.
-    stream_by_threads: plain reads, bytes per second.
+    stream_by_threads: plain reads, bytes per second. pace: seconds that the same work takes now, over those of the
+    undisturbed machine in the profile. links: those of GPUs and drives.
     """
 
     huge_pages: str | None = None
@@ -42,6 +58,8 @@ class Facts:
     memory_nodes: frozenset[int] = frozenset()
     nodes: dict[int, int] = field(default_factory=dict)
     stream_by_threads: dict[int, float] = field(default_factory=dict)
+    pace: float | None = None
+    links: tuple[PciLink, ...] = ()
 
 
 def gather(profile: Profile | None, load: Callable[[], object], seconds: float = 0.5) -> Facts:
@@ -65,6 +83,8 @@ def gather(profile: Profile | None, load: Callable[[], object], seconds: float =
         memory_nodes=frozenset(_status_list("Mems_allowed_list")),
         nodes=nodes,
         stream_by_threads={} if profile is None else {int(n): r for n, r in profile.stream_by_threads.items()},
+        pace=_pace(profile, seconds),
+        links=tuple(pci_links()),
     )
 
 
@@ -131,6 +151,37 @@ def node_sizes() -> dict[int, int]:
         if match:
             found[int(folder.name.removeprefix("node"))] = 1024 * int(match[1])
     return found
+
+
+def pci_links(root: Path = PCI) -> Iterator[PciLink]:
+    """Links of GPUs, accelerators and NVMe drives; those whose state the system does not tell are left out."""
+    for folder in sorted(root.glob("*")) if root.is_dir() else []:
+        number = (_text(folder / "class") or "").removeprefix("0x")
+        kind = next((name for start, name in PCI_KINDS.items() if number.startswith(start)), None)
+        names = ("current_link_width", "max_link_width", "current_link_speed", "max_link_speed")
+        values = [re.match(r"[\d.]+", _text(folder / name) or "") for name in names]
+        if kind is None or not all(values):
+            continue
+        lanes, most_lanes, speed, most_speed = (float(value[0]) for value in values if value)
+        yield PciLink(
+            device=f"{kind} {folder.name}",
+            lanes=int(lanes),
+            most_lanes=int(most_lanes),
+            speed=speed,
+            most_speed=most_speed,
+        )
+
+
+def _pace(profile: Profile | None, seconds: float) -> float | None:
+    """The median pace over some time, over that of the profile."""
+    if profile is None or not profile.pace_s:
+        return None
+    pace = Pace()
+    end = time.perf_counter() + seconds
+    found = [pace()]
+    while time.perf_counter() < end:
+        found.append(pace())
+    return statistics.median(found) / profile.pace_s
 
 
 def _over(seconds: float, load: Callable[[], object]) -> tuple[float | None, float | None]:

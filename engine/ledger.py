@@ -65,10 +65,10 @@ class Pass:
 
 
 class Ledger:
-    """Books passes. `predict` turns the bytes and tokens of a pass into seconds by tier, or is None where no bandwidth
-    is known; `watch` sees every pass when it is done."""
+    """Books passes. `predict` turns bytes, tokens and sequences of a pass into seconds by tier, or is None where no
+    bandwidth is known; `watch` sees every pass when it is done."""
 
-    def __init__(self, predict: Callable[[Bytes, int], dict[str, float]] | None = None) -> None:
+    def __init__(self, predict: Callable[[Bytes, int, int], dict[str, float]] | None = None) -> None:
         self.predict = predict
         self.watch: Callable[[Pass], None] | None = None
         self.passes: list[Pass] = []
@@ -112,7 +112,7 @@ class Ledger:
         self.current = None
         done.measured_s = seconds
         if self.predict is not None:
-            done.predicted = self.predict(done.bytes, done.tokens)
+            done.predicted = self.predict(done.bytes, done.tokens, len(done.sequences))
         self.passes.append(done)
         if self.watch is not None:
             self.watch(done)

@@ -136,8 +136,8 @@ class LLM:
         is_watched = self.ledger.predict is not None and self.weights.nbytes >= IN_CACHES
         self.ledger.watch = Watch(lambda text: self.tell(text)) if is_watched else None
 
-    def _predict(self, profile: machine.Profile, read: Bytes, tokens: int) -> dict[str, float]:
-        return predict_terms(read, profile, self.checkpoint.formats, self.kv_dtype, self.spec, tokens)
+    def _predict(self, profile: machine.Profile, read: Bytes, tokens: int, sequences: int) -> dict[str, float]:
+        return predict_terms(read, profile, self.checkpoint.formats, self.kv_dtype, self.spec, tokens, sequences)
 
     # ---- requests
 

@@ -24,7 +24,7 @@ from ..loaders.spec import ModelSpec
 from ..loaders.weights import Formats, LayerWeights, ModelWeights, allocate
 from .kvcache import bytes_per_token
 from .ledger import CPU_DRAM, Bytes
-from .machine import Profile
+from .profile import Profile, mean_queries
 
 EXPERTS, DENSE, KV, HEAD = "experts", "dense", "kv", "head"
 FIXED = "fixed"  # the term of a prediction that no tier causes
@@ -101,24 +101,52 @@ def layer_dense_bytes(layer: LayerWeights) -> int:
 
 
 def predict_terms(
-    read: Bytes, profile: Profile, formats: Formats, kv_dtype: torch.dtype, spec: ModelSpec, tokens: int = 1
+    read: Bytes,
+    profile: Profile,
+    formats: Formats,
+    kv_dtype: torch.dtype,
+    spec: ModelSpec,
+    tokens: int = 1,
+    sequences: int | None = None,
 ) -> dict[str, float]:
-    """Seconds of a pass of so many tokens on the CPU by what causes them: the tier that is read, at the bandwidths that
-    this machine's kernels were measured to have, and `FIXED`, what layers and the pass cost besides."""
+    """Seconds of a pass of so many tokens of `sequences` (None: one each) on the CPU by what causes them: the tier that
+    is read, at the bandwidths that this machine's kernels were measured to have, and `FIXED`, what layers and the pass
+    cost besides."""
+    groups = read.get(CPU_DRAM, {})
     dense = profile.slowdown(formats.dense.name, tokens) / profile.linear[formats.dense.name]
-    cache = profile.cache_seconds_per_byte(spec.attention.heads / spec.attention.kv_heads)
-    each = tokens_of_an_expert(read.get(CPU_DRAM, {}).get(EXPERTS, 0), formats, spec, tokens)
+    each = tokens_of_an_expert(groups.get(EXPERTS, 0), formats, spec, tokens)
+    count = tokens if sequences is None else sequences
+    head = profile.slowdown(formats.dense.name, count) / profile.linear[formats.dense.name]
     by_group = {
-        EXPERTS: profile.slowdown(formats.experts.name, each) / profile.experts[formats.experts.name],
+        EXPERTS: profile.slowdown(formats.experts.name, each, experts=True) / profile.experts[formats.experts.name],
         DENSE: dense,
-        HEAD: dense,
-        KV: cache if kv_dtype == torch.bfloat16 else 1 / profile.linear["f32"],
+        HEAD: head,
     }
-    shared = spec.moe_layers * profile.shared_s if spec.moe.shared_width else 0.0
+    memory = sum(size * by_group[group] for group, size in groups.items() if group != KV)
+    memory += _cache_seconds(groups, profile, kv_dtype, spec, tokens, count)
+    shared = spec.moe_layers if spec.moe.shared_width else 0
+    logits = count * spec.vocab if HEAD in groups else 0
     return {
-        CPU_DRAM: sum(size * by_group[group] for group, size in read.get(CPU_DRAM, {}).items()),
-        FIXED: spec.layers * profile.layer_s + shared + profile.pass_s,
+        CPU_DRAM: memory,
+        FIXED: profile.besides(spec.layers, shared, tokens, logits),
     }
+
+
+def _cache_seconds(
+    groups: dict[str, int], profile: Profile, dtype: torch.dtype, spec: ModelSpec, tokens: int, sequences: int
+) -> float:
+    """Of attention: keys and values are written once by each token, and read by all tokens of a sequence together, each
+    of which sees those before it."""
+    size = groups.get(KV, 0)
+    if dtype != torch.bfloat16:
+        return size / profile.linear["f32"]
+    token_bytes, on_one = bytes_per_token(spec, dtype), spec.attention.heads / spec.attention.kv_heads
+    written = min(size, tokens * token_bytes)
+    attending = spec.layers if HEAD in groups else max(1, spec.layers - 1)
+    context = (size - written) / token_bytes * spec.layers / attending / sequences
+    queries = mean_queries(tokens / sequences, context)
+    each, together = (profile.cache_seconds_per_byte(on_one * q) for q in (1.0, queries))
+    return written * each + (size - written) * together
 
 
 def tokens_of_an_expert(read: float, formats: Formats, spec: ModelSpec, tokens: int) -> float:
@@ -129,7 +157,13 @@ def tokens_of_an_expert(read: float, formats: Formats, spec: ModelSpec, tokens: 
 
 
 def predict_seconds(
-    read: Bytes, profile: Profile, formats: Formats, kv_dtype: torch.dtype, spec: ModelSpec, tokens: int = 1
+    read: Bytes,
+    profile: Profile,
+    formats: Formats,
+    kv_dtype: torch.dtype,
+    spec: ModelSpec,
+    tokens: int = 1,
+    sequences: int | None = None,
 ) -> float:
     """Seconds for the bytes of a pass on the CPU: the sum of `predict_terms`."""
-    return sum(predict_terms(read, profile, formats, kv_dtype, spec, tokens).values())
+    return sum(predict_terms(read, profile, formats, kv_dtype, spec, tokens, sequences).values())

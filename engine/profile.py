@@ -1,4 +1,4 @@
-"""The profile of a machine: what `machine.measure` found, saved for this hardware. Read without torch, by plans too."""
+"""The profile of a machine: what `calibrate.py` measured, saved for this hardware. Read without torch, by plans too."""
 
 from __future__ import annotations
 
@@ -20,10 +20,14 @@ from ..loaders.memory import GB
 class Profile:
     """Bandwidths in bytes per second, by format: of single matrices (`linear`) and of whole experts (`experts`).
 
-    batch: bandwidths of single matrices that several tokens ("4", "16") are multiplied by at once, by format.
-    attention: bytes of a bf16 cache per second, by query heads to a key/value head ("1", "8"). stream_by_threads: plain
-    reads by so many threads. layer_s, shared_s, pass_s: seconds that a layer, the shared expert of a layer, and a pass
-    take besides what they read: calls, parallel regions, scheduling (`overhead.py`). Empty and 0: not measured.
+    batch, crowd: bandwidths of matrices and of experts that several tokens ("4", "16") are multiplied by at once, by
+    format. attention: bytes of a bf16 cache per second, by queries on a key: query heads to a key/value head x tokens
+    ("1", "8", "512"). stream_by_threads: plain reads by so many threads.
+    layer_s, layer_batch, shared_s, pass_s, logit_s: seconds that a layer takes besides what it reads, with one token
+    and with several ("4", "128"); that a shared expert adds to it; a pass; each of its logits (`overhead.py`). disk,
+    nodes, copies, notes: other ways into memory (`links.py`). pace_s, undisturbed, busy: of the measurement itself: the
+    pace of the undisturbed machine (`pace.py`), the share of samples that were taken at it, and the cores that other
+    processes took. Empty and 0: not measured.
     """
 
     key: str
@@ -36,35 +40,70 @@ class Profile:
     linear: dict[str, float]
     experts: dict[str, float]
     batch: dict[str, dict[str, float]] = field(default_factory=dict)
+    crowd: dict[str, dict[str, float]] = field(default_factory=dict)
     attention: dict[str, float] = field(default_factory=dict)
     stream_by_threads: dict[str, float] = field(default_factory=dict)
     layer_s: float = 0.0
+    layer_batch: dict[str, float] = field(default_factory=dict)
     shared_s: float = 0.0
     pass_s: float = 0.0
+    logit_s: float = 0.0
+    disk: dict[str, float] = field(default_factory=dict)
+    nodes: dict[str, float] = field(default_factory=dict)
+    copies: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    pace_s: float = 0.0
+    undisturbed: float = 1.0
+    busy: float = 0.0
 
-    def slowdown(self, format: str, tokens: float) -> float:
-        """Time of a weight with so many tokens over its time with one: 1 as long as arithmetic hides behind memory.
+    def slowdown(self, format: str, tokens: float, experts: bool = False) -> float:
+        """Time of a matrix (or of experts) with so many tokens over its time with one: 1 as long as arithmetic hides
+        behind memory.
 
         Linear between the measured numbers of tokens, proportional to the tokens above them.
         """
+        one, many = (self.experts, self.crowd) if experts and self.crowd else (self.linear, self.batch)
         points = [(1.0, 1.0)]
-        points += [(float(n), max(1.0, self.linear[format] / rates[format])) for n, rates in self.batch.items()]
-        for (low, before), (high, after) in pairwise(points):
-            if tokens <= high:
-                return before + (after - before) * (tokens - low) / (high - low)
-        last, slowest = points[-1]
-        return slowest * max(1.0, tokens / last) if self.batch else 1.0
+        points += [(float(n), max(1.0, one[format] / rates[format])) for n, rates in many.items()]
+        return along(points, tokens) if len(points) > 1 else 1.0
 
     def cache_seconds_per_byte(self, intensity: float) -> float:
-        """Of attention over a bf16 cache; `intensity`: FLOPs for a byte, which is query heads to a key/value head.
+        """Of attention over a bf16 cache; `intensity`: FLOPs for a byte, which is how many queries meet a key.
 
         A byte costs its way from memory and its arithmetic, one after the other: linear between the measured points.
         """
         if len(self.attention) < 2:
             return 1 / self.linear["bf16"]
-        (low, slow), (high, fast) = ((float(k), 1 / rate) for k, rate in self.attention.items())
-        slope = (fast - slow) / (high - low)
-        return max(slow + slope * (intensity - low), min(slow, fast))
+        points = [(float(queries), 1 / rate) for queries, rate in self.attention.items()]
+        if intensity > points[0][0]:
+            return along(points, intensity)
+        (low, fast), (high, slow) = points[:2]
+        return max(fast + (slow - fast) / (high - low) * (intensity - low), min(slow, fast))
+
+    def more_tokens(self, tokens: float) -> float:
+        """Seconds that a layer takes besides what it reads with so many tokens, less those with one."""
+        points = [(1.0, self.layer_s), *((float(n), max(s, self.layer_s)) for n, s in self.layer_batch.items())]
+        return along(points, tokens) - self.layer_s if self.layer_batch else 0.0
+
+    def besides(self, layers: int, shared: int, tokens: float, logits: float) -> float:
+        """Seconds of a pass besides what it reads: of its layers, of those that have a shared expert, of its logits."""
+        each = self.layer_s + self.more_tokens(tokens)
+        return layers * each + shared * self.shared_s + self.pass_s + logits * self.logit_s
+
+
+def mean_queries(queries: float, context: float) -> float:
+    """How many of a sequence's new tokens see a key of a cache that holds `context` tokens at the end, on average: the
+    first new token sees all but the others."""
+    return queries * (1 - (queries - 1) / (2 * max(context, queries))) if queries > 1 else 1.0
+
+
+def along(points: list[tuple[float, float]], x: float) -> float:
+    """Linear between points of rising x, from the first on; beyond the last proportional to x."""
+    for (low, before), (high, after) in pairwise(points):
+        if x <= high:
+            return before + (after - before) * (x - low) / (high - low)
+    last, value = points[-1]
+    return value * max(1.0, x / last)
 
 
 def cpu_name() -> str:
@@ -94,7 +133,7 @@ def load_profile() -> Profile | None:
     try:
         profile = Profile(**json.loads(profile_path(key).read_text(encoding="utf-8")))
         complete = set(profile.linear) == set(profile.experts) == set(FORMATS)
-        complete = complete and len(profile.attention) == 2 and bool(profile.batch)
+        complete = complete and len(profile.attention) > 2 and bool(profile.batch) and bool(profile.crowd)
     except (OSError, ValueError, TypeError):
         return None
     return profile if complete and profile.key == key else None

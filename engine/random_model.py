@@ -79,11 +79,12 @@ class RandomLLM(LLM):
         super()._sample(logits, ready)
         return [self.random.randrange(self.spec.vocab) for _ in ready]
 
-    def predict_whole(self, read: Bytes, tokens: int) -> float:
+    def predict_whole(self, read: Bytes, tokens: int, sequences: int) -> float:
         """Seconds that the uncut model is predicted to take for these bytes and tokens; 0 without a profile."""
         if self.machine is None:
             return 0.0
-        return predict_seconds(read, self.machine, self.checkpoint.formats, self.kv_dtype, self.whole, tokens)
+        formats = self.checkpoint.formats
+        return predict_seconds(read, self.machine, formats, self.kv_dtype, self.whole, tokens, sequences)
 
     @property
     def is_cut(self) -> bool:

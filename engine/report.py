@@ -155,8 +155,14 @@ def profile_table(profile: Profile) -> Table:
 def profile_lines(profile: Profile) -> list[str]:
     """What a table of bandwidths has no place for."""
     reads = ", ".join(f"{rate / GB:.1f} with {count}" for count, rate in profile.stream_by_threads.items())
-    return [
+    lines = [
         f"plain read by threads, GB/s: {reads}",
-        f"besides what is read: {1e6 * profile.layer_s:.0f} us a layer, {1e6 * profile.shared_s:.0f} us a shared "
-        f"expert, {1e6 * profile.pass_s:.0f} us a pass",
+        f"besides what is read: {1e6 * profile.layer_s:.0f} us a layer, {1e6 * profile.more_tokens(4):.0f} us more "
+        f"with 4 tokens, {1e6 * profile.shared_s:.0f} us a shared expert, {1e6 * profile.pass_s:.0f} us a pass",
+        f"undisturbed samples: {profile.undisturbed:.0%}; other processes took {profile.busy:.2f} cores meanwhile",
     ]
+    ways = {"disk": profile.disk, "node": profile.nodes, "copy": profile.copies}
+    for kind, rates in ways.items():
+        if rates:
+            lines.append(f"{kind}, GB/s: " + ", ".join(f"{rate / GB:.1f} {name}" for name, rate in rates.items()))
+    return lines + profile.notes

@@ -17,7 +17,8 @@ import torch
 
 from ..kernels import FORMATS, ExpertBank, ExpertLayout, Ops, load
 from ..loaders.memory import free_memory
-from .machine import HIDDEN, WIDTH, cpu_kernels
+from .bandwidth import HIDDEN, WIDTH
+from .machine import cpu_kernels
 from .profile import hardware_key, profile_path
 
 TOKENS = (2, 3, 4, 6, 8, 10, 12, 16)

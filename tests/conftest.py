@@ -110,8 +110,8 @@ def profile(cache_home: Path) -> Iterator[Profile]:
     rates = dict.fromkeys(FORMATS, 1e10)
     made = Profile(
         key=machine.hardware_key(), cpu="test", isa=cpu.isa(), threads=threads, memory_bytes=1, date="2000-01-01",
-        stream=1e10, linear=rates, experts=rates, attention={"1": 1e10, "8": 1e10},
-        batch={"4": rates, "16": rates},
+        stream=1e10, linear=rates, experts=rates, attention={"1": 1e10, "8": 1e10, "512": 1e10},
+        batch={"4": rates, "16": rates}, crowd={"2": rates, "16": rates},
     )  # fmt: skip
     for count in {1, threads, os.cpu_count() or 1}:
         cpu.set_threads(count)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ import torch
 from headrace import LLM, SamplingParams
 from headrace.engine.planning.speed import Workload
 from headrace.engine.profile import Profile
+from headrace.loaders import catalogue
 from headrace.loaders.config import ConfigReader
 from headrace.loaders.families import spec_of
 from random_checkpoint import SHAPES
@@ -83,23 +85,69 @@ def test_a_grid_is_cut_to_memory_and_predicted_before_it_runs(profile: Profile) 
     assert sizes.total <= 10**9
     work = Workload(context=64, batch=1, prompt=1)
     costly = replace(profile, layer_s=1e-3, pass_s=5e-3)
-    planned, plain = predict_grid.before(config, "q4_0", costly, work)
+    planned, plain, _ = predict_grid.before(config, "q4_0", costly, work)
     cache = 65 * 2 * 2 * 2048 * config["num_hidden_layers"]
     costs = 5e-3 + 1e-3 * config["num_hidden_layers"]
     row = sizes.rows  # of the embedding, which the plain sum leaves out
     assert planned == pytest.approx(plain + (cache + row) / 1e10 + costs)
 
 
-def test_errors_of_a_grid() -> None:
-    def point(measured: float) -> predict_grid.Point:
-        return predict_grid.Point(
-            shape="x", layers=2, format="q4_0", batch=1, context=64, measured_s=measured, predicted_s=1.0,
-            as_routed_s=1.0, plain_s=0.5, strangers=0.0,
-        )  # fmt: skip
+def grid_point(measured: float, shape: str = "x", phase: str = "decode") -> predict_grid.Point:
+    return predict_grid.Point(
+        shape=shape, layers=2, format="q4_0", phase=phase, batch=1, context=64, measured_s=measured, all_s=2 * measured,
+        kept=0.5, steps=8, pace=1.0, strangers=0.0, predicted_s=1.0, as_routed_s=1.0, plain_s=0.5,
+    )  # fmt: skip
 
-    assert point(2.0).error("predicted") == -0.5
-    assert predict_grid.summary([point(2.0), point(1.0), point(0.8)])["predicted"] == {"median": 0.25, "worst": 0.5}
-    assert predict_grid.row(point(2.0)).endswith("| -50.0% | -50.0% | -75.0% | 0.00 |")
+
+def test_errors_of_a_grid() -> None:
+    assert grid_point(2.0).error("predicted") == -0.5
+    found = predict_grid.summary([grid_point(2.0), grid_point(1.0), grid_point(0.8), grid_point(9.0, phase="prefill")])
+    assert found["predicted"] == {"median": 0.25, "worst": 0.5, "bias": 0.0}
+    assert found["predicted, all steps"]["worst"] == 0.75
+    assert found["prompts"]["worst"] == pytest.approx(8 / 9, abs=1e-4)
+    assert found["shape x"]["plain"]["worst"] == 0.75
+    assert " | -50.0% | -50.0% | -75.0% | 4000.00 ms | 50% of 8 | 0.00 |" in predict_grid.row(grid_point(2.0))
+
+
+def test_a_shape_is_predicted_by_a_factor_of_the_others() -> None:
+    """Two shapes that take twice as long as predicted, and one that does not."""
+    found = predict_grid.left_out(
+        [grid_point(2.0, "a"), grid_point(2.0, "b"), grid_point(2.0, "b"), grid_point(1.0, "c")]
+    )
+    assert found["factors"] == {"a": 2.0, "b": 1.5, "c": 2.0}
+    assert found["worst"] == 1.0
+    assert predict_grid.left_out([grid_point(2.0, "a")]) == {}
+
+
+def test_pieces_of_a_grid_are_merged(profile: Profile, tmp_path: Path) -> None:
+    """A new point takes the place of its like; results that another profile predicted are not kept."""
+    path = tmp_path / "grid.json"
+    first = predict_grid.merged(path, profile, [grid_point(2.0, "a"), grid_point(4.0, "b")])
+    path.write_text(json.dumps(predict_grid.result_of(first, profile)))
+    assert "OLMoE-1B-7B q4_0 decode batch 1 context 64" in json.loads(path.read_text())["missing"]
+    found = predict_grid.merged(path, profile, [grid_point(1.0, "a")])
+    assert [(p.shape, p.measured_s) for p in found] == [("b", 4.0), ("a", 1.0)]
+    assert predict_grid.merged(path, replace(profile, stream=1.0), [grid_point(1.0, "a")]) == [grid_point(1.0, "a")]
+
+
+def test_a_grid_is_measured_in_turns(profile: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small model of one of the shapes: every point has its steps, and says how many were kept."""
+    monkeypatch.setattr(predict_grid, "CONTEXTS", (8, 40))
+    monkeypatch.setattr(predict_grid, "PROMPT", 16)
+    monkeypatch.setattr(predict_grid, "WANTED", 4)
+    monkeypatch.setattr(predict_grid, "PROMPTS_WANTED", 2)
+    monkeypatch.setattr(predict_grid, "LIMIT_S", 20.0)
+    monkeypatch.setattr(predict_grid.Strangers, "cores", lambda self: 0.0)
+    tiny = {**catalogue.find("OLMoE-1B-7B").config, "hidden_size": 256, "intermediate_size": 64, "vocab_size": 512,
+            "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4}  # fmt: skip
+    runs = predict_grid.Runs(tiny, "x", "q4_0", replace(profile, pace_s=1.0))
+    runs.turns()
+    found = {(p.phase, p.batch, p.context): p for p in runs.points()}
+    assert set(found) == {("decode", 1, 8), ("decode", 4, 8), ("decode", 1, 40), ("decode", 4, 40), ("prefill", 1, 16)}
+    assert all(p.kept == 1.0 and p.steps >= 2 for p in found.values())
+    contexts = {p.context for p, _ in runs.samples["decode", 4, 40]}
+    assert contexts == {4 * n for n in range(37, 45)}
+    assert {p.tokens for p, _ in runs.samples["prefill", 1, 16]} == {16}
 
 
 def result(**ratios: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from headrace.engine import machine, overhead
+from headrace.engine import bandwidth, links, machine, overhead
 from headrace.engine.machine import Profile
 from headrace.kernels import FORMATS
 
@@ -28,8 +28,9 @@ def passes(path: Path) -> list[dict[str, Any]]:
 
 def quick_measure(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets a measurement read little memory and run small models, which is wrong and fast."""
-    monkeypatch.setattr(machine, "SMALLEST_ARENA", 64 << 20)
-    monkeypatch.setattr(machine, "measure", partial(machine.measure, arena_bytes=64 << 20))
+    monkeypatch.setattr(bandwidth, "SMALLEST_ARENA", 64 << 20)
+    monkeypatch.setattr(bandwidth, "measure", partial(bandwidth.measure, arena_bytes=64 << 20))
+    monkeypatch.setattr(links, "FILE", 16 << 20)
     small = partial(overhead.measure, many=4, few=2, width=32, rounds=1)
     monkeypatch.setattr(overhead, "measure", small)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from headrace.engine import checks, doctor, facts
 from headrace.engine.checks import Finding
 from headrace.engine.doctor import Step
-from headrace.engine.facts import Facts
+from headrace.engine.facts import Facts, PciLink
 from headrace.engine.profile import Profile
 
 GOOD = Facts(
@@ -17,6 +18,10 @@ GOOD = Facts(
     cpu_nodes=frozenset({0}), memory_nodes=frozenset({0, 1}), nodes={0: 1 << 36},
     stream_by_threads={1: 15e9, 4: 55e9, 8: 90e9},
 )  # fmt: skip
+
+
+def link(lanes: int = 16, speed: float = 16.0) -> PciLink:
+    return PciLink(device="GPU 0000:01:00.0", lanes=lanes, most_lanes=16, speed=speed, most_speed=16.0)
 
 
 def causes(**changes: object) -> list[str]:
@@ -44,6 +49,9 @@ def test_a_system_that_says_nothing_has_no_finding() -> None:
         ("throttling", {"clock": 0.4}),
         ("stolen time", {"stolen": 0.2}),
         ("CPU quota", {"throttled": 0.3}),
+        ("slow cores", {"pace": 1.25}),
+        ("PCIe link below its width", {"links": (link(lanes=8),)}),
+        ("PCIe link below its speed", {"links": (link(), link(speed=2.5))}),
         ("wrong NUMA node", {"nodes": {0: 1 << 36, 1: 1 << 36}, "memory_nodes": frozenset({1})}),
         ("wrong NUMA node", {"nodes": {0: 1 << 36, 1: 1 << 36}}),
     ],
@@ -59,12 +67,49 @@ def test_each_cause_is_found_alone(cause: str, changes: dict[str, object]) -> No
         {"isa": "avx512", "cpu_flags": frozenset({"avx2", "avx512_vnni"})},
         {"stream_by_threads": {1: 14e9, 2: 16e9}},  # two cores say nothing about channels
         {"stolen": None, "throttled": None, "clock": None},
+        {"pace": 1.1, "links": (link(), link(lanes=0, speed=0.0))},
         {"nodes": {0: 1 << 36, 1: 1 << 36}, "cpu_nodes": frozenset({0, 1})},
         {"nodes": {0: 1 << 36, 1: 1 << 36}, "memory_nodes": frozenset({0})},
     ],
 )
 def test_what_is_no_cause(changes: dict[str, object]) -> None:
     assert causes(**changes) == []
+
+
+def test_links_that_are_narrow_are_named_with_their_lanes() -> None:
+    (found,) = checks.run(replace(GOOD, links=(link(lanes=4), link())))
+    assert found.seen == "GPU 0000:01:00.0 runs with 4 of 16 lanes"
+    assert found.share is None
+
+
+def test_slow_cores_cost_what_they_take_longer() -> None:
+    (found,) = checks.run(replace(GOOD, pace=1.25))
+    assert found.share == pytest.approx(0.2)
+    assert "1.25 times" in found.seen
+
+
+def test_links_are_read_from_the_system(tmp_path: Path) -> None:
+    """A GPU on half its lanes, a drive, a network card, and a GPU whose driver tells nothing."""
+
+    def device(name: str, number: str, **values: str) -> None:
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "class").write_text(number + "\n")
+        for key, value in values.items():
+            (folder / key).write_text(value + "\n")
+
+    full = {"current_link_width": "16", "max_link_width": "16", "max_link_speed": "16.0 GT/s PCIe"}
+    device("0000:01:00.0", "0x030200", **{**full, "current_link_width": "8", "current_link_speed": "2.5 GT/s PCIe"})
+    device("0000:02:00.0", "0x010802", **{**full, "max_link_width": "4", "current_link_width": "4",
+                                          "current_link_speed": "16.0 GT/s PCIe"})  # fmt: skip
+    device("0000:03:00.0", "0x020000", **full, current_link_speed="16.0 GT/s PCIe")
+    device("0000:04:00.0", "0x030000", **full)
+    device("0000:05:00.0", "0x030000", **full, current_link_speed="Unknown")
+    assert list(facts.pci_links(tmp_path)) == [
+        PciLink(device="GPU 0000:01:00.0", lanes=8, most_lanes=16, speed=2.5, most_speed=16.0),
+        PciLink(device="NVMe drive 0000:02:00.0", lanes=4, most_lanes=4, speed=16.0, most_speed=16.0),
+    ]
+    assert list(facts.pci_links(tmp_path / "none")) == []
 
 
 def test_siblings_cost_what_their_threads_read_less() -> None:
@@ -124,4 +169,8 @@ def test_the_facts_of_this_machine(profile: Profile) -> None:
     assert found.cores >= 1
     assert found.isa in found.available_isas
     assert found.stream_by_threads == {1: 1e9}
+    assert found.pace is None, "the profile does not say what it was"
+    paced = facts.gather(replace(profile, pace_s=1e-9), lambda: None, seconds=0.01)
+    assert paced.pace is not None
+    assert paced.pace > 1
     assert all(size > 0 for size in found.nodes.values())

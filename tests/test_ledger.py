@@ -12,9 +12,10 @@ import pytest
 import torch
 from headrace import LLM, OptionError, SamplingParams
 from headrace.engine.experts import distinct
+from headrace.engine.kvcache import bytes_per_token
 from headrace.engine.ledger import Ledger, summarise
-from headrace.engine.machine import Profile
 from headrace.engine.planner import pass_bytes, predict_seconds, predict_terms, tokens_of_an_expert
+from headrace.engine.profile import Profile, mean_queries
 from headrace.kernels import FORMATS, Choice
 from headrace.loaders import catalogue
 from headrace.loaders.config import ConfigReader
@@ -120,9 +121,17 @@ def test_seconds_are_bytes_over_the_bandwidth_of_the_kernel_that_reads_them() ->
     spec = some_spec()
     found = predict_seconds(read, profile(1e3), formats, torch.bfloat16, spec)
     assert found == pytest.approx(2.0 + 1.0 + 0.5 + 0.5)
-    costly = dataclasses.replace(profile(1e3), layer_s=0.1, shared_s=0.01, pass_s=0.001)
+    costly = dataclasses.replace(
+        profile(1e3), layer_s=0.1, layer_batch={"4": 0.4, "128": 1.0}, shared_s=0.01, pass_s=0.001, logit_s=1e-6
+    )
     terms = predict_terms(read, costly, formats, torch.bfloat16, spec)
-    assert terms == pytest.approx({"cpu_dram": 4.0, "fixed": 24 * 0.11 + 0.001})
+    assert terms == pytest.approx({"cpu_dram": 4.0, "fixed": 24 * 0.11 + 0.001 + 151936e-6})
+    terms = predict_terms(read, costly, formats, torch.bfloat16, spec, 2)
+    assert terms["fixed"] == pytest.approx(24 * (0.2 + 0.01) + 0.001 + 2 * 151936e-6)
+    del read["cpu_dram"]["head"]
+    terms = predict_terms(read, costly, formats, torch.bfloat16, spec, 256, 1)
+    assert terms["fixed"] == pytest.approx(24 * (2.0 + 0.01) + 0.001), "no logits; a layer's cost grows with tokens"
+    read["cpu_dram"]["head"] = 500
     other = dataclasses.replace(profile(1e3), attention={"1": 1e3, "8": 500.0})
     assert predict_seconds(read, other, formats, torch.bfloat16, spec) == pytest.approx(4.0)
     grouped = dataclasses.replace(spec, attention=dataclasses.replace(spec.attention, kv_heads=2))
@@ -137,6 +146,37 @@ def test_several_tokens_slow_the_kernels_down_as_measured() -> None:
     assert [slow.slowdown("bf16", n) for n in (1, 2.5, 4, 10, 16, 64)] == [1, 1.5, 2, 3, 4, 16]
     assert slow.slowdown("q4_0", 4) == 1, "a faster kernel is noise"
     assert profile(1e3).slowdown("bf16", 64) == 1
+    crowded = dataclasses.replace(slow, crowd={"2": {**rates, "bf16": 500.0}})
+    assert crowded.slowdown("bf16", 2, experts=True) == 2, "experts by what was measured of experts"
+    assert crowded.slowdown("bf16", 2) == pytest.approx(4 / 3)
+    assert slow.slowdown("bf16", 4, experts=True) == 2, "experts were not measured: as a matrix"
+
+
+def test_a_prompt_reads_its_cache_once_and_computes_for_every_query() -> None:
+    """Two chunks of 100 tokens, and one sequence beside another: keys and values are read once, at the rate for as many
+    queries as see a key on average."""
+    spec = some_spec()
+    formats = Formats(experts=FORMATS["bf16"], dense=FORMATS["bf16"], embed=FORMATS["bf16"])
+    token = bytes_per_token(spec, torch.bfloat16)
+    known = dataclasses.replace(profile(1e30), attention={"1": 1e3, "8": 500.0, "512": 10.0})
+
+    def seconds(tokens: int, context: int, sequences: int) -> float:
+        read = {"cpu_dram": {"kv": (tokens + context) * token, "head": 0}}
+        return predict_seconds(read, known, formats, torch.bfloat16, spec, tokens, sequences)
+
+    def cost(queries: float) -> float:
+        return known.cache_seconds_per_byte(queries)
+
+    assert mean_queries(100, 100) == 50.5
+    assert seconds(100, 100, 1) == pytest.approx(token * (100 * cost(1) + 100 * cost(50.5)))
+    assert mean_queries(100, 200) == pytest.approx((100 * 100 + 50.5 * 100) / 200)
+    assert seconds(100, 200, 1) == pytest.approx(token * (100 * cost(1) + 200 * cost(mean_queries(100, 200))))
+    assert seconds(4, 400, 4) == pytest.approx(token * (4 + 400) * cost(1))
+    assert cost(1024) == pytest.approx(2 * cost(512)), "proportional beyond what was measured"
+
+
+def test_kernels_without_attention_in_the_profile() -> None:
+    assert profile(1e3).cache_seconds_per_byte(64) == 1e-3
 
 
 def test_tokens_of_an_expert() -> None:

@@ -87,7 +87,8 @@ def test_time_is_that_of_the_engine(variant: str, batch: int, checkpoints: Any, 
     known = dataclasses.replace(
         profile, linear=rates, experts={n: 3 * r for n, r in rates.items()}, attention={"1": 2 * GB, "8": 1 * GB},
         batch={"4": {n: r / 2 for n, r in rates.items()}, "16": {n: r / 5 for n, r in rates.items()}},
-        layer_s=3e-5, shared_s=2e-5, pass_s=1e-4,
+        crowd={"2": {n: 2 * r for n, r in rates.items()}}, layer_s=3e-5, layer_batch={"4": 5e-5}, shared_s=2e-5,
+        pass_s=1e-4, logit_s=1e-9,
     )  # fmt: skip
     formats = Formats(experts=FORMATS["q4_0"], dense=FORMATS["q8_0"], embed=FORMATS["f32"])
     none = [0] * spec.moe_layers

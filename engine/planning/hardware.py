@@ -83,7 +83,8 @@ class Device:
     link: Range | None = None
     by_format: dict[str, float] = field(default_factory=dict)  # measured: bytes/s of the expert kernels
     dense_by_format: dict[str, float] = field(default_factory=dict)  # measured: of single matrices
-    slowdown: Callable[[str, float], float] | None = None  # measured: by format, time with so many tokens over with one
+    # measured: by format, time with so many tokens over time with one; of matrices, or of experts
+    slowdown: Callable[[str, float, bool], float] | None = None
     cache_s: Callable[[float], float] | None = None  # measured: seconds for a byte of cache, by FLOPs for a byte
     isa: str = "avx2"
     source: str = ""
@@ -109,7 +110,9 @@ class Hardware:
     sync: Range = SYNC
     fixed: Range = FIXED["cpu"]
     layer: Range = Range(0.0, 0.0, 0.0)  # what a layer costs besides what it reads and computes, where it was measured
+    more_tokens: Callable[[float], float] | None = None  # measured: what tokens but the first add to that
     shared: Range = Range(0.0, 0.0, 0.0)  # what its shared expert adds
+    logit: Range = Range(0.0, 0.0, 0.0)  # what every logit of a pass costs
     measured: bool = False
 
     @property

@@ -76,7 +76,9 @@ def of_profile(profile: Profile) -> Hardware:
         cpu=cpu,
         fixed=exactly(profile.pass_s) if profile.pass_s else FIXED["cpu"],
         layer=exactly(profile.layer_s),
+        more_tokens=profile.more_tokens,
         shared=exactly(profile.shared_s),
+        logit=exactly(profile.logit_s),
         measured=True,
     )
 

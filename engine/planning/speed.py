@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from ...loaders import encodings
 from ...loaders.architecture import Architecture, Layer, Mixer
+from ..profile import mean_queries
 from . import exact
 from .article import distinct_experts
 from .hardware import Device, End, Hardware, Range
@@ -27,7 +28,6 @@ from .storage import LayerBytes, Storage
 CACHE_WIDTH, STATE_WIDTH = 2, 4  # bytes of an element: bf16 keys and values, float32 states
 CHUNK = {"cpu": 512, "gpu": 4096}  # tokens of a prompt in one pass
 LEDGER = {CPU: "cpu_dram", DISK: "disk", "gpu0": "gpu_hbm"}  # names of the ledger
-FEW = 16  # tokens up to which a measured kernel says how long it takes; above, compute counts
 Busy = defaultdict[str, float]  # seconds by tier
 Distinct = Callable[[int, int], float]  # layer, tokens -> distinct experts that they choose
 
@@ -71,24 +71,33 @@ class Model:
     def decode(self, placement: Placement, work: Workload, end: End = "mid") -> Estimate:
         """One step: a token for every sequence of the batch."""
         busy: Busy = defaultdict(float)
-        seconds = self.hardware.fixed.at(end)
-        busy["fixed"] = seconds
+        seconds = self._fixed(work.batch, end, busy)
         for i in range(len(self.model.layers)):
             seconds += self._decode_layer(i, placement, work, end, busy)
-        device = self._device(placement.outside)
-        read = self.storage.outside + work.batch * self.storage.rows
-        took = self._time(device, read, work.batch * exact.head_flops(self.model), end, tokens=work.batch)
+        seconds += self._outside(placement, work.batch, work.batch, end, busy)
+        return Estimate(seconds=seconds, by_tier=dict(busy))
+
+    def _fixed(self, rows: int, end: End, busy: Busy) -> float:
+        """What a pass costs once, and the logits of so many rows."""
+        took = self.hardware.fixed.at(end) + rows * self.model.vocab * self.hardware.logit.at(end)
+        busy["fixed"] += took
+        return took
+
+    def _outside(self, placement: Placement, tokens: int, rows: int, end: End, busy: Busy) -> float:
+        """The head for so many rows, and what else lies outside of layers: read once; embeddings of the tokens."""
+        read = self.storage.outside + tokens * self.storage.rows
+        took = self._time(self._device(placement.outside), read, rows * exact.head_flops(self.model), end, tokens=rows)
         busy[tier_name(placement.outside)] += took
-        return Estimate(seconds=seconds + took, by_tier=dict(busy))
+        return took
 
     def _decode_layer(self, i: int, placement: Placement, work: Workload, end: End, busy: Busy) -> float:
         layer, sizes = self.model.layers[i], self.storage.layers[i]
         at, experts_at = placement.common[i], placement.experts[i]
         device, batch = self._device(at), work.batch
         common = self._time(device, sizes.common, batch * exact.layer_flops(layer), end, tokens=batch)
-        common += self._cache_time(device, layer, work, end)
+        common += batch * self._cache_time(device, layer, work.context, 1, end)
         busy[tier_name(at)] += common
-        common += self._besides(sizes, end, busy)
+        common += self._besides(sizes, batch, end, busy)
         if layer.experts is None:
             return common
         routed = self._experts(i, experts_at, batch, end, busy)
@@ -99,21 +108,28 @@ class Model:
         busy["sync"] += sync
         return common - shared + max(routed, shared) + sync
 
-    def _besides(self, sizes: LayerBytes, end: End, busy: Busy) -> float:
+    def _besides(self, sizes: LayerBytes, tokens: int, end: End, busy: Busy) -> float:
         """What a layer costs whatever it reads."""
-        took = self.hardware.layer.at(end) + (self.hardware.shared.at(end) if sizes.shared else 0.0)
+        took = self.hardware.layer.at(end)
+        took += self.hardware.more_tokens(tokens) if self.hardware.more_tokens is not None else 0.0
+        took += self.hardware.shared.at(end) if sizes.shared else 0.0
         busy["fixed"] += took
         return took
 
-    def _cache_time(self, device: Device, layer: Layer, work: Workload, end: End) -> float:
-        """Seconds in which every sequence's new token attends to its cache and renews its state."""
-        read = work.batch * cache_traffic(layer, work.context)
+    def _cache_time(self, device: Device, layer: Layer, context: int, queries: int, end: End) -> float:
+        """Seconds in which a sequence's new tokens attend to its cache, which holds `context` then, and renew its
+        state."""
         if device.cache_s is not None and layer.mixer is not None and layer.mixer.caches:
-            known = read * device.cache_s(intensity(layer.mixer))
+            read, written = cache_read(layer, context), cache_written(layer, queries)
+            on_one = intensity(layer.mixer)
+            known = read * device.cache_s(on_one * mean_queries(queries, context)) + written * device.cache_s(on_one)
             return known * {"low": 1 / 0.9, "mid": 1.0, "high": 1 / 1.1}[end]
-        flops = work.batch * exact.attention_flops(layer, work.context, True)
+        seen = context - (queries - 1) // 2
+        flops = queries * exact.attention_flops(layer, seen, queries == 1)
         rate = device.flops.at(end) if device.flops else math.inf
-        return max(read / device.reads("bf16", False).at(end), flops / rate)
+        if queries > 1:  # a prompt: its keys stay on the chip, and arithmetic bounds it
+            return flops / rate
+        return max(cache_traffic(layer, context) / device.reads("bf16", False).at(end), flops / rate)
 
     def _experts(self, i: int, tier: str, tokens: int, end: End, busy: Busy) -> float:
         """Seconds of the routed experts of a layer where they lie; from the disk they are read first."""
@@ -150,20 +166,20 @@ class Model:
             if took is None:
                 return None
             seconds, done = seconds + took, done + tokens
+        seconds += self._outside(placement, 0, 1, end, busy)
         return Estimate(seconds=seconds, by_tier=dict(busy))
 
     def _chunk(self, placement: Placement, tokens: int, before: int, end: End, busy: Busy) -> float | None:
-        seconds = self.hardware.fixed.at(end)
-        busy["fixed"] += seconds
-        context = before + (tokens + 1) // 2
+        seconds = self._fixed(0, end, busy)
         for i, layer in enumerate(self.model.layers):
             device, tier = self._device(placement.common[i]), placement.experts[i]
             if device.flops is None:
                 return None
-            flops = tokens * (exact.layer_flops(layer) + exact.attention_flops(layer, context, False))
+            flops = tokens * exact.layer_flops(layer)
             common = self._time(device, self.storage.layers[i].common, flops, end, tokens=tokens)
+            common += self._cache_time(device, layer, before + tokens, tokens, end)
             busy[tier_name(placement.common[i])] += common
-            seconds += common + self._besides(self.storage.layers[i], end, busy)
+            seconds += common + self._besides(self.storage.layers[i], tokens, end, busy)
             if layer.experts is not None:
                 routed = self._prefill_experts(i, placement.common[i], tier, tokens, end, busy)
                 if routed is None:
@@ -231,8 +247,8 @@ class Model:
         """Seconds of weights that `tokens` tokens (on average) are multiplied by."""
         format = self.storage.expert_format if experts else self.storage.dense_format
         bandwidth: Range = device.reads(format, experts)
-        if device.slowdown is not None and tokens <= FEW and device.measured(format, experts):
-            return read / bandwidth.at(end) * device.slowdown(format, tokens)
+        if device.slowdown is not None and device.measured(format, experts):
+            return read / bandwidth.at(end) * device.slowdown(format, tokens, experts)
         rate = device.flops.at(end) if device.flops else math.inf
         if known := device.measured(format, experts):
             # A kernel that reads weights so fast multiplies them as fast.
@@ -242,12 +258,20 @@ class Model:
 
 def cache_traffic(layer: Layer, context: int) -> int:
     """Bytes of caches and states that one new token of a sequence reads and writes in a layer; `context` counts it."""
-    mixer = layer.mixer
-    if mixer is None:
+    return cache_read(layer, context) + cache_written(layer, 1)
+
+
+def cache_read(layer: Layer, context: int) -> int:
+    """Bytes of caches that a sequence's new tokens read in a layer, all of them together."""
+    return CACHE_WIDTH * sum(cache.read(context) for cache in layer.mixer.caches) if layer.mixer else 0
+
+
+def cache_written(layer: Layer, tokens: int) -> int:
+    """Bytes that new tokens write, and of a state that is read and written."""
+    if layer.mixer is None:
         return 0
-    read = sum(cache.read(context) for cache in mixer.caches)
-    written = sum(cache.width // cache.every for cache in mixer.caches)
-    return CACHE_WIDTH * (read + written) + 2 * STATE_WIDTH * mixer.state
+    written = tokens * sum(cache.width // cache.every for cache in layer.mixer.caches)
+    return CACHE_WIDTH * written + 2 * STATE_WIDTH * layer.mixer.state
 
 
 def intensity(mixer: Mixer) -> float:
