@@ -14,7 +14,8 @@ cache, no fixed costs. An error is predicted over measured time, less one.
 `measured` is the median over the steps that ran at the pace of the profile, within 6 % (`engine/pace.py`: a neighbour
 on the other threads of our cores makes everything slower by a quarter, and nothing accounts for it); `kept` is how
 many of the steps these are, `all steps` the median over all of them. The points of a model take turns until each has
-enough steps, and a turn is repeated while other processes compute. Prints Markdown rows for docs/bandwidth-model.md, worst first.
+enough steps, and a turn is repeated while other processes compute. Prints Markdown rows for docs/bandwidth-model.md,
+worst first.
 """
 
 from __future__ import annotations

@@ -114,8 +114,8 @@ def predict_terms(
     cost besides."""
     groups = read.get(CPU_DRAM, {})
     dense = profile.slowdown(formats.dense.name, tokens) / profile.linear[formats.dense.name]
-    each = tokens_of_an_expert(groups.get(EXPERTS, 0), formats, spec, tokens)
     count = tokens if sequences is None else sequences
+    each = tokens_of_an_expert(groups.get(EXPERTS, 0), formats, spec, tokens, count if HEAD in groups else 0)
     head = profile.slowdown(formats.dense.name, count) / profile.linear[formats.dense.name]
     by_group = {
         EXPERTS: profile.slowdown(formats.experts.name, each, experts=True) / profile.experts[formats.experts.name],
@@ -149,11 +149,13 @@ def _cache_seconds(
     return written * each + (size - written) * together
 
 
-def tokens_of_an_expert(read: float, formats: Formats, spec: ModelSpec, tokens: int) -> float:
-    """How many tokens an expert serves on average that was read: choices over distinct experts."""
+def tokens_of_an_expert(read: float, formats: Formats, spec: ModelSpec, tokens: int, rows: int | None = None) -> float:
+    """How many tokens an expert serves on average that was read: choices over distinct experts. In the last layer only
+    those `rows` choose whose logits are wanted (None: all)."""
     layout = ExpertLayout(format=formats.experts, hidden=spec.hidden, width=spec.moe.width)
     distinct = read / layout.bytes
-    return max(1.0, tokens * spec.moe.top_k * spec.moe_layers / distinct) if distinct else 1.0
+    choices = spec.moe.top_k * (tokens * spec.moe_layers - tokens + (tokens if rows is None else rows))
+    return max(1.0, choices / distinct) if distinct else 1.0
 
 
 def predict_seconds(

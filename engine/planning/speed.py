@@ -162,15 +162,17 @@ class Model:
         seconds, done = 0.0, 0
         while done < work.prompt:
             tokens = min(chunk, work.prompt - done)
-            took = self._chunk(placement, tokens, done, end, busy)
+            took = self._chunk(placement, tokens, done, work.prompt, end, busy)
             if took is None:
                 return None
             seconds, done = seconds + took, done + tokens
         seconds += self._outside(placement, 0, 1, end, busy)
         return Estimate(seconds=seconds, by_tier=dict(busy))
 
-    def _chunk(self, placement: Placement, tokens: int, before: int, end: End, busy: Busy) -> float | None:
+    def _chunk(self, placement: Placement, tokens: int, before: int, prompt: int, end: End, busy: Busy) -> float | None:
+        """A chunk of a prompt; of the last layer's experts only the prompt's last token needs any."""
         seconds = self._fixed(0, end, busy)
+        wanted = 1 if before + tokens == prompt else 0
         for i, layer in enumerate(self.model.layers):
             device, tier = self._device(placement.common[i]), placement.experts[i]
             if device.flops is None:
@@ -180,8 +182,9 @@ class Model:
             common += self._cache_time(device, layer, before + tokens, tokens, end)
             busy[tier_name(placement.common[i])] += common
             seconds += common + self._besides(self.storage.layers[i], tokens, end, busy)
-            if layer.experts is not None:
-                routed = self._prefill_experts(i, placement.common[i], tier, tokens, end, busy)
+            needed = tokens if i < len(self.model.layers) - 1 else wanted
+            if layer.experts is not None and needed:
+                routed = self._prefill_experts(i, placement.common[i], tier, needed, end, busy)
                 if routed is None:
                     return None
                 seconds += routed
