@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..kernels import ExpertBank, Format, Matrix
+from ..kernels import ExpertBank, Format, Matrix, Mlp
 from .weights import ModelWeights
 
 Part = Tensor | Matrix | ExpertBank

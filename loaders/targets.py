@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..kernels import FORMATS, ExpertBank, Matrix
+from ..kernels import FORMATS, ExpertBank, Matrix, Mlp
 from .families.family import TensorNames
 from .spec import ModelSpec
 from .weights import LayerWeights, ModelWeights
