@@ -140,6 +140,7 @@ def test_a_grid_is_measured_in_turns(profile: Profile, monkeypatch: pytest.Monke
     monkeypatch.setattr(predict_grid.Strangers, "cores", lambda self: 0.0)
     tiny = {**catalogue.find("OLMoE-1B-7B").config, "hidden_size": 256, "intermediate_size": 64, "vocab_size": 512,
             "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4}  # fmt: skip
+    monkeypatch.setattr(predict_grid, "is_alike", lambda pace, wanted: True)
     runs = predict_grid.Runs(tiny, "x", "q4_0", replace(profile, pace_s=1.0))
     runs.turns()
     found = {(p.phase, p.batch, p.context): p for p in runs.points()}

@@ -20,7 +20,7 @@ from headrace.engine.planning.article import distinct_experts
 from headrace.engine.planning.hardware import Device, Hardware, exactly
 from headrace.engine.planning.plan import Options, Plan, make, refuse_if_too_large
 from headrace.engine.planning.report import as_json, n_cpu_moe
-from headrace.engine.planning.speed import Model, Workload, cache_traffic
+from headrace.engine.planning.speed import Model, Workload, cache_read, cache_traffic, cache_written
 from headrace.engine.profile import Profile, load_profile, save_profile
 from headrace.kernels import FORMATS, ExpertLayout
 from headrace.loaders import encodings, model_source
@@ -104,6 +104,30 @@ def test_time_is_that_of_the_engine(variant: str, batch: int, checkpoints: Any, 
     step = engine.decode(everything, Workload(context=17, batch=batch, prompt=1))
     wanted = predict_seconds(read, known, formats, torch.bfloat16, spec, batch)
     assert step.seconds == pytest.approx(wanted, rel=1e-6)
+
+
+def test_a_prompt_on_a_measured_cpu_by_hand(checkpoints: Any, profile: Profile) -> None:
+    """All at 10 GB/s whatever the tokens: two chunks read all experts that they touch, in the last layer those of
+    the last token alone; keys are read once a chunk; the head once."""
+    source = model_source.find(str(checkpoints("qwen3_moe")))
+    architecture = source.described.architecture
+    quant = encodings.parse("experts=q4_0,dense=q8_0,embed=f32", encodings.native({}, ""))
+    flat = dict.fromkeys(FORMATS, 1e10)
+    known = dataclasses.replace(
+        profile, batch={"512": flat}, crowd={"512": flat}, attention={"1": 1e10, "4096": 1e10}, layer_s=1e-3,
+        layer_batch={"128": 2e-3}, pass_s=1e-4,
+    )  # fmt: skip
+    hw = machine_file.of_profile(known)
+    engine = Model(architecture, storage.computed(architecture, quant), hw)
+    layers = engine.storage.layers
+    everything = placement.on_cpu(engine.storage, hw, _no_demand(len(layers)))
+    found = engine.prefill(everything, Workload(context=1024, batch=1, prompt=1024))
+    assert found is not None
+    read = 2 * sum(layer.common for layer in layers) + engine.storage.outside
+    read += 2 * sum(engine.touched(i, 512) * layer.expert for i, layer in enumerate(layers[:-1]))
+    read += round(engine.touched(len(layers) - 1, 1) * layers[-1].expert)
+    read += sum(cache_read(x, 512) + cache_read(x, 1024) + cache_written(x, 1024) for x in architecture.layers)
+    assert found.seconds == pytest.approx(read / 1e10 + 2 * len(layers) * 8e-3 + 2e-4)
 
 
 def _no_demand(layers: int) -> placement.Demand:
