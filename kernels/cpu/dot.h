@@ -1,7 +1,7 @@
 // Dot products of two runs of rows with any number of tokens, over any format's tile.
 //
 // Rows go in blocks that stay in the first caches while all tokens pass (a row is read from memory once, whatever the
-// batch); inside a block, a tile of up to 4 rows (2 of each run) x 4 tokens stays in registers. A single token takes
+// batch); inside a block, a tile of up to 4 rows (2 of each run) x 4 tokens, or 2 x 8, stays in registers. A single token takes
 // one row of each run at a time: two long streams, the fastest read measured here (four rows at a time were no faster).
 // Knows nothing of threads or experts.
 #pragma once
@@ -53,6 +53,7 @@ struct Dot {
   void block(int r, int end, int end_b) const {
     int t = 0;
     for (; t + F::TILE_TOKENS <= x.count; t += F::TILE_TOKENS) rows<F::TILE_TOKENS>(r, end, end_b, t);
+    if (F::TILE_TOKENS > 4 && x.count - t >= 4) rows<4>(r, end, end_b, t), t += 4;
     if (F::TILE_TOKENS > 2 && x.count - t == 2) rows<2>(r, end, end_b, t), t += 2;
     if (F::TILE_TOKENS > 3 && x.count - t == 3) rows<3>(r, end, end_b, t), t += 3;
     for (; t < x.count; t++) rows<1>(r, end, end_b, t);

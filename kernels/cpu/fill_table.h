@@ -17,7 +17,7 @@ constexpr FormatKernels float_format() {
 
 template <class Q>
 constexpr FormatKernels quant_format() {
-  using Format = QuantFormat<Q>;
+  using Format = Quantised<Q>;
   return {Dot<Format>::run, Format::prepare, Format::unpack, Format::pack, nullptr};
 }
 

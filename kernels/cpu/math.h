@@ -11,8 +11,8 @@
 namespace headrace {
 namespace {
 
-inline int least(int a, int b) { return a < b ? a : b; }
-inline int most(int a, int b) { return a > b ? a : b; }
+constexpr int least(int a, int b) { return a < b ? a : b; }
+constexpr int most(int a, int b) { return a > b ? a : b; }
 
 inline V exp_(V x) {
   x = vmin(set1(88.0f), vmax(set1(-87.3f), x));  // this order of arguments lets NaN through

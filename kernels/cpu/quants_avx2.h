@@ -48,5 +48,8 @@ struct Q8 {
   }
 };
 
+template <class Q>
+using Quantised = QuantFormat<Q>;
+
 }  // namespace
 }  // namespace headrace

@@ -47,5 +47,8 @@ struct PortableQuant {
 using Q4 = PortableQuant<Q4Codec, 16, dot_q4>;
 using Q8 = PortableQuant<Q8Codec, 32, dot_q8>;
 
+template <class Q>
+using Quantised = QuantFormat<Q>;
+
 }  // namespace
 }  // namespace headrace
