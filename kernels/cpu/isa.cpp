@@ -41,7 +41,8 @@ bool has_amx() {
   const bool tiles = d & (1u << 24), bf16_tiles = d & (1u << 22), bf16 = extended & (1u << 5);
   constexpr int ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18;
   static const bool granted =
-      tiles && bf16_tiles && bf16 && syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
+      tiles && bf16_tiles && bf16 && __builtin_cpu_supports("avx512vbmi") &&
+      syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
   return granted;
 #else
   return false;

@@ -14,14 +14,23 @@
 //
 // Limits: a token's sum runs over k in one order, so its result depends on nothing beside it; subnormals count as zero.
 //
-// Measured on one core of a 2-core server CPU, best of 48, weights from the third cache: an expert 2048 x 768 with
-// 16 / 32 / 48 / 64 / 128 tokens in us, this scheme against one slice times up to 6 tiles of tokens:
-//   q4_0   324 / 369 / 431 / 721 / 1168 (392 / 461 / 571 / 711 / 1413)
-//   q8_0   583 / 625 / 581 / 917 / 1343 (630 / 678 / 746 / 839 / 1658)
-//   bf16   687 / 519 / 730 / 1013 / 1508 (745 / 612 / 773 / 925 / 1673)
-// A step (32 k, 16 rows) of q4_0 with 32 tokens takes 35 ns; unpacking alone 21, tiles alone 17: the two hide each
-// other poorly, because a window of 512 micro-operations holds little more than one step of both. Tried before: panels
-// of 32 rows unpacked first, and chunks of 256 columns with sums in memory in between; both slower.
+// Measured on one core of a 2-core server CPU, weights from the third cache, minima of many turns. What 32 blocks (a step
+// of both slices), two tiles of tokens and their four products take, in cycles, with everything in the first cache:
+//
+//             products and loads   unpacking alone   both by their ports   here (q4_0 and q8_0, 32 tokens)
+//   q4_0              66                  85                106                      165 to 180
+//   q8_0              66                 178                215                      270 to 290
+//
+// Near tile operations, loads included, float arithmetic on vectors of 512 bits issues to one port instead of two (128
+// vmulps take 68 cycles alone, 135 with four tile loads among them); integer operations keep both. The distance that is
+// left comes about evenly from the tiles of tokens in the second cache, weights read back just after they were stored,
+// and prefetching; it is smallest with one tile operation for every 4 rows unpacked (with 16 or 32 tokens). Worse by 3 to
+// 15 %: pairs of tile operations, all of a step together, loads half a step before their products, prefetches spread
+// evenly over a step. Addresses computed from one distance instead of 16 pointers gained 5 % in q4_0.
+//
+// Tried before: panels of 32 rows unpacked first; chunks of 256 columns with sums in memory in between; one slice times up
+// to 6 tiles of tokens; saving the sums of a pass while the next is computed (stores past the caches are then in the way
+// of loads). All slower.
 #pragma once
 
 #include <immintrin.h>
@@ -137,54 +146,65 @@ using TileScales = float[TILE_SIDE][CHUNK];
 struct alignas(64) TileScratch {
   TileScales scales[2];
   TileSums sums[2][TOKEN_TILES];
-  TilePair ring[1];  // max(RING, steps + AHEAD) of them
+  TilePair ring[1];  // ring_places of them; behind them a copy of the last rows of both runs
 };
 
-// 16 rows of a run. Beyond the last row it is that again: its products are not used.
+inline int ring_places(int cols) { return most(RING, tile_steps(cols) + AHEAD); }
+
+// 16 rows of a run, at one distance: addresses are then computed, which is faster than loading 16 pointers.
 struct Slice {
-  const uint8_t* rows[TILE_SIDE];
+  const uint8_t* first;
+  size_t row_bytes;
 };
 
-inline Slice slice_of(const uint8_t* first, size_t row_bytes, int n) {
-  Slice slice;
-  for (int i = 0; i < TILE_SIDE; i++) slice.rows[i] = first + least(i, n - 1) * row_bytes;
-  return slice;
+// Where fewer than 16 rows are left they are copied, and the last one fills the place: its products are not used.
+inline Slice slice_of(const uint8_t* first, size_t row_bytes, int n, uint8_t* copy) {
+  if (n >= TILE_SIDE) return {first, row_bytes};
+  for (int i = 0; i < TILE_SIDE; i++)
+    __builtin_memcpy(copy + i * row_bytes, first + least(i, n - 1) * row_bytes, row_bytes);
+  return {copy, row_bytes};
 }
 
 // Unpacks one step of a slice, in quarters (4 rows each). Passed by value, so that its members stay in registers: a
 // store through a pointer to bytes may change what memory holds.
 template <class F>
 struct Unpacking {
-  const uint8_t* const* rows;
+  const uint8_t* rows;
   float* scales;
-  size_t quants, ahead;
+  size_t row_bytes, quants, ahead;
   int cols;
 
   Unpacking(const Slice& slice, TileScales& scales_, size_t ahead_, int cols_)
-      : rows(slice.rows), scales(scales_[0]), quants(F::quants(cols_)), ahead(ahead_), cols(cols_) {}
+      : rows(slice.first),
+        scales(scales_[0]),
+        row_bytes(slice.row_bytes),
+        quants(F::quants(cols_)),
+        ahead(ahead_),
+        cols(cols_) {}
 
   // Before the quarters of a step: scales where they begin, and some of the lines 16 rows further on are asked for.
   inline __attribute__((always_inline)) void begin(int step) const {
     if (F::SCALED && step % CHUNK == 0) {
 #pragma GCC unroll 16
-      for (int i = 0; i < TILE_SIDE; i++) F::scales(rows[i], step, scales + i * CHUNK);
+      for (int i = 0; i < TILE_SIDE; i++) F::scales(rows + i * row_bytes, step, scales + i * CHUNK);
       const int row = step / CHUNK % 4 * 4;  // a line holds the scales of 4 chunks
 #pragma GCC unroll 4
-      for (int i = 0; i < 4; i++) __builtin_prefetch(rows[row + i] + step * 2 + ahead, 0, 2);
+      for (int i = 0; i < 4; i++) __builtin_prefetch(rows + (row + i) * row_bytes + step * 2 + ahead, 0, 2);
     }
     constexpr int EACH = TILE_SIDE / F::LINE_STEPS;
-    const uint8_t* const* mine = rows + step % F::LINE_STEPS * EACH;
-    const size_t at = quants + size_t(step) * F::BYTES + ahead;
+    const uint8_t* mine = rows + step % F::LINE_STEPS * EACH * row_bytes + quants + size_t(step) * F::BYTES + ahead;
 #pragma GCC unroll 16
-    for (int i = 0; i < EACH; i++) __builtin_prefetch(mine[i] + at, 0, 2);
+    for (int i = 0; i < EACH; i++) __builtin_prefetch(mine + i * row_bytes, 0, 2);
   }
 
   inline __attribute__((always_inline)) void quarter(int q, int step, uint8_t* tile) const {
     const float* scale = scales + 4 * q * CHUNK + step % CHUNK;
+    const uint8_t* mine = rows + 4 * q * row_bytes;
     const size_t at = quants + size_t(step) * F::BYTES;
 #pragma GCC unroll 4
     for (int i = 0; i < 4; i++)
-      _mm512_store_si512(tile + (4 * q + i) * 64, F::block(rows[4 * q + i], at, cols - step * BLOCK, scale + i * CHUNK));
+      _mm512_store_si512(tile + (4 * q + i) * 64,
+                         F::block(mine + i * row_bytes, at, cols - step * BLOCK, scale + i * CHUNK));
   }
 };
 
@@ -223,26 +243,35 @@ inline __attribute__((always_inline)) void multiply_step(const uint8_t* wa, cons
                                                          const uint8_t* x, size_t x_stride, const Other& other) {
   if (T == 1) {
     _tile_loadd(6, wa, w_stride);
+    other(0, 1);
     _tile_loadd(7, x, 64);
-    _tile_loadd(5, wb, w_stride);
-    other(0, 2);
+    other(1, 2);
     _tile_dpbf16ps(0, 6, 7);
-    other(2, 5);
+    other(2, 3);
+    _tile_loadd(5, wb, w_stride);
+    other(3, 4);
+    other(4, 5);
     _tile_dpbf16ps(1, 5, 7);
-    other(5, 8);
+    other(5, 6);
+    other(6, 7);
+    other(7, 8);
   } else if (T == 2) {
     _tile_loadd(4, wa, w_stride);
+    other(0, 1);
     _tile_loadd(6, x, 64);
+    other(1, 2);
     _tile_dpbf16ps(0, 4, 6);
-    other(0, 2);
+    other(2, 3);
     _tile_loadd(5, wb, w_stride);
+    other(3, 4);
     _tile_dpbf16ps(1, 5, 6);
-    other(2, 4);
+    other(4, 5);
     _tile_loadd(7, x + x_stride, 64);
+    other(5, 6);
     _tile_dpbf16ps(2, 4, 7);
-    other(4, 6);
+    other(6, 7);
     _tile_dpbf16ps(3, 5, 7);
-    other(6, 8);
+    other(7, 8);
   } else {
     _tile_loadd(6, wa, w_stride);
     _tile_loadd(7, x, 64);
@@ -393,8 +422,9 @@ struct TileRun {
 
   // Rows from `row` on of both runs; where run b has none, it is run a again.
   Slice slice(bool second, int row) const {
+    uint8_t* copy = scratch.ring[ring_places(cols)][0] + second * TILE_SIDE * w.row_bytes;
     second = second && row < w.nb;
-    return slice_of((second ? w.b : w.a) + size_t(row) * w.row_bytes, w.row_bytes, (second ? w.nb : w.na) - row);
+    return slice_of((second ? w.b : w.a) + size_t(row) * w.row_bytes, w.row_bytes, (second ? w.nb : w.na) - row, copy);
   }
 
   PairUnpacking<F> unpacking(const Slice (&pair)[2]) const {
@@ -482,13 +512,15 @@ void tiles_swiglu(const RowPair& w, const TileTokens& x, int cols, const TileHid
   TileRun<F, StoreHidden<F>>{w, x, cols, *reinterpret_cast<TileScratch*>(scratch), save}.run();
 }
 
+template <class F>
 size_t tiles_scratch(int cols) {
-  return offsetof(TileScratch, ring) + sizeof(TilePair) * size_t(most(RING, tile_steps(cols) + AHEAD));
+  const size_t row_bytes = F::quants(cols) + size_t(tile_steps(cols)) * F::BYTES;
+  return offsetof(TileScratch, ring) + sizeof(TilePair) * size_t(ring_places(cols)) + 2 * TILE_SIDE * row_bytes;
 }
 
 template <class F>
 constexpr TileKernels tile_kernels(int min_tokens) {
-  return {min_tokens, tiles_scratch, tiles_pack<F>, tiles_multiply<F>, tiles_swiglu<F>};
+  return {min_tokens, tiles_scratch<F>, tiles_pack<F>, tiles_multiply<F>, tiles_swiglu<F>};
 }
 
 }  // namespace
