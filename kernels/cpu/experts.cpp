@@ -33,6 +33,10 @@ constexpr float SPLIT_COST = 1.05f;  // row-split time over whole-expert time, a
 constexpr float TILED_COST = 9.0f, TILE_COST = 2.7f;  // see cost()
 constexpr size_t OUT_BYTES = size_t(128) << 20;
 
+// Floats from one row of `out` to the next: a cache line more than a row, which is often a power of two, so that the 16
+// tokens of a tile do not all go to one set of the cache (32 tokens: `down` takes a tenth less).
+size_t out_stride(const Bank& bank) { return size_t(bank.hidden) + TILE_SIDE; }
+
 struct Group {  // an expert that was chosen; its pairs are rows first .. first + count
   int expert, first, count;
   bool tiled;                  // by matrix tiles, not by dot products
@@ -60,7 +64,7 @@ struct Layer {
   Group* list;                // falling count
   int32_t* token_of;          // [pairs] in sorted order
   int32_t* row_of;            // [tokens, top_k] -> sorted row
-  float* out;                 // [pairs, hidden]
+  float* out;                 // [pairs, out_stride], `hidden` of each row used
   // For groups by dot products, if there are any:
   size_t x_bytes, h_bytes;  // of one token's activations
   uint8_t* x_acts;          // [tokens], or x itself
@@ -88,7 +92,7 @@ struct Layer {
       take_pairs();
     else
       sort_pairs(arena.take<int32_t>(bank.experts + 1));
-    out = arena.take<float>(size_t(pairs()) * bank.hidden);
+    out = arena.take<float>(size_t(pairs()) * out_stride(bank));
     const bool prepared = format.prepare != nullptr;
     x_bytes = prepared ? acts_bytes(bank.format, bank.hidden) : size_t(bank.hidden) * sizeof(float);
     h_bytes = prepared ? acts_bytes(bank.format, bank.width) : size_t(bank.width) * sizeof(float);
@@ -146,8 +150,8 @@ struct Layer {
     const size_t bytes = row_bytes(bank.format, bank.width);
     const uint8_t* first = block(group.expert) + 2 * size_t(bank.width) * row_bytes(bank.format, bank.hidden);
     const int n = rows.end - rows.begin, half = (n + 1) / 2;
-    float* mine = out + size_t(group.first) * bank.hidden + rows.begin;
-    *to = {mine, mine + half, size_t(bank.hidden), size_t(bank.hidden)};
+    float* mine = out + size_t(group.first) * out_stride(bank) + rows.begin;
+    *to = {mine, mine + half, out_stride(bank), out_stride(bank)};
     return {first + rows.begin * bytes, first + (rows.begin + half) * bytes, bytes, half, n - half};
   }
 
@@ -207,7 +211,7 @@ struct Layer {
   void sum(Range columns_of_tokens, int blocks) const {
     for (int i = columns_of_tokens.begin; i < columns_of_tokens.end; i++) {
       const int t = i / blocks, c = i % blocks * SUM_COLUMNS;
-      isa.weighted_sum(out + c, bank.hidden, row_of + size_t(t) * top_k, weights + size_t(t) * top_k, top_k,
+      isa.weighted_sum(out + c, out_stride(bank), row_of + size_t(t) * top_k, weights + size_t(t) * top_k, top_k,
                        std::min(SUM_COLUMNS, bank.hidden - c), y + size_t(t) * bank.hidden + c);
     }
   }
@@ -339,7 +343,7 @@ void run_chunk(const float* x, int tokens, const int32_t* ids, const float* weig
 void experts(const float* x, int tokens, const int32_t* ids, const float* weights, int top_k, const Bank& bank,
              float* y) {
   Stopwatch watch;
-  const int most = int(std::max<size_t>(1, OUT_BYTES / (size_t(top_k) * bank.hidden * sizeof(float))));
+  const int most = int(std::max<size_t>(1, OUT_BYTES / (size_t(top_k) * out_stride(bank) * sizeof(float))));
   for (int t = 0; t < tokens; t += most)
     run_chunk(x + size_t(t) * bank.hidden, std::min(most, tokens - t), ids + size_t(t) * top_k,
               weights + size_t(t) * top_k, top_k, bank, y + size_t(t) * bank.hidden);
