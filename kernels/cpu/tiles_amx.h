@@ -15,7 +15,7 @@
 // Limits: a token's sum runs over k in one order, so its result depends on nothing beside it; subnormals count as zero.
 //
 // Measured on one core of a 2-core server CPU, weights from the third cache, minima of many turns. What 32 blocks (a step
-// of both slices), two tiles of tokens and their four products take, in cycles, with everything in the first cache:
+// of both slices), two tiles of tokens and their four products take, in cycles, with weights in the first cache:
 //
 //             products and loads   unpacking alone   both by their ports   here (q4_0 and q8_0, 32 tokens)
 //   q4_0              66                  85                106                      165 to 180
@@ -24,8 +24,8 @@
 // Near tile operations, loads included, float arithmetic on vectors of 512 bits issues to one port instead of two (128
 // vmulps take 68 cycles alone, 135 with four tile loads among them); integer operations keep both. The distance that is
 // left comes about evenly from the tiles of tokens in the second cache, weights read back just after they were stored,
-// and prefetching; it is smallest with one tile operation for every 4 rows unpacked (with 16 or 32 tokens). Worse by 3 to
-// 15 %: pairs of tile operations, all of a step together, loads half a step before their products, prefetches spread
+// and prefetching; it is smallest with one tile operation for every 4 rows unpacked (with 16 or 32 tokens). Worse by 0 to
+// 20 %: pairs of tile operations, all of a step together, loads half a step before their products, prefetches spread
 // evenly over a step. Addresses computed from one distance instead of 16 pointers gained 5 % in q4_0.
 //
 // Tried before: panels of 32 rows unpacked first; chunks of 256 columns with sums in memory in between; one slice times up
