@@ -3,11 +3,13 @@
 Tiles unpack weights for any number of tokens at one price, dot products pay by the token; where the two cross depends
 on the CPU. Both ways are timed in turns on experts that no cache holds, and tiles are taken from the first number of
 tokens on from which they always win by GAIN: they round activations more, so a tie goes to the dot products. The result
-decides on rounding, so it is saved beside the machine's profile and not measured anew at every start.
+decides on rounding, so it is saved beside the machine's profile and not measured anew at every start; other kernels
+than those that were timed are timed once more.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import statistics
 import time
@@ -111,19 +113,31 @@ def _path() -> Path:
     return profile_path(key).with_name(f"tiles-{key}.json")
 
 
+def kernels_digest() -> str:
+    """What tells the built kernels from others: 16 hexadecimal digits."""
+    from ..kernels import _cpu
+
+    return hashlib.sha256(Path(_cpu.__file__).read_bytes()).hexdigest()[:16]
+
+
 def save(found: dict[str, int]) -> None:
     """Keeps thresholds for this hardware. A folder that cannot be written only costs the next start a second."""
     try:
         _path().parent.mkdir(parents=True, exist_ok=True)
-        _path().write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        _path().write_text(
+            json.dumps({"kernels": kernels_digest(), "tokens": found}, indent=2) + "\n", encoding="utf-8"
+        )
     except OSError:
         return
 
 
 def _saved(formats: set[str]) -> dict[str, int] | None:
     try:
-        found = json.loads(_path().read_text(encoding="utf-8"))
+        saved = json.loads(_path().read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+    if not isinstance(saved, dict) or saved.get("kernels") != kernels_digest():
+        return None
+    found = saved.get("tokens")
     whole = isinstance(found, dict) and set(found) == formats
     return found if whole and all(isinstance(n, int) and n > 0 for n in found.values()) else None

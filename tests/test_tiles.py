@@ -39,17 +39,23 @@ def test_what_was_measured_is_kept_and_used(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(tiles, "measure", lambda formats: odd)
     assert tiles.use() == cpu.tile_tokens() == odd
     monkeypatch.setattr(tiles, "measure", lambda formats: pytest.fail("it was measured already"))
-    assert tiles.use() == odd == json.loads(kept(tmp_path).read_text())
+    assert tiles.use() == odd == json.loads(kept(tmp_path).read_text())["tokens"]
+    monkeypatch.setattr(tiles, "kernels_digest", lambda: "other kernels")
+    monkeypatch.setattr(tiles, "measure", lambda formats: built_in)
+    assert tiles.use() == built_in, "thresholds of kernels that are gone were used"
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"bf16": 4}', '{"bf16": 0, "q8_0": 8, "q4_0": 8}', "no"])
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", '{"bf16": 4}', "no", '{"bf16": 0, "q8_0": 8, "q4_0": 8}', '"bf16"']
+)
 def test_a_file_that_is_not_whole_is_measured_anew(
     content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not (built_in := cpu.tile_tokens()):
         pytest.skip("this instruction set has no tiles")
     kept(tmp_path).parent.mkdir()
-    kept(tmp_path).write_text(content)
+    whole = f'{{"kernels": "{tiles.kernels_digest()}", "tokens": {content}}}'
+    kept(tmp_path).write_text(whole if content.endswith(("]", "}", '"')) else content)
     monkeypatch.setattr(tiles, "measure", lambda formats: dict.fromkeys(formats, 5))
     assert tiles.use() == dict.fromkeys(built_in, 5)
 
