@@ -139,5 +139,6 @@ def _saved(formats: set[str]) -> dict[str, int] | None:
     if not isinstance(saved, dict) or saved.get("kernels") != kernels_digest():
         return None
     found = saved.get("tokens")
-    whole = isinstance(found, dict) and set(found) == formats
-    return found if whole and all(isinstance(n, int) and n > 0 for n in found.values()) else None
+    if not isinstance(found, dict) or set(found) != formats:
+        return None
+    return found if all(isinstance(n, int) and n > 0 for n in found.values()) else None
