@@ -197,7 +197,7 @@ def mlp_error(x_TD: Tensor, gate: Matrix, up: Matrix, down: Matrix, tiled: bool,
 def experts_error(i: Inputs, out: list[Tensor]) -> list[Tensor | float]:
     x, ids, weights, bank = i["x"], i["ids"], i["weights"], i["bank"]
     variance, rounding = torch.zeros_like(x), torch.zeros_like(x)
-    for expert in ids.unique().tolist():
+    for expert in sorted(set(ids.flatten().tolist()) - {-1}):
         token, slot = torch.where(ids == expert)
         w = weights[token, slot].unsqueeze(1).abs()
         tiled = takes_tiles(i, bank.layout.format, token.numel())

@@ -241,6 +241,11 @@ def experts_cases() -> Iterator[Case]:
                 ids[:, 0] = 3
             elif kind == "one":
                 ids.fill_(E - 1)
+            elif kind == "partly elsewhere":  # of one token every second choice; of many also all of some tokens
+                ids[:, 1::2] = -1
+                ids[1::3] = -1
+            elif kind == "all elsewhere":
+                ids.fill_(-1)
             return {"x": normal(g, T, D), "ids": ids, "weights": weights, "bank": source.bank(layout, E)}
 
         return Case(
@@ -264,7 +269,11 @@ def experts_cases() -> Iterator[Case]:
         yield case(form, 3, 96, 64, 64, 1, "one")
         yield case(form, 4, 544, 96, 33, 2)
         yield case(form, 6, 160, 160, 200, 3, "crowded")
+        yield case(form, 8, 96, 160, 1, 4, "partly elsewhere")
+        yield case(form, 8, 64, 96, 21, 3, "partly elsewhere")
     yield case(FORMATS["f32"], 4, 33, 21, 5, 2)
+    yield case(FORMATS["q8_0"], 4, 64, 32, 1, 2, "all elsewhere")
+    yield case(FORMATS["q8_0"], 4, 64, 32, 3, 2, "all elsewhere")
     yield case(FORMATS["bf16"], 3, 33, 21, 70, 2)
     yield case(FORMATS["q4_0"], 2, 768, 2048, 2, 2)
     for name in ("q4_0", "q8_0", "bf16"):

@@ -222,9 +222,10 @@ def experts(x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor, bank: ExpertBank) 
     """The routed experts of one layer: y[t] = sum_k weights[t,k] * down(silu(gate(x[t])) * up(x[t])), float32 [T, D].
 
     gate, up and down are the matrices of expert ids[t, k]. Each expert that was chosen is read once for the batch.
+    A choice of -1 is no expert of this bank: it adds nothing, and nothing is read for it.
     """
     y_TD = torch.zeros_like(x_TD)
-    for expert in ids_TK.unique().tolist():
+    for expert in sorted(set(ids_TK.flatten().tolist()) - {-1}):
         token, slot = torch.where(ids_TK == expert)
         x = x_TD[token]
         gate, up = linear(x, bank.matrix(expert, "gate")), linear(x, bank.matrix(expert, "up"))

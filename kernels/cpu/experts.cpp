@@ -9,6 +9,8 @@
 // speed (2 of 8 split on 2 cores: 1 to 6 % faster than none or all). Every pair writes its own row of `out` and the sum
 // runs over k in order, so neither the schedule nor the number of threads changes a bit.
 //
+// A pair whose expert is -1 is not this bank's business: nothing is read for it, and it adds a row of zeros.
+//
 // An expert with many tokens goes through matrix tiles where the ISA has them: its tokens are gathered as bf16 tiles,
 // and h leaves SwiGLU as tiles for `down`. Its own number of tokens decides, nothing else; tiles round differently.
 // Memory: `out` is held to OUT_BYTES by taking the tokens in chunks; a chunk reads its experts anew.
@@ -63,8 +65,8 @@ struct Layer {
   int groups = 0, split = 0;  // the first `split` groups are cut by rows
   Group* list;                // falling count
   int32_t* token_of;          // [pairs] in sorted order
-  int32_t* row_of;            // [tokens, top_k] -> sorted row
-  float* out;                 // [pairs, out_stride], `hidden` of each row used
+  int32_t* row_of;            // [tokens, top_k] -> sorted row, or nobody()
+  float* out;                 // [pairs, out_stride], `hidden` of each row used; then a row of zeros for nobody()
   // For groups by dot products, if there are any:
   size_t x_bytes, h_bytes;  // of one token's activations
   uint8_t* x_acts;          // [tokens], or x itself
@@ -72,6 +74,7 @@ struct Layer {
   uint8_t* h_acts;          // [pairs], or h itself
 
   int pairs() const { return tokens * top_k; }
+  int nobody() const { return pairs(); }  // the row of zeros
   bool dots() const { return groups > 0 && !list[groups - 1].tiled; }  // the smallest group comes last
 
   Layer(const float* x_, int tokens_, const int32_t* ids_, const float* weights_, int top_k_, const Bank& bank_,
@@ -92,7 +95,8 @@ struct Layer {
       take_pairs();
     else
       sort_pairs(arena.take<int32_t>(bank.experts + 1));
-    out = arena.take<float>(size_t(pairs()) * out_stride(bank));
+    out = arena.take<float>((size_t(pairs()) + 1) * out_stride(bank));
+    std::fill_n(out + size_t(nobody()) * out_stride(bank), bank.hidden, 0.0f);
     const bool prepared = format.prepare != nullptr;
     x_bytes = prepared ? acts_bytes(bank.format, bank.hidden) : size_t(bank.hidden) * sizeof(float);
     h_bytes = prepared ? acts_bytes(bank.format, bank.width) : size_t(bank.width) * sizeof(float);
@@ -103,17 +107,19 @@ struct Layer {
   }
 
   void check(int32_t id) const {
-    if (id < 0 || id >= bank.experts)
+    if (id < -1 || id >= bank.experts)
       throw std::out_of_range("expert id " + std::to_string(id) + " in a bank of " + std::to_string(bank.experts));
   }
 
   // One token's experts are different already. Sorting them took 10 us of a layer of 800, with all caches cold.
   void take_pairs() {
     const bool tiled = takes_tiles(bank.format, 1);
-    for (; groups < top_k; groups++) {
-      check(ids[groups]);
-      list[groups] = {ids[groups], groups, 1, tiled, nullptr, nullptr};
-      row_of[groups] = groups, token_of[groups] = 0;
+    for (int p = 0; p < top_k; p++) {
+      check(ids[p]);
+      row_of[p] = ids[p] < 0 ? nobody() : groups;
+      if (ids[p] < 0) continue;
+      list[groups] = {ids[p], groups, 1, tiled, nullptr, nullptr};
+      token_of[groups++] = 0;
     }
   }
 
@@ -122,7 +128,7 @@ struct Layer {
     std::fill(starts, starts + bank.experts + 1, 0);
     for (int p = 0; p < pairs(); p++) {
       check(ids[p]);
-      starts[ids[p] + 1]++;
+      if (ids[p] >= 0) starts[ids[p] + 1]++;
     }
     for (int e = 0; e < bank.experts; e++) {
       const int count = starts[e + 1];
@@ -131,8 +137,8 @@ struct Layer {
       starts[e + 1] += starts[e];
     }
     for (int p = 0; p < pairs(); p++) {
-      row_of[p] = starts[ids[p]]++;
-      token_of[row_of[p]] = p / top_k;
+      row_of[p] = ids[p] < 0 ? nobody() : starts[ids[p]]++;
+      if (ids[p] >= 0) token_of[row_of[p]] = p / top_k;
     }
     std::stable_sort(list, list + groups, [](const Group& a, const Group& b) { return a.count > b.count; });
   }

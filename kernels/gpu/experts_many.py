@@ -4,7 +4,7 @@
     _gate_up    h[m] = silu(gate x) * (up x)        for the m-th pair in the order; gate and up rows alternate, so that
                                                     one product gives both and a thread holds the two it multiplies
     _down       z[pair] = weight[pair] * down h[m]
-    _combine    y[t] = z[t, 0] + z[t, 1] + ...      in this order
+    _combine    y[t] = z[t, 0] + z[t, 1] + ...      in this order, without choices of expert -1, which nobody computed
 
 The grid knows shapes only: (experts * blocks of rows, LANES). A program takes every LANES-th block of its expert's
 pairs, and ends at once where there are none. With up to BLOCK_M pairs an expert each weight is read once.
@@ -79,13 +79,14 @@ def _down(
 
 
 @triton.jit
-def _combine(z_ptr, y_ptr, hidden, TOP_K: tl.constexpr, BLOCK: tl.constexpr):
+def _combine(z_ptr, ids_ptr, y_ptr, hidden, TOP_K: tl.constexpr, BLOCK: tl.constexpr):
     token = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     ok = at < hidden
     y = tl.zeros([BLOCK], tl.float32)
     for k in tl.static_range(TOP_K):
-        y += tl.load(z_ptr + (token * TOP_K + k) * hidden + at, mask=ok, other=0.0)
+        mine = ok & (tl.load(ids_ptr + token * TOP_K + k) >= 0)
+        y += tl.load(z_ptr + (token * TOP_K + k) * hidden + at, mask=mine, other=0.0)
     tl.store(y_ptr + token * hidden + at, y, mask=ok)
 
 
@@ -111,4 +112,4 @@ def experts_many(x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor, bank: ExpertB
         h, order, starts, weights_TK, down.values, down.scales, z, D, F, down.elements, down.stride,
         block, FORMAT=form.name, PRODUCT=kind, **tile,
     )  # fmt: skip
-    _combine[(T, launch.cdiv(D, 1024))](z, out_TD, D, TOP_K=K, BLOCK=1024)
+    _combine[(T, launch.cdiv(D, 1024))](z, ids_TK, out_TD, D, TOP_K=K, BLOCK=1024)

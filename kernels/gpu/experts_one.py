@@ -6,6 +6,7 @@
                                                                    count as one long row, so that short ones (432
                                                                    bytes at width 768 in q4_0) still fill every load
 
+A choice of expert -1 is another bank's: its rows are masked, h is 0, and nothing of this bank is read for it.
 No program waits for another and nothing is added to memory twice: the order of sums is fixed.
 """
 
@@ -33,8 +34,8 @@ def _gate_up(
     expert = tl.load(ids_ptr + choice).to(tl.int64)
     row = tl.arange(0, ROWS)
     f = tl.program_id(0) * (ROWS // 2) + row // 2
-    at = expert * block + (row % 2) * up + f * stride
-    sums = row_dots(x_ptr, w_ptr, s_ptr, at, f < width, elements, WIDTH, FORMAT, ROWS, GRANULES)
+    at = tl.maximum(expert, 0) * block + (row % 2) * up + f * stride
+    sums = row_dots(x_ptr, w_ptr, s_ptr, at, (f < width) & (expert >= 0), elements, WIDTH, FORMAT, ROWS, GRANULES)
     g, u = tl.split(tl.reshape(sums, [ROWS // 2, 2]))
     at = tl.program_id(0) * (ROWS // 2) + tl.arange(0, ROWS // 2)
     tl.store(h_ptr + choice * width + at, silu(g) * u, mask=at < width)
@@ -51,7 +52,9 @@ def _down(
         at = first + tl.arange(0, GRANULES)
         choice = at // ROW_GRANULES
         ok = choice < TOP_K
-        expert = tl.load(ids_ptr + choice, mask=ok, other=0).to(tl.int64)
+        expert = tl.load(ids_ptr + choice, mask=ok, other=-1).to(tl.int64)
+        ok = expert >= 0
+        expert = tl.maximum(expert, 0)
         part = granule_dots(
             h_ptr, choice * width, w_ptr, s_ptr, expert[None, :] * block + row[:, None] * stride, at % ROW_GRANULES, ok,
             row < hidden, elements, FORMAT, ROWS, GRANULES,

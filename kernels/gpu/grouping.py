@@ -2,6 +2,7 @@
 
     pair = token * K + choice;  order[starts[e] : starts[e + 1]] are the pairs of expert e, in rising order
 
+Pairs of expert -1 stand before starts[0], where nothing is written.
 One program an expert: it counts the ids below its own, which is where its pairs begin, then walks the ids again and
 writes the pairs it finds. All programs read the same few kilobytes from the cache; none waits for another.
 """
