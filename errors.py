@@ -37,3 +37,7 @@ class MemoryNeeded(HeadraceError, MemoryError):
 
 class ContextOverflow(HeadraceError, ValueError):
     """Prompt plus new tokens do not fit into the context."""
+
+
+class DeviceError(HeadraceError):
+    """A GPU, its driver, or the hand-off of experts between GPU and CPU is missing or has failed."""

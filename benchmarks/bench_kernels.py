@@ -24,6 +24,7 @@ import torch
 from headrace.kernels import _cpu, cpu
 from headrace.kernels.case import Case, SlabSource
 from headrace.kernels.cases import CASES
+from headrace.kernels.cpu.mailbox import round_trip_us
 from passport import passport
 from torch import Generator, Tensor
 
@@ -118,7 +119,8 @@ def per_call(call: Any, number: int = 5000) -> float:
 
 
 def overheads() -> dict[str, float]:
-    """What a call costs besides its work: 16 values through the wrapper, through the binding alone, and the team."""
+    """What a call costs besides its work: 16 values through the wrapper, through the binding alone, and the team; and a
+    mailbox job without experts, from its post to its answer, with a thread as the GPU."""
     x, w = torch.ones(1, 16), torch.ones(16)
     y: Tensor = torch.empty_like(x)
     raw = x.data_ptr(), w.data_ptr(), y.data_ptr(), 1, 16, 1e-6
@@ -128,6 +130,7 @@ def overheads() -> dict[str, float]:
         "torch_empty_us": per_call(lambda: torch.empty(1, 16)),
         "region_ns": min(cpu.region_ns(5000) for _ in range(5)),
         "barrier_ns": min(cpu.barrier_ns(5000) for _ in range(5)),
+        "mailbox_us": min(round_trip_us() for _ in range(5)),
     }
 
 

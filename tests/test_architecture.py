@@ -15,7 +15,7 @@ LAYERS = ("kernels", "loaders", "engine", "cli")  # each may import those before
 SOURCES = [p for folder in LAYERS[:3] for p in sorted((ROOT / folder).rglob("*.py"))] + [ROOT / "cli.py"]
 PUBLIC = {
     "LLM", "SamplingParams", "EngineConfig", "Completion", "Chunk", "HeadraceError", "OptionError", "ConfigError",
-    "CheckpointError", "TokenizerError", "HubError", "MemoryNeeded", "ContextOverflow",
+    "CheckpointError", "TokenizerError", "HubError", "MemoryNeeded", "ContextOverflow", "DeviceError",
 }  # fmt: skip
 
 

@@ -8,6 +8,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include "bind_mailbox.h"
 #include "isa.h"
 #include "numa.h"
 #include "ops.h"
@@ -196,4 +197,5 @@ NB_MODULE(_cpu, m) {
   bind_block(m);
   bind_layers(m);
   bind_model(m);
+  bind_mailbox(m);
 }
