@@ -168,8 +168,8 @@ class Driver:
         self._call("cuStreamBatchMemOp_v2", stream, len(operations), params, 0)
 
     def host_function(self, stream: int, function: int, argument: int) -> None:
-        """The stream calls a C function `void (*)(void*)` on a thread of the driver, and waits for its end. It must make
-        no CUDA call, and need nothing that a thread inside CUDA may hold, the interpreter lock included."""
+        """The stream calls a C function `void (*)(void*)` on a thread of the driver, and waits for its end. It must
+        make no CUDA call, and need nothing that a thread inside CUDA may hold, the interpreter lock included."""
         self._call("cuLaunchHostFunc", stream, function, argument)
 
     # ---- memory
