@@ -3,7 +3,7 @@
 `kernels/cpu/mailbox.h` draws a slot byte by byte and says why the order of writes is right. Whoever plays the GPU's
 part writes a job into a slot, posts it, does other work, waits, and reads y; the coordinator computes with the same C++
 as `experts` does, bit for bit. How posting and waiting are done (by a stream, by host functions, by hand) is
-`engine/handoff.py`.
+`engine/posting.py`.
 """
 
 from __future__ import annotations

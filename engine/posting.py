@@ -5,7 +5,7 @@
     eager      the engine's thread waits for the stream, posts, and waits for the answer; no graph
 
 Which of them work, and how long they take, is asked of the machine: a probe in a process of its own
-(`handoff_probe.py`), because a wait in a stream that is never answered cannot be taken back, and hangs its process. The
+(`posting_probe.py`), because a wait in a stream that is never answered cannot be taken back, and hangs its process. The
 choice keeps its reason, for the start-up table.
 """
 
@@ -33,7 +33,7 @@ FIRST_JOB = "first job"  # what the probe's stages are called
 CAPTURED = "captured jobs"
 
 
-class HandOff(Protocol):
+class Posting(Protocol):
     """Posts and awaits jobs in the order of a stream. Streams are handles, as torch gives them."""
 
     name: str
@@ -80,22 +80,23 @@ class HostFunctions:
 
 
 class Eager:
-    """The calling thread does it all."""
+    """The calling thread does it all. Without a driver there is no stream to wait for: what came before is done."""
 
     name, in_graphs = "eager", False
 
-    def __init__(self, driver: Driver, mailbox: Mailbox) -> None:
+    def __init__(self, driver: Driver | None, mailbox: Mailbox) -> None:
         self.driver, self.mailbox = driver, mailbox
 
     def publish(self, stream: int, slot: Slot) -> None:
-        self.driver.synchronize(stream)
+        if self.driver is not None:
+            self.driver.synchronize(stream)
         self.mailbox.post(slot)
 
     def await_result(self, stream: int, slot: Slot) -> None:
         self.mailbox.wait(slot)
 
 
-def make(name: str, driver: Driver, mailbox: Mailbox) -> HandOff:
+def make(name: str, driver: Driver, mailbox: Mailbox) -> Posting:
     """The hand-off called `name`, over a mailbox whose memory is registered with the driver."""
     if name == "memop":
         return MemOps(driver, mailbox.memory)
@@ -154,7 +155,7 @@ def probe(library: str = LIBRARY, device: int = 0, layers: int = 48, stage: floa
 
 
 def _try(name: str, library: str, device: int, layers: int, limit: float) -> Trial:
-    command = [sys.executable, "-m", "headrace.engine.handoff_probe", name, library, str(device), str(layers)]
+    command = [sys.executable, "-m", "headrace.engine.posting_probe", name, library, str(device), str(layers)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0)
     stage, allowed = "start", START
     try:

@@ -1,7 +1,7 @@
-"""Tries one hand-off here, as a program: `python -m headrace.engine.handoff_probe WAY LIBRARY DEVICE LAYERS`.
+"""Tries one hand-off here, as a program: `python -m headrace.engine.posting_probe WAY LIBRARY DEVICE LAYERS`.
 
 Says in lines of JSON how far it is ({"stage": ...}) and what came out ({"us": ...} of a job, or {"problem": ...}).
-Whoever started it kills it where a stage does not end (`handoff.py`): first a job by itself, then a graph of one
+Whoever started it kills it where a stage does not end (`posting.py`): first a job by itself, then a graph of one
 job for each layer, launched three times, then timed. The jobs choose no experts, so the time is that of the
 hand-off alone. Exits by `os._exit`: a stream that hangs would hold up any other way out.
 """
@@ -18,7 +18,7 @@ from collections.abc import Callable
 from ..errors import HeadraceError
 from ..kernels import FORMATS, ExpertBank, ExpertLayout
 from ..kernels.cpu.mailbox import Mailbox
-from . import handoff
+from . import posting
 from .driver import MEM_OPS_64, Driver
 
 HIDDEN, TOP_K, ROUNDS = 2048, 8, 50
@@ -36,12 +36,12 @@ def run(name: str, library: str, device: int, layers: int) -> None:
         return say(problem="the GPU or its driver has no 64-bit memory operations in streams")
     mailbox = empty_mailbox(layers)
     driver.register(mailbox.memory.data_ptr(), mailbox.memory.nbytes)
-    stream, way = driver.stream(), handoff.make(name, driver, mailbox)
-    say(stage=handoff.FIRST_JOB)
+    stream, way = driver.stream(), posting.make(name, driver, mailbox)
+    say(stage=posting.FIRST_JOB)
     step(way, mailbox, stream)
     driver.synchronize(stream)
     mailbox.check()
-    say(stage=handoff.CAPTURED)
+    say(stage=posting.CAPTURED)
     again = captured(way, driver, mailbox, stream) if way.in_graphs else lambda: step(way, mailbox, stream)
     times = []
     for _ in range(3 + ROUNDS):
@@ -62,7 +62,7 @@ def empty_mailbox(layers: int) -> Mailbox:
     return mailbox
 
 
-def step(way: handoff.HandOff, mailbox: Mailbox, stream: int, begin: bool = True) -> None:
+def step(way: posting.Posting, mailbox: Mailbox, stream: int, begin: bool = True) -> None:
     """A job for each layer."""
     if begin:
         mailbox.begin(0)
@@ -72,7 +72,7 @@ def step(way: handoff.HandOff, mailbox: Mailbox, stream: int, begin: bool = True
         way.await_result(stream, slot)
 
 
-def captured(way: handoff.HandOff, driver: Driver, mailbox: Mailbox, stream: int) -> Callable[[], None]:
+def captured(way: posting.Posting, driver: Driver, mailbox: Mailbox, stream: int) -> Callable[[], None]:
     """The step as a graph; called, it runs."""
     driver.begin_capture(stream)
     step(way, mailbox, stream, begin=False)

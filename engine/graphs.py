@@ -1,0 +1,217 @@
+"""Decode steps as graphs: one for each batch size, captured once, replayed with new inputs in the same places.
+
+    load      token ids, positions, pages of this step into tensors that never move, padded to a captured size
+    begin     the mailbox is told which size comes
+    replay    the whole step, experts on the CPU included (`mailbox_experts.py`), without Python
+    check     a wait that could not be satisfied ended all the same: then the logits are of no use, and this raises
+
+Who captures and replays is a `Recorder`: torch's CUDA graphs, or a stand-in that calls the step again, so that all of
+this runs without a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ..errors import DeviceError, HeadraceError
+from ..kernels import Places
+from .kvcache import PAGE
+from .mailbox_experts import MailboxExperts
+from .scheduler import Inputs
+
+Step = Callable[[Inputs], Tensor]  # a forward pass: logits float32 [rows, vocabulary]
+
+
+class Graph(Protocol):
+    """A captured step."""
+
+    def replay(self) -> None:
+        """Enqueues it."""
+
+
+class Recorder(Protocol):
+    """Runs and captures steps in a stream of its own."""
+
+    def run(self, step: Callable[[], None]) -> None:
+        """Runs it and waits for its end."""
+
+    def capture(self, step: Callable[[], None]) -> Graph:
+        """Records it; on a GPU nothing of it runs."""
+
+    def replay(self, graph: Graph) -> None:
+        """Replays it and waits for its end."""
+
+
+class TorchRecorder:
+    """CUDA graphs of torch, which share one pool of memory: only one runs at a time. `cuda` is torch.cuda."""
+
+    def __init__(self, device: torch.device, cuda: Any = torch.cuda) -> None:
+        self.cuda = cuda
+        self.stream = cuda.Stream(device)
+        self.pool = cuda.graph_pool_handle()
+
+    @property
+    def handle(self) -> int:
+        """The stream, for the driver."""
+        return int(self.stream.cuda_stream)
+
+    def run(self, step: Callable[[], None]) -> None:
+        with self.cuda.stream(self.stream):
+            step()
+        self.stream.synchronize()
+
+    def capture(self, step: Callable[[], None]) -> Graph:
+        """Errors of this thread alone end a capture: others may load modules or copy meanwhile."""
+        graph: Graph = self.cuda.CUDAGraph()
+        with self.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
+            step()
+        return graph
+
+    def replay(self, graph: Graph) -> None:
+        with self.cuda.stream(self.stream):
+            graph.replay()
+        self.stream.synchronize()
+
+
+def sizes_up_to(most: int) -> list[int]:
+    """1, 2, 4, 8 ... up to the first that holds `most` sequences."""
+    assert most > 0, f"batches of {most}"
+    return [1 << n for n in range((most - 1).bit_length() + 1)]
+
+
+class Static:
+    """The inputs of a decode step of `size` sequences with tables of `pages` pages, in places that never change.
+
+    Rows without a sequence write and read the spare page, and are marked in `padding_B`.
+    """
+
+    def __init__(self, size: int, pages: int, spare_page: int, device: torch.device, pin: bool) -> None:
+        self.size, self.pages, self.spare_page = size, pages, spare_page
+        longs, ints = [size, size, size], [size, size + 1, size, size * pages]
+        kinds = (longs, torch.int64), (ints, torch.int32)
+        self.host = [torch.zeros(sum(sizes), dtype=dtype, pin_memory=pin) for sizes, dtype in kinds]
+        self.there = [torch.zeros_like(one, device=device) for one in self.host]
+        self.inputs, self.parts = self._views(self.there, longs, ints), self._views(self.host, longs, ints)
+        self.padding_B = self.inputs.rows < 0  # a tensor of its own
+        self.load(None)
+
+    def _views(self, flat: list[Tensor], longs: list[int], ints: list[int]) -> Inputs:
+        """Inputs as parts of two tensors, so that a step costs two copies."""
+        ids, slots, rows = flat[0].split(longs)
+        positions, starts, contexts, tables = flat[1].split(ints)
+        places = Places(
+            positions_T=positions,
+            slots_T=slots,
+            tables_SM=tables.view(self.size, self.pages),
+            starts_S1=starts,
+            contexts_S=contexts,
+        )
+        return Inputs(ids_T=ids, places=places, context=0, rows=rows)
+
+    def load(self, inputs: Inputs | None) -> None:
+        """Brings the inputs of a step into their places; None: no sequences at all."""
+        to, count = self.parts, 0 if inputs is None else len(inputs.ids_T)
+        places, rest = to.places, slice(count, self.size)
+        places.starts_S1.copy_(torch.arange(self.size + 1))
+        to.rows.copy_(torch.arange(self.size))
+        if inputs is not None:
+            now = inputs.places
+            to.ids_T[:count].copy_(inputs.ids_T)
+            places.slots_T[:count].copy_(now.slots_T)
+            places.positions_T[:count].copy_(now.positions_T)
+            places.contexts_S[:count].copy_(now.contexts_S)
+            places.tables_SM[:count, : now.tables_SM.shape[1]].copy_(now.tables_SM)
+        to.ids_T[rest], places.positions_T[rest], places.contexts_S[rest] = 0, 0, 1
+        places.slots_T[rest] = self.spare_page * PAGE + torch.arange(self.size - count) % PAGE
+        places.tables_SM[rest] = self.spare_page
+        for here, there in zip(self.host, self.there, strict=True):
+            there.copy_(here, non_blocking=True)
+        self.padding_B.copy_(torch.arange(self.size) >= count, non_blocking=True)
+
+
+class DecodeGraphs:
+    """Decode steps of up to `sizes[-1]` sequences. `sizes` are the mailbox's batch sizes, in its order.
+
+    step: the forward pass, which calls `experts` and does nothing else that must happen again in a replay (so it books
+    nothing). pages: of the longest sequence. spare_page: a page of the cache that belongs to no sequence.
+    """
+
+    def __init__(
+        self,
+        step: Step,
+        experts: MailboxExperts,
+        recorder: Recorder,
+        *,
+        sizes: Sequence[int],
+        pages: int,
+        spare_page: int,
+        device: torch.device,
+    ) -> None:
+        assert list(sizes) == experts.mailbox.batches, f"{sizes}, and a mailbox for {experts.mailbox.batches}"
+        assert sorted(sizes) == list(sizes), f"sizes {sizes}"
+        self.step, self.experts, self.recorder, self.sizes = step, experts, recorder, list(sizes)
+        self.statics = [Static(n, pages, spare_page, device, pin=device.type == "cuda") for n in self.sizes]
+        self.logits: list[Tensor] = []
+        self.graphs: list[Graph] = []
+
+    def capture(self) -> None:
+        """Captures every size, the largest first: its memory then serves the others too. Each runs once before, so
+        that kernels are compiled and buffers there, with the mailbox at work. Raises DeviceError where one cannot be
+        captured."""
+        logits, graphs = {}, {}
+        for number in reversed(range(len(self.sizes))):
+            try:
+                logits[number], graphs[number] = self._capture(number)
+            except HeadraceError:
+                raise
+            except RuntimeError as error:  # what torch raises for CUDA's errors
+                raise DeviceError(
+                    f"a decode step of {self.sizes[number]} sequences cannot be captured in a graph ({error}): "
+                    "run with handoff 'eager', which needs no graph"
+                ) from error
+        self.logits = [logits[n] for n in range(len(self.sizes))]
+        self.graphs = [graphs[n] for n in range(len(self.sizes))]
+
+    def _capture(self, number: int) -> tuple[Tensor, Graph]:
+        static, found = self.statics[number], [torch.empty(0)]
+        self.experts.use(number, static.padding_B)
+
+        def step() -> None:
+            logits = self.step(static.inputs)
+            if found[0].shape == logits.shape:
+                found[0].copy_(logits)
+            else:
+                found[0] = logits.clone()
+
+        self.experts.mailbox.begin(number)
+        self.recorder.run(step)
+        self.experts.mailbox.check()
+        return found[0], self.recorder.capture(step)
+
+    def number_for(self, sequences: int) -> int | None:
+        """The smallest captured size that holds so many sequences, or None."""
+        return next((n for n, size in enumerate(self.sizes) if size >= sequences), None)
+
+    def run(self, inputs: Inputs) -> Tensor:
+        """A decode step: one token of each sequence. Logits float32 [sequences, vocabulary], until the next step of
+        this size. Raises DeviceError where its experts could not be computed."""
+        count = len(inputs.ids_T)
+        number = self.number_for(count)
+        assert number is not None, f"{count} sequences, captured for {self.sizes}"
+        assert self.graphs, "run before capture"
+        self.statics[number].load(inputs)
+        self.experts.use(number, self.statics[number].padding_B)
+        self.experts.mailbox.begin(number)
+        self.recorder.replay(self.graphs[number])
+        self.experts.mailbox.check()
+        return self.logits[number][:count]
+
+    def bytes_read(self, sequences: int) -> int:
+        """Bytes of experts that the last step of so many sequences read."""
+        number = self.number_for(sequences)
+        assert number is not None, f"{sequences} sequences, captured for {self.sizes}"
+        return self.experts.bytes_read(number)

@@ -1,0 +1,78 @@
+"""Experts in RAM behind a decoder whose steps a GPU replays: jobs go into the mailbox, in the order of the stream.
+
+`submit` and `collect` only enqueue: copies into the slot, a post, a wait, a copy of y. So a graph can hold them, and in
+a replay no Python runs. What a step read is therefore asked for afterwards (`bytes_read`): its choices lie in the
+slots, which are memory of the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..kernels.cpu.mailbox import Mailbox, Slot
+from .posting import Posting
+
+
+class Posted(NamedTuple):
+    """A job that was posted; its answer will lie in the slot."""
+
+    layer: int
+    slot: Slot
+
+
+class MailboxExperts:
+    """`submit` and `collect` of the seam (`experts.py`) for one captured batch size at a time: `use` says which.
+
+    numbers: a model's layer -> its place in the mailbox. local: a layer -> int32 [experts] on the decoder's device, an
+    expert's number in the mailbox's bank or -1; a layer left out has all its experts there. stream: the handle of the
+    stream that the decoder runs in. put: a tensor of the host, on the decoder's device, by a copy in the stream.
+    """
+
+    def __init__(
+        self,
+        mailbox: Mailbox,
+        posting: Posting,
+        stream: Callable[[], int],
+        put: Callable[[Tensor], Tensor],
+        local: Mapping[int, Tensor] | None = None,
+    ) -> None:
+        self.mailbox, self.posting, self.stream, self.put = mailbox, posting, stream, put
+        self.numbers = {layer: number for number, layer in enumerate(mailbox.layers)}
+        self.local = dict(local or {})
+        self.batch: int | None = None
+        self.padding_B: Tensor | None = None
+
+    def use(self, batch: int, padding_B: Tensor) -> None:
+        """From now on jobs are of the mailbox's `batch`-th size; rows where `padding_B` (bool, on the decoder's device)
+        is set belong to no sequence, and read no expert."""
+        self.batch, self.padding_B = batch, padding_B
+
+    def submit(self, layer: int, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> Posted:
+        """Posts a layer's experts: x [T, D], ids int32 and weights float32 [T, K] on the decoder's device."""
+        assert self.batch is not None, "submit before use"
+        assert self.padding_B is not None, "submit before use"
+        slot = self.mailbox.slot(self.numbers[layer], self.batch)
+        if layer in self.local:
+            ids_TK = self.local[layer][ids_TK.long()]
+        slot.ids_TK.copy_(ids_TK.masked_fill(self.padding_B.unsqueeze(1), -1), non_blocking=True)
+        slot.weights_TK.copy_(weights_TK, non_blocking=True)
+        slot.x_TD.copy_(x_TD, non_blocking=True)
+        self.posting.publish(self.stream(), slot)
+        return Posted(layer, slot)
+
+    def collect(self, job: Posted) -> Tensor:
+        """y float32 [T, D] on the decoder's device, valid as everything else in the stream is."""
+        self.posting.await_result(self.stream(), job.slot)
+        return self.put(job.slot.y_TD)
+
+    def bytes_read(self, batch: int) -> int:
+        """Bytes of experts that the last step of this batch size read, all layers; the step must be over."""
+        total = 0
+        for number, bank in enumerate(self.mailbox.banks):
+            ids = self.mailbox.slot(number, batch).ids_TK
+            total += int(torch.unique(ids[ids >= 0]).numel()) * bank.layout.bytes
+        return total
