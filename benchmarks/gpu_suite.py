@@ -1,6 +1,6 @@
 """The Triton kernels on a real GPU: are they right, and how near do they come to what the memory and the cores give?
 
-    python benchmarks/gpu_suite.py [--only table|checks] [--filter experts] [--rounds 5] [--json FILE]
+    python benchmarks/gpu_suite.py [--only table|checks|handoff] [--filter experts] [--rounds 5] [--json FILE]
 
 Needs a CUDA GPU, torch with CUDA (Triton comes with it) and this checkout: nothing is built or installed.
 
@@ -10,6 +10,9 @@ table    each row's calls are captured in one CUDA graph (which proves that they
          copies 2 GiB and multiplies two 8192 x 8192 bf16 matrices; a row's share is its rate over that round's copy
          (bytes read and written) or product, and the median over rounds is kept. Each call reads weights of its own, so
          that they come from memory (`gpu_rows.py`).
+
+handoff  each way for a stream to hand experts to the CPU and wait for them, and what pinning takes (`gpu_handoff.py`);
+         needs headrace installed with its C++ extension, and says so where it is not
 
 Passport, table and failures go into one JSON file, by default benchmarks/results/gpu-NAME.json. Ends with status 1
 where something failed, 2 where there is no GPU.
@@ -29,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import checkout  # first: where headrace is not installed, the checkout stands in for it
+import gpu_handoff
 import torch
 from gpu_rows import GpuSource, Row, rows
 from headrace.kernels import Ops, load, reference
@@ -202,7 +206,7 @@ def table(every: Iterator[Row], device: torch.device, rounds: int, filter: str) 
 
 def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=("table", "checks"), help="one of the two parts")
+    parser.add_argument("--only", choices=("table", "checks", "handoff"), help="one of the parts")
     parser.add_argument("--filter", default="", help="only rows and cases whose name contains this")
     parser.add_argument("--rounds", type=int, default=5, help="rounds a row of the table is timed in")
     parser.add_argument("--json", type=Path, help="where the result goes")
@@ -219,10 +223,13 @@ def main() -> int:
     device, start = torch.device("cuda", torch.cuda.current_device()), time.perf_counter()
     ops, result = load("gpu"), {"passport": gpu_passport()}
     print(json.dumps(result["passport"]), flush=True)
-    if args.only != "checks":
+    if args.only in (None, "handoff") and not args.filter:  # first, while nothing else runs
+        result["handoff"] = gpu_handoff.measure(device.index)
+        print("\n".join(gpu_handoff.show(result["handoff"])), flush=True)
+    if args.only in (None, "table"):
         source = GpuSource(torch.Generator(device).manual_seed(7))
         result["table"] = table(rows(ops, source), device, args.rounds, args.filter)
-    if args.only != "table":
+    if args.only in (None, "checks"):
         result["checks"] = checks(ops, device, chosen_cases(args.filter))
         print(f"{result['checks']['cases']} cases, {len(result['checks']['failures'])} wrong outputs")
     result |= {"seconds": round(time.perf_counter() - start), "peak_gb": torch.cuda.max_memory_allocated() / 1e9}

@@ -11,6 +11,8 @@ import pytest
 import torch
 
 pytest.importorskip("triton", reason="the GPU kernels need Triton", exc_type=ImportError)
+import fake_cuda
+import gpu_handoff
 import gpu_rows
 import gpu_suite
 from headrace.kernels import FORMATS, gpu
@@ -104,6 +106,24 @@ def test_calls_of_a_row_run(source: gpu_rows.GpuSource) -> None:
         *gpu_rows.small_rows(gpu, source, TINY),  # type: ignore[arg-type]
     ):
         row.calls[0]()
+
+
+def test_the_hand_off_is_measured_through_a_driver(tmp_path: Path) -> None:
+    """On a driver without a GPU: every way has a time, one is chosen, memory is pinned; and the lines say so."""
+    found = gpu_handoff.measure(0, str(fake_cuda.build(tmp_path)))
+    assert all(found[name]["us"] > 0 for name in ("memop", "hostfunc", "eager")), found
+    assert found["choice"]["name"] in ("memop", "hostfunc")
+    assert found["pinning"]["pinned"] == found["pinning"]["bytes"] == 256 << 20
+    lines = gpu_handoff.show(found)
+    assert [line.split()[0] for line in lines] == ["hand-off"] * 3 + ["pinned"]
+
+
+def test_without_a_driver_the_hand_off_says_why() -> None:
+    found = gpu_handoff.measure(0, "libno-such-driver.so.1")
+    assert "no NVIDIA driver" in found["memop"]["problem"]
+    assert "no hand-off between GPU and CPU works here" in found["problem"]
+    assert len(gpu_handoff.show(found)) == 4
+    assert gpu_handoff.show({"skipped": "not built"}) == ["hand-off: not built"]
 
 
 def test_a_line_of_the_table_says_what_was_not_reached() -> None:
