@@ -8,13 +8,45 @@ slots, which are memory of the host.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from ..kernels.cpu.mailbox import Mailbox, Slot
 from .posting import Posting
+
+
+class Pack(Protocol):
+    """Writes a job: `to` is a slot's ids, weights and x. Ids become their number in the mailbox's bank, by `local_E` if
+    there is one, and -1 where `padding_T` (bool) is set. Tensors are on the decoder's device, shapes as in `submit`."""
+
+    def __call__(
+        self,
+        to: tuple[Tensor, Tensor, Tensor],
+        x_TD: Tensor,
+        ids_TK: Tensor,
+        weights_TK: Tensor,
+        local_E: Tensor | None,
+        padding_T: Tensor,
+    ) -> None: ...
+
+
+def copy_job(
+    to: tuple[Tensor, Tensor, Tensor],
+    x_TD: Tensor,
+    ids_TK: Tensor,
+    weights_TK: Tensor,
+    local_E: Tensor | None,
+    padding_T: Tensor,
+) -> None:
+    """A `Pack` of torch's copies. `kernels/gpu/pack.py` is one of a single launch."""
+    to_ids, to_weights, to_x = to
+    if local_E is not None:
+        ids_TK = local_E[ids_TK.long()]
+    to_ids.copy_(ids_TK.masked_fill(padding_T.unsqueeze(1), -1), non_blocking=True)
+    to_weights.copy_(weights_TK, non_blocking=True)
+    to_x.copy_(x_TD, non_blocking=True)
 
 
 class Posted(NamedTuple):
@@ -30,6 +62,7 @@ class MailboxExperts:
     numbers: a model's layer -> its place in the mailbox. local: a layer -> int32 [experts] on the decoder's device, an
     expert's number in the mailbox's bank or -1; a layer left out has all its experts there. stream: the handle of the
     stream that the decoder runs in. put: a tensor of the host, on the decoder's device, by a copy in the stream.
+    pack: how a job is written.
     """
 
     def __init__(
@@ -39,10 +72,12 @@ class MailboxExperts:
         stream: Callable[[], int],
         put: Callable[[Tensor], Tensor],
         local: Mapping[int, Tensor] | None = None,
+        pack: Pack = copy_job,
     ) -> None:
         self.mailbox, self.posting, self.stream, self.put = mailbox, posting, stream, put
         self.numbers = {layer: number for number, layer in enumerate(mailbox.layers)}
         self.local = dict(local or {})
+        self.pack = pack
         self.batch: int | None = None
         self.padding_B: Tensor | None = None
 
@@ -56,11 +91,8 @@ class MailboxExperts:
         assert self.batch is not None, "submit before use"
         assert self.padding_B is not None, "submit before use"
         slot = self.mailbox.slot(self.numbers[layer], self.batch)
-        if layer in self.local:
-            ids_TK = self.local[layer][ids_TK.long()]
-        slot.ids_TK.copy_(ids_TK.masked_fill(self.padding_B.unsqueeze(1), -1), non_blocking=True)
-        slot.weights_TK.copy_(weights_TK, non_blocking=True)
-        slot.x_TD.copy_(x_TD, non_blocking=True)
+        to = slot.ids_TK, slot.weights_TK, slot.x_TD
+        self.pack(to, x_TD, ids_TK, weights_TK, self.local.get(layer), self.padding_B)
         self.posting.publish(self.stream(), slot)
         return Posted(layer, slot)
 

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 import triton
 from headrace.kernels import FORMATS, ExpertBank, ExpertLayout, Matrix, gpu
+from headrace.kernels.gpu.pack import pack
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
@@ -30,7 +31,7 @@ Launch = tuple[str, JITFunction, tuple[Any, ...], dict[str, Any]]
 POINTERS = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.uint8: "*u8",
             torch.int32: "*i32", torch.int64: "*i64"}  # fmt: skip
 OPTIONS = ("num_warps", "num_stages")
-CORE = ("embed", "rmsnorm", "add_rmsnorm_", "place_qkv_", "silu_mul", "gated_add_", "route", "argmax",
+CORE = ("embed", "rmsnorm", "add_rmsnorm_", "place_qkv_", "silu_mul", "gated_add_", "route", "argmax", "pack",
         "decode bf16", "prefill bf16", "linear q4_0 1", "linear q4_0 512", "experts q4_0 1",
         "experts bf16 9", "experts q4_0 4096")  # fmt: skip
 D, WIDTH, EXPERTS, TOP_K, HEADS, GROUPS, HEAD, VOCABULARY = 2048, 768, 128, 8, 32, 4, 128, 151936  # Qwen3-30B-A3B
@@ -82,6 +83,10 @@ def calls() -> dict[str, Any]:
         qkv, turns = f32(3, HEADS + 2 * GROUPS, HEAD), (f32(99, HEAD // 2), f32(99, HEAD // 2), i32(3))
         gpu.place_qkv_(qkv, *cache(torch.bfloat16), i64(3), *turns, q_norm, k_norm, 1e-6, clip)
 
+    def job(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        return i32(4, TOP_K), f32(4, TOP_K), torch.empty(4, D, device="meta", dtype=dtype)
+
+    choice = i32(4, TOP_K), f32(4, TOP_K)
     found: dict[str, Any] = {
         "embed": lambda: gpu.embed(matrix("q4_0"), i64(3)),
         "dequantize": lambda: gpu.dequantize(matrix("q8_0")),
@@ -93,6 +98,8 @@ def calls() -> dict[str, Any]:
         "gated_add_": lambda: gpu.gated_add_(f32(3, D), f32(3, D), f32(3, 1)),
         "route": lambda: gpu.route(f32(1, D), matrix("f32", EXPERTS), TOP_K, "softmax", True),
         "argmax": lambda: gpu.argmax(f32(3, VOCABULARY)),
+        "pack": lambda: pack(job(torch.float32), f32(4, D), *choice, i32(EXPERTS), i32(4).bool()),
+        "pack bf16": lambda: pack(job(torch.bfloat16), f32(4, D), *choice, None, i32(4).bool()),
         "decode bf16": lambda: attend(2, 2, torch.bfloat16),
         "prefill bf16": lambda: attend(512, 2, torch.bfloat16),
         "decode f32": lambda: attend(2, 2, torch.float32),

@@ -16,6 +16,7 @@ import pytest
 
 pytest.importorskip("triton", reason="the GPU kernels need Triton", exc_type=ImportError)
 from headrace.kernels import gpu
+from headrace.kernels.gpu import pack  # noqa: F401 (its kernel counts too)
 from triton.runtime.interpreter import InterpretedFunction
 
 ROOT = Path(__file__).parent.parent
@@ -100,6 +101,11 @@ def test_keys_and_weights_of_many_come_in_16_byte_copies(compiled: Facts) -> Non
         copies = {load for load in row["loads"] if load.startswith("cp.async")}
         assert copies, name_of(row)
         assert all("cp.async.cg" in load and "0x10" in load for load in copies), f"{name_of(row)}: {copies}"
+
+
+def test_a_job_crosses_the_link_in_wide_pieces(compiled: Facts) -> None:
+    for row in rows_of(compiled, "_pack"):
+        assert any(load.endswith(".v4.b32") for load in row["loads"]), f"{name_of(row)}: {row['loads']}"
 
 
 def test_products_run_on_tensor_cores(compiled: Facts) -> None:

@@ -15,7 +15,7 @@ from headrace import LLM, SamplingParams
 from headrace.engine.driver import Driver
 from headrace.engine.graphs import DecodeGraphs, Static, TorchRecorder, sizes_up_to
 from headrace.engine.kvcache import PAGE, pages_for
-from headrace.engine.mailbox_experts import MailboxExperts
+from headrace.engine.mailbox_experts import MailboxExperts, copy_job
 from headrace.engine.posting import Eager, MemOps, Posting
 from headrace.engine.scheduler import Inputs
 from headrace.errors import DeviceError
@@ -250,6 +250,25 @@ def test_experts_of_other_tiers_are_left_out() -> None:
     assert (y - wanted).norm() < 0.01 * wanted.norm()
     assert experts.bytes_read(0) == 3 * mine.layout.bytes
     mailbox.close()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("has_local", [False, True])
+def test_the_kernel_writes_the_job_that_copies_do(dtype: torch.dtype, has_local: bool) -> None:
+    pytest.importorskip("triton", reason="the GPU kernels need Triton", exc_type=ImportError)
+    from headrace.kernels.gpu.pack import pack
+
+    g = torch.Generator().manual_seed(4)
+    for tokens, hidden, top_k in ((1, 40, 1), (3, 1100, 3), (4, 2048, 8)):
+        x = torch.randint(-99, 99, (tokens, hidden), generator=g).float()  # bfloat16 holds these
+        ids = torch.randint(0, 9, (tokens, top_k), generator=g).to(torch.int32)
+        weights, padding = torch.rand(tokens, top_k, generator=g), torch.arange(tokens) >= 2
+        local = torch.tensor([3, -1, 0, 2, -1, 1, -1, 4, 5], dtype=torch.int32) if has_local else None
+        slots = [(torch.full_like(ids, 77), torch.zeros_like(weights), torch.zeros_like(x, dtype=dtype)) for _ in "ab"]
+        for write, slot in zip((copy_job, pack), slots, strict=True):
+            write(slot, x, ids, weights, local, padding)
+        assert all(map(torch.equal, *slots))
+        assert (slots[0][0][2:] == -1).all()
 
 
 class FakeCuda:
