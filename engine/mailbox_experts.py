@@ -65,6 +65,8 @@ class MailboxExperts:
     pack: how a job is written.
     """
 
+    is_local = False  # a job leaves the decoder's device
+
     def __init__(
         self,
         mailbox: Mailbox,
