@@ -38,7 +38,7 @@ def measure(device: int, library: str | None = None) -> dict[str, Any]:
     extension or the driver is missing."""
     try:
         from headrace.engine import posting
-        from headrace.engine.driver import LIBRARY, Driver
+        from headrace.engine.driver import HOST_POINTER_IS_DEVICE_POINTER, HOST_REGISTER, LIBRARY, MEM_OPS_64, Driver
         from headrace.errors import HeadraceError
     except ImportError as error:
         return {"skipped": f"headrace is not installed with its C++ extension ({error}): pip install ."}
@@ -50,6 +50,9 @@ def measure(device: int, library: str | None = None) -> dict[str, Any]:
         found["choice"] = {"name": choice.name, "reason": choice.reason}
         driver = Driver(library)
         driver.make_current(device)
+        numbers = {"mem_ops_64": MEM_OPS_64, "host_register": HOST_REGISTER,
+                   "host_pointer_is_device_pointer": HOST_POINTER_IS_DEVICE_POINTER}  # fmt: skip
+        found["driver"] = {"cuda": driver.version, **{k: driver.attribute(device, n) for k, n in numbers.items()}}
         size = ARENA if torch.cuda.is_available() else LAYER
         found["pinning"] = pinning(driver, size, min(size, LAYER))
     except HeadraceError as error:

@@ -47,12 +47,16 @@ class Recorder(Protocol):
 
 
 class TorchRecorder:
-    """CUDA graphs of torch, which share one pool of memory: only one runs at a time. `cuda` is torch.cuda."""
+    """CUDA graphs of torch, which share one pool of memory: only one runs at a time. `cuda` is torch.cuda.
+
+    The thread that waits for a replay sleeps: if it span, it would take a core from a team that has one thread for each.
+    """
 
     def __init__(self, device: torch.device, cuda: Any = torch.cuda) -> None:
         self.cuda = cuda
         self.stream = cuda.Stream(device)
         self.pool = cuda.graph_pool_handle()
+        self.over = cuda.Event(blocking=True)
 
     @property
     def handle(self) -> int:
@@ -74,7 +78,8 @@ class TorchRecorder:
     def replay(self, graph: Graph) -> None:
         with self.cuda.stream(self.stream):
             graph.replay()
-        self.stream.synchronize()
+            self.over.record(self.stream)
+        self.over.synchronize()
 
 
 def sizes_up_to(most: int) -> list[int]:

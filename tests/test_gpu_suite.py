@@ -113,6 +113,8 @@ def test_the_hand_off_is_measured_through_a_driver(tmp_path: Path) -> None:
     found = gpu_handoff.measure(0, str(fake_cuda.build(tmp_path)))
     assert all(found[name]["us"] > 0 for name in ("memop", "hostfunc", "eager")), found
     assert found["choice"]["name"] in ("memop", "hostfunc")
+    attributes = {"mem_ops_64": 1, "host_register": 1, "host_pointer_is_device_pointer": 0}
+    assert found["driver"] == {"cuda": (13, 1), **attributes}
     assert found["pinning"]["pinned"] == found["pinning"]["bytes"] == 256 << 20
     lines = gpu_handoff.show(found)
     assert [line.split()[0] for line in lines] == ["hand-off"] * 3 + ["pinned"]

@@ -287,11 +287,21 @@ class FakeCuda:
             def synchronize(self) -> None:
                 cuda.calls.append("synchronize")
 
+        class Event:
+            def __init__(self, blocking: bool) -> None:
+                assert blocking, "the waiting thread would spin"
+
+            def record(self, stream: Stream) -> None:
+                cuda.calls.append("record")
+
+            def synchronize(self) -> None:
+                cuda.calls.append("sleep")
+
         class CUDAGraph:
             def replay(self) -> None:
                 cuda.calls.append("replay")
 
-        self.Stream, self.CUDAGraph = Stream, CUDAGraph
+        self.Stream, self.Event, self.CUDAGraph = Stream, Event, CUDAGraph
 
     def graph_pool_handle(self) -> str:
         return "pool"
@@ -320,5 +330,5 @@ def test_how_torch_is_asked() -> None:
     options = {"pool": "pool", "capture_error_mode": "thread_local"}
     assert cuda.calls == [
         ("stream", "cuda:1"), "enter", "step", "leave", "synchronize", ("capture", options), "step", "captured",
-        "enter", "replay", "leave", "synchronize",
+        "enter", "replay", "record", "leave", "sleep",
     ]  # fmt: skip
