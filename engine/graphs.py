@@ -49,7 +49,7 @@ class Recorder(Protocol):
 class TorchRecorder:
     """CUDA graphs of torch, which share one pool of memory: only one runs at a time. `cuda` is torch.cuda.
 
-    The thread that waits for a replay sleeps: if it span, it would take a core from a team that has one thread for each.
+    The thread that waits for a replay sleeps: if it span, it would take a core from a team that has a thread for each.
     """
 
     def __init__(self, device: torch.device, cuda: Any = torch.cuda) -> None:
@@ -192,7 +192,7 @@ class DecodeGraphs:
             else:
                 found[0] = logits.clone()
 
-        self.experts.mailbox.begin(number)
+        self.experts.mailbox.begin(number, patient=True)
         self.recorder.run(step)
         self.experts.mailbox.check()
         return found[0], self.recorder.capture(step)

@@ -236,6 +236,28 @@ def test_a_stream_that_stays_away_is_named(banks: list[ExpertBank]) -> None:
     box.close()
 
 
+def test_a_patient_step_waits_for_the_gpu_and_not_for_workers(banks: list[ExpertBank]) -> None:
+    """A first run may compile kernels between two layers for longer than the timeout."""
+    cpu.set_threads(1)
+    box = make(banks, timeout=0.2)
+    box.begin(0, patient=True)
+    for layer in range(2):
+        box.slot(layer, 0).ids_TK.fill_(1)
+    time.sleep(0.5)
+    box.post(box.slot(0, 0))
+    box.wait(box.slot(0, 0))
+    time.sleep(0.5)
+    box.check()
+    other = threading.Thread(target=cpu.region_ns, args=(int(1e9 / cpu.region_ns(1_000_000)),))
+    other.start()
+    time.sleep(0.1)
+    box.post(box.slot(1, 0))
+    with pytest.raises(DeviceError, match="no result for the experts of layer 2"):
+        box.wait(box.slot(1, 0))
+    other.join()
+    box.close()
+
+
 def test_a_wait_without_a_step_ends(banks: list[ExpertBank]) -> None:
     box = make(banks, timeout=0.1)
     box.post(box.slot(0, 0))

@@ -58,7 +58,7 @@ void bind_mailbox(nb::module_& m) {
       });
   nb::class_<Box>(m, "Mailbox")
       .def("__init__", &make_box)
-      .def("begin", [](Box& box, int batch) { return box.mailbox->begin(batch); })
+      .def("begin", [](Box& box, int batch, bool patient) { return box.mailbox->begin(batch, patient); })
       .def("steps_left", [](Box& box) { return box.mailbox->steps_left(); })
       .def("served", [](Box& box) { return box.mailbox->served(); })
       .def("failure", [](Box& box) {  // kind, layer, batch, seconds, what

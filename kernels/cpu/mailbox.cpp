@@ -79,12 +79,16 @@ struct Mailbox::State {
   std::vector<SlotMap> maps;    // of slots, by batch
   const int owner = process();
 
-  int steps[RING];                                   // batch of each step; `begun` hands an entry over
+  struct Step {
+    int batch;
+    bool patient;
+  };
+  Step steps[RING];                                  // `begun` hands an entry over
   alignas(128) std::atomic<uint64_t> begun{0};       // steps
   alignas(128) std::atomic<uint64_t> ended{0};       // steps
   alignas(128) std::atomic<uint64_t> served{0};      // jobs that were seen, and jobs that were answered: two a job
   std::atomic<int> layer{0}, batch{0};               // where the coordinator is
-  std::atomic<bool> computing{false};
+  std::atomic<bool> computing{false}, patient{false};
   alignas(128) std::atomic<bool> stopping{false};
   std::atomic<bool> failed{false};
 
@@ -162,9 +166,10 @@ struct Mailbox::State {
 
   void run_steps() {
     for (uint64_t step = 0; await_step(step);) {
-      const int b = steps[step % RING];
+      const Step now = steps[step % RING];
+      patient.store(now.patient, std::memory_order_relaxed);
       for (int l = 0; l < shape.layers; l++)
-        if (!serve(l, b)) return;
+        if (!serve(l, now.batch)) return;
       ended.store(++step, std::memory_order_release);
     }
   }
@@ -178,7 +183,8 @@ struct Mailbox::State {
       watched.wait_for(lock, timeout / TICKS, [&] { return stopping || failed; });
       const uint64_t steps_begun = begun.load(), progress = steps_begun + served.load();
       const auto now = Clock::now();
-      if (steps_begun == ended.load() || progress != last) last = progress, since = now;
+      const bool may_wait = steps_begun == ended.load() || (patient && !computing);
+      if (may_wait || progress != last) last = progress, since = now;
       if (now - since < timeout || stopping) continue;
       const auto kind = computing ? Failure::NO_RESULT : Failure::NO_JOB;
       const double seconds = std::chrono::duration<double>(now - since).count();
@@ -237,11 +243,11 @@ Mailbox::Mailbox(const MailboxShape& shape, uint8_t* memory, Work work, void* co
 
 Mailbox::~Mailbox() { stop(); }
 
-bool Mailbox::begin(int batch) {
+bool Mailbox::begin(int batch, bool patient) {
   State& s = *state_;
   const uint64_t step = s.begun.load(std::memory_order_relaxed);
   if (step - s.ended.load(std::memory_order_acquire) >= RING) return false;
-  s.steps[step % RING] = batch;
+  s.steps[step % RING] = {batch, patient};
   {
     std::lock_guard<std::mutex> lock(s.mutex);  // so that a coordinator about to sleep does not miss it
     s.begun.store(step + 1, std::memory_order_release);

@@ -102,7 +102,8 @@ class Mailbox {
   Mailbox& operator=(const Mailbox&) = delete;
 
   // A step over all layers of this batch is about to run on the GPU. Up to 64 may be under way; false: there are more.
-  bool begin(int batch);
+  // Of a patient step the GPU may take any time between two jobs: it compiles kernels.
+  bool begin(int batch, bool patient = false);
   int steps_left() const;  // begun and not yet served
   Failure failure() const;
   uint64_t served() const;  // jobs

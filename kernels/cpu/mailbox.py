@@ -94,10 +94,11 @@ class Mailbox:
             part(y, values, torch.float32),
         )
 
-    def begin(self, batch: int) -> None:
-        """Tells the coordinator that a step of this batch is about to run: all its layers in turn."""
+    def begin(self, batch: int, patient: bool = False) -> None:
+        """Tells the coordinator that a step of this batch is about to run: all its layers in turn. patient: there may
+        be any time between two of them, as in a first run, which compiles kernels."""
         self.check()
-        if not self.box.begin(batch):
+        if not self.box.begin(batch, patient):
             raise DeviceError(f"{self.box.steps_left()} steps wait for their experts: read the result of one first")
 
     def post(self, slot: Slot) -> None:
