@@ -168,7 +168,7 @@ class Pins:
 
     def __init__(self, arena: Arena, driver: Driver | None, limit: int, device: int = 0, piece: int = PIECE) -> None:
         self.arena, self.driver, self.device = arena, driver, device
-        self.reason, self.seconds = "", 0.0
+        self.reason, self.seconds, self.refused = "", 0.0, False
         wanted = [area for area in arena.areas if area.end <= limit] if driver else []
         if len(wanted) < len(arena.areas):
             self.reason = f"the limit is {limit / GB:.1f} GB" if driver else "there is no driver of a GPU"
@@ -203,7 +203,7 @@ class Pins:
         current = False
         while (number := self.ready.get()) is not None:
             begin, end = self.pieces[number]
-            if self.reason.startswith("cu"):
+            if self.refused:
                 continue
             start = time.perf_counter()
             try:
@@ -214,7 +214,7 @@ class Pins:
                 self.driver.register(self.arena.data.data_ptr() + begin, end - begin)
                 self.pinned.append((begin, end))
             except DeviceError as error:
-                self.reason = str(error)
+                self.reason, self.refused = str(error), True
             self.seconds += time.perf_counter() - start
 
     def finish(self) -> PinReport:
