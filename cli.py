@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,6 +38,20 @@ Dtype = Annotated[str, typer.Option(help="what 'native' means: auto (as stored),
 Kernels = Annotated[str, typer.Option(help="auto (C++), cpu or reference (plain torch)")]
 Activations = Annotated[str, typer.Option(help="how activations meet quantised weights: int8, or bf16 (exact, slower)")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; default one per core")]
+Device = Annotated[
+    str, typer.Option(help="auto, cpu, cuda, cuda:N, or simulated (RAM in the part of a GPU): for all but experts")
+]
+CpuMoe = Annotated[bool, typer.Option("--cpu-moe", help="beside a GPU: all routed experts in RAM")]
+NCpuMoe = Annotated[
+    str | None, typer.Option(help="beside a GPU: those of the first N layers in RAM; auto: of as few as fit")
+]
+Placement = Annotated[
+    str | None, typer.Option(help="cpu, gpu, auto, cpu-moe, n-cpu-moe=N, or a file NAME.json (docs/placement.md)")
+]
+TensorSplit = Annotated[
+    str | None, typer.Option(metavar="A,B", help="deal out layers whose experts are in VRAM over two GPUs; 0,1: second")
+]
+VramLimit = Annotated[float | None, typer.Option(help="most GB to take of each GPU; default what is free, less 1")]
 MaxContext = Annotated[int | None, typer.Option(help="longest prompt plus completion, in tokens; default what fits")]
 PrefillChunk = Annotated[int, typer.Option(help="most prompt tokens in one forward pass")]
 Revision = Annotated[str | None, typer.Option(help="branch, tag or commit of a hub model")]
@@ -92,6 +107,12 @@ def generate(
     kernels: Kernels = "auto",
     cpu_activations: Activations = "int8",
     threads: Threads = None,
+    device: Device = "auto",
+    cpu_moe: CpuMoe = False,
+    n_cpu_moe: NCpuMoe = None,
+    placement: Placement = None,
+    tensor_split: TensorSplit = None,
+    vram_limit: VramLimit = None,
     max_context: MaxContext = None,
     prefill_chunk: PrefillChunk = 512,
     revision: Revision = None,
@@ -121,8 +142,10 @@ def generate(
         Ledger.check_path(ledger)
     options = dict(
         expert_format=expert_format, dense_format=dense_format, dtype=dtype, kernels=kernels,
-        cpu_activations=cpu_activations, threads=threads, max_context=max_context, prefill_chunk=prefill_chunk,
-        revision=revision, offline=offline, cache_dir=cache_dir, ignore_config_keys=ignore_config_keys,
+        cpu_activations=cpu_activations, threads=threads, device=device, cpu_moe=cpu_moe, n_cpu_moe=n_cpu_moe,
+        placement=placement, tensor_split=tensor_split, vram_limit=vram_limit, max_context=max_context,
+        prefill_chunk=prefill_chunk, revision=revision, offline=offline, cache_dir=cache_dir,
+        ignore_config_keys=ignore_config_keys,
     )  # fmt: skip
     llm = _load(model, as_json, options)
     asked = [llm.ask(text, system) if chat else llm.encode(text) for text in prompts or []]
@@ -176,6 +199,12 @@ def perplexity(
     kernels: Kernels = "auto",
     cpu_activations: Activations = "int8",
     threads: Threads = None,
+    device: Device = "auto",
+    cpu_moe: CpuMoe = False,
+    n_cpu_moe: NCpuMoe = None,
+    placement: Placement = None,
+    tensor_split: TensorSplit = None,
+    vram_limit: VramLimit = None,
     revision: Revision = None,
     offline: Offline = False,
     cache_dir: CacheDir = None,
@@ -191,8 +220,9 @@ def perplexity(
         raise OptionError(f"cannot read {file}: {reason}; give a UTF-8 text file") from error
     options = dict(
         expert_format=expert_format, dense_format=dense_format, dtype=dtype, kernels=kernels,
-        cpu_activations=cpu_activations, threads=threads, revision=revision, offline=offline, cache_dir=cache_dir,
-        ignore_config_keys=ignore_config_keys,
+        cpu_activations=cpu_activations, threads=threads, device=device, cpu_moe=cpu_moe, n_cpu_moe=n_cpu_moe,
+        placement=placement, tensor_split=tensor_split, vram_limit=vram_limit, revision=revision, offline=offline,
+        cache_dir=cache_dir, ignore_config_keys=ignore_config_keys,
     )  # fmt: skip
     llm = _load(model, as_json, options)
     found = measure(llm, llm.encode(text), window)
@@ -231,7 +261,12 @@ def bench(
     batch: Annotated[str, typer.Option("-b", "--batch", help="sequences that decode together, likewise")] = "1",
     depth: Annotated[str, typer.Option("-d", "--depth", help="tokens in the cache before decoding, likewise")] = "0",
     rounds: Annotated[int, typer.Option("-r", "--rounds", help="how often each test is timed; the median counts")] = 5,
-    placement: Annotated[str, typer.Option(help="where the model lies, likewise; today only cpu")] = "cpu",
+    placement: Annotated[
+        str, typer.Option(help="where the model lies, likewise: cpu, gpu, auto, cpu-moe, n-cpu-moe=N, NAME.json")
+    ] = "cpu",
+    device: Device = "auto",
+    tensor_split: TensorSplit = None,
+    vram_limit: VramLimit = None,
     random_weights: Annotated[
         bool, typer.Option("--random-weights", help="real shapes from a config alone, weights made in RAM")
     ] = False,
@@ -264,9 +299,10 @@ def bench(
         expert_format=expert_format, dense_format=dense_format, dtype=dtype, cpu_activations=cpu_activations,
         threads=threads, prefill_chunk=prefill_chunk, max_context=tests.context, max_sequences=tests.sequences,
         revision=revision, offline=offline, cache_dir=cache_dir, ignore_config_keys=_keys(ignore_config_keys),
+        device=device, tensor_split=tensor_split, vram_limit=vram_limit,
     )  # fmt: skip
-    llm = bench_console.load(model, options, random_weights, layers)
-    raise typer.Exit(bench_console.run(llm, model, tests, save_to=save_to, old=old))
+    load = partial(bench_console.load, model, options, random_weights, layers)
+    raise typer.Exit(bench_console.run(load, model, tests, save_to=save_to, old=old))
 
 
 @app.command()

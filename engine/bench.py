@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import random
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from ..errors import OptionError
 from ..loaders.weights import allocate
 from .config import SamplingParams
 from .ledger import CPU_DRAM, Bytes, Pass, summarise
 from .llm import LLM
+from .placement import parse
 from .planner import DENSE, EXPERTS, KV, dense_sizes
 from .random_model import RandomLLM
-
-PLACEMENTS = ("cpu",)  # that can be run; a plan knows more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class Grid:
     batch: tuple[int, ...] = (1,)
     depth: tuple[int, ...] = (0,)
     rounds: int = 5
-    placements: tuple[str, ...] = PLACEMENTS
+    placements: tuple[str, ...] = ("cpu",)
 
     def __post_init__(self) -> None:
         for name, least in (("prompt", 0), ("new", 0), ("batch", 1), ("depth", 0)):
@@ -42,11 +42,7 @@ class Grid:
         if self.rounds < 1:
             raise OptionError(f"--rounds is {self.rounds}: give at least 1")
         for name in self.placements:
-            if name not in PLACEMENTS:
-                raise OptionError(
-                    f"--placement {name!r} cannot be run yet: this version computes on the CPU alone ('cpu'). "
-                    f"headrace plan --placement {name} predicts it"
-                )
+            parse(name)
         if not any(self.prompt) and not any(self.new):
             raise OptionError("nothing to run: give --prompt or --new above 0")
 
@@ -88,18 +84,28 @@ class Row:
         return None if self.predicted_tok_s is None else self.tok_s / self.predicted_tok_s - 1
 
 
-def run(llm: LLM, tests: Grid, tell: Callable[[str], None] = lambda text: None) -> Iterator[Row]:
-    """Runs every test and yields its row; `tell` is given the name of each before it runs."""
-    for placement in tests.placements:
-        for prompt in filter(None, tests.prompt):
-            tell(f"prompt of {prompt} tokens")
-            yield _row(llm, f"pp{prompt}", 1, 0, placement, _prefill(llm, prompt, tests.rounds), "prefill")
-        for new in filter(None, tests.new):
-            for depth in tests.depth:
-                for batch in tests.batch:
-                    tell(f"{new} new tokens, batch {batch}, after {depth}")
-                    rounds = _decode(llm, new, batch, depth, tests.rounds)
-                    yield _row(llm, f"tg{new}", batch, depth, placement, rounds, "decode")
+def placed(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that load a model for placement `name`; what is about GPUs is left out on the CPU."""
+    if name == "cpu":
+        return {"device": "cpu", "placement": None, "tensor_split": None, "vram_limit": None}
+    policy = parse(name)
+    may_split = policy.kind == "auto" or (policy.kind == "layers" and policy.layers is not None)
+    return {"placement": name, "tensor_split": options.get("tensor_split") if may_split else None}
+
+
+def run(
+    llm: LLM, tests: Grid, placement: str = "cpu", tell: Callable[[str], None] = lambda text: None
+) -> Iterator[Row]:
+    """Runs every test on a model that was placed so, and yields its row; `tell` is given the name of each before."""
+    for prompt in filter(None, tests.prompt):
+        tell(f"{placement}: prompt of {prompt} tokens")
+        yield _row(llm, f"pp{prompt}", 1, 0, placement, _prefill(llm, prompt, tests.rounds), "prefill")
+    for new in filter(None, tests.new):
+        for depth in tests.depth:
+            for batch in tests.batch:
+                tell(f"{placement}: {new} new tokens, batch {batch}, after {depth}")
+                rounds = _decode(llm, new, batch, depth, tests.rounds)
+                yield _row(llm, f"tg{new}", batch, depth, placement, rounds, "decode")
 
 
 def _prefill(llm: LLM, tokens: int, rounds: int) -> list[list[Pass]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +26,9 @@ def numbers(option: str, text: str) -> tuple[int, ...]:
         raise OptionError(f"{option} is {text!r}: give whole numbers separated by commas, as in 1,4,16") from None
 
 
-def load(model: str, options: dict[str, Any], is_random: bool, layers: int | None) -> LLM:
-    """The model, or one of its shape with random weights, with a bar and the start-up table."""
+def load(model: str, options: dict[str, Any], is_random: bool, layers: int | None, placement: str | None = None) -> LLM:
+    """The model, or one of its shape with random weights, with a bar and the start-up table; placed as a test says."""
+    options = options if placement is None else {**options, **bench.placed(placement, options)}
     if layers is not None and not is_random:
         raise OptionError("--layers cuts a model of random weights: add --random-weights")
     with console.load_progress() as progress:
@@ -35,11 +38,21 @@ def load(model: str, options: dict[str, Any], is_random: bool, layers: int | Non
     return llm
 
 
-def run(llm: LLM, model: str, tests: bench.Grid, *, save_to: Path | None, old: dict[str, Any] | None) -> int:
-    """Runs the tests and shows them; returns the exit status, 1 if a test became slower than in `old`."""
-    console.ensure_profile(llm)
-    llm.tell = lambda text: None  # the table shows it
-    rows = list(bench.run(llm, tests, lambda text: console.say(text, "dim")))
+def run(
+    load_as: Callable[[str], LLM], model: str, tests: bench.Grid, *, save_to: Path | None, old: dict[str, Any] | None
+) -> int:
+    """Runs the tests on the model as each placement loads it, one at a time, and shows them; returns the exit status, 1
+    if a test became slower than in `old`."""
+    rows: list[bench.Row] = []
+    llm: LLM | None = None
+    for placement in tests.placements:
+        llm = None
+        gc.collect()  # the memory of the last one goes before the next one is loaded
+        llm = load_as(placement)
+        console.ensure_profile(llm)
+        llm.tell = lambda text: None  # the table shows it
+        rows += bench.run(llm, tests, placement, lambda text: console.say(text, "dim"))
+    assert llm is not None, "no placement"
     found = bench_report.as_json(llm, model, rows)
     if save_to is not None:
         bench_report.save(found, save_to)

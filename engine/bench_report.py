@@ -11,7 +11,7 @@ from rich.table import Table
 
 from ..errors import OptionError
 from .bench import Row
-from .ledger import CPU_DRAM
+from .ledger import MEMORIES
 from .llm import LLM
 from .passport import passport
 from .random_model import RandomLLM
@@ -39,8 +39,8 @@ def table(llm: LLM, rows: list[Row]) -> Table:
 
 def _cells(row: Row) -> list[str]:
     spread = (max(row.rounds) - min(row.rounds)) / 2
-    test = row.test + (f" @ {row.depth}" if row.depth else "")
-    read = size(row.bytes_per_token[CPU_DRAM]["total"])
+    test = row.test + (f" @ {row.depth}" if row.depth else "") + (f" {row.placement}" if row.placement != "cpu" else "")
+    read = size(sum(row.bytes_per_token.get(channel, {}).get("total", 0) for channel in MEMORIES))
     residual = "-" if row.residual_ms is None else f"{row.residual_ms:+.3f}"
     share = "-" if row.share_of_ceiling is None else f"{row.share_of_ceiling:.0%}"
     return [

@@ -38,16 +38,25 @@ def kv_dtype(config: EngineConfig, formats: Formats) -> torch.dtype:
     return torch.float32 if config.dtype == "float32" else torch.bfloat16
 
 
-def plan(config: EngineConfig, checkpoint: Checkpoint, dtype: torch.dtype, free: int | None = None) -> Room:
+def plan(
+    config: EngineConfig,
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+    free: int | None = None,
+    weights: int | None = None,
+    work: int | None = None,
+) -> Room:
     """Pages for `max_context` tokens (as asked, or as many as fit), for as many sequences at once as there is room for.
 
-    Raises OptionError if more is asked than the model allows, MemoryNeeded if more than memory holds.
+    free, weights, work: bytes of the memory that holds the cache, of the weights in it, and of a pass's buffers; None
+    for RAM, all weights and the buffers of the CPU kernels. Raises OptionError if more is asked than the model allows,
+    MemoryNeeded if more than memory holds.
     """
     spec = checkpoint.spec
     page_bytes = PAGE * bytes_per_token(spec, dtype)
     free = free_memory() if free is None else free
-    work = work_bytes(spec, config.prefill_chunk, config.max_sequences)
-    left = free - checkpoint.weight_bytes - work
+    work = work_bytes(spec, config.prefill_chunk, config.max_sequences) if work is None else work
+    left = free - (checkpoint.weight_bytes if weights is None else weights) - work
     asked = config.max_context
     if asked is not None and asked > spec.context:
         raise OptionError(f"max_context is {asked}, this model allows at most {spec.context} tokens")
@@ -64,12 +73,13 @@ def plan(config: EngineConfig, checkpoint: Checkpoint, dtype: torch.dtype, free:
     return Room(pages, context, pages * page_bytes, work)
 
 
-def work_bytes(spec: ModelSpec, tokens: int, sequences: int) -> int:
-    """Most bytes that the activations of a pass of so many tokens take on the CPU, whatever the context: hidden states,
-    queries, keys and values, the products of experts, logits; float32 and a copy of each as kernels want it."""
+def work_bytes(spec: ModelSpec, tokens: int, sequences: int, chunk: int = EXPERT_CHUNK) -> int:
+    """Most bytes that the activations of a pass of so many tokens take, whatever the context: hidden states,
+    queries, keys and values, the products of experts (in chunks of so many bytes), logits; float32 and a copy of each
+    as kernels want it."""
     att, moe = spec.attention, spec.moe
     attention = 6 * spec.hidden + 2 * att.qkv_rows + 3 * att.q_rows + 2 * moe.experts
     pairs = tokens * moe.top_k
-    products = min(4 * pairs * spec.hidden, EXPERT_CHUNK)
+    products = min(4 * pairs * spec.hidden, chunk)
     inner = 4 * 3 * max(moe.width, moe.shared_width, spec.dense_width) * max(pairs, tokens)
     return 4 * tokens * attention + products + inner + 4 * max(sequences, 1) * spec.vocab

@@ -7,13 +7,17 @@ know no tensors; "auto" is resolved in `llm.py`, where the machine and the model
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import OptionError
 from ..kernels import BACKENDS, FORMATS
+from . import placement as placing
+from .placement import Policy
 
 DTYPES = {"auto": None, "float32": "f32", "bfloat16": "bf16"}
+DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,2})?|simulated(:(cpu|reference|gpu))?")
 
 
 def _choice(name: str, value: object, choices: list[str]) -> None:
@@ -50,9 +54,14 @@ class EngineConfig:
     the type of weights whose format is "native", and of the KV cache. expert_format, dense_format: "native" or a
     name of `headrace.kernels.FORMATS`. cpu_activations: how activations meet q8_0 and q4_0 weights, "int8" (rounded per
     32, fast) or "bf16" (nothing coarser than bfloat16); holds for the whole process. threads: CPU threads, None: all.
-    max_context: longest prompt plus completion in tokens, None for as much as the model allows and memory holds.
-    prefill_chunk: most prompt tokens in one forward pass. max_sequences: most sequences that decode together.
-    Raises OptionError for a value that cannot be used.
+    device: where attention, shared experts, head and KV cache lie: "cpu", "cuda" or "cuda:N", "auto" (a GPU if an
+    option below asks for one, else the CPU), or "simulated": RAM in the part of a GPU, with the kernels of the CPU, or
+    those that "simulated:KERNELS" names. Of the routed experts beside a GPU: cpu_moe keeps all in RAM, n_cpu_moe those
+    of the first N layers ("auto": of as few as fit), placement as `placement.parse` says, or a file. tensor_split
+    "A,B": the layers whose experts are in VRAM, dealt out over this GPU and the next one. vram_limit: most GB to take
+    of each GPU, None for what is free less a reserve. max_context: longest prompt plus completion in tokens, None for
+    as much as the model allows and memory holds. prefill_chunk: most prompt tokens in one forward pass. max_sequences:
+    most sequences that decode together. Raises OptionError for a value that cannot be used.
     """
 
     kernels: str = "auto"
@@ -61,6 +70,12 @@ class EngineConfig:
     dense_format: str = "native"
     cpu_activations: str = "int8"
     threads: int | None = None
+    device: str = "auto"
+    cpu_moe: bool = False
+    n_cpu_moe: int | str | None = None
+    placement: str | Path | None = None
+    tensor_split: str | None = None
+    vram_limit: float | None = None
     max_context: int | None = None
     prefill_chunk: int = 512
     max_sequences: int = 16
@@ -76,12 +91,66 @@ class EngineConfig:
         _choice("dense_format", self.dense_format, ["native", *FORMATS])
         _choice("cpu_activations", self.cpu_activations, ["int8", "bf16"])
         _whole("threads", self.threads, 1, none_ok=True)
+        self._check_placement()
         _whole("max_context", self.max_context, 1, none_ok=True)
         _whole("prefill_chunk", self.prefill_chunk, 1)
         _whole("max_sequences", self.max_sequences, 1)
         if self.cache_dir is not None:
             object.__setattr__(self, "cache_dir", Path(self.cache_dir))
         object.__setattr__(self, "ignore_config_keys", _strings("ignore_config_keys", self.ignore_config_keys))
+
+    def _check_placement(self) -> None:
+        if not isinstance(self.device, str) or not DEVICE.fullmatch(self.device):
+            raise OptionError(
+                f"device is {self.device!r}; choose auto, cpu, cuda, cuda:N, simulated or simulated:KERNELS "
+                f"(cpu, reference or gpu){placing.nearest(str(self.device), ('auto', 'cpu', 'cuda', 'simulated'))}"
+            )
+        asked = [name for name in ("cpu_moe", "n_cpu_moe", "placement") if getattr(self, name) not in (None, False)]
+        if len(asked) > 1:
+            raise OptionError(f"{' and '.join(asked)} both say where experts lie: give one of them")
+        self._check_cpu(asked)
+        _at_least("vram_limit", self.vram_limit, 0.001, none_ok=True)
+        if self.shares is not None and self.policy.kind in ("cpu", "file"):
+            raise OptionError(f"tensor_split deals out layers that a policy puts into VRAM; {asked[0]} does not")
+        if self.shares is not None and self.policy == Policy("layers"):
+            raise OptionError("tensor_split deals out experts in VRAM, and cpu_moe keeps all in RAM: leave one out")
+
+    def _check_cpu(self, asked: list[str]) -> None:
+        """Without a GPU nothing can be asked of one; and the other way round."""
+        others = [name for name in ("tensor_split", "vram_limit") if getattr(self, name) is not None]
+        if self.policy.kind == "cpu" and (others or self.device not in ("auto", "cpu")):
+            raise OptionError(f"placement 'cpu' leaves out every GPU: leave out {(others or ['device'])[0]}")
+        if self.device == "cpu" and self.policy.kind != "cpu" and (asked or others):
+            raise OptionError(f"{(asked or others)[0]} is about a GPU, and device is 'cpu': leave one out")
+
+    @property
+    def policy(self) -> Policy:
+        """Which experts are to lie where, beside a GPU; "auto" if nothing was said."""
+        if self.placement is not None:
+            return placing.parse(str(self.placement))
+        if self.n_cpu_moe is not None:
+            return placing.layers_in_ram(self.n_cpu_moe)
+        return Policy("layers") if self.cpu_moe else Policy("auto")
+
+    @property
+    def shares(self) -> tuple[float, float] | None:
+        """The two shares of tensor_split."""
+        if self.tensor_split is None:
+            return None
+        words = str(self.tensor_split).split(",")
+        try:
+            first, second = (float(word) for word in words)
+        except ValueError:
+            first = second = -1.0
+        if not (first >= 0 and second >= 0 and 0 < first + second < math.inf):
+            raise OptionError(f"tensor_split is {self.tensor_split!r}; give two shares from 0 on, such as 3,2 or 0,1")
+        return first, second
+
+    @property
+    def wants_gpu(self) -> bool:
+        """Whether an option can only be meant for a GPU."""
+        said = self.cpu_moe, self.n_cpu_moe, self.placement, self.tensor_split, self.vram_limit
+        return self.policy.kind != "cpu" and any(one not in (None, False) for one in said)
 
     @property
     def plain_format(self) -> str:

@@ -52,7 +52,7 @@ def load_progress() -> Iterator[Callable[[int, int], None]]:
 
 def ensure_profile(llm: LLM) -> None:
     """Measures this machine once, so that the run has a prediction to be held against."""
-    if llm.kernels != "cpu" or llm.machine is not None:
+    if not llm.can_predict or llm.machine is not None:
         return
     say("this machine was not measured yet; reading its memory with the kernels, once ...")
     try:

@@ -2,7 +2,7 @@
 
 The decoder submits as soon as it knows which experts its tokens chose, does what does not depend on them (the shared
 expert), and collects. What lies behind decides where the bytes are read, and books them. `CpuExperts` has every expert
-in RAM and computes at once, on all threads; there is nothing to overlap with on a CPU alone.
+in RAM and computes at once, on all threads; there is nothing to overlap with on a CPU alone. Several tiers: `tiers.py`.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from .planner import EXPERTS
 
 
 class Job(NamedTuple):
-    """Work under way: `collect` gives its result float32 [tokens, hidden]."""
+    """Work under way: `parts`, float32 [tokens, hidden], are those of the result that are known or on their way."""
 
     layer: int
-    result: Tensor
+    parts: list[Tensor]
+    tokens: int
 
 
 class Experts(Protocol):
@@ -60,10 +61,10 @@ class CpuExperts:
         bank = self.banks[layer]
         assert bank is not None, f"layer {layer} is dense"
         self.ledger.read(CPU_DRAM, EXPERTS, distinct(ids_TK, bank.experts) * self.expert_bytes[layer])
-        return Job(layer, self.ops.experts(x_TD, ids_TK, weights_TK, bank))
+        return Job(layer, [self.ops.experts(x_TD, ids_TK, weights_TK, bank)], len(x_TD))
 
     def collect(self, job: Job) -> Tensor:
-        return job.result
+        return job.parts[0]
 
 
 def distinct(ids_TK: Tensor, experts: int) -> int:

@@ -36,10 +36,10 @@ def bytes_per_token(spec: ModelSpec, dtype: torch.dtype) -> int:
 class KVCache:
     """The tensors. Memory is reserved here and taken by the system page by page, as tokens are written."""
 
-    def __init__(self, spec: ModelSpec, pages: int, dtype: torch.dtype) -> None:
+    def __init__(self, spec: ModelSpec, pages: int, dtype: torch.dtype, place: torch.device | None = None) -> None:
         att = spec.attention
         shape = (spec.layers, 2, pages, att.kv_heads, PAGE, att.head_dim)
-        self.data = torch.empty(shape, dtype=dtype)
+        self.data = torch.empty(shape, dtype=dtype, device=place)
         self.layers: list[tuple[Tensor, Tensor]] = [(layer[0], layer[1]) for layer in self.data]
         self.token_bytes = bytes_per_token(spec, dtype)
         self.pages = pages

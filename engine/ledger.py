@@ -17,7 +17,11 @@ from typing import IO, Any
 from ..errors import OptionError
 
 Bytes = dict[str, dict[str, int]]  # tier -> group -> bytes
-CPU_DRAM = "cpu_dram"
+# Memories that are read, and links that are crossed: host to device, back, and from GPU to GPU.
+CPU_DRAM, GPU_HBM, GPU1_HBM = "cpu_dram", "gpu_hbm", "gpu1_hbm"
+H2D, D2H, D2D = "h2d", "d2h", "d2d"
+MEMORIES = (GPU_HBM, GPU1_HBM, CPU_DRAM)
+CHANNELS = (*MEMORIES, H2D, D2H, D2D)
 
 
 @dataclass(kw_only=True)
@@ -66,13 +70,15 @@ class Pass:
 
 class Ledger:
     """Books passes. `predict` turns bytes, tokens and sequences of a pass into seconds by tier, or is None where no
-    bandwidth is known; `watch` sees every pass when it is done."""
+    bandwidth is known; `watch` sees every pass when it is done. `later` is called before a pass is closed: for bytes
+    that are known only when what a device was told to do is done."""
 
     def __init__(self, predict: Callable[[Bytes, int, int], dict[str, float]] | None = None) -> None:
         self.predict = predict
         self.watch: Callable[[Pass], None] | None = None
         self.passes: list[Pass] = []
         self.current: Pass | None = None
+        self.later: Callable[[], None] | None = None
         self.sink: IO[str] | None = None
 
     def open(self, path: Path, mode: str = "w") -> None:
@@ -97,16 +103,20 @@ class Ledger:
 
     def begin(self, phase: str, sequences: list[int], tokens: int, context: int) -> None:
         """Opens a pass; what is read from now on belongs to it."""
+        self.later = None
         self.current = Pass(index=len(self.passes), phase=phase, sequences=sequences, tokens=tokens, context=context)
 
     def read(self, tier: str, group: str, size: int) -> None:
         """Books bytes that the current pass reads (outside of a pass: nothing to book)."""
-        if self.current is not None:
+        if self.current is not None and size:
             groups = self.current.bytes.setdefault(tier, {})
             groups[group] = groups.get(group, 0) + size
 
     def end(self, seconds: float) -> Pass:
         """Closes the pass with the time it took."""
+        later, self.later = self.later, None
+        if later is not None:
+            later()
         done = self.current
         assert done is not None, "end of a pass that was not begun"
         self.current = None

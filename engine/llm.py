@@ -22,13 +22,18 @@ from torch import Tensor
 
 from .. import kernels
 from ..errors import ContextOverflow, MemoryNeeded, OptionError, TokenizerError
+from ..kernels import ExpertBank
 from ..loaders import hub
 from ..loaders.checkpoint import Checkpoint, LoadOptions, Progress, load_weights, open_directory
 from ..loaders.tokenizer import Tokenizer
-from ..loaders.weights import ModelWeights
-from . import capacity, machine, tiles
+from ..loaders.weights import ModelWeights, TierBanks
+from . import capacity, devices, machine, tiles
 from .config import EngineConfig, SamplingParams
-from .experts import CpuExperts
+from .devices import Device
+from .experts import CpuExperts, Experts
+from .fit import Fit, fit
+from .handoff import HandOff
+from .home import Home
 from .kvcache import KVCache, PageTable, pages_for
 from .ledger import Bytes, Ledger
 from .model import Decoder
@@ -40,6 +45,7 @@ from .scheduler import Batch, Scheduler, make_inputs
 from .sequence import Sequence, make_sequence
 from .stream import Group, Stream
 from .text import TextBuilder
+from .tiers import TieredExperts
 from .watch import Watch
 
 Prompt = str | list[int]
@@ -61,16 +67,18 @@ class LLM:
     def __init__(self, model: str, *, progress: Progress | None = None, **options: Any) -> None:
         self.config = _config(options)
         self.ops = self._load_kernels()
+        self.devices = devices.find(self.config, devices.ram(self.ops, self.kernels))
         self.checkpoint = self._open(str(model), show_progress=progress is not None)
         self.spec = self.checkpoint.spec
         self.tokenizer = _load_tokenizer(self.checkpoint)
         self.kv_dtype = capacity.kv_dtype(self.config, self.checkpoint.formats)
-        self.room = capacity.plan(self.config, self.checkpoint, self.kv_dtype)
+        self.fit: Fit = fit(self.config, self.checkpoint, self.kv_dtype, self.devices)
+        self.room, self.placement = self.fit.room, self.fit.placement
         self.weights = self._load(progress)
         self.ledger = Ledger()
         self.tell: Callable[[str], None] = log.warning
         self.machine: machine.Profile | None = None
-        if self.kernels == "cpu":
+        if self.can_predict:
             self.use_profile(machine.load_profile())
         self._assemble()
 
@@ -87,7 +95,8 @@ class LLM:
 
     def _load(self, progress: Progress | None) -> ModelWeights:
         extra = self.room.kv_bytes + self.room.work_bytes
-        return load_weights(self.checkpoint, self.ops, progress, extra, self._advise)
+        where = self.fit.where(self.devices)
+        return load_weights(self.checkpoint, self.ops, progress, extra, self._advise, where)
 
     def _load_kernels(self) -> kernels.Ops:
         self.kernels = "cpu" if self.config.kernels == "auto" else self.config.kernels
@@ -107,22 +116,50 @@ class LLM:
         self.huge_pages = machine.advise_huge(weights) if self.kernels == "cpu" else {}
         self.nodes = machine.spread_over_nodes(weights) if self.kernels == "cpu" else 1
 
+    @property
+    def can_predict(self) -> bool:
+        """Whether the bandwidths that were measured on this machine are those of everything that a pass reads."""
+        return self.kernels == "cpu" and len(self.devices) == 1
+
+    @property
+    def home(self) -> Device:
+        """The device of everything but the routed experts."""
+        return self.devices[self.placement.home]
+
     def _assemble(self) -> None:
-        banks = [layer.experts for layer in self.weights.layers]
         self.decoder = Decoder(
             self.spec,
             self.weights,
-            self.ops,
-            CpuExperts(banks, self.ops, self.ledger),
-            KVCache(self.spec, self.room.pages, self.kv_dtype),
+            self.home.ops,
+            self._make_experts(),
+            KVCache(self.spec, self.room.pages, self.kv_dtype, self.home.place),
             self.ledger,
             self.room.max_context,
+            Home(device=self.home, table=self.devices[self.fit.table], ledger=self.ledger),
         )
         self.pages = PageTable(self.room.pages)
         self.scheduler = Scheduler(self.pages, self.config.prefill_chunk, self.config.max_sequences)
         self.requests: dict[int, Request] = {}
         self.lock = threading.RLock()  # held for a pass; several threads may use one LLM
         self.next_id = 0
+
+    def _make_experts(self) -> Experts:
+        """The experts behind the seam: all in RAM, or on the tiers of the placement."""
+        banks = [layer.experts for layer in self.weights.layers]
+        if len(self.devices) == 1:
+            whole = [bank for bank in banks if not isinstance(bank, TierBanks)]
+            assert len(whole) == len(banks), "split banks without a second tier"
+            return CpuExperts(whole, self.ops, self.ledger)
+        split = [bank for bank in banks if not isinstance(bank, ExpertBank)]
+        assert len(split) == len(banks), "whole banks beside several tiers"
+        self.handoff = HandOff(
+            self.home,
+            layers=self.spec.layers,
+            tokens=max(self.config.prefill_chunk, self.config.max_sequences),
+            hidden=self.spec.hidden,
+            top_k=self.spec.moe.top_k,
+        )
+        return TieredExperts(split, self.placement, self.devices, self.handoff, self.ledger)
 
     def use_profile(self, profile: machine.Profile | None) -> None:
         """Takes the bandwidths that passes are held against from now on; None: no prediction."""
@@ -234,7 +271,7 @@ class LLM:
                 count = min(sequence.pending, self.config.prefill_chunk)
                 batch = Batch([sequence], [count], is_prefill=True)
                 with torch.inference_mode():
-                    rows.append(self.decoder.forward(make_inputs(batch, all_rows=True)))
+                    rows.append(self.decoder.forward(make_inputs(batch, all_rows=True)).cpu())
                 sequence.computed += count
         finally:
             self.pages.release(sequence.pages)
@@ -278,6 +315,7 @@ class LLM:
             logits = self.decoder.forward(make_inputs(batch))
             ready = [batch.sequences[i] for i in batch.ready]
             tokens = self._sample(logits, ready) if ready else []
+        self.home.wait()
         self.scheduler.commit(batch)
         for sequence, token in zip(ready, tokens, strict=True):
             sequence.tokens.append(token)
@@ -290,7 +328,9 @@ class LLM:
 
     def _sample(self, logits: Tensor, ready: list[Sequence]) -> list[int]:
         """The next token of each sequence from its row of logits."""
-        return sample(logits, ready, self.ops)
+        greedy = sum(sequence.params.is_plain_greedy for sequence in ready)
+        self.decoder.home.book_samples(greedy, len(ready) - greedy, self.spec.vocab)
+        return sample(logits, ready, self.home.ops)
 
     # ---- checks
 

@@ -51,7 +51,12 @@ def default_threads() -> int:
 def advise_huge(weights: ModelWeights) -> dict[str, bool]:
     """Asks for huge pages under every large tensor; whether the system agreed, by name."""
     advise: Callable[[Tensor], bool] = cpu_kernels().advise_huge
-    return {name: advise(t) for name, t in weights.named().items() if t.nbytes >= HUGE_FROM}
+    return {name: advise(t) for name, t in large_in_ram(weights).items()}
+
+
+def large_in_ram(weights: ModelWeights) -> dict[str, Tensor]:
+    """The tensors in RAM that are worth a huge page."""
+    return {name: t for name, t in weights.named().items() if t.nbytes >= HUGE_FROM and t.device.type == "cpu"}
 
 
 def spread_over_nodes(weights: ModelWeights) -> int:
@@ -61,6 +66,7 @@ def spread_over_nodes(weights: ModelWeights) -> int:
     nodes: list[int] = cpu.numa_nodes()
     if len(nodes) < 2:
         return 1
-    large = [t for t in weights.named().values() if t.nbytes >= HUGE_FROM]
-    granted = [cpu.interleave(t, nodes) for t in large]  # all are asked for, also after a refusal
+    granted = [
+        cpu.interleave(t, nodes) for t in large_in_ram(weights).values()
+    ]  # all are asked for, also after a refusal
     return len(nodes) if all(granted) else 0

@@ -15,15 +15,16 @@ from typing import Any
 
 from torch import Tensor
 
-from ..kernels import AttentionBlock, Choice, Layer, Ops, Router, Stack
+from ..kernels import AttentionBlock, Choice, ExpertBank, Layer, Ops, Router, Stack
 from ..kernels.blocks import run_layers
 from ..loaders.spec import ModelSpec
 from ..loaders.weights import LayerWeights, ModelWeights
 from . import rope
 from .experts import Experts
+from .home import Home
 from .kvcache import KVCache
-from .ledger import CPU_DRAM, Ledger
-from .planner import DENSE, HEAD, KV, dense_bytes, dense_sizes, kv_bytes
+from .ledger import Ledger
+from .planner import common_bytes, dense_sizes
 from .scheduler import Inputs
 
 Choose = Callable[[int, Choice], Choice]
@@ -41,6 +42,7 @@ class Decoder:
         cache: KVCache,
         ledger: Ledger,
         max_context: int,
+        home: Home,
     ) -> None:
         self.spec = spec
         self.weights = weights
@@ -48,14 +50,16 @@ class Decoder:
         self.experts = experts
         self.cache = cache
         self.ledger = ledger
-        self.cos, self.sin = rope.tables(spec.rope, max_context)
+        self.home = home
+        self.cos, self.sin = map(home.device.put, rope.tables(spec.rope, max_context))
         self.stack = Stack(layers=tuple(self._layer(layer, i) for i, layer in enumerate(weights.layers)))
         self.sizes = dense_sizes(weights)
         self.choose: Choose | None = None  # what becomes of the router's choice in a layer: for a test, or a trace
 
     def _layer(self, layer: LayerWeights, index: int) -> Layer:
         block = self._block(layer, index)
-        return Layer(block=block, bank=layer.experts, mlp=layer.mlp, shared_gate=layer.shared_gate)
+        bank = layer.experts if isinstance(layer.experts, ExpertBank) else None  # else it is behind the seam
+        return Layer(block=block, bank=bank, mlp=layer.mlp, shared_gate=layer.shared_gate)
 
     def _block(self, layer: LayerWeights, index: int) -> AttentionBlock:
         spec, moe, router = self.spec, self.spec.moe, None
@@ -87,7 +91,8 @@ class Decoder:
         """Runs the new tokens through all layers, writing their keys and values; logits float32 [rows, vocabulary]."""
         spec, ops = self.spec, self.ops
         self._book(inputs)
-        x_TD = ops.embed(self.weights.embed, inputs.ids_T, spec.embedding_scale)
+        inputs = self.home.take(inputs)
+        x_TD = self.home.embed(self.weights.embed, inputs.ids_T, spec.embedding_scale)
         x_TD, update_TD = self._layers(x_TD, inputs)
         if x_TD.shape[0] == 0:
             return x_TD.new_empty(0, spec.vocab)
@@ -110,11 +115,18 @@ class Decoder:
 
     def _book(self, inputs: Inputs) -> None:
         """Books what a pass reads besides experts: the dense weights, the embedding rows, the cache, the head."""
-        tokens, context, logits = len(inputs.ids_T), inputs.context, len(inputs.rows) > 0
-        self.ledger.read(CPU_DRAM, DENSE, dense_bytes(self.sizes, tokens, logits))
-        self.ledger.read(CPU_DRAM, KV, kv_bytes(self.sizes, tokens, context, self.cache.token_bytes, logits))
-        if logits:
-            self.ledger.read(CPU_DRAM, HEAD, self.weights.head.nbytes)
+        found = common_bytes(
+            self.sizes,
+            self.cache.token_bytes,
+            tokens=len(inputs.ids_T),
+            context=inputs.context,
+            logits=len(inputs.rows) > 0,
+            home=self.home.device.tier.channel,
+            table=self.home.table.tier.channel,
+        )
+        for channel, groups in found.items():
+            for group, size in groups.items():
+                self.ledger.read(channel, group, size)
 
 
 class _Chosen:

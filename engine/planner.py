@@ -27,6 +27,9 @@ from .ledger import CPU_DRAM, Bytes
 from .profile import Profile, mean_queries
 
 EXPERTS, DENSE, KV, HEAD = "experts", "dense", "kv", "head"
+# What crosses a link besides hidden states of experts: choices and their weights, a pass's inputs, what sampling needs.
+ROUTING, INPUTS, SAMPLES = "routing", "inputs", "samples"
+GROUPS = (EXPERTS, DENSE, KV, HEAD, ROUTING, INPUTS, SAMPLES)
 FIXED = "fixed"  # the term of a prediction that no tier causes
 
 
@@ -45,25 +48,21 @@ def pass_bytes(
     weights = allocate(spec, formats, "meta")
     banks = [layer.experts for layer in weights.layers if layer.experts is not None]
     sizes, token_bytes = dense_sizes(weights), bytes_per_token(spec, kv_dtype)
-    groups = {
-        EXPERTS: sum(n * bank.layout.bytes for n, bank in zip(distinct_experts, banks, strict=True)),
-        DENSE: dense_bytes(sizes, tokens, logits),
-        KV: kv_bytes(sizes, tokens, sum(contexts), token_bytes, logits),
-    }
-    if logits:
-        groups[HEAD] = weights.head.nbytes
-    return {CPU_DRAM: groups}
+    groups = {EXPERTS: sum(n * bank.layout.bytes for n, bank in zip(distinct_experts, banks, strict=True))}
+    common = common_bytes(sizes, token_bytes, tokens=tokens, context=sum(contexts), logits=logits)
+    return {CPU_DRAM: {**groups, **common[CPU_DRAM]}}
 
 
 @dataclass(frozen=True)
 class DenseSizes:
     """What the dense part of a pass is made of, in bytes: all layers with the final norm, of it what follows the last
-    layer's keys and values, one row of the embedding; and how many layers there are."""
+    layer's keys and values, one row of the embedding; how many layers there are; and the head."""
 
     layers: int
     tail: int
     embedding_row: int
     count: int
+    head: int
 
 
 def dense_sizes(weights: ModelWeights) -> DenseSizes:
@@ -76,7 +75,30 @@ def dense_sizes(weights: ModelWeights) -> DenseSizes:
         tail=tail + weights.final_norm.nbytes,
         embedding_row=weights.embed.format.row_bytes(weights.embed.cols),
         count=len(weights.layers),
+        head=weights.head.nbytes,
     )
+
+
+def common_bytes(
+    sizes: DenseSizes,
+    token_bytes: int,
+    *,
+    tokens: int,
+    context: int,
+    logits: bool,
+    home: str = CPU_DRAM,
+    table: str = CPU_DRAM,
+) -> Bytes:
+    """What a pass reads besides routed experts, by group; `home`: the memory of it all, `table`: that of the
+    embedding."""
+    rows = tokens * sizes.embedding_row
+    groups = {
+        DENSE: dense_bytes(sizes, tokens, logits) - (rows if table != home else 0),
+        KV: kv_bytes(sizes, tokens, context, token_bytes, logits),
+    }
+    if logits:
+        groups[HEAD] = sizes.head
+    return {home: groups} if table == home else {home: groups, table: {DENSE: rows}}
 
 
 def dense_bytes(sizes: DenseSizes, tokens: int, logits: bool) -> int:

@@ -68,7 +68,7 @@ class RandomLLM(LLM):
         return imagined.cut(whole, imagined.layers_that_fit(whole, self.layers, room, cache))
 
     def _load(self, progress: Progress | None) -> ModelWeights:
-        weights = allocate(self.spec, self.checkpoint.formats)
+        weights = allocate(self.spec, self.checkpoint.formats, where=self.fit.where(self.devices))
         self._advise(weights)
         Noise().fill(weights, progress)
         return weights

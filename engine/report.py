@@ -5,16 +5,19 @@ Text and numbers only; it computes nothing that the ledger does not hold.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from rich.table import Table
 
 from ..kernels.weights import FORMAT_OF_DTYPE
-from .ledger import Pass, Summary, summarise
+from ..loaders.weights import TierBanks
+from .devices import Device
+from .ledger import CHANNELS, Pass, Summary, summarise
 from .llm import IN_CACHES, LLM
 from .machine import HUGE_FROM, Profile, cpu_kernels
-from .planner import layer_dense_bytes
+from .planner import GROUPS, layer_dense_bytes
 from .results import Completion
 from .tables import GB, new_table, size
 
@@ -22,35 +25,83 @@ from .tables import GB, new_table, size
 def startup_table(llm: LLM) -> Table:
     """Where each group of tensors lies, how many bytes it takes, and what will compute it."""
     threads = cpu_kernels().threads() if llm.kernels == "cpu" else torch.get_num_threads()
-    table = new_table(f"{llm.spec.family}: what lies where, computed by {threads} thread{'s' * (threads > 1)}")
+    lines = [f"{llm.spec.family}: what lies where, computed by {threads} thread{'s' * (threads > 1)}", *_tiers(llm)]
+    table = new_table("\n".join(lines))
     for column in ("tensors", "device", "format", "bytes", "kernel", "huge pages"):
         table.add_column(column, justify="right" if column == "bytes" else "left")
     for row in placement_rows(llm):
         table.add_row(*row)
+    if llm.config.device == "auto" and len(llm.devices) == 1 and torch.cuda.is_available():
+        table.caption = "there is a GPU, and nothing asked for it: --device cuda, or an option that places experts"
     return table
+
+
+def _tiers(llm: LLM) -> list[str]:
+    """The placement, and of every GPU what it is, what it holds and what it may hold."""
+    if len(llm.devices) == 1:
+        return []
+    lines = [f"placement {llm.placement.name}"]
+    for tier in llm.placement.tiers:
+        device, taken = llm.devices[tier], sum(llm.fit.needs[tier].values())
+        if not device.is_host:
+            lines.append(f"{tier.value}: {device.name}, {size(taken)} of the {size(device.free)} that may be taken")
+    return lines
 
 
 def placement_rows(llm: LLM) -> list[tuple[str, str, str, str, str, str]]:
     """One row a group: tensors, device, format, bytes, kernel, huge pages."""
-    weights, formats = llm.weights, llm.checkpoint.formats
-    kernel = f"C++ {cpu_kernels().isa()}" if llm.kernels == "cpu" else "reference"
-    banks = [layer.experts for layer in weights.layers if layer.experts is not None]
-    experts = f"{len(banks)} x {llm.spec.moe.experts} experts"
-    embedding = "head = embedding" if llm.spec.tied_head else "head"
-    rows = [
-        (experts, formats.experts.name, sum(b.nbytes for b in banks), "experts"),
-        ("rest of the layers", formats.dense.name, sum(map(layer_dense_bytes, weights.layers)), "layers"),
-        (embedding, weights.head.format.name, weights.head.nbytes, "embed" if llm.spec.tied_head else "head"),
-    ]
-    if not llm.spec.tied_head:
-        rows.append(("embedding", weights.embed.format.name, weights.embed.nbytes, "embed"))
-    ram = {0: "RAM, one node", 1: "RAM"}.get(llm.nodes, f"RAM, {llm.nodes} nodes")
-    out = [(what, ram, form, size(count), kernel, _huge(llm, group)) for what, form, count, group in rows]
-    kv = f"KV, {llm.room.max_context} tokens"
-    out.append((kv, "RAM", FORMAT_OF_DTYPE[llm.kv_dtype], f"<= {size(llm.room.kv_bytes)}", kernel, "-"))
+    weights, formats, home = llm.weights, llm.checkpoint.formats, llm.home
+    tied = llm.spec.tied_head
+    layers, embedding = sum(map(layer_dense_bytes, weights.layers)), "head = embedding" if tied else "head"
+    head = weights.head.format.name, weights.head.nbytes, "embed" if tied else "head"
+    rows = list(_expert_rows(llm))
+    rows.append(_row(llm, home, "rest of the layers", formats.dense.name, layers, "layers"))
+    rows.append(_row(llm, home, embedding, *head))
+    if not tied:
+        table = weights.embed.format.name, weights.embed.nbytes, "embed"
+        rows.append(_row(llm, llm.devices[llm.fit.table], "embedding", *table))
+    kv, place = f"KV, {llm.room.max_context} tokens", "RAM" if home.is_host else home.tier.value
+    kernel = _kernel(home)
+    rows.append((kv, place, FORMAT_OF_DTYPE[llm.kv_dtype], f"<= {size(llm.room.kv_bytes)}", kernel, "-"))
     work = f"pass of {llm.config.prefill_chunk} tokens"
-    out.append((work, "RAM", "f32", f"<= {size(llm.room.work_bytes)}", kernel, "-"))
-    return out
+    rows.append((work, place, "f32", f"<= {size(llm.room.work_bytes)}", kernel, "-"))
+    if len(llm.devices) > 1:
+        pinned = "RAM, pinned" if home.is_cuda else "RAM, not pinned"
+        rows.append(("hand-off", pinned, "f32", size(llm.handoff.nbytes), "-", "-"))
+    return rows
+
+
+def _expert_rows(llm: LLM) -> Iterator[tuple[str, str, str, str, str, str]]:
+    """The routed experts, a row for every tier that has some."""
+    banks = [layer.experts for layer in llm.weights.layers if layer.experts is not None]
+    form = llm.checkpoint.formats.experts.name
+    if len(llm.devices) == 1:
+        what = f"{len(banks)} x {llm.spec.moe.experts} experts"
+        yield _row(llm, llm.home, what, form, sum(bank.nbytes for bank in banks), "experts")
+        return
+    for tier in llm.placement.tiers:
+        mine = [b.banks[tier.value] for b in banks if isinstance(b, TierBanks) and tier.value in b.banks]
+        if mine:
+            count = sum(bank.experts for bank in mine)
+            what = f"{count} experts, {len(mine)} layer{'s' * (len(mine) > 1)}"
+            group = f"experts.{tier.value}"
+            yield _row(llm, llm.devices[tier], what, form, sum(bank.nbytes for bank in mine), group)
+
+
+def _row(llm: LLM, device: Device, what: str, form: str, count: int, group: str) -> tuple[str, str, str, str, str, str]:
+    """A row about weights."""
+    if not device.is_host:
+        return what, device.tier.value, form, size(count), _kernel(device), "-"
+    ram = {0: "RAM, one node", 1: "RAM"}.get(llm.nodes, f"RAM, {llm.nodes} nodes")
+    if len(llm.devices) > 1 and group.startswith("experts"):
+        ram += ", not pinned"
+    return what, ram, form, size(count), _kernel(device), _huge(llm, group)
+
+
+def _kernel(device: Device) -> str:
+    """Who computes on a device."""
+    names = {"gpu": "Triton", "reference": "reference"}
+    return names.get(device.backend) or f"C++ {cpu_kernels().isa()}"
 
 
 def _huge(llm: LLM, group: str) -> str:
@@ -58,7 +109,7 @@ def _huge(llm: LLM, group: str) -> str:
     if llm.kernels != "cpu":
         return "-"
     last = {"layers": "qkv"}.get(group, group)
-    found = [granted for name, granted in llm.huge_pages.items() if name.split(".")[-1] == last]
+    found = [granted for name, granted in llm.huge_pages.items() if f".{name}".endswith(f".{last}")]
     if not found:
         return f"< {HUGE_FROM >> 20} MB: no"
     return "yes" if all(found) else "refused"
@@ -84,9 +135,11 @@ def byte_table(passes: list[Pass]) -> Table:
 def _byte_rows(phases: list[Summary]) -> list[tuple[str, list[str]]]:
     per = [p.bytes_per_token() for p in phases]
     rows = []
-    for tier in sorted({t for one in per for t in one}):
-        for group in ("experts", "dense", "kv", "head", "total"):
-            rows.append((f"{tier} {group}", [size(one.get(tier, {}).get(group, 0)) for one in per]))
+    for tier in sorted({t for one in per for t in one}, key=CHANNELS.index):
+        there = {group for one in per for group in one.get(tier, {})}
+        for group in (*GROUPS, "total"):
+            if group in there:
+                rows.append((f"{tier} {group}", [size(one.get(tier, {}).get(group, 0)) for one in per]))
     rows.append(("predicted ms", [_ms(p.predicted_s, p.tokens) for p in phases]))
     rows.append(("measured ms", [_ms(p.measured_s, p.tokens) for p in phases]))
     rows.append(("residual ms", ["-" if p.residual_ms is None else f"{p.residual_ms:+.3f}" for p in phases]))
@@ -100,6 +153,8 @@ def _ms(seconds: float | None, tokens: int) -> str:
 
 def remark(llm: LLM) -> str | None:
     """One line where the bandwidth model cannot be right, with the reason."""
+    if len(llm.devices) > 1:
+        return "no prediction: bandwidths of a GPU and its links are not measured yet; the bytes are exact"
     if llm.kernels != "cpu":
         return "no prediction: the reference kernels are written to be read, memory does not bound them"
     if llm.machine is None:

@@ -28,7 +28,8 @@ def sample(logits_SV: Tensor, sequences: list[Sequence], ops: Ops) -> list[int]:
             "check the files, or compare with --kernels reference"
         )
     greedy: list[int] = ids.tolist()
-    return [greedy[i] if s.params.is_plain_greedy else _sample_one(logits_SV[i], s) for i, s in enumerate(sequences)]
+    rows = enumerate(sequences)
+    return [greedy[i] if s.params.is_plain_greedy else _sample_one(logits_SV[i].cpu(), s) for i, s in rows]
 
 
 def _sample_one(logits_V: Tensor, sequence: Sequence) -> int:

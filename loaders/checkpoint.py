@@ -25,7 +25,7 @@ from .pipeline import in_order
 from .safetensors import Entry
 from .spec import ModelSpec
 from .targets import Target, targets
-from .weights import Formats, ModelWeights, allocate
+from .weights import Formats, ModelWeights, Where, allocate
 
 CHUNK_BYTES = 32 << 20
 SMALLER = "choose a smaller --expert-format or --dense-format (q8_0, q4_0), or free memory"
@@ -87,19 +87,23 @@ def load_weights(
     progress: Progress | None = None,
     extra: int = 0,
     prepare: Callable[[ModelWeights], None] | None = None,
+    where: Where | None = None,
 ) -> ModelWeights:
-    """Loads the weights. `extra`: bytes that will be needed besides (cache, activations), counted in the memory check;
-    `prepare` sees the memory after it is reserved and before it is filled."""
-    needs = {"weights": checkpoint.weight_bytes, "KV cache and activations": extra}
-    require_memory(needs, SMALLER)
-    weights = allocate(checkpoint.spec, checkpoint.formats)
+    """Loads the weights, all into RAM or where `where` says. `extra`: bytes that will be needed besides (cache,
+    activations), counted in the memory check; `prepare` sees the memory after it is reserved and before it is filled.
+
+    With `where` the caller has checked the memory of every tier.
+    """
+    if where is None:
+        require_memory({"weights": checkpoint.weight_bytes, "KV cache and activations": extra}, SMALLER)
+    weights = allocate(checkpoint.spec, checkpoint.formats, where=where)
     if prepare is not None:
         prepare(weights)
     tasks = list(_tasks(checkpoint, weights))
     total, done = sum(t.nbytes for t in tasks), 0
     for task, rows in in_order(tasks, _Task.read):
         if rows is not None:
-            task.into.data.copy_(ops.quantize(rows, task.into.format))
+            task.put(rows, ops)
         done += task.nbytes
         if progress is not None:
             progress(done, total)
@@ -118,12 +122,23 @@ class _Task:
     def nbytes(self) -> int:
         return self.into.rows * self.entry.row_bytes
 
+    @property
+    def is_packed(self) -> bool:
+        """Whether what is stored are the bytes that are wanted."""
+        return self.entry.dtype == torch.uint8 or FORMAT_OF_DTYPE.get(self.entry.dtype) == self.into.format.name
+
     def read(self) -> torch.Tensor | None:
         """The rows, or None where they could be read straight into their place."""
-        if self.entry.dtype == torch.uint8 or FORMAT_OF_DTYPE.get(self.entry.dtype) == self.into.format.name:
-            safetensors.read_into(self.entry, self.first * self.entry.row_bytes, self.into.data.view(-1))
-            return None
-        return safetensors.read_rows(self.entry, self.first, self.into.rows)
+        if not self.is_packed or self.into.data.device.type != "cpu":
+            return safetensors.read_rows(self.entry, self.first, self.into.rows)
+        safetensors.read_into(self.entry, self.first * self.entry.row_bytes, self.into.data.view(-1))
+        return None
+
+    def put(self, rows: torch.Tensor, ops: Ops) -> None:
+        """Puts rows that were read into their place: packed, and on another device by a copy of this piece."""
+        data = self.into.data
+        packed = rows.view(torch.uint8).view(data.shape) if self.is_packed else ops.quantize(rows, self.into.format)
+        data.copy_(packed)
 
 
 def _tasks(checkpoint: Checkpoint, weights: ModelWeights) -> Iterator[_Task]:

@@ -19,7 +19,7 @@ from ..kernels import FORMATS, Matrix
 from . import safetensors
 from .safetensors import Entry
 from .targets import Piece, Target
-from .weights import Formats, ModelWeights
+from .weights import Formats, ModelWeights, TierBanks
 
 MANIFEST = "headrace.json"
 WEIGHTS = "headrace.safetensors"
@@ -62,8 +62,15 @@ def read_formats(directory: Path, expert_format: str, dense_format: str) -> Form
 
 
 def targets(weights: ModelWeights) -> dict[str, Target]:
-    """Every stored tensor as one run of bytes."""
-    return {name: Target(tuple(t.shape), (Piece(0, _as_bytes(t)),)) for name, t in weights.named().items()}
+    """Every stored tensor as one run of bytes, or the experts of a layer that lie on several tiers as several."""
+    found = {name: Target(tuple(t.shape), (Piece(0, _as_bytes(t)),)) for name, t in weights.named().items()}
+    for i, layer in enumerate(weights.layers):
+        if isinstance(split := layer.experts, TierBanks):
+            for tier in split.banks:
+                del found[f"layers.{i}.experts.{tier}"]
+            pieces = tuple(Piece(first, _as_bytes(data)) for first, data in split.runs())
+            found[f"layers.{i}.experts"] = Target((split.experts, split.layout.bytes), pieces)
+    return found
 
 
 def _as_bytes(tensor: Tensor) -> Matrix:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..kernels import ExpertBank, Format, Matrix, Mlp
-from .weights import ModelWeights
+from .weights import ModelWeights, TierBanks
 
 Part = Tensor | Matrix | ExpertBank
 POOL_BYTES = 32 << 20
@@ -52,6 +52,9 @@ def parts(weights: ModelWeights) -> Iterator[tuple[str, Part]]:
         for name, value in vars(layer).items():
             if isinstance(value, (Tensor, Matrix, ExpertBank)):
                 yield f"layers.{i}.{name}", value
+            elif isinstance(value, TierBanks):
+                for tier, bank in value.banks.items():
+                    yield f"layers.{i}.{name}.{tier}", bank
             elif isinstance(value, Mlp):
                 yield f"layers.{i}.{name}.gate_up", value.gate_up
                 yield f"layers.{i}.{name}.down", value.down

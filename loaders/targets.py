@@ -17,7 +17,7 @@ from torch import Tensor
 from ..kernels import FORMATS, ExpertBank, Matrix, Mlp
 from .families.family import TensorNames
 from .spec import ModelSpec
-from .weights import LayerWeights, ModelWeights
+from .weights import LayerWeights, ModelWeights, TierBanks
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def _attention(spec: ModelSpec, names: TensorNames, layer: LayerWeights) -> Name
             yield name, _vector(vector)
 
 
-def _experts(names: TensorNames, bank: ExpertBank) -> Named:
+def _experts(names: TensorNames, bank: ExpertBank | TierBanks) -> Named:
     lay, count = bank.layout, bank.experts
     gate, up, down = (partial(bank.matrix, part=part) for part in ("gate", "up", "down"))
     if names.fused_gate_up is None:

@@ -223,12 +223,13 @@ def test_a_cache_that_cannot_be_written_is_said_and_no_more(
 
 # ---- help
 
+PLACING = ["--device", "--cpu-moe", "--n-cpu-moe", "--placement", "--tensor-split", "--vram-limit"]
 OPTIONS = {
     "generate": [
         "MODEL", "PROMPTS", "--interactive", "-i", "--chat", "--system", "--max-new-tokens", "-n", "--temperature",
         "--top-k", "--top-p", "--min-p", "--repetition-penalty", "--presence-penalty", "--seed", "--stop",
         "--ignore-eos", "--ledger", "--json", "--expert-format", "--dense-format", "--dtype", "--kernels", "--threads",
-        "--max-context", "--prefill-chunk", "--revision", "--offline", "--cache-dir", "--ignore-config-keys",
+        "--max-context", "--prefill-chunk", "--revision", "--offline", "--cache-dir", "--ignore-config-keys", *PLACING,
     ],
     "convert": [
         "MODEL", "DIRECTORY", "--expert-format", "--dense-format", "--dtype", "--revision", "--offline", "--cache-dir",
@@ -236,14 +237,14 @@ OPTIONS = {
     ],
     "perplexity": [
         "MODEL", "FILE", "--window", "--json", "--expert-format", "--dense-format", "--dtype", "--kernels",
-        "--cpu-activations", "--threads", "--revision", "--offline", "--cache-dir", "--ignore-config-keys",
+        "--cpu-activations", "--threads", "--revision", "--offline", "--cache-dir", "--ignore-config-keys", *PLACING,
     ],
     "measure": ["--threads", "--rounds", "--quick", "--json"],
     "bench": [
         "MODEL", "--prompt", "-p", "--new", "-n", "--batch", "-b", "--depth", "-d", "--rounds", "-r", "--placement",
         "--random-weights", "--layers", "--json", "--compare", "--expert-format", "--dense-format", "--dtype",
         "--cpu-activations", "--threads", "--prefill-chunk", "--revision", "--offline", "--cache-dir",
-        "--ignore-config-keys",
+        "--ignore-config-keys", "--device", "--tensor-split", "--vram-limit",
     ],
     "doctor": [
         "MODEL", "--random-weights", "--expert-format", "--dense-format", "--threads", "--revision", "--offline",
