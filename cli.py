@@ -352,7 +352,7 @@ def plan(
     ] = None,
     batch: Annotated[int, typer.Option(help="sequences decoded together")] = 1,
     prompt: Annotated[int, typer.Option(help="tokens of the prompt that prefill is timed for")] = 512,
-    placement: Annotated[str, typer.Option(help="auto, cpu, gpu, cpu-moe or n-cpu-moe=N")] = "auto",
+    placement: Annotated[str, typer.Option(help="auto, cpu, gpu, cpu-moe, n-cpu-moe=N, or NAME.json")] = "auto",
     estimate: Annotated[str, typer.Option("--model", help="full, or simple (bytes over nominal bandwidths)")] = "full",
     trace: Annotated[Path | None, typer.Option(help="recorded routing, for the distinct experts of a batch")] = None,
     plot: Annotated[Path | None, typer.Option(help="write a figure to this .png or .svg")] = None,

@@ -97,8 +97,8 @@ def fill_from_last(
     taken already. Ends at the first layer that fits nowhere, or with `must` gives the last room what is too much.
     None: in RAM.
     """
-    taken, found = dict(used), [None] * len(sizes)
-    placed: list[str | None] = list(found)
+    taken = dict(used)
+    placed: list[str | None] = [None] * len(sizes)
     for i in reversed(range(first, len(sizes))):
         if not sizes[i]:
             continue

@@ -318,6 +318,25 @@ def test_a_second_gpu_takes_the_experts_that_the_first_has_no_room_for() -> None
     assert tiers == tuple(sorted(tiers, key=("cpu", "gpu1", "gpu0").index))
 
 
+def test_a_file_of_whole_layers(tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
+    rules = [{"layers": "10-47", "tier": "gpu0"}, {"layers": [0, 3], "tier": "gpu0"}]
+    path.write_text(json.dumps({"version": 1, "default": "cpu", "rules": rules}))
+    found = plan("Qwen3-30B-A3B", machine(vram=48), placement=str(path))
+    assert found.best is not None
+    assert found.best.placement.name == "mine.json"
+    assert [i for i, tier in enumerate(found.best.placement.experts) if tier == "cpu"] == [1, 2, *range(4, 10)]
+    assert found.best.memory["ram"].needed["experts"] == 8 * found.storage.layers[0].routed
+    rules[1]["experts"] = "0-63"
+    path.write_text(json.dumps({"version": 1, "default": "cpu", "rules": rules}))
+    with pytest.raises(OptionError, match=r"mine.json splits the experts of layer 0 over cpu, gpu0"):
+        plan("Qwen3-30B-A3B", machine(vram=48), placement=str(path))
+    rules[1].update(tier="gpu1")
+    path.write_text(json.dumps({"version": 1, "default": "cpu", "rules": rules}))
+    with pytest.raises(OptionError, match=r"this run has gpu0, cpu only"):
+        plan("Qwen3-30B-A3B", machine(vram=48), placement=str(path))
+
+
 def test_whole_layers_over_two_gpus() -> None:
     found = plan("Qwen3-30B-A3B", machine(gpus=2, vram=12), placement="gpu")
     assert found.fits

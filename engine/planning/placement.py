@@ -1,7 +1,8 @@
 """Who lies where: for every layer the device of its common weights and of its routed experts, and what that takes.
 
-Policies are pure functions of a model's bytes and a machine. Layers keep their experts together; the first `n_cpu_moe`
-layers have theirs in RAM, as in llama.cpp's option of that name, counted over all layers.
+Policies are pure functions of a model's bytes and a machine; how VRAM is filled, how much of it is kept free, and what
+`--placement` may say is what the engine does (`engine/placement.py`). Layers keep their experts together; the first
+`n_cpu_moe` layers have theirs in RAM, as in llama.cpp's option of that name, counted over all layers.
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ...errors import OptionError
+from .. import placement_file
+from ..placement import GPU_RESERVE, Policy, fill_from_last, parse
+from ..placement import Tier as ExpertTier
 from .hardware import Device, Hardware
 from .storage import Storage
 
-# Of a GPU: the driver's context and the buffers of a pass. Of RAM: the system and everything else that runs.
-GPU_RESERVE = int(1.0e9)
+# Of RAM: the rest is for the system and everything else that runs.
 RAM_SHARE = 0.95
 CPU, DISK = "cpu", "disk"
 
@@ -84,29 +87,44 @@ def offloaded(storage: Storage, hardware: Hardware, demand: Demand, n_cpu_moe: i
     rooms = {f"gpu{i}": usable(gpu) for i, gpu in enumerate(hardware.gpus)}
     used = dict.fromkeys(rooms, 0)
     used["gpu0"] = storage.common + sum(demand.cache) + demand.activations
-    experts = [CPU] * count
-    for i in reversed(range(n_cpu_moe or 0, count)):
-        if not storage.layers[i].experts:
-            continue
-        size = storage.layers[i].routed
-        tier = next((t for t, room in rooms.items() if room is None or used[t] + size <= room), None)
-        if tier is None:
-            if n_cpu_moe is None:
-                break
-            tier = list(rooms)[-1]  # asked for: said to be too much in the memory table
-        used[tier] += size
-        experts[i] = tier
+    sizes = [layer.routed if layer.experts else 0 for layer in storage.layers]
+    # What was asked for and is too much is said to be so in the memory table.
+    placed = fill_from_last(sizes, rooms, used, first=n_cpu_moe or 0, must=n_cpu_moe is not None)
+    experts = [tier or CPU for tier in placed]
     room = rooms["gpu0"]
     if room is not None and used["gpu0"] > room and n_cpu_moe is None:
         return None
     in_ram = any(e == CPU and storage.layers[i].experts for i, e in enumerate(experts))
     if in_ram and hardware.cpu is None:
         return None
-    if in_ram and hardware.cpu is not None:
-        ram = {CPU: usable(hardware.cpu)}
-        experts = _until_full(storage, experts, ram, {CPU: storage.held}, hardware)
+    experts = _in_ram(storage, experts, hardware)
     name = "cpu-moe" if all(e in (CPU, DISK) for e in experts) else f"n-cpu-moe {_from_first(experts, storage)}"
     return Placement(name=name if in_ram else "gpu", common=("gpu0",) * count, experts=tuple(experts), outside="gpu0")
+
+
+def _in_ram(storage: Storage, experts: list[str], hardware: Hardware) -> list[str]:
+    """Experts beside a GPU, with those that RAM has no room for on the disk."""
+    if hardware.cpu is None or not any(e == CPU and storage.layers[i].experts for i, e in enumerate(experts)):
+        return experts
+    return _until_full(storage, experts, {CPU: usable(hardware.cpu)}, {CPU: storage.held}, hardware)
+
+
+def of_file(policy: Policy, storage: Storage, hardware: Hardware) -> Placement:
+    """The placement in a file. Raises OptionError for one that splits a layer, whose time nobody can say."""
+    assert policy.file is not None
+    there = [ExpertTier.GPU0, ExpertTier.GPU1][: len(hardware.gpus)]
+    tiers = [*there, ExpertTier.CPU] if hardware.cpu is not None else there
+    counts = [layer.experts for layer in storage.layers]
+    found = placement_file.read(policy.file, counts, tiers)
+    for i, row in enumerate(found.experts):
+        if len(set(row)) > 1:
+            where = ", ".join(sorted({tier.value for tier in row}))
+            raise OptionError(
+                f"{policy.file} splits the experts of layer {i} over {where}; a plan keeps a layer's together, since "
+                "which are chosen how often is not known: place whole layers, or run it"
+            )
+    experts = _in_ram(storage, [row[0].value if row else CPU for row in found.experts], hardware)
+    return Placement(name=found.name, common=("gpu0",) * len(counts), experts=tuple(experts), outside="gpu0")
 
 
 def spread(storage: Storage, hardware: Hardware, demand: Demand) -> Placement:
@@ -200,23 +218,21 @@ def choices(storage: Storage, hardware: Hardware, demand: Demand) -> list[Placem
 
 
 def named(text: str, storage: Storage, hardware: Hardware, demand: Demand) -> Placement:
-    """The placement that --placement asks for: cpu, gpu, cpu-moe, or n-cpu-moe=N."""
-    word, _, number = text.strip().lower().replace("_", "-").partition("=")
-    count = len(storage.layers)
-    if word not in ("cpu", "gpu", "cpu-moe", "n-cpu-moe"):
-        raise OptionError(f"--placement is {text!r}; there are auto, cpu, gpu, cpu-moe and n-cpu-moe=N")
-    if word in ("cpu", "cpu-moe", "n-cpu-moe") and hardware.cpu is None:
+    """The placement that --placement asks for: cpu, gpu, cpu-moe, n-cpu-moe=N, or a file."""
+    policy, count = parse(text), len(storage.layers)
+    if hardware.cpu is None and policy.kind != "file" and policy != Policy("layers", 0):
         raise OptionError(f"--placement {text} needs RAM, and {hardware.name} names no CPU: add one to --hardware")
-    if word == "cpu":
+    if policy.kind == "cpu":
         return on_cpu(storage, hardware, demand)
     if not hardware.gpus:
         raise OptionError(f"--placement {text} needs a GPU, and {hardware.name} has none: add one to --hardware")
-    if word == "gpu":
+    if policy.kind == "file":
+        return of_file(policy, storage, hardware)
+    if text.strip().lower() == "gpu":
         return spread(storage, hardware, demand)
-    if word == "cpu-moe":
-        number = str(count)
-    if not number.isdigit() or int(number) > count:
-        raise OptionError(f"--placement n-cpu-moe={number}: give a number of layers from 0 to {count}")
-    placed = offloaded(storage, hardware, demand, int(number))
+    layers = count if policy.layers is None else policy.layers
+    if layers > count:
+        raise OptionError(f"--placement n-cpu-moe={layers}: give a number of layers from 0 to {count}")
+    placed = offloaded(storage, hardware, demand, layers)
     assert placed is not None, "a number of layers was asked for"
     return placed

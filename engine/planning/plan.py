@@ -12,6 +12,7 @@ from ...loaders import encodings
 from ...loaders.architecture import Architecture
 from ...loaders.encodings import Quant
 from ...loaders.model_source import Source
+from ..placement import GPU_RESERVE, parse
 from . import placement as placing
 from . import storage as storing
 from .article import RuleOfThumb, rule_of_thumb
@@ -180,7 +181,7 @@ def needs(model: Architecture, work: Workload, hardware: Hardware | None) -> Dem
 
 
 def _rated(engine: Model, demand: Demand, work: Workload, wanted: str) -> list[Rated]:
-    if wanted.strip().lower() == "auto":
+    if parse(wanted).kind == "auto":
         found = placing.choices(engine.storage, engine.hardware, demand)
     else:
         found = [placing.named(wanted, engine.storage, engine.hardware, demand)]
@@ -213,7 +214,7 @@ def _rule(storage: Storage, hardware: Hardware) -> RuleOfThumb | None:
     gpu = hardware.gpus[0] if hardware.gpus else None
     if gpu is None or gpu.memory is None or hardware.cpu is None:
         return None
-    return rule_of_thumb(gpu.memory, placing.GPU_RESERVE, storage.total, len(storage.layers))
+    return rule_of_thumb(gpu.memory, GPU_RESERVE, storage.total, len(storage.layers))
 
 
 def _abstract_bytes(model: Architecture, storage: Storage, work: Workload) -> dict[str, dict[str, int]]:
