@@ -80,9 +80,8 @@ class Mark:
 
 def ram(ops: kernels.Ops, name: str) -> Device:
     """The CPU's own memory."""
-    return Device(
-        tier=Tier.CPU, place=torch.device("cpu"), backend=name, ops=ops, name="RAM", free=free_memory()
-    )  # fmt: skip
+    place = torch.device("cpu")
+    return Device(tier=Tier.CPU, place=place, backend=name, ops=ops, name="RAM", free=free_memory())
 
 
 def find(config: EngineConfig, host: Device) -> dict[Tier, Device]:
@@ -135,10 +134,8 @@ def _gpu(tier: Tier, number: int, name: str, config: EngineConfig) -> Device:
     free, _ = torch.cuda.mem_get_info(number)
     place = torch.device("cuda", number)
     what = f"{torch.cuda.get_device_name(number)} (cuda:{number})"
-    ops = kernels.load(name)
-    return Device(
-        tier=tier, place=place, backend=name, ops=ops, name=what, free=_limited(config, free - GPU_RESERVE)
-    )  # fmt: skip
+    limit = _limited(config, free - GPU_RESERVE)
+    return Device(tier=tier, place=place, backend=name, ops=kernels.load(name), name=what, free=limit)
 
 
 def _limited(config: EngineConfig, free: int) -> int:

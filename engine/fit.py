@@ -26,6 +26,7 @@ from .planner import layer_dense_bytes
 from .tables import size
 
 DEFAULT_CONTEXT = 4096  # beside a GPU, where more cache is fewer experts, and nobody said
+CACHE_SHARE = 0.1  # of a GPU: what the caches of further sequences may take before experts
 DEVICE_CHUNK = 1 << 29  # bytes of experts' products at a time on a GPU (SCRATCH in kernels/gpu/experts.py)
 
 Needs = dict[Tier, dict[str, int]]
@@ -137,12 +138,13 @@ class _Plan:
         return self._fit(placement, room)
 
     def _auto(self) -> Fit:
-        """The cache for one sequence of the context first, then experts as they fit."""
+        """The cache first, for one sequence of the context, and for more within its share; then experts as they fit."""
         spec, home = self.checkpoint.spec, self.devices[Tier.GPU0]
         context = self.config.max_context or min(spec.context, DEFAULT_CONTEXT)
         if context > spec.context:
             raise OptionError(f"max_context is {context}, this model allows at most {spec.context} tokens")
-        pages = pages_for(context)
+        one, shared = pages_for(context), int(home.free * CACHE_SHARE) // self.page
+        pages = max(one, min(one * self.config.max_sequences, shared))
         room = Room(pages, context, pages * self.page, self.work)
         left = home.free - self.sizes.common - room.kv_bytes - self.work
         total = sum(self.sizes.experts)

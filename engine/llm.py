@@ -270,7 +270,7 @@ class LLM:
             while sequence.pending:
                 count = min(sequence.pending, self.config.prefill_chunk)
                 batch = Batch([sequence], [count], is_prefill=True)
-                with torch.inference_mode():
+                with torch.inference_mode(), self.home.current():
                     rows.append(self.decoder.forward(make_inputs(batch, all_rows=True)).cpu())
                 sequence.computed += count
         finally:
@@ -311,7 +311,7 @@ class LLM:
         start = time.perf_counter()
         phase = "prefill" if batch.is_prefill else "decode"
         self.ledger.begin(phase, [s.id for s in batch.sequences], batch.tokens, sum(batch.contexts))
-        with torch.inference_mode():
+        with torch.inference_mode(), self.home.current():
             logits = self.decoder.forward(make_inputs(batch))
             ready = [batch.sequences[i] for i in batch.ready]
             tokens = self._sample(logits, ready) if ready else []

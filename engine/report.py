@@ -66,7 +66,7 @@ def placement_rows(llm: LLM) -> list[tuple[str, str, str, str, str, str]]:
     work = f"pass of {llm.config.prefill_chunk} tokens"
     rows.append((work, place, "f32", f"<= {size(llm.room.work_bytes)}", kernel, "-"))
     if len(llm.devices) > 1:
-        pinned = "RAM, pinned" if home.is_cuda else "RAM, not pinned"
+        pinned = "RAM pinned" if home.is_cuda else "RAM pageable"
         rows.append(("hand-off", pinned, "f32", size(llm.handoff.nbytes), "-", "-"))
     return rows
 
@@ -83,7 +83,7 @@ def _expert_rows(llm: LLM) -> Iterator[tuple[str, str, str, str, str, str]]:
         mine = [b.banks[tier.value] for b in banks if isinstance(b, TierBanks) and tier.value in b.banks]
         if mine:
             count = sum(bank.experts for bank in mine)
-            what = f"{count} experts, {len(mine)} layer{'s' * (len(mine) > 1)}"
+            what = f"{count} experts"
             group = f"experts.{tier.value}"
             yield _row(llm, llm.devices[tier], what, form, sum(bank.nbytes for bank in mine), group)
 
@@ -94,7 +94,7 @@ def _row(llm: LLM, device: Device, what: str, form: str, count: int, group: str)
         return what, device.tier.value, form, size(count), _kernel(device), "-"
     ram = {0: "RAM, one node", 1: "RAM"}.get(llm.nodes, f"RAM, {llm.nodes} nodes")
     if len(llm.devices) > 1 and group.startswith("experts"):
-        ram += ", not pinned"
+        ram += " pageable"  # no GPU copies from there
     return what, ram, form, size(count), _kernel(device), _huge(llm, group)
 
 

@@ -70,7 +70,7 @@ class TieredExperts:
         """Starts every tier's part. Tensors are on the home device."""
         if self.running is not None:  # an error came between submit and collect: its worker may still use the buffers
             self.running.exception()
-        self._account(layer, len(x_TD))
+        self._open_account()
         tiers = self.placement.tiers_of(layer)
         if Tier.CPU in tiers:
             work = self.handoff.down(layer, x_TD, ids_TK, weights_TK)
@@ -123,12 +123,11 @@ class TieredExperts:
 
     # ---- the account
 
-    def _account(self, layer: int, tokens: int) -> None:
-        """Has the ledger ask for this pass's bytes when it is over."""
-        if self.ledger.current is None:
+    def _open_account(self) -> None:
+        """Has the ledger ask for this pass's bytes when it is over; outside of a pass nothing is kept."""
+        if self.ledger.current is None or self.ledger.later is None:
             self.booked.clear()
-        elif self.ledger.later is None:
-            self.booked.clear()
+        if self.ledger.current is not None:
             self.ledger.later = self._book
 
     def _book(self) -> None:

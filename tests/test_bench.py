@@ -209,7 +209,7 @@ def test_bench_on_the_command_line(run: Run, profile: Profile, tmp_path: Path) -
     [
         (("-b", "1,x"), "--batch is '1,x'"),
         (("--layers", 2), "--random-weights"),
-        (("--placement", "gpu"), "these options need a GPU, but torch"),
+        (("--placement", "gpu", "--device", "cuda:99"), "device is 'cuda:99', but torch"),
         (("--placement", "gpux"), "--placement is 'gpux'"),
         (("--compare", "/nowhere.json"), "cannot read /nowhere.json"),
     ],

@@ -335,9 +335,9 @@ def test_the_start_up_table_says_what_lies_where(tmp_path: Path) -> None:
     held = {tier: sum(b.banks[tier].nbytes for b in banks if tier in b.banks) for tier in ("gpu0", "gpu1", "cpu")}  # type: ignore[union-attr,operator]
     counts = {tier: sum(row.count(Tier(tier)) for row in llm.placement.experts) for tier in held}
     shown = [row for row in report.placement_rows(llm) if "experts" in row[0]]
-    assert [row[1] for row in shown] == ["gpu0", "gpu1", "RAM, not pinned"]
+    assert [row[1] for row in shown] == ["gpu0", "gpu1", "RAM pageable"]
     assert [int(row[0].split()[0]) for row in shown] == list(counts.values())
-    assert rows["hand-off"][1] == "RAM, not pinned"
+    assert rows["hand-off"][1] == "RAM pageable"
     assert rows["KV, 128 tokens"][1] == "gpu0"
     title = str(report.startup_table(llm).title)
     assert "placement even.json" in title
