@@ -251,9 +251,7 @@ def test_counted_bytes_equal_the_prediction(name: str, tmp_path: Path) -> None:
     for done in llm.ledger.passes:
         contexts, rows = shapes[done.index]
         took = done.sequences
-        drawn = sum(s == 1 for s in took) if done.phase == "decode" else done.bytes.get("d2h", {}).get("samples", 0)
-        if done.phase == "prefill":  # which rows are ready is the scheduler's business; 4 bytes a logit, 12 a row
-            drawn = (drawn - 12 * rows) // (4 * llm.spec.vocab)
+        drawn = sum(s == 1 and c >= len(prompts[1]) for s, c in zip(took, contexts, strict=True))
         shape = PassShape(
             tokens=done.tokens, contexts=contexts, rows=rows, drawn=drawn, pages=max(longest[s] for s in took)
         )
@@ -293,6 +291,14 @@ def test_auto_takes_as_many_layers_as_the_limit_allows() -> None:
         assert 0 < sum(Tier.CPU in row for row in llm.placement.experts) < 7, llm.placement.name
         assert taken <= limit * 1e9 < taken + layer.nbytes
     assert whole.placement.name == "gpu"
+
+
+def test_auto_keeps_cache_for_further_sequences_within_a_tenth() -> None:
+    wide = LLM("demo", device="simulated", max_context=64, max_sequences=3)
+    assert wide.room.pages == 3 * pages_for(64)
+    narrow = LLM("demo", device="simulated", max_context=64, vram_limit=0.01, prefill_chunk=8)
+    page = narrow.room.kv_bytes // narrow.room.pages
+    assert narrow.room.pages == max(pages_for(64), int(0.001 * 1e9) // page)
 
 
 def test_memory_that_is_not_there() -> None:
