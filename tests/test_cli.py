@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from headrace.engine import bandwidth, links, machine, overhead
+from headrace.engine import bandwidth, links, machine, overhead, strangers
 from headrace.engine.machine import Profile
 from headrace.kernels import FORMATS
 
@@ -30,6 +30,11 @@ def quick_measure(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets a measurement read little memory and run small models, which is wrong and fast."""
     monkeypatch.setattr(bandwidth, "SMALLEST_ARENA", 64 << 20)
     monkeypatch.setattr(bandwidth, "measure", partial(bandwidth.measure, arena_bytes=64 << 20))
+    monkeypatch.setattr(bandwidth, "LINEAR_TOKENS", {4: 4 << 20})
+    monkeypatch.setattr(bandwidth, "EXPERT_TOKENS", (2,))
+    monkeypatch.setattr(bandwidth, "QUERIES", ((1, 1), (8, 1), (8, 4)))
+    monkeypatch.setattr(bandwidth, "BY_THREADS_ROUNDS", 1)
+    monkeypatch.setattr(strangers, "PATIENCE", 0)
     monkeypatch.setattr(links, "FILE", 16 << 20)
     small = partial(overhead.measure, many=4, few=2, width=32, rounds=1)
     monkeypatch.setattr(overhead, "measure", small)
