@@ -51,6 +51,8 @@ NEW = 8  # decode steps of a turn
 WANTED, PROMPTS_WANTED = 20, 3  # undisturbed steps of a point
 PROFILE_TRIES, UNDISTURBED = 4, 0.4
 LIMIT_S = 25.0  # of one model's turns: what is not there by then is taken from the least disturbed steps
+LEAST_CROWDED = 4  # turns
+Kind = tuple[str, int, int]  # phase, batch, context
 PREDICTIONS = ("predicted", "as_routed", "plain")
 
 
@@ -136,8 +138,9 @@ class Runs:
         self.llm.tell = lambda text: None
         self.pace = Pace()
         self.taken: list[tuple[Pass, float]] = []
-        self.samples: dict[tuple[str, int, int], list[tuple[Pass, float]]] = {}
-        self.crowded: dict[tuple[str, int, int], list[float]] = {}
+        self.samples: dict[Kind, list[tuple[Pass, float]]] = {}
+        self.crowded: dict[Kind, list[float]] = {}
+        self.aside: dict[Kind, list[tuple[float, list[tuple[Pass, float]]]]] = {}
         self.random = random.Random(0)
         self._watch()
 
@@ -162,11 +165,23 @@ class Runs:
             for kind in open_:
                 others = Strangers()
                 found = self._run(kind)
-                if (cores := others.cores()) <= CROWDED:
-                    self.samples.setdefault(kind, []).extend(found)
-                    self.crowded.setdefault(kind, []).append(cores)
+                self._keep(kind, others.cores(), found)
+        for kind, turns in self.aside.items():  # where there was no other moment, the least crowded ones count
+            if kind not in self.samples:
+                for cores, found in sorted(turns, key=lambda turn: turn[0])[:LEAST_CROWDED]:
+                    self._take(kind, cores, found)
 
-    def _run(self, kind: tuple[str, int, int]) -> list[tuple[Pass, float]]:
+    def _keep(self, kind: Kind, cores: float, found: list[tuple[Pass, float]]) -> None:
+        if cores <= CROWDED:
+            self._take(kind, cores, found)
+        else:
+            self.aside.setdefault(kind, []).append((cores, found))
+
+    def _take(self, kind: Kind, cores: float, found: list[tuple[Pass, float]]) -> None:
+        self.samples.setdefault(kind, []).extend(found)
+        self.crowded.setdefault(kind, []).append(cores)
+
+    def _run(self, kind: Kind) -> list[tuple[Pass, float]]:
         """A few steps; prompts are new every time, what lies before decoded tokens is computed once."""
         phase, batch, context = kind
         self.taken.clear()
@@ -177,17 +192,17 @@ class Runs:
         self.llm.generate(prompts, SamplingParams(max_new_tokens=new, ignore_eos=True))
         return [(done, pace) for done, pace in self.taken if done.phase == phase]
 
-    def _kept(self, kind: tuple[str, int, int]) -> int:
+    def _kept(self, kind: Kind) -> int:
         return sum(is_alike(pace, self.profile.pace_s) for _, pace in self.samples.get(kind, []))
 
-    def _has_enough(self, kind: tuple[str, int, int]) -> bool:
+    def _has_enough(self, kind: Kind) -> bool:
         return self._kept(kind) >= (PROMPTS_WANTED if kind[0] == "prefill" else WANTED)
 
     def points(self) -> Iterator[Point]:
         for kind, found in self.samples.items():
             yield self._point(kind, found)
 
-    def _point(self, kind: tuple[str, int, int], found: list[tuple[Pass, float]]) -> Point:
+    def _point(self, kind: Kind, found: list[tuple[Pass, float]]) -> Point:
         phase, batch, context = kind
         work = Workload(context=context, batch=batch, prompt=PROMPT)
         decode, plain, prompt = before(self.config, self.format, self.profile, work)

@@ -208,7 +208,9 @@ def test_measure(run: Run, cache_home: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert found == asdict(machine.load_profile() or Profile(**found))
     assert set(found["experts"]) == set(found["linear"]) == set(FORMATS)
     assert all(rate > 0 for name in ("experts", "linear", "attention") for rate in found[name].values())
-    assert len(found["attention"]) == 2
+    assert len(found["attention"]) == 3
+    assert found["copies"]["host"] > 0
+    assert found["pace_s"] > 0
     assert str(found["threads"]) in found["stream_by_threads"]
     assert found["pass_s"] > 0
 
