@@ -14,6 +14,7 @@ import json
 import statistics
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -29,6 +30,7 @@ GAIN = 1.1
 EXPERTS = 8  # of one call
 ARENA = 192 << 20
 ROUNDS = 5
+KEPT = 4  # builds of the kernels whose thresholds are kept
 
 
 def use() -> dict[str, int]:
@@ -121,24 +123,28 @@ def kernels_digest() -> str:
 
 
 def save(found: dict[str, int]) -> None:
-    """Keeps thresholds for this hardware. A folder that cannot be written only costs the next start a second."""
+    """Keeps thresholds for this hardware and these kernels, beside those of a few others that were timed here. A folder
+    that cannot be written only costs the next start a second."""
+    others = {digest: counts for digest, counts in _kept().items() if digest != kernels_digest()}
+    kept = {kernels_digest(): found, **dict(list(others.items())[: KEPT - 1])}
     try:
         _path().parent.mkdir(parents=True, exist_ok=True)
-        _path().write_text(
-            json.dumps({"kernels": kernels_digest(), "tokens": found}, indent=2) + "\n", encoding="utf-8"
-        )
+        _path().write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
     except OSError:
         return
 
 
-def _saved(formats: set[str]) -> dict[str, int] | None:
+def _kept() -> dict[str, Any]:
+    """Thresholds by the digest of kernels, as they were saved, the newest first."""
     try:
-        saved = json.loads(_path().read_text(encoding="utf-8"))
+        found = json.loads(_path().read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return None
-    if not isinstance(saved, dict) or saved.get("kernels") != kernels_digest():
-        return None
-    found = saved.get("tokens")
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _saved(formats: set[str]) -> dict[str, int] | None:
+    found = _kept().get(kernels_digest())
     if not isinstance(found, dict) or set(found) != formats:
         return None
     return found if all(isinstance(n, int) and n > 0 for n in found.values()) else None

@@ -39,10 +39,11 @@ def test_what_was_measured_is_kept_and_used(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(tiles, "measure", lambda formats: odd)
     assert tiles.use() == cpu.tile_tokens() == odd
     monkeypatch.setattr(tiles, "measure", lambda formats: pytest.fail("it was measured already"))
-    assert tiles.use() == odd == json.loads(kept(tmp_path).read_text())["tokens"]
+    assert tiles.use() == odd == json.loads(kept(tmp_path).read_text())[tiles.kernels_digest()]
     monkeypatch.setattr(tiles, "kernels_digest", lambda: "other kernels")
     monkeypatch.setattr(tiles, "measure", lambda formats: built_in)
-    assert tiles.use() == built_in, "thresholds of kernels that are gone were used"
+    assert tiles.use() == built_in, "thresholds of other kernels were used"
+    assert list(json.loads(kept(tmp_path).read_text()).values()) == [built_in, odd]
 
 
 @pytest.mark.parametrize(
@@ -54,7 +55,7 @@ def test_a_file_that_is_not_whole_is_measured_anew(
     if not (built_in := cpu.tile_tokens()):
         pytest.skip("this instruction set has no tiles")
     kept(tmp_path).parent.mkdir()
-    whole = f'{{"kernels": "{tiles.kernels_digest()}", "tokens": {content}}}'
+    whole = f'{{"{tiles.kernels_digest()}": {content}}}'
     kept(tmp_path).write_text(whole if content.endswith(("]", "}", '"')) else content)
     monkeypatch.setattr(tiles, "measure", lambda formats: dict.fromkeys(formats, 5))
     assert tiles.use() == dict.fromkeys(built_in, 5)
