@@ -21,6 +21,7 @@ from headrace.kernels.weights import Part
 from headrace.loaders import converted, pipeline
 from headrace.loaders.checkpoint import LoadOptions, load_weights, open_directory
 from headrace.loaders.weights import ModelWeights
+from peak import PEAK
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
@@ -262,11 +263,11 @@ def test_pipeline_raises_at_its_item_and_stays_a_little_ahead() -> None:
 
 # ---- memory
 
-LOAD = """
-import resource, sys
+LOAD = f"""{PEAK}
+import sys
 from headrace import LLM
 llm = LLM(sys.argv[1], expert_format=sys.argv[2], dense_format=sys.argv[2], max_context=64)
-print(llm.weights.nbytes, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+print(llm.weights.nbytes, peak())
 """
 
 
@@ -287,6 +288,7 @@ def monkeypatch_module() -> Any:
         yield patch
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="there is no /proc")
 @pytest.mark.parametrize("format", ["native", "q4_0"])
 def test_loading_takes_little_more_memory_than_the_weights(format: str, large: Path) -> None:
     """Peak resident memory at most 1.1 * weights + 1 GB, Python and torch (about 0.3 GB) included."""
