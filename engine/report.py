@@ -202,8 +202,8 @@ def profile_table(profile: Profile) -> Table:
     for name, rate in profile.linear.items():
         experts = profile.experts[name]
         table.add_row(name, f"{rate / GB:.2f}", f"{experts / GB:.2f}", f"{experts / profile.stream:.2f}")
-    for group, rate in profile.attention.items():
-        table.add_row(f"attention, {group} heads on one", f"{rate / GB:.2f}", "", "")
+    for queries, rate in profile.attention.items():
+        table.add_row(f"attention, {queries} queries a key", f"{rate / GB:.2f}", "", "")
     return table
 
 
