@@ -87,7 +87,8 @@ class Row:
 def placed(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options that load a model for placement `name`; what is about GPUs is left out on the CPU."""
     if name == "cpu":
-        return {"device": "cpu", "placement": None, "tensor_split": None, "vram_limit": None}
+        return {"device": "cpu", "placement": None, "tensor_split": None, "vram_limit": None,
+                "pinned_limit": None, "handoff": "auto"}  # fmt: skip
     policy = parse(name)
     may_split = policy.kind == "auto" or (policy.kind == "layers" and policy.layers is not None)
     return {"placement": name, "tensor_split": options.get("tensor_split") if may_split else None}

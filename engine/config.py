@@ -17,6 +17,9 @@ from . import placement as placing
 from .placement import Policy
 
 DTYPES = {"auto": None, "float32": "f32", "bfloat16": "bf16"}
+GRAPHED = ("memop", "hostfunc")  # ways to hand experts to the CPU that a graph can hold (`posting.py`)
+HANDOFFS = (*GRAPHED, "eager")
+PINNED_SHARE = 0.8  # of the machine's memory, where no limit was given: what is pinned can neither move nor be swapped
 DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,2})?|simulated(:(cpu|reference|gpu))?")
 
 
@@ -36,6 +39,22 @@ def _whole(name: str, value: object, minimum: int, none_ok: bool = False) -> Non
     _at_least(name, value, minimum, none_ok)
     if isinstance(value, float):
         raise OptionError(f"{name} is {value!r}; it must be a whole number")
+
+
+def parse_limit(asked: float | str | None) -> tuple[float, str]:
+    """A limit of memory as a number and what it counts: "GB", or "%" of what there is; None: the default share. Raises
+    OptionError for anything else."""
+    if asked is None:
+        return 100 * PINNED_SHARE, "%"
+    text = str(asked).strip()
+    try:
+        number = float(text.removesuffix("%"))
+    except ValueError:
+        number = -1.0
+    unit = "%" if text.endswith("%") else "GB"
+    if isinstance(asked, bool) or not 0 <= number < math.inf or (unit == "%" and number > 100):
+        raise OptionError(f"pinned_limit is {asked!r}; give GB from 0 on, or a share of memory such as 50%")
+    return number, unit
 
 
 def _strings(name: str, value: object) -> tuple[str, ...]:
@@ -59,9 +78,12 @@ class EngineConfig:
     those that "simulated:KERNELS" names. Of the routed experts beside a GPU: cpu_moe keeps all in RAM, n_cpu_moe those
     of the first N layers ("auto": of as few as fit), placement as `placement.parse` says, or a file. tensor_split
     "A,B": the layers whose experts are in VRAM, dealt out over this GPU and the next one. vram_limit: most GB to take
-    of each GPU, None for what is free less a reserve. max_context: longest prompt plus completion in tokens, None for
-    as much as the model allows and memory holds. prefill_chunk: most prompt tokens in one forward pass. max_sequences:
-    most sequences that decode together. Raises OptionError for a value that cannot be used.
+    of each GPU, None for what is free less a reserve. pinned_limit: how much of the experts in RAM may be pinned for
+    the GPU: GB, a share of the machine's memory such as "50%", or None for 80 %; 0 pins nothing. handoff: how a GPU
+    hands experts to the CPU in decode: "memop" or "hostfunc" (steps are graphs), "eager" (no graphs), or "auto".
+    max_context: longest prompt plus completion in tokens, None for as much as the model allows and memory holds.
+    prefill_chunk: most prompt tokens in one forward pass. max_sequences: most sequences that decode together. Raises
+    OptionError for a value that cannot be used.
     """
 
     kernels: str = "auto"
@@ -76,6 +98,8 @@ class EngineConfig:
     placement: str | Path | None = None
     tensor_split: str | None = None
     vram_limit: float | None = None
+    pinned_limit: float | str | None = None
+    handoff: str = "auto"
     max_context: int | None = None
     prefill_chunk: int = 512
     max_sequences: int = 16
@@ -108,8 +132,10 @@ class EngineConfig:
         asked = [name for name in ("cpu_moe", "n_cpu_moe", "placement") if getattr(self, name) not in (None, False)]
         if len(asked) > 1:
             raise OptionError(f"{' and '.join(asked)} both say where experts lie: give one of them")
+        _choice("handoff", self.handoff, ["auto", *HANDOFFS])
         self._check_cpu(asked)
         _at_least("vram_limit", self.vram_limit, 0.001, none_ok=True)
+        parse_limit(self.pinned_limit)
         if self.shares is not None and self.policy.kind in ("cpu", "file"):
             raise OptionError(f"tensor_split deals out layers that a policy puts into VRAM; {asked[0]} does not")
         if self.shares is not None and self.policy == Policy("layers"):
@@ -117,7 +143,8 @@ class EngineConfig:
 
     def _check_cpu(self, asked: list[str]) -> None:
         """Without a GPU nothing can be asked of one; and the other way round."""
-        others = [name for name in ("tensor_split", "vram_limit") if getattr(self, name) is not None]
+        others = [name for name in ("tensor_split", "vram_limit", "pinned_limit") if getattr(self, name) is not None]
+        others += ["handoff"] if self.handoff != "auto" else []
         if self.policy.kind == "cpu" and (others or self.device not in ("auto", "cpu")):
             raise OptionError(f"placement 'cpu' leaves out every GPU: leave out {(others or ['device'])[0]}")
         if self.device == "cpu" and self.policy.kind != "cpu" and (asked or others):
@@ -149,8 +176,14 @@ class EngineConfig:
     @property
     def wants_gpu(self) -> bool:
         """Whether an option can only be meant for a GPU."""
-        said = self.cpu_moe, self.n_cpu_moe, self.placement, self.tensor_split, self.vram_limit
-        return self.policy.kind != "cpu" and any(one not in (None, False) for one in said)
+        said = [self.cpu_moe, self.n_cpu_moe, self.placement, self.tensor_split, self.vram_limit, self.pinned_limit]
+        asked = any(one is not None and one is not False for one in said) or self.handoff != "auto"
+        return self.policy.kind != "cpu" and asked
+
+    @property
+    def wants_graphs(self) -> bool:
+        """Whether decode steps are to be graphs."""
+        return self.handoff in GRAPHED
 
     @property
     def plain_format(self) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from ..errors import MemoryNeeded, OptionError
+from ..kernels.cpu.mailbox import mailbox_bytes
 from ..loaders.checkpoint import SMALLER, Checkpoint
 from ..loaders.memory import RESERVE
 from ..loaders.weights import ModelWeights, Where, allocate
@@ -20,6 +21,7 @@ from . import placement as placing
 from .capacity import Room
 from .config import EngineConfig
 from .devices import Device
+from .graphs import sizes_up_to
 from .kvcache import PAGE, bytes_per_token, pages_for
 from .placement import Placement, Tier
 from .planner import layer_dense_bytes
@@ -51,6 +53,13 @@ class Fit:
     room: Room
     needs: Needs
     table: Tier  # of the embedding
+    sizes: Sizes
+
+    @property
+    def bytes_in_ram(self) -> list[int]:
+        """Bytes of experts in RAM, by layer."""
+        rows = zip(self.sizes.experts, self.placement.experts, strict=True)
+        return [size // max(1, len(row)) * row.count(Tier.CPU) for size, row in rows]
 
     def where(self, devices: Mapping[Tier, Device]) -> Where | None:
         """Where the weights are to be allocated; None where all is RAM and nothing is split."""
@@ -87,7 +96,8 @@ def fit(config: EngineConfig, checkpoint: Checkpoint, dtype: torch.dtype, device
     if len(devices) == 1:
         room = capacity.plan(config, checkpoint, dtype)
         placement = placing.all_on(Tier.CPU, sizes.counts)
-        return Fit(placement=placement, room=room, needs=_needs(placement, sizes, room, 0), table=Tier.CPU)
+        needs = _needs(placement, sizes, room, 0, Tier.CPU)
+        return Fit(placement=placement, room=room, needs=needs, table=Tier.CPU, sizes=sizes)
     plan = _Plan(config, checkpoint, dtype, devices, sizes)
     found = plan.decide()
     _check(found, devices)
@@ -113,6 +123,11 @@ class _Plan:
         spec = checkpoint.spec
         self.work = capacity.work_bytes(spec, config.prefill_chunk, config.max_sequences, DEVICE_CHUNK)
         self.page = PAGE * bytes_per_token(spec, dtype)
+        self.mailbox = 0
+        if config.wants_graphs:  # a page for rows without a sequence, and buffers that a graph keeps for itself
+            sizes_B = sizes_up_to(config.max_sequences)
+            self.work += self.page + capacity.work_bytes(spec, sizes_B[-1], sizes_B[-1])
+            self.mailbox = mailbox_bytes(spec.moe_layers, spec.moe.top_k, spec.hidden, sizes_B)
 
     def decide(self) -> Fit:
         policy = self.config.policy
@@ -132,7 +147,8 @@ class _Plan:
 
     def _placed(self, placement: Placement) -> Fit:
         """A placement that was asked for: the cache may take of what is left as on a CPU."""
-        taken = sum(_weights(placement, self.sizes, placement.home).values())
+        table = _table(placement, self.checkpoint.spec.tied_head)
+        taken = sum(_weights(placement, self.sizes, placement.home, table).values())
         free = self.devices[placement.home].free
         room = capacity.plan(self.config, self.checkpoint, self.dtype, free, taken, self.work)
         return self._fit(placement, room)
@@ -162,31 +178,33 @@ class _Plan:
         spec = self.checkpoint.spec
         tokens = max(self.config.prefill_chunk, self.config.max_sequences)
         per_token = 8 * spec.hidden + 4 * spec.moe.top_k * (1 + spec.layers)
-        needs = _needs(placement, self.sizes, room, tokens * per_token)
+        table = _table(placement, spec.tied_head)
+        needs = _needs(placement, self.sizes, room, tokens * per_token + self.mailbox, table)
         if "experts" in needs[Tier.CPU]:
             needs[Tier.CPU]["buffers of a pass"] = capacity.work_bytes(spec, tokens, 1)
-        return Fit(placement=placement, room=room, needs=needs, table=_table(placement))
+        return Fit(placement=placement, room=room, needs=needs, table=table, sizes=self.sizes)
 
 
-def _table(placement: Placement) -> Tier:
-    """Where the embedding lies: in RAM as long as experts do, for a token reads one row of it."""
-    return Tier.CPU if Tier.CPU in placement.tiers else placement.home
+def _table(placement: Placement, is_head: bool) -> Tier:
+    """Where the embedding lies: in RAM as long as experts do, for a token reads one row of it; with the head, if it is
+    that."""
+    return Tier.CPU if Tier.CPU in placement.tiers and not is_head else placement.home
 
 
-def _weights(placement: Placement, sizes: Sizes, tier: Tier) -> dict[str, int]:
+def _weights(placement: Placement, sizes: Sizes, tier: Tier, table: Tier) -> dict[str, int]:
     """Bytes of weights on a tier."""
     return {
         "common weights": sizes.common if placement.home is tier else 0,
-        "embedding": sizes.embedding if _table(placement) is tier else 0,
+        "embedding": sizes.embedding if table is tier else 0,
         "experts": placing.expert_bytes(placement, sizes.experts, tier),
     }
 
 
-def _needs(placement: Placement, sizes: Sizes, room: Room, handoff: int) -> Needs:
+def _needs(placement: Placement, sizes: Sizes, room: Room, handoff: int, table: Tier) -> Needs:
     """What every tier holds, the buffers of the hand-off in RAM included."""
     found: Needs = {}
     for tier in dict.fromkeys((*placement.tiers, Tier.CPU)):
-        needs = _weights(placement, sizes, tier)
+        needs = _weights(placement, sizes, tier, table)
         if tier is placement.home:
             needs["KV cache"] = room.kv_bytes
         if tier is not Tier.CPU or placement.home is Tier.CPU:

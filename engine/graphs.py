@@ -20,7 +20,6 @@ from torch import Tensor
 from ..errors import DeviceError, HeadraceError
 from ..kernels import Places
 from .kvcache import PAGE
-from .mailbox_experts import MailboxExperts
 from .scheduler import Inputs
 
 Step = Callable[[Inputs], Tensor]  # a forward pass: logits float32 [rows, vocabulary]
@@ -34,7 +33,11 @@ class Graph(Protocol):
 
 
 class Recorder(Protocol):
-    """Runs and captures steps in a stream of its own."""
+    """Runs and captures steps in a stream of its own, after what the caller's stream was given before."""
+
+    @property
+    def handle(self) -> int:
+        """The stream, for the driver."""
 
     def run(self, step: Callable[[], None]) -> None:
         """Runs it and waits for its end."""
@@ -53,7 +56,7 @@ class TorchRecorder:
     """
 
     def __init__(self, device: torch.device, cuda: Any = torch.cuda) -> None:
-        self.cuda = cuda
+        self.cuda, self.device = cuda, device
         self.stream = cuda.Stream(device)
         self.pool = cuda.graph_pool_handle()
         self.over = cuda.Event(blocking=True)
@@ -64,6 +67,7 @@ class TorchRecorder:
         return int(self.stream.cuda_stream)
 
     def run(self, step: Callable[[], None]) -> None:
+        self.stream.wait_stream(self.cuda.current_stream(self.device))
         with self.cuda.stream(self.stream):
             step()
         self.stream.synchronize()
@@ -76,6 +80,7 @@ class TorchRecorder:
         return graph
 
     def replay(self, graph: Graph) -> None:
+        self.stream.wait_stream(self.cuda.current_stream(self.device))  # the inputs are copied there
         with self.cuda.stream(self.stream):
             graph.replay()
             self.over.record(self.stream)
@@ -91,21 +96,26 @@ def sizes_up_to(most: int) -> list[int]:
 class Static:
     """The inputs of a decode step of `size` sequences with tables of `pages` pages, in places that never change.
 
-    Rows without a sequence write and read the spare page, and are marked in `padding_B`.
+    Rows without a sequence write and read the spare page, and are marked in `padding_B`. hidden: of embedding rows that
+    are looked up before the step, 0 where the step does that.
     """
 
-    def __init__(self, size: int, pages: int, spare_page: int, device: torch.device, pin: bool) -> None:
+    def __init__(
+        self, size: int, pages: int, spare_page: int, device: torch.device, pin: bool, hidden: int = 0
+    ) -> None:
         self.size, self.pages, self.spare_page = size, pages, spare_page
         longs, ints = [size, size, size], [size, size + 1, size, size * pages]
         kinds = (longs, torch.int64), (ints, torch.int32)
         self.host = [torch.zeros(sum(sizes), dtype=dtype, pin_memory=pin) for sizes, dtype in kinds]
+        if hidden:
+            self.host.append(torch.zeros(size, hidden, pin_memory=pin))
         self.there = [torch.zeros_like(one, device=device) for one in self.host]
         self.inputs, self.parts = self._views(self.there, longs, ints), self._views(self.host, longs, ints)
         self.padding_B = self.inputs.rows < 0  # a tensor of its own
         self.load(None)
 
     def _views(self, flat: list[Tensor], longs: list[int], ints: list[int]) -> Inputs:
-        """Inputs as parts of two tensors, so that a step costs two copies."""
+        """Inputs as parts of two tensors, so that a step costs two copies, or three with embedding rows."""
         ids, slots, rows = flat[0].split(longs)
         positions, starts, contexts, tables = flat[1].split(ints)
         places = Places(
@@ -115,7 +125,7 @@ class Static:
             starts_S1=starts,
             contexts_S=contexts,
         )
-        return Inputs(ids_T=ids, places=places, context=0, rows=rows)
+        return Inputs(ids_T=ids, places=places, context=0, rows=rows, x_TD=flat[2] if len(flat) > 2 else None)
 
     def load(self, inputs: Inputs | None) -> None:
         """Brings the inputs of a step into their places; None: no sequences at all."""
@@ -130,6 +140,9 @@ class Static:
             places.positions_T[:count].copy_(now.positions_T)
             places.contexts_S[:count].copy_(now.contexts_S)
             places.tables_SM[:count, : now.tables_SM.shape[1]].copy_(now.tables_SM)
+            if to.x_TD is not None:
+                assert inputs.x_TD is not None, "a step whose embedding rows were not looked up"
+                to.x_TD[:count].copy_(inputs.x_TD)
         to.ids_T[rest], places.positions_T[rest], places.contexts_S[rest] = 0, 0, 1
         places.slots_T[rest] = self.spare_page * PAGE + torch.arange(self.size - count) % PAGE
         places.tables_SM[rest] = self.spare_page
@@ -138,28 +151,48 @@ class Static:
         self.padding_B.copy_(torch.arange(self.size) >= count, non_blocking=True)
 
 
+class StepExperts(Protocol):
+    """The experts of captured steps: those of several batch sizes, one of which is at work at a time."""
+
+    @property
+    def batches(self) -> list[int]:
+        """The sizes."""
+
+    def use(self, batch: int, padding_B: Tensor) -> None:
+        """What is submitted from now on is of the `batch`-th size; rows where `padding_B` is set read no expert."""
+
+    def begin(self, batch: int, patient: bool = False) -> None:
+        """A step of this size is about to run; patient: there may be any time between two layers."""
+
+    def check(self) -> None:
+        """Raises DeviceError if the step that ran has no result."""
+
+
 class DecodeGraphs:
-    """Decode steps of up to `sizes[-1]` sequences. `sizes` are the mailbox's batch sizes, in its order.
+    """Decode steps of up to `sizes[-1]` sequences. `sizes` are the batch sizes of the experts, in their order.
 
     step: the forward pass, which calls `experts` and does nothing else that must happen again in a replay (so it books
-    nothing). pages: of the longest sequence. spare_page: a page of the cache that belongs to no sequence.
+    nothing). pages: of the longest sequence. spare_page: a page of the cache that belongs to no sequence. hidden: as in
+    `Static`.
     """
 
     def __init__(
         self,
         step: Step,
-        experts: MailboxExperts,
+        experts: StepExperts,
         recorder: Recorder,
         *,
         sizes: Sequence[int],
         pages: int,
         spare_page: int,
         device: torch.device,
+        hidden: int = 0,
     ) -> None:
-        assert list(sizes) == experts.mailbox.batches, f"{sizes}, and a mailbox for {experts.mailbox.batches}"
+        assert list(sizes) == experts.batches, f"{sizes}, and experts for {experts.batches}"
         assert sorted(sizes) == list(sizes), f"sizes {sizes}"
         self.step, self.experts, self.recorder, self.sizes = step, experts, recorder, list(sizes)
-        self.statics = [Static(n, pages, spare_page, device, pin=device.type == "cuda") for n in self.sizes]
+        pin = device.type == "cuda"
+        self.statics = [Static(n, pages, spare_page, device, pin, hidden) for n in self.sizes]
         self.logits: list[Tensor] = []
         self.graphs: list[Graph] = []
 
@@ -192,9 +225,9 @@ class DecodeGraphs:
             else:
                 found[0] = logits.clone()
 
-        self.experts.mailbox.begin(number, patient=True)
+        self.experts.begin(number, patient=True)
         self.recorder.run(step)
-        self.experts.mailbox.check()
+        self.experts.check()
         return found[0], self.recorder.capture(step)
 
     def number_for(self, sequences: int) -> int | None:
@@ -210,13 +243,7 @@ class DecodeGraphs:
         assert self.graphs, "run before capture"
         self.statics[number].load(inputs)
         self.experts.use(number, self.statics[number].padding_B)
-        self.experts.mailbox.begin(number)
+        self.experts.begin(number)
         self.recorder.replay(self.graphs[number])
-        self.experts.mailbox.check()
+        self.experts.check()
         return self.logits[number][:count]
-
-    def bytes_read(self, sequences: int) -> int:
-        """Bytes of experts that the last step of so many sequences read."""
-        number = self.number_for(sequences)
-        assert number is not None, f"{sequences} sequences, captured for {self.sizes}"
-        return self.experts.bytes_read(number)

@@ -28,28 +28,41 @@ class Home:
     ledger: Ledger
 
     def take(self, inputs: Inputs) -> Inputs:
-        """The inputs of a pass on the device, but for token ids that are looked up in RAM."""
+        """The inputs of a pass on the device, but for token ids whose rows were looked up in RAM."""
         if self.device.is_host:
             return inputs
-        ids = inputs.ids_T if self.table.is_host else self._up(inputs.ids_T)
-        places = inputs.places
-        up: dict[str, Any] = {name: self._up(t) for name, t in vars(places).items() if isinstance(t, Tensor)}
-        return replace(inputs, ids_T=ids, places=Places(**up), rows=self._up(inputs.rows))
+        put, x_TD = self.device.put, inputs.x_TD
+        ids = put(inputs.ids_T) if x_TD is None else inputs.ids_T
+        up: dict[str, Any] = {name: put(t) for name, t in vars(inputs.places).items() if isinstance(t, Tensor)}
+        x_TD = None if x_TD is None else put(x_TD)
+        return replace(inputs, ids_T=ids, places=Places(**up), rows=put(inputs.rows), x_TD=x_TD)
 
-    def embed(self, table: Matrix, ids_T: Tensor, scale: float) -> Tensor:
-        """Embedding rows on the device: float32 [T, D]."""
-        x_TD = self.table.ops.embed(table, ids_T, scale)
-        return x_TD if self.table is self.device else self._up(x_TD)
+    def look_up(self, table: Matrix, inputs: Inputs, scale: float) -> Inputs:
+        """The inputs with their rows of the embedding, if it lies in RAM and the device is another."""
+        if self.table is self.device:
+            return inputs
+        return replace(inputs, x_TD=self.table.ops.embed(table, inputs.ids_T, scale))
+
+    def embed(self, table: Matrix, inputs: Inputs, scale: float) -> Tensor:
+        """Embedding rows of inputs that are on the device: float32 [T, D]."""
+        if inputs.x_TD is not None:
+            return inputs.x_TD
+        return self.table.ops.embed(table, inputs.ids_T, scale)
+
+    def book(self, inputs: Inputs) -> None:
+        """What goes up for a pass: inputs as `look_up` gives them."""
+        if self.device.is_host:
+            return
+        first = inputs.ids_T if inputs.x_TD is None else inputs.x_TD
+        for tensor in (first, inputs.rows, *vars(inputs.places).values()):
+            if isinstance(tensor, Tensor):
+                self.ledger.read(H2D, INPUTS, tensor.nbytes)
 
     def book_samples(self, greedy: int, drawn: int, vocab: int) -> None:
         """What sampling takes down: the largest logit and its place of every sequence, and all logits of those whose
         token is drawn."""
         if not self.device.is_host:
             self.ledger.read(D2H, SAMPLES, 12 * (greedy + drawn) + 4 * vocab * drawn)
-
-    def _up(self, tensor: Tensor) -> Tensor:
-        self.ledger.read(H2D, INPUTS, tensor.nbytes)
-        return self.device.put(tensor)
 
 
 def in_ram(device: Device, ledger: Ledger) -> Home:

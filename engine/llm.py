@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Generator
 from collections.abc import Sequence as Seq
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -26,18 +27,24 @@ from ..kernels import ExpertBank
 from ..loaders import hub
 from ..loaders.checkpoint import Checkpoint, LoadOptions, Progress, load_weights, open_directory
 from ..loaders.tokenizer import Tokenizer
-from ..loaders.weights import ModelWeights, TierBanks
-from . import capacity, devices, machine, tiles
+from ..loaders.weights import ModelWeights, TierBanks, Where
+from . import capacity, devices, gpu_runtime, handoff_choice, machine, tiles
 from .config import EngineConfig, SamplingParams
 from .devices import Device
+from .expert_memory import ExpertMemory
 from .experts import CpuExperts, Experts
 from .fit import Fit, fit
+from .gpu_runtime import Runtime
+from .graphed import GraphedDecode
 from .handoff import HandOff
 from .home import Home
 from .kvcache import KVCache, PageTable, pages_for
 from .ledger import Bytes, Ledger
 from .model import Decoder
+from .pinned import resolve_limit
+from .placement import Tier
 from .planner import predict_terms
+from .posting import Choice
 from .request import Request
 from .results import Chunk, Completion
 from .sampling import sample
@@ -50,6 +57,7 @@ from .watch import Watch
 
 Prompt = str | list[int]
 log = logging.getLogger("headrace")
+HANDOFF_TIMEOUT = 10.0  # seconds without progress after which a graphed step counts as failed
 IN_CACHES = 64 << 20  # bytes of weights up to which DRAM does not bound a model
 TORCH_THREADS = torch.get_num_threads()  # as the process had it before a model was loaded
 
@@ -74,6 +82,7 @@ class LLM:
         self.kv_dtype = capacity.kv_dtype(self.config, self.checkpoint.formats)
         self.fit: Fit = fit(self.config, self.checkpoint, self.kv_dtype, self.devices)
         self.room, self.placement = self.fit.room, self.fit.placement
+        self.runtime, self.memory = self._beside_a_gpu()
         self.weights = self._load(progress)
         self.ledger = Ledger()
         self.tell: Callable[[str], None] = log.warning
@@ -93,10 +102,39 @@ class LLM:
         )
         return open_directory(directory, load_options(self.config))
 
+    def _beside_a_gpu(self) -> tuple[Runtime | None, ExpertMemory | None]:
+        """Decides how experts are handed over, before memory is taken; reserves memory that can be pinned for those in
+        RAM. Nothing of it on the CPU alone."""
+        self.handoff_choice: Choice | None = None
+        if len(self.devices) == 1:
+            return None, None
+        limit = resolve_limit(self.config.pinned_limit)
+        runtime, problem = gpu_runtime.find(self.home)
+        layers = self.spec.layers
+        self.handoff_choice = handoff_choice.decide(self.config.handoff, self.placement, runtime, problem, layers)
+        sizes = self.fit.bytes_in_ram
+        return runtime, ExpertMemory(sizes, runtime, problem, limit) if any(sizes) else None
+
     def _load(self, progress: Progress | None) -> ModelWeights:
-        extra = self.room.kv_bytes + self.room.work_bytes
+        extra, memory = self.room.kv_bytes + self.room.work_bytes, self.memory
+        filled = None if memory is None else memory.filled
+        prepare = partial(self._prepare, in_parts=not self.checkpoint.is_converted)
+        weights = load_weights(self.checkpoint, self.ops, progress, extra, prepare, self._where(), filled)
+        if memory is not None:
+            memory.finish()
+        return weights
+
+    def _where(self) -> Where | None:
         where = self.fit.where(self.devices)
-        return load_weights(self.checkpoint, self.ops, progress, extra, self._advise, where)
+        if where is None or self.memory is None:
+            return where
+        return replace(where, pools={Tier.CPU.value: self.memory.arena})
+
+    def _prepare(self, weights: ModelWeights, in_parts: bool) -> None:
+        """Memory is reserved, and nothing filled yet; in_parts: banks are filled by the matrix."""
+        self._advise(weights)
+        if self.memory is not None:
+            self.memory.start(weights, in_parts)
 
     def _load_kernels(self) -> kernels.Ops:
         self.kernels = "cpu" if self.config.kernels == "auto" else self.config.kernels
@@ -127,12 +165,13 @@ class LLM:
         return self.devices[self.placement.home]
 
     def _assemble(self) -> None:
+        spare = int(self.config.wants_graphs)  # a page for rows without a sequence
         self.decoder = Decoder(
             self.spec,
             self.weights,
             self.home.ops,
             self._make_experts(),
-            KVCache(self.spec, self.room.pages, self.kv_dtype, self.home.place),
+            KVCache(self.spec, self.room.pages + spare, self.kv_dtype, self.home.place),
             self.ledger,
             self.room.max_context,
             Home(device=self.home, table=self.devices[self.fit.table], ledger=self.ledger),
@@ -142,6 +181,24 @@ class LLM:
         self.requests: dict[int, Request] = {}
         self.lock = threading.RLock()  # held for a pass; several threads may use one LLM
         self.next_id = 0
+        self.graphed = self._graphs() if self.config.wants_graphs else None
+
+    def _graphs(self) -> GraphedDecode:
+        """Decode steps as graphs, captured now."""
+        assert self.runtime is not None, "graphs without a runtime"
+        assert self.handoff_choice is not None, "graphs without a choice"
+        tiered = self.decoder.experts
+        assert isinstance(tiered, TieredExperts), "graphs on the CPU alone"
+        return GraphedDecode(
+            self.decoder,
+            tiered,
+            self.handoff_choice,
+            self.runtime,
+            sequences=self.config.max_sequences,
+            pages=pages_for(self.room.max_context),
+            spare_page=self.room.pages,
+            timeout=HANDOFF_TIMEOUT,
+        )
 
     def _make_experts(self) -> Experts:
         """The experts behind the seam: all in RAM, or on the tiers of the placement."""
@@ -312,7 +369,7 @@ class LLM:
         phase = "prefill" if batch.is_prefill else "decode"
         self.ledger.begin(phase, [s.id for s in batch.sequences], batch.tokens, sum(batch.contexts))
         with torch.inference_mode(), self.home.current():
-            logits = self.decoder.forward(make_inputs(batch))
+            logits = self._forward(batch)
             ready = [batch.sequences[i] for i in batch.ready]
             tokens = self._sample(logits, ready) if ready else []
         self.home.wait()
@@ -325,6 +382,13 @@ class LLM:
             if sequence.finish_reason is not None:
                 self.scheduler.finish(sequence)
         self.ledger.end(seconds)
+
+    def _forward(self, batch: Batch) -> Tensor:
+        """Logits of a pass: decode by graphs, if there are any."""
+        inputs = make_inputs(batch)
+        if self.graphed is not None and not batch.is_prefill and self.graphed.takes(inputs):
+            return self.graphed.forward(inputs)
+        return self.decoder.forward(inputs)
 
     def _sample(self, logits: Tensor, ready: list[Sequence]) -> list[int]:
         """The next token of each sequence from its row of logits."""
@@ -387,8 +451,14 @@ class LLM:
     # ---- life time
 
     def close(self) -> None:
-        """Closes the ledger file, if one is open. The memory goes with the object."""
+        """Closes the ledger file, if one is open; ends the hand-off's threads and pinning, after which a model with
+        graphs cannot decode. The memory goes with the object."""
         self.ledger.close()
+        with self.lock:
+            if self.graphed is not None:
+                self.graphed.close()
+            if self.memory is not None:
+                self.memory.close()
 
     def __enter__(self) -> LLM:
         return self

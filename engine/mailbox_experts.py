@@ -80,6 +80,7 @@ class MailboxExperts:
         self.numbers = {layer: number for number, layer in enumerate(mailbox.layers)}
         self.local = dict(local or {})
         self.pack = pack
+        self.batches = mailbox.batches
         self.batch: int | None = None
         self.padding_B: Tensor | None = None
 
@@ -87,6 +88,14 @@ class MailboxExperts:
         """From now on jobs are of the mailbox's `batch`-th size; rows where `padding_B` (bool, on the decoder's device)
         is set belong to no sequence, and read no expert."""
         self.batch, self.padding_B = batch, padding_B
+
+    def begin(self, batch: int, patient: bool = False) -> None:
+        """A step of this size is about to run (`Mailbox.begin`)."""
+        self.mailbox.begin(batch, patient)
+
+    def check(self) -> None:
+        """Raises DeviceError if the step that ran has no result."""
+        self.mailbox.check()
 
     def submit(self, layer: int, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> Posted:
         """Posts a layer's experts: x [T, D], ids int32 and weights float32 [T, K] on the decoder's device."""

@@ -89,11 +89,22 @@ class Decoder:
 
     def forward(self, inputs: Inputs) -> Tensor:
         """Runs the new tokens through all layers, writing their keys and values; logits float32 [rows, vocabulary]."""
-        spec, ops = self.spec, self.ops
+        return self.run(self.home.take(self.enter(inputs)), self.experts)
+
+    def enter(self, inputs: Inputs) -> Inputs:
+        """What a pass does before its device has a part: books what it reads besides experts, and looks up embedding
+        rows that lie elsewhere."""
         self._book(inputs)
-        inputs = self.home.take(inputs)
-        x_TD = self.home.embed(self.weights.embed, inputs.ids_T, spec.embedding_scale)
-        x_TD, update_TD = self._layers(x_TD, inputs)
+        inputs = self.home.look_up(self.weights.embed, inputs, self.spec.embedding_scale)
+        self.home.book(inputs)
+        return inputs
+
+    def run(self, inputs: Inputs, experts: Experts) -> Tensor:
+        """The rest of a pass: inputs are on the device, `experts` are behind the seam. It books nothing itself, and
+        asks for no value of a tensor, so that it can be recorded."""
+        spec, ops = self.spec, self.ops
+        x_TD = self.home.embed(self.weights.embed, inputs, spec.embedding_scale)
+        x_TD, update_TD = self._layers(x_TD, inputs, experts)
         if x_TD.shape[0] == 0:
             return x_TD.new_empty(0, spec.vocab)
         h_TD = ops.add_rmsnorm_(x_TD, update_TD, self.weights.final_norm, spec.norm_eps, spec.residual_scale)
@@ -102,15 +113,15 @@ class Decoder:
             logits.div_(spec.logits_divisor)
         return logits
 
-    def _layers(self, x_TD: Tensor, inputs: Inputs) -> tuple[Tensor, Tensor]:
+    def _layers(self, x_TD: Tensor, inputs: Inputs, experts: Experts) -> tuple[Tensor, Tensor]:
         """All layers, in one call if all experts lie where the rest does: x and what is still to be added to it. After
         the last attention only those tokens go on that are asked for."""
         rows_R = inputs.rows if len(inputs.rows) < len(inputs.ids_T) else None
-        if self.choose is None and self.experts.is_local:
+        if self.choose is None and experts.is_local:
             x_TD, update_TD, distinct_L = self.ops.layers(x_TD, self.stack, inputs.places, rows_R)
-            self.experts.book(distinct_L.tolist())
+            experts.book(distinct_L.tolist())
             return x_TD, update_TD
-        seam = self.experts if self.choose is None else _Chosen(self.experts, self.choose)
+        seam = experts if self.choose is None else _Chosen(experts, self.choose)
         return run_layers(self.ops, x_TD, self.stack, inputs.places, rows_R, seam)
 
     def _book(self, inputs: Inputs) -> None:

@@ -15,6 +15,7 @@ Not pinned is slower, not wrong: a layer is pinned as a whole or counts as pagea
 
 from __future__ import annotations
 
+import bisect
 import logging
 import math
 import mmap
@@ -31,6 +32,7 @@ from torch import Tensor
 
 from ..errors import DeviceError, MemoryNeeded, OptionError
 from ..loaders.memory import GB
+from .config import parse_limit
 from .driver import Driver
 from .machine import cpu_kernels
 
@@ -38,7 +40,6 @@ log = logging.getLogger("headrace")
 PAGE, HUGE_PAGE = 4096, 2 << 20
 NO_RESERVE = 0x4000  # MAP_NORESERVE of Linux, which Python's mmap knows from 3.12 on
 PIECE = 1 << 30
-PINNED_SHARE = 0.8  # of the machine's memory, where no limit was given: what is pinned can neither move nor be swapped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,17 +121,18 @@ def _borders(area: Area) -> Iterator[int]:
     yield area.end
 
 
-def resolve_limit(asked_gb: float | None, total: int | None = None) -> int:
-    """The bytes that may be pinned: as asked, or a share of the machine's memory. Raises OptionError for a limit below
-    0 or beyond what there is."""
+def resolve_limit(asked: float | str | None, total: int | None = None) -> int:
+    """The bytes that may be pinned, as `EngineConfig.pinned_limit` says. Raises OptionError for a limit below 0 or
+    beyond what there is."""
     total = int(psutil.virtual_memory().total) if total is None else total
-    if asked_gb is None:
-        return int(total * PINNED_SHARE)
-    if not 0 <= asked_gb * GB <= total:
+    number, unit = parse_limit(asked)
+    if unit == "%":
+        return int(total * number / 100)
+    if number * GB > total:
         raise OptionError(
-            f"pinned_limit is {asked_gb:g} GB; it must be between 0 and the {total / GB:.1f} GB of this machine"
+            f"pinned_limit is {number:g} GB; it must be between 0 and the {total / GB:.1f} GB of this machine"
         )
-    return int(asked_gb * GB)
+    return int(number * GB)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,18 +163,28 @@ class PinReport:
 
 
 class Pins:
-    """The registrations of one arena. Without a driver, or with a limit of 0, it pins nothing and says so.
+    """The registrations of one arena. Without a driver (`problem`: why), or with a limit of 0, it pins nothing and says
+    so.
 
     Areas are pinned in their order, as many whole ones as the limit allows. All areas must have been taken.
     """
 
-    def __init__(self, arena: Arena, driver: Driver | None, limit: int, device: int = 0, piece: int = PIECE) -> None:
+    def __init__(
+        self,
+        arena: Arena,
+        driver: Driver | None,
+        limit: int,
+        device: int = 0,
+        piece: int = PIECE,
+        problem: str = "there is no driver of a GPU",
+    ) -> None:
         self.arena, self.driver, self.device = arena, driver, device
         self.reason, self.seconds, self.refused = "", 0.0, False
         wanted = [area for area in arena.areas if area.end <= limit] if driver else []
         if len(wanted) < len(arena.areas):
-            self.reason = f"the limit is {limit / GB:.1f} GB" if driver else "there is no driver of a GPU"
+            self.reason = f"the limit is {limit / GB:.1f} GB" if driver else problem
         self.pieces = pieces(wanted, piece)
+        self.begins = [begin for begin, _ in self.pieces]
         self.left = [sum(self._overlap(area, p) for area in wanted) for p in self.pieces]
         self.pinned: list[tuple[int, int]] = []
         self.ready: queue.SimpleQueue[int | None] = queue.SimpleQueue()
@@ -189,9 +201,13 @@ class Pins:
         start = self.arena.place(tensor)
         if start is None:
             return
-        for number, (begin, end) in enumerate(self.pieces):
+        first = max(0, bisect.bisect_right(self.begins, start) - 1)
+        for number in range(first, len(self.pieces)):
+            begin, end = self.pieces[number]
+            if begin >= start + tensor.nbytes:
+                break
             part = min(end, start + tensor.nbytes) - max(begin, start)
-            if part <= 0:
+            if part <= 0:  # beyond the last piece: not to be pinned
                 continue
             self.left[number] -= part
             assert self.left[number] >= 0, f"bytes {begin} to {end} were filled twice"

@@ -68,9 +68,12 @@ class RandomLLM(LLM):
         return imagined.cut(whole, imagined.layers_that_fit(whole, self.layers, room, cache))
 
     def _load(self, progress: Progress | None) -> ModelWeights:
-        weights = allocate(self.spec, self.checkpoint.formats, where=self.fit.where(self.devices))
-        self._advise(weights)
-        Noise().fill(weights, progress)
+        weights = allocate(self.spec, self.checkpoint.formats, where=self._where())
+        self._prepare(weights, in_parts=False)
+        memory = self.memory
+        Noise().fill(weights, progress, None if memory is None else memory.filled)
+        if memory is not None:
+            memory.finish()
         return weights
 
     def _sample(self, logits: Tensor, ready: list[Sequence]) -> list[int]:

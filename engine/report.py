@@ -45,7 +45,7 @@ def _tiers(llm: LLM) -> list[str]:
         device, taken = llm.devices[tier], sum(llm.fit.needs[tier].values())
         if not device.is_host:
             lines.append(f"{tier.value}: {device.name}, {size(taken)} of the {size(device.free)} that may be taken")
-    return lines
+    return lines + _pinning(llm)
 
 
 def placement_rows(llm: LLM) -> list[tuple[str, str, str, str, str, str]]:
@@ -66,9 +66,32 @@ def placement_rows(llm: LLM) -> list[tuple[str, str, str, str, str, str]]:
     work = f"pass of {llm.config.prefill_chunk} tokens"
     rows.append((work, place, "f32", f"<= {size(llm.room.work_bytes)}", kernel, "-"))
     if len(llm.devices) > 1:
-        pinned = "RAM pinned" if home.is_cuda else "RAM pageable"
-        rows.append(("hand-off", pinned, "f32", size(llm.handoff.nbytes), "-", "-"))
+        rows += _hand_off_rows(llm)
     return rows
+
+
+def _hand_off_rows(llm: LLM) -> list[tuple[str, str, str, str, str, str]]:
+    """What was pinned of the experts in RAM, and the buffers between GPU and CPU."""
+    rows = []
+    if llm.memory is not None and llm.memory.report is not None:
+        found = llm.memory.report
+        rows.append(("pinned", "RAM", "-", f"{size(found.pinned)} of {size(found.total)}", "-", "-"))
+    pinned = "RAM pinned" if llm.home.is_cuda else "RAM pageable"
+    rows.append(("hand-off", pinned, "f32", size(llm.handoff.nbytes), "-", "-"))
+    if llm.graphed is not None and llm.handoff_choice is not None and llm.graphed.nbytes:
+        rows.append(("mailbox", "RAM pinned", "f32", size(llm.graphed.nbytes), llm.handoff_choice.name, "-"))
+    return rows
+
+
+def _pinning(llm: LLM) -> list[str]:
+    """How experts in RAM lie, and how they are handed over, with the reasons."""
+    lines = []
+    if llm.memory is not None and llm.memory.report is not None:
+        found = llm.memory.report
+        lines.append(found.warning or f"pinned: all experts in RAM, {found.seconds:.1f} s of the driver's time")
+    if llm.handoff_choice is not None:
+        lines.append(f"hand-off: {llm.handoff_choice.name}, {llm.handoff_choice.reason}")
+    return lines
 
 
 def _expert_rows(llm: LLM) -> Iterator[tuple[str, str, str, str, str, str]]:
@@ -94,7 +117,9 @@ def _row(llm: LLM, device: Device, what: str, form: str, count: int, group: str)
         return what, device.tier.value, form, size(count), _kernel(device), "-"
     ram = {0: "RAM, one node", 1: "RAM"}.get(llm.nodes, f"RAM, {llm.nodes} nodes")
     if len(llm.devices) > 1 and group.startswith("experts"):
-        ram += " pageable"  # no GPU copies from there
+        report = None if llm.memory is None else llm.memory.report
+        share = "no" if report is None else str(report)
+        ram += {"yes": " pinned", "no": " pageable"}.get(share, f", {share} pinned")
     return what, ram, form, size(count), _kernel(device), _huge(llm, group)
 
 

@@ -50,6 +50,7 @@ class Inputs:
     places: Places
     context: int  # tokens in the cache after the pass, over all sequences
     rows: Tensor  # int64: the rows whose logits are wanted, those of the last tokens of `Batch.ready`
+    x_TD: Tensor | None = None  # float32: rows of the embedding, where they were looked up before
 
 
 class Scheduler:

@@ -134,10 +134,11 @@ class TieredExperts:
         """Books what the tiers of every layer read, and what crossed the links."""
         self.home.wait()
         for layer, ids_TK in self.booked:
-            self._book_layer(layer, ids_TK)
+            self.book_layer(layer, ids_TK)
         self.booked.clear()
 
-    def _book_layer(self, layer: int, ids_TK: Tensor) -> None:
+    def book_layer(self, layer: int, ids_TK: Tensor) -> None:
+        """Books a layer of the current pass from its choices, which lie in host memory."""
         (T, K), D = ids_TK.shape, self.handoff.x_TD.shape[1]
         chosen = (ids_TK.flatten() if T == 1 else ids_TK.unique()).tolist()  # one token's are different already
         owners = [self.placement.experts[layer][expert] for expert in chosen]

@@ -59,7 +59,7 @@ def placed_bytes(
             groups[group] = groups.get(group, 0) + size
 
     home = placement.home
-    table = Tier.CPU if Tier.CPU in placement.tiers else home
+    table = Tier.CPU if Tier.CPU in placement.tiers and not spec.tied_head else home
     weights = allocate(spec, formats, "meta")
     common = common_bytes(
         dense_sizes(weights),

@@ -88,9 +88,11 @@ def load_weights(
     extra: int = 0,
     prepare: Callable[[ModelWeights], None] | None = None,
     where: Where | None = None,
+    filled: Callable[[torch.Tensor], None] | None = None,
 ) -> ModelWeights:
     """Loads the weights, all into RAM or where `where` says. `extra`: bytes that will be needed besides (cache,
-    activations), counted in the memory check; `prepare` sees the memory after it is reserved and before it is filled.
+    activations), counted in the memory check; `prepare` sees the memory after it is reserved and before it is filled,
+    `filled` every part of it that has its final bytes.
 
     With `where` the caller has checked the memory of every tier.
     """
@@ -104,6 +106,8 @@ def load_weights(
     for task, rows in in_order(tasks, _Task.read):
         if rows is not None:
             task.put(rows, ops)
+        if filled is not None:
+            filled(task.into.data)
         done += task.nbytes
         if progress is not None:
             progress(done, total)

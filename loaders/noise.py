@@ -67,11 +67,18 @@ class Noise:
         self.rng = np.random.default_rng(seed)
         self.pools: dict[str, Tensor] = {}
 
-    def fill(self, weights: ModelWeights, progress: Callable[[int, int], None] | None = None) -> None:
-        """Fills allocated weights; `progress` is called with bytes done and bytes in all."""
+    def fill(
+        self,
+        weights: ModelWeights,
+        progress: Callable[[int, int], None] | None = None,
+        filled: Callable[[Tensor], None] | None = None,
+    ) -> None:
+        """Fills allocated weights; `progress` is called with bytes done and bytes in all, `filled` with every bank."""
         total, done = weights.nbytes, 0
         for name, part in parts(weights):
             self.part(part, name)
+            if filled is not None and isinstance(part, ExpertBank):
+                filled(part.data)
             done += part.nbytes
             if progress is not None:
                 progress(done, total)

@@ -9,8 +9,8 @@ The routed experts of a layer are one bank, or a bank on each of several tiers, 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -64,15 +64,24 @@ class TierBanks:
                 start = end
 
 
+class Pool(Protocol):
+    """Memory that banks are taken from."""
+
+    def take(self, name: str, size: int, block: int) -> Tensor:
+        """The next bytes: uint8 [size], in blocks of `block`."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Where:
     """On which of torch's devices weights are allocated: the common ones, the embedding (if it is not the head), and
-    the experts by layer and number, each on a tier; `tiers` says which device a tier is."""
+    the experts by layer and number, each on a tier; `tiers` says which device a tier is. A tier of `pools` takes its
+    banks from there."""
 
     common: str
     embed: str
     experts: Sequence[Sequence[str]]
     tiers: Mapping[str, str]
+    pools: Mapping[str, Pool] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,8 +171,15 @@ class _TierAllocator(_Allocator):
         for name in names:
             owners.append((name, counts[name]))
             counts[name] += 1
-        banks = {name: ExpertBank.empty(layout, n, self.where.tiers[name]) for name, n in counts.items()}
+        banks = {name: self._bank(name, layout, n, index) for name, n in counts.items()}
         return TierBanks(banks, tuple(owners))
+
+    def _bank(self, tier: str, layout: ExpertLayout, experts: int, index: int) -> ExpertBank:
+        pool = self.where.pools.get(tier)
+        if pool is None:
+            return ExpertBank.empty(layout, experts, self.where.tiers[tier])
+        data = pool.take(f"layer {index}", experts * layout.bytes, layout.bytes)
+        return ExpertBank(layout, data.view(experts, layout.bytes))
 
 
 def allocate(spec: ModelSpec, formats: Formats, device: str = "cpu", where: Where | None = None) -> ModelWeights:

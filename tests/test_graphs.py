@@ -42,6 +42,8 @@ class Replayed:
 class FakeRecorder:
     """Captures without running, as CUDA does."""
 
+    handle = 0
+
     def __init__(self) -> None:
         self.calls: list[str] = []
 
@@ -67,7 +69,7 @@ class GraphDecoder:
         sizes = sizes_up_to(most)
         self.mailbox = Mailbox(banks, layers=numbers, top_k=llm.spec.moe.top_k, batches=sizes, timeout=timeout)
         self.llm, self.decoder, self.forward = llm, llm.decoder, llm.decoder.forward
-        self.before, self.experts = llm.decoder.experts, self._experts(driver)
+        self.experts = self._experts(driver)
         self.recorder, self.steps = FakeRecorder(), 0
         self.graphs = DecodeGraphs(
             self.step,
@@ -97,11 +99,7 @@ class GraphDecoder:
         return MailboxExperts(self.mailbox, way, lambda: stream, put)
 
     def step(self, inputs: Inputs) -> Tensor:
-        self.decoder.experts = self.experts  # type: ignore[assignment]
-        try:
-            return self.forward(inputs)
-        finally:
-            self.decoder.experts = self.before
+        return self.decoder.run(inputs, self.experts)  # type: ignore[arg-type]
 
     def run(self, inputs: Inputs) -> Tensor:
         if len(inputs.ids_T) > len(inputs.rows) or len(inputs.ids_T) > self.graphs.sizes[-1]:
@@ -165,7 +163,7 @@ def test_padding_reads_no_expert(model: LLM) -> None:
     decode.experts.submit = submit  # type: ignore[method-assign]
     tokens(model, PROMPTS[:3], 2)
     layers = len(decode.mailbox.banks)
-    assert decode.graphs.bytes_read(3) == sum(map(len, chosen[-layers:])) * decode.mailbox.banks[0].layout.bytes
+    assert decode.experts.bytes_read(2) == sum(map(len, chosen[-layers:])) * decode.mailbox.banks[0].layout.bytes
     decode.mailbox.close()
 
 
@@ -287,6 +285,9 @@ class FakeCuda:
             def synchronize(self) -> None:
                 cuda.calls.append("synchronize")
 
+            def wait_stream(self, other: str) -> None:
+                cuda.calls.append(f"after {other}")
+
         class Event:
             def __init__(self, blocking: bool) -> None:
                 assert blocking, "the waiting thread would spin"
@@ -302,6 +303,9 @@ class FakeCuda:
                 cuda.calls.append("replay")
 
         self.Stream, self.Event, self.CUDAGraph = Stream, Event, CUDAGraph
+
+    def current_stream(self, device: torch.device) -> str:
+        return f"what {device} was given"
 
     def graph_pool_handle(self) -> str:
         return "pool"
@@ -329,6 +333,7 @@ def test_how_torch_is_asked() -> None:
     recorder.replay(graph)
     options = {"pool": "pool", "capture_error_mode": "thread_local"}
     assert cuda.calls == [
-        ("stream", "cuda:1"), "enter", "step", "leave", "synchronize", ("capture", options), "step", "captured",
-        "enter", "replay", "record", "leave", "sleep",
+        ("stream", "cuda:1"), "after what cuda:1 was given", "enter", "step", "leave", "synchronize",
+        ("capture", options), "step", "captured",
+        "after what cuda:1 was given", "enter", "replay", "record", "leave", "sleep",
     ]  # fmt: skip

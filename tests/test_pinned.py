@@ -11,8 +11,9 @@ from pathlib import Path
 import fake_cuda
 import pytest
 import torch
+from headrace.engine.config import PINNED_SHARE
 from headrace.engine.driver import Driver
-from headrace.engine.pinned import HUGE_PAGE, PAGE, PINNED_SHARE, Area, Arena, PinReport, Pins, pieces, resolve_limit
+from headrace.engine.pinned import HUGE_PAGE, PAGE, Area, Arena, PinReport, Pins, pieces, resolve_limit
 from headrace.errors import OptionError
 
 BLOCK = 10 * 64  # no whole pages: an area can be cut at every 32nd block
@@ -192,7 +193,9 @@ def test_a_byte_is_filled_once_and_all_are(driver: Driver) -> None:
 def test_the_limit_as_asked_or_a_share() -> None:
     assert resolve_limit(None, 1000) == int(1000 * PINNED_SHARE)
     assert resolve_limit(0, 1000) == 0
-    assert resolve_limit(1.5, 10**10) == 1_500_000_000
-    for bad in (-1.0, 11.0, float("nan")):
-        with pytest.raises(OptionError, match=r"must be between 0 and the 10\.0 GB"):
+    assert resolve_limit(1.5, 10**10) == resolve_limit("1.5", 10**10) == resolve_limit("15%", 10**10) == 1_500_000_000
+    with pytest.raises(OptionError, match=r"must be between 0 and the 10\.0 GB"):
+        resolve_limit(11.0, 10**10)
+    for bad in (-1.0, float("nan"), "101%", "much", True):
+        with pytest.raises(OptionError, match=r"pinned_limit is .*give GB from 0 on, or a share"):
             resolve_limit(bad, 10**10)

@@ -39,6 +39,11 @@ class Slot(NamedTuple):
     y_TD: Tensor
 
 
+def mailbox_bytes(layers: int, top_k: int, hidden: int, batches: Sequence[int]) -> int:
+    """Bytes that a mailbox of this shape takes, with x in float32."""
+    return int(_cpu.MailboxShape(layers, top_k, hidden, False, list(batches)).bytes)
+
+
 class Mailbox:
     """Slots for every layer of `banks` and every batch size of `batches`, and the threads that answer them.
 

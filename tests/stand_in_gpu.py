@@ -1,0 +1,77 @@
+"""What stands in for a GPU's driver and graphs behind `LLM`: the fake driver, its stream, graphs that are called again.
+
+Everything but torch's CUDA calls is real: config, choice, probe, arenas, mailbox, coordinator, posting, ledger.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from headrace.engine import gpu_runtime
+from headrace.engine.devices import Device
+from headrace.engine.driver import Driver
+from headrace.engine.gpu_runtime import Runtime
+from headrace.engine.mailbox_experts import copy_job
+from torch import Tensor
+
+
+class Replayed:
+    """A graph that is its step, called again."""
+
+    def __init__(self, step: Callable[[], None]) -> None:
+        self.step, self.runs = step, 0
+
+    def replay(self) -> None:
+        self.runs += 1
+        self.step()
+
+
+class StreamRecorder:
+    """Captures without running, as CUDA does; what a step posts goes through a stream of the fake driver."""
+
+    def __init__(self, driver: Driver) -> None:
+        self.driver, self.handle = driver, driver.stream()
+        self.replays = 0
+
+    def run(self, step: Callable[[], None]) -> None:
+        step()
+        self.driver.synchronize(self.handle)
+
+    def capture(self, step: Callable[[], None]) -> Replayed:
+        return Replayed(step)
+
+    def replay(self, graph: Any) -> None:
+        self.replays += 1
+        graph.replay()
+        self.driver.synchronize(self.handle)
+
+
+class StandIn:
+    """Made by `install`: the recorders and drivers that were handed out."""
+
+    def __init__(self, library: str) -> None:
+        self.library = library
+        self.recorders: list[StreamRecorder] = []
+
+    def find(self, device: Device) -> tuple[Runtime, str]:
+        driver = Driver(self.library)
+        driver.make_current(0)
+
+        def recorder() -> StreamRecorder:
+            self.recorders.append(StreamRecorder(driver))
+            return self.recorders[-1]
+
+        def put(tensor: Tensor) -> Tensor:
+            driver.synchronize(self.recorders[-1].handle)  # copies are Python's here, and must wait
+            return tensor.clone()
+
+        return Runtime(driver=driver, number=0, name="fake", recorder=recorder, put=put, pack=copy_job), ""
+
+
+def install(monkeypatch: pytest.MonkeyPatch, library: str) -> StandIn:
+    """From now on models beside a (simulated) GPU find the stand-in."""
+    made = StandIn(library)
+    monkeypatch.setattr(gpu_runtime, "find", made.find)
+    return made

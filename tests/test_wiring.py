@@ -1,0 +1,306 @@
+"""Pinned memory, hand-off and graphs behind `LLM`, on a driver without a GPU: tokens, bytes, errors, what is given
+back."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import fake_cuda
+import pytest
+import stand_in_gpu
+from headrace import LLM, DeviceError, OptionError, SamplingParams
+from headrace.engine import handoff_choice, posting, report, tiles
+from headrace.engine import llm as llm_module
+from headrace.engine.gpu_runtime import find
+from headrace.engine.posting import VARIANTS, Trial
+from headrace.engine.random_model import RandomLLM
+from headrace.kernels import cpu
+from headrace.loaders import converted
+from stand_in_gpu import StandIn
+
+Checkpoints = Callable[[str], Path]
+PROMPTS = ["In the beginning", "And it came to pass, when the children", "Behold,", "The", "And he said unto them"]
+GREEDY = SamplingParams(max_new_tokens=12, ignore_eos=True)
+SPLIT = {"version": 1, "default": "gpu0", "rules": [{"layers": "0-5", "experts": "0-9", "tier": "cpu"},
+                                                    {"layers": 6, "tier": "cpu"}]}  # fmt: skip
+WORKS = {name: Trial(name=name, us=us) for name, us in zip(VARIANTS, (5.0, 60.0, 3.0), strict=True)}
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(fake_cuda.build(tmp_path_factory.mktemp("cuda")))
+
+
+@pytest.fixture
+def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "calls"
+    path.touch()
+    monkeypatch.setenv("FAKE_CUDA_LOG", str(path))
+    return path
+
+
+@pytest.fixture
+def gpu(library: str, log: Path, monkeypatch: pytest.MonkeyPatch) -> StandIn:
+    """The stand-in, with the probe's answer known."""
+    monkeypatch.setattr(posting, "probe", lambda *_: WORKS)
+    return stand_in_gpu.install(monkeypatch, library)
+
+
+@pytest.fixture
+def placement(tmp_path: Path) -> dict[str, Any]:
+    """Layers with experts on both sides, one with all in RAM, one with none."""
+    (tmp_path / "split.json").write_text(json.dumps(SPLIT))
+    return {"placement": tmp_path / "split.json"}
+
+
+def load(**options: Any) -> LLM:
+    return LLM("demo", device="simulated", max_context=96, max_sequences=5, **options)
+
+
+def tokens(llm: LLM, count: int) -> list[list[int]]:
+    return [one.token_ids for one in llm.generate(PROMPTS[:count], GREEDY)]
+
+
+@pytest.fixture
+def no_tiles(cache_home: Path) -> None:
+    """Dot products for any number of tokens: three sequences in a step of four round like three."""
+    if names := cpu.tile_tokens():
+        tiles.save(dict.fromkeys(names, tiles.NEVER))
+
+
+@pytest.fixture
+def cpu_only(no_tiles: None) -> dict[int, list[list[int]]]:
+    with LLM("demo", max_context=96, max_sequences=5) as llm:
+        return {count: tokens(llm, count) for count in (1, 2, 3, 5)}
+
+
+# ---- graphs
+
+
+@pytest.mark.parametrize("way", ["memop", "hostfunc"])
+def test_the_same_tokens_as_on_the_cpu_for_every_batch(
+    way: str, gpu: StandIn, cpu_only: dict[int, list[list[int]]], placement: dict[str, Any]
+) -> None:
+    for options in ({"cpu_moe": True}, {"n_cpu_moe": 3}, placement, {"placement": "gpu"}):
+        with load(handoff=way, **options) as llm:
+            assert llm.graphed is not None
+            for count, wanted in cpu_only.items():
+                before = gpu.recorders[-1].replays
+                assert tokens(llm, count) == wanted, (options, count)
+                assert gpu.recorders[-1].replays == before + 11, "decode steps ran without graphs"
+
+
+def test_bytes_equal_those_of_the_eager_path(gpu: StandIn, placement: dict[str, Any], no_tiles: None) -> None:
+    """Pass by pass, on every memory and link: all experts in RAM, layers split between both, all on the GPU; a batch
+    that fills a graph, and one that is padded."""
+    for options in ({"cpu_moe": True}, {"n_cpu_moe": 3}, placement, {"placement": "gpu"}):
+        with load(**options) as eager, load(handoff="memop", **options) as graphed:
+            for count in (1, 2, 3):
+                assert tokens(eager, count) == tokens(graphed, count)
+            assert len(graphed.ledger.passes) == len(eager.ledger.passes)
+            for one, other in zip(eager.ledger.passes, graphed.ledger.passes, strict=True):
+                assert one.bytes == other.bytes, (options, one.index, one.phase)
+
+
+def test_the_rows_of_a_table_on_the_gpu_are_looked_up_in_the_graph(gpu: StandIn) -> None:
+    with load(handoff="memop", placement="gpu") as llm:
+        assert llm.graphed is not None
+        assert llm.graphed.mailbox is None
+        assert all(static.inputs.x_TD is None for static in llm.graphed.graphs.statics)
+        tokens(llm, 1)
+    with load(handoff="memop", cpu_moe=True) as llm:
+        assert llm.graphed is not None
+        assert all(static.inputs.x_TD is not None for static in llm.graphed.graphs.statics) == (not llm.spec.tied_head)
+
+
+def test_a_worker_that_hangs_is_an_error_that_names_the_layer(gpu: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Something else holds the team for longer than the timeout."""
+    monkeypatch.setattr(llm_module, "HANDOFF_TIMEOUT", 0.4)
+    with load(handoff="memop", cpu_moe=True, threads=1) as llm:
+        stream = llm.stream(PROMPTS[0], GREEDY)
+        next(stream)
+        next(stream)
+        held = threading.Thread(target=cpu.region_ns, args=(int(2e9 / cpu.region_ns(1_000_000)),))
+        assert llm.graphed is not None
+        mail, jobs = llm.graphed.experts.mail, []
+        assert mail is not None
+        pack = mail.pack
+
+        def hold(*job: Any) -> None:
+            """The GPU writes the third layer's job; from now on the team is busy."""
+            jobs.append(job)
+            if len(jobs) == 3:
+                held.start()
+                time.sleep(0.1)
+            pack(*job)
+
+        monkeypatch.setattr(mail, "pack", hold)
+        with pytest.raises(DeviceError, match=r"no result for the experts of layer 2 \(batch of 1\) within 0\.[4-9] s"):
+            next(stream)
+        held.join()
+        with pytest.raises(DeviceError, match="Load the model again"):
+            tokens(llm, 1)
+
+
+def test_after_close_a_step_is_refused_and_nothing_stays_registered(gpu: StandIn, log: Path) -> None:
+    llm = load(handoff="memop", cpu_moe=True)
+    tokens(llm, 1)
+    llm.close()
+    calls = [line.split()[0] for line in log.read_text().splitlines()]
+    assert calls.count("register") == calls.count("unregister") == 2, "experts and mailbox"
+    with pytest.raises(DeviceError, match="closed: load the model again"):
+        tokens(llm, 1)
+    llm.close()
+
+
+def test_a_forced_choice_is_not_recorded(gpu: StandIn) -> None:
+    with load(handoff="memop", cpu_moe=True) as llm:
+        asked: list[int] = []
+        llm.decoder.choose = lambda layer, choice: asked.append(layer) or choice  # type: ignore[func-returns-value]
+        tokens(llm, 1)
+        assert gpu.recorders[-1].replays == 0
+        assert len(asked) == 12 * llm.spec.layers
+
+
+# ---- the choice
+
+
+def test_eager_is_what_auto_takes(gpu: StandIn) -> None:
+    with load(cpu_moe=True) as llm:
+        assert llm.graphed is None
+        assert "hand-off: eager, auto takes it until a captured step has run" in str(report.startup_table(llm).title)
+    with load(cpu_moe=True, handoff="eager") as llm:
+        assert "hand-off: eager, asked for" in str(report.startup_table(llm).title)
+
+
+def test_the_table_names_the_way_and_the_times(gpu: StandIn) -> None:
+    with load(cpu_moe=True, handoff="hostfunc") as llm:
+        title = str(report.startup_table(llm).title)
+        assert "hand-off: hostfunc, asked for (memop 5.0 us; hostfunc 60.0 us; eager 3.0 us)" in title
+        rows = {row[0]: row for row in report.placement_rows(llm)}
+        assert rows["mailbox"][1] == "RAM pinned"
+        assert rows["mailbox"][4] == "hostfunc"
+
+
+def test_graphs_need_a_gpu_and_one_only(gpu: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(OptionError, match=r"its graphs are of one GPU, and placement .* uses two"):
+        load(handoff="memop", n_cpu_moe=2, tensor_split="1,1")
+    monkeypatch.setattr("headrace.engine.gpu_runtime.find", find)
+    with pytest.raises(OptionError, match=r"handoff is 'memop'.*simulated is no GPU.*take handoff 'eager'"):
+        load(handoff="memop", n_cpu_moe=2)
+    with pytest.raises(OptionError, match="handoff is 'spin'; choose one of auto, memop, hostfunc, eager"):
+        load(handoff="spin")
+    for option in ({"handoff": "memop"}, {"pinned_limit": 3}):
+        with pytest.raises(OptionError, match=f"{next(iter(option))} is about a GPU, and device is 'cpu'"):
+            LLM("demo", device="cpu", **option)  # type: ignore[arg-type]
+
+
+def test_a_way_that_does_not_work_ends_the_start(gpu: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = {**WORKS, "memop": Trial(name="memop", problem="no answer within 5 s (captured jobs)")}
+    monkeypatch.setattr(posting, "probe", lambda *_: broken)
+    with pytest.raises(DeviceError, match=r"'memop' does not work here .*no answer within 5 s"):
+        load(handoff="memop", cpu_moe=True)
+
+
+def test_the_probe_is_asked_once_for_a_machine(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real probe, on the fake driver: kept; asked again for another GPU, another build, and what did not work."""
+    made, asked = stand_in_gpu.StandIn(library), []
+    runtime, _ = made.find(None)  # type: ignore[arg-type]
+    probe = posting.probe
+
+    def counted(*arguments: Any) -> dict[str, Trial]:
+        asked.append(arguments)
+        return probe(*arguments) if len(asked) == 1 else WORKS
+
+    monkeypatch.setattr(posting, "probe", counted)
+    first = handoff_choice.trials("memop", runtime, 4)
+    assert first["memop"].us is not None
+    assert handoff_choice.trials("hostfunc", runtime, 4) == first
+    assert asked == [(library, 0, 4)]
+    handoff_choice.trials("memop", dataclasses.replace(runtime, name="another"), 4)
+    monkeypatch.setattr(handoff_choice, "kernels_digest", lambda: "another")
+    handoff_choice.trials("memop", runtime, 4)
+    assert len(asked) == 3
+    handoff_choice._save(runtime, {**WORKS, "memop": Trial(name="memop", problem="hangs")})
+    assert handoff_choice.trials("hostfunc", runtime, 4)["memop"].problem == "hangs"
+    assert handoff_choice.trials("memop", runtime, 4) == WORKS
+    handoff_choice._path().write_text('{"trials": [3]}')
+    handoff_choice.trials("memop", runtime, 4)
+    assert len(asked) == 5
+
+
+# ---- pinned memory
+
+
+@pytest.mark.parametrize("format", ["native", "q4_0"])
+def test_experts_in_ram_are_pinned_while_they_are_loaded(format: str, gpu: StandIn, log: Path) -> None:
+    with load(n_cpu_moe=3, expert_format=format) as llm:
+        assert llm.memory is not None
+        assert llm.memory.report is not None
+        assert llm.memory.report.pinned == llm.memory.report.total == sum(llm.fit.bytes_in_ram) > 0
+        banks = [layer.experts.banks["cpu"] for layer in llm.weights.layers[:3]]  # type: ignore[union-attr]
+        assert all(llm.memory.is_pinned(bank.data) for bank in banks)
+        shown = {row[0]: row for row in report.placement_rows(llm)}
+        assert [row[1] for row in shown.values() if "experts" in row[0]] == ["gpu0", "RAM pinned"]
+        assert len(set(shown["pinned"][3].split(" of "))) == 1
+        assert "pinned: all experts in RAM" in str(report.startup_table(llm).title)
+        assert not log.read_text().count("unregister")
+    assert log.read_text().count("unregister") == 1
+
+
+def test_a_limit_leaves_layers_pageable_and_says_what_that_costs(gpu: StandIn) -> None:
+    with load(n_cpu_moe=4) as whole:
+        layer = whole.fit.bytes_in_ram[0]
+    with load(n_cpu_moe=4, pinned_limit=(2 * layer + 5000) / 1e9) as llm:
+        assert llm.memory is not None
+        assert llm.memory.report is not None
+        assert llm.memory.report.pinned == 2 * layer
+        title = str(report.startup_table(llm).title)
+        assert "experts are not pinned (the limit is" in title
+        assert "go through a buffer of the driver, and hold up other work" in title
+    with load(n_cpu_moe=4, pinned_limit=0) as none:
+        shown = [row[1] for row in report.placement_rows(none) if "experts" in row[0]]
+        assert shown == ["gpu0", "RAM pageable"]
+
+
+def test_a_driver_that_refuses_ends_nothing(gpu: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_CUDA_PIN_LIMIT", "4096")
+    with load(n_cpu_moe=3) as llm:
+        assert "CUDA_ERROR_OUT_OF_MEMORY" in str(report.startup_table(llm).title)
+        assert tokens(llm, 1)
+
+
+def test_without_a_driver_nothing_is_pinned_and_the_table_says_why() -> None:
+    with load(n_cpu_moe=3) as llm:
+        title = str(report.startup_table(llm).title)
+        assert "are not pinned (simulated is no GPU that a driver knows)" in title
+    with load(placement="gpu") as llm:
+        assert llm.memory is None
+
+
+def test_blocks_with_padding_and_converted_files_are_pinned_too(
+    gpu: StandIn, checkpoints: Checkpoints, tmp_path: Path
+) -> None:
+    """olmoe's experts end inside 64 bytes or not; a converted file brings whole blocks; random weights whole banks."""
+    for source in ("qwen3_moe", "olmoe"):
+        with LLM(str(checkpoints(source)), device="simulated", cpu_moe=True) as llm:
+            assert llm.memory is not None
+            assert llm.memory.report is not None
+            assert llm.memory.report.pinned == sum(llm.fit.bytes_in_ram)
+    with LLM("demo", max_context=64, expert_format="q8_0") as whole:
+        converted.save(whole.checkpoint.directory, tmp_path / "q8", whole.weights, whole.checkpoint.formats)
+    with LLM(str(tmp_path / "q8"), device="simulated", max_context=64, n_cpu_moe=2) as llm:
+        assert llm.memory is not None
+        assert llm.memory.report is not None
+        assert llm.memory.report.pinned == sum(llm.fit.bytes_in_ram) > 0
+    with RandomLLM("demo", device="simulated", max_context=64, cpu_moe=True, handoff="memop") as random:
+        assert random.memory is not None
+        assert random.memory.report is not None
+        assert random.memory.report.pinned == sum(random.fit.bytes_in_ram) > 0
+        assert random.generate([[3, 4]], GREEDY)
