@@ -1,6 +1,6 @@
 """The Triton kernels on a real GPU: are they right, and how near do they come to what the memory and the cores give?
 
-    python benchmarks/gpu_suite.py [--only table|checks|handoff] [--filter experts] [--rounds 5] [--json FILE]
+    python benchmarks/gpu_suite.py [--only table|checks|handoff|models] [--filter experts] [--rounds 5] [--json FILE]
 
 Needs a CUDA GPU, torch with CUDA (Triton comes with it) and this checkout: nothing is built or installed.
 
@@ -13,6 +13,8 @@ table    each row's calls are captured in one CUDA graph (which proves that they
 
 handoff  each way for a stream to hand experts to the CPU and wait for them, and what pinning takes (`gpu_handoff.py`);
          needs headrace installed with its C++ extension, and says so where it is not
+models   a whole model of random weights under several placements, decode and prefill (`gpu_models.py`), in 240 s;
+         --layers shrinks it. Needs the extension too
 
 Passport, table and failures go into one JSON file, by default benchmarks/results/gpu-NAME.json. Ends with status 1
 where something failed, 2 where there is no GPU.
@@ -33,6 +35,7 @@ from typing import Any
 
 import checkout  # first: where headrace is not installed, the checkout stands in for it
 import gpu_handoff
+import gpu_models
 import torch
 from gpu_rows import GpuSource, Row, rows
 from headrace.kernels import Ops, load, reference
@@ -206,9 +209,10 @@ def table(every: Iterator[Row], device: torch.device, rounds: int, filter: str) 
 
 def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=("table", "checks", "handoff"), help="one of the parts")
+    parser.add_argument("--only", choices=("table", "checks", "handoff", "models"), help="one of the parts")
     parser.add_argument("--filter", default="", help="only rows and cases whose name contains this")
     parser.add_argument("--rounds", type=int, default=5, help="rounds a row of the table is timed in")
+    parser.add_argument("--layers", type=int, help="so many layers of the models only")
     parser.add_argument("--json", type=Path, help="where the result goes")
     return parser.parse_args()
 
@@ -232,13 +236,17 @@ def main() -> int:
     if args.only in (None, "checks"):
         result["checks"] = checks(ops, device, chosen_cases(args.filter))
         print(f"{result['checks']['cases']} cases, {len(result['checks']['failures'])} wrong outputs")
+    if args.only in (None, "models") and not args.filter:  # last: what runs in processes of its own wants the memory
+        torch.cuda.empty_cache()
+        result["models"] = gpu_models.measure(f"cuda:{device.index}", layers=args.layers)
+        print(result["models"].get("skipped", "models: done"))
     result |= {"seconds": round(time.perf_counter() - start), "peak_gb": torch.cuda.max_memory_allocated() / 1e9}
     name = re.sub(r"[^a-z0-9]+", "-", result["passport"]["gpu"].lower()).strip("-")
     path = args.json or checkout.ROOT / "benchmarks" / "results" / f"gpu-{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n")
     print(f"{result['seconds']} s; written: {path.name}")
-    errors = any("error" in row for row in result.get("table", []))
+    errors = any("error" in row for row in result.get("table", [])) or gpu_models.problems(result.get("models", {}))
     return 1 if errors or result.get("checks", {}).get("failures") else 0
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ import torch
 pytest.importorskip("triton", reason="the GPU kernels need Triton", exc_type=ImportError)
 import fake_cuda
 import gpu_handoff
+import gpu_models
 import gpu_rows
 import gpu_suite
 from headrace.kernels import FORMATS, gpu
@@ -132,3 +135,40 @@ def test_a_line_of_the_table_says_what_was_not_reached() -> None:
     row = {"row": "attention", "us": 14.0, "share": 0.7, "bound": "bytes", "wanted": 0.75}
     assert gpu_suite.show(row).endswith("70.0% of copy  wanted 75%: NOT REACHED")
     assert gpu_suite.show({**row, "share": 0.8}).endswith("wanted 75%")
+
+
+FEW = gpu_models.Tests(prompts=(5, 9), batches=(1, 2), new=3, depth=4, rounds=1)
+
+
+def test_every_setup_of_the_models_runs(built: Any, tmp_path: Path) -> None:
+    """The same code with RAM in the GPU's part and a tiny shape: a line for the load and for every test, its bytes."""
+    model = str(built.directory("qwen3_moe") / "config.json")
+    placements = []
+    for number, setup in enumerate(gpu_models.setups(handoff="eager", small_card=0.002)):
+        into = tmp_path / f"{number}.jsonl"
+        gpu_models.run(setup, FEW, "simulated", model, None, into)
+        loaded, *rows = map(json.loads, into.read_text().splitlines())
+        placements.append(loaded["placement"])
+        assert loaded["layers"] == loaded["whole_layers"]
+        assert loaded["handoff"]["name"] == "eager"
+        assert [(row["test"], row["batch"]) for row in rows] == [("pp5", 1), ("pp9", 1), ("tg3", 1), ("tg3", 2)]
+        assert all(row["ms"] > 0 and row["peak_ram_gb"] > 0 for row in rows)
+        in_ram = [row["bytes_per_token"].get("cpu_dram", {}).get("experts", 0) for row in rows]
+        assert all(in_ram) if loaded["pinned"] else not any(in_ram)
+    assert placements[:3] == ["gpu", "gpu", "cpu-moe"]
+    assert placements[3].startswith("n-cpu-moe=")
+
+
+def test_a_setup_that_fails_costs_no_other(built: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """In processes of their own: one ends well, one has no such hand-off, for one there is no time."""
+    model = str(built.directory("qwen3_moe") / "config.json")
+    works, fails = (gpu_models.Setup(placement="cpu-moe", format="bf16", handoff=name) for name in ("eager", "memop"))
+    found = gpu_models.measure("simulated", model=model, layers=1, tests=FEW, chosen=[works, fails], seconds=60)
+    assert len(found["setups"][works.name]["rows"]) == 4
+    assert "take handoff 'eager'" in found["setups"][fails.name]["problem"]
+    assert gpu_models.problems(found) == [f"{fails.name}: {found['setups'][fails.name]['problem']}"]
+    late = gpu_models.measure("simulated", model=model, chosen=[works], seconds=0)
+    assert "not run" in late["setups"][works.name]["problem"]
+    out = capsys.readouterr().out
+    assert "tg3" in out
+    assert "FAILED" in out

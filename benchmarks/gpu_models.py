@@ -1,0 +1,221 @@
+"""Whole models on a GPU: a Qwen3-30B-A3B of random weights under several placements, decode and prefill.
+
+    python benchmarks/gpu_models.py [--device cuda|simulated] [--model NAME|config.json] [--layers N] [--json FILE]
+
+A part of `gpu_suite.py`, and a program. Every setup runs in a process of its own, which is killed when the part's time
+is over, so that a setup that hangs costs no other; what it had measured is kept, and what there was no time for is
+named. Rates are medians over rounds by the ledger's passes, bytes a token are those that the ledger counted, predicted
+is what the model says where it can say something. Needs headrace as it is installed, with its C++ extension; without,
+it says so. `--device simulated` runs the same code with RAM in the GPU's part, which shows that it works and no speed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import checkout  # noqa: F401  # first: where headrace is not installed, the checkout stands in for it
+
+MODEL = "Qwen3-30B-A3B"
+SECONDS = 240.0  # of the whole part
+SMALL_CARD = 12.0  # GB that "auto" may take: about half of the model in q4_0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """A placement ("half": the experts of the first half of the layers in RAM), the experts' format, the hand-off."""
+
+    placement: str
+    format: str
+    handoff: str = "eager"
+    vram_limit: float | None = None
+
+    @property
+    def name(self) -> str:
+        limit = "" if self.vram_limit is None else f", {self.vram_limit:g} GB"
+        return f"{self.placement} {self.format}{limit}, {self.handoff}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tests:
+    """What is run of every setup; prompts and depth in tokens, `new` tokens a sequence."""
+
+    prompts: tuple[int, ...] = (512, 4096)
+    batches: tuple[int, ...] = (1, 4, 16)
+    new: int = 32
+    depth: int = 64
+    rounds: int = 2
+
+
+def setups(handoff: str = "memop", small_card: float = SMALL_CARD) -> list[Setup]:
+    """By hand first, which every GPU can do; then the two ends once more by graphs."""
+    return [
+        Setup(placement="gpu", format="bf16"),
+        Setup(placement="gpu", format="q4_0"),
+        Setup(placement="cpu-moe", format="q4_0"),
+        Setup(placement="half", format="q4_0"),
+        Setup(placement="auto", format="q4_0", vram_limit=small_card),
+        Setup(placement="gpu", format="q4_0", handoff=handoff),
+        Setup(placement="cpu-moe", format="q4_0", handoff=handoff),
+    ]
+
+
+def run(setup: Setup, tests: Tests, device: str, model: str, layers: int | None, into: Path) -> None:
+    """Loads one setup and appends a line of JSON to `into` for the load and for every test."""
+    from headrace.engine import bench
+    from headrace.engine.random_model import RandomLLM
+
+    grid = bench.Grid(
+        prompt=tests.prompts, new=(tests.new,), batch=tests.batches, depth=(tests.depth,), rounds=tests.rounds
+    )
+    placement, start = setup.placement, time.perf_counter()
+    if placement == "half":
+        placement = f"n-cpu-moe={_layers(model, layers) // 2}"
+    with RandomLLM(
+        model, layers=layers, device=device, placement=placement, expert_format=setup.format, handoff=setup.handoff,
+        vram_limit=setup.vram_limit, max_context=grid.context, max_sequences=grid.sequences,
+        prefill_chunk=max(tests.prompts),
+    ) as llm:  # fmt: skip
+        _append(into, **_loaded(llm, time.perf_counter() - start))
+        for row in bench.run(llm, grid, setup.placement):
+            rate = row.tok_s / row.batch
+            predicted = None if row.predicted_tok_s is None else 1e3 * row.batch / row.predicted_tok_s
+            _append(
+                into, test=row.test, batch=row.batch, tok_s=row.tok_s, rounds=row.rounds, ms=1e3 / rate,
+                predicted_ms=predicted, bytes_per_token=row.bytes_per_token, **_peaks(llm.home.is_cuda),
+            )  # fmt: skip
+
+
+def _layers(model: str, layers: int | None) -> int:
+    """Layers that will run."""
+    from headrace.loaders import imagined
+    from headrace.loaders.checkpoint import LoadOptions
+
+    whole = imagined.imagine(model, LoadOptions()).spec.layers
+    return whole if layers is None else min(layers, whole)
+
+
+def _loaded(llm: Any, seconds: float) -> dict[str, Any]:
+    """What the start-up table says, in short."""
+    report = None if llm.memory is None else llm.memory.report
+    return {
+        "load_s": seconds,
+        "layers": llm.spec.layers,
+        "whole_layers": llm.whole.layers,
+        "placement": llm.placement.name,
+        "handoff": asdict(llm.handoff_choice) if llm.handoff_choice else None,
+        "needs": {tier.value: needs for tier, needs in llm.fit.needs.items()},
+        "pinned": None if report is None else asdict(report),
+    }
+
+
+def _peaks(is_cuda: bool) -> dict[str, float]:
+    """Most memory that was taken so far, in GB."""
+    found = {"peak_ram_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9}
+    if is_cuda:
+        import torch
+
+        found["peak_vram_gb"] = torch.cuda.max_memory_allocated() / 1e9
+    return found
+
+
+def _append(into: Path, **line: Any) -> None:
+    with into.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def measure(
+    device: str,
+    *,
+    model: str = MODEL,
+    layers: int | None = None,
+    tests: Tests | None = None,
+    chosen: list[Setup] | None = None,
+    seconds: float = SECONDS,
+) -> dict[str, Any]:
+    """All setups: rows by name, and what went wrong; {"skipped": why} where the extension is missing."""
+    try:
+        from headrace.engine import bench  # noqa: F401
+    except ImportError as error:
+        return {"skipped": f"headrace is not installed with its C++ extension ({error}): pip install ."}
+    end, found = time.perf_counter() + seconds, {}
+    for setup in setups() if chosen is None else chosen:
+        left = end - time.perf_counter()
+        if left < 1:
+            found[setup.name] = {"problem": f"not run: the {seconds:g} s of this part were over"}
+            continue
+        found[setup.name] = _child(setup, tests or Tests(), device, model, layers, left)
+        print("\n".join(show(setup.name, found[setup.name])), flush=True)
+    return {"model": model, "device": device, "setups": found}
+
+
+def _child(setup: Setup, tests: Tests, device: str, model: str, layers: int | None, seconds: float) -> dict[str, Any]:
+    """One setup in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        into = Path(folder) / "rows"
+        into.touch()
+        task = {"setup": asdict(setup), "tests": asdict(tests), "device": device, "model": model, "layers": layers}
+        command = [sys.executable, str(Path(__file__).resolve()), "--task", json.dumps(task), "--json", str(into)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds)
+            words = done.stderr.strip().splitlines()
+            problem = f"{words[-1] if words else f'status {done.returncode}'}" if done.returncode else ""
+        except subprocess.TimeoutExpired:
+            problem = f"killed after {seconds:.0f} s, when this part's time was over"
+        lines = [json.loads(line) for line in into.read_text(encoding="utf-8").splitlines()]
+    loaded = lines[0] if lines else {}
+    return {"loaded": loaded, "rows": lines[1:], **({"problem": problem} if problem else {})}
+
+
+def show(name: str, found: dict[str, Any]) -> list[str]:
+    """Lines for the screen."""
+    lines = []
+    for row in found.get("rows", []):
+        parts = ", ".join(f"{tier} {groups['total'] / 1e6:.1f} MB" for tier, groups in row["bytes_per_token"].items())
+        predicted = "-" if row["predicted_ms"] is None else f"{row['predicted_ms']:.2f}"
+        lines.append(
+            f"  {name:28} {row['test']:7} batch {row['batch']:<3} {row['tok_s']:9.1f} tok/s  {row['ms']:8.2f} ms, "
+            f"predicted {predicted}  {parts}"
+        )
+    if "problem" in found:
+        lines.append(f"  {name:28} FAILED: {found['problem']}")
+    return lines
+
+
+def problems(found: dict[str, Any]) -> list[str]:
+    """Setups that did not end well."""
+    return [f"{name}: {one['problem']}" for name, one in found.get("setups", {}).items() if "problem" in one]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda", help="cuda, cuda:N or simulated")
+    parser.add_argument("--model", default=MODEL, help="a name of the catalogue, a hub id or a config.json")
+    parser.add_argument("--layers", type=int, help="so many layers only")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="time of all setups together")
+    parser.add_argument("--json", type=Path, help="where the result goes")
+    parser.add_argument("--task", help=argparse.SUPPRESS)  # one setup, in a child
+    args = parser.parse_args()
+    if args.task:
+        task = json.loads(args.task)
+        setup, tests = Setup(**task.pop("setup")), task.pop("tests")
+        tests = Tests(**{name: tuple(value) if isinstance(value, list) else value for name, value in tests.items()})
+        run(setup, tests, **task, into=args.json)
+        return 0
+    found = measure(args.device, model=args.model, layers=args.layers, seconds=args.seconds)
+    if args.json:
+        args.json.write_text(json.dumps(found, indent=1) + "\n")
+    print(found.get("skipped", ""))
+    return 1 if problems(found) or "skipped" in found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
