@@ -163,7 +163,7 @@ def test_a_setup_that_fails_costs_no_other(built: Any, capsys: pytest.CaptureFix
     """In processes of their own: one ends well, one has no such hand-off, for one there is no time."""
     model = str(built.directory("qwen3_moe") / "config.json")
     works, fails = (gpu_models.Setup(placement="cpu-moe", format="bf16", handoff=name) for name in ("eager", "memop"))
-    found = gpu_models.measure("simulated", model=model, layers=1, tests=FEW, chosen=[works, fails], seconds=60)
+    found = gpu_models.measure("simulated", model=model, layers=1, tests=FEW, chosen=[works, fails], seconds=300)
     assert len(found["setups"][works.name]["rows"]) == 4
     assert "take handoff 'eager'" in found["setups"][fails.name]["problem"]
     assert gpu_models.problems(found) == [f"{fails.name}: {found['setups'][fails.name]['problem']}"]

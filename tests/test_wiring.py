@@ -18,6 +18,7 @@ from headrace import LLM, DeviceError, OptionError, SamplingParams
 from headrace.engine import handoff_choice, posting, report, tiles
 from headrace.engine import llm as llm_module
 from headrace.engine.gpu_runtime import find
+from headrace.engine.placement import Tier
 from headrace.engine.posting import VARIANTS, Trial
 from headrace.engine.random_model import RandomLLM
 from headrace.kernels import cpu
@@ -166,6 +167,15 @@ def test_a_forced_choice_is_not_recorded(gpu: StandIn) -> None:
         tokens(llm, 1)
         assert gpu.recorders[-1].replays == 0
         assert len(asked) == 12 * llm.spec.layers
+
+
+def test_a_table_that_is_the_head_lies_where_the_head_does(checkpoints: Checkpoints) -> None:
+    """Looked up by the device that has it, whatever lies in RAM."""
+    for variant, is_head in (("granitemoe", True), ("qwen3_moe", False)):
+        with LLM(str(checkpoints(variant)), device="simulated", cpu_moe=True) as llm:
+            assert llm.spec.tied_head == is_head
+            assert (llm.decoder.home.table is llm.home) == is_head
+            assert ("embedding" in llm.fit.needs[Tier.CPU]) != is_head
 
 
 # ---- the choice
