@@ -35,6 +35,7 @@ from ..loaders.memory import GB
 from .config import parse_limit
 from .driver import Driver
 from .machine import cpu_kernels
+from .tables import size
 
 log = logging.getLogger("headrace")
 PAGE, HUGE_PAGE = 4096, 2 << 20
@@ -149,7 +150,7 @@ class PinReport:
         """For the start-up table."""
         if self.pinned == self.total:
             return "yes"
-        return f"{self.pinned / GB:.1f} of {self.total / GB:.1f} GB" if self.pinned else "no"
+        return f"{size(self.pinned)} of {size(self.total)}" if self.pinned else "no"
 
     @property
     def warning(self) -> str | None:
@@ -157,7 +158,7 @@ class PinReport:
         if self.pinned == self.total:
             return None
         return (
-            f"{(self.total - self.pinned) / GB:.1f} of {self.total / GB:.1f} GB of experts are not pinned "
+            f"{size(self.total - self.pinned)} of {size(self.total)} of experts are not pinned "
             f"({self.reason}): copies of them to the GPU go through a buffer of the driver, and hold up other work"
         )
 

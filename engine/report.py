@@ -88,7 +88,10 @@ def _pinning(llm: LLM) -> list[str]:
     lines = []
     if llm.memory is not None and llm.memory.report is not None:
         found = llm.memory.report
-        lines.append(found.warning or f"pinned: all experts in RAM, {found.seconds:.1f} s of the driver's time")
+        if llm.runtime is None and not llm.home.is_cuda:  # nothing crosses a link, so it costs nothing
+            lines.append(f"experts in RAM are not pinned: {found.reason}")
+        else:
+            lines.append(found.warning or f"pinned: all experts in RAM, {found.seconds:.1f} s of the driver's time")
     if llm.handoff_choice is not None:
         lines.append(f"hand-off: {llm.handoff_choice.name}, {llm.handoff_choice.reason}")
     return lines

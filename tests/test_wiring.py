@@ -289,7 +289,7 @@ def test_a_driver_that_refuses_ends_nothing(gpu: StandIn, monkeypatch: pytest.Mo
 def test_without_a_driver_nothing_is_pinned_and_the_table_says_why() -> None:
     with load(n_cpu_moe=3) as llm:
         title = str(report.startup_table(llm).title)
-        assert "are not pinned (simulated is no GPU that a driver knows)" in title
+        assert "experts in RAM are not pinned: simulated is no GPU that a driver knows" in title
     with load(placement="gpu") as llm:
         assert llm.memory is None
 
