@@ -52,6 +52,10 @@ TensorSplit = Annotated[
     str | None, typer.Option(metavar="A,B", help="deal out layers whose experts are in VRAM over two GPUs; 0,1: second")
 ]
 VramLimit = Annotated[float | None, typer.Option(help="most GB to take of each GPU; default what is free, less 1")]
+StreamFrom = Annotated[
+    str, typer.Option(help="tokens of a pass from which on experts in RAM are copied to the GPU: N, never or auto")
+]
+Split = Annotated[str, typer.Option(help="with fewer tokens: so many of a layer's experts in RAM, N or auto")]
 PinnedLimit = Annotated[
     str | None,
     typer.Option(metavar="GB|SHARE%", help="most of the experts in RAM to pin for the GPU; default 80%; 0: none"),
@@ -118,6 +122,8 @@ def generate(
     placement: Placement = None,
     tensor_split: TensorSplit = None,
     vram_limit: VramLimit = None,
+    stream_from: StreamFrom = "auto",
+    split: Split = "auto",
     pinned_limit: PinnedLimit = None,
     handoff: HandOff = "auto",
     max_context: MaxContext = None,
@@ -150,9 +156,9 @@ def generate(
     options = dict(
         expert_format=expert_format, dense_format=dense_format, dtype=dtype, kernels=kernels,
         cpu_activations=cpu_activations, threads=threads, device=device, cpu_moe=cpu_moe, n_cpu_moe=n_cpu_moe,
-        placement=placement, tensor_split=tensor_split, vram_limit=vram_limit, pinned_limit=pinned_limit,
-        handoff=handoff, max_context=max_context, prefill_chunk=prefill_chunk, revision=revision, offline=offline,
-        cache_dir=cache_dir, ignore_config_keys=ignore_config_keys,
+        placement=placement, tensor_split=tensor_split, vram_limit=vram_limit, stream_from=stream_from, split=split,
+        pinned_limit=pinned_limit, handoff=handoff, max_context=max_context, prefill_chunk=prefill_chunk,
+        revision=revision, offline=offline, cache_dir=cache_dir, ignore_config_keys=ignore_config_keys,
     )  # fmt: skip
     llm = _load(model, as_json, options)
     asked = [llm.ask(text, system) if chat else llm.encode(text) for text in prompts or []]
@@ -212,6 +218,8 @@ def perplexity(
     placement: Placement = None,
     tensor_split: TensorSplit = None,
     vram_limit: VramLimit = None,
+    stream_from: StreamFrom = "auto",
+    split: Split = "auto",
     pinned_limit: PinnedLimit = None,
     handoff: HandOff = "auto",
     revision: Revision = None,
@@ -230,8 +238,9 @@ def perplexity(
     options = dict(
         expert_format=expert_format, dense_format=dense_format, dtype=dtype, kernels=kernels,
         cpu_activations=cpu_activations, threads=threads, device=device, cpu_moe=cpu_moe, n_cpu_moe=n_cpu_moe,
-        placement=placement, tensor_split=tensor_split, vram_limit=vram_limit, pinned_limit=pinned_limit,
-        handoff=handoff, revision=revision, offline=offline, cache_dir=cache_dir, ignore_config_keys=ignore_config_keys,
+        placement=placement, tensor_split=tensor_split, vram_limit=vram_limit, stream_from=stream_from, split=split,
+        pinned_limit=pinned_limit, handoff=handoff, revision=revision, offline=offline, cache_dir=cache_dir,
+        ignore_config_keys=ignore_config_keys,
     )  # fmt: skip
     llm = _load(model, as_json, options)
     found = measure(llm, llm.encode(text), window)
@@ -276,6 +285,8 @@ def bench(
     device: Device = "auto",
     tensor_split: TensorSplit = None,
     vram_limit: VramLimit = None,
+    stream_from: StreamFrom = "auto",
+    split: Split = "auto",
     pinned_limit: PinnedLimit = None,
     handoff: HandOff = "auto",
     random_weights: Annotated[
@@ -310,7 +321,8 @@ def bench(
         expert_format=expert_format, dense_format=dense_format, dtype=dtype, cpu_activations=cpu_activations,
         threads=threads, prefill_chunk=prefill_chunk, max_context=tests.context, max_sequences=tests.sequences,
         revision=revision, offline=offline, cache_dir=cache_dir, ignore_config_keys=_keys(ignore_config_keys),
-        device=device, tensor_split=tensor_split, vram_limit=vram_limit, pinned_limit=pinned_limit, handoff=handoff,
+        device=device, tensor_split=tensor_split, vram_limit=vram_limit, stream_from=stream_from, split=split,
+        pinned_limit=pinned_limit, handoff=handoff,
     )  # fmt: skip
     load = partial(bench_console.load, model, options, random_weights, layers)
     raise typer.Exit(bench_console.run(load, model, tests, save_to=save_to, old=old))

@@ -41,6 +41,14 @@ def _whole(name: str, value: object, minimum: int, none_ok: bool = False) -> Non
         raise OptionError(f"{name} is {value!r}; it must be a whole number")
 
 
+def _count_or(name: str, value: object, minimum: int, words: list[str]) -> None:
+    """A whole number, as such or as text, or one of some words."""
+    is_number = isinstance(value, int) and not isinstance(value, bool)
+    is_text = isinstance(value, str) and (value in words or (value.isascii() and value.isdigit()))
+    if not (is_number or is_text) or (value not in words and int(str(value)) < minimum):
+        raise OptionError(f"{name} is {value!r}; give a whole number of at least {minimum}, or {' or '.join(words)}")
+
+
 def parse_limit(asked: float | str | None) -> tuple[float, str]:
     """A limit of memory as a number and what it counts: "GB", or "%" of what there is; None: the default share. Raises
     OptionError for anything else."""
@@ -78,7 +86,10 @@ class EngineConfig:
     those that "simulated:KERNELS" names. Of the routed experts beside a GPU: cpu_moe keeps all in RAM, n_cpu_moe those
     of the first N layers ("auto": of as few as fit), placement as `placement.parse` says, or a file. tensor_split
     "A,B": the layers whose experts are in VRAM, dealt out over this GPU and the next one. vram_limit: most GB to take
-    of each GPU, None for what is free less a reserve. pinned_limit: how much of the experts in RAM may be pinned for
+    of each GPU, None for what is free less a reserve. stream_from: from how many tokens of a pass on the chosen experts
+    in RAM are copied to the GPU and computed there, a number, "never" or "auto"; split: how many of them in passes with
+    fewer tokens, while the CPU computes the others, a number or "auto"; "auto": as this machine's rates say.
+    pinned_limit: how much of the experts in RAM may be pinned for
     the GPU: GB, a share of the machine's memory such as "50%", or None for 80 %; 0 pins nothing. handoff: how a GPU
     hands experts to the CPU in decode: "memop" or "hostfunc" (steps are graphs), "eager" (no graphs), or "auto".
     max_context: longest prompt plus completion in tokens, None for as much as the model allows and memory holds.
@@ -98,6 +109,8 @@ class EngineConfig:
     placement: str | Path | None = None
     tensor_split: str | None = None
     vram_limit: float | None = None
+    stream_from: int | str = "auto"
+    split: int | str = "auto"
     pinned_limit: float | str | None = None
     handoff: str = "auto"
     max_context: int | None = None
@@ -135,6 +148,11 @@ class EngineConfig:
         _choice("handoff", self.handoff, ["auto", *HANDOFFS])
         self._check_cpu(asked)
         _at_least("vram_limit", self.vram_limit, 0.001, none_ok=True)
+        _count_or("stream_from", self.stream_from, 1, ["auto", "never"])
+        _count_or("split", self.split, 0, ["auto"])
+        if self.wants_graphs and str(self.split) not in ("auto", "0"):
+            graphs = f"handoff {self.handoff!r} makes decode steps graphs, which copy none"
+            raise OptionError(f"split copies experts in decode, and {graphs}: leave one out")
         parse_limit(self.pinned_limit)
         if self.shares is not None and self.policy.kind in ("cpu", "file"):
             raise OptionError(f"tensor_split deals out layers that a policy puts into VRAM; {asked[0]} does not")
@@ -144,7 +162,7 @@ class EngineConfig:
     def _check_cpu(self, asked: list[str]) -> None:
         """Without a GPU nothing can be asked of one; and the other way round."""
         others = [name for name in ("tensor_split", "vram_limit", "pinned_limit") if getattr(self, name) is not None]
-        others += ["handoff"] if self.handoff != "auto" else []
+        others += [name for name in ("stream_from", "split", "handoff") if getattr(self, name) != "auto"]
         if self.policy.kind == "cpu" and (others or self.device not in ("auto", "cpu")):
             raise OptionError(f"placement 'cpu' leaves out every GPU: leave out {(others or ['device'])[0]}")
         if self.device == "cpu" and self.policy.kind != "cpu" and (asked or others):
@@ -177,7 +195,8 @@ class EngineConfig:
     def wants_gpu(self) -> bool:
         """Whether an option can only be meant for a GPU."""
         said = [self.cpu_moe, self.n_cpu_moe, self.placement, self.tensor_split, self.vram_limit, self.pinned_limit]
-        asked = any(one is not None and one is not False for one in said) or self.handoff != "auto"
+        chosen = [one != "auto" for one in (self.stream_from, self.split, self.handoff)]
+        asked = any(one is not None and one is not False for one in said) or any(chosen)
         return self.policy.kind != "cpu" and asked
 
     @property

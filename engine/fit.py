@@ -12,23 +12,27 @@ from dataclasses import dataclass
 import torch
 
 from ..errors import MemoryNeeded, OptionError
+from ..kernels import ExpertLayout
 from ..kernels.cpu.mailbox import mailbox_bytes
 from ..loaders.checkpoint import SMALLER, Checkpoint
 from ..loaders.memory import RESERVE
 from ..loaders.weights import ModelWeights, Where, allocate
-from . import capacity, placement_file
+from . import capacity, moves, placement_file
 from . import placement as placing
 from .capacity import Room
 from .config import EngineConfig
 from .devices import Device
 from .graphs import sizes_up_to
 from .kvcache import PAGE, bytes_per_token, pages_for
+from .moves import NONE, Moves
 from .placement import Placement, Tier
 from .planner import layer_dense_bytes
+from .profile import Profile
 from .tables import size
 
 DEFAULT_CONTEXT = 4096  # beside a GPU, where more cache is fewer experts, and nobody said
 CACHE_SHARE = 0.1  # of a GPU: what the caches of further sequences may take before experts
+STREAM = "stream buffers"  # what is needed for experts that are copied to a GPU
 DEVICE_CHUNK = 1 << 29  # bytes of experts' products at a time on a GPU (SCRATCH in kernels/gpu/experts.py)
 
 Needs = dict[Tier, dict[str, int]]
@@ -47,13 +51,14 @@ class Sizes:
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """What was decided. `needs`: bytes by tier and what they are for."""
+    """What was decided. `needs`: bytes by tier and what they are for. `moves`: which experts in RAM a GPU computes."""
 
     placement: Placement
     room: Room
     needs: Needs
     table: Tier  # of the embedding
     sizes: Sizes
+    moves: Moves = NONE
 
     @property
     def bytes_in_ram(self) -> list[int]:
@@ -89,16 +94,25 @@ def _embedding(weights: ModelWeights) -> int:
     return 0 if weights.head is weights.embed else weights.embed.nbytes
 
 
-def fit(config: EngineConfig, checkpoint: Checkpoint, dtype: torch.dtype, devices: Mapping[Tier, Device]) -> Fit:
-    """Decides. Raises OptionError for what the model or the machine does not have, MemoryNeeded for a tier that is too
-    small, with what it would have to hold."""
+def fit(
+    config: EngineConfig,
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+    devices: Mapping[Tier, Device],
+    profile: Profile | None = None,
+) -> Fit:
+    """Decides; `profile`: the rates of this machine, if it was measured.
+
+    Raises OptionError for what the model or the machine does not have, MemoryNeeded for a tier that is too small, with
+    what it would have to hold.
+    """
     sizes = sizes_of(checkpoint)
     if len(devices) == 1:
         room = capacity.plan(config, checkpoint, dtype)
         placement = placing.all_on(Tier.CPU, sizes.counts)
         needs = _needs(placement, sizes, room, 0, Tier.CPU)
         return Fit(placement=placement, room=room, needs=needs, table=Tier.CPU, sizes=sizes)
-    plan = _Plan(config, checkpoint, dtype, devices, sizes)
+    plan = _Plan(config, checkpoint, dtype, devices, sizes, profile)
     found = plan.decide()
     _check(found, devices)
     return found
@@ -114,6 +128,7 @@ class _Plan:
         dtype: torch.dtype,
         devices: Mapping[Tier, Device],
         sizes: Sizes,
+        profile: Profile | None,
     ) -> None:
         self.config = config
         self.checkpoint = checkpoint
@@ -123,6 +138,9 @@ class _Plan:
         spec = checkpoint.spec
         self.work = capacity.work_bytes(spec, config.prefill_chunk, config.max_sequences, DEVICE_CHUNK)
         self.page = PAGE * bytes_per_token(spec, dtype)
+        layout = ExpertLayout(format=checkpoint.formats.experts, hidden=spec.hidden, width=spec.moe.width)
+        self.moves = moves.plan(config, spec, layout, devices, profile)
+        self.buffers = self.moves.buffer_bytes(max(config.prefill_chunk, config.max_sequences))
         self.mailbox = 0
         if config.wants_graphs:  # a page for rows without a sequence, and buffers that a graph keeps for itself
             sizes_B = sizes_up_to(config.max_sequences)
@@ -148,7 +166,7 @@ class _Plan:
     def _placed(self, placement: Placement) -> Fit:
         """A placement that was asked for: the cache may take of what is left as on a CPU."""
         table = _table(placement, self.checkpoint.spec.tied_head)
-        taken = sum(_weights(placement, self.sizes, placement.home, table).values())
+        taken = sum(_weights(placement, self.sizes, placement.home, table).values()) + self._buffers(placement)
         free = self.devices[placement.home].free
         room = capacity.plan(self.config, self.checkpoint, self.dtype, free, taken, self.work)
         return self._fit(placement, room)
@@ -163,16 +181,25 @@ class _Plan:
         pages = max(one, min(one * self.config.max_sequences, shared))
         room = Room(pages, context, pages * self.page, self.work)
         left = home.free - self.sizes.common - room.kv_bytes - self.work
+        placement = self._filled(left)
+        if self._buffers(placement):
+            placement = self._filled(left - self.buffers)
+        return self._fit(placement, room)
+
+    def _filled(self, left: int) -> Placement:
+        """As many experts in VRAM as fit into so many bytes of the first GPU, and the second one."""
         total = sum(self.sizes.experts)
         if self.config.shares is None:
             # With all experts in VRAM the embedding goes there too; that may be what does not fit.
             fits_whole = total + self.sizes.embedding <= left
             room_for_experts = left if fits_whole or total > left else left - self.sizes.embedding
-            placement = placing.auto(self.sizes.counts, self.sizes.experts, room_for_experts)
-        else:
-            rooms = {Tier.GPU0: left - self.sizes.embedding, Tier.GPU1: self.devices[Tier.GPU1].free - self.work}
-            placement = placing.auto_split(self.sizes.counts, self.sizes.experts, rooms, self.config.shares)
-        return self._fit(placement, room)
+            return placing.auto(self.sizes.counts, self.sizes.experts, room_for_experts)
+        rooms = {Tier.GPU0: left - self.sizes.embedding, Tier.GPU1: self.devices[Tier.GPU1].free - self.work}
+        return placing.auto_split(self.sizes.counts, self.sizes.experts, rooms, self.config.shares)
+
+    def _buffers(self, placement: Placement) -> int:
+        """Bytes of the buffers for copied experts: none where none lie in RAM."""
+        return self.buffers if any(Tier.CPU in row for row in placement.experts) else 0
 
     def _fit(self, placement: Placement, room: Room) -> Fit:
         spec = self.checkpoint.spec
@@ -182,7 +209,10 @@ class _Plan:
         needs = _needs(placement, self.sizes, room, tokens * per_token + self.mailbox, table)
         if "experts" in needs[Tier.CPU]:
             needs[Tier.CPU]["buffers of a pass"] = capacity.work_bytes(spec, tokens, 1)
-        return Fit(placement=placement, room=room, needs=needs, table=table, sizes=self.sizes)
+        buffers = self._buffers(placement)
+        if buffers:
+            needs[placement.home][STREAM] = buffers
+        return Fit(placement=placement, room=room, needs=needs, table=table, sizes=self.sizes, moves=self.moves)
 
 
 def _table(placement: Placement, is_head: bool) -> Tier:
@@ -234,6 +264,7 @@ def _require(needs: Mapping[str, int], limit: float, what: str, placement: Place
         return
     parts = ", ".join(f"{name} {size(needed)}" for name, needed in needs.items())
     fewer = "place fewer experts there (--n-cpu-moe auto), " if what.startswith("gpu") and "experts" in needs else ""
+    fewer += "copy none there (--stream-from never --split 0), " if STREAM in needs else ""
     raise MemoryNeeded(
         f"placement {placement.name}: {what} would hold {size(total)} ({parts}), {size(max(0.0, limit))} can be taken: "
         f"{fewer}lower --max-context, or {SMALLER}"

@@ -80,7 +80,8 @@ class LLM:
         self.spec = self.checkpoint.spec
         self.tokenizer = _load_tokenizer(self.checkpoint)
         self.kv_dtype = capacity.kv_dtype(self.config, self.checkpoint.formats)
-        self.fit: Fit = fit(self.config, self.checkpoint, self.kv_dtype, self.devices)
+        rates = machine.load_profile() if self.kernels == "cpu" else None
+        self.fit: Fit = fit(self.config, self.checkpoint, self.kv_dtype, self.devices, rates)
         self.room, self.placement = self.fit.room, self.fit.placement
         self.runtime, self.memory = self._beside_a_gpu()
         self.weights = self._load(progress)
@@ -216,7 +217,7 @@ class LLM:
             hidden=self.spec.hidden,
             top_k=self.spec.moe.top_k,
         )
-        return TieredExperts(split, self.placement, self.devices, self.handoff, self.ledger)
+        return TieredExperts(split, self.placement, self.devices, self.handoff, self.ledger, self.fit.moves)
 
     def use_profile(self, profile: machine.Profile | None) -> None:
         """Takes the bandwidths that passes are held against from now on; None: no prediction."""

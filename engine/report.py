@@ -14,9 +14,11 @@ from rich.table import Table
 from ..kernels.weights import FORMAT_OF_DTYPE
 from ..loaders.weights import TierBanks
 from .devices import Device
+from .fit import STREAM
 from .ledger import CHANNELS, Pass, Summary, summarise
 from .llm import IN_CACHES, LLM
 from .machine import HUGE_FROM, Profile, cpu_kernels
+from .placement import Tier
 from .planner import GROUPS, layer_dense_bytes
 from .results import Completion
 from .tables import GB, new_table, size
@@ -45,6 +47,8 @@ def _tiers(llm: LLM) -> list[str]:
         device, taken = llm.devices[tier], sum(llm.fit.needs[tier].values())
         if not device.is_host:
             lines.append(f"{tier.value}: {device.name}, {size(taken)} of the {size(device.free)} that may be taken")
+    if any(Tier.CPU in row for row in llm.placement.experts):
+        lines += llm.fit.moves.notes
     return lines + _pinning(llm)
 
 
@@ -67,6 +71,9 @@ def placement_rows(llm: LLM) -> list[tuple[str, str, str, str, str, str]]:
     rows.append((work, place, "f32", f"<= {size(llm.room.work_bytes)}", kernel, "-"))
     if len(llm.devices) > 1:
         rows += _hand_off_rows(llm)
+    buffers = llm.fit.needs[llm.placement.home].get(STREAM)
+    if buffers:
+        rows.append((STREAM, place, formats.experts.name, size(buffers), kernel, "-"))
     return rows
 
 

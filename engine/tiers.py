@@ -2,7 +2,11 @@
 
     submit    x, ids, weights go down; a worker thread runs the CPU's part (the C++ op lets go of the interpreter)
               meanwhile the GPU's part is launched, and a second GPU's, then whatever the decoder does next
-    collect   y = part of gpu0; y += part of gpu1; y += part of the CPU       in this order, whichever is done first
+    collect   y = part of gpu0; y += part of gpu1; y += part of copied experts; y += part of the CPU
+                                                                              in this order, whichever is done first
+
+Where `moves.py` says that chosen experts of RAM are computed on the GPU, all of them or some, submit waits for the ids,
+then gives the CPU the others and starts the copies (`streaming.py`).
 
 Every tier gets the ids as its bank numbers them, -1 for experts of other tiers, which its kernel skips; within a part
 the sum runs over a token's choices in order. So a placement gives the same bits every time; two placements differ in
@@ -15,20 +19,33 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..kernels import ExpertBank
 from ..loaders.weights import TierBanks
+from . import lanes
 from .devices import Device
 from .experts import Job
 from .handoff import HandOff
 from .ledger import D2D, D2H, H2D, Ledger
+from .moves import NONE, Moves
 from .placement import Placement, Tier
 from .planner import EXPERTS, ROUTING
+from .streaming import Ring, chosen_numbers, ranks
 
 F32, I32 = 4, 4  # bytes
+
+
+class Booked(NamedTuple):
+    """A layer that ran: its choices in host memory, how many experts of RAM were copied, and whether all were."""
+
+    layer: int
+    ids_TK: Tensor
+    copied: int
+    is_streamed: bool
 
 
 class TieredExperts:
@@ -41,6 +58,7 @@ class TieredExperts:
         devices: Mapping[Tier, Device],
         handoff: HandOff,
         ledger: Ledger,
+        moves: Moves = NONE,
     ) -> None:
         self.banks = banks
         self.placement = placement
@@ -51,7 +69,10 @@ class TieredExperts:
         self.local = [self._tables(layer) for layer in range(len(banks))]
         self.worker = ThreadPoolExecutor(1, thread_name_prefix="headrace-experts")
         self.running: Future[bool] | None = None
-        self.booked: list[tuple[int, Tensor]] = []
+        self.booked: list[Booked] = []
+        self.moves = moves
+        self.ring = self._ring() if moves.buffer_bytes(handoff.tokens) and Tier.CPU in placement.tiers else None
+        self.in_ram = [self._in_ram(layer) for layer in range(len(banks))] if self.ring is not None else []
 
     def _tables(self, layer: int) -> dict[Tier, Tensor]:
         """By tier, on its device: expert -> its number in the tier's bank, or -1; int32 [E]."""
@@ -60,6 +81,21 @@ class TieredExperts:
             numbers = torch.tensor(self.placement.local_ids(layer, tier), dtype=torch.int32)
             tables[tier] = numbers.to(self.devices[tier].place)
         return tables
+
+    def _ring(self) -> Ring | None:
+        """The buffers for copied experts; None if no layer has any in RAM."""
+        banks = (bank for layer in self.banks if layer for tier, bank in layer.banks.items() if tier == Tier.CPU.value)
+        bank = next(banks, None)
+        if bank is None:
+            return None
+        main, side = lanes.of(self.home)
+        return Ring(bank.layout, self.moves.piece, self.home.ops, self.home.place, main, side)
+
+    def _in_ram(self, layer: int) -> Tensor:
+        """At home: expert -> 1 if it lies in RAM, else 0; int32 [E]."""
+        return torch.tensor([t is Tier.CPU for t in self.placement.experts[layer]], dtype=torch.int32).to(
+            self.home.place
+        )
 
     is_local = False
 
@@ -70,17 +106,47 @@ class TieredExperts:
         """Starts every tier's part. Tensors are on the home device."""
         if self.running is not None:  # an error came between submit and collect: its worker may still use the buffers
             self.running.exception()
+            self.running = None
         self._open_account()
-        tiers = self.placement.tiers_of(layer)
-        if Tier.CPU in tiers:
+        tiers, T = self.placement.tiers_of(layer), len(x_TD)
+        in_ram = Tier.CPU in tiers
+        is_streamed = in_ram and self.moves.streams(T)
+        is_copied = is_streamed or (in_ram and self.moves.may_split(T))
+        work = None
+        if in_ram and not is_streamed:
             work = self.handoff.down(layer, x_TD, ids_TK, weights_TK)
-            self.running = self.worker.submit(self._on_cpu, layer, *work)
             ids = work[1]
+            if not is_copied:
+                self.running = self.worker.submit(self._on_cpu, layer, *work)
         else:
             ids = self.handoff.ids_down(layer, ids_TK)
-        self.booked.append((layer, ids))
+        if is_streamed:
+            self.handoff.mark.set()
         parts = [self._on_gpu(tier, layer, x_TD, ids_TK, weights_TK) for tier in tiers if tier is not Tier.CPU]
-        return Job(layer, parts, len(x_TD))
+        copied: list[int] = []
+        if is_copied:
+            copied = self._to_copy(layer, ids)
+            if work is not None:
+                self.running = self.worker.submit(self._on_cpu, layer, *work, copied[-1] if copied else -1)
+            if copied:
+                parts.append(self._on_ring(layer, x_TD, ids_TK, weights_TK, copied))
+        self.booked.append(Booked(layer, ids, len(copied), is_streamed))
+        return Job(layer, parts, T)
+
+    def _to_copy(self, layer: int, ids_TK: Tensor) -> list[int]:
+        """Waits for the choices; the numbers of the experts in RAM that are to be copied, the first of the chosen."""
+        self.handoff.mark.wait()
+        local_TK = self.local[layer][Tier.CPU][ids_TK.long()]
+        numbers = chosen_numbers(local_TK, self.placement.count(layer, Tier.CPU))
+        return numbers[: self.moves.fetched(len(ids_TK), len(numbers))]
+
+    def _on_ring(self, layer: int, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor, numbers: list[int]) -> Tensor:
+        """The part of experts that are copied home."""
+        assert self.ring is not None, "copies without buffers"
+        y_TD = torch.zeros_like(x_TD)
+        places = ranks(ids_TK, self.in_ram[layer])
+        self.ring.add(y_TD, x_TD, places, weights_TK, self._bank(layer, Tier.CPU), numbers)
+        return y_TD
 
     def _on_gpu(self, tier: Tier, layer: int, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> Tensor:
         """One GPU's part, on that GPU."""
@@ -93,10 +159,13 @@ class TieredExperts:
             return part_TD
 
     @torch.inference_mode()
-    def _on_cpu(self, layer: int, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> bool:
-        """The CPU's part, in the worker thread; whether any of the chosen experts is there."""
+    def _on_cpu(self, layer: int, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor, copied: int = -1) -> bool:
+        """The CPU's part, in the worker thread, without the chosen experts up to number `copied`; whether anything is
+        left."""
         self.handoff.mark.wait()
         local_TK = self.local[layer][Tier.CPU][ids_TK.long()]
+        if copied >= 0:
+            local_TK = local_TK.masked_fill(local_TK <= copied, -1)
         if not bool((local_TK >= 0).any()):
             return False
         y_TD = self.devices[Tier.CPU].ops.experts(x_TD, local_TK, weights_TK, self._bank(layer, Tier.CPU))
@@ -111,11 +180,11 @@ class TieredExperts:
     def collect(self, job: Job) -> Tensor:
         """Waits for the CPU's part and adds all parts up on the home device: float32 [tokens, hidden]."""
         parts = [self.home.put(part) for part in job.parts]
-        if Tier.CPU in self.local[job.layer]:
-            assert self.running is not None, "collect without submit"
+        if self.running is not None:
             running, self.running = self.running, None
             if running.result():
                 parts.append(self.handoff.up(job.tokens))
+        assert parts, "collect without submit"
         y_TD, *others = parts
         for part in others:
             self.home.ops.gated_add_(y_TD, part)
@@ -133,20 +202,25 @@ class TieredExperts:
     def _book(self) -> None:
         """Books what the tiers of every layer read, and what crossed the links."""
         self.home.wait()
-        for layer, ids_TK in self.booked:
-            self.book_layer(layer, ids_TK)
+        for booked in self.booked:
+            self.book_layer(*booked)
         self.booked.clear()
 
-    def book_layer(self, layer: int, ids_TK: Tensor) -> None:
+    def book_layer(self, layer: int, ids_TK: Tensor, copied: int = 0, is_streamed: bool = False) -> None:
         """Books a layer of the current pass from its choices, which lie in host memory."""
         (T, K), D = ids_TK.shape, self.handoff.x_TD.shape[1]
         chosen = (ids_TK.flatten() if T == 1 else ids_TK.unique()).tolist()  # one token's are different already
         owners = [self.placement.experts[layer][expert] for expert in chosen]
         counts = {tier: owners.count(tier) for tier in self.local[layer]}
+        if copied:
+            counts[Tier.CPU] -= copied
+            size = copied * self._bank(layer, Tier.CPU).layout.bytes
+            self.ledger.read(H2D, EXPERTS, size)
+            self.ledger.read(self.home.tier.channel, EXPERTS, size)
         for tier, count in counts.items():
             self.ledger.read(tier.channel, EXPERTS, count * self._bank(layer, tier).layout.bytes)
         hidden, routing = T * D * F32, T * K * (I32 + F32)
-        if Tier.CPU in counts:
+        if Tier.CPU in counts and not is_streamed:
             self.ledger.read(D2H, EXPERTS, hidden)
             self.ledger.read(D2H, ROUTING, routing)
             self.ledger.read(H2D, EXPERTS, hidden if counts[Tier.CPU] else 0)

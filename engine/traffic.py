@@ -5,6 +5,8 @@
                         largest logit and its place of every sampled row
     h2d                 the CPU's part of the sum, if one of the chosen experts is there
                         inputs: token ids (or rows of the embedding, if it is in RAM), positions, slots, page tables
+    copied experts      of RAM, to be computed on the GPU: over h2d, and read there; of a layer that is streamed the CPU
+                        gets nothing, so only ids go down
     d2d                 a layer with experts on the second GPU: hidden states, ids, weights, and its part of the sum
     back
 
@@ -23,6 +25,7 @@ from ..loaders.spec import ModelSpec
 from ..loaders.weights import Formats, allocate
 from .kvcache import bytes_per_token
 from .ledger import D2D, D2H, H2D, Bytes
+from .moves import NONE, Moves
 from .placement import Placement, Tier
 from .planner import EXPERTS, INPUTS, ROUTING, SAMPLES, common_bytes, dense_sizes
 
@@ -48,9 +51,10 @@ def placed_bytes(
     placement: Placement,
     shape: PassShape,
     chosen: Sequence[Sequence[int]],
+    moves: Moves = NONE,
 ) -> Bytes:
     """Bytes by memory or link, and group. `chosen`: by layer the distinct experts that were chosen, none in a layer
-    without experts or that did not run."""
+    without experts or that did not run. `moves`: which of those in RAM are copied."""
     found: Bytes = {}
 
     def add(channel: str, group: str, size: int) -> None:
@@ -75,11 +79,21 @@ def placed_bytes(
             add(channel, group, size)
     layout = ExpertLayout(format=formats.experts, hidden=spec.hidden, width=spec.moe.width)
     for layer, ids in enumerate(chosen):
+        here = [placement.experts[layer][e] for e in ids]
+        copied = moves.fetched(_tokens(spec, shape, layer), here.count(Tier.CPU)) if Tier.CPU in here else 0
         for tier in placement.tiers_of(layer):
-            add(tier.channel, EXPERTS, sum(placement.experts[layer][e] is tier for e in ids) * layout.bytes)
+            add(tier.channel, EXPERTS, (here.count(tier) - (copied if tier is Tier.CPU else 0)) * layout.bytes)
+        if copied:
+            add(home.channel, EXPERTS, copied * layout.bytes)
+            add(H2D, EXPERTS, copied * layout.bytes)
     if home is not Tier.CPU:
-        _add_links(add, spec, placement, shape, chosen, table)
+        _add_links(add, spec, placement, shape, chosen, table, moves)
     return found
+
+
+def _tokens(spec: ModelSpec, shape: PassShape, layer: int) -> int:
+    """Tokens that choose experts in a layer: in the last one those whose logits are wanted."""
+    return shape.rows if layer == spec.layers - 1 else shape.tokens
 
 
 def _add_links(
@@ -89,6 +103,7 @@ def _add_links(
     shape: PassShape,
     chosen: Sequence[Sequence[int]],
     table: Tier,
+    moves: Moves,
 ) -> None:
     """What crosses: the inputs of the pass, the hand-off of every layer that runs, what sampling takes."""
 
@@ -99,13 +114,14 @@ def _add_links(
     for layer, experts in enumerate(chosen):
         if not experts:
             continue
-        tokens = shape.rows if layer == spec.layers - 1 else T
+        tokens = _tokens(spec, shape, layer)
         hidden, routing = tokens * spec.hidden * F32, tokens * spec.moe.top_k * (I32 + F32)
         tiers = placement.tiers_of(layer)
-        if Tier.CPU in tiers:
+        in_ram = sum(placement.experts[layer][e] is Tier.CPU for e in experts)
+        if Tier.CPU in tiers and not moves.streams(tokens):
             add(D2H, EXPERTS, hidden)
             add(D2H, ROUTING, routing)
-            if any(placement.experts[layer][e] is Tier.CPU for e in experts):
+            if in_ram > moves.fetched(tokens, in_ram):
                 add(H2D, EXPERTS, hidden)
         else:
             add(D2H, ROUTING, routing // 2)

@@ -230,7 +230,8 @@ def test_a_cache_that_cannot_be_written_is_said_and_no_more(
 
 # ---- help
 
-PLACING = ["--device", "--cpu-moe", "--n-cpu-moe", "--placement", "--tensor-split", "--vram-limit"]
+MOVING = ["--stream-from", "--split"]
+PLACING = ["--device", "--cpu-moe", "--n-cpu-moe", "--placement", "--tensor-split", "--vram-limit", *MOVING]
 OPTIONS = {
     "generate": [
         "MODEL", "PROMPTS", "--interactive", "-i", "--chat", "--system", "--max-new-tokens", "-n", "--temperature",
@@ -251,7 +252,7 @@ OPTIONS = {
         "MODEL", "--prompt", "-p", "--new", "-n", "--batch", "-b", "--depth", "-d", "--rounds", "-r", "--placement",
         "--random-weights", "--layers", "--json", "--compare", "--expert-format", "--dense-format", "--dtype",
         "--cpu-activations", "--threads", "--prefill-chunk", "--revision", "--offline", "--cache-dir",
-        "--ignore-config-keys", "--device", "--tensor-split", "--vram-limit",
+        "--ignore-config-keys", "--device", "--tensor-split", "--vram-limit", *MOVING,
     ],
     "doctor": [
         "MODEL", "--random-weights", "--expert-format", "--dense-format", "--threads", "--revision", "--offline",

@@ -1,0 +1,192 @@
+"""Which experts in RAM go to the GPU to be computed there: all chosen ones of a pass with many tokens (streaming), some
+of those of a decode step (split decode), none.
+
+    streaming pays where    distinct experts * bytes / link  <  the CPU's time for these tokens and experts
+                                                                + hidden states there and back over the link
+
+The copies take longer than computing from them, so that the GPU's own time does not count. With t tokens of even
+routing a layer of E experts, k a token, has E (1 - (1 - k/E)^t) distinct ones. One `Moves` decides in the run and in
+predictions of bytes alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+
+from ..kernels import ExpertLayout
+from ..loaders.spec import ModelSpec
+from .config import EngineConfig
+from .devices import Device
+from .link_rate import LinkRate, link_rate
+from .placement import Tier
+from .profile import Profile
+from .split import best_fetch, curves
+from .streaming import piece_of
+
+F32 = 4
+UNMEASURED = 256  # tokens from which on is streamed where this machine's CPU was not measured
+
+
+class FetchTables:
+    """By tokens of a pass: chosen experts in RAM -> how many of them to copy."""
+
+    def __init__(self, spec: ModelSpec, layout: ExpertLayout, profile: Profile, link: LinkRate) -> None:
+        self.curves = partial(curves, profile, layout, link)
+        self.spec = spec
+        self.tables: dict[int, tuple[int, ...]] = {}
+
+    def __call__(self, tokens: int, chosen: int) -> int:
+        return self._table(tokens)[chosen]
+
+    def pays(self, tokens: int) -> bool:
+        """Whether there is any number of experts of which some should be copied."""
+        return any(self._table(tokens))
+
+    def _table(self, tokens: int) -> tuple[int, ...]:
+        if tokens not in self.tables:
+            self.tables[tokens] = self._make(tokens)
+        return self.tables[tokens]
+
+    def _make(self, tokens: int) -> tuple[int, ...]:
+        most = min(self.spec.moe.experts, tokens * self.spec.moe.top_k)
+        found = self.curves(each_of(self.spec, tokens), most)
+        return (0,) * (most + 1) if found is None else best_fetch(found)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moves:
+    """What is copied. stream_from: tokens of a layer from which on all chosen experts in RAM are; None: never. split:
+    how many are with fewer tokens, up to `split_most`: a number, or by tables. piece: experts of a buffer. expert:
+    bytes of one. notes: what was decided and why, for people."""
+
+    stream_from: int | None = None
+    split: int | FetchTables = 0
+    split_most: int = 0
+    piece: int = 0
+    expert: int = 0
+    hidden: int = 0
+    notes: tuple[str, ...] = field(default=())
+
+    def streams(self, tokens: int) -> bool:
+        """Whether a layer of so many tokens leaves the CPU nothing."""
+        return self.stream_from is not None and tokens >= self.stream_from
+
+    def fetched(self, tokens: int, chosen: int) -> int:
+        """How many of a layer's distinct chosen experts in RAM are copied."""
+        if self.streams(tokens):
+            return chosen
+        if not self.may_split(tokens):
+            return 0
+        return self.split(tokens, chosen) if isinstance(self.split, FetchTables) else min(self.split, chosen)
+
+    def may_split(self, tokens: int) -> bool:
+        """Whether a layer of so many tokens that is not streamed may have experts copied."""
+        return self.split != 0 and tokens <= self.split_most
+
+    def buffer_bytes(self, tokens: int) -> int:
+        """What the GPU holds for it: two buffers, and the sum of up to so many tokens; 0 where nothing is copied."""
+        if self.split == 0 and not self.streams(tokens):
+            return 0
+        return 2 * self.piece * self.expert + tokens * self.hidden * F32
+
+
+NONE = Moves()
+
+
+def plan(
+    config: EngineConfig,
+    spec: ModelSpec,
+    layout: ExpertLayout,
+    devices: Mapping[Tier, Device],
+    profile: Profile | None,
+) -> Moves:
+    """What the options ask for, or what the rates of this machine say."""
+    home, most = devices[Tier.GPU0], max(config.prefill_chunk, config.max_sequences)
+    link = link_rate(profile, home.place) if home.is_cuda else None
+    first, why = _stream_from(config, spec, layout, link, profile, most)
+    split, why_split = _split(config, spec, layout, link, profile)
+    when = "no pass" if first is None else f"passes from {first} tokens on"
+    share = split if isinstance(split, int) else "by table"
+    return Moves(
+        stream_from=first,
+        split=split,
+        split_most=config.max_sequences,
+        piece=piece_of(spec.moe.experts, layout.bytes),
+        expert=layout.bytes,
+        hidden=spec.hidden,
+        notes=(f"experts in RAM are copied to gpu0 in {when} ({why})", f"split decode: {share} ({why_split})"),
+    )
+
+
+def _stream_from(
+    config: EngineConfig,
+    spec: ModelSpec,
+    layout: ExpertLayout,
+    link: LinkRate | None,
+    profile: Profile | None,
+    most: int,
+) -> tuple[int | None, str]:
+    asked = config.stream_from
+    if asked != "auto":
+        return (None if asked == "never" else int(asked)), "as asked"
+    if link is None:
+        return None, "a simulated GPU has no link; --stream-from N tries it"
+    if profile is None:
+        return UNMEASURED, f"taken: this CPU is not measured (headrace measure); link {link.source}"
+    first = crossover(spec, layout, profile, link.bytes_s, most)
+    more = f"; with up to {most} the CPU is faster" if first is None else ""
+    return first, f"link {link.source}{more}"
+
+
+def _split(
+    config: EngineConfig, spec: ModelSpec, layout: ExpertLayout, link: LinkRate | None, profile: Profile | None
+) -> tuple[int | FetchTables, str]:
+    if config.split != "auto":
+        return int(config.split), "as asked"
+    if config.wants_graphs:
+        return 0, "decode steps are graphs, which copy no experts"
+    if link is None:
+        return 0, "a simulated GPU has no link; --split N tries it"
+    if profile is None or not link.is_measured or not link.gpu_bytes_s:
+        return 0, "not measured: link, GPU memory or CPU (headrace measure)"
+    tables = FetchTables(spec, layout, profile, link)
+    if not any(tables.pays(tokens) for tokens in range(1, config.max_sequences + 1)):
+        return 0, "would gain less than 10 % over the CPU alone, or the GPU alone"
+    return tables, "from measured rates; the CPU computes the others meanwhile"
+
+
+# ---- the threshold
+
+
+def distinct_of(spec: ModelSpec, tokens: int) -> float:
+    """Distinct experts that so many tokens choose in a layer, with even routing."""
+    experts = spec.moe.experts
+    return experts * (1 - (1 - spec.moe.top_k / experts) ** tokens)
+
+
+def each_of(spec: ModelSpec, tokens: int) -> float:
+    """Tokens that a chosen expert serves on average."""
+    return tokens * spec.moe.top_k / distinct_of(spec, tokens)
+
+
+def crossover(spec: ModelSpec, layout: ExpertLayout, profile: Profile, link: float, most: int) -> int | None:
+    """The fewest tokens from which on, up to `most`, copying a layer's experts takes less time than the CPU."""
+    first = None
+    for tokens in range(most, 0, -1):
+        if copy_seconds(spec, layout, link, tokens) >= cpu_seconds(spec, layout, profile, link, tokens):
+            break
+        first = tokens
+    return first
+
+
+def copy_seconds(spec: ModelSpec, layout: ExpertLayout, link: float, tokens: int) -> float:
+    return distinct_of(spec, tokens) * layout.bytes / link
+
+
+def cpu_seconds(spec: ModelSpec, layout: ExpertLayout, profile: Profile, link: float, tokens: int) -> float:
+    """The CPU's experts, and hidden states on their way down and up."""
+    name = layout.format.name
+    rate = profile.experts[name] / profile.slowdown(name, each_of(spec, tokens), experts=True)
+    return distinct_of(spec, tokens) * layout.bytes / rate + 2 * tokens * spec.hidden * F32 / link

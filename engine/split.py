@@ -1,0 +1,61 @@
+"""Split decode: of the m chosen experts of a layer in RAM, f are copied to the GPU while the CPU computes m - f.
+
+    T(f) = max(CPU(m - f), link(f) + GPU(f))        f in 1 .. m - 1, the smallest T; 0 where it gains too little
+
+The CPU's kernels and the copies read the same DRAM. Together they get no more than a plain read by all threads gets, so
+beside a copy the CPU has what the copy leaves of that: no gain is promised that a kernel at the memory's limit cannot
+have. f = m, the CPU idle, is not this file's case: `moves.py` decides from how many tokens on all are copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..kernels import ExpertLayout
+from .link_rate import LinkRate
+from .profile import Profile
+
+GAIN = 0.1  # less than this share of the time is within what the curves are off by
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curves:
+    """Seconds for 0, 1, ... experts: by the CPU alone, by the CPU beside copies, on the link, and on the GPU."""
+
+    cpu: Sequence[float]
+    beside: Sequence[float]
+    link: Sequence[float]
+    gpu: Sequence[float]
+
+
+def best_fetch(curves: Curves, gain: float = GAIN) -> tuple[int, ...]:
+    """By number of chosen experts how many of them to copy; 0 where that saves less than a share `gain` of the better
+    one of the CPU alone and the GPU alone."""
+    return tuple(_best(curves, chosen, gain) for chosen in range(len(curves.cpu)))
+
+
+def _best(curves: Curves, chosen: int, gain: float) -> int:
+    def seconds(fetched: int) -> float:
+        return max(curves.beside[chosen - fetched], curves.link[fetched] + curves.gpu[fetched])
+
+    if chosen < 2:
+        return 0
+    best = min(range(1, chosen), key=seconds)
+    alone = min(curves.cpu[chosen], curves.link[chosen] + curves.gpu[chosen])
+    return best if seconds(best) <= (1 - gain) * alone else 0
+
+
+def curves(profile: Profile, layout: ExpertLayout, link: LinkRate, each: float, most: int) -> Curves | None:
+    """The curves for up to `most` experts that serve `each` tokens; None where the link alone could take all of the
+    memory's bandwidth, or where it or the GPU's memory was not measured."""
+    left = profile.stream - link.bytes_s
+    if not link.is_measured or not link.gpu_bytes_s or left <= 0:
+        return None
+    name = layout.format.name
+    alone = profile.experts[name] / profile.slowdown(name, each, experts=True)
+
+    def at(rate: float) -> tuple[float, ...]:
+        return tuple(n * layout.bytes / rate for n in range(most + 1))
+
+    return Curves(cpu=at(alone), beside=at(min(alone, left)), link=at(link.bytes_s), gpu=at(link.gpu_bytes_s))

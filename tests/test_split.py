@@ -1,0 +1,107 @@
+"""How many experts to copy beside the CPU: tables by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+from headrace.engine.link_rate import LinkRate
+from headrace.engine.moves import FetchTables
+from headrace.engine.profile import Profile
+from headrace.engine.split import Curves, best_fetch, curves
+from headrace.kernels import FORMATS, ExpertLayout
+
+LAYOUT = ExpertLayout(format=FORMATS["bf16"], hidden=32, width=16)  # 3072 bytes
+
+
+def line(fixed: float, each: float, most: int) -> tuple[float, ...]:
+    return tuple(0.0 if n == 0 else fixed + n * each for n in range(most + 1))
+
+
+def test_a_table_by_hand() -> None:
+    """CPU 10 an expert, link 20, GPU 1.
+
+    m = 2, f = 1: max(10, 21) = 21, the CPU alone 20: 0. m = 3, f = 1: max(20, 21) = 21 of 30: 1. m = 4, f = 1: 30 of
+    40: 1. m = 5: f = 1: 40, f = 2: max(30, 42) = 42: 1. m = 6: f = 2: max(40, 42) = 42 of 60: 2.
+    """
+    cpu = line(0, 10, 6)
+    table = best_fetch(Curves(cpu=cpu, beside=cpu, link=line(0, 20, 6), gpu=line(0, 1, 6)))
+    assert table == (0, 0, 0, 1, 1, 1, 2)
+
+
+def test_fixed_costs_count() -> None:
+    """2.65 MB an expert, the link 48 GB/s after 6 us, the CPU 150 GB/s after 12 us: with 3 experts 61 of 65 us is too
+    little a gain, with 4 it is 65 of 83, with 8 two are copied: 118 of 153."""
+    cpu, link = line(12, 2650 / 150, 8), line(6, 2650 / 48, 8)
+    both = Curves(cpu=cpu, beside=cpu, link=link, gpu=line(0, 0, 8))
+    assert max(cpu[2], link[1]) == pytest.approx(61.2, abs=0.1)
+    assert cpu[3] == pytest.approx(65, abs=0.1)
+    table = best_fetch(both)
+    assert (table[3], table[4], table[8]) == (0, 1, 2)
+    assert best_fetch(both, gain=0.05)[3] == 1
+
+
+def test_a_cpu_that_copies_slow_down() -> None:
+    """Alone 10 an expert, beside copies 40, link 20: 4 experts take 120, 80 or 60, and alone 40."""
+    slow = Curves(cpu=line(0, 10, 4), beside=line(0, 40, 4), link=line(0, 20, 4), gpu=line(0, 0, 4))
+    assert best_fetch(slow) == (0,) * 5
+
+
+def test_a_gpu_that_is_faster_alone_is_left_to_streaming() -> None:
+    """The link takes 1 an expert, the CPU 10: all but one over the link is no gain over all of them."""
+    cpu = line(0, 10, 8)
+    assert best_fetch(Curves(cpu=cpu, beside=cpu, link=line(0, 1, 8), gpu=line(0, 0, 8))) == (0,) * 9
+
+
+def measured(profile: Profile, experts: float, stream: float) -> Profile:
+    return dataclasses.replace(profile, experts=dict.fromkeys(FORMATS, experts), stream=stream)
+
+
+LINK = LinkRate(bytes_s=4e9, gpu_bytes_s=1e12, is_measured=True, source="")
+
+
+def test_curves_share_the_memory(profile: Profile) -> None:
+    """Reads of 10 GB/s at most: beside 4 GB/s of copies the CPU has 6, or what it takes alone if that is less."""
+    found = curves(measured(profile, 8e9, 10e9), LAYOUT, LINK, 1.0, 3)
+    assert found is not None
+    assert found.cpu == pytest.approx([n * 3072 / 8e9 for n in range(4)])
+    assert found.beside == pytest.approx([n * 3072 / 6e9 for n in range(4)])
+    assert found.link == pytest.approx([n * 3072 / 4e9 for n in range(4)])
+    assert found.gpu == pytest.approx([n * 3072 / 1e12 for n in range(4)])
+    slow = curves(measured(profile, 5e9, 10e9), LAYOUT, LINK, 1.0, 3)
+    assert slow is not None
+    assert slow.beside == slow.cpu
+
+
+@pytest.mark.parametrize(
+    "link",
+    [
+        dataclasses.replace(LINK, is_measured=False),
+        dataclasses.replace(LINK, gpu_bytes_s=0.0),
+        dataclasses.replace(LINK, bytes_s=10e9),
+    ],
+)
+def test_no_curves_without_measured_rates(link: LinkRate, profile: Profile) -> None:
+    assert curves(measured(profile, 8e9, 10e9), LAYOUT, link, 1.0, 3) is None
+
+
+class Spec:
+    hidden = 32
+
+    class moe:
+        experts, top_k, width = 64, 8, 16
+
+
+def test_tables_of_a_run(profile: Profile) -> None:
+    """The CPU 5 GB/s, the link 4, reads 10: of 8 experts 3 are copied (5 / 5 = 1, 4 / 4 = 1 would take 4: max(4 / 5,
+    4 / 4) = 1.0; 3: max(5 / 5, 3 / 4) = 1.0, the smaller one). At the memory's limit nothing is."""
+    spec: Any = Spec
+    tables = FetchTables(spec, LAYOUT, measured(profile, 5e9, 10e9), LINK)
+    assert tables(1, 8) == 3
+    assert tables(1, 0) == 0
+    assert tables.pays(1)
+    assert len(tables._table(2)) == 17
+    full = FetchTables(spec, LAYOUT, measured(profile, 9.5e9, 10e9), LINK)
+    assert not full.pays(1)
+    assert full(1, 8) == 0

@@ -1,0 +1,589 @@
+"""Experts of RAM computed on the GPU: buffers that are never overwritten too early, the same tokens, bytes by hand."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import queue
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from headrace import LLM, MemoryNeeded, OptionError, SamplingParams
+from headrace.engine import lanes, moves, report
+from headrace.engine import link_rate as link_rates
+from headrace.engine.config import EngineConfig
+from headrace.engine.devices import Device
+from headrace.engine.facts import PciLink
+from headrace.engine.kvcache import pages_for
+from headrace.engine.lanes import HostLane
+from headrace.engine.link_rate import link_rate, nominal
+from headrace.engine.moves import FetchTables, Moves, cpu_seconds, crossover, distinct_of
+from headrace.engine.placement import Tier
+from headrace.engine.profile import Profile
+from headrace.engine.streaming import Ring, chosen_numbers, piece_of, ranks, runs
+from headrace.engine.traffic import PassShape, placed_bytes
+from headrace.kernels import FORMATS, Choice, ExpertBank, ExpertLayout, reference
+
+Checkpoints = Callable[[str], Path]
+Run = Callable[..., tuple[int, str, str]]
+PROMPTS = ["In the beginning", "And it came to pass, when the children", "Behold,"]
+GREEDY = SamplingParams(max_new_tokens=24, ignore_eos=True)
+EVEN_ON_CPU = {
+    "version": 1,
+    "default": "gpu0",
+    "rules": [
+        {"layers": "all", "experts": list(range(0, 16, 2)), "tier": "cpu"},
+        {"layers": "2-4", "experts": "5-12", "tier": "gpu1"},
+        {"layers": 5, "tier": "cpu"},
+        {"layers": 6, "tier": "gpu1"},
+    ],
+}
+PLACEMENTS: dict[str, dict[str, Any]] = {
+    "cpu-moe": {"cpu_moe": True},
+    "half": {"n_cpu_moe": 3},
+    "gpu": {"placement": "gpu"},
+    "split": {"n_cpu_moe": 2, "tensor_split": "1,1"},
+    "file": {"placement": "file"},
+}
+
+
+def placed(options: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
+    """The options with a real file where one is meant."""
+    if options.get("placement") != "file":
+        return options
+    (tmp_path / "even.json").write_text(json.dumps(EVEN_ON_CPU))
+    return {**options, "placement": tmp_path / "even.json"}
+
+
+# ---- pieces of the ring
+
+
+def test_runs_of_neighbours() -> None:
+    assert list(runs([0, 1, 2, 5, 7, 8])) == [(0, 3), (5, 1), (7, 2)]
+    assert list(runs([4])) == [(4, 1)]
+    assert list(runs([])) == []
+
+
+def test_how_many_experts_a_buffer_holds() -> None:
+    assert piece_of(128, 2_654_208) == 25, "64 MB hold 25 experts of Qwen3-30B-A3B in q4_0"
+    assert piece_of(16, 1000) == 4, "a quarter of a small layer"
+    assert piece_of(8, 100 << 20) == 1, "one that is larger than a piece"
+
+
+def test_ranks_on_the_device_are_those_of_the_host() -> None:
+    """Experts 1, 3, 4, 6 lie in RAM as numbers 0 to 3; 1, 4 and 6 are chosen: ranks 0, 1, 2."""
+    in_ram = torch.tensor([0, 1, 0, 1, 1, 0, 1], dtype=torch.int32)
+    local = torch.tensor([-1, 0, -1, 1, 2, -1, 3], dtype=torch.int32)
+    ids = torch.tensor([[6, 0], [1, 4], [4, 5]], dtype=torch.int32)
+    assert ranks(ids, in_ram).tolist() == [[2, -1], [0, 1], [1, -1]]
+    assert chosen_numbers(local[ids.long()], 4) == [0, 2, 3]
+
+
+class SlowLane:
+    """A stream in a thread: work starts late, in order; a mark is an event that is set when its turn comes."""
+
+    def __init__(self, seed: int, longest_s: float, heeds: bool = True) -> None:
+        self.jobs: queue.Queue[Callable[[], None] | None] = queue.Queue()
+        self.random = random.Random(seed)
+        self.longest_s = longest_s
+        self.heeds = heeds
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        while (job := self.jobs.get()) is not None:
+            job()
+
+    def do(self, work: Callable[[], None]) -> None:
+        def late() -> None:
+            time.sleep(self.random.uniform(0, self.longest_s))
+            work()
+
+        self.jobs.put(late)
+
+    def mark(self) -> threading.Event:
+        event = threading.Event()
+        self.jobs.put(event.set)
+        return event
+
+    def wait(self, mark: threading.Event) -> None:
+        if self.heeds:
+            self.jobs.put(lambda: None if mark.wait(20) else pytest.fail("a mark that never came"))
+
+    def end(self) -> None:
+        self.jobs.put(None)
+        self.thread.join(20)
+        assert not self.thread.is_alive()
+
+
+def layer_of(experts: int, tokens: int, top_k: int) -> tuple[ExpertBank, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Random experts in bf16, 32 by 16, with hidden states, different ids of a token, and weights."""
+    torch.manual_seed(1)
+    layout = ExpertLayout(format=FORMATS["bf16"], hidden=32, width=16)
+    bank = ExpertBank.empty(layout, experts)
+    for e in range(experts):
+        for part in ("gate", "up", "down"):
+            matrix = bank.matrix(e, part)
+            matrix.data.copy_(torch.randn(matrix.rows, matrix.cols).bfloat16().view(torch.uint8).view_as(matrix.data))
+    ids = torch.stack([torch.randperm(experts)[:top_k] for _ in range(tokens)]).int()
+    return bank, torch.randn(tokens, 32), ids, torch.rand(tokens, top_k)
+
+
+def streamed(main: Any, side: Any, rounds: int = 6) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """The same layer several times through a ring of 2 x 3 experts: the sums of each, and what they should be."""
+    bank, x, ids, weights = layer_of(11, 7, 4)
+    everything = torch.ones(11, dtype=torch.int32)
+    numbers = chosen_numbers(ids, 11)
+    assert len(numbers) > 6, "more than both buffers hold"
+    ring = Ring(bank.layout, 3, reference, torch.device("cpu"), main, side)  # type: ignore[arg-type]
+    sums = [torch.zeros_like(x) for _ in range(rounds)]
+    for y in sums:
+        ring.add(y, x, ranks(ids, everything), weights, bank, numbers)
+    for lane in (side, main):
+        if isinstance(lane, SlowLane):
+            lane.end()
+    return sums, reference.experts(x, ids, weights, bank)
+
+
+def is_right(sums: list[torch.Tensor], wanted: torch.Tensor) -> bool:
+    return all(bool((y - wanted).abs().max() <= 1e-5 * wanted.abs().max()) for y in sums)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(("copies_s", "computes_s"), [(0.0, 0.004), (0.004, 0.0), (0.003, 0.003)])
+def test_no_buffer_is_overwritten_before_its_reader_is_done(seed: int, copies_s: float, computes_s: float) -> None:
+    """Slow readers, slow copies, both by chance."""
+    sums, wanted = streamed(SlowLane(seed, computes_s), SlowLane(seed + 100, copies_s))
+    assert is_right(sums, wanted)
+    assert all(torch.equal(y, sums[0]) for y in sums)
+
+
+@pytest.mark.parametrize("deaf", ["main", "side"])
+def test_without_waiting_the_sums_are_wrong(deaf: str) -> None:
+    """That the test above can fail: one lane does not heed the other's marks."""
+    main = SlowLane(1, 0.003 if deaf == "side" else 0.0, heeds=deaf != "main")
+    side = SlowLane(2, 0.003 if deaf == "main" else 0.0, heeds=deaf != "side")
+    assert not is_right(*streamed(main, side))
+
+
+def test_in_ram_everything_is_done_at_once() -> None:
+    assert is_right(*streamed(HostLane(), HostLane()))
+
+
+def test_one_copy_for_each_run_of_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers 0 1 2 | 5 6 9 | 10 through buffers of three: runs 0-2, 5-6, 9, 10."""
+    bank, x, _, _ = layer_of(11, 1, 1)
+    seen: list[int] = []
+    plain = torch.Tensor.copy_
+
+    def copy(target: torch.Tensor, source: torch.Tensor, *more: Any, **options: Any) -> torch.Tensor:
+        if source.shape[1:] == bank.data.shape[1:]:
+            seen.append(len(source))
+        return plain(target, source, *more, **options)
+
+    ring = Ring(bank.layout, 3, reference, torch.device("cpu"), HostLane(), HostLane())  # type: ignore[arg-type]
+    monkeypatch.setattr(torch.Tensor, "copy_", copy)
+    nobody = torch.full((1, 1), -1, dtype=torch.int32)
+    ring.add(torch.zeros_like(x), x, nobody, torch.ones(1, 1), bank, [0, 1, 2, 5, 6, 9, 10])
+    assert seen == [3, 2, 1, 1]
+
+
+class Log:
+    """Streams and events of CUDA that write down what they are told."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.lines: list[str] = []
+        self.events = 0
+        log = self
+
+        class Stream:
+            def __init__(self, place: object = None, name: str = "side") -> None:
+                self.name = name
+
+            def wait_event(self, event: Event) -> None:
+                log.lines.append(f"{self.name} waits for {event.number}")
+
+        class Event:
+            def record(self, stream: Stream) -> None:
+                self.number = log.events
+                log.events += 1
+                log.lines.append(f"{stream.name} sets {self.number}")
+
+        @contextlib.contextmanager
+        def current(stream: Stream) -> Iterator[None]:
+            log.lines.append(f"{stream.name} works")
+            yield
+
+        main = Stream(name="main")
+        for name, fake in (("Stream", Stream), ("Event", Event), ("stream", current)):
+            monkeypatch.setattr(torch.cuda, name, fake)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda place: main)
+
+
+def test_the_order_on_cuda_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three pieces through two buffers: the third copy waits for what the first compute sets."""
+    log = Log(monkeypatch)
+    bank, x, ids, weights = layer_of(5, 3, 4)
+    device = a_gpu()
+    main, side = lanes.of(device)
+    ring = Ring(bank.layout, 2, reference, torch.device("cpu"), main, side)  # type: ignore[arg-type]
+    numbers = list(range(5))
+    y = torch.zeros_like(x)
+    ring.add(y, x, ids, weights, bank, numbers)
+    assert is_right([y], reference.experts(x, ids, weights, bank))
+    assert log.lines == [
+        "main sets 0", "main sets 1",
+        "side waits for 0", "side works", "side sets 2",
+        "side waits for 1", "side works", "side sets 3",
+        "main waits for 2", "main works", "main sets 4",
+        "side waits for 4", "side works", "side sets 5",
+        "main waits for 3", "main works", "main sets 6",
+        "main waits for 5", "main works", "main sets 7",
+    ]  # fmt: skip
+
+
+def a_gpu() -> Device:
+    """What a GPU is to those who only ask for its place."""
+    place = torch.device("cuda", 0)
+    ops: Any = reference
+    return Device(tier=Tier.GPU0, place=place, backend="gpu", ops=ops, name="a GPU", free=1)
+
+
+# ---- the model
+
+
+@pytest.fixture(scope="module")
+def cpu_only() -> dict[str, list[list[int]]]:
+    """What the demo model says in RAM alone: to each prompt alone, and to all as a batch."""
+    llm = LLM("demo", max_context=128)
+    return {"alone": [r.token_ids for p in PROMPTS for r in llm.generate(p, GREEDY)],
+            "batch": [r.token_ids for r in llm.generate(PROMPTS, GREEDY)]}  # fmt: skip
+
+
+MOVES: dict[str, dict[str, Any]] = {
+    "streamed prompts": {"stream_from": 4},
+    "all streamed": {"stream_from": 1},
+    "split": {"split": 1},
+    "both": {"stream_from": 3, "split": 3},
+    "split of all": {"split": 99},
+}
+
+
+@pytest.mark.parametrize("moved", MOVES)
+@pytest.mark.parametrize("chunk", [3, 512])
+@pytest.mark.parametrize("name", PLACEMENTS)
+def test_every_placement_says_the_same(
+    name: str, chunk: int, moved: str, cpu_only: dict[str, list[list[int]]], tmp_path: Path
+) -> None:
+    options = {**placed(PLACEMENTS[name], tmp_path), **MOVES[moved]}
+    llm = LLM("demo", device="simulated", max_context=128, prefill_chunk=chunk, **options)
+    assert [r.token_ids for p in PROMPTS for r in llm.generate(p, GREEDY)] == cpu_only["alone"]
+    assert [r.token_ids for r in llm.generate(PROMPTS, GREEDY)] == cpu_only["batch"]
+
+
+def test_the_cpu_computes_nothing_while_experts_are_streamed() -> None:
+    llm = LLM("demo", device="simulated", max_context=64, cpu_moe=True, stream_from=2)
+
+    def refused(*args: Any) -> torch.Tensor:
+        raise AssertionError("the CPU's op was called")
+
+    host = llm.devices[Tier.CPU]
+    ops = type("Ops", (), {"experts": staticmethod(refused)})
+    llm.decoder.experts.devices = {**llm.devices, Tier.CPU: dataclasses.replace(host, ops=ops)}  # type: ignore[attr-defined]
+    ids = list(range(5, 25))
+    assert torch.isfinite(llm.logits(ids)).all()
+    with pytest.raises(AssertionError, match="the CPU's op was called"):
+        llm.logits([5])
+
+
+# ---- the account
+
+
+def force(llm: LLM, chosen: list[list[int]]) -> None:
+    """Every token chooses these experts, by MoE layer, with equal weights."""
+    moe_layers = [i for i, is_moe in enumerate(llm.spec.is_moe) if is_moe]
+
+    def choose(index: int, choice: Choice) -> Choice:
+        ids = torch.tensor(chosen[moe_layers.index(index)], dtype=torch.int32).expand(len(choice[0]), -1).contiguous()
+        return ids, torch.full(ids.shape, 1.0 / ids.shape[1])
+
+    llm.decoder.choose = choose
+
+
+EXPERT, ROUTING = 3 * 32 * 64 * 2, 3 * (4 + 4)  # bytes of an expert in bf16; of a token's ids and weights
+
+
+def by_hand(checkpoints: Checkpoints, **options: Any) -> LLM:
+    """qwen3_moe: hidden 64, layers 0 and 2 with 8 experts 32 wide in RAM, layer 1 dense, top 3."""
+    llm = LLM(str(checkpoints("qwen3_moe")), device="simulated", cpu_moe=True, dtype="bfloat16", **options)
+    force(llm, [[0, 3, 7], [1, 2, 4]])
+    return llm
+
+
+def test_bytes_of_a_streamed_prompt_worked_out_by_hand(checkpoints: Checkpoints) -> None:
+    """Four tokens: layer 0 is streamed, of layer 2 one token's row goes on, by the CPU."""
+    llm = by_hand(checkpoints, stream_from=2)
+    plain = by_hand(checkpoints)
+    params = SamplingParams(max_new_tokens=1, ignore_eos=True)
+    one, other = (each.generate([[5, 6, 7, 8]], params)[0].ledger[0] for each in (llm, plain))
+    hidden = 64 * 4
+    assert one.bytes["h2d"]["experts"] == 3 * EXPERT + hidden
+    assert one.bytes["gpu_hbm"]["experts"] == 3 * EXPERT
+    assert one.bytes["cpu_dram"]["experts"] == 3 * EXPERT
+    assert one.bytes["d2h"] == {"experts": hidden, "routing": 4 * 3 * 4 + ROUTING, "samples": 4 + 8}
+    assert other.bytes["h2d"]["experts"] == 4 * hidden + hidden
+    assert "experts" not in other.bytes["gpu_hbm"]
+    assert other.bytes["cpu_dram"]["experts"] == 6 * EXPERT
+    assert other.bytes["d2h"]["routing"] == 5 * ROUTING
+
+
+def test_bytes_of_a_split_step_worked_out_by_hand(checkpoints: Checkpoints) -> None:
+    """Two of three experts are copied, one is the CPU's: its sum goes up. With three of three nothing does."""
+    params = SamplingParams(max_new_tokens=2, ignore_eos=True)
+    step = by_hand(checkpoints, split=2).generate([[5, 6]], params)[0].ledger[-1]
+    hidden = 64 * 4
+    assert step.phase == "decode"
+    assert step.bytes["h2d"]["experts"] == 2 * (2 * EXPERT + hidden)
+    assert step.bytes["gpu_hbm"]["experts"] == 2 * 2 * EXPERT
+    assert step.bytes["cpu_dram"]["experts"] == 2 * EXPERT
+    assert step.bytes["d2h"] == {"experts": 2 * hidden, "routing": 2 * ROUTING, "samples": 4 + 8}
+    step = by_hand(checkpoints, split=3).generate([[5, 6]], params)[0].ledger[-1]
+    assert step.bytes["h2d"]["experts"] == 2 * 3 * EXPERT
+    assert step.bytes["gpu_hbm"]["experts"] == 6 * EXPERT
+    assert "experts" not in step.bytes["cpu_dram"]
+    assert step.bytes["d2h"]["experts"] == 2 * hidden
+
+
+@pytest.mark.parametrize("moved", MOVES)
+@pytest.mark.parametrize("name", PLACEMENTS)
+def test_counted_bytes_equal_the_prediction(name: str, moved: str, tmp_path: Path) -> None:
+    """Every pass of a batch with its own routing and chunks, on every memory and link."""
+    options = {**placed(PLACEMENTS[name], tmp_path), **MOVES[moved]}
+    llm = LLM("demo", device="simulated", max_context=128, prefill_chunk=16, **options)
+    seen: dict[int, dict[int, list[int]]] = defaultdict(dict)
+    shapes: dict[int, tuple[list[int], int]] = {}
+    forward = llm.decoder.forward
+
+    def choose(index: int, choice: Choice) -> Choice:
+        assert llm.ledger.current is not None
+        seen[llm.ledger.current.index][index] = choice[0].unique().tolist()
+        return choice
+
+    def record(inputs: Any) -> torch.Tensor:
+        assert llm.ledger.current is not None
+        shapes[llm.ledger.current.index] = (inputs.places.contexts_S.tolist(), len(inputs.rows))
+        return forward(inputs)
+
+    llm.decoder.choose, llm.decoder.forward = choose, record  # type: ignore[method-assign]
+    prompts = [list(range(3, 43)), [4, 5], [7]]
+    llm.generate(prompts, SamplingParams(max_new_tokens=6, ignore_eos=True))
+    longest = [pages_for(len(p) + 6) for p in prompts]
+    for done in llm.ledger.passes:
+        contexts, rows = shapes[done.index]
+        shape = PassShape(
+            tokens=done.tokens, contexts=contexts, rows=rows, pages=max(longest[s] for s in done.sequences)
+        )
+        chosen = [seen[done.index].get(layer, []) for layer in range(llm.spec.layers)]
+        formats, decided = llm.checkpoint.formats, llm.fit.moves
+        assert done.bytes == placed_bytes(llm.spec, formats, llm.kv_dtype, llm.placement, shape, chosen, decided)
+
+
+# ---- where it pays
+
+
+def rates(profile: Profile, **more: Any) -> Profile:
+    """10 GB/s for everything; 16 tokens of an expert take four times as long as one, 2 no longer."""
+    crowd = {"2": dict.fromkeys(FORMATS, 1e10), "16": dict.fromkeys(FORMATS, 0.25e10)}
+    return dataclasses.replace(profile, crowd=crowd, **more)
+
+
+def test_the_threshold_worked_out_by_hand(profile: Profile) -> None:
+    """One expert of a layer is 3 x 16 x 32 x 2 bytes, all tokens choose all of 4: an expert has t tokens. Time of the
+    CPU over the link's is (2.5 / 10) x (1 + (t - 2) 3 / 14), plus hidden states: 2 t 32 x 4 bytes to 4 x 3072."""
+
+    class Spec:
+        hidden = 32
+
+        class moe:
+            experts, top_k, width = 4, 4, 16
+
+    spec: Any = Spec
+    layout = ExpertLayout(format=FORMATS["bf16"], hidden=32, width=16)
+    assert layout.bytes == 3072
+    assert distinct_of(spec, 3) == 4
+    wanted = next(t for t in range(2, 99) if 0.25 * (1 + (t - 2) * 3 / 14) + 256 * t / 12288 > 1)
+    assert wanted == 12, "0.79 + 0.25; with 11 tokens 0.73 + 0.23"
+    assert crossover(spec, layout, rates(profile), 2.5e9, 512) == wanted
+    assert crossover(spec, layout, rates(profile), 2.5e9, wanted - 1) is None
+    assert crossover(spec, layout, rates(profile), 20e9, 512) == 1, "a link that is faster than the CPU's memory"
+    seconds = 4 * 3072 / 0.25e10 + 2 * 16 * 128 / 2.5e9
+    assert cpu_seconds(spec, layout, rates(profile), 2.5e9, 16) == pytest.approx(seconds)
+
+
+def test_what_is_decided_for_a_gpu(profile: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measured, not measured, and asked for; the notes say which."""
+    monkeypatch.setattr(link_rates, "bus_address", lambda number: "none")
+    spec, devices = LLM("demo", max_context=32).spec, {Tier.GPU0: a_gpu()}
+    layout = ExpertLayout(format=FORMATS["bf16"], hidden=spec.hidden, width=spec.moe.width)
+
+    def decided(profile: Profile | None, **options: Any) -> Moves:
+        return moves.plan(EngineConfig(device="cuda", **options), spec, layout, devices, profile)
+
+    copies = {"gpu0 h2d pinned": 4e9, "gpu0 hbm": 1e12}
+    fast = rates(profile, copies=copies, stream=20e9)
+    found = decided(fast)
+    assert found.stream_from == crossover(spec, layout, fast, 4e9, 512)
+    assert found.stream_from is not None
+    assert f"passes from {found.stream_from} tokens on (link 4.0 GB/s measured)" in found.notes[0]
+    assert "by table" in found.notes[1]
+    assert found.fetched(1, 4) == FetchTables(spec, layout, fast, link_rate(fast, devices[Tier.GPU0].place))(1, 4) == 1
+    assert found.fetched(found.stream_from, 9) == 9
+    assert found.fetched(17, 9) == 0, "between decode and streaming"
+    nominal_link = decided(rates(profile))
+    assert "not measured, 80% of PCIe 3.0 x16, a guess" in nominal_link.notes[0]
+    assert nominal_link.split == 0
+    assert "not measured: link, GPU memory or CPU" in nominal_link.notes[1]
+    unknown = decided(None)
+    assert unknown.stream_from == 256
+    assert "this CPU is not measured (headrace measure)" in unknown.notes[0]
+    slow = decided(rates(profile, copies={**copies, "gpu0 h2d pinned": 1e6}))
+    assert slow.stream_from is None
+    assert "with up to 512 the CPU is faster" in slow.notes[0]
+    bound = decided(dataclasses.replace(profile, copies=copies, stream=10e9))  # at the memory's limit with any tokens
+    assert (bound.split, bound.notes[1]) == (
+        0,
+        "split decode: 0 (would gain less than 10 % over the CPU alone, or the GPU alone)",
+    )
+    asked = decided(None, stream_from="never", split=2)
+    assert (asked.stream_from, asked.split) == (None, 2)
+
+
+def test_rates_of_a_link(profile: Profile) -> None:
+    gen4 = PciLink(device="GPU 0000:01:00.0", lanes=16, most_lanes=16, speed=2.5, most_speed=16.0)
+    rate = nominal(gen4)
+    assert rate.bytes_s == pytest.approx(0.8 * 16 * 1.969e9)
+    assert not rate.is_measured
+    assert "80% of PCIe 4.0 x16" in rate.source
+    narrow = nominal(dataclasses.replace(gen4, lanes=4, most_speed=32.0))
+    assert narrow.bytes_s == pytest.approx(0.8 * 4 * 3.938e9)
+    assert "a guess" in nominal(None).source
+    copies = {"gpu1 h2d pinned": 50e9, "gpu1 hbm": 3e12}
+    measured = link_rate(dataclasses.replace(profile, copies=copies), torch.device("cuda", 1))
+    assert (measured.bytes_s, measured.gpu_bytes_s, measured.is_measured) == (50e9, 3e12, True)
+
+
+def test_a_link_is_found_by_its_address(profile: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
+    properties = type("Properties", (), {"pci_domain_id": 0, "pci_bus_id": 0x41, "pci_device_id": 0})
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: properties)
+    links = [
+        PciLink(device=f"GPU 0000:{bus}:00.0", lanes=16, most_lanes=16, speed=8.0, most_speed=speed)
+        for bus, speed in (("01", 8.0), ("41", 32.0))
+    ]
+    assert "PCIe 5.0 x16" in link_rate(profile, torch.device("cuda", 0), links).source
+    assert "a guess" in link_rate(None, torch.device("cuda", 0), links[:1]).source
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"stream_from": 0}, "stream_from is 0; give a whole number of at least 1, or auto or never"),
+        ({"stream_from": "sometimes"}, "stream_from is 'sometimes'"),
+        ({"stream_from": True}, "stream_from is True"),
+        ({"split": "-1"}, "split is '-1'; give a whole number of at least 0, or auto"),
+        ({"split": 1.5}, "split is 1.5"),
+        ({"split": 2, "handoff": "memop"}, "handoff 'memop' makes decode steps graphs, which copy none"),
+        ({"split": 1, "device": "cpu"}, "split is about a GPU, and device is 'cpu'"),
+        ({"stream_from": 8, "placement": "cpu"}, "placement 'cpu' leaves out every GPU: leave out stream_from"),
+    ],
+)
+def test_options_that_cannot_be(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        EngineConfig(**options)
+
+
+def test_an_option_about_copies_asks_for_a_gpu() -> None:
+    assert EngineConfig(stream_from="64").wants_gpu
+    assert EngineConfig(split=0).wants_gpu
+    assert not EngineConfig().wants_gpu
+
+
+# ---- memory
+
+
+def test_buffers_are_counted(tmp_path: Path) -> None:
+    """Two of 4 experts, and the sum of 16 tokens; `auto` gives them room; nothing where no expert lies in RAM."""
+    common: dict[str, Any] = {"device": "simulated", "max_context": 128, "prefill_chunk": 16, "stream_from": 4}
+    llm = LLM("demo", cpu_moe=True, **common)
+    experts = llm.decoder.experts
+    expert = llm.fit.moves.expert
+    assert llm.fit.needs[Tier.GPU0]["stream buffers"] == 2 * 4 * expert + 16 * llm.spec.hidden * 4
+    assert experts.ring.nbytes == 2 * 4 * expert  # type: ignore[attr-defined]
+    assert "stream buffers" not in LLM("demo", placement="gpu", **common).fit.needs[Tier.GPU0]
+    assert "stream buffers" not in LLM("demo", cpu_moe=True, **{**common, "stream_from": 17}).fit.needs[Tier.GPU0]
+    limited = LLM("demo", vram_limit=0.012, **common)
+    assert sum(limited.fit.needs[Tier.GPU0].values()) <= 0.012e9
+    assert "stream buffers" in limited.fit.needs[Tier.GPU0]
+    with pytest.raises(MemoryNeeded, match=r"stream buffers .*copy none there \(--stream-from never --split 0\)"):
+        LLM("demo", cpu_moe=True, vram_limit=0.004, **common)
+
+
+def test_the_start_up_table_says_what_was_decided(run: Run) -> None:
+    llm = LLM("demo", device="simulated", max_context=64, cpu_moe=True)
+    title = str(report.startup_table(llm).title)
+    assert (
+        "experts in RAM are copied to gpu0 in no pass (a simulated GPU has no link; --stream-from N tries it)" in title
+    )
+    assert "split decode: 0 (a simulated GPU has no link" in title
+    where = ["--device", "simulated", "--cpu-moe", "--stream-from", "2", "--split", "1"]
+    status, _, err = run("generate", "demo", "In the beginning", "-n", "4", *where)
+    assert status == 0, err
+    text = " ".join(err.split())
+    assert "in passes from 2 tokens on (as asked)" in text
+    assert "split decode: 1 (as asked)" in text
+    assert "stream buffers" in text
+    assert "h2d experts" in text
+    status, _, err = run("generate", "demo", "x", "--stream-from", "2", "--device", "cpu")
+    assert status == 1
+    assert "stream_from is about a GPU" in err
+
+
+def test_nothing_is_copied_by_default() -> None:
+    assert Moves().fetched(512, 8) == 0
+    assert Moves().buffer_bytes(512) == 0
+
+
+def test_streamed_by_the_triton_kernels_in_the_interpreter(checkpoints: Checkpoints) -> None:
+    pytest.importorskip("triton", reason="the GPU kernels need Triton", exc_type=ImportError)
+    code = f"""
+import json, torch
+from headrace import LLM, SamplingParams
+ids, params = [5, 6, 7, 8, 9], SamplingParams(max_new_tokens=3, ignore_eos=True)
+options = dict(dtype="float32", kernels="reference", max_context=32)
+plain = LLM({str(checkpoints("qwen2_moe"))!r}, **options)
+moved = LLM({str(checkpoints("qwen2_moe"))!r}, device="simulated:gpu", cpu_moe=True, stream_from=2, split=1, **options)
+one, two = plain.logits(ids), moved.logits(ids)
+print(json.dumps(dict(
+    off=float((one - two).abs().max() / one.abs().max()),
+    tokens=[llm.generate([ids], params)[0].token_ids for llm in (plain, moved)],
+    copied=[p.bytes["h2d"]["experts"] for p in moved.ledger.passes])))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120,
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["tokens"][0] == found["tokens"][1]
+    assert found["off"] < 1e-4
+    assert all(found["copied"])
