@@ -14,6 +14,7 @@ from typing import Any
 # Before anything imports Triton: this process runs its kernels in numpy (test_gpu_kernels.py).
 os.environ["TRITON_INTERPRET"] = "1"
 
+import fake_cuda
 import pytest
 import tiny
 import tiny_hub
@@ -148,3 +149,18 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub]:
 def cache(tmp_path: Path) -> Path:
     """An empty cache for what comes from the hub."""
     return tmp_path / "cache"
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The driver's library whose streams are threads (`fake_cuda.py`), compiled once."""
+    return str(fake_cuda.build(tmp_path_factory.mktemp("cuda")))
+
+
+@pytest.fixture
+def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where that library writes its calls."""
+    path = tmp_path / "calls"
+    path.touch()
+    monkeypatch.setenv("FAKE_CUDA_LOG", str(path))
+    return path

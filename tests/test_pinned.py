@@ -8,7 +8,6 @@ import random
 from itertools import pairwise
 from pathlib import Path
 
-import fake_cuda
 import pytest
 import torch
 from headrace.engine.config import PINNED_SHARE
@@ -18,19 +17,6 @@ from headrace.errors import OptionError
 
 BLOCK = 10 * 64  # no whole pages: an area can be cut at every 32nd block
 SIZE = 64 * BLOCK
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(fake_cuda.build(tmp_path_factory.mktemp("cuda")))
-
-
-@pytest.fixture
-def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    path = tmp_path / "calls"
-    path.touch()
-    monkeypatch.setenv("FAKE_CUDA_LOG", str(path))
-    return path
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import fake_cuda
 import pytest
 import torch
 from headrace.engine import posting, posting_probe
@@ -19,19 +18,6 @@ from headrace.kernels.case import RandomSource
 from headrace.kernels.cpu.mailbox import Mailbox
 
 HIDDEN, WIDTH, EXPERTS, TOP_K = 64, 32, 6, 2
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(fake_cuda.build(tmp_path_factory.mktemp("cuda")))
-
-
-@pytest.fixture
-def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    path = tmp_path / "calls"
-    path.touch()
-    monkeypatch.setenv("FAKE_CUDA_LOG", str(path))
-    return path
 
 
 @pytest.fixture

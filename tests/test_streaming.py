@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import placements
 import pytest
 import torch
 from headrace import LLM, MemoryNeeded, OptionError, SamplingParams
@@ -34,36 +35,13 @@ from headrace.engine.profile import Profile
 from headrace.engine.streaming import Ring, chosen_numbers, piece_of, ranks, runs
 from headrace.engine.traffic import PassShape, placed_bytes
 from headrace.kernels import FORMATS, Choice, ExpertBank, ExpertLayout, reference
+from placements import placed
 
 Checkpoints = Callable[[str], Path]
 Run = Callable[..., tuple[int, str, str]]
 PROMPTS = ["In the beginning", "And it came to pass, when the children", "Behold,"]
 GREEDY = SamplingParams(max_new_tokens=24, ignore_eos=True)
-EVEN_ON_CPU = {
-    "version": 1,
-    "default": "gpu0",
-    "rules": [
-        {"layers": "all", "experts": list(range(0, 16, 2)), "tier": "cpu"},
-        {"layers": "2-4", "experts": "5-12", "tier": "gpu1"},
-        {"layers": 5, "tier": "cpu"},
-        {"layers": 6, "tier": "gpu1"},
-    ],
-}
-PLACEMENTS: dict[str, dict[str, Any]] = {
-    "cpu-moe": {"cpu_moe": True},
-    "half": {"n_cpu_moe": 3},
-    "gpu": {"placement": "gpu"},
-    "split": {"n_cpu_moe": 2, "tensor_split": "1,1"},
-    "file": {"placement": "file"},
-}
-
-
-def placed(options: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
-    """The options with a real file where one is meant."""
-    if options.get("placement") != "file":
-        return options
-    (tmp_path / "even.json").write_text(json.dumps(EVEN_ON_CPU))
-    return {**options, "placement": tmp_path / "even.json"}
+PLACEMENTS = {name: placements.PLACEMENTS[name] for name in ("cpu-moe", "half", "gpu", "split", "file")}
 
 
 # ---- pieces of the ring

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import fake_cuda
 import pytest
 import stand_in_gpu
 from headrace import LLM, DeviceError, OptionError, SamplingParams
@@ -31,19 +30,6 @@ GREEDY = SamplingParams(max_new_tokens=12, ignore_eos=True)
 SPLIT = {"version": 1, "default": "gpu0", "rules": [{"layers": "0-5", "experts": "0-9", "tier": "cpu"},
                                                     {"layers": 6, "tier": "cpu"}]}  # fmt: skip
 WORKS = {name: Trial(name=name, us=us) for name, us in zip(VARIANTS, (5.0, 60.0, 3.0), strict=True)}
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(fake_cuda.build(tmp_path_factory.mktemp("cuda")))
-
-
-@pytest.fixture
-def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    path = tmp_path / "calls"
-    path.touch()
-    monkeypatch.setenv("FAKE_CUDA_LOG", str(path))
-    return path
 
 
 @pytest.fixture
