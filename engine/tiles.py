@@ -13,6 +13,7 @@ import hashlib
 import json
 import statistics
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,7 @@ def _path() -> Path:
     return profile_path(key).with_name(f"tiles-{key}.json")
 
 
+@cache
 def kernels_digest() -> str:
     """What tells the built kernels from others: 16 hexadecimal digits."""
     from ..kernels import _cpu
