@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
+
+import torch
+from headrace import LLM
+from headrace.kernels import Choice
 
 EVEN_ON_CPU = {
     "version": 1,
@@ -33,3 +38,23 @@ def placed(options: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
         return options
     (tmp_path / "even.json").write_text(json.dumps(EVEN_ON_CPU))
     return {**options, "placement": tmp_path / "even.json"}
+
+
+def recorded(llm: LLM) -> tuple[dict[int, dict[int, list[int]]], dict[int, tuple[list[int], int]]]:
+    """What passes of a model will do, by their index: the experts that each layer chose; context lengths and rows."""
+    seen: dict[int, dict[int, list[int]]] = defaultdict(dict)
+    shapes: dict[int, tuple[list[int], int]] = {}
+    forward = llm.decoder.forward
+
+    def choose(index: int, choice: Choice) -> Choice:
+        assert llm.ledger.current is not None
+        seen[llm.ledger.current.index][index] = choice[0].unique().tolist()
+        return choice
+
+    def record(inputs: Any) -> torch.Tensor:
+        assert llm.ledger.current is not None
+        shapes[llm.ledger.current.index] = (inputs.places.contexts_S.tolist(), len(inputs.rows))
+        return forward(inputs)
+
+    llm.decoder.choose, llm.decoder.forward = choose, record  # type: ignore[method-assign]
+    return seen, shapes

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,7 @@ from headrace.engine.profile import Profile
 from headrace.engine.streaming import Ring, chosen_numbers, piece_of, ranks, runs
 from headrace.engine.traffic import PassShape, placed_bytes
 from headrace.kernels import FORMATS, Choice, ExpertBank, ExpertLayout, reference
-from placements import placed
+from placements import placed, recorded
 
 Checkpoints = Callable[[str], Path]
 Run = Callable[..., tuple[int, str, str]]
@@ -349,21 +348,7 @@ def test_counted_bytes_equal_the_prediction(name: str, moved: str, tmp_path: Pat
     """Every pass of a batch with its own routing and chunks, on every memory and link."""
     options = {**placed(PLACEMENTS[name], tmp_path), **MOVES[moved]}
     llm = LLM("demo", device="simulated", max_context=128, prefill_chunk=16, **options)
-    seen: dict[int, dict[int, list[int]]] = defaultdict(dict)
-    shapes: dict[int, tuple[list[int], int]] = {}
-    forward = llm.decoder.forward
-
-    def choose(index: int, choice: Choice) -> Choice:
-        assert llm.ledger.current is not None
-        seen[llm.ledger.current.index][index] = choice[0].unique().tolist()
-        return choice
-
-    def record(inputs: Any) -> torch.Tensor:
-        assert llm.ledger.current is not None
-        shapes[llm.ledger.current.index] = (inputs.places.contexts_S.tolist(), len(inputs.rows))
-        return forward(inputs)
-
-    llm.decoder.choose, llm.decoder.forward = choose, record  # type: ignore[method-assign]
+    seen, shapes = recorded(llm)
     prompts = [list(range(3, 43)), [4, 5], [7]]
     llm.generate(prompts, SamplingParams(max_new_tokens=6, ignore_eos=True))
     longest = [pages_for(len(p) + 6) for p in prompts]

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import threading
-from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from headrace.engine.traffic import PassShape, placed_bytes
 from headrace.kernels import Choice
 from headrace.loaders import converted
 from headrace.loaders.weights import TierBanks
-from placements import PLACEMENTS, placed
+from placements import PLACEMENTS, placed, recorded
 
 Checkpoints = Callable[[str], Path]
 Run = Callable[..., tuple[int, str, str]]
@@ -202,21 +201,7 @@ def test_counted_bytes_equal_the_prediction(name: str, tmp_path: Path) -> None:
     """Every pass of a batch with its own routing and chunks, drawn tokens included, on every memory and link."""
     options = placed(PLACEMENTS[name], tmp_path)
     llm = LLM("demo", device="simulated", max_context=128, prefill_chunk=16, **options)
-    seen: dict[int, dict[int, list[int]]] = defaultdict(dict)
-    shapes: dict[int, tuple[list[int], int]] = {}
-    forward = llm.decoder.forward
-
-    def choose(index: int, choice: Choice) -> Choice:
-        assert llm.ledger.current is not None
-        seen[llm.ledger.current.index][index] = choice[0].unique().tolist()
-        return choice
-
-    def record(inputs: Any) -> torch.Tensor:
-        assert llm.ledger.current is not None
-        shapes[llm.ledger.current.index] = (inputs.places.contexts_S.tolist(), len(inputs.rows))
-        return forward(inputs)
-
-    llm.decoder.choose, llm.decoder.forward = choose, record  # type: ignore[method-assign]
+    seen, shapes = recorded(llm)
     prompts = [list(range(3, 43)), [4, 5], [7]]
     params = [SamplingParams(max_new_tokens=6, ignore_eos=True, temperature=t, seed=1) for t in (0, 0.7, 0)]
     llm.generate(prompts, params)
