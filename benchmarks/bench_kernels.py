@@ -7,8 +7,8 @@ Before and after every call a plain read of 96 MB gives the bandwidth of that mo
 over it. The time of `experts` is what the op takes inside: in a model all layers are one call, and the 20 us of Python
 around a call of its own, with all caches cold, are there once a pass, not once a layer. A cache holds the inputs of the
 small ops: for those only the time counts. Figures are medians, the spread is p25 - p75. For arithmetic the ceilings are
-loops on registers alone, on all threads, measured at the start: products of bf16 tiles ("of tile peak") and int8 dot
-products. Values of the weights do not matter here (one constant byte); `tests/test_kernels.py` checks results.
+loops on registers alone, on all threads, measured at the start: products of tiles ("of tile peak", those of int8 for
+block formats) and int8 dot products. Values of the weights do not matter here (one constant byte); `tests/test_kernels.py` checks results.
 """
 
 from __future__ import annotations
@@ -79,6 +79,11 @@ def bytes_read(case: Case, inputs: dict[str, Any]) -> int:
     if case.op == "experts":
         return int(inputs["ids"].unique().numel()) * int(inputs["bank"].layout.bytes)
     return case.bytes
+
+
+def tile_kind(format: str) -> str:
+    """Block formats go through int8 tiles, others through those of bf16."""
+    return "int8" if format in ("q8_0", "q4_0") else "bf16"
 
 
 def quartiles(values: list[float]) -> tuple[float, float, float]:
@@ -157,20 +162,20 @@ def main() -> None:
         "overheads": overheads(),
         "rows": [],
     }
-    peaks = {name: statistics.median(cpu.peak_rate(tiles) for _ in range(9)) / 1e9
-             for name, tiles in (("tiles", True), ("int8", False))}  # fmt: skip
+    peaks = {name: statistics.median(cpu.peak_rate(name) for _ in range(9)) / 1e9 for name in cpu.PEAKS}
     result["peak_gop_per_s"] = peaks
     reads = quartiles([bench.read_rate() / 1e9 for _ in range(20)])
     result["read_gb_per_s"] = {"p25": reads[0], "median": reads[1], "p75": reads[2]}
     print(json.dumps(result["passport"]))
     print("  ".join(f"{name} {value:.2f}" for name, value in result["overheads"].items()))
     print(f"plain read {reads[1]:.1f} GB/s [{reads[0]:.1f}-{reads[2]:.1f}]")
-    print(f"peaks: bf16 tiles {peaks['tiles']:.0f} GFLOP/s, int8 dot products {peaks['int8']:.0f} GOP/s", flush=True)
+    print("peaks: " + ", ".join(f"{name} {peak:.0f} GOP/s" for name, peak in peaks.items()), flush=True)
     for case in CASES:
         if case.bench and args.filter in f"{case.op}: {case.name}":
             row = bench.time_case(case, 0.5 if args.quick else 3.0)
-            if case.op in READS_WEIGHTS and peaks["tiles"] and row["gflop_per_s"] > 0:
-                row["of_tile_peak"] = row["gflop_per_s"] / peaks["tiles"]
+            peak = peaks[f"{tile_kind(case.name.split()[0])} tiles"]
+            if case.op in READS_WEIGHTS and peak and row["gflop_per_s"] > 0:
+                row["of_tile_peak"] = row["gflop_per_s"] / peak
             result["rows"].append(row)
             print(show(row), flush=True)
     if args.json:

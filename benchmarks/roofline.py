@@ -3,7 +3,7 @@
     python benchmarks/roofline.py benchmarks/results/kernels-NAME.json docs/roofline.svg
 
 A point is a case that reads weights: operations a byte of weights against operations a second. The slope is the plain
-read bandwidth, the ceilings are the loops on registers alone (bf16 tiles, int8 dot products), all of the same run.
+read bandwidth, the ceilings are the loops on registers alone (tiles and dot products), all of the same run.
 Needs matplotlib.
 """
 
@@ -59,8 +59,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
 
 def _roofs(axes: Any, result: dict[str, Any], low: float, high: float) -> None:
     """Memory's slope up to the highest ceiling, and the ceilings."""
-    read, peaks = result["read_gb_per_s"]["median"], result["peak_gop_per_s"]
-    ceilings = {"bf16 tiles": peaks["tiles"], "int8 dot products": peaks["int8"]}
+    read, ceilings = result["read_gb_per_s"]["median"], result["peak_gop_per_s"]
     top = max([*ceilings.values(), read * low])
     end = min(high, top / read) if top else high
     axes.plot([low, end], [read * low, read * end], color="black", lw=1)

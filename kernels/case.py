@@ -11,12 +11,15 @@ Tolerances are per output value, with u = 2^-24 (float32) and no free constants 
     bf16 tiles            with many tokens some ISAs round activations, and the weights of block formats, to bf16: an
                           error uniform in +-ulp / 2, ulp <= 2^-7 |x|; variances as for int8. `Inputs["tiles"]` says
                           from how many tokens on (the tests ask the ISA).
+    int8 tiles            with block formats, unless activations are not to be rounded to int8: activations as above, but
+                          per 256; weights as int8 too, with one scale for 256, s = the largest block scale among them
+                          (of q4_0, whose quants reach 8, that times 8 / 127).
     softmax, exp          exp is good to 2^-22 of itself, a score off by e changes a weight by e of itself.
 
 What a kernel must reproduce exactly (packing, unpacking, embedding, cache writes) has tolerance 0.
 
-What a backend rounds is said by keys that its test adds to a case's inputs: "tiles" (format -> tokens from which bf16
-tiles are used), "tile_rows" (rows from which they are, 16 if absent), "activations" ("bf16": not rounded to int8),
+What a backend rounds is said by keys that its test adds to a case's inputs: "tiles" (format -> tokens from which tiles
+are used), "tile_rows" (rows from which they are, 16 if absent), "activations" ("bf16": not rounded to int8),
 "attention" (relative rounding of queries and of probabilities, 0 if absent).
 """
 
@@ -24,6 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, Protocol
 
 import torch
@@ -37,7 +41,19 @@ from .weights import ExpertBank, Matrix
 U = 2.0**-24
 SIGMAS = 6.0
 TILE_ROWS = 16  # a matrix with fewer rows never goes through the CPU's tiles
+TILE_GROUP = 256  # columns that share a scale in int8 tiles
 OFFSETS = {"q8_0": 128.0, "q4_0": 8.0}
+
+
+class Way(Enum):
+    """How a matrix is multiplied: activations as they are; by dot products, which round them to int8 for block formats;
+    by tiles of either kind."""
+
+    AS_THEY_ARE = 0
+    DOTS = 1
+    BF16_TILES = 2
+    INT8_TILES = 3
+
 
 Inputs = dict[str, Any]
 
@@ -133,13 +149,20 @@ def magnitude(matrix: Matrix) -> Tensor:
     return values if offset is None else values + 2 * offset * scales(matrix)
 
 
-def quant_variance(x_TC: Tensor, format: Format) -> Tensor:
-    """Variance of the error of activations as int8 per 32: s^2 / 12; zero where a format takes float32."""
-    if not format.scale_bytes:
-        return torch.zeros_like(x_TC)
+def quant_variance(x_TC: Tensor, group: int) -> Tensor:
+    """Variance of the error of activations as int8 per `group`: s^2 / 12."""
     T, C = x_TC.shape
-    step = x_TC.abs().reshape(T, C // format.block, format.block).amax(-1) / 127.0
-    return (step.square() / 12.0).repeat_interleave(format.block, 1)
+    padded = torch.nn.functional.pad(x_TC.abs(), (0, -C % group))
+    step = padded.reshape(T, -1, group).amax(-1) / 127.0
+    return (step.square() / 12.0).repeat_interleave(group, 1)[:, :C]
+
+
+def weight_variance(w: Matrix) -> Tensor:
+    """Variance of the error of a block format's weights as int8 per TILE_GROUP: s^2 / 12."""
+    R, C = w.rows, w.cols
+    padded = torch.nn.functional.pad(scales(w), (0, -C % TILE_GROUP))
+    step = padded.reshape(R, -1, TILE_GROUP).amax(-1) * (8 / 127 if w.format.name == "q4_0" else 1.0)
+    return (step.square() / 12.0).repeat_interleave(TILE_GROUP, 1)[:, :C]
 
 
 def bf16_variance(values: Tensor) -> Tensor:
@@ -147,16 +170,20 @@ def bf16_variance(values: Tensor) -> Tensor:
     return (values * 2.0**-7).square() / 12.0
 
 
-def noise_of(x_TC: Tensor, w: Matrix, tiled: bool, exact: bool) -> Tensor:
+def noise_of(x_TC: Tensor, w: Matrix, way: Way, exact: bool = False) -> Tensor:
     """Variance of x @ w.T from rounding activations (none if they are `exact` in any format) and, in tiles, weights."""
-    weights = ref.dequantize(w)
-    if exact:
+    is_block = bool(w.format.scale_bytes)
+    if exact or way is Way.AS_THEY_ARE or (way is Way.DOTS and not is_block):
         noise = torch.zeros_like(x_TC)
+    elif way is Way.DOTS:
+        noise = quant_variance(x_TC, w.format.block)
     else:
-        noise = bf16_variance(x_TC) if tiled else quant_variance(x_TC, w.format)
+        noise = quant_variance(x_TC, TILE_GROUP) if way is Way.INT8_TILES else bf16_variance(x_TC)
+    weights = ref.dequantize(w)
     variance = noise @ weights.square().T
-    if tiled and w.format.scale_bytes:
-        variance = variance + x_TC.square() @ bf16_variance(weights).T
+    if is_block and way in (Way.BF16_TILES, Way.INT8_TILES):
+        moved = weight_variance(w) if way is Way.INT8_TILES else bf16_variance(weights)
+        variance = variance + x_TC.square() @ moved.T
     return variance
 
 
@@ -165,33 +192,31 @@ def rounding_of(x_TC: Tensor, w: Matrix) -> Tensor:
     return x_TC.abs() @ magnitude(w).T * sum_error(w.cols)
 
 
-def takes_tiles(i: Inputs, format: Format, tokens: int) -> bool:
-    """Whether so many tokens of one matrix go through bf16 tiles."""
+def way_of(i: Inputs, format: Format, tokens: int) -> Way:
+    """How so many tokens of one matrix are multiplied, by what the inputs say of the backend."""
     least: int = i.get("tiles", {}).get(format.name, 0)
-    return least > 0 and tokens >= least
-
-
-def is_exact(i: Inputs, tiled: bool) -> bool:
-    """Whether activations are taken as they are: by dot products, with `Inputs["activations"]` bf16."""
-    return bool(i.get("activations") == "bf16") and not tiled
+    is_exact = i.get("activations") == "bf16"
+    if not (least > 0 and tokens >= least):
+        return Way.AS_THEY_ARE if is_exact else Way.DOTS
+    return Way.INT8_TILES if format.scale_bytes and not is_exact else Way.BF16_TILES
 
 
 def linear_error(i: Inputs, exact: bool = False) -> Tensor:
     x, w = i["x"].contiguous(), i["w"]
-    tiled = w.rows >= i.get("tile_rows", TILE_ROWS) and takes_tiles(i, w.format, x.shape[0])
-    return rounding_of(x, w) + SIGMAS * noise_of(x, w, tiled, exact or is_exact(i, tiled)).sqrt()
+    tokens = x.shape[0] if w.rows >= i.get("tile_rows", TILE_ROWS) else 0
+    return rounding_of(x, w) + SIGMAS * noise_of(x, w, way_of(i, w.format, tokens), exact).sqrt()
 
 
-def mlp_error(x_TD: Tensor, gate: Matrix, up: Matrix, down: Matrix, tiled: bool, exact: bool) -> tuple[Tensor, Tensor]:
+def mlp_error(x_TD: Tensor, gate: Matrix, up: Matrix, down: Matrix, way: Way) -> tuple[Tensor, Tensor]:
     """Variance and rounding bound of one expert's output. silu' <= 1.1, |silu(g)| <= |g|."""
     g, u = ref.linear(x_TD, gate), ref.linear(x_TD, up)
     a, b = (1.1 * u).abs(), torch.nn.functional.silu(g).abs()
     h, weights = b * u, ref.dequantize(down)
-    variance = a.square() * noise_of(x_TD, gate, tiled, exact)
-    variance = variance + b.square() * noise_of(x_TD, up, tiled, exact)
+    variance = a.square() * noise_of(x_TD, gate, way)
+    variance = variance + b.square() * noise_of(x_TD, up, way)
     rounding = a * rounding_of(x_TD, gate) + b * rounding_of(x_TD, up) + h.abs() * 32 * U
     rounding = rounding @ weights.abs().T + rounding_of(h, down)
-    return variance @ weights.square().T + noise_of(h, down, tiled, exact), rounding
+    return variance @ weights.square().T + noise_of(h, down, way), rounding
 
 
 def experts_error(i: Inputs, out: list[Tensor]) -> list[Tensor | float]:
@@ -200,9 +225,9 @@ def experts_error(i: Inputs, out: list[Tensor]) -> list[Tensor | float]:
     for expert in sorted(set(ids.flatten().tolist()) - {-1}):
         token, slot = torch.where(ids == expert)
         w = weights[token, slot].unsqueeze(1).abs()
-        tiled = takes_tiles(i, bank.layout.format, token.numel())
+        way = way_of(i, bank.layout.format, token.numel())
         gate, up, down = (bank.matrix(expert, part) for part in ("gate", "up", "down"))
-        var, rnd = mlp_error(x[token], gate, up, down, tiled, is_exact(i, tiled))
+        var, rnd = mlp_error(x[token], gate, up, down, way)
         variance.index_add_(0, token, var * w.square())
         rounding.index_add_(0, token, rnd * w)
     return [SIGMAS * variance.sqrt() + rounding * 2]

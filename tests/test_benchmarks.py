@@ -211,7 +211,7 @@ def test_roofline_takes_what_reads_weights(tmp_path: Path) -> None:
     ]
     assert roofline.points({"rows": rows}) == [("experts", "q4_0", 3.5, 70.0), ("linear", "bf16", 450.0, 900.0)]
     passport = {"threads": 2, "isa": "amx", "date": "2026-01-01"}
-    for peaks in ({"tiles": 6000.0, "int8": 2000.0}, {"tiles": 0.0, "int8": 0.0}):
+    for peaks in ({"bf16 tiles": 6000.0, "int8 dot products": 2000.0}, {"bf16 tiles": 0.0, "int8 dot products": 0.0}):
         result = {"rows": rows, "passport": passport, "peak_gop_per_s": peaks, "read_gb_per_s": {"median": 25.0}}
         roofline.draw(result, tmp_path / "roofline.svg")
         text = (tmp_path / "roofline.svg").read_text()

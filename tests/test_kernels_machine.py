@@ -86,8 +86,26 @@ def test_activations_are_rounded_to_int8_or_not(isa: str, source: RandomSource) 
 
 
 def test_peaks_are_measured_where_there_are_such_instructions(isa: str) -> None:
-    assert (cpu.peak_rate(True) > 0) == (isa == "amx") == bool(cpu.tile_tokens())
-    assert (cpu.peak_rate(False) > 0) == (isa in ("avx512", "amx"))
+    assert (cpu.peak_rate("bf16 tiles") > 0) == (isa == "amx") == bool(cpu.tile_tokens())
+    assert (cpu.peak_rate("int8 tiles") > 0) == (isa == "amx")
+    assert (cpu.peak_rate("int8 dot products") > 0) == (isa in ("avx512", "amx"))
+
+
+@pytest.mark.parametrize("tokens", [1, 20], ids=["dots", "tiles"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("form", FORMATS.values(), ids=lambda form: form.name)
+def test_a_number_that_is_none_is_not_lost(
+    isa: str, form: Format, bad: float, tokens: int, source: RandomSource
+) -> None:
+    """An activation that is NaN or infinite must show in its token, and in no other, however activations are rounded."""
+    matrix, bank = source.matrix(form, 33, 544), source.bank(ExpertLayout(format=form, hidden=544, width=64), 2)
+    x = torch.randn(tokens, 544, generator=source.generator)
+    x[tokens // 2, 300] = bad
+    ids = torch.zeros(tokens, 1, dtype=torch.int32)
+    for y in (cpu.linear(x, matrix), cpu.experts(x, ids, torch.ones(tokens, 1), bank)):
+        lost = y.isfinite().any(1)
+        assert not lost[tokens // 2]
+        assert y[torch.arange(tokens) != tokens // 2].isfinite().all()
 
 
 # A token's result does not depend on its company, as long as all go the same way: by dot products or by tiles

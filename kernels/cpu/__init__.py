@@ -23,6 +23,7 @@ from ..weights import FORMAT_OF_DTYPE, ExpertBank, Matrix
 __all__ = ["available_isas", "cpu_features", "isa", "threads", "use_isa"]  # beside what is defined here
 
 Activations = Literal["int8", "bf16"]
+PEAKS = ("int8 dot products", "bf16 tiles", "int8 tiles")  # of `peak_rate`, in the order of ops.h
 
 F32, I32, I64, U8 = torch.float32, torch.int32, torch.int64, torch.uint8
 CACHE_CODES = {torch.float32: FORMATS["f32"].code, torch.bfloat16: FORMATS["bf16"].code}
@@ -32,9 +33,10 @@ _activations: Activations = "int8"
 
 
 def set_activations(kind: Activations) -> None:
-    """How activations meet the weights of block formats where tokens are few: rounded to int8 per 32, or not at all.
+    """How activations meet the weights of block formats: rounded to int8, or to nothing coarser than bf16.
 
-    With many tokens an ISA with tiles rounds both to bf16 in either case; that is the coarsest rounding of "bf16".
+    "int8": per 32, with few tokens and on an ISA without tiles; per 256 in tiles, which round the weights to int8 with
+    one scale for 256 columns too. "bf16": as they are with few tokens, to bf16 in tiles, and so are the weights.
     """
     global _activations
     assert kind in ("int8", "bf16"), kind
@@ -48,7 +50,7 @@ def activations() -> Activations:
 
 
 def tile_tokens() -> dict[str, int]:
-    """From how many tokens of a matrix or an expert on bf16 tiles are used; formats without tiles are left out."""
+    """From how many tokens of a matrix or an expert on tiles are used; formats without tiles are left out."""
     counts = {name: int(_cpu.tile_tokens(form.code)) for name, form in FORMATS.items()}
     return {name: count for name, count in counts.items() if count}
 
@@ -91,9 +93,9 @@ def stream_read(data: Tensor) -> float:
     return float(_cpu.stream_read(_at(data, U8, *data.shape), data.numel()))
 
 
-def peak_rate(tiles: bool) -> float:
-    """Operations a second of the team on registers alone: bf16 tiles, or int8 dot products. 0: the ISA has none."""
-    return float(_cpu.peak_rate(tiles))
+def peak_rate(kind: str) -> float:
+    """Operations a second of the team on registers alone, of one of PEAKS. 0: the ISA has none."""
+    return float(_cpu.peak_rate(PEAKS.index(kind)))
 
 
 def region_ns(rounds: int = 10000) -> float:

@@ -65,7 +65,7 @@ void bind_machine(nb::module_& m) {
   }, Unlocked());
   m.def("poison_arena", [](bool on) { Arena::poison(on); });
   m.def("stream_read", [](Address data, size_t bytes) { return stream_read(at<uint8_t>(data), bytes); }, Unlocked());
-  m.def("peak_rate", &peak_rate, Unlocked());
+  m.def("peak_rate", [](int which) { return peak_rate(Peak(which)); }, Unlocked());
   m.def("take_part_seconds", &take_part_seconds);
   m.def("region_ns", &region_ns, Unlocked());
   m.def("barrier_ns", &barrier_ns, Unlocked());

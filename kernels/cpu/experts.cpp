@@ -32,7 +32,7 @@ constexpr int SUM_COLUMNS = 512;
 constexpr int PIECE_ROWS = 64, PIECES = 4;  // of a split matrix: at least so many rows, at most so many for each worker
 constexpr int EVEN_GROUPS = 8;      // groups for each worker from which on a whole one at the end delays little
 constexpr float SPLIT_COST = 1.05f;  // row-split time over whole-expert time, as measured
-constexpr float TILED_COST = 9.0f, TILE_COST = 2.7f;  // see cost()
+constexpr float TILED_COST = 7.0f, TILE_COST = 4.0f;  // see cost()
 constexpr size_t OUT_BYTES = size_t(128) << 20;
 
 // Floats from one row of `out` to the next: a cache line more than a row, which is often a power of two, so that the 16
@@ -45,7 +45,7 @@ struct Group {  // an expert that was chosen; its pairs are rows first .. first 
   uint8_t *x_tiles, *h_tiles;  // activations of a tiled group: its own if it is split, else the worker's
 };
 
-int tile_count(const Group& group) { return group.tiled ? (group.count + TILE_SIDE - 1) / TILE_SIDE : 0; }
+int tile_count(const Group& group) { return group.tiled ? tiles_of(group.count) : 0; }
 
 struct Scratch {  // of one worker
   float* up;      // [tokens of the largest group by dot products, STEP_ROWS]
@@ -161,6 +161,10 @@ struct Layer {
     return {first + rows.begin * bytes, first + (rows.begin + half) * bytes, bytes, half, n - half};
   }
 
+  // Bytes of 16 tokens of a tiled group: activations, and hidden values.
+  size_t x_stride() const { return format.tiles->stride(bank.hidden); }
+  size_t h_stride() const { return format.tiles->hidden_stride(bank.width); }
+
   // Activations of a token for the groups by dot products.
   void prepare_x(Range part) const {
     for (int t = part.begin; t < part.end; t++)
@@ -171,14 +175,14 @@ struct Layer {
   void pack_x(const Group& group, int i) const {
     const int first = i * TILE_SIDE, n = std::min(TILE_SIDE, group.count - first);
     format.tiles->pack(x, size_t(bank.hidden), token_of + group.first + first, n, bank.hidden,
-                   group.x_tiles + i * tile_stride(bank.hidden));
+                   group.x_tiles + i * x_stride());
   }
 
   // h of a group for some rows of gate and up.
   void gate_up(const Group& group, Range rows, const Scratch& scratch) const {
     if (group.tiled)
-      return format.tiles->swiglu(gate_up_rows(group, rows), {group.x_tiles, tile_stride(bank.hidden), group.count},
-                                  bank.hidden, {group.h_tiles, tile_stride(bank.width), rows.begin, bank.width},
+      return format.tiles->swiglu(gate_up_rows(group, rows), {group.x_tiles, x_stride(), group.count}, bank.hidden,
+                                  {group.h_tiles, h_stride(), rows.begin, bank.width},
                                   scratch.tiles);
     const Tokens acts{x_acts, x_bytes, token_of + group.first, group.count};
     for (int r = rows.begin; r < rows.end; r += STEP_ROWS) {
@@ -191,6 +195,8 @@ struct Layer {
   }
 
   void prepare_h(const Group& group) const {
+    if (group.tiled && format.tiles->seal)
+      for (int i = 0; i < tile_count(group); i++) format.tiles->seal(group.h_tiles + i * h_stride(), bank.width);
     if (group.tiled || !format.prepare) return;
     for (int p = group.first; p < group.first + group.count; p++)
       format.prepare(h + size_t(p) * bank.width, bank.width, h_acts + p * h_bytes);
@@ -200,7 +206,7 @@ struct Layer {
     PairOut to;
     const RowPair pair = down_rows(group, rows, &to);
     if (group.tiled)
-      format.tiles->multiply(pair, {group.h_tiles, tile_stride(bank.width), group.count}, bank.width, to,
+      format.tiles->multiply(pair, {group.h_tiles, h_stride(), group.count}, bank.width, to,
                              scratch.tiles);
     else
       format.dot(pair, {h_acts + group.first * h_bytes, h_bytes, nullptr, group.count}, bank.width, to);
@@ -224,8 +230,8 @@ struct Layer {
 };
 
 // Time of an expert: reading it, plus arithmetic that grows with its tokens; four tokens cost about as much as the
-// reading. By tiles it is unpacking, as long as 50 tokens take, and whole sixteens; the first sixteen cost as
-// much as 8 tokens by dot products.
+// reading. By tiles it is unpacking, and whole sixteens of tokens; the first sixteen cost as much as 7 tokens by dot
+// products.
 float cost(const Group& group) {
   return group.tiled ? TILED_COST + TILE_COST * float(tile_count(group)) : 4.0f + float(group.count);
 }
@@ -265,26 +271,26 @@ void take_tiles(Layer& layer, Arena& arena) {
   for (int i = 0; i < layer.split; i++) {
     Group& group = layer.list[i];
     if (!group.tiled) break;
-    group.x_tiles = arena.take<uint8_t>(tile_acts_bytes(group.count, layer.bank.hidden));
-    group.h_tiles = arena.take<uint8_t>(tile_acts_bytes(group.count, layer.bank.width));
+    group.x_tiles = arena.take<uint8_t>(tile_count(group) * layer.x_stride());
+    group.h_tiles = arena.take<uint8_t>(tile_count(group) * layer.h_stride());
   }
 }
 
 Scratch* take_scratch(const Layer& layer, Team& team) {
   Scratch* all = team.arena.take<Scratch>(team.size());
-  int dot_tokens = 0, tile_tokens = 0;
+  int dot_tokens = 0, tiles = 0;
   for (int i = 0; i < layer.groups; i++) {
     const Group& group = layer.list[i];
     if (!group.tiled) dot_tokens = std::max(dot_tokens, group.count);
-    if (group.tiled && i >= layer.split) tile_tokens = std::max(tile_tokens, group.count);
+    if (i >= layer.split) tiles = std::max(tiles, tile_count(group));
   }
   const bool tiled = layer.groups > 0 && layer.list[0].tiled;
   const size_t tile_scratch = tiled ? layer.format.tiles->scratch_bytes(std::max(layer.bank.hidden, layer.bank.width)) : 0;
   for (int worker = 0; worker < team.size(); worker++) {
     all[worker].up = team.arena.take<float>(size_t(dot_tokens) * STEP_ROWS);
     all[worker].tiles = team.arena.take<uint8_t>(tile_scratch);
-    all[worker].x_tiles = team.arena.take<uint8_t>(tile_acts_bytes(tile_tokens, layer.bank.hidden));
-    all[worker].h_tiles = team.arena.take<uint8_t>(tile_acts_bytes(tile_tokens, layer.bank.width));
+    all[worker].x_tiles = team.arena.take<uint8_t>(tiled ? tiles * layer.x_stride() : 0);
+    all[worker].h_tiles = team.arena.take<uint8_t>(tiled ? tiles * layer.h_stride() : 0);
   }
   return all;
 }

@@ -38,10 +38,11 @@ bool has_amx() {
   unsigned a, b, c, d, extended;
   if (!has_avx512() || !__get_cpuid_count(7, 1, &extended, &b, &c, &d) || !__get_cpuid_count(7, 0, &a, &b, &c, &d))
     return false;
-  const bool tiles = d & (1u << 24), bf16_tiles = d & (1u << 22), bf16 = extended & (1u << 5);
+  const bool tiles = d & (1u << 24), bf16_tiles = d & (1u << 22), int8_tiles = d & (1u << 25),
+             bf16 = extended & (1u << 5);
   constexpr int ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18;
   static const bool granted =
-      tiles && bf16_tiles && bf16 && __builtin_cpu_supports("avx512vbmi") &&
+      tiles && bf16_tiles && int8_tiles && bf16 && __builtin_cpu_supports("avx512vbmi") &&
       syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
   return granted;
 #else

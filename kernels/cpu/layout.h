@@ -33,9 +33,7 @@ constexpr int TILE_SIDE = 16, TILE_BYTES = 1024;  // rows or tokens of a tile; i
 
 static inline int tile_steps(int cols) { return (cols + BLOCK - 1) / BLOCK; }
 static inline size_t tile_stride(int cols) { return size_t(tile_steps(cols)) * TILE_BYTES; }
-static inline size_t tile_acts_bytes(int tokens, int cols) {
-  return size_t((tokens + TILE_SIDE - 1) / TILE_SIDE) * tile_stride(cols);
-}
+static inline int tiles_of(int tokens) { return (tokens + TILE_SIDE - 1) / TILE_SIDE; }
 
 // Asks for the weights that a tile will read in a while; rows lie one after the other, so they are a fixed distance
 // ahead. Every line of a row must be asked for, its scales too: without it arithmetic and memory time add up, because the

@@ -53,7 +53,7 @@ struct TiledLinear {
   int tokens;
   float* y;
   uint8_t *acts, *scratch;  // of all tokens; of each worker
-  size_t scratch_bytes;
+  size_t stride, scratch_bytes;  // of the activations of 16 tokens; of a worker's scratch
   int piece, pieces, token_parts;
 
   TiledLinear(const float* x_, int64_t x_stride_, int tokens_, const Weights& weight_, const float* bias_, float* y_,
@@ -66,29 +66,28 @@ struct TiledLinear {
         x_stride(x_stride_),
         tokens(tokens_),
         y(y_) {
-    acts = team.arena.take<uint8_t>(tile_acts_bytes(tokens, weight.cols));
+    stride = tiles.stride(weight.cols);
+    acts = team.arena.take<uint8_t>(tiles_of(tokens) * stride);
     scratch_bytes = round_up(tiles.scratch_bytes(weight.cols), 64);
     scratch = team.arena.take<uint8_t>(scratch_bytes * team.size());
     const int all = (weight.rows + 2 * TILE_SIDE - 1) / (2 * TILE_SIDE);
     const int share = std::clamp(all / (4 * team.size()), 1, PIECE_PANELS);
     piece = share * 2 * TILE_SIDE;
     pieces = (weight.rows + piece - 1) / piece;
-    token_parts = pieces < 2 * team.size() ? std::min(team.size(), token_tiles()) : 1;
+    token_parts = pieces < 2 * team.size() ? std::min(team.size(), tiles_of(tokens)) : 1;
   }
-
-  int token_tiles() const { return (tokens + TILE_SIDE - 1) / TILE_SIDE; }
 
   void pack(Range token_tiles) const {
     for (int i = token_tiles.begin; i < token_tiles.end; i++)
       tiles.pack(x + i * TILE_SIDE * x_stride, size_t(x_stride), nullptr, std::min(TILE_SIDE, tokens - i * TILE_SIDE),
-                     weight.cols, acts + i * tile_stride(weight.cols));
+                     weight.cols, acts + i * stride);
   }
 
   void run(int item, int worker) const {
     const int row = item / token_parts * piece, n = std::min(piece, weight.rows - row), half = (n + 1) / 2;
     const Range part = part_of(tokens, token_parts, item % token_parts, 2 * TILE_SIDE);
     const int count = part.end - part.begin;
-    const size_t bytes = row_bytes(weight.format, weight.cols), stride = tile_stride(weight.cols);
+    const size_t bytes = row_bytes(weight.format, weight.cols);
     const uint8_t* first = weight.data + size_t(row) * bytes;
     float* out = y + size_t(part.begin) * weight.rows + row;
     tiles.multiply({first, first + half * bytes, bytes, half, n - half},
@@ -104,7 +103,7 @@ void linear_tiled(const TiledLinear& job, Team& team) {
   Counter items;
   team.run(false, [&](int worker) {
     job.isa.tiles_begin();
-    job.pack(part_of(job.token_tiles(), team.active(), worker));
+    job.pack(part_of(tiles_of(job.tokens), team.active(), worker));
     team.barrier();
     for (int i = items.next(); i < job.pieces * job.token_parts; i = items.next()) job.run(i, worker);
     job.isa.tiles_end();

@@ -36,16 +36,18 @@ double stream_read(const uint8_t* data, size_t bytes) {
   return seconds;
 }
 
-double peak_rate(bool tiles) {
+double peak_rate(Peak which) {
   Turn turn;
   const Kernels& isa = kernels();
-  if (!(tiles ? isa.tiles_peak : isa.int8_peak)) return 0.0;
+  const bool tiles = which != Peak::int8_dots;
+  const auto loop = !tiles ? isa.int8_peak : which == Peak::int8_tiles ? isa.int8_tiles_peak : isa.bf16_tiles_peak;
+  if (!loop) return 0.0;
   std::vector<double> done(turn.team.size());
   const auto measure = [&](int rounds) {
     const auto start = Clock::now();
     turn.team.run(false, [&](int worker) {
       if (tiles) isa.tiles_begin();
-      done[worker] = (tiles ? isa.tiles_peak : isa.int8_peak)(rounds);
+      done[worker] = loop(rounds);
       if (tiles) isa.tiles_end();
     });
     return seconds_since(start);

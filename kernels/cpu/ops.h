@@ -141,7 +141,8 @@ void layers(const std::vector<DecoderLayer>& stack, const Places& places, const 
 
 // measure.cpp
 double stream_read(const uint8_t* data, size_t bytes);  // seconds
-double peak_rate(bool tiles);                           // operations a second, bf16 tiles or int8; 0: none
+enum class Peak : int { int8_dots, bf16_tiles, int8_tiles };
+double peak_rate(Peak which);                          // operations a second on registers alone; 0: none
 double region_ns(int rounds);                           // dispatch and join of an empty region
 double barrier_ns(int rounds);                          // one barrier inside a region
 

@@ -33,6 +33,14 @@ inline float peak_size(const float* x) {
   return max_lane(m);
 }
 
+// The same of activations, where a NaN must come out as NaN: it becomes the block's scale.
+inline float peak_or_nan(const float* x) {
+  V m = vabs(load(x));
+#pragma GCC unroll 8
+  for (int i = W; i < BLOCK; i += W) m = larger(m, vabs(load(x + i)));
+  return largest_lane(m);
+}
+
 template <class Q>
 struct QuantFormat {
   static constexpr int TILE_ROWS = W == 16 ? 4 : 2;
@@ -113,7 +121,7 @@ struct QuantFormat {
     __builtin_memset(acts + blocks / Q::GROUP * Q::GROUP * BLOCK, 0,
                      size_t(padded - blocks / Q::GROUP * Q::GROUP) * BLOCK);
     for (int b = 0; b < padded; b++) {
-      float peak = b < blocks ? peak_size(x + b * BLOCK) : 0.0f, total = 0.0f;
+      float peak = b < blocks ? peak_or_nan(x + b * BLOCK) : 0.0f, total = 0.0f;
       uint8_t* lo = acts + (b / Q::GROUP * Q::GROUP) * BLOCK + (b % Q::GROUP) * Q::HALF_STEP;
       if (b < blocks) total = prepare_block(x + b * BLOCK, peak > 0 ? 127.0f / peak : 0.0f, lo, lo + Q::HALF_GAP);
       scales[b] = peak / 127.0f;

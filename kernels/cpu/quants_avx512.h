@@ -163,7 +163,7 @@ struct TurnedFormat : QuantFormat<Q> {
     int32_t* starts = reinterpret_cast<int32_t*>(const_cast<float*>(view.offsets));
     for (int b = 0; b < padded; b++) {
       alignas(64) uint8_t quants[BLOCK] = {};
-      const float peak = b < blocks ? peak_size(x + b * BLOCK) : 0.0f;
+      const float peak = b < blocks ? peak_or_nan(x + b * BLOCK) : 0.0f;
       float total = 0.0f;
       if (b < blocks) total = QuantFormat<Q>::prepare_block(x + b * BLOCK, peak > 0 ? 127.0f / peak : 0.0f, quants, quants + 16);
       const int lane = Q::lane_of(b % W), group = b / W * W;

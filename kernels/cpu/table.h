@@ -38,14 +38,14 @@ struct PairOut {
   size_t a_stride, b_stride;
 };
 
-// Activations as bf16 tiles (layout.h): `count` tokens, 16 to a tile; `stride` bytes from one 16 to the next.
+// Activations as tiles: `count` tokens, 16 to a tile; `stride` bytes from one 16 to the next.
 struct TileTokens {
   const uint8_t* base;
   size_t stride;
   int count;
 };
 
-// Where SwiGLU of gate and up rows goes: values first .. first + n of `width`, as tiles for the same tokens.
+// Where SwiGLU of gate and up rows goes: values first .. first + n of `width`, for the same tokens, 16 to `stride` bytes.
 struct TileHidden {
   uint8_t* base;
   size_t stride;
@@ -55,11 +55,15 @@ struct TileHidden {
 // Many tokens: the same products as `dot` by matrix instructions. `scratch` holds scratch_bytes(cols).
 struct TileKernels {
   int min_tokens;  // fewer are faster with `dot`, unless set_tile_tokens knows better
+  size_t (*stride)(int cols);          // bytes of the activations of 16 tokens
+  size_t (*hidden_stride)(int width);  // of what `swiglu` writes for 16 tokens
   size_t (*scratch_bytes)(int cols);
   // Up to 16 tokens to tiles; token i lies at x + (index ? index[i] : i) * stride floats.
   void (*pack)(const float* x, size_t stride, const int32_t* index, int count, int cols, uint8_t* tiles);
   void (*multiply)(const RowPair& w, const TileTokens& x, int cols, const PairOut& out, uint8_t* scratch);
   void (*swiglu)(const RowPair& gate_up, const TileTokens& x, int cols, const TileHidden& h, uint8_t* scratch);
+  // Makes tiles of 16 tokens out of what `swiglu` wrote for all of their width; null: they are tiles already.
+  void (*seal)(uint8_t* hidden, int width);
 };
 
 struct FormatKernels {
@@ -110,7 +114,8 @@ struct Kernels {
   double (*int8_peak)(int rounds);  // integer dot products on registers alone; returns operations. null: none
   void (*tiles_begin)();  // before and after any tile work of a thread; null where there is none
   void (*tiles_end)();
-  double (*tiles_peak)(int rounds);  // products of tiles that are there already
+  double (*bf16_tiles_peak)(int rounds);  // products of tiles that are there already
+  double (*int8_tiles_peak)(int rounds);
 };
 
 extern const Kernels kernels_portable;

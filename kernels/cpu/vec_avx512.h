@@ -30,6 +30,10 @@ inline V div(V a, V b) { return _mm512_div_ps(a, b); }
 inline V fma(V a, V b, V c) { return _mm512_fmadd_ps(a, b, c); }
 inline V vmax(V a, V b) { return _mm512_max_ps(a, b); }  // either is NaN: b
 inline V vmin(V a, V b) { return _mm512_min_ps(a, b); }
+// The larger of two magnitudes, bit by bit: a NaN is larger than infinity, so it is not lost.
+inline V larger(V a, V b) {
+  return _mm512_castsi512_ps(_mm512_max_epu32(_mm512_castps_si512(a), _mm512_castps_si512(b)));
+}
 inline V vabs(V a) { return _mm512_abs_ps(a); }
 inline V round_even(V a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 inline V floor_(V a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
@@ -37,6 +41,9 @@ inline V scale2(V p, V n) { return _mm512_scalef_ps(p, n); }  // p * 2^n
 
 inline float sum(V v) { return _mm512_reduce_add_ps(v); }
 inline float max_lane(V v) { return _mm512_reduce_max_ps(v); }
+inline float largest_lane(V v) {  // of magnitudes, as `larger`
+  return _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(int(_mm512_reduce_max_epu32(_mm512_castps_si512(v))))));
+}
 
 // Lane i of the result is the sum of the lanes of a[i]; every row is added up in the same order.
 inline V sum_lanes(const V (&a)[W]) {

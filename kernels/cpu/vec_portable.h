@@ -35,6 +35,9 @@ inline V div(V a, V b) { return a / b; }
 inline V fma(V a, V b, V c) { return a * b + c; }
 inline V vmax(V a, V b) { return a > b ? a : b; }  // either is NaN: b
 inline V vmin(V a, V b) { return a < b ? a : b; }
+typedef uint32_t Bits __attribute__((vector_size(16)));
+// The larger of two magnitudes, bit by bit: a NaN is larger than infinity, so it is not lost.
+inline V larger(V a, V b) { return Bits(a) > Bits(b) ? a : b; }
 inline V vabs(V a) {
   return each(a, [](float x) { return __builtin_fabsf(x); });
 }
@@ -64,6 +67,10 @@ inline float sum(V v) { return (v[0] + v[2]) + (v[1] + v[3]); }
 inline float max_lane(V v) {
   float a = v[0] > v[1] ? v[0] : v[1], b = v[2] > v[3] ? v[2] : v[3];
   return a > b ? a : b;
+}
+inline float largest_lane(V v) {  // of magnitudes, as `larger`
+  V m = larger(v, V{v[2], v[3], v[0], v[1]});
+  return larger(m, V{m[1], m[0], m[3], m[2]})[0];
 }
 inline V sum_lanes(const V (&a)[W]) { return V{sum(a[0]), sum(a[1]), sum(a[2]), sum(a[3])}; }
 
