@@ -255,7 +255,7 @@ def measure(
     as_json: Json = False,
 ) -> None:
     """Measure how fast this machine's kernels read memory and what a step costs besides; saved for predictions."""
-    from .engine import calibrate, console, machine, report, tiles
+    from .engine import calibrate, console, machine, report, strangers, tiles
 
     machine.set_threads(threads)
     profile = calibrate.measure(rounds, quick)
@@ -265,6 +265,11 @@ def measure(
         console.notes.print(report.profile_table(profile))
         for line in report.profile_lines(profile):
             console.say(line)
+    if strangers.are_in_the_way(profile.busy):
+        console.say(
+            f"other processes took {profile.busy:.1f} cores meanwhile, so that these rates are too low: measure again "
+            "when nothing else runs"
+        )
     console.save_profile(profile)
     if found := tiles.refresh():
         least = ", ".join(f"{count} ({name})" for name, count in found.items())

@@ -287,6 +287,8 @@ def the_profile(path: Path) -> Profile:
     profile = Profile(**json.loads(path.read_text()))
     if profile.key != machine.hardware_key():
         raise SystemExit(f"{path} is the profile of other hardware ({profile.cpu}): name another file")
+    if profile.is_stale:
+        raise SystemExit(f"{path} was measured with other kernels: name another file")
     return profile
 
 

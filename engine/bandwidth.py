@@ -23,6 +23,7 @@ from torch import Tensor
 from .. import kernels
 from ..errors import MemoryNeeded
 from ..kernels import FORMATS, ExpertBank, ExpertLayout, Format, Matrix
+from ..kernels.isa import kernels_digest
 from ..loaders.memory import GB, free_memory
 from .kvcache import PAGE
 from .machine import cpu_kernels
@@ -75,6 +76,7 @@ def measure(rounds: int = ROUNDS, arena_bytes: int | None = None) -> Profile:
         stream_by_threads=_by_threads(arena, rate["stream"]),
         pace_s=statistics.median(steady([Sample(s, s) for s in paces], best(paces))),
         undisturbed=share(paces, best(paces)),
+        kernels=kernels_digest(),
     )
 
 

@@ -15,9 +15,10 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TransferSpeedColumn
 
 from ..errors import ContextOverflow, HeadraceError
-from . import calibrate, machine, report
+from . import calibrate, machine, report, strangers
 from .config import SamplingParams
 from .llm import LLM, Prompt
+from .profile import STALE
 from .results import Completion
 
 INTERRUPTED = 130  # exit status of a program that Ctrl-C ended
@@ -50,18 +51,42 @@ def load_progress() -> Iterator[Callable[[int, int], None]]:
             progress.stop()
 
 
-def ensure_profile(llm: LLM) -> None:
-    """Measures this machine once, so that the run has a prediction to be held against."""
-    if not llm.can_predict or llm.machine is not None:
+def ensure_profile(llm: LLM, even_if_busy: bool = False) -> None:
+    """Measures this machine once, and once more for other kernels, so that the run has a prediction to be held
+    against. even_if_busy: also while others compute."""
+    if not llm.can_predict:
         return
-    say("this machine was not measured yet; reading its memory with the kernels, once ...")
     try:
-        profile = calibrate.measure()
+        profile = current(llm.machine, even_if_busy)
     except HeadraceError as error:
-        say(f"no prediction: {error}")
-        return
+        say(f"no prediction: {error}" if llm.machine is None else f"{STALE}, and could not be measured: {error}")
+        profile = llm.machine
     llm.use_profile(profile)
-    save_profile(profile, "; `headrace measure` repeats it")
+
+
+def current(known: machine.Profile | None, even_if_busy: bool = False) -> machine.Profile | None:
+    """The profile of this machine: the known one if it is of these kernels, else measured now; `known` where others
+    compute now, unless `even_if_busy`. It is kept only if they left it alone. Raises MemoryNeeded."""
+    if known is not None and not known.is_stale:
+        return known
+    why = "this machine was not measured yet" if known is None else STALE
+    others = 0.0 if even_if_busy else strangers.look()
+    if strangers.are_in_the_way(others):
+        say(
+            f"{why}, and is not measured now: other processes take {others:.1f} cores. "
+            f"{'There is no prediction' if known is None else 'Predictions may be off'}; run `headrace measure`"
+        )
+        return known
+    say(f"{why}; reading its memory with the kernels, once ...")
+    found = calibrate.measure()
+    if strangers.are_in_the_way(found.busy):
+        say(
+            f"not saved: other processes took {found.busy:.1f} cores meanwhile, so that these rates are too low. They "
+            "count for this run; `headrace measure` keeps what it finds"
+        )
+    else:
+        save_profile(found, "; `headrace measure` repeats it")
+    return found
 
 
 def watch(llm: LLM) -> None:

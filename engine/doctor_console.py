@@ -7,7 +7,7 @@ from collections.abc import Callable
 from rich.console import Console
 
 from ..errors import OptionError
-from . import calibrate, console, doctor, machine
+from . import console, doctor, machine
 from .llm import IN_CACHES, LLM
 from .profile import Profile, load_profile
 
@@ -32,17 +32,14 @@ def run(load: Callable[[], LLM] | None) -> int:
 
 
 def _profile(llm: LLM | None) -> Profile:
-    """The saved profile, measured now if there is none."""
+    """The saved profile; measured now, whoever computes beside, if there is none of these kernels."""
     if llm is not None:
         llm.tell = lambda text: None  # the diagnosis says it
-        console.ensure_profile(llm)
+        console.ensure_profile(llm, even_if_busy=True)
         if llm.machine is None:
             raise OptionError("this machine could not be measured, and without that there is no diagnosis")
         return llm.machine
-    found = load_profile()
-    if found is None:
-        console.say("this machine was not measured yet; reading its memory with the kernels, once ...")
-        machine.set_threads(None)
-        found = calibrate.measure()
-        console.save_profile(found, "; `headrace measure` repeats it")
+    machine.set_threads(None)
+    found = console.current(load_profile(), even_if_busy=True)
+    assert found is not None, "not measured, and nobody was in the way"
     return found

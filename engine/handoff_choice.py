@@ -15,13 +15,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ..errors import OptionError
+from ..kernels.isa import kernels_digest
 from . import posting
 from .config import GRAPHED
 from .gpu_runtime import Runtime
 from .placement import Placement, Tier
 from .posting import VARIANTS, Choice, Trial
 from .profile import hardware_key, profile_path
-from .tiles import kernels_digest
 
 UNTRIED = "auto takes it until a captured step has run on a GPU; memop and hostfunc can be asked for"
 

@@ -45,6 +45,7 @@ from .pinned import resolve_limit
 from .placement import Tier
 from .planner import predict_terms
 from .posting import Choice
+from .profile import STALE
 from .request import Request
 from .results import Chunk, Completion
 from .sampling import sample
@@ -88,8 +89,10 @@ class LLM:
         self.ledger = Ledger()
         self.tell: Callable[[str], None] = log.warning
         self.machine: machine.Profile | None = None
+        self.doubt: str | None = None
         if self.can_predict:
-            self.use_profile(machine.load_profile())
+            self.use_profile(rates)
+        self.doubt = STALE if rates is not None and rates.is_stale else None
         self._assemble()
 
     def _open(self, model: str, show_progress: bool) -> Checkpoint:
@@ -220,7 +223,9 @@ class LLM:
         return TieredExperts(split, self.placement, self.devices, self.handoff, self.ledger, self.fit.moves)
 
     def use_profile(self, profile: machine.Profile | None) -> None:
-        """Takes the bandwidths that passes are held against from now on; None: no prediction."""
+        """Takes the bandwidths that passes are held against from now on; None: no prediction. The caller knows what
+        they are worth."""
+        self.doubt = None
         self.machine = profile
         self.ledger.predict = None if profile is None else partial(self._predict, profile)
         self.watch_run()
@@ -230,6 +235,12 @@ class LLM:
         drift apart. Not for a model that the CPU's caches hold: no prediction of memory traffic is right for it."""
         is_watched = self.ledger.predict is not None and self.weights.nbytes >= IN_CACHES
         self.ledger.watch = Watch(lambda text: self.tell(text)) if is_watched else None
+
+    def _tell_doubt(self) -> None:
+        """Once, that what copies and predictions follow from may be off."""
+        doubt, self.doubt = self.doubt, None
+        if doubt is not None:
+            self.tell(f"{doubt}, so that predictions may be off: run headrace measure")
 
     def _predict(self, profile: machine.Profile, read: Bytes, tokens: int, sequences: int) -> dict[str, float]:
         return predict_terms(read, profile, self.checkpoint.formats, self.kv_dtype, self.spec, tokens, sequences)
@@ -340,6 +351,7 @@ class LLM:
     def _start(self, request: Request) -> None:
         with self.lock:
             if not self.requests:
+                self._tell_doubt()
                 self.watch_run()
             self.requests[request.sequence.id] = request
             self.scheduler.add(request.sequence)

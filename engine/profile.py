@@ -15,6 +15,8 @@ import psutil
 from ..kernels import FORMATS, isa
 from ..loaders.memory import GB
 
+STALE = "the profile of this machine was measured with other kernels"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
@@ -25,9 +27,11 @@ class Profile:
     ("1", "8", "512"). stream_by_threads: plain reads by so many threads.
     layer_s, layer_batch, shared_s, pass_s, logit_s: seconds that a layer takes besides what it reads, with one token
     and with several ("4", "128"); that a shared expert adds to it; a pass; each of its logits (`overhead.py`). disk,
-    nodes, copies, notes: other ways into memory (`links.py`). pace_s, undisturbed, busy: of the measurement itself: the
-    pace of the undisturbed machine (`pace.py`), the share of samples that were taken at it, and the cores that other
-    processes took. Empty and 0: not measured.
+    nodes, copies, notes: other ways into memory (`links.py`). together: two of them, or experts and one of them, at
+    once (`together.py`), by their names with " + " between: the rate of each while the other runs, by its name, and
+    alone, by its name and " alone". pace_s, undisturbed, busy: of the measurement itself: the pace of the undisturbed
+    machine (`pace.py`), the share of samples that were taken at it, and the cores that other processes took. kernels:
+    which were measured (`isa.kernels_digest`). Empty and 0: not measured.
     """
 
     key: str
@@ -51,10 +55,17 @@ class Profile:
     disk: dict[str, float] = field(default_factory=dict)
     nodes: dict[str, float] = field(default_factory=dict)
     copies: dict[str, float] = field(default_factory=dict)
+    together: dict[str, dict[str, float]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     pace_s: float = 0.0
     undisturbed: float = 1.0
     busy: float = 0.0
+    kernels: str = ""
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether it was measured with other kernels than those that run."""
+        return self.kernels != isa.kernels_digest()
 
     def slowdown(self, format: str, tokens: float, experts: bool = False) -> float:
         """Time of a matrix (or of experts) with so many tokens over its time with one: 1 as long as arithmetic hides
@@ -128,7 +139,8 @@ def profile_path(key: str) -> Path:
 
 
 def load_profile() -> Profile | None:
-    """The saved profile of this hardware, or None if it was not measured yet (or by another version)."""
+    """The saved profile of this hardware, or None if it was not measured yet (or by another version). It may be of
+    other kernels (`is_stale`)."""
     key = hardware_key()
     try:
         profile = Profile(**json.loads(profile_path(key).read_text(encoding="utf-8")))

@@ -8,6 +8,8 @@ from collections.abc import Callable
 import psutil
 
 CROWDED = 0.2  # cores that others take, from which on a round is repeated
+SHARE = 0.05  # of all cores: a large machine is never wholly idle
+LOOK_S = 0.5
 PATIENCE = 2  # repeated rounds at most, for each that is wanted
 
 
@@ -26,6 +28,18 @@ class Strangers:
     def cores(self) -> float:
         wall, used = (now - start for now, start in zip(self._now(), self.start, strict=True))
         return round(max(0.0, used) / max(wall, 1e-9), 2)
+
+
+def are_in_the_way(cores: float) -> bool:
+    """Whether others who take so many cores slow a measurement down by more than it is off anyway."""
+    return cores > max(CROWDED, SHARE * (psutil.cpu_count() or 1))
+
+
+def look() -> float:
+    """How many cores others take now; about half a second."""
+    others = Strangers()
+    time.sleep(LOOK_S)
+    return others.cores()
 
 
 def alone(rounds: int, one_round: Callable[[], None], forget: Callable[[], None]) -> int:

@@ -9,17 +9,16 @@ than those that were timed are timed once more.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import statistics
 import time
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..kernels import FORMATS, ExpertBank, ExpertLayout, Ops, load
+from ..kernels.isa import kernels_digest
 from ..loaders.memory import free_memory
 from .bandwidth import HIDDEN, WIDTH
 from .machine import cpu_kernels
@@ -114,14 +113,6 @@ def _time(ops: Ops, bank: ExpertBank, first: int, tokens: int) -> float:
 def _path() -> Path:
     key = hardware_key()
     return profile_path(key).with_name(f"tiles-{key}.json")
-
-
-@cache
-def kernels_digest() -> str:
-    """What tells the built kernels from others: 16 hexadecimal digits."""
-    from ..kernels import _cpu
-
-    return hashlib.sha256(Path(_cpu.__file__).read_bytes()).hexdigest()[:16]
 
 
 def save(found: dict[str, int]) -> None:

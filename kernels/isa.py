@@ -1,11 +1,14 @@
-"""The instruction set and the threads of the C++ kernels, without torch: a plan needs them, and no tensor.
+"""The instruction set, the threads and the build of the C++ kernels, without torch: a plan needs them, and no tensor.
 
 One instruction set serves the process, the best of the CPU or the one that HEADRACE_ISA names.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
+from functools import cache
+from pathlib import Path
 
 from ..errors import OptionError
 from . import _cpu
@@ -36,6 +39,12 @@ def cpu_features() -> list[str]:
 def threads() -> int:
     """Threads of the team; at first the physical cores that this process may use."""
     return int(_cpu.threads())
+
+
+@cache
+def kernels_digest() -> str:
+    """What tells the built kernels from others: 16 hexadecimal digits."""
+    return hashlib.sha256(Path(_cpu.__file__).read_bytes()).hexdigest()[:16]
 
 
 if os.environ.get("HEADRACE_ISA"):

@@ -25,6 +25,7 @@ from headrace import cli
 from headrace.engine import machine, tiles
 from headrace.engine.machine import Profile
 from headrace.kernels import FORMATS, cpu
+from headrace.kernels.isa import kernels_digest
 from refusals import edit_json
 from transformers import PreTrainedModel
 
@@ -112,7 +113,7 @@ def profile(cache_home: Path) -> Iterator[Profile]:
     made = Profile(
         key=machine.hardware_key(), cpu="test", isa=cpu.isa(), threads=threads, memory_bytes=1, date="2000-01-01",
         stream=1e10, linear=rates, experts=rates, attention={"1": 1e10, "8": 1e10, "512": 1e10},
-        batch={"4": rates, "16": rates}, crowd={"2": rates, "16": rates},
+        batch={"4": rates, "16": rates}, crowd={"2": rates, "16": rates}, kernels=kernels_digest(),
     )  # fmt: skip
     for count in {1, threads, os.cpu_count() or 1}:
         cpu.set_threads(count)

@@ -35,6 +35,8 @@ def quick_measure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bandwidth, "QUERIES", ((1, 1), (8, 1), (8, 4)))
     monkeypatch.setattr(bandwidth, "BY_THREADS_ROUNDS", 1)
     monkeypatch.setattr(strangers, "PATIENCE", 0)
+    monkeypatch.setattr(strangers, "LOOK_S", 0.0)
+    monkeypatch.setattr(strangers.Strangers, "cores", lambda self: 0.0)
     monkeypatch.setattr(links, "FILE", 16 << 20)
     small = partial(overhead.measure, many=4, few=2, width=32, rounds=1)
     monkeypatch.setattr(overhead, "measure", small)

@@ -88,6 +88,7 @@ class Device:
     cache_s: Callable[[float], float] | None = None  # measured: seconds for a byte of cache, by FLOPs for a byte
     isa: str = "avx2"
     source: str = ""
+    doubt: str = ""  # why what was measured may be off, and what to do
 
     def measured(self, format: str, experts: bool) -> float | None:
         """Bytes per second of the kernel for this format, if it was measured."""

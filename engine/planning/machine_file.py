@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import OptionError
-from ..profile import Profile, hardware_key, load_profile
+from ..profile import STALE, Profile, hardware_key, load_profile
 from .hardware import CORE_FLOPS, FIXED, Device, Hardware, Range, device, exactly, parse, part, positive
 
 KEYS = {
@@ -70,6 +70,7 @@ def of_profile(profile: Profile) -> Hardware:
         slowdown=profile.slowdown if profile.batch else None,
         cache_s=profile.cache_seconds_per_byte,
         source=f"measured {profile.date}",
+        doubt=f"{STALE}: run headrace measure" if profile.is_stale else "",
     )
     return Hardware(
         name=f"this machine ({profile.cpu})",

@@ -192,6 +192,7 @@ def what_if_table(plan: Plan) -> Table:
 
 def remarks(plan: Plan) -> Iterable[str]:
     assert plan.hardware is not None
+    yield from doubts(plan)
     if plan.hardware.measured:
         yield "bandwidths are measured; compute of the CPU's cores, which decides on prefill, is assumed from its kind"
         if gpus := unknown_gpus():
@@ -208,6 +209,11 @@ def remarks(plan: Plan) -> Iterable[str]:
         yield 'no prefill time: a part has no compute rate; for a CPU give its cores, as in --hardware "..., 16cores"'
 
 
+def doubts(plan: Plan) -> list[str]:
+    """Why measured rates may be off."""
+    return [device.doubt for device in plan.hardware.devices if device.doubt] if plan.hardware else []
+
+
 def as_json(plan: Plan) -> dict[str, Any]:
     """The object that --json prints: bytes, tokens/s, seconds; null for what is not known."""
     model, best = plan.model, plan.best
@@ -220,7 +226,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "runs": not plan.source.described.objections,
         "objections": list(plan.source.described.objections),
         "unknown_config_keys": list(plan.source.described.unknown_keys),
-        "notes": list(plan.source.notes),
+        "notes": [*plan.source.notes, *doubts(plan)],
         "total_parameters": model.total_parameters,
         "parameters_in_files": plan.storage.counted,
         "active_parameters": model.active_parameters,

@@ -1,0 +1,180 @@
+"""Profiles that stay true: those of other kernels are noticed, those of a busy machine are not kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from headrace import LLM, OptionError, SamplingParams
+from headrace.engine import calibrate, console, doctor_console, machine, strangers
+from headrace.engine.planning import machine_file
+from headrace.engine.profile import STALE, Profile, load_profile, profile_path, save_profile
+from headrace.kernels import isa
+
+Run = Callable[..., tuple[int, str, str]]
+ASK = ["Hello", "-n", 3, "--ignore-eos"]
+
+
+@pytest.fixture(autouse=True)
+def _quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody else computes, unless a test says so."""
+    monkeypatch.setattr(strangers, "LOOK_S", 0.0)
+    monkeypatch.setattr(strangers.Strangers, "cores", lambda self: 0.0)
+
+
+@pytest.fixture
+def stale(profile: Profile) -> Profile:
+    """The saved profile, of other kernels."""
+    known = load_profile()
+    assert known is not None
+    assert not known.is_stale
+    save_profile(old := dataclasses.replace(known, kernels="other", date="1999-01-01"))
+    return old
+
+
+@pytest.fixture
+def measured(profile: Profile, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Measuring gives a profile of today at once; the list has how many cores others take meanwhile."""
+    busy = [0.0]
+    found = load_profile()
+    assert found is not None
+    made = dataclasses.replace(found, date="2026-01-01", kernels=isa.kernels_digest())
+    monkeypatch.setattr(calibrate, "measure", lambda *_: dataclasses.replace(made, busy=busy[0]))
+    return busy
+
+
+def saved_date() -> str | None:
+    known = load_profile()
+    return None if known is None else known.date
+
+
+def forget() -> None:
+    profile_path(machine.hardware_key()).unlink()
+
+
+def test_what_was_saved_before_still_loads(profile: Profile) -> None:
+    """Without what newer versions keep; of kernels that nobody knows."""
+    path = profile_path(machine.hardware_key())
+    values = json.loads(path.read_text())
+    for name in ("together", "kernels"):
+        del values[name]
+    path.write_text(json.dumps(values))
+    found = load_profile()
+    assert found is not None
+    assert found.together == {}
+    assert found.is_stale
+
+
+def test_a_profile_of_other_kernels_is_measured_again(
+    run: Run, talker: Path, stale: Profile, measured: list[float]
+) -> None:
+    _, _, err = run("generate", talker, *ASK)
+    assert STALE in err
+    assert "saved in" in err
+    assert saved_date() == "2026-01-01"
+    _, _, err = run("generate", talker, *ASK)
+    assert STALE not in err
+
+
+def test_where_nobody_measures_there_is_a_warning(
+    talker: Path, stale: Profile, caplog: pytest.LogCaptureFixture
+) -> None:
+    """From Python: once, with the remedy; the profile is used as it is."""
+    llm = LLM(str(talker))
+    assert llm.machine == stale
+    for _ in range(2):
+        llm.generate([[5, 6]], SamplingParams(max_new_tokens=2, ignore_eos=True))
+    (line,) = [record.getMessage() for record in caplog.records if STALE in record.getMessage()]
+    assert "run headrace measure" in line
+
+
+def test_a_current_profile_is_no_matter(talker: Path, profile: Profile, caplog: pytest.LogCaptureFixture) -> None:
+    LLM(str(talker)).generate([[5, 6]], SamplingParams(max_new_tokens=2, ignore_eos=True))
+    assert not caplog.records
+
+
+def test_a_plan_says_that_its_rates_are_of_other_kernels(run: Run, talker: Path, stale: Profile) -> None:
+    save_profile(stale := dataclasses.replace(stale, memory_bytes=10**10))
+    status, out, _ = run("plan", talker, "--json")
+    assert status == 0
+    assert any(STALE in note and "headrace measure" in note for note in json.loads(out)["notes"])
+    assert STALE in run("plan", talker)[1].replace("\n", " ")
+    save_profile(dataclasses.replace(stale, kernels=isa.kernels_digest()))
+    assert STALE not in run("plan", talker)[1].replace("\n", " ")
+    cpu = machine_file.of_profile(stale).cpu
+    assert cpu is not None
+    assert STALE in cpu.doubt
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_nothing_is_measured_while_others_compute(
+    kept: bool, run: Run, talker: Path, stale: Profile, measured: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither for the first time nor again, and the run says so once."""
+    monkeypatch.setattr(strangers.Strangers, "cores", lambda self: 99.0)
+    monkeypatch.setattr(calibrate, "measure", lambda *_: pytest.fail("it was measured"))
+    if not kept:
+        forget()
+    _, _, err = run("generate", talker, *ASK)
+    assert "other processes take 99.0 cores" in err
+    assert "run `headrace measure`" in err
+    assert err.count(STALE) == int(kept)
+    assert ("no prediction" in err) == (not kept)
+    assert saved_date() == ("1999-01-01" if kept else None)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_what_a_busy_machine_gave_is_not_kept(
+    kept: bool, run: Run, talker: Path, stale: Profile, measured: list[float]
+) -> None:
+    """It is held against this run and forgotten; what was there stays."""
+    measured[0] = 99.0
+    if not kept:
+        forget()
+    _, _, err = run("generate", talker, *ASK)
+    assert "not saved: other processes took 99.0 cores" in err
+    assert "saved in" not in err
+    assert saved_date() == ("1999-01-01" if kept else None)
+
+
+def test_asked_for_it_is_kept_with_a_warning(run: Run, measured: list[float]) -> None:
+    measured[0] = 99.0
+    status, _, err = run("measure")
+    assert status == 0
+    assert "other processes took 99.0 cores" in err
+    assert "measure again" in err
+    assert saved_date() == "2026-01-01"
+    measured[0] = 0.0
+    assert "measure again" not in run("measure")[2]
+
+
+def test_a_doctor_measures_whoever_is_there(
+    stale: Profile, measured: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(strangers.Strangers, "cores", lambda self: 99.0)
+    measured[0] = 99.0
+    assert doctor_console._profile(None).date == "2026-01-01"
+    assert saved_date() == "1999-01-01", "not kept"
+
+
+def test_a_machine_that_cannot_be_measured_keeps_what_it_has(
+    talker: Path, stale: Profile, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object) -> Profile:
+        raise OptionError("no memory")
+
+    monkeypatch.setattr(calibrate, "measure", refuse)
+    llm = LLM(str(talker))
+    console.ensure_profile(llm)
+    assert llm.machine == stale
+    assert "could not be measured: no memory" in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_who_is_in_the_way_depends_on_how_many_cores_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cores, few, many in ((2, 0.2, 0.3), (64, 3.0, 3.5)):
+        monkeypatch.setattr(strangers.psutil, "cpu_count", lambda cores=cores: cores)
+        assert not strangers.are_in_the_way(few)
+        assert strangers.are_in_the_way(many)
