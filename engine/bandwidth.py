@@ -148,9 +148,9 @@ def _kernels(arena: Tensor) -> Iterator[Kernel]:
         for tokens, piece in {1: PIECE, **LINEAR_TOKENS}.items():
             x = torch.randn(tokens, HIDDEN, generator=torch.Generator().manual_seed(0))
             yield Kernel(f"linear {format.name} {tokens}", partial(_read_rows, ops, matrix, x, piece))
-        bank = _bank(arena, format)
+        bank = bank_of(arena, format)
         for tokens in (1, *EXPERT_TOKENS):
-            yield Kernel(f"experts {format.name} {tokens}", _experts_reader(ops, bank, tokens))
+            yield Kernel(f"experts {format.name} {tokens}", experts_reader(ops, bank, tokens))
     for group, queries in QUERIES:
         piece = CACHE_PIECE if queries == 1 else 0
         yield Kernel(f"attention {group} {queries}", _caches_reader(ops, _caches(arena), group, queries, piece))
@@ -179,14 +179,14 @@ def _read_rows(ops: kernels.Ops, matrix: Matrix, x_TC: Tensor, piece: int, at: i
     return part.nbytes
 
 
-def _bank(arena: Tensor, format: Format) -> ExpertBank:
+def bank_of(arena: Tensor, format: Format) -> ExpertBank:
     layout = ExpertLayout(format=format, hidden=HIDDEN, width=WIDTH)
     count = arena.numel() // layout.bytes
     assert count > 1, f"{arena.numel()} bytes hold less than two experts"
     return ExpertBank(layout, arena[: count * layout.bytes].view(count, -1))
 
 
-def _experts_reader(ops: kernels.Ops, bank: ExpertBank, tokens: int) -> Callable[[int], int]:
+def experts_reader(ops: kernels.Ops, bank: ExpertBank, tokens: int) -> Callable[[int], int]:
     """A reader by calls of up to MOST experts, each for so many tokens; with one, until a piece is read. Calls are
     large, since what a call costs besides is counted with the layers (`overhead.py`); experts lie far apart, as those
     of a router do."""

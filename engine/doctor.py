@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
-from . import checks
+from . import checks, together
 from .bench import Grid, run
 from .checks import Finding
 from .facts import gather
@@ -139,8 +139,8 @@ def _cost(loss: Loss) -> str:
     return "not known" if loss.share is None else f"{loss.share:.0%} of the time"
 
 
-def headlines(step: Step | None, losses: list[Loss], profile: Profile) -> list[str]:
-    """What bounds a step now, and what to do first."""
+def headlines(step: Step | None, losses: list[Loss], profile: Profile, has_gpu: bool = False) -> list[str]:
+    """What bounds a step now, what memory gives kernels and copies at once, and what to do first."""
     lines = [f"plain read: {profile.stream / 1e9:.1f} GB/s with {profile.threads} threads, {profile.isa}"]
     if step is not None:
         ms = {name: 1e3 * value for name, value in vars(step).items()}
@@ -149,6 +149,9 @@ def headlines(step: Step | None, losses: list[Loss], profile: Profile) -> list[s
             f"{ms['memory_s']:.2f}, fixed costs {ms['fixed_s']:.2f}, not explained {1e3 * step.unexplained_s:+.2f}"
         )
         lines.append(f"bound by {step.bound} now; {1 / step.plain_s:.1f} tokens/s if the same bytes were only read")
+    lines += together.lines(profile.together)
+    if has_gpu and not profile.together:
+        lines.append("copies to the GPU beside the CPU's experts are not measured: headrace measure")
     first = next(iter(losses), None)
     lines.append("nothing found that slows this machine down" if first is None else f"first: {first.remedy}")
     return lines

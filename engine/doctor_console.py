@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from rich.console import Console
 
 from ..errors import OptionError
@@ -20,7 +21,7 @@ def run(load: Callable[[], LLM] | None) -> int:
     in_caches = llm is not None and llm.weights.nbytes < IN_CACHES
     losses = doctor.diagnose(doctor.findings(profile), step, in_caches)
     out = Console(highlight=False, markup=False, emoji=False)
-    for line in doctor.headlines(step, losses, profile):
+    for line in doctor.headlines(step, losses, profile, torch.cuda.is_available()):
         out.print(line, soft_wrap=True)
     if in_caches:
         console.say(

@@ -3,7 +3,8 @@
     disk    a file that is written, then read past the page cache (O_DIRECT, several reads at a time) and out of it
     node    a plain read, by all threads, of memory that lies on one node
     copy    memory to memory by one thread: what a copy to a GPU from memory that is not pinned goes through first
-    gpu     host to device and back, pinned and pageable; read and write of its own memory
+    gpu     host to device and back, pinned and pageable; read and write of its own memory; experts of the CPU beside
+            copies, and copies both ways at once (`together_gpu.py`)
 
 What cannot be measured here is left out, and `notes` says why. A fresh file may still lie in a cache of the drive or of
 the host of a virtual machine: then it reads faster than a model that was not touched for a day.
@@ -27,7 +28,11 @@ import psutil
 import torch
 from torch import Tensor
 
+from ..errors import DeviceError
 from ..loaders.memory import GB, free_memory
+from . import together, together_gpu
+from .driver import LIBRARY, Driver
+from .lanes import CudaLane
 from .machine import cpu_kernels
 
 FILE, QUICK_FILE = 512 << 20, 128 << 20
@@ -44,12 +49,13 @@ class Links:
     disk: dict[str, float] = field(default_factory=dict)  # "direct", "cached"
     nodes: dict[str, float] = field(default_factory=dict)  # by number, where there are several
     copies: dict[str, float] = field(default_factory=dict)  # "host", "gpu0 h2d pinned", ...
+    together: dict[str, dict[str, float]] = field(default_factory=dict)  # "experts q4_0 + gpu0 h2d pinned", ...
     notes: list[str] = field(default_factory=list)
 
 
 def measure(folder: Path, quick: bool = False) -> Links:
-    """Measures what is there; about 2 seconds. `folder`: where models are kept, a file of FILE bytes is written there
-    and taken away again."""
+    """Measures what is there; about 2 seconds, and as designed 8 for each GPU. `folder`: where models are kept, a file
+    of FILE bytes is written there and taken away again."""
     found = Links()
     disk(folder, QUICK_FILE if quick else FILE, found)
     nodes(found)
@@ -57,6 +63,7 @@ def measure(folder: Path, quick: bool = False) -> Links:
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             gpu(index, found)
+            beside(index, together.QUICK_ROUNDS if quick else together.ROUNDS, found)
     return found
 
 
@@ -182,3 +189,19 @@ def gpu(index: int, found: Links) -> None:
         if peer != index:
             away = torch.ones(COPY_BYTES, dtype=torch.uint8, device=torch.device("cuda", peer))
             found.copies[f"{name} to gpu{peer}"] = timed(away, there)
+
+
+def beside(index: int, rounds: int, found: Links) -> None:
+    """The CPU's experts and copies at once, with memory that is pinned as that of experts is."""
+    try:
+        driver = Driver(LIBRARY)
+        driver.make_current(index)
+    except DeviceError as error:
+        found.notes.append(f"copies beside kernels not measured: {error}")
+        return
+    place = torch.device("cuda", index)
+    up, down = (CudaLane(place, torch.cuda.Stream(place)) for _ in range(2))
+    rates, problem = together_gpu.measure(index, place, driver, up, down, rounds)
+    found.together |= rates
+    if problem:
+        found.notes.append(problem)

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from ..kernels.weights import FORMAT_OF_DTYPE
 from ..loaders.weights import TierBanks
+from . import together
 from .devices import Device
 from .fit import STREAM
 from .ledger import CHANNELS, Pass, Summary, summarise
@@ -255,4 +256,4 @@ def profile_lines(profile: Profile) -> list[str]:
     for kind, rates in ways.items():
         if rates:
             lines.append(f"{kind}, GB/s: " + ", ".join(f"{rate / GB:.1f} {name}" for name, rate in rates.items()))
-    return lines + profile.notes
+    return [*lines, *together.lines(profile.together), *profile.notes]

@@ -93,7 +93,7 @@ class Ring:
         """Fills the next buffer: its number, and the point at which it is full."""
         buffer, self.turn = self.turn, 1 - self.turn
         self.side.wait(self.free[buffer])
-        self.side.do(partial(_fill, self.buffers[buffer], bank, piece))
+        self.side.do(partial(fill, self.buffers[buffer], bank, piece))
         return buffer, self.side.mark()
 
     def _compute(
@@ -105,7 +105,7 @@ class Ring:
         self.ops.gated_add_(y_TD, self.ops.experts(x_TD, local_TK, weights_TK, held))
 
 
-def _fill(target: Tensor, bank: ExpertBank, numbers: Sequence[int]) -> None:
+def fill(target: Tensor, bank: ExpertBank, numbers: Sequence[int]) -> None:
     """Copies experts side by side, one copy a run."""
     at = 0
     for first, count in runs(numbers):

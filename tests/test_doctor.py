@@ -174,3 +174,12 @@ def test_the_facts_of_this_machine(profile: Profile) -> None:
     assert paced.pace is not None
     assert paced.pace > 1
     assert all(size > 0 for size in found.nodes.values())
+
+
+def test_what_kernels_and_copies_get_at_once(profile: Profile) -> None:
+    both = {"experts q4_0": 2e9, "gpu0 h2d pinned": 4e9, "experts q4_0 alone": 3e9, "gpu0 h2d pinned alone": 5e9}
+    known = replace(profile, together={"experts q4_0 + gpu0 h2d pinned": both})
+    shown = doctor.headlines(None, [], known, has_gpu=True)
+    assert "together, GB/s: experts q4_0 2.0 of 3.0 alone, gpu0 h2d pinned 4.0 of 5.0 alone" in shown
+    assert any("are not measured: headrace measure" in line for line in doctor.headlines(None, [], profile, True))
+    assert not any("copies" in line for line in doctor.headlines(None, [], profile))

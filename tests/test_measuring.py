@@ -105,7 +105,7 @@ def test_a_sample_of_a_matrix_is_the_bytes_of_its_rows() -> None:
 
 
 def test_experts_lie_far_apart_and_all_have_their_turn() -> None:
-    bank = bandwidth._bank(torch.full((80 * MB,), 0x11, dtype=torch.uint8), FORMATS["q4_0"])
+    bank = bandwidth.bank_of(torch.full((80 * MB,), 0x11, dtype=torch.uint8), FORMATS["q4_0"])
     asked: list[list[int]] = []
 
     class Ops:
@@ -115,7 +115,7 @@ def test_experts_lie_far_apart_and_all_have_their_turn() -> None:
             assert len(x) == len(ids) == 2
             asked.append(ids[0].tolist())
 
-    read = bandwidth._experts_reader(Ops, bank, 2)  # type: ignore[arg-type]
+    read = bandwidth.experts_reader(Ops, bank, 2)  # type: ignore[arg-type]
     for i in range(bank.experts):
         assert read(i * bank.layout.bytes) == len(asked[-1]) * bank.layout.bytes
     assert all(len(set(ids)) == len(ids) for ids in asked)

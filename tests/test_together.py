@@ -1,0 +1,290 @@
+"""Two ways into memory at once: what is counted, and that a GPU's copies could be measured; RAM plays the GPU here."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from headrace.engine import links, strangers, together, together_gpu
+from headrace.engine.driver import Driver
+from headrace.engine.lanes import HostLane
+from headrace.engine.links import Links
+from headrace.engine.together import AHEAD, Copies, Step, Way, kept, lines, moved, rates
+from headrace.kernels import FORMATS
+
+MB = 1 << 20
+CPU = torch.device("cpu")
+
+
+class Reached(threading.Event):
+    """A mark that can be asked, as an event of a GPU can."""
+
+    def query(self) -> bool:
+        return self.is_set()
+
+
+class ThreadLane:
+    """A stream in a thread: work is done in order, while the giver goes on."""
+
+    def __init__(self) -> None:
+        self.jobs: queue.Queue[Callable[[], None] | None] = queue.Queue()
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        while (job := self.jobs.get()) is not None:
+            job()
+
+    def do(self, work: Callable[[], None]) -> None:
+        self.jobs.put(work)
+
+    def mark(self) -> Reached:
+        mark = Reached()
+        self.jobs.put(mark.set)
+        return mark
+
+    def wait(self, mark: Reached) -> None:
+        raise AssertionError("copies of a measurement wait for nobody")
+
+    def close(self) -> None:
+        self.jobs.put(None)
+        self.thread.join(20)
+        assert not self.thread.is_alive()
+
+
+@pytest.fixture
+def two_lanes() -> Iterator[tuple[ThreadLane, ThreadLane]]:
+    both = ThreadLane(), ThreadLane()
+    yield both
+    for lane in both:
+        lane.close()
+
+
+@pytest.fixture(autouse=True)
+def _quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(strangers.Strangers, "cores", lambda self: 0.0)
+
+
+# ---- what is counted
+
+
+def test_only_bytes_within_the_time_of_both_count() -> None:
+    """Steps of 10 bytes: half of the first, all of the second, a fifth of the third."""
+    steps = [Step(0.0, 1.0, 10), Step(1.0, 2.0, 10), Step(2.0, 7.0, 10), Step(7.0, 8.0, 10)]
+    assert moved(steps, 0.5, 3.0) == pytest.approx(5 + 10 + 2)
+    assert moved(steps, 0.0, 8.0) == 40
+    assert moved(steps, 8.0, 9.0) == 0
+
+
+def pause(seconds: float, size: int) -> Callable[[], int]:
+    def step() -> int:
+        time.sleep(seconds)
+        return size
+
+    return step
+
+
+def test_a_slow_way_is_used_as_long_as_a_fast_one() -> None:
+    """One step of 50 ms is longer than the sample: the other goes on until that time is over."""
+    ended: list[str] = []
+    slow = Way(name="slow", step=pause(0.05, 50), end=lambda: ended.append("slow"))
+    fast = Way(name="fast", step=pause(0.002, 2), end=lambda: ended.append("fast"))
+    found = rates([slow, fast], 0.02)
+    assert list(found) == ended == ["slow", "fast"]
+    assert 100 < found["slow"] <= 1000
+    assert 50 < found["fast"] <= 1000
+
+
+def test_what_a_way_raises_comes_out_and_all_are_ended() -> None:
+    ended: list[str] = []
+
+    def broken() -> int:
+        raise RuntimeError("a broken way")
+
+    ways = [
+        Way(name="a", step=broken, end=lambda: ended.append("a")),
+        Way(name="b", step=pause(0.001, 1), end=lambda: ended.append("b")),
+    ]
+    with pytest.raises(RuntimeError, match="a broken way"):
+        rates(ways, 0.01)
+    assert ended == ["a", "b"]
+
+
+class Memory:
+    """Serves one piece after another, in the order of asking: who shares it gets half."""
+
+    def __init__(self) -> None:
+        self.lane = ThreadLane()
+
+    def step(self) -> int:
+        self.lane.do(lambda: time.sleep(0.003))
+        self.lane.mark().wait(20)
+        return 3
+
+
+def test_ways_that_share_a_memory_get_half_of_it() -> None:
+    memory = Memory()
+    one, other = (Way(name=name, step=memory.step) for name in ("experts", "copies"))
+    found = together.measure([(one, other)], rounds=5, seconds=0.05)
+    memory.lane.close()
+    assert list(found) == ["experts + copies"]
+    both = found["experts + copies"]
+    assert set(both) == {"experts", "copies", "experts alone", "copies alone"}
+    for name in ("experts", "copies"):
+        assert 0.35 < both[name] / both[f"{name} alone"] < 0.65
+    shares = kept(found, "experts", "copies")
+    assert shares == (both["experts"] / both["experts alone"], both["copies"] / both["copies alone"])
+
+
+def test_a_way_of_two_pairs_is_measured_alone_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first round is not counted; a crowded one is forgotten and repeated."""
+    asked: list[tuple[str, ...]] = []
+
+    def counted(ways: tuple[Way, ...], seconds: float) -> dict[str, float]:
+        asked.append(tuple(way.name for way in ways))
+        return {way.name: 10.0 / len(ways) for way in ways}
+
+    monkeypatch.setattr(together, "rates", counted)
+    busy = iter([0.0, 1.0, 0.0])
+    monkeypatch.setattr(strangers.Strangers, "cores", lambda self: next(busy))
+    a, b, c = (Way(name=name, step=lambda: 1) for name in "abc")
+    found = together.measure([(a, b), (c, b)], rounds=2)
+    assert asked == [("a",), ("b",), ("c",), ("a", "b"), ("c", "b")] * 4
+    assert found["a + b"] == {"a": 5.0, "b": 5.0, "a alone": 10.0, "b alone": 10.0}
+    assert list(found) == ["a + b", "c + b"]
+
+
+def test_shares_are_never_above_one() -> None:
+    found = {"a + b": {"a": 11.0, "b": 5.0, "a alone": 10.0, "b alone": 10.0}}
+    assert kept(found, "a", "b") == (1.0, 0.5)
+    assert kept(found, "b", "a") is None
+    assert kept({}, "a", "b") is None
+    assert list(lines({"a + b": {k: v * 1e9 for k, v in found["a + b"].items()}})) == [
+        "together, GB/s: a 11.0 of 10.0 alone, b 5.0 of 10.0 alone"
+    ]
+
+
+# ---- copies in a lane
+
+
+class LaneByHand:
+    """Notes what is given; marks are reached when the test says so."""
+
+    def __init__(self) -> None:
+        self.given = 0
+        self.marks: list[Reached] = []
+
+    def do(self, work: Callable[[], None]) -> None:
+        self.given += 1
+        work()
+
+    def mark(self) -> Reached:
+        self.marks.append(Reached())
+        return self.marks[-1]
+
+    def wait(self, mark: Reached) -> None: ...
+
+
+def test_copies_are_given_ahead_and_counted_when_they_are_there() -> None:
+    lane = LaneByHand()
+    copies = Copies(lane, lambda: None, 7)
+    done: list[int] = []
+    waiting = threading.Thread(target=lambda: done.append(copies.step()), daemon=True)
+    waiting.start()
+    while len(lane.marks) < AHEAD:
+        time.sleep(0.001)
+    time.sleep(0.01)
+    assert (lane.given, done) == (AHEAD, [])
+    lane.marks[0].set()
+    waiting.join(20)
+    assert (lane.given, done) == (AHEAD, [7])
+    for mark in lane.marks:
+        mark.set()
+    copies.end()
+    assert not copies.marks
+    assert Copies(HostLane(), lambda: None, 3).step() == 3
+
+
+# ---- RAM in the GPU's place
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Little memory and short samples, which is wrong and fast."""
+    monkeypatch.setattr(together_gpu, "KERNELS_BYTES", 64 * MB)
+    monkeypatch.setattr(together_gpu, "COPIES_BYTES", 32 * MB)
+    monkeypatch.setattr(together.measure, "__defaults__", (0.002,))
+
+
+def calls(library: str) -> Driver:
+    driver = Driver(library)
+    driver.make_current(0)
+    return driver
+
+
+@pytest.mark.usefixtures("small")
+def test_experts_beside_copies(library: str, two_lanes: tuple[ThreadLane, ThreadLane]) -> None:
+    """The real kernel of every format beside copies from RAM to RAM, in memory that a driver pinned."""
+    driver = calls(library)
+    taken, given_back = [], []
+    register, unregister = driver.register, driver.unregister
+    driver.register = lambda at, size: (taken.append(at), register(at, size))[1]  # type: ignore[method-assign,func-returns-value]
+    driver.unregister = lambda at: (given_back.append(at), unregister(at))[1]  # type: ignore[method-assign,func-returns-value]
+    found, problem = together_gpu.measure(0, CPU, driver, *two_lanes, rounds=1)
+    assert problem == ""
+    pairs = [f"experts {name} + gpu0 h2d pinned" for name in FORMATS]
+    assert list(found) == [*pairs, "gpu0 h2d pinned + gpu0 d2h pinned"]
+    assert all(rate > 1e7 for both in found.values() for rate in both.values())
+    assert taken
+    assert sorted(taken) == sorted(given_back)
+
+
+def test_each_copy_is_of_one_expert_and_goes_where_it_should() -> None:
+    """Experts 0, 2, 4, 6 in two pieces into two buffers; and down again one after the other."""
+    bank = together_gpu.bank_of(torch.zeros(40 * MB, dtype=torch.uint8), FORMATS["q4_0"])
+    for number, expert in enumerate(bank.data):
+        expert.fill_(number + 1)
+    buffers = [type(bank).empty(bank.layout, 2) for _ in range(2)]
+    up = together_gpu._upward(bank, buffers, HostLane())
+    up.step()
+    assert up.size == 2 * bank.layout.bytes
+    first = [buffer.data[:, 0].tolist() for buffer in buffers]
+    assert sorted(first) == [[1, 3], [5, 7]]
+    down = together_gpu._downward(buffers[0], bank, HostLane())
+    while not down.marks:
+        down.step()
+    assert bank.data[:4, -1].tolist() == first[0] * 2
+
+
+@pytest.mark.usefixtures("small")
+def test_memory_that_cannot_be_pinned_is_not_measured(library: str, two_lanes: tuple[ThreadLane, ThreadLane]) -> None:
+    driver = calls(library)
+
+    def refuse(address: int, size: int) -> None:
+        raise links.DeviceError("the driver takes no more")
+
+    driver.register = refuse  # type: ignore[method-assign]
+    found, problem = together_gpu.measure(0, CPU, driver, *two_lanes, rounds=1)
+    assert found == {}
+    assert "could not be pinned" in problem
+    assert "the driver takes no more" in problem
+
+
+def test_a_full_memory_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(together_gpu, "free_memory", lambda: 10**9)
+    found, problem = together_gpu.measure(0, CPU, None, HostLane(), HostLane(), rounds=1)
+    assert found == {}
+    assert "less than 3.2 GB of memory is free" in problem
+
+
+@pytest.mark.skipif(Path("/proc/driver/nvidia").exists(), reason="there is a driver")
+def test_without_a_driver_there_is_a_note() -> None:
+    found = Links()
+    links.beside(0, 1, found)
+    assert found.together == {}
+    assert "no NVIDIA driver" in found.notes[0]
