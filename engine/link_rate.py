@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from ..kernels import FORMATS
 from .facts import PciLink, pci_links
 from .planning.hardware import LANE, REACHED
 from .profile import Profile
 from .tables import GB
+from .together import experts_name, kept, up_name
 
 GENERATIONS = {2.5: 1, 5.0: 2, 8.0: 3, 16.0: 4, 32.0: 5, 64.0: 6}  # by GT/s
 SHARE = REACHED["link"][0].mid  # of a link's nominal rate that copies from pinned memory reach
@@ -20,26 +22,37 @@ UNKNOWN = 16, 3  # lanes and generation where the system does not tell: the slow
 
 @dataclass(frozen=True, kw_only=True)
 class LinkRate:
-    """Bytes per second from RAM to a GPU, and of its own memory (0: not measured); `source`: for people."""
+    """Bytes per second from RAM to a GPU, and of its own memory (0: not measured); `source`: for people. kept: by
+    format, the shares of their rates that the CPU's experts and the link keep while both are used, where measured."""
 
     bytes_s: float
     gpu_bytes_s: float = 0.0
     is_measured: bool
     source: str
+    kept: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 def link_rate(profile: Profile | None, place: torch.device, links: Iterable[PciLink] | None = None) -> LinkRate:
     """The rate of a GPU's link; `links`: those of this machine, None: as the system tells."""
     number = place.index or 0
     copies = {} if profile is None else profile.copies
-    measured = copies.get(f"gpu{number} h2d pinned")
+    measured = copies.get(up_name(number))
     if measured:
         source = f"{measured / GB:.1f} GB/s measured"
         hbm = copies.get(f"gpu{number} hbm", 0.0)
-        return LinkRate(bytes_s=measured, gpu_bytes_s=hbm, is_measured=True, source=source)
+        return LinkRate(
+            bytes_s=measured, gpu_bytes_s=hbm, is_measured=True, source=source, kept=kept_beside(profile, number)
+        )
     address = bus_address(number)
     found = next((one for one in (pci_links() if links is None else links) if one.device.endswith(address)), None)
     return nominal(found)
+
+
+def kept_beside(profile: Profile | None, number: int) -> dict[str, tuple[float, float]]:
+    """By format, what experts and copies to this GPU keep of their rates beside each other."""
+    rates = {} if profile is None else profile.together
+    shares = {name: kept(rates, experts_name(name), up_name(number)) for name in FORMATS}
+    return {name: share for name, share in shares.items() if share is not None}
 
 
 def nominal(link: PciLink | None) -> LinkRate:

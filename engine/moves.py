@@ -4,9 +4,10 @@ of those of a decode step (split decode), none.
     streaming pays where    distinct experts * bytes / link  <  the CPU's time for these tokens and experts
                                                                 + hidden states there and back over the link
 
-The copies take longer than computing from them, so that the GPU's own time does not count. With t tokens of even
-routing a layer of E experts, k a token, has E (1 - (1 - k/E)^t) distinct ones. One `Moves` decides in the run and in
-predictions of bytes alike.
+The copies take longer than computing from them, so that the GPU's own time does not count. Either side is idle while
+the other works, so that both have their rates alone; only split decode needs what they get together (`split.py`). With
+t tokens of even routing a layer of E experts, k a token, has E (1 - (1 - k/E)^t) distinct ones. One `Moves` decides in
+the run and in predictions of bytes alike.
 """
 
 from __future__ import annotations
@@ -15,18 +16,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
-from ..kernels import ExpertLayout
+from ..kernels import ExpertLayout, isa
 from ..loaders.spec import ModelSpec
 from .config import EngineConfig
 from .devices import Device
 from .link_rate import LinkRate, link_rate
 from .placement import Tier
+from .planning.hardware import core_flops
 from .profile import Profile
-from .split import best_fetch, curves
+from .split import best_fetch, curves, shared_how
 from .streaming import piece_of
 
 F32 = 4
-UNMEASURED = 256  # tokens from which on is streamed where this machine's CPU was not measured
 
 
 class FetchTables:
@@ -133,11 +134,9 @@ def _stream_from(
         return (None if asked == "never" else int(asked)), "as asked"
     if link is None:
         return None, "a simulated GPU has no link; --stream-from N tries it"
-    if profile is None:
-        return UNMEASURED, f"taken: this CPU is not measured (headrace measure); link {link.source}"
     first = crossover(spec, layout, profile, link.bytes_s, most)
     more = f"; with up to {most} the CPU is faster" if first is None else ""
-    return first, f"link {link.source}{more}"
+    return first, f"link {link.source}; {cpu_source(profile)}{more}"
 
 
 def _split(
@@ -154,7 +153,7 @@ def _split(
     tables = FetchTables(spec, layout, profile, link)
     if not any(tables.pays(tokens) for tokens in range(1, config.max_sequences + 1)):
         return 0, "would gain less than 10 % over the CPU alone, or the GPU alone"
-    return tables, "from measured rates; the CPU computes the others meanwhile"
+    return tables, f"from measured rates; {shared_how(layout.format.name, link)}"
 
 
 # ---- the threshold
@@ -171,7 +170,7 @@ def each_of(spec: ModelSpec, tokens: int) -> float:
     return tokens * spec.moe.top_k / distinct_of(spec, tokens)
 
 
-def crossover(spec: ModelSpec, layout: ExpertLayout, profile: Profile, link: float, most: int) -> int | None:
+def crossover(spec: ModelSpec, layout: ExpertLayout, profile: Profile | None, link: float, most: int) -> int | None:
     """The fewest tokens from which on, up to `most`, copying a layer's experts takes less time than the CPU."""
     first = None
     for tokens in range(most, 0, -1):
@@ -185,8 +184,30 @@ def copy_seconds(spec: ModelSpec, layout: ExpertLayout, link: float, tokens: int
     return distinct_of(spec, tokens) * layout.bytes / link
 
 
-def cpu_seconds(spec: ModelSpec, layout: ExpertLayout, profile: Profile, link: float, tokens: int) -> float:
+def cpu_seconds(spec: ModelSpec, layout: ExpertLayout, profile: Profile | None, link: float, tokens: int) -> float:
     """The CPU's experts, and hidden states on their way down and up."""
+    return experts_seconds(spec, layout, profile, tokens) + 2 * tokens * spec.hidden * F32 / link
+
+
+def experts_seconds(spec: ModelSpec, layout: ExpertLayout, profile: Profile | None, tokens: int) -> float:
+    """Without a profile by arithmetic alone, as `headrace plan` takes it for cores of a kind, since nobody knows how
+    fast the memory is. With few tokens that is too short, which leaves them to the CPU."""
+    if profile is None:
+        flops = 2 * 3 * layout.hidden * layout.width
+        return tokens * spec.moe.top_k * flops / assumed_flops()
     name = layout.format.name
     rate = profile.experts[name] / profile.slowdown(name, each_of(spec, tokens), experts=True)
-    return distinct_of(spec, tokens) * layout.bytes / rate + 2 * tokens * spec.hidden * F32 / link
+    return distinct_of(spec, tokens) * layout.bytes / rate
+
+
+def assumed_flops() -> float:
+    """Of this CPU, a second, by the kind and number of its cores."""
+    return core_flops(isa.isa()).times(isa.threads()).mid
+
+
+def cpu_source(profile: Profile | None) -> str:
+    """For people: where the CPU's time comes from."""
+    if profile is None:
+        cores = f"{isa.threads()} cores of {isa.isa()}, {assumed_flops() / 1e12:.2f} TFLOP/s"
+        return f"this CPU is not measured (headrace measure), {cores} assumed"
+    return "CPU measured, with other kernels (headrace measure)" if profile.is_stale else "CPU measured"

@@ -2,9 +2,10 @@
 
     T(f) = max(CPU(m - f), link(f) + GPU(f))        f in 1 .. m - 1, the smallest T; 0 where it gains too little
 
-The CPU's kernels and the copies read the same DRAM. Together they get no more than a plain read by all threads gets, so
-beside a copy the CPU has what the copy leaves of that: no gain is promised that a kernel at the memory's limit cannot
-have. f = m, the CPU idle, is not this file's case: `moves.py` decides from how many tokens on all are copied.
+The CPU's kernels and the copies read the same DRAM. What each keeps of its rate beside the other is measured
+(`together.py`). Where it was not, they are taken to get together no more than a plain read by all threads: beside a
+copy the CPU has what the copy leaves of that, and no gain is promised that a kernel at the memory's limit cannot have.
+f = m, the CPU idle, is not this file's case: `moves.py` decides from how many tokens on all are copied.
 """
 
 from __future__ import annotations
@@ -21,12 +22,14 @@ GAIN = 0.1  # less than this share of the time is within what the curves are off
 
 @dataclass(frozen=True, kw_only=True)
 class Curves:
-    """Seconds for 0, 1, ... experts: by the CPU alone, by the CPU beside copies, on the link, and on the GPU."""
+    """Seconds for 0, 1, ... experts: by the CPU, on the link and on the GPU, each alone; and by the CPU and on the link
+    while both are used."""
 
     cpu: Sequence[float]
-    beside: Sequence[float]
     link: Sequence[float]
     gpu: Sequence[float]
+    cpu_beside: Sequence[float]
+    link_beside: Sequence[float]
 
 
 def best_fetch(curves: Curves, gain: float = GAIN) -> tuple[int, ...]:
@@ -37,7 +40,7 @@ def best_fetch(curves: Curves, gain: float = GAIN) -> tuple[int, ...]:
 
 def _best(curves: Curves, chosen: int, gain: float) -> int:
     def seconds(fetched: int) -> float:
-        return max(curves.beside[chosen - fetched], curves.link[fetched] + curves.gpu[fetched])
+        return max(curves.cpu_beside[chosen - fetched], curves.link_beside[fetched] + curves.gpu[fetched])
 
     if chosen < 2:
         return 0
@@ -47,15 +50,38 @@ def _best(curves: Curves, chosen: int, gain: float) -> int:
 
 
 def curves(profile: Profile, layout: ExpertLayout, link: LinkRate, each: float, most: int) -> Curves | None:
-    """The curves for up to `most` experts that serve `each` tokens; None where the link alone could take all of the
-    memory's bandwidth, or where it or the GPU's memory was not measured."""
-    left = profile.stream - link.bytes_s
-    if not link.is_measured or not link.gpu_bytes_s or left <= 0:
-        return None
+    """The curves for up to `most` experts that serve `each` tokens; None where the link or the GPU's memory was not
+    measured, or what is left beside copies neither, and the link alone could take all of the memory's bandwidth."""
     name = layout.format.name
     alone = profile.experts[name] / profile.slowdown(name, each, experts=True)
+    beside = _beside(profile, name, link)
+    if not link.is_measured or not link.gpu_bytes_s or beside is None:
+        return None
 
     def at(rate: float) -> tuple[float, ...]:
         return tuple(n * layout.bytes / rate for n in range(most + 1))
 
-    return Curves(cpu=at(alone), beside=at(min(alone, left)), link=at(link.bytes_s), gpu=at(link.gpu_bytes_s))
+    return Curves(
+        cpu=at(alone),
+        link=at(link.bytes_s),
+        gpu=at(link.gpu_bytes_s),
+        cpu_beside=at(min(alone, beside[0])),
+        link_beside=at(beside[1]),
+    )
+
+
+def _beside(profile: Profile, format: str, link: LinkRate) -> tuple[float, float] | None:
+    """Bytes per second that the CPU's experts can read, one token each, and the link carry, while both are used."""
+    if format in link.kept:
+        experts, copies = link.kept[format]
+        return experts * profile.experts[format], copies * link.bytes_s
+    left = profile.stream - link.bytes_s
+    return (left, link.bytes_s) if left > 0 else None
+
+
+def shared_how(format: str, link: LinkRate) -> str:
+    """For people: where the rates of experts and copies beside each other come from."""
+    if format not in link.kept:
+        return "together no more than a plain read, assumed: headrace measure"
+    experts, copies = link.kept[format]
+    return f"together the CPU keeps {experts:.0%} of its rate and the link {copies:.0%}, measured"

@@ -31,6 +31,18 @@ POLL_S = 50e-6  # a driver that waits may spin, on a core that kernels need
 AND, ALONE = " + ", " alone"  # in names of a profile's rates
 
 
+def experts_name(format: str) -> str:
+    return f"experts {format}"
+
+
+def up_name(gpu: int) -> str:
+    return f"gpu{gpu} h2d pinned"
+
+
+def down_name(gpu: int) -> str:
+    return f"gpu{gpu} d2h pinned"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Way:
     """step: moves the next piece and returns its bytes when they are there. end: returns when nothing is under way."""

@@ -23,22 +23,10 @@ from .lanes import Lane
 from .machine import cpu_kernels
 from .pinned import Arena, Pins
 from .streaming import fill, piece_of
-from .together import Copies, Way
+from .together import Copies, Way, down_name, experts_name, up_name
 
 KERNELS_BYTES, COPIES_BYTES = 1 << 30, 256 << 20  # of the arena: what kernels read, and what goes each way
 COPIED = "q4_0"  # the format of the experts that are copied: bytes are bytes
-
-
-def experts_name(format: str) -> str:
-    return f"experts {format}"
-
-
-def up_name(gpu: int) -> str:
-    return f"gpu{gpu} h2d pinned"
-
-
-def down_name(gpu: int) -> str:
-    return f"gpu{gpu} d2h pinned"
 
 
 def measure(

@@ -30,10 +30,11 @@ from headrace.engine.lanes import HostLane
 from headrace.engine.link_rate import link_rate, nominal
 from headrace.engine.moves import FetchTables, Moves, cpu_seconds, crossover, distinct_of
 from headrace.engine.placement import Tier
+from headrace.engine.planning.hardware import core_flops
 from headrace.engine.profile import Profile
 from headrace.engine.streaming import Ring, chosen_numbers, piece_of, ranks, runs
 from headrace.engine.traffic import PassShape, placed_bytes
-from headrace.kernels import FORMATS, Choice, ExpertBank, ExpertLayout, reference
+from headrace.kernels import FORMATS, Choice, ExpertBank, ExpertLayout, isa, reference
 from placements import placed, recorded
 
 Checkpoints = Callable[[str], Path]
@@ -408,8 +409,15 @@ def test_what_is_decided_for_a_gpu(profile: Profile, monkeypatch: pytest.MonkeyP
     found = decided(fast)
     assert found.stream_from == crossover(spec, layout, fast, 4e9, 512)
     assert found.stream_from is not None
-    assert f"passes from {found.stream_from} tokens on (link 4.0 GB/s measured)" in found.notes[0]
+    assert f"passes from {found.stream_from} tokens on (link 4.0 GB/s measured; CPU measured)" in found.notes[0]
     assert "by table" in found.notes[1]
+    assert "together no more than a plain read, assumed: headrace measure" in found.notes[1]
+    old = decided(dataclasses.replace(fast, kernels="other"))
+    assert "CPU measured, with other kernels (headrace measure)" in old.notes[0]
+    pair = {"experts bf16": 9e9, "gpu0 h2d pinned": 3e9, "experts bf16 alone": 1e10, "gpu0 h2d pinned alone": 4e9}
+    both = decided(dataclasses.replace(fast, together={"experts bf16 + gpu0 h2d pinned": pair}))
+    assert both.stream_from == found.stream_from, "alone, all go over the link or none does"
+    assert "the CPU keeps 90% of its rate and the link 75%, measured" in both.notes[1]
     assert found.fetched(1, 4) == FetchTables(spec, layout, fast, link_rate(fast, devices[Tier.GPU0].place))(1, 4) == 1
     assert found.fetched(found.stream_from, 9) == 9
     assert found.fetched(17, 9) == 0, "between decode and streaming"
@@ -417,9 +425,19 @@ def test_what_is_decided_for_a_gpu(profile: Profile, monkeypatch: pytest.MonkeyP
     assert "not measured, 80% of PCIe 3.0 x16, a guess" in nominal_link.notes[0]
     assert nominal_link.split == 0
     assert "not measured: link, GPU memory or CPU" in nominal_link.notes[1]
-    unknown = decided(None)
-    assert unknown.stream_from == 256
+    flops = core_flops(isa.isa()).times(isa.threads()).mid
+    link = nominal(None).bytes_s
+    wanted = next(
+        t
+        for t in range(1, 10**4)
+        if distinct_of(spec, t) * layout.bytes / link
+        < t * (spec.moe.top_k * 6 * spec.hidden * spec.moe.width / flops + 2 * spec.hidden * 4 / link)
+    )
+    unknown = decided(None, prefill_chunk=wanted)
+    assert unknown.stream_from == wanted
     assert "this CPU is not measured (headrace measure)" in unknown.notes[0]
+    assert f"{isa.threads()} cores of {isa.isa()}, {flops / 1e12:.2f} TFLOP/s assumed" in unknown.notes[0]
+    assert decided(None, prefill_chunk=wanted - 1).stream_from is None, "never for passes that the CPU takes less for"
     slow = decided(rates(profile, copies={**copies, "gpu0 h2d pinned": 1e6}))
     assert slow.stream_from is None
     assert "with up to 512 the CPU is faster" in slow.notes[0]

@@ -63,6 +63,13 @@ CORE_FLOPS = {
     "avx2": Range(0.03e12, 0.08e12, 0.15e12),
     "portable": Range(0.002e12, 0.01e12, 0.03e12),
 }
+
+
+def core_flops(isa: str) -> Range:
+    """Of one core by the name of the kernels' instruction set ("avx512_vnni" is "avx512")."""
+    return CORE_FLOPS[next((kind for kind in CORE_FLOPS if isa.startswith(kind)), "portable")]
+
+
 # Hand-off between GPU and CPU in every layer with experts in RAM: engines were seen at 26 to several hundred us.
 SYNC = Range(400e-6, 80e-6, 30e-6)
 # Everything that a step costs once: scheduler, sampling, launches.

@@ -16,7 +16,7 @@ from typing import Any
 
 from ...errors import OptionError
 from ..profile import STALE, Profile, hardware_key, load_profile
-from .hardware import CORE_FLOPS, FIXED, Device, Hardware, Range, device, exactly, parse, part, positive
+from .hardware import CORE_FLOPS, FIXED, Device, Hardware, Range, core_flops, device, exactly, parse, part, positive
 
 KEYS = {
     "name", "kind", "memory_gb", "bandwidth_gbs", "sustained_gbs", "bf16_tflops", "pcie", "channels", "mts", "cores",
@@ -57,14 +57,13 @@ def this_machine() -> Hardware | None:
 
 def of_profile(profile: Profile) -> Hardware:
     """A measured CPU: bandwidths of the real kernels, by format."""
-    isa = next((k for k in CORE_FLOPS if profile.isa.startswith(k)), "portable")
     cpu = Device(
         name=profile.cpu,
         kind="cpu",
         memory=profile.memory_bytes,
         nominal=profile.stream,
         bandwidth=Range(profile.stream * 0.7, profile.stream * 0.85, profile.stream),
-        flops=CORE_FLOPS[isa].times(profile.threads),
+        flops=core_flops(profile.isa).times(profile.threads),
         by_format=profile.experts,
         dense_by_format=profile.linear,
         slowdown=profile.slowdown if profile.batch else None,
