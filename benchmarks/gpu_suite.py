@@ -1,6 +1,6 @@
 """The Triton kernels on a real GPU: are they right, and how near do they come to what the memory and the cores give?
 
-    python benchmarks/gpu_suite.py [--only table|checks|handoff|models] [--filter experts] [--rounds 5] [--json FILE]
+    python benchmarks/gpu_suite.py [--only table|checks|handoff|measure|models] [--filter experts] [--json FILE]
 
 Needs a CUDA GPU, torch with CUDA (Triton comes with it) and this checkout: nothing is built or installed.
 
@@ -13,6 +13,8 @@ table    each row's calls are captured in one CUDA graph (which proves that they
 
 handoff  each way for a stream to hand experts to the CPU and wait for them, and what pinning takes (`gpu_handoff.py`);
          needs headrace installed with its C++ extension, and says so where it is not
+measure  `headrace measure`: what RAM, links and the GPU's memory give, alone and together (`gpu_measure.py`); saves
+         the machine's profile. Needs the extension too
 models   a whole model of random weights under several placements, decode and prefill (`gpu_models.py`), in 240 s;
          --layers shrinks it. Needs the extension too
 
@@ -35,6 +37,7 @@ from typing import Any
 
 import checkout  # first: where headrace is not installed, the checkout stands in for it
 import gpu_handoff
+import gpu_measure
 import gpu_models
 import torch
 from gpu_rows import GpuSource, Row, rows
@@ -209,7 +212,7 @@ def table(every: Iterator[Row], device: torch.device, rounds: int, filter: str) 
 
 def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=("table", "checks", "handoff", "models"), help="one of the parts")
+    parser.add_argument("--only", choices=("table", "checks", "handoff", "measure", "models"), help="one of the parts")
     parser.add_argument("--filter", default="", help="only rows and cases whose name contains this")
     parser.add_argument("--rounds", type=int, default=5, help="rounds a row of the table is timed in")
     parser.add_argument("--layers", type=int, help="so many layers of the models only")
@@ -230,6 +233,9 @@ def main() -> int:
     if args.only in (None, "handoff") and not args.filter:  # first, while nothing else runs
         result["handoff"] = gpu_handoff.measure(device.index)
         print("\n".join(gpu_handoff.show(result["handoff"])), flush=True)
+    if args.only in (None, "measure") and not args.filter:
+        result["measure"] = gpu_measure.measure()
+        print("\n".join(gpu_measure.show(result["measure"])), flush=True)
     if args.only in (None, "table"):
         source = GpuSource(torch.Generator(device).manual_seed(7))
         result["table"] = table(rows(ops, source), device, args.rounds, args.filter)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -15,9 +16,13 @@ import torch
 pytest.importorskip("triton", reason="the GPU kernels need Triton", exc_type=ImportError)
 import fake_cuda
 import gpu_handoff
+import gpu_measure
 import gpu_models
 import gpu_rows
 import gpu_suite
+from headrace import MemoryNeeded
+from headrace.engine import calibrate
+from headrace.engine.profile import Profile, hardware_key, load_profile
 from headrace.kernels import FORMATS, gpu
 from headrace.kernels.cases import CASES
 
@@ -129,6 +134,47 @@ def test_without_a_driver_the_hand_off_says_why() -> None:
     assert "no hand-off between GPU and CPU works here" in found["problem"]
     assert len(gpu_handoff.show(found)) == 4
     assert gpu_handoff.show({"skipped": "not built"}) == ["hand-off: not built"]
+
+
+def test_the_machine_is_measured_and_kept(profile: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rates alone and together are in the result, and in the profile that the models' part finds."""
+    both = {"experts q4_0": 2e9, "gpu0 h2d pinned": 4e9, "experts q4_0 alone": 3e9, "gpu0 h2d pinned alone": 5e9}
+    pair = {"experts q4_0 + gpu0 h2d pinned": both}
+    made = dataclasses.replace(profile, key=hardware_key(), copies={"gpu0 hbm": 7e9}, together=pair, notes=["a note"])
+
+    def measured(quick: bool) -> Profile:
+        torch.set_num_threads(1)
+        return made
+
+    monkeypatch.setattr(calibrate, "measure", measured)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    found = gpu_measure.measure()
+    assert torch.get_num_threads() == 3
+    torch.set_num_threads(threads)
+    assert json.loads(json.dumps(found))["together"] == pair
+    assert load_profile() == made
+    lines = "\n".join(gpu_measure.show(found))
+    for words in ("10.0 q4_0", "7.0 gpu0 hbm", "experts q4_0 2.0 of 3.0 alone", "a note"):
+        assert words in lines
+
+
+def test_a_machine_that_cannot_be_measured_says_why(
+    profile: Profile, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refused(quick: bool) -> Profile:
+        raise MemoryNeeded("close something")
+
+    monkeypatch.setattr(calibrate, "measure", refused)
+    assert gpu_measure.measure() == {"problem": "close something"}
+    assert gpu_measure.show({"problem": "close something"}) == ["measure: close something"]
+    assert gpu_measure.show({"skipped": "not built"}) == ["measure: not built"]
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(calibrate, "measure", lambda quick: profile)
+    found = gpu_measure.measure()
+    assert "not saved: Not a directory" in found["problem"]
+    assert found["stream"] == 1e10
 
 
 def test_a_line_of_the_table_says_what_was_not_reached() -> None:
