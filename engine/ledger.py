@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -34,8 +35,14 @@ class Pass:
     tokens: int
     context: int
     bytes: Bytes = field(default_factory=dict)
-    predicted: dict[str, float] | None = None  # seconds by tier, and what no tier causes
+    expect: Callable[[], dict[str, float]] | None = None  # says `predicted`
     measured_s: float = 0.0
+
+    @cached_property
+    def predicted(self) -> dict[str, float] | None:
+        """Seconds by tier, and what no tier causes; None: not known. Worked out when somebody asks, so that no step
+        waits for it."""
+        return None if self.expect is None else self.expect()
 
     def total(self, tier: str) -> int:
         return sum(self.bytes.get(tier, {}).values())
@@ -122,7 +129,7 @@ class Ledger:
         self.current = None
         done.measured_s = seconds
         if self.predict is not None:
-            done.predicted = self.predict(done.bytes, done.tokens, len(done.sequences))
+            done.expect = partial(self.predict, done.bytes, done.tokens, len(done.sequences))
         self.passes.append(done)
         if self.watch is not None:
             self.watch(done)

@@ -39,11 +39,11 @@ from .graphed import GraphedDecode
 from .handoff import HandOff
 from .home import Home
 from .kvcache import KVCache, PageTable, pages_for
-from .ledger import Bytes, Ledger
+from .ledger import Ledger
 from .model import Decoder
 from .pinned import resolve_limit
 from .placement import Tier
-from .planner import predict_terms
+from .planner import Predictor
 from .posting import Choice
 from .profile import STALE
 from .request import Request
@@ -227,7 +227,8 @@ class LLM:
         they are worth."""
         self.doubt = None
         self.machine = profile
-        self.ledger.predict = None if profile is None else partial(self._predict, profile)
+        formats, dtype = self.checkpoint.formats, self.kv_dtype
+        self.ledger.predict = None if profile is None else Predictor(profile, formats, dtype, self.spec)
         self.watch_run()
 
     def watch_run(self) -> None:
@@ -241,9 +242,6 @@ class LLM:
         doubt, self.doubt = self.doubt, None
         if doubt is not None:
             self.tell(f"{doubt}, so that predictions may be off: run headrace measure")
-
-    def _predict(self, profile: machine.Profile, read: Bytes, tokens: int, sequences: int) -> dict[str, float]:
-        return predict_terms(read, profile, self.checkpoint.formats, self.kv_dtype, self.spec, tokens, sequences)
 
     # ---- requests
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -131,44 +132,79 @@ def predict_terms(
     tokens: int = 1,
     sequences: int | None = None,
 ) -> dict[str, float]:
-    """Seconds of a pass of so many tokens of `sequences` (None: one each) on the CPU by what causes them: the tier that
-    is read, at the bandwidths that this machine's kernels were measured to have, and `FIXED`, what layers and the pass
-    cost besides."""
-    groups = read.get(CPU_DRAM, {})
-    dense = profile.slowdown(formats.dense.name, tokens) / profile.linear[formats.dense.name]
-    count = tokens if sequences is None else sequences
-    each = tokens_of_an_expert(groups.get(EXPERTS, 0), formats, spec, tokens, count if HEAD in groups else 0)
-    head = profile.slowdown(formats.dense.name, count) / profile.linear[formats.dense.name]
-    by_group = {
-        EXPERTS: profile.slowdown(formats.experts.name, each, experts=True) / profile.experts[formats.experts.name],
-        DENSE: dense,
-        HEAD: head,
-    }
-    memory = sum(size * by_group[group] for group, size in groups.items() if group != KV)
-    memory += _cache_seconds(groups, profile, kv_dtype, spec, tokens, count)
-    shared = spec.moe_layers if spec.moe.shared_width else 0
-    logits = count * spec.vocab if HEAD in groups else 0
-    return {
-        CPU_DRAM: memory,
-        FIXED: profile.besides(spec.layers, shared, tokens, logits),
-    }
+    """What a `Predictor` says of one pass."""
+    return Predictor(profile, formats, kv_dtype, spec)(read, tokens, sequences)
 
 
-def _cache_seconds(
-    groups: dict[str, int], profile: Profile, dtype: torch.dtype, spec: ModelSpec, tokens: int, sequences: int
-) -> float:
-    """Of attention: keys and values are written once by each token, and read by all tokens of a sequence together, each
-    of which sees those before it."""
-    size = groups.get(KV, 0)
-    if dtype != torch.bfloat16:
-        return size / profile.linear["f32"]
-    token_bytes, on_one = bytes_per_token(spec, dtype), spec.attention.heads / spec.attention.kv_heads
-    written = min(size, tokens * token_bytes)
-    attending = spec.layers if HEAD in groups else max(1, spec.layers - 1)
-    context = (size - written) / token_bytes * spec.layers / attending / sequences
-    queries = mean_queries(tokens / sequences, context)
-    each, together = (profile.cache_seconds_per_byte(on_one * q) for q in (1.0, queries))
-    return written * each + (size - written) * together
+class _Rates(NamedTuple):
+    """What passes of so many tokens have in common. Seconds: of a byte of dense weights, of the head, and of a cache
+    for one query at a time; besides what is read. rows: tokens whose logits are wanted."""
+
+    dense: float
+    head: float
+    cache: float
+    besides: float
+    rows: int
+
+
+class Predictor:
+    """Seconds of a pass on the CPU by what causes them: the tier that is read, at the bandwidths that this machine's
+    kernels were measured to have, and `FIXED`, what layers and the pass cost besides.
+
+    Everything that passes of as many tokens have in common is worked out once.
+    """
+
+    def __init__(self, profile: Profile, formats: Formats, kv_dtype: torch.dtype, spec: ModelSpec) -> None:
+        self.profile, self.formats, self.kv_dtype, self.spec = profile, formats, kv_dtype, spec
+        self.token_bytes = bytes_per_token(spec, kv_dtype)
+        self.rates: dict[tuple[int, int, bool], _Rates] = {}
+
+    def __call__(self, read: Bytes, tokens: int = 1, sequences: int | None = None) -> dict[str, float]:
+        """Of `tokens` new tokens of `sequences` (None: one each) that read these bytes."""
+        groups = read.get(CPU_DRAM, {})
+        count = tokens if sequences is None else sequences
+        key = tokens, count, HEAD in groups
+        rates = self.rates.get(key) or self.rates.setdefault(key, self._rates(*key))
+        memory = 0.0
+        for group, size in groups.items():
+            if group == EXPERTS:
+                memory += size * self._expert_seconds(size, tokens, rates.rows)
+            elif group != KV:
+                memory += size * {DENSE: rates.dense, HEAD: rates.head}[group]
+        memory += self._cache_seconds(groups.get(KV, 0), rates, tokens, count)
+        return {CPU_DRAM: memory, FIXED: rates.besides}
+
+    def _rates(self, tokens: int, sequences: int, has_head: bool) -> _Rates:
+        profile, spec, dense = self.profile, self.spec, self.formats.dense.name
+        shared = spec.moe_layers if spec.moe.shared_width else 0
+        rows = sequences if has_head else 0
+        return _Rates(
+            dense=profile.slowdown(dense, tokens) / profile.linear[dense],
+            head=profile.slowdown(dense, sequences) / profile.linear[dense],
+            cache=profile.cache_seconds_per_byte(spec.attention.heads / spec.attention.kv_heads),
+            besides=profile.besides(spec.layers, shared, tokens, rows * spec.vocab),
+            rows=rows,
+        )
+
+    def _expert_seconds(self, size: int, tokens: int, rows: int) -> float:
+        """Of a byte of routed experts."""
+        name = self.formats.experts.name
+        each = 1.0 if tokens == 1 else tokens_of_an_expert(size, self.formats, self.spec, tokens, rows)
+        return self.profile.slowdown(name, each, experts=True) / self.profile.experts[name]
+
+    def _cache_seconds(self, size: int, rates: _Rates, tokens: int, sequences: int) -> float:
+        """Of attention: keys and values are written once by each token, and read by all tokens of a sequence together,
+        each of which sees those before it."""
+        if self.kv_dtype != torch.bfloat16:
+            return size / self.profile.linear["f32"]
+        spec, written = self.spec, min(size, tokens * self.token_bytes)
+        together = rates.cache
+        if tokens > sequences:
+            attending = spec.layers if rates.rows else max(1, spec.layers - 1)
+            context = (size - written) / self.token_bytes * spec.layers / attending / sequences
+            on_one = spec.attention.heads / spec.attention.kv_heads
+            together = self.profile.cache_seconds_per_byte(on_one * mean_queries(tokens / sequences, context))
+        return written * rates.cache + (size - written) * together
 
 
 def tokens_of_an_expert(read: float, formats: Formats, spec: ModelSpec, tokens: int, rows: int | None = None) -> float:

@@ -26,25 +26,31 @@ class Watch:
         self._clear()
 
     def _clear(self) -> None:
+        self.seen: list[Pass] = []
         self.tokens, self.measured = 0, 0.0
         self.predicted: defaultdict[str, float] = defaultdict(float)
         self.bytes: defaultdict[str, int] = defaultdict(int)
 
     def __call__(self, done: Pass) -> None:
-        """Takes note of a pass."""
-        if self.told or done.phase != "decode" or done.predicted is None:
+        """Takes note of a pass; what it should have taken is asked when there are enough of them."""
+        if self.told or done.phase != "decode" or done.expect is None:
             return
+        self.seen.append(done)
         self.tokens += done.tokens
-        self.measured += done.measured_s
-        for term, seconds in done.predicted.items():
-            self.predicted[term] += seconds
-        for tier in done.bytes:
-            self.bytes[tier] += done.total(tier)
         if self.tokens >= WINDOW:
             self._compare()
             self._clear()
 
+    def _add(self, done: Pass) -> None:
+        self.measured += done.measured_s
+        for term, seconds in (done.predicted or {}).items():
+            self.predicted[term] += seconds
+        for tier in done.bytes:
+            self.bytes[tier] += done.total(tier)
+
     def _compare(self) -> None:
+        for done in self.seen:
+            self._add(done)
         expected = sum(self.predicted.values())
         if expected > 0 and abs(self.measured / expected - 1) > TOLERANCE:
             self.told = True

@@ -13,8 +13,8 @@ import torch
 from headrace import LLM, OptionError, SamplingParams
 from headrace.engine.experts import distinct
 from headrace.engine.kvcache import bytes_per_token
-from headrace.engine.ledger import Ledger, summarise
-from headrace.engine.planner import pass_bytes, predict_seconds, predict_terms, tokens_of_an_expert
+from headrace.engine.ledger import Bytes, Ledger, summarise
+from headrace.engine.planner import Predictor, pass_bytes, predict_seconds, predict_terms, tokens_of_an_expert
 from headrace.engine.profile import Profile, mean_queries
 from headrace.kernels import FORMATS, Choice
 from headrace.loaders import catalogue
@@ -200,6 +200,41 @@ def test_a_pass_has_prediction_measurement_and_residual(checkpoints: Checkpoints
     assert summary.tokens == 2
     assert summary.predicted_tok_s == pytest.approx(2 / sum(p.predicted_s or 0 for p in llm.ledger.passes[1:]))
     assert summary.bytes_per_token()["cpu_dram"]["total"] == round(sum(summary.bytes["cpu_dram"].values()) / 2)
+
+
+def test_what_passes_have_in_common_is_worked_out_once_and_alike() -> None:
+    """One predictor for passes of all kinds says of each what a new one says."""
+    spec, formats = some_spec(), Formats(experts=FORMATS["q4_0"], dense=FORMATS["bf16"], embed=FORMATS["bf16"])
+    rates = dict.fromkeys(FORMATS, 400.0)
+    known = dataclasses.replace(
+        profile(1e3), batch={"4": rates}, crowd={"4": rates}, attention={"1": 1e3, "8": 500.0, "512": 10.0},
+        layer_s=0.1, layer_batch={"4": 0.4}, shared_s=0.01, pass_s=0.001, logit_s=1e-6,
+    )  # fmt: skip
+    one = Predictor(known, formats, torch.bfloat16, spec)
+    for tokens, sequences in [(1, 1), (4, 4), (4, 1), (9, 3), (64, 1)] * 2:
+        for head in ({}, {"head": 700}):
+            experts = 24 * 4 * tokens * 3 * 2048 * 1408 // 2
+            read = {"cpu_dram": {"experts": experts, "dense": 1000, "kv": 10**8 + tokens, **head}}
+            assert one(read, tokens, sequences) == predict_terms(
+                read, known, formats, torch.bfloat16, spec, tokens, sequences
+            )
+    assert len(one.rates) == 10
+
+
+def test_no_step_waits_for_its_prediction(checkpoints: Checkpoints) -> None:
+    """It is worked out when somebody asks, once."""
+    llm, asked = LLM(str(checkpoints("mixtral"))), []
+
+    def predict(read: Bytes, tokens: int, sequences: int) -> dict[str, float]:
+        asked.append((tokens, sequences))
+        return {"cpu_dram": 0.5}
+
+    llm.ledger.predict = predict
+    passes = llm.generate([[5, 6]], SamplingParams(max_new_tokens=3, ignore_eos=True))[0].ledger
+    assert asked == []
+    assert [p.predicted_s for p in passes] == [0.5] * 3
+    assert passes[0].as_json()["predicted_ms"] == 500
+    assert asked == [(2, 1), (1, 1), (1, 1)]
 
 
 def test_ledger_file_has_a_line_for_every_pass(checkpoints: Checkpoints, tmp_path: Path) -> None:

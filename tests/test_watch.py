@@ -17,8 +17,8 @@ from headrace.engine.watch import Watch
 def step(measured: float, predicted: dict[str, float] | None, tokens: int = 1, phase: str = "decode") -> Pass:
     read = {"cpu_dram": {"experts": 8_000_000}, "gpu_hbm": {"dense": 1_000_000}}
     return Pass(
-        index=0, phase=phase, sequences=[0], tokens=tokens, context=1, bytes=read, predicted=predicted,
-        measured_s=measured,
+        index=0, phase=phase, sequences=[0], tokens=tokens, context=1, bytes=read,
+        expect=None if predicted is None else lambda: predicted, measured_s=measured,
     )  # fmt: skip
 
 
