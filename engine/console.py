@@ -72,9 +72,10 @@ def current(known: machine.Profile | None, even_if_busy: bool = False) -> machin
     why = "this machine was not measured yet" if known is None else STALE
     others = 0.0 if even_if_busy else strangers.look()
     if strangers.are_in_the_way(others):
+        outcome = "There is no prediction" if known is None else "Predictions may be off"
         say(
-            f"{why}, and is not measured now: other processes take {others:.1f} cores. "
-            f"{'There is no prediction' if known is None else 'Predictions may be off'}; run `headrace measure`"
+            f"{why}, and is not measured now: other processes take {others:.1f} cores. {outcome}; run `headrace "
+            "measure` when nothing else runs"
         )
         return known
     say(f"{why}; reading its memory with the kernels, once ...")
