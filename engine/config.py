@@ -91,7 +91,8 @@ class EngineConfig:
     fewer tokens, while the CPU computes the others, a number or "auto"; "auto": as this machine's rates say.
     pinned_limit: how much of the experts in RAM may be pinned for
     the GPU: GB, a share of the machine's memory such as "50%", or None for 80 %; 0 pins nothing. handoff: how a GPU
-    hands experts to the CPU in decode: "memop" or "hostfunc" (steps are graphs), "eager" (no graphs), or "auto".
+    hands experts to the CPU in decode: "memop" or "hostfunc" (steps are graphs), "eager" (no graphs), or "auto"
+    (graphs where a check at start finds them right and faster).
     max_context: longest prompt plus completion in tokens, None for as much as the model allows and memory holds.
     prefill_chunk: most prompt tokens in one forward pass. max_sequences: most sequences that decode together. Raises
     OptionError for a value that cannot be used.
@@ -150,7 +151,7 @@ class EngineConfig:
         _at_least("vram_limit", self.vram_limit, 0.001, none_ok=True)
         _count_or("stream_from", self.stream_from, 1, ["auto", "never"])
         _count_or("split", self.split, 0, ["auto"])
-        if self.wants_graphs and str(self.split) not in ("auto", "0"):
+        if self.wants_graphs and self.copies_in_decode:
             graphs = f"handoff {self.handoff!r} makes decode steps graphs, which copy none"
             raise OptionError(f"split copies experts in decode, and {graphs}: leave one out")
         parse_limit(self.pinned_limit)
@@ -203,6 +204,11 @@ class EngineConfig:
     def wants_graphs(self) -> bool:
         """Whether decode steps are to be graphs."""
         return self.handoff in GRAPHED
+
+    @property
+    def copies_in_decode(self) -> bool:
+        """Whether decode steps were asked to copy experts."""
+        return str(self.split) not in ("auto", "0")
 
     @property
     def plain_format(self) -> str:

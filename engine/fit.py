@@ -59,6 +59,7 @@ class Fit:
     table: Tier  # of the embedding
     sizes: Sizes
     moves: Moves = NONE
+    spare_pages: int = 0  # of the cache, beyond those of the room: for rows of a graph without a sequence
 
     @property
     def bytes_in_ram(self) -> list[int]:
@@ -100,8 +101,9 @@ def fit(
     dtype: torch.dtype,
     devices: Mapping[Tier, Device],
     profile: Profile | None = None,
+    graphs: bool = False,
 ) -> Fit:
-    """Decides; `profile`: the rates of this machine, if it was measured.
+    """Decides; `profile`: the rates of this machine, if it was measured; `graphs`: decode steps may become graphs.
 
     Raises OptionError for what the model or the machine does not have, MemoryNeeded for a tier that is too small, with
     what it would have to hold.
@@ -112,7 +114,7 @@ def fit(
         placement = placing.all_on(Tier.CPU, sizes.counts)
         needs = _needs(placement, sizes, room, 0, Tier.CPU)
         return Fit(placement=placement, room=room, needs=needs, table=Tier.CPU, sizes=sizes)
-    plan = _Plan(config, checkpoint, dtype, devices, sizes, profile)
+    plan = _Plan(config, checkpoint, dtype, devices, sizes, profile, graphs)
     found = plan.decide()
     _check(found, devices)
     return found
@@ -129,6 +131,7 @@ class _Plan:
         devices: Mapping[Tier, Device],
         sizes: Sizes,
         profile: Profile | None,
+        graphs: bool,
     ) -> None:
         self.config = config
         self.checkpoint = checkpoint
@@ -142,7 +145,8 @@ class _Plan:
         self.moves = moves.plan(config, spec, layout, devices, profile)
         self.buffers = self.moves.buffer_bytes(max(config.prefill_chunk, config.max_sequences))
         self.mailbox = 0
-        if config.wants_graphs:  # a page for rows without a sequence, and buffers that a graph keeps for itself
+        self.spare_pages = int(graphs)
+        if graphs:  # a page for rows without a sequence, and buffers that a graph keeps for itself
             sizes_B = sizes_up_to(config.max_sequences)
             self.work += self.page + capacity.work_bytes(spec, sizes_B[-1], sizes_B[-1])
             self.mailbox = mailbox_bytes(spec.moe_layers, spec.moe.top_k, spec.hidden, sizes_B)
@@ -212,7 +216,15 @@ class _Plan:
         buffers = self._buffers(placement)
         if buffers:
             needs[placement.home][STREAM] = buffers
-        return Fit(placement=placement, room=room, needs=needs, table=table, sizes=self.sizes, moves=self.moves)
+        return Fit(
+            placement=placement,
+            room=room,
+            needs=needs,
+            table=table,
+            sizes=self.sizes,
+            moves=self.moves,
+            spare_pages=self.spare_pages,
+        )
 
 
 def _table(placement: Placement, is_head: bool) -> Tier:

@@ -54,7 +54,7 @@ class GraphedDecode:
         timeout: float = TIMEOUT,
     ) -> None:
         self.decoder, self.tiered, self.runtime = decoder, tiered, runtime
-        self.sizes, self.timeout = sizes_up_to(sequences), timeout
+        self.sizes, self.timeout = sizes_up_to(_most(sequences, tiered)), timeout
         self.recorder = runtime.recorder()
         home, spec = decoder.home, decoder.spec
         mail = self._mail(way, tiered.banks, tiered.placement)
@@ -141,6 +141,14 @@ class GraphedDecode:
         """Ends the mailbox's threads and takes its registration back; no step may be under way."""
         if self.mailbox is not None:
             self._release()
+
+
+def _most(sequences: int, tiered: TieredExperts) -> int:
+    """Sequences of the largest step: one whose experts in RAM are all copied goes by the eager path, which copies."""
+    first = tiered.moves.stream_from
+    if first is None or Tier.CPU not in tiered.placement.tiers:
+        return sequences
+    return min(sequences, first - 1)
 
 
 def _close(mailbox: Mailbox, driver: Driver) -> None:

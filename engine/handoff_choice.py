@@ -1,89 +1,99 @@
-"""How this run hands experts to the CPU in decode: from what was asked, the placement, and what the machine can do.
+"""How this run is to hand experts to the CPU in decode: from what was asked, the placement, and the machine.
 
-    auto, eager        by hand, layer by layer (`handoff.py`); nothing is tried
+    eager              by hand, layer by layer (`handoff.py`); nothing is tried
     memop, hostfunc    steps are graphs (`graphed.py`); a probe must have shown that it works here
+    auto               of these two the faster one by the probe, if one works; eager where graphs cannot be
 
-`auto` takes eager until a captured step has run on a real GPU: what no one has seen work is not taken unasked. The
-probe costs seconds, so what it found is kept beside the machine's profile, for this GPU, driver and build of the
-kernels; a way that did not work is tried again the next time.
+What comes out of `auto` is a candidate: `graph_start.py` captures it, holds it against the eager path on the model
+itself, and takes the faster. The probe's time by hand is no part of the choice: its jobs come from a stream in which
+nothing else was launched, so it has none of the launches of a layer's kernels, which are what a graph saves. The probe
+costs seconds, so what it found is kept (`handoff_saved.py`). A way that did not work is tried again the next time that
+someone asks for it by name.
 """
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
-from pathlib import Path
+from typing import NamedTuple
 
 from ..errors import OptionError
-from ..kernels.isa import kernels_digest
-from . import posting
-from .config import GRAPHED
+from . import handoff_saved, posting
+from .config import GRAPHED, EngineConfig
 from .gpu_runtime import Runtime
+from .moves import Moves
 from .placement import Placement, Tier
-from .posting import VARIANTS, Choice, Trial
-from .profile import hardware_key, profile_path
+from .posting import Choice, Trial
 
-UNTRIED = "auto takes it until a captured step has run on a GPU; memop and hostfunc can be asked for"
+EAGER = "eager"
+NOTHING_TO_HAND_OVER = "graphs"  # the way's name where no expert lies in RAM
 
 
-def decide(asked: str, placement: Placement, runtime: Runtime | None, problem: str, layers: int) -> Choice:
+class Obstacle(NamedTuple):
+    """Why decode steps cannot be graphs, and what would change that."""
+
+    why: str
+    remedy: str
+
+
+def may_capture(config: EngineConfig, runtime: Runtime | None) -> bool:
+    """Whether memory for graphs is to be counted."""
+    return config.wants_graphs or (config.handoff == "auto" and runtime is not None)
+
+
+def decide(
+    config: EngineConfig, placement: Placement, moves: Moves, runtime: Runtime | None, problem: str, layers: int
+) -> Choice:
     """The way to take, and why. `problem`: why there is no runtime. layers: of the model.
 
-    Raises OptionError where graphs were asked for and the placement or the device has none, DeviceError where the
+    Raises OptionError where graphs were asked for and options, placement or device have none, DeviceError where the
     machine cannot do what was asked for.
     """
-    if asked not in GRAPHED:
-        return Choice(name="eager", reason="asked for" if asked == "eager" else UNTRIED)
-    if Tier.GPU1 in placement.tiers:
-        raise OptionError(
-            f"handoff is {asked!r}: its graphs are of one GPU, and placement {placement.name} uses two: take handoff "
-            "'eager', or leave out the second GPU"
-        )
-    if runtime is None:
-        raise OptionError(
-            f"handoff is {asked!r}, which the stream of a GPU does; {problem}: take handoff 'eager', or --device cuda"
-        )
+    asked = config.handoff
+    if asked == EAGER:
+        return Choice(name=EAGER, reason="asked for")
+    found = obstacle(config, placement, moves, runtime, problem)
+    if found is not None:
+        if asked == "auto":
+            return Choice(name=EAGER, reason=found.why)
+        raise OptionError(f"handoff is {asked!r}: {found.why}: take handoff 'eager', or {found.remedy}")
+    assert runtime is not None, "graphs without a runtime"
     if Tier.CPU not in placement.tiers:
-        return Choice(name=asked, reason="no expert is in RAM: graphs, and nothing to hand over")
-    return posting.choose(trials(asked, runtime, layers), asked)
+        name = NOTHING_TO_HAND_OVER if asked == "auto" else asked
+        return Choice(name=name, reason="no expert is in RAM: graphs, and nothing to hand over")
+    return _candidate(trials(asked, runtime, layers), asked)
+
+
+def obstacle(
+    config: EngineConfig, placement: Placement, moves: Moves, runtime: Runtime | None, problem: str
+) -> Obstacle | None:
+    """What keeps decode steps from being graphs."""
+    if runtime is None:
+        return Obstacle(f"graphs are what the stream of a GPU runs, and {problem}", "--device cuda")
+    if Tier.GPU1 in placement.tiers:
+        return Obstacle(f"graphs are of one GPU, and placement {placement.name} uses two", "leave out the second GPU")
+    if config.kernels == "reference":
+        return Obstacle("experts that a graph asks for are computed by the C++ kernels, and kernels is 'reference'",
+                        "kernels 'cpu'")  # fmt: skip
+    if Tier.CPU in placement.tiers and config.copies_in_decode:
+        return Obstacle(f"split {config.split} copies experts in decode, which graphs do not", "leave out split")
+    if Tier.CPU in placement.tiers and moves.streams(1):
+        return Obstacle(
+            "stream_from 1 copies the experts of every step, which graphs do not", "a stream_from of 2 or more"
+        )
+    return None
+
+
+def _candidate(found: dict[str, Trial], asked: str) -> Choice:
+    """What was asked for, or the best way in a graph. `auto` ends no start: without any it is eager, which needs none
+    of this."""
+    if asked == "auto" and all(found[name].us is None for name in GRAPHED):
+        return Choice(name=EAGER, reason=f"no way to hand over works in a graph here ({posting.told(found)})")
+    return posting.choose(found, asked)
 
 
 def trials(asked: str, runtime: Runtime, layers: int) -> dict[str, Trial]:
     """What the probe found, now or at an earlier start on this machine."""
-    found = _saved(runtime)
-    if found is None or asked not in found or found[asked].us is None:
+    found = handoff_saved.trials(runtime)
+    if found is None or (asked in found and found[asked].us is None):
         found = posting.probe(runtime.driver.path, runtime.number, layers)
-        _save(runtime, found)
+        handoff_saved.keep_trials(runtime, found)
     return found
-
-
-def _path() -> Path:
-    key = hardware_key()
-    return profile_path(key).with_name(f"handoff-{key}.json")
-
-
-def _passport(runtime: Runtime) -> dict[str, object]:
-    """What the times hold for."""
-    return {"gpu": runtime.name, "driver": list(runtime.driver.version), "kernels": kernels_digest()}
-
-
-def _save(runtime: Runtime, found: dict[str, Trial]) -> None:
-    """Keeps trials. A folder that cannot be written only costs the next start a probe."""
-    text = json.dumps({**_passport(runtime), "trials": [asdict(trial) for trial in found.values()]}, indent=2)
-    try:
-        _path().parent.mkdir(parents=True, exist_ok=True)
-        _path().write_text(text + "\n", encoding="utf-8")
-    except OSError:
-        return
-
-
-def _saved(runtime: Runtime) -> dict[str, Trial] | None:
-    """Trials of an earlier start; None where there are none for this GPU, driver and build, or they are damaged."""
-    try:
-        saved = json.loads(_path().read_text(encoding="utf-8"))
-        kept = saved.pop("trials")
-        found = {trial["name"]: Trial(**trial) for trial in kept}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
-    is_whole = set(found) == set(VARIANTS) and all(isinstance(t.us, int | float | None) for t in found.values())
-    return found if saved == _passport(runtime) and is_whole else None

@@ -28,7 +28,7 @@ from ..loaders import hub
 from ..loaders.checkpoint import Checkpoint, LoadOptions, Progress, load_weights, open_directory
 from ..loaders.tokenizer import Tokenizer
 from ..loaders.weights import ModelWeights, TierBanks, Where
-from . import capacity, devices, gpu_runtime, handoff_choice, machine, tiles
+from . import capacity, devices, gpu_runtime, graph_start, handoff_choice, handoff_saved, machine, tiles
 from .config import EngineConfig, SamplingParams
 from .devices import Device
 from .expert_memory import ExpertMemory
@@ -82,9 +82,11 @@ class LLM:
         self.tokenizer = _load_tokenizer(self.checkpoint)
         self.kv_dtype = capacity.kv_dtype(self.config, self.checkpoint.formats)
         rates = machine.load_profile() if self.kernels == "cpu" else None
-        self.fit: Fit = fit(self.config, self.checkpoint, self.kv_dtype, self.devices, rates)
+        self.runtime, problem = self._find_runtime()
+        graphs = handoff_choice.may_capture(self.config, self.runtime)
+        self.fit: Fit = fit(self.config, self.checkpoint, self.kv_dtype, self.devices, rates, graphs)
         self.room, self.placement = self.fit.room, self.fit.placement
-        self.runtime, self.memory = self._beside_a_gpu()
+        self.handoff_choice, self.memory = self._beside_a_gpu(problem)
         self.weights = self._load(progress)
         self.ledger = Ledger()
         self.tell: Callable[[str], None] = log.warning
@@ -106,18 +108,20 @@ class LLM:
         )
         return open_directory(directory, load_options(self.config))
 
-    def _beside_a_gpu(self) -> tuple[Runtime | None, ExpertMemory | None]:
-        """Decides how experts are handed over, before memory is taken; reserves memory that can be pinned for those in
-        RAM. Nothing of it on the CPU alone."""
-        self.handoff_choice: Choice | None = None
+    def _find_runtime(self) -> tuple[Runtime | None, str]:
+        """What pinned memory and graphs need of a GPU, or None and the reason."""
+        return gpu_runtime.find(self.devices[Tier.GPU0]) if Tier.GPU0 in self.devices else (None, "there is no GPU")
+
+    def _beside_a_gpu(self, problem: str) -> tuple[Choice | None, ExpertMemory | None]:
+        """How experts are to be handed over, decided before memory is taken; memory that can be pinned for those in
+        RAM. Nothing of it on the CPU alone. problem: why there is no runtime."""
         if len(self.devices) == 1:
             return None, None
-        limit = resolve_limit(self.config.pinned_limit)
-        runtime, problem = gpu_runtime.find(self.home)
-        layers = self.spec.layers
-        self.handoff_choice = handoff_choice.decide(self.config.handoff, self.placement, runtime, problem, layers)
+        limit, runtime = resolve_limit(self.config.pinned_limit), self.runtime
+        moves, layers = self.fit.moves, self.spec.layers
+        choice = handoff_choice.decide(self.config, self.placement, moves, runtime, problem, layers)
         sizes = self.fit.bytes_in_ram
-        return runtime, ExpertMemory(sizes, runtime, problem, limit) if any(sizes) else None
+        return choice, ExpertMemory(sizes, runtime, problem, limit) if any(sizes) else None
 
     def _load(self, progress: Progress | None) -> ModelWeights:
         extra, memory = self.room.kv_bytes + self.room.work_bytes, self.memory
@@ -169,13 +173,12 @@ class LLM:
         return self.devices[self.placement.home]
 
     def _assemble(self) -> None:
-        spare = int(self.config.wants_graphs)  # a page for rows without a sequence
         self.decoder = Decoder(
             self.spec,
             self.weights,
             self.home.ops,
             self._make_experts(),
-            KVCache(self.spec, self.room.pages + spare, self.kv_dtype, self.home.place),
+            KVCache(self.spec, self.room.pages + self.fit.spare_pages, self.kv_dtype, self.home.place),
             self.ledger,
             self.room.max_context,
             Home(device=self.home, table=self.devices[self.fit.table], ledger=self.ledger),
@@ -185,24 +188,45 @@ class LLM:
         self.requests: dict[int, Request] = {}
         self.lock = threading.RLock()  # held for a pass; several threads may use one LLM
         self.next_id = 0
-        self.graphed = self._graphs() if self.config.wants_graphs else None
+        self.graphed = self._graphs()
 
-    def _graphs(self) -> GraphedDecode:
-        """Decode steps as graphs, captured now."""
-        assert self.runtime is not None, "graphs without a runtime"
-        assert self.handoff_choice is not None, "graphs without a choice"
-        tiered = self.decoder.experts
+    def _graphs(self) -> GraphedDecode | None:
+        """Decode steps as graphs, captured and checked now; None where steps run by hand."""
+        choice, runtime, tiered = self.handoff_choice, self.runtime, self.decoder.experts
+        if choice is None or choice.name == handoff_choice.EAGER:
+            return None
+        assert runtime is not None, "graphs without a runtime"
         assert isinstance(tiered, TieredExperts), "graphs on the CPU alone"
-        return GraphedDecode(
+        pages, spare_page = pages_for(self.room.max_context), self.room.pages
+        build = partial(
+            GraphedDecode,
             self.decoder,
             tiered,
-            self.handoff_choice,
-            self.runtime,
+            choice,
+            runtime,
             sequences=self.config.max_sequences,
-            pages=pages_for(self.room.max_context),
-            spare_page=self.room.pages,
+            pages=pages,
+            spare_page=spare_page,
             timeout=HANDOFF_TIMEOUT,
         )
+        how = graph_start.Start(
+            asked=self.config.handoff, choice=choice, runtime=runtime, digest=self._handoff_digest(choice.name)
+        )
+        steps = graph_start.Steps(self.decoder, tiered, pages, spare_page)
+        graphed, self.handoff_choice = graph_start.start(how, steps, build)
+        if graphed is not None:
+            tiered.moves = self.fit.moves.in_graphs()
+            self.fit = replace(self.fit, moves=tiered.moves)
+        return graphed
+
+    def _handoff_digest(self, way: str) -> str:
+        """What times of a decode step hold for, besides GPU, driver and kernels."""
+        where, moves = self.placement.experts, self.fit.moves
+        split = moves.split if isinstance(moves.split, int) else "tables"
+        copies = moves.stream_from, split, moves.split_most, moves.piece
+        room = self.room.max_context, self.config.max_sequences, self.kv_dtype
+        rounding = self.config.cpu_activations
+        return handoff_saved.digest(way, self.spec, self.checkpoint.formats, where, copies, room, rounding)
 
     def _make_experts(self) -> Experts:
         """The experts behind the seam: all in RAM, or on the tiers of the placement."""

@@ -13,7 +13,7 @@ the run and in predictions of bytes alike.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from ..kernels import ExpertLayout, isa
@@ -28,6 +28,7 @@ from .split import best_fetch, curves, shared_how
 from .streaming import piece_of
 
 F32 = 4
+NO_COPIES = "decode steps are graphs, which copy no experts"
 
 
 class FetchTables:
@@ -85,6 +86,12 @@ class Moves:
     def may_split(self, tokens: int) -> bool:
         """Whether a layer of so many tokens that is not streamed may have experts copied."""
         return self.split != 0 and tokens <= self.split_most
+
+    def in_graphs(self) -> Moves:
+        """The same where decode steps turned out to be graphs."""
+        if self.split == 0:
+            return self
+        return replace(self, split=0, split_most=0, notes=(*self.notes[:1], f"split decode: 0 ({NO_COPIES})"))
 
     def buffer_bytes(self, tokens: int) -> int:
         """What the GPU holds for it: two buffers, and the sum of up to so many tokens; 0 where nothing is copied."""
@@ -145,7 +152,7 @@ def _split(
     if config.split != "auto":
         return int(config.split), "as asked"
     if config.wants_graphs:
-        return 0, "decode steps are graphs, which copy no experts"
+        return 0, NO_COPIES
     if link is None:
         return 0, "a simulated GPU has no link; --split N tries it"
     if profile is None or not link.is_measured or not link.gpu_bytes_s:

@@ -132,17 +132,22 @@ def choose(trials: Mapping[str, Trial], asked: str = "auto") -> Choice:
     if asked not in ("auto", *VARIANTS):
         raise OptionError(f"handoff is {asked!r}; choose one of auto, {', '.join(VARIANTS)}")
     works = {name: trial.us for name, trial in trials.items() if trial.us is not None}
-    told = "; ".join(str(trials[name]) for name in VARIANTS if name in trials)
+    times = told(trials)
     if asked != "auto":
         if asked not in works:
-            raise DeviceError(f"the hand-off '{asked}' does not work here ({told}): take auto, or one that works")
-        return Choice(name=asked, reason=f"asked for ({told})")
+            raise DeviceError(f"the hand-off '{asked}' does not work here ({times}): take auto, or one that works")
+        return Choice(name=asked, reason=f"asked for ({times})")
     graphs = [name for name in ("memop", "hostfunc") if name in works]
     if graphs:
-        return Choice(name=min(graphs, key=lambda name: works[name]), reason=f"fastest in a graph ({told})")
+        return Choice(name=min(graphs, key=lambda name: works[name]), reason=f"fastest in a graph ({times})")
     if "eager" in works:
-        return Choice(name="eager", reason=f"no other works ({told}): every step without a graph, which is slower")
-    raise DeviceError(f"no hand-off between GPU and CPU works here ({told}): place the experts elsewhere")
+        return Choice(name="eager", reason=f"no other works ({times}): every step without a graph, which is slower")
+    raise DeviceError(f"no hand-off between GPU and CPU works here ({times}): place the experts elsewhere")
+
+
+def told(trials: Mapping[str, Trial]) -> str:
+    """What was found of every way, in a line."""
+    return "; ".join(str(trials[name]) for name in VARIANTS if name in trials)
 
 
 # The probe

@@ -1,0 +1,382 @@
+"""Graphs are taken only after a step of the model itself was held against the eager path, and only where they are
+faster: on a driver without a GPU, with the times of steps given."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import stand_in_gpu
+import torch
+from headrace import LLM, DeviceError, OptionError, SamplingParams
+from headrace.engine import graph_start, handoff_saved, posting, report
+from headrace.engine.gpu_runtime import Runtime
+from headrace.engine.handoff_saved import StepTimes
+from headrace.engine.moves import Moves
+from headrace.engine.posting import VARIANTS, Trial
+from headrace.engine.tiers import TieredExperts
+from stand_in_gpu import StandIn, StreamRecorder
+from torch import Tensor
+
+PROMPTS = ["In the beginning", "And it came to pass, when the children", "Behold,"]
+GREEDY = SamplingParams(max_new_tokens=8, ignore_eos=True)
+WORKS = {name: Trial(name=name, us=us) for name, us in zip(VARIANTS, (5.0, 60.0, 3.0), strict=True)}
+Pace = Callable[[float, float], list[str]]
+
+
+@pytest.fixture
+def gpu(library: str, log: Path, monkeypatch: pytest.MonkeyPatch) -> StandIn:
+    """The stand-in, with the probe's answer known."""
+    monkeypatch.setattr(posting, "probe", lambda *_: WORKS)
+    return stand_in_gpu.install(monkeypatch, library)
+
+
+@pytest.fixture
+def pace(monkeypatch: pytest.MonkeyPatch) -> Pace:
+    """pace(hand, graph): seconds that steps take from now on, in turns; the list grows with every timed step."""
+    seen: list[str] = []
+
+    def set_to(hand: float, graph: float) -> list[str]:
+        turns = itertools.cycle([("hand", hand), ("graph", graph)])
+
+        def seconds(step: Callable[[int], Tensor], number: int) -> float:
+            step(number)
+            name, took = next(turns)
+            seen.append(name)
+            return took
+
+        monkeypatch.setattr(graph_start, "_seconds", seconds)
+        return seen
+
+    return set_to
+
+
+def load(**options: Any) -> LLM:
+    return LLM("demo", device="simulated", **{"cpu_moe": True, "max_context": 96, "max_sequences": 3, **options})
+
+
+def title(llm: LLM) -> str:
+    return str(report.startup_table(llm).title)
+
+
+# ---- what auto takes
+
+
+def test_auto_takes_graphs_that_are_faster(gpu: StandIn, pace: Pace) -> None:
+    timed = pace(0.004, 0.003)
+    with load() as llm, load(handoff="eager") as plain:
+        assert llm.graphed is not None
+        assert timed == ["hand", "graph"] * (1 + graph_start.ROUNDS)
+        assert (
+            "hand-off: memop, fastest in a graph (memop 5.0 us; hostfunc 60.0 us; eager 3.0 us); "
+            "same bits as by hand, a step 3.00 ms, by hand 4.00 ms" in title(llm)
+        )
+        before = gpu.recorders[-1].replays
+        assert llm.generate(PROMPTS[0], GREEDY)[0].token_ids == plain.generate(PROMPTS[0], GREEDY)[0].token_ids
+        assert gpu.recorders[-1].replays == before + 7
+
+
+def test_auto_takes_the_eager_path_where_that_is_faster(gpu: StandIn, pace: Pace, log: Path) -> None:
+    pace(0.003, 0.004)
+    with load() as llm:
+        assert llm.graphed is None
+        assert "eager, memop was tried, and as a graph it is no faster: a step 4.00 ms, by hand 3.00 ms" in title(llm)
+        assert "mailbox" not in {row[0] for row in report.placement_rows(llm)}
+        calls = [line.split()[0] for line in log.read_text().splitlines()]
+        assert (calls.count("register"), calls.count("unregister")) == (2, 1), "the mailbox's memory was given back"
+        assert llm.generate(PROMPTS[0], GREEDY)
+
+
+def test_the_times_are_those_of_real_steps(gpu: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step that waits for 20 ms takes at least that; the other does not."""
+    inner = StreamRecorder.replay
+
+    def slow(self: StreamRecorder, graph: Any) -> None:
+        inner(self, graph)
+        graph_start.time.sleep(0.02)
+
+    monkeypatch.setattr(StreamRecorder, "replay", slow)
+    found: list[StepTimes] = []
+    time_steps = graph_start._time
+    monkeypatch.setattr(graph_start, "_time", lambda *all: found.append(time_steps(*all)) or found[-1])  # type: ignore[arg-type,func-returns-value]
+    with load() as llm:
+        assert llm.graphed is None
+    assert found[0].graph_s > 0.02
+    assert 0 < found[0].eager_s < found[0].graph_s
+
+
+def test_with_all_experts_in_vram_there_is_nothing_to_hand_over(gpu: StandIn, pace: Pace) -> None:
+    pace(0.004, 0.003)
+    with load(cpu_moe=False, placement="gpu") as llm:
+        assert llm.graphed is not None
+        assert "hand-off: graphs, no expert is in RAM: graphs, and nothing to hand over; same bits" in title(llm)
+
+
+# ---- what an earlier start found
+
+
+def test_later_starts_compare_and_do_not_time(gpu: StandIn, pace: Pace) -> None:
+    timed = pace(0.004, 0.003)
+    with load():
+        once = len(timed)
+    with load() as llm:
+        assert len(timed) == once
+        assert gpu.recorders[-1].replays == graph_start.COMPARED
+        assert "a step 3.00 ms, by hand 4.00 ms (measured at an earlier start)" in title(llm)
+    with load(handoff="memop") as llm:
+        assert len(timed) == once
+        assert "asked for (memop 5.0 us; hostfunc 60.0 us; eager 3.0 us); same bits as by hand" in title(llm)
+    for other in ({"max_sequences": 2}, {"n_cpu_moe": 3, "cpu_moe": False}, {"expert_format": "q8_0"}):
+        with load(**other):
+            once += 2 * (1 + graph_start.ROUNDS)
+            assert len(timed) == once, other
+
+
+def test_a_slower_graph_is_timed_again(gpu: StandIn, pace: Pace) -> None:
+    pace(0.003, 0.004)
+    with load() as llm:
+        assert llm.graphed is None
+    pace(0.003, 0.002)
+    with load() as llm:
+        assert llm.graphed is not None
+
+
+def test_a_check_of_an_earlier_start_does_not_replace_the_comparison(
+    gpu: StandIn, pace: Pace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pace(0.004, 0.003)
+    with load():
+        pass
+    falsify(monkeypatch, gpu)
+    with load() as llm:
+        assert llm.graphed is None
+        assert "differs from the same step by hand" in title(llm)
+
+
+def test_what_is_kept(gpu: StandIn, cache_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime, _ = gpu.find(None)  # type: ignore[arg-type]
+    times = StepTimes(graph_s=0.5, eager_s=0.75)
+    assert handoff_saved.check(runtime, "a") is None
+    handoff_saved.keep_check(runtime, "a", times)
+    handoff_saved.keep_trials(runtime, WORKS)
+    assert handoff_saved.check(runtime, "a") == times
+    assert handoff_saved.trials(runtime) == WORKS
+    assert handoff_saved.check(dataclasses.replace(runtime, name="another"), "a") is None
+    for number in range(handoff_saved.KEPT):
+        handoff_saved.keep_check(runtime, f"{number}", times)
+    assert handoff_saved.check(runtime, "a") is None
+    assert handoff_saved.check(runtime, "0") == times
+    saved = json.loads(handoff_saved.path().read_text())
+    for damage in ([], {"0": 3}, {"0": {"graph_s": 1}}, {"0": {"graph_s": "1", "eager_s": 2.0}},
+                   {"0": {"graph_s": 3.0, "eager_s": 2.0}}):  # fmt: skip
+        handoff_saved.path().write_text(json.dumps({**saved, "checks": damage}))
+        assert handoff_saved.check(runtime, "0") is None
+    handoff_saved.path().write_text("{")
+    assert handoff_saved.trials(runtime) is None
+
+
+# ---- what fails
+
+
+def falsify(monkeypatch: pytest.MonkeyPatch, gpu: StandIn) -> None:
+    """Every result of the CPU comes up with one value changed in its last bit."""
+    find = gpu.find
+
+    def off(device: Any) -> tuple[Runtime, str]:
+        runtime, problem = find(device)
+
+        def put(tensor: Tensor) -> Tensor:
+            y = runtime.put(tensor)
+            y[0, 0] = torch.nextafter(y[0, 0], torch.tensor(9.0))
+            return y
+
+        return dataclasses.replace(runtime, put=put), problem
+
+    monkeypatch.setattr("headrace.engine.gpu_runtime.find", off)
+
+
+def no_capture(monkeypatch: pytest.MonkeyPatch, gpu: StandIn) -> None:
+    def refuse(self: StreamRecorder, step: Callable[[], None]) -> None:
+        raise RuntimeError("operation not permitted when stream is capturing\nCUDA kernel errors might be ...")
+
+    monkeypatch.setattr(StreamRecorder, "capture", refuse)
+
+
+def no_replay(monkeypatch: pytest.MonkeyPatch, gpu: StandIn) -> None:
+    def refuse(self: StreamRecorder, graph: Any) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(StreamRecorder, "replay", refuse)
+
+
+def late_replay(monkeypatch: pytest.MonkeyPatch, gpu: StandIn) -> None:
+    """Steps fail when they are timed."""
+    inner = StreamRecorder.replay
+
+    def refuse(self: StreamRecorder, graph: Any) -> None:
+        if self.replays == graph_start.COMPARED + 1:
+            raise RuntimeError("CUDA error: late")
+        inner(self, graph)
+
+    monkeypatch.setattr(StreamRecorder, "replay", refuse)
+
+
+def no_pinning(monkeypatch: pytest.MonkeyPatch, gpu: StandIn) -> None:
+    monkeypatch.setenv("FAKE_CUDA_PIN_LIMIT", "4096")
+
+
+FAILURES: dict[str, tuple[Callable[[pytest.MonkeyPatch, StandIn], None], str]] = {
+    "bits": (falsify, "a step as a graph differs from the same step by hand"),
+    "capture": (no_capture, "a decode step of 4 sequences cannot be captured in a graph"),
+    "replay": (no_replay, "a step as a graph failed: CUDA error: an illegal memory access"),
+    "late": (late_replay, "a step as a graph failed: CUDA error: late"),
+    "pinning": (no_pinning, "CUDA_ERROR_OUT_OF_MEMORY"),
+}
+
+
+@pytest.mark.parametrize("name", FAILURES)
+def test_auto_falls_back_with_the_reason_and_asked_ways_end(
+    name: str, gpu: StandIn, pace: Pace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with load(handoff="eager") as plain:
+        wanted = [one.token_ids for one in plain.generate(PROMPTS, GREEDY)]
+    pace(0.004, 0.003)
+    fail, message = FAILURES[name]
+    fail(monkeypatch, gpu)
+    with load() as llm:
+        assert llm.graphed is None
+        assert "hand-off: eager, memop was tried, and " in title(llm)
+        assert message in title(llm)
+        assert [one.token_ids for one in llm.generate(PROMPTS, GREEDY)] == wanted
+    with pytest.raises(DeviceError, match=f"handoff is 'memop', and .*{message}.*handoff 'eager'") as error:
+        load(handoff="memop")
+    assert "\n" not in str(error.value)
+
+
+def test_a_gpu_that_does_not_go_on_is_an_error(gpu: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    no_replay(monkeypatch, gpu)
+    by_hand, calls = graph_start.Steps.by_hand, []
+
+    def once(self: graph_start.Steps, number: int) -> Tensor:
+        calls.append(number)
+        if len(calls) > 1:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return by_hand(self, number)
+
+    monkeypatch.setattr(graph_start.Steps, "by_hand", once)
+    with pytest.raises(DeviceError, match=r"the GPU does not go on after a trial of graphs .*illegal.*'eager'"):
+        load()
+
+
+def test_asked_for_and_slower_is_said_and_taken(gpu: StandIn, pace: Pace) -> None:
+    pace(0.003, 0.004)
+    with load(handoff="memop") as llm:
+        assert llm.graphed is not None
+        assert "same bits as by hand, a step 4.00 ms, by hand 3.00 ms" in title(llm)
+
+
+# ---- what keeps decode from being graphs
+
+
+def test_what_auto_does_not_try(gpu: StandIn, pace: Pace, monkeypatch: pytest.MonkeyPatch) -> None:
+    timed = pace(0.004, 0.003)
+    many: dict[str, Any] = {"cpu_moe": False, "n_cpu_moe": 2, "tensor_split": "1,1"}
+    for options, reason in (
+        (many, "graphs are of one GPU, and placement n-cpu-moe=2"),
+        ({"split": 2}, "split 2 copies experts in decode, which graphs do not"),
+        ({"stream_from": 1}, "stream_from 1 copies the experts of every step, which graphs do not"),
+        ({"kernels": "reference"}, "computed by the C++ kernels, and kernels is 'reference'"),
+    ):
+        with load(**options) as llm:
+            assert llm.graphed is None
+            assert reason in title(llm)
+        if "split" not in options:
+            told = f"handoff is 'memop': .*{re.escape(reason)}.*: take handoff 'eager', or "
+            with pytest.raises(OptionError, match=told):
+                load(handoff="memop", **options)
+    broken = {name: Trial(name=name, problem="hangs") for name in VARIANTS}
+    monkeypatch.setattr(posting, "probe", lambda *_: broken)
+    handoff_saved.path().unlink(missing_ok=True)
+    with load() as llm:
+        assert "eager, no way to hand over works in a graph here (memop: hangs; hostfunc: hangs" in title(llm)
+    assert not timed
+
+
+def test_without_a_driver_auto_says_so() -> None:
+    with load() as llm:
+        assert "eager, graphs are what the stream of a GPU runs, and simulated is no GPU" in title(llm)
+        assert llm.fit.spare_pages == 0
+
+
+def test_decode_steps_whose_experts_are_streamed_go_by_hand(gpu: StandIn) -> None:
+    """With two sequences or more all experts are copied; a graph would have the CPU compute them."""
+    with load(handoff="memop", stream_from=2) as llm, load(handoff="eager", stream_from=2) as plain:
+        assert llm.graphed is not None
+        assert llm.graphed.sizes == [1]
+        before = gpu.recorders[0].replays
+        for count in (1, 3):
+            found, wanted = (one.generate(PROMPTS[:count], GREEDY) for one in (llm, plain))
+            assert [r.token_ids for r in found] == [r.token_ids for r in wanted]
+        assert gpu.recorders[0].replays == before + 7
+        assert [p.bytes for p in llm.ledger.passes] == [p.bytes for p in plain.ledger.passes]
+
+
+def test_copies_that_nobody_asked_for_make_way_for_graphs(
+    gpu: StandIn, pace: Pace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`split auto` had found copies that pay beside the eager path: where graphs are faster, they are taken out."""
+    pace(0.004, 0.003)
+    monkeypatch.setattr(
+        "headrace.engine.moves.plan",
+        lambda *_: Moves(split=1, split_most=3, piece=4, expert=32 * 3 * 256 * 2, hidden=256, notes=("a", "b")),
+    )
+    with load() as llm, load(handoff="eager") as plain:
+        assert llm.graphed is not None
+        assert llm.fit.moves.split == 0
+        assert "split decode: 0 (decode steps are graphs, which copy no experts)" in title(llm)
+        steps = [one.generate(PROMPTS[0], GREEDY)[0].ledger[-1].bytes for one in (llm, plain)]
+        assert steps[0]["h2d"]["experts"] < steps[1]["h2d"]["experts"]
+
+
+# ---- no trace
+
+
+@pytest.mark.parametrize(("hand", "graph"), [(0.004, 0.003), (0.003, 0.004)])
+def test_the_check_leaves_no_trace(hand: float, graph: float, gpu: StandIn, pace: Pace) -> None:
+    """No page taken, none known, nothing booked: the first request's account is that of a model without a check."""
+    pace(hand, graph)
+    with load(n_cpu_moe=3, cpu_moe=False) as llm, load(n_cpu_moe=3, cpu_moe=False, handoff="eager") as plain:
+        experts = llm.decoder.experts
+        assert isinstance(experts, TieredExperts)
+        assert llm.pages.available == len(llm.pages.free) == llm.room.pages
+        assert not llm.pages.page_of
+        assert not llm.ledger.passes
+        assert llm.ledger.current is llm.ledger.later is None
+        assert not experts.booked
+        assert experts.moves == llm.fit.moves
+        results = [one.generate(PROMPTS, GREEDY) for one in (llm, plain)]
+        assert [r.token_ids for r in results[0]] == [r.token_ids for r in results[1]]
+        assert [p.bytes for p in llm.ledger.passes] == [p.bytes for p in plain.ledger.passes]
+
+
+def test_the_check_writes_into_the_spare_page_alone(gpu: StandIn, pace: Pace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every other page of the cache is what it was before."""
+    pace(0.004, 0.003)
+    before: list[Tensor] = []
+    start = graph_start.start
+
+    def noted(how: Any, steps: graph_start.Steps, build: Any) -> Any:
+        steps.decoder.cache.data.fill_(0.5)
+        before.append(steps.decoder.cache.data[:, :, :-1].clone())
+        return start(how, steps, build)
+
+    monkeypatch.setattr(graph_start, "start", noted)
+    with load() as llm:
+        assert torch.equal(llm.decoder.cache.data[:, :, :-1], before[0])
+        assert not (llm.decoder.cache.data[:, :, -1] == 0.5).all()
