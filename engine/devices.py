@@ -63,15 +63,16 @@ class Device:
 
 
 class Mark:
-    """A point in a device's work that the host can wait for. In RAM everything before it is done already."""
+    """A point in a device's work that the host can wait for; one that was never set is reached. In RAM everything
+    before it is done already."""
 
-    def __init__(self, device: Device) -> None:
-        self.event = torch.cuda.Event() if device.is_cuda else None
-        self.device = device
+    def __init__(self, place: torch.device) -> None:
+        self.event = torch.cuda.Event() if place.type == "cuda" else None
+        self.place = place
 
     def set(self) -> None:
         if self.event is not None:
-            self.event.record(torch.cuda.current_stream(self.device.place))
+            self.event.record(torch.cuda.current_stream(self.place))
 
     def wait(self) -> None:
         if self.event is not None:

@@ -23,6 +23,7 @@ from .capacity import Room
 from .config import EngineConfig
 from .devices import Device
 from .graphs import sizes_up_to
+from .home import largest_pass
 from .kvcache import PAGE, bytes_per_token, pages_for
 from .moves import NONE, Moves
 from .placement import Placement, Tier
@@ -210,7 +211,9 @@ class _Plan:
         tokens = max(self.config.prefill_chunk, self.config.max_sequences)
         per_token = 8 * spec.hidden + 4 * spec.moe.top_k * (1 + spec.layers)
         table = _table(placement, spec.tied_head)
-        needs = _needs(placement, self.sizes, room, tokens * per_token + self.mailbox, table)
+        rows = spec.hidden if table is not placement.home else 0  # of the embedding go up instead of token ids
+        inputs = largest_pass(tokens, self.config.max_sequences, room.max_context, rows).nbytes
+        needs = _needs(placement, self.sizes, room, tokens * per_token + inputs + self.mailbox, table)
         if "experts" in needs[Tier.CPU]:
             needs[Tier.CPU]["buffers of a pass"] = capacity.work_bytes(spec, tokens, 1)
         buffers = self._buffers(placement)

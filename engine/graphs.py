@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from ..errors import DeviceError, HeadraceError
-from ..kernels import Places
 from .kvcache import PAGE
 from .scheduler import Inputs
+from .upload import Parts, Shape, Upload, parts
 
 Step = Callable[[Inputs], Tensor]  # a forward pass: logits float32 [rows, vocabulary]
 
@@ -97,58 +97,48 @@ class Static:
     """The inputs of a decode step of `size` sequences with tables of `pages` pages, in places that never change.
 
     Rows without a sequence write and read the spare page, and are marked in `padding_B`. hidden: of embedding rows that
-    are looked up before the step, 0 where the step does that.
+    are looked up before the step, 0 where the step does that. A step costs one copy (`upload.py`).
     """
 
-    def __init__(
-        self, size: int, pages: int, spare_page: int, device: torch.device, pin: bool, hidden: int = 0
-    ) -> None:
+    def __init__(self, size: int, pages: int, spare_page: int, place: torch.device, hidden: int = 0) -> None:
         self.size, self.pages, self.spare_page = size, pages, spare_page
-        longs, ints = [size, size, size], [size, size + 1, size, size * pages]
-        kinds = (longs, torch.int64), (ints, torch.int32)
-        self.host = [torch.zeros(sum(sizes), dtype=dtype, pin_memory=pin) for sizes, dtype in kinds]
-        if hidden:
-            self.host.append(torch.zeros(size, hidden, pin_memory=pin))
-        self.there = [torch.zeros_like(one, device=device) for one in self.host]
-        self.inputs, self.parts = self._views(self.there, longs, ints), self._views(self.host, longs, ints)
-        self.padding_B = self.inputs.rows < 0  # a tensor of its own
+        self.shape = Shape(tokens=size, sequences=size, pages=pages, rows=size, hidden=hidden, is_padded=True)
+        self.upload = Upload(place, self.shape)
+        self.there = torch.zeros(self.shape.nbytes, dtype=torch.uint8, device=place)
+        found = parts(self.there, self.shape)
+        assert found.padding_T is not None, "padding that is not marked"
+        self.inputs, self.padding_B = found.inputs(torch.zeros(size, dtype=torch.int64), 0), found.padding_T
         self.load(None)
-
-    def _views(self, flat: list[Tensor], longs: list[int], ints: list[int]) -> Inputs:
-        """Inputs as parts of two tensors, so that a step costs two copies, or three with embedding rows."""
-        ids, slots, rows = flat[0].split(longs)
-        positions, starts, contexts, tables = flat[1].split(ints)
-        places = Places(
-            positions_T=positions,
-            slots_T=slots,
-            tables_SM=tables.view(self.size, self.pages),
-            starts_S1=starts,
-            contexts_S=contexts,
-        )
-        return Inputs(ids_T=ids, places=places, context=0, rows=rows, x_TD=flat[2] if len(flat) > 2 else None)
 
     def load(self, inputs: Inputs | None) -> None:
         """Brings the inputs of a step into their places; None: no sequences at all."""
-        to, count = self.parts, 0 if inputs is None else len(inputs.ids_T)
+        to, count = self.upload.open(self.shape), 0 if inputs is None else len(inputs.ids_T)
         places, rest = to.places, slice(count, self.size)
         places.starts_S1.copy_(torch.arange(self.size + 1))
         to.rows.copy_(torch.arange(self.size))
         if inputs is not None:
             now = inputs.places
-            to.ids_T[:count].copy_(inputs.ids_T)
             places.slots_T[:count].copy_(now.slots_T)
             places.positions_T[:count].copy_(now.positions_T)
             places.contexts_S[:count].copy_(now.contexts_S)
             places.tables_SM[:count, : now.tables_SM.shape[1]].copy_(now.tables_SM)
-            if to.x_TD is not None:
-                assert inputs.x_TD is not None, "a step whose embedding rows were not looked up"
-                to.x_TD[:count].copy_(inputs.x_TD)
-        to.ids_T[rest], places.positions_T[rest], places.contexts_S[rest] = 0, 0, 1
+            self._load_tokens(to, inputs, count)
+        if to.ids_T is not None:
+            to.ids_T[rest] = 0
+        places.positions_T[rest], places.contexts_S[rest] = 0, 1
         places.slots_T[rest] = self.spare_page * PAGE + torch.arange(self.size - count) % PAGE
         places.tables_SM[rest] = self.spare_page
-        for here, there in zip(self.host, self.there, strict=True):
-            there.copy_(here, non_blocking=True)
-        self.padding_B.copy_(torch.arange(self.size) >= count, non_blocking=True)
+        assert to.padding_T is not None, "padding that is not marked"
+        to.padding_T.copy_(torch.arange(self.size) >= count)
+        self.upload.send(self.there)
+
+    def _load_tokens(self, to: Parts, inputs: Inputs, count: int) -> None:
+        """Token ids, or their rows of the embedding."""
+        if to.ids_T is not None:
+            to.ids_T[:count].copy_(inputs.ids_T)
+        if to.x_TD is not None:
+            assert inputs.x_TD is not None, "a step whose embedding rows were not looked up"
+            to.x_TD[:count].copy_(inputs.x_TD)
 
 
 class StepExperts(Protocol):
@@ -191,8 +181,7 @@ class DecodeGraphs:
         assert list(sizes) == experts.batches, f"{sizes}, and experts for {experts.batches}"
         assert sorted(sizes) == list(sizes), f"sizes {sizes}"
         self.step, self.experts, self.recorder, self.sizes = step, experts, recorder, list(sizes)
-        pin = device.type == "cuda"
-        self.statics = [Static(n, pages, spare_page, device, pin, hidden) for n in self.sizes]
+        self.statics = [Static(n, pages, spare_page, device, hidden) for n in self.sizes]
         self.logits: list[Tensor] = []
         self.graphs: list[Graph] = []
 

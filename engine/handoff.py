@@ -31,7 +31,7 @@ class HandOff:
         self.x_TD, self.y_TD = host(tokens, hidden), host(tokens, hidden)
         self.weights_TK = host(tokens, top_k)
         self.ids_LTK = host(layers, tokens, top_k, dtype=torch.int32)
-        self.mark = Mark(device)
+        self.mark = Mark(device.place)
 
     @property
     def nbytes(self) -> int:

@@ -1,5 +1,5 @@
-"""Where everything but the routed experts lies, as the decoder sees it: puts a pass's inputs there, and books what
-crosses.
+"""Where everything but the routed experts lies, as the decoder sees it: puts a pass's inputs there by one copy
+(`upload.py`), and books what crosses.
 
 In RAM there is nothing to do. Beside a GPU the embedding, of which a token reads one row, stays in RAM as long as
 experts do; its rows go up instead of the token ids.
@@ -8,34 +8,34 @@ experts do; its rows go up instead of the token ids.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 from torch import Tensor
 
-from ..kernels import Matrix, Places
+from ..kernels import Matrix
 from .devices import Device
+from .kvcache import pages_for
 from .ledger import D2H, H2D, Ledger
 from .planner import INPUTS, SAMPLES
 from .scheduler import Inputs
+from .upload import Shape, Upload
 
 
 @dataclass(frozen=True, kw_only=True)
 class Home:
-    """`device` holds the common weights and the cache, `table` the embedding."""
+    """`device` holds the common weights and the cache, `table` the embedding. upload: the way to the device, None where
+    that is RAM."""
 
     device: Device
     table: Device
     ledger: Ledger
+    upload: Upload | None = None
 
     def take(self, inputs: Inputs) -> Inputs:
         """The inputs of a pass on the device, but for token ids whose rows were looked up in RAM."""
         if self.device.is_host:
             return inputs
-        put, x_TD = self.device.put, inputs.x_TD
-        ids = put(inputs.ids_T) if x_TD is None else inputs.ids_T
-        up: dict[str, Any] = {name: put(t) for name, t in vars(inputs.places).items() if isinstance(t, Tensor)}
-        x_TD = None if x_TD is None else put(x_TD)
-        return replace(inputs, ids_T=ids, places=Places(**up), rows=put(inputs.rows), x_TD=x_TD)
+        assert self.upload is not None, "a device without a way to it"
+        return self.upload.take(inputs)
 
     def look_up(self, table: Matrix, inputs: Inputs, scale: float) -> Inputs:
         """The inputs with their rows of the embedding, if it lies in RAM and the device is another."""
@@ -65,6 +65,7 @@ class Home:
             self.ledger.read(D2H, SAMPLES, 12 * (greedy + drawn) + 4 * vocab * drawn)
 
 
-def in_ram(device: Device, ledger: Ledger) -> Home:
-    """Everything in RAM."""
-    return Home(device=device, table=device, ledger=ledger)
+def largest_pass(tokens: int, sequences: int, context: int, hidden: int) -> Shape:
+    """What an upload must hold: passes of up to so many tokens and sequences, the longest of `context` tokens, with
+    logits of all rows; hidden: as in `Shape`."""
+    return Shape(tokens=tokens, sequences=sequences, pages=pages_for(context), rows=tokens, hidden=hidden)

@@ -37,7 +37,7 @@ from .fit import Fit, fit
 from .gpu_runtime import Runtime
 from .graphed import GraphedDecode
 from .handoff import HandOff
-from .home import Home
+from .home import Home, largest_pass
 from .kvcache import KVCache, PageTable, pages_for
 from .ledger import Ledger
 from .model import Decoder
@@ -54,6 +54,7 @@ from .sequence import Sequence, make_sequence
 from .stream import Group, Stream
 from .text import TextBuilder
 from .tiers import TieredExperts
+from .upload import Upload
 from .watch import Watch
 
 Prompt = str | list[int]
@@ -181,7 +182,7 @@ class LLM:
             KVCache(self.spec, self.room.pages + self.fit.spare_pages, self.kv_dtype, self.home.place),
             self.ledger,
             self.room.max_context,
-            Home(device=self.home, table=self.devices[self.fit.table], ledger=self.ledger),
+            self._make_home(),
         )
         self.pages = PageTable(self.room.pages)
         self.scheduler = Scheduler(self.pages, self.config.prefill_chunk, self.config.max_sequences)
@@ -227,6 +228,15 @@ class LLM:
         room = self.room.max_context, self.config.max_sequences, self.kv_dtype
         rounding = self.config.cpu_activations
         return handoff_saved.digest(way, self.spec, self.checkpoint.formats, where, copies, room, rounding)
+
+    def _make_home(self) -> Home:
+        """Where all but the routed experts lies, and the way there."""
+        home, table = self.home, self.devices[self.fit.table]
+        upload, config, spec = None, self.config, self.spec
+        if not home.is_host:
+            tokens, hidden = max(config.prefill_chunk, config.max_sequences), 0 if table is home else spec.hidden
+            upload = Upload(home.place, largest_pass(tokens, config.max_sequences, self.room.max_context, hidden))
+        return Home(device=home, table=table, ledger=self.ledger, upload=upload)
 
     def _make_experts(self) -> Experts:
         """The experts behind the seam: all in RAM, or on the tiers of the placement."""

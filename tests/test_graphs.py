@@ -202,7 +202,7 @@ def inputs_of(count: int, width: int) -> Inputs:
     def some(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
         return torch.randint(1, 90, shape, generator=generator).to(dtype)
 
-    static = Static(count, width, 0, CPU, pin=False).inputs
+    static = Static(count, width, 0, CPU).inputs
     places = dataclasses.replace(
         static.places, positions_T=some(count), slots_T=some(count, dtype=torch.int64), tables_SM=some(count, width),
         contexts_S=some(count),
@@ -211,7 +211,7 @@ def inputs_of(count: int, width: int) -> Inputs:
 
 
 def test_inputs_keep_their_places_and_are_padded() -> None:
-    static = Static(4, 6, 50, CPU, pin=False)
+    static = Static(4, 6, 50, CPU)
     before = [static.inputs.ids_T.data_ptr(), static.inputs.places.tables_SM.data_ptr(), static.padding_B.data_ptr()]
     for count in (4, 1, 3):
         given = inputs_of(count, 5)
