@@ -54,6 +54,11 @@ class ExpertMemory:
         """Whether a GPU can read a contiguous tensor by itself."""
         return self.pins is not None and self.pins.is_pinned(tensor)
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of it is pinned."""
+        return self.report is not None and self.report.pinned == self.report.total
+
     def close(self) -> None:
         """Gives the driver its registrations back; no copy may be under way."""
         if self.pins is not None:

@@ -254,7 +254,15 @@ class LLM:
             hidden=self.spec.hidden,
             top_k=self.spec.moe.top_k,
         )
+        self._drop_guesses()
         return TieredExperts(split, self.placement, self.devices, self.handoff, self.ledger, self.fit.moves)
+
+    def _drop_guesses(self) -> None:
+        """No copies before choices where they would hold up the thread that launches the next layer."""
+        moves = self.fit.moves
+        if self.home.is_cuda and moves.stream_from is not None and self.memory is not None and not self.memory.is_whole:
+            moves = moves.without_guesses("experts in RAM are not all pinned, and a copy holds up other work")
+            self.fit = replace(self.fit, moves=moves)
 
     def use_profile(self, profile: machine.Profile | None) -> None:
         """Takes the bandwidths that passes are held against from now on; None: no prediction. The caller knows what

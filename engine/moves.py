@@ -6,8 +6,9 @@ of those of a decode step (split decode), none.
 
 The copies take longer than computing from them, so that the GPU's own time does not count. Either side is idle while
 the other works, so that both have their rates alone; only split decode needs what they get together (`split.py`). With
-t tokens of even routing a layer of E experts, k a token, has E (1 - (1 - k/E)^t) distinct ones. One `Moves` decides in
-the run and in predictions of bytes alike.
+t tokens of even routing a layer of E experts, k a token, has E (1 - (1 - k/E)^t) distinct ones. With many tokens a
+layer chooses nearly all of its experts; where the layer before did, its first ones are copied before it has chosen. One
+`Moves` decides in the run and in predictions of bytes alike.
 """
 
 from __future__ import annotations
@@ -21,13 +22,14 @@ from ..loaders.spec import ModelSpec
 from .config import EngineConfig
 from .devices import Device
 from .link_rate import LinkRate, link_rate
-from .placement import Tier
+from .placement import Placement, Tier
 from .planning.hardware import core_flops
 from .profile import Profile
 from .split import best_fetch, curves, shared_how
-from .streaming import piece_of
+from .streaming import early_experts, piece_of
 
 F32 = 4
+GUESS = 0.95  # of a layer's experts in RAM chosen: then the next layer is taken to choose as many
 NO_COPIES = "decode steps are graphs, which copy no experts"
 
 
@@ -61,7 +63,8 @@ class FetchTables:
 class Moves:
     """What is copied. stream_from: tokens of a layer from which on all chosen experts in RAM are; None: never. split:
     how many are with fewer tokens, up to `split_most`: a number, or by tables. piece: experts of a buffer. expert:
-    bytes of one. notes: what was decided and why, for people."""
+    bytes of one. guess: the share of a streamed layer's experts in RAM that must have been chosen for the next layer's
+    first ones to be copied unasked; None: never. notes: what was decided and why, for people."""
 
     stream_from: int | None = None
     split: int | FetchTables = 0
@@ -69,6 +72,7 @@ class Moves:
     piece: int = 0
     expert: int = 0
     hidden: int = 0
+    guess: float | None = GUESS
     notes: tuple[str, ...] = field(default=())
 
     def streams(self, tokens: int) -> bool:
@@ -87,11 +91,24 @@ class Moves:
         """Whether a layer of so many tokens that is not streamed may have experts copied."""
         return self.split != 0 and tokens <= self.split_most
 
+    def guesses(self, chosen: int, in_ram: int) -> bool:
+        """Whether the first experts of the next layer are copied before its choices, by those of a streamed layer."""
+        return self.guess is not None and chosen >= self.guess * in_ram > 0
+
+    def early(self, in_ram: int) -> int:
+        """How many these are, of a layer with so many in RAM."""
+        return early_experts(self.piece, in_ram)
+
+    def without_guesses(self, why: str) -> Moves:
+        """The same, and nothing is copied before it was chosen."""
+        return replace(self, guess=None, notes=(*self.notes, f"no expert is copied before it was chosen: {why}"))
+
     def in_graphs(self) -> Moves:
         """The same where decode steps turned out to be graphs."""
         if self.split == 0:
             return self
-        return replace(self, split=0, split_most=0, notes=(*self.notes[:1], f"split decode: 0 ({NO_COPIES})"))
+        notes = (*self.notes[:1], f"split decode: 0 ({NO_COPIES})", *self.notes[2:])
+        return replace(self, split=0, split_most=0, notes=notes)
 
     def buffer_bytes(self, tokens: int) -> int:
         """What the GPU holds for it: two buffers, and the sum of up to so many tokens; 0 where nothing is copied."""
@@ -101,6 +118,13 @@ class Moves:
 
 
 NONE = Moves()
+
+
+def next_in_ram(placement: Placement, layer: int) -> int | None:
+    """The next layer with experts in RAM; None where that is the last of the model, which is for the rows alone whose
+    logits are wanted."""
+    last = len(placement.experts) - 1
+    return next((n for n in range(layer + 1, last) if Tier.CPU in placement.experts[n]), None)
 
 
 def plan(

@@ -28,9 +28,10 @@ from .ledger import CPU_DRAM, Bytes
 from .profile import Profile, mean_queries
 
 EXPERTS, DENSE, KV, HEAD = "experts", "dense", "kv", "head"
-# What crosses a link besides hidden states of experts: choices and their weights, a pass's inputs, what sampling needs.
-ROUTING, INPUTS, SAMPLES = "routing", "inputs", "samples"
-GROUPS = (EXPERTS, DENSE, KV, HEAD, ROUTING, INPUTS, SAMPLES)
+# What crosses a link besides hidden states of experts: choices and their weights, a pass's inputs, what sampling needs,
+# experts that were copied before it was known that nobody would choose them.
+ROUTING, INPUTS, SAMPLES, UNCHOSEN = "routing", "inputs", "samples", "unchosen"
+GROUPS = (EXPERTS, UNCHOSEN, DENSE, KV, HEAD, ROUTING, INPUTS, SAMPLES)
 FIXED = "fixed"  # the term of a prediction that no tier causes
 
 

@@ -1,19 +1,23 @@
 """Experts of RAM computed on the GPU: copied through two buffers, one filled while the other is computed from.
 
-    side lane   copy 0 | copy 1 |           copy 2 |           copy 3
-    main lane           compute 0 | compute 1 |     compute 2 |    compute 3
+    side lane   copy 0 | copy 1 |           copy 2 |           copy 3            | copy 0' ...
+    main lane           compute 0 | compute 1 |     compute 2 |    compute 3 | attention ...
 
-The chosen experts go in rising order, in pieces of as many as a buffer holds; a piece takes one copy for each run of
-experts that lie side by side in RAM, and is computed by the op that computes a layer. Copy i + 2 waits until compute i
-is done, compute i until copy i is, and the first copies of a layer for those who read the buffers before. Nothing comes
-up to the host, and no map goes down: which expert is the n-th of the chosen is worked out from the choices on both
-sides.
+Chosen experts go in rising order, in pieces that fit a buffer; a piece takes one copy for each run of experts that lie
+side by side in RAM, and is computed by the op that computes a layer. Copy i + 2 waits until compute i is done, compute
+i until copy i is, and the first copies of a layer for those who read the buffers before. Nothing comes up to the host,
+and no map goes down: where an expert lies in a buffer is worked out from the choices on both sides.
+
+Where nearly all experts are chosen, the first pieces of the next layer (0' above) are copied before its choices are
+known, whole. A piece by number has every expert at a place that its number gives, copied or not: so the same op gets
+the same choices either way, and gives the same bits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +27,7 @@ from .lanes import Lane
 
 PIECE = 64 << 20  # bytes of a buffer at most: a copy of 1 to 5 ms, over which what starts it does not show
 PIECES = 4  # of a layer at least: while the first is copied there is nothing to compute
+EARLY = 2  # pieces of a layer that may be copied before its choices: as many as there are buffers
 
 
 def piece_of(experts: int, size: int) -> int:
@@ -37,6 +42,51 @@ def runs(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
         if end == len(numbers) or numbers[end] != numbers[end - 1] + 1:
             yield numbers[start], end - start
             start = end
+
+
+class Run(NamedTuple):
+    """Experts that lie side by side in RAM: from `number` on, `experts` of them, to place `at` of a buffer."""
+
+    at: int
+    number: int
+    experts: int
+
+
+class Piece(NamedTuple):
+    """What shares a buffer: `size` places from `first` on, as choices are numbered, and what is copied there."""
+
+    first: int
+    size: int
+    runs: tuple[Run, ...]
+
+
+def in_order(numbers: Sequence[int], piece: int) -> list[Piece]:
+    """Pieces of experts side by side, each at its rank among `numbers`: as few as there can be."""
+    found = []
+    for first in range(0, len(numbers), piece):
+        mine, at, copies = numbers[first : first + piece], 0, []
+        for number, count in runs(mine):
+            copies.append(Run(at, number, count))
+            at += count
+        found.append(Piece(first, len(mine), tuple(copies)))
+    return found
+
+
+def by_number(numbers: Sequence[int], piece: int, experts: int) -> list[Piece]:
+    """Pieces of a bank of so many experts, each at its number: which piece an expert is in does not depend on the
+    others."""
+    found = []
+    for whole in cut(piece, experts):
+        mine = [n for n in numbers if whole.first <= n < whole.first + whole.size]
+        if mine:
+            found.append(whole._replace(runs=tuple(Run(n - whole.first, n, count) for n, count in runs(mine))))
+    return found
+
+
+def cut(piece: int, experts: int) -> list[Piece]:
+    """All experts of a bank, by number."""
+    sizes = [(first, min(piece, experts - first)) for first in range(0, experts, piece)]
+    return [Piece(first, size, (Run(0, first, size),)) for first, size in sizes]
 
 
 def chosen_numbers(local_TK: Tensor, experts: int) -> list[int]:
@@ -55,6 +105,21 @@ def ranks(ids_TK: Tensor, in_ram_E: Tensor) -> Tensor:
     return rank_E[ids]
 
 
+class Filled(NamedTuple):
+    """A buffer that is being filled with a piece of a bank, and the point at which it is full."""
+
+    bank: ExpertBank
+    piece: Piece
+    buffer: int
+    ready: object
+
+    def serves(self, bank: ExpertBank, piece: Piece) -> bool:
+        """Whether all that a piece would copy is there, at its place."""
+        mine = self.piece
+        is_same = self.bank is bank and mine.first == piece.first and mine.size == piece.size
+        return is_same and all(run.at == run.number - piece.first for run in piece.runs)
+
+
 class Ring:
     """The two buffers, on the device of `place`, and who uses them next."""
 
@@ -65,49 +130,83 @@ class Ring:
         self.main, self.side = main, side
         self.buffers = [ExpertBank.empty(layout, piece, str(place)).data for _ in range(2)]
         self.free = [main.mark(), main.mark()]
-        self.turn = 0
+        self.turn = 0  # the buffer that is free first
+        self.early: list[Filled] = []
 
     @property
     def nbytes(self) -> int:
         return sum(buffer.nbytes for buffer in self.buffers)
 
     def add(
-        self, y_TD: Tensor, x_TD: Tensor, ranks_TK: Tensor, weights_TK: Tensor, bank: ExpertBank, numbers: Sequence[int]
+        self,
+        y_TD: Tensor,
+        x_TD: Tensor,
+        places_TK: Tensor,
+        weights_TK: Tensor,
+        bank: ExpertBank,
+        pieces: Sequence[Piece],
     ) -> None:
-        """Adds to y the weighted sums of the experts with these rising numbers in `bank`, in the main lane.
+        """Adds to y the weighted sums of the experts of these pieces of `bank`, in the main lane.
 
-        ranks: the place of a choice's expert in `numbers`; -1, or one beyond their end, for others.
+        places: of a choice's expert, as the pieces are numbered; -1, or one beyond their end, for others.
         """
-        pieces = [numbers[at : at + self.piece] for at in range(0, len(numbers), self.piece)]
-        filled = [self._copy(bank, pieces[0])] if pieces else []
-        for index, piece in enumerate(pieces):
-            if index + 1 < len(pieces):
-                filled.append(self._copy(bank, pieces[index + 1]))
-            buffer, ready = filled[index]
-            self.main.wait(ready)
-            held = ExpertBank(self.layout, self.buffers[buffer][: len(piece)])
-            self.main.do(partial(self._compute, y_TD, x_TD, ranks_TK, weights_TK, held, index * self.piece))
-            self.free[buffer] = self.main.mark()
+        early, self.early = self.early, []
+        filled = None
+        for piece, following in zip(pieces, [*pieces[1:], None], strict=True):
+            filled = filled or self._filled(early, bank, piece, None)
+            coming = following and self._filled(early, bank, following, filled.buffer)
+            self.main.wait(filled.ready)
+            held = ExpertBank(self.layout, self.buffers[filled.buffer][: piece.size])
+            self.main.do(partial(self._compute, y_TD, x_TD, places_TK, weights_TK, held, piece.first))
+            self.free[filled.buffer] = self.main.mark()
+            filled = coming
 
-    def _copy(self, bank: ExpertBank, piece: Sequence[int]) -> tuple[int, object]:
-        """Fills the next buffer: its number, and the point at which it is full."""
-        buffer, self.turn = self.turn, 1 - self.turn
+    def fetch(self, bank: ExpertBank) -> None:
+        """Copies the first experts of a bank, `early_experts` of them, before anyone chose them: into either buffer as
+        soon as it is free."""
+        self.early, held = [], None
+        for piece in cut(self.piece, bank.experts)[:EARLY]:
+            self.early.append(self._fill(bank, piece, held))
+            held = self.early[-1].buffer
+
+    def fetched(self, bank: ExpertBank) -> int:
+        """How many experts of a bank were copied before they were chosen, and are there."""
+        return sum(filled.piece.size for filled in self.early if filled.bank is bank)
+
+    def forget(self) -> None:
+        """What was copied early will not be asked for. A buffer is filled again after that, in the order of the side
+        lane."""
+        self.early = []
+
+    def _filled(self, early: Sequence[Filled], bank: ExpertBank, piece: Piece, held: int | None) -> Filled:
+        """The piece in a buffer: copied early, or now."""
+        there = next((filled for filled in early if filled.serves(bank, piece)), None)
+        return there or self._fill(bank, piece, held)
+
+    def _fill(self, bank: ExpertBank, piece: Piece, held: int | None) -> Filled:
+        """Fills a buffer: not the one that is `held` for a piece that is still to be computed, else the one that is
+        free first."""
+        buffer = self.turn if held is None else 1 - held
+        self.turn = 1 - buffer
         self.side.wait(self.free[buffer])
         self.side.do(partial(fill, self.buffers[buffer], bank, piece))
-        return buffer, self.side.mark()
+        return Filled(bank, piece, buffer, self.side.mark())
 
     def _compute(
-        self, y_TD: Tensor, x_TD: Tensor, ranks_TK: Tensor, weights_TK: Tensor, held: ExpertBank, first: int
+        self, y_TD: Tensor, x_TD: Tensor, places_TK: Tensor, weights_TK: Tensor, held: ExpertBank, first: int
     ) -> None:
-        """Adds what the experts of one piece give; the piece begins with rank `first`."""
-        here_TK = (ranks_TK >= first) & (ranks_TK < first + held.experts)
-        local_TK = torch.where(here_TK, ranks_TK - first, -1)
+        """Adds what the experts of one piece give; the piece begins with place `first`."""
+        here_TK = (places_TK >= first) & (places_TK < first + held.experts)
+        local_TK = torch.where(here_TK, places_TK - first, -1)
         self.ops.gated_add_(y_TD, self.ops.experts(x_TD, local_TK, weights_TK, held))
 
 
-def fill(target: Tensor, bank: ExpertBank, numbers: Sequence[int]) -> None:
-    """Copies experts side by side, one copy a run."""
-    at = 0
-    for first, count in runs(numbers):
-        target[at : at + count].copy_(bank.data[first : first + count], non_blocking=True)
-        at += count
+def early_experts(piece: int, experts: int) -> int:
+    """How many experts of a bank `Ring.fetch` copies."""
+    return min(EARLY * piece, experts)
+
+
+def fill(target: Tensor, bank: ExpertBank, piece: Piece) -> None:
+    """Copies the experts of a piece to their places, one copy a run."""
+    for at, number, count in piece.runs:
+        target[at : at + count].copy_(bank.data[number : number + count], non_blocking=True)

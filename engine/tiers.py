@@ -6,7 +6,8 @@
                                                                               in this order, whichever is done first
 
 Where `moves.py` says that chosen experts of RAM are computed on the GPU, all of them or some, submit waits for the ids,
-then gives the CPU the others and starts the copies (`streaming.py`).
+then gives the CPU the others and starts the copies (`streaming.py`): also the first ones of the next layer, where that
+layer will choose nearly all.
 
 Every tier gets the ids as its bank numbers them, -1 for experts of other tiers, which its kernel skips; within a part
 the sum runs over a token's choices in order. So a placement gives the same bits every time; two placements differ in
@@ -31,21 +32,23 @@ from .devices import Device
 from .experts import Job
 from .handoff import HandOff
 from .ledger import D2D, D2H, H2D, Ledger
-from .moves import NONE, Moves
+from .moves import NONE, Moves, next_in_ram
 from .placement import Placement, Tier
-from .planner import EXPERTS, ROUTING
-from .streaming import Ring, chosen_numbers, ranks
+from .planner import EXPERTS, ROUTING, UNCHOSEN
+from .streaming import Ring, by_number, chosen_numbers, in_order, ranks
 
 F32, I32 = 4, 4  # bytes
 
 
 class Booked(NamedTuple):
-    """A layer that ran: its choices in host memory, how many experts of RAM were copied, and whether all were."""
+    """A layer that ran: its choices in host memory, how many experts of RAM were copied, whether all were, and how many
+    were copied that nobody chose."""
 
     layer: int
     ids_TK: Tensor
     copied: int
     is_streamed: bool
+    unchosen: int
 
 
 class TieredExperts:
@@ -72,7 +75,9 @@ class TieredExperts:
         self.booked: list[Booked] = []
         self.moves = moves
         self.ring = self._ring() if moves.buffer_bytes(handoff.tokens) and Tier.CPU in placement.tiers else None
-        self.in_ram = [self._in_ram(layer) for layer in range(len(banks))] if self.ring is not None else []
+        self.numbers = [self._numbers(layer) for layer in range(len(banks))] if self.ring is not None else []
+        self.in_ram = [(numbers_E >= 0).to(torch.int32) for numbers_E in self.numbers]
+        self.last = -1  # the layer that was submitted last
 
     def _tables(self, layer: int) -> dict[Tier, Tensor]:
         """By tier, on its device: expert -> its number in the tier's bank, or -1; int32 [E]."""
@@ -91,11 +96,9 @@ class TieredExperts:
         main, side = lanes.of(self.home)
         return Ring(bank.layout, self.moves.piece, self.home.ops, self.home.place, main, side)
 
-    def _in_ram(self, layer: int) -> Tensor:
-        """At home: expert -> 1 if it lies in RAM, else 0; int32 [E]."""
-        return torch.tensor([t is Tier.CPU for t in self.placement.experts[layer]], dtype=torch.int32).to(
-            self.home.place
-        )
+    def _numbers(self, layer: int) -> Tensor:
+        """At home: expert -> its number in the bank in RAM, or -1; int32 [E]."""
+        return torch.tensor(self.placement.local_ids(layer, Tier.CPU), dtype=torch.int32).to(self.home.place)
 
     is_local = False
 
@@ -108,6 +111,9 @@ class TieredExperts:
             self.running.exception()
             self.running = None
         self._open_account()
+        if layer <= self.last and self.ring is not None:  # another pass
+            self.ring.forget()
+        self.last = layer
         tiers, T = self.placement.tiers_of(layer), len(x_TD)
         in_ram = Tier.CPU in tiers
         is_streamed = in_ram and self.moves.streams(T)
@@ -123,14 +129,17 @@ class TieredExperts:
         if is_streamed:
             self.handoff.mark.set()
         parts = [self._on_gpu(tier, layer, x_TD, ids_TK, weights_TK) for tier in tiers if tier is not Tier.CPU]
-        copied: list[int] = []
+        copied, unchosen = [], 0
         if is_copied:
             copied = self._to_copy(layer, ids)
             if work is not None:
                 self.running = self.worker.submit(self._on_cpu, layer, *work, copied[-1] if copied else -1)
+            unchosen = self._unchosen(layer, copied)
             if copied:
-                parts.append(self._on_ring(layer, x_TD, ids_TK, weights_TK, copied))
-        self.booked.append(Booked(layer, ids, len(copied), is_streamed))
+                parts.append(self._on_ring(layer, x_TD, ids_TK, weights_TK, copied, is_streamed))
+            if is_streamed:
+                self._fetch_after(layer, len(copied))
+        self.booked.append(Booked(layer, ids, len(copied), is_streamed, unchosen))
         return Job(layer, parts, T)
 
     def _to_copy(self, layer: int, ids_TK: Tensor) -> list[int]:
@@ -140,13 +149,34 @@ class TieredExperts:
         numbers = chosen_numbers(local_TK, self.placement.count(layer, Tier.CPU))
         return numbers[: self.moves.fetched(len(ids_TK), len(numbers))]
 
-    def _on_ring(self, layer: int, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor, numbers: list[int]) -> Tensor:
-        """The part of experts that are copied home."""
-        assert self.ring is not None, "copies without buffers"
+    def _on_ring(
+        self, layer: int, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor, numbers: list[int], is_streamed: bool
+    ) -> Tensor:
+        """The part of experts that are copied home: by number where the next layer's may be there early, else in as few
+        pieces as there can be."""
+        ring, bank = self.ring, self._bank(layer, Tier.CPU)
+        assert ring is not None, "copies without buffers"
         y_TD = torch.zeros_like(x_TD)
-        places = ranks(ids_TK, self.in_ram[layer])
-        self.ring.add(y_TD, x_TD, places, weights_TK, self._bank(layer, Tier.CPU), numbers)
+        if is_streamed:
+            places, pieces = self.numbers[layer][ids_TK.long()], by_number(numbers, ring.piece, bank.experts)
+        else:
+            places, pieces = ranks(ids_TK, self.in_ram[layer]), in_order(numbers, ring.piece)
+        ring.add(y_TD, x_TD, places, weights_TK, bank, pieces)
         return y_TD
+
+    def _unchosen(self, layer: int, numbers: list[int]) -> int:
+        """How many experts of a layer were copied early and are not among its choices."""
+        if self.ring is None:
+            return 0
+        early = self.ring.fetched(self._bank(layer, Tier.CPU))
+        return early - sum(number < early for number in numbers)
+
+    def _fetch_after(self, layer: int, copied: int) -> None:
+        """Starts the first copies of the next layer, if it will choose nearly all of its experts in RAM."""
+        if self.ring is not None and self.moves.guesses(copied, self.placement.count(layer, Tier.CPU)):
+            following = next_in_ram(self.placement, layer)
+            if following is not None:
+                self.ring.fetch(self._bank(following, Tier.CPU))
 
     def _on_gpu(self, tier: Tier, layer: int, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> Tensor:
         """One GPU's part, on that GPU."""
@@ -206,7 +236,9 @@ class TieredExperts:
             self.book_layer(*booked)
         self.booked.clear()
 
-    def book_layer(self, layer: int, ids_TK: Tensor, copied: int = 0, is_streamed: bool = False) -> None:
+    def book_layer(
+        self, layer: int, ids_TK: Tensor, copied: int = 0, is_streamed: bool = False, unchosen: int = 0
+    ) -> None:
         """Books a layer of the current pass from its choices, which lie in host memory."""
         (T, K), D = ids_TK.shape, self.handoff.x_TD.shape[1]
         chosen = (ids_TK.flatten() if T == 1 else ids_TK.unique()).tolist()  # one token's are different already
@@ -217,6 +249,8 @@ class TieredExperts:
             size = copied * self._bank(layer, Tier.CPU).layout.bytes
             self.ledger.read(H2D, EXPERTS, size)
             self.ledger.read(self.home.tier.channel, EXPERTS, size)
+        if unchosen:
+            self.ledger.read(H2D, UNCHOSEN, unchosen * self._bank(layer, Tier.CPU).layout.bytes)
         for tier, count in counts.items():
             self.ledger.read(tier.channel, EXPERTS, count * self._bank(layer, tier).layout.bytes)
         hidden, routing = T * D * F32, T * K * (I32 + F32)

@@ -22,7 +22,7 @@ from .driver import Driver
 from .lanes import Lane
 from .machine import cpu_kernels
 from .pinned import Arena, Pins
-from .streaming import fill, piece_of
+from .streaming import cut, fill, in_order, piece_of
 from .together import Copies, Way, down_name, experts_name, up_name
 
 KERNELS_BYTES, COPIES_BYTES = 1 << 30, 256 << 20  # of the arena: what kernels read, and what goes each way
@@ -92,7 +92,7 @@ def _kernel(format: str, arena: torch.Tensor) -> Way:
 def _upward(bank: ExpertBank, buffers: list[ExpertBank], lane: Lane) -> Copies:
     """Every other expert, so that each is a copy of its own, as those of a router are."""
     count = buffers[0].experts
-    pieces = cycle([list(range(at, at + 2 * count, 2)) for at in range(0, bank.experts - 2 * count + 1, 2 * count)])
+    pieces = cycle(in_order(range(0, bank.experts // (2 * count) * 2 * count, 2), count))
     targets = cycle(buffers)
 
     def give() -> None:
@@ -104,10 +104,10 @@ def _upward(bank: ExpertBank, buffers: list[ExpertBank], lane: Lane) -> Copies:
 def _downward(buffer: ExpertBank, bank: ExpertBank, lane: Lane) -> Copies:
     """A buffer into one place after another."""
     count = buffer.experts
-    places = cycle(range(0, bank.experts - count + 1, count))
+    places, whole = cycle(range(0, bank.experts - count + 1, count)), cut(count, count)[0]
 
     def give() -> None:
         first = next(places)
-        fill(bank.data[first : first + count], buffer, range(count))
+        fill(bank.data[first : first + count], buffer, whole)
 
     return Copies(lane, give, buffer.nbytes)

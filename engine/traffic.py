@@ -6,7 +6,8 @@
     h2d                 the CPU's part of the sum, if one of the chosen experts is there
                         inputs: token ids (or rows of the embedding, if it is in RAM), positions, slots, page tables
     copied experts      of RAM, to be computed on the GPU: over h2d, and read there; of a layer that is streamed the CPU
-                        gets nothing, so only ids go down
+                        gets nothing, so only ids go down; of a layer after one that chose nearly all, the first ones
+                        whether they are chosen or not
     d2d                 a layer with experts on the second GPU: hidden states, ids, weights, and its part of the sum
     back
 
@@ -25,9 +26,9 @@ from ..loaders.spec import ModelSpec
 from ..loaders.weights import Formats, allocate
 from .kvcache import bytes_per_token
 from .ledger import D2D, D2H, H2D, Bytes
-from .moves import NONE, Moves
+from .moves import NONE, Moves, next_in_ram
 from .placement import Placement, Tier
-from .planner import EXPERTS, INPUTS, ROUTING, SAMPLES, common_bytes, dense_sizes
+from .planner import EXPERTS, INPUTS, ROUTING, SAMPLES, UNCHOSEN, common_bytes, dense_sizes
 
 F32, I32, I64 = 4, 4, 8  # bytes
 
@@ -78,6 +79,7 @@ def placed_bytes(
         for group, size in groups.items():
             add(channel, group, size)
     layout = ExpertLayout(format=formats.experts, hidden=spec.hidden, width=spec.moe.width)
+    early: set[int] = set()  # layers whose first experts are copied before they are chosen
     for layer, ids in enumerate(chosen):
         here = [placement.experts[layer][e] for e in ids]
         copied = moves.fetched(_tokens(spec, shape, layer), here.count(Tier.CPU)) if Tier.CPU in here else 0
@@ -86,9 +88,20 @@ def placed_bytes(
         if copied:
             add(home.channel, EXPERTS, copied * layout.bytes)
             add(H2D, EXPERTS, copied * layout.bytes)
+        if layer in early:
+            add(H2D, UNCHOSEN, _unchosen(placement, layer, ids, moves) * layout.bytes)
+        if copied and moves.streams(shape.tokens) and moves.guesses(copied, placement.count(layer, Tier.CPU)):
+            early.add(next_in_ram(placement, layer) or -1)
     if home is not Tier.CPU:
         _add_links(add, spec, placement, shape, chosen, table, moves)
     return found
+
+
+def _unchosen(placement: Placement, layer: int, ids: Sequence[int], moves: Moves) -> int:
+    """Experts of a layer that are copied early, but those that it chooses."""
+    early = moves.early(placement.count(layer, Tier.CPU))
+    numbers = placement.local_ids(layer, Tier.CPU)
+    return early - sum(0 <= numbers[e] < early for e in ids)
 
 
 def _tokens(spec: ModelSpec, shape: PassShape, layer: int) -> int:

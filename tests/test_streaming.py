@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
-import queue
-import random
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +18,6 @@ from headrace import LLM, MemoryNeeded, OptionError, SamplingParams
 from headrace.engine import lanes, moves, report
 from headrace.engine import link_rate as link_rates
 from headrace.engine.config import EngineConfig
-from headrace.engine.devices import Device
 from headrace.engine.facts import PciLink
 from headrace.engine.kvcache import pages_for
 from headrace.engine.lanes import HostLane
@@ -32,9 +26,10 @@ from headrace.engine.moves import FetchTables, Moves, cpu_seconds, crossover, di
 from headrace.engine.placement import Tier
 from headrace.engine.planning.hardware import core_flops
 from headrace.engine.profile import Profile
-from headrace.engine.streaming import Ring, chosen_numbers, piece_of, ranks, runs
+from headrace.engine.streaming import Ring, chosen_numbers, in_order, piece_of, ranks, runs
 from headrace.engine.traffic import PassShape, placed_bytes
-from headrace.kernels import FORMATS, Choice, ExpertBank, ExpertLayout, isa, reference
+from headrace.kernels import FORMATS, Choice, ExpertLayout, isa, reference
+from late_lanes import Log, SlowLane, a_gpu, is_right, layer_of
 from placements import placed, recorded
 
 Checkpoints = Callable[[str], Path]
@@ -68,56 +63,6 @@ def test_ranks_on_the_device_are_those_of_the_host() -> None:
     assert chosen_numbers(local[ids.long()], 4) == [0, 2, 3]
 
 
-class SlowLane:
-    """A stream in a thread: work starts late, in order; a mark is an event that is set when its turn comes."""
-
-    def __init__(self, seed: int, longest_s: float, heeds: bool = True) -> None:
-        self.jobs: queue.Queue[Callable[[], None] | None] = queue.Queue()
-        self.random = random.Random(seed)
-        self.longest_s = longest_s
-        self.heeds = heeds
-        self.thread = threading.Thread(target=self._run, daemon=True)
-        self.thread.start()
-
-    def _run(self) -> None:
-        while (job := self.jobs.get()) is not None:
-            job()
-
-    def do(self, work: Callable[[], None]) -> None:
-        def late() -> None:
-            time.sleep(self.random.uniform(0, self.longest_s))
-            work()
-
-        self.jobs.put(late)
-
-    def mark(self) -> threading.Event:
-        event = threading.Event()
-        self.jobs.put(event.set)
-        return event
-
-    def wait(self, mark: threading.Event) -> None:
-        if self.heeds:
-            self.jobs.put(lambda: None if mark.wait(20) else pytest.fail("a mark that never came"))
-
-    def end(self) -> None:
-        self.jobs.put(None)
-        self.thread.join(20)
-        assert not self.thread.is_alive()
-
-
-def layer_of(experts: int, tokens: int, top_k: int) -> tuple[ExpertBank, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Random experts in bf16, 32 by 16, with hidden states, different ids of a token, and weights."""
-    torch.manual_seed(1)
-    layout = ExpertLayout(format=FORMATS["bf16"], hidden=32, width=16)
-    bank = ExpertBank.empty(layout, experts)
-    for e in range(experts):
-        for part in ("gate", "up", "down"):
-            matrix = bank.matrix(e, part)
-            matrix.data.copy_(torch.randn(matrix.rows, matrix.cols).bfloat16().view(torch.uint8).view_as(matrix.data))
-    ids = torch.stack([torch.randperm(experts)[:top_k] for _ in range(tokens)]).int()
-    return bank, torch.randn(tokens, 32), ids, torch.rand(tokens, top_k)
-
-
 def streamed(main: Any, side: Any, rounds: int = 6) -> tuple[list[torch.Tensor], torch.Tensor]:
     """The same layer several times through a ring of 2 x 3 experts: the sums of each, and what they should be."""
     bank, x, ids, weights = layer_of(11, 7, 4)
@@ -127,15 +72,11 @@ def streamed(main: Any, side: Any, rounds: int = 6) -> tuple[list[torch.Tensor],
     ring = Ring(bank.layout, 3, reference, torch.device("cpu"), main, side)  # type: ignore[arg-type]
     sums = [torch.zeros_like(x) for _ in range(rounds)]
     for y in sums:
-        ring.add(y, x, ranks(ids, everything), weights, bank, numbers)
+        ring.add(y, x, ranks(ids, everything), weights, bank, in_order(numbers, 3))
     for lane in (side, main):
         if isinstance(lane, SlowLane):
             lane.end()
     return sums, reference.experts(x, ids, weights, bank)
-
-
-def is_right(sums: list[torch.Tensor], wanted: torch.Tensor) -> bool:
-    return all(bool((y - wanted).abs().max() <= 1e-5 * wanted.abs().max()) for y in sums)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -173,40 +114,8 @@ def test_one_copy_for_each_run_of_neighbours(monkeypatch: pytest.MonkeyPatch) ->
     ring = Ring(bank.layout, 3, reference, torch.device("cpu"), HostLane(), HostLane())  # type: ignore[arg-type]
     monkeypatch.setattr(torch.Tensor, "copy_", copy)
     nobody = torch.full((1, 1), -1, dtype=torch.int32)
-    ring.add(torch.zeros_like(x), x, nobody, torch.ones(1, 1), bank, [0, 1, 2, 5, 6, 9, 10])
+    ring.add(torch.zeros_like(x), x, nobody, torch.ones(1, 1), bank, in_order([0, 1, 2, 5, 6, 9, 10], 3))
     assert seen == [3, 2, 1, 1]
-
-
-class Log:
-    """Streams and events of CUDA that write down what they are told."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.lines: list[str] = []
-        self.events = 0
-        log = self
-
-        class Stream:
-            def __init__(self, place: object = None, name: str = "side") -> None:
-                self.name = name
-
-            def wait_event(self, event: Event) -> None:
-                log.lines.append(f"{self.name} waits for {event.number}")
-
-        class Event:
-            def record(self, stream: Stream) -> None:
-                self.number = log.events
-                log.events += 1
-                log.lines.append(f"{stream.name} sets {self.number}")
-
-        @contextlib.contextmanager
-        def current(stream: Stream) -> Iterator[None]:
-            log.lines.append(f"{stream.name} works")
-            yield
-
-        main = Stream(name="main")
-        for name, fake in (("Stream", Stream), ("Event", Event), ("stream", current)):
-            monkeypatch.setattr(torch.cuda, name, fake)
-        monkeypatch.setattr(torch.cuda, "current_stream", lambda place: main)
 
 
 def test_the_order_on_cuda_streams(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,9 +125,8 @@ def test_the_order_on_cuda_streams(monkeypatch: pytest.MonkeyPatch) -> None:
     device = a_gpu()
     main, side = lanes.of(device)
     ring = Ring(bank.layout, 2, reference, torch.device("cpu"), main, side)  # type: ignore[arg-type]
-    numbers = list(range(5))
     y = torch.zeros_like(x)
-    ring.add(y, x, ids, weights, bank, numbers)
+    ring.add(y, x, ids, weights, bank, in_order(list(range(5)), 2))
     assert is_right([y], reference.experts(x, ids, weights, bank))
     assert log.lines == [
         "main sets 0", "main sets 1",
@@ -229,13 +137,6 @@ def test_the_order_on_cuda_streams(monkeypatch: pytest.MonkeyPatch) -> None:
         "main waits for 3", "main works", "main sets 6",
         "main waits for 5", "main works", "main sets 7",
     ]  # fmt: skip
-
-
-def a_gpu() -> Device:
-    """What a GPU is to those who only ask for its place."""
-    place = torch.device("cuda", 0)
-    ops: Any = reference
-    return Device(tier=Tier.GPU0, place=place, backend="gpu", ops=ops, name="a GPU", free=1)
 
 
 # ---- the model

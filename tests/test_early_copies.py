@@ -1,0 +1,333 @@
+"""First pieces of a layer that are copied before its choices are known: the same bits, no buffer overwritten too early,
+bytes that nobody chose by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import placements
+import pytest
+import torch
+from headrace import LLM, SamplingParams
+from headrace.engine import lanes
+from headrace.engine.kvcache import pages_for
+from headrace.engine.lanes import HostLane
+from headrace.engine.moves import GUESS, Moves, next_in_ram
+from headrace.engine.placement import Placement, Tier
+from headrace.engine.streaming import Piece, Ring, Run, by_number, chosen_numbers, cut, early_experts, in_order
+from headrace.engine.tiers import TieredExperts
+from headrace.engine.traffic import PassShape, placed_bytes
+from headrace.kernels import Choice, ExpertBank, reference
+from late_lanes import Log, SlowLane, a_gpu, layer_of
+from placements import placed, recorded
+from torch import Tensor
+
+Checkpoints = Callable[[str], Path]
+EXPERTS, TOKENS, TOP_K, PIECE = 11, 7, 4, 3
+
+
+# ---- pieces
+
+
+def test_pieces_worked_out_by_hand() -> None:
+    """Eight experts, buffers of three; 0, 1, 4, 7 are chosen."""
+    chosen = [0, 1, 4, 7]
+    assert in_order(chosen, 3) == [Piece(0, 3, (Run(0, 0, 2), Run(2, 4, 1))), Piece(3, 1, (Run(0, 7, 1),))]
+    assert by_number(chosen, 3, 8) == [
+        Piece(0, 3, (Run(0, 0, 2),)), Piece(3, 3, (Run(1, 4, 1),)), Piece(6, 2, (Run(1, 7, 1),)),
+    ]  # fmt: skip
+    assert by_number([4], 3, 8) == [Piece(3, 3, (Run(1, 4, 1),))], "a piece that nobody chose is none"
+    assert cut(3, 8) == [Piece(0, 3, (Run(0, 0, 3),)), Piece(3, 3, (Run(0, 3, 3),)), Piece(6, 2, (Run(0, 6, 2),))]
+    assert [early_experts(3, n) for n in (2, 5, 6, 40)] == [2, 5, 6, 6]
+
+
+def test_what_is_guessed() -> None:
+    moves = Moves(stream_from=1, piece=4)
+    assert moves.guess == GUESS == 0.95
+    assert [moves.guesses(n, 20) for n in (18, 19, 20)] == [False, True, True]
+    assert not moves.guesses(0, 0)
+    assert not moves.without_guesses("so").guesses(20, 20)
+    assert moves.without_guesses("so").notes == ("no expert is copied before it was chosen: so",)
+    cpu, gpu = (Tier.CPU, Tier.CPU), (Tier.GPU0, Tier.GPU0)
+    of = Placement(name="", home=Tier.GPU0, experts=(cpu, gpu, (), cpu, (Tier.GPU0, Tier.CPU), cpu))
+    assert [next_in_ram(of, layer) for layer in range(6)] == [3, 3, 3, 4, None, None], "the last is for few rows"
+
+
+# ---- the ring
+
+
+Layer = tuple[ExpertBank, Tensor, Tensor, Tensor]
+
+
+def layers() -> list[Layer]:
+    """Layers of which all experts are chosen, all but those of the first buffer, but the second, but both, and few."""
+    bank, x, _, weights = layer_of(EXPERTS, TOKENS, TOP_K)
+    kinds = [range(11), range(3, 11), [0, 1, 2, *range(6, 11)], range(6, 11), [1, 4, 5, 10]]
+    found = []
+    for number, kind in enumerate(kinds):
+        other = dataclasses.replace(bank, data=bank.data.roll(number, 0).contiguous())
+        choices = torch.tensor(list(kind), dtype=torch.int32)
+        order = torch.arange(TOKENS * TOP_K).view(TOKENS, TOP_K) % len(choices)
+        found.append((other, x, choices[order], weights))
+    return found
+
+
+def run_through(ring: Ring, work: list[Layer], early: Callable[[int], bool]) -> list[Tensor]:
+    """The sum of every layer; of those that `early` says, the first copies come before."""
+    sums = [torch.zeros_like(x) for _, x, _, _ in work]
+    for index, (bank, x, ids, weights) in enumerate(work):
+        numbers = chosen_numbers(ids, EXPERTS)
+        ring.add(sums[index], x, ids, weights, bank, by_number(numbers, ring.piece, EXPERTS))
+        if index + 1 < len(work) and early(index + 1):
+            ring.fetch(work[index + 1][0])
+            assert ring.fetched(work[index + 1][0]) == 2 * PIECE
+    for lane in (ring.side, ring.main):
+        if isinstance(lane, SlowLane):
+            lane.end()
+    return sums
+
+
+def ring_of(main: Any, side: Any) -> Ring:
+    bank = layer_of(EXPERTS, TOKENS, TOP_K)[0]
+    return Ring(bank.layout, PIECE, reference, torch.device("cpu"), main, side)  # type: ignore[arg-type]
+
+
+WHEN: dict[str, Callable[[int], bool]] = {
+    "always": lambda index: True,
+    "at times": lambda index: index % 3 != 0,
+    "never": lambda index: False,
+}
+
+
+@pytest.mark.parametrize("when", WHEN)
+@pytest.mark.parametrize(("copies_s", "computes_s"), [(0.0, 0.004), (0.004, 0.0), (0.003, 0.003)])
+def test_the_same_bits_with_and_without_however_late_the_lanes_are(
+    copies_s: float, computes_s: float, when: str
+) -> None:
+    work = layers() * 2
+    wanted = run_through(ring_of(HostLane(), HostLane()), work, WHEN["never"])
+    for (bank, x, ids, weights), y in zip(work, wanted, strict=True):
+        whole = reference.experts(x, ids, weights, bank)
+        assert (y - whole).abs().max() <= 1e-5 * whole.abs().max()
+    for seed in range(3):
+        ring = ring_of(SlowLane(seed, computes_s), SlowLane(seed + 100, copies_s))
+        assert all(map(torch.equal, run_through(ring, work, WHEN[when]), wanted))
+
+
+@pytest.mark.parametrize("deaf", ["main", "side"])
+def test_without_waiting_the_sums_are_wrong(deaf: str) -> None:
+    """That the test above can fail."""
+    main = SlowLane(1, 0.003 if deaf == "side" else 0.0, heeds=deaf != "main")
+    side = SlowLane(2, 0.003 if deaf == "main" else 0.0, heeds=deaf != "side")
+    wanted = run_through(ring_of(HostLane(), HostLane()), layers(), WHEN["never"])
+    assert not all(map(torch.equal, run_through(ring_of(main, side), layers(), WHEN["always"]), wanted))
+
+
+def test_what_was_copied_for_another_bank_is_not_used() -> None:
+    """And its buffers are filled again."""
+    work, ring = layers(), ring_of(HostLane(), HostLane())
+    ring.fetch(work[0][0])
+    assert torch.equal(
+        run_through(ring, work[1:2], WHEN["never"])[0],
+        run_through(ring_of(HostLane(), HostLane()), work[1:2], WHEN["never"])[0],
+    )
+    ring.fetch(work[0][0])
+    ring.forget()
+    assert ring.fetched(work[0][0]) == 0
+
+
+def test_pieces_side_by_side_do_not_use_pieces_by_number() -> None:
+    """The second expert is chosen alone: at place 0 of a piece in order, where the early copy has the first one."""
+    bank, x, _, weights = layers()[0]
+    ring, y = ring_of(HostLane(), HostLane()), torch.zeros_like(x)
+    ring.fetch(bank)
+    ranks = torch.zeros(TOKENS, TOP_K, dtype=torch.int32)
+    ring.add(y, x, ranks, weights, bank, in_order([1], PIECE))
+    assert torch.allclose(y, reference.experts(x, ranks + 1, weights, bank), atol=1e-5)
+
+
+def test_the_order_on_cuda_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three pieces, then the next layer of three: its first copy waits for compute 1 alone and is there under compute
+    2; its second for compute 2."""
+    log = Log(monkeypatch)
+    bank, x, ids, weights = layer_of(5, 3, 4)
+    other = dataclasses.replace(bank, data=bank.data.clone())
+    main, side = lanes.of(a_gpu())
+    ring = Ring(bank.layout, 2, reference, torch.device("cpu"), main, side)  # type: ignore[arg-type]
+    everything = by_number(range(5), 2, 5)
+    ring.add(torch.zeros_like(x), x, ids, weights, bank, everything)
+    first = len(log.lines)
+    assert log.lines[-2:] == ["main works", "main sets 7"]
+    ring.fetch(other)
+    assert log.lines[first:] == [
+        "side waits for 6", "side works", "side sets 8",
+        "side waits for 7", "side works", "side sets 9",
+    ]  # fmt: skip
+    first, y = len(log.lines), torch.zeros_like(x)
+    ring.add(y, x, ids, weights, other, everything)
+    assert log.lines[first:] == [
+        "main waits for 8", "main works", "main sets 10",
+        "side waits for 10", "side works", "side sets 11",
+        "main waits for 9", "main works", "main sets 12",
+        "main waits for 11", "main works", "main sets 13",
+    ]  # fmt: skip
+    assert torch.allclose(y, reference.experts(x, ids, weights, bank), atol=1e-5)
+
+
+# ---- the model
+
+
+def ids_of(tokens: int, vocab: int) -> list[int]:
+    return [(7 * n * n + 3) % vocab for n in range(tokens)]
+
+
+@pytest.fixture
+def fetches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The experts of every early fetch."""
+    seen: list[int] = []
+    inner = Ring.fetch
+
+    def fetch(self: Ring, bank: ExpertBank) -> None:
+        inner(self, bank)
+        seen.append(self.fetched(bank))
+
+    monkeypatch.setattr(Ring, "fetch", fetch)
+    return seen
+
+
+def never_guess(llm: LLM) -> None:
+    experts = llm.decoder.experts
+    assert isinstance(experts, TieredExperts)
+    experts.moves = dataclasses.replace(experts.moves, guess=None)
+
+
+@pytest.mark.parametrize("name", ["cpu-moe", "half", "split", "file"])
+def test_the_same_bits_of_a_model_with_and_without(name: str, fetches: list[int], tmp_path: Path) -> None:
+    """Logits of all rows, outside of passes; then passes of requests, chunk by chunk."""
+    options = {**placed(placements.PLACEMENTS[name], tmp_path), "stream_from": 4, "prefill_chunk": 48}
+    early, plain = (LLM("demo", device="simulated", max_context=160, **options) for _ in range(2))
+    never_guess(plain)
+    ids = ids_of(120, early.spec.vocab)
+    found = early.logits(ids)
+    assert len(fetches) >= 1, "nothing was guessed"
+    count = len(fetches)
+    assert torch.equal(found, plain.logits(ids))
+    assert len(fetches) == count
+    params = SamplingParams(max_new_tokens=4, ignore_eos=True)
+    results = [llm.generate([ids[:100], ids[30:70]], params) for llm in (early, plain)]
+    assert len(fetches) > count
+    assert [r.token_ids for r in results[0]] == [r.token_ids for r in results[1]]
+    for one, other in zip(early.ledger.passes, plain.ledger.passes, strict=True):
+        mine = {channel: dict(groups) for channel, groups in one.bytes.items()}
+        mine["h2d"].pop("unchosen", None)
+        assert mine == other.bytes, "the account of what was chosen is the same"
+
+
+EXPERT = 3 * 64 * 256 * 2  # bytes of one of the demo model's
+
+
+def force(llm: LLM, chosen: list[list[int]]) -> None:
+    """By layer the experts that are chosen, in turns by the tokens, with equal weights."""
+
+    def choose(index: int, choice: Choice) -> Choice:
+        T, K = choice[0].shape
+        among = torch.tensor(chosen[index], dtype=torch.int32)
+        ids = among[(torch.arange(T * K) % len(among)).view(T, K)]
+        return ids, torch.full((T, K), 1.0 / K)
+
+    llm.decoder.choose = choose
+
+
+ALL = list(range(16))
+#     layer 0  1                     2                 3    4                     5    6
+CHOSEN = [ALL, [0, 1, 2, 9, 10, 11], [3, 4, 5, 6, 12], ALL, [8, 9, 12, 15], ALL, ALL]
+
+
+def test_bytes_that_nobody_chose_worked_out_by_hand(fetches: list[int]) -> None:
+    """Seven layers of 16 experts in RAM, buffers of 4. After layers 0 and 3, which choose all, the next one's first 8
+    are copied: of layer 1 five of them are chosen for nothing, of layer 4 all 8. After layer 5 none: the last layer is
+    for one row."""
+    llm = LLM("demo", device="simulated", max_context=64, cpu_moe=True, stream_from=8)
+    force(llm, CHOSEN)
+    params = SamplingParams(max_new_tokens=1, ignore_eos=True)
+    first = llm.generate([ids_of(20, llm.spec.vocab)], params)[0].ledger[0]
+    assert fetches == [8, 8]
+    streamed = [16, 6, 5, 16, 4, 16]
+    assert first.bytes["h2d"]["unchosen"] == ((8 - 3) + 8) * EXPERT
+    hidden = 256 * 4
+    assert first.bytes["h2d"]["experts"] == sum(streamed) * EXPERT + hidden
+    assert first.bytes["gpu_hbm"]["experts"] == sum(streamed) * EXPERT
+    assert first.bytes["cpu_dram"]["experts"] == 4 * EXPERT, "the last layer's row"
+
+
+@pytest.mark.parametrize("name", ["cpu-moe", "half", "file"])
+def test_counted_bytes_equal_the_prediction(name: str, fetches: list[int], tmp_path: Path) -> None:
+    options = placed(placements.PLACEMENTS[name], tmp_path)
+    for chosen in (None, CHOSEN, [ALL] * 7):
+        llm = LLM("demo", device="simulated", max_context=128, prefill_chunk=24, stream_from=6, **options)
+        if chosen is not None:
+            force(llm, chosen)
+        forced = llm.decoder.choose
+        seen, shapes = recorded(llm)
+        noted = llm.decoder.choose
+        assert noted is not None
+        if forced is not None:
+            llm.decoder.choose = lambda layer, choice, a=forced, b=noted: b(layer, a(layer, choice))  # type: ignore[misc]
+        prompts = [ids_of(60, llm.spec.vocab), [4, 5], ids_of(30, llm.spec.vocab)]
+        before = len(fetches)
+        llm.generate(prompts, SamplingParams(max_new_tokens=3, ignore_eos=True))
+        assert len(fetches) > before
+        longest = [pages_for(len(p) + 2) for p in prompts]
+        for done in llm.ledger.passes:
+            contexts, rows = shapes[done.index]
+            pages = max(longest[s] for s in done.sequences)
+            shape = PassShape(tokens=done.tokens, contexts=contexts, rows=rows, pages=pages)
+            each = [seen[done.index].get(layer, []) for layer in range(llm.spec.layers)]
+            formats, decided = llm.checkpoint.formats, llm.fit.moves
+            assert done.bytes == placed_bytes(llm.spec, formats, llm.kv_dtype, llm.placement, shape, each, decided)
+        unchosen = sum(p.bytes["h2d"].get("unchosen", 0) for p in llm.ledger.passes)
+        assert (unchosen > 0) == (chosen is CHOSEN) or chosen is None
+
+
+def test_a_pass_that_broke_leaves_no_early_copy_to_the_next(fetches: list[int]) -> None:
+    """After layer 0 of a pass that ends there, layer 1's first pieces lie ready; the next pass books all it copies."""
+    llm = LLM("demo", device="simulated", max_context=64, cpu_moe=True, stream_from=8)
+    force(llm, [ALL, [0, 1, 2, 3], *CHOSEN[2:]])
+    prompt, params = [ids_of(20, llm.spec.vocab)], SamplingParams(max_new_tokens=1, ignore_eos=True)
+    right = llm.generate(prompt, params)[0].ledger[0].bytes
+    inner = llm.decoder.experts.collect
+
+    def broken(job: Any) -> Tensor:
+        inner(job)
+        raise RuntimeError("broken")
+
+    llm.decoder.experts.collect = broken  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError, match="broken"):
+        llm.generate(prompt, params)
+    llm.decoder.experts.collect = inner  # type: ignore[method-assign]
+    count = len(fetches)
+    force(llm, [[0, 1, 2, 3], [0, 1, 2, 3], *CHOSEN[2:]])
+    read = llm.generate(prompt, params)[0].ledger[0].bytes
+    assert len(fetches) == count + 1, "after layer 3"
+    assert read["h2d"]["unchosen"] == 8 * EXPERT
+    assert right["h2d"]["unchosen"] == (4 + 8) * EXPERT
+
+
+def test_memory_that_is_not_pinned_is_not_copied_early() -> None:
+    """On a GPU a copy of it holds up the thread that launches; the start-up table says so."""
+
+    class Half:
+        is_whole = False
+
+    llm = LLM("demo", device="simulated", max_context=64, cpu_moe=True, stream_from=8)
+    assert llm.fit.moves.guess == GUESS
+    llm.memory = Half()  # type: ignore[assignment]
+    llm._drop_guesses()
+    assert llm.fit.moves.guess == GUESS, "RAM in a GPU's part copies as fast either way"
+    llm.devices[Tier.GPU0] = a_gpu()
+    llm._drop_guesses()
+    assert llm.fit.moves.guess is None
+    assert "no expert is copied before it was chosen: experts in RAM are not all pinned" in llm.fit.moves.notes[-1]
