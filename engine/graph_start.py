@@ -1,13 +1,14 @@
 """Whether decode steps run as graphs here: captured at start, held against the eager path on the model itself, timed.
 
     capture     every batch size (`graphed.py`)
-    compare     COMPARED steps of one sequence, each by hand and then as a graph: the same bits, or it is wrong
+    compare     COMPARED steps of one sequence, each as a graph and then by hand: the same bits, or it is wrong
     time        ROUNDS more of them, in turns: medians; not again where an earlier start did it (`handoff_saved.py`)
 
 Bits, and no tolerance: both paths run the same kernels on the same shapes (the tables are as wide as a graph's), the
 CPU's part is the same C++ from both sides, and every sum has one order. So a difference is a job that was read too
 early, a stale input or a wrong slot, however small it looks. Copies of experts would bring other kernels in and are
-left out while steps are compared; the timed steps by hand have them.
+left out while steps are compared; the timed steps by hand have them. The graph comes first: what it fails to write
+into the cache must not be there already.
 
 The steps write keys and values into the spare page, which belongs to no sequence, and read them there. They are outside
 of every pass, so that nothing is booked. `auto` takes the eager path where anything fails, with the reason; a way that
@@ -133,12 +134,12 @@ def _checked(how: Start, steps: Steps, graphed: GraphedDecode) -> tuple[str, Cho
 def _compare(steps: Steps, graphed: GraphedDecode) -> str:
     """What differs between the two paths, or why there is no result; "" if nothing does."""
     for number in range(COMPARED):
-        with steps.without_copies():
-            wanted = steps.by_hand(number).cpu()
         try:
             found = graphed.forward(steps.inputs(number)).cpu()
         except (DeviceError, RuntimeError) as error:
             return f"a step as a graph failed: {_first_line(error)}"
+        with steps.without_copies():
+            wanted = steps.by_hand(number).cpu()
         same = (wanted == found) | (wanted.isnan() & found.isnan())
         if not bool(same.all()):
             off, most = float((wanted - found).abs().max()), float(wanted.abs().max())

@@ -17,6 +17,7 @@ import torch
 from headrace import LLM, DeviceError, OptionError, SamplingParams
 from headrace.engine import graph_start, handoff_saved, posting, report
 from headrace.engine.gpu_runtime import Runtime
+from headrace.engine.graphs import Static
 from headrace.engine.handoff_saved import StepTimes
 from headrace.engine.moves import Moves
 from headrace.engine.posting import VARIANTS, Trial
@@ -201,6 +202,17 @@ def falsify(monkeypatch: pytest.MonkeyPatch, gpu: StandIn) -> None:
     monkeypatch.setattr("headrace.engine.gpu_runtime.find", off)
 
 
+def wrong_slot(monkeypatch: pytest.MonkeyPatch, gpu: StandIn) -> None:
+    """Keys and values of a step go elsewhere; what it reads was there before, or not at all."""
+    inner = Static.load
+
+    def load_off(self: Static, inputs: Any) -> None:
+        inner(self, inputs)
+        self.inputs.places.slots_T.add_(7)
+
+    monkeypatch.setattr(Static, "load", load_off)
+
+
 def no_capture(monkeypatch: pytest.MonkeyPatch, gpu: StandIn) -> None:
     def refuse(self: StreamRecorder, step: Callable[[], None]) -> None:
         raise RuntimeError("operation not permitted when stream is capturing\nCUDA kernel errors might be ...")
@@ -233,6 +245,7 @@ def no_pinning(monkeypatch: pytest.MonkeyPatch, gpu: StandIn) -> None:
 
 FAILURES: dict[str, tuple[Callable[[pytest.MonkeyPatch, StandIn], None], str]] = {
     "bits": (falsify, "a step as a graph differs from the same step by hand"),
+    "slot": (wrong_slot, "a step as a graph differs from the same step by hand"),
     "capture": (no_capture, "a decode step of 4 sequences cannot be captured in a graph"),
     "replay": (no_replay, "a step as a graph failed: CUDA error: an illegal memory access"),
     "late": (late_replay, "a step as a graph failed: CUDA error: late"),
@@ -261,15 +274,11 @@ def test_auto_falls_back_with_the_reason_and_asked_ways_end(
 
 def test_a_gpu_that_does_not_go_on_is_an_error(gpu: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
     no_replay(monkeypatch, gpu)
-    by_hand, calls = graph_start.Steps.by_hand, []
 
-    def once(self: graph_start.Steps, number: int) -> Tensor:
-        calls.append(number)
-        if len(calls) > 1:
-            raise RuntimeError("CUDA error: an illegal memory access was encountered")
-        return by_hand(self, number)
+    def refuse(self: graph_start.Steps, number: int) -> Tensor:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr(graph_start.Steps, "by_hand", once)
+    monkeypatch.setattr(graph_start.Steps, "by_hand", refuse)
     with pytest.raises(DeviceError, match=r"the GPU does not go on after a trial of graphs .*illegal.*'eager'"):
         load()
 
