@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +30,19 @@ SMALL_CARD = 12.0  # GB that "auto" may take: about half of the model in q4_0
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """A placement ("half": the experts of the first half of the layers in RAM), the experts' format, the hand-off."""
+    """A placement ("half": the experts of the first half of the layers in RAM), the experts' format, the hand-off, and
+    whether a prompt copies experts early, before they are chosen."""
 
     placement: str
     format: str
     handoff: str = "eager"
     vram_limit: float | None = None
+    early: bool = True
 
     @property
     def name(self) -> str:
         limit = "" if self.vram_limit is None else f", {self.vram_limit:g} GB"
-        return f"{self.placement} {self.format}{limit}, {self.handoff}"
+        return f"{self.placement} {self.format}{limit}, {self.handoff}{'' if self.early else ', none early'}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +57,8 @@ class Tests:
 
 
 def setups(handoff: str = "memop", small_card: float = SMALL_CARD) -> list[Setup]:
-    """By hand first, which every GPU can do; then the two ends once more by graphs."""
+    """By hand first, which every GPU can do; then the two ends once more by graphs; then prompts once more without
+    copies of experts before they are chosen."""
     return [
         Setup(placement="gpu", format="bf16"),
         Setup(placement="gpu", format="q4_0"),
@@ -64,6 +67,7 @@ def setups(handoff: str = "memop", small_card: float = SMALL_CARD) -> list[Setup
         Setup(placement="auto", format="q4_0", vram_limit=small_card),
         Setup(placement="gpu", format="q4_0", handoff=handoff),
         Setup(placement="cpu-moe", format="q4_0", handoff=handoff),
+        Setup(placement="cpu-moe", format="q4_0", early=False),
     ]
 
 
@@ -83,6 +87,9 @@ def run(setup: Setup, tests: Tests, device: str, model: str, layers: int | None,
         vram_limit=setup.vram_limit, max_context=grid.context, max_sequences=grid.sequences,
         prefill_chunk=max(tests.prompts),
     ) as llm:  # fmt: skip
+        if not setup.early:
+            tiered: Any = llm.decoder.experts
+            tiered.moves = replace(tiered.moves, guess=None)
         _append(into, **_loaded(llm, time.perf_counter() - start))
         for row in bench.run(llm, grid, setup.placement):
             rate = row.tok_s / row.batch
