@@ -8,7 +8,8 @@ over it. The time of `experts` is what the op takes inside: in a model all layer
 around a call of its own, with all caches cold, are there once a pass, not once a layer. A cache holds the inputs of the
 small ops: for those only the time counts. Figures are medians, the spread is p25 - p75. For arithmetic the ceilings are
 loops on registers alone, on all threads, measured at the start: products of tiles ("of tile peak", those of int8 for
-block formats) and int8 dot products. Values of the weights do not matter here (one constant byte); `tests/test_kernels.py` checks results.
+block formats) and int8 dot products. Values of the weights do not matter here (one constant byte);
+`tests/test_kernels.py` checks results.
 """
 
 from __future__ import annotations

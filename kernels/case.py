@@ -11,7 +11,7 @@ Tolerances are per output value, with u = 2^-24 (float32) and no free constants 
     bf16 tiles            with many tokens some ISAs round activations, and the weights of block formats, to bf16: an
                           error uniform in +-ulp / 2, ulp <= 2^-7 |x|; variances as for int8. `Inputs["tiles"]` says
                           from how many tokens on (the tests ask the ISA).
-    int8 tiles            with block formats, unless activations are not to be rounded to int8: activations as above, but
+    int8 tiles            with block formats, unless activations are not to be rounded to int8: those as above, but
                           per 256; weights as int8 too, with one scale for 256, s = the largest block scale among them
                           (of q4_0, whose quants reach 8, that times 8 / 127).
     softmax, exp          exp is good to 2^-22 of itself, a score off by e changes a weight by e of itself.

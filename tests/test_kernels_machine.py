@@ -97,7 +97,7 @@ def test_peaks_are_measured_where_there_are_such_instructions(isa: str) -> None:
 def test_a_number_that_is_none_is_not_lost(
     isa: str, form: Format, bad: float, tokens: int, source: RandomSource
 ) -> None:
-    """An activation that is NaN or infinite must show in its token, and in no other, however activations are rounded."""
+    """An activation that is NaN or infinite shows in its token, and in no other, however activations are rounded."""
     matrix, bank = source.matrix(form, 33, 544), source.bank(ExpertLayout(format=form, hidden=544, width=64), 2)
     x = torch.randn(tokens, 544, generator=source.generator)
     x[tokens // 2, 300] = bad
