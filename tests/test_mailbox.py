@@ -140,6 +140,21 @@ def test_the_same_bits_as_the_op(banks: list[ExpertBank], dtype: torch.dtype, th
     box.close()
 
 
+def test_the_coordinator_keeps_the_time_of_its_work(banks: list[ExpertBank]) -> None:
+    """Jobs are timed from when they are seen to their answer: the time between jobs is nobody's."""
+    box = make(banks)
+    for layer in range(3):
+        box.slot(layer, 1).ids_TK.fill_(1)
+    assert box.busy_s == 0
+    start = time.perf_counter()
+    box.play(1, 50, gap_ns=200_000)
+    took, busy = time.perf_counter() - start, box.busy_s
+    assert 0 < busy <= took - 150 * 200e-6
+    box.play(1, 1)
+    assert box.busy_s > busy
+    box.close()
+
+
 def test_experts_that_are_elsewhere_add_nothing(banks: list[ExpertBank]) -> None:
     """Ids of -1: what is left is the sum over the others; nothing left is zeros, whatever lay there."""
     box = make(banks)

@@ -61,6 +61,7 @@ void bind_mailbox(nb::module_& m) {
       .def("begin", [](Box& box, int batch, bool patient) { return box.mailbox->begin(batch, patient); })
       .def("steps_left", [](Box& box) { return box.mailbox->steps_left(); })
       .def("served", [](Box& box) { return box.mailbox->served(); })
+      .def("busy", [](Box& box) { return box.mailbox->busy(); })
       .def("failure", [](Box& box) {  // kind, layer, batch, seconds, what
         const Failure f = box.mailbox->failure();
         return std::make_tuple(int(f.kind), f.layer, f.batch, f.seconds, f.what);

@@ -87,6 +87,7 @@ struct Mailbox::State {
   alignas(128) std::atomic<uint64_t> begun{0};       // steps
   alignas(128) std::atomic<uint64_t> ended{0};       // steps
   alignas(128) std::atomic<uint64_t> served{0};      // jobs that were seen, and jobs that were answered: two a job
+  std::atomic<int64_t> busy_ns{0};                   // of work for jobs that were answered
   std::atomic<int> layer{0}, batch{0};               // where the coordinator is
   std::atomic<bool> computing{false}, patient{false};
   alignas(128) std::atomic<bool> stopping{false};
@@ -152,12 +153,15 @@ struct Mailbox::State {
     store_relaxed(flag(at, READY_AT), 0);
     computing.store(true, std::memory_order_relaxed);
     served.fetch_add(1, std::memory_order_relaxed);
+    const auto start = Clock::now();
     try {
       work(context, job(l, b));
     } catch (const std::exception& error) {
       fail({Failure::ERROR, l, b, 0, error.what()});
     }
     if (failed.load(std::memory_order_acquire)) return false;  // the watchdog has answered, or is about to
+    const auto took = std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now() - start);
+    busy_ns.fetch_add(took.count(), std::memory_order_relaxed);  // before the answer: whoever saw it finds it counted
     store(flag(at, DONE_AT), DONE);
     computing.store(false, std::memory_order_relaxed);
     served.fetch_add(1, std::memory_order_relaxed);
@@ -264,6 +268,8 @@ Failure Mailbox::failure() const {
 }
 
 uint64_t Mailbox::served() const { return state_->served.load() / 2; }
+
+double Mailbox::busy() const { return double(state_->busy_ns.load()) * 1e-9; }
 
 bool Mailbox::stop() {
   State& s = *state_;

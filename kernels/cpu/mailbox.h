@@ -107,6 +107,7 @@ class Mailbox {
   int steps_left() const;  // begun and not yet served
   Failure failure() const;
   uint64_t served() const;  // jobs
+  double busy() const;      // seconds of work for all jobs that were answered: the coordinator's own clock
 
   // Answers every wait, ends both threads. False: the coordinator still sits in its work after `timeout`; it is left
   // behind, and the memory of the slots must stay where it is.

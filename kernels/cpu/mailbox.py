@@ -106,6 +106,11 @@ class Mailbox:
         if not self.box.begin(batch, patient):
             raise DeviceError(f"{self.box.steps_left()} steps wait for their experts: read the result of one first")
 
+    @property
+    def busy_s(self) -> float:
+        """Seconds that the CPU worked on jobs which were answered, since the mailbox was made."""
+        return float(self.box.busy())
+
     def post(self, slot: Slot) -> None:
         """The job is written: hands the slot to the coordinator."""
         _cpu.post_job(slot.address)
