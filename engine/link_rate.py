@@ -28,6 +28,7 @@ class LinkRate:
     bytes_s: float
     gpu_bytes_s: float = 0.0
     is_measured: bool
+    is_guess: bool = False  # the system does not tell the link
     source: str
     kept: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
@@ -62,7 +63,7 @@ def nominal(link: PciLink | None) -> LinkRate:
     rate = SHARE * lanes * LANE[generation]
     taken = "" if known else ", a guess: the system does not tell the link"
     source = f"{rate / GB:.1f} GB/s not measured, {SHARE:.0%} of PCIe {generation}.0 x{lanes}{taken}"
-    return LinkRate(bytes_s=rate, is_measured=False, source=source)
+    return LinkRate(bytes_s=rate, is_measured=False, is_guess=not known, source=source)
 
 
 def bus_address(number: int) -> str:

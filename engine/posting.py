@@ -120,10 +120,11 @@ class Trial:
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """The way to take, and why."""
+    """The way to take, and why. us: microseconds of a job without experts, as the probe found them; None: no probe."""
 
     name: str
     reason: str
+    us: float | None = None
 
 
 def choose(trials: Mapping[str, Trial], asked: str = "auto") -> Choice:
@@ -136,12 +137,14 @@ def choose(trials: Mapping[str, Trial], asked: str = "auto") -> Choice:
     if asked != "auto":
         if asked not in works:
             raise DeviceError(f"the hand-off '{asked}' does not work here ({times}): take auto, or one that works")
-        return Choice(name=asked, reason=f"asked for ({times})")
+        return Choice(name=asked, reason=f"asked for ({times})", us=works[asked])
     graphs = [name for name in ("memop", "hostfunc") if name in works]
     if graphs:
-        return Choice(name=min(graphs, key=lambda name: works[name]), reason=f"fastest in a graph ({times})")
+        best = min(graphs, key=lambda name: works[name])
+        return Choice(name=best, reason=f"fastest in a graph ({times})", us=works[best])
     if "eager" in works:
-        return Choice(name="eager", reason=f"no other works ({times}): every step without a graph, which is slower")
+        slower = f"no other works ({times}): every step without a graph, which is slower"
+        return Choice(name="eager", reason=slower, us=works["eager"])
     raise DeviceError(f"no hand-off between GPU and CPU works here ({times}): place the experts elsewhere")
 
 

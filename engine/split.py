@@ -75,8 +75,15 @@ def _beside(profile: Profile, format: str, link: LinkRate) -> tuple[float, float
     if format in link.kept:
         experts, copies = link.kept[format]
         return experts * profile.experts[format], copies * link.bytes_s
-    left = profile.stream - link.bytes_s
-    return (left, link.bytes_s) if left > 0 else None
+    left = beside(profile, profile.experts[format], link.bytes_s)
+    return None if left is None else (left, link.bytes_s)
+
+
+def beside(profile: Profile, alone: float, link: float) -> float | None:
+    """The CPU's bytes a second beside copies over a link where that was not measured: what they leave of a plain read,
+    or as `alone` where that is less. None: they leave nothing."""
+    left = profile.stream - link
+    return min(alone, left) if left > 0 else None
 
 
 def shared_how(format: str, link: LinkRate) -> str:

@@ -249,14 +249,21 @@ class Model:
     ) -> float:
         """Seconds of weights that `tokens` tokens (on average) are multiplied by."""
         format = self.storage.expert_format if experts else self.storage.dense_format
-        bandwidth: Range = device.reads(format, experts)
-        if device.slowdown is not None and device.measured(format, experts):
-            return read / bandwidth.at(end) * device.slowdown(format, tokens, experts)
-        rate = device.flops.at(end) if device.flops else math.inf
-        if known := device.measured(format, experts):
-            # A kernel that reads weights so fast multiplies them as fast.
-            rate = max(rate, 2 * known / encodings.find(format).bytes_per_weight)
-        return max(read / bandwidth.at(end), flops / rate)
+        return part_seconds(device, format, read, flops, end, experts, tokens)
+
+
+def part_seconds(
+    device: Device, format: str, read: float, flops: float, end: End = "mid", experts: bool = False, tokens: float = 1.0
+) -> float:
+    """Seconds of weights in a format that `tokens` tokens (on average) are multiplied by."""
+    bandwidth: Range = device.reads(format, experts)
+    if device.slowdown is not None and device.measured(format, experts):
+        return read / bandwidth.at(end) * device.slowdown(format, tokens, experts)
+    rate = device.flops.at(end) if device.flops else math.inf
+    if known := device.measured(format, experts):
+        # A kernel that reads weights so fast multiplies them as fast.
+        rate = max(rate, 2 * known / encodings.find(format).bytes_per_weight)
+    return max(read / bandwidth.at(end), flops / rate)
 
 
 def cache_traffic(layer: Layer, context: int) -> int:
