@@ -166,6 +166,7 @@ def generate(
     console.watch(llm)
     if ledger is not None:
         llm.ledger.open(ledger)
+        llm.time_tiers()
     if interactive:
         raise typer.Exit(console.chat(llm, params, system))
     echo = "" if chat else (prompts or [""])[0]

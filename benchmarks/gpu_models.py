@@ -5,8 +5,10 @@
 A part of `gpu_suite.py`, and a program. Every setup runs in a process of its own, which is killed when the part's time
 is over, so that a setup that hangs costs no other; what it had measured is kept, and what there was no time for is
 named. Rates are medians over rounds by the ledger's passes, bytes a token are those that the ledger counted, predicted
-is what the model says where it can say something. Needs headrace as it is installed, with its C++ extension; without,
-it says so. `--device simulated` runs the same code with RAM in the GPU's part, which shows that it works and no speed.
+is what the model says where it can say something. One more round has the clock of the tiers on: milliseconds by tier,
+what ran side by side, what the GPU waited for, and the part that differs most from its prediction. Needs headrace as it
+is installed, with its C++ extension; without, it says so. `--device simulated` runs the same code with RAM in the GPU's
+part, which shows that it works and no speed.
 """
 
 from __future__ import annotations
@@ -96,7 +98,9 @@ def run(setup: Setup, tests: Tests, device: str, model: str, layers: int | None,
             predicted = None if row.predicted_tok_s is None else 1e3 * row.batch / row.predicted_tok_s
             _append(
                 into, test=row.test, batch=row.batch, tok_s=row.tok_s, rounds=row.rounds, ms=1e3 / rate,
-                predicted_ms=predicted, bytes_per_token=row.bytes_per_token, **_peaks(llm.home.is_cuda),
+                predicted_ms=predicted, residual_ms=None if predicted is None else 1e3 / rate - predicted,
+                tiers=None if row.tiers is None else _of_a_step(asdict(row.tiers), row.batch),
+                bytes_per_token=row.bytes_per_token, **_peaks(llm.home.is_cuda),
             )  # fmt: skip
 
 
@@ -134,6 +138,17 @@ def _peaks(is_cuda: bool) -> dict[str, float]:
 
         found["peak_vram_gb"] = torch.cuda.max_memory_allocated() / 1e9
     return found
+
+
+def _of_a_step(per_token: dict[str, Any], batch: int) -> dict[str, Any]:
+    """Milliseconds of a token as those of a step of so many sequences, like the row's own."""
+
+    def scaled(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: batch * one for name, one in value.items()}
+        return batch * value if isinstance(value, float) else value
+
+    return {name: scaled(value) for name, value in per_token.items()}
 
 
 def _append(into: Path, **line: Any) -> None:
@@ -194,9 +209,23 @@ def show(name: str, found: dict[str, Any]) -> list[str]:
             f"  {name:28} {row['test']:7} batch {row['batch']:<3} {row['tok_s']:9.1f} tok/s  {row['ms']:8.2f} ms, "
             f"predicted {predicted}  {parts}"
         )
+        lines += _tier_lines(row.get("tiers"))
     if "problem" in found:
         lines.append(f"  {name:28} FAILED: {found['problem']}")
     return lines
+
+
+def _tier_lines(tiers: dict[str, Any] | None) -> list[str]:
+    """Where the time went, of the round with the clock on."""
+    if tiers is None:
+        return []
+    predicted = tiers["predicted_time_ms"] or {}
+    parts = [f"{tier} {ms:.2f}" + (f" ({predicted[tier]:.2f})" if tier in predicted else "")
+             for tier, ms in tiers["time_ms"].items()]  # fmt: skip
+    parts += [f"side by side {tiers['overlap_ms']:.2f}", f"idle {tiers['idle_ms']:.2f}"]
+    waits = "".join(f", GPU waits {ms:.2f} for {tier}" for tier, ms in tiers["wait_ms"].items())
+    cause = "" if tiers["cause"] is None else f"; differs most: {tiers['cause']}"
+    return [f"    {tiers['measured_ms']:.2f} ms with the clock on: {', '.join(parts)}{waits}{cause}"]
 
 
 def problems(found: dict[str, Any]) -> list[str]:

@@ -3,6 +3,9 @@
 Every test runs once unmeasured, then `rounds` times; medians over rounds count. Times are those of the ledger's passes:
 scheduling, forward and sampling, without text. A prompt is new in every round, so that its keys are in no cache; the
 tokens before a decode run (`depth`) are the same, so that they are computed once.
+
+Beside a GPU one more round has the clock of the tiers on, which costs launches: it says where the time goes, and counts
+for no rate.
 """
 
 from __future__ import annotations
@@ -21,6 +24,9 @@ from .llm import LLM
 from .placement import parse
 from .planner import DENSE, EXPERTS, KV, dense_sizes
 from .random_model import RandomLLM
+from .residual import TierTimes, tier_times
+
+Once = Callable[[int], list[Pass]]  # runs a round, by its number, and gives its passes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +66,8 @@ class Grid:
 class Row:
     """One test. Rates are tokens per second of all sequences together, by round; bytes and times are per token.
 
-    `whole_tok_s`: what the uncut model would do, where layers were left out; None where all ran.
+    whole_tok_s: what the uncut model would do, where layers were left out; None where all ran. tiers: where the time
+    goes in a run with a GPU.
     """
 
     test: str
@@ -73,6 +80,7 @@ class Row:
     residual_ms: float | None
     share_of_ceiling: float | None
     whole_tok_s: float | None
+    tiers: TierTimes | None = None
 
     @property
     def tok_s(self) -> float:
@@ -100,26 +108,48 @@ def run(
     """Runs every test on a model that was placed so, and yields its row; `tell` is given the name of each before."""
     for prompt in filter(None, tests.prompt):
         tell(f"{placement}: prompt of {prompt} tokens")
-        yield _row(llm, f"pp{prompt}", 1, 0, placement, _prefill(llm, prompt, tests.rounds), "prefill")
+        once = _prefill(llm, prompt)
+        rounds = [once(turn) for turn in range(tests.rounds)]
+        yield _row(llm, f"pp{prompt}", 1, 0, placement, rounds, "prefill", _timed(llm, once, tests.rounds))
     for new in filter(None, tests.new):
         for depth in tests.depth:
             for batch in tests.batch:
                 tell(f"{placement}: {new} new tokens, batch {batch}, after {depth}")
-                rounds = _decode(llm, new, batch, depth, tests.rounds)
-                yield _row(llm, f"tg{new}", batch, depth, placement, rounds, "decode")
+                once = _decode(llm, new, batch, depth)
+                rounds = [once(turn) for turn in range(tests.rounds)]
+                timed = _timed(llm, once, tests.rounds)
+                yield _row(llm, f"tg{new}", batch, depth, placement, rounds, "decode", timed)
 
 
-def _prefill(llm: LLM, tokens: int, rounds: int) -> list[list[Pass]]:
+def _prefill(llm: LLM, tokens: int) -> Once:
+    """A prompt, after one that does not count."""
     params = SamplingParams(max_new_tokens=1, ignore_eos=True)
-    prompts = [_prompt(llm, tokens, ("prompt", turn)) for turn in range(rounds + 1)]
-    return [_passes(llm, [prompt], params, "prefill") for prompt in prompts][1:]
+
+    def once(turn: int) -> list[Pass]:
+        return _passes(llm, [_prompt(llm, tokens, ("prompt", turn))], params, "prefill")
+
+    once(-1)
+    return once
 
 
-def _decode(llm: LLM, new: int, batch: int, depth: int, rounds: int) -> list[list[Pass]]:
+def _decode(llm: LLM, new: int, batch: int, depth: int) -> Once:
+    """New tokens of a batch, after a few that do not count."""
     prompts = [_prompt(llm, max(depth, 1), ("before", i)) for i in range(batch)]
     _passes(llm, prompts, SamplingParams(max_new_tokens=min(new, 4) + 1, ignore_eos=True), "decode")
     params = SamplingParams(max_new_tokens=new + 1, ignore_eos=True)  # the first new token comes from prefill
-    return [_passes(llm, prompts, params, "decode") for _ in range(rounds)]
+    return lambda turn: _passes(llm, prompts, params, "decode")
+
+
+def _timed(llm: LLM, once: Once, turn: int) -> list[Pass]:
+    """One more round with the tiers timed; none on the CPU alone."""
+    if len(llm.devices) == 1:
+        return []
+    was_on = llm.clock.is_on
+    llm.time_tiers()
+    try:
+        return once(turn)
+    finally:
+        llm.time_tiers(was_on)
 
 
 def _prompt(llm: LLM, tokens: int, seed: object) -> list[int]:
@@ -135,7 +165,16 @@ def _passes(llm: LLM, prompts: list[list[int]], params: SamplingParams, phase: s
     return [p for p in llm.ledger.passes[done:] if p.phase == phase]
 
 
-def _row(llm: LLM, test: str, batch: int, depth: int, placement: str, rounds: list[list[Pass]], phase: str) -> Row:
+def _row(
+    llm: LLM,
+    test: str,
+    batch: int,
+    depth: int,
+    placement: str,
+    rounds: list[list[Pass]],
+    phase: str,
+    timed: list[Pass],
+) -> Row:
     each = [summarise(passes, phase) for passes in rounds]
     typical = sorted(each, key=lambda s: s.tok_s)[len(each) // 2]
     together = summarise([p for passes in rounds for p in passes], phase)
@@ -151,18 +190,26 @@ def _row(llm: LLM, test: str, batch: int, depth: int, placement: str, rounds: li
         bytes_per_token=per_token,
         predicted_tok_s=predicted,
         residual_ms=None if predicted is None else 1e3 / rate - 1e3 / predicted,
-        share_of_ceiling=None if llm.machine is None else per_token[CPU_DRAM]["total"] * rate / llm.machine.stream,
+        share_of_ceiling=_share(llm, per_token, rate),
         whole_tok_s=_of_the_whole(llm, typical.tok_s, rounds[0], phase),
+        tiers=tier_times(summarise(timed, phase)),
     )
+
+
+def _share(llm: LLM, per_token: Bytes, rate: float) -> float | None:
+    """Of what a plain read of RAM would give; None where other memories are read too."""
+    if llm.machine is None or len(llm.devices) > 1:
+        return None
+    return per_token[CPU_DRAM]["total"] * rate / llm.machine.stream
 
 
 def _of_the_whole(llm: LLM, rate: float, passes: list[Pass], phase: str) -> float | None:
     """The rate of the uncut model, from that of its first layers.
 
     Decode takes longer by the ratio of the predictions for the bytes of both, prefill, which computes more than it
-    reads, by that of the layers' bytes. None where no layer was left out, or without a prediction.
+    reads, by that of the layers' bytes. None where no layer was left out, without a prediction, or beside a GPU.
     """
-    if not isinstance(llm, RandomLLM) or not llm.is_cut or llm.machine is None:
+    if not isinstance(llm, RandomLLM) or not llm.is_cut or llm.machine is None or len(llm.devices) > 1:
         return None
     grown = growth(llm)
     if phase == "prefill":

@@ -57,9 +57,15 @@ def run(
     if save_to is not None:
         bench_report.save(found, save_to)
     width = None if sys.stdout.isatty() else WIDE
-    Console(highlight=False, markup=False, emoji=False, width=width).print(bench_report.table(llm, rows))
+    out = Console(highlight=False, markup=False, emoji=False, width=width)
+    out.print(bench_report.table(llm, rows))
+    tiers = bench_report.tier_table(rows)
+    if tiers is not None:
+        out.print(tiers)
     for line in bench_report.remarks(llm):
         console.say(line, "dim")
+    if len(llm.devices) > 1:
+        console.say(str(report.remark(llm)), "dim")
     if old is None:
         return 0
     lines, status = bench_report.compare(old, found)

@@ -11,10 +11,12 @@ from rich.table import Table
 
 from ..errors import OptionError
 from .bench import Row
-from .ledger import MEMORIES
+from .ledger import CHANNELS, MEMORIES
 from .llm import LLM
 from .passport import passport
+from .planner import FIXED
 from .random_model import RandomLLM
+from .residual import TierTimes
 from .tables import new_table, size
 
 SLOWER = 0.05  # a test has become slower if it lost more than this
@@ -37,14 +39,49 @@ def table(llm: LLM, rows: list[Row]) -> Table:
     return shown
 
 
+def tier_table(rows: list[Row]) -> Table | None:
+    """Where the time of a token goes, ms, predicted in brackets, a row for each test that used several tiers; None
+    where none did."""
+    timed = [(row, row.tiers) for row in rows if row.tiers is not None]
+    if not timed:
+        return None
+    columns = [tier for tier in CHANNELS if any(tier in one.time_ms for _, one in timed)]
+    shown = new_table("ms of a token by tier (predicted), with the clock on", "test", "batch", "ms", *columns)
+    for name in ("side by side", "waits for", "idle", "outside", "differs most"):
+        shown.add_column(name, justify="right")
+    for row, one in timed:
+        shown.add_row(_name(row), str(row.batch), f"{one.measured_ms:.2f}", *_tier_cells(one, columns))
+    return shown
+
+
+def _tier_cells(one: TierTimes, columns: list[str]) -> list[str]:
+    predicted = one.predicted_time_ms
+
+    def cell(measured: float, term: float | None) -> str:
+        return f"{measured:.2f}" if predicted is None else f"{measured:.2f} ({term or 0.0:.2f})"
+
+    waits = ", ".join(f"{tier} {wait:.2f}" for tier, wait in one.wait_ms.items()) or "-"
+    fixed = None if predicted is None else predicted.get(FIXED)
+    return [
+        *(cell(one.time_ms.get(tier, 0.0), None if predicted is None else predicted.get(tier)) for tier in columns),
+        cell(one.overlap_ms, one.predicted_overlap_ms), waits, f"{one.idle_ms:.2f}", cell(one.outside_ms, fixed),
+        one.cause or "-",
+    ]  # fmt: skip
+
+
+def _name(row: Row) -> str:
+    """The test, its depth and placement."""
+    return row.test + (f" @ {row.depth}" if row.depth else "") + (f" {row.placement}" if row.placement != "cpu" else "")
+
+
 def _cells(row: Row) -> list[str]:
     spread = (max(row.rounds) - min(row.rounds)) / 2
-    test = row.test + (f" @ {row.depth}" if row.depth else "") + (f" {row.placement}" if row.placement != "cpu" else "")
     read = size(sum(row.bytes_per_token.get(channel, {}).get("total", 0) for channel in MEMORIES))
     residual = "-" if row.residual_ms is None else f"{row.residual_ms:+.3f}"
     share = "-" if row.share_of_ceiling is None else f"{row.share_of_ceiling:.0%}"
     return [
-        test, str(row.batch), read, _number(row.predicted_tok_s), _number(row.tok_s), _number(spread), residual, share
+        _name(row), str(row.batch), read, _number(row.predicted_tok_s), _number(row.tok_s), _number(spread), residual,
+        share,
     ]  # fmt: skip
 
 

@@ -65,7 +65,7 @@ def short_run(llm: LLM) -> Step:
     tests = Grid(prompt=(0,), new=(TOKENS,), rounds=ROUNDS)
     row = next(iter(run(llm, tests)))
     total = summarise(llm.ledger.passes[done:], "decode")
-    terms = [p.predicted or {} for p in llm.ledger.passes[done:] if p.phase == "decode"]
+    terms = [p.predicted.terms for p in llm.ledger.passes[done:] if p.phase == "decode" and p.predicted]
 
     def mean(term: str) -> float:
         return sum(one.get(term, 0.0) for one in terms) / max(1, total.tokens)

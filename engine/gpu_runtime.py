@@ -14,13 +14,14 @@ from ..errors import DeviceError
 from .devices import Device
 from .driver import LIBRARY, Driver
 from .graphs import Recorder, TorchRecorder
+from .lanes import CudaLane, Stamps
 from .mailbox_experts import Pack
 
 
 @dataclass(frozen=True, kw_only=True)
 class Runtime:
     """Of one GPU. number: as the driver counts. put: memory that is registered, on the GPU, in the recorder's
-    stream; pack: writes a job into the mailbox, likewise."""
+    stream; pack: writes a job into the mailbox, likewise; lane: stamps in that stream, also while it is captured."""
 
     driver: Driver
     number: int
@@ -28,6 +29,7 @@ class Runtime:
     recorder: Callable[[], Recorder]
     put: Callable[[Tensor], Tensor]
     pack: Pack
+    lane: Callable[[], Stamps]
 
 
 def find(device: Device) -> tuple[Runtime | None, str]:
@@ -47,6 +49,7 @@ def find(device: Device) -> tuple[Runtime | None, str]:
             recorder=lambda: TorchRecorder(device.place),
             put=device.put,
             pack=_pack(device.backend),
+            lane=lambda: CudaLane(device.place),
         ),
         "",
     )

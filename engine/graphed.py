@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,16 +23,27 @@ from ..kernels import ExpertBank
 from ..kernels.cpu.mailbox import TIMEOUT, Mailbox
 from ..loaders.weights import TierBanks
 from . import posting
+from .clock import Laps
 from .driver import Driver
 from .gpu_runtime import Runtime
 from .graphed_experts import GraphedExperts, numbers
-from .graphs import DecodeGraphs, sizes_up_to
+from .graphs import DecodeGraphs, Graph, sizes_up_to
+from .ledger import CPU_DRAM, GPU_HBM
 from .mailbox_experts import MailboxExperts
 from .model import Decoder
 from .placement import Placement, Tier
 from .posting import Choice
 from .scheduler import Inputs
 from .tiers import TieredExperts
+
+
+class Captured(NamedTuple):
+    """Steps of all sizes: graphs, logits, what they chose by layer, and their laps if they are timed."""
+
+    graphs: list[Graph]
+    logits: list[Tensor]
+    chosen: list[dict[int, Tensor]]
+    timed: list[Laps]
 
 
 class GraphedDecode:
@@ -59,9 +71,11 @@ class GraphedDecode:
         home, spec = decoder.home, decoder.spec
         mail = self._mail(way, tiered.banks, tiered.placement)
         self.mailbox = None if mail is None else mail.mailbox
-        self.experts = GraphedExperts(tiered.banks, tiered.placement, home.device, mail, self.sizes)
+        self.clock = tiered.clock
+        self.kept: dict[bool, Captured] = {}  # steps with stamps, and without, while the others are in use
+        self.experts = GraphedExperts(tiered.banks, tiered.placement, home.device, mail, self.sizes, self.clock)
         self.graphs = DecodeGraphs(
-            lambda inputs: decoder.run(inputs, self.experts),  # type: ignore[arg-type]  # its jobs are its own
+            self._step,
             self.experts,
             self.recorder,
             sizes=self.sizes,
@@ -71,11 +85,42 @@ class GraphedDecode:
             hidden=spec.hidden if home.table is not home.device else 0,
         )
         try:
-            with torch.inference_mode(), home.device.current():
-                self.graphs.capture()
+            self._capture()
         except BaseException:
             self.close()
             raise
+
+    def _capture(self) -> None:
+        with torch.inference_mode(), self.decoder.home.device.current():
+            self.graphs.capture()
+
+    def time_tiers(self, wanted: bool) -> None:
+        """From now on steps have stamps between what the GPU does, or none. Each is a node of the graph: they are not
+        free, so that a run does without unless it asks. Captured when first asked for; no step may be under way."""
+        graphs, experts = self.graphs, self.experts
+        if wanted == bool(experts.timed):
+            return
+        self.kept[not wanted] = Captured(graphs.graphs, graphs.logits, experts.chosen, experts.timed)
+        if wanted in self.kept:
+            graphs.graphs, graphs.logits, experts.chosen, experts.timed = self.kept[wanted]
+            return
+        experts.chosen = [{} for _ in self.sizes]
+        experts.timed = [Laps(self.runtime.lane()) for _ in self.sizes]
+        try:
+            self._capture()
+        except BaseException:
+            graphs.graphs, graphs.logits, experts.chosen, experts.timed = self.kept[not wanted]
+            raise
+
+    def _step(self, inputs: Inputs) -> Tensor:
+        """What is captured: a pass from its inputs to its logits."""
+        laps = self.experts.laps
+        if laps is None:
+            return self.decoder.run(inputs, self.experts)  # type: ignore[arg-type]  # its jobs are its own
+        laps.begin()
+        logits = self.decoder.run(inputs, self.experts)  # type: ignore[arg-type]
+        laps.lap(GPU_HBM)
+        return logits
 
     def _mail(self, way: Choice, banks: Sequence[TierBanks | None], placement: Placement) -> MailboxExperts | None:
         """The mailbox with all layers that have experts in RAM, its memory registered; None without such."""
@@ -124,11 +169,21 @@ class GraphedDecode:
         Raises DeviceError where its experts could not be computed."""
         count = len(inputs.ids_T)
         assert len(inputs.rows) == count, f"{len(inputs.rows)} rows of logits for {count} sequences"
-        logits = self.graphs.run(self.decoder.enter(inputs))
+        entered, before = self.decoder.enter(inputs), self._cpu_seconds()
+        self.clock.lap(None)
+        logits = self.graphs.run(entered)
+        self.clock.lap(None)
+        self.clock.spend(CPU_DRAM, self._cpu_seconds() - before)
+        if self.experts.laps is not None:
+            self.clock.add(self.experts.laps)
         ledger = self.decoder.ledger
         if ledger.current is not None:
             ledger.later = lambda: self._book(count)
         return logits
+
+    def _cpu_seconds(self) -> float:
+        """Of the mailbox's work, by its own clock."""
+        return 0.0 if self.mailbox is None else self.mailbox.busy_s
 
     def _book(self, count: int) -> None:
         """Books what the experts of the step read and what crossed for them."""

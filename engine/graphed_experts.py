@@ -17,7 +17,9 @@ from torch import Tensor
 
 from ..kernels import ExpertBank
 from ..loaders.weights import TierBanks
+from .clock import Clock, Laps
 from .devices import Device
+from .ledger import GPU_HBM, H2D
 from .mailbox_experts import MailboxExperts, Posted
 from .placement import Placement, Tier
 
@@ -30,7 +32,8 @@ class Work(NamedTuple):
 
 
 class GraphedExperts:
-    """`mail` has every layer with experts in RAM, None where no layer has; `sizes` are the batch sizes."""
+    """`mail` has every layer with experts in RAM, None where no layer has; `sizes` are the batch sizes; `clock` has the
+    laps of what comes before and after a step."""
 
     is_local = False
 
@@ -41,7 +44,10 @@ class GraphedExperts:
         home: Device,
         mail: MailboxExperts | None,
         sizes: Sequence[int],
+        clock: Clock | None = None,
     ) -> None:
+        self.clock = clock or Clock()
+        self.timed: list[Laps] = []  # by size, where steps are timed
         self.home, self.mail, self.batches = home, mail, list(sizes)
         self.banks: dict[int, ExpertBank] = {}
         self.local: dict[int, Tensor] = {}
@@ -52,16 +58,20 @@ class GraphedExperts:
         self.chosen: list[dict[int, Tensor]] = [{} for _ in sizes]  # by size: layer -> ids of its last step
         self.batch: int | None = None
         self.padding_B: Tensor | None = None
+        self.laps: Laps | None = None  # of the step that is captured or runs, if it is timed
 
     def book(self, distinct: list[int]) -> None:
         raise AssertionError("a captured step books nothing")
 
     def use(self, batch: int, padding_B: Tensor) -> None:
         self.batch, self.padding_B = batch, padding_B
+        self.laps = self.timed[batch] if self.timed else None
         if self.mail is not None:
+            self.mail.laps = self.laps
             self.mail.use(batch, padding_B)
 
     def begin(self, batch: int, patient: bool = False) -> None:
+        self.clock.lap(H2D)  # the inputs are in their places
         if self.mail is not None:
             self.mail.begin(batch, patient)
 
@@ -73,6 +83,7 @@ class GraphedExperts:
         """Enqueues both parts; tensors are on the home device."""
         assert self.batch is not None, "submit before use"
         posted = None
+        self._lap()
         if self.mail is not None and layer in self.mail.numbers:
             posted = self.mail.submit(layer, x_TD, ids_TK, weights_TK)
         if layer not in self.banks:
@@ -94,11 +105,17 @@ class GraphedExperts:
         if job.posted is None or self.mail is None:
             assert job.part_TD is not None, "a layer without experts"
             return job.part_TD
+        self._lap()
         y_TD = self.mail.collect(job.posted)
         if job.part_TD is None:
             return y_TD
         self.home.ops.gated_add_(job.part_TD, y_TD)
         return job.part_TD
+
+    def _lap(self) -> None:
+        """What came before is this GPU's work."""
+        if self.laps is not None:
+            self.laps.lap(GPU_HBM)
 
     def choices(self, batch: int, count: int) -> dict[int, Tensor]:
         """What the first `count` rows of the last step of this size chose, by layer: int32 [count, K] in host

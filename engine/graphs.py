@@ -205,6 +205,7 @@ class DecodeGraphs:
 
     def _capture(self, number: int) -> tuple[Tensor, Graph]:
         static, found = self.statics[number], [torch.empty(0)]
+        static.load(None)
         self.experts.use(number, static.padding_B)
 
         def step() -> None:

@@ -12,6 +12,9 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from ..kernels import Matrix
+from ..loaders.spec import ModelSpec
+from .clock import Clock
+from .config import EngineConfig
 from .devices import Device
 from .kvcache import pages_for
 from .ledger import D2H, H2D, Ledger
@@ -28,6 +31,7 @@ class Home:
     device: Device
     table: Device
     ledger: Ledger
+    clock: Clock
     upload: Upload | None = None
 
     def take(self, inputs: Inputs) -> Inputs:
@@ -35,13 +39,17 @@ class Home:
         if self.device.is_host:
             return inputs
         assert self.upload is not None, "a device without a way to it"
-        return self.upload.take(inputs)
+        self.clock.lap(None)
+        taken = self.upload.take(inputs)
+        self.clock.lap(H2D)
+        return taken
 
     def look_up(self, table: Matrix, inputs: Inputs, scale: float) -> Inputs:
         """The inputs with their rows of the embedding, if it lies in RAM and the device is another."""
         if self.table is self.device:
             return inputs
-        return replace(inputs, x_TD=self.table.ops.embed(table, inputs.ids_T, scale))
+        with self.clock.on_cpu():
+            return replace(inputs, x_TD=self.table.ops.embed(table, inputs.ids_T, scale))
 
     def embed(self, table: Matrix, inputs: Inputs, scale: float) -> Tensor:
         """Embedding rows of inputs that are on the device: float32 [T, D]."""
@@ -69,3 +77,14 @@ def largest_pass(tokens: int, sequences: int, context: int, hidden: int) -> Shap
     """What an upload must hold: passes of up to so many tokens and sequences, the longest of `context` tokens, with
     logits of all rows; hidden: as in `Shape`."""
     return Shape(tokens=tokens, sequences=sequences, pages=pages_for(context), rows=tokens, hidden=hidden)
+
+
+def make_home(
+    device: Device, table: Device, ledger: Ledger, clock: Clock, config: EngineConfig, spec: ModelSpec, context: int
+) -> Home:
+    """Home on a device, with a way there where it is not the host; `context`: tokens of the longest sequence."""
+    upload = None
+    if not device.is_host:
+        tokens, hidden = max(config.prefill_chunk, config.max_sequences), 0 if table is device else spec.hidden
+        upload = Upload(device.place, largest_pass(tokens, config.max_sequences, context, hidden))
+    return Home(device=device, table=table, ledger=ledger, clock=clock, upload=upload)

@@ -28,18 +28,32 @@ from ..loaders import hub
 from ..loaders.checkpoint import Checkpoint, LoadOptions, Progress, load_weights, open_directory
 from ..loaders.tokenizer import Tokenizer
 from ..loaders.weights import ModelWeights, TierBanks, Where
-from . import capacity, devices, gpu_runtime, graph_start, handoff_choice, handoff_saved, machine, tiles
+from . import (
+    capacity,
+    devices,
+    gpu_rates,
+    gpu_runtime,
+    graph_start,
+    handoff_choice,
+    handoff_saved,
+    lanes,
+    machine,
+    tier_model,
+    tiles,
+)
+from .clock import Clock
 from .config import EngineConfig, SamplingParams
 from .devices import Device
 from .expert_memory import ExpertMemory
 from .experts import CpuExperts, Experts
 from .fit import Fit, fit
+from .gpu_rates import Rates
 from .gpu_runtime import Runtime
 from .graphed import GraphedDecode
 from .handoff import HandOff
-from .home import Home, largest_pass
+from .home import make_home
 from .kvcache import KVCache, PageTable, pages_for
-from .ledger import Ledger
+from .ledger import CPU_DRAM, GPU_HBM, Ledger
 from .model import Decoder
 from .pinned import resolve_limit
 from .placement import Tier
@@ -53,8 +67,8 @@ from .scheduler import Batch, Scheduler, make_inputs
 from .sequence import Sequence, make_sequence
 from .stream import Group, Stream
 from .text import TextBuilder
+from .tier_model import TierModel
 from .tiers import TieredExperts
-from .upload import Upload
 from .watch import Watch
 
 Prompt = str | list[int]
@@ -90,13 +104,16 @@ class LLM:
         self.handoff_choice, self.memory = self._beside_a_gpu(problem)
         self.weights = self._load(progress)
         self.ledger = Ledger()
+        self.clock = Clock(lanes.of(self.home)[0] if len(self.devices) > 1 else None)
         self.tell: Callable[[str], None] = log.warning
         self.machine: machine.Profile | None = None
         self.doubt: str | None = None
-        if self.can_predict:
-            self.use_profile(rates)
-        self.doubt = STALE if rates is not None and rates.is_stale else None
+        self.tier_model: TierModel | None = None
+        self.unpredicted = ""  # why there is no prediction, or none of prompts
         self._assemble()
+        if self.kernels == "cpu":
+            self.use_profile(rates)
+            self.doubt = STALE if rates is not None and rates.is_stale else None
 
     def _open(self, model: str, show_progress: bool) -> Checkpoint:
         """Finds the model, downloading it if need be, and reads its headers."""
@@ -174,6 +191,7 @@ class LLM:
         return self.devices[self.placement.home]
 
     def _assemble(self) -> None:
+        table = self.devices[self.fit.table]
         self.decoder = Decoder(
             self.spec,
             self.weights,
@@ -182,7 +200,7 @@ class LLM:
             KVCache(self.spec, self.room.pages + self.fit.spare_pages, self.kv_dtype, self.home.place),
             self.ledger,
             self.room.max_context,
-            self._make_home(),
+            make_home(self.home, table, self.ledger, self.clock, self.config, self.spec, self.room.max_context),
         )
         self.pages = PageTable(self.room.pages)
         self.scheduler = Scheduler(self.pages, self.config.prefill_chunk, self.config.max_sequences)
@@ -229,15 +247,6 @@ class LLM:
         rounding = self.config.cpu_activations
         return handoff_saved.digest(way, self.spec, self.checkpoint.formats, where, copies, room, rounding)
 
-    def _make_home(self) -> Home:
-        """Where all but the routed experts lies, and the way there."""
-        home, table = self.home, self.devices[self.fit.table]
-        upload, config, spec = None, self.config, self.spec
-        if not home.is_host:
-            tokens, hidden = max(config.prefill_chunk, config.max_sequences), 0 if table is home else spec.hidden
-            upload = Upload(home.place, largest_pass(tokens, config.max_sequences, self.room.max_context, hidden))
-        return Home(device=home, table=table, ledger=self.ledger, upload=upload)
-
     def _make_experts(self) -> Experts:
         """The experts behind the seam: all in RAM, or on the tiers of the placement."""
         banks = [layer.experts for layer in self.weights.layers]
@@ -255,7 +264,16 @@ class LLM:
             top_k=self.spec.moe.top_k,
         )
         self._drop_guesses()
-        return TieredExperts(split, self.placement, self.devices, self.handoff, self.ledger, self.fit.moves)
+        moves, clock = self.fit.moves, self.clock
+        return TieredExperts(split, self.placement, self.devices, self.handoff, self.ledger, moves, clock)
+
+    def time_tiers(self, wanted: bool = True) -> None:
+        """From now on passes say how long each tier worked, what the GPU waited for and what overlapped (`clock.py`).
+        Beside a GPU that costs a launch for each part of a layer, and graphs are captured anew."""
+        with self.lock:
+            if self.graphed is not None:
+                self.graphed.time_tiers(wanted)
+            self.clock.is_on = wanted
 
     def _drop_guesses(self) -> None:
         """No copies before choices where they would hold up the thread that launches the next layer."""
@@ -266,11 +284,27 @@ class LLM:
 
     def use_profile(self, profile: machine.Profile | None) -> None:
         """Takes the bandwidths that passes are held against from now on; None: no prediction. The caller knows what
-        they are worth."""
+        they are worth. Beside a GPU those of its memory and links come from the same profile, or are nominal."""
         self.doubt = None
+        if len(self.devices) > 1:
+            try:
+                self.use_rates(gpu_rates.find(profile, self.devices))
+            except gpu_rates.Unknown as reason:
+                self.unpredicted, self.machine = str(reason), profile
+                self.tier_model = self.ledger.predict = None
+            return
         self.machine = profile
         formats, dtype = self.checkpoint.formats, self.kv_dtype
-        self.ledger.predict = None if profile is None else Predictor(profile, formats, dtype, self.spec)
+        self.ledger.predict = None if profile is None else Predictor(profile, formats, dtype, self.spec).of
+        self.watch_run()
+
+    def use_rates(self, rates: Rates) -> None:
+        """Takes the rates of all tiers that passes are held against from now on; for a run with a GPU."""
+        way, shared = self.handoff_choice, tier_model.shared_bytes(self.weights)
+        handoff = way.us * 1e-6 if self.graphed is not None and way is not None and way.us is not None else None
+        self.machine, self.unpredicted = rates.profile, ""
+        self.tier_model = TierModel(self.spec, self.checkpoint.formats, rates, shared, handoff)
+        self.ledger.predict = self.tier_model
         self.watch_run()
 
     def watch_run(self) -> None:
@@ -419,12 +453,14 @@ class LLM:
         batch = self.scheduler.next_batch()
         assert batch is not None, "a sequence is unfinished, but nothing can run"
         start = time.perf_counter()
+        self.clock.begin()
         phase = "prefill" if batch.is_prefill else "decode"
         self.ledger.begin(phase, [s.id for s in batch.sequences], batch.tokens, sum(batch.contexts))
         with torch.inference_mode(), self.home.current():
             logits = self._forward(batch)
             ready = [batch.sequences[i] for i in batch.ready]
             tokens = self._sample(logits, ready) if ready else []
+            self.clock.lap(GPU_HBM)
         self.home.wait()
         self.scheduler.commit(batch)
         for sequence, token in zip(ready, tokens, strict=True):
@@ -434,11 +470,16 @@ class LLM:
             self.requests[sequence.id].push(self.eos_ids)
             if sequence.finish_reason is not None:
                 self.scheduler.finish(sequence)
-        self.ledger.end(seconds)
+        self.ledger.end(seconds, self.clock.end(seconds))
 
     def _forward(self, batch: Batch) -> Tensor:
         """Logits of a pass: decode by graphs, if there are any."""
         inputs = make_inputs(batch)
+        if len(self.devices) == 1:
+            start = time.perf_counter()
+            logits = self.decoder.forward(inputs)
+            self.clock.spend(CPU_DRAM, time.perf_counter() - start)
+            return logits
         if self.graphed is not None and not batch.is_prefill and self.graphed.takes(inputs):
             return self.graphed.forward(inputs)
         return self.decoder.forward(inputs)

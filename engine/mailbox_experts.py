@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from ..kernels.cpu.mailbox import Mailbox, Slot
+from .clock import Laps, wait
+from .ledger import CPU_DRAM, D2H, H2D
 from .posting import Posting
 
 
@@ -83,6 +85,7 @@ class MailboxExperts:
         self.batches = mailbox.batches
         self.batch: int | None = None
         self.padding_B: Tensor | None = None
+        self.laps: Laps | None = None  # of the stream that the decoder runs in
 
     def use(self, batch: int, padding_B: Tensor) -> None:
         """From now on jobs are of the mailbox's `batch`-th size; rows where `padding_B` (bool, on the decoder's device)
@@ -105,12 +108,20 @@ class MailboxExperts:
         to = slot.ids_TK, slot.weights_TK, slot.x_TD
         self.pack(to, x_TD, ids_TK, weights_TK, self.local.get(layer), self.padding_B)
         self.posting.publish(self.stream(), slot)
+        self._lap(D2H)
         return Posted(layer, slot)
 
     def collect(self, job: Posted) -> Tensor:
         """y float32 [T, D] on the decoder's device, valid as everything else in the stream is."""
         self.posting.await_result(self.stream(), job.slot)
-        return self.put(job.slot.y_TD)
+        self._lap(wait(CPU_DRAM))
+        y_TD = self.put(job.slot.y_TD)
+        self._lap(H2D)
+        return y_TD
+
+    def _lap(self, what: str) -> None:
+        if self.laps is not None:
+            self.laps.lap(what)
 
     def bytes_read(self, batch: int) -> int:
         """Bytes of experts that the last step of this batch size read, all layers; the step must be over."""

@@ -24,7 +24,7 @@ from ..kernels import ExpertLayout
 from ..loaders.spec import ModelSpec
 from ..loaders.weights import Formats, LayerWeights, ModelWeights, allocate
 from .kvcache import bytes_per_token
-from .ledger import CPU_DRAM, Bytes
+from .ledger import CPU_DRAM, Bytes, Pass, Prediction, in_turn
 from .profile import Profile, mean_queries
 
 EXPERTS, DENSE, KV, HEAD = "experts", "dense", "kv", "head"
@@ -32,7 +32,8 @@ EXPERTS, DENSE, KV, HEAD = "experts", "dense", "kv", "head"
 # experts that were copied before it was known that nobody would choose them.
 ROUTING, INPUTS, SAMPLES, UNCHOSEN = "routing", "inputs", "samples", "unchosen"
 GROUPS = (EXPERTS, UNCHOSEN, DENSE, KV, HEAD, ROUTING, INPUTS, SAMPLES)
-FIXED = "fixed"  # the term of a prediction that no tier causes
+# Terms of a prediction that no tier causes: layers and the pass; handing a layer's experts from a GPU to the CPU.
+FIXED, HANDOFF = "fixed", "handoff"
 
 
 def pass_bytes(
@@ -174,6 +175,10 @@ class Predictor:
                 memory += size * {DENSE: rates.dense, HEAD: rates.head}[group]
         memory += self._cache_seconds(groups.get(KV, 0), rates, tokens, count)
         return {CPU_DRAM: memory, FIXED: rates.besides}
+
+    def of(self, done: Pass) -> Prediction:
+        """Of a pass that was made: one thing is done after the other."""
+        return in_turn(self(done.bytes, done.tokens, len(done.sequences)))
 
     def _rates(self, tokens: int, sequences: int, has_head: bool) -> _Rates:
         profile, spec, dense = self.profile, self.spec, self.formats.dense.name

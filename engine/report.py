@@ -6,6 +6,7 @@ Text and numbers only; it computes nothing that the ledger does not hold.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from .llm import IN_CACHES, LLM
 from .machine import HUGE_FROM, Profile, cpu_kernels
 from .placement import Tier
 from .planner import GROUPS, layer_dense_bytes
+from .residual import tier_times
 from .results import Completion
 from .tables import GB, new_table, size
 
@@ -179,8 +181,39 @@ def _byte_rows(phases: list[Summary]) -> list[tuple[str, list[str]]]:
     rows.append(("predicted ms", [_ms(p.predicted_s, p.tokens) for p in phases]))
     rows.append(("measured ms", [_ms(p.measured_s, p.tokens) for p in phases]))
     rows.append(("residual ms", ["-" if p.residual_ms is None else f"{p.residual_ms:+.3f}" for p in phases]))
+    if len({tier for one in per for tier in one}) > 1:
+        rows += _time_rows(phases)
     rows.append(("tokens/s", [f"{p.tok_s:.1f}" for p in phases]))
     return rows
+
+
+def _time_rows(phases: list[Summary]) -> list[tuple[str, list[str]]]:
+    """Milliseconds per token by tier, with the prediction, what the GPU waited for, and what ran side by side: a row
+    for each that is known."""
+    busy = [{} if p.times is None else p.times.busy for p in phases]
+    waits = [{} if p.times is None else p.times.waits for p in phases]
+    terms = [{} if p.predicted is None else p.predicted.terms for p in phases]
+    rows = []
+    for tier in CHANNELS:
+        if any(tier in one for one in busy):
+            parts = zip(busy, terms, phases, strict=True)
+            rows.append((f"{tier} ms", [_beside(b.get(tier), t.get(tier), p.tokens) for b, t, p in parts]))
+    for tier in CHANNELS:
+        if any(tier in one for one in waits):
+            cells = [_ms(one.get(tier), p.tokens) for one, p in zip(waits, phases, strict=True)]
+            rows.append((f"GPU waits for {tier} ms", cells))
+    saved = [None if p.times is None else p.times.overlap_s for p in phases]
+    if any(one is not None for one in saved):
+        hoped = [None if p.predicted is None else p.predicted.overlap_s for p in phases]
+        cells = [_beside(s, h, p.tokens) for s, h, p in zip(saved, hoped, phases, strict=True)]
+        rows.append(("side by side ms", cells))
+    return rows
+
+
+def _beside(seconds: float | None, predicted: float | None, tokens: int) -> str:
+    """Measured, and predicted if there is a prediction."""
+    measured = _ms(seconds, tokens)
+    return measured if predicted is None else f"{measured} ({_ms(predicted, tokens)})"
 
 
 def _ms(seconds: float | None, tokens: int) -> str:
@@ -190,7 +223,7 @@ def _ms(seconds: float | None, tokens: int) -> str:
 def remark(llm: LLM) -> str | None:
     """One line where the bandwidth model cannot be right, with the reason."""
     if len(llm.devices) > 1:
-        return "no prediction: bandwidths of a GPU and its links are not measured yet; the bytes are exact"
+        return _gpu_remark(llm)
     if llm.kernels != "cpu":
         return "no prediction: the reference kernels are written to be read, memory does not bound them"
     if llm.machine is None:
@@ -203,10 +236,21 @@ def remark(llm: LLM) -> str | None:
     return None
 
 
+def _gpu_remark(llm: LLM) -> str:
+    """What a prediction beside a GPU counts, or why there is none."""
+    model = llm.tier_model
+    if model is None:
+        reason = llm.unpredicted or "the reference kernels are written to be read, memory does not bound them"
+        return f"no prediction: {reason}; the bytes are exact"
+    handed = ", nor is the hand-off of a layer, which was not measured" if model.handoff_s is None else ""
+    return f"predicted from: {'; '.join(model.rates.sources)}. Launches of kernels are not counted{handed}"
+
+
 def run_json(llm: LLM, results: list[Completion]) -> dict[str, Any]:
     """The object that --json prints: of one completion, or with a list of them under "completions"."""
     passes = passes_of(results)
     prefill, decode = summarise(passes, "prefill"), summarise(passes, "decode")
+    tiers = tier_times(decode) if len(decode.bytes) > 1 else None
     shared = {
         "prefill_tok_s": round(prefill.tok_s, 3),
         "decode_tok_s": round(decode.tok_s, 3),
@@ -214,6 +258,7 @@ def run_json(llm: LLM, results: list[Completion]) -> dict[str, Any]:
         "prefill_bytes_per_token": prefill.bytes_per_token(),
         "predicted_tok_s": None if decode.predicted_tok_s is None else round(decode.predicted_tok_s, 3),
         "residual_ms": None if decode.residual_ms is None else round(decode.residual_ms, 4),
+        "tiers": None if tiers is None else asdict(tiers),
     }
     each = [completion_json(r) for r in results]
     return {**each[0], **shared} if len(each) == 1 else {"completions": each, **shared}

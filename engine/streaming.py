@@ -23,7 +23,9 @@ import torch
 from torch import Tensor
 
 from ..kernels import ExpertBank, ExpertLayout, Ops
+from .clock import Clock, wait
 from .lanes import Lane
+from .ledger import GPU_HBM, H2D
 
 PIECE = 64 << 20  # bytes of a buffer at most: a copy of 1 to 5 ms, over which what starts it does not show
 PIECES = 4  # of a layer at least: while the first is copied there is nothing to compute
@@ -123,11 +125,23 @@ class Filled(NamedTuple):
 class Ring:
     """The two buffers, on the device of `place`, and who uses them next."""
 
-    def __init__(self, layout: ExpertLayout, piece: int, ops: Ops, place: torch.device, main: Lane, side: Lane) -> None:
+    def __init__(
+        self,
+        layout: ExpertLayout,
+        piece: int,
+        ops: Ops,
+        place: torch.device,
+        main: Lane,
+        side: Lane,
+        clock: Clock | None = None,
+        here: str = GPU_HBM,
+    ) -> None:
         self.layout = layout
         self.piece = piece
         self.ops = ops
         self.main, self.side = main, side
+        self.clock, self.here = clock or Clock(), here  # the main lane's laps are the clock's, of tier `here`
+        self.copies = self.clock.beside(side)
         self.buffers = [ExpertBank.empty(layout, piece, str(place)).data for _ in range(2)]
         self.free = [main.mark(), main.mark()]
         self.turn = 0  # the buffer that is free first
@@ -155,7 +169,9 @@ class Ring:
         for piece, following in zip(pieces, [*pieces[1:], None], strict=True):
             filled = filled or self._filled(early, bank, piece, None)
             coming = following and self._filled(early, bank, following, filled.buffer)
+            self.clock.lap(self.here)
             self.main.wait(filled.ready)
+            self.clock.lap(wait(H2D))
             held = ExpertBank(self.layout, self.buffers[filled.buffer][: piece.size])
             self.main.do(partial(self._compute, y_TD, x_TD, places_TK, weights_TK, held, piece.first))
             self.free[filled.buffer] = self.main.mark()
@@ -189,7 +205,9 @@ class Ring:
         buffer = self.turn if held is None else 1 - held
         self.turn = 1 - buffer
         self.side.wait(self.free[buffer])
+        self.copies.lap(self.here if self.copies is self.clock.main else None)
         self.side.do(partial(fill, self.buffers[buffer], bank, piece))
+        self.copies.lap(H2D)
         return Filled(bank, piece, buffer, self.side.mark())
 
     def _compute(

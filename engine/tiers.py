@@ -14,10 +14,13 @@ the sum runs over a token's choices in order. So a placement gives the same bits
 the order of sums, and in rounding where their kernels do.
 
 What was read and sent is booked when the pass is over: the choices lie in host memory then, and nobody had to wait.
+What each tier does is a lap of the clock, if it is on (`clock.py`).
 """
 
 from __future__ import annotations
 
+import time
+from collections import defaultdict
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
@@ -28,10 +31,11 @@ from torch import Tensor
 from ..kernels import ExpertBank
 from ..loaders.weights import TierBanks
 from . import lanes
+from .clock import Clock, Laps, wait
 from .devices import Device
 from .experts import Job
 from .handoff import HandOff
-from .ledger import D2D, D2H, H2D, Ledger
+from .ledger import CPU_DRAM, D2D, D2H, GPU1_HBM, H2D, LayerWork, Ledger
 from .moves import NONE, Moves, next_in_ram
 from .placement import Placement, Tier
 from .planner import EXPERTS, ROUTING, UNCHOSEN
@@ -62,6 +66,7 @@ class TieredExperts:
         handoff: HandOff,
         ledger: Ledger,
         moves: Moves = NONE,
+        clock: Clock | None = None,
     ) -> None:
         self.banks = banks
         self.placement = placement
@@ -74,6 +79,9 @@ class TieredExperts:
         self.running: Future[bool] | None = None
         self.booked: list[Booked] = []
         self.moves = moves
+        self.clock = Clock() if clock is None else clock
+        self.here = self.home.tier.channel
+        self.second = self._second()
         self.ring = self._ring() if moves.buffer_bytes(handoff.tokens) and Tier.CPU in placement.tiers else None
         self.numbers = [self._numbers(layer) for layer in range(len(banks))] if self.ring is not None else []
         self.in_ram = [(numbers_E >= 0).to(torch.int32) for numbers_E in self.numbers]
@@ -87,6 +95,11 @@ class TieredExperts:
             tables[tier] = numbers.to(self.devices[tier].place)
         return tables
 
+    def _second(self) -> Laps | None:
+        """The laps of the second GPU, if there is one."""
+        device = self.devices.get(Tier.GPU1)
+        return None if device is None else self.clock.beside(lanes.of(device)[0])
+
     def _ring(self) -> Ring | None:
         """The buffers for copied experts; None if no layer has any in RAM."""
         banks = (bank for layer in self.banks if layer for tier, bank in layer.banks.items() if tier == Tier.CPU.value)
@@ -94,7 +107,7 @@ class TieredExperts:
         if bank is None:
             return None
         main, side = lanes.of(self.home)
-        return Ring(bank.layout, self.moves.piece, self.home.ops, self.home.place, main, side)
+        return Ring(bank.layout, self.moves.piece, self.home.ops, self.home.place, main, side, self.clock, self.here)
 
     def _numbers(self, layer: int) -> Tensor:
         """At home: expert -> its number in the bank in RAM, or -1; int32 [E]."""
@@ -119,6 +132,7 @@ class TieredExperts:
         is_streamed = in_ram and self.moves.streams(T)
         is_copied = is_streamed or (in_ram and self.moves.may_split(T))
         work = None
+        self.clock.lap(self.here)
         if in_ram and not is_streamed:
             work = self.handoff.down(layer, x_TD, ids_TK, weights_TK)
             ids = work[1]
@@ -128,10 +142,13 @@ class TieredExperts:
             ids = self.handoff.ids_down(layer, ids_TK)
         if is_streamed:
             self.handoff.mark.set()
+        self.clock.lap(D2H)
         parts = [self._on_gpu(tier, layer, x_TD, ids_TK, weights_TK) for tier in tiers if tier is not Tier.CPU]
         copied, unchosen = [], 0
         if is_copied:
+            self.clock.lap(self.here)
             copied = self._to_copy(layer, ids)
+            self.clock.lap(wait(H2D))  # what to copy must be known first
             if work is not None:
                 self.running = self.worker.submit(self._on_cpu, layer, *work, copied[-1] if copied else -1)
             unchosen = self._unchosen(layer, copied)
@@ -182,10 +199,16 @@ class TieredExperts:
         """One GPU's part, on that GPU."""
         device = self.devices[tier]
         if device is not self.home:
+            self.clock.lap(self.here)
             x_TD, ids_TK, weights_TK = (device.put(t) for t in (x_TD, ids_TK, weights_TK))
+            self.clock.lap(D2D)
         with device.current():
+            if self.second is not None and device is not self.home:
+                self.second.lap(None)
             local_TK = self.local[layer][tier][ids_TK.long()]
             part_TD: Tensor = device.ops.experts(x_TD, local_TK, weights_TK, self._bank(layer, tier))
+            if self.second is not None and device is not self.home:
+                self.second.lap(GPU1_HBM)
             return part_TD
 
     @torch.inference_mode()
@@ -193,6 +216,7 @@ class TieredExperts:
         """The CPU's part, in the worker thread, without the chosen experts up to number `copied`; whether anything is
         left."""
         self.handoff.mark.wait()
+        start = time.perf_counter()
         local_TK = self.local[layer][Tier.CPU][ids_TK.long()]
         if copied >= 0:
             local_TK = local_TK.masked_fill(local_TK <= copied, -1)
@@ -200,6 +224,7 @@ class TieredExperts:
             return False
         y_TD = self.devices[Tier.CPU].ops.experts(x_TD, local_TK, weights_TK, self._bank(layer, Tier.CPU))
         self.handoff.y_TD[: len(y_TD)].copy_(y_TD)
+        self.clock.spend(CPU_DRAM, time.perf_counter() - start)
         return True
 
     def _bank(self, layer: int, tier: Tier) -> ExpertBank:
@@ -209,11 +234,17 @@ class TieredExperts:
 
     def collect(self, job: Job) -> Tensor:
         """Waits for the CPU's part and adds all parts up on the home device: float32 [tokens, hidden]."""
+        self.clock.lap(self.here)
         parts = [self.home.put(part) for part in job.parts]
+        if self.second is not None:
+            self.clock.lap(wait(GPU1_HBM))
         if self.running is not None:
             running, self.running = self.running, None
-            if running.result():
+            has_part = running.result()
+            self.clock.lap(wait(CPU_DRAM))
+            if has_part:
                 parts.append(self.handoff.up(job.tokens))
+                self.clock.lap(H2D)
         assert parts, "collect without submit"
         y_TD, *others = parts
         for part in others:
@@ -239,27 +270,48 @@ class TieredExperts:
     def book_layer(
         self, layer: int, ids_TK: Tensor, copied: int = 0, is_streamed: bool = False, unchosen: int = 0
     ) -> None:
-        """Books a layer of the current pass from its choices, which lie in host memory."""
-        (T, K), D = ids_TK.shape, self.handoff.x_TD.shape[1]
-        chosen = (ids_TK.flatten() if T == 1 else ids_TK.unique()).tolist()  # one token's are different already
-        owners = [self.placement.experts[layer][expert] for expert in chosen]
-        counts = {tier: owners.count(tier) for tier in self.local[layer]}
-        if copied:
-            counts[Tier.CPU] -= copied
-            size = copied * self._bank(layer, Tier.CPU).layout.bytes
-            self.ledger.read(H2D, EXPERTS, size)
-            self.ledger.read(self.home.tier.channel, EXPERTS, size)
-        if unchosen:
-            self.ledger.read(H2D, UNCHOSEN, unchosen * self._bank(layer, Tier.CPU).layout.bytes)
+        """Books a layer of the current pass from its choices, which lie in host memory; `copied` of its experts in RAM,
+        the first ones, went to the home device, and `unchosen` that nobody chose."""
+        counts, pairs = self._served(layer, ids_TK, copied)
+        found: defaultdict[str, dict[str, int]] = defaultdict(dict)
         for tier, count in counts.items():
-            self.ledger.read(tier.channel, EXPERTS, count * self._bank(layer, tier).layout.bytes)
+            found[tier.channel][EXPERTS] = count * self._bank(layer, tier).layout.bytes
+        size = copied * self._bank(layer, Tier.CPU).layout.bytes if copied else 0
+        if size:
+            found[self.here][EXPERTS] = found[self.here].get(EXPERTS, 0) + size
+        (T, K), D = ids_TK.shape, self.handoff.x_TD.shape[1]
         hidden, routing = T * D * F32, T * K * (I32 + F32)
         if Tier.CPU in counts and not is_streamed:
-            self.ledger.read(D2H, EXPERTS, hidden)
-            self.ledger.read(D2H, ROUTING, routing)
-            self.ledger.read(H2D, EXPERTS, hidden if counts[Tier.CPU] else 0)
+            found[D2H] = {EXPERTS: hidden, ROUTING: routing}
+            found[H2D] = {EXPERTS: size + (hidden if counts[Tier.CPU] else 0)}
         else:
-            self.ledger.read(D2H, ROUTING, T * K * I32)
+            found[D2H] = {ROUTING: T * K * I32}
+            found[H2D] = {EXPERTS: size}
+        if unchosen:
+            found[H2D][UNCHOSEN] = unchosen * self._bank(layer, Tier.CPU).layout.bytes
         if Tier.GPU1 in counts:
-            self.ledger.read(D2D, EXPERTS, 2 * hidden)
-            self.ledger.read(D2D, ROUTING, routing)
+            found[D2D] = {EXPERTS: 2 * hidden, ROUTING: routing}
+        self.ledger.work(
+            LayerWork(layer=layer, tokens=T, bytes=dict(found), pairs=pairs, copied=size, is_streamed=is_streamed)
+        )
+
+    def _served(self, layer: int, ids_TK: Tensor, copied: int) -> tuple[dict[Tier, int], dict[str, int]]:
+        """Of a layer's choices: by tier, the different experts that were computed where they lie; by memory, how many
+        choices were served from it."""
+        if len(ids_TK) == 1:  # one token's are different already
+            chosen = sorted(ids_TK.flatten().tolist())
+            times = [1] * len(chosen)
+        else:
+            different, served = ids_TK.unique(return_counts=True)
+            chosen, times = different.tolist(), served.tolist()
+        counts = dict.fromkeys(self.local[layer], 0)
+        pairs: defaultdict[str, int] = defaultdict(int)
+        for expert, count in zip(chosen, times, strict=True):
+            owner = self.placement.experts[layer][expert]
+            if owner is Tier.CPU and copied:
+                copied -= 1
+                pairs[self.here] += count
+            else:
+                counts[owner] += 1
+                pairs[owner.channel] += count
+        return counts, dict(pairs)

@@ -1,17 +1,16 @@
 """Watches a run: says once when what it takes and what was predicted drift apart, and which tier is behind it.
 
-Decode passes are added up until they hold `WINDOW` tokens, then the sums are compared and it starts anew. The tier that
-is named is the one that was predicted to take most of the time: a run knows how long a pass took, not how long each
-tier did.
+Decode passes are added up until they hold `WINDOW` tokens, then the sums are compared and it starts anew. Where tiers
+were timed, the one that differs most from its prediction is named; else the one that was predicted to take most of the
+time: then a run knows how long a pass took, not how long each tier did.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable
 
-from .ledger import Pass
-from .planner import FIXED
+from .ledger import Pass, Summary, summarise
+from .residual import OVERLAP, causes
 
 WINDOW = 32  # tokens
 TOLERANCE = 0.2  # of the predicted time
@@ -23,47 +22,37 @@ class Watch:
     def __init__(self, tell: Callable[[str], None]) -> None:
         self.tell = tell
         self.told = False
-        self._clear()
-
-    def _clear(self) -> None:
-        self.seen: list[Pass] = []
-        self.tokens, self.measured = 0, 0.0
-        self.predicted: defaultdict[str, float] = defaultdict(float)
-        self.bytes: defaultdict[str, int] = defaultdict(int)
+        self.passes: list[Pass] = []
 
     def __call__(self, done: Pass) -> None:
         """Takes note of a pass; what it should have taken is asked when there are enough of them."""
         if self.told or done.phase != "decode" or done.expect is None:
             return
-        self.seen.append(done)
-        self.tokens += done.tokens
-        if self.tokens >= WINDOW:
-            self._compare()
-            self._clear()
+        self.passes.append(done)
+        if sum(one.tokens for one in self.passes) >= WINDOW:
+            self._compare(summarise(self.passes, "decode"))
+            self.passes.clear()
 
-    def _add(self, done: Pass) -> None:
-        self.measured += done.measured_s
-        for term, seconds in (done.predicted or {}).items():
-            self.predicted[term] += seconds
-        for tier in done.bytes:
-            self.bytes[tier] += done.total(tier)
-
-    def _compare(self) -> None:
-        for done in self.seen:
-            self._add(done)
-        expected = sum(self.predicted.values())
-        if expected > 0 and abs(self.measured / expected - 1) > TOLERANCE:
+    def _compare(self, window: Summary) -> None:
+        expected = window.predicted_s
+        if expected and abs(window.measured_s / expected - 1) > TOLERANCE:
             self.told = True
-            self.tell(self._line(expected))
+            self.tell(_line(window, expected))
 
-    def _line(self, expected: float) -> str:
-        took = f"{self.measured / self.tokens * 1e3:.2f} ms a token, predicted {expected / self.tokens * 1e3:.2f}"
-        if self.measured < expected:
-            return f"faster than predicted: {took}. The profile of this machine is out of date: headrace measure"
-        term = max(self.predicted, key=lambda name: self.predicted[name])
-        if term == FIXED:
-            return f"slower than predicted: {took}; most of it is calls and hand-offs, no tier: see headrace doctor"
-        rest = expected - self.predicted[term]
-        rate = self.bytes[term] / max(self.measured - rest, 1e-9) / 1e9
-        known = self.bytes[term] / self.predicted[term] / 1e9
-        return f"slower than predicted: {took}; {term} gives {rate:.1f} of {known:.1f} GB/s: see headrace doctor"
+
+def _line(window: Summary, expected: float) -> str:
+    took = f"{window.measured_s / window.tokens * 1e3:.2f} ms a token, predicted {expected / window.tokens * 1e3:.2f}"
+    if window.measured_s < expected:
+        return f"faster than predicted: {took}. The profile of this machine is out of date: headrace measure"
+    assert window.predicted is not None, "a window of passes without prediction"
+    terms = window.predicted.terms
+    found = causes(window) if len(window.bytes) > 1 else []
+    name = found[0].name if found else max(terms, key=lambda term: terms[term])
+    if name == OVERLAP:
+        return f"slower than predicted: {took}; less ran side by side than it should: see the ledger's wait_ms"
+    size = sum(window.bytes.get(name, {}).values())
+    if not size or not terms.get(name):
+        return f"slower than predicted: {took}; most of it is calls and hand-offs, no tier: see headrace doctor"
+    seconds = found[0].measured_s if found else window.measured_s - (expected - terms[name])
+    rate, known = size / max(seconds, 1e-9) / 1e9, size / terms[name] / 1e9
+    return f"slower than predicted: {took}; {name} gives {rate:.1f} of {known:.1f} GB/s: see headrace doctor"

@@ -5,7 +5,8 @@ Everything but torch's CUDA calls is real: config, choice, probe, arenas, mailbo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -15,6 +16,23 @@ from headrace.engine.driver import Driver
 from headrace.engine.gpu_runtime import Runtime
 from headrace.engine.mailbox_experts import copy_job
 from torch import Tensor
+
+
+class StreamClock:
+    """Stamps of a stream of the fake driver: the host's clock, once the stream is there."""
+
+    def __init__(self, driver: Driver, handle: int) -> None:
+        self.driver, self.handle = driver, handle
+
+    def stamp(self) -> float:
+        self.driver.synchronize(self.handle)
+        return time.perf_counter()
+
+    def seconds(self, first: float, last: float) -> float:
+        return last - first
+
+    def give_back(self, stamps: Iterable[float]) -> None:
+        return None
 
 
 class Replayed:
@@ -67,7 +85,11 @@ class StandIn:
             driver.synchronize(self.recorders[-1].handle)  # copies are Python's here, and must wait
             return tensor.clone()
 
-        return Runtime(driver=driver, number=0, name="fake", recorder=recorder, put=put, pack=copy_job), ""
+        def lane() -> StreamClock:
+            return StreamClock(driver, self.recorders[-1].handle)
+
+        found = Runtime(driver=driver, number=0, name="fake", recorder=recorder, put=put, pack=copy_job, lane=lane)
+        return found, ""
 
 
 def install(monkeypatch: pytest.MonkeyPatch, library: str) -> StandIn:

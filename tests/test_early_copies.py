@@ -21,8 +21,9 @@ from headrace.engine.streaming import Piece, Ring, Run, by_number, chosen_number
 from headrace.engine.tiers import TieredExperts
 from headrace.engine.traffic import PassShape, placed_bytes
 from headrace.kernels import Choice, ExpertBank, reference
-from late_lanes import Log, SlowLane, a_gpu, layer_of
+from late_lanes import Log, a_gpu
 from placements import placed, recorded
+from slow_lane import SlowLane, layer_of
 from torch import Tensor
 
 Checkpoints = Callable[[str], Path]

@@ -29,8 +29,9 @@ from headrace.engine.profile import Profile
 from headrace.engine.streaming import Ring, chosen_numbers, in_order, piece_of, ranks, runs
 from headrace.engine.traffic import PassShape, placed_bytes
 from headrace.kernels import FORMATS, Choice, ExpertLayout, isa, reference
-from late_lanes import Log, SlowLane, a_gpu, is_right, layer_of
+from late_lanes import Log, a_gpu, is_right
 from placements import placed, recorded
+from slow_lane import SlowLane, layer_of
 
 Checkpoints = Callable[[str], Path]
 Run = Callable[..., tuple[int, str, str]]

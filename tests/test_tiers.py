@@ -320,7 +320,7 @@ def test_commands(run: Run, profile: Profile, tmp_path: Path) -> None:
     assert status == 0
     assert "placement n-cpu-moe=2" in err
     assert "gpu_hbm experts" in err
-    assert "no prediction: bandwidths of a GPU" in err
+    assert "no prediction: a simulated GPU has no bandwidths of its own" in err
     text = tmp_path / "text.txt"
     text.write_text("In the beginning God created the heaven and the earth. " * 4)
     values = [run("perplexity", "demo", text, "--json", *more)[1] for more in ([], where)]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from headrace import LLM, SamplingParams
 from headrace.engine import llm as engine
-from headrace.engine.ledger import Pass
+from headrace.engine.ledger import Pass, in_turn
 from headrace.engine.profile import Profile
 from headrace.engine.watch import Watch
 
@@ -17,8 +17,8 @@ from headrace.engine.watch import Watch
 def step(measured: float, predicted: dict[str, float] | None, tokens: int = 1, phase: str = "decode") -> Pass:
     read = {"cpu_dram": {"experts": 8_000_000}, "gpu_hbm": {"dense": 1_000_000}}
     return Pass(
-        index=0, phase=phase, sequences=[0], tokens=tokens, context=1, bytes=read,
-        expect=None if predicted is None else lambda: predicted, measured_s=measured,
+        index=0, phase=phase, sequences=[0], tokens=tokens, context=1, bytes=read, measured_s=measured,
+        expect=None if predicted is None else lambda: in_turn(predicted),
     )  # fmt: skip
 
 
