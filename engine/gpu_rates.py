@@ -24,6 +24,14 @@ from .planning import hardware, machine_file
 from .profile import Profile
 from .tables import GB
 
+# What the driver calls parts whose catalogue name is another.
+DRIVER_NAMES = {
+    "NVIDIA A100-SXM4-40GB": "a100-40gb",
+    "NVIDIA A100-SXM4-80GB": "a100-80gb",
+    "NVIDIA H100 80GB HBM3": "h100-sxm",
+    "NVIDIA RTX 6000 Ada Generation": "rtx-6000-ada",
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rates:
@@ -76,7 +84,8 @@ def find(profile: Profile | None, devices: Mapping[Tier, Device]) -> Rates:
 def _gpu(profile: Profile, device: Device) -> tuple[hardware.Device, str]:
     """What is known of a GPU."""
     try:
-        part = hardware.part(device.name.rpartition(" (")[0])
+        name = device.name.rpartition(" (")[0]
+        part = hardware.part(DRIVER_NAMES.get(name, name))
     except OptionError:
         part = None
     measured = profile.copies.get(f"gpu{device.place.index or 0} hbm")

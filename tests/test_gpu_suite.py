@@ -199,6 +199,10 @@ def test_every_setup_of_the_models_runs(built: Any, tmp_path: Path) -> None:
         assert loaded["handoff"]["name"] == "eager"
         assert [(row["test"], row["batch"]) for row in rows] == [("pp5", 1), ("pp9", 1), ("tg3", 1), ("tg3", 2)]
         assert all(row["ms"] > 0 and row["peak_ram_gb"] > 0 for row in rows)
+        assert all(row["tiers"]["time_ms"]["gpu_hbm"] > 0 for row in rows)
+        assert all(row["residual_ms"] is None and row["tiers"]["cause"] is None for row in rows), "no rates"
+        told = gpu_models.show(setup.name, {"rows": rows})
+        assert sum("ms with the clock on: " in line for line in told) == len(rows)
         in_ram = [row["bytes_per_token"].get("cpu_dram", {}).get("experts", 0) for row in rows]
         assert all(in_ram) if loaded["pinned"] else not any(in_ram)
     assert placements[:3] == ["gpu", "gpu", "cpu-moe"]
