@@ -44,6 +44,8 @@ def _line(window: Summary, expected: float) -> str:
     took = f"{window.measured_s / window.tokens * 1e3:.2f} ms a token, predicted {expected / window.tokens * 1e3:.2f}"
     if window.measured_s < expected:
         return f"faster than predicted: {took}. The profile of this machine is out of date: headrace measure"
+    if window.times is not None and window.times.overlap_s is None:
+        return f"slower than predicted: {took}; a run with --ledger FILE says which tier"
     assert window.predicted is not None, "a window of passes without prediction"
     terms = window.predicted.terms
     found = causes(window) if len(window.bytes) > 1 else []

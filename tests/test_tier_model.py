@@ -332,6 +332,16 @@ def test_the_watch_names_the_tier_that_was_timed() -> None:
     assert "less ran side by side" in said[2]
 
 
+def test_the_watch_blames_no_tier_that_was_not_timed() -> None:
+    said: list[str] = []
+    watch = Watch(said.append)
+    slow = a_pass({"cpu_dram": 1.9e-3}, TERMS, 1.05e-3)
+    times = Times(busy={"cpu_dram": 1.9e-3}, waits={}, overlap_s=None, idle_s=None, outside_s=None)
+    for _ in range(32):
+        watch(dataclasses.replace(slow, times=times))
+    assert said == ["slower than predicted: 1.90 ms a token, predicted 1.05; a run with --ledger FILE says which tier"]
+
+
 def test_rows_of_a_bench_have_times_and_prediction(profile: Profile) -> None:
     """One more round with the clock on; it counts for no rate."""
     with LLM("demo", device="simulated", max_context=64, cpu_moe=True, max_sequences=2) as llm:
