@@ -11,6 +11,7 @@ import tiny
 import torch
 from headrace import LLM, ContextOverflow, OptionError, SamplingParams, TokenizerError
 from headrace.engine.kvcache import PAGE
+from headrace.engine.ledger import Times
 from transformers import PreTrainedModel
 
 Checkpoints = Callable[[str], Path]
@@ -76,8 +77,8 @@ def test_an_error_at_the_end_of_a_pass_costs_the_others_nothing(llm: LLM, monkey
     got = [[next(one).token_id, next(one).token_id], [next(two).token_id]]
     end = llm.ledger.end
 
-    def full_disk(seconds: float) -> None:
-        end(seconds)
+    def full_disk(seconds: float, times: Times) -> None:
+        end(seconds, times)
         raise OptionError("full")
 
     with monkeypatch.context() as patch:
