@@ -148,9 +148,9 @@ def test_slow_copies_show_as_waiting_for_copies() -> None:
     times = streamed(0.04, 0.0)
     assert times.busy["h2d"] >= 0.16
     assert times.waits["h2d"] >= 0.14
-    assert times.busy["gpu_hbm"] < 0.08
+    assert times.busy["gpu_hbm"] < 0.5 * times.waits["h2d"]
     assert times.overlap_s is not None
-    assert times.overlap_s < 0.04
+    assert times.overlap_s < 0.25 * times.busy["h2d"]
 
 
 def test_slow_computing_hides_the_copies() -> None:
@@ -158,9 +158,9 @@ def test_slow_computing_hides_the_copies() -> None:
     times = streamed(0.01, 0.05)
     assert times.busy["gpu_hbm"] >= 0.2
     assert times.busy["h2d"] >= 0.04
-    assert times.waits["h2d"] < 0.035
+    assert times.waits["h2d"] < 0.7 * times.busy["h2d"]
     assert times.overlap_s is not None
-    assert times.overlap_s >= 0.02
+    assert times.overlap_s > 0.3 * times.busy["h2d"]
 
 
 def slowed(llm: LLM, tier: Tier, seconds: float) -> None:
