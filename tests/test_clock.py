@@ -19,7 +19,7 @@ from headrace.engine.lanes import CudaLane, HostLane
 from headrace.engine.ledger import Ledger, Pass, Times, summarise
 from headrace.engine.placement import Tier
 from headrace.engine.posting import VARIANTS, Trial
-from headrace.engine.streaming import Ring, chosen_numbers, ranks
+from headrace.engine.streaming import Ring, chosen_numbers, in_order, ranks
 from headrace.kernels import reference
 from placements import PLACEMENTS, placed
 from slow_lane import SlowLane, layer_of
@@ -132,7 +132,7 @@ def streamed(copies_s: float, computes_s: float) -> Times:
     y = torch.zeros_like(x)
     start = time.perf_counter()
     clock.begin()
-    ring.add(y, x, ranks(ids, torch.ones(12, dtype=torch.int32)), weights, bank, numbers)
+    ring.add(y, x, ranks(ids, torch.ones(12, dtype=torch.int32)), weights, bank, in_order(numbers, 3))
     clock.lap("gpu_hbm")
     side.end()
     main.end()

@@ -13,7 +13,7 @@ import torch
 from headrace import LLM, OptionError, SamplingParams
 from headrace.engine.experts import distinct
 from headrace.engine.kvcache import bytes_per_token
-from headrace.engine.ledger import Bytes, Ledger, summarise
+from headrace.engine.ledger import Ledger, Pass, Prediction, in_turn, summarise
 from headrace.engine.planner import Predictor, pass_bytes, predict_seconds, predict_terms, tokens_of_an_expert
 from headrace.engine.profile import Profile, mean_queries
 from headrace.kernels import FORMATS, Choice
@@ -225,9 +225,9 @@ def test_no_step_waits_for_its_prediction(checkpoints: Checkpoints) -> None:
     """It is worked out when somebody asks, once."""
     llm, asked = LLM(str(checkpoints("mixtral"))), []
 
-    def predict(read: Bytes, tokens: int, sequences: int) -> dict[str, float]:
-        asked.append((tokens, sequences))
-        return {"cpu_dram": 0.5}
+    def predict(done: Pass) -> Prediction:
+        asked.append((done.tokens, len(done.sequences)))
+        return in_turn({"cpu_dram": 0.5})
 
     llm.ledger.predict = predict
     passes = llm.generate([[5, 6]], SamplingParams(max_new_tokens=3, ignore_eos=True))[0].ledger
