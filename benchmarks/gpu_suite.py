@@ -1,6 +1,6 @@
 """The Triton kernels on a real GPU: are they right, and how near do they come to what the memory and the cores give?
 
-    python benchmarks/gpu_suite.py [--only table|checks|handoff|measure|models] [--filter experts] [--json FILE]
+    python benchmarks/gpu_suite.py [--only table|checks|handoff|measure|same|models] [--filter experts] [--json FILE]
 
 Needs a CUDA GPU, torch with CUDA (Triton comes with it) and this checkout: nothing is built or installed.
 
@@ -15,6 +15,7 @@ handoff  each way for a stream to hand experts to the CPU and wait for them, and
          needs headrace installed with its C++ extension, and says so where it is not
 measure  `headrace measure`: what RAM, links and the GPU's memory give, alone and together (`gpu_measure.py`); saves
          the machine's profile. Needs the extension too
+same     the same tokens and logits under several placements and hand-offs (`gpu_same.py`). Needs the extension too
 models   a whole model of random weights under several placements, decode and prefill (`gpu_models.py`), in 240 s;
          --layers shrinks it. Needs the extension too
 
@@ -39,6 +40,7 @@ import checkout  # first: where headrace is not installed, the checkout stands i
 import gpu_handoff
 import gpu_measure
 import gpu_models
+import gpu_same
 import torch
 from gpu_rows import GpuSource, Row, rows
 from headrace.kernels import Ops, load, reference
@@ -212,7 +214,9 @@ def table(every: Iterator[Row], device: torch.device, rounds: int, filter: str) 
 
 def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=("table", "checks", "handoff", "measure", "models"), help="one of the parts")
+    parser.add_argument(
+        "--only", choices=("table", "checks", "handoff", "measure", "same", "models"), help="one of the parts"
+    )
     parser.add_argument("--filter", default="", help="only rows and cases whose name contains this")
     parser.add_argument("--rounds", type=int, default=5, help="rounds a row of the table is timed in")
     parser.add_argument("--layers", type=int, help="so many layers of the models only")
@@ -242,6 +246,9 @@ def main() -> int:
     if args.only in (None, "checks"):
         result["checks"] = checks(ops, device, chosen_cases(args.filter))
         print(f"{result['checks']['cases']} cases, {len(result['checks']['failures'])} wrong outputs")
+    if args.only in (None, "same") and not args.filter:
+        result["same"] = gpu_same.measure(f"cuda:{device.index}")
+        print("\n".join(gpu_same.show(result["same"])), flush=True)
     if args.only in (None, "models") and not args.filter:  # last: what runs in processes of its own wants the memory
         torch.cuda.empty_cache()
         result["models"] = gpu_models.measure(f"cuda:{device.index}", layers=args.layers)
@@ -253,7 +260,8 @@ def main() -> int:
     path.write_text(json.dumps(result, indent=1) + "\n")
     print(f"{result['seconds']} s; written: {path.name}")
     errors = any("error" in row for row in result.get("table", [])) or gpu_models.problems(result.get("models", {}))
-    return 1 if errors or result.get("checks", {}).get("failures") else 0
+    wrong = result.get("checks", {}).get("failures") or gpu_same.failures(result.get("same", {}))
+    return 1 if errors or wrong else 0
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ there is no prediction, and it is named.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..errors import OptionError
 from .devices import Device
@@ -44,6 +44,7 @@ class Rates:
     up: float
     down: float
     across: float | None = None
+    kept: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # as in LinkRate
     sources: tuple[str, ...] = ()
 
     @property
@@ -77,6 +78,7 @@ def find(profile: Profile | None, devices: Mapping[Tier, Device]) -> Rates:
         up=link.bytes_s,
         down=down,
         across=_across(profile, devices) if Tier.GPU1 in devices else None,
+        kept=link.kept,
         sources=(f"CPU measured {profile.date}", *(source for _, source in found), f"link {link.source}"),
     )
 

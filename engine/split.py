@@ -10,7 +10,7 @@ f = m, the CPU idle, is not this file's case: `moves.py` decides from how many t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..kernels import ExpertLayout
@@ -54,8 +54,8 @@ def curves(profile: Profile, layout: ExpertLayout, link: LinkRate, each: float, 
     measured, or what is left beside copies neither, and the link alone could take all of the memory's bandwidth."""
     name = layout.format.name
     alone = profile.experts[name] / profile.slowdown(name, each, experts=True)
-    beside = _beside(profile, name, link)
-    if not link.is_measured or not link.gpu_bytes_s or beside is None:
+    shared = beside(profile, name, alone, link.bytes_s, link.kept)
+    if not link.is_measured or not link.gpu_bytes_s or shared is None:
         return None
 
     def at(rate: float) -> tuple[float, ...]:
@@ -65,25 +65,22 @@ def curves(profile: Profile, layout: ExpertLayout, link: LinkRate, each: float, 
         cpu=at(alone),
         link=at(link.bytes_s),
         gpu=at(link.gpu_bytes_s),
-        cpu_beside=at(min(alone, beside[0])),
-        link_beside=at(beside[1]),
+        cpu_beside=at(shared[0]),
+        link_beside=at(shared[1]),
     )
 
 
-def _beside(profile: Profile, format: str, link: LinkRate) -> tuple[float, float] | None:
-    """Bytes per second that the CPU's experts can read, one token each, and the link carry, while both are used."""
-    if format in link.kept:
-        experts, copies = link.kept[format]
-        return experts * profile.experts[format], copies * link.bytes_s
-    left = beside(profile, profile.experts[format], link.bytes_s)
-    return None if left is None else (left, link.bytes_s)
-
-
-def beside(profile: Profile, alone: float, link: float) -> float | None:
-    """The CPU's bytes a second beside copies over a link where that was not measured: what they leave of a plain read,
-    or as `alone` where that is less. None: they leave nothing."""
+def beside(
+    profile: Profile, format: str, alone: float, link: float, kept: Mapping[str, tuple[float, float]]
+) -> tuple[float, float] | None:
+    """Bytes per second that the CPU's experts can read and a link carry while both are used; `alone`, `link`: by
+    themselves. As they were measured together (`kept`: the shares that either keeps, by format); else the CPU has what
+    copies leave of a plain read. None: they leave nothing."""
+    if format in kept:
+        experts, copies = kept[format]
+        return min(alone, experts * profile.experts[format]), copies * link
     left = profile.stream - link
-    return min(alone, left) if left > 0 else None
+    return (min(alone, left), link) if left > 0 else None
 
 
 def shared_how(format: str, link: LinkRate) -> str:

@@ -4,7 +4,7 @@
     common  = dense weights, cache and head on the GPU, without shared experts
     layer   = max(CPU's experts + hidden states down and up + hand-off,  experts here + shared expert,  second GPU)
     split   = of it the GPU's side also takes the copies, before it computes from them;
-              the CPU has beside them what they leave of a plain read (`split.py`)
+              beside each other both have what was measured, else the CPU what copies leave of a plain read (`split.py`)
     stream  = max(copies, experts here + shared expert): while one is copied another is computed
     part    = max(bytes / bandwidth, FLOPs / compute)
 
@@ -105,14 +105,16 @@ class TierModel:
         second = self._second(work, computed, terms)
         if work.is_streamed or CPU_DRAM not in work.bytes:
             return down + max(copies, here, second)
-        cpu = self._beside(computed(CPU_DRAM), work)
-        if cpu is None:
+        together = self._beside(computed(CPU_DRAM), copies, work)
+        if together is None:
             return None
+        cpu, copies_beside = together
+        terms[H2D] += copies_beside - copies
         handoff = self.handoff_s or 0.0 if phase == "decode" else 0.0
         terms[CPU_DRAM] += cpu
         if handoff:
             terms[HANDOFF] += handoff
-        return max(down + cpu + up + handoff, copies + here, second)
+        return max(down + cpu + up + handoff, copies_beside + here, second)
 
     def _second(self, work: LayerWork, computed: Computed, terms: Terms) -> float:
         """The second GPU: hidden states there, its experts, its part of the sum back; 0 without."""
@@ -122,13 +124,13 @@ class TierModel:
         assert self.rates.across, "two GPUs, and no rate between them"
         return _add(terms, {D2D: crossed / self.rates.across, GPU1_HBM: computed(GPU1_HBM)})
 
-    def _beside(self, alone_s: float, work: LayerWork) -> float | None:
-        """The CPU's seconds, which are more beside copies; None if these leave it nothing."""
-        size = work.bytes[CPU_DRAM].get(EXPERTS, 0)
+    def _beside(self, alone_s: float, copies_s: float, work: LayerWork) -> tuple[float, float] | None:
+        """Seconds of the CPU and of the copies, beside each other; None if copies leave the CPU nothing."""
+        size, rates = work.bytes[CPU_DRAM].get(EXPERTS, 0), self.rates
         if not work.copied or not size:
-            return alone_s
-        rate = split.beside(self.rates.profile, size / alone_s, self.rates.up)
-        return None if rate is None else size / rate
+            return alone_s, copies_s
+        found = split.beside(rates.profile, self.formats.experts.name, size / alone_s, rates.up, rates.kept)
+        return None if found is None else (size / found[0], work.copied / found[1])
 
     def _experts(self, tier: str, size: int, pairs: int, a_pair: float) -> float:
         """Seconds of a tier's experts for so many choices of tokens."""

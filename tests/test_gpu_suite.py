@@ -19,7 +19,9 @@ import gpu_handoff
 import gpu_measure
 import gpu_models
 import gpu_rows
+import gpu_same
 import gpu_suite
+import random_checkpoint
 from headrace import MemoryNeeded
 from headrace.engine import calibrate
 from headrace.engine.profile import Profile, hardware_key, load_profile
@@ -175,6 +177,37 @@ def test_a_machine_that_cannot_be_measured_says_why(
     found = gpu_measure.measure()
     assert "not saved: Not a directory" in found["problem"]
     assert found["stream"] == 1e10
+
+
+def test_placements_are_held_against_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a simulated GPU all ways say the same; a placement that computes something else is found."""
+    tiny = {**random_checkpoint.SHAPES["qwen3-30b-a3b"], "hidden_size": 64, "num_experts": 8, "head_dim": 16,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "moe_intermediate_size": 32, "intermediate_size": 64,
+            "vocab_size": 1024}  # fmt: skip
+    monkeypatch.setitem(random_checkpoint.SHAPES, "tiny", tiny)
+    monkeypatch.setattr(gpu_same, "SHAPE", "tiny")
+    monkeypatch.setattr(gpu_same, "STEPS", 12)
+    found = gpu_same.measure("simulated")
+    assert set(found["tokens"]) == set(found["logits"]) == set(gpu_same.WAYS)
+    assert gpu_same.failures(found) == []
+    assert 0 < gpu_same.allowed(2) < 0.05
+    assert gpu_same.show(found)[0].endswith("0 wrong")
+
+
+def test_what_is_not_the_same_is_named() -> None:
+    assert gpu_same.differs([1, 2, 3], [1, 2, 4]) == 2
+    assert gpu_same.differs([1, 2], [1, 2]) is None
+    first = torch.ones(3, 4)
+    assert gpu_same.distance(first, first * torch.tensor([[1.5], [1.1], [1.0]])) == pytest.approx(0.1)
+    found = {"tokens": {"a": None, "b": 7, "c": "DeviceError: gone"}, "logits": {"a": 0.0, "b": 0.2, "c": float("nan")},
+             "allowed": 0.1}  # fmt: skip
+    assert gpu_same.failures(found) == [
+        "demo, b: another token at step 7", "demo, c: DeviceError: gone",
+        "qwen3-30b-a3b, b: logits off by 20.00%", "qwen3-30b-a3b, c: logits off by nan%",
+    ]  # fmt: skip
+    assert len(gpu_same.show(found)) == 5
+    assert gpu_same.show({"skipped": "not built"}) == ["same: not built"]
+    assert gpu_same.failures({"skipped": "not built"}) == []
 
 
 def test_a_line_of_the_table_says_what_was_not_reached() -> None:

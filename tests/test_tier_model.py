@@ -168,6 +168,20 @@ def test_a_split_step_by_hand(checkpoints: Checkpoints, profile: Profile) -> Non
         assert run(llm)[-1].predicted is None, "copies could take all of the memory's bandwidth"
 
 
+def test_a_split_step_beside_what_was_measured(checkpoints: Checkpoints, profile: Profile) -> None:
+    """The CPU keeps 80 % of its rate beside copies, which keep half of theirs."""
+    with load(checkpoints, "qwen3_moe", [[0, 3, 7], [1, 2, 4]], cpu_moe=True, split=2) as llm:
+        name = llm.checkpoint.formats.experts.name
+        llm.use_rates(rates(profile, kept={name: (0.8, 0.5)}))
+        step = run(llm)[-1]
+        cpu_side = (HIDDEN + 3 * PAIR) / DOWN + EXPERT / (0.8 * CPU) + HIDDEN / UP
+        gpu_side = 2 * EXPERT / (0.5 * UP) + 2 * EXPERT / HBM
+        assert step.predicted is not None
+        assert step.predicted.overlap_s == pytest.approx(2 * min(cpu_side, gpu_side))
+        others = (step.total("h2d") - 4 * EXPERT) / UP
+        assert step.predicted.terms["h2d"] == pytest.approx(4 * EXPERT / (0.5 * UP) + others)
+
+
 def test_a_second_gpu_works_beside(checkpoints: Checkpoints, profile: Profile) -> None:
     """Layer 0 on the second GPU: hidden states and choices there, its sum back."""
     with load(checkpoints, "qwen3_moe", [[0, 3, 7], [1, 2, 4]], n_cpu_moe=1, tensor_split="0,1") as llm:
