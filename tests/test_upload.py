@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from headrace import LLM, SamplingParams
+from headrace.engine.clock import Clock
 from headrace.engine.devices import Device
 from headrace.engine.graphs import Static
 from headrace.engine.home import Home, largest_pass
@@ -116,7 +117,7 @@ class Crossings(TorchDispatchMode):
 def test_an_eager_pass_costs_one_copy(shape: Shape) -> None:
     ops: Any = reference
     device = Device(tier=Tier.GPU0, place=ELSEWHERE, backend="gpu", ops=ops, name="elsewhere", free=1)
-    home = Home(device=device, table=device, ledger=Ledger(), upload=Upload(ELSEWHERE, shape))
+    home = Home(device=device, table=device, ledger=Ledger(), clock=Clock(), upload=Upload(ELSEWHERE, shape))
     given = some_pass(shape)
     with Crossings() as crossed:
         found = home.take(given)
