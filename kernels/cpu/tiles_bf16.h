@@ -14,7 +14,8 @@
 //
 // Limits: a token's sum runs over k in one order, so its result depends on nothing beside it; subnormals count as zero.
 //
-// Measured on one core of a 2-core server CPU, weights from the third cache, minima of many turns. What 32 blocks (a step
+// Measured on one core of a 2-core server CPU, weights from the third cache, minima of many turns, before tiles of tokens
+// were loaded past the first cache, which took another tenth away. What 32 blocks (a step
 // of both slices), two tiles of tokens and their four products take, in cycles, with weights in the first cache:
 //
 //             products and loads   unpacking alone   both by their ports   here (q4_0 and q8_0, 32 tokens)
