@@ -7,8 +7,9 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
-from headrace import LLM
+from headrace import LLM, SamplingParams
 from headrace.kernels import Choice
 
 EVEN_ON_CPU = {
@@ -38,6 +39,20 @@ def placed(options: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
         return options
     (tmp_path / "even.json").write_text(json.dumps(EVEN_ON_CPU))
     return {**options, "placement": tmp_path / "even.json"}
+
+
+def break_a_pass(llm: LLM, prompt: list[list[int]], params: SamplingParams) -> None:
+    """A pass that fails after its first layer with experts."""
+    inner = llm.decoder.experts.collect
+
+    def broken(job: Any) -> torch.Tensor:
+        inner(job)
+        raise RuntimeError("broken")
+
+    llm.decoder.experts.collect = broken  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError, match="broken"):
+        llm.generate(prompt, params)
+    llm.decoder.experts.collect = inner  # type: ignore[method-assign]
 
 
 def recorded(llm: LLM) -> tuple[dict[int, dict[int, list[int]]], dict[int, tuple[list[int], int]]]:

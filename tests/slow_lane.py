@@ -13,6 +13,13 @@ import torch
 from headrace.kernels import FORMATS, ExpertBank, ExpertLayout
 
 
+class Reached(threading.Event):
+    """A mark that can be asked, as an event of a GPU can."""
+
+    def query(self) -> bool:
+        return self.is_set()
+
+
 class SlowLane:
     """A stream in a thread: work starts late, in order; a mark is an event that is set when its turn comes."""
 
@@ -35,12 +42,12 @@ class SlowLane:
 
         self.jobs.put(late)
 
-    def mark(self) -> threading.Event:
-        event = threading.Event()
+    def mark(self) -> Reached:
+        event = Reached()
         self.jobs.put(event.set)
         return event
 
-    def wait(self, mark: threading.Event) -> None:
+    def wait(self, mark: Reached) -> None:
         if self.heeds:
             self.jobs.put(lambda: None if mark.wait(20) else pytest.fail("a mark that never came"))
 

@@ -210,7 +210,7 @@ def test_a_slow_gpu_hides_the_cpu(tmp_path: Path) -> None:
         here = experts._on_gpu
 
         def slow(*args: Any) -> torch.Tensor:
-            time.sleep(0.01)
+            time.sleep(0.04)  # long enough for a CPU that others use too
             part: torch.Tensor = here(*args)
             return part
 

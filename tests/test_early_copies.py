@@ -22,7 +22,7 @@ from headrace.engine.tiers import TieredExperts
 from headrace.engine.traffic import PassShape, placed_bytes
 from headrace.kernels import Choice, ExpertBank, reference
 from late_lanes import Log, a_gpu
-from placements import placed, recorded
+from placements import break_a_pass, placed, recorded
 from slow_lane import SlowLane, layer_of
 from torch import Tensor
 
@@ -299,16 +299,7 @@ def test_a_pass_that_broke_leaves_no_early_copy_to_the_next(fetches: list[int]) 
     force(llm, [ALL, [0, 1, 2, 3], *CHOSEN[2:]])
     prompt, params = [ids_of(20, llm.spec.vocab)], SamplingParams(max_new_tokens=1, ignore_eos=True)
     right = llm.generate(prompt, params)[0].ledger[0].bytes
-    inner = llm.decoder.experts.collect
-
-    def broken(job: Any) -> Tensor:
-        inner(job)
-        raise RuntimeError("broken")
-
-    llm.decoder.experts.collect = broken  # type: ignore[method-assign]
-    with pytest.raises(RuntimeError, match="broken"):
-        llm.generate(prompt, params)
-    llm.decoder.experts.collect = inner  # type: ignore[method-assign]
+    break_a_pass(llm, prompt, params)
     count = len(fetches)
     force(llm, [[0, 1, 2, 3], [0, 1, 2, 3], *CHOSEN[2:]])
     read = llm.generate(prompt, params)[0].ledger[0].bytes

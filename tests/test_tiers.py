@@ -23,7 +23,7 @@ from headrace.engine.traffic import PassShape, placed_bytes
 from headrace.kernels import Choice
 from headrace.loaders import converted
 from headrace.loaders.weights import TierBanks
-from placements import PLACEMENTS, placed, recorded
+from placements import PLACEMENTS, break_a_pass, placed, recorded
 
 Checkpoints = Callable[[str], Path]
 Run = Callable[..., tuple[int, str, str]]
@@ -223,16 +223,7 @@ def test_a_pass_that_broke_leaves_nothing_in_the_account() -> None:
     llm = LLM("demo", device="simulated", max_context=64, n_cpu_moe=3)
     prompt, params = [[5, 6, 7]], SamplingParams(max_new_tokens=2, ignore_eos=True)
     right = llm.generate(prompt, params)[0].ledger[-1].bytes
-    inner = llm.decoder.experts.collect
-
-    def broken(job: Any) -> torch.Tensor:
-        inner(job)
-        raise RuntimeError("broken")
-
-    llm.decoder.experts.collect = broken  # type: ignore[method-assign]
-    with pytest.raises(RuntimeError, match="broken"):
-        llm.generate(prompt, params)
-    llm.decoder.experts.collect = inner  # type: ignore[method-assign]
+    break_a_pass(llm, prompt, params)
     assert llm.generate(prompt, params)[0].ledger[-1].bytes == right
 
 

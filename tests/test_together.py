@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,45 +15,20 @@ from headrace.engine.lanes import HostLane
 from headrace.engine.links import Links
 from headrace.engine.together import AHEAD, Copies, Step, Way, kept, lines, moved, rates
 from headrace.kernels import FORMATS
+from slow_lane import Reached, SlowLane
 
 MB = 1 << 20
 CPU = torch.device("cpu")
 
 
-class Reached(threading.Event):
-    """A mark that can be asked, as an event of a GPU can."""
-
-    def query(self) -> bool:
-        return self.is_set()
-
-
-class ThreadLane:
+class ThreadLane(SlowLane):
     """A stream in a thread: work is done in order, while the giver goes on."""
 
     def __init__(self) -> None:
-        self.jobs: queue.Queue[Callable[[], None] | None] = queue.Queue()
-        self.thread = threading.Thread(target=self._run, daemon=True)
-        self.thread.start()
-
-    def _run(self) -> None:
-        while (job := self.jobs.get()) is not None:
-            job()
-
-    def do(self, work: Callable[[], None]) -> None:
-        self.jobs.put(work)
-
-    def mark(self) -> Reached:
-        mark = Reached()
-        self.jobs.put(mark.set)
-        return mark
+        super().__init__(0, 0.0)
 
     def wait(self, mark: Reached) -> None:
         raise AssertionError("copies of a measurement wait for nobody")
-
-    def close(self) -> None:
-        self.jobs.put(None)
-        self.thread.join(20)
-        assert not self.thread.is_alive()
 
 
 @pytest.fixture
@@ -62,7 +36,7 @@ def two_lanes() -> Iterator[tuple[ThreadLane, ThreadLane]]:
     both = ThreadLane(), ThreadLane()
     yield both
     for lane in both:
-        lane.close()
+        lane.end()
 
 
 @pytest.fixture(autouse=True)
@@ -131,7 +105,7 @@ def test_ways_that_share_a_memory_get_half_of_it() -> None:
     memory = Memory()
     one, other = (Way(name=name, step=memory.step) for name in ("experts", "copies"))
     found = together.measure([(one, other)], rounds=5, seconds=0.05)
-    memory.lane.close()
+    memory.lane.end()
     assert list(found) == ["experts + copies"]
     both = found["experts + copies"]
     assert set(both) == {"experts", "copies", "experts alone", "copies alone"}

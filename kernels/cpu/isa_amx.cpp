@@ -1,4 +1,4 @@
-// The function table for AVX-512 with AMX: the table of isa_avx512.cpp, and tiles for many tokens (tiles_amx.h).
+// The function table for AVX-512 with AMX: the table of isa_avx512.cpp, and tiles for many tokens (tiles_bf16.h, tiles_int8.h).
 #include "quants_avx512.h"
 
 #include "fill_table.h"

@@ -23,7 +23,7 @@
 //    stream, at system scope, and PCIe keeps the order of posted writes. Here the acquire of `ready` pairs with it.
 //  - y before its flag. All workers' stores come before the end of the region (each counts itself out with a release,
 //    worker 0 reads the count with acquire), and the release of `done` hands them all on. Kernels that store past the
-//    caches fence before the region ends (tiles_amx.h).
+//    caches fence before the region ends (tiles.h).
 //  - No flag is lost. `done := 0` precedes `ready := 1` in the stream, and the coordinator writes `done` only after it
 //    saw that `ready`, so its 1 is never overwritten by the 0 of the same job. `ready := 0` precedes `done := 1`, and
 //    the GPU writes the next `ready := 1` only after it saw that `done`, so a 1 is never overwritten by an old 0.
