@@ -80,7 +80,8 @@ class EngineConfig:
     kernels: "auto" (the C++ kernels), "cpu", or "reference" (plain torch). dtype: "auto", "float32" or "bfloat16":
     the type of weights whose format is "native", and of the KV cache. expert_format, dense_format: "native" or a
     name of `headrace.kernels.FORMATS`. cpu_activations: how activations meet q8_0 and q4_0 weights, "int8" (rounded per
-    32, fast) or "bf16" (nothing coarser than bfloat16); holds for the whole process. threads: CPU threads, None: all.
+    32, in matrix tiles per 256 and the weights too; fast) or "bf16" (nothing coarser than bfloat16); holds for the
+    whole process. threads: CPU threads, None: all.
     device: where attention, shared experts, head and KV cache lie: "cpu", "cuda" or "cuda:N", "auto" (a GPU if an
     option below asks for one, else the CPU), or "simulated": RAM in the part of a GPU, with the kernels of the CPU, or
     those that "simulated:KERNELS" names. Of the routed experts beside a GPU: cpu_moe keeps all in RAM, n_cpu_moe those
