@@ -41,6 +41,17 @@ def placed(options: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
     return {**options, "placement": tmp_path / "even.json"}
 
 
+def force(llm: LLM, chosen: list[list[int]]) -> None:
+    """Every token chooses these experts, layer by layer over the MoE layers, with equal weights."""
+    moe_layers = [i for i, is_moe in enumerate(llm.spec.is_moe) if is_moe]
+
+    def choose(index: int, choice: Choice) -> Choice:
+        ids = torch.tensor(chosen[moe_layers.index(index)], dtype=torch.int32).expand(len(choice[0]), -1).contiguous()
+        return ids, torch.full(ids.shape, 1.0 / ids.shape[1])
+
+    llm.decoder.choose = choose
+
+
 def break_a_pass(llm: LLM, prompt: list[list[int]], params: SamplingParams) -> None:
     """A pass that fails after its first layer with experts."""
     inner = llm.decoder.experts.collect

@@ -22,19 +22,9 @@ from headrace.loaders.config import ConfigReader
 from headrace.loaders.families import spec_of
 from headrace.loaders.spec import ModelSpec
 from headrace.loaders.weights import Formats
+from placements import force
 
 Checkpoints = Callable[[str], Path]
-
-
-def force(llm: LLM, chosen: list[list[int]]) -> None:
-    """Every token chooses these experts, layer by layer over the MoE layers, with equal weights."""
-    moe_layers = [i for i, is_moe in enumerate(llm.spec.is_moe) if is_moe]
-
-    def choose(index: int, choice: Choice) -> Choice:
-        ids = torch.tensor(chosen[moe_layers.index(index)], dtype=torch.int32).expand(len(choice[0]), -1).contiguous()
-        return ids, torch.full(ids.shape, 1.0 / ids.shape[1])
-
-    llm.decoder.choose = choose
 
 
 @pytest.mark.parametrize("expert_format", ["f32", "bf16", "q8_0", "q4_0"])

@@ -28,9 +28,9 @@ from headrace.engine.planning.hardware import core_flops
 from headrace.engine.profile import Profile
 from headrace.engine.streaming import Ring, chosen_numbers, in_order, piece_of, ranks, runs
 from headrace.engine.traffic import PassShape, placed_bytes
-from headrace.kernels import FORMATS, Choice, ExpertLayout, isa, reference
+from headrace.kernels import FORMATS, ExpertLayout, isa, reference
 from late_lanes import Log, a_gpu, is_right
-from placements import placed, recorded
+from placements import force, placed, recorded
 from slow_lane import SlowLane, layer_of
 
 Checkpoints = Callable[[str], Path]
@@ -188,17 +188,6 @@ def test_the_cpu_computes_nothing_while_experts_are_streamed() -> None:
 
 
 # ---- the account
-
-
-def force(llm: LLM, chosen: list[list[int]]) -> None:
-    """Every token chooses these experts, by MoE layer, with equal weights."""
-    moe_layers = [i for i, is_moe in enumerate(llm.spec.is_moe) if is_moe]
-
-    def choose(index: int, choice: Choice) -> Choice:
-        ids = torch.tensor(chosen[moe_layers.index(index)], dtype=torch.int32).expand(len(choice[0]), -1).contiguous()
-        return ids, torch.full(ids.shape, 1.0 / ids.shape[1])
-
-    llm.decoder.choose = choose
 
 
 EXPERT, ROUTING = 3 * 32 * 64 * 2, 3 * (4 + 4)  # bytes of an expert in bf16; of a token's ids and weights

@@ -24,7 +24,8 @@ from headrace.engine.posting import VARIANTS, Trial
 from headrace.engine.profile import Profile
 from headrace.engine.residual import causes, tier_times
 from headrace.engine.watch import Watch
-from headrace.kernels import Choice, reference
+from headrace.kernels import reference
+from placements import force
 
 Checkpoints = Callable[[str], Path]
 EXPERT = 3 * 32 * 64 * 2  # bytes in bf16
@@ -54,13 +55,7 @@ def rates(profile: Profile, flops: float | None = None, **changes: Any) -> Rates
 def load(checkpoints: Checkpoints, variant: str, chosen: list[list[int]], **options: Any) -> LLM:
     """qwen3_moe: hidden 64, 8 experts 32 wide in layers 0 and 2, layer 1 dense, top 3. Every token chooses these."""
     llm = LLM(str(checkpoints(variant)), device="simulated", dtype="bfloat16", **options)
-    moe_layers = [i for i, is_moe in enumerate(llm.spec.is_moe) if is_moe]
-
-    def choose(index: int, choice: Choice) -> Choice:
-        ids = torch.tensor(chosen[moe_layers.index(index)], dtype=torch.int32).expand(len(choice[0]), -1).contiguous()
-        return ids, torch.full(ids.shape, 1.0 / ids.shape[1])
-
-    llm.decoder.choose = choose
+    force(llm, chosen)
     return llm
 
 

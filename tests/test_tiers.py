@@ -20,10 +20,9 @@ from headrace.engine.machine import Profile
 from headrace.engine.placement import Tier
 from headrace.engine.tiers import TieredExperts
 from headrace.engine.traffic import PassShape, placed_bytes
-from headrace.kernels import Choice
 from headrace.loaders import converted
 from headrace.loaders.weights import TierBanks
-from placements import PLACEMENTS, break_a_pass, placed, recorded
+from placements import PLACEMENTS, break_a_pass, force, placed, recorded
 
 Checkpoints = Callable[[str], Path]
 Run = Callable[..., tuple[int, str, str]]
@@ -133,17 +132,6 @@ def test_an_error_in_the_worker_is_raised_and_the_next_pass_is_right() -> None:
 
 
 # ---- the account
-
-
-def force(llm: LLM, chosen: list[list[int]]) -> None:
-    """Every token chooses these experts, by MoE layer, with equal weights."""
-    moe_layers = [i for i, is_moe in enumerate(llm.spec.is_moe) if is_moe]
-
-    def choose(index: int, choice: Choice) -> Choice:
-        ids = torch.tensor(chosen[moe_layers.index(index)], dtype=torch.int32).expand(len(choice[0]), -1).contiguous()
-        return ids, torch.full(ids.shape, 1.0 / ids.shape[1])
-
-    llm.decoder.choose = choose
 
 
 def by_hand(tmp_path: Path, checkpoints: Checkpoints) -> tuple[LLM, dict[str, int]]:

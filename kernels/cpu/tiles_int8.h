@@ -57,10 +57,10 @@ void int8_pack(const float* x, size_t stride, const int32_t* index, int count, i
   alignas(64) uint8_t rows[TILE_SIDE][GROUP] = {};
   float* scales = int8_scales(tiles, cols);
   for (int g = 0; g < groups_of(cols); g++) {
-    for (int i = 0; i < TILE_SIDE; i++) {
-      const float* token = x + (index ? index[least(i, count - 1)] : least(i, count - 1)) * stride + g * GROUP;
-      const float scale = i < count ? quantise_group(token, least(GROUP, cols - g * GROUP), rows[i]) : 0.0f;
-      scales[g * TILE_SIDE + i] = scale / F::FULL;
+    store(scales + g * TILE_SIDE, zero());
+    for (int i = 0; i < count; i++) {
+      const float* token = x + (index ? index[i] : i) * stride + g * GROUP;
+      scales[g * TILE_SIDE + i] = quantise_group(token, least(GROUP, cols - g * GROUP), rows[i]) / F::FULL;
     }
     for (int step = 0; step < GROUP_STEPS; step++, tiles += TILE_BYTES) {
       V fours[TILE_SIDE];
