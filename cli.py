@@ -77,15 +77,15 @@ def _keys(text: str) -> tuple[str, ...]:
 
 def _load(model: str, quiet: bool, options: dict[str, Any]) -> Any:
     """The loaded model, with a progress bar and the start-up table unless `quiet`."""
-    from .engine import console, report
     from .engine.llm import LLM
+    from .engine.terminal import generate, generate_report
 
     options["ignore_config_keys"] = _keys(options.pop("ignore_config_keys", ""))
     if quiet:
         return LLM(model, **options)
-    with console.load_progress() as progress:
+    with generate.load_progress() as progress:
         llm = LLM(model, progress=progress, **options)
-    console.notes.print(report.startup_table(llm))
+    generate.notes.print(generate_report.startup_table(llm))
     return llm
 
 
@@ -134,9 +134,9 @@ def generate(
     ignore_config_keys: IgnoreKeys = "",
 ) -> None:
     """Complete PROMPTS with MODEL, stream the text, then show the bytes that every token read."""
-    from .engine import console
     from .engine.config import SamplingParams
-    from .engine.ledger import Ledger
+    from .engine.ledger.ledger import Ledger
+    from .engine.terminal import generate
 
     if not prompts and not interactive:
         raise OptionError('no prompt: headrace generate MODEL "text", or -i for a chat')
@@ -162,15 +162,15 @@ def generate(
     )  # fmt: skip
     llm = _load(model, as_json, options)
     asked = [llm.ask(text, system) if chat else llm.encode(text) for text in prompts or []]
-    console.ensure_profile(llm)
-    console.watch(llm)
+    generate.ensure_profile(llm)
+    generate.watch(llm)
     if ledger is not None:
         llm.ledger.open(ledger)
         llm.time_tiers()
     if interactive:
-        raise typer.Exit(console.chat(llm, params, system))
+        raise typer.Exit(generate.chat(llm, params, system))
     echo = "" if chat else (prompts or [""])[0]
-    raise typer.Exit(console.complete(llm, asked, params, as_json, echo))
+    raise typer.Exit(generate.complete(llm, asked, params, as_json, echo))
 
 
 @app.command()
@@ -188,8 +188,8 @@ def convert(
     ignore_config_keys: IgnoreKeys = "",
 ) -> None:
     """Save MODEL in packed formats as a directory that loads without quantising again."""
-    from .engine import console
-    from .loaders import converted
+    from .engine.terminal import generate
+    from .loaders.weights import converted
 
     converted.check_destination(directory)
     options = dict(
@@ -198,7 +198,7 @@ def convert(
     )  # fmt: skip
     llm = _load(model, False, options)
     converted.save(llm.checkpoint.directory, directory, llm.weights, llm.checkpoint.formats)
-    console.say(f"wrote {directory}; use it as: headrace generate {directory} ...")
+    generate.say(f"wrote {directory}; use it as: headrace generate {directory} ...")
 
 
 @app.command()
@@ -229,7 +229,7 @@ def perplexity(
     ignore_config_keys: IgnoreKeys = "",
 ) -> None:
     """Measure how well MODEL predicts the text in FILE."""
-    from .engine.perplexity import perplexity as measure
+    from .engine.bench.perplexity import perplexity as measure
 
     try:
         text = file.read_text(encoding="utf-8")
@@ -256,25 +256,28 @@ def measure(
     as_json: Json = False,
 ) -> None:
     """Measure how fast this machine's kernels read memory and what a step costs besides; saved for predictions."""
-    from .engine import calibrate, console, machine, report, strangers, tiles
+    from .engine.bench import calibrate
+    from .engine.devices import host
+    from .engine.measure import other_load, tile_thresholds
+    from .engine.terminal import generate, generate_report
 
-    machine.set_threads(threads)
+    host.set_threads(threads)
     profile = calibrate.measure(rounds, quick)
     if as_json:
         print(json.dumps(asdict(profile)))
     else:
-        console.notes.print(report.profile_table(profile))
-        for line in report.profile_lines(profile):
-            console.say(line)
-    if strangers.are_in_the_way(profile.busy):
-        console.say(
+        generate.notes.print(generate_report.profile_table(profile))
+        for line in generate_report.profile_lines(profile):
+            generate.say(line)
+    if other_load.are_in_the_way(profile.busy):
+        generate.say(
             f"other processes took {profile.busy:.1f} cores meanwhile, so that these rates are too low: measure again "
             "when nothing else runs"
         )
-    console.save_profile(profile)
-    if found := tiles.refresh():
+    generate.save_profile(profile)
+    if found := tile_thresholds.refresh():
         least = ", ".join(f"{count} ({name})" for name, count in found.items())
-        console.say(f"matrix tiles take over from so many tokens on: {least}")
+        generate.say(f"matrix tiles take over from so many tokens on: {least}")
 
 
 @app.command()
@@ -313,12 +316,12 @@ def bench(
     ignore_config_keys: IgnoreKeys = "",
 ) -> None:
     """Measure prefill and decode speed of MODEL, with bytes, prediction, residual and share of the ceiling."""
-    from .engine import bench_console, bench_report
-    from .engine.bench import Grid
+    from .engine.bench.bench import Grid
+    from .engine.terminal import bench_command, bench_report
 
     lists = {"prompt": prompt, "new": new, "batch": batch, "depth": depth}
     tests = Grid(
-        **{name: bench_console.numbers(f"--{name}", text) for name, text in lists.items()},
+        **{name: bench_command.numbers(f"--{name}", text) for name, text in lists.items()},
         rounds=rounds,
         placements=tuple(name.strip() for name in placement.split(",")),
     )
@@ -330,8 +333,8 @@ def bench(
         device=device, tensor_split=tensor_split, vram_limit=vram_limit, stream_from=stream_from, split=split,
         pinned_limit=pinned_limit, handoff=handoff,
     )  # fmt: skip
-    load = partial(bench_console.load, model, options, random_weights, layers)
-    raise typer.Exit(bench_console.run(load, model, tests, save_to=save_to, old=old))
+    load = partial(bench_command.load, model, options, random_weights, layers)
+    raise typer.Exit(bench_command.run(load, model, tests, save_to=save_to, old=old))
 
 
 @app.command()
@@ -350,17 +353,17 @@ def doctor(
     cache_dir: CacheDir = None,
 ) -> None:
     """Say what slows this machine down; with MODEL what each cause costs in tokens per second, and what to do first."""
-    from .engine import bench_console, doctor_console
+    from .engine.terminal import bench_command, doctor_command
 
     if model is None:
         if random_weights:
             raise OptionError("--random-weights makes weights for a MODEL: name one")
-        raise typer.Exit(doctor_console.run(None))
+        raise typer.Exit(doctor_command.run(None))
     options = dict(
         expert_format=expert_format, dense_format=dense_format, threads=threads, max_context=64, max_sequences=1,
         revision=revision, offline=offline, cache_dir=cache_dir,
     )  # fmt: skip
-    raise typer.Exit(doctor_console.run(lambda: bench_console.load(model, options, random_weights, None)))
+    raise typer.Exit(doctor_command.run(lambda: bench_command.load(model, options, random_weights, None)))
 
 
 @app.command()
@@ -392,11 +395,11 @@ def plan(
     cache_dir: CacheDir = None,
 ) -> None:
     """Predict what of MODEL fits where, how fast it runs, and what bounds it; from headers alone, nothing is loaded."""
-    from .engine.planning import console
     from .engine.planning.plan import Options
+    from .engine.terminal import plan_command
 
     if article:
-        raise typer.Exit(console.show_articles())
+        raise typer.Exit(plan_command.show_articles())
     if model is None:
         raise OptionError("no model: headrace plan MODEL, or headrace plan --article")
     options = Options(
@@ -404,7 +407,7 @@ def plan(
         model=estimate,
     )  # fmt: skip
     where = dict(revision=revision, offline=offline, cache_dir=cache_dir)
-    status = console.show(
+    status = plan_command.show(
         model, hardware, options, where, shorten=context is None, as_json=as_json, plot_to=plot, trace_from=trace
     )
     raise typer.Exit(status)

@@ -20,10 +20,11 @@ from typing import Any
 
 import random_checkpoint
 import torch
-from headrace import LLM, SamplingParams
-from headrace.engine.ledger import summarise
-from headrace.kernels import cpu
 from passport import passport
+
+from headrace import LLM, SamplingParams
+from headrace.engine.ledger.ledger import summarise
+from headrace.kernels import cpu
 
 DATA = Path(__file__).parent.parent / "bench-data"
 BUFFER = 2 << 30

@@ -1,4 +1,4 @@
-"""Times the C++ kernels on the large cases of `kernels/cases.py`, against the memory bandwidth measured in between.
+"""Times the C++ kernels on the large cases of `kernels/cases/all.py`, against the memory bandwidth measured in between.
 
     python benchmarks/bench_kernels.py [--filter experts] [--threads N] [--isa NAME] [--quick] [--json out.json]
 
@@ -22,12 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from headrace.kernels import _cpu, cpu
-from headrace.kernels.case import Case, SlabSource
-from headrace.kernels.cases import CASES
-from headrace.kernels.cpu.mailbox import round_trip_us
 from passport import passport
 from torch import Generator, Tensor
+
+from headrace.kernels import _cpu, cpu
+from headrace.kernels.cases.all import CASES
+from headrace.kernels.cases.case import Case, SlabSource
+from headrace.kernels.cpu.mailbox import round_trip_us
 
 READ_BYTES = 96_000_000
 READS_WEIGHTS = ("linear", "experts")

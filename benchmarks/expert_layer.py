@@ -15,10 +15,12 @@ from typing import Any
 
 import bench_kernels
 import torch
-from headrace.kernels import FORMATS, ExpertBank, ExpertLayout, cpu
-from headrace.kernels.cases import CASES
 from interleave import Rates, quiet, significant, take_turns
 from torch import Tensor
+
+from headrace.kernels import FORMATS, ExpertLayout, cpu
+from headrace.kernels.cases.all import CASES
+from headrace.kernels.packed import ExpertBank
 
 EXPERTS, TOP_K, HIDDEN, WIDTH = 128, 8, 2048, 768  # of Qwen3-30B-A3B
 TOTAL_BYTES = 2_000_000_000

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from headrace.loaders.noise import half, nibbles, norm_value
 from numpy.typing import NDArray
+
+from headrace.loaders.weights.noise import half, nibbles, norm_value
 
 Bytes = NDArray[np.uint8]
 

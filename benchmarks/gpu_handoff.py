@@ -18,7 +18,7 @@ ARENA, LAYER = 4 << 30, 256 << 20
 
 def pinning(driver: Any, size: int = ARENA, layer: int = LAYER) -> dict[str, Any]:
     """Seconds to fill and pin `size` bytes in areas of `layer`, and how much of them the driver took."""
-    from headrace.engine.pinned import Arena, Pins
+    from headrace.engine.memory.pinned import Arena, Pins
 
     arena, start = Arena(size), time.perf_counter()
     areas = [arena.take(f"layer {n}", layer, 1 << 20) for n in range(size // layer)]
@@ -37,16 +37,22 @@ def measure(device: int, library: str | None = None) -> dict[str, Any]:
     """Every way with its microseconds or its problem, the one to choose, and pinning; {"skipped": why} where the
     extension or the driver is missing."""
     try:
-        from headrace.engine import posting
-        from headrace.engine.driver import HOST_POINTER_IS_DEVICE_POINTER, HOST_REGISTER, LIBRARY, MEM_OPS_64, Driver
+        from headrace.engine.cuda_graphs import signals
+        from headrace.engine.devices.cuda_driver import (
+            HOST_POINTER_IS_DEVICE_POINTER,
+            HOST_REGISTER,
+            LIBRARY,
+            MEM_OPS_64,
+            Driver,
+        )
         from headrace.errors import HeadraceError
     except ImportError as error:
         return {"skipped": f"headrace is not installed with its C++ extension ({error}): pip install ."}
     library = library or LIBRARY
-    trials = posting.probe(library, device, LAYERS)
+    trials = signals.probe(library, device, LAYERS)
     found: dict[str, Any] = {name: {"us": trial.us, "problem": trial.problem} for name, trial in trials.items()}
     try:
-        choice = posting.choose(trials)
+        choice = signals.choose(trials)
         found["choice"] = {"name": choice.name, "reason": choice.reason}
         driver = Driver(library)
         driver.make_current(device)

@@ -15,12 +15,13 @@ def measure(quick: bool = False) -> dict[str, Any]:
     """The profile, where it was saved or why not; {"problem": why} where nothing could be measured, {"skipped": why}
     without the extension."""
     try:
-        from headrace.engine import calibrate, machine
+        from headrace.engine.bench import calibrate
+        from headrace.engine.devices import host
         from headrace.errors import HeadraceError
     except ImportError as error:
         return {"skipped": f"headrace is not installed with its C++ extension ({error}): pip install ."}
     threads = torch.get_num_threads()
-    machine.set_threads(None)
+    host.set_threads(None)
     try:
         found = calibrate.measure(quick=quick)
     except HeadraceError as error:
@@ -28,7 +29,7 @@ def measure(quick: bool = False) -> dict[str, Any]:
     finally:
         torch.set_num_threads(threads)  # as the other parts want it
     try:
-        machine.save_profile(found)
+        host.save_profile(found)
     except OSError as error:
         return {**asdict(found), "problem": f"not saved: {error.strerror} ({error.filename})"}
     return asdict(found)
@@ -41,14 +42,14 @@ def show(found: dict[str, Any]) -> list[str]:
     lines = [f"measure: {found['problem']}"] if "problem" in found else []
     if "stream" not in found:
         return lines
-    from headrace.engine import together
+    from headrace.engine.bandwidth_model import contention
 
     experts = ", ".join(f"{rate / 1e9:.1f} {name}" for name, rate in found["experts"].items())
     copies = ", ".join(f"{rate / 1e9:.1f} {name}" for name, rate in found["copies"].items())
     lines += [
         f"experts, GB/s: {experts}; a plain read {found['stream'] / 1e9:.1f}, {found['threads']} threads",
         f"copies, GB/s: {copies}",
-        *together.lines(found["together"]),
+        *contention.lines(found["together"]),
         f"others took {found['busy']:.2f} cores, {found['undisturbed']:.0%} of samples undisturbed",
     ]
     return lines + found["notes"]

@@ -75,8 +75,8 @@ def setups(handoff: str = "memop", small_card: float = SMALL_CARD) -> list[Setup
 
 def run(setup: Setup, tests: Tests, device: str, model: str, layers: int | None, into: Path) -> None:
     """Loads one setup and appends a line of JSON to `into` for the load and for every test."""
-    from headrace.engine import bench
-    from headrace.engine.random_model import RandomLLM
+    from headrace.engine.bench import bench
+    from headrace.engine.bench.random_model import RandomLLM
 
     grid = bench.Grid(
         prompt=tests.prompts, new=(tests.new,), batch=tests.batches, depth=(tests.depth,), rounds=tests.rounds
@@ -106,8 +106,8 @@ def run(setup: Setup, tests: Tests, device: str, model: str, layers: int | None,
 
 def _layers(model: str, layers: int | None) -> int:
     """Layers that will run."""
-    from headrace.loaders import imagined
-    from headrace.loaders.checkpoint import LoadOptions
+    from headrace.loaders.weights import imagined
+    from headrace.loaders.weights.checkpoint import LoadOptions
 
     whole = imagined.imagine(model, LoadOptions()).spec.layers
     return whole if layers is None else min(layers, whole)
@@ -167,7 +167,7 @@ def measure(
 ) -> dict[str, Any]:
     """All setups: rows by name, and what went wrong; {"skipped": why} where the extension is missing."""
     try:
-        from headrace.engine import bench  # noqa: F401
+        from headrace.engine.bench import bench  # noqa: F401
     except ImportError as error:
         return {"skipped": f"headrace is not installed with its C++ extension ({error}): pip install ."}
     end, found = time.perf_counter() + seconds, {}

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from headrace.kernels import FORMATS, ExpertBank, ExpertLayout, Format, Matrix, Ops, reference
 from torch import Tensor
+
+from headrace.kernels import FORMATS, ExpertLayout, Format, Ops, reference
+from headrace.kernels.packed import ExpertBank, Matrix
 
 Call = Callable[[], object]
 PAGE = 32

@@ -4,8 +4,8 @@
 
 Needs a CUDA GPU, torch with CUDA (Triton comes with it) and this checkout: nothing is built or installed.
 
-checks   every small case of `kernels/cases.py`, and real shapes, against the plain twin in float32 on the same GPU,
-         within the bounds of `kernels/case.py`
+checks   every small case of `kernels/cases/all.py`, and real shapes, against the plain twin in float32 on the same GPU,
+         within the bounds of `kernels/cases/case.py`
 table    each row's calls are captured in one CUDA graph (which proves that they can be) and replayed. Every round also
          copies 2 GiB and multiplies two 8192 x 8192 bf16 matrices; a row's share is its rate over that round's copy
          (bytes read and written) or product, and the median over rounds is kept. Each call reads weights of its own, so
@@ -43,10 +43,11 @@ import gpu_models
 import gpu_same
 import torch
 from gpu_rows import GpuSource, Row, rows
-from headrace.kernels import Ops, load, reference
-from headrace.kernels.case import Case, Inputs, worst
-from headrace.kernels.cases import CASES
 from passport import gpu_passport
+
+from headrace.kernels import Ops, load, reference
+from headrace.kernels.cases.all import CASES
+from headrace.kernels.cases.case import Case, Inputs, worst
 
 COPY_BYTES = 2 << 30
 PRODUCT = 8192
@@ -73,7 +74,8 @@ def to(value: Any, device: torch.device) -> Any:
 
 
 def roundings(case: Case, inputs: Inputs) -> Inputs:
-    """What the kernels round on a GPU, in the terms of `case.py`: to bf16, where tokens are more than one."""
+    """What the kernels round on a GPU, in the terms of `kernels/cases/case.py`: to bf16, where tokens are more than
+    one."""
     found: Inputs = {"activations": "bf16", "tile_rows": 1}
     if case.op in ("linear", "experts") and len(inputs["x"]) > 1:
         found["tiles"] = dict.fromkeys(("bf16", "q8_0", "q4_0"), 1)

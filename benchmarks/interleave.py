@@ -11,7 +11,7 @@ import statistics
 import time
 from collections.abc import Callable
 
-from headrace.engine.strangers import Strangers
+from headrace.engine.measure.other_load import Strangers
 
 __all__ = ["Strangers", "medians", "quiet", "ratio", "significant", "take_turns"]
 

@@ -12,15 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from headrace.kernels import FORMATS, ExpertBank, Matrix
-from headrace.loaders.config import ConfigReader
-from headrace.loaders.converted import MANIFEST, VERSION, WEIGHTS
-from headrace.loaders.families import spec_of
-from headrace.loaders.noise import Noise, Part, parts
-from headrace.loaders.safetensors import NAMES
-from headrace.loaders.spec import ModelSpec
-from headrace.loaders.weights import Formats, allocate
 from torch import Tensor
+
+from headrace.kernels import FORMATS
+from headrace.kernels.packed import ExpertBank, Matrix
+from headrace.loaders.families import spec_of
+from headrace.loaders.families.config_reader import ConfigReader
+from headrace.loaders.files.safetensors import NAMES
+from headrace.loaders.spec import ModelSpec
+from headrace.loaders.weights.converted import MANIFEST, VERSION, WEIGHTS
+from headrace.loaders.weights.model_weights import Formats, allocate
+from headrace.loaders.weights.noise import Noise, Part, parts
 
 
 def write(directory: Path, config: dict[str, Any], formats: Formats, seed: int = 0) -> None:

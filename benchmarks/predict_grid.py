@@ -11,11 +11,11 @@ run. Each shape is cut to the layers that fit into --memory-gb, and filled with 
 experts that were really chosen; `plain` the sum of an article: bytes of weights over the plain read bandwidth, no
 cache, no fixed costs. An error is predicted over measured time, less one.
 
-`measured` is the median over the steps that ran at the pace of the profile, within 6 % (`engine/pace.py`: a neighbour
-on the other threads of our cores makes everything slower by a quarter, and nothing accounts for it); `kept` is how
-many of the steps these are, `all steps` the median over all of them. The points of a model take turns until each has
-enough steps, and a turn is repeated while other processes compute. Prints Markdown rows for docs/bandwidth-model.md,
-worst first.
+`measured` is the median over the steps that ran at the pace of the profile, within 6 %
+(`engine/measure/quiet_samples.py`: a neighbour on the other threads of our cores makes everything slower by a quarter,
+and nothing accounts for it); `kept` is how many of the steps these are, `all steps` the median over all of them. The
+points of a model take turns until each has enough steps, and a turn is repeated while other processes compute. Prints
+Markdown rows for docs/bandwidth-model.md, worst first.
 """
 
 from __future__ import annotations
@@ -31,17 +31,21 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from headrace import SamplingParams
-from headrace.engine import calibrate, machine
-from headrace.engine.ledger import Pass
-from headrace.engine.pace import Pace, Sample, alike, is_alike
-from headrace.engine.planning import machine_file, placement, plan, storage
-from headrace.engine.planning.speed import Model, Workload
-from headrace.engine.profile import Profile
-from headrace.engine.random_model import RandomLLM
-from headrace.engine.strangers import CROWDED, Strangers
-from headrace.loaders import catalogue, encodings, model_source
 from passport import passport
+
+from headrace import SamplingParams
+from headrace.engine.bandwidth_model import machine_file
+from headrace.engine.bandwidth_model.profile import Profile
+from headrace.engine.bench import calibrate
+from headrace.engine.bench.random_model import RandomLLM
+from headrace.engine.devices import host
+from headrace.engine.ledger.ledger import Pass
+from headrace.engine.measure.other_load import CROWDED, Strangers
+from headrace.engine.measure.quiet_samples import Pace, Sample, alike, is_alike
+from headrace.engine.planning import layouts, plan, storage
+from headrace.engine.planning.speed import Model, Workload
+from headrace.loaders import model_source
+from headrace.loaders.architecture import catalogue, encodings
 
 SHAPES = ("OLMoE-1B-7B", "Qwen3-30B-A3B", "Mixtral-8x7B", "Qwen1.5-MoE-A2.7B")
 FORMATS = ("q4_0", "q8_0", "bf16")
@@ -114,7 +118,7 @@ def before(config: dict[str, Any], format: str, profile: Profile, work: Workload
     model, machine = architecture_of(config), machine_file.of_profile(profile)
     engine = Model(model, storage_of(config, format), machine)
     demand = plan.needs(model, work, machine)
-    everything = placement.on_cpu(engine.storage, machine, demand)
+    everything = layouts.on_cpu(engine.storage, machine, demand)
     routed = sum(engine.touched(i, work.batch) * layer.expert for i, layer in enumerate(engine.storage.layers))
     prompt = engine.prefill(everything, work)
     assert prompt is not None, "a measured CPU has a compute rate"
@@ -285,7 +289,7 @@ def the_profile(path: Path) -> Profile:
     if not path.exists():
         path.write_text(json.dumps(asdict(measured_profile()), indent=2) + "\n")
     profile = Profile(**json.loads(path.read_text()))
-    if profile.key != machine.hardware_key():
+    if profile.key != host.hardware_key():
         raise SystemExit(f"{path} is the profile of other hardware ({profile.cpu}): name another file")
     if profile.is_stale:
         raise SystemExit(f"{path} was measured with other kernels: name another file")

@@ -22,9 +22,10 @@ from typing import Any
 
 import torch
 import whole_model
+from passport import passport
+
 from headrace import LLM, SamplingParams
 from headrace.kernels import _cpu, cpu
-from passport import passport
 
 OPS = ("embed", "add_rmsnorm", "linear", "layers", "argmax")
 ROWS, COLS = 4, 5  # arguments of the extension's linear

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from headrace.kernels import FORMATS
-from headrace.loaders.config import ConfigReader
 from headrace.loaders.families import spec_of
-from headrace.loaders.targets import targets
-from headrace.loaders.weights import Formats, allocate
+from headrace.loaders.families.config_reader import ConfigReader
+from headrace.loaders.weights.model_weights import Formats, allocate
+from headrace.loaders.weights.targets import targets
 
 COMMON: dict[str, Any] = {
     "hidden_act": "silu",

@@ -29,9 +29,10 @@ import expert_layer
 import report
 import torch
 import whole_model
-from headrace.kernels import cpu
 from interleave import Rates, Strangers, medians, ratio, significant
 from passport import passport
+
+from headrace.kernels import cpu
 
 BUSY = 0.1  # cores in the hands of others, from which a result is not to be trusted
 PARTS = ("decode", "prefill", "batch", "kt", "share")

@@ -17,11 +17,12 @@ from typing import Any
 import gguf_model
 import packed_model
 import random_checkpoint
-from headrace import LLM, SamplingParams
-from headrace.engine.ledger import CPU_DRAM
-from headrace.kernels import cpu
-from headrace.loaders.converted import is_converted
 from interleave import Rates, Sides, take_turns
+
+from headrace import LLM, SamplingParams
+from headrace.engine.ledger.ledger import CPU_DRAM
+from headrace.kernels import cpu
+from headrace.loaders.weights.converted import is_converted
 
 DATA = Path(__file__).parent.parent / "bench-data"
 SHAPE = "qwen3-30b-a3b"

@@ -13,11 +13,11 @@ from pathlib import Path
 
 from ..errors import OptionError
 from ..kernels import BACKENDS, FORMATS
-from . import placement as placing
-from .placement import Policy
+from .placement import placement as placing
+from .placement.placement import Policy
 
 DTYPES = {"auto": None, "float32": "f32", "bfloat16": "bf16"}
-GRAPHED = ("memop", "hostfunc")  # ways to hand experts to the CPU that a graph can hold (`posting.py`)
+GRAPHED = ("memop", "hostfunc")  # ways to hand experts to the CPU that a graph can hold (`cuda_graphs/signals.py`)
 HANDOFFS = (*GRAPHED, "eager")
 PINNED_SHARE = 0.8  # of the machine's memory, where no limit was given: what is pinned can neither move nor be swapped
 DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,2})?|simulated(:(cpu|reference|gpu))?")

@@ -23,53 +23,45 @@ from torch import Tensor
 
 from .. import kernels
 from ..errors import ContextOverflow, MemoryNeeded, OptionError, TokenizerError
-from ..kernels import ExpertBank
-from ..loaders import hub
-from ..loaders.checkpoint import Checkpoint, LoadOptions, Progress, load_weights, open_directory
-from ..loaders.tokenizer import Tokenizer
-from ..loaders.weights import ModelWeights, TierBanks, Where
-from . import (
-    capacity,
-    devices,
-    gpu_rates,
-    gpu_runtime,
-    graph_start,
-    handoff_choice,
-    handoff_saved,
-    lanes,
-    machine,
-    tier_model,
-    tiles,
-)
-from .clock import Clock
+from ..kernels.packed import ExpertBank
+from ..loaders.hub import locate
+from ..loaders.tokens.tokenizer import Tokenizer
+from ..loaders.weights.checkpoint import Checkpoint, LoadOptions, Progress, load_weights, open_directory
+from ..loaders.weights.model_weights import ModelWeights, TierBanks, Where
+from .bandwidth_model import tier_rates, tiered_pass
+from .bandwidth_model.cpu_pass import Predictor
+from .bandwidth_model.profile import STALE
+from .bandwidth_model.tier_rates import Rates
+from .bandwidth_model.tiered_pass import TierModel
 from .config import EngineConfig, SamplingParams
-from .devices import Device
-from .expert_memory import ExpertMemory
-from .experts import CpuExperts, Experts
-from .fit import Fit, fit
-from .gpu_rates import Rates
-from .gpu_runtime import Runtime
-from .graphed import GraphedDecode
-from .handoff import HandOff
-from .home import make_home
-from .kvcache import KVCache, PageTable, pages_for
-from .ledger import CPU_DRAM, GPU_HBM, Ledger
-from .model import Decoder
-from .pinned import resolve_limit
-from .placement import Tier
-from .planner import Predictor
-from .posting import Choice
-from .profile import STALE
-from .request import Request
-from .results import Chunk, Completion
-from .sampling import sample
-from .scheduler import Batch, Scheduler, make_inputs
-from .sequence import Sequence, make_sequence
-from .stream import Group, Stream
-from .text import TextBuilder
-from .tier_model import TierModel
-from .tiers import TieredExperts
-from .watch import Watch
+from .cuda_graphs import gpu_runtime, saved_trials, signal_choice, verify
+from .cuda_graphs.gpu_runtime import Runtime
+from .cuda_graphs.graphed_decode import GraphedDecode
+from .cuda_graphs.signals import Choice
+from .devices import device, host, streams
+from .devices.device import Device
+from .experts.backend import CpuExperts, Experts
+from .experts.host_buffers import HandOff
+from .experts.tiered import TieredExperts
+from .generation.completion_stream import Group, Stream
+from .generation.outputs import Chunk, Completion
+from .generation.request import Request
+from .generation.sampler import sample
+from .generation.scheduler import Batch, Scheduler, make_inputs
+from .generation.sequence import Sequence, make_sequence
+from .generation.stop_strings import TextBuilder
+from .ledger.drift import Watch
+from .ledger.ledger import CPU_DRAM, GPU_HBM, Ledger
+from .ledger.timers import Clock
+from .measure import tile_thresholds
+from .memory import kv_budget
+from .memory.expert_arena import ExpertMemory
+from .memory.memory_plan import Fit, fit
+from .memory.pinned import resolve_limit
+from .model.decoder import Decoder
+from .model.inputs import make_home
+from .model.kv_cache import KVCache, PageTable, pages_for
+from .placement.placement import Tier
 
 Prompt = str | list[int]
 log = logging.getLogger("headrace")
@@ -91,22 +83,22 @@ class LLM:
     def __init__(self, model: str, *, progress: Progress | None = None, **options: Any) -> None:
         self.config = _config(options)
         self.ops = self._load_kernels()
-        self.devices = devices.find(self.config, devices.ram(self.ops, self.kernels))
+        self.devices = device.find(self.config, device.ram(self.ops, self.kernels))
         self.checkpoint = self._open(str(model), show_progress=progress is not None)
         self.spec = self.checkpoint.spec
         self.tokenizer = _load_tokenizer(self.checkpoint)
-        self.kv_dtype = capacity.kv_dtype(self.config, self.checkpoint.formats)
-        rates = machine.load_profile() if self.kernels == "cpu" else None
+        self.kv_dtype = kv_budget.kv_dtype(self.config, self.checkpoint.formats)
+        rates = host.load_profile() if self.kernels == "cpu" else None
         self.runtime, problem = self._find_runtime()
-        graphs = handoff_choice.may_capture(self.config, self.runtime)
+        graphs = signal_choice.may_capture(self.config, self.runtime)
         self.fit: Fit = fit(self.config, self.checkpoint, self.kv_dtype, self.devices, rates, graphs)
         self.room, self.placement = self.fit.room, self.fit.placement
         self.handoff_choice, self.memory = self._beside_a_gpu(problem)
         self.weights = self._load(progress)
         self.ledger = Ledger()
-        self.clock = Clock(lanes.of(self.home)[0] if len(self.devices) > 1 else None)
+        self.clock = Clock(streams.of(self.home)[0] if len(self.devices) > 1 else None)
         self.tell: Callable[[str], None] = log.warning
-        self.machine: machine.Profile | None = None
+        self.machine: host.Profile | None = None
         self.doubt: str | None = None
         self.tier_model: TierModel | None = None
         self.unpredicted = ""  # why there is no prediction, or none of prompts
@@ -117,7 +109,7 @@ class LLM:
 
     def _open(self, model: str, show_progress: bool) -> Checkpoint:
         """Finds the model, downloading it if need be, and reads its headers."""
-        directory = hub.locate(
+        directory = locate.locate(
             model,
             revision=self.config.revision,
             offline=self.config.offline,
@@ -137,7 +129,7 @@ class LLM:
             return None, None
         limit, runtime = resolve_limit(self.config.pinned_limit), self.runtime
         moves, layers = self.fit.moves, self.spec.layers
-        choice = handoff_choice.decide(self.config, self.placement, moves, runtime, problem, layers)
+        choice = signal_choice.decide(self.config, self.placement, moves, runtime, problem, layers)
         sizes = self.fit.bytes_in_ram
         return choice, ExpertMemory(sizes, runtime, problem, limit) if any(sizes) else None
 
@@ -166,9 +158,9 @@ class LLM:
         self.kernels = "cpu" if self.config.kernels == "auto" else self.config.kernels
         ops = kernels.load(self.kernels)
         if self.kernels == "cpu":
-            machine.set_threads(self.config.threads)
-            machine.cpu_kernels().set_activations(self.config.cpu_activations)
-            tiles.use()
+            host.set_threads(self.config.threads)
+            host.cpu_kernels().set_activations(self.config.cpu_activations)
+            tile_thresholds.use()
             torch.set_num_threads(1)
         else:
             torch.set_num_threads(self.config.threads or TORCH_THREADS)
@@ -177,8 +169,8 @@ class LLM:
     def _advise(self, weights: ModelWeights) -> None:
         """Asks for huge pages under the large weights, from all nodes of memory, before they are filled; the start-up
         table says what was granted."""
-        self.huge_pages = machine.advise_huge(weights) if self.kernels == "cpu" else {}
-        self.nodes = machine.spread_over_nodes(weights) if self.kernels == "cpu" else 1
+        self.huge_pages = host.advise_huge(weights) if self.kernels == "cpu" else {}
+        self.nodes = host.spread_over_nodes(weights) if self.kernels == "cpu" else 1
 
     @property
     def can_predict(self) -> bool:
@@ -212,7 +204,7 @@ class LLM:
     def _graphs(self) -> GraphedDecode | None:
         """Decode steps as graphs, captured and checked now; None where steps run by hand."""
         choice, runtime, tiered = self.handoff_choice, self.runtime, self.decoder.experts
-        if choice is None or choice.name == handoff_choice.EAGER:
+        if choice is None or choice.name == signal_choice.EAGER:
             return None
         assert runtime is not None, "graphs without a runtime"
         assert isinstance(tiered, TieredExperts), "graphs on the CPU alone"
@@ -228,11 +220,11 @@ class LLM:
             spare_page=spare_page,
             timeout=HANDOFF_TIMEOUT,
         )
-        how = graph_start.Start(
+        how = verify.Start(
             asked=self.config.handoff, choice=choice, runtime=runtime, digest=self._handoff_digest(choice.name)
         )
-        steps = graph_start.Steps(self.decoder, tiered, pages, spare_page)
-        graphed, self.handoff_choice = graph_start.start(how, steps, build)
+        steps = verify.Steps(self.decoder, tiered, pages, spare_page)
+        graphed, self.handoff_choice = verify.start(how, steps, build)
         if graphed is not None:
             tiered.moves = self.fit.moves.in_graphs()
             self.fit = replace(self.fit, moves=tiered.moves)
@@ -245,7 +237,7 @@ class LLM:
         copies = moves.stream_from, split, moves.split_most, moves.piece
         room = self.room.max_context, self.config.max_sequences, self.kv_dtype
         rounding = self.config.cpu_activations
-        return handoff_saved.digest(way, self.spec, self.checkpoint.formats, where, copies, room, rounding)
+        return saved_trials.digest(way, self.spec, self.checkpoint.formats, where, copies, room, rounding)
 
     def _make_experts(self) -> Experts:
         """The experts behind the seam: all in RAM, or on the tiers of the placement."""
@@ -268,8 +260,9 @@ class LLM:
         return TieredExperts(split, self.placement, self.devices, self.handoff, self.ledger, moves, clock)
 
     def time_tiers(self, wanted: bool = True) -> None:
-        """From now on passes say how long each tier worked, what the GPU waited for and what overlapped (`clock.py`).
-        Beside a GPU that costs a launch for each part of a layer, and graphs are captured anew."""
+        """From now on passes say how long each tier worked, what the GPU waited for and what overlapped
+        (`ledger/timers.py`). Beside a GPU that costs a launch for each part of a layer, and graphs are captured
+        anew."""
         with self.lock:
             if self.graphed is not None:
                 self.graphed.time_tiers(wanted)
@@ -282,14 +275,14 @@ class LLM:
             moves = moves.without_guesses("experts in RAM are not all pinned, and a copy holds up other work")
             self.fit = replace(self.fit, moves=moves)
 
-    def use_profile(self, profile: machine.Profile | None) -> None:
+    def use_profile(self, profile: host.Profile | None) -> None:
         """Takes the bandwidths that passes are held against from now on; None: no prediction. The caller knows what
         they are worth. Beside a GPU those of its memory and links come from the same profile, or are nominal."""
         self.doubt = None
         if len(self.devices) > 1:
             try:
-                self.use_rates(gpu_rates.find(profile, self.devices))
-            except gpu_rates.Unknown as reason:
+                self.use_rates(tier_rates.find(profile, self.devices))
+            except tier_rates.Unknown as reason:
                 self.unpredicted, self.machine = str(reason), profile
                 self.tier_model = self.ledger.predict = None
             return
@@ -300,7 +293,7 @@ class LLM:
 
     def use_rates(self, rates: Rates) -> None:
         """Takes the rates of all tiers that passes are held against from now on; for a run with a GPU."""
-        way, shared = self.handoff_choice, tier_model.shared_bytes(self.weights)
+        way, shared = self.handoff_choice, tiered_pass.shared_bytes(self.weights)
         handoff = way.us * 1e-6 if self.graphed is not None and way is not None and way.us is not None else None
         self.machine, self.unpredicted = rates.profile, ""
         self.tier_model = TierModel(self.spec, self.checkpoint.formats, rates, shared, handoff)

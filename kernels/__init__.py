@@ -8,30 +8,19 @@ This package imports nothing else of ours, and knows no model.
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 from .formats import FORMATS, ExpertLayout, Format
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .blocks import AttentionBlock, Choice, Layer, Places, Router, Scoring, Stack
-    from .weights import ExpertBank, Matrix, Mlp
+    from .decoder_layer import AttentionBlock, Choice, Places, Scoring, Stack
+    from .packed import ExpertBank, Matrix
 
-__all__ = ["BACKENDS", "FORMATS", "AttentionBlock", "Choice", "ExpertBank", "ExpertLayout", "Format", "Layer", "Matrix",
-           "Mlp", "Ops", "Places", "Router", "Scoring", "Stack", "load"]  # fmt: skip
+__all__ = ["BACKENDS", "FORMATS", "ExpertLayout", "Format", "Ops", "load"]
 
 BACKENDS = ("cpu", "reference")  # what the engine can be asked for: it places no tensors on a GPU yet
-
-_BLOCKS = dict.fromkeys(("AttentionBlock", "Choice", "Layer", "Places", "Router", "Scoring", "Stack"), "blocks")
-_WITH_TORCH = {**dict.fromkeys(("ExpertBank", "Matrix", "Mlp"), "weights"), **_BLOCKS}
-
-
-def __getattr__(name: str) -> Any:
-    """What needs torch is imported when it is first used: sizes of formats are wanted where no tensor is."""
-    if name not in _WITH_TORCH:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_WITH_TORCH[name]}", __name__), name)
 
 
 class Ops(Protocol):

@@ -2,7 +2,7 @@
 
 Shapes are in the names: T tokens, S sequences, D hidden size, N query heads, G key/value heads, d head size,
 E experts, K experts per token, F width of an MLP, V vocabulary, R rows and C columns of a matrix, P pages, B page size,
-M the longest page table. Activations are float32 [tokens, features]; weights are packed (`weights.py`).
+M the longest page table. Activations are float32 [tokens, features]; weights are packed (`packed.py`).
 Ops whose name ends in `_` write into their first argument.
 
 Nothing here is fast, and nothing here knows a model, a tier or a thread.
@@ -15,9 +15,9 @@ import sys
 import torch
 from torch import Tensor
 
-from .blocks import AttentionBlock, Choice, Places, Scoring, Stack, compose, compose_layers
+from .decoder_layer import AttentionBlock, Choice, Places, Scoring, Stack, compose, compose_layers
 from .formats import Format
-from .weights import TORCH_DTYPES, ExpertBank, Matrix
+from .packed import TORCH_DTYPES, ExpertBank, Matrix
 
 
 def quantize(values_RC: Tensor, format: Format) -> Tensor:

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, ConfigError, HubError
-from . import catalogue, gguf_config, gguf_header, headers
-from .architectures import Described, flatten, read
-from .config import ConfigReader
-from .headers import Stored
-from .local import DEMO, DEMO_DIRECTORY, existing
+from .architecture import catalogue
+from .architecture.readers import Described, flatten, read
+from .families.config_reader import ConfigReader
+from .files import gguf_config, gguf_header, headers
+from .files.headers import Stored
+from .hub.local import DEMO, DEMO_DIRECTORY, existing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,9 +121,9 @@ def _of_entry(entry: catalogue.Model, notes: tuple[str, ...]) -> Source:
 
 
 def _of_hub(model: str, revision: str | None, offline: bool, cache_dir: Path | None) -> Source:
-    from . import hub_headers
+    from .hub import remote_headers
 
-    found = hub_headers.fetch(model, revision=revision, offline=offline, cache_dir=cache_dir)
+    found = remote_headers.fetch(model, revision=revision, offline=offline, cache_dir=cache_dir)
     if found.gguf is not None:
         return of_gguf(found.gguf, list(found.tensors), model)
     return of_config(found.config, f"{model}/config.json", model, found.tensors or None, found.notes)

@@ -1,8 +1,8 @@
 """`ModelSpec`: what a mixture-of-experts decoder is, with every number that the forward pass needs.
 
 A spec is built from a config.json by `families/`, and from then on the family's name does not matter: the decoder
-(`engine/model.py`), the loader and the planner read these fields alone. Sizes are counts of elements; nothing here
-knows a tensor, a format or a device.
+(`engine/model/decoder.py`), the loader and the planner read these fields alone. Sizes are counts of elements; nothing
+here knows a tensor, a format or a device.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ RopeKind = Literal["default", "linear", "llama3", "yarn"]
 
 @dataclass(frozen=True, kw_only=True)
 class RopeSpec:
-    """Rotary embedding: rotate-half pairs over the first `rotary_dim` dims of a head; see `engine/rope.py`."""
+    """Rotary embedding: rotate-half pairs over the first `rotary_dim` dims of a head; see `engine/model/rope.py`."""
 
     theta: float
     rotary_dim: int

@@ -21,13 +21,15 @@ import tiny_hub
 import tiny_tokenizer
 import torch
 from fake_hub import FakeHub
-from headrace import cli
-from headrace.engine import machine, tiles
-from headrace.engine.machine import Profile
-from headrace.kernels import FORMATS, cpu
-from headrace.kernels.isa import kernels_digest
 from refusals import edit_json
 from transformers import PreTrainedModel
+
+from headrace import cli
+from headrace.engine.devices import host
+from headrace.engine.devices.host import Profile
+from headrace.engine.measure import tile_thresholds
+from headrace.kernels import FORMATS, cpu
+from headrace.kernels.isa import kernels_digest
 
 # (exit status, standard output, standard error) of a command
 Run = Callable[..., tuple[int, str, str]]
@@ -79,7 +81,7 @@ def cache_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     path = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("XDG_CACHE_HOME", str(path))
     if built_in := cpu.tile_tokens():
-        tiles.save(built_in)
+        tile_thresholds.save(built_in)
     return path
 
 
@@ -111,13 +113,13 @@ def profile(cache_home: Path) -> Iterator[Profile]:
     threads = cpu.threads()
     rates = dict.fromkeys(FORMATS, 1e10)
     made = Profile(
-        key=machine.hardware_key(), cpu="test", isa=cpu.isa(), threads=threads, memory_bytes=1, date="2000-01-01",
+        key=host.hardware_key(), cpu="test", isa=cpu.isa(), threads=threads, memory_bytes=1, date="2000-01-01",
         stream=1e10, linear=rates, experts=rates, attention={"1": 1e10, "8": 1e10, "512": 1e10},
         batch={"4": rates, "16": rates}, crowd={"2": rates, "16": rates}, kernels=kernels_digest(),
     )  # fmt: skip
     for count in {1, threads, os.cpu_count() or 1}:
         cpu.set_threads(count)
-        machine.save_profile(dataclasses.replace(made, key=machine.hardware_key(), threads=count))
+        host.save_profile(dataclasses.replace(made, key=host.hardware_key(), threads=count))
     cpu.set_threads(threads)
     yield made
     cpu.set_threads(threads)

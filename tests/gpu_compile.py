@@ -21,11 +21,13 @@ from typing import Any
 
 import torch
 import triton
-from headrace.kernels import FORMATS, ExpertBank, ExpertLayout, Matrix, gpu
-from headrace.kernels.gpu.pack import pack
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
+
+from headrace.kernels import FORMATS, ExpertLayout, gpu
+from headrace.kernels.gpu.pack import pack
+from headrace.kernels.packed import ExpertBank, Matrix
 
 Launch = tuple[str, JITFunction, tuple[Any, ...], dict[str, Any]]
 POINTERS = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.uint8: "*u8",

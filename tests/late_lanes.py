@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from headrace.engine.devices import Device
-from headrace.engine.placement import Tier
+
+from headrace.engine.devices.device import Device
+from headrace.engine.placement.placement import Tier
 from headrace.kernels import reference
 
 

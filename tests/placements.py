@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+
 from headrace import LLM, SamplingParams
-from headrace.kernels import Choice
+from headrace.kernels.decoder_layer import Choice
 
 EVEN_ON_CPU = {
     "version": 1,

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from headrace import HeadraceError
-from headrace.loaders.checkpoint import LoadOptions, open_directory
+from headrace.loaders.weights.checkpoint import LoadOptions, open_directory
 
 ABSENT = object()
 

@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterable
 
 import pytest
 import torch
-from headrace.kernels import FORMATS, ExpertBank, ExpertLayout
+
+from headrace.kernels import FORMATS, ExpertLayout
+from headrace.kernels.packed import ExpertBank
 
 
 class Reached(threading.Event):

@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
-from headrace.engine import gpu_runtime
-from headrace.engine.devices import Device
-from headrace.engine.driver import Driver
-from headrace.engine.gpu_runtime import Runtime
-from headrace.engine.mailbox_experts import copy_job
 from torch import Tensor
+
+from headrace.engine.cuda_graphs import gpu_runtime
+from headrace.engine.cuda_graphs.gpu_runtime import Runtime
+from headrace.engine.cuda_graphs.mailbox_experts import copy_job
+from headrace.engine.devices.cuda_driver import Driver
+from headrace.engine.devices.device import Device
 
 
 class StreamClock:

@@ -7,8 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import headrace
 import pytest
+
+import headrace
 
 ROOT = Path(__file__).parent.parent
 LAYERS = ("kernels", "loaders", "engine", "cli")  # each may import those before it, and errors

@@ -8,17 +8,19 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from headrace import ConfigError
-from headrace.kernels import FORMATS
-from headrace.loaders import catalogue
-from headrace.loaders.architecture import Architecture, Cache, of_spec
-from headrace.loaders.architectures import READERS, read
-from headrace.loaders.config import ConfigReader
-from headrace.loaders.families import FAMILIES, spec_of
-from headrace.loaders.targets import targets
-from headrace.loaders.weights import Formats, allocate
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from headrace import ConfigError
+from headrace.kernels import FORMATS
+from headrace.loaders.architecture import catalogue
+from headrace.loaders.architecture.architecture import Architecture, Cache
+from headrace.loaders.architecture.of_spec import of_spec
+from headrace.loaders.architecture.readers import READERS, read
+from headrace.loaders.families import FAMILIES, spec_of
+from headrace.loaders.families.config_reader import ConfigReader
+from headrace.loaders.weights.model_weights import Formats, allocate
+from headrace.loaders.weights.targets import targets
 
 # Billions of parameters of released checkpoints: total, routed, routed per token, common, active.
 PUBLISHED = {

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from headrace import LLM, CheckpointError, ConfigError, HubError
 from refusals import ABSENT, edit_json, read, refused
+
+from headrace import LLM, CheckpointError, ConfigError, HubError
 
 Checkpoints = Callable[[str], Path]
 Make = Callable[..., Path]

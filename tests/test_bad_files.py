@@ -11,13 +11,15 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from headrace import LLM, CheckpointError, OptionError
-from headrace.kernels import load
-from headrace.loaders import checkpoint as loading
-from headrace.loaders import converted, safetensors
-from headrace.loaders.checkpoint import LoadOptions, open_directory
 from refusals import edit_json, read, refused
 from safetensors.torch import load_file, save_file
+
+from headrace import LLM, CheckpointError, OptionError
+from headrace.kernels import load
+from headrace.loaders.files import safetensors
+from headrace.loaders.weights import checkpoint as loading
+from headrace.loaders.weights import converted
+from headrace.loaders.weights.checkpoint import LoadOptions, open_directory
 
 Checkpoints = Callable[[str], Path]
 Make = Callable[..., Path]

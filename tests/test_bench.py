@@ -9,15 +9,17 @@ from typing import Any
 
 import pytest
 import torch
+
 from headrace import ConfigError, MemoryNeeded, OptionError, SamplingParams
-from headrace.engine import bench, bench_report, overhead
-from headrace.engine.bench import Grid
-from headrace.engine.planner import predict_seconds
-from headrace.engine.profile import Profile
-from headrace.engine.random_model import RandomLLM
+from headrace.engine.bandwidth_model.cpu_pass import predict_seconds
+from headrace.engine.bandwidth_model.profile import Profile
+from headrace.engine.bench import bench, overhead
+from headrace.engine.bench.bench import Grid
+from headrace.engine.bench.random_model import RandomLLM
+from headrace.engine.terminal import bench_report
 from headrace.kernels import reference
-from headrace.loaders import imagined
-from headrace.loaders.checkpoint import LoadOptions
+from headrace.loaders.weights import imagined
+from headrace.loaders.weights.checkpoint import LoadOptions
 
 Run = Callable[..., tuple[int, str, str]]
 CONFIG: dict[str, Any] = {

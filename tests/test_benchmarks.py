@@ -16,13 +16,14 @@ import pytest
 import report
 import roofline
 import torch
-from headrace import LLM, SamplingParams
-from headrace.engine.planning.speed import Workload
-from headrace.engine.profile import Profile
-from headrace.loaders import catalogue
-from headrace.loaders.config import ConfigReader
-from headrace.loaders.families import spec_of
 from random_checkpoint import SHAPES
+
+from headrace import LLM, SamplingParams
+from headrace.engine.bandwidth_model.profile import Profile
+from headrace.engine.planning.speed import Workload
+from headrace.loaders.architecture import catalogue
+from headrace.loaders.families import spec_of
+from headrace.loaders.families.config_reader import ConfigReader
 
 CONFIG = SHAPES["qwen3-30b-a3b"]
 SMALL = {

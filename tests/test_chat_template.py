@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import tokenizers
-from headrace.errors import TokenizerError
-from headrace.loaders.tokenizer import Tokenizer
 from vocabularies import byte_level, made, save
+
+from headrace.errors import TokenizerError
+from headrace.loaders.tokens.tokenizer import Tokenizer
 
 CHAT = [
     {"role": "system", "content": "You are <b>terse</b>."},

@@ -12,8 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from headrace.engine import bandwidth, links, machine, overhead, strangers
-from headrace.engine.machine import Profile
+
+from headrace.engine.bench import overhead
+from headrace.engine.devices import host
+from headrace.engine.devices.host import Profile
+from headrace.engine.measure import kernel_rates, link_rates, other_load
 from headrace.kernels import FORMATS
 
 # (exit status, standard output, standard error) of a command
@@ -28,16 +31,16 @@ def passes(path: Path) -> list[dict[str, Any]]:
 
 def quick_measure(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets a measurement read little memory and run small models, which is wrong and fast."""
-    monkeypatch.setattr(bandwidth, "SMALLEST_ARENA", 64 << 20)
-    monkeypatch.setattr(bandwidth, "measure", partial(bandwidth.measure, arena_bytes=64 << 20))
-    monkeypatch.setattr(bandwidth, "LINEAR_TOKENS", {4: 4 << 20})
-    monkeypatch.setattr(bandwidth, "EXPERT_TOKENS", (2,))
-    monkeypatch.setattr(bandwidth, "QUERIES", ((1, 1), (8, 1), (8, 4)))
-    monkeypatch.setattr(bandwidth, "BY_THREADS_ROUNDS", 1)
-    monkeypatch.setattr(strangers, "PATIENCE", 0)
-    monkeypatch.setattr(strangers, "LOOK_S", 0.0)
-    monkeypatch.setattr(strangers.Strangers, "cores", lambda self: 0.0)
-    monkeypatch.setattr(links, "FILE", 16 << 20)
+    monkeypatch.setattr(kernel_rates, "SMALLEST_ARENA", 64 << 20)
+    monkeypatch.setattr(kernel_rates, "measure", partial(kernel_rates.measure, arena_bytes=64 << 20))
+    monkeypatch.setattr(kernel_rates, "LINEAR_TOKENS", {4: 4 << 20})
+    monkeypatch.setattr(kernel_rates, "EXPERT_TOKENS", (2,))
+    monkeypatch.setattr(kernel_rates, "QUERIES", ((1, 1), (8, 1), (8, 4)))
+    monkeypatch.setattr(kernel_rates, "BY_THREADS_ROUNDS", 1)
+    monkeypatch.setattr(other_load, "PATIENCE", 0)
+    monkeypatch.setattr(other_load, "LOOK_S", 0.0)
+    monkeypatch.setattr(other_load.Strangers, "cores", lambda self: 0.0)
+    monkeypatch.setattr(link_rates, "FILE", 16 << 20)
     small = partial(overhead.measure, many=4, few=2, width=32, rounds=1)
     monkeypatch.setattr(overhead, "measure", small)
 
@@ -207,7 +210,7 @@ def test_measure(run: Run, cache_home: Path, monkeypatch: pytest.MonkeyPatch) ->
     status, out, _ = run("measure", "--rounds", 1, "--json")
     found = json.loads(out)
     assert status == 0
-    assert found == asdict(machine.load_profile() or Profile(**found))
+    assert found == asdict(host.load_profile() or Profile(**found))
     assert set(found["experts"]) == set(found["linear"]) == set(FORMATS)
     assert all(rate > 0 for name in ("experts", "linear", "attention") for rate in found[name].values())
     assert len(found["attention"]) == 3

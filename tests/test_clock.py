@@ -12,17 +12,19 @@ from typing import Any
 import pytest
 import stand_in_gpu
 import torch
-from headrace import LLM, SamplingParams
-from headrace.engine import lanes, posting
-from headrace.engine.clock import Clock, Laps, wait
-from headrace.engine.lanes import CudaLane, HostLane
-from headrace.engine.ledger import Ledger, Pass, Times, summarise
-from headrace.engine.placement import Tier
-from headrace.engine.posting import VARIANTS, Trial
-from headrace.engine.streaming import Ring, chosen_numbers, in_order, ranks
-from headrace.kernels import reference
 from placements import PLACEMENTS, placed
 from slow_lane import SlowLane, layer_of
+
+from headrace import LLM, SamplingParams
+from headrace.engine.cuda_graphs import signals
+from headrace.engine.cuda_graphs.signals import VARIANTS, Trial
+from headrace.engine.devices import streams
+from headrace.engine.devices.streams import CudaLane, HostLane
+from headrace.engine.experts.streaming import Ring, chosen_numbers, in_order, ranks
+from headrace.engine.ledger.ledger import Ledger, Pass, Times, summarise
+from headrace.engine.ledger.timers import Clock, Laps, wait
+from headrace.engine.placement.placement import Tier
+from headrace.kernels import reference
 
 Run = Callable[..., tuple[int, str, str]]
 PARAMS = SamplingParams(max_new_tokens=6, ignore_eos=True)
@@ -300,7 +302,7 @@ def test_an_error_in_a_pass_leaves_nothing_to_the_next() -> None:
 @pytest.fixture
 def gpu(library: str, log: Path, monkeypatch: pytest.MonkeyPatch) -> stand_in_gpu.StandIn:
     works = {name: Trial(name=name, us=us) for name, us in zip(VARIANTS, (5.0, 60.0, 3.0), strict=True)}
-    monkeypatch.setattr(posting, "probe", lambda *_: works)
+    monkeypatch.setattr(signals, "probe", lambda *_: works)
     return stand_in_gpu.install(monkeypatch, library)
 
 
@@ -382,5 +384,5 @@ def test_events_are_used_again_and_those_of_a_graph_are_its_own(monkeypatch: pyt
 
 def test_lanes_of_a_device_in_ram_are_one() -> None:
     with LLM("demo", device="simulated", max_context=32, cpu_moe=True) as llm:
-        main, side = lanes.of(llm.home)
+        main, side = streams.of(llm.home)
         assert main == side == HostLane()

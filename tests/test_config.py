@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+
 from headrace.errors import ConfigError
 from headrace.kernels import FORMATS
-from headrace.loaders.config import ConfigReader
 from headrace.loaders.families import spec_of
+from headrace.loaders.families.config_reader import ConfigReader
 from headrace.loaders.spec import ModelSpec
-from headrace.loaders.targets import targets
-from headrace.loaders.weights import Formats, allocate
+from headrace.loaders.weights.model_weights import Formats, allocate
+from headrace.loaders.weights.targets import targets
 
 BF16 = FORMATS["bf16"]
 

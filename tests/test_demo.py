@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from headrace import LLM, SamplingParams
-from headrace.engine.perplexity import perplexity
-from headrace.kernels import cpu
-from headrace.loaders.hub import DEMO_DIRECTORY
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from headrace import LLM, SamplingParams
+from headrace.engine.bench.perplexity import perplexity
+from headrace.kernels import cpu
+from headrace.loaders.hub.locate import DEMO_DIRECTORY
 
 HELD_OUT = Path(__file__).parent.parent / "demo" / "heldout.txt"
 MAX_BYTES = 16_000_000

@@ -6,11 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from headrace.engine import checks, doctor, facts
-from headrace.engine.checks import Finding
-from headrace.engine.doctor import Step
-from headrace.engine.facts import Facts, PciLink
-from headrace.engine.profile import Profile
+
+from headrace.engine.bandwidth_model.profile import Profile
+from headrace.engine.bench import checks, doctor, system_facts
+from headrace.engine.bench.checks import Finding
+from headrace.engine.bench.doctor import Step
+from headrace.engine.bench.system_facts import Facts
+from headrace.engine.devices import pcie
+from headrace.engine.devices.pcie import PciLink
+from headrace.engine.terminal import doctor_table
 
 GOOD = Facts(
     huge_pages="madvise", isa="amx", available_isas=("portable", "avx2", "avx512", "amx"),
@@ -105,11 +109,11 @@ def test_links_are_read_from_the_system(tmp_path: Path) -> None:
     device("0000:03:00.0", "0x020000", **full, current_link_speed="16.0 GT/s PCIe")
     device("0000:04:00.0", "0x030000", **full)
     device("0000:05:00.0", "0x030000", **full, current_link_speed="Unknown")
-    assert list(facts.pci_links(tmp_path)) == [
+    assert list(pcie.pci_links(tmp_path)) == [
         PciLink(device="GPU 0000:01:00.0", lanes=8, most_lanes=16, speed=2.5, most_speed=16.0),
         PciLink(device="NVMe drive 0000:02:00.0", lanes=4, most_lanes=4, speed=16.0, most_speed=16.0),
     ]
-    assert list(facts.pci_links(tmp_path / "none")) == []
+    assert list(pcie.pci_links(tmp_path / "none")) == []
 
 
 def test_siblings_cost_what_their_threads_read_less() -> None:
@@ -153,24 +157,24 @@ def test_without_a_run_losses_are_shares() -> None:
 
 def test_headlines_say_what_to_do_first(profile: Profile) -> None:
     losses = doctor.diagnose([Finding(cause="x", seen="y", remedy="do this", share=0.1)], None)
-    assert doctor.headlines(None, losses, profile)[-1] == "first: do this"
-    assert "nothing found" in doctor.headlines(None, [], profile)[-1]
+    assert doctor_table.headlines(None, losses, profile)[-1] == "first: do this"
+    assert "nothing found" in doctor_table.headlines(None, [], profile)[-1]
 
 
 def test_lists_of_cpus() -> None:
-    assert facts.numbers("0-3,8,10-11") == {0, 1, 2, 3, 8, 10, 11}
-    assert facts.numbers("") == set()
+    assert system_facts.numbers("0-3,8,10-11") == {0, 1, 2, 3, 8, 10, 11}
+    assert system_facts.numbers("") == set()
 
 
 def test_the_facts_of_this_machine(profile: Profile) -> None:
     calls: list[int] = []
-    found = facts.gather(replace(profile, stream_by_threads={"1": 1e9}), lambda: calls.append(1), seconds=0.01)
+    found = system_facts.gather(replace(profile, stream_by_threads={"1": 1e9}), lambda: calls.append(1), seconds=0.01)
     assert calls, "shares of time are those under load"
     assert found.cores >= 1
     assert found.isa in found.available_isas
     assert found.stream_by_threads == {1: 1e9}
     assert found.pace is None, "the profile does not say what it was"
-    paced = facts.gather(replace(profile, pace_s=1e-9), lambda: None, seconds=0.01)
+    paced = system_facts.gather(replace(profile, pace_s=1e-9), lambda: None, seconds=0.01)
     assert paced.pace is not None
     assert paced.pace > 1
     assert all(size > 0 for size in found.nodes.values())
@@ -179,7 +183,7 @@ def test_the_facts_of_this_machine(profile: Profile) -> None:
 def test_what_kernels_and_copies_get_at_once(profile: Profile) -> None:
     both = {"experts q4_0": 2e9, "gpu0 h2d pinned": 4e9, "experts q4_0 alone": 3e9, "gpu0 h2d pinned alone": 5e9}
     known = replace(profile, together={"experts q4_0 + gpu0 h2d pinned": both})
-    shown = doctor.headlines(None, [], known, has_gpu=True)
+    shown = doctor_table.headlines(None, [], known, has_gpu=True)
     assert "together, GB/s: experts q4_0 2.0 of 3.0 alone, gpu0 h2d pinned 4.0 of 5.0 alone" in shown
-    assert any("are not measured: headrace measure" in line for line in doctor.headlines(None, [], profile, True))
-    assert not any("copies" in line for line in doctor.headlines(None, [], profile))
+    assert any("are not measured: headrace measure" in line for line in doctor_table.headlines(None, [], profile, True))
+    assert not any("copies" in line for line in doctor_table.headlines(None, [], profile))

@@ -11,20 +11,23 @@ from typing import Any
 import placements
 import pytest
 import torch
-from headrace import LLM, SamplingParams
-from headrace.engine import lanes
-from headrace.engine.kvcache import pages_for
-from headrace.engine.lanes import HostLane
-from headrace.engine.moves import GUESS, Moves, next_in_ram
-from headrace.engine.placement import Placement, Tier
-from headrace.engine.streaming import Piece, Ring, Run, by_number, chosen_numbers, cut, early_experts, in_order
-from headrace.engine.tiers import TieredExperts
-from headrace.engine.traffic import PassShape, placed_bytes
-from headrace.kernels import Choice, ExpertBank, reference
 from late_lanes import Log, a_gpu
 from placements import break_a_pass, placed, recorded
 from slow_lane import SlowLane, layer_of
 from torch import Tensor
+
+from headrace import LLM, SamplingParams
+from headrace.engine.devices import streams
+from headrace.engine.devices.streams import HostLane
+from headrace.engine.experts.offload_plan import GUESS, Moves, next_in_ram
+from headrace.engine.experts.streaming import Piece, Ring, Run, by_number, chosen_numbers, cut, early_experts, in_order
+from headrace.engine.experts.tiered import TieredExperts
+from headrace.engine.experts.traffic import PassShape, placed_bytes
+from headrace.engine.model.kv_cache import pages_for
+from headrace.engine.placement.placement import Placement, Tier
+from headrace.kernels import reference
+from headrace.kernels.decoder_layer import Choice
+from headrace.kernels.packed import ExpertBank
 
 Checkpoints = Callable[[str], Path]
 EXPERTS, TOKENS, TOP_K, PIECE = 11, 7, 4, 3
@@ -156,7 +159,7 @@ def test_the_order_on_cuda_streams(monkeypatch: pytest.MonkeyPatch) -> None:
     log = Log(monkeypatch)
     bank, x, ids, weights = layer_of(5, 3, 4)
     other = dataclasses.replace(bank, data=bank.data.clone())
-    main, side = lanes.of(a_gpu())
+    main, side = streams.of(a_gpu())
     ring = Ring(bank.layout, 2, reference, torch.device("cpu"), main, side)  # type: ignore[arg-type]
     everything = by_number(range(5), 2, 5)
     ring.add(torch.zeros_like(x), x, ids, weights, bank, everything)

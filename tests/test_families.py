@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from headrace import LLM, SamplingParams
-from headrace.kernels import Choice, blocks, cpu
 from transformers import PreTrainedModel
+
+from headrace import LLM, SamplingParams
+from headrace.kernels import cpu, decoder_layer
+from headrace.kernels.decoder_layer import Choice
 
 Checkpoints = Callable[[str], Path]
 Oracle = Callable[[str], PreTrainedModel]
@@ -94,14 +96,14 @@ class Recorder:
         return choice
 
     def logits(self, ids: list[int], patch: pytest.MonkeyPatch) -> None:
-        inner = blocks.after_attention
+        inner = decoder_layer.after_attention
 
         def kept(*args: Any) -> torch.Tensor:
             self.outputs.append(inner(*args))
             return self.outputs[-1]
 
         with patch.context() as here:
-            here.setattr(blocks, "after_attention", kept)
+            here.setattr(decoder_layer, "after_attention", kept)
             self.llm.logits(ids)
 
 

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from headrace import LLM, ContextOverflow, OptionError, SamplingParams, TokenizerError
-from headrace.engine.kvcache import PAGE
-from headrace.engine.ledger import Times
 from transformers import PreTrainedModel
+
+from headrace import LLM, ContextOverflow, OptionError, SamplingParams, TokenizerError
+from headrace.engine.ledger.ledger import Times
+from headrace.engine.model.kv_cache import PAGE
 
 Checkpoints = Callable[[str], Path]
 Oracle = Callable[[str], PreTrainedModel]

@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 
 pytest.importorskip("triton", reason="the GPU kernels need Triton", exc_type=ImportError)
+from triton.runtime.interpreter import InterpretedFunction
+
 from headrace.kernels import gpu
 from headrace.kernels.gpu import pack  # noqa: F401 (its kernel counts too)
-from triton.runtime.interpreter import InterpretedFunction
 
 ROOT = Path(__file__).parent.parent
 TARGETS = (80, 89, 90, 120)

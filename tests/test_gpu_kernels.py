@@ -12,11 +12,13 @@ import sys
 
 import pytest
 import torch
-from headrace import kernels
-from headrace.kernels import FORMATS, ExpertLayout, Matrix, reference
-from headrace.kernels.case import Case, RandomSource, worst
-from headrace.kernels.cases import CASES
 from torch import Tensor
+
+from headrace import kernels
+from headrace.kernels import FORMATS, ExpertLayout, reference
+from headrace.kernels.cases.all import CASES
+from headrace.kernels.cases.case import Case, RandomSource, worst
+from headrace.kernels.packed import Matrix
 
 triton = pytest.importorskip("triton", reason="the GPU kernels need Triton", exc_type=ImportError)
 from headrace.kernels import gpu  # noqa: E402
@@ -73,7 +75,7 @@ def test_every_op_is_there_and_has_a_case() -> None:
 
 
 def test_pairs_are_grouped_by_expert_in_order() -> None:
-    from headrace.kernels.gpu.grouping import group
+    from headrace.kernels.gpu.experts.grouping import group
 
     ids = torch.tensor([[3, 0], [1, 3], [3, 1], [0, 4]], dtype=torch.int32)
     order, starts = group(ids, 6)
@@ -87,7 +89,7 @@ def test_a_long_prompt_goes_through_in_chunks(monkeypatch: pytest.MonkeyPatch) -
     x, weights = torch.randn(7, 64, generator=g), torch.rand(7, 2, generator=g)
     ids = torch.tensor([[0, 1], [2, 3], [1, 3], [0, 2], [3, 0], [1, 2], [2, 0]], dtype=torch.int32)
     whole = gpu.experts(x, ids, weights, bank)
-    monkeypatch.setattr(sys.modules["headrace.kernels.gpu.experts"], "SCRATCH", 3 * 2 * 64 * 4)
+    monkeypatch.setattr(sys.modules["headrace.kernels.gpu.experts.experts"], "SCRATCH", 3 * 2 * 64 * 4)
     assert torch.equal(gpu.experts(x, ids, weights, bank), whole)
 
 

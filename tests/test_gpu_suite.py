@@ -22,11 +22,12 @@ import gpu_rows
 import gpu_same
 import gpu_suite
 import random_checkpoint
+
 from headrace import MemoryNeeded
-from headrace.engine import calibrate
-from headrace.engine.profile import Profile, hardware_key, load_profile
+from headrace.engine.bandwidth_model.profile import Profile, hardware_key, load_profile
+from headrace.engine.bench import calibrate
 from headrace.kernels import FORMATS, gpu
-from headrace.kernels.cases import CASES
+from headrace.kernels.cases.all import CASES
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 CPU = torch.device("cpu")

@@ -14,16 +14,18 @@ from typing import Any
 import pytest
 import stand_in_gpu
 import torch
-from headrace import LLM, DeviceError, OptionError, SamplingParams
-from headrace.engine import graph_start, handoff_saved, posting, report
-from headrace.engine.gpu_runtime import Runtime
-from headrace.engine.graphs import Static
-from headrace.engine.handoff_saved import StepTimes
-from headrace.engine.moves import Moves
-from headrace.engine.posting import VARIANTS, Trial
-from headrace.engine.tiers import TieredExperts
 from stand_in_gpu import StandIn, StreamRecorder
 from torch import Tensor
+
+from headrace import LLM, DeviceError, OptionError, SamplingParams
+from headrace.engine.cuda_graphs import saved_trials, signals, verify
+from headrace.engine.cuda_graphs.capture import Static
+from headrace.engine.cuda_graphs.gpu_runtime import Runtime
+from headrace.engine.cuda_graphs.saved_trials import StepTimes
+from headrace.engine.cuda_graphs.signals import VARIANTS, Trial
+from headrace.engine.experts.offload_plan import Moves
+from headrace.engine.experts.tiered import TieredExperts
+from headrace.engine.terminal import generate_report
 
 PROMPTS = ["In the beginning", "And it came to pass, when the children", "Behold,"]
 GREEDY = SamplingParams(max_new_tokens=8, ignore_eos=True)
@@ -34,7 +36,7 @@ Pace = Callable[[float, float], list[str]]
 @pytest.fixture
 def gpu(library: str, log: Path, monkeypatch: pytest.MonkeyPatch) -> StandIn:
     """The stand-in, with the probe's answer known."""
-    monkeypatch.setattr(posting, "probe", lambda *_: WORKS)
+    monkeypatch.setattr(signals, "probe", lambda *_: WORKS)
     return stand_in_gpu.install(monkeypatch, library)
 
 
@@ -52,7 +54,7 @@ def pace(monkeypatch: pytest.MonkeyPatch) -> Pace:
             seen.append(name)
             return took
 
-        monkeypatch.setattr(graph_start, "_seconds", seconds)
+        monkeypatch.setattr(verify, "_seconds", seconds)
         return seen
 
     return set_to
@@ -63,7 +65,7 @@ def load(**options: Any) -> LLM:
 
 
 def title(llm: LLM) -> str:
-    return str(report.startup_table(llm).title)
+    return str(generate_report.startup_table(llm).title)
 
 
 # ---- what auto takes
@@ -73,7 +75,7 @@ def test_auto_takes_graphs_that_are_faster(gpu: StandIn, pace: Pace) -> None:
     timed = pace(0.004, 0.003)
     with load() as llm, load(handoff="eager") as plain:
         assert llm.graphed is not None
-        assert timed == ["hand", "graph"] * (1 + graph_start.ROUNDS)
+        assert timed == ["hand", "graph"] * (1 + verify.ROUNDS)
         assert (
             "hand-off: memop, fastest in a graph (memop 5.0 us; hostfunc 60.0 us; eager 3.0 us); "
             "same bits as by hand, a step 3.00 ms, by hand 4.00 ms" in title(llm)
@@ -88,7 +90,7 @@ def test_auto_takes_the_eager_path_where_that_is_faster(gpu: StandIn, pace: Pace
     with load() as llm:
         assert llm.graphed is None
         assert "eager, memop was tried, and as a graph it is no faster: a step 4.00 ms, by hand 3.00 ms" in title(llm)
-        assert "mailbox" not in {row[0] for row in report.placement_rows(llm)}
+        assert "mailbox" not in {row[0] for row in generate_report.placement_rows(llm)}
         calls = [line.split()[0] for line in log.read_text().splitlines()]
         assert (calls.count("register"), calls.count("unregister")) == (2, 1), "the mailbox's memory was given back"
         assert llm.generate(PROMPTS[0], GREEDY)
@@ -100,12 +102,12 @@ def test_the_times_are_those_of_real_steps(gpu: StandIn, monkeypatch: pytest.Mon
 
     def slow(self: StreamRecorder, graph: Any) -> None:
         inner(self, graph)
-        graph_start.time.sleep(0.02)
+        verify.time.sleep(0.02)
 
     monkeypatch.setattr(StreamRecorder, "replay", slow)
     found: list[StepTimes] = []
-    time_steps = graph_start._time
-    monkeypatch.setattr(graph_start, "_time", lambda *all: found.append(time_steps(*all)) or found[-1])  # type: ignore[arg-type,func-returns-value]
+    time_steps = verify._time
+    monkeypatch.setattr(verify, "_time", lambda *all: found.append(time_steps(*all)) or found[-1])  # type: ignore[arg-type,func-returns-value]
     with load() as llm:
         assert llm.graphed is None
     assert found[0].graph_s > 0.02
@@ -128,14 +130,14 @@ def test_later_starts_compare_and_do_not_time(gpu: StandIn, pace: Pace) -> None:
         once = len(timed)
     with load() as llm:
         assert len(timed) == once
-        assert gpu.recorders[-1].replays == graph_start.COMPARED
+        assert gpu.recorders[-1].replays == verify.COMPARED
         assert "a step 3.00 ms, by hand 4.00 ms (measured at an earlier start)" in title(llm)
     with load(handoff="memop") as llm:
         assert len(timed) == once
         assert "asked for (memop 5.0 us; hostfunc 60.0 us; eager 3.0 us); same bits as by hand" in title(llm)
     for other in ({"max_sequences": 2}, {"n_cpu_moe": 3, "cpu_moe": False}, {"expert_format": "q8_0"}):
         with load(**other):
-            once += 2 * (1 + graph_start.ROUNDS)
+            once += 2 * (1 + verify.ROUNDS)
             assert len(timed) == once, other
 
 
@@ -163,23 +165,23 @@ def test_a_check_of_an_earlier_start_does_not_replace_the_comparison(
 def test_what_is_kept(gpu: StandIn, cache_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runtime, _ = gpu.find(None)  # type: ignore[arg-type]
     times = StepTimes(graph_s=0.5, eager_s=0.75)
-    assert handoff_saved.check(runtime, "a") is None
-    handoff_saved.keep_check(runtime, "a", times)
-    handoff_saved.keep_trials(runtime, WORKS)
-    assert handoff_saved.check(runtime, "a") == times
-    assert handoff_saved.trials(runtime) == WORKS
-    assert handoff_saved.check(dataclasses.replace(runtime, name="another"), "a") is None
-    for number in range(handoff_saved.KEPT):
-        handoff_saved.keep_check(runtime, f"{number}", times)
-    assert handoff_saved.check(runtime, "a") is None
-    assert handoff_saved.check(runtime, "0") == times
-    saved = json.loads(handoff_saved.path().read_text())
+    assert saved_trials.check(runtime, "a") is None
+    saved_trials.keep_check(runtime, "a", times)
+    saved_trials.keep_trials(runtime, WORKS)
+    assert saved_trials.check(runtime, "a") == times
+    assert saved_trials.trials(runtime) == WORKS
+    assert saved_trials.check(dataclasses.replace(runtime, name="another"), "a") is None
+    for number in range(saved_trials.KEPT):
+        saved_trials.keep_check(runtime, f"{number}", times)
+    assert saved_trials.check(runtime, "a") is None
+    assert saved_trials.check(runtime, "0") == times
+    saved = json.loads(saved_trials.path().read_text())
     for damage in ([], {"0": 3}, {"0": {"graph_s": 1}}, {"0": {"graph_s": "1", "eager_s": 2.0}},
                    {"0": {"graph_s": 3.0, "eager_s": 2.0}}):  # fmt: skip
-        handoff_saved.path().write_text(json.dumps({**saved, "checks": damage}))
-        assert handoff_saved.check(runtime, "0") is None
-    handoff_saved.path().write_text("{")
-    assert handoff_saved.trials(runtime) is None
+        saved_trials.path().write_text(json.dumps({**saved, "checks": damage}))
+        assert saved_trials.check(runtime, "0") is None
+    saved_trials.path().write_text("{")
+    assert saved_trials.trials(runtime) is None
 
 
 # ---- what fails
@@ -199,7 +201,7 @@ def falsify(monkeypatch: pytest.MonkeyPatch, gpu: StandIn) -> None:
 
         return dataclasses.replace(runtime, put=put), problem
 
-    monkeypatch.setattr("headrace.engine.gpu_runtime.find", off)
+    monkeypatch.setattr("headrace.engine.cuda_graphs.gpu_runtime.find", off)
 
 
 def wrong_slot(monkeypatch: pytest.MonkeyPatch, gpu: StandIn) -> None:
@@ -232,7 +234,7 @@ def late_replay(monkeypatch: pytest.MonkeyPatch, gpu: StandIn) -> None:
     inner = StreamRecorder.replay
 
     def refuse(self: StreamRecorder, graph: Any) -> None:
-        if self.replays == graph_start.COMPARED + 1:
+        if self.replays == verify.COMPARED + 1:
             raise RuntimeError("CUDA error: late")
         inner(self, graph)
 
@@ -275,10 +277,10 @@ def test_auto_falls_back_with_the_reason_and_asked_ways_end(
 def test_a_gpu_that_does_not_go_on_is_an_error(gpu: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
     no_replay(monkeypatch, gpu)
 
-    def refuse(self: graph_start.Steps, number: int) -> Tensor:
+    def refuse(self: verify.Steps, number: int) -> Tensor:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr(graph_start.Steps, "by_hand", refuse)
+    monkeypatch.setattr(verify.Steps, "by_hand", refuse)
     with pytest.raises(DeviceError, match=r"the GPU does not go on after a trial of graphs .*illegal.*'eager'"):
         load()
 
@@ -310,8 +312,8 @@ def test_what_auto_does_not_try(gpu: StandIn, pace: Pace, monkeypatch: pytest.Mo
             with pytest.raises(OptionError, match=told):
                 load(handoff="memop", **options)
     broken = {name: Trial(name=name, problem="hangs") for name in VARIANTS}
-    monkeypatch.setattr(posting, "probe", lambda *_: broken)
-    handoff_saved.path().unlink(missing_ok=True)
+    monkeypatch.setattr(signals, "probe", lambda *_: broken)
+    saved_trials.path().unlink(missing_ok=True)
     with load() as llm:
         assert "eager, no way to hand over works in a graph here (memop: hangs; hostfunc: hangs" in title(llm)
     assert not timed
@@ -342,7 +344,7 @@ def test_copies_that_nobody_asked_for_make_way_for_graphs(
     """`split auto` had found copies that pay beside the eager path: where graphs are faster, they are taken out."""
     pace(0.004, 0.003)
     monkeypatch.setattr(
-        "headrace.engine.moves.plan",
+        "headrace.engine.experts.offload_plan.plan",
         lambda *_: Moves(split=1, split_most=3, piece=4, expert=32 * 3 * 256 * 2, hidden=256, notes=("a", "b")),
     )
     with load() as llm, load(handoff="eager") as plain:
@@ -378,14 +380,14 @@ def test_the_check_writes_into_the_spare_page_alone(gpu: StandIn, pace: Pace, mo
     """Every other page of the cache is what it was before."""
     pace(0.004, 0.003)
     before: list[Tensor] = []
-    start = graph_start.start
+    start = verify.start
 
-    def noted(how: Any, steps: graph_start.Steps, build: Any) -> Any:
+    def noted(how: Any, steps: verify.Steps, build: Any) -> Any:
         steps.decoder.cache.data.fill_(0.5)
         before.append(steps.decoder.cache.data[:, :, :-1].clone())
         return start(how, steps, build)
 
-    monkeypatch.setattr(graph_start, "start", noted)
+    monkeypatch.setattr(verify, "start", noted)
     with load() as llm:
         assert torch.equal(llm.decoder.cache.data[:, :, :-1], before[0])
         assert not (llm.decoder.cache.data[:, :, -1] == 0.5).all()

@@ -11,19 +11,20 @@ from typing import Any
 import fake_cuda
 import pytest
 import torch
-from headrace import LLM, SamplingParams
-from headrace.engine.driver import Driver
-from headrace.engine.graphs import DecodeGraphs, Static, TorchRecorder, sizes_up_to
-from headrace.engine.kvcache import PAGE, pages_for
-from headrace.engine.mailbox_experts import MailboxExperts, copy_job
-from headrace.engine.posting import Eager, MemOps, Posting
-from headrace.engine.scheduler import Inputs
-from headrace.errors import DeviceError
-from headrace.kernels import FORMATS, ExpertLayout, reference
-from headrace.kernels.case import RandomSource
-from headrace.kernels.cpu.mailbox import Mailbox
 from stand_in_gpu import Replayed
 from torch import Tensor
+
+from headrace import LLM, SamplingParams
+from headrace.engine.cuda_graphs.capture import DecodeGraphs, Static, TorchRecorder
+from headrace.engine.cuda_graphs.mailbox_experts import MailboxExperts, copy_job
+from headrace.engine.cuda_graphs.signals import Eager, MemOps, Posting
+from headrace.engine.devices.cuda_driver import Driver
+from headrace.engine.model.batch import Inputs, sizes_up_to
+from headrace.engine.model.kv_cache import PAGE, pages_for
+from headrace.errors import DeviceError
+from headrace.kernels import FORMATS, ExpertLayout, reference
+from headrace.kernels.cases.case import RandomSource
+from headrace.kernels.cpu.mailbox import Mailbox
 
 CPU = torch.device("cpu")
 PROMPTS = [[5, 9, 2, 7], [3], [11, 4, 4, 8, 1, 6], [2, 12], [8, 8, 8]]

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from headrace import OptionError
-from headrace.engine.planning import hardware, machine_file
-from headrace.engine.planning.hardware import CORE_FLOPS, REACHED, parse, part, parts
-from headrace.engine.profile import Profile, load_profile
 from refusals import refused
+
+from headrace import OptionError
+from headrace.engine.bandwidth_model import hardware, machine_file
+from headrace.engine.bandwidth_model.hardware import CORE_FLOPS, REACHED, parse, part, parts
+from headrace.engine.bandwidth_model.profile import Profile, load_profile
 
 GB = 1e9
 

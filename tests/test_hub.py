@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 from fake_hub import FakeHub, commit_of
-from headrace.errors import HubError
-from headrace.loaders import hub as loader
-from headrace.loaders import transfer
-from headrace.loaders.hub import locate
 from huggingface_hub import constants
 from tiny_hub import FIRST, MODEL, NEEDED, SECOND, UNNEEDED, content, fetch, marks, noise, refusal
+
+from headrace.errors import HubError
+from headrace.loaders.hub import download
+from headrace.loaders.hub import locate as loader
+from headrace.loaders.hub.locate import locate
 
 # What is fetched
 
@@ -175,7 +176,7 @@ def test_a_full_disk_is_noticed_before_the_shards(hub: FakeHub, cache: Path, mon
 
 
 def test_what_is_here_already_needs_no_room(hub: FakeHub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    hub.cuts[FIRST] = (400_000, transfer.ATTEMPTS)
+    hub.cuts[FIRST] = (400_000, download.ATTEMPTS)
     refusal(cache)
     disk_with(monkeypatch, sum(map(len, NEEDED.values())) - 100_000)
     assert content(fetch(cache)) == marks(NEEDED)

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 from fake_hub import FakeHub
-from headrace.loaders import transfer
 from tiny_hub import MODEL, fetch, refusal
+
+from headrace.loaders.hub import download
 
 # Refusals of the hub
 
@@ -92,7 +93,7 @@ def test_a_disk_that_fills_up_on_the_way(hub: FakeHub, cache: Path, monkeypatch:
     def full(*args: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(transfer, "_receive", full)
+    monkeypatch.setattr(download, "_receive", full)
     assert f"the disk of {cache} is full while fetching {MODEL}: make room, then run again" in refusal(cache)
 
 

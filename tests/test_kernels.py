@@ -1,4 +1,4 @@
-"""The C++ kernels against their plain twins: every case of `kernels/cases.py` on every instruction set of this CPU.
+"""The C++ kernels against their plain twins: every case of `kernels/cases/all.py` on every instruction set of this CPU.
 
 Outputs and the arena are filled with NaN beforehand, so a value that nobody wrote shows; one, two and three threads
 must give the same bits. A failure names the worst value: where, got, expected, allowed.
@@ -11,10 +11,11 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from headrace.kernels import _cpu, cpu, reference
-from headrace.kernels.case import Case, Inputs, worst
-from headrace.kernels.cases import CASES
 from torch import Tensor
+
+from headrace.kernels import _cpu, cpu, reference
+from headrace.kernels.cases.all import CASES
+from headrace.kernels.cases.case import Case, Inputs, worst
 
 SMALL = [case for case in CASES if not case.bench]
 

@@ -12,10 +12,11 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+
 from headrace.errors import OptionError
 from headrace.kernels import FORMATS, ExpertLayout, Format, _cpu, cpu, reference
-from headrace.kernels.attention_cases import paged
-from headrace.kernels.case import RandomSource
+from headrace.kernels.cases.attention import paged
+from headrace.kernels.cases.case import RandomSource
 
 
 @pytest.fixture(autouse=True)

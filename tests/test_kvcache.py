@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from headrace.engine.kvcache import PAGE, PageTable, pages_for
+
+from headrace.engine.model.kv_cache import PAGE, PageTable, pages_for
 
 
 def fill(table: PageTable, tokens: list[int]) -> list[int]:

@@ -10,19 +10,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from headrace import LLM, OptionError, SamplingParams
-from headrace.engine.experts import distinct
-from headrace.engine.kvcache import bytes_per_token
-from headrace.engine.ledger import Ledger, Pass, Prediction, in_turn, summarise
-from headrace.engine.planner import Predictor, pass_bytes, predict_seconds, predict_terms, tokens_of_an_expert
-from headrace.engine.profile import Profile, mean_queries
-from headrace.kernels import FORMATS, Choice
-from headrace.loaders import catalogue
-from headrace.loaders.config import ConfigReader
-from headrace.loaders.families import spec_of
-from headrace.loaders.spec import ModelSpec
-from headrace.loaders.weights import Formats
 from placements import force
+
+from headrace import LLM, OptionError, SamplingParams
+from headrace.engine.bandwidth_model.cpu_pass import Predictor, predict_seconds, predict_terms, tokens_of_an_expert
+from headrace.engine.bandwidth_model.profile import Profile, mean_queries
+from headrace.engine.experts.backend import distinct
+from headrace.engine.ledger.ledger import Ledger, Pass, Prediction, in_turn, summarise
+from headrace.engine.ledger.pass_bytes import bytes_per_token, pass_bytes
+from headrace.kernels import FORMATS
+from headrace.kernels.decoder_layer import Choice
+from headrace.loaders.architecture import catalogue
+from headrace.loaders.families import spec_of
+from headrace.loaders.families.config_reader import ConfigReader
+from headrace.loaders.spec import ModelSpec
+from headrace.loaders.weights.model_weights import Formats
 
 Checkpoints = Callable[[str], Path]
 

@@ -15,15 +15,17 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from headrace import LLM, OptionError, SamplingParams
-from headrace.kernels import FORMATS, Matrix, load
-from headrace.kernels.weights import Part
-from headrace.loaders import converted, pipeline
-from headrace.loaders.checkpoint import LoadOptions, load_weights, open_directory
-from headrace.loaders.weights import ModelWeights
 from peak import PEAK
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
+
+from headrace import LLM, OptionError, SamplingParams
+from headrace.kernels import FORMATS, load
+from headrace.kernels.packed import Matrix, Part
+from headrace.loaders.files import read_ahead
+from headrace.loaders.weights import converted
+from headrace.loaders.weights.checkpoint import LoadOptions, load_weights, open_directory
+from headrace.loaders.weights.model_weights import ModelWeights
 
 Checkpoints = Callable[[str], Path]
 Oracle = Callable[[str], PreTrainedModel]
@@ -239,8 +241,8 @@ def test_pipeline_keeps_the_order() -> None:
         time.sleep(0.001 * (7 * i % 5))
         return i * i
 
-    assert list(pipeline.in_order(range(40), work)) == [(i, i * i) for i in range(40)]
-    assert list(pipeline.in_order([], work)) == []
+    assert list(read_ahead.in_order(range(40), work)) == [(i, i * i) for i in range(40)]
+    assert list(read_ahead.in_order([], work)) == []
 
 
 def test_pipeline_raises_at_its_item_and_stays_a_little_ahead() -> None:
@@ -252,13 +254,13 @@ def test_pipeline_raises_at_its_item_and_stays_a_little_ahead() -> None:
             raise ValueError("item 5")
         return i
 
-    results = pipeline.in_order(range(1000), work)
+    results = read_ahead.in_order(range(1000), work)
     for i in range(5):
         assert next(results) == (i, i)
-        assert max(started) < i + pipeline.AHEAD
+        assert max(started) < i + read_ahead.AHEAD
     with pytest.raises(ValueError, match="item 5"):
         next(results)
-    assert max(started) < 5 + pipeline.AHEAD
+    assert max(started) < 5 + read_ahead.AHEAD
 
 
 # ---- memory

@@ -13,10 +13,12 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from headrace.errors import DeviceError
-from headrace.kernels import FORMATS, ExpertBank, ExpertLayout, cpu, reference
-from headrace.kernels.case import RandomSource
+from headrace.kernels import FORMATS, ExpertLayout, cpu, reference
+from headrace.kernels.cases.case import RandomSource
 from headrace.kernels.cpu.mailbox import Mailbox, round_trip_us
+from headrace.kernels.packed import ExpertBank
 
 ROOT = Path(__file__).parent.parent
 SOURCES = [ROOT / "tests/cpp/mailbox_test.cpp", *(ROOT / f"kernels/cpu/{n}.cpp" for n in ("mailbox", "team", "numa"))]

@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from headrace import MemoryNeeded
-from headrace.engine import bandwidth, links, strangers
-from headrace.engine.bandwidth import Kernel
-from headrace.engine.links import Links
-from headrace.engine.pace import LEAST, SLACK, Pace, Sample, alike, best, share, steady
-from headrace.engine.profile import along
-from headrace.kernels import FORMATS
 from refusals import refused
+
+from headrace import MemoryNeeded
+from headrace.engine.bandwidth_model.profile import along
+from headrace.engine.measure import kernel_rates, link_rates, other_load
+from headrace.engine.measure.kernel_rates import Kernel
+from headrace.engine.measure.link_rates import Links
+from headrace.engine.measure.quiet_samples import LEAST, SLACK, Pace, Sample, alike, best, share, steady
+from headrace.kernels import FORMATS
 
 MB = 1 << 20
 
@@ -59,17 +60,17 @@ def test_pace_is_taken_before_and_after() -> None:
 def test_rounds_beside_others_are_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     """Others compute in the second and third round; their samples are forgotten."""
     busy = iter([0.0, 1.5, 0.9, 0.1])
-    monkeypatch.setattr(strangers.Strangers, "cores", lambda self: next(busy))
+    monkeypatch.setattr(other_load.Strangers, "cores", lambda self: next(busy))
     taken: list[int] = []
-    assert strangers.alone(2, lambda: taken.append(len(taken)), taken.clear) == 2
+    assert other_load.alone(2, lambda: taken.append(len(taken)), taken.clear) == 2
     assert taken == [0]
 
 
 def test_patience_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(strangers.Strangers, "cores", lambda self: 2.0)
+    monkeypatch.setattr(other_load.Strangers, "cores", lambda self: 2.0)
     taken: list[int] = []
-    repeated = strangers.alone(3, lambda: taken.append(1), taken.pop)
-    assert repeated == strangers.PATIENCE * 3
+    repeated = other_load.alone(3, lambda: taken.append(1), taken.pop)
+    assert repeated == other_load.PATIENCE * 3
     assert len(taken) == 3
 
 
@@ -81,7 +82,7 @@ def test_samples_walk_through_all_memory() -> None:
         seen.append(at)
         return 30
 
-    found = bandwidth.sample([Kernel("a", read), Kernel("b", read)], 100, 2, Pace())
+    found = kernel_rates.sample([Kernel("a", read), Kernel("b", read)], 100, 2, Pace())
     assert seen[:6] == [0, 30, 60, 90, 20, 50]
     assert {name: len(samples) for name, samples in found.items()} == {"a": 2, "b": 2}
 
@@ -90,7 +91,7 @@ def test_samples_walk_through_all_memory() -> None:
 def test_every_kernel_says_what_it_read(size: int) -> None:
     """Wherever a sample begins: never nothing, never more than is there times its rounds."""
     arena = torch.full((size,), 0x11, dtype=torch.uint8)
-    for kernel in [k for k in bandwidth._kernels(arena) if "256" not in k.name and "64" not in k.name]:
+    for kernel in [k for k in kernel_rates._kernels(arena) if "256" not in k.name and "64" not in k.name]:
         for at in (0, size - 1):
             read = kernel.read(at)
             assert 0 < read <= 4 * size, kernel.name
@@ -98,14 +99,14 @@ def test_every_kernel_says_what_it_read(size: int) -> None:
 
 def test_a_sample_of_a_matrix_is_the_bytes_of_its_rows() -> None:
     arena = torch.full((64 * MB,), 0x11, dtype=torch.uint8)
-    matrix = next(k for k in bandwidth._kernels(arena) if k.name == "linear q4_0 4")
+    matrix = next(k for k in kernel_rates._kernels(arena) if k.name == "linear q4_0 4")
     assert matrix.read(0) == 64 * MB // 1152 * 1152
-    caches = bandwidth._caches(torch.zeros(64 * MB, dtype=torch.uint8))
-    assert caches[0].nbytes == 2 * bandwidth.CONTEXT * bandwidth.KV_HEADS * bandwidth.HEAD_DIM * 2
+    caches = kernel_rates._caches(torch.zeros(64 * MB, dtype=torch.uint8))
+    assert caches[0].nbytes == 2 * kernel_rates.CONTEXT * kernel_rates.KV_HEADS * kernel_rates.HEAD_DIM * 2
 
 
 def test_experts_lie_far_apart_and_all_have_their_turn() -> None:
-    bank = bandwidth.bank_of(torch.full((80 * MB,), 0x11, dtype=torch.uint8), FORMATS["q4_0"])
+    bank = kernel_rates.bank_of(torch.full((80 * MB,), 0x11, dtype=torch.uint8), FORMATS["q4_0"])
     asked: list[list[int]] = []
 
     class Ops:
@@ -115,7 +116,7 @@ def test_experts_lie_far_apart_and_all_have_their_turn() -> None:
             assert len(x) == len(ids) == 2
             asked.append(ids[0].tolist())
 
-    read = bandwidth.experts_reader(Ops, bank, 2)  # type: ignore[arg-type]
+    read = kernel_rates.experts_reader(Ops, bank, 2)  # type: ignore[arg-type]
     for i in range(bank.experts):
         assert read(i * bank.layout.bytes) == len(asked[-1]) * bank.layout.bytes
     assert all(len(set(ids)) == len(ids) for ids in asked)
@@ -123,10 +124,10 @@ def test_experts_lie_far_apart_and_all_have_their_turn() -> None:
 
 
 def test_measuring_needs_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bandwidth, "free_memory", lambda: 10**9)
+    monkeypatch.setattr(kernel_rates, "free_memory", lambda: 10**9)
     with refused(MemoryNeeded, "measuring needs 1.1 GB", "1.0 GB is free"):
-        bandwidth.reserve()
-    assert bandwidth.reserve(MB).numel() == MB
+        kernel_rates.reserve()
+    assert kernel_rates.reserve(MB).numel() == MB
 
 
 def test_along_points() -> None:
@@ -139,7 +140,7 @@ def test_along_points() -> None:
 
 def test_a_disk_is_read_past_the_cache_and_leaves_nothing_behind(tmp_path: Path) -> None:
     found = Links()
-    links.disk(tmp_path / "models", 8 * MB, found)
+    link_rates.disk(tmp_path / "models", 8 * MB, found)
     assert found.disk["cached"] > 0
     assert ("direct" in found.disk) == (not found.notes)
     assert list((tmp_path / "models").iterdir()) == []
@@ -155,14 +156,14 @@ def test_a_file_system_without_direct_reads_says_so(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(os, "open", refuse)
     found = Links()
-    links.disk(tmp_path, 8 * MB, found)
+    link_rates.disk(tmp_path, 8 * MB, found)
     assert set(found.disk) == {"cached"}
     assert "no O_DIRECT" in found.notes[0]
 
 
 def test_a_full_disk_is_not_filled(tmp_path: Path) -> None:
     found = Links()
-    links.disk(tmp_path, 1 << 60, found)
+    link_rates.disk(tmp_path, 1 << 60, found)
     assert found.disk == {}
     assert "is free in" in found.notes[0]
     assert list(tmp_path.iterdir()) == []
@@ -171,31 +172,31 @@ def test_a_full_disk_is_not_filled(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     found = Links()
-    links.disk(tmp_path / "file" / "models", 8 * MB, found)
+    link_rates.disk(tmp_path / "file" / "models", 8 * MB, found)
     assert found.disk == {}
     assert str(tmp_path) in found.notes[0]
 
 
 def test_nodes_are_measured_where_there_are_several(monkeypatch: pytest.MonkeyPatch) -> None:
-    cpu = links.cpu_kernels()
+    cpu = link_rates.cpu_kernels()
     asked: list[list[int]] = []
-    monkeypatch.setattr(links, "NODE_BYTES", 16 * MB)
+    monkeypatch.setattr(link_rates, "NODE_BYTES", 16 * MB)
     monkeypatch.setattr(cpu, "numa_nodes", lambda: [0, 2])
     monkeypatch.setattr(cpu, "interleave", lambda tensor, nodes: asked.append(nodes) or nodes == [2])
     found = Links()
-    links.nodes(found)
+    link_rates.nodes(found)
     assert asked == [[0], [2]]
     assert set(found.nodes) == {"2"}
     assert "node 0 not measured" in found.notes[0]
     monkeypatch.setattr(cpu, "numa_nodes", lambda: [0])
     one = Links()
-    links.nodes(one)
+    link_rates.nodes(one)
     assert (one.nodes, one.notes) == ({}, [])
 
 
 def test_everything_is_measured_without_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(links, "QUICK_FILE", 8 * MB)
+    monkeypatch.setattr(link_rates, "QUICK_FILE", 8 * MB)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    found = links.measure(tmp_path, quick=True)
+    found = link_rates.measure(tmp_path, quick=True)
     assert set(found.copies) == {"host"}
     assert found.copies["host"] > 1e8

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from headrace import LLM
-from headrace.engine import machine, report
+from headrace.engine.devices import host
+from headrace.engine.terminal import generate_report
 from headrace.kernels import _cpu, cpu
 
 
@@ -58,11 +60,11 @@ def test_the_start_up_table_says_over_how_many_nodes_weights_lie(
     granted: bool, shown: str, talker: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[list[int]] = []
-    monkeypatch.setattr(machine, "HUGE_FROM", 0)
+    monkeypatch.setattr(host, "HUGE_FROM", 0)
     monkeypatch.setattr(cpu, "numa_nodes", lambda: [0, 1])
     monkeypatch.setattr(cpu, "interleave", lambda tensor, nodes: asked.append(nodes) or granted)
     with LLM(str(talker), max_context=64) as llm:
-        rows = report.placement_rows(llm)
+        rows = generate_report.placement_rows(llm)
         assert len(asked) == len(llm.weights.named())
     assert asked[0] == [0, 1]
     assert [row[1] for row in rows[:3]] == [shown] * 3

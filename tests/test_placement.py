@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from headrace import EngineConfig, OptionError
-from headrace.engine import placement as placing
-from headrace.engine import placement_file
-from headrace.engine.placement import Placement, Policy, Tier
+from headrace.engine.placement import placement as placing
+from headrace.engine.placement import placement_file
+from headrace.engine.placement.placement import Placement, Policy, Tier
 
 GPU0, GPU1, CPU = Tier.GPU0, Tier.GPU1, Tier.CPU
 COUNTS = (0, 4, 4, 4)  # the first layer is dense

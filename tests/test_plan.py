@@ -13,20 +13,24 @@ from typing import Any
 import pytest
 import torch
 from conftest import Run
+
 from headrace import ConfigError, MemoryNeeded, OptionError
-from headrace.engine.planner import pass_bytes, predict_seconds
-from headrace.engine.planning import hardware, machine_file, placement, storage, trace
-from headrace.engine.planning.article import distinct_experts
-from headrace.engine.planning.hardware import Device, Hardware, exactly
+from headrace.engine.bandwidth_model import hardware, machine_file
+from headrace.engine.bandwidth_model.cpu_pass import predict_seconds
+from headrace.engine.bandwidth_model.hardware import Device, Hardware, exactly
+from headrace.engine.bandwidth_model.profile import Profile, load_profile, save_profile
+from headrace.engine.ledger.pass_bytes import pass_bytes
+from headrace.engine.planning import layouts, routing_trace, storage
+from headrace.engine.planning.articles import distinct_experts
 from headrace.engine.planning.plan import Options, Plan, make, refuse_if_too_large
-from headrace.engine.planning.report import as_json, n_cpu_moe
 from headrace.engine.planning.speed import Model, Workload, cache_read, cache_traffic, cache_written
-from headrace.engine.profile import Profile, load_profile, save_profile
+from headrace.engine.terminal.plan_report import as_json, n_cpu_moe
 from headrace.kernels import FORMATS, ExpertLayout
-from headrace.loaders import encodings, model_source
-from headrace.loaders.config import ConfigReader
+from headrace.loaders import model_source
+from headrace.loaders.architecture import encodings
 from headrace.loaders.families import spec_of
-from headrace.loaders.weights import Formats, allocate
+from headrace.loaders.families.config_reader import ConfigReader
+from headrace.loaders.weights.model_weights import Formats, allocate
 
 GB = 1e9
 KEYS = {
@@ -69,7 +73,7 @@ def test_bytes_are_those_of_the_engine(variant: str, experts: str, dense: str, c
     assert found.total == allocate(spec, formats, "meta").nbytes
     context, banks = 17, spec.moe_layers
     engine = Model(source.described.architecture, found, machine(gpus=0))
-    everything = placement.on_cpu(found, engine.hardware, _no_demand(spec.layers))
+    everything = layouts.on_cpu(found, engine.hardware, _no_demand(spec.layers))
     counted = engine.bytes_per_token(everything, Workload(context=context, batch=1, prompt=1))
     wanted = pass_bytes(
         spec, formats, torch.bfloat16, tokens=1, contexts=[context], distinct_experts=[spec.moe.top_k] * banks
@@ -100,7 +104,7 @@ def test_time_is_that_of_the_engine(variant: str, batch: int, checkpoints: Any, 
     quant = encodings.parse("experts=q4_0,dense=q8_0,embed=f32", encodings.native({}, ""))
     hw = machine_file.of_profile(known)
     engine = Model(source.described.architecture, storage.computed(source.described.architecture, quant), hw)
-    everything = placement.on_cpu(engine.storage, hw, _no_demand(spec.layers))
+    everything = layouts.on_cpu(engine.storage, hw, _no_demand(spec.layers))
     step = engine.decode(everything, Workload(context=17, batch=batch, prompt=1))
     wanted = predict_seconds(read, known, formats, torch.bfloat16, spec, batch)
     assert step.seconds == pytest.approx(wanted, rel=1e-6)
@@ -120,7 +124,7 @@ def test_a_prompt_on_a_measured_cpu_by_hand(checkpoints: Any, profile: Profile) 
     hw = machine_file.of_profile(known)
     engine = Model(architecture, storage.computed(architecture, quant), hw)
     layers = engine.storage.layers
-    everything = placement.on_cpu(engine.storage, hw, _no_demand(len(layers)))
+    everything = layouts.on_cpu(engine.storage, hw, _no_demand(len(layers)))
     found = engine.prefill(everything, Workload(context=1024, batch=1, prompt=1024))
     assert found is not None
     read = 2 * sum(layer.common for layer in layers) + engine.storage.outside
@@ -130,8 +134,8 @@ def test_a_prompt_on_a_measured_cpu_by_hand(checkpoints: Any, profile: Profile) 
     assert found.seconds == pytest.approx(read / 1e10 + 2 * len(layers) * 8e-3 + 2e-4)
 
 
-def _no_demand(layers: int) -> placement.Demand:
-    return placement.Demand(cache=(0,) * layers, activations=0)
+def _no_demand(layers: int) -> layouts.Demand:
+    return layouts.Demand(cache=(0,) * layers, activations=0)
 
 
 @pytest.mark.parametrize(
@@ -247,7 +251,7 @@ def test_a_trace_replaces_uniform_routing(tmp_path: Path) -> None:
     path = tmp_path / "trace.json"
     path.write_text(json.dumps({"ids": [[list(range(8))] * 4] * 48}))
     source = model_source.find("Qwen3-30B-A3B")
-    distinct = trace.load(path, source.described.architecture)
+    distinct = routing_trace.load(path, source.described.architecture)
     found = make(source, machine(gpus=0), Options(quant="q4_0", batch=4), distinct)
     alone = make(source, machine(gpus=0), Options(quant="q4_0", batch=1))
     assert 4 * found.bytes_per_token["cpu_dram"]["experts"] == alone.bytes_per_token["cpu_dram"]["experts"]
@@ -260,7 +264,7 @@ def test_traces_of_other_models_are_refused(tmp_path: Path, ids: Any, said: str)
     path = tmp_path / "trace.json"
     path.write_text(json.dumps({"ids": ids}))
     with pytest.raises(OptionError, match=said):
-        trace.load(path, model_source.find("Qwen3-30B-A3B").described.architecture)
+        routing_trace.load(path, model_source.find("Qwen3-30B-A3B").described.architecture)
 
 
 def test_ranges_enclose_the_expected() -> None:
@@ -288,7 +292,7 @@ def test_n_cpu_moe_by_exact_sizes() -> None:
     found = plan("Qwen3-235B-A22B", machine(vram=24))
     common = found.storage.common + sum(found.demand.cache) + found.demand.activations
     layer = found.storage.layers[0].routed
-    fit = int((24 * GB - placement.GPU_RESERVE - common) // layer)
+    fit = int((24 * GB - layouts.GPU_RESERVE - common) // layer)
     assert 0 < fit < 94
     assert n_cpu_moe(found) == 94 - fit
     assert found.best is not None

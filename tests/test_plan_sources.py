@@ -13,13 +13,16 @@ import numpy as np
 import pytest
 import tiny_hub
 from fake_hub import FakeHub
+from refusals import edit_json, refused
+
 from headrace import CheckpointError, ConfigError, HubError
 from headrace.engine.planning import storage
 from headrace.engine.planning.plan import sizes
-from headrace.loaders import gguf_config, gguf_header, headers, hub_headers, model_source
-from headrace.loaders.headers import Stored
-from headrace.loaders.tensor_names import place
-from refusals import edit_json, refused
+from headrace.loaders import model_source
+from headrace.loaders.architecture.tensor_names import place
+from headrace.loaders.files import gguf_config, gguf_header, headers
+from headrace.loaders.files.headers import Stored
+from headrace.loaders.hub import remote_headers
 
 gguf = pytest.importorskip("gguf")
 
@@ -343,7 +346,7 @@ def test_a_hub_id_downloads_headers_only(hub: FakeHub, cache: Path, checkpoints:
     assert sorted(source.tensors, key=lambda t: t.name) == sorted(local, key=lambda t: t.name)
     shards = [name for name in files if name.endswith(".safetensors")]
     assert {name for name, _ in hub.ranges} == set(shards)
-    assert sum(hub.sent[name] for name in shards) <= len(shards) * hub_headers.FIRST
+    assert sum(hub.sent[name] for name in shards) <= len(shards) * remote_headers.FIRST
     assert sum(hub.sent.values()) < body / 8
     assert sizes(source, "native")[0].total == sum(t.nbytes for t in local)
 
@@ -351,7 +354,7 @@ def test_a_hub_id_downloads_headers_only(hub: FakeHub, cache: Path, checkpoints:
 def test_a_header_longer_than_the_first_piece(
     hub: FakeHub, cache: Path, checkpoints: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hub_headers, "FIRST", 100)
+    monkeypatch.setattr(remote_headers, "FIRST", 100)
     hub.add("org/tiny", repo_files(checkpoints("mixtral")))
     source = model_source.find("org/tiny", cache_dir=cache)
     assert source.tensors == headers.of_directory(checkpoints("mixtral"))

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from headrace.engine import posting, posting_probe
-from headrace.engine.driver import HOST_REGISTER, MEM_OPS_64, WAIT_64, WRITE_64, Driver, DriverError, MemOp
-from headrace.engine.posting import VARIANTS, Trial, choose
+
+from headrace.engine.cuda_graphs import signal_probe, signals
+from headrace.engine.cuda_graphs.signals import VARIANTS, Trial, choose
+from headrace.engine.devices.cuda_driver import HOST_REGISTER, MEM_OPS_64, WAIT_64, WRITE_64, Driver, DriverError, MemOp
 from headrace.errors import DeviceError, OptionError
 from headrace.kernels import FORMATS, ExpertLayout, cpu
-from headrace.kernels.case import RandomSource
+from headrace.kernels.cases.case import RandomSource
 from headrace.kernels.cpu.mailbox import Mailbox
 
 HIDDEN, WIDTH, EXPERTS, TOP_K = 64, 32, 6, 2
@@ -107,7 +108,7 @@ def results(mailbox: Mailbox, batch: int) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_way_brings_the_op_s_results(driver: Driver, mailbox: Mailbox, name: str) -> None:
-    way, stream = posting.make(name, driver, mailbox), driver.stream()
+    way, stream = signals.make(name, driver, mailbox), driver.stream()
     assert way.name == name
     for seed in range(6):
         batch = seed % 2
@@ -125,7 +126,7 @@ def test_every_way_brings_the_op_s_results(driver: Driver, mailbox: Mailbox, nam
 
 @pytest.mark.parametrize("name", ["memop", "hostfunc"])
 def test_a_graph_replays_with_new_jobs(driver: Driver, mailbox: Mailbox, name: str, log: Path) -> None:
-    way, stream = posting.make(name, driver, mailbox), driver.stream()
+    way, stream = signals.make(name, driver, mailbox), driver.stream()
     driver.begin_capture(stream)
     for layer in range(3):
         way.publish(stream, mailbox.slot(layer, 1))
@@ -150,7 +151,7 @@ def test_a_graph_replays_with_new_jobs(driver: Driver, mailbox: Mailbox, name: s
 
 def test_a_lost_worker_frees_the_stream(driver: Driver, mailbox: Mailbox) -> None:
     """A job that fails must not leave the stream waiting: it ends, and the error is there for whoever asks."""
-    way, stream = posting.make("memop", driver, mailbox), driver.stream()
+    way, stream = signals.make("memop", driver, mailbox), driver.stream()
     fill(mailbox, 0, 1)
     mailbox.slot(1, 0).ids_TK.fill_(EXPERTS)
     mailbox.begin(0)
@@ -168,7 +169,7 @@ def test_a_lost_worker_frees_the_stream(driver: Driver, mailbox: Mailbox) -> Non
 
 def test_the_probe_times_every_way(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_CUDA_HOST_US", "3000")
-    trials = posting.probe(library, layers=4)
+    trials = signals.probe(library, layers=4)
     assert all(trials[name].us for name in VARIANTS), trials
     assert trials["hostfunc"].us > 6000  # two functions a job
     choice = choose(trials)
@@ -176,33 +177,33 @@ def test_the_probe_times_every_way(library: str, monkeypatch: pytest.MonkeyPatch
     assert "fastest in a graph (memop " in choice.reason
 
 
-@pytest.mark.parametrize(("where", "stage"), [("eager", posting.FIRST_JOB), ("graph", posting.CAPTURED)])
+@pytest.mark.parametrize(("where", "stage"), [("eager", signals.FIRST_JOB), ("graph", signals.CAPTURED)])
 def test_a_way_that_hangs_is_killed(library: str, monkeypatch: pytest.MonkeyPatch, where: str, stage: str) -> None:
     monkeypatch.setenv("FAKE_CUDA_HANG", where)
-    trial = posting._try("memop", library, 0, 4, 1.0)
+    trial = signals._try("memop", library, 0, 4, 1.0)
     assert trial == Trial(name="memop", problem=f"no answer within 1 s ({stage})")
 
 
 def test_what_the_device_lacks_is_said(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_CUDA_NO_MEMOPS", "1")
-    trial = posting._try("memop", library, 0, 4, 5.0)
+    trial = signals._try("memop", library, 0, 4, 5.0)
     assert "no 64-bit memory operations" in trial.problem
-    assert "no NVIDIA driver" in posting._try("eager", "libno-such-driver.so.1", 0, 4, 5.0).problem
+    assert "no NVIDIA driver" in signals._try("eager", "libno-such-driver.so.1", 0, 4, 5.0).problem
 
 
 def test_a_probe_that_dies_is_said(library: str) -> None:
-    trial = posting._try("memop", library, 0, -3, 5.0)
+    trial = signals._try("memop", library, 0, -3, 5.0)
     assert trial.problem.startswith("the probe ended (start): IndexError")
 
 
 def test_the_choice_and_its_reason() -> None:
     works = {name: Trial(name=name, us=us) for name, us in zip(VARIANTS, (5.0, 60.0, 3.0), strict=True)}
-    assert choose(works) == posting.Choice(
+    assert choose(works) == signals.Choice(
         name="memop", reason="fastest in a graph (memop 5.0 us; hostfunc 60.0 us; eager 3.0 us)", us=5.0
     )
     broken = {**works, "memop": Trial(name="memop", problem="hangs")}
     assert choose(broken).name == "hostfunc"
-    assert choose(works, "eager") == posting.Choice(
+    assert choose(works, "eager") == signals.Choice(
         name="eager", reason="asked for (memop 5.0 us; hostfunc 60.0 us; eager 3.0 us)", us=3.0
     )
     alone = {**broken, "hostfunc": Trial(name="hostfunc", problem="no")}
@@ -217,7 +218,7 @@ def test_the_choice_and_its_reason() -> None:
 
 
 def test_the_probe_s_jobs_choose_no_expert() -> None:
-    box = posting_probe.empty_mailbox(2)
+    box = signal_probe.empty_mailbox(2)
     box.slot(1, 0).y_TD.fill_(3.0)
     box.play(0, 1)
     assert not box.slot(1, 0).y_TD.any()

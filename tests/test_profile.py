@@ -8,10 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from headrace import LLM, OptionError, SamplingParams
-from headrace.engine import calibrate, console, doctor_console, machine, strangers
-from headrace.engine.planning import machine_file
-from headrace.engine.profile import STALE, Profile, load_profile, profile_path, save_profile
+from headrace.engine.bandwidth_model import machine_file
+from headrace.engine.bandwidth_model.profile import STALE, Profile, load_profile, profile_path, save_profile
+from headrace.engine.bench import calibrate
+from headrace.engine.devices import host
+from headrace.engine.measure import other_load
+from headrace.engine.terminal import doctor_command, generate
 from headrace.kernels import isa
 
 Run = Callable[..., tuple[int, str, str]]
@@ -21,8 +25,8 @@ ASK = ["Hello", "-n", 3, "--ignore-eos"]
 @pytest.fixture(autouse=True)
 def _quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody else computes, unless a test says so."""
-    monkeypatch.setattr(strangers, "LOOK_S", 0.0)
-    monkeypatch.setattr(strangers.Strangers, "cores", lambda self: 0.0)
+    monkeypatch.setattr(other_load, "LOOK_S", 0.0)
+    monkeypatch.setattr(other_load.Strangers, "cores", lambda self: 0.0)
 
 
 @pytest.fixture
@@ -52,12 +56,12 @@ def saved_date() -> str | None:
 
 
 def forget() -> None:
-    profile_path(machine.hardware_key()).unlink()
+    profile_path(host.hardware_key()).unlink()
 
 
 def test_what_was_saved_before_still_loads(profile: Profile) -> None:
     """Without what newer versions keep; of kernels that nobody knows."""
-    path = profile_path(machine.hardware_key())
+    path = profile_path(host.hardware_key())
     values = json.loads(path.read_text())
     for name in ("together", "kernels"):
         del values[name]
@@ -114,7 +118,7 @@ def test_nothing_is_measured_while_others_compute(
     kept: bool, run: Run, talker: Path, stale: Profile, measured: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither for the first time nor again, and the run says so once."""
-    monkeypatch.setattr(strangers.Strangers, "cores", lambda self: 99.0)
+    monkeypatch.setattr(other_load.Strangers, "cores", lambda self: 99.0)
     monkeypatch.setattr(calibrate, "measure", lambda *_: pytest.fail("it was measured"))
     if not kept:
         forget()
@@ -154,9 +158,9 @@ def test_asked_for_it_is_kept_with_a_warning(run: Run, measured: list[float]) ->
 def test_a_doctor_measures_whoever_is_there(
     stale: Profile, measured: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(strangers.Strangers, "cores", lambda self: 99.0)
+    monkeypatch.setattr(other_load.Strangers, "cores", lambda self: 99.0)
     measured[0] = 99.0
-    assert doctor_console._profile(None).date == "2026-01-01"
+    assert doctor_command._profile(None).date == "2026-01-01"
     assert saved_date() == "1999-01-01", "not kept"
 
 
@@ -168,13 +172,13 @@ def test_a_machine_that_cannot_be_measured_keeps_what_it_has(
 
     monkeypatch.setattr(calibrate, "measure", refuse)
     llm = LLM(str(talker))
-    console.ensure_profile(llm)
+    generate.ensure_profile(llm)
     assert llm.machine == stale
     assert "could not be measured: no memory" in capsys.readouterr().err.replace("\n", " ")
 
 
 def test_who_is_in_the_way_depends_on_how_many_cores_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
     for cores, few, many in ((2, 0.2, 0.3), (64, 3.0, 3.5)):
-        monkeypatch.setattr(strangers.psutil, "cpu_count", lambda cores=cores: cores)
-        assert not strangers.are_in_the_way(few)
-        assert strangers.are_in_the_way(many)
+        monkeypatch.setattr(other_load.psutil, "cpu_count", lambda cores=cores: cores)
+        assert not other_load.are_in_the_way(few)
+        assert other_load.are_in_the_way(many)

@@ -6,14 +6,15 @@ from typing import Any
 
 import pytest
 import torch
-from headrace.engine import rope
-from headrace.errors import ConfigError
-from headrace.kernels import reference
-from headrace.loaders.config import ConfigReader
-from headrace.loaders.rope_config import read_rope
-from headrace.loaders.spec import RopeSpec
 from transformers import AutoConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from headrace.engine.model import rope
+from headrace.errors import ConfigError
+from headrace.kernels import reference
+from headrace.loaders.families.config_reader import ConfigReader
+from headrace.loaders.families.rope import read_rope
+from headrace.loaders.spec import RopeSpec
 
 KINDS: dict[str, dict[str, Any]] = {
     "linear": {"factor": 4.0},

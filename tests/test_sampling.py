@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+
 from headrace import HeadraceError, OptionError, SamplingParams
-from headrace.engine import sampling
-from headrace.engine.sampling import penalise
-from headrace.engine.sequence import Sequence, make_sequence
+from headrace.engine.generation import sampler
+from headrace.engine.generation.sampler import penalise
+from headrace.engine.generation.sequence import Sequence, make_sequence
 from headrace.kernels import load
 
 
@@ -20,7 +21,7 @@ def sequence(prompt: list[int], completion: list[int] | None = None, **params: A
 
 
 def sample(logits: torch.Tensor, sequences: list[Sequence]) -> list[int]:
-    return sampling.sample(logits, sequences, load("cpu"))
+    return sampler.sample(logits, sequences, load("cpu"))
 
 
 def draw(logits: torch.Tensor, count: int, **params: Any) -> torch.Tensor:

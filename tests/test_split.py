@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from headrace.engine.link_rate import LinkRate, link_rate
-from headrace.engine.moves import FetchTables
-from headrace.engine.profile import Profile
-from headrace.engine.split import Curves, best_fetch, curves, shared_how
+
+from headrace.engine.bandwidth_model.link_rate import LinkRate, link_rate
+from headrace.engine.bandwidth_model.profile import Profile
+from headrace.engine.bandwidth_model.split_decode import Curves, best_fetch, curves, shared_how
+from headrace.engine.experts.offload_plan import FetchTables
 from headrace.kernels import FORMATS, ExpertLayout
 
 LAYOUT = ExpertLayout(format=FORMATS["bf16"], hidden=32, width=16)  # 3072 bytes

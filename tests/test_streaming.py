@@ -14,24 +14,27 @@ from typing import Any
 import placements
 import pytest
 import torch
-from headrace import LLM, MemoryNeeded, OptionError, SamplingParams
-from headrace.engine import lanes, moves, report
-from headrace.engine import link_rate as link_rates
-from headrace.engine.config import EngineConfig
-from headrace.engine.facts import PciLink
-from headrace.engine.kvcache import pages_for
-from headrace.engine.lanes import HostLane
-from headrace.engine.link_rate import link_rate, nominal
-from headrace.engine.moves import FetchTables, Moves, cpu_seconds, crossover, distinct_of
-from headrace.engine.placement import Tier
-from headrace.engine.planning.hardware import core_flops
-from headrace.engine.profile import Profile
-from headrace.engine.streaming import Ring, chosen_numbers, in_order, piece_of, ranks, runs
-from headrace.engine.traffic import PassShape, placed_bytes
-from headrace.kernels import FORMATS, ExpertLayout, isa, reference
 from late_lanes import Log, a_gpu, is_right
 from placements import force, placed, recorded
 from slow_lane import SlowLane, layer_of
+
+from headrace import LLM, MemoryNeeded, OptionError, SamplingParams
+from headrace.engine.bandwidth_model import link_rate as link_rates
+from headrace.engine.bandwidth_model.hardware import core_flops
+from headrace.engine.bandwidth_model.link_rate import link_rate, nominal
+from headrace.engine.bandwidth_model.profile import Profile
+from headrace.engine.config import EngineConfig
+from headrace.engine.devices import streams
+from headrace.engine.devices.pcie import PciLink
+from headrace.engine.devices.streams import HostLane
+from headrace.engine.experts import offload_plan
+from headrace.engine.experts.offload_plan import FetchTables, Moves, cpu_seconds, crossover, distinct_of
+from headrace.engine.experts.streaming import Ring, chosen_numbers, in_order, piece_of, ranks, runs
+from headrace.engine.experts.traffic import PassShape, placed_bytes
+from headrace.engine.model.kv_cache import pages_for
+from headrace.engine.placement.placement import Tier
+from headrace.engine.terminal import generate_report
+from headrace.kernels import FORMATS, ExpertLayout, isa, reference
 
 Checkpoints = Callable[[str], Path]
 Run = Callable[..., tuple[int, str, str]]
@@ -124,7 +127,7 @@ def test_the_order_on_cuda_streams(monkeypatch: pytest.MonkeyPatch) -> None:
     log = Log(monkeypatch)
     bank, x, ids, weights = layer_of(5, 3, 4)
     device = a_gpu()
-    main, side = lanes.of(device)
+    main, side = streams.of(device)
     ring = Ring(bank.layout, 2, reference, torch.device("cpu"), main, side)  # type: ignore[arg-type]
     y = torch.zeros_like(x)
     ring.add(y, x, ids, weights, bank, in_order(list(range(5)), 2))
@@ -293,7 +296,7 @@ def test_what_is_decided_for_a_gpu(profile: Profile, monkeypatch: pytest.MonkeyP
     layout = ExpertLayout(format=FORMATS["bf16"], hidden=spec.hidden, width=spec.moe.width)
 
     def decided(profile: Profile | None, **options: Any) -> Moves:
-        return moves.plan(EngineConfig(device="cuda", **options), spec, layout, devices, profile)
+        return offload_plan.plan(EngineConfig(device="cuda", **options), spec, layout, devices, profile)
 
     copies = {"gpu0 h2d pinned": 4e9, "gpu0 hbm": 1e12}
     fast = rates(profile, copies=copies, stream=20e9)
@@ -412,7 +415,7 @@ def test_buffers_are_counted(tmp_path: Path) -> None:
 
 def test_the_start_up_table_says_what_was_decided(run: Run) -> None:
     llm = LLM("demo", device="simulated", max_context=64, cpu_moe=True)
-    title = str(report.startup_table(llm).title)
+    title = str(generate_report.startup_table(llm).title)
     assert (
         "experts in RAM are copied to gpu0 in no pass (a simulated GPU has no link; --stream-from N tries it)" in title
     )

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+
 from headrace import SamplingParams
-from headrace.engine.request import Request
-from headrace.engine.sequence import make_sequence
-from headrace.engine.text import TextBuilder
+from headrace.engine.generation.request import Request
+from headrace.engine.generation.sequence import make_sequence
+from headrace.engine.generation.stop_strings import TextBuilder
 
 
 class Letters:

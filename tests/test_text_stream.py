@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import tokenizers
-from headrace.errors import TokenizerError
-from headrace.loaders.tokenizer import Tokenizer
 from tokenizers import decoders
 from vocabularies import STYLES, TEXT, byte_fallback, byte_level, made, nested_byte_level
+
+from headrace.errors import TokenizerError
+from headrace.loaders.tokens.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module", params=STYLES, ids=lambda style: style.__name__)

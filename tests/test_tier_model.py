@@ -11,21 +11,24 @@ from typing import Any
 import pytest
 import stand_in_gpu
 import torch
-from headrace import LLM, SamplingParams
-from headrace.engine import bench, bench_report, gpu_rates, posting
-from headrace.engine import link_rate as link_rates
-from headrace.engine.devices import Device
-from headrace.engine.facts import PciLink
-from headrace.engine.gpu_rates import Rates, Unknown
-from headrace.engine.ledger import Pass, Prediction, Times, summarise
-from headrace.engine.placement import Tier
-from headrace.engine.planning import hardware, machine_file
-from headrace.engine.posting import VARIANTS, Trial
-from headrace.engine.profile import Profile
-from headrace.engine.residual import causes, tier_times
-from headrace.engine.watch import Watch
-from headrace.kernels import reference
 from placements import force
+
+from headrace import LLM, SamplingParams
+from headrace.engine.bandwidth_model import hardware, machine_file, tier_rates
+from headrace.engine.bandwidth_model import link_rate as link_rates
+from headrace.engine.bandwidth_model.profile import Profile
+from headrace.engine.bandwidth_model.tier_rates import Rates, Unknown
+from headrace.engine.bench import bench
+from headrace.engine.cuda_graphs import signals
+from headrace.engine.cuda_graphs.signals import VARIANTS, Trial
+from headrace.engine.devices.device import Device
+from headrace.engine.devices.pcie import PciLink
+from headrace.engine.ledger.drift import Watch
+from headrace.engine.ledger.ledger import Pass, Prediction, Times, summarise
+from headrace.engine.ledger.residual import causes, tier_times
+from headrace.engine.placement.placement import Tier
+from headrace.engine.terminal import bench_report
+from headrace.kernels import reference
 
 Checkpoints = Callable[[str], Path]
 EXPERT = 3 * 32 * 64 * 2  # bytes in bf16
@@ -205,7 +208,7 @@ def test_the_hand_off_counts_where_it_was_measured(
     library: str, log: Path, monkeypatch: pytest.MonkeyPatch, profile: Profile
 ) -> None:
     works = {name: Trial(name=name, us=us) for name, us in zip(VARIANTS, (500.0, 60.0, 3.0), strict=True)}
-    monkeypatch.setattr(posting, "probe", lambda *_: works)
+    monkeypatch.setattr(signals, "probe", lambda *_: works)
     stand_in_gpu.install(monkeypatch, library)
     predicted = {}
     for way in ("memop", "eager"):
@@ -242,7 +245,7 @@ def link(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_measured_rates_win(profile: Profile, link: None) -> None:
     copies = {"gpu0 hbm": 7e11, "gpu0 h2d pinned": 2e10, "gpu0 d2h pinned": 1.5e10}
-    found = gpu_rates.find(dataclasses.replace(profile, copies=copies), {Tier.GPU0: a_gpu("NVIDIA GeForce RTX 3090")})
+    found = tier_rates.find(dataclasses.replace(profile, copies=copies), {Tier.GPU0: a_gpu("NVIDIA GeForce RTX 3090")})
     assert found.gpus["gpu_hbm"].bandwidth.mid == 7e11
     assert (found.up, found.down) == (2e10, 1.5e10)
     assert found.knows_compute
@@ -254,7 +257,7 @@ def test_measured_rates_win(profile: Profile, link: None) -> None:
 
 
 def test_nominal_rates_are_said_to_be(profile: Profile, link: None) -> None:
-    found = gpu_rates.find(profile, {Tier.GPU0: a_gpu("NVIDIA GeForce RTX 3090")})
+    found = tier_rates.find(profile, {Tier.GPU0: a_gpu("NVIDIA GeForce RTX 3090")})
     assert found.gpus["gpu_hbm"].bandwidth.mid == pytest.approx(0.8 * 936e9)
     assert found.up == found.down == pytest.approx(0.8 * 16 * 1.969e9)
     told = "; ".join(found.sources)
@@ -262,28 +265,28 @@ def test_nominal_rates_are_said_to_be(profile: Profile, link: None) -> None:
     assert "80% of PCIe 4.0 x16" in told
 
 
-@pytest.mark.parametrize("name", gpu_rates.DRIVER_NAMES)
+@pytest.mark.parametrize("name", tier_rates.DRIVER_NAMES)
 def test_names_of_the_driver_are_in_the_catalogue(name: str, profile: Profile, link: None) -> None:
-    assert gpu_rates.find(profile, {Tier.GPU0: a_gpu(name)}).knows_compute
+    assert tier_rates.find(profile, {Tier.GPU0: a_gpu(name)}).knows_compute
 
 
 def test_what_is_not_known_is_named(profile: Profile, link: None, monkeypatch: pytest.MonkeyPatch) -> None:
     known, other = a_gpu("NVIDIA GeForce RTX 3090"), a_gpu("NVIDIA Made Up 9")
     with pytest.raises(Unknown, match="this machine was not measured yet"):
-        gpu_rates.find(None, {Tier.GPU0: known})
+        tier_rates.find(None, {Tier.GPU0: known})
     with pytest.raises(Unknown, match=r"the memory of NVIDIA Made Up 9 \(cuda:0\) is neither measured"):
-        gpu_rates.find(profile, {Tier.GPU0: other})
+        tier_rates.find(profile, {Tier.GPU0: other})
     measured = dataclasses.replace(profile, copies={"gpu0 hbm": 1e12})
-    found = gpu_rates.find(measured, {Tier.GPU0: other})
+    found = tier_rates.find(measured, {Tier.GPU0: other})
     assert not found.knows_compute
     assert "its compute unknown: no prediction of prompts" in "; ".join(found.sources)
     with pytest.raises(Unknown, match="copies between gpu0 and gpu1 are not measured"):
-        gpu_rates.find(profile, {Tier.GPU0: known, Tier.GPU1: a_gpu("NVIDIA GeForce RTX 3090", 1)})
+        tier_rates.find(profile, {Tier.GPU0: known, Tier.GPU1: a_gpu("NVIDIA GeForce RTX 3090", 1)})
     both = dataclasses.replace(profile, copies={"gpu0 to gpu1": 2e10, "gpu1 to gpu0": 1e10})
-    assert gpu_rates.find(both, {Tier.GPU0: known, Tier.GPU1: a_gpu("NVIDIA GeForce RTX 3090", 1)}).across == 1e10
+    assert tier_rates.find(both, {Tier.GPU0: known, Tier.GPU1: a_gpu("NVIDIA GeForce RTX 3090", 1)}).across == 1e10
     monkeypatch.setattr(link_rates, "pci_links", list)
     with pytest.raises(Unknown, match=r"the link to .* is not measured .* and the system does not tell it"):
-        gpu_rates.find(profile, {Tier.GPU0: known})
+        tier_rates.find(profile, {Tier.GPU0: known})
 
 
 def test_a_simulated_gpu_has_no_prediction_of_its_own(profile: Profile) -> None:

@@ -13,16 +13,17 @@ from typing import Any
 
 import pytest
 import torch
-from headrace import LLM, MemoryNeeded, OptionError, SamplingParams
-from headrace.engine import report
-from headrace.engine.kvcache import pages_for
-from headrace.engine.machine import Profile
-from headrace.engine.placement import Tier
-from headrace.engine.tiers import TieredExperts
-from headrace.engine.traffic import PassShape, placed_bytes
-from headrace.loaders import converted
-from headrace.loaders.weights import TierBanks
 from placements import PLACEMENTS, break_a_pass, force, placed, recorded
+
+from headrace import LLM, MemoryNeeded, OptionError, SamplingParams
+from headrace.engine.devices.host import Profile
+from headrace.engine.experts.tiered import TieredExperts
+from headrace.engine.experts.traffic import PassShape, placed_bytes
+from headrace.engine.model.kv_cache import pages_for
+from headrace.engine.placement.placement import Tier
+from headrace.engine.terminal import generate_report
+from headrace.loaders.weights import converted
+from headrace.loaders.weights.model_weights import TierBanks
 
 Checkpoints = Callable[[str], Path]
 Run = Callable[..., tuple[int, str, str]]
@@ -274,16 +275,16 @@ def test_two_gpus_are_wanted_and_one_is_there(monkeypatch: pytest.MonkeyPatch) -
 
 def test_the_start_up_table_says_what_lies_where(tmp_path: Path) -> None:
     llm = LLM("demo", device="simulated", max_context=128, **placed(PLACEMENTS["file"], tmp_path))
-    rows = {row[0]: row for row in report.placement_rows(llm)}
+    rows = {row[0]: row for row in generate_report.placement_rows(llm)}
     banks = [layer.experts for layer in llm.weights.layers]
     held = {tier: sum(b.banks[tier].nbytes for b in banks if tier in b.banks) for tier in ("gpu0", "gpu1", "cpu")}  # type: ignore[union-attr,operator]
     counts = {tier: sum(row.count(Tier(tier)) for row in llm.placement.experts) for tier in held}
-    shown = [row for row in report.placement_rows(llm) if "experts" in row[0]]
+    shown = [row for row in generate_report.placement_rows(llm) if "experts" in row[0]]
     assert [row[1] for row in shown] == ["gpu0", "gpu1", "RAM pageable"]
     assert [int(row[0].split()[0]) for row in shown] == list(counts.values())
     assert rows["hand-off"][1] == "RAM pageable"
     assert rows["KV, 128 tokens"][1] == "gpu0"
-    title = str(report.startup_table(llm).title)
+    title = str(generate_report.startup_table(llm).title)
     assert "placement even.json" in title
     assert "gpu1: simulated" in title
 

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from headrace.engine import tiles
-from headrace.engine.profile import hardware_key
-from headrace.kernels import FORMATS, Matrix, cpu
+
+from headrace.engine.bandwidth_model.profile import hardware_key
+from headrace.engine.measure import tile_thresholds
+from headrace.kernels import FORMATS, cpu
+from headrace.kernels.packed import Matrix
 
 
 @pytest.fixture(autouse=True)
@@ -25,24 +27,24 @@ def kept(tmp_path: Path) -> Path:
 
 
 def test_tiles_begin_where_they_always_win() -> None:
-    assert tiles.threshold({2: 0.6, 4: 1.3, 6: 1.05, 8: 1.2, 16: 2.0}) == 8  # 4 was luck
-    assert tiles.threshold({2: 1.5, 4: 1.6}) == 2
-    assert tiles.threshold({2: 0.5, 4: 0.9}) == tiles.NEVER
+    assert tile_thresholds.threshold({2: 0.6, 4: 1.3, 6: 1.05, 8: 1.2, 16: 2.0}) == 8  # 4 was luck
+    assert tile_thresholds.threshold({2: 1.5, 4: 1.6}) == 2
+    assert tile_thresholds.threshold({2: 0.5, 4: 0.9}) == tile_thresholds.NEVER
 
 
 def test_what_was_measured_is_kept_and_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     built_in = cpu.tile_tokens()
     if not built_in:
-        assert tiles.use() == {}
+        assert tile_thresholds.use() == {}
         pytest.skip("this instruction set has no tiles")
     odd = {name: count + 3 for name, count in built_in.items()}
-    monkeypatch.setattr(tiles, "measure", lambda formats: odd)
-    assert tiles.use() == cpu.tile_tokens() == odd
-    monkeypatch.setattr(tiles, "measure", lambda formats: pytest.fail("it was measured already"))
-    assert tiles.use() == odd == json.loads(kept(tmp_path).read_text())[tiles.kernels_digest()]
-    monkeypatch.setattr(tiles, "kernels_digest", lambda: "other kernels")
-    monkeypatch.setattr(tiles, "measure", lambda formats: built_in)
-    assert tiles.use() == built_in, "thresholds of other kernels were used"
+    monkeypatch.setattr(tile_thresholds, "measure", lambda formats: odd)
+    assert tile_thresholds.use() == cpu.tile_tokens() == odd
+    monkeypatch.setattr(tile_thresholds, "measure", lambda formats: pytest.fail("it was measured already"))
+    assert tile_thresholds.use() == odd == json.loads(kept(tmp_path).read_text())[tile_thresholds.kernels_digest()]
+    monkeypatch.setattr(tile_thresholds, "kernels_digest", lambda: "other kernels")
+    monkeypatch.setattr(tile_thresholds, "measure", lambda formats: built_in)
+    assert tile_thresholds.use() == built_in, "thresholds of other kernels were used"
     assert list(json.loads(kept(tmp_path).read_text()).values()) == [built_in, odd]
 
 
@@ -55,19 +57,19 @@ def test_a_file_that_is_not_whole_is_measured_anew(
     if not (built_in := cpu.tile_tokens()):
         pytest.skip("this instruction set has no tiles")
     kept(tmp_path).parent.mkdir()
-    whole = f'{{"{tiles.kernels_digest()}": {content}}}'
+    whole = f'{{"{tile_thresholds.kernels_digest()}": {content}}}'
     kept(tmp_path).write_text(whole if content.endswith(("]", "}", '"')) else content)
-    monkeypatch.setattr(tiles, "measure", lambda formats: dict.fromkeys(formats, 5))
-    assert tiles.use() == dict.fromkeys(built_in, 5)
+    monkeypatch.setattr(tile_thresholds, "measure", lambda formats: dict.fromkeys(formats, 5))
+    assert tile_thresholds.use() == dict.fromkeys(built_in, 5)
 
 
 def test_measuring_tries_every_format_and_leaves_the_process_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     if not (built_in := cpu.tile_tokens()):
         pytest.skip("this instruction set has no tiles")
-    monkeypatch.setattr(tiles, "ROUNDS", 1)
-    found = tiles.measure(list(built_in))
+    monkeypatch.setattr(tile_thresholds, "ROUNDS", 1)
+    found = tile_thresholds.measure(list(built_in))
     assert set(found) == set(built_in)
-    assert set(found.values()) <= {*tiles.TOKENS, tiles.NEVER}
+    assert set(found.values()) <= {*tile_thresholds.TOKENS, tile_thresholds.NEVER}
     assert cpu.tile_tokens() == built_in
 
 

@@ -9,13 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from headrace.engine import links, strangers, together, together_gpu
-from headrace.engine.driver import Driver
-from headrace.engine.lanes import HostLane
-from headrace.engine.links import Links
-from headrace.engine.together import AHEAD, Copies, Step, Way, kept, lines, moved, rates
-from headrace.kernels import FORMATS
 from slow_lane import Reached, SlowLane
+
+from headrace.engine.bandwidth_model.contention import kept, lines
+from headrace.engine.devices.cuda_driver import Driver
+from headrace.engine.devices.streams import HostLane
+from headrace.engine.measure import contention, contention_gpu, link_rates, other_load
+from headrace.engine.measure.contention import AHEAD, Copies, Step, Way, moved, rates
+from headrace.engine.measure.link_rates import Links
+from headrace.kernels import FORMATS
 
 MB = 1 << 20
 CPU = torch.device("cpu")
@@ -41,7 +43,7 @@ def two_lanes() -> Iterator[tuple[ThreadLane, ThreadLane]]:
 
 @pytest.fixture(autouse=True)
 def _quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(strangers.Strangers, "cores", lambda self: 0.0)
+    monkeypatch.setattr(other_load.Strangers, "cores", lambda self: 0.0)
 
 
 # ---- what is counted
@@ -104,7 +106,7 @@ class Memory:
 def test_ways_that_share_a_memory_get_half_of_it() -> None:
     memory = Memory()
     one, other = (Way(name=name, step=memory.step) for name in ("experts", "copies"))
-    found = together.measure([(one, other)], rounds=5, seconds=0.05)
+    found = contention.measure([(one, other)], rounds=5, seconds=0.05)
     memory.lane.end()
     assert list(found) == ["experts + copies"]
     both = found["experts + copies"]
@@ -123,11 +125,11 @@ def test_a_way_of_two_pairs_is_measured_alone_once(monkeypatch: pytest.MonkeyPat
         asked.append(tuple(way.name for way in ways))
         return {way.name: 10.0 / len(ways) for way in ways}
 
-    monkeypatch.setattr(together, "rates", counted)
+    monkeypatch.setattr(contention, "rates", counted)
     busy = iter([0.0, 1.0, 0.0])
-    monkeypatch.setattr(strangers.Strangers, "cores", lambda self: next(busy))
+    monkeypatch.setattr(other_load.Strangers, "cores", lambda self: next(busy))
     a, b, c = (Way(name=name, step=lambda: 1) for name in "abc")
-    found = together.measure([(a, b), (c, b)], rounds=2)
+    found = contention.measure([(a, b), (c, b)], rounds=2)
     assert asked == [("a",), ("b",), ("c",), ("a", "b"), ("c", "b")] * 4
     assert found["a + b"] == {"a": 5.0, "b": 5.0, "a alone": 10.0, "b alone": 10.0}
     assert list(found) == ["a + b", "c + b"]
@@ -190,9 +192,9 @@ def test_copies_are_given_ahead_and_counted_when_they_are_there() -> None:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Little memory and short samples, which is wrong and fast."""
-    monkeypatch.setattr(together_gpu, "KERNELS_BYTES", 64 * MB)
-    monkeypatch.setattr(together_gpu, "COPIES_BYTES", 32 * MB)
-    monkeypatch.setattr(together.measure, "__defaults__", (0.002,))
+    monkeypatch.setattr(contention_gpu, "KERNELS_BYTES", 64 * MB)
+    monkeypatch.setattr(contention_gpu, "COPIES_BYTES", 32 * MB)
+    monkeypatch.setattr(contention.measure, "__defaults__", (0.002,))
 
 
 def calls(library: str) -> Driver:
@@ -209,7 +211,7 @@ def test_experts_beside_copies(library: str, two_lanes: tuple[ThreadLane, Thread
     register, unregister = driver.register, driver.unregister
     driver.register = lambda at, size: (taken.append(at), register(at, size))[1]  # type: ignore[method-assign,func-returns-value]
     driver.unregister = lambda at: (given_back.append(at), unregister(at))[1]  # type: ignore[method-assign,func-returns-value]
-    found, problem = together_gpu.measure(0, CPU, driver, *two_lanes, rounds=1)
+    found, problem = contention_gpu.measure(0, CPU, driver, *two_lanes, rounds=1)
     assert problem == ""
     pairs = [f"experts {name} + gpu0 h2d pinned" for name in FORMATS]
     assert list(found) == [*pairs, "gpu0 h2d pinned + gpu0 d2h pinned"]
@@ -220,16 +222,16 @@ def test_experts_beside_copies(library: str, two_lanes: tuple[ThreadLane, Thread
 
 def test_each_copy_is_of_one_expert_and_goes_where_it_should() -> None:
     """Experts 0, 2, 4, 6 in two pieces into two buffers; and down again one after the other."""
-    bank = together_gpu.bank_of(torch.zeros(40 * MB, dtype=torch.uint8), FORMATS["q4_0"])
+    bank = contention_gpu.bank_of(torch.zeros(40 * MB, dtype=torch.uint8), FORMATS["q4_0"])
     for number, expert in enumerate(bank.data):
         expert.fill_(number + 1)
     buffers = [type(bank).empty(bank.layout, 2) for _ in range(2)]
-    up = together_gpu._upward(bank, buffers, HostLane())
+    up = contention_gpu._upward(bank, buffers, HostLane())
     up.step()
     assert up.size == 2 * bank.layout.bytes
     first = [buffer.data[:, 0].tolist() for buffer in buffers]
     assert sorted(first) == [[1, 3], [5, 7]]
-    down = together_gpu._downward(buffers[0], bank, HostLane())
+    down = contention_gpu._downward(buffers[0], bank, HostLane())
     while not down.marks:
         down.step()
     assert bank.data[:4, -1].tolist() == first[0] * 2
@@ -240,18 +242,18 @@ def test_memory_that_cannot_be_pinned_is_not_measured(library: str, two_lanes: t
     driver = calls(library)
 
     def refuse(address: int, size: int) -> None:
-        raise links.DeviceError("the driver takes no more")
+        raise link_rates.DeviceError("the driver takes no more")
 
     driver.register = refuse  # type: ignore[method-assign]
-    found, problem = together_gpu.measure(0, CPU, driver, *two_lanes, rounds=1)
+    found, problem = contention_gpu.measure(0, CPU, driver, *two_lanes, rounds=1)
     assert found == {}
     assert "could not be pinned" in problem
     assert "the driver takes no more" in problem
 
 
 def test_a_full_memory_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(together_gpu, "free_memory", lambda: 10**9)
-    found, problem = together_gpu.measure(0, CPU, None, HostLane(), HostLane(), rounds=1)
+    monkeypatch.setattr(contention_gpu, "free_memory", lambda: 10**9)
+    found, problem = contention_gpu.measure(0, CPU, None, HostLane(), HostLane(), rounds=1)
     assert found == {}
     assert "less than 3.2 GB of memory is free" in problem
 
@@ -259,6 +261,6 @@ def test_a_full_memory_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.skipif(Path("/proc/driver/nvidia").exists(), reason="there is a driver")
 def test_without_a_driver_there_is_a_note() -> None:
     found = Links()
-    links.beside(0, 1, found)
+    link_rates.beside(0, 1, found)
     assert found.together == {}
     assert "no NVIDIA driver" in found.notes[0]

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import tokenizers
-from headrace.errors import TokenizerError
-from headrace.loaders.tokenizer import Tokenizer
 from vocabularies import SETTINGS, TEXT, byte_fallback, byte_level, made, save
+
+from headrace.errors import TokenizerError
+from headrace.loaders.tokens.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 from fake_hub import FakeHub, etag_of
-from headrace.loaders import transfer
-from headrace.loaders.hub import locate
 from huggingface_hub import constants
 from huggingface_hub.utils import are_progress_bars_disabled, tqdm  # type: ignore[attr-defined]
 from tiny_hub import FIRST, MIB, MODEL, NEEDED, SECOND, content, fetch, marks, noise, refusal
+
+from headrace.loaders.hub import download
+from headrace.loaders.hub.locate import locate
 
 # Broken lines
 
@@ -34,7 +35,7 @@ def test_a_line_broken_for_good(hub: FakeHub, cache: Path) -> None:
     said = refusal(cache)
     assert f"the connection to {hub.endpoint} failed, also when tried again, while fetching {MODEL}" in said
     assert "what was fetched stays, run again" in said
-    assert hub.requests[f"GET {FIRST}"] == transfer.ATTEMPTS
+    assert hub.requests[f"GET {FIRST}"] == download.ATTEMPTS
 
 
 def test_many_breaks_do_not_matter_while_bytes_come(hub: FakeHub, cache: Path) -> None:
@@ -42,15 +43,15 @@ def test_many_breaks_do_not_matter_while_bytes_come(hub: FakeHub, cache: Path) -
     hub.add("org/big", {"config.json": b"{}", "model.safetensors": big})
     hub.cuts["model.safetensors"] = (MIB, 10**9)
     assert content(fetch(cache, "org/big"))["model.safetensors"] == marks({"": big})[""]
-    assert hub.requests["GET model.safetensors"] == 12 > transfer.ATTEMPTS
+    assert hub.requests["GET model.safetensors"] == 12 > download.ATTEMPTS
 
 
 def test_a_fresh_run_goes_on_where_the_last_one_broke(hub: FakeHub, cache: Path) -> None:
-    hub.cuts[FIRST] = (200_000, transfer.ATTEMPTS)
+    hub.cuts[FIRST] = (200_000, download.ATTEMPTS)
     refusal(cache)
     assert "is not in the cache" in refusal(cache, offline=True), "half a model is none"
     fetched = hub.sent[FIRST]
-    assert fetched == 200_000 * transfer.ATTEMPTS
+    assert fetched == 200_000 * download.ATTEMPTS
     hub.forget()
     assert content(fetch(cache)) == marks(NEEDED)
     assert hub.ranges[0] == (FIRST, f"bytes={fetched}-")
@@ -81,7 +82,7 @@ def test_a_server_that_ignores_ranges(hub: FakeHub, cache: Path) -> None:
 
 
 def test_a_hub_that_is_busy_is_asked_again(hub: FakeHub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transfer, "BACKOFF_S", 0.2)
+    monkeypatch.setattr(download, "BACKOFF_S", 0.2)
     hub.status = 503
     timer = threading.Timer(0.1, lambda: setattr(hub, "status", 200))
     timer.start()
@@ -119,9 +120,9 @@ def test_xet_on_demand_is_tried_again_too(hub: FakeHub, cache: Path, monkeypatch
         calls.append(name)
         raise RuntimeError("Data processing error: connection lost")
 
-    monkeypatch.setattr(transfer, "hf_hub_download", broken)
+    monkeypatch.setattr(download, "hf_hub_download", broken)
     assert "connection lost" in refusal(cache)
-    assert calls == ["model.safetensors.index.json"] * transfer.ATTEMPTS
+    assert calls == ["model.safetensors.index.json"] * download.ATTEMPTS
     assert hub.sent.total() == 0
 
 
@@ -129,7 +130,7 @@ def test_a_failure_stops_the_other_files(hub: FakeHub, cache: Path, monkeypatch:
     def interrupted(*args: Any, **options: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(transfer, "hf_hub_download", interrupted)
+    monkeypatch.setattr(download, "hf_hub_download", interrupted)
     with pytest.raises(KeyboardInterrupt):
         fetch(cache)
 
@@ -145,7 +146,7 @@ def test_the_bar_counts_every_byte_once(hub: FakeHub, cache: Path, monkeypatch: 
             super().__init__(*args, **{**options, "disable": False})  # type: ignore[no-untyped-call]
             bars.append(self)
 
-    monkeypatch.setattr(transfer, "tqdm", Bar)
+    monkeypatch.setattr(download, "tqdm", Bar)
     hub.cuts[FIRST] = (1_000_000, 2)
     hub.garbles.add(FIRST)
     locate(MODEL, cache_dir=cache)

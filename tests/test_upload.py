@@ -10,18 +10,20 @@ from typing import Any
 
 import pytest
 import torch
-from headrace import LLM, SamplingParams
-from headrace.engine.clock import Clock
-from headrace.engine.devices import Device
-from headrace.engine.graphs import Static
-from headrace.engine.home import Home, largest_pass
-from headrace.engine.ledger import Ledger
-from headrace.engine.placement import Tier
-from headrace.engine.scheduler import Inputs
-from headrace.engine.upload import ALIGN, Shape, Upload, parts, shape_of
-from headrace.kernels import Places, reference
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from headrace import LLM, SamplingParams
+from headrace.engine.cuda_graphs.capture import Static
+from headrace.engine.devices.device import Device
+from headrace.engine.ledger.ledger import Ledger
+from headrace.engine.ledger.timers import Clock
+from headrace.engine.model.batch import Inputs
+from headrace.engine.model.inputs import Home, largest_pass
+from headrace.engine.model.staging import ALIGN, Shape, Upload, parts, shape_of
+from headrace.engine.placement.placement import Tier
+from headrace.kernels import reference
+from headrace.kernels.decoder_layer import Places
 
 CPU, ELSEWHERE = torch.device("cpu"), torch.device("meta")
 SHAPES = [

@@ -7,11 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from headrace import LLM, SamplingParams
 from headrace.engine import llm as engine
-from headrace.engine.ledger import Pass, in_turn
-from headrace.engine.profile import Profile
-from headrace.engine.watch import Watch
+from headrace.engine.bandwidth_model.profile import Profile
+from headrace.engine.ledger.drift import Watch
+from headrace.engine.ledger.ledger import Pass, in_turn
 
 
 def step(measured: float, predicted: dict[str, float] | None, tokens: int = 1, phase: str = "decode") -> Pass:

@@ -13,16 +13,19 @@ from typing import Any
 
 import pytest
 import stand_in_gpu
-from headrace import LLM, DeviceError, OptionError, SamplingParams
-from headrace.engine import handoff_choice, handoff_saved, posting, report, tiles
-from headrace.engine import llm as llm_module
-from headrace.engine.gpu_runtime import find
-from headrace.engine.placement import Tier
-from headrace.engine.posting import VARIANTS, Trial
-from headrace.engine.random_model import RandomLLM
-from headrace.kernels import cpu
-from headrace.loaders import converted
 from stand_in_gpu import StandIn
+
+from headrace import LLM, DeviceError, OptionError, SamplingParams
+from headrace.engine import llm as llm_module
+from headrace.engine.bench.random_model import RandomLLM
+from headrace.engine.cuda_graphs import saved_trials, signal_choice, signals
+from headrace.engine.cuda_graphs.gpu_runtime import find
+from headrace.engine.cuda_graphs.signals import VARIANTS, Trial
+from headrace.engine.measure import tile_thresholds
+from headrace.engine.placement.placement import Tier
+from headrace.engine.terminal import generate_report
+from headrace.kernels import cpu
+from headrace.loaders.weights import converted
 
 Checkpoints = Callable[[str], Path]
 PROMPTS = ["In the beginning", "And it came to pass, when the children", "Behold,", "The", "And he said unto them"]
@@ -35,7 +38,7 @@ WORKS = {name: Trial(name=name, us=us) for name, us in zip(VARIANTS, (5.0, 60.0,
 @pytest.fixture
 def gpu(library: str, log: Path, monkeypatch: pytest.MonkeyPatch) -> StandIn:
     """The stand-in, with the probe's answer known."""
-    monkeypatch.setattr(posting, "probe", lambda *_: WORKS)
+    monkeypatch.setattr(signals, "probe", lambda *_: WORKS)
     return stand_in_gpu.install(monkeypatch, library)
 
 
@@ -58,7 +61,7 @@ def tokens(llm: LLM, count: int) -> list[list[int]]:
 def no_tiles(cache_home: Path) -> None:
     """Dot products for any number of tokens: three sequences in a step of four round like three."""
     if names := cpu.tile_tokens():
-        tiles.save(dict.fromkeys(names, tiles.NEVER))
+        tile_thresholds.save(dict.fromkeys(names, tile_thresholds.NEVER))
 
 
 @pytest.fixture
@@ -172,14 +175,14 @@ def test_by_hand_where_that_was_asked_for(gpu: StandIn) -> None:
     with load(cpu_moe=True, handoff="eager") as llm:
         assert llm.graphed is None
         assert llm.fit.spare_pages == 0
-        assert "hand-off: eager, asked for" in str(report.startup_table(llm).title)
+        assert "hand-off: eager, asked for" in str(generate_report.startup_table(llm).title)
 
 
 def test_the_table_names_the_way_and_the_times(gpu: StandIn) -> None:
     with load(cpu_moe=True, handoff="hostfunc") as llm:
-        title = str(report.startup_table(llm).title)
+        title = str(generate_report.startup_table(llm).title)
         assert "hand-off: hostfunc, asked for (memop 5.0 us; hostfunc 60.0 us; eager 3.0 us)" in title
-        rows = {row[0]: row for row in report.placement_rows(llm)}
+        rows = {row[0]: row for row in generate_report.placement_rows(llm)}
         assert rows["mailbox"][1] == "RAM pinned"
         assert rows["mailbox"][4] == "hostfunc"
 
@@ -187,7 +190,7 @@ def test_the_table_names_the_way_and_the_times(gpu: StandIn) -> None:
 def test_graphs_need_a_gpu_and_one_only(gpu: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(OptionError, match=r"graphs are of one GPU, and placement .* uses two"):
         load(handoff="memop", n_cpu_moe=2, tensor_split="1,1")
-    monkeypatch.setattr("headrace.engine.gpu_runtime.find", find)
+    monkeypatch.setattr("headrace.engine.cuda_graphs.gpu_runtime.find", find)
     with pytest.raises(OptionError, match=r"handoff is 'memop'.*simulated is no GPU.*take handoff 'eager'"):
         load(handoff="memop", n_cpu_moe=2)
     with pytest.raises(OptionError, match="handoff is 'spin'; choose one of auto, memop, hostfunc, eager"):
@@ -199,7 +202,7 @@ def test_graphs_need_a_gpu_and_one_only(gpu: StandIn, monkeypatch: pytest.Monkey
 
 def test_a_way_that_does_not_work_ends_the_start(gpu: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = {**WORKS, "memop": Trial(name="memop", problem="no answer within 5 s (captured jobs)")}
-    monkeypatch.setattr(posting, "probe", lambda *_: broken)
+    monkeypatch.setattr(signals, "probe", lambda *_: broken)
     with pytest.raises(DeviceError, match=r"'memop' does not work here .*no answer within 5 s"):
         load(handoff="memop", cpu_moe=True)
 
@@ -208,26 +211,26 @@ def test_the_probe_is_asked_once_for_a_machine(library: str, monkeypatch: pytest
     """The real probe, on the fake driver: kept; asked again for another GPU, another build, and what did not work."""
     made, asked = stand_in_gpu.StandIn(library), []
     runtime, _ = made.find(None)  # type: ignore[arg-type]
-    probe = posting.probe
+    probe = signals.probe
 
     def counted(*arguments: Any) -> dict[str, Trial]:
         asked.append(arguments)
         return probe(*arguments) if len(asked) == 1 else WORKS
 
-    monkeypatch.setattr(posting, "probe", counted)
-    first = handoff_choice.trials("memop", runtime, 4)
+    monkeypatch.setattr(signals, "probe", counted)
+    first = signal_choice.trials("memop", runtime, 4)
     assert first["memop"].us is not None
-    assert handoff_choice.trials("hostfunc", runtime, 4) == first
+    assert signal_choice.trials("hostfunc", runtime, 4) == first
     assert asked == [(library, 0, 4)]
-    handoff_choice.trials("memop", dataclasses.replace(runtime, name="another"), 4)
-    monkeypatch.setattr(handoff_saved, "kernels_digest", lambda: "another")
-    handoff_choice.trials("memop", runtime, 4)
+    signal_choice.trials("memop", dataclasses.replace(runtime, name="another"), 4)
+    monkeypatch.setattr(saved_trials, "kernels_digest", lambda: "another")
+    signal_choice.trials("memop", runtime, 4)
     assert len(asked) == 3
-    handoff_saved.keep_trials(runtime, {**WORKS, "memop": Trial(name="memop", problem="hangs")})
-    assert handoff_choice.trials("hostfunc", runtime, 4)["memop"].problem == "hangs"
-    assert handoff_choice.trials("memop", runtime, 4) == WORKS
-    handoff_saved.path().write_text('{"trials": [3]}')
-    handoff_choice.trials("memop", runtime, 4)
+    saved_trials.keep_trials(runtime, {**WORKS, "memop": Trial(name="memop", problem="hangs")})
+    assert signal_choice.trials("hostfunc", runtime, 4)["memop"].problem == "hangs"
+    assert signal_choice.trials("memop", runtime, 4) == WORKS
+    saved_trials.path().write_text('{"trials": [3]}')
+    signal_choice.trials("memop", runtime, 4)
     assert len(asked) == 5
 
 
@@ -242,10 +245,10 @@ def test_experts_in_ram_are_pinned_while_they_are_loaded(format: str, gpu: Stand
         assert llm.memory.report.pinned == llm.memory.report.total == sum(llm.fit.bytes_in_ram) > 0
         banks = [layer.experts.banks["cpu"] for layer in llm.weights.layers[:3]]  # type: ignore[union-attr]
         assert all(llm.memory.is_pinned(bank.data) for bank in banks)
-        shown = {row[0]: row for row in report.placement_rows(llm)}
+        shown = {row[0]: row for row in generate_report.placement_rows(llm)}
         assert [row[1] for row in shown.values() if "experts" in row[0]] == ["gpu0", "RAM pinned"]
         assert len(set(shown["pinned"][3].split(" of "))) == 1
-        assert "pinned: all experts in RAM" in str(report.startup_table(llm).title)
+        assert "pinned: all experts in RAM" in str(generate_report.startup_table(llm).title)
         assert not log.read_text().count("unregister")
     assert log.read_text().count("unregister") == 1
 
@@ -257,24 +260,24 @@ def test_a_limit_leaves_layers_pageable_and_says_what_that_costs(gpu: StandIn) -
         assert llm.memory is not None
         assert llm.memory.report is not None
         assert llm.memory.report.pinned == 2 * layer
-        title = str(report.startup_table(llm).title)
+        title = str(generate_report.startup_table(llm).title)
         assert "experts are not pinned (the limit is" in title
         assert "go through a buffer of the driver, and hold up other work" in title
     with load(handoff="eager", n_cpu_moe=4, pinned_limit=0) as none:
-        shown = [row[1] for row in report.placement_rows(none) if "experts" in row[0]]
+        shown = [row[1] for row in generate_report.placement_rows(none) if "experts" in row[0]]
         assert shown == ["gpu0", "RAM pageable"]
 
 
 def test_a_driver_that_refuses_ends_nothing(gpu: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_CUDA_PIN_LIMIT", "4096")
     with load(handoff="eager", n_cpu_moe=3) as llm:
-        assert "CUDA_ERROR_OUT_OF_MEMORY" in str(report.startup_table(llm).title)
+        assert "CUDA_ERROR_OUT_OF_MEMORY" in str(generate_report.startup_table(llm).title)
         assert tokens(llm, 1)
 
 
 def test_without_a_driver_nothing_is_pinned_and_the_table_says_why() -> None:
     with load(handoff="eager", n_cpu_moe=3) as llm:
-        title = str(report.startup_table(llm).title)
+        title = str(generate_report.startup_table(llm).title)
         assert "experts in RAM are not pinned: simulated is no GPU that a driver knows" in title
     with load(placement="gpu") as llm:
         assert llm.memory is None

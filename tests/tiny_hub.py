@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 from fake_hub import FakeHub, Files
-from headrace.errors import HubError
-from headrace.loaders import transfer
-from headrace.loaders.hub import locate
 from huggingface_hub import constants
+
+from headrace.errors import HubError
+from headrace.loaders.hub import download
+from headrace.loaders.hub.locate import locate
 
 MODEL = "org/tiny-moe"
 MIB = 1 << 20
@@ -58,7 +59,7 @@ UNNEEDED: Files = dict.fromkeys(
 
 def serve(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub]:
     """A hub with MODEL, for a fixture: the only one that can be reached, and without the user's login and cache."""
-    monkeypatch.setattr(transfer, "BACKOFF_S", 0.01)
+    monkeypatch.setattr(download, "BACKOFF_S", 0.01)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "must-not-be-used"))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-from headrace.loaders.tokenizer import Tokenizer
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from headrace.loaders.tokens.tokenizer import Tokenizer
 
 TEXT = (
     "The wheel turns as fast as the water arrives. Hello, world! naïve café, cafe\u0301, Ångström. "

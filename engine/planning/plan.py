@@ -1,6 +1,7 @@
 """One plan: a model on a machine, every placement that is worth comparing, the best of them, and what would change it.
 
-`make` is pure: a source, a machine, what is to be run. `report.py` prints a plan, `as_json` gives it to scripts.
+`make` is pure: a source, a machine, what is to be run. `terminal/plan_report.py` prints a plan, `as_json` gives it to
+scripts.
 """
 
 from __future__ import annotations
@@ -8,16 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ...errors import ConfigError, MemoryNeeded, OptionError
-from ...loaders import encodings
-from ...loaders.architecture import Architecture
-from ...loaders.encodings import Quant
+from ...loaders.architecture import encodings
+from ...loaders.architecture.architecture import Architecture
+from ...loaders.architecture.encodings import Quant
 from ...loaders.model_source import Source
-from ..placement import GPU_RESERVE, parse
-from . import placement as placing
+from ..bandwidth_model.hardware import ENDS, Device, Hardware, Range
+from ..placement.placement import GPU_RESERVE, parse
+from . import layouts as placing
 from . import storage as storing
-from .article import RuleOfThumb, rule_of_thumb
-from .hardware import ENDS, Device, Hardware, Range
-from .placement import Demand, Placement, Tier
+from .articles import RuleOfThumb, rule_of_thumb
+from .layouts import Demand, Placement, Tier
 from .speed import CACHE_WIDTH, CHUNK, STATE_WIDTH, Distinct, Estimate, Model, Workload, simple_seconds
 from .storage import Storage
 
@@ -219,7 +220,7 @@ def _rule(storage: Storage, hardware: Hardware) -> RuleOfThumb | None:
 
 def _abstract_bytes(model: Architecture, storage: Storage, work: Workload) -> dict[str, dict[str, int]]:
     """Bytes of a token where no machine says on which tier they lie: as on a machine with RAM alone."""
-    from .hardware import part
+    from ..bandwidth_model.hardware import part
 
     anywhere = Hardware(name="any", cpu=replace(part("ddr5-4800-2ch"), memory=None))
     count = len(storage.layers)

@@ -6,7 +6,7 @@
 Experts of a layer are elsewhere when its common weights are on a GPU and they are not; then the shared expert runs
 meanwhile, and there is a hand-off. On one device everything is read one after the other. A prompt is cut into chunks;
 experts in RAM are computed by the CPU or copied to the GPU, whichever takes less. Ranges come from evaluating the model
-at the slow end, in the middle and at the fast end of every figure that is not certain (`hardware.py`).
+at the slow end, in the middle and at the fast end of every figure that is not certain (`bandwidth_model/hardware.py`).
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ...loaders import encodings
-from ...loaders.architecture import Architecture, Layer, Mixer
-from ..profile import mean_queries
-from . import exact
-from .article import distinct_experts
-from .hardware import Device, End, Hardware, Range
-from .placement import CPU, DISK, Placement
+from ...loaders.architecture.architecture import Architecture, Layer, Mixer
+from ..bandwidth_model import flop_counts
+from ..bandwidth_model.hardware import Device, End, Hardware
+from ..bandwidth_model.profile import mean_queries
+from ..bandwidth_model.roofline import part_seconds
+from .articles import distinct_experts
+from .layouts import CPU, DISK, Placement
 from .storage import LayerBytes, Storage
 
 CACHE_WIDTH, STATE_WIDTH = 2, 4  # bytes of an element: bf16 keys and values, float32 states
@@ -86,7 +86,9 @@ class Model:
     def _outside(self, placement: Placement, tokens: int, rows: int, end: End, busy: Busy) -> float:
         """The head for so many rows, and what else lies outside of layers: read once; embeddings of the tokens."""
         read = self.storage.outside + tokens * self.storage.rows
-        took = self._time(self._device(placement.outside), read, rows * exact.head_flops(self.model), end, tokens=rows)
+        took = self._time(
+            self._device(placement.outside), read, rows * flop_counts.head_flops(self.model), end, tokens=rows
+        )
         busy[tier_name(placement.outside)] += took
         return took
 
@@ -94,7 +96,7 @@ class Model:
         layer, sizes = self.model.layers[i], self.storage.layers[i]
         at, experts_at = placement.common[i], placement.experts[i]
         device, batch = self._device(at), work.batch
-        common = self._time(device, sizes.common, batch * exact.layer_flops(layer), end, tokens=batch)
+        common = self._time(device, sizes.common, batch * flop_counts.layer_flops(layer), end, tokens=batch)
         common += batch * self._cache_time(device, layer, work.context, 1, end)
         busy[tier_name(at)] += common
         common += self._besides(sizes, batch, end, busy)
@@ -125,7 +127,7 @@ class Model:
             known = read * device.cache_s(on_one * mean_queries(queries, context)) + written * device.cache_s(on_one)
             return known * {"low": 1 / 0.9, "mid": 1.0, "high": 1 / 1.1}[end]
         seen = context - (queries - 1) // 2
-        flops = queries * exact.attention_flops(layer, seen, queries == 1)
+        flops = queries * flop_counts.attention_flops(layer, seen, queries == 1)
         rate = device.flops.at(end) if device.flops else math.inf
         if queries > 1:  # a prompt: its keys stay on the chip, and arithmetic bounds it
             return flops / rate
@@ -135,7 +137,7 @@ class Model:
         """Seconds of the routed experts of a layer where they lie; from the disk they are read first."""
         layer, sizes = self.model.layers[i], self.storage.layers[i]
         read = self.touched(i, tokens) * sizes.expert
-        flops = tokens * exact.expert_flops(layer)
+        flops = tokens * flop_counts.expert_flops(layer)
         if tier == DISK:
             assert self.hardware.disk is not None
             took = read / self.hardware.disk.bandwidth.at(end)
@@ -177,7 +179,7 @@ class Model:
             device, tier = self._device(placement.common[i]), placement.experts[i]
             if device.flops is None:
                 return None
-            flops = tokens * exact.layer_flops(layer)
+            flops = tokens * flop_counts.layer_flops(layer)
             common = self._time(device, self.storage.layers[i].common, flops, end, tokens=tokens)
             common += self._cache_time(device, layer, before + tokens, tokens, end)
             busy[tier_name(placement.common[i])] += common
@@ -194,7 +196,7 @@ class Model:
         """The cheapest way: computed where they lie, or copied to the GPU that has the common weights."""
         experts = self.model.layers[i].experts
         top_k = experts.top_k if experts else 0
-        flops = tokens * exact.expert_flops(self.model.layers[i])
+        flops = tokens * flop_counts.expert_flops(self.model.layers[i])
         read = self.touched(i, tokens) * self.storage.layers[i].expert
         ways: list[tuple[float, str]] = []
         holder = (
@@ -250,20 +252,6 @@ class Model:
         """Seconds of weights that `tokens` tokens (on average) are multiplied by."""
         format = self.storage.expert_format if experts else self.storage.dense_format
         return part_seconds(device, format, read, flops, end, experts, tokens)
-
-
-def part_seconds(
-    device: Device, format: str, read: float, flops: float, end: End = "mid", experts: bool = False, tokens: float = 1.0
-) -> float:
-    """Seconds of weights in a format that `tokens` tokens (on average) are multiplied by."""
-    bandwidth: Range = device.reads(format, experts)
-    if device.slowdown is not None and device.measured(format, experts):
-        return read / bandwidth.at(end) * device.slowdown(format, tokens, experts)
-    rate = device.flops.at(end) if device.flops else math.inf
-    if known := device.measured(format, experts):
-        # A kernel that reads weights so fast multiplies them as fast.
-        rate = max(rate, 2 * known / encodings.find(format).bytes_per_weight)
-    return max(read / bandwidth.at(end), flops / rate)
 
 
 def cache_traffic(layer: Layer, context: int) -> int:

@@ -12,11 +12,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from ...errors import CheckpointError
-from ...loaders.architecture import Architecture, Layer
-from ...loaders.encodings import Quant
-from ...loaders.gguf_header import TYPES
-from ...loaders.headers import Stored
-from ...loaders.tensor_names import LEFT_OUT, place
+from ...loaders.architecture.architecture import Architecture, Layer
+from ...loaders.architecture.encodings import Quant
+from ...loaders.architecture.tensor_names import LEFT_OUT, place
+from ...loaders.files.gguf_header import TYPES
+from ...loaders.files.headers import Stored
 
 # Types of which a tensor's shape counts the weights: plain ones, and blocks of GGUF.
 WHOLE = {"F64", "F32", "F16", "BF16"} | {name for name, block, _ in TYPES.values() if block > 1}

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from .. import _cpu
-from ..blocks import AttentionBlock, Choice, Layer, Places, Scoring, Stack
+from ..decoder_layer import AttentionBlock, Choice, Layer, Places, Scoring, Stack
 from ..formats import FORMATS, Format
 from ..isa import available_isas, cpu_features, isa, threads, use_isa
-from ..weights import FORMAT_OF_DTYPE, ExpertBank, Matrix
+from ..packed import FORMAT_OF_DTYPE, ExpertBank, Matrix
 
 __all__ = ["available_isas", "cpu_features", "isa", "threads", "use_isa"]  # beside what is defined here
 

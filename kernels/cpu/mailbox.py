@@ -3,7 +3,7 @@
 `kernels/cpu/mailbox.h` draws a slot byte by byte and says why the order of writes is right. Whoever plays the GPU's
 part writes a job into a slot, posts it, does other work, waits, and reads y; the coordinator computes with the same C++
 as `experts` does, bit for bit. How posting and waiting are done (by a stream, by host functions, by hand) is
-`engine/posting.py`.
+`engine/cuda_graphs/signals.py`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...errors import DeviceError
 from .. import _cpu
-from ..weights import ExpertBank
+from ..packed import ExpertBank
 
 ALIGN = 4096  # a slot's memory is registered with a driver in pages
 TIMEOUT, SPIN = 10.0, 0.002  # seconds

@@ -5,7 +5,8 @@ alone decide how many programs run, so all can be captured in a CUDA graph (run 
 Tensors are on the GPU, or on the CPU with TRITON_INTERPRET=1, which runs the kernels in numpy for the tests.
 
 Differences from the twin: with more than one token, weights of bf16, q8_0 and q4_0 meet activations rounded to bf16 on
-tensor cores, and with a bf16 cache attention does too (`case.py` knows the error this allows); all else is float32.
+tensor cores, and with a bf16 cache attention does too (`cases/case.py` knows the error this allows); all else is
+float32.
 """
 
 from __future__ import annotations
@@ -18,16 +19,16 @@ except ImportError as missing:
     raise OptionError("the GPU kernels need Triton, which is not installed: pip install 'headrace[gpu]'") from missing
 
 from ..reference import quantize  # packing happens once, while loading; plain torch does it on any device
-from .attention import attention
+from .attention.decode import attention
+from .attention.qkv import place_qkv_
 from .block import attention_block, layers
-from .experts import experts
+from .cores.unpack import dequantize, embed
+from .experts.experts import experts
 from .linear import linear
 from .norms import add_rmsnorm_, rmsnorm
 from .pointwise import gated_add_, silu_mul
-from .qkv import place_qkv_
 from .router import route
 from .sampling import argmax
-from .unpack import dequantize, embed
 
 __all__ = [
     "add_rmsnorm_", "argmax", "attention", "attention_block", "dequantize", "embed", "experts", "gated_add_",

@@ -6,7 +6,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from .. import load
-from ..blocks import AttentionBlock, Choice, Places, Stack, compose, compose_layers
+from ..decoder_layer import AttentionBlock, Choice, Places, Stack, compose, compose_layers
 
 
 def attention_block(

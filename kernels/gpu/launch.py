@@ -15,7 +15,7 @@ import triton
 from torch import Tensor
 
 from ..formats import Format
-from ..weights import TORCH_DTYPES, Matrix
+from ..packed import TORCH_DTYPES, Matrix
 
 # How a matrix product is computed: bf16 operands on tensor cores, or float32 (three tf32 products). Sums are float32.
 Product = Literal["bf16", "f32"]

@@ -13,9 +13,9 @@ import triton.language as tl
 from torch import Tensor
 
 from ..formats import Format
-from ..weights import Matrix
+from ..packed import Matrix
 from . import launch
-from .products import multiply, row_dots
+from .cores.products import multiply, row_dots
 
 ONE = launch.one_token(rows=4)  # with more, a matrix of 2048 rows would leave a large GPU idle
 

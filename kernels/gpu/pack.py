@@ -45,7 +45,7 @@ def pack(
     padding_T: Tensor,
 ) -> None:
     """Fills `to` (ids int32, weights float32 [T, K], x float32 or bfloat16 [T, D]) as `copy_job` in
-    `engine/mailbox_experts.py` does: ids through `local_E`, if there is one, and -1 for padding."""
+    `engine/cuda_graphs/mailbox_experts.py` does: ids through `local_E`, if there is one, and -1 for padding."""
     (T, D), K = x_TD.shape, ids_TK.shape[1]
     to_ids, to_weights, to_x = to
     launch.check(x_TD, launch.F32, T, D)

@@ -11,8 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..blocks import Choice, Scoring
-from ..weights import Matrix
+from ..decoder_layer import Choice, Scoring
+from ..packed import Matrix
 from . import launch
 from .linear import linear
 

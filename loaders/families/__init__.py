@@ -6,8 +6,8 @@ import difflib
 from collections.abc import Collection
 
 from ...errors import ConfigError
-from ..config import ConfigReader
 from ..spec import ModelSpec
+from .config_reader import ConfigReader
 from .family import Family, TensorNames, read_eos, read_spec
 from .granitemoe import GRANITEMOE
 from .mixtral import MIXTRAL

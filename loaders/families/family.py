@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ...errors import ConfigError
-from ..config import ConfigReader
-from ..rope_config import read_rope
 from ..spec import AttentionSpec, ModelSpec, MoeSpec, QkNorm
+from .config_reader import ConfigReader
+from .rope import read_rope
 
 # Far above any model: a config that asks for more is damaged, and listing its tensors alone would fill the memory.
 MAX_LAYERS = 1000

@@ -1,0 +1,1 @@
+"""What a pass should take: rates of a machine, bytes and FLOPs of a pass, seconds by tier."""

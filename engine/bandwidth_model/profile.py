@@ -1,0 +1,160 @@
+"""The profile of a machine: what `bench/calibrate.py` measured, saved for this hardware. Read without torch, by
+plans too."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
+from pathlib import Path
+
+import psutil
+
+from ...kernels import FORMATS, isa
+from ...loaders.memory import GB
+
+STALE = "the profile of this machine was measured with other kernels"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """Bandwidths in bytes per second, by format: of single matrices (`linear`) and of whole experts (`experts`).
+
+    batch, crowd: bandwidths of matrices and of experts that several tokens ("4", "16") are multiplied by at once, by
+    format. attention: bytes of a bf16 cache per second, by queries on a key: query heads to a key/value head x tokens
+    ("1", "8", "512"). stream_by_threads: plain reads by so many threads.
+    layer_s, layer_batch, shared_s, pass_s, logit_s: seconds that a layer takes besides what it reads, with one token
+    and with several ("4", "128"); that a shared expert adds to it; a pass; each of its logits (`bench/overhead.py`).
+    disk, nodes, copies, notes: other ways into memory (`measure/link_rates.py`). together: two of them, or experts and
+    one of them, at once (`measure/contention.py`), by their names with " + " between: the rate of each while the other
+    runs, by its name, and alone, by its name and " alone". pace_s, undisturbed, busy: of the measurement itself: the
+    pace of the undisturbed machine (`measure/quiet_samples.py`), the share of samples that were taken at it, and the
+    cores that other processes took. kernels: which were measured (`isa.kernels_digest`). Empty and 0: not measured.
+    """
+
+    key: str
+    cpu: str
+    isa: str
+    threads: int
+    memory_bytes: int
+    date: str
+    stream: float
+    linear: dict[str, float]
+    experts: dict[str, float]
+    batch: dict[str, dict[str, float]] = field(default_factory=dict)
+    crowd: dict[str, dict[str, float]] = field(default_factory=dict)
+    attention: dict[str, float] = field(default_factory=dict)
+    stream_by_threads: dict[str, float] = field(default_factory=dict)
+    layer_s: float = 0.0
+    layer_batch: dict[str, float] = field(default_factory=dict)
+    shared_s: float = 0.0
+    pass_s: float = 0.0
+    logit_s: float = 0.0
+    disk: dict[str, float] = field(default_factory=dict)
+    nodes: dict[str, float] = field(default_factory=dict)
+    copies: dict[str, float] = field(default_factory=dict)
+    together: dict[str, dict[str, float]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    pace_s: float = 0.0
+    undisturbed: float = 1.0
+    busy: float = 0.0
+    kernels: str = ""
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether it was measured with other kernels than those that run."""
+        return self.kernels != isa.kernels_digest()
+
+    def slowdown(self, format: str, tokens: float, experts: bool = False) -> float:
+        """Time of a matrix (or of experts) with so many tokens over its time with one: 1 as long as arithmetic hides
+        behind memory.
+
+        Linear between the measured numbers of tokens, proportional to the tokens above them.
+        """
+        one, many = (self.experts, self.crowd) if experts and self.crowd else (self.linear, self.batch)
+        points = [(1.0, 1.0)]
+        points += [(float(n), max(1.0, one[format] / rates[format])) for n, rates in many.items()]
+        return along(points, tokens) if len(points) > 1 else 1.0
+
+    def cache_seconds_per_byte(self, intensity: float) -> float:
+        """Of attention over a bf16 cache; `intensity`: FLOPs for a byte, which is how many queries meet a key.
+
+        A byte costs its way from memory and its arithmetic, one after the other: linear between the measured points.
+        """
+        if len(self.attention) < 2:
+            return 1 / self.linear["bf16"]
+        points = [(float(queries), 1 / rate) for queries, rate in self.attention.items()]
+        if intensity > points[0][0]:
+            return along(points, intensity)
+        (low, fast), (high, slow) = points[:2]
+        return max(fast + (slow - fast) / (high - low) * (intensity - low), min(slow, fast))
+
+    def more_tokens(self, tokens: float) -> float:
+        """Seconds that a layer takes besides what it reads with so many tokens, less those with one."""
+        points = [(1.0, self.layer_s), *((float(n), max(s, self.layer_s)) for n, s in self.layer_batch.items())]
+        return along(points, tokens) - self.layer_s if self.layer_batch else 0.0
+
+    def besides(self, layers: int, shared: int, tokens: float, logits: float) -> float:
+        """Seconds of a pass besides what it reads: of its layers, of those that have a shared expert, of its logits."""
+        each = self.layer_s + self.more_tokens(tokens)
+        return layers * each + shared * self.shared_s + self.pass_s + logits * self.logit_s
+
+
+def mean_queries(queries: float, context: float) -> float:
+    """How many of a sequence's new tokens see a key of a cache that holds `context` tokens at the end, on average: the
+    first new token sees all but the others."""
+    return queries * (1 - (queries - 1) / (2 * max(context, queries))) if queries > 1 else 1.0
+
+
+def along(points: list[tuple[float, float]], x: float) -> float:
+    """Linear between points of rising x, from the first on; beyond the last proportional to x."""
+    for (low, before), (high, after) in pairwise(points):
+        if x <= high:
+            return before + (after - before) * (x - low) / (high - low)
+    last, value = points[-1]
+    return value * max(1.0, x / last)
+
+
+def cpu_name() -> str:
+    """The processor's own name for itself."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
+
+
+def hardware_key() -> str:
+    """A short name of everything that a profile depends on: processor, memory, ISA, threads."""
+    facts = [cpu_name(), round(psutil.virtual_memory().total / GB), isa.isa(), isa.threads(), os.cpu_count()]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
+
+
+def profile_path(key: str) -> Path:
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "headrace" / f"machine-{key}.json"
+
+
+def load_profile() -> Profile | None:
+    """The saved profile of this hardware, or None if it was not measured yet (or by another version). It may be of
+    other kernels (`is_stale`)."""
+    key = hardware_key()
+    try:
+        profile = Profile(**json.loads(profile_path(key).read_text(encoding="utf-8")))
+        complete = set(profile.linear) == set(profile.experts) == set(FORMATS)
+        complete = complete and len(profile.attention) > 2 and bool(profile.batch) and bool(profile.crowd)
+    except (OSError, ValueError, TypeError):
+        return None
+    return profile if complete and profile.key == key else None
+
+
+def save_profile(profile: Profile) -> Path:
+    """Writes the profile where `load_profile` finds it; returns the path."""
+    path = profile_path(profile.key)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(asdict(profile), indent=2) + "\n", encoding="utf-8")
+    return path

@@ -1,0 +1,237 @@
+"""`headrace bench`: prefill and decode speed, with the bytes behind them, against the prediction and the ceiling.
+
+Every test runs once unmeasured, then `rounds` times; medians over rounds count. Times are those of the ledger's passes:
+scheduling, forward and sampling, without text. A prompt is new in every round, so that its keys are in no cache; the
+tokens before a decode run (`depth`) are the same, so that they are computed once.
+
+Beside a GPU one more round has the clock of the tiers on, which costs launches: it says where the time goes, and counts
+for no rate.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ...errors import OptionError
+from ...loaders.weights.model_weights import allocate
+from ..config import SamplingParams
+from ..ledger.ledger import CPU_DRAM, Bytes, Pass, summarise
+from ..ledger.pass_bytes import DENSE, EXPERTS, KV, dense_sizes
+from ..ledger.residual import TierTimes, tier_times
+from ..llm import LLM
+from ..placement.placement import parse
+from .random_model import RandomLLM
+
+Once = Callable[[int], list[Pass]]  # runs a round, by its number, and gives its passes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """What is run: prompts of `prompt` tokens, and for each batch and depth `new` tokens a sequence; 0 leaves out."""
+
+    prompt: tuple[int, ...] = (512,)
+    new: tuple[int, ...] = (128,)
+    batch: tuple[int, ...] = (1,)
+    depth: tuple[int, ...] = (0,)
+    rounds: int = 5
+    placements: tuple[str, ...] = ("cpu",)
+
+    def __post_init__(self) -> None:
+        for name, least in (("prompt", 0), ("new", 0), ("batch", 1), ("depth", 0)):
+            for value in getattr(self, name):
+                if value < least:
+                    raise OptionError(f"--{name} is {value}: give whole numbers of at least {least}")
+        if self.rounds < 1:
+            raise OptionError(f"--rounds is {self.rounds}: give at least 1")
+        for name in self.placements:
+            parse(name)
+        if not any(self.prompt) and not any(self.new):
+            raise OptionError("nothing to run: give --prompt or --new above 0")
+
+    @property
+    def context(self) -> int:
+        """Tokens that the longest sequence comes to."""
+        return max(*self.prompt, *(max(d, 1) + n for d in self.depth for n in self.new))
+
+    @property
+    def sequences(self) -> int:
+        return max(self.batch)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One test. Rates are tokens per second of all sequences together, by round; bytes and times are per token.
+
+    whole_tok_s: what the uncut model would do, where layers were left out; None where all ran. tiers: where the time
+    goes in a run with a GPU.
+    """
+
+    test: str
+    batch: int
+    depth: int
+    placement: str
+    rounds: tuple[float, ...]
+    bytes_per_token: Bytes
+    predicted_tok_s: float | None
+    residual_ms: float | None
+    share_of_ceiling: float | None
+    whole_tok_s: float | None
+    tiers: TierTimes | None = None
+
+    @property
+    def tok_s(self) -> float:
+        return statistics.median(self.rounds)
+
+    @property
+    def error(self) -> float | None:
+        """Predicted time over measured time, less one: above 0 is a model that is slower than the machine."""
+        return None if self.predicted_tok_s is None else self.tok_s / self.predicted_tok_s - 1
+
+
+def placed(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that load a model for placement `name`; what is about GPUs is left out on the CPU."""
+    if name == "cpu":
+        gpu_alone = {"tensor_split": None, "vram_limit": None, "stream_from": "auto", "split": "auto"}
+        return {"device": "cpu", "placement": None, **gpu_alone, "pinned_limit": None, "handoff": "auto"}
+    policy = parse(name)
+    may_split = policy.kind == "auto" or (policy.kind == "layers" and policy.layers is not None)
+    return {"placement": name, "tensor_split": options.get("tensor_split") if may_split else None}
+
+
+def run(
+    llm: LLM, tests: Grid, placement: str = "cpu", tell: Callable[[str], None] = lambda text: None
+) -> Iterator[Row]:
+    """Runs every test on a model that was placed so, and yields its row; `tell` is given the name of each before."""
+    for prompt in filter(None, tests.prompt):
+        tell(f"{placement}: prompt of {prompt} tokens")
+        once = _prefill(llm, prompt)
+        rounds = [once(turn) for turn in range(tests.rounds)]
+        yield _row(llm, f"pp{prompt}", 1, 0, placement, rounds, "prefill", _timed(llm, once, tests.rounds))
+    for new in filter(None, tests.new):
+        for depth in tests.depth:
+            for batch in tests.batch:
+                tell(f"{placement}: {new} new tokens, batch {batch}, after {depth}")
+                once = _decode(llm, new, batch, depth)
+                rounds = [once(turn) for turn in range(tests.rounds)]
+                timed = _timed(llm, once, tests.rounds)
+                yield _row(llm, f"tg{new}", batch, depth, placement, rounds, "decode", timed)
+
+
+def _prefill(llm: LLM, tokens: int) -> Once:
+    """A prompt, after one that does not count."""
+    params = SamplingParams(max_new_tokens=1, ignore_eos=True)
+
+    def once(turn: int) -> list[Pass]:
+        return _passes(llm, [_prompt(llm, tokens, ("prompt", turn))], params, "prefill")
+
+    once(-1)
+    return once
+
+
+def _decode(llm: LLM, new: int, batch: int, depth: int) -> Once:
+    """New tokens of a batch, after a few that do not count."""
+    prompts = [_prompt(llm, max(depth, 1), ("before", i)) for i in range(batch)]
+    _passes(llm, prompts, SamplingParams(max_new_tokens=min(new, 4) + 1, ignore_eos=True), "decode")
+    params = SamplingParams(max_new_tokens=new + 1, ignore_eos=True)  # the first new token comes from prefill
+    return lambda turn: _passes(llm, prompts, params, "decode")
+
+
+def _timed(llm: LLM, once: Once, turn: int) -> list[Pass]:
+    """One more round with the tiers timed; none on the CPU alone."""
+    if len(llm.devices) == 1:
+        return []
+    was_on = llm.clock.is_on
+    llm.time_tiers()
+    try:
+        return once(turn)
+    finally:
+        llm.time_tiers(was_on)
+
+
+def _prompt(llm: LLM, tokens: int, seed: object) -> list[int]:
+    """Random token ids, the same for the same seed."""
+    rng = random.Random(repr(seed))
+    return [rng.randrange(llm.spec.vocab) for _ in range(tokens)]
+
+
+def _passes(llm: LLM, prompts: list[list[int]], params: SamplingParams, phase: str) -> list[Pass]:
+    """The passes of one phase of a run."""
+    done = len(llm.ledger.passes)
+    llm.generate(list(prompts), params)
+    return [p for p in llm.ledger.passes[done:] if p.phase == phase]
+
+
+def _row(
+    llm: LLM,
+    test: str,
+    batch: int,
+    depth: int,
+    placement: str,
+    rounds: list[list[Pass]],
+    phase: str,
+    timed: list[Pass],
+) -> Row:
+    each = [summarise(passes, phase) for passes in rounds]
+    typical = sorted(each, key=lambda s: s.tok_s)[len(each) // 2]
+    together = summarise([p for passes in rounds for p in passes], phase)
+    per_token = together.bytes_per_token()
+    rate = statistics.median(s.tok_s for s in each)
+    predicted = together.predicted_tok_s
+    return Row(
+        test=test,
+        batch=batch,
+        depth=depth,
+        placement=placement,
+        rounds=tuple(s.tok_s for s in each),
+        bytes_per_token=per_token,
+        predicted_tok_s=predicted,
+        residual_ms=None if predicted is None else 1e3 / rate - 1e3 / predicted,
+        share_of_ceiling=_share(llm, per_token, rate),
+        whole_tok_s=_of_the_whole(llm, typical.tok_s, rounds[0], phase),
+        tiers=tier_times(summarise(timed, phase)),
+    )
+
+
+def _share(llm: LLM, per_token: Bytes, rate: float) -> float | None:
+    """Of what a plain read of RAM would give; None where other memories are read too."""
+    if llm.machine is None or len(llm.devices) > 1:
+        return None
+    return per_token[CPU_DRAM]["total"] * rate / llm.machine.stream
+
+
+def _of_the_whole(llm: LLM, rate: float, passes: list[Pass], phase: str) -> float | None:
+    """The rate of the uncut model, from that of its first layers.
+
+    Decode takes longer by the ratio of the predictions for the bytes of both, prefill, which computes more than it
+    reads, by that of the layers' bytes. None where no layer was left out, without a prediction, or beside a GPU.
+    """
+    if not isinstance(llm, RandomLLM) or not llm.is_cut or llm.machine is None or len(llm.devices) > 1:
+        return None
+    grown = growth(llm)
+    if phase == "prefill":
+        return rate / grown[EXPERTS]
+    here = sum(p.predicted_s or 0.0 for p in passes)
+    whole = sum(llm.predict_whole(scaled(p.bytes, grown), p.tokens, len(p.sequences)) for p in passes)
+    return rate * here / whole
+
+
+def growth(llm: RandomLLM) -> dict[str, float]:
+    """By group: bytes of the whole model's layers over those of the layers that are there."""
+    whole = dense_sizes(allocate(llm.whole, llm.checkpoint.formats, "meta"))
+    return {
+        EXPERTS: llm.whole.moe_layers / llm.spec.moe_layers,
+        DENSE: whole.layers / llm.decoder.sizes.layers,
+        KV: llm.whole.layers / llm.spec.layers,
+    }
+
+
+def scaled(read: Bytes, grown: dict[str, float]) -> Bytes:
+    """Bytes of a pass with each group as many times larger."""
+    return {
+        tier: {group: round(size * grown.get(group, 1.0)) for group, size in groups.items()}
+        for tier, groups in read.items()
+    }

@@ -1,0 +1,233 @@
+"""Decode steps as graphs: one for each batch size, captured once, replayed with new inputs in the same places.
+
+    load      token ids, positions, pages of this step into tensors that never move, padded to a captured size
+    begin     the mailbox is told which size comes
+    replay    the whole step, experts on the CPU included (`mailbox_experts.py`), without Python
+    check     a wait that could not be satisfied ended all the same: then the logits are of no use, and this raises
+
+Who captures and replays is a `Recorder`: torch's CUDA graphs, or a stand-in that calls the step again, so that all of
+this runs without a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ...errors import DeviceError, HeadraceError
+from ..model.batch import Inputs
+from ..model.kv_cache import PAGE
+from ..model.staging import Parts, Shape, Upload, parts
+
+Step = Callable[[Inputs], Tensor]  # a forward pass: logits float32 [rows, vocabulary]
+
+
+class Graph(Protocol):
+    """A captured step."""
+
+    def replay(self) -> None:
+        """Enqueues it."""
+
+
+class Recorder(Protocol):
+    """Runs and captures steps in a stream of its own, after what the caller's stream was given before."""
+
+    @property
+    def handle(self) -> int:
+        """The stream, for the driver."""
+
+    def run(self, step: Callable[[], None]) -> None:
+        """Runs it and waits for its end."""
+
+    def capture(self, step: Callable[[], None]) -> Graph:
+        """Records it; on a GPU nothing of it runs."""
+
+    def replay(self, graph: Graph) -> None:
+        """Replays it and waits for its end."""
+
+
+class TorchRecorder:
+    """CUDA graphs of torch, which share one pool of memory: only one runs at a time. `cuda` is torch.cuda.
+
+    The thread that waits for a replay sleeps: if it span, it would take a core from a team that has a thread for each.
+    """
+
+    def __init__(self, device: torch.device, cuda: Any = torch.cuda) -> None:
+        self.cuda, self.device = cuda, device
+        self.stream = cuda.Stream(device)
+        self.pool = cuda.graph_pool_handle()
+        self.over = cuda.Event(blocking=True)
+
+    @property
+    def handle(self) -> int:
+        """The stream, for the driver."""
+        return int(self.stream.cuda_stream)
+
+    def run(self, step: Callable[[], None]) -> None:
+        self.stream.wait_stream(self.cuda.current_stream(self.device))
+        with self.cuda.stream(self.stream):
+            step()
+        self.stream.synchronize()
+
+    def capture(self, step: Callable[[], None]) -> Graph:
+        """Errors of this thread alone end a capture: others may load modules or copy meanwhile."""
+        graph: Graph = self.cuda.CUDAGraph()
+        with self.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
+            step()
+        return graph
+
+    def replay(self, graph: Graph) -> None:
+        self.stream.wait_stream(self.cuda.current_stream(self.device))  # the inputs are copied there
+        with self.cuda.stream(self.stream):
+            graph.replay()
+            self.over.record(self.stream)
+        self.over.synchronize()
+
+
+class Static:
+    """The inputs of a decode step of `size` sequences with tables of `pages` pages, in places that never change.
+
+    Rows without a sequence write and read the spare page, and are marked in `padding_B`. hidden: of embedding rows that
+    are looked up before the step, 0 where the step does that. A step costs one copy (`model/staging.py`).
+    """
+
+    def __init__(self, size: int, pages: int, spare_page: int, place: torch.device, hidden: int = 0) -> None:
+        self.size, self.pages, self.spare_page = size, pages, spare_page
+        self.shape = Shape(tokens=size, sequences=size, pages=pages, rows=size, hidden=hidden, is_padded=True)
+        self.upload = Upload(place, self.shape)
+        self.there = torch.zeros(self.shape.nbytes, dtype=torch.uint8, device=place)
+        found = parts(self.there, self.shape)
+        assert found.padding_T is not None, "padding that is not marked"
+        self.inputs, self.padding_B = found.inputs(torch.zeros(size, dtype=torch.int64), 0), found.padding_T
+        self.load(None)
+
+    def load(self, inputs: Inputs | None) -> None:
+        """Brings the inputs of a step into their places; None: no sequences at all."""
+        to, count = self.upload.open(self.shape), 0 if inputs is None else len(inputs.ids_T)
+        places, rest = to.places, slice(count, self.size)
+        places.starts_S1.copy_(torch.arange(self.size + 1))
+        to.rows.copy_(torch.arange(self.size))
+        if inputs is not None:
+            now = inputs.places
+            places.slots_T[:count].copy_(now.slots_T)
+            places.positions_T[:count].copy_(now.positions_T)
+            places.contexts_S[:count].copy_(now.contexts_S)
+            places.tables_SM[:count, : now.tables_SM.shape[1]].copy_(now.tables_SM)
+            self._load_tokens(to, inputs, count)
+        if to.ids_T is not None:
+            to.ids_T[rest] = 0
+        places.positions_T[rest], places.contexts_S[rest] = 0, 1
+        places.slots_T[rest] = self.spare_page * PAGE + torch.arange(self.size - count) % PAGE
+        places.tables_SM[rest] = self.spare_page
+        assert to.padding_T is not None, "padding that is not marked"
+        to.padding_T.copy_(torch.arange(self.size) >= count)
+        self.upload.send(self.there)
+
+    def _load_tokens(self, to: Parts, inputs: Inputs, count: int) -> None:
+        """Token ids, or their rows of the embedding."""
+        if to.ids_T is not None:
+            to.ids_T[:count].copy_(inputs.ids_T)
+        if to.x_TD is not None:
+            assert inputs.x_TD is not None, "a step whose embedding rows were not looked up"
+            to.x_TD[:count].copy_(inputs.x_TD)
+
+
+class StepExperts(Protocol):
+    """The experts of captured steps: those of several batch sizes, one of which is at work at a time."""
+
+    @property
+    def batches(self) -> list[int]:
+        """The sizes."""
+
+    def use(self, batch: int, padding_B: Tensor) -> None:
+        """What is submitted from now on is of the `batch`-th size; rows where `padding_B` is set read no expert."""
+
+    def begin(self, batch: int, patient: bool = False) -> None:
+        """A step of this size is about to run; patient: there may be any time between two layers."""
+
+    def check(self) -> None:
+        """Raises DeviceError if the step that ran has no result."""
+
+
+class DecodeGraphs:
+    """Decode steps of up to `sizes[-1]` sequences. `sizes` are the batch sizes of the experts, in their order.
+
+    step: the forward pass, which calls `experts` and does nothing else that must happen again in a replay (so it books
+    nothing). pages: of the longest sequence. spare_page: a page of the cache that belongs to no sequence. hidden: as in
+    `Static`.
+    """
+
+    def __init__(
+        self,
+        step: Step,
+        experts: StepExperts,
+        recorder: Recorder,
+        *,
+        sizes: Sequence[int],
+        pages: int,
+        spare_page: int,
+        device: torch.device,
+        hidden: int = 0,
+    ) -> None:
+        assert list(sizes) == experts.batches, f"{sizes}, and experts for {experts.batches}"
+        assert sorted(sizes) == list(sizes), f"sizes {sizes}"
+        self.step, self.experts, self.recorder, self.sizes = step, experts, recorder, list(sizes)
+        self.statics = [Static(n, pages, spare_page, device, hidden) for n in self.sizes]
+        self.logits: list[Tensor] = []
+        self.graphs: list[Graph] = []
+
+    def capture(self) -> None:
+        """Captures every size, the largest first: its memory then serves the others too. Each runs once before, so
+        that kernels are compiled and buffers there, with the mailbox at work. Raises DeviceError where one cannot be
+        captured."""
+        logits, graphs = {}, {}
+        for number in reversed(range(len(self.sizes))):
+            try:
+                logits[number], graphs[number] = self._capture(number)
+            except HeadraceError:
+                raise
+            except RuntimeError as error:  # what torch raises for CUDA's errors
+                raise DeviceError(
+                    f"a decode step of {self.sizes[number]} sequences cannot be captured in a graph ({error}): "
+                    "run with handoff 'eager', which needs no graph"
+                ) from error
+        self.logits = [logits[n] for n in range(len(self.sizes))]
+        self.graphs = [graphs[n] for n in range(len(self.sizes))]
+
+    def _capture(self, number: int) -> tuple[Tensor, Graph]:
+        static, found = self.statics[number], [torch.empty(0)]
+        static.load(None)
+        self.experts.use(number, static.padding_B)
+
+        def step() -> None:
+            logits = self.step(static.inputs)
+            if found[0].shape == logits.shape:
+                found[0].copy_(logits)
+            else:
+                found[0] = logits.clone()
+
+        self.experts.begin(number, patient=True)
+        self.recorder.run(step)
+        self.experts.check()
+        return found[0], self.recorder.capture(step)
+
+    def number_for(self, sequences: int) -> int | None:
+        """The smallest captured size that holds so many sequences, or None."""
+        return next((n for n, size in enumerate(self.sizes) if size >= sequences), None)
+
+    def run(self, inputs: Inputs) -> Tensor:
+        """A decode step: one token of each sequence. Logits float32 [sequences, vocabulary], until the next step of
+        this size. Raises DeviceError where its experts could not be computed."""
+        count = len(inputs.ids_T)
+        number = self.number_for(count)
+        assert number is not None, f"{count} sequences, captured for {self.sizes}"
+        assert self.graphs, "run before capture"
+        self.statics[number].load(inputs)
+        self.experts.use(number, self.statics[number].padding_B)
+        self.experts.begin(number)
+        self.recorder.replay(self.graphs[number])
+        self.experts.check()
+        return self.logits[number][:count]

@@ -1,0 +1,214 @@
+"""Decode by graphs, for a model that is loaded: builds mailbox, way of posting and graphs, and runs steps through them.
+
+    outside of the graph    bytes of the pass, embedding rows where they lie in RAM, inputs into their places
+    in the graph            all layers, experts of both sides, the head
+    after it                what was chosen, for the ledger: the same account as the eager path's, of the rows that are
+                            sequences (rows that pad a batch cross the link too, and are not counted)
+
+Prefill goes by the eager path, and so does a pass whose choices are changed from outside (`Decoder.choose`), since a
+graph would not ask again.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...errors import DeviceError
+from ...kernels.cpu.mailbox import TIMEOUT, Mailbox
+from ...kernels.packed import ExpertBank
+from ...loaders.weights.model_weights import TierBanks
+from ..devices.cuda_driver import Driver
+from ..experts.tiered import TieredExperts
+from ..ledger.ledger import CPU_DRAM, GPU_HBM
+from ..ledger.timers import Laps
+from ..model.batch import Inputs, sizes_up_to
+from ..model.decoder import Decoder
+from ..placement.placement import Placement, Tier
+from . import signals
+from .capture import DecodeGraphs, Graph
+from .gpu_runtime import Runtime
+from .graph_experts import GraphedExperts, numbers
+from .mailbox_experts import MailboxExperts
+from .signals import Choice
+
+
+class Captured(NamedTuple):
+    """Steps of all sizes: graphs, logits, what they chose by layer, and their laps if they are timed."""
+
+    graphs: list[Graph]
+    logits: list[Tensor]
+    chosen: list[dict[int, Tensor]]
+    timed: list[Laps]
+
+
+class GraphedDecode:
+    """Decode steps of up to `sequences` sequences of at most `pages` pages; `spare_page` of the cache belongs to none.
+
+    Captures when it is built: each size runs once and compiles what is new. Raises DeviceError where the driver or the
+    capture refuses. timeout: seconds without progress after which a step counts as failed.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        tiered: TieredExperts,
+        way: Choice,
+        runtime: Runtime,
+        *,
+        sequences: int,
+        pages: int,
+        spare_page: int,
+        timeout: float = TIMEOUT,
+    ) -> None:
+        self.decoder, self.tiered, self.runtime = decoder, tiered, runtime
+        self.sizes, self.timeout = sizes_up_to(_most(sequences, tiered)), timeout
+        self.recorder = runtime.recorder()
+        home, spec = decoder.home, decoder.spec
+        mail = self._mail(way, tiered.banks, tiered.placement)
+        self.mailbox = None if mail is None else mail.mailbox
+        self.clock = tiered.clock
+        self.kept: dict[bool, Captured] = {}  # steps with stamps, and without, while the others are in use
+        self.experts = GraphedExperts(tiered.banks, tiered.placement, home.device, mail, self.sizes, self.clock)
+        self.graphs = DecodeGraphs(
+            self._step,
+            self.experts,
+            self.recorder,
+            sizes=self.sizes,
+            pages=pages,
+            spare_page=spare_page,
+            device=home.device.place,
+            hidden=spec.hidden if home.table is not home.device else 0,
+        )
+        try:
+            self._capture()
+        except BaseException:
+            self.close()
+            raise
+
+    def _capture(self) -> None:
+        with torch.inference_mode(), self.decoder.home.device.current():
+            self.graphs.capture()
+
+    def time_tiers(self, wanted: bool) -> None:
+        """From now on steps have stamps between what the GPU does, or none. Each is a node of the graph: they are not
+        free, so that a run does without unless it asks. Captured when first asked for; no step may be under way."""
+        graphs, experts = self.graphs, self.experts
+        if wanted == bool(experts.timed):
+            return
+        self.kept[not wanted] = Captured(graphs.graphs, graphs.logits, experts.chosen, experts.timed)
+        if wanted in self.kept:
+            graphs.graphs, graphs.logits, experts.chosen, experts.timed = self.kept[wanted]
+            return
+        experts.chosen = [{} for _ in self.sizes]
+        experts.timed = [Laps(self.runtime.lane()) for _ in self.sizes]
+        try:
+            self._capture()
+        except BaseException:
+            graphs.graphs, graphs.logits, experts.chosen, experts.timed = self.kept[not wanted]
+            raise
+
+    def _step(self, inputs: Inputs) -> Tensor:
+        """What is captured: a pass from its inputs to its logits."""
+        laps = self.experts.laps
+        if laps is None:
+            return self.decoder.run(inputs, self.experts)  # type: ignore[arg-type]  # its jobs are its own
+        laps.begin()
+        logits = self.decoder.run(inputs, self.experts)  # type: ignore[arg-type]
+        laps.lap(GPU_HBM)
+        return logits
+
+    def _mail(self, way: Choice, banks: Sequence[TierBanks | None], placement: Placement) -> MailboxExperts | None:
+        """The mailbox with all layers that have experts in RAM, its memory registered; None without such."""
+        in_ram = {n: b.banks[Tier.CPU.value] for n, b in enumerate(banks) if b and Tier.CPU.value in b.banks}
+        if not in_ram:
+            return None
+        runtime, home = self.runtime, self.decoder.home.device
+        mailbox = self._mailbox(in_ram)
+        memory = mailbox.memory
+        try:
+            runtime.driver.register(memory.data_ptr(), memory.nbytes)
+        except DeviceError:
+            mailbox.close()
+            raise
+        self._release = weakref.finalize(self, _close, mailbox, runtime.driver)
+        split = [layer for layer in in_ram if placement.tiers_of(layer) != (Tier.CPU,)]
+        return MailboxExperts(
+            mailbox,
+            signals.make(way.name, runtime.driver, mailbox),
+            lambda: self.recorder.handle,
+            runtime.put,
+            {layer: numbers(placement, layer, Tier.CPU, home) for layer in split},
+            runtime.pack,
+        )
+
+    def _mailbox(self, in_ram: dict[int, ExpertBank]) -> Mailbox:
+        return Mailbox(
+            list(in_ram.values()),
+            layers=list(in_ram),
+            top_k=self.decoder.spec.moe.top_k,
+            batches=self.sizes,
+            timeout=self.timeout,
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the mailbox."""
+        return 0 if self.mailbox is None else int(self.mailbox.memory.nbytes)
+
+    def takes(self, inputs: Inputs) -> bool:
+        """Whether a decode step can run as a graph."""
+        return self.decoder.choose is None and self.graphs.number_for(len(inputs.ids_T)) is not None
+
+    def forward(self, inputs: Inputs) -> Tensor:
+        """A decode step, one token of each sequence: logits float32 [sequences, vocabulary], until the next step.
+        Raises DeviceError where its experts could not be computed."""
+        count = len(inputs.ids_T)
+        assert len(inputs.rows) == count, f"{len(inputs.rows)} rows of logits for {count} sequences"
+        entered, before = self.decoder.enter(inputs), self._cpu_seconds()
+        self.clock.lap(None)
+        logits = self.graphs.run(entered)
+        self.clock.lap(None)
+        self.clock.spend(CPU_DRAM, self._cpu_seconds() - before)
+        if self.experts.laps is not None:
+            self.clock.add(self.experts.laps)
+        ledger = self.decoder.ledger
+        if ledger.current is not None:
+            ledger.later = lambda: self._book(count)
+        return logits
+
+    def _cpu_seconds(self) -> float:
+        """Of the mailbox's work, by its own clock."""
+        return 0.0 if self.mailbox is None else self.mailbox.busy_s
+
+    def _book(self, count: int) -> None:
+        """Books what the experts of the step read and what crossed for them."""
+        number = self.graphs.number_for(count)
+        assert number is not None, f"{count} sequences, captured for {self.sizes}"
+        for layer, ids_TK in self.experts.choices(number, count).items():
+            self.tiered.book_layer(layer, ids_TK)
+
+    def close(self) -> None:
+        """Ends the mailbox's threads and takes its registration back; no step may be under way."""
+        if self.mailbox is not None:
+            self._release()
+
+
+def _most(sequences: int, tiered: TieredExperts) -> int:
+    """Sequences of the largest step: one whose experts in RAM are all copied goes by the eager path, which copies."""
+    first = tiered.moves.stream_from
+    if first is None or Tier.CPU not in tiered.placement.tiers:
+        return sequences
+    return min(sequences, first - 1)
+
+
+def _close(mailbox: Mailbox, driver: Driver) -> None:
+    mailbox.close()
+    try:
+        driver.unregister(mailbox.memory.data_ptr())
+    except DeviceError:  # the process may be ending, with the driver gone before us
+        return

@@ -1,0 +1,186 @@
+"""Whether decode steps run as graphs here: captured at start, held against the eager path on the model itself, timed.
+
+    capture     every batch size (`graphed_decode.py`)
+    compare     COMPARED steps of one sequence, each as a graph and then by hand: the same bits, or it is wrong
+    time        ROUNDS more of them, in turns: medians; not again where an earlier start did it (`saved_trials.py`)
+
+Bits, and no tolerance: both paths run the same kernels on the same shapes (the tables are as wide as a graph's), the
+CPU's part is the same C++ from both sides, and every sum has one order. So a difference is a job that was read too
+early, a stale input or a wrong slot, however small it looks. Copies of experts would bring other kernels in and are
+left out while steps are compared; the timed steps by hand have them. The graph comes first: what it fails to write
+into the cache must not be there already.
+
+The steps write keys and values into the spare page, which belongs to no sequence, and read them there. They are outside
+of every pass, so that nothing is booked. `auto` takes the eager path where anything fails, with the reason; a way that
+was asked for is then an error.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ...errors import DeviceError
+from ...kernels.decoder_layer import Places
+from ..experts.offload_plan import NONE
+from ..experts.tiered import TieredExperts
+from ..model.batch import Inputs
+from ..model.decoder import Decoder
+from ..model.kv_cache import PAGE
+from . import saved_trials
+from .gpu_runtime import Runtime
+from .graphed_decode import GraphedDecode
+from .saved_trials import StepTimes
+from .signal_choice import EAGER
+from .signals import Choice
+
+COMPARED = 2  # steps: the first attends to itself alone
+ROUNDS = 5  # timed steps, after one that is not
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """How graphs are to start. choice: the way, by which `asked` was meant. digest: of the model, its placement and
+    the options."""
+
+    asked: str
+    choice: Choice
+    runtime: Runtime
+    digest: str
+
+
+class Steps:
+    """Decode steps of one sequence that leave nothing behind. pages: of the longest sequence; spare_page: of the
+    cache."""
+
+    def __init__(self, decoder: Decoder, tiered: TieredExperts, pages: int, spare_page: int) -> None:
+        self.decoder, self.tiered = decoder, tiered
+        self.pages, self.spare_page = pages, spare_page
+
+    def inputs(self, number: int) -> Inputs:
+        """Of the step at a position of the spare page; every one has another token."""
+        assert number < PAGE, f"step {number} in a page of {PAGE}"
+        ints = torch.int32
+        places = Places(
+            positions_T=torch.tensor([number], dtype=ints),
+            slots_T=torch.tensor([self.spare_page * PAGE + number]),
+            tables_SM=torch.full((1, self.pages), self.spare_page, dtype=ints),
+            starts_S1=torch.tensor([0, 1], dtype=ints),
+            contexts_S=torch.tensor([number + 1], dtype=ints),
+        )
+        token = (7919 * number + 1) % self.decoder.spec.vocab
+        return Inputs(ids_T=torch.tensor([token]), places=places, context=number + 1, rows=torch.tensor([0]))
+
+    def by_hand(self, number: int) -> Tensor:
+        """Logits of a step by the eager path, which is over then."""
+        logits = self.decoder.forward(self.inputs(number))
+        self.decoder.home.device.wait()
+        self.tiered.booked.clear()
+        return logits
+
+    @contextmanager
+    def without_copies(self) -> Iterator[None]:
+        """Steps by hand leave every expert in RAM to the CPU."""
+        moves, self.tiered.moves = self.tiered.moves, NONE
+        try:
+            yield
+        finally:
+            self.tiered.moves = moves
+
+
+def start(how: Start, steps: Steps, build: Callable[[], GraphedDecode]) -> tuple[GraphedDecode | None, Choice]:
+    """Graphs that were checked, or None; and the choice with what was found. Raises DeviceError where a way was asked
+    for and fails, or where the GPU is of no use after it did."""
+    with torch.inference_mode(), steps.decoder.home.device.current():
+        try:
+            graphed = build()
+        except (DeviceError, RuntimeError) as error:  # CUDA's errors are RuntimeErrors
+            return None, _refused(how, steps, _first_line(error))
+        try:
+            problem, choice = _checked(how, steps, graphed)
+        except BaseException:
+            graphed.close()
+            raise
+        if problem:
+            graphed.close()
+            return None, _refused(how, steps, problem)
+        return graphed, choice
+
+
+def _checked(how: Start, steps: Steps, graphed: GraphedDecode) -> tuple[str, Choice]:
+    """Why the graphs cannot be taken, or ""; the choice with the times."""
+    problem = _compare(steps, graphed)
+    if problem:
+        return problem, how.choice
+    times: StepTimes | str | None
+    times, when = saved_trials.check(how.runtime, how.digest), " (measured at an earlier start)"
+    if times is None:
+        times, when = _time(steps, graphed), ""
+    if isinstance(times, str):
+        return times, how.choice
+    if not times.is_faster and how.asked == "auto":
+        return f"as a graph it is no faster: {times}", how.choice
+    if times.is_faster and not when:
+        saved_trials.keep_check(how.runtime, how.digest, times)
+    return "", replace(how.choice, reason=f"{how.choice.reason}; same bits as by hand, {times}{when}")
+
+
+def _compare(steps: Steps, graphed: GraphedDecode) -> str:
+    """What differs between the two paths, or why there is no result; "" if nothing does."""
+    for number in range(COMPARED):
+        try:
+            found = graphed.forward(steps.inputs(number)).cpu()
+        except (DeviceError, RuntimeError) as error:
+            return f"a step as a graph failed: {_first_line(error)}"
+        with steps.without_copies():
+            wanted = steps.by_hand(number).cpu()
+        same = (wanted == found) | (wanted.isnan() & found.isnan())
+        if not bool(same.all()):
+            off, most = float((wanted - found).abs().max()), float(wanted.abs().max())
+            return (
+                f"a step as a graph differs from the same step by hand: {int((~same).sum())} of {same.numel()} logits, "
+                f"by up to {off:.3g} (the largest is {most:.3g})"
+            )
+    return ""
+
+
+def _time(steps: Steps, graphed: GraphedDecode) -> StepTimes | str:
+    """Medians of both paths, taken in turns; the reason where a step fails."""
+    by_hand, as_graph = [], []
+    for number in range(COMPARED, COMPARED + 1 + ROUNDS):
+        by_hand.append(_seconds(steps.by_hand, number))
+        try:
+            as_graph.append(_seconds(lambda n: graphed.forward(steps.inputs(n)), number))
+        except (DeviceError, RuntimeError) as error:
+            return f"a step as a graph failed: {_first_line(error)}"
+    return StepTimes(graph_s=statistics.median(as_graph[1:]), eager_s=statistics.median(by_hand[1:]))
+
+
+def _seconds(step: Callable[[int], Tensor], number: int) -> float:
+    begin = time.perf_counter()
+    step(number)
+    return time.perf_counter() - begin
+
+
+def _refused(how: Start, steps: Steps, problem: str) -> Choice:
+    """Eager with the reason, or an error where graphs were asked for. One step by hand shows first that the GPU goes
+    on: some of CUDA's errors end everything."""
+    if how.asked != "auto":
+        raise DeviceError(f"handoff is {how.asked!r}, and {problem}: take handoff 'eager'")
+    try:
+        steps.by_hand(0)
+    except RuntimeError as error:
+        raise DeviceError(
+            f"the GPU does not go on after a trial of graphs ({problem}): {_first_line(error)}. Take handoff 'eager'"
+        ) from error
+    return Choice(name=EAGER, reason=f"{how.choice.name} was tried, and {problem}")
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

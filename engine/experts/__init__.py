@@ -1,0 +1,1 @@
+"""Where a layer's routed experts are computed: in RAM, on GPUs, or copied from one to the other."""

@@ -1,0 +1,244 @@
+"""Which experts in RAM go to the GPU to be computed there: all chosen ones of a pass with many tokens (streaming), some
+of those of a decode step (split decode), none.
+
+    streaming pays where    distinct experts * bytes / link  <  the CPU's time for these tokens and experts
+                                                                + hidden states there and back over the link
+
+The copies take longer than computing from them, so that the GPU's own time does not count. Either side is idle while
+the other works, so that both have their rates alone; only split decode needs what they get together
+(`bandwidth_model/split_decode.py`). With t tokens of even routing a layer of E experts, k a token, has E (1 - (1 -
+k/E)^t) distinct ones. With many tokens a layer chooses nearly all of its experts; where the layer before did, its
+first ones are copied before it has chosen. One `Moves` decides in the run and in predictions of bytes alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+from ...kernels import ExpertLayout, isa
+from ...loaders.spec import ModelSpec
+from ..bandwidth_model.hardware import core_flops
+from ..bandwidth_model.link_rate import LinkRate, link_rate
+from ..bandwidth_model.profile import Profile
+from ..bandwidth_model.split_decode import best_fetch, curves, shared_how
+from ..config import EngineConfig
+from ..devices.device import Device
+from ..placement.placement import Placement, Tier
+from .streaming import early_experts, piece_of
+
+F32 = 4
+GUESS = 0.95  # of a layer's experts in RAM chosen: then the next layer is taken to choose as many
+NO_COPIES = "decode steps are graphs, which copy no experts"
+
+
+class FetchTables:
+    """By tokens of a pass: chosen experts in RAM -> how many of them to copy."""
+
+    def __init__(self, spec: ModelSpec, layout: ExpertLayout, profile: Profile, link: LinkRate) -> None:
+        self.curves = partial(curves, profile, layout, link)
+        self.spec = spec
+        self.tables: dict[int, tuple[int, ...]] = {}
+
+    def __call__(self, tokens: int, chosen: int) -> int:
+        return self._table(tokens)[chosen]
+
+    def pays(self, tokens: int) -> bool:
+        """Whether there is any number of experts of which some should be copied."""
+        return any(self._table(tokens))
+
+    def _table(self, tokens: int) -> tuple[int, ...]:
+        if tokens not in self.tables:
+            self.tables[tokens] = self._make(tokens)
+        return self.tables[tokens]
+
+    def _make(self, tokens: int) -> tuple[int, ...]:
+        most = min(self.spec.moe.experts, tokens * self.spec.moe.top_k)
+        found = self.curves(each_of(self.spec, tokens), most)
+        return (0,) * (most + 1) if found is None else best_fetch(found)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moves:
+    """What is copied. stream_from: tokens of a layer from which on all chosen experts in RAM are; None: never. split:
+    how many are with fewer tokens, up to `split_most`: a number, or by tables. piece: experts of a buffer. expert:
+    bytes of one. guess: the share of a streamed layer's experts in RAM that must have been chosen for the next layer's
+    first ones to be copied unasked; None: never. notes: what was decided and why, for people."""
+
+    stream_from: int | None = None
+    split: int | FetchTables = 0
+    split_most: int = 0
+    piece: int = 0
+    expert: int = 0
+    hidden: int = 0
+    guess: float | None = GUESS
+    notes: tuple[str, ...] = field(default=())
+
+    def streams(self, tokens: int) -> bool:
+        """Whether a layer of so many tokens leaves the CPU nothing."""
+        return self.stream_from is not None and tokens >= self.stream_from
+
+    def fetched(self, tokens: int, chosen: int) -> int:
+        """How many of a layer's distinct chosen experts in RAM are copied."""
+        if self.streams(tokens):
+            return chosen
+        if not self.may_split(tokens):
+            return 0
+        return self.split(tokens, chosen) if isinstance(self.split, FetchTables) else min(self.split, chosen)
+
+    def may_split(self, tokens: int) -> bool:
+        """Whether a layer of so many tokens that is not streamed may have experts copied."""
+        return self.split != 0 and tokens <= self.split_most
+
+    def guesses(self, chosen: int, in_ram: int) -> bool:
+        """Whether the first experts of the next layer are copied before its choices, by those of a streamed layer."""
+        return self.guess is not None and chosen >= self.guess * in_ram > 0
+
+    def early(self, in_ram: int) -> int:
+        """How many these are, of a layer with so many in RAM."""
+        return early_experts(self.piece, in_ram)
+
+    def without_guesses(self, why: str) -> Moves:
+        """The same, and nothing is copied before it was chosen."""
+        return replace(self, guess=None, notes=(*self.notes, f"no expert is copied before it was chosen: {why}"))
+
+    def in_graphs(self) -> Moves:
+        """The same where decode steps turned out to be graphs."""
+        if self.split == 0:
+            return self
+        notes = (*self.notes[:1], f"split decode: 0 ({NO_COPIES})", *self.notes[2:])
+        return replace(self, split=0, split_most=0, notes=notes)
+
+    def buffer_bytes(self, tokens: int) -> int:
+        """What the GPU holds for it: two buffers, and the sum of up to so many tokens; 0 where nothing is copied."""
+        if self.split == 0 and not self.streams(tokens):
+            return 0
+        return 2 * self.piece * self.expert + tokens * self.hidden * F32
+
+
+NONE = Moves()
+
+
+def next_in_ram(placement: Placement, layer: int) -> int | None:
+    """The next layer with experts in RAM; None where that is the last of the model, which is for the rows alone whose
+    logits are wanted."""
+    last = len(placement.experts) - 1
+    return next((n for n in range(layer + 1, last) if Tier.CPU in placement.experts[n]), None)
+
+
+def plan(
+    config: EngineConfig,
+    spec: ModelSpec,
+    layout: ExpertLayout,
+    devices: Mapping[Tier, Device],
+    profile: Profile | None,
+) -> Moves:
+    """What the options ask for, or what the rates of this machine say."""
+    home, most = devices[Tier.GPU0], max(config.prefill_chunk, config.max_sequences)
+    link = link_rate(profile, home.place) if home.is_cuda else None
+    first, why = _stream_from(config, spec, layout, link, profile, most)
+    split, why_split = _split(config, spec, layout, link, profile)
+    when = "no pass" if first is None else f"passes from {first} tokens on"
+    share = split if isinstance(split, int) else "by table"
+    return Moves(
+        stream_from=first,
+        split=split,
+        split_most=config.max_sequences,
+        piece=piece_of(spec.moe.experts, layout.bytes),
+        expert=layout.bytes,
+        hidden=spec.hidden,
+        notes=(f"experts in RAM are copied to gpu0 in {when} ({why})", f"split decode: {share} ({why_split})"),
+    )
+
+
+def _stream_from(
+    config: EngineConfig,
+    spec: ModelSpec,
+    layout: ExpertLayout,
+    link: LinkRate | None,
+    profile: Profile | None,
+    most: int,
+) -> tuple[int | None, str]:
+    asked = config.stream_from
+    if asked != "auto":
+        return (None if asked == "never" else int(asked)), "as asked"
+    if link is None:
+        return None, "a simulated GPU has no link; --stream-from N tries it"
+    first = crossover(spec, layout, profile, link.bytes_s, most)
+    more = f"; with up to {most} the CPU is faster" if first is None else ""
+    return first, f"link {link.source}; {cpu_source(profile)}{more}"
+
+
+def _split(
+    config: EngineConfig, spec: ModelSpec, layout: ExpertLayout, link: LinkRate | None, profile: Profile | None
+) -> tuple[int | FetchTables, str]:
+    if config.split != "auto":
+        return int(config.split), "as asked"
+    if config.wants_graphs:
+        return 0, NO_COPIES
+    if link is None:
+        return 0, "a simulated GPU has no link; --split N tries it"
+    if profile is None or not link.is_measured or not link.gpu_bytes_s:
+        return 0, "not measured: link, GPU memory or CPU (headrace measure)"
+    tables = FetchTables(spec, layout, profile, link)
+    if not any(tables.pays(tokens) for tokens in range(1, config.max_sequences + 1)):
+        return 0, "would gain less than 10 % over the CPU alone, or the GPU alone"
+    return tables, f"from measured rates; {shared_how(layout.format.name, link)}"
+
+
+# ---- the threshold
+
+
+def distinct_of(spec: ModelSpec, tokens: int) -> float:
+    """Distinct experts that so many tokens choose in a layer, with even routing."""
+    experts = spec.moe.experts
+    return experts * (1 - (1 - spec.moe.top_k / experts) ** tokens)
+
+
+def each_of(spec: ModelSpec, tokens: int) -> float:
+    """Tokens that a chosen expert serves on average."""
+    return tokens * spec.moe.top_k / distinct_of(spec, tokens)
+
+
+def crossover(spec: ModelSpec, layout: ExpertLayout, profile: Profile | None, link: float, most: int) -> int | None:
+    """The fewest tokens from which on, up to `most`, copying a layer's experts takes less time than the CPU."""
+    first = None
+    for tokens in range(most, 0, -1):
+        if copy_seconds(spec, layout, link, tokens) >= cpu_seconds(spec, layout, profile, link, tokens):
+            break
+        first = tokens
+    return first
+
+
+def copy_seconds(spec: ModelSpec, layout: ExpertLayout, link: float, tokens: int) -> float:
+    return distinct_of(spec, tokens) * layout.bytes / link
+
+
+def cpu_seconds(spec: ModelSpec, layout: ExpertLayout, profile: Profile | None, link: float, tokens: int) -> float:
+    """The CPU's experts, and hidden states on their way down and up."""
+    return experts_seconds(spec, layout, profile, tokens) + 2 * tokens * spec.hidden * F32 / link
+
+
+def experts_seconds(spec: ModelSpec, layout: ExpertLayout, profile: Profile | None, tokens: int) -> float:
+    """Without a profile by arithmetic alone, as `headrace plan` takes it for cores of a kind, since nobody knows how
+    fast the memory is. With few tokens that is too short, which leaves them to the CPU."""
+    if profile is None:
+        flops = 2 * 3 * layout.hidden * layout.width
+        return tokens * spec.moe.top_k * flops / assumed_flops()
+    name = layout.format.name
+    rate = profile.experts[name] / profile.slowdown(name, each_of(spec, tokens), experts=True)
+    return distinct_of(spec, tokens) * layout.bytes / rate
+
+
+def assumed_flops() -> float:
+    """Of this CPU, a second, by the kind and number of its cores."""
+    return core_flops(isa.isa()).times(isa.threads()).mid
+
+
+def cpu_source(profile: Profile | None) -> str:
+    """For people: where the CPU's time comes from."""
+    if profile is None:
+        cores = f"{isa.threads()} cores of {isa.isa()}, {assumed_flops() / 1e12:.2f} TFLOP/s"
+        return f"this CPU is not measured (headrace measure), {cores} assumed"
+    return "CPU measured, with other kernels (headrace measure)" if profile.is_stale else "CPU measured"

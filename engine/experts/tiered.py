@@ -1,0 +1,317 @@
+"""The seam on several tiers: the experts of one layer computed by whoever has them, their sums joined.
+
+    submit    x, ids, weights go down; a worker thread runs the CPU's part (the C++ op lets go of the interpreter)
+              meanwhile the GPU's part is launched, and a second GPU's, then whatever the decoder does next
+    collect   y = part of gpu0; y += part of gpu1; y += part of copied experts; y += part of the CPU
+                                                                              in this order, whichever is done first
+
+Where `offload_plan.py` says that chosen experts of RAM are computed on the GPU, all of them or some, submit waits for
+the ids, then gives the CPU the others and starts the copies (`streaming.py`): also the first ones of the next layer,
+where that layer will choose nearly all.
+
+Every tier gets the ids as its bank numbers them, -1 for experts of other tiers, which its kernel skips; within a part
+the sum runs over a token's choices in order. So a placement gives the same bits every time; two placements differ in
+the order of sums, and in rounding where their kernels do.
+
+What was read and sent is booked when the pass is over: the choices lie in host memory then, and nobody had to wait.
+What each tier does is a lap of the clock, if it is on (`ledger/timers.py`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...kernels.packed import ExpertBank
+from ...loaders.weights.model_weights import TierBanks
+from ..devices import streams
+from ..devices.device import Device
+from ..ledger.ledger import CPU_DRAM, D2D, D2H, GPU1_HBM, H2D, LayerWork, Ledger
+from ..ledger.pass_bytes import EXPERTS, ROUTING, UNCHOSEN
+from ..ledger.timers import Clock, Laps, wait
+from ..placement.placement import Placement, Tier
+from .backend import Job
+from .host_buffers import HandOff
+from .offload_plan import NONE, Moves, next_in_ram
+from .streaming import Ring, by_number, chosen_numbers, in_order, ranks
+
+F32, I32 = 4, 4  # bytes
+
+
+class Booked(NamedTuple):
+    """A layer that ran: its choices in host memory, how many experts of RAM were copied, whether all were, and how many
+    were copied that nobody chose."""
+
+    layer: int
+    ids_TK: Tensor
+    copied: int
+    is_streamed: bool
+    unchosen: int
+
+
+class TieredExperts:
+    """The experts of all layers on the tiers of a placement, beside a decoder whose home is a GPU (or plays one)."""
+
+    def __init__(
+        self,
+        banks: list[TierBanks | None],
+        placement: Placement,
+        devices: Mapping[Tier, Device],
+        handoff: HandOff,
+        ledger: Ledger,
+        moves: Moves = NONE,
+        clock: Clock | None = None,
+    ) -> None:
+        self.banks = banks
+        self.placement = placement
+        self.devices = devices
+        self.home = devices[placement.home]
+        self.handoff = handoff
+        self.ledger = ledger
+        self.local = [self._tables(layer) for layer in range(len(banks))]
+        self.worker = ThreadPoolExecutor(1, thread_name_prefix="headrace-experts")
+        self.running: Future[bool] | None = None
+        self.booked: list[Booked] = []
+        self.moves = moves
+        self.clock = Clock() if clock is None else clock
+        self.here = self.home.tier.channel
+        self.second = self._second()
+        self.ring = self._ring() if moves.buffer_bytes(handoff.tokens) and Tier.CPU in placement.tiers else None
+        self.numbers = [self._numbers(layer) for layer in range(len(banks))] if self.ring is not None else []
+        self.in_ram = [(numbers_E >= 0).to(torch.int32) for numbers_E in self.numbers]
+        self.last = -1  # the layer that was submitted last
+
+    def _tables(self, layer: int) -> dict[Tier, Tensor]:
+        """By tier, on its device: expert -> its number in the tier's bank, or -1; int32 [E]."""
+        tables = {}
+        for tier in self.placement.tiers_of(layer):
+            numbers = torch.tensor(self.placement.local_ids(layer, tier), dtype=torch.int32)
+            tables[tier] = numbers.to(self.devices[tier].place)
+        return tables
+
+    def _second(self) -> Laps | None:
+        """The laps of the second GPU, if there is one."""
+        device = self.devices.get(Tier.GPU1)
+        return None if device is None else self.clock.beside(streams.of(device)[0])
+
+    def _ring(self) -> Ring | None:
+        """The buffers for copied experts; None if no layer has any in RAM."""
+        banks = (bank for layer in self.banks if layer for tier, bank in layer.banks.items() if tier == Tier.CPU.value)
+        bank = next(banks, None)
+        if bank is None:
+            return None
+        main, side = streams.of(self.home)
+        return Ring(bank.layout, self.moves.piece, self.home.ops, self.home.place, main, side, self.clock, self.here)
+
+    def _numbers(self, layer: int) -> Tensor:
+        """At home: expert -> its number in the bank in RAM, or -1; int32 [E]."""
+        return torch.tensor(self.placement.local_ids(layer, Tier.CPU), dtype=torch.int32).to(self.home.place)
+
+    is_local = False
+
+    def book(self, distinct: list[int]) -> None:
+        raise AssertionError("layers with tiers run one by one")
+
+    def submit(self, layer: int, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> Job:
+        """Starts every tier's part. Tensors are on the home device."""
+        if self.running is not None:  # an error came between submit and collect: its worker may still use the buffers
+            self.running.exception()
+            self.running = None
+        self._open_account()
+        if layer <= self.last and self.ring is not None:  # another pass
+            self.ring.forget()
+        self.last = layer
+        tiers, T = self.placement.tiers_of(layer), len(x_TD)
+        in_ram = Tier.CPU in tiers
+        is_streamed = in_ram and self.moves.streams(T)
+        is_copied = is_streamed or (in_ram and self.moves.may_split(T))
+        work = None
+        self.clock.lap(self.here)
+        if in_ram and not is_streamed:
+            work = self.handoff.down(layer, x_TD, ids_TK, weights_TK)
+            ids = work[1]
+            if not is_copied:
+                self.running = self.worker.submit(self._on_cpu, layer, *work)
+        else:
+            ids = self.handoff.ids_down(layer, ids_TK)
+        if is_streamed:
+            self.handoff.mark.set()
+        self.clock.lap(D2H)
+        parts = [self._on_gpu(tier, layer, x_TD, ids_TK, weights_TK) for tier in tiers if tier is not Tier.CPU]
+        copied, unchosen = [], 0
+        if is_copied:
+            self.clock.lap(self.here)
+            copied = self._to_copy(layer, ids)
+            self.clock.lap(wait(H2D))  # what to copy must be known first
+            if work is not None:
+                self.running = self.worker.submit(self._on_cpu, layer, *work, copied[-1] if copied else -1)
+            unchosen = self._unchosen(layer, copied)
+            if copied:
+                parts.append(self._on_ring(layer, x_TD, ids_TK, weights_TK, copied, is_streamed))
+            if is_streamed:
+                self._fetch_after(layer, len(copied))
+        self.booked.append(Booked(layer, ids, len(copied), is_streamed, unchosen))
+        return Job(layer, parts, T)
+
+    def _to_copy(self, layer: int, ids_TK: Tensor) -> list[int]:
+        """Waits for the choices; the numbers of the experts in RAM that are to be copied, the first of the chosen."""
+        self.handoff.mark.wait()
+        local_TK = self.local[layer][Tier.CPU][ids_TK.long()]
+        numbers = chosen_numbers(local_TK, self.placement.count(layer, Tier.CPU))
+        return numbers[: self.moves.fetched(len(ids_TK), len(numbers))]
+
+    def _on_ring(
+        self, layer: int, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor, numbers: list[int], is_streamed: bool
+    ) -> Tensor:
+        """The part of experts that are copied home: by number where the next layer's may be there early, else in as few
+        pieces as there can be."""
+        ring, bank = self.ring, self._bank(layer, Tier.CPU)
+        assert ring is not None, "copies without buffers"
+        y_TD = torch.zeros_like(x_TD)
+        if is_streamed:
+            places, pieces = self.numbers[layer][ids_TK.long()], by_number(numbers, ring.piece, bank.experts)
+        else:
+            places, pieces = ranks(ids_TK, self.in_ram[layer]), in_order(numbers, ring.piece)
+        ring.add(y_TD, x_TD, places, weights_TK, bank, pieces)
+        return y_TD
+
+    def _unchosen(self, layer: int, numbers: list[int]) -> int:
+        """How many experts of a layer were copied early and are not among its choices."""
+        if self.ring is None:
+            return 0
+        early = self.ring.fetched(self._bank(layer, Tier.CPU))
+        return early - sum(number < early for number in numbers)
+
+    def _fetch_after(self, layer: int, copied: int) -> None:
+        """Starts the first copies of the next layer, if it will choose nearly all of its experts in RAM."""
+        if self.ring is not None and self.moves.guesses(copied, self.placement.count(layer, Tier.CPU)):
+            following = next_in_ram(self.placement, layer)
+            if following is not None:
+                self.ring.fetch(self._bank(following, Tier.CPU))
+
+    def _on_gpu(self, tier: Tier, layer: int, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> Tensor:
+        """One GPU's part, on that GPU."""
+        device = self.devices[tier]
+        if device is not self.home:
+            self.clock.lap(self.here)
+            x_TD, ids_TK, weights_TK = (device.put(t) for t in (x_TD, ids_TK, weights_TK))
+            self.clock.lap(D2D)
+        with device.current():
+            if self.second is not None and device is not self.home:
+                self.second.lap(None)
+            local_TK = self.local[layer][tier][ids_TK.long()]
+            part_TD: Tensor = device.ops.experts(x_TD, local_TK, weights_TK, self._bank(layer, tier))
+            if self.second is not None and device is not self.home:
+                self.second.lap(GPU1_HBM)
+            return part_TD
+
+    @torch.inference_mode()
+    def _on_cpu(self, layer: int, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor, copied: int = -1) -> bool:
+        """The CPU's part, in the worker thread, without the chosen experts up to number `copied`; whether anything is
+        left."""
+        self.handoff.mark.wait()
+        start = time.perf_counter()
+        local_TK = self.local[layer][Tier.CPU][ids_TK.long()]
+        if copied >= 0:
+            local_TK = local_TK.masked_fill(local_TK <= copied, -1)
+        if not bool((local_TK >= 0).any()):
+            return False
+        y_TD = self.devices[Tier.CPU].ops.experts(x_TD, local_TK, weights_TK, self._bank(layer, Tier.CPU))
+        self.handoff.y_TD[: len(y_TD)].copy_(y_TD)
+        self.clock.spend(CPU_DRAM, time.perf_counter() - start)
+        return True
+
+    def _bank(self, layer: int, tier: Tier) -> ExpertBank:
+        banks = self.banks[layer]
+        assert banks is not None, f"layer {layer} is dense"
+        return banks.banks[tier.value]
+
+    def collect(self, job: Job) -> Tensor:
+        """Waits for the CPU's part and adds all parts up on the home device: float32 [tokens, hidden]."""
+        self.clock.lap(self.here)
+        parts = [self.home.put(part) for part in job.parts]
+        if self.second is not None:
+            self.clock.lap(wait(GPU1_HBM))
+        if self.running is not None:
+            running, self.running = self.running, None
+            has_part = running.result()
+            self.clock.lap(wait(CPU_DRAM))
+            if has_part:
+                parts.append(self.handoff.up(job.tokens))
+                self.clock.lap(H2D)
+        assert parts, "collect without submit"
+        y_TD, *others = parts
+        for part in others:
+            self.home.ops.gated_add_(y_TD, part)
+        return y_TD
+
+    # ---- the account
+
+    def _open_account(self) -> None:
+        """Has the ledger ask for this pass's bytes when it is over; outside of a pass nothing is kept."""
+        if self.ledger.current is None or self.ledger.later is None:
+            self.booked.clear()
+        if self.ledger.current is not None:
+            self.ledger.later = self._book
+
+    def _book(self) -> None:
+        """Books what the tiers of every layer read, and what crossed the links."""
+        self.home.wait()
+        for booked in self.booked:
+            self.book_layer(*booked)
+        self.booked.clear()
+
+    def book_layer(
+        self, layer: int, ids_TK: Tensor, copied: int = 0, is_streamed: bool = False, unchosen: int = 0
+    ) -> None:
+        """Books a layer of the current pass from its choices, which lie in host memory; `copied` of its experts in RAM,
+        the first ones, went to the home device, and `unchosen` that nobody chose."""
+        counts, pairs = self._served(layer, ids_TK, copied)
+        found: defaultdict[str, dict[str, int]] = defaultdict(dict)
+        for tier, count in counts.items():
+            found[tier.channel][EXPERTS] = count * self._bank(layer, tier).layout.bytes
+        size = copied * self._bank(layer, Tier.CPU).layout.bytes if copied else 0
+        if size:
+            found[self.here][EXPERTS] = found[self.here].get(EXPERTS, 0) + size
+        (T, K), D = ids_TK.shape, self.handoff.x_TD.shape[1]
+        hidden, routing = T * D * F32, T * K * (I32 + F32)
+        if Tier.CPU in counts and not is_streamed:
+            found[D2H] = {EXPERTS: hidden, ROUTING: routing}
+            found[H2D] = {EXPERTS: size + (hidden if counts[Tier.CPU] else 0)}
+        else:
+            found[D2H] = {ROUTING: T * K * I32}
+            found[H2D] = {EXPERTS: size}
+        if unchosen:
+            found[H2D][UNCHOSEN] = unchosen * self._bank(layer, Tier.CPU).layout.bytes
+        if Tier.GPU1 in counts:
+            found[D2D] = {EXPERTS: 2 * hidden, ROUTING: routing}
+        self.ledger.work(
+            LayerWork(layer=layer, tokens=T, bytes=dict(found), pairs=pairs, copied=size, is_streamed=is_streamed)
+        )
+
+    def _served(self, layer: int, ids_TK: Tensor, copied: int) -> tuple[dict[Tier, int], dict[str, int]]:
+        """Of a layer's choices: by tier, the different experts that were computed where they lie; by memory, how many
+        choices were served from it."""
+        if len(ids_TK) == 1:  # one token's are different already
+            chosen = sorted(ids_TK.flatten().tolist())
+            times = [1] * len(chosen)
+        else:
+            different, served = ids_TK.unique(return_counts=True)
+            chosen, times = different.tolist(), served.tolist()
+        counts = dict.fromkeys(self.local[layer], 0)
+        pairs: defaultdict[str, int] = defaultdict(int)
+        for expert, count in zip(chosen, times, strict=True):
+            owner = self.placement.experts[layer][expert]
+            if owner is Tier.CPU and copied:
+                copied -= 1
+                pairs[self.here] += count
+            else:
+                counts[owner] += 1
+                pairs[owner.channel] += count
+        return counts, dict(pairs)

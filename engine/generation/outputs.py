@@ -1,0 +1,34 @@
+"""What a caller gets back: a `Completion`, or `Chunk`s of one while it grows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..ledger.ledger import Pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completion:
+    """One finished request.
+
+    text: the completion without stop string and special tokens ("" without a tokenizer). token_ids: every generated
+    token, an end token included. finish_reason: "stop" (end token or stop string), "length" or "interrupted".
+    prompt_tokens: tokens of the prompt; reused_tokens of them were in the KV cache already. ledger: the forward passes
+    that it took part in, see `headrace.engine.ledger`.
+    """
+
+    text: str
+    token_ids: list[int]
+    finish_reason: str
+    prompt_tokens: int
+    reused_tokens: int
+    ledger: list[Pass]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chunk:
+    """A step of a stream: new text (may be empty), the token behind it, and on the last chunk why it ended."""
+
+    text: str
+    token_id: int
+    finish_reason: str | None = None

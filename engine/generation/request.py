@@ -1,0 +1,58 @@
+"""A request: its sequence, the text that grows from it, and the chunks that nobody has taken yet.
+
+Several requests run in the same passes, so what a pass gives one of them waits here until its owner asks. Decides when
+a completion ends; knows tokens and text, no model.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+from ..ledger.ledger import Pass
+from .outputs import Chunk, Completion
+from .sequence import Sequence
+from .stop_strings import TextBuilder
+
+
+@dataclass
+class Request:
+    """One prompt under way."""
+
+    sequence: Sequence
+    text: TextBuilder
+    chunks: deque[Chunk] = field(default_factory=deque)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether more tokens will come."""
+        return self.sequence.finish_reason is None
+
+    def push(self, eos_ids: Collection[int]) -> None:
+        """Decides whether the completion ends with its newest token, and puts that token's text into a chunk."""
+        sequence, params = self.sequence, self.sequence.params
+        token = sequence.tokens[-1]
+        ends = token in params.stop_token_ids or (token in eos_ids and not params.ignore_eos)
+        piece = "" if ends else self.text.push(token)
+        if ends or self.text.stopped:
+            sequence.finish_reason = "stop"
+        elif len(sequence.completion) >= params.max_new_tokens:
+            sequence.finish_reason = "length"
+        if not self.is_open:
+            piece += self.text.finish()
+            if self.text.stopped:  # found in what was held back until now
+                sequence.finish_reason = "stop"
+        self.chunks.append(Chunk(text=piece, token_id=token, finish_reason=sequence.finish_reason))
+
+    def completion(self, passes: list[Pass]) -> Completion:
+        """What there is so far; `passes` are those of the whole ledger."""
+        sequence = self.sequence
+        return Completion(
+            text=self.text.text,
+            token_ids=sequence.completion,
+            finish_reason=sequence.finish_reason or "interrupted",
+            prompt_tokens=sequence.prompt_tokens,
+            reused_tokens=sequence.reused,
+            ledger=[p for p in passes if sequence.id in p.sequences],
+        )

@@ -1,0 +1,97 @@
+"""Logits -> one token per sequence: penalties, temperature, top-k, top-p, min-p, in this order.
+
+Every sequence has its own generator, so that what it draws does not depend on its neighbours in the batch. Knows logits
+and tokens, no model.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ...errors import HeadraceError
+from ...kernels import Ops
+from ..config import SamplingParams
+from .sequence import Sequence
+
+SHORT_LIST = 1024
+
+
+def sample(logits_SV: Tensor, sequences: list[Sequence], ops: Ops) -> list[int]:
+    """The next token of each sequence from its row of logits float32 [S, V]; the logits are not changed."""
+    largest, ids = ops.argmax(logits_SV)
+    if not all(map(math.isfinite, largest.tolist())):
+        raise HeadraceError(
+            "the model gave logits that are not finite: its weights are damaged, or do not fit its config; "
+            "check the files, or compare with --kernels reference"
+        )
+    greedy: list[int] = ids.tolist()
+    rows = enumerate(sequences)
+    return [greedy[i] if s.params.is_plain_greedy else _sample_one(logits_SV[i].cpu(), s) for i, s in rows]
+
+
+def _sample_one(logits_V: Tensor, sequence: Sequence) -> int:
+    params = sequence.params
+    logits_V = penalise(logits_V, sequence)
+    if params.temperature == 0:
+        return int(logits_V.argmax())
+    probabilities, ids = _candidates(_heated(logits_V, params.temperature).softmax(-1), params)
+    drawn = int(torch.multinomial(probabilities, 1, generator=sequence.generator))
+    return drawn if ids is None else int(ids[drawn])
+
+
+def penalise(logits_V: Tensor, sequence: Sequence) -> Tensor:
+    """Logits with the penalties applied: repetition over prompt and completion, presence over the completion."""
+    params = sequence.params
+    if params.repetition_penalty != 1:
+        seen = torch.tensor(sequence.tokens).unique()
+        before = logits_V[seen]
+        scale = params.repetition_penalty
+        logits_V = logits_V.clone()
+        logits_V[seen] = torch.where(before > 0, before / scale, before * scale)
+    if params.presence_penalty != 0 and sequence.completion:
+        seen = torch.tensor(sequence.completion).unique()
+        logits_V = logits_V.clone()
+        logits_V[seen] -= params.presence_penalty
+    return logits_V
+
+
+def _heated(logits_V: Tensor, temperature: float) -> Tensor:
+    """Logits over the temperature; the largest becomes 0 first, so that no temperature is too small to divide by."""
+    return (logits_V - logits_V.max()) / max(temperature, 1e-30)
+
+
+def _candidates(probabilities_V: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor | None]:
+    """Probabilities (not normalised) that may be drawn, and their ids; None: all tokens in order."""
+    if params.top_k == 0 and params.top_p == 1:
+        return _above(probabilities_V, params.min_p), None
+    values, ids = _most_probable(probabilities_V, params)
+    if params.top_k:
+        values = values / values.sum()
+    values = values * _nucleus(values, params.top_p)
+    return _above(values, params.min_p), ids
+
+
+def _most_probable(probabilities_V: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor]:
+    """The top k in falling order; without a k a short list, or all where that does not reach top_p. Sorting a whole
+    vocabulary takes longer than the rest of sampling together."""
+    size = len(probabilities_V)
+    found = probabilities_V.topk(min(params.top_k or SHORT_LIST, size))
+    if params.top_k == 0 and found.values.sum() < params.top_p:
+        found = probabilities_V.topk(size)
+    return found.values, found.indices
+
+
+def _above(probabilities: Tensor, min_p: float) -> Tensor:
+    """min-p: what is less probable than min_p times the most probable is not drawn."""
+    return probabilities if min_p == 0 else probabilities * (probabilities >= min_p * probabilities.max())
+
+
+def _nucleus(probabilities: Tensor, top_p: float) -> Tensor:
+    """The shortest run of the most probable tokens whose sum reaches top_p; the first is always kept."""
+    before = probabilities.cumsum(-1) - probabilities
+    keep: Tensor = before < top_p
+    keep[0] = True
+    return keep

@@ -1,0 +1,50 @@
+"""Tokens of one completion -> text that can be shown: stop strings found, nothing half-written emitted.
+
+Text that might be the beginning of a stop string is held back until it is clear whether it is one. Works on what the
+tokenizer's stream gives, which never breaks a character; without a tokenizer there is no text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ...loaders.tokens.tokenizer import Tokenizer
+
+
+class TextBuilder:
+    """The growing text of one completion."""
+
+    def __init__(self, tokenizer: Tokenizer | None, stop: Sequence[str]) -> None:
+        self.stream = tokenizer.stream() if tokenizer is not None else None
+        self.stop = stop
+        self.text = ""
+        self.shown = 0
+        self.stopped = False
+
+    def push(self, token: int) -> str:
+        """Adds a token; returns the text that can be shown now. Sets `stopped` once a stop string was completed."""
+        return "" if self.stream is None else self._add(self.stream.push(token), final=False)
+
+    def finish(self) -> str:
+        """Returns what was held back, after the last token."""
+        return "" if self.stream is None or self.stopped else self._add(self.stream.finish(), final=True)
+
+    def _add(self, piece: str, final: bool) -> str:
+        longest = max(map(len, self.stop), default=1)
+        start = max(0, len(self.text) - longest + 1)  # a stop string cannot begin before this
+        self.text += piece
+        cut = min((i for i in (self.text.find(s, start) for s in self.stop) if i >= 0), default=None)
+        if cut is not None:
+            self.stopped = True
+            self.text = self.text[:cut]
+        safe = len(self.text) if final or self.stopped else len(self.text) - self._held()
+        out, self.shown = self.text[self.shown : safe], max(self.shown, safe)
+        return out
+
+    def _held(self) -> int:
+        """Characters at the end that could begin a stop string."""
+        longest = max((len(s) - 1 for s in self.stop), default=0)
+        for size in range(min(longest, len(self.text)), 0, -1):
+            if any(s.startswith(self.text[-size:]) for s in self.stop):
+                return size
+        return 0

@@ -1,0 +1,1 @@
+"""How rates are measured: kernels, links, both at once, and which samples count."""

@@ -1,0 +1,1 @@
+"""What fits where: weights, KV cache and buffers by tier, decided before memory is taken; pinned memory."""

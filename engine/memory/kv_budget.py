@@ -1,0 +1,86 @@
+"""How much context fits: the pages of the KV cache, from what was asked, what the model allows and what memory is
+free."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ...errors import MemoryNeeded, OptionError
+from ...loaders.memory import GB, free_memory
+from ...loaders.spec import ModelSpec
+from ...loaders.weights.checkpoint import Checkpoint
+from ...loaders.weights.model_weights import Formats
+from ..config import EngineConfig
+from ..ledger.pass_bytes import bytes_per_token
+from ..model.kv_cache import PAGE, pages_for
+
+# Of the memory that is free after the weights, how much the cache may come to take when nobody said.
+CACHE_SHARE = 0.5
+EXPERT_CHUNK = 128 << 20  # bytes of experts' products at a time (OUT_BYTES in kernels/cpu/experts.cpp)
+
+
+@dataclass(frozen=True)
+class Room:
+    """The KV cache: pages in all, the longest sequence, and the bytes it takes when full; and `work_bytes`, what one
+    pass takes besides."""
+
+    pages: int
+    max_context: int
+    kv_bytes: int
+    work_bytes: int
+
+
+def kv_dtype(config: EngineConfig, formats: Formats) -> torch.dtype:
+    """float32 where the model runs in float32, else bfloat16."""
+    if config.dtype == "auto":
+        return torch.float32 if formats.embed.name == "f32" else torch.bfloat16
+    return torch.float32 if config.dtype == "float32" else torch.bfloat16
+
+
+def plan(
+    config: EngineConfig,
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+    free: int | None = None,
+    weights: int | None = None,
+    work: int | None = None,
+) -> Room:
+    """Pages for `max_context` tokens (as asked, or as many as fit), for as many sequences at once as there is room for.
+
+    free, weights, work: bytes of the memory that holds the cache, of the weights in it, and of a pass's buffers; None
+    for RAM, all weights and the buffers of the CPU kernels. Raises OptionError if more is asked than the model allows,
+    MemoryNeeded if more than memory holds.
+    """
+    spec = checkpoint.spec
+    page_bytes = PAGE * bytes_per_token(spec, dtype)
+    free = free_memory() if free is None else free
+    work = work_bytes(spec, config.prefill_chunk, config.max_sequences) if work is None else work
+    left = free - (checkpoint.weight_bytes if weights is None else weights) - work
+    asked = config.max_context
+    if asked is not None and asked > spec.context:
+        raise OptionError(f"max_context is {asked}, this model allows at most {spec.context} tokens")
+    if asked is not None and pages_for(asked) * page_bytes > left > 0:
+        fits = int(left * CACHE_SHARE) // page_bytes * PAGE
+        remedy = f"lower max_context to about {fits}" if fits else "free memory, or take smaller formats"
+        raise MemoryNeeded(
+            f"a context of {asked} tokens takes {pages_for(asked) * page_bytes / GB:.2f} GB of KV cache, "
+            f"{left / GB:.2f} GB are free after the weights: {remedy}"
+        )
+    budget = max(1, int(max(left, 0) * CACHE_SHARE) // page_bytes)
+    context = asked or min(spec.context, max(PAGE, budget * PAGE))
+    pages = max(pages_for(context), min(budget, pages_for(context) * config.max_sequences))
+    return Room(pages, context, pages * page_bytes, work)
+
+
+def work_bytes(spec: ModelSpec, tokens: int, sequences: int, chunk: int = EXPERT_CHUNK) -> int:
+    """Most bytes that the activations of a pass of so many tokens take, whatever the context: hidden states,
+    queries, keys and values, the products of experts (in chunks of so many bytes), logits; float32 and a copy of each
+    as kernels want it."""
+    att, moe = spec.attention, spec.moe
+    attention = 6 * spec.hidden + 2 * att.qkv_rows + 3 * att.q_rows + 2 * moe.experts
+    pairs = tokens * moe.top_k
+    products = min(4 * pairs * spec.hidden, chunk)
+    inner = 4 * 3 * max(moe.width, moe.shared_width, spec.dense_width) * max(pairs, tokens)
+    return 4 * tokens * attention + products + inner + 4 * max(sequences, 1) * spec.vocab

@@ -1,0 +1,26 @@
+"""One pass as the decoder gets it: new tokens, where they stand in the cache, which rows are wanted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ...kernels.decoder_layer import Places
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A batch as tensors: T new tokens of S sequences. Names as in `kernels/reference.py`."""
+
+    ids_T: Tensor  # int64
+    places: Places
+    context: int  # tokens in the cache after the pass, over all sequences
+    rows: Tensor  # int64: the rows whose logits are wanted, those of the last tokens of `Batch.ready`
+    x_TD: Tensor | None = None  # float32: rows of the embedding, where they were looked up before
+
+
+def sizes_up_to(most: int) -> list[int]:
+    """1, 2, 4, 8 ... up to the first that holds `most` sequences."""
+    assert most > 0, f"batches of {most}"
+    return [1 << n for n in range((most - 1).bit_length() + 1)]

@@ -1,0 +1,90 @@
+"""Where everything but the routed experts lies, as the decoder sees it: puts a pass's inputs there by one copy
+(`staging.py`), and books what crosses.
+
+In RAM there is nothing to do. Beside a GPU the embedding, of which a token reads one row, stays in RAM as long as
+experts do; its rows go up instead of the token ids.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from ...kernels.packed import Matrix
+from ...loaders.spec import ModelSpec
+from ..config import EngineConfig
+from ..devices.device import Device
+from ..ledger.ledger import D2H, H2D, Ledger
+from ..ledger.pass_bytes import INPUTS, SAMPLES
+from ..ledger.timers import Clock
+from .batch import Inputs
+from .kv_cache import pages_for
+from .staging import Shape, Upload
+
+
+@dataclass(frozen=True, kw_only=True)
+class Home:
+    """`device` holds the common weights and the cache, `table` the embedding. upload: the way to the device, None where
+    that is RAM."""
+
+    device: Device
+    table: Device
+    ledger: Ledger
+    clock: Clock
+    upload: Upload | None = None
+
+    def take(self, inputs: Inputs) -> Inputs:
+        """The inputs of a pass on the device, but for token ids whose rows were looked up in RAM."""
+        if self.device.is_host:
+            return inputs
+        assert self.upload is not None, "a device without a way to it"
+        self.clock.lap(None)
+        taken = self.upload.take(inputs)
+        self.clock.lap(H2D)
+        return taken
+
+    def look_up(self, table: Matrix, inputs: Inputs, scale: float) -> Inputs:
+        """The inputs with their rows of the embedding, if it lies in RAM and the device is another."""
+        if self.table is self.device:
+            return inputs
+        with self.clock.on_cpu():
+            return replace(inputs, x_TD=self.table.ops.embed(table, inputs.ids_T, scale))
+
+    def embed(self, table: Matrix, inputs: Inputs, scale: float) -> Tensor:
+        """Embedding rows of inputs that are on the device: float32 [T, D]."""
+        if inputs.x_TD is not None:
+            return inputs.x_TD
+        return self.table.ops.embed(table, inputs.ids_T, scale)
+
+    def book(self, inputs: Inputs) -> None:
+        """What goes up for a pass: inputs as `look_up` gives them."""
+        if self.device.is_host:
+            return
+        first = inputs.ids_T if inputs.x_TD is None else inputs.x_TD
+        for tensor in (first, inputs.rows, *vars(inputs.places).values()):
+            if isinstance(tensor, Tensor):
+                self.ledger.read(H2D, INPUTS, tensor.nbytes)
+
+    def book_samples(self, greedy: int, drawn: int, vocab: int) -> None:
+        """What sampling takes down: the largest logit and its place of every sequence, and all logits of those whose
+        token is drawn."""
+        if not self.device.is_host:
+            self.ledger.read(D2H, SAMPLES, 12 * (greedy + drawn) + 4 * vocab * drawn)
+
+
+def largest_pass(tokens: int, sequences: int, context: int, hidden: int) -> Shape:
+    """What an upload must hold: passes of up to so many tokens and sequences, the longest of `context` tokens, with
+    logits of all rows; hidden: as in `Shape`."""
+    return Shape(tokens=tokens, sequences=sequences, pages=pages_for(context), rows=tokens, hidden=hidden)
+
+
+def make_home(
+    device: Device, table: Device, ledger: Ledger, clock: Clock, config: EngineConfig, spec: ModelSpec, context: int
+) -> Home:
+    """Home on a device, with a way there where it is not the host; `context`: tokens of the longest sequence."""
+    upload = None
+    if not device.is_host:
+        tokens, hidden = max(config.prefill_chunk, config.max_sequences), 0 if table is device else spec.hidden
+        upload = Upload(device.place, largest_pass(tokens, config.max_sequences, context, hidden))
+    return Home(device=device, table=table, ledger=ledger, clock=clock, upload=upload)

@@ -1,0 +1,113 @@
+"""Keys and values of every sequence in pages, and which page belongs to whom.
+
+A page holds `PAGE` tokens of all layers. Sequences own pages through a table; a full page is known by a digest of the
+tokens up to its end, so that a later prompt with the same beginning takes it over instead of computing it again (a
+chat's history, a shared system prompt). Released pages keep their content until their room is needed, oldest first.
+
+Layout of one layer: k and v [pages, kv_heads, PAGE, head_dim], so that one head's keys of a page are one run of bytes.
+This file knows no model and no schedule; pages are reserved when a sequence starts, so a running one never lacks room.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections import OrderedDict
+
+import torch
+from torch import Tensor
+
+from ...loaders.spec import ModelSpec
+from ..ledger.pass_bytes import bytes_per_token
+
+PAGE = 32
+Digest = bytes
+
+
+def pages_for(tokens: int) -> int:
+    """Pages that hold so many tokens."""
+    return -(-tokens // PAGE)
+
+
+class KVCache:
+    """The tensors. Memory is reserved here and taken by the system page by page, as tokens are written."""
+
+    def __init__(self, spec: ModelSpec, pages: int, dtype: torch.dtype, place: torch.device | None = None) -> None:
+        att = spec.attention
+        shape = (spec.layers, 2, pages, att.kv_heads, PAGE, att.head_dim)
+        self.data = torch.empty(shape, dtype=dtype, device=place)
+        self.layers: list[tuple[Tensor, Tensor]] = [(layer[0], layer[1]) for layer in self.data]
+        self.token_bytes = bytes_per_token(spec, dtype)
+        self.pages = pages
+
+
+class PageTable:
+    """Hands out pages, counts their owners, and finds pages whose content a prompt can take over."""
+
+    def __init__(self, pages: int) -> None:
+        self.free = list(range(pages - 1, -1, -1))
+        self.owners = [0] * pages
+        self.digest_of: dict[int, Digest] = {}
+        self.page_of: dict[Digest, int] = {}
+        self.idle: OrderedDict[int, None] = OrderedDict()  # known pages without an owner, least recently used first
+
+    @property
+    def available(self) -> int:
+        """Pages that can be allocated now."""
+        return len(self.free) + len(self.idle)
+
+    def allocate(self, count: int) -> list[int]:
+        """Takes pages, forgetting the oldest idle content if need be; the caller has looked at `available`."""
+        assert count <= self.available, f"{count} pages asked, {self.available} available"
+        return [self._take() for _ in range(count)]
+
+    def _take(self) -> int:
+        if self.free:
+            page = self.free.pop()
+        else:
+            page, _ = self.idle.popitem(last=False)
+            del self.page_of[self.digest_of.pop(page)]
+        self.owners[page] = 1
+        return page
+
+    def reuse(self, tokens: list[int]) -> tuple[list[int], list[Digest]]:
+        """Takes over the longest run of known pages at the start of `tokens`, never all of them: the last token has to
+        be computed for its logits. Returns the pages and the digests of their content."""
+        pages: list[int] = []
+        digests: list[Digest] = []
+        for end in range(PAGE, len(tokens), PAGE):
+            digest = _extend(digests, tokens[end - PAGE : end])
+            page = self.page_of.get(digest)
+            if page is None:
+                break
+            self.idle.pop(page, None)
+            self.owners[page] += 1
+            pages.append(page)
+            digests.append(digest)
+        return pages, digests
+
+    def publish(self, tokens: list[int], pages: list[int], digests: list[Digest], computed: int) -> None:
+        """Makes full pages known, now that the keys and values of `computed` tokens are written. `digests` are those of
+        the sequence's first pages, and grow; a page whose content another page already has stays private."""
+        for i in range(len(digests), computed // PAGE):
+            digest = _extend(digests, tokens[i * PAGE : (i + 1) * PAGE])
+            digests.append(digest)
+            if digest not in self.page_of:
+                self.page_of[digest] = pages[i]
+                self.digest_of[pages[i]] = digest
+
+    def release(self, pages: list[int]) -> None:
+        """Gives pages back; those with known content stay idle until their room is needed."""
+        for page in reversed(pages):
+            self.owners[page] -= 1
+            if self.owners[page] == 0:
+                if page in self.digest_of:
+                    self.idle[page] = None
+                else:
+                    self.free.append(page)
+
+
+def _extend(before: list[Digest], tokens: list[int]) -> Digest:
+    """The digest of a page: of its tokens and of everything before them."""
+    last = before[-1] if before else b""
+    return hashlib.blake2b(last + array("q", tokens).tobytes(), digest_size=16).digest()

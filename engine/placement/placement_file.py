@@ -1,0 +1,124 @@
+"""A placement from a JSON file, down to single experts. The schema, with examples, is in `docs/placement.md`.
+
+    {"version": 1, "default": "cpu",
+     "rules": [{"layers": "24-47", "tier": "gpu0"},
+               {"layers": [3, "8-11"], "experts": ["0-15", 40], "tier": "gpu0"}]}
+
+A later rule wins over an earlier one. Everything is checked against the model before a byte is loaded: an unknown key
+or tier comes with the nearest name, a number that the model does not have with those it has.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ...errors import OptionError
+from .placement import Placement, Tier, nearest
+
+VERSION = 1
+TOP_KEYS = ("version", "default", "rules")
+RULE_KEYS = ("layers", "experts", "tier")
+
+
+def read(path: Path, counts: Sequence[int], tiers: Sequence[Tier], home: Tier = Tier.GPU0) -> Placement:
+    """The placement in a file, for a model with `counts` experts by layer, on a machine that has `tiers`."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise OptionError(f"cannot read the placement {path}: {reason}; name a JSON file") from error
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise OptionError(f"{path} is not JSON ({error}); see docs/placement.md for an example") from error
+    return _File(str(path), counts, tiers).placement(data, path.name, home)
+
+
+class _File:
+    """Reads one file; every message begins with its name and says where in it."""
+
+    def __init__(self, name: str, counts: Sequence[int], tiers: Sequence[Tier]) -> None:
+        self.name = name
+        self.counts = counts
+        self.tiers = tiers
+
+    def placement(self, data: Any, name: str, home: Tier) -> Placement:
+        self._keys(data, TOP_KEYS, ("version", "default"), "the file")
+        if data["version"] != VERSION or isinstance(data["version"], bool):
+            raise self._error("version", data["version"], f"this headrace reads version {VERSION}")
+        default = self._tier(data["default"], "default")
+        rows = [[default] * count for count in self.counts]
+        rules = data.get("rules", [])
+        if not isinstance(rules, list):
+            raise self._error("rules", rules, 'give a list of objects such as {"layers": "0-3", "tier": "cpu"}')
+        for number, rule in enumerate(rules):
+            self._apply(rule, f"rules[{number}]", rows)
+        return Placement(name=name, home=home, experts=tuple(map(tuple, rows)))
+
+    def _apply(self, rule: Any, where: str, rows: list[list[Tier]]) -> None:
+        self._keys(rule, RULE_KEYS, ("layers", "tier"), where)
+        tier = self._tier(rule["tier"], f"{where}.tier")
+        for layer in self._layers(rule["layers"], f"{where}.layers"):
+            count, at = self.counts[layer], f"{where}.experts"
+            for expert in self._numbers(rule.get("experts", "all"), count, at, f"experts of layer {layer}"):
+                rows[layer][expert] = tier
+
+    def _layers(self, value: Any, where: str) -> list[int]:
+        """Numbers of layers with experts. A layer without any may stand inside a range, not alone."""
+        count = len(self.counts)
+        for one in value if isinstance(value, list) else [value]:
+            if isinstance(one, int) and not isinstance(one, bool) and 0 <= one < count and not self.counts[one]:
+                raise self._error(where, one, f"layer {one} has no routed experts; leave it out")
+        return [layer for layer in self._numbers(value, count, where, "layers") if self.counts[layer]]
+
+    def _numbers(self, value: Any, count: int, where: str, what: str) -> list[int]:
+        """Numbers below `count` from "all", a number, a range "a-b" (b included), or a list of numbers and ranges."""
+        if value == "all":
+            return list(range(count))
+        found: list[int] = []
+        for one in value if isinstance(value, list) else [value]:
+            first, last = self._range(one, where)
+            if first > last:
+                raise self._error(where, one, f"a range goes up: {last}-{first}")
+            if last >= count:
+                raise self._error(where, one, f"the {what} are 0 to {count - 1}")
+            found += range(first, last + 1)
+        if not found:
+            raise self._error(where, value, 'name at least one, or "all"')
+        return found
+
+    def _range(self, one: Any, where: str) -> tuple[int, int]:
+        if isinstance(one, int) and not isinstance(one, bool) and one >= 0:
+            return one, one
+        ends = [end.strip() for end in one.split("-")] if isinstance(one, str) else []
+        if 1 <= len(ends) <= 2 and all(end.isdecimal() for end in ends):
+            return int(ends[0]), int(ends[-1])
+        raise self._error(where, one, 'give a number from 0 on, a range such as "3-7", a list of these, or "all"')
+
+    def _tier(self, value: Any, where: str) -> Tier:
+        names = [tier.value for tier in Tier]
+        if value not in names:
+            raise self._error(where, value, f"there are {', '.join(names)}{nearest(str(value), names)}")
+        tier = Tier(value)
+        if tier not in self.tiers:
+            there = ", ".join(t.value for t in self.tiers)
+            raise self._error(where, value, f"this run has {there} only; a second GPU needs two that torch can see")
+        return tier
+
+    def _keys(self, data: Any, known: Sequence[str], needed: Sequence[str], where: str) -> None:
+        if not isinstance(data, dict):
+            raise self._error(where, data, f"give an object with {', '.join(known)}")
+        for key in data:
+            if key not in known:
+                raise OptionError(f"{self.name}: {where} has the unknown key {key!r}{nearest(key, known)}; "
+                                  f"there are {', '.join(known)}")  # fmt: skip
+        for key in needed:
+            if key not in data:
+                raise OptionError(f"{self.name}: {where} lacks {key!r}; it needs {', '.join(needed)}")
+
+    def _error(self, where: str, value: Any, remedy: str) -> OptionError:
+        shown = json.dumps(value)
+        return OptionError(f"{self.name}: {where} is {shown if len(shown) < 80 else shown[:77] + '...'}; {remedy}")

@@ -1,0 +1,1 @@
+"""What the commands print. No logic of a run."""

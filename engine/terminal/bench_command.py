@@ -1,0 +1,75 @@
+"""`headrace bench` in a terminal: loads, runs, shows, saves, compares. The table goes to standard output."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from ...errors import OptionError
+from ..bench import bench
+from ..bench.random_model import RandomLLM
+from ..llm import LLM
+from . import bench_report, generate, generate_report
+
+WIDE = 120  # columns of a file or a pipe, which have no width of their own
+
+
+def numbers(option: str, text: str) -> tuple[int, ...]:
+    """Whole numbers separated by commas; raises OptionError for anything else."""
+    try:
+        return tuple(int(word) for word in text.split(","))
+    except ValueError:
+        raise OptionError(f"{option} is {text!r}: give whole numbers separated by commas, as in 1,4,16") from None
+
+
+def load(model: str, options: dict[str, Any], is_random: bool, layers: int | None, placement: str | None = None) -> LLM:
+    """The model, or one of its shape with random weights, with a bar and the start-up table; placed as a test says."""
+    options = options if placement is None else {**options, **bench.placed(placement, options)}
+    if layers is not None and not is_random:
+        raise OptionError("--layers cuts a model of random weights: add --random-weights")
+    with generate.load_progress() as progress:
+        more = {"progress": progress, **options}
+        llm = RandomLLM(model, layers=layers, **more) if is_random else LLM(model, **more)
+    generate.notes.print(generate_report.startup_table(llm))
+    return llm
+
+
+def run(
+    load_as: Callable[[str], LLM], model: str, tests: bench.Grid, *, save_to: Path | None, old: dict[str, Any] | None
+) -> int:
+    """Runs the tests on the model as each placement loads it, one at a time, and shows them; returns the exit status, 1
+    if a test became slower than in `old`."""
+    rows: list[bench.Row] = []
+    llm: LLM | None = None
+    for placement in tests.placements:
+        llm = None
+        gc.collect()  # the memory of the last one goes before the next one is loaded
+        llm = load_as(placement)
+        generate.ensure_profile(llm)
+        llm.tell = lambda text: None  # the table shows it
+        rows += bench.run(llm, tests, placement, lambda text: generate.say(text, "dim"))
+    assert llm is not None, "no placement"
+    found = bench_report.as_json(llm, model, rows)
+    if save_to is not None:
+        bench_report.save(found, save_to)
+    width = None if sys.stdout.isatty() else WIDE
+    out = Console(highlight=False, markup=False, emoji=False, width=width)
+    out.print(bench_report.table(llm, rows))
+    tiers = bench_report.tier_table(rows)
+    if tiers is not None:
+        out.print(tiers)
+    for line in bench_report.remarks(llm):
+        generate.say(line, "dim")
+    if len(llm.devices) > 1:
+        generate.say(str(generate_report.remark(llm)), "dim")
+    if old is None:
+        return 0
+    lines, status = bench_report.compare(old, found)
+    for line in lines:
+        generate.say(line)
+    return status

@@ -1,0 +1,175 @@
+"""What `headrace bench` shows and saves: a table, a JSON file with its passport, what got slower since an old one."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from ...errors import OptionError
+from ..bench.bench import Row
+from ..bench.passport import passport
+from ..bench.random_model import RandomLLM
+from ..ledger.ledger import CHANNELS, MEMORIES
+from ..ledger.pass_bytes import FIXED
+from ..ledger.residual import TierTimes
+from ..llm import LLM
+from ..units import size
+from .tables import new_table
+
+SLOWER = 0.05  # a test has become slower if it lost more than this
+KEY = ("test", "batch", "depth", "placement")
+MACHINE = ("cpu", "isa", "threads")  # a speed is compared on the same ones only
+MODEL = ("model", "layers", "formats")
+
+
+def table(llm: LLM, rows: list[Row]) -> Table:
+    """One row a test; rates are tokens per second of all sequences together, bytes and residual ms are of a token."""
+    shown = new_table(
+        f"{llm.spec.family}, {llm.spec.layers} layers", "test", "batch", "bytes", "predicted", "tokens/s", "+-",
+        "residual", "ceiling",
+    )  # fmt: skip
+    extrapolated = any(row.whole_tok_s is not None for row in rows)
+    if extrapolated:
+        shown.add_column(f"~{_layers(llm)} layers", justify="right")
+    for row in rows:
+        shown.add_row(*_cells(row), *([_number(row.whole_tok_s)] if extrapolated else []))
+    return shown
+
+
+def tier_table(rows: list[Row]) -> Table | None:
+    """Where the time of a token goes, ms, predicted in brackets, a row for each test that used several tiers; None
+    where none did."""
+    timed = [(row, row.tiers) for row in rows if row.tiers is not None]
+    if not timed:
+        return None
+    columns = [tier for tier in CHANNELS if any(tier in one.time_ms for _, one in timed)]
+    shown = new_table("ms of a token by tier (predicted), with the clock on", "test", "batch", "ms", *columns)
+    for name in ("side by side", "waits for", "idle", "outside", "differs most"):
+        shown.add_column(name, justify="right")
+    for row, one in timed:
+        shown.add_row(_name(row), str(row.batch), f"{one.measured_ms:.2f}", *_tier_cells(one, columns))
+    return shown
+
+
+def _tier_cells(one: TierTimes, columns: list[str]) -> list[str]:
+    predicted = one.predicted_time_ms
+
+    def cell(measured: float, term: float | None) -> str:
+        return f"{measured:.2f}" if predicted is None else f"{measured:.2f} ({term or 0.0:.2f})"
+
+    waits = ", ".join(f"{tier} {wait:.2f}" for tier, wait in one.wait_ms.items()) or "-"
+    fixed = None if predicted is None else predicted.get(FIXED)
+    return [
+        *(cell(one.time_ms.get(tier, 0.0), None if predicted is None else predicted.get(tier)) for tier in columns),
+        cell(one.overlap_ms, one.predicted_overlap_ms), waits, f"{one.idle_ms:.2f}", cell(one.outside_ms, fixed),
+        one.cause or "-",
+    ]  # fmt: skip
+
+
+def _name(row: Row) -> str:
+    """The test, its depth and placement."""
+    return row.test + (f" @ {row.depth}" if row.depth else "") + (f" {row.placement}" if row.placement != "cpu" else "")
+
+
+def _cells(row: Row) -> list[str]:
+    spread = (max(row.rounds) - min(row.rounds)) / 2
+    read = size(sum(row.bytes_per_token.get(channel, {}).get("total", 0) for channel in MEMORIES))
+    residual = "-" if row.residual_ms is None else f"{row.residual_ms:+.3f}"
+    share = "-" if row.share_of_ceiling is None else f"{row.share_of_ceiling:.0%}"
+    return [
+        _name(row), str(row.batch), read, _number(row.predicted_tok_s), _number(row.tok_s), _number(spread), residual,
+        share,
+    ]  # fmt: skip
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
+
+
+def _layers(llm: LLM) -> int:
+    return llm.whole.layers if isinstance(llm, RandomLLM) else llm.spec.layers
+
+
+def remarks(llm: LLM) -> list[str]:
+    """What a reader of the table must know."""
+    found = []
+    if isinstance(llm, RandomLLM):
+        found.append("random weights: speeds are those of the shape, the routing is close to uniform")
+        if llm.is_cut:
+            found.append(
+                f"{llm.spec.layers} of {llm.whole.layers} layers were run; the last column (~) is extrapolated, not "
+                "measured"
+            )
+    found.append(
+        "predicted: of a prompt it is extrapolated from the speed of 16 tokens; ceiling: a plain read of the same bytes"
+    )
+    return found
+
+
+def as_json(llm: LLM, model: str, rows: list[Row]) -> dict[str, Any]:
+    """Everything about a run; rates are tokens per second, bytes and times per token."""
+    formats = {group: format.name for group, format in vars(llm.checkpoint.formats).items()}
+    return {
+        "model": model,
+        "family": llm.spec.family,
+        "layers": llm.spec.layers,
+        "whole_layers": _layers(llm),
+        "random_weights": isinstance(llm, RandomLLM),
+        "formats": formats,
+        "weight_bytes": llm.weights.nbytes,
+        "profile": None if llm.machine is None else {"date": llm.machine.date, "stream": llm.machine.stream},
+        "rows": [{**asdict(row), "tok_s": row.tok_s, "is_extrapolated": row.whole_tok_s is not None} for row in rows],
+        "passport": passport(),
+    }
+
+
+def save(found: dict[str, Any], path: Path) -> None:
+    """Writes a result; raises OptionError if it cannot be written."""
+    try:
+        path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise OptionError(f"cannot write {path}: {error.strerror}; choose another path") from error
+
+
+def load(path: Path) -> dict[str, Any]:
+    """An old result; raises OptionError for a file that is none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        rows = [row["tok_s"] > 0 and [row[key] for key in KEY] for row in found["rows"]]
+        if rows and all(rows) and all(key in found for key in (*MODEL, "passport")):
+            return dict(found)
+    except OSError as error:
+        raise OptionError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise OptionError(f"{path} is no result of headrace bench --json ({error!r})") from error
+    raise OptionError(f"{path} is no result of headrace bench --json: it has no rows, model or passport")
+
+
+def compare(old: dict[str, Any], new: dict[str, Any]) -> tuple[list[str], int]:
+    """Lines about every test that both have, and the exit status: 1 if one lost more than 5 %.
+
+    Raises OptionError if the two are of different machines or models, or share no test.
+    """
+    differing = [f"{key} {old[key]!r}, now {new[key]!r}" for key in MODEL if old[key] != new[key]]
+    then, now = old["passport"], new["passport"]
+    differing += [f"{k} {then.get(k)!r}, now {now.get(k)!r}" for k in MACHINE if then.get(k) != now.get(k)]
+    if differing:
+        raise OptionError(f"the old result cannot be compared, it has another {'; '.join(differing)}")
+    before = {tuple(row[key] for key in KEY): row["tok_s"] for row in old["rows"]}
+    lines, status = [], 0
+    for row in new["rows"]:
+        was = before.get(tuple(row[key] for key in KEY))
+        if was is None:
+            continue
+        change = row["tok_s"] / was - 1
+        is_slower = change < -SLOWER
+        status |= is_slower
+        name = f"{row['test']} batch {row['batch']} depth {row['depth']} {row['placement']}"
+        lines.append(f"{name}: {was:.1f} -> {row['tok_s']:.1f} tokens/s ({change:+.1%}){' SLOWER' * is_slower}")
+    if not lines:
+        raise OptionError("the old result has none of these tests: run it with the same -p, -n, -b and --depth")
+    return lines, int(status)

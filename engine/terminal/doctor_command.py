@@ -1,0 +1,48 @@
+"""`headrace doctor` in a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from rich.console import Console
+
+from ...errors import OptionError
+from ..bandwidth_model.profile import Profile, load_profile
+from ..bench import doctor
+from ..devices import host
+from ..llm import IN_CACHES, LLM
+from . import doctor_table, generate
+
+
+def run(load: Callable[[], LLM] | None) -> int:
+    """Checks, runs the model that `load` gives if there is one, prints. Raises OptionError without a profile."""
+    llm = load() if load is not None else None
+    profile = _profile(llm)
+    step = None if llm is None else doctor.short_run(llm)
+    in_caches = llm is not None and llm.weights.nbytes < IN_CACHES
+    losses = doctor.diagnose(doctor.findings(profile), step, in_caches)
+    out = Console(highlight=False, markup=False, emoji=False)
+    for line in doctor_table.headlines(step, losses, profile, torch.cuda.is_available()):
+        out.print(line, soft_wrap=True)
+    if in_caches:
+        generate.say(
+            "this model fits into the CPU's caches: memory does not bound it, so its time is not divided", "dim"
+        )
+    if losses:
+        out.print(doctor_table.table(losses))
+    return 0
+
+
+def _profile(llm: LLM | None) -> Profile:
+    """The saved profile; measured now, whoever computes beside, if there is none of these kernels."""
+    if llm is not None:
+        llm.tell = lambda text: None  # the diagnosis says it
+        generate.ensure_profile(llm, even_if_busy=True)
+        if llm.machine is None:
+            raise OptionError("this machine could not be measured, and without that there is no diagnosis")
+        return llm.machine
+    host.set_threads(None)
+    found = generate.current(load_profile(), even_if_busy=True)
+    assert found is not None, "not measured, and nobody was in the way"
+    return found

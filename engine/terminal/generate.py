@@ -1,0 +1,213 @@
+"""A run in the terminal: text to standard output as it is written, everything about it to standard error.
+
+Ctrl-C ends the completion, not the account: the text so far stays, the byte table follows, the ledger file is whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TransferSpeedColumn
+
+from ...errors import ContextOverflow, HeadraceError
+from ..bandwidth_model.profile import STALE
+from ..bench import calibrate
+from ..config import SamplingParams
+from ..devices import host
+from ..generation.outputs import Completion
+from ..llm import LLM, Prompt
+from ..measure import other_load
+from . import generate_report
+
+INTERRUPTED = 130  # exit status of a program that Ctrl-C ended
+# No markup: a path or a message that holds [brackets] or :colons: is printed as it is.
+notes = Console(stderr=True, highlight=False, markup=False, emoji=False)
+
+
+def say(text: str, style: str | None = None) -> None:
+    """A line about the run; the terminal wraps it, so that a path in it can be copied."""
+    notes.print(text, style=style, soft_wrap=True)
+
+
+@contextmanager
+def load_progress() -> Iterator[Callable[[int, int], None]]:
+    """A bar with bytes and GB/s, shown from the first byte on; gives the callback that moves it."""
+    columns = (TextColumn("loading"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeElapsedColumn())
+    progress = Progress(*columns, console=notes)
+    task = progress.add_task("weights", total=None, start=False)
+
+    def move(done: int, total: int) -> None:
+        if not progress.live.is_started:  # not before: what is wrong with options and files is said first
+            progress.start()
+            progress.start_task(task)
+        progress.update(task, completed=done, total=total)
+
+    try:
+        yield move
+    finally:
+        if progress.live.is_started:
+            progress.stop()
+
+
+def ensure_profile(llm: LLM, even_if_busy: bool = False) -> None:
+    """Measures this machine once, and once more for other kernels, so that the run has a prediction to be held
+    against. even_if_busy: also while others compute."""
+    if not llm.can_predict:
+        return
+    try:
+        profile = current(llm.machine, even_if_busy)
+    except HeadraceError as error:
+        say(f"no prediction: {error}" if llm.machine is None else f"{STALE}, and could not be measured: {error}")
+        profile = llm.machine
+    llm.use_profile(profile)
+
+
+def current(known: host.Profile | None, even_if_busy: bool = False) -> host.Profile | None:
+    """The profile of this machine: the known one if it is of these kernels, else measured now; `known` where others
+    compute now, unless `even_if_busy`. It is kept only if they left it alone. Raises MemoryNeeded."""
+    if known is not None and not known.is_stale:
+        return known
+    why = "this machine was not measured yet" if known is None else STALE
+    others = 0.0 if even_if_busy else other_load.look()
+    if other_load.are_in_the_way(others):
+        outcome = "There is no prediction" if known is None else "Predictions may be off"
+        say(
+            f"{why}, and is not measured now: other processes take {others:.1f} cores. {outcome}; run `headrace "
+            "measure` when nothing else runs"
+        )
+        return known
+    say(f"{why}; reading its memory with the kernels, once ...")
+    found = calibrate.measure()
+    if other_load.are_in_the_way(found.busy):
+        say(
+            f"not saved: other processes took {found.busy:.1f} cores meanwhile, so that these rates are too low. They "
+            "count for this run; `headrace measure` keeps what it finds"
+        )
+    else:
+        save_profile(found, "; `headrace measure` repeats it")
+    return found
+
+
+def watch(llm: LLM) -> None:
+    """Lets a run that drifts from its prediction say so on standard error, on a line of its own."""
+    llm.tell = lambda text: notes.print(f"\n{text}", style="dim", soft_wrap=True)
+
+
+def save_profile(profile: host.Profile, remark: str = "") -> None:
+    """Saves a profile for later runs and says where; a cache that cannot be written is no reason to stop."""
+    try:
+        say(f"saved in {host.save_profile(profile)}{remark}")
+    except OSError as error:
+        say(f"not saved: {error.strerror} ({error.filename}); set XDG_CACHE_HOME to a directory that can be written")
+
+
+def complete(llm: LLM, prompts: list[Prompt], params: SamplingParams, as_json: bool, echo: str = "") -> int:
+    """Completes prompts and reports; one prompt is streamed, after `echo`, several run as a batch. Returns the exit
+    status."""
+    if params.temperature == 0 and (params.top_k or params.top_p < 1 or params.min_p or params.seed is not None):
+        say("greedy, because the temperature is 0: top-k, top-p, min-p and seed change nothing", style="dim")
+    if len(prompts) == 1:
+        _echo("" if as_json else echo)
+        results = [stream_to(llm, prompts[0], params, show=not as_json)]
+    else:
+        results = run_together(llm, prompts, params)
+        if not as_json:
+            for i, result in enumerate(results):
+                print(f"--- prompt {i + 1}\n{result.text}")
+    finish(llm, results, as_json)
+    return INTERRUPTED if any(r.finish_reason == "interrupted" for r in results) else 0
+
+
+def _echo(text: str) -> None:
+    """Shows the prompt before its completion, on standard error, so that a person reads one text and a pipe gets only
+    what is new."""
+    if text:
+        notes.print(f"\n{text}", style="bold", end="", markup=False, soft_wrap=True)
+
+
+def run_together(llm: LLM, prompts: list[Prompt], params: SamplingParams) -> list[Completion]:
+    """Completes several prompts as one batch; Ctrl-C ends all of them with the text so far."""
+    group = llm.batch(prompts, params)
+    with contextlib.suppress(KeyboardInterrupt):
+        group.run()
+    return group.results
+
+
+def stream_to(llm: LLM, prompt: Prompt, params: SamplingParams, show: bool) -> Completion:
+    """Streams one completion to standard output; Ctrl-C ends it with the text so far."""
+    stream = llm.stream(prompt, params)
+    shown = 0
+    try:
+        for chunk in stream:
+            if show:
+                sys.stdout.write(chunk.text)
+                sys.stdout.flush()
+                shown += len(chunk.text)
+    except KeyboardInterrupt:
+        stream.close()
+    result = stream.result
+    if show:
+        print(result.text[shown:])  # what was held back when it was interrupted
+    return result
+
+
+def finish(llm: LLM, results: list[Completion], as_json: bool) -> None:
+    """The account of a run: one JSON object, or the byte table."""
+    llm.close()
+    if as_json:
+        print(json.dumps(generate_report.run_json(llm, results), ensure_ascii=False))
+        return
+    notes.print()
+    notes.print(generate_report.byte_table(generate_report.passes_of(results)))
+    remark = generate_report.remark(llm)
+    if remark:
+        say(remark, style="dim")
+
+
+def chat(llm: LLM, params: SamplingParams, system: str | None) -> int:
+    """An interactive conversation. /reset forgets the history, /exit or Ctrl-D leaves. Returns the exit status."""
+    llm.ask("Hello", system)  # a model that cannot chat says so now, not after a question was typed
+    start = [{"role": "system", "content": system}] if system else []
+    messages = list(start)
+    results: list[Completion] = []
+    say("chat: /reset forgets the history, /exit leaves, Ctrl-C stops an answer", style="dim")
+    while (line := _read_line()) is not None:
+        if line == "/reset":
+            messages = list(start)
+        elif line:
+            messages.append({"role": "user", "content": line})
+            answer = _answer(llm, messages, params)
+            if answer is not None:
+                results.append(answer)
+    if results:
+        finish(llm, results, as_json=False)
+    return 0
+
+
+def _read_line() -> str | None:
+    """One line of the user; None at the end."""
+    try:
+        line = input("> " if sys.stdin.isatty() else "").strip()
+    except (EOFError, KeyboardInterrupt):
+        print()
+        return None
+    return None if line == "/exit" else line
+
+
+def _answer(llm: LLM, messages: list[dict[str, str]], params: SamplingParams) -> Completion | None:
+    """Streams the answer and appends it to the history; an overflow is shown and takes the question back."""
+    try:
+        result = stream_to(llm, llm.chat_prompt(messages), params, show=True)
+    except HeadraceError as error:
+        say(str(error), style="red")
+        if isinstance(error, ContextOverflow):
+            say("/reset forgets the history and makes room", style="dim")
+        messages.pop()
+        return None
+    messages.append({"role": "assistant", "content": result.text})
+    return result

@@ -1,0 +1,305 @@
+"""What the command line shows about a model and a run: the start-up table, the byte table, the JSON object.
+
+Text and numbers only; it computes nothing that the ledger does not hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from rich.table import Table
+
+from ...kernels.packed import FORMAT_OF_DTYPE
+from ...loaders.weights.model_weights import TierBanks
+from ..bandwidth_model import contention
+from ..devices.device import Device
+from ..devices.host import HUGE_FROM, Profile, cpu_kernels
+from ..generation.outputs import Completion
+from ..ledger.ledger import CHANNELS, Pass, Summary, summarise
+from ..ledger.pass_bytes import GROUPS, layer_dense_bytes
+from ..ledger.residual import tier_times
+from ..llm import IN_CACHES, LLM
+from ..memory.memory_plan import STREAM
+from ..placement.placement import Tier
+from ..units import GB, size
+from .tables import new_table
+
+
+def startup_table(llm: LLM) -> Table:
+    """Where each group of tensors lies, how many bytes it takes, and what will compute it."""
+    threads = cpu_kernels().threads() if llm.kernels == "cpu" else torch.get_num_threads()
+    lines = [f"{llm.spec.family}: what lies where, computed by {threads} thread{'s' * (threads > 1)}", *_tiers(llm)]
+    table = new_table("\n".join(lines))
+    for column in ("tensors", "device", "format", "bytes", "kernel", "huge pages"):
+        table.add_column(column, justify="right" if column == "bytes" else "left")
+    for row in placement_rows(llm):
+        table.add_row(*row)
+    if llm.config.device == "auto" and len(llm.devices) == 1 and torch.cuda.is_available():
+        table.caption = "there is a GPU, and nothing asked for it: --device cuda, or an option that places experts"
+    return table
+
+
+def _tiers(llm: LLM) -> list[str]:
+    """The placement, and of every GPU what it is, what it holds and what it may hold."""
+    if len(llm.devices) == 1:
+        return []
+    lines = [f"placement {llm.placement.name}"]
+    for tier in llm.placement.tiers:
+        device, taken = llm.devices[tier], sum(llm.fit.needs[tier].values())
+        if not device.is_host:
+            lines.append(f"{tier.value}: {device.name}, {size(taken)} of the {size(device.free)} that may be taken")
+    if any(Tier.CPU in row for row in llm.placement.experts):
+        lines += llm.fit.moves.notes
+    return lines + _pinning(llm)
+
+
+def placement_rows(llm: LLM) -> list[tuple[str, str, str, str, str, str]]:
+    """One row a group: tensors, device, format, bytes, kernel, huge pages."""
+    weights, formats, home = llm.weights, llm.checkpoint.formats, llm.home
+    tied = llm.spec.tied_head
+    layers, embedding = sum(map(layer_dense_bytes, weights.layers)), "head = embedding" if tied else "head"
+    head = weights.head.format.name, weights.head.nbytes, "embed" if tied else "head"
+    rows = list(_expert_rows(llm))
+    rows.append(_row(llm, home, "rest of the layers", formats.dense.name, layers, "layers"))
+    rows.append(_row(llm, home, embedding, *head))
+    if not tied:
+        table = weights.embed.format.name, weights.embed.nbytes, "embed"
+        rows.append(_row(llm, llm.devices[llm.fit.table], "embedding", *table))
+    kv, place = f"KV, {llm.room.max_context} tokens", "RAM" if home.is_host else home.tier.value
+    kernel = _kernel(home)
+    rows.append((kv, place, FORMAT_OF_DTYPE[llm.kv_dtype], f"<= {size(llm.room.kv_bytes)}", kernel, "-"))
+    work = f"pass of {llm.config.prefill_chunk} tokens"
+    rows.append((work, place, "f32", f"<= {size(llm.room.work_bytes)}", kernel, "-"))
+    if len(llm.devices) > 1:
+        rows += _hand_off_rows(llm)
+    buffers = llm.fit.needs[llm.placement.home].get(STREAM)
+    if buffers:
+        rows.append((STREAM, place, formats.experts.name, size(buffers), kernel, "-"))
+    return rows
+
+
+def _hand_off_rows(llm: LLM) -> list[tuple[str, str, str, str, str, str]]:
+    """What was pinned of the experts in RAM, and the buffers between GPU and CPU."""
+    rows = []
+    if llm.memory is not None and llm.memory.report is not None:
+        found = llm.memory.report
+        rows.append(("pinned", "RAM", "-", f"{size(found.pinned)} of {size(found.total)}", "-", "-"))
+    pinned = "RAM pinned" if llm.home.is_cuda else "RAM pageable"
+    rows.append(("hand-off", pinned, "f32", size(llm.handoff.nbytes), "-", "-"))
+    if llm.graphed is not None and llm.handoff_choice is not None and llm.graphed.nbytes:
+        rows.append(("mailbox", "RAM pinned", "f32", size(llm.graphed.nbytes), llm.handoff_choice.name, "-"))
+    return rows
+
+
+def _pinning(llm: LLM) -> list[str]:
+    """How experts in RAM lie, and how they are handed over, with the reasons."""
+    lines = []
+    if llm.memory is not None and llm.memory.report is not None:
+        found = llm.memory.report
+        if llm.runtime is None and not llm.home.is_cuda:  # nothing crosses a link, so it costs nothing
+            lines.append(f"experts in RAM are not pinned: {found.reason}")
+        else:
+            lines.append(found.warning or f"pinned: all experts in RAM, {found.seconds:.1f} s of the driver's time")
+    if llm.handoff_choice is not None:
+        lines.append(f"hand-off: {llm.handoff_choice.name}, {llm.handoff_choice.reason}")
+    return lines
+
+
+def _expert_rows(llm: LLM) -> Iterator[tuple[str, str, str, str, str, str]]:
+    """The routed experts, a row for every tier that has some."""
+    banks = [layer.experts for layer in llm.weights.layers if layer.experts is not None]
+    form = llm.checkpoint.formats.experts.name
+    if len(llm.devices) == 1:
+        what = f"{len(banks)} x {llm.spec.moe.experts} experts"
+        yield _row(llm, llm.home, what, form, sum(bank.nbytes for bank in banks), "experts")
+        return
+    for tier in llm.placement.tiers:
+        mine = [b.banks[tier.value] for b in banks if isinstance(b, TierBanks) and tier.value in b.banks]
+        if mine:
+            count = sum(bank.experts for bank in mine)
+            what = f"{count} experts"
+            group = f"experts.{tier.value}"
+            yield _row(llm, llm.devices[tier], what, form, sum(bank.nbytes for bank in mine), group)
+
+
+def _row(llm: LLM, device: Device, what: str, form: str, count: int, group: str) -> tuple[str, str, str, str, str, str]:
+    """A row about weights."""
+    if not device.is_host:
+        return what, device.tier.value, form, size(count), _kernel(device), "-"
+    ram = {0: "RAM, one node", 1: "RAM"}.get(llm.nodes, f"RAM, {llm.nodes} nodes")
+    if len(llm.devices) > 1 and group.startswith("experts"):
+        report = None if llm.memory is None else llm.memory.report
+        share = "no" if report is None else str(report)
+        ram += {"yes": " pinned", "no": " pageable"}.get(share, f", {share} pinned")
+    return what, ram, form, size(count), _kernel(device), _huge(llm, group)
+
+
+def _kernel(device: Device) -> str:
+    """Who computes on a device."""
+    names = {"gpu": "Triton", "reference": "reference"}
+    return names.get(device.backend) or f"C++ {cpu_kernels().isa()}"
+
+
+def _huge(llm: LLM, group: str) -> str:
+    """Whether the large tensors of a group have huge pages under them."""
+    if llm.kernels != "cpu":
+        return "-"
+    last = {"layers": "qkv"}.get(group, group)
+    found = [granted for name, granted in llm.huge_pages.items() if f".{name}".endswith(f".{last}")]
+    if not found:
+        return f"< {HUGE_FROM >> 20} MB: no"
+    return "yes" if all(found) else "refused"
+
+
+def passes_of(results: list[Completion]) -> list[Pass]:
+    """The passes that completions took part in, each once."""
+    return list({id(p): p for r in results for p in r.ledger}.values())
+
+
+def byte_table(passes: list[Pass]) -> Table:
+    """Bytes per token by group, and predicted against measured time, for prefill and decode."""
+    phases = [s for s in (summarise(passes, p) for p in ("prefill", "decode")) if s.passes]
+    table = new_table("bytes read per token")
+    table.add_column("")
+    for phase in phases:
+        table.add_column(f"{phase.phase}, {phase.tokens} token{'s' * (phase.tokens != 1)}", justify="right")
+    for label, cells in _byte_rows(phases):
+        table.add_row(label, *cells)
+    return table
+
+
+def _byte_rows(phases: list[Summary]) -> list[tuple[str, list[str]]]:
+    per = [p.bytes_per_token() for p in phases]
+    rows = []
+    for tier in sorted({t for one in per for t in one}, key=CHANNELS.index):
+        there = {group for one in per for group in one.get(tier, {})}
+        for group in (*GROUPS, "total"):
+            if group in there:
+                rows.append((f"{tier} {group}", [size(one.get(tier, {}).get(group, 0)) for one in per]))
+    rows.append(("predicted ms", [_ms(p.predicted_s, p.tokens) for p in phases]))
+    rows.append(("measured ms", [_ms(p.measured_s, p.tokens) for p in phases]))
+    rows.append(("residual ms", ["-" if p.residual_ms is None else f"{p.residual_ms:+.3f}" for p in phases]))
+    if len({tier for one in per for tier in one}) > 1:
+        rows += _time_rows(phases)
+    rows.append(("tokens/s", [f"{p.tok_s:.1f}" for p in phases]))
+    return rows
+
+
+def _time_rows(phases: list[Summary]) -> list[tuple[str, list[str]]]:
+    """Milliseconds per token by tier, with the prediction, what the GPU waited for, and what ran side by side: a row
+    for each that is known."""
+    busy = [{} if p.times is None else p.times.busy for p in phases]
+    waits = [{} if p.times is None else p.times.waits for p in phases]
+    terms = [{} if p.predicted is None else p.predicted.terms for p in phases]
+    rows = []
+    for tier in CHANNELS:
+        if any(tier in one for one in busy):
+            parts = zip(busy, terms, phases, strict=True)
+            rows.append((f"{tier} ms", [_beside(b.get(tier), t.get(tier), p.tokens) for b, t, p in parts]))
+    for tier in CHANNELS:
+        if any(tier in one for one in waits):
+            cells = [_ms(one.get(tier), p.tokens) for one, p in zip(waits, phases, strict=True)]
+            rows.append((f"GPU waits for {tier} ms", cells))
+    saved = [None if p.times is None else p.times.overlap_s for p in phases]
+    if any(one is not None for one in saved):
+        hoped = [None if p.predicted is None else p.predicted.overlap_s for p in phases]
+        cells = [_beside(s, h, p.tokens) for s, h, p in zip(saved, hoped, phases, strict=True)]
+        rows.append(("side by side ms", cells))
+    return rows
+
+
+def _beside(seconds: float | None, predicted: float | None, tokens: int) -> str:
+    """Measured, and predicted if there is a prediction."""
+    measured = _ms(seconds, tokens)
+    return measured if predicted is None else f"{measured} ({_ms(predicted, tokens)})"
+
+
+def _ms(seconds: float | None, tokens: int) -> str:
+    return "-" if seconds is None else f"{seconds * 1e3 / max(1, tokens):.3f}"
+
+
+def remark(llm: LLM) -> str | None:
+    """One line where the bandwidth model cannot be right, with the reason."""
+    if len(llm.devices) > 1:
+        return _gpu_remark(llm)
+    if llm.kernels != "cpu":
+        return "no prediction: the reference kernels are written to be read, memory does not bound them"
+    if llm.machine is None:
+        return "no prediction: this machine was not measured yet (headrace measure)"
+    if llm.weights.nbytes < IN_CACHES:
+        return (
+            f"the whole model is {size(llm.weights.nbytes)}: it stays in the CPU's caches, so that DRAM bandwidth "
+            "does not bound it"
+        )
+    return None
+
+
+def _gpu_remark(llm: LLM) -> str:
+    """What a prediction beside a GPU counts, or why there is none."""
+    model = llm.tier_model
+    if model is None:
+        reason = llm.unpredicted or "the reference kernels are written to be read, memory does not bound them"
+        return f"no prediction: {reason}; the bytes are exact"
+    handed = ", nor is the hand-off of a layer, which was not measured" if model.handoff_s is None else ""
+    return f"predicted from: {'; '.join(model.rates.sources)}. Launches of kernels are not counted{handed}"
+
+
+def run_json(llm: LLM, results: list[Completion]) -> dict[str, Any]:
+    """The object that --json prints: of one completion, or with a list of them under "completions"."""
+    passes = passes_of(results)
+    prefill, decode = summarise(passes, "prefill"), summarise(passes, "decode")
+    tiers = tier_times(decode) if len(decode.bytes) > 1 else None
+    shared = {
+        "prefill_tok_s": round(prefill.tok_s, 3),
+        "decode_tok_s": round(decode.tok_s, 3),
+        "bytes_per_token": decode.bytes_per_token(),
+        "prefill_bytes_per_token": prefill.bytes_per_token(),
+        "predicted_tok_s": None if decode.predicted_tok_s is None else round(decode.predicted_tok_s, 3),
+        "residual_ms": None if decode.residual_ms is None else round(decode.residual_ms, 4),
+        "tiers": None if tiers is None else asdict(tiers),
+    }
+    each = [completion_json(r) for r in results]
+    return {**each[0], **shared} if len(each) == 1 else {"completions": each, **shared}
+
+
+def completion_json(result: Completion) -> dict[str, Any]:
+    return {
+        "text": result.text,
+        "token_ids": result.token_ids,
+        "finish_reason": result.finish_reason,
+        "prompt_tokens": result.prompt_tokens,
+        "reused_tokens": result.reused_tokens,
+    }
+
+
+def profile_table(profile: Profile) -> Table:
+    """What `headrace measure` found."""
+    table = new_table(f"{profile.cpu}, {profile.isa}, {profile.threads} threads")
+    for column in ("kernel", "matrix GB/s", "experts GB/s", "experts / plain read"):
+        table.add_column(column, justify="left" if column == "kernel" else "right")
+    table.add_row("plain read", f"{profile.stream / GB:.2f}", "", "")
+    for name, rate in profile.linear.items():
+        experts = profile.experts[name]
+        table.add_row(name, f"{rate / GB:.2f}", f"{experts / GB:.2f}", f"{experts / profile.stream:.2f}")
+    for queries, rate in profile.attention.items():
+        table.add_row(f"attention, {queries} queries a key", f"{rate / GB:.2f}", "", "")
+    return table
+
+
+def profile_lines(profile: Profile) -> list[str]:
+    """What a table of bandwidths has no place for."""
+    reads = ", ".join(f"{rate / GB:.1f} with {count}" for count, rate in profile.stream_by_threads.items())
+    lines = [
+        f"plain read by threads, GB/s: {reads}",
+        f"besides what is read: {1e6 * profile.layer_s:.0f} us a layer, {1e6 * profile.more_tokens(4):.0f} us more "
+        f"with 4 tokens, {1e6 * profile.shared_s:.0f} us a shared expert, {1e6 * profile.pass_s:.0f} us a pass",
+        f"undisturbed samples: {profile.undisturbed:.0%}; other processes took {profile.busy:.2f} cores meanwhile",
+    ]
+    ways = {"disk": profile.disk, "node": profile.nodes, "copy": profile.copies}
+    for kind, rates in ways.items():
+        if rates:
+            lines.append(f"{kind}, GB/s: " + ", ".join(f"{rate / GB:.1f} {name}" for name, rate in rates.items()))
+    return [*lines, *contention.lines(profile.together), *profile.notes]

@@ -1,0 +1,1 @@
+"""Shapes, inputs and tolerances of every op: read by tests, benchmarks and the GPU suite."""

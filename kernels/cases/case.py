@@ -1,0 +1,282 @@
+"""What a case of an op is, where its weights come from, and how far a kernel may be from the twin.
+
+Tolerances are per output value, with u = 2^-24 (float32) and no free constants but the ones below:
+
+    sum of n products     |error| <= (n / 4 + 8) u * sum |w x|: the longest chain of additions is n / 4 (four lanes, the
+                          narrowest kernel), and 8 more join lanes and scale. The twin may err as much again, hence 2 x.
+    block formats         where an ISA multiplies unsigned quants q + o (o = 128 for q8_0, 8 for q4_0) and takes
+                          o * sum x away, rounding acts on larger terms: |w| becomes |w| + 2 o d, d the block's scale.
+    int8 activations      x = s q + e, e uniform in +-s / 2, s = max|x| / 127 per 32: the error of sum w x has standard
+                          deviation sqrt(sum w^2 s^2 / 12); 6 of them are allowed. An MLP passes the variances on.
+    bf16 tiles            with many tokens some ISAs round activations, and the weights of block formats, to bf16: an
+                          error uniform in +-ulp / 2, ulp <= 2^-7 |x|; variances as for int8. `Inputs["tiles"]` says
+                          from how many tokens on (the tests ask the ISA).
+    int8 tiles            with block formats, unless activations are not to be rounded to int8: those as above, but
+                          per 256; weights as int8 too, with one scale for 256, s = the largest block scale among them
+                          (of q4_0, whose quants reach 8, that times 8 / 127).
+    softmax, exp          exp is good to 2^-22 of itself, a score off by e changes a weight by e of itself.
+
+What a kernel must reproduce exactly (packing, unpacking, embedding, cache writes) has tolerance 0.
+
+What a backend rounds is said by keys that its test adds to a case's inputs: "tiles" (format -> tokens from which tiles
+are used), "tile_rows" (rows from which they are, 16 if absent), "activations" ("bf16": not rounded to int8),
+"attention" (relative rounding of queries and of probabilities, 0 if absent).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Protocol
+
+import torch
+from torch import Generator, Tensor
+
+from .. import Ops
+from .. import reference as ref
+from ..formats import ExpertLayout, Format
+from ..packed import ExpertBank, Matrix
+
+U = 2.0**-24
+SIGMAS = 6.0
+TILE_ROWS = 16  # a matrix with fewer rows never goes through the CPU's tiles
+TILE_GROUP = 256  # columns that share a scale in int8 tiles
+OFFSETS = {"q8_0": 128.0, "q4_0": 8.0}
+
+
+class Way(Enum):
+    """How a matrix is multiplied: activations as they are; by dot products, which round them to int8 for block formats;
+    by tiles of either kind."""
+
+    AS_THEY_ARE = 0
+    DOTS = 1
+    BF16_TILES = 2
+    INT8_TILES = 3
+
+
+Inputs = dict[str, Any]
+
+
+class Source(Protocol):
+    """Where a case's weights come from."""
+
+    def matrix(self, format: Format, rows: int, cols: int) -> Matrix: ...
+
+    def bank(self, layout: ExpertLayout, experts: int) -> ExpertBank: ...
+
+
+@dataclass(frozen=True)
+class RandomSource:
+    """Normal values of standard deviation `std`, packed by the reference."""
+
+    generator: Generator
+    std: float = 0.1
+
+    def matrix(self, format: Format, rows: int, cols: int) -> Matrix:
+        values = torch.randn(rows, cols, generator=self.generator) * self.std
+        return Matrix(format, rows, cols, ref.quantize(values, format))
+
+    def bank(self, layout: ExpertLayout, experts: int) -> ExpertBank:
+        bank = ExpertBank(layout, torch.zeros(experts, layout.bytes, dtype=torch.uint8))
+        for expert in range(experts):
+            for part in ("gate", "up", "down"):
+                into = bank.matrix(expert, part)
+                into.data.copy_(self.matrix(into.format, into.rows, into.cols).data)
+        return bank
+
+
+@dataclass(frozen=True)
+class SlabSource:
+    """A random window into one large slab of bytes: every call reads weights that no cache holds."""
+
+    slab: Tensor
+    generator: Generator
+
+    def _window(self, size: int) -> Tensor:
+        place = int(torch.randint((self.slab.numel() - size) // 4096 + 1, (1,), generator=self.generator)) * 4096
+        return self.slab[place : place + size]
+
+    def matrix(self, format: Format, rows: int, cols: int) -> Matrix:
+        return Matrix(format, rows, cols, self._window(rows * format.row_bytes(cols)).view(rows, -1))
+
+    def bank(self, layout: ExpertLayout, experts: int) -> ExpertBank:
+        return ExpertBank(layout, self._window(experts * layout.bytes).view(experts, -1))
+
+
+def nothing(i: Inputs, out: list[Tensor]) -> list[Tensor | float]:
+    """Tolerance 0: the same bits."""
+    return [0.0 for _ in out]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One op with one shape. `call` runs a backend on the inputs and returns all that the op produced or changed."""
+
+    op: str
+    name: str
+    build: Callable[[Generator, Source], Inputs]
+    call: Callable[[Ops, Inputs], list[Tensor]]
+    allowed: Callable[[Inputs, list[Tensor]], list[Tensor | float]] = nothing
+    bytes: int = 0  # of weights or cache that one call reads
+    flops: int = 0
+    bench: bool = False  # too large for a test; timed instead
+
+    def inputs(self, source: Source | None = None, seed: int = 1) -> Inputs:
+        generator = torch.Generator().manual_seed(seed)
+        return self.build(generator, source or RandomSource(generator))
+
+
+# Tolerances
+
+
+def sum_error(n: int) -> float:
+    """Error of a sum of n products, as a share of the sum of their magnitudes; both sides of a comparison."""
+    return 2 * (n / 4 + 8) * U
+
+
+def scales(matrix: Matrix) -> Tensor:
+    """The scale of every weight of a block format, float32 [R, C]."""
+    form = matrix.format
+    halves = matrix.data[:, : matrix.cols // form.block * 2].contiguous().view(torch.float16).float().abs()
+    return halves.repeat_interleave(form.block, 1)
+
+
+def magnitude(matrix: Matrix) -> Tensor:
+    """|w| as rounding sees it: with the offset of unsigned quants."""
+    values = ref.dequantize(matrix).abs()
+    offset = OFFSETS.get(matrix.format.name)
+    return values if offset is None else values + 2 * offset * scales(matrix)
+
+
+def quant_variance(x_TC: Tensor, group: int) -> Tensor:
+    """Variance of the error of activations as int8 per `group`: s^2 / 12."""
+    T, C = x_TC.shape
+    padded = torch.nn.functional.pad(x_TC.abs(), (0, -C % group))
+    step = padded.reshape(T, -1, group).amax(-1) / 127.0
+    return (step.square() / 12.0).repeat_interleave(group, 1)[:, :C]
+
+
+def weight_variance(w: Matrix) -> Tensor:
+    """Variance of the error of a block format's weights as int8 per TILE_GROUP: s^2 / 12."""
+    R, C = w.rows, w.cols
+    padded = torch.nn.functional.pad(scales(w), (0, -C % TILE_GROUP))
+    step = padded.reshape(R, -1, TILE_GROUP).amax(-1) * (8 / 127 if w.format.name == "q4_0" else 1.0)
+    return (step.square() / 12.0).repeat_interleave(TILE_GROUP, 1)[:, :C]
+
+
+def bf16_variance(values: Tensor) -> Tensor:
+    """Variance of the error of rounding to bf16: ulp^2 / 12."""
+    return (values * 2.0**-7).square() / 12.0
+
+
+def noise_of(x_TC: Tensor, w: Matrix, way: Way, exact: bool = False) -> Tensor:
+    """Variance of x @ w.T from rounding activations (none if they are `exact` in any format) and, in tiles, weights."""
+    is_block = bool(w.format.scale_bytes)
+    if exact or way is Way.AS_THEY_ARE or (way is Way.DOTS and not is_block):
+        noise = torch.zeros_like(x_TC)
+    elif way is Way.DOTS:
+        noise = quant_variance(x_TC, w.format.block)
+    else:
+        noise = quant_variance(x_TC, TILE_GROUP) if way is Way.INT8_TILES else bf16_variance(x_TC)
+    weights = ref.dequantize(w)
+    variance = noise @ weights.square().T
+    if is_block and way in (Way.BF16_TILES, Way.INT8_TILES):
+        moved = weight_variance(w) if way is Way.INT8_TILES else bf16_variance(weights)
+        variance = variance + x_TC.square() @ moved.T
+    return variance
+
+
+def rounding_of(x_TC: Tensor, w: Matrix) -> Tensor:
+    """What float32 arithmetic may lose of x @ w.T."""
+    return x_TC.abs() @ magnitude(w).T * sum_error(w.cols)
+
+
+def way_of(i: Inputs, format: Format, tokens: int) -> Way:
+    """How so many tokens of one matrix are multiplied, by what the inputs say of the backend."""
+    least: int = i.get("tiles", {}).get(format.name, 0)
+    is_exact = i.get("activations") == "bf16"
+    if not (least > 0 and tokens >= least):
+        return Way.AS_THEY_ARE if is_exact else Way.DOTS
+    return Way.INT8_TILES if format.scale_bytes and not is_exact else Way.BF16_TILES
+
+
+def linear_error(i: Inputs, exact: bool = False) -> Tensor:
+    x, w = i["x"].contiguous(), i["w"]
+    tokens = x.shape[0] if w.rows >= i.get("tile_rows", TILE_ROWS) else 0
+    return rounding_of(x, w) + SIGMAS * noise_of(x, w, way_of(i, w.format, tokens), exact).sqrt()
+
+
+def mlp_error(x_TD: Tensor, gate: Matrix, up: Matrix, down: Matrix, way: Way) -> tuple[Tensor, Tensor]:
+    """Variance and rounding bound of one expert's output. silu' <= 1.1, |silu(g)| <= |g|."""
+    g, u = ref.linear(x_TD, gate), ref.linear(x_TD, up)
+    a, b = (1.1 * u).abs(), torch.nn.functional.silu(g).abs()
+    h, weights = b * u, ref.dequantize(down)
+    variance = a.square() * noise_of(x_TD, gate, way)
+    variance = variance + b.square() * noise_of(x_TD, up, way)
+    rounding = a * rounding_of(x_TD, gate) + b * rounding_of(x_TD, up) + h.abs() * 32 * U
+    rounding = rounding @ weights.abs().T + rounding_of(h, down)
+    return variance @ weights.square().T + noise_of(h, down, way), rounding
+
+
+def experts_error(i: Inputs, out: list[Tensor]) -> list[Tensor | float]:
+    x, ids, weights, bank = i["x"], i["ids"], i["weights"], i["bank"]
+    variance, rounding = torch.zeros_like(x), torch.zeros_like(x)
+    for expert in sorted(set(ids.flatten().tolist()) - {-1}):
+        token, slot = torch.where(ids == expert)
+        w = weights[token, slot].unsqueeze(1).abs()
+        way = way_of(i, bank.layout.format, token.numel())
+        gate, up, down = (bank.matrix(expert, part) for part in ("gate", "up", "down"))
+        var, rnd = mlp_error(x[token], gate, up, down, way)
+        variance.index_add_(0, token, var * w.square())
+        rounding.index_add_(0, token, rnd * w)
+    return [SIGMAS * variance.sqrt() + rounding * 2]
+
+
+def relative(n: float) -> Callable[[Inputs, list[Tensor]], list[Tensor | float]]:
+    """n roundings, as a share of each value; the smallest normal numbers may be lost."""
+    return lambda i, out: [o.abs() * (n * U) + 1e-37 if o.is_floating_point() else 0.0 for o in out]
+
+
+def worst(got: Tensor, expected: Tensor, allowed: Tensor | float) -> str | None:
+    """What is most out of bounds, as text; None if nothing is. Equal infinities and two NaNs are no difference."""
+    if got.shape != expected.shape or got.dtype != expected.dtype:
+        return f"got {got.dtype} {list(got.shape)}, expected {expected.dtype} {list(expected.shape)}"
+    got, expected = got.double(), expected.double()
+    limit = torch.as_tensor(allowed, dtype=torch.float64, device=expected.device).expand_as(expected)
+    excess = ((got - expected).abs() - limit).nan_to_num(nan=float("inf"))
+    excess[got == expected] = -1.0
+    excess[got.isnan() & expected.isnan()] = -1.0
+    if excess.numel() == 0 or excess.max() <= 0:
+        return None
+    flat = int(excess.argmax())
+    where = tuple(int(i) for i in torch.unravel_index(torch.tensor(flat), expected.shape))
+    values = got.flatten()[flat], expected.flatten()[flat], limit.flatten()[flat]
+    text = "at {}: got {:.9g}, expected {:.9g}, allowed {:.3g}".format(where, *(float(v) for v in values))
+    return f"{text}; {int((excess > 0).sum())} of {excess.numel()} values are out of bounds"
+
+
+# Inputs
+
+
+def normal(g: Generator, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=g)
+
+
+def exact_activations(g: Generator, T: int, C: int) -> Tensor:
+    """Whole numbers with a 127 in every 32: int8 per 32 represents them exactly, with scale 1."""
+    x = torch.randint(-127, 128, (T, C), generator=g).float()
+    x[:, ::32] = 127.0
+    return x
+
+
+def routing(g: Generator, T: int, E: int, K: int) -> tuple[Tensor, Tensor]:
+    scores = torch.rand(T, E, generator=g)
+    weights, ids = scores.topk(K, dim=-1)
+    return ids.to(torch.int32).contiguous(), (weights / weights.sum(-1, keepdim=True)).contiguous()
+
+
+def fresh(i: Inputs, name: str) -> Tensor:
+    """What an op may write into: a copy, or the input itself where only the time matters."""
+    tensor: Tensor = i[name]
+    return tensor if i.get("in_place") else tensor.clone()

@@ -1,0 +1,73 @@
+"""Cases of `layers`, a whole decoder in one op: layers of every kind one after the other, held to the op's parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+
+from torch import Generator, Tensor
+
+from .. import Ops
+from ..decoder_layer import Layer, Stack, compose_layers
+from ..formats import FORMATS, ExpertLayout, Format
+from ..packed import Mlp
+from .attention import EXPERTS, PAGE, cache_of, own_cache, places_of, random_block, rows_of
+from .case import Case, Inputs, Source, normal
+
+WIDTH = 64
+
+
+def random_layer(g: Generator, source: Source, form: Format, D: int, cache: Inputs, kind: str) -> Layer:
+    """dense, moe, shared (experts and a shared MLP) or gated (the same behind a gate)."""
+    caches = {name: cache[name].clone() for name in ("k", "v")}
+    layout = ExpertLayout(format=form, hidden=D, width=WIDTH)
+    mlp = Mlp(gate_up=source.matrix(form, 2 * WIDTH, D), down=source.matrix(form, D, WIDTH))
+    return Layer(
+        block=random_block(g, source, form, D, {**cache, **caches}, "first" if kind == "dense" else ""),
+        bank=None if kind == "dense" else source.bank(layout, EXPERTS),
+        mlp=None if kind == "moe" else mlp,
+        shared_gate=source.matrix(FORMATS["f32"], 1, D) if kind == "gated" else None,
+    )
+
+
+def layers_inputs(
+    g: Generator, source: Source, form: Format, kinds: list[str], new: list[int], old: list[int], rows: str
+) -> Inputs:
+    D, T = 96, sum(new)
+    cache = cache_of(g, [n + o for n, o in zip(new, old, strict=True)])
+    stack = Stack(layers=tuple(random_layer(g, source, form, D, cache, kind) for kind in kinds))
+    places = places_of(new, old, cache["tables"], PAGE)
+    return {"x": normal(g, T, D), "stack": stack, "places": places, "rows": rows_of(rows, T)}
+
+
+def layers_difference(ops: Ops, i: Inputs) -> list[Tensor]:
+    """All that the op gives and changes, less what its parts do, of the same backend."""
+
+    def run(layers: Callable[..., tuple[Tensor, Tensor, Tensor]]) -> list[Tensor]:
+        blocks = [own_cache(layer.block) for layer in i["stack"].layers]
+        both = zip(i["stack"].layers, blocks, strict=True)
+        stack = Stack(layers=tuple(replace(layer, block=block) for layer, block in both))
+        x, update, distinct = layers(i["x"].clone(), stack, i["places"], i["rows"])
+        caches = [c.nan_to_num() for block in blocks for c in (block.k_PGBd, block.v_PGBd)]
+        return [x, *([update] if len(x) else []), distinct, *caches]
+
+    return [a - b for a, b in zip(run(ops.layers), run(partial(compose_layers, ops)), strict=True)]
+
+
+def layers_cases() -> Iterator[Case]:
+    """The same bits as from its parts, so the difference is zero."""
+
+    def case(form: Format, kinds: str, new: list[int], old: list[int], rows: str = "") -> Case:
+        return Case(
+            op="layers",
+            name=f"{form.name} {kinds} new {new} after {old}{' ' + rows if rows else ''}",
+            build=lambda g, source: layers_inputs(g, source, form, kinds.split(), new, old, rows),
+            call=layers_difference,
+        )
+
+    for form in FORMATS.values():
+        yield case(form, "dense moe shared gated", [1], [40])
+        yield case(form, "moe gated moe", [37, 5], [3, 0], "few rows")
+    yield case(FORMATS["q4_0"], "shared dense", [3, 1], [0, 70])
+    yield case(FORMATS["q8_0"], "gated moe", [9], [20], "no rows")

@@ -1,0 +1,185 @@
+"""All of a decoder layer before its experts as one op, and all layers as one: what they need ready at load, and what
+they are made of.
+
+One op, because Python is slow where it matters: a decode step streams all caches full of weights, so the interpreter
+finds nothing of its own there again, and every call between two ops costs 10 to 25 us instead of 2. A backend may run
+it all at once; `compose` and `compose_layers` say in terms of the other ops what must come out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from .packed import ExpertBank, Matrix, Mlp
+
+if TYPE_CHECKING:
+    from . import Ops
+
+
+Scoring = Literal["softmax", "softmax_topk"]
+Choice = tuple[Tensor, Tensor]  # of experts: ids int32 [T, K] and their weights float32 [T, K]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Router:
+    """How a layer chooses experts; see `route`."""
+
+    matrix: Matrix  # [E, D]
+    top_k: int
+    scoring: Scoring
+    renormalise: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionBlock:
+    """One layer's attention and its router, if it has experts: weights, part of the cache, constants. Shapes as in
+    `reference.py`."""
+
+    heads: int
+    pre_norm: Tensor  # float32 [D], before the projection
+    qkv: Matrix  # [(N + 2 G) d, D]
+    qkv_bias: Tensor | None
+    q_norm: Tensor | None
+    k_norm: Tensor | None
+    o: Matrix  # [D, N d]
+    o_bias: Tensor | None
+    post_norm: Tensor  # float32 [D], after the residual sum
+    k_PGBd: Tensor
+    v_PGBd: Tensor
+    cos_Pr: Tensor
+    sin_Pr: Tensor
+    eps: float
+    clip: float | None
+    scale: float  # of scores
+    residual_scale: float  # of what is added to the residual stream
+    router: Router | None
+    native: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)  # what a backend keeps of it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """One decoder layer: attention, then experts, or a dense MLP (no bank), or experts and a shared one (both)."""
+
+    block: AttentionBlock
+    bank: ExpertBank | None
+    mlp: Mlp | None
+    shared_gate: Matrix | None  # [1, D] of the shared MLP
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stack:
+    """All layers of a decoder."""
+
+    layers: tuple[Layer, ...]
+    native: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """Where T new tokens of S sequences stand, in their sequences and in the cache."""
+
+    positions_T: Tensor  # int32
+    slots_T: Tensor  # int64
+    tables_SM: Tensor  # int32
+    starts_S1: Tensor  # int32
+    contexts_S: Tensor  # int32
+    native: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+
+def compose(
+    ops: Ops, x_TD: Tensor, update_TD: Tensor | None, block: AttentionBlock, places: Places, rows_R: Tensor | None
+) -> tuple[Tensor, Tensor, Choice | None]:
+    """`attention_block` as the sequence of ops that it stands for."""
+    norm = block.eps, block.residual_scale
+    if update_TD is None:
+        h_TD = ops.rmsnorm(x_TD, block.pre_norm, block.eps)
+    else:
+        h_TD = ops.add_rmsnorm_(x_TD, update_TD, block.pre_norm, *norm)
+    caches = block.k_PGBd, block.v_PGBd
+    qkv_THd = ops.linear(h_TD, block.qkv, block.qkv_bias).view(len(x_TD), -1, block.k_PGBd.shape[3])
+    turns = block.cos_Pr, block.sin_Pr, places.positions_T
+    ops.place_qkv_(qkv_THd, *caches, places.slots_T, *turns, block.q_norm, block.k_norm, block.eps, block.clip)
+    if rows_R is not None and len(rows_R) == 0:
+        return x_TD[:0], h_TD[:0], None
+    batch = places.tables_SM, places.starts_S1, places.contexts_S
+    a_TN = ops.attention(qkv_THd[:, : block.heads], *caches, *batch, block.scale).flatten(1)
+    if rows_R is not None:
+        a_TN, x_TD = a_TN[rows_R], x_TD[rows_R]
+    h_TD = ops.add_rmsnorm_(x_TD, ops.linear(a_TN, block.o, block.o_bias), block.post_norm, *norm)
+    to = block.router
+    return x_TD, h_TD, None if to is None else ops.route(h_TD, to.matrix, to.top_k, to.scoring, to.renormalise)
+
+
+class ExpertSeam(Protocol):
+    """Where the experts of a layer are computed: work is submitted, and collected after what does not depend on it."""
+
+    def submit(self, layer: int, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> Any: ...
+
+    def collect(self, job: Any) -> Tensor: ...
+
+
+class LocalExperts:
+    """The seam for experts that lie where everything else does; keeps how many different ones each layer chose."""
+
+    def __init__(self, ops: Ops, stack: Stack, device: torch.device) -> None:
+        self.ops = ops
+        self.stack = stack
+        self.distinct_L = torch.zeros(len(stack.layers), dtype=torch.int32, device=device)
+
+    def submit(self, layer: int, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> Tensor:
+        bank = self.stack.layers[layer].bank
+        assert bank is not None, f"layer {layer} is dense"
+        seen_E = torch.zeros(bank.experts, dtype=torch.int32, device=ids_TK.device)
+        self.distinct_L[layer] = seen_E.scatter_(0, ids_TK.flatten().long(), 1).sum()
+        return self.ops.experts(x_TD, ids_TK, weights_TK, bank)
+
+    def collect(self, job: Tensor) -> Tensor:
+        return job
+
+
+def compose_layers(
+    ops: Ops, x_TD: Tensor, stack: Stack, places: Places, rows_R: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`layers` as the sequence of ops that it stands for."""
+    local = LocalExperts(ops, stack, x_TD.device)
+    return *run_layers(ops, x_TD, stack, places, rows_R, local), local.distinct_L
+
+
+def run_layers(
+    ops: Ops, x_TD: Tensor, stack: Stack, places: Places, rows_R: Tensor | None, seam: ExpertSeam
+) -> tuple[Tensor, Tensor]:
+    """x and the last update of all layers, op by op, with experts behind a seam."""
+    update_TD: Tensor | None = None
+    for i, layer in enumerate(stack.layers):
+        rows = rows_R if i == len(stack.layers) - 1 else None
+        x_TD, h_TD, choice = ops.attention_block(x_TD, update_TD, layer.block, places, rows)
+        if x_TD.shape[0] == 0:
+            return x_TD, h_TD  # its keys and values are written, and nobody asks for more
+        update_TD = after_attention(ops, layer, i, h_TD, choice, seam)
+    assert update_TD is not None, "a model without layers"
+    return x_TD, update_TD
+
+
+def after_attention(
+    ops: Ops, layer: Layer, index: int, h_TD: Tensor, choice: Choice | None, seam: ExpertSeam
+) -> Tensor:
+    """A layer's experts or MLP: what is to be added to x, float32 [T, D]."""
+    if choice is None:
+        assert layer.mlp is not None
+        return _mlp(ops, layer.mlp, h_TD)
+    job = seam.submit(index, h_TD, *choice)
+    if layer.mlp is None:
+        return seam.collect(job)
+    shared_TD = _mlp(ops, layer.mlp, h_TD)
+    gate_T1 = None if layer.shared_gate is None else ops.linear(h_TD, layer.shared_gate)
+    y_TD = seam.collect(job)
+    ops.gated_add_(y_TD, shared_TD, gate_T1)
+    return y_TD
+
+
+def _mlp(ops: Ops, mlp: Mlp, h_TD: Tensor) -> Tensor:
+    return ops.linear(ops.silu_mul(ops.linear(h_TD, mlp.gate_up)), mlp.down)

@@ -1,0 +1,37 @@
+"""The routed experts of one layer, from the stored blocks: y[t] = sum_k weight[t, k] * down(silu(gate(x)) * up(x)).
+
+One token (`one_token.py`): two launches that read each chosen expert once. More tokens (`many_tokens.py`): pairs
+grouped by expert, tiles of tokens on tensor cores, then the sum over k. In both the order of every sum is fixed, so
+that a batch gives the same bits every time; one token and many differ in rounding, since tensor cores take bf16.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ...packed import ExpertBank
+from .. import launch
+from .many_tokens import experts_many
+from .one_token import experts_one
+
+SCRATCH = 1 << 29  # bytes of float32 for every pair's output; a longer prompt goes through in chunks
+
+
+def experts(x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor, bank: ExpertBank) -> Tensor:
+    (T, D), (_T, K), layout = x_TD.shape, ids_TK.shape, bank.layout
+    assert layout.hidden == D, f"{D} values, {layout.hidden} columns"
+    assert all(map(layout.format.fits, (D, layout.width))), f"{D} x {layout.width} in {layout.format.name}"
+    launch.check(x_TD, launch.F32, T, D)
+    launch.check(ids_TK, launch.I32, T, K)
+    launch.check(weights_TK, launch.F32, T, K)
+    launch.check(bank.data, launch.U8, bank.experts, layout.bytes)
+    out = torch.empty_like(x_TD)
+    if T == 1:
+        experts_one(x_TD, ids_TK, weights_TK, bank, out)
+        return out
+    chunk = max(2, SCRATCH // (4 * K * D))
+    for first in range(0, T, chunk):
+        here = slice(first, first + chunk)
+        experts_many(x_TD[here], ids_TK[here], weights_TK[here], bank, out[here])
+    return out

@@ -1,0 +1,192 @@
+"""`Architecture`: what a checkpoint consists of, as counts: every tensor by group and layer, and what a token caches.
+
+The planner needs no more than this, and a config.json gives it for every family of `architectures/`, also for those
+that the engine cannot run yet. For a family that runs it is derived from its `ModelSpec` (`of_spec`): the spec says
+how a model computes, the architecture what it weighs, and the two cannot disagree. Sizes are counts of elements;
+nothing here knows a format, a file or a device, and nothing imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+Group = Literal["embedding", "attention", "experts", "shared", "dense", "router", "norms", "head", "tables"]
+GROUPS: tuple[Group, ...] = (
+    "experts", "attention", "shared", "dense", "router", "norms", "head", "embedding", "tables",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Part:
+    """One matrix [rows, cols] (a vector is one row), cols being the dimension that block formats pack. `plain`: stays
+    float32 whatever the format of the rest (norms, biases, routers)."""
+
+    group: Group
+    rows: int
+    cols: int
+    plain: bool = False
+
+    @property
+    def elements(self) -> int:
+        return self.rows * self.cols
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cache:
+    """What a layer keeps of the past: `width` elements for every `every`-th token, of the last `window` tokens. A query
+    reads all of it, or the `chosen` entries that an indexer picks."""
+
+    width: int
+    window: int | None = None
+    every: int = 1
+    chosen: int | None = None
+
+    def stored(self, context: int) -> int:
+        """Elements kept at a context of so many tokens."""
+        return min(context, self.window or context) // self.every * self.width
+
+    def read(self, context: int) -> int:
+        """Elements that one query reads."""
+        return min(self.stored(context), (self.chosen or context) * self.width)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixer:
+    """The part of a layer that looks at other tokens. FLOPs are for one query and one cached entry (`pair_flops`, for a
+    prompt and, where latents are attended directly, `decode_pair_flops`) or for one token (`state_flops`)."""
+
+    kind: str
+    parts: tuple[Part, ...]
+    caches: tuple[Cache, ...] = ()
+    state: int = 0  # float32 elements of recurrent and convolution state, read and written for every token
+    pair_flops: int = 0
+    decode_pair_flops: int | None = None
+    state_flops: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experts:
+    """The routed experts of a layer: `matrices` of [width, hidden] (or its transpose) each, `bias` elements besides."""
+
+    count: int
+    top_k: int
+    hidden: int
+    width: int
+    matrices: int = 3
+    bias: int = 0
+
+    def parts(self) -> tuple[Part, ...]:
+        """The parts of one expert: gate and up (or up alone), down, biases."""
+        into = Part("experts", self.width, self.hidden)
+        bias = (Part("experts", 1, self.bias, plain=True),) if self.bias else ()
+        return (*(into,) * (self.matrices - 1), Part("experts", self.hidden, self.width), *bias)
+
+    @property
+    def elements(self) -> int:
+        """Parameters of one expert."""
+        return self.matrices * self.width * self.hidden + self.bias
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """One block: a mixer, a feed-forward part, or both. `parts` are all tensors but the routed experts."""
+
+    mixer: Mixer | None
+    parts: tuple[Part, ...]
+    experts: Experts | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """A decoder. `extra`: tensors outside of layers besides embedding, final norm and head."""
+
+    family: str
+    vocab: int
+    hidden: int
+    context: int
+    layers: tuple[Layer, ...]
+    tied_head: bool = False
+    extra: tuple[Part, ...] = ()
+    lookup: tuple[Part, ...] = ()  # tables of which a token reads a few rows
+
+    @property
+    def embedding(self) -> Part:
+        return Part("embedding", self.vocab, self.hidden)
+
+    @property
+    def head(self) -> Part:
+        """The unembedding; the embedding itself where the two are tied."""
+        return Part("head", self.vocab, self.hidden)
+
+    @property
+    def moe_layers(self) -> tuple[int, ...]:
+        return tuple(i for i, layer in enumerate(self.layers) if layer.experts is not None)
+
+    def common_parts(self) -> Iterable[Part]:
+        """Every tensor that each token reads in full: all but routed experts, lookup tables and an untied embedding."""
+        for layer in self.layers:
+            yield from layer.parts
+        yield Part("norms", 1, self.hidden, plain=True)
+        yield from self.extra
+        yield self.head
+
+    @property
+    def routed_parameters(self) -> int:
+        return sum(e.count * e.elements for e in self._experts())
+
+    @property
+    def routed_per_token(self) -> int:
+        return sum(e.top_k * e.elements for e in self._experts())
+
+    @property
+    def common_parameters(self) -> int:
+        return sum(part.elements for part in self.common_parts())
+
+    @property
+    def active_parameters(self) -> int:
+        """Parameters that one token reads; of an untied embedding it reads one row, which is not counted."""
+        return self.common_parameters + self.routed_per_token
+
+    @property
+    def total_parameters(self) -> int:
+        """All parameters of the text model, without extra layers for multi-token prediction."""
+        tables = sum(part.elements for part in self.lookup)
+        embedding = 0 if self.tied_head else self.embedding.elements
+        return self.common_parameters + self.routed_parameters + embedding + tables
+
+    def cache_elements(self, context: int) -> int:
+        """Elements that one sequence of `context` tokens keeps in all its caches."""
+        return sum(cache.stored(context) for cache in self._caches())
+
+    @property
+    def state_elements(self) -> int:
+        """float32 elements of recurrent state of one sequence."""
+        return sum(layer.mixer.state for layer in self.layers if layer.mixer)
+
+    def _experts(self) -> Iterable[Experts]:
+        return (layer.experts for layer in self.layers if layer.experts is not None)
+
+    def _caches(self) -> Iterable[Cache]:
+        return (cache for layer in self.layers if layer.mixer for cache in layer.mixer.caches)
+
+
+def vector(size: int, group: Group = "norms") -> Part:
+    """A vector of the norms and biases, float32 in every format."""
+    return Part(group, 1, size, plain=True)
+
+
+def matrix(rows: int, cols: int, group: Group = "attention") -> Part:
+    return Part(group, rows, cols)
+
+
+def mlp(group: Group, hidden: int, width: int, matrices: int = 3) -> tuple[Part, ...]:
+    """A dense or shared feed-forward part: gate, up and down (or up and down)."""
+    return (*(Part(group, width, hidden),) * (matrices - 1), Part(group, hidden, width))
+
+
+def router(hidden: int, experts: int, bias: bool = False) -> tuple[Part, ...]:
+    """The router's matrix, and the vector that biases the choice."""
+    weight = Part("router", experts, hidden, plain=True)
+    return (weight, vector(experts, "router")) if bias else (weight,)

@@ -1,0 +1,178 @@
+"""What the readers of `architectures/` share: from the keys of a config to feed-forward parts and a whole decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..families.config_reader import ConfigReader
+from ..families.family import MAX_EXPERTS, MAX_LAYERS
+from .architecture import Architecture, Experts, Layer, Mixer, Part, mlp, router, vector
+
+Read = Callable[[ConfigReader], Architecture]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Feed:
+    """The feed-forward part of a layer: tensors that every token reads, and routed experts if it has any."""
+
+    parts: tuple[Part, ...]
+    experts: Experts | None = None
+
+
+def layer_count(c: ConfigReader) -> int:
+    return c.integer("num_hidden_layers", maximum=MAX_LAYERS)
+
+
+def whole(c: ConfigReader, name: str, default: int) -> int:
+    """A whole number >= 0 that released configs may leave out."""
+    value = c.get(name)
+    if value is None:
+        return default
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**48:
+        raise c.bad(name, value, "a whole number >= 0")
+    return value
+
+
+def listed(c: ConfigReader, name: str, count: int, kinds: Collection[str] = ()) -> list[Any] | None:
+    """A list with an entry for each layer (of these kinds), or None where the config has none."""
+    values = c.get(name)
+    if values is None:
+        return None
+    if not isinstance(values, list) or len(values) < count:
+        raise c.bad(name, values, f"a list of {count} entries, one a layer")
+    if unknown := sorted({str(v) for v in values[:count]} - set(kinds)) if kinds else []:
+        raise c.bad(name, unknown[0], " or ".join(kinds))
+    return values[:count]
+
+
+def dense_layers(c: ConfigReader, *, default: int | None = None) -> set[int]:
+    """Layers without routed experts: by `mlp_layer_types`, or the first ones."""
+    count = layer_count(c)
+    c.get("first_k_dense_replace")
+    kinds = listed(c, "mlp_layer_types", count, ("dense", "sparse"))
+    if kinds is not None:
+        return {i for i, kind in enumerate(kinds) if kind == "dense"}
+    first = whole(c, "first_k_dense_replace", default) if default is not None else c.get("first_k_dense_replace")
+    if first is None:
+        raise c.bad("first_k_dense_replace", None, "the number of dense layers, or mlp_layer_types", "add it")
+    return set(range(whole(c, "first_k_dense_replace", int(first))))
+
+
+def linear_layers(c: ConfigReader, names: Collection[str], others: Collection[str], interval: str | None) -> list[bool]:
+    """Which layers are recurrent: by `layer_types`, else all but every `interval`-th."""
+    count = layer_count(c)
+    c.get(*((interval,) if interval else ()))
+    kinds = listed(c, "layer_types", count, (*names, *others))
+    if kinds is not None:
+        return [kind in names for kind in kinds]
+    step = c.integer(interval) if interval else c.require("layer_types")
+    return [(i + 1) % step != 0 for i in range(count)]
+
+
+def head_dim(c: ConfigReader) -> int:
+    """`head_dim`, or the hidden size divided among the heads."""
+    if c.get("head_dim") is not None:
+        return c.integer("head_dim")
+    hidden, heads = c.integer("hidden_size"), c.integer("num_attention_heads")
+    if hidden % heads:
+        raise c.bad("num_attention_heads", heads, f"a divisor of hidden_size = {hidden}, or a head_dim")
+    return hidden // heads
+
+
+def kv_heads(c: ConfigReader) -> int:
+    heads = c.integer("num_attention_heads")
+    count = heads if c.get("num_key_value_heads") is None else c.integer("num_key_value_heads")
+    if heads % count:
+        raise c.bad("num_key_value_heads", count, f"a divisor of num_attention_heads = {heads}")
+    return count
+
+
+def flag(c: ConfigReader, name: str, default: bool = False) -> bool:
+    return default if c.get(name) is None else c.flag(name)
+
+
+def routed(
+    c: ConfigReader,
+    *,
+    count: tuple[str, ...] = ("n_routed_experts", "num_experts", "num_local_experts"),
+    top_k: tuple[str, ...] = ("num_experts_per_tok", "num_experts_per_token"),
+    width: str = "moe_intermediate_size",
+    matrices: int = 3,
+    hidden: int | None = None,
+) -> Experts:
+    """The routed experts of a layer."""
+    experts = Experts(
+        count=c.integer(*count, maximum=MAX_EXPERTS),
+        top_k=c.integer(*top_k),
+        hidden=hidden or c.integer("hidden_size"),
+        width=c.integer(width),
+        matrices=matrices,
+    )
+    if experts.top_k > experts.count:
+        raise c.bad(top_k[0], experts.top_k, f"at most the {experts.count} experts there are")
+    return experts
+
+
+def sparse(
+    c: ConfigReader,
+    experts: Experts,
+    *,
+    shared: int = 0,
+    shared_gate: bool = False,
+    bias: bool = False,
+    shared_matrices: int = 3,
+) -> Feed:
+    """Router, routed experts and a shared expert `shared` wide."""
+    hidden = c.integer("hidden_size")
+    parts = router(hidden, experts.count, bias)
+    parts += mlp("shared", hidden, shared, shared_matrices) if shared else ()
+    parts += (Part("router", 1, hidden, plain=True),) if shared_gate else ()
+    return Feed(parts=parts, experts=experts)
+
+
+def dense(c: ConfigReader, width: str = "intermediate_size", matrices: int = 3) -> Feed:
+    """A feed-forward part without experts."""
+    return Feed(parts=mlp("dense", c.integer("hidden_size"), c.integer(width), matrices))
+
+
+def decoder(
+    c: ConfigReader,
+    mixers: Sequence[Mixer],
+    feeds: Sequence[Feed],
+    *,
+    layer_extra: tuple[Part, ...] | None = None,
+    extra: tuple[Part, ...] = (),
+    lookup: tuple[Part, ...] = (),
+    tied: bool = False,
+    context: tuple[str, ...] = ("max_position_embeddings", "model_max_length", "max_seq_len"),
+) -> Architecture:
+    """A decoder of layers that each have a mixer and a feed-forward part, with two norms each unless `layer_extra`
+    says otherwise; `tied`: what an absent `tie_word_embeddings` means."""
+    hidden = c.integer("hidden_size")
+    norms = (vector(hidden), vector(hidden)) if layer_extra is None else layer_extra
+    layers = tuple(
+        Layer(mixer=mixer, parts=(*mixer.parts, *feed.parts, *norms), experts=feed.experts)
+        for mixer, feed in zip(mixers, feeds, strict=True)
+    )
+    return Architecture(
+        family=str(c.get("model_type")),
+        vocab=c.integer("vocab_size"),
+        hidden=hidden,
+        context=c.integer(*context),
+        layers=layers,
+        tied_head=flag(c, "tie_word_embeddings", tied),
+        extra=extra,
+        lookup=lookup,
+    )
+
+
+def alternate(count: int, dense_at: Collection[int], at_dense: Feed, elsewhere: Feed) -> list[Feed]:
+    return [at_dense if i in dense_at else elsewhere for i in range(count)]
+
+
+def hyper_connections(hidden: int, streams: int) -> tuple[Part, ...]:
+    """mHC: the mixing of `streams` residual streams before and after one part of a layer."""
+    rows = (2 + streams) * streams
+    return (Part("norms", rows, streams * hidden, plain=True), vector(rows + 3))

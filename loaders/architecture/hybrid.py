@@ -1,0 +1,224 @@
+"""Families in which most layers keep a fixed state instead of a growing cache: delta rules, Mamba, convolutions."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ..families.config_reader import ConfigReader
+from .architecture import Architecture, Layer, Mixer, Part, matrix, vector
+from .common import (
+    Feed,
+    alternate,
+    decoder,
+    dense,
+    flag,
+    head_dim,
+    hyper_connections,
+    kv_heads,
+    layer_count,
+    linear_layers,
+    routed,
+    sparse,
+    whole,
+)
+from .latent import latent, latent_feeds, read_indexer
+from .mixers import gated_deltanet, gqa, kimi_delta, mamba2, short_conv
+
+LINEAR, FULL = ("linear_attention",), ("full_attention", "indexed_attention")
+
+
+def qwen_next(c: ConfigReader) -> Architecture:
+    """Qwen3-Next, Qwen3.5, 3.6, 3.8: three layers of gated delta rule to one of gated attention."""
+    count, hidden = layer_count(c), c.integer("hidden_size")
+    is_linear = linear_layers(c, LINEAR, FULL, "full_attention_interval")
+    full = gqa(
+        hidden, c.integer("num_attention_heads"), kv_heads(c), head_dim(c), qk_norm="head", output_gate=True,
+        qkv_bias=flag(c, "attention_bias"), output_bias=flag(c, "attention_bias"),
+    )  # fmt: skip
+    mixers = [_deltanet(c) if linear else full for linear in is_linear]
+    feed = sparse(c, routed(c), shared=c.integer("shared_expert_intermediate_size"), shared_gate=True)
+    step, at = whole(c, "decoder_sparse_step", 1), c.get("mlp_only_layers") or []
+    dense_at = {i for i in range(count) if (i + 1) % step or i in at}
+    return decoder(c, mixers, alternate(count, dense_at, dense(c) if dense_at else feed, feed))
+
+
+def _deltanet(c: ConfigReader) -> Mixer:
+    return gated_deltanet(
+        c.integer("hidden_size"),
+        c.integer("linear_num_key_heads"),
+        c.integer("linear_num_value_heads"),
+        c.integer("linear_key_head_dim"),
+        c.integer("linear_value_head_dim"),
+        c.integer("linear_conv_kernel_dim"),
+    )
+
+
+def kimi_linear(c: ConfigReader) -> Architecture:
+    """Kimi-Linear: Kimi delta attention, and latent attention without rotary embedding."""
+    count = layer_count(c)
+    lin = c.get("linear_attn_config") or {}
+    if lin:
+        full_at = {int(i) - 1 for i in lin["full_attn_layers"]}
+        is_linear = [i not in full_at for i in range(count)]
+        heads, size, conv = int(lin["num_heads"]), int(lin["head_dim"]), int(lin.get("short_conv_kernel_size", 4))
+    else:
+        is_linear = linear_layers(c, LINEAR, FULL, None)
+        heads, size = c.integer("linear_num_heads"), c.integer("linear_head_dim")
+        conv = c.integer("linear_conv_kernel_dim")
+    delta = kimi_delta(c.integer("hidden_size"), heads, size, conv)
+    mixers = [delta if linear else latent(c) for linear in is_linear]
+    return decoder(c, mixers, latent_feeds(c, default=1))
+
+
+def bailing_hybrid(c: ConfigReader) -> Architecture:
+    """Ling-3.0: Kimi delta attention with full-rank decay and gate, and latent attention with one gate a head."""
+    delta = kimi_delta(
+        c.integer("hidden_size"), c.integer("linear_num_heads", "num_attention_heads"),
+        c.integer("linear_head_dim"), c.integer("linear_conv_kernel_dim", "short_conv_kernel_size"),
+        low_rank=False, full_gate=True,
+    )  # fmt: skip
+    full = latent(c, gate_rows=c.integer("num_attention_heads"))
+    is_linear = linear_layers(c, LINEAR, FULL, "layer_group_size")
+    return decoder(c, [delta if linear else full for linear in is_linear], latent_feeds(c))
+
+
+def glm5_next(c: ConfigReader) -> Architecture:
+    """GLM-5.3-Flash: Kimi delta attention, sparse latent attention over pooled indexer keys, four residual streams."""
+    hidden, indexer = c.integer("hidden_size"), read_indexer(c)
+    delta = kimi_delta(
+        hidden, c.integer("linear_num_heads"), c.integer("linear_head_dim"), c.integer("linear_conv_kernel_dim")
+    )
+    pool = c.integer("index_kpool")
+    full = latent(c, indexer)
+    pooled = (vector(pool * indexer.dim), matrix(indexer.dim, hidden))
+    keys = replace(full.caches[-1], every=pool)
+    full = replace(full, parts=full.parts + pooled, caches=(*full.caches[:-1], keys))
+    is_linear = linear_layers(c, LINEAR, FULL, None)
+    streams = hyper_connections(hidden, whole(c, "hc_mult", 4))
+    mixers = [delta if linear else full for linear in is_linear]
+    return decoder(c, mixers, latent_feeds(c), layer_extra=(vector(2 * hidden), *streams, *streams))
+
+
+def granitemoehybrid(c: ConfigReader) -> Architecture:
+    """Granite-4.0-H: Mamba 2 with a few layers of attention, a shared MLP beside the experts."""
+    hidden = c.integer("hidden_size")
+    names = ("mamba", "linear_attention")
+    is_mamba = linear_layers(c, names, ("attention", "full_attention"), None)
+    mamba = mamba2(
+        hidden, c.integer("mamba_n_heads"), c.integer("mamba_d_head"), c.integer("mamba_n_groups"),
+        c.integer("mamba_d_state"), c.integer("mamba_d_conv"), flag(c, "mamba_conv_bias", True),
+        flag(c, "mamba_proj_bias"),
+    )  # fmt: skip
+    attention = gqa(hidden, c.integer("num_attention_heads"), kv_heads(c), head_dim(c))
+    shared = c.integer("shared_intermediate_size")
+    feed = sparse(c, routed(c, width="intermediate_size"), shared=shared)
+    mixers = [mamba if recurrent else attention for recurrent in is_mamba]
+    return decoder(c, mixers, [feed] * layer_count(c), tied=True)
+
+
+def lfm2_moe(c: ConfigReader) -> Architecture:
+    """LFM2-MoE: gated short convolutions with some layers of attention."""
+    count, hidden = layer_count(c), c.integer("hidden_size")
+    is_conv = linear_layers(c, ("conv", "linear_attention"), FULL, None)
+    conv = short_conv(hidden, c.integer("conv_L_cache"), flag(c, "conv_bias"))
+    attention = gqa(hidden, c.integer("num_attention_heads"), kv_heads(c), head_dim(c), qk_norm="head")
+    feed = sparse(c, routed(c), bias=flag(c, "use_expert_bias", True))
+    first = set(range(c.integer("num_dense_layers")))
+    mixers = [conv if recurrent else attention for recurrent in is_conv]
+    return decoder(c, mixers, alternate(count, first, dense(c), feed), tied=True)
+
+
+PATTERN = {"M": "mamba", "E": "moe", "*": "attention", "-": "mlp"}
+SPELLINGS = {"linear_attention": "mamba", "full_attention": "attention"}
+
+
+def nemotron_h(c: ConfigReader) -> Architecture:
+    """Nemotron-3: every block is one thing, Mamba 2, attention or experts (two matrices each, in the largest models
+    around a narrower latent)."""
+    blocks = _blocks(c)
+    hidden, latent_size = c.integer("hidden_size"), whole(c, "moe_latent_size", 0)
+    matrices = 2
+    experts = routed(c, matrices=matrices, hidden=latent_size or None)
+    shared = whole(c, "n_shared_experts", 0) * whole(c, "moe_shared_expert_intermediate_size", 0)
+    moe = sparse(c, experts, shared=shared, bias=True, shared_matrices=matrices)
+    around = (Part("shared", latent_size, hidden), Part("shared", hidden, latent_size)) if latent_size else ()
+    mamba = mamba2(
+        hidden, c.integer("mamba_num_heads"), c.integer("mamba_head_dim"), c.integer("n_groups"),
+        c.integer("ssm_state_size"), c.integer("conv_kernel"), flag(c, "use_conv_bias", True),
+        flag(c, "mamba_proj_bias"),
+    )  # fmt: skip
+    attention = gqa(hidden, c.integer("num_attention_heads"), kv_heads(c), head_dim(c))
+    norm = vector(hidden)
+    kinds = {
+        "mamba": Layer(mixer=mamba, parts=(*mamba.parts, norm), experts=None),
+        "attention": Layer(mixer=attention, parts=(*attention.parts, norm), experts=None),
+        "moe": Layer(mixer=None, parts=(*moe.parts, *around, norm), experts=experts),
+    }
+    if "mlp" in blocks:
+        kinds["mlp"] = Layer(mixer=None, parts=(*dense(c, matrices=matrices).parts, norm), experts=None)
+    none = decoder(c, [], [])
+    return replace(none, layers=tuple(kinds[block] for block in blocks))
+
+
+def _blocks(c: ConfigReader) -> list[str]:
+    """The kind of every block, from the pattern of letters or the list of names."""
+    pattern, names = c.get("hybrid_override_pattern"), c.get("layers_block_type")
+    blocks = [PATTERN.get(ch, ch) for ch in pattern] if names is None and pattern else names
+    if not isinstance(blocks, list) or not blocks:
+        raise c.bad("layers_block_type", blocks, "a list of block kinds, or hybrid_override_pattern")
+    found = [SPELLINGS.get(str(block), str(block)) for block in blocks]
+    if unknown := sorted(set(found) - set(PATTERN.values())):
+        raise c.bad("layers_block_type", unknown[0], ", ".join(PATTERN.values()))
+    c.get("num_hidden_layers")
+    return found
+
+
+def kimi_k3(c: ConfigReader) -> Architecture:
+    """Kimi-K3: as Kimi-Linear with full-rank output gates, and experts that work on a narrower latent."""
+    count, hidden = layer_count(c), c.integer("hidden_size")
+    delta = kimi_delta(
+        hidden, c.integer("linear_num_heads"), c.integer("linear_head_dim"), c.integer("linear_conv_kernel_dim"),
+        full_gate=True,
+    )  # fmt: skip
+    heads, v = c.integer("num_attention_heads"), c.integer("v_head_dim")
+    full = latent(c, gate_rows=heads * v)
+    is_linear = linear_layers(c, LINEAR, FULL, None)
+    size = c.integer("moe_latent_size")
+    experts = routed(c, hidden=size)
+    feed = sparse(c, experts, shared=c.integer("n_shared_experts") * experts.width, bias=True)
+    around = (Part("shared", size, hidden), Part("shared", hidden, size))
+    feed = Feed(parts=feed.parts + around, experts=experts)
+    mixers = [delta if linear else full for linear in is_linear]
+    return decoder(c, mixers, alternate(count, {0}, dense(c), feed))
+
+
+def qwen4_exp(c: ConfigReader) -> Architecture:
+    """Qwen3.8-Flash-Next: as Qwen3-Next with low-rank mixing of residual streams, an indexer in the full layers and a
+    table of n-grams of which each token reads a few rows."""
+    base = qwen_next(c)
+    hidden, streams, rank = c.integer("hidden_size"), c.integer("hc_count"), c.integer("hc_lowrank")
+    wide = streams * hidden
+    mix = (vector(wide), Part("norms", rank, wide, plain=True), Part("norms", wide, rank, plain=True))
+    connection = (*mix, Part("norms", streams, wide, plain=True))
+    layers = list(base.layers)
+    for i, layer in enumerate(layers):
+        layers[i] = replace(layer, parts=(*layer.parts, *connection, *connection, *_index(c, layer)))
+    tables: tuple[Part, ...] = ()
+    size = c.integer("ple_embed_dim")
+    for i in c.require("ple_layer_ids"):
+        heads = (c.integer("ngram_size") - 1) * c.integer("heads_per_ngram")
+        # Rows are the primes above this base, a share of them no wider than the rounding of the sum.
+        tables += (Part("tables", heads * c.integer("ngram_vocab_size_base"), size // heads),)
+        taps = c.integer("ple_conv_kernel_size")
+        around = (matrix(wide, size), matrix(hidden, size), vector(wide * (3 + taps)))
+        layers[i] = replace(layers[i], parts=layers[i].parts + around)
+    return replace(base, layers=tuple(layers), extra=mix, lookup=tables)
+
+
+def _index(c: ConfigReader, layer: Layer) -> tuple[Part, ...]:
+    """The indexer's projection of a layer that attends, if the config has one."""
+    if layer.mixer is None or layer.mixer.state or c.get("indexer_n_heads") is None:
+        return ()
+    size = c.integer("indexer_head_dim")
+    rows = (c.integer("indexer_n_heads") + c.integer("indexer_kv_heads")) * size
+    return (matrix(rows, c.integer("hidden_size")), vector(2 * size))

@@ -1,0 +1,125 @@
+"""Families with latent attention in every layer: DeepSeek and its relatives, with and without an indexer."""
+
+from __future__ import annotations
+
+from ..families.config_reader import ConfigReader
+from .architecture import Architecture, Mixer, Part, vector
+from .common import (
+    Feed,
+    alternate,
+    decoder,
+    dense,
+    dense_layers,
+    flag,
+    hyper_connections,
+    layer_count,
+    listed,
+    routed,
+    sparse,
+    whole,
+)
+from .mixers import Indexer, compressed, mla
+
+SOFTMAX = ("deepseek_v2", "mistral4", "mistral_large4")  # routers whose choice no vector biases
+
+
+def latent_feeds(c: ConfigReader, default: int | None = None) -> list[Feed]:
+    """Dense layers, then routed experts beside `n_shared_experts` shared ones."""
+    experts = routed(c)
+    shared = (whole(c, "n_shared_experts", 0) or whole(c, "num_shared_experts", 0)) * experts.width
+    feed = sparse(c, experts, shared=shared, bias=c.get("model_type") not in SOFTMAX)
+    first = dense_layers(c, default=default)
+    return alternate(layer_count(c), first, dense(c) if first else feed, feed)
+
+
+def latent(c: ConfigReader, indexer: Indexer | None = None, own_indexer: bool = True, gate_rows: int = 0) -> Mixer:
+    """The attention of one layer."""
+    return mla(
+        c.integer("hidden_size"),
+        c.integer("num_attention_heads"),
+        whole(c, "q_lora_rank", 0) or None,
+        c.integer("kv_lora_rank"),
+        c.integer("qk_nope_head_dim"),
+        whole(c, "qk_rope_head_dim", 0),
+        c.integer("v_head_dim"),
+        bias=flag(c, "attention_bias"),
+        indexer=indexer,
+        own_indexer=own_indexer,
+        gate_rows=gate_rows,
+    )
+
+
+def read_indexer(c: ConfigReader) -> Indexer:
+    return Indexer(heads=c.integer("index_n_heads"), dim=c.integer("index_head_dim"), top=c.integer("index_topk"))
+
+
+def deepseek(c: ConfigReader) -> Architecture:
+    """DeepSeek-V2, V3, R1, Kimi-K2, Moonlight, GLM-4.7-Flash, Mistral-4."""
+    return decoder(
+        c, [latent(c)] * layer_count(c), latent_feeds(c, default=0 if c.get("model_type") == "mistral4" else None)
+    )
+
+
+def deepseek_v32(c: ConfigReader) -> Architecture:
+    return decoder(c, [latent(c, read_indexer(c))] * layer_count(c), latent_feeds(c))
+
+
+def glm_moe_dsa(c: ConfigReader) -> Architecture:
+    """GLM-5: layers marked "shared" reuse the choice of the last layer that has an indexer."""
+    count, indexer = layer_count(c), read_indexer(c)
+    kinds = listed(c, "indexer_types", count, ("full", "shared")) or ["full"] * count
+    return decoder(c, [latent(c, indexer, kind == "full") for kind in kinds], latent_feeds(c, default=3))
+
+
+def mistral_large4(c: ConfigReader) -> Architecture:
+    """Mistral-Large-4: an indexer in every layer; every fourth layer has no rotary dimensions."""
+    count, hidden, heads = layer_count(c), c.integer("hidden_size"), c.integer("num_attention_heads")
+    rope, nope, v = c.integer("qk_rope_head_dim"), c.integer("qk_nope_head_dim"), c.integer("v_head_dim")
+    has_rope = listed(c, "no_rope_layers", count) or [int((i + 1) % 4 != 0) for i in range(count)]
+    indexer, kv = read_indexer(c), c.integer("kv_lora_rank")
+    scales = vector(2 * heads + 2 * indexer.heads + 2 * hidden)
+    with_rope = mla(hidden, heads, None, kv, nope, rope, v, indexer=indexer)
+    without = mla(hidden, heads, None, kv, nope + rope, 0, v, indexer=indexer)
+    mixers = [with_rope if has else without for has in has_rope]
+    return decoder(c, mixers, latent_feeds(c, default=1), layer_extra=(vector(2 * hidden), scales))
+
+
+def deepseek_v4(c: ConfigReader) -> Architecture:
+    """DeepSeek-V4: compressed attention, four residual streams, the first layers choose experts by token id."""
+    count, hidden = layer_count(c), c.integer("hidden_size")
+    rates, indexer = _rates(c, count), read_indexer(c)
+    heads, size = c.integer("num_attention_heads"), c.integer("head_dim")
+    low = (c.integer("q_lora_rank"), c.integer("o_groups"), c.integer("o_lora_rank"))
+    mixers = [
+        compressed(
+            hidden, heads, size, *low, rate=rate, window=c.integer("sliding_window"),
+            indexer=indexer if rate and rate < 128 else None,
+        )
+        for rate in rates
+    ]  # fmt: skip
+    experts = routed(c)
+    shared = whole(c, "n_shared_experts", 1) * experts.width
+    by_score, by_token = (sparse(c, experts, shared=shared, bias=biased) for biased in (True, False))
+    hashed = whole(c, "num_hash_layers", 0)
+    kinds = listed(c, "mlp_layer_types", count, ("hash_moe", "moe"))
+    hashed_at = {i for i, kind in enumerate(kinds) if kind == "hash_moe"} if kinds else set(range(hashed))
+    streams = whole(c, "hc_mult", 4)
+    extra = (vector(2 * hidden), *hyper_connections(hidden, streams) * 2)
+    table = (Part("tables", len(hashed_at) * c.integer("vocab_size"), experts.top_k, plain=True),) if hashed_at else ()
+    head = (Part("norms", streams, streams * hidden, plain=True), vector(streams + 1))
+    feeds = alternate(count, hashed_at, by_token, by_score)
+    return decoder(c, mixers, feeds, layer_extra=extra, extra=head, lookup=table)
+
+
+def _rates(c: ConfigReader, count: int) -> list[int]:
+    """How many tokens one cached entry stands for, by layer; 0: the window alone."""
+    ratios = listed(c, "compress_ratios", count)
+    if ratios is not None:
+        if not all(isinstance(ratio, int) and ratio >= 0 for ratio in ratios):
+            raise c.bad("compress_ratios", ratios, "whole numbers >= 0")
+        return [int(ratio) for ratio in ratios]
+    rates = c.require("compress_rates")
+    kinds = listed(c, "layer_types", count, ("sliding_attention", *rates))
+    if kinds is None:
+        raise c.bad("layer_types", None, "one entry a layer, or compress_ratios", "add it")
+    return [int(rates.get(kind, 0)) for kind in kinds]

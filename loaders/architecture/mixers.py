@@ -1,0 +1,209 @@
+"""The kinds of attention and of what takes its place, as counts: tensors, cache, FLOPs. One function a kind.
+
+Tensor shapes are those of the checkpoints. A pair is one query and one cached entry: scores and weighted sum, two
+FLOPs a multiply-add. This file knows no family and reads no config.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..spec import QkNorm
+from .architecture import Cache, Mixer, Part, matrix, vector
+
+
+def gqa(
+    hidden: int,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    *,
+    v_dim: int | None = None,
+    qkv_bias: bool = False,
+    output_bias: bool = False,
+    qk_norm: QkNorm = "none",
+    window: int | None = None,
+    output_gate: bool = False,
+    head_gate: bool = False,
+    sinks: bool = False,
+    own_values: bool = True,
+) -> Mixer:
+    """Grouped-query attention. `output_gate`: q has as many rows again; `head_gate`: one gate a head; `own_values`
+    False: keys serve as values (they are normalised differently, so both are cached)."""
+    v = v_dim or head_dim
+    q_rows, k_rows, v_rows = heads * head_dim, kv_heads * head_dim, kv_heads * v
+    parts = [matrix(q_rows * (2 if output_gate else 1), hidden), matrix(k_rows, hidden)]
+    parts += [matrix(v_rows, hidden)] if own_values else []
+    parts += [matrix(hidden, heads * v)]
+    parts += [vector(q_rows + k_rows + v_rows, "attention")] if qkv_bias else []
+    parts += [vector(hidden, "attention")] if output_bias else []
+    parts += {"none": [], "head": [vector(2 * head_dim)], "full": [vector(q_rows + k_rows)]}[qk_norm]
+    parts += [matrix(heads, hidden)] if head_gate else []
+    parts += [vector(heads, "attention")] if sinks else []
+    return Mixer(
+        kind="sliding window" if window else "grouped-query",
+        parts=tuple(parts),
+        caches=(Cache(width=k_rows + v_rows, window=window),),
+        pair_flops=2 * heads * (head_dim + v),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Indexer:
+    """What chooses the entries that sparse attention reads: `heads` queries of `dim`, one key of `dim` an entry."""
+
+    heads: int
+    dim: int
+    top: int
+
+    def parts(self, hidden: int, query: int) -> tuple[Part, ...]:
+        """Query (from the low-rank query or the hidden state), key, its LayerNorm, weights of the heads."""
+        weights = Part("attention", self.heads, hidden, plain=True)
+        return (matrix(self.heads * self.dim, query), matrix(self.dim, hidden), vector(2 * self.dim), weights)
+
+    @property
+    def pair_flops(self) -> int:
+        return 2 * self.heads * self.dim
+
+
+def mla(
+    hidden: int,
+    heads: int,
+    q_lora: int | None,
+    kv_lora: int,
+    nope: int,
+    rope: int,
+    v: int,
+    *,
+    bias: bool = False,
+    indexer: Indexer | None = None,
+    own_indexer: bool = True,
+    gate_rows: int = 0,
+) -> Mixer:
+    """Latent attention: one latent of `kv_lora` and one rotary key of `rope` a token, shared by all heads. In decode
+    the latent is attended directly (the up-projections move to query and output), in a prompt keys and values are made.
+    `own_indexer` False: the choice of an earlier layer serves."""
+    q_rows = heads * (nope + rope)
+    parts = [matrix(q_lora, hidden), vector(q_lora), matrix(q_rows, q_lora)] if q_lora else [matrix(q_rows, hidden)]
+    parts += [matrix(kv_lora + rope, hidden), vector(kv_lora)]
+    parts += [matrix(heads * (nope + v), kv_lora), matrix(hidden, heads * v)]
+    parts += [vector((q_lora or q_rows) + kv_lora + rope + hidden)] if bias else []
+    parts += [matrix(gate_rows, hidden)] if gate_rows else []
+    caches = [Cache(width=kv_lora + rope, chosen=indexer.top if indexer else None)]
+    if indexer and own_indexer:
+        parts += indexer.parts(hidden, q_lora or hidden)
+        caches.append(Cache(width=indexer.dim))
+    return Mixer(
+        kind="latent, sparse" if indexer else "latent",
+        parts=tuple(parts),
+        caches=tuple(caches),
+        pair_flops=2 * heads * (nope + rope + v),
+        decode_pair_flops=2 * heads * (2 * kv_lora + rope),
+    )
+
+
+def gated_deltanet(hidden: int, k_heads: int, v_heads: int, k_dim: int, v_dim: int, conv: int) -> Mixer:
+    """Gated delta rule: a state [k_dim, v_dim] a value head, and a short convolution over q, k and v."""
+    keys, values = k_heads * k_dim, v_heads * v_dim
+    channels = 2 * keys + values
+    parts = (
+        matrix(2 * keys + 2 * values, hidden),
+        matrix(2 * v_heads, hidden),
+        vector(channels * conv),
+        vector(2 * v_heads + v_dim),
+        matrix(hidden, values),
+    )
+    state = v_heads * k_dim * v_dim
+    return Mixer(
+        kind="gated delta rule",
+        parts=parts,
+        state=state + channels * (conv - 1),
+        state_flops=7 * state + 2 * channels * conv,
+    )
+
+
+def kimi_delta(
+    hidden: int, heads: int, dim: int, conv: int, *, low_rank: bool = True, full_gate: bool = False
+) -> Mixer:
+    """Kimi's delta attention: a decay for every key dimension. `low_rank`: the decay comes through `dim` dimensions;
+    `full_gate`: the output gate does not."""
+    rows = heads * dim
+    narrow = [matrix(dim, hidden), matrix(rows, dim)]
+    wide = [matrix(rows, hidden)]
+    parts = [*[matrix(rows, hidden)] * 3, vector(3 * rows * conv), vector(rows + heads), matrix(heads, hidden)]
+    parts += narrow if low_rank else wide
+    parts += wide if full_gate else narrow
+    parts += [vector(dim), matrix(hidden, rows)]
+    state = heads * dim * dim
+    return Mixer(
+        kind="Kimi delta",
+        parts=tuple(parts),
+        state=state + 3 * rows * (conv - 1),
+        state_flops=7 * state + 6 * rows * conv,
+    )
+
+
+def mamba2(
+    hidden: int, heads: int, head_dim: int, groups: int, state: int, conv: int, conv_bias: bool, bias: bool = False
+) -> Mixer:
+    """Mamba 2: a state [head_dim, state] a head, one convolution over x, B and C."""
+    inner = heads * head_dim
+    channels = inner + 2 * groups * state
+    in_rows = inner + channels + heads
+    parts = [
+        matrix(in_rows, hidden),
+        vector(channels * (conv + (1 if conv_bias else 0))),
+        vector(3 * heads + inner),
+        matrix(hidden, inner),
+    ]
+    parts += [vector(in_rows + hidden)] if bias else []
+    return Mixer(
+        kind="Mamba 2",
+        parts=tuple(parts),
+        state=inner * state + channels * (conv - 1),
+        state_flops=5 * inner * state + 2 * channels * conv,
+    )
+
+
+def short_conv(hidden: int, taps: int, bias: bool) -> Mixer:
+    """LFM2's gated short convolution."""
+    parts = [matrix(3 * hidden, hidden), vector(hidden * taps), matrix(hidden, hidden)]
+    parts += [vector(5 * hidden)] if bias else []
+    return Mixer(kind="short convolution", parts=tuple(parts), state=hidden * (taps - 1), state_flops=2 * hidden * taps)
+
+
+def compressed(
+    hidden: int,
+    heads: int,
+    head_dim: int,
+    q_lora: int,
+    o_groups: int,
+    o_lora: int,
+    *,
+    rate: int,
+    window: int,
+    indexer: Indexer | None,
+) -> Mixer:
+    """DeepSeek-V4: one key-value head, the last `window` tokens as they are, older ones `rate` to an entry (0: not at
+    all); with an indexer two overlapping streams are compressed, and it chooses among the entries."""
+    parts = [
+        matrix(q_lora, hidden), vector(q_lora), matrix(heads * head_dim, q_lora),
+        matrix(head_dim, hidden), vector(head_dim + heads),
+        matrix(o_groups * o_lora, heads * head_dim // o_groups), matrix(hidden, o_groups * o_lora),
+    ]  # fmt: skip
+    caches = [Cache(width=head_dim, window=window)]
+    if rate:
+        rows = head_dim * (2 if indexer else 1)
+        parts += [matrix(rows, hidden), matrix(rows, hidden), vector(rate * rows + head_dim)]
+        caches.append(Cache(width=head_dim, every=rate, chosen=indexer.top if indexer else None))
+    if indexer:
+        two = 2 * indexer.dim
+        parts += [matrix(two, hidden), matrix(two, hidden), vector(rate * two + indexer.dim)]
+        parts += [matrix(indexer.heads * indexer.dim, q_lora), matrix(indexer.heads, hidden)]
+        caches.append(Cache(width=indexer.dim, every=rate))
+    return Mixer(
+        kind="compressed, sparse" if indexer else "compressed" if rate else "sliding window",
+        parts=tuple(parts),
+        caches=tuple(caches),
+        pair_flops=4 * heads * head_dim,
+    )

@@ -1,0 +1,141 @@
+"""Text that grows token by token, for every kind of decoder that a tokenizer.json can name.
+
+The library's own `DecodeStream` is not used: it has no end, so it swallows what is still held back when the tokens
+stop; with byte-fallback vocabularies it raises, or prints characters that `decode` of the same tokens does not have.
+This file does not know which tokens are special: the ones that give no text are passed in. Nor does it know why a text
+ends: stop strings are looked for where the text is used.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Set
+from typing import Any
+
+import tokenizers
+from tokenizers.pre_tokenizers import ByteLevel
+
+from ...errors import TokenizerError
+
+
+def start_stream(core: tokenizers.Tokenizer, silent: Set[str], source: str) -> TextStream:
+    """A fresh stream in which the tokens `silent` give no text; `source` is the name that errors give.
+
+    Raises TokenizerError if the decoder rewrites text it has already given.
+    """
+    steps = _decoder_steps(core)
+    if any(step["type"] == "Strip" and (step["stop"] > 0 or step["start"] > 1) for step in steps):
+        raise TokenizerError(
+            f"the decoder of {source}/tokenizer.json strips text at the end (step Strip), "
+            "so its text cannot be streamed; decode all tokens at once instead"
+        )
+    if [step["type"] for step in steps] == ["ByteLevel"]:
+        return _ByteStream(core, silent)
+    return _WindowStream(core, silent, {step["type"] for step in steps})
+
+
+class TextStream(ABC):
+    """Text that grows token by token: all `push` plus `finish` is exactly what `decode` gives for the same ids.
+
+    A character that is still incomplete is held back, so no push returns a broken one.
+    """
+
+    def __init__(self, core: tokenizers.Tokenizer, silent: Set[str]):
+        self._core = core
+        self._silent = silent
+
+    def push(self, token_id: int) -> str:
+        """The text that this token completes; often empty."""
+        token = self._core.id_to_token(token_id)
+        return "" if token is None or token in self._silent else self._take(token_id, token)
+
+    @abstractmethod
+    def finish(self) -> str:
+        """What is still held back. The stream must not be used afterwards."""
+
+    @abstractmethod
+    def _take(self, token_id: int, token: str) -> str:
+        """The text that a token completes; it is in the vocabulary and not silent."""
+
+
+class _ByteStream(TextStream):
+    """For byte-level vocabularies: each token is a string of bytes, so this is incremental UTF-8."""
+
+    def __init__(self, core: tokenizers.Tokenizer, silent: Set[str]):
+        super().__init__(core, silent)
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def _take(self, token_id: int, token: str) -> str:
+        return self._utf8.decode(_bytes_of(token))
+
+    def finish(self) -> str:
+        return self._utf8.decode(b"", final=True)
+
+
+class _WindowStream(TextStream):
+    """For every other decoder: decode the last token that was given out together with what is held back, and give
+    what comes on top. The token before is what tells a decoder that it is not at the start of the text, where it
+    would drop a space.
+
+    Byte-fallback tokens (`<0xE6>`) are held back until another token ends their run: the decoder judges a run as a
+    whole, and one invalid byte turns all of it, complete characters too, into replacement characters.
+    """
+
+    def __init__(self, core: tokenizers.Tokenizer, silent: Set[str], steps: set[str]):
+        super().__init__(core, silent)
+        self._byte_fallback = "ByteFallback" in steps
+        self._byte_level = "ByteLevel" in steps
+        self._before: list[int] = []
+        self._held: list[int] = []
+
+    def _take(self, token_id: int, token: str) -> str:
+        self._held.append(token_id)
+        if self._byte_fallback and _is_byte(token):
+            return ""
+        text = self._text()
+        if self._byte_level and text.endswith("\ufffd"):
+            return ""
+        self._before, self._held = [token_id], []
+        return text
+
+    def finish(self) -> str:
+        return self._text()
+
+    def _text(self) -> str:
+        known = self._core.decode(self._before, skip_special_tokens=False)
+        return self._core.decode(self._before + self._held, skip_special_tokens=False)[len(known) :]
+
+
+def _is_byte(token: str) -> bool:
+    """Whether the byte-fallback decoder reads `token` as one byte."""
+    if len(token) != 6 or not token.startswith("<0x") or not token.endswith(">"):
+        return False
+    return all(digit in "0123456789abcdefABCDEF" for digit in token[3:5])
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """The letter that byte-level vocabularies use for each byte: printable ones stand for themselves, the others
+    are, in order, the letters from U+0100 on."""
+    letters = {chr(byte): byte for byte in range(256) if chr(byte) in set(ByteLevel.alphabet())}
+    others = (byte for byte in range(256) if chr(byte) not in letters)
+    return letters | {chr(0x100 + place): byte for place, byte in enumerate(others)}
+
+
+_BYTES = _byte_alphabet()
+
+
+def _bytes_of(token: str) -> bytes:
+    """Bytes of a byte-level token; one with letters from outside of the alphabet is an added token, plain text."""
+    values = [_BYTES.get(letter) for letter in token]
+    known = [value for value in values if value is not None]
+    return bytes(known) if len(known) == len(values) else token.encode()
+
+
+def _decoder_steps(core: tokenizers.Tokenizer) -> list[dict[str, Any]]:
+    """The decoder as its serialised steps, a sequence flattened."""
+    decoder = json.loads(core.to_str())["decoder"]
+    if decoder is None:
+        return []
+    return list(decoder["decoders"]) if decoder["type"] == "Sequence" else [decoder]

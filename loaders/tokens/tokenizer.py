@@ -1,0 +1,211 @@
+"""Tokens to text and back, from the tokenizer files of a model.
+
+The `tokenizers` library does the encoding. What is added here is what the rest of a model's tokenizer files say:
+which tokens are special, whether a text begins with BOS, and which chat template goes with them.
+This file does not know the model: not its context length, and not which ids end a text by its generation_config.json.
+How text grows token by token is in text_stream.py, how a chat becomes one prompt in chat_template.py.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from ...errors import TokenizerError
+from .chat_template import ChatTemplate, check_messages
+from .detokenizer import TextStream, start_stream
+
+NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+_CONVERT = (
+    "convert it once with transformers: "
+    "AutoTokenizer.from_pretrained(directory).save_pretrained(directory) writes tokenizer.json"
+)
+
+
+class Tokenizer:
+    """One model's tokenizer; made by `Tokenizer.load`."""
+
+    def __init__(self, core: tokenizers.Tokenizer, settings: Mapping[str, Any], template: str | None, source: str):
+        """`settings` is what tokenizer_config.json holds, `source` the name that errors give.
+
+        Raises TokenizerError if a token that the settings name as end of text is not in the vocabulary.
+        """
+        self.source = source
+        self.settings = settings
+        self.special_texts = {name: text for name in NAMED_TOKENS if (text := _text_of(settings.get(name)))}
+        self.chat_template = (
+            None if template is None else ChatTemplate(text=template, tokens=self.special_texts, source=source)
+        )
+        self._core = core
+        # A tokenizer.json may carry the padding and truncation of its training; both would damage a prompt.
+        core.no_padding()
+        core.no_truncation()
+        _mark_special(core, self.special_texts.values())
+        self.vocab_size = max(core.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        self.eos_ids = self._find_eos()
+        self._missing_bos = self._find_missing_bos()
+
+    @classmethod
+    def load(cls, directory: Path) -> Tokenizer:
+        """Read the tokenizer files of a model's directory.
+
+        Raises TokenizerError if tokenizer.json is missing, or if one of the files cannot be read.
+        """
+        core = _load_core(directory)
+        settings = _load_json(directory / "special_tokens_map.json")
+        settings.update(_load_json(directory / "tokenizer_config.json"))
+        return cls(core, settings, _find_template(directory, settings), str(directory))
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of `text`, with BOS (and whatever else the tokenizer asks for) unless told otherwise.
+
+        Raises TokenizerError if the text is not valid unicode (a lone surrogate).
+        """
+        try:
+            ids: list[int] = self._core.encode(text, add_special_tokens=add_special_tokens).ids
+        except TypeError as error:
+            raise TokenizerError(
+                f"the text {text[:40]!r} cannot be encoded: it is not valid unicode; was it read with a wrong encoding?"
+            ) from error
+        return [*self._missing_bos, *ids] if add_special_tokens else ids
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """Text of `ids`; ids outside of the vocabulary (padding rows of the embedding) give nothing."""
+        return self._core.decode(list(ids), skip_special_tokens=skip_special_tokens)
+
+    def token_id(self, text: str) -> int | None:
+        """Id of the token that is spelled exactly `text`, or None."""
+        return self._core.token_to_id(text)
+
+    def stream(self, skip_special_tokens: bool = True) -> TextStream:
+        """A fresh incremental decoder. Raises TokenizerError if the decoder rewrites text it has already given."""
+        silent = _special_texts(self._core) if skip_special_tokens else set()
+        return start_stream(self._core, silent, self.source)
+
+    def render_chat(self, messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """The prompt for `messages`, special tokens spelled out: encode it with add_special_tokens=False.
+
+        Raises TokenizerError if there is no chat template, if a message lacks its role or content, or if the template
+        refuses the messages, is faulty, or tries what the sandbox forbids.
+        """
+        check_messages(messages)
+        if self.chat_template is None:
+            raise TokenizerError(
+                f"{self.source} has no chat template (chat_template.jinja, or chat_template in tokenizer_config.json): "
+                "it is probably a base model; give the prompt as plain text, or add a chat_template.jinja"
+            )
+        return self.chat_template.render(messages, add_generation_prompt)
+
+    def check_fits(self, embedding_rows: int) -> None:
+        """Raise TokenizerError if there are tokens without a row in the embedding (fewer tokens than rows is usual)."""
+        if self.vocab_size > embedding_rows:
+            raise TokenizerError(
+                f"the tokenizer of {self.source} has {self.vocab_size} tokens, but the model's embedding has only "
+                f"{embedding_rows} rows: they do not belong together; take the tokenizer files that came with the model"
+            )
+
+    def _find_eos(self) -> tuple[int, ...]:
+        text = self.special_texts.get("eos_token")
+        if text is None:
+            return ()
+        eos_id = self.token_id(text)
+        if eos_id is None:
+            raise TokenizerError(
+                f"the tokenizer settings of {self.source} name {text!r} as eos_token, but tokenizer.json has no such "
+                "token: the two files do not belong together; take both from the same model"
+            )
+        return (eos_id,)
+
+    def _find_missing_bos(self) -> list[int]:
+        """The BOS that the settings ask for where tokenizer.json does not add it by itself.
+
+        transformers ignores add_bos_token beside a tokenizer.json since its version 5; models that were trained with
+        BOS and say so only in their settings still need it. A false is ignored here too: tokenizer.json knows better.
+        """
+        bos_id = self.token_id(self.special_texts.get("bos_token", ""))
+        if bos_id is None or self.settings.get("add_bos_token") is not True:
+            return []
+        # Of an empty text only what the post-processor adds is left, so a BOS that is text is not taken for it.
+        return [] if bos_id in self._core.encode("").ids else [bos_id]
+
+
+def _special_texts(core: tokenizers.Tokenizer) -> set[str]:
+    return {token.content for token in core.get_added_tokens_decoder().values() if token.special}
+
+
+def _mark_special(core: tokenizers.Tokenizer, texts: Iterable[str]) -> None:
+    """Tokens that the settings name (</s>) are special even where tokenizer.json forgot to say so."""
+    known = _special_texts(core)
+    forgotten = [text for text in texts if text not in known and core.token_to_id(text) is not None]
+    core.add_special_tokens([tokenizers.AddedToken(text, special=True, normalized=False) for text in forgotten])
+
+
+def _text_of(token: Any) -> str | None:
+    """A token in the settings is a string, or an object whose content is the string."""
+    text = token.get("content") if isinstance(token, dict) else token
+    return text if isinstance(text, str) else None
+
+
+def _load_core(directory: Path) -> tokenizers.Tokenizer:
+    path = directory / "tokenizer.json"
+    if not path.is_file():
+        raise TokenizerError(_explain_missing(directory))
+    try:
+        return tokenizers.Tokenizer.from_file(str(path))
+    # The library raises nothing more exact than Exception.
+    except Exception as error:
+        raise TokenizerError(
+            f"{path} cannot be read as a tokenizer: {error}; fetch the file again, "
+            f"or upgrade the tokenizers library (installed: {tokenizers.__version__})"
+        ) from error
+
+
+def _explain_missing(directory: Path) -> str:
+    """What to say about a directory without tokenizer.json: older formats need a conversion, nothing needs a copy."""
+    older = [name for name in ("tokenizer.model", "spiece.model", "tekken.json") if (directory / name).is_file()]
+    if not older and (directory / "vocab.json").is_file():
+        older = [name for name in ("vocab.json", "merges.txt") if (directory / name).is_file()]
+    if older:
+        return f"{directory} has no tokenizer.json, only {' and '.join(older)}: {_CONVERT}"
+    return f"{directory} has no tokenizer.json: copy the tokenizer files of the model into this directory"
+
+
+def _load_json(path: Path) -> dict[str, Any]:
+    """The object in an optional file; empty if there is no file."""
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise TokenizerError(f"{path} cannot be read: {error}; fetch the file again") from error
+    if not isinstance(value, dict):
+        raise TokenizerError(f"{path} holds a {type(value).__name__} where an object is needed; fetch the file again")
+    return value
+
+
+def _find_template(directory: Path, settings: Mapping[str, Any]) -> str | None:
+    """The chat template: a file of its own comes first, as the newer way to store it."""
+    path = directory / "chat_template.jinja"
+    if path.is_file():
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise TokenizerError(f"{path} cannot be read: {error}; fetch the file again") from error
+    for holder in (settings, _load_json(directory / "chat_template.json")):
+        if (template := _default_template(holder.get("chat_template"))) is not None:
+            return template
+    return None
+
+
+def _default_template(value: Any) -> str | None:
+    """One template, or the one called "default" among several."""
+    if isinstance(value, list):
+        value = {entry.get("name"): entry.get("template") for entry in value if isinstance(entry, dict)}
+    if isinstance(value, dict):
+        value = value.get("default")
+    return value if isinstance(value, str) else None

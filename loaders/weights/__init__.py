@@ -1,0 +1,1 @@
+"""From stored tensors to packed weights in place; random and meta weights."""

@@ -1,0 +1,124 @@
+"""A checkpoint in our own packed layout: what `headrace convert` writes and loading reads without any work.
+
+config.json, tokenizer files, generation_config.json    as they were
+headrace.json           {"version": 1, "formats": {"experts": "q4_0", "dense": "bf16", "embed": "bf16"}}
+headrace.safetensors    every tensor of `ModelWeights.named()`: packed bytes as U8, vectors as F32
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ...errors import CheckpointError, OptionError
+from ...kernels import FORMATS
+from ...kernels.packed import Matrix
+from ..files import safetensors
+from ..files.safetensors import Entry
+from .model_weights import Formats, ModelWeights, TierBanks
+from .targets import Piece, Target
+
+MANIFEST = "headrace.json"
+WEIGHTS = "headrace.safetensors"
+VERSION = 1
+COMPANIONS = (
+    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json", "chat_template.jinja", "chat_template.json",
+)  # fmt: skip
+
+
+def is_converted(directory: Path) -> bool:
+    return (directory / MANIFEST).is_file()
+
+
+def read_formats(directory: Path, expert_format: str, dense_format: str) -> Formats:
+    """The formats of a converted directory; raises if others are asked for, since packed weights are not packed
+    again."""
+    path = directory / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        if manifest["version"] != VERSION:  # first: another version may know other formats
+            version = manifest["version"]
+            raise CheckpointError(f"{path} has layout version {version}, this headrace reads {VERSION}: convert again")
+        names = manifest["formats"]
+        formats = Formats(**{group: FORMATS[names[group]] for group in ("experts", "dense", "embed")})
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged ({error!r}): convert the model again") from error
+    for option, asked, have in (
+        ("--expert-format", expert_format, formats.experts.name),
+        ("--dense-format", dense_format, formats.dense.name),
+    ):
+        if asked not in ("native", have):
+            raise OptionError(
+                f"{option} {asked}: {directory} was converted to {have} and cannot be packed again; "
+                "leave the option out, or convert from the original checkpoint"
+            )
+    return formats
+
+
+def targets(weights: ModelWeights) -> dict[str, Target]:
+    """Every stored tensor as one run of bytes, or the experts of a layer that lie on several tiers as several."""
+    found = {name: Target(tuple(t.shape), (Piece(0, _as_bytes(t)),)) for name, t in weights.named().items()}
+    for i, layer in enumerate(weights.layers):
+        if isinstance(split := layer.experts, TierBanks):
+            for tier in split.banks:
+                del found[f"layers.{i}.experts.{tier}"]
+            pieces = tuple(Piece(first, _as_bytes(data)) for first, data in split.runs())
+            found[f"layers.{i}.experts"] = Target((split.experts, split.layout.bytes), pieces)
+    return found
+
+
+def _as_bytes(tensor: Tensor) -> Matrix:
+    format = FORMATS["f32"]  # the bytes are read as they are; the format only has to match a vector's float32
+    data = tensor.view(torch.uint8)
+    data = data.view(tensor.shape[0] if tensor.dim() > 1 else 1, -1)
+    return Matrix(format, data.shape[0], data.shape[1] // 4, data)
+
+
+def check(entries: dict[str, Entry], weights: ModelWeights, directory: Path) -> None:
+    """Proves that the file holds exactly the tensors that config and formats ask for."""
+    wanted = weights.named()
+    wrong = [n for n, t in wanted.items() if n not in entries or _kind(entries[n]) != (t.dtype, tuple(t.shape))]
+    wrong += [n for n in entries if n not in wanted]
+    if wrong:
+        raise CheckpointError(
+            f"{directory / WEIGHTS} does not match config.json and {MANIFEST} at tensor '{wrong[0]}' "
+            f"({len(wrong)} in all): convert the model again"
+        )
+
+
+def _kind(entry: Entry) -> tuple[torch.dtype, tuple[int, ...]]:
+    return entry.dtype, entry.shape
+
+
+def check_destination(to: Path) -> None:
+    """Raises OptionError where a model must not be written: over anything but an older conversion."""
+    if to.exists() and not to.is_dir():
+        raise OptionError(f"cannot convert into {to}: it is a file; name a new directory")
+    if to.is_dir() and not is_converted(to) and any(to.iterdir()):
+        raise OptionError(f"cannot convert into {to}: there are other files in it; name a new or an empty directory")
+
+
+def save(source: Path, to: Path, weights: ModelWeights, formats: Formats) -> None:
+    """Writes the packed weights, the manifest and the small files of `source` into the directory `to`."""
+    check_destination(to)
+    if to.exists() and to.samefile(source):
+        raise OptionError(f"cannot convert {source} into itself: name another directory")
+    try:
+        to.mkdir(parents=True, exist_ok=True)
+        (to / MANIFEST).unlink(missing_ok=True)  # what is interrupted from here on does not look whole
+        for name in COMPANIONS:
+            (to / name).unlink(missing_ok=True)  # of a model that was converted to here before
+            if (source / name).is_file():
+                shutil.copyfile(source / name, to / name)
+        safetensors.write(to / WEIGHTS, weights.named(), {"format": "headrace"})
+        names = {group: format.name for group, format in vars(formats).items()}
+        (to / MANIFEST).write_text(json.dumps({"version": VERSION, "formats": names}, indent=2) + "\n")
+    except OSError as error:
+        raise CheckpointError(f"cannot write {to}: {error.strerror}; give a directory on a disk with room") from error

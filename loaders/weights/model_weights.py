@@ -1,0 +1,223 @@
+"""Every weight of a model, packed, in the places where it stays: `ModelWeights`, and how to allocate it.
+
+Small vectors (norms, biases) are float32, the router is a float32 matrix, the rest are packed matrices. q, k and v are
+stacked into one matrix, and so are gate and up of a dense or shared MLP, so that each is one pass over memory.
+The routed experts of a layer are one bank, or a bank on each of several tiers, each with only its experts
+(`TierBanks`). Allocated on torch's `meta` device the same code gives the sizes without taking memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from ...kernels import FORMATS, ExpertLayout, Format
+from ...kernels.packed import ExpertBank, Matrix, Mlp
+from ..spec import ModelSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Formats:
+    """Which packed format each group of tensors takes."""
+
+    experts: Format
+    dense: Format
+    embed: Format  # the input embedding where the head is not tied to it; one row a token is read
+
+
+@dataclass(frozen=True)
+class TierBanks:
+    """The routed experts of one layer in several banks, by the name of their tier. Expert e is number `owners[e][1]` of
+    the bank of tier `owners[e][0]`; numbers rise with e."""
+
+    banks: Mapping[str, ExpertBank]
+    owners: tuple[tuple[str, int], ...]
+
+    @property
+    def layout(self) -> ExpertLayout:
+        return next(iter(self.banks.values())).layout
+
+    @property
+    def experts(self) -> int:
+        return len(self.owners)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(bank.nbytes for bank in self.banks.values())
+
+    def matrix(self, expert: int, part: Literal["gate", "up", "down"]) -> Matrix:
+        """One matrix of one expert as a view, wherever it lies."""
+        tier, number = self.owners[expert]
+        return self.banks[tier].matrix(number, part)
+
+    def runs(self) -> Iterator[tuple[int, Tensor]]:
+        """Neighbouring experts that lie side by side in one bank: the first one, and the bytes [experts,
+        layout.bytes]."""
+        start = 0
+        for end in range(1, self.experts + 1):
+            if end == self.experts or self.owners[end][0] != self.owners[start][0]:
+                tier, number = self.owners[start]
+                yield start, self.banks[tier].data[number : number + end - start]
+                start = end
+
+
+class Pool(Protocol):
+    """Memory that banks are taken from."""
+
+    def take(self, name: str, size: int, block: int) -> Tensor:
+        """The next bytes: uint8 [size], in blocks of `block`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Where:
+    """On which of torch's devices weights are allocated: the common ones, the embedding (if it is not the head), and
+    the experts by layer and number, each on a tier; `tiers` says which device a tier is. A tier of `pools` takes its
+    banks from there."""
+
+    common: str
+    embed: str
+    experts: Sequence[Sequence[str]]
+    tiers: Mapping[str, str]
+    pools: Mapping[str, Pool] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerWeights:
+    """One decoder layer. Norms and biases float32; `router` and `experts` are None in a dense layer, and `mlp` is then
+    the dense MLP; else `mlp` is the shared expert, or None."""
+
+    attn_norm: Tensor
+    qkv: Matrix
+    qkv_bias: Tensor | None
+    q_norm: Tensor | None
+    k_norm: Tensor | None
+    o: Matrix
+    o_bias: Tensor | None
+    mlp_norm: Tensor
+    router: Matrix | None
+    experts: ExpertBank | TierBanks | None
+    mlp: Mlp | None
+    shared_gate: Matrix | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelWeights:
+    """The whole model; `head` is `embed` itself where the two are tied."""
+
+    embed: Matrix
+    layers: tuple[LayerWeights, ...]
+    final_norm: Tensor
+    head: Matrix
+
+    @property
+    def nbytes(self) -> int:
+        return sum(t.nbytes for t in self.named().values())
+
+    def named(self) -> dict[str, Tensor]:
+        """Every stored tensor once, under a name that does not depend on the family."""
+        named = {"embed": self.embed.data, "final_norm": self.final_norm}
+        if self.head is not self.embed:
+            named["head"] = self.head.data
+        for i, layer in enumerate(self.layers):
+            named.update({f"layers.{i}.{name}": data for name, data in _stored(layer)})
+        return named
+
+
+def _stored(layer: LayerWeights) -> Iterator[tuple[str, Tensor]]:
+    for name, value in vars(layer).items():
+        if isinstance(value, Tensor):
+            yield name, value
+        elif isinstance(value, (Matrix, ExpertBank)):
+            yield name, value.data
+        elif isinstance(value, TierBanks):
+            for tier, bank in value.banks.items():
+                yield f"{name}.{tier}", bank.data
+        elif isinstance(value, Mlp):
+            yield f"{name}.gate_up", value.gate_up.data
+            yield f"{name}.down", value.down.data
+
+
+class _Allocator:
+    """Makes empty tensors on one device; `meta` gives shapes without memory."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+
+    def vector(self, size: int) -> Tensor:
+        return torch.empty(size, dtype=torch.float32, device=self.device)
+
+    def matrix(self, format: Format, rows: int, cols: int) -> Matrix:
+        return Matrix.empty(format, rows, cols, self.device)
+
+    def bank(self, layout: ExpertLayout, experts: int, index: int) -> ExpertBank | TierBanks:
+        return ExpertBank.empty(layout, experts, self.device)
+
+
+class _TierAllocator(_Allocator):
+    """Makes common tensors on one device and every bank on the tiers of its experts."""
+
+    def __init__(self, where: Where) -> None:
+        super().__init__(where.common)
+        self.where = where
+
+    def bank(self, layout: ExpertLayout, experts: int, index: int) -> ExpertBank | TierBanks:
+        names = self.where.experts[index]
+        assert len(names) == experts, f"layer {index}: {len(names)} places for {experts} experts"
+        counts = dict.fromkeys(names, 0)
+        owners = []
+        for name in names:
+            owners.append((name, counts[name]))
+            counts[name] += 1
+        banks = {name: self._bank(name, layout, n, index) for name, n in counts.items()}
+        return TierBanks(banks, tuple(owners))
+
+    def _bank(self, tier: str, layout: ExpertLayout, experts: int, index: int) -> ExpertBank:
+        pool = self.where.pools.get(tier)
+        if pool is None:
+            return ExpertBank.empty(layout, experts, self.where.tiers[tier])
+        data = pool.take(f"layer {index}", experts * layout.bytes, layout.bytes)
+        return ExpertBank(layout, data.view(experts, layout.bytes))
+
+
+def allocate(spec: ModelSpec, formats: Formats, device: str = "cpu", where: Where | None = None) -> ModelWeights:
+    """Uninitialised weights of a model, each expert one contiguous block of its layer's bank: all on one device, or
+    where `where` says."""
+    make = _Allocator(device) if where is None else _TierAllocator(where)
+    table = make if where is None or spec.tied_head else _Allocator(where.embed)
+    embed = table.matrix(formats.dense if spec.tied_head else formats.embed, spec.vocab, spec.hidden)
+    return ModelWeights(
+        embed=embed,
+        layers=tuple(_allocate_layer(make, spec, formats, i) for i in range(spec.layers)),
+        final_norm=make.vector(spec.hidden),
+        head=embed if spec.tied_head else make.matrix(formats.dense, spec.vocab, spec.hidden),
+    )
+
+
+def _allocate_layer(make: _Allocator, spec: ModelSpec, formats: Formats, index: int) -> LayerWeights:
+    att, moe, hidden, dense, is_moe = spec.attention, spec.moe, spec.hidden, formats.dense, spec.is_moe[index]
+    q_norm = {"none": 0, "head": att.head_dim, "full": att.q_rows}[att.qk_norm]
+    k_norm = {"none": 0, "head": att.head_dim, "full": att.kv_rows}[att.qk_norm]
+    layout = ExpertLayout(format=formats.experts, hidden=hidden, width=moe.width)
+    width = moe.shared_width if is_moe else spec.dense_width
+    return LayerWeights(
+        attn_norm=make.vector(hidden),
+        qkv=make.matrix(dense, att.qkv_rows, hidden),
+        qkv_bias=make.vector(att.qkv_rows) if att.qkv_bias else None,
+        q_norm=make.vector(q_norm) if q_norm else None,
+        k_norm=make.vector(k_norm) if k_norm else None,
+        o=make.matrix(dense, hidden, att.q_rows),
+        o_bias=make.vector(hidden) if att.output_bias else None,
+        mlp_norm=make.vector(hidden),
+        router=make.matrix(FORMATS["f32"], moe.experts, hidden) if is_moe else None,
+        experts=make.bank(layout, moe.experts, index) if is_moe else None,
+        mlp=_allocate_mlp(make, dense, hidden, width) if width else None,
+        shared_gate=make.matrix(FORMATS["f32"], 1, hidden) if is_moe and moe.shared_gate else None,
+    )
+
+
+def _allocate_mlp(make: _Allocator, format: Format, hidden: int, width: int) -> Mlp:
+    return Mlp(gate_up=make.matrix(format, 2 * width, hidden), down=make.matrix(format, hidden, width))

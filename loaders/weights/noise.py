@@ -1,0 +1,127 @@
+"""Random weights in packed form, made in place: what a model weighs and reads, without a checkpoint.
+
+Speed depends on shapes and bytes, not on values, but not any bytes will do: a token must go on to other tokens and to
+other experts, or a run would read the same few weights from a cache. Quants are random; scales are such that weights
+have mean 0 and a standard deviation near 0.046 (0.02 in plain formats); norms in front of a layer are small, so that a
+token stays near its embedding. With ones the tokens of a prompt become alike from layer to layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ...kernels import Format
+from ...kernels.packed import ExpertBank, Matrix, Mlp
+from .model_weights import ModelWeights, TierBanks
+
+Part = Tensor | Matrix | ExpertBank
+POOL_BYTES = 32 << 20
+SCALES = {4: 0.01, 8: 0.0006}  # by bits of a quant
+PLAIN_DEVIATION = 0.02
+BEFORE_A_LAYER = ("attn_norm", "ffn_norm", "mlp_norm")
+
+
+def norm_value(name: str) -> float:
+    """The weight of a norm, by the name of its tensor."""
+    return 0.001 if any(part in name for part in BEFORE_A_LAYER) else 1.0
+
+
+def nibbles(rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Two 4-bit quants a byte, each 1 to 15: what q4_0 stores is q - 8, so the mean is 0."""
+    low, high = (rng.integers(1, 16, shape, dtype=np.uint8) for _ in range(2))
+    return np.asarray(low | high << 4, dtype=np.uint8)
+
+
+def half(value: float) -> NDArray[np.uint8]:
+    """A float16 as bytes."""
+    return np.frombuffer(np.float16(value).tobytes(), dtype=np.uint8)
+
+
+def parts(weights: ModelWeights) -> Iterator[tuple[str, Part]]:
+    """Every stored tensor under its name in `ModelWeights.named`, a matrix with its format."""
+    yield "embed", weights.embed
+    yield "final_norm", weights.final_norm
+    if weights.head is not weights.embed:
+        yield "head", weights.head
+    for i, layer in enumerate(weights.layers):
+        for name, value in vars(layer).items():
+            if isinstance(value, (Tensor, Matrix, ExpertBank)):
+                yield f"layers.{i}.{name}", value
+            elif isinstance(value, TierBanks):
+                for tier, bank in value.banks.items():
+                    yield f"layers.{i}.{name}.{tier}", bank
+            elif isinstance(value, Mlp):
+                yield f"layers.{i}.{name}.gate_up", value.gate_up
+                yield f"layers.{i}.{name}.down", value.down
+
+
+class Noise:
+    """Random packed rows, cut from one pool per format at a random place for each matrix."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self.rng = np.random.default_rng(seed)
+        self.pools: dict[str, Tensor] = {}
+
+    def fill(
+        self,
+        weights: ModelWeights,
+        progress: Callable[[int, int], None] | None = None,
+        filled: Callable[[Tensor], None] | None = None,
+    ) -> None:
+        """Fills allocated weights; `progress` is called with bytes done and bytes in all, `filled` with every bank."""
+        total, done = weights.nbytes, 0
+        for name, part in parts(weights):
+            self.part(part, name)
+            if filled is not None and isinstance(part, ExpertBank):
+                filled(part.data)
+            done += part.nbytes
+            if progress is not None:
+                progress(done, total)
+
+    def part(self, part: Part, name: str) -> None:
+        """Fills one tensor; vectors are norms, or biases of 0."""
+        if isinstance(part, Tensor):
+            part.fill_(0.0 if name.endswith("bias") else norm_value(name))
+        elif isinstance(part, Matrix):
+            self._matrix(part)
+        else:
+            self._bank(part)
+
+    def _bank(self, bank: ExpertBank) -> None:
+        which: tuple[Literal["gate", "up", "down"], ...] = ("gate", "up", "down")
+        for expert in range(bank.experts):
+            block = [bank.matrix(expert, name) for name in which]
+            for matrix in block:
+                self._matrix(matrix)
+            bank.data[expert, sum(matrix.nbytes for matrix in block) :] = 0
+
+    def _matrix(self, matrix: Matrix) -> None:
+        form, flat = matrix.format, matrix.data.view(-1)
+        if form.name not in self.pools:
+            self.pools[form.name] = _pool(form, self.rng)
+        pool = self.pools[form.name]
+        start = 64 * int(self.rng.integers(len(pool) // 128))
+        for at in range(0, len(flat), len(pool) // 2):
+            piece = flat[at : at + len(pool) // 2]
+            piece.copy_(pool[start : start + len(piece)])
+        if form.scale_bytes:
+            size = form.scales_bytes(matrix.cols)
+            scales = np.resize(half(SCALES[form.bits]), size)
+            matrix.data[:, :size] = torch.from_numpy(scales)
+
+
+def _pool(form: Format, rng: np.random.Generator) -> Tensor:
+    """What follows the scales in a row; for plain formats the values."""
+    if form.bits == 4:
+        return torch.from_numpy(nibbles(rng, (POOL_BYTES,)))
+    if form.scale_bytes:
+        return torch.from_numpy(rng.integers(-127, 128, POOL_BYTES, dtype=np.int8).view(np.uint8))
+    dtype = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}[form.name]
+    values = rng.normal(0, PLAIN_DEVIATION, POOL_BYTES // dtype.itemsize).astype(np.float32)
+    return torch.from_numpy(values).to(dtype).view(torch.uint8)

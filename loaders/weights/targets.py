@@ -1,0 +1,118 @@
+"""Where each tensor of a checkpoint goes: name -> `Target`, from a family's names and allocated weights.
+
+A checkpoint tensor is seen as rows of its last dimension. A target says which run of its rows goes into which packed
+matrix, so that q, k and v meet in one matrix and a fused expert tensor is cut into experts without a copy of the whole.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ...kernels import FORMATS
+from ...kernels.packed import ExpertBank, Matrix, Mlp
+from ..families.family import TensorNames
+from ..spec import ModelSpec
+from .model_weights import LayerWeights, ModelWeights, TierBanks
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows [first, first + into.rows) of a checkpoint tensor, and the matrix that they fill."""
+
+    first: int
+    into: Matrix
+
+
+@dataclass(frozen=True)
+class Target:
+    """The shape that a checkpoint tensor must have, where its rows go, and which choice of format covers it."""
+
+    shape: tuple[int, ...]
+    pieces: tuple[Piece, ...]
+    group: str = ""  # the field of `Formats` that its format comes from; "": always float32, or bytes as they are
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+
+Named = Iterator[tuple[str, Target]]
+
+
+def targets(spec: ModelSpec, names: TensorNames, weights: ModelWeights) -> dict[str, Target]:
+    """The target of every tensor that a checkpoint of this spec must have."""
+    embed = _whole(weights.embed, "dense" if spec.tied_head else "embed")
+    found = {names.embed: embed, names.final_norm: _vector(weights.final_norm)}
+    if not spec.tied_head:
+        found[names.head] = _whole(weights.head, "dense")
+    for i, layer in enumerate(weights.layers):
+        prefix = names.layer.format(layer=i)
+        found.update({prefix + name: target for name, target in _layer(spec, names, layer)})
+    return found
+
+
+def _layer(spec: ModelSpec, names: TensorNames, layer: LayerWeights) -> Named:
+    yield names.attn_norm, _vector(layer.attn_norm)
+    yield names.mlp_norm, _vector(layer.mlp_norm)
+    yield from _attention(spec, names, layer)
+    if layer.router is not None and layer.experts is not None:
+        yield names.router, _whole(layer.router)
+        yield from _experts(names, layer.experts)
+        if layer.mlp is not None:
+            yield from _mlp(layer.mlp, names.shared_gate, names.shared_up, names.shared_down)
+        if layer.shared_gate is not None:
+            yield names.shared_expert_gate, _whole(layer.shared_gate)
+    elif layer.mlp is not None:
+        yield from _mlp(layer.mlp, names.mlp_gate, names.mlp_up, names.mlp_down)
+
+
+def _attention(spec: ModelSpec, names: TensorNames, layer: LayerWeights) -> Named:
+    att = spec.attention
+    start = 0
+    for name, rows in ((names.q, att.q_rows), (names.k, att.kv_rows), (names.v, att.kv_rows)):
+        yield name + ".weight", _whole(layer.qkv.slice_rows(start, start + rows), "dense")
+        if layer.qkv_bias is not None:
+            yield name + ".bias", _vector(layer.qkv_bias[start : start + rows])
+        start += rows
+    yield names.o + ".weight", _whole(layer.o, "dense")
+    for name, vector in ((names.o + ".bias", layer.o_bias), (names.q_norm, layer.q_norm), (names.k_norm, layer.k_norm)):
+        if vector is not None:
+            yield name, _vector(vector)
+
+
+def _experts(names: TensorNames, bank: ExpertBank | TierBanks) -> Named:
+    lay, count = bank.layout, bank.experts
+    gate, up, down = (partial(bank.matrix, part=part) for part in ("gate", "up", "down"))
+    if names.fused_gate_up is None:
+        for e in range(count):
+            for name, part in ((names.expert_gate, gate), (names.expert_up, up), (names.expert_down, down)):
+                assert name is not None
+                yield name.format(e=e), _whole(part(e), "experts")
+        return
+    pairs = [Piece((2 * e + i) * lay.width, part(e)) for e in range(count) for i, part in enumerate((gate, up))]
+    yield names.fused_gate_up, Target((count, 2 * lay.width, lay.hidden), tuple(pairs), "experts")
+    downs = [Piece(e * lay.hidden, down(e)) for e in range(count)]
+    yield names.expert_down, Target((count, lay.hidden, lay.width), tuple(downs), "experts")
+
+
+def _mlp(mlp: Mlp, gate: str, up: str, down: str) -> Named:
+    width = mlp.down.cols
+    yield gate, _whole(mlp.gate_up.slice_rows(0, width), "dense")
+    yield up, _whole(mlp.gate_up.slice_rows(width, 2 * width), "dense")
+    yield down, _whole(mlp.down, "dense")
+
+
+def _whole(matrix: Matrix, group: str = "") -> Target:
+    return Target((matrix.rows, matrix.cols), (Piece(0, matrix),), group)
+
+
+def _vector(vector: Tensor) -> Target:
+    """A float32 vector is a matrix of one row, so that it is filled like every other."""
+    row = Matrix(FORMATS["f32"], 1, vector.numel(), vector.view(1, -1).view(torch.uint8))
+    return Target((vector.numel(),), (Piece(0, row),))
