@@ -15,6 +15,7 @@ def measure(quick: bool = False) -> dict[str, Any]:
     """The profile, where it was saved or why not; {"problem": why} where nothing could be measured, {"skipped": why}
     without the extension."""
     try:
+        from headrace.engine.bandwidth_model import profile as profiles
         from headrace.engine.bench import calibrate
         from headrace.engine.devices import host
         from headrace.errors import HeadraceError
@@ -29,7 +30,7 @@ def measure(quick: bool = False) -> dict[str, Any]:
     finally:
         torch.set_num_threads(threads)  # as the other parts want it
     try:
-        host.save_profile(found)
+        profiles.save_profile(found)
     except OSError as error:
         return {**asdict(found), "problem": f"not saved: {error.strerror} ({error.filename})"}
     return asdict(found)

@@ -35,10 +35,10 @@ from passport import passport
 
 from headrace import SamplingParams
 from headrace.engine.bandwidth_model import machine_file
+from headrace.engine.bandwidth_model import profile as profiles
 from headrace.engine.bandwidth_model.profile import Profile
 from headrace.engine.bench import calibrate
 from headrace.engine.bench.random_model import RandomLLM
-from headrace.engine.devices import host
 from headrace.engine.ledger.ledger import Pass
 from headrace.engine.measure.other_load import CROWDED, Strangers
 from headrace.engine.measure.quiet_samples import Pace, Sample, alike, is_alike
@@ -289,7 +289,7 @@ def the_profile(path: Path) -> Profile:
     if not path.exists():
         path.write_text(json.dumps(asdict(measured_profile()), indent=2) + "\n")
     profile = Profile(**json.loads(path.read_text()))
-    if profile.key != host.hardware_key():
+    if profile.key != profiles.hardware_key():
         raise SystemExit(f"{path} is the profile of other hardware ({profile.cpu}): name another file")
     if profile.is_stale:
         raise SystemExit(f"{path} was measured with other kernels: name another file")

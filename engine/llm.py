@@ -28,9 +28,10 @@ from ..loaders.hub import locate
 from ..loaders.tokens.tokenizer import Tokenizer
 from ..loaders.weights.checkpoint import Checkpoint, LoadOptions, Progress, load_weights, open_directory
 from ..loaders.weights.model_weights import ModelWeights, TierBanks, Where
+from .bandwidth_model import profile as profiles
 from .bandwidth_model import tier_rates, tiered_pass
 from .bandwidth_model.cpu_pass import Predictor
-from .bandwidth_model.profile import STALE
+from .bandwidth_model.profile import STALE, Profile
 from .bandwidth_model.tier_rates import Rates
 from .bandwidth_model.tiered_pass import TierModel
 from .config import EngineConfig, SamplingParams
@@ -88,7 +89,7 @@ class LLM:
         self.spec = self.checkpoint.spec
         self.tokenizer = _load_tokenizer(self.checkpoint)
         self.kv_dtype = kv_budget.kv_dtype(self.config, self.checkpoint.formats)
-        rates = host.load_profile() if self.kernels == "cpu" else None
+        rates = profiles.load_profile() if self.kernels == "cpu" else None
         self.runtime, problem = self._find_runtime()
         graphs = signal_choice.may_capture(self.config, self.runtime)
         self.fit: Fit = fit(self.config, self.checkpoint, self.kv_dtype, self.devices, rates, graphs)
@@ -98,7 +99,7 @@ class LLM:
         self.ledger = Ledger()
         self.clock = Clock(streams.of(self.home)[0] if len(self.devices) > 1 else None)
         self.tell: Callable[[str], None] = log.warning
-        self.machine: host.Profile | None = None
+        self.machine: Profile | None = None
         self.doubt: str | None = None
         self.tier_model: TierModel | None = None
         self.unpredicted = ""  # why there is no prediction, or none of prompts
@@ -275,7 +276,7 @@ class LLM:
             moves = moves.without_guesses("experts in RAM are not all pinned, and a copy holds up other work")
             self.fit = replace(self.fit, moves=moves)
 
-    def use_profile(self, profile: host.Profile | None) -> None:
+    def use_profile(self, profile: Profile | None) -> None:
         """Takes the bandwidths that passes are held against from now on; None: no prediction. The caller knows what
         they are worth. Beside a GPU those of its memory and links come from the same profile, or are nominal."""
         self.doubt = None

@@ -25,8 +25,8 @@ from refusals import edit_json
 from transformers import PreTrainedModel
 
 from headrace import cli
-from headrace.engine.devices import host
-from headrace.engine.devices.host import Profile
+from headrace.engine.bandwidth_model import profile as profiles
+from headrace.engine.bandwidth_model.profile import Profile
 from headrace.engine.measure import tile_thresholds
 from headrace.kernels import FORMATS, cpu
 from headrace.kernels.isa import kernels_digest
@@ -113,13 +113,13 @@ def profile(cache_home: Path) -> Iterator[Profile]:
     threads = cpu.threads()
     rates = dict.fromkeys(FORMATS, 1e10)
     made = Profile(
-        key=host.hardware_key(), cpu="test", isa=cpu.isa(), threads=threads, memory_bytes=1, date="2000-01-01",
+        key=profiles.hardware_key(), cpu="test", isa=cpu.isa(), threads=threads, memory_bytes=1, date="2000-01-01",
         stream=1e10, linear=rates, experts=rates, attention={"1": 1e10, "8": 1e10, "512": 1e10},
         batch={"4": rates, "16": rates}, crowd={"2": rates, "16": rates}, kernels=kernels_digest(),
     )  # fmt: skip
     for count in {1, threads, os.cpu_count() or 1}:
         cpu.set_threads(count)
-        host.save_profile(dataclasses.replace(made, key=host.hardware_key(), threads=count))
+        profiles.save_profile(dataclasses.replace(made, key=profiles.hardware_key(), threads=count))
     cpu.set_threads(threads)
     yield made
     cpu.set_threads(threads)

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
+from headrace.engine.bandwidth_model import profile as profiles
+from headrace.engine.bandwidth_model.profile import Profile
 from headrace.engine.bench import overhead
-from headrace.engine.devices import host
-from headrace.engine.devices.host import Profile
 from headrace.engine.measure import kernel_rates, link_rates, other_load
 from headrace.kernels import FORMATS
 
@@ -210,7 +210,7 @@ def test_measure(run: Run, cache_home: Path, monkeypatch: pytest.MonkeyPatch) ->
     status, out, _ = run("measure", "--rounds", 1, "--json")
     found = json.loads(out)
     assert status == 0
-    assert found == asdict(host.load_profile() or Profile(**found))
+    assert found == asdict(profiles.load_profile() or Profile(**found))
     assert set(found["experts"]) == set(found["linear"]) == set(FORMATS)
     assert all(rate > 0 for name in ("experts", "linear", "attention") for rate in found[name].values())
     assert len(found["attention"]) == 3

@@ -11,9 +11,9 @@ import pytest
 
 from headrace import LLM, OptionError, SamplingParams
 from headrace.engine.bandwidth_model import machine_file
+from headrace.engine.bandwidth_model import profile as profiles
 from headrace.engine.bandwidth_model.profile import STALE, Profile, load_profile, profile_path, save_profile
 from headrace.engine.bench import calibrate
-from headrace.engine.devices import host
 from headrace.engine.measure import other_load
 from headrace.engine.terminal import doctor_command, generate
 from headrace.kernels import isa
@@ -56,12 +56,12 @@ def saved_date() -> str | None:
 
 
 def forget() -> None:
-    profile_path(host.hardware_key()).unlink()
+    profile_path(profiles.hardware_key()).unlink()
 
 
 def test_what_was_saved_before_still_loads(profile: Profile) -> None:
     """Without what newer versions keep; of kernels that nobody knows."""
-    path = profile_path(host.hardware_key())
+    path = profile_path(profiles.hardware_key())
     values = json.loads(path.read_text())
     for name in ("together", "kernels"):
         del values[name]

@@ -16,7 +16,7 @@ import torch
 from placements import PLACEMENTS, break_a_pass, force, placed, recorded
 
 from headrace import LLM, MemoryNeeded, OptionError, SamplingParams
-from headrace.engine.devices.host import Profile
+from headrace.engine.bandwidth_model.profile import Profile
 from headrace.engine.experts.tiered import TieredExperts
 from headrace.engine.experts.traffic import PassShape, placed_bytes
 from headrace.engine.model.kv_cache import pages_for

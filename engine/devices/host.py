@@ -10,22 +10,6 @@ from types import ModuleType
 from torch import Tensor
 
 from ...loaders.weights.model_weights import ModelWeights
-from ..bandwidth_model.profile import Profile, cpu_name, hardware_key, load_profile, profile_path, save_profile
-
-__all__ = [
-    "HUGE_FROM",
-    "Profile",
-    "advise_huge",
-    "cpu_kernels",
-    "cpu_name",
-    "default_threads",
-    "hardware_key",
-    "load_profile",
-    "profile_path",
-    "save_profile",
-    "set_threads",
-    "spread_over_nodes",
-]
 
 HUGE_FROM = 8 << 20  # smaller tensors are not worth a huge page
 

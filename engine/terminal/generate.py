@@ -15,10 +15,10 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TransferSpeedColumn
 
 from ...errors import ContextOverflow, HeadraceError
-from ..bandwidth_model.profile import STALE
+from ..bandwidth_model import profile as profiles
+from ..bandwidth_model.profile import STALE, Profile
 from ..bench import calibrate
 from ..config import SamplingParams
-from ..devices import host
 from ..generation.outputs import Completion
 from ..llm import LLM, Prompt
 from ..measure import other_load
@@ -67,7 +67,7 @@ def ensure_profile(llm: LLM, even_if_busy: bool = False) -> None:
     llm.use_profile(profile)
 
 
-def current(known: host.Profile | None, even_if_busy: bool = False) -> host.Profile | None:
+def current(known: Profile | None, even_if_busy: bool = False) -> Profile | None:
     """The profile of this machine: the known one if it is of these kernels, else measured now; `known` where others
     compute now, unless `even_if_busy`. It is kept only if they left it alone. Raises MemoryNeeded."""
     if known is not None and not known.is_stale:
@@ -98,10 +98,10 @@ def watch(llm: LLM) -> None:
     llm.tell = lambda text: notes.print(f"\n{text}", style="dim", soft_wrap=True)
 
 
-def save_profile(profile: host.Profile, remark: str = "") -> None:
+def save_profile(profile: Profile, remark: str = "") -> None:
     """Saves a profile for later runs and says where; a cache that cannot be written is no reason to stop."""
     try:
-        say(f"saved in {host.save_profile(profile)}{remark}")
+        say(f"saved in {profiles.save_profile(profile)}{remark}")
     except OSError as error:
         say(f"not saved: {error.strerror} ({error.filename}); set XDG_CACHE_HOME to a directory that can be written")
 

@@ -15,8 +15,9 @@ from rich.table import Table
 from ...kernels.packed import FORMAT_OF_DTYPE
 from ...loaders.weights.model_weights import TierBanks
 from ..bandwidth_model import contention
+from ..bandwidth_model.profile import Profile
 from ..devices.device import Device
-from ..devices.host import HUGE_FROM, Profile, cpu_kernels
+from ..devices.host import HUGE_FROM, cpu_kernels
 from ..generation.outputs import Completion
 from ..ledger.ledger import CHANNELS, Pass, Summary, summarise
 from ..ledger.pass_bytes import GROUPS, layer_dense_bytes
