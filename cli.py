@@ -197,7 +197,7 @@ def convert(
         offline=offline, cache_dir=cache_dir, ignore_config_keys=ignore_config_keys,
     )  # fmt: skip
     llm = _load(model, False, options)
-    converted.save(llm.checkpoint.directory, directory, llm.weights, llm.checkpoint.formats)
+    converted.save(llm.parts.checkpoint.directory, directory, llm.parts.weights, llm.parts.checkpoint.formats)
     generate.say(f"wrote {directory}; use it as: headrace generate {directory} ...")
 
 

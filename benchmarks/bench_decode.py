@@ -23,7 +23,7 @@ import torch
 from passport import passport
 
 from headrace import LLM, SamplingParams
-from headrace.engine.ledger.ledger import summarise
+from headrace.engine.ledger.summary import summarise
 from headrace.kernels import cpu
 
 DATA = Path(__file__).parent.parent / "bench-data"
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     )
     load_s = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(f"loaded {llm.weights.nbytes / 1e9:.2f} GB in {load_s:.1f} s, peak memory {peak / 1e9:.2f} GB")
+    print(f"loaded {llm.parts.weights.nbytes / 1e9:.2f} GB in {load_s:.1f} s, peak memory {peak / 1e9:.2f} GB")
     buffer = torch.ones(BUFFER, dtype=torch.uint8)
     cpu.advise_huge(buffer)
     rounds = []
@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "format": args.format,
         "load_s": round(load_s, 2),
         "peak_memory_gb": round(peak / 1e9, 2),
-        "weights_gb": round(llm.weights.nbytes / 1e9, 3),
+        "weights_gb": round(llm.parts.weights.nbytes / 1e9, 3),
         "bytes_per_token": rounds[-1].bytes_per_token,
         "decode_tok_s": round(1e3 / statistics.median(r.ms_per_token for r in rounds), 2),
         "share_of_read_bandwidth": round(statistics.median(r.share for r in rounds), 3),

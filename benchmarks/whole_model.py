@@ -20,7 +20,7 @@ import random_checkpoint
 from interleave import Rates, Sides, take_turns
 
 from headrace import LLM, SamplingParams
-from headrace.engine.ledger.ledger import CPU_DRAM
+from headrace.engine.ledger.passes import CPU_DRAM
 from headrace.kernels import cpu
 from headrace.loaders.weights.converted import is_converted
 
@@ -107,10 +107,10 @@ def batch_rate(llm: LLM, size: int) -> Callable[[int], float]:
     """Tokens a second of all sequences together while all of them decode."""
 
     def rate(turn: int) -> float:
-        done = len(llm.ledger.passes)
         prompts = [prompt(SHORT, (turn, size, i)) for i in range(size)]
-        llm.generate(prompts, SamplingParams(max_new_tokens=NEW + 1, ignore_eos=True))
-        steps = [p for p in llm.ledger.passes[done:] if p.phase == "decode" and p.tokens == size]
+        with llm.ledger.recording() as passes:
+            llm.generate(prompts, SamplingParams(max_new_tokens=NEW + 1, ignore_eos=True))
+        steps = [p for p in passes if p.phase == "decode" and p.tokens == size]
         return size / statistics.median(p.measured_s for p in steps)
 
     return rate
@@ -165,11 +165,11 @@ def _prefill(sides: dict[str, TokenTimes], rounds: int) -> Rates:
 def _facts(llm: LLM, layers: int) -> dict[str, Any]:
     config = config_of(layers)
     theirs = {f"llama_cpp_{r.lower()}": gguf_model.bytes_per_token(config, r) for r in gguf_model.RECIPES}
-    return {"bytes_per_token": {OURS: packed_model.bytes_per_token(llm.spec, llm.checkpoint.formats), **theirs}}
+    return {"bytes_per_token": {OURS: packed_model.bytes_per_token(llm.spec, llm.parts.checkpoint.formats), **theirs}}
 
 
 def _distinct_experts(llm: LLM) -> float:
     """Of the last prefill: how many experts of a layer its tokens went to, the mean over layers."""
-    bank = next(layer.experts for layer in llm.weights.layers if layer.experts is not None)
+    bank = next(layer.experts for layer in llm.parts.weights.layers if layer.experts is not None)
     last = next(p for p in reversed(llm.ledger.passes) if p.phase == "prefill")
     return round(last.bytes[CPU_DRAM]["experts"] / bank.layout.bytes / llm.spec.layers, 1)

@@ -25,8 +25,8 @@ import torch
 from ...kernels import ExpertLayout
 from ...loaders.spec import ModelSpec
 from ...loaders.weights.model_weights import Formats, allocate
-from ..ledger.ledger import D2D, D2H, H2D, Bytes
 from ..ledger.pass_bytes import EXPERTS, INPUTS, ROUTING, SAMPLES, UNCHOSEN, bytes_per_token, common_bytes, dense_sizes
+from ..ledger.passes import D2D, D2H, H2D, Bytes
 from ..placement.placement import Placement, Tier
 from .offload_plan import NONE, Moves, next_in_ram
 

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from ...errors import OptionError
 from ..bench import bench
-from ..bench.random_model import RandomLLM
+from ..bench.random_weights import random_llm
 from ..llm import LLM
 from . import bench_report, generate, generate_report
 
@@ -34,7 +34,7 @@ def load(model: str, options: dict[str, Any], is_random: bool, layers: int | Non
         raise OptionError("--layers cuts a model of random weights: add --random-weights")
     with generate.load_progress() as progress:
         more = {"progress": progress, **options}
-        llm = RandomLLM(model, layers=layers, **more) if is_random else LLM(model, **more)
+        llm = random_llm(model, layers=layers, **more) if is_random else LLM(model, **more)
     generate.notes.print(generate_report.startup_table(llm))
     return llm
 
@@ -51,7 +51,7 @@ def run(
         gc.collect()  # the memory of the last one goes before the next one is loaded
         llm = load_as(placement)
         generate.ensure_profile(llm)
-        llm.tell = lambda text: None  # the table shows it
+        llm.predictions.tell = lambda text: None  # the table shows it
         rows += bench.run(llm, tests, placement, lambda text: generate.say(text, "dim"))
     assert llm is not None, "no placement"
     found = bench_report.as_json(llm, model, rows)
@@ -65,7 +65,7 @@ def run(
         out.print(tiers)
     for line in bench_report.remarks(llm):
         generate.say(line, "dim")
-    if len(llm.devices) > 1:
+    if len(llm.parts.devices) > 1:
         generate.say(str(generate_report.remark(llm)), "dim")
     if old is None:
         return 0

@@ -11,7 +11,7 @@ from ...errors import OptionError
 from ..bandwidth_model.profile import Profile, load_profile
 from ..bench import doctor
 from ..devices import host
-from ..llm import IN_CACHES, LLM
+from ..llm import LLM
 from . import doctor_table, generate
 
 
@@ -20,7 +20,7 @@ def run(load: Callable[[], LLM] | None) -> int:
     llm = load() if load is not None else None
     profile = _profile(llm)
     step = None if llm is None else doctor.short_run(llm)
-    in_caches = llm is not None and llm.weights.nbytes < IN_CACHES
+    in_caches = llm is not None and llm.predictions.in_caches
     losses = doctor.diagnose(doctor.findings(profile), step, in_caches)
     out = Console(highlight=False, markup=False, emoji=False)
     for line in doctor_table.headlines(step, losses, profile, torch.cuda.is_available()):
@@ -37,11 +37,11 @@ def run(load: Callable[[], LLM] | None) -> int:
 def _profile(llm: LLM | None) -> Profile:
     """The saved profile; measured now, whoever computes beside, if there is none of these kernels."""
     if llm is not None:
-        llm.tell = lambda text: None  # the diagnosis says it
+        llm.predictions.tell = lambda text: None  # the diagnosis says it
         generate.ensure_profile(llm, even_if_busy=True)
-        if llm.machine is None:
+        if llm.predictions.profile is None:
             raise OptionError("this machine could not be measured, and without that there is no diagnosis")
-        return llm.machine
+        return llm.predictions.profile
     host.set_threads(None)
     found = generate.current(load_profile(), even_if_busy=True)
     assert found is not None, "not measured, and nobody was in the way"
