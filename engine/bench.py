@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import OptionError
 from ..loaders.weights import allocate
+from .bench_grid import Grid
 from .config import SamplingParams
 from .ledger import CPU_DRAM, Bytes, Pass, summarise
 from .llm import LLM
@@ -27,39 +27,6 @@ from .random_model import RandomLLM
 from .residual import TierTimes, tier_times
 
 Once = Callable[[int], list[Pass]]  # runs a round, by its number, and gives its passes
-
-
-@dataclass(frozen=True, kw_only=True)
-class Grid:
-    """What is run: prompts of `prompt` tokens, and for each batch and depth `new` tokens a sequence; 0 leaves out."""
-
-    prompt: tuple[int, ...] = (512,)
-    new: tuple[int, ...] = (128,)
-    batch: tuple[int, ...] = (1,)
-    depth: tuple[int, ...] = (0,)
-    rounds: int = 5
-    placements: tuple[str, ...] = ("cpu",)
-
-    def __post_init__(self) -> None:
-        for name, least in (("prompt", 0), ("new", 0), ("batch", 1), ("depth", 0)):
-            for value in getattr(self, name):
-                if value < least:
-                    raise OptionError(f"--{name} is {value}: give whole numbers of at least {least}")
-        if self.rounds < 1:
-            raise OptionError(f"--rounds is {self.rounds}: give at least 1")
-        for name in self.placements:
-            parse(name)
-        if not any(self.prompt) and not any(self.new):
-            raise OptionError("nothing to run: give --prompt or --new above 0")
-
-    @property
-    def context(self) -> int:
-        """Tokens that the longest sequence comes to."""
-        return max(*self.prompt, *(max(d, 1) + n for d in self.depth for n in self.new))
-
-    @property
-    def sequences(self) -> int:
-        return max(self.batch)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,18 +12,11 @@ from rich.console import Console
 
 from ..errors import OptionError
 from . import bench, bench_report, console, report
+from .bench_grid import Grid
 from .llm import LLM
 from .random_model import RandomLLM
 
 WIDE = 120  # columns of a file or a pipe, which have no width of their own
-
-
-def numbers(option: str, text: str) -> tuple[int, ...]:
-    """Whole numbers separated by commas; raises OptionError for anything else."""
-    try:
-        return tuple(int(word) for word in text.split(","))
-    except ValueError:
-        raise OptionError(f"{option} is {text!r}: give whole numbers separated by commas, as in 1,4,16") from None
 
 
 def load(model: str, options: dict[str, Any], is_random: bool, layers: int | None, placement: str | None = None) -> LLM:
@@ -39,7 +32,7 @@ def load(model: str, options: dict[str, Any], is_random: bool, layers: int | Non
 
 
 def run(
-    load_as: Callable[[str], LLM], model: str, tests: bench.Grid, *, save_to: Path | None, old: dict[str, Any] | None
+    load_as: Callable[[str], LLM], model: str, tests: Grid, *, save_to: Path | None, old: dict[str, Any] | None
 ) -> int:
     """Runs the tests on the model as each placement loads it, one at a time, and shows them; returns the exit status, 1
     if a test became slower than in `old`."""

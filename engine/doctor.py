@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from rich.table import Table
 
 from . import checks, together
-from .bench import Grid, run
+from .bench import run
+from .bench_grid import Grid
 from .checks import Finding
 from .facts import gather
 from .ledger import CPU_DRAM, summarise

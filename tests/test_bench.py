@@ -11,7 +11,7 @@ import pytest
 import torch
 from headrace import ConfigError, MemoryNeeded, OptionError, SamplingParams
 from headrace.engine import bench, bench_report, overhead
-from headrace.engine.bench import Grid
+from headrace.engine.bench_grid import Grid
 from headrace.engine.planner import predict_seconds
 from headrace.engine.profile import Profile
 from headrace.engine.random_model import RandomLLM

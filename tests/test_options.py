@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import pytest
 import typer
 from headrace import EngineConfig, SamplingParams, cli
 from headrace.engine import bench_console, console, doctor_console, llm
+from headrace.engine.terminal.options import takes
 
 # (exit status, standard output, standard error) of a command
 Run = Callable[..., tuple[int, str, str]]
@@ -94,6 +97,44 @@ def test_no_option_is_hidden_and_each_is_explained(command: str) -> None:
         assert not one.hidden
         assert one.help
         assert one.secondary_opts == [], "a flag has no --no- twin"
+
+
+# ---- help
+
+
+def panels(text: str) -> dict[str, list[str]]:
+    """By panel of a help text the long names of its options."""
+    found: dict[str, list[str]] = {}
+    for line in text.splitlines():
+        if line.startswith("╭─ "):
+            found[line.split()[1]] = names = []
+        elif line.startswith("│ --"):
+            names.append(line.split()[1])
+    return found
+
+
+@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_says_every_option_in_full(command: str, width: int, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    status, out, _ = run(command, "--help")
+    assert status == 0
+    assert "…" not in out
+    shown = panels(out)
+    expected = {"--help", *(names.split()[0] for names in COMMANDS[command])}
+    assert {name for panel in shown.values() for name in panel} == expected
+    assert len(shown["Options"]) <= 12, "a newcomer reads these"
+    assert all(len(names) > 1 for title, names in shown.items() if title not in ("Arguments", "Options"))
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    code = "import sys; from headrace import cli; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_field_that_is_no_option_is_found_before_any_command_runs() -> None:
+    with pytest.raises(AssertionError, match="EngineConfig has no option thread"):
+        takes(EngineConfig, "config", leave_out=["thread"])
 
 
 # ---- what is said arrives

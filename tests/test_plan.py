@@ -18,7 +18,8 @@ from headrace.engine.planner import pass_bytes, predict_seconds
 from headrace.engine.planning import hardware, machine_file, placement, storage, trace
 from headrace.engine.planning.article import distinct_experts
 from headrace.engine.planning.hardware import Device, Hardware, exactly
-from headrace.engine.planning.plan import Options, Plan, make, refuse_if_too_large
+from headrace.engine.planning.options import Options
+from headrace.engine.planning.plan import Plan, make, refuse_if_too_large
 from headrace.engine.planning.report import as_json, n_cpu_moe
 from headrace.engine.planning.speed import Model, Workload, cache_read, cache_traffic, cache_written
 from headrace.engine.profile import Profile, load_profile, save_profile

@@ -14,6 +14,7 @@ import torch
 from headrace import LLM, SamplingParams
 from headrace.engine import bench, bench_report, gpu_rates, posting
 from headrace.engine import link_rate as link_rates
+from headrace.engine.bench_grid import Grid
 from headrace.engine.devices import Device
 from headrace.engine.facts import PciLink
 from headrace.engine.gpu_rates import Rates, Unknown
@@ -355,7 +356,7 @@ def test_rows_of_a_bench_have_times_and_prediction(profile: Profile) -> None:
     """One more round with the clock on; it counts for no rate."""
     with LLM("demo", device="simulated", max_context=64, cpu_moe=True, max_sequences=2) as llm:
         llm.use_rates(rates(profile, 1e15))
-        grid = bench.Grid(prompt=(8,), new=(4,), batch=(1, 2), rounds=2)
+        grid = Grid(prompt=(8,), new=(4,), batch=(1, 2), rounds=2)
         rows = list(bench.run(llm, grid, "cpu-moe"))
         steps = [p for p in llm.ledger.passes if p.phase == "decode"]
         assert sum(p.times is not None and p.times.overlap_s is not None for p in steps) == 2 * 4

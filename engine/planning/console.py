@@ -11,7 +11,8 @@ from rich.console import Console
 
 from ...loaders import model_source
 from . import article_tables, machine_file, report
-from .plan import Options, make, refuse_if_too_large
+from .options import Options
+from .plan import make, refuse_if_too_large
 
 
 def _console() -> Console:
