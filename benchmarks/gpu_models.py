@@ -76,11 +76,10 @@ def setups(handoff: str = "memop", small_card: float = SMALL_CARD) -> list[Setup
 def run(setup: Setup, tests: Tests, device: str, model: str, layers: int | None, into: Path) -> None:
     """Loads one setup and appends a line of JSON to `into` for the load and for every test."""
     from headrace.engine.bench import bench
+    from headrace.engine.bench.grid import Grid
     from headrace.engine.bench.random_weights import random_llm
 
-    grid = bench.Grid(
-        prompt=tests.prompts, new=(tests.new,), batch=tests.batches, depth=(tests.depth,), rounds=tests.rounds
-    )
+    grid = Grid(prompt=tests.prompts, new=(tests.new,), batch=tests.batches, depth=(tests.depth,), rounds=tests.rounds)
     placement, start = setup.placement, time.perf_counter()
     if placement == "half":
         placement = f"n-cpu-moe={_layers(model, layers) // 2}"

@@ -22,8 +22,8 @@ PUBLIC = {
 
 # Rooms from the bottom up: each may import those before it in its line, never one behind.
 ROOMS = {
-    "engine": "units placement config devices ledger bandwidth_model experts planning model cuda_graphs generation memory "
-    "measure core llm bench terminal",
+    "engine": "units placement option config devices ledger bandwidth_model experts planning model cuda_graphs generation "
+    "memory measure core llm bench terminal",
     "loaders": "files memory spec families architecture hub model_source weights tokens",
     "kernels": "_cpu formats isa packed decoder_layer __init__ reference cpu gpu cases",
 }

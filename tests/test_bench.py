@@ -14,7 +14,7 @@ from headrace import ConfigError, MemoryNeeded, OptionError, SamplingParams
 from headrace.engine.bandwidth_model.cpu_pass import predict_seconds
 from headrace.engine.bandwidth_model.profile import Profile
 from headrace.engine.bench import bench, overhead, random_weights
-from headrace.engine.bench.bench import Grid
+from headrace.engine.bench.grid import Grid
 from headrace.engine.llm import LLM
 from headrace.engine.terminal import bench_report
 from headrace.kernels import reference

@@ -14,8 +14,6 @@ import pytest
 import tiny
 import tiny_tokenizer
 
-from headrace.engine.terminal import generate
-
 # (exit status, standard output, standard error) of a command
 Run = Callable[..., tuple[int, str, str]]
 QUESTION = "How much water does a mill wheel of this size need in a day?"
@@ -107,7 +105,7 @@ def test_ctrl_c_between_commands_leaves_quietly(run: Run, talker: Path, monkeypa
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(generate, "ensure_profile", stop)
+    monkeypatch.setattr(generate_command, "ensure_profile", stop)
     status, out, err = run("generate", talker, "Hello")
     assert (status, out) == (130, "")
     assert "Traceback" not in err

@@ -19,6 +19,7 @@ from headrace.engine.bandwidth_model import link_rate as link_rates
 from headrace.engine.bandwidth_model.profile import Profile
 from headrace.engine.bandwidth_model.tier_rates import Rates, Unknown
 from headrace.engine.bench import bench
+from headrace.engine.bench.grid import Grid
 from headrace.engine.cuda_graphs import signals
 from headrace.engine.cuda_graphs.signals import VARIANTS, Trial
 from headrace.engine.devices.device import Device
@@ -359,7 +360,7 @@ def test_rows_of_a_bench_have_times_and_prediction(profile: Profile) -> None:
     """One more round with the clock on; it counts for no rate."""
     with LLM("demo", device="simulated", max_context=64, cpu_moe=True, max_sequences=2) as llm:
         llm.predictions.use_rates(rates(profile, 1e15))
-        grid = bench.Grid(prompt=(8,), new=(4,), batch=(1, 2), rounds=2)
+        grid = Grid(prompt=(8,), new=(4,), batch=(1, 2), rounds=2)
         rows = list(bench.run(llm, grid, "cpu-moe"))
         steps = [p for p in llm.ledger.passes if p.phase == "decode"]
         assert sum(p.times is not None and p.times.overlap_s is not None for p in steps) == 2 * 4

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ...errors import OptionError
 from ...loaders.weights.model_weights import allocate
 from ..bandwidth_model.cpu_pass import Predictor
 from ..config import SamplingParams
@@ -26,42 +25,10 @@ from ..ledger.residual import TierTimes, tier_times
 from ..ledger.summary import summarise
 from ..llm import LLM
 from ..placement.placement import parse
+from .grid import Grid
 from .random_weights import is_cut, whole_spec
 
 Once = Callable[[int], list[Pass]]  # runs a round, by its number, and gives its passes
-
-
-@dataclass(frozen=True, kw_only=True)
-class Grid:
-    """What is run: prompts of `prompt` tokens, and for each batch and depth `new` tokens a sequence; 0 leaves out."""
-
-    prompt: tuple[int, ...] = (512,)
-    new: tuple[int, ...] = (128,)
-    batch: tuple[int, ...] = (1,)
-    depth: tuple[int, ...] = (0,)
-    rounds: int = 5
-    placements: tuple[str, ...] = ("cpu",)
-
-    def __post_init__(self) -> None:
-        for name, least in (("prompt", 0), ("new", 0), ("batch", 1), ("depth", 0)):
-            for value in getattr(self, name):
-                if value < least:
-                    raise OptionError(f"--{name} is {value}: give whole numbers of at least {least}")
-        if self.rounds < 1:
-            raise OptionError(f"--rounds is {self.rounds}: give at least 1")
-        for name in self.placements:
-            parse(name)
-        if not any(self.prompt) and not any(self.new):
-            raise OptionError("nothing to run: give --prompt or --new above 0")
-
-    @property
-    def context(self) -> int:
-        """Tokens that the longest sequence comes to."""
-        return max(*self.prompt, *(max(d, 1) + n for d in self.depth for n in self.new))
-
-    @property
-    def sequences(self) -> int:
-        return max(self.batch)
 
 
 @dataclass(frozen=True, kw_only=True)

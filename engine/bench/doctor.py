@@ -16,8 +16,9 @@ from ..ledger.passes import CPU_DRAM
 from ..ledger.summary import summarise
 from ..llm import LLM
 from . import checks
-from .bench import Grid, run
+from .bench import run
 from .checks import Finding
+from .grid import Grid
 from .system_facts import gather
 
 TOKENS, ROUNDS = 32, 3

@@ -12,7 +12,7 @@ from ..bandwidth_model.profile import Profile, load_profile
 from ..bench import doctor
 from ..devices import host
 from ..llm import LLM
-from . import doctor_table, generate
+from . import doctor_table, generate_command
 
 
 def run(load: Callable[[], LLM] | None) -> int:
@@ -26,7 +26,7 @@ def run(load: Callable[[], LLM] | None) -> int:
     for line in doctor_table.headlines(step, losses, profile, torch.cuda.is_available()):
         out.print(line, soft_wrap=True)
     if in_caches:
-        generate.say(
+        generate_command.say(
             "this model fits into the CPU's caches: memory does not bound it, so its time is not divided", "dim"
         )
     if losses:
@@ -38,11 +38,11 @@ def _profile(llm: LLM | None) -> Profile:
     """The saved profile; measured now, whoever computes beside, if there is none of these kernels."""
     if llm is not None:
         llm.predictions.tell = lambda text: None  # the diagnosis says it
-        generate.ensure_profile(llm, even_if_busy=True)
+        generate_command.ensure_profile(llm, even_if_busy=True)
         if llm.predictions.profile is None:
             raise OptionError("this machine could not be measured, and without that there is no diagnosis")
         return llm.predictions.profile
     host.set_threads(None)
-    found = generate.current(load_profile(), even_if_busy=True)
+    found = generate_command.current(load_profile(), even_if_busy=True)
     assert found is not None, "not measured, and nobody was in the way"
     return found
