@@ -15,7 +15,7 @@ from headrace.engine.bandwidth_model import profile as profiles
 from headrace.engine.bandwidth_model.profile import STALE, Profile, load_profile, profile_path, save_profile
 from headrace.engine.bench import calibrate
 from headrace.engine.measure import other_load
-from headrace.engine.terminal import doctor_command
+from headrace.engine.terminal import doctor_command, generate_command
 from headrace.kernels import isa
 
 Run = Callable[..., tuple[int, str, str]]

@@ -14,6 +14,8 @@ import pytest
 import tiny
 import tiny_tokenizer
 
+from headrace.engine.terminal import generate_command
+
 # (exit status, standard output, standard error) of a command
 Run = Callable[..., tuple[int, str, str]]
 QUESTION = "How much water does a mill wheel of this size need in a day?"
