@@ -368,8 +368,6 @@ def test_the_check_leaves_no_trace(hand: float, graph: float, gpu: StandIn, pace
         assert llm.loop.pages.available == len(llm.loop.pages.free) == llm.parts.room.pages
         assert not llm.loop.pages.page_of
         assert not llm.ledger.passes
-        assert llm.ledger.current is llm.ledger.later is None
-        assert not experts.booked
         assert experts.offload == llm.parts.fit.offload
         results = [one.generate(PROMPTS, GREEDY) for one in (llm, plain)]
         assert [r.token_ids for r in results[0]] == [r.token_ids for r in results[1]]
