@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Any of these will do, unless CXX says which (make itself sets CXX to g++ by default).
 COMPILERS := $(if $(filter default,$(origin CXX)),c++ g++ clang++,$(firstword $(CXX)))
-SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard kernels/cpu/*)
+SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard kernels/cpu/*/*)
 
 .PHONY: demo test check bench format clean
 .DELETE_ON_ERROR:

@@ -151,12 +151,12 @@ def measure(
 ) -> None:
     """Measure how fast this machine's kernels read memory and what a step costs besides; saved for predictions."""
     from .engine.bench import calibrate
-    from .engine.devices import host
     from .engine.measure import other_load, tile_thresholds
     from .engine.terminal import generate_command, generate_report
+    from .kernels.context import THREADS, Context
 
-    host.set_threads(config["threads"])
-    profile = calibrate.measure(rounds, quick)
+    context = Context(threads=config["threads"] or THREADS)
+    profile = calibrate.measure(context, rounds, quick)
     if as_json:
         print(json.dumps(asdict(profile)))
     else:
@@ -169,7 +169,7 @@ def measure(
             "when nothing else runs"
         )
     generate_command.save_profile(profile)
-    if found := tile_thresholds.refresh():
+    if found := tile_thresholds.refresh(context):
         least = ", ".join(f"{count} ({name})" for name, count in found.items())
         generate_command.say(f"matrix tiles take over from so many tokens on: {least}")
 

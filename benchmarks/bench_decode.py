@@ -45,17 +45,17 @@ class Round:
         return self.gb_s / self.stream_gb_s
 
 
-def read_bandwidth(buffer: torch.Tensor) -> float:
+def read_bandwidth(llm: LLM, buffer: torch.Tensor) -> float:
     """Plain read of the buffer by all threads, GB/s."""
-    return float(buffer.numel() / cpu.stream_read(buffer) / 1e9)
+    return float(buffer.numel() / cpu.stream_read(llm.parts.context, buffer) / 1e9)
 
 
 def one_round(llm: LLM, buffer: torch.Tensor, tokens: int, seed: int) -> Round:
     """Reads before and after decoding, since the machine's speed drifts."""
-    before = read_bandwidth(buffer)
+    before = read_bandwidth(llm, buffer)
     params = SamplingParams(max_new_tokens=tokens + 1, ignore_eos=True)
     result = llm.generate([[seed, *PROMPT]], params)[0]
-    after = read_bandwidth(buffer)
+    after = read_bandwidth(llm, buffer)
     steps = [p for p in result.ledger if p.phase == "decode"]
     seconds = statistics.median(p.measured_s for p in steps)
     size = summarise(steps, "decode").bytes_per_token()["cpu_dram"]["total"]
@@ -101,7 +101,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "decode_tok_s": round(1e3 / statistics.median(r.ms_per_token for r in rounds), 2),
         "share_of_read_bandwidth": round(statistics.median(r.share for r in rounds), 3),
         "rounds": [asdict(r) for r in rounds],
-        "passport": passport(),
+        "passport": passport(llm.parts.context),
     }
 
 

@@ -28,6 +28,7 @@ from torch import Generator, Tensor
 from headrace.kernels import _cpu, cpu
 from headrace.kernels.cases.all import CASES
 from headrace.kernels.cases.case import Case, SlabSource
+from headrace.kernels.context import ISA, THREADS, Context
 from headrace.kernels.cpu.mailbox import round_trip_us
 
 READ_BYTES = 96_000_000
@@ -38,7 +39,8 @@ FILL = 0x3C  # as f16, bf16 or f32 a harmless number
 class Bench:
     """The slab, its random places, and what a plain read gives right now."""
 
-    def __init__(self, slab_bytes: int) -> None:
+    def __init__(self, context: Context, slab_bytes: int) -> None:
+        self.ops = cpu.CpuOps(context)
         self.slab = torch.empty(slab_bytes, dtype=torch.uint8)
         self.huge = cpu.advise_huge(self.slab)
         self.slab.fill_(FILL)
@@ -48,7 +50,7 @@ class Bench:
     def read_rate(self) -> float:
         """Bytes per second of a plain read of a random part of the slab."""
         place = int(torch.randint((self.slab.numel() - READ_BYTES) // 4096, (1,), generator=self.generator)) * 4096
-        return READ_BYTES / cpu.stream_read(self.slab[place : place + READ_BYTES])
+        return READ_BYTES / cpu.stream_read(self.ops.context, self.slab[place : place + READ_BYTES])
 
     def time_case(self, case: Case, seconds: float) -> dict[str, Any]:
         micros, rates, shares = [], [], []
@@ -59,7 +61,7 @@ class Bench:
                 inputs = {**case.inputs(self.source, seed), "in_place": True}
             read_bytes = bytes_read(case, inputs)
             before = self.read_rate() if case.op in READS_WEIGHTS else 0.0
-            took = seconds_of(case, inputs)
+            took = seconds_of(self.ops, case, inputs)
             micros.append(took * 1e6)
             rates.append(read_bytes / took)
             if before:
@@ -67,11 +69,11 @@ class Bench:
         return summary(case, micros, rates, shares)
 
 
-def seconds_of(case: Case, inputs: dict[str, Any]) -> float:
+def seconds_of(ops: cpu.CpuOps, case: Case, inputs: dict[str, Any]) -> float:
     """One call of the case; of `experts` what its op takes inside."""
     cpu.take_part_seconds()
     start = time.perf_counter()
-    case.call(cpu, inputs)  # type: ignore[arg-type]
+    case.call(ops, inputs)
     took = time.perf_counter() - start
     return cpu.take_part_seconds()["experts"] or took
 
@@ -125,19 +127,20 @@ def per_call(call: Any, number: int = 5000) -> float:
     return min(rounds)
 
 
-def overheads() -> dict[str, float]:
+def overheads(ops: cpu.CpuOps) -> dict[str, float]:
     """What a call costs besides its work: 16 values through the wrapper, through the binding alone, and the team; and a
     mailbox job without experts, from its post to its answer, with a thread as the GPU."""
     x, w = torch.ones(1, 16), torch.ones(16)
     y: Tensor = torch.empty_like(x)
-    raw = x.data_ptr(), w.data_ptr(), y.data_ptr(), 1, 16, 1e-6
+    context = ops.context
+    raw = context.native, x.data_ptr(), w.data_ptr(), y.data_ptr(), 1, 16, 1e-6
     return {
-        "wrapper_us": per_call(lambda: cpu.rmsnorm(x, w, 1e-6)),
+        "wrapper_us": per_call(lambda: ops.rmsnorm(x, w, 1e-6)),
         "binding_us": per_call(lambda: _cpu.rmsnorm(*raw)),
         "torch_empty_us": per_call(lambda: torch.empty(1, 16)),
-        "region_ns": min(cpu.region_ns(5000) for _ in range(5)),
-        "barrier_ns": min(cpu.barrier_ns(5000) for _ in range(5)),
-        "mailbox_us": min(round_trip_us() for _ in range(5)),
+        "region_ns": min(cpu.region_ns(context, 5000) for _ in range(5)),
+        "barrier_ns": min(cpu.barrier_ns(context, 5000) for _ in range(5)),
+        "mailbox_us": min(round_trip_us(context) for _ in range(5)),
     }
 
 
@@ -153,18 +156,15 @@ def options() -> argparse.Namespace:
 
 def main() -> None:
     args = options()
-    if args.threads:
-        cpu.set_threads(args.threads)
-    if args.isa:
-        cpu.use_isa(args.isa)
+    context = Context(isa=args.isa or ISA, threads=args.threads or THREADS)
     torch.set_num_threads(1)
-    bench = Bench(2_200_000_000)
+    bench = Bench(context, 2_200_000_000)
     result: dict[str, Any] = {
-        "passport": {**passport(), "huge_pages": bench.huge},
-        "overheads": overheads(),
+        "passport": {**passport(context), "huge_pages": bench.huge},
+        "overheads": overheads(bench.ops),
         "rows": [],
     }
-    peaks = {name: statistics.median(cpu.peak_rate(name) for _ in range(9)) / 1e9 for name in cpu.PEAKS}
+    peaks = {name: statistics.median(cpu.peak_rate(context, name) for _ in range(9)) / 1e9 for name in cpu.PEAKS}
     result["peak_gop_per_s"] = peaks
     reads = quartiles([bench.read_rate() / 1e9 for _ in range(20)])
     result["read_gb_per_s"] = {"p25": reads[0], "median": reads[1], "p75": reads[2]}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import bench_kernels
@@ -18,8 +18,10 @@ import torch
 from interleave import Rates, quiet, significant, take_turns
 from torch import Tensor
 
-from headrace.kernels import FORMATS, ExpertLayout, cpu
+from headrace.kernels import FORMATS, ExpertLayout, cpu, load
 from headrace.kernels.cases.all import CASES
+from headrace.kernels.context import Context
+from headrace.kernels.cpu import CpuOps
 from headrace.kernels.packed import ExpertBank
 
 EXPERTS, TOP_K, HIDDEN, WIDTH = 128, 8, 2048, 768  # of Qwen3-30B-A3B
@@ -71,11 +73,11 @@ class Source:
         for expert in range(EXPERTS):
             for part in ("gate", "up", "down"):
                 into = bank.matrix(expert, part)
-                into.data.copy_(cpu.quantize(getattr(self, part)[expert], into.format))
+                into.data.copy_(load("cpu").quantize(getattr(self, part)[expert], into.format))
         return bank
 
 
-def our_layers(source: Source, name: str) -> tuple[Layers, int]:
+def our_layers(ops: CpuOps, source: Source, name: str) -> tuple[Layers, int]:
     """Copies of one packed layer, more than TOTAL_BYTES of them; and how many."""
     first = source.bank(name)
     count = -(-TOTAL_BYTES // first.nbytes)
@@ -83,7 +85,7 @@ def our_layers(source: Source, name: str) -> tuple[Layers, int]:
     cpu.advise_huge(slab)
     slab.copy_(first.data.expand_as(slab))
     banks = [ExpertBank(first.layout, data) for data in slab]
-    return lambda layer, i: cpu.experts(*i, banks[layer]), count
+    return lambda layer, i: ops.experts(*i, banks[layer]), count
 
 
 def kt_layers(source: Source, kind: str, threads: int, count: int) -> Layers:
@@ -119,16 +121,16 @@ def rate(layers: Layers, count: int, tokens: int, convert: Callable[[Inputs], In
     return measure
 
 
-def on_one_thread(measure: Callable[[int], float]) -> Callable[[int], float]:
+def on_one_thread(ops: CpuOps, measure: Callable[[int], float]) -> Callable[[int], float]:
     """The same with a team of one, since kt-kernel's threads that wait take a core of their own on a small machine."""
 
     def alone(turn: int) -> float:
-        before = cpu.threads()
-        cpu.set_threads(1)
+        before = ops.context
+        ops.context = replace(before, threads=1)
         try:
             return measure(turn)
         finally:
-            cpu.set_threads(before)
+            ops.context = before
 
     return alone
 
@@ -144,8 +146,9 @@ def similarity(ours: Tensor, theirs: Tensor) -> float:
 def against_kt(kind: str, rounds: int) -> tuple[dict[int, Rates], dict[str, Any]]:
     """Rates by tokens a call (1, 512), both sides with 1 thread and with all; and the facts of the comparison."""
     source = Source.random()
-    ours, count = our_layers(source, PAIRS[kind])
-    threads = sorted({1, cpu.threads()})
+    ops = CpuOps(Context())
+    ours, count = our_layers(ops, source, PAIRS[kind])
+    threads = sorted({1, ops.context.threads})
     theirs = {f"{THEIRS}_{n}_threads": kt_layers(source, kind, n, count) for n in threads}
     sample = inputs(16, torch.Generator().manual_seed(1))
     expected = ours(0, sample)
@@ -154,7 +157,7 @@ def against_kt(kind: str, rounds: int) -> tuple[dict[int, Rates], dict[str, Any]
     rates = {}
     for tokens in CALLS:
         measure = rate(ours, count, tokens, lambda i: i)
-        sides = {OURS: measure, OURS_ALONE: on_one_thread(measure)}
+        sides = {OURS: measure, OURS_ALONE: on_one_thread(ops, measure)}
         sides.update({n: rate(layers, count, tokens, as_kt_takes_them) for n, layers in theirs.items()})
         rates[tokens] = best_peer(take_turns(sides, rounds))
     return rates, {"layers": count, "cosine_of_outputs": same}

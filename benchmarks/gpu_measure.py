@@ -17,14 +17,13 @@ def measure(quick: bool = False) -> dict[str, Any]:
     try:
         from headrace.engine.bandwidth_model import profile as profiles
         from headrace.engine.bench import calibrate
-        from headrace.engine.devices import host
         from headrace.errors import HeadraceError
+        from headrace.kernels.context import Context
     except ImportError as error:
         return {"skipped": f"headrace is not installed with its C++ extension ({error}): pip install ."}
     threads = torch.get_num_threads()
-    host.set_threads(None)
     try:
-        found = calibrate.measure(quick=quick)
+        found = calibrate.measure(Context(), quick=quick)
     except HeadraceError as error:
         return {"problem": str(error)}
     finally:

@@ -44,6 +44,7 @@ from headrace.engine.measure.other_load import CROWDED, Strangers
 from headrace.engine.measure.quiet_samples import Pace, Sample, alike, is_alike
 from headrace.engine.planning import layouts, plan, storage
 from headrace.engine.planning.speed import Model, Workload
+from headrace.kernels.context import Context
 from headrace.loaders import model_source
 from headrace.loaders.architecture import catalogue, encodings
 
@@ -140,7 +141,7 @@ class Runs:
         )
         self.llm.predictions.use_profile(profile)
         self.llm.predictions.tell = lambda text: None
-        self.pace = Pace()
+        self.pace = Pace(self.llm.parts.context)
         self.taken: list[tuple[Pass, float]] = []
         self.samples: dict[Kind, list[tuple[Pass, float]]] = {}
         self.crowded: dict[Kind, list[float]] = {}
@@ -289,7 +290,7 @@ def the_profile(path: Path) -> Profile:
     if not path.exists():
         path.write_text(json.dumps(asdict(measured_profile()), indent=2) + "\n")
     profile = Profile(**json.loads(path.read_text()))
-    if profile.key != profiles.hardware_key():
+    if profile.key != profiles.hardware_key(Context()):
         raise SystemExit(f"{path} is the profile of other hardware ({profile.cpu}): name another file")
     if profile.is_stale:
         raise SystemExit(f"{path} was measured with other kernels: name another file")
@@ -300,7 +301,7 @@ def measured_profile() -> Profile:
     """A profile of the machine by itself: the first of a few that was mostly undisturbed, else the least disturbed."""
     tries: list[Profile] = []
     for _ in range(PROFILE_TRIES):
-        profile = calibrate.measure()
+        profile = calibrate.measure(Context())
         print(f"profile: others took {profile.busy:.2f} cores, {profile.undisturbed:.0%} of samples undisturbed")
         if profile.busy <= CROWDED:
             tries.append(profile)
@@ -344,7 +345,7 @@ def result_of(found: list[Point], profile: Profile) -> dict[str, Any]:
         "missing": missing(found),
         "points": [{**asdict(p), "error": p.error("predicted"), "plain_error": p.error("plain")} for p in found],
         "profile": asdict(profile),
-        "passport": passport(),
+        "passport": passport(Context()),
     }
 
 

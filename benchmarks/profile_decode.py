@@ -28,14 +28,14 @@ from headrace import LLM, SamplingParams
 from headrace.kernels import _cpu, cpu
 
 OPS = ("embed", "add_rmsnorm", "linear", "layers", "argmax")
-ROWS, COLS = 4, 5  # arguments of the extension's linear
+WEIGHT = 4  # argument of the extension's linear
 OTHER, BETWEEN = "Python, torch", "layers: between parts"
 
 Times = dict[str, float]
 
 
 def label(op: str, args: tuple[Any, ...]) -> str:
-    return f"linear {args[ROWS]} x {args[COLS]}" if op == "linear" else op
+    return f"linear {args[WEIGHT].rows} x {args[WEIGHT].cols}" if op == "linear" else op
 
 
 @contextmanager
@@ -43,9 +43,9 @@ def clocks(times: Times) -> Iterator[None]:
     """Adds the seconds of every op call to `times` under its label."""
 
     def timed(op: str, function: Callable[..., None]) -> Callable[..., None]:
-        def call(*args: Any) -> None:
+        def call(*args: Any, **named: Any) -> None:
             start = time.perf_counter()
-            function(*args)
+            function(*args, **named)
             seconds = time.perf_counter() - start
             if op != "layers":
                 times[label(op, args)] += seconds
@@ -110,7 +110,7 @@ def main() -> None:
     torch.set_num_threads(1)
     with whole_model.our_model(args.layers) as llm:
         result = {"shape": whole_model.SHAPE, "layers": args.layers, "batch": args.batch,
-                  **profile(llm, args.batch, args.tokens), "passport": passport()}  # fmt: skip
+                  **profile(llm, args.batch, args.tokens), "passport": passport(llm.parts.context)}  # fmt: skip
     for name, share in sorted(result["shares"].items(), key=lambda item: -item[1]):
         print(f"{name:24} {result['us'][name]:10.1f} us {share * 100:6.1f} %")
     print(f"{'a pass':24} {result['pass_us']:10.1f} us")

@@ -32,7 +32,7 @@ import whole_model
 from interleave import Rates, Strangers, medians, ratio, significant
 from passport import passport
 
-from headrace.kernels import cpu
+from headrace.kernels.context import ISA, Context
 
 BUSY = 0.1  # cores in the hands of others, from which a result is not to be trusted
 PARTS = ("decode", "prefill", "batch", "kt", "share")
@@ -130,8 +130,8 @@ def run(layers: int, rounds: int, parts: set[str]) -> dict[str, Any]:
     strangers = Strangers()
     result: dict[str, Any] = {"shape": whole_model.SHAPE, "layers": layers, "medians": {}, "rounds": {}}
     result["notes"] = dict(NOTES)
-    if cpu.isa() == whole_model.LOWER_ISA:
-        result["notes"]["isa"] = f"{cpu.isa()} is our best here: the two prefill ratios are the same measurement"
+    if ISA == whole_model.LOWER_ISA:
+        result["notes"]["isa"] = f"{ISA} is our best here: the two prefill ratios are the same measurement"
     if parts & {"decode", "prefill", "batch"}:
         model_parts(result, layers, rounds, parts)
     if "kt" in parts:
@@ -143,7 +143,7 @@ def run(layers: int, rounds: int, parts: set[str]) -> dict[str, Any]:
         print(
             f"other processes took {result['cores_used_by_others']} cores meanwhile: measure again on a quiet machine"
         )
-    return {**{k: v for k, v in result.items() if v is not None}, "passport": passport()}
+    return {**{k: v for k, v in result.items() if v is not None}, "passport": passport(Context())}
 
 
 def options() -> argparse.Namespace:

@@ -10,7 +10,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from interleave import Rates, Sides, take_turns
 
 from headrace import LLM, SamplingParams
 from headrace.engine.ledger.passes import CPU_DRAM
-from headrace.kernels import cpu
+from headrace.kernels.context import ISA, THREADS
+from headrace.kernels.isa import available_isas
 from headrace.loaders.weights.converted import is_converted
 
 DATA = Path(__file__).parent.parent / "bench-data"
@@ -88,17 +89,17 @@ def decode_rate(times: TokenTimes) -> Callable[[int], float]:
     return lambda turn: 1 / statistics.median(times(prompt(SHORT, turn), NEW)[1:])
 
 
-def prefill_rate(times: TokenTimes, isa: str | None = None) -> Callable[[int], float]:
+def prefill_rate(times: TokenTimes, llm: LLM | None = None, isa: str | None = None) -> Callable[[int], float]:
     """Prompts differ between instruction sets, or the second would find the keys of the first in the cache."""
 
     def rate(turn: int) -> float:
-        before = cpu.isa()
-        if isa:
-            cpu.use_isa(isa)
+        if llm is not None and isa is not None:
+            llm.parts.ops.context = replace(llm.parts.context, isa=isa)
         try:
             return LONG / times(prompt(LONG, (turn, isa)), 0)[0]
         finally:
-            cpu.use_isa(before)
+            if llm is not None:
+                llm.parts.ops.context = llm.parts.context
 
     return rate
 
@@ -129,7 +130,7 @@ def measure(layers: int, rounds: int, parts: set[str], with_llama: bool) -> Meas
             measured.rates["decode_tok_s"] = rates
         if "prefill" in parts:
             print(f"prefill of {LONG} tokens, tokens a second", flush=True)
-            measured.rates["prefill512_tok_s"] = _prefill(sides, rounds)
+            measured.rates["prefill512_tok_s"] = _prefill(llm, sides, rounds)
             measured.facts["distinct_experts_a_layer_in_prefill512"] = _distinct_experts(llm)
         if "batch" in parts:
             print("decode of our batches, tokens a second", flush=True)
@@ -146,18 +147,17 @@ def _llama_models(layers: int) -> dict[str, Any]:
     from peer_llama import LlamaModel
 
     return {
-        f"llama_cpp_{recipe.lower()}": LlamaModel(gguf_file(layers, recipe), cpu.threads())
-        for recipe in gguf_model.RECIPES
+        f"llama_cpp_{recipe.lower()}": LlamaModel(gguf_file(layers, recipe), THREADS) for recipe in gguf_model.RECIPES
     }
 
 
-def _prefill(sides: dict[str, TokenTimes], rounds: int) -> Rates:
+def _prefill(llm: LLM, sides: dict[str, TokenTimes], rounds: int) -> Rates:
     measures: Sides = {name: prefill_rate(times) for name, times in sides.items()}
     lower = f"{OURS}_{LOWER_ISA}"
-    if LOWER_ISA in cpu.available_isas() and cpu.isa() != LOWER_ISA:
-        measures[lower] = prefill_rate(sides[OURS], LOWER_ISA)
+    if LOWER_ISA in available_isas() and ISA != LOWER_ISA:
+        measures[lower] = prefill_rate(sides[OURS], llm, LOWER_ISA)
     rates = take_turns(measures, rounds)
-    if cpu.isa() == LOWER_ISA:
+    if ISA == LOWER_ISA:
         rates[lower] = rates[OURS]
     return rates
 

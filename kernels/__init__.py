@@ -1,7 +1,7 @@
-"""The op list. A backend is a module that has every function of `Ops`; it is chosen once, by name.
+"""The op list. A backend is a module or an object that has every function of `Ops`; it is chosen once, by name.
 
-`reference` is the plain twin in torch, `cpu` the C++ kernels, `gpu` the Triton kernels. Shapes, dtypes and formulas are
-in `reference.py`.
+`reference` is the plain twin in torch, `cpu` the C++ kernels in a context, `gpu` the Triton kernels. Shapes, dtypes and
+formulas are in `reference.py`.
 This package imports nothing else of ours, and knows no model.
 """
 
@@ -15,6 +15,7 @@ from .formats import FORMATS, ExpertLayout, Format
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from .context import Context
     from .decoder_layer import AttentionBlock, Choice, Places, Scoring, Stack
     from .packed import ExpertBank, Matrix
 
@@ -50,6 +51,12 @@ class Ops(Protocol):
     # fmt: on
 
 
-def load(name: str) -> Ops:
-    """The backend called `name`: one of `BACKENDS`, or "gpu" (OptionError where Triton is not installed)."""
+def load(name: str, context: Context | None = None) -> Ops:
+    """The backend called `name`: one of `BACKENDS`, or "gpu" (OptionError where Triton is not installed). context: how
+    "cpu" computes; None is the default `Context()`. The others take no notice of it."""
+    if name == "cpu":
+        from .context import Context
+        from .cpu import CpuOps
+
+        return CpuOps(context or Context())
     return cast(Ops, importlib.import_module(f".{name}", __name__))

@@ -1,15 +1,14 @@
 """Packed weights as the ops take them: a `Matrix`, the `Mlp` of two, or the `ExpertBank` of one layer.
 
 They are a `Format` and a tensor of bytes; none says on which device the bytes lie, nor how they are unpacked. What a
-kernel is told of one is checked and kept at its first use: in a decode step, where all caches are full of weights,
-asking tensors for it again took as long as the call itself.
+backend is told of one it checks at the first use and keeps in `native`, under its name: in a decode step, where all
+caches are full of weights, asking tensors for it again took as long as the call itself.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -29,6 +28,7 @@ class Matrix:
     rows: int
     cols: int
     data: Tensor
+    native: dict[str, Any] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     @classmethod
     def empty(cls, format: Format, rows: int, cols: int, device: str = "cpu") -> Matrix:
@@ -48,11 +48,6 @@ class Matrix:
     def nbytes(self) -> int:
         return self.rows * self.format.row_bytes(self.cols)
 
-    @cached_property
-    def packed(self) -> tuple[int, int, int, int]:
-        """Format code, rows, columns and address, for a kernel."""
-        return self.format.code, self.rows, self.cols, _address(self.data, self.rows, self.format.row_bytes(self.cols))
-
     def slice_rows(self, start: int, stop: int) -> Matrix:
         """Rows [start, stop) as a view."""
         return Matrix(self.format, stop - start, self.cols, self.data[start:stop])
@@ -64,6 +59,7 @@ class ExpertBank:
 
     layout: ExpertLayout
     data: Tensor
+    native: dict[str, Any] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     @classmethod
     def empty(cls, layout: ExpertLayout, experts: int, device: str = "cpu") -> ExpertBank:
@@ -77,14 +73,6 @@ class ExpertBank:
     @property
     def nbytes(self) -> int:
         return self.experts * self.layout.bytes
-
-    @cached_property
-    def packed(self) -> tuple[int, int, int, int, int, int]:
-        """Format code, experts, hidden size, width, bytes of a block and address, for a kernel."""
-        lay = self.layout
-        assert all(map(lay.format.fits, (lay.hidden, lay.width))), f"{lay.hidden} x {lay.width} in {lay.format.name}"
-        data = _address(self.data, self.experts, lay.bytes)
-        return lay.format.code, self.experts, lay.hidden, lay.width, lay.bytes, data
 
     def matrix(self, expert: int, part: Part) -> Matrix:
         """One matrix of one expert as a view: gate and up [width, hidden], down [hidden, width]."""
@@ -102,11 +90,3 @@ class Mlp:
 
     gate_up: Matrix
     down: Matrix
-
-
-def _address(data: Tensor, rows: int, size: int) -> int:
-    """Where contiguous bytes [rows, size] lie."""
-    assert data.dtype == torch.uint8, f"{data.dtype}, not bytes"
-    assert data.shape == (rows, size), f"{list(data.shape)}, not {rows} x {size}"
-    assert data.is_contiguous(), f"strides {data.stride()}"
-    return data.data_ptr()

@@ -31,7 +31,8 @@ from headrace import cli
 from headrace.engine.bandwidth_model import profile as profiles
 from headrace.engine.bandwidth_model.profile import Profile
 from headrace.engine.measure import tile_thresholds
-from headrace.kernels import FORMATS, cpu
+from headrace.kernels import FORMATS
+from headrace.kernels.context import ISA, THREADS, Context
 from headrace.kernels.isa import kernels_digest
 
 # (exit status, standard output, standard error) of a command
@@ -83,8 +84,9 @@ def cache_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     not measured again for every test."""
     path = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("XDG_CACHE_HOME", str(path))
-    if built_in := cpu.tile_tokens():
-        tile_thresholds.save(built_in)
+    for context in (Context(threads=n, activations=a) for n in {1, 2, THREADS} for a in ("int8", "bf16")):
+        if built_in := context.tile_tokens:
+            tile_thresholds.save(context, built_in)
     return path
 
 
@@ -111,21 +113,18 @@ def talker(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def profile(cache_home: Path) -> Iterator[Profile]:
+def profile(cache_home: Path) -> Profile:
     """A saved profile of this machine, so that no command measures it: every kernel reads 10 GB/s."""
-    threads = cpu.threads()
     rates = dict.fromkeys(FORMATS, 1e10)
     made = Profile(
-        key=profiles.hardware_key(), cpu="test", isa=cpu.isa(), threads=threads, memory_bytes=1, date="2000-01-01",
+        key=profiles.hardware_key(Context()), cpu="test", isa=ISA, threads=THREADS, memory_bytes=1, date="2000-01-01",
         stream=1e10, linear=rates, experts=rates, attention={"1": 1e10, "8": 1e10, "512": 1e10},
         batch={"4": rates, "16": rates}, crowd={"2": rates, "16": rates}, kernels=kernels_digest(),
     )  # fmt: skip
-    for count in {1, threads, os.cpu_count() or 1}:
-        cpu.set_threads(count)
-        profiles.save_profile(dataclasses.replace(made, key=profiles.hardware_key(), threads=count))
-    cpu.set_threads(threads)
-    yield made
-    cpu.set_threads(threads)
+    for count in {1, THREADS, os.cpu_count() or 1}:
+        key = profiles.hardware_key(Context(threads=count))
+        profiles.save_profile(dataclasses.replace(made, key=key, threads=count))
+    return made
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from headrace.engine.bench.grid import Grid
 from headrace.engine.llm import LLM
 from headrace.engine.terminal import bench_report
 from headrace.kernels import reference
+from headrace.kernels.context import Context
 from headrace.loaders.weights import imagined
 from headrace.loaders.weights.checkpoint import LoadOptions
 
@@ -254,7 +255,7 @@ def test_shapes_of_the_overhead_models_read_the_same() -> None:
 
 
 def test_overhead_is_measured() -> None:
-    found = overhead.measure(many=8, few=2, width=32, rounds=1)
+    found = overhead.measure(Context(), many=8, few=2, width=32, rounds=1)
     assert found.pass_s >= 0
     assert 0 < found.logit_s < 1e-6
     assert found.layer_s < found.layer_batch["128"]

@@ -19,6 +19,7 @@ from headrace.engine.bandwidth_model.profile import Profile
 from headrace.engine.bench import overhead
 from headrace.engine.measure import kernel_rates, link_rates, other_load
 from headrace.kernels import FORMATS
+from headrace.kernels.context import Context
 
 # (exit status, standard output, standard error) of a command
 Run = Callable[..., tuple[int, str, str]]
@@ -211,7 +212,7 @@ def test_measure(run: Run, cache_home: Path, monkeypatch: pytest.MonkeyPatch) ->
     status, out, _ = run("measure", "--rounds", 1, "--json")
     found = json.loads(out)
     assert status == 0
-    assert found == asdict(profiles.load_profile() or Profile(**found))
+    assert found == asdict(profiles.load_profile(Context()) or Profile(**found))
     assert set(found["experts"]) == set(found["linear"]) == set(FORMATS)
     assert all(rate > 0 for name in ("experts", "linear", "attention") for rate in found[name].values())
     assert len(found["attention"]) == 3

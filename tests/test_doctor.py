@@ -15,6 +15,7 @@ from headrace.engine.bench.system_facts import Facts
 from headrace.engine.devices import pcie
 from headrace.engine.devices.pcie import PciLink
 from headrace.engine.terminal import doctor_table
+from headrace.kernels.context import Context
 
 GOOD = Facts(
     huge_pages="madvise", isa="amx", available_isas=("portable", "avx2", "avx512", "amx"),
@@ -168,13 +169,15 @@ def test_lists_of_cpus() -> None:
 
 def test_the_facts_of_this_machine(profile: Profile) -> None:
     calls: list[int] = []
-    found = system_facts.gather(replace(profile, stream_by_threads={"1": 1e9}), lambda: calls.append(1), seconds=0.01)
+    found = system_facts.gather(
+        replace(profile, stream_by_threads={"1": 1e9}), Context(), lambda: calls.append(1), seconds=0.01
+    )
     assert calls, "shares of time are those under load"
     assert found.cores >= 1
     assert found.isa in found.available_isas
     assert found.stream_by_threads == {1: 1e9}
     assert found.pace is None, "the profile does not say what it was"
-    paced = system_facts.gather(replace(profile, pace_s=1e-9), lambda: None, seconds=0.01)
+    paced = system_facts.gather(replace(profile, pace_s=1e-9), Context(), lambda: None, seconds=0.01)
     assert paced.pace is not None
     assert paced.pace > 1
     assert all(size > 0 for size in found.nodes.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import torch
 from transformers import PreTrainedModel
 
 from headrace import LLM, SamplingParams
-from headrace.kernels import cpu, decoder_layer
+from headrace.kernels import decoder_layer
+from headrace.kernels.context import ISA
 from headrace.kernels.decoder_layer import Choice
 
 Checkpoints = Callable[[str], Path]
@@ -61,16 +63,13 @@ def test_prefill_equals_step_by_step(variant: str, kernels: str, checkpoints: Ch
     assert (whole - steps).abs().max() < TOLERANCE
 
 
-@pytest.mark.parametrize(("dtype", "isa"), [("float32", cpu.isa()), ("bfloat16", "portable")])
+@pytest.mark.parametrize(("dtype", "isa"), [("float32", ISA), ("bfloat16", "portable")])
 def test_fast_kernels_give_the_same_tokens_alone_and_in_a_batch(dtype: str, isa: str, checkpoints: Checkpoints) -> None:
     """Where tiles take over from some number of tokens on (AMX, bfloat16 and below), a prompt is rounded otherwise
     alone than in a batch; everywhere else the batch changes nothing."""
-    before = cpu.isa()
-    cpu.use_isa(isa)
-    try:
-        check_alone_and_together(LLM(str(checkpoints("qwen3_moe")), dtype=dtype))
-    finally:
-        cpu.use_isa(before)
+    llm = LLM(str(checkpoints("qwen3_moe")), dtype=dtype)
+    llm.parts.ops.context = dataclasses.replace(llm.parts.context, isa=isa)
+    check_alone_and_together(llm)
 
 
 def check_alone_and_together(llm: LLM) -> None:

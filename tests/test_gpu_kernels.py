@@ -89,7 +89,7 @@ def test_a_long_prompt_goes_through_in_chunks(monkeypatch: pytest.MonkeyPatch) -
     x, weights = torch.randn(7, 64, generator=g), torch.rand(7, 2, generator=g)
     ids = torch.tensor([[0, 1], [2, 3], [1, 3], [0, 2], [3, 0], [1, 2], [2, 0]], dtype=torch.int32)
     whole = gpu.experts(x, ids, weights, bank)
-    monkeypatch.setattr(sys.modules["headrace.kernels.gpu.experts.experts"], "SCRATCH", 3 * 2 * 64 * 4)
+    monkeypatch.setattr(sys.modules["headrace.kernels.gpu.experts.experts"], "GPU_EXPERT_BYTES", 3 * 2 * 64 * 4)
     assert torch.equal(gpu.experts(x, ids, weights, bank), whole)
 
 

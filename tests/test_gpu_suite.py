@@ -28,6 +28,7 @@ from headrace.engine.bandwidth_model.profile import Profile, hardware_key, load_
 from headrace.engine.bench import calibrate
 from headrace.kernels import FORMATS, gpu
 from headrace.kernels.cases.all import CASES
+from headrace.kernels.context import Context
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 CPU = torch.device("cpu")
@@ -143,9 +144,11 @@ def test_the_machine_is_measured_and_kept(profile: Profile, monkeypatch: pytest.
     """Rates alone and together are in the result, and in the profile that the models' part finds."""
     both = {"experts q4_0": 2e9, "gpu0 h2d pinned": 4e9, "experts q4_0 alone": 3e9, "gpu0 h2d pinned alone": 5e9}
     pair = {"experts q4_0 + gpu0 h2d pinned": both}
-    made = dataclasses.replace(profile, key=hardware_key(), copies={"gpu0 hbm": 7e9}, together=pair, notes=["a note"])
+    made = dataclasses.replace(
+        profile, key=hardware_key(Context()), copies={"gpu0 hbm": 7e9}, together=pair, notes=["a note"]
+    )
 
-    def measured(quick: bool) -> Profile:
+    def measured(context: Context, quick: bool) -> Profile:
         torch.set_num_threads(1)
         return made
 
@@ -156,7 +159,7 @@ def test_the_machine_is_measured_and_kept(profile: Profile, monkeypatch: pytest.
     assert torch.get_num_threads() == 3
     torch.set_num_threads(threads)
     assert json.loads(json.dumps(found))["together"] == pair
-    assert load_profile() == made
+    assert load_profile(Context()) == made
     lines = "\n".join(gpu_measure.show(found))
     for words in ("10.0 q4_0", "7.0 gpu0 hbm", "experts q4_0 2.0 of 3.0 alone", "a note"):
         assert words in lines
@@ -165,7 +168,7 @@ def test_the_machine_is_measured_and_kept(profile: Profile, monkeypatch: pytest.
 def test_a_machine_that_cannot_be_measured_says_why(
     profile: Profile, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def refused(quick: bool) -> Profile:
+    def refused(context: Context, quick: bool) -> Profile:
         raise MemoryNeeded("close something")
 
     monkeypatch.setattr(calibrate, "measure", refused)
@@ -174,7 +177,7 @@ def test_a_machine_that_cannot_be_measured_says_why(
     assert gpu_measure.show({"skipped": "not built"}) == ["measure: not built"]
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    monkeypatch.setattr(calibrate, "measure", lambda quick: profile)
+    monkeypatch.setattr(calibrate, "measure", lambda context, quick: profile)
     found = gpu_measure.measure()
     assert "not saved: Not a directory" in found["problem"]
     assert found["stream"] == 1e10

@@ -24,6 +24,7 @@ from headrace.engine.model.kv_cache import PAGE, pages_for
 from headrace.errors import DeviceError
 from headrace.kernels import FORMATS, ExpertLayout, reference
 from headrace.kernels.cases.case import RandomSource
+from headrace.kernels.context import Context
 from headrace.kernels.cpu.mailbox import Mailbox
 
 CPU = torch.device("cpu")
@@ -58,7 +59,9 @@ class GraphDecoder:
         layers = [(n, layer.experts) for n, layer in enumerate(llm.parts.weights.layers) if layer.experts is not None]
         numbers, banks = zip(*layers, strict=True)
         sizes = sizes_up_to(most)
-        self.mailbox = Mailbox(banks, layers=numbers, top_k=llm.spec.moe.top_k, batches=sizes, timeout=timeout)
+        self.mailbox = Mailbox(
+            banks, context=llm.parts.context, layers=numbers, top_k=llm.spec.moe.top_k, batches=sizes, timeout=timeout
+        )
         self.llm, self.decoder, self.forward = llm, llm.parts.decoder, llm.parts.decoder.forward
         self.experts = self._experts(driver)
         self.recorder, self.steps = FakeRecorder(), 0
@@ -227,7 +230,7 @@ def test_experts_of_other_tiers_are_left_out() -> None:
     source = RandomSource(torch.Generator().manual_seed(2))
     whole = source.bank(ExpertLayout(format=FORMATS["bf16"], hidden=32, width=32), 5)
     mine = dataclasses.replace(whole, data=whole.data[[4, 0, 2]].contiguous())
-    mailbox = Mailbox([mine], layers=[7], top_k=2, batches=[2])
+    mailbox = Mailbox([mine], context=Context(), layers=[7], top_k=2, batches=[2])
     local = torch.tensor([1, -1, 2, -1, 0], dtype=torch.int32)
     experts = MailboxExperts(mailbox, Eager(None, mailbox), lambda: 0, Tensor.clone, {7: local})
     x = torch.randn(2, 32, generator=source.generator)

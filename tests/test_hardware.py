@@ -15,6 +15,7 @@ from headrace import OptionError
 from headrace.engine.bandwidth_model import hardware, machine_file
 from headrace.engine.bandwidth_model.hardware import CORE_FLOPS, REACHED, parse, part, parts
 from headrace.engine.bandwidth_model.profile import Profile, load_profile
+from headrace.kernels.context import Context
 
 GB = 1e9
 
@@ -147,7 +148,7 @@ def test_files_that_cannot_be_read_are_refused(tmp_path: Path, text: str | None,
 
 def test_the_profile_of_this_machine_from_a_file(profile: Profile, tmp_path: Path) -> None:
     path = tmp_path / "profile.json"
-    path.write_text(json.dumps(dataclasses.asdict(load_profile() or profile)))
+    path.write_text(json.dumps(dataclasses.asdict(load_profile(Context()) or profile)))
     found = machine_file.find(str(path))
     assert found is not None
     assert found.measured

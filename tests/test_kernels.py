@@ -8,14 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
-from headrace.kernels import _cpu, cpu, reference
+from headrace.kernels import _cpu, reference
 from headrace.kernels.cases.all import CASES
 from headrace.kernels.cases.case import Case, Inputs, worst
+from headrace.kernels.context import Context
+from headrace.kernels.cpu import CpuOps
+from headrace.kernels.isa import available_isas
 
 SMALL = [case for case in CASES if not case.bench]
 
@@ -33,15 +37,6 @@ def poisoned() -> Iterator[None]:
         _cpu.poison_arena(False)
 
 
-@pytest.fixture(autouse=True)
-def _restore() -> Iterator[None]:
-    isa, threads, activations = cpu.isa(), cpu.threads(), cpu.activations()
-    yield
-    cpu.set_activations(activations)
-    cpu.use_isa(isa)
-    cpu.set_threads(threads)
-
-
 def bits(tensor: Tensor) -> Tensor:
     return tensor.contiguous().view(torch.uint8)
 
@@ -50,9 +45,8 @@ def bits(tensor: Tensor) -> Tensor:
 def test_case(case: Case) -> None:
     inputs = case.inputs()
     expected = case.call(reference, inputs)  # type: ignore[arg-type]
-    for isa in cpu.available_isas():
-        cpu.use_isa(isa)
-        check(case, inputs, expected, isa)
+    for isa in available_isas():
+        check(case, inputs, expected, Context(isa=isa))
 
 
 EXACT = [case for case in SMALL if case.op in ("linear", "experts") and case.name.startswith("q")]
@@ -62,21 +56,18 @@ EXACT = [case for case in SMALL if case.op in ("linear", "experts") and case.nam
 def test_case_without_int8_activations(case: Case) -> None:
     inputs = case.inputs()
     expected = case.call(reference, inputs)  # type: ignore[arg-type]
-    cpu.set_activations("bf16")
-    for isa in cpu.available_isas():
-        cpu.use_isa(isa)
-        check(case, inputs, expected, isa)
+    for isa in available_isas():
+        check(case, inputs, expected, Context(isa=isa, activations="bf16"))
 
 
-def check(case: Case, inputs: Inputs, expected: list[Tensor], isa: str) -> None:
-    """Within bounds on the ISA in use, and the same bits from one, two and three threads."""
-    how = {"tiles": cpu.tile_tokens(), "activations": cpu.activations()}
+def check(case: Case, inputs: Inputs, expected: list[Tensor], context: Context) -> None:
+    """Within bounds in this context, and the same bits from one, two and three threads."""
+    how, isa = {"tiles": context.tile_tokens, "activations": context.activations}, context.isa
     allowed = case.allowed({**inputs, **how}, expected)
     outcomes = []
     for threads in (1, 2, 3):
-        cpu.set_threads(threads)
         with poisoned():
-            outcomes.append(case.call(cpu, inputs))  # type: ignore[arg-type]
+            outcomes.append(case.call(CpuOps(replace(context, threads=threads)), inputs))
     for number, (got, want, limit) in enumerate(zip(outcomes[0], expected, allowed, strict=True)):
         problem = worst(got, want, limit)
         assert problem is None, f"{case.op} {case.name} on {isa}, output {number}: {problem}"

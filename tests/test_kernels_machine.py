@@ -8,30 +8,28 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
 
-from headrace.errors import OptionError
 from headrace.kernels import FORMATS, ExpertLayout, Format, _cpu, cpu, reference
 from headrace.kernels.cases.attention import paged
 from headrace.kernels.cases.case import RandomSource
+from headrace.kernels.context import Context
+from headrace.kernels.cpu import CpuOps
+from headrace.kernels.isa import available_isas
 
 
-@pytest.fixture(autouse=True)
-def _restore() -> Iterator[None]:
-    isa, threads = cpu.isa(), cpu.threads()
-    yield
-    cpu.set_activations("int8")
-    cpu.use_isa(isa)
-    cpu.set_threads(threads)
+@pytest.fixture(params=available_isas())
+def ops(request: pytest.FixtureRequest) -> CpuOps:
+    """The ops on each instruction set."""
+    return CpuOps(Context(isa=request.param))
 
 
-@pytest.fixture(params=cpu.available_isas())
-def isa(request: pytest.FixtureRequest) -> str:
-    cpu.use_isa(request.param)
-    return str(request.param)
+@pytest.fixture
+def two() -> CpuOps:
+    return CpuOps(Context(threads=2))
 
 
 @pytest.fixture
@@ -48,62 +46,58 @@ def run_python(code: str, **env: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_portable_is_always_there_and_the_best_comes_last() -> None:
-    names = cpu.available_isas()
+    names = available_isas()
     assert names[0] == "portable"
-    assert names == [name for name in ("portable", "avx2", "avx512", "amx") if name in names]
+    assert names == tuple(name for name in ("portable", "avx2", "avx512", "amx") if name in names)
 
 
-def test_unknown_isa_names_value_choice_and_remedy() -> None:
-    with pytest.raises(OptionError) as error:
-        cpu.use_isa("sse9")
-    text = str(error.value)
-    assert "HEADRACE_ISA=sse9" in text
-    assert ", ".join(cpu.available_isas()) in text
-    assert "unset it" in text
-    assert "\n" not in text
+def test_a_context_that_cannot_be_is_our_own_mistake() -> None:
+    for wrong in ({"isa": "sse9"}, {"threads": 0}, {"activations": "int4"}, {"tiles_from": {"q8_0": 0}}):
+        with pytest.raises(AssertionError, match=next(iter(wrong)).split("_")[0]):
+            Context(**wrong)
 
 
 def test_environment_forces_an_isa() -> None:
-    done = run_python("from headrace.kernels import cpu; print(cpu.isa())", HEADRACE_ISA="portable")
+    done = run_python("from headrace.kernels import context; print(context.Context().isa)", HEADRACE_ISA="portable")
     assert done.stdout.strip() == "portable", done.stderr
 
 
 def test_environment_with_an_unknown_isa_fails_at_import() -> None:
     done = run_python("import headrace.kernels.cpu", HEADRACE_ISA="neon2")
     assert done.returncode != 0
-    assert "OptionError: HEADRACE_ISA=neon2 cannot be used" in done.stderr
+    (text,) = [line for line in done.stderr.splitlines() if "OptionError: HEADRACE_ISA=neon2 cannot be used" in line]
+    assert ", ".join(available_isas()) in text
+    assert "unset it" in text
 
 
-def test_activations_are_rounded_to_int8_or_not(isa: str, source: RandomSource) -> None:
+def test_activations_are_rounded_to_int8_or_not(ops: CpuOps, source: RandomSource) -> None:
     matrix, x = source.matrix(FORMATS["q4_0"], 40, 544), torch.randn(2, 544, generator=source.generator)
     expected = reference.linear(x, matrix)
-    rounded = cpu.linear(x, matrix)
-    cpu.set_activations("bf16")
-    assert cpu.activations() == "bf16"
-    exact = cpu.linear(x, matrix)
-    cpu.set_activations("int8")
-    assert torch.equal(cpu.linear(x, matrix), rounded)
+    rounded = ops.linear(x, matrix)
+    exact = CpuOps(replace(ops.context, activations="bf16")).linear(x, matrix)
+    assert torch.equal(ops.linear(x, matrix), rounded)
     assert (exact - expected).norm() < 1e-5 * expected.norm() < (rounded - expected).norm()
 
 
-def test_peaks_are_measured_where_there_are_such_instructions(isa: str) -> None:
-    assert (cpu.peak_rate("bf16 tiles") > 0) == (isa == "amx") == bool(cpu.tile_tokens())
-    assert (cpu.peak_rate("int8 tiles") > 0) == (isa == "amx")
-    assert (cpu.peak_rate("int8 dot products") > 0) == (isa in ("avx512", "amx"))
+def test_peaks_are_measured_where_there_are_such_instructions(ops: CpuOps) -> None:
+    context, isa = ops.context, ops.context.isa
+    assert (cpu.peak_rate(context, "bf16 tiles") > 0) == (isa == "amx") == bool(context.tile_tokens)
+    assert (cpu.peak_rate(context, "int8 tiles") > 0) == (isa == "amx")
+    assert (cpu.peak_rate(context, "int8 dot products") > 0) == (isa in ("avx512", "amx"))
 
 
 @pytest.mark.parametrize("tokens", [1, 20], ids=["dots", "tiles"])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("form", FORMATS.values(), ids=lambda form: form.name)
 def test_a_number_that_is_none_is_not_lost(
-    isa: str, form: Format, bad: float, tokens: int, source: RandomSource
+    ops: CpuOps, form: Format, bad: float, tokens: int, source: RandomSource
 ) -> None:
     """An activation that is NaN or infinite shows in its token, and in no other, however activations are rounded."""
     matrix, bank = source.matrix(form, 33, 544), source.bank(ExpertLayout(format=form, hidden=544, width=64), 2)
     x = torch.randn(tokens, 544, generator=source.generator)
     x[tokens // 2, 300] = bad
     ids = torch.zeros(tokens, 1, dtype=torch.int32)
-    for y in (cpu.linear(x, matrix), cpu.experts(x, ids, torch.ones(tokens, 1), bank)):
+    for y in (ops.linear(x, matrix), ops.experts(x, ids, torch.ones(tokens, 1), bank)):
         lost = y.isfinite().any(1)
         assert not lost[tokens // 2]
         assert y[torch.arange(tokens) != tokens // 2].isfinite().all()
@@ -112,9 +106,9 @@ def test_a_number_that_is_none_is_not_lost(
 # A token's result does not depend on its company, as long as all go the same way: by dot products or by tiles
 
 
-def batches(form: Format, tokens: int) -> list[tuple[slice, list[slice]]]:
+def batches(ops: CpuOps, form: Format, tokens: int) -> list[tuple[slice, list[slice]]]:
     """Batches, each with parts of it that take the same way."""
-    least = cpu.tile_tokens().get(form.name, 0)
+    least = ops.context.tile_tokens.get(form.name, 0)
     few = slice(0, least - 1 if least else tokens)
     ways = [(few, [slice(t, t + 1) for t in (0, few.stop // 2, few.stop - 1)] + [slice(few.stop // 2, few.stop)])]
     if least:
@@ -123,40 +117,40 @@ def batches(form: Format, tokens: int) -> list[tuple[slice, list[slice]]]:
 
 
 @pytest.mark.parametrize("form", FORMATS.values(), ids=lambda form: form.name)
-def test_linear_gives_a_token_the_same_bits_in_any_batch(isa: str, form: Format, source: RandomSource) -> None:
+def test_linear_gives_a_token_the_same_bits_in_any_batch(ops: CpuOps, form: Format, source: RandomSource) -> None:
     matrix = source.matrix(form, 71, 544)
     x = torch.randn(77, 544, generator=source.generator)
-    for whole, parts in batches(form, 77):
-        together = cpu.linear(x[whole], matrix)
+    for whole, parts in batches(ops, form, 77):
+        together = ops.linear(x[whole], matrix)
         for part in parts:
-            assert torch.equal(cpu.linear(x[part], matrix), together[part]), f"{part} of {whole}"
+            assert torch.equal(ops.linear(x[part], matrix), together[part]), f"{part} of {whole}"
 
 
 @pytest.mark.parametrize("form", FORMATS.values(), ids=lambda form: form.name)
-def test_experts_give_a_token_the_same_bits_in_any_batch(isa: str, form: Format, source: RandomSource) -> None:
+def test_experts_give_a_token_the_same_bits_in_any_batch(ops: CpuOps, form: Format, source: RandomSource) -> None:
     bank = source.bank(ExpertLayout(format=form, hidden=96, width=64), 6)
     x = torch.randn(77, 96, generator=source.generator)
     weights = torch.rand(77, 2, generator=source.generator)
     ids = torch.tensor([[4, 1], [1, 4]], dtype=torch.int32).repeat(39, 1)[:77]  # every token counts for both
-    for whole, parts in batches(form, 77):
-        together = cpu.experts(x[whole], ids[whole], weights[whole], bank)
+    for whole, parts in batches(ops, form, 77):
+        together = ops.experts(x[whole], ids[whole], weights[whole], bank)
         for part in parts:
-            alone = cpu.experts(x[part], ids[part], weights[part], bank)
+            alone = ops.experts(x[part], ids[part], weights[part], bank)
             assert torch.equal(alone, together[part]), f"{part} of {whole}"
 
 
-def test_experts_in_chunks_of_tokens(isa: str, source: RandomSource) -> None:
+def test_experts_in_chunks_of_tokens(ops: CpuOps, source: RandomSource) -> None:
     """More tokens than one chunk's memory holds: 128 MB of float32 for every token's every expert."""
     bank = source.bank(ExpertLayout(format=FORMATS["q4_0"], hidden=8192, width=32), 2)
     tokens = 2100
     x = torch.randn(tokens, 8192, generator=source.generator)
     ids, weights = torch.tensor([[0, 1]], dtype=torch.int32).repeat(tokens, 1), torch.ones(tokens, 2)
-    together = cpu.experts(x, ids, weights, bank)
-    assert torch.equal(cpu.experts(x[-60:], ids[-60:], weights[-60:], bank), together[-60:])
+    together = ops.experts(x, ids, weights, bank)
+    assert torch.equal(ops.experts(x[-60:], ids[-60:], weights[-60:], bank), together[-60:])
 
 
 @pytest.mark.parametrize("page", [16, 48])
-def test_attention_gives_a_token_the_same_bits_in_a_prompt_and_alone(isa: str, page: int) -> None:
+def test_attention_gives_a_token_the_same_bits_in_a_prompt_and_alone(ops: CpuOps, page: int) -> None:
     g = torch.Generator().manual_seed(7)
     context, N, G, d = 1100, 4, 2, 80
     cache = paged(g, [context], G, page, d, torch.bfloat16)
@@ -165,7 +159,7 @@ def test_attention_gives_a_token_the_same_bits_in_a_prompt_and_alone(isa: str, p
     def run(first: int, n: int) -> torch.Tensor:
         starts = torch.tensor([0, n], dtype=torch.int32)
         contexts = torch.tensor([context - 90 + first + n], dtype=torch.int32)
-        return cpu.attention(q[first : first + n], cache["k"], cache["v"], cache["tables"], starts, contexts, 0.1)
+        return ops.attention(q[first : first + n], cache["k"], cache["v"], cache["tables"], starts, contexts, 0.1)
 
     prompt = run(0, 90)
     for t in (0, 1, 31, 32, 89):
@@ -175,29 +169,50 @@ def test_attention_gives_a_token_the_same_bits_in_a_prompt_and_alone(isa: str, p
 # The team
 
 
-def test_team_survives_many_empty_regions() -> None:
-    cpu.set_threads(2)
+def test_team_survives_many_empty_regions(two: CpuOps) -> None:
     for _ in range(10):
-        assert cpu.region_ns(10_000) > 0
-    assert cpu.barrier_ns(10_000) > 0
+        assert cpu.region_ns(two.context, 10_000) > 0
+    assert cpu.barrier_ns(two.context, 10_000) > 0
+
+
+def test_teams_of_several_sizes_take_turns(source: RandomSource) -> None:
+    """From several threads at once, each with a context of its own."""
+    matrix, x = source.matrix(FORMATS["q8_0"], 300, 512), torch.randn(4, 512)
+    ways = [Context(threads=n, activations=a) for n in (1, 2, 3) for a in ("int8", "bf16")]
+    expected = {a: CpuOps(Context(activations=a)).linear(x, matrix) for a in ("int8", "bf16")}
+    wrong: list[Context] = []
+
+    def work(context: Context) -> None:
+        ops = CpuOps(context)
+        wrong.extend(
+            context for _ in range(50) if not torch.equal(ops.linear(x, matrix), expected[context.activations])
+        )
+
+    workers = [threading.Thread(target=work, args=(context,)) for context in ways]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(timeout=60)
+    assert not any(worker.is_alive() for worker in workers)
+    assert not wrong
 
 
 def test_team_wakes_up_after_sleeping(source: RandomSource) -> None:
-    cpu.set_threads(3)
+    three = CpuOps(Context(threads=3))
     matrix, x = source.matrix(FORMATS["f32"], 300, 512), torch.randn(2, 512)
-    expected = cpu.linear(x, matrix)
+    expected = three.linear(x, matrix)
     for _ in range(20):
         threading.Event().wait(0.002)
-        assert torch.equal(cpu.linear(x, matrix), expected)
+        assert torch.equal(three.linear(x, matrix), expected)
 
 
-def test_ops_from_several_python_threads_take_turns(source: RandomSource) -> None:
+def test_ops_from_several_python_threads_take_turns(two: CpuOps, source: RandomSource) -> None:
     matrix, x = source.matrix(FORMATS["q8_0"], 300, 512), torch.randn(4, 512)
-    expected = cpu.linear(x, matrix)
+    expected = two.linear(x, matrix)
     wrong = []
 
     def work() -> None:
-        wrong.extend(n for n in range(50) if not torch.equal(cpu.linear(x, matrix), expected))
+        wrong.extend(n for n in range(50) if not torch.equal(two.linear(x, matrix), expected))
 
     workers = [threading.Thread(target=work) for _ in range(4)]
     for worker in workers:
@@ -211,43 +226,44 @@ def test_ops_from_several_python_threads_take_turns(source: RandomSource) -> Non
 def test_child_of_a_fork_gets_a_team_of_its_own() -> None:
     code = """
 import os, torch
-from headrace.kernels import cpu, Matrix
-cpu.set_threads(2)
+from headrace.kernels import Matrix, load
+from headrace.kernels.context import Context
+ops = load("cpu", Context(threads=2))
 matrix, x = Matrix.plain(torch.randn(300, 512)), torch.randn(2, 512)
-expected = cpu.linear(x, matrix)
+expected = ops.linear(x, matrix)
 child = os.fork()
-same = torch.equal(cpu.linear(x, matrix), expected)
+same = torch.equal(ops.linear(x, matrix), expected)
 if child == 0:
-    os._exit(0 if same and cpu.threads() == 2 else 1)
+    os._exit(0 if same else 1)
 print(same, os.waitpid(child, 0)[1])
 """
     assert run_python(code).stdout.split() == ["True", "0"]
 
 
-def test_unknown_expert_id_is_refused(source: RandomSource) -> None:
+def test_unknown_expert_id_is_refused(two: CpuOps, source: RandomSource) -> None:
     bank = source.bank(ExpertLayout(format=FORMATS["f32"], hidden=8, width=8), 2)
     with pytest.raises(IndexError, match="expert id 2 in a bank of 2"):
-        cpu.experts(torch.randn(1, 8), torch.tensor([[2]], dtype=torch.int32), torch.ones(1, 1), bank)
+        two.experts(torch.randn(1, 8), torch.tensor([[2]], dtype=torch.int32), torch.ones(1, 1), bank)
 
 
-def test_unknown_token_id_is_refused(source: RandomSource) -> None:
+def test_unknown_token_id_is_refused(two: CpuOps, source: RandomSource) -> None:
     for wrong in (-1, 3):
         with pytest.raises(IndexError, match=f"token id {wrong} in a table of 3"):
-            cpu.embed(source.matrix(FORMATS["f32"], 3, 8), torch.tensor([0, wrong]))
+            two.embed(source.matrix(FORMATS["f32"], 3, 8), torch.tensor([0, wrong]))
 
 
 # Measuring
 
 
-def test_stream_read_and_huge_pages() -> None:
+def test_stream_read_and_huge_pages(two: CpuOps) -> None:
     data = torch.empty(8 << 20, dtype=torch.uint8)
     assert isinstance(cpu.advise_huge(data), bool)
     data.fill_(1)
-    assert cpu.stream_read(data) > 0
-    assert cpu.stream_read(data[:5]) > 0
+    assert cpu.stream_read(two.context, data) > 0
+    assert cpu.stream_read(two.context, data[:5]) > 0
     assert not _cpu.advise_huge(data.data_ptr(), 0)
 
 
 def test_features_and_threads_are_plausible() -> None:
-    assert 1 <= cpu.threads() <= (os.cpu_count() or 1)
-    assert ("avx2" in cpu.cpu_features()) or "avx2" not in cpu.available_isas()
+    assert 1 <= Context().threads <= (os.cpu_count() or 1)
+    assert ("avx2" in cpu.cpu_features()) or "avx2" not in available_isas()

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,20 +16,16 @@ import torch
 from headrace.errors import DeviceError
 from headrace.kernels import FORMATS, ExpertLayout, cpu, reference
 from headrace.kernels.cases.case import RandomSource
+from headrace.kernels.context import Context
+from headrace.kernels.cpu import CpuOps
 from headrace.kernels.cpu.mailbox import Mailbox, round_trip_us
 from headrace.kernels.packed import ExpertBank
 
 ROOT = Path(__file__).parent.parent
-SOURCES = [ROOT / "tests/cpp/mailbox_test.cpp", *(ROOT / f"kernels/cpu/{n}.cpp" for n in ("mailbox", "team", "numa"))]
+KERNELS = ROOT / "kernels/cpu"
+SOURCES = [ROOT / "tests/cpp/mailbox_test.cpp", *(KERNELS / f"runtime/{n}.cpp" for n in ("mailbox", "team", "numa"))]
 COMPILER = shutil.which("g++") or shutil.which("c++") or shutil.which("clang++")
 HIDDEN, WIDTH, EXPERTS, TOP_K = 96, 64, 8, 3
-
-
-@pytest.fixture(autouse=True)
-def _threads() -> Iterator[None]:
-    threads = cpu.threads()
-    yield
-    cpu.set_threads(threads)
 
 
 # A thread plays the GPU, in C++
@@ -38,7 +33,8 @@ def _threads() -> Iterator[None]:
 
 def build(path: Path, *flags: str) -> str:
     """Compiles the standalone test; the compiler's words if it cannot."""
-    command = [str(COMPILER), "-std=c++17", "-O1", "-g", "-pthread", *flags, *map(str, SOURCES), "-o", str(path)]
+    command = [str(COMPILER), "-std=c++17", "-O1", "-g", "-pthread", f"-I{KERNELS}", *flags]
+    command += [*map(str, SOURCES), "-o", str(path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     return done.stderr if done.returncode else ""
 
@@ -110,7 +106,7 @@ def banks() -> list[ExpertBank]:
 
 
 def make(banks: list[ExpertBank], **options: object) -> Mailbox:
-    chosen = {"layers": [1, 2, 5], "top_k": TOP_K, "batches": [1, 4], **options}
+    chosen = {"context": Context(), "layers": [1, 2, 5], "top_k": TOP_K, "batches": [1, 4], **options}
     return Mailbox(banks, **chosen)  # type: ignore[arg-type]
 
 
@@ -123,8 +119,8 @@ def choice(tokens: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Te
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_same_bits_as_the_op(banks: list[ExpertBank], dtype: torch.dtype, threads: int) -> None:
-    cpu.set_threads(threads)
-    box = make(banks, x_dtype=dtype)
+    ops = CpuOps(Context(threads=threads))
+    box = make(banks, context=ops.context, x_dtype=dtype)
     for step in range(40):
         batch = step % 2
         box.begin(batch)
@@ -136,7 +132,7 @@ def test_the_same_bits_as_the_op(banks: list[ExpertBank], dtype: torch.dtype, th
             slot.weights_TK.copy_(weights)
             box.post(slot)
             box.wait(slot)
-            assert torch.equal(slot.y_TD, cpu.experts(x.to(dtype).float(), ids, weights, bank)), (step, layer)
+            assert torch.equal(slot.y_TD, ops.experts(x.to(dtype).float(), ids, weights, bank)), (step, layer)
     box.check()
     assert box.box.served() == 40 * 3
     box.close()
@@ -201,10 +197,10 @@ def test_many_rounds_through_the_binding(banks: list[ExpertBank]) -> None:
     assert box.play(0, 2000) > 0
     for layer, bank in enumerate(banks):
         x, ids, weights = choice(1, layer)
-        assert torch.equal(box.slot(layer, 0).y_TD, cpu.experts(x, ids, weights, bank))
+        assert torch.equal(box.slot(layer, 0).y_TD, CpuOps(Context()).experts(x, ids, weights, bank))
     assert box.box.served() == 6000
     box.close()
-    assert round_trip_us(4, 50) > 0
+    assert round_trip_us(Context(), 4, 50) > 0
 
 
 def test_a_bad_id_names_layer_and_id(banks: list[ExpertBank]) -> None:
@@ -223,13 +219,13 @@ def test_a_bad_id_names_layer_and_id(banks: list[ExpertBank]) -> None:
 
 def test_a_team_that_is_held_up_ends_the_wait(banks: list[ExpertBank]) -> None:
     """Another op holds the team for longer than the timeout; the error says which layer waited, and how long."""
-    cpu.set_threads(1)
-    box = make(banks, timeout=0.3)
+    context = Context(threads=1)
+    box = make(banks, context=context, timeout=0.3)
     for layer in range(3):
         box.slot(layer, 1).ids_TK.fill_(1)
     box.play(1, 1)
-    rounds = int(1.5e9 / cpu.region_ns(1_000_000))
-    other = threading.Thread(target=cpu.region_ns, args=(rounds,))
+    rounds = int(1.5e9 / cpu.region_ns(context, 1_000_000))
+    other = threading.Thread(target=cpu.region_ns, args=(context, rounds))
     other.start()
     time.sleep(0.1)
     with pytest.raises(DeviceError, match=r"no result for .* layer 1 \(batch of 4\) within 0\.[3-9] s") as e:
@@ -255,8 +251,8 @@ def test_a_stream_that_stays_away_is_named(banks: list[ExpertBank]) -> None:
 
 def test_a_patient_step_waits_for_the_gpu_and_not_for_workers(banks: list[ExpertBank]) -> None:
     """A first run may compile kernels between two layers for longer than the timeout."""
-    cpu.set_threads(1)
-    box = make(banks, timeout=0.2)
+    context = Context(threads=1)
+    box = make(banks, context=context, timeout=0.2)
     box.begin(0, patient=True)
     for layer in range(2):
         box.slot(layer, 0).ids_TK.fill_(1)
@@ -265,7 +261,7 @@ def test_a_patient_step_waits_for_the_gpu_and_not_for_workers(banks: list[Expert
     box.wait(box.slot(0, 0))
     time.sleep(0.5)
     box.check()
-    other = threading.Thread(target=cpu.region_ns, args=(int(1e9 / cpu.region_ns(1_000_000)),))
+    other = threading.Thread(target=cpu.region_ns, args=(context, int(1e9 / cpu.region_ns(context, 1_000_000))))
     other.start()
     time.sleep(0.1)
     box.post(box.slot(1, 0))

@@ -17,6 +17,7 @@ from headrace.engine.measure.kernel_rates import Kernel
 from headrace.engine.measure.link_rates import Links
 from headrace.engine.measure.quiet_samples import LEAST, SLACK, Pace, Sample, alike, best, share, steady
 from headrace.kernels import FORMATS
+from headrace.kernels.context import Context
 
 MB = 1 << 20
 
@@ -50,7 +51,7 @@ def test_one_lucky_pace_is_not_the_best() -> None:
 
 
 def test_pace_is_taken_before_and_after() -> None:
-    pace = Pace()
+    pace = Pace(Context())
     assert pace() == pace.last_s > 0
     pace.last_s = 1e9
     assert pace.since_before() == 1e9
@@ -82,7 +83,7 @@ def test_samples_walk_through_all_memory() -> None:
         seen.append(at)
         return 30
 
-    found = kernel_rates.sample([Kernel("a", read), Kernel("b", read)], 100, 2, Pace())
+    found = kernel_rates.sample([Kernel("a", read), Kernel("b", read)], 100, 2, Pace(Context()))
     assert seen[:6] == [0, 30, 60, 90, 20, 50]
     assert {name: len(samples) for name, samples in found.items()} == {"a": 2, "b": 2}
 
@@ -91,7 +92,7 @@ def test_samples_walk_through_all_memory() -> None:
 def test_every_kernel_says_what_it_read(size: int) -> None:
     """Wherever a sample begins: never nothing, never more than is there times its rounds."""
     arena = torch.full((size,), 0x11, dtype=torch.uint8)
-    for kernel in [k for k in kernel_rates._kernels(arena) if "256" not in k.name and "64" not in k.name]:
+    for kernel in [k for k in kernel_rates._kernels(Context(), arena) if "256" not in k.name and "64" not in k.name]:
         for at in (0, size - 1):
             read = kernel.read(at)
             assert 0 < read <= 4 * size, kernel.name
@@ -99,7 +100,7 @@ def test_every_kernel_says_what_it_read(size: int) -> None:
 
 def test_a_sample_of_a_matrix_is_the_bytes_of_its_rows() -> None:
     arena = torch.full((64 * MB,), 0x11, dtype=torch.uint8)
-    matrix = next(k for k in kernel_rates._kernels(arena) if k.name == "linear q4_0 4")
+    matrix = next(k for k in kernel_rates._kernels(Context(), arena) if k.name == "linear q4_0 4")
     assert matrix.read(0) == 64 * MB // 1152 * 1152
     caches = kernel_rates._caches(torch.zeros(64 * MB, dtype=torch.uint8))
     assert caches[0].nbytes == 2 * kernel_rates.CONTEXT * kernel_rates.KV_HEADS * kernel_rates.HEAD_DIM * 2
@@ -184,19 +185,19 @@ def test_nodes_are_measured_where_there_are_several(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(cpu, "numa_nodes", lambda: [0, 2])
     monkeypatch.setattr(cpu, "interleave", lambda tensor, nodes: asked.append(nodes) or nodes == [2])
     found = Links()
-    link_rates.nodes(found)
+    link_rates.nodes(Context(), found)
     assert asked == [[0], [2]]
     assert set(found.nodes) == {"2"}
     assert "node 0 not measured" in found.notes[0]
     monkeypatch.setattr(cpu, "numa_nodes", lambda: [0])
     one = Links()
-    link_rates.nodes(one)
+    link_rates.nodes(Context(), one)
     assert (one.nodes, one.notes) == ({}, [])
 
 
 def test_everything_is_measured_without_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(link_rates, "QUICK_FILE", 8 * MB)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    found = link_rates.measure(tmp_path, quick=True)
+    found = link_rates.measure(Context(), tmp_path, quick=True)
     assert set(found.copies) == {"host"}
     assert found.copies["host"] > 1e8

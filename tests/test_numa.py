@@ -29,7 +29,7 @@ def test_nodes_are_read_from_the_system(tmp_path: Path) -> None:
 
 def test_only_nodes_beside_our_cpus_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = system(tmp_path, node0="0-3", node1="4-7", node2="8-11")
-    monkeypatch.setattr(cpu.os, "sched_getaffinity", lambda _: {2, 3, 9}, raising=False)
+    monkeypatch.setattr(cpu.host.os, "sched_getaffinity", lambda _: {2, 3, 9}, raising=False)
     assert cpu.numa_nodes(root) == [0, 2]
 
 

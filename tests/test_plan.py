@@ -27,6 +27,7 @@ from headrace.engine.planning.plan import Plan, make, refuse_if_too_large
 from headrace.engine.planning.speed import Model, Workload, cache_read, cache_traffic, cache_written
 from headrace.engine.terminal.plan_report import as_json, n_cpu_moe
 from headrace.kernels import FORMATS, ExpertLayout
+from headrace.kernels.context import Context
 from headrace.loaders import model_source
 from headrace.loaders.architecture import encodings
 from headrace.loaders.families import spec_of
@@ -446,7 +447,7 @@ def test_the_context_that_nobody_asked_for_is_one_the_model_has(run: Run) -> Non
 
 def test_this_machine_by_its_profile(run: Run, checkpoints: Any) -> None:
     """Every kernel of the profile reads 10 GB/s."""
-    known = load_profile()
+    known = load_profile(Context())
     assert known is not None
     save_profile(dataclasses.replace(known, memory_bytes=10**9))
     status, out, _ = run("plan", checkpoints("qwen3_moe"), "--context", 64, "--json")

@@ -14,8 +14,9 @@ from headrace.engine.cuda_graphs import signal_probe, signals
 from headrace.engine.cuda_graphs.signals import VARIANTS, Trial, choose
 from headrace.engine.devices.cuda_driver import HOST_REGISTER, MEM_OPS_64, WAIT_64, WRITE_64, Driver, DriverError, MemOp
 from headrace.errors import DeviceError, OptionError
-from headrace.kernels import FORMATS, ExpertLayout, cpu
+from headrace.kernels import FORMATS, ExpertLayout, load
 from headrace.kernels.cases.case import RandomSource
+from headrace.kernels.context import Context
 from headrace.kernels.cpu.mailbox import Mailbox
 
 HIDDEN, WIDTH, EXPERTS, TOP_K = 64, 32, 6, 2
@@ -32,7 +33,13 @@ def driver(library: str, log: Path) -> Driver:
 def mailbox(driver: Driver) -> Iterator[Mailbox]:
     source = RandomSource(torch.Generator().manual_seed(5))
     layout = ExpertLayout(format=FORMATS["q8_0"], hidden=HIDDEN, width=WIDTH)
-    box = Mailbox([source.bank(layout, EXPERTS) for _ in range(3)], layers=[0, 1, 2], top_k=TOP_K, batches=[1, 4])
+    box = Mailbox(
+        [source.bank(layout, EXPERTS) for _ in range(3)],
+        context=Context(),
+        layers=[0, 1, 2],
+        top_k=TOP_K,
+        batches=[1, 4],
+    )
     driver.register(box.memory.data_ptr(), box.memory.nbytes)
     yield box
     box.close()
@@ -98,7 +105,7 @@ def fill(mailbox: Mailbox, batch: int, seed: int) -> list[torch.Tensor]:
         slot.x_TD.normal_(generator=generator)
         slot.ids_TK.copy_(ids)
         slot.weights_TK.copy_(weights)
-        wanted.append(cpu.experts(slot.x_TD, slot.ids_TK, slot.weights_TK, bank))
+        wanted.append(load("cpu").experts(slot.x_TD, slot.ids_TK, slot.weights_TK, bank))
     return wanted
 
 

@@ -17,6 +17,7 @@ from headrace.engine.bench import calibrate
 from headrace.engine.measure import other_load
 from headrace.engine.terminal import doctor_command, generate_command
 from headrace.kernels import isa
+from headrace.kernels.context import Context
 
 Run = Callable[..., tuple[int, str, str]]
 ASK = ["Hello", "-n", 3, "--ignore-eos"]
@@ -32,7 +33,7 @@ def _quiet(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def stale(profile: Profile) -> Profile:
     """The saved profile, of other kernels."""
-    known = load_profile()
+    known = load_profile(Context())
     assert known is not None
     assert not known.is_stale
     save_profile(old := dataclasses.replace(known, kernels="other", date="1999-01-01"))
@@ -43,7 +44,7 @@ def stale(profile: Profile) -> Profile:
 def measured(profile: Profile, monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Measuring gives a profile of today at once; the list has how many cores others take meanwhile."""
     busy = [0.0]
-    found = load_profile()
+    found = load_profile(Context())
     assert found is not None
     made = dataclasses.replace(found, date="2026-01-01", kernels=isa.kernels_digest())
     monkeypatch.setattr(calibrate, "measure", lambda *_: dataclasses.replace(made, busy=busy[0]))
@@ -51,22 +52,22 @@ def measured(profile: Profile, monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def saved_date() -> str | None:
-    known = load_profile()
+    known = load_profile(Context())
     return None if known is None else known.date
 
 
 def forget() -> None:
-    profile_path(profiles.hardware_key()).unlink()
+    profile_path(profiles.hardware_key(Context())).unlink()
 
 
 def test_what_was_saved_before_still_loads(profile: Profile) -> None:
     """Without what newer versions keep; of kernels that nobody knows."""
-    path = profile_path(profiles.hardware_key())
+    path = profile_path(profiles.hardware_key(Context()))
     values = json.loads(path.read_text())
     for name in ("together", "kernels"):
         del values[name]
     path.write_text(json.dumps(values))
-    found = load_profile()
+    found = load_profile(Context())
     assert found is not None
     assert found.together == {}
     assert found.is_stale

@@ -34,7 +34,8 @@ from headrace.engine.experts.traffic import PassShape, placed_bytes
 from headrace.engine.model.kv_cache import pages_for
 from headrace.engine.placement.placement import Tier
 from headrace.engine.terminal import generate_report
-from headrace.kernels import FORMATS, ExpertLayout, isa, reference
+from headrace.kernels import FORMATS, ExpertLayout, reference
+from headrace.kernels.context import ISA, THREADS, Context
 
 Checkpoints = Callable[[str], Path]
 Run = Callable[..., tuple[int, str, str]]
@@ -284,11 +285,13 @@ def test_the_threshold_worked_out_by_hand(profile: Profile) -> None:
     assert distinct_of(spec, 3) == 4
     wanted = next(t for t in range(2, 99) if 0.25 * (1 + (t - 2) * 3 / 14) + 256 * t / 12288 > 1)
     assert wanted == 12, "0.79 + 0.25; with 11 tokens 0.73 + 0.23"
-    assert crossover(spec, layout, rates(profile), 2.5e9, 512) == wanted
-    assert crossover(spec, layout, rates(profile), 2.5e9, wanted - 1) is None
-    assert crossover(spec, layout, rates(profile), 20e9, 512) == 1, "a link that is faster than the CPU's memory"
+    assert crossover(spec, layout, rates(profile), 2.5e9, 512, Context()) == wanted
+    assert crossover(spec, layout, rates(profile), 2.5e9, wanted - 1, Context()) is None
+    assert crossover(spec, layout, rates(profile), 20e9, 512, Context()) == 1, (
+        "a link that is faster than the CPU's memory"
+    )
     seconds = 4 * 3072 / 0.25e10 + 2 * 16 * 128 / 2.5e9
-    assert cpu_seconds(spec, layout, rates(profile), 2.5e9, 16) == pytest.approx(seconds)
+    assert cpu_seconds(spec, layout, rates(profile), 2.5e9, 16, Context()) == pytest.approx(seconds)
 
 
 def test_what_is_decided_for_a_gpu(profile: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -303,7 +306,7 @@ def test_what_is_decided_for_a_gpu(profile: Profile, monkeypatch: pytest.MonkeyP
     copies = {"gpu0 h2d pinned": 4e9, "gpu0 hbm": 1e12}
     fast = rates(profile, copies=copies, stream=20e9)
     found = decided(fast)
-    assert found.stream_from == crossover(spec, layout, fast, 4e9, 512)
+    assert found.stream_from == crossover(spec, layout, fast, 4e9, 512, Context())
     assert found.stream_from is not None
     assert f"passes from {found.stream_from} tokens on (link 4.0 GB/s measured; CPU measured)" in found.notes[0]
     assert "by table" in found.notes[1]
@@ -321,7 +324,7 @@ def test_what_is_decided_for_a_gpu(profile: Profile, monkeypatch: pytest.MonkeyP
     assert "not measured, 80% of PCIe 3.0 x16, a guess" in nominal_link.notes[0]
     assert nominal_link.split == 0
     assert "not measured: link, GPU memory or CPU" in nominal_link.notes[1]
-    flops = core_flops(isa.isa()).times(isa.threads()).mid
+    flops = core_flops(ISA).times(THREADS).mid
     link = nominal(None).bytes_s
     wanted = next(
         t
@@ -332,7 +335,7 @@ def test_what_is_decided_for_a_gpu(profile: Profile, monkeypatch: pytest.MonkeyP
     unknown = decided(None, prefill_chunk=wanted)
     assert unknown.stream_from == wanted
     assert "this CPU is not measured (headrace measure)" in unknown.notes[0]
-    assert f"{isa.threads()} cores of {isa.isa()}, {flops / 1e12:.2f} TFLOP/s assumed" in unknown.notes[0]
+    assert f"{THREADS} cores of {ISA}, {flops / 1e12:.2f} TFLOP/s assumed" in unknown.notes[0]
     assert decided(None, prefill_chunk=wanted - 1).stream_from is None, "never for passes that the CPU takes less for"
     slow = decided(rates(profile, copies={**copies, "gpu0 h2d pinned": 1e6}))
     assert slow.stream_from is None

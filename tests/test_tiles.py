@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,19 +10,32 @@ import torch
 
 from headrace.engine.bandwidth_model.profile import hardware_key
 from headrace.engine.measure import tile_thresholds
-from headrace.kernels import FORMATS, cpu
+from headrace.kernels import FORMATS, load
+from headrace.kernels.context import Context
 from headrace.kernels.packed import Matrix
+
+DEFAULT = Context()
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    yield
-    cpu.set_tile_tokens({})
 
 
 def kept(tmp_path: Path) -> Path:
-    return tmp_path / "headrace" / f"tiles-{hardware_key()}.json"
+    return tmp_path / "headrace" / f"tiles-{hardware_key(Context())}.json"
+
+
+def test_each_rounding_has_thresholds_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not (built_in := DEFAULT.tile_tokens):
+        pytest.skip("this instruction set has no tiles")
+    exact = Context(activations="bf16")
+    monkeypatch.setattr(
+        tile_thresholds, "measure", lambda context, formats: dict.fromkeys(formats, 3 if context == exact else 5)
+    )
+    for _ in range(2):
+        assert tile_thresholds.use(exact).tile_tokens == dict.fromkeys(built_in, 3)
+        assert tile_thresholds.use(DEFAULT).tile_tokens == dict.fromkeys(built_in, 5)
 
 
 def test_tiles_begin_where_they_always_win() -> None:
@@ -33,18 +45,22 @@ def test_tiles_begin_where_they_always_win() -> None:
 
 
 def test_what_was_measured_is_kept_and_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    built_in = cpu.tile_tokens()
+    built_in = DEFAULT.tile_tokens
     if not built_in:
-        assert tile_thresholds.use() == {}
+        assert tile_thresholds.use(DEFAULT) == DEFAULT
         pytest.skip("this instruction set has no tiles")
     odd = {name: count + 3 for name, count in built_in.items()}
-    monkeypatch.setattr(tile_thresholds, "measure", lambda formats: odd)
-    assert tile_thresholds.use() == cpu.tile_tokens() == odd
-    monkeypatch.setattr(tile_thresholds, "measure", lambda formats: pytest.fail("it was measured already"))
-    assert tile_thresholds.use() == odd == json.loads(kept(tmp_path).read_text())[tile_thresholds.kernels_digest()]
+    monkeypatch.setattr(tile_thresholds, "measure", lambda context, formats: odd)
+    assert tile_thresholds.use(DEFAULT).tile_tokens == odd
+    monkeypatch.setattr(tile_thresholds, "measure", lambda context, formats: pytest.fail("it was measured already"))
+    assert (
+        tile_thresholds.use(DEFAULT).tile_tokens
+        == odd
+        == json.loads(kept(tmp_path).read_text())[tile_thresholds.kernels_digest()]
+    )
     monkeypatch.setattr(tile_thresholds, "kernels_digest", lambda: "other kernels")
-    monkeypatch.setattr(tile_thresholds, "measure", lambda formats: built_in)
-    assert tile_thresholds.use() == built_in, "thresholds of other kernels were used"
+    monkeypatch.setattr(tile_thresholds, "measure", lambda context, formats: built_in)
+    assert tile_thresholds.use(DEFAULT).tile_tokens == built_in, "thresholds of other kernels were used"
     assert list(json.loads(kept(tmp_path).read_text()).values()) == [built_in, odd]
 
 
@@ -54,35 +70,31 @@ def test_what_was_measured_is_kept_and_used(tmp_path: Path, monkeypatch: pytest.
 def test_a_file_that_is_not_whole_is_measured_anew(
     content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if not (built_in := cpu.tile_tokens()):
+    if not (built_in := DEFAULT.tile_tokens):
         pytest.skip("this instruction set has no tiles")
     kept(tmp_path).parent.mkdir()
     whole = f'{{"{tile_thresholds.kernels_digest()}": {content}}}'
     kept(tmp_path).write_text(whole if content.endswith(("]", "}", '"')) else content)
-    monkeypatch.setattr(tile_thresholds, "measure", lambda formats: dict.fromkeys(formats, 5))
-    assert tile_thresholds.use() == dict.fromkeys(built_in, 5)
+    monkeypatch.setattr(tile_thresholds, "measure", lambda context, formats: dict.fromkeys(formats, 5))
+    assert tile_thresholds.use(DEFAULT).tile_tokens == dict.fromkeys(built_in, 5)
 
 
-def test_measuring_tries_every_format_and_leaves_the_process_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    if not (built_in := cpu.tile_tokens()):
+def test_measuring_tries_every_format(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not (built_in := DEFAULT.tile_tokens):
         pytest.skip("this instruction set has no tiles")
     monkeypatch.setattr(tile_thresholds, "ROUNDS", 1)
-    found = tile_thresholds.measure(list(built_in))
+    found = tile_thresholds.measure(DEFAULT, list(built_in))
     assert set(found) == set(built_in)
     assert set(found.values()) <= {*tile_thresholds.TOKENS, tile_thresholds.NEVER}
-    assert cpu.tile_tokens() == built_in
 
 
 def test_the_number_decides_which_way_a_matrix_goes() -> None:
-    if not cpu.tile_tokens():
+    if not DEFAULT.tile_tokens:
         pytest.skip("this instruction set has no tiles")
     generator = torch.Generator().manual_seed(0)
     format = FORMATS["q8_0"]
-    matrix = Matrix(format, 64, 96, cpu.quantize(torch.randn(64, 96, generator=generator), format))
+    matrix = Matrix(format, 64, 96, load("cpu").quantize(torch.randn(64, 96, generator=generator), format))
     x = torch.randn(5, 96, generator=generator)
-    cpu.set_tile_tokens({"q8_0": 6})
-    dots = cpu.linear(x, matrix)
-    cpu.set_tile_tokens({"q8_0": 5})
-    tiled = cpu.linear(x, matrix)
+    dots, tiled = (load("cpu", Context(tiles_from={"q8_0": least})).linear(x, matrix) for least in (6, 5))
     assert not torch.equal(dots, tiled), "the two round differently"
     assert (dots - tiled).norm() < 0.02 * dots.norm()

@@ -18,6 +18,7 @@ from headrace.engine.measure import contention, contention_gpu, link_rates, othe
 from headrace.engine.measure.contention import AHEAD, Copies, Step, Way, moved, rates
 from headrace.engine.measure.link_rates import Links
 from headrace.kernels import FORMATS
+from headrace.kernels.context import Context
 
 MB = 1 << 20
 CPU = torch.device("cpu")
@@ -106,7 +107,7 @@ class Memory:
 def test_ways_that_share_a_memory_get_half_of_it() -> None:
     memory = Memory()
     one, other = (Way(name=name, step=memory.step) for name in ("experts", "copies"))
-    found = contention.measure([(one, other)], rounds=5, seconds=0.05)
+    found = contention.measure(Context(), [(one, other)], rounds=5, seconds=0.05)
     memory.stream.end()
     assert list(found) == ["experts + copies"]
     both = found["experts + copies"]
@@ -129,7 +130,7 @@ def test_a_way_of_two_pairs_is_measured_alone_once(monkeypatch: pytest.MonkeyPat
     busy = iter([0.0, 1.0, 0.0])
     monkeypatch.setattr(other_load.Strangers, "cores", lambda self: next(busy))
     a, b, c = (Way(name=name, step=lambda: 1) for name in "abc")
-    found = contention.measure([(a, b), (c, b)], rounds=2)
+    found = contention.measure(Context(), [(a, b), (c, b)], rounds=2)
     assert asked == [("a",), ("b",), ("c",), ("a", "b"), ("c", "b")] * 4
     assert found["a + b"] == {"a": 5.0, "b": 5.0, "a alone": 10.0, "b alone": 10.0}
     assert list(found) == ["a + b", "c + b"]
@@ -211,7 +212,7 @@ def test_experts_beside_copies(library: str, two_lanes: tuple[ThreadLane, Thread
     register, unregister = driver.register, driver.unregister
     driver.register = lambda at, size: (taken.append(at), register(at, size))[1]  # type: ignore[method-assign,func-returns-value]
     driver.unregister = lambda at: (given_back.append(at), unregister(at))[1]  # type: ignore[method-assign,func-returns-value]
-    found, problem = contention_gpu.measure(0, CPU, driver, *two_lanes, rounds=1)
+    found, problem = contention_gpu.measure(Context(), 0, CPU, driver, *two_lanes, rounds=1)
     assert problem == ""
     pairs = [f"experts {name} + gpu0 h2d pinned" for name in FORMATS]
     assert list(found) == [*pairs, "gpu0 h2d pinned + gpu0 d2h pinned"]
@@ -245,7 +246,7 @@ def test_memory_that_cannot_be_pinned_is_not_measured(library: str, two_lanes: t
         raise link_rates.DeviceError("the driver takes no more")
 
     driver.register = refuse  # type: ignore[method-assign]
-    found, problem = contention_gpu.measure(0, CPU, driver, *two_lanes, rounds=1)
+    found, problem = contention_gpu.measure(Context(), 0, CPU, driver, *two_lanes, rounds=1)
     assert found == {}
     assert "could not be pinned" in problem
     assert "the driver takes no more" in problem
@@ -253,7 +254,7 @@ def test_memory_that_cannot_be_pinned_is_not_measured(library: str, two_lanes: t
 
 def test_a_full_memory_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(contention_gpu, "free_memory", lambda: 10**9)
-    found, problem = contention_gpu.measure(0, CPU, None, HostStream(), HostStream(), rounds=1)
+    found, problem = contention_gpu.measure(Context(), 0, CPU, None, HostStream(), HostStream(), rounds=1)
     assert found == {}
     assert "less than 3.2 GB of memory is free" in problem
 

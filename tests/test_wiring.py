@@ -25,6 +25,7 @@ from headrace.engine.measure import tile_thresholds
 from headrace.engine.placement.placement import Tier
 from headrace.engine.terminal import generate_report
 from headrace.kernels import cpu
+from headrace.kernels.context import Context
 from headrace.loaders.weights import converted
 
 Checkpoints = Callable[[str], Path]
@@ -60,8 +61,8 @@ def tokens(llm: LLM, count: int) -> list[list[int]]:
 @pytest.fixture
 def no_tiles(cache_home: Path) -> None:
     """Dot products for any number of tokens: three sequences in a step of four round like three."""
-    if names := cpu.tile_tokens():
-        tile_thresholds.save(dict.fromkeys(names, tile_thresholds.NEVER))
+    if names := Context().tile_tokens:
+        tile_thresholds.save(Context(), dict.fromkeys(names, tile_thresholds.NEVER))
 
 
 @pytest.fixture
@@ -118,7 +119,8 @@ def test_a_worker_that_hangs_is_an_error_that_names_the_layer(gpu: StandIn, monk
         stream = llm.stream(PROMPTS[0], GREEDY)
         next(stream)
         next(stream)
-        held = threading.Thread(target=cpu.region_ns, args=(int(2e9 / cpu.region_ns(1_000_000)),))
+        rounds = int(2e9 / cpu.region_ns(llm.parts.context, 1_000_000))
+        held = threading.Thread(target=cpu.region_ns, args=(llm.parts.context, rounds))
         assert llm.parts.graphed is not None
         mail, jobs = llm.parts.graphed.experts.mail, []
         assert mail is not None

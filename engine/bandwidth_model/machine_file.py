@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import OptionError
+from ...kernels.context import Context
 from .hardware import CORE_FLOPS, FIXED, Device, Hardware, Range, core_flops, device, exactly, parse, part, positive
 from .profile import STALE, Profile, hardware_key, load_profile
 
@@ -51,7 +52,7 @@ def unknown_gpus() -> int:
 
 def this_machine() -> Hardware | None:
     """The CPU of this machine by its saved profile; None if it was not measured yet."""
-    profile = load_profile()
+    profile = load_profile(Context())
     return None if profile is None else of_profile(profile)
 
 
@@ -101,7 +102,7 @@ def _from_profile(values: dict[str, Any], path: Path) -> Hardware:
         profile = Profile(**values)
     except TypeError as error:
         raise OptionError(f"{path} is no profile of this version ({error}): run headrace measure again") from error
-    if profile.key != hardware_key():
+    if profile.key != hardware_key(Context()):
         raise OptionError(
             f"{path} is the profile of other hardware: {profile.cpu}, {profile.isa}, {profile.threads} threads, "
             f"{profile.memory_bytes / 1e9:.0f} GB. Measure this machine (headrace measure), or name parts for that one"

@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 
 from ...kernels import FORMATS, isa
+from ...kernels.context import Context
 from ...loaders.memory import GB
 
 STALE = "the profile of this machine was measured with other kernels"
@@ -128,9 +129,9 @@ def cpu_name() -> str:
     return next(names, platform.machine())
 
 
-def hardware_key() -> str:
-    """A short name of everything that a profile depends on: processor, memory, ISA, threads."""
-    facts = [cpu_name(), round(psutil.virtual_memory().total / GB), isa.isa(), isa.threads(), os.cpu_count()]
+def hardware_key(context: Context) -> str:
+    """A short name of everything that a profile depends on: processor, memory, and the context's ISA and threads."""
+    facts = [cpu_name(), round(psutil.virtual_memory().total / GB), context.isa, context.threads, os.cpu_count()]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
 
 
@@ -139,10 +140,10 @@ def profile_path(key: str) -> Path:
     return base / "headrace" / f"machine-{key}.json"
 
 
-def load_profile() -> Profile | None:
-    """The saved profile of this hardware, or None if it was not measured yet (or by another version). It may be of
-    other kernels (`is_stale`)."""
-    key = hardware_key()
+def load_profile(context: Context) -> Profile | None:
+    """The saved profile of this hardware in this context, or None if it was not measured yet (or by another version).
+    It may be of other kernels (`is_stale`)."""
+    key = hardware_key(context)
     try:
         profile = Profile(**json.loads(profile_path(key).read_text(encoding="utf-8")))
         complete = set(profile.linear) == set(profile.experts) == set(FORMATS)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 
+from ...kernels.context import Context
 from ..bandwidth_model.profile import Profile
 from ..devices.host import cpu_kernels
 from ..ledger.pass_bytes import FIXED
@@ -122,6 +124,6 @@ def _priced(loss: Loss, seconds: float) -> Loss:
     return Loss(cause=loss.cause, seen=loss.seen, remedy=loss.remedy, share=loss.share, tok_s=gained)
 
 
-def findings(profile: Profile) -> list[Finding]:
-    """What the checks say of this machine."""
-    return checks.run(gather(profile, cpu_kernels().region_ns))
+def findings(profile: Profile, context: Context) -> list[Finding]:
+    """What the checks say of this machine and of runs in this context."""
+    return checks.run(gather(profile, context, partial(cpu_kernels().region_ns, context)))

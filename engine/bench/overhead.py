@@ -22,9 +22,9 @@ import torch
 
 from ... import kernels
 from ...kernels import FORMATS
+from ...kernels.context import Context
 from ...kernels.packed import Matrix
 from ..config import SamplingParams
-from ..devices.host import cpu_kernels
 from ..llm import LLM
 from ..measure.other_load import alone
 from ..measure.quiet_samples import Pace, Sample, best, steady
@@ -72,28 +72,28 @@ def shapes(many: int, few: int, width: int) -> dict[str, dict[str, Any]]:
     return {"many": shape(many, 8, **plain), "few": shape(few, 8, **plain), "shared": shape(many, 7, **shared)}
 
 
-def measure(many: int = MANY, few: int = FEW, width: int = WIDTH, rounds: int = ROUNDS) -> Overhead:
-    """Measures this engine on this machine with the threads that are set; takes some seconds and 0.8 GB."""
+def measure(context: Context, many: int = MANY, few: int = FEW, width: int = WIDTH, rounds: int = ROUNDS) -> Overhead:
+    """Measures this engine on this machine in this context; takes some seconds and 0.8 GB."""
     assert many % few == 0, f"{many} layers are no multiple of {few}"
-    models = {name: _model(config) for name, config in shapes(many, few, width).items()}
-    typical, outside = _steps(models, rounds)
+    models = {name: _model(context, config) for name, config in shapes(many, few, width).items()}
+    typical, outside = _steps(context, models, rounds)
     layer = {n: max(0.0, (typical["many", n] - typical["few", n]) / (many - few)) for n in (1, BATCH)}
-    logit_s = _logit_seconds(4 * rounds)
+    logit_s = _logit_seconds(context, 4 * rounds)
     return Overhead(
         layer_s=layer[1],
-        layer_batch={str(BATCH): layer[BATCH], str(PROMPT): layer[1] + _prompt_seconds(4 * rounds)},
+        layer_batch={str(BATCH): layer[BATCH], str(PROMPT): layer[1] + _prompt_seconds(context, 4 * rounds)},
         shared_s=max(0.0, (typical["shared", 1] - typical["many", 1]) / many),
         pass_s=max(0.0, outside - logit_s * BASE["vocab_size"]),
         logit_s=logit_s,
     )
 
 
-def _steps(models: dict[str, LLM], rounds: int) -> tuple[dict[tuple[str, int], float], float]:
+def _steps(context: Context, models: dict[str, LLM], rounds: int) -> tuple[dict[tuple[str, int], float], float]:
     """Medians of what ran undisturbed: seconds of a pass by model and tokens, and of one sequence's step outside of the
     forward pass."""
     steps: dict[tuple[str, int], list[Sample]] = {run: [] for run in RUNS}
     outside: list[Sample] = []
-    pace = Pace()
+    pace = Pace(context)
 
     def one_round() -> None:  # in turns, so that a slow moment does not hit one of them alone
         for name, batch in RUNS:
@@ -116,7 +116,7 @@ def _steps(models: dict[str, LLM], rounds: int) -> tuple[dict[tuple[str, int], f
     return typical, statistics.median(steady(outside, best_s))
 
 
-def _model(config: dict[str, Any]) -> LLM:
+def _model(context: Context, config: dict[str, Any]) -> LLM:
     return random_llm(
         config,
         layers=config["num_hidden_layers"],
@@ -124,8 +124,8 @@ def _model(config: dict[str, Any]) -> LLM:
         dense_format="q4_0",
         max_context=64,
         max_sequences=BATCH,
-        threads=cpu_kernels().threads(),
-        cpu_activations=cpu_kernels().activations(),  # as it is: it holds for the whole process
+        threads=context.threads,
+        cpu_activations=context.activations,
     )
 
 
@@ -151,10 +151,10 @@ def _decode(llm: LLM, batch: int) -> list[tuple[float, float]]:
     return [(p.measured_s, p.measured_s - s) for p, s in pairs if p.phase == "decode"]
 
 
-def _prompt_seconds(rounds: int) -> float:
+def _prompt_seconds(context: Context, rounds: int) -> float:
     """Median of the seconds that norms, rope with the writing of keys and values, and a router take with PROMPT tokens.
     Matrices, attention and experts are timed with many tokens by themselves."""
-    ops, tokens = kernels.load("cpu"), PROMPT
+    ops, tokens = kernels.load("cpu", context), PROMPT
     x_TD, y_TD, weight_D = torch.ones(tokens, HIDDEN), torch.ones(tokens, HIDDEN), torch.ones(HIDDEN)
     qkv_THd = torch.ones(tokens, HEADS + 2 * KV_HEADS, HEAD_DIM)
     k_PGBd, v_PGBd = torch.zeros(2, tokens // PAGE, KV_HEADS, PAGE, HEAD_DIM, dtype=torch.bfloat16)
@@ -172,9 +172,9 @@ def _prompt_seconds(rounds: int) -> float:
     return statistics.median(found)
 
 
-def _logit_seconds(rounds: int) -> float:
+def _logit_seconds(context: Context, rounds: int) -> float:
     """Median of the seconds that a logit takes which is written and looked at."""
-    ops = kernels.load("cpu")
+    ops = kernels.load("cpu", context)
     found = []
     for _ in range(rounds):
         start = time.perf_counter()

@@ -9,7 +9,10 @@ import shlex
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ...kernels.context import Context
 
 PACKAGES = ("headrace", "torch", "triton", "numpy", "tokenizers", "transformers", "llama-cpp-python", "kt-kernel")
 
@@ -27,18 +30,17 @@ def host() -> dict[str, Any]:
     }
 
 
-def passport() -> dict[str, Any]:
-    """Facts of a run of the C++ kernels."""
+def passport(context: Context) -> dict[str, Any]:
+    """Facts of a run of the C++ kernels in this context."""
     import psutil
 
-    from ...kernels import cpu
     from ..bandwidth_model.profile import cpu_name
 
     return {
         "cpu": cpu_name(),
         "cores": psutil.cpu_count(logical=False),
-        "isa": cpu.isa(),
-        "threads": cpu.threads(),
+        "isa": context.isa,
+        "threads": context.threads,
         **host(),
     }
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 
 from ...kernels import isa
+from ...kernels.context import Context
 from ..bandwidth_model.profile import Profile
 from ..devices.host import cpu_kernels
 from ..devices.pcie import PciLink, _text, pci_links
@@ -50,19 +51,19 @@ class Facts:
     links: tuple[PciLink, ...] = ()
 
 
-def gather(profile: Profile | None, load: Callable[[], object], seconds: float = 0.5) -> Facts:
-    """The facts of this machine; clock and shares of time are taken while `load` runs again and again for `seconds`:
-    nobody stops or slows down an idle thread."""
+def gather(profile: Profile | None, context: Context, load: Callable[[], object], seconds: float = 0.5) -> Facts:
+    """The facts of this machine and of a run in this context; clock and shares of time are taken while `load` runs
+    again and again for `seconds`: nobody stops or slows down an idle thread."""
     cpus = allowed_cpus()
     stolen, throttled = _over(seconds, load)
     clock = _clock(cpus)
     nodes = node_sizes()
     return Facts(
         huge_pages=_bracketed(Path("/sys/kernel/mm/transparent_hugepage/enabled")),
-        isa=isa.isa(),
+        isa=context.isa,
         available_isas=tuple(isa.available_isas()),
         cpu_flags=_flags(),
-        threads=isa.threads(),
+        threads=context.threads,
         cores=len({core_of(cpu) for cpu in cpus}),
         clock=clock,
         stolen=stolen,
@@ -71,7 +72,7 @@ def gather(profile: Profile | None, load: Callable[[], object], seconds: float =
         memory_nodes=frozenset(_status_list("Mems_allowed_list")),
         nodes=nodes,
         stream_by_threads={} if profile is None else {int(n): r for n, r in profile.stream_by_threads.items()},
-        pace=_pace(profile, seconds),
+        pace=_pace(profile, context, seconds),
         links=tuple(pci_links()),
     )
 
@@ -134,11 +135,11 @@ def node_sizes() -> dict[int, int]:
     return found
 
 
-def _pace(profile: Profile | None, seconds: float) -> float | None:
+def _pace(profile: Profile | None, context: Context, seconds: float) -> float | None:
     """The median pace over some time, over that of the profile."""
     if profile is None or not profile.pace_s:
         return None
-    pace = Pace()
+    pace = Pace(context)
     end = time.perf_counter() + seconds
     found = [pace()]
     while time.perf_counter() < end:

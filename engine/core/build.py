@@ -14,6 +14,7 @@ import torch
 
 from ... import kernels
 from ...kernels import Ops
+from ...kernels.context import THREADS, Context
 from ...kernels.packed import ExpertBank
 from ...loaders.tokens.tokenizer import Tokenizer
 from ...loaders.weights.checkpoint import Checkpoint, Progress
@@ -45,17 +46,18 @@ from .parts import EngineParts
 from .weight_source import Target, WeightSource
 
 HANDOFF_TIMEOUT = 10.0  # seconds without progress after which a graphed step counts as failed
-TORCH_THREADS = torch.get_num_threads()  # as the process had it before a model was loaded
 
 
 def build(source: WeightSource, config: EngineConfig, progress: Progress | None = None) -> EngineParts:
     """Loads the model of a source as the config says; raises a `HeadraceError` that names what is wrong."""
-    name, ops = load_kernels(config)
+    name, context, ops = load_kernels(config)
+    torch_threads = host.torch_threads(name, config.threads)
+    host.use_torch_threads(torch_threads)
     found = devices.find(config, devices.ram(ops, name))
     checkpoint = source.open(config, show_progress=progress is not None)
     tokenizer = _load_tokenizer(checkpoint)
     kv_dtype = kv_budget.kv_dtype(config, checkpoint.formats)
-    profile = profiles.load_profile() if name == "cpu" else None
+    profile = profiles.load_profile(context) if name == "cpu" else None
     gpu = found.get(Tier.GPU0)
     runtime, problem = (None, "there is no GPU") if gpu is None else gpu_runtime.find(gpu)
     plan = fit(config, checkpoint, kv_dtype, found, profile, signal_choice.may_capture(config, runtime))
@@ -69,30 +71,26 @@ def build(source: WeightSource, config: EngineConfig, progress: Progress | None 
     timers = Timers(streams.of(main)[0] if len(found) > 1 else None)
     experts, host_buffers = _experts(config, checkpoint, weights, plan, found, ops, timers)
     decoder = _decoder(config, checkpoint, weights, plan, found, experts, kv_dtype, timers)
-    graphed, choice = _graphs(config, checkpoint, plan, decoder, choice, runtime)
+    graphed, choice = _graphs(config, context, checkpoint, plan, decoder, choice, runtime)
     if graphed is not None:
         graphed.tiered.offload = plan.offload.in_graphs()
         plan = replace(plan, offload=graphed.tiered.offload)
     return EngineParts(
-        config=config, kernels=name, ops=ops, devices=found, checkpoint=checkpoint, tokenizer=tokenizer,
+        config=config, kernels=name, context=context, torch_threads=torch_threads, ops=ops, devices=found,
+        checkpoint=checkpoint, tokenizer=tokenizer,
         kv_dtype=kv_dtype, profile=profile, fit=plan, weights=weights, huge_pages=granted.huge_pages,
         nodes=granted.nodes, timers=timers, decoder=decoder, runtime=runtime, expert_arena=arena,
         host_buffers=host_buffers, signal_choice=choice, graphed=graphed,
     )  # fmt: skip
 
 
-def load_kernels(config: EngineConfig) -> tuple[str, Ops]:
-    """The backend for what lies in RAM, set up as asked, and its name."""
+def load_kernels(config: EngineConfig) -> tuple[str, Context, Ops]:
+    """The backend for what lies in RAM: its name, how the C++ kernels compute, and its ops."""
     name = "cpu" if config.kernels == "auto" else config.kernels
-    ops = kernels.load(name)
+    context = Context(threads=config.threads or THREADS, activations=config.cpu_activations)
     if name == "cpu":
-        host.set_threads(config.threads)
-        host.cpu_kernels().set_activations(config.cpu_activations)
-        tile_thresholds.use()
-        torch.set_num_threads(1)  # two pools of threads that spin on the same cores slow each other down
-    else:
-        torch.set_num_threads(config.threads or TORCH_THREADS)
-    return name, ops
+        context = tile_thresholds.use(context)
+    return name, context, kernels.load(name, context)
 
 
 def _load_tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:
@@ -208,6 +206,7 @@ def _decoder(
 
 def _graphs(
     config: EngineConfig,
+    context: Context,
     checkpoint: Checkpoint,
     plan: Fit,
     decoder: Decoder,
@@ -228,21 +227,24 @@ def _graphs(
         tiered,
         choice,
         runtime,
+        context=context,
         sequences=config.max_sequences,
         pages=pages,
         spare_page=spare_page,
         timeout=HANDOFF_TIMEOUT,
     )
-    digest = _digest(config, checkpoint, plan, decoder.cache.data.dtype, choice.name)
+    digest = _digest(config, context, checkpoint, plan, decoder.cache.data.dtype, choice.name)
     how = verify.Start(asked=config.handoff, choice=choice, runtime=runtime, digest=digest)
     return verify.start(how, verify.Steps(decoder, tiered, pages, spare_page), make)
 
 
-def _digest(config: EngineConfig, checkpoint: Checkpoint, plan: Fit, kv_dtype: torch.dtype, way: str) -> str:
+def _digest(
+    config: EngineConfig, context: Context, checkpoint: Checkpoint, plan: Fit, kv_dtype: torch.dtype, way: str
+) -> str:
     """What times of a decode step hold for, besides GPU, driver and kernels."""
     offload = plan.offload
     split = offload.split if isinstance(offload.split, int) else "tables"
     copies = offload.stream_from, split, offload.split_most, offload.piece
     room = plan.room.max_context, config.max_sequences, kv_dtype
-    where, rounding = plan.placement.experts, config.cpu_activations
-    return saved_trials.digest(way, checkpoint.spec, checkpoint.formats, where, copies, room, rounding)
+    where = plan.placement.experts
+    return saved_trials.digest(way, checkpoint.spec, checkpoint.formats, where, copies, room, context)

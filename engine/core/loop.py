@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...errors import MemoryNeeded
 from ...kernels import Ops
+from ..devices.host import use_torch_threads
 from ..generation.outputs import Chunk
 from ..generation.request import Request
 from ..generation.sampler import sample
@@ -91,6 +92,7 @@ class Loop:
         Tokens are appended as soon as the pass is committed, and what may raise (a full disk under the ledger) comes
         last: an error must not cost the other requests of the pass a token.
         """
+        use_torch_threads(self.parts.torch_threads)
         parts, batch = self.parts, self.scheduler.next_batch()
         assert batch is not None, "a sequence is unfinished, but nothing can run"
         done, start = self._open_pass(batch), time.perf_counter()
@@ -154,6 +156,7 @@ class Loop:
         """Logits after every token of a sequence: float32 [tokens, vocabulary], in prefill chunks, outside of the
         ledger. Raises MemoryNeeded where open requests leave no room for it."""
         with self.lock:
+            use_torch_threads(self.parts.torch_threads)
             need = pages_for(len(sequence.tokens))
             if need > self.pages.available:
                 raise MemoryNeeded(

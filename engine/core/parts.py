@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from ...kernels import Ops
+from ...kernels.context import Context
 from ...loaders.spec import ModelSpec
 from ...loaders.tokens.tokenizer import Tokenizer
 from ...loaders.weights.checkpoint import Checkpoint
@@ -29,12 +30,15 @@ from ..placement.placement import Placement, Tier
 
 @dataclass(frozen=True, kw_only=True)
 class EngineParts:
-    """What a model runs with. kernels: the name of the backend of `ops`. profile: this machine's measured rates, if
-    there are any. huge_pages: by tensor whether the system granted them; nodes: of memory that weights are dealt out
-    over. The last five are of a run beside a GPU."""
+    """What a model runs with. kernels: the name of the backend of `ops`; context: how the C++ kernels compute;
+    torch_threads: how many torch has in its passes. profile: this machine's measured rates, if there are any.
+    huge_pages: by tensor whether the system granted them; nodes: of memory that weights are dealt out over. The
+    last five are of a run beside a GPU."""
 
     config: EngineConfig
     kernels: str
+    context: Context
+    torch_threads: int
     ops: Ops
     devices: Mapping[Tier, Device]
     checkpoint: Checkpoint

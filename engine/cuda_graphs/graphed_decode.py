@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ...errors import DeviceError
+from ...kernels.context import Context
 from ...kernels.cpu.mailbox import TIMEOUT, Mailbox
 from ...kernels.packed import ExpertBank
 from ...loaders.weights.model_weights import TierBanks
@@ -51,7 +52,8 @@ class GraphedDecode:
     """Decode steps of up to `sequences` sequences of at most `pages` pages; `spare_page` of the cache belongs to none.
 
     Captures when it is built: each size runs once and compiles what is new. Raises DeviceError where the driver or the
-    capture refuses. timeout: seconds without progress after which a step counts as failed.
+    capture refuses. context: of the experts in RAM. timeout: seconds without progress after which a step counts as
+    failed.
     """
 
     def __init__(
@@ -61,12 +63,13 @@ class GraphedDecode:
         way: SignalChoice,
         runtime: Runtime,
         *,
+        context: Context,
         sequences: int,
         pages: int,
         spare_page: int,
         timeout: float = TIMEOUT,
     ) -> None:
-        self.decoder, self.tiered, self.runtime = decoder, tiered, runtime
+        self.decoder, self.tiered, self.runtime, self.context = decoder, tiered, runtime, context
         self.sizes, self.timeout = sizes_up_to(_most(sequences, tiered)), timeout
         self.recorder = runtime.recorder()
         main, spec = decoder.device_inputs, decoder.spec
@@ -152,6 +155,7 @@ class GraphedDecode:
     def _mailbox(self, in_ram: dict[int, ExpertBank]) -> Mailbox:
         return Mailbox(
             list(in_ram.values()),
+            context=self.context,
             layers=list(in_ram),
             top_k=self.decoder.spec.moe.top_k,
             batches=self.sizes,

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ...kernels.context import Context
 from ...kernels.isa import kernels_digest
 from ..bandwidth_model.profile import hardware_key, profile_path
 from .gpu_runtime import Runtime
@@ -39,8 +40,8 @@ class StepTimes:
 
 
 def path() -> Path:
-    """The file of this machine."""
-    key = hardware_key()
+    """The file of this machine, whatever a run's context is: that is a part of what a check holds for."""
+    key = hardware_key(Context())
     return profile_path(key).with_name(f"handoff-{key}.json")
 
 

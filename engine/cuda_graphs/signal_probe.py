@@ -17,6 +17,7 @@ from collections.abc import Callable
 
 from ...errors import HeadraceError
 from ...kernels import FORMATS, ExpertLayout
+from ...kernels.context import Context
 from ...kernels.cpu.mailbox import Mailbox
 from ...kernels.packed import ExpertBank
 from ..devices.cuda_driver import MEM_OPS_64, Driver
@@ -57,7 +58,7 @@ def run(name: str, library: str, device: int, layers: int) -> None:
 def empty_mailbox(layers: int) -> Mailbox:
     """A mailbox of one token whose jobs choose no expert."""
     bank = ExpertBank.empty(ExpertLayout(format=FORMATS["q8_0"], hidden=HIDDEN, width=32), 1)
-    mailbox = Mailbox([bank] * layers, layers=range(layers), top_k=TOP_K, batches=[1], timeout=2.0)
+    mailbox = Mailbox([bank] * layers, context=Context(), layers=range(layers), top_k=TOP_K, batches=[1], timeout=2.0)
     for layer in range(layers):
         mailbox.slot(layer, 0).ids_TK.fill_(-1)
     return mailbox

@@ -1,35 +1,25 @@
-"""The machine as the engine uses it: threads, huge pages, nodes of memory. What it gives is measured elsewhere
+"""The machine as the engine uses it: huge pages, nodes of memory. What it gives is measured elsewhere
 (`measure/kernel_rates.py`, `bench/overhead.py`)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from types import ModuleType
 
+import torch
 from torch import Tensor
 
 from ...loaders.weights.model_weights import ModelWeights
 
+TORCH_THREADS = torch.get_num_threads()  # as the process had it before a model was loaded
 HUGE_FROM = 8 << 20  # smaller tensors are not worth a huge page
 
 
 def cpu_kernels() -> ModuleType:
-    """The C++ backend as a module, for what is not an op: threads, ISA, raw reads."""
+    """The C++ kernels as a module, for what is not an op: pages of memory, raw reads."""
     from ...kernels import cpu
 
     return cpu
-
-
-def set_threads(threads: int | None) -> None:
-    """Sets the threads of the CPU kernels; None is one per core, whatever an earlier model asked for."""
-    cpu_kernels().set_threads(threads or default_threads())
-
-
-@cache
-def default_threads() -> int:
-    """Threads that the kernels start with: one per core that this process may use."""
-    return int(cpu_kernels().threads())
 
 
 def advise_huge(weights: ModelWeights) -> dict[str, bool]:
@@ -54,3 +44,16 @@ def spread_over_nodes(weights: ModelWeights) -> int:
         cpu.interleave(t, nodes) for t in large_in_ram(weights).values()
     ]  # all are asked for, also after a refusal
     return len(nodes) if all(granted) else 0
+
+
+def torch_threads(kernels: str, asked: int | None) -> int:
+    """How many threads torch gets beside a backend. Two pools that spin on the same cores slow each other down: beside
+    the C++ kernels it is one."""
+    return 1 if kernels == "cpu" else asked or TORCH_THREADS
+
+
+def use_torch_threads(count: int) -> None:
+    """Sets them. torch has one number for the whole process, and the sums of reference kernels depend on it: each model
+    looks at it before a pass, because one that was loaded since has its own."""
+    if torch.get_num_threads() != count:
+        torch.set_num_threads(count)

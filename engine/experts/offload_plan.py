@@ -17,7 +17,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from ...kernels import ExpertLayout, isa
+from ...kernels import ExpertLayout
+from ...kernels.context import THREADS, Context
 from ...loaders.spec import ModelSpec
 from ..bandwidth_model.hardware import core_flops
 from ..bandwidth_model.link_rate import LinkRate, link_rate
@@ -167,9 +168,10 @@ def _stream_from(
         return (None if asked == "never" else int(asked)), "as asked"
     if link is None:
         return None, "a simulated GPU has no link; --stream-from N tries it"
-    first = crossover(spec, layout, profile, link.bytes_s, most)
+    context = Context(threads=config.threads or THREADS)
+    first = crossover(spec, layout, profile, link.bytes_s, most, context)
     more = f"; with up to {most} the CPU is faster" if first is None else ""
-    return first, f"link {link.source}; {cpu_source(profile)}{more}"
+    return first, f"link {link.source}; {cpu_source(profile, context)}{more}"
 
 
 def _split(
@@ -203,11 +205,13 @@ def each_of(spec: ModelSpec, tokens: int) -> float:
     return tokens * spec.moe.top_k / distinct_of(spec, tokens)
 
 
-def crossover(spec: ModelSpec, layout: ExpertLayout, profile: Profile | None, link: float, most: int) -> int | None:
+def crossover(
+    spec: ModelSpec, layout: ExpertLayout, profile: Profile | None, link: float, most: int, context: Context
+) -> int | None:
     """The fewest tokens from which on, up to `most`, copying a layer's experts takes less time than the CPU."""
     first = None
     for tokens in range(most, 0, -1):
-        if copy_seconds(spec, layout, link, tokens) >= cpu_seconds(spec, layout, profile, link, tokens):
+        if copy_seconds(spec, layout, link, tokens) >= cpu_seconds(spec, layout, profile, link, tokens, context):
             break
         first = tokens
     return first
@@ -217,30 +221,34 @@ def copy_seconds(spec: ModelSpec, layout: ExpertLayout, link: float, tokens: int
     return distinct_of(spec, tokens) * layout.bytes / link
 
 
-def cpu_seconds(spec: ModelSpec, layout: ExpertLayout, profile: Profile | None, link: float, tokens: int) -> float:
+def cpu_seconds(
+    spec: ModelSpec, layout: ExpertLayout, profile: Profile | None, link: float, tokens: int, context: Context
+) -> float:
     """The CPU's experts, and hidden states on their way down and up."""
-    return experts_seconds(spec, layout, profile, tokens) + 2 * tokens * spec.hidden * F32 / link
+    return experts_seconds(spec, layout, profile, tokens, context) + 2 * tokens * spec.hidden * F32 / link
 
 
-def experts_seconds(spec: ModelSpec, layout: ExpertLayout, profile: Profile | None, tokens: int) -> float:
+def experts_seconds(
+    spec: ModelSpec, layout: ExpertLayout, profile: Profile | None, tokens: int, context: Context
+) -> float:
     """Without a profile by arithmetic alone, as `headrace plan` takes it for cores of a kind, since nobody knows how
     fast the memory is. With few tokens that is too short, which leaves them to the CPU."""
     if profile is None:
         flops = 2 * 3 * layout.hidden * layout.width
-        return tokens * spec.moe.top_k * flops / assumed_flops()
+        return tokens * spec.moe.top_k * flops / assumed_flops(context)
     name = layout.format.name
     rate = profile.experts[name] / profile.slowdown(name, each_of(spec, tokens), experts=True)
     return distinct_of(spec, tokens) * layout.bytes / rate
 
 
-def assumed_flops() -> float:
+def assumed_flops(context: Context) -> float:
     """Of this CPU, a second, by the kind and number of its cores."""
-    return core_flops(isa.isa()).times(isa.threads()).mid
+    return core_flops(context.isa).times(context.threads).mid
 
 
-def cpu_source(profile: Profile | None) -> str:
+def cpu_source(profile: Profile | None, context: Context) -> str:
     """For people: where the CPU's time comes from."""
     if profile is None:
-        cores = f"{isa.threads()} cores of {isa.isa()}, {assumed_flops() / 1e12:.2f} TFLOP/s"
+        cores = f"{context.threads} cores of {context.isa}, {assumed_flops(context) / 1e12:.2f} TFLOP/s"
         return f"this CPU is not measured (headrace measure), {cores} assumed"
     return "CPU measured, with other kernels (headrace measure)" if profile.is_stale else "CPU measured"

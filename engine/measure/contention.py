@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from ...kernels.context import Context
 from ..bandwidth_model.contention import ALONE, AND
 from ..devices.streams import Stream
 from .kernel_rates import typical
@@ -102,12 +103,14 @@ def moved(steps: Sequence[Step], first: float, last: float) -> float:
     return sum(s.size * part / (s.stop - s.start) for part, s in parts)
 
 
-def measure(pairs: Sequence[tuple[Way, Way]], rounds: int, seconds: float = SECONDS) -> dict[str, dict[str, float]]:
+def measure(
+    context: Context, pairs: Sequence[tuple[Way, Way]], rounds: int, seconds: float = SECONDS
+) -> dict[str, dict[str, float]]:
     """By pair ("a + b") bytes a second: of "a" and "b" at once, and of "a alone" and "b alone"."""
     single = {way.name: (way,) for pair in pairs for way in pair}
     runs: list[tuple[Way, ...]] = [*single.values(), *pairs]
     found: dict[str, list[Sample]] = {key: [] for ways in runs for key in _keys(ways)}
-    pace = Pace()
+    pace = Pace(context)
 
     def one_round() -> None:
         pace()

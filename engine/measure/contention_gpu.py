@@ -16,6 +16,7 @@ import torch
 
 from ... import kernels
 from ...kernels import FORMATS, ExpertLayout
+from ...kernels.context import Context
 from ...kernels.packed import ExpertBank
 from ...loaders.memory import GB, free_memory
 from ..bandwidth_model.contention import down_name, experts_name, up_name
@@ -33,7 +34,7 @@ COPIED = "q4_0"  # the format of the experts that are copied: bytes are bytes
 
 
 def measure(
-    gpu: int, place: torch.device, driver: Driver | None, up: Stream, down: Stream, rounds: int
+    context: Context, gpu: int, place: torch.device, driver: Driver | None, up: Stream, down: Stream, rounds: int
 ) -> tuple[dict[str, dict[str, float]], str]:
     """Rates by pair, and why there are none, or "". driver: pins the memory; None: the place is RAM, and nothing is to
     be pinned. up, down: streams of the place."""
@@ -49,10 +50,10 @@ def measure(
         report = pins.finish()
         if driver is not None and report.pinned < report.total:
             return {}, f"copies beside kernels not measured: their memory could not be pinned ({report.reason})"
-        pairs = list(_pairs(gpu, place, parts, up, down))
+        pairs = list(_pairs(context, gpu, place, parts, up, down))
         if place.type == "cuda":
             torch.cuda.synchronize(place)
-        return contention.measure(pairs, rounds), ""
+        return contention.measure(context, pairs, rounds), ""
     finally:
         pins.close()
 
@@ -62,7 +63,7 @@ def _areas() -> dict[str, int]:
 
 
 def _pairs(
-    gpu: int, place: torch.device, parts: list[torch.Tensor], up: Stream, down: Stream
+    context: Context, gpu: int, place: torch.device, parts: list[torch.Tensor], up: Stream, down: Stream
 ) -> Iterator[tuple[Way, Way]]:
     """Experts of every format beside copies up; copies up beside copies down."""
     arena, goes_up, comes_down = parts
@@ -76,13 +77,13 @@ def _pairs(
         for name, copies in ((up_name(gpu), upward), (down_name(gpu), downward))
     ]
     for format in FORMATS.values():
-        yield _kernel(format.name, arena), ways[0]
+        yield _kernel(context, format.name, arena), ways[0]
     yield ways[0], ways[1]
 
 
-def _kernel(format: str, arena: torch.Tensor) -> Way:
+def _kernel(context: Context, format: str, arena: torch.Tensor) -> Way:
     """The expert kernel, one token an expert, walking through its memory."""
-    read = experts_reader(kernels.load("cpu"), bank_of(arena, FORMATS[format]), 1)
+    read = experts_reader(kernels.load("cpu", context), bank_of(arena, FORMATS[format]), 1)
     at = 0
 
     def step() -> int:

@@ -13,6 +13,7 @@ import datetime
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -23,6 +24,7 @@ from torch import Tensor
 from ... import kernels
 from ...errors import MemoryNeeded
 from ...kernels import FORMATS, ExpertLayout, Format
+from ...kernels.context import Context
 from ...kernels.isa import kernels_digest
 from ...kernels.packed import ExpertBank, Matrix
 from ...loaders.memory import GB, free_memory
@@ -54,18 +56,18 @@ class Kernel(NamedTuple):
     read: Callable[[int], int]
 
 
-def measure(rounds: int = ROUNDS, arena_bytes: int | None = None) -> Profile:
-    """Measures this machine with the kernels as they are set up now; about 0.4 s a round and up to 2 GB of memory."""
-    cpu, pace = cpu_kernels(), Pace()
+def measure(context: Context, rounds: int = ROUNDS, arena_bytes: int | None = None) -> Profile:
+    """Measures this machine with the kernels in this context; about 0.4 s a round and up to 2 GB of memory."""
+    pace = Pace(context)
     arena = reserve(arena_bytes)
-    samples = sample(list(_kernels(arena)), arena.numel(), rounds, pace)
+    samples = sample(list(_kernels(context, arena)), arena.numel(), rounds, pace)
     paces = [one.pace_s for many in samples.values() for one in many]
     rate = typical(samples, best(paces))
     return Profile(
-        key=hardware_key(),
+        key=hardware_key(context),
         cpu=cpu_name(),
-        isa=cpu.isa(),
-        threads=cpu.threads(),
+        isa=context.isa,
+        threads=context.threads,
         memory_bytes=psutil.virtual_memory().total,
         date=datetime.date.today().isoformat(),
         stream=rate["stream"],
@@ -74,7 +76,7 @@ def measure(rounds: int = ROUNDS, arena_bytes: int | None = None) -> Profile:
         batch={str(n): {name: rate[f"linear {name} {n}"] for name in FORMATS} for n in LINEAR_TOKENS},
         crowd={str(n): {name: rate[f"experts {name} {n}"] for name in FORMATS} for n in EXPERT_TOKENS},
         attention={str(g * q): rate[f"attention {g} {q}"] for g, q in QUERIES},
-        stream_by_threads=_by_threads(arena, rate["stream"]),
+        stream_by_threads=_by_threads(context, arena, rate["stream"]),
         pace_s=statistics.median(steady([Sample(s, s) for s in paces], best(paces))),
         undisturbed=share(paces, best(paces)),
         kernels=kernels_digest(),
@@ -126,23 +128,20 @@ def reserve(size: int | None = None) -> Tensor:
     return arena.fill_(0x11)
 
 
-def _by_threads(arena: Tensor, all_read: float) -> dict[str, float]:
+def _by_threads(context: Context, arena: Tensor, all_read: float) -> dict[str, float]:
     """Plain reads, bytes per second, by one thread, by half of them and by all."""
-    cpu = cpu_kernels()
-    count = cpu.threads()
+    count = context.threads
     found = {str(count): all_read}
     for threads in {1, count // 2} - {0, count}:
-        cpu.set_threads(threads)
-        samples = sample([stream(arena)], arena.numel(), BY_THREADS_ROUNDS, Pace())
+        few = replace(context, threads=threads)
+        samples = sample([stream(few, arena)], arena.numel(), BY_THREADS_ROUNDS, Pace(few))
         found[str(threads)] = typical(samples, best([one.pace_s for one in samples["stream"]]))["stream"]
-    if len(found) > 1:
-        cpu.set_threads(count)
     return dict(sorted(found.items(), key=lambda item: int(item[0])))
 
 
-def _kernels(arena: Tensor) -> Iterator[Kernel]:
-    yield stream(arena)
-    ops = kernels.load("cpu")
+def _kernels(context: Context, arena: Tensor) -> Iterator[Kernel]:
+    yield stream(context, arena)
+    ops = kernels.load("cpu", context)
     for format in FORMATS.values():
         row = format.row_bytes(HIDDEN)
         matrix = Matrix(format, arena.numel() // row, HIDDEN, arena[: arena.numel() // row * row].view(-1, row))
@@ -157,14 +156,14 @@ def _kernels(arena: Tensor) -> Iterator[Kernel]:
         yield Kernel(f"attention {group} {queries}", _caches_reader(ops, _caches(arena), group, queries, piece))
 
 
-def stream(arena: Tensor) -> Kernel:
+def stream(context: Context, arena: Tensor) -> Kernel:
     """A plain read by all threads."""
     cpu = cpu_kernels()
 
     def read(at: int) -> int:
         first = at if at + PIECE <= arena.numel() else 0
         part = arena[first : first + PIECE]
-        cpu.stream_read(part)
+        cpu.stream_read(context, part)
         return part.numel()
 
     return Kernel("stream", read)

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from ...errors import DeviceError
+from ...kernels.context import Context
 from ...loaders.memory import GB, free_memory
 from ..devices.cuda_driver import LIBRARY, Driver
 from ..devices.host import cpu_kernels
@@ -53,17 +54,17 @@ class Links:
     notes: list[str] = field(default_factory=list)
 
 
-def measure(folder: Path, quick: bool = False) -> Links:
+def measure(context: Context, folder: Path, quick: bool = False) -> Links:
     """Measures what is there; about 2 seconds, and as designed 8 for each GPU. `folder`: where models are kept, a file
     of FILE bytes is written there and taken away again."""
     found = Links()
     disk(folder, QUICK_FILE if quick else FILE, found)
-    nodes(found)
+    nodes(context, found)
     found.copies["host"] = _rate(COPY_BYTES, _host_copy())
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             gpu(index, found)
-            beside(index, contention.QUICK_ROUNDS if quick else contention.ROUNDS, found)
+            beside(context, index, contention.QUICK_ROUNDS if quick else contention.ROUNDS, found)
     return found
 
 
@@ -139,7 +140,7 @@ def _read(path: Path, size: int, flags: int) -> float:
 # ---- memory
 
 
-def nodes(found: Links) -> None:
+def nodes(context: Context, found: Links) -> None:
     """Plain reads of each node's memory, where there are several."""
     cpu = cpu_kernels()
     several: list[int] = cpu.numa_nodes()
@@ -154,7 +155,7 @@ def nodes(found: Links) -> None:
             found.notes.append(f"node {node} not measured: the system gives no memory of one node")
             continue
         arena.fill_(1)
-        found.nodes[str(node)] = _rate(NODE_BYTES, lambda data=arena: cpu.stream_read(data))  # type: ignore[misc]
+        found.nodes[str(node)] = _rate(NODE_BYTES, lambda data=arena: cpu.stream_read(context, data))  # type: ignore[misc]
 
 
 def _host_copy() -> Callable[[], Tensor]:
@@ -191,7 +192,7 @@ def gpu(index: int, found: Links) -> None:
             found.copies[f"{name} to gpu{peer}"] = timed(away, there)
 
 
-def beside(index: int, rounds: int, found: Links) -> None:
+def beside(context: Context, index: int, rounds: int, found: Links) -> None:
     """The CPU's experts and copies at once, with memory that is pinned as that of experts is."""
     try:
         driver = Driver(LIBRARY)
@@ -201,7 +202,7 @@ def beside(index: int, rounds: int, found: Links) -> None:
         return
     place = torch.device("cuda", index)
     up, down = (CudaStream(place, torch.cuda.Stream(place)) for _ in range(2))
-    rates, problem = contention_gpu.measure(index, place, driver, up, down, rounds)
+    rates, problem = contention_gpu.measure(context, index, place, driver, up, down, rounds)
     found.together |= rates
     if problem:
         found.notes.append(problem)

@@ -15,8 +15,8 @@ import torch
 
 from ... import kernels
 from ...kernels import FORMATS
+from ...kernels.context import Context
 from ...kernels.packed import Matrix
-from ..devices.host import cpu_kernels
 
 ROWS, COLS, TOKENS = 256, 2048, 4  # of a thread: 0.3 MB of weights
 CALLS = 24
@@ -35,9 +35,9 @@ class Sample(NamedTuple):
 class Pace:
     """Call it for the seconds that the same work takes now; `last_s` is what it took the time before."""
 
-    def __init__(self) -> None:
-        self.ops = kernels.load("cpu")
-        format, rows = FORMATS["q4_0"], ROWS * cpu_kernels().threads()
+    def __init__(self, context: Context) -> None:
+        self.ops = kernels.load("cpu", context)
+        format, rows = FORMATS["q4_0"], ROWS * context.threads
         data = torch.full((rows, format.row_bytes(COLS)), 0x11, dtype=torch.uint8)
         self.matrix = Matrix(format, rows, COLS, data)
         self.x_TC = torch.ones(TOKENS, COLS)

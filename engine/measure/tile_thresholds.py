@@ -12,12 +12,14 @@ from __future__ import annotations
 import json
 import statistics
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ...kernels import FORMATS, ExpertLayout, Ops, load
+from ...kernels.context import Context
 from ...kernels.isa import kernels_digest
 from ...kernels.packed import ExpertBank
 from ...loaders.memory import free_memory
@@ -31,46 +33,36 @@ GAIN = 1.1
 EXPERTS = 8  # of one call
 ARENA = 192 << 20
 ROUNDS = 5
-KEPT = 4  # builds of the kernels whose thresholds are kept
+KEPT = 4  # builds of the kernels, and roundings, whose thresholds are kept
 
 
-def use() -> dict[str, int]:
-    """Sets the process to the thresholds of this hardware, measuring them if they were not yet; by format name."""
-    built_in = _built_in()
-    found = _saved(set(built_in)) if built_in else {}
-    if found is None:
-        return refresh()
-    cpu_kernels().set_tile_tokens(found)
-    return found
+def use(context: Context) -> Context:
+    """The context with the thresholds of this hardware, which are measured if they were not yet."""
+    built_in = _built_in(context)
+    found = _saved(context, set(built_in)) if built_in else {}
+    return replace(context, tiles_from=refresh(context) if found is None else found)
 
 
-def refresh() -> dict[str, int]:
-    """Measures the thresholds anew, keeps and sets them."""
-    built_in = _built_in()
+def refresh(context: Context) -> dict[str, int]:
+    """Measures the thresholds of a context anew and keeps them; by format name."""
+    built_in = _built_in(context)
     if not built_in or free_memory() < 4 * ARENA:
         return built_in  # a machine that is full now may be measured another day
-    found = measure(list(built_in))
-    save(found)
-    cpu_kernels().set_tile_tokens(found)
+    found = measure(context, list(built_in))
+    save(context, found)
     return found
 
 
-def _built_in() -> dict[str, int]:
-    """Takes back what was set; the thresholds of the instruction set's own table, none where it has no tiles."""
-    cpu_kernels().set_tile_tokens({})
-    found: dict[str, int] = cpu_kernels().tile_tokens()
-    return found
+def _built_in(context: Context) -> dict[str, int]:
+    """The thresholds of the instruction set's own table, none where it has no tiles."""
+    return replace(context, tiles_from={}).tile_tokens
 
 
-def measure(formats: list[str]) -> dict[str, int]:
+def measure(context: Context, formats: list[str]) -> dict[str, int]:
     """Times both ways with every format; about a second and 200 MB."""
-    cpu = cpu_kernels()
     arena = torch.full((ARENA,), 0x11, dtype=torch.uint8)
-    cpu.advise_huge(arena)
-    try:
-        return {name: threshold(_gains(load("cpu"), name, arena)) for name in formats}
-    finally:
-        cpu.set_tile_tokens({})
+    cpu_kernels().advise_huge(arena)
+    return {name: threshold(_gains(context, name, arena)) for name in formats}
 
 
 def threshold(gains: dict[int, float]) -> int:
@@ -83,18 +75,18 @@ def threshold(gains: dict[int, float]) -> int:
     return least
 
 
-def _gains(ops: Ops, format: str, arena: torch.Tensor) -> dict[int, float]:
+def _gains(context: Context, format: str, arena: torch.Tensor) -> dict[int, float]:
     """Median over rounds of dot time / tile time, by tokens of each expert."""
     layout = ExpertLayout(format=FORMATS[format], hidden=HIDDEN, width=WIDTH)
     count = arena.numel() // layout.bytes
     bank = ExpertBank(layout, arena[: count * layout.bytes].view(count, -1))
     found: dict[int, list[float]] = {tokens: [] for tokens in TOKENS}
+    ways = [load("cpu", replace(context, tiles_from={format: least})) for least in (NEVER, 1)]
     first = 0
     for _ in range(ROUNDS):
         for tokens in TOKENS:
             seconds = []
-            for least in (NEVER, 1):
-                cpu_kernels().set_tile_tokens({format: least})
+            for ops in ways:
                 seconds.append(_time(ops, bank, first, tokens))
                 first += EXPERTS
             found[tokens].append(seconds[0] / seconds[1])
@@ -111,34 +103,40 @@ def _time(ops: Ops, bank: ExpertBank, first: int, tokens: int) -> float:
     return time.perf_counter() - start
 
 
-def _path() -> Path:
-    key = hardware_key()
+def _path(context: Context) -> Path:
+    key = hardware_key(context)
     return profile_path(key).with_name(f"tiles-{key}.json")
 
 
-def save(found: dict[str, int]) -> None:
+def _of(context: Context) -> str:
+    """What thresholds in a file hold for: a build of the kernels, and how activations are rounded."""
+    return kernels_digest() if context.activations == "int8" else f"{kernels_digest()} {context.activations}"
+
+
+def save(context: Context, found: dict[str, int]) -> None:
     """Keeps thresholds for this hardware and these kernels, beside those of a few others that were timed here. A folder
     that cannot be written only costs the next start a second."""
-    others = {digest: counts for digest, counts in _kept().items() if digest != kernels_digest()}
-    kept = {kernels_digest(): found, **dict(list(others.items())[: KEPT - 1])}
+    path, mine = _path(context), _of(context)
+    others = {what: counts for what, counts in _kept(context).items() if what != mine}
+    kept = {mine: found, **dict(list(others.items())[: KEPT - 1])}
     try:
-        _path().parent.mkdir(parents=True, exist_ok=True)
-        _path().write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
     except OSError:
         return
 
 
-def _kept() -> dict[str, Any]:
-    """Thresholds by the digest of kernels, as they were saved, the newest first."""
+def _kept(context: Context) -> dict[str, Any]:
+    """Thresholds by what they hold for, as they were saved, the newest first."""
     try:
-        found = json.loads(_path().read_text(encoding="utf-8"))
+        found = json.loads(_path(context).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
 
 
-def _saved(formats: set[str]) -> dict[str, int] | None:
-    found = _kept().get(kernels_digest())
+def _saved(context: Context, formats: set[str]) -> dict[str, int] | None:
+    found = _kept(context).get(_of(context))
     if not isinstance(found, dict) or set(found) != formats:
         return None
     return found if all(isinstance(n, int) and n > 0 for n in found.values()) else None

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from ...errors import MemoryNeeded, OptionError
+from ...kernels.cpu import EXPERT_OUT_BYTES
 from ...loaders.memory import GB, free_memory
 from ...loaders.spec import ModelSpec
 from ...loaders.weights.checkpoint import Checkpoint
@@ -18,7 +19,6 @@ from ..model.kv_cache import PAGE, pages_for
 
 # Of the memory that is free after the weights, how much the cache may come to take when nobody said.
 CACHE_SHARE = 0.5
-EXPERT_CHUNK = 128 << 20  # bytes of experts' products at a time (OUT_BYTES in kernels/cpu/experts.cpp)
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def plan(
     return Room(pages, context, pages * page_bytes, work)
 
 
-def work_bytes(spec: ModelSpec, tokens: int, sequences: int, chunk: int = EXPERT_CHUNK) -> int:
+def work_bytes(spec: ModelSpec, tokens: int, sequences: int, chunk: int = EXPERT_OUT_BYTES) -> int:
     """Most bytes that the activations of a pass of so many tokens take, whatever the context: hidden states,
     queries, keys and values, the products of experts (in chunks of so many bytes), logits; float32 and a copy of each
     as kernels want it."""

@@ -14,6 +14,7 @@ import torch
 from ...errors import MemoryNeeded, OptionError
 from ...kernels import ExpertLayout
 from ...kernels.cpu.mailbox import mailbox_bytes
+from ...kernels.scratch import GPU_EXPERT_BYTES
 from ...loaders.memory import RESERVE
 from ...loaders.weights.checkpoint import SMALLER, Checkpoint
 from ...loaders.weights.model_weights import ModelWeights, Where, allocate
@@ -36,7 +37,6 @@ from .kv_budget import Room
 DEFAULT_CONTEXT = 4096  # beside a GPU, where more cache is fewer experts, and nobody said
 CACHE_SHARE = 0.1  # of a GPU: what the caches of further sequences may take before experts
 STREAM = "stream buffers"  # what is needed for experts that are copied to a GPU
-DEVICE_CHUNK = 1 << 29  # bytes of experts' products at a time on a GPU (SCRATCH in kernels/gpu/experts.py)
 
 Needs = dict[Tier, dict[str, int]]
 
@@ -143,7 +143,7 @@ class _Plan:
         self.devices = devices
         self.sizes = sizes
         spec = checkpoint.spec
-        self.work = kv_budget.work_bytes(spec, config.prefill_chunk, config.max_sequences, DEVICE_CHUNK)
+        self.work = kv_budget.work_bytes(spec, config.prefill_chunk, config.max_sequences, GPU_EXPERT_BYTES)
         self.page = PAGE * bytes_per_token(spec, dtype)
         layout = ExpertLayout(format=checkpoint.formats.experts, hidden=spec.hidden, width=spec.moe.width)
         self.offload = offload_plan.plan(config, spec, layout, devices, profile)

@@ -125,7 +125,7 @@ def as_json(llm: LLM, model: str, rows: list[Row]) -> dict[str, Any]:
         if llm.predictions.profile is None
         else {"date": llm.predictions.profile.date, "stream": llm.predictions.profile.stream},
         "rows": [{**asdict(row), "tok_s": row.tok_s, "is_extrapolated": row.whole_tok_s is not None} for row in rows],
-        "passport": passport(),
+        "passport": passport(llm.parts.context),
     }
 
 

@@ -8,9 +8,9 @@ import torch
 from rich.console import Console
 
 from ...errors import OptionError
+from ...kernels.context import Context
 from ..bandwidth_model.profile import Profile, load_profile
 from ..bench import doctor
-from ..devices import host
 from ..llm import LLM
 from . import doctor_table, generate_command
 
@@ -18,10 +18,11 @@ from . import doctor_table, generate_command
 def run(load: Callable[[], LLM] | None) -> int:
     """Checks, runs the model that `load` gives if there is one, prints. Raises OptionError without a profile."""
     llm = load() if load is not None else None
+    context = Context() if llm is None else llm.parts.context
     profile = _profile(llm)
     step = None if llm is None else doctor.short_run(llm)
     in_caches = llm is not None and llm.predictions.in_caches
-    losses = doctor.diagnose(doctor.findings(profile), step, in_caches)
+    losses = doctor.diagnose(doctor.findings(profile, context), step, in_caches)
     out = Console(highlight=False, markup=False, emoji=False)
     for line in doctor_table.headlines(step, losses, profile, torch.cuda.is_available()):
         out.print(line, soft_wrap=True)
@@ -42,7 +43,6 @@ def _profile(llm: LLM | None) -> Profile:
         if llm.predictions.profile is None:
             raise OptionError("this machine could not be measured, and without that there is no diagnosis")
         return llm.predictions.profile
-    host.set_threads(None)
-    found = generate_command.current(load_profile(), even_if_busy=True)
+    found = generate_command.current(load_profile(Context()), Context(), even_if_busy=True)
     assert found is not None, "not measured, and nobody was in the way"
     return found

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TransferSpeedColumn
 
 from ...errors import ContextOverflow, HeadraceError
+from ...kernels.context import Context
 from ..bandwidth_model import profile as profiles
 from ..bandwidth_model.profile import STALE, Profile
 from ..bench import calibrate
@@ -61,7 +62,7 @@ def ensure_profile(llm: LLM, even_if_busy: bool = False) -> None:
     if not llm.predictions.can_predict:
         return
     try:
-        profile = current(llm.predictions.profile, even_if_busy)
+        profile = current(llm.predictions.profile, llm.parts.context, even_if_busy)
     except HeadraceError as error:
         say(
             f"no prediction: {error}"
@@ -72,9 +73,9 @@ def ensure_profile(llm: LLM, even_if_busy: bool = False) -> None:
     llm.predictions.use_profile(profile)
 
 
-def current(known: Profile | None, even_if_busy: bool = False) -> Profile | None:
-    """The profile of this machine: the known one if it is of these kernels, else measured now; `known` where others
-    compute now, unless `even_if_busy`. It is kept only if they left it alone. Raises MemoryNeeded."""
+def current(known: Profile | None, context: Context, even_if_busy: bool = False) -> Profile | None:
+    """The profile of this machine in this context: the known one if it is of these kernels, else measured now; `known`
+    where others compute now, unless `even_if_busy`. It is kept only if they left it alone. Raises MemoryNeeded."""
     if known is not None and not known.is_stale:
         return known
     why = "this machine was not measured yet" if known is None else STALE
@@ -87,7 +88,7 @@ def current(known: Profile | None, even_if_busy: bool = False) -> Profile | None
         )
         return known
     say(f"{why}; reading its memory with the kernels, once ...")
-    found = calibrate.measure()
+    found = calibrate.measure(context)
     if other_load.are_in_the_way(found.busy):
         say(
             f"not saved: other processes took {found.busy:.1f} cores meanwhile, so that these rates are too low. They "

@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from rich.table import Table
 
+from ...kernels.cpu import CpuOps
 from ...kernels.packed import FORMAT_OF_DTYPE
 from ...loaders.weights.model_weights import TierBanks
 from ..bandwidth_model import contention
 from ..bandwidth_model.profile import Profile
 from ..devices.device import Device
-from ..devices.host import HUGE_FROM, cpu_kernels
+from ..devices.host import HUGE_FROM
 from ..generation.outputs import Completion
 from ..ledger.ledger import Ledger
 from ..ledger.pass_bytes import GROUPS, layer_dense_bytes
@@ -33,7 +34,7 @@ from .tables import new_table
 
 def startup_table(llm: LLM) -> Table:
     """Where each group of tensors lies, how many bytes it takes, and what will compute it."""
-    threads = cpu_kernels().threads() if llm.parts.kernels == "cpu" else torch.get_num_threads()
+    threads = llm.parts.context.threads if llm.parts.kernels == "cpu" else torch.get_num_threads()
     lines = [f"{llm.spec.family}: what lies where, computed by {threads} thread{'s' * (threads > 1)}", *_tiers(llm)]
     table = new_table("\n".join(lines))
     for column in ("tensors", "device", "format", "bytes", "kernel", "huge pages"):
@@ -143,8 +144,9 @@ def _row(llm: LLM, device: Device, what: str, form: str, count: int, group: str)
 
 def _kernel(device: Device) -> str:
     """Who computes on a device."""
-    names = {"gpu": "Triton", "reference": "reference"}
-    return names.get(device.backend) or f"C++ {cpu_kernels().isa()}"
+    if isinstance(device.ops, CpuOps):
+        return f"C++ {device.ops.context.isa}"
+    return {"gpu": "Triton"}.get(device.backend, device.backend)
 
 
 def _huge(llm: LLM, group: str) -> str:

@@ -1,8 +1,8 @@
 """The hand-off of a layer's experts from a GPU's stream to the CPU: slots that both see, and a thread that answers.
 
-`kernels/cpu/mailbox.h` draws a slot byte by byte and says why the order of writes is right. Whoever plays the GPU's
-part writes a job into a slot, posts it, does other work, waits, and reads y; the coordinator computes with the same C++
-as `experts` does, bit for bit. How posting and waiting are done (by a stream, by host functions, by hand) is
+`runtime/mailbox.h` draws a slot byte by byte and says why the order of writes is right. Whoever plays the GPU's part
+writes a job into a slot, posts it, does other work, waits, and reads y; the coordinator computes with the same C++ as
+`experts` does, bit for bit. How posting and waiting are done (by a stream, by host functions, by hand) is
 `engine/cuda_graphs/signals.py`.
 """
 
@@ -16,7 +16,9 @@ from torch import Tensor
 
 from ...errors import DeviceError
 from .. import _cpu
+from ..context import Context
 from ..packed import ExpertBank
+from . import prepare
 
 ALIGN = 4096  # a slot's memory is registered with a driver in pages
 TIMEOUT, SPIN = 10.0, 0.002  # seconds
@@ -41,21 +43,22 @@ class Slot(NamedTuple):
 
 def mailbox_bytes(layers: int, top_k: int, hidden: int, batches: Sequence[int]) -> int:
     """Bytes that a mailbox of this shape takes, with x in float32."""
-    return int(_cpu.MailboxShape(layers, top_k, hidden, False, list(batches)).bytes)
+    return int(_cpu.MailboxShape(layers=layers, top_k=top_k, hidden=hidden, half=False, batches=list(batches)).bytes)
 
 
 class Mailbox:
     """Slots for every layer of `banks` and every batch size of `batches`, and the threads that answer them.
 
-    layers: the model's number of each bank, for messages. timeout: seconds without progress after which a step counts
-    as failed. spin: seconds for which the coordinator looks without sleeping. The banks and the memory must stay as
-    they are until `close`.
+    context: how they compute. layers: the model's number of each bank, for messages. timeout: seconds without progress
+    after which a step counts as failed. spin: seconds for which the coordinator looks without sleeping. The banks and
+    the memory must stay as they are until `close`.
     """
 
     def __init__(
         self,
         banks: Sequence[ExpertBank],
         *,
+        context: Context,
         layers: Sequence[int],
         top_k: int,
         batches: Sequence[int],
@@ -74,10 +77,15 @@ class Mailbox:
         self.banks, self.layers, self.batches, self.timeout = list(banks), list(layers), list(batches), timeout
         self.top_k, self.hidden, self.x_dtype = top_k, hidden, x_dtype
         half = x_dtype == torch.bfloat16
-        self.shape = _cpu.MailboxShape(len(banks), top_k, hidden, half, self.batches)
+        self.shape = _cpu.MailboxShape(layers=len(banks), top_k=top_k, hidden=hidden, half=half, batches=self.batches)
         self.memory = _pages(int(self.shape.bytes))
         self.box = _cpu.Mailbox(
-            self.shape, self.memory.data_ptr(), [bank.packed for bank in banks], float(timeout), float(spin)
+            context=context.native,
+            shape=self.shape,
+            memory=self.memory.data_ptr(),
+            banks=[prepare.bank(bank) for bank in banks],
+            timeout=float(timeout),
+            spin=float(spin),
         )
         self.is_open = True
 
@@ -170,12 +178,12 @@ def _message(kind: int, where: str, seconds: float, what: str) -> str:
     )
 
 
-def round_trip_us(layers: int = 48, steps: int = 200, gap_ns: int = 0) -> float:
+def round_trip_us(context: Context, layers: int = 48, steps: int = 200, gap_ns: int = 0) -> float:
     """Microseconds of a job without experts, from its post to its answer, with a thread of this process as the GPU."""
     from ..formats import FORMATS, ExpertLayout
 
     bank = ExpertBank.empty(ExpertLayout(format=FORMATS["q8_0"], hidden=2048, width=32), 1)
-    box = Mailbox([bank] * layers, layers=range(layers), top_k=8, batches=[1])
+    box = Mailbox([bank] * layers, context=context, layers=range(layers), top_k=8, batches=[1])
     try:
         for layer in range(layers):
             box.slot(layer, 0).ids_TK.fill_(-1)

@@ -3,8 +3,8 @@
 //   mailbox_test SCENARIO [ROUNDS]      prints "ok", or what was wrong and ends with 1
 //
 // The work is arithmetic of the test's own on the thread team, so that every value that crosses can be checked.
-#include "../../kernels/cpu/mailbox.h"
-#include "../../kernels/cpu/team.h"
+#include "runtime/mailbox.h"
+#include "runtime/team.h"
 
 #include <atomic>
 #include <cstdio>
@@ -47,6 +47,8 @@ struct Memory {
 
 enum Trouble { NONE, STUCK, DEAD, THROWS };
 
+int threads = 2;  // of the team
+
 struct Work {
   std::atomic<int> trouble{NONE};
   std::atomic<bool> release{false};
@@ -55,7 +57,7 @@ struct Work {
   static void run(void* context, const Job& job) {
     Work& work = *static_cast<Work*>(context);
     if (work.trouble == THROWS && job.layer == 3) throw std::out_of_range("expert id 77 in a bank of 8");
-    Turn turn;
+    TeamTurn turn(threads);
     turn.team.run(job.layer % work.team_every != 0, [&](int worker) {
       if (worker == 1 && work.trouble == STUCK && job.layer == 2)
         while (!work.release) std::this_thread::sleep_for(milliseconds(1));
@@ -130,7 +132,7 @@ double since(Clock::time_point start) { return std::chrono::duration<double>(Clo
 
 // A worker that never comes back: every wait ends within the timeout, and so do those of later steps.
 void lost_worker(Trouble trouble) {
-  set_threads(2);
+  threads = 2;
   Memory memory;
   Work work;
   auto mailbox = start(memory, work);
@@ -152,7 +154,7 @@ void lost_worker(Trouble trouble) {
   work.release = true;
   if (trouble == STUCK) {  // the coordinator is left behind with what it needs; it ends by itself
     mailbox.reset();
-    Turn turn;
+    TeamTurn turn(threads);
   }
   std::puts("ok");
   std::fflush(stdout);
@@ -230,7 +232,7 @@ void queued_steps() {
 int main(int argc, char** argv) {
   const std::string scenario = argc > 1 ? argv[1] : "";
   const uint64_t count = argc > 2 ? std::strtoull(argv[2], nullptr, 10) : 1000;
-  set_threads(scenario == "solo" ? 1 : 2);
+  threads = scenario == "solo" ? 1 : 2;
   if (scenario == "solo" || scenario == "team")
     rounds(count, 1);
   else if (scenario == "stuck")
@@ -247,7 +249,7 @@ int main(int argc, char** argv) {
     queued_steps();
   else
     return std::printf("no scenario '%s'\n", scenario.c_str()), 2;
-  set_threads(1);  // ends the team's threads
+  end_teams();
   std::puts("ok");
   return 0;
 }

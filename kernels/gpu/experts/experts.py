@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 from ...packed import ExpertBank
+from ...scratch import GPU_EXPERT_BYTES
 from .. import launch
 from .many_tokens import experts_many
 from .one_token import experts_one
-
-SCRATCH = 1 << 29  # bytes of float32 for every pair's output; a longer prompt goes through in chunks
 
 
 def experts(x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor, bank: ExpertBank) -> Tensor:
@@ -30,7 +29,7 @@ def experts(x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor, bank: ExpertBank) 
     if T == 1:
         experts_one(x_TD, ids_TK, weights_TK, bank, out)
         return out
-    chunk = max(2, SCRATCH // (4 * K * D))
+    chunk = max(2, GPU_EXPERT_BYTES // (4 * K * D))
     for first in range(0, T, chunk):
         here = slice(first, first + chunk)
         experts_many(x_TD[here], ids_TK[here], weights_TK[here], bank, out[here])

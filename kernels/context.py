@@ -1,0 +1,67 @@
+"""How the C++ kernels compute for one engine: instruction set, threads, rounding of activations, when tiles are used.
+
+A context is a value: several may be in use at the same time, and none changes another or the process. An op takes as
+many threads as its context asks for; ops of all contexts take turns. Knows no torch: a plan needs a context's
+instruction set and threads, and no tensor.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import OptionError
+from . import _cpu
+from .formats import FORMATS
+from .isa import available_isas
+
+
+def _isa_to_use() -> str:
+    """The one that HEADRACE_ISA names, else the best of this CPU."""
+    name, there = os.environ.get("HEADRACE_ISA"), available_isas()
+    if name and name not in there:
+        raise OptionError(
+            f"HEADRACE_ISA={name} cannot be used: this CPU has {', '.join(there)}; unset it to get the best of them"
+        )
+    return name or there[-1]
+
+
+ISA = _isa_to_use()  # asked for once: a process does not change its mind
+THREADS = int(_cpu.default_threads())  # physical cores that this process may use
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """How ops compute. isa: one of `available_isas()`. threads: the caller included; as many as this process may use
+    physical cores, if nothing else was said.
+
+    activations: how they meet the weights of block formats. "int8": per 32, with few tokens and on an ISA without
+    tiles; per 256 in tiles, which round the weights to int8 with one scale for 256 columns too. "bf16": as they are
+    with few tokens, to bf16 in tiles, and so are the weights.
+    tiles_from: from how many tokens of a matrix or an expert on tiles are used, by format name; a format left out as
+    the ISA's table says, which was measured on one machine.
+    """
+
+    isa: str = ISA
+    threads: int = THREADS
+    activations: str = "int8"
+    tiles_from: Mapping[str, int] = field(default_factory=dict)
+    native: Any = field(init=False, compare=False, repr=False)  # the extension's own
+
+    def __post_init__(self) -> None:
+        assert self.isa in available_isas(), f"isa {self.isa}: this CPU has {', '.join(available_isas())}"
+        assert self.threads >= 1, f"threads: {self.threads}"
+        assert self.activations in ("int8", "bf16"), f"activations {self.activations}"
+        assert all(count > 0 for count in self.tiles_from.values()), f"tiles from {dict(self.tiles_from)} tokens on"
+        tiles_from = {FORMATS[name].code: count for name, count in self.tiles_from.items()}
+        exact = self.activations == "bf16"
+        native = _cpu.Context(isa=self.isa, exact=exact, threads=self.threads, tiles_from=tiles_from)
+        object.__setattr__(self, "native", native)
+
+    @property
+    def tile_tokens(self) -> dict[str, int]:
+        """From how many tokens on tiles are used; formats without tiles are left out."""
+        counts = {name: int(self.native.tile_tokens(form.code)) for name, form in FORMATS.items()}
+        return {name: count for name, count in counts.items() if count}

@@ -1,0 +1,231 @@
+"""The op list as C++: checks, output tensors, addresses. Every op's twin is in `reference.py`.
+
+A wrong shape, dtype or stride is our own mistake, hence `assert`, with the names of `reference.py`. Tensors go over
+as addresses: the extension does not know torch. What is the same at every call is kept ready (`prepare.py`).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import _cpu
+from ..context import Context
+from ..decoder_layer import AttentionBlock, Choice, Places, Router, Scoring, Stack
+from ..formats import FORMATS, Format
+from ..packed import FORMAT_OF_DTYPE, ExpertBank, Matrix
+from . import prepare
+from .prepare import F32, I32, I64, U8, at
+
+
+class CpuOps:
+    """The ops in a context: another one may be set between two calls, and holds from the next on."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+
+    def quantize(self, values_RC: Tensor, format: Format) -> Tensor:
+        R, C = values_RC.shape
+        assert format.fits(C), f"{C} columns in {format.name}"
+        source = FORMATS[FORMAT_OF_DTYPE[values_RC.dtype]].code
+        out = torch.empty(R, format.row_bytes(C), dtype=U8)
+        _cpu.quantize(
+            self.context.native, at(values_RC, values_RC.dtype, R, C), source, R, C, format.code, out.data_ptr()
+        )
+        return out
+
+    def dequantize(self, matrix: Matrix) -> Tensor:
+        out = torch.empty(matrix.rows, matrix.cols)
+        _cpu.dequantize(self.context.native, prepare.matrix(matrix), out.data_ptr())
+        return out
+
+    def embed(self, table: Matrix, ids_T: Tensor, scale: float = 1.0) -> Tensor:
+        (T,) = ids_T.shape
+        out = torch.empty(T, table.cols)
+        _cpu.embed(self.context.native, prepare.matrix(table), at(ids_T, I64, T), T, scale, out.data_ptr())
+        return out
+
+    def rmsnorm(self, x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+        D = x_TD.shape[-1]
+        out = torch.empty_like(x_TD)
+        x, weight = at(x_TD, F32, *x_TD.shape), at(weight_D, F32, D)
+        _cpu.rmsnorm(self.context.native, x, weight, out.data_ptr(), x_TD.numel() // D, D, eps)
+        return out
+
+    def add_rmsnorm_(self, x_TD: Tensor, y_TD: Tensor, weight_D: Tensor, eps: float, scale: float = 1.0) -> Tensor:
+        T, D = x_TD.shape
+        out = torch.empty_like(x_TD)
+        rows = at(x_TD, F32, T, D), at(y_TD, F32, T, D), at(weight_D, F32, D)
+        _cpu.add_rmsnorm(self.context.native, *rows, out.data_ptr(), T, D, eps=eps, scale=scale)
+        return out
+
+    def linear(self, x_TC: Tensor, weight: Matrix, bias_R: Tensor | None = None) -> Tensor:
+        T, C = x_TC.shape
+        assert x_TC.dtype == F32, f"{x_TC.dtype}"
+        assert weight.cols == C, f"{C} values, {weight.cols} columns"
+        assert C == 1 or x_TC.stride(1) == 1, f"strides {x_TC.stride()}"
+        bias = 0 if bias_R is None else at(bias_R, F32, weight.rows)
+        out = torch.empty(T, weight.rows)
+        _cpu.linear(
+            self.context.native, x_TC.data_ptr(), x_TC.stride(0), T, prepare.matrix(weight), bias, out.data_ptr()
+        )
+        return out
+
+    def place_qkv_(
+        self,
+        qkv_THd: Tensor,
+        k_PGBd: Tensor,
+        v_PGBd: Tensor,
+        slots_T: Tensor,
+        cos_Pr: Tensor,
+        sin_Pr: Tensor,
+        positions_T: Tensor,
+        q_norm: Tensor | None,
+        k_norm: Tensor | None,
+        eps: float,
+        clip: float | None,
+    ) -> None:
+        (T, H, d), G = qkv_THd.shape, k_PGBd.shape[1]
+        assert k_PGBd.shape[3] == d, f"heads of {d} for a cache of {k_PGBd.shape[3]}"
+        assert H > 2 * G, f"{H} heads with {G} of keys and of values"
+        assert (q_norm is None) == (k_norm is None), "a norm for queries or keys alone"
+        _cpu.place_qkv(
+            self.context.native,
+            qkv=at(qkv_THd, F32, T, H, d),
+            tokens=T,
+            heads=H,
+            cache=prepare.cache(k_PGBd, v_PGBd),
+            rope=prepare.rope(cos_Pr, sin_Pr, d),
+            positions=at(positions_T, I32, T),
+            slots=at(slots_T, I64, T),
+            q_norm=prepare.norm(q_norm, d, H - 2 * G),
+            k_norm=prepare.norm(k_norm, d, G),
+            eps=eps,
+            clip=prepare.limit(clip),
+        )
+
+    def attention(
+        self,
+        q_TNd: Tensor,
+        k_PGBd: Tensor,
+        v_PGBd: Tensor,
+        tables_SM: Tensor,
+        starts_S1: Tensor,
+        contexts_S: Tensor,
+        scale: float,
+    ) -> Tensor:
+        T, N, d = q_TNd.shape
+        S, M = tables_SM.shape
+        assert k_PGBd.shape[3] == d, f"heads of {d} on a cache of {k_PGBd.shape[3]}"
+        assert N % k_PGBd.shape[1] == 0, f"{N} heads on {k_PGBd.shape[1]}"
+        q, q_stride = prepare.heads(q_TNd)
+        out = torch.empty(T, N, d)
+        _cpu.attention(
+            self.context.native,
+            q=q,
+            q_stride=q_stride,
+            cache=prepare.cache(k_PGBd, v_PGBd),
+            tables=at(tables_SM, I32, S, M),
+            starts=at(starts_S1, I32, S + 1),
+            contexts=at(contexts_S, I32, S),
+            sequences=S,
+            table_len=M,
+            heads=N,
+            scale=scale,
+            out=out.data_ptr(),
+        )
+        return out
+
+    def attention_block(
+        self,
+        x_TD: Tensor,
+        update_TD: Tensor | None,
+        block: AttentionBlock,
+        places: Places,
+        rows_R: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Choice | None]:
+        T, D = x_TD.shape
+        there = prepare.places(places)
+        assert there.tokens == T, f"{T} tokens, {there.tokens} positions"
+        x_RD, rows = _going_on(x_TD, rows_R)
+        R = x_RD.shape[0]
+        h_RD = torch.empty(R, D)
+        choice = None
+        if block.router is not None and R > 0:
+            choice = torch.empty(R, block.router.top_k, dtype=I32), torch.empty(R, block.router.top_k)
+        _cpu.attention_block(
+            self.context.native,
+            prepare.block(block),
+            there,
+            x=at(x_TD, F32, T, D),
+            update=0 if update_TD is None else at(update_TD, F32, T, D),
+            tokens=T,
+            rows=rows,
+            count=R,
+            x_out=x_RD.data_ptr(),
+            h=h_RD.data_ptr(),
+            ids=0 if choice is None else choice[0].data_ptr(),
+            weights=0 if choice is None else choice[1].data_ptr(),
+        )
+        return x_RD, h_RD, choice
+
+    def layers(
+        self, x_TD: Tensor, stack: Stack, places: Places, rows_R: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        T, D = x_TD.shape
+        there = prepare.places(places)
+        assert there.tokens == T, f"{T} tokens, {there.tokens} positions"
+        x_RD, rows = _going_on(x_TD, rows_R)
+        update_TD, distinct_L = torch.empty(T, D), torch.empty(len(stack.layers), dtype=I32)
+        _cpu.layers(
+            self.context.native,
+            prepare.stack(stack),
+            there,
+            x=at(x_TD, F32, T, D),
+            tokens=T,
+            rows=rows,
+            count=x_RD.shape[0],
+            x_out=x_RD.data_ptr(),
+            update=update_TD.data_ptr(),
+            distinct=distinct_L.data_ptr(),
+        )
+        return x_RD, update_TD[: x_RD.shape[0]], distinct_L
+
+    def route(self, x_TD: Tensor, router: Matrix, top_k: int, scoring: Scoring, renormalise: bool) -> Choice:
+        T, D = x_TD.shape
+        to = prepare.router(Router(matrix=router, top_k=top_k, scoring=scoring, renormalise=renormalise), D)
+        ids, weights = torch.empty(T, top_k, dtype=I32), torch.empty(T, top_k)
+        _cpu.route(self.context.native, at(x_TD, F32, T, D), T, to, ids.data_ptr(), weights.data_ptr())
+        return ids, weights
+
+    def argmax(self, logits_SV: Tensor) -> tuple[Tensor, Tensor]:
+        S, V = logits_SV.shape
+        values, ids = torch.empty(S), torch.empty(S, dtype=I64)
+        _cpu.argmax(self.context.native, at(logits_SV, F32, S, V), S, V, values.data_ptr(), ids.data_ptr())
+        return values, ids
+
+    def silu_mul(self, gate_up_T2F: Tensor) -> Tensor:
+        T, F = gate_up_T2F.shape[0], gate_up_T2F.shape[1] // 2
+        out = torch.empty(T, F)
+        _cpu.silu_mul(self.context.native, at(gate_up_T2F, F32, T, 2 * F), out.data_ptr(), T, F)
+        return out
+
+    def gated_add_(self, y_TD: Tensor, z_TD: Tensor, gate_T1: Tensor | None = None) -> None:
+        T, D = y_TD.shape
+        gate = 0 if gate_T1 is None else at(gate_T1, F32, T, 1)
+        _cpu.gated_add(self.context.native, at(y_TD, F32, T, D), at(z_TD, F32, T, D), gate, T, D)
+
+    def experts(self, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor, bank: ExpertBank) -> Tensor:
+        T, K = ids_TK.shape
+        out = torch.empty_like(x_TD)
+        chosen = at(x_TD, F32, T, bank.layout.hidden), T, at(ids_TK, I32, T, K), at(weights_TK, F32, T, K), K
+        _cpu.experts(self.context.native, *chosen, prepare.bank(bank), out.data_ptr())
+        return out
+
+
+def _going_on(x_TD: Tensor, rows_R: Tensor | None) -> tuple[Tensor, int]:
+    """Where x of the tokens goes that go on after attention, and the address of their rows; x itself and 0: all."""
+    if rows_R is None:
+        return x_TD, 0
+    address = at(rows_R, I64, *rows_R.shape) or x_TD.data_ptr()  # an empty tensor has no address, and 0 means all
+    return torch.empty(rows_R.shape[0], x_TD.shape[1]), address

@@ -1,0 +1,116 @@
+// The ops. First the context; then a handful of arguments by place, in the order of ops.h, and where there are more, the
+// rest by name.
+#include "bind/address.h"
+#include "bind/bind.h"
+#include "ops/ops.h"
+#include "runtime/turn.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace headrace {
+namespace {
+
+void bind_convert(nb::module_& m) {
+  m.def("quantize", [](const Context& context, Address values, int values_format, int rows, int cols, int format,
+                       Address out) {
+    Turn turn(context);
+    quantize(at<uint8_t>(values), values_format, rows, cols, format, at<uint8_t>(out), turn);
+  }, Unlocked());
+  m.def("dequantize", [](const Context& context, const Weights& matrix, Address out) {
+    Turn turn(context);
+    dequantize(matrix, at<float>(out), turn);
+  }, Unlocked());
+  m.def("embed", [](const Context& context, const Weights& table, Address ids, int tokens, float scale, Address out) {
+    Turn turn(context);
+    embed(table, at<int64_t>(ids), tokens, scale, at<float>(out), turn);
+  }, Unlocked());
+}
+
+void bind_pointwise(nb::module_& m) {
+  m.def("rmsnorm", [](const Context& context, Address x, Address weight, Address y, int tokens, int d, float eps) {
+    Turn turn(context);
+    rmsnorm(at<float>(x), at<float>(weight), at<float>(y), tokens, d, eps, turn);
+  }, Unlocked());
+  m.def("add_rmsnorm", [](const Context& context, Address x, Address y, Address weight, Address out, int tokens, int d,
+                          float eps, float scale) {
+    Turn turn(context);
+    add_rmsnorm(at<float>(x), at<float>(y), at<float>(weight), at<float>(out), tokens, d, eps, scale, turn);
+  }, "context"_a, "x"_a, "y"_a, "weight"_a, "out"_a, "tokens"_a, "d"_a, nb::kw_only(), "eps"_a, "scale"_a, Unlocked());
+  m.def("silu_mul", [](const Context& context, Address gate_up, Address out, int tokens, int width) {
+    Turn turn(context);
+    silu_mul(at<float>(gate_up), at<float>(out), tokens, width, turn);
+  }, Unlocked());
+  m.def("gated_add", [](const Context& context, Address y, Address z, Address gate, int tokens, int d) {
+    Turn turn(context);
+    gated_add(at<float>(y), at<float>(z), at<float>(gate), tokens, d, turn);
+  }, Unlocked());
+  m.def("argmax", [](const Context& context, Address logits, int rows, int n, Address values, Address ids) {
+    Turn turn(context);
+    argmax(at<float>(logits), rows, n, at<float>(values), at<int64_t>(ids), turn);
+  }, Unlocked());
+}
+
+void bind_matrices(nb::module_& m) {
+  m.def("linear", [](const Context& context, Address x, int64_t x_stride, int tokens, const Weights& weight,
+                     Address bias, Address y) {
+    Turn turn(context);
+    linear(at<float>(x), x_stride, tokens, weight, at<float>(bias), at<float>(y), turn);
+  }, Unlocked());
+  m.def("route", [](const Context& context, Address x, int tokens, const Router& router, Address ids, Address weights) {
+    Turn turn(context);
+    route(at<float>(x), tokens, router, at<int32_t>(ids), at<float>(weights), turn);
+  }, Unlocked());
+  m.def("experts", [](const Context& context, Address x, int tokens, Address ids, Address weights, int top_k,
+                      const Bank& bank, Address y) {
+    experts(at<float>(x), tokens, at<int32_t>(ids), at<float>(weights), top_k, bank, at<float>(y), context);
+  }, Unlocked());
+  m.attr("EXPERT_OUT_BYTES") = EXPERT_OUT_BYTES;
+}
+
+void bind_attention(nb::module_& m) {
+  m.def("place_qkv", [](const Context& context, Address qkv, int tokens, int heads, const Cache& cache,
+                        const Rope& rope, Address positions, Address slots, const HeadNorm& q_norm,
+                        const HeadNorm& k_norm, float eps, float clip) {
+    Turn turn(context);
+    place_qkv({at<float>(qkv), tokens, heads, cache, rope, at<int32_t>(positions), at<int64_t>(slots), q_norm, k_norm,
+               eps, clip}, turn);
+  }, "context"_a, nb::kw_only(), "qkv"_a, "tokens"_a, "heads"_a, "cache"_a, "rope"_a, "positions"_a, "slots"_a, "q_norm"_a,
+     "k_norm"_a, "eps"_a, "clip"_a, Unlocked());
+  m.def("attention", [](const Context& context, Address q, int64_t q_stride, const Cache& cache, Address tables,
+                        Address starts, Address contexts, int sequences, int table_len, int heads, float scale,
+                        Address out) {
+    Turn turn(context);
+    attention({at<float>(q), q_stride, cache, at<int32_t>(tables), at<int32_t>(starts), at<int32_t>(contexts),
+               sequences, table_len, heads, scale, at<float>(out)}, turn);
+  }, "context"_a, nb::kw_only(), "q"_a, "q_stride"_a, "cache"_a, "tables"_a, "starts"_a, "contexts"_a, "sequences"_a,
+     "table_len"_a, "heads"_a, "scale"_a, "out"_a, Unlocked());
+}
+
+void bind_layers(nb::module_& m) {
+  m.def("attention_block", [](const Context& context, const AttentionBlock& block, const Places& places, Address x,
+                              Address update, int tokens, Address rows, int count, Address x_out, Address h,
+                              Address ids, Address weights) {
+    attention_block(block, places, at<float>(x), at<float>(update), tokens, {at<int64_t>(rows), count, at<float>(x_out)},
+                    at<float>(h), at<int32_t>(ids), at<float>(weights), context);
+  }, "context"_a, "block"_a, "places"_a, nb::kw_only(), "x"_a, "update"_a, "tokens"_a, "rows"_a, "count"_a, "x_out"_a, "h"_a,
+     "ids"_a, "weights"_a, Unlocked());
+  m.def("layers", [](const Context& context, const Stack& stack, const Places& places, Address x, int tokens,
+                     Address rows, int count, Address x_out, Address update, Address distinct) {
+    layers(stack, places, {at<float>(x), tokens, {at<int64_t>(rows), count, at<float>(x_out)}, at<float>(update),
+                           at<int32_t>(distinct)}, context);
+  }, "context"_a, "stack"_a, "places"_a, nb::kw_only(), "x"_a, "tokens"_a, "rows"_a, "count"_a, "x_out"_a, "update"_a,
+     "distinct"_a, Unlocked());
+}
+
+}  // namespace
+
+void bind_ops(nb::module_& m) {
+  bind_convert(m);
+  bind_pointwise(m);
+  bind_matrices(m);
+  bind_attention(m);
+  bind_layers(m);
+}
+
+}  // namespace headrace

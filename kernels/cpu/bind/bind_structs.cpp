@@ -1,0 +1,89 @@
+// What weights, a layer and a pass have ready: addresses and sizes, each under its name. Python cannot leave one out or
+// swap two of them, as a list of numbers would let it.
+#include "bind/address.h"
+#include "bind/bind.h"
+#include "ops/ops.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace headrace {
+namespace {
+
+void bind_weights(nb::module_& m) {
+  nb::class_<Weights>(m, "Matrix")
+      .def("__init__", [](Weights* to, int format, int rows, int cols, Address data) {
+        new (to) Weights{format, rows, cols, at<uint8_t>(data)};
+      }, nb::kw_only(), "format"_a, "rows"_a, "cols"_a, "data"_a)
+      .def_ro("rows", &Weights::rows)
+      .def_ro("cols", &Weights::cols);
+  nb::class_<Bank>(m, "Bank")
+      .def("__init__", [](Bank* to, int format, int experts, int hidden, int width, size_t bytes, Address data) {
+        new (to) Bank{format, experts, hidden, width, bytes, at<uint8_t>(data)};
+      }, nb::kw_only(), "format"_a, "experts"_a, "hidden"_a, "width"_a, "bytes"_a, "data"_a);
+  nb::class_<Router>(m, "Router")
+      .def("__init__", [](Router* to, const Weights& matrix, int top_k, bool softmax_first, bool renormalise) {
+        new (to) Router{matrix, top_k, softmax_first, renormalise};
+      }, nb::kw_only(), "matrix"_a, "top_k"_a, "softmax_first"_a, "renormalise"_a);
+}
+
+void bind_attention(nb::module_& m) {
+  nb::class_<HeadNorm>(m, "HeadNorm")
+      .def("__init__", [](HeadNorm* to, Address weight, int size) { new (to) HeadNorm{at<float>(weight), size}; },
+           nb::kw_only(), "weight"_a, "size"_a);
+  nb::class_<Rope>(m, "Rope")
+      .def("__init__", [](Rope* to, int r, Address cos, Address sin) {
+        new (to) Rope{r, at<float>(cos), at<float>(sin)};
+      }, nb::kw_only(), "r"_a, "cos"_a, "sin"_a);
+  nb::class_<Cache>(m, "Cache")
+      .def("__init__", [](Cache* to, int format, int groups, int page_keys, int d, Address k, Address v) {
+        new (to) Cache{format, groups, page_keys, d, at<uint8_t>(k), at<uint8_t>(v)};
+      }, nb::kw_only(), "format"_a, "groups"_a, "page_keys"_a, "d"_a, "k"_a, "v"_a);
+  nb::class_<AttentionBlock>(m, "AttentionBlock")
+      .def("__init__", [](AttentionBlock* to, int heads, Address pre_norm, Address post_norm, const Weights& qkv,
+                          const Weights& o, Address qkv_bias, Address o_bias, const HeadNorm& q_norm,
+                          const HeadNorm& k_norm, const Cache& cache, const Rope& rope, float eps, float clip,
+                          float scale, float residual_scale, const Router* router) {
+        new (to) AttentionBlock{heads, at<float>(pre_norm), at<float>(post_norm), qkv, o, at<float>(qkv_bias),
+                                at<float>(o_bias), q_norm, k_norm, cache, rope, eps, clip, scale, residual_scale,
+                                router ? *router : Router{}};
+      }, nb::kw_only(), "heads"_a, "pre_norm"_a, "post_norm"_a, "qkv"_a, "o"_a, "qkv_bias"_a, "o_bias"_a, "q_norm"_a,
+         "k_norm"_a, "cache"_a, "rope"_a, "eps"_a, "clip"_a, "scale"_a, "residual_scale"_a, "router"_a.none());
+}
+
+void bind_pass(nb::module_& m) {
+  nb::class_<Places>(m, "Places")
+      .def("__init__", [](Places* to, int tokens, Address positions, Address slots, Address tables, Address starts,
+                          Address contexts, int sequences, int table_len) {
+        new (to) Places{tokens, at<int32_t>(positions), at<int64_t>(slots), at<int32_t>(tables), at<int32_t>(starts),
+                        at<int32_t>(contexts), sequences, table_len};
+      }, nb::kw_only(), "tokens"_a, "positions"_a, "slots"_a, "tables"_a, "starts"_a, "contexts"_a, "sequences"_a,
+         "table_len"_a)
+      .def_ro("tokens", &Places::tokens);
+}
+
+Weights or_none(const Weights* matrix) { return matrix ? *matrix : Weights{}; }
+
+void bind_layers(nb::module_& m) {
+  nb::class_<DecoderLayer>(m, "DecoderLayer")
+      .def("__init__", [](DecoderLayer* to, const AttentionBlock& block, const Bank* bank, const Weights* gate_up,
+                          const Weights* down, const Weights* shared_gate) {
+        new (to) DecoderLayer{block, bank ? *bank : Bank{}, or_none(gate_up), or_none(down), or_none(shared_gate)};
+      }, nb::kw_only(), "block"_a, "bank"_a.none(), "gate_up"_a.none(), "down"_a.none(), "shared_gate"_a.none());
+  nb::class_<Stack>(m, "Stack")
+      .def("__init__", [](Stack* to, const nb::list& layers) {
+        new (to) Stack;
+        for (const nb::handle layer : layers) to->layers.push_back(nb::cast<const DecoderLayer&>(layer));
+      }, nb::kw_only(), "layers"_a);
+}
+
+}  // namespace
+
+void bind_structs(nb::module_& m) {
+  bind_weights(m);
+  bind_attention(m);
+  bind_pass(m);
+  bind_layers(m);
+}
+
+}  // namespace headrace

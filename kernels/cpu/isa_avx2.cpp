@@ -1,8 +1,0 @@
-// The function table for AVX2 + FMA + F16C: see vec_avx2.h and quants_avx2.h.
-#include "quants_avx2.h"
-
-#include "fill_table.h"
-
-namespace headrace {
-const Kernels kernels_avx2 = fill_table("avx2");
-}

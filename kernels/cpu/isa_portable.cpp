@@ -1,8 +1,0 @@
-// The function table for plain C++, any CPU: see vec_portable.h and quants_portable.h.
-#include "quants_portable.h"
-
-#include "fill_table.h"
-
-namespace headrace {
-const Kernels kernels_portable = fill_table("portable");
-}

@@ -1,0 +1,58 @@
+// A layer before its experts in one turn of the team; `compose` in kernels/blocks.py says what it stands for.
+//
+// What passes between its ops lies in the arena, so nothing is allocated from the second call on.
+#include <cstring>
+
+#include "ops/ops.h"
+#include "runtime/stopwatch.h"
+#include "runtime/turn.h"
+
+namespace headrace {
+namespace {
+
+// Rows `rows` of x [., n] one after the other.
+void gather(const float* x, int n, const int64_t* rows, int count, float* out) {
+  for (int i = 0; i < count; i++) std::memcpy(out + size_t(i) * n, x + size_t(rows[i]) * n, size_t(n) * sizeof(float));
+}
+
+}  // namespace
+
+void attention_block(const AttentionBlock& block, const Places& places, float* x, const float* update, int tokens,
+                     const Wanted& wanted, float* h, int32_t* ids, float* weights, const Context& context) {
+  Stopwatch watch;
+  Turn turn(context);
+  Arena& arena = turn.team.arena;
+  const int hidden = block.o.rows, width = block.o.cols, heads = block.qkv.rows / block.cache.d;
+  float* normed = arena.take<float>(size_t(tokens) * hidden);
+  if (update)
+    add_rmsnorm(x, update, block.pre_norm, normed, tokens, hidden, block.eps, block.residual_scale, turn);
+  else
+    rmsnorm(x, block.pre_norm, normed, tokens, hidden, block.eps, turn);
+  watch.lap(Part::norm);
+  float* qkv = arena.take<float>(size_t(tokens) * block.qkv.rows);
+  linear(normed, hidden, tokens, block.qkv, block.qkv_bias, qkv, turn);
+  watch.lap(Part::qkv);
+  place_qkv({qkv, tokens, heads, block.cache, block.rope, places.positions, places.slots, block.q_norm, block.k_norm,
+             block.eps, block.clip}, turn);
+  watch.lap(Part::place);
+  if (wanted.rows && wanted.count == 0) return;
+  float* a = arena.take<float>(size_t(tokens) * width);
+  attention({qkv, block.qkv.rows, block.cache, places.tables, places.starts, places.contexts,
+             places.sequences, places.table_len, block.heads, block.scale, a}, turn);
+  watch.lap(Part::attention);
+  if (wanted.rows) {
+    float* few = arena.take<float>(size_t(wanted.count) * width);
+    gather(a, width, wanted.rows, wanted.count, few);
+    gather(x, hidden, wanted.rows, wanted.count, wanted.x);
+    a = few, x = wanted.x, tokens = wanted.count;
+  }
+  linear(a, width, tokens, block.o, block.o_bias, normed, turn);
+  watch.lap(Part::output);
+  add_rmsnorm(x, normed, block.post_norm, h, tokens, hidden, block.eps, block.residual_scale, turn);
+  watch.lap(Part::norm);
+  if (!block.router.matrix.data) return;
+  route(h, tokens, block.router, ids, weights, turn);
+  watch.lap(Part::route);
+}
+
+}  // namespace headrace

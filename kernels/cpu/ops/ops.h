@@ -1,0 +1,153 @@
+// The ops as plain functions over pointers and sizes: what bind.cpp calls. Formulas and shapes are in reference.py.
+//
+// Strides count floats, from one token to the next. An op runs in a turn that it is given, or, where it is made of several,
+// takes one after another for its context. Shapes have been checked by the Python wrapper.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+namespace headrace {
+
+struct Context;
+class Turn;
+
+struct Weights {  // a packed matrix [rows, cols]
+  int format, rows, cols;
+  const uint8_t* data;
+};
+
+struct Bank {  // all experts of a layer: blocks of `bytes`, each gate [width, hidden] | up | down [hidden, width]
+  int format, experts, hidden, width;
+  size_t bytes;
+  const uint8_t* data;
+};
+
+struct Cache {  // one layer's pages of keys and of values, each [pages, G, page_keys, d]
+  int format, groups, page_keys, d;
+  uint8_t *k, *v;
+};
+
+struct Rope {  // of the first r pairs of a head; cos, sin [positions, r]
+  int r;
+  const float *cos, *sin;
+};
+
+// convert.cpp
+void quantize(const uint8_t* values, int values_format, int rows, int cols, int format, uint8_t* out, Turn& turn);
+void dequantize(const Weights& matrix, float* out, Turn& turn);
+// Throws std::out_of_range for an id that the table does not have.
+void embed(const Weights& table, const int64_t* ids, int tokens, float scale, float* out, Turn& turn);
+
+// pointwise.cpp
+void rmsnorm(const float* x, const float* weight, float* y, int tokens, int d, float eps, Turn& turn);
+void add_rmsnorm(float* x, const float* y, const float* weight, float* out, int tokens, int d, float eps, float scale,
+                 Turn& turn);
+void silu_mul(const float* gate_up, float* out, int tokens, int width, Turn& turn);
+void gated_add(float* y, const float* z, const float* gate, int tokens, int d, Turn& turn);
+void argmax(const float* logits, int rows, int n, float* values, int64_t* ids, Turn& turn);
+
+// qkv.cpp
+struct HeadNorm {  // RMSNorm over runs of `size` values; size 0: none
+  const float* weight;
+  int size;
+};
+struct QkvArgs {
+  float* qkv;  // [T, heads, d]: queries, keys, values
+  int tokens, heads;
+  Cache cache;
+  Rope rope;
+  const int32_t* positions;  // [T]
+  const int64_t* slots;      // [T]
+  HeadNorm q_norm, k_norm;
+  float eps, clip;
+};
+void place_qkv(const QkvArgs& args, Turn& turn);
+
+// route.cpp
+struct Router {
+  Weights matrix;  // data null: none
+  int top_k;
+  bool softmax_first, renormalise;
+};
+void route(const float* x, int tokens, const Router& router, int32_t* ids, float* weights, Turn& turn);
+
+// linear.cpp
+void linear(const float* x, int64_t x_stride, int tokens, const Weights& weight, const float* bias, float* y,
+            Turn& turn);
+
+// attention.cpp
+struct AttentionArgs {
+  const float* q;  // [T, N, d], strided in T
+  int64_t q_stride;
+  Cache cache;
+  const int32_t *tables, *starts, *contexts;  // [S, table_len], [S + 1], [S]
+  int sequences, table_len, heads;
+  float scale;
+  float* out;  // [T, N, d]
+};
+void attention(const AttentionArgs& args, Turn& turn);
+
+// block.cpp: a layer before its experts
+struct AttentionBlock {
+  int heads;  // of queries
+  const float *pre_norm, *post_norm;
+  Weights qkv, o;
+  const float *qkv_bias, *o_bias;
+  HeadNorm q_norm, k_norm;
+  Cache cache;
+  Rope rope;
+  float eps, clip, scale, residual_scale;
+  Router router;
+};
+struct Places {
+  int tokens;
+  const int32_t* positions;
+  const int64_t* slots;
+  const int32_t *tables, *starts, *contexts;
+  int sequences, table_len;
+};
+struct Wanted {  // the tokens that go on after attention; rows null: all, in place
+  const int64_t* rows;
+  int count;
+  float* x;  // [count, D]
+};
+void attention_block(const AttentionBlock& block, const Places& places, float* x, const float* update, int tokens,
+                     const Wanted& wanted, float* h, int32_t* ids, float* weights, const Context& context);
+
+// experts.cpp
+constexpr size_t EXPERT_OUT_BYTES = size_t(128) << 20;  // of every pair's output; more tokens go through in chunks
+// Throws std::out_of_range for an id that the bank does not have.
+void experts(const float* x, int tokens, const int32_t* ids, const float* weights, int top_k, const Bank& bank,
+             float* y, const Context& context);
+
+// layers.cpp
+struct DecoderLayer {
+  AttentionBlock block;
+  Bank bank;                          // data null: a dense layer
+  Weights gate_up, down, shared_gate;  // of the dense or the shared MLP; data null: none
+};
+struct Stack {  // all layers; a class of its own, so that Python holds it and a call converts no list
+  std::vector<DecoderLayer> layers;
+};
+struct LayersArgs {
+  float* x;  // [tokens, D]
+  int tokens;
+  Wanted wanted;  // after the last layer's attention
+  float* update;      // [tokens, D]: of each layer in turn; the last one's stays
+  int32_t* distinct;  // [layers]: how many experts were chosen
+};
+void layers(const Stack& stack, const Places& places, const LayersArgs& args, const Context& context);
+
+// measure.cpp
+double stream_read(const uint8_t* data, size_t bytes, Turn& turn);  // seconds
+enum class Peak : int { int8_dots, bf16_tiles, int8_tiles };
+constexpr std::pair<const char*, Peak> PEAKS[] = {
+    {"int8 dot products", Peak::int8_dots}, {"bf16 tiles", Peak::bf16_tiles}, {"int8 tiles", Peak::int8_tiles}};
+double peak_rate(Peak which, Turn& turn);                           // operations a second on registers alone; 0: none
+double region_ns(int rounds, Turn& turn);                           // dispatch and join of an empty region
+double barrier_ns(int rounds, Turn& turn);                          // one barrier inside a region
+
+}  // namespace headrace

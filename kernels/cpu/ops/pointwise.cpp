@@ -1,0 +1,72 @@
+// Ops that treat one token's row at a time: norms, SwiGLU, gated sum, the largest logit.
+#include <algorithm>
+#include <cmath>
+
+#include "ops/each_token.h"
+#include "ops/ops.h"
+#include "runtime/turn.h"
+
+namespace headrace {
+
+constexpr int FEW_LOGITS = 32768;  // less than this the caller looks through alone
+
+void rmsnorm(const float* x, const float* weight, float* y, int tokens, int d, float eps, Turn& turn) {
+  const Kernels& isa = turn.isa;
+  each_token(turn.team, tokens, int64_t(tokens) * d,
+             [&](int t) { isa.rmsnorm(x + size_t(t) * d, weight, d, eps, y + size_t(t) * d); });
+}
+
+void add_rmsnorm(float* x, const float* y, const float* weight, float* out, int tokens, int d, float eps, float scale,
+                 Turn& turn) {
+  const Kernels& isa = turn.isa;
+  each_token(turn.team, tokens, int64_t(tokens) * d, [&](int t) {
+    const size_t at = size_t(t) * d;
+    isa.add_scaled(x + at, y + at, scale, d);
+    isa.rmsnorm(x + at, weight, d, eps, out + at);
+  });
+}
+
+void silu_mul(const float* gate_up, float* out, int tokens, int width, Turn& turn) {
+  const Kernels& isa = turn.isa;
+  each_token(turn.team, tokens, int64_t(tokens) * width * 4, [&](int t) {
+    const float* gate = gate_up + size_t(t) * 2 * width;
+    isa.silu_mul(gate, gate + width, width, out + size_t(t) * width);
+  });
+}
+
+void gated_add(float* y, const float* z, const float* gate, int tokens, int d, Turn& turn) {
+  const Kernels& isa = turn.isa;
+  each_token(turn.team, tokens, int64_t(tokens) * d, [&](int t) {
+    const size_t at = size_t(t) * d;
+    if (gate)
+      isa.gated_add(y + at, z + at, gate[t], d);
+    else
+      isa.add_scaled(y + at, z + at, 1.0f, d);
+  });
+}
+
+// Every worker looks through its part of all rows; the first of equals wins, and NaN over all.
+void argmax(const float* logits, int rows, int n, float* values, int64_t* ids, Turn& turn) {
+  Team& team = turn.team;
+  const Kernels& isa = turn.isa;
+  float* tops = team.arena.take<float>(size_t(team.size()) * rows);
+  int* places = team.arena.take<int>(size_t(team.size()) * rows);
+  int parts = 1;
+  team.run(int64_t(rows) * n < FEW_LOGITS, [&](int worker) {
+    if (worker == 0) parts = team.active();
+    const Range mine = part_of(n, team.active(), worker);
+    for (int r = 0; r < rows; r++) {
+      const int at = worker * rows + r;
+      places[at] = mine.begin + isa.largest(logits + size_t(r) * n + mine.begin, mine.end - mine.begin, &tops[at]);
+    }
+  });
+  for (int r = 0; r < rows; r++) {
+    int best = r;
+    for (int at = r + rows; at < parts * rows; at += rows)
+      if (tops[at] > tops[best] || (std::isnan(tops[at]) && !std::isnan(tops[best]))) best = at;
+    values[r] = tops[best];
+    ids[r] = places[best];
+  }
+}
+
+}  // namespace headrace

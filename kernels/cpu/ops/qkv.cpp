@@ -1,0 +1,51 @@
+// Between the qkv projection and attention, in one go over each token's row: norms of queries and keys, clipping, rotary
+// embedding, and keys and values into the cache. Formula and shapes: place_qkv_ in reference.py.
+//
+// One op, because each costs a decode step more to call than to compute.
+#include <limits>
+
+#include "ops/each_token.h"
+#include "formats/layout.h"
+#include "ops/ops.h"
+#include "runtime/turn.h"
+
+namespace headrace {
+namespace {
+
+void normalise(const Kernels& isa, const HeadNorm& norm, float eps, float* x, int n) {
+  if (!norm.size) return;
+  for (int i = 0; i < n; i += norm.size) isa.rmsnorm(x + i, norm.weight, norm.size, eps, x + i);
+}
+
+void clip(float limit, float* x, int n) {
+  if (limit == std::numeric_limits<float>::infinity()) return;
+  for (int i = 0; i < n; i++) x[i] = x[i] < -limit ? -limit : x[i] > limit ? limit : x[i];
+}
+
+// One token.
+void place(const QkvArgs& args, const Kernels& isa, int t) {
+  const Cache& cache = args.cache;
+  const FormatKernels& format = isa.formats[cache.format];
+  const int d = cache.d, keys = cache.groups * d, queries = args.heads * d - 2 * keys;
+  const size_t row = size_t(args.positions[t]) * args.rope.r, bytes = row_bytes(cache.format, d);
+  float *q = args.qkv + size_t(t) * args.heads * d, *k = q + queries, *v = k + keys;
+  normalise(isa, args.q_norm, args.eps, q, queries);
+  normalise(isa, args.k_norm, args.eps, k, keys);
+  clip(args.clip, q, queries + 2 * keys);
+  for (float* head = q; head < v; head += d) isa.rope(head, args.rope.cos + row, args.rope.sin + row, args.rope.r);
+  const int64_t page = args.slots[t] / cache.page_keys, at = args.slots[t] % cache.page_keys;
+  for (int g = 0; g < cache.groups; g++) {
+    const size_t to = (size_t(page * cache.groups + g) * cache.page_keys + at) * bytes;
+    format.pack(k + g * d, d, cache.k + to);
+    format.pack(v + g * d, d, cache.v + to);
+  }
+}
+
+}  // namespace
+
+void place_qkv(const QkvArgs& args, Turn& turn) {
+  each_token(turn.team, args.tokens, int64_t(args.tokens) * args.heads * args.cache.d,
+             [&](int t) { place(args, turn.isa, t); });
+}
+
+}  // namespace headrace

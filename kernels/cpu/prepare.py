@@ -1,0 +1,184 @@
+"""What the C++ kernels are told of tensors: addresses and sizes under their names, checked once and kept in `native`.
+
+They hold for any context: a context says how ops compute, these say on what. A wrong shape, dtype or stride is our own
+mistake, hence `assert`, with the names of `reference.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _cpu
+from ..decoder_layer import AttentionBlock, Layer, Places, Router, Stack
+from ..formats import FORMATS
+from ..packed import ExpertBank, Matrix
+
+F32, I32, I64, U8 = torch.float32, torch.int32, torch.int64, torch.uint8
+CACHE_CODES = {torch.float32: FORMATS["f32"].code, torch.bfloat16: FORMATS["bf16"].code}
+NAME = "cpu"  # under which it is kept
+
+
+def at(x: Tensor, dtype: torch.dtype, *shape: int) -> int:
+    """The address of a contiguous tensor of this dtype and shape."""
+    assert x.dtype == dtype, f"{x.dtype}, not {dtype}"
+    assert x.shape == shape, f"{list(x.shape)}, not {list(shape)}"
+    assert x.is_contiguous(), f"strides {x.stride()} of {list(shape)}"
+    return x.data_ptr()
+
+
+def heads(x_TNd: Tensor) -> tuple[int, int]:
+    """Address and stride of float32 [T, N, d]: heads side by side, any stride from token to token."""
+    _T, N, d = x_TNd.shape
+    step = x_TNd.stride()
+    assert x_TNd.dtype == F32, f"{x_TNd.dtype}"
+    assert d == 1 or step[2] == 1, f"strides {step} of {list(x_TNd.shape)}"
+    assert N == 1 or step[1] == d, f"strides {step} of {list(x_TNd.shape)}"
+    return x_TNd.data_ptr(), step[0]
+
+
+def matrix(it: Matrix) -> Any:
+    return it.native.get(NAME) or _matrix(it)
+
+
+def _matrix(it: Matrix) -> Any:
+    data = at(it.data, U8, it.rows, it.format.row_bytes(it.cols))
+    it.native[NAME] = _cpu.Matrix(format=it.format.code, rows=it.rows, cols=it.cols, data=data)
+    return it.native[NAME]
+
+
+def bank(it: ExpertBank) -> Any:
+    return it.native.get(NAME) or _bank(it)
+
+
+def _bank(it: ExpertBank) -> Any:
+    lay = it.layout
+    assert all(map(lay.format.fits, (lay.hidden, lay.width))), f"{lay.hidden} x {lay.width} in {lay.format.name}"
+    it.native[NAME] = _cpu.Bank(
+        format=lay.format.code,
+        experts=it.experts,
+        hidden=lay.hidden,
+        width=lay.width,
+        bytes=lay.bytes,
+        data=at(it.data, U8, it.experts, lay.bytes),
+    )
+    return it.native[NAME]
+
+
+def cache(k_PGBd: Tensor, v_PGBd: Tensor) -> Any:
+    _P, G, B, d = k_PGBd.shape
+    keys, values = (at(c, k_PGBd.dtype, *k_PGBd.shape) for c in (k_PGBd, v_PGBd))
+    return _cpu.Cache(format=CACHE_CODES[k_PGBd.dtype], groups=G, page_keys=B, d=d, k=keys, v=values)
+
+
+def rope(cos_Pr: Tensor, sin_Pr: Tensor, d: int) -> Any:
+    """The turns of heads of d values."""
+    P, r = cos_Pr.shape
+    assert 2 * r <= d, f"{r} pairs in {d} values"
+    return _cpu.Rope(r=r, cos=at(cos_Pr, F32, P, r), sin=at(sin_Pr, F32, P, r))
+
+
+def norm(weight: Tensor | None, d: int, heads: int) -> Any:
+    """A norm over each head, or over all of them; None: none."""
+    if weight is None:
+        return _cpu.HeadNorm(weight=0, size=0)
+    assert len(weight) in (d, heads * d), f"a norm of {len(weight)} for {heads} heads of {d}"
+    return _cpu.HeadNorm(weight=at(weight, F32, len(weight)), size=len(weight))
+
+
+def limit(clip: float | None) -> float:
+    """What values are clipped to, infinity where they are not."""
+    return float("inf") if clip is None else clip
+
+
+def router(to: Router, D: int) -> Any:
+    assert to.matrix.cols == D, f"{D} values, a router of {to.matrix.cols} columns"
+    assert 0 < to.top_k <= to.matrix.rows, f"{to.top_k} of {to.matrix.rows} experts"
+    softmax_first = to.scoring == "softmax"
+    return _cpu.Router(
+        matrix=matrix(to.matrix), top_k=to.top_k, softmax_first=softmax_first, renormalise=to.renormalise
+    )
+
+
+def block(it: AttentionBlock) -> Any:
+    return it.native.get(NAME) or _block(it)
+
+
+def _block(it: AttentionBlock) -> Any:
+    G, d = it.k_PGBd.shape[1], it.k_PGBd.shape[3]
+    D, N = it.o.rows, it.heads
+    assert (it.qkv.rows, it.qkv.cols, it.o.cols) == ((N + 2 * G) * d, D, N * d), "qkv and o do not fit"
+    it.native[NAME] = _cpu.AttentionBlock(
+        heads=N,
+        pre_norm=at(it.pre_norm, F32, D),
+        post_norm=at(it.post_norm, F32, D),
+        qkv=matrix(it.qkv),
+        o=matrix(it.o),
+        qkv_bias=_bias(it.qkv_bias, it.qkv),
+        o_bias=_bias(it.o_bias, it.o),
+        q_norm=norm(it.q_norm, d, N),
+        k_norm=norm(it.k_norm, d, G),
+        cache=cache(it.k_PGBd, it.v_PGBd),
+        rope=rope(it.cos_Pr, it.sin_Pr, d),
+        eps=it.eps,
+        clip=limit(it.clip),
+        scale=it.scale,
+        residual_scale=it.residual_scale,
+        router=None if it.router is None else router(it.router, D),
+    )
+    return it.native[NAME]
+
+
+def _bias(bias: Tensor | None, of: Matrix) -> int:
+    return 0 if bias is None else at(bias, F32, of.rows)
+
+
+def places(it: Places) -> Any:
+    return it.native.get(NAME) or _places(it)
+
+
+def _places(it: Places) -> Any:
+    (T,), (S, M) = it.positions_T.shape, it.tables_SM.shape
+    it.native[NAME] = _cpu.Places(
+        tokens=T,
+        positions=at(it.positions_T, I32, T),
+        slots=at(it.slots_T, I64, T),
+        tables=at(it.tables_SM, I32, S, M),
+        starts=at(it.starts_S1, I32, S + 1),
+        contexts=at(it.contexts_S, I32, S),
+        sequences=S,
+        table_len=M,
+    )
+    return it.native[NAME]
+
+
+def stack(it: Stack) -> Any:
+    return it.native.get(NAME) or _stack(it)
+
+
+def _stack(it: Stack) -> Any:
+    it.native[NAME] = _cpu.Stack(layers=[_layer(layer) for layer in it.layers])
+    return it.native[NAME]
+
+
+def _layer(it: Layer) -> Any:
+    D, mlp = it.block.o.rows, it.mlp
+    assert (it.bank is None) == (it.block.router is None), "experts without a router, or a router without experts"
+    assert it.bank is not None or mlp is not None, "a layer with neither experts nor an MLP"
+    if it.bank is not None and it.block.router is not None:
+        assert it.bank.layout.hidden == D, f"experts of {it.bank.layout.hidden} values, not {D}"
+        assert it.bank.experts == it.block.router.matrix.rows, "another number of experts than the router's"
+    if mlp is not None:
+        shapes = mlp.gate_up.rows, mlp.gate_up.cols, mlp.down.rows
+        assert shapes == (2 * mlp.down.cols, D, D), f"an MLP of {shapes} on {D} values, {mlp.down.cols} wide"
+    gate = it.shared_gate if mlp is not None else None
+    assert gate is None or (gate.rows, gate.cols) == (1, D), "a shared gate of another shape"
+    return _cpu.DecoderLayer(
+        block=block(it.block),
+        bank=None if it.bank is None else bank(it.bank),
+        gate_up=None if mlp is None else matrix(mlp.gate_up),
+        down=None if mlp is None else matrix(mlp.down),
+        shared_gate=None if gate is None else matrix(gate),
+    )

@@ -1,0 +1,121 @@
+// Teams of threads for all CPU work, one of each size that is asked for, and the memory that their ops borrow.
+//
+//   run(fn)      one parallel region: fn(worker) on every worker; the caller is worker 0, and returns when all have
+//   barrier()    inside a region: nobody goes on before everybody has come
+//   arena        scratch of the op whose turn it is: handed out in order, taken back at the next turn, kept for later
+//
+// Workers 1.. are pinned to one core each where there are enough. The caller is left free, because threads that it
+// starts later would inherit its mask; where it turns up on a worker's core, that worker moves to the free one (left to
+// the scheduler, both shared a core for minutes, with a region at 100 us instead of 0.5). Between regions a worker
+// spins for about 50 us, then sleeps. A fork leaves the threads behind: the child starts teams of its own at first
+// use. One op at a time in the process, whichever team it takes: a TeamTurn holds them all. So teams share the arena, and
+// one that nobody uses sleeps.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace headrace {
+
+struct Range {
+  int begin, end;
+};
+
+// Part `i` of `parts` of 0 .. total, cut at multiples of `grain`.
+Range part_of(int total, int parts, int i, int grain = 1);
+
+class Arena {
+ public:
+  void reset();
+
+  static void poison(bool on);  // for tests: what is taken is filled with 0xFF (NaN)
+
+  // `count` uninitialised values on a 64-byte boundary, valid until the next reset.
+  template <class T>
+  T* take(size_t count) {
+    return static_cast<T*>(take_bytes(count * sizeof(T)));
+  }
+
+ private:
+  struct Free {
+    void operator()(void* p) const;
+  };
+  using Slab = std::unique_ptr<void, Free>;
+
+  void* take_bytes(size_t bytes);
+
+  std::vector<Slab> slabs_;
+  size_t size_ = 0, used_ = 0, total_ = 0;  // of the last slab, in the last slab, of all slabs
+};
+
+// Numbers handed out one after the other to whoever asks first; on a cache line of its own.
+struct alignas(128) Counter {
+  std::atomic<int> value{0};
+  int next() { return value.fetch_add(1, std::memory_order_relaxed); }
+};
+
+class Team {
+ public:
+  Team(int size, Arena& arena);
+  ~Team();
+  Team(const Team&) = delete;
+  Team& operator=(const Team&) = delete;
+
+  int size() const { return size_; }
+  int active() const { return active_; }  // workers of the running region
+
+  // Small work is better done by the caller alone: `solo` runs fn(0) here, and barriers let it through.
+  template <class Fn>
+  void run(bool solo, const Fn& fn) {
+    run_job(solo, [](const void* f, int worker) { (*static_cast<const Fn*>(f))(worker); }, &fn);
+  }
+
+  void barrier();
+
+  Arena& arena;
+
+ private:
+  using Job = void (*)(const void* context, int worker);
+
+  void run_job(bool solo, Job job, const void* context);
+  void work(int worker);
+  bool wait_for_job(uint32_t seen);
+  void make_way();
+
+  const int size_;
+  std::vector<int> cpu_of_core_;     // cores of the process, one CPU each; empty: too few, nothing is pinned
+  std::vector<int> core_of_cpu_;     // -1: not ours
+  std::vector<int> worker_of_core_;  // 0: free for the caller
+  int active_ = 1;
+  Job job_ = nullptr;
+  const void* context_ = nullptr;
+  alignas(128) std::atomic<uint32_t> jobs_{0};  // number of regions started; a change is the signal to start
+  std::atomic<bool> stop_{false};
+  alignas(128) std::atomic<int> running_{0};  // workers still inside the region
+  alignas(128) std::atomic<int> arrived_{0};
+  alignas(128) std::atomic<uint32_t> barriers_{0};
+  alignas(128) std::atomic<int> asleep_{0};
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  std::vector<std::thread> threads_;
+};
+
+// Holds all teams of this process for one op that takes the one of so many threads, the arena emptied.
+class TeamTurn {
+  std::unique_lock<std::mutex> lock_;  // before `team`: taken first
+
+ public:
+  explicit TeamTurn(int threads);
+  Team& team;
+};
+
+void end_teams();       // joins their threads; the next turn starts its own
+int default_threads();  // physical cores in this process's affinity mask
+
+}  // namespace headrace
