@@ -2,10 +2,10 @@
 
     python benchmarks/profile_decode.py [--layers 12] [--tokens 96] [--batch 1] [--json FILE]
 
-Qwen3-30B-A3B cut to --layers, q4_0, random weights, as in `vs_peers.py` (bench-data/, written if it is not there). A
-clock goes around every function of the extension while sequences decode; a pass minus its ops is Python and torch. The
-layers are one op, which keeps the time of its parts itself (`cpu.take_part_seconds`). The clocks themselves cost about
-0.2 us a call, which counts as Python. Medians over passes of each pass's own division.
+Qwen3-30B-A3B cut to --layers, q4_0, random weights, as in `vs_peers.py`. A clock goes around every function of the
+extension while sequences decode; a pass minus its ops is Python and torch. The layers are one op, which keeps the time
+of its parts itself (`cpu.take_part_seconds`). The clocks themselves cost about 0.2 us a call, which counts as Python.
+Medians over passes of each pass's own division.
 """
 
 from __future__ import annotations

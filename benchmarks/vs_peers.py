@@ -10,8 +10,8 @@ share             one layer of experts, 1 token: its bandwidth over that of a pl
 
 Every ratio is the median over rounds of ours / theirs in the same round, higher is better. Peers that are not installed
 are left out with a line that says how to get them. --compare exits 1 if a ratio is more than 5 % below an older one of
-the same machine. The models (14 GB at 12 layers) are kept in bench-data/ for the next run. What it does not measure:
-quality, load time, real text.
+the same machine. llama.cpp's models (10 GB at 12 layers) are kept in bench-data/ for the next run. What it does not
+measure: quality, load time, real text.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ GET = {
 }
 NOTES = {
     "ratios": "median over rounds of ours / theirs in the same round; higher is better for us",
-    "decode": "one sequence, 16 prompt tokens, median of 48 tokens, greedy choice included, timed from outside",
+    "decode": "one sequence, 16 prompt tokens, median of 48 tokens, greedy choice included, timed from outside; "
+    "ours goes on with random tokens, theirs with the chosen one",
     "prefill": "512 tokens in one batch, logits of the last one, until the first token is chosen",
     "batch": "decode passes of 8 sequences and of 1, all tokens counted, from our ledger",
     "formats": "ours: q4_0 (4.5 bits a weight), embedding bf16 (one row a token is read), KV cache bf16. llama.cpp "
