@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from passport import passport
 from torch import Generator, Tensor
 
+from headrace.engine.bench.passport import passport
 from headrace.kernels import _cpu, cpu
 from headrace.kernels.cases.all import CASES
 from headrace.kernels.cases.case import Case, SlabSource

@@ -21,7 +21,6 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import checkout  # noqa: F401  # first: where headrace is not installed, the checkout stands in for it
 import torch
 
 STEPS, PROMPT = 64, "In the beginning"

@@ -36,19 +36,22 @@ from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import checkout  # first: where headrace is not installed, the checkout stands in for it
+import torch
+
+sys.path.append(str(Path(__file__).resolve().parent.parent / "src"))  # serves where headrace is not installed
+
 import gpu_handoff
 import gpu_measure
 import gpu_models
 import gpu_same
-import torch
 from gpu_rows import GpuSource, Row, rows
-from passport import gpu_passport
 
+from headrace.engine.bench.passport import gpu_passport
 from headrace.kernels import Ops, load, reference
 from headrace.kernels.cases.all import CASES
 from headrace.kernels.cases.case import Case, Inputs, worst
 
+RESULTS = Path(__file__).resolve().parent / "results"
 COPY_BYTES = 2 << 30
 PRODUCT = 8192
 LARGE = ("linear bf16 512x2048x2048", "linear q8_0 512x2048x2048", "linear q4_0 512x2048x2048",
@@ -257,7 +260,7 @@ def main() -> int:
         print(result["models"].get("skipped", "models: done"))
     result |= {"seconds": round(time.perf_counter() - start), "peak_gb": torch.cuda.max_memory_allocated() / 1e9}
     name = re.sub(r"[^a-z0-9]+", "-", result["passport"]["gpu"].lower()).strip("-")
-    path = args.json or checkout.ROOT / "benchmarks" / "results" / f"gpu-{name}.json"
+    path = args.json or RESULTS / f"gpu-{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n")
     print(f"{result['seconds']} s; written: {path.name}")

@@ -31,13 +31,12 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from passport import passport
-
 from headrace import SamplingParams
 from headrace.engine.bandwidth_model import machine_file
 from headrace.engine.bandwidth_model import profile as profiles
 from headrace.engine.bandwidth_model.profile import Profile
 from headrace.engine.bench import calibrate
+from headrace.engine.bench.passport import passport
 from headrace.engine.bench.random_model import RandomLLM
 from headrace.engine.ledger.ledger import Pass
 from headrace.engine.measure.other_load import CROWDED, Strangers

@@ -22,9 +22,9 @@ from typing import Any
 
 import torch
 import whole_model
-from passport import passport
 
 from headrace import LLM, SamplingParams
+from headrace.engine.bench.passport import passport
 from headrace.kernels import _cpu, cpu
 
 OPS = ("embed", "add_rmsnorm", "linear", "layers", "argmax")

@@ -30,8 +30,8 @@ import report
 import torch
 import whole_model
 from interleave import Rates, Strangers, medians, ratio, significant
-from passport import passport
 
+from headrace.engine.bench.passport import passport
 from headrace.kernels import cpu
 
 BUSY = 0.1  # cores in the hands of others, from which a result is not to be trusted

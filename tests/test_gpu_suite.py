@@ -52,17 +52,20 @@ def test_without_a_gpu_it_says_so() -> None:
 
 
 def test_the_checkout_is_enough() -> None:
-    """Where headrace is not installed, importing `checkout` makes the kernels importable, without the extension."""
+    """Where headrace is not installed, importing `gpu_suite` makes the kernels importable, without the extension."""
     code = f"""
 import sys
 sys.meta_path = [f for f in sys.meta_path if "ScikitBuild" not in type(f).__name__]
 sys.path.insert(0, {str(BENCHMARKS)!r})
-import checkout
+import gpu_suite
 from headrace.kernels import load
 print(load("gpu").__file__, "headrace.kernels._cpu" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
-    assert done.stdout.split() == [str(BENCHMARKS.parent / "kernels" / "gpu" / "__init__.py"), "False"]
+    assert done.stdout.split() == [
+        str(BENCHMARKS.parent / "src/headrace/kernels/gpu/__init__.py"),
+        "False",
+    ]
 
 
 def test_a_view_stays_a_view_on_the_device() -> None:
