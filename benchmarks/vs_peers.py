@@ -1,7 +1,7 @@
 """headrace beside llama.cpp and kt-kernel, in one process and in turns: ratios, and what is behind them.
 
     python benchmarks/vs_peers.py [--layers 12] [--rounds 5] [--only decode,prefill,batch,kt,share]
-                                  [--json benchmarks/results/NAME.json] [--compare OLD.json]
+                                  [--json [FILE]] [--compare OLD.json]
 
 decode, prefill   Qwen3-30B-A3B cut to --layers, random weights: ours (q4_0) against llama.cpp (Q4_0, Q4_K_M)
 batch             ours: 8 sequences against 1
@@ -27,6 +27,7 @@ from typing import Any
 
 import expert_layer
 import report
+import result_file
 import torch
 import whole_model
 from interleave import Rates, Strangers, medians, ratio, significant
@@ -152,7 +153,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", default=",".join(PARTS), help="parts, with commas between")
-    parser.add_argument("--json", type=Path, help="also write the result to this file")
+    result_file.add_option(parser, "peers")
     parser.add_argument("--compare", type=Path, help="an older result; exit 1 if a ratio got worse by more than 5 %%")
     args = parser.parse_args()
     unknown = set(args.only.split(",")) - set(PARTS)
@@ -166,9 +167,7 @@ def main() -> None:
     old = json.loads(args.compare.read_text()) if args.compare else None  # read now: --json may name the same file
     result = run(args.layers, args.rounds, set(args.only.split(",")))
     print("\n".join(["", *report.table(result)]))
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(result, indent=2) + "\n")
+    result_file.write(args.json, "peers", result)
     if old is not None:
         lines, status = report.compare(old, result)
         print("\n".join(lines))

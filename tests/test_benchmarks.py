@@ -13,10 +13,12 @@ import interleave
 import predict_grid
 import pytest
 import report
+import result_file
 import roofline
 import whole_model
 
 from headrace.engine.bandwidth_model.profile import Profile
+from headrace.engine.bench.cpu_generation import generation
 from headrace.engine.planning.speed import Workload
 from headrace.loaders.architecture import catalogue
 
@@ -204,3 +206,32 @@ def test_roofline_takes_what_reads_weights(tmp_path: Path) -> None:
         roofline.draw(result, tmp_path / "roofline.svg")
         text = (tmp_path / "roofline.svg").read_text()
         assert text.startswith("<?xml")
+
+
+def test_a_result_is_named_after_the_processor() -> None:
+    passport = {"cpu": "Intel(R) Xeon(R) Processor", "cpu_generation": "Zen 4", "cores": 2, "isa": "avx512"}
+    assert result_file.default("decode", passport).name == "decode-zen4-2core-avx512.json"
+    unknown = {**passport, "cpu_generation": None, "cores": None, "logical_cpus": 4}
+    assert result_file.default("decode", unknown).name == "decode-intel-xeon-processor-4core-avx512.json"
+    assert result_file.slug("NVIDIA H100 80GB HBM3") == "nvidia-h100-80gb-hbm3"
+    assert result_file.asked(None, "x", passport) is None
+    assert result_file.asked(Path("a.json"), "x", passport) == Path("a.json")
+
+
+@pytest.mark.parametrize(
+    ("vendor", "family", "model", "name"),
+    [
+        ("AuthenticAMD", 25, 0x01, "Zen 3"),
+        ("AuthenticAMD", 25, 0x11, "Zen 4"),
+        ("AuthenticAMD", 25, 0x50, "Zen 3"),
+        ("AuthenticAMD", 25, 0xA0, "Zen 4"),
+        ("AuthenticAMD", 26, 0x02, "Zen 5"),
+        ("GenuineIntel", 6, 143, "Sapphire Rapids"),
+        ("GenuineIntel", 6, 1, None),
+        ("GenuineIntel", 15, 143, None),
+    ],
+)
+def test_generations_of_processors(vendor: str, family: int, model: int, name: str | None) -> None:
+    first = f"processor\t: 0\nvendor_id\t: {vendor}\ncpu family\t: {family}\nmodel\t\t: {model}\nmodel name\t: EPYC\n"
+    assert generation(f"{first}\nprocessor\t: 1\nmodel\t\t: 207\n") == name
+    assert generation("") is None
