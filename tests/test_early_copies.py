@@ -11,6 +11,7 @@ from typing import Any
 import placements
 import pytest
 import torch
+from expected_bytes import PassShape, placed_bytes
 from late_lanes import Log, a_gpu
 from placements import break_a_pass, placed, recorded
 from slow_lane import SlowLane, layer_of
@@ -22,7 +23,6 @@ from headrace.engine.devices.streams import HostLane
 from headrace.engine.experts.offload_plan import GUESS, Moves, next_in_ram
 from headrace.engine.experts.streaming import Piece, Ring, Run, by_number, chosen_numbers, cut, early_experts, in_order
 from headrace.engine.experts.tiered import TieredExperts
-from headrace.engine.experts.traffic import PassShape, placed_bytes
 from headrace.engine.model.kv_cache import pages_for
 from headrace.engine.placement.placement import Placement, Tier
 from headrace.kernels import reference

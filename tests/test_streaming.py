@@ -14,6 +14,7 @@ from typing import Any
 import placements
 import pytest
 import torch
+from expected_bytes import PassShape, placed_bytes
 from late_lanes import Log, a_gpu, is_right
 from placements import force, placed, recorded
 from slow_lane import SlowLane, layer_of
@@ -30,7 +31,6 @@ from headrace.engine.devices.streams import HostLane
 from headrace.engine.experts import offload_plan
 from headrace.engine.experts.offload_plan import FetchTables, Moves, cpu_seconds, crossover, distinct_of
 from headrace.engine.experts.streaming import Ring, chosen_numbers, in_order, piece_of, ranks, runs
-from headrace.engine.experts.traffic import PassShape, placed_bytes
 from headrace.engine.model.kv_cache import pages_for
 from headrace.engine.placement.placement import Tier
 from headrace.engine.terminal import generate_report
