@@ -31,7 +31,7 @@ class Format:
     """One weight format: `bits` per weight, `block` weights to a scale of `scale_bytes` bytes (0: no scales)."""
 
     name: str
-    code: int  # the same number in cpu/format.h
+    code: int  # the same number in table.h of kernels/cpu
     bits: int
     block: int = 1
     scale_bytes: int = 0

@@ -43,7 +43,7 @@ def half(value: float) -> NDArray[np.uint8]:
     return np.frombuffer(np.float16(value).tobytes(), dtype=np.uint8)
 
 
-def parts(weights: ModelWeights) -> Iterator[tuple[str, Part]]:
+def _parts(weights: ModelWeights) -> Iterator[tuple[str, Part]]:
     """Every stored part under its name, a matrix with its format."""
     yield "embed", weights.embed
     yield "final_norm", weights.final_norm
@@ -77,8 +77,8 @@ class Noise:
     ) -> None:
         """Fills allocated weights; `progress` is called with bytes done and bytes in all, `filled` with every bank."""
         total, done = weights.nbytes, 0
-        for name, part in parts(weights):
-            self.part(part, name)
+        for name, part in _parts(weights):
+            self._part(part, name)
             if filled is not None:
                 for bank in _banks(part):
                     filled(bank.data)
@@ -86,7 +86,7 @@ class Noise:
             if progress is not None:
                 progress(done, total)
 
-    def part(self, part: Part, name: str) -> None:
+    def _part(self, part: Part, name: str) -> None:
         """Fills one tensor; vectors are norms, or biases of 0."""
         if isinstance(part, Tensor):
             part.fill_(0.0 if name.endswith("bias") else norm_value(name))
