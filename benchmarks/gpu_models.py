@@ -74,21 +74,20 @@ def setups(handoff: str = "memop", small_card: float = SMALL_CARD) -> list[Setup
 def run(setup: Setup, tests: Tests, device: str, model: str, layers: int | None, into: Path) -> None:
     """Loads one setup and appends a line of JSON to `into` for the load and for every test."""
     from headrace.engine.bench import bench
-    from headrace.engine.bench.random_model import RandomLLM
+    from headrace.engine.bench.grid import Grid
+    from headrace.engine.bench.random_weights import random_llm
 
-    grid = bench.Grid(
-        prompt=tests.prompts, new=(tests.new,), batch=tests.batches, depth=(tests.depth,), rounds=tests.rounds
-    )
+    grid = Grid(prompt=tests.prompts, new=(tests.new,), batch=tests.batches, depth=(tests.depth,), rounds=tests.rounds)
     placement, start = setup.placement, time.perf_counter()
     if placement == "half":
         placement = f"n-cpu-moe={_layers(model, layers) // 2}"
-    with RandomLLM(
+    with random_llm(
         model, layers=layers, device=device, placement=placement, expert_format=setup.format, handoff=setup.handoff,
         vram_limit=setup.vram_limit, max_context=grid.context, max_sequences=grid.sequences,
         prefill_chunk=max(tests.prompts),
     ) as llm:  # fmt: skip
         if not setup.early:
-            tiered: Any = llm.decoder.experts
+            tiered: Any = llm.parts.decoder.experts
             tiered.moves = replace(tiered.moves, guess=None)
         _append(into, **_loaded(llm, time.perf_counter() - start))
         for row in bench.run(llm, grid, setup.placement):
@@ -98,7 +97,7 @@ def run(setup: Setup, tests: Tests, device: str, model: str, layers: int | None,
                 into, test=row.test, batch=row.batch, tok_s=row.tok_s, rounds=row.rounds, ms=1e3 / rate,
                 predicted_ms=predicted, residual_ms=None if predicted is None else 1e3 / rate - predicted,
                 tiers=None if row.tiers is None else _of_a_step(asdict(row.tiers), row.batch),
-                bytes_per_token=row.bytes_per_token, **_peaks(llm.home.is_cuda),
+                bytes_per_token=row.bytes_per_token, **_peaks(llm.parts.home.is_cuda),
             )  # fmt: skip
 
 
@@ -113,14 +112,16 @@ def _layers(model: str, layers: int | None) -> int:
 
 def _loaded(llm: Any, seconds: float) -> dict[str, Any]:
     """What the start-up table says, in short."""
-    report = None if llm.memory is None else llm.memory.report
+    from headrace.engine.bench.random_weights import whole_spec
+
+    report = None if llm.parts.memory is None else llm.parts.memory.report
     return {
         "load_s": seconds,
         "layers": llm.spec.layers,
-        "whole_layers": llm.whole.layers,
-        "placement": llm.placement.name,
-        "handoff": asdict(llm.handoff_choice) if llm.handoff_choice else None,
-        "needs": {tier.value: needs for tier, needs in llm.fit.needs.items()},
+        "whole_layers": whole_spec(llm).layers,
+        "placement": llm.parts.placement.name,
+        "handoff": asdict(llm.parts.handoff_choice) if llm.parts.handoff_choice else None,
+        "needs": {tier.value: needs for tier, needs in llm.parts.fit.needs.items()},
         "pinned": None if report is None else asdict(report),
     }
 

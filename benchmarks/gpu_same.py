@@ -85,12 +85,12 @@ def _tokens(device: str, options: dict[str, Any]) -> list[int]:
 
 
 def _logits(device: str, layers: int, options: dict[str, Any]) -> torch.Tensor:
-    from headrace.engine.bench.random_model import RandomLLM
+    from headrace.engine.bench.random_weights import random_llm
 
     ids = torch.randint(1000, (TOKENS,), generator=torch.Generator().manual_seed(0)).tolist()
     options = {**options, "n_cpu_moe": layers // 2} if "n_cpu_moe" in options else options
     options = {"expert_format": "q4_0", "cpu_activations": "bf16", "max_context": 256, **options}
-    with RandomLLM(SHAPE, layers=layers, device=device, **options) as llm:
+    with random_llm(SHAPE, layers=layers, device=device, **options) as llm:
         return llm.logits(ids).float().cpu()
 
 

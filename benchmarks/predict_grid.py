@@ -39,8 +39,8 @@ from headrace.engine.bandwidth_model import profile as profiles
 from headrace.engine.bandwidth_model.profile import Profile
 from headrace.engine.bench import calibrate
 from headrace.engine.bench.passport import passport
-from headrace.engine.bench.random_model import RandomLLM
-from headrace.engine.ledger.ledger import Pass
+from headrace.engine.bench.random_weights import random_llm
+from headrace.engine.ledger.passes import Pass
 from headrace.engine.measure.other_load import CROWDED, Strangers
 from headrace.engine.measure.quiet_samples import Pace, Sample, alike, is_alike
 from headrace.engine.planning import layouts, plan, storage
@@ -131,7 +131,7 @@ class Runs:
 
     def __init__(self, config: dict[str, Any], shape: str, format: str, profile: Profile) -> None:
         self.config, self.shape, self.format, self.profile = config, shape, format, profile
-        self.llm = RandomLLM(
+        self.llm = random_llm(
             config,
             expert_format=format,
             dense_format=format,
@@ -139,8 +139,8 @@ class Runs:
             max_sequences=max(BATCHES) + 2,  # room for prompts beside the tokens that decoding comes after
             prefill_chunk=PROMPT,
         )
-        self.llm.use_profile(profile)
-        self.llm.tell = lambda text: None
+        self.llm.predictions.use_profile(profile)
+        self.llm.predictions.tell = lambda text: None
         self.pace = Pace()
         self.taken: list[tuple[Pass, float]] = []
         self.samples: dict[Kind, list[tuple[Pass, float]]] = {}
@@ -151,14 +151,14 @@ class Runs:
 
     def _watch(self) -> None:
         """From now on every step of the model is taken with its pace."""
-        step = self.llm._step
+        step = self.llm.loop.step
 
         def watched() -> None:
             self.pace()
             step()
-            self.taken.append((self.llm.ledger.passes[-1], self.pace.since_before()))
+            self.taken.append((self.llm.ledger.last, self.pace.since_before()))
 
-        self.llm._step = watched  # type: ignore[method-assign]
+        self.llm.loop.step = watched  # type: ignore[method-assign]
 
     def turns(self) -> None:
         """Lets points take turns until each has what is wanted, or time is up."""

@@ -71,18 +71,18 @@ def passes(llm: LLM, batch: int, tokens: int) -> list[Times]:
     """The division of each decode pass, in seconds: from the end of the pass before to its own."""
     found: list[Times] = []
     times: Times = defaultdict(float)
-    step, last = llm._step, time.perf_counter()
+    step, last = llm.loop.step, time.perf_counter()
 
     def watched() -> None:
         nonlocal last
         times.clear()
         step()
         now = time.perf_counter()
-        if llm.ledger.passes[-1].phase == "decode":
+        if llm.ledger.last.phase == "decode":
             found.append({**times, OTHER: now - last - sum(times.values())})
         last = now
 
-    llm._step = watched  # type: ignore[method-assign]
+    llm.loop.step = watched  # type: ignore[method-assign]
     prompts = [whole_model.prompt(whole_model.SHORT, (7, i)) for i in range(batch)]
     with clocks(times):
         llm.generate(prompts, SamplingParams(max_new_tokens=tokens + 1, ignore_eos=True))

@@ -19,9 +19,9 @@ import gguf_model
 from interleave import Rates, Sides, take_turns
 
 from headrace import LLM, SamplingParams
-from headrace.engine.bench.random_model import RandomLLM
-from headrace.engine.ledger.ledger import CPU_DRAM
+from headrace.engine.bench.random_weights import random_llm
 from headrace.engine.ledger.pass_bytes import KV
+from headrace.engine.ledger.passes import CPU_DRAM
 from headrace.kernels import cpu
 from headrace.loaders.architecture import catalogue
 
@@ -49,7 +49,7 @@ def prompt(length: int, seed: object) -> list[int]:
 def our_model(layers: int) -> LLM:
     """Our engine with random weights: q4_0 for experts and dense matrices, bf16 for the embedding."""
     formats = {"expert_format": "q4_0", "dense_format": "q4_0"}
-    return RandomLLM(config_of(layers), max_context=1024, max_sequences=BATCH, **formats)
+    return random_llm(config_of(layers), max_context=1024, max_sequences=BATCH, **formats)
 
 
 def gguf_file(layers: int, recipe: str) -> Path:
@@ -106,10 +106,10 @@ def batch_rate(llm: LLM, size: int) -> Callable[[int], float]:
     """Tokens a second of all sequences together while all of them decode."""
 
     def rate(turn: int) -> float:
-        done = len(llm.ledger.passes)
         prompts = [prompt(SHORT, (turn, size, i)) for i in range(size)]
-        llm.generate(prompts, SamplingParams(max_new_tokens=NEW + 1, ignore_eos=True))
-        steps = [p for p in llm.ledger.passes[done:] if p.phase == "decode" and p.tokens == size]
+        with llm.ledger.recording() as passes:
+            llm.generate(prompts, SamplingParams(max_new_tokens=NEW + 1, ignore_eos=True))
+        steps = [p for p in passes if p.phase == "decode" and p.tokens == size]
         return size / statistics.median(p.measured_s for p in steps)
 
     return rate
@@ -170,12 +170,12 @@ def _facts(llm: LLM, layers: int) -> dict[str, Any]:
 def our_bytes_per_token(llm: LLM) -> int:
     """Bytes of weights that decoding one token reads, as the ledger counts them."""
     llm.generate([prompt(SHORT, "bytes")], SamplingParams(max_new_tokens=2, ignore_eos=True))
-    read = llm.ledger.passes[-1].bytes[CPU_DRAM]
+    read = llm.ledger.last.bytes[CPU_DRAM]
     return sum(size for group, size in read.items() if group != KV)
 
 
 def _distinct_experts(llm: LLM) -> float:
     """Of the last prefill: how many experts of a layer its tokens went to, the mean over layers."""
-    bank = next(layer.experts for layer in llm.weights.layers if layer.experts is not None)
+    bank = next(layer.experts for layer in llm.parts.weights.layers if layer.experts is not None)
     last = next(p for p in reversed(llm.ledger.passes) if p.phase == "prefill")
     return round(last.bytes[CPU_DRAM]["experts"] / bank.layout.bytes / llm.spec.layers, 1)

@@ -1,18 +1,20 @@
 """What a user can choose: `EngineConfig` for the model in memory, `SamplingParams` for one request.
 
 Both are frozen and check themselves when they are built, so that a bad value is named before anything is loaded. They
-know no tensors; "auto" is resolved in `llm.py`, where the machine and the model are known.
+know no tensors; "auto" is resolved in `llm.py`, where the machine and the model are known. These fields are the command
+line's options (`option.py`).
 """
 
 from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import OptionError
 from ..kernels import BACKENDS, FORMATS
+from .option import COMMON, MODEL, PLACEMENT, SAMPLING, SPEED, option, words
 from .placement import placement as placing
 from .placement.placement import Policy
 
@@ -20,6 +22,7 @@ DTYPES = {"auto": None, "float32": "f32", "bfloat16": "bf16"}
 GRAPHED = ("memop", "hostfunc")  # ways to hand experts to the CPU that a graph can hold (`cuda_graphs/signals.py`)
 HANDOFFS = (*GRAPHED, "eager")
 PINNED_SHARE = 0.8  # of the machine's memory, where no limit was given: what is pinned can neither move nor be swapped
+FORMAT_NAMES = ", ".join(["native", *FORMATS])
 DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,2})?|simulated(:(cpu|reference|gpu))?")
 
 
@@ -75,53 +78,46 @@ def _strings(name: str, value: object) -> tuple[str, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    """How a model is loaded and run.
+    """How a model is loaded and run; each field says what it is. None and "auto" are resolved for the machine and the
+    model.
 
-    kernels: "auto" (the C++ kernels), "cpu", or "reference" (plain torch). dtype: "auto", "float32" or "bfloat16":
-    the type of weights whose format is "native", and of the KV cache. expert_format, dense_format: "native" or a
-    name of `headrace.kernels.FORMATS`. cpu_activations: how activations meet q8_0 and q4_0 weights, "int8" (rounded per
-    32, in matrix tiles per 256 and the weights too; fast) or "bf16" (nothing coarser than bfloat16); holds for the
-    whole process. threads: CPU threads, None: all.
-    device: where attention, shared experts, head and KV cache lie: "cpu", "cuda" or "cuda:N", "auto" (a GPU if an
-    option below asks for one, else the CPU), or "simulated": RAM in the part of a GPU, with the kernels of the CPU, or
-    those that "simulated:KERNELS" names. Of the routed experts beside a GPU: cpu_moe keeps all in RAM, n_cpu_moe those
-    of the first N layers ("auto": of as few as fit), placement as `placement.parse` says, or a file. tensor_split
-    "A,B": the layers whose experts are in VRAM, dealt out over this GPU and the next one. vram_limit: most GB to take
-    of each GPU, None for what is free less a reserve. stream_from: from how many tokens of a pass on the chosen experts
-    in RAM are copied to the GPU and computed there, a number, "never" or "auto"; split: how many of them in passes with
-    fewer tokens, while the CPU computes the others, a number or "auto"; "auto": as this machine's rates say.
-    pinned_limit: how much of the experts in RAM may be pinned for
-    the GPU: GB, a share of the machine's memory such as "50%", or None for 80 %; 0 pins nothing. handoff: how a GPU
-    hands experts to the CPU in decode: "memop" or "hostfunc" (steps are graphs), "eager" (no graphs), or "auto"
-    (graphs where a check at start finds them right and faster).
-    max_context: longest prompt plus completion in tokens, None for as much as the model allows and memory holds.
-    prefill_chunk: most prompt tokens in one forward pass. max_sequences: most sequences that decode together. Raises
-    OptionError for a value that cannot be used.
+    device "auto" is a GPU if an option about GPUs is given, else the CPU; "simulated:KERNELS" says whose kernels the
+    RAM that plays the GPU has. cpu_moe, n_cpu_moe and placement say one thing in three ways: give one. cpu_activations
+    holds for the whole process: "int8" rounds per 32 values, in matrix tiles per 256 and the weights too; "bf16" rounds
+    nothing to less than bfloat16. dtype is also the type of the KV cache. Raises OptionError for a value that cannot be
+    used.
     """
 
-    kernels: str = "auto"
-    dtype: str = "auto"
-    expert_format: str = "native"
-    dense_format: str = "native"
-    cpu_activations: str = "int8"
-    threads: int | None = None
-    device: str = "auto"
-    cpu_moe: bool = False
-    n_cpu_moe: int | str | None = None
-    placement: str | Path | None = None
-    tensor_split: str | None = None
-    vram_limit: float | None = None
-    stream_from: int | str = "auto"
-    split: int | str = "auto"
-    pinned_limit: float | str | None = None
-    handoff: str = "auto"
-    max_context: int | None = None
-    prefill_chunk: int = 512
-    max_sequences: int = 16
-    revision: str | None = None
-    offline: bool = False
-    cache_dir: Path | None = None
-    ignore_config_keys: tuple[str, ...] = ()
+    expert_format: str = option("native", COMMON, "FORMAT", f"of the routed experts: {FORMAT_NAMES}")
+    placement: str | Path | None = option(
+        None, COMMON, "WHERE", f"where the routed experts lie: {placing.PLACES}, NAME.json (docs/placement.md)"
+    )
+
+    dense_format: str = option("native", MODEL, "FORMAT", f"of attention, shared experts and head: {FORMAT_NAMES}")
+    dtype: str = option("auto", MODEL, "TYPE", "what 'native' means: auto (as stored), float32 or bfloat16")
+    max_context: int | None = option(None, MODEL, "TOKENS", "longest prompt plus completion; default what fits")
+    revision: str | None = option(None, MODEL, "NAME", "branch, tag or commit of a hub model")
+    offline: bool = option(False, MODEL, "", "use only what was downloaded before")
+    cache_dir: Path | None = option(None, MODEL, "DIRECTORY", "where hub downloads are kept")
+    ignore_config_keys: tuple[str, ...] = option((), MODEL, "KEY,...", "config keys to ignore", read=words)
+
+    device: str = option("auto", PLACEMENT, "DEVICE", "of all but experts: auto, cpu, cuda, cuda:N, simulated (in RAM)")
+    cpu_moe: bool = option(False, PLACEMENT, "", "beside a GPU: all routed experts in RAM")
+    n_cpu_moe: int | str | None = option(None, PLACEMENT, "N|auto", "those of the first N layers; auto: as few as fit")
+    tensor_split: str | None = option(None, PLACEMENT, "A,B", "deal layers in VRAM out over two GPUs; 0,1: the second")
+    vram_limit: float | None = option(None, PLACEMENT, "GB", "most to take of each GPU; default what is free, less 1")
+    pinned_limit: float | str | None = option(
+        None, PLACEMENT, "GB|SHARE%", f"most of the experts in RAM to pin; 0: none; default {PINNED_SHARE:.0%}"
+    )
+
+    threads: int | None = option(None, SPEED, "N", "CPU threads; default one per core")
+    kernels: str = option("auto", SPEED, "NAME", "of the CPU: auto (C++), cpu or reference (plain torch)")
+    cpu_activations: str = option("int8", SPEED, "TYPE", "with quantised weights: int8, or bf16 (exact, slower)")
+    prefill_chunk: int = option(512, SPEED, "TOKENS", "most prompt tokens in one forward pass")
+    stream_from: int | str = option("auto", SPEED, "N|never|auto", "copy experts to the GPU from N tokens a pass on")
+    split: int | str = option("auto", SPEED, "N|auto", "with fewer tokens: copy N of a layer's chosen experts in RAM")
+    handoff: str = option("auto", SPEED, "WAY", "GPU to CPU in decode: auto, eager, or graphs with memop or hostfunc")
+    max_sequences: int = 16  # most that decode together; a command knows it from what it is asked
 
     def __post_init__(self) -> None:
         _choice("kernels", self.kernels, ["auto", *BACKENDS])
@@ -219,26 +215,24 @@ class EngineConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
-    """How tokens are chosen for one request.
+    """How tokens are chosen for one request; each field says what it is.
 
-    temperature 0 is greedy. top_k 0, top_p 1, min_p 0, repetition_penalty 1 and presence_penalty 0 switch a rule off.
     repetition_penalty divides the positive (multiplies the negative) logits of tokens seen in prompt or completion;
-    presence_penalty is subtracted from the logits of tokens in the completion. seed: None draws a new one. stop:
-    strings that end the completion and are not part of it. ignore_eos: go on past end tokens.
-    Raises OptionError for a value outside its range.
+    presence_penalty is subtracted from the logits of tokens in the completion. Strings of stop are not part of the
+    completion. Raises OptionError for a value outside its range.
     """
 
-    max_new_tokens: int = 256
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    seed: int | None = None
-    stop: tuple[str, ...] = field(default=())
-    stop_token_ids: tuple[int, ...] = field(default=())
-    ignore_eos: bool = False
+    max_new_tokens: int = option(256, COMMON, "TOKENS", "most to write", short="-n")
+    temperature: float = option(0.0, COMMON, "X", "divides the logits; 0: always the likeliest token")
+    top_k: int = option(0, SAMPLING, "K", "draw from the K likeliest tokens; 0: off")
+    top_p: float = option(1.0, SAMPLING, "P", "draw from the likeliest that reach the sum P; 1: off")
+    min_p: float = option(0.0, SAMPLING, "P", "drop tokens below this share of the likeliest; 0: off")
+    repetition_penalty: float = option(1.0, SAMPLING, "X", "divides the logits of tokens seen; 1: off")
+    presence_penalty: float = option(0.0, SAMPLING, "X", "taken off the logits of tokens written; 0: off")
+    seed: int | None = option(None, SAMPLING, "N", "of the draws; default a new one each time")
+    stop: tuple[str, ...] = option((), SAMPLING, "TEXT", "ends the completion")
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = option(False, SAMPLING, "", "go on past end tokens")
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stop", _strings("stop", self.stop))

@@ -9,7 +9,7 @@ it all at once; `compose` and `compose_layers` say in terms of the other ops wha
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -114,72 +114,32 @@ def compose(
     return x_TD, h_TD, None if to is None else ops.route(h_TD, to.matrix, to.top_k, to.scoring, to.renormalise)
 
 
-class ExpertSeam(Protocol):
-    """Where the experts of a layer are computed: work is submitted, and collected after what does not depend on it."""
-
-    def submit(self, layer: int, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> Any: ...
-
-    def collect(self, job: Any) -> Tensor: ...
-
-
-class LocalExperts:
-    """The seam for experts that lie where everything else does; keeps how many different ones each layer chose."""
-
-    def __init__(self, ops: Ops, stack: Stack, device: torch.device) -> None:
-        self.ops = ops
-        self.stack = stack
-        self.distinct_L = torch.zeros(len(stack.layers), dtype=torch.int32, device=device)
-
-    def submit(self, layer: int, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> Tensor:
-        bank = self.stack.layers[layer].bank
-        assert bank is not None, f"layer {layer} is dense"
-        seen_E = torch.zeros(bank.experts, dtype=torch.int32, device=ids_TK.device)
-        self.distinct_L[layer] = seen_E.scatter_(0, ids_TK.flatten().long(), 1).sum()
-        return self.ops.experts(x_TD, ids_TK, weights_TK, bank)
-
-    def collect(self, job: Tensor) -> Tensor:
-        return job
-
-
 def compose_layers(
     ops: Ops, x_TD: Tensor, stack: Stack, places: Places, rows_R: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`layers` as the sequence of ops that it stands for."""
-    local = LocalExperts(ops, stack, x_TD.device)
-    return *run_layers(ops, x_TD, stack, places, rows_R, local), local.distinct_L
-
-
-def run_layers(
-    ops: Ops, x_TD: Tensor, stack: Stack, places: Places, rows_R: Tensor | None, seam: ExpertSeam
-) -> tuple[Tensor, Tensor]:
-    """x and the last update of all layers, op by op, with experts behind a seam."""
-    update_TD: Tensor | None = None
+    """`layers` as the sequence of ops that it stands for: x, the last update, and of each layer how many different
+    experts were chosen, int32 [L]."""
+    update_TD, distinct_L = None, torch.zeros(len(stack.layers), dtype=torch.int32, device=x_TD.device)
     for i, layer in enumerate(stack.layers):
         rows = rows_R if i == len(stack.layers) - 1 else None
         x_TD, h_TD, choice = ops.attention_block(x_TD, update_TD, layer.block, places, rows)
         if x_TD.shape[0] == 0:
-            return x_TD, h_TD  # its keys and values are written, and nobody asks for more
-        update_TD = after_attention(ops, layer, i, h_TD, choice, seam)
+            return x_TD, h_TD, distinct_L  # its keys and values are written, and nobody asks for more
+        if choice is None:
+            update_TD = mlp(ops, layer.mlp, h_TD)
+            continue
+        assert layer.bank is not None, f"layer {i} has a router and no experts"
+        seen_E = torch.zeros(layer.bank.experts, dtype=torch.int32, device=x_TD.device)
+        distinct_L[i] = seen_E.scatter_(0, choice[0].flatten().long(), 1).sum()
+        update_TD = ops.experts(h_TD, *choice, layer.bank)
+        if layer.mlp is not None:
+            gate_T1 = None if layer.shared_gate is None else ops.linear(h_TD, layer.shared_gate)
+            ops.gated_add_(update_TD, mlp(ops, layer.mlp, h_TD), gate_T1)
     assert update_TD is not None, "a model without layers"
-    return x_TD, update_TD
+    return x_TD, update_TD, distinct_L
 
 
-def after_attention(
-    ops: Ops, layer: Layer, index: int, h_TD: Tensor, choice: Choice | None, seam: ExpertSeam
-) -> Tensor:
-    """A layer's experts or MLP: what is to be added to x, float32 [T, D]."""
-    if choice is None:
-        assert layer.mlp is not None
-        return _mlp(ops, layer.mlp, h_TD)
-    job = seam.submit(index, h_TD, *choice)
-    if layer.mlp is None:
-        return seam.collect(job)
-    shared_TD = _mlp(ops, layer.mlp, h_TD)
-    gate_T1 = None if layer.shared_gate is None else ops.linear(h_TD, layer.shared_gate)
-    y_TD = seam.collect(job)
-    ops.gated_add_(y_TD, shared_TD, gate_T1)
-    return y_TD
-
-
-def _mlp(ops: Ops, mlp: Mlp, h_TD: Tensor) -> Tensor:
-    return ops.linear(ops.silu_mul(ops.linear(h_TD, mlp.gate_up)), mlp.down)
+def mlp(ops: Ops, weights: Mlp | None, h_TD: Tensor) -> Tensor:
+    """A dense or a shared MLP: float32 [T, D]."""
+    assert weights is not None, "a layer with neither experts nor an MLP"
+    return ops.linear(ops.silu_mul(ops.linear(h_TD, weights.gate_up)), weights.down)

@@ -13,6 +13,9 @@ from typing import Any
 
 # Before anything imports Triton: this process runs its kernels in numpy (test_gpu_kernels.py).
 os.environ["TRITON_INTERPRET"] = "1"
+# Before anything imports rich or typer: what a test reads depends on nobody's terminal.
+os.environ.update(COLUMNS="80", LINES="25", TERM="dumb", NO_COLOR="1", LC_ALL="C.UTF-8")
+os.environ.update(dict.fromkeys(("FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS", "TERMINAL_WIDTH", "LANGUAGE"), ""))
 
 import fake_cuda
 import pytest

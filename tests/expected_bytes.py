@@ -25,7 +25,6 @@ from dataclasses import dataclass
 import torch
 
 from headrace.engine.experts.offload_plan import NONE, Moves, next_in_ram
-from headrace.engine.ledger.ledger import CPU_DRAM, D2D, D2H, H2D, Bytes
 from headrace.engine.ledger.pass_bytes import (
     EXPERTS,
     INPUTS,
@@ -36,6 +35,7 @@ from headrace.engine.ledger.pass_bytes import (
     common_bytes,
     dense_sizes,
 )
+from headrace.engine.ledger.passes import CPU_DRAM, D2D, D2H, H2D, Bytes
 from headrace.engine.placement.placement import Placement, Tier
 from headrace.kernels import ExpertLayout
 from headrace.loaders.spec import ModelSpec

@@ -50,38 +50,36 @@ def force(llm: LLM, chosen: list[list[int]]) -> None:
         ids = torch.tensor(chosen[moe_layers.index(index)], dtype=torch.int32).expand(len(choice[0]), -1).contiguous()
         return ids, torch.full(ids.shape, 1.0 / ids.shape[1])
 
-    llm.decoder.choose = choose
+    llm.parts.decoder.choose = choose
 
 
 def break_a_pass(llm: LLM, prompt: list[list[int]], params: SamplingParams) -> None:
     """A pass that fails after its first layer with experts."""
-    inner = llm.decoder.experts.collect
+    inner = llm.parts.decoder.experts.collect
 
     def broken(job: Any) -> torch.Tensor:
         inner(job)
         raise RuntimeError("broken")
 
-    llm.decoder.experts.collect = broken  # type: ignore[method-assign]
+    llm.parts.decoder.experts.collect = broken  # type: ignore[method-assign]
     with pytest.raises(RuntimeError, match="broken"):
         llm.generate(prompt, params)
-    llm.decoder.experts.collect = inner  # type: ignore[method-assign]
+    llm.parts.decoder.experts.collect = inner  # type: ignore[method-assign]
 
 
 def recorded(llm: LLM) -> tuple[dict[int, dict[int, list[int]]], dict[int, tuple[list[int], int]]]:
     """What passes of a model will do, by their index: the experts that each layer chose; context lengths and rows."""
     seen: dict[int, dict[int, list[int]]] = defaultdict(dict)
     shapes: dict[int, tuple[list[int], int]] = {}
-    forward = llm.decoder.forward
+    forward = llm.parts.decoder.forward
 
     def choose(index: int, choice: Choice) -> Choice:
-        assert llm.ledger.current is not None
-        seen[llm.ledger.current.index][index] = choice[0].unique().tolist()
+        seen[llm.ledger.count][index] = choice[0].unique().tolist()
         return choice
 
     def record(inputs: Any) -> torch.Tensor:
-        assert llm.ledger.current is not None
-        shapes[llm.ledger.current.index] = (inputs.places.contexts_S.tolist(), len(inputs.rows))
+        shapes[llm.ledger.count] = (inputs.places.contexts_S.tolist(), len(inputs.rows))
         return forward(inputs)
 
-    llm.decoder.choose, llm.decoder.forward = choose, record  # type: ignore[method-assign]
+    llm.parts.decoder.choose, llm.parts.decoder.forward = choose, record  # type: ignore[method-assign]
     return seen, shapes

@@ -210,7 +210,9 @@ def test_format_whose_blocks_do_not_fit(option: str, format: str, tmp_path: Path
 @pytest.fixture
 def packed(make: Make, tmp_path: Path) -> Path:
     with LLM(str(make()), kernels="reference", expert_format="q4_0") as llm:
-        converted.save(llm.checkpoint.directory, tmp_path / "packed", llm.weights, llm.checkpoint.formats)
+        converted.save(
+            llm.parts.checkpoint.directory, tmp_path / "packed", llm.parts.weights, llm.parts.checkpoint.formats
+        )
     return tmp_path / "packed"
 
 
@@ -247,4 +249,4 @@ def test_converting_over_something_else(packed: Path, tmp_path: Path) -> None:
     for to in (packed, tmp_path / "new"):
         converted.check_destination(to)
     with LLM(str(packed), kernels="reference") as llm, refused(OptionError, "into itself", str(packed)):
-        converted.save(packed, packed, llm.weights, llm.checkpoint.formats)
+        converted.save(packed, packed, llm.parts.weights, llm.parts.checkpoint.formats)

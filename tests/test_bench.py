@@ -13,9 +13,9 @@ import torch
 from headrace import ConfigError, MemoryNeeded, OptionError, SamplingParams
 from headrace.engine.bandwidth_model.cpu_pass import predict_seconds
 from headrace.engine.bandwidth_model.profile import Profile
-from headrace.engine.bench import bench, overhead
-from headrace.engine.bench.bench import Grid
-from headrace.engine.bench.random_model import RandomLLM
+from headrace.engine.bench import bench, overhead, random_weights
+from headrace.engine.bench.grid import Grid
+from headrace.engine.llm import LLM
 from headrace.engine.terminal import bench_report
 from headrace.kernels import reference
 from headrace.loaders.weights import imagined
@@ -32,9 +32,9 @@ CONFIG: dict[str, Any] = {
 QUICK = Grid(prompt=(8,), new=(4,), batch=(1, 3), depth=(0, 20), rounds=2)
 
 
-def random_llm(config: dict[str, Any] | None = None, **options: Any) -> RandomLLM:
+def random_llm(config: dict[str, Any] | None = None, **options: Any) -> LLM:
     more = {"max_context": QUICK.context, "max_sequences": QUICK.sequences, **options}
-    return RandomLLM(config or CONFIG, **more)
+    return random_weights.random_llm(config or CONFIG, **more)
 
 
 @pytest.mark.parametrize("format", ["f32", "f16", "bf16", "q8_0", "q4_0"])
@@ -44,7 +44,7 @@ def test_noise_makes_a_model_that_runs(format: str) -> None:
     logits = llm.logits([1, 2, 3])
     assert torch.isfinite(logits).all()
     assert not torch.equal(logits[0], logits[1])
-    bank = llm.weights.layers[1].experts
+    bank = llm.parts.weights.layers[1].experts
     assert bank is not None
     values = reference.dequantize(bank.matrix(0, "down"))
     assert abs(float(values.mean())) < 0.01
@@ -89,7 +89,7 @@ def test_packing_of_a_checkpoint_does_not_stop_its_shape() -> None:
 
 def test_rows_are_those_of_the_ledger(profile: Profile) -> None:
     llm = random_llm()
-    llm.use_profile(profile)
+    llm.predictions.use_profile(profile)
     rows = list(bench.run(llm, QUICK))
     assert [(r.test, r.batch, r.depth) for r in rows] == [
         ("pp8", 1, 0), ("tg4", 1, 0), ("tg4", 3, 0), ("tg4", 1, 20), ("tg4", 3, 20),
@@ -111,7 +111,7 @@ def test_rows_are_those_of_the_ledger(profile: Profile) -> None:
 
 def test_prompts_are_never_in_the_cache(profile: Profile) -> None:
     llm = random_llm(max_context=96)
-    llm.use_profile(profile)
+    llm.predictions.use_profile(profile)
     list(bench.run(llm, Grid(prompt=(80,), new=(0,), rounds=3)))
     assert [p.tokens for p in llm.ledger.passes if p.phase == "prefill"] == [80] * 4
 
@@ -123,12 +123,14 @@ def test_extrapolation_takes_the_layers_that_are_missing(profile: Profile) -> No
     grown = bench.growth(cut)
     assert grown["experts"] == 3
     assert grown["kv"] == 2
-    assert grown["dense"] == whole.decoder.sizes.layers / cut.decoder.sizes.layers
+    assert grown["dense"] == whole.parts.decoder.sizes.layers / cut.parts.decoder.sizes.layers
     prefill, decode = bench.run(cut, Grid(prompt=(8,), new=(4,), rounds=1))
     assert prefill.whole_tok_s == pytest.approx(prefill.tok_s / 3)
     passes = [p for p in cut.ledger.passes if p.phase == "decode"][-4:]
     seconds = sum(
-        predict_seconds(bench.scaled(p.bytes, grown), profile, cut.checkpoint.formats, cut.kv_dtype, cut.whole)
+        predict_seconds(
+            bench.scaled(p.bytes, grown), profile, cut.parts.checkpoint.formats, cut.parts.kv_dtype, cut.whole
+        )
         for p in passes
     )
     assert decode.whole_tok_s == pytest.approx(decode.tok_s * sum(p.predicted_s or 0 for p in passes) / seconds)

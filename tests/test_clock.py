@@ -21,7 +21,9 @@ from headrace.engine.cuda_graphs.signals import VARIANTS, Trial
 from headrace.engine.devices import streams
 from headrace.engine.devices.streams import CudaLane, HostLane
 from headrace.engine.experts.streaming import Ring, chosen_numbers, in_order, ranks
-from headrace.engine.ledger.ledger import Ledger, Pass, Times, summarise
+from headrace.engine.ledger.ledger import Ledger
+from headrace.engine.ledger.passes import Pass, Times
+from headrace.engine.ledger.summary import summarise
 from headrace.engine.ledger.timers import Clock, Laps, wait
 from headrace.engine.placement.placement import Tier
 from headrace.kernels import reference
@@ -167,7 +169,7 @@ def test_slow_computing_hides_the_copies() -> None:
 
 def slowed(llm: LLM, tier: Tier, seconds: float) -> None:
     """Every call of a tier's experts takes so much longer."""
-    device = llm.devices[tier]
+    device = llm.parts.devices[tier]
     plain = device.ops.experts
 
     def slow(*args: Any) -> torch.Tensor:
@@ -175,7 +177,10 @@ def slowed(llm: LLM, tier: Tier, seconds: float) -> None:
         return plain(*args)
 
     ops = type("Ops", (), {"experts": staticmethod(slow), "gated_add_": staticmethod(device.ops.gated_add_)})
-    llm.decoder.experts.devices = {**llm.decoder.experts.devices, tier: dataclasses.replace(device, ops=ops)}  # type: ignore[attr-defined]
+    llm.parts.decoder.experts.devices = {
+        **llm.parts.decoder.experts.devices,
+        tier: dataclasses.replace(device, ops=ops),
+    }  # type: ignore[attr-defined]
 
 
 def decode(llm: LLM) -> list[Pass]:
@@ -207,7 +212,7 @@ def test_a_slow_cpu_shows_as_waiting_for_it() -> None:
 def test_a_slow_gpu_hides_the_cpu(tmp_path: Path) -> None:
     options = placed({"placement": "file"}, tmp_path)
     with LLM("demo", device="simulated", max_context=64, **options) as llm:
-        experts: Any = llm.decoder.experts
+        experts: Any = llm.parts.decoder.experts
         slowed(llm, Tier.CPU, 0.002)
         here = experts._on_gpu
 
@@ -267,7 +272,7 @@ def test_on_the_cpu_alone_no_event_is_made(monkeypatch: pytest.MonkeyPatch, run:
         for is_on in (False, True):
             llm.time_tiers(is_on)
             llm.generate([[5, 6, 7]], PARAMS)
-        assert llm.clock.main is None
+        assert llm.parts.clock.main is None
         for one in llm.ledger.passes:
             assert one.times is not None
             assert set(one.times.busy) == {"cpu_dram"}
@@ -280,20 +285,20 @@ def test_on_the_cpu_alone_no_event_is_made(monkeypatch: pytest.MonkeyPatch, run:
 
 def test_an_error_in_a_pass_leaves_nothing_to_the_next() -> None:
     with LLM("demo", device="simulated", max_context=64, cpu_moe=True) as llm:
-        forward = llm.decoder.forward
+        forward = llm.parts.decoder.forward
 
         def fails(inputs: Any) -> torch.Tensor:
             forward(inputs)
             raise RuntimeError("made up")
 
         llm.time_tiers()
-        llm.decoder.forward = fails  # type: ignore[method-assign]
+        llm.parts.decoder.forward = fails  # type: ignore[method-assign]
         with pytest.raises(RuntimeError, match="made up"):
             llm.generate([[5, 6, 7]], PARAMS)
-        llm.decoder.forward = forward  # type: ignore[method-assign]
-        llm.ledger = llm.decoder.ledger = Ledger()
-        llm.clock.begin()
-        assert llm.clock.end(0.0).busy == {}
+        llm.parts.decoder.forward = forward  # type: ignore[method-assign]
+        llm.ledger = llm.parts.decoder.ledger = Ledger()
+        llm.parts.clock.begin()
+        assert llm.parts.clock.end(0.0).busy == {}
 
 
 # ---- graphs
@@ -384,5 +389,5 @@ def test_events_are_used_again_and_those_of_a_graph_are_its_own(monkeypatch: pyt
 
 def test_lanes_of_a_device_in_ram_are_one() -> None:
     with LLM("demo", device="simulated", max_context=32, cpu_moe=True) as llm:
-        main, side = streams.of(llm.home)
+        main, side = streams.of(llm.parts.home)
         assert main == side == HostLane()

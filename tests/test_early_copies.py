@@ -18,6 +18,7 @@ from slow_lane import SlowLane, layer_of
 from torch import Tensor
 
 from headrace import LLM, SamplingParams
+from headrace.engine.core.build import without_blocking_copies
 from headrace.engine.devices import streams
 from headrace.engine.devices.streams import HostLane
 from headrace.engine.experts.offload_plan import GUESS, Moves, next_in_ram
@@ -203,7 +204,7 @@ def fetches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def never_guess(llm: LLM) -> None:
-    experts = llm.decoder.experts
+    experts = llm.parts.decoder.experts
     assert isinstance(experts, TieredExperts)
     experts.moves = dataclasses.replace(experts.moves, guess=None)
 
@@ -242,7 +243,7 @@ def force(llm: LLM, chosen: list[list[int]]) -> None:
         ids = among[(torch.arange(T * K) % len(among)).view(T, K)]
         return ids, torch.full((T, K), 1.0 / K)
 
-    llm.decoder.choose = choose
+    llm.parts.decoder.choose = choose
 
 
 ALL = list(range(16))
@@ -274,12 +275,12 @@ def test_counted_bytes_equal_the_prediction(name: str, fetches: list[int], tmp_p
         llm = LLM("demo", device="simulated", max_context=128, prefill_chunk=24, stream_from=6, **options)
         if chosen is not None:
             force(llm, chosen)
-        forced = llm.decoder.choose
+        forced = llm.parts.decoder.choose
         seen, shapes = recorded(llm)
-        noted = llm.decoder.choose
+        noted = llm.parts.decoder.choose
         assert noted is not None
         if forced is not None:
-            llm.decoder.choose = lambda layer, choice, a=forced, b=noted: b(layer, a(layer, choice))  # type: ignore[misc]
+            llm.parts.decoder.choose = lambda layer, choice, a=forced, b=noted: b(layer, a(layer, choice))  # type: ignore[misc]
         prompts = [ids_of(60, llm.spec.vocab), [4, 5], ids_of(30, llm.spec.vocab)]
         before = len(fetches)
         llm.generate(prompts, SamplingParams(max_new_tokens=3, ignore_eos=True))
@@ -290,8 +291,10 @@ def test_counted_bytes_equal_the_prediction(name: str, fetches: list[int], tmp_p
             pages = max(longest[s] for s in done.sequences)
             shape = PassShape(tokens=done.tokens, contexts=contexts, rows=rows, pages=pages)
             each = [seen[done.index].get(layer, []) for layer in range(llm.spec.layers)]
-            formats, decided = llm.checkpoint.formats, llm.fit.moves
-            assert done.bytes == placed_bytes(llm.spec, formats, llm.kv_dtype, llm.placement, shape, each, decided)
+            formats, decided = llm.parts.checkpoint.formats, llm.parts.fit.moves
+            assert done.bytes == placed_bytes(
+                llm.spec, formats, llm.parts.kv_dtype, llm.parts.placement, shape, each, decided
+            )
         unchosen = sum(p.bytes["h2d"].get("unchosen", 0) for p in llm.ledger.passes)
         assert (unchosen > 0) == (chosen is CHOSEN) or chosen is None
 
@@ -318,11 +321,10 @@ def test_memory_that_is_not_pinned_is_not_copied_early() -> None:
         is_whole = False
 
     llm = LLM("demo", device="simulated", max_context=64, cpu_moe=True, stream_from=8)
-    assert llm.fit.moves.guess == GUESS
-    llm.memory = Half()  # type: ignore[assignment]
-    llm._drop_guesses()
-    assert llm.fit.moves.guess == GUESS, "RAM in a GPU's part copies as fast either way"
-    llm.devices[Tier.GPU0] = a_gpu()
-    llm._drop_guesses()
-    assert llm.fit.moves.guess is None
-    assert "no expert is copied before it was chosen: experts in RAM are not all pinned" in llm.fit.moves.notes[-1]
+    assert llm.parts.fit.moves.guess == GUESS
+    half: Any = Half()
+    moves = without_blocking_copies(llm.parts.fit.moves, False, half)
+    assert moves.guess == GUESS, "RAM in a GPU's part copies as fast either way"
+    moves = without_blocking_copies(moves, True, half)
+    assert moves.guess is None
+    assert "no expert is copied before it was chosen: experts in RAM are not all pinned" in moves.notes[-1]

@@ -88,7 +88,7 @@ class Recorder:
         self.choices: list[Choice] = []
         self.outputs: list[torch.Tensor] = []
         self.forced = choices
-        llm.decoder.choose = self.route
+        llm.parts.decoder.choose = self.route
 
     def route(self, index: int, choice: Choice) -> Choice:
         choice = choice if self.forced is None else self.forced[len(self.choices)]

@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from headrace import LLM, ContextOverflow, OptionError, SamplingParams, TokenizerError
-from headrace.engine.ledger.ledger import Times
+from headrace.engine.ledger.passes import Times
 from headrace.engine.model.kv_cache import PAGE
 
 Checkpoints = Callable[[str], Path]
@@ -69,7 +69,7 @@ def test_streams_that_are_read_in_turns_do_not_mix(llm: LLM) -> None:
         got[1].append(two_chunk.token_id)
     assert [*got, between] == alone
     assert one.result.finish_reason == two.result.finish_reason == "length"
-    assert not llm.requests
+    assert not llm.loop.requests
 
 
 def test_an_error_at_the_end_of_a_pass_costs_the_others_nothing(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,21 +104,21 @@ def test_a_group_that_ran_may_run_again(llm: LLM) -> None:
     group.run()
     group.run()
     assert len(group.results[0].token_ids) == 3
-    assert not llm.scheduler.waiting
+    assert not llm.loop.scheduler.waiting
 
 
 def test_an_error_in_a_pass_leaves_no_request_behind(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    free = llm.pages.available
+    free = llm.loop.pages.available
 
     def broken(inputs: object) -> torch.Tensor:
         raise RuntimeError("broken")
 
     with monkeypatch.context() as patch:
-        patch.setattr(llm.decoder, "forward", broken)
+        patch.setattr(llm.parts.decoder, "forward", broken)
         with pytest.raises(RuntimeError, match="broken"):
             llm.generate([ids(4), ids(6)], greedy(8))
-    assert llm.pages.available == free
-    assert not llm.requests
+    assert llm.loop.pages.available == free
+    assert not llm.loop.requests
     assert len(llm.generate([ids(4)], greedy(3))[0].token_ids) == 3
 
 
@@ -158,21 +158,21 @@ def test_prompts_of_a_batch_share_a_prefix_that_was_answered_before(llm: LLM) ->
 
 def test_closing_a_stream_gives_its_pages_back(checkpoints: Checkpoints) -> None:
     llm = LLM(str(checkpoints("mixtral")), max_context=64, max_sequences=1)
-    free = llm.pages.available
+    free = llm.loop.pages.available
     for _ in range(3):
         stream = llm.stream(ids(20), greedy(40))
         next(stream)
-        assert llm.pages.available < free
+        assert llm.loop.pages.available < free
         stream.close()
         assert stream.result.finish_reason == "interrupted"
-        assert llm.pages.available == free
-    assert not llm.scheduler.running
+        assert llm.loop.pages.available == free
+    assert not llm.loop.scheduler.running
 
 
 def test_a_stream_that_was_never_started_leaves_nothing_behind(checkpoints: Checkpoints) -> None:
     llm = LLM(str(checkpoints("mixtral")), max_context=64, max_sequences=1)
     llm.stream(ids(20), greedy(40)).close()
-    assert not llm.scheduler.waiting
+    assert not llm.loop.scheduler.waiting
     assert len(llm.generate([ids(20)], greedy(4))[0].token_ids) == 4
 
 
@@ -188,7 +188,7 @@ def test_context_is_used_to_the_last_token_and_not_beyond(checkpoints: Checkpoin
 
 def test_an_interrupted_group_keeps_what_there_is(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = llm.generate([ids(4), ids(6)], greedy(8))
-    group, step = llm.batch([ids(4), ids(6)], greedy(8)), llm._step
+    group, step = llm.batch([ids(4), ids(6)], greedy(8)), llm.loop.step
     passes = iter(range(4))
 
     def interrupted() -> None:
@@ -201,14 +201,14 @@ def test_an_interrupted_group_keeps_what_there_is(llm: LLM, monkeypatch: pytest.
         group.run()
     assert [r.finish_reason for r in group.results] == ["interrupted"] * 2
     assert [r.token_ids for r in group.results] == [r.token_ids[:4] for r in whole]
-    assert not llm.scheduler.running
+    assert not llm.loop.scheduler.running
 
 
 def test_logits_do_not_disturb_the_cache(llm: LLM) -> None:
-    before = llm.pages.available
+    before = llm.loop.pages.available
     one, two = llm.logits(ids(65)), llm.logits(ids(65))
     assert torch.equal(one, two)
-    assert llm.pages.available == before
+    assert llm.loop.pages.available == before
 
 
 def test_prompts_that_make_no_sense_are_refused(llm: LLM) -> None:

@@ -74,7 +74,7 @@ def title(llm: LLM) -> str:
 def test_auto_takes_graphs_that_are_faster(gpu: StandIn, pace: Pace) -> None:
     timed = pace(0.004, 0.003)
     with load() as llm, load(handoff="eager") as plain:
-        assert llm.graphed is not None
+        assert llm.parts.graphed is not None
         assert timed == ["hand", "graph"] * (1 + verify.ROUNDS)
         assert (
             "hand-off: memop, fastest in a graph (memop 5.0 us; hostfunc 60.0 us; eager 3.0 us); "
@@ -88,7 +88,7 @@ def test_auto_takes_graphs_that_are_faster(gpu: StandIn, pace: Pace) -> None:
 def test_auto_takes_the_eager_path_where_that_is_faster(gpu: StandIn, pace: Pace, log: Path) -> None:
     pace(0.003, 0.004)
     with load() as llm:
-        assert llm.graphed is None
+        assert llm.parts.graphed is None
         assert "eager, memop was tried, and as a graph it is no faster: a step 4.00 ms, by hand 3.00 ms" in title(llm)
         assert "mailbox" not in {row[0] for row in generate_report.placement_rows(llm)}
         calls = [line.split()[0] for line in log.read_text().splitlines()]
@@ -109,7 +109,7 @@ def test_the_times_are_those_of_real_steps(gpu: StandIn, monkeypatch: pytest.Mon
     time_steps = verify._time
     monkeypatch.setattr(verify, "_time", lambda *all: found.append(time_steps(*all)) or found[-1])  # type: ignore[arg-type,func-returns-value]
     with load() as llm:
-        assert llm.graphed is None
+        assert llm.parts.graphed is None
     assert found[0].graph_s > 0.02
     assert 0 < found[0].eager_s < found[0].graph_s
 
@@ -117,7 +117,7 @@ def test_the_times_are_those_of_real_steps(gpu: StandIn, monkeypatch: pytest.Mon
 def test_with_all_experts_in_vram_there_is_nothing_to_hand_over(gpu: StandIn, pace: Pace) -> None:
     pace(0.004, 0.003)
     with load(cpu_moe=False, placement="gpu") as llm:
-        assert llm.graphed is not None
+        assert llm.parts.graphed is not None
         assert "hand-off: graphs, no expert is in RAM: graphs, and nothing to hand over; same bits" in title(llm)
 
 
@@ -144,10 +144,10 @@ def test_later_starts_compare_and_do_not_time(gpu: StandIn, pace: Pace) -> None:
 def test_a_slower_graph_is_timed_again(gpu: StandIn, pace: Pace) -> None:
     pace(0.003, 0.004)
     with load() as llm:
-        assert llm.graphed is None
+        assert llm.parts.graphed is None
     pace(0.003, 0.002)
     with load() as llm:
-        assert llm.graphed is not None
+        assert llm.parts.graphed is not None
 
 
 def test_a_check_of_an_earlier_start_does_not_replace_the_comparison(
@@ -158,7 +158,7 @@ def test_a_check_of_an_earlier_start_does_not_replace_the_comparison(
         pass
     falsify(monkeypatch, gpu)
     with load() as llm:
-        assert llm.graphed is None
+        assert llm.parts.graphed is None
         assert "differs from the same step by hand" in title(llm)
 
 
@@ -265,7 +265,7 @@ def test_auto_falls_back_with_the_reason_and_asked_ways_end(
     fail, message = FAILURES[name]
     fail(monkeypatch, gpu)
     with load() as llm:
-        assert llm.graphed is None
+        assert llm.parts.graphed is None
         assert "hand-off: eager, memop was tried, and " in title(llm)
         assert message in title(llm)
         assert [one.token_ids for one in llm.generate(PROMPTS, GREEDY)] == wanted
@@ -288,7 +288,7 @@ def test_a_gpu_that_does_not_go_on_is_an_error(gpu: StandIn, monkeypatch: pytest
 def test_asked_for_and_slower_is_said_and_taken(gpu: StandIn, pace: Pace) -> None:
     pace(0.003, 0.004)
     with load(handoff="memop") as llm:
-        assert llm.graphed is not None
+        assert llm.parts.graphed is not None
         assert "same bits as by hand, a step 4.00 ms, by hand 3.00 ms" in title(llm)
 
 
@@ -305,7 +305,7 @@ def test_what_auto_does_not_try(gpu: StandIn, pace: Pace, monkeypatch: pytest.Mo
         ({"kernels": "reference"}, "computed by the C++ kernels, and kernels is 'reference'"),
     ):
         with load(**options) as llm:
-            assert llm.graphed is None
+            assert llm.parts.graphed is None
             assert reason in title(llm)
         if "split" not in options:
             told = f"handoff is 'memop': .*{re.escape(reason)}.*: take handoff 'eager', or "
@@ -322,14 +322,14 @@ def test_what_auto_does_not_try(gpu: StandIn, pace: Pace, monkeypatch: pytest.Mo
 def test_without_a_driver_auto_says_so() -> None:
     with load() as llm:
         assert "eager, graphs are what the stream of a GPU runs, and simulated is no GPU" in title(llm)
-        assert llm.fit.spare_pages == 0
+        assert llm.parts.fit.spare_pages == 0
 
 
 def test_decode_steps_whose_experts_are_streamed_go_by_hand(gpu: StandIn) -> None:
     """With two sequences or more all experts are copied; a graph would have the CPU compute them."""
     with load(handoff="memop", stream_from=2) as llm, load(handoff="eager", stream_from=2) as plain:
-        assert llm.graphed is not None
-        assert llm.graphed.sizes == [1]
+        assert llm.parts.graphed is not None
+        assert llm.parts.graphed.sizes == [1]
         before = gpu.recorders[0].replays
         for count in (1, 3):
             found, wanted = (one.generate(PROMPTS[:count], GREEDY) for one in (llm, plain))
@@ -348,8 +348,8 @@ def test_copies_that_nobody_asked_for_make_way_for_graphs(
         lambda *_: Moves(split=1, split_most=3, piece=4, expert=32 * 3 * 256 * 2, hidden=256, notes=("a", "b")),
     )
     with load() as llm, load(handoff="eager") as plain:
-        assert llm.graphed is not None
-        assert llm.fit.moves.split == 0
+        assert llm.parts.graphed is not None
+        assert llm.parts.fit.moves.split == 0
         assert "split decode: 0 (decode steps are graphs, which copy no experts)" in title(llm)
         steps = [one.generate(PROMPTS[0], GREEDY)[0].ledger[-1].bytes for one in (llm, plain)]
         assert steps[0]["h2d"]["experts"] < steps[1]["h2d"]["experts"]
@@ -363,14 +363,14 @@ def test_the_check_leaves_no_trace(hand: float, graph: float, gpu: StandIn, pace
     """No page taken, none known, nothing booked: the first request's account is that of a model without a check."""
     pace(hand, graph)
     with load(n_cpu_moe=3, cpu_moe=False) as llm, load(n_cpu_moe=3, cpu_moe=False, handoff="eager") as plain:
-        experts = llm.decoder.experts
+        experts = llm.parts.decoder.experts
         assert isinstance(experts, TieredExperts)
-        assert llm.pages.available == len(llm.pages.free) == llm.room.pages
-        assert not llm.pages.page_of
+        assert llm.loop.pages.available == len(llm.loop.pages.free) == llm.parts.room.pages
+        assert not llm.loop.pages.page_of
         assert not llm.ledger.passes
         assert llm.ledger.current is llm.ledger.later is None
         assert not experts.booked
-        assert experts.moves == llm.fit.moves
+        assert experts.moves == llm.parts.fit.moves
         results = [one.generate(PROMPTS, GREEDY) for one in (llm, plain)]
         assert [r.token_ids for r in results[0]] == [r.token_ids for r in results[1]]
         assert [p.bytes for p in llm.ledger.passes] == [p.bytes for p in plain.ledger.passes]
@@ -389,5 +389,5 @@ def test_the_check_writes_into_the_spare_page_alone(gpu: StandIn, pace: Pace, mo
 
     monkeypatch.setattr(verify, "start", noted)
     with load() as llm:
-        assert torch.equal(llm.decoder.cache.data[:, :, :-1], before[0])
-        assert not (llm.decoder.cache.data[:, :, -1] == 0.5).all()
+        assert torch.equal(llm.parts.decoder.cache.data[:, :, :-1], before[0])
+        assert not (llm.parts.decoder.cache.data[:, :, -1] == 0.5).all()

@@ -55,11 +55,11 @@ class GraphDecoder:
     """Puts decode graphs and a mailbox before a loaded model's decoder; prompts go the old way."""
 
     def __init__(self, llm: LLM, most: int, timeout: float = 10.0, driver: Driver | None = None) -> None:
-        layers = [(n, layer.experts) for n, layer in enumerate(llm.weights.layers) if layer.experts is not None]
+        layers = [(n, layer.experts) for n, layer in enumerate(llm.parts.weights.layers) if layer.experts is not None]
         numbers, banks = zip(*layers, strict=True)
         sizes = sizes_up_to(most)
         self.mailbox = Mailbox(banks, layers=numbers, top_k=llm.spec.moe.top_k, batches=sizes, timeout=timeout)
-        self.llm, self.decoder, self.forward = llm, llm.decoder, llm.decoder.forward
+        self.llm, self.decoder, self.forward = llm, llm.parts.decoder, llm.parts.decoder.forward
         self.experts = self._experts(driver)
         self.recorder, self.steps = FakeRecorder(), 0
         self.graphs = DecodeGraphs(
@@ -67,13 +67,13 @@ class GraphDecoder:
             self.experts,
             self.recorder,
             sizes=sizes,
-            pages=pages_for(llm.room.max_context),
-            spare_page=llm.pages.allocate(1)[0],
+            pages=pages_for(llm.parts.room.max_context),
+            spare_page=llm.loop.pages.allocate(1)[0],
             device=CPU,
         )
         with torch.inference_mode():
             self.graphs.capture()
-        llm.decoder.forward = self.run  # type: ignore[method-assign]
+        llm.parts.decoder.forward = self.run  # type: ignore[method-assign]
 
     def _experts(self, driver: Driver | None) -> MailboxExperts:
         """By hand, or in a stream of a driver, which copies must then wait for: they are Python's."""

@@ -17,8 +17,10 @@ from headrace import LLM, OptionError, SamplingParams
 from headrace.engine.bandwidth_model.cpu_pass import Predictor, predict_seconds, predict_terms, tokens_of_an_expert
 from headrace.engine.bandwidth_model.profile import Profile, mean_queries
 from headrace.engine.experts.backend import distinct
-from headrace.engine.ledger.ledger import Ledger, Pass, Prediction, in_turn, summarise
+from headrace.engine.ledger.ledger import Ledger
 from headrace.engine.ledger.pass_bytes import bytes_per_token
+from headrace.engine.ledger.passes import Pass, Prediction, in_turn
+from headrace.engine.ledger.summary import summarise
 from headrace.kernels import FORMATS
 from headrace.kernels.decoder_layer import Choice
 from headrace.loaders.architecture import catalogue
@@ -65,11 +67,10 @@ def test_counted_bytes_equal_the_prediction(variant: str, checkpoints: Checkpoin
     seen = defaultdict(list)
 
     def choose(index: int, choice: Choice) -> Choice:
-        assert llm.ledger.current is not None
-        seen[llm.ledger.current.index].append(len(set(choice[0].flatten().tolist())))
+        seen[llm.ledger.count].append(len(set(choice[0].flatten().tolist())))
         return choice
 
-    llm.decoder.choose = choose
+    llm.parts.decoder.choose = choose
     results = llm.generate([list(range(3, 30)), [4, 5]], SamplingParams(max_new_tokens=6, ignore_eos=True))
     passes = llm.ledger.passes
     assert {p.phase for p in passes} == {"prefill", "decode"}
@@ -80,8 +81,8 @@ def test_counted_bytes_equal_the_prediction(variant: str, checkpoints: Checkpoin
         assert skipped == (0 if "head" in done.bytes["cpu_dram"] else 1)
         predicted = pass_bytes(
             llm.spec,
-            llm.checkpoint.formats,
-            llm.kv_dtype,
+            llm.parts.checkpoint.formats,
+            llm.parts.kv_dtype,
             tokens=done.tokens,
             contexts=[done.context],
             distinct_experts=seen[i] + [0] * skipped,
@@ -183,7 +184,7 @@ def test_tokens_of_an_expert() -> None:
 
 def test_a_pass_has_prediction_measurement_and_residual(checkpoints: Checkpoints) -> None:
     llm = LLM(str(checkpoints("mixtral")))
-    llm.use_profile(profile(1e9))
+    llm.predictions.use_profile(profile(1e9))
     llm.generate([[5, 6]], SamplingParams(max_new_tokens=3, ignore_eos=True))
     done = llm.ledger.passes[-1]
     assert done.predicted_s == pytest.approx(done.total("cpu_dram") / 1e9)

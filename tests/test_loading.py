@@ -71,7 +71,7 @@ def test_shards_give_the_same_as_one_file(
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
     assert len(set(index["weight_map"].values())) > 2
     one, many = (LLM(str(d), kernels="reference") for d in (checkpoints(variant), tmp_path))
-    assert same_bytes(one.weights, many.weights)
+    assert same_bytes(one.parts.weights, many.parts.weights)
     assert torch.equal(one.logits(IDS), many.logits(IDS))
 
 
@@ -110,7 +110,7 @@ def test_native_is_the_type_of_the_checkpoint(
     llm = LLM(str(directory), kernels="reference")
     rounded = load_file(directory / "model.safetensors")
     name = "model.layers.0.mlp.experts.3.down_proj.weight"
-    bank = llm.weights.layers[0].experts
+    bank = llm.parts.weights.layers[0].experts
     assert bank is not None
     assert torch.equal(bank.matrix(3, "down").data.view(dtype), rounded[name])
     expected = tiny.oracle_logits(oracle("qwen3_moe"), IDS)
@@ -131,8 +131,8 @@ def test_checkpoint_of_mixed_types_takes_the_widest(copy: Callable[[str], Path])
 def test_dtype_overrules_the_type_of_the_checkpoint(format: str, checkpoints: Checkpoints) -> None:
     llm = LLM(str(checkpoints("qwen3_moe")), kernels="reference", dtype=format)
     expected = {"float32": "f32", "bfloat16": "bf16"}[format]
-    assert {f.name for f in vars(llm.checkpoint.formats).values()} == {expected}
-    assert llm.kv_dtype == getattr(torch, format)
+    assert {f.name for f in vars(llm.parts.checkpoint.formats).values()} == {expected}
+    assert llm.parts.kv_dtype == getattr(torch, format)
 
 
 # ---- what may be stored besides
@@ -200,17 +200,19 @@ def test_a_converted_directory_is_the_same_model(
     variant: str, experts: str, dense: str, checkpoints: Checkpoints, tmp_path: Path
 ) -> None:
     first = LLM(str(checkpoints(variant)), kernels="reference", expert_format=experts, dense_format=dense)
-    converted.save(first.checkpoint.directory, tmp_path / "packed", first.weights, first.checkpoint.formats)
+    converted.save(
+        first.parts.checkpoint.directory, tmp_path / "packed", first.parts.weights, first.parts.checkpoint.formats
+    )
     second = LLM(str(tmp_path / "packed"), kernels="reference")
-    assert second.checkpoint.is_converted
-    assert second.checkpoint.formats == first.checkpoint.formats
-    assert same_bytes(first.weights, second.weights)
+    assert second.parts.checkpoint.is_converted
+    assert second.parts.checkpoint.formats == first.parts.checkpoint.formats
+    assert same_bytes(first.parts.weights, second.parts.weights)
     assert second.generate([IDS], TEN)[0].token_ids == first.generate([IDS], TEN)[0].token_ids
 
 
 def test_a_converted_directory_keeps_its_formats(checkpoints: Checkpoints, tmp_path: Path) -> None:
     with LLM(str(checkpoints("qwen3_moe")), kernels="reference", expert_format="q4_0") as llm:
-        converted.save(llm.checkpoint.directory, tmp_path, llm.weights, llm.checkpoint.formats)
+        converted.save(llm.parts.checkpoint.directory, tmp_path, llm.parts.weights, llm.parts.checkpoint.formats)
     open_directory(tmp_path, LoadOptions(expert_format="q4_0", dense_format="f32"))
     for option, asked, have in (("expert_format", "q8_0", "q4_0"), ("dense_format", "bf16", "f32")):
         with pytest.raises(OptionError) as caught:
@@ -272,7 +274,7 @@ LOAD = f"""{PEAK}
 import sys
 from headrace import LLM
 llm = LLM(sys.argv[1], expert_format=sys.argv[2], dense_format=sys.argv[2], max_context=64)
-print(llm.weights.nbytes, peak())
+print(llm.parts.weights.nbytes, peak())
 """
 
 

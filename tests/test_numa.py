@@ -65,6 +65,6 @@ def test_the_start_up_table_says_over_how_many_nodes_weights_lie(
     monkeypatch.setattr(cpu, "interleave", lambda tensor, nodes: asked.append(nodes) or granted)
     with LLM(str(talker), max_context=64) as llm:
         rows = generate_report.placement_rows(llm)
-        assert len(asked) == len(llm.weights.named())
+        assert len(asked) == len(llm.parts.weights.named())
     assert asked[0] == [0, 1]
     assert [row[1] for row in rows[:3]] == [shown] * 3

@@ -15,7 +15,7 @@ from headrace.engine.bandwidth_model import profile as profiles
 from headrace.engine.bandwidth_model.profile import STALE, Profile, load_profile, profile_path, save_profile
 from headrace.engine.bench import calibrate
 from headrace.engine.measure import other_load
-from headrace.engine.terminal import doctor_command, generate
+from headrace.engine.terminal import doctor_command, generate_command
 from headrace.kernels import isa
 
 Run = Callable[..., tuple[int, str, str]]
@@ -88,7 +88,7 @@ def test_where_nobody_measures_there_is_a_warning(
 ) -> None:
     """From Python: once, with the remedy; the profile is used as it is."""
     llm = LLM(str(talker))
-    assert llm.machine == stale
+    assert llm.predictions.profile == stale
     for _ in range(2):
         llm.generate([[5, 6]], SamplingParams(max_new_tokens=2, ignore_eos=True))
     (line,) = [record.getMessage() for record in caplog.records if STALE in record.getMessage()]
@@ -172,8 +172,8 @@ def test_a_machine_that_cannot_be_measured_keeps_what_it_has(
 
     monkeypatch.setattr(calibrate, "measure", refuse)
     llm = LLM(str(talker))
-    generate.ensure_profile(llm)
-    assert llm.machine == stale
+    generate_command.ensure_profile(llm)
+    assert llm.predictions.profile == stale
     assert "could not be measured: no memory" in capsys.readouterr().err.replace("\n", " ")
 
 

@@ -181,9 +181,9 @@ def test_the_cpu_computes_nothing_while_experts_are_streamed() -> None:
     def refused(*args: Any) -> torch.Tensor:
         raise AssertionError("the CPU's op was called")
 
-    host = llm.devices[Tier.CPU]
+    host = llm.parts.devices[Tier.CPU]
     ops = type("Ops", (), {"experts": staticmethod(refused)})
-    llm.decoder.experts.devices = {**llm.devices, Tier.CPU: dataclasses.replace(host, ops=ops)}  # type: ignore[attr-defined]
+    llm.parts.decoder.experts.devices = {**llm.parts.devices, Tier.CPU: dataclasses.replace(host, ops=ops)}  # type: ignore[attr-defined]
     ids = list(range(5, 25))
     assert torch.isfinite(llm.logits(ids)).all()
     with pytest.raises(AssertionError, match="the CPU's op was called"):
@@ -253,8 +253,10 @@ def test_counted_bytes_equal_the_prediction(name: str, moved: str, tmp_path: Pat
             tokens=done.tokens, contexts=contexts, rows=rows, pages=max(longest[s] for s in done.sequences)
         )
         chosen = [seen[done.index].get(layer, []) for layer in range(llm.spec.layers)]
-        formats, decided = llm.checkpoint.formats, llm.fit.moves
-        assert done.bytes == placed_bytes(llm.spec, formats, llm.kv_dtype, llm.placement, shape, chosen, decided)
+        formats, decided = llm.parts.checkpoint.formats, llm.parts.fit.moves
+        assert done.bytes == placed_bytes(
+            llm.spec, formats, llm.parts.kv_dtype, llm.parts.placement, shape, chosen, decided
+        )
 
 
 # ---- where it pays
@@ -400,9 +402,9 @@ def test_buffers_are_counted(tmp_path: Path) -> None:
     """Two of 4 experts, and the sum of 16 tokens; `auto` gives them room; nothing where no expert lies in RAM."""
     common: dict[str, Any] = {"device": "simulated", "max_context": 128, "prefill_chunk": 16, "stream_from": 4}
     llm = LLM("demo", cpu_moe=True, **common)
-    experts = llm.decoder.experts
-    expert = llm.fit.moves.expert
-    assert llm.fit.needs[Tier.GPU0]["stream buffers"] == 2 * 4 * expert + 16 * llm.spec.hidden * 4
+    experts = llm.parts.decoder.experts
+    expert = llm.parts.fit.moves.expert
+    assert llm.parts.fit.needs[Tier.GPU0]["stream buffers"] == 2 * 4 * expert + 16 * llm.spec.hidden * 4
     assert experts.ring.nbytes == 2 * 4 * expert  # type: ignore[attr-defined]
     assert "stream buffers" not in LLM("demo", placement="gpu", **common).fit.needs[Tier.GPU0]
     assert "stream buffers" not in LLM("demo", cpu_moe=True, **{**common, "stream_from": 17}).fit.needs[Tier.GPU0]

@@ -14,7 +14,7 @@ import pytest
 import tiny
 import tiny_tokenizer
 
-from headrace.engine.terminal import generate
+from headrace.engine.terminal import generate_command
 
 # (exit status, standard output, standard error) of a command
 Run = Callable[..., tuple[int, str, str]]
@@ -107,7 +107,7 @@ def test_ctrl_c_between_commands_leaves_quietly(run: Run, talker: Path, monkeypa
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(generate, "ensure_profile", stop)
+    monkeypatch.setattr(generate_command, "ensure_profile", stop)
     status, out, err = run("generate", talker, "Hello")
     assert (status, out) == (130, "")
     assert "Traceback" not in err

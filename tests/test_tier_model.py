@@ -19,13 +19,15 @@ from headrace.engine.bandwidth_model import link_rate as link_rates
 from headrace.engine.bandwidth_model.profile import Profile
 from headrace.engine.bandwidth_model.tier_rates import Rates, Unknown
 from headrace.engine.bench import bench
+from headrace.engine.bench.grid import Grid
 from headrace.engine.cuda_graphs import signals
 from headrace.engine.cuda_graphs.signals import VARIANTS, Trial
 from headrace.engine.devices.device import Device
 from headrace.engine.devices.pcie import PciLink
 from headrace.engine.ledger.drift import Watch
-from headrace.engine.ledger.ledger import Pass, Prediction, Times, summarise
+from headrace.engine.ledger.passes import Pass, Prediction, Times
 from headrace.engine.ledger.residual import causes, tier_times
+from headrace.engine.ledger.summary import summarise
 from headrace.engine.placement.placement import Tier
 from headrace.engine.terminal import bench_report
 from headrace.kernels import reference
@@ -85,7 +87,7 @@ def file(tmp_path: Path, content: dict[str, Any]) -> Path:
 def test_a_decode_step_by_hand(checkpoints: Checkpoints, profile: Profile) -> None:
     """Layer 0 in RAM: three experts by the CPU, hidden states down and up. Layer 2 on the GPU: ids alone go down."""
     with load(checkpoints, "qwen3_moe", [[0, 3, 7], [1, 2, 4]], n_cpu_moe=1) as llm:
-        llm.use_rates(rates(profile))
+        llm.predictions.use_rates(rates(profile))
         step = run(llm)[-1]
         seconds, gpu = common(step)
         cpu_side = (HIDDEN + 3 * PAIR) / DOWN + 3 * EXPERT / CPU + HIDDEN / UP
@@ -107,7 +109,7 @@ def test_the_slower_side_counts(
     where = file(tmp_path, TWO_TIERS)
     with load(checkpoints, "qwen3_moe", [[0, 3, 7], [1, 2, 4]], placement=where) as llm:
         home = dataclasses.replace(rates(profile).gpus["gpu_hbm"], bandwidth=hardware.exactly(hbm))
-        llm.use_rates(rates(profile, gpus={"gpu_hbm": home}))
+        llm.predictions.use_rates(rates(profile, gpus={"gpu_hbm": home}))
         step = run(llm)[-1]
         cpu_side = (HIDDEN + 3 * PAIR) / DOWN + 2 * EXPERT / CPU + HIDDEN / UP
         gpu_side = EXPERT / hbm
@@ -122,9 +124,9 @@ def test_a_shared_expert_is_the_gpus_side(checkpoints: Checkpoints, profile: Pro
     """It is taken out of what comes before, and lies behind the CPU's experts."""
     with LLM(str(checkpoints("qwen2_moe")), device="simulated", dtype="bfloat16", cpu_moe=True) as llm:
         home = dataclasses.replace(rates(profile).gpus["gpu_hbm"], bandwidth=hardware.exactly(1e11))
-        llm.use_rates(rates(profile, gpus={"gpu_hbm": home}))
+        llm.predictions.use_rates(rates(profile, gpus={"gpu_hbm": home}))
         step = run(llm)[-1]
-        layers = [layer.mlp for layer in llm.weights.layers if layer.experts is not None]
+        layers = [layer.mlp for layer in llm.parts.weights.layers if layer.experts is not None]
         shared = sum(mlp.gate_up.nbytes + mlp.down.nbytes for mlp in layers if mlp is not None) / 1e11
         assert shared > 0
         assert step.predicted is not None
@@ -137,7 +139,7 @@ def test_a_streamed_prompt_by_hand(bound: str, flops: float, checkpoints: Checkp
     """Four tokens. Of layer 0 three experts are copied and serve twelve choices; of layer 2 one row goes on, by the
     CPU. The GPU multiplies 2 x 3 x 32 x 64 a choice."""
     with load(checkpoints, "qwen3_moe", [[0, 3, 7], [1, 2, 4]], cpu_moe=True, stream_from=2) as llm:
-        llm.use_rates(rates(profile, flops))
+        llm.predictions.use_rates(rates(profile, flops))
         prompt = run(llm)[0]
         copies, compute = 3 * EXPERT / UP, max(3 * EXPERT / HBM, 12 * 6 * 32 * 64 / flops)
         assert (copies > compute) == (bound == "copies")
@@ -153,7 +155,7 @@ def test_a_split_step_by_hand(checkpoints: Checkpoints, profile: Profile) -> Non
     """Two of three experts are copied; the CPU has beside them what a plain read leaves: 10 GB/s less the link's."""
     with load(checkpoints, "qwen3_moe", [[0, 3, 7], [1, 2, 4]], cpu_moe=True, split=2) as llm:
         up = 4e9
-        llm.use_rates(rates(profile, up=up))
+        llm.predictions.use_rates(rates(profile, up=up))
         step = run(llm)[-1]
         cpu_side = (HIDDEN + 3 * PAIR) / DOWN + EXPERT / (CPU - up) + HIDDEN / up
         gpu_side = 2 * EXPERT / up + 2 * EXPERT / HBM
@@ -162,15 +164,15 @@ def test_a_split_step_by_hand(checkpoints: Checkpoints, profile: Profile) -> Non
         assert step.predicted.terms["cpu_dram"] == pytest.approx(
             2 * EXPERT / (CPU - up) + step.bytes["cpu_dram"]["dense"] / CPU
         )
-        llm.use_rates(rates(profile, up=CPU))
+        llm.predictions.use_rates(rates(profile, up=CPU))
         assert run(llm)[-1].predicted is None, "copies could take all of the memory's bandwidth"
 
 
 def test_a_split_step_beside_what_was_measured(checkpoints: Checkpoints, profile: Profile) -> None:
     """The CPU keeps 80 % of its rate beside copies, which keep half of theirs."""
     with load(checkpoints, "qwen3_moe", [[0, 3, 7], [1, 2, 4]], cpu_moe=True, split=2) as llm:
-        name = llm.checkpoint.formats.experts.name
-        llm.use_rates(rates(profile, kept={name: (0.8, 0.5)}))
+        name = llm.parts.checkpoint.formats.experts.name
+        llm.predictions.use_rates(rates(profile, kept={name: (0.8, 0.5)}))
         step = run(llm)[-1]
         cpu_side = (HIDDEN + 3 * PAIR) / DOWN + EXPERT / (0.8 * CPU) + HIDDEN / UP
         gpu_side = 2 * EXPERT / (0.5 * UP) + 2 * EXPERT / HBM
@@ -183,7 +185,7 @@ def test_a_split_step_beside_what_was_measured(checkpoints: Checkpoints, profile
 def test_a_second_gpu_works_beside(checkpoints: Checkpoints, profile: Profile) -> None:
     """Layer 0 on the second GPU: hidden states and choices there, its sum back."""
     with load(checkpoints, "qwen3_moe", [[0, 3, 7], [1, 2, 4]], n_cpu_moe=1, tensor_split="0,1") as llm:
-        llm.use_rates(rates(profile))
+        llm.predictions.use_rates(rates(profile))
         step = run(llm)[-1]
         assert step.predicted is not None
         assert step.predicted.terms["gpu1_hbm"] == pytest.approx(3 * EXPERT / HBM1)
@@ -195,7 +197,7 @@ def test_a_second_gpu_works_beside(checkpoints: Checkpoints, profile: Profile) -
 
 def test_without_compute_prompts_have_no_prediction(checkpoints: Checkpoints, profile: Profile) -> None:
     with load(checkpoints, "qwen3_moe", [[0, 3, 7], [1, 2, 4]], n_cpu_moe=1) as llm:
-        llm.use_rates(rates(profile))
+        llm.predictions.use_rates(rates(profile))
         prompt, *steps = run(llm)
         assert prompt.predicted is None
         assert all(step.predicted is not None for step in steps)
@@ -213,7 +215,7 @@ def test_the_hand_off_counts_where_it_was_measured(
     predicted = {}
     for way in ("memop", "eager"):
         with LLM("demo", device="simulated", max_context=64, cpu_moe=True, handoff=way) as llm:
-            llm.use_rates(rates(profile))
+            llm.predictions.use_rates(rates(profile))
             step = run(llm)[-1]
             assert step.predicted is not None
             predicted[way] = step.predicted
@@ -291,9 +293,9 @@ def test_what_is_not_known_is_named(profile: Profile, link: None, monkeypatch: p
 
 def test_a_simulated_gpu_has_no_prediction_of_its_own(profile: Profile) -> None:
     with LLM("demo", device="simulated", max_context=32, cpu_moe=True) as llm:
-        llm.use_profile(profile)
+        llm.predictions.use_profile(profile)
         assert llm.ledger.predict is None
-        assert llm.unpredicted == "a simulated GPU has no bandwidths of its own"
+        assert llm.predictions.unpredicted == "a simulated GPU has no bandwidths of its own"
 
 
 # ---- the residual
@@ -357,12 +359,12 @@ def test_the_watch_blames_no_tier_that_was_not_timed() -> None:
 def test_rows_of_a_bench_have_times_and_prediction(profile: Profile) -> None:
     """One more round with the clock on; it counts for no rate."""
     with LLM("demo", device="simulated", max_context=64, cpu_moe=True, max_sequences=2) as llm:
-        llm.use_rates(rates(profile, 1e15))
-        grid = bench.Grid(prompt=(8,), new=(4,), batch=(1, 2), rounds=2)
+        llm.predictions.use_rates(rates(profile, 1e15))
+        grid = Grid(prompt=(8,), new=(4,), batch=(1, 2), rounds=2)
         rows = list(bench.run(llm, grid, "cpu-moe"))
         steps = [p for p in llm.ledger.passes if p.phase == "decode"]
         assert sum(p.times is not None and p.times.overlap_s is not None for p in steps) == 2 * 4
-        assert not llm.clock.is_on
+        assert not llm.parts.clock.is_on
     assert [len(row.rounds) for row in rows] == [2, 2, 2]
     for row in rows:
         assert row.tiers is not None

@@ -46,7 +46,7 @@ def test_every_placement_says_the_same(
 ) -> None:
     options = placed(PLACEMENTS[name], tmp_path)
     llm = LLM("demo", device="simulated", max_context=128, prefill_chunk=chunk, **options)
-    assert isinstance(llm.decoder.experts, TieredExperts)
+    assert isinstance(llm.parts.decoder.experts, TieredExperts)
     assert [r.token_ids for p in PROMPTS for r in llm.generate(p, GREEDY)] == cpu_only["alone"]
     assert [r.token_ids for r in llm.generate(PROMPTS, GREEDY)] == cpu_only["batch"]
 
@@ -69,18 +69,20 @@ def test_every_family_with_split_layers(variant: str, checkpoints: Checkpoints, 
 def test_one_copy_of_every_expert(tmp_path: Path) -> None:
     llm = LLM("demo", device="simulated", max_context=64, **placed(PLACEMENTS["file"], tmp_path))
     whole = LLM("demo", max_context=64)
-    assert llm.weights.nbytes == whole.weights.nbytes
-    for layer, (split, bank) in enumerate(zip(llm.weights.layers, whole.weights.layers, strict=True)):
+    assert llm.parts.weights.nbytes == whole.parts.weights.nbytes
+    for layer, (split, bank) in enumerate(zip(llm.parts.weights.layers, whole.parts.weights.layers, strict=True)):
         assert isinstance(split.experts, TierBanks)
         for expert in range(bank.experts.experts if bank.experts else 0):
             tier, number = split.experts.owners[expert]
-            assert tier == llm.placement.experts[layer][expert].value
+            assert tier == llm.parts.placement.experts[layer][expert].value
             assert torch.equal(split.experts.banks[tier].data[number], bank.experts.data[expert])  # type: ignore[union-attr]
 
 
 def test_a_converted_model_is_split_while_it_is_read(tmp_path: Path) -> None:
     whole = LLM("demo", max_context=64, expert_format="q8_0")
-    converted.save(whole.checkpoint.directory, tmp_path / "q8", whole.weights, whole.checkpoint.formats)
+    converted.save(
+        whole.parts.checkpoint.directory, tmp_path / "q8", whole.parts.weights, whole.parts.checkpoint.formats
+    )
     llm = LLM(str(tmp_path / "q8"), device="simulated", max_context=64, **placed(PLACEMENTS["file"], tmp_path))
     assert llm.generate(PROMPTS[0], GREEDY)[0].token_ids == whole.generate(PROMPTS[0], GREEDY)[0].token_ids
 
@@ -89,7 +91,7 @@ def test_the_cpus_part_runs_beside_the_devices() -> None:
     """The worker is inside its op while the decoder is between submit and collect."""
     llm = LLM("demo", device="simulated", max_context=64, n_cpu_moe=3)
     seen, entered, released = [], threading.Event(), threading.Event()
-    cpu, dense = llm.devices[Tier.CPU].ops.experts, llm.decoder.experts.collect
+    cpu, dense = llm.parts.devices[Tier.CPU].ops.experts, llm.parts.decoder.experts.collect
 
     def slow(*args: Any) -> torch.Tensor:
         entered.set()
@@ -98,9 +100,9 @@ def test_the_cpus_part_runs_beside_the_devices() -> None:
         return cpu(*args)
 
     def collect(job: Any) -> torch.Tensor:
-        if Tier.CPU in llm.placement.tiers_of(job.layer):
+        if Tier.CPU in llm.parts.placement.tiers_of(job.layer):
             assert entered.wait(10), "the worker has not begun"
-            assert not llm.decoder.experts.running.done()  # type: ignore[attr-defined]
+            assert not llm.parts.decoder.experts.running.done()  # type: ignore[attr-defined]
             entered.clear()
         released.set()
         found = dense(job)
@@ -108,8 +110,8 @@ def test_the_cpus_part_runs_beside_the_devices() -> None:
         return found
 
     ops = type("Ops", (), {"experts": staticmethod(slow)})
-    llm.decoder.experts.devices = {**llm.devices, Tier.CPU: replace_ops(llm, ops)}  # type: ignore[attr-defined]
-    llm.decoder.experts.collect = collect  # type: ignore[method-assign]
+    llm.parts.decoder.experts.devices = {**llm.parts.devices, Tier.CPU: replace_ops(llm, ops)}  # type: ignore[attr-defined]
+    llm.parts.decoder.experts.collect = collect  # type: ignore[method-assign]
     llm.generate([[5, 6]], SamplingParams(max_new_tokens=2, ignore_eos=True))
     assert len(seen) >= 3
     assert all(name.startswith("headrace-experts") for name in seen)
@@ -118,13 +120,13 @@ def test_the_cpus_part_runs_beside_the_devices() -> None:
 def replace_ops(llm: LLM, ops: Any) -> Any:
     import dataclasses
 
-    return dataclasses.replace(llm.devices[Tier.CPU], ops=ops)
+    return dataclasses.replace(llm.parts.devices[Tier.CPU], ops=ops)
 
 
 def test_an_error_in_the_worker_is_raised_and_the_next_pass_is_right() -> None:
     llm = LLM("demo", device="simulated", max_context=64, cpu_moe=True)
     right = llm.generate(PROMPTS[0], GREEDY)[0].token_ids
-    local = llm.decoder.experts.local[0][Tier.CPU]  # type: ignore[attr-defined]
+    local = llm.parts.decoder.experts.local[0][Tier.CPU]  # type: ignore[attr-defined]
     local += 1000
     with pytest.raises(IndexError, match="expert id 10"):
         llm.generate(PROMPTS[0], GREEDY)
@@ -204,7 +206,9 @@ def test_counted_bytes_equal_the_prediction(name: str, tmp_path: Path) -> None:
             tokens=done.tokens, contexts=contexts, rows=rows, drawn=drawn, pages=max(longest[s] for s in took)
         )
         chosen = [seen[done.index].get(layer, []) for layer in range(llm.spec.layers)]
-        wanted = placed_bytes(llm.spec, llm.checkpoint.formats, llm.kv_dtype, llm.placement, shape, chosen)
+        wanted = placed_bytes(
+            llm.spec, llm.parts.checkpoint.formats, llm.parts.kv_dtype, llm.parts.placement, shape, chosen
+        )
         assert done.bytes == wanted
 
 
@@ -224,12 +228,12 @@ def test_auto_takes_as_many_layers_as_the_limit_allows() -> None:
     whole = LLM("demo", device="simulated", max_context=128, placement="gpu")
     for limit in (0.008, 0.01, 0.014):
         llm = LLM("demo", device="simulated", max_context=128, vram_limit=limit, prefill_chunk=8)
-        taken = sum(llm.fit.needs[Tier.GPU0].values())
-        layer = whole.weights.layers[0].experts
+        taken = sum(llm.parts.fit.needs[Tier.GPU0].values())
+        layer = whole.parts.weights.layers[0].experts
         assert layer is not None
-        assert 0 < sum(Tier.CPU in row for row in llm.placement.experts) < 7, llm.placement.name
+        assert 0 < sum(Tier.CPU in row for row in llm.parts.placement.experts) < 7, llm.parts.placement.name
         assert taken <= limit * 1e9 < taken + layer.nbytes
-    assert whole.placement.name == "gpu"
+    assert whole.parts.placement.name == "gpu"
 
 
 def test_auto_keeps_cache_for_further_sequences_within_a_tenth() -> None:
@@ -276,9 +280,9 @@ def test_two_gpus_are_wanted_and_one_is_there(monkeypatch: pytest.MonkeyPatch) -
 def test_the_start_up_table_says_what_lies_where(tmp_path: Path) -> None:
     llm = LLM("demo", device="simulated", max_context=128, **placed(PLACEMENTS["file"], tmp_path))
     rows = {row[0]: row for row in generate_report.placement_rows(llm)}
-    banks = [layer.experts for layer in llm.weights.layers]
+    banks = [layer.experts for layer in llm.parts.weights.layers]
     held = {tier: sum(b.banks[tier].nbytes for b in banks if tier in b.banks) for tier in ("gpu0", "gpu1", "cpu")}  # type: ignore[union-attr,operator]
-    counts = {tier: sum(row.count(Tier(tier)) for row in llm.placement.experts) for tier in held}
+    counts = {tier: sum(row.count(Tier(tier)) for row in llm.parts.placement.experts) for tier in held}
     shown = [row for row in generate_report.placement_rows(llm) if "experts" in row[0]]
     assert [row[1] for row in shown] == ["gpu0", "gpu1", "RAM pageable"]
     assert [int(row[0].split()[0]) for row in shown] == list(counts.values())

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from headrace import LLM, SamplingParams
-from headrace.engine import llm as engine
+from headrace.engine.bandwidth_model import reconcile as engine
 from headrace.engine.bandwidth_model.profile import Profile
 from headrace.engine.ledger.drift import Watch
-from headrace.engine.ledger.ledger import Pass, in_turn
+from headrace.engine.ledger.passes import Pass, in_turn
 
 
 def step(measured: float, predicted: dict[str, float] | None, tokens: int = 1, phase: str = "decode") -> Pass:
@@ -69,7 +69,7 @@ def test_a_slow_moment_is_averaged() -> None:
 
 
 def run(llm: LLM, found: list[str]) -> list[str]:
-    llm.tell = found.append
+    llm.predictions.tell = found.append
     llm.generate([[5, 6]], SamplingParams(max_new_tokens=40, ignore_eos=True))
     return found
 
@@ -81,10 +81,10 @@ def test_every_generate_is_watched(
     rates = dict.fromkeys(profile.linear, 1e15)
     fast = dataclasses.replace(profile, linear=rates, experts=rates)
     llm = LLM(str(checkpoints("mixtral")))
-    llm.use_profile(fast)
+    llm.predictions.use_profile(fast)
     assert run(llm, []) == []  # the caches hold it
     monkeypatch.setattr(engine, "IN_CACHES", 1)
     assert len(run(llm, [])) == 1
     assert len(run(llm, [])) == 1
-    llm.use_profile(None)
+    llm.predictions.use_profile(None)
     assert run(llm, []) == []

@@ -16,8 +16,8 @@ import stand_in_gpu
 from stand_in_gpu import StandIn
 
 from headrace import LLM, DeviceError, OptionError, SamplingParams
-from headrace.engine import llm as llm_module
-from headrace.engine.bench.random_model import RandomLLM
+from headrace.engine.bench.random_weights import random_llm
+from headrace.engine.core import build as build_module
 from headrace.engine.cuda_graphs import saved_trials, signal_choice, signals
 from headrace.engine.cuda_graphs.gpu_runtime import find
 from headrace.engine.cuda_graphs.signals import VARIANTS, Trial
@@ -79,7 +79,7 @@ def test_the_same_tokens_as_on_the_cpu_for_every_batch(
 ) -> None:
     for options in ({"cpu_moe": True}, {"n_cpu_moe": 3}, placement, {"placement": "gpu"}):
         with load(handoff=way, **options) as llm:
-            assert llm.graphed is not None
+            assert llm.parts.graphed is not None
             for count, wanted in cpu_only.items():
                 before = gpu.recorders[-1].replays
                 assert tokens(llm, count) == wanted, (options, count)
@@ -100,25 +100,27 @@ def test_bytes_equal_those_of_the_eager_path(gpu: StandIn, placement: dict[str, 
 
 def test_the_rows_of_a_table_on_the_gpu_are_looked_up_in_the_graph(gpu: StandIn) -> None:
     with load(handoff="memop", placement="gpu") as llm:
-        assert llm.graphed is not None
-        assert llm.graphed.mailbox is None
-        assert all(static.inputs.x_TD is None for static in llm.graphed.graphs.statics)
+        assert llm.parts.graphed is not None
+        assert llm.parts.graphed.mailbox is None
+        assert all(static.inputs.x_TD is None for static in llm.parts.graphed.graphs.statics)
         tokens(llm, 1)
     with load(handoff="memop", cpu_moe=True) as llm:
-        assert llm.graphed is not None
-        assert all(static.inputs.x_TD is not None for static in llm.graphed.graphs.statics) == (not llm.spec.tied_head)
+        assert llm.parts.graphed is not None
+        assert all(static.inputs.x_TD is not None for static in llm.parts.graphed.graphs.statics) == (
+            not llm.spec.tied_head
+        )
 
 
 def test_a_worker_that_hangs_is_an_error_that_names_the_layer(gpu: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
     """Something else holds the team for longer than the timeout."""
-    monkeypatch.setattr(llm_module, "HANDOFF_TIMEOUT", 0.4)
+    monkeypatch.setattr(build_module, "HANDOFF_TIMEOUT", 0.4)
     with load(handoff="memop", cpu_moe=True, threads=1) as llm:
         stream = llm.stream(PROMPTS[0], GREEDY)
         next(stream)
         next(stream)
         held = threading.Thread(target=cpu.region_ns, args=(int(2e9 / cpu.region_ns(1_000_000)),))
-        assert llm.graphed is not None
-        mail, jobs = llm.graphed.experts.mail, []
+        assert llm.parts.graphed is not None
+        mail, jobs = llm.parts.graphed.experts.mail, []
         assert mail is not None
         pack = mail.pack
 
@@ -152,7 +154,7 @@ def test_after_close_a_step_is_refused_and_nothing_stays_registered(gpu: StandIn
 def test_a_forced_choice_is_not_recorded(gpu: StandIn) -> None:
     with load(handoff="memop", cpu_moe=True) as llm:
         asked: list[int] = []
-        llm.decoder.choose = lambda layer, choice: asked.append(layer) or choice  # type: ignore[func-returns-value]
+        llm.parts.decoder.choose = lambda layer, choice: asked.append(layer) or choice  # type: ignore[func-returns-value]
         before = gpu.recorders[-1].replays
         tokens(llm, 1)
         assert gpu.recorders[-1].replays == before
@@ -164,8 +166,8 @@ def test_a_table_that_is_the_head_lies_where_the_head_does(checkpoints: Checkpoi
     for variant, is_head in (("granitemoe", True), ("qwen3_moe", False)):
         with LLM(str(checkpoints(variant)), device="simulated", cpu_moe=True) as llm:
             assert llm.spec.tied_head == is_head
-            assert (llm.decoder.home.table is llm.home) == is_head
-            assert ("embedding" in llm.fit.needs[Tier.CPU]) != is_head
+            assert (llm.parts.decoder.home.table is llm.parts.home) == is_head
+            assert ("embedding" in llm.parts.fit.needs[Tier.CPU]) != is_head
 
 
 # ---- the choice
@@ -173,8 +175,8 @@ def test_a_table_that_is_the_head_lies_where_the_head_does(checkpoints: Checkpoi
 
 def test_by_hand_where_that_was_asked_for(gpu: StandIn) -> None:
     with load(cpu_moe=True, handoff="eager") as llm:
-        assert llm.graphed is None
-        assert llm.fit.spare_pages == 0
+        assert llm.parts.graphed is None
+        assert llm.parts.fit.spare_pages == 0
         assert "hand-off: eager, asked for" in str(generate_report.startup_table(llm).title)
 
 
@@ -240,11 +242,11 @@ def test_the_probe_is_asked_once_for_a_machine(library: str, monkeypatch: pytest
 @pytest.mark.parametrize("format", ["native", "q4_0"])
 def test_experts_in_ram_are_pinned_while_they_are_loaded(format: str, gpu: StandIn, log: Path) -> None:
     with load(handoff="eager", n_cpu_moe=3, expert_format=format) as llm:
-        assert llm.memory is not None
-        assert llm.memory.report is not None
-        assert llm.memory.report.pinned == llm.memory.report.total == sum(llm.fit.bytes_in_ram) > 0
-        banks = [layer.experts.banks["cpu"] for layer in llm.weights.layers[:3]]  # type: ignore[union-attr]
-        assert all(llm.memory.is_pinned(bank.data) for bank in banks)
+        assert llm.parts.memory is not None
+        assert llm.parts.memory.report is not None
+        assert llm.parts.memory.report.pinned == llm.parts.memory.report.total == sum(llm.parts.fit.bytes_in_ram) > 0
+        banks = [layer.experts.banks["cpu"] for layer in llm.parts.weights.layers[:3]]  # type: ignore[union-attr]
+        assert all(llm.parts.memory.is_pinned(bank.data) for bank in banks)
         shown = {row[0]: row for row in generate_report.placement_rows(llm)}
         assert [row[1] for row in shown.values() if "experts" in row[0]] == ["gpu0", "RAM pinned"]
         assert len(set(shown["pinned"][3].split(" of "))) == 1
@@ -255,11 +257,11 @@ def test_experts_in_ram_are_pinned_while_they_are_loaded(format: str, gpu: Stand
 
 def test_a_limit_leaves_layers_pageable_and_says_what_that_costs(gpu: StandIn) -> None:
     with load(handoff="eager", n_cpu_moe=4) as whole:
-        layer = whole.fit.bytes_in_ram[0]
+        layer = whole.parts.fit.bytes_in_ram[0]
     with load(handoff="eager", n_cpu_moe=4, pinned_limit=(2 * layer + 5000) / 1e9) as llm:
-        assert llm.memory is not None
-        assert llm.memory.report is not None
-        assert llm.memory.report.pinned == 2 * layer
+        assert llm.parts.memory is not None
+        assert llm.parts.memory.report is not None
+        assert llm.parts.memory.report.pinned == 2 * layer
         title = str(generate_report.startup_table(llm).title)
         assert "experts are not pinned (the limit is" in title
         assert "go through a buffer of the driver, and hold up other work" in title
@@ -280,7 +282,7 @@ def test_without_a_driver_nothing_is_pinned_and_the_table_says_why() -> None:
         title = str(generate_report.startup_table(llm).title)
         assert "experts in RAM are not pinned: simulated is no GPU that a driver knows" in title
     with load(placement="gpu") as llm:
-        assert llm.memory is None
+        assert llm.parts.memory is None
 
 
 def test_blocks_with_padding_and_converted_files_are_pinned_too(
@@ -289,17 +291,19 @@ def test_blocks_with_padding_and_converted_files_are_pinned_too(
     """olmoe's experts end inside 64 bytes or not; a converted file brings whole blocks; random weights whole banks."""
     for source in ("qwen3_moe", "olmoe"):
         with LLM(str(checkpoints(source)), device="simulated", cpu_moe=True) as llm:
-            assert llm.memory is not None
-            assert llm.memory.report is not None
-            assert llm.memory.report.pinned == sum(llm.fit.bytes_in_ram)
+            assert llm.parts.memory is not None
+            assert llm.parts.memory.report is not None
+            assert llm.parts.memory.report.pinned == sum(llm.parts.fit.bytes_in_ram)
     with LLM("demo", max_context=64, expert_format="q8_0") as whole:
-        converted.save(whole.checkpoint.directory, tmp_path / "q8", whole.weights, whole.checkpoint.formats)
+        converted.save(
+            whole.parts.checkpoint.directory, tmp_path / "q8", whole.parts.weights, whole.parts.checkpoint.formats
+        )
     with LLM(str(tmp_path / "q8"), device="simulated", max_context=64, n_cpu_moe=2) as llm:
-        assert llm.memory is not None
-        assert llm.memory.report is not None
-        assert llm.memory.report.pinned == sum(llm.fit.bytes_in_ram) > 0
-    with RandomLLM("demo", device="simulated", max_context=64, cpu_moe=True, handoff="memop") as random:
-        assert random.memory is not None
-        assert random.memory.report is not None
-        assert random.memory.report.pinned == sum(random.fit.bytes_in_ram) > 0
+        assert llm.parts.memory is not None
+        assert llm.parts.memory.report is not None
+        assert llm.parts.memory.report.pinned == sum(llm.parts.fit.bytes_in_ram) > 0
+    with random_llm("demo", device="simulated", max_context=64, cpu_moe=True, handoff="memop") as random:
+        assert random.parts.memory is not None
+        assert random.parts.memory.report is not None
+        assert random.parts.memory.report.pinned == sum(random.parts.fit.bytes_in_ram) > 0
         assert random.generate([[3, 4]], GREEDY)

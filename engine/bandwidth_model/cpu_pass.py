@@ -9,8 +9,8 @@ import torch
 from ...kernels import ExpertLayout
 from ...loaders.spec import ModelSpec
 from ...loaders.weights.model_weights import Formats
-from ..ledger.ledger import CPU_DRAM, Bytes, Pass, Prediction, in_turn
 from ..ledger.pass_bytes import DENSE, EXPERTS, FIXED, HEAD, KV, bytes_per_token
+from ..ledger.passes import CPU_DRAM, Bytes, Pass, Prediction, in_turn
 from .profile import Profile, mean_queries
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from ...errors import OptionError
 from ..devices.device import Device
-from ..ledger.ledger import GPU1_HBM, GPU_HBM
+from ..ledger.passes import GPU1_HBM, GPU_HBM
 from ..placement.placement import Tier
 from ..units import GB
 from . import hardware, machine_file

@@ -23,8 +23,8 @@ from ...kernels import ExpertLayout
 from ...loaders.architecture.of_spec import of_spec
 from ...loaders.spec import ModelSpec
 from ...loaders.weights.model_weights import Formats, ModelWeights
-from ..ledger.ledger import CPU_DRAM, D2D, D2H, GPU1_HBM, GPU_HBM, H2D, Bytes, LayerWork, Pass, Prediction
 from ..ledger.pass_bytes import DENSE, EXPERTS, FIXED, HANDOFF, HEAD, INPUTS, KV
+from ..ledger.passes import CPU_DRAM, D2D, D2H, GPU1_HBM, GPU_HBM, H2D, Bytes, LayerWork, Pass, Prediction
 from . import flop_counts, split_decode
 from .hardware import Device
 from .roofline import part_seconds

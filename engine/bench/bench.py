@@ -16,50 +16,19 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ...errors import OptionError
 from ...loaders.weights.model_weights import allocate
+from ..bandwidth_model.cpu_pass import Predictor
 from ..config import SamplingParams
-from ..ledger.ledger import CPU_DRAM, Bytes, Pass, summarise
 from ..ledger.pass_bytes import DENSE, EXPERTS, KV, dense_sizes
+from ..ledger.passes import CPU_DRAM, Bytes, Pass
 from ..ledger.residual import TierTimes, tier_times
+from ..ledger.summary import summarise
 from ..llm import LLM
 from ..placement.placement import parse
-from .random_model import RandomLLM
+from .grid import Grid
+from .random_weights import is_cut, whole_spec
 
 Once = Callable[[int], list[Pass]]  # runs a round, by its number, and gives its passes
-
-
-@dataclass(frozen=True, kw_only=True)
-class Grid:
-    """What is run: prompts of `prompt` tokens, and for each batch and depth `new` tokens a sequence; 0 leaves out."""
-
-    prompt: tuple[int, ...] = (512,)
-    new: tuple[int, ...] = (128,)
-    batch: tuple[int, ...] = (1,)
-    depth: tuple[int, ...] = (0,)
-    rounds: int = 5
-    placements: tuple[str, ...] = ("cpu",)
-
-    def __post_init__(self) -> None:
-        for name, least in (("prompt", 0), ("new", 0), ("batch", 1), ("depth", 0)):
-            for value in getattr(self, name):
-                if value < least:
-                    raise OptionError(f"--{name} is {value}: give whole numbers of at least {least}")
-        if self.rounds < 1:
-            raise OptionError(f"--rounds is {self.rounds}: give at least 1")
-        for name in self.placements:
-            parse(name)
-        if not any(self.prompt) and not any(self.new):
-            raise OptionError("nothing to run: give --prompt or --new above 0")
-
-    @property
-    def context(self) -> int:
-        """Tokens that the longest sequence comes to."""
-        return max(*self.prompt, *(max(d, 1) + n for d in self.depth for n in self.new))
-
-    @property
-    def sequences(self) -> int:
-        return max(self.batch)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,9 +111,9 @@ def _decode(llm: LLM, new: int, batch: int, depth: int) -> Once:
 
 def _timed(llm: LLM, once: Once, turn: int) -> list[Pass]:
     """One more round with the tiers timed; none on the CPU alone."""
-    if len(llm.devices) == 1:
+    if len(llm.parts.devices) == 1:
         return []
-    was_on = llm.clock.is_on
+    was_on = llm.parts.clock.is_on
     llm.time_tiers()
     try:
         return once(turn)
@@ -160,9 +129,9 @@ def _prompt(llm: LLM, tokens: int, seed: object) -> list[int]:
 
 def _passes(llm: LLM, prompts: list[list[int]], params: SamplingParams, phase: str) -> list[Pass]:
     """The passes of one phase of a run."""
-    done = len(llm.ledger.passes)
-    llm.generate(list(prompts), params)
-    return [p for p in llm.ledger.passes[done:] if p.phase == phase]
+    with llm.ledger.recording() as passes:
+        llm.generate(list(prompts), params)
+    return [p for p in passes if p.phase == phase]
 
 
 def _row(
@@ -198,9 +167,9 @@ def _row(
 
 def _share(llm: LLM, per_token: Bytes, rate: float) -> float | None:
     """Of what a plain read of RAM would give; None where other memories are read too."""
-    if llm.machine is None or len(llm.devices) > 1:
+    if llm.predictions.profile is None or len(llm.parts.devices) > 1:
         return None
-    return per_token[CPU_DRAM]["total"] * rate / llm.machine.stream
+    return per_token[CPU_DRAM]["total"] * rate / llm.predictions.profile.stream
 
 
 def _of_the_whole(llm: LLM, rate: float, passes: list[Pass], phase: str) -> float | None:
@@ -209,23 +178,26 @@ def _of_the_whole(llm: LLM, rate: float, passes: list[Pass], phase: str) -> floa
     Decode takes longer by the ratio of the predictions for the bytes of both, prefill, which computes more than it
     reads, by that of the layers' bytes. None where no layer was left out, without a prediction, or beside a GPU.
     """
-    if not isinstance(llm, RandomLLM) or not llm.is_cut or llm.machine is None or len(llm.devices) > 1:
+    profile, parts = llm.predictions.profile, llm.parts
+    if not is_cut(llm) or profile is None or len(parts.devices) > 1:
         return None
     grown = growth(llm)
     if phase == "prefill":
         return rate / grown[EXPERTS]
     here = sum(p.predicted_s or 0.0 for p in passes)
-    whole = sum(llm.predict_whole(scaled(p.bytes, grown), p.tokens, len(p.sequences)) for p in passes)
+    predict = Predictor(profile, parts.checkpoint.formats, parts.kv_dtype, whole_spec(llm))
+    whole = sum(sum(predict(scaled(p.bytes, grown), p.tokens, len(p.sequences)).values()) for p in passes)
     return rate * here / whole
 
 
-def growth(llm: RandomLLM) -> dict[str, float]:
+def growth(llm: LLM) -> dict[str, float]:
     """By group: bytes of the whole model's layers over those of the layers that are there."""
-    whole = dense_sizes(allocate(llm.whole, llm.checkpoint.formats, "meta"))
+    spec = whole_spec(llm)
+    whole = dense_sizes(allocate(spec, llm.parts.checkpoint.formats, "meta"))
     return {
-        EXPERTS: llm.whole.moe_layers / llm.spec.moe_layers,
-        DENSE: whole.layers / llm.decoder.sizes.layers,
-        KV: llm.whole.layers / llm.spec.layers,
+        EXPERTS: spec.moe_layers / llm.spec.moe_layers,
+        DENSE: whole.layers / llm.parts.decoder.sizes.layers,
+        KV: spec.layers / llm.spec.layers,
     }
 
 

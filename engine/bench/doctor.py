@@ -11,12 +11,14 @@ from dataclasses import dataclass
 
 from ..bandwidth_model.profile import Profile
 from ..devices.host import cpu_kernels
-from ..ledger.ledger import CPU_DRAM, summarise
 from ..ledger.pass_bytes import FIXED
+from ..ledger.passes import CPU_DRAM
+from ..ledger.summary import summarise
 from ..llm import LLM
 from . import checks
-from .bench import Grid, run
+from .bench import run
 from .checks import Finding
+from .grid import Grid
 from .system_facts import gather
 
 TOKENS, ROUNDS = 32, 3
@@ -57,12 +59,12 @@ class Loss:
 
 def short_run(llm: LLM) -> Step:
     """Decodes a little. The model needs a profile."""
-    assert llm.machine is not None, "a run without a profile"
-    done = len(llm.ledger.passes)
+    assert llm.predictions.profile is not None, "a run without a profile"
     tests = Grid(prompt=(0,), new=(TOKENS,), rounds=ROUNDS)
-    row = next(iter(run(llm, tests)))
-    total = summarise(llm.ledger.passes[done:], "decode")
-    terms = [p.predicted.terms for p in llm.ledger.passes[done:] if p.phase == "decode" and p.predicted]
+    with llm.ledger.recording() as passes:
+        row = next(iter(run(llm, tests)))
+    total = summarise(passes, "decode")
+    terms = [p.predicted.terms for p in passes if p.phase == "decode" and p.predicted]
 
     def mean(term: str) -> float:
         return sum(one.get(term, 0.0) for one in terms) / max(1, total.tokens)
@@ -71,7 +73,7 @@ def short_run(llm: LLM) -> Step:
         measured_s=1 / row.tok_s,
         memory_s=mean(CPU_DRAM),
         fixed_s=mean(FIXED),
-        plain_s=row.bytes_per_token[CPU_DRAM]["total"] / llm.machine.stream,
+        plain_s=row.bytes_per_token[CPU_DRAM]["total"] / llm.predictions.profile.stream,
     )
 
 

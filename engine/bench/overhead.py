@@ -25,10 +25,11 @@ from ...kernels import FORMATS
 from ...kernels.packed import Matrix
 from ..config import SamplingParams
 from ..devices.host import cpu_kernels
+from ..llm import LLM
 from ..measure.other_load import alone
 from ..measure.quiet_samples import Pace, Sample, best, steady
 from ..model.kv_cache import PAGE
-from .random_model import RandomLLM
+from .random_weights import random_llm
 
 MANY, FEW = 12, 3
 WIDTH = 768  # of an expert where layers are many
@@ -87,7 +88,7 @@ def measure(many: int = MANY, few: int = FEW, width: int = WIDTH, rounds: int = 
     )
 
 
-def _steps(models: dict[str, RandomLLM], rounds: int) -> tuple[dict[tuple[str, int], float], float]:
+def _steps(models: dict[str, LLM], rounds: int) -> tuple[dict[tuple[str, int], float], float]:
     """Medians of what ran undisturbed: seconds of a pass by model and tokens, and of one sequence's step outside of the
     forward pass."""
     steps: dict[tuple[str, int], list[Sample]] = {run: [] for run in RUNS}
@@ -115,8 +116,8 @@ def _steps(models: dict[str, RandomLLM], rounds: int) -> tuple[dict[tuple[str, i
     return typical, statistics.median(steady(outside, best_s))
 
 
-def _model(config: dict[str, Any]) -> RandomLLM:
-    return RandomLLM(
+def _model(config: dict[str, Any]) -> LLM:
+    return random_llm(
         config,
         layers=config["num_hidden_layers"],
         expert_format="q4_0",
@@ -128,10 +129,10 @@ def _model(config: dict[str, Any]) -> RandomLLM:
     )
 
 
-def _decode(llm: RandomLLM, batch: int) -> list[tuple[float, float]]:
+def _decode(llm: LLM, batch: int) -> list[tuple[float, float]]:
     """Of every decode step with so many sequences: seconds, and those outside of the forward pass."""
     inside: list[float] = []
-    forward = llm.decoder.forward
+    forward = llm.parts.decoder.forward
 
     def timed(inputs: Any) -> Any:
         start = time.perf_counter()
@@ -139,13 +140,14 @@ def _decode(llm: RandomLLM, batch: int) -> list[tuple[float, float]]:
         inside.append(time.perf_counter() - start)
         return logits
 
-    llm.decoder.forward = timed  # type: ignore[method-assign]
-    done = len(llm.ledger.passes)
+    llm.parts.decoder.forward = timed  # type: ignore[method-assign]
+    params = SamplingParams(max_new_tokens=TOKENS + 1, ignore_eos=True)
     try:
-        llm.generate([[1 + i] for i in range(batch)], SamplingParams(max_new_tokens=TOKENS + 1, ignore_eos=True))
+        with llm.ledger.recording() as passes:
+            llm.generate([[1 + i] for i in range(batch)], params)
     finally:
-        llm.decoder.forward = forward  # type: ignore[method-assign]
-    pairs = zip(llm.ledger.passes[done:], inside, strict=True)
+        llm.parts.decoder.forward = forward  # type: ignore[method-assign]
+    pairs = zip(passes, inside, strict=True)
     return [(p.measured_s, p.measured_s - s) for p, s in pairs if p.phase == "decode"]
 
 

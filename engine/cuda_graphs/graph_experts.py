@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from ...kernels.packed import ExpertBank
-from ...loaders.weights.model_weights import TierBanks
 from ..devices.device import Device
-from ..ledger.ledger import GPU_HBM, H2D
-from ..ledger.timers import Clock, Laps
+from ..experts.backend import Chosen
+from ..experts.tiered import TieredExperts
+from ..ledger.passes import GPU_HBM, H2D, LayerWork
+from ..ledger.timers import Laps
 from ..placement.placement import Placement, Tier
 from .mailbox_experts import MailboxExperts, Posted
 
@@ -28,31 +29,24 @@ from .mailbox_experts import MailboxExperts, Posted
 class Work(NamedTuple):
     """A layer under way: this GPU's part, and the job that was posted, if there is one."""
 
+    layer: int
+    ids_TK: Tensor
     part_TD: Tensor | None
     posted: Posted | None
 
 
 class GraphedExperts:
-    """`mail` has every layer with experts in RAM, None where no layer has; `sizes` are the batch sizes; `clock` has the
-    laps of what comes before and after a step."""
+    """tiered: the same experts outside of graphs. `mail` has every layer with experts in RAM, None where no layer has;
+    `sizes` are the batch sizes."""
 
-    is_local = False
-
-    def __init__(
-        self,
-        banks: Sequence[TierBanks | None],
-        placement: Placement,
-        home: Device,
-        mail: MailboxExperts | None,
-        sizes: Sequence[int],
-        clock: Clock | None = None,
-    ) -> None:
-        self.clock = clock or Clock()
+    def __init__(self, tiered: TieredExperts, mail: MailboxExperts | None, sizes: Sequence[int]) -> None:
+        placement, home = tiered.placement, tiered.home
+        self.tiered, self.clock = tiered, tiered.clock
         self.timed: list[Laps] = []  # by size, where steps are timed
         self.home, self.mail, self.batches = home, mail, list(sizes)
         self.banks: dict[int, ExpertBank] = {}
         self.local: dict[int, Tensor] = {}
-        for layer, split in enumerate(banks):
+        for layer, split in enumerate(tiered.banks):
             if split is not None and placement.home.value in split.banks:
                 self.banks[layer] = split.banks[placement.home.value]
                 self.local[layer] = numbers(placement, layer, placement.home, home)
@@ -60,9 +54,6 @@ class GraphedExperts:
         self.batch: int | None = None
         self.padding_B: Tensor | None = None
         self.laps: Laps | None = None  # of the step that is captured or runs, if it is timed
-
-    def book(self, distinct: list[int]) -> None:
-        raise AssertionError("a captured step books nothing")
 
     def use(self, batch: int, padding_B: Tensor) -> None:
         self.batch, self.padding_B = batch, padding_B
@@ -88,9 +79,9 @@ class GraphedExperts:
         if self.mail is not None and layer in self.mail.numbers:
             posted = self.mail.submit(layer, x_TD, ids_TK, weights_TK)
         if layer not in self.banks:
-            return Work(None, posted)
+            return Work(layer, ids_TK, None, posted)
         self.chosen[self.batch][layer] = ids_TK
-        return Work(self._here(layer, x_TD, ids_TK, weights_TK), posted)
+        return Work(layer, ids_TK, self._here(layer, x_TD, ids_TK, weights_TK), posted)
 
     def _here(self, layer: int, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> Tensor:
         """This GPU's part; rows without a sequence read nothing."""
@@ -101,8 +92,12 @@ class GraphedExperts:
         part_TD: Tensor = self.home.ops.experts(x_TD, local_TK, weights_TK, self.banks[layer])
         return part_TD
 
-    def collect(self, job: Work) -> Tensor:
-        """The sum of the parts on the home device, valid as everything else in the stream is."""
+    def collect(self, job: Work) -> tuple[Tensor, Chosen]:
+        """The sum of the parts on the home device, valid as everything else in the stream is. What a replay chose,
+        `choices` says."""
+        return self._sum(job), Chosen(job.layer, job.ids_TK)
+
+    def _sum(self, job: Work) -> Tensor:
         if job.posted is None or self.mail is None:
             assert job.part_TD is not None, "a layer without experts"
             return job.part_TD
@@ -118,7 +113,11 @@ class GraphedExperts:
         if self.laps is not None:
             self.laps.lap(GPU_HBM)
 
-    def choices(self, batch: int, count: int) -> dict[int, Tensor]:
+    def work(self, chosen: Chosen) -> LayerWork:
+        """As of a step by hand, where nothing is copied."""
+        return self.tiered.work(chosen)
+
+    def choices(self, batch: int, count: int) -> list[Chosen]:
         """What the first `count` rows of the last step of this size chose, by layer: int32 [count, K] in host
         memory. Slots are views: valid until the next step of the size."""
         chosen = self.chosen[batch]
@@ -130,7 +129,7 @@ class GraphedExperts:
             for layer, number in self.mail.numbers.items():
                 if layer not in chosen:  # all its experts are in RAM, numbered as in the model
                     found[layer] = self.mail.mailbox.slot(number, batch).ids_TK[:count]
-        return dict(sorted(found.items()))
+        return [Chosen(layer, ids_TK) for layer, ids_TK in sorted(found.items())]
 
 
 def numbers(placement: Placement, layer: int, tier: Tier, there: Device) -> Tensor:

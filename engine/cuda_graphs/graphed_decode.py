@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -24,10 +25,10 @@ from ...kernels.packed import ExpertBank
 from ...loaders.weights.model_weights import TierBanks
 from ..devices.cuda_driver import Driver
 from ..experts.tiered import TieredExperts
-from ..ledger.ledger import CPU_DRAM, GPU_HBM
+from ..ledger.passes import CPU_DRAM, GPU_HBM, LayerWork
 from ..ledger.timers import Laps
 from ..model.batch import Inputs, sizes_up_to
-from ..model.decoder import Decoder
+from ..model.decoder import Decoder, Output
 from ..placement.placement import Placement, Tier
 from . import signals
 from .capture import DecodeGraphs, Graph
@@ -73,7 +74,7 @@ class GraphedDecode:
         self.mailbox = None if mail is None else mail.mailbox
         self.clock = tiered.clock
         self.kept: dict[bool, Captured] = {}  # steps with stamps, and without, while the others are in use
-        self.experts = GraphedExperts(tiered.banks, tiered.placement, home.device, mail, self.sizes, self.clock)
+        self.experts = GraphedExperts(tiered, mail, self.sizes)
         self.graphs = DecodeGraphs(
             self._step,
             self.experts,
@@ -116,9 +117,9 @@ class GraphedDecode:
         """What is captured: a pass from its inputs to its logits."""
         laps = self.experts.laps
         if laps is None:
-            return self.decoder.run(inputs, self.experts)  # type: ignore[arg-type]  # its jobs are its own
+            return self.decoder.run(inputs, self.experts)
         laps.begin()
-        logits = self.decoder.run(inputs, self.experts)  # type: ignore[arg-type]
+        logits = self.decoder.run(inputs, self.experts)
         laps.lap(GPU_HBM)
         return logits
 
@@ -164,33 +165,29 @@ class GraphedDecode:
         """Whether a decode step can run as a graph."""
         return self.decoder.choose is None and self.graphs.number_for(len(inputs.ids_T)) is not None
 
-    def forward(self, inputs: Inputs) -> Tensor:
-        """A decode step, one token of each sequence: logits float32 [sequences, vocabulary], until the next step.
-        Raises DeviceError where its experts could not be computed."""
+    def forward(self, inputs: Inputs) -> Output:
+        """A decode step, one token of each sequence; its logits are there until the next step. Raises DeviceError
+        where its experts could not be computed."""
         count = len(inputs.ids_T)
         assert len(inputs.rows) == count, f"{len(inputs.rows)} rows of logits for {count} sequences"
-        entered, before = self.decoder.enter(inputs), self._cpu_seconds()
+        (entered, read), before = self.decoder.enter(inputs), self._cpu_seconds()
         self.clock.lap(None)
         logits = self.graphs.run(entered)
         self.clock.lap(None)
         self.clock.spend(CPU_DRAM, self._cpu_seconds() - before)
         if self.experts.laps is not None:
             self.clock.add(self.experts.laps)
-        ledger = self.decoder.ledger
-        if ledger.current is not None:
-            ledger.later = lambda: self._book(count)
-        return logits
+        return Output(logits, read, partial(self._layers, count))
 
     def _cpu_seconds(self) -> float:
         """Of the mailbox's work, by its own clock."""
         return 0.0 if self.mailbox is None else self.mailbox.busy_s
 
-    def _book(self, count: int) -> None:
-        """Books what the experts of the step read and what crossed for them."""
+    def _layers(self, count: int) -> list[LayerWork]:
+        """What the experts of the last step read, and what crossed for them; the same account as of a step by hand."""
         number = self.graphs.number_for(count)
         assert number is not None, f"{count} sequences, captured for {self.sizes}"
-        for layer, ids_TK in self.experts.choices(number, count).items():
-            self.tiered.book_layer(layer, ids_TK)
+        return [self.experts.work(chosen) for chosen in self.experts.choices(number, count)]
 
     def close(self) -> None:
         """Ends the mailbox's threads and takes its registration back; no step may be under way."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.cpu.mailbox import Mailbox, Slot
-from ..ledger.ledger import CPU_DRAM, D2H, H2D
+from ..ledger.passes import CPU_DRAM, D2H, H2D
 from ..ledger.timers import Laps, wait
 from .signals import Posting
 
@@ -67,8 +67,6 @@ class MailboxExperts:
     stream that the decoder runs in. put: a tensor of the host, on the decoder's device, by a copy in the stream.
     pack: how a job is written.
     """
-
-    is_local = False  # a job leaves the decoder's device
 
     def __init__(
         self,

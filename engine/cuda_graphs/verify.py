@@ -79,9 +79,8 @@ class Steps:
 
     def by_hand(self, number: int) -> Tensor:
         """Logits of a step by the eager path, which is over then."""
-        logits = self.decoder.forward(self.inputs(number))
+        logits = self.decoder.forward(self.inputs(number)).logits
         self.decoder.home.device.wait()
-        self.tiered.booked.clear()
         return logits
 
     @contextmanager
@@ -135,7 +134,7 @@ def _compare(steps: Steps, graphed: GraphedDecode) -> str:
     """What differs between the two paths, or why there is no result; "" if nothing does."""
     for number in range(COMPARED):
         try:
-            found = graphed.forward(steps.inputs(number)).cpu()
+            found = graphed.forward(steps.inputs(number)).logits.cpu()
         except (DeviceError, RuntimeError) as error:
             return f"a step as a graph failed: {_first_line(error)}"
         with steps.without_copies():
@@ -162,7 +161,7 @@ def _time(steps: Steps, graphed: GraphedDecode) -> StepTimes | str:
     return StepTimes(graph_s=statistics.median(as_graph[1:]), eager_s=statistics.median(by_hand[1:]))
 
 
-def _seconds(step: Callable[[int], Tensor], number: int) -> float:
+def _seconds(step: Callable[[int], object], number: int) -> float:
     begin = time.perf_counter()
     step(number)
     return time.perf_counter() - begin

@@ -25,7 +25,7 @@ from torch import Tensor
 from ...kernels import ExpertLayout, Ops
 from ...kernels.packed import ExpertBank
 from ..devices.streams import Lane
-from ..ledger.ledger import GPU_HBM, H2D
+from ..ledger.passes import GPU_HBM, H2D
 from ..ledger.timers import Clock, wait
 
 PIECE = 64 << 20  # bytes of a buffer at most: a copy of 1 to 5 ms, over which what starts it does not show

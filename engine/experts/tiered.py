@@ -13,7 +13,8 @@ Every tier gets the ids as its bank numbers them, -1 for experts of other tiers,
 the sum runs over a token's choices in order. So a placement gives the same bits every time; two placements differ in
 the order of sums, and in rounding where their kernels do.
 
-What was read and sent is booked when the pass is over: the choices lie in host memory then, and nobody had to wait.
+What was read and sent follows from the choices (`work`), when the pass is over: they lie in host memory then, and
+nobody had to wait.
 What each tier does is a lap of the clock, if it is on (`ledger/timers.py`).
 """
 
@@ -23,7 +24,6 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,27 +32,16 @@ from ...kernels.packed import ExpertBank
 from ...loaders.weights.model_weights import TierBanks
 from ..devices import streams
 from ..devices.device import Device
-from ..ledger.ledger import CPU_DRAM, D2D, D2H, GPU1_HBM, H2D, LayerWork, Ledger
 from ..ledger.pass_bytes import EXPERTS, ROUTING, UNCHOSEN
+from ..ledger.passes import CPU_DRAM, D2D, D2H, GPU1_HBM, H2D, LayerWork
 from ..ledger.timers import Clock, Laps, wait
 from ..placement.placement import Placement, Tier
-from .backend import Job
+from .backend import Chosen, Job
 from .host_buffers import HandOff
 from .offload_plan import NONE, Moves, next_in_ram
 from .streaming import Ring, by_number, chosen_numbers, in_order, ranks
 
 F32, I32 = 4, 4  # bytes
-
-
-class Booked(NamedTuple):
-    """A layer that ran: its choices in host memory, how many experts of RAM were copied, whether all were, and how many
-    were copied that nobody chose."""
-
-    layer: int
-    ids_TK: Tensor
-    copied: int
-    is_streamed: bool
-    unchosen: int
 
 
 class TieredExperts:
@@ -64,7 +53,6 @@ class TieredExperts:
         placement: Placement,
         devices: Mapping[Tier, Device],
         handoff: HandOff,
-        ledger: Ledger,
         moves: Moves = NONE,
         clock: Clock | None = None,
     ) -> None:
@@ -73,11 +61,9 @@ class TieredExperts:
         self.devices = devices
         self.home = devices[placement.home]
         self.handoff = handoff
-        self.ledger = ledger
         self.local = [self._tables(layer) for layer in range(len(banks))]
         self.worker = ThreadPoolExecutor(1, thread_name_prefix="headrace-experts")
         self.running: Future[bool] | None = None
-        self.booked: list[Booked] = []
         self.moves = moves
         self.clock = Clock() if clock is None else clock
         self.here = self.home.tier.channel
@@ -113,17 +99,11 @@ class TieredExperts:
         """At home: expert -> its number in the bank in RAM, or -1; int32 [E]."""
         return torch.tensor(self.placement.local_ids(layer, Tier.CPU), dtype=torch.int32).to(self.home.place)
 
-    is_local = False
-
-    def book(self, distinct: list[int]) -> None:
-        raise AssertionError("layers with tiers run one by one")
-
     def submit(self, layer: int, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> Job:
         """Starts every tier's part. Tensors are on the home device."""
         if self.running is not None:  # an error came between submit and collect: its worker may still use the buffers
             self.running.exception()
             self.running = None
-        self._open_account()
         if layer <= self.last and self.ring is not None:  # another pass
             self.ring.forget()
         self.last = layer
@@ -156,8 +136,7 @@ class TieredExperts:
                 parts.append(self._on_ring(layer, x_TD, ids_TK, weights_TK, copied, is_streamed))
             if is_streamed:
                 self._fetch_after(layer, len(copied))
-        self.booked.append(Booked(layer, ids, len(copied), is_streamed, unchosen))
-        return Job(layer, parts, T)
+        return Job(parts, Chosen(layer, ids, len(copied), is_streamed, unchosen))
 
     def _to_copy(self, layer: int, ids_TK: Tensor) -> list[int]:
         """Waits for the choices; the numbers of the experts in RAM that are to be copied, the first of the chosen."""
@@ -232,7 +211,7 @@ class TieredExperts:
         assert banks is not None, f"layer {layer} is dense"
         return banks.banks[tier.value]
 
-    def collect(self, job: Job) -> Tensor:
+    def collect(self, job: Job) -> tuple[Tensor, Chosen]:
         """Waits for the CPU's part and adds all parts up on the home device: float32 [tokens, hidden]."""
         self.clock.lap(self.here)
         parts = [self.home.put(part) for part in job.parts]
@@ -243,35 +222,20 @@ class TieredExperts:
             has_part = running.result()
             self.clock.lap(wait(CPU_DRAM))
             if has_part:
-                parts.append(self.handoff.up(job.tokens))
+                parts.append(self.handoff.up(len(job.chosen.ids_TK)))
                 self.clock.lap(H2D)
         assert parts, "collect without submit"
         y_TD, *others = parts
         for part in others:
             self.home.ops.gated_add_(y_TD, part)
-        return y_TD
+        return y_TD, job.chosen
 
     # ---- the account
 
-    def _open_account(self) -> None:
-        """Has the ledger ask for this pass's bytes when it is over; outside of a pass nothing is kept."""
-        if self.ledger.current is None or self.ledger.later is None:
-            self.booked.clear()
-        if self.ledger.current is not None:
-            self.ledger.later = self._book
-
-    def _book(self) -> None:
-        """Books what the tiers of every layer read, and what crossed the links."""
-        self.home.wait()
-        for booked in self.booked:
-            self.book_layer(*booked)
-        self.booked.clear()
-
-    def book_layer(
-        self, layer: int, ids_TK: Tensor, copied: int = 0, is_streamed: bool = False, unchosen: int = 0
-    ) -> None:
-        """Books a layer of the current pass from its choices, which lie in host memory; `copied` of its experts in RAM,
-        the first ones, went to the home device, and `unchosen` that nobody chose."""
+    def work(self, chosen: Chosen) -> LayerWork:
+        """What a layer read and sent: the first `copied` of its chosen experts in RAM went to the home device, and
+        `unchosen` that nobody chose."""
+        layer, ids_TK, copied, is_streamed, unchosen = chosen
         counts, pairs = self._served(layer, ids_TK, copied)
         found: defaultdict[str, dict[str, int]] = defaultdict(dict)
         for tier, count in counts.items():
@@ -291,9 +255,7 @@ class TieredExperts:
             found[H2D][UNCHOSEN] = unchosen * self._bank(layer, Tier.CPU).layout.bytes
         if Tier.GPU1 in counts:
             found[D2D] = {EXPERTS: 2 * hidden, ROUTING: routing}
-        self.ledger.work(
-            LayerWork(layer=layer, tokens=T, bytes=dict(found), pairs=pairs, copied=size, is_streamed=is_streamed)
-        )
+        return LayerWork(layer=layer, tokens=T, bytes=dict(found), pairs=pairs, copied=size, is_streamed=is_streamed)
 
     def _served(self, layer: int, ids_TK: Tensor, copied: int) -> tuple[dict[Tier, int], dict[str, int]]:
         """Of a layer's choices: by tier, the different experts that were computed where they lie; by memory, how many

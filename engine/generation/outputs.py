@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..ledger.ledger import Pass
+from ..ledger.passes import Pass
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from ..ledger.ledger import Pass
+from ..ledger.summary import Account
 from .outputs import Chunk, Completion
 from .sequence import Sequence
 from .stop_strings import TextBuilder
@@ -23,6 +23,7 @@ class Request:
     sequence: Sequence
     text: TextBuilder
     chunks: deque[Chunk] = field(default_factory=deque)
+    account: Account = field(default_factory=Account)  # of the passes that it took part in
 
     @property
     def is_open(self) -> bool:
@@ -45,8 +46,8 @@ class Request:
                 sequence.finish_reason = "stop"
         self.chunks.append(Chunk(text=piece, token_id=token, finish_reason=sequence.finish_reason))
 
-    def completion(self, passes: list[Pass]) -> Completion:
-        """What there is so far; `passes` are those of the whole ledger."""
+    def completion(self) -> Completion:
+        """What there is so far."""
         sequence = self.sequence
         return Completion(
             text=self.text.text,
@@ -54,5 +55,5 @@ class Request:
             finish_reason=sequence.finish_reason or "interrupted",
             prompt_tokens=sequence.prompt_tokens,
             reused_tokens=sequence.reused,
-            ledger=[p for p in passes if sequence.id in p.sequences],
+            ledger=list(self.account.recent),
         )

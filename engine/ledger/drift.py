@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .ledger import Pass, Summary, summarise
+from .passes import Pass
 from .residual import OVERLAP, causes
+from .summary import Summary, summarise
 
 WINDOW = 32  # tokens
 TOLERANCE = 0.2  # of the predicted time

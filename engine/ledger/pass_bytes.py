@@ -20,7 +20,7 @@ import torch
 
 from ...loaders.spec import ModelSpec
 from ...loaders.weights.model_weights import LayerWeights, ModelWeights
-from .ledger import CPU_DRAM, Bytes
+from .passes import CPU_DRAM, Bytes
 
 EXPERTS, DENSE, KV, HEAD = "experts", "dense", "kv", "head"
 # What crosses a link besides hidden states of experts: choices and their weights, a pass's inputs, what sampling needs,

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .ledger import Summary
 from .pass_bytes import FIXED, HANDOFF
+from .summary import Summary
 
 OVERLAP, OUTSIDE = "overlap", "outside"
 

@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ..devices.streams import Stamps
-from .ledger import CPU_DRAM, Times, add_up
+from .passes import CPU_DRAM, Times, add_up
 
 WAIT = "wait "  # before the tier that is waited for
 

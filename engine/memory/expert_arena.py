@@ -16,26 +16,24 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from ...loaders.weights.model_weights import ModelWeights, TierBanks
-from ..cuda_graphs.gpu_runtime import Runtime
+from ..devices.cuda_driver import Driver
 from ..placement.placement import Tier
 from .pinned import Arena, PinReport, Pins
 
 
 class ExpertMemory:
-    """`sizes`: bytes by layer of the experts in RAM, 0 for none. limit: bytes that may be pinned. Without a runtime
-    nothing is pinned; `problem` says why."""
+    """`sizes`: bytes by layer of the experts in RAM, 0 for none. number: of the GPU, as the driver counts. limit: bytes
+    that may be pinned. Without a driver nothing is pinned; `problem` says why."""
 
-    def __init__(self, sizes: list[int], runtime: Runtime | None, problem: str, limit: int) -> None:
+    def __init__(self, sizes: list[int], driver: Driver | None, number: int, problem: str, limit: int) -> None:
         self.arena = Arena(Arena.room([size for size in sizes if size]))
-        self.runtime, self.problem, self.limit = runtime, problem, limit
+        self.driver, self.number, self.problem, self.limit = driver, number, problem, limit
         self.pins: Pins | None = None
         self.report: PinReport | None = None
 
     def start(self, weights: ModelWeights, in_parts: bool) -> None:
         """Pins from now on what is filled. in_parts: matrices are filled one by one, and what pads an expert never."""
-        runtime = self.runtime
-        driver, number = (runtime.driver, runtime.number) if runtime else (None, 0)
-        self.pins = Pins(self.arena, driver, self.limit, number, problem=self.problem)
+        self.pins = Pins(self.arena, self.driver, self.limit, self.number, problem=self.problem)
         if in_parts:
             for part in _padding(weights):
                 self.pins.filled(part)

@@ -19,6 +19,11 @@ class Inputs:
     rows: Tensor  # int64: the rows whose logits are wanted, those of the last tokens of `Batch.ready`
     x_TD: Tensor | None = None  # float32: rows of the embedding, where they were looked up before
 
+    @property
+    def wanted_rows(self) -> Tensor | None:
+        """`rows`; None where the logits of all tokens are wanted."""
+        return self.rows if len(self.rows) < len(self.ids_T) else None
+
 
 def sizes_up_to(most: int) -> list[int]:
     """1, 2, 4, 8 ... up to the first that holds `most` sequences."""

@@ -1,7 +1,7 @@
 """The decoder: one forward pass of any grouped-query mixture-of-experts model, driven by its `ModelSpec`.
 
     x = embed(ids)
-    each layer:  x += attention(norm(x));  x += mlp(norm(x))      one op, or two a layer with the seam between
+    each layer:  x += attention(norm(x));  x += experts(norm(x)), an MLP, or both      `layers`, or one fused call
     logits = head(norm(x))
 
 It never says where a weight lies, on how many threads an op runs, or which family this is. Shapes are named as in
@@ -11,24 +11,32 @@ It never says where a weight lies, on how many threads an op runs, or which fami
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from ...kernels import Ops
-from ...kernels.decoder_layer import AttentionBlock, Choice, Layer, Router, Stack, run_layers
-from ...kernels.packed import ExpertBank
+from ...kernels.decoder_layer import Choice, Layer, Stack, mlp
 from ...loaders.spec import ModelSpec
-from ...loaders.weights.model_weights import LayerWeights, ModelWeights
-from ..experts.backend import Experts
-from ..ledger.ledger import Ledger
-from ..ledger.pass_bytes import common_bytes, dense_sizes
-from . import rope
+from ...loaders.weights.model_weights import ModelWeights
+from ..experts.backend import Chosen, CpuExperts, ExpertBackend
+from ..ledger.pass_bytes import EXPERTS, dense_sizes
+from ..ledger.passes import CPU_DRAM, Bytes, LayerWork, add_bytes
 from .batch import Inputs
 from .inputs import Home
 from .kv_cache import KVCache
+from .prepare import make_stack
 
 Choose = Callable[[int, Choice], Choice]
+
+
+class Output(NamedTuple):
+    """Of a pass. logits: float32 [rows, vocabulary]. read: its bytes as the ledger has them, but for those of `layers`:
+    what the experts of each layer read and sent, to be asked when the device is done."""
+
+    logits: Tensor
+    read: Bytes
+    layers: Callable[[], list[LayerWork]] = list
 
 
 class Decoder:
@@ -39,9 +47,8 @@ class Decoder:
         spec: ModelSpec,
         weights: ModelWeights,
         ops: Ops,
-        experts: Experts,
+        experts: ExpertBackend,
         cache: KVCache,
-        ledger: Ledger,
         max_context: int,
         home: Home,
     ) -> None:
@@ -50,62 +57,77 @@ class Decoder:
         self.ops = ops
         self.experts = experts
         self.cache = cache
-        self.ledger = ledger
         self.home = home
-        self.cos, self.sin = map(home.device.put, rope.tables(spec.rope, max_context))
-        self.stack = Stack(layers=tuple(self._layer(layer, i) for i, layer in enumerate(weights.layers)))
+        self.stack: Stack = make_stack(spec, weights, cache, max_context, home.device.put)
         self.sizes = dense_sizes(weights)
-        self.choose: Choose | None = None  # what becomes of the router's choice in a layer: for a test, or a trace
+        self.choose: Choose | None = None  # what becomes of the router's choice in a layer, for a test
 
-    def _layer(self, layer: LayerWeights, index: int) -> Layer:
-        block = self._block(layer, index)
-        bank = layer.experts if isinstance(layer.experts, ExpertBank) else None  # else it is behind the seam
-        return Layer(block=block, bank=bank, mlp=layer.mlp, shared_gate=layer.shared_gate)
+    def forward(self, inputs: Inputs) -> Output:
+        """Runs the new tokens through all layers, writing their keys and values."""
+        entered, read = self.enter(inputs)
+        inputs = self.home.take(entered)
+        if self.choose is None and isinstance(self.experts, CpuExperts):
+            return self._fused(inputs, self.experts, read)
+        experts = self.experts if self.choose is None else ForcedChoice(self.experts, self.choose)
+        x_TD, update_TD, chosen = self.layers(self._embed(inputs), inputs, experts)
+        return Output(self._head(x_TD, update_TD), read, lambda: [experts.work(one) for one in chosen])
 
-    def _block(self, layer: LayerWeights, index: int) -> AttentionBlock:
-        spec, moe, router = self.spec, self.spec.moe, None
-        k_PGBd, v_PGBd = self.cache.layers[index]
-        if layer.router is not None:
-            router = Router(matrix=layer.router, top_k=moe.top_k, scoring=moe.scoring, renormalise=moe.renormalise)
-        return AttentionBlock(
-            heads=spec.attention.heads,
-            pre_norm=layer.attn_norm,
-            qkv=layer.qkv,
-            qkv_bias=layer.qkv_bias,
-            q_norm=layer.q_norm,
-            k_norm=layer.k_norm,
-            o=layer.o,
-            o_bias=layer.o_bias,
-            post_norm=layer.mlp_norm,
-            k_PGBd=k_PGBd,
-            v_PGBd=v_PGBd,
-            cos_Pr=self.cos,
-            sin_Pr=self.sin,
-            eps=spec.norm_eps,
-            clip=spec.attention.clip,
-            scale=spec.attention.scale,
-            residual_scale=spec.residual_scale,
-            router=router,
-        )
-
-    def forward(self, inputs: Inputs) -> Tensor:
-        """Runs the new tokens through all layers, writing their keys and values; logits float32 [rows, vocabulary]."""
-        return self.run(self.home.take(self.enter(inputs)), self.experts)
-
-    def enter(self, inputs: Inputs) -> Inputs:
-        """What a pass does before its device has a part: books what it reads besides experts, and looks up embedding
-        rows that lie elsewhere."""
-        self._book(inputs)
+    def enter(self, inputs: Inputs) -> tuple[Inputs, Bytes]:
+        """What a pass does before its device has a part: looks up embedding rows that lie elsewhere. Besides, what the
+        pass will read and send, but for experts."""
         inputs = self.home.look_up(self.weights.embed, inputs, self.spec.embedding_scale)
-        self.home.book(inputs)
-        return inputs
+        return inputs, self.home.bytes_of(inputs, self.sizes, self.cache.token_bytes)
 
-    def run(self, inputs: Inputs, experts: Experts) -> Tensor:
-        """The rest of a pass: inputs are on the device, `experts` are behind the seam. It books nothing itself, and
-        asks for no value of a tensor, so that it can be recorded."""
+    def run(self, inputs: Inputs, experts: ExpertBackend) -> Tensor:
+        """The rest of a pass, of inputs on the device: logits. It asks for no value of a tensor, so that it can be
+        captured in a graph."""
+        x_TD, update_TD, _ = self.layers(self._embed(inputs), inputs, experts)
+        return self._head(x_TD, update_TD)
+
+    def layers(self, x_TD: Tensor, inputs: Inputs, experts: ExpertBackend) -> tuple[Tensor, Tensor, list[Chosen]]:
+        """All layers: x, what is still to be added to it, and what each layer's experts had to do. After the last
+        attention only those tokens go on whose logits are wanted."""
+        update_TD: Tensor | None = None
+        chosen: list[Chosen] = []
+        for i, layer in enumerate(self.stack.layers):
+            rows_R = inputs.wanted_rows if i == len(self.stack.layers) - 1 else None
+            x_TD, h_TD, choice = self.ops.attention_block(x_TD, update_TD, layer.block, inputs.places, rows_R)
+            if x_TD.shape[0] == 0:
+                return x_TD, h_TD, chosen  # its keys and values are written, and nobody asks for more
+            if choice is None:
+                update_TD = mlp(self.ops, layer.mlp, h_TD)
+            else:
+                update_TD, one = self._experts(i, layer, h_TD, choice, experts)
+                chosen.append(one)
+        assert update_TD is not None, "a model without layers"
+        return x_TD, update_TD, chosen
+
+    def _experts(
+        self, index: int, layer: Layer, h_TD: Tensor, choice: Choice, experts: ExpertBackend
+    ) -> tuple[Tensor, Chosen]:
+        """A layer's routed experts, with the shared one computed meanwhile: float32 [T, D]."""
+        job = experts.submit(index, h_TD, *choice)
+        if layer.mlp is None:
+            return experts.collect(job)
+        shared_TD = mlp(self.ops, layer.mlp, h_TD)
+        gate_T1 = None if layer.shared_gate is None else self.ops.linear(h_TD, layer.shared_gate)
+        y_TD, chosen = experts.collect(job)
+        self.ops.gated_add_(y_TD, shared_TD, gate_T1)
+        return y_TD, chosen
+
+    def _fused(self, inputs: Inputs, experts: CpuExperts, read: Bytes) -> Output:
+        """`forward` where all experts lie beside attention: all layers in one call, of which `layers` is the twin."""
+        x_TD = self._embed(inputs)
+        x_TD, update_TD, distinct_L = self.ops.layers(x_TD, self.stack, inputs.places, inputs.wanted_rows)
+        add_bytes(read, {CPU_DRAM: {EXPERTS: experts.bytes_of(distinct_L.tolist())}})
+        return Output(self._head(x_TD, update_TD), read)
+
+    def _embed(self, inputs: Inputs) -> Tensor:
+        return self.home.embed(self.weights.embed, inputs, self.spec.embedding_scale)
+
+    def _head(self, x_TD: Tensor, update_TD: Tensor) -> Tensor:
+        """Logits of the rows that are left: float32 [R, V]."""
         spec, ops = self.spec, self.ops
-        x_TD = self.home.embed(self.weights.embed, inputs, spec.embedding_scale)
-        x_TD, update_TD = self._layers(x_TD, inputs, experts)
         if x_TD.shape[0] == 0:
             return x_TD.new_empty(0, spec.vocab)
         h_TD = ops.add_rmsnorm_(x_TD, update_TD, self.weights.final_norm, spec.norm_eps, spec.residual_scale)
@@ -114,42 +136,13 @@ class Decoder:
             logits.div_(spec.logits_divisor)
         return logits
 
-    def _layers(self, x_TD: Tensor, inputs: Inputs, experts: Experts) -> tuple[Tensor, Tensor]:
-        """All layers, in one call if all experts lie where the rest does: x and what is still to be added to it. After
-        the last attention only those tokens go on that are asked for."""
-        rows_R = inputs.rows if len(inputs.rows) < len(inputs.ids_T) else None
-        if self.choose is None and experts.is_local:
-            x_TD, update_TD, distinct_L = self.ops.layers(x_TD, self.stack, inputs.places, rows_R)
-            experts.book(distinct_L.tolist())
-            return x_TD, update_TD
-        seam = experts if self.choose is None else _Chosen(experts, self.choose)
-        return run_layers(self.ops, x_TD, self.stack, inputs.places, rows_R, seam)
 
-    def _book(self, inputs: Inputs) -> None:
-        """Books what a pass reads besides experts: the dense weights, the embedding rows, the cache, the head."""
-        found = common_bytes(
-            self.sizes,
-            self.cache.token_bytes,
-            tokens=len(inputs.ids_T),
-            context=inputs.context,
-            logits=len(inputs.rows) > 0,
-            home=self.home.device.tier.channel,
-            table=self.home.table.tier.channel,
-        )
-        for channel, groups in found.items():
-            for group, size in groups.items():
-                self.ledger.read(channel, group, size)
+class ForcedChoice:
+    """Experts with `Decoder.choose` before them."""
 
-
-class _Chosen:
-    """The seam with `Decoder.choose` before it."""
-
-    def __init__(self, experts: Experts, choose: Choose) -> None:
-        self.experts = experts
-        self.choose = choose
+    def __init__(self, experts: ExpertBackend, choose: Choose) -> None:
+        self.experts, self.choose = experts, choose
+        self.collect, self.work = experts.collect, experts.work
 
     def submit(self, layer: int, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> Any:
         return self.experts.submit(layer, x_TD, *self.choose(layer, (ids_TK, weights_TK)))
-
-    def collect(self, job: Any) -> Tensor:
-        return self.experts.collect(job)

@@ -1,5 +1,5 @@
 """Where everything but the routed experts lies, as the decoder sees it: puts a pass's inputs there by one copy
-(`staging.py`), and books what crosses.
+(`staging.py`), and says what crosses.
 
 In RAM there is nothing to do. Beside a GPU the embedding, of which a token reads one row, stays in RAM as long as
 experts do; its rows go up instead of the token ids.
@@ -15,8 +15,8 @@ from ...kernels.packed import Matrix
 from ...loaders.spec import ModelSpec
 from ..config import EngineConfig
 from ..devices.device import Device
-from ..ledger.ledger import D2H, H2D, Ledger
-from ..ledger.pass_bytes import INPUTS, SAMPLES
+from ..ledger.pass_bytes import INPUTS, SAMPLES, DenseSizes, common_bytes
+from ..ledger.passes import D2H, H2D, Bytes, add_bytes
 from ..ledger.timers import Clock
 from .batch import Inputs
 from .kv_cache import pages_for
@@ -30,7 +30,6 @@ class Home:
 
     device: Device
     table: Device
-    ledger: Ledger
     clock: Clock
     upload: Upload | None = None
 
@@ -57,20 +56,32 @@ class Home:
             return inputs.x_TD
         return self.table.ops.embed(table, inputs.ids_T, scale)
 
-    def book(self, inputs: Inputs) -> None:
-        """What goes up for a pass: inputs as `look_up` gives them."""
-        if self.device.is_host:
-            return
-        first = inputs.ids_T if inputs.x_TD is None else inputs.x_TD
-        for tensor in (first, inputs.rows, *vars(inputs.places).values()):
-            if isinstance(tensor, Tensor):
-                self.ledger.read(H2D, INPUTS, tensor.nbytes)
+    def bytes_of(self, inputs: Inputs, sizes: DenseSizes, token_bytes: int) -> Bytes:
+        """What a pass reads besides routed experts, and what goes up for it: inputs as `look_up` gives them;
+        token_bytes: of the cache."""
+        read = common_bytes(
+            sizes,
+            token_bytes,
+            tokens=len(inputs.ids_T),
+            context=inputs.context,
+            logits=len(inputs.rows) > 0,
+            home=self.device.tier.channel,
+            table=self.table.tier.channel,
+        )
+        add_bytes(read, self._sent(inputs))
+        return read
 
-    def book_samples(self, greedy: int, drawn: int, vocab: int) -> None:
+    def _sent(self, inputs: Inputs) -> Bytes:
+        if self.device.is_host:
+            return {}
+        first = inputs.ids_T if inputs.x_TD is None else inputs.x_TD
+        sent = (first, inputs.rows, *vars(inputs.places).values())
+        return {H2D: {INPUTS: sum(tensor.nbytes for tensor in sent if isinstance(tensor, Tensor))}}
+
+    def sample_bytes(self, greedy: int, drawn: int, vocab: int) -> Bytes:
         """What sampling takes down: the largest logit and its place of every sequence, and all logits of those whose
         token is drawn."""
-        if not self.device.is_host:
-            self.ledger.read(D2H, SAMPLES, 12 * (greedy + drawn) + 4 * vocab * drawn)
+        return {} if self.device.is_host else {D2H: {SAMPLES: 12 * (greedy + drawn) + 4 * vocab * drawn}}
 
 
 def largest_pass(tokens: int, sequences: int, context: int, hidden: int) -> Shape:
@@ -79,12 +90,10 @@ def largest_pass(tokens: int, sequences: int, context: int, hidden: int) -> Shap
     return Shape(tokens=tokens, sequences=sequences, pages=pages_for(context), rows=tokens, hidden=hidden)
 
 
-def make_home(
-    device: Device, table: Device, ledger: Ledger, clock: Clock, config: EngineConfig, spec: ModelSpec, context: int
-) -> Home:
+def make_home(device: Device, table: Device, clock: Clock, config: EngineConfig, spec: ModelSpec, context: int) -> Home:
     """Home on a device, with a way there where it is not the host; `context`: tokens of the longest sequence."""
     upload = None
     if not device.is_host:
         tokens, hidden = max(config.prefill_chunk, config.max_sequences), 0 if table is device else spec.hidden
         upload = Upload(device.place, largest_pass(tokens, config.max_sequences, context, hidden))
-    return Home(device=device, table=table, ledger=ledger, clock=clock, upload=upload)
+    return Home(device=device, table=table, clock=clock, upload=upload)

@@ -171,7 +171,8 @@ def parse(text: str) -> Policy:
     raise OptionError(f"--placement is {text!r}{nearest(word, [*simple, 'n-cpu-moe'])}; {CHOICES}")
 
 
-CHOICES = "there are auto, cpu, gpu, cpu-moe, n-cpu-moe=N, and a file NAME.json"
+PLACES = "auto, cpu, gpu, cpu-moe, n-cpu-moe=N"
+CHOICES = f"there are {PLACES}, and a file NAME.json"
 
 
 def layers_in_ram(value: int | str) -> Policy:

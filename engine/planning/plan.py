@@ -19,31 +19,12 @@ from . import layouts as placing
 from . import storage as storing
 from .articles import RuleOfThumb, rule_of_thumb
 from .layouts import Demand, Placement, Tier
+from .options import Options
 from .speed import CACHE_WIDTH, CHUNK, STATE_WIDTH, Distinct, Estimate, Model, Workload, simple_seconds
 from .storage import Storage
 
 GB = 1e9
 SMALLER = ("q8_0", "q6_k", "q4_k", "q4_0", "q3_k", "q2_k", "iq2_xxs")  # tried when a model does not fit, largest first
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """What is to be run. `context`: tokens of each sequence when its last one is decoded; `prompt`: of them, given."""
-
-    quant: str = "native"
-    context: int = 4096
-    batch: int = 1
-    prompt: int = 512
-    placement: str = "auto"
-    model: str = "full"
-
-    def __post_init__(self) -> None:
-        for name in ("context", "batch", "prompt"):
-            value = getattr(self, name)
-            if value < 1:
-                raise OptionError(f"--{name} is {value}: give a whole number above 0")
-        if self.model not in ("full", "simple"):
-            raise OptionError(f"--model is '{self.model}'; there are full and simple")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,19 +12,12 @@ from rich.console import Console
 
 from ...errors import OptionError
 from ..bench import bench
-from ..bench.random_model import RandomLLM
+from ..bench.grid import Grid
+from ..bench.random_weights import random_llm
 from ..llm import LLM
-from . import bench_report, generate, generate_report
+from . import bench_report, generate_command, generate_report
 
 WIDE = 120  # columns of a file or a pipe, which have no width of their own
-
-
-def numbers(option: str, text: str) -> tuple[int, ...]:
-    """Whole numbers separated by commas; raises OptionError for anything else."""
-    try:
-        return tuple(int(word) for word in text.split(","))
-    except ValueError:
-        raise OptionError(f"{option} is {text!r}: give whole numbers separated by commas, as in 1,4,16") from None
 
 
 def load(model: str, options: dict[str, Any], is_random: bool, layers: int | None, placement: str | None = None) -> LLM:
@@ -32,15 +25,15 @@ def load(model: str, options: dict[str, Any], is_random: bool, layers: int | Non
     options = options if placement is None else {**options, **bench.placed(placement, options)}
     if layers is not None and not is_random:
         raise OptionError("--layers cuts a model of random weights: add --random-weights")
-    with generate.load_progress() as progress:
+    with generate_command.load_progress() as progress:
         more = {"progress": progress, **options}
-        llm = RandomLLM(model, layers=layers, **more) if is_random else LLM(model, **more)
-    generate.notes.print(generate_report.startup_table(llm))
+        llm = random_llm(model, layers=layers, **more) if is_random else LLM(model, **more)
+    generate_command.notes.print(generate_report.startup_table(llm))
     return llm
 
 
 def run(
-    load_as: Callable[[str], LLM], model: str, tests: bench.Grid, *, save_to: Path | None, old: dict[str, Any] | None
+    load_as: Callable[[str], LLM], model: str, tests: Grid, *, save_to: Path | None, old: dict[str, Any] | None
 ) -> int:
     """Runs the tests on the model as each placement loads it, one at a time, and shows them; returns the exit status, 1
     if a test became slower than in `old`."""
@@ -50,9 +43,9 @@ def run(
         llm = None
         gc.collect()  # the memory of the last one goes before the next one is loaded
         llm = load_as(placement)
-        generate.ensure_profile(llm)
-        llm.tell = lambda text: None  # the table shows it
-        rows += bench.run(llm, tests, placement, lambda text: generate.say(text, "dim"))
+        generate_command.ensure_profile(llm)
+        llm.predictions.tell = lambda text: None  # the table shows it
+        rows += bench.run(llm, tests, placement, lambda text: generate_command.say(text, "dim"))
     assert llm is not None, "no placement"
     found = bench_report.as_json(llm, model, rows)
     if save_to is not None:
@@ -64,12 +57,12 @@ def run(
     if tiers is not None:
         out.print(tiers)
     for line in bench_report.remarks(llm):
-        generate.say(line, "dim")
-    if len(llm.devices) > 1:
-        generate.say(str(generate_report.remark(llm)), "dim")
+        generate_command.say(line, "dim")
+    if len(llm.parts.devices) > 1:
+        generate_command.say(str(generate_report.remark(llm)), "dim")
     if old is None:
         return 0
     lines, status = bench_report.compare(old, found)
     for line in lines:
-        generate.say(line)
+        generate_command.say(line)
     return status

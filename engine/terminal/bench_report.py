@@ -12,9 +12,9 @@ from rich.table import Table
 from ...errors import OptionError
 from ..bench.bench import Row
 from ..bench.passport import passport
-from ..bench.random_model import RandomLLM
-from ..ledger.ledger import CHANNELS, MEMORIES
+from ..bench.random_weights import RandomWeights, is_cut, whole_spec
 from ..ledger.pass_bytes import FIXED
+from ..ledger.passes import CHANNELS, MEMORIES
 from ..ledger.residual import TierTimes
 from ..llm import LLM
 from ..units import size
@@ -91,18 +91,18 @@ def _number(value: float | None) -> str:
 
 
 def _layers(llm: LLM) -> int:
-    return llm.whole.layers if isinstance(llm, RandomLLM) else llm.spec.layers
+    return whole_spec(llm).layers
 
 
 def remarks(llm: LLM) -> list[str]:
     """What a reader of the table must know."""
     found = []
-    if isinstance(llm, RandomLLM):
+    if isinstance(llm.source, RandomWeights):
         found.append("random weights: speeds are those of the shape, the routing is close to uniform")
-        if llm.is_cut:
+        if is_cut(llm):
             found.append(
-                f"{llm.spec.layers} of {llm.whole.layers} layers were run; the last column (~) is extrapolated, not "
-                "measured"
+                f"{llm.spec.layers} of {whole_spec(llm).layers} layers were run; the last column (~) is "
+                "extrapolated, not measured"
             )
     found.append(
         "predicted: of a prompt it is extrapolated from the speed of 16 tokens; ceiling: a plain read of the same bytes"
@@ -112,16 +112,18 @@ def remarks(llm: LLM) -> list[str]:
 
 def as_json(llm: LLM, model: str, rows: list[Row]) -> dict[str, Any]:
     """Everything about a run; rates are tokens per second, bytes and times per token."""
-    formats = {group: format.name for group, format in vars(llm.checkpoint.formats).items()}
+    formats = {group: format.name for group, format in vars(llm.parts.checkpoint.formats).items()}
     return {
         "model": model,
         "family": llm.spec.family,
         "layers": llm.spec.layers,
         "whole_layers": _layers(llm),
-        "random_weights": isinstance(llm, RandomLLM),
+        "random_weights": isinstance(llm.source, RandomWeights),
         "formats": formats,
-        "weight_bytes": llm.weights.nbytes,
-        "profile": None if llm.machine is None else {"date": llm.machine.date, "stream": llm.machine.stream},
+        "weight_bytes": llm.parts.weights.nbytes,
+        "profile": None
+        if llm.predictions.profile is None
+        else {"date": llm.predictions.profile.date, "stream": llm.predictions.profile.stream},
         "rows": [{**asdict(row), "tok_s": row.tok_s, "is_extrapolated": row.whole_tok_s is not None} for row in rows],
         "passport": passport(),
     }

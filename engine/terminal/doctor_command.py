@@ -11,8 +11,8 @@ from ...errors import OptionError
 from ..bandwidth_model.profile import Profile, load_profile
 from ..bench import doctor
 from ..devices import host
-from ..llm import IN_CACHES, LLM
-from . import doctor_table, generate
+from ..llm import LLM
+from . import doctor_table, generate_command
 
 
 def run(load: Callable[[], LLM] | None) -> int:
@@ -20,13 +20,13 @@ def run(load: Callable[[], LLM] | None) -> int:
     llm = load() if load is not None else None
     profile = _profile(llm)
     step = None if llm is None else doctor.short_run(llm)
-    in_caches = llm is not None and llm.weights.nbytes < IN_CACHES
+    in_caches = llm is not None and llm.predictions.in_caches
     losses = doctor.diagnose(doctor.findings(profile), step, in_caches)
     out = Console(highlight=False, markup=False, emoji=False)
     for line in doctor_table.headlines(step, losses, profile, torch.cuda.is_available()):
         out.print(line, soft_wrap=True)
     if in_caches:
-        generate.say(
+        generate_command.say(
             "this model fits into the CPU's caches: memory does not bound it, so its time is not divided", "dim"
         )
     if losses:
@@ -37,12 +37,12 @@ def run(load: Callable[[], LLM] | None) -> int:
 def _profile(llm: LLM | None) -> Profile:
     """The saved profile; measured now, whoever computes beside, if there is none of these kernels."""
     if llm is not None:
-        llm.tell = lambda text: None  # the diagnosis says it
-        generate.ensure_profile(llm, even_if_busy=True)
-        if llm.machine is None:
+        llm.predictions.tell = lambda text: None  # the diagnosis says it
+        generate_command.ensure_profile(llm, even_if_busy=True)
+        if llm.predictions.profile is None:
             raise OptionError("this machine could not be measured, and without that there is no diagnosis")
-        return llm.machine
+        return llm.predictions.profile
     host.set_threads(None)
-    found = generate.current(load_profile(), even_if_busy=True)
+    found = generate_command.current(load_profile(), even_if_busy=True)
     assert found is not None, "not measured, and nobody was in the way"
     return found

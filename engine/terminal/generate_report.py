@@ -19,10 +19,12 @@ from ..bandwidth_model.profile import Profile
 from ..devices.device import Device
 from ..devices.host import HUGE_FROM, cpu_kernels
 from ..generation.outputs import Completion
-from ..ledger.ledger import CHANNELS, Pass, Summary, summarise
+from ..ledger.ledger import Ledger
 from ..ledger.pass_bytes import GROUPS, layer_dense_bytes
+from ..ledger.passes import CHANNELS
 from ..ledger.residual import tier_times
-from ..llm import IN_CACHES, LLM
+from ..ledger.summary import PHASES, Summary
+from ..llm import LLM
 from ..memory.memory_plan import STREAM
 from ..placement.placement import Tier
 from ..units import GB, size
@@ -31,35 +33,35 @@ from .tables import new_table
 
 def startup_table(llm: LLM) -> Table:
     """Where each group of tensors lies, how many bytes it takes, and what will compute it."""
-    threads = cpu_kernels().threads() if llm.kernels == "cpu" else torch.get_num_threads()
+    threads = cpu_kernels().threads() if llm.parts.kernels == "cpu" else torch.get_num_threads()
     lines = [f"{llm.spec.family}: what lies where, computed by {threads} thread{'s' * (threads > 1)}", *_tiers(llm)]
     table = new_table("\n".join(lines))
     for column in ("tensors", "device", "format", "bytes", "kernel", "huge pages"):
         table.add_column(column, justify="right" if column == "bytes" else "left")
     for row in placement_rows(llm):
         table.add_row(*row)
-    if llm.config.device == "auto" and len(llm.devices) == 1 and torch.cuda.is_available():
+    if llm.config.device == "auto" and len(llm.parts.devices) == 1 and torch.cuda.is_available():
         table.caption = "there is a GPU, and nothing asked for it: --device cuda, or an option that places experts"
     return table
 
 
 def _tiers(llm: LLM) -> list[str]:
     """The placement, and of every GPU what it is, what it holds and what it may hold."""
-    if len(llm.devices) == 1:
+    if len(llm.parts.devices) == 1:
         return []
-    lines = [f"placement {llm.placement.name}"]
-    for tier in llm.placement.tiers:
-        device, taken = llm.devices[tier], sum(llm.fit.needs[tier].values())
+    lines = [f"placement {llm.parts.placement.name}"]
+    for tier in llm.parts.placement.tiers:
+        device, taken = llm.parts.devices[tier], sum(llm.parts.fit.needs[tier].values())
         if not device.is_host:
             lines.append(f"{tier.value}: {device.name}, {size(taken)} of the {size(device.free)} that may be taken")
-    if any(Tier.CPU in row for row in llm.placement.experts):
-        lines += llm.fit.moves.notes
+    if any(Tier.CPU in row for row in llm.parts.placement.experts):
+        lines += llm.parts.fit.moves.notes
     return lines + _pinning(llm)
 
 
 def placement_rows(llm: LLM) -> list[tuple[str, str, str, str, str, str]]:
     """One row a group: tensors, device, format, bytes, kernel, huge pages."""
-    weights, formats, home = llm.weights, llm.checkpoint.formats, llm.home
+    weights, formats, home = llm.parts.weights, llm.parts.checkpoint.formats, llm.parts.home
     tied = llm.spec.tied_head
     layers, embedding = sum(map(layer_dense_bytes, weights.layers)), "head = embedding" if tied else "head"
     head = weights.head.format.name, weights.head.nbytes, "embed" if tied else "head"
@@ -68,15 +70,15 @@ def placement_rows(llm: LLM) -> list[tuple[str, str, str, str, str, str]]:
     rows.append(_row(llm, home, embedding, *head))
     if not tied:
         table = weights.embed.format.name, weights.embed.nbytes, "embed"
-        rows.append(_row(llm, llm.devices[llm.fit.table], "embedding", *table))
-    kv, place = f"KV, {llm.room.max_context} tokens", "RAM" if home.is_host else home.tier.value
+        rows.append(_row(llm, llm.parts.devices[llm.parts.fit.table], "embedding", *table))
+    kv, place = f"KV, {llm.parts.room.max_context} tokens", "RAM" if home.is_host else home.tier.value
     kernel = _kernel(home)
-    rows.append((kv, place, FORMAT_OF_DTYPE[llm.kv_dtype], f"<= {size(llm.room.kv_bytes)}", kernel, "-"))
+    rows.append((kv, place, FORMAT_OF_DTYPE[llm.parts.kv_dtype], f"<= {size(llm.parts.room.kv_bytes)}", kernel, "-"))
     work = f"pass of {llm.config.prefill_chunk} tokens"
-    rows.append((work, place, "f32", f"<= {size(llm.room.work_bytes)}", kernel, "-"))
-    if len(llm.devices) > 1:
+    rows.append((work, place, "f32", f"<= {size(llm.parts.room.work_bytes)}", kernel, "-"))
+    if len(llm.parts.devices) > 1:
         rows += _hand_off_rows(llm)
-    buffers = llm.fit.needs[llm.placement.home].get(STREAM)
+    buffers = llm.parts.fit.needs[llm.parts.placement.home].get(STREAM)
     if buffers:
         rows.append((STREAM, place, formats.experts.name, size(buffers), kernel, "-"))
     return rows
@@ -85,54 +87,57 @@ def placement_rows(llm: LLM) -> list[tuple[str, str, str, str, str, str]]:
 def _hand_off_rows(llm: LLM) -> list[tuple[str, str, str, str, str, str]]:
     """What was pinned of the experts in RAM, and the buffers between GPU and CPU."""
     rows = []
-    if llm.memory is not None and llm.memory.report is not None:
-        found = llm.memory.report
+    if llm.parts.memory is not None and llm.parts.memory.report is not None:
+        found = llm.parts.memory.report
         rows.append(("pinned", "RAM", "-", f"{size(found.pinned)} of {size(found.total)}", "-", "-"))
-    pinned = "RAM pinned" if llm.home.is_cuda else "RAM pageable"
-    rows.append(("hand-off", pinned, "f32", size(llm.handoff.nbytes), "-", "-"))
-    if llm.graphed is not None and llm.handoff_choice is not None and llm.graphed.nbytes:
-        rows.append(("mailbox", "RAM pinned", "f32", size(llm.graphed.nbytes), llm.handoff_choice.name, "-"))
+    if (buffers := llm.parts.handoff) is not None:
+        pinned = "RAM pinned" if llm.parts.home.is_cuda else "RAM pageable"
+        rows.append(("hand-off", pinned, "f32", size(buffers.nbytes), "-", "-"))
+    if llm.parts.graphed is not None and llm.parts.handoff_choice is not None and llm.parts.graphed.nbytes:
+        rows.append(
+            ("mailbox", "RAM pinned", "f32", size(llm.parts.graphed.nbytes), llm.parts.handoff_choice.name, "-")
+        )
     return rows
 
 
 def _pinning(llm: LLM) -> list[str]:
     """How experts in RAM lie, and how they are handed over, with the reasons."""
     lines = []
-    if llm.memory is not None and llm.memory.report is not None:
-        found = llm.memory.report
-        if llm.runtime is None and not llm.home.is_cuda:  # nothing crosses a link, so it costs nothing
+    if llm.parts.memory is not None and llm.parts.memory.report is not None:
+        found = llm.parts.memory.report
+        if llm.parts.runtime is None and not llm.parts.home.is_cuda:  # nothing crosses a link, so it costs nothing
             lines.append(f"experts in RAM are not pinned: {found.reason}")
         else:
             lines.append(found.warning or f"pinned: all experts in RAM, {found.seconds:.1f} s of the driver's time")
-    if llm.handoff_choice is not None:
-        lines.append(f"hand-off: {llm.handoff_choice.name}, {llm.handoff_choice.reason}")
+    if llm.parts.handoff_choice is not None:
+        lines.append(f"hand-off: {llm.parts.handoff_choice.name}, {llm.parts.handoff_choice.reason}")
     return lines
 
 
 def _expert_rows(llm: LLM) -> Iterator[tuple[str, str, str, str, str, str]]:
     """The routed experts, a row for every tier that has some."""
-    banks = [layer.experts for layer in llm.weights.layers if layer.experts is not None]
-    form = llm.checkpoint.formats.experts.name
-    if len(llm.devices) == 1:
+    banks = [layer.experts for layer in llm.parts.weights.layers if layer.experts is not None]
+    form = llm.parts.checkpoint.formats.experts.name
+    if len(llm.parts.devices) == 1:
         what = f"{len(banks)} x {llm.spec.moe.experts} experts"
-        yield _row(llm, llm.home, what, form, sum(bank.nbytes for bank in banks), "experts")
+        yield _row(llm, llm.parts.home, what, form, sum(bank.nbytes for bank in banks), "experts")
         return
-    for tier in llm.placement.tiers:
+    for tier in llm.parts.placement.tiers:
         mine = [b.banks[tier.value] for b in banks if isinstance(b, TierBanks) and tier.value in b.banks]
         if mine:
             count = sum(bank.experts for bank in mine)
             what = f"{count} experts"
             group = f"experts.{tier.value}"
-            yield _row(llm, llm.devices[tier], what, form, sum(bank.nbytes for bank in mine), group)
+            yield _row(llm, llm.parts.devices[tier], what, form, sum(bank.nbytes for bank in mine), group)
 
 
 def _row(llm: LLM, device: Device, what: str, form: str, count: int, group: str) -> tuple[str, str, str, str, str, str]:
     """A row about weights."""
     if not device.is_host:
         return what, device.tier.value, form, size(count), _kernel(device), "-"
-    ram = {0: "RAM, one node", 1: "RAM"}.get(llm.nodes, f"RAM, {llm.nodes} nodes")
-    if len(llm.devices) > 1 and group.startswith("experts"):
-        report = None if llm.memory is None else llm.memory.report
+    ram = {0: "RAM, one node", 1: "RAM"}.get(llm.parts.nodes, f"RAM, {llm.parts.nodes} nodes")
+    if len(llm.parts.devices) > 1 and group.startswith("experts"):
+        report = None if llm.parts.memory is None else llm.parts.memory.report
         share = "no" if report is None else str(report)
         ram += {"yes": " pinned", "no": " pageable"}.get(share, f", {share} pinned")
     return what, ram, form, size(count), _kernel(device), _huge(llm, group)
@@ -146,23 +151,18 @@ def _kernel(device: Device) -> str:
 
 def _huge(llm: LLM, group: str) -> str:
     """Whether the large tensors of a group have huge pages under them."""
-    if llm.kernels != "cpu":
+    if llm.parts.kernels != "cpu":
         return "-"
     last = {"layers": "qkv"}.get(group, group)
-    found = [granted for name, granted in llm.huge_pages.items() if f".{name}".endswith(f".{last}")]
+    found = [granted for name, granted in llm.parts.huge_pages.items() if f".{name}".endswith(f".{last}")]
     if not found:
         return f"< {HUGE_FROM >> 20} MB: no"
     return "yes" if all(found) else "refused"
 
 
-def passes_of(results: list[Completion]) -> list[Pass]:
-    """The passes that completions took part in, each once."""
-    return list({id(p): p for r in results for p in r.ledger}.values())
-
-
-def byte_table(passes: list[Pass]) -> Table:
+def byte_table(ledger: Ledger) -> Table:
     """Bytes per token by group, and predicted against measured time, for prefill and decode."""
-    phases = [s for s in (summarise(passes, p) for p in ("prefill", "decode")) if s.passes]
+    phases = [s for s in map(ledger.summary, PHASES) if s.passes]
     table = new_table("bytes read per token")
     table.add_column("")
     for phase in phases:
@@ -224,25 +224,27 @@ def _ms(seconds: float | None, tokens: int) -> str:
 
 def remark(llm: LLM) -> str | None:
     """One line where the bandwidth model cannot be right, with the reason."""
-    if len(llm.devices) > 1:
+    if len(llm.parts.devices) > 1:
         return _gpu_remark(llm)
-    if llm.kernels != "cpu":
+    if llm.parts.kernels != "cpu":
         return "no prediction: the reference kernels are written to be read, memory does not bound them"
-    if llm.machine is None:
+    if llm.predictions.profile is None:
         return "no prediction: this machine was not measured yet (headrace measure)"
-    if llm.weights.nbytes < IN_CACHES:
+    if llm.predictions.in_caches:
         return (
-            f"the whole model is {size(llm.weights.nbytes)}: it stays in the CPU's caches, so that DRAM bandwidth "
-            "does not bound it"
+            f"the whole model is {size(llm.parts.weights.nbytes)}: it stays in the CPU's caches, so that DRAM "
+            "bandwidth does not bound it"
         )
     return None
 
 
 def _gpu_remark(llm: LLM) -> str:
     """What a prediction beside a GPU counts, or why there is none."""
-    model = llm.tier_model
+    model = llm.predictions.tier_model
     if model is None:
-        reason = llm.unpredicted or "the reference kernels are written to be read, memory does not bound them"
+        reason = (
+            llm.predictions.unpredicted or "the reference kernels are written to be read, memory does not bound them"
+        )
         return f"no prediction: {reason}; the bytes are exact"
     handed = ", nor is the hand-off of a layer, which was not measured" if model.handoff_s is None else ""
     return f"predicted from: {'; '.join(model.rates.sources)}. Launches of kernels are not counted{handed}"
@@ -250,8 +252,7 @@ def _gpu_remark(llm: LLM) -> str:
 
 def run_json(llm: LLM, results: list[Completion]) -> dict[str, Any]:
     """The object that --json prints: of one completion, or with a list of them under "completions"."""
-    passes = passes_of(results)
-    prefill, decode = summarise(passes, "prefill"), summarise(passes, "decode")
+    prefill, decode = map(llm.ledger.summary, PHASES)
     tiers = tier_times(decode) if len(decode.bytes) > 1 else None
     shared = {
         "prefill_tok_s": round(prefill.tok_s, 3),

@@ -11,7 +11,8 @@ from rich.console import Console
 
 from ...loaders import model_source
 from ..bandwidth_model import machine_file
-from ..planning.plan import Options, make, refuse_if_too_large
+from ..planning.options import Options
+from ..planning.plan import make, refuse_if_too_large
 from . import article_tables, plan_report
 
 

@@ -19,8 +19,9 @@ from ..bandwidth_model import profile as profiles
 from ..bandwidth_model.profile import STALE, Profile
 from ..bench import calibrate
 from ..config import SamplingParams
+from ..generation.admission import Prompt
 from ..generation.outputs import Completion
-from ..llm import LLM, Prompt
+from ..llm import LLM
 from ..measure import other_load
 from . import generate_report
 
@@ -57,14 +58,18 @@ def load_progress() -> Iterator[Callable[[int, int], None]]:
 def ensure_profile(llm: LLM, even_if_busy: bool = False) -> None:
     """Measures this machine once, and once more for other kernels, so that the run has a prediction to be held
     against. even_if_busy: also while others compute."""
-    if not llm.can_predict:
+    if not llm.predictions.can_predict:
         return
     try:
-        profile = current(llm.machine, even_if_busy)
+        profile = current(llm.predictions.profile, even_if_busy)
     except HeadraceError as error:
-        say(f"no prediction: {error}" if llm.machine is None else f"{STALE}, and could not be measured: {error}")
-        profile = llm.machine
-    llm.use_profile(profile)
+        say(
+            f"no prediction: {error}"
+            if llm.predictions.profile is None
+            else f"{STALE}, and could not be measured: {error}"
+        )
+        profile = llm.predictions.profile
+    llm.predictions.use_profile(profile)
 
 
 def current(known: Profile | None, even_if_busy: bool = False) -> Profile | None:
@@ -95,7 +100,7 @@ def current(known: Profile | None, even_if_busy: bool = False) -> Profile | None
 
 def watch(llm: LLM) -> None:
     """Lets a run that drifts from its prediction say so on standard error, on a line of its own."""
-    llm.tell = lambda text: notes.print(f"\n{text}", style="dim", soft_wrap=True)
+    llm.predictions.tell = lambda text: notes.print(f"\n{text}", style="dim", soft_wrap=True)
 
 
 def save_profile(profile: Profile, remark: str = "") -> None:
@@ -163,7 +168,7 @@ def finish(llm: LLM, results: list[Completion], as_json: bool) -> None:
         print(json.dumps(generate_report.run_json(llm, results), ensure_ascii=False))
         return
     notes.print()
-    notes.print(generate_report.byte_table(generate_report.passes_of(results)))
+    notes.print(generate_report.byte_table(llm.ledger))
     remark = generate_report.remark(llm)
     if remark:
         say(remark, style="dim")

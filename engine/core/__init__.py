@@ -1,0 +1,1 @@
+"""Where a model is put together (`build.py`) and run (`loop.py`)."""

@@ -1,0 +1,247 @@
+"""Puts a model together: the only place where its parts are made. `build` says the order, from top to bottom.
+
+Find the model and read its headers, decide what lies where, load, reserve the cache, capture graphs. What cannot be is
+refused before memory is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+
+import torch
+
+from ... import kernels
+from ...kernels import Ops
+from ...kernels.packed import ExpertBank
+from ...loaders.tokens.tokenizer import Tokenizer
+from ...loaders.weights.checkpoint import Checkpoint, Progress
+from ...loaders.weights.model_weights import ModelWeights, TierBanks
+from ..bandwidth_model import profile as profiles
+from ..config import EngineConfig
+from ..cuda_graphs import gpu_runtime, saved_trials, signal_choice, verify
+from ..cuda_graphs.gpu_runtime import Runtime
+from ..cuda_graphs.graphed_decode import GraphedDecode
+from ..cuda_graphs.signals import Choice
+from ..devices import device as devices
+from ..devices import host, streams
+from ..devices.device import Device
+from ..experts.backend import CpuExperts, ExpertBackend
+from ..experts.host_buffers import HandOff
+from ..experts.offload_plan import Moves
+from ..experts.tiered import TieredExperts
+from ..ledger.timers import Clock
+from ..measure import tile_thresholds
+from ..memory import kv_budget
+from ..memory.expert_arena import ExpertMemory
+from ..memory.memory_plan import Fit, fit
+from ..memory.pinned import resolve_limit
+from ..model.decoder import Decoder
+from ..model.inputs import make_home
+from ..model.kv_cache import KVCache, pages_for
+from ..placement.placement import Tier
+from .parts import EngineParts
+from .weight_source import Target, WeightSource
+
+HANDOFF_TIMEOUT = 10.0  # seconds without progress after which a graphed step counts as failed
+TORCH_THREADS = torch.get_num_threads()  # as the process had it before a model was loaded
+
+
+def build(source: WeightSource, config: EngineConfig, progress: Progress | None = None) -> EngineParts:
+    """Loads the model of a source as the config says; raises a `HeadraceError` that names what is wrong."""
+    name, ops = load_kernels(config)
+    found = devices.find(config, devices.ram(ops, name))
+    checkpoint = source.open(config, show_progress=progress is not None)
+    tokenizer = _load_tokenizer(checkpoint)
+    kv_dtype = kv_budget.kv_dtype(config, checkpoint.formats)
+    profile = profiles.load_profile() if name == "cpu" else None
+    gpu = found.get(Tier.GPU0)
+    runtime, problem = (None, "there is no GPU") if gpu is None else gpu_runtime.find(gpu)
+    plan = fit(config, checkpoint, kv_dtype, found, profile, signal_choice.may_capture(config, runtime))
+    choice, memory = _beside_a_gpu(config, checkpoint, plan, found, runtime, problem)
+    granted = Granted(name == "cpu", memory)
+    weights = source.load(checkpoint, _target(ops, plan, found, memory, granted, progress))
+    if memory is not None:
+        memory.finish()
+        plan = replace(plan, moves=without_blocking_copies(plan.moves, found[plan.placement.home].is_cuda, memory))
+    clock = Clock(streams.of(found[plan.placement.home])[0] if len(found) > 1 else None)
+    experts, handoff = _experts(config, checkpoint, weights, plan, found, ops, clock)
+    decoder = _decoder(config, checkpoint, weights, plan, found, experts, kv_dtype, clock)
+    graphed, choice = _graphs(config, checkpoint, plan, decoder, choice, runtime)
+    if graphed is not None:
+        graphed.tiered.moves = plan.moves.in_graphs()
+        plan = replace(plan, moves=graphed.tiered.moves)
+    return EngineParts(
+        config=config, kernels=name, ops=ops, devices=found, checkpoint=checkpoint, tokenizer=tokenizer,
+        kv_dtype=kv_dtype, profile=profile, fit=plan, weights=weights, huge_pages=granted.huge_pages,
+        nodes=granted.nodes, clock=clock, decoder=decoder, runtime=runtime, memory=memory, handoff=handoff,
+        handoff_choice=choice, graphed=graphed,
+    )  # fmt: skip
+
+
+def load_kernels(config: EngineConfig) -> tuple[str, Ops]:
+    """The backend for what lies in RAM, set up as asked, and its name."""
+    name = "cpu" if config.kernels == "auto" else config.kernels
+    ops = kernels.load(name)
+    if name == "cpu":
+        host.set_threads(config.threads)
+        host.cpu_kernels().set_activations(config.cpu_activations)
+        tile_thresholds.use()
+        torch.set_num_threads(1)  # two pools of threads that spin on the same cores slow each other down
+    else:
+        torch.set_num_threads(config.threads or TORCH_THREADS)
+    return name, ops
+
+
+def _load_tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:
+    """The tokenizer, or None where there is none at all; one that does not fit the embedding is refused."""
+    if not (checkpoint.directory / "tokenizer.json").is_file():
+        return None
+    tokenizer = Tokenizer.load(checkpoint.directory)
+    tokenizer.check_fits(checkpoint.spec.vocab)
+    return tokenizer
+
+
+def _beside_a_gpu(
+    config: EngineConfig,
+    checkpoint: Checkpoint,
+    plan: Fit,
+    found: Mapping[Tier, Device],
+    runtime: Runtime | None,
+    problem: str,
+) -> tuple[Choice | None, ExpertMemory | None]:
+    """How experts are to be handed over, decided before memory is taken; memory that can be pinned for those in RAM.
+    Nothing of it on the CPU alone. problem: why there is no runtime."""
+    if len(found) == 1:
+        return None, None
+    limit, sizes = resolve_limit(config.pinned_limit), plan.bytes_in_ram
+    choice = signal_choice.decide(config, plan.placement, plan.moves, runtime, problem, checkpoint.spec.layers)
+    driver, number = (None, 0) if runtime is None else (runtime.driver, runtime.number)
+    return choice, ExpertMemory(sizes, driver, number, problem, limit) if any(sizes) else None
+
+
+def _target(
+    ops: Ops,
+    plan: Fit,
+    found: Mapping[Tier, Device],
+    memory: ExpertMemory | None,
+    granted: Granted,
+    progress: Progress | None,
+) -> Target:
+    """Where the weights go; experts in RAM into memory that can be pinned, if there is such."""
+    where, filled = plan.where(found), None
+    if memory is not None:
+        filled = memory.filled
+        where = None if where is None else replace(where, pools={Tier.CPU.value: memory.arena})
+    besides = plan.room.kv_bytes + plan.room.work_bytes
+    return Target(ops=ops, where=where, besides=besides, prepare=granted.prepare, filled=filled, progress=progress)
+
+
+class Granted:
+    """Prepares memory that is reserved and not filled yet, and keeps what the system granted."""
+
+    def __init__(self, is_cpu: bool, memory: ExpertMemory | None) -> None:
+        self.is_cpu, self.memory = is_cpu, memory
+        self.huge_pages: dict[str, bool] = {}
+        self.nodes = 1
+
+    def prepare(self, weights: ModelWeights, in_parts: bool) -> None:
+        """Asks for huge pages under the large weights, from all nodes of memory; starts pinning."""
+        if self.is_cpu:
+            self.huge_pages, self.nodes = host.advise_huge(weights), host.spread_over_nodes(weights)
+        if self.memory is not None:
+            self.memory.start(weights, in_parts)
+
+
+def without_blocking_copies(moves: Moves, is_cuda: bool, memory: ExpertMemory) -> Moves:
+    """No copies before choices where they would hold up the thread that launches the next layer."""
+    if not is_cuda or moves.stream_from is None or memory.is_whole:
+        return moves
+    return moves.without_guesses("experts in RAM are not all pinned, and a copy holds up other work")
+
+
+def _experts(
+    config: EngineConfig,
+    checkpoint: Checkpoint,
+    weights: ModelWeights,
+    plan: Fit,
+    found: Mapping[Tier, Device],
+    ops: Ops,
+    clock: Clock,
+) -> tuple[ExpertBackend, HandOff | None]:
+    """The experts: all in RAM, or on the tiers of the placement, with the buffers between GPU and CPU."""
+    banks, spec = [layer.experts for layer in weights.layers], checkpoint.spec
+    if len(found) == 1:
+        whole = [bank for bank in banks if not isinstance(bank, TierBanks)]
+        assert len(whole) == len(banks), "split banks without a second tier"
+        return CpuExperts(whole, ops), None
+    split = [bank for bank in banks if not isinstance(bank, ExpertBank)]
+    assert len(split) == len(banks), "whole banks beside several tiers"
+    handoff = HandOff(
+        found[plan.placement.home],
+        layers=spec.layers,
+        tokens=max(config.prefill_chunk, config.max_sequences),
+        hidden=spec.hidden,
+        top_k=spec.moe.top_k,
+    )
+    return TieredExperts(split, plan.placement, found, handoff, plan.moves, clock), handoff
+
+
+def _decoder(
+    config: EngineConfig,
+    checkpoint: Checkpoint,
+    weights: ModelWeights,
+    plan: Fit,
+    found: Mapping[Tier, Device],
+    experts: ExpertBackend,
+    kv_dtype: torch.dtype,
+    clock: Clock,
+) -> Decoder:
+    """The decoder on the device of everything but the experts, with its cache and the way of inputs there."""
+    home, spec, context = found[plan.placement.home], checkpoint.spec, plan.room.max_context
+    cache = KVCache(spec, plan.room.pages + plan.spare_pages, kv_dtype, home.place)
+    inputs = make_home(home, found[plan.table], clock, config, spec, context)
+    return Decoder(spec, weights, home.ops, experts, cache, context, inputs)
+
+
+def _graphs(
+    config: EngineConfig,
+    checkpoint: Checkpoint,
+    plan: Fit,
+    decoder: Decoder,
+    choice: Choice | None,
+    runtime: Runtime | None,
+) -> tuple[GraphedDecode | None, Choice | None]:
+    """Decode steps as graphs, captured and checked now, or None where steps run by hand; the choice with what was
+    found."""
+    if choice is None or choice.name == signal_choice.EAGER:
+        return None, choice
+    tiered = decoder.experts
+    assert runtime is not None, "graphs without a runtime"
+    assert isinstance(tiered, TieredExperts), "graphs on the CPU alone"
+    pages, spare_page = pages_for(plan.room.max_context), plan.room.pages
+    make = partial(
+        GraphedDecode,
+        decoder,
+        tiered,
+        choice,
+        runtime,
+        sequences=config.max_sequences,
+        pages=pages,
+        spare_page=spare_page,
+        timeout=HANDOFF_TIMEOUT,
+    )
+    digest = _digest(config, checkpoint, plan, decoder.cache.data.dtype, choice.name)
+    how = verify.Start(asked=config.handoff, choice=choice, runtime=runtime, digest=digest)
+    return verify.start(how, verify.Steps(decoder, tiered, pages, spare_page), make)
+
+
+def _digest(config: EngineConfig, checkpoint: Checkpoint, plan: Fit, kv_dtype: torch.dtype, way: str) -> str:
+    """What times of a decode step hold for, besides GPU, driver and kernels."""
+    moves = plan.moves
+    split = moves.split if isinstance(moves.split, int) else "tables"
+    copies = moves.stream_from, split, moves.split_most, moves.piece
+    room = plan.room.max_context, config.max_sequences, kv_dtype
+    where, rounding = plan.placement.experts, config.cpu_activations
+    return saved_trials.digest(way, checkpoint.spec, checkpoint.formats, where, copies, room, rounding)

@@ -1,0 +1,176 @@
+"""The loop: schedule, forward, sample, commit. Requests of any number of callers and threads share its passes."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Generator
+from collections.abc import Sequence as Seq
+
+import torch
+from torch import Tensor
+
+from ...errors import MemoryNeeded
+from ...kernels import Ops
+from ..generation.outputs import Chunk
+from ..generation.request import Request
+from ..generation.sampler import sample
+from ..generation.scheduler import Batch, Scheduler, make_inputs
+from ..generation.sequence import Sequence
+from ..ledger.ledger import Ledger
+from ..ledger.passes import CPU_DRAM, GPU_HBM, Bytes, Pass, add_bytes
+from ..model.decoder import Output
+from ..model.kv_cache import PageTable, pages_for
+from .parts import EngineParts
+
+Sampler = Callable[[Tensor, list[Sequence], Ops], list[int]]
+
+
+class Loop:
+    """Runs a model that is built. at_start is called when a request comes and none is under way; sampler(logits,
+    sequences, ops) chooses the next token of each."""
+
+    def __init__(
+        self, parts: EngineParts, ledger: Ledger, at_start: Callable[[], None], sampler: Sampler = sample
+    ) -> None:
+        self.parts, self.ledger, self.at_start, self.sampler = parts, ledger, at_start, sampler
+        self.pages = PageTable(parts.room.pages)
+        self.scheduler = Scheduler(self.pages, parts.config.prefill_chunk, parts.config.max_sequences)
+        self.eos_ids = parts.eos_ids
+        self.requests: dict[int, Request] = {}
+        self.lock = threading.RLock()  # held for a pass
+
+    def run(self, requests: Seq[Request]) -> None:
+        """Completes requests together."""
+        try:
+            for request in requests:
+                if request.is_open:
+                    self._start(request)
+            while any(r.is_open for r in requests):
+                self._step_unless(lambda: not any(r.is_open for r in requests))
+        finally:
+            self._end(requests)
+
+    def chunks(self, request: Request) -> Generator[Chunk, None, None]:
+        """A request's chunks as they come; it begins when the first is asked for, so that a stream that is never read
+        takes nothing."""
+        self._start(request)
+        try:
+            while request.chunks or request.is_open:
+                if request.chunks:
+                    yield request.chunks.popleft()
+                else:
+                    self._step_unless(lambda: bool(request.chunks) or not request.is_open)
+        finally:
+            self._end([request])
+
+    def _start(self, request: Request) -> None:
+        with self.lock:
+            if not self.requests:
+                self.at_start()
+            self.requests[request.sequence.id] = request
+            self.scheduler.add(request.sequence)
+
+    def _end(self, requests: Seq[Request]) -> None:
+        """Forgets requests, and takes out those that did not end by themselves: closed, or an error was raised."""
+        with self.lock:
+            for request in requests:
+                if self.requests.pop(request.sequence.id, None) is not None and request.is_open:
+                    request.sequence.finish_reason = "interrupted"
+                    self.scheduler.finish(request.sequence)
+
+    def _step_unless(self, done: Callable[[], bool]) -> None:
+        """One pass, unless another thread's pass has brought meanwhile what the caller waits for."""
+        with self.lock:
+            if not done():
+                self.step()
+
+    def step(self) -> None:
+        """One forward pass; every request that got a token keeps it until its owner asks.
+
+        Tokens are appended as soon as the pass is committed, and what may raise (a full disk under the ledger) comes
+        last: an error must not cost the other requests of the pass a token.
+        """
+        parts, batch = self.parts, self.scheduler.next_batch()
+        assert batch is not None, "a sequence is unfinished, but nothing can run"
+        done, start = self._open_pass(batch), time.perf_counter()
+        parts.clock.begin()
+        with torch.inference_mode(), parts.home.current():
+            out = self._forward(batch)
+            ready = [batch.sequences[i] for i in batch.ready]
+            tokens = self.sampler(out.logits, ready, parts.home.ops) if ready else []
+            parts.clock.lap(GPU_HBM)
+        parts.home.wait()
+        self.scheduler.commit(batch)
+        for sequence, token in zip(ready, tokens, strict=True):
+            sequence.tokens.append(token)
+        done.measured_s = time.perf_counter() - start
+        for sequence in ready:
+            self.requests[sequence.id].push(self.eos_ids)
+            if sequence.finish_reason is not None:
+                self.scheduler.finish(sequence)
+        self._close_pass(done, out, self._sampled(ready))
+        self.ledger.write(done)
+
+    def _open_pass(self, batch: Batch) -> Pass:
+        return Pass(
+            index=self.ledger.count,
+            phase="prefill" if batch.is_prefill else "decode",
+            sequences=[s.id for s in batch.sequences],
+            tokens=batch.tokens,
+            context=sum(batch.contexts),
+        )
+
+    def _close_pass(self, done: Pass, out: Output, sampled: Bytes) -> None:
+        """Puts together what the pass read, and gives it to the ledger and to its requests."""
+        add_bytes(done.bytes, out.read)
+        add_bytes(done.bytes, sampled)
+        done.layers = out.layers()
+        for work in done.layers:
+            add_bytes(done.bytes, work.bytes)
+        done.times = self.parts.clock.end(done.measured_s)
+        self.ledger.add(done)
+        for id in done.sequences:
+            self.requests[id].account.add(done)
+
+    def _sampled(self, ready: list[Sequence]) -> Bytes:
+        """What sampling took from the device."""
+        greedy = sum(sequence.params.is_plain_greedy for sequence in ready)
+        return self.parts.decoder.home.sample_bytes(greedy, len(ready) - greedy, self.parts.spec.vocab)
+
+    def _forward(self, batch: Batch) -> Output:
+        """A pass: decode by graphs, if there are any."""
+        inputs, parts = make_inputs(batch), self.parts
+        if len(parts.devices) == 1:
+            start = time.perf_counter()
+            out = parts.decoder.forward(inputs)
+            parts.clock.spend(CPU_DRAM, time.perf_counter() - start)
+            return out
+        if parts.graphed is not None and not batch.is_prefill and parts.graphed.takes(inputs):
+            return parts.graphed.forward(inputs)
+        return parts.decoder.forward(inputs)
+
+    def logits(self, sequence: Sequence) -> Tensor:
+        """Logits after every token of a sequence: float32 [tokens, vocabulary], in prefill chunks, outside of the
+        ledger. Raises MemoryNeeded where open requests leave no room for it."""
+        with self.lock:
+            need = pages_for(len(sequence.tokens))
+            if need > self.pages.available:
+                raise MemoryNeeded(
+                    f"{len(sequence.tokens)} tokens need {need} pages of the KV cache, {self.pages.available} are "
+                    "free: finish or close open streams first"
+                )
+            sequence.pages = self.pages.allocate(need)
+            try:
+                return torch.cat(list(self._chunk_logits(sequence)))
+            finally:
+                self.pages.release(sequence.pages)
+
+    def _chunk_logits(self, sequence: Sequence) -> Generator[Tensor, None, None]:
+        while sequence.pending:
+            count = min(sequence.pending, self.parts.config.prefill_chunk)
+            batch = Batch([sequence], [count], is_prefill=True)
+            with torch.inference_mode(), self.parts.home.current():
+                logits = self.parts.decoder.forward(make_inputs(batch, all_rows=True)).logits.cpu()
+            sequence.computed += count
+            yield logits

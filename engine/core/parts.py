@@ -1,0 +1,83 @@
+"""A loaded model as its parts. `build.py` makes them, `loop.py` runs them; nothing here changes after the build."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from ...kernels import Ops
+from ...loaders.spec import ModelSpec
+from ...loaders.tokens.tokenizer import Tokenizer
+from ...loaders.weights.checkpoint import Checkpoint
+from ...loaders.weights.model_weights import ModelWeights
+from ..bandwidth_model.profile import Profile
+from ..config import EngineConfig
+from ..cuda_graphs.gpu_runtime import Runtime
+from ..cuda_graphs.graphed_decode import GraphedDecode
+from ..cuda_graphs.signals import Choice
+from ..devices.device import Device
+from ..experts.host_buffers import HandOff
+from ..ledger.timers import Clock
+from ..memory.expert_arena import ExpertMemory
+from ..memory.kv_budget import Room
+from ..memory.memory_plan import Fit
+from ..model.decoder import Decoder
+from ..placement.placement import Placement, Tier
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineParts:
+    """What a model runs with. kernels: the name of the backend of `ops`. profile: this machine's measured rates, if
+    there are any. huge_pages: by tensor whether the system granted them; nodes: of memory that weights are dealt out
+    over. The last five are of a run beside a GPU."""
+
+    config: EngineConfig
+    kernels: str
+    ops: Ops
+    devices: Mapping[Tier, Device]
+    checkpoint: Checkpoint
+    tokenizer: Tokenizer | None
+    kv_dtype: torch.dtype
+    profile: Profile | None
+    fit: Fit
+    weights: ModelWeights
+    huge_pages: Mapping[str, bool]
+    nodes: int
+    clock: Clock
+    decoder: Decoder
+    runtime: Runtime | None
+    memory: ExpertMemory | None
+    handoff: HandOff | None
+    handoff_choice: Choice | None
+    graphed: GraphedDecode | None
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self.checkpoint.spec
+
+    @property
+    def placement(self) -> Placement:
+        return self.fit.placement
+
+    @property
+    def room(self) -> Room:
+        return self.fit.room
+
+    @property
+    def home(self) -> Device:
+        """The device of everything but the routed experts."""
+        return self.devices[self.placement.home]
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """Tokens that end a completion: of config, generation config, and failing those the tokenizer."""
+        return self.spec.eos_ids or (tuple(self.tokenizer.eos_ids) if self.tokenizer is not None else ())
+
+    def close(self) -> None:
+        """Ends the threads of graphs and pinning, after which a model with graphs cannot decode."""
+        if self.graphed is not None:
+            self.graphed.close()
+        if self.memory is not None:
+            self.memory.close()

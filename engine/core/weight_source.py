@@ -1,0 +1,74 @@
+"""Where the weights of a model come from: a checkpoint's files here, random values in `bench/random_weights.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from ...kernels import Ops
+from ...loaders.hub import locate
+from ...loaders.weights.checkpoint import Checkpoint, LoadOptions, Progress, load_weights, open_directory
+from ...loaders.weights.model_weights import ModelWeights, Where
+from ..config import EngineConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """What to fill, and whom to tell. where: memory of each part, None for RAM. besides: bytes that a pass and the
+    cache will take. prepare(weights, in_parts): called when memory is reserved and nothing filled, in_parts where banks
+    are filled by the matrix. filled(part): called when a tensor has its final bytes; None: nobody asks."""
+
+    ops: Ops
+    where: Where | None
+    besides: int
+    prepare: Callable[[ModelWeights, bool], None]
+    filled: Callable[[Tensor], None] | None
+    progress: Progress | None
+
+
+class WeightSource(Protocol):
+    """Weights that are not loaded yet."""
+
+    def open(self, config: EngineConfig, show_progress: bool) -> Checkpoint:
+        """Finds the model and reads its headers; no weights."""
+
+    def load(self, checkpoint: Checkpoint, target: Target) -> ModelWeights:
+        """Fills the weights of what `open` found."""
+
+
+class CheckpointFiles:
+    """The files of a checkpoint. model: its directory, a hub id, or "demo"."""
+
+    def __init__(self, model: str) -> None:
+        self.model = model
+
+    def open(self, config: EngineConfig, show_progress: bool) -> Checkpoint:
+        """Finds the model, downloading it if need be, and reads its headers."""
+        directory = locate.locate(
+            self.model,
+            revision=config.revision,
+            offline=config.offline,
+            cache_dir=config.cache_dir,
+            show_progress=show_progress,
+        )
+        return open_directory(directory, load_options(config))
+
+    def load(self, checkpoint: Checkpoint, target: Target) -> ModelWeights:
+        def prepare(weights: ModelWeights) -> None:
+            target.prepare(weights, not checkpoint.is_converted)
+
+        return load_weights(
+            checkpoint, target.ops, target.progress, target.besides, prepare, target.where, target.filled
+        )
+
+
+def load_options(config: EngineConfig) -> LoadOptions:
+    return LoadOptions(
+        expert_format=config.expert_format,
+        dense_format=config.dense_format,
+        plain_format=config.plain_format,
+        ignore_config_keys=config.ignore_config_keys,
+    )

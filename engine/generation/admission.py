@@ -1,0 +1,84 @@
+"""Which prompts may run: text to tokens, checked against vocabulary and context before anything is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from itertools import count
+from pathlib import Path
+
+from ...errors import ContextOverflow, OptionError, TokenizerError
+from ...loaders.tokens.tokenizer import Tokenizer
+from ..config import SamplingParams
+from .request import Request
+from .sequence import Sequence, make_sequence
+from .stop_strings import TextBuilder
+
+Prompt = str | list[int]
+
+
+class Admission:
+    """Makes requests for one model. directory: of its files, for messages. vocab: tokens that it knows. limit: tokens
+    of the longest sequence; trained: what the model allows."""
+
+    def __init__(self, tokenizer: Tokenizer | None, directory: Path, vocab: int, limit: int, trained: int) -> None:
+        self.tokenizer, self.directory = tokenizer, directory
+        self.vocab, self.limit, self.trained = vocab, limit, trained
+        self.ids = count()
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text with the special tokens that the model expects; raises TokenizerError."""
+        return self.need_tokenizer("text prompts").encode(text)
+
+    def need_tokenizer(self, purpose: str) -> Tokenizer:
+        """The tokenizer; raises TokenizerError where the model has none."""
+        if self.tokenizer is None:
+            raise TokenizerError(
+                f"{self.directory} has no tokenizer.json, which {purpose} need: "
+                "add it from the model's page, or give prompts as lists of token ids"
+            )
+        return self.tokenizer
+
+    def request(self, prompt: Prompt, params: SamplingParams) -> Request:
+        """A request that can run; raises OptionError, ContextOverflow or TokenizerError."""
+        return Request(self.sequence(prompt, params), TextBuilder(self.tokenizer, params.stop))
+
+    def sequence(self, prompt: Prompt, params: SamplingParams) -> Sequence:
+        """Its sequence alone."""
+        ids = self.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        if not ids:
+            raise OptionError("the prompt is empty, and this tokenizer adds no start token: give at least one token")
+        bad = next((i for i in ids if not isinstance(i, int) or not 0 <= i < self.vocab), None)
+        if bad is not None:
+            raise OptionError(f"token id {bad!r} is outside the vocabulary of {self.vocab} tokens")
+        if params.stop:
+            self.need_tokenizer("stop strings")
+        self._check_context(len(ids), params.max_new_tokens)
+        return make_sequence(next(self.ids), ids, params)
+
+    def _check_context(self, prompt: int, new: int) -> None:
+        longest, limit = prompt + new, self.limit
+        if prompt > limit:
+            raise ContextOverflow(f"the prompt has {prompt} tokens, the context holds {limit}: {self._remedy()}")
+        if longest > limit + 1:  # the last new token is never written to the cache
+            raise ContextOverflow(
+                f"{prompt} prompt tokens and {new} new ones are {longest}, the context holds {limit}: "
+                f"lower max_new_tokens to {limit + 1 - prompt} or less, or {self._remedy()}"
+            )
+
+    def _remedy(self) -> str:
+        if self.limit < self.trained:
+            return f"raise max_context (this model allows {self.trained}) or shorten the prompt"
+        return "shorten the prompt (the model was not trained for more)"
+
+
+def as_prompts(prompts: Prompt | Seq[Prompt]) -> list[Prompt]:
+    """A list of prompts; a single text or a single list of ids counts as a list of one."""
+    if isinstance(prompts, str):
+        return [prompts]
+    many = list(prompts)
+    if many and all(isinstance(p, int) for p in many):
+        return [many]  # type: ignore[list-item]  # all of them are ids, just checked
+    odd = next((p for p in many if not isinstance(p, (str, list, tuple))), None)
+    if odd is not None:
+        raise OptionError(f"a prompt is {odd!r}: give text, or a list of token ids")
+    return many  # type: ignore[return-value]

@@ -1,0 +1,59 @@
+"""A thing that a user can choose, said once: a field of a dataclass with its default, its help and how it is written.
+
+The command line makes its options of these fields (`terminal/options.py`). This file knows no terminal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import field, fields
+from typing import Any, NamedTuple, TypeVar
+
+T = TypeVar("T")
+
+# The panels of --help. What a newcomer needs stands in the first one, with the command's own options.
+COMMON = None
+SAMPLING = "Sampling"
+MODEL = "Model"
+PLACEMENT = "Placement"
+SPEED = "Performance"
+
+
+class Option(NamedTuple):
+    """panel: of --help. value: what stands for the value there, "" for a flag. names: of the option, the long one last.
+    read: makes the field's value of the option's name and text, where the text is not the value."""
+
+    panel: str | None
+    value: str
+    help: str
+    names: tuple[str, ...]
+    read: Callable[[str, str], object] | None
+
+
+def option(
+    default: T,
+    panel: str | None,
+    value: str,
+    help: str,
+    *,
+    short: str | None = None,
+    name: str | None = None,
+    read: Callable[[str, str], object] | None = None,
+) -> T:
+    """A field that a user can choose; `name`: of the option, where it is not the field's."""
+    names = tuple(one for one in (short, name) if one)
+    return field(default=default, metadata={"option": Option(panel, value, help, names, read)})
+
+
+def options_of(kind: type[Any]) -> dict[str, Option]:
+    """The fields of a dataclass that a user can choose, in their order."""
+    found: dict[str, Option] = {f.name: f.metadata["option"] for f in fields(kind) if "option" in f.metadata}
+    for name, one in found.items():
+        if not any(text.startswith("--") for text in one.names):
+            found[name] = one._replace(names=(*one.names, f"--{name.replace('_', '-')}"))
+    return found
+
+
+def words(_: str, text: str) -> tuple[str, ...]:
+    """Names separated by commas."""
+    return tuple(word for word in text.split(",") if word)

@@ -1,0 +1,29 @@
+"""What a user can choose of a plan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ...errors import OptionError
+from ..option import COMMON, option
+from ..placement.placement import PLACES
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What is to be run. `context`: tokens of each sequence when its last one is decoded; `prompt`: of them, given."""
+
+    quant: str = option("native", COMMON, "FORMAT", "native, q4_0, 4.5bpw, or experts=q4_0,dense=q8_0")
+    context: int = option(4096, COMMON, "TOKENS", "in a sequence at its end; default 4096, or what the model has")
+    batch: int = option(1, COMMON, "N", "sequences decoded together")
+    prompt: int = option(512, COMMON, "TOKENS", "of the prompt that prefill is timed for")
+    placement: str = option("auto", COMMON, "WHERE", f"where the experts lie: {PLACES}, NAME.json")
+    model: str = option("full", COMMON, "NAME", "how time is predicted: full, simple (bytes over nominal bandwidths)")
+
+    def __post_init__(self) -> None:
+        for name in ("context", "batch", "prompt"):
+            value = getattr(self, name)
+            if value < 1:
+                raise OptionError(f"--{name} is {value}: give a whole number above 0")
+        if self.model not in ("full", "simple"):
+            raise OptionError(f"--model is '{self.model}'; there are full and simple")

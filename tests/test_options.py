@@ -1,0 +1,246 @@
+"""Which options every command takes, and that what was said reaches the model."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest.mock import MagicMock
+
+import pytest
+import typer
+
+from headrace import EngineConfig, SamplingParams, cli
+from headrace.engine import llm
+from headrace.engine.terminal import bench_command, doctor_command, generate_command
+from headrace.engine.terminal.options import takes
+
+# (exit status, standard output, standard error) of a command
+Run = Callable[..., tuple[int, str, str]]
+
+# By command its options, with the value of one that is left out. Scripts rely on them: an option may come, none may go.
+COMMANDS: dict[str, dict[str, Any]] = {
+    "generate": {
+        "--interactive -i": False, "--chat": False, "--system": None, "--max-new-tokens -n": 256, "--temperature": 0.0,
+        "--top-k": 0, "--top-p": 1.0, "--min-p": 0.0, "--repetition-penalty": 1.0, "--presence-penalty": 0.0,
+        "--seed": None, "--stop": None, "--ignore-eos": False, "--ledger": None, "--json": False,
+        "--expert-format": "native", "--dense-format": "native", "--dtype": "auto", "--kernels": "auto",
+        "--cpu-activations": "int8", "--threads": None, "--device": "auto", "--cpu-moe": False, "--n-cpu-moe": None,
+        "--placement": None, "--tensor-split": None, "--vram-limit": None, "--stream-from": "auto", "--split": "auto",
+        "--pinned-limit": None, "--handoff": "auto", "--max-context": None, "--prefill-chunk": 512, "--revision": None,
+        "--offline": False, "--cache-dir": None, "--ignore-config-keys": "",
+    },
+    "convert": {
+        "--expert-format": "q4_0", "--dense-format": "native", "--dtype": "auto", "--revision": None,
+        "--offline": False, "--cache-dir": None, "--ignore-config-keys": "",
+    },
+    "perplexity": {
+        "--window": 512, "--json": False, "--expert-format": "native", "--dense-format": "native", "--dtype": "auto",
+        "--kernels": "auto", "--cpu-activations": "int8", "--threads": None, "--device": "auto", "--cpu-moe": False,
+        "--n-cpu-moe": None, "--placement": None, "--tensor-split": None, "--vram-limit": None, "--stream-from": "auto",
+        "--split": "auto", "--pinned-limit": None, "--handoff": "auto", "--revision": None, "--offline": False,
+        "--cache-dir": None, "--ignore-config-keys": "",
+    },
+    "measure": {
+        "--threads": None, "--rounds": 25, "--quick": False, "--json": False,
+    },
+    "bench": {
+        "--prompt -p": "512", "--new -n": "128", "--batch -b": "1", "--depth -d": "0", "--rounds -r": 5,
+        "--placement": "cpu", "--device": "auto", "--tensor-split": None, "--vram-limit": None, "--stream-from": "auto",
+        "--split": "auto", "--pinned-limit": None, "--handoff": "auto", "--random-weights": False, "--layers": None,
+        "--json": None, "--compare": None, "--expert-format": "native", "--dense-format": "native", "--dtype": "auto",
+        "--cpu-activations": "int8", "--threads": None, "--prefill-chunk": 512, "--revision": None, "--offline": False,
+        "--cache-dir": None, "--ignore-config-keys": "",
+    },
+    "doctor": {
+        "--random-weights": False, "--expert-format": "native", "--dense-format": "native", "--threads": None,
+        "--revision": None, "--offline": False, "--cache-dir": None,
+    },
+    "plan": {
+        "--hardware": None, "--quant": "native", "--context": None, "--batch": 1, "--prompt": 512,
+        "--placement": "auto", "--model": "full", "--trace": None, "--plot": None, "--article": False, "--json": False,
+        "--revision": None, "--offline": False, "--cache-dir": None,
+    },
+}  # fmt: skip
+ARGUMENTS = {
+    "generate": ["model", "prompts"],
+    "convert": ["model", "directory"],
+    "perplexity": ["model", "file"],
+    "measure": [],
+    "bench": ["model"],
+    "doctor": ["model"],
+    "plan": ["model"],
+}
+
+
+def parameters(command: str, kind: str) -> list[Any]:
+    """The options or the arguments of a command, as typer made them."""
+    group: Any = typer.main.get_command(cli.app)
+    return [one for one in group.commands[command].params if one.param_type_name == kind]
+
+
+def test_every_command_is_listed_here() -> None:
+    group: Any = typer.main.get_command(cli.app)
+    assert set(group.commands) == set(COMMANDS) == set(ARGUMENTS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_no_option_is_lost_and_none_changes(command: str) -> None:
+    found = {" ".join(sorted(one.opts)): one.default for one in parameters(command, "option")}
+    assert found == COMMANDS[command]
+    assert [one.name for one in parameters(command, "argument")] == ARGUMENTS[command]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_no_option_is_hidden_and_each_is_explained(command: str) -> None:
+    for one in parameters(command, "option"):
+        assert not one.hidden
+        assert one.help
+        assert one.secondary_opts == [], "a flag has no --no- twin"
+
+
+# ---- help
+
+
+def panels(text: str) -> dict[str, list[str]]:
+    """By panel of a help text the long names of its options."""
+    found: dict[str, list[str]] = {}
+    for line in text.splitlines():
+        if line.startswith("╭─ "):
+            found[line.split()[1]] = names = []
+        elif line.startswith("│ --"):
+            names.append(line.split()[1])
+    return found
+
+
+@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_says_every_option_in_full(command: str, width: int, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    status, out, _ = run(command, "--help")
+    assert status == 0
+    assert "…" not in out
+    shown = panels(out)
+    expected = {"--help", *(names.split()[0] for names in COMMANDS[command])}
+    assert {name for panel in shown.values() for name in panel} == expected
+    assert len(shown["Options"]) <= 12, "a newcomer reads these"
+    assert all(len(names) > 1 for title, names in shown.items() if title not in ("Arguments", "Options"))
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    code = "import sys; from headrace import cli; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_field_that_is_no_option_is_found_before_any_command_runs() -> None:
+    with pytest.raises(AssertionError, match="EngineConfig has no option thread"):
+        takes(EngineConfig, "config", leave_out=["thread"])
+
+
+# ---- what is said arrives
+
+ENGINE = {
+    "--expert-format q8_0": {"expert_format": "q8_0"}, "--dense-format f16": {"dense_format": "f16"},
+    "--dtype float32": {"dtype": "float32"}, "--kernels reference": {"kernels": "reference"},
+    "--cpu-activations bf16": {"cpu_activations": "bf16"}, "--threads 3": {"threads": 3},
+    "--device cuda:1": {"device": "cuda:1"}, "--cpu-moe": {"cpu_moe": True}, "--n-cpu-moe 5": {"n_cpu_moe": "5"},
+    "--placement gpu": {"placement": "gpu"}, "--tensor-split 3,2": {"tensor_split": "3,2"},
+    "--vram-limit 7.5": {"vram_limit": 7.5}, "--stream-from 64": {"stream_from": "64"}, "--split 2": {"split": "2"},
+    "--pinned-limit 50%": {"pinned_limit": "50%"}, "--handoff eager": {"handoff": "eager"},
+    "--max-context 99": {"max_context": 99}, "--prefill-chunk 64": {"prefill_chunk": 64},
+    "--revision v2": {"revision": "v2"}, "--offline": {"offline": True},
+    "--cache-dir kept": {"cache_dir": Path("kept")}, "--ignore-config-keys a,b,": {"ignore_config_keys": ("a", "b")},
+}  # fmt: skip
+SAMPLING = {
+    "-n 7": {"max_new_tokens": 7}, "--temperature 0.5": {"temperature": 0.5}, "--top-k 4": {"top_k": 4},
+    "--top-p 0.9": {"top_p": 0.9}, "--min-p 0.1": {"min_p": 0.1},
+    "--repetition-penalty 1.1": {"repetition_penalty": 1.1}, "--presence-penalty 0.2": {"presence_penalty": 0.2},
+    "--seed 11": {"seed": 11},
+    "--stop one --stop two": {"stop": ("one", "two")}, "--ignore-eos": {"ignore_eos": True},
+}  # fmt: skip
+
+
+class Loaded(Exception):
+    """A model was to be loaded with these options."""
+
+
+def stop_at_load(model: str, **options: Any) -> None:
+    raise Loaded(options)
+
+
+def loaded(run: Run, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> dict[str, Any]:
+    """The options that a command loads its model with, without the bar's."""
+    for module in (llm, bench_command):
+        monkeypatch.setattr(module, "LLM", stop_at_load)
+    monkeypatch.setattr(doctor_command, "run", lambda load: load())
+    with pytest.raises(Loaded) as caught:
+        run(*arguments)
+    options: dict[str, Any] = caught.value.args[0]
+    options.pop("progress", None)
+    return options
+
+
+@pytest.mark.parametrize("command", ["generate", "convert", "perplexity", "bench", "doctor"])
+def test_the_model_is_loaded_as_the_options_say(
+    command: str, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (text := tmp_path / "text").write_text("Water.")
+    more = {"generate": ["Hello"], "convert": [tmp_path / "new"], "perplexity": [text]}
+    asked = [command, "m", *more.get(command, [])]
+    said = [options for options in ENGINE if options.split()[0] in COMMANDS[command]]
+    expected = {name: value for options in said for name, value in ENGINE[options].items()}
+    fixed = {
+        "convert": {"max_context": 1},
+        "bench": {"max_context": 512 + 128, "max_sequences": 1, "placement": "n-cpu-moe=2"},
+        "doctor": {"max_context": 64, "max_sequences": 1},
+    }
+    if command == "bench":
+        said += ["--new 128 --depth 512", "--placement n-cpu-moe=2"]  # a policy that --tensor-split is for
+    found = loaded(run, monkeypatch, *asked, *" ".join(said).split())
+    assert found == {**expected, **fixed.get(command, {})}
+
+
+def test_options_that_are_left_out_are_the_defaults(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert EngineConfig(**loaded(run, monkeypatch, "generate", "m", "Hello")) == EngineConfig()
+    bench = loaded(run, monkeypatch, "bench", "m", "-p", "8,30", "-n", 4, "-b", "1,3", "-d", "0,20")
+    assert EngineConfig(**bench) == EngineConfig(device="cpu", max_context=30, max_sequences=3)
+
+
+@pytest.mark.parametrize("said", [[], [*SAMPLING]])
+def test_a_request_is_as_the_options_say(said: list[str], run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    complete = MagicMock(return_value=0)
+    monkeypatch.setattr(llm, "LLM", MagicMock())
+    monkeypatch.setattr(generate_command, "ensure_profile", MagicMock())
+    monkeypatch.setattr(generate_command, "complete", complete)
+    assert run("generate", "m", "Hello", "--json", *" ".join(said).split())[0] == 0
+    expected = {name: value for options in said for name, value in SAMPLING[options].items()}
+    assert complete.call_args.args[2] == SamplingParams(**expected)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["-p", "8,x"], "--prompt is '8,x': give whole numbers separated by commas"),
+        (["-b", ""], "--batch is '': give whole numbers separated by commas"),
+        (["--depth=-1"], "--depth is -1: give whole numbers of at least 0"),
+        (["-r", "0"], "--rounds is 0: give at least 1"),
+        (["--placement", "cpu,"], "--placement is ''"),
+        (["--layers", "2"], "add --random-weights"),
+    ],
+)
+def test_lists_of_bench_that_cannot_be_read(arguments: list[str], said: str, run: Run) -> None:
+    status, out, err = run("bench", "m", *arguments)
+    assert (status, out) == (1, "")
+    assert err.startswith("headrace: ")
+    assert said in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"), [(["--context", "0"], "--context is 0"), (["--model", "best"], "--model is 'best'")]
+)
+def test_what_plan_refuses(arguments: list[str], said: str, run: Run) -> None:
+    status, _, err = run("plan", "m", *arguments)
+    assert status == 1
+    assert said in err
