@@ -88,7 +88,7 @@ def run(setup: Setup, tests: Tests, device: str, model: str, layers: int | None,
     ) as llm:  # fmt: skip
         if not setup.early:
             tiered: Any = llm.parts.decoder.experts
-            tiered.moves = replace(tiered.moves, guess=None)
+            tiered.offload = replace(tiered.offload, prefetch_share=None)
         _append(into, **_loaded(llm, time.perf_counter() - start))
         for row in bench.run(llm, grid, setup.placement):
             rate = row.tok_s / row.batch
@@ -97,7 +97,7 @@ def run(setup: Setup, tests: Tests, device: str, model: str, layers: int | None,
                 into, test=row.test, batch=row.batch, tok_s=row.tok_s, rounds=row.rounds, ms=1e3 / rate,
                 predicted_ms=predicted, residual_ms=None if predicted is None else 1e3 / rate - predicted,
                 tiers=None if row.tiers is None else _of_a_step(asdict(row.tiers), row.batch),
-                bytes_per_token=row.bytes_per_token, **_peaks(llm.parts.home.is_cuda),
+                bytes_per_token=row.bytes_per_token, **_peaks(llm.parts.main.is_cuda),
             )  # fmt: skip
 
 
@@ -114,13 +114,13 @@ def _loaded(llm: Any, seconds: float) -> dict[str, Any]:
     """What the start-up table says, in short."""
     from headrace.engine.bench.random_weights import whole_spec
 
-    report = None if llm.parts.memory is None else llm.parts.memory.report
+    report = None if llm.parts.expert_arena is None else llm.parts.expert_arena.report
     return {
         "load_s": seconds,
         "layers": llm.spec.layers,
         "whole_layers": whole_spec(llm).layers,
         "placement": llm.parts.placement.name,
-        "handoff": asdict(llm.parts.handoff_choice) if llm.parts.handoff_choice else None,
+        "handoff": asdict(llm.parts.signal_choice) if llm.parts.signal_choice else None,
         "needs": {tier.value: needs for tier, needs in llm.parts.fit.needs.items()},
         "pinned": None if report is None else asdict(report),
     }

@@ -23,7 +23,7 @@ from .core.build import build
 from .core.loop import Loop, Sampler
 from .core.weight_source import CheckpointFiles, WeightSource
 from .generation.admission import Admission, Prompt, as_prompts
-from .generation.completion_stream import Group, Stream
+from .generation.completion_stream import CompletionGroup, CompletionStream
 from .generation.outputs import Completion
 from .generation.sampler import sample
 from .ledger.ledger import Ledger
@@ -54,7 +54,7 @@ class LLM:
         self.source = CheckpointFiles(model) if isinstance(model, str) else model
         self.parts = parts = build(self.source, self.config, progress)
         self.ledger = Ledger()
-        way, formats = parts.handoff_choice, parts.checkpoint.formats
+        way, formats = parts.signal_choice, parts.checkpoint.formats
         handoff_s = way.us * 1e-6 if parts.graphed is not None and way is not None and way.us is not None else None
         self.predictions = Reconciliation(
             self.ledger, parts.spec, formats, parts.kv_dtype, parts.weights, parts.devices, parts.kernels, handoff_s
@@ -86,7 +86,9 @@ class LLM:
         group.run()
         return group.results
 
-    def batch(self, prompts: Prompt | Seq[Prompt], params: SamplingParams | Seq[SamplingParams] | None = None) -> Group:
+    def batch(
+        self, prompts: Prompt | Seq[Prompt], params: SamplingParams | Seq[SamplingParams] | None = None
+    ) -> CompletionGroup:
         """The requests of `generate` before they run: `run` completes them, and `results` is what there is at any time,
         also after an exception (Ctrl-C) ended the run."""
         many = as_prompts(prompts)
@@ -94,16 +96,16 @@ class LLM:
         if len(each) != len(many):
             raise OptionError(f"{len(each)} sampling parameters for {len(many)} prompts: give one, or one for each")
         requests = [self.admission.request(p, one) for p, one in zip(many, each, strict=True)]
-        return Group(lambda: self.loop.run(requests), lambda: [r.completion() for r in requests])
+        return CompletionGroup(lambda: self.loop.run(requests), lambda: [r.completion() for r in requests])
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Stream:
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> CompletionStream:
         """Completes one prompt and yields a `Chunk` per token; closing the stream ends the request cleanly.
 
         Several streams may be open at a time, and `generate` may be called in between: they share passes. Raises what
         `generate` raises, before the first chunk.
         """
         request = self.admission.request(prompt, params or SamplingParams())
-        return Stream(self.loop.chunks(request), request.completion)
+        return CompletionStream(self.loop.chunks(request), request.completion)
 
     def chat(self, messages: list[dict[str, str]], params: SamplingParams | None = None) -> Completion:
         """Answers a conversation: messages {"role": ..., "content": ...}, rendered with the model's chat template.
@@ -140,7 +142,7 @@ class LLM:
         with self.loop.lock:
             if self.parts.graphed is not None:
                 self.parts.graphed.time_tiers(wanted)
-            self.parts.clock.is_on = wanted
+            self.parts.timers.is_on = wanted
 
     def close(self) -> None:
         """Closes the ledger file, if one is open; ends the hand-off's threads and pinning, after which a model with

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 import torch
 
-from headrace.engine.experts.offload_plan import NONE, Moves, next_in_ram
+from headrace.engine.experts.offload_plan import NONE, OffloadPlan, next_in_ram
 from headrace.engine.ledger.pass_bytes import (
     EXPERTS,
     INPUTS,
@@ -83,10 +83,10 @@ def placed_bytes(
     placement: Placement,
     shape: PassShape,
     chosen: Sequence[Sequence[int]],
-    moves: Moves = NONE,
+    offload: OffloadPlan = NONE,
 ) -> Bytes:
     """Bytes by memory or link, and group. `chosen`: by layer the distinct experts that were chosen, none in a layer
-    without experts or that did not run. `moves`: which of those in RAM are copied."""
+    without experts or that did not run. `offload`: which of those in RAM are copied."""
     found: Bytes = {}
 
     def add(channel: str, group: str, size: int) -> None:
@@ -94,8 +94,8 @@ def placed_bytes(
             groups = found.setdefault(channel, {})
             groups[group] = groups.get(group, 0) + size
 
-    home = placement.home
-    table = Tier.CPU if Tier.CPU in placement.tiers and not spec.tied_head else home
+    main = placement.main
+    table = Tier.CPU if Tier.CPU in placement.tiers and not spec.tied_head else main
     weights = allocate(spec, formats, "meta")
     common = common_bytes(
         dense_sizes(weights),
@@ -103,36 +103,36 @@ def placed_bytes(
         tokens=shape.tokens,
         context=sum(shape.contexts),
         logits=shape.rows > 0,
-        home=home.channel,
+        main=main.channel,
         table=table.channel,
     )
     for channel, groups in common.items():
         for group, size in groups.items():
             add(channel, group, size)
     layout = ExpertLayout(format=formats.experts, hidden=spec.hidden, width=spec.moe.width)
-    early: set[int] = set()  # layers whose first experts are copied before they are chosen
+    prefetched: set[int] = set()  # layers whose first experts are copied before they are chosen
     for layer, ids in enumerate(chosen):
         here = [placement.experts[layer][e] for e in ids]
-        copied = moves.fetched(_tokens(spec, shape, layer), here.count(Tier.CPU)) if Tier.CPU in here else 0
+        copied = offload.fetched(_tokens(spec, shape, layer), here.count(Tier.CPU)) if Tier.CPU in here else 0
         for tier in placement.tiers_of(layer):
             add(tier.channel, EXPERTS, (here.count(tier) - (copied if tier is Tier.CPU else 0)) * layout.bytes)
         if copied:
-            add(home.channel, EXPERTS, copied * layout.bytes)
+            add(main.channel, EXPERTS, copied * layout.bytes)
             add(H2D, EXPERTS, copied * layout.bytes)
-        if layer in early:
-            add(H2D, UNCHOSEN, _unchosen(placement, layer, ids, moves) * layout.bytes)
-        if copied and moves.streams(shape.tokens) and moves.guesses(copied, placement.count(layer, Tier.CPU)):
-            early.add(next_in_ram(placement, layer) or -1)
-    if home is not Tier.CPU:
-        _add_links(add, spec, placement, shape, chosen, table, moves)
+        if layer in prefetched:
+            add(H2D, UNCHOSEN, _unchosen(placement, layer, ids, offload) * layout.bytes)
+        if copied and offload.streams(shape.tokens) and offload.prefetches(copied, placement.count(layer, Tier.CPU)):
+            prefetched.add(next_in_ram(placement, layer) or -1)
+    if main is not Tier.CPU:
+        _add_links(add, spec, placement, shape, chosen, table, offload)
     return found
 
 
-def _unchosen(placement: Placement, layer: int, ids: Sequence[int], moves: Moves) -> int:
+def _unchosen(placement: Placement, layer: int, ids: Sequence[int], offload: OffloadPlan) -> int:
     """Experts of a layer that are copied early, but those that it chooses."""
-    early = moves.early(placement.count(layer, Tier.CPU))
+    prefetched = offload.prefetched(placement.count(layer, Tier.CPU))
     numbers = placement.local_ids(layer, Tier.CPU)
-    return early - sum(0 <= numbers[e] < early for e in ids)
+    return prefetched - sum(0 <= numbers[e] < prefetched for e in ids)
 
 
 def _tokens(spec: ModelSpec, shape: PassShape, layer: int) -> int:
@@ -147,7 +147,7 @@ def _add_links(
     shape: PassShape,
     chosen: Sequence[Sequence[int]],
     table: Tier,
-    moves: Moves,
+    offload: OffloadPlan,
 ) -> None:
     """What crosses: the inputs of the pass, the hand-off of every layer that runs, what sampling takes."""
 
@@ -162,10 +162,10 @@ def _add_links(
         hidden, routing = tokens * spec.hidden * F32, tokens * spec.moe.top_k * (I32 + F32)
         tiers = placement.tiers_of(layer)
         in_ram = sum(placement.experts[layer][e] is Tier.CPU for e in experts)
-        if Tier.CPU in tiers and not moves.streams(tokens):
+        if Tier.CPU in tiers and not offload.streams(tokens):
             add(D2H, EXPERTS, hidden)
             add(D2H, ROUTING, routing)
-            if in_ram > moves.fetched(tokens, in_ram):
+            if in_ram > offload.fetched(tokens, in_ram):
                 add(H2D, EXPERTS, hidden)
         else:
             add(D2H, ROUTING, routing // 2)

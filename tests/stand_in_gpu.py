@@ -86,10 +86,10 @@ class StandIn:
             driver.synchronize(self.recorders[-1].handle)  # copies are Python's here, and must wait
             return tensor.clone()
 
-        def lane() -> StreamClock:
+        def stream() -> StreamClock:
             return StreamClock(driver, self.recorders[-1].handle)
 
-        found = Runtime(driver=driver, number=0, name="fake", recorder=recorder, put=put, pack=copy_job, lane=lane)
+        found = Runtime(driver=driver, number=0, name="fake", recorder=recorder, put=put, pack=copy_job, stream=stream)
         return found, ""
 
 

@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from headrace import LLM, ContextOverflow, OptionError, SamplingParams, TokenizerError
-from headrace.engine.ledger.passes import Times
+from headrace.engine.ledger.passes import Pass
 from headrace.engine.model.kv_cache import PAGE
 
 Checkpoints = Callable[[str], Path]
@@ -76,14 +76,12 @@ def test_an_error_at_the_end_of_a_pass_costs_the_others_nothing(llm: LLM, monkey
     alone = [llm.generate([ids(n, n)], greedy(8))[0].token_ids for n in (9, 5)]
     one, two = llm.stream(ids(9, 9), greedy(8)), llm.stream(ids(5, 5), greedy(8))
     got = [[next(one).token_id, next(one).token_id], [next(two).token_id]]
-    end = llm.ledger.end
 
-    def full_disk(seconds: float, times: Times) -> None:
-        end(seconds, times)
+    def full_disk(done: Pass) -> None:
         raise OptionError("full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(llm.ledger, "end", full_disk)
+        patch.setattr(llm.ledger, "write", full_disk)
         with pytest.raises(OptionError, match="full"):
             llm.generate([ids(4)], greedy(3))
     got[0] += [c.token_id for c in one]

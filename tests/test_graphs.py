@@ -17,7 +17,7 @@ from torch import Tensor
 from headrace import LLM, SamplingParams
 from headrace.engine.cuda_graphs.capture import DecodeGraphs, Static, TorchRecorder
 from headrace.engine.cuda_graphs.mailbox_experts import MailboxExperts, copy_job
-from headrace.engine.cuda_graphs.signals import Eager, MemOps, Posting
+from headrace.engine.cuda_graphs.signals import Eager, MemOps, Signals
 from headrace.engine.devices.cuda_driver import Driver
 from headrace.engine.model.batch import Inputs, sizes_up_to
 from headrace.engine.model.kv_cache import PAGE, pages_for
@@ -77,7 +77,7 @@ class GraphDecoder:
 
     def _experts(self, driver: Driver | None) -> MailboxExperts:
         """By hand, or in a stream of a driver, which copies must then wait for: they are Python's."""
-        way: Posting = Eager(None, self.mailbox)
+        way: Signals = Eager(None, self.mailbox)
         if driver is None:
             return MailboxExperts(self.mailbox, way, lambda: 0, Tensor.clone)
         driver.register(self.mailbox.memory.data_ptr(), self.mailbox.memory.nbytes)

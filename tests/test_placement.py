@@ -39,7 +39,7 @@ def test_the_first_layers_in_ram(layers: int, in_ram: list[int], name: str) -> N
     placement = placing.n_cpu_moe(COUNTS, layers)
     assert layers_on(placement, CPU) == in_ram
     assert layers_on(placement, GPU0) == [i for i in (1, 2, 3) if i not in in_ram]
-    assert (placement.home, placement.name) == (GPU0, name)
+    assert (placement.main, placement.name) == (GPU0, name)
     assert placement.experts[0] == ()
 
 
@@ -84,7 +84,7 @@ def test_auto_over_two_gpus(rooms: tuple[int, int], in_ram: list[int]) -> None:
 
 
 def test_numbers_within_a_tier_rise_with_the_expert() -> None:
-    placement = Placement(name="mixed", home=GPU0, experts=((CPU, GPU0, GPU1, CPU, GPU0, GPU0),))
+    placement = Placement(name="mixed", main=GPU0, experts=((CPU, GPU0, GPU1, CPU, GPU0, GPU0),))
     assert placement.local_ids(0, CPU) == [0, -1, -1, 1, -1, -1]
     assert placement.local_ids(0, GPU0) == [-1, 0, -1, -1, 1, 2]
     assert placement.local_ids(0, GPU1) == [-1, -1, 0, -1, -1, -1]
@@ -165,7 +165,7 @@ def test_rules_down_to_single_experts(tmp_path: Path) -> None:
     path = write(tmp_path, {"version": 1, "default": "cpu", "rules": rules})
     found = placement_file.read(path, COUNTS, (CPU, GPU0, GPU1))
     assert found.experts == ((), (GPU1, GPU0, GPU0, GPU1), (GPU0, GPU0, CPU, CPU), (GPU1, GPU0, CPU, GPU1))
-    assert (found.name, found.home) == ("experts.json", GPU0)
+    assert (found.name, found.main) == ("experts.json", GPU0)
 
 
 def rule(**changes: Any) -> dict[str, Any]:

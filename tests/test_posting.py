@@ -198,12 +198,12 @@ def test_a_probe_that_dies_is_said(library: str) -> None:
 
 def test_the_choice_and_its_reason() -> None:
     works = {name: Trial(name=name, us=us) for name, us in zip(VARIANTS, (5.0, 60.0, 3.0), strict=True)}
-    assert choose(works) == signals.Choice(
+    assert choose(works) == signals.SignalChoice(
         name="memop", reason="fastest in a graph (memop 5.0 us; hostfunc 60.0 us; eager 3.0 us)", us=5.0
     )
     broken = {**works, "memop": Trial(name="memop", problem="hangs")}
     assert choose(broken).name == "hostfunc"
-    assert choose(works, "eager") == signals.Choice(
+    assert choose(works, "eager") == signals.SignalChoice(
         name="eager", reason="asked for (memop 5.0 us; hostfunc 60.0 us; eager 3.0 us)", us=3.0
     )
     alone = {**broken, "hostfunc": Trial(name="hostfunc", problem="no")}

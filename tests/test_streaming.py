@@ -15,9 +15,9 @@ import placements
 import pytest
 import torch
 from expected_bytes import PassShape, placed_bytes
-from late_lanes import Log, a_gpu, is_right
+from late_streams import Log, a_gpu, is_right
 from placements import force, placed, recorded
-from slow_lane import SlowLane, layer_of
+from slow_stream import SlowStream, layer_of
 
 from headrace import LLM, MemoryNeeded, OptionError, SamplingParams
 from headrace.engine.bandwidth_model import link_rate as link_rates
@@ -27,9 +27,9 @@ from headrace.engine.bandwidth_model.profile import Profile
 from headrace.engine.config import EngineConfig
 from headrace.engine.devices import streams
 from headrace.engine.devices.pcie import PciLink
-from headrace.engine.devices.streams import HostLane
+from headrace.engine.devices.streams import HostStream
 from headrace.engine.experts import offload_plan
-from headrace.engine.experts.offload_plan import FetchTables, Moves, cpu_seconds, crossover, distinct_of
+from headrace.engine.experts.offload_plan import FetchTables, OffloadPlan, cpu_seconds, crossover, distinct_of
 from headrace.engine.experts.streaming import Ring, chosen_numbers, in_order, piece_of, ranks, runs
 from headrace.engine.model.kv_cache import pages_for
 from headrace.engine.placement.placement import Tier
@@ -77,9 +77,9 @@ def streamed(main: Any, side: Any, rounds: int = 6) -> tuple[list[torch.Tensor],
     sums = [torch.zeros_like(x) for _ in range(rounds)]
     for y in sums:
         ring.add(y, x, ranks(ids, everything), weights, bank, in_order(numbers, 3))
-    for lane in (side, main):
-        if isinstance(lane, SlowLane):
-            lane.end()
+    for stream in (side, main):
+        if isinstance(stream, SlowStream):
+            stream.end()
     return sums, reference.experts(x, ids, weights, bank)
 
 
@@ -87,21 +87,21 @@ def streamed(main: Any, side: Any, rounds: int = 6) -> tuple[list[torch.Tensor],
 @pytest.mark.parametrize(("copies_s", "computes_s"), [(0.0, 0.004), (0.004, 0.0), (0.003, 0.003)])
 def test_no_buffer_is_overwritten_before_its_reader_is_done(seed: int, copies_s: float, computes_s: float) -> None:
     """Slow readers, slow copies, both by chance."""
-    sums, wanted = streamed(SlowLane(seed, computes_s), SlowLane(seed + 100, copies_s))
+    sums, wanted = streamed(SlowStream(seed, computes_s), SlowStream(seed + 100, copies_s))
     assert is_right(sums, wanted)
     assert all(torch.equal(y, sums[0]) for y in sums)
 
 
 @pytest.mark.parametrize("deaf", ["main", "side"])
 def test_without_waiting_the_sums_are_wrong(deaf: str) -> None:
-    """That the test above can fail: one lane does not heed the other's marks."""
-    main = SlowLane(1, 0.003 if deaf == "side" else 0.0, heeds=deaf != "main")
-    side = SlowLane(2, 0.003 if deaf == "main" else 0.0, heeds=deaf != "side")
+    """That the test above can fail: one stream does not heed the other's marks."""
+    main = SlowStream(1, 0.003 if deaf == "side" else 0.0, heeds=deaf != "main")
+    side = SlowStream(2, 0.003 if deaf == "main" else 0.0, heeds=deaf != "side")
     assert not is_right(*streamed(main, side))
 
 
 def test_in_ram_everything_is_done_at_once() -> None:
-    assert is_right(*streamed(HostLane(), HostLane()))
+    assert is_right(*streamed(HostStream(), HostStream()))
 
 
 def test_one_copy_for_each_run_of_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,7 +115,7 @@ def test_one_copy_for_each_run_of_neighbours(monkeypatch: pytest.MonkeyPatch) ->
             seen.append(len(source))
         return plain(target, source, *more, **options)
 
-    ring = Ring(bank.layout, 3, reference, torch.device("cpu"), HostLane(), HostLane())  # type: ignore[arg-type]
+    ring = Ring(bank.layout, 3, reference, torch.device("cpu"), HostStream(), HostStream())  # type: ignore[arg-type]
     monkeypatch.setattr(torch.Tensor, "copy_", copy)
     nobody = torch.full((1, 1), -1, dtype=torch.int32)
     ring.add(torch.zeros_like(x), x, nobody, torch.ones(1, 1), bank, in_order([0, 1, 2, 5, 6, 9, 10], 3))
@@ -253,7 +253,7 @@ def test_counted_bytes_equal_the_prediction(name: str, moved: str, tmp_path: Pat
             tokens=done.tokens, contexts=contexts, rows=rows, pages=max(longest[s] for s in done.sequences)
         )
         chosen = [seen[done.index].get(layer, []) for layer in range(llm.spec.layers)]
-        formats, decided = llm.parts.checkpoint.formats, llm.parts.fit.moves
+        formats, decided = llm.parts.checkpoint.formats, llm.parts.fit.offload
         assert done.bytes == placed_bytes(
             llm.spec, formats, llm.parts.kv_dtype, llm.parts.placement, shape, chosen, decided
         )
@@ -297,7 +297,7 @@ def test_what_is_decided_for_a_gpu(profile: Profile, monkeypatch: pytest.MonkeyP
     spec, devices = LLM("demo", max_context=32).spec, {Tier.GPU0: a_gpu()}
     layout = ExpertLayout(format=FORMATS["bf16"], hidden=spec.hidden, width=spec.moe.width)
 
-    def decided(profile: Profile | None, **options: Any) -> Moves:
+    def decided(profile: Profile | None, **options: Any) -> OffloadPlan:
         return offload_plan.plan(EngineConfig(device="cuda", **options), spec, layout, devices, profile)
 
     copies = {"gpu0 h2d pinned": 4e9, "gpu0 hbm": 1e12}
@@ -347,12 +347,12 @@ def test_what_is_decided_for_a_gpu(profile: Profile, monkeypatch: pytest.MonkeyP
 
 
 def test_rates_of_a_link(profile: Profile) -> None:
-    gen4 = PciLink(device="GPU 0000:01:00.0", lanes=16, most_lanes=16, speed=2.5, most_speed=16.0)
+    gen4 = PciLink(device="GPU 0000:01:00.0", streams=16, most_lanes=16, speed=2.5, most_speed=16.0)
     rate = nominal(gen4)
     assert rate.bytes_s == pytest.approx(0.8 * 16 * 1.969e9)
     assert not rate.is_measured
     assert "80% of PCIe 4.0 x16" in rate.source
-    narrow = nominal(dataclasses.replace(gen4, lanes=4, most_speed=32.0))
+    narrow = nominal(dataclasses.replace(gen4, streams=4, most_speed=32.0))
     assert narrow.bytes_s == pytest.approx(0.8 * 4 * 3.938e9)
     assert "a guess" in nominal(None).source
     copies = {"gpu1 h2d pinned": 50e9, "gpu1 hbm": 3e12}
@@ -364,7 +364,7 @@ def test_a_link_is_found_by_its_address(profile: Profile, monkeypatch: pytest.Mo
     properties = type("Properties", (), {"pci_domain_id": 0, "pci_bus_id": 0x41, "pci_device_id": 0})
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: properties)
     links = [
-        PciLink(device=f"GPU 0000:{bus}:00.0", lanes=16, most_lanes=16, speed=8.0, most_speed=speed)
+        PciLink(device=f"GPU 0000:{bus}:00.0", streams=16, most_lanes=16, speed=8.0, most_speed=speed)
         for bus, speed in (("01", 8.0), ("41", 32.0))
     ]
     assert "PCIe 5.0 x16" in link_rate(profile, torch.device("cuda", 0), links).source
@@ -403,7 +403,7 @@ def test_buffers_are_counted(tmp_path: Path) -> None:
     common: dict[str, Any] = {"device": "simulated", "max_context": 128, "prefill_chunk": 16, "stream_from": 4}
     llm = LLM("demo", cpu_moe=True, **common)
     experts = llm.parts.decoder.experts
-    expert = llm.parts.fit.moves.expert
+    expert = llm.parts.fit.offload.expert
     assert llm.parts.fit.needs[Tier.GPU0]["stream buffers"] == 2 * 4 * expert + 16 * llm.spec.hidden * 4
     assert experts.ring.nbytes == 2 * 4 * expert  # type: ignore[attr-defined]
     assert "stream buffers" not in LLM("demo", placement="gpu", **common).fit.needs[Tier.GPU0]
@@ -436,8 +436,8 @@ def test_the_start_up_table_says_what_was_decided(run: Run) -> None:
 
 
 def test_nothing_is_copied_by_default() -> None:
-    assert Moves().fetched(512, 8) == 0
-    assert Moves().buffer_bytes(512) == 0
+    assert OffloadPlan().fetched(512, 8) == 0
+    assert OffloadPlan().buffer_bytes(512) == 0
 
 
 def test_streamed_by_the_triton_kernels_in_the_interpreter(checkpoints: Checkpoints) -> None:

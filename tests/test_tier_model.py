@@ -24,7 +24,7 @@ from headrace.engine.cuda_graphs import signals
 from headrace.engine.cuda_graphs.signals import VARIANTS, Trial
 from headrace.engine.devices.device import Device
 from headrace.engine.devices.pcie import PciLink
-from headrace.engine.ledger.drift import Watch
+from headrace.engine.ledger.drift import DriftWatch
 from headrace.engine.ledger.passes import Pass, Prediction, Times
 from headrace.engine.ledger.residual import causes, tier_times
 from headrace.engine.ledger.summary import summarise
@@ -70,8 +70,8 @@ def run(llm: LLM, prompt: int = 4, new: int = 3) -> list[Pass]:
 
 def common(one: Pass) -> tuple[float, float]:
     """Of a pass without experts: seconds in all, of it those of the GPU."""
-    home = one.bytes["gpu_hbm"]
-    gpu = (home["dense"] + home["kv"] + home["head"]) / HBM
+    main = one.bytes["gpu_hbm"]
+    gpu = (main["dense"] + main["kv"] + main["head"]) / HBM
     rows = one.bytes.get("cpu_dram", {}).get("dense", 0) / CPU
     return FIXED + gpu + rows + one.bytes["h2d"]["inputs"] / UP + 12 / DOWN, gpu
 
@@ -108,8 +108,8 @@ def test_the_slower_side_counts(
     """Both layers split: two experts of the CPU, one of the GPU. What the other side takes is side by side."""
     where = file(tmp_path, TWO_TIERS)
     with load(checkpoints, "qwen3_moe", [[0, 3, 7], [1, 2, 4]], placement=where) as llm:
-        home = dataclasses.replace(rates(profile).gpus["gpu_hbm"], bandwidth=hardware.exactly(hbm))
-        llm.predictions.use_rates(rates(profile, gpus={"gpu_hbm": home}))
+        main = dataclasses.replace(rates(profile).gpus["gpu_hbm"], bandwidth=hardware.exactly(hbm))
+        llm.predictions.use_rates(rates(profile, gpus={"gpu_hbm": main}))
         step = run(llm)[-1]
         cpu_side = (HIDDEN + 3 * PAIR) / DOWN + 2 * EXPERT / CPU + HIDDEN / UP
         gpu_side = EXPERT / hbm
@@ -123,8 +123,8 @@ def test_the_slower_side_counts(
 def test_a_shared_expert_is_the_gpus_side(checkpoints: Checkpoints, profile: Profile) -> None:
     """It is taken out of what comes before, and lies behind the CPU's experts."""
     with LLM(str(checkpoints("qwen2_moe")), device="simulated", dtype="bfloat16", cpu_moe=True) as llm:
-        home = dataclasses.replace(rates(profile).gpus["gpu_hbm"], bandwidth=hardware.exactly(1e11))
-        llm.predictions.use_rates(rates(profile, gpus={"gpu_hbm": home}))
+        main = dataclasses.replace(rates(profile).gpus["gpu_hbm"], bandwidth=hardware.exactly(1e11))
+        llm.predictions.use_rates(rates(profile, gpus={"gpu_hbm": main}))
         step = run(llm)[-1]
         layers = [layer.mlp for layer in llm.parts.weights.layers if layer.experts is not None]
         shared = sum(mlp.gate_up.nbytes + mlp.down.nbytes for mlp in layers if mlp is not None) / 1e11
@@ -337,7 +337,7 @@ def test_the_parts_add_up_to_the_residual(cause: str, busy: dict[str, float], mo
 def test_the_watch_names_the_tier_that_was_timed() -> None:
     said: list[str] = []
     for cause, busy, more in CASES:
-        watch = Watch(said.append)
+        watch = DriftWatch(said.append)
         for _ in range(32):
             watch(a_pass(busy, TERMS, 1.05e-3, **more))
         assert len(said) == len(CASES[: [c[0] for c in CASES].index(cause) + 1])
@@ -348,7 +348,7 @@ def test_the_watch_names_the_tier_that_was_timed() -> None:
 
 def test_the_watch_blames_no_tier_that_was_not_timed() -> None:
     said: list[str] = []
-    watch = Watch(said.append)
+    watch = DriftWatch(said.append)
     slow = a_pass({"cpu_dram": 1.9e-3}, TERMS, 1.05e-3)
     times = Times(busy={"cpu_dram": 1.9e-3}, waits={}, overlap_s=None, idle_s=None, outside_s=None)
     for _ in range(32):
@@ -364,7 +364,7 @@ def test_rows_of_a_bench_have_times_and_prediction(profile: Profile) -> None:
         rows = list(bench.run(llm, grid, "cpu-moe"))
         steps = [p for p in llm.ledger.passes if p.phase == "decode"]
         assert sum(p.times is not None and p.times.overlap_s is not None for p in steps) == 2 * 4
-        assert not llm.parts.clock.is_on
+        assert not llm.parts.timers.is_on
     assert [len(row.rounds) for row in rows] == [2, 2, 2]
     for row in rows:
         assert row.tiers is not None

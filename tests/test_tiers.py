@@ -100,7 +100,7 @@ def test_the_cpus_part_runs_beside_the_devices() -> None:
         return cpu(*args)
 
     def collect(job: Any) -> torch.Tensor:
-        if Tier.CPU in llm.parts.placement.tiers_of(job.layer):
+        if Tier.CPU in llm.parts.placement.tiers_of(job.chosen.layer):
             assert entered.wait(10), "the worker has not begun"
             assert not llm.parts.decoder.experts.running.done()  # type: ignore[attr-defined]
             entered.clear()

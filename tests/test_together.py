@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from slow_lane import Reached, SlowLane
+from slow_stream import Reached, SlowStream
 
 from headrace.engine.bandwidth_model.contention import kept, lines
 from headrace.engine.devices.cuda_driver import Driver
-from headrace.engine.devices.streams import HostLane
+from headrace.engine.devices.streams import HostStream
 from headrace.engine.measure import contention, contention_gpu, link_rates, other_load
 from headrace.engine.measure.contention import AHEAD, Copies, Step, Way, moved, rates
 from headrace.engine.measure.link_rates import Links
@@ -23,7 +23,7 @@ MB = 1 << 20
 CPU = torch.device("cpu")
 
 
-class ThreadLane(SlowLane):
+class ThreadLane(SlowStream):
     """A stream in a thread: work is done in order, while the giver goes on."""
 
     def __init__(self) -> None:
@@ -37,8 +37,8 @@ class ThreadLane(SlowLane):
 def two_lanes() -> Iterator[tuple[ThreadLane, ThreadLane]]:
     both = ThreadLane(), ThreadLane()
     yield both
-    for lane in both:
-        lane.end()
+    for stream in both:
+        stream.end()
 
 
 @pytest.fixture(autouse=True)
@@ -95,11 +95,11 @@ class Memory:
     """Serves one piece after another, in the order of asking: who shares it gets half."""
 
     def __init__(self) -> None:
-        self.lane = ThreadLane()
+        self.stream = ThreadLane()
 
     def step(self) -> int:
-        self.lane.do(lambda: time.sleep(0.003))
-        self.lane.mark().wait(20)
+        self.stream.do(lambda: time.sleep(0.003))
+        self.stream.record().wait(20)
         return 3
 
 
@@ -107,7 +107,7 @@ def test_ways_that_share_a_memory_get_half_of_it() -> None:
     memory = Memory()
     one, other = (Way(name=name, step=memory.step) for name in ("experts", "copies"))
     found = contention.measure([(one, other)], rounds=5, seconds=0.05)
-    memory.lane.end()
+    memory.stream.end()
     assert list(found) == ["experts + copies"]
     both = found["experts + copies"]
     assert set(both) == {"experts", "copies", "experts alone", "copies alone"}
@@ -145,7 +145,7 @@ def test_shares_are_never_above_one() -> None:
     ]
 
 
-# ---- copies in a lane
+# ---- copies in a stream
 
 
 class LaneByHand:
@@ -159,7 +159,7 @@ class LaneByHand:
         self.given += 1
         work()
 
-    def mark(self) -> Reached:
+    def record(self) -> Reached:
         self.marks.append(Reached())
         return self.marks[-1]
 
@@ -167,23 +167,23 @@ class LaneByHand:
 
 
 def test_copies_are_given_ahead_and_counted_when_they_are_there() -> None:
-    lane = LaneByHand()
-    copies = Copies(lane, lambda: None, 7)
+    stream = LaneByHand()
+    copies = Copies(stream, lambda: None, 7)
     done: list[int] = []
     waiting = threading.Thread(target=lambda: done.append(copies.step()), daemon=True)
     waiting.start()
-    while len(lane.marks) < AHEAD:
+    while len(stream.marks) < AHEAD:
         time.sleep(0.001)
     time.sleep(0.01)
-    assert (lane.given, done) == (AHEAD, [])
-    lane.marks[0].set()
+    assert (stream.given, done) == (AHEAD, [])
+    stream.marks[0].set()
     waiting.join(20)
-    assert (lane.given, done) == (AHEAD, [7])
-    for mark in lane.marks:
+    assert (stream.given, done) == (AHEAD, [7])
+    for mark in stream.marks:
         mark.set()
     copies.end()
     assert not copies.marks
-    assert Copies(HostLane(), lambda: None, 3).step() == 3
+    assert Copies(HostStream(), lambda: None, 3).step() == 3
 
 
 # ---- RAM in the GPU's place
@@ -226,12 +226,12 @@ def test_each_copy_is_of_one_expert_and_goes_where_it_should() -> None:
     for number, expert in enumerate(bank.data):
         expert.fill_(number + 1)
     buffers = [type(bank).empty(bank.layout, 2) for _ in range(2)]
-    up = contention_gpu._upward(bank, buffers, HostLane())
+    up = contention_gpu._upward(bank, buffers, HostStream())
     up.step()
     assert up.size == 2 * bank.layout.bytes
     first = [buffer.data[:, 0].tolist() for buffer in buffers]
     assert sorted(first) == [[1, 3], [5, 7]]
-    down = contention_gpu._downward(buffers[0], bank, HostLane())
+    down = contention_gpu._downward(buffers[0], bank, HostStream())
     while not down.marks:
         down.step()
     assert bank.data[:4, -1].tolist() == first[0] * 2
@@ -253,7 +253,7 @@ def test_memory_that_cannot_be_pinned_is_not_measured(library: str, two_lanes: t
 
 def test_a_full_memory_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(contention_gpu, "free_memory", lambda: 10**9)
-    found, problem = contention_gpu.measure(0, CPU, None, HostLane(), HostLane(), rounds=1)
+    found, problem = contention_gpu.measure(0, CPU, None, HostStream(), HostStream(), rounds=1)
     assert found == {}
     assert "less than 3.2 GB of memory is free" in problem
 

@@ -166,7 +166,7 @@ def test_a_table_that_is_the_head_lies_where_the_head_does(checkpoints: Checkpoi
     for variant, is_head in (("granitemoe", True), ("qwen3_moe", False)):
         with LLM(str(checkpoints(variant)), device="simulated", cpu_moe=True) as llm:
             assert llm.spec.tied_head == is_head
-            assert (llm.parts.decoder.home.table is llm.parts.home) == is_head
+            assert (llm.parts.decoder.device_inputs.table is llm.parts.main) == is_head
             assert ("embedding" in llm.parts.fit.needs[Tier.CPU]) != is_head
 
 
@@ -242,11 +242,16 @@ def test_the_probe_is_asked_once_for_a_machine(library: str, monkeypatch: pytest
 @pytest.mark.parametrize("format", ["native", "q4_0"])
 def test_experts_in_ram_are_pinned_while_they_are_loaded(format: str, gpu: StandIn, log: Path) -> None:
     with load(handoff="eager", n_cpu_moe=3, expert_format=format) as llm:
-        assert llm.parts.memory is not None
-        assert llm.parts.memory.report is not None
-        assert llm.parts.memory.report.pinned == llm.parts.memory.report.total == sum(llm.parts.fit.bytes_in_ram) > 0
+        assert llm.parts.expert_arena is not None
+        assert llm.parts.expert_arena.report is not None
+        assert (
+            llm.parts.expert_arena.report.pinned
+            == llm.parts.expert_arena.report.total
+            == sum(llm.parts.fit.bytes_in_ram)
+            > 0
+        )
         banks = [layer.experts.banks["cpu"] for layer in llm.parts.weights.layers[:3]]  # type: ignore[union-attr]
-        assert all(llm.parts.memory.is_pinned(bank.data) for bank in banks)
+        assert all(llm.parts.expert_arena.is_pinned(bank.data) for bank in banks)
         shown = {row[0]: row for row in generate_report.placement_rows(llm)}
         assert [row[1] for row in shown.values() if "experts" in row[0]] == ["gpu0", "RAM pinned"]
         assert len(set(shown["pinned"][3].split(" of "))) == 1
@@ -259,9 +264,9 @@ def test_a_limit_leaves_layers_pageable_and_says_what_that_costs(gpu: StandIn) -
     with load(handoff="eager", n_cpu_moe=4) as whole:
         layer = whole.parts.fit.bytes_in_ram[0]
     with load(handoff="eager", n_cpu_moe=4, pinned_limit=(2 * layer + 5000) / 1e9) as llm:
-        assert llm.parts.memory is not None
-        assert llm.parts.memory.report is not None
-        assert llm.parts.memory.report.pinned == 2 * layer
+        assert llm.parts.expert_arena is not None
+        assert llm.parts.expert_arena.report is not None
+        assert llm.parts.expert_arena.report.pinned == 2 * layer
         title = str(generate_report.startup_table(llm).title)
         assert "experts are not pinned (the limit is" in title
         assert "go through a buffer of the driver, and hold up other work" in title
@@ -282,7 +287,7 @@ def test_without_a_driver_nothing_is_pinned_and_the_table_says_why() -> None:
         title = str(generate_report.startup_table(llm).title)
         assert "experts in RAM are not pinned: simulated is no GPU that a driver knows" in title
     with load(placement="gpu") as llm:
-        assert llm.parts.memory is None
+        assert llm.parts.expert_arena is None
 
 
 def test_blocks_with_padding_and_converted_files_are_pinned_too(
@@ -291,19 +296,19 @@ def test_blocks_with_padding_and_converted_files_are_pinned_too(
     """olmoe's experts end inside 64 bytes or not; a converted file brings whole blocks; random weights whole banks."""
     for source in ("qwen3_moe", "olmoe"):
         with LLM(str(checkpoints(source)), device="simulated", cpu_moe=True) as llm:
-            assert llm.parts.memory is not None
-            assert llm.parts.memory.report is not None
-            assert llm.parts.memory.report.pinned == sum(llm.parts.fit.bytes_in_ram)
+            assert llm.parts.expert_arena is not None
+            assert llm.parts.expert_arena.report is not None
+            assert llm.parts.expert_arena.report.pinned == sum(llm.parts.fit.bytes_in_ram)
     with LLM("demo", max_context=64, expert_format="q8_0") as whole:
         converted.save(
             whole.parts.checkpoint.directory, tmp_path / "q8", whole.parts.weights, whole.parts.checkpoint.formats
         )
     with LLM(str(tmp_path / "q8"), device="simulated", max_context=64, n_cpu_moe=2) as llm:
-        assert llm.parts.memory is not None
-        assert llm.parts.memory.report is not None
-        assert llm.parts.memory.report.pinned == sum(llm.parts.fit.bytes_in_ram) > 0
+        assert llm.parts.expert_arena is not None
+        assert llm.parts.expert_arena.report is not None
+        assert llm.parts.expert_arena.report.pinned == sum(llm.parts.fit.bytes_in_ram) > 0
     with random_llm("demo", device="simulated", max_context=64, cpu_moe=True, handoff="memop") as random:
-        assert random.parts.memory is not None
-        assert random.parts.memory.report is not None
-        assert random.parts.memory.report.pinned == sum(random.parts.fit.bytes_in_ram) > 0
+        assert random.parts.expert_arena is not None
+        assert random.parts.expert_arena.report is not None
+        assert random.parts.expert_arena.report.pinned == sum(random.parts.fit.bytes_in_ram) > 0
         assert random.generate([[3, 4]], GREEDY)

@@ -10,7 +10,7 @@ import torch
 from ...loaders.spec import ModelSpec
 from ...loaders.weights.model_weights import Formats, ModelWeights
 from ..devices.device import Device
-from ..ledger.drift import Watch
+from ..ledger.drift import DriftWatch
 from ..ledger.ledger import Ledger
 from ..placement.placement import Tier
 from . import tier_rates, tiered_pass
@@ -89,7 +89,7 @@ class Reconciliation:
     def watch_run(self) -> None:
         """From now on one line to `tell` if measured and predicted time of decode drift apart."""
         is_watched = self.ledger.predict is not None and not self.in_caches
-        self.ledger.watch = Watch(lambda text: self.tell(text)) if is_watched else None
+        self.ledger.watch = DriftWatch(lambda text: self.tell(text)) if is_watched else None
 
     def new_run(self) -> None:
         """Requests come after none were under way: says once that predictions may be off, and watches anew."""

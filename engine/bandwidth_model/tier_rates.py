@@ -59,16 +59,16 @@ class Unknown(Exception):
 
 def find(profile: Profile | None, devices: Mapping[Tier, Device]) -> Rates:
     """The rates for a run on these devices; raises Unknown."""
-    home = devices[Tier.GPU0]
-    if not home.is_cuda:
+    main = devices[Tier.GPU0]
+    if not main.is_cuda:
         raise Unknown("a simulated GPU has no bandwidths of its own")
     if profile is None:
         raise Unknown("this machine was not measured yet (headrace measure)")
     found = [_gpu(profile, devices[tier]) for tier in (Tier.GPU0, Tier.GPU1) if tier in devices]
-    link = link_rate(profile, home.place)
+    link = link_rate(profile, main.place)
     if link.is_guess:
-        raise Unknown(f"the link to {home.name} is not measured (headrace measure), and the system does not tell it")
-    down = profile.copies.get(f"gpu{home.place.index or 0} d2h pinned", link.bytes_s)
+        raise Unknown(f"the link to {main.name} is not measured (headrace measure), and the system does not tell it")
+    down = profile.copies.get(f"gpu{main.place.index or 0} d2h pinned", link.bytes_s)
     cpu = machine_file.of_profile(profile).cpu
     assert cpu is not None, "a profile without a CPU"
     return Rates(

@@ -113,7 +113,7 @@ def _timed(llm: LLM, once: Once, turn: int) -> list[Pass]:
     """One more round with the tiers timed; none on the CPU alone."""
     if len(llm.parts.devices) == 1:
         return []
-    was_on = llm.parts.clock.is_on
+    was_on = llm.parts.timers.is_on
     llm.time_tiers()
     try:
         return once(turn)

@@ -23,22 +23,22 @@ from ..config import EngineConfig
 from ..cuda_graphs import gpu_runtime, saved_trials, signal_choice, verify
 from ..cuda_graphs.gpu_runtime import Runtime
 from ..cuda_graphs.graphed_decode import GraphedDecode
-from ..cuda_graphs.signals import Choice
+from ..cuda_graphs.signals import SignalChoice
 from ..devices import device as devices
 from ..devices import host, streams
 from ..devices.device import Device
 from ..experts.backend import CpuExperts, ExpertBackend
-from ..experts.host_buffers import HandOff
-from ..experts.offload_plan import Moves
+from ..experts.host_buffers import HostBuffers
+from ..experts.offload_plan import OffloadPlan
 from ..experts.tiered import TieredExperts
-from ..ledger.timers import Clock
+from ..ledger.timers import Timers
 from ..measure import tile_thresholds
 from ..memory import kv_budget
-from ..memory.expert_arena import ExpertMemory
+from ..memory.expert_arena import ExpertArena
 from ..memory.memory_plan import Fit, fit
 from ..memory.pinned import resolve_limit
 from ..model.decoder import Decoder
-from ..model.inputs import make_home
+from ..model.inputs import make_device_inputs
 from ..model.kv_cache import KVCache, pages_for
 from ..placement.placement import Tier
 from .parts import EngineParts
@@ -59,24 +59,25 @@ def build(source: WeightSource, config: EngineConfig, progress: Progress | None 
     gpu = found.get(Tier.GPU0)
     runtime, problem = (None, "there is no GPU") if gpu is None else gpu_runtime.find(gpu)
     plan = fit(config, checkpoint, kv_dtype, found, profile, signal_choice.may_capture(config, runtime))
-    choice, memory = _beside_a_gpu(config, checkpoint, plan, found, runtime, problem)
-    granted = Granted(name == "cpu", memory)
-    weights = source.load(checkpoint, _target(ops, plan, found, memory, granted, progress))
-    if memory is not None:
-        memory.finish()
-        plan = replace(plan, moves=without_blocking_copies(plan.moves, found[plan.placement.home].is_cuda, memory))
-    clock = Clock(streams.of(found[plan.placement.home])[0] if len(found) > 1 else None)
-    experts, handoff = _experts(config, checkpoint, weights, plan, found, ops, clock)
-    decoder = _decoder(config, checkpoint, weights, plan, found, experts, kv_dtype, clock)
+    choice, arena = _beside_a_gpu(config, checkpoint, plan, found, runtime, problem)
+    main = found[plan.placement.main]
+    granted = Granted(name == "cpu", arena)
+    weights = source.load(checkpoint, _target(ops, plan, found, arena, granted, progress))
+    if arena is not None:
+        arena.finish()
+        plan = replace(plan, offload=without_blocking_copies(plan.offload, main.is_cuda, arena))
+    timers = Timers(streams.of(main)[0] if len(found) > 1 else None)
+    experts, host_buffers = _experts(config, checkpoint, weights, plan, found, ops, timers)
+    decoder = _decoder(config, checkpoint, weights, plan, found, experts, kv_dtype, timers)
     graphed, choice = _graphs(config, checkpoint, plan, decoder, choice, runtime)
     if graphed is not None:
-        graphed.tiered.moves = plan.moves.in_graphs()
-        plan = replace(plan, moves=graphed.tiered.moves)
+        graphed.tiered.offload = plan.offload.in_graphs()
+        plan = replace(plan, offload=graphed.tiered.offload)
     return EngineParts(
         config=config, kernels=name, ops=ops, devices=found, checkpoint=checkpoint, tokenizer=tokenizer,
         kv_dtype=kv_dtype, profile=profile, fit=plan, weights=weights, huge_pages=granted.huge_pages,
-        nodes=granted.nodes, clock=clock, decoder=decoder, runtime=runtime, memory=memory, handoff=handoff,
-        handoff_choice=choice, graphed=graphed,
+        nodes=granted.nodes, timers=timers, decoder=decoder, runtime=runtime, expert_arena=arena,
+        host_buffers=host_buffers, signal_choice=choice, graphed=graphed,
     )  # fmt: skip
 
 
@@ -110,30 +111,30 @@ def _beside_a_gpu(
     found: Mapping[Tier, Device],
     runtime: Runtime | None,
     problem: str,
-) -> tuple[Choice | None, ExpertMemory | None]:
+) -> tuple[SignalChoice | None, ExpertArena | None]:
     """How experts are to be handed over, decided before memory is taken; memory that can be pinned for those in RAM.
     Nothing of it on the CPU alone. problem: why there is no runtime."""
     if len(found) == 1:
         return None, None
     limit, sizes = resolve_limit(config.pinned_limit), plan.bytes_in_ram
-    choice = signal_choice.decide(config, plan.placement, plan.moves, runtime, problem, checkpoint.spec.layers)
+    choice = signal_choice.decide(config, plan.placement, plan.offload, runtime, problem, checkpoint.spec.layers)
     driver, number = (None, 0) if runtime is None else (runtime.driver, runtime.number)
-    return choice, ExpertMemory(sizes, driver, number, problem, limit) if any(sizes) else None
+    return choice, ExpertArena(sizes, driver, number, problem, limit) if any(sizes) else None
 
 
 def _target(
     ops: Ops,
     plan: Fit,
     found: Mapping[Tier, Device],
-    memory: ExpertMemory | None,
+    arena: ExpertArena | None,
     granted: Granted,
     progress: Progress | None,
 ) -> Target:
     """Where the weights go; experts in RAM into memory that can be pinned, if there is such."""
     where, filled = plan.where(found), None
-    if memory is not None:
-        filled = memory.filled
-        where = None if where is None else replace(where, pools={Tier.CPU.value: memory.arena})
+    if arena is not None:
+        filled = arena.filled
+        where = None if where is None else replace(where, pools={Tier.CPU.value: arena.arena})
     besides = plan.room.kv_bytes + plan.room.work_bytes
     return Target(ops=ops, where=where, besides=besides, prepare=granted.prepare, filled=filled, progress=progress)
 
@@ -141,8 +142,8 @@ def _target(
 class Granted:
     """Prepares memory that is reserved and not filled yet, and keeps what the system granted."""
 
-    def __init__(self, is_cpu: bool, memory: ExpertMemory | None) -> None:
-        self.is_cpu, self.memory = is_cpu, memory
+    def __init__(self, is_cpu: bool, arena: ExpertArena | None) -> None:
+        self.is_cpu, self.arena = is_cpu, arena
         self.huge_pages: dict[str, bool] = {}
         self.nodes = 1
 
@@ -150,15 +151,15 @@ class Granted:
         """Asks for huge pages under the large weights, from all nodes of memory; starts pinning."""
         if self.is_cpu:
             self.huge_pages, self.nodes = host.advise_huge(weights), host.spread_over_nodes(weights)
-        if self.memory is not None:
-            self.memory.start(weights, in_parts)
+        if self.arena is not None:
+            self.arena.start(weights, in_parts)
 
 
-def without_blocking_copies(moves: Moves, is_cuda: bool, memory: ExpertMemory) -> Moves:
+def without_blocking_copies(offload: OffloadPlan, is_cuda: bool, arena: ExpertArena) -> OffloadPlan:
     """No copies before choices where they would hold up the thread that launches the next layer."""
-    if not is_cuda or moves.stream_from is None or memory.is_whole:
-        return moves
-    return moves.without_guesses("experts in RAM are not all pinned, and a copy holds up other work")
+    if not is_cuda or offload.stream_from is None or arena.is_whole:
+        return offload
+    return offload.without_prefetch("experts in RAM are not all pinned, and a copy holds up other work")
 
 
 def _experts(
@@ -168,8 +169,8 @@ def _experts(
     plan: Fit,
     found: Mapping[Tier, Device],
     ops: Ops,
-    clock: Clock,
-) -> tuple[ExpertBackend, HandOff | None]:
+    timers: Timers,
+) -> tuple[ExpertBackend, HostBuffers | None]:
     """The experts: all in RAM, or on the tiers of the placement, with the buffers between GPU and CPU."""
     banks, spec = [layer.experts for layer in weights.layers], checkpoint.spec
     if len(found) == 1:
@@ -178,14 +179,14 @@ def _experts(
         return CpuExperts(whole, ops), None
     split = [bank for bank in banks if not isinstance(bank, ExpertBank)]
     assert len(split) == len(banks), "whole banks beside several tiers"
-    handoff = HandOff(
-        found[plan.placement.home],
+    host_buffers = HostBuffers(
+        found[plan.placement.main],
         layers=spec.layers,
         tokens=max(config.prefill_chunk, config.max_sequences),
         hidden=spec.hidden,
         top_k=spec.moe.top_k,
     )
-    return TieredExperts(split, plan.placement, found, handoff, plan.moves, clock), handoff
+    return TieredExperts(split, plan.placement, found, host_buffers, plan.offload, timers), host_buffers
 
 
 def _decoder(
@@ -196,13 +197,13 @@ def _decoder(
     found: Mapping[Tier, Device],
     experts: ExpertBackend,
     kv_dtype: torch.dtype,
-    clock: Clock,
+    timers: Timers,
 ) -> Decoder:
     """The decoder on the device of everything but the experts, with its cache and the way of inputs there."""
-    home, spec, context = found[plan.placement.home], checkpoint.spec, plan.room.max_context
-    cache = KVCache(spec, plan.room.pages + plan.spare_pages, kv_dtype, home.place)
-    inputs = make_home(home, found[plan.table], clock, config, spec, context)
-    return Decoder(spec, weights, home.ops, experts, cache, context, inputs)
+    main, spec, context = found[plan.placement.main], checkpoint.spec, plan.room.max_context
+    cache = KVCache(spec, plan.room.pages + plan.spare_pages, kv_dtype, main.place)
+    inputs = make_device_inputs(main, found[plan.table], timers, config, spec, context)
+    return Decoder(spec, weights, main.ops, experts, cache, context, inputs)
 
 
 def _graphs(
@@ -210,9 +211,9 @@ def _graphs(
     checkpoint: Checkpoint,
     plan: Fit,
     decoder: Decoder,
-    choice: Choice | None,
+    choice: SignalChoice | None,
     runtime: Runtime | None,
-) -> tuple[GraphedDecode | None, Choice | None]:
+) -> tuple[GraphedDecode | None, SignalChoice | None]:
     """Decode steps as graphs, captured and checked now, or None where steps run by hand; the choice with what was
     found."""
     if choice is None or choice.name == signal_choice.EAGER:
@@ -239,9 +240,9 @@ def _graphs(
 
 def _digest(config: EngineConfig, checkpoint: Checkpoint, plan: Fit, kv_dtype: torch.dtype, way: str) -> str:
     """What times of a decode step hold for, besides GPU, driver and kernels."""
-    moves = plan.moves
-    split = moves.split if isinstance(moves.split, int) else "tables"
-    copies = moves.stream_from, split, moves.split_most, moves.piece
+    offload = plan.offload
+    split = offload.split if isinstance(offload.split, int) else "tables"
+    copies = offload.stream_from, split, offload.split_most, offload.piece
     room = plan.room.max_context, config.max_sequences, kv_dtype
     where, rounding = plan.placement.experts, config.cpu_activations
     return saved_trials.digest(way, checkpoint.spec, checkpoint.formats, where, copies, room, rounding)

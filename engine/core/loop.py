@@ -94,13 +94,13 @@ class Loop:
         parts, batch = self.parts, self.scheduler.next_batch()
         assert batch is not None, "a sequence is unfinished, but nothing can run"
         done, start = self._open_pass(batch), time.perf_counter()
-        parts.clock.begin()
-        with torch.inference_mode(), parts.home.current():
+        parts.timers.begin()
+        with torch.inference_mode(), parts.main.current():
             out = self._forward(batch)
             ready = [batch.sequences[i] for i in batch.ready]
-            tokens = self.sampler(out.logits, ready, parts.home.ops) if ready else []
-            parts.clock.lap(GPU_HBM)
-        parts.home.wait()
+            tokens = self.sampler(out.logits, ready, parts.main.ops) if ready else []
+            parts.timers.span(GPU_HBM)
+        parts.main.wait()
         self.scheduler.commit(batch)
         for sequence, token in zip(ready, tokens, strict=True):
             sequence.tokens.append(token)
@@ -128,7 +128,7 @@ class Loop:
         done.layers = out.layers()
         for work in done.layers:
             add_bytes(done.bytes, work.bytes)
-        done.times = self.parts.clock.end(done.measured_s)
+        done.times = self.parts.timers.end(done.measured_s)
         self.ledger.add(done)
         for id in done.sequences:
             self.requests[id].account.add(done)
@@ -136,7 +136,7 @@ class Loop:
     def _sampled(self, ready: list[Sequence]) -> Bytes:
         """What sampling took from the device."""
         greedy = sum(sequence.params.is_plain_greedy for sequence in ready)
-        return self.parts.decoder.home.sample_bytes(greedy, len(ready) - greedy, self.parts.spec.vocab)
+        return self.parts.decoder.device_inputs.sample_bytes(greedy, len(ready) - greedy, self.parts.spec.vocab)
 
     def _forward(self, batch: Batch) -> Output:
         """A pass: decode by graphs, if there are any."""
@@ -144,7 +144,7 @@ class Loop:
         if len(parts.devices) == 1:
             start = time.perf_counter()
             out = parts.decoder.forward(inputs)
-            parts.clock.spend(CPU_DRAM, time.perf_counter() - start)
+            parts.timers.spend(CPU_DRAM, time.perf_counter() - start)
             return out
         if parts.graphed is not None and not batch.is_prefill and parts.graphed.takes(inputs):
             return parts.graphed.forward(inputs)
@@ -170,7 +170,7 @@ class Loop:
         while sequence.pending:
             count = min(sequence.pending, self.parts.config.prefill_chunk)
             batch = Batch([sequence], [count], is_prefill=True)
-            with torch.inference_mode(), self.parts.home.current():
+            with torch.inference_mode(), self.parts.main.current():
                 logits = self.parts.decoder.forward(make_inputs(batch, all_rows=True)).logits.cpu()
             sequence.computed += count
             yield logits

@@ -16,11 +16,11 @@ from ..bandwidth_model.profile import Profile
 from ..config import EngineConfig
 from ..cuda_graphs.gpu_runtime import Runtime
 from ..cuda_graphs.graphed_decode import GraphedDecode
-from ..cuda_graphs.signals import Choice
+from ..cuda_graphs.signals import SignalChoice
 from ..devices.device import Device
-from ..experts.host_buffers import HandOff
-from ..ledger.timers import Clock
-from ..memory.expert_arena import ExpertMemory
+from ..experts.host_buffers import HostBuffers
+from ..ledger.timers import Timers
+from ..memory.expert_arena import ExpertArena
 from ..memory.kv_budget import Room
 from ..memory.memory_plan import Fit
 from ..model.decoder import Decoder
@@ -45,12 +45,12 @@ class EngineParts:
     weights: ModelWeights
     huge_pages: Mapping[str, bool]
     nodes: int
-    clock: Clock
+    timers: Timers
     decoder: Decoder
     runtime: Runtime | None
-    memory: ExpertMemory | None
-    handoff: HandOff | None
-    handoff_choice: Choice | None
+    expert_arena: ExpertArena | None
+    host_buffers: HostBuffers | None
+    signal_choice: SignalChoice | None
     graphed: GraphedDecode | None
 
     @property
@@ -66,9 +66,9 @@ class EngineParts:
         return self.fit.room
 
     @property
-    def home(self) -> Device:
+    def main(self) -> Device:
         """The device of everything but the routed experts."""
-        return self.devices[self.placement.home]
+        return self.devices[self.placement.main]
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
@@ -79,5 +79,5 @@ class EngineParts:
         """Ends the threads of graphs and pinning, after which a model with graphs cannot decode."""
         if self.graphed is not None:
             self.graphed.close()
-        if self.memory is not None:
-            self.memory.close()
+        if self.expert_arena is not None:
+            self.expert_arena.close()

@@ -20,7 +20,7 @@ from torch import Tensor
 from ...errors import DeviceError, HeadraceError
 from ..model.batch import Inputs
 from ..model.kv_cache import PAGE
-from ..model.staging import Parts, Shape, Upload, parts
+from ..model.staging import Parts, Shape, StagingBuffer, parts
 
 Step = Callable[[Inputs], Tensor]  # a forward pass: logits float32 [rows, vocabulary]
 
@@ -97,7 +97,7 @@ class Static:
     def __init__(self, size: int, pages: int, spare_page: int, place: torch.device, hidden: int = 0) -> None:
         self.size, self.pages, self.spare_page = size, pages, spare_page
         self.shape = Shape(tokens=size, sequences=size, pages=pages, rows=size, hidden=hidden, is_padded=True)
-        self.upload = Upload(place, self.shape)
+        self.staging = StagingBuffer(place, self.shape)
         self.there = torch.zeros(self.shape.nbytes, dtype=torch.uint8, device=place)
         found = parts(self.there, self.shape)
         assert found.padding_T is not None, "padding that is not marked"
@@ -106,7 +106,7 @@ class Static:
 
     def load(self, inputs: Inputs | None) -> None:
         """Brings the inputs of a step into their places; None: no sequences at all."""
-        to, count = self.upload.open(self.shape), 0 if inputs is None else len(inputs.ids_T)
+        to, count = self.staging.open(self.shape), 0 if inputs is None else len(inputs.ids_T)
         places, rest = to.places, slice(count, self.size)
         places.starts_S1.copy_(torch.arange(self.size + 1))
         to.rows.copy_(torch.arange(self.size))
@@ -124,7 +124,7 @@ class Static:
         places.tables_SM[rest] = self.spare_page
         assert to.padding_T is not None, "padding that is not marked"
         to.padding_T.copy_(torch.arange(self.size) >= count)
-        self.upload.send(self.there)
+        self.staging.send(self.there)
 
     def _load_tokens(self, to: Parts, inputs: Inputs, count: int) -> None:
         """Token ids, or their rows of the embedding."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from ...errors import DeviceError
 from ..devices.cuda_driver import LIBRARY, Driver
 from ..devices.device import Device
-from ..devices.streams import CudaLane, Stamps
+from ..devices.streams import CudaStream, Stamps
 from .capture import Recorder, TorchRecorder
 from .mailbox_experts import Pack
 
@@ -21,7 +21,7 @@ from .mailbox_experts import Pack
 @dataclass(frozen=True, kw_only=True)
 class Runtime:
     """Of one GPU. number: as the driver counts. put: memory that is registered, on the GPU, in the recorder's
-    stream; pack: writes a job into the mailbox, likewise; lane: stamps in that stream, also while it is captured."""
+    stream; pack: writes a job into the mailbox, likewise; stream: stamps in that stream, also while it is captured."""
 
     driver: Driver
     number: int
@@ -29,7 +29,7 @@ class Runtime:
     recorder: Callable[[], Recorder]
     put: Callable[[Tensor], Tensor]
     pack: Pack
-    lane: Callable[[], Stamps]
+    stream: Callable[[], Stamps]
 
 
 def find(device: Device) -> tuple[Runtime | None, str]:
@@ -49,7 +49,7 @@ def find(device: Device) -> tuple[Runtime | None, str]:
             recorder=lambda: TorchRecorder(device.place),
             put=device.put,
             pack=_pack(device.backend),
-            lane=lambda: CudaLane(device.place),
+            stream=lambda: CudaStream(device.place),
         ),
         "",
     )

@@ -1,4 +1,4 @@
-"""The seam inside a captured decode step: the GPU's own experts by its kernels, those in RAM through the mailbox.
+"""Experts inside a captured decode step: the GPU's own experts by its kernels, those in RAM through the mailbox.
 
     submit     a job into the layer's slot, posted; then this GPU's part, which the CPU computes beside
     collect    y = part of gpu0; y += part of the CPU, when the stream has seen it        the order of
@@ -21,7 +21,7 @@ from ..devices.device import Device
 from ..experts.backend import Chosen
 from ..experts.tiered import TieredExperts
 from ..ledger.passes import GPU_HBM, H2D, LayerWork
-from ..ledger.timers import Laps
+from ..ledger.timers import Spans
 from ..placement.placement import Placement, Tier
 from .mailbox_experts import MailboxExperts, Posted
 
@@ -40,30 +40,30 @@ class GraphedExperts:
     `sizes` are the batch sizes."""
 
     def __init__(self, tiered: TieredExperts, mail: MailboxExperts | None, sizes: Sequence[int]) -> None:
-        placement, home = tiered.placement, tiered.home
-        self.tiered, self.clock = tiered, tiered.clock
-        self.timed: list[Laps] = []  # by size, where steps are timed
-        self.home, self.mail, self.batches = home, mail, list(sizes)
+        placement, main = tiered.placement, tiered.main
+        self.tiered, self.timers = tiered, tiered.timers
+        self.timed: list[Spans] = []  # by size, where steps are timed
+        self.main, self.mail, self.batches = main, mail, list(sizes)
         self.banks: dict[int, ExpertBank] = {}
         self.local: dict[int, Tensor] = {}
         for layer, split in enumerate(tiered.banks):
-            if split is not None and placement.home.value in split.banks:
-                self.banks[layer] = split.banks[placement.home.value]
-                self.local[layer] = numbers(placement, layer, placement.home, home)
+            if split is not None and placement.main.value in split.banks:
+                self.banks[layer] = split.banks[placement.main.value]
+                self.local[layer] = numbers(placement, layer, placement.main, main)
         self.chosen: list[dict[int, Tensor]] = [{} for _ in sizes]  # by size: layer -> ids of its last step
         self.batch: int | None = None
         self.padding_B: Tensor | None = None
-        self.laps: Laps | None = None  # of the step that is captured or runs, if it is timed
+        self.spans: Spans | None = None  # of the step that is captured or runs, if it is timed
 
     def use(self, batch: int, padding_B: Tensor) -> None:
         self.batch, self.padding_B = batch, padding_B
-        self.laps = self.timed[batch] if self.timed else None
+        self.spans = self.timed[batch] if self.timed else None
         if self.mail is not None:
-            self.mail.laps = self.laps
+            self.mail.spans = self.spans
             self.mail.use(batch, padding_B)
 
     def begin(self, batch: int, patient: bool = False) -> None:
-        self.clock.lap(H2D)  # the inputs are in their places
+        self.timers.span(H2D)  # the inputs are in their places
         if self.mail is not None:
             self.mail.begin(batch, patient)
 
@@ -72,10 +72,10 @@ class GraphedExperts:
             self.mail.check()
 
     def submit(self, layer: int, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> Work:
-        """Enqueues both parts; tensors are on the home device."""
+        """Enqueues both parts; tensors are on the main device."""
         assert self.batch is not None, "submit before use"
         posted = None
-        self._lap()
+        self._span()
         if self.mail is not None and layer in self.mail.numbers:
             posted = self.mail.submit(layer, x_TD, ids_TK, weights_TK)
         if layer not in self.banks:
@@ -89,11 +89,11 @@ class GraphedExperts:
         local_TK = self.local[layer][ids_TK.long()]
         if len(x_TD) > 1:  # a step of one sequence has no other rows
             local_TK = local_TK.masked_fill(self.padding_B.unsqueeze(1), -1)
-        part_TD: Tensor = self.home.ops.experts(x_TD, local_TK, weights_TK, self.banks[layer])
+        part_TD: Tensor = self.main.ops.experts(x_TD, local_TK, weights_TK, self.banks[layer])
         return part_TD
 
     def collect(self, job: Work) -> tuple[Tensor, Chosen]:
-        """The sum of the parts on the home device, valid as everything else in the stream is. What a replay chose,
+        """The sum of the parts on the main device, valid as everything else in the stream is. What a replay chose,
         `choices` says."""
         return self._sum(job), Chosen(job.layer, job.ids_TK)
 
@@ -101,17 +101,17 @@ class GraphedExperts:
         if job.posted is None or self.mail is None:
             assert job.part_TD is not None, "a layer without experts"
             return job.part_TD
-        self._lap()
+        self._span()
         y_TD = self.mail.collect(job.posted)
         if job.part_TD is None:
             return y_TD
-        self.home.ops.gated_add_(job.part_TD, y_TD)
+        self.main.ops.gated_add_(job.part_TD, y_TD)
         return job.part_TD
 
-    def _lap(self) -> None:
+    def _span(self) -> None:
         """What came before is this GPU's work."""
-        if self.laps is not None:
-            self.laps.lap(GPU_HBM)
+        if self.spans is not None:
+            self.spans.span(GPU_HBM)
 
     def work(self, chosen: Chosen) -> LayerWork:
         """As of a step by hand, where nothing is copied."""

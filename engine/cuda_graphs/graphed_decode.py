@@ -26,7 +26,7 @@ from ...loaders.weights.model_weights import TierBanks
 from ..devices.cuda_driver import Driver
 from ..experts.tiered import TieredExperts
 from ..ledger.passes import CPU_DRAM, GPU_HBM, LayerWork
-from ..ledger.timers import Laps
+from ..ledger.timers import Spans
 from ..model.batch import Inputs, sizes_up_to
 from ..model.decoder import Decoder, Output
 from ..placement.placement import Placement, Tier
@@ -35,16 +35,16 @@ from .capture import DecodeGraphs, Graph
 from .gpu_runtime import Runtime
 from .graph_experts import GraphedExperts, numbers
 from .mailbox_experts import MailboxExperts
-from .signals import Choice
+from .signals import SignalChoice
 
 
 class Captured(NamedTuple):
-    """Steps of all sizes: graphs, logits, what they chose by layer, and their laps if they are timed."""
+    """Steps of all sizes: graphs, logits, what they chose by layer, and their spans if they are timed."""
 
     graphs: list[Graph]
     logits: list[Tensor]
     chosen: list[dict[int, Tensor]]
-    timed: list[Laps]
+    timed: list[Spans]
 
 
 class GraphedDecode:
@@ -58,7 +58,7 @@ class GraphedDecode:
         self,
         decoder: Decoder,
         tiered: TieredExperts,
-        way: Choice,
+        way: SignalChoice,
         runtime: Runtime,
         *,
         sequences: int,
@@ -69,10 +69,10 @@ class GraphedDecode:
         self.decoder, self.tiered, self.runtime = decoder, tiered, runtime
         self.sizes, self.timeout = sizes_up_to(_most(sequences, tiered)), timeout
         self.recorder = runtime.recorder()
-        home, spec = decoder.home, decoder.spec
+        main, spec = decoder.device_inputs, decoder.spec
         mail = self._mail(way, tiered.banks, tiered.placement)
         self.mailbox = None if mail is None else mail.mailbox
-        self.clock = tiered.clock
+        self.timers = tiered.timers
         self.kept: dict[bool, Captured] = {}  # steps with stamps, and without, while the others are in use
         self.experts = GraphedExperts(tiered, mail, self.sizes)
         self.graphs = DecodeGraphs(
@@ -82,8 +82,8 @@ class GraphedDecode:
             sizes=self.sizes,
             pages=pages,
             spare_page=spare_page,
-            device=home.device.place,
-            hidden=spec.hidden if home.table is not home.device else 0,
+            device=main.device.place,
+            hidden=spec.hidden if main.table is not main.device else 0,
         )
         try:
             self._capture()
@@ -92,7 +92,7 @@ class GraphedDecode:
             raise
 
     def _capture(self) -> None:
-        with torch.inference_mode(), self.decoder.home.device.current():
+        with torch.inference_mode(), self.decoder.device_inputs.device.current():
             self.graphs.capture()
 
     def time_tiers(self, wanted: bool) -> None:
@@ -106,7 +106,7 @@ class GraphedDecode:
             graphs.graphs, graphs.logits, experts.chosen, experts.timed = self.kept[wanted]
             return
         experts.chosen = [{} for _ in self.sizes]
-        experts.timed = [Laps(self.runtime.lane()) for _ in self.sizes]
+        experts.timed = [Spans(self.runtime.stream()) for _ in self.sizes]
         try:
             self._capture()
         except BaseException:
@@ -115,20 +115,22 @@ class GraphedDecode:
 
     def _step(self, inputs: Inputs) -> Tensor:
         """What is captured: a pass from its inputs to its logits."""
-        laps = self.experts.laps
-        if laps is None:
+        spans = self.experts.spans
+        if spans is None:
             return self.decoder.run(inputs, self.experts)
-        laps.begin()
+        spans.begin()
         logits = self.decoder.run(inputs, self.experts)
-        laps.lap(GPU_HBM)
+        spans.span(GPU_HBM)
         return logits
 
-    def _mail(self, way: Choice, banks: Sequence[TierBanks | None], placement: Placement) -> MailboxExperts | None:
+    def _mail(
+        self, way: SignalChoice, banks: Sequence[TierBanks | None], placement: Placement
+    ) -> MailboxExperts | None:
         """The mailbox with all layers that have experts in RAM, its memory registered; None without such."""
         in_ram = {n: b.banks[Tier.CPU.value] for n, b in enumerate(banks) if b and Tier.CPU.value in b.banks}
         if not in_ram:
             return None
-        runtime, home = self.runtime, self.decoder.home.device
+        runtime, main = self.runtime, self.decoder.device_inputs.device
         mailbox = self._mailbox(in_ram)
         memory = mailbox.memory
         try:
@@ -143,7 +145,7 @@ class GraphedDecode:
             signals.make(way.name, runtime.driver, mailbox),
             lambda: self.recorder.handle,
             runtime.put,
-            {layer: numbers(placement, layer, Tier.CPU, home) for layer in split},
+            {layer: numbers(placement, layer, Tier.CPU, main) for layer in split},
             runtime.pack,
         )
 
@@ -171,12 +173,12 @@ class GraphedDecode:
         count = len(inputs.ids_T)
         assert len(inputs.rows) == count, f"{len(inputs.rows)} rows of logits for {count} sequences"
         (entered, read), before = self.decoder.enter(inputs), self._cpu_seconds()
-        self.clock.lap(None)
+        self.timers.span(None)
         logits = self.graphs.run(entered)
-        self.clock.lap(None)
-        self.clock.spend(CPU_DRAM, self._cpu_seconds() - before)
-        if self.experts.laps is not None:
-            self.clock.add(self.experts.laps)
+        self.timers.span(None)
+        self.timers.spend(CPU_DRAM, self._cpu_seconds() - before)
+        if self.experts.spans is not None:
+            self.timers.add(self.experts.spans)
         return Output(logits, read, partial(self._layers, count))
 
     def _cpu_seconds(self) -> float:
@@ -197,7 +199,7 @@ class GraphedDecode:
 
 def _most(sequences: int, tiered: TieredExperts) -> int:
     """Sequences of the largest step: one whose experts in RAM are all copied goes by the eager path, which copies."""
-    first = tiered.moves.stream_from
+    first = tiered.offload.stream_from
     if first is None or Tier.CPU not in tiered.placement.tiers:
         return sequences
     return min(sequences, first - 1)

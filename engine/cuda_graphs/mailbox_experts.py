@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ...kernels.cpu.mailbox import Mailbox, Slot
 from ..ledger.passes import CPU_DRAM, D2H, H2D
-from ..ledger.timers import Laps, wait
-from .signals import Posting
+from ..ledger.timers import Spans, wait
+from .signals import Signals
 
 
 class Pack(Protocol):
@@ -59,8 +59,8 @@ class Posted(NamedTuple):
 
 
 class MailboxExperts:
-    """`submit` and `collect` of the seam (`experts/backend.py`) for one captured batch size at a time: `use` says
-    which.
+    """`submit` and `collect` as of `ExpertBackend` (`experts/backend.py`) for one captured batch size at a time: `use`
+    says which.
 
     numbers: a model's layer -> its place in the mailbox. local: a layer -> int32 [experts] on the decoder's device, an
     expert's number in the mailbox's bank or -1; a layer left out has all its experts there. stream: the handle of the
@@ -71,20 +71,20 @@ class MailboxExperts:
     def __init__(
         self,
         mailbox: Mailbox,
-        posting: Posting,
+        signals: Signals,
         stream: Callable[[], int],
         put: Callable[[Tensor], Tensor],
         local: Mapping[int, Tensor] | None = None,
         pack: Pack = copy_job,
     ) -> None:
-        self.mailbox, self.posting, self.stream, self.put = mailbox, posting, stream, put
+        self.mailbox, self.signals, self.stream, self.put = mailbox, signals, stream, put
         self.numbers = {layer: number for number, layer in enumerate(mailbox.layers)}
         self.local = dict(local or {})
         self.pack = pack
         self.batches = mailbox.batches
         self.batch: int | None = None
         self.padding_B: Tensor | None = None
-        self.laps: Laps | None = None  # of the stream that the decoder runs in
+        self.spans: Spans | None = None  # of the stream that the decoder runs in
 
     def use(self, batch: int, padding_B: Tensor) -> None:
         """From now on jobs are of the mailbox's `batch`-th size; rows where `padding_B` (bool, on the decoder's device)
@@ -106,21 +106,21 @@ class MailboxExperts:
         slot = self.mailbox.slot(self.numbers[layer], self.batch)
         to = slot.ids_TK, slot.weights_TK, slot.x_TD
         self.pack(to, x_TD, ids_TK, weights_TK, self.local.get(layer), self.padding_B)
-        self.posting.publish(self.stream(), slot)
-        self._lap(D2H)
+        self.signals.publish(self.stream(), slot)
+        self._span(D2H)
         return Posted(layer, slot)
 
     def collect(self, job: Posted) -> Tensor:
         """y float32 [T, D] on the decoder's device, valid as everything else in the stream is."""
-        self.posting.await_result(self.stream(), job.slot)
-        self._lap(wait(CPU_DRAM))
+        self.signals.await_result(self.stream(), job.slot)
+        self._span(wait(CPU_DRAM))
         y_TD = self.put(job.slot.y_TD)
-        self._lap(H2D)
+        self._span(H2D)
         return y_TD
 
-    def _lap(self, what: str) -> None:
-        if self.laps is not None:
-            self.laps.lap(what)
+    def _span(self, what: str) -> None:
+        if self.spans is not None:
+            self.spans.span(what)
 
     def bytes_read(self, batch: int) -> int:
         """Bytes of experts that the last step of this batch size read, all layers; the step must be over."""

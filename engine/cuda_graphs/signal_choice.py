@@ -17,11 +17,11 @@ from typing import NamedTuple
 
 from ...errors import OptionError
 from ..config import GRAPHED, EngineConfig
-from ..experts.offload_plan import Moves
+from ..experts.offload_plan import OffloadPlan
 from ..placement.placement import Placement, Tier
 from . import saved_trials, signals
 from .gpu_runtime import Runtime
-from .signals import Choice, Trial
+from .signals import SignalChoice, Trial
 
 EAGER = "eager"
 NOTHING_TO_HAND_OVER = "graphs"  # the way's name where no expert lies in RAM
@@ -40,8 +40,8 @@ def may_capture(config: EngineConfig, runtime: Runtime | None) -> bool:
 
 
 def decide(
-    config: EngineConfig, placement: Placement, moves: Moves, runtime: Runtime | None, problem: str, layers: int
-) -> Choice:
+    config: EngineConfig, placement: Placement, offload: OffloadPlan, runtime: Runtime | None, problem: str, layers: int
+) -> SignalChoice:
     """The way to take, and why. `problem`: why there is no runtime. layers: of the model.
 
     Raises OptionError where graphs were asked for and options, placement or device have none, DeviceError where the
@@ -49,21 +49,21 @@ def decide(
     """
     asked = config.handoff
     if asked == EAGER:
-        return Choice(name=EAGER, reason="asked for")
-    found = obstacle(config, placement, moves, runtime, problem)
+        return SignalChoice(name=EAGER, reason="asked for")
+    found = obstacle(config, placement, offload, runtime, problem)
     if found is not None:
         if asked == "auto":
-            return Choice(name=EAGER, reason=found.why)
+            return SignalChoice(name=EAGER, reason=found.why)
         raise OptionError(f"handoff is {asked!r}: {found.why}: take handoff 'eager', or {found.remedy}")
     assert runtime is not None, "graphs without a runtime"
     if Tier.CPU not in placement.tiers:
         name = NOTHING_TO_HAND_OVER if asked == "auto" else asked
-        return Choice(name=name, reason="no expert is in RAM: graphs, and nothing to hand over")
+        return SignalChoice(name=name, reason="no expert is in RAM: graphs, and nothing to hand over")
     return _candidate(trials(asked, runtime, layers), asked)
 
 
 def obstacle(
-    config: EngineConfig, placement: Placement, moves: Moves, runtime: Runtime | None, problem: str
+    config: EngineConfig, placement: Placement, offload: OffloadPlan, runtime: Runtime | None, problem: str
 ) -> Obstacle | None:
     """What keeps decode steps from being graphs."""
     if runtime is None:
@@ -75,18 +75,18 @@ def obstacle(
                         "kernels 'cpu'")  # fmt: skip
     if Tier.CPU in placement.tiers and config.copies_in_decode:
         return Obstacle(f"split {config.split} copies experts in decode, which graphs do not", "leave out split")
-    if Tier.CPU in placement.tiers and moves.streams(1):
+    if Tier.CPU in placement.tiers and offload.streams(1):
         return Obstacle(
             "stream_from 1 copies the experts of every step, which graphs do not", "a stream_from of 2 or more"
         )
     return None
 
 
-def _candidate(found: dict[str, Trial], asked: str) -> Choice:
+def _candidate(found: dict[str, Trial], asked: str) -> SignalChoice:
     """What was asked for, or the best way in a graph. `auto` ends no start: without any it is eager, which needs none
     of this."""
     if asked == "auto" and all(found[name].us is None for name in GRAPHED):
-        return Choice(name=EAGER, reason=f"no way to hand over works in a graph here ({signals.told(found)})")
+        return SignalChoice(name=EAGER, reason=f"no way to hand over works in a graph here ({signals.told(found)})")
     return signals.choose(found, asked)
 
 

@@ -63,7 +63,7 @@ def empty_mailbox(layers: int) -> Mailbox:
     return mailbox
 
 
-def step(way: signals.Posting, mailbox: Mailbox, stream: int, begin: bool = True) -> None:
+def step(way: signals.Signals, mailbox: Mailbox, stream: int, begin: bool = True) -> None:
     """A job for each layer."""
     if begin:
         mailbox.begin(0)
@@ -73,7 +73,7 @@ def step(way: signals.Posting, mailbox: Mailbox, stream: int, begin: bool = True
         way.await_result(stream, slot)
 
 
-def captured(way: signals.Posting, driver: Driver, mailbox: Mailbox, stream: int) -> Callable[[], None]:
+def captured(way: signals.Signals, driver: Driver, mailbox: Mailbox, stream: int) -> Callable[[], None]:
     """The step as a graph; called, it runs."""
     driver.begin_capture(stream)
     step(way, mailbox, stream, begin=False)

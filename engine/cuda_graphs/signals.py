@@ -33,7 +33,7 @@ FIRST_JOB = "first job"  # what the probe's stages are called
 CAPTURED = "captured jobs"
 
 
-class Posting(Protocol):
+class Signals(Protocol):
     """Posts and awaits jobs in the order of a stream. Streams are handles, as torch gives them."""
 
     name: str
@@ -96,7 +96,7 @@ class Eager:
         self.mailbox.wait(slot)
 
 
-def make(name: str, driver: Driver, mailbox: Mailbox) -> Posting:
+def make(name: str, driver: Driver, mailbox: Mailbox) -> Signals:
     """The hand-off called `name`, over a mailbox whose memory is registered with the driver."""
     if name == "memop":
         return MemOps(driver, mailbox.memory)
@@ -119,7 +119,7 @@ class Trial:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choice:
+class SignalChoice:
     """The way to take, and why. us: microseconds of a job without experts, as the probe found them; None: no probe."""
 
     name: str
@@ -127,7 +127,7 @@ class Choice:
     us: float | None = None
 
 
-def choose(trials: Mapping[str, Trial], asked: str = "auto") -> Choice:
+def choose(trials: Mapping[str, Trial], asked: str = "auto") -> SignalChoice:
     """The fastest way that a graph can hold; eager where there is none, because without graphs every kernel of a step
     costs a launch. Raises OptionError for an unknown way, DeviceError where what was asked for, or all of it, fails."""
     if asked not in ("auto", *VARIANTS):
@@ -137,14 +137,14 @@ def choose(trials: Mapping[str, Trial], asked: str = "auto") -> Choice:
     if asked != "auto":
         if asked not in works:
             raise DeviceError(f"the hand-off '{asked}' does not work here ({times}): take auto, or one that works")
-        return Choice(name=asked, reason=f"asked for ({times})", us=works[asked])
+        return SignalChoice(name=asked, reason=f"asked for ({times})", us=works[asked])
     graphs = [name for name in ("memop", "hostfunc") if name in works]
     if graphs:
         best = min(graphs, key=lambda name: works[name])
-        return Choice(name=best, reason=f"fastest in a graph ({times})", us=works[best])
+        return SignalChoice(name=best, reason=f"fastest in a graph ({times})", us=works[best])
     if "eager" in works:
         slower = f"no other works ({times}): every step without a graph, which is slower"
-        return Choice(name="eager", reason=slower, us=works["eager"])
+        return SignalChoice(name="eager", reason=slower, us=works["eager"])
     raise DeviceError(f"no hand-off between GPU and CPU works here ({times}): place the experts elsewhere")
 
 

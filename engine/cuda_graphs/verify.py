@@ -38,7 +38,7 @@ from .gpu_runtime import Runtime
 from .graphed_decode import GraphedDecode
 from .saved_trials import StepTimes
 from .signal_choice import EAGER
-from .signals import Choice
+from .signals import SignalChoice
 
 COMPARED = 2  # steps: the first attends to itself alone
 ROUNDS = 5  # timed steps, after one that is not
@@ -50,7 +50,7 @@ class Start:
     the options."""
 
     asked: str
-    choice: Choice
+    choice: SignalChoice
     runtime: Runtime
     digest: str
 
@@ -80,23 +80,23 @@ class Steps:
     def by_hand(self, number: int) -> Tensor:
         """Logits of a step by the eager path, which is over then."""
         logits = self.decoder.forward(self.inputs(number)).logits
-        self.decoder.home.device.wait()
+        self.decoder.device_inputs.device.wait()
         return logits
 
     @contextmanager
     def without_copies(self) -> Iterator[None]:
         """Steps by hand leave every expert in RAM to the CPU."""
-        moves, self.tiered.moves = self.tiered.moves, NONE
+        offload, self.tiered.offload = self.tiered.offload, NONE
         try:
             yield
         finally:
-            self.tiered.moves = moves
+            self.tiered.offload = offload
 
 
-def start(how: Start, steps: Steps, build: Callable[[], GraphedDecode]) -> tuple[GraphedDecode | None, Choice]:
+def start(how: Start, steps: Steps, build: Callable[[], GraphedDecode]) -> tuple[GraphedDecode | None, SignalChoice]:
     """Graphs that were checked, or None; and the choice with what was found. Raises DeviceError where a way was asked
     for and fails, or where the GPU is of no use after it did."""
-    with torch.inference_mode(), steps.decoder.home.device.current():
+    with torch.inference_mode(), steps.decoder.device_inputs.device.current():
         try:
             graphed = build()
         except (DeviceError, RuntimeError) as error:  # CUDA's errors are RuntimeErrors
@@ -112,7 +112,7 @@ def start(how: Start, steps: Steps, build: Callable[[], GraphedDecode]) -> tuple
         return graphed, choice
 
 
-def _checked(how: Start, steps: Steps, graphed: GraphedDecode) -> tuple[str, Choice]:
+def _checked(how: Start, steps: Steps, graphed: GraphedDecode) -> tuple[str, SignalChoice]:
     """Why the graphs cannot be taken, or ""; the choice with the times."""
     problem = _compare(steps, graphed)
     if problem:
@@ -167,7 +167,7 @@ def _seconds(step: Callable[[int], object], number: int) -> float:
     return time.perf_counter() - begin
 
 
-def _refused(how: Start, steps: Steps, problem: str) -> Choice:
+def _refused(how: Start, steps: Steps, problem: str) -> SignalChoice:
     """Eager with the reason, or an error where graphs were asked for. One step by hand shows first that the GPU goes
     on: some of CUDA's errors end everything."""
     if how.asked != "auto":
@@ -178,7 +178,7 @@ def _refused(how: Start, steps: Steps, problem: str) -> Choice:
         raise DeviceError(
             f"the GPU does not go on after a trial of graphs ({problem}): {_first_line(error)}. Take handoff 'eager'"
         ) from error
-    return Choice(name=EAGER, reason=f"{how.choice.name} was tried, and {problem}")
+    return SignalChoice(name=EAGER, reason=f"{how.choice.name} was tried, and {problem}")
 
 
 def _first_line(error: BaseException) -> str:

@@ -62,7 +62,7 @@ class Device:
             torch.cuda.current_stream(self.place).synchronize()
 
 
-class Mark:
+class Event:
     """A point in a device's work that the host can wait for; one that was never set is reached. In RAM everything
     before it is done already."""
 

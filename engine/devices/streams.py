@@ -1,9 +1,9 @@
 """Work of a device in order, and points in it that other work waits for: what streams and events are on CUDA.
 
-    lane.do(work)       work, once all that was given before is done
-    mark = lane.mark()  the point that is reached when all that was given so far is done
-    lane.wait(mark)     what is given from now on waits for that point, of whichever lane
-    lane.stamp()        such a point, of which the time is kept
+    stream.do(work)           work, once all that was given before is done
+    event = stream.record()   the point that is reached when all that was given so far is done
+    stream.wait(event)        what is given from now on waits for that point, of whichever stream
+    stream.stamp()            such a point, of which the time is kept
 
 In RAM there is nothing to wait for: work is done when `do` returns.
 """
@@ -27,33 +27,33 @@ class Stamps(Protocol):
         """A point after all that was given so far; its time is known when the work is done."""
 
     def seconds(self, first: Any, last: Any) -> float:
-        """From one stamp to a later one of the same lane, both of which were reached."""
+        """From one stamp to a later one of the same stream, both of which were reached."""
 
     def give_back(self, stamps: Iterable[Any]) -> None:
         """Stamps that nobody asks about any more."""
 
 
-class Lane(Stamps, Protocol):
+class Stream(Stamps, Protocol):
     """One queue of a device."""
 
     def do(self, work: Callable[[], None]) -> None: ...
 
-    def mark(self) -> Any: ...
+    def record(self) -> Any: ...
 
-    def wait(self, mark: Any) -> None: ...
+    def wait(self, event: Any) -> None: ...
 
 
 @dataclass(frozen=True)
-class HostLane:
+class HostStream:
     """Work in RAM: done at once. Stamps are readings of the host's clock. All of them are the one thread that asks."""
 
     def do(self, work: Callable[[], None]) -> None:
         work()
 
-    def mark(self) -> None:
+    def record(self) -> None:
         return None
 
-    def wait(self, mark: None) -> None:
+    def wait(self, event: None) -> None:
         return None
 
     def stamp(self) -> float:
@@ -66,7 +66,7 @@ class HostLane:
         return None
 
 
-class CudaLane:
+class CudaStream:
     """A stream of a GPU; None: the one that is current when work is given. Stamps are events, kept to be used again."""
 
     def __init__(self, place: torch.device, stream: torch.cuda.Stream | None = None) -> None:
@@ -82,13 +82,13 @@ class CudaLane:
         with torch.cuda.stream(self.stream):
             work()
 
-    def mark(self) -> torch.cuda.Event:
+    def record(self) -> torch.cuda.Event:
         event = torch.cuda.Event()
         event.record(self.stream)
         return event
 
-    def wait(self, mark: torch.cuda.Event) -> None:
-        self.stream.wait_event(mark)
+    def wait(self, event: torch.cuda.Event) -> None:
+        self.stream.wait_event(event)
 
     def stamp(self) -> torch.cuda.Event:
         """In a capture a node of the graph, which every replay sets anew."""
@@ -106,9 +106,9 @@ class CudaLane:
         self.spare.extend(stamps)
 
 
-def of(device: Device) -> tuple[Lane, Lane]:
-    """The lane that a device computes in, and one beside it for copies."""
+def of(device: Device) -> tuple[Stream, Stream]:
+    """The stream that a device computes in, and one beside it for copies."""
     if not device.is_cuda:
-        return HostLane(), HostLane()
+        return HostStream(), HostStream()
     side = torch.cuda.Stream(device.place)
-    return CudaLane(device.place), CudaLane(device.place, side)
+    return CudaStream(device.place), CudaStream(device.place, side)

@@ -8,7 +8,7 @@ The copies take longer than computing from them, so that the GPU's own time does
 the other works, so that both have their rates alone; only split decode needs what they get together
 (`bandwidth_model/split_decode.py`). With t tokens of even routing a layer of E experts, k a token, has E (1 - (1 -
 k/E)^t) distinct ones. With many tokens a layer chooses nearly all of its experts; where the layer before did, its
-first ones are copied before it has chosen. One `Moves` decides in the run and in predictions of bytes alike.
+first ones are copied before it has chosen. One `OffloadPlan` decides in the run and in predictions of bytes alike.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from ..bandwidth_model.split_decode import best_fetch, curves, shared_how
 from ..config import EngineConfig
 from ..devices.device import Device
 from ..placement.placement import Placement, Tier
-from .streaming import early_experts, piece_of
+from .streaming import piece_of, prefetch_experts
 
 F32 = 4
-GUESS = 0.95  # of a layer's experts in RAM chosen: then the next layer is taken to choose as many
+PREFETCH_SHARE = 0.95  # of a layer's experts in RAM chosen: then the next layer is taken to choose as many
 NO_COPIES = "decode steps are graphs, which copy no experts"
 
 
@@ -60,7 +60,7 @@ class FetchTables:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Moves:
+class OffloadPlan:
     """What is copied. stream_from: tokens of a layer from which on all chosen experts in RAM are; None: never. split:
     how many are with fewer tokens, up to `split_most`: a number, or by tables. piece: experts of a buffer. expert:
     bytes of one. guess: the share of a streamed layer's experts in RAM that must have been chosen for the next layer's
@@ -72,7 +72,7 @@ class Moves:
     piece: int = 0
     expert: int = 0
     hidden: int = 0
-    guess: float | None = GUESS
+    prefetch_share: float | None = PREFETCH_SHARE
     notes: tuple[str, ...] = field(default=())
 
     def streams(self, tokens: int) -> bool:
@@ -91,19 +91,21 @@ class Moves:
         """Whether a layer of so many tokens that is not streamed may have experts copied."""
         return self.split != 0 and tokens <= self.split_most
 
-    def guesses(self, chosen: int, in_ram: int) -> bool:
+    def prefetches(self, chosen: int, in_ram: int) -> bool:
         """Whether the first experts of the next layer are copied before its choices, by those of a streamed layer."""
-        return self.guess is not None and chosen >= self.guess * in_ram > 0
+        return self.prefetch_share is not None and chosen >= self.prefetch_share * in_ram > 0
 
-    def early(self, in_ram: int) -> int:
+    def prefetched(self, in_ram: int) -> int:
         """How many these are, of a layer with so many in RAM."""
-        return early_experts(self.piece, in_ram)
+        return prefetch_experts(self.piece, in_ram)
 
-    def without_guesses(self, why: str) -> Moves:
+    def without_prefetch(self, why: str) -> OffloadPlan:
         """The same, and nothing is copied before it was chosen."""
-        return replace(self, guess=None, notes=(*self.notes, f"no expert is copied before it was chosen: {why}"))
+        return replace(
+            self, prefetch_share=None, notes=(*self.notes, f"no expert is copied before it was chosen: {why}")
+        )
 
-    def in_graphs(self) -> Moves:
+    def in_graphs(self) -> OffloadPlan:
         """The same where decode steps turned out to be graphs."""
         if self.split == 0:
             return self
@@ -117,7 +119,7 @@ class Moves:
         return 2 * self.piece * self.expert + tokens * self.hidden * F32
 
 
-NONE = Moves()
+NONE = OffloadPlan()
 
 
 def next_in_ram(placement: Placement, layer: int) -> int | None:
@@ -133,15 +135,15 @@ def plan(
     layout: ExpertLayout,
     devices: Mapping[Tier, Device],
     profile: Profile | None,
-) -> Moves:
+) -> OffloadPlan:
     """What the options ask for, or what the rates of this machine say."""
-    home, most = devices[Tier.GPU0], max(config.prefill_chunk, config.max_sequences)
-    link = link_rate(profile, home.place) if home.is_cuda else None
+    main, most = devices[Tier.GPU0], max(config.prefill_chunk, config.max_sequences)
+    link = link_rate(profile, main.place) if main.is_cuda else None
     first, why = _stream_from(config, spec, layout, link, profile, most)
     split, why_split = _split(config, spec, layout, link, profile)
     when = "no pass" if first is None else f"passes from {first} tokens on"
     share = split if isinstance(split, int) else "by table"
-    return Moves(
+    return OffloadPlan(
         stream_from=first,
         split=split,
         split_most=config.max_sequences,

@@ -1,7 +1,7 @@
 """Experts of RAM computed on the GPU: copied through two buffers, one filled while the other is computed from.
 
-    side lane   copy 0 | copy 1 |           copy 2 |           copy 3            | copy 0' ...
-    main lane           compute 0 | compute 1 |     compute 2 |    compute 3 | attention ...
+    side stream   copy 0 | copy 1 |           copy 2 |           copy 3            | copy 0' ...
+    main stream           compute 0 | compute 1 |     compute 2 |    compute 3 | attention ...
 
 Chosen experts go in rising order, in pieces that fit a buffer; a piece takes one copy for each run of experts that lie
 side by side in RAM, and is computed by the op that computes a layer. Copy i + 2 waits until compute i is done, compute
@@ -24,13 +24,13 @@ from torch import Tensor
 
 from ...kernels import ExpertLayout, Ops
 from ...kernels.packed import ExpertBank
-from ..devices.streams import Lane
+from ..devices.streams import Stream
 from ..ledger.passes import GPU_HBM, H2D
-from ..ledger.timers import Clock, wait
+from ..ledger.timers import Timers, wait
 
 PIECE = 64 << 20  # bytes of a buffer at most: a copy of 1 to 5 ms, over which what starts it does not show
 PIECES = 4  # of a layer at least: while the first is copied there is nothing to compute
-EARLY = 2  # pieces of a layer that may be copied before its choices: as many as there are buffers
+PREFETCH_PIECES = 2  # pieces of a layer that may be copied before its choices: as many as there are buffers
 
 
 def piece_of(experts: int, size: int) -> int:
@@ -132,21 +132,21 @@ class Ring:
         piece: int,
         ops: Ops,
         place: torch.device,
-        main: Lane,
-        side: Lane,
-        clock: Clock | None = None,
+        main: Stream,
+        side: Stream,
+        timers: Timers | None = None,
         here: str = GPU_HBM,
     ) -> None:
         self.layout = layout
         self.piece = piece
         self.ops = ops
         self.main, self.side = main, side
-        self.clock, self.here = clock or Clock(), here  # the main lane's laps are the clock's, of tier `here`
-        self.copies = self.clock.beside(side)
+        self.timers, self.here = timers or Timers(), here  # the main stream's spans are the clock's, of tier `here`
+        self.copies = self.timers.beside(side)
         self.buffers = [ExpertBank.empty(layout, piece, str(place)).data for _ in range(2)]
-        self.free = [main.mark(), main.mark()]
+        self.free = [main.record(), main.record()]
         self.turn = 0  # the buffer that is free first
-        self.early: list[Filled] = []
+        self.prefetched: list[Filled] = []
 
     @property
     def nbytes(self) -> int:
@@ -161,43 +161,43 @@ class Ring:
         bank: ExpertBank,
         pieces: Sequence[Piece],
     ) -> None:
-        """Adds to y the weighted sums of the experts of these pieces of `bank`, in the main lane.
+        """Adds to y the weighted sums of the experts of these pieces of `bank`, in the main stream.
 
         places: of a choice's expert, as the pieces are numbered; -1, or one beyond their end, for others.
         """
-        early, self.early = self.early, []
+        prefetched, self.prefetched = self.prefetched, []
         filled = None
         for piece, following in zip(pieces, [*pieces[1:], None], strict=True):
-            filled = filled or self._filled(early, bank, piece, None)
-            coming = following and self._filled(early, bank, following, filled.buffer)
-            self.clock.lap(self.here)
+            filled = filled or self._filled(prefetched, bank, piece, None)
+            coming = following and self._filled(prefetched, bank, following, filled.buffer)
+            self.timers.span(self.here)
             self.main.wait(filled.ready)
-            self.clock.lap(wait(H2D))
+            self.timers.span(wait(H2D))
             held = ExpertBank(self.layout, self.buffers[filled.buffer][: piece.size])
             self.main.do(partial(self._compute, y_TD, x_TD, places_TK, weights_TK, held, piece.first))
-            self.free[filled.buffer] = self.main.mark()
+            self.free[filled.buffer] = self.main.record()
             filled = coming
 
     def fetch(self, bank: ExpertBank) -> None:
-        """Copies the first experts of a bank, `early_experts` of them, before anyone chose them: into either buffer as
-        soon as it is free."""
-        self.early, held = [], None
-        for piece in cut(self.piece, bank.experts)[:EARLY]:
-            self.early.append(self._fill(bank, piece, held))
-            held = self.early[-1].buffer
+        """Copies the first experts of a bank, `prefetch_experts` of them, before anyone chose them: into either buffer
+        as soon as it is free."""
+        self.prefetched, held = [], None
+        for piece in cut(self.piece, bank.experts)[:PREFETCH_PIECES]:
+            self.prefetched.append(self._fill(bank, piece, held))
+            held = self.prefetched[-1].buffer
 
     def fetched(self, bank: ExpertBank) -> int:
         """How many experts of a bank were copied before they were chosen, and are there."""
-        return sum(filled.piece.size for filled in self.early if filled.bank is bank)
+        return sum(filled.piece.size for filled in self.prefetched if filled.bank is bank)
 
     def forget(self) -> None:
         """What was copied early will not be asked for. A buffer is filled again after that, in the order of the side
-        lane."""
-        self.early = []
+        stream."""
+        self.prefetched = []
 
-    def _filled(self, early: Sequence[Filled], bank: ExpertBank, piece: Piece, held: int | None) -> Filled:
+    def _filled(self, prefetched: Sequence[Filled], bank: ExpertBank, piece: Piece, held: int | None) -> Filled:
         """The piece in a buffer: copied early, or now."""
-        there = next((filled for filled in early if filled.serves(bank, piece)), None)
+        there = next((filled for filled in prefetched if filled.serves(bank, piece)), None)
         return there or self._fill(bank, piece, held)
 
     def _fill(self, bank: ExpertBank, piece: Piece, held: int | None) -> Filled:
@@ -206,10 +206,10 @@ class Ring:
         buffer = self.turn if held is None else 1 - held
         self.turn = 1 - buffer
         self.side.wait(self.free[buffer])
-        self.copies.lap(self.here if self.copies is self.clock.main else None)
+        self.copies.span(self.here if self.copies is self.timers.main else None)
         self.side.do(partial(fill, self.buffers[buffer], bank, piece))
-        self.copies.lap(H2D)
-        return Filled(bank, piece, buffer, self.side.mark())
+        self.copies.span(H2D)
+        return Filled(bank, piece, buffer, self.side.record())
 
     def _compute(
         self, y_TD: Tensor, x_TD: Tensor, places_TK: Tensor, weights_TK: Tensor, held: ExpertBank, first: int
@@ -220,9 +220,9 @@ class Ring:
         self.ops.gated_add_(y_TD, self.ops.experts(x_TD, local_TK, weights_TK, held))
 
 
-def early_experts(piece: int, experts: int) -> int:
+def prefetch_experts(piece: int, experts: int) -> int:
     """How many experts of a bank `Ring.fetch` copies."""
-    return min(EARLY * piece, experts)
+    return min(PREFETCH_PIECES * piece, experts)
 
 
 def fill(target: Tensor, bank: ExpertBank, piece: Piece) -> None:

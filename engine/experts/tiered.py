@@ -1,4 +1,4 @@
-"""The seam on several tiers: the experts of one layer computed by whoever has them, their sums joined.
+"""Experts on several tiers: those of one layer computed by whoever has them, their sums joined.
 
     submit    x, ids, weights go down; a worker thread runs the CPU's part (the C++ op lets go of the interpreter)
               meanwhile the GPU's part is launched, and a second GPU's, then whatever the decoder does next
@@ -15,7 +15,7 @@ the order of sums, and in rounding where their kernels do.
 
 What was read and sent follows from the choices (`work`), when the pass is over: they lie in host memory then, and
 nobody had to wait.
-What each tier does is a lap of the clock, if it is on (`ledger/timers.py`).
+What each tier does is a span of the clock, if it is on (`ledger/timers.py`).
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from ..devices import streams
 from ..devices.device import Device
 from ..ledger.pass_bytes import EXPERTS, ROUTING, UNCHOSEN
 from ..ledger.passes import CPU_DRAM, D2D, D2H, GPU1_HBM, H2D, LayerWork
-from ..ledger.timers import Clock, Laps, wait
+from ..ledger.timers import Spans, Timers, wait
 from ..placement.placement import Placement, Tier
 from .backend import Chosen, Job
-from .host_buffers import HandOff
-from .offload_plan import NONE, Moves, next_in_ram
+from .host_buffers import HostBuffers
+from .offload_plan import NONE, OffloadPlan, next_in_ram
 from .streaming import Ring, by_number, chosen_numbers, in_order, ranks
 
 F32, I32 = 4, 4  # bytes
@@ -52,23 +52,23 @@ class TieredExperts:
         banks: list[TierBanks | None],
         placement: Placement,
         devices: Mapping[Tier, Device],
-        handoff: HandOff,
-        moves: Moves = NONE,
-        clock: Clock | None = None,
+        host_buffers: HostBuffers,
+        offload: OffloadPlan = NONE,
+        timers: Timers | None = None,
     ) -> None:
         self.banks = banks
         self.placement = placement
         self.devices = devices
-        self.home = devices[placement.home]
-        self.handoff = handoff
+        self.main = devices[placement.main]
+        self.host_buffers = host_buffers
         self.local = [self._tables(layer) for layer in range(len(banks))]
         self.worker = ThreadPoolExecutor(1, thread_name_prefix="headrace-experts")
         self.running: Future[bool] | None = None
-        self.moves = moves
-        self.clock = Clock() if clock is None else clock
-        self.here = self.home.tier.channel
+        self.offload = offload
+        self.timers = Timers() if timers is None else timers
+        self.here = self.main.tier.channel
         self.second = self._second()
-        self.ring = self._ring() if moves.buffer_bytes(handoff.tokens) and Tier.CPU in placement.tiers else None
+        self.ring = self._ring() if offload.buffer_bytes(host_buffers.tokens) and Tier.CPU in placement.tiers else None
         self.numbers = [self._numbers(layer) for layer in range(len(banks))] if self.ring is not None else []
         self.in_ram = [(numbers_E >= 0).to(torch.int32) for numbers_E in self.numbers]
         self.last = -1  # the layer that was submitted last
@@ -81,10 +81,10 @@ class TieredExperts:
             tables[tier] = numbers.to(self.devices[tier].place)
         return tables
 
-    def _second(self) -> Laps | None:
-        """The laps of the second GPU, if there is one."""
+    def _second(self) -> Spans | None:
+        """The spans of the second GPU, if there is one."""
         device = self.devices.get(Tier.GPU1)
-        return None if device is None else self.clock.beside(streams.of(device)[0])
+        return None if device is None else self.timers.beside(streams.of(device)[0])
 
     def _ring(self) -> Ring | None:
         """The buffers for copied experts; None if no layer has any in RAM."""
@@ -92,15 +92,15 @@ class TieredExperts:
         bank = next(banks, None)
         if bank is None:
             return None
-        main, side = streams.of(self.home)
-        return Ring(bank.layout, self.moves.piece, self.home.ops, self.home.place, main, side, self.clock, self.here)
+        main, side = streams.of(self.main)
+        return Ring(bank.layout, self.offload.piece, self.main.ops, self.main.place, main, side, self.timers, self.here)
 
     def _numbers(self, layer: int) -> Tensor:
-        """At home: expert -> its number in the bank in RAM, or -1; int32 [E]."""
-        return torch.tensor(self.placement.local_ids(layer, Tier.CPU), dtype=torch.int32).to(self.home.place)
+        """On the main device: expert -> its number in the bank in RAM, or -1; int32 [E]."""
+        return torch.tensor(self.placement.local_ids(layer, Tier.CPU), dtype=torch.int32).to(self.main.place)
 
     def submit(self, layer: int, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> Job:
-        """Starts every tier's part. Tensors are on the home device."""
+        """Starts every tier's part. Tensors are on the main device."""
         if self.running is not None:  # an error came between submit and collect: its worker may still use the buffers
             self.running.exception()
             self.running = None
@@ -109,47 +109,47 @@ class TieredExperts:
         self.last = layer
         tiers, T = self.placement.tiers_of(layer), len(x_TD)
         in_ram = Tier.CPU in tiers
-        is_streamed = in_ram and self.moves.streams(T)
-        is_copied = is_streamed or (in_ram and self.moves.may_split(T))
+        is_streamed = in_ram and self.offload.streams(T)
+        is_copied = is_streamed or (in_ram and self.offload.may_split(T))
         work = None
-        self.clock.lap(self.here)
+        self.timers.span(self.here)
         if in_ram and not is_streamed:
-            work = self.handoff.down(layer, x_TD, ids_TK, weights_TK)
+            work = self.host_buffers.down(layer, x_TD, ids_TK, weights_TK)
             ids = work[1]
             if not is_copied:
                 self.running = self.worker.submit(self._on_cpu, layer, *work)
         else:
-            ids = self.handoff.ids_down(layer, ids_TK)
+            ids = self.host_buffers.ids_down(layer, ids_TK)
         if is_streamed:
-            self.handoff.mark.set()
-        self.clock.lap(D2H)
+            self.host_buffers.event.set()
+        self.timers.span(D2H)
         parts = [self._on_gpu(tier, layer, x_TD, ids_TK, weights_TK) for tier in tiers if tier is not Tier.CPU]
         copied, unchosen = [], 0
         if is_copied:
-            self.clock.lap(self.here)
+            self.timers.span(self.here)
             copied = self._to_copy(layer, ids)
-            self.clock.lap(wait(H2D))  # what to copy must be known first
+            self.timers.span(wait(H2D))  # what to copy must be known first
             if work is not None:
                 self.running = self.worker.submit(self._on_cpu, layer, *work, copied[-1] if copied else -1)
             unchosen = self._unchosen(layer, copied)
             if copied:
                 parts.append(self._on_ring(layer, x_TD, ids_TK, weights_TK, copied, is_streamed))
             if is_streamed:
-                self._fetch_after(layer, len(copied))
+                self._prefetch_next(layer, len(copied))
         return Job(parts, Chosen(layer, ids, len(copied), is_streamed, unchosen))
 
     def _to_copy(self, layer: int, ids_TK: Tensor) -> list[int]:
         """Waits for the choices; the numbers of the experts in RAM that are to be copied, the first of the chosen."""
-        self.handoff.mark.wait()
+        self.host_buffers.event.wait()
         local_TK = self.local[layer][Tier.CPU][ids_TK.long()]
         numbers = chosen_numbers(local_TK, self.placement.count(layer, Tier.CPU))
-        return numbers[: self.moves.fetched(len(ids_TK), len(numbers))]
+        return numbers[: self.offload.fetched(len(ids_TK), len(numbers))]
 
     def _on_ring(
         self, layer: int, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor, numbers: list[int], is_streamed: bool
     ) -> Tensor:
-        """The part of experts that are copied home: by number where the next layer's may be there early, else in as few
-        pieces as there can be."""
+        """The part of experts that are copied to the GPU: by number where the next layer's may be there early, else in
+        as few pieces as there can be."""
         ring, bank = self.ring, self._bank(layer, Tier.CPU)
         assert ring is not None, "copies without buffers"
         y_TD = torch.zeros_like(x_TD)
@@ -164,12 +164,12 @@ class TieredExperts:
         """How many experts of a layer were copied early and are not among its choices."""
         if self.ring is None:
             return 0
-        early = self.ring.fetched(self._bank(layer, Tier.CPU))
-        return early - sum(number < early for number in numbers)
+        prefetched = self.ring.fetched(self._bank(layer, Tier.CPU))
+        return prefetched - sum(number < prefetched for number in numbers)
 
-    def _fetch_after(self, layer: int, copied: int) -> None:
+    def _prefetch_next(self, layer: int, copied: int) -> None:
         """Starts the first copies of the next layer, if it will choose nearly all of its experts in RAM."""
-        if self.ring is not None and self.moves.guesses(copied, self.placement.count(layer, Tier.CPU)):
+        if self.ring is not None and self.offload.prefetches(copied, self.placement.count(layer, Tier.CPU)):
             following = next_in_ram(self.placement, layer)
             if following is not None:
                 self.ring.fetch(self._bank(following, Tier.CPU))
@@ -177,24 +177,24 @@ class TieredExperts:
     def _on_gpu(self, tier: Tier, layer: int, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> Tensor:
         """One GPU's part, on that GPU."""
         device = self.devices[tier]
-        if device is not self.home:
-            self.clock.lap(self.here)
+        if device is not self.main:
+            self.timers.span(self.here)
             x_TD, ids_TK, weights_TK = (device.put(t) for t in (x_TD, ids_TK, weights_TK))
-            self.clock.lap(D2D)
+            self.timers.span(D2D)
         with device.current():
-            if self.second is not None and device is not self.home:
-                self.second.lap(None)
+            if self.second is not None and device is not self.main:
+                self.second.span(None)
             local_TK = self.local[layer][tier][ids_TK.long()]
             part_TD: Tensor = device.ops.experts(x_TD, local_TK, weights_TK, self._bank(layer, tier))
-            if self.second is not None and device is not self.home:
-                self.second.lap(GPU1_HBM)
+            if self.second is not None and device is not self.main:
+                self.second.span(GPU1_HBM)
             return part_TD
 
     @torch.inference_mode()
     def _on_cpu(self, layer: int, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor, copied: int = -1) -> bool:
         """The CPU's part, in the worker thread, without the chosen experts up to number `copied`; whether anything is
         left."""
-        self.handoff.mark.wait()
+        self.host_buffers.event.wait()
         start = time.perf_counter()
         local_TK = self.local[layer][Tier.CPU][ids_TK.long()]
         if copied >= 0:
@@ -202,8 +202,8 @@ class TieredExperts:
         if not bool((local_TK >= 0).any()):
             return False
         y_TD = self.devices[Tier.CPU].ops.experts(x_TD, local_TK, weights_TK, self._bank(layer, Tier.CPU))
-        self.handoff.y_TD[: len(y_TD)].copy_(y_TD)
-        self.clock.spend(CPU_DRAM, time.perf_counter() - start)
+        self.host_buffers.y_TD[: len(y_TD)].copy_(y_TD)
+        self.timers.spend(CPU_DRAM, time.perf_counter() - start)
         return True
 
     def _bank(self, layer: int, tier: Tier) -> ExpertBank:
@@ -212,28 +212,28 @@ class TieredExperts:
         return banks.banks[tier.value]
 
     def collect(self, job: Job) -> tuple[Tensor, Chosen]:
-        """Waits for the CPU's part and adds all parts up on the home device: float32 [tokens, hidden]."""
-        self.clock.lap(self.here)
-        parts = [self.home.put(part) for part in job.parts]
+        """Waits for the CPU's part and adds all parts up on the main device: float32 [tokens, hidden]."""
+        self.timers.span(self.here)
+        parts = [self.main.put(part) for part in job.parts]
         if self.second is not None:
-            self.clock.lap(wait(GPU1_HBM))
+            self.timers.span(wait(GPU1_HBM))
         if self.running is not None:
             running, self.running = self.running, None
             has_part = running.result()
-            self.clock.lap(wait(CPU_DRAM))
+            self.timers.span(wait(CPU_DRAM))
             if has_part:
-                parts.append(self.handoff.up(len(job.chosen.ids_TK)))
-                self.clock.lap(H2D)
+                parts.append(self.host_buffers.up(len(job.chosen.ids_TK)))
+                self.timers.span(H2D)
         assert parts, "collect without submit"
         y_TD, *others = parts
         for part in others:
-            self.home.ops.gated_add_(y_TD, part)
+            self.main.ops.gated_add_(y_TD, part)
         return y_TD, job.chosen
 
     # ---- the account
 
     def work(self, chosen: Chosen) -> LayerWork:
-        """What a layer read and sent: the first `copied` of its chosen experts in RAM went to the home device, and
+        """What a layer read and sent: the first `copied` of its chosen experts in RAM went to the main device, and
         `unchosen` that nobody chose."""
         layer, ids_TK, copied, is_streamed, unchosen = chosen
         counts, pairs = self._served(layer, ids_TK, copied)
@@ -243,7 +243,7 @@ class TieredExperts:
         size = copied * self._bank(layer, Tier.CPU).layout.bytes if copied else 0
         if size:
             found[self.here][EXPERTS] = found[self.here].get(EXPERTS, 0) + size
-        (T, K), D = ids_TK.shape, self.handoff.x_TD.shape[1]
+        (T, K), D = ids_TK.shape, self.host_buffers.x_TD.shape[1]
         hidden, routing = T * D * F32, T * K * (I32 + F32)
         if Tier.CPU in counts and not is_streamed:
             found[D2H] = {EXPERTS: hidden, ROUTING: routing}

@@ -1,4 +1,4 @@
-"""Requests on their way: a `Stream` of chunks of one completion, or a `Group` that runs together.
+"""Requests on their way: a `CompletionStream` of chunks of one completion, or a `CompletionGroup` that runs together.
 
 Both can say at any time what there is so far, also after Ctrl-C.
 """
@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Iterator
 from .outputs import Chunk, Completion
 
 
-class Stream(Iterator[Chunk]):
+class CompletionStream(Iterator[Chunk]):
     """Yields one `Chunk` per token. `close` ends the request early; `result` is the completion so far."""
 
     def __init__(self, chunks: Generator[Chunk, None, None], completion: Callable[[], Completion]) -> None:
@@ -29,7 +29,7 @@ class Stream(Iterator[Chunk]):
         return self._completion()
 
 
-class Group:
+class CompletionGroup:
     """Several requests: `run` completes them, `results` are the completions so far, in the order of the prompts."""
 
     def __init__(self, run: Callable[[], None], results: Callable[[], list[Completion]]) -> None:

@@ -17,7 +17,7 @@ WINDOW = 32  # tokens
 TOLERANCE = 0.2  # of the predicted time
 
 
-class Watch:
+class DriftWatch:
     """Sees every pass of a ledger (`Ledger.watch`) and tells at most once."""
 
     def __init__(self, tell: Callable[[str], None]) -> None:

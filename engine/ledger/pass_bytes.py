@@ -64,19 +64,19 @@ def common_bytes(
     tokens: int,
     context: int,
     logits: bool,
-    home: str = CPU_DRAM,
+    main: str = CPU_DRAM,
     table: str = CPU_DRAM,
 ) -> Bytes:
-    """What a pass reads besides routed experts, by group; `home`: the memory of it all, `table`: that of the
+    """What a pass reads besides routed experts, by group; `main`: the memory of it all, `table`: that of the
     embedding."""
     rows = tokens * sizes.embedding_row
     groups = {
-        DENSE: dense_bytes(sizes, tokens, logits) - (rows if table != home else 0),
+        DENSE: dense_bytes(sizes, tokens, logits) - (rows if table != main else 0),
         KV: kv_bytes(sizes, tokens, context, token_bytes, logits),
     }
     if logits:
         groups[HEAD] = sizes.head
-    return {home: groups} if table == home else {home: groups, table: {DENSE: rows}}
+    return {main: groups} if table == main else {main: groups, table: {DENSE: rows}}
 
 
 def dense_bytes(sizes: DenseSizes, tokens: int, logits: bool) -> int:

@@ -57,7 +57,7 @@ def in_turn(terms: dict[str, float]) -> Prediction:
 @dataclass(frozen=True, kw_only=True)
 class LayerWork:
     """What a layer's experts were to the tiers in one pass. bytes: read and sent, by tier and group. pairs: by memory,
-    choices of tokens that its experts served. copied: bytes of experts that went from RAM to the home device, part of
+    choices of tokens that its experts served. copied: bytes of experts that went from RAM to the main device, part of
     its bytes; is_streamed: all chosen ones of RAM did, as with many tokens."""
 
     layer: int

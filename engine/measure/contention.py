@@ -19,14 +19,14 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ..bandwidth_model.contention import ALONE, AND
-from ..devices.streams import Lane
+from ..devices.streams import Stream
 from .kernel_rates import typical
 from .other_load import alone
 from .quiet_samples import Pace, Sample, best
 
 SECONDS = 0.04  # of a sample: some ten pieces of each way
 ROUNDS, QUICK_ROUNDS = 12, 6
-AHEAD = 3  # copies that a lane is given before the first of them is awaited
+AHEAD = 3  # copies that a stream is given before the first of them is awaited
 POLL_S = 50e-6  # a driver that waits may spin, on a core that kernels need
 
 
@@ -48,28 +48,28 @@ class Step(NamedTuple):
 
 
 class Copies:
-    """Copies in a lane, one after another, without a gap between them: some are given ahead. give: the next copy, which
-    the lane does; size: its bytes."""
+    """Copies in a stream, one after another, without a gap between them: some are given ahead. give: the next copy,
+    which the stream does; size: its bytes."""
 
-    def __init__(self, lane: Lane, give: Callable[[], None], size: int) -> None:
-        self.lane, self.give, self.size = lane, give, size
-        self.marks: deque[Any] = deque()
+    def __init__(self, stream: Stream, give: Callable[[], None], size: int) -> None:
+        self.stream, self.give, self.size = stream, give, size
+        self.events: deque[Any] = deque()
 
     def step(self) -> int:
-        while len(self.marks) < AHEAD:
-            self.lane.do(self.give)
-            self.marks.append(self.lane.mark())
-        _reach(self.marks.popleft())
+        while len(self.events) < AHEAD:
+            self.stream.do(self.give)
+            self.events.append(self.stream.record())
+        _reach(self.events.popleft())
         return self.size
 
     def end(self) -> None:
-        while self.marks:
-            _reach(self.marks.popleft())
+        while self.events:
+            _reach(self.events.popleft())
 
 
-def _reach(mark: Any) -> None:
-    """Returns when a lane's mark is reached; in RAM it is."""
-    while mark is not None and not mark.query():
+def _reach(event: Any) -> None:
+    """Returns when a stream's event is reached; in RAM it is."""
+    while event is not None and not event.query():
         time.sleep(POLL_S)
 
 

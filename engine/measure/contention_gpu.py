@@ -3,7 +3,8 @@
     arena, pinned    | experts for the kernels   1 GiB | experts that go up | experts that come down |
     GPU                                                | two buffers        | one buffer             |
 
-Experts go up one by one into two buffers in turns, as chosen ones do (`experts/streaming.py`), in a lane of their own.
+Experts go up one by one into two buffers in turns, as chosen ones do (`experts/streaming.py`), in a stream of their
+own.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from ...loaders.memory import GB, free_memory
 from ..bandwidth_model.contention import down_name, experts_name, up_name
 from ..devices.cuda_driver import Driver
 from ..devices.host import cpu_kernels
-from ..devices.streams import Lane
+from ..devices.streams import Stream
 from ..experts.streaming import cut, fill, in_order, piece_of
 from ..memory.pinned import Arena, Pins
 from . import contention
@@ -32,10 +33,10 @@ COPIED = "q4_0"  # the format of the experts that are copied: bytes are bytes
 
 
 def measure(
-    gpu: int, place: torch.device, driver: Driver | None, up: Lane, down: Lane, rounds: int
+    gpu: int, place: torch.device, driver: Driver | None, up: Stream, down: Stream, rounds: int
 ) -> tuple[dict[str, dict[str, float]], str]:
     """Rates by pair, and why there are none, or "". driver: pins the memory; None: the place is RAM, and nothing is to
-    be pinned. up, down: lanes of the place."""
+    be pinned. up, down: streams of the place."""
     needed = KERNELS_BYTES + 2 * COPIES_BYTES
     if free_memory() < 2 * needed:
         return {}, f"copies beside kernels not measured: less than {2 * needed / GB:.1f} GB of memory is free"
@@ -60,7 +61,9 @@ def _areas() -> dict[str, int]:
     return {"kernels": KERNELS_BYTES, "up": COPIES_BYTES, "down": COPIES_BYTES}
 
 
-def _pairs(gpu: int, place: torch.device, parts: list[torch.Tensor], up: Lane, down: Lane) -> Iterator[tuple[Way, Way]]:
+def _pairs(
+    gpu: int, place: torch.device, parts: list[torch.Tensor], up: Stream, down: Stream
+) -> Iterator[tuple[Way, Way]]:
     """Experts of every format beside copies up; copies up beside copies down."""
     arena, goes_up, comes_down = parts
     layout = ExpertLayout(format=FORMATS[COPIED], hidden=HIDDEN, width=WIDTH)
@@ -91,7 +94,7 @@ def _kernel(format: str, arena: torch.Tensor) -> Way:
     return Way(name=experts_name(format), step=step)
 
 
-def _upward(bank: ExpertBank, buffers: list[ExpertBank], lane: Lane) -> Copies:
+def _upward(bank: ExpertBank, buffers: list[ExpertBank], stream: Stream) -> Copies:
     """Every other expert, so that each is a copy of its own, as those of a router are."""
     count = buffers[0].experts
     pieces = cycle(in_order(range(0, bank.experts // (2 * count) * 2 * count, 2), count))
@@ -100,10 +103,10 @@ def _upward(bank: ExpertBank, buffers: list[ExpertBank], lane: Lane) -> Copies:
     def give() -> None:
         fill(next(targets).data, bank, next(pieces))
 
-    return Copies(lane, give, buffers[0].nbytes)
+    return Copies(stream, give, buffers[0].nbytes)
 
 
-def _downward(buffer: ExpertBank, bank: ExpertBank, lane: Lane) -> Copies:
+def _downward(buffer: ExpertBank, bank: ExpertBank, stream: Stream) -> Copies:
     """A buffer into one place after another."""
     count = buffer.experts
     places, whole = cycle(range(0, bank.experts - count + 1, count)), cut(count, count)[0]
@@ -112,4 +115,4 @@ def _downward(buffer: ExpertBank, bank: ExpertBank, lane: Lane) -> Copies:
         first = next(places)
         fill(bank.data[first : first + count], buffer, whole)
 
-    return Copies(lane, give, buffer.nbytes)
+    return Copies(stream, give, buffer.nbytes)

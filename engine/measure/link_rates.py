@@ -32,7 +32,7 @@ from ...errors import DeviceError
 from ...loaders.memory import GB, free_memory
 from ..devices.cuda_driver import LIBRARY, Driver
 from ..devices.host import cpu_kernels
-from ..devices.streams import CudaLane
+from ..devices.streams import CudaStream
 from . import contention, contention_gpu
 
 FILE, QUICK_FILE = 512 << 20, 128 << 20
@@ -200,7 +200,7 @@ def beside(index: int, rounds: int, found: Links) -> None:
         found.notes.append(f"copies beside kernels not measured: {error}")
         return
     place = torch.device("cuda", index)
-    up, down = (CudaLane(place, torch.cuda.Stream(place)) for _ in range(2))
+    up, down = (CudaStream(place, torch.cuda.Stream(place)) for _ in range(2))
     rates, problem = contention_gpu.measure(index, place, driver, up, down, rounds)
     found.together |= rates
     if problem:

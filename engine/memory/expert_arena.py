@@ -21,7 +21,7 @@ from ..placement.placement import Tier
 from .pinned import Arena, PinReport, Pins
 
 
-class ExpertMemory:
+class ExpertArena:
     """`sizes`: bytes by layer of the experts in RAM, 0 for none. number: of the GPU, as the driver counts. limit: bytes
     that may be pinned. Without a driver nothing is pinned; `problem` says why."""
 

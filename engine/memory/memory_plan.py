@@ -21,7 +21,7 @@ from ..bandwidth_model.profile import Profile
 from ..config import EngineConfig
 from ..devices.device import Device
 from ..experts import offload_plan
-from ..experts.offload_plan import NONE, Moves
+from ..experts.offload_plan import NONE, OffloadPlan
 from ..ledger.pass_bytes import bytes_per_token, layer_dense_bytes
 from ..model.batch import sizes_up_to
 from ..model.inputs import largest_pass
@@ -54,14 +54,15 @@ class Sizes:
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """What was decided. `needs`: bytes by tier and what they are for. `moves`: which experts in RAM a GPU computes."""
+    """What was decided. `needs`: bytes by tier and what they are for. `offload`: which experts in RAM a GPU
+    computes."""
 
     placement: Placement
     room: Room
     needs: Needs
     table: Tier  # of the embedding
     sizes: Sizes
-    moves: Moves = NONE
+    offload: OffloadPlan = NONE
     spare_pages: int = 0  # of the cache, beyond those of the room: for rows of a graph without a sequence
 
     @property
@@ -72,10 +73,10 @@ class Fit:
 
     def where(self, devices: Mapping[Tier, Device]) -> Where | None:
         """Where the weights are to be allocated; None where all is RAM and nothing is split."""
-        if self.placement.home is Tier.CPU:
+        if self.placement.main is Tier.CPU:
             return None
         return Where(
-            common=str(devices[self.placement.home].place),
+            common=str(devices[self.placement.main].place),
             embed=str(devices[self.table].place),
             experts=[[tier.value for tier in row] for row in self.placement.experts],
             tiers={tier.value: str(device.place) for tier, device in devices.items()},
@@ -145,8 +146,8 @@ class _Plan:
         self.work = kv_budget.work_bytes(spec, config.prefill_chunk, config.max_sequences, DEVICE_CHUNK)
         self.page = PAGE * bytes_per_token(spec, dtype)
         layout = ExpertLayout(format=checkpoint.formats.experts, hidden=spec.hidden, width=spec.moe.width)
-        self.moves = offload_plan.plan(config, spec, layout, devices, profile)
-        self.buffers = self.moves.buffer_bytes(max(config.prefill_chunk, config.max_sequences))
+        self.offload = offload_plan.plan(config, spec, layout, devices, profile)
+        self.buffers = self.offload.buffer_bytes(max(config.prefill_chunk, config.max_sequences))
         self.mailbox = 0
         self.spare_pages = int(graphs)
         if graphs:  # a page for rows without a sequence, and buffers that a graph keeps for itself
@@ -173,21 +174,21 @@ class _Plan:
     def _placed(self, placement: Placement) -> Fit:
         """A placement that was asked for: the cache may take of what is left as on a CPU."""
         table = _table(placement, self.checkpoint.spec.tied_head)
-        taken = sum(_weights(placement, self.sizes, placement.home, table).values()) + self._buffers(placement)
-        free = self.devices[placement.home].free
+        taken = sum(_weights(placement, self.sizes, placement.main, table).values()) + self._buffers(placement)
+        free = self.devices[placement.main].free
         room = kv_budget.plan(self.config, self.checkpoint, self.dtype, free, taken, self.work)
         return self._fit(placement, room)
 
     def _auto(self) -> Fit:
         """The cache first, for one sequence of the context, and for more within its share; then experts as they fit."""
-        spec, home = self.checkpoint.spec, self.devices[Tier.GPU0]
+        spec, main = self.checkpoint.spec, self.devices[Tier.GPU0]
         context = self.config.max_context or min(spec.context, DEFAULT_CONTEXT)
         if context > spec.context:
             raise OptionError(f"max_context is {context}, this model allows at most {spec.context} tokens")
-        one, shared = pages_for(context), int(home.free * CACHE_SHARE) // self.page
+        one, shared = pages_for(context), int(main.free * CACHE_SHARE) // self.page
         pages = max(one, min(one * self.config.max_sequences, shared))
         room = Room(pages, context, pages * self.page, self.work)
-        left = home.free - self.sizes.common - room.kv_bytes - self.work
+        left = main.free - self.sizes.common - room.kv_bytes - self.work
         placement = self._filled(left)
         if self._buffers(placement):
             placement = self._filled(left - self.buffers)
@@ -213,21 +214,21 @@ class _Plan:
         tokens = max(self.config.prefill_chunk, self.config.max_sequences)
         per_token = 8 * spec.hidden + 4 * spec.moe.top_k * (1 + spec.layers)
         table = _table(placement, spec.tied_head)
-        rows = spec.hidden if table is not placement.home else 0  # of the embedding go up instead of token ids
+        rows = spec.hidden if table is not placement.main else 0  # of the embedding go up instead of token ids
         inputs = largest_pass(tokens, self.config.max_sequences, room.max_context, rows).nbytes
         needs = _needs(placement, self.sizes, room, tokens * per_token + inputs + self.mailbox, table)
         if "experts" in needs[Tier.CPU]:
             needs[Tier.CPU]["buffers of a pass"] = kv_budget.work_bytes(spec, tokens, 1)
         buffers = self._buffers(placement)
         if buffers:
-            needs[placement.home][STREAM] = buffers
+            needs[placement.main][STREAM] = buffers
         return Fit(
             placement=placement,
             room=room,
             needs=needs,
             table=table,
             sizes=self.sizes,
-            moves=self.moves,
+            offload=self.offload,
             spare_pages=self.spare_pages,
         )
 
@@ -235,13 +236,13 @@ class _Plan:
 def _table(placement: Placement, is_head: bool) -> Tier:
     """Where the embedding lies: in RAM as long as experts do, for a token reads one row of it; with the head, if it is
     that."""
-    return Tier.CPU if Tier.CPU in placement.tiers and not is_head else placement.home
+    return Tier.CPU if Tier.CPU in placement.tiers and not is_head else placement.main
 
 
 def _weights(placement: Placement, sizes: Sizes, tier: Tier, table: Tier) -> dict[str, int]:
     """Bytes of weights on a tier."""
     return {
-        "common weights": sizes.common if placement.home is tier else 0,
+        "common weights": sizes.common if placement.main is tier else 0,
         "embedding": sizes.embedding if table is tier else 0,
         "experts": placing.expert_bytes(placement, sizes.experts, tier),
     }
@@ -252,9 +253,9 @@ def _needs(placement: Placement, sizes: Sizes, room: Room, handoff: int, table: 
     found: Needs = {}
     for tier in dict.fromkeys((*placement.tiers, Tier.CPU)):
         needs = _weights(placement, sizes, tier, table)
-        if tier is placement.home:
+        if tier is placement.main:
             needs["KV cache"] = room.kv_bytes
-        if tier is not Tier.CPU or placement.home is Tier.CPU:
+        if tier is not Tier.CPU or placement.main is Tier.CPU:
             needs["buffers of a pass"] = room.work_bytes
         if tier is Tier.CPU and handoff:
             needs["hand-off"] = handoff

@@ -23,7 +23,7 @@ from ..experts.backend import Chosen, CpuExperts, ExpertBackend
 from ..ledger.pass_bytes import EXPERTS, dense_sizes
 from ..ledger.passes import CPU_DRAM, Bytes, LayerWork, add_bytes
 from .batch import Inputs
-from .inputs import Home
+from .inputs import DeviceInputs
 from .kv_cache import KVCache
 from .prepare import make_stack
 
@@ -50,22 +50,22 @@ class Decoder:
         experts: ExpertBackend,
         cache: KVCache,
         max_context: int,
-        home: Home,
+        device_inputs: DeviceInputs,
     ) -> None:
         self.spec = spec
         self.weights = weights
         self.ops = ops
         self.experts = experts
         self.cache = cache
-        self.home = home
-        self.stack: Stack = make_stack(spec, weights, cache, max_context, home.device.put)
+        self.device_inputs = device_inputs
+        self.stack: Stack = make_stack(spec, weights, cache, max_context, device_inputs.device.put)
         self.sizes = dense_sizes(weights)
         self.choose: Choose | None = None  # what becomes of the router's choice in a layer, for a test
 
     def forward(self, inputs: Inputs) -> Output:
         """Runs the new tokens through all layers, writing their keys and values."""
         entered, read = self.enter(inputs)
-        inputs = self.home.take(entered)
+        inputs = self.device_inputs.take(entered)
         if self.choose is None and isinstance(self.experts, CpuExperts):
             return self._fused(inputs, self.experts, read)
         experts = self.experts if self.choose is None else ForcedChoice(self.experts, self.choose)
@@ -75,8 +75,8 @@ class Decoder:
     def enter(self, inputs: Inputs) -> tuple[Inputs, Bytes]:
         """What a pass does before its device has a part: looks up embedding rows that lie elsewhere. Besides, what the
         pass will read and send, but for experts."""
-        inputs = self.home.look_up(self.weights.embed, inputs, self.spec.embedding_scale)
-        return inputs, self.home.bytes_of(inputs, self.sizes, self.cache.token_bytes)
+        inputs = self.device_inputs.look_up(self.weights.embed, inputs, self.spec.embedding_scale)
+        return inputs, self.device_inputs.bytes_of(inputs, self.sizes, self.cache.token_bytes)
 
     def run(self, inputs: Inputs, experts: ExpertBackend) -> Tensor:
         """The rest of a pass, of inputs on the device: logits. It asks for no value of a tensor, so that it can be
@@ -123,7 +123,7 @@ class Decoder:
         return Output(self._head(x_TD, update_TD), read)
 
     def _embed(self, inputs: Inputs) -> Tensor:
-        return self.home.embed(self.weights.embed, inputs, self.spec.embedding_scale)
+        return self.device_inputs.embed(self.weights.embed, inputs, self.spec.embedding_scale)
 
     def _head(self, x_TD: Tensor, update_TD: Tensor) -> Tensor:
         """Logits of the rows that are left: float32 [R, V]."""

@@ -17,37 +17,37 @@ from ..config import EngineConfig
 from ..devices.device import Device
 from ..ledger.pass_bytes import INPUTS, SAMPLES, DenseSizes, common_bytes
 from ..ledger.passes import D2H, H2D, Bytes, add_bytes
-from ..ledger.timers import Clock
+from ..ledger.timers import Timers
 from .batch import Inputs
 from .kv_cache import pages_for
-from .staging import Shape, Upload
+from .staging import Shape, StagingBuffer
 
 
 @dataclass(frozen=True, kw_only=True)
-class Home:
+class DeviceInputs:
     """`device` holds the common weights and the cache, `table` the embedding. upload: the way to the device, None where
     that is RAM."""
 
     device: Device
     table: Device
-    clock: Clock
-    upload: Upload | None = None
+    timers: Timers
+    staging: StagingBuffer | None = None
 
     def take(self, inputs: Inputs) -> Inputs:
         """The inputs of a pass on the device, but for token ids whose rows were looked up in RAM."""
         if self.device.is_host:
             return inputs
-        assert self.upload is not None, "a device without a way to it"
-        self.clock.lap(None)
-        taken = self.upload.take(inputs)
-        self.clock.lap(H2D)
+        assert self.staging is not None, "a device without a way to it"
+        self.timers.span(None)
+        taken = self.staging.take(inputs)
+        self.timers.span(H2D)
         return taken
 
     def look_up(self, table: Matrix, inputs: Inputs, scale: float) -> Inputs:
         """The inputs with their rows of the embedding, if it lies in RAM and the device is another."""
         if self.table is self.device:
             return inputs
-        with self.clock.on_cpu():
+        with self.timers.on_cpu():
             return replace(inputs, x_TD=self.table.ops.embed(table, inputs.ids_T, scale))
 
     def embed(self, table: Matrix, inputs: Inputs, scale: float) -> Tensor:
@@ -65,7 +65,7 @@ class Home:
             tokens=len(inputs.ids_T),
             context=inputs.context,
             logits=len(inputs.rows) > 0,
-            home=self.device.tier.channel,
+            main=self.device.tier.channel,
             table=self.table.tier.channel,
         )
         add_bytes(read, self._sent(inputs))
@@ -90,10 +90,12 @@ def largest_pass(tokens: int, sequences: int, context: int, hidden: int) -> Shap
     return Shape(tokens=tokens, sequences=sequences, pages=pages_for(context), rows=tokens, hidden=hidden)
 
 
-def make_home(device: Device, table: Device, clock: Clock, config: EngineConfig, spec: ModelSpec, context: int) -> Home:
+def make_device_inputs(
+    device: Device, table: Device, timers: Timers, config: EngineConfig, spec: ModelSpec, context: int
+) -> DeviceInputs:
     """Home on a device, with a way there where it is not the host; `context`: tokens of the longest sequence."""
-    upload = None
+    staging = None
     if not device.is_host:
         tokens, hidden = max(config.prefill_chunk, config.max_sequences), 0 if table is device else spec.hidden
-        upload = Upload(device.place, largest_pass(tokens, config.max_sequences, context, hidden))
-    return Home(device=device, table=table, clock=clock, upload=upload)
+        staging = StagingBuffer(device.place, largest_pass(tokens, config.max_sequences, context, hidden))
+    return DeviceInputs(device=device, table=table, timers=timers, staging=staging)

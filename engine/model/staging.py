@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.decoder_layer import Places
-from ..devices.device import Mark
+from ..devices.device import Event
 from .batch import Inputs
 
 ALIGN = 64
@@ -130,14 +130,14 @@ def parts(block: Tensor, shape: Shape) -> Parts:
     return Parts(ids_T=ids[0] if ids else None, x_TD=x_TD, places=places, rows=rows, padding_T=padding_T)
 
 
-class Upload:
+class StagingBuffer:
     """The pinned buffer for passes of up to `largest`, to the device of `place`, and the point at which its last copy
     was done: nothing is written before that."""
 
     def __init__(self, place: torch.device, largest: Shape) -> None:
         self.place = place
         self.host = torch.zeros(largest.nbytes, dtype=torch.uint8, pin_memory=place.type == "cuda")
-        self.mark = Mark(place)
+        self.event = Event(place)
         self.shape, self.parts = largest, parts(self.host, largest)
 
     @property
@@ -149,7 +149,7 @@ class Upload:
         if shape != self.shape:
             assert shape.nbytes <= self.nbytes, f"{shape} takes {shape.nbytes} bytes, the buffer has {self.nbytes}"
             self.shape, self.parts = shape, parts(self.host, shape)
-        self.mark.wait()
+        self.event.wait()
         return self.parts
 
     def send(self, to: Tensor | None = None) -> Tensor:
@@ -157,7 +157,7 @@ class Upload:
         size = self.shape.nbytes
         there = torch.empty(size, dtype=torch.uint8, device=self.place) if to is None else to
         self.copy(there, self.host[:size])
-        self.mark.set()
+        self.event.set()
         return there
 
     def copy(self, there: Tensor, here: Tensor) -> None:

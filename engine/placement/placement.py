@@ -4,7 +4,7 @@
     auto        as few of them in RAM as fit: VRAM is filled from the last layer on
     split       of the layers in VRAM the first ones on GPU 0, the others on GPU 1
 
-All but the routed experts (attention, shared experts, norms, head, cache) has one place, `home`. This file knows no
+All but the routed experts (attention, shared experts, norms, head, cache) has one place, `main`. This file knows no
 tensor and no device, and imports no torch: plans use it too. Layers are counted over all layers, as in llama.cpp's
 option of that name; a layer without experts has an empty row.
 """
@@ -43,17 +43,17 @@ TIERS = tuple(Tier)  # the order in which their sums are added up
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """`experts[layer][expert]` is where that expert lies; `home` is the place of everything else. `name`: for
+    """`experts[layer][expert]` is where that expert lies; `main` is the place of everything else. `name`: for
     people."""
 
     name: str
-    home: Tier
+    main: Tier
     experts: tuple[tuple[Tier, ...], ...]
 
     @property
     def tiers(self) -> tuple[Tier, ...]:
         """Every tier in use, in the order of sums."""
-        used = {self.home, *(tier for row in self.experts for tier in row)}
+        used = {self.main, *(tier for row in self.experts for tier in row)}
         return tuple(tier for tier in TIERS if tier in used)
 
     def tiers_of(self, layer: int) -> tuple[Tier, ...]:
@@ -72,7 +72,7 @@ class Placement:
 
 def all_on(tier: Tier, counts: Sequence[int]) -> Placement:
     """Everything on one tier; `counts`: experts by layer."""
-    return Placement(name=tier.value, home=tier, experts=tuple((tier,) * count for count in counts))
+    return Placement(name=tier.value, main=tier, experts=tuple((tier,) * count for count in counts))
 
 
 def n_cpu_moe(counts: Sequence[int], layers: int) -> Placement:
@@ -80,7 +80,7 @@ def n_cpu_moe(counts: Sequence[int], layers: int) -> Placement:
     rows = tuple((Tier.CPU if i < layers else Tier.GPU0,) * count for i, count in enumerate(counts))
     in_ram = any(Tier.CPU in row for row in rows)
     name = f"n-cpu-moe={layers}" if in_ram else "gpu"
-    return Placement(name=name if any(Tier.GPU0 in row for row in rows) else "cpu-moe", home=Tier.GPU0, experts=rows)
+    return Placement(name=name if any(Tier.GPU0 in row for row in rows) else "cpu-moe", main=Tier.GPU0, experts=rows)
 
 
 def fill_from_last(
@@ -140,7 +140,7 @@ def split(placement: Placement, sizes: Sequence[int], shares: tuple[float, float
         rows.append((Tier.GPU1,) * len(row) if moves else row)
         before += size if is_on_gpu else 0
     name = f"{placement.name}, split {shares[0]:g},{shares[1]:g}"
-    return Placement(name=name, home=placement.home, experts=tuple(rows))
+    return Placement(name=name, main=placement.main, experts=tuple(rows))
 
 
 def expert_bytes(placement: Placement, sizes: Sequence[int], tier: Tier) -> int:

@@ -23,7 +23,7 @@ TOP_KEYS = ("version", "default", "rules")
 RULE_KEYS = ("layers", "experts", "tier")
 
 
-def read(path: Path, counts: Sequence[int], tiers: Sequence[Tier], home: Tier = Tier.GPU0) -> Placement:
+def read(path: Path, counts: Sequence[int], tiers: Sequence[Tier], main: Tier = Tier.GPU0) -> Placement:
     """The placement in a file, for a model with `counts` experts by layer, on a machine that has `tiers`."""
     try:
         text = path.read_text(encoding="utf-8")
@@ -34,7 +34,7 @@ def read(path: Path, counts: Sequence[int], tiers: Sequence[Tier], home: Tier = 
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise OptionError(f"{path} is not JSON ({error}); see docs/placement.md for an example") from error
-    return _File(str(path), counts, tiers).placement(data, path.name, home)
+    return _File(str(path), counts, tiers).placement(data, path.name, main)
 
 
 class _File:
@@ -45,7 +45,7 @@ class _File:
         self.counts = counts
         self.tiers = tiers
 
-    def placement(self, data: Any, name: str, home: Tier) -> Placement:
+    def placement(self, data: Any, name: str, main: Tier) -> Placement:
         self._keys(data, TOP_KEYS, ("version", "default"), "the file")
         if data["version"] != VERSION or isinstance(data["version"], bool):
             raise self._error("version", data["version"], f"this headrace reads version {VERSION}")
@@ -56,7 +56,7 @@ class _File:
             raise self._error("rules", rules, 'give a list of objects such as {"layers": "0-3", "tier": "cpu"}')
         for number, rule in enumerate(rules):
             self._apply(rule, f"rules[{number}]", rows)
-        return Placement(name=name, home=home, experts=tuple(map(tuple, rows)))
+        return Placement(name=name, main=main, experts=tuple(map(tuple, rows)))
 
     def _apply(self, rule: Any, where: str, rows: list[list[Tier]]) -> None:
         self._keys(rule, RULE_KEYS, ("layers", "tier"), where)

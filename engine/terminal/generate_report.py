@@ -55,30 +55,30 @@ def _tiers(llm: LLM) -> list[str]:
         if not device.is_host:
             lines.append(f"{tier.value}: {device.name}, {size(taken)} of the {size(device.free)} that may be taken")
     if any(Tier.CPU in row for row in llm.parts.placement.experts):
-        lines += llm.parts.fit.moves.notes
+        lines += llm.parts.fit.offload.notes
     return lines + _pinning(llm)
 
 
 def placement_rows(llm: LLM) -> list[tuple[str, str, str, str, str, str]]:
     """One row a group: tensors, device, format, bytes, kernel, huge pages."""
-    weights, formats, home = llm.parts.weights, llm.parts.checkpoint.formats, llm.parts.home
+    weights, formats, main = llm.parts.weights, llm.parts.checkpoint.formats, llm.parts.main
     tied = llm.spec.tied_head
     layers, embedding = sum(map(layer_dense_bytes, weights.layers)), "head = embedding" if tied else "head"
     head = weights.head.format.name, weights.head.nbytes, "embed" if tied else "head"
     rows = list(_expert_rows(llm))
-    rows.append(_row(llm, home, "rest of the layers", formats.dense.name, layers, "layers"))
-    rows.append(_row(llm, home, embedding, *head))
+    rows.append(_row(llm, main, "rest of the layers", formats.dense.name, layers, "layers"))
+    rows.append(_row(llm, main, embedding, *head))
     if not tied:
         table = weights.embed.format.name, weights.embed.nbytes, "embed"
         rows.append(_row(llm, llm.parts.devices[llm.parts.fit.table], "embedding", *table))
-    kv, place = f"KV, {llm.parts.room.max_context} tokens", "RAM" if home.is_host else home.tier.value
-    kernel = _kernel(home)
+    kv, place = f"KV, {llm.parts.room.max_context} tokens", "RAM" if main.is_host else main.tier.value
+    kernel = _kernel(main)
     rows.append((kv, place, FORMAT_OF_DTYPE[llm.parts.kv_dtype], f"<= {size(llm.parts.room.kv_bytes)}", kernel, "-"))
     work = f"pass of {llm.config.prefill_chunk} tokens"
     rows.append((work, place, "f32", f"<= {size(llm.parts.room.work_bytes)}", kernel, "-"))
     if len(llm.parts.devices) > 1:
         rows += _hand_off_rows(llm)
-    buffers = llm.parts.fit.needs[llm.parts.placement.home].get(STREAM)
+    buffers = llm.parts.fit.needs[llm.parts.placement.main].get(STREAM)
     if buffers:
         rows.append((STREAM, place, formats.experts.name, size(buffers), kernel, "-"))
     return rows
@@ -87,30 +87,28 @@ def placement_rows(llm: LLM) -> list[tuple[str, str, str, str, str, str]]:
 def _hand_off_rows(llm: LLM) -> list[tuple[str, str, str, str, str, str]]:
     """What was pinned of the experts in RAM, and the buffers between GPU and CPU."""
     rows = []
-    if llm.parts.memory is not None and llm.parts.memory.report is not None:
-        found = llm.parts.memory.report
+    if llm.parts.expert_arena is not None and llm.parts.expert_arena.report is not None:
+        found = llm.parts.expert_arena.report
         rows.append(("pinned", "RAM", "-", f"{size(found.pinned)} of {size(found.total)}", "-", "-"))
-    if (buffers := llm.parts.handoff) is not None:
-        pinned = "RAM pinned" if llm.parts.home.is_cuda else "RAM pageable"
+    if (buffers := llm.parts.host_buffers) is not None:
+        pinned = "RAM pinned" if llm.parts.main.is_cuda else "RAM pageable"
         rows.append(("hand-off", pinned, "f32", size(buffers.nbytes), "-", "-"))
-    if llm.parts.graphed is not None and llm.parts.handoff_choice is not None and llm.parts.graphed.nbytes:
-        rows.append(
-            ("mailbox", "RAM pinned", "f32", size(llm.parts.graphed.nbytes), llm.parts.handoff_choice.name, "-")
-        )
+    if llm.parts.graphed is not None and llm.parts.signal_choice is not None and llm.parts.graphed.nbytes:
+        rows.append(("mailbox", "RAM pinned", "f32", size(llm.parts.graphed.nbytes), llm.parts.signal_choice.name, "-"))
     return rows
 
 
 def _pinning(llm: LLM) -> list[str]:
     """How experts in RAM lie, and how they are handed over, with the reasons."""
     lines = []
-    if llm.parts.memory is not None and llm.parts.memory.report is not None:
-        found = llm.parts.memory.report
-        if llm.parts.runtime is None and not llm.parts.home.is_cuda:  # nothing crosses a link, so it costs nothing
+    if llm.parts.expert_arena is not None and llm.parts.expert_arena.report is not None:
+        found = llm.parts.expert_arena.report
+        if llm.parts.runtime is None and not llm.parts.main.is_cuda:  # nothing crosses a link, so it costs nothing
             lines.append(f"experts in RAM are not pinned: {found.reason}")
         else:
             lines.append(found.warning or f"pinned: all experts in RAM, {found.seconds:.1f} s of the driver's time")
-    if llm.parts.handoff_choice is not None:
-        lines.append(f"hand-off: {llm.parts.handoff_choice.name}, {llm.parts.handoff_choice.reason}")
+    if llm.parts.signal_choice is not None:
+        lines.append(f"hand-off: {llm.parts.signal_choice.name}, {llm.parts.signal_choice.reason}")
     return lines
 
 
@@ -120,7 +118,7 @@ def _expert_rows(llm: LLM) -> Iterator[tuple[str, str, str, str, str, str]]:
     form = llm.parts.checkpoint.formats.experts.name
     if len(llm.parts.devices) == 1:
         what = f"{len(banks)} x {llm.spec.moe.experts} experts"
-        yield _row(llm, llm.parts.home, what, form, sum(bank.nbytes for bank in banks), "experts")
+        yield _row(llm, llm.parts.main, what, form, sum(bank.nbytes for bank in banks), "experts")
         return
     for tier in llm.parts.placement.tiers:
         mine = [b.banks[tier.value] for b in banks if isinstance(b, TierBanks) and tier.value in b.banks]
@@ -137,7 +135,7 @@ def _row(llm: LLM, device: Device, what: str, form: str, count: int, group: str)
         return what, device.tier.value, form, size(count), _kernel(device), "-"
     ram = {0: "RAM, one node", 1: "RAM"}.get(llm.parts.nodes, f"RAM, {llm.parts.nodes} nodes")
     if len(llm.parts.devices) > 1 and group.startswith("experts"):
-        report = None if llm.parts.memory is None else llm.parts.memory.report
+        report = None if llm.parts.expert_arena is None else llm.parts.expert_arena.report
         share = "no" if report is None else str(report)
         ram += {"yes": " pinned", "no": " pageable"}.get(share, f", {share} pinned")
     return what, ram, form, size(count), _kernel(device), _huge(llm, group)

@@ -12,17 +12,26 @@ import placements
 import pytest
 import torch
 from expected_bytes import PassShape, placed_bytes
-from late_lanes import Log, a_gpu
+from late_streams import Log, a_gpu
 from placements import break_a_pass, placed, recorded
-from slow_lane import SlowLane, layer_of
+from slow_stream import SlowStream, layer_of
 from torch import Tensor
 
 from headrace import LLM, SamplingParams
 from headrace.engine.core.build import without_blocking_copies
 from headrace.engine.devices import streams
-from headrace.engine.devices.streams import HostLane
-from headrace.engine.experts.offload_plan import GUESS, Moves, next_in_ram
-from headrace.engine.experts.streaming import Piece, Ring, Run, by_number, chosen_numbers, cut, early_experts, in_order
+from headrace.engine.devices.streams import HostStream
+from headrace.engine.experts.offload_plan import PREFETCH_SHARE, OffloadPlan, next_in_ram
+from headrace.engine.experts.streaming import (
+    Piece,
+    Ring,
+    Run,
+    by_number,
+    chosen_numbers,
+    cut,
+    in_order,
+    prefetch_experts,
+)
 from headrace.engine.experts.tiered import TieredExperts
 from headrace.engine.model.kv_cache import pages_for
 from headrace.engine.placement.placement import Placement, Tier
@@ -46,18 +55,18 @@ def test_pieces_worked_out_by_hand() -> None:
     ]  # fmt: skip
     assert by_number([4], 3, 8) == [Piece(3, 3, (Run(1, 4, 1),))], "a piece that nobody chose is none"
     assert cut(3, 8) == [Piece(0, 3, (Run(0, 0, 3),)), Piece(3, 3, (Run(0, 3, 3),)), Piece(6, 2, (Run(0, 6, 2),))]
-    assert [early_experts(3, n) for n in (2, 5, 6, 40)] == [2, 5, 6, 6]
+    assert [prefetch_experts(3, n) for n in (2, 5, 6, 40)] == [2, 5, 6, 6]
 
 
 def test_what_is_guessed() -> None:
-    moves = Moves(stream_from=1, piece=4)
-    assert moves.guess == GUESS == 0.95
-    assert [moves.guesses(n, 20) for n in (18, 19, 20)] == [False, True, True]
-    assert not moves.guesses(0, 0)
-    assert not moves.without_guesses("so").guesses(20, 20)
-    assert moves.without_guesses("so").notes == ("no expert is copied before it was chosen: so",)
+    offload = OffloadPlan(stream_from=1, piece=4)
+    assert offload.prefetch_share == PREFETCH_SHARE == 0.95
+    assert [offload.prefetches(n, 20) for n in (18, 19, 20)] == [False, True, True]
+    assert not offload.prefetches(0, 0)
+    assert not offload.without_prefetch("so").prefetches(20, 20)
+    assert offload.without_prefetch("so").notes == ("no expert is copied before it was chosen: so",)
     cpu, gpu = (Tier.CPU, Tier.CPU), (Tier.GPU0, Tier.GPU0)
-    of = Placement(name="", home=Tier.GPU0, experts=(cpu, gpu, (), cpu, (Tier.GPU0, Tier.CPU), cpu))
+    of = Placement(name="", main=Tier.GPU0, experts=(cpu, gpu, (), cpu, (Tier.GPU0, Tier.CPU), cpu))
     assert [next_in_ram(of, layer) for layer in range(6)] == [3, 3, 3, 4, None, None], "the last is for few rows"
 
 
@@ -80,18 +89,18 @@ def layers() -> list[Layer]:
     return found
 
 
-def run_through(ring: Ring, work: list[Layer], early: Callable[[int], bool]) -> list[Tensor]:
-    """The sum of every layer; of those that `early` says, the first copies come before."""
+def run_through(ring: Ring, work: list[Layer], prefetched: Callable[[int], bool]) -> list[Tensor]:
+    """The sum of every layer; of those that `prefetched` says, the first copies come before."""
     sums = [torch.zeros_like(x) for _, x, _, _ in work]
     for index, (bank, x, ids, weights) in enumerate(work):
         numbers = chosen_numbers(ids, EXPERTS)
         ring.add(sums[index], x, ids, weights, bank, by_number(numbers, ring.piece, EXPERTS))
-        if index + 1 < len(work) and early(index + 1):
+        if index + 1 < len(work) and prefetched(index + 1):
             ring.fetch(work[index + 1][0])
             assert ring.fetched(work[index + 1][0]) == 2 * PIECE
-    for lane in (ring.side, ring.main):
-        if isinstance(lane, SlowLane):
-            lane.end()
+    for stream in (ring.side, ring.main):
+        if isinstance(stream, SlowStream):
+            stream.end()
     return sums
 
 
@@ -113,31 +122,31 @@ def test_the_same_bits_with_and_without_however_late_the_lanes_are(
     copies_s: float, computes_s: float, when: str
 ) -> None:
     work = layers() * 2
-    wanted = run_through(ring_of(HostLane(), HostLane()), work, WHEN["never"])
+    wanted = run_through(ring_of(HostStream(), HostStream()), work, WHEN["never"])
     for (bank, x, ids, weights), y in zip(work, wanted, strict=True):
         whole = reference.experts(x, ids, weights, bank)
         assert (y - whole).abs().max() <= 1e-5 * whole.abs().max()
     for seed in range(3):
-        ring = ring_of(SlowLane(seed, computes_s), SlowLane(seed + 100, copies_s))
+        ring = ring_of(SlowStream(seed, computes_s), SlowStream(seed + 100, copies_s))
         assert all(map(torch.equal, run_through(ring, work, WHEN[when]), wanted))
 
 
 @pytest.mark.parametrize("deaf", ["main", "side"])
 def test_without_waiting_the_sums_are_wrong(deaf: str) -> None:
     """That the test above can fail."""
-    main = SlowLane(1, 0.003 if deaf == "side" else 0.0, heeds=deaf != "main")
-    side = SlowLane(2, 0.003 if deaf == "main" else 0.0, heeds=deaf != "side")
-    wanted = run_through(ring_of(HostLane(), HostLane()), layers(), WHEN["never"])
+    main = SlowStream(1, 0.003 if deaf == "side" else 0.0, heeds=deaf != "main")
+    side = SlowStream(2, 0.003 if deaf == "main" else 0.0, heeds=deaf != "side")
+    wanted = run_through(ring_of(HostStream(), HostStream()), layers(), WHEN["never"])
     assert not all(map(torch.equal, run_through(ring_of(main, side), layers(), WHEN["always"]), wanted))
 
 
 def test_what_was_copied_for_another_bank_is_not_used() -> None:
     """And its buffers are filled again."""
-    work, ring = layers(), ring_of(HostLane(), HostLane())
+    work, ring = layers(), ring_of(HostStream(), HostStream())
     ring.fetch(work[0][0])
     assert torch.equal(
         run_through(ring, work[1:2], WHEN["never"])[0],
-        run_through(ring_of(HostLane(), HostLane()), work[1:2], WHEN["never"])[0],
+        run_through(ring_of(HostStream(), HostStream()), work[1:2], WHEN["never"])[0],
     )
     ring.fetch(work[0][0])
     ring.forget()
@@ -147,7 +156,7 @@ def test_what_was_copied_for_another_bank_is_not_used() -> None:
 def test_pieces_side_by_side_do_not_use_pieces_by_number() -> None:
     """The second expert is chosen alone: at place 0 of a piece in order, where the early copy has the first one."""
     bank, x, _, weights = layers()[0]
-    ring, y = ring_of(HostLane(), HostLane()), torch.zeros_like(x)
+    ring, y = ring_of(HostStream(), HostStream()), torch.zeros_like(x)
     ring.fetch(bank)
     ranks = torch.zeros(TOKENS, TOP_K, dtype=torch.int32)
     ring.add(y, x, ranks, weights, bank, in_order([1], PIECE))
@@ -206,26 +215,26 @@ def fetches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def never_guess(llm: LLM) -> None:
     experts = llm.parts.decoder.experts
     assert isinstance(experts, TieredExperts)
-    experts.moves = dataclasses.replace(experts.moves, guess=None)
+    experts.offload = dataclasses.replace(experts.offload, prefetch_share=None)
 
 
 @pytest.mark.parametrize("name", ["cpu-moe", "half", "split", "file"])
 def test_the_same_bits_of_a_model_with_and_without(name: str, fetches: list[int], tmp_path: Path) -> None:
     """Logits of all rows, outside of passes; then passes of requests, chunk by chunk."""
     options = {**placed(placements.PLACEMENTS[name], tmp_path), "stream_from": 4, "prefill_chunk": 48}
-    early, plain = (LLM("demo", device="simulated", max_context=160, **options) for _ in range(2))
+    prefetched, plain = (LLM("demo", device="simulated", max_context=160, **options) for _ in range(2))
     never_guess(plain)
-    ids = ids_of(120, early.spec.vocab)
-    found = early.logits(ids)
+    ids = ids_of(120, prefetched.spec.vocab)
+    found = prefetched.logits(ids)
     assert len(fetches) >= 1, "nothing was guessed"
     count = len(fetches)
     assert torch.equal(found, plain.logits(ids))
     assert len(fetches) == count
     params = SamplingParams(max_new_tokens=4, ignore_eos=True)
-    results = [llm.generate([ids[:100], ids[30:70]], params) for llm in (early, plain)]
+    results = [llm.generate([ids[:100], ids[30:70]], params) for llm in (prefetched, plain)]
     assert len(fetches) > count
     assert [r.token_ids for r in results[0]] == [r.token_ids for r in results[1]]
-    for one, other in zip(early.ledger.passes, plain.ledger.passes, strict=True):
+    for one, other in zip(prefetched.ledger.passes, plain.ledger.passes, strict=True):
         mine = {channel: dict(groups) for channel, groups in one.bytes.items()}
         mine["h2d"].pop("unchosen", None)
         assert mine == other.bytes, "the account of what was chosen is the same"
@@ -291,7 +300,7 @@ def test_counted_bytes_equal_the_prediction(name: str, fetches: list[int], tmp_p
             pages = max(longest[s] for s in done.sequences)
             shape = PassShape(tokens=done.tokens, contexts=contexts, rows=rows, pages=pages)
             each = [seen[done.index].get(layer, []) for layer in range(llm.spec.layers)]
-            formats, decided = llm.parts.checkpoint.formats, llm.parts.fit.moves
+            formats, decided = llm.parts.checkpoint.formats, llm.parts.fit.offload
             assert done.bytes == placed_bytes(
                 llm.spec, formats, llm.parts.kv_dtype, llm.parts.placement, shape, each, decided
             )
@@ -321,10 +330,10 @@ def test_memory_that_is_not_pinned_is_not_copied_early() -> None:
         is_whole = False
 
     llm = LLM("demo", device="simulated", max_context=64, cpu_moe=True, stream_from=8)
-    assert llm.parts.fit.moves.guess == GUESS
+    assert llm.parts.fit.offload.prefetch_share == PREFETCH_SHARE
     half: Any = Half()
-    moves = without_blocking_copies(llm.parts.fit.moves, False, half)
-    assert moves.guess == GUESS, "RAM in a GPU's part copies as fast either way"
-    moves = without_blocking_copies(moves, True, half)
-    assert moves.guess is None
-    assert "no expert is copied before it was chosen: experts in RAM are not all pinned" in moves.notes[-1]
+    offload = without_blocking_copies(llm.parts.fit.offload, False, half)
+    assert offload.prefetch_share == PREFETCH_SHARE, "RAM in a GPU's part copies as fast either way"
+    offload = without_blocking_copies(offload, True, half)
+    assert offload.prefetch_share is None
+    assert "no expert is copied before it was chosen: experts in RAM are not all pinned" in offload.notes[-1]

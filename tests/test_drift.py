@@ -11,7 +11,7 @@ import pytest
 from headrace import LLM, SamplingParams
 from headrace.engine.bandwidth_model import reconcile as engine
 from headrace.engine.bandwidth_model.profile import Profile
-from headrace.engine.ledger.drift import Watch
+from headrace.engine.ledger.drift import DriftWatch
 from headrace.engine.ledger.passes import Pass, in_turn
 
 
@@ -25,7 +25,7 @@ def step(measured: float, predicted: dict[str, float] | None, tokens: int = 1, p
 
 def lines(passes: list[Pass]) -> list[str]:
     found: list[str] = []
-    watch = Watch(found.append)
+    watch = DriftWatch(found.append)
     for one in passes:
         watch(one)
     return found

@@ -17,10 +17,10 @@ from headrace import LLM, SamplingParams
 from headrace.engine.cuda_graphs.capture import Static
 from headrace.engine.devices.device import Device
 from headrace.engine.ledger.ledger import Ledger
-from headrace.engine.ledger.timers import Clock
+from headrace.engine.ledger.timers import Timers
 from headrace.engine.model.batch import Inputs
-from headrace.engine.model.inputs import Home, largest_pass
-from headrace.engine.model.staging import ALIGN, Shape, Upload, parts, shape_of
+from headrace.engine.model.inputs import DeviceInputs, largest_pass
+from headrace.engine.model.staging import ALIGN, Shape, StagingBuffer, parts, shape_of
 from headrace.engine.placement.placement import Tier
 from headrace.kernels import reference
 from headrace.kernels.decoder_layer import Places
@@ -65,11 +65,11 @@ def is_same(one: Inputs, other: Inputs) -> bool:
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_what_comes_out_is_what_went_in(shape: Shape) -> None:
-    upload, given = Upload(CPU, SHAPES[3]), some_pass(shape, 3)
+    staging, given = StagingBuffer(CPU, SHAPES[3]), some_pass(shape, 3)
     if shape.nbytes > SHAPES[3].nbytes:
-        upload = Upload(CPU, shape)
+        staging = StagingBuffer(CPU, shape)
     assert shape_of(given) == shape
-    found = upload.take(given)
+    found = staging.take(given)
     assert is_same(found, given)
     assert found.context == 3
     assert (found.ids_T is given.ids_T) == bool(shape.hidden), "ids whose rows were looked up stay"
@@ -87,15 +87,15 @@ def test_every_part_begins_like_a_tensor_of_its_own(shape: Shape) -> None:
 
 def test_blocks_of_other_passes_do_not_change() -> None:
     """The same buffer several times: what went up before is kept by whoever has it."""
-    upload = Upload(CPU, SHAPES[1])
+    staging = StagingBuffer(CPU, SHAPES[1])
     given = [some_pass(SHAPES[seed % 2], seed) for seed in range(6)]
-    found = [upload.take(one) for one in given]
+    found = [staging.take(one) for one in given]
     assert all(map(is_same, found, given))
 
 
 def test_a_pass_that_is_too_large_is_our_mistake() -> None:
     with pytest.raises(AssertionError, match="the buffer has"):
-        Upload(CPU, SHAPES[0]).take(some_pass(SHAPES[3]))
+        StagingBuffer(CPU, SHAPES[0]).take(some_pass(SHAPES[3]))
 
 
 # ---- one copy
@@ -119,10 +119,12 @@ class Crossings(TorchDispatchMode):
 def test_an_eager_pass_costs_one_copy(shape: Shape) -> None:
     ops: Any = reference
     device = Device(tier=Tier.GPU0, place=ELSEWHERE, backend="gpu", ops=ops, name="elsewhere", free=1)
-    home = Home(device=device, table=device, ledger=Ledger(), clock=Clock(), upload=Upload(ELSEWHERE, shape))
+    main = DeviceInputs(
+        device=device, table=device, ledger=Ledger(), timers=Timers(), staging=StagingBuffer(ELSEWHERE, shape)
+    )
     given = some_pass(shape)
     with Crossings() as crossed:
-        found = home.take(given)
+        found = main.take(given)
     assert crossed.count == 1
     assert {t.device for name, t in tensors(found).items() if name != "ids" or not shape.hidden} == {ELSEWHERE}
     with Crossings() as crossed:
@@ -143,13 +145,13 @@ def test_a_graphed_step_costs_one_copy(hidden: int) -> None:
 @pytest.mark.parametrize("placement", ["cpu-moe", "gpu"])
 def test_every_pass_of_a_model_sends_one_block(placement: str, monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[int] = []
-    inner = Upload.copy
+    inner = StagingBuffer.copy
 
-    def copy(self: Upload, there: Tensor, here: Tensor) -> None:
+    def copy(self: StagingBuffer, there: Tensor, here: Tensor) -> None:
         sent.append(len(here))
         inner(self, there, here)
 
-    monkeypatch.setattr(Upload, "copy", copy)
+    monkeypatch.setattr(StagingBuffer, "copy", copy)
     options: dict[str, Any] = {"max_context": 96, "max_sequences": 3, "prefill_chunk": 16}
     llm = LLM("demo", device="simulated", placement=placement, **options)
     assert not sent
@@ -167,7 +169,7 @@ def test_every_pass_of_a_model_sends_one_block(placement: str, monkeypatch: pyte
 # ---- reuse
 
 
-class LateUpload(Upload):
+class LateUpload(StagingBuffer):
     """Copies come late, in a thread of their own; the mark is set when they are done."""
 
     def __init__(self, largest: Shape, heeds: bool) -> None:
@@ -205,11 +207,11 @@ class LateMark:
 @pytest.mark.parametrize("heeds", [True, False])
 def test_the_buffer_is_not_written_before_its_copy_is_done(heeds: bool) -> None:
     """And that the test can fail: without waiting, passes get the values of later ones."""
-    upload = LateUpload(SHAPES[1], heeds)
+    staging = LateUpload(SHAPES[1], heeds)
     given = [some_pass(SHAPES[1], seed) for seed in range(4)]
-    found = [upload.take(one) for one in given]
-    upload.mark.heeds = True  # type: ignore[attr-defined]
-    upload.mark.wait()
+    found = [staging.take(one) for one in given]
+    staging.event.heeds = True  # type: ignore[attr-defined]
+    staging.event.wait()
     assert all(map(is_same, found, given)) == heeds
 
 
@@ -217,14 +219,14 @@ def test_the_buffer_is_not_written_before_its_copy_is_done(heeds: bool) -> None:
 def test_the_same_holds_for_steps_of_a_graph(heeds: bool) -> None:
     """A step's inputs are read after its copy; the next step is loaded meanwhile."""
     static, given = Static(2, 5, 9, CPU), Shape(tokens=2, sequences=2, pages=5, rows=2)
-    static.upload = LateUpload(static.shape, heeds)
+    static.staging = LateUpload(static.shape, heeds)
     seen: list[Tensor] = []
     for seed in range(3):
         static.load(some_pass(given, seed))
-        static.upload.jobs.put(lambda: seen.append(static.inputs.ids_T.clone()))
-    static.upload.mark.set()
-    static.upload.mark.heeds = True  # type: ignore[attr-defined]
-    static.upload.mark.wait()
+        static.staging.jobs.put(lambda: seen.append(static.inputs.ids_T.clone()))
+    static.staging.event.set()
+    static.staging.event.heeds = True  # type: ignore[attr-defined]
+    static.staging.event.wait()
     assert all(map(torch.equal, seen, [some_pass(given, seed).ids_T for seed in range(3)])) == heeds
 
 

@@ -1,4 +1,5 @@
-"""A stream that is a thread, for tests of lanes: late by chance, or slow on purpose; and a layer to run through it."""
+"""A stream that is a thread, for tests of streams: late by chance, or slow on purpose; and a layer to run through
+it."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ class Reached(threading.Event):
         return self.is_set()
 
 
-class SlowLane:
+class SlowStream:
     """A stream in a thread: work starts late, in order; a mark is an event that is set when its turn comes."""
 
     def __init__(self, seed: int, longest_s: float, heeds: bool = True, shortest_s: float = 0.0) -> None:
@@ -44,7 +45,7 @@ class SlowLane:
 
         self.jobs.put(late)
 
-    def mark(self) -> Reached:
+    def record(self) -> Reached:
         event = Reached()
         self.jobs.put(event.set)
         return event

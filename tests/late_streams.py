@@ -1,4 +1,4 @@
-"""Lanes for tests of streaming: threads that are late by chance, and CUDA streams that note what they are told."""
+"""Streams for tests of streaming: threads that are late by chance, and CUDA streams that note what they are told."""
 
 from __future__ import annotations
 

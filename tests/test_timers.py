@@ -1,4 +1,4 @@
-"""Times per tier: laps and waits by hand, in slow lanes, through whole models; none of it on the CPU alone."""
+"""Times per tier: laps and waits by hand, in slow streams, through whole models; none of it on the CPU alone."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ import pytest
 import stand_in_gpu
 import torch
 from placements import PLACEMENTS, placed
-from slow_lane import SlowLane, layer_of
+from slow_stream import SlowStream, layer_of
 
 from headrace import LLM, SamplingParams
 from headrace.engine.cuda_graphs import signals
 from headrace.engine.cuda_graphs.signals import VARIANTS, Trial
 from headrace.engine.devices import streams
-from headrace.engine.devices.streams import CudaLane, HostLane
+from headrace.engine.devices.streams import CudaStream, HostStream
 from headrace.engine.experts.streaming import Ring, chosen_numbers, in_order, ranks
 from headrace.engine.ledger.ledger import Ledger
 from headrace.engine.ledger.passes import Pass, Times
 from headrace.engine.ledger.summary import summarise
-from headrace.engine.ledger.timers import Clock, Laps, wait
+from headrace.engine.ledger.timers import Spans, Timers, wait
 from headrace.engine.placement.placement import Tier
 from headrace.kernels import reference
 
@@ -33,7 +33,7 @@ PARAMS = SamplingParams(max_new_tokens=6, ignore_eos=True)
 
 
 class ByHand:
-    """A lane whose stamps are the times that the test says."""
+    """A stream whose stamps are the times that the test says."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -66,82 +66,82 @@ def test_a_pass_worked_out_by_hand() -> None:
     """3 s of the GPU and 1 s of links; the CPU works 5 s, of which the GPU waits for 4; copies take 2 s, and the GPU
     waits for them 2.5 s: half a second in which nobody works. 0.5 s belong to nobody, 1 s lie outside."""
     main, side = ByHand(), ByHand()
-    clock = Clock(main)
-    copies = clock.beside(side)
-    clock.is_on = True
-    clock.begin()
+    timers = Timers(main)
+    copies = timers.beside(side)
+    timers.is_on = True
+    timers.begin()
     for seconds, what in ((0.5, None), (3, "gpu_hbm"), (1, "d2h"), (4, wait("cpu_dram")), (2.5, wait("h2d"))):
         main.after(seconds)
-        clock.lap(what)
+        timers.span(what)
     side.after(9)
-    copies.lap(None)
+    copies.span(None)
     side.after(2)
-    copies.lap("h2d")
-    clock.spend("cpu_dram", 5)
-    times = clock.end(12.0)
+    copies.span("h2d")
+    timers.spend("cpu_dram", 5)
+    times = timers.end(12.0)
     assert times.busy == {"gpu_hbm": 3, "d2h": 1, "cpu_dram": 5, "h2d": 2}
     assert times.waits == {"cpu_dram": 4, "h2d": 2.5}
     assert (times.overlap_s, times.idle_s, times.outside_s) == (1, 0.5, 1.5)
     assert is_whole(times, 12)
     assert len(main.kept) == 6, "stamps are given back"
-    clock.begin()
-    assert clock.end(1.0).busy == {}, "nothing is left of the pass before"
+    timers.begin()
+    assert timers.end(1.0).busy == {}, "nothing is left of the pass before"
 
 
 def test_without_the_clock_only_the_cpu_is_known() -> None:
-    lane = ByHand()
-    clock = Clock(lane)
-    clock.begin()
-    clock.lap("gpu_hbm")
-    clock.spend("cpu_dram", 0.25)
-    assert clock.end(1.0) == Times(busy={"cpu_dram": 0.25}, waits={}, overlap_s=None, idle_s=None, outside_s=None)
-    assert not lane.kept
+    stream = ByHand()
+    timers = Timers(stream)
+    timers.begin()
+    timers.span("gpu_hbm")
+    timers.spend("cpu_dram", 0.25)
+    assert timers.end(1.0) == Times(busy={"cpu_dram": 0.25}, waits={}, overlap_s=None, idle_s=None, outside_s=None)
+    assert not stream.kept
 
 
 def test_laps_of_a_captured_step_are_read_after_each_replay() -> None:
-    lane = ByHand()
-    clock, laps = Clock(lane), Laps(lane)
-    laps.begin()
-    lane.after(2)
-    laps.lap("gpu_hbm")
-    clock.is_on = True
+    stream = ByHand()
+    timers, spans = Timers(stream), Spans(stream)
+    spans.begin()
+    stream.after(2)
+    spans.span("gpu_hbm")
+    timers.is_on = True
     for _ in range(2):
-        clock.begin()
-        lane.after(7)  # the replay
-        clock.lap(None)
-        clock.add(laps)
-        times = clock.end(8.0)
+        timers.begin()
+        stream.after(7)  # the replay
+        timers.span(None)
+        timers.add(spans)
+        times = timers.end(8.0)
         assert times.busy == {"gpu_hbm": 2}
         assert times.outside_s == 6
 
 
 def test_on_the_host_copies_are_work_of_the_one_thread() -> None:
-    clock = Clock(HostLane())
-    assert clock.beside(HostLane()) is clock.main
-    assert clock.others == []
+    timers = Timers(HostStream())
+    assert timers.beside(HostStream()) is timers.main
+    assert timers.others == []
 
 
 # ---- slow sides
 
 
 def streamed(copies_s: float, computes_s: float) -> Times:
-    """A layer through a ring of two buffers whose lanes are threads that take so long for each piece."""
+    """A layer through a ring of two buffers whose streams are threads that take so long for each piece."""
     bank, x, ids, weights = layer_of(12, 7, 4)
-    main, side = SlowLane(1, computes_s, shortest_s=computes_s), SlowLane(2, copies_s, shortest_s=copies_s)
-    clock = Clock(main)
-    clock.is_on = True
-    ring = Ring(bank.layout, 3, reference, torch.device("cpu"), main, side, clock)  # type: ignore[arg-type]
+    main, side = SlowStream(1, computes_s, shortest_s=computes_s), SlowStream(2, copies_s, shortest_s=copies_s)
+    timers = Timers(main)
+    timers.is_on = True
+    ring = Ring(bank.layout, 3, reference, torch.device("cpu"), main, side, timers)  # type: ignore[arg-type]
     numbers = chosen_numbers(ids, 12)
     assert len(numbers) > 9, "four pieces"
     y = torch.zeros_like(x)
     start = time.perf_counter()
-    clock.begin()
+    timers.begin()
     ring.add(y, x, ranks(ids, torch.ones(12, dtype=torch.int32)), weights, bank, in_order(numbers, 3))
-    clock.lap("gpu_hbm")
+    timers.span("gpu_hbm")
     side.end()
     main.end()
     seconds = time.perf_counter() - start
-    times = clock.end(seconds)
+    times = timers.end(seconds)
     assert (y - reference.experts(x, ids, weights, bank)).abs().max() < 1e-3
     assert is_whole(times, seconds)
     return times
@@ -267,12 +267,12 @@ def test_on_the_cpu_alone_no_event_is_made(monkeypatch: pytest.MonkeyPatch, run:
         raise AssertionError("an event, or a stamp")
 
     monkeypatch.setattr(torch.cuda, "Event", refused)
-    monkeypatch.setattr(HostLane, "stamp", refused)
+    monkeypatch.setattr(HostStream, "stamp", refused)
     with LLM("demo", max_context=64) as llm:
         for is_on in (False, True):
             llm.time_tiers(is_on)
             llm.generate([[5, 6, 7]], PARAMS)
-        assert llm.parts.clock.main is None
+        assert llm.parts.timers.main is None
         for one in llm.ledger.passes:
             assert one.times is not None
             assert set(one.times.busy) == {"cpu_dram"}
@@ -297,8 +297,8 @@ def test_an_error_in_a_pass_leaves_nothing_to_the_next() -> None:
             llm.generate([[5, 6, 7]], PARAMS)
         llm.parts.decoder.forward = forward  # type: ignore[method-assign]
         llm.ledger = llm.parts.decoder.ledger = Ledger()
-        llm.parts.clock.begin()
-        assert llm.parts.clock.end(0.0).busy == {}
+        llm.parts.timers.begin()
+        assert llm.parts.timers.end(0.0).busy == {}
 
 
 # ---- graphs
@@ -369,25 +369,25 @@ def test_events_are_used_again_and_those_of_a_graph_are_its_own(monkeypatch: pyt
     monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda place: "stream")
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
-    lane = CudaLane(torch.device("cuda", 0))
-    clock = Clock(lane)
-    clock.is_on = True
+    stream = CudaStream(torch.device("cuda", 0))
+    timers = Timers(stream)
+    timers.is_on = True
     for _ in range(3):
-        clock.begin()
-        clock.lap("h2d")
-        clock.lap("gpu_hbm")
-        assert clock.end(1.0).busy == pytest.approx({"h2d": 1e-3, "gpu_hbm": 1e-3}), "milliseconds"
+        timers.begin()
+        timers.span("h2d")
+        timers.span("gpu_hbm")
+        assert timers.end(1.0).busy == pytest.approx({"h2d": 1e-3, "gpu_hbm": 1e-3}), "milliseconds"
     assert FakeEvent.made == 3
     capturing = True
-    laps = Laps(lane)
-    laps.begin()
-    laps.lap("gpu_hbm")
-    assert [stamp.kinds for _, stamp in laps.taken] == [{"enable_timing": True, "external": True}] * 2
+    spans = Spans(stream)
+    spans.begin()
+    spans.span("gpu_hbm")
+    assert [stamp.kinds for _, stamp in spans.taken] == [{"enable_timing": True, "external": True}] * 2
     assert FakeEvent.made == 5
-    assert len(lane.spare) == 3
+    assert len(stream.spare) == 3
 
 
 def test_lanes_of_a_device_in_ram_are_one() -> None:
     with LLM("demo", device="simulated", max_context=32, cpu_moe=True) as llm:
-        main, side = streams.of(llm.parts.home)
-        assert main == side == HostLane()
+        main, side = streams.of(llm.parts.main)
+        assert main == side == HostStream()
