@@ -1,6 +1,6 @@
 """Times the C++ kernels on the large cases of `kernels/cases/all.py`, against the memory bandwidth measured in between.
 
-    python benchmarks/bench_kernels.py [--filter experts] [--threads N] [--isa NAME] [--quick] [--json out.json]
+    python benchmarks/bench_kernels.py [--filter experts] [--threads N] [--isa NAME] [--quick] [--json [FILE]]
 
 Weights are windows at random places of a slab of more than 2 GB, larger than any cache, so every call reads DRAM.
 Before and after every call a plain read of 96 MB gives the bandwidth of that moment; "of read" is the call's bandwidth
@@ -18,13 +18,13 @@ import argparse
 import json
 import statistics
 import time
-from pathlib import Path
 from typing import Any
 
+import result_file
 import torch
-from passport import passport
 from torch import Generator, Tensor
 
+from headrace.engine.bench.passport import passport
 from headrace.kernels import _cpu, cpu
 from headrace.kernels.cases.all import CASES
 from headrace.kernels.cases.case import Case, SlabSource
@@ -150,7 +150,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, help="threads of the team (default: physical cores)")
     parser.add_argument("--isa", choices=cpu.available_isas(), help="instruction set (default: the best)")
     parser.add_argument("--quick", action="store_true", help="half a second a case instead of three")
-    parser.add_argument("--json", type=Path, help="also write passport and rows to this file")
+    result_file.add_option(parser, "kernels")
     return parser.parse_args()
 
 
@@ -180,9 +180,7 @@ def main() -> None:
                 row["of_tile_peak"] = row["gflop_per_s"] / peak
             result["rows"].append(row)
             print(show(row), flush=True)
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
+    result_file.write(args.json, "kernels", result)
 
 
 if __name__ == "__main__":

@@ -23,8 +23,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import checkout  # noqa: F401  # first: where headrace is not installed, the checkout stands in for it
-
 MODEL = "Qwen3-30B-A3B"
 SECONDS = 240.0  # of the whole part
 SMALL_CARD = 12.0  # GB that "auto" may take: about half of the model in q4_0

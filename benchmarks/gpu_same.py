@@ -18,17 +18,13 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import checkout  # noqa: F401  # first: where headrace is not installed, the checkout stands in for it
-import random_checkpoint
 import torch
 
 STEPS, PROMPT = 64, "In the beginning"
-SHAPE, LAYERS, TOKENS = "qwen3-30b-a3b", 2, 48
+SHAPE, LAYERS, TOKENS = "Qwen3-30B-A3B", 2, 48
 ROUNDINGS, SIGMAS = 10, 6.0
 WAYS: dict[str, dict[str, Any]] = {
     "all on the GPU": {"placement": "gpu"},
@@ -55,9 +51,7 @@ def measure(device: str, layers: int = LAYERS) -> dict[str, Any]:
     threads = torch.get_num_threads()
     try:
         tokens = by_way(lambda options: _tokens(device, options))
-        with tempfile.TemporaryDirectory() as folder:
-            random_checkpoint.write(Path(folder), SHAPE, layers)
-            logits = by_way(lambda options: _logits(folder, device, layers, options))
+        logits = by_way(lambda options: _logits(device, layers, options))
     finally:
         torch.set_num_threads(threads)  # as the other parts want it
     return {
@@ -90,12 +84,13 @@ def _tokens(device: str, options: dict[str, Any]) -> list[int]:
         return list(llm.generate([PROMPT], params)[0].token_ids)
 
 
-def _logits(folder: str, device: str, layers: int, options: dict[str, Any]) -> torch.Tensor:
-    from headrace import LLM
+def _logits(device: str, layers: int, options: dict[str, Any]) -> torch.Tensor:
+    from headrace.engine.bench.random_weights import random_llm
 
     ids = torch.randint(1000, (TOKENS,), generator=torch.Generator().manual_seed(0)).tolist()
     options = {**options, "n_cpu_moe": layers // 2} if "n_cpu_moe" in options else options
-    with LLM(folder, device=device, cpu_activations="bf16", expert_format="q4_0", max_context=256, **options) as llm:
+    options = {"expert_format": "q4_0", "cpu_activations": "bf16", "max_context": 256, **options}
+    with random_llm(SHAPE, layers=layers, device=device, **options) as llm:
         return llm.logits(ids).float().cpu()
 
 

@@ -27,7 +27,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import statistics
 import sys
 import time
@@ -36,15 +35,18 @@ from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import checkout  # first: where headrace is not installed, the checkout stands in for it
+import torch
+
+sys.path.append(str(Path(__file__).resolve().parent.parent / "src"))  # serves where headrace is not installed
+
 import gpu_handoff
 import gpu_measure
 import gpu_models
 import gpu_same
-import torch
+import result_file
 from gpu_rows import GpuSource, Row, rows
-from passport import gpu_passport
 
+from headrace.engine.bench.passport import gpu_passport
 from headrace.kernels import Ops, load, reference
 from headrace.kernels.cases.all import CASES
 from headrace.kernels.cases.case import Case, Inputs, worst
@@ -256,8 +258,7 @@ def main() -> int:
         result["models"] = gpu_models.measure(f"cuda:{device.index}", layers=args.layers)
         print(result["models"].get("skipped", "models: done"))
     result |= {"seconds": round(time.perf_counter() - start), "peak_gb": torch.cuda.max_memory_allocated() / 1e9}
-    name = re.sub(r"[^a-z0-9]+", "-", result["passport"]["gpu"].lower()).strip("-")
-    path = args.json or checkout.ROOT / "benchmarks" / "results" / f"gpu-{name}.json"
+    path = args.json or result_file.RESULTS / f"gpu-{result_file.slug(result['passport']['gpu'])}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n")
     print(f"{result['seconds']} s; written: {path.name}")

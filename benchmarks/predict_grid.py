@@ -1,7 +1,7 @@
 """Prediction against measurement over a grid: 4 shapes x 3 formats x batch 1 and 4 x context 64 and 2048, and prompts.
 
     python benchmarks/predict_grid.py --profile FILE [--memory-gb 5] [--only SHAPE ...] [--formats FORMAT ...]
-                                      --json benchmarks/results/predict-....json
+                                      [--json [FILE]]
 
 The profile of the machine is measured once, before: where FILE is not there yet, it is written. Nothing is fitted to a
 run. Each shape is cut to the layers that fit into --memory-gb, and filled with noise. A piece of the grid (--only,
@@ -31,13 +31,14 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from passport import passport
+import result_file
 
 from headrace import SamplingParams
 from headrace.engine.bandwidth_model import machine_file
 from headrace.engine.bandwidth_model import profile as profiles
 from headrace.engine.bandwidth_model.profile import Profile
 from headrace.engine.bench import calibrate
+from headrace.engine.bench.passport import passport
 from headrace.engine.bench.random_weights import random_llm
 from headrace.engine.ledger.passes import Pass
 from headrace.engine.measure.other_load import CROWDED, Strangers
@@ -355,9 +356,10 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=SHAPES, default=SHAPES, metavar="SHAPE")
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=FORMATS)
     parser.add_argument("--profile", type=Path, required=True, help="measured and written if it is not there")
-    parser.add_argument("--json", type=Path, help="results, merged with those that are there")
+    result_file.add_option(parser, "predict")
     args = parser.parse_args()
     profile = the_profile(args.profile)
+    path = result_file.asked(args.json, "predict", passport())  # results that are there are merged
     new: list[Point] = []
     for shape in args.only:
         for format in args.formats:
@@ -368,9 +370,8 @@ def main() -> None:
                 print(row(point), flush=True)
             del runs
             gc.collect()
-            found = merged(args.json, profile, new)
-            if args.json:
-                args.json.write_text(json.dumps(result_of(found, profile), indent=2) + "\n")
+            found = merged(path, profile, new)
+            result_file.write(path, "predict", result_of(found, profile))
     print("\n".join(["worst first:", *map(row, found), json.dumps(summary(found), indent=1)]))
 
 

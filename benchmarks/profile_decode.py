@@ -1,11 +1,11 @@
 """How the time of one decoded token divides: every C++ op by its shape, and all that is not an op.
 
-    python benchmarks/profile_decode.py [--layers 12] [--tokens 96] [--batch 1] [--json FILE]
+    python benchmarks/profile_decode.py [--layers 12] [--tokens 96] [--batch 1] [--json [FILE]]
 
-Qwen3-30B-A3B cut to --layers, q4_0, random weights, as in `vs_peers.py` (bench-data/, written if it is not there). A
-clock goes around every function of the extension while sequences decode; a pass minus its ops is Python and torch. The
-layers are one op, which keeps the time of its parts itself (`cpu.take_part_seconds`). The clocks themselves cost about
-0.2 us a call, which counts as Python. Medians over passes of each pass's own division.
+Qwen3-30B-A3B cut to --layers, q4_0, random weights, as in `vs_peers.py`. A clock goes around every function of the
+extension while sequences decode; a pass minus its ops is Python and torch. The layers are one op, which keeps the time
+of its parts itself (`cpu.take_part_seconds`). The clocks themselves cost about 0.2 us a call, which counts as Python.
+Medians over passes of each pass's own division.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
+import result_file
 import torch
 import whole_model
-from passport import passport
 
 from headrace import LLM, SamplingParams
+from headrace.engine.bench.passport import passport
 from headrace.kernels import _cpu, cpu
 
 OPS = ("embed", "add_rmsnorm", "linear", "layers", "argmax")
@@ -105,7 +105,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--tokens", type=int, default=96)
     parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--json", type=Path)
+    result_file.add_option(parser, "profile-decode")
     args = parser.parse_args()
     torch.set_num_threads(1)
     with whole_model.our_model(args.layers) as llm:
@@ -115,8 +115,7 @@ def main() -> None:
         print(f"{name:24} {result['us'][name]:10.1f} us {share * 100:6.1f} %")
     print(f"{'a pass':24} {result['pass_us']:10.1f} us")
     print(json.dumps({k: v for k, v in result.items() if k != "us"}))
-    if args.json:
-        args.json.write_text(json.dumps(result, indent=2) + "\n")
+    result_file.write(args.json, "profile-decode", result)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """headrace beside llama.cpp and kt-kernel, in one process and in turns: ratios, and what is behind them.
 
     python benchmarks/vs_peers.py [--layers 12] [--rounds 5] [--only decode,prefill,batch,kt,share]
-                                  [--json benchmarks/results/NAME.json] [--compare OLD.json]
+                                  [--json [FILE]] [--compare OLD.json]
 
 decode, prefill   Qwen3-30B-A3B cut to --layers, random weights: ours (q4_0) against llama.cpp (Q4_0, Q4_K_M)
 batch             ours: 8 sequences against 1
@@ -10,8 +10,8 @@ share             one layer of experts, 1 token: its bandwidth over that of a pl
 
 Every ratio is the median over rounds of ours / theirs in the same round, higher is better. Peers that are not installed
 are left out with a line that says how to get them. --compare exits 1 if a ratio is more than 5 % below an older one of
-the same machine. The models (14 GB at 12 layers) are kept in bench-data/ for the next run. What it does not measure:
-quality, load time, real text.
+the same machine. llama.cpp's models (10 GB at 12 layers) are kept in bench-data/ for the next run. What it does not
+measure: quality, load time, real text.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ from typing import Any
 
 import expert_layer
 import report
+import result_file
 import torch
 import whole_model
 from interleave import Rates, Strangers, medians, ratio, significant
-from passport import passport
 
+from headrace.engine.bench.passport import passport
 from headrace.kernels.context import ISA, Context
 
 BUSY = 0.1  # cores in the hands of others, from which a result is not to be trusted
@@ -46,7 +47,8 @@ GET = {
 }
 NOTES = {
     "ratios": "median over rounds of ours / theirs in the same round; higher is better for us",
-    "decode": "one sequence, 16 prompt tokens, median of 48 tokens, greedy choice included, timed from outside",
+    "decode": "one sequence, 16 prompt tokens, median of 48 tokens, greedy choice included, timed from outside; "
+    "ours goes on with random tokens, theirs with the chosen one",
     "prefill": "512 tokens in one batch, logits of the last one, until the first token is chosen",
     "batch": "decode passes of 8 sequences and of 1, all tokens counted, from our ledger",
     "formats": "ours: q4_0 (4.5 bits a weight), embedding bf16 (one row a token is read), KV cache bf16. llama.cpp "
@@ -151,7 +153,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", default=",".join(PARTS), help="parts, with commas between")
-    parser.add_argument("--json", type=Path, help="also write the result to this file")
+    result_file.add_option(parser, "peers")
     parser.add_argument("--compare", type=Path, help="an older result; exit 1 if a ratio got worse by more than 5 %%")
     args = parser.parse_args()
     unknown = set(args.only.split(",")) - set(PARTS)
@@ -165,9 +167,7 @@ def main() -> None:
     old = json.loads(args.compare.read_text()) if args.compare else None  # read now: --json may name the same file
     result = run(args.layers, args.rounds, set(args.only.split(",")))
     print("\n".join(["", *report.table(result)]))
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(result, indent=2) + "\n")
+    result_file.write(args.json, "peers", result)
     if old is not None:
         lines, status = report.compare(old, result)
         print("\n".join(lines))

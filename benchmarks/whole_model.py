@@ -1,7 +1,8 @@
 """Whole-model parts of `vs_peers.py`: decode and prefill against llama.cpp, and our batch of 8 against a batch of 1.
 
-Models are written once to bench-data/ and kept. All that take part in a comparison are in memory at the same time.
-Without llama.cpp our side is measured alone. Knows how to run both engines, not what is printed of it.
+Our side makes its random weights in memory, llama.cpp's files are written once to bench-data/ and kept. All that take
+part in a comparison are in memory at the same time. Without llama.cpp our side is measured alone. Knows how to run both
+engines, not what is printed of it.
 """
 
 from __future__ import annotations
@@ -15,18 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import gguf_model
-import packed_model
-import random_checkpoint
 from interleave import Rates, Sides, take_turns
 
 from headrace import LLM, SamplingParams
+from headrace.engine.bench.random_weights import random_llm
+from headrace.engine.ledger.pass_bytes import KV
 from headrace.engine.ledger.passes import CPU_DRAM
 from headrace.kernels.context import ISA, THREADS
 from headrace.kernels.isa import available_isas
-from headrace.loaders.weights.converted import is_converted
+from headrace.loaders.architecture import catalogue
 
 DATA = Path(__file__).parent.parent / "bench-data"
-SHAPE = "qwen3-30b-a3b"
+SHAPE = "Qwen3-30B-A3B"
 LOWER_ISA = "avx512"
 SHORT, LONG, NEW, BATCH = 16, 512, 48, 8  # tokens of the prompts, tokens that are decoded, sequences
 OURS = "headrace"
@@ -36,27 +37,25 @@ TokenTimes = Callable[[list[int], int], list[float]]
 
 
 def config_of(layers: int) -> dict[str, Any]:
-    return {**random_checkpoint.SHAPES[SHAPE], "num_hidden_layers": layers}
+    return {**catalogue.find(SHAPE).config, "num_hidden_layers": layers}
 
 
 def prompt(length: int, seed: object) -> list[int]:
     """Random token ids, the same for the same seed."""
     rng = random.Random(str(seed))
-    return [rng.randrange(random_checkpoint.SHAPES[SHAPE]["vocab_size"]) for _ in range(length)]
+    vocab = config_of(1)["vocab_size"]
+    return [rng.randrange(vocab) for _ in range(length)]
 
 
 def our_model(layers: int) -> LLM:
-    """Our engine with the model in its packed layout, written if it is not there yet."""
-    directory = DATA / f"{SHAPE}-{layers}-packed"
-    if not is_converted(directory):
-        print(f"writing {directory.name} ...", flush=True)
-        packed_model.write(directory, config_of(layers), packed_model.four_bit())
-    return LLM(str(directory), max_context=1024, max_sequences=BATCH)
+    """Our engine with random weights: q4_0 for experts and dense matrices, bf16 for the embedding."""
+    formats = {"expert_format": "q4_0", "dense_format": "q4_0"}
+    return random_llm(config_of(layers), max_context=1024, max_sequences=BATCH, **formats)
 
 
 def gguf_file(layers: int, recipe: str) -> Path:
     """The GGUF file of a recipe, written if it is not there yet."""
-    path = DATA / f"{SHAPE}-{layers}-{recipe}.gguf"
+    path = DATA / f"{SHAPE.lower()}-{layers}-{recipe}.gguf"
     if not path.is_file():
         print(f"writing {path.name} ...", flush=True)
         gguf_model.write(path, config_of(layers), recipe)
@@ -165,7 +164,14 @@ def _prefill(llm: LLM, sides: dict[str, TokenTimes], rounds: int) -> Rates:
 def _facts(llm: LLM, layers: int) -> dict[str, Any]:
     config = config_of(layers)
     theirs = {f"llama_cpp_{r.lower()}": gguf_model.bytes_per_token(config, r) for r in gguf_model.RECIPES}
-    return {"bytes_per_token": {OURS: packed_model.bytes_per_token(llm.spec, llm.parts.checkpoint.formats), **theirs}}
+    return {"bytes_per_token": {OURS: our_bytes_per_token(llm), **theirs}}
+
+
+def our_bytes_per_token(llm: LLM) -> int:
+    """Bytes of weights that decoding one token reads, as the ledger counts them."""
+    llm.generate([prompt(SHORT, "bytes")], SamplingParams(max_new_tokens=2, ignore_eos=True))
+    read = llm.ledger.last.bytes[CPU_DRAM]
+    return sum(size for group, size in read.items() if group != KV)
 
 
 def _distinct_experts(llm: LLM) -> float:

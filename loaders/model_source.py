@@ -87,12 +87,7 @@ def _of_gguf(path: Path) -> Source:
 
 def _gguf_header(path: Path) -> gguf_header.Header:
     with path.open("rb") as file:
-
-        def fetch(start: int, length: int) -> bytes:
-            file.seek(start)
-            return file.read(length)
-
-        return gguf_header.read(fetch, str(path))
+        return gguf_header.read(headers.fetching(file), str(path))
 
 
 def of_gguf(header: gguf_header.Header, tensors: list[Stored], source: str) -> Source:

@@ -10,26 +10,23 @@ from typing import Any
 
 import gguf_model
 import interleave
-import packed_model
 import predict_grid
 import pytest
 import report
+import result_file
 import roofline
-import torch
-from random_checkpoint import SHAPES
+import whole_model
 
-from headrace import LLM, SamplingParams
 from headrace.engine.bandwidth_model.profile import Profile
+from headrace.engine.bench.cpu_generation import generation
 from headrace.engine.planning.speed import Workload
 from headrace.loaders.architecture import catalogue
-from headrace.loaders.families import spec_of
-from headrace.loaders.families.config_reader import ConfigReader
 
-CONFIG = SHAPES["qwen3-30b-a3b"]
+CONFIG = catalogue.find("Qwen3-30B-A3B").config
 SMALL = {
-    **CONFIG, "num_hidden_layers": 2, "hidden_size": 64, "moe_intermediate_size": 32, "num_experts": 8,
-    "num_experts_per_tok": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "vocab_size": 160,
-    "max_position_embeddings": 256,
+    **CONFIG, "num_hidden_layers": 2, "hidden_size": 256, "moe_intermediate_size": 256, "num_experts": 8,
+    "num_experts_per_tok": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64, "vocab_size": 512,
+    "max_position_embeddings": 1024,
 }  # fmt: skip
 
 
@@ -59,23 +56,15 @@ def test_bytes_per_token_by_hand() -> None:
     assert gguf_model.bytes_per_token(CONFIG, "Q4_K_M") > expected
 
 
-def test_our_bytes_per_token_by_hand() -> None:
-    """The same with q4_0 for the head, bf16 for the embedding; all rows here are whole 16-byte pieces."""
-    _, spec = spec_of(ConfigReader(CONFIG, "shape"))
-    theirs = gguf_model.bytes_per_token(CONFIG, "Q4_0")
-    head = 151936 * 2048 * (210 * 32 - 18 * 256) // (256 * 32)
-    embed = 2048 * 2 - 2048 * 18 // 32
-    assert packed_model.bytes_per_token(spec, packed_model.four_bit()) == theirs - head + embed
-
-
-def test_a_packed_model_is_whole(tmp_path: Path) -> None:
-    """It loads as any converted directory, and its tokens differ from each other."""
-    packed_model.write(tmp_path / "model", SMALL, packed_model.four_bit())
-    with LLM(str(tmp_path / "model")) as llm:
-        logits = llm.logits([1, 2, 3])
-        assert llm.generate([1, 2], SamplingParams(max_new_tokens=2, ignore_eos=True))[0].token_ids
-    assert torch.isfinite(logits).all()
-    assert not torch.equal(logits[0], logits[1])
+def test_our_side_reads_the_bytes_of_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of Q4_0 with q4_0 for the head, bf16 for the embedding; all rows here are whole 16-byte pieces."""
+    monkeypatch.setattr(whole_model, "config_of", lambda layers: {**SMALL, "num_hidden_layers": layers})
+    with whole_model.our_model(2) as llm:
+        ours = whole_model.our_bytes_per_token(llm)
+    theirs = gguf_model.bytes_per_token(SMALL, "Q4_0")
+    head = 512 * 256 * (210 * 32 - 18 * 256) // (256 * 32)
+    embed = 256 * 2 - 256 * 18 // 32
+    assert ours == theirs - head + embed
 
 
 def test_a_grid_is_cut_to_memory_and_predicted_before_it_runs(profile: Profile) -> None:
@@ -217,3 +206,32 @@ def test_roofline_takes_what_reads_weights(tmp_path: Path) -> None:
         roofline.draw(result, tmp_path / "roofline.svg")
         text = (tmp_path / "roofline.svg").read_text()
         assert text.startswith("<?xml")
+
+
+def test_a_result_is_named_after_the_processor() -> None:
+    passport = {"cpu": "Intel(R) Xeon(R) Processor", "cpu_generation": "Zen 4", "cores": 2, "isa": "avx512"}
+    assert result_file.default("decode", passport).name == "decode-zen4-2core-avx512.json"
+    unknown = {**passport, "cpu_generation": None, "cores": None, "logical_cpus": 4}
+    assert result_file.default("decode", unknown).name == "decode-intel-xeon-processor-4core-avx512.json"
+    assert result_file.slug("NVIDIA H100 80GB HBM3") == "nvidia-h100-80gb-hbm3"
+    assert result_file.asked(None, "x", passport) is None
+    assert result_file.asked(Path("a.json"), "x", passport) == Path("a.json")
+
+
+@pytest.mark.parametrize(
+    ("vendor", "family", "model", "name"),
+    [
+        ("AuthenticAMD", 25, 0x01, "Zen 3"),
+        ("AuthenticAMD", 25, 0x11, "Zen 4"),
+        ("AuthenticAMD", 25, 0x50, "Zen 3"),
+        ("AuthenticAMD", 25, 0xA0, "Zen 4"),
+        ("AuthenticAMD", 26, 0x02, "Zen 5"),
+        ("GenuineIntel", 6, 143, "Sapphire Rapids"),
+        ("GenuineIntel", 6, 1, None),
+        ("GenuineIntel", 15, 143, None),
+    ],
+)
+def test_generations_of_processors(vendor: str, family: int, model: int, name: str | None) -> None:
+    first = f"processor\t: 0\nvendor_id\t: {vendor}\ncpu family\t: {family}\nmodel\t\t: {model}\nmodel name\t: EPYC\n"
+    assert generation(f"{first}\nprocessor\t: 1\nmodel\t\t: 207\n") == name
+    assert generation("") is None

@@ -21,7 +21,6 @@ import gpu_models
 import gpu_rows
 import gpu_same
 import gpu_suite
-import random_checkpoint
 
 from headrace import MemoryNeeded
 from headrace.engine.bandwidth_model.profile import Profile, hardware_key, load_profile
@@ -29,6 +28,7 @@ from headrace.engine.bench import calibrate
 from headrace.kernels import FORMATS, gpu
 from headrace.kernels.cases.all import CASES
 from headrace.kernels.context import Context
+from headrace.loaders.architecture import catalogue
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 CPU = torch.device("cpu")
@@ -53,17 +53,20 @@ def test_without_a_gpu_it_says_so() -> None:
 
 
 def test_the_checkout_is_enough() -> None:
-    """Where headrace is not installed, importing `checkout` makes the kernels importable, without the extension."""
+    """Where headrace is not installed, importing `gpu_suite` makes the kernels importable, without the extension."""
     code = f"""
 import sys
 sys.meta_path = [f for f in sys.meta_path if "ScikitBuild" not in type(f).__name__]
 sys.path.insert(0, {str(BENCHMARKS)!r})
-import checkout
+import gpu_suite
 from headrace.kernels import load
 print(load("gpu").__file__, "headrace.kernels._cpu" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
-    assert done.stdout.split() == [str(BENCHMARKS.parent / "kernels" / "gpu" / "__init__.py"), "False"]
+    assert done.stdout.split() == [
+        str(BENCHMARKS.parent / "src/headrace/kernels/gpu/__init__.py"),
+        "False",
+    ]
 
 
 def test_a_view_stays_a_view_on_the_device() -> None:
@@ -185,11 +188,10 @@ def test_a_machine_that_cannot_be_measured_says_why(
 
 def test_placements_are_held_against_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a simulated GPU all ways say the same; a placement that computes something else is found."""
-    tiny = {**random_checkpoint.SHAPES["qwen3-30b-a3b"], "hidden_size": 64, "num_experts": 8, "head_dim": 16,
+    tiny = {**catalogue.find("Qwen3-30B-A3B").config, "hidden_size": 64, "num_experts": 8, "head_dim": 16,
             "num_attention_heads": 4, "num_key_value_heads": 2, "moe_intermediate_size": 32, "intermediate_size": 64,
             "vocab_size": 1024}  # fmt: skip
-    monkeypatch.setitem(random_checkpoint.SHAPES, "tiny", tiny)
-    monkeypatch.setattr(gpu_same, "SHAPE", "tiny")
+    monkeypatch.setattr(gpu_same, "SHAPE", tiny)
     monkeypatch.setattr(gpu_same, "STEPS", 12)
     found = gpu_same.measure("simulated")
     assert set(found["tokens"]) == set(found["logits"]) == set(gpu_same.WAYS)
@@ -207,7 +209,7 @@ def test_what_is_not_the_same_is_named() -> None:
              "allowed": 0.1}  # fmt: skip
     assert gpu_same.failures(found) == [
         "demo, b: another token at step 7", "demo, c: DeviceError: gone",
-        "qwen3-30b-a3b, b: logits off by 20.00%", "qwen3-30b-a3b, c: logits off by nan%",
+        "Qwen3-30B-A3B, b: logits off by 20.00%", "Qwen3-30B-A3B, c: logits off by nan%",
     ]  # fmt: skip
     assert len(gpu_same.show(found)) == 5
     assert gpu_same.show({"skipped": "not built"}) == ["same: not built"]

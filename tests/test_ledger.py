@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from expected_bytes import pass_bytes
 from placements import force
 
 from headrace import LLM, OptionError, SamplingParams
@@ -17,7 +18,7 @@ from headrace.engine.bandwidth_model.cpu_pass import Predictor, predict_seconds,
 from headrace.engine.bandwidth_model.profile import Profile, mean_queries
 from headrace.engine.experts.backend import distinct
 from headrace.engine.ledger.ledger import Ledger
-from headrace.engine.ledger.pass_bytes import bytes_per_token, pass_bytes
+from headrace.engine.ledger.pass_bytes import bytes_per_token
 from headrace.engine.ledger.passes import Pass, Prediction, in_turn
 from headrace.engine.ledger.summary import summarise
 from headrace.kernels import FORMATS

@@ -22,17 +22,20 @@ from transformers import PreTrainedModel
 from headrace import LLM, OptionError, SamplingParams
 from headrace.kernels import FORMATS, load
 from headrace.kernels.packed import Matrix, Part
-from headrace.loaders.files import read_ahead
+from headrace.loaders.architecture import catalogue
+from headrace.loaders.families import spec_of
+from headrace.loaders.families.config_reader import ConfigReader
+from headrace.loaders.files import read_ahead, safetensors
 from headrace.loaders.weights import converted
 from headrace.loaders.weights.checkpoint import LoadOptions, load_weights, open_directory
-from headrace.loaders.weights.model_weights import ModelWeights
+from headrace.loaders.weights.model_weights import Formats, ModelWeights, allocate
+from headrace.loaders.weights.targets import targets
 
 Checkpoints = Callable[[str], Path]
 Oracle = Callable[[str], PreTrainedModel]
 IDS = [5, 99, 31, 7, 120, 64, 3, 88]
 TEN = SamplingParams(max_new_tokens=10, ignore_eos=True)
 REFERENCE = load("reference")
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
 def loaded(directory: Path, **options: Any) -> ModelWeights:
@@ -276,20 +279,18 @@ print(llm.parts.weights.nbytes, peak())
 
 
 @pytest.fixture(scope="module")
-def large(tmp_path_factory: pytest.TempPathFactory, monkeypatch_module: pytest.MonkeyPatch) -> Path:
-    """One layer of OLMoE with random weights: 1.2 GB of bfloat16."""
-    monkeypatch_module.syspath_prepend(str(BENCHMARKS))
-    import random_checkpoint
-
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One layer of OLMoE, every weight 0: 1.2 GB of bfloat16."""
+    config = {**catalogue.find("OLMoE-1B-7B").config, "num_hidden_layers": 1}
+    family, spec = spec_of(ConfigReader(config, "large"))
+    plain = FORMATS["bf16"]
+    weights = allocate(spec, Formats(experts=plain, dense=plain, embed=plain), "meta")
+    shapes = {name: target.shape for name, target in targets(spec, family.tensors, weights).items()}
     directory = tmp_path_factory.mktemp("large")
-    random_checkpoint.write(directory, "olmoe-1b-7b", layers=1)
+    zeros = {name: torch.zeros(shape, dtype=torch.bfloat16) for name, shape in shapes.items()}
+    safetensors.write(directory / "model.safetensors", zeros, {})
+    (directory / "config.json").write_text(json.dumps(config))
     return directory
-
-
-@pytest.fixture(scope="module")
-def monkeypatch_module() -> Any:
-    with pytest.MonkeyPatch.context() as patch:
-        yield patch
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="there is no /proc")

@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 import torch
 from conftest import Run
+from expected_bytes import pass_bytes
 
 from headrace import ConfigError, MemoryNeeded, OptionError
 from headrace.engine.bandwidth_model import hardware, machine_file
 from headrace.engine.bandwidth_model.cpu_pass import predict_seconds
 from headrace.engine.bandwidth_model.hardware import Device, Hardware, exactly
 from headrace.engine.bandwidth_model.profile import Profile, load_profile, save_profile
-from headrace.engine.ledger.pass_bytes import pass_bytes
 from headrace.engine.planning import layouts, routing_trace, storage
 from headrace.engine.planning.articles import distinct_experts
 from headrace.engine.planning.options import Options

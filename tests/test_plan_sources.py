@@ -22,7 +22,6 @@ from headrace.loaders import model_source
 from headrace.loaders.architecture.tensor_names import place
 from headrace.loaders.files import gguf_config, gguf_header, headers
 from headrace.loaders.files.headers import Stored
-from headrace.loaders.hub import remote_headers
 
 gguf = pytest.importorskip("gguf")
 
@@ -346,7 +345,7 @@ def test_a_hub_id_downloads_headers_only(hub: FakeHub, cache: Path, checkpoints:
     assert sorted(source.tensors, key=lambda t: t.name) == sorted(local, key=lambda t: t.name)
     shards = [name for name in files if name.endswith(".safetensors")]
     assert {name for name, _ in hub.ranges} == set(shards)
-    assert sum(hub.sent[name] for name in shards) <= len(shards) * remote_headers.FIRST
+    assert sum(hub.sent[name] for name in shards) <= len(shards) * headers.FIRST
     assert sum(hub.sent.values()) < body / 8
     assert sizes(source, "native")[0].total == sum(t.nbytes for t in local)
 
@@ -354,7 +353,7 @@ def test_a_hub_id_downloads_headers_only(hub: FakeHub, cache: Path, checkpoints:
 def test_a_header_longer_than_the_first_piece(
     hub: FakeHub, cache: Path, checkpoints: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remote_headers, "FIRST", 100)
+    monkeypatch.setattr(headers, "FIRST", 100)
     hub.add("org/tiny", repo_files(checkpoints("mixtral")))
     source = model_source.find("org/tiny", cache_dir=cache)
     assert source.tensors == headers.of_directory(checkpoints("mixtral"))

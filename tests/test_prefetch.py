@@ -11,6 +11,7 @@ from typing import Any
 import placements
 import pytest
 import torch
+from expected_bytes import PassShape, placed_bytes
 from late_streams import Log, a_gpu
 from placements import break_a_pass, placed, recorded
 from slow_stream import SlowStream, layer_of
@@ -32,7 +33,6 @@ from headrace.engine.experts.streaming import (
     prefetch_experts,
 )
 from headrace.engine.experts.tiered import TieredExperts
-from headrace.engine.experts.traffic import PassShape, placed_bytes
 from headrace.engine.model.kv_cache import pages_for
 from headrace.engine.placement.placement import Placement, Tier
 from headrace.kernels import reference

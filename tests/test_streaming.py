@@ -14,6 +14,7 @@ from typing import Any
 import placements
 import pytest
 import torch
+from expected_bytes import PassShape, placed_bytes
 from late_streams import Log, a_gpu, is_right
 from placements import force, placed, recorded
 from slow_stream import SlowStream, layer_of
@@ -30,7 +31,6 @@ from headrace.engine.devices.streams import HostStream
 from headrace.engine.experts import offload_plan
 from headrace.engine.experts.offload_plan import FetchTables, OffloadPlan, cpu_seconds, crossover, distinct_of
 from headrace.engine.experts.streaming import Ring, chosen_numbers, in_order, piece_of, ranks, runs
-from headrace.engine.experts.traffic import PassShape, placed_bytes
 from headrace.engine.model.kv_cache import pages_for
 from headrace.engine.placement.placement import Tier
 from headrace.engine.terminal import generate_report
@@ -350,7 +350,7 @@ def test_what_is_decided_for_a_gpu(profile: Profile, monkeypatch: pytest.MonkeyP
 
 
 def test_rates_of_a_link(profile: Profile) -> None:
-    gen4 = PciLink(device="GPU 0000:01:00.0", streams=16, most_lanes=16, speed=2.5, most_speed=16.0)
+    gen4 = PciLink(device="GPU 0000:01:00.0", lanes=16, most_lanes=16, speed=2.5, most_speed=16.0)
     rate = nominal(gen4)
     assert rate.bytes_s == pytest.approx(0.8 * 16 * 1.969e9)
     assert not rate.is_measured
@@ -367,7 +367,7 @@ def test_a_link_is_found_by_its_address(profile: Profile, monkeypatch: pytest.Mo
     properties = type("Properties", (), {"pci_domain_id": 0, "pci_bus_id": 0x41, "pci_device_id": 0})
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: properties)
     links = [
-        PciLink(device=f"GPU 0000:{bus}:00.0", streams=16, most_lanes=16, speed=8.0, most_speed=speed)
+        PciLink(device=f"GPU 0000:{bus}:00.0", lanes=16, most_lanes=16, speed=8.0, most_speed=speed)
         for bus, speed in (("01", 8.0), ("41", 32.0))
     ]
     assert "PCIe 5.0 x16" in link_rate(profile, torch.device("cuda", 0), links).source

@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 import torch
+from expected_bytes import PassShape, placed_bytes
 from placements import PLACEMENTS, break_a_pass, force, placed, recorded
 
 from headrace import LLM, MemoryNeeded, OptionError, SamplingParams
 from headrace.engine.bandwidth_model.profile import Profile
 from headrace.engine.experts.tiered import TieredExperts
-from headrace.engine.experts.traffic import PassShape, placed_bytes
 from headrace.engine.model.kv_cache import pages_for
 from headrace.engine.placement.placement import Tier
 from headrace.engine.terminal import generate_report

@@ -14,12 +14,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ...kernels.context import Context
 
+from .cpu_generation import cpu_generation
+
 PACKAGES = ("headrace", "torch", "triton", "numpy", "tokenizers", "transformers", "llama-cpp-python", "kt-kernel")
 
 
 def host() -> dict[str, Any]:
     """Facts of this run that need neither a package nor our extension; no names of hosts, users or folders."""
     return {
+        "cpu_generation": cpu_generation(),
         "logical_cpus": os.cpu_count(),
         "memory_gb": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9, 1),
         "python": platform.python_version(),

@@ -7,22 +7,19 @@
     seconds = sum over groups of bytes / bandwidth of the kernel that reads that format
             + layers * what a layer costs besides + what a pass costs besides
 
-The ledger counts the same bytes from the objects that were touched; the two agree to the byte. The second sum is the
+The ledger counts the experts from what was chosen, and the rest by the functions here. The second sum is the
 bandwidth model of one tier. Models that are not loaded, and machines with more tiers, are the business of `planning/`,
 which counts the same bytes and takes the same time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from ...loaders.spec import ModelSpec
-from ...loaders.weights.model_weights import Formats, LayerWeights, ModelWeights, allocate
-
-# DROPPED IMPORT
+from ...loaders.weights.model_weights import LayerWeights, ModelWeights
 from .passes import CPU_DRAM, Bytes
 
 EXPERTS, DENSE, KV, HEAD = "experts", "dense", "kv", "head"
@@ -32,26 +29,6 @@ ROUTING, INPUTS, SAMPLES, UNCHOSEN = "routing", "inputs", "samples", "unchosen"
 GROUPS = (EXPERTS, UNCHOSEN, DENSE, KV, HEAD, ROUTING, INPUTS, SAMPLES)
 # Terms of a prediction that no tier causes: layers and the pass; handing a layer's experts from a GPU to the CPU.
 FIXED, HANDOFF = "fixed", "handoff"
-
-
-def pass_bytes(
-    spec: ModelSpec,
-    formats: Formats,
-    kv_dtype: torch.dtype,
-    *,
-    tokens: int,
-    contexts: Sequence[int],
-    distinct_experts: Sequence[int],
-    logits: bool = True,
-) -> Bytes:
-    """Bytes of one pass with everything in RAM: `tokens` new tokens, the cache lengths after the pass by sequence, and
-    how many distinct experts each MoE layer chose (0 in the last, if it is one, where no logits are wanted)."""
-    weights = allocate(spec, formats, "meta")
-    banks = [layer.experts for layer in weights.layers if layer.experts is not None]
-    sizes, token_bytes = dense_sizes(weights), bytes_per_token(spec, kv_dtype)
-    groups = {EXPERTS: sum(n * bank.layout.bytes for n, bank in zip(distinct_experts, banks, strict=True))}
-    common = common_bytes(sizes, token_bytes, tokens=tokens, context=sum(contexts), logits=logits)
-    return {CPU_DRAM: {**groups, **common[CPU_DRAM]}}
 
 
 @dataclass(frozen=True)

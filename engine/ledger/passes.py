@@ -2,7 +2,7 @@
 
 Bytes are not measured by counters in kernels. They follow exactly from what was chosen: distinct experts times the size
 of an expert, matrices that every pass reads, tokens in the cache. So they are cheap to know, and for a given routing
-they equal the prediction to the byte (`pass_bytes.py`). Each byte counts once per pass: what has to cross the memory
+a prediction from the model alone is right to the byte. Each byte counts once per pass: what has to cross the memory
 bus at least. With one sequence a decode pass is one token.
 
 Times are of a pass as a whole, and of each tier's work in it (`timers.py`); both have a prediction beside them.
@@ -149,7 +149,7 @@ def add_up(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:
 def add_bytes(sums: Bytes, more: Mapping[str, Mapping[str, int]]) -> None:
     """Adds bytes to sums by tier and group."""
     for tier, groups in more.items():
-        there = sums.setdefault(tier, {})
         for group, size in groups.items():
             if size:
+                there = sums.setdefault(tier, {})
                 there[group] = there.get(group, 0) + size

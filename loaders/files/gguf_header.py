@@ -9,14 +9,11 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from ...errors import CheckpointError
-from .headers import Stored
-
-Fetch = Callable[[int, int], bytes]  # start, length -> that many bytes, fewer at the end of the file
+from .headers import Fetch, Stored
 
 MAGIC = b"GGUF"
 STEP = 1 << 20  # how much more is fetched when the header goes on

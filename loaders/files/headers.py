@@ -1,76 +1,121 @@
-"""The tensors of a checkpoint as its headers name them, without weights: from a directory, a GGUF file, or the hub.
+"""The header of a safetensors file: which tensors it has, of what type and shape, and where their bytes lie.
 
-Only headers are read, from the hub by ranged requests; no torch. Loading has its own readers (`safetensors.py`), which
-check offsets against the file.
+The format is an 8-byte length, a JSON header and raw bytes. The reader takes any source of byte ranges, a local file or
+one on a hub, and no torch: a plan needs the header alone. What is checked against the file itself stands in
+`safetensors.py`, which loads.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ...errors import CheckpointError
 
+Fetch = Callable[[int, int], bytes]  # start, length -> that many bytes, fewer at the end of the file
+
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+FIRST = 256 << 10  # fetched at once: most headers are smaller
 MAX_HEADER = 100_000_000
 
 
 @dataclass(frozen=True)
 class Stored:
-    """One tensor: its name, type as the file calls it, shape and bytes."""
+    """One tensor: its name, type as the file calls it, shape and bytes; `start`: where these begin behind the header.
+    Two are equal wherever they lie."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     nbytes: int
+    start: int = field(default=0, compare=False)
 
 
-def of_directory(directory: Path) -> list[Stored]:
-    """The tensors of the safetensors files of a directory; empty if it has none (a config alone can be planned)."""
-    found: dict[str, Stored] = {}
-    for path in _files(directory):
-        found.update({tensor.name: tensor for tensor in read(path)})
-    return list(found.values())
+@dataclass(frozen=True)
+class Header:
+    """Tensors in the order of the header, and its bytes: the first tensor begins behind them."""
+
+    tensors: tuple[Stored, ...]
+    nbytes: int
 
 
-def _files(directory: Path) -> list[Path]:
-    index = directory / INDEX
-    if index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{index} is damaged ({error!r}): download it again") from error
-        missing = [name for name in names if not (directory / name).is_file()]
-        return [] if missing else [directory / name for name in names]
-    return [directory / SINGLE] if (directory / SINGLE).is_file() else []
-
-
-def read(path: Path) -> list[Stored]:
-    """The tensors of one safetensors file; raises CheckpointError if its header cannot be read."""
+def read(fetch: Fetch, source: str, remedy: str = "download it again") -> Header:
+    """The header that `fetch` gives; raises CheckpointError, which ends with the remedy, if there is none."""
+    data = fetch(0, FIRST)
+    length = int.from_bytes(data[:8], "little")
+    nbytes = 8 + length
+    if len(data) >= 8 and length <= MAX_HEADER and len(data) < nbytes:
+        data += fetch(len(data), nbytes - len(data))
+    if len(data) < max(8, nbytes):
+        raise CheckpointError(
+            f"{source} is truncated or no safetensors file (a header of {length} bytes, and {len(data)} bytes were "
+            f"read): {remedy}"
+        )
     try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if not 0 < length <= MAX_HEADER:
-                raise CheckpointError(f"{path} is no safetensors file: its header would have {length} bytes")
-            return list(entries(json.loads(file.read(length)), str(path)))
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
+        header = json.loads(data[8:nbytes])
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} has a damaged header ({error}): download it again") from error
-
-
-def entries(header: Any, source: str) -> Iterable[Stored]:
-    """The tensors of a parsed header."""
+        raise CheckpointError(f"{source} has a damaged header ({error}): {remedy}") from error
     if not isinstance(header, dict):
-        raise CheckpointError(f"{source} has a {type(header).__name__} for a header, not an object: download it again")
+        raise CheckpointError(f"{source} has a {type(header).__name__} for a header, not an object: {remedy}")
+    return Header(tuple(_tensors(header, source, remedy)), nbytes)
+
+
+def _tensors(header: dict[str, Any], source: str, remedy: str) -> Iterator[Stored]:
     for name, raw in header.items():
         if name == "__metadata__":
             continue
         try:
-            start, stop = raw["data_offsets"]
-            yield Stored(name, str(raw["dtype"]), tuple(int(n) for n in raw["shape"]), int(stop) - int(start))
+            start, stop = (int(n) for n in raw["data_offsets"])
+            yield Stored(name, str(raw["dtype"]), tuple(int(n) for n in raw["shape"]), stop - start, start)
         except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{source}: tensor '{name}' has an unreadable header entry {raw!r}") from error
+            raise CheckpointError(
+                f"{source}: tensor '{name}' has an unreadable header entry {raw!r}: {remedy}"
+            ) from error
+
+
+def fetching(file: BinaryIO) -> Fetch:
+    """Byte ranges of an open file."""
+
+    def fetch(start: int, length: int) -> bytes:
+        file.seek(start)
+        return file.read(length)
+
+    return fetch
+
+
+def of_file(path: Path) -> Header:
+    """The header of one safetensors file; raises CheckpointError if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return read(fetching(file), str(path))
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
+
+
+def of_directory(directory: Path) -> list[Stored]:
+    """The tensors of the safetensors files of a directory; empty if it has none, or not all (a config alone can be
+    planned)."""
+    names = {SINGLE}
+    if (directory / INDEX).is_file():
+        names = set(read_index(directory / INDEX).values())
+    if not all((directory / name).is_file() for name in names):
+        return []
+    found = {tensor.name: tensor for name in sorted(names) for tensor in of_file(directory / name).tensors}
+    return list(found.values())
+
+
+def read_index(index: Path) -> dict[str, str]:
+    """An index's map from tensor to shard, each a plain file name; raises CheckpointError if it is damaged."""
+    try:
+        where = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        wrong = [shard for shard in where.values() if not isinstance(shard, str) or Path(shard).name != shard]
+    except OSError as error:
+        raise CheckpointError(f"cannot read {index}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{index} is damaged ({error!r}): download it again") from error
+    if wrong:
+        raise CheckpointError(f"{index} names {wrong[0]!r} where a file beside it is needed: download it again")
+    return dict(where)

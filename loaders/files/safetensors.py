@@ -1,9 +1,9 @@
-"""Reads safetensors files: the header first, then any run of rows of a tensor straight into a buffer.
+"""Loads from safetensors files: any run of rows of a tensor straight into a buffer.
 
 The library of the same name maps whole files, which counts against resident memory, gives no row ranges of a file on
-the network, and reports damage without naming the tensor. The format is an 8-byte length, a JSON header and raw bytes,
-so it is read here with `preadv`. Every offset is checked against the shape, the dtype and the size of the file before
-use. This file knows no model and no packed format.
+the network, and reports damage without naming the tensor. The format is plain, so it is read here with `preadv`. Every
+offset of the header (`headers.py`) is checked against the shape, the dtype and the size of the file before use. This
+file knows no model and no packed format.
 """
 
 from __future__ import annotations
@@ -20,10 +20,9 @@ import torch
 from torch import Tensor
 
 from ...errors import CheckpointError
+from . import headers
+from .headers import INDEX, SINGLE, Stored, read_index
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
-MAX_HEADER = 100_000_000
 ALIGN = 64
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -52,46 +51,32 @@ class Entry:
 
 def read_header(path: Path) -> dict[str, Entry]:
     """The tensors of one file by name; raises CheckpointError if the header and the file do not agree."""
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if size < 8 or length > min(size - 8, MAX_HEADER):
-                raise CheckpointError(f"{path} is truncated or no safetensors file ({size} bytes): download it again")
-            header = json.loads(file.read(length))
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} has a damaged header ({error}): download it again") from error
-    if not isinstance(header, dict):
-        raise CheckpointError(f"{path} has a {type(header).__name__} for a header, not an object: download it again")
-    data = 8 + length
-    entries = {n: _entry(n, e, path, data) for n, e in header.items() if n != "__metadata__"}
-    _check_extents(entries.values(), path, data, size)
+    header = headers.of_file(path)
+    entries = {tensor.name: _entry(tensor, path, header.nbytes) for tensor in header.tensors}
+    _check_extents(entries.values(), path, header.nbytes)
     return entries
 
 
-def _entry(name: str, raw: Any, path: Path, data: int) -> Entry:
-    try:
-        dtype, shape = DTYPES[raw["dtype"]], tuple(int(n) for n in raw["shape"])
-        start, stop = (int(n) for n in raw["data_offsets"])
-    except (KeyError, TypeError, ValueError) as error:
+def _entry(tensor: Stored, path: Path, data: int) -> Entry:
+    name, shape, start, stop = tensor.name, tensor.shape, tensor.start, tensor.start + tensor.nbytes
+    if tensor.dtype not in DTYPES:
         raise CheckpointError(
-            f"{path}: tensor '{name}' has an unreadable header entry {raw!r}: download the file again; "
-            f"types that can be read are {', '.join(DTYPES)}"
-        ) from error
+            f"{path}: tensor '{name}' is of type {tensor.dtype}: download the file again; types that can be read are "
+            f"{', '.join(DTYPES)}"
+        )
+    dtype = DTYPES[tensor.dtype]
     nbytes = math.prod(shape) * dtype.itemsize
-    if stop - start != nbytes or start < 0 or min(shape, default=0) < 0:
+    if tensor.nbytes != nbytes or start < 0 or min(shape, default=0) < 0:
         raise CheckpointError(
-            f"{path}: tensor '{name}' claims bytes {start} to {stop}, but {raw['dtype']} {list(shape)} takes {nbytes}: "
+            f"{path}: tensor '{name}' claims bytes {start} to {stop}, but {tensor.dtype} {list(shape)} takes {nbytes}: "
             "the header is wrong, download the file again"
         )
     return Entry(name, path, dtype, shape, data + start, nbytes)
 
 
-def _check_extents(entries: Iterable[Entry], path: Path, data: int, size: int) -> None:
+def _check_extents(entries: Iterable[Entry], path: Path, data: int) -> None:
     """Tensors must lie inside the file, one after the other, none over another."""
-    end, last = data, "the header"
+    size, end, last = path.stat().st_size, data, "the header"
     for entry in sorted(entries, key=lambda e: (e.offset, e.nbytes)):
         if entry.offset < end:
             raise CheckpointError(f"{path}: tensors '{last}' and '{entry.name}' overlap: download it again")
@@ -141,7 +126,7 @@ def open_checkpoint(directory: Path) -> dict[str, Entry]:
 
 
 def _open_shards(directory: Path, index: Path) -> dict[str, Entry]:
-    where = _read_index(index)
+    where = read_index(index)
     shards = sorted(set(where.values()))
     missing = [s for s in shards if not (directory / s).is_file()]
     if missing:
@@ -161,20 +146,6 @@ def _open_shards(directory: Path, index: Path) -> dict[str, Entry]:
         # A tensor that lies in two shards is taken from where the index says.
         entries.update({name: entry for name, entry in found.items() if where.get(name, shard) == shard})
     return entries
-
-
-def _read_index(index: Path) -> dict[str, str]:
-    """The index's map from tensor to shard, each a plain file name."""
-    try:
-        where = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        wrong = [s for s in where.values() if not isinstance(s, str) or Path(s).name != s]
-    except OSError as error:
-        raise CheckpointError(f"cannot read {index}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{index} is damaged ({error!r}): download it again") from error
-    if wrong:
-        raise CheckpointError(f"{index} names {wrong[0]!r} where a file beside it is needed: download it again")
-    return dict(where)
 
 
 def write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:

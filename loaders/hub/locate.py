@@ -1,8 +1,8 @@
 """Where a model's files are: the packaged demo, a directory, or the Hugging Face hub through its usual cache.
 
 From the hub come only the files that the engine reads, never a second copy of the weights in another format. The
-library (huggingface_hub) does the naming, the cache's layout and the login; transfer.py brings the bytes, and
-hub_errors.py says what went wrong. Nothing is taken from the cache in silence when the network is missing: that is
+library (huggingface_hub) does the naming, the cache's layout and the login; download.py brings the bytes, and
+errors.py says what went wrong. Nothing is taken from the cache in silence when the network is missing: that is
 what `offline` is for.
 This file does not know what is inside of the files, except for the list of shards in a safetensors index.
 """

@@ -6,7 +6,6 @@ asked for. The config and the index of shards are small and go into the usual ca
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +23,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
     hf_raise_for_status,
 )
 
-from ...errors import HubError
+from ...errors import CheckpointError, HubError
 from ..families.config_reader import ConfigReader
 from ..files import gguf_header, headers
 from ..files.headers import Stored
@@ -32,7 +31,6 @@ from .download import Repo, fetch_all, folder_of, persist
 from .errors import explained
 from .locate import CONFIG, INDEX, check_name, look_up, shards_of, weight_files
 
-FIRST = 256 << 10  # most headers are smaller
 WORKERS = 8
 
 
@@ -97,15 +95,12 @@ def _index(repo: Repo) -> set[str]:
     return shards_of(repo.snapshot / INDEX, repo.model)
 
 
-def _header(repo: Repo, name: str) -> list[Stored]:
+def _header(repo: Repo, name: str) -> tuple[Stored, ...]:
     """The tensors of one safetensors file."""
-    data = _range(repo, name, 0, FIRST)
-    length = int.from_bytes(data[:8], "little")
-    if len(data) < 8 or not 0 < length <= headers.MAX_HEADER:
-        raise HubError(f"{name} of {repo.model} is no safetensors file; try another revision")
-    if len(data) < 8 + length:
-        data += _range(repo, name, len(data), 8 + length - len(data))
-    return list(headers.entries(json.loads(data[8 : 8 + length]), f"{name} of {repo.model}"))
+    try:
+        return headers.read(partial(_range, repo, name), f"{name} of {repo.model}", "try another revision").tensors
+    except CheckpointError as error:
+        raise HubError(str(error)) from error
 
 
 def _read_gguf(repo: Repo, name: str) -> Found:

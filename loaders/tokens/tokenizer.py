@@ -3,7 +3,7 @@
 The `tokenizers` library does the encoding. What is added here is what the rest of a model's tokenizer files say:
 which tokens are special, whether a text begins with BOS, and which chat template goes with them.
 This file does not know the model: not its context length, and not which ids end a text by its generation_config.json.
-How text grows token by token is in text_stream.py, how a chat becomes one prompt in chat_template.py.
+How text grows token by token is in detokenizer.py, how a chat becomes one prompt in chat_template.py.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ token stays near its embedding. With ones the tokens of a prompt become alike fr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Literal
 
 import numpy as np
@@ -20,7 +20,7 @@ from ...kernels import Format
 from ...kernels.packed import ExpertBank, Matrix, Mlp
 from .model_weights import ModelWeights, TierBanks
 
-Part = Tensor | Matrix | ExpertBank
+Part = Tensor | Matrix | ExpertBank | TierBanks
 POOL_BYTES = 32 << 20
 SCALES = {4: 0.01, 8: 0.0006}  # by bits of a quant
 PLAIN_DEVIATION = 0.02
@@ -43,22 +43,23 @@ def half(value: float) -> NDArray[np.uint8]:
     return np.frombuffer(np.float16(value).tobytes(), dtype=np.uint8)
 
 
-def parts(weights: ModelWeights) -> Iterator[tuple[str, Part]]:
-    """Every stored tensor under its name in `ModelWeights.named`, a matrix with its format."""
+def _parts(weights: ModelWeights) -> Iterator[tuple[str, Part]]:
+    """Every stored part under its name, a matrix with its format."""
     yield "embed", weights.embed
     yield "final_norm", weights.final_norm
     if weights.head is not weights.embed:
         yield "head", weights.head
     for i, layer in enumerate(weights.layers):
         for name, value in vars(layer).items():
-            if isinstance(value, (Tensor, Matrix, ExpertBank)):
+            if isinstance(value, (Tensor, Matrix, ExpertBank, TierBanks)):
                 yield f"layers.{i}.{name}", value
-            elif isinstance(value, TierBanks):
-                for tier, bank in value.banks.items():
-                    yield f"layers.{i}.{name}.{tier}", bank
             elif isinstance(value, Mlp):
                 yield f"layers.{i}.{name}.gate_up", value.gate_up
                 yield f"layers.{i}.{name}.down", value.down
+
+
+def _banks(part: Part) -> Iterable[ExpertBank]:
+    return part.banks.values() if isinstance(part, TierBanks) else [part] if isinstance(part, ExpertBank) else []
 
 
 class Noise:
@@ -76,30 +77,34 @@ class Noise:
     ) -> None:
         """Fills allocated weights; `progress` is called with bytes done and bytes in all, `filled` with every bank."""
         total, done = weights.nbytes, 0
-        for name, part in parts(weights):
-            self.part(part, name)
-            if filled is not None and isinstance(part, ExpertBank):
-                filled(part.data)
+        for name, part in _parts(weights):
+            self._part(part, name)
+            if filled is not None:
+                for bank in _banks(part):
+                    filled(bank.data)
             done += part.nbytes
             if progress is not None:
                 progress(done, total)
 
-    def part(self, part: Part, name: str) -> None:
+    def _part(self, part: Part, name: str) -> None:
         """Fills one tensor; vectors are norms, or biases of 0."""
         if isinstance(part, Tensor):
             part.fill_(0.0 if name.endswith("bias") else norm_value(name))
         elif isinstance(part, Matrix):
             self._matrix(part)
+        elif isinstance(part, TierBanks):  # in the order of experts, so that a placement does not change the model
+            for tier, number in part.owners:
+                self._expert(part.banks[tier], number)
         else:
-            self._bank(part)
+            for number in range(part.experts):
+                self._expert(part, number)
 
-    def _bank(self, bank: ExpertBank) -> None:
+    def _expert(self, bank: ExpertBank, number: int) -> None:
         which: tuple[Literal["gate", "up", "down"], ...] = ("gate", "up", "down")
-        for expert in range(bank.experts):
-            block = [bank.matrix(expert, name) for name in which]
-            for matrix in block:
-                self._matrix(matrix)
-            bank.data[expert, sum(matrix.nbytes for matrix in block) :] = 0
+        block = [bank.matrix(number, name) for name in which]
+        for matrix in block:
+            self._matrix(matrix)
+        bank.data[number, sum(matrix.nbytes for matrix in block) :] = 0
 
     def _matrix(self, matrix: Matrix) -> None:
         form, flat = matrix.format, matrix.data.view(-1)

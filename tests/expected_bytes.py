@@ -1,4 +1,5 @@
-"""The bytes of a pass under a placement, predicted from the choices alone: what memories read, what links carry.
+"""The bytes of a pass, predicted from choices and a placement alone: what memories read, what links carry. Tests hold
+the ledger to it.
 
     memory of a tier    distinct experts there * bytes of an expert; at home also dense weights, cache, head
     d2h                 where the CPU has experts of the layer: hidden states, ids, weights; else the ids, to be booked
@@ -11,8 +12,9 @@
     d2d                 a layer with experts on the second GPU: hidden states, ids, weights, and its part of the sum
     back
 
-The ledger counts the same from tensors that were read and sent (`model/inputs.py`, `tiered.py`); the two agree to the
-byte.
+The ledger counts the same from tensors that were read and sent (`engine/model/inputs.py`,
+`engine/experts/tiered.py`); the two agree to the byte. What a pass reads besides experts both take from
+`engine/ledger/pass_bytes.py`.
 """
 
 from __future__ import annotations
@@ -22,15 +24,44 @@ from dataclasses import dataclass
 
 import torch
 
-from ...kernels import ExpertLayout
-from ...loaders.spec import ModelSpec
-from ...loaders.weights.model_weights import Formats, allocate
-from ..ledger.pass_bytes import EXPERTS, INPUTS, ROUTING, SAMPLES, UNCHOSEN, bytes_per_token, common_bytes, dense_sizes
-from ..ledger.passes import D2D, D2H, H2D, Bytes
-from ..placement.placement import Placement, Tier
-from .offload_plan import NONE, OffloadPlan, next_in_ram
+from headrace.engine.experts.offload_plan import NONE, OffloadPlan, next_in_ram
+from headrace.engine.ledger.pass_bytes import (
+    EXPERTS,
+    INPUTS,
+    ROUTING,
+    SAMPLES,
+    UNCHOSEN,
+    bytes_per_token,
+    common_bytes,
+    dense_sizes,
+)
+from headrace.engine.ledger.passes import CPU_DRAM, D2D, D2H, H2D, Bytes
+from headrace.engine.placement.placement import Placement, Tier
+from headrace.kernels import ExpertLayout
+from headrace.loaders.spec import ModelSpec
+from headrace.loaders.weights.model_weights import Formats, allocate
 
 F32, I32, I64 = 4, 4, 8  # bytes
+
+
+def pass_bytes(
+    spec: ModelSpec,
+    formats: Formats,
+    kv_dtype: torch.dtype,
+    *,
+    tokens: int,
+    contexts: Sequence[int],
+    distinct_experts: Sequence[int],
+    logits: bool = True,
+) -> Bytes:
+    """Bytes of one pass with everything in RAM: `tokens` new tokens, the cache lengths after the pass by sequence, and
+    how many distinct experts each MoE layer chose (0 in the last, if it is one, where no logits are wanted)."""
+    weights = allocate(spec, formats, "meta")
+    banks = [layer.experts for layer in weights.layers if layer.experts is not None]
+    sizes, token_bytes = dense_sizes(weights), bytes_per_token(spec, kv_dtype)
+    groups = {EXPERTS: sum(n * bank.layout.bytes for n, bank in zip(distinct_experts, banks, strict=True))}
+    common = common_bytes(sizes, token_bytes, tokens=tokens, context=sum(contexts), logits=logits)
+    return {CPU_DRAM: {**groups, **common[CPU_DRAM]}}
 
 
 @dataclass(frozen=True, kw_only=True)
