@@ -124,7 +124,9 @@ def before(config: dict[str, Any], format: str, profile: Profile, work: Workload
     routed = sum(engine.touched(i, work.batch) * layer.expert for i, layer in enumerate(engine.storage.layers))
     prompt = engine.prefill(everything, work)
     assert prompt is not None, "a measured CPU has a compute rate"
-    return engine.decode(everything, work).seconds, (engine.storage.common + routed) / profile.stream, prompt.seconds
+    step = engine.seconds(engine.decode(everything, work))
+    plain = (engine.storage.common + routed) / profile.stream
+    return step.seconds, plain, engine.seconds(prompt).seconds
 
 
 class Runs:

@@ -14,8 +14,8 @@ import tiny_tokenizer
 from refusals import refused
 
 from headrace import LLM, ContextOverflow, HubError, MemoryNeeded, OptionError, SamplingParams, TokenizerError
+from headrace.engine.devices import device
 from headrace.engine.ledger.ledger import Ledger
-from headrace.engine.memory import kv_budget
 from headrace.loaders import memory
 
 Checkpoints = Callable[[str], Path]
@@ -96,14 +96,14 @@ def test_context_above_the_models(checkpoints: Checkpoints) -> None:
 def test_more_context_than_memory(checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
     needed = LLM(str(checkpoints("qwen3_moe")), kernels="reference", max_context=256)
     free = needed.weights.nbytes + needed.room.work_bytes + 100_000
-    monkeypatch.setattr(kv_budget, "free_memory", lambda: free)
+    monkeypatch.setattr(device, "free_memory", lambda: free)
     with refused(MemoryNeeded, "256 tokens", "GB", "lower max_context"):
         LLM(str(checkpoints("qwen3_moe")), kernels="reference", max_context=256)
 
 
 def test_more_weights_than_memory(checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "free_memory", lambda: 100_000)
-    monkeypatch.setattr(kv_budget, "free_memory", lambda: 100_000)
+    monkeypatch.setattr(device, "free_memory", lambda: 100_000)
     with refused(MemoryNeeded, "weights 0.00 GB", "is free", "--expert-format", "q4_0"):
         LLM(str(checkpoints("qwen3_moe")), kernels="reference")
 

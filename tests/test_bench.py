@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +12,12 @@ import pytest
 import torch
 
 from headrace import ConfigError, MemoryNeeded, OptionError, SamplingParams
-from headrace.engine.bandwidth_model.cpu_pass import predict_seconds
+from headrace.engine.bandwidth_model import tier_rates
+from headrace.engine.bandwidth_model.pass_model import PassModel
 from headrace.engine.bandwidth_model.profile import Profile
 from headrace.engine.bench import bench, overhead, random_weights
 from headrace.engine.bench.grid import Grid
+from headrace.engine.bench.random_weights import whole_spec
 from headrace.engine.llm import LLM
 from headrace.engine.terminal import bench_report
 from headrace.kernels import reference
@@ -128,12 +131,9 @@ def test_extrapolation_takes_the_layers_that_are_missing(profile: Profile) -> No
     prefill, decode = bench.run(cut, Grid(prompt=(8,), new=(4,), rounds=1))
     assert prefill.whole_tok_s == pytest.approx(prefill.tok_s / 3)
     passes = [p for p in cut.ledger.passes if p.phase == "decode"][-4:]
-    seconds = sum(
-        predict_seconds(
-            bench.scaled(p.bytes, grown), profile, cut.parts.checkpoint.formats, cut.parts.kv_dtype, cut.whole
-        )
-        for p in passes
-    )
+    uncut = PassModel(whole_spec(cut), cut.parts.checkpoint.formats, cut.parts.kv_dtype, tier_rates.of_cpu(profile))
+    found = [uncut(dataclasses.replace(p, bytes=bench.scaled(p.bytes, grown))) for p in passes]
+    seconds = sum(one.seconds for one in found if one is not None)
     assert decode.whole_tok_s == pytest.approx(decode.tok_s * sum(p.predicted_s or 0 for p in passes) / seconds)
     assert 1.5 < decode.tok_s / decode.whole_tok_s < 3
 

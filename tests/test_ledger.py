@@ -14,7 +14,8 @@ from expected_bytes import pass_bytes
 from placements import force
 
 from headrace import LLM, OptionError, SamplingParams
-from headrace.engine.bandwidth_model.cpu_pass import Predictor, predict_seconds, predict_terms, tokens_of_an_expert
+from headrace.engine.bandwidth_model import tier_rates
+from headrace.engine.bandwidth_model.pass_model import PassModel
 from headrace.engine.bandwidth_model.profile import Profile, mean_queries
 from headrace.engine.experts.backend import distinct
 from headrace.engine.ledger.ledger import Ledger
@@ -96,6 +97,9 @@ def test_distinct_experts() -> None:
     assert distinct(torch.tensor([[3, 1], [1, 3], [7, 1]], dtype=torch.int32), 8) == 3
 
 
+SLOW = {"4": dict.fromkeys(FORMATS, 400.0)}  # four tokens at once, where one has 1000 bytes/s
+
+
 def profile(rate: float) -> Profile:
     rates = dict.fromkeys(FORMATS, rate)
     return Profile(
@@ -109,27 +113,38 @@ def some_spec() -> ModelSpec:
     return spec_of(ConfigReader(catalogue.find("Qwen1.5-MoE-A2.7B").config, "catalogue"))[1]
 
 
+def predicted(
+    groups: dict[str, int], known: Profile, formats: Formats, spec: ModelSpec, tokens: int = 1, sequences: int = 0,
+    context: int = 0,
+) -> Prediction:  # fmt: skip
+    """What a run on the CPU alone predicts of a pass; as many sequences as tokens, if nothing is said."""
+    rows = list(range(sequences or tokens))
+    done = Pass(index=0, phase="", sequences=rows, tokens=tokens, context=context, bytes={"cpu_dram": groups})
+    found = PassModel(spec, formats, torch.bfloat16, tier_rates.of_cpu(known))(done)
+    assert found is not None
+    return found
+
+
 def test_seconds_are_bytes_over_the_bandwidth_of_the_kernel_that_reads_them() -> None:
     formats = Formats(experts=FORMATS["q4_0"], dense=FORMATS["bf16"], embed=FORMATS["bf16"])
-    read = {"cpu_dram": {"experts": 4_000, "dense": 1_000, "kv": 500, "head": 500}}
+    read = {"experts": 4_000, "dense": 1_000, "kv": 500, "head": 500}
     spec = some_spec()
-    found = predict_seconds(read, profile(1e3), formats, torch.bfloat16, spec)
-    assert found == pytest.approx(2.0 + 1.0 + 0.5 + 0.5)
+    assert predicted(read, profile(1e3), formats, spec).seconds == pytest.approx(2.0 + 1.0 + 0.5 + 0.5)
     costly = dataclasses.replace(
         profile(1e3), layer_s=0.1, layer_batch={"4": 0.4, "128": 1.0}, shared_s=0.01, pass_s=0.001, logit_s=1e-6
     )
-    terms = predict_terms(read, costly, formats, torch.bfloat16, spec)
+    terms = predicted(read, costly, formats, spec).terms
     assert terms == pytest.approx({"cpu_dram": 4.0, "fixed": 24 * 0.11 + 0.001 + 151936e-6})
-    terms = predict_terms(read, costly, formats, torch.bfloat16, spec, 2)
+    terms = predicted(read, costly, formats, spec, 2).terms
     assert terms["fixed"] == pytest.approx(24 * (0.2 + 0.01) + 0.001 + 2 * 151936e-6)
-    del read["cpu_dram"]["head"]
-    terms = predict_terms(read, costly, formats, torch.bfloat16, spec, 256, 1)
+    del read["head"]
+    terms = predicted(read, costly, formats, spec, 256, 1).terms
     assert terms["fixed"] == pytest.approx(24 * (2.0 + 0.01) + 0.001), "no logits; a layer's cost grows with tokens"
-    read["cpu_dram"]["head"] = 500
-    other = dataclasses.replace(profile(1e3), attention={"1": 1e3, "8": 500.0})
-    assert predict_seconds(read, other, formats, torch.bfloat16, spec) == pytest.approx(4.0)
+    read["head"] = 500
+    other = dataclasses.replace(profile(1e3), attention={"1": 1e3, "8": 500.0, "512": 10.0}, batch=SLOW, crowd=SLOW)
+    assert predicted(read, other, formats, spec).seconds == pytest.approx(4.0)
     grouped = dataclasses.replace(spec, attention=dataclasses.replace(spec.attention, kv_heads=2))
-    assert predict_seconds(read, other, formats, torch.bfloat16, grouped) == pytest.approx(4.5)
+    assert predicted(read, other, formats, grouped).seconds == pytest.approx(4.5)
 
 
 def test_several_tokens_slow_the_kernels_down_as_measured() -> None:
@@ -155,8 +170,8 @@ def test_a_prompt_reads_its_cache_once_and_computes_for_every_query() -> None:
     known = dataclasses.replace(profile(1e30), attention={"1": 1e3, "8": 500.0, "512": 10.0})
 
     def seconds(tokens: int, context: int, sequences: int) -> float:
-        read = {"cpu_dram": {"kv": (tokens + context) * token, "head": 0}}
-        return predict_seconds(read, known, formats, torch.bfloat16, spec, tokens, sequences)
+        read = {"kv": (tokens + context) * token, "head": 0}
+        return predicted(read, known, formats, spec, tokens, sequences, context).seconds
 
     def cost(queries: float) -> float:
         return known.cache_seconds_per_byte(queries)
@@ -173,13 +188,18 @@ def test_kernels_without_attention_in_the_profile() -> None:
     assert profile(1e3).cache_seconds_per_byte(64) == 1e-3
 
 
-def test_tokens_of_an_expert() -> None:
+def test_tokens_of_an_expert_slow_it_down() -> None:
     """24 layers, top 4 of 60: two tokens that choose the same experts in every layer, and two that share none."""
     spec, formats = some_spec(), Formats(experts=FORMATS["bf16"], dense=FORMATS["bf16"], embed=FORMATS["bf16"])
-    one = 3 * 2048 * 1408 * 2
-    assert tokens_of_an_expert(24 * 4 * one, formats, spec, 2) == 2
-    assert tokens_of_an_expert(24 * 8 * one, formats, spec, 2) == 1
-    assert tokens_of_an_expert(0, formats, spec, 2) == 1
+    one, slow = 3 * 2048 * 1408 * 2, dataclasses.replace(profile(1e3), batch=SLOW, crowd=SLOW)
+
+    def slowdown(experts: int) -> float:
+        return predicted({"experts": experts * one, "head": 0}, slow, formats, spec, 2).seconds / (experts * one / 1e3)
+
+    assert slowdown(24 * 4) == pytest.approx(slow.slowdown("bf16", 2, experts=True))
+    assert slow.slowdown("bf16", 2, experts=True) > 1
+    assert slowdown(24 * 8) == pytest.approx(1)
+    assert predicted({"experts": 0, "head": 0}, slow, formats, spec, 2).seconds == 0
 
 
 def test_a_pass_has_prediction_measurement_and_residual(checkpoints: Checkpoints) -> None:
@@ -194,25 +214,6 @@ def test_a_pass_has_prediction_measurement_and_residual(checkpoints: Checkpoints
     assert summary.tokens == 2
     assert summary.predicted_tok_s == pytest.approx(2 / sum(p.predicted_s or 0 for p in llm.ledger.passes[1:]))
     assert summary.bytes_per_token()["cpu_dram"]["total"] == round(sum(summary.bytes["cpu_dram"].values()) / 2)
-
-
-def test_what_passes_have_in_common_is_worked_out_once_and_alike() -> None:
-    """One predictor for passes of all kinds says of each what a new one says."""
-    spec, formats = some_spec(), Formats(experts=FORMATS["q4_0"], dense=FORMATS["bf16"], embed=FORMATS["bf16"])
-    rates = dict.fromkeys(FORMATS, 400.0)
-    known = dataclasses.replace(
-        profile(1e3), batch={"4": rates}, crowd={"4": rates}, attention={"1": 1e3, "8": 500.0, "512": 10.0},
-        layer_s=0.1, layer_batch={"4": 0.4}, shared_s=0.01, pass_s=0.001, logit_s=1e-6,
-    )  # fmt: skip
-    one = Predictor(known, formats, torch.bfloat16, spec)
-    for tokens, sequences in [(1, 1), (4, 4), (4, 1), (9, 3), (64, 1)] * 2:
-        for head in ({}, {"head": 700}):
-            experts = 24 * 4 * tokens * 3 * 2048 * 1408 // 2
-            read = {"cpu_dram": {"experts": experts, "dense": 1000, "kv": 10**8 + tokens, **head}}
-            assert one(read, tokens, sequences) == predict_terms(
-                read, known, formats, torch.bfloat16, spec, tokens, sequences
-            )
-    assert len(one.rates) == 10
 
 
 def test_no_step_waits_for_its_prediction(checkpoints: Checkpoints) -> None:

@@ -16,10 +16,12 @@ from conftest import Run
 from expected_bytes import pass_bytes
 
 from headrace import ConfigError, MemoryNeeded, OptionError
-from headrace.engine.bandwidth_model import hardware, machine_file
-from headrace.engine.bandwidth_model.cpu_pass import predict_seconds
+from headrace.engine.bandwidth_model import hardware, machine_file, tier_rates
 from headrace.engine.bandwidth_model.hardware import Device, Hardware, exactly
+from headrace.engine.bandwidth_model.pass_model import PassModel
 from headrace.engine.bandwidth_model.profile import Profile, load_profile, save_profile
+from headrace.engine.ledger.passes import Pass
+from headrace.engine.placement.tier_memory import GPU_RESERVE
 from headrace.engine.planning import layouts, routing_trace, storage
 from headrace.engine.planning.articles import distinct_experts
 from headrace.engine.planning.options import Options
@@ -107,9 +109,14 @@ def test_time_is_that_of_the_engine(variant: str, batch: int, checkpoints: Any, 
     hw = machine_file.of_profile(known)
     engine = Model(source.described.architecture, storage.computed(source.described.architecture, quant), hw)
     everything = layouts.on_cpu(engine.storage, hw, _no_demand(spec.layers))
-    step = engine.decode(everything, Workload(context=17, batch=batch, prompt=1))
-    wanted = predict_seconds(read, known, formats, torch.bfloat16, spec, batch)
-    assert step.seconds == pytest.approx(wanted, rel=1e-6)
+    step = engine.seconds(engine.decode(everything, Workload(context=17, batch=batch, prompt=1)))
+    done = Pass(
+        index=0, phase="decode", sequences=list(range(batch)), tokens=batch, context=17 * batch, bytes=read
+    )  # fmt: skip
+    wanted = PassModel(spec, formats, torch.bfloat16, tier_rates.of_cpu(known))(done)
+    assert wanted is not None
+    assert step.seconds == pytest.approx(wanted.seconds, rel=1e-6)
+    assert step.terms == pytest.approx(wanted.terms, rel=1e-6)
 
 
 def test_a_prompt_on_a_measured_cpu_by_hand(checkpoints: Any, profile: Profile) -> None:
@@ -129,11 +136,12 @@ def test_a_prompt_on_a_measured_cpu_by_hand(checkpoints: Any, profile: Profile) 
     everything = layouts.on_cpu(engine.storage, hw, _no_demand(len(layers)))
     found = engine.prefill(everything, Workload(context=1024, batch=1, prompt=1024))
     assert found is not None
+    seconds = engine.seconds(found).seconds
     read = 2 * sum(layer.common for layer in layers) + engine.storage.outside
     read += 2 * sum(engine.touched(i, 512) * layer.expert for i, layer in enumerate(layers[:-1]))
     read += round(engine.touched(len(layers) - 1, 1) * layers[-1].expert)
     read += sum(cache_read(x, 512) + cache_read(x, 1024) + cache_written(x, 1024) for x in architecture.layers)
-    assert found.seconds == pytest.approx(read / 1e10 + 2 * len(layers) * 8e-3 + 2e-4)
+    assert seconds == pytest.approx(read / 1e10 + 2 * len(layers) * 8e-3 + 2e-4)
 
 
 def _no_demand(layers: int) -> layouts.Demand:
@@ -231,7 +239,7 @@ def test_a_prompt_takes_the_cheaper_way() -> None:
     assert fast.prefill is not None
     assert fast.prefill["mid"].bottleneck == "cpu_dram"
     routed = plan("Qwen3-30B-A3B", machine()).storage.routed
-    assert slow.prefill["mid"].by_tier["h2d"] == pytest.approx(routed * 47 / 48 / (25 * GB), rel=1e-6)
+    assert slow.prefill["mid"].terms["h2d"] == pytest.approx(routed * 47 / 48 / (25 * GB), rel=1e-6)
 
 
 def test_no_compute_rate_no_prefill() -> None:
@@ -294,7 +302,7 @@ def test_n_cpu_moe_by_exact_sizes() -> None:
     found = plan("Qwen3-235B-A22B", machine(vram=24))
     common = found.storage.common + sum(found.demand.cache) + found.demand.activations
     layer = found.storage.layers[0].routed
-    fit = int((24 * GB - layouts.GPU_RESERVE - common) // layer)
+    fit = int((24 * GB - GPU_RESERVE - common) // layer)
     assert 0 < fit < 94
     assert n_cpu_moe(found) == 94 - fit
     assert found.best is not None

@@ -407,13 +407,15 @@ def test_buffers_are_counted(tmp_path: Path) -> None:
     llm = LLM("demo", cpu_moe=True, **common)
     experts = llm.parts.decoder.experts
     expert = llm.parts.fit.offload.expert
-    assert llm.parts.fit.needs[Tier.GPU0]["stream buffers"] == 2 * 4 * expert + 16 * llm.spec.hidden * 4
+    assert llm.parts.fit.memory[Tier.GPU0].needed["stream buffers"] == 2 * 4 * expert + 16 * llm.spec.hidden * 4
     assert experts.ring.nbytes == 2 * 4 * expert  # type: ignore[attr-defined]
-    assert "stream buffers" not in LLM("demo", placement="gpu", **common).fit.needs[Tier.GPU0]
-    assert "stream buffers" not in LLM("demo", cpu_moe=True, **{**common, "stream_from": 17}).fit.needs[Tier.GPU0]
+    assert "stream buffers" not in LLM("demo", placement="gpu", **common).fit.memory[Tier.GPU0].needed
+    assert (
+        "stream buffers" not in LLM("demo", cpu_moe=True, **{**common, "stream_from": 17}).fit.memory[Tier.GPU0].needed
+    )
     limited = LLM("demo", vram_limit=0.012, **common)
-    assert sum(limited.fit.needs[Tier.GPU0].values()) <= 0.012e9
-    assert "stream buffers" in limited.fit.needs[Tier.GPU0]
+    assert limited.fit.memory[Tier.GPU0].total <= 0.012e9
+    assert "stream buffers" in limited.fit.memory[Tier.GPU0].needed
     with pytest.raises(MemoryNeeded, match=r"stream buffers .*copy none there \(--stream-from never --split 0\)"):
         LLM("demo", cpu_moe=True, vram_limit=0.004, **common)
 

@@ -16,8 +16,9 @@ from placements import force
 from headrace import LLM, SamplingParams
 from headrace.engine.bandwidth_model import hardware, machine_file, tier_rates
 from headrace.engine.bandwidth_model import link_rate as link_rates
+from headrace.engine.bandwidth_model.hardware import Hardware, exactly
 from headrace.engine.bandwidth_model.profile import Profile
-from headrace.engine.bandwidth_model.tier_rates import Rates, Unknown
+from headrace.engine.bandwidth_model.tier_rates import Unknown
 from headrace.engine.bench import bench
 from headrace.engine.bench.grid import Grid
 from headrace.engine.cuda_graphs import signals
@@ -39,21 +40,20 @@ HBM, HBM1, UP, DOWN, ACROSS, CPU = 1e9, 0.5e9, 1e8, 0.5e8, 0.25e8, 1e10  # the p
 FIXED = 1e-3
 
 
-def rates(profile: Profile, flops: float | None = None, **changes: Any) -> Rates:
-    """Made up, all different."""
-    known = dataclasses.replace(profile, pass_s=FIXED)
-    cpu = machine_file.of_profile(known).cpu
-    assert cpu is not None
-
-    def gpu(rate: float) -> hardware.Device:
-        compute = None if flops is None else hardware.exactly(flops)
-        return hardware.Device(
-            name="made up", kind="gpu", memory=None, nominal=rate, bandwidth=hardware.exactly(rate), flops=compute
-        )
-
-    made = Rates(
-        profile=known, cpu=cpu, gpus={"gpu_hbm": gpu(HBM), "gpu1_hbm": gpu(HBM1)}, up=UP, down=DOWN, across=ACROSS
+def gpu(rate: float, flops: float | None = None, up: float = UP) -> hardware.Device:
+    compute = None if flops is None else exactly(flops)
+    return hardware.Device(
+        name="made up", kind="gpu", memory=None, nominal=rate, bandwidth=exactly(rate), flops=compute, link=exactly(up)
     )
+
+
+def rates(profile: Profile, flops: float | None = None, hbm: float = HBM, up: float = UP, **changes: Any) -> Hardware:
+    """Made up, all different."""
+    known = machine_file.of_profile(profile)
+    made = Hardware(
+        name="made up", cpu=known.cpu, gpus=(gpu(hbm, flops, up), gpu(HBM1, flops)), fixed=exactly(FIXED),
+        down=exactly(DOWN), across=exactly(ACROSS),
+    )  # fmt: skip
     return dataclasses.replace(made, **changes)
 
 
@@ -108,8 +108,7 @@ def test_the_slower_side_counts(
     """Both layers split: two experts of the CPU, one of the GPU. What the other side takes is side by side."""
     where = file(tmp_path, TWO_TIERS)
     with load(checkpoints, "qwen3_moe", [[0, 3, 7], [1, 2, 4]], placement=where) as llm:
-        main = dataclasses.replace(rates(profile).gpus["gpu_hbm"], bandwidth=hardware.exactly(hbm))
-        llm.predictions.use_rates(rates(profile, gpus={"gpu_hbm": main}))
+        llm.predictions.use_rates(rates(profile, hbm=hbm))
         step = run(llm)[-1]
         cpu_side = (HIDDEN + 3 * PAIR) / DOWN + 2 * EXPERT / CPU + HIDDEN / UP
         gpu_side = EXPERT / hbm
@@ -123,8 +122,7 @@ def test_the_slower_side_counts(
 def test_a_shared_expert_is_the_gpus_side(checkpoints: Checkpoints, profile: Profile) -> None:
     """It is taken out of what comes before, and lies behind the CPU's experts."""
     with LLM(str(checkpoints("qwen2_moe")), device="simulated", dtype="bfloat16", cpu_moe=True) as llm:
-        main = dataclasses.replace(rates(profile).gpus["gpu_hbm"], bandwidth=hardware.exactly(1e11))
-        llm.predictions.use_rates(rates(profile, gpus={"gpu_hbm": main}))
+        llm.predictions.use_rates(rates(profile, hbm=1e11))
         step = run(llm)[-1]
         layers = [layer.mlp for layer in llm.parts.weights.layers if layer.experts is not None]
         shared = sum(mlp.gate_up.nbytes + mlp.down.nbytes for mlp in layers if mlp is not None) / 1e11
@@ -248,10 +246,9 @@ def link(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_measured_rates_win(profile: Profile, link: None) -> None:
     copies = {"gpu0 hbm": 7e11, "gpu0 h2d pinned": 2e10, "gpu0 d2h pinned": 1.5e10}
     found = tier_rates.find(dataclasses.replace(profile, copies=copies), {Tier.GPU0: a_gpu("NVIDIA GeForce RTX 3090")})
-    assert found.gpus["gpu_hbm"].bandwidth.mid == 7e11
-    assert (found.up, found.down) == (2e10, 1.5e10)
-    assert found.knows_compute
-    assert found.gpus["gpu_hbm"].flops == hardware.part("rtx-3090").flops
+    assert found.gpus[0].bandwidth.mid == 7e11
+    assert (found.links["h2d"].mid, found.links["d2h"].mid) == (2e10, 1.5e10)
+    assert found.gpus[0].flops == hardware.part("rtx-3090").flops
     told = "; ".join(found.sources)
     assert "memory 700 GB/s measured by a copy" in told
     assert "TFLOP/s not measured" in told
@@ -260,8 +257,9 @@ def test_measured_rates_win(profile: Profile, link: None) -> None:
 
 def test_nominal_rates_are_said_to_be(profile: Profile, link: None) -> None:
     found = tier_rates.find(profile, {Tier.GPU0: a_gpu("NVIDIA GeForce RTX 3090")})
-    assert found.gpus["gpu_hbm"].bandwidth.mid == pytest.approx(0.8 * 936e9)
-    assert found.up == found.down == pytest.approx(0.8 * 16 * 1.969e9)
+    assert found.gpus[0].bandwidth.mid == pytest.approx(0.8 * 936e9)
+    assert found.links["h2d"] == found.links["d2h"]
+    assert found.links["h2d"].mid == pytest.approx(0.8 * 16 * 1.969e9)
     told = "; ".join(found.sources)
     assert "memory 749 GB/s not measured, a share of nominal" in told
     assert "80% of PCIe 4.0 x16" in told
@@ -269,7 +267,7 @@ def test_nominal_rates_are_said_to_be(profile: Profile, link: None) -> None:
 
 @pytest.mark.parametrize("name", tier_rates.DRIVER_NAMES)
 def test_names_of_the_driver_are_in_the_catalogue(name: str, profile: Profile, link: None) -> None:
-    assert tier_rates.find(profile, {Tier.GPU0: a_gpu(name)}).knows_compute
+    assert tier_rates.find(profile, {Tier.GPU0: a_gpu(name)}).gpus[0].flops is not None
 
 
 def test_what_is_not_known_is_named(profile: Profile, link: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,12 +278,13 @@ def test_what_is_not_known_is_named(profile: Profile, link: None, monkeypatch: p
         tier_rates.find(profile, {Tier.GPU0: other})
     measured = dataclasses.replace(profile, copies={"gpu0 hbm": 1e12})
     found = tier_rates.find(measured, {Tier.GPU0: other})
-    assert not found.knows_compute
+    assert found.gpus[0].flops is None
     assert "its compute unknown: no prediction of prompts" in "; ".join(found.sources)
     with pytest.raises(Unknown, match="copies between gpu0 and gpu1 are not measured"):
         tier_rates.find(profile, {Tier.GPU0: known, Tier.GPU1: a_gpu("NVIDIA GeForce RTX 3090", 1)})
     both = dataclasses.replace(profile, copies={"gpu0 to gpu1": 2e10, "gpu1 to gpu0": 1e10})
-    assert tier_rates.find(both, {Tier.GPU0: known, Tier.GPU1: a_gpu("NVIDIA GeForce RTX 3090", 1)}).across == 1e10
+    found = tier_rates.find(both, {Tier.GPU0: known, Tier.GPU1: a_gpu("NVIDIA GeForce RTX 3090", 1)})
+    assert found.links["d2d"].mid == 1e10
     monkeypatch.setattr(link_rates, "pci_links", list)
     with pytest.raises(Unknown, match=r"the link to .* is not measured .* and the system does not tell it"):
         tier_rates.find(profile, {Tier.GPU0: known})

@@ -228,7 +228,7 @@ def test_auto_takes_as_many_layers_as_the_limit_allows() -> None:
     whole = LLM("demo", device="simulated", max_context=128, placement="gpu")
     for limit in (0.008, 0.01, 0.014):
         llm = LLM("demo", device="simulated", max_context=128, vram_limit=limit, prefill_chunk=8)
-        taken = sum(llm.parts.fit.needs[Tier.GPU0].values())
+        taken = llm.parts.fit.memory[Tier.GPU0].total
         layer = whole.parts.weights.layers[0].experts
         assert layer is not None
         assert 0 < sum(Tier.CPU in row for row in llm.parts.placement.experts) < 7, llm.parts.placement.name

@@ -169,7 +169,7 @@ def test_a_table_that_is_the_head_lies_where_the_head_does(checkpoints: Checkpoi
         with LLM(str(checkpoints(variant)), device="simulated", cpu_moe=True) as llm:
             assert llm.spec.tied_head == is_head
             assert (llm.parts.decoder.device_inputs.table is llm.parts.main) == is_head
-            assert ("embedding" in llm.parts.fit.needs[Tier.CPU]) != is_head
+            assert ("embedding" in llm.parts.fit.memory[Tier.CPU].needed) != is_head
 
 
 # ---- the choice

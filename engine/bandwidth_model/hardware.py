@@ -10,15 +10,17 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from ...errors import OptionError
+from ..ledger.passes import CPU_DRAM, D2D, D2H, H2D
+from ..placement.placement import channel
+from ..units import GB
 
-GB = 1e9
 End = Literal["low", "mid", "high"]
 ENDS: tuple[End, ...] = ("low", "mid", "high")
 Kind = Literal["gpu", "cpu", "unified", "on-chip", "disk"]
@@ -34,7 +36,7 @@ class Range:
 
     def at(self, end: End) -> float:
         """The value at one end."""
-        return {"low": self.low, "mid": self.mid, "high": self.high}[end]
+        return self.mid if end == "mid" else self.low if end == "low" else self.high
 
     def times(self, factor: float) -> Range:
         return Range(self.low * factor, self.mid * factor, self.high * factor)
@@ -122,6 +124,25 @@ class Hardware:
     shared: Range = Range(0.0, 0.0, 0.0)  # what its shared expert adds
     logit: Range = Range(0.0, 0.0, 0.0)  # what every logit of a pass costs
     measured: bool = False
+    # Of a run: from the first GPU down and to the second; by format, the shares of their rates that the CPU's experts
+    # and copies up keep beside each other; where its figures come from, for people.
+    down: Range | None = None
+    across: Range | None = None
+    kept: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    sources: tuple[str, ...] = ()
+
+    @cached_property
+    def memories(self) -> dict[str, Device]:
+        """Who computes from a memory, by its name in the ledger."""
+        cpu = {} if self.cpu is None else {CPU_DRAM: self.cpu}
+        return {**cpu, **{channel(f"gpu{i}"): gpu for i, gpu in enumerate(self.gpus)}}
+
+    @cached_property
+    def links(self) -> dict[str, Range]:
+        """Rates of links and of the disk, by their names in the ledger."""
+        up, disk = self.gpus[0].link if self.gpus else None, None if self.disk is None else self.disk.bandwidth
+        found = {H2D: up, D2H: self.down, D2D: self.across, channel("disk"): disk}
+        return {name: rate for name, rate in found.items() if rate is not None}
 
     @property
     def devices(self) -> tuple[Device, ...]:

@@ -98,11 +98,6 @@ class Profile:
         points = [(1.0, self.layer_s), *((float(n), max(s, self.layer_s)) for n, s in self.layer_batch.items())]
         return along(points, tokens) - self.layer_s if self.layer_batch else 0.0
 
-    def besides(self, layers: int, shared: int, tokens: float, logits: float) -> float:
-        """Seconds of a pass besides what it reads: of its layers, of those that have a shared expert, of its logits."""
-        each = self.layer_s + self.more_tokens(tokens)
-        return layers * each + shared * self.shared_s + self.pass_s + logits * self.logit_s
-
 
 def mean_queries(queries: float, context: float) -> float:
     """How many of a sequence's new tokens see a key of a cache that holds `context` tokens at the end, on average: the

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 
@@ -13,11 +14,10 @@ from ..devices.device import Device
 from ..ledger.drift import DriftWatch
 from ..ledger.ledger import Ledger
 from ..placement.placement import Tier
-from . import tier_rates, tiered_pass
-from .cpu_pass import Predictor
+from . import tier_rates
+from .hardware import Hardware
+from .pass_model import PassModel
 from .profile import STALE, Profile
-from .tier_rates import Rates
-from .tiered_pass import TierModel
 
 IN_CACHES = 64 << 20  # bytes of weights up to which DRAM does not bound a model
 log = logging.getLogger("headrace")
@@ -43,7 +43,7 @@ class Reconciliation:
         self.tell: Callable[[str], None] = log.warning
         self.profile: Profile | None = None
         self.doubt: str | None = None
-        self.tier_model: TierModel | None = None
+        self.pass_model: PassModel | None = None
         self.unpredicted = ""  # why there is no prediction beside a GPU
 
     @property
@@ -65,25 +65,22 @@ class Reconciliation:
     def use_profile(self, profile: Profile | None) -> None:
         """Takes the bandwidths that passes are held against from now on; None: no prediction. The caller knows what
         they are worth. Beside a GPU those of its memory and links come from the same profile, or are nominal."""
-        self.doubt = None
-        if len(self.devices) > 1:
-            try:
-                self.use_rates(tier_rates.find(profile, self.devices))
-            except tier_rates.Unknown as reason:
-                self.unpredicted, self.profile = str(reason), profile
-                self.tier_model = self.ledger.predict = None
-            return
-        self.profile = profile
-        known = None if profile is None else Predictor(profile, self.formats, self.kv_dtype, self.spec)
-        self.ledger.predict = None if known is None else known.of
-        self.watch_run()
+        self.doubt, self.profile, self.unpredicted = None, profile, ""
+        machine = None
+        try:
+            if len(self.devices) > 1:
+                machine = tier_rates.find(profile, self.devices)
+            elif profile is not None:
+                machine = tier_rates.of_cpu(profile)
+        except tier_rates.Unknown as reason:
+            self.unpredicted = str(reason)
+        self.use_rates(machine)
 
-    def use_rates(self, rates: Rates) -> None:
-        """Takes the rates of all tiers that passes are held against from now on; for a run with a GPU."""
-        self.profile, self.unpredicted = rates.profile, ""
-        shared = tiered_pass.shared_bytes(self.weights)
-        self.tier_model = TierModel(self.spec, self.formats, rates, shared, self.handoff_s)
-        self.ledger.predict = self.tier_model
+    def use_rates(self, machine: Hardware | None) -> None:
+        """Takes the rates of all tiers and links that passes are held against from now on; None: no prediction."""
+        model = partial(PassModel, self.spec, self.formats, self.kv_dtype)
+        self.pass_model = None if machine is None else model(machine, self.handoff_s)
+        self.ledger.predict = self.pass_model
         self.watch_run()
 
     def watch_run(self) -> None:

@@ -1,22 +1,165 @@
-"""Seconds of weights on a device: the larger of bytes over bandwidth and FLOPs over compute."""
+"""The bandwidth model: what a pass reads and computes, and the seconds that takes on a machine. Plans and runs both
+describe their work so, a plan with the bytes that it expects, a run with those that its ledger counted.
+
+    pass    = sum of its steps; a step may have several ways, of which the cheapest is taken
+    way     = the slowest of its branches, which work side by side; a branch is the sum of its loads
+    weights = max(bytes / bandwidth, FLOPs / compute); where a kernel was measured, bytes / its bandwidth x what it was
+              measured to take with so many tokens over its time with one
+    cache   = where attention was measured, bytes x seconds of a byte, by the queries that meet it; else as weights
+    link    = bytes / rate
+
+Terms are named as in the ledger and add up to more than the pass by what works side by side. Seconds are for one end of
+a machine's ranges (`hardware.py`). Imports no torch.
+"""
 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
 
 from ...loaders.architecture import encodings
-from .hardware import Device, End, Range
+from ..ledger.passes import FIXED, Prediction
+from .hardware import Device, End, Hardware
+
+FACTOR: dict[End, float] = {"low": 1 / 0.9, "mid": 1.0, "high": 1 / 1.1}  # of a measured time, as of `Device.reads`
 
 
-def part_seconds(
-    device: Device, format: str, read: float, flops: float, end: End = "mid", experts: bool = False, tokens: float = 1.0
-) -> float:
-    """Seconds of weights in a format that `tokens` tokens (on average) are multiplied by."""
-    bandwidth: Range = device.reads(format, experts)
-    if device.slowdown is not None and device.measured(format, experts):
-        return read / bandwidth.at(end) * device.slowdown(format, tokens, experts)
-    rate = device.flops.at(end) if device.flops else math.inf
-    if known := device.measured(format, experts):
-        # A kernel that reads weights so fast multiplies them as fast.
-        rate = max(rate, 2 * known / encodings.find(format).bytes_per_weight)
-    return max(read / bandwidth.at(end), flops / rate)
+class Load(Protocol):
+    """Something that takes time; `term`: the memory, link or cost that it is booked under."""
+
+    @property
+    def term(self) -> str: ...
+
+    def seconds(self, machine: Hardware, end: End = "mid") -> float:
+        """Of all of it, with nothing beside it but what it says itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Weights of a format in a memory, which `tokens` tokens (on average) are multiplied by. kept: the share of its
+    rate that it keeps beside other work. times: how often; -1 takes it out of what was counted before."""
+
+    term: str
+    format: str
+    bytes: float
+    flops: float
+    tokens: float = 1.0
+    experts: bool = False
+    kept: float = 1.0
+    times: int = 1
+
+    def seconds(self, machine: Hardware, end: End = "mid") -> float:
+        return self._once(machine.memories[self.term], end) / self.kept * self.times
+
+    def _once(self, device: Device, end: End) -> float:
+        known = device.measured(self.format, self.experts)
+        reading = self.bytes / device.reads(self.format, self.experts).at(end)
+        if known and device.slowdown is not None:
+            return reading * device.slowdown(self.format, self.tokens, self.experts)
+        rate = device.flops.at(end) if device.flops else math.inf
+        if known:  # A kernel that reads weights so fast multiplies them as fast.
+            rate = max(rate, 2 * known / encodings.find(self.format).bytes_per_weight)
+        return max(reading, self.flops / rate)
+
+
+@dataclass(frozen=True, slots=True)
+class Cache:
+    """A bf16 cache: bytes that new tokens read, and that they write. flops: of all their queries; intensity: FLOPs of
+    one query for a byte (None: a state, no attention); queries: how many of a sequence's new tokens see a byte, on
+    average. on_chip: the keys of a prompt stay there, and its arithmetic bounds it where attention was not measured."""
+
+    term: str
+    read: float
+    written: float
+    flops: float
+    intensity: float | None = None
+    queries: float = 1.0
+    on_chip: bool = False
+
+    def seconds(self, machine: Hardware, end: End = "mid") -> float:
+        cost = machine.memories[self.term].cache_s
+        if cost is not None and self.intensity is not None:
+            known = self.read * cost(self.intensity * self.queries) + self.written * cost(self.intensity)
+            return known * FACTOR[end]
+        read = 0.0 if self.on_chip else self.read + self.written
+        return Weights(self.term, "bf16", read, self.flops).seconds(machine, end)
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """Bytes over a link, or from a disk. kept: the share of its rate that it keeps beside other work."""
+
+    term: str
+    bytes: float
+    kept: float = 1.0
+
+    def seconds(self, machine: Hardware, end: End = "mid") -> float:
+        return self.bytes / (machine.links[self.term].at(end) * self.kept)
+
+
+@dataclass(frozen=True, slots=True)
+class Overhead:
+    """What a pass costs besides: once, for its layers (of them `shared` with a shared expert) by the number of tokens,
+    and for its logits."""
+
+    tokens: int
+    layers: int
+    shared: int
+    logits: int
+    term: str = FIXED
+
+    def seconds(self, machine: Hardware, end: End = "mid") -> float:
+        more = 0.0 if machine.more_tokens is None else machine.more_tokens(self.tokens)
+        layers = self.layers * (machine.layer.at(end) + more) + self.shared * machine.shared.at(end)
+        return machine.fixed.at(end) + layers + self.logits * machine.logit.at(end)
+
+
+@dataclass(frozen=True, slots=True)
+class Handoff:
+    """What handing layers over between GPU and CPU costs."""
+
+    term: str
+    layers: int = 1
+
+    def seconds(self, machine: Hardware, end: End = "mid") -> float:
+        return self.layers * machine.sync.at(end)
+
+
+Branch = tuple[Load, ...]
+Way = tuple[Branch, ...]
+Step = tuple[Way, ...]
+
+
+def in_turn(*loads: Load) -> Step:
+    """One after the other."""
+    return ((loads,),)
+
+
+def side_by_side(*branches: Branch) -> Step:
+    """At the same time: the slowest counts."""
+    return (branches,)
+
+
+def predict(work: Iterable[Step], machine: Hardware, end: End = "mid") -> Prediction:
+    """Seconds of a pass on a machine that has every memory and link of its work."""
+    terms: defaultdict[str, float] = defaultdict(float)
+    seconds = 0.0
+    for step in work:
+        took, way = min((_way(way, machine, end) for way in step), key=lambda found: found[0])
+        seconds += took
+        for term, load_s in way:
+            terms[term] += load_s
+    return Prediction(terms=dict(terms), seconds=seconds)
+
+
+def _way(way: Way, machine: Hardware, end: End) -> tuple[float, list[tuple[str, float]]]:
+    """Seconds of a way, and of each of its loads."""
+    took, loads = 0.0, []
+    for branch in way:
+        each = [(load.term, load.seconds(machine, end)) for load in branch]
+        took = max(took, sum(seconds for _, seconds in each)) if len(way) > 1 else sum(s for _, s in each)
+        loads += each
+    return took, loads

@@ -11,7 +11,7 @@ all are copied.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ...kernels import ExpertLayout
@@ -55,7 +55,8 @@ def curves(profile: Profile, layout: ExpertLayout, link: LinkRate, each: float, 
     measured, or what is left beside copies neither, and the link alone could take all of the memory's bandwidth."""
     name = layout.format.name
     alone = profile.experts[name] / profile.slowdown(name, each, experts=True)
-    shared = beside(profile, name, alone, link.bytes_s, link.kept)
+    kernel, kept = profile.experts[name], link.kept.get(name)
+    shared = beside(alone, link.bytes_s, kernel=kernel, stream=profile.stream, kept=kept)
     if not link.is_measured or not link.gpu_bytes_s or shared is None:
         return None
 
@@ -72,15 +73,15 @@ def curves(profile: Profile, layout: ExpertLayout, link: LinkRate, each: float, 
 
 
 def beside(
-    profile: Profile, format: str, alone: float, link: float, kept: Mapping[str, tuple[float, float]]
+    alone: float, link: float, *, kernel: float, stream: float, kept: tuple[float, float] | None
 ) -> tuple[float, float] | None:
     """Bytes per second that the CPU's experts can read and a link carry while both are used; `alone`, `link`: by
-    themselves. As they were measured together (`kept`: the shares that either keeps, by format); else the CPU has what
-    copies leave of a plain read. None: they leave nothing."""
-    if format in kept:
-        experts, copies = kept[format]
-        return min(alone, experts * profile.experts[format]), copies * link
-    left = profile.stream - link
+    themselves; `kernel`: experts with one token each; `stream`: a plain read. As they were measured together (`kept`:
+    the shares that either keeps); else the CPU has what copies leave of a plain read. None: they leave nothing."""
+    if kept is not None:
+        experts, copies = kept
+        return min(alone, experts * kernel), copies * link
+    left = stream - link
     return (min(alone, left), link) if left > 0 else None
 
 

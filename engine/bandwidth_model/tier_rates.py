@@ -1,4 +1,5 @@
-"""The rates of a run with a GPU, for its prediction: as this machine's profile has them, else of the parts by name.
+"""The machine of a run, for its predictions: as this machine's profile has it, GPUs and links else of the parts by
+name.
 
     RAM, by kernel            the profile
     GPU memory                the profile's copy inside of the GPU; else a share of its nominal bandwidth
@@ -13,14 +14,15 @@ there is no prediction, and it is named.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import replace
 
 from ...errors import OptionError
 from ..devices.device import Device
-from ..ledger.passes import GPU1_HBM, GPU_HBM
 from ..placement.placement import Tier
 from ..units import GB
 from . import hardware, machine_file
+from .contention import down_name
+from .hardware import Hardware, exactly
 from .link_rate import link_rate
 from .profile import Profile
 
@@ -33,32 +35,17 @@ DRIVER_NAMES = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Rates:
-    """Of each memory who computes from it, by the ledger's name; bytes per second up to the first GPU, down from it,
-    and between two. sources: where these figures come from, for people."""
-
-    profile: Profile
-    cpu: hardware.Device
-    gpus: Mapping[str, hardware.Device]
-    up: float
-    down: float
-    across: float | None = None
-    kept: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # as in LinkRate
-    sources: tuple[str, ...] = ()
-
-    @property
-    def knows_compute(self) -> bool:
-        """Whether a prompt can be predicted: its arithmetic takes longer than what it reads."""
-        return all(gpu.flops is not None for gpu in self.gpus.values())
-
-
 class Unknown(Exception):
     """A rate that is needed is neither measured nor known; its text says which."""
 
 
-def find(profile: Profile | None, devices: Mapping[Tier, Device]) -> Rates:
-    """The rates for a run on these devices; raises Unknown."""
+def of_cpu(profile: Profile) -> Hardware:
+    """The machine of a run on the CPU alone. What a pass costs is as measured, 0 too."""
+    return replace(machine_file.of_profile(profile), fixed=exactly(profile.pass_s))
+
+
+def find(profile: Profile | None, devices: Mapping[Tier, Device]) -> Hardware:
+    """The machine of a run on these devices; raises Unknown. What a layer costs the CPU besides is not a GPU's."""
     main = devices[Tier.GPU0]
     if not main.is_cuda:
         raise Unknown("a simulated GPU has no bandwidths of its own")
@@ -68,16 +55,14 @@ def find(profile: Profile | None, devices: Mapping[Tier, Device]) -> Rates:
     link = link_rate(profile, main.place)
     if link.is_guess:
         raise Unknown(f"the link to {main.name} is not measured (headrace measure), and the system does not tell it")
-    down = profile.copies.get(f"gpu{main.place.index or 0} d2h pinned", link.bytes_s)
-    cpu = machine_file.of_profile(profile).cpu
-    assert cpu is not None, "a profile without a CPU"
-    return Rates(
-        profile=profile,
-        cpu=cpu,
-        gpus=dict(zip((GPU_HBM, GPU1_HBM), (gpu for gpu, _ in found), strict=False)),
-        up=link.bytes_s,
-        down=down,
-        across=_across(profile, devices) if Tier.GPU1 in devices else None,
+    up, down = link.bytes_s, profile.copies.get(down_name(main.place.index or 0), link.bytes_s)
+    return Hardware(
+        name="this run",
+        cpu=machine_file.of_profile(profile).cpu,
+        gpus=tuple(replace(gpu, link=exactly(up)) for gpu, _ in found),
+        fixed=exactly(profile.pass_s),
+        down=exactly(down),
+        across=exactly(_across(profile, devices)) if Tier.GPU1 in devices else None,
         kept=link.kept,
         sources=(f"CPU measured {profile.date}", *(source for _, source in found), f"link {link.source}"),
     )
@@ -95,7 +80,7 @@ def _gpu(profile: Profile, device: Device) -> tuple[hardware.Device, str]:
         raise Unknown(f"the memory of {device.name} is neither measured (headrace measure) nor known by name")
     compute = "its compute unknown: no prediction of prompts" if part is None or part.flops is None else ""
     if measured:
-        known = hardware.exactly(measured)
+        known = exactly(measured)
         source = f"memory {measured / GB:.0f} GB/s measured by a copy"
     else:
         assert part is not None, "checked above"

@@ -13,11 +13,12 @@ from __future__ import annotations
 import random
 import statistics
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ...loaders.weights.model_weights import allocate
-from ..bandwidth_model.cpu_pass import Predictor
+from ..bandwidth_model import tier_rates
+from ..bandwidth_model.pass_model import PassModel
 from ..config import SamplingParams
 from ..ledger.pass_bytes import DENSE, EXPERTS, KV, dense_sizes
 from ..ledger.passes import CPU_DRAM, Bytes, Pass
@@ -185,8 +186,9 @@ def _of_the_whole(llm: LLM, rate: float, passes: list[Pass], phase: str) -> floa
     if phase == "prefill":
         return rate / grown[EXPERTS]
     here = sum(p.predicted_s or 0.0 for p in passes)
-    predict = Predictor(profile, parts.checkpoint.formats, parts.kv_dtype, whole_spec(llm))
-    whole = sum(sum(predict(scaled(p.bytes, grown), p.tokens, len(p.sequences)).values()) for p in passes)
+    predict = PassModel(whole_spec(llm), parts.checkpoint.formats, parts.kv_dtype, tier_rates.of_cpu(profile))
+    found = (predict(replace(p, bytes=scaled(p.bytes, grown))) for p in passes)
+    whole = sum(one.seconds for one in found if one is not None)
     return rate * here / whole
 
 

@@ -13,8 +13,7 @@ from functools import partial
 from ...kernels.context import Context
 from ..bandwidth_model.profile import Profile
 from ..devices.host import cpu_kernels
-from ..ledger.pass_bytes import FIXED
-from ..ledger.passes import CPU_DRAM
+from ..ledger.passes import CPU_DRAM, FIXED
 from ..ledger.summary import summarise
 from ..llm import LLM
 from . import checks

@@ -22,7 +22,8 @@ from ... import kernels
 from ...errors import OptionError
 from ...loaders.memory import GB, free_memory
 from ..config import EngineConfig
-from ..placement.placement import GPU_RESERVE, Tier
+from ..placement.placement import Tier
+from ..placement.tier_memory import of_gpu
 
 INSTALL = "install a CUDA build of torch, or take --device cpu (--device simulated tries a placement in RAM)"
 
@@ -135,7 +136,7 @@ def _gpu(tier: Tier, number: int, name: str, config: EngineConfig) -> Device:
     free, _ = torch.cuda.mem_get_info(number)
     place = torch.device("cuda", number)
     what = f"{torch.cuda.get_device_name(number)} (cuda:{number})"
-    limit = _limited(config, free - GPU_RESERVE)
+    limit = _limited(config, of_gpu(free))
     return Device(tier=tier, place=place, backend=name, ops=kernels.load(name), name=what, free=limit)
 
 

@@ -27,8 +27,6 @@ EXPERTS, DENSE, KV, HEAD = "experts", "dense", "kv", "head"
 # experts that were copied before it was known that nobody would choose them.
 ROUTING, INPUTS, SAMPLES, UNCHOSEN = "routing", "inputs", "samples", "unchosen"
 GROUPS = (EXPERTS, UNCHOSEN, DENSE, KV, HEAD, ROUTING, INPUTS, SAMPLES)
-# Terms of a prediction that no tier causes: layers and the pass; handing a layer's experts from a GPU to the CPU.
-FIXED, HANDOFF = "fixed", "handoff"
 
 
 @dataclass(frozen=True)

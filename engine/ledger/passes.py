@@ -21,6 +21,8 @@ CPU_DRAM, GPU_HBM, GPU1_HBM = "cpu_dram", "gpu_hbm", "gpu1_hbm"
 H2D, D2H, D2D = "h2d", "d2h", "d2d"
 MEMORIES = (GPU_HBM, GPU1_HBM, CPU_DRAM)
 CHANNELS = (*MEMORIES, H2D, D2H, D2D)
+# Terms of a prediction that no tier causes: layers and the pass; handing a layer's experts from a GPU to the CPU.
+FIXED, HANDOFF = "fixed", "handoff"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +49,11 @@ class Prediction:
     @property
     def overlap_s(self) -> float:
         return sum(self.terms.values()) - self.seconds
+
+    @property
+    def bottleneck(self) -> str:
+        """The term that takes longest."""
+        return max(self.terms, key=lambda term: self.terms[term])
 
 
 def in_turn(terms: dict[str, float]) -> Prediction:

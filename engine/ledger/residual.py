@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .pass_bytes import FIXED, HANDOFF
+from .passes import FIXED, HANDOFF
 from .summary import Summary
 
 OVERLAP, OUTSIDE = "overlap", "outside"

@@ -9,13 +9,11 @@ import torch
 
 from ...errors import MemoryNeeded, OptionError
 from ...kernels.cpu import EXPERT_OUT_BYTES
-from ...loaders.memory import GB, free_memory
 from ...loaders.spec import ModelSpec
-from ...loaders.weights.checkpoint import Checkpoint
 from ...loaders.weights.model_weights import Formats
 from ..config import EngineConfig
-from ..ledger.pass_bytes import bytes_per_token
 from ..model.kv_cache import PAGE, pages_for
+from ..units import GB
 
 # Of the memory that is free after the weights, how much the cache may come to take when nobody said.
 CACHE_SHARE = 0.5
@@ -39,28 +37,20 @@ def kv_dtype(config: EngineConfig, formats: Formats) -> torch.dtype:
     return torch.float32 if config.dtype == "float32" else torch.bfloat16
 
 
-def plan(
-    config: EngineConfig,
-    checkpoint: Checkpoint,
-    dtype: torch.dtype,
-    free: int | None = None,
-    weights: int | None = None,
-    work: int | None = None,
-) -> Room:
-    """Pages for `max_context` tokens (as asked, or as many as fit), for as many sequences at once as there is room for.
-
-    free, weights, work: bytes of the memory that holds the cache, of the weights in it, and of a pass's buffers; None
-    for RAM, all weights and the buffers of the CPU kernels. Raises OptionError if more is asked than the model allows,
-    MemoryNeeded if more than memory holds.
-    """
-    spec = checkpoint.spec
-    page_bytes = PAGE * bytes_per_token(spec, dtype)
-    free = free_memory() if free is None else free
-    work = work_bytes(spec, config.prefill_chunk, config.max_sequences) if work is None else work
-    left = free - (checkpoint.weight_bytes if weights is None else weights) - work
-    asked = config.max_context
+def check_context(asked: int | None, spec: ModelSpec) -> None:
+    """Raises OptionError for a context that the model does not have."""
     if asked is not None and asked > spec.context:
         raise OptionError(f"max_context is {asked}, this model allows at most {spec.context} tokens")
+
+
+def plan(config: EngineConfig, spec: ModelSpec, page_bytes: int, left: int, work: int) -> Room:
+    """Pages for `max_context` tokens (as asked, or as many as fit), for as many sequences at once as there is room for.
+
+    left: bytes that weights and `work`, the buffers of a pass, leave of the memory that holds the cache. Raises
+    OptionError if more is asked than the model allows, MemoryNeeded if more than memory holds.
+    """
+    asked = config.max_context
+    check_context(asked, spec)
     if asked is not None and pages_for(asked) * page_bytes > left > 0:
         fits = int(left * CACHE_SHARE) // page_bytes * PAGE
         remedy = f"lower max_context to about {fits}" if fits else "free memory, or take smaller formats"

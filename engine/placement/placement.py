@@ -21,8 +21,10 @@ from typing import NamedTuple
 
 from ...errors import OptionError
 
-# Of a GPU: the driver's context, kernels, and whatever else takes some of it.
-GPU_RESERVE = int(1.0e9)
+
+def channel(tier: str) -> str:
+    """The ledger's name for reading a memory: cpu_dram, gpu_hbm, gpu1_hbm, disk."""
+    return {"cpu": "cpu_dram", "disk": "disk", "gpu0": "gpu_hbm"}.get(tier, f"{tier}_hbm")
 
 
 class Tier(str, Enum):
@@ -35,7 +37,7 @@ class Tier(str, Enum):
     @property
     def channel(self) -> str:
         """The ledger's name for reading this memory."""
-        return {Tier.GPU0: "gpu_hbm", Tier.GPU1: "gpu1_hbm", Tier.CPU: "cpu_dram"}[self]
+        return channel(self.value)
 
 
 TIERS = tuple(Tier)  # the order in which their sums are added up
@@ -145,8 +147,13 @@ def split(placement: Placement, sizes: Sequence[int], shares: tuple[float, float
 
 def expert_bytes(placement: Placement, sizes: Sequence[int], tier: Tier) -> int:
     """Bytes of routed experts that a tier holds; sizes: bytes of each layer's experts."""
+    return sum(bytes_by_layer(placement, sizes, tier))
+
+
+def bytes_by_layer(placement: Placement, sizes: Sequence[int], tier: Tier) -> list[int]:
+    """Of each layer's routed experts the bytes that a tier holds."""
     rows = zip(placement.experts, sizes, strict=True)
-    return sum(size // len(row) * row.count(tier) for row, size in rows if row)
+    return [size // max(1, len(row)) * row.count(tier) for row, size in rows]
 
 
 class Policy(NamedTuple):

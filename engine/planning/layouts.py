@@ -12,12 +12,10 @@ from dataclasses import dataclass
 from ...errors import OptionError
 from ..bandwidth_model.hardware import Device, Hardware
 from ..placement import placement_file
-from ..placement.placement import GPU_RESERVE, Policy, fill_from_last, parse
-from ..placement.placement import Tier as ExpertTier
+from ..placement.placement import Policy, Tier, fill_from_last, parse
+from ..placement.tier_memory import TierMemory, of_gpu, of_installed, of_needs
 from .storage import Storage
 
-# Of RAM: the rest is for the system and everything else that runs.
-RAM_SHARE = 0.95
 CPU, DISK = "cpu", "disk"
 
 
@@ -44,31 +42,11 @@ class Placement:
         return max((i + 1 for i, tier in enumerate(self.experts) if tier in (CPU, DISK)), default=0)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Tier:
-    """One memory: bytes by what they are for, and how many there are (None: not said)."""
-
-    needed: dict[str, int]
-    available: int | None
-
-    @property
-    def total(self) -> int:
-        return sum(self.needed.values())
-
-    @property
-    def fits(self) -> bool:
-        return self.available is None or self.total <= self.available
-
-    @property
-    def missing(self) -> int:
-        return 0 if self.available is None else max(0, self.total - self.available)
-
-
 def usable(device: Device) -> int | None:
     """Bytes of a device that a model may take."""
     if device.memory is None:
         return None
-    return max(0, device.memory - GPU_RESERVE) if device.kind == "gpu" else int(device.memory * RAM_SHARE)
+    return of_gpu(device.memory) if device.kind == "gpu" else of_installed(device.memory)
 
 
 def on_cpu(storage: Storage, hardware: Hardware, demand: Demand) -> Placement:
@@ -76,7 +54,7 @@ def on_cpu(storage: Storage, hardware: Hardware, demand: Demand) -> Placement:
     count = len(storage.layers)
     assert hardware.cpu is not None
     fixed = storage.common + storage.held + sum(demand.cache) + demand.activations
-    experts = _until_full(storage, [CPU] * count, {CPU: usable(hardware.cpu)}, {CPU: fixed}, hardware)
+    experts = _until_full(storage, [CPU] * count, fixed, hardware)
     return Placement(name="cpu", common=(CPU,) * count, experts=tuple(experts), outside=CPU)
 
 
@@ -106,14 +84,14 @@ def _in_ram(storage: Storage, experts: list[str], hardware: Hardware) -> list[st
     """Experts beside a GPU, with those that RAM has no room for on the disk."""
     if hardware.cpu is None or not any(e == CPU and storage.layers[i].experts for i, e in enumerate(experts)):
         return experts
-    return _until_full(storage, experts, {CPU: usable(hardware.cpu)}, {CPU: storage.held}, hardware)
+    return _until_full(storage, experts, storage.held, hardware)
 
 
 def of_file(policy: Policy, storage: Storage, hardware: Hardware) -> Placement:
     """The placement in a file. Raises OptionError for one that splits a layer, whose time nobody can say."""
     assert policy.file is not None
-    there = [ExpertTier.GPU0, ExpertTier.GPU1][: len(hardware.gpus)]
-    tiers = [*there, ExpertTier.CPU] if hardware.cpu is not None else there
+    there = [Tier.GPU0, Tier.GPU1][: len(hardware.gpus)]
+    tiers = [*there, Tier.CPU] if hardware.cpu is not None else there
     counts = [layer.experts for layer in storage.layers]
     found = placement_file.read(policy.file, counts, tiers)
     for i, row in enumerate(found.experts):
@@ -147,11 +125,9 @@ def _holds(room: int | None, size: int) -> bool:
     return room is None or size <= room
 
 
-def _until_full(
-    storage: Storage, experts: list[str], rooms: dict[str, int | None], used: dict[str, int], hardware: Hardware
-) -> list[str]:
-    """Moves experts that RAM has no room for to the disk, if there is one."""
-    room, taken, placed = rooms[CPU], used[CPU], list(experts)
+def _until_full(storage: Storage, experts: list[str], taken: int, hardware: Hardware) -> list[str]:
+    """Moves experts that RAM has no room for to the disk, if there is one; taken: bytes of what else RAM holds."""
+    placed, room = list(experts), None if hardware.cpu is None else usable(hardware.cpu)
     if hardware.disk is None or room is None:
         return placed
     for i, layer in enumerate(storage.layers):
@@ -166,41 +142,35 @@ def _from_first(experts: list[str], storage: Storage) -> int:
     return max((i + 1 for i, e in enumerate(experts) if e in (CPU, DISK) and storage.layers[i].experts), default=0)
 
 
-def memory(placement: Placement, storage: Storage, hardware: Hardware, demand: Demand) -> dict[str, Tier]:
+def memory(placement: Placement, storage: Storage, hardware: Hardware, demand: Demand) -> dict[str, TierMemory]:
     """What every memory holds: "vram" (of several GPUs "vram0", "vram1"; "memory" where there is one for all), "ram",
     of it "pinned" for copies to a GPU, and "disk": the checkpoint."""
-    found: dict[str, Tier] = {}
+    found = {}
     for i, gpu in enumerate(hardware.gpus):
         name = "memory" if gpu.kind != "gpu" else "vram" if len(hardware.gpus) == 1 else f"vram{i}"
-        found[name] = Tier(needed=_needs(f"gpu{i}", placement, storage, demand), available=usable(gpu))
+        found[name] = of_needs(_needs(f"gpu{i}", placement, storage, demand), usable(gpu))
     ram = _needs(CPU, placement, storage, demand)
     if hardware.cpu is not None:
-        found["ram"] = Tier(needed=ram, available=usable(hardware.cpu))
-    pinned = ram.get("experts", 0) if hardware.gpus else 0
-    found["pinned"] = Tier(needed={"experts": pinned} if pinned else {}, available=None)
-    download = storage.total + sum(storage.left_out.values())
-    found["disk"] = Tier(needed={"checkpoint": download}, available=None)
+        found["ram"] = of_needs(ram, usable(hardware.cpu))
+    found["pinned"] = of_needs({"experts": ram["experts"] if hardware.gpus else 0}, None)
+    found["disk"] = of_needs({"checkpoint": storage.total + sum(storage.left_out.values())}, None)
     return found
 
 
 def _needs(tier: str, placement: Placement, storage: Storage, demand: Demand) -> dict[str, int]:
     """Bytes that one device holds, by what they are for."""
     layers = range(len(storage.layers))
-    common = sum(storage.layers[i].common for i in layers if placement.common[i] == tier)
+    common = storage.common_on(tier, placement.common, placement.outside)
     cache = sum(demand.cache[i] for i in layers if placement.common[i] == tier)
-    experts = sum(storage.layers[i].routed for i in layers if placement.experts[i] == tier)
-    here = placement.outside == tier
     # A table of which a token reads a row lies in RAM, unless everything is on a GPU.
     all_on_gpu = CPU not in placement.experts and DISK not in placement.experts and placement.outside != CPU
-    tables = storage.held if tier == ("gpu0" if all_on_gpu else CPU) else 0
-    needs = {
-        "common weights": common + (storage.outside if here else 0),
-        "experts": experts,
+    return {
+        "common weights": common,
+        "experts": sum(storage.layers[i].routed for i in layers if placement.experts[i] == tier),
         "cache": cache,
-        "embedding": tables,
-        "activations": demand.activations if cache or common or here else 0,
+        "embedding": storage.held if tier == ("gpu0" if all_on_gpu else CPU) else 0,
+        "activations": demand.activations if cache or common else 0,
     }
-    return {what: size for what, size in needs.items() if size}
 
 
 def choices(storage: Storage, hardware: Hardware, demand: Demand) -> list[Placement]:

@@ -13,14 +13,16 @@ from ...loaders.architecture import encodings
 from ...loaders.architecture.architecture import Architecture
 from ...loaders.architecture.encodings import Quant
 from ...loaders.model_source import Source
-from ..bandwidth_model.hardware import ENDS, Device, Hardware, Range
-from ..placement.placement import GPU_RESERVE, parse
+from ..bandwidth_model.hardware import ENDS, Device, End, Hardware, Range
+from ..ledger.passes import Prediction
+from ..placement.placement import parse
+from ..placement.tier_memory import GPU_RESERVE, TierMemory
 from . import layouts as placing
 from . import storage as storing
 from .articles import RuleOfThumb, rule_of_thumb
-from .layouts import Demand, Placement, Tier
+from .layouts import Demand, Placement
 from .options import Options
-from .speed import CACHE_WIDTH, CHUNK, STATE_WIDTH, Distinct, Estimate, Model, Workload, simple_seconds
+from .speed import CACHE_WIDTH, CHUNK, STATE_WIDTH, Distinct, Model, Workload, simple_seconds
 from .storage import Storage
 
 GB = 1e9
@@ -32,9 +34,9 @@ class Rated:
     """One placement with its memory and its times; the times are None where it does not fit or nothing is known."""
 
     placement: Placement
-    memory: dict[str, Tier]
-    decode: dict[str, Estimate] | None
-    prefill: dict[str, Estimate] | None
+    memory: dict[str, TierMemory]
+    decode: dict[End, Prediction] | None
+    prefill: dict[End, Prediction] | None
 
     @property
     def fits(self) -> bool:
@@ -175,12 +177,10 @@ def rate(engine: Model, demand: Demand, work: Workload, placement: Placement) ->
     memory = placing.memory(placement, engine.storage, engine.hardware, demand)
     if not all(tier.fits for tier in memory.values()):
         return Rated(placement=placement, memory=memory, decode=None, prefill=None)
-    decode: dict[str, Estimate] = {end: engine.decode(placement, work, end) for end in ENDS}
-    known: dict[str, Estimate] = {}
-    for end in ENDS:
-        if (prefill := engine.prefill(placement, work, end)) is not None:
-            known[end] = prefill
-    return Rated(placement=placement, memory=memory, decode=decode, prefill=known or None)
+    step, prompt = engine.decode(placement, work), engine.prefill(placement, work)
+    decode = {end: engine.seconds(step, end) for end in ENDS}
+    prefill = None if prompt is None else {end: engine.seconds(prompt, end) for end in ENDS}
+    return Rated(placement=placement, memory=memory, decode=decode, prefill=prefill)
 
 
 def best_of(rated: list[Rated], work: Workload) -> Rated:
@@ -201,12 +201,9 @@ def _rule(storage: Storage, hardware: Hardware) -> RuleOfThumb | None:
 
 def _abstract_bytes(model: Architecture, storage: Storage, work: Workload) -> dict[str, dict[str, int]]:
     """Bytes of a token where no machine says on which tier they lie: as on a machine with RAM alone."""
-    from ..bandwidth_model.hardware import part
-
-    anywhere = Hardware(name="any", cpu=replace(part("ddr5-4800-2ch"), memory=None))
-    count = len(storage.layers)
-    everything = Placement(name="cpu", common=("cpu",) * count, experts=("cpu",) * count, outside="cpu")
-    return Model(model, storage, anywhere).bytes_per_token(everything, work)
+    everywhere = (placing.CPU,) * len(storage.layers)
+    everything = Placement(name="cpu", common=everywhere, experts=everywhere, outside=placing.CPU)
+    return Model(model, storage, Hardware(name="none")).bytes_per_token(everything, work)
 
 
 def _what_if(

@@ -1,34 +1,44 @@
-"""The time of a pass: every byte and every FLOP on the device where it lies, plus what a step costs besides.
+"""The work of a plan's passes: what a model on a machine is expected to read and compute, for any placement.
 
     decode = sum over layers of [ common + max(experts elsewhere, shared expert) + sync + besides ] + head + fixed
-    part   = max(bytes / bandwidth, FLOPs / compute)
 
 Experts of a layer are elsewhere when its common weights are on a GPU and they are not; then the shared expert runs
 meanwhile, and there is a hand-off. On one device everything is read one after the other. A prompt is cut into chunks;
-experts in RAM are computed by the CPU or copied to the GPU, whichever takes less. Ranges come from evaluating the model
-at the slow end, in the middle and at the fast end of every figure that is not certain (`bandwidth_model/hardware.py`).
+experts in RAM are computed by the CPU or copied to the GPU, whichever takes less. The time of it all is said by
+`bandwidth_model/roofline.py`; ranges come from asking it at the slow end, in the middle and at the fast end of every
+figure that is not certain (`bandwidth_model/hardware.py`).
 """
 
 from __future__ import annotations
 
-import math
-from collections import Counter, defaultdict
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 from ...loaders.architecture.architecture import Architecture, Layer, Mixer
 from ..bandwidth_model import flop_counts
 from ..bandwidth_model.hardware import Device, End, Hardware
 from ..bandwidth_model.profile import mean_queries
-from ..bandwidth_model.roofline import part_seconds
+from ..bandwidth_model.roofline import (
+    Cache,
+    Handoff,
+    Link,
+    Overhead,
+    Step,
+    Way,
+    Weights,
+    in_turn,
+    predict,
+    side_by_side,
+)
+from ..ledger.passes import H2D, Prediction
+from ..placement.placement import channel
 from .articles import distinct_experts
 from .layouts import CPU, DISK, Placement
 from .storage import LayerBytes, Storage
 
 CACHE_WIDTH, STATE_WIDTH = 2, 4  # bytes of an element: bf16 keys and values, float32 states
 CHUNK = {"cpu": 512, "gpu": 4096}  # tokens of a prompt in one pass
-LEDGER = {CPU: "cpu_dram", DISK: "disk", "gpu0": "gpu_hbm"}  # names of the ledger
-Busy = defaultdict[str, float]  # seconds by tier
 Distinct = Callable[[int, int], float]  # layer, tokens -> distinct experts that they choose
 
 
@@ -41,26 +51,9 @@ class Workload:
     prompt: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class Estimate:
-    """One pass at one end of the ranges: seconds in all, and busy seconds by tier (they may overlap)."""
-
-    seconds: float
-    by_tier: dict[str, float]
-
-    @property
-    def bottleneck(self) -> str:
-        """The tier that is busy longest."""
-        return max(self.by_tier, key=lambda tier: self.by_tier[tier])
-
-
-def tier_name(tier: str) -> str:
-    """The ledger's name: cpu_dram, gpu_hbm, gpu1_hbm, disk."""
-    return LEDGER.get(tier, f"{tier}_hbm")
-
-
 class Model:
-    """A model on a machine: predicts passes for any placement. `distinct` may come from a trace of real routing."""
+    """A model on a machine: the work of its passes for any placement. `distinct` may come from a trace of real
+    routing."""
 
     def __init__(
         self, model: Architecture, storage: Storage, hardware: Hardware, distinct: Distinct | None = None
@@ -68,85 +61,57 @@ class Model:
         self.model, self.storage, self.hardware = model, storage, hardware
         self.distinct = distinct
 
-    def decode(self, placement: Placement, work: Workload, end: End = "mid") -> Estimate:
+    def seconds(self, work: list[Step], end: End = "mid") -> Prediction:
+        """What a pass takes on this machine."""
+        return predict(work, self.hardware, end)
+
+    def decode(self, placement: Placement, work: Workload) -> list[Step]:
         """One step: a token for every sequence of the batch."""
-        busy: Busy = defaultdict(float)
-        seconds = self._fixed(work.batch, end, busy)
+        steps = [in_turn(self._overhead(work.batch, work.batch))]
         for i in range(len(self.model.layers)):
-            seconds += self._decode_layer(i, placement, work, end, busy)
-        seconds += self._outside(placement, work.batch, work.batch, end, busy)
-        return Estimate(seconds=seconds, by_tier=dict(busy))
+            steps += self._decode_layer(i, placement, work)
+        return [*steps, self._outside(placement, work.batch, work.batch)]
 
-    def _fixed(self, rows: int, end: End, busy: Busy) -> float:
-        """What a pass costs once, and the logits of so many rows."""
-        took = self.hardware.fixed.at(end) + rows * self.model.vocab * self.hardware.logit.at(end)
-        busy["fixed"] += took
-        return took
+    def _overhead(self, tokens: int, rows: int) -> Overhead:
+        """What a pass costs whatever it reads; rows: whose logits are wanted."""
+        shared = sum(1 for sizes in self.storage.layers if sizes.shared)
+        return Overhead(tokens, len(self.model.layers), shared, rows * self.model.vocab)
 
-    def _outside(self, placement: Placement, tokens: int, rows: int, end: End, busy: Busy) -> float:
+    def _outside(self, placement: Placement, tokens: int, rows: int) -> Step:
         """The head for so many rows, and what else lies outside of layers: read once; embeddings of the tokens."""
-        read = self.storage.outside + tokens * self.storage.rows
-        took = self._time(
-            self._device(placement.outside), read, rows * flop_counts.head_flops(self.model), end, tokens=rows
-        )
-        busy[tier_name(placement.outside)] += took
-        return took
+        read, flops = self.storage.outside + tokens * self.storage.rows, rows * flop_counts.head_flops(self.model)
+        return in_turn(Weights(channel(placement.outside), self.storage.dense_format, read, flops, rows))
 
-    def _decode_layer(self, i: int, placement: Placement, work: Workload, end: End, busy: Busy) -> float:
-        layer, sizes = self.model.layers[i], self.storage.layers[i]
+    def _decode_layer(self, i: int, placement: Placement, work: Workload) -> Iterator[Step]:
+        layer, sizes, batch = self.model.layers[i], self.storage.layers[i], work.batch
         at, experts_at = placement.common[i], placement.experts[i]
-        device, batch = self._device(at), work.batch
-        common = self._time(device, sizes.common, batch * flop_counts.layer_flops(layer), end, tokens=batch)
-        common += batch * self._cache_time(device, layer, work.context, 1, end)
-        busy[tier_name(at)] += common
-        common += self._besides(sizes, batch, end, busy)
+        common, cache = self._common(i, at, batch), _cache(layer, channel(at), work.context, 1)
+        all_caches = replace(cache, read=batch * cache.read, written=batch * cache.written, flops=batch * cache.flops)
+        yield in_turn(common, all_caches)
         if layer.experts is None:
-            return common
-        routed = self._experts(i, experts_at, batch, end, busy)
+            return
+        read = self.touched(i, batch) * sizes.expert
+        routed = Link(DISK, read) if experts_at == DISK else self._experts(i, experts_at, batch)
         if experts_at == at:
-            return common + routed
-        shared = self._time(device, sizes.shared, 0, end, tokens=batch) if sizes.shared else 0.0
-        sync = self.hardware.sync.at(end)
-        busy["sync"] += sync
-        return common - shared + max(routed, shared) + sync
+            yield in_turn(routed)
+            return
+        # The shared expert, which is part of the common weights, runs while the others are read elsewhere.
+        shared = replace(common, bytes=sizes.shared, flops=0)
+        yield in_turn(replace(shared, times=-1))
+        yield side_by_side((routed,), (shared,))
+        yield in_turn(Handoff("sync"))
 
-    def _besides(self, sizes: LayerBytes, tokens: int, end: End, busy: Busy) -> float:
-        """What a layer costs whatever it reads."""
-        took = self.hardware.layer.at(end)
-        took += self.hardware.more_tokens(tokens) if self.hardware.more_tokens is not None else 0.0
-        took += self.hardware.shared.at(end) if sizes.shared else 0.0
-        busy["fixed"] += took
-        return took
+    def _common(self, i: int, at: str, tokens: int) -> Weights:
+        """All weights of a layer but its routed experts."""
+        flops = tokens * flop_counts.layer_flops(self.model.layers[i])
+        return Weights(channel(at), self.storage.dense_format, self.storage.layers[i].common, flops, tokens)
 
-    def _cache_time(self, device: Device, layer: Layer, context: int, queries: int, end: End) -> float:
-        """Seconds in which a sequence's new tokens attend to its cache, which holds `context` then, and renew its
-        state."""
-        if device.cache_s is not None and layer.mixer is not None and layer.mixer.caches:
-            read, written = cache_read(layer, context), cache_written(layer, queries)
-            on_one = intensity(layer.mixer)
-            known = read * device.cache_s(on_one * mean_queries(queries, context)) + written * device.cache_s(on_one)
-            return known * {"low": 1 / 0.9, "mid": 1.0, "high": 1 / 1.1}[end]
-        seen = context - (queries - 1) // 2
-        flops = queries * flop_counts.attention_flops(layer, seen, queries == 1)
-        rate = device.flops.at(end) if device.flops else math.inf
-        if queries > 1:  # a prompt: its keys stay on the chip, and arithmetic bounds it
-            return flops / rate
-        return max(cache_traffic(layer, context) / device.reads("bf16", False).at(end), flops / rate)
-
-    def _experts(self, i: int, tier: str, tokens: int, end: End, busy: Busy) -> float:
-        """Seconds of the routed experts of a layer where they lie; from the disk they are read first."""
-        layer, sizes = self.model.layers[i], self.storage.layers[i]
-        read = self.touched(i, tokens) * sizes.expert
-        flops = tokens * flop_counts.expert_flops(layer)
-        if tier == DISK:
-            assert self.hardware.disk is not None
-            took = read / self.hardware.disk.bandwidth.at(end)
-            busy["disk"] += took
-            return took
-        each = tokens * layer.experts.top_k / self.touched(i, tokens) if layer.experts else 1.0
-        took = self._time(self._device(tier), read, flops, end, experts=True, tokens=each)
-        busy[tier_name(tier)] += took
-        return took
+    def _experts(self, i: int, at: str, tokens: int) -> Weights:
+        """The routed experts of a layer that so many tokens choose."""
+        layer, touched = self.model.layers[i], self.touched(i, tokens)
+        each = tokens * layer.experts.top_k / touched if layer.experts else 1.0
+        read, flops = touched * self.storage.layers[i].expert, tokens * flop_counts.expert_flops(layer)
+        return Weights(channel(at), self.storage.expert_format, read, flops, each, experts=True)
 
     def touched(self, i: int, tokens: int) -> float:
         """Distinct experts that so many tokens choose in layer i: by the trace, else as for uniform routing."""
@@ -157,82 +122,59 @@ class Model:
             return min(float(experts.count), self.distinct(i, tokens))
         return distinct_experts(experts.count, experts.top_k, tokens)
 
-    def prefill(self, placement: Placement, work: Workload, end: End = "mid") -> Estimate | None:
+    def prefill(self, placement: Placement, work: Workload) -> list[Step] | None:
         """A prompt from nothing; None where the compute of a device that must compute is not known."""
         chunk = min(work.prompt, CHUNK["gpu" if placement.outside != CPU else "cpu"])
-        busy: Busy = defaultdict(float)
-        seconds, done = 0.0, 0
-        while done < work.prompt:
-            tokens = min(chunk, work.prompt - done)
-            took = self._chunk(placement, tokens, done, work.prompt, end, busy)
-            if took is None:
+        steps: list[Step] = []
+        for done in range(0, work.prompt, chunk):
+            found = self._chunk(placement, min(chunk, work.prompt - done), done, work.prompt)
+            if found is None:
                 return None
-            seconds, done = seconds + took, done + tokens
-        seconds += self._outside(placement, 0, 1, end, busy)
-        return Estimate(seconds=seconds, by_tier=dict(busy))
+            steps += found
+        return [*steps, self._outside(placement, 0, 1)]
 
-    def _chunk(self, placement: Placement, tokens: int, before: int, prompt: int, end: End, busy: Busy) -> float | None:
+    def _chunk(self, placement: Placement, tokens: int, before: int, prompt: int) -> list[Step] | None:
         """A chunk of a prompt; of the last layer's experts only the prompt's last token needs any."""
-        seconds = self._fixed(0, end, busy)
-        wanted = 1 if before + tokens == prompt else 0
+        steps = [in_turn(self._overhead(tokens, 0))]
         for i, layer in enumerate(self.model.layers):
-            device, tier = self._device(placement.common[i]), placement.experts[i]
-            if device.flops is None:
+            at, is_last = placement.common[i], i == len(self.model.layers) - 1
+            if self._device(at).flops is None:
                 return None
-            flops = tokens * flop_counts.layer_flops(layer)
-            common = self._time(device, self.storage.layers[i].common, flops, end, tokens=tokens)
-            common += self._cache_time(device, layer, before + tokens, tokens, end)
-            busy[tier_name(placement.common[i])] += common
-            seconds += common + self._besides(self.storage.layers[i], tokens, end, busy)
-            needed = tokens if i < len(self.model.layers) - 1 else wanted
+            steps.append(in_turn(self._common(i, at, tokens), _cache(layer, channel(at), before + tokens, tokens)))
+            needed = tokens if not is_last else int(before + tokens == prompt)
             if layer.experts is not None and needed:
-                routed = self._prefill_experts(i, placement.common[i], tier, needed, end, busy)
-                if routed is None:
+                ways = self._ways(i, at, placement.experts[i], needed)
+                if not ways:
                     return None
-                seconds += routed
-        return seconds
+                steps.append(ways)
+        return steps
 
-    def _prefill_experts(self, i: int, at: str, tier: str, tokens: int, end: End, busy: Busy) -> float | None:
-        """The cheapest way: computed where they lie, or copied to the GPU that has the common weights."""
-        experts = self.model.layers[i].experts
-        top_k = experts.top_k if experts else 0
-        flops = tokens * flop_counts.expert_flops(self.model.layers[i])
-        read = self.touched(i, tokens) * self.storage.layers[i].expert
-        ways: list[tuple[float, str]] = []
-        holder = (
-            self._device(CPU if tier == DISK and self.hardware.cpu else tier)
-            if tier != DISK or self.hardware.cpu
-            else None
-        )
-        if holder is not None and holder.flops is not None:
-            took = self._time(holder, read, flops, end, experts=True, tokens=tokens * top_k / self.touched(i, tokens))
-            ways.append((took, tier_name(CPU if tier == DISK else tier)))
+    def _ways(self, i: int, at: str, tier: str, tokens: int) -> Step:
+        """A prompt's experts: computed where they lie (from the disk by the CPU), or copied to the GPU that has the
+        common weights. None of the devices that could compute them may be known to: then there is no way."""
+        experts = self._experts(i, at, tokens)
+        holder = CPU if tier == DISK else tier
+        disk: Way = ((Link(DISK, experts.bytes),),) if tier == DISK else ()
+        found: list[Way] = []
+        if (holder != CPU or self.hardware.cpu) and self._device(holder).flops is not None:
+            found.append((*disk, (replace(experts, term=channel(holder)),)))
         gpu = self._device(at)
-        if tier in (CPU, DISK) and at != CPU and gpu.link is not None and gpu.flops is not None:
-            copied, computed = read / gpu.link.at(end), flops / gpu.flops.at(end)
-            ways.append((max(copied, computed), "h2d" if copied > computed else tier_name(at)))
-        if not ways:
-            return None
-        took, where = min(ways)
-        if tier == DISK and self.hardware.disk is not None:
-            loaded = read / self.hardware.disk.bandwidth.at(end)
-            busy["disk"] += loaded
-            took = max(took, loaded)
-        busy[where] += took
-        return took
+        if holder == CPU and at != CPU and gpu.link is not None and gpu.flops is not None:
+            found.append((*disk, (Link(H2D, experts.bytes),), (experts,)))
+        return tuple(found)
 
     def bytes_per_token(self, placement: Placement, work: Workload) -> dict[str, dict[str, int]]:
         """Bytes of a decode step by tier and group, divided by the batch: the ledger's groups."""
         found: dict[str, Counter[str]] = {}
         for i, layer in enumerate(self.model.layers):
             sizes = self.storage.layers[i]
-            here = found.setdefault(tier_name(placement.common[i]), Counter())
+            here = found.setdefault(channel(placement.common[i]), Counter())
             here["dense"] += sizes.common
             here["kv"] += work.batch * cache_traffic(layer, work.context)
             if layer.experts is not None:
-                there = found.setdefault(tier_name(placement.experts[i]), Counter())
+                there = found.setdefault(channel(placement.experts[i]), Counter())
                 there["experts"] += round(self.touched(i, work.batch) * sizes.expert)
-        last = found.setdefault(tier_name(placement.outside), Counter())
+        last = found.setdefault(channel(placement.outside), Counter())
         last["head"] += self.storage.head
         last["dense"] += self.storage.outside - self.storage.head + work.batch * self.storage.rows
         return {
@@ -246,12 +188,19 @@ class Model:
             return self.hardware.cpu
         return self.hardware.gpus[int(tier.removeprefix("gpu"))]
 
-    def _time(
-        self, device: Device, read: float, flops: float, end: End, experts: bool = False, tokens: float = 1.0
-    ) -> float:
-        """Seconds of weights that `tokens` tokens (on average) are multiplied by."""
-        format = self.storage.expert_format if experts else self.storage.dense_format
-        return part_seconds(device, format, read, flops, end, experts, tokens)
+
+def _cache(layer: Layer, term: str, context: int, queries: int) -> Cache:
+    """A sequence's new tokens attend to its cache, which holds `context` then, and renew its state."""
+    mixer = layer.mixer
+    return Cache(
+        term,
+        read=cache_read(layer, context),
+        written=cache_written(layer, queries),
+        flops=queries * flop_counts.attention_flops(layer, context - (queries - 1) // 2, queries == 1),
+        intensity=intensity(mixer) if mixer is not None and mixer.caches else None,
+        queries=mean_queries(queries, context),
+        on_chip=queries > 1,
+    )
 
 
 def cache_traffic(layer: Layer, context: int) -> int:

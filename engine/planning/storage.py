@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from ...errors import CheckpointError
@@ -67,6 +67,20 @@ class Storage:
     def common(self) -> int:
         """Bytes that every token reads in full."""
         return self.outside + sum(layer.common for layer in self.layers)
+
+    @property
+    def routed_by_layer(self) -> tuple[int, ...]:
+        return tuple(layer.routed for layer in self.layers)
+
+    @property
+    def experts_by_layer(self) -> tuple[int, ...]:
+        """How many routed experts each layer has."""
+        return tuple(layer.experts for layer in self.layers)
+
+    def common_on(self, tier: str, layers: Sequence[str], outside: str) -> int:
+        """Bytes that every token reads on a tier; `layers`, `outside`: the tiers of theirs."""
+        here = sum(layer.common for layer, at in zip(self.layers, layers, strict=True) if at == tier)
+        return here + (self.outside if outside == tier else 0)
 
 
 def computed(model: Architecture, quant: Quant) -> Storage:

@@ -13,8 +13,7 @@ from ...errors import OptionError
 from ..bench.bench import Row
 from ..bench.passport import passport
 from ..bench.random_weights import RandomWeights, is_cut, whole_spec
-from ..ledger.pass_bytes import FIXED
-from ..ledger.passes import CHANNELS, MEMORIES
+from ..ledger.passes import CHANNELS, FIXED, MEMORIES
 from ..ledger.residual import TierTimes
 from ..llm import LLM
 from ..units import size

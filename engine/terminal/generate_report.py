@@ -52,7 +52,7 @@ def _tiers(llm: LLM) -> list[str]:
         return []
     lines = [f"placement {llm.parts.placement.name}"]
     for tier in llm.parts.placement.tiers:
-        device, taken = llm.parts.devices[tier], sum(llm.parts.fit.needs[tier].values())
+        device, taken = llm.parts.devices[tier], llm.parts.fit.memory[tier].total
         if not device.is_host:
             lines.append(f"{tier.value}: {device.name}, {size(taken)} of the {size(device.free)} that may be taken")
     if any(Tier.CPU in row for row in llm.parts.placement.experts):
@@ -79,7 +79,7 @@ def placement_rows(llm: LLM) -> list[tuple[str, str, str, str, str, str]]:
     rows.append((work, place, "f32", f"<= {size(llm.parts.room.work_bytes)}", kernel, "-"))
     if len(llm.parts.devices) > 1:
         rows += _hand_off_rows(llm)
-    buffers = llm.parts.fit.needs[llm.parts.placement.main].get(STREAM)
+    buffers = llm.parts.fit.memory[llm.parts.placement.main].needed.get(STREAM)
     if buffers:
         rows.append((STREAM, place, formats.experts.name, size(buffers), kernel, "-"))
     return rows
@@ -240,14 +240,14 @@ def remark(llm: LLM) -> str | None:
 
 def _gpu_remark(llm: LLM) -> str:
     """What a prediction beside a GPU counts, or why there is none."""
-    model = llm.predictions.tier_model
+    model = llm.predictions.pass_model
     if model is None:
         reason = (
             llm.predictions.unpredicted or "the reference kernels are written to be read, memory does not bound them"
         )
         return f"no prediction: {reason}; the bytes are exact"
     handed = ", nor is the hand-off of a layer, which was not measured" if model.handoff_s is None else ""
-    return f"predicted from: {'; '.join(model.rates.sources)}. Launches of kernels are not counted{handed}"
+    return f"predicted from: {'; '.join(model.machine.sources)}. Launches of kernels are not counted{handed}"
 
 
 def run_json(llm: LLM, results: list[Completion]) -> dict[str, Any]:

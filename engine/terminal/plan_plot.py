@@ -62,8 +62,8 @@ def _stacked(axis: Any, plan: Plan) -> None:
     names = [r.placement.name for r in shown]
     steps = [r.decode["mid"] for r in shown if r.decode is not None]
     below = [0.0] * len(shown)
-    for tier in dict.fromkeys(t for step in steps for t in step.by_tier):
-        heights = [1e3 * step.by_tier.get(tier, 0.0) for step in steps]
+    for tier in dict.fromkeys(t for step in steps for t in step.terms):
+        heights = [1e3 * step.terms.get(tier, 0.0) for step in steps]
         axis.bar(names, heights, bottom=below, label=tier)
         below = [b + h for b, h in zip(below, heights, strict=True)]
     axis.plot(names, [1e3 * step.seconds for step in steps], "k_", markersize=30, label="step")

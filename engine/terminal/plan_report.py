@@ -158,8 +158,8 @@ def time_table(plan: Plan, rated: Rated) -> Table:
     shown = new_table(
         f"one decode step: {step.seconds * 1e3:.2f} ms", "tier", "bytes per token", "ms", "share of the step"
     )
-    for tier in dict.fromkeys((*plan.bytes_per_token, *step.by_tier)):
-        read, took = sum(plan.bytes_per_token.get(tier, {}).values()), step.by_tier.get(tier, 0.0)
+    for tier in dict.fromkeys((*plan.bytes_per_token, *step.terms)):
+        read, took = sum(plan.bytes_per_token.get(tier, {}).values()), step.terms.get(tier, 0.0)
         shown.add_row(tier, size(read) if read else "-", f"{took * 1e3:.2f}", f"{took / step.seconds:.0%}")
     return shown
 
@@ -257,7 +257,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "prefill_tok_s": _rounded(prefill.mid if prefill else None),
         "prefill_tok_s_range": [_rounded(prefill.low), _rounded(prefill.high)] if prefill else None,
         "simple_decode_tok_s": _rounded(plan.simple_tok_s),
-        "ms_by_tier": {tier: round(s * 1e3, 4) for tier, s in step.by_tier.items()} if step else {},
+        "ms_by_tier": {tier: round(s * 1e3, 4) for tier, s in step.terms.items()} if step else {},
         "bottleneck": step.bottleneck if step else None,
         "placements": [_rated_json(r, plan) for r in plan.rated],
         "what_if": [vars(row) for row in plan.what_if],

@@ -1,0 +1,163 @@
+"""What a pass of a run should take: its work, from the bytes that the ledger counted.
+
+    pass    = inputs up + embedding rows + samples down + common + sum over layers with experts + fixed
+    common  = dense weights, cache and head where they lie, without shared experts where experts have several tiers
+    layer   = max(hidden states down + CPU's experts + sum up + hand-off,  copies + experts here + shared expert,
+              second GPU)
+    stream  = ids down + max(copies,  experts here + shared expert,  second GPU): one is copied, another computed
+
+On the CPU alone all experts are one load, read in turn with the rest. Bytes are those of the routing that happened.
+Beside each other copies and the CPU's experts have what was measured, else the CPU what copies leave of a plain read
+(`split_decode.py`). Not counted: launches of the GPU's kernels, and a hand-off whose cost is not known.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from ...kernels import ExpertLayout
+from ...loaders.architecture import encodings
+from ...loaders.architecture.of_spec import of_spec
+from ...loaders.spec import ModelSpec
+from ...loaders.weights.model_weights import Formats
+from ..ledger.pass_bytes import DENSE, EXPERTS, HEAD, INPUTS, KV, bytes_per_token
+from ..ledger.passes import CPU_DRAM, D2D, D2H, GPU1_HBM, GPU_HBM, H2D, HANDOFF, Bytes, LayerWork, Pass, Prediction
+from . import flop_counts, split_decode
+from .hardware import Hardware, exactly
+from .profile import mean_queries
+from .roofline import Cache, Handoff, Link, Load, Overhead, Step, Weights, in_turn, predict, side_by_side
+
+
+class PassModel:
+    """Predicts passes of one model on the machine that runs it (`tier_rates.py`). handoff_s: seconds that handing a
+    layer over costs in a decode step; None: not known."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        formats: Formats,
+        kv_dtype: torch.dtype,
+        machine: Hardware,
+        handoff_s: float | None = None,
+    ) -> None:
+        self.spec, self.formats, self.kv_dtype, self.handoff_s = spec, formats, kv_dtype, handoff_s
+        self.machine = replace(machine, sync=exactly(handoff_s or 0.0))
+        self.model = of_spec(spec)
+        self.main = GPU_HBM if machine.gpus else CPU_DRAM
+        self.expert = ExpertLayout(format=formats.experts, hidden=spec.hidden, width=spec.moe.width).bytes
+        self.token_bytes = bytes_per_token(spec, kv_dtype)
+        shared = next((layer.parts for layer in self.model.layers if layer.experts is not None), ())
+        shared = tuple(part for part in shared if part.group == "shared")
+        self.shared_bytes = sum(map(encodings.find(formats.dense.name).part_bytes, shared))
+        self.shared_flops = 2 * sum(part.elements for part in shared)
+        self.layer_flops = sum(map(flop_counts.layer_flops, self.model.layers))
+
+    def __call__(self, done: Pass) -> Prediction | None:
+        """The prediction of a pass whose bytes are booked; None for a prompt where the compute of a GPU is not known,
+        or where copies leave the CPU none of the memory's bandwidth."""
+        if done.tokens > len(done.sequences) and any(gpu.flops is None for gpu in self.machine.gpus):
+            return None
+        steps = [in_turn(*self._links(done), *self._common(done))]
+        for work in done.layers:
+            found = self._layer(work, done.phase == "decode")
+            if found is None:
+                return None
+            steps += found
+        return predict([*steps, in_turn(self._overhead(done))], self.machine)
+
+    def _links(self, done: Pass) -> list[Load]:
+        """What a pass sends besides layers, and embedding rows that lie in RAM beside a GPU."""
+        if self.main == CPU_DRAM:
+            return []
+        in_layers = sum(_total(work.bytes, D2H) for work in done.layers)
+        return [
+            Link(H2D, done.bytes.get(H2D, {}).get(INPUTS, 0)),
+            Weights(CPU_DRAM, self.formats.embed.name, done.bytes.get(CPU_DRAM, {}).get(DENSE, 0), 0),
+            Link(D2H, done.total(D2H) - in_layers),
+        ]
+
+    def _common(self, done: Pass) -> list[Load]:
+        """All but the experts of several tiers, one after the other."""
+        read, rows = done.bytes.get(self.main, {}), len(done.sequences)
+        split, name, on_gpu = len(done.layers), self.formats.dense.name, self.main != CPU_DRAM
+        flops = done.tokens * (self.layer_flops - split * self.shared_flops) if on_gpu else 0
+        head = rows * flop_counts.head_flops(self.model) if on_gpu and HEAD in read else 0
+        found: list[Load] = [
+            Weights(self.main, name, read.get(DENSE, 0) - split * self.shared_bytes, flops, done.tokens),
+            self._cache(done, read.get(KV, 0)),
+            Weights(self.main, name, read.get(HEAD, 0), head, rows),
+        ]
+        if not on_gpu and (experts := read.get(EXPERTS, 0)):
+            each = 1.0 if done.tokens == 1 else self._tokens_of_an_expert(experts, done.tokens, self._logit_rows(done))
+            found.append(Weights(CPU_DRAM, self.formats.experts.name, experts, 0, each, experts=True))
+        return found
+
+    def _cache(self, done: Pass, size: int) -> Load:
+        """Keys and values are written once by each token, and read by all tokens of a sequence together, each of which
+        sees those before it. A float32 cache is read as a matrix."""
+        if self.main == CPU_DRAM and self.kv_dtype != torch.bfloat16:
+            return Weights(CPU_DRAM, "f32", size, 0)
+        rows, flops = max(1, len(done.sequences)), 0
+        if self.main != CPU_DRAM:
+            queries = done.tokens // rows
+            seen = done.context // rows - (queries - 1) // 2
+            layers = self.model.layers
+            flops = done.tokens * sum(flop_counts.attention_flops(layer, seen, queries == 1) for layer in layers)
+        written, attention = min(size, done.tokens * self.token_bytes), self.spec.attention
+        together = mean_queries(done.tokens / rows, done.context / rows)
+        return Cache(self.main, size - written, written, flops, attention.heads / attention.kv_heads, together)
+
+    def _logit_rows(self, done: Pass) -> int:
+        """Tokens whose logits are wanted."""
+        return len(done.sequences) if HEAD in done.bytes.get(self.main, {}) else 0
+
+    def _tokens_of_an_expert(self, read: float, tokens: int, rows: int) -> float:
+        """How many tokens an expert serves on average that was read: choices over distinct experts. In the last layer
+        only those `rows` choose whose logits are wanted."""
+        choices = self.spec.moe.top_k * (tokens * self.spec.moe_layers - tokens + rows)
+        return max(1.0, choices * self.expert / read)
+
+    def _overhead(self, done: Pass) -> Overhead:
+        spec = self.spec
+        shared = spec.moe_layers if spec.moe.shared_width else 0
+        return Overhead(done.tokens, spec.layers, shared, self._logit_rows(done) * spec.vocab)
+
+    def _layer(self, work: LayerWork, is_decode: bool) -> list[Step] | None:
+        """One layer's experts on all tiers, with the shared one."""
+        down, up = Link(D2H, _total(work.bytes, D2H)), Link(H2D, _total(work.bytes, H2D) - work.copied)
+        shared = Weights(GPU_HBM, self.formats.dense.name, self.shared_bytes, work.tokens * self.shared_flops)
+        here, copies = (self._experts(work, GPU_HBM), shared), Link(H2D, work.copied)
+        crossed = _total(work.bytes, D2D)
+        second = (Link(D2D, crossed), self._experts(work, GPU1_HBM)) if crossed else ()
+        if work.is_streamed or CPU_DRAM not in work.bytes:
+            return [in_turn(down), side_by_side(second, here, (copies,))]
+        together = self._beside(self._experts(work, CPU_DRAM), copies)
+        if together is None:
+            return None
+        cpu, copies = together
+        handoff = (Handoff(HANDOFF),) if is_decode and self.handoff_s else ()
+        return [side_by_side(second, (down, cpu, up, *handoff), (copies, *here))]
+
+    def _experts(self, work: LayerWork, tier: str) -> Weights:
+        """A tier's experts of a layer, for its choices of tokens."""
+        size, pairs = work.bytes.get(tier, {}).get(EXPERTS, 0), work.pairs.get(tier, 0)
+        flops = pairs * flop_counts.expert_flops(self.model.layers[work.layer]) / self.spec.moe.top_k
+        each = max(1.0, pairs * self.expert / size) if size else 1.0
+        return Weights(tier, self.formats.experts.name, size, flops if size else 0, each, experts=True)
+
+    def _beside(self, cpu: Weights, copies: Link) -> tuple[Weights, Link] | None:
+        """The CPU's experts and copies with what they keep beside each other; None if copies leave the CPU nothing."""
+        if not copies.bytes or not cpu.bytes:
+            return cpu, copies
+        machine, name = self.machine, cpu.format
+        device = machine.memories[CPU_DRAM]
+        alone, link = cpu.bytes / cpu.seconds(machine), machine.links[H2D].mid
+        kernel = device.by_format[name]
+        found = split_decode.beside(alone, link, kernel=kernel, stream=device.nominal, kept=machine.kept.get(name))
+        return None if found is None else (replace(cpu, kept=found[0] / alone), replace(copies, kept=found[1] / link))
+
+
+def _total(read: Bytes, tier: str) -> int:
+    return sum(read.get(tier, {}).values())
