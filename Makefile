@@ -1,6 +1,8 @@
 # make demo | make test | make check | make bench: each sets up what it needs in .venv, and does it once.
 
 PYTHON ?= python3
+# Processes that share the tests.
+JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 # Any of these will do, unless CXX says which (make itself sets CXX to g++ by default).
@@ -14,7 +16,7 @@ demo: $(VENV)/.run
 	$(BIN)/headrace generate demo "In the beginning" --max-new-tokens 120 --temperature 0.6 --top-p 0.9 --seed 3
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal
 
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/bench_kernels.py

@@ -30,6 +30,7 @@ from headrace.kernels.cases.all import CASES
 from headrace.kernels.cases.case import Case, SlabSource
 from headrace.kernels.context import ISA, THREADS, Context
 from headrace.kernels.cpu.mailbox import round_trip_us
+from headrace.kernels.isa import available_isas
 
 READ_BYTES = 96_000_000
 READS_WEIGHTS = ("linear", "experts")
@@ -148,7 +149,7 @@ def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--filter", default="", help="only cases whose 'op: name' contains this")
     parser.add_argument("--threads", type=int, help="threads of the team (default: physical cores)")
-    parser.add_argument("--isa", choices=cpu.available_isas(), help="instruction set (default: the best)")
+    parser.add_argument("--isa", choices=available_isas(), help="instruction set (default: the best)")
     parser.add_argument("--quick", action="store_true", help="half a second a case instead of three")
     result_file.add_option(parser, "kernels")
     return parser.parse_args()

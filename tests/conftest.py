@@ -7,39 +7,76 @@ import io
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 # Before anything imports Triton: this process runs its kernels in numpy (test_gpu_kernels.py).
 os.environ["TRITON_INTERPRET"] = "1"
-# Before anything imports rich or typer: what a test reads depends on nobody's terminal.
-os.environ.update(COLUMNS="80", LINES="25", TERM="dumb", NO_COLOR="1", LC_ALL="C.UTF-8")
-os.environ.update(dict.fromkeys(("FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS", "TERMINAL_WIDTH", "LANGUAGE"), ""))
 
 import fake_cuda
 import pytest
-import tiny
+import terminal
 import tiny_hub
 import tiny_tokenizer
 import torch
+import turns
 from fake_hub import FakeHub
 from refusals import edit_json
-from transformers import PreTrainedModel
+
+from headrace.kernels import FORMATS, _cpu
+
+# Tiny tensors gain nothing from more threads, and where other programs run too, threads that wait cost a lot. So a
+# context that is not told how many has one; what is about threads says so; child processes have one a core.
+CORES = _cpu.default_threads()
+_cpu.default_threads = lambda: 1
+torch.set_num_threads(1)
 
 from headrace import cli
 from headrace.engine.bandwidth_model import profile as profiles
 from headrace.engine.bandwidth_model.profile import Profile
 from headrace.engine.measure import tile_thresholds
-from headrace.kernels import FORMATS
 from headrace.kernels.context import ISA, THREADS, Context
 from headrace.kernels.isa import kernels_digest
+from headrace.loaders.weights import noise
+
+assert THREADS == 1, "what models take that are not told how many"
+
+if TYPE_CHECKING:  # the process that only deals out tests to others does not wait for transformers
+    from transformers import PreTrainedModel
 
 # (exit status, standard output, standard error) of a command
 Run = Callable[..., tuple[int, str, str]]
 
-# Tiny tensors gain nothing from more threads, and where other programs run too, threads that wait cost a lot.
-torch.set_num_threads(1)
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection(session: pytest.Session) -> None:
+    """Before any test file is imported, and after pytest has found out how its own lines look."""
+    if session.config.pluginmanager.has_plugin("terminalreporter"):
+        writer = session.config.get_terminal_writer()
+        writer.fullwidth = writer.fullwidth  # of the real terminal
+    terminal.settle(os.environ)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if os.environ.get("HEADRACE_ISA") == "portable":
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(pytest.mark.skip(reason=f"{item.name} is slow with HEADRACE_ISA=portable"))
+
+
+def pytest_collection_finish() -> None:
+    """Where test files imported Triton, its interpreter is made faster."""
+    if "triton.runtime.interpreter" in sys.modules:
+        import interpreter
+
+        interpreter.hasten()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    with turns.turn(alone=item.get_closest_marker("alone") is not None):
+        return (yield)
 
 
 class Built:
@@ -56,6 +93,8 @@ class Built:
 
     def model(self, variant: str) -> PreTrainedModel:
         """transformers' model of the same weights."""
+        import tiny
+
         if variant not in self.models:
             self.models[variant] = tiny.build(variant, self.base / variant)
         return self.models[variant]
@@ -90,6 +129,12 @@ def cache_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     return path
 
 
+@pytest.fixture(autouse=True)
+def _small_pools(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random weights are cut from pools that are made for every model."""
+    monkeypatch.setattr(noise, "POOL_BYTES", 1 << 20)
+
+
 @pytest.fixture
 def make(checkpoints: Callable[[str], Path], tmp_path: Path) -> Callable[..., Path]:
     """make("qwen3_moe", vocab_size=99) copies that checkpoint and changes its config (ABSENT: key removed)."""
@@ -106,6 +151,8 @@ def make(checkpoints: Callable[[str], Path], tmp_path: Path) -> Callable[..., Pa
 @pytest.fixture(scope="session")
 def talker(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model with a tokenizer, a chat template and a long context."""
+    import tiny
+
     directory = tmp_path_factory.mktemp("talker")
     tiny.build("qwen3_moe", directory, max_position_embeddings=1 << 16)
     tiny_tokenizer.save(directory)
@@ -157,9 +204,9 @@ def cache(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def library(tmp_path_factory: pytest.TempPathFactory) -> str:
+def library() -> str:
     """The driver's library whose streams are threads (`fake_cuda.py`), compiled once."""
-    return str(fake_cuda.build(tmp_path_factory.mktemp("cuda")))
+    return str(fake_cuda.build())
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from terminal import folded
 
 from headrace import ConfigError, MemoryNeeded, OptionError, SamplingParams
 from headrace.engine.bandwidth_model import tier_rates
@@ -196,7 +197,7 @@ def test_bench_on_the_command_line(run: Run, profile: Profile, tmp_path: Path) -
     status, out, err = run(*command, "--layers", 2, "--json", tmp_path / "a.json")
     assert (status, "Traceback" in err) == (0, False)
     assert "~4 layers" in out
-    assert "2 of 4 layers were run" in err
+    assert "2 of 4 layers were run" in folded(err)
     found = bench_report.load(tmp_path / "a.json")
     assert [row["test"] for row in found["rows"]] == ["pp8", "tg4", "tg4"]
     assert all(row["is_extrapolated"] for row in found["rows"])
@@ -222,7 +223,7 @@ def test_bench_on_the_command_line(run: Run, profile: Profile, tmp_path: Path) -
 def test_bench_refuses(run: Run, options: tuple[Any, ...], message: str) -> None:
     status, _, err = run("bench", "demo", *options)
     assert status == 1
-    assert message in err.replace("\n", " ")
+    assert message in folded(err)
 
 
 def test_doctor_on_the_command_line(run: Run, profile: Profile, tmp_path: Path) -> None:

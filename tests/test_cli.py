@@ -7,17 +7,17 @@ import math
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import quick
+from terminal import folded
 from test_options import COMMANDS
 
 from headrace.engine.bandwidth_model import profile as profiles
 from headrace.engine.bandwidth_model.profile import Profile
-from headrace.engine.bench import overhead
-from headrace.engine.measure import kernel_rates, link_rates, other_load
+from headrace.engine.terminal import generate, generate_report
 from headrace.kernels import FORMATS
 from headrace.kernels.context import Context
 
@@ -31,22 +31,6 @@ def passes(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def quick_measure(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets a measurement read little memory and run small models, which is wrong and fast."""
-    monkeypatch.setattr(kernel_rates, "SMALLEST_ARENA", 64 << 20)
-    monkeypatch.setattr(kernel_rates, "measure", partial(kernel_rates.measure, arena_bytes=64 << 20))
-    monkeypatch.setattr(kernel_rates, "LINEAR_TOKENS", {4: 4 << 20})
-    monkeypatch.setattr(kernel_rates, "EXPERT_TOKENS", (2,))
-    monkeypatch.setattr(kernel_rates, "QUERIES", ((1, 1), (8, 1), (8, 4)))
-    monkeypatch.setattr(kernel_rates, "BY_THREADS_ROUNDS", 1)
-    monkeypatch.setattr(other_load, "PATIENCE", 0)
-    monkeypatch.setattr(other_load, "LOOK_S", 0.0)
-    monkeypatch.setattr(other_load.Strangers, "cores", lambda self: 0.0)
-    monkeypatch.setattr(link_rates, "FILE", 16 << 20)
-    small = partial(overhead.measure, many=4, few=2, width=32, rounds=1)
-    monkeypatch.setattr(overhead, "measure", small)
-
-
 # ---- generate
 
 
@@ -55,18 +39,22 @@ def test_text_goes_to_standard_output_and_tables_to_standard_error(run: Run, tal
     assert status == 0
     assert out.endswith("\n")
     assert "expert" not in out
+    text = folded(err)
     for word in ("what lies where", "2 x 8 experts", "KV, 65536 tokens ", "bytes read per token", "tokens/s"):
-        assert word in err
-    assert "prefill, 5 tokens" in err
-    assert "decode, 11 tokens" in err
+        assert word in text
+    assert "prefill, 5 tokens" in text
+    assert "decode, 11 tokens" in text
 
 
-def test_tables_fit_into_eighty_columns(run: Run, talker: Path) -> None:
-    """Captured, so rich takes 80 columns: a cell that did not fit would be broken into two lines."""
+@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512", "amx"])
+def test_tables_fit_into_eighty_columns(isa: str, run: Run, talker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the kernels are called: a cell that did not fit would be broken into two lines."""
+    monkeypatch.setattr(generate.notes, "width", 80)
+    monkeypatch.setattr(generate_report, "_kernel", lambda device: f"C++ {isa}")
     _, _, err = run("generate", talker, "Hello", "-n", 4, "--ignore-eos")
     lines = [line for line in err.splitlines() if " RAM " in line]
     assert len(lines) == 6
-    assert all(("C++ " in line) for line in lines)
+    assert all(f"C++ {isa} " in line for line in lines)
 
 
 def test_json_is_one_object(run: Run, talker: Path) -> None:
@@ -159,7 +147,7 @@ def test_a_machine_that_was_not_measured_is_measured_once(
 ) -> None:
     for path in (cache_home / "headrace").iterdir():
         path.unlink()
-    quick_measure(monkeypatch)
+    quick.measure(monkeypatch)
     _, _, err = run("generate", talker, "Hello", "-n", 4, "--ignore-eos")
     assert "was not measured yet" in err
     assert "saved in" in err
@@ -204,12 +192,12 @@ def test_perplexity(run: Run, talker: Path, tmp_path: Path) -> None:
 
 
 def test_measure(run: Run, cache_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    quick_measure(monkeypatch)
+    quick.measure(monkeypatch)
     status, out, err = run("measure", "--rounds", 1)
     assert (status, out) == (0, "")
     for word in ("plain read", "q4_0", "experts GB/s", "attention", "us a layer", str(cache_home)):
-        assert word in err.replace("\n", "")
-    status, out, _ = run("measure", "--rounds", 1, "--json")
+        assert word in folded(err)
+    status, out, _ = run("measure", "--rounds", 1, "--threads", 2, "--json")
     found = json.loads(out)
     assert status == 0
     assert found == asdict(profiles.load_profile(Context()) or Profile(**found))
@@ -227,7 +215,7 @@ def test_a_cache_that_cannot_be_written_is_said_and_no_more(
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    quick_measure(monkeypatch)
+    quick.measure(monkeypatch)
     for command in (["measure", "--rounds", 1], ["generate", talker, "Hello", "-n", 2, "--ignore-eos"]):
         status, _, err = run(*command)
         assert status == 0

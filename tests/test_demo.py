@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from headrace import LLM, SamplingParams
 from headrace.engine.bench.perplexity import perplexity
-from headrace.kernels import cpu
+from headrace.kernels.isa import available_isas
 from headrace.loaders.hub.locate import DEMO_DIRECTORY
 
 HELD_OUT = Path(__file__).parent.parent / "demo" / "heldout.txt"
@@ -85,7 +85,7 @@ def test_logits_equal_transformers(reference: LLM, teacher: PreTrainedModel, hel
     assert (reference.logits(ids) - tiny.oracle_logits(teacher, ids)).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("isa", cpu.available_isas())
+@pytest.mark.parametrize("isa", available_isas())
 @pytest.mark.parametrize(("expert_format", "limit"), [("bf16", 0.005), ("q8_0", 0.01), ("q4_0", 0.04)], ids=str)
 def test_perplexity_stays_within_its_limit(
     expert_format: str, limit: float, isa: str, exact: float, held_out: list[int]
@@ -102,6 +102,7 @@ def test_the_held_out_text_is_predicted_far_better_than_by_chance(exact: float) 
     assert exact < 40
 
 
+@pytest.mark.slow
 def test_the_card_states_the_perplexity_that_is_measured(reference: LLM) -> None:
     """Of the weights as shipped, in float32, on the held-out file in whole windows of 512 tokens."""
     card = (DEMO_DIRECTORY / "README.md").read_text(encoding="utf-8")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from conftest import CORES
 from transformers import PreTrainedModel
 
 from headrace import LLM, ContextOverflow, OptionError, SamplingParams, TokenizerError
@@ -216,6 +217,17 @@ def test_prompts_that_make_no_sense_are_refused(llm: LLM) -> None:
         llm.generate([[5, 160]])
     with pytest.raises(TokenizerError, match=r"no tokenizer\.json"):
         llm.generate(["text"])
+
+
+def test_the_threads_change_no_token(checkpoints: Checkpoints) -> None:
+    """One, what there is by default where nobody asks for fewer, and more than this machine may have."""
+    prompts = [ids(n, n) for n in (7, 40, 2)]
+    said = []
+    for threads in (1, CORES, 3):
+        llm = LLM(str(checkpoints("qwen2_moe")), threads=threads)
+        assert llm.parts.context.threads == threads
+        said.append([one.token_ids for one in llm.generate(prompts, greedy(20))])
+    assert said[0] == said[1] == said[2]
 
 
 def test_a_sampled_run_repeats_with_its_seed_and_thread_count(checkpoints: Checkpoints) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from busy import HANG_S
 
 pytest.importorskip("triton", reason="the GPU kernels need Triton", exc_type=ImportError)
 from triton.runtime.interpreter import InterpretedFunction
@@ -39,7 +40,7 @@ def compiled() -> Facts:
     ]
     rows: Facts = []
     for process in processes:
-        out, errors = process.communicate(timeout=280)
+        out, errors = process.communicate(timeout=HANG_S)
         assert process.returncode == 0, errors[-3000:]
         rows += [json.loads(line) for line in out.splitlines()]
     return rows

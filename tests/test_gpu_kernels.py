@@ -12,6 +12,7 @@ import sys
 
 import pytest
 import torch
+from busy import HANG_S
 from torch import Tensor
 
 from headrace import kernels
@@ -107,6 +108,6 @@ def test_wrong_shapes_are_refused() -> None:
 
 def test_without_triton_the_error_says_what_to_install() -> None:
     code = "import sys; sys.modules['triton'] = None\nfrom headrace import kernels\nkernels.load('gpu')"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=HANG_S)
     assert "OptionError: the GPU kernels need Triton" in done.stderr
     assert "pip install 'headrace[gpu]'" in done.stderr

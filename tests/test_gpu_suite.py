@@ -6,15 +6,16 @@ import dataclasses
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from busy import HANG_S
 
 pytest.importorskip("triton", reason="the GPU kernels need Triton", exc_type=ImportError)
-import fake_cuda
 import gpu_handoff
 import gpu_measure
 import gpu_models
@@ -25,6 +26,7 @@ import gpu_suite
 from headrace import MemoryNeeded
 from headrace.engine.bandwidth_model.profile import Profile, hardware_key, load_profile
 from headrace.engine.bench import calibrate
+from headrace.engine.cuda_graphs import signals
 from headrace.kernels import FORMATS, gpu
 from headrace.kernels.cases.all import CASES
 from headrace.kernels.context import Context
@@ -45,7 +47,7 @@ def source() -> gpu_rows.GpuSource:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_it_says_so() -> None:
     command = [sys.executable, str(BENCHMARKS / "gpu_suite.py")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=HANG_S)
     assert done.returncode == 2
     assert "measures kernels on an NVIDIA GPU" in done.stderr
     assert "make test" in done.stderr
@@ -62,7 +64,7 @@ import gpu_suite
 from headrace.kernels import load
 print(load("gpu").__file__, "headrace.kernels._cpu" in sys.modules)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=HANG_S)
     assert done.stdout.split() == [
         str(BENCHMARKS.parent / "src/headrace/kernels/gpu/__init__.py"),
         "False",
@@ -123,9 +125,11 @@ def test_calls_of_a_row_run(source: gpu_rows.GpuSource) -> None:
         row.calls[0]()
 
 
-def test_the_hand_off_is_measured_through_a_driver(tmp_path: Path) -> None:
+def test_the_hand_off_is_measured_through_a_driver(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a driver without a GPU: every way has a time, one is chosen, memory is pinned; and the lines say so."""
-    found = gpu_handoff.measure(0, str(fake_cuda.build(tmp_path)))
+    monkeypatch.setattr(gpu_handoff, "LAYERS", 4)
+    monkeypatch.setattr(signals, "probe", partial(signals.probe, stage=HANG_S))
+    found = gpu_handoff.measure(0, library)
     assert all(found[name]["us"] > 0 for name in ("memop", "hostfunc", "eager")), found
     assert found["choice"]["name"] in ("memop", "hostfunc")
     attributes = {"mem_ops_64": 1, "host_register": 1, "host_pointer_is_device_pointer": 0}

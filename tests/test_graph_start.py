@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import stand_in_gpu
 import torch
+from busy import undisturbed
 from stand_in_gpu import StandIn, StreamRecorder
 from torch import Tensor
 
@@ -96,8 +97,11 @@ def test_auto_takes_the_eager_path_where_that_is_faster(gpu: StandIn, pace: Pace
         assert llm.generate(PROMPTS[0], GREEDY)
 
 
+@pytest.mark.alone
+@undisturbed
 def test_the_times_are_those_of_real_steps(gpu: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
     """A step that waits for 20 ms takes at least that; the other does not."""
+    saved_trials.path().unlink(missing_ok=True)
     inner = StreamRecorder.replay
 
     def slow(self: StreamRecorder, graph: Any) -> None:

@@ -29,6 +29,7 @@ print(json.dumps({"grown": peak() - before, "stated": stated, "heads": llm.spec.
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="there is no /proc")
+@pytest.mark.slow
 def test_an_8k_prompt_stays_within_the_stated_memory(talker: Path) -> None:
     run = subprocess.run(
         [sys.executable, "-c", RUN, str(talker), str(TOKENS)], capture_output=True, text=True, check=False

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import threading
 import time
@@ -12,6 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from busy import HANG_S, regions, undisturbed
+from compiled import CompileError, compiled
 
 from headrace.errors import DeviceError
 from headrace.kernels import FORMATS, ExpertLayout, cpu, reference
@@ -24,48 +25,41 @@ from headrace.kernels.packed import ExpertBank
 ROOT = Path(__file__).parent.parent
 KERNELS = ROOT / "kernels/cpu"
 SOURCES = [ROOT / "tests/cpp/mailbox_test.cpp", *(KERNELS / f"runtime/{n}.cpp" for n in ("mailbox", "team", "numa"))]
-COMPILER = shutil.which("g++") or shutil.which("c++") or shutil.which("clang++")
+HEADERS = sorted(KERNELS.rglob("*.h"))
 HIDDEN, WIDTH, EXPERTS, TOP_K = 96, 64, 8, 3
 
 
 # A thread plays the GPU, in C++
 
 
-def build(path: Path, *flags: str) -> str:
-    """Compiles the standalone test; the compiler's words if it cannot."""
-    command = [str(COMPILER), "-std=c++17", "-O1", "-g", "-pthread", f"-I{KERNELS}", *flags]
-    command += [*map(str, SOURCES), "-o", str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-    return done.stderr if done.returncode else ""
+def build(name: str, *flags: str) -> Path:
+    """The standalone test."""
+    return compiled(name, SOURCES, ["-std=c++17", "-O1", "-g", "-pthread", f"-I{KERNELS}", *flags], HEADERS)
 
 
 @pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("mailbox") / "plain"
-    problem = build(path, "-Wall", "-Wextra", "-Werror")
-    assert not problem, problem
-    return path
+def program() -> Path:
+    return build("plain", "-Wall", "-Wextra", "-Werror")
 
 
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same under ThreadSanitizer, which reports every pair of accesses that nothing orders."""
-    folder = tmp_path_factory.mktemp("mailbox")
-    (folder / "empty.cpp").write_text("int main() { return 0; }\n")
-    trial = [str(COMPILER), "-fsanitize=thread", str(folder / "empty.cpp"), "-o", str(folder / "empty")]
-    if subprocess.run(trial, capture_output=True, check=False).returncode:
+    source = tmp_path_factory.mktemp("mailbox") / "empty.cpp"
+    source.write_text("int main() { return 0; }\n")
+    try:
+        empty = compiled("empty", [source], ["-fsanitize=thread"])
+    except CompileError:
         pytest.skip("this compiler has no ThreadSanitizer")
-    if subprocess.run([str(folder / "empty")], capture_output=True, check=False).returncode:
+    if subprocess.run([str(empty)], capture_output=True, check=False).returncode:
         pytest.skip("ThreadSanitizer does not run on this system")
-    problem = build(folder / "watched", "-fsanitize=thread")
-    assert not problem, problem
-    return folder / "watched"
+    return build("watched", "-fsanitize=thread")
 
 
 def run(program: Path, *args: str) -> str:
     """What it prints. A worker that died was never joined, which is no finding in that scenario."""
     env = {**os.environ, "TSAN_OPTIONS": "report_thread_leaks=0" if "dead" in args else ""}
-    done = subprocess.run([str(program), *args], capture_output=True, text=True, check=False, timeout=240, env=env)
+    done = subprocess.run([str(program), *args], capture_output=True, text=True, check=False, timeout=HANG_S, env=env)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr[:4000]}"
     return done.stdout + done.stderr
 
@@ -73,21 +67,25 @@ def run(program: Path, *args: str) -> str:
 SCENARIOS = ["throws", "absent", "stops", "queued", "stuck", "dead"]
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_no_wait_is_left_alone(program: Path, scenario: str) -> None:
     """Work that throws, a GPU that does not come, stops at any time, queued steps, a stuck and a dead worker."""
     assert run(program, scenario) == "ok\n"
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_no_race_where_something_goes_wrong(watched: Path, scenario: str) -> None:
     assert run(watched, scenario) == "ok\n"
 
 
+@pytest.mark.alone
 def test_a_million_rounds_without_a_race(watched: Path) -> None:
     assert run(watched, "solo", "1000000") == "ok\n"
 
 
+@pytest.mark.alone
 def test_rounds_of_the_whole_team_without_a_race(watched: Path, program: Path) -> None:
     assert run(watched, "team", "2000") == "ok\n"
     assert run(program, "team", "20000") == "ok\n"
@@ -138,6 +136,8 @@ def test_the_same_bits_as_the_op(banks: list[ExpertBank], dtype: torch.dtype, th
     box.close()
 
 
+@pytest.mark.alone
+@undisturbed
 def test_the_coordinator_keeps_the_time_of_its_work(banks: list[ExpertBank]) -> None:
     """Jobs are timed from when they are seen to their answer: the time between jobs is nobody's."""
     box = make(banks)
@@ -217,6 +217,8 @@ def test_a_bad_id_names_layer_and_id(banks: list[ExpertBank]) -> None:
             box.check()
 
 
+@pytest.mark.alone
+@undisturbed
 def test_a_team_that_is_held_up_ends_the_wait(banks: list[ExpertBank]) -> None:
     """Another op holds the team for longer than the timeout; the error says which layer waited, and how long."""
     context = Context(threads=1)
@@ -224,8 +226,7 @@ def test_a_team_that_is_held_up_ends_the_wait(banks: list[ExpertBank]) -> None:
     for layer in range(3):
         box.slot(layer, 1).ids_TK.fill_(1)
     box.play(1, 1)
-    rounds = int(1.5e9 / cpu.region_ns(context, 1_000_000))
-    other = threading.Thread(target=cpu.region_ns, args=(context, rounds))
+    other = threading.Thread(target=cpu.region_ns, args=(context, regions(context, 1.5)))
     other.start()
     time.sleep(0.1)
     with pytest.raises(DeviceError, match=r"no result for .* layer 1 \(batch of 4\) within 0\.[3-9] s") as e:
@@ -236,6 +237,8 @@ def test_a_team_that_is_held_up_ends_the_wait(banks: list[ExpertBank]) -> None:
     box.close()
 
 
+@pytest.mark.alone
+@undisturbed
 def test_a_stream_that_stays_away_is_named(banks: list[ExpertBank]) -> None:
     box = make(banks, timeout=0.2)
     box.begin(0)
@@ -249,6 +252,8 @@ def test_a_stream_that_stays_away_is_named(banks: list[ExpertBank]) -> None:
     box.close()
 
 
+@pytest.mark.alone
+@undisturbed
 def test_a_patient_step_waits_for_the_gpu_and_not_for_workers(banks: list[ExpertBank]) -> None:
     """A first run may compile kernels between two layers for longer than the timeout."""
     context = Context(threads=1)
@@ -261,7 +266,7 @@ def test_a_patient_step_waits_for_the_gpu_and_not_for_workers(banks: list[Expert
     box.wait(box.slot(0, 0))
     time.sleep(0.5)
     box.check()
-    other = threading.Thread(target=cpu.region_ns, args=(context, int(1e9 / cpu.region_ns(context, 1_000_000))))
+    other = threading.Thread(target=cpu.region_ns, args=(context, regions(context, 1.0)))
     other.start()
     time.sleep(0.1)
     box.post(box.slot(1, 0))

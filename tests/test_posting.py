@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from busy import HANG_S
 
 from headrace.engine.cuda_graphs import signal_probe, signals
 from headrace.engine.cuda_graphs.signals import VARIANTS, Trial, choose
@@ -176,7 +177,7 @@ def test_a_lost_worker_frees_the_stream(driver: Driver, mailbox: Mailbox) -> Non
 
 def test_the_probe_times_every_way(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_CUDA_HOST_US", "3000")
-    trials = signals.probe(library, layers=4)
+    trials = signals.probe(library, layers=4, stage=HANG_S)
     assert all(trials[name].us for name in VARIANTS), trials
     assert trials["hostfunc"].us > 6000  # two functions a job
     choice = choose(trials)
@@ -193,13 +194,13 @@ def test_a_way_that_hangs_is_killed(library: str, monkeypatch: pytest.MonkeyPatc
 
 def test_what_the_device_lacks_is_said(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_CUDA_NO_MEMOPS", "1")
-    trial = signals._try("memop", library, 0, 4, 5.0)
+    trial = signals._try("memop", library, 0, 4, HANG_S)
     assert "no 64-bit memory operations" in trial.problem
-    assert "no NVIDIA driver" in signals._try("eager", "libno-such-driver.so.1", 0, 4, 5.0).problem
+    assert "no NVIDIA driver" in signals._try("eager", "libno-such-driver.so.1", 0, 4, HANG_S).problem
 
 
 def test_a_probe_that_dies_is_said(library: str) -> None:
-    trial = signals._try("memop", library, 0, -3, 5.0)
+    trial = signals._try("memop", library, 0, -3, HANG_S)
     assert trial.problem.startswith("the probe ended (start): IndexError")
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from terminal import folded
 
 from headrace import LLM, OptionError, SamplingParams
 from headrace.engine.bandwidth_model import machine_file
@@ -106,9 +107,9 @@ def test_a_plan_says_that_its_rates_are_of_other_kernels(run: Run, talker: Path,
     status, out, _ = run("plan", talker, "--json")
     assert status == 0
     assert any(STALE in note and "headrace measure" in note for note in json.loads(out)["notes"])
-    assert STALE in run("plan", talker)[1].replace("\n", " ")
+    assert STALE in folded(run("plan", talker)[1])
     save_profile(dataclasses.replace(stale, kernels=isa.kernels_digest()))
-    assert STALE not in run("plan", talker)[1].replace("\n", " ")
+    assert STALE not in folded(run("plan", talker)[1])
     cpu = machine_file.of_profile(stale).cpu
     assert cpu is not None
     assert STALE in cpu.doubt
@@ -175,7 +176,7 @@ def test_a_machine_that_cannot_be_measured_keeps_what_it_has(
     llm = LLM(str(talker))
     generate_command.ensure_profile(llm)
     assert llm.predictions.profile == stale
-    assert "could not be measured: no memory" in capsys.readouterr().err.replace("\n", " ")
+    assert "could not be measured: no memory" in folded(capsys.readouterr().err)
 
 
 def test_who_is_in_the_way_depends_on_how_many_cores_there_are(monkeypatch: pytest.MonkeyPatch) -> None:

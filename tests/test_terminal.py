@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import tiny
 import tiny_tokenizer
+from busy import HANG_S
+from terminal import folded
 
 from headrace.engine.terminal import generate_command
 
@@ -35,7 +37,7 @@ def test_chat(run: Run, talker: Path, tmp_path: Path) -> None:
     status, out, err = run("generate", talker, "-i", "-n", 20, "--ignore-eos", "--ledger", ledger, stdin=script)
     assert status == 0
     assert len(out.splitlines()) >= 3  # an answer may hold line breaks itself
-    assert "bytes read per token" in err
+    assert "bytes read per token" in folded(err)
     turns = [p for p in passes(ledger) if p["phase"] == "prefill"]
     assert len(turns) == 3
     first, second, third = turns
@@ -82,7 +84,7 @@ def interrupt(arguments: list[object], after: int) -> tuple[int, str, str]:
         assert process.stdout is not None
         seen = process.stdout.read(after)
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=HANG_S)
     finally:
         process.kill()
     return process.returncode, (seen + out).decode(), err.decode()
@@ -95,7 +97,7 @@ def test_ctrl_c_ends_the_text_and_not_the_account(talker: Path, tmp_path: Path) 
     status, out, err = interrupt(["generate", talker, "Hello", *options], after=40)
     assert status == 130
     assert "Traceback" not in err
-    assert "bytes read per token" in err
+    assert "bytes read per token" in folded(err)
     assert "not measured" not in err
     lines = passes(ledger)  # every line is whole
     assert lines[0]["phase"] == "prefill"
@@ -127,5 +129,5 @@ def test_ctrl_c_stops_a_batch(run: Run, talker: Path, monkeypatch: pytest.Monkey
     status, out, err = run("generate", talker, "One", "Two", "--ledger", ledger)
     assert status == 130
     assert out.count("--- prompt") == 2, "each prompt's text so far is printed"
-    assert "bytes read per token" in err
+    assert "bytes read per token" in folded(err)
     assert len(passes(ledger)) == 4

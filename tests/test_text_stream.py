@@ -108,13 +108,14 @@ def test_a_decoder_that_takes_text_back_is_refused(chatty: tokenizers.Tokenizer)
         made(core).stream()
 
 
+@pytest.mark.alone
 def test_stream_costs_the_same_for_every_token(any_style: Tokenizer) -> None:
     ids = (any_style.encode(TEXT) * 40)[:6000]
     stream = any_style.stream()
     times = []
     for token_id in ids:
-        start = time.perf_counter()
+        start = time.thread_time()
         stream.push(token_id)
-        times.append(time.perf_counter() - start)
+        times.append(time.thread_time() - start)
     early, late = sorted(times[500:1500])[500], sorted(times[-1000:])[500]
     assert late < 4 * early + 50e-6

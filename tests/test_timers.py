@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 import stand_in_gpu
 import torch
+from busy import undisturbed
 from placements import PLACEMENTS, placed
 from slow_stream import SlowStream, layer_of
+from terminal import folded
 
 from headrace import LLM, SamplingParams
 from headrace.engine.cuda_graphs import signals
@@ -147,6 +149,8 @@ def streamed(copies_s: float, computes_s: float) -> Times:
     return times
 
 
+@pytest.mark.alone
+@undisturbed
 def test_slow_copies_show_as_waiting_for_copies() -> None:
     """Four copies of 40 ms; the GPU stands still for nearly all of it, and next to nothing is hidden."""
     times = streamed(0.04, 0.0)
@@ -157,6 +161,8 @@ def test_slow_copies_show_as_waiting_for_copies() -> None:
     assert times.overlap_s < 0.25 * times.busy["h2d"]
 
 
+@pytest.mark.alone
+@undisturbed
 def test_slow_computing_hides_the_copies() -> None:
     """Only the first of four copies of 10 ms has nothing to hide behind."""
     times = streamed(0.01, 0.05)
@@ -197,6 +203,8 @@ def times_of(passes: list[Pass]) -> Times:
     return found
 
 
+@pytest.mark.alone
+@undisturbed
 def test_a_slow_cpu_shows_as_waiting_for_it() -> None:
     """10 ms more for the CPU in each layer: nearly all of it is waiting, and nothing hides it."""
     with LLM("demo", device="simulated", max_context=64, cpu_moe=True) as llm:
@@ -209,6 +217,8 @@ def test_a_slow_cpu_shows_as_waiting_for_it() -> None:
         assert times.overlap_s < 0.1 * slow
 
 
+@pytest.mark.alone
+@undisturbed
 def test_a_slow_gpu_hides_the_cpu(tmp_path: Path) -> None:
     options = placed({"placement": "file"}, tmp_path)
     with LLM("demo", device="simulated", max_context=64, **options) as llm:
@@ -254,7 +264,7 @@ def test_a_line_of_the_ledger(tmp_path: Path, run: Run) -> None:
         assert total == pytest.approx(line["measured_ms"], abs=1e-3)
         assert line["predicted_ms"] is None
         assert line["predicted_time_ms"] is None
-    text = " ".join(err.split())
+    text = folded(err)
     assert "cpu_dram ms" in text
     assert "GPU waits for cpu_dram ms" in text
     assert "side by side ms" in text

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from busy import undisturbed
 from slow_stream import Reached, SlowStream
 
 from headrace.engine.bandwidth_model.contention import kept, lines
@@ -66,6 +67,8 @@ def pause(seconds: float, size: int) -> Callable[[], int]:
     return step
 
 
+@pytest.mark.alone
+@undisturbed
 def test_a_slow_way_is_used_as_long_as_a_fast_one() -> None:
     """One step of 50 ms is longer than the sample: the other goes on until that time is over."""
     ended: list[str] = []
@@ -104,6 +107,8 @@ class Memory:
         return 3
 
 
+@pytest.mark.alone
+@undisturbed
 def test_ways_that_share_a_memory_get_half_of_it() -> None:
     memory = Memory()
     one, other = (Way(name=name, step=memory.step) for name in ("experts", "copies"))

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import stand_in_gpu
+from busy import HANG_S, regions, undisturbed
 from stand_in_gpu import StandIn
 
 from headrace import LLM, DeviceError, OptionError, SamplingParams
@@ -112,6 +113,7 @@ def test_the_rows_of_a_table_on_the_gpu_are_looked_up_in_the_graph(gpu: StandIn)
         )
 
 
+@undisturbed
 def test_a_worker_that_hangs_is_an_error_that_names_the_layer(gpu: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
     """Something else holds the team for longer than the timeout."""
     monkeypatch.setattr(build_module, "HANDOFF_TIMEOUT", 0.4)
@@ -119,8 +121,7 @@ def test_a_worker_that_hangs_is_an_error_that_names_the_layer(gpu: StandIn, monk
         stream = llm.stream(PROMPTS[0], GREEDY)
         next(stream)
         next(stream)
-        rounds = int(2e9 / cpu.region_ns(llm.parts.context, 1_000_000))
-        held = threading.Thread(target=cpu.region_ns, args=(llm.parts.context, rounds))
+        held = threading.Thread(target=cpu.region_ns, args=(llm.parts.context, regions(llm.parts.context, 2.0)))
         assert llm.parts.graphed is not None
         mail, jobs = llm.parts.graphed.experts.mail, []
         assert mail is not None
@@ -219,7 +220,7 @@ def test_the_probe_is_asked_once_for_a_machine(library: str, monkeypatch: pytest
 
     def counted(*arguments: Any) -> dict[str, Trial]:
         asked.append(arguments)
-        return probe(*arguments) if len(asked) == 1 else WORKS
+        return probe(*arguments, stage=HANG_S) if len(asked) == 1 else WORKS
 
     monkeypatch.setattr(signals, "probe", counted)
     first = signal_choice.trials("memop", runtime, 4)

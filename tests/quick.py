@@ -1,0 +1,34 @@
+"""Measurements that read little and models that are small: wrong figures, soon."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+
+from headrace.engine.bench import overhead
+from headrace.engine.measure import kernel_rates, link_rates, other_load
+
+
+def overheads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The models that overheads are learned with, from small matrices."""
+    monkeypatch.setitem(overhead.BASE, "hidden_size", 256)
+    monkeypatch.setitem(overhead.BASE, "vocab_size", 4096)
+    monkeypatch.setattr(overhead, "ROUNDS", 1)
+    monkeypatch.setattr(overhead, "measure", partial(overhead.measure, many=4, few=2, width=32))
+
+
+def measure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that `headrace measure` does, however many others compute meanwhile."""
+    monkeypatch.setattr(kernel_rates, "SMALLEST_ARENA", 64 << 20)
+    plain = kernel_rates.measure
+    monkeypatch.setattr(kernel_rates, "measure", lambda rounds, *_: plain(1, 64 << 20))
+    monkeypatch.setattr(kernel_rates, "LINEAR_TOKENS", {4: 4 << 20})
+    monkeypatch.setattr(kernel_rates, "EXPERT_TOKENS", (2,))
+    monkeypatch.setattr(kernel_rates, "QUERIES", ((1, 1), (8, 1), (8, 4)))
+    monkeypatch.setattr(kernel_rates, "BY_THREADS_ROUNDS", 1)
+    monkeypatch.setattr(other_load, "PATIENCE", 0)
+    monkeypatch.setattr(other_load, "LOOK_S", 0.0)
+    monkeypatch.setattr(other_load.Strangers, "cores", lambda self: 0.0)
+    monkeypatch.setattr(link_rates, "FILE", 16 << 20)
+    overheads(monkeypatch)
