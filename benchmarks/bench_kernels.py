@@ -9,7 +9,7 @@ around a call of its own, with all caches cold, are there once a pass, not once 
 small ops: for those only the time counts. Figures are medians, the spread is p25 - p75. For arithmetic the ceilings are
 loops on registers alone, on all threads, measured at the start: products of tiles ("of tile peak", those of int8 for
 block formats) and int8 dot products. Values of the weights do not matter here (one constant byte);
-`tests/test_kernels.py` checks results.
+`tests/kernels/test_kernels.py` checks results.
 """
 
 from __future__ import annotations

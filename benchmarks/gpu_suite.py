@@ -71,7 +71,8 @@ def to(value: Any, device: torch.device) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value)(to(one, device) for one in value)
     if is_dataclass(value) and not isinstance(value, type):  # a matrix, a bank, a block, and what they are made of
-        return replace(value, **{field.name: to(getattr(value, field.name), device) for field in fields(value)})
+        moved = (field.name for field in fields(value) if field.init)  # not what a backend keeps of it
+        return replace(value, **{name: to(getattr(value, name), device) for name in moved})
     return value
 
 

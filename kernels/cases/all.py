@@ -1,6 +1,6 @@
 """Per op, the cases that tests and benchmarks share: inputs, how to call, what error is allowed, bytes and flops.
 
-`tests/test_kernels.py` runs the small odd shapes on every instruction set against `reference.py`;
+`tests/kernels/test_kernels.py` runs the small odd shapes on every instruction set against `reference.py`;
 `benchmarks/bench_kernels.py` times the large ones. A case builds its inputs from a fixed seed. Weights come from a
 `Source`: random ones, packed by the reference, for tests; windows into a huge slab, whose values do not matter, for
 benchmarks. Everything around attention is in `attention.py`.

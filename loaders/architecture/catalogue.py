@@ -1,7 +1,7 @@
 """Models that can be planned by name alone: the sizes of released checkpoints, in `catalogue.json`.
 
 An entry is a config.json cut down to what decides on sizes, with the names of checkpoints on the hub that have them.
-Every total is held against the published one by `tests/test_architectures.py`.
+Every total is held against the published one by `tests/planning/test_architectures.py`.
 """
 
 from __future__ import annotations

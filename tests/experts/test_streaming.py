@@ -323,7 +323,8 @@ def test_what_is_decided_for_a_gpu(profile: Profile, monkeypatch: pytest.MonkeyP
     assert "not measured, 80% of PCIe 3.0 x16, a guess" in nominal_link.notes[0]
     assert nominal_link.split == 0
     assert "not measured: link, GPU memory or CPU" in nominal_link.notes[1]
-    flops = core_flops(ISA).times(THREADS).mid
+    flops = core_flops("avx512").times(8).mid
+    monkeypatch.setattr(offload_plan, "assumed_flops", lambda context: flops)
     link = nominal(None).bytes_s
     wanted = next(
         t
@@ -331,6 +332,7 @@ def test_what_is_decided_for_a_gpu(profile: Profile, monkeypatch: pytest.MonkeyP
         if distinct_of(spec, t) * layout.bytes / link
         < t * (spec.moe.top_k * 6 * spec.hidden * spec.moe.width / flops + 2 * spec.hidden * 4 / link)
     )
+    assert wanted > 1
     unknown = decided(None, prefill_chunk=wanted)
     assert unknown.stream_from == wanted
     assert "this CPU is not measured (headrace measure)" in unknown.notes[0]

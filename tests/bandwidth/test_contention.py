@@ -267,6 +267,6 @@ def test_a_full_memory_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.skipif(Path("/proc/driver/nvidia").exists(), reason="there is a driver")
 def test_without_a_driver_there_is_a_note() -> None:
     found = Links()
-    link_rates.beside(0, 1, found)
+    link_rates.beside(Context(), 0, 1, found)
     assert found.together == {}
     assert "no NVIDIA driver" in found.notes[0]

@@ -22,9 +22,10 @@ from headrace.kernels.cpu import CpuOps
 from headrace.kernels.cpu.mailbox import Mailbox, round_trip_us
 from headrace.kernels.packed import ExpertBank
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 KERNELS = ROOT / "kernels/cpu"
-SOURCES = [ROOT / "tests/cpp/mailbox_test.cpp", *(KERNELS / f"runtime/{n}.cpp" for n in ("mailbox", "team", "numa"))]
+RUNTIME = [KERNELS / "runtime" / f"{name}.cpp" for name in ("mailbox", "team", "numa")]
+SOURCES = [ROOT / "tests/fakes/cpp/mailbox_test.cpp", *RUNTIME]
 HEADERS = sorted(KERNELS.rglob("*.h"))
 HIDDEN, WIDTH, EXPERTS, TOP_K = 96, 64, 8, 3
 

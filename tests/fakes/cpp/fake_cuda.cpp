@@ -1,4 +1,4 @@
-// A CUDA driver without a GPU: the calls of engine/driver.py on plain memory, each stream a thread. tests/fake_cuda.py
+// A CUDA driver without a GPU: the calls of engine/driver.py on plain memory, each stream a thread. tests/fakes/fake_cuda.py
 // compiles it against the real cuda.h, so that prototypes and layouts are the driver's.
 //
 // A device address is the host's plus 2^44, and every operation checks that its address lies in registered memory, so

@@ -32,7 +32,7 @@ from headrace.kernels.cases.all import CASES
 from headrace.kernels.context import Context
 from headrace.loaders.architecture import catalogue
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 CPU = torch.device("cpu")
 TINY = gpu_rows.Model(
     hidden=64, width=32, experts=8, top_k=2, heads=4, kv_heads=2, head_dim=16, vocabulary=100

@@ -1,6 +1,6 @@
 """Compiles every Triton kernel as the ops launch it on real shapes, for GPUs that are not there; prints JSON facts.
 
-    python tests/gpu_compile.py all 90          python tests/gpu_compile.py core 80 89 120
+    python tests/helpers/gpu_compile.py all 90          python tests/helpers/gpu_compile.py core 80 89 120
 
 The ops run on `meta` tensors, which have shapes and no memory: an op that looked at a value would fail. Launches are
 recorded instead of run, and compiled for each architecture with the specialisation that the launch would have had.

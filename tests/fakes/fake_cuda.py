@@ -1,4 +1,4 @@
-"""Compiles `tests/cpp/fake_cuda.cpp`: a library with the driver's calls, on plain memory, with threads as streams."""
+"""Compiles `cpp/fake_cuda.cpp`: a library with the driver's calls, on plain memory, with threads as streams."""
 
 from __future__ import annotations
 

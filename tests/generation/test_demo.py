@@ -16,7 +16,7 @@ from headrace.engine.bench.perplexity import perplexity
 from headrace.kernels.isa import available_isas
 from headrace.loaders.hub.locate import DEMO_DIRECTORY
 
-HELD_OUT = Path(__file__).parent.parent / "demo" / "heldout.txt"
+HELD_OUT = Path(__file__).parents[2] / "demo" / "heldout.txt"
 MAX_BYTES = 16_000_000
 PROMPTS = [
     "In the beginning", "And it came to pass", "It is a truth universally acknowledged", "Behold,", "My dear",

@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-LOCKS = Path(__file__).parent.parent / "build" / "tests"
+LOCKS = Path(__file__).parents[2] / "build" / "tests"
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from triton.runtime.interpreter import InterpretedFunction
 from headrace.kernels import gpu
 from headrace.kernels.gpu import pack  # noqa: F401 (its kernel counts too)
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 TARGETS = (80, 89, 90, 120)
 SHARED = {80: 163 << 10, 89: 99 << 10, 90: 227 << 10, 120: 99 << 10}  # bytes that one program may have
 Facts = list[dict[str, Any]]
@@ -33,7 +33,7 @@ def compiled() -> Facts:
     env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     env |= {"TRITON_CACHE_DIR": str(ROOT / "build" / "triton-cache"), "TRITON_DEFAULT_FP_FUSION": "1"}
     jobs = [["all", "90"], ["core", *(str(t) for t in TARGETS if t != 90)]]
-    command = [sys.executable, str(ROOT / "tests" / "gpu_compile.py")]
+    command = [sys.executable, str(ROOT / "tests" / "helpers" / "gpu_compile.py")]
     processes = [
         subprocess.Popen([*command, *job], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for job in jobs

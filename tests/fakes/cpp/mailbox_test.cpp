@@ -1,4 +1,4 @@
-// The mailbox under a thread that plays the GPU's part: run by tests/test_mailbox.py, also under ThreadSanitizer.
+// The mailbox under a thread that plays the GPU's part: run by tests/graphs/test_mailbox.py, also under ThreadSanitizer.
 //
 //   mailbox_test SCENARIO [ROUNDS]      prints "ok", or what was wrong and ends with 1
 //
