@@ -236,7 +236,7 @@ def plan(
     where: Values,
 ) -> None:
     """Predict what of MODEL fits where, how fast it runs, and what bounds it; from headers alone, nothing is loaded."""
-    from .engine.terminal import plan_command
+    from .engine.terminal.plan import plan_command
 
     if article:
         raise typer.Exit(plan_command.show_articles())

@@ -1,7 +1,7 @@
 """One plan: a model on a machine, every placement that is worth comparing, the best of them, and what would change it.
 
-`make` is pure: a source, a machine, what is to be run. `terminal/plan_report.py` prints a plan, `as_json` gives it to
-scripts.
+`make` is pure: a source, a machine, what is to be run. `terminal/plan/plan_report.py` prints a plan, `as_json` gives
+it to scripts.
 """
 
 from __future__ import annotations

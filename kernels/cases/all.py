@@ -230,35 +230,37 @@ def route_cases() -> Iterator[Case]:
                 )
 
 
+def experts_case(form: Format, E: int, D: int, F: int, T: int, K: int, kind: str = "", bench: bool = False) -> Case:
+    layout = ExpertLayout(format=form, hidden=D, width=F)
+
+    def build(g: Generator, source: Source) -> Inputs:
+        ids, weights = routing(g, T, E, K)
+        if kind == "crowded":  # every token's first choice is the same expert
+            ids[:, 1:] = torch.where(ids[:, 1:] == 3, ids[:, :1], ids[:, 1:])
+            ids[:, 0] = 3
+        elif kind == "one":
+            ids.fill_(E - 1)
+        elif kind == "partly elsewhere":  # of one token every second choice; of many also all of some tokens
+            ids[:, 1::2] = -1
+            ids[1::3] = -1
+        elif kind == "all elsewhere":
+            ids.fill_(-1)
+        return {"x": normal(g, T, D), "ids": ids, "weights": weights, "bank": source.bank(layout, E)}
+
+    return Case(
+        op="experts",
+        name=f"{form.name} {E}x{D}x{F} {T} tokens top {K}{' ' + kind if kind else ''}",
+        build=build,
+        call=lambda ops, i: [ops.experts(i["x"], i["ids"], i["weights"], i["bank"])],
+        allowed=experts_error,
+        bytes=min(E, T * K) * layout.bytes,  # exact for one token; the benchmark counts the ids
+        flops=6 * T * K * D * F,
+        bench=bench,
+    )
+
+
 def experts_cases() -> Iterator[Case]:
-    def case(form: Format, E: int, D: int, F: int, T: int, K: int, kind: str = "", bench: bool = False) -> Case:
-        layout = ExpertLayout(format=form, hidden=D, width=F)
-
-        def build(g: Generator, source: Source) -> Inputs:
-            ids, weights = routing(g, T, E, K)
-            if kind == "crowded":  # every token's first choice is the same expert
-                ids[:, 1:] = torch.where(ids[:, 1:] == 3, ids[:, :1], ids[:, 1:])
-                ids[:, 0] = 3
-            elif kind == "one":
-                ids.fill_(E - 1)
-            elif kind == "partly elsewhere":  # of one token every second choice; of many also all of some tokens
-                ids[:, 1::2] = -1
-                ids[1::3] = -1
-            elif kind == "all elsewhere":
-                ids.fill_(-1)
-            return {"x": normal(g, T, D), "ids": ids, "weights": weights, "bank": source.bank(layout, E)}
-
-        return Case(
-            op="experts",
-            name=f"{form.name} {E}x{D}x{F} {T} tokens top {K}{' ' + kind if kind else ''}",
-            build=build,
-            call=lambda ops, i: [ops.experts(i["x"], i["ids"], i["weights"], i["bank"])],
-            allowed=experts_error,
-            bytes=min(E, T * K) * layout.bytes,  # exact for one token; the benchmark counts the ids
-            flops=6 * T * K * D * F,
-            bench=bench,
-        )
-
+    case = experts_case
     for form in FORMATS.values():
         yield case(form, 4, 32, 96, 1, 1)
         yield case(form, 8, 160, 96, 1, 2)

@@ -1,1 +1,5 @@
-../../__main__.py
+"""`python -m headrace` is the command line."""
+
+from .cli import main
+
+main()

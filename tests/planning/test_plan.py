@@ -28,7 +28,7 @@ from headrace.engine.planning.articles import distinct_experts
 from headrace.engine.planning.options import Options
 from headrace.engine.planning.plan import Plan, make, refuse_if_too_large
 from headrace.engine.planning.speed import Model, Workload, cache_read, cache_traffic, cache_written
-from headrace.engine.terminal.plan_report import as_json, n_cpu_moe
+from headrace.engine.terminal.plan.plan_report import as_json, n_cpu_moe
 from headrace.kernels import FORMATS, ExpertLayout
 from headrace.kernels.context import Context
 from headrace.loaders import model_source

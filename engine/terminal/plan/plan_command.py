@@ -9,10 +9,10 @@ from typing import Any
 
 from rich.console import Console
 
-from ...loaders import model_source
-from ..bandwidth_model import machine_file
-from ..planning.options import Options
-from ..planning.plan import make, refuse_if_too_large
+from ....loaders import model_source
+from ...bandwidth_model import machine_file
+from ...planning.options import Options
+from ...planning.plan import make, refuse_if_too_large
 from . import article_tables, plan_report
 
 
@@ -45,7 +45,7 @@ def show(
         options = replace(options, context=longest)
     distinct = None
     if trace_from is not None:
-        from ..planning import routing_trace
+        from ...planning import routing_trace
 
         distinct = routing_trace.load(trace_from, source.described.architecture)
     plan = make(source, machine, options, distinct)

@@ -8,14 +8,14 @@ from typing import Any
 
 from rich.table import Table
 
-from ...loaders.architecture.architecture import GROUPS, Architecture
-from ..bandwidth_model.hardware import REACHED, Device, Range
-from ..bandwidth_model.machine_file import unknown_gpus
-from ..planning import layouts as placing
-from ..planning.plan import Plan, Rated
-from ..planning.speed import CACHE_WIDTH, STATE_WIDTH
-from ..units import GB, count, size
-from .tables import new_table
+from ....loaders.architecture.architecture import GROUPS, Architecture
+from ...bandwidth_model.hardware import REACHED, Device, Range
+from ...bandwidth_model.machine_file import unknown_gpus
+from ...planning import layouts as placing
+from ...planning.plan import Plan, Rated
+from ...planning.speed import CACHE_WIDTH, STATE_WIDTH
+from ...units import GB, count, size
+from ..tables import new_table
 
 
 def tables(plan: Plan) -> Iterable[Table | str]:

@@ -6,11 +6,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ...errors import OptionError
-from ..planning import layouts as placing
-from ..planning.articles import expert_crossover_batch
-from ..planning.plan import Plan, best_of, needs, rate
-from ..planning.speed import Model, Workload
+from ....errors import OptionError
+from ...planning import layouts as placing
+from ...planning.articles import expert_crossover_batch
+from ...planning.plan import Plan, best_of, needs, rate
+from ...planning.speed import Model, Workload
 
 KINDS = (".png", ".svg")
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)

@@ -1,0 +1,1 @@
+"""What `headrace plan` prints and draws."""
