@@ -121,7 +121,7 @@ def _loaded(llm: Any, seconds: float) -> dict[str, Any]:
         "whole_layers": whole_spec(llm).layers,
         "placement": llm.parts.placement.name,
         "handoff": asdict(llm.parts.signal_choice) if llm.parts.signal_choice else None,
-        "needs": {tier.value: memory.needed for tier, memory in llm.parts.fit.memory.items()},
+        "needs": {tier.value: memory.needed for tier, memory in llm.parts.memory_plan.memory.items()},
         "pinned": None if report is None else asdict(report),
     }
 

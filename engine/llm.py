@@ -61,7 +61,7 @@ class LLM:
         )
         self.predictions.start(parts.profile)
         self.loop = Loop(parts, self.ledger, self.predictions.new_run, sampler)
-        room, directory = parts.room.max_context, parts.checkpoint.directory
+        room, directory = parts.kv_budget.max_context, parts.checkpoint.directory
         self.admission = Admission(parts.tokenizer, directory, parts.spec.vocab, room, parts.spec.context)
 
     @property

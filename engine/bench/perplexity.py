@@ -26,9 +26,9 @@ def perplexity(llm: LLM, token_ids: list[int], window: int = 512) -> Perplexity:
     """Perplexity of token ids in windows of `window` tokens; raises OptionError if there is nothing to score."""
     if window < 2 or len(token_ids) < 2:
         raise OptionError(f"{len(token_ids)} tokens in windows of {window}: at least 2 tokens a window are needed")
-    if window > llm.parts.room.max_context:
+    if window > llm.parts.kv_budget.max_context:
         raise OptionError(
-            f"window is {window}, the context holds {llm.parts.room.max_context} tokens: choose a smaller window"
+            f"window is {window}, the context holds {llm.parts.kv_budget.max_context} tokens: choose a smaller window"
         )
     loss, count = 0.0, 0
     for start in range(0, len(token_ids) - 1, window):

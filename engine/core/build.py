@@ -36,7 +36,7 @@ from ..ledger.timers import Timers
 from ..measure import tile_thresholds
 from ..memory import kv_budget
 from ..memory.expert_arena import ExpertArena
-from ..memory.memory_plan import Fit, fit
+from ..memory.memory_plan import MemoryPlan, plan_memory
 from ..memory.pinned import resolve_limit
 from ..model.decoder import Decoder
 from ..model.inputs import make_device_inputs
@@ -60,7 +60,7 @@ def build(source: WeightSource, config: EngineConfig, progress: Progress | None 
     profile = profiles.load_profile(context) if name == "cpu" else None
     gpu = found.get(Tier.GPU0)
     runtime, problem = (None, "there is no GPU") if gpu is None else gpu_runtime.find(gpu)
-    plan = fit(config, checkpoint, kv_dtype, found, profile, signal_choice.may_capture(config, runtime))
+    plan = plan_memory(config, checkpoint, kv_dtype, found, profile, signal_choice.may_capture(config, runtime))
     choice, arena = _beside_a_gpu(config, checkpoint, plan, found, runtime, problem)
     main = found[plan.placement.main]
     granted = Granted(name == "cpu", arena)
@@ -78,7 +78,7 @@ def build(source: WeightSource, config: EngineConfig, progress: Progress | None 
     return EngineParts(
         config=config, kernels=name, context=context, torch_threads=torch_threads, ops=ops, devices=found,
         checkpoint=checkpoint, tokenizer=tokenizer,
-        kv_dtype=kv_dtype, profile=profile, fit=plan, weights=weights, huge_pages=granted.huge_pages,
+        kv_dtype=kv_dtype, profile=profile, memory_plan=plan, weights=weights, huge_pages=granted.huge_pages,
         nodes=granted.nodes, timers=timers, decoder=decoder, runtime=runtime, expert_arena=arena,
         host_buffers=host_buffers, signal_choice=choice, graphed=graphed,
     )  # fmt: skip
@@ -105,7 +105,7 @@ def _load_tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:
 def _beside_a_gpu(
     config: EngineConfig,
     checkpoint: Checkpoint,
-    plan: Fit,
+    plan: MemoryPlan,
     found: Mapping[Tier, Device],
     runtime: Runtime | None,
     problem: str,
@@ -122,7 +122,7 @@ def _beside_a_gpu(
 
 def _target(
     ops: Ops,
-    plan: Fit,
+    plan: MemoryPlan,
     found: Mapping[Tier, Device],
     arena: ExpertArena | None,
     granted: Granted,
@@ -133,7 +133,7 @@ def _target(
     if arena is not None:
         filled = arena.filled
         where = None if where is None else replace(where, pools={Tier.CPU.value: arena.arena})
-    besides = plan.room.kv_bytes + plan.room.work_bytes
+    besides = plan.kv_budget.kv_bytes + plan.kv_budget.work_bytes
     return Target(ops=ops, where=where, besides=besides, prepare=granted.prepare, filled=filled, progress=progress)
 
 
@@ -164,7 +164,7 @@ def _experts(
     config: EngineConfig,
     checkpoint: Checkpoint,
     weights: ModelWeights,
-    plan: Fit,
+    plan: MemoryPlan,
     found: Mapping[Tier, Device],
     ops: Ops,
     timers: Timers,
@@ -191,15 +191,15 @@ def _decoder(
     config: EngineConfig,
     checkpoint: Checkpoint,
     weights: ModelWeights,
-    plan: Fit,
+    plan: MemoryPlan,
     found: Mapping[Tier, Device],
     experts: ExpertBackend,
     kv_dtype: torch.dtype,
     timers: Timers,
 ) -> Decoder:
     """The decoder on the device of everything but the experts, with its cache and the way of inputs there."""
-    main, spec, context = found[plan.placement.main], checkpoint.spec, plan.room.max_context
-    cache = KVCache(spec, plan.room.pages + plan.spare_pages, kv_dtype, main.place)
+    main, spec, context = found[plan.placement.main], checkpoint.spec, plan.kv_budget.max_context
+    cache = KVCache(spec, plan.kv_budget.pages + plan.spare_pages, kv_dtype, main.place)
     inputs = make_device_inputs(main, found[plan.table], timers, config, spec, context)
     return Decoder(spec, weights, main.ops, experts, cache, context, inputs)
 
@@ -208,7 +208,7 @@ def _graphs(
     config: EngineConfig,
     context: Context,
     checkpoint: Checkpoint,
-    plan: Fit,
+    plan: MemoryPlan,
     decoder: Decoder,
     choice: SignalChoice | None,
     runtime: Runtime | None,
@@ -220,7 +220,7 @@ def _graphs(
     tiered = decoder.experts
     assert runtime is not None, "graphs without a runtime"
     assert isinstance(tiered, TieredExperts), "graphs on the CPU alone"
-    pages, spare_page = pages_for(plan.room.max_context), plan.room.pages
+    pages, spare_page = pages_for(plan.kv_budget.max_context), plan.kv_budget.pages
     make = partial(
         GraphedDecode,
         decoder,
@@ -239,12 +239,12 @@ def _graphs(
 
 
 def _digest(
-    config: EngineConfig, context: Context, checkpoint: Checkpoint, plan: Fit, kv_dtype: torch.dtype, way: str
+    config: EngineConfig, context: Context, checkpoint: Checkpoint, plan: MemoryPlan, kv_dtype: torch.dtype, way: str
 ) -> str:
     """What times of a decode step hold for, besides GPU, driver and kernels."""
     offload = plan.offload
     split = offload.split if isinstance(offload.split, int) else "tables"
     copies = offload.stream_from, split, offload.split_most, offload.piece
-    room = plan.room.max_context, config.max_sequences, kv_dtype
+    room = plan.kv_budget.max_context, config.max_sequences, kv_dtype
     where = plan.placement.experts
     return saved_trials.digest(way, checkpoint.spec, checkpoint.formats, where, copies, room, context)

@@ -35,7 +35,7 @@ class Loop:
         self, parts: EngineParts, ledger: Ledger, at_start: Callable[[], None], sampler: Sampler = sample
     ) -> None:
         self.parts, self.ledger, self.at_start, self.sampler = parts, ledger, at_start, sampler
-        self.pages = PageTable(parts.room.pages)
+        self.pages = PageTable(parts.kv_budget.pages)
         self.scheduler = Scheduler(self.pages, parts.config.prefill_chunk, parts.config.max_sequences)
         self.eos_ids = parts.eos_ids
         self.requests: dict[int, Request] = {}

@@ -22,8 +22,8 @@ from ..devices.device import Device
 from ..experts.host_buffers import HostBuffers
 from ..ledger.timers import Timers
 from ..memory.expert_arena import ExpertArena
-from ..memory.kv_budget import Room
-from ..memory.memory_plan import Fit
+from ..memory.kv_budget import KVBudget
+from ..memory.memory_plan import MemoryPlan
 from ..model.decoder import Decoder
 from ..placement.placement import Placement, Tier
 
@@ -45,7 +45,7 @@ class EngineParts:
     tokenizer: Tokenizer | None
     kv_dtype: torch.dtype
     profile: Profile | None
-    fit: Fit
+    memory_plan: MemoryPlan
     weights: ModelWeights
     huge_pages: Mapping[str, bool]
     nodes: int
@@ -63,11 +63,11 @@ class EngineParts:
 
     @property
     def placement(self) -> Placement:
-        return self.fit.placement
+        return self.memory_plan.placement
 
     @property
-    def room(self) -> Room:
-        return self.fit.room
+    def kv_budget(self) -> KVBudget:
+        return self.memory_plan.kv_budget
 
     @property
     def main(self) -> Device:

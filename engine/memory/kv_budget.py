@@ -20,7 +20,7 @@ CACHE_SHARE = 0.5
 
 
 @dataclass(frozen=True)
-class Room:
+class KVBudget:
     """The KV cache: pages in all, the longest sequence, and the bytes it takes when full; and `work_bytes`, what one
     pass takes besides."""
 
@@ -43,7 +43,7 @@ def check_context(asked: int | None, spec: ModelSpec) -> None:
         raise OptionError(f"max_context is {asked}, this model allows at most {spec.context} tokens")
 
 
-def plan(config: EngineConfig, spec: ModelSpec, page_bytes: int, left: int, work: int) -> Room:
+def plan(config: EngineConfig, spec: ModelSpec, page_bytes: int, left: int, work: int) -> KVBudget:
     """Pages for `max_context` tokens (as asked, or as many as fit), for as many sequences at once as there is room for.
 
     left: bytes that weights and `work`, the buffers of a pass, leave of the memory that holds the cache. Raises
@@ -61,7 +61,7 @@ def plan(config: EngineConfig, spec: ModelSpec, page_bytes: int, left: int, work
     budget = max(1, int(max(left, 0) * CACHE_SHARE) // page_bytes)
     context = asked or min(spec.context, max(PAGE, budget * PAGE))
     pages = max(pages_for(context), min(budget, pages_for(context) * config.max_sequences))
-    return Room(pages, context, pages * page_bytes, work)
+    return KVBudget(pages, context, pages * page_bytes, work)
 
 
 def work_bytes(spec: ModelSpec, tokens: int, sequences: int, chunk: int = EXPERT_OUT_BYTES) -> int:

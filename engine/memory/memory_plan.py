@@ -38,7 +38,7 @@ from ..planning import storage
 from ..planning.storage import Storage
 from ..units import size
 from . import kv_budget
-from .kv_budget import Room
+from .kv_budget import KVBudget
 
 DEFAULT_CONTEXT = 4096  # beside a GPU, where more cache is fewer experts, and nobody said
 CACHE_SHARE = 0.1  # of a GPU: what the caches of further sequences may take before experts
@@ -46,16 +46,16 @@ STREAM = "stream buffers"  # what is needed for experts that are copied to a GPU
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fit:
+class MemoryPlan:
     """What was decided. `memory`: by tier what it will hold. `offload`: which experts in RAM a GPU computes."""
 
     placement: Placement
-    room: Room
+    kv_budget: KVBudget
     memory: dict[Tier, TierMemory]
     table: Tier  # of the embedding
     experts: tuple[int, ...]  # bytes of each layer's
     offload: OffloadPlan = NONE
-    spare_pages: int = 0  # of the cache, beyond those of the room: for rows of a graph without a sequence
+    spare_pages: int = 0  # of the cache, beyond those of the budget: for rows of a graph without a sequence
 
     @property
     def bytes_in_ram(self) -> list[int]:
@@ -81,14 +81,14 @@ def storage_of(spec: ModelSpec, formats: Formats) -> Storage:
     return storage.computed(of_spec(spec), Quant(experts=experts, dense=dense, head=dense, embed=embed))
 
 
-def fit(
+def plan_memory(
     config: EngineConfig,
     checkpoint: Checkpoint,
     dtype: torch.dtype,
     devices: Mapping[Tier, Device],
     profile: Profile | None = None,
     graphs: bool = False,
-) -> Fit:
+) -> MemoryPlan:
     """Decides; `profile`: the rates of this machine, if it was measured; `graphs`: decode steps may become graphs.
 
     Raises OptionError for what the model or the machine does not have, MemoryNeeded for a tier that is too small, with
@@ -117,7 +117,7 @@ class _Plan:
         self.work = kv_budget.work_bytes(self.spec, config.prefill_chunk, config.max_sequences)
         self.offload, self.buffers, self.mailbox, self.spare_pages = NONE, 0, 0, 0
 
-    def beside_a_gpu(self, profile: Profile | None, graphs: bool) -> Fit:
+    def beside_a_gpu(self, profile: Profile | None, graphs: bool) -> MemoryPlan:
         """What copies and graphs need is added up, then experts are placed."""
         config, spec = self.config, self.spec
         self.work = kv_budget.work_bytes(spec, config.prefill_chunk, config.max_sequences, GPU_EXPERT_BYTES)
@@ -131,7 +131,7 @@ class _Plan:
             self.mailbox = mailbox_bytes(spec.moe_layers, spec.moe.top_k, spec.hidden, sizes_B)
         return self._auto() if config.policy.kind == "auto" else self._asked()
 
-    def _asked(self) -> Fit:
+    def _asked(self) -> MemoryPlan:
         """The placement that was asked for."""
         policy, layers = self.config.policy, len(self.counts)
         if policy.file is not None:
@@ -144,20 +144,20 @@ class _Plan:
             placement = placing.split(placement, self.sizes, self.config.shares)
         return self.placed(placement)
 
-    def placed(self, placement: Placement) -> Fit:
+    def placed(self, placement: Placement) -> MemoryPlan:
         """A placement with as much cache as may be taken of what it leaves."""
         weights = self._weights(placement, placement.main, self._table(placement))
         left = self.devices[placement.main].free - sum(weights.values()) - self._buffers(placement) - self.work
         return self._fit(placement, kv_budget.plan(self.config, self.spec, self.page, left, self.work))
 
-    def _auto(self) -> Fit:
+    def _auto(self) -> MemoryPlan:
         """The cache first, for one sequence of the context, and for more within its share; then experts as they fit."""
         spec, main = self.spec, self.devices[Tier.GPU0]
         kv_budget.check_context(self.config.max_context, spec)
         context = self.config.max_context or min(spec.context, DEFAULT_CONTEXT)
         one, shared = pages_for(context), int(main.free * CACHE_SHARE) // self.page
         pages = max(one, min(one * self.config.max_sequences, shared))
-        room = Room(pages, context, pages * self.page, self.work)
+        room = KVBudget(pages, context, pages * self.page, self.work)
         left = main.free - self.storage.common - room.kv_bytes - self.work
         placement = self._filled(left)
         if self._buffers(placement):
@@ -192,7 +192,7 @@ class _Plan:
             "experts": placing.expert_bytes(placement, self.sizes, tier),
         }
 
-    def _fit(self, placement: Placement, room: Room) -> Fit:
+    def _fit(self, placement: Placement, room: KVBudget) -> MemoryPlan:
         """What every tier will hold; of RAM as much as is free may be taken, less what is not ours."""
         table = self._table(placement)
         memory = {}
@@ -200,9 +200,9 @@ class _Plan:
             free = self.devices[tier].free
             needs = self._needs(placement, room, tier, table)
             memory[tier] = of_needs(needs, of_free(free) if tier is Tier.CPU else free)
-        return Fit(
+        return MemoryPlan(
             placement=placement,
-            room=room,
+            kv_budget=room,
             memory=memory,
             table=table,
             experts=self.sizes,
@@ -210,7 +210,7 @@ class _Plan:
             spare_pages=self.spare_pages,
         )
 
-    def _needs(self, placement: Placement, room: Room, tier: Tier, table: Tier) -> dict[str, int]:
+    def _needs(self, placement: Placement, room: KVBudget, tier: Tier, table: Tier) -> dict[str, int]:
         """What a tier holds, by what it is for; in RAM beside a GPU the buffers of the hand-off."""
         spec, main = self.spec, placement.main
         needs = self._weights(placement, tier, table)
@@ -229,7 +229,7 @@ class _Plan:
         return needs
 
 
-def _check(found: Fit, devices: Mapping[Tier, Device]) -> None:
+def _check(found: MemoryPlan, devices: Mapping[Tier, Device]) -> None:
     """Raises MemoryNeeded for the first memory that is too small. What plays a GPU's part is RAM, too."""
     for tier, memory in found.memory.items():
         _require(memory, f"{tier.value} ({devices[tier].name})", found.placement)

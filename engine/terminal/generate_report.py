@@ -52,11 +52,11 @@ def _tiers(llm: LLM) -> list[str]:
         return []
     lines = [f"placement {llm.parts.placement.name}"]
     for tier in llm.parts.placement.tiers:
-        device, taken = llm.parts.devices[tier], llm.parts.fit.memory[tier].total
+        device, taken = llm.parts.devices[tier], llm.parts.memory_plan.memory[tier].total
         if not device.is_host:
             lines.append(f"{tier.value}: {device.name}, {size(taken)} of the {size(device.free)} that may be taken")
     if any(Tier.CPU in row for row in llm.parts.placement.experts):
-        lines += llm.parts.fit.offload.notes
+        lines += llm.parts.memory_plan.offload.notes
     return lines + _pinning(llm)
 
 
@@ -71,15 +71,17 @@ def placement_rows(llm: LLM) -> list[tuple[str, str, str, str, str, str]]:
     rows.append(_row(llm, main, embedding, *head))
     if not tied:
         table = weights.embed.format.name, weights.embed.nbytes, "embed"
-        rows.append(_row(llm, llm.parts.devices[llm.parts.fit.table], "embedding", *table))
-    kv, place = f"KV, {llm.parts.room.max_context} tokens", "RAM" if main.is_host else main.tier.value
+        rows.append(_row(llm, llm.parts.devices[llm.parts.memory_plan.table], "embedding", *table))
+    kv, place = f"KV, {llm.parts.kv_budget.max_context} tokens", "RAM" if main.is_host else main.tier.value
     kernel = _kernel(main)
-    rows.append((kv, place, FORMAT_OF_DTYPE[llm.parts.kv_dtype], f"<= {size(llm.parts.room.kv_bytes)}", kernel, "-"))
+    rows.append(
+        (kv, place, FORMAT_OF_DTYPE[llm.parts.kv_dtype], f"<= {size(llm.parts.kv_budget.kv_bytes)}", kernel, "-")
+    )
     work = f"pass of {llm.config.prefill_chunk} tokens"
-    rows.append((work, place, "f32", f"<= {size(llm.parts.room.work_bytes)}", kernel, "-"))
+    rows.append((work, place, "f32", f"<= {size(llm.parts.kv_budget.work_bytes)}", kernel, "-"))
     if len(llm.parts.devices) > 1:
         rows += _hand_off_rows(llm)
-    buffers = llm.parts.fit.memory[llm.parts.placement.main].needed.get(STREAM)
+    buffers = llm.parts.memory_plan.memory[llm.parts.placement.main].needed.get(STREAM)
     if buffers:
         rows.append((STREAM, place, formats.experts.name, size(buffers), kernel, "-"))
     return rows

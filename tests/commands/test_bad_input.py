@@ -95,7 +95,7 @@ def test_context_above_the_models(checkpoints: Checkpoints) -> None:
 
 def test_more_context_than_memory(checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
     needed = LLM(str(checkpoints("qwen3_moe")), kernels="reference", max_context=256)
-    free = needed.weights.nbytes + needed.room.work_bytes + 100_000
+    free = needed.parts.weights.nbytes + needed.parts.kv_budget.work_bytes + 100_000
     monkeypatch.setattr(device, "free_memory", lambda: free)
     with refused(MemoryNeeded, "256 tokens", "GB", "lower max_context"):
         LLM(str(checkpoints("qwen3_moe")), kernels="reference", max_context=256)

@@ -170,7 +170,7 @@ def test_a_table_that_is_the_head_lies_where_the_head_does(checkpoints: Checkpoi
         with LLM(str(checkpoints(variant)), device="simulated", cpu_moe=True) as llm:
             assert llm.spec.tied_head == is_head
             assert (llm.parts.decoder.device_inputs.table is llm.parts.main) == is_head
-            assert ("embedding" in llm.parts.fit.memory[Tier.CPU].needed) != is_head
+            assert ("embedding" in llm.parts.memory_plan.memory[Tier.CPU].needed) != is_head
 
 
 # ---- the choice
@@ -179,7 +179,7 @@ def test_a_table_that_is_the_head_lies_where_the_head_does(checkpoints: Checkpoi
 def test_by_hand_where_that_was_asked_for(gpu: StandIn) -> None:
     with load(cpu_moe=True, handoff="eager") as llm:
         assert llm.parts.graphed is None
-        assert llm.parts.fit.spare_pages == 0
+        assert llm.parts.memory_plan.spare_pages == 0
         assert "hand-off: eager, asked for" in str(generate_report.startup_table(llm).title)
 
 
@@ -250,7 +250,7 @@ def test_experts_in_ram_are_pinned_while_they_are_loaded(format: str, gpu: Stand
         assert (
             llm.parts.expert_arena.report.pinned
             == llm.parts.expert_arena.report.total
-            == sum(llm.parts.fit.bytes_in_ram)
+            == sum(llm.parts.memory_plan.bytes_in_ram)
             > 0
         )
         banks = [layer.experts.banks["cpu"] for layer in llm.parts.weights.layers[:3]]  # type: ignore[union-attr]
@@ -265,7 +265,7 @@ def test_experts_in_ram_are_pinned_while_they_are_loaded(format: str, gpu: Stand
 
 def test_a_limit_leaves_layers_pageable_and_says_what_that_costs(gpu: StandIn) -> None:
     with load(handoff="eager", n_cpu_moe=4) as whole:
-        layer = whole.parts.fit.bytes_in_ram[0]
+        layer = whole.parts.memory_plan.bytes_in_ram[0]
     with load(handoff="eager", n_cpu_moe=4, pinned_limit=(2 * layer + 5000) / 1e9) as llm:
         assert llm.parts.expert_arena is not None
         assert llm.parts.expert_arena.report is not None
@@ -301,7 +301,7 @@ def test_blocks_with_padding_and_converted_files_are_pinned_too(
         with LLM(str(checkpoints(source)), device="simulated", cpu_moe=True) as llm:
             assert llm.parts.expert_arena is not None
             assert llm.parts.expert_arena.report is not None
-            assert llm.parts.expert_arena.report.pinned == sum(llm.parts.fit.bytes_in_ram)
+            assert llm.parts.expert_arena.report.pinned == sum(llm.parts.memory_plan.bytes_in_ram)
     with LLM("demo", max_context=64, expert_format="q8_0") as whole:
         converted.save(
             whole.parts.checkpoint.directory, tmp_path / "q8", whole.parts.weights, whole.parts.checkpoint.formats
@@ -309,9 +309,9 @@ def test_blocks_with_padding_and_converted_files_are_pinned_too(
     with LLM(str(tmp_path / "q8"), device="simulated", max_context=64, n_cpu_moe=2) as llm:
         assert llm.parts.expert_arena is not None
         assert llm.parts.expert_arena.report is not None
-        assert llm.parts.expert_arena.report.pinned == sum(llm.parts.fit.bytes_in_ram) > 0
+        assert llm.parts.expert_arena.report.pinned == sum(llm.parts.memory_plan.bytes_in_ram) > 0
     with random_llm("demo", device="simulated", max_context=64, cpu_moe=True, handoff="memop") as random:
         assert random.parts.expert_arena is not None
         assert random.parts.expert_arena.report is not None
-        assert random.parts.expert_arena.report.pinned == sum(random.parts.fit.bytes_in_ram) > 0
+        assert random.parts.expert_arena.report.pinned == sum(random.parts.memory_plan.bytes_in_ram) > 0
         assert random.generate([[3, 4]], GREEDY)

@@ -300,7 +300,7 @@ def test_counted_bytes_equal_the_prediction(name: str, fetches: list[int], tmp_p
             pages = max(longest[s] for s in done.sequences)
             shape = PassShape(tokens=done.tokens, contexts=contexts, rows=rows, pages=pages)
             each = [seen[done.index].get(layer, []) for layer in range(llm.spec.layers)]
-            formats, decided = llm.parts.checkpoint.formats, llm.parts.fit.offload
+            formats, decided = llm.parts.checkpoint.formats, llm.parts.memory_plan.offload
             assert done.bytes == placed_bytes(
                 llm.spec, formats, llm.parts.kv_dtype, llm.parts.placement, shape, each, decided
             )
@@ -330,9 +330,9 @@ def test_memory_that_is_not_pinned_is_not_copied_early() -> None:
         is_whole = False
 
     llm = LLM("demo", device="simulated", max_context=64, cpu_moe=True, stream_from=8)
-    assert llm.parts.fit.offload.prefetch_share == PREFETCH_SHARE
+    assert llm.parts.memory_plan.offload.prefetch_share == PREFETCH_SHARE
     half: Any = Half()
-    offload = without_blocking_copies(llm.parts.fit.offload, False, half)
+    offload = without_blocking_copies(llm.parts.memory_plan.offload, False, half)
     assert offload.prefetch_share == PREFETCH_SHARE, "RAM in a GPU's part copies as fast either way"
     offload = without_blocking_copies(offload, True, half)
     assert offload.prefetch_share is None

@@ -253,7 +253,7 @@ def test_counted_bytes_equal_the_prediction(name: str, moved: str, tmp_path: Pat
             tokens=done.tokens, contexts=contexts, rows=rows, pages=max(longest[s] for s in done.sequences)
         )
         chosen = [seen[done.index].get(layer, []) for layer in range(llm.spec.layers)]
-        formats, decided = llm.parts.checkpoint.formats, llm.parts.fit.offload
+        formats, decided = llm.parts.checkpoint.formats, llm.parts.memory_plan.offload
         assert done.bytes == placed_bytes(
             llm.spec, formats, llm.parts.kv_dtype, llm.parts.placement, shape, chosen, decided
         )
@@ -407,16 +407,17 @@ def test_buffers_are_counted(tmp_path: Path) -> None:
     common: dict[str, Any] = {"device": "simulated", "max_context": 128, "prefill_chunk": 16, "stream_from": 4}
     llm = LLM("demo", cpu_moe=True, **common)
     experts = llm.parts.decoder.experts
-    expert = llm.parts.fit.offload.expert
-    assert llm.parts.fit.memory[Tier.GPU0].needed["stream buffers"] == 2 * 4 * expert + 16 * llm.spec.hidden * 4
+    expert = llm.parts.memory_plan.offload.expert
+    assert llm.parts.memory_plan.memory[Tier.GPU0].needed["stream buffers"] == 2 * 4 * expert + 16 * llm.spec.hidden * 4
     assert experts.ring.nbytes == 2 * 4 * expert  # type: ignore[attr-defined]
-    assert "stream buffers" not in LLM("demo", placement="gpu", **common).fit.memory[Tier.GPU0].needed
+    assert "stream buffers" not in LLM("demo", placement="gpu", **common).parts.memory_plan.memory[Tier.GPU0].needed
     assert (
-        "stream buffers" not in LLM("demo", cpu_moe=True, **{**common, "stream_from": 17}).fit.memory[Tier.GPU0].needed
+        "stream buffers"
+        not in LLM("demo", cpu_moe=True, **{**common, "stream_from": 17}).parts.memory_plan.memory[Tier.GPU0].needed
     )
     limited = LLM("demo", vram_limit=0.012, **common)
-    assert limited.fit.memory[Tier.GPU0].total <= 0.012e9
-    assert "stream buffers" in limited.fit.memory[Tier.GPU0].needed
+    assert limited.parts.memory_plan.memory[Tier.GPU0].total <= 0.012e9
+    assert "stream buffers" in limited.parts.memory_plan.memory[Tier.GPU0].needed
     with pytest.raises(MemoryNeeded, match=r"stream buffers .*copy none there \(--stream-from never --split 0\)"):
         LLM("demo", cpu_moe=True, vram_limit=0.004, **common)
 

@@ -226,7 +226,7 @@ def test_auto_takes_as_many_layers_as_the_limit_allows() -> None:
     whole = LLM("demo", device="simulated", max_context=128, placement="gpu")
     for limit in (0.008, 0.01, 0.014):
         llm = LLM("demo", device="simulated", max_context=128, vram_limit=limit, prefill_chunk=8)
-        taken = llm.parts.fit.memory[Tier.GPU0].total
+        taken = llm.parts.memory_plan.memory[Tier.GPU0].total
         layer = whole.parts.weights.layers[0].experts
         assert layer is not None
         assert 0 < sum(Tier.CPU in row for row in llm.parts.placement.experts) < 7, llm.parts.placement.name
@@ -236,10 +236,10 @@ def test_auto_takes_as_many_layers_as_the_limit_allows() -> None:
 
 def test_auto_keeps_cache_for_further_sequences_within_a_tenth() -> None:
     wide = LLM("demo", device="simulated", max_context=64, max_sequences=3)
-    assert wide.room.pages == 3 * pages_for(64)
+    assert wide.parts.kv_budget.pages == 3 * pages_for(64)
     narrow = LLM("demo", device="simulated", max_context=64, vram_limit=0.01, prefill_chunk=8)
-    page = narrow.room.kv_bytes // narrow.room.pages
-    assert narrow.room.pages == max(pages_for(64), int(0.001 * 1e9) // page)
+    page = narrow.parts.kv_budget.kv_bytes // narrow.parts.kv_budget.pages
+    assert narrow.parts.kv_budget.pages == max(pages_for(64), int(0.001 * 1e9) // page)
 
 
 def test_memory_that_is_not_there() -> None:

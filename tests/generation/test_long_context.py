@@ -22,7 +22,7 @@ llm.generate([list(range(3, 40))], SamplingParams(max_new_tokens=2, ignore_eos=T
 before = peak()
 prompt = [3 + i * 7 % 150 for i in range(int(sys.argv[2]))]
 llm.generate([prompt], SamplingParams(max_new_tokens=1, ignore_eos=True))
-stated = llm.parts.room.kv_bytes + llm.parts.room.work_bytes
+stated = llm.parts.kv_budget.kv_bytes + llm.parts.kv_budget.work_bytes
 print(json.dumps({"grown": peak() - before, "stated": stated, "heads": llm.spec.attention.heads}))
 """
 )

@@ -68,7 +68,7 @@ class GraphDecoder:
             self.experts,
             self.recorder,
             sizes=sizes,
-            pages=pages_for(llm.parts.room.max_context),
+            pages=pages_for(llm.parts.kv_budget.max_context),
             spare_page=llm.loop.pages.allocate(1)[0],
             device=CPU,
         )

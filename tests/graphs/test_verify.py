@@ -326,7 +326,7 @@ def test_what_auto_does_not_try(gpu: StandIn, pace: Pace, monkeypatch: pytest.Mo
 def test_without_a_driver_auto_says_so() -> None:
     with load() as llm:
         assert "eager, graphs are what the stream of a GPU runs, and simulated is no GPU" in title(llm)
-        assert llm.parts.fit.spare_pages == 0
+        assert llm.parts.memory_plan.spare_pages == 0
 
 
 def test_decode_steps_whose_experts_are_streamed_go_by_hand(gpu: StandIn) -> None:
@@ -353,7 +353,7 @@ def test_copies_that_nobody_asked_for_make_way_for_graphs(
     )
     with load() as llm, load(handoff="eager") as plain:
         assert llm.parts.graphed is not None
-        assert llm.parts.fit.offload.split == 0
+        assert llm.parts.memory_plan.offload.split == 0
         assert "split decode: 0 (decode steps are graphs, which copy no experts)" in title(llm)
         steps = [one.generate(PROMPTS[0], GREEDY)[0].ledger[-1].bytes for one in (llm, plain)]
         assert steps[0]["h2d"]["experts"] < steps[1]["h2d"]["experts"]
@@ -369,10 +369,10 @@ def test_the_check_leaves_no_trace(hand: float, graph: float, gpu: StandIn, pace
     with load(n_cpu_moe=3, cpu_moe=False) as llm, load(n_cpu_moe=3, cpu_moe=False, handoff="eager") as plain:
         experts = llm.parts.decoder.experts
         assert isinstance(experts, TieredExperts)
-        assert llm.loop.pages.available == len(llm.loop.pages.free) == llm.parts.room.pages
+        assert llm.loop.pages.available == len(llm.loop.pages.free) == llm.parts.kv_budget.pages
         assert not llm.loop.pages.page_of
         assert not llm.ledger.passes
-        assert experts.offload == llm.parts.fit.offload
+        assert experts.offload == llm.parts.memory_plan.offload
         results = [one.generate(PROMPTS, GREEDY) for one in (llm, plain)]
         assert [r.token_ids for r in results[0]] == [r.token_ids for r in results[1]]
         assert [p.bytes for p in llm.ledger.passes] == [p.bytes for p in plain.ledger.passes]

@@ -1,5 +1,5 @@
-// The ops. First the context; then a handful of arguments by place, in the order of ops.h, and where there are more, the
-// rest by name.
+// The ops. First the context; then a handful of arguments by place, in the order of ops.h; where there are more, the rest
+// by name.
 #include "bind/address.h"
 #include "bind/bind.h"
 #include "ops/ops.h"
@@ -75,8 +75,8 @@ void bind_attention(nb::module_& m) {
     Turn turn(context);
     place_qkv({at<float>(qkv), tokens, heads, cache, rope, at<int32_t>(positions), at<int64_t>(slots), q_norm, k_norm,
                eps, clip}, turn);
-  }, "context"_a, nb::kw_only(), "qkv"_a, "tokens"_a, "heads"_a, "cache"_a, "rope"_a, "positions"_a, "slots"_a, "q_norm"_a,
-     "k_norm"_a, "eps"_a, "clip"_a, Unlocked());
+  }, "context"_a, nb::kw_only(), "qkv"_a, "tokens"_a, "heads"_a, "cache"_a, "rope"_a, "positions"_a, "slots"_a,
+     "q_norm"_a, "k_norm"_a, "eps"_a, "clip"_a, Unlocked());
   m.def("attention", [](const Context& context, Address q, int64_t q_stride, const Cache& cache, Address tables,
                         Address starts, Address contexts, int sequences, int table_len, int heads, float scale,
                         Address out) {
@@ -91,10 +91,11 @@ void bind_layers(nb::module_& m) {
   m.def("attention_block", [](const Context& context, const AttentionBlock& block, const Places& places, Address x,
                               Address update, int tokens, Address rows, int count, Address x_out, Address h,
                               Address ids, Address weights) {
-    attention_block(block, places, at<float>(x), at<float>(update), tokens, {at<int64_t>(rows), count, at<float>(x_out)},
-                    at<float>(h), at<int32_t>(ids), at<float>(weights), context);
-  }, "context"_a, "block"_a, "places"_a, nb::kw_only(), "x"_a, "update"_a, "tokens"_a, "rows"_a, "count"_a, "x_out"_a, "h"_a,
-     "ids"_a, "weights"_a, Unlocked());
+    const Wanted wanted{at<int64_t>(rows), count, at<float>(x_out)};
+    attention_block(block, places, at<float>(x), at<float>(update), tokens, wanted, at<float>(h), at<int32_t>(ids),
+                    at<float>(weights), context);
+  }, "context"_a, "block"_a, "places"_a, nb::kw_only(), "x"_a, "update"_a, "tokens"_a, "rows"_a, "count"_a, "x_out"_a,
+     "h"_a, "ids"_a, "weights"_a, Unlocked());
   m.def("layers", [](const Context& context, const Stack& stack, const Places& places, Address x, int tokens,
                      Address rows, int count, Address x_out, Address update, Address distinct) {
     layers(stack, places, {at<float>(x), tokens, {at<int64_t>(rows), count, at<float>(x_out)}, at<float>(update),

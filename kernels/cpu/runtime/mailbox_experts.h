@@ -14,8 +14,8 @@ class MailboxExperts {
  public:
   MailboxExperts(std::vector<Bank> banks, const MailboxShape& shape, const Context& context);
 
-  // y of the job, with the bits that `experts` gives for the same tensors in this context. Throws std::out_of_range for an id that is
-  // neither -1 (computed elsewhere) nor in the layer's bank. The caller becomes worker 0 of the team.
+  // y of the job, with the bits that `experts` gives for the same tensors in this context. Throws std::out_of_range for
+  // an id that is neither -1 (computed elsewhere) nor in the layer's bank. The caller becomes worker 0 of the team.
   void run(const Job& job);
 
   static void work(void* context, const Job& job) { static_cast<MailboxExperts*>(context)->run(job); }

@@ -8,8 +8,8 @@
 // starts later would inherit its mask; where it turns up on a worker's core, that worker moves to the free one (left to
 // the scheduler, both shared a core for minutes, with a region at 100 us instead of 0.5). Between regions a worker
 // spins for about 50 us, then sleeps. A fork leaves the threads behind: the child starts teams of its own at first
-// use. One op at a time in the process, whichever team it takes: a TeamTurn holds them all. So teams share the arena, and
-// one that nobody uses sleeps.
+// use. One op at a time in the process, whichever team it takes: a TeamTurn holds them all. So teams share the arena; one
+// that nobody uses sleeps.
 #pragma once
 
 #include <atomic>
