@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -115,3 +116,17 @@ def test_kernels_is_not_a_top_level_package() -> None:
     code = "import importlib.util, sys; sys.exit(importlib.util.find_spec('kernels') is not None)"
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "docs", check=False)
     assert run.returncode == 0, "sys.path holds the working copy: install it with make, which takes that entry out"
+
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "demo" / "model" / "README.md"]
+ENDINGS = r"(?:py|pyi|cpp|h|md|json|toml|svg|txt)"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_files_that_the_docs_name_are_there(page: Path) -> None:
+    """By their path from the top, or by their name alone; not what a user writes: NAME.json, run.jsonl."""
+    there = [str(p.relative_to(ROOT)) for p in ROOT.rglob("*") if not {".git", ".venv", "build"} & set(p.parts)]
+    made_by_users = {"config.json", "tokenizer.json", "generation_config.json", "model.safetensors.index.json"}
+    for name in set(re.findall(rf"`((?:[\w.-]+/)*[\w.-]+\.{ENDINGS})`", page.read_text())):
+        if name not in made_by_users and not any(part.isupper() for part in Path(name).stem.split("-")):
+            assert any(f"/{path}".endswith(f"/{name}") for path in there), f"{page.name} names {name}"
