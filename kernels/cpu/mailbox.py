@@ -8,8 +8,9 @@ writes a job into a slot, posts it, does other work, waits, and reads y; the coo
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -88,6 +89,9 @@ class Mailbox:
             spin=float(spin),
         )
         self.is_open = True
+        # Also where nobody closes it, as after an error: its threads end before the memory goes that they write to.
+        self._stop = weakref.finalize(self, _stop, self.box, self.memory, self.banks)
+        self._stop.atexit = False
 
     def slot(self, layer: int, batch: int) -> Slot:
         """The slot of the `layer`-th bank and the `batch`-th batch size."""
@@ -144,8 +148,7 @@ class Mailbox:
         """Ends every wait and both threads. What is still to come from a stream must have come before."""
         if self.is_open:
             self.is_open = False
-            if not self.box.stop():
-                _left_behind.append((self.memory, self.banks))
+            self._stop()
 
     def play(self, batch: int, steps: int, gap_ns: int = 0) -> float:
         """Plays the GPU's part for `steps` steps with the jobs that lie in the slots; microseconds of a job, from its
@@ -154,6 +157,12 @@ class Mailbox:
         if seconds < 0:
             self.check()
         return seconds / (steps * len(self.banks)) * 1e6
+
+
+def _stop(box: Any, memory: Tensor, banks: list[ExpertBank]) -> None:
+    """Ends the threads; what one that hangs may still use is kept for ever."""
+    if not box.stop():
+        _left_behind.append((memory, banks))
 
 
 def _pages(size: int) -> Tensor:

@@ -25,19 +25,19 @@ MB = 1 << 20
 CPU = torch.device("cpu")
 
 
-class ThreadLane(SlowStream):
+class ThreadStream(SlowStream):
     """A stream in a thread: work is done in order, while the giver goes on."""
 
     def __init__(self) -> None:
         super().__init__(0, 0.0)
 
-    def wait(self, mark: Reached) -> None:
+    def wait(self, event: Reached) -> None:
         raise AssertionError("copies of a measurement wait for nobody")
 
 
 @pytest.fixture
-def two_lanes() -> Iterator[tuple[ThreadLane, ThreadLane]]:
-    both = ThreadLane(), ThreadLane()
+def two_streams() -> Iterator[tuple[ThreadStream, ThreadStream]]:
+    both = ThreadStream(), ThreadStream()
     yield both
     for stream in both:
         stream.end()
@@ -99,7 +99,7 @@ class Memory:
     """Serves one piece after another, in the order of asking: who shares it gets half."""
 
     def __init__(self) -> None:
-        self.stream = ThreadLane()
+        self.stream = ThreadStream()
 
     def step(self) -> int:
         self.stream.do(lambda: time.sleep(0.003))
@@ -154,41 +154,41 @@ def test_shares_are_never_above_one() -> None:
 # ---- copies in a stream
 
 
-class LaneByHand:
-    """Notes what is given; marks are reached when the test says so."""
+class StreamByHand:
+    """Notes what is given; events are reached when the test says so."""
 
     def __init__(self) -> None:
         self.given = 0
-        self.marks: list[Reached] = []
+        self.events: list[Reached] = []
 
     def do(self, work: Callable[[], None]) -> None:
         self.given += 1
         work()
 
     def record(self) -> Reached:
-        self.marks.append(Reached())
-        return self.marks[-1]
+        self.events.append(Reached())
+        return self.events[-1]
 
-    def wait(self, mark: Reached) -> None: ...
+    def wait(self, event: Reached) -> None: ...
 
 
 def test_copies_are_given_ahead_and_counted_when_they_are_there() -> None:
-    stream = LaneByHand()
+    stream = StreamByHand()
     copies = Copies(stream, lambda: None, 7)
     done: list[int] = []
     waiting = threading.Thread(target=lambda: done.append(copies.step()), daemon=True)
     waiting.start()
-    while len(stream.marks) < AHEAD:
+    while len(stream.events) < AHEAD:
         time.sleep(0.001)
     time.sleep(0.01)
     assert (stream.given, done) == (AHEAD, [])
-    stream.marks[0].set()
+    stream.events[0].set()
     waiting.join(20)
     assert (stream.given, done) == (AHEAD, [7])
-    for mark in stream.marks:
-        mark.set()
+    for event in stream.events:
+        event.set()
     copies.end()
-    assert not copies.marks
+    assert not copies.events
     assert Copies(HostStream(), lambda: None, 3).step() == 3
 
 
@@ -210,14 +210,14 @@ def calls(library: str) -> Driver:
 
 
 @pytest.mark.usefixtures("small")
-def test_experts_beside_copies(library: str, two_lanes: tuple[ThreadLane, ThreadLane]) -> None:
+def test_experts_beside_copies(library: str, two_streams: tuple[ThreadStream, ThreadStream]) -> None:
     """The real kernel of every format beside copies from RAM to RAM, in memory that a driver pinned."""
     driver = calls(library)
     taken, given_back = [], []
     register, unregister = driver.register, driver.unregister
     driver.register = lambda at, size: (taken.append(at), register(at, size))[1]  # type: ignore[method-assign,func-returns-value]
     driver.unregister = lambda at: (given_back.append(at), unregister(at))[1]  # type: ignore[method-assign,func-returns-value]
-    found, problem = contention_gpu.measure(Context(), 0, CPU, driver, *two_lanes, rounds=1)
+    found, problem = contention_gpu.measure(Context(), 0, CPU, driver, *two_streams, rounds=1)
     assert problem == ""
     pairs = [f"experts {name} + gpu0 h2d pinned" for name in FORMATS]
     assert list(found) == [*pairs, "gpu0 h2d pinned + gpu0 d2h pinned"]
@@ -238,20 +238,22 @@ def test_each_copy_is_of_one_expert_and_goes_where_it_should() -> None:
     first = [buffer.data[:, 0].tolist() for buffer in buffers]
     assert sorted(first) == [[1, 3], [5, 7]]
     down = contention_gpu._downward(buffers[0], bank, HostStream())
-    while not down.marks:
+    while not down.events:
         down.step()
     assert bank.data[:4, -1].tolist() == first[0] * 2
 
 
 @pytest.mark.usefixtures("small")
-def test_memory_that_cannot_be_pinned_is_not_measured(library: str, two_lanes: tuple[ThreadLane, ThreadLane]) -> None:
+def test_memory_that_cannot_be_pinned_is_not_measured(
+    library: str, two_streams: tuple[ThreadStream, ThreadStream]
+) -> None:
     driver = calls(library)
 
     def refuse(address: int, size: int) -> None:
         raise link_rates.DeviceError("the driver takes no more")
 
     driver.register = refuse  # type: ignore[method-assign]
-    found, problem = contention_gpu.measure(Context(), 0, CPU, driver, *two_lanes, rounds=1)
+    found, problem = contention_gpu.measure(Context(), 0, CPU, driver, *two_streams, rounds=1)
     assert found == {}
     assert "could not be pinned" in problem
     assert "the driver takes no more" in problem

@@ -124,7 +124,7 @@ def test_prompts_are_never_in_the_cache(profile: Profile) -> None:
 def test_extrapolation_takes_the_layers_that_are_missing(profile: Profile) -> None:
     """From 2 layers (one of them dense) to 4: 3 times the experts; bytes of the whole as of a model with all layers."""
     cut, whole = random_llm(layers=2), random_llm()
-    cut.use_profile(profile)
+    cut.predictions.use_profile(profile)
     grown = bench.growth(cut)
     assert grown["experts"] == 3
     assert grown["kv"] == 2

@@ -17,7 +17,7 @@ from test_options import COMMANDS
 
 from headrace.engine.bandwidth_model import profile as profiles
 from headrace.engine.bandwidth_model.profile import Profile
-from headrace.engine.terminal import generate, generate_report
+from headrace.engine.terminal import generate_command, generate_report
 from headrace.kernels import FORMATS
 from headrace.kernels.context import Context
 
@@ -49,7 +49,7 @@ def test_text_goes_to_standard_output_and_tables_to_standard_error(run: Run, tal
 @pytest.mark.parametrize("isa", ["portable", "avx2", "avx512", "amx"])
 def test_tables_fit_into_eighty_columns(isa: str, run: Run, talker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the kernels are called: a cell that did not fit would be broken into two lines."""
-    monkeypatch.setattr(generate.notes, "width", 80)
+    monkeypatch.setattr(generate_command.notes, "width", 80)
     monkeypatch.setattr(generate_report, "_kernel", lambda device: f"C++ {isa}")
     _, _, err = run("generate", talker, "Hello", "-n", 4, "--ignore-eos")
     lines = [line for line in err.splitlines() if " RAM " in line]

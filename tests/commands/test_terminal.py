@@ -16,6 +16,7 @@ import tiny_tokenizer
 from busy import HANG_S
 from terminal import folded
 
+from headrace.engine.core.loop import Loop
 from headrace.engine.terminal import generate_command
 
 # (exit status, standard output, standard error) of a command
@@ -116,16 +117,15 @@ def test_ctrl_c_between_commands_leaves_quietly(run: Run, talker: Path, monkeypa
 
 
 def test_ctrl_c_stops_a_batch(run: Run, talker: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from headrace import LLM
 
-    step, ledger = LLM._step, tmp_path / "ledger.jsonl"
+    step, ledger = Loop.step, tmp_path / "ledger.jsonl"
 
-    def step_or_stop(self: LLM) -> Any:
+    def step_or_stop(self: Loop) -> Any:
         if len(self.ledger.passes) == 4:
             raise KeyboardInterrupt
         return step(self)
 
-    monkeypatch.setattr(LLM, "_step", step_or_stop)
+    monkeypatch.setattr(Loop, "step", step_or_stop)
     status, out, err = run("generate", talker, "One", "Two", "--ledger", ledger)
     assert status == 130
     assert out.count("--- prompt") == 2, "each prompt's text so far is printed"

@@ -16,7 +16,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from headrace import LLM, SamplingParams
 from headrace.engine.cuda_graphs.capture import Static
 from headrace.engine.devices.device import Device
-from headrace.engine.ledger.ledger import Ledger
 from headrace.engine.ledger.timers import Timers
 from headrace.engine.model.batch import Inputs
 from headrace.engine.model.inputs import DeviceInputs, largest_pass
@@ -119,9 +118,7 @@ class Crossings(TorchDispatchMode):
 def test_an_eager_pass_costs_one_copy(shape: Shape) -> None:
     ops: Any = reference
     device = Device(tier=Tier.GPU0, place=ELSEWHERE, backend="gpu", ops=ops, name="elsewhere", free=1)
-    main = DeviceInputs(
-        device=device, table=device, ledger=Ledger(), timers=Timers(), staging=StagingBuffer(ELSEWHERE, shape)
-    )
+    main = DeviceInputs(device=device, table=device, timers=Timers(), staging=StagingBuffer(ELSEWHERE, shape))
     given = some_pass(shape)
     with Crossings() as crossed:
         found = main.take(given)
@@ -169,7 +166,7 @@ def test_every_pass_of_a_model_sends_one_block(placement: str, monkeypatch: pyte
 # ---- reuse
 
 
-class LateUpload(StagingBuffer):
+class LateBuffer(StagingBuffer):
     """Copies come late, in a thread of their own; the mark is set when they are done. Where nobody heeds it, they come
     after `heed`."""
 
@@ -177,7 +174,7 @@ class LateUpload(StagingBuffer):
         super().__init__(CPU, largest)
         self.jobs: queue.Queue[Callable[[], None]] = queue.Queue()
         self.gate = threading.Event()
-        self.mark = LateMark(self.jobs, heeds)  # type: ignore[assignment]
+        self.event = LateEvent(self.jobs, heeds)  # type: ignore[assignment]
         threading.Thread(target=self._run, daemon=True).start()
 
     def _run(self) -> None:
@@ -187,11 +184,11 @@ class LateUpload(StagingBuffer):
     def heed(self) -> None:
         """All was given; from now on the mark is heeded."""
         self.gate.set()
-        self.mark.heeds = True  # type: ignore[attr-defined]
+        self.event.heeds = True  # type: ignore[attr-defined]
 
     def copy(self, there: Tensor, here: Tensor) -> None:
         def late() -> None:
-            if self.mark.heeds:  # type: ignore[attr-defined]
+            if self.event.heeds:  # type: ignore[attr-defined]
                 time.sleep(0.01)
             else:
                 assert self.gate.wait(20)
@@ -200,7 +197,7 @@ class LateUpload(StagingBuffer):
         self.jobs.put(late)
 
 
-class LateMark:
+class LateEvent:
     def __init__(self, jobs: queue.Queue[Callable[[], None]], heeds: bool) -> None:
         self.jobs, self.heeds, self.last = jobs, heeds, threading.Event()
         self.last.set()
@@ -217,7 +214,7 @@ class LateMark:
 @pytest.mark.parametrize("heeds", [True, False])
 def test_the_buffer_is_not_written_before_its_copy_is_done(heeds: bool) -> None:
     """And that the test can fail: without waiting, passes get the values of later ones."""
-    staging = LateUpload(SHAPES[1], heeds)
+    staging = LateBuffer(SHAPES[1], heeds)
     given = [some_pass(SHAPES[1], seed) for seed in range(4)]
     found = [staging.take(one) for one in given]
     staging.heed()
@@ -229,7 +226,7 @@ def test_the_buffer_is_not_written_before_its_copy_is_done(heeds: bool) -> None:
 def test_the_same_holds_for_steps_of_a_graph(heeds: bool) -> None:
     """A step's inputs are read after its copy; the next step is loaded meanwhile."""
     static, given = Static(2, 5, 9, CPU), Shape(tokens=2, sequences=2, pages=5, rows=2)
-    static.staging = LateUpload(static.shape, heeds)
+    static.staging = LateBuffer(static.shape, heeds)
     seen: list[Tensor] = []
     for seed in range(3):
         static.load(some_pass(given, seed))

@@ -356,7 +356,7 @@ def test_rates_of_a_link(profile: Profile) -> None:
     assert rate.bytes_s == pytest.approx(0.8 * 16 * 1.969e9)
     assert not rate.is_measured
     assert "80% of PCIe 4.0 x16" in rate.source
-    narrow = nominal(dataclasses.replace(gen4, streams=4, most_speed=32.0))
+    narrow = nominal(dataclasses.replace(gen4, lanes=4, most_speed=32.0))
     assert narrow.bytes_s == pytest.approx(0.8 * 4 * 3.938e9)
     assert "a guess" in nominal(None).source
     copies = {"gpu1 h2d pinned": 50e9, "gpu1 hbm": 3e12}

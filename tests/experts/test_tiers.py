@@ -331,7 +331,7 @@ def test_a_tier_of_triton_kernels_in_the_interpreter(checkpoints: Checkpoints, t
     assert (one - two).abs().max() < 1e-4 * one.abs().max()
     said, told = (llm.generate([ids], params)[0].token_ids for llm in (plain, split))
     assert said == told
-    assert (split.main.backend, split.placement.name) == ("gpu", "n-cpu-moe=2")
+    assert (split.parts.main.backend, split.parts.placement.name) == ("gpu", "n-cpu-moe=2")
     assert sorted(split.ledger.passes[-1].bytes) == ["cpu_dram", "d2h", "gpu_hbm", "h2d"]
 
 

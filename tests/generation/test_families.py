@@ -13,9 +13,9 @@ import torch
 from transformers import PreTrainedModel
 
 from headrace import LLM, SamplingParams
-from headrace.kernels import decoder_layer
+from headrace.engine.model import decoder as decoder_module
 from headrace.kernels.context import ISA
-from headrace.kernels.decoder_layer import Choice
+from headrace.kernels.decoder_layer import Choice, mlp
 
 Checkpoints = Callable[[str], Path]
 Oracle = Callable[[str], PreTrainedModel]
@@ -95,14 +95,27 @@ class Recorder:
         return choice
 
     def logits(self, ids: list[int], patch: pytest.MonkeyPatch) -> None:
-        inner = decoder_layer.after_attention
+        decoder = self.llm.parts.decoder
+        experts, dense = decoder._experts, mlp
 
-        def kept(*args: Any) -> torch.Tensor:
-            self.outputs.append(inner(*args))
-            return self.outputs[-1]
+        def after_experts(*args: Any) -> Any:
+            """A layer's experts, with a shared one: its output is known when all of it is added up."""
+            in_layer.append(True)
+            found = experts(*args)
+            in_layer.pop()
+            self.outputs.append(found[0])
+            return found
 
+        def after_mlp(*args: Any) -> torch.Tensor:
+            found = dense(*args)
+            if not in_layer:
+                self.outputs.append(found)
+            return found
+
+        in_layer: list[bool] = []
         with patch.context() as here:
-            here.setattr(decoder_layer, "after_attention", kept)
+            here.setattr(decoder, "_experts", after_experts)
+            here.setattr(decoder_module, "mlp", after_mlp)
             self.llm.logits(ids)
 
 

@@ -54,7 +54,7 @@ def test_an_end_token_ends_and_is_the_last_token(llm: LLM) -> None:
 def test_several_end_tokens_of_the_config(checkpoints: Checkpoints, tmp_path: Path) -> None:
     tiny.build("mixtral", tmp_path, eos_token_id=[7, 9])
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [9, 11]}')
-    assert LLM(str(tmp_path)).eos_ids == (7, 9, 11)
+    assert LLM(str(tmp_path)).parts.eos_ids == (7, 9, 11)
 
 
 def test_streams_that_are_read_in_turns_do_not_mix(llm: LLM) -> None:
@@ -195,7 +195,7 @@ def test_an_interrupted_group_keeps_what_there_is(llm: LLM, monkeypatch: pytest.
             raise KeyboardInterrupt
         step()
 
-    monkeypatch.setattr(llm, "_step", interrupted)
+    monkeypatch.setattr(llm.loop, "step", interrupted)
     with pytest.raises(KeyboardInterrupt):
         group.run()
     assert [r.finish_reason for r in group.results] == ["interrupted"] * 2

@@ -76,14 +76,14 @@ def test_models_that_take_turns_give_what_each_gives_alone() -> None:
 
 def test_each_keeps_its_settings_while_others_come_and_go() -> None:
     one = load(threads=1)
-    before, expected = one.context, logits(one)
+    before, expected = one.parts.context, logits(one)
     with load(threads=2, cpu_activations="bf16") as other:
-        assert (other.context.threads, other.context.activations) == (2, "bf16")
-        assert (one.context, one.context.threads, one.context.activations) == (before, 1, "int8")
+        assert (other.parts.context.threads, other.parts.context.activations) == (2, "bf16")
+        assert (one.parts.context, one.parts.context.threads, one.parts.context.activations) == (before, 1, "int8")
         assert torch.equal(logits(one), expected)
         logits(other)
         assert torch.equal(logits(one), expected)
-    assert one.context == before
+    assert one.parts.context == before
     assert torch.equal(logits(one), expected)
 
 

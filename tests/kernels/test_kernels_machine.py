@@ -64,7 +64,7 @@ def test_environment_forces_an_isa() -> None:
 
 
 def test_environment_with_an_unknown_isa_fails_at_import() -> None:
-    done = run_python("from headrace.kernels import isa", HEADRACE_ISA="neon2")
+    done = run_python("from headrace.kernels import context", HEADRACE_ISA="neon2")
     assert done.returncode != 0
     (text,) = [line for line in done.stderr.splitlines() if "OptionError: HEADRACE_ISA=neon2 cannot be used" in line]
     assert ", ".join(available_isas()) in text
@@ -227,7 +227,8 @@ def test_ops_from_several_python_threads_take_turns(two: CpuOps, source: RandomS
 def test_child_of_a_fork_gets_a_team_of_its_own() -> None:
     code = """
 import os, torch
-from headrace.kernels import Matrix, load
+from headrace.kernels import load
+from headrace.kernels.packed import Matrix
 from headrace.kernels.context import Context
 ops = load("cpu", Context(threads=2))
 matrix, x = Matrix.plain(torch.randn(300, 512)), torch.randn(2, 512)
