@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -81,7 +80,7 @@ class Ledger:
     def add(self, done: Pass) -> None:
         """Takes in a pass that is over."""
         if self.predict is not None:
-            done.expect = partial(self.predict, done)
+            done.expect = self.predict
         self.account.add(done)
         for found in self.recordings:
             found.append(done)

@@ -86,7 +86,7 @@ class Pass:
     context: int
     bytes: Bytes = field(default_factory=dict)
     layers: list[LayerWork] = field(default_factory=list)  # where experts have several tiers
-    expect: Callable[[], Prediction | None] | None = None  # says `predicted`
+    expect: Callable[[Pass], Prediction | None] | None = None  # says `predicted`
     measured_s: float = 0.0
     times: Times | None = None
 
@@ -94,7 +94,7 @@ class Pass:
     def predicted(self) -> Prediction | None:
         """Seconds by tier, of what no tier causes, and of all; None: not known. Worked out when somebody asks, so
         that no step waits for it."""
-        return None if self.expect is None else self.expect()
+        return None if self.expect is None else self.expect(self)
 
     def total(self, tier: str) -> int:
         return sum(self.bytes.get(tier, {}).values())

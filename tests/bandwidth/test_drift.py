@@ -19,7 +19,7 @@ def step(measured: float, predicted: dict[str, float] | None, tokens: int = 1, p
     read = {"cpu_dram": {"experts": 8_000_000}, "gpu_hbm": {"dense": 1_000_000}}
     return Pass(
         index=0, phase=phase, sequences=[0], tokens=tokens, context=1, bytes=read, measured_s=measured,
-        expect=None if predicted is None else lambda: in_turn(predicted),
+        expect=None if predicted is None else lambda _: in_turn(predicted),
     )  # fmt: skip
 
 

@@ -306,7 +306,7 @@ def a_pass(busy: dict[str, float], terms: dict[str, float], seconds: float, **mo
     return Pass(
         index=0, phase="decode", sequences=[0], tokens=1, context=1, measured_s=measured,
         bytes={"cpu_dram": {"experts": 8_000_000}, "gpu_hbm": {"dense": 1_000_000}},
-        times=Times(busy=busy, waits={}, **times), expect=lambda: Prediction(terms=terms, seconds=seconds),
+        times=Times(busy=busy, waits={}, **times), expect=lambda _: Prediction(terms=terms, seconds=seconds),
     )  # fmt: skip
 
 

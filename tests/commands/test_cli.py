@@ -200,7 +200,7 @@ def test_measure(run: Run, cache_home: Path, monkeypatch: pytest.MonkeyPatch) ->
     status, out, _ = run("measure", "--rounds", 1, "--threads", 2, "--json")
     found = json.loads(out)
     assert status == 0
-    assert found == asdict(profiles.load_profile(Context()) or Profile(**found))
+    assert found == asdict(profiles.load_profile(Context(threads=2)) or Profile(**found))
     assert set(found["experts"]) == set(found["linear"]) == set(FORMATS)
     assert all(rate > 0 for name in ("experts", "linear", "attention") for rate in found[name].values())
     assert len(found["attention"]) == 3
