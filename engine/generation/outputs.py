@@ -14,7 +14,7 @@ class Completion:
     text: the completion without stop string and special tokens ("" without a tokenizer). token_ids: every generated
     token, an end token included. finish_reason: "stop" (end token or stop string), "length" or "interrupted".
     prompt_tokens: tokens of the prompt; reused_tokens of them were in the KV cache already. ledger: the forward passes
-    that it took part in, see `headrace.engine.ledger`.
+    that it took part in (of more than 4096 the last), see `headrace.engine.ledger.passes`.
     """
 
     text: str
