@@ -13,34 +13,44 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
+import click
 
 from .engine.bench.grid import Grid
 from .engine.config import EngineConfig, SamplingParams
 from .engine.planning.options import Options
 from .engine.terminal.chat_options import ChatOptions
-from .engine.terminal.options import Values, takes
+from .engine.terminal.options import Command, Group, Values, takes
 from .errors import HeadraceError, OptionError
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    help="Runs mixture-of-experts language models on one machine, and accounts for every byte.",
-)
-flag = partial(typer.Option, metavar="")  # takes no value, and so shows none
-a_file = partial(typer.Option, metavar="FILE")
-argument = partial(typer.Argument, show_default=False)
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
-Model = Annotated[str, argument(metavar="MODEL", help="directory, hub id, or 'demo'")]
-RandomWeights = Annotated[bool, flag("--random-weights", help="shape of MODEL from its config, weights made in RAM")]
-Json = Annotated[bool, flag("--json", help="print one JSON object instead of text and tables")]
+
+def a_file(*names: str, help: str) -> Decorator:
+    """An option that takes a path."""
+    return click.option(*names, metavar="FILE", type=Path, default=None, help=help)
+
+
+model_argument = click.argument("model", metavar="MODEL", help="directory, hub id, or 'demo'")
+json_flag = click.option("--json", "as_json", is_flag=True, help="print one JSON object instead of text and tables")
+random_weights_flag = click.option(
+    "--random-weights", is_flag=True, help="shape of MODEL from its config, weights made in RAM"
+)
 HUB = ("revision", "offline", "cache_dir")
+
+
+@click.group(cls=Group, context_settings={"max_content_width": 120}, no_args_is_help=True)
+@click.version_option(package_name="headrace", message="%(prog)s %(version)s")
+def app() -> None:
+    """Runs mixture-of-experts language models on one machine, and accounts for every byte."""
+
+
+command: Callable[[Callable[..., Any]], click.Command] = app.command(cls=Command)
 
 
 def _load(model: str, quiet: bool, options: dict[str, Any]) -> Any:
@@ -56,54 +66,54 @@ def _load(model: str, quiet: bool, options: dict[str, Any]) -> Any:
     return llm
 
 
-@app.command()
+@command
+@model_argument
+@click.argument("prompts", metavar="[PROMPTS]...", nargs=-1, help="text to complete")
 @takes(ChatOptions, "talk")
 @takes(SamplingParams, "sampling")
 @takes(EngineConfig, "config")
+@json_flag
+@a_file("--ledger", help="write one JSON line per forward pass to this file")
 def generate(
-    *,
-    model: Model,
-    prompts: Annotated[list[str] | None, argument(metavar="PROMPTS", help="text to complete")] = None,
+    model: str,
+    prompts: tuple[str, ...],
     talk: Values,
     sampling: Values,
     config: Values,
-    as_json: Json = False,
-    ledger: Annotated[Path | None, a_file(help="write one JSON line per forward pass to this file")] = None,
-) -> None:
+    as_json: bool,
+    ledger: Path | None,
+) -> int:
     """Complete PROMPTS with MODEL, stream the text, then show the bytes that every token read."""
     from .engine.ledger.ledger import Ledger
     from .engine.terminal import generate_command
 
-    chosen, texts = ChatOptions(**talk), prompts or []
-    chosen.check(texts, as_json)
+    chosen = ChatOptions(**talk)
+    chosen.check(prompts, as_json)
     params = SamplingParams(**sampling)
     if ledger is not None:
         Ledger.check_path(ledger)
     llm = _load(model, as_json, config)
-    asked = [llm.ask(text, chosen.system) if chosen.chat else llm.encode(text) for text in texts]
+    asked = [llm.ask(text, chosen.system) if chosen.chat else llm.encode(text) for text in prompts]
     generate_command.ensure_profile(llm)
     generate_command.watch(llm)
     if ledger is not None:
         llm.ledger.open(ledger)
         llm.time_tiers()
     if chosen.interactive:
-        raise typer.Exit(generate_command.chat(llm, params, chosen.system))
-    raise typer.Exit(generate_command.complete(llm, asked, params, as_json, "" if chosen.chat else texts[0]))
+        return generate_command.chat(llm, params, chosen.system)
+    return generate_command.complete(llm, asked, params, as_json, "" if chosen.chat else prompts[0])
 
 
-@app.command()
+@command
+@model_argument
+@click.argument("directory", metavar="DIRECTORY", type=Path, help="where to write the packed model")
 @takes(
     EngineConfig,
     "config",
     only=["expert_format", "dense_format", "dtype", "ignore_config_keys", *HUB],
     defaults={"expert_format": "q4_0"},
 )
-def convert(
-    *,
-    model: Model,
-    directory: Annotated[Path, argument(metavar="DIRECTORY", help="where to write the packed model")],
-    config: Values,
-) -> None:
+def convert(model: str, directory: Path, config: Values) -> None:
     """Save MODEL in packed formats as a directory that loads without quantising again."""
     from .engine.terminal import generate_command
     from .loaders.weights import converted
@@ -115,16 +125,13 @@ def convert(
     generate_command.say(f"wrote {directory}; use it as: headrace generate {directory} ...")
 
 
-@app.command()
+@command
+@model_argument
+@click.argument("file", metavar="FILE", type=Path, help="UTF-8 text")
+@click.option("--window", metavar="TOKENS", default=512, show_default=True, help="in a window; windows do not overlap")
 @takes(EngineConfig, "config", leave_out=["max_context", "prefill_chunk"])
-def perplexity(
-    *,
-    model: Model,
-    file: Annotated[Path, argument(metavar="FILE", help="UTF-8 text")],
-    window: Annotated[int, typer.Option(metavar="TOKENS", help="in a window; windows do not overlap")] = 512,
-    config: Values,
-    as_json: Json = False,
-) -> None:
+@json_flag
+def perplexity(model: str, file: Path, window: int, config: Values, as_json: bool) -> None:
     """Measure how well MODEL predicts the text in FILE."""
     from .engine.bench.perplexity import perplexity as measure
 
@@ -138,17 +145,19 @@ def perplexity(
     print(json.dumps(asdict(found)) if as_json else f"perplexity {found.value:.4f} over {found.tokens} tokens")
 
 
-@app.command()
+@command
 @takes(EngineConfig, "config", only=["threads"])
-def measure(
-    *,
-    config: Values,
-    rounds: Annotated[
-        int, typer.Option(metavar="N", min=1, help="how often each kernel is timed; the median counts")
-    ] = 25,
-    quick: Annotated[bool, flag("--quick", help="under 20 seconds: fewer rounds over less memory")] = False,
-    as_json: Json = False,
-) -> None:
+@click.option(
+    "--rounds",
+    metavar="N",
+    type=click.IntRange(1),
+    default=25,
+    show_default=True,
+    help="how often each kernel is timed; the median counts",
+)
+@click.option("--quick", is_flag=True, help="under 20 seconds: fewer rounds over less memory")
+@json_flag
+def measure(config: Values, rounds: int, quick: bool, as_json: bool) -> None:
     """Measure how fast this machine's kernels read memory and what a step costs besides; saved for predictions."""
     from .engine.bench import calibrate
     from .engine.measure import other_load, tile_thresholds
@@ -174,19 +183,23 @@ def measure(
         generate_command.say(f"matrix tiles take over from so many tokens on: {least}")
 
 
-@app.command()
+@command
+@model_argument
 @takes(Grid, "grid")
+@random_weights_flag
+@click.option("--layers", metavar="N", type=int, default=None, help="with --random-weights: so many layers only")
 @takes(EngineConfig, "config", leave_out=["kernels", "placement", "cpu_moe", "n_cpu_moe", "max_context"])
+@a_file("--json", "save_to", help="write the result to this file")
+@a_file("--compare", help="an old result: exit 1 if a test is 5 % slower")
 def bench(
-    *,
-    model: Model,
+    model: str,
     grid: Values,
-    random_weights: RandomWeights = False,
-    layers: Annotated[int | None, typer.Option(metavar="N", help="with --random-weights: so many layers only")] = None,
+    random_weights: bool,
+    layers: int | None,
     config: Values,
-    save_to: Annotated[Path | None, a_file("--json", help="write the result to this file")] = None,
-    compare: Annotated[Path | None, a_file(help="an old result: exit 1 if a test is 5 % slower")] = None,
-) -> None:
+    save_to: Path | None,
+    compare: Path | None,
+) -> int:
     """Measure prefill and decode speed of MODEL, with bytes, prediction, residual and share of the ceiling."""
     from .engine.terminal import bench_command, bench_report
 
@@ -194,69 +207,75 @@ def bench(
     old = None if compare is None else bench_report.load(compare)
     options = {**config, "max_context": tests.context, "max_sequences": tests.sequences}
     load = partial(bench_command.load, model, options, random_weights, layers)
-    raise typer.Exit(bench_command.run(load, model, tests, save_to=save_to, old=old))
+    return bench_command.run(load, model, tests, save_to=save_to, old=old)
 
 
-@app.command()
+@command
+@click.argument("model", metavar="[MODEL]", required=False, help="of a short run")
+@random_weights_flag
 @takes(EngineConfig, "config", only=["expert_format", "dense_format", "threads", *HUB])
-def doctor(
-    *,
-    model: Annotated[str | None, argument(metavar="MODEL", help="of a short run")] = None,
-    random_weights: RandomWeights = False,
-    config: Values,
-) -> None:
+def doctor(model: str | None, random_weights: bool, config: Values) -> int:
     """Say what slows this machine down; with MODEL what each cause costs in tokens per second, and what to do first."""
     from .engine.terminal import bench_command, doctor_command
 
     if model is None:
         if random_weights:
             raise OptionError("--random-weights makes weights for a MODEL: name one")
-        raise typer.Exit(doctor_command.run(None))
+        return doctor_command.run(None)
     options = {**config, "max_context": 64, "max_sequences": 1}
-    raise typer.Exit(doctor_command.run(lambda: bench_command.load(model, options, random_weights, None)))
+    return doctor_command.run(lambda: bench_command.load(model, options, random_weights, None))
 
 
-@app.command()
+@command
+@click.argument(
+    "model", metavar="[MODEL]", required=False, help="directory, .gguf, config.json, hub id or catalogue name"
+)
+@click.option(
+    "--hardware",
+    metavar="PARTS",
+    default=None,
+    help='"rtx-3090, epyc-9005-8ch, 768gb", or a JSON file; default this machine',
+)
 @takes(Options, "asked", defaults={"context": None})
+@a_file("--trace", help="recorded routing, for the distinct experts of a batch")
+@a_file("--plot", help="write a figure to this .png or .svg")
+@click.option("--article", is_flag=True, help="print the worked numbers of the articles")
+@json_flag
 @takes(EngineConfig, "where", only=HUB)
 def plan(
-    *,
-    model: Annotated[
-        str | None, argument(metavar="MODEL", help="directory, .gguf, config.json, hub id or catalogue name")
-    ] = None,
-    hardware: Annotated[
-        str | None,
-        typer.Option(metavar="PARTS", help='"rtx-3090, epyc-9005-8ch, 768gb", or a JSON file; default this machine'),
-    ] = None,
+    model: str | None,
+    hardware: str | None,
     asked: Values,
-    trace: Annotated[Path | None, a_file(help="recorded routing, for the distinct experts of a batch")] = None,
-    plot: Annotated[Path | None, a_file(help="write a figure to this .png or .svg")] = None,
-    article: Annotated[bool, flag("--article", help="print the worked numbers of the articles")] = False,
-    as_json: Json = False,
+    trace: Path | None,
+    plot: Path | None,
+    article: bool,
+    as_json: bool,
     where: Values,
-) -> None:
+) -> int:
     """Predict what of MODEL fits where, how fast it runs, and what bounds it; from headers alone, nothing is loaded."""
     from .engine.terminal.plan import plan_command
 
     if article:
-        raise typer.Exit(plan_command.show_articles())
+        return plan_command.show_articles()
     if model is None:
         raise OptionError("no model: headrace plan MODEL, or headrace plan --article")
     shorten = asked["context"] is None
     options = Options(**{name: value for name, value in asked.items() if value is not None})
-    status = plan_command.show(
+    return plan_command.show(
         model, hardware, options, where, shorten=shorten, as_json=as_json, plot_to=plot, trace_from=trace
     )
-    raise typer.Exit(status)
 
 
 def main() -> None:
     """Runs the command line; errors that a user can mend are one line, without a traceback."""
     try:
-        app()
+        sys.exit(app(prog_name="headrace", standalone_mode=False))
     except HeadraceError as error:
         print(f"headrace: {error}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.Abort:
         print("headrace: interrupted", file=sys.stderr)
         sys.exit(130)

@@ -118,6 +118,13 @@ def test_kernels_is_not_a_top_level_package() -> None:
     assert run.returncode == 0, "sys.path holds the working copy: install it with make, which takes that entry out"
 
 
+def test_a_name_that_is_at_the_top_too_is_a_link_to_it() -> None:
+    """A copy would be edited without effect."""
+    for path in (ROOT / "src" / "headrace").iterdir():
+        if (ROOT / path.name).exists():
+            assert path.is_symlink() or path.name == "demo", path
+
+
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "demo" / "model" / "README.md"]
 ENDINGS = r"(?:py|pyi|cpp|h|md|json|toml|svg|txt)"
 

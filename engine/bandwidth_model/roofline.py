@@ -147,8 +147,11 @@ def predict(work: Iterable[Step], machine: Hardware, end: End = "mid") -> Predic
     """Seconds of a pass on a machine that has every memory and link of its work."""
     terms: defaultdict[str, float] = defaultdict(float)
     seconds = 0.0
+    known: dict[Step, tuple[float, list[tuple[str, float]]]] = {}  # most layers of a model are alike
     for step in work:
-        took, way = min((_way(way, machine, end) for way in step), key=lambda found: found[0])
+        if step not in known:
+            known[step] = min((_way(way, machine, end) for way in step), key=lambda found: found[0])
+        took, way = known[step]
         seconds += took
         for term, load_s in way:
             terms[term] += load_s

@@ -172,14 +172,14 @@ def _rated(engine: Model, demand: Demand, work: Workload, wanted: str) -> list[R
     return [rate(engine, demand, work, placement) for placement in found]
 
 
-def rate(engine: Model, demand: Demand, work: Workload, placement: Placement) -> Rated:
-    """Memory and times of one placement."""
+def rate(engine: Model, demand: Demand, work: Workload, placement: Placement, ends: tuple[End, ...] = ENDS) -> Rated:
+    """Memory and times of one placement, at those ends of the machine's ranges."""
     memory = placing.memory(placement, engine.storage, engine.hardware, demand)
     if not all(tier.fits for tier in memory.values()):
         return Rated(placement=placement, memory=memory, decode=None, prefill=None)
     step, prompt = engine.decode(placement, work), engine.prefill(placement, work)
-    decode = {end: engine.seconds(step, end) for end in ENDS}
-    prefill = None if prompt is None else {end: engine.seconds(prompt, end) for end in ENDS}
+    decode = {end: engine.seconds(step, end) for end in ends}
+    prefill = None if prompt is None else {end: engine.seconds(prompt, end) for end in ends}
     return Rated(placement=placement, memory=memory, decode=decode, prefill=prefill)
 
 
@@ -215,13 +215,13 @@ def _what_if(
     def changed(what: str, machine: Hardware, bytes_of: Storage) -> Changed:
         engine = Model(model, bytes_of, machine, distinct)
         demand = needs(model, work, machine)
-        best = best_of([rate(engine, demand, work, p) for p in placing.choices(bytes_of, machine, demand)], work)
-        decode, prefill = best.decode_tok_s(work.batch), best.prefill_tok_s(work.prompt)
+        choices = placing.choices(bytes_of, machine, demand)
+        best = best_of([rate(engine, demand, work, choice, ("mid",)) for choice in choices], work)
         return Changed(
             what=what,
             placement=best.placement.name if best.fits else "does not fit",
-            decode_tok_s=decode.mid if decode else None,
-            prefill_tok_s=prefill.mid if prefill else None,
+            decode_tok_s=work.batch / best.decode["mid"].seconds if best.decode else None,
+            prefill_tok_s=work.prompt / best.prefill["mid"].seconds if best.prefill else None,
             bottleneck=best.decode["mid"].bottleneck if best.decode else "",
         )
 

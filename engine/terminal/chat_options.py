@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ...errors import OptionError
@@ -16,7 +17,7 @@ class ChatOptions:
     chat: bool = option(False, COMMON, "", "put the prompt into the model's chat template")
     system: str | None = option(None, COMMON, "TEXT", "system message of a chat")
 
-    def check(self, prompts: list[str], as_json: bool) -> None:
+    def check(self, prompts: Sequence[str], as_json: bool) -> None:
         """Raises OptionError unless this goes with the prompts and the output that were asked for."""
         if not prompts and not self.interactive:
             raise OptionError('no prompt: headrace generate MODEL "text", or -i for a chat')

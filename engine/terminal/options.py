@@ -1,66 +1,66 @@
 """Options of the command line, made from the fields of dataclasses (`option.py`), so that each is said once.
 
+    @click.command(cls=Command)
     @takes(EngineConfig, "config", leave_out=["max_context"])
-    def perplexity(*, model: Model, config: Values, as_json: Json = False) -> None: ...
+    def perplexity(model: str, config: Values) -> None: ...
 
-typer reads a command's signature. `takes` puts an option for every field there, in the place of the parameter `config`,
-and gives the command their values as one mapping. A command takes everything by name, so that any order will do.
+`takes` gives a command an option for every field, and their values as one mapping to its parameter `config`.
 """
 
 from __future__ import annotations
 
 import functools
-import inspect
+from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields
 from types import NoneType
-from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
-import typer
+import click
 
 from ..option import Option, options_of
 
 Values = dict[str, Any]  # of a dataclass' fields, by name
-Command = Callable[..., None]
+Function = Callable[..., Any]
+KINDS: dict[Any, Any] = {int: click.INT, float: click.FLOAT, bool: click.BOOL, str: click.STRING}
 
 
-class _Field(NamedTuple):
-    """A field as an option: its name, what it is, its type, and its value if it is left out."""
+class FieldOption(click.Option):
+    """An option whose value belongs to a field of a dataclass."""
 
-    name: str
-    option: Option
-    hint: Any
-    default: Any
+    panel: str | None = None
 
-    @property
-    def repeats(self) -> bool:
-        """Whether the option is given once for each part of the value."""
-        return get_origin(self.hint) is tuple and self.option.read is None
 
-    @property
-    def kind(self) -> Any:
-        """The type that typer reads: text for whatever may be text."""
-        kinds = {*(get_args(self.hint) or [self.hint])} - {NoneType}
-        if self.repeats:
-            return list[str]
-        return str if str in kinds or self.option.read else kinds.pop()
+class Group(click.Group):
+    """Commands in the order in which they are written."""
 
-    def parameter(self, name: str, panel: str | None) -> inspect.Parameter:
-        """The parameter of a command that typer makes the option of."""
-        about = self.option.help + ("; may be repeated" if self.repeats else "")
-        made = typer.Option(*self.option.names, help=about, metavar=self.option.value, rich_help_panel=panel)
-        default = self.default
-        if isinstance(default, tuple):
-            default = None if self.repeats else ",".join(map(str, default))
-        kind = self.kind if default is not None else self.kind | None
-        hint: Any = Annotated[kind, made]
-        return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint)
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Their names."""
+        return list(self.commands)
 
-    def value(self, given: Any) -> Any:
-        """The field's value from what typer read."""
-        if self.option.read is not None:
-            return self.option.read(self.option.names[-1], given)
-        return tuple(given or ()) if self.repeats else given
+
+class Command(click.Command):
+    """A command whose --help shows its options by panel."""
+
+    def get_short_help_str(self, limit: int = 0) -> str:
+        """What it does, whole: the list of commands breaks lines."""
+        return self.help or ""
+
+    def format_arguments(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Nothing: `format_options` writes them."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes the arguments and each panel; a panel of one option joins the first one."""
+        panels: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)
+        params = self.get_params(ctx)
+        named = [getattr(one, "panel", None) for one in params]
+        for one, panel in zip(params, named, strict=True):
+            title = "Arguments" if isinstance(one, click.Argument) else "Options"
+            if record := one.get_help_record(ctx):
+                panels[panel if panel and named.count(panel) > 1 else title].append(record)
+        for title, records in panels.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
 
 
 def takes(
@@ -70,52 +70,54 @@ def takes(
     only: Collection[str] = (),
     leave_out: Collection[str] = (),
     defaults: Mapping[str, Any] | None = None,
-) -> Callable[[Command], Command]:
+) -> Callable[[Function], Function]:
     """Gives a command the options of a dataclass, and their values to its parameter of that name.
 
     only, leave_out: names of fields. defaults: by field, where the command has another than the dataclass.
     """
-    chosen = _chosen(source, only, leave_out, defaults or {})
-    by_parameter = {f"{parameter}_{one.name}": one for one in chosen}
-    panels = [one.option.panel for one in chosen]
+    known, hints, others = options_of(source), get_type_hints(source), defaults or {}
+    unknown = {*only, *leave_out, *others} - {*known}
+    assert not unknown, f"{source.__name__} has no option {', '.join(unknown)}"
+    chosen = [f for f in fields(source) if f.name in {*(only or known)} - {*leave_out}]
 
-    def decorate(command: Command) -> Command:
-        made = [
-            # A panel of one option is a frame around nothing: the option joins the first panel.
-            one.parameter(name, one.option.panel if panels.count(one.option.panel) > 1 else None)
-            for name, one in by_parameter.items()
-        ]
-
+    def decorate(command: Function) -> Function:
         @functools.wraps(command)
-        def run(**given: Any) -> None:
-            values = {one.name: one.value(given.pop(name)) for name, one in by_parameter.items()}
-            command(**given, **{parameter: values})
+        def run(**given: Any) -> Any:
+            values = {f.name: _value(known[f.name], given.pop(f"{parameter}_{f.name}")) for f in chosen}
+            return command(**given, **{parameter: values})
 
-        _sign(run, command, parameter, made)
+        for f in reversed(chosen):
+            default = others.get(f.name, f.default)
+            _add(run, f"{parameter}_{f.name}", known[f.name], hints[f.name], default)
         return run
 
     return decorate
 
 
-def _chosen(
-    source: type[Any], only: Collection[str], leave_out: Collection[str], defaults: Mapping[str, Any]
-) -> list[_Field]:
-    """The fields of a dataclass that become options."""
-    known, hints = options_of(source), get_type_hints(source)
-    unknown = {*only, *leave_out, *defaults} - {*known}
-    assert not unknown, f"{source.__name__} has no option {', '.join(unknown)}"
-    names = {*(only or known)} - {*leave_out}
-    return [
-        _Field(f.name, known[f.name], hints[f.name], defaults.get(f.name, f.default))
-        for f in fields(source)
-        if f.name in names
-    ]
+def _add(command: Function, name: str, about: Option, hint: Any, default: Any) -> None:
+    """Gives a command the option of one field."""
+    kinds = {*(get_args(hint) or [hint])} - {NoneType}
+    repeats = get_origin(hint) is tuple and about.read is None
+    # Text for whatever may be text.
+    kind = str if repeats or str in kinds or about.read else kinds.pop()
+    if isinstance(default, tuple):
+        default = None if repeats else ",".join(map(str, default))
+    made = click.option(
+        name,
+        *about.names,
+        cls=FieldOption,
+        type=KINDS.get(kind, kind),
+        is_flag=kind is bool,
+        multiple=repeats,
+        default=default,
+        show_default=default is not False and default != "",
+        help=about.help + ("; may be repeated" if repeats else ""),
+        metavar=about.value or None,
+    )
+    made(command)
+    command.__click_params__[-1].panel = about.panel  # type: ignore[attr-defined]
 
 
-def _sign(run: Command, command: Command, parameter: str, made: list[inspect.Parameter]) -> None:
-    """Gives `run` the signature of `command`, with other parameters in the place of one of them."""
-    signed: list[inspect.Parameter] = []
-    for name, one in inspect.signature(command, eval_str=True).parameters.items():
-        signed += made if name == parameter else [one]
-    run.__signature__ = inspect.Signature(signed)  # type: ignore[attr-defined]
-    run.__annotations__ = {one.name: one.annotation for one in signed}  # what older versions of typer read
+def _value(about: Option, given: Any) -> Any:
+    """A field's value from what click read."""
+    return given if about.read is None else about.read(about.names[-1], given)

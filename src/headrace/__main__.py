@@ -1,5 +1,1 @@
-"""`python -m headrace` is the command line."""
-
-from .cli import main
-
-main()
+../../__main__.py
