@@ -98,18 +98,21 @@ class LenientReader(ConfigReader):
         super().__init__(values, source)
         self.objections: list[str] = []
 
-    def only(self, name: str, supported: Any, remedy: str = "") -> None:
-        try:
-            super().only(name, supported, remedy)
-        except ConfigError as error:
-            self.objections.append(str(error).removeprefix(f"{self.source}: "))
+    def refuse(self, error: ConfigError) -> None:
+        """Notes what would stop a run."""
+        self.objections.append(str(error).removeprefix(f"{self.source}: "))
 
-    def finish(self, ignored: Any = ()) -> None:
+    def limited(self, context: int, window: int, name: str) -> int:
+        """The context as it is: a plan counts no scores."""
+        return context
+
+    def finish(self) -> None:
         """Unknown keys are listed by `unknown`."""
 
     def unknown(self) -> tuple[str, ...]:
         """Keys that were neither read nor known to leave the sizes alone."""
-        return tuple(sorted(set(self.values) - self.seen - SIZELESS))
+        rest = sorted(set(self.values) - self.seen - SIZELESS)
+        return tuple(name for name in rest if not self.is_harmless(name, self.values[name]))
 
 
 def read(values: dict[str, Any], source: str) -> Described:

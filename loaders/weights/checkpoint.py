@@ -62,7 +62,8 @@ class Checkpoint:
 
 def open_directory(directory: Path, options: LoadOptions) -> Checkpoint:
     """Reads config and headers and checks them against each other; raises ConfigError or CheckpointError."""
-    family, spec = spec_of(ConfigReader.open(directory / "config.json"), options.ignore_config_keys)
+    config = ConfigReader.open(directory / "config.json", options.ignore_config_keys)
+    family, spec = spec_of(config)
     spec = _with_generation_config(spec, directory)
     if converted.is_converted(directory):
         formats = converted.read_formats(directory, options.expert_format, options.dense_format)

@@ -41,7 +41,7 @@ def imagine(model: str | dict[str, Any], options: LoadOptions, **where: Any) -> 
             f"{', '.join(FAMILIES)}): headrace plan predicts its speed"
         )
     config = {key: value for key, value in source.config.items() if key not in PACKING}
-    found, spec = spec_of(ConfigReader(config, source.name), options.ignore_config_keys)
+    found, spec = spec_of(ConfigReader(config, source.name, options.ignore_config_keys))
     formats = _formats(config, options)
     check_rows(spec, formats)
     return Checkpoint(
