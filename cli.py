@@ -53,16 +53,18 @@ def app() -> None:
 command: Callable[[Callable[..., Any]], click.Command] = app.command(cls=Command)
 
 
-def _load(model: str, quiet: bool, options: dict[str, Any]) -> Any:
-    """The loaded model, with a progress bar and the start-up table unless `quiet`."""
+def _load(model: str, quiet: bool, options: dict[str, Any], check: Any = None) -> Any:
+    """The loaded model, with a progress bar and the start-up table unless `quiet`. check: of what is to be run."""
     from .engine.llm import LLM
-    from .engine.terminal import generate_command, generate_report
+    from .engine.terminal import generate_command
 
     if quiet:
-        return LLM(model, **options)
+        llm = LLM(model, check=check, **options)
+        generate_command.say_notes(llm)
+        return llm
     with generate_command.load_progress() as progress:
-        llm = LLM(model, progress=progress, **options)
-    generate_command.notes.print(generate_report.startup_table(llm))
+        llm = LLM(model, progress=progress, check=check, **options)
+    generate_command.start_up(llm)
     return llm
 
 
@@ -92,16 +94,20 @@ def generate(
     params = SamplingParams(**sampling)
     if ledger is not None:
         Ledger.check_path(ledger)
-    llm = _load(model, as_json, config)
-    asked = [llm.ask(text, chosen.system) if chosen.chat else llm.encode(text) for text in prompts]
+    asked: list[Any] = []
+
+    def check(admission: Any) -> None:
+        asked.extend(generate_command.asked(admission, chosen, prompts, params))
+
+    llm = _load(model, as_json, config, check)
     generate_command.ensure_profile(llm)
     generate_command.watch(llm)
     if ledger is not None:
         llm.ledger.open(ledger)
         llm.time_tiers()
     if chosen.interactive:
-        return generate_command.chat(llm, params, chosen.system)
-    return generate_command.complete(llm, asked, params, as_json, "" if chosen.chat else prompts[0])
+        return generate_command.chat(llm, params, chosen)
+    return generate_command.complete(llm, asked, params, as_json, "" if chosen.is_chat else prompts[0])
 
 
 @command
@@ -133,6 +139,7 @@ def convert(model: str, directory: Path, config: Values) -> None:
 @json_flag
 def perplexity(model: str, file: Path, window: int, config: Values, as_json: bool) -> None:
     """Measure how well MODEL predicts the text in FILE."""
+    from .engine.bench.perplexity import check
     from .engine.bench.perplexity import perplexity as measure
 
     try:
@@ -140,7 +147,7 @@ def perplexity(model: str, file: Path, window: int, config: Values, as_json: boo
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise OptionError(f"cannot read {file}: {reason}; give a UTF-8 text file") from error
-    llm = _load(model, as_json, config)
+    llm = _load(model, as_json, config, lambda admission: check(admission.encode(text), window, admission.limit))
     found = measure(llm, llm.encode(text), window)
     print(json.dumps(asdict(found)) if as_json else f"perplexity {found.value:.4f} over {found.tokens} tokens")
 

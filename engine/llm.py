@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from typing import Any
 
@@ -15,14 +16,15 @@ from torch import Tensor
 
 from ..errors import OptionError
 from ..loaders.spec import ModelSpec
+from ..loaders.tokens.conversation import Message
 from ..loaders.tokens.tokenizer import Tokenizer
 from ..loaders.weights.checkpoint import Progress
 from .bandwidth_model.reconcile import Reconciliation
 from .config import EngineConfig, SamplingParams
-from .core.build import build
+from .core.build import Check, build
 from .core.loop import Loop, Sampler
 from .core.weight_source import CheckpointFiles, WeightSource
-from .generation.admission import Admission, Prompt, as_prompts
+from .generation.admission import Prompt, as_prompts
 from .generation.completion_stream import CompletionGroup, CompletionStream
 from .generation.outputs import Completion
 from .generation.sampler import sample
@@ -35,8 +37,9 @@ class LLM:
     model: the directory of a Hugging Face checkpoint, a hub id, "demo", or a source of weights. The options are the
     fields of `EngineConfig`.
     progress(done, total) is called with bytes while weights load. sampler(logits, sequences, ops) chooses the next
-    tokens, as `SamplingParams` say if none is given. With the C++ kernels torch is limited to one thread in this
-    process, since two thread pools on the same cores slow each other down.
+    tokens, as `SamplingParams` say if none is given. check(admission) sees which prompts are admitted before weights
+    are loaded; what it raises ends the load. With the C++ kernels torch is limited to one thread in this process, since
+    two thread pools on the same cores slow each other down.
     Raises a `HeadraceError` that names what is wrong: options, files, memory, hub.
 
     `parts` are what it is made of, `ledger` has the account of its passes, `predictions` what they are held against.
@@ -48,11 +51,12 @@ class LLM:
         *,
         progress: Progress | None = None,
         sampler: Sampler = sample,
+        check: Check | None = None,
         **options: Any,
     ) -> None:
         self.config = _config(options)
         self.source = CheckpointFiles(model) if isinstance(model, str) else model
-        self.parts = parts = build(self.source, self.config, progress)
+        self.parts = parts = build(self.source, self.config, progress, check)
         self.ledger = Ledger()
         way, formats = parts.signal_choice, parts.checkpoint.formats
         handoff_s = way.us * 1e-6 if parts.graphed is not None and way is not None and way.us is not None else None
@@ -61,8 +65,7 @@ class LLM:
         )
         self.predictions.start(parts.profile)
         self.loop = Loop(parts, self.ledger, self.predictions.new_run, sampler)
-        room, directory = parts.kv_budget.max_context, parts.checkpoint.directory
-        self.admission = Admission(parts.tokenizer, directory, parts.spec.vocab, room, parts.spec.context)
+        self.admission = parts.admission
 
     @property
     def spec(self) -> ModelSpec:
@@ -73,6 +76,11 @@ class LLM:
     def tokenizer(self) -> Tokenizer | None:
         """None where the model's directory has none."""
         return self.parts.tokenizer
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of how the model's files were read, a line each."""
+        return self.parts.notes
 
     def generate(
         self, prompts: Prompt | Seq[Prompt], params: SamplingParams | Seq[SamplingParams] | None = None
@@ -107,22 +115,29 @@ class LLM:
         request = self.admission.request(prompt, params or SamplingParams())
         return CompletionStream(self.loop.chunks(request), request.completion)
 
-    def chat(self, messages: list[dict[str, str]], params: SamplingParams | None = None) -> Completion:
+    def chat(self, messages: Seq[Message], params: SamplingParams | None = None, **rendering: Any) -> Completion:
         """Answers a conversation: messages {"role": ..., "content": ...}, rendered with the model's chat template.
 
-        The keys and values of a history that was answered before are reused. Raises TokenizerError without a template.
+        rendering: as of `chat_prompt`. The keys and values of a history that was answered before are reused. Raises
+        TokenizerError without a template.
         """
-        return self.generate([self.chat_prompt(messages)], params)[0]
+        return self.generate([self.chat_prompt(messages, **rendering)], params)[0]
 
-    def ask(self, question: str, system: str | None = None) -> list[int]:
-        """Token ids of a conversation of one question, after an optional system message."""
-        start = [{"role": "system", "content": system}] if system else []
-        return self.chat_prompt([*start, {"role": "user", "content": question}])
+    def chat_prompt(
+        self,
+        messages: Seq[Message],
+        *,
+        tools: Any = None,
+        chat_template: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[int]:
+        """Token ids of a conversation, ready for the answer.
 
-    def chat_prompt(self, messages: list[dict[str, str]]) -> list[int]:
-        """Token ids of a conversation, ready for the answer."""
-        tokenizer = self.admission.need_tokenizer("chat")
-        return tokenizer.encode(tokenizer.render_chat(messages), add_special_tokens=False)
+        messages: as in OpenAI's API; text may come in parts, calls with arguments as JSON text. tools: functions that
+        the model may call. chat_template: the name of one of the model's templates, or a template's own text.
+        chat_template_kwargs: what a template reads besides, as {"enable_thinking": False}. Raises TokenizerError.
+        """
+        return self.admission.chat(messages, tools, chat_template, chat_template_kwargs)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text with the special tokens that the model expects; raises TokenizerError."""

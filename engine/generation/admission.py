@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from collections.abc import Sequence as Seq
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 from ...errors import ContextOverflow, OptionError, TokenizerError
+from ...loaders.tokens.conversation import Message
 from ...loaders.tokens.tokenizer import Tokenizer
 from ..config import SamplingParams
 from .request import Request
@@ -14,6 +18,7 @@ from .sequence import Sequence, make_sequence
 from .stop_strings import TextBuilder
 
 Prompt = str | list[int]
+STARTS = 100  # characters that hold any start token
 
 
 class Admission:
@@ -26,8 +31,29 @@ class Admission:
         self.ids = count()
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text with the special tokens that the model expects; raises TokenizerError."""
-        return self.need_tokenizer("text prompts").encode(text)
+        """Token ids of a text with the special tokens that the model expects, and one BOS where the text spells it;
+        raises TokenizerError."""
+        ids = self.need_tokenizer("text prompts").encode(text)
+        return ids[1:] if self.spells_start(text) else ids
+
+    def spells_start(self, text: str) -> bool:
+        """Whether a text begins with the start token that is put before it, and would have two."""
+        tokenizer = self.need_tokenizer("text prompts")
+        return tokenizer.has_two_starts(tokenizer.encode(text[:STARTS]))
+
+    def chat(
+        self,
+        messages: Seq[Message],
+        tools: Any = None,
+        chat_template: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[int]:
+        """Token ids of a conversation, ready for the answer; raises TokenizerError."""
+        tokenizer = self.need_tokenizer("chat")
+        text = tokenizer.render_chat(
+            messages, tools=tools, template=chat_template, arguments=chat_template_kwargs or {}
+        )
+        return tokenizer.encode(text, add_special_tokens=False)
 
     def need_tokenizer(self, purpose: str) -> Tokenizer:
         """The tokenizer; raises TokenizerError where the model has none."""
@@ -40,7 +66,16 @@ class Admission:
 
     def request(self, prompt: Prompt, params: SamplingParams) -> Request:
         """A request that can run; raises OptionError, ContextOverflow or TokenizerError."""
+        params = self._with_special_stops(params)
         return Request(self.sequence(prompt, params), TextBuilder(self.tokenizer, params.stop))
+
+    def _with_special_stops(self, params: SamplingParams) -> SamplingParams:
+        """A stop string that is a special token stops by its id: it never shows in the text."""
+        if self.tokenizer is None or not (special := [s for s in params.stop if self.tokenizer.is_special(s)]):
+            return params
+        ids = [found for text in special if (found := self.tokenizer.token_id(text)) is not None]
+        text = tuple(s for s in params.stop if s not in special)
+        return replace(params, stop=text, stop_token_ids=(*params.stop_token_ids, *ids))
 
     def sequence(self, prompt: Prompt, params: SamplingParams) -> Sequence:
         """Its sequence alone."""

@@ -28,7 +28,7 @@ def load(model: str, options: dict[str, Any], is_random: bool, layers: int | Non
     with generate_command.load_progress() as progress:
         more = {"progress": progress, **options}
         llm = random_llm(model, layers=layers, **more) if is_random else LLM(model, **more)
-    generate_command.notes.print(generate_report.startup_table(llm))
+    generate_command.start_up(llm)
     return llm
 
 

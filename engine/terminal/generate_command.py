@@ -8,8 +8,10 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TransferSpeedColumn
@@ -20,11 +22,12 @@ from ..bandwidth_model import profile as profiles
 from ..bandwidth_model.profile import STALE, Profile
 from ..bench import calibrate
 from ..config import SamplingParams
-from ..generation.admission import Prompt
+from ..generation.admission import Admission, Prompt
 from ..generation.outputs import Completion
 from ..llm import LLM
 from ..measure import other_load
 from . import generate_report
+from .chat_options import ChatOptions
 
 INTERRUPTED = 130  # exit status of a program that Ctrl-C ended
 # No markup: a path or a message that holds [brackets] or :colons: is printed as it is.
@@ -175,10 +178,35 @@ def finish(llm: LLM, results: list[Completion], as_json: bool) -> None:
         say(remark, style="dim")
 
 
-def chat(llm: LLM, params: SamplingParams, system: str | None) -> int:
+def start_up(llm: LLM) -> None:
+    """What was loaded and where it lies."""
+    say_notes(llm)
+    notes.print(generate_report.startup_table(llm))
+
+
+def say_notes(llm: LLM) -> None:
+    """What a user should know of how the model's files were read."""
+    for line in llm.notes:
+        say(f"note: {line}")
+
+
+def asked(admission: Admission, chosen: ChatOptions, prompts: Sequence[str], params: SamplingParams) -> list[list[int]]:
+    """Token ids of what is to be completed, checked: what cannot run is said before weights are loaded."""
+    if chosen.is_chat:
+        chats = chosen.conversations(["Hello"] if chosen.interactive else prompts)
+        found = [admission.chat(messages, **chosen.settings) for messages in chats]
+    else:
+        found = [admission.encode(text) for text in prompts]
+        if any(admission.spells_start(text) for text in prompts):
+            say("the prompt spells the start token itself: no second one is put before it", style="dim")
+    for ids in found:
+        admission.sequence(ids, replace(params, max_new_tokens=1) if chosen.interactive else params)
+    return found
+
+
+def chat(llm: LLM, params: SamplingParams, chosen: ChatOptions) -> int:
     """An interactive conversation. /reset forgets the history, /exit or Ctrl-D leaves. Returns the exit status."""
-    llm.ask("Hello", system)  # a model that cannot chat says so now, not after a question was typed
-    start = [{"role": "system", "content": system}] if system else []
+    start = chosen.start
     messages = list(start)
     results: list[Completion] = []
     say("chat: /reset forgets the history, /exit leaves, Ctrl-C stops an answer", style="dim")
@@ -187,7 +215,7 @@ def chat(llm: LLM, params: SamplingParams, system: str | None) -> int:
             messages = list(start)
         elif line:
             messages.append({"role": "user", "content": line})
-            answer = _answer(llm, messages, params)
+            answer = _answer(llm, messages, params, chosen.settings)
             if answer is not None:
                 results.append(answer)
     if results:
@@ -205,10 +233,12 @@ def _read_line() -> str | None:
     return None if line == "/exit" else line
 
 
-def _answer(llm: LLM, messages: list[dict[str, str]], params: SamplingParams) -> Completion | None:
+def _answer(
+    llm: LLM, messages: list[dict[str, Any]], params: SamplingParams, settings: dict[str, Any]
+) -> Completion | None:
     """Streams the answer and appends it to the history; an overflow is shown and takes the question back."""
     try:
-        result = stream_to(llm, llm.chat_prompt(messages), params, show=True)
+        result = stream_to(llm, llm.chat_prompt(messages, **settings), params, show=True)
     except HeadraceError as error:
         say(str(error), style="red")
         if isinstance(error, ContextOverflow):

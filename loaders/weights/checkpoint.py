@@ -45,7 +45,9 @@ class LoadOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A directory that was read as far as its headers: enough to plan, nothing loaded yet."""
+    """A directory that was read as far as its headers: enough to plan, nothing loaded yet.
+
+    notes: what a user should know of how it was read, a line each."""
 
     directory: Path
     family: Family
@@ -53,6 +55,7 @@ class Checkpoint:
     formats: Formats
     entries: dict[str, Entry]
     is_converted: bool
+    notes: tuple[str, ...] = ()
 
     @property
     def weight_bytes(self) -> int:
@@ -70,8 +73,9 @@ def open_directory(directory: Path, options: LoadOptions) -> Checkpoint:
         entries = safetensors.read_header(directory / converted.WEIGHTS)
         converted.check(entries, allocate(spec, formats, "meta"), directory)
         return Checkpoint(
-            directory=directory, family=family, spec=spec, formats=formats, entries=entries, is_converted=True
-        )
+            directory=directory, family=family, spec=spec, formats=formats, entries=entries, is_converted=True,
+            notes=tuple(config.notes),
+        )  # fmt: skip
     entries = safetensors.open_checkpoint(directory)
     plain = FORMATS["f32"]  # names and shapes are the same in every format
     any_format = allocate(spec, Formats(experts=plain, dense=plain, embed=plain), "meta")
@@ -79,8 +83,9 @@ def open_directory(directory: Path, options: LoadOptions) -> Checkpoint:
     formats = resolve_formats(spec, wanted, entries, options)
     check_entries(entries, wanted, family, spec, directory)
     return Checkpoint(
-        directory=directory, family=family, spec=spec, formats=formats, entries=entries, is_converted=False
-    )
+        directory=directory, family=family, spec=spec, formats=formats, entries=entries, is_converted=False,
+        notes=tuple(config.notes),
+    )  # fmt: skip
 
 
 def load_weights(

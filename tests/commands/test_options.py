@@ -24,7 +24,8 @@ Run = Callable[..., tuple[int, str, str]]
 # By command its options, with the value of one that is left out. Scripts rely on them: an option may come, none may go.
 COMMANDS: dict[str, dict[str, Any]] = {
     "generate": {
-        "--interactive -i": False, "--chat": False, "--system": None, "--max-new-tokens -n": 256, "--temperature": 0.0,
+        "--interactive -i": False, "--chat": False, "--system": None, "--messages": None, "--tools": None,
+        "--template-arg": None, "--chat-template": None, "--max-new-tokens -n": 256, "--temperature": 0.0,
         "--top-k": 0, "--top-p": 1.0, "--min-p": 0.0, "--repetition-penalty": 1.0, "--presence-penalty": 0.0,
         "--seed": None, "--stop": None, "--ignore-eos": False, "--ledger": None, "--json": False,
         "--expert-format": "native", "--dense-format": "native", "--dtype": "auto", "--kernels": "auto",
@@ -179,6 +180,7 @@ def loaded(run: Run, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> dic
         run(*arguments)
     options: dict[str, Any] = caught.value.args[0]
     options.pop("progress", None)
+    options.pop("check", None)
     return options
 
 
