@@ -134,13 +134,10 @@ def test_files_that_the_docs_name_are_there(page: Path) -> None:
     """By their path from the top, or by their name alone; not what a user writes: NAME.json, run.jsonl."""
     there = [str(p.relative_to(ROOT)) for p in ROOT.rglob("*") if not {".git", ".venv", "build"} & set(p.parts)]
     elsewhere = {
-        "cuda.h",
-        "headrace.json",
-        "config.json",
-        "tokenizer.json",
-        "generation_config.json",
-        "model.safetensors.index.json",
-    }
+        "cuda.h", "headrace.json", "config.json", "tokenizer.json", "generation_config.json", "tokenizer_config.json",
+        "special_tokens_map.json", "chat_template.json", "model.safetensors.index.json", "hf_quant_config.json",
+        "adapter_config.json",
+    }  # fmt: skip
     for name in set(re.findall(rf"`((?:[\w.-]+/)*[\w.-]+\.{ENDINGS})`", page.read_text())):
         if name not in elsewhere and not any(part.isupper() for part in Path(name).stem.split("-")):
             assert any(f"/{path}".endswith(f"/{name}") for path in there), f"{page.name} names {name}"

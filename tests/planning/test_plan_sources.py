@@ -67,10 +67,10 @@ def test_weights_of_another_model_are_refused(make: Callable[..., Path]) -> None
 
 
 def test_unknown_keys_and_what_stops_a_run_are_said(make: Callable[..., Path]) -> None:
-    directory = make("mixtral", sliding_window=64, surprising_key=1)
+    directory = make("mixtral", scoring_func="sigmoid", surprising_key=2)
     described = model_source.find(str(directory)).described
     assert described.unknown_keys == ("surprising_key",)
-    assert "sliding_window is 64" in described.objections[0]
+    assert "scoring_func is" in described.objections[0]
 
 
 @pytest.mark.parametrize(("model", "said"), [("Qwen3-30B-A3C", "Qwen3-30B-A3B"), ("./nowhere", "no directory")])
