@@ -171,7 +171,7 @@ def measure(config: Values, rounds: int, quick: bool, as_json: bool) -> None:
     from .engine.terminal import generate_command, generate_report
     from .kernels.context import THREADS, Context
 
-    context = Context(threads=config["threads"] or THREADS)
+    context = Context(threads=EngineConfig(**config).threads or THREADS)
     profile = calibrate.measure(context, rounds, quick)
     if as_json:
         print(json.dumps(asdict(profile)))

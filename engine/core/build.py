@@ -6,6 +6,7 @@ refused before memory is taken.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -46,6 +47,7 @@ from ..placement.placement import Tier
 from .parts import EngineParts
 from .weight_source import Target, WeightSource
 
+log = logging.getLogger("headrace")
 HANDOFF_TIMEOUT = 10.0  # seconds without progress after which a graphed step counts as failed
 
 
@@ -98,6 +100,8 @@ def load_kernels(config: EngineConfig) -> tuple[str, Context, Ops]:
     """The backend for what lies in RAM: its name, how the C++ kernels compute, and its ops."""
     name = "cpu" if config.kernels == "auto" else config.kernels
     context = Context(threads=config.threads or THREADS, activations=config.cpu_activations)
+    if crowding := host.crowding(context.threads):
+        log.warning(crowding)
     if name == "cpu":
         context = tile_thresholds.use(context)
     return name, context, kernels.load(name, context)

@@ -118,7 +118,7 @@ def save_profile(profile: Profile, remark: str = "") -> None:
 def complete(llm: LLM, prompts: list[Prompt], params: SamplingParams, as_json: bool, echo: str = "") -> int:
     """Completes prompts and reports; one prompt is streamed, after `echo`, several run as a batch. Returns the exit
     status."""
-    if params.temperature == 0 and (params.top_k or params.top_p < 1 or params.min_p or params.seed is not None):
+    if params.temperature == 0 and (params.top_k or 0 < params.top_p < 1 or params.min_p or params.seed is not None):
         say("greedy, because the temperature is 0: top-k, top-p, min-p and seed change nothing", style="dim")
     if len(prompts) == 1:
         _echo("" if as_json else echo)
