@@ -116,7 +116,7 @@ def generate(
 @takes(
     EngineConfig,
     "config",
-    only=["expert_format", "dense_format", "dtype", "ignore_config_keys", *HUB],
+    only=["expert_format", "dense_format", "dtype", "ignore_config_keys", "ignore_tensors", *HUB],
     defaults={"expert_format": "q4_0"},
 )
 def convert(model: str, directory: Path, config: Values) -> None:

@@ -106,6 +106,7 @@ class EngineConfig:
     offline: bool = option(False, MODEL, "", "use only what was downloaded before")
     cache_dir: Path | None = option(None, MODEL, "DIRECTORY", "where hub downloads are kept")
     ignore_config_keys: tuple[str, ...] = option((), MODEL, "KEY,...", "config keys to ignore", read=words)
+    ignore_tensors: tuple[str, ...] = option((), MODEL, "NAME,...", "tensors to ignore, also as mtp.*", read=words)
 
     device: str = option("auto", PLACEMENT, "DEVICE", "of all but experts: auto, cpu, cuda, cuda:N, simulated (in RAM)")
     cpu_moe: bool = option(False, PLACEMENT, "", "beside a GPU: all routed experts in RAM")
@@ -137,6 +138,7 @@ class EngineConfig:
         _between("prefill_chunk", self.prefill_chunk, 1)
         _between("max_sequences", self.max_sequences, 1)
         _strings("ignore_config_keys", self.ignore_config_keys)
+        _strings("ignore_tensors", self.ignore_tensors)
 
     def _check_placement(self) -> None:
         if not DEVICE.fullmatch(self.device):

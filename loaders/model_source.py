@@ -15,7 +15,7 @@ from ..errors import CheckpointError, ConfigError, HubError
 from .architecture import catalogue
 from .architecture.readers import Described, flatten, read
 from .families.config_reader import ConfigReader
-from .files import gguf_config, gguf_header, headers
+from .files import gguf_config, gguf_header, headers, weight_files
 from .files.headers import Stored
 from .hub.local import DEMO, DEMO_DIRECTORY, existing
 
@@ -57,7 +57,7 @@ def _path(model: str) -> Path | None:
 def _of_path(path: Path) -> Source:
     if path.is_dir():
         config = ConfigReader.open(path / "config.json").values
-        return of_config(config, str(path / "config.json"), str(path), headers.of_directory(path) or None)
+        return of_config(config, str(path / "config.json"), str(path), weight_files.headers_of(path) or None)
     if path.suffix == ".gguf":
         return _of_gguf(path)
     if path.suffix == ".json":

@@ -14,7 +14,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from ...errors import ConfigError
+from ...errors import ConfigError, listed, short
+from ..files import recognise
 
 # Keys that cannot change what the forward pass computes, as patterns of names: bookkeeping, training, generation.
 BOOKKEEPING = """
@@ -64,13 +65,15 @@ class ConfigReader:
     def open(cls, path: Path, ignored: Collection[str] = ()) -> ConfigReader:
         """Reads the file; raises ConfigError if it is missing or is no JSON object."""
         if not path.is_file():
-            raise ConfigError(f"no config.json in {path.parent}: give the directory of a Hugging Face checkpoint")
+            what = recognise.what_folder(path.parent) if path.parent.is_dir() else "there is no such directory"
+            raise ConfigError(f"no config.json in {path.parent}: {what or 'give the directory of a model'}")
         try:
             values = json.loads(path.read_text(encoding="utf-8-sig"))  # editors on Windows put a mark in front
         except OSError as error:
             raise ConfigError(f"cannot read {path}: {error.strerror}") from error
         except (ValueError, RecursionError) as error:
-            raise ConfigError(f"{path} is not valid JSON ({error}): download it again") from error
+            what = recognise.what_is(path) or f"is not valid JSON ({error}): download it again"
+            raise ConfigError(f"{path} {what}") from error
         if not isinstance(values, dict):
             raise ConfigError(f"{path} holds a {type(values).__name__} where a JSON object is needed")
         return cls(values, str(path), ignored)
@@ -126,7 +129,7 @@ class ConfigReader:
     def bad(self, name: str, value: object, wanted: str, remedy: str = "") -> ConfigError:
         remedy = remedy or "this checkpoint cannot be run as it is"
         return ConfigError(
-            f"{self.source}: {name} is {json.dumps(value, default=str)}, supported is {wanted}; {remedy}"
+            f"{self.source}: {name} is {short(json.dumps(value, default=str), 60)}, supported is {wanted}; {remedy}"
         )
 
     def limited(self, context: int, window: int, name: str) -> int:
@@ -147,7 +150,7 @@ class ConfigReader:
         """Raises ConfigError if a key was neither read nor is known to be harmless, unless its value says nothing."""
         unknown = [n for n in sorted(set(self.values) - self.seen) if not self.is_harmless(n, self.values[n])]
         if unknown:
-            names = ", ".join(f"{n} = {json.dumps(self.values[n], default=str)[:60]}" for n in unknown)
+            names = listed([f"{n} = {short(json.dumps(self.values[n], default=str), 40)}" for n in unknown], 3)
             raise ConfigError(
                 f"{self.source} has keys that this family does not know: {names}. They may change what the model "
                 f"computes; {self.way_round(unknown)}"

@@ -57,7 +57,6 @@ class TensorNames:
     shared_up: str = "mlp.shared_expert.up_proj.weight"
     shared_down: str = "mlp.shared_expert.down_proj.weight"
     shared_expert_gate: str = "mlp.shared_expert_gate.weight"
-    buffers: tuple[str, ...] = ("self_attn.rotary_emb.inv_freq",)  # stored by old exporters, recomputed here
 
 
 @dataclass(frozen=True, kw_only=True)

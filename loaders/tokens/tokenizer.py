@@ -17,6 +17,7 @@ from typing import Any
 import tokenizers
 
 from ...errors import TokenizerError
+from ..files import recognise
 from . import template_files
 from .chat_template import ChatTemplate
 from .conversation import Message
@@ -218,10 +219,11 @@ def _load_core(directory: Path) -> tokenizers.Tokenizer:
         return tokenizers.Tokenizer.from_file(str(path))
     # The library raises nothing more exact than Exception.
     except Exception as error:
-        raise TokenizerError(
-            f"{path} cannot be read as a tokenizer: {error}; fetch the file again, "
-            f"or upgrade the tokenizers library (installed: {tokenizers.__version__})"
-        ) from error
+        what = recognise.what_is(path) or (
+            f"cannot be read as a tokenizer: {error}; fetch the file again, or upgrade the tokenizers library "
+            f"(installed: {tokenizers.__version__})"
+        )
+        raise TokenizerError(f"{path} {what}") from error
 
 
 def _explain_missing(directory: Path) -> str:
@@ -241,7 +243,8 @@ def _load_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise TokenizerError(f"{path} cannot be read: {error}; fetch the file again") from error
+        what = recognise.what_is(path) or f"cannot be read: {error}; fetch the file again"
+        raise TokenizerError(f"{path} {what}") from error
     if not isinstance(value, dict):
         raise TokenizerError(f"{path} holds a {type(value).__name__} where an object is needed; fetch the file again")
     return value

@@ -1,7 +1,7 @@
 """A checkpoint in our own packed layout: what `headrace convert` writes and loading reads without any work.
 
 config.json, tokenizer files, generation_config.json    as they were
-headrace.json           {"version": 1, "formats": {"experts": "q4_0", "dense": "bf16", "embed": "bf16"}}
+headrace.json           {"version": 1, "source": "...", "formats": {"experts": "q4_0", "dense": "bf16", ...}}
 headrace.safetensors    every tensor of `ModelWeights.named()`: packed bytes as U8, vectors as F32
 """
 
@@ -25,6 +25,7 @@ from .targets import Piece, Target
 MANIFEST = "headrace.json"
 WEIGHTS = "headrace.safetensors"
 VERSION = 1
+MORE = "additional_chat_templates"
 COMPANIONS = (
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
     "added_tokens.json", "chat_template.jinja", "chat_template.json",
@@ -60,6 +61,15 @@ def read_formats(directory: Path, expert_format: str, dense_format: str) -> Form
                 "leave the option out, or convert from the original checkpoint"
             )
     return formats
+
+
+def origin(directory: Path) -> str:
+    """What to do about a damaged conversion: of which model it is."""
+    try:
+        source = json.loads((directory / MANIFEST).read_text(encoding="utf-8")).get("source")
+    except (OSError, ValueError, AttributeError):
+        source = None
+    return f"it is a conversion of {source}: convert that again" if source else "it is a conversion: convert again"
 
 
 def targets(weights: ModelWeights) -> dict[str, Target]:
@@ -117,8 +127,12 @@ def save(source: Path, to: Path, weights: ModelWeights, formats: Formats) -> Non
             (to / name).unlink(missing_ok=True)  # of a model that was converted to here before
             if (source / name).is_file():
                 shutil.copyfile(source / name, to / name)
+        if (source / MORE).is_dir():
+            shutil.copytree(source / MORE, to / MORE, dirs_exist_ok=True)
         safetensors.write(to / WEIGHTS, weights.named(), {"format": "headrace"})
         names = {group: format.name for group, format in vars(formats).items()}
-        (to / MANIFEST).write_text(json.dumps({"version": VERSION, "formats": names}, indent=2) + "\n")
+        (to / MANIFEST).write_text(
+            json.dumps({"version": VERSION, "source": source.name, "formats": names}, indent=2) + "\n"
+        )
     except OSError as error:
         raise CheckpointError(f"cannot write {to}: {error.strerror}; give a directory on a disk with room") from error

@@ -46,7 +46,8 @@ def imagine(model: str | dict[str, Any], options: LoadOptions, **where: Any) -> 
     formats = _formats(config, options)
     check_rows(spec, formats)
     return Checkpoint(
-        directory=Path(source.name), family=found, spec=spec, formats=formats, entries={}, is_converted=False,
+        directory=Path(source.name), family=found, spec=spec, names=found.tensors, formats=formats,
+        entries={}, is_converted=False,
         notes=tuple(reader.notes),
     )  # fmt: skip
 

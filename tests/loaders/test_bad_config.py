@@ -136,7 +136,7 @@ def test_rope(changes: dict[str, Any], said: list[str], checkpoints: Checkpoints
         (b"[1, 2]", ["list", "object"]),
         (b'"text"', ["str", "object"]),
         (b"{", ["not valid JSON"]),
-        (b"", ["not valid JSON"]),
+        (b"", ["is empty"]),
         (b'{"a": "\xff\xfe"}', ["not valid JSON"]),
         (b"[" * 100_000, ["not valid JSON"]),
     ],

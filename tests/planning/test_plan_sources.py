@@ -20,7 +20,7 @@ from headrace.engine.planning import storage
 from headrace.engine.planning.plan import sizes
 from headrace.loaders import model_source
 from headrace.loaders.architecture.tensor_names import place
-from headrace.loaders.files import gguf_config, gguf_header, headers
+from headrace.loaders.files import gguf_config, gguf_header, headers, weight_files
 from headrace.loaders.files.headers import Stored
 
 gguf = pytest.importorskip("gguf")
@@ -334,7 +334,7 @@ def sharded(tensors: dict[str, tuple[str, tuple[int, ...]]], shards: int, body: 
 def test_a_hub_id_downloads_headers_only(hub: FakeHub, cache: Path, checkpoints: Callable[[str], Path]) -> None:
     """Config, index and headers: a few kilobytes of each shard, however large it is."""
     directory = checkpoints("qwen3_moe")
-    local = headers.of_directory(directory)
+    local = weight_files.headers_of(directory)
     body = 8 << 20
     files = sharded({t.name: (t.dtype, t.shape) for t in local}, 3, body)
     hub.add("org/large", {"config.json": (directory / "config.json").read_bytes(), **files})
@@ -356,7 +356,7 @@ def test_a_header_longer_than_the_first_piece(
     monkeypatch.setattr(headers, "FIRST", 100)
     hub.add("org/tiny", repo_files(checkpoints("mixtral")))
     source = model_source.find("org/tiny", cache_dir=cache)
-    assert source.tensors == headers.of_directory(checkpoints("mixtral"))
+    assert source.tensors == weight_files.headers_of(checkpoints("mixtral"))
     assert len(hub.ranges) == 2
 
 
@@ -368,7 +368,7 @@ def test_a_server_that_ignores_ranges_is_not_read_to_the_end(
     hub.add("org/tiny", files)
     hub.ignores_ranges = True
     source = model_source.find("org/tiny", cache_dir=cache)
-    assert source.tensors == headers.of_directory(checkpoints("mixtral"))
+    assert source.tensors == weight_files.headers_of(checkpoints("mixtral"))
 
 
 def test_a_gguf_on_the_hub(hub: FakeHub, cache: Path, tmp_path: Path) -> None:
@@ -416,7 +416,7 @@ def test_offline_takes_what_is_in_the_cache(hub: FakeHub, cache: Path, checkpoin
     tiny_hub.fetch(cache, "org/tiny")
     hub.forget()
     source = model_source.find("org/tiny", cache_dir=cache, offline=True)
-    assert source.tensors == headers.of_directory(checkpoints("mixtral"))
+    assert source.tensors == weight_files.headers_of(checkpoints("mixtral"))
     assert not hub.requests
     with pytest.raises(HubError, match="not in the cache"):
         model_source.find("org/other", cache_dir=cache, offline=True)
