@@ -21,12 +21,14 @@ from typing import Any
 
 import click
 
+from .engine import writable
 from .engine.bench.grid import Grid
 from .engine.config import EngineConfig, SamplingParams
 from .engine.planning.options import Options
+from .engine.terminal import output
 from .engine.terminal.chat_options import ChatOptions
 from .engine.terminal.options import Command, Group, Values, takes
-from .errors import HeadraceError, OptionError
+from .errors import HeadraceError, OptionError, short, visible
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -94,6 +96,7 @@ def generate(
     params = SamplingParams(**sampling)
     if ledger is not None:
         Ledger.check_path(ledger)
+    prompts = tuple(map(output.typed, prompts))
     asked: list[Any] = []
 
     def check(admission: Any) -> None:
@@ -211,6 +214,8 @@ def bench(
     from .engine.terminal import bench_command, bench_report
 
     tests = Grid(**grid)
+    if save_to is not None:
+        writable.check(save_to, "the result")
     old = None if compare is None else bench_report.load(compare)
     options = {**config, "max_context": tests.context, "max_sequences": tests.sequences}
     load = partial(bench_command.load, model, options, random_weights, layers)
@@ -274,15 +279,22 @@ def plan(
 
 
 def main() -> None:
-    """Runs the command line; errors that a user can mend are one line, without a traceback."""
+    """Runs the command line; errors that a user can mend are one short line, without a traceback."""
+    output.settle()
+    sys.exit(output.finish(_status()))
+
+
+def _status() -> int:
+    """The exit status of the command that was asked for, its error said."""
     try:
-        sys.exit(app(prog_name="headrace", standalone_mode=False))
+        return int(app(prog_name="headrace", standalone_mode=False) or 0)
     except HeadraceError as error:
-        print(f"headrace: {error}", file=sys.stderr)
-        sys.exit(1)
+        return output.fail(str(error))
     except click.ClickException as error:
+        error.message = short(visible(error.message))  # type: ignore[misc]
         error.show()
-        sys.exit(error.exit_code)
+        return error.exit_code
     except click.Abort:
-        print("headrace: interrupted", file=sys.stderr)
-        sys.exit(130)
+        return output.fail("interrupted", 130)
+    except output.Lost as error:
+        return output.lost(error)

@@ -157,7 +157,9 @@ class LLM:
 
     def close(self) -> None:
         """Closes the ledger file, if one is open; ends the hand-off's threads and pinning, after which a model with
-        graphs cannot decode. The memory goes with the object."""
+        graphs cannot decode. The memory goes with the object. Nothing of it in a forked child, whose parent goes on."""
+        if self.loop.lock.is_elsewhere:
+            return
         self.ledger.close()
         with self.loop.lock:
             self.parts.close()

@@ -8,14 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from ...errors import OptionError
 from ..bench import bench
 from ..bench.grid import Grid
 from ..bench.random_weights import random_llm
 from ..llm import LLM
 from . import bench_report, generate_command, generate_report
+from .tables import Screen
 
 WIDE = 120  # columns of a file or a pipe, which have no width of their own
 
@@ -51,7 +50,7 @@ def run(
     if save_to is not None:
         bench_report.save(found, save_to)
     width = None if sys.stdout.isatty() else WIDE
-    out = Console(highlight=False, markup=False, emoji=False, width=width)
+    out = Screen(width=width)
     out.print(bench_report.table(llm, rows))
     tiers = bench_report.tier_table(rows)
     if tiers is not None:

@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TransferSpeedColumn
 
 from ...errors import ContextOverflow, HeadraceError
@@ -26,16 +25,17 @@ from ..generation.admission import Admission, Prompt
 from ..generation.outputs import Completion
 from ..llm import LLM
 from ..measure import other_load
-from . import generate_report
+from . import generate_report, output
 from .chat_options import ChatOptions
+from .tables import Screen
 
 INTERRUPTED = 130  # exit status of a program that Ctrl-C ended
-# No markup: a path or a message that holds [brackets] or :colons: is printed as it is.
-notes = Console(stderr=True, highlight=False, markup=False, emoji=False)
+notes = Screen(stderr=True)
 
 
 def say(text: str, style: str | None = None) -> None:
     """A line about the run; the terminal wraps it, so that a path in it can be copied."""
+    output.end_line()
     notes.print(text, style=style, soft_wrap=True)
 
 
@@ -104,7 +104,7 @@ def current(known: Profile | None, context: Context, even_if_busy: bool = False)
 
 def watch(llm: LLM) -> None:
     """Lets a run that drifts from its prediction say so on standard error, on a line of its own."""
-    llm.predictions.tell = lambda text: notes.print(f"\n{text}", style="dim", soft_wrap=True)
+    llm.predictions.tell = lambda text: say(text, "dim")
 
 
 def save_profile(profile: Profile, remark: str = "") -> None:
@@ -127,7 +127,7 @@ def complete(llm: LLM, prompts: list[Prompt], params: SamplingParams, as_json: b
         results = run_together(llm, prompts, params)
         if not as_json:
             for i, result in enumerate(results):
-                print(f"--- prompt {i + 1}\n{result.text}")
+                output.write(f"--- prompt {i + 1}\n{result.text}\n")
     finish(llm, results, as_json)
     return INTERRUPTED if any(r.finish_reason == "interrupted" for r in results) else 0
 
@@ -137,6 +137,7 @@ def _echo(text: str) -> None:
     what is new."""
     if text:
         notes.print(f"\n{text}", style="bold", end="", markup=False, soft_wrap=True)
+        output.begun("err", text)
 
 
 def run_together(llm: LLM, prompts: list[Prompt], params: SamplingParams) -> list[Completion]:
@@ -154,14 +155,13 @@ def stream_to(llm: LLM, prompt: Prompt, params: SamplingParams, show: bool) -> C
     try:
         for chunk in stream:
             if show:
-                sys.stdout.write(chunk.text)
-                sys.stdout.flush()
+                output.write(chunk.text)
                 shown += len(chunk.text)
     except KeyboardInterrupt:
         stream.close()
     result = stream.result
     if show:
-        print(result.text[shown:])  # what was held back when it was interrupted
+        output.write(f"{result.text[shown:]}\n")  # what was held back when it was interrupted
     return result
 
 
@@ -169,7 +169,7 @@ def finish(llm: LLM, results: list[Completion], as_json: bool) -> None:
     """The account of a run: one JSON object, or the byte table."""
     llm.close()
     if as_json:
-        print(json.dumps(generate_report.run_json(llm, results), ensure_ascii=False))
+        print(json.dumps(generate_report.run_json(llm, results)))
         return
     notes.print()
     notes.print(generate_report.byte_table(llm.ledger))

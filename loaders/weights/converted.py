@@ -8,6 +8,7 @@ headrace.safetensors    every tensor of `ModelWeights.named()`: packed bytes as 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -113,6 +114,9 @@ def check_destination(to: Path) -> None:
         raise OptionError(f"cannot convert into {to}: it is a file; name a new directory")
     if to.is_dir() and not is_converted(to) and any(to.iterdir()):
         raise OptionError(f"cannot convert into {to}: there are other files in it; name a new or an empty directory")
+    place = next(folder for folder in (to, *to.absolute().parents) if folder.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise OptionError(f"cannot convert into {to}: {place} cannot be written; name a directory elsewhere")
 
 
 def save(source: Path, to: Path, weights: ModelWeights, formats: Formats) -> None:
