@@ -40,12 +40,16 @@ class Turn:
         """Whether this is another process than the one that made it."""
         return os.getpid() != self.process
 
-    def __enter__(self) -> None:
+    def check(self) -> None:
+        """Raises HeadraceError in another process."""
         if self.is_elsewhere:
             raise HeadraceError(
                 f"this model was loaded by process {self.process}, and {os.getpid()} was forked from it: start "
                 "processes by spawn (multiprocessing.get_context('spawn')), or load the model in the child"
             )
+
+    def __enter__(self) -> None:
+        self.check()
         self.lock.acquire()
 
     def __exit__(self, *error: object) -> None:
@@ -83,6 +87,7 @@ class Loop:
         self._start(request)
         try:
             while request.chunks or request.is_open:
+                self.lock.check()
                 if request.chunks:
                     yield request.chunks.popleft()
                 else:
