@@ -13,7 +13,8 @@ from typing import Any
 
 from ..errors import CheckpointError, ConfigError, HubError
 from .architecture import catalogue
-from .architecture.readers import Described, flatten, read
+from .architecture.by_name.text_part import text_part
+from .architecture.readers import Described, read
 from .families.config_reader import ConfigReader
 from .files import gguf_config, gguf_header, headers, weight_files
 from .files.headers import Stored
@@ -69,7 +70,9 @@ def of_config(
     config: dict[str, Any], source: str, name: str, tensors: Sequence[Stored] | None = None, notes: tuple[str, ...] = ()
 ) -> Source:
     """A model by its config, and by its headers where they were read."""
-    return Source(name=name, config=flatten(config), described=read(config, source), tensors=tensors, notes=notes)
+    described = read(config, source)
+    notes += described.notes
+    return Source(name=name, config=text_part(config)[0], described=described, tensors=tensors, notes=notes)
 
 
 def _of_gguf(path: Path) -> Source:

@@ -10,6 +10,15 @@ from ..families.config_reader import ConfigReader
 from ..families.family import MAX_EXPERTS, MAX_LAYERS
 from .architecture import Architecture, Experts, Layer, Mixer, Part, mlp, router, vector
 
+CONTEXT = (
+    "max_position_embeddings",
+    "model_max_length",
+    "max_seq_len",
+    "max_sequence_length",
+    "seq_length",
+    "n_positions",
+)
+NO_LIMIT = 2**48
 Read = Callable[[ConfigReader], Architecture]
 
 
@@ -58,6 +67,14 @@ def dense_layers(c: ConfigReader, *, default: int | None = None) -> set[int]:
     if first is None:
         raise c.bad("first_k_dense_replace", None, "the number of dense layers, or mlp_layer_types", "add it")
     return set(range(whole(c, "first_k_dense_replace", int(first))))
+
+
+def dense_by_step(c: ConfigReader) -> set[int]:
+    """Layers without routed experts: all but every `decoder_sparse_step`-th, and those of `mlp_only_layers`."""
+    count, step, only = layer_count(c), whole(c, "decoder_sparse_step", 1), c.get("mlp_only_layers") or []
+    if not isinstance(only, list) or not all(isinstance(i, int) for i in only):
+        raise c.bad("mlp_only_layers", only, "a list of layer numbers")
+    return {i for i in range(count) if (step and (i + 1) % step) or i in only}
 
 
 def linear_layers(c: ConfigReader, names: Collection[str], others: Collection[str], interval: str | None) -> list[bool]:
@@ -146,7 +163,6 @@ def decoder(
     extra: tuple[Part, ...] = (),
     lookup: tuple[Part, ...] = (),
     tied: bool = False,
-    context: tuple[str, ...] = ("max_position_embeddings", "model_max_length", "max_seq_len"),
 ) -> Architecture:
     """A decoder of layers that each have a mixer and a feed-forward part, with two norms each unless `layer_extra`
     says otherwise; `tied`: what an absent `tie_word_embeddings` means."""
@@ -160,12 +176,26 @@ def decoder(
         family=str(c.get("model_type")),
         vocab=c.integer("vocab_size"),
         hidden=hidden,
-        context=c.integer(*context),
+        context=context_length(c),
         layers=layers,
         tied_head=flag(c, "tie_word_embeddings", tied),
         extra=extra,
         lookup=lookup,
     )
+
+
+def context_length(c: ConfigReader) -> int:
+    """Tokens that the positions reach to, with what yarn adds; without limit where no number says one, since it changes
+    no size."""
+    longest = c.get(*CONTEXT)
+    longest = NO_LIMIT if not isinstance(longest, int) or longest < 1 else longest
+    for name in ("rope_scaling", "rope_parameters"):
+        rope = c.get(name)
+        if isinstance(rope, dict) and "yarn" in (rope.get("rope_type"), rope.get("type")):
+            original, factor = rope.get("original_max_position_embeddings") or longest, rope.get("factor")
+            if isinstance(original, int) and isinstance(factor, (int, float)) and 0 < factor < NO_LIMIT:
+                longest = max(longest, int(original * factor))
+    return longest
 
 
 def alternate(count: int, dense_at: Collection[int], at_dense: Feed, elsewhere: Feed) -> list[Feed]:

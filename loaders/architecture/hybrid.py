@@ -11,6 +11,7 @@ from .common import (
     alternate,
     decoder,
     dense,
+    dense_by_step,
     flag,
     head_dim,
     hyper_connections,
@@ -37,8 +38,7 @@ def qwen_next(c: ConfigReader) -> Architecture:
     )  # fmt: skip
     mixers = [_deltanet(c) if linear else full for linear in is_linear]
     feed = sparse(c, routed(c), shared=c.integer("shared_expert_intermediate_size"), shared_gate=True)
-    step, at = whole(c, "decoder_sparse_step", 1), c.get("mlp_only_layers") or []
-    dense_at = {i for i in range(count) if (i + 1) % step or i in at}
+    dense_at = dense_by_step(c)
     return decoder(c, mixers, alternate(count, dense_at, dense(c) if dense_at else feed, feed))
 
 

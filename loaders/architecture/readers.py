@@ -1,22 +1,27 @@
 """What a config.json says about size, for every family that can be planned: `read` gives its `Architecture`.
 
-A family that the engine runs is read by its own literal in `families/` and described by its `ModelSpec`; the others
-have a reader here, which needs the keys that decide on sizes and no more. Nothing here imports torch.
+A family that the engine runs is read by its own literal in `families/`, the others have a reader here, and a family
+that nobody knows is read by the names that sizes usually have (`by_name/`). Each needs the keys that decide on sizes
+and no more: no other key stops a plan. Nothing here imports torch.
 """
 
 from __future__ import annotations
 
 import difflib
+import re
 from dataclasses import dataclass
 from typing import Any
 
-from ...errors import ConfigError
+from ...errors import ConfigError, short
 from ..families import FAMILIES, read_spec
 from ..families.config_reader import ConfigReader
 from . import grouped, hybrid, latent
 from .architecture import Architecture
+from .by_name import unknown_family
+from .by_name.size_keys import may_change_sizes
+from .by_name.text_part import text_part
 from .common import Read
-from .of_spec import of_spec
+from .of_spec import of_family
 
 READERS: dict[str, Read] = {
     "bailing_hybrid": hybrid.bailing_hybrid,
@@ -56,51 +61,40 @@ READERS: dict[str, Read] = {
     "step3p5": grouped.step3p5,
     "step3p7": grouped.step3p5,
 }
-# Keys that change what is computed and not how much (positions, scores, scaling, training, vision and audio parts), and
-# keys that decide on sizes in some families and stand in the configs of others without meaning.
-SIZELESS = frozenset(
-    (
-        "add_swa_attention_sink_bias", "attn_type_list", "experts_per_token", "initial_context_length", "mla_use_nope",
-        "moe_layer_num_skipped", "moe_router_activation_func", "mtp_transformer_layers", "qk_norm_type",
-        "use_grouped_topk", "use_mtp", "use_routing_bias", "attention_multiplier", "attn_scale",
-        "attn_temperature_tuning", "audio_config", "aux_loss_alpha", "clip_qkv",
-        "decoder_sparse_step", "embedding_multiplier", "enable_moe_fp32_combine", "ep_size", "eod_token_id", "expand",
-        "final_logit_softcapping", "floor_scale", "for_llm_compressor", "hidden_act", "hidden_activation",
-        "image_token_id", "layer_norm_epsilon", "layer_norm_eps", "logits_scaling", "mlp_bias", "mlp_hidden_act",
-        "mlp_only_layers", "moe_apply_router_weight_on_input", "moe_layer_freq", "moe_layers", "moe_renormalize",
-        "moe_router_logit_softcapping", "moe_router_scaling_factor", "moe_routed_scaling_factor", "mscale", "n_group",
-        "norm_eps", "norm_topk_prob", "num_expert_group", "num_key_value_heads", "num_mtp_layers", "num_mtp_modules",
-        "num_nextn_predict_layers", "partial_rotary_factor", "pretraining_tp", "qk_head_dim", "quantization_config",
-        "query_pre_attn_scalar", "residual_multiplier", "rms_norm_eps", "rope_interleave", "rope_local_base_freq",
-        "rope_parameters", "rope_scaling", "rope_theta", "rotary_dim", "routed_scaling_factor", "router_scaling_factor",
-        "scoring_func", "seq_aux", "swiglu_alpha", "swiglu_limit", "swiglu_limits", "swiglu_limits_shared",
-        "topk_group", "topk_method", "use_qk_norm", "use_sliding_window", "v_head_dim", "vision_config", "head_dim",
-        "hc_eps", "hc_sinkhorn_iters", "max_position_embeddings", "attention_bias", "compress_rope_theta",
-        "expert_dtype", "qk_rope_head_dim", "first_k_dense_replace", "q_lora_rank", "intermediate_size",
-    )
-)  # fmt: skip
-ALIASES = {"glm5_next_text": "glm5_next", "minimax_m3_vl_text": "minimax_m3_vl", "qwen4_exp_text": "qwen4_exp"}
+ALIASES = {"glm5_next": "glm5_next", "minimax_m3": "minimax_m3_vl"}
+# Words of a model_type that say which part of a model with several inputs a config is of, and a "v" behind a number.
+PART_OF = re.compile(r"_(?:text|vl|omni|vision|audio|thinker|mm)(?=_|$)|(?<=\d)v(?=_|$)")
+MOST_SAID = 240  # characters of an objection: a value may be a list of every module
 
 
 @dataclass(frozen=True, kw_only=True)
 class Described:
-    """An architecture, why the engine cannot run the model (empty: it can), and config keys that nobody knows."""
+    """An architecture, why the engine cannot run the model (empty: it can), config keys that nobody knows and whose
+    names say that they change sizes, and how the config was read where that is not plain."""
 
     architecture: Architecture
     objections: tuple[str, ...]
-    unknown_keys: tuple[str, ...]
+    unknown_keys: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 class LenientReader(ConfigReader):
-    """A reader for a plan: what stops a run is noted, not raised, as long as it does not change the sizes."""
+    """A reader for a plan: numbers and flags are taken by their value, and what stops a run is noted, not raised."""
 
     def __init__(self, values: dict[str, Any], source: str) -> None:
         super().__init__(values, source)
         self.objections: list[str] = []
 
+    def get(self, *names: str) -> Any:
+        return _by_value(super().get(*names))
+
+    def flag(self, *names: str) -> bool:
+        value = self.require(*names)
+        return bool(value) if value in (0, 1) else super().flag(*names)
+
     def refuse(self, error: ConfigError) -> None:
         """Notes what would stop a run."""
-        self.objections.append(str(error).removeprefix(f"{self.source}: "))
+        self.objections.append(short(str(error).removeprefix(f"{self.source}: "), MOST_SAID))
 
     def limited(self, context: int, window: int, name: str) -> int:
         """The context as it is: a plan counts no scores."""
@@ -110,52 +104,84 @@ class LenientReader(ConfigReader):
         """Unknown keys are listed by `unknown`."""
 
     def unknown(self) -> tuple[str, ...]:
-        """Keys that were neither read nor known to leave the sizes alone."""
-        rest = sorted(set(self.values) - self.seen - SIZELESS)
-        return tuple(name for name in rest if not self.is_harmless(name, self.values[name]))
+        """Keys that were not read and whose names say that they change sizes."""
+        left = {key: value for key, value in self.values.items() if key not in self.seen}
+        return tuple(sorted(key for key, value in left.items() if may_change_sizes(key, value)))
+
+
+def _by_value(value: Any) -> Any:
+    """A number that is written as text or as 4096.0, and a flag that is written as text."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, str):
+        if re.fullmatch(r"\s*\d{1,15}(?:\.0*)?\s*", value):
+            return int(float(value))
+        return {"true": True, "false": False}.get(value.strip().lower(), value)
+    return value
 
 
 def read(values: dict[str, Any], source: str) -> Described:
-    """The architecture of a config; raises ConfigError for a family nobody knows, and for sizes that are missing or
-    impossible."""
-    config = LenientReader(flatten(values), source)
+    """The architecture of a config; raises ConfigError for a family nobody knows and whose sizes do not suffice, and
+    for sizes that are missing or impossible."""
+    text, notes = text_part(values)
+    config = LenientReader(text, source)
     family = _family(config)
-    if family in FAMILIES:
-        architecture = of_spec(read_spec(FAMILIES[family], config))
-    else:
-        try:
+    try:
+        if family in FAMILIES:
+            architecture = of_family(FAMILIES[family], config)
+            _object_to_a_run(family, config)
+        elif family in READERS:
             architecture = READERS[family](config)
-        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-            raise ConfigError(
-                f"{source}: a value is not of the kind that {family} has there ({type(error).__name__}: {error}); "
-                "compare it with the model's page"
-            ) from error
-        config.objections.append(f"the engine does not run {family} yet")
-    return Described(architecture=architecture, objections=tuple(config.objections), unknown_keys=config.unknown())
+        else:
+            architecture = unknown_family.read(config, _nearest(family))
+            notes += (
+                f"model_type '{family}' is not known: planned by the usual names of sizes, as {_outline(architecture)}",
+            )
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise ConfigError(
+            f"{source}: a value is not of the kind that {family} has there ({type(error).__name__}: {error}); "
+            "compare it with the model's page"
+        ) from error
+    name = values.get("model_type")
+    if family not in FAMILIES or name != family:
+        config.objections.append(f"the engine does not run {name or family} yet")
+    return Described(
+        architecture=architecture, objections=tuple(config.objections), unknown_keys=config.unknown(), notes=notes
+    )
 
 
-def flatten(values: dict[str, Any]) -> dict[str, Any]:
-    """The text model of a config that wraps it together with vision or audio parts."""
-    inner = values.get("text_config")
-    if not isinstance(inner, dict):
-        return values
-    outer = {
-        k: v for k, v in values.items() if k in ("quantization_config", "tie_word_embeddings", "torch_dtype", "dtype")
-    }
-    named = {"model_type": values.get("model_type")} if "model_type" not in inner else {}
-    return {**outer, **named, **inner}
+def _object_to_a_run(family: str, config: LenientReader) -> None:
+    """Reads everything that a run needs, and notes what it has against it."""
+    whole = LenientReader(config.values, config.source)
+    try:
+        read_spec(FAMILIES[family], whole)
+    except ConfigError as error:
+        whole.refuse(error)
+    config.objections += whole.objections
+    config.seen |= whole.seen
+
+
+def _outline(model: Architecture) -> str:
+    """The layers in few words."""
+    kinds = ", ".join(dict.fromkeys(layer.mixer.kind for layer in model.layers if layer.mixer))
+    experts = next(layer.experts for layer in model.layers if layer.experts)
+    return f"{kinds} attention with {experts.count} experts of which a token takes {experts.top_k}"
 
 
 def _family(config: ConfigReader) -> str:
-    """The family by model_type; "_text" is how newer releases name the text half of a wrapped model."""
-    name = str(config.require("model_type"))
-    known = {*FAMILIES, *READERS}
-    for candidate in (name, ALIASES.get(name, ""), name.removesuffix("_text")):
-        if candidate in known:
+    """The family by model_type, or by the class that a config without one names; as it stands there if nobody knows
+    it. Newer releases name the text half of a wrapped model with a "_text" behind it."""
+    classes = config.get("architectures")
+    first = str(classes[0]) if isinstance(classes, list) and classes else ""
+    snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", re.sub(r"(?:Text)?(?:For[A-Z]\w+|Model)$", "", first)).lower()
+    name = str(config.get("model_type") or snake or config.require("model_type"))
+    bare = PART_OF.sub("", name)
+    for candidate in (name, name.removesuffix("_text"), bare, ALIASES.get(bare, ""), snake):
+        if candidate in FAMILIES or candidate in READERS:
             return candidate
-    near = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.5)
-    hint = f"nearest: {', '.join(near)}; " if near else ""
-    raise ConfigError(
-        f"{config.source}: model_type '{name}' is no family that can be planned; {hint}there are "
-        f"{', '.join(sorted(known))}"
-    )
+    return name
+
+
+def _nearest(name: str) -> str:
+    near = difflib.get_close_matches(name, sorted({*FAMILIES, *READERS}), n=3, cutoff=0.5)
+    return f" (nearest: {', '.join(near)})" if near else ""

@@ -282,7 +282,7 @@ def test_half_of_gpt_oss_forgets() -> None:
 
 
 def test_unknown_families_are_refused_by_name() -> None:
-    with pytest.raises(ConfigError, match=r"model_type 'qwen3_moo' is no family .*nearest: qwen3_moe"):
+    with pytest.raises(ConfigError, match=r"model_type 'qwen3_moo' is not known \(nearest: qwen3_moe.*has no experts"):
         read({"model_type": "qwen3_moo"}, "config.json")
 
 

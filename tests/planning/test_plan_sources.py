@@ -67,9 +67,9 @@ def test_weights_of_another_model_are_refused(make: Callable[..., Path]) -> None
 
 
 def test_unknown_keys_and_what_stops_a_run_are_said(make: Callable[..., Path]) -> None:
-    directory = make("mixtral", scoring_func="sigmoid", surprising_key=2)
+    directory = make("mixtral", scoring_func="sigmoid", surprising_heads=2, surprising_key=2)
     described = model_source.find(str(directory)).described
-    assert described.unknown_keys == ("surprising_key",)
+    assert described.unknown_keys == ("surprising_heads",)
     assert "scoring_func is" in described.objections[0]
 
 
