@@ -170,7 +170,7 @@ def _sized(tensors: Sequence[Stored], end: int | None, source: str) -> Iterable[
     """The tensors with the bytes of those whose type is not known: up to where the next one begins, or the data end;
     of a last one in a file whose size is not known, as many a weight as others of its type take."""
     starts = sorted({tensor.start for tensor in tensors})
-    following = dict(zip(starts, [*starts[1:], end], strict=True))
+    following = dict(zip(starts, [*starts[1:], end], strict=bool(starts)))
     per_weight: dict[str, float] = {}
     for tensor in tensors:
         stop = following[tensor.start]

@@ -79,9 +79,8 @@ def _by_name(name: str, count: int, beside: Collection[str], read_all: ReadAll, 
             "beside it: download every part"
         )
     parts = read_all(names)
-    if [_number(part, "split.no", source) for part in parts] != list(range(count)):
-        return None
-    return parts
+    agree = all(part.metadata.get("split.no", number) == number for number, part in enumerate(parts))
+    return parts if agree else None
 
 
 def _by_number(header: Header, count: int, beside: Collection[str], read_all: ReadAll, source: str) -> list[Header]:
