@@ -235,7 +235,8 @@ def doctor(model: str | None, random_weights: bool, config: Values) -> int:
             raise OptionError("--random-weights makes weights for a MODEL: name one")
         return doctor_command.run(None)
     options = {**config, "max_context": 64, "max_sequences": 1}
-    return doctor_command.run(lambda: bench_command.load(model, options, random_weights, None))
+    is_random = random_weights or bench_command.has_shape_alone(model)
+    return doctor_command.run(lambda: bench_command.load(model, options, is_random, None))
 
 
 @command

@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError, ConfigError, HubError
+from ..errors import ConfigError, HubError
 from .architecture import catalogue
 from .architecture.by_name.text_part import text_part
 from .architecture.readers import Described, read
 from .families.config_reader import ConfigReader
-from .files import gguf_config, gguf_header, headers, weight_files
+from .files import gguf_set, weight_files
+from .files.gguf_header import Header
 from .files.headers import Stored
+from .gguf.model import describe
 from .hub.local import DEMO, DEMO_DIRECTORY, existing
 
 
@@ -57,10 +59,9 @@ def _path(model: str) -> Path | None:
 
 def _of_path(path: Path) -> Source:
     if path.is_dir():
-        config = ConfigReader.open(path / "config.json").values
-        return of_config(config, str(path / "config.json"), str(path), weight_files.headers_of(path) or None)
-    if path.suffix == ".gguf":
-        return _of_gguf(path)
+        return _of_directory(path)
+    if gguf_set.is_gguf(path):
+        return of_gguf(gguf_set.of_path(path), str(path))
     if path.suffix == ".json":
         return of_config(ConfigReader.open(path).values, str(path), str(path))
     raise ConfigError(f"{path} is neither a directory nor a .gguf nor a config.json: give one of these")
@@ -75,31 +76,21 @@ def of_config(
     return Source(name=name, config=text_part(config)[0], described=described, tensors=tensors, notes=notes)
 
 
-def _of_gguf(path: Path) -> Source:
-    try:
-        header = _gguf_header(path)
-        parts = int(header.metadata.get("split.count", 1))
-        names = gguf_header.part_names(path.name, parts) if parts > 1 else [path.name]
-        found = [tensor for name in names for tensor in _gguf_header(path.with_name(name)).tensors]
-    except OSError as error:
-        raise CheckpointError(
-            f"cannot read {error.filename}: {error.strerror}; a split GGUF needs all its parts"
-        ) from error
-    return of_gguf(header, found, str(path))
+def of_gguf(header: Header, source: str) -> Source:
+    """A model by a GGUF header, with the tensors of all its parts."""
+    config, described, notes = describe(header, source)
+    return Source(name=source, config=config, described=described, tensors=header.tensors, notes=notes)
 
 
-def _gguf_header(path: Path) -> gguf_header.Header:
-    with path.open("rb") as file:
-        return gguf_header.read(headers.fetching(file), str(path))
-
-
-def of_gguf(header: gguf_header.Header, tensors: list[Stored], source: str) -> Source:
-    """A model by the metadata of a GGUF file, and the tensors of all its parts."""
-    try:
-        config = gguf_config.config(header.metadata, tuple(tensors), source)
-    except (AttributeError, IndexError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise CheckpointError(f"{source} has metadata that make no model ({error}): download it again") from error
-    return of_config(config, source, source, tensors, ("sizes are read from the GGUF header",))
+def _of_directory(path: Path) -> Source:
+    files = [str(p.relative_to(path)) for pattern in ("*.gguf", "*/*.gguf") for p in path.glob(pattern)]
+    models = gguf_set.models(files)
+    if not models or (path / "config.json").is_file():
+        config = ConfigReader.open(path / "config.json").values
+        return of_config(config, str(path / "config.json"), str(path), weight_files.headers_of(path) or None)
+    if len(models) > 1:
+        raise ConfigError(f"{path} has {len(models)} GGUF models: name one of {gguf_set.shortened(models)}")
+    return of_gguf(gguf_set.of_path(path / models[0]), str(path / models[0]))
 
 
 def _of_catalogue(model: str) -> Source:
@@ -123,5 +114,5 @@ def _of_hub(model: str, revision: str | None, offline: bool, cache_dir: Path | N
 
     found = remote_headers.fetch(model, revision=revision, offline=offline, cache_dir=cache_dir)
     if found.gguf is not None:
-        return of_gguf(found.gguf, list(found.tensors), model)
+        return of_gguf(found.gguf, model)
     return of_config(found.config, f"{model}/config.json", model, found.tensors or None, found.notes)

@@ -15,7 +15,7 @@ from ...errors import CheckpointError
 from ...loaders.architecture.architecture import Architecture, Layer
 from ...loaders.architecture.encodings import Quant
 from ...loaders.architecture.tensor_names import LEFT_OUT, place
-from ...loaders.files.gguf_header import TYPES
+from ...loaders.files.gguf_header import TYPES, is_unknown
 from ...loaders.files.headers import Stored
 
 # Types of which a tensor's shape counts the weights: plain ones, and blocks of GGUF.
@@ -142,7 +142,7 @@ def of_headers(model: Architecture, tensors: Iterable[Stored], source: str) -> S
             continue
         groups[group] += tensor.nbytes
         counted += math.prod(tensor.shape)
-        packed |= tensor.dtype not in WHOLE
+        packed |= tensor.dtype not in WHOLE and not is_unknown(tensor.dtype)
         kinds["experts" if group == "experts" else "dense"][tensor.dtype] += tensor.nbytes
         if layer is not None:
             per_layer[layer][group] += tensor.nbytes

@@ -21,12 +21,14 @@ GROUPS: tuple[Group, ...] = (
 @dataclass(frozen=True)
 class Part:
     """One matrix [rows, cols] (a vector is one row), cols being the dimension that block formats pack. `plain`: stays
-    float32 whatever the format of the rest (norms, biases, routers)."""
+    float32 whatever the format of the rest (norms, biases, routers). `name`: as GGUF calls it, where formats differ by
+    that; empty if none does."""
 
     group: Group
     rows: int
     cols: int
     plain: bool = False
+    name: str = ""
 
     @property
     def elements(self) -> int:

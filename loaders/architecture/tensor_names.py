@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import re
 
+from .architecture import GROUPS, Group
+
 PREDICTION, OTHER_INPUTS = "multi-token prediction", "vision and audio"
 LEFT_OUT = (PREDICTION, OTHER_INPUTS)
+GROUP_OF: dict[str, Group] = {group: group for group in GROUPS}
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|blk|h)\.(\d+)\.")
 # The first that matches decides.
@@ -17,11 +20,15 @@ _GROUPS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
     (group, re.compile(pattern))
     for group, pattern in (
         (PREDICTION, r"(?:^|\.)mtp\.|\.nextn\.|\.eh_proj|\.enorm|\.hnorm|shared_head"),
-        (OTHER_INPUTS, r"(?:^|\.)(?:visual|vision_\w+|audio_\w+|mm_projector|multi_modal_projector|v\.blk|mm)\."),
+        (
+            OTHER_INPUTS,
+            r"(?:^|\.)(?:visual|vision\w*|audio\w*|\w*projector|talker|code2wav|token2wav|tts|image_newline|v\.blk|mm|aligner"
+            r"|embed_vision|embed_audio|resampler|vpm|apm)(?:\.|$)",
+        ),
         ("router", r"shared_expert_gate|gate_inp|exp_probs_b|e_score_correction|\.router[._]|expert_bias|router_bias"),
         ("router", r"moe_statics|tid2eid|per_expert_scale|(?:mlp|moe|ffn|block_sparse_moe|feed_forward|mixer)\.gate\."),
         ("shared", r"shared_expert|share_expert|shared_mlp|_shexp"),
-        ("experts", r"\.experts\.|_exps|moe\.(?:gate|up|down)_proj|block_sparse_moe\.(?:input|output)_linear"),
+        ("experts", r"\.experts\.|(?<!norm)_exps|moe\.(?:gate|up|down)_proj|block_sparse_moe\.(?:input|output)_linear"),
         ("experts", r"ffn_(?:gate|up|down)\.\d+\."),
         ("tables", r"ngram|embed_tokens_per_layer|per_layer_token_embd"),
         ("head", r"(?:^|\.)(?:lm_head|head|output)\.(?:weight|bias|qweight|scales)$"),

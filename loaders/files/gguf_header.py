@@ -3,19 +3,27 @@
 The gguf library maps the whole file and needs numpy views of every tensor, so it cannot read the first megabytes of a
 file that lies on a hub. The header is small and plain: magic, version, counts, key-value pairs, then for each tensor
 its name, dimensions, type and offset. Everything is checked before use; nothing here knows a model.
+
+A type that is not in the table, as those of forks, costs no more than its name: where the next tensor begins says how
+many bytes it takes.
 """
 
 from __future__ import annotations
 
 import math
 import struct
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ...errors import CheckpointError
+from . import recognise
 from .headers import Fetch, Stored
 
 MAGIC = b"GGUF"
+VERSIONS = (1, 2, 3)
+DEEPEST = 8  # arrays in arrays
+UNKNOWN = "type "  # a tensor's type that is not in the table is called by its number
 STEP = 1 << 20  # how much more is fetched when the header goes on
 MOST = 256 << 20
 # Code of a value's type -> its format for struct.
@@ -36,7 +44,8 @@ TYPES: dict[int, tuple[str, int, int]] = {
 
 @dataclass(frozen=True)
 class Header:
-    """Metadata by key (arrays of strings as their length alone), tensors in file order, bytes of the header."""
+    """Metadata by key (arrays of strings and of arrays as their length alone), tensors in file order, bytes of the
+    header."""
 
     metadata: dict[str, Any]
     tensors: tuple[Stored, ...]
@@ -44,15 +53,16 @@ class Header:
 
 
 class _Cursor:
-    """Reads forward, fetching more as the header goes on."""
+    """Reads forward, fetching more as the header goes on. `count`: the format of a length, shorter in version 1."""
 
     def __init__(self, fetch: Fetch, source: str) -> None:
         self.fetch, self.source = fetch, source
         self.data, self.at = b"", 0
+        self.count = "Q"
 
     def take(self, count: int) -> bytes:
         if not 0 <= count <= MOST or self.at + count > MOST:
-            raise CheckpointError(f"{self.source} has a damaged header: it would be over {MOST >> 20} MB")
+            raise self.damaged(f"it would be over {MOST >> 20} MB")
         while len(self.data) < self.at + count:
             wanted = max(STEP, self.at + count - len(self.data))
             more = self.fetch(len(self.data), wanted)
@@ -65,66 +75,125 @@ class _Cursor:
         self.at += count
         return found
 
+    def damaged(self, why: str) -> CheckpointError:
+        return CheckpointError(f"{self.source} has a damaged header: {why}")
+
     def number(self, format: str) -> Any:
         return struct.unpack("<" + format, self.take(struct.calcsize("<" + format)))[0]
 
     def text(self) -> str:
-        return self.take(self.number("Q")).decode("utf-8", "replace")
+        return self.take(self.number(self.count)).decode("utf-8", "replace")
 
-    def value(self, kind: int) -> Any:
+    def value(self, kind: int, depth: int = 0) -> Any:
         if kind in SCALARS:
             return self.number(SCALARS[kind])
         if kind == STRING:
             return self.text()
-        if kind == ARRAY:
-            return self._array(self.number("I"), self.number("Q"))
-        raise CheckpointError(f"{self.source} has a damaged header: there is no value of type {kind}")
+        if kind == ARRAY and depth < DEEPEST:
+            return self._array(self.number("I"), self.number(self.count), depth + 1)
+        raise self.damaged(f"there is no value of type {kind}")
 
-    def _array(self, kind: int, count: int) -> Any:
+    def _array(self, kind: int, count: int, depth: int) -> Any:
         if kind in SCALARS:
             size = struct.calcsize("<" + SCALARS[kind])
             return list(struct.unpack(f"<{count}{SCALARS[kind]}", self.take(count * size)))
-        if kind != STRING:
-            raise CheckpointError(f"{self.source} has a damaged header: there is no array of type {kind}")
-        for _ in range(count):  # a vocabulary: read over it
-            self.value(kind)
+        for _ in range(count):  # a vocabulary, or arrays: read over them
+            self.value(kind, depth)
         return count
 
 
-def read(fetch: Fetch, source: str) -> Header:
-    """The header that `fetch` gives; raises CheckpointError if it is none, or damaged."""
+def read(fetch: Fetch, source: str, size: int | None = None) -> Header:
+    """The header that `fetch` gives of a file of so many bytes (None: not known); raises CheckpointError if it is none,
+    or damaged."""
     cursor = _Cursor(fetch, source)
-    if cursor.take(4) != MAGIC:
-        raise CheckpointError(f"{source} is no GGUF file: it does not begin with GGUF")
-    version = cursor.number("I")
-    if version not in (2, 3):
-        raise CheckpointError(f"{source} is GGUF version {version}; versions 2 and 3 can be read")
-    tensors, pairs = cursor.number("Q"), cursor.number("Q")
-    metadata = {}
+    _check_begin(cursor)
+    tensors, pairs = cursor.number(cursor.count), cursor.number(cursor.count)
+    metadata: dict[str, Any] = {}
     for _ in range(pairs):
         key = cursor.text()
+        if key in metadata:
+            raise cursor.damaged(f"it has the key '{key}' twice: get the file from another source")
         metadata[key] = cursor.value(cursor.number("I"))
-    found = tuple(_tensor(cursor) for _ in range(tensors))
-    return Header(metadata, found, cursor.at)
+    found = [_tensor(cursor) for _ in range(tensors)]
+    refuse_twice(found, source)
+    alignment = metadata.get("general.alignment", 32)
+    if not isinstance(alignment, int) or alignment < 1:
+        raise cursor.damaged(f"general.alignment is {alignment!r}, a number above 0 is needed")
+    data = math.ceil(cursor.at / alignment) * alignment
+    end = max(size - data, 0) if size is not None else None
+    return Header(metadata, tuple(_sized(found, end, source)), cursor.at)
+
+
+def _check_begin(cursor: _Cursor) -> None:
+    """Magic and version, which say how lengths are written."""
+    first = cursor.take(4)
+    if first != MAGIC:
+        what = recognise.explain(bytes(cursor.data[: recognise.FIRST]), cursor.source)
+        raise CheckpointError(f"{cursor.source} {what or 'is no GGUF file: it does not begin with GGUF'}")
+    version = cursor.number("I")
+    if int.from_bytes(version.to_bytes(4, "little"), "big") in VERSIONS:
+        raise CheckpointError(
+            f"{cursor.source} is big-endian: get the little-endian file, or convert it with gguf's "
+            "gguf_convert_endian.py FILE little"
+        )
+    if version not in VERSIONS:
+        raise CheckpointError(
+            f"{cursor.source} is GGUF version {version}; versions {VERSIONS[0]} to {VERSIONS[-1]} can be read"
+        )
+    cursor.count = "I" if version == 1 else "Q"
+
+
+def refuse_twice(tensors: Iterable[Stored], source: str) -> None:
+    """Raises CheckpointError if two tensors have the same name."""
+    seen: set[str] = set()
+    for tensor in tensors:
+        if tensor.name in seen:
+            raise CheckpointError(f"{source} has the tensor '{tensor.name}' twice: get the file from another source")
+        seen.add(tensor.name)
 
 
 def _tensor(cursor: _Cursor) -> Stored:
+    """One tensor; 0 bytes where its type is not known."""
     name, rank = cursor.text(), cursor.number("I")
     if rank > 8:
         raise CheckpointError(f"{cursor.source}: tensor '{name}' has {rank} dimensions: download the file again")
-    shape = tuple(cursor.number("Q") for _ in range(rank))
-    code = cursor.number("I")
-    cursor.number("Q")  # offset
+    shape = tuple(cursor.number(cursor.count) for _ in range(rank))
+    code, start = cursor.number("I"), cursor.number("Q")
     if code not in TYPES:
-        raise CheckpointError(f"{cursor.source}: tensor '{name}' has type {code}, which this version does not know")
+        return Stored(name, f"{UNKNOWN}{code}", tuple(reversed(shape)), 0, start)
     kind, block, size = TYPES[code]
     elements = math.prod(shape)
     if shape and shape[0] % block:
         raise CheckpointError(f"{cursor.source}: rows of '{name}' have {shape[0]} weights, no multiple of {block}")
-    return Stored(name, kind, tuple(reversed(shape)), elements // block * size)
+    return Stored(name, kind, tuple(reversed(shape)), elements // block * size, start)
 
 
-def part_names(name: str, parts: int) -> list[str]:
-    """The names of all parts of a file that was split, from that of one: NAME-00001-of-00003.gguf."""
-    stem = name.removesuffix(".gguf").rsplit("-", 3)[0]
-    return [f"{stem}-{i:05d}-of-{parts:05d}.gguf" for i in range(1, parts + 1)]
+def _sized(tensors: Sequence[Stored], end: int | None, source: str) -> Iterable[Stored]:
+    """The tensors with the bytes of those whose type is not known: up to where the next one begins, or the data end;
+    of a last one in a file whose size is not known, as many a weight as others of its type take."""
+    starts = sorted({tensor.start for tensor in tensors})
+    following = dict(zip(starts, [*starts[1:], end], strict=bool(starts)))
+    per_weight: dict[str, float] = {}
+    for tensor in tensors:
+        stop = following[tensor.start]
+        if is_unknown(tensor.dtype) and stop is not None and stop > tensor.start:
+            per_weight.setdefault(tensor.dtype, (stop - tensor.start) / max(1, math.prod(tensor.shape)))
+    for tensor in tensors:
+        if not is_unknown(tensor.dtype):
+            yield tensor
+            continue
+        stop = following[tensor.start]
+        if stop is not None and stop > tensor.start:
+            yield replace(tensor, nbytes=stop - tensor.start)
+        elif tensor.dtype in per_weight:
+            yield replace(tensor, nbytes=round(per_weight[tensor.dtype] * math.prod(tensor.shape)))
+        else:
+            raise CheckpointError(
+                f"{source}: '{tensor.name}' has {tensor.dtype}, which this version does not know, and nothing says "
+                "where its bytes end: download the whole file"
+            )
+
+
+def is_unknown(dtype: str) -> bool:
+    """Whether a type has no name here: its tensors' shapes count weights all the same."""
+    return dtype.startswith(UNKNOWN)

@@ -26,6 +26,7 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from ...errors import HubError
 from ..files import recognise
+from ..files.gguf_set import is_gguf
 from ..files.weight_files import by_name
 from .download import Repo, fetch_all, library_bars, persist
 from .errors import explained
@@ -101,8 +102,11 @@ def _local(model: str) -> Path | None:
         if not model or model.startswith(("./", "../", "/", "~")) or "\\" in model:
             raise HubError(f"there is no directory {model!r}: check the path, or give a name on the hub (org/name)")
         return None
-    if path.suffix == ".gguf":
-        raise HubError(f"{model!r} is a GGUF file: headrace plan takes it, it cannot be run yet; give safetensors")
+    if is_gguf(path):
+        raise HubError(
+            f"{model!r} is a GGUF file, which cannot be run yet: headrace plan takes it, and headrace bench "
+            "--random-weights runs a model of its shape"
+        )
     if not path.is_dir():
         raise HubError(
             f"{model!r} is a file: give the directory that holds it together with {CONFIG} and the tokenizer files"

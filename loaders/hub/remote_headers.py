@@ -25,7 +25,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
 
 from ...errors import CheckpointError, HubError
 from ..families.config_reader import ConfigReader
-from ..files import gguf_header, headers
+from ..files import gguf_header, gguf_set, headers
 from ..files.headers import Stored
 from ..files.weight_files import headers_of
 from .download import Repo, fetch_all, folder_of, persist
@@ -108,16 +108,17 @@ def _read_gguf(repo: Repo, name: str) -> Found:
     if name not in repo.sizes:
         there = ", ".join(sorted(n for n in repo.sizes if n.endswith(".gguf"))[:5]) or "none"
         raise HubError(f"{repo.model} has no file {name}; its GGUF files: {there}")
-    header = gguf_header.read(partial(_range, repo, name), f"{name} of {repo.model}")
-    parts = int(header.metadata.get("split.count", 1))
-    tensors = list(header.tensors)
-    if parts > 1:
-        folder, _, file = name.rpartition("/")
-        paths = [f"{folder}/{part}".lstrip("/") for part in gguf_header.part_names(file, parts)]
-        with ThreadPoolExecutor(WORKERS) as pool:
-            read = pool.map(lambda path: gguf_header.read(partial(_range, repo, path), path).tensors, paths)
-            tensors = [tensor for part in read for tensor in part]
-    return Found(gguf=header, tensors=tensors)
+    folder, _, file = name.rpartition("/")
+    inside = [n.rpartition("/") for n in repo.sizes if n.lower().endswith(gguf_set.SUFFIX)]
+    beside = [last for there, _, last in inside if there == folder]
+
+    def header(part: str) -> gguf_header.Header:
+        path = f"{folder}/{part}".lstrip("/")
+        return gguf_header.read(partial(_range, repo, path), f"{path} of {repo.model}", repo.sizes[path])
+
+    with ThreadPoolExecutor(WORKERS) as pool:
+        found = gguf_set.whole(file, beside, lambda names: list(pool.map(header, names)), f"{name} of {repo.model}")
+    return Found(gguf=found)
 
 
 def _range(repo: Repo, name: str, start: int, length: int) -> bytes:

@@ -224,7 +224,7 @@ def test_a_directory_that_is_no_model(tmp_path: Path) -> None:
 
 def test_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "m.gguf").write_text("")
-    with pytest.raises(HubError, match=r"m\.gguf' is a GGUF file: headrace plan takes it"):
+    with pytest.raises(HubError, match=r"m\.gguf' is a GGUF file, which cannot be run yet"):
         locate(str(tmp_path / "m.gguf"))
 
 

@@ -7,25 +7,21 @@ import struct
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import tiny_hub
 from fake_hub import FakeHub
 from refusals import edit_json, refused
+from tiny_gguf import write_gguf
 
 from headrace import CheckpointError, ConfigError, HubError
 from headrace.engine.planning import storage
 from headrace.engine.planning.plan import sizes
 from headrace.loaders import model_source
 from headrace.loaders.architecture.tensor_names import place
-from headrace.loaders.files import gguf_config, gguf_header, headers, weight_files
+from headrace.loaders.files import gguf_header, headers, weight_files
 from headrace.loaders.files.headers import Stored
-
-gguf = pytest.importorskip("gguf")
-
-Q3 = dict(hidden=64, layers=4, heads=4, kv=2, size=16, width=32, experts=8, vocab=96)
 
 
 def file_bytes(directory: Path) -> int:
@@ -131,180 +127,6 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
 )
 def test_where_a_tensor_belongs(name: str, layer: int | None, group: str) -> None:
     assert place(name, 61) == (layer, group)
-
-
-# GGUF
-
-
-def write_gguf(path: Path, arch: str = "qwen3moe", kind: Any = None, **changes: Any) -> list[tuple[str, int]]:
-    """A small Qwen3-MoE as a GGUF, written by the gguf library; returns names and bytes of its tensors."""
-    kind = gguf.GGMLQuantizationType.Q8_0 if kind is None else kind
-    s = {**Q3, **changes}
-    writer = gguf.GGUFWriter(path, arch)
-    writer.add_block_count(s["layers"])
-    writer.add_context_length(4096)
-    writer.add_embedding_length(s["hidden"])
-    writer.add_feed_forward_length(96)
-    writer.add_head_count(s["heads"])
-    writer.add_head_count_kv(s["kv"])
-    writer.add_key_length(s["size"])
-    writer.add_layer_norm_rms_eps(1e-6)
-    writer.add_expert_count(s["experts"])
-    writer.add_expert_used_count(2)
-    writer.add_expert_feed_forward_length(s["width"])
-    writer.add_token_list([f"t{i}" for i in range(s["vocab"])])
-    shapes: dict[str, tuple[int, ...]] = {
-        "token_embd.weight": (s["vocab"], s["hidden"]), "output_norm.weight": (s["hidden"],),
-        "output.weight": (s["vocab"], s["hidden"]),
-    }  # fmt: skip
-    for i in range(s["layers"]):
-        layer = {
-            "attn_norm.weight": (s["hidden"],), "ffn_norm.weight": (s["hidden"],),
-            "attn_q.weight": (s["heads"] * s["size"], s["hidden"]), "attn_q_norm.weight": (s["size"],),
-            "attn_k.weight": (s["kv"] * s["size"], s["hidden"]), "attn_k_norm.weight": (s["size"],),
-            "attn_v.weight": (s["kv"] * s["size"], s["hidden"]),
-            "attn_output.weight": (s["hidden"], s["heads"] * s["size"]),
-            "ffn_gate_inp.weight": (s["experts"], s["hidden"]),
-            "ffn_gate_exps.weight": (s["experts"], s["width"], s["hidden"]),
-            "ffn_up_exps.weight": (s["experts"], s["width"], s["hidden"]),
-            "ffn_down_exps.weight": (s["experts"], s["hidden"], s["width"]),
-        }  # fmt: skip
-        shapes.update({f"blk.{i}.{name}": shape for name, shape in layer.items()})
-    for name, shape in shapes.items():
-        values = np.zeros(shape, dtype=np.float32)
-        if len(shape) > 1 and "gate_inp" not in name:
-            writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
-        else:
-            writer.add_tensor(name, values)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return [(t.name, int(t.n_bytes)) for t in gguf.GGUFReader(path).tensors]
-
-
-@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "BF16"])
-def test_bytes_of_a_gguf_are_those_of_its_file(tmp_path: Path, kind: str) -> None:
-    path = tmp_path / "model.gguf"
-    written = write_gguf(path, kind=gguf.GGMLQuantizationType[kind])
-    source = model_source.find(str(path))
-    assert source.tensors is not None
-    assert [(t.name, t.nbytes) for t in source.tensors] == written
-    found, _ = sizes(source, "native")
-    assert found.total == sum(size for _, size in written)
-    assert found.expert_format == kind.lower()
-    model = source.described.architecture
-    assert model.family == "qwen3_moe"
-    assert model.total_parameters == sum(int(np.prod(t.shape)) for t in source.tensors)
-    assert source.described.objections == ()
-
-
-def test_every_type_is_the_librarys() -> None:
-    for code, (name, block, size) in gguf_header.TYPES.items():
-        kind = gguf.GGMLQuantizationType(code)
-        assert (kind.name, gguf.GGML_QUANT_SIZES[kind]) == (name, (block, size))
-
-
-def test_only_the_header_of_a_gguf_is_read(tmp_path: Path) -> None:
-    """A file of which nothing but the header is there: 400 GB of weights that nobody downloaded."""
-    path = tmp_path / "model.gguf"
-    written = write_gguf(path)
-    whole = path.read_bytes()
-    path.write_bytes(whole[: len(whole) - sum(size for _, size in written)])
-    source = model_source.find(str(path))
-    assert source.tensors is not None
-    assert sum(t.nbytes for t in source.tensors) == sum(size for _, size in written)
-
-
-@pytest.mark.parametrize("cut", [0, 3, 8, 20, 200, 2000])
-def test_a_broken_gguf_is_refused(tmp_path: Path, cut: int) -> None:
-    path = tmp_path / "model.gguf"
-    write_gguf(path)
-    path.write_bytes(path.read_bytes()[:cut])
-    with pytest.raises(CheckpointError, match=r"ends inside its header|no GGUF file"):
-        model_source.find(str(path))
-
-
-def test_a_damaged_gguf_is_refused() -> None:
-    blob = b"GGUF" + struct.pack("<IQQ", 3, 1, 1) + struct.pack("<Q", 1 << 60)
-    with refused(CheckpointError, "damaged header"):
-        gguf_header.read(lambda start, length: blob[start : start + length], "x.gguf")
-    with refused(CheckpointError, "version 99"):
-        gguf_header.read(lambda start, length: (b"GGUF" + struct.pack("<IQQ", 99, 0, 0))[start:], "x.gguf")
-
-
-def test_metadata_of_another_kind_are_refused() -> None:
-    header = gguf_header.Header({"general.architecture": "qwen3moe", "qwen3moe.block_count": "many"}, (), 0)
-    with refused(CheckpointError, "metadata that make no model"):
-        model_source.of_gguf(header, [], "x.gguf")
-
-
-def test_unknown_archs_name_the_nearest() -> None:
-    with refused(ConfigError, "'qwen3moes'", "nearest: qwen3moe"):
-        gguf_config.config({"general.architecture": "qwen3moes"}, (), "x.gguf")
-
-
-def latent_header() -> tuple[dict[str, Any], tuple[Stored, ...]]:
-    """DeepSeek-V3 cut to two layers, as converters write it."""
-    meta = {
-        "block_count": 3, "context_length": 163840, "embedding_length": 7168, "feed_forward_length": 18432,
-        "vocab_size": 129280, "attention.head_count": 128, "attention.head_count_kv": 1, "attention.key_length": 576,
-        "attention.q_lora_rank": 1536, "attention.kv_lora_rank": 512, "attention.key_length_mla": 192,
-        "attention.value_length_mla": 128, "rope.dimension_count": 64, "expert_count": 256, "expert_used_count": 8,
-        "expert_shared_count": 1, "expert_feed_forward_length": 2048, "leading_dense_block_count": 1,
-        "nextn_predict_layers": 1,
-    }  # fmt: skip
-    tensors = (
-        Stored("token_embd.weight", "Q4_K", (129280, 7168), 1), Stored("output.weight", "Q6_K", (129280, 7168), 1),
-        Stored("blk.1.ffn_gate_exps.weight", "Q4_K", (256, 2048, 7168), 1),
-        Stored("blk.1.ffn_gate_shexp.weight", "Q4_K", (2048, 7168), 1),
-    )  # fmt: skip
-    return {"general.architecture": "deepseek2", **{f"deepseek2.{k}": v for k, v in meta.items()}}, tensors
-
-
-def test_latent_attention_from_a_gguf() -> None:
-    """A layer of the file is a layer of the catalogue's DeepSeek-V3, which has 61 instead of two."""
-    metadata, tensors = latent_header()
-    source = model_source.of_gguf(gguf_header.Header(metadata, tensors, 0), list(tensors), "x.gguf")
-    real = model_source.find("DeepSeek-V3").described.architecture
-    model = source.described.architecture
-    assert len(model.layers) == 2  # the third is for multi-token prediction
-    assert model.layers == (real.layers[0], real.layers[3])
-
-
-# What converters write for released models: GGUF metadata from config keys, and the shapes that tell about layers.
-RELEASED = {
-    "qwen3moe": "Qwen3-30B-A3B", "qwen2moe": "Qwen1.5-MoE-A2.7B", "llama": "Mixtral-8x7B", "olmoe": "OLMoE-1B-7B",
-    "gpt-oss": "gpt-oss-120b", "glm4moe": "GLM-4.5", "qwen3next": "Qwen3-Next-80B-A3B", "minimax-m2": "MiniMax-M2",
-    "granitemoe": "Granite-3.1-3b-a800m", "dots1": "dots.llm1",
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("arch", RELEASED)
-def test_released_models_from_a_gguf(arch: str) -> None:
-    """The layers are those that the model's config gives."""
-    entry = model_source.find(RELEASED[arch])
-    real, config = entry.described.architecture, entry.config
-    meta = {key: config[name] for key, name in gguf_config.KEYS.items() if config.get(name) is not None}
-    experts = real.layers[-1].experts
-    assert experts is not None
-    meta.update({"expert_count": experts.count, "expert_feed_forward_length": experts.width})
-    if "linear_num_value_heads" in config:
-        meta["ssm.inner_size"] = config["linear_num_value_heads"] * config["linear_value_head_dim"]
-    tensors = [Stored("token_embd.weight", "Q4_K", (real.vocab, real.hidden), 1)]
-    tensors += [] if real.tied_head else [Stored("output.weight", "Q4_K", (real.vocab, real.hidden), 1)]
-    shared = config.get("shared_expert_intermediate_size") or config.get("n_shared_experts", 0) * experts.width
-    for i, layer in enumerate(real.layers):
-        if layer.experts is not None:
-            tensors.append(Stored(f"blk.{i}.ffn_gate_exps.weight", "Q4_K", (1, experts.width, real.hidden), 1))
-            tensors += [Stored(f"blk.{i}.ffn_gate_shexp.weight", "Q4_K", (shared, real.hidden), 1)] if shared else []
-        if config.get("attention_bias") or config["model_type"] == "qwen2_moe":
-            tensors.append(Stored(f"blk.{i}.attn_q.bias", "F32", (1,), 4))
-        if config.get("use_qk_norm"):
-            tensors.append(Stored(f"blk.{i}.attn_q_norm.weight", "F32", (1,), 4))
-    metadata = {"general.architecture": arch, **{f"{arch}.{key}": value for key, value in meta.items()}}
-    read = model_source.of_gguf(gguf_header.Header(metadata, tuple(tensors), 0), tensors, "x.gguf")
-    assert read.described.architecture == real
 
 
 # The hub
