@@ -43,7 +43,7 @@ class Turn:
     def __enter__(self) -> None:
         if self.is_elsewhere:
             raise HeadraceError(
-                f"this model was loaded by process {self.process}, and {os.getpid()} was forked from it: start processes "
+                f"this model was loaded by process {self.process}, of which {os.getpid()} is a fork: start processes "
                 "by spawn (multiprocessing.get_context('spawn')), or load the model in the child"
             )
         self.lock.acquire()

@@ -31,7 +31,7 @@ COMMANDS: dict[str, dict[str, Any]] = {
         "--cpu-activations": "int8", "--threads": None, "--device": "auto", "--cpu-moe": False, "--n-cpu-moe": None,
         "--placement": None, "--tensor-split": None, "--vram-limit": None, "--stream-from": "auto", "--split": "auto",
         "--pinned-limit": None, "--handoff": "auto", "--max-context": None, "--prefill-chunk": 512, "--revision": None,
-        "--offline": False, "--cache-dir": None, "--ignore-config-keys": "",
+        "--offline": False, "--cache-dir": None, "--ignore-config-keys": "", "--profile": None, "--no-measure": False,
     },
     "convert": {
         "--expert-format": "q4_0", "--dense-format": "native", "--dtype": "auto", "--revision": None,
@@ -42,10 +42,10 @@ COMMANDS: dict[str, dict[str, Any]] = {
         "--kernels": "auto", "--cpu-activations": "int8", "--threads": None, "--device": "auto", "--cpu-moe": False,
         "--n-cpu-moe": None, "--placement": None, "--tensor-split": None, "--vram-limit": None, "--stream-from": "auto",
         "--split": "auto", "--pinned-limit": None, "--handoff": "auto", "--revision": None, "--offline": False,
-        "--cache-dir": None, "--ignore-config-keys": "",
+        "--cache-dir": None, "--ignore-config-keys": "", "--profile": None, "--no-measure": False,
     },
     "measure": {
-        "--threads": None, "--rounds": 25, "--quick": False, "--json": False,
+        "--threads": None, "--profile": None, "--rounds": 25, "--quick": False, "--json": False,
     },
     "bench": {
         "--prompt -p": "512", "--new -n": "128", "--batch -b": "1", "--depth -d": "0", "--rounds -r": 5,
@@ -53,10 +53,11 @@ COMMANDS: dict[str, dict[str, Any]] = {
         "--split": "auto", "--pinned-limit": None, "--handoff": "auto", "--random-weights": False, "--layers": None,
         "--json": None, "--compare": None, "--expert-format": "native", "--dense-format": "native", "--dtype": "auto",
         "--cpu-activations": "int8", "--threads": None, "--prefill-chunk": 512, "--revision": None, "--offline": False,
-        "--cache-dir": None, "--ignore-config-keys": "",
+        "--cache-dir": None, "--ignore-config-keys": "", "--profile": None, "--no-measure": False,
     },
     "doctor": {
         "--random-weights": False, "--expert-format": "native", "--dense-format": "native", "--threads": None,
+        "--profile": None,
         "--revision": None, "--offline": False, "--cache-dir": None,
     },
     "plan": {
@@ -152,6 +153,7 @@ ENGINE = {
     "--max-context 99": {"max_context": 99}, "--prefill-chunk 64": {"prefill_chunk": 64},
     "--revision v2": {"revision": "v2"}, "--offline": {"offline": True},
     "--cache-dir kept": {"cache_dir": Path("kept")}, "--ignore-config-keys a,b,": {"ignore_config_keys": ("a", "b")},
+    "--profile kept.json": {"profile": Path("kept.json")}, "--no-measure": {"no_measure": True},
 }  # fmt: skip
 SAMPLING = {
     "-n 7": {"max_new_tokens": 7}, "--temperature 0.5": {"temperature": 0.5}, "--top-k 4": {"top_k": 4},
