@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TransferSpeedColumn
 
-from ...errors import ContextOverflow, HeadraceError
+from ...errors import ContextOverflow, HeadraceError, short
 from ...kernels.context import Context
 from .. import writable
 from ..bandwidth_model import profile as profiles
@@ -226,7 +226,7 @@ def _answer(llm: LLM, messages: list[dict[str, str]], params: SamplingParams) ->
     try:
         result = stream_to(llm, llm.chat_prompt(messages), params, show=True)
     except HeadraceError as error:
-        say(str(error), style="red")
+        say(short(str(error)), style="red")
         if isinstance(error, ContextOverflow):
             say("/reset forgets the history and makes room", style="dim")
         messages.pop()
