@@ -107,7 +107,7 @@ def _obstacle(context: Context, file: Path | None) -> str:
     """Why this machine should not be measured now, with what to do; "" where nothing is in the way."""
     path = file or profiles.profile_path(profiles.hardware_key(context))
     if error := writable.problem(path, with_folders=True):
-        return f"at every start again, because it is {_not_saved(error)} (--no-measure: silent)"
+        return f"what it finds would be {_not_saved(error)} (--no-measure leaves out this line)"
     others = other_load.look()
     if other_load.are_in_the_way(others):
         return f"other processes take {others:.1f} cores (run `headrace measure` when nothing else runs)"
