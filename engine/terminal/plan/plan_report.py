@@ -48,6 +48,7 @@ def headlines(plan: Plan) -> Iterable[str]:
     for objection in described.objections:
         yield f"cannot be run: {objection}"
     yield from plan.source.notes
+    yield from plan.quant.notes
     counted = plan.storage.counted
     if counted is not None and abs(counted - model.total_parameters) > 1e-3 * model.total_parameters:
         yield f"its files hold {count(counted)} parameters: the config is read wrongly, or belongs to another model"
@@ -82,8 +83,8 @@ def storage_table(plan: Plan) -> Table:
 
 
 def _format(plan: Plan, group: str, count: int, held: int) -> str:
-    """The format of a group; of files the bits that a weight takes on average."""
-    if plan.storage.from_headers:
+    """The format of a group; of files, and of formats that differ inside a group, the bits of a weight on average."""
+    if plan.storage.from_headers or (plan.quant.special and group not in ("router", "norms")):
         return f"{8 * held / count:.2f} bits" if count else ""
     return "f32" if group in ("router", "norms") else plan.quant.of(group).name
 
@@ -227,7 +228,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "runs": not plan.source.described.objections,
         "objections": list(plan.source.described.objections),
         "unknown_config_keys": list(plan.source.described.unknown_keys),
-        "notes": [*plan.source.notes, *doubts(plan)],
+        "notes": [*plan.source.notes, *plan.quant.notes, *doubts(plan)],
         "total_parameters": model.total_parameters,
         "parameters_in_files": plan.storage.counted,
         "active_parameters": model.active_parameters,
