@@ -293,7 +293,8 @@ def find(name: str) -> Callable[[Config], Scheme] | None:
     key = re.sub(r"[^a-z0-9]", "", name.lower().rpartition("/")[2])
     if key in METHODS:
         return METHODS[key]
+    is_integer = re.search(r"(?:w|int)\d", key)  # "w4a8_fp8": the name says more than its end
     for known in sorted(METHODS, key=len, reverse=True):
-        if known in key:
+        if key.startswith(known) or (key.endswith(known) and not is_integer):
             return METHODS[known]
     return None

@@ -6,6 +6,7 @@ knows is planned by its bits and group, and the plan says so.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from itertools import groupby
 from typing import Any
@@ -16,7 +17,7 @@ from . import methods
 from .encodings import ENCODINGS, Encoding, by_numbers
 from .methods import Scheme
 from .module_names import Modules
-from .numbers import bits_of, by_name, group_of, is_symmetric, skipped
+from .numbers import GROUP, bits_of, by_name, group_of, is_symmetric, number, skipped
 from .quant import Place, Quant, Special
 
 KEYS = ("quantization", "quantization_config", "compression_config")
@@ -37,7 +38,7 @@ def native(config: Mapping[str, Any], source: str) -> Quant:
     assert linear is not None
     special = _special(scheme, plain)
     middle = Place(layer=int(config.get("num_hidden_layers") or 2) // 2, layers=2)
-    experts, attention = Part("experts", 2, 2, name="ffn_down"), Part("attention", 2, 2, name="attn_q")
+    experts, attention = Part("experts", 2, 2, name="ffn_gate"), Part("attention", 2, 2, name="attn_q")
     return Quant(
         experts=(special and special(experts, middle)) or linear,
         dense=(special and special(attention, middle)) or linear,
@@ -65,13 +66,14 @@ def _scheme(q: Mapping[str, Any], config: Mapping[str, Any], source: str) -> tup
             scheme = Scheme(linear=scheme.linear, experts=ENCODINGS["mxfp4"], plain=scheme.plain)
         return scheme, ()
     if bits is not None and bits < 16:
-        group = group_of(q)
-        found = by_numbers(bits, group, zero=0 if is_symmetric(q, True) else None)
-        which = f"{bits:g} bits a weight" + (f" in groups of {group}" if group else "")
+        found = by_numbers(bits, group_of(q), zero=0 if is_symmetric(q, True) else None)
+        said = "" if number(q, GROUP) is None else f" in groups of {group_of(q)}" if group_of(q) else " in whole rows"
+        which = f"{bits:g} bits a weight{said}"
         note = f"quantisation method '{name[:40] or 'none'}' is not known: planned with its {which}"
         return Scheme(linear=found, plain=skipped(q)), (note,)
-    if named := by_name(f"{q.get('quant_algo') or ''} {name}"):
-        note = f"quantisation method '{name[:40]}' is not known: planned as {named.name}, which its name says"
+    said_in = [str(v) for k, v in q.items() if re.search("weight|type|algo|format|method", k) and isinstance(v, str)]
+    if named := by_name(" ".join(said_in)):
+        note = f"quantisation method '{name[:40]}' is not known: planned as {named.name} by the names in its config"
         return Scheme(linear=named, plain=skipped(q)), (note,)
     raise ConfigError(
         f"{source}: quantisation method '{name[:40]}' is not known and its config says no bits: say what to plan with, "

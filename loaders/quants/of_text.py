@@ -48,6 +48,8 @@ def parse(text: str, native: Quant) -> Quant:
         roles = [role.strip()] if role else ["experts", "dense", "head"]
         if role.strip() == "dense" and "head=" not in text:
             roles.append("head")
+        if not role and _squeezed(name).startswith("mlx"):
+            roles.append("embed")
         fixed = getattr(native, roles[0]) if name.strip().lower() == "native" else find(name)
         chosen.update(dict.fromkeys(roles, fixed))
     return Quant(**chosen)
