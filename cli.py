@@ -21,12 +21,14 @@ from typing import Any
 
 import click
 
+from .engine import writable
 from .engine.bench.grid import Grid
 from .engine.config import EngineConfig, SamplingParams
 from .engine.planning.options import Options
+from .engine.terminal import output
 from .engine.terminal.chat_options import ChatOptions
 from .engine.terminal.options import Command, Group, Values, takes
-from .errors import HeadraceError, OptionError
+from .errors import HeadraceError, OptionError, short, visible
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -53,16 +55,18 @@ def app() -> None:
 command: Callable[[Callable[..., Any]], click.Command] = app.command(cls=Command)
 
 
-def _load(model: str, quiet: bool, options: dict[str, Any]) -> Any:
-    """The loaded model, with a progress bar and the start-up table unless `quiet`."""
+def _load(model: str, quiet: bool, options: dict[str, Any], check: Any = None) -> Any:
+    """The loaded model, with a progress bar and the start-up table unless `quiet`. check: of what is to be run."""
     from .engine.llm import LLM
-    from .engine.terminal import generate_command, generate_report
+    from .engine.terminal import generate_command
 
     if quiet:
-        return LLM(model, **options)
+        llm = LLM(model, check=check, **options)
+        generate_command.say_notes(llm)
+        return llm
     with generate_command.load_progress() as progress:
-        llm = LLM(model, progress=progress, **options)
-    generate_command.notes.print(generate_report.startup_table(llm))
+        llm = LLM(model, progress=progress, check=check, **options)
+    generate_command.start_up(llm)
     return llm
 
 
@@ -92,16 +96,21 @@ def generate(
     params = SamplingParams(**sampling)
     if ledger is not None:
         Ledger.check_path(ledger)
-    llm = _load(model, as_json, config)
-    asked = [llm.ask(text, chosen.system) if chosen.chat else llm.encode(text) for text in prompts]
+    prompts = tuple(map(output.typed, prompts))
+    asked: list[Any] = []
+
+    def check(admission: Any) -> None:
+        asked.extend(generate_command.asked(admission, chosen, prompts, params))
+
+    llm = _load(model, as_json, config, check)
     generate_command.ensure_profile(llm)
     generate_command.watch(llm)
     if ledger is not None:
         llm.ledger.open(ledger)
         llm.time_tiers()
     if chosen.interactive:
-        return generate_command.chat(llm, params, chosen.system)
-    return generate_command.complete(llm, asked, params, as_json, "" if chosen.chat else prompts[0])
+        return generate_command.chat(llm, params, chosen)
+    return generate_command.complete(llm, asked, params, as_json, "" if chosen.is_chat else prompts[0])
 
 
 @command
@@ -110,7 +119,7 @@ def generate(
 @takes(
     EngineConfig,
     "config",
-    only=["expert_format", "dense_format", "dtype", "ignore_config_keys", *HUB],
+    only=["expert_format", "dense_format", "dtype", "ignore_config_keys", "ignore_tensors", *HUB],
     defaults={"expert_format": "q4_0"},
 )
 def convert(model: str, directory: Path, config: Values) -> None:
@@ -133,6 +142,7 @@ def convert(model: str, directory: Path, config: Values) -> None:
 @json_flag
 def perplexity(model: str, file: Path, window: int, config: Values, as_json: bool) -> None:
     """Measure how well MODEL predicts the text in FILE."""
+    from .engine.bench.perplexity import check
     from .engine.bench.perplexity import perplexity as measure
 
     try:
@@ -140,7 +150,7 @@ def perplexity(model: str, file: Path, window: int, config: Values, as_json: boo
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise OptionError(f"cannot read {file}: {reason}; give a UTF-8 text file") from error
-    llm = _load(model, as_json, config)
+    llm = _load(model, as_json, config, lambda admission: check(admission.encode(text), window, admission.limit))
     found = measure(llm, llm.encode(text), window)
     print(json.dumps(asdict(found)) if as_json else f"perplexity {found.value:.4f} over {found.tokens} tokens")
 
@@ -164,7 +174,7 @@ def measure(config: Values, rounds: int, quick: bool, as_json: bool) -> None:
     from .engine.terminal import generate_command, generate_report
     from .kernels.context import THREADS, Context
 
-    context = Context(threads=config["threads"] or THREADS)
+    context = Context(threads=EngineConfig(**config).threads or THREADS)
     profile = calibrate.measure(context, rounds, quick)
     if as_json:
         print(json.dumps(asdict(profile)))
@@ -204,6 +214,8 @@ def bench(
     from .engine.terminal import bench_command, bench_report
 
     tests = Grid(**grid)
+    if save_to is not None:
+        writable.check(save_to, "the result")
     old = None if compare is None else bench_report.load(compare)
     options = {**config, "max_context": tests.context, "max_sequences": tests.sequences}
     load = partial(bench_command.load, model, options, random_weights, layers)
@@ -268,15 +280,22 @@ def plan(
 
 
 def main() -> None:
-    """Runs the command line; errors that a user can mend are one line, without a traceback."""
+    """Runs the command line; errors that a user can mend are one short line, without a traceback."""
+    output.settle()
+    sys.exit(output.finish(_status()))
+
+
+def _status() -> int:
+    """The exit status of the command that was asked for, its error said."""
     try:
-        sys.exit(app(prog_name="headrace", standalone_mode=False))
+        return int(app(prog_name="headrace", standalone_mode=False) or 0)
     except HeadraceError as error:
-        print(f"headrace: {error}", file=sys.stderr)
-        sys.exit(1)
+        return output.fail(str(error))
     except click.ClickException as error:
+        error.message = short(visible(error.message))  # type: ignore[misc]
         error.show()
-        sys.exit(error.exit_code)
+        return error.exit_code
     except click.Abort:
-        print("headrace: interrupted", file=sys.stderr)
-        sys.exit(130)
+        return output.fail("interrupted", 130)
+    except output.Lost as error:
+        return output.lost(error)

@@ -1,14 +1,23 @@
 """Errors meant for users: each names the thing, the value and the remedy. Our own mistakes are plain `assert`s.
 
 Everything derives from `HeadraceError`, which the command line prints as one line, without a traceback.
-This file imports nothing, so that every layer may raise from it.
+This file imports nothing of ours, so that every layer may raise from it. `brief` and `listed` put values of any length
+into a message.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+LONGEST = 300  # characters of a message on the command line
+TAIL = 120  # of them for its end, which is the remedy
+
 
 class HeadraceError(Exception):
-    """Base of every error that a user can cause and mend."""
+    """Base of every error that a user can cause and mend. Its message is one line, whatever a file's name holds."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(visible(message))
 
 
 class OptionError(HeadraceError, ValueError):
@@ -41,3 +50,30 @@ class ContextOverflow(HeadraceError, ValueError):
 
 class DeviceError(HeadraceError):
     """A GPU, its driver, or the hand-off of experts between GPU and CPU is missing or has failed."""
+
+
+def visible(text: str) -> str:
+    """Text on one line: line breaks, control characters and halves of characters as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def short(text: str, most: int = LONGEST) -> str:
+    """A text without its middle, if it has more than `most` characters: the beginning says what, the end what to do."""
+    tail = min(TAIL, most // 2)
+    return text if len(text) <= most else f"{text[: most - tail - 5]} ... {text[-tail:]}"
+
+
+def brief(value: object, most: int = 60) -> str:
+    """A value as Python writes it, without its middle if it is long."""
+    try:
+        text = repr(value)
+    except Exception:  # of someone else's type
+        text = f"a {type(value).__name__}"
+    return short(visible(text), most)
+
+
+def listed(names: Iterable[object], most: int = 5) -> str:
+    """The first names of a list, and how many more there are: "a, b, c and 57 more"."""
+    many = [str(name) for name in names]
+    more = len(many) - most
+    return ", ".join(many) if more <= 0 else f"{', '.join(many[:most])} and {more} more"

@@ -1,8 +1,8 @@
 """What a user can choose: `EngineConfig` for the model in memory, `SamplingParams` for one request.
 
-Both are frozen and check themselves when they are built, so that a bad value is named before anything is loaded. They
-know no tensors; "auto" is resolved in `llm.py`, where the machine and the model are known. These fields are the command
-line's options (`option.py`).
+Both are frozen and check themselves when they are built, so that a bad value is named before anything is loaded; what
+values mean is read by the types of the fields (`coerce.py`). They know no tensors; "auto" is resolved in `llm.py`,
+where the machine and the model are known. These fields are the command line's options (`option.py`).
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import OptionError
-from ..kernels import BACKENDS, FORMATS
+from ..errors import OptionError, brief
+from ..kernels import BACKENDS, FORMATS, limits
+from .coerce import by_meaning
 from .option import COMMON, MODEL, PLACEMENT, SAMPLING, SPEED, option, words
 from .placement import placement as placing
 from .placement.placement import Policy
@@ -28,28 +29,34 @@ DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,2})?|simulated(:(cpu|reference|gpu))?"
 
 def _choice(name: str, value: object, choices: list[str]) -> None:
     if value not in choices:
-        raise OptionError(f"{name} is {value!r}; choose one of {', '.join(choices)}")
+        raise OptionError(f"{name} is {brief(value)}; choose one of {', '.join(choices)}")
 
 
-def _at_least(name: str, value: object, minimum: float, none_ok: bool = False) -> None:
-    if value is None and none_ok:
-        return
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not minimum <= value < math.inf:
-        raise OptionError(f"{name} is {value!r}; it must be a number of at least {minimum:g}")
+def _between(name: str, value: float | None, least: float, most: float = math.inf) -> None:
+    """Raises OptionError for a number outside of a range; None, where a field may be that, is inside."""
+    if value is not None and not (least <= value <= most and value < math.inf):
+        kind = "a whole number" if isinstance(value, int) else "a number"
+        limit = f"at least {least:g}" + (f" and at most {most:g}" if most < math.inf else "")
+        raise OptionError(f"{name} is {brief(value)}; it must be {kind} of {limit}")
 
 
-def _whole(name: str, value: object, minimum: int, none_ok: bool = False) -> None:
-    _at_least(name, value, minimum, none_ok)
-    if isinstance(value, float):
-        raise OptionError(f"{name} is {value!r}; it must be a whole number")
+def _threads(count: int | None) -> None:
+    """Raises OptionError for more threads than can be started."""
+    _between("threads", count, 1)
+    most, reason = limits.most_threads() if count is not None and count > 1 else (1, "")
+    if count is not None and count > most:
+        raise OptionError(
+            f"threads is {brief(count)}, and at most {most} can be used here ({reason}): leave it out for one per core"
+        )
 
 
-def _count_or(name: str, value: object, minimum: int, words: list[str]) -> None:
+def _count_or(name: str, value: int | str, minimum: int, words: list[str]) -> None:
     """A whole number, as such or as text, or one of some words."""
-    is_number = isinstance(value, int) and not isinstance(value, bool)
-    is_text = isinstance(value, str) and (value in words or (value.isascii() and value.isdigit()))
-    if not (is_number or is_text) or (value not in words and int(str(value)) < minimum):
-        raise OptionError(f"{name} is {value!r}; give a whole number of at least {minimum}, or {' or '.join(words)}")
+    is_number = isinstance(value, int) or (value.isascii() and value.isdigit())
+    if value not in words and not (is_number and int(value) >= minimum):
+        raise OptionError(
+            f"{name} is {brief(value)}; give a whole number of at least {minimum}, or {' or '.join(words)}"
+        )
 
 
 def parse_limit(asked: float | str | None) -> tuple[float, str]:
@@ -68,14 +75,13 @@ def parse_limit(asked: float | str | None) -> tuple[float, str]:
     return number, unit
 
 
-def _strings(name: str, value: object) -> tuple[str, ...]:
-    """A tuple of strings from one string or several; raises OptionError for anything else."""
-    many = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, (list, tuple, set)) else (None,)
-    if any(not isinstance(one, str) or not one for one in many):
-        raise OptionError(f"{name} is {value!r}; give strings that are not empty")
-    return many
+def _strings(name: str, many: tuple[str, ...]) -> None:
+    """Raises OptionError for an empty string among others."""
+    if "" in many:
+        raise OptionError(f"{name} is {brief(many)}; give strings that are not empty")
 
 
+@by_meaning
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
     """How a model is loaded and run; each field says what it is. None and "auto" are resolved for the machine and the
@@ -100,6 +106,7 @@ class EngineConfig:
     offline: bool = option(False, MODEL, "", "use only what was downloaded before")
     cache_dir: Path | None = option(None, MODEL, "DIRECTORY", "where hub downloads are kept")
     ignore_config_keys: tuple[str, ...] = option((), MODEL, "KEY,...", "config keys to ignore", read=words)
+    ignore_tensors: tuple[str, ...] = option((), MODEL, "NAME,...", "tensors to ignore, also as mtp.*", read=words)
 
     device: str = option("auto", PLACEMENT, "DEVICE", "of all but experts: auto, cpu, cuda, cuda:N, simulated (in RAM)")
     cpu_moe: bool = option(False, PLACEMENT, "", "beside a GPU: all routed experts in RAM")
@@ -125,27 +132,26 @@ class EngineConfig:
         _choice("expert_format", self.expert_format, ["native", *FORMATS])
         _choice("dense_format", self.dense_format, ["native", *FORMATS])
         _choice("cpu_activations", self.cpu_activations, ["int8", "bf16"])
-        _whole("threads", self.threads, 1, none_ok=True)
+        _threads(self.threads)
         self._check_placement()
-        _whole("max_context", self.max_context, 1, none_ok=True)
-        _whole("prefill_chunk", self.prefill_chunk, 1)
-        _whole("max_sequences", self.max_sequences, 1)
-        if self.cache_dir is not None:
-            object.__setattr__(self, "cache_dir", Path(self.cache_dir))
-        object.__setattr__(self, "ignore_config_keys", _strings("ignore_config_keys", self.ignore_config_keys))
+        _between("max_context", self.max_context, 1)
+        _between("prefill_chunk", self.prefill_chunk, 1)
+        _between("max_sequences", self.max_sequences, 1)
+        _strings("ignore_config_keys", self.ignore_config_keys)
+        _strings("ignore_tensors", self.ignore_tensors)
 
     def _check_placement(self) -> None:
-        if not isinstance(self.device, str) or not DEVICE.fullmatch(self.device):
+        if not DEVICE.fullmatch(self.device):
             raise OptionError(
-                f"device is {self.device!r}; choose auto, cpu, cuda, cuda:N, simulated or simulated:KERNELS "
-                f"(cpu, reference or gpu){placing.nearest(str(self.device), ('auto', 'cpu', 'cuda', 'simulated'))}"
+                f"device is {brief(self.device)}; choose auto, cpu, cuda, cuda:N, simulated or simulated:KERNELS "
+                f"(cpu, reference or gpu){placing.nearest(self.device, ('auto', 'cpu', 'cuda', 'simulated'))}"
             )
         asked = [name for name in ("cpu_moe", "n_cpu_moe", "placement") if getattr(self, name) not in (None, False)]
         if len(asked) > 1:
             raise OptionError(f"{' and '.join(asked)} both say where experts lie: give one of them")
         _choice("handoff", self.handoff, ["auto", *HANDOFFS])
         self._check_cpu(asked)
-        _at_least("vram_limit", self.vram_limit, 0.001, none_ok=True)
+        _between("vram_limit", self.vram_limit, 0.001)
         _count_or("stream_from", self.stream_from, 1, ["auto", "never"])
         _count_or("split", self.split, 0, ["auto"])
         if self.wants_graphs and self.copies_in_decode:
@@ -213,6 +219,7 @@ class EngineConfig:
         return DTYPES[self.dtype] or "native"
 
 
+@by_meaning
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
     """How tokens are chosen for one request; each field says what it is.
@@ -224,8 +231,8 @@ class SamplingParams:
 
     max_new_tokens: int = option(256, COMMON, "TOKENS", "most to write", short="-n")
     temperature: float = option(0.0, COMMON, "X", "divides the logits; 0: always the likeliest token")
-    top_k: int = option(0, SAMPLING, "K", "draw from the K likeliest tokens; 0: off")
-    top_p: float = option(1.0, SAMPLING, "P", "draw from the likeliest that reach the sum P; 1: off")
+    top_k: int = option(0, SAMPLING, "K", "draw from the K likeliest tokens; 0 or -1: off")
+    top_p: float = option(1.0, SAMPLING, "P", "draw from the likeliest that reach the sum P; 1: off, 0: greedy")
     min_p: float = option(0.0, SAMPLING, "P", "drop tokens below this share of the likeliest; 0: off")
     repetition_penalty: float = option(1.0, SAMPLING, "X", "divides the logits of tokens seen; 1: off")
     presence_penalty: float = option(0.0, SAMPLING, "X", "taken off the logits of tokens written; 0: off")
@@ -235,22 +242,26 @@ class SamplingParams:
     ignore_eos: bool = option(False, SAMPLING, "", "go on past end tokens")
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "stop", _strings("stop", self.stop))
-        for token in self.stop_token_ids if isinstance(self.stop_token_ids, (tuple, list)) else [None]:
-            _whole("stop_token_ids", token, 0)
-        _whole("max_new_tokens", self.max_new_tokens, 1)
-        _at_least("temperature", self.temperature, 0)
-        _whole("top_k", self.top_k, 0)
-        _at_least("min_p", self.min_p, 0)
-        _at_least("repetition_penalty", self.repetition_penalty, 1e-6)
-        _at_least("top_p", self.top_p, 1e-9)
-        _at_least("presence_penalty", self.presence_penalty, -1e9)
-        if max(self.top_p, self.min_p) > 1:
-            raise OptionError(f"top_p is {self.top_p} and min_p {self.min_p}; both must be at most 1")
-        if self.seed is not None and not (isinstance(self.seed, int) and -(2**63) <= self.seed < 2**64):
-            raise OptionError(f"seed is {self.seed!r}; it must be a whole number of at most 64 bits")
+        _strings("stop", self.stop)
+        for token in self.stop_token_ids:
+            _between("stop_token_ids", token, 0)
+        _between("max_new_tokens", self.max_new_tokens, 1)
+        _between("temperature", self.temperature, 0)
+        _between("top_k", self.top_k, -1)
+        object.__setattr__(self, "top_k", max(0, self.top_k))
+        _between("top_p", self.top_p, 0, 1)
+        _between("min_p", self.min_p, 0, 1)
+        _between("repetition_penalty", self.repetition_penalty, 1e-6)
+        _between("presence_penalty", self.presence_penalty, -1e9)
+        if self.seed is not None and not -(2**63) <= self.seed < 2**64:
+            raise OptionError(f"seed is {brief(self.seed)}; it must be a whole number of at most 64 bits")
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the likeliest token is taken, and nothing drawn."""
+        return self.temperature == 0 or self.top_p == 0
 
     @property
     def is_plain_greedy(self) -> bool:
         """Greedy with no penalty: the argmax of the logits as they are."""
-        return self.temperature == 0 and self.repetition_penalty == 1 and self.presence_penalty == 0
+        return self.is_greedy and self.repetition_penalty == 1 and self.presence_penalty == 0

@@ -8,21 +8,24 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from typing import Any
 
 from torch import Tensor
 
-from ..errors import OptionError
+from ..errors import OptionError, brief
 from ..loaders.spec import ModelSpec
+from ..loaders.tokens.conversation import Message
 from ..loaders.tokens.tokenizer import Tokenizer
 from ..loaders.weights.checkpoint import Progress
 from .bandwidth_model.reconcile import Reconciliation
 from .config import EngineConfig, SamplingParams
-from .core.build import build
+from .core.build import Check, build
 from .core.loop import Loop, Sampler
 from .core.weight_source import CheckpointFiles, WeightSource
-from .generation.admission import Admission, Prompt, as_prompts
+from .generation.admission import Params, Prompt, Prompts, as_params, as_prompts
 from .generation.completion_stream import CompletionGroup, CompletionStream
 from .generation.outputs import Completion
 from .generation.sampler import sample
@@ -35,8 +38,9 @@ class LLM:
     model: the directory of a Hugging Face checkpoint, a hub id, "demo", or a source of weights. The options are the
     fields of `EngineConfig`.
     progress(done, total) is called with bytes while weights load. sampler(logits, sequences, ops) chooses the next
-    tokens, as `SamplingParams` say if none is given. With the C++ kernels torch is limited to one thread in this
-    process, since two thread pools on the same cores slow each other down.
+    tokens, as `SamplingParams` say if none is given. check(admission) sees which prompts are admitted before weights
+    are loaded; what it raises ends the load. With the C++ kernels torch is limited to one thread in this process, since
+    two thread pools on the same cores slow each other down.
     Raises a `HeadraceError` that names what is wrong: options, files, memory, hub.
 
     `parts` are what it is made of, `ledger` has the account of its passes, `predictions` what they are held against.
@@ -44,15 +48,16 @@ class LLM:
 
     def __init__(
         self,
-        model: str | WeightSource,
+        model: str | bytes | os.PathLike[str] | WeightSource,
         *,
         progress: Progress | None = None,
         sampler: Sampler = sample,
+        check: Check | None = None,
         **options: Any,
     ) -> None:
-        self.config = _config(options)
-        self.source = CheckpointFiles(model) if isinstance(model, str) else model
-        self.parts = parts = build(self.source, self.config, progress)
+        self.config = EngineConfig(**options)
+        self.source = _source(model)
+        self.parts = parts = build(self.source, self.config, progress, check)
         self.ledger = Ledger()
         way, formats = parts.signal_choice, parts.checkpoint.formats
         handoff_s = way.us * 1e-6 if parts.graphed is not None and way is not None and way.us is not None else None
@@ -61,8 +66,7 @@ class LLM:
         )
         self.predictions.start(parts.profile)
         self.loop = Loop(parts, self.ledger, self.predictions.new_run, sampler)
-        room, directory = parts.kv_budget.max_context, parts.checkpoint.directory
-        self.admission = Admission(parts.tokenizer, directory, parts.spec.vocab, room, parts.spec.context)
+        self.admission = parts.admission
 
     @property
     def spec(self) -> ModelSpec:
@@ -74,66 +78,73 @@ class LLM:
         """None where the model's directory has none."""
         return self.parts.tokenizer
 
-    def generate(
-        self, prompts: Prompt | Seq[Prompt], params: SamplingParams | Seq[SamplingParams] | None = None
-    ) -> list[Completion]:
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of how the model's files were read, a line each."""
+        return self.parts.notes
+
+    def generate(self, prompts: Prompts, params: Params = None) -> list[Completion]:
         """Completes prompts together, each text or a list of token ids; one Completion each, in their order.
 
-        params: one for all, or one for each prompt; default greedy, 256 tokens. Raises ContextOverflow if a prompt and
-        its new tokens do not fit into the context, OptionError for a prompt that is empty or holds unknown ids.
+        params: one for all, or one for each prompt, also as a dict of its fields; default greedy, 256 tokens. Raises
+        ContextOverflow if a prompt and its new tokens do not fit into the context, OptionError for a prompt that is
+        empty or holds unknown ids.
         """
         group = self.batch(prompts, params)
         group.run()
         return group.results
 
-    def batch(
-        self, prompts: Prompt | Seq[Prompt], params: SamplingParams | Seq[SamplingParams] | None = None
-    ) -> CompletionGroup:
+    def batch(self, prompts: Prompts, params: Params = None) -> CompletionGroup:
         """The requests of `generate` before they run: `run` completes them, and `results` is what there is at any time,
         also after an exception (Ctrl-C) ended the run."""
         many = as_prompts(prompts)
-        each = [params or SamplingParams()] * len(many) if isinstance(params, SamplingParams | None) else list(params)
-        if len(each) != len(many):
-            raise OptionError(f"{len(each)} sampling parameters for {len(many)} prompts: give one, or one for each")
+        each = as_params(params, len(many))
         requests = [self.admission.request(p, one) for p, one in zip(many, each, strict=True)]
         return CompletionGroup(lambda: self.loop.run(requests), lambda: [r.completion() for r in requests])
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> CompletionStream:
+    def stream(self, prompt: Prompt, params: Params = None) -> CompletionStream:
         """Completes one prompt and yields a `Chunk` per token; closing the stream ends the request cleanly.
 
         Several streams may be open at a time, and `generate` may be called in between: they share passes. Raises what
         `generate` raises, before the first chunk.
         """
-        request = self.admission.request(prompt, params or SamplingParams())
+        request = self.admission.request(prompt, as_params(params, 1)[0])
         return CompletionStream(self.loop.chunks(request), request.completion)
 
-    def chat(self, messages: list[dict[str, str]], params: SamplingParams | None = None) -> Completion:
+    def chat(self, messages: Seq[Message], params: Params = None, **rendering: Any) -> Completion:
         """Answers a conversation: messages {"role": ..., "content": ...}, rendered with the model's chat template.
 
-        The keys and values of a history that was answered before are reused. Raises TokenizerError without a template.
+        rendering: as of `chat_prompt`. The keys and values of a history that was answered before are reused. Raises
+        TokenizerError without a template.
         """
-        return self.generate([self.chat_prompt(messages)], params)[0]
+        return self.generate([self.chat_prompt(messages, **rendering)], params)[0]
 
-    def ask(self, question: str, system: str | None = None) -> list[int]:
-        """Token ids of a conversation of one question, after an optional system message."""
-        start = [{"role": "system", "content": system}] if system else []
-        return self.chat_prompt([*start, {"role": "user", "content": question}])
+    def chat_prompt(
+        self,
+        messages: Seq[Message],
+        *,
+        tools: Any = None,
+        chat_template: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[int]:
+        """Token ids of a conversation, ready for the answer.
 
-    def chat_prompt(self, messages: list[dict[str, str]]) -> list[int]:
-        """Token ids of a conversation, ready for the answer."""
-        tokenizer = self.admission.need_tokenizer("chat")
-        return tokenizer.encode(tokenizer.render_chat(messages), add_special_tokens=False)
+        messages: as in OpenAI's API; text may come in parts, calls with arguments as JSON text. tools: functions that
+        the model may call. chat_template: the name of one of the model's templates, or a template's own text.
+        chat_template_kwargs: what a template reads besides, as {"enable_thinking": False}. Raises TokenizerError.
+        """
+        return self.admission.chat(messages, tools, chat_template, chat_template_kwargs)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text with the special tokens that the model expects; raises TokenizerError."""
         return self.admission.encode(text)
 
-    def logits(self, token_ids: list[int]) -> Tensor:
-        """Logits after every token of a text: float32 [tokens, vocabulary], computed in prefill chunks.
+    def logits(self, token_ids: Prompt) -> Tensor:
+        """Logits after every token of a text or of ids: float32 [tokens, vocabulary], computed in prefill chunks.
 
         Raises ContextOverflow if the text is longer than the context.
         """
-        return self.loop.logits(self.admission.sequence(list(token_ids), SamplingParams(max_new_tokens=1)))
+        return self.loop.logits(self.admission.sequence(token_ids, SamplingParams(max_new_tokens=1)))
 
     def time_tiers(self, wanted: bool = True) -> None:
         """From now on passes say how long each tier worked, what the GPU waited for and what overlapped
@@ -146,7 +157,9 @@ class LLM:
 
     def close(self) -> None:
         """Closes the ledger file, if one is open; ends the hand-off's threads and pinning, after which a model with
-        graphs cannot decode. The memory goes with the object."""
+        graphs cannot decode. The memory goes with the object. Nothing of it in a forked child, whose parent goes on."""
+        if self.loop.lock.is_elsewhere:
+            return
         self.ledger.close()
         with self.loop.lock:
             self.parts.close()
@@ -158,8 +171,10 @@ class LLM:
         self.close()
 
 
-def _config(options: dict[str, Any]) -> EngineConfig:
-    unknown = sorted(set(options) - set(EngineConfig.__dataclass_fields__))
-    if unknown:
-        raise OptionError(f"unknown option {unknown[0]!r}; there are {', '.join(EngineConfig.__dataclass_fields__)}")
-    return EngineConfig(**options)
+def _source(model: str | bytes | os.PathLike[str] | WeightSource) -> WeightSource:
+    """Where weights come from: files by their path or name, or what is a source itself."""
+    if isinstance(model, str | bytes | os.PathLike):
+        return CheckpointFiles(os.fsdecode(model))
+    if not (hasattr(model, "open") and hasattr(model, "load")):
+        raise OptionError(f"a model is {brief(model)}: give a directory, a name on the hub, or 'demo'")
+    return model

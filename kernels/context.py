@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import OptionError
-from . import _cpu
+from . import _cpu, limits
 from .formats import FORMATS
 from .isa import available_isas
 
@@ -29,13 +29,14 @@ def _isa_to_use() -> str:
 
 
 ISA = _isa_to_use()  # asked for once: a process does not change its mind
-THREADS = int(_cpu.default_threads())  # physical cores that this process may use
+CORES = int(_cpu.default_threads())  # physical cores that this process may use
+THREADS = limits.default_threads(CORES)  # as many as have a core, and time on it
 
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
     """How ops compute. isa: one of `available_isas()`. threads: the caller included; as many as this process may use
-    physical cores, if nothing else was said.
+    physical cores, within its quota of their time, if nothing else was said.
 
     activations: how they meet the weights of block formats. "int8": per 32, with few tokens and on an ISA without
     tiles; per 256 in tiles, which round the weights to int8 with one scale for 256 columns too. "bf16": as they are

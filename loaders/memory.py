@@ -7,37 +7,23 @@ from pathlib import Path
 import psutil
 
 from ..errors import MemoryNeeded
+from ..kernels import limits
 
 GB = 1e9
 # Page tables, the allocator's slack and whatever else runs: not ours to fill.
 RESERVE = 0.02
 
 
-def free_memory() -> int:
-    """Bytes that can be taken now without swapping: of the machine, or of the control group if that allows less."""
-    available = int(psutil.virtual_memory().available)
-    limit, used = (_cgroup(name) for name in ("memory.max", "memory.current"))
-    if limit is not None and used is not None:
-        available = min(available, max(0, limit - used + _reclaimable()))
-    return available
+def free_memory(root: Path = limits.ROOT) -> int:
+    """Bytes that can be taken now without swapping: of the machine, or less if a limit of this process says so."""
+    available, left = int(psutil.virtual_memory().available), limits.memory_left(root)
+    return available if left is None else min(available, left)
 
 
-def _reclaimable() -> int:
-    """Bytes of file cache that are booked on this control group and given up when memory is asked for."""
-    try:
-        lines = Path("/sys/fs/cgroup/memory.stat").read_text().splitlines()
-    except OSError:
-        return 0
-    return sum(int(line.split()[1]) for line in lines if line.startswith(("inactive_file ", "active_file ")))
-
-
-def _cgroup(name: str) -> int | None:
-    """A number of this process's control group (version 2), or None where there is no limit."""
-    try:
-        text = Path("/sys/fs/cgroup", name).read_text().strip()
-    except OSError:
-        return None
-    return int(text) if text.isdigit() else None
+def all_memory(root: Path = limits.ROOT) -> int:
+    """Bytes that this process may have in all: of the machine, or less if a limit says so."""
+    total, limit = int(psutil.virtual_memory().total), limits.memory_limit(root)
+    return total if limit is None else min(total, limit)
 
 
 def require_memory(needs: dict[str, int], remedy: str, free: int | None = None) -> None:

@@ -16,7 +16,7 @@ from .architecture import catalogue
 from .architecture.by_name.text_part import text_part
 from .architecture.readers import Described, read
 from .families.config_reader import ConfigReader
-from .files import gguf_set, headers
+from .files import gguf_set, weight_files
 from .files.gguf_header import Header
 from .files.headers import Stored
 from .gguf.model import describe
@@ -100,7 +100,7 @@ def _of_directory(path: Path) -> Source:
     models = gguf_set.models(files)
     if not models or (path / "config.json").is_file():
         config = _with_quantisation(ConfigReader.open(path / "config.json").values, path)
-        return of_config(config, str(path / "config.json"), str(path), headers.of_directory(path) or None)
+        return of_config(config, str(path / "config.json"), str(path), weight_files.headers_of(path) or None)
     if len(models) > 1:
         raise ConfigError(f"{path} has {len(models)} GGUF models: name one of {gguf_set.shortened(models)}")
     return of_gguf(gguf_set.of_path(path / models[0]), str(path / models[0]))

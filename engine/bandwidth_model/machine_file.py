@@ -16,6 +16,7 @@ from typing import Any
 
 from ...errors import OptionError
 from ...kernels.context import Context
+from ...loaders.memory import all_memory
 from .hardware import CORE_FLOPS, FIXED, Device, Hardware, Range, core_flops, device, exactly, parse, part, positive
 from .profile import STALE, Profile, hardware_key, load_profile
 
@@ -61,7 +62,7 @@ def of_profile(profile: Profile) -> Hardware:
     cpu = Device(
         name=profile.cpu,
         kind="cpu",
-        memory=profile.memory_bytes,
+        memory=min(profile.memory_bytes, all_memory()),
         nominal=profile.stream,
         bandwidth=Range(profile.stream * 0.7, profile.stream * 0.85, profile.stream),
         flops=core_flops(profile.isa).times(profile.threads),

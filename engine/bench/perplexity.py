@@ -22,14 +22,17 @@ class Perplexity:
     tokens: int
 
 
-def perplexity(llm: LLM, token_ids: list[int], window: int = 512) -> Perplexity:
-    """Perplexity of token ids in windows of `window` tokens; raises OptionError if there is nothing to score."""
+def check(token_ids: list[int], window: int, limit: int) -> None:
+    """Raises OptionError if there is nothing to score, or the context of `limit` tokens holds no window."""
     if window < 2 or len(token_ids) < 2:
         raise OptionError(f"{len(token_ids)} tokens in windows of {window}: at least 2 tokens a window are needed")
-    if window > llm.parts.kv_budget.max_context:
-        raise OptionError(
-            f"window is {window}, the context holds {llm.parts.kv_budget.max_context} tokens: choose a smaller window"
-        )
+    if window > limit:
+        raise OptionError(f"window is {window}, the context holds {limit} tokens: choose a smaller window")
+
+
+def perplexity(llm: LLM, token_ids: list[int], window: int = 512) -> Perplexity:
+    """Perplexity of token ids in windows of `window` tokens; raises what `check` raises."""
+    check(token_ids, window, llm.parts.kv_budget.max_context)
     loss, count = 0.0, 0
     for start in range(0, len(token_ids) - 1, window):
         ids = token_ids[start : start + window]

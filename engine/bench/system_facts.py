@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from ...kernels import isa
+from ...kernels import isa, limits
 from ...kernels.context import Context
 from ..bandwidth_model.profile import Profile
 from ..devices.host import cpu_kernels
@@ -28,8 +28,9 @@ class Facts:
     """One machine as this process sees it. None: the system does not say.
 
     huge_pages: the mode of transparent huge pages. clock: the share of its highest frequency that a busy core runs at.
-    stolen, throttled: share of time that other guests, or the quota of the control group, take. cpu_nodes: NUMA nodes
-    of the CPUs that this process may use, memory_nodes: those it may take memory from, nodes: bytes of RAM by node.
+    cores: those that this process has time on. stolen, throttled: share of time that other guests, or the quota of the
+    control group, take. cpu_nodes: NUMA nodes of the CPUs that this process may use, memory_nodes: those it may take
+    memory from, nodes: bytes of RAM by node.
     stream_by_threads: plain reads, bytes per second. pace: seconds that the same work takes now, over those of the
     undisturbed machine in the profile. links: those of GPUs and drives.
     """
@@ -64,7 +65,7 @@ def gather(profile: Profile | None, context: Context, load: Callable[[], object]
         available_isas=tuple(isa.available_isas()),
         cpu_flags=_flags(),
         threads=context.threads,
-        cores=len({core_of(cpu) for cpu in cpus}),
+        cores=limits.default_threads(len({core_of(cpu) for cpu in cpus})),
         clock=clock,
         stolen=stolen,
         throttled=throttled,
@@ -162,7 +163,13 @@ def _over(seconds: float, load: Callable[[], object]) -> tuple[float | None, flo
 
 
 def _throttled_s() -> float | None:
-    for line in (_text(Path("/sys/fs/cgroup/cpu.stat")) or "").splitlines():
-        if line.startswith("throttled_usec"):
-            return int(line.split()[1]) / 1e6
-    return None
+    """Seconds in which the quota of a group that this process is in stopped it: of the one that did most."""
+    found = [seconds for group in limits.groups("cpu") if (seconds := _stopped(group)) is not None]
+    return max(found, default=None)
+
+
+def _stopped(group: Path) -> float | None:
+    words = (_text(group / "cpu.stat") or "").split()
+    stat = dict(zip(words[::2], words[1::2], strict=False))
+    units = {"throttled_usec": 1e-6, "throttled_time": 1e-9}  # of version 2 and 1
+    return next((int(stat[name]) * unit for name, unit in units.items() if name in stat), None)

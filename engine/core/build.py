@@ -6,7 +6,8 @@ refused before memory is taken.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -32,6 +33,7 @@ from ..experts.backend import CpuExperts, ExpertBackend
 from ..experts.host_buffers import HostBuffers
 from ..experts.offload_plan import OffloadPlan
 from ..experts.tiered import TieredExperts
+from ..generation.admission import Admission
 from ..ledger.timers import Timers
 from ..measure import tile_thresholds
 from ..memory import kv_budget
@@ -45,11 +47,18 @@ from ..placement.placement import Tier
 from .parts import EngineParts
 from .weight_source import Target, WeightSource
 
+log = logging.getLogger("headrace")
 HANDOFF_TIMEOUT = 10.0  # seconds without progress after which a graphed step counts as failed
 
 
-def build(source: WeightSource, config: EngineConfig, progress: Progress | None = None) -> EngineParts:
-    """Loads the model of a source as the config says; raises a `HeadraceError` that names what is wrong."""
+Check = Callable[[Admission], None]
+
+
+def build(
+    source: WeightSource, config: EngineConfig, progress: Progress | None = None, check: Check | None = None
+) -> EngineParts:
+    """Loads the model of a source as the config says; raises a `HeadraceError` that names what is wrong. check: sees
+    what admits prompts, before weights are loaded; what it raises ends the load."""
     name, context, ops = load_kernels(config)
     torch_threads = host.torch_threads(name, config.threads)
     host.use_torch_threads(torch_threads)
@@ -61,6 +70,9 @@ def build(source: WeightSource, config: EngineConfig, progress: Progress | None 
     gpu = found.get(Tier.GPU0)
     runtime, problem = (None, "there is no GPU") if gpu is None else gpu_runtime.find(gpu)
     plan = plan_memory(config, checkpoint, kv_dtype, found, profile, signal_choice.may_capture(config, runtime))
+    admission = _admission(checkpoint, tokenizer, plan)
+    if check is not None:
+        check(admission)
     choice, arena = _beside_a_gpu(config, checkpoint, plan, found, runtime, problem)
     main = found[plan.placement.main]
     granted = Granted(name == "cpu", arena)
@@ -77,7 +89,7 @@ def build(source: WeightSource, config: EngineConfig, progress: Progress | None 
         plan = replace(plan, offload=graphed.tiered.offload)
     return EngineParts(
         config=config, kernels=name, context=context, torch_threads=torch_threads, ops=ops, devices=found,
-        checkpoint=checkpoint, tokenizer=tokenizer,
+        checkpoint=checkpoint, tokenizer=tokenizer, admission=admission,
         kv_dtype=kv_dtype, profile=profile, memory_plan=plan, weights=weights, huge_pages=granted.huge_pages,
         nodes=granted.nodes, timers=timers, decoder=decoder, runtime=runtime, expert_arena=arena,
         host_buffers=host_buffers, signal_choice=choice, graphed=graphed,
@@ -88,6 +100,8 @@ def load_kernels(config: EngineConfig) -> tuple[str, Context, Ops]:
     """The backend for what lies in RAM: its name, how the C++ kernels compute, and its ops."""
     name = "cpu" if config.kernels == "auto" else config.kernels
     context = Context(threads=config.threads or THREADS, activations=config.cpu_activations)
+    if crowding := host.crowding(context.threads):
+        log.warning(crowding)
     if name == "cpu":
         context = tile_thresholds.use(context)
     return name, context, kernels.load(name, context)
@@ -100,6 +114,12 @@ def _load_tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:
     tokenizer = Tokenizer.load(checkpoint.directory)
     tokenizer.check_fits(checkpoint.spec.vocab)
     return tokenizer
+
+
+def _admission(checkpoint: Checkpoint, tokenizer: Tokenizer | None, plan: MemoryPlan) -> Admission:
+    """Which prompts may run, in the context that was decided on."""
+    spec = checkpoint.spec
+    return Admission(tokenizer, checkpoint.directory, spec.vocab, plan.kv_budget.max_context, spec.context)
 
 
 def _beside_a_gpu(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Generator
@@ -10,7 +11,7 @@ from collections.abc import Sequence as Seq
 import torch
 from torch import Tensor
 
-from ...errors import MemoryNeeded
+from ...errors import HeadraceError, MemoryNeeded
 from ...kernels import Ops
 from ..devices.host import use_torch_threads
 from ..generation.outputs import Chunk
@@ -27,6 +28,34 @@ from .parts import EngineParts
 Sampler = Callable[[Tensor, list[Sequence], Ops], list[int]]
 
 
+class Turn:
+    """A lock for the process that made it. A forked child has neither the threads of a model, nor whoever would end the
+    pass that was under way: there it raises HeadraceError, instead of waiting for ever."""
+
+    def __init__(self) -> None:
+        self.lock, self.process = threading.RLock(), os.getpid()
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether this is another process than the one that made it."""
+        return os.getpid() != self.process
+
+    def check(self) -> None:
+        """Raises HeadraceError in another process."""
+        if self.is_elsewhere:
+            raise HeadraceError(
+                f"this model was loaded by process {self.process}, and {os.getpid()} was forked from it: start "
+                "processes by spawn (multiprocessing.get_context('spawn')), or load the model in the child"
+            )
+
+    def __enter__(self) -> None:
+        self.check()
+        self.lock.acquire()
+
+    def __exit__(self, *error: object) -> None:
+        self.lock.release()
+
+
 class Loop:
     """Runs a model that is built. at_start is called when a request comes and none is under way; sampler(logits,
     sequences, ops) chooses the next token of each."""
@@ -39,7 +68,7 @@ class Loop:
         self.scheduler = Scheduler(self.pages, parts.config.prefill_chunk, parts.config.max_sequences)
         self.eos_ids = parts.eos_ids
         self.requests: dict[int, Request] = {}
-        self.lock = threading.RLock()  # held for a pass
+        self.lock = Turn()  # held for a pass
 
     def run(self, requests: Seq[Request]) -> None:
         """Completes requests together."""
@@ -58,6 +87,7 @@ class Loop:
         self._start(request)
         try:
             while request.chunks or request.is_open:
+                self.lock.check()
                 if request.chunks:
                     yield request.chunks.popleft()
                 else:
@@ -73,7 +103,10 @@ class Loop:
             self.scheduler.add(request.sequence)
 
     def _end(self, requests: Seq[Request]) -> None:
-        """Forgets requests, and takes out those that did not end by themselves: closed, or an error was raised."""
+        """Forgets requests, and takes out those that did not end by themselves: closed, or an error was raised. The
+        requests that a forked child got with its memory are its parent's."""
+        if self.lock.is_elsewhere:
+            return
         with self.lock:
             for request in requests:
                 if self.requests.pop(request.sequence.id, None) is not None and request.is_open:

@@ -20,6 +20,7 @@ from ..cuda_graphs.graphed_decode import GraphedDecode
 from ..cuda_graphs.signals import SignalChoice
 from ..devices.device import Device
 from ..experts.host_buffers import HostBuffers
+from ..generation.admission import Admission
 from ..ledger.timers import Timers
 from ..memory.expert_arena import ExpertArena
 from ..memory.kv_budget import KVBudget
@@ -43,6 +44,7 @@ class EngineParts:
     devices: Mapping[Tier, Device]
     checkpoint: Checkpoint
     tokenizer: Tokenizer | None
+    admission: Admission
     kv_dtype: torch.dtype
     profile: Profile | None
     memory_plan: MemoryPlan
@@ -76,8 +78,14 @@ class EngineParts:
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
-        """Tokens that end a completion: of config, generation config, and failing those the tokenizer."""
-        return self.spec.eos_ids or (tuple(self.tokenizer.eos_ids) if self.tokenizer is not None else ())
+        """Tokens that end a completion: those of config, generation config and tokenizer together."""
+        named = () if self.tokenizer is None else self.tokenizer.eos_ids
+        return tuple(dict.fromkeys((*self.spec.eos_ids, *named)))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of how the model's files were read, a line each."""
+        return (*self.checkpoint.notes, *(() if self.tokenizer is None else self.tokenizer.notes))
 
     def close(self) -> None:
         """Ends the threads of graphs and pinning, after which a model with graphs cannot decode."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Protocol
 
 from torch import Tensor
@@ -54,7 +55,9 @@ class CheckpointFiles:
             cache_dir=config.cache_dir,
             show_progress=show_progress,
         )
-        return open_directory(directory, load_options(config))
+        found = open_directory(directory, load_options(config))
+        inside = Path(self.model).is_dir() and directory.parent.samefile(self.model)
+        return replace(found, notes=(f"the model is in {directory}", *found.notes)) if inside else found
 
     def load(self, checkpoint: Checkpoint, target: Target) -> ModelWeights:
         def prepare(weights: ModelWeights) -> None:
@@ -71,4 +74,5 @@ def load_options(config: EngineConfig) -> LoadOptions:
         dense_format=config.dense_format,
         plain_format=config.plain_format,
         ignore_config_keys=config.ignore_config_keys,
+        ignore_tensors=config.ignore_tensors,
     )

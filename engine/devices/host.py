@@ -9,6 +9,8 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from ...kernels import limits
+from ...kernels.context import CORES, THREADS
 from ...loaders.weights.model_weights import ModelWeights
 
 TORCH_THREADS = torch.get_num_threads()  # as the process had it before a model was loaded
@@ -46,10 +48,24 @@ def spread_over_nodes(weights: ModelWeights) -> int:
     return len(nodes) if all(granted) else 0
 
 
+def crowding(threads: int) -> str:
+    """What is to be said of more threads than have a core and time on it; "" of others."""
+    if threads <= THREADS:
+        return ""
+    cores = f"{CORES} core{'s' * (CORES != 1)}"
+    return f"threads is {threads}, and this process may use {cores}{quota()}: they will take turns"
+
+
+def quota() -> str:
+    """The quota of processor time, where it is less than the cores have; else nothing."""
+    found = limits.cpu_quota()
+    return "" if found is None or found >= CORES else f" (its control group has the time of {found:g})"
+
+
 def torch_threads(kernels: str, asked: int | None) -> int:
     """How many threads torch gets beside a backend. Two pools that spin on the same cores slow each other down: beside
     the C++ kernels it is one."""
-    return 1 if kernels == "cpu" else asked or TORCH_THREADS
+    return 1 if kernels == "cpu" else asked or min(TORCH_THREADS, THREADS)
 
 
 def use_torch_threads(count: int) -> None:

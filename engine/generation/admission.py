@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Seq
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
+from typing import Any
 
-from ...errors import ContextOverflow, OptionError, TokenizerError
+from ...errors import ContextOverflow, OptionError, TokenizerError, brief
+from ...loaders.tokens.conversation import Message
 from ...loaders.tokens.tokenizer import Tokenizer
+from ..coerce import items, whole
 from ..config import SamplingParams
 from .request import Request
 from .sequence import Sequence, make_sequence
 from .stop_strings import TextBuilder
 
-Prompt = str | list[int]
+Prompt = str | Iterable[int]  # of numpy and torch, too
+Prompts = Prompt | Iterable[Prompt]
+OneOfParams = SamplingParams | Mapping[str, Any]
+Params = OneOfParams | Iterable[OneOfParams] | None
+STARTS = 100  # characters that hold any start token
 
 
 class Admission:
@@ -26,8 +35,31 @@ class Admission:
         self.ids = count()
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text with the special tokens that the model expects; raises TokenizerError."""
-        return self.need_tokenizer("text prompts").encode(text)
+        """Token ids of a text with the special tokens that the model expects, and one BOS where the text spells it;
+        raises TokenizerError."""
+        if not isinstance(text, str):
+            raise OptionError(f"a text is {brief(text)}: give a str")
+        ids = self.need_tokenizer("text prompts").encode(text)
+        return ids[1:] if self.spells_start(text) else ids
+
+    def spells_start(self, text: str) -> bool:
+        """Whether a text begins with the start token that is put before it, and would have two."""
+        tokenizer = self.need_tokenizer("text prompts")
+        return tokenizer.has_two_starts(tokenizer.encode(text[:STARTS]))
+
+    def chat(
+        self,
+        messages: Seq[Message],
+        tools: Any = None,
+        chat_template: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[int]:
+        """Token ids of a conversation, ready for the answer; raises TokenizerError."""
+        tokenizer = self.need_tokenizer("chat")
+        text = tokenizer.render_chat(
+            messages, tools=tools, template=chat_template, arguments=chat_template_kwargs or {}
+        )
+        return tokenizer.encode(text, add_special_tokens=False)
 
     def need_tokenizer(self, purpose: str) -> Tokenizer:
         """The tokenizer; raises TokenizerError where the model has none."""
@@ -40,16 +72,25 @@ class Admission:
 
     def request(self, prompt: Prompt, params: SamplingParams) -> Request:
         """A request that can run; raises OptionError, ContextOverflow or TokenizerError."""
+        params = self._with_special_stops(params)
         return Request(self.sequence(prompt, params), TextBuilder(self.tokenizer, params.stop))
+
+    def _with_special_stops(self, params: SamplingParams) -> SamplingParams:
+        """A stop string that is a special token stops by its id: it never shows in the text."""
+        if self.tokenizer is None or not (special := [s for s in params.stop if self.tokenizer.is_special(s)]):
+            return params
+        ids = [found for text in special if (found := self.tokenizer.token_id(text)) is not None]
+        text = tuple(s for s in params.stop if s not in special)
+        return replace(params, stop=text, stop_token_ids=(*params.stop_token_ids, *ids))
 
     def sequence(self, prompt: Prompt, params: SamplingParams) -> Sequence:
         """Its sequence alone."""
-        ids = self.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        ids = self.encode(prompt) if isinstance(prompt, str) else _ids(prompt)
         if not ids:
             raise OptionError("the prompt is empty, and this tokenizer adds no start token: give at least one token")
-        bad = next((i for i in ids if not isinstance(i, int) or not 0 <= i < self.vocab), None)
+        bad = next((i for i in ids if not 0 <= i < self.vocab), None)
         if bad is not None:
-            raise OptionError(f"token id {bad!r} is outside the vocabulary of {self.vocab} tokens")
+            raise OptionError(f"token id {brief(bad)} is outside the vocabulary of {self.vocab} tokens")
         if params.stop:
             self.need_tokenizer("stop strings")
         self._check_context(len(ids), params.max_new_tokens)
@@ -71,14 +112,48 @@ class Admission:
         return "shorten the prompt (the model was not trained for more)"
 
 
-def as_prompts(prompts: Prompt | Seq[Prompt]) -> list[Prompt]:
+def as_prompts(prompts: Prompts) -> list[Prompt]:
     """A list of prompts; a single text or a single list of ids counts as a list of one."""
-    if isinstance(prompts, str):
-        return [prompts]
-    many = list(prompts)
-    if many and all(isinstance(p, int) for p in many):
-        return [many]  # type: ignore[list-item]  # all of them are ids, just checked
-    odd = next((p for p in many if not isinstance(p, (str, list, tuple))), None)
-    if odd is not None:
-        raise OptionError(f"a prompt is {odd!r}: give text, or a list of token ids")
-    return many  # type: ignore[return-value]
+    many = items(prompts)
+    if many is None:
+        return [prompts] if isinstance(prompts, str) else _refuse(prompts)
+    return [many] if many and all(_is_id(one) for one in many) else many
+
+
+def as_params(params: Params, count: int) -> list[SamplingParams]:
+    """Sampling parameters of so many prompts, from one for all or one for each."""
+    several = items(params)
+    each = [params] * count if several is None else several
+    if len(each) != count:
+        raise OptionError(f"{len(each)} sampling parameters for {count} prompts: give one, or one for each")
+    return [_params(one) for one in each]
+
+
+def _params(one: Any) -> SamplingParams:
+    if one is None or isinstance(one, SamplingParams):
+        return one or SamplingParams()
+    if not isinstance(one, Mapping):
+        raise OptionError(f"sampling parameters are {brief(one)}: give SamplingParams, or a dict of its fields")
+    return SamplingParams(**{str(name): value for name, value in one.items()})
+
+
+def _is_id(value: object) -> bool:
+    """Whether a value stands for one token, and not for a prompt."""
+    return type(value) is int or (items(value) is None and not isinstance(value, str | bytes | Mapping))
+
+
+def _ids(prompt: Any) -> list[int]:
+    """Token ids from a list, a tuple, a range, an array or a tensor of one dimension."""
+    many = items(prompt)
+    return [one if type(one) is int else _id(one) for one in (_refuse(prompt) if many is None else many)]
+
+
+def _id(value: Any) -> int:
+    try:
+        return whole(value) if _is_id(value) else _refuse(value)
+    except (TypeError, ValueError, OverflowError):
+        raise OptionError(f"token id {brief(value)} is no whole number: give ids of the vocabulary") from None
+
+
+def _refuse(prompt: object) -> Any:
+    raise OptionError(f"a prompt is {brief(prompt)}: give text, or a list of token ids")

@@ -35,7 +35,7 @@ def sample(logits_SV: Tensor, sequences: list[Sequence], ops: Ops) -> list[int]:
 def _sample_one(logits_V: Tensor, sequence: Sequence) -> int:
     params = sequence.params
     logits_V = penalise(logits_V, sequence)
-    if params.temperature == 0:
+    if params.is_greedy:
         return int(logits_V.argmax())
     probabilities, ids = _candidates(_heated(logits_V, params.temperature).softmax(-1), params)
     drawn = int(torch.multinomial(probabilities, 1, generator=sequence.generator))

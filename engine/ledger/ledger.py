@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from ...errors import OptionError
+from .. import writable
 from .passes import Pass, Prediction
 from .summary import KEPT, Account, Summary
 
@@ -57,20 +58,18 @@ class Ledger:
         finally:
             self.recordings = [one for one in self.recordings if one is not found]
 
-    def open(self, path: Path, mode: str = "w") -> None:
+    def open(self, path: Path) -> None:
         """Writes a JSON line for every pass from now on; raises OptionError if the file cannot be written."""
         try:
-            self.sink = Path(path).open(mode, encoding="utf-8")  # noqa: SIM115  # closed by close()
+            self.sink = Path(path).open("w", encoding="utf-8")  # noqa: SIM115  # closed by close()
         except OSError as error:
-            raise OptionError(f"cannot write the ledger to {path}: {error.strerror}; choose another path") from error
+            raise writable.refusal(path, "the ledger", error) from error
 
     @staticmethod
     def check_path(path: Path) -> None:
         """Raises OptionError if a ledger cannot be written there: before a model is loaded, not after. What the file
         holds stays."""
-        ledger = Ledger()
-        ledger.open(path, mode="a")
-        ledger.close()
+        writable.check(Path(path), "the ledger")
 
     def close(self) -> None:
         if self.sink is not None:

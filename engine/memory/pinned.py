@@ -26,12 +26,11 @@ import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import psutil
 import torch
 from torch import Tensor
 
 from ...errors import DeviceError, MemoryNeeded, OptionError
-from ...loaders.memory import GB
+from ...loaders.memory import GB, all_memory
 from ..config import parse_limit
 from ..devices.cuda_driver import Driver
 from ..devices.host import cpu_kernels
@@ -125,13 +124,13 @@ def _borders(area: Area) -> Iterator[int]:
 def resolve_limit(asked: float | str | None, total: int | None = None) -> int:
     """The bytes that may be pinned, as `EngineConfig.pinned_limit` says. Raises OptionError for a limit below 0 or
     beyond what there is."""
-    total = int(psutil.virtual_memory().total) if total is None else total
+    total = all_memory() if total is None else total
     number, unit = parse_limit(asked)
     if unit == "%":
         return int(total * number / 100)
     if number * GB > total:
         raise OptionError(
-            f"pinned_limit is {number:g} GB; it must be between 0 and the {total / GB:.1f} GB of this machine"
+            f"pinned_limit is {number:g} GB; it must be between 0 and the {total / GB:.1f} GB of this process"
         )
     return int(number * GB)
 

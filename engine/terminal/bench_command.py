@@ -8,8 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from ...errors import OptionError
 from ...loaders.files.gguf_set import is_gguf
 from ..bench import bench
@@ -17,6 +15,7 @@ from ..bench.grid import Grid
 from ..bench.random_weights import random_llm
 from ..llm import LLM
 from . import bench_report, generate_command, generate_report
+from .tables import Screen
 
 WIDE = 120  # columns of a file or a pipe, which have no width of their own
 
@@ -29,7 +28,7 @@ def load(model: str, options: dict[str, Any], is_random: bool, layers: int | Non
     with generate_command.load_progress() as progress:
         more = {"progress": progress, **options}
         llm = random_llm(model, layers=layers, **more) if is_random else LLM(model, **more)
-    generate_command.notes.print(generate_report.startup_table(llm))
+    generate_command.start_up(llm)
     return llm
 
 
@@ -61,7 +60,7 @@ def run(
     if save_to is not None:
         bench_report.save(found, save_to)
     width = None if sys.stdout.isatty() else WIDE
-    out = Console(highlight=False, markup=False, emoji=False, width=width)
+    out = Screen(width=width)
     out.print(bench_report.table(llm, rows))
     tiers = bench_report.tier_table(rows)
     if tiers is not None:

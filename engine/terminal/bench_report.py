@@ -10,6 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from ...errors import OptionError
+from .. import writable
 from ..bench.bench import Row
 from ..bench.passport import passport
 from ..bench.random_weights import RandomWeights, is_cut, whole_spec
@@ -133,7 +134,7 @@ def save(found: dict[str, Any], path: Path) -> None:
     try:
         path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
-        raise OptionError(f"cannot write {path}: {error.strerror}; choose another path") from error
+        raise writable.refusal(path, "the result", error) from error
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -1,28 +1,114 @@
-"""Whether `headrace generate` completes a text as it is, or answers in a chat."""
+"""What `headrace generate` asks a model: texts to complete as they are, or a chat put into the model's template."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 from ...errors import OptionError
 from ..option import COMMON, option
 
+CHAT = "Chat"  # a panel of --help
+
 
 @dataclass(frozen=True, kw_only=True)
 class ChatOptions:
-    """interactive: a conversation. chat: each prompt is a question of its own."""
+    """interactive: a conversation. chat: each prompt is a question of its own. messages: a conversation so far, as
+    clients of OpenAI's API send it, with tools and arguments of the template if it holds some."""
 
     interactive: bool = option(False, COMMON, "", "chat, keeping the history", short="-i")
     chat: bool = option(False, COMMON, "", "put the prompt into the model's chat template")
     system: str | None = option(None, COMMON, "TEXT", "system message of a chat")
+    messages: Path | None = option(None, CHAT, "FILE", "conversation so far: JSON, as OpenAI's API has it")
+    tools: Path | None = option(None, CHAT, "FILE", "functions that the model may call: JSON, as OpenAI's API has them")
+    template_arg: tuple[str, ...] = option((), CHAT, "NAME=VALUE", "for the chat template, as enable_thinking=false")
+    chat_template: str | None = option(None, CHAT, "NAME|FILE", "which of the model's templates, or one in a file")
 
     def check(self, prompts: Sequence[str], as_json: bool) -> None:
-        """Raises OptionError unless this goes with the prompts and the output that were asked for."""
-        if not prompts and not self.interactive:
+        """Raises OptionError unless this goes with the prompts and the output that were asked for, and can be read."""
+        if not prompts and not self.interactive and self.messages is None:
             raise OptionError('no prompt: headrace generate MODEL "text", or -i for a chat')
         if self.interactive and (prompts or as_json):
             odd = "PROMPTS" if prompts else "--json"
             raise OptionError(f"-i asks for prompts and prints text as it comes: leave out {odd}")
-        if self.system and not (self.chat or self.interactive):
-            raise OptionError("--system is part of a chat: add --chat, or -i")
+        if self.messages is not None and len(prompts) > 1:
+            raise OptionError("--messages is one conversation: give one prompt, which is asked at its end, or none")
+        part = next(
+            (name for name in ("system", "tools", "template_arg", "chat_template") if getattr(self, name)), None
+        )
+        if part and not self.is_chat:
+            raise OptionError(f"--{part.replace('_', '-')} is part of a chat: add --chat, or -i")
+        _ = self.start, self.settings
+
+    @property
+    def is_chat(self) -> bool:
+        """Whether prompts are put into a template."""
+        return self.chat or self.interactive or self.messages is not None
+
+    @cached_property
+    def start(self) -> list[dict[str, Any]]:
+        """The conversation before the first question."""
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        return [*system, *self._request.get("messages", [])]
+
+    def conversations(self, prompts: Sequence[str]) -> list[list[dict[str, Any]]]:
+        """One for each prompt, asked at its end; the messages alone without a prompt."""
+        questions = [{"role": "user", "content": text} for text in prompts]
+        return [[*self.start, question] for question in questions] if questions else [self.start]
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """How conversations are rendered, as `LLM.chat_prompt` takes it."""
+        given = dict(_argument(text) for text in self.template_arg)
+        tools = _read_json(self.tools, "--tools") if self.tools is not None else self._request.get("tools")
+        return {
+            "tools": tools.get("tools") if isinstance(tools, dict) else tools,
+            "chat_template": self._template(),
+            "chat_template_kwargs": {**(self._request.get("chat_template_kwargs") or {}), **given},
+        }
+
+    @cached_property
+    def _request(self) -> dict[str, Any]:
+        """What --messages holds: a list of messages, or the body of a request."""
+        found = {} if self.messages is None else _read_json(self.messages, "--messages")
+        found = {"messages": found} if isinstance(found, list) else found
+        if self.messages is not None and not isinstance(found.get("messages"), list):
+            raise OptionError(f'--messages: {self.messages} holds no list of messages, nor an object with "messages"')
+        return found
+
+    def _template(self) -> str | None:
+        """The name or the text of a template."""
+        wanted = self.chat_template
+        if wanted is None or not Path(wanted).is_file():
+            return wanted
+        try:
+            return Path(wanted).read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise OptionError(f"--chat-template: {wanted} cannot be read ({error}): give a jinja file") from error
+
+
+def _argument(text: str) -> tuple[str, Any]:
+    """Name and value of NAME=VALUE; what is JSON is read as that: false, 3, [1, 2]."""
+    name, sign, value = text.partition("=")
+    if not sign or not name.isidentifier():
+        raise OptionError(f"--template-arg is '{text}': give NAME=VALUE, as enable_thinking=false")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
+def _read_json(path: Path, name: str) -> Any:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise OptionError(f"{name}: cannot read {path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise OptionError(f"{name}: {path} is no JSON ({error})") from error
+    if not isinstance(found, (list, dict)):
+        raise OptionError(f"{name}: {path} holds a {type(found).__name__} where a list or an object is needed")
+    return found

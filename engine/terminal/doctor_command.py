@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from rich.console import Console
 
 from ...errors import OptionError
 from ...kernels.context import Context
@@ -13,6 +12,7 @@ from ..bandwidth_model.profile import Profile, load_profile
 from ..bench import doctor
 from ..llm import LLM
 from . import doctor_table, generate_command
+from .tables import Screen
 
 
 def run(load: Callable[[], LLM] | None) -> int:
@@ -23,7 +23,7 @@ def run(load: Callable[[], LLM] | None) -> int:
     step = None if llm is None else doctor.short_run(llm)
     in_caches = llm is not None and llm.predictions.in_caches
     losses = doctor.diagnose(doctor.findings(profile, context), step, in_caches)
-    out = Console(highlight=False, markup=False, emoji=False)
+    out = Screen()
     for line in doctor_table.headlines(step, losses, profile, torch.cuda.is_available()):
         out.print(line, soft_wrap=True)
     if in_caches:

@@ -8,10 +8,11 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TransferSpeedColumn
 
 from ...errors import ContextOverflow, HeadraceError
@@ -20,19 +21,21 @@ from ..bandwidth_model import profile as profiles
 from ..bandwidth_model.profile import STALE, Profile
 from ..bench import calibrate
 from ..config import SamplingParams
-from ..generation.admission import Prompt
+from ..generation.admission import Admission, Prompt
 from ..generation.outputs import Completion
 from ..llm import LLM
 from ..measure import other_load
-from . import generate_report
+from . import generate_report, output
+from .chat_options import ChatOptions
+from .tables import Screen
 
 INTERRUPTED = 130  # exit status of a program that Ctrl-C ended
-# No markup: a path or a message that holds [brackets] or :colons: is printed as it is.
-notes = Console(stderr=True, highlight=False, markup=False, emoji=False)
+notes = Screen(stderr=True)
 
 
 def say(text: str, style: str | None = None) -> None:
     """A line about the run; the terminal wraps it, so that a path in it can be copied."""
+    output.end_line()
     notes.print(text, style=style, soft_wrap=True)
 
 
@@ -101,7 +104,7 @@ def current(known: Profile | None, context: Context, even_if_busy: bool = False)
 
 def watch(llm: LLM) -> None:
     """Lets a run that drifts from its prediction say so on standard error, on a line of its own."""
-    llm.predictions.tell = lambda text: notes.print(f"\n{text}", style="dim", soft_wrap=True)
+    llm.predictions.tell = lambda text: say(text, "dim")
 
 
 def save_profile(profile: Profile, remark: str = "") -> None:
@@ -115,7 +118,7 @@ def save_profile(profile: Profile, remark: str = "") -> None:
 def complete(llm: LLM, prompts: list[Prompt], params: SamplingParams, as_json: bool, echo: str = "") -> int:
     """Completes prompts and reports; one prompt is streamed, after `echo`, several run as a batch. Returns the exit
     status."""
-    if params.temperature == 0 and (params.top_k or params.top_p < 1 or params.min_p or params.seed is not None):
+    if params.temperature == 0 and (params.top_k or 0 < params.top_p < 1 or params.min_p or params.seed is not None):
         say("greedy, because the temperature is 0: top-k, top-p, min-p and seed change nothing", style="dim")
     if len(prompts) == 1:
         _echo("" if as_json else echo)
@@ -124,7 +127,7 @@ def complete(llm: LLM, prompts: list[Prompt], params: SamplingParams, as_json: b
         results = run_together(llm, prompts, params)
         if not as_json:
             for i, result in enumerate(results):
-                print(f"--- prompt {i + 1}\n{result.text}")
+                output.write(f"--- prompt {i + 1}\n{result.text}\n")
     finish(llm, results, as_json)
     return INTERRUPTED if any(r.finish_reason == "interrupted" for r in results) else 0
 
@@ -134,6 +137,7 @@ def _echo(text: str) -> None:
     what is new."""
     if text:
         notes.print(f"\n{text}", style="bold", end="", markup=False, soft_wrap=True)
+        output.begun("err", text)
 
 
 def run_together(llm: LLM, prompts: list[Prompt], params: SamplingParams) -> list[Completion]:
@@ -151,14 +155,13 @@ def stream_to(llm: LLM, prompt: Prompt, params: SamplingParams, show: bool) -> C
     try:
         for chunk in stream:
             if show:
-                sys.stdout.write(chunk.text)
-                sys.stdout.flush()
+                output.write(chunk.text)
                 shown += len(chunk.text)
     except KeyboardInterrupt:
         stream.close()
     result = stream.result
     if show:
-        print(result.text[shown:])  # what was held back when it was interrupted
+        output.write(f"{result.text[shown:]}\n")  # what was held back when it was interrupted
     return result
 
 
@@ -166,7 +169,7 @@ def finish(llm: LLM, results: list[Completion], as_json: bool) -> None:
     """The account of a run: one JSON object, or the byte table."""
     llm.close()
     if as_json:
-        print(json.dumps(generate_report.run_json(llm, results), ensure_ascii=False))
+        print(json.dumps(generate_report.run_json(llm, results)))
         return
     notes.print()
     notes.print(generate_report.byte_table(llm.ledger))
@@ -175,10 +178,35 @@ def finish(llm: LLM, results: list[Completion], as_json: bool) -> None:
         say(remark, style="dim")
 
 
-def chat(llm: LLM, params: SamplingParams, system: str | None) -> int:
+def start_up(llm: LLM) -> None:
+    """What was loaded and where it lies."""
+    say_notes(llm)
+    notes.print(generate_report.startup_table(llm))
+
+
+def say_notes(llm: LLM) -> None:
+    """What a user should know of how the model's files were read."""
+    for line in llm.notes:
+        say(f"note: {line}")
+
+
+def asked(admission: Admission, chosen: ChatOptions, prompts: Sequence[str], params: SamplingParams) -> list[list[int]]:
+    """Token ids of what is to be completed, checked: what cannot run is said before weights are loaded."""
+    if chosen.is_chat:
+        chats = chosen.conversations(["Hello"] if chosen.interactive else prompts)
+        found = [admission.chat(messages, **chosen.settings) for messages in chats]
+    else:
+        found = [admission.encode(text) for text in prompts]
+        if any(admission.spells_start(text) for text in prompts):
+            say("the prompt spells the start token itself: no second one is put before it", style="dim")
+    for ids in found:
+        admission.sequence(ids, replace(params, max_new_tokens=1) if chosen.interactive else params)
+    return found
+
+
+def chat(llm: LLM, params: SamplingParams, chosen: ChatOptions) -> int:
     """An interactive conversation. /reset forgets the history, /exit or Ctrl-D leaves. Returns the exit status."""
-    llm.ask("Hello", system)  # a model that cannot chat says so now, not after a question was typed
-    start = [{"role": "system", "content": system}] if system else []
+    start = chosen.start
     messages = list(start)
     results: list[Completion] = []
     say("chat: /reset forgets the history, /exit leaves, Ctrl-C stops an answer", style="dim")
@@ -187,7 +215,7 @@ def chat(llm: LLM, params: SamplingParams, system: str | None) -> int:
             messages = list(start)
         elif line:
             messages.append({"role": "user", "content": line})
-            answer = _answer(llm, messages, params)
+            answer = _answer(llm, messages, params, chosen.settings)
             if answer is not None:
                 results.append(answer)
     if results:
@@ -205,10 +233,12 @@ def _read_line() -> str | None:
     return None if line == "/exit" else line
 
 
-def _answer(llm: LLM, messages: list[dict[str, str]], params: SamplingParams) -> Completion | None:
+def _answer(
+    llm: LLM, messages: list[dict[str, Any]], params: SamplingParams, settings: dict[str, Any]
+) -> Completion | None:
     """Streams the answer and appends it to the history; an overflow is shown and takes the question back."""
     try:
-        result = stream_to(llm, llm.chat_prompt(messages), params, show=True)
+        result = stream_to(llm, llm.chat_prompt(messages, **settings), params, show=True)
     except HeadraceError as error:
         say(str(error), style="red")
         if isinstance(error, ContextOverflow):

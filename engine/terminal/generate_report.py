@@ -18,7 +18,7 @@ from ...loaders.weights.model_weights import TierBanks
 from ..bandwidth_model import contention
 from ..bandwidth_model.profile import Profile
 from ..devices.device import Device
-from ..devices.host import HUGE_FROM
+from ..devices.host import HUGE_FROM, quota
 from ..generation.outputs import Completion
 from ..ledger.ledger import Ledger
 from ..ledger.pass_bytes import GROUPS, layer_dense_bytes
@@ -35,7 +35,8 @@ from .tables import new_table
 def startup_table(llm: LLM) -> Table:
     """Where each group of tensors lies, how many bytes it takes, and what will compute it."""
     threads = llm.parts.context.threads if llm.parts.kernels == "cpu" else torch.get_num_threads()
-    lines = [f"{llm.spec.family}: what lies where, computed by {threads} thread{'s' * (threads > 1)}", *_tiers(llm)]
+    team = f"{threads} thread{'s' * (threads > 1)} {quota()}"
+    lines = [f"{llm.spec.family}: what lies where, computed by {team}", *_tiers(llm)]
     table = new_table("\n".join(lines))
     for column in ("tensors", "device", "format", "bytes", "kernel", "huge pages"):
         table.add_column(column, justify="right" if column == "bytes" else "left")

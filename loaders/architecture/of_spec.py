@@ -60,5 +60,5 @@ def of_family(family: Family, c: ConfigReader) -> Architecture:
     )
     dense_at = dense_by_step(c) if family.dense_width else set()
     between = dense(c, family.dense_width) if family.dense_width and dense_at else feed
-    c.seen.update(family.unused, filter(None, (family.dense_width,)))
+    c.seen.update(filter(None, (family.dense_width,)))
     return decoder(c, [mixer] * count, alternate(count, dense_at, between, feed), tied=has(family.tied_head))

@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from ...errors import ConfigError
+from ...errors import ConfigError, short
 from ..families import FAMILIES, read_spec
 from ..families.config_reader import ConfigReader
 from . import grouped, hybrid, latent
@@ -92,19 +92,15 @@ class LenientReader(ConfigReader):
         value = self.require(*names)
         return bool(value) if value in (0, 1) else super().flag(*names)
 
-    def only(self, name: str, supported: Any, remedy: str = "") -> None:
-        try:
-            super().only(name, supported, remedy)
-        except ConfigError as error:
-            self.object_to(error)
+    def refuse(self, error: ConfigError) -> None:
+        """Notes what would stop a run."""
+        self.objections.append(short(str(error).removeprefix(f"{self.source}: "), MOST_SAID))
 
-    def object_to(self, error: ConfigError) -> None:
-        """Notes why the engine cannot run this."""
-        text = str(error).removeprefix(f"{self.source}: ")
-        text = text if len(text) <= MOST_SAID else f"{text[: MOST_SAID // 2]} ... {text[-MOST_SAID // 2 :]}"
-        self.objections.append(text)
+    def limited(self, context: int, window: int, name: str) -> int:
+        """The context as it is: a plan counts no scores."""
+        return context
 
-    def finish(self, ignored: Any = ()) -> None:
+    def finish(self) -> None:
         """Unknown keys are listed by `unknown`."""
 
     def unknown(self) -> tuple[str, ...]:
@@ -161,7 +157,7 @@ def _object_to_a_run(family: str, config: LenientReader) -> None:
     try:
         read_spec(FAMILIES[family], whole)
     except ConfigError as error:
-        whole.object_to(error)
+        whole.refuse(error)
     config.objections += whole.objections
     config.seen |= whole.seen
 

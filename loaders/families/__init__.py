@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection
 
 from ...errors import ConfigError
 from ..spec import ModelSpec
@@ -32,7 +31,7 @@ def find_family(config: ConfigReader) -> Family:
     )
 
 
-def spec_of(config: ConfigReader, ignored: Collection[str] = ()) -> tuple[Family, ModelSpec]:
+def spec_of(config: ConfigReader) -> tuple[Family, ModelSpec]:
     """Family and spec of a config."""
     family = find_family(config)
-    return family, read_spec(family, config, ignored)
+    return family, read_spec(family, config)

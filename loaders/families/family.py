@@ -6,12 +6,12 @@ A family is a literal of `Family` in a file of its own, listed in `__init__.py`.
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from ...errors import ConfigError
 from ..spec import AttentionSpec, ModelSpec, MoeSpec, QkNorm
+from . import said_twice, window
 from .config_reader import ConfigReader
 from .rope import read_rope
 
@@ -57,7 +57,6 @@ class TensorNames:
     shared_up: str = "mlp.shared_expert.up_proj.weight"
     shared_down: str = "mlp.shared_expert.down_proj.weight"
     shared_expert_gate: str = "mlp.shared_expert_gate.weight"
-    buffers: tuple[str, ...] = ("self_attn.rotary_emb.inv_freq",)  # stored by old exporters, recomputed here
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,25 +81,23 @@ class Family:
     residual_scale: Key | None = None
     logits_divisor: Key | None = None
     tied_head: bool | Key = Key("tie_word_embeddings", False)
-    only: dict[str, tuple[Any, ...]] = field(default_factory=dict)  # keys with the values that are supported
-    unused: frozenset[str] = frozenset()  # keys that change nothing, given the values in `only`
+    window_needs_switch: bool = False  # `sliding_window` counts only where `use_sliding_window` is true
     tensors: TensorNames = TensorNames()
 
 
-def read_spec(family: Family, config: ConfigReader, ignored: Collection[str] = ()) -> ModelSpec:
+def read_spec(family: Family, config: ConfigReader) -> ModelSpec:
     """The spec of a checkpoint of `family`; raises ConfigError for a missing, unknown or unsupported value."""
-    config.only("quantization_config", (None,), "get the unquantised checkpoint, it can be quantised while loading")
-    config.only("hidden_act", ("silu",))
-    for name, supported in family.only.items():
-        config.only(name, supported)
-    config.seen.update(family.unused)
+    config.only("quantization_config", (None, {}), "get the unquantised checkpoint, it can be quantised while loading")
+    config.only("hidden_act", ("silu", "swish"))
+    window.check_layer_types(config)
     attention = _read_attention(family, config)
     rope = read_rope(config, attention.head_dim)
+    context = max(config.integer("max_position_embeddings"), rope.extended_context)
     spec = ModelSpec(
         family=family.model_type,
         vocab=config.integer("vocab_size"),
         hidden=config.integer("hidden_size"),
-        context=max(config.integer("max_position_embeddings"), rope.extended_context),
+        context=window.context_within_window(config, context, family.window_needs_switch),
         norm_eps=config.number("rms_norm_eps"),
         attention=attention,
         rope=rope,
@@ -113,7 +110,9 @@ def read_spec(family: Family, config: ConfigReader, ignored: Collection[str] = (
         logits_divisor=_scale(config, family.logits_divisor),
         eos_ids=_read_eos(config),
     )
-    config.finish(ignored)
+    said_twice.check(config, spec)
+    said_twice.read_over_contexts(config)
+    config.finish()
     return spec
 
 

@@ -9,7 +9,6 @@ MIXTRAL = Family(
     expert_width="intermediate_size",
     scoring="softmax",
     renormalise=True,
-    only={"sliding_window": (None,)},
     tensors=TensorNames(
         router="block_sparse_moe.gate.weight",
         expert_gate="block_sparse_moe.experts.{e}.w1.weight",

@@ -13,6 +13,5 @@ QWEN2_MOE = Family(
     scoring="softmax",
     renormalise=Key("norm_topk_prob"),
     qkv_bias=Key("qkv_bias", True),  # released configs leave it out, released weights have the biases
-    only={"use_sliding_window": (False, None)},
-    unused=frozenset({"sliding_window", "layer_types"}),
+    window_needs_switch=True,
 )

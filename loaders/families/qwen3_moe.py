@@ -13,12 +13,5 @@ QWEN3_MOE = Family(
     qkv_bias=Key("attention_bias"),
     output_bias=Key("attention_bias"),
     qk_norm="head",
-    only={
-        "use_sliding_window": (False, None),
-        # Written by the Coder releases, with the values that every Qwen3-MoE has.
-        "qkv_bias": (False, None),
-        "shared_expert_intermediate_size": (0, None),
-        "use_qk_norm": (True, None),
-    },
-    unused=frozenset({"sliding_window", "layer_types"}),
+    window_needs_switch=True,
 )

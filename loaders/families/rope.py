@@ -13,36 +13,50 @@ from ...errors import ConfigError
 from ..spec import RopeSpec
 from .config_reader import ConfigReader
 
+TRAINED = "original_max_position_embeddings"
 KINDS: dict[str, frozenset[str]] = {
     "default": frozenset(),
     "linear": frozenset({"factor"}),
-    "llama3": frozenset({"factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"}),
-    "yarn": frozenset({"factor", "original_max_position_embeddings"}),
+    "llama3": frozenset({"factor", TRAINED, "low_freq_factor", "high_freq_factor"}),
+    "yarn": frozenset({"factor", TRAINED}),
 }
 OPTIONAL = {"yarn": frozenset({"beta_fast", "beta_slow", "truncate", "attention_factor", "mscale", "mscale_all_dim"})}
 COMMON = frozenset({"rope_theta", "partial_rotary_factor", "rope_type"})
+# dynamic stretches past max_position_embeddings, where the context ends; mrope gives text the positions that it has.
+PLAIN = ("dynamic", "mrope", None)
+FOREIGN = frozenset({"factor", TRAINED, "short_factor", "long_factor", *OPTIONAL["yarn"], *KINDS["llama3"]})
 
 
 def read_rope(config: ConfigReader, head_dim: int) -> RopeSpec:
-    """The rope of a config; raises ConfigError for a kind or key that is not supported."""
+    """The rope of a config; refuses a kind or key that is not supported."""
+    try:
+        return _read(config, head_dim)
+    except ConfigError as error:
+        config.refuse(error)
+        return RopeSpec(theta=1.0, rotary_dim=head_dim)
+
+
+def _read(config: ConfigReader, head_dim: int) -> RopeSpec:
     values = _merged(config)
     kind = values.get("rope_type", "default")
+    kind = "default" if kind in PLAIN else kind
     if not isinstance(kind, str) or kind not in KINDS:
         raise config.bad("rope_type", kind, ", ".join(KINDS))
-    missing = KINDS[kind] - set(values)
-    unknown = set(values) - KINDS[kind] - OPTIONAL.get(kind, frozenset()) - COMMON
-    if missing or unknown:
-        what, names = ("misses", missing) if missing else ("has unknown", unknown)
-        raise ConfigError(f"{config.source}: rope of type '{kind}' {what} {', '.join(sorted(names))}")
+    if TRAINED in KINDS[kind] and (trained := config.get(TRAINED, "max_position_embeddings")):
+        values.setdefault(TRAINED, trained)
+    used = KINDS[kind] | OPTIONAL.get(kind, frozenset()) | COMMON
+    _check_rest(config, kind, {name: value for name, value in values.items() if name not in used})
+    if missing := KINDS[kind] - set(values):
+        raise ConfigError(f"{config.source}: rope of type '{kind}' misses {', '.join(sorted(missing))}")
     if "rope_theta" not in values:
         raise ConfigError(f"{config.source} has no 'rope_theta' (nor in rope_parameters): add it from the model's card")
-    number = {k: config.positive(k, v) for k, v in values.items() if k not in ("rope_type", "truncate")}
+    number = {k: config.positive(k, values[k]) for k in used - {"rope_type", "truncate"} if k in values}
     return RopeSpec(
         theta=number["rope_theta"],
         rotary_dim=_rotary_dim(config, head_dim, number.get("partial_rotary_factor", 1.0)),
         kind=kind,  # type: ignore[arg-type]  # checked against KINDS above
         factor=number.get("factor", 1.0),
-        original_context=int(number.get("original_max_position_embeddings", 0)),
+        original_context=int(number.get(TRAINED, 0)) if TRAINED in KINDS[kind] else 0,
         low_freq_factor=number.get("low_freq_factor", 1.0),
         high_freq_factor=number.get("high_freq_factor", 4.0),
         beta_fast=number.get("beta_fast", 32.0),
@@ -50,6 +64,18 @@ def read_rope(config: ConfigReader, head_dim: int) -> RopeSpec:
         truncate=_truncate(config, values),
         attention_factor=_attention_factor(number) if kind == "yarn" else 1.0,
     )
+
+
+def _check_rest(config: ConfigReader, kind: str, rest: dict[str, Any]) -> None:
+    """Notes settings of other kinds, which transformers reads over too; refuses what nobody knows."""
+    rest = {name: value for name, value in rest.items() if not config.is_harmless(name, value)}
+    unknown = sorted(rest.keys() - FOREIGN)
+    if unknown:
+        what = f"rope of type '{kind}' has unknown {', '.join(unknown)}"
+        config.refuse(ConfigError(f"{config.source}: {what}; {config.way_round(unknown)}"))
+    elif rest:
+        said = ", ".join(f"{name} {value}" for name, value in sorted(rest.items()))
+        config.notes.append(f"rope of type '{kind}' has no {said}: read over, as transformers does")
 
 
 def _truncate(config: ConfigReader, values: dict[str, Any]) -> bool:
@@ -74,13 +100,23 @@ def _merged(config: ConfigReader) -> dict[str, Any]:
         source = config.get(name)
         if not isinstance(source, dict | None):
             raise config.bad(name, source, "an object or null")
-        sources.append(source or {})
+        sources.append(_named(config, source or {}))
     for source in sources:
         for key, value in source.items():
-            key = "rope_type" if key == "type" else key  # the older spelling
             if value is not None and merged.setdefault(key, value) != value:
                 raise ConfigError(f"{config.source}: {key} is both {merged[key]} and {value}; remove the wrong one")
     return merged
+
+
+def _named(config: ConfigReader, values: dict[str, Any]) -> dict[str, Any]:
+    """Settings by today's names: those of full attention where layers have theirs, and `type`, unless both are there,
+    as rope_type."""
+    inner = values.get("full_attention")
+    values = dict(inner if isinstance(inner, dict) else values)
+    older, newer = values.pop("type", None), values.get("rope_type")
+    if newer is not None and older not in (newer, *PLAIN):
+        config.notes.append(f"rope_type is '{newer}' and type '{older}': the first is used, as by transformers")
+    return {"rope_type": older, **values}
 
 
 def _attention_factor(values: dict[str, float]) -> float:

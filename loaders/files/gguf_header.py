@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ...errors import CheckpointError
+from . import recognise
 from .headers import Fetch, Stored
 
 MAGIC = b"GGUF"
@@ -127,7 +128,8 @@ def _check_begin(cursor: _Cursor) -> None:
     """Magic and version, which say how lengths are written."""
     first = cursor.take(4)
     if first != MAGIC:
-        raise CheckpointError(f"{cursor.source} is no GGUF file: it does not begin with GGUF")
+        what = recognise.explain(bytes(cursor.data[: recognise.FIRST]), cursor.source)
+        raise CheckpointError(f"{cursor.source} {what or 'is no GGUF file: it does not begin with GGUF'}")
     version = cursor.number("I")
     if int.from_bytes(version.to_bytes(4, "little"), "big") in VERSIONS:
         raise CheckpointError(

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ...errors import CheckpointError
+from ...errors import CheckpointError, brief
+from . import recognise
 
 Fetch = Callable[[int, int], bytes]  # start, length -> that many bytes, fewer at the end of the file
 
@@ -49,6 +50,10 @@ def read(fetch: Fetch, source: str, remedy: str = "download it again") -> Header
     nbytes = 8 + length
     if len(data) >= 8 and length <= MAX_HEADER and len(data) < nbytes:
         data += fetch(len(data), nbytes - len(data))
+    if (len(data) < max(8, nbytes) or data[8:9] != b"{") and (
+        what := recognise.explain(data[: recognise.FIRST], source)
+    ):
+        raise CheckpointError(f"{source} {what}")
     if len(data) < max(8, nbytes):
         raise CheckpointError(
             f"{source} is truncated or no safetensors file (a header of {length} bytes, and {len(data)} bytes were "
@@ -72,7 +77,7 @@ def _tensors(header: dict[str, Any], source: str, remedy: str) -> Iterator[Store
             yield Stored(name, str(raw["dtype"]), tuple(int(n) for n in raw["shape"]), stop - start, start)
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
-                f"{source}: tensor '{name}' has an unreadable header entry {raw!r}: {remedy}"
+                f"{source}: tensor '{name}' has an unreadable header entry {brief(raw)}: {remedy}"
             ) from error
 
 
@@ -86,25 +91,13 @@ def fetching(file: BinaryIO) -> Fetch:
     return fetch
 
 
-def of_file(path: Path) -> Header:
-    """The header of one safetensors file; raises CheckpointError if it cannot be read."""
+def of_file(path: Path, remedy: str = "download it again") -> Header:
+    """The header of one safetensors file; raises CheckpointError, which ends with the remedy, if it cannot be read."""
     try:
         with path.open("rb") as file:
-            return read(fetching(file), str(path))
+            return read(fetching(file), str(path), remedy)
     except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
-
-
-def of_directory(directory: Path) -> list[Stored]:
-    """The tensors of the safetensors files of a directory; empty if it has none, or not all (a config alone can be
-    planned)."""
-    names = {SINGLE}
-    if (directory / INDEX).is_file():
-        names = set(read_index(directory / INDEX).values())
-    if not all((directory / name).is_file() for name in names):
-        return []
-    found = {tensor.name: tensor for name in sorted(names) for tensor in of_file(directory / name).tensors}
-    return list(found.values())
+        raise CheckpointError(f"cannot read {path}: {recognise.what_is(path) or error.strerror}") from error
 
 
 def read_index(index: Path) -> dict[str, str]:

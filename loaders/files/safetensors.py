@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from ...errors import CheckpointError
-from . import headers
-from .headers import INDEX, SINGLE, Stored, read_index
+from . import headers, recognise, weight_files
+from .headers import Stored
 
 ALIGN = 64
 DTYPES = {
@@ -49,11 +49,12 @@ class Entry:
         return self.shape[-1] * self.dtype.itemsize if self.shape else self.dtype.itemsize
 
 
-def read_header(path: Path) -> dict[str, Entry]:
-    """The tensors of one file by name; raises CheckpointError if the header and the file do not agree."""
-    header = headers.of_file(path)
+def read_header(path: Path, remedy: str = "download it again") -> dict[str, Entry]:
+    """The tensors of one file by name; raises CheckpointError, which ends with the remedy, if the header and the file
+    do not agree."""
+    header = headers.of_file(path, remedy)
     entries = {tensor.name: _entry(tensor, path, header.nbytes) for tensor in header.tensors}
-    _check_extents(entries.values(), path, header.nbytes)
+    _check_extents(entries.values(), path, header.nbytes, remedy)
     return entries
 
 
@@ -74,17 +75,23 @@ def _entry(tensor: Stored, path: Path, data: int) -> Entry:
     return Entry(name, path, dtype, shape, data + start, nbytes)
 
 
-def _check_extents(entries: Iterable[Entry], path: Path, data: int) -> None:
+def _check_extents(entries: Iterable[Entry], path: Path, data: int, remedy: str) -> None:
     """Tensors must lie inside the file, one after the other, none over another."""
     size, end, last = path.stat().st_size, data, "the header"
     for entry in sorted(entries, key=lambda e: (e.offset, e.nbytes)):
         if entry.offset < end:
-            raise CheckpointError(f"{path}: tensors '{last}' and '{entry.name}' overlap: download it again")
+            raise CheckpointError(f"{path}: tensors '{last}' and '{entry.name}' overlap: {remedy}")
         end, last = entry.offset + entry.nbytes, entry.name
     if end > size:
         raise CheckpointError(
-            f"{path} is truncated: it has {size} bytes, tensor '{last}' ends at {end}; download it again"
+            f"{path} is truncated: it has {size} bytes, tensor '{last}' ends at {end}; {_begun(path) or remedy}"
         )
+
+
+def _begun(path: Path) -> str | None:
+    """What the folder shows of a file that is too short."""
+    what = recognise.what_is(path)
+    return None if what is None else f"it {what}"
 
 
 def read_rows(entry: Entry, first: int, rows: int) -> Tensor:
@@ -113,38 +120,24 @@ def read_into(entry: Entry, start: int, buffer: Tensor) -> None:
         os.close(fd)
 
 
-def open_checkpoint(directory: Path) -> dict[str, Entry]:
-    """Every tensor of a checkpoint by name: from the shards of its index, else from model.safetensors."""
-    index = directory / INDEX
-    if index.is_file():
-        return _open_shards(directory, index)
-    if (directory / SINGLE).is_file():
-        return read_header(directory / SINGLE)
-    there = sorted({p.suffix for p in directory.iterdir() if p.suffix in {".bin", ".pt", ".pth", ".gguf"}})
-    also = f" (there are {', '.join(there)} files, which are not read)" if there else ""
-    raise CheckpointError(f"{directory} has neither {INDEX} nor {SINGLE}{also}: get the safetensors version")
-
-
-def _open_shards(directory: Path, index: Path) -> dict[str, Entry]:
-    where = read_index(index)
-    shards = sorted(set(where.values()))
-    missing = [s for s in shards if not (directory / s).is_file()]
-    if missing:
-        raise CheckpointError(
-            f"{directory} misses {len(missing)} of {len(shards)} shards that its index names, first {missing[0]}: "
-            "finish the download"
-        )
+def open_checkpoint(directory: Path, notes: list[str]) -> dict[str, Entry]:
+    """Every tensor of a checkpoint by name, from whichever files it has; what is to be said of them goes to `notes`."""
+    files, where, said = weight_files.find(directory)
+    notes += said
+    if not files:
+        what = recognise.what_folder(directory) or "get the safetensors version"
+        raise CheckpointError(f"{directory} has no weights in safetensors files: {what}")
     entries: dict[str, Entry] = {}
-    for shard in shards:
-        found = read_header(directory / shard)
-        absent = sorted(name for name, place in where.items() if place == shard and name not in found)
+    for path in files:
+        found = read_header(path)
+        absent = sorted(name for name, place in where.items() if place == path.name and name not in found)
         if absent:
             raise CheckpointError(
-                f"{directory / shard} has no tensor '{absent[0]}', which {index.name} puts there "
-                f"({len(absent)} in all): shards and index are of different versions, download both again"
+                f"{path} has no tensor '{absent[0]}', which the index puts there ({len(absent)} in all): shards and "
+                "index are of different versions, download both again"
             )
         # A tensor that lies in two shards is taken from where the index says.
-        entries.update({name: entry for name, entry in found.items() if where.get(name, shard) == shard})
+        entries.update({name: entry for name, entry in found.items() if where.get(name, path.name) == path.name})
     return entries
 
 

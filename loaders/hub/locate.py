@@ -25,7 +25,9 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from ...errors import HubError
+from ..files import recognise
 from ..files.gguf_set import is_gguf
+from ..files.weight_files import by_name
 from .download import Repo, fetch_all, library_bars, persist
 from .errors import explained
 from .local import DEMO, DEMO_DIRECTORY, existing
@@ -109,12 +111,16 @@ def _local(model: str) -> Path | None:
         raise HubError(
             f"{model!r} is a file: give the directory that holds it together with {CONFIG} and the tokenizer files"
         )
-    if not (path / CONFIG).is_file():
-        raise HubError(
-            f"the directory {model!r} has no {CONFIG}, so it is not a model: give the directory that has it, "
-            "or, if you mean a model on the hub with that name, run from another directory"
-        )
-    return path
+    if (path / CONFIG).is_file():
+        return path
+    inner = [found.parent for found in path.glob(f"*/{CONFIG}")]
+    if len(inner) == 1:
+        return inner[0]
+    raise HubError(
+        f"the directory {model!r} has no {CONFIG}: "
+        + (recognise.what_folder(path) or "give the directory that has it")
+        + "; if you mean a model on the hub with that name, run from another directory"
+    )
 
 
 def check_name(model: str) -> None:
@@ -135,15 +141,13 @@ def _side_files(names: Collection[str]) -> frozenset[str]:
 
 
 def weight_files(names: Collection[str], read_index: Callable[[], set[str]]) -> set[str]:
-    """The files that hold the weights, the index included: our own layout first, then an index, then one file."""
+    """The files that hold the weights, the index included: our own layout first, then an index, then what is there."""
     converted = {name for name in names if fnmatch(name, "headrace*.safetensors")}
     if CONVERTED in names and converted:
         return converted
     if INDEX in names:
         return {INDEX} | read_index()
-    if "model.safetensors" in names:
-        return {"model.safetensors"}
-    return converted
+    return {*by_name(names, "the repo")}
 
 
 def shards_of(index: Path, model: str) -> set[str]:
@@ -166,12 +170,8 @@ def _refuse_other_formats(model: str, names: Collection[str]) -> None:
             "PyTorch pickles (.bin, .pth)",
             "convert them with transformers (save_pretrained writes safetensors) and give that directory",
         )
-    elif any(name.endswith(".safetensors") for name in names):
-        some = ", ".join(sorted(name for name in names if name.endswith(".safetensors"))[:3])
-        there, remedy = (
-            f"safetensors under names without an index ({some})",
-            "take a repo in the layout of transformers",
-        )
+    elif some := sorted(name for name in names if name.endswith(".safetensors")):
+        there, remedy = f"a part of its shards ({_listed(some)} there)", "try another revision, or tell the owner"
     else:
         there, remedy = f"no weights at all ({len(names)} other files)", "check the name and the revision"
     raise HubError(f"{model} has neither model.safetensors nor {INDEX}; it has {there}: {remedy}")

@@ -27,6 +27,7 @@ from ...errors import CheckpointError, HubError
 from ..families.config_reader import ConfigReader
 from ..files import gguf_header, gguf_set, headers
 from ..files.headers import Stored
+from ..files.weight_files import headers_of
 from .download import Repo, fetch_all, folder_of, persist
 from .errors import explained
 from .locate import CONFIG, INDEX, check_name, look_up, shards_of, weight_files
@@ -68,7 +69,7 @@ def _from_cache(model: str, revision: str | None, cache: Path) -> Found:
         raise HubError(
             f"{model} is not in the cache {cache}: run once without --offline, or give a name of the catalogue"
         )
-    found = headers.of_directory(Path(config).parent)
+    found = headers_of(Path(config).parent)
     note = "from the cache" if found else "from the cache, which has the config alone: bytes are computed from it"
     return Found(config=ConfigReader.open(Path(config)).values, tensors=found, notes=(note,))
 

@@ -8,7 +8,7 @@ This file does not know in which file of a model its template is, nor what the t
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -22,6 +22,11 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 from ...errors import TokenizerError
+from .conversation import Message, normalise, tools_of
+
+RESERVED = frozenset({"messages", "tools", "add_generation_prompt"})
+# A call whose argument shows how a template writes arguments.
+PROBE = "probed_key"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,14 +37,26 @@ class ChatTemplate:
     tokens: Mapping[str, str]
     source: str
 
-    def render(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
-        """The prompt for `messages`, which `check_messages` has seen.
+    def render(
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool,
+        tools: Any = None,
+        arguments: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The prompt for `messages`. tools: functions that may be called. arguments: what else the template reads, as
+        enable_thinking.
 
-        Raises TokenizerError if the template refuses the messages, is faulty, or tries what the sandbox forbids.
+        Raises TokenizerError if a message or tool is none, if the template refuses the messages, is faulty, or tries
+        what the sandbox forbids.
         """
-        values = {"messages": [dict(message) for message in messages], "tools": None, "documents": None}
+        arguments = arguments or {}
+        if taken := RESERVED & {*arguments}:
+            raise TokenizerError(f"{min(taken)} is no argument of a template: it is given by the chat itself")
+        chat = normalise(messages, as_mapping=self._takes_mappings, developer="developer" in self.text)
+        values = {"documents": None, **self.tokens, **arguments, "messages": chat, "tools": tools_of(tools)}
         try:
-            return self._compiled.render(values, add_generation_prompt=add_generation_prompt, **self.tokens)
+            return self._compiled.render(values, add_generation_prompt=add_generation_prompt)
         # A template is a stranger's code: besides jinja's errors it can raise whatever its expressions raise.
         except Exception as error:
             kind = "does what the sandbox forbids" if isinstance(error, SecurityError) else "failed"
@@ -52,18 +69,27 @@ class ChatTemplate:
     def _compiled(self) -> Template:
         return _sandbox().from_string(self.text)
 
+    @cached_property
+    def _takes_mappings(self) -> bool:
+        """Whether arguments of calls are to be mappings: unless that fails, or gives Python's spelling of one, and text
+        does not."""
+        if "tool_calls" not in self.text:
+            return True
+        written = [self._probe(value) for value in ({PROBE: "x"}, json.dumps({PROBE: "x"}))]
+        return f'"{PROBE}' in written[0] or f'"{PROBE}' not in written[1]
 
-def check_messages(messages: list[dict[str, str]]) -> None:
-    """Raise TokenizerError unless there is a message, and each has a role and a content."""
-    if not messages:
-        raise TokenizerError("the chat is empty: give at least one message with a role and a content")
-    for place, message in enumerate(messages):
-        for key in ("role", "content"):
-            if not isinstance(message, dict) or not isinstance(message.get(key), str):
-                raise TokenizerError(
-                    f"message {place} of the chat has no {key} (a string): each message is an object "
-                    'such as {"role": "user", "content": "Hello"}'
-                )
+    def _probe(self, arguments: Any) -> str:
+        """What the template writes of a call with these arguments."""
+        call = {"id": "000000000", "type": "function", "function": {"name": "f", "arguments": arguments}}
+        messages = [
+            {"role": "user", "content": "a"},
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": "000000000", "name": "f", "content": "b"},
+        ]
+        try:
+            return self._compiled.render(messages=messages, tools=None, documents=None, **self.tokens)
+        except Exception:
+            return ""
 
 
 # What chat templates expect of jinja beyond jinja itself. The dialect is transformers' own.

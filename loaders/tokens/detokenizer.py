@@ -19,9 +19,18 @@ from tokenizers.pre_tokenizers import ByteLevel
 
 from ...errors import TokenizerError
 
+Steps = list[dict[str, Any]]
 
-def start_stream(core: tokenizers.Tokenizer, silent: Set[str], source: str) -> TextStream:
-    """A fresh stream in which the tokens `silent` give no text; `source` is the name that errors give.
+
+def start_stream(core: tokenizers.Tokenizer, silent: Set[str], steps: Steps) -> TextStream:
+    """A fresh stream in which the tokens `silent` give no text; steps: of the tokenizer's decoder."""
+    if [step["type"] for step in steps] == ["ByteLevel"]:
+        return _ByteStream(core, silent)
+    return _WindowStream(core, silent, {step["type"] for step in steps})
+
+
+def streaming_steps(core: tokenizers.Tokenizer, source: str) -> Steps:
+    """The steps of a decoder whose text can be streamed; `source` is the name that errors give.
 
     Raises TokenizerError if the decoder rewrites text it has already given.
     """
@@ -31,9 +40,7 @@ def start_stream(core: tokenizers.Tokenizer, silent: Set[str], source: str) -> T
             f"the decoder of {source}/tokenizer.json strips text at the end (step Strip), "
             "so its text cannot be streamed; decode all tokens at once instead"
         )
-    if [step["type"] for step in steps] == ["ByteLevel"]:
-        return _ByteStream(core, silent)
-    return _WindowStream(core, silent, {step["type"] for step in steps})
+    return steps
 
 
 class TextStream(ABC):
@@ -133,9 +140,9 @@ def _bytes_of(token: str) -> bytes:
     return bytes(known) if len(known) == len(values) else token.encode()
 
 
-def _decoder_steps(core: tokenizers.Tokenizer) -> list[dict[str, Any]]:
-    """The decoder as its serialised steps, a sequence flattened."""
-    decoder = json.loads(core.to_str())["decoder"]
-    if decoder is None:
+def _decoder_steps(core: tokenizers.Tokenizer) -> Steps:
+    """The decoder as its serialised steps, a sequence flattened. Its state alone: the tokenizer's holds every token."""
+    if core.decoder is None:
         return []
+    decoder = json.loads(core.decoder.__getstate__())
     return list(decoder["decoders"]) if decoder["type"] == "Sequence" else [decoder]

@@ -10,15 +10,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
 from ...errors import TokenizerError
-from .chat_template import ChatTemplate, check_messages
-from .detokenizer import TextStream, start_stream
+from ..files import recognise
+from . import template_files
+from .chat_template import ChatTemplate
+from .conversation import Message
+from .detokenizer import TextStream, start_stream, streaming_steps
 
+ENDS = ("eos_token", "eot_token", "eom_token")  # of a text, a turn, a message
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 _CONVERT = (
@@ -30,24 +35,32 @@ _CONVERT = (
 class Tokenizer:
     """One model's tokenizer; made by `Tokenizer.load`."""
 
-    def __init__(self, core: tokenizers.Tokenizer, settings: Mapping[str, Any], template: str | None, source: str):
-        """`settings` is what tokenizer_config.json holds, `source` the name that errors give.
+    def __init__(
+        self,
+        core: tokenizers.Tokenizer,
+        settings: Mapping[str, Any],
+        templates: Mapping[str, str],
+        source: str,
+        end_texts: Iterable[str] = (),
+        notes: Sequence[str] = (),
+    ):
+        """`settings` is what tokenizer_config.json holds, `templates` are chat templates by name, `source` is the name
+        that errors give. end_texts: tokens that end a text, besides those that the settings name. notes: what a user
+        should know of how the files were read.
 
         Raises TokenizerError if a token that the settings name as end of text is not in the vocabulary.
         """
-        self.source = source
-        self.settings = settings
+        self.source, self.settings, self.notes = source, settings, tuple(notes)
         self.special_texts = {name: text for name in NAMED_TOKENS if (text := _text_of(settings.get(name)))}
-        self.chat_template = (
-            None if template is None else ChatTemplate(text=template, tokens=self.special_texts, source=source)
-        )
+        self.templates = dict(templates)
         self._core = core
         # A tokenizer.json may carry the padding and truncation of its training; both would damage a prompt.
         core.no_padding()
         core.no_truncation()
         _mark_special(core, self.special_texts.values())
         self.vocab_size = max(core.get_vocab(with_added_tokens=True).values(), default=-1) + 1
-        self.eos_ids = self._find_eos()
+        self.eos_ids = self._find_ends(end_texts)
+        self._bos_id = self.token_id(self.special_texts.get("bos_token", ""))
         self._missing_bos = self._find_missing_bos()
 
     @classmethod
@@ -57,9 +70,10 @@ class Tokenizer:
         Raises TokenizerError if tokenizer.json is missing, or if one of the files cannot be read.
         """
         core = _load_core(directory)
-        settings = _load_json(directory / "special_tokens_map.json")
-        settings.update(_load_json(directory / "tokenizer_config.json"))
-        return cls(core, settings, _find_template(directory, settings), str(directory))
+        older, newer = (_load_json(directory / f"{name}.json") for name in ("special_tokens_map", "tokenizer_config"))
+        templates, notes = template_files.find(directory, newer, _load_json(directory / "chat_template.json"))
+        ends = [text for settings in (older, newer) for name in ENDS if (text := _text_of(settings.get(name)))]
+        return cls(core, {**older, **newer}, templates, str(directory), ends, notes)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of `text`, with BOS (and whatever else the tokenizer asks for) unless told otherwise.
@@ -74,6 +88,10 @@ class Tokenizer:
             ) from error
         return [*self._missing_bos, *ids] if add_special_tokens else ids
 
+    def has_two_starts(self, ids: Sequence[int]) -> bool:
+        """Whether ids begin with BOS twice: one that the text spells behind one that was added."""
+        return self._bos_id is not None and list(ids[:2]) == [self._bos_id] * 2
+
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Text of `ids`; ids outside of the vocabulary (padding rows of the embedding) give nothing."""
         return self._core.decode(list(ids), skip_special_tokens=skip_special_tokens)
@@ -84,22 +102,54 @@ class Tokenizer:
 
     def stream(self, skip_special_tokens: bool = True) -> TextStream:
         """A fresh incremental decoder. Raises TokenizerError if the decoder rewrites text it has already given."""
-        silent = _special_texts(self._core) if skip_special_tokens else set()
-        return start_stream(self._core, silent, self.source)
+        return start_stream(self._core, self._specials if skip_special_tokens else frozenset(), self._steps)
 
-    def render_chat(self, messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+    def render_chat(
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool = True,
+        *,
+        tools: Any = None,
+        template: str | None = None,
+        arguments: Mapping[str, Any] | None = None,
+    ) -> str:
         """The prompt for `messages`, special tokens spelled out: encode it with add_special_tokens=False.
 
-        Raises TokenizerError if there is no chat template, if a message lacks its role or content, or if the template
-        refuses the messages, is faulty, or tries what the sandbox forbids.
+        tools: functions that the model may call. template: the name of one of `templates`, or a template's own text.
+        arguments: of the template, as enable_thinking. Raises TokenizerError if there is no chat template, if a message
+        is none, or if the template refuses the messages, is faulty, or tries what the sandbox forbids.
         """
-        check_messages(messages)
-        if self.chat_template is None:
+        chosen = self._templates_made.get(text := self._choose_template(template, bool(tools)))
+        if chosen is None:
+            chosen = ChatTemplate(text=text, tokens=self.special_texts, source=self.source)
+            self._templates_made[text] = chosen
+        return chosen.render(messages, add_generation_prompt, tools, arguments)
+
+    @cached_property
+    def _templates_made(self) -> dict[str, ChatTemplate]:
+        """Compiled once each."""
+        return {}
+
+    def _choose_template(self, wanted: str | None, with_tools: bool) -> str:
+        """The text of a template: by name, as it is, or the one that transformers takes if none is asked for."""
+        if wanted is not None and "{" in wanted:
+            return wanted
+        names = [wanted] if wanted is not None else ["tool_use"] * with_tools + [template_files.DEFAULT]
+        for name in names:
+            if name in self.templates:
+                return self.templates[name]
+        there = ", ".join(sorted(self.templates))
+        if wanted is not None:
+            known = f"there are {there}" if there else "the model has none"
+            raise TokenizerError(f"chat template {wanted!r} is no template of {self.source}: {known}; or give a file")
+        if self.templates:
             raise TokenizerError(
-                f"{self.source} has no chat template (chat_template.jinja, or chat_template in tokenizer_config.json): "
-                "it is probably a base model; give the prompt as plain text, or add a chat_template.jinja"
+                f"{self.source} has no default among its chat templates: choose one with --chat-template: {there}"
             )
-        return self.chat_template.render(messages, add_generation_prompt)
+        raise TokenizerError(
+            f"{self.source} has no chat template (chat_template.jinja, or chat_template in tokenizer_config.json): "
+            "it is probably a base model; give the prompt as plain text, or a template with --chat-template FILE"
+        )
 
     def check_fits(self, embedding_rows: int) -> None:
         """Raise TokenizerError if there are tokens without a row in the embedding (fewer tokens than rows is usual)."""
@@ -109,17 +159,28 @@ class Tokenizer:
                 f"{embedding_rows} rows: they do not belong together; take the tokenizer files that came with the model"
             )
 
-    def _find_eos(self) -> tuple[int, ...]:
-        text = self.special_texts.get("eos_token")
-        if text is None:
-            return ()
-        eos_id = self.token_id(text)
-        if eos_id is None:
+    @cached_property
+    def _specials(self) -> frozenset[str]:
+        return frozenset(_special_texts(self._core))
+
+    @cached_property
+    def _steps(self) -> list[dict[str, Any]]:
+        return streaming_steps(self._core, self.source)
+
+    def is_special(self, text: str) -> bool:
+        """Whether a text is a special token, which streams and `decode` leave out."""
+        return text in self._specials
+
+    def _find_ends(self, more: Iterable[str]) -> tuple[int, ...]:
+        """Ids of all tokens that the files name as the end of a text or a turn."""
+        named = [text for name in ENDS if (text := _text_of(self.settings.get(name)))]
+        found = {text: self.token_id(text) for text in (*named, *more)}
+        if missing := [text for text in named if found[text] is None]:
             raise TokenizerError(
-                f"the tokenizer settings of {self.source} name {text!r} as eos_token, but tokenizer.json has no such "
-                "token: the two files do not belong together; take both from the same model"
+                f"the tokenizer settings of {self.source} name {missing[0]!r} as eos_token, but tokenizer.json has no "
+                "such token: the two files do not belong together; take both from the same model"
             )
-        return (eos_id,)
+        return tuple(dict.fromkeys(token for token in found.values() if token is not None))
 
     def _find_missing_bos(self) -> list[int]:
         """The BOS that the settings ask for where tokenizer.json does not add it by itself.
@@ -127,11 +188,10 @@ class Tokenizer:
         transformers ignores add_bos_token beside a tokenizer.json since its version 5; models that were trained with
         BOS and say so only in their settings still need it. A false is ignored here too: tokenizer.json knows better.
         """
-        bos_id = self.token_id(self.special_texts.get("bos_token", ""))
-        if bos_id is None or self.settings.get("add_bos_token") is not True:
+        if self._bos_id is None or self.settings.get("add_bos_token") is not True:
             return []
         # Of an empty text only what the post-processor adds is left, so a BOS that is text is not taken for it.
-        return [] if bos_id in self._core.encode("").ids else [bos_id]
+        return [] if self._bos_id in self._core.encode("").ids else [self._bos_id]
 
 
 def _special_texts(core: tokenizers.Tokenizer) -> set[str]:
@@ -159,10 +219,11 @@ def _load_core(directory: Path) -> tokenizers.Tokenizer:
         return tokenizers.Tokenizer.from_file(str(path))
     # The library raises nothing more exact than Exception.
     except Exception as error:
-        raise TokenizerError(
-            f"{path} cannot be read as a tokenizer: {error}; fetch the file again, "
-            f"or upgrade the tokenizers library (installed: {tokenizers.__version__})"
-        ) from error
+        what = recognise.what_is(path) or (
+            f"cannot be read as a tokenizer: {error}; fetch the file again, or upgrade the tokenizers library "
+            f"(installed: {tokenizers.__version__})"
+        )
+        raise TokenizerError(f"{path} {what}") from error
 
 
 def _explain_missing(directory: Path) -> str:
@@ -182,30 +243,8 @@ def _load_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise TokenizerError(f"{path} cannot be read: {error}; fetch the file again") from error
+        what = recognise.what_is(path) or f"cannot be read: {error}; fetch the file again"
+        raise TokenizerError(f"{path} {what}") from error
     if not isinstance(value, dict):
         raise TokenizerError(f"{path} holds a {type(value).__name__} where an object is needed; fetch the file again")
     return value
-
-
-def _find_template(directory: Path, settings: Mapping[str, Any]) -> str | None:
-    """The chat template: a file of its own comes first, as the newer way to store it."""
-    path = directory / "chat_template.jinja"
-    if path.is_file():
-        try:
-            return path.read_text(encoding="utf-8")
-        except (OSError, ValueError) as error:
-            raise TokenizerError(f"{path} cannot be read: {error}; fetch the file again") from error
-    for holder in (settings, _load_json(directory / "chat_template.json")):
-        if (template := _default_template(holder.get("chat_template"))) is not None:
-            return template
-    return None
-
-
-def _default_template(value: Any) -> str | None:
-    """One template, or the one called "default" among several."""
-    if isinstance(value, list):
-        value = {entry.get("name"): entry.get("template") for entry in value if isinstance(entry, dict)}
-    if isinstance(value, dict):
-        value = value.get("default")
-    return value if isinstance(value, str) else None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import torch
@@ -24,7 +25,7 @@ from ..files.read_ahead import in_order
 from ..files.safetensors import Entry
 from ..memory import require_memory
 from ..spec import ModelSpec
-from . import converted
+from . import converted, stored_names, tied_head
 from .model_weights import Formats, ModelWeights, Where, allocate
 from .targets import Target, targets
 
@@ -41,18 +42,23 @@ class LoadOptions:
     dense_format: str = "native"
     plain_format: str = "native"  # what "native" stands for, where it is not as stored
     ignore_config_keys: Collection[str] = field(default_factory=tuple)
+    ignore_tensors: Collection[str] = field(default_factory=tuple)  # names, or patterns of them
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A directory that was read as far as its headers: enough to plan, nothing loaded yet."""
+    """A directory that was read as far as its headers: enough to plan, nothing loaded yet.
+
+    names: of its tensors. notes: what a user should know of how it was read, a line each."""
 
     directory: Path
     family: Family
     spec: ModelSpec
+    names: TensorNames
     formats: Formats
     entries: dict[str, Entry]
     is_converted: bool
+    notes: tuple[str, ...] = ()
 
     @property
     def weight_bytes(self) -> int:
@@ -62,24 +68,44 @@ class Checkpoint:
 
 def open_directory(directory: Path, options: LoadOptions) -> Checkpoint:
     """Reads config and headers and checks them against each other; raises ConfigError or CheckpointError."""
-    family, spec = spec_of(ConfigReader.open(directory / "config.json"), options.ignore_config_keys)
+    config = ConfigReader.open(directory / "config.json", options.ignore_config_keys)
+    family, spec = spec_of(config)
     spec = _with_generation_config(spec, directory)
     if converted.is_converted(directory):
         formats = converted.read_formats(directory, options.expert_format, options.dense_format)
-        entries = safetensors.read_header(directory / converted.WEIGHTS)
+        entries = safetensors.read_header(directory / converted.WEIGHTS, converted.origin(directory))
         converted.check(entries, allocate(spec, formats, "meta"), directory)
         return Checkpoint(
-            directory=directory, family=family, spec=spec, formats=formats, entries=entries, is_converted=True
-        )
-    entries = safetensors.open_checkpoint(directory)
+            directory=directory, family=family, spec=spec, names=family.tensors, formats=formats, entries=entries,
+            is_converted=True, notes=tuple(config.notes),
+        )  # fmt: skip
+    notes = config.notes
+    entries = stored_names.canonical(safetensors.open_checkpoint(directory, notes), family.tensors, notes)
+    entries = _without_ignored(entries, options.ignore_tensors, notes)
+    names = stored_names.as_stored(entries, family, spec)
+    spec, names = tied_head.as_stored(spec, names, entries, notes)
     plain = FORMATS["f32"]  # names and shapes are the same in every format
     any_format = allocate(spec, Formats(experts=plain, dense=plain, embed=plain), "meta")
-    wanted = targets(spec, family.tensors, any_format)
+    wanted = targets(spec, names, any_format)
     formats = resolve_formats(spec, wanted, entries, options)
-    check_entries(entries, wanted, family, spec, directory)
+    left = [name for name in entries if name not in wanted and not stored_names.is_spare(name, names, spec)]
+    stored_names.check_names(directory, entries, wanted, family, left)
+    for name, target in wanted.items():
+        _check_entry(entries[name], target)
     return Checkpoint(
-        directory=directory, family=family, spec=spec, formats=formats, entries=entries, is_converted=False
-    )
+        directory=directory, family=family, spec=spec, names=names, formats=formats, entries=entries,
+        is_converted=False, notes=tuple(notes),
+    )  # fmt: skip
+
+
+def _without_ignored(entries: dict[str, Entry], patterns: Collection[str], notes: list[str]) -> dict[str, Entry]:
+    """The tensors without those that the user has ignored, which is said."""
+    ignored = [name for name in entries if any(fnmatchcase(name, pattern) for pattern in patterns)]
+    if ignored:
+        notes.append(
+            f"{len(ignored)} tensors are ignored, as {ignored[0]}: the model computes as if they had not been trained"
+        )
+    return {name: entry for name, entry in entries.items() if name not in {*ignored}}
 
 
 def load_weights(
@@ -151,7 +177,7 @@ def _tasks(checkpoint: Checkpoint, weights: ModelWeights) -> Iterator[_Task]:
     if checkpoint.is_converted:
         wanted = converted.targets(weights)
     else:
-        wanted = targets(checkpoint.spec, checkpoint.family.tensors, weights)
+        wanted = targets(checkpoint.spec, checkpoint.names, weights)
     for name in sorted(wanted, key=lambda n: (checkpoint.entries[n].path, checkpoint.entries[n].offset)):
         entry, target = checkpoint.entries[name], wanted[name]
         rows = sum(piece.into.rows for piece in target.pieces)
@@ -161,26 +187,6 @@ def _tasks(checkpoint: Checkpoint, weights: ModelWeights) -> Iterator[_Task]:
             for start in range(0, piece.into.rows, step):
                 stop = min(start + step, piece.into.rows)
                 yield _Task(entry, piece.first + start, piece.into.slice_rows(start, stop))
-
-
-def check_entries(
-    entries: dict[str, Entry], wanted: dict[str, Target], family: Family, spec: ModelSpec, directory: Path
-) -> None:
-    """Proves from the headers that nothing is missing, left over, misshapen or of a type that cannot be read."""
-    missing = [name for name in wanted if name not in entries]
-    if missing:
-        raise CheckpointError(
-            f"{directory} lacks {len(missing)} of the {len(wanted)} tensors that its config promises, "
-            f"first '{missing[0]}': the download is incomplete or the config belongs to another model"
-        )
-    left = [n for n in entries if n not in wanted and not _is_spare(n, family.tensors, spec)]
-    if left:
-        raise CheckpointError(
-            f"{directory} has {len(left)} tensors that {family.architecture} does not use, first '{left[0]}': "
-            "the config belongs to another model, or this variant is not supported"
-        )
-    for name, target in wanted.items():
-        _check_entry(entries[name], target)
 
 
 def _check_entry(entry: Entry, target: Target) -> None:
@@ -194,11 +200,6 @@ def _check_entry(entry: Entry, target: Target) -> None:
             f"{entry.path}: tensor '{entry.name}' is of type {safetensors.NAMES[entry.dtype]}, readable are "
             "F32, F16 and BF16: get the unquantised checkpoint (it can be quantised while loading)"
         )
-
-
-def _is_spare(name: str, names: TensorNames, spec: ModelSpec) -> bool:
-    """Tensors that may be stored and are not needed: the copy of a tied head, rotary tables of old exporters."""
-    return (spec.tied_head and name == names.head) or name.endswith(names.buffers)
 
 
 def resolve_formats(

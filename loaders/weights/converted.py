@@ -1,13 +1,14 @@
 """A checkpoint in our own packed layout: what `headrace convert` writes and loading reads without any work.
 
 config.json, tokenizer files, generation_config.json    as they were
-headrace.json           {"version": 1, "formats": {"experts": "q4_0", "dense": "bf16", "embed": "bf16"}}
+headrace.json           {"version": 1, "source": "...", "formats": {"experts": "q4_0", "dense": "bf16", ...}}
 headrace.safetensors    every tensor of `ModelWeights.named()`: packed bytes as U8, vectors as F32
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from .targets import Piece, Target
 MANIFEST = "headrace.json"
 WEIGHTS = "headrace.safetensors"
 VERSION = 1
+MORE = "additional_chat_templates"
 COMPANIONS = (
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
     "added_tokens.json", "chat_template.jinja", "chat_template.json",
@@ -60,6 +62,15 @@ def read_formats(directory: Path, expert_format: str, dense_format: str) -> Form
                 "leave the option out, or convert from the original checkpoint"
             )
     return formats
+
+
+def origin(directory: Path) -> str:
+    """What to do about a damaged conversion: of which model it is."""
+    try:
+        source = json.loads((directory / MANIFEST).read_text(encoding="utf-8")).get("source")
+    except (OSError, ValueError, AttributeError):
+        source = None
+    return f"it is a conversion of {source}: convert that again" if source else "it is a conversion: convert again"
 
 
 def targets(weights: ModelWeights) -> dict[str, Target]:
@@ -103,6 +114,9 @@ def check_destination(to: Path) -> None:
         raise OptionError(f"cannot convert into {to}: it is a file; name a new directory")
     if to.is_dir() and not is_converted(to) and any(to.iterdir()):
         raise OptionError(f"cannot convert into {to}: there are other files in it; name a new or an empty directory")
+    place = next(folder for folder in (to, *to.absolute().parents) if folder.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise OptionError(f"cannot convert into {to}: {place} cannot be written; name a directory elsewhere")
 
 
 def save(source: Path, to: Path, weights: ModelWeights, formats: Formats) -> None:
@@ -117,8 +131,12 @@ def save(source: Path, to: Path, weights: ModelWeights, formats: Formats) -> Non
             (to / name).unlink(missing_ok=True)  # of a model that was converted to here before
             if (source / name).is_file():
                 shutil.copyfile(source / name, to / name)
+        if (source / MORE).is_dir():
+            shutil.copytree(source / MORE, to / MORE, dirs_exist_ok=True)
         safetensors.write(to / WEIGHTS, weights.named(), {"format": "headrace"})
         names = {group: format.name for group, format in vars(formats).items()}
-        (to / MANIFEST).write_text(json.dumps({"version": VERSION, "formats": names}, indent=2) + "\n")
+        (to / MANIFEST).write_text(
+            json.dumps({"version": VERSION, "source": source.name, "formats": names}, indent=2) + "\n"
+        )
     except OSError as error:
         raise CheckpointError(f"cannot write {to}: {error.strerror}; give a directory on a disk with room") from error

@@ -40,12 +40,15 @@ def imagine(model: str | dict[str, Any], options: LoadOptions, **where: Any) -> 
             f"{', '.join(FAMILIES)}): headrace plan predicts its speed"
         )
     config = {key: value for key, value in source.config.items() if key not in PACKED}
-    found, spec = spec_of(ConfigReader(config, source.name), options.ignore_config_keys)
+    reader = ConfigReader(config, source.name, options.ignore_config_keys)
+    found, spec = spec_of(reader)
     formats = _formats(config, options)
     check_rows(spec, formats)
     return Checkpoint(
-        directory=Path(source.name), family=found, spec=spec, formats=formats, entries={}, is_converted=False
-    )
+        directory=Path(source.name), family=found, spec=spec, names=found.tensors, formats=formats,
+        entries={}, is_converted=False,
+        notes=tuple(reader.notes),
+    )  # fmt: skip
 
 
 def _formats(config: dict[str, Any], options: LoadOptions) -> Formats:

@@ -24,25 +24,26 @@ Run = Callable[..., tuple[int, str, str]]
 # By command its options, with the value of one that is left out. Scripts rely on them: an option may come, none may go.
 COMMANDS: dict[str, dict[str, Any]] = {
     "generate": {
-        "--interactive -i": False, "--chat": False, "--system": None, "--max-new-tokens -n": 256, "--temperature": 0.0,
+        "--interactive -i": False, "--chat": False, "--system": None, "--messages": None, "--tools": None,
+        "--template-arg": None, "--chat-template": None, "--max-new-tokens -n": 256, "--temperature": 0.0,
         "--top-k": 0, "--top-p": 1.0, "--min-p": 0.0, "--repetition-penalty": 1.0, "--presence-penalty": 0.0,
         "--seed": None, "--stop": None, "--ignore-eos": False, "--ledger": None, "--json": False,
         "--expert-format": "native", "--dense-format": "native", "--dtype": "auto", "--kernels": "auto",
         "--cpu-activations": "int8", "--threads": None, "--device": "auto", "--cpu-moe": False, "--n-cpu-moe": None,
         "--placement": None, "--tensor-split": None, "--vram-limit": None, "--stream-from": "auto", "--split": "auto",
         "--pinned-limit": None, "--handoff": "auto", "--max-context": None, "--prefill-chunk": 512, "--revision": None,
-        "--offline": False, "--cache-dir": None, "--ignore-config-keys": "",
+        "--offline": False, "--cache-dir": None, "--ignore-config-keys": "", "--ignore-tensors": "",
     },
     "convert": {
         "--expert-format": "q4_0", "--dense-format": "native", "--dtype": "auto", "--revision": None,
-        "--offline": False, "--cache-dir": None, "--ignore-config-keys": "",
+        "--offline": False, "--cache-dir": None, "--ignore-config-keys": "", "--ignore-tensors": "",
     },
     "perplexity": {
         "--window": 512, "--json": False, "--expert-format": "native", "--dense-format": "native", "--dtype": "auto",
         "--kernels": "auto", "--cpu-activations": "int8", "--threads": None, "--device": "auto", "--cpu-moe": False,
         "--n-cpu-moe": None, "--placement": None, "--tensor-split": None, "--vram-limit": None, "--stream-from": "auto",
         "--split": "auto", "--pinned-limit": None, "--handoff": "auto", "--revision": None, "--offline": False,
-        "--cache-dir": None, "--ignore-config-keys": "",
+        "--cache-dir": None, "--ignore-config-keys": "", "--ignore-tensors": "",
     },
     "measure": {
         "--threads": None, "--rounds": 25, "--quick": False, "--json": False,
@@ -53,7 +54,7 @@ COMMANDS: dict[str, dict[str, Any]] = {
         "--split": "auto", "--pinned-limit": None, "--handoff": "auto", "--random-weights": False, "--layers": None,
         "--json": None, "--compare": None, "--expert-format": "native", "--dense-format": "native", "--dtype": "auto",
         "--cpu-activations": "int8", "--threads": None, "--prefill-chunk": 512, "--revision": None, "--offline": False,
-        "--cache-dir": None, "--ignore-config-keys": "",
+        "--cache-dir": None, "--ignore-config-keys": "", "--ignore-tensors": "",
     },
     "doctor": {
         "--random-weights": False, "--expert-format": "native", "--dense-format": "native", "--threads": None,
@@ -152,6 +153,7 @@ ENGINE = {
     "--max-context 99": {"max_context": 99}, "--prefill-chunk 64": {"prefill_chunk": 64},
     "--revision v2": {"revision": "v2"}, "--offline": {"offline": True},
     "--cache-dir kept": {"cache_dir": Path("kept")}, "--ignore-config-keys a,b,": {"ignore_config_keys": ("a", "b")},
+    "--ignore-tensors mtp.*": {"ignore_tensors": ("mtp.*",)},
 }  # fmt: skip
 SAMPLING = {
     "-n 7": {"max_new_tokens": 7}, "--temperature 0.5": {"temperature": 0.5}, "--top-k 4": {"top_k": 4},
@@ -179,6 +181,7 @@ def loaded(run: Run, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> dic
         run(*arguments)
     options: dict[str, Any] = caught.value.args[0]
     options.pop("progress", None)
+    options.pop("check", None)
     return options
 
 

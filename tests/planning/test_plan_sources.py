@@ -20,7 +20,7 @@ from headrace.engine.planning import storage
 from headrace.engine.planning.plan import sizes
 from headrace.loaders import model_source
 from headrace.loaders.architecture.tensor_names import place
-from headrace.loaders.files import gguf_header, headers
+from headrace.loaders.files import gguf_header, headers, weight_files
 from headrace.loaders.files.headers import Stored
 
 
@@ -63,10 +63,10 @@ def test_weights_of_another_model_are_refused(make: Callable[..., Path]) -> None
 
 
 def test_unknown_keys_and_what_stops_a_run_are_said(make: Callable[..., Path]) -> None:
-    directory = make("mixtral", sliding_window=64, surprising_heads=1, surprising_key=1)
+    directory = make("mixtral", scoring_func="sigmoid", surprising_heads=2, surprising_key=2)
     described = model_source.find(str(directory)).described
     assert described.unknown_keys == ("surprising_heads",)
-    assert "sliding_window is 64" in described.objections[0]
+    assert "scoring_func is" in described.objections[0]
 
 
 @pytest.mark.parametrize(("model", "said"), [("Qwen3-30B-A3C", "Qwen3-30B-A3B"), ("./nowhere", "no directory")])
@@ -156,7 +156,7 @@ def sharded(tensors: dict[str, tuple[str, tuple[int, ...]]], shards: int, body: 
 def test_a_hub_id_downloads_headers_only(hub: FakeHub, cache: Path, checkpoints: Callable[[str], Path]) -> None:
     """Config, index and headers: a few kilobytes of each shard, however large it is."""
     directory = checkpoints("qwen3_moe")
-    local = headers.of_directory(directory)
+    local = weight_files.headers_of(directory)
     body = 8 << 20
     files = sharded({t.name: (t.dtype, t.shape) for t in local}, 3, body)
     hub.add("org/large", {"config.json": (directory / "config.json").read_bytes(), **files})
@@ -178,7 +178,7 @@ def test_a_header_longer_than_the_first_piece(
     monkeypatch.setattr(headers, "FIRST", 100)
     hub.add("org/tiny", repo_files(checkpoints("mixtral")))
     source = model_source.find("org/tiny", cache_dir=cache)
-    assert source.tensors == headers.of_directory(checkpoints("mixtral"))
+    assert source.tensors == weight_files.headers_of(checkpoints("mixtral"))
     assert len(hub.ranges) == 2
 
 
@@ -190,7 +190,7 @@ def test_a_server_that_ignores_ranges_is_not_read_to_the_end(
     hub.add("org/tiny", files)
     hub.ignores_ranges = True
     source = model_source.find("org/tiny", cache_dir=cache)
-    assert source.tensors == headers.of_directory(checkpoints("mixtral"))
+    assert source.tensors == weight_files.headers_of(checkpoints("mixtral"))
 
 
 def test_a_gguf_on_the_hub(hub: FakeHub, cache: Path, tmp_path: Path) -> None:
@@ -238,7 +238,7 @@ def test_offline_takes_what_is_in_the_cache(hub: FakeHub, cache: Path, checkpoin
     tiny_hub.fetch(cache, "org/tiny")
     hub.forget()
     source = model_source.find("org/tiny", cache_dir=cache, offline=True)
-    assert source.tensors == headers.of_directory(checkpoints("mixtral"))
+    assert source.tensors == weight_files.headers_of(checkpoints("mixtral"))
     assert not hub.requests
     with pytest.raises(HubError, match="not in the cache"):
         model_source.find("org/other", cache_dir=cache, offline=True)

@@ -7,18 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from ....loaders import model_source
 from ...bandwidth_model import machine_file
 from ...planning.options import Options
 from ...planning.plan import make, refuse_if_too_large
+from ..tables import Screen
 from . import article_tables, plan_report
-
-
-def _console() -> Console:
-    """Standard output; no markup, so that a name with [brackets] is printed as it is."""
-    return Console(highlight=False, markup=False, emoji=False)
 
 
 def show(
@@ -52,7 +46,7 @@ def show(
     if as_json:
         print(json.dumps(plan_report.as_json(plan)))
     else:
-        out = _console()
+        out = Screen()
         for piece in plan_report.tables(plan):
             out.print(piece, soft_wrap=isinstance(piece, str))
     refuse_if_too_large(plan)
@@ -63,7 +57,7 @@ def show(
 
 def show_articles() -> int:
     """Prints the worked numbers of the three articles."""
-    out = _console()
+    out = Screen()
     for piece in article_tables.tables():
         out.print(piece)
     return 0

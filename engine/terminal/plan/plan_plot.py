@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ....errors import OptionError
+from ... import writable
 from ...planning import layouts as placing
 from ...planning.articles import expert_crossover_batch
 from ...planning.plan import Plan, best_of, needs, rate
@@ -23,6 +24,7 @@ def check(path: Path) -> None:
     if not path.absolute().parent.is_dir():
         raise OptionError(f"--plot {path}: there is no directory {path.absolute().parent}")
     _pyplot()
+    writable.check(path, "the plot")
 
 
 def _pyplot() -> Any:
@@ -51,7 +53,7 @@ def save(plan: Plan, path: Path) -> None:
     try:
         figure.savefig(path)
     except OSError as error:
-        raise OptionError(f"--plot: cannot write {path}: {error.strerror}") from error
+        raise writable.refusal(path, "the plot", error) from error
     finally:
         pyplot.close(figure)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
+from ....errors import short
 from ....loaders.architecture.architecture import GROUPS, Architecture
 from ...bandwidth_model.hardware import REACHED, Device, Range
 from ...bandwidth_model.machine_file import unknown_gpus
@@ -46,7 +47,7 @@ def headlines(plan: Plan) -> Iterable[str]:
         f"parameters, {count(model.active_parameters)} active per token"
     )
     for objection in described.objections:
-        yield f"cannot be run: {objection}"
+        yield short(f"cannot be run: {objection}")
     yield from notes(plan)
     counted = plan.storage.counted
     if counted is not None and abs(counted - model.total_parameters) > 1e-3 * model.total_parameters:

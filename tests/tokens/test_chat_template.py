@@ -87,7 +87,7 @@ def test_where_the_template_is_found(tmp_path: Path, chatty: tokenizers.Tokenize
 
 
 def test_no_template_says_what_to_do(tmp_path: Path, chatty: tokenizers.Tokenizer) -> None:
-    tokenizer = Tokenizer.load(save(tmp_path, chatty, {"chat_template": [{"name": "rag", "template": "x"}]}))
+    tokenizer = Tokenizer.load(save(tmp_path, chatty, {}))
     with pytest.raises(TokenizerError, match=r"no chat template.*base model; give the prompt as plain text"):
         tokenizer.render_chat(CHAT)
 
@@ -139,7 +139,7 @@ def test_unsafe_templates_are_refused(chatty: tokenizers.Tokenizer, template: st
 @pytest.mark.parametrize(
     ("messages", "said"),
     [
-        ([], "the chat is empty"),
+        ([], "the chat has no messages"),
         ([{"content": "x"}], "message 0 of the chat has no role"),
         ([CHAT[0], {"role": "user"}], "message 1 of the chat has no content"),
         ([{"role": "user", "content": None}], "has no content"),

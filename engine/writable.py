@@ -1,0 +1,53 @@
+"""Whether a file can be written, asked before the work whose result it is to hold."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+from ..errors import OptionError
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+PROBE = 4096  # bytes that must have room
+NO_ANSWER = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)  # of a file system that cannot reserve room
+
+
+def check(path: Path, what: str) -> None:
+    """Raises OptionError if `what` cannot be written to a file. What the file holds stays."""
+    try:
+        was_there = path.exists()
+        if was_there and stat.S_ISFIFO(path.stat().st_mode):
+            return  # opening one waits for its reader
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            _take_room(handle)
+        finally:
+            os.close(handle)
+            if not was_there:
+                path.unlink()
+    except OSError as error:
+        raise refusal(path, what, error) from error
+
+
+def refusal(path: Path | str, what: str, error: OSError) -> OptionError:
+    """What is said when `what` cannot be written."""
+    remedy = "make room, or choose another path" if error.errno in FULL else "choose another path"
+    return OptionError(f"cannot write {what} to {path}: {error.strerror}; {remedy}")
+
+
+def _take_room(handle: int) -> None:
+    """Takes a little room behind what a file holds and gives it back; a device gets an empty line."""
+    status = os.fstat(handle)
+    if stat.S_ISCHR(status.st_mode) and not os.isatty(handle):
+        os.write(handle, b"\n")
+    if not stat.S_ISREG(status.st_mode) or not hasattr(os, "posix_fallocate"):
+        return
+    try:
+        os.posix_fallocate(handle, status.st_size, PROBE)
+    except OSError as error:
+        if error.errno not in NO_ANSWER:
+            raise
+    finally:
+        os.ftruncate(handle, status.st_size)

@@ -1,0 +1,31 @@
+"""Attention over a window, which is not built: up to so many tokens it is full attention, and there the context ends.
+
+A window that no sequence reaches is no reason to refuse a model. Released configs hold some by mistake, too.
+"""
+
+from __future__ import annotations
+
+from .config_reader import ConfigReader
+
+FULL, SLIDING = "full_attention", "sliding_attention"
+
+
+def context_within_window(config: ConfigReader, context: int, needs_switch: bool) -> int:
+    """The context of a model, shortened to its window if it has a shorter one.
+
+    needs_switch: the family looks at a window only where `use_sliding_window` is true.
+    """
+    switch, window, layers = config.get("use_sliding_window"), config.get("sliding_window"), config.get("layer_types")
+    config.get("max_window_layers")
+    is_on = switch is True or (switch is None and not needs_switch)
+    if not window or not is_on or (isinstance(layers, list) and SLIDING not in layers):
+        return context
+    return config.limited(context, config.integer("sliding_window"), "sliding_window")
+
+
+def check_layer_types(config: ConfigReader) -> None:
+    """Refuses layers that are to attend in another way than fully or over a window."""
+    layers = config.get("layer_types")
+    odd = [one for one in layers if one not in (FULL, SLIDING)] if isinstance(layers, list) else []
+    if odd:
+        config.refuse(config.bad("layer_types", odd[0], f"{FULL} or {SLIDING}"))
