@@ -62,10 +62,9 @@ class Modules:
         self.exact: set[str] = set()
         compiled: list[str] = []
         for pattern in map(str, patterns):
-            if pattern.startswith("re:"):
-                compiled.append(pattern[3:])
-            elif REGEX.search(pattern):
-                compiled.append(pattern)
+            bare = pattern.removeprefix("re:")
+            if bare != pattern or (REGEX.search(pattern) and _is_valid(pattern)):
+                compiled.append(bare)
             elif "*" in pattern or "?" in pattern:
                 compiled.append(translate(WRAPPED.sub("model.", pattern)))
             else:
