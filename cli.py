@@ -156,7 +156,7 @@ def perplexity(model: str, file: Path, window: int, config: Values, as_json: boo
 
 
 @command
-@takes(EngineConfig, "config", only=["threads"])
+@takes(EngineConfig, "config", only=["threads", "profile"])
 @click.option(
     "--rounds",
     metavar="N",
@@ -174,7 +174,10 @@ def measure(config: Values, rounds: int, quick: bool, as_json: bool) -> None:
     from .engine.terminal import generate_command, generate_report
     from .kernels.context import THREADS, Context
 
-    context = Context(threads=EngineConfig(**config).threads or THREADS)
+    chosen = EngineConfig(**config)
+    context = Context(threads=chosen.threads or THREADS)
+    if chosen.profile is not None:
+        writable.check(chosen.profile, "the profile")
     profile = calibrate.measure(context, rounds, quick)
     if as_json:
         print(json.dumps(asdict(profile)))
@@ -187,7 +190,7 @@ def measure(config: Values, rounds: int, quick: bool, as_json: bool) -> None:
             f"other processes took {profile.busy:.1f} cores meanwhile, so that these rates are too low: measure again "
             "when nothing else runs"
         )
-    generate_command.save_profile(profile)
+    generate_command.save_profile(profile, file=chosen.profile)
     if found := tile_thresholds.refresh(context):
         least = ", ".join(f"{count} ({name})" for name, count in found.items())
         generate_command.say(f"matrix tiles take over from so many tokens on: {least}")
@@ -225,7 +228,7 @@ def bench(
 @command
 @click.argument("model", metavar="[MODEL]", required=False, help="of a short run")
 @random_weights_flag
-@takes(EngineConfig, "config", only=["expert_format", "dense_format", "threads", *HUB])
+@takes(EngineConfig, "config", only=["expert_format", "dense_format", "threads", "profile", *HUB])
 def doctor(model: str | None, random_weights: bool, config: Values) -> int:
     """Say what slows this machine down; with MODEL what each cause costs in tokens per second, and what to do first."""
     from .engine.terminal import bench_command, doctor_command
@@ -233,7 +236,7 @@ def doctor(model: str | None, random_weights: bool, config: Values) -> int:
     if model is None:
         if random_weights:
             raise OptionError("--random-weights makes weights for a MODEL: name one")
-        return doctor_command.run(None)
+        return doctor_command.run(None, config["profile"])
     options = {**config, "max_context": 64, "max_sequences": 1}
     is_random = random_weights or bench_command.has_shape_alone(model)
     return doctor_command.run(lambda: bench_command.load(model, options, is_random, None))

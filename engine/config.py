@@ -124,6 +124,8 @@ class EngineConfig:
     stream_from: int | str = option("auto", SPEED, "N|never|auto", "copy experts to the GPU from N tokens a pass on")
     split: int | str = option("auto", SPEED, "N|auto", "with fewer tokens: copy N of a layer's chosen experts in RAM")
     handoff: str = option("auto", SPEED, "WAY", "GPU to CPU in decode: auto, eager, or graphs with memop or hostfunc")
+    profile: Path | None = option(None, SPEED, "FILE", "what headrace measure found; default in the user's cache")
+    no_measure: bool = option(False, SPEED, "", "measure nothing at the first start, and predict nothing then")
     max_sequences: int = 16  # most that decode together; a command knows it from what it is asked
 
     def __post_init__(self) -> None:

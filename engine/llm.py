@@ -55,6 +55,9 @@ class LLM:
         check: Check | None = None,
         **options: Any,
     ) -> None:
+        for name, call in (("progress", progress), ("sampler", sampler)):
+            if call is not None and not callable(call):
+                raise OptionError(f"{name} is {brief(call)}; it must be a function")
         self.config = EngineConfig(**options)
         self.source = _source(model)
         self.parts = parts = build(self.source, self.config, progress, check)

@@ -16,10 +16,19 @@ NO_ANSWER = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)  # of a file system t
 
 def check(path: Path, what: str) -> None:
     """Raises OptionError if `what` cannot be written to a file. What the file holds stays."""
+    error = problem(path)
+    if error is not None:
+        raise refusal(path, what, error) from error
+
+
+def problem(path: Path, with_folders: bool = False) -> OSError | None:
+    """Why a file cannot be written, if that is so; with_folders: those above it may be made."""
     try:
+        if with_folders:
+            path.parent.mkdir(parents=True, exist_ok=True)
         was_there = path.exists()
         if was_there and stat.S_ISFIFO(path.stat().st_mode):
-            return  # opening one waits for its reader
+            return None  # opening one waits for its reader
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             _take_room(handle)
@@ -28,7 +37,18 @@ def check(path: Path, what: str) -> None:
             if not was_there:
                 path.unlink()
     except OSError as error:
-        raise refusal(path, what, error) from error
+        return error
+    return None
+
+
+def keep(path: Path, text: str) -> OSError | None:
+    """Writes a file that later starts are to find, and the folders above it; why it could not be, if that is so."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{text}\n", encoding="utf-8")
+    except OSError as error:
+        return error
+    return None
 
 
 def refusal(path: Path | str, what: str, error: OSError) -> OptionError:

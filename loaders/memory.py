@@ -33,4 +33,6 @@ def require_memory(needs: dict[str, int], remedy: str, free: int | None = None) 
     if total <= free * (1 - RESERVE):
         return
     parts = ", ".join(f"{name} {size / GB:.2f} GB" for name, size in needs.items() if size)
-    raise MemoryNeeded(f"this needs {total / GB:.2f} GB of memory ({parts}), {free / GB:.2f} GB is free: {remedy}")
+    limit = limits.memory_limit()
+    of = "" if limit is None else f", a limit of this process is {limit / GB:.2f} GB"
+    raise MemoryNeeded(f"this needs {total / GB:.2f} GB of memory ({parts}), {free / GB:.2f} GB is free{of}: {remedy}")

@@ -13,10 +13,14 @@ from pathlib import Path
 
 import psutil
 
+from ...errors import OptionError
 from ...kernels import FORMATS, isa
 from ...kernels.context import Context
 from ...loaders.memory import GB
+from .. import writable
 
+MAKE = "name another file, or make this one by headrace measure --profile FILE"
+ELSEWHERE = "set XDG_CACHE_HOME to a directory that can be written"
 STALE = "the profile of this machine was measured with other kernels"
 
 
@@ -131,26 +135,40 @@ def hardware_key(context: Context) -> str:
 
 
 def profile_path(key: str) -> Path:
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "headrace" / f"machine-{key}.json"
+    """Where the profile of some hardware is kept, and beside it whatever else is measured once."""
+    home = os.path.expanduser("~")
+    if home == "~":  # a user without one, as containers have them
+        home = f"/tmp/headrace-{os.getuid()}"
+    return Path(os.environ.get("XDG_CACHE_HOME") or f"{home}/.cache") / "headrace" / f"machine-{key}.json"
 
 
-def load_profile(context: Context) -> Profile | None:
+def load_profile(context: Context, file: Path | None = None) -> Profile | None:
     """The saved profile of this hardware in this context, or None if it was not measured yet (or by another version).
-    It may be of other kernels (`is_stale`)."""
+    It may be of other kernels (`is_stale`). file: where it is, if not in its usual place; OptionError for one that
+    holds something else."""
     key = hardware_key(context)
+    path = profile_path(key) if file is None else file
     try:
-        profile = Profile(**json.loads(profile_path(key).read_text(encoding="utf-8")))
+        profile = Profile(**json.loads(path.read_text(encoding="utf-8")))
         complete = set(profile.linear) == set(profile.experts) == set(FORMATS)
         complete = complete and len(profile.attention) > 2 and bool(profile.batch) and bool(profile.crowd)
-    except (OSError, ValueError, TypeError):
+    except FileNotFoundError:
         return None
-    return profile if complete and profile.key == key else None
+    except (OSError, ValueError, TypeError) as error:
+        if file is None:
+            return None
+        raise OptionError(f"profile {file} cannot be read ({error}): {MAKE}") from error
+    if complete and profile.key == key:
+        return profile
+    if file is not None:
+        of = f"{profile.cpu}, {profile.isa}, {profile.threads} threads" if complete else "another version"
+        raise OptionError(f"profile {file} is of {of}, this is {cpu_name()}, {context.isa}, {context.threads}: {MAKE}")
+    return None
 
 
-def save_profile(profile: Profile) -> Path:
-    """Writes the profile where `load_profile` finds it; returns the path."""
-    path = profile_path(profile.key)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(asdict(profile), indent=2) + "\n", encoding="utf-8")
+def save_profile(profile: Profile, file: Path | None = None) -> Path:
+    """Writes the profile where `load_profile` finds it; returns the path. Raises OSError."""
+    path = profile_path(profile.key) if file is None else file
+    if error := writable.keep(path, json.dumps(asdict(profile), indent=2)):
+        raise error
     return path

@@ -60,13 +60,13 @@ def build(
     """Loads the model of a source as the config says; raises a `HeadraceError` that names what is wrong. check: sees
     what admits prompts, before weights are loaded; what it raises ends the load."""
     name, context, ops = load_kernels(config)
+    profile = profiles.load_profile(context, config.profile) if name == "cpu" else None
     torch_threads = host.torch_threads(name, config.threads)
     host.use_torch_threads(torch_threads)
     found = devices.find(config, devices.ram(ops, name))
     checkpoint = source.open(config, show_progress=progress is not None)
     tokenizer = _load_tokenizer(checkpoint)
     kv_dtype = kv_budget.kv_dtype(config, checkpoint.formats)
-    profile = profiles.load_profile(context) if name == "cpu" else None
     gpu = found.get(Tier.GPU0)
     runtime, problem = (None, "there is no GPU") if gpu is None else gpu_runtime.find(gpu)
     plan = plan_memory(config, checkpoint, kv_dtype, found, profile, signal_choice.may_capture(config, runtime))
@@ -103,7 +103,7 @@ def load_kernels(config: EngineConfig) -> tuple[str, Context, Ops]:
     if crowding := host.crowding(context.threads):
         log.warning(crowding)
     if name == "cpu":
-        context = tile_thresholds.use(context)
+        context = tile_thresholds.use(context, may_measure=not config.no_measure)
     return name, context, kernels.load(name, context)
 
 

@@ -44,8 +44,8 @@ class Turn:
         """Raises HeadraceError in another process."""
         if self.is_elsewhere:
             raise HeadraceError(
-                f"this model was loaded by process {self.process}, and {os.getpid()} was forked from it: start "
-                "processes by spawn (multiprocessing.get_context('spawn')), or load the model in the child"
+                f"this model was loaded by process {self.process}, of which {os.getpid()} is a fork: start processes "
+                "by spawn (multiprocessing.get_context('spawn')), or load the model in the child"
             )
 
     def __enter__(self) -> None:

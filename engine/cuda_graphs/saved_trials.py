@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,10 +17,12 @@ from typing import Any
 
 from ...kernels.context import Context
 from ...kernels.isa import kernels_digest
-from ..bandwidth_model.profile import hardware_key, profile_path
+from .. import writable
+from ..bandwidth_model.profile import ELSEWHERE, hardware_key, profile_path
 from .gpu_runtime import Runtime
 from .signals import VARIANTS, Trial
 
+log = logging.getLogger("headrace")
 KEPT = 64  # checks of so many models and placements, the latest
 
 
@@ -101,8 +104,5 @@ def _read(runtime: Runtime) -> dict[str, Any]:
 
 def _write(runtime: Runtime, saved: Mapping[str, Any]) -> None:
     text = json.dumps({**saved, **_passport(runtime)}, indent=2)
-    try:
-        path().parent.mkdir(parents=True, exist_ok=True)
-        path().write_text(text + "\n", encoding="utf-8")
-    except OSError:
-        return
+    if error := writable.keep(path(), text):
+        log.warning("trials of the hand-off are not kept, and made at the next start too: %s; %s", error, ELSEWHERE)

@@ -10,6 +10,7 @@ than those that were timed are timed once more.
 from __future__ import annotations
 
 import json
+import logging
 import statistics
 import time
 from dataclasses import replace
@@ -23,10 +24,13 @@ from ...kernels.context import Context
 from ...kernels.isa import kernels_digest
 from ...kernels.packed import ExpertBank
 from ...loaders.memory import free_memory
+from .. import writable
+from ..bandwidth_model import profile as profiles
 from ..bandwidth_model.profile import hardware_key, profile_path
 from ..devices.host import cpu_kernels
 from .kernel_rates import HIDDEN, WIDTH
 
+log = logging.getLogger("headrace")
 TOKENS = (2, 3, 4, 6, 8, 10, 12, 16)
 NEVER = 1 << 20  # tokens
 GAIN = 1.1
@@ -36,11 +40,18 @@ ROUNDS = 5
 KEPT = 4  # builds of the kernels, and roundings, whose thresholds are kept
 
 
-def use(context: Context) -> Context:
-    """The context with the thresholds of this hardware, which are measured if they were not yet."""
+def use(context: Context, may_measure: bool = True) -> Context:
+    """The context with the thresholds of this hardware, which are measured if they were not yet; those of the
+    instruction set's table where that may not be, or could not be kept: rounding must not differ from start to
+    start."""
     built_in = _built_in(context)
     found = _saved(context, set(built_in)) if built_in else {}
-    return replace(context, tiles_from=refresh(context) if found is None else found)
+    if found is None and may_measure and (error := writable.problem(_path(context), with_folders=True)):
+        log.warning("tile thresholds not measured, because they could not be kept: %s; %s", error, profiles.ELSEWHERE)
+        may_measure = False
+    if found is None:
+        found = refresh(context) if may_measure else built_in
+    return replace(context, tiles_from=found)
 
 
 def refresh(context: Context) -> dict[str, int]:
@@ -116,14 +127,10 @@ def _of(context: Context) -> str:
 def save(context: Context, found: dict[str, int]) -> None:
     """Keeps thresholds for this hardware and these kernels, beside those of a few others that were timed here. A folder
     that cannot be written only costs the next start a second."""
-    path, mine = _path(context), _of(context)
+    mine = _of(context)
     others = {what: counts for what, counts in _kept(context).items() if what != mine}
     kept = {mine: found, **dict(list(others.items())[: KEPT - 1])}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
-    except OSError:
-        return
+    writable.keep(_path(context), json.dumps(kept, indent=2))
 
 
 def _kept(context: Context) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -15,11 +16,12 @@ from . import doctor_table, generate_command
 from .tables import Screen
 
 
-def run(load: Callable[[], LLM] | None) -> int:
-    """Checks, runs the model that `load` gives if there is one, prints. Raises OptionError without a profile."""
+def run(load: Callable[[], LLM] | None, file: Path | None = None) -> int:
+    """Checks, runs the model that `load` gives if there is one, prints; `file`: of the profile, if not in its usual
+    place. Raises OptionError without a profile."""
     llm = load() if load is not None else None
     context = Context() if llm is None else llm.parts.context
-    profile = _profile(llm)
+    profile = _profile(llm, file)
     step = None if llm is None else doctor.short_run(llm)
     in_caches = llm is not None and llm.predictions.in_caches
     losses = doctor.diagnose(doctor.findings(profile, context), step, in_caches)
@@ -35,7 +37,7 @@ def run(load: Callable[[], LLM] | None) -> int:
     return 0
 
 
-def _profile(llm: LLM | None) -> Profile:
+def _profile(llm: LLM | None, file: Path | None = None) -> Profile:
     """The saved profile; measured now, whoever computes beside, if there is none of these kernels."""
     if llm is not None:
         llm.predictions.tell = lambda text: None  # the diagnosis says it
@@ -43,6 +45,6 @@ def _profile(llm: LLM | None) -> Profile:
         if llm.predictions.profile is None:
             raise OptionError("this machine could not be measured, and without that there is no diagnosis")
         return llm.predictions.profile
-    found = generate_command.current(load_profile(Context()), Context(), even_if_busy=True)
+    found = generate_command.current(load_profile(Context(), file), Context(), even_if_busy=True, file=file)
     assert found is not None, "not measured, and nobody was in the way"
     return found

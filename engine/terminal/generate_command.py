@@ -11,14 +11,16 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TransferSpeedColumn
 
-from ...errors import ContextOverflow, HeadraceError
+from ...errors import ContextOverflow, HeadraceError, short
 from ...kernels.context import Context
+from .. import writable
 from ..bandwidth_model import profile as profiles
-from ..bandwidth_model.profile import STALE, Profile
+from ..bandwidth_model.profile import ELSEWHERE, STALE, Profile
 from ..bench import calibrate
 from ..config import SamplingParams
 from ..generation.admission import Admission, Prompt
@@ -61,11 +63,11 @@ def load_progress() -> Iterator[Callable[[int, int], None]]:
 
 def ensure_profile(llm: LLM, even_if_busy: bool = False) -> None:
     """Measures this machine once, and once more for other kernels, so that the run has a prediction to be held
-    against. even_if_busy: also while others compute."""
-    if not llm.predictions.can_predict:
+    against. even_if_busy: also while others compute, and if it cannot be kept."""
+    if not llm.predictions.can_predict or llm.config.no_measure:
         return
     try:
-        profile = current(llm.predictions.profile, llm.parts.context, even_if_busy)
+        profile = current(llm.predictions.profile, llm.parts.context, even_if_busy, llm.config.profile)
     except HeadraceError as error:
         say(
             f"no prediction: {error}"
@@ -76,19 +78,18 @@ def ensure_profile(llm: LLM, even_if_busy: bool = False) -> None:
     llm.predictions.use_profile(profile)
 
 
-def current(known: Profile | None, context: Context, even_if_busy: bool = False) -> Profile | None:
+def current(
+    known: Profile | None, context: Context, even_if_busy: bool = False, file: Path | None = None
+) -> Profile | None:
     """The profile of this machine in this context: the known one if it is of these kernels, else measured now; `known`
-    where others compute now, unless `even_if_busy`. It is kept only if they left it alone. Raises MemoryNeeded."""
+    where others compute now, or where it could not be kept in `file` or its usual place, unless `even_if_busy`. It is
+    kept only if they left it alone. Raises MemoryNeeded."""
     if known is not None and not known.is_stale:
         return known
     why = "this machine was not measured yet" if known is None else STALE
-    others = 0.0 if even_if_busy else other_load.look()
-    if other_load.are_in_the_way(others):
+    if reason := "" if even_if_busy else _obstacle(context, file):
         outcome = "There is no prediction" if known is None else "Predictions may be off"
-        say(
-            f"{why}, and is not measured now: other processes take {others:.1f} cores. {outcome}; run `headrace "
-            "measure` when nothing else runs"
-        )
+        say(f"{why}, and is not measured now: {reason}. {outcome}")
         return known
     say(f"{why}; reading its memory with the kernels, once ...")
     found = calibrate.measure(context)
@@ -98,8 +99,19 @@ def current(known: Profile | None, context: Context, even_if_busy: bool = False)
             "count for this run; `headrace measure` keeps what it finds"
         )
     else:
-        save_profile(found, "; `headrace measure` repeats it")
+        save_profile(found, "; `headrace measure` repeats it", file)
     return found
+
+
+def _obstacle(context: Context, file: Path | None) -> str:
+    """Why this machine should not be measured now, with what to do; "" where nothing is in the way."""
+    path = file or profiles.profile_path(profiles.hardware_key(context))
+    if error := writable.problem(path, with_folders=True):
+        return f"what it finds would be {_not_saved(error)} (--no-measure leaves out this line)"
+    others = other_load.look()
+    if other_load.are_in_the_way(others):
+        return f"other processes take {others:.1f} cores (run `headrace measure` when nothing else runs)"
+    return ""
 
 
 def watch(llm: LLM) -> None:
@@ -107,12 +119,16 @@ def watch(llm: LLM) -> None:
     llm.predictions.tell = lambda text: say(text, "dim")
 
 
-def save_profile(profile: Profile, remark: str = "") -> None:
-    """Saves a profile for later runs and says where; a cache that cannot be written is no reason to stop."""
+def save_profile(profile: Profile, remark: str = "", file: Path | None = None) -> None:
+    """Saves a profile for later runs and says where; a place that cannot be written is no reason to stop."""
     try:
-        say(f"saved in {profiles.save_profile(profile)}{remark}")
+        say(f"saved in {profiles.save_profile(profile, file)}{remark}")
     except OSError as error:
-        say(f"not saved: {error.strerror} ({error.filename}); set XDG_CACHE_HOME to a directory that can be written")
+        say(_not_saved(error))
+
+
+def _not_saved(error: OSError) -> str:
+    return f"not saved: {error.strerror} ({error.filename}); {ELSEWHERE}, or name a file with --profile"
 
 
 def complete(llm: LLM, prompts: list[Prompt], params: SamplingParams, as_json: bool, echo: str = "") -> int:
@@ -240,7 +256,7 @@ def _answer(
     try:
         result = stream_to(llm, llm.chat_prompt(messages, **settings), params, show=True)
     except HeadraceError as error:
-        say(str(error), style="red")
+        say(short(str(error)), style="red")
         if isinstance(error, ContextOverflow):
             say("/reset forgets the history and makes room", style="dim")
         messages.pop()

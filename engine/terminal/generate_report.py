@@ -35,7 +35,7 @@ from .tables import new_table
 def startup_table(llm: LLM) -> Table:
     """Where each group of tensors lies, how many bytes it takes, and what will compute it."""
     threads = llm.parts.context.threads if llm.parts.kernels == "cpu" else torch.get_num_threads()
-    team = f"{threads} thread{'s' * (threads > 1)} {quota()}"
+    team = f"{threads} thread{'s' * (threads > 1)}{quota()}"
     lines = [f"{llm.spec.family}: what lies where, computed by {team}", *_tiers(llm)]
     table = new_table("\n".join(lines))
     for column in ("tensors", "device", "format", "bytes", "kernel", "huge pages"):

@@ -36,7 +36,7 @@ def explained(
     except TRANSIENT as error:
         raise HubError(_explain_network(error, model, endpoint, cache, has_copy)) from error
     except OSError as error:
-        raise HubError(_explain_disk(error, model, cache)) from error
+        raise HubError(_explain_disk(error, model, cache, has_copy)) from error
     except (ValueError, TypeError, KeyError) as error:
         raise HubError(
             f"{endpoint} answered about {model} as no hub does ({type(error).__name__}: {error}): "
@@ -79,7 +79,12 @@ def _explain_network(error: Exception, model: str, endpoint: str, cache: Path, h
     return f"the connection to {endpoint} failed, also when tried again, while fetching {model} ({cause}): {remedy}"
 
 
-def _explain_disk(error: OSError, model: str, cache: Path) -> str:
+def _explain_disk(error: OSError, model: str, cache: Path, has_copy: Callable[[], bool]) -> str:
+    if has_copy():
+        reason = error.strerror or error
+        return (
+            f"{cache} has another state of {model} than the hub, and cannot be written ({reason}): run with --offline"
+        )
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"the disk of {cache} is full while fetching {model}: make room, then run again to go on from there"
     return f"{model} cannot be stored in {cache} ({error}): make it writable, or set HF_HOME to another place"

@@ -10,6 +10,7 @@ This file does not know what is inside of the files, except for the list of shar
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import threading
@@ -32,6 +33,7 @@ from .download import Repo, fetch_all, library_bars, persist
 from .errors import explained
 from .local import DEMO, DEMO_DIRECTORY, existing
 
+log = logging.getLogger("headrace")
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
 CONVERTED = "headrace.json"
@@ -286,11 +288,18 @@ def _check_space(repo: Repo, needed: int) -> None:
 
 
 def _write_ref(repo: Repo) -> None:
-    """Note which commit the branch is at, so that `offline` finds it; last, so that it never finds half a model."""
-    if repo.revision == repo.commit:
-        return
+    """Note which commit the branch is at, so that `offline` finds it; last, so that it never finds half a model. A
+    cache that cannot be written and has the model is no reason to stop."""
     ref = repo.folder / "refs" / repo.revision
-    ref.parent.mkdir(parents=True, exist_ok=True)
+    if repo.revision == repo.commit or (ref.is_file() and ref.read_text().strip() == repo.commit):
+        return
     fresh = ref.with_name(f"{ref.name}.{os.getpid()}-{threading.get_ident()}.new")
-    fresh.write_text(repo.commit)
-    fresh.replace(ref)
+    try:
+        ref.parent.mkdir(parents=True, exist_ok=True)
+        fresh.write_text(repo.commit)
+        fresh.replace(ref)
+    except OSError as error:
+        log.warning(
+            "%s is complete in %s, but that %s is at %s could not be noted there (%s): --offline needs --revision %s",
+            repo.model, repo.cache, repo.revision, repo.commit[:12], error.strerror, repo.commit,
+        )  # fmt: skip

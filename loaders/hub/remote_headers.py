@@ -6,10 +6,12 @@ asked for. The config and the index of shards are small and go into the usual ca
 
 from __future__ import annotations
 
+import errno
 import os
+import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,7 @@ from .errors import explained
 from .locate import CONFIG, INDEX, check_name, look_up, shards_of, weight_files
 
 WORKERS = 8
+UNWRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +78,17 @@ def _from_cache(model: str, revision: str | None, cache: Path) -> Found:
 
 
 def _read(repo: Repo) -> Found:
+    """What the hub has; by way of a folder that is thrown away where the cache cannot be written."""
+    try:
+        return _read_through(repo)
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+    with tempfile.TemporaryDirectory() as place:
+        return _read_through(replace(repo, cache=Path(place)))
+
+
+def _read_through(repo: Repo) -> Found:
     if CONFIG not in repo.sizes:
         files = sorted(name for name in repo.sizes if name.endswith(".gguf"))
         if files:

@@ -32,7 +32,8 @@ COMMANDS: dict[str, dict[str, Any]] = {
         "--cpu-activations": "int8", "--threads": None, "--device": "auto", "--cpu-moe": False, "--n-cpu-moe": None,
         "--placement": None, "--tensor-split": None, "--vram-limit": None, "--stream-from": "auto", "--split": "auto",
         "--pinned-limit": None, "--handoff": "auto", "--max-context": None, "--prefill-chunk": 512, "--revision": None,
-        "--offline": False, "--cache-dir": None, "--ignore-config-keys": "", "--ignore-tensors": "",
+        "--offline": False, "--cache-dir": None, "--ignore-config-keys": "", "--ignore-tensors": "", "--profile": None,
+        "--no-measure": False,
     },
     "convert": {
         "--expert-format": "q4_0", "--dense-format": "native", "--dtype": "auto", "--revision": None,
@@ -43,10 +44,11 @@ COMMANDS: dict[str, dict[str, Any]] = {
         "--kernels": "auto", "--cpu-activations": "int8", "--threads": None, "--device": "auto", "--cpu-moe": False,
         "--n-cpu-moe": None, "--placement": None, "--tensor-split": None, "--vram-limit": None, "--stream-from": "auto",
         "--split": "auto", "--pinned-limit": None, "--handoff": "auto", "--revision": None, "--offline": False,
-        "--cache-dir": None, "--ignore-config-keys": "", "--ignore-tensors": "",
+        "--cache-dir": None, "--ignore-config-keys": "", "--ignore-tensors": "", "--profile": None,
+        "--no-measure": False,
     },
     "measure": {
-        "--threads": None, "--rounds": 25, "--quick": False, "--json": False,
+        "--threads": None, "--profile": None, "--rounds": 25, "--quick": False, "--json": False,
     },
     "bench": {
         "--prompt -p": "512", "--new -n": "128", "--batch -b": "1", "--depth -d": "0", "--rounds -r": 5,
@@ -54,10 +56,12 @@ COMMANDS: dict[str, dict[str, Any]] = {
         "--split": "auto", "--pinned-limit": None, "--handoff": "auto", "--random-weights": False, "--layers": None,
         "--json": None, "--compare": None, "--expert-format": "native", "--dense-format": "native", "--dtype": "auto",
         "--cpu-activations": "int8", "--threads": None, "--prefill-chunk": 512, "--revision": None, "--offline": False,
-        "--cache-dir": None, "--ignore-config-keys": "", "--ignore-tensors": "",
+        "--cache-dir": None, "--ignore-config-keys": "", "--ignore-tensors": "", "--profile": None,
+        "--no-measure": False,
     },
     "doctor": {
         "--random-weights": False, "--expert-format": "native", "--dense-format": "native", "--threads": None,
+        "--profile": None,
         "--revision": None, "--offline": False, "--cache-dir": None,
     },
     "plan": {
@@ -154,6 +158,7 @@ ENGINE = {
     "--revision v2": {"revision": "v2"}, "--offline": {"offline": True},
     "--cache-dir kept": {"cache_dir": Path("kept")}, "--ignore-config-keys a,b,": {"ignore_config_keys": ("a", "b")},
     "--ignore-tensors mtp.*": {"ignore_tensors": ("mtp.*",)},
+    "--profile kept.json": {"profile": Path("kept.json")}, "--no-measure": {"no_measure": True},
 }  # fmt: skip
 SAMPLING = {
     "-n 7": {"max_new_tokens": 7}, "--temperature 0.5": {"temperature": 0.5}, "--top-k 4": {"top_k": 4},

@@ -67,12 +67,13 @@ stream = llm.stream([5, 6], some)
 next(stream)
 print(child(lambda: llm.generate([[5, 6]], some)))
 print(child(lambda: list(llm.stream([5, 6], some))))
-print(child(lambda: list(stream)))
+if not busy.ident:  # else all of it may be there already
+    print(child(lambda: list(stream)))
 print(child(lambda: llm.logits([5, 6])))
 print(child(lambda: llm.time_tiers()))
 """
     lines = printed(code, how)
-    assert len(lines) == 5
+    assert len(lines) == 4 + (how == "idle")
     for line in lines:
         assert line.startswith("refused: this model was loaded by process")
         assert "spawn" in line
