@@ -216,3 +216,6 @@ def test_a_config_without_a_type_goes_by_its_class() -> None:
     found = planned({**values, "architectures": ["Qwen3MoeForCausalLM"]})
     assert found.described.architecture.layers == PLAIN.layers
     assert not any("not known" in note for note in found.notes)
+    found = planned({**QWEN3, "model_type": "a_tuned_one", "architectures": ["Qwen3MoeForCausalLM"]})
+    assert found.described.architecture.layers == PLAIN.layers
+    assert "planned as qwen3_moe, which its class says" in found.notes[0]
