@@ -92,7 +92,7 @@ def read_file(path: Path) -> Hardware:
     except OSError as error:
         raise OptionError(f"cannot read {path}: {error.strerror}; name parts, or give a file that is there") from error
     except (ValueError, RecursionError) as error:
-        raise OptionError(f"{path} is not valid JSON ({error})") from error
+        raise OptionError(f"{path} is not valid JSON ({error}); docs/bandwidth-model.md has an example") from error
     if not isinstance(values, dict):
         raise OptionError(f"{path} holds a {type(values).__name__} where an object is needed")
     return _from_profile(values, path) if "key" in values and "stream" in values else _from_values(values, path)

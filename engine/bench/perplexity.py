@@ -25,7 +25,9 @@ class Perplexity:
 def check(token_ids: list[int], window: int, limit: int) -> None:
     """Raises OptionError if there is nothing to score, or the context of `limit` tokens holds no window."""
     if window < 2 or len(token_ids) < 2:
-        raise OptionError(f"{len(token_ids)} tokens in windows of {window}: at least 2 tokens a window are needed")
+        raise OptionError(
+            f"{len(token_ids)} tokens in windows of {window}: at least 2 tokens a window are needed, give more text"
+        )
     if window > limit:
         raise OptionError(f"window is {window}, the context holds {limit} tokens: choose a smaller window")
 

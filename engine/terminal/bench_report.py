@@ -145,7 +145,7 @@ def load(path: Path) -> dict[str, Any]:
         if rows and all(rows) and all(key in found for key in (*MODEL, "passport")):
             return dict(found)
     except OSError as error:
-        raise OptionError(f"cannot read {path}: {error.strerror}") from error
+        raise OptionError(f"cannot read {path}: {error.strerror}; name a result of headrace bench --json") from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise OptionError(f"{path} is no result of headrace bench --json ({error!r})") from error
     raise OptionError(f"{path} is no result of headrace bench --json: it has no rows, model or passport")
@@ -160,7 +160,7 @@ def compare(old: dict[str, Any], new: dict[str, Any]) -> tuple[list[str], int]:
     then, now = old["passport"], new["passport"]
     differing += [f"{k} {then.get(k)!r}, now {now.get(k)!r}" for k in MACHINE if then.get(k) != now.get(k)]
     if differing:
-        raise OptionError(f"the old result cannot be compared, it has another {'; '.join(differing)}")
+        raise OptionError(f"the old result cannot be compared, it has another {'; '.join(differing)}: run it as now")
     before = {tuple(row[key] for key in KEY): row["tok_s"] for row in old["rows"]}
     lines, status = [], 0
     for row in new["rows"]:

@@ -43,7 +43,9 @@ def _profile(llm: LLM | None, file: Path | None = None) -> Profile:
         llm.predictions.tell = lambda text: None  # the diagnosis says it
         generate_command.ensure_profile(llm, even_if_busy=True)
         if llm.predictions.profile is None:
-            raise OptionError("this machine could not be measured, and without that there is no diagnosis")
+            raise OptionError(
+                "this machine could not be measured, and without that there is no diagnosis: try when nothing else runs"
+            )
         return llm.predictions.profile
     found = generate_command.current(load_profile(Context(), file), Context(), even_if_busy=True, file=file)
     assert found is not None, "not measured, and nobody was in the way"

@@ -47,7 +47,9 @@ def _read(config: ConfigReader, head_dim: int) -> RopeSpec:
     used = KINDS[kind] | OPTIONAL.get(kind, frozenset()) | COMMON
     _check_rest(config, kind, {name: value for name, value in values.items() if name not in used})
     if missing := KINDS[kind] - set(values):
-        raise ConfigError(f"{config.source}: rope of type '{kind}' misses {', '.join(sorted(missing))}")
+        raise ConfigError(
+            f"{config.source}: rope of type '{kind}' misses {', '.join(sorted(missing))}: add it from the model's card"
+        )
     if "rope_theta" not in values:
         raise ConfigError(f"{config.source} has no 'rope_theta' (nor in rope_parameters): add it from the model's card")
     number = {k: config.positive(k, values[k]) for k in used - {"rope_type", "truncate"} if k in values}

@@ -164,7 +164,9 @@ def _tensor(cursor: _Cursor) -> Stored:
     kind, block, size = TYPES[code]
     elements = math.prod(shape)
     if shape and shape[0] % block:
-        raise CheckpointError(f"{cursor.source}: rows of '{name}' have {shape[0]} weights, no multiple of {block}")
+        raise CheckpointError(
+            f"{cursor.source}: rows of '{name}' have {shape[0]} weights, no multiple of {block}: download it again"
+        )
     return Stored(name, kind, tuple(reversed(shape)), elements // block * size, start)
 
 

@@ -38,7 +38,7 @@ def of_file(path: Path) -> Header:
         with path.open("rb") as file:
             return read(headers.fetching(file), str(path), path.stat().st_size)
     except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
+        raise CheckpointError(f"cannot read {path}: {error.strerror}: check its place and permissions") from error
 
 
 def of_path(path: Path) -> Header:

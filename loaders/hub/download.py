@@ -9,6 +9,7 @@ This file does not know which files a model needs, nor how a failure is told to 
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import importlib.util
@@ -84,7 +85,7 @@ class Repo:
             return self.sizes[name]
         blob = self.blob(self.etags.get(name) or "unknown")
         for path in (blob, _partial(blob)):
-            if path.is_file():
+            with contextlib.suppress(OSError):  # another run may give the file its last name at any time
                 return min(path.stat().st_size, self.sizes[name])
         return 0
 
