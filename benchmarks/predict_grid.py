@@ -47,7 +47,8 @@ from headrace.engine.planning import layouts, plan, storage
 from headrace.engine.planning.speed import Model, Workload
 from headrace.kernels.context import Context
 from headrace.loaders import model_source
-from headrace.loaders.architecture import catalogue, encodings
+from headrace.loaders.architecture import catalogue
+from headrace.loaders.quants import of_config, of_text
 
 SHAPES = ("OLMoE-1B-7B", "Qwen3-30B-A3B", "Mixtral-8x7B", "Qwen1.5-MoE-A2.7B")
 FORMATS = ("q4_0", "q8_0", "bf16")
@@ -111,7 +112,7 @@ def architecture_of(config: dict[str, Any]) -> Any:
 
 def storage_of(config: dict[str, Any], format: str) -> storage.Storage:
     """As the engine packs it: matrices in the format, the embedding as in the config."""
-    quant = encodings.parse(f"experts={format},dense={format},embed=bf16", encodings.native({}, ""))
+    quant = of_text.parse(f"experts={format},dense={format},embed=bf16", of_config.native({}, ""))
     return storage.computed(architecture_of(config), quant)
 
 

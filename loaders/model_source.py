@@ -21,6 +21,10 @@ from .files.gguf_header import Header
 from .files.headers import Stored
 from .gguf.model import describe
 from .hub.local import DEMO, DEMO_DIRECTORY, existing
+from .quants.of_config import KEYS
+
+# Files beside a config.json that say how it is quantised, and by what.
+BESIDE = {"hf_quant_config.json": "modelopt", "quantize_config.json": "gptq", "quant_config.json": "awq"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +80,15 @@ def of_config(
     return Source(name=name, config=text_part(config)[0], described=described, tensors=tensors, notes=notes)
 
 
+def _with_quantisation(config: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The config, with the quantisation that some tools write into a file beside it."""
+    for name, method in BESIDE.items():
+        if not any(config.get(key) for key in KEYS) and (path / name).is_file():
+            found = {"quant_method": method, **ConfigReader.open(path / name).values}
+            return {**config, "quantization_config": found}
+    return config
+
+
 def of_gguf(header: Header, source: str) -> Source:
     """A model by a GGUF header, with the tensors of all its parts."""
     config, described, notes = describe(header, source)
@@ -86,7 +99,7 @@ def _of_directory(path: Path) -> Source:
     files = [str(p.relative_to(path)) for pattern in ("*.gguf", "*/*.gguf") for p in path.glob(pattern)]
     models = gguf_set.models(files)
     if not models or (path / "config.json").is_file():
-        config = ConfigReader.open(path / "config.json").values
+        config = _with_quantisation(ConfigReader.open(path / "config.json").values, path)
         return of_config(config, str(path / "config.json"), str(path), weight_files.headers_of(path) or None)
     if len(models) > 1:
         raise ConfigError(f"{path} has {len(models)} GGUF models: name one of {gguf_set.shortened(models)}")

@@ -25,7 +25,7 @@ PUBLIC = {
 ROOMS = {
     "engine": "units writable placement coerce option config devices ledger bandwidth_model experts planning model "
     "cuda_graphs generation memory measure core llm bench terminal",
-    "loaders": "files memory spec families architecture gguf hub model_source weights tokens",
+    "loaders": "files memory spec families architecture gguf quants hub model_source weights tokens",
     "kernels": "_cpu scratch formats isa limits context packed decoder_layer reference cpu gpu cases",
 }
 MOST_FILES, MOST_LINES, MOST_OF_A_FUNCTION = 12, 400, 50

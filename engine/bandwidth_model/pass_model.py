@@ -18,8 +18,8 @@ from dataclasses import replace
 import torch
 
 from ...kernels import ExpertLayout
-from ...loaders.architecture import encodings
 from ...loaders.architecture.of_spec import of_spec
+from ...loaders.quants.encodings import ENCODINGS
 from ...loaders.spec import ModelSpec
 from ...loaders.weights.model_weights import Formats
 from ..ledger.pass_bytes import DENSE, EXPERTS, HEAD, INPUTS, KV, bytes_per_token
@@ -50,7 +50,7 @@ class PassModel:
         self.token_bytes = bytes_per_token(spec, kv_dtype)
         shared = next((layer.parts for layer in self.model.layers if layer.experts is not None), ())
         shared = tuple(part for part in shared if part.group == "shared")
-        self.shared_bytes = sum(map(encodings.find(formats.dense.name).part_bytes, shared))
+        self.shared_bytes = sum(map(ENCODINGS[formats.dense.name].part_bytes, shared))
         self.shared_flops = 2 * sum(part.elements for part in shared)
         self.layer_flops = sum(map(flop_counts.layer_flops, self.model.layers))
 

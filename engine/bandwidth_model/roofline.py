@@ -20,7 +20,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from ...loaders.architecture import encodings
+from ...loaders.quants.encodings import ENCODINGS
 from ..ledger.passes import FIXED, Prediction
 from .hardware import Device, End, Hardware
 
@@ -61,7 +61,7 @@ class Weights:
             return reading * device.slowdown(self.format, self.tokens, self.experts)
         rate = device.flops.at(end) if device.flops else math.inf
         if known:  # A kernel that reads weights so fast multiplies them as fast.
-            rate = max(rate, 2 * known / encodings.find(self.format).bytes_per_weight)
+            rate = max(rate, 2 * known / ENCODINGS[self.format].bytes_per_weight)
         return max(reading, self.flops / rate)
 
 

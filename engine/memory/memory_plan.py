@@ -15,9 +15,9 @@ from ...errors import MemoryNeeded, OptionError
 from ...kernels import ExpertLayout
 from ...kernels.cpu.mailbox import mailbox_bytes
 from ...kernels.scratch import GPU_EXPERT_BYTES
-from ...loaders.architecture import encodings
-from ...loaders.architecture.encodings import Quant
 from ...loaders.architecture.of_spec import of_spec
+from ...loaders.quants.encodings import ENCODINGS
+from ...loaders.quants.quant import Quant
 from ...loaders.spec import ModelSpec
 from ...loaders.weights.checkpoint import SMALLER, Checkpoint
 from ...loaders.weights.model_weights import Formats, Where
@@ -76,8 +76,8 @@ class MemoryPlan:
 
 def storage_of(spec: ModelSpec, formats: Formats) -> Storage:
     """The bytes of a model that is not loaded, as the engine packs it."""
-    dense = encodings.find(formats.dense.name)
-    experts, embed = encodings.find(formats.experts.name), encodings.find(formats.embed.name)
+    dense = ENCODINGS[formats.dense.name]
+    experts, embed = ENCODINGS[formats.experts.name], ENCODINGS[formats.embed.name]
     return storage.computed(of_spec(spec), Quant(experts=experts, dense=dense, head=dense, embed=embed))
 
 

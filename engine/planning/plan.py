@@ -9,10 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ...errors import ConfigError, MemoryNeeded, OptionError
-from ...loaders.architecture import encodings
 from ...loaders.architecture.architecture import Architecture
-from ...loaders.architecture.encodings import Quant
 from ...loaders.model_source import Source
+from ...loaders.quants import of_config, of_text
+from ...loaders.quants.encodings import ENCODINGS
+from ...loaders.quants.quant import Quant
 from ..bandwidth_model.hardware import ENDS, Device, End, Hardware, Range
 from ..ledger.passes import Prediction
 from ..placement.placement import parse
@@ -135,13 +136,13 @@ def sizes(source: Source, text: str) -> tuple[Storage, Quant]:
     model = source.described.architecture
     is_native = text.strip().lower() == "native"
     try:
-        native = encodings.native(source.config, source.name)
+        native = of_config.native(source.config, source.name)
     except ConfigError:
         if is_native and source.tensors is None:
             raise
-        plain = encodings.find("bf16")
+        plain = ENCODINGS["bf16"]
         native = Quant(experts=plain, dense=plain, head=plain, embed=plain)
-    quant = encodings.parse(text, native)
+    quant = of_text.parse(text, native)
     if is_native and source.tensors is not None:
         return storing.of_headers(model, source.tensors, source.name), quant
     return storing.computed(model, quant), quant
@@ -227,7 +228,7 @@ def _what_if(
 
     rows = [changed(what, machine, storage) for what, machine in variants(hardware)]
     for name in ("q8_0", "q4_0"):
-        other = encodings.parse(name, quant)
+        other = of_text.parse(name, quant)
         if other.experts != quant.experts or (storage.from_headers and storage.expert_format != name):
             rows.append(changed(f"--quant {name}", hardware, storing.computed(model, other)))
     return rows
@@ -283,7 +284,7 @@ def _fitting(plan: Plan) -> str:
     assert plan.hardware is not None
     found = []
     for name in SMALLER:
-        storage = storing.computed(plan.model, encodings.parse(name, plan.quant))
+        storage = storing.computed(plan.model, of_text.parse(name, plan.quant))
         if storage.total >= plan.storage.total:
             continue
         options = placing.choices(storage, plan.hardware, plan.demand)

@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 
 from ...errors import CheckpointError
 from ...loaders.architecture.architecture import Architecture, Layer
-from ...loaders.architecture.encodings import Quant
 from ...loaders.architecture.tensor_names import LEFT_OUT, place
 from ...loaders.files.gguf_header import TYPES, is_unknown
 from ...loaders.files.headers import Stored
+from ...loaders.quants.quant import Place, Quant, place_of
+from ...loaders.quants.quant import outside as beside
 
 # Types of which a tensor's shape counts the weights: plain ones, and blocks of GGUF.
 WHOLE = {"F64", "F32", "F16", "BF16"} | {name for name, block, _ in TYPES.values() if block > 1}
@@ -86,19 +87,19 @@ class Storage:
 def computed(model: Architecture, quant: Quant) -> Storage:
     """The bytes of an architecture in these formats."""
     groups: Counter[str] = Counter()
-    layers = tuple(_layer(layer, quant, groups) for layer in model.layers)
-    outside = 4 * model.hidden
+    layers = tuple(_layer(layer, quant, place_of(model, i), groups) for i, layer in enumerate(model.layers))
+    place, outside = beside(model), 4 * model.hidden
     groups["norms"] += outside
     for part in model.extra:
-        size = quant.of(part.group).part_bytes(part)
+        size = quant.bytes(part, place)
         groups[part.group] += size
         outside += size
-    head = (quant.head if not model.tied_head else quant.dense).part_bytes(model.head)
+    head = quant.bytes(model.head, place)
     groups["head"] += head
-    embedding = 0 if model.tied_head else quant.embed.part_bytes(model.embedding)
-    tables = sum(quant.embed.part_bytes(part) for part in model.lookup)
+    embedding = 0 if model.tied_head else quant.bytes(model.embedding, place)
+    tables = sum(quant.bytes(part, place) for part in model.lookup)
     groups.update({"embedding": embedding, "tables": tables})
-    row = (quant.dense if model.tied_head else quant.embed).bytes(1, model.hidden)
+    row = quant.encoding(model.head if model.tied_head else model.embedding, place).bytes(1, model.hidden)
     return Storage(
         groups={g: size for g, size in groups.items() if size},
         layers=layers,
@@ -112,17 +113,17 @@ def computed(model: Architecture, quant: Quant) -> Storage:
     )
 
 
-def _layer(layer: Layer, quant: Quant, groups: Counter[str]) -> LayerBytes:
+def _layer(layer: Layer, quant: Quant, place: Place, groups: Counter[str]) -> LayerBytes:
     common = shared = 0
     for part in layer.parts:
-        size = quant.of(part.group).part_bytes(part)
+        size = quant.bytes(part, place)
         groups[part.group] += size
         common += size
         shared += size if part.group == "shared" else 0
     experts = layer.experts
     if experts is None:
         return LayerBytes(common=common, shared=shared)
-    one = quant.experts.expert_bytes(experts)
+    one = quant.expert_bytes(experts, place)
     groups["experts"] += one * experts.count
     return LayerBytes(common=common, shared=shared, expert=one, experts=experts.count)
 

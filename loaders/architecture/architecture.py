@@ -81,9 +81,8 @@ class Experts:
 
     def parts(self) -> tuple[Part, ...]:
         """The parts of one expert: gate and up (or up alone), down, biases."""
-        into = Part("experts", self.width, self.hidden)
         bias = (Part("experts", 1, self.bias, plain=True),) if self.bias else ()
-        return (*(into,) * (self.matrices - 1), Part("experts", self.hidden, self.width), *bias)
+        return (*mlp("experts", self.hidden, self.width, self.matrices), *bias)
 
     @property
     def elements(self) -> int:
@@ -115,12 +114,12 @@ class Architecture:
 
     @property
     def embedding(self) -> Part:
-        return Part("embedding", self.vocab, self.hidden)
+        return Part("embedding", self.vocab, self.hidden, name="token_embd")
 
     @property
     def head(self) -> Part:
         """The unembedding; the embedding itself where the two are tied."""
-        return Part("head", self.vocab, self.hidden)
+        return Part("head", self.vocab, self.hidden, name="output")
 
     @property
     def moe_layers(self) -> tuple[int, ...]:
@@ -179,13 +178,14 @@ def vector(size: int, group: Group = "norms") -> Part:
     return Part(group, 1, size, plain=True)
 
 
-def matrix(rows: int, cols: int, group: Group = "attention") -> Part:
-    return Part(group, rows, cols)
+def matrix(rows: int, cols: int, group: Group = "attention", name: str = "") -> Part:
+    return Part(group, rows, cols, name=name)
 
 
 def mlp(group: Group, hidden: int, width: int, matrices: int = 3) -> tuple[Part, ...]:
-    """A dense or shared feed-forward part: gate, up and down (or up and down)."""
-    return (*(Part(group, width, hidden),) * (matrices - 1), Part(group, hidden, width))
+    """A feed-forward part: gate, up and down (or up and down)."""
+    into = ("ffn_gate", "ffn_up")[-(matrices - 1) :]
+    return (*(Part(group, width, hidden, name=name) for name in into), Part(group, hidden, width, name="ffn_down"))
 
 
 def router(hidden: int, experts: int, bias: bool = False) -> tuple[Part, ...]:

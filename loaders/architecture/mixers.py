@@ -32,9 +32,9 @@ def gqa(
     False: keys serve as values (they are normalised differently, so both are cached)."""
     v = v_dim or head_dim
     q_rows, k_rows, v_rows = heads * head_dim, kv_heads * head_dim, kv_heads * v
-    parts = [matrix(q_rows * (2 if output_gate else 1), hidden), matrix(k_rows, hidden)]
-    parts += [matrix(v_rows, hidden)] if own_values else []
-    parts += [matrix(hidden, heads * v)]
+    parts = [matrix(q_rows * (2 if output_gate else 1), hidden, name="attn_q"), matrix(k_rows, hidden, name="attn_k")]
+    parts += [matrix(v_rows, hidden, name="attn_v")] if own_values else []
+    parts += [matrix(hidden, heads * v, name="attn_output")]
     parts += [vector(q_rows + k_rows + v_rows, "attention")] if qkv_bias else []
     parts += [vector(hidden, "attention")] if output_bias else []
     parts += {"none": [], "head": [vector(2 * head_dim)], "full": [vector(q_rows + k_rows)]}[qk_norm]
@@ -84,9 +84,10 @@ def mla(
     the latent is attended directly (the up-projections move to query and output), in a prompt keys and values are made.
     `own_indexer` False: the choice of an earlier layer serves."""
     q_rows = heads * (nope + rope)
-    parts = [matrix(q_lora, hidden), vector(q_lora), matrix(q_rows, q_lora)] if q_lora else [matrix(q_rows, hidden)]
-    parts += [matrix(kv_lora + rope, hidden), vector(kv_lora)]
-    parts += [matrix(heads * (nope + v), kv_lora), matrix(hidden, heads * v)]
+    low = [matrix(q_lora, hidden, name="attn_q_a"), vector(q_lora)] if q_lora else []
+    parts = [*low, matrix(q_rows, q_lora or hidden, name="attn_q_b" if q_lora else "attn_q")]
+    parts += [matrix(kv_lora + rope, hidden, name="attn_kv_a_mqa"), vector(kv_lora)]
+    parts += [matrix(heads * (nope + v), kv_lora, name="attn_kv_b"), matrix(hidden, heads * v, name="attn_output")]
     parts += [vector((q_lora or q_rows) + kv_lora + rope + hidden)] if bias else []
     parts += [matrix(gate_rows, hidden)] if gate_rows else []
     caches = [Cache(width=kv_lora + rope, chosen=indexer.top if indexer else None)]

@@ -125,7 +125,9 @@ def read(values: dict[str, Any], source: str) -> Described:
     for sizes that are missing or impossible."""
     text, notes = text_part(values)
     config = LenientReader(text, source)
-    family = _family(config)
+    family, by_class = _family(config)
+    if by_class:
+        notes += (f"model_type '{config.get('model_type')}' is not known: planned as {family}, which its class says",)
     try:
         if family in FAMILIES:
             architecture = of_family(FAMILIES[family], config)
@@ -153,6 +155,8 @@ def read(values: dict[str, Any], source: str) -> Described:
 def _object_to_a_run(family: str, config: LenientReader) -> None:
     """Reads everything that a run needs, and notes what it has against it."""
     whole = LenientReader(config.values, config.source)
+    if not config.values.get("quantization_config"):  # MLX says it under another name, or under both
+        whole.only("quantization", (None,), "get the unquantised checkpoint, it can be quantised while loading")
     try:
         read_spec(FAMILIES[family], whole)
     except ConfigError as error:
@@ -168,9 +172,10 @@ def _outline(model: Architecture) -> str:
     return f"{kinds} attention with {experts.count} experts of which a token takes {experts.top_k}"
 
 
-def _family(config: ConfigReader) -> str:
-    """The family by model_type, or by the class that a config without one names; as it stands there if nobody knows
-    it. Newer releases name the text half of a wrapped model with a "_text" behind it."""
+def _family(config: ConfigReader) -> tuple[str, bool]:
+    """The family by model_type, or by the class that the config names, and whether that decided though there is a type;
+    the type as it stands there if nobody knows either. Newer releases name the text half of a wrapped model with a
+    "_text" behind it."""
     classes = config.get("architectures")
     first = str(classes[0]) if isinstance(classes, list) and classes else ""
     snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", re.sub(r"(?:Text)?(?:For[A-Z]\w+|Model)$", "", first)).lower()
@@ -178,8 +183,8 @@ def _family(config: ConfigReader) -> str:
     bare = PART_OF.sub("", name)
     for candidate in (name, name.removesuffix("_text"), bare, ALIASES.get(bare, ""), snake):
         if candidate in FAMILIES or candidate in READERS:
-            return candidate
-    return name
+            return candidate, candidate == snake != bare
+    return name, False
 
 
 def _nearest(name: str) -> str:

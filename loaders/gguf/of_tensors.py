@@ -133,7 +133,7 @@ def _mixer(meta: Metadata, index: int, hidden: int, names: set[str], parts: tupl
     if not attends and not recurrent:
         return None
     state, state_flops = _state(meta, hidden, names) if recurrent else (0, 0)
-    kind, caches, pair, decode_pair = _attention(meta, index) if attends else ("recurrent", (), 0, None)
+    kind, caches, pair, decode_pair = _attention(meta, index, parts) if attends else ("recurrent", (), 0, None)
     # The parts of the layer are with the layer: a mixer's own are asked for nowhere else.
     return Mixer(
         kind=kind, parts=(), caches=caches, state=state, pair_flops=pair, decode_pair_flops=decode_pair,
@@ -141,8 +141,11 @@ def _mixer(meta: Metadata, index: int, hidden: int, names: set[str], parts: tupl
     )  # fmt: skip
 
 
-def _attention(meta: Metadata, index: int) -> tuple[str, tuple[Cache, ...], int, int | None]:
+def _attention(meta: Metadata, index: int, parts: tuple[Part, ...]) -> tuple[str, tuple[Cache, ...], int, int | None]:
+    """Kind, caches, and FLOPs of a pair in a prompt and in decode."""
     heads = meta.number("attention.head_count", index)
+    if heads < 1:
+        raise CheckpointError(f"layer {index} attends, and {meta.arch}.attention.head_count says no heads")
     size = meta.number("attention.key_length", default=meta.number("embedding_length") // max(heads, 1))
     v = meta.number("attention.value_length", default=size)
     top = meta.number("attention.indexer.top_k") or None
@@ -165,7 +168,9 @@ def _attention(meta: Metadata, index: int) -> tuple[str, tuple[Cache, ...], int,
         recent = Cache(width=size, window=meta.number("attention.sliding_window") or None)
         older = (Cache(width=size, every=every, chosen=top if every < 128 else None),) if every else ()
         return "compressed", (recent, *older), 4 * heads * size, None
-    cache = Cache(width=kv * (size + v), window=window, chosen=None if window else top)
+    rows = {part.name: part.rows for part in parts if not part.plain}
+    width = rows["attn_k"] + rows.get("attn_v", rows["attn_k"]) if "attn_k" in rows else kv * (size + v)
+    cache = Cache(width=width, window=window, chosen=None if window else top)
     kind = "sliding window" if window else "grouped-query"
     return kind, (cache, *keys), 2 * heads * (size + v), None
 

@@ -18,13 +18,12 @@ from .. import model_source
 from ..families import FAMILIES, spec_of
 from ..families.config_reader import ConfigReader
 from ..memory import GB
+from ..quants.of_config import KEYS as PACKED
 from ..spec import ModelSpec
 from .checkpoint import SMALLER, Checkpoint, LoadOptions, check_rows, find_format
 from .model_weights import Formats
 
 STORED = {"bfloat16": "bf16", "float16": "f16", "float32": "f32"}
-# Packing of a released checkpoint: shapes stay, and the formats are those of the options.
-PACKING = ("quantization_config", "compression_config")
 
 
 def imagine(model: str | dict[str, Any], options: LoadOptions, **where: Any) -> Checkpoint:
@@ -40,7 +39,7 @@ def imagine(model: str | dict[str, Any], options: LoadOptions, **where: Any) -> 
             f"{source.name} is of the family {family!r}, which the engine does not run yet (it runs "
             f"{', '.join(FAMILIES)}): headrace plan predicts its speed"
         )
-    config = {key: value for key, value in source.config.items() if key not in PACKING}
+    config = {key: value for key, value in source.config.items() if key not in PACKED}
     reader = ConfigReader(config, source.name, options.ignore_config_keys)
     found, spec = spec_of(reader)
     formats = _formats(config, options)

@@ -159,7 +159,6 @@ FEW = SamplingParams(max_new_tokens=3, ignore_eos=True)
         [np.int64(5), np.int32(6), 7], [torch.tensor(5), torch.tensor(6), torch.tensor(7)], iter([5, 6, 7]),
         [5.0, 6, 7],
     ],
-    ids=str,
 )  # fmt: skip
 def test_ids_of_any_kind_are_a_prompt(ids: Any, llm: LLM) -> None:
     (found,) = llm.generate(ids, FEW)

@@ -246,6 +246,11 @@ def test_files_of_other_kinds_are_called_what_they_are(metadata: dict[str, Any],
 
 def test_metadata_that_make_no_model_are_refused() -> None:
     tensor = Stored("token_embd.weight", "F32", (8, 8), 256)
+    _, tensors = small()
+    stored_ones = tuple(Stored(name, "F32", shape, size) for name, shape, _, size in tensors)
+    no_heads = {key: value for key, value in small()[0].items() if "head_count" not in key}
+    with refused(CheckpointError, "attention.head_count says no heads"):
+        model_source.of_gguf(Header(no_heads, stored_ones, 0), "x.gguf")
     for metadata in ({"qwen3moe.block_count": "many"}, {"qwen3moe.block_count": 4}, {}):
         header = Header({"general.architecture": "qwen3moe", **metadata}, (tensor,), 0)
         with refused(CheckpointError, "metadata that make no model"):

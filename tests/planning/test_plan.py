@@ -32,9 +32,9 @@ from headrace.engine.terminal.plan.plan_report import as_json, n_cpu_moe
 from headrace.kernels import FORMATS, ExpertLayout
 from headrace.kernels.context import Context
 from headrace.loaders import model_source
-from headrace.loaders.architecture import encodings
 from headrace.loaders.families import spec_of
 from headrace.loaders.families.config_reader import ConfigReader
+from headrace.loaders.quants import of_config, of_text
 from headrace.loaders.weights.model_weights import Formats, allocate
 
 GB = 1e9
@@ -73,7 +73,7 @@ def test_bytes_are_those_of_the_engine(variant: str, experts: str, dense: str, c
     _, spec = spec_of(ConfigReader.open(directory / "config.json"))
     formats = Formats(experts=FORMATS[experts], dense=FORMATS[dense], embed=FORMATS["f32"])
     source = model_source.find(str(directory))
-    quant = encodings.parse(f"experts={experts},dense={dense},embed=f32", encodings.native({}, ""))
+    quant = of_text.parse(f"experts={experts},dense={dense},embed=f32", of_config.native({}, ""))
     found = storage.computed(source.described.architecture, quant)
     assert found.total == allocate(spec, formats, "meta").nbytes
     context, banks = 17, spec.moe_layers
@@ -106,7 +106,7 @@ def test_time_is_that_of_the_engine(variant: str, batch: int, checkpoints: Any, 
     touched = distinct_experts(spec.moe.experts, spec.moe.top_k, batch)  # not whole: an average
     read["cpu_dram"]["experts"] = touched * spec.moe_layers * layout.bytes
     source = model_source.find(str(directory))
-    quant = encodings.parse("experts=q4_0,dense=q8_0,embed=f32", encodings.native({}, ""))
+    quant = of_text.parse("experts=q4_0,dense=q8_0,embed=f32", of_config.native({}, ""))
     hw = machine_file.of_profile(known)
     engine = Model(source.described.architecture, storage.computed(source.described.architecture, quant), hw)
     everything = layouts.on_cpu(engine.storage, hw, _no_demand(spec.layers))
@@ -125,7 +125,7 @@ def test_a_prompt_on_a_measured_cpu_by_hand(checkpoints: Any, profile: Profile) 
     the last token alone; keys are read once a chunk; the head once."""
     source = model_source.find(str(checkpoints("qwen3_moe")))
     architecture = source.described.architecture
-    quant = encodings.parse("experts=q4_0,dense=q8_0,embed=f32", encodings.native({}, ""))
+    quant = of_text.parse("experts=q4_0,dense=q8_0,embed=f32", of_config.native({}, ""))
     flat = dict.fromkeys(FORMATS, 1e10)
     known = dataclasses.replace(
         profile, batch={"512": flat}, crowd={"512": flat}, attention={"1": 1e10, "4096": 1e10}, layer_s=1e-3,
@@ -163,14 +163,14 @@ def _no_demand(layers: int) -> layouts.Demand:
 def test_bytes_of_a_matrix(name: str, rows: int, cols: int, size: int) -> None:
     """By hand; a row of the engine's own formats is padded to 16 bytes where it has scales."""
     expected = rows * cols * 2 if name == "bf16" else size
-    assert encodings.find(name).bytes(rows, cols) == expected
+    assert of_text.find(name).bytes(rows, cols) == expected
 
 
 def test_formats_of_released_checkpoints() -> None:
     """FP8 DeepSeek, MXFP4 gpt-oss, int4 experts of Kimi-K2-Thinking, fp4 experts of DeepSeek-V4."""
     names = {}
     for model in ("DeepSeek-V3", "gpt-oss-120b", "Kimi-K2-Thinking", "DeepSeek-V4-Flash", "Qwen3-30B-A3B"):
-        quant = encodings.native(model_source.find(model).config, model)
+        quant = of_config.native(model_source.find(model).config, model)
         names[model] = (quant.experts.name, quant.dense.name, quant.head.name)
     assert names == {
         "DeepSeek-V3": ("fp8", "fp8", "bf16"),
@@ -524,7 +524,7 @@ def test_unknown_schemes_need_a_format() -> None:
     source = model_source.find("DeepSeek-V3")
     source.config["quantization_config"] = {"quant_method": "magic4"}
     with pytest.raises(ConfigError, match="'magic4' is not known"):
-        encodings.native(source.config, "x")
+        of_config.native(source.config, "x")
 
 
 def test_a_plan_needs_no_torch_and_answers_at_once(checkpoints: Any, cache_home: Path) -> None:

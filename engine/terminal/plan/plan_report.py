@@ -48,13 +48,18 @@ def headlines(plan: Plan) -> Iterable[str]:
     )
     for objection in described.objections:
         yield short(f"cannot be run: {objection}")
-    yield from plan.source.notes
+    yield from notes(plan)
     counted = plan.storage.counted
     if counted is not None and abs(counted - model.total_parameters) > 1e-3 * model.total_parameters:
         yield f"its files hold {count(counted)} parameters: the config is read wrongly, or belongs to another model"
     if described.unknown_keys:
         unknown = ", ".join(described.unknown_keys)
         yield f"config keys that this family does not know, and that may change sizes: {unknown}"
+
+
+def notes(plan: Plan) -> tuple[str, ...]:
+    """How model and formats were read, where that is not plain."""
+    return (*plan.source.notes, *(() if plan.storage.from_headers else plan.quant.notes))
 
 
 def parameters(model: Architecture) -> dict[str, int]:
@@ -83,8 +88,8 @@ def storage_table(plan: Plan) -> Table:
 
 
 def _format(plan: Plan, group: str, count: int, held: int) -> str:
-    """The format of a group; of files the bits that a weight takes on average."""
-    if plan.storage.from_headers:
+    """The format of a group; of files, and of formats that differ inside a group, the bits of a weight on average."""
+    if plan.storage.from_headers or (plan.quant.special and group not in ("router", "norms")):
         return f"{8 * held / count:.2f} bits" if count else ""
     return "f32" if group in ("router", "norms") else plan.quant.of(group).name
 
@@ -228,7 +233,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "runs": not plan.source.described.objections,
         "objections": list(plan.source.described.objections),
         "unknown_config_keys": list(plan.source.described.unknown_keys),
-        "notes": [*plan.source.notes, *doubts(plan)],
+        "notes": [*notes(plan), *doubts(plan)],
         "total_parameters": model.total_parameters,
         "parameters_in_files": plan.storage.counted,
         "active_parameters": model.active_parameters,

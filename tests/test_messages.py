@@ -1,6 +1,6 @@
 """Every message of an error, as the code writes it, in one file that can be read through: messages.txt.
 
-    HEADRACE_WRITE_MESSAGES=1 python -m pytest tests/commands/test_messages.py
+    HEADRACE_WRITE_MESSAGES=1 python -m pytest tests/test_messages.py
 
 writes it anew. A value is shown as {its expression}. Read what changed as somebody who sees it for the first time: it
 names the thing, the value and what to do, on one line.
@@ -18,7 +18,7 @@ import pytest
 
 from headrace import errors
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).with_name("messages.txt")
 KINDS = {name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, Exception)}
 LONGEST, OF_A_VALUE = 300, 20  # characters: of a message, and of a value in it

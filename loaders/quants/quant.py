@@ -1,0 +1,94 @@
+"""`Quant`: the encoding of every tensor of a model, by group, with those that differ by layer or name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..architecture.architecture import Architecture, Experts, Layer, Part
+from .encodings import F32, Encoding
+
+ROLES = ("experts", "dense", "head", "embed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a tensor stands: its layer (None: outside of layers) of so many, experts of a layer that has some, query
+    heads to a key-value head, whether the layer is recurrent."""
+
+    layer: int | None
+    layers: int
+    experts: int = 0
+    shared_by: float = 1.0
+    recurrent: bool = False
+
+
+# The encoding of a tensor that differs from those of its group; None: it does not.
+Special = Callable[[Part, Place], Encoding | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quant:
+    """The encoding of each group: routed experts; attention, shared and dense parts; head; embedding. `special`: of
+    tensors that differ; `label`: what all of it is called; `notes`: how it was read where that is not plain."""
+
+    experts: Encoding
+    dense: Encoding
+    head: Encoding
+    embed: Encoding
+    special: Special | None = None
+    label: str = ""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Short enough for a table."""
+        both = self.experts.name if self.experts == self.dense else f"{self.experts.name} / {self.dense.name}"
+        return self.label or both
+
+    def of(self, group: str) -> Encoding:
+        """The encoding of a group of `architecture.GROUPS`."""
+        named = {"experts": self.experts, "head": self.head, "embedding": self.embed, "tables": self.embed}
+        return named.get(group, self.dense)
+
+    def encoding(self, part: Part, place: Place) -> Encoding:
+        """The encoding of one tensor."""
+        is_vector = part.plain and (part.rows == 1 or part.group != "router")
+        found = self.special(part, place) if self.special and not is_vector else None
+        return found or (F32 if part.plain else self.of(part.group))
+
+    def bytes(self, part: Part, place: Place) -> int:
+        """Bytes of one tensor."""
+        return self.encoding(part, place).bytes(part.rows, part.cols)
+
+    def expert_bytes(self, experts: Experts, place: Place) -> int:
+        """Bytes of one expert of a layer."""
+        if self.special is None:
+            return self.experts.expert_bytes(experts)
+        return sum(self.bytes(part, place) for part in experts.parts())
+
+
+def place_of(model: Architecture, index: int) -> Place:
+    """The place of a layer's tensors."""
+    layer = model.layers[index]
+    return Place(
+        layer=index,
+        layers=len(model.layers),
+        experts=_experts(model),
+        shared_by=_shared_by(layer),
+        recurrent=layer.mixer is not None and layer.mixer.state > 0,
+    )
+
+
+def outside(model: Architecture) -> Place:
+    """The place of tensors outside of layers."""
+    return Place(layer=None, layers=len(model.layers), experts=_experts(model))
+
+
+def _experts(model: Architecture) -> int:
+    return next((layer.experts.count for layer in model.layers if layer.experts), 0)
+
+
+def _shared_by(layer: Layer) -> float:
+    rows = {part.name: part.rows for part in layer.parts}
+    return rows.get("attn_q", 1) / rows.get("attn_k", rows.get("attn_q", 1))
