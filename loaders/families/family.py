@@ -49,7 +49,8 @@ class TensorNames:
     expert_gate: str | None = "mlp.experts.{e}.gate_proj.weight"
     expert_up: str | None = "mlp.experts.{e}.up_proj.weight"
     expert_down: str = "mlp.experts.{e}.down_proj.weight"
-    fused_gate_up: str | None = None  # [experts, 2 * width, hidden], gate rows first; expert_down is then fused too
+    fused_gate_up: str | None = None  # gate rows first, then up
+    experts_turned: bool = False  # [experts, in, out] instead of [experts, out, in]
     mlp_gate: str = "mlp.gate_proj.weight"
     mlp_up: str = "mlp.up_proj.weight"
     mlp_down: str = "mlp.down_proj.weight"

@@ -101,14 +101,21 @@ def of_file(path: Path, remedy: str = "download it again") -> Header:
 
 
 def read_index(index: Path) -> dict[str, str]:
-    """An index's map from tensor to shard, each a plain file name; raises CheckpointError if it is damaged."""
+    """An index's map from tensor to shard, a path from the index; raises CheckpointError if it is damaged."""
     try:
         where = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        wrong = [shard for shard in where.values() if not isinstance(shard, str) or Path(shard).name != shard]
+        wrong = [shard for shard in where.values() if not isinstance(shard, str) or not _is_below(Path(shard))]
     except OSError as error:
         raise CheckpointError(f"cannot read {index}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{index} is damaged ({error!r}): download it again") from error
     if wrong:
-        raise CheckpointError(f"{index} names {wrong[0]!r} where a file beside it is needed: download it again")
+        raise CheckpointError(f"{index} names {brief(wrong[0])} where a file beside it is needed: download it again")
+    if not where:
+        raise CheckpointError(f"{index} names no files: download it again")
     return dict(where)
+
+
+def _is_below(path: Path) -> bool:
+    """Whether a path leads to a file of the same folder, or of one in it."""
+    return bool(path.name) and not path.is_absolute() and ".." not in path.parts

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from ...errors import CheckpointError
-from . import headers, recognise, weight_files
+from . import headers, recognise
 from .headers import Stored
+from .weight_files import WeightSet, several
 
 ALIGN = 64
 DTYPES = {
@@ -120,24 +121,16 @@ def read_into(entry: Entry, start: int, buffer: Tensor) -> None:
         os.close(fd)
 
 
-def open_checkpoint(directory: Path, notes: list[str]) -> dict[str, Entry]:
-    """Every tensor of a checkpoint by name, from whichever files it has; what is to be said of them goes to `notes`."""
-    files, where, said = weight_files.find(directory)
-    notes += said
-    if not files:
-        what = recognise.what_folder(directory) or "get the safetensors version"
-        raise CheckpointError(f"{directory} has no weights in safetensors files: {what}")
+def read_set(directory: Path, files: WeightSet) -> dict[str, Entry]:
+    """Every tensor of a set of files by name. One that lies in two files is taken from where an index says; raises
+    CheckpointError where none does."""
     entries: dict[str, Entry] = {}
-    for path in files:
-        found = read_header(path)
-        absent = sorted(name for name, place in where.items() if place == path.name and name not in found)
-        if absent:
-            raise CheckpointError(
-                f"{path} has no tensor '{absent[0]}', which the index puts there ({len(absent)} in all): shards and "
-                "index are of different versions, download both again"
-            )
-        # A tensor that lies in two shards is taken from where the index says.
-        entries.update({name: entry for name, entry in found.items() if where.get(name, path.name) == path.name})
+    for file in files.files:
+        for name, entry in read_header(directory / file).items():
+            if name in entries and not files.where:
+                raise several(directory, [files])
+            if name not in entries or files.where.get(name) == file:
+                entries[name] = entry
     return entries
 
 

@@ -1,14 +1,16 @@
-"""Which safetensors files of a folder are the model's weights: by what is there, not by one layout.
+"""Which safetensors files of a folder may be the model's weights: by what is there, not by one layout.
 
-Shards of an index, or one file; where an index and the files do not agree, whole sets of shards, and files by any name.
-Whether they hold the whole model is proved later, by their headers.
+There may be an index of shards, one file, whole sets of shards, files by any name, and all of that beside each other or
+left over from before. So there are candidates, the likeliest first, and headers prove which holds the whole model:
+those of a run against its config (`weights/whole_model.py`), those of a plan by what it computes from them.
 """
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -16,41 +18,132 @@ from ...errors import CheckpointError, listed
 from . import headers, recognise
 from .headers import INDEX, SINGLE, Stored, read_index
 
-SHARD = re.compile(r"(.+)-(\d{4,5})-of-(\d{4,5})\.safetensors")
-OTHERS = ("adapter_model*", "training_args*", "optimizer*", "scheduler*", "*.fp32.*", "headrace*")  # not a model's own
+SUFFIX = ".safetensors"
+INDICES = "*.safetensors.index*.json"
+SHARD = re.compile(r"(.*?)[-_.]?(\d+)[-_]of[-_](\d+)(.*)\.safetensors")
+OTHERS = ("adapter_model*", "training_args*", "optimizer*", "scheduler*", "headrace*")  # not a model's own
 
 
-def find(directory: Path, *, whole: bool = True) -> tuple[list[Path], dict[str, str], list[str]]:
-    """The files with the weights, the map from tensor to file of an index that holds, and what is to be said of them.
+@dataclass(frozen=True)
+class WeightSet:
+    """Files that may be the whole model; `where`: the file of a tensor, by an index; is_all: every weight file there
+    is, where none alone is likely."""
 
-    Empty where there is no weight file. Raises CheckpointError where some are missing and nothing stands for them;
-    unless the whole is needed, there are none then.
-    """
-    indices = sorted(directory.glob("*.safetensors.index*.json"), key=lambda p: (p.name != INDEX, p.name))
+    files: tuple[str, ...]
+    where: Mapping[str, str] = field(default_factory=dict)
+    index: str = ""
+    is_all: bool = False
+
+    @property
+    def label(self) -> str:
+        """What to call it."""
+        more = len(self.files) - 1
+        files = self.files[0] + (f" and {more} more" if more else "")
+        return f"the files of {self.index}" if self.index else files
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why files are not the model, in a few words and as an error; is_likely: of files likelier than those after."""
+
+    what: str
+    error: CheckpointError
+    is_likely: bool = True
+
+
+def ranked(names: Collection[str], indices: Mapping[str, Mapping[str, str]]) -> list[list[WeightSet]]:
+    """The sets of files that may be the model, likeliest first; those of one rank are equally likely.
+
+    names: of the files there are; indices: their maps, by name and in order. First come indices whose files are all
+    there, then model.safetensors, shards called model-*, other whole sets and files, and last all files together."""
+    kept = _kept(names)
+    ranks = [
+        [WeightSet(tuple(sorted({*where.values()})), where, index)]
+        for index, where in indices.items()
+        if where and {*where.values()} <= {*names}
+    ]
+    if SINGLE in names:
+        ranks.append([WeightSet((SINGLE,))])
+    whole = [WeightSet(tuple(shards)) for count, shards in _counted(kept) if len(shards) >= count]
+    first = [one for one in whole if one.files[0].startswith("model")]
+    others = [WeightSet((name,)) for name in kept if name != SINGLE and not SHARD.fullmatch(name)]
+    ranks += [first, [one for one in whole if one not in first] + others]
+    if len(kept) > 1:
+        ranks.append([WeightSet(tuple(kept), is_all=True)])
+    return [rank for rank in ranks if rank]
+
+
+def _kept(names: Iterable[str]) -> list[str]:
+    mine = (name for name in names if name.endswith(SUFFIX) and "/" not in name)
+    return sorted(name for name in mine if not any(fnmatch(name, other) for other in OTHERS))
+
+
+def _counted(names: Iterable[str]) -> list[tuple[int, list[str]]]:
+    """Names that count parts, a list for each set, and of how many it should be."""
+    sets: defaultdict[tuple[str, int, str], list[str]] = defaultdict(list)
+    for name in names:
+        if match := SHARD.fullmatch(name):
+            sets[match[1], int(match[3]), match[4]].append(name)
+    return [(count, shards) for (_, count, _), shards in sets.items()]
+
+
+def find(directory: Path) -> tuple[list[list[WeightSet]], list[Problem]]:
+    """The candidates of a folder, and what is wrong with others that its files speak of."""
+    names = [
+        str(p.relative_to(directory)) for end in ("", "*/") for p in directory.glob(f"{end}*{SUFFIX}") if p.is_file()
+    ]
+    indices: dict[str, dict[str, str]] = {}
     problems = []
-    for index in indices:
-        where = _read(index)
-        missing = [name for name in sorted(set(where.values())) if not (directory / name).is_file()]
-        if where and not missing:
-            return [directory / name for name in sorted(set(where.values()))], where, []
-        problems.append((index, missing, len(set(where.values()))))
-    files = _without_index(directory)
-    if files and not problems:
-        return files, {}, []
-    if files:
-        stale, read = problems[0][0].name, listed([path.name for path in files], 2)
-        return files, {}, [f"{stale} names files that are not there: {read} is read instead"]
-    if whole and problems:
-        raise CheckpointError(_incomplete(directory, *problems[0]))
-    if whole and (parts := [path.name for path in directory.glob("*.safetensors") if SHARD.fullmatch(path.name)]):
-        raise CheckpointError(f"{directory} has {len(parts)} shards, as {parts[0]}, and not all: finish the download")
-    return [], {}, []
+    for index in sorted(directory.glob(INDICES), key=lambda p: (p.name != INDEX, p.name)):
+        try:
+            indices[index.name] = where = _read(index)
+        except CheckpointError as error:
+            problems.append(Problem(f"{index.name} cannot be read", error))
+            continue
+        if missing := sorted({*where.values()} - {*names}):
+            said = CheckpointError(_incomplete(directory, missing, len({*where.values()})))
+            problems.append(Problem(f"{index.name} names files that are not there", said))
+    for path in directory.glob(f"*{SUFFIX}"):
+        if path.name not in names:
+            gone = CheckpointError(f"{path} {recognise.what_is(path) or 'is no file'}")
+            problems.append(Problem(f"{path.name} is no file", gone, path.name == SINGLE))
+    for count, shards in _counted(_kept(names)):
+        if len(shards) < count and not indices:
+            why = recognise.what_folder(directory) or "finish the download"
+            said = CheckpointError(f"{directory} has {len(shards)} of {count} shards, as {shards[0]}: {why}")
+            problems.append(Problem(f"{shards[0]} is of a set that is not whole", said, False))
+    return ranked(names, indices), problems
 
 
 def headers_of(directory: Path) -> list[Stored]:
-    """The tensors of a folder's weight files; empty if it has none, or not all (a config alone can be planned)."""
-    files, _, _ = find(directory, whole=False)
-    return list({tensor.name: tensor for path in files for tensor in headers.of_file(path).tensors}.values())
+    """The tensors of a folder's weights; empty if there are none, or not all (a config alone can be planned).
+
+    Raises CheckpointError where several sets of files hold the same tensors, or none can be read."""
+    ranks, problems = find(directory)
+    failed: list[CheckpointError] = []
+    for rank in ranks:
+        if problems and not rank[0].index and len(rank[0].files) == 1 and rank[0].files != (SINGLE,):
+            continue  # it may be a part
+        if problems and rank[0].is_all:
+            continue
+        try:
+            found = [t for one in rank for name in one.files for t in headers.of_file(directory / name).tensors]
+        except CheckpointError as error:
+            failed.append(error)
+            continue
+        tensors = {tensor.name: tensor for tensor in found}
+        if len(tensors) < len(found) and (len(rank) > 1 or rank[0].is_all):
+            raise several(directory, rank)
+        return list(tensors.values())
+    if failed:
+        raise failed[0]
+    return []
+
+
+def several(directory: object, sets: Collection[WeightSet]) -> CheckpointError:
+    """The error for files that hold the same tensors."""
+    some = listed([one.label for one in sets] if len(sets) > 1 else next(iter(sets)).files)
+    return CheckpointError(f"{directory} has several sets of weights ({some}): leave one of them there")
 
 
 def _read(index: Path) -> dict[str, str]:
@@ -60,39 +153,8 @@ def _read(index: Path) -> dict[str, str]:
     return read_index(index)
 
 
-def _without_index(directory: Path) -> list[Path]:
-    """The whole file, or a whole set of shards, or the files there are."""
-    files = [directory / name for name in by_name([path.name for path in directory.iterdir()], str(directory))]
-    if dangling := next((path for path in files if not path.is_file()), None):
-        raise CheckpointError(f"{dangling} {recognise.what_is(dangling) or 'is no file'}")
-    return files
-
-
-def by_name(names: Collection[str], where: str) -> list[str]:
-    """Of the names of files those of the weights, where no index says it; `where` is the name that errors give.
-
-    The usual one, a whole set of shards, or the only file; none of a set that lacks some. Raises CheckpointError where
-    there are several.
-    """
-    if SINGLE in names:
-        return [SINGLE]
-    kept = sorted(n for n in names if n.endswith(".safetensors") and not any(fnmatch(n, one) for one in OTHERS))
-    sets: defaultdict[tuple[str, int], list[str]] = defaultdict(list)
-    for name in kept:
-        if match := SHARD.fullmatch(name):
-            sets[match[1], int(match[3])].append(name)
-    whole = [shards for (_, count), shards in sets.items() if len(shards) == count]
-    found = [*whole, *([name] for name in kept if not SHARD.fullmatch(name))]
-    if len(found) > 1:
-        some = listed([files[0] for files in found])
-        raise CheckpointError(f"{where} has several sets of weights ({some}): leave one of them there")
-    return found[0] if found else []
-
-
-def _incomplete(directory: Path, index: Path, missing: list[str], count: int) -> str:
+def _incomplete(directory: Path, missing: list[str], count: int) -> str:
     """What to say of shards that are missing: why, where that can be seen."""
-    if not count:
-        return f"{index} names no files: download it again"
     first = directory / missing[0]
     if first.is_symlink():
         return f"{first} {recognise.what_is(first)}"

@@ -28,7 +28,7 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from ...errors import HubError
 from ..files import recognise
 from ..files.gguf_set import is_gguf
-from ..files.weight_files import by_name
+from ..files.weight_files import INDICES, ranked, several
 from .download import Repo, fetch_all, library_bars, persist
 from .errors import explained
 from .local import DEMO, DEMO_DIRECTORY, existing
@@ -142,14 +142,23 @@ def _side_files(names: Collection[str]) -> frozenset[str]:
     return wanted.intersection(names)
 
 
-def weight_files(names: Collection[str], read_index: Callable[[], set[str]]) -> set[str]:
-    """The files that hold the weights, the index included: our own layout first, then an index, then what is there."""
+def weight_files(names: Collection[str], read_index: Callable[[str], set[str]]) -> set[str]:
+    """The files that hold the weights, the index included: our own layout first, then the likeliest of what is there.
+
+    Where no set is whole it is what an index names. Raises CheckpointError where several are equally likely."""
     converted = {name for name in names if fnmatch(name, "headrace*.safetensors")}
     if CONVERTED in names and converted:
         return converted
-    if INDEX in names:
-        return {INDEX} | read_index()
-    return {*by_name(names, "the repo")}
+    asked: set[str] = set()
+    for index in sorted((n for n in names if fnmatch(n, INDICES)), key=lambda n: (n != INDEX, n)):
+        found = {index} | read_index(index)
+        if found <= {*names}:
+            return found
+        asked = asked or found
+    likely = next((rank for rank in ranked(names, {}) if not rank[0].is_all), [])
+    if len(likely) > 1:
+        raise several("the repo", likely)
+    return {*likely[0].files} if likely else asked
 
 
 def shards_of(index: Path, model: str) -> set[str]:
@@ -158,7 +167,7 @@ def shards_of(index: Path, model: str) -> set[str]:
         return set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise HubError(
-            f"{INDEX} of {model} is not an index of shards ({type(error).__name__}: {error}); "
+            f"{index.name} of {model} is not an index of shards ({type(error).__name__}: {error}); "
             "try another revision, or tell the owner of the model"
         ) from error
 
@@ -208,8 +217,8 @@ def _has_copy(model: str, revision: str | None, cache: Path) -> bool:
 
 def _missing(directory: Path, model: str) -> list[str]:
     """Weight files that a directory should have and has not."""
-    present = {path.name for path in directory.iterdir() if path.exists()}
-    wanted = weight_files(present, lambda: shards_of(directory / INDEX, model))
+    present = {str(path.relative_to(directory)) for path in directory.rglob("*") if path.exists()}
+    wanted = weight_files(present, lambda index: shards_of(directory / index, model))
     return sorted(wanted - present) if wanted else ["model.safetensors"]
 
 
@@ -254,12 +263,12 @@ def _download(repo: Repo, show_progress: bool) -> Path:
         raise HubError(
             f"{repo.model} has no {CONFIG}, so it is not a model in the layout of transformers; check the name"
         )
-    weights = weight_files(names, lambda: _fetch_index(repo))
+    weights = weight_files(names, partial(_fetch_index, repo))
     if not weights:
         _refuse_other_formats(repo.model, names)
     if lost := sorted(weights - names):
         raise HubError(
-            f"{INDEX} of {repo.model} names files that the repo does not have: {_listed(lost)} missing; "
+            f"the index of {repo.model} names files that the repo does not have: {_listed(lost)} missing; "
             "try another revision, or tell the owner of the model"
         )
     wanted = sorted(_side_files(names) | weights)
@@ -270,10 +279,10 @@ def _download(repo: Repo, show_progress: bool) -> Path:
     return repo.snapshot
 
 
-def _fetch_index(repo: Repo) -> set[str]:
-    _check_space(repo, repo.sizes[INDEX] - repo.bytes_here(INDEX))
-    fetch_all(repo, [INDEX], 0, show_progress=False)
-    return shards_of(repo.snapshot / INDEX, repo.model)
+def _fetch_index(repo: Repo, index: str) -> set[str]:
+    _check_space(repo, repo.sizes[index] - repo.bytes_here(index))
+    fetch_all(repo, [index], 0, show_progress=False)
+    return shards_of(repo.snapshot / index, repo.model)
 
 
 def _check_space(repo: Repo, needed: int) -> None:

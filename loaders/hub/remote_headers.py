@@ -29,10 +29,10 @@ from ...errors import CheckpointError, HubError
 from ..families.config_reader import ConfigReader
 from ..files import gguf_header, gguf_set, headers
 from ..files.headers import Stored
-from ..files.weight_files import headers_of
+from ..files.weight_files import SUFFIX, headers_of
 from .download import Repo, fetch_all, folder_of, persist
 from .errors import explained
-from .locate import CONFIG, INDEX, check_name, look_up, shards_of, weight_files
+from .locate import CONFIG, check_name, look_up, shards_of, weight_files
 
 WORKERS = 8
 UNWRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR)
@@ -98,16 +98,17 @@ def _read_through(repo: Repo) -> Found:
         raise HubError(f"{repo.model} has no {CONFIG}, so it is not a model in the layout of transformers")
     fetch_all(repo, [CONFIG], 0, show_progress=False)
     config = ConfigReader.open(repo.snapshot / CONFIG).values
-    names = weight_files(repo.sizes.keys(), lambda: _index(repo)) - {INDEX}
+    wanted = weight_files(repo.sizes.keys(), partial(_index, repo))
+    names = sorted(name for name in wanted if name.endswith(SUFFIX))
     notes = () if names else ("the repo has no safetensors: bytes are computed from its config",)
     with ThreadPoolExecutor(WORKERS) as pool:
-        found = [tensor for tensors in pool.map(partial(_header, repo), sorted(names)) for tensor in tensors]
+        found = [tensor for tensors in pool.map(partial(_header, repo), names) for tensor in tensors]
     return Found(config=config, tensors=found, notes=notes)
 
 
-def _index(repo: Repo) -> set[str]:
-    fetch_all(repo, [INDEX], 0, show_progress=False)
-    return shards_of(repo.snapshot / INDEX, repo.model)
+def _index(repo: Repo, index: str) -> set[str]:
+    fetch_all(repo, [index], 0, show_progress=False)
+    return shards_of(repo.snapshot / index, repo.model)
 
 
 def _header(repo: Repo, name: str) -> tuple[Stored, ...]:

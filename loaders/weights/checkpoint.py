@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 import torch
@@ -25,7 +24,7 @@ from ..files.read_ahead import in_order
 from ..files.safetensors import Entry
 from ..memory import require_memory
 from ..spec import ModelSpec
-from . import converted, stored_names, tied_head
+from . import converted, whole_model
 from .model_weights import Formats, ModelWeights, Where, allocate
 from .targets import Target, targets
 
@@ -74,38 +73,20 @@ def open_directory(directory: Path, options: LoadOptions) -> Checkpoint:
     if converted.is_converted(directory):
         formats = converted.read_formats(directory, options.expert_format, options.dense_format)
         entries = safetensors.read_header(directory / converted.WEIGHTS, converted.origin(directory))
+        spec = converted.with_head(spec, entries, config.notes)
         converted.check(entries, allocate(spec, formats, "meta"), directory)
         return Checkpoint(
             directory=directory, family=family, spec=spec, names=family.tensors, formats=formats, entries=entries,
             is_converted=True, notes=tuple(config.notes),
         )  # fmt: skip
-    notes = config.notes
-    entries = stored_names.canonical(safetensors.open_checkpoint(directory, notes), family.tensors, notes)
-    entries = _without_ignored(entries, options.ignore_tensors, notes)
-    names = stored_names.as_stored(entries, family, spec)
-    spec, names = tied_head.as_stored(spec, names, entries, notes)
-    plain = FORMATS["f32"]  # names and shapes are the same in every format
-    any_format = allocate(spec, Formats(experts=plain, dense=plain, embed=plain), "meta")
-    wanted = targets(spec, names, any_format)
-    formats = resolve_formats(spec, wanted, entries, options)
-    left = [name for name in entries if name not in wanted and not stored_names.is_spare(name, names, spec)]
-    stored_names.check_names(directory, entries, wanted, family, left)
-    for name, target in wanted.items():
-        _check_entry(entries[name], target)
+    found = whole_model.find(directory, family, spec, options.ignore_tensors, config.notes)
+    formats = resolve_formats(found.spec, found.wanted, found.entries, options)
+    for name, target in found.wanted.items():
+        _check_entry(found.entries[name], target)
     return Checkpoint(
-        directory=directory, family=family, spec=spec, names=names, formats=formats, entries=entries,
-        is_converted=False, notes=tuple(notes),
+        directory=directory, family=family, spec=found.spec, names=found.names, formats=formats, entries=found.entries,
+        is_converted=False, notes=tuple(config.notes),
     )  # fmt: skip
-
-
-def _without_ignored(entries: dict[str, Entry], patterns: Collection[str], notes: list[str]) -> dict[str, Entry]:
-    """The tensors without those that the user has ignored, which is said."""
-    ignored = [name for name in entries if any(fnmatchcase(name, pattern) for pattern in patterns)]
-    if ignored:
-        notes.append(
-            f"{len(ignored)} tensors are ignored, as {ignored[0]}: the model computes as if they had not been trained"
-        )
-    return {name: entry for name, entry in entries.items() if name not in {*ignored}}
 
 
 def load_weights(
@@ -143,15 +124,18 @@ def load_weights(
 
 @dataclass(frozen=True)
 class _Task:
-    """A run of rows to read, and the matrix that it fills."""
+    """A run of rows to read, and the matrix that it fills; with a column, a matrix that is stored the other way
+    round."""
 
     entry: Entry
     first: int
     into: Matrix
+    column: int | None = None
 
     @property
     def nbytes(self) -> int:
-        return self.into.rows * self.entry.row_bytes
+        row = self.entry.row_bytes if self.column is None else self.into.cols * self.entry.dtype.itemsize
+        return self.into.rows * row
 
     @property
     def is_packed(self) -> bool:
@@ -160,6 +144,9 @@ class _Task:
 
     def read(self) -> torch.Tensor | None:
         """The rows, or None where they could be read straight into their place."""
+        if self.column is not None:
+            block = safetensors.read_rows(self.entry, self.first, self.into.cols)
+            return block[:, self.column : self.column + self.into.rows].T.contiguous()
         if not self.is_packed or self.into.data.device.type != "cpu":
             return safetensors.read_rows(self.entry, self.first, self.into.rows)
         safetensors.read_into(self.entry, self.first * self.entry.row_bytes, self.into.data.view(-1))
@@ -179,10 +166,13 @@ def _tasks(checkpoint: Checkpoint, weights: ModelWeights) -> Iterator[_Task]:
     else:
         wanted = targets(checkpoint.spec, checkpoint.names, weights)
     for name in sorted(wanted, key=lambda n: (checkpoint.entries[n].path, checkpoint.entries[n].offset)):
-        entry, target = checkpoint.entries[name], wanted[name]
-        rows = sum(piece.into.rows for piece in target.pieces)
-        assert rows * entry.row_bytes == entry.nbytes, f"{name}: pieces cover {rows} rows of {list(target.shape)}"
-        for piece in target.pieces:
+        entry, pieces = checkpoint.entries[name], wanted[name].pieces
+        covered = sum(_Task(entry, piece.first, piece.into, piece.column).nbytes for piece in pieces)
+        assert covered == entry.nbytes, f"{name}: pieces cover {covered} of {entry.nbytes} bytes"
+        for piece in pieces:
+            if piece.column is not None:
+                yield _Task(entry, piece.first, piece.into, piece.column)
+                continue
             step = max(1, CHUNK_BYTES // entry.row_bytes)
             for start in range(0, piece.into.rows, step):
                 stop = min(start + step, piece.into.rows)

@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,6 +22,7 @@ from ...kernels import FORMATS
 from ...kernels.packed import Matrix
 from ..files import safetensors
 from ..files.safetensors import Entry
+from ..spec import ModelSpec
 from .model_weights import Formats, ModelWeights, TierBanks
 from .targets import Piece, Target
 
@@ -102,6 +105,14 @@ def check(entries: dict[str, Entry], weights: ModelWeights, directory: Path) -> 
             f"{directory / WEIGHTS} does not match config.json and {MANIFEST} at tensor '{wrong[0]}' "
             f"({len(wrong)} in all): convert the model again"
         )
+
+
+def with_head(spec: ModelSpec, entries: Collection[str], notes: list[str]) -> ModelSpec:
+    """The spec with the head that was packed, where config.json still says that there is none (`tied_head.py`)."""
+    if not spec.tied_head or "head" not in entries:
+        return spec
+    notes.append("the head is not the embedding, as config.json says: the one that was stored beside it is used")
+    return replace(spec, tied_head=False)
 
 
 def _kind(entry: Entry) -> tuple[torch.dtype, tuple[int, ...]]:

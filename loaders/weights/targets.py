@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
+from itertools import accumulate
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -23,10 +24,12 @@ from .model_weights import LayerWeights, ModelWeights, TierBanks
 
 @dataclass(frozen=True)
 class Piece:
-    """Rows [first, first + into.rows) of a checkpoint tensor, and the matrix that they fill."""
+    """Rows [first, first + into.rows) of a checkpoint tensor, and the matrix that they fill; with a `column` the matrix
+    is stored the other way round: columns [column, column + into.rows) of rows [first, first + into.cols)."""
 
     first: int
     into: Matrix
+    column: int | None = None
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class Target:
 
 
 Named = Iterator[tuple[str, Target]]
+Parts = tuple[Literal["gate", "up", "down"], ...]
 
 
 def targets(spec: ModelSpec, names: TensorNames, weights: ModelWeights) -> dict[str, Target]:
@@ -87,18 +91,36 @@ def _attention(spec: ModelSpec, names: TensorNames, layer: LayerWeights) -> Name
 
 
 def _experts(names: TensorNames, bank: ExpertBank | TierBanks) -> Named:
-    lay, count = bank.layout, bank.experts
-    gate, up, down = (partial(bank.matrix, part=part) for part in ("gate", "up", "down"))
-    if names.fused_gate_up is None:
-        for e in range(count):
-            for name, part in ((names.expert_gate, gate), (names.expert_up, up), (names.expert_down, down)):
-                assert name is not None
-                yield name.format(e=e), _whole(part(e), "experts")
-        return
-    pairs = [Piece((2 * e + i) * lay.width, part(e)) for e in range(count) for i, part in enumerate((gate, up))]
-    yield names.fused_gate_up, Target((count, 2 * lay.width, lay.hidden), tuple(pairs), "experts")
-    downs = [Piece(e * lay.hidden, down(e)) for e in range(count)]
-    yield names.expert_down, Target((count, lay.hidden, lay.width), tuple(downs), "experts")
+    """Each tensor holds the rows of some parts, of one expert or of all of the layer one after the other."""
+    fused: list[tuple[str | None, Parts]] = [(names.fused_gate_up, ("gate", "up"))]
+    separate: list[tuple[str | None, Parts]] = [(names.expert_gate, ("gate",)), (names.expert_up, ("up",))]
+    for name, parts in [*(fused if names.fused_gate_up else separate), (names.expert_down, ("down",))]:
+        assert name is not None
+        if "{e}" in name:
+            for e in range(bank.experts):
+                one = [bank.matrix(e, part) for part in parts]
+                yield name.format(e=e), Target((sum(m.rows for m in one), one[0].cols), _stack(one), "experts")
+            continue
+        matrices = [bank.matrix(e, part) for e in range(bank.experts) for part in parts]
+        rows, cols = sum(m.rows for m in matrices) // bank.experts, matrices[0].cols
+        if names.experts_turned:
+            yield name, Target((bank.experts, cols, rows), _turned(matrices, rows), "experts")
+        else:
+            yield name, Target((bank.experts, rows, cols), _stack(matrices), "experts")
+
+
+def _stack(matrices: list[Matrix]) -> tuple[Piece, ...]:
+    """Matrices one below the other."""
+    ends = accumulate(m.rows for m in matrices)
+    return tuple(Piece(end - m.rows, m) for end, m in zip(ends, matrices, strict=True))
+
+
+def _turned(matrices: list[Matrix], rows: int) -> tuple[Piece, ...]:
+    """The same of a tensor whose columns are the matrices' rows, `rows` of them side by side."""
+    return tuple(
+        Piece(piece.first // rows * piece.into.cols, piece.into, column=piece.first % rows)
+        for piece in _stack(matrices)
+    )
 
 
 def _mlp(mlp: Mlp, gate: str, up: str, down: str) -> Named:

@@ -6,7 +6,7 @@ the head alone, that is the embedding.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 import torch
@@ -19,22 +19,22 @@ from ..spec import ModelSpec
 CHUNK_ROWS = 4096
 
 
-def as_stored(
-    spec: ModelSpec, names: TensorNames, entries: Mapping[str, Entry], notes: list[str]
-) -> tuple[ModelSpec, TensorNames]:
-    """Spec and names as the files have the head."""
-    head, embed = entries.get(names.head), entries.get(names.embed)
-    if not spec.tied_head or head is None:
-        return spec, names
-    if embed is None:
-        return spec, replace(names, embed=names.head)
-    if are_equal(head, embed):
-        return spec, names
+def names_as_stored(names: TensorNames, spec: ModelSpec, entries: Collection[str]) -> TensorNames:
+    """Names of a tied model; where the head alone is stored, it is the embedding, too."""
+    alone = spec.tied_head and names.head in entries and names.embed not in entries
+    return replace(names, embed=names.head) if alone else names
+
+
+def as_stored(spec: ModelSpec, names: TensorNames, entries: Mapping[str, Entry], notes: list[str]) -> ModelSpec:
+    """The spec with a head of its own where the files have one that differs from the embedding, which is said."""
+    head = entries.get(names.head)
+    if not spec.tied_head or head is None or are_equal(head, entries[names.embed]):
+        return spec
     notes.append(
         "config.json says that the head is the embedding (tie_word_embeddings), and the file has another one: that is "
         "used, as by transformers"
     )
-    return replace(spec, tied_head=False), names
+    return replace(spec, tied_head=False)
 
 
 def are_equal(one: Entry, other: Entry) -> bool:

@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from headrace import LLM, CheckpointError, HubError
+from headrace.kernels.packed import ExpertBank
 from headrace.loaders.files import recognise, weight_files
 from headrace.loaders.weights.checkpoint import LoadOptions, open_directory
 
@@ -92,6 +93,89 @@ def test_experts_are_found_by_whatever_name(family: str, module: str, style: str
     assert (logits(directory) - tiny.oracle_logits(oracle(family), IDS)).abs().max() < 1e-4
 
 
+STACKED = {"gate": 0, "up": 1, "down": 2}
+
+
+def in_three(place: str) -> Callable[[Tensors], Tensors]:
+    """Experts as three tensors a layer: all gates, all ups, all downs."""
+
+    def how(tensors: Tensors) -> Tensors:
+        rest, layers = experts_of(tensors)
+        for layer, experts in layers.items():
+            for word, i in STACKED.items():
+                rest[f"{layer}{place % f'{word}_proj'}"] = torch.stack([parts[i] for parts in experts])
+        return rest
+
+    return how
+
+
+def by_expert(tensors: Tensors) -> Tensors:
+    """Two tensors an expert: gate over up, and down."""
+    rest, layers = experts_of(tensors)
+    for layer, experts in layers.items():
+        for i, (gate, up, down) in enumerate(experts):
+            rest[f"{layer}mlp.experts.{i}.gate_up_proj.weight"] = torch.cat([gate, up])
+            rest[f"{layer}mlp.experts.{i}.down_proj.weight"] = down
+    return rest
+
+
+def turned(tensors: Tensors) -> Tensors:
+    """Two tensors a layer, as [experts, in, out]."""
+    tensors = rewritten("mlp", "fused")(tensors)
+    return {n: t.transpose(1, 2) if ".experts." in n else t for n, t in tensors.items()}
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        in_three("mlp.switch_mlp.%s.weight"),  # as MLX
+        in_three("mlp.experts.%s"), in_three("block_sparse_moe.experts.%s.weight"), by_expert, turned,
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("family", ["qwen3_moe", "olmoe", "granitemoe"])
+def test_experts_are_found_in_any_number_of_tensors(
+    family: str, how: Callable[[Tensors], Tensors], make: Make, oracle: Oracle
+) -> None:
+    change(directory := make(family), how)
+    assert (logits(directory) - tiny.oracle_logits(oracle(family), IDS)).abs().max() < 1e-4
+    notes = open_directory(directory, LoadOptions()).notes
+    assert ["[experts, in, out]" in note for note in notes] == [True] * (how is turned)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_transformers_saves_under_its_own_names(family: str, make: Make, oracle: Oracle) -> None:
+    """Not those of the release, which it writes by default."""
+    directory = make(family)
+    oracle(family).save_pretrained(directory, save_original_format=False)
+    names = load_file(directory / "model.safetensors").keys()
+    assert any(name.endswith("experts.gate_up_proj") for name in names)
+    assert (logits(directory) - tiny.oracle_logits(oracle(family), IDS)).abs().max() < 1e-4
+
+
+def test_turned_experts_are_packed_while_loading(make: Make, checkpoints: Checkpoints) -> None:
+    change(directory := make(), turned)
+    packed = []
+    for path in (directory, checkpoints("qwen3_moe")):
+        with LLM(str(path), expert_format="q4_0", kernels="reference", max_context=64) as llm:
+            banks = [layer.experts for layer in llm.parts.weights.layers if layer.experts is not None]
+            packed.append(torch.cat([bank.data for bank in banks if isinstance(bank, ExpertBank)]))
+    assert torch.equal(*packed)
+
+
+@pytest.mark.parametrize("wrapper", ["_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod"])
+def test_wrappers_inside_of_names_are_read_over(wrapper: str, make: Make, checkpoints: Checkpoints) -> None:
+    change(directory := make(), lambda t: {re.sub(r"(layers\.\d+)", rf"\1.{wrapper}", n): v for n, v in t.items()})
+    assert torch.equal(logits(directory), logits(checkpoints("qwen3_moe")))
+    assert open_directory(directory, LoadOptions()).notes == (f"{wrapper} in names of tensors is read over",)
+
+
+def test_two_tensors_of_one_name_are_not_guessed_between(make: Make) -> None:
+    name = "model.layers.0.mlp.gate.weight"
+    change(directory := make(), lambda t: {**t, name.replace("0.", "0._orig_mod."): t[name].clone()})
+    with refused(CheckpointError, "_orig_mod", f"are both '{name}'"):
+        open_directory(directory, LoadOptions())
+
+
 def prefixed(prefix: str, head: str) -> Callable[[Tensors], Tensors]:
     """Another start of all names than "model.", and than nothing for the head."""
     return lambda tensors: {
@@ -134,6 +218,53 @@ def test_tensors_that_nothing_computes_with_are_read_over(name: str, make: Make,
     assert torch.equal(logits(directory), logits(checkpoints("qwen3_moe")))
 
 
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("rotary_emb.inv_freq", "rotary tables and masks"), ("model.layers.0.self_attn.causal_mask", "masks"),
+        ("model.layers.0.self_attn.kv_scale", "8-bit cache"), ("model.nextn.0.x", "prediction"),
+        ("model.embed_vision.x", "vision and audio"), ("model.layers.0.mlp._extra_state", "states of training"),
+        ("v_head.summary.weight", "states of training"), ("medusa_head.0.weight", "prediction"),
+    ],
+)  # fmt: skip
+def test_what_is_read_over_is_said_by_kind(name: str, kind: str, make: Make) -> None:
+    change(directory := make(), lambda t: {**t, name: torch.ones(2)})
+    (note,) = open_directory(directory, LoadOptions()).notes
+    assert note.startswith("1 tensors are read over")
+    assert kind in note
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("model.layers.0.self_attn.q_proj.lora_A.default.weight", "adapter"),
+        ("model.layers.0.self_attn.q_proj.qweight", "quantised"),
+        ("model.layers.0.self_attn.q_proj.weight_scale_inv", "quantised"),
+        ("tok_embeddings.weight", "Mistral's"), ("blk.0.attn_q.weight", "GGUF"),
+        ("embedding.word_embeddings.weight", "Megatron"),
+        ("model.layers.0.self_attn.q_proj.bias", "not supported"), ("model.layers.0.self_attn.sinks", "not supported"),
+    ],
+)  # fmt: skip
+def test_what_the_names_of_other_tensors_show_is_said(name: str, said: str, make: Make) -> None:
+    change(directory := make(), lambda t: {**t, name: torch.ones(2)})
+    with refused(CheckpointError, name, said):
+        open_directory(directory, LoadOptions())
+
+
+def test_a_config_that_counts_fewer_layers_is_refused(make: Make) -> None:
+    """Layers behind the last one are left out where they are for further tokens, not where they are the decoder's."""
+    directory = make(num_hidden_layers=2)
+    with refused(CheckpointError, "has 3 layers", "counts 2", "--ignore-tensors 'model.layers.2.*'"):
+        open_directory(directory, LoadOptions())
+    assert open_directory(directory, LoadOptions(ignore_tensors=("model.layers.2.*",))).spec.layers == 2
+
+    def predicting(tensors: Tensors) -> Tensors:
+        return {**tensors, "model.layers.2.eh_proj.weight": torch.ones(2), "model.layers.2.enorm.weight": torch.ones(2)}
+
+    change(directory, predicting)
+    assert "multi-token prediction" in open_directory(directory, LoadOptions()).notes[0]
+
+
 def test_other_tensors_are_ignored_by_name_and_that_is_said(make: Make) -> None:
     change(directory := make(), lambda t: {**t, "model.layers.0.extra.a": torch.ones(2), "more": torch.ones(1)})
     with refused(CheckpointError, "2 tensors", "extra.a", "--ignore-tensors"):
@@ -162,6 +293,18 @@ def test_a_stored_head_with_other_values_is_used_and_said(make: Make, oracle: Or
     assert not found.spec.tied_head
     assert "tie_word_embeddings" in found.notes[0]
     assert (logits(directory) - tiny.oracle_logits(oracle("qwen3_moe"), IDS)).abs().max() < 1e-4
+
+
+def test_a_converted_model_keeps_the_head_that_was_used(make: Make, oracle: Oracle, tmp_path: Path, run: Any) -> None:
+    status, _, err = run("convert", make(tie_word_embeddings=True), tmp_path / "packed", "--expert-format", "f32")
+    assert status == 0, err
+    assert (logits(tmp_path / "packed") - tiny.oracle_logits(oracle("qwen3_moe"), IDS)).abs().max() < 1e-4
+
+
+def test_an_untied_head_that_is_missing(make: Make) -> None:
+    change(directory := make(), lambda t: {n: v for n, v in t.items() if n != "lm_head.weight"})
+    with refused(CheckpointError, "has no 'lm_head.weight'", "tie_word_embeddings"):
+        open_directory(directory, LoadOptions())
 
 
 def test_a_tied_head_may_be_stored_alone(make: Make) -> None:

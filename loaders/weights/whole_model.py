@@ -1,0 +1,115 @@
+"""Finds the files of a folder that hold the whole model, and its tensors by the names that the family gives them.
+
+The likeliest files are tried first; headers prove whether every tensor is there. What is read in another way than it
+stands in the folder is said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from ...errors import CheckpointError
+from ...kernels import FORMATS
+from ..families import Family, TensorNames
+from ..files import recognise, safetensors, weight_files
+from ..files.safetensors import Entry
+from ..files.weight_files import Problem, WeightSet
+from ..spec import ModelSpec
+from . import left_over, stored_names, tied_head
+from .model_weights import Formats, allocate
+from .targets import Target, targets
+
+
+@dataclass(frozen=True, kw_only=True)
+class WholeModel:
+    """A model whose tensors are all there: where each lies, by the names of `names`, and where it goes."""
+
+    spec: ModelSpec
+    names: TensorNames
+    entries: dict[str, Entry]
+    wanted: dict[str, Target]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Candidate:
+    """Files that hold every tensor."""
+
+    files: WeightSet
+    names: TensorNames
+    entries: dict[str, Entry]
+    notes: list[str]
+
+
+def find(directory: Path, family: Family, spec: ModelSpec, ignored: Collection[str], notes: list[str]) -> WholeModel:
+    """The model of a folder. ignored: names of tensors, or patterns of them, that are taken for absent. Raises
+    CheckpointError where no files hold all of it, several do, or tensors are left over that may matter."""
+    ranks, problems = weight_files.find(directory)
+    for rank in ranks:
+        tried = [_try(directory, files, family, spec, ignored) for files in rank]
+        whole = [one for one in tried if isinstance(one, _Candidate)]
+        if len(whole) > 1:
+            raise weight_files.several(directory, [one.files for one in whole])
+        if whole:
+            notes += _choice(whole[0], problems) + whole[0].notes
+            return _finished(directory, whole[0], family, spec, notes)
+        problems += [one for one in tried if isinstance(one, Problem)]
+    if problems:
+        raise problems[0].error
+    what = recognise.what_folder(directory) or "get the safetensors version"
+    raise CheckpointError(f"{directory} has no weights in safetensors files: {what}")
+
+
+def _try(
+    directory: Path, files: WeightSet, family: Family, spec: ModelSpec, ignored: Collection[str]
+) -> _Candidate | Problem:
+    """Whether files hold the whole model, by their headers."""
+    notes: list[str] = []
+    try:
+        entries = stored_names.canonical(safetensors.read_set(directory, files), family.tensors, notes)
+    except CheckpointError as error:
+        return Problem(f"{files.label} cannot be read", error)
+    entries = _without_ignored(entries, ignored, notes)
+    names = tied_head.names_as_stored(stored_names.as_stored(entries, family, spec, notes), spec, entries)
+    missing = [name for name in _targets(spec, names) if name not in entries]
+    if missing:
+        lacks = left_over.missing(directory, missing, entries, _targets(spec, names), family)
+        return Problem(f"{files.label} lacks {len(missing)} tensors of the model", lacks)
+    return _Candidate(files=files, names=names, entries=entries, notes=notes)
+
+
+def _choice(chosen: _Candidate, problems: list[Problem]) -> list[str]:
+    """What to say of files that were not the likeliest ones, or not as their index says."""
+    files, entries = chosen.files, chosen.entries.values()
+    if files.is_all:
+        return [f"all {len(files.files)} safetensors files are read as one model"]
+    if likely := [one.what for one in problems if one.is_likely]:
+        return [f"{likely[0]}: {files.label} {'is' if len(files.files) == 1 else 'are'} read instead"]
+    moved = [one.name for one in entries if not one.path.match(files.where.get(one.name, one.path.name))]
+    return [f"{len(moved)} tensors, as {moved[0]}, lie in other files than {files.index} says"] if moved else []
+
+
+def _finished(directory: Path, found: _Candidate, family: Family, spec: ModelSpec, notes: list[str]) -> WholeModel:
+    """The chosen model, its head looked at and nothing of it left over."""
+    spec = tied_head.as_stored(spec, found.names, found.entries, notes)
+    wanted = _targets(spec, found.names)
+    left_over.check(directory, wanted, found.entries, family, spec, notes)
+    return WholeModel(spec=spec, names=found.names, entries=found.entries, wanted=wanted)
+
+
+def _targets(spec: ModelSpec, names: TensorNames) -> dict[str, Target]:
+    """What is wanted, without memory: names and shapes are the same in every format."""
+    plain = FORMATS["f32"]
+    return targets(spec, names, allocate(spec, Formats(experts=plain, dense=plain, embed=plain), "meta"))
+
+
+def _without_ignored(entries: dict[str, Entry], patterns: Collection[str], notes: list[str]) -> dict[str, Entry]:
+    """The tensors without those that the user has ignored, which is said."""
+    ignored = [name for name in entries if any(fnmatchcase(name, pattern) for pattern in patterns)]
+    if ignored:
+        notes.append(
+            f"{len(ignored)} tensors are ignored, as {ignored[0]}: the model computes as if they had not been trained"
+        )
+    return {name: entry for name, entry in entries.items() if name not in {*ignored}}
