@@ -20,7 +20,7 @@ from .files import gguf_set, weight_files
 from .files.gguf_header import Header
 from .files.headers import Stored
 from .gguf.model import describe
-from .hub.local import DEMO, DEMO_DIRECTORY, existing
+from .hub.local import DEMO, DEMO_DIRECTORY, existing, model_in
 from .quants.of_config import KEYS
 
 # Files beside a config.json that say how it is quantised, and by what.
@@ -99,8 +99,11 @@ def _of_directory(path: Path) -> Source:
     files = [str(p.relative_to(path)) for pattern in ("*.gguf", "*/*.gguf") for p in path.glob(pattern)]
     models = gguf_set.models(files)
     if not models or (path / "config.json").is_file():
-        config = _with_quantisation(ConfigReader.open(path / "config.json").values, path)
-        return of_config(config, str(path / "config.json"), str(path), weight_files.headers_of(path) or None)
+        inner = model_in(path)
+        notes = (f"the model is in {inner}",) if inner != path else ()
+        config = _with_quantisation(ConfigReader.open(inner / "config.json").values, inner)
+        tensors = weight_files.headers_of(inner) or None
+        return of_config(config, str(inner / "config.json"), str(inner), tensors, notes)
     if len(models) > 1:
         raise ConfigError(f"{path} has {len(models)} GGUF models: name one of {gguf_set.shortened(models)}")
     return of_gguf(gguf_set.of_path(path / models[0]), str(path / models[0]))

@@ -17,6 +17,7 @@ from ... import kernels
 from ...kernels import Ops
 from ...kernels.context import THREADS, Context
 from ...kernels.packed import ExpertBank
+from ...loaders.files.recognise import is_named
 from ...loaders.tokens.tokenizer import Tokenizer
 from ...loaders.weights.checkpoint import Checkpoint, Progress
 from ...loaders.weights.model_weights import ModelWeights, TierBanks
@@ -109,7 +110,7 @@ def load_kernels(config: EngineConfig) -> tuple[str, Context, Ops]:
 
 def _load_tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:
     """The tokenizer, or None where there is none at all; one that does not fit the embedding is refused."""
-    if not (checkpoint.directory / "tokenizer.json").is_file():
+    if not is_named(checkpoint.directory / "tokenizer.json"):
         return None
     tokenizer = Tokenizer.load(checkpoint.directory)
     tokenizer.check_fits(checkpoint.spec.vocab)

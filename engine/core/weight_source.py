@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Protocol
 
 from torch import Tensor
 
 from ...kernels import Ops
 from ...loaders.hub import locate
+from ...loaders.hub.local import is_inside
 from ...loaders.weights.checkpoint import Checkpoint, LoadOptions, Progress, load_weights, open_directory
 from ...loaders.weights.model_weights import ModelWeights, Where
 from ..config import EngineConfig
@@ -56,7 +56,7 @@ class CheckpointFiles:
             show_progress=show_progress,
         )
         found = open_directory(directory, load_options(config))
-        inside = Path(self.model).is_dir() and directory.parent.samefile(self.model)
+        inside = is_inside(self.model, directory)
         return replace(found, notes=(f"the model is in {directory}", *found.notes)) if inside else found
 
     def load(self, checkpoint: Checkpoint, target: Target) -> ModelWeights:

@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from ...errors import ConfigError, listed, short
+from ...errors import ConfigError, brief, listed, short
 from ..files import recognise
 
 # Keys that cannot change what the forward pass computes, as patterns of names: bookkeeping, training, generation.
@@ -64,6 +64,8 @@ class ConfigReader:
     @classmethod
     def open(cls, path: Path, ignored: Collection[str] = ()) -> ConfigReader:
         """Reads the file; raises ConfigError if it is missing or is no JSON object."""
+        if path.is_symlink() and not path.exists():
+            raise ConfigError(f"{path} {recognise.what_is(path)}")
         if not path.is_file():
             what = recognise.what_folder(path.parent) if path.parent.is_dir() else "there is no such directory"
             raise ConfigError(f"no config.json in {path.parent}: {what or 'give the directory of a model'}")
@@ -76,6 +78,8 @@ class ConfigReader:
             raise ConfigError(f"{path} {what}") from error
         if not isinstance(values, dict):
             raise ConfigError(f"{path} holds a {type(values).__name__} where a JSON object is needed")
+        if "error" in values and "model_type" not in values:
+            raise ConfigError(f"{path} is an answer of a server ({brief(values['error'], 40)}): {recognise.AGAIN}")
         return cls(values, str(path), ignored)
 
     def get(self, *names: str) -> Any:

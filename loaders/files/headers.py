@@ -97,7 +97,7 @@ def of_file(path: Path, remedy: str = "download it again") -> Header:
         with path.open("rb") as file:
             return read(fetching(file), str(path), remedy)
     except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {recognise.what_is(path) or error.strerror}") from error
+        raise CheckpointError(f"{path} {recognise.what_is(path) or f'cannot be read: {error.strerror}'}") from error
 
 
 def read_index(index: Path) -> dict[str, str]:

@@ -31,10 +31,9 @@ from ..files.gguf_set import is_gguf
 from ..files.weight_files import INDICES, ranked, several
 from .download import Repo, fetch_all, library_bars, persist
 from .errors import explained
-from .local import DEMO, DEMO_DIRECTORY, existing
+from .local import CONFIG, DEMO, DEMO_DIRECTORY, existing, model_in
 
 log = logging.getLogger("headrace")
-CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
 CONVERTED = "headrace.json"
 
@@ -113,11 +112,9 @@ def _local(model: str) -> Path | None:
         raise HubError(
             f"{model!r} is a file: give the directory that holds it together with {CONFIG} and the tokenizer files"
         )
-    if (path / CONFIG).is_file():
-        return path
-    inner = [found.parent for found in path.glob(f"*/{CONFIG}")]
-    if len(inner) == 1:
-        return inner[0]
+    inner = model_in(path)
+    if recognise.is_named(inner / CONFIG):
+        return inner
     raise HubError(
         f"the directory {model!r} has no {CONFIG}: "
         + (recognise.what_folder(path) or "give the directory that has it")

@@ -32,7 +32,8 @@ from ..files.headers import Stored
 from ..files.weight_files import SUFFIX, headers_of
 from .download import Repo, fetch_all, folder_of, persist
 from .errors import explained
-from .locate import CONFIG, check_name, look_up, shards_of, weight_files
+from .local import CONFIG
+from .locate import check_name, look_up, shards_of, weight_files
 
 WORKERS = 8
 UNWRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR)

@@ -213,7 +213,7 @@ def _text_of(token: Any) -> str | None:
 
 def _load_core(directory: Path) -> tokenizers.Tokenizer:
     path = directory / "tokenizer.json"
-    if not path.is_file():
+    if not recognise.is_named(path):
         raise TokenizerError(_explain_missing(directory))
     try:
         return tokenizers.Tokenizer.from_file(str(path))
@@ -238,7 +238,7 @@ def _explain_missing(directory: Path) -> str:
 
 def _load_json(path: Path) -> dict[str, Any]:
     """The object in an optional file; empty if there is no file."""
-    if not path.is_file():
+    if not recognise.is_named(path):
         return {}
     try:
         value = json.loads(path.read_text(encoding="utf-8"))

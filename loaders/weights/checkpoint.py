@@ -19,7 +19,7 @@ from ...kernels import FORMATS, Format, Ops
 from ...kernels.packed import FORMAT_OF_DTYPE, Matrix
 from ..families import Family, TensorNames, read_eos, spec_of
 from ..families.config_reader import ConfigReader
-from ..files import safetensors
+from ..files import recognise, safetensors
 from ..files.read_ahead import in_order
 from ..files.safetensors import Entry
 from ..memory import require_memory
@@ -243,12 +243,13 @@ def _native(entries: dict[str, Entry], members: list[str]) -> Format:
 def _with_generation_config(spec: ModelSpec, directory: Path) -> ModelSpec:
     """Adds the end tokens of generation_config.json, which chat models often list only there."""
     path = directory / "generation_config.json"
-    if not path.is_file():
+    if not recognise.is_named(path):
         return spec
     try:
         more = read_eos(json.loads(path.read_text(encoding="utf-8")).get("eos_token_id"))
     except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
+        raise CheckpointError(f"{path} {recognise.what_is(path) or f'cannot be read: {error.strerror}'}") from error
     except (ValueError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}): download it again") from error
+        what = recognise.what_is(path) or f"is damaged ({error}): download it again"
+        raise CheckpointError(f"{path} {what}") from error
     return replace(spec, eos_ids=tuple(dict.fromkeys((*spec.eos_ids, *more))))

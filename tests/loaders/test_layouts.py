@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from headrace import LLM, CheckpointError, HubError
+from headrace import LLM, CheckpointError
 from headrace.kernels.packed import ExpertBank
-from headrace.loaders.files import recognise, weight_files
+from headrace.loaders.files import weight_files
 from headrace.loaders.weights.checkpoint import LoadOptions, open_directory
 
 Checkpoints = Callable[[str], Path]
@@ -396,106 +396,4 @@ def test_two_sets_of_weights_are_not_guessed_between(make: Make) -> None:
     shutil.copy((directory := make()) / "model.safetensors", directory / "a.safetensors")
     (directory / "model.safetensors").rename(directory / "b.safetensors")
     with refused(CheckpointError, "several sets", "a.safetensors", "b.safetensors"):
-        open_directory(directory, LoadOptions())
-
-
-def test_a_folder_with_one_model_in_it_is_that_model(make: Make, tmp_path: Path) -> None:
-    outer = make().rename(tmp_path / "inner").parent
-    with LLM(str(outer), kernels="reference", max_context=64) as llm:
-        assert llm.notes == (f"the model is in {outer / 'inner'}",)
-    shutil.copytree(outer / "inner", outer / "other")
-    with refused(HubError, "models in folders inside", "inner"):
-        LLM(str(outer), kernels="reference")
-
-
-# ---- what a file really is
-
-POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 4294967296\n"
-
-
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        (POINTER, "git lfs pull"),
-        (b"\n<!DOCTYPE html><html>", "web page"),
-        (b"<?xml version='1.0'?><Error/>", "web page"),
-        (b'{"error": "Repository not found"}', "is JSON"),
-        (b"PK\x03\x04" + bytes(60), "zip"),
-        (b"\x80\x02}q\x00" + bytes(60), "pickle"),
-        (b"\x1f\x8b\x08" + bytes(60), "gunzip"),
-        (b"GGUF\x03\0\0\0" + bytes(60), "GGUF"),
-        (bytes(4096), "zeros"),
-        (b"", "is empty"),
-    ],
-)  # fmt: skip
-@pytest.mark.parametrize("file", ["model.safetensors", "config.json", "tokenizer.json"])
-def test_a_file_that_is_something_else_is_named(file: str, content: bytes, said: str, make: Make, talker: Path) -> None:
-    directory = make()
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(talker / name, directory / name)
-    (directory / file).write_bytes(content)
-    if file.endswith(".json") and said == "is JSON":
-        said = "model_type" if file == "config.json" else "tokenizer"
-    with pytest.raises(Exception, match=said) as caught:
-        LLM(str(directory), kernels="reference")
-    assert str(directory / file) in str(caught.value)
-
-
-def test_a_safetensors_file_with_another_ending(make: Make) -> None:
-    first = (make() / "model.safetensors").read_bytes()[:64]
-    assert "give it the ending .safetensors" in str(recognise.explain(first, "model.gguf"))
-    assert recognise.explain(first, "model.safetensors") is None
-
-
-def test_a_link_to_nothing_is_named(make: Make) -> None:
-    directory = make()
-    (directory / "model.safetensors").unlink()
-    (directory / "model.safetensors").symlink_to("../blobs/gone")
-    with refused(CheckpointError, "model.safetensors is a link to ../blobs/gone, which is gone"):
-        open_directory(directory, LoadOptions())
-
-
-def test_a_download_that_was_cut_off_is_seen(make: Make) -> None:
-    shards = split(directory := make(), "model")
-    index(directory, [path.name for path in shards])
-    shards[1].rename(directory / f"{shards[1].name}.incomplete")
-    with refused(CheckpointError, "1 of 2 shards", ".incomplete was begun: finish the download"):
-        open_directory(directory, LoadOptions())
-
-
-@pytest.mark.parametrize(
-    ("files", "said"),
-    [
-        ({"adapter_config.json": '{"base_model_name_or_path": "org/base"}', "adapter_model.safetensors": ""},
-         "it is an adapter of org/base: merge"),
-        ({"model_index.json": "{}"}, "diffusion"),
-        ({"config.json": "{}", "pytorch_model.bin": "x"}, "safetensors version"),
-        ({"config.json": "{}", "tokenizer.json": "{}"}, "only config and tokenizer files"),
-        ({"weights.00.npz": "x"}, "MLX"),
-        ({"a.gguf": "x", "b.gguf": "x"}, "GGUF files"),
-        ({"model.onnx": "x"}, "ONNX"),
-        ({"model.safetensors.part": "x"}, "is not finished"),
-        ({}, "it is empty"),
-    ],
-)  # fmt: skip
-def test_a_folder_says_what_it_is(files: dict[str, str], said: str, tmp_path: Path) -> None:
-    for name, text in files.items():
-        (tmp_path / name).write_text(text)
-    assert said in recognise.what_folder(tmp_path)
-
-
-def test_a_conversion_that_is_cut_off_says_of_what_it_is(make: Make, tmp_path: Path, run: Any) -> None:
-    status, _, err = run("convert", make(), tmp_path / "packed")
-    assert status == 0, err
-    file = tmp_path / "packed" / "headrace.safetensors"
-    file.write_bytes(file.read_bytes()[:-100])
-    with refused(CheckpointError, "is truncated", "it is a conversion of model: convert that again"):
-        open_directory(tmp_path / "packed", LoadOptions())
-
-
-def test_an_adapter_folder_is_no_model(make: Make) -> None:
-    directory = make()
-    (directory / "model.safetensors").unlink()
-    (directory / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base"}')
-    with refused(CheckpointError, "it is an adapter of org/base"):
         open_directory(directory, LoadOptions())
