@@ -114,6 +114,7 @@ def _load_tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:
         return None
     tokenizer = Tokenizer.load(checkpoint.directory)
     tokenizer.check_fits(checkpoint.spec.vocab)
+    tokenizer.stream()  # refuses a decoder whose text cannot be streamed
     return tokenizer
 
 

@@ -151,3 +151,17 @@ def test_a_text_that_cannot_be_scored_is_said_before_weights_are_loaded(
     assert "at least 2 tokens" in run("perplexity", model, text)[2]
     text.write_text("long enough")
     assert "window is 1000" in run("perplexity", model, text, "--window", 1000)[2]
+
+
+def test_a_tokenizer_whose_text_cannot_be_streamed_is_refused_before_weights_are_loaded(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny.build("qwen3_moe", tmp_path)
+    tiny_tokenizer.save(tmp_path)
+    values = json.loads((tmp_path / "tokenizer.json").read_text())
+    values["decoder"] = {"type": "Strip", "content": " ", "start": 0, "stop": 1}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(values))
+    monkeypatch.setattr(CheckpointFiles, "load", lambda *_: pytest.fail("weights were loaded"))
+    status, _, err = run("generate", tmp_path, "Hi")
+    assert status == 1
+    assert "strips text at the end" in err
