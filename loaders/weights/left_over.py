@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections import defaultdict
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
@@ -48,7 +49,9 @@ def check(
     notes: list[str],
 ) -> None:
     """Says which stored tensors are read over; raises CheckpointError for others that are not wanted."""
-    kinds = {name: _kind(name, stored, family.tensors, spec) for name in stored if name not in wanted}
+    unused = [name for name in stored if name not in wanted]
+    more = _decoder_layers(unused, family.tensors, spec)
+    kinds = {name: _kind(name, more, family.tensors, spec) for name in unused}
     spare = [kind for kind in kinds.values() if kind]
     if spare:
         notes.append(
@@ -102,12 +105,13 @@ def _foreign(left: Iterable[str]) -> str | None:
     return None
 
 
-def _kind(name: str, stored: Collection[str], names: TensorNames, spec: ModelSpec) -> str | None:
-    """What a tensor is that is not needed, "" for the copy of a tied head; None: not known."""
+def _kind(name: str, more: Collection[int], names: TensorNames, spec: ModelSpec) -> str | None:
+    """What a tensor is that is not needed, "" for the copy of a tied head; None: not known. more: decoder layers that
+    the config does not count."""
     if spec.tied_head and name == names.head:
         return ""
     if (layer := _layer_beyond(name, names, spec)) is not None:
-        return None if _is_a_decoder_layer(layer, stored, names) else PREDICTION
+        return None if layer in more else PREDICTION
     group = place(name, spec.layers)[1]
     return next((what for what, pattern in SPARE if pattern.search(name)), group if group in LEFT_OUT else None)
 
@@ -119,9 +123,15 @@ def _layer_beyond(name: str, names: TensorNames, spec: ModelSpec) -> int | None:
     return int(number) if number.isdigit() and int(number) >= spec.layers else None
 
 
-def _is_a_decoder_layer(layer: int, stored: Collection[str], names: TensorNames) -> bool:
-    """Whether a layer is one more of the decoder's kind: that for further tokens has a projection of its own."""
-    start = names.layer.format(layer=layer)
-    whole = {start + names.attn_norm, start + names.mlp_norm, start + names.q + ".weight", start + names.o + ".weight"}
-    mine = {name for name in stored if name.startswith(start)}
-    return whole <= mine and not any(place(name, layer + 1)[1] == PREDICTION for name in mine)
+def _decoder_layers(unused: Iterable[str], names: TensorNames, spec: ModelSpec) -> set[int]:
+    """Layers behind the last that are more of the decoder: those for further tokens have parts of their own."""
+    layers: defaultdict[int, set[str]] = defaultdict(set)
+    for name in unused:
+        if (layer := _layer_beyond(name, names, spec)) is not None:
+            layers[layer].add(name.removeprefix(names.layer.format(layer=layer)))
+    whole = {names.attn_norm, names.mlp_norm, f"{names.q}.weight", f"{names.o}.weight"}
+    return {n for n, have in layers.items() if whole <= have and not any(_predicts(f".{name}") for name in have)}
+
+
+def _predicts(name: str) -> bool:
+    return place(name, 0)[1] == PREDICTION

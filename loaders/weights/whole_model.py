@@ -40,6 +40,7 @@ class _Candidate:
     files: WeightSet
     names: TensorNames
     entries: dict[str, Entry]
+    wanted: dict[str, Target]
     notes: list[str]
 
 
@@ -73,11 +74,12 @@ def _try(
         return Problem(f"{files.label} cannot be read", error)
     entries = _without_ignored(entries, ignored, notes)
     names = tied_head.names_as_stored(stored_names.as_stored(entries, family, spec, notes), spec, entries)
-    missing = [name for name in _targets(spec, names) if name not in entries]
+    wanted = _targets(spec, names)
+    missing = [name for name in wanted if name not in entries]
     if missing:
-        lacks = left_over.missing(directory, missing, entries, _targets(spec, names), family)
+        lacks = left_over.missing(directory, missing, entries, wanted, family)
         return Problem(f"{files.label} lacks {len(missing)} tensors of the model", lacks)
-    return _Candidate(files=files, names=names, entries=entries, notes=notes)
+    return _Candidate(files=files, names=names, entries=entries, wanted=wanted, notes=notes)
 
 
 def _choice(chosen: _Candidate, problems: list[Problem]) -> list[str]:
@@ -87,14 +89,14 @@ def _choice(chosen: _Candidate, problems: list[Problem]) -> list[str]:
         return [f"all {len(files.files)} safetensors files are read as one model"]
     if likely := [one.what for one in problems if one.is_likely]:
         return [f"{likely[0]}: {files.label} {'is' if len(files.files) == 1 else 'are'} read instead"]
-    moved = [one.name for one in entries if not one.path.match(files.where.get(one.name, one.path.name))]
+    moved = [one.name for one in entries if not str(one.path).endswith(files.where.get(one.name, ""))]
     return [f"{len(moved)} tensors, as {moved[0]}, lie in other files than {files.index} says"] if moved else []
 
 
 def _finished(directory: Path, found: _Candidate, family: Family, spec: ModelSpec, notes: list[str]) -> WholeModel:
     """The chosen model, its head looked at and nothing of it left over."""
-    spec = tied_head.as_stored(spec, found.names, found.entries, notes)
-    wanted = _targets(spec, found.names)
+    said = tied_head.as_stored(spec, found.names, found.entries, notes)
+    wanted, spec = (found.wanted if said is spec else _targets(said, found.names)), said
     left_over.check(directory, wanted, found.entries, family, spec, notes)
     return WholeModel(spec=spec, names=found.names, entries=found.entries, wanted=wanted)
 
