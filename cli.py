@@ -150,8 +150,14 @@ def perplexity(model: str, file: Path, window: int, config: Values, as_json: boo
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise OptionError(f"cannot read {file}: {reason}; give a UTF-8 text file") from error
-    llm = _load(model, as_json, config, lambda admission: check(admission.encode(text), window, admission.limit))
-    found = measure(llm, llm.encode(text), window)
+    ids: list[int] = []
+
+    def check_text(admission: Any) -> None:
+        ids.extend(admission.encode(text))
+        check(ids, window, admission.limit)
+
+    llm = _load(model, as_json, config, check_text)
+    found = measure(llm, ids, window)
     print(json.dumps(asdict(found)) if as_json else f"perplexity {found.value:.4f} over {found.tokens} tokens")
 
 

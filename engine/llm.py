@@ -136,7 +136,7 @@ class LLM:
         the model may call. chat_template: the name of one of the model's templates, or a template's own text.
         chat_template_kwargs: what a template reads besides, as {"enable_thinking": False}. Raises TokenizerError.
         """
-        return self.admission.chat(messages, tools, chat_template, chat_template_kwargs)
+        return self.admission.chat(messages, tools=tools, template=chat_template, arguments=chat_template_kwargs)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text with the special tokens that the model expects; raises TokenizerError."""

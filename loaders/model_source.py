@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError, HubError
+from ..errors import ConfigError, HubError, listed
 from .architecture import catalogue
 from .architecture.by_name.text_part import text_part
 from .architecture.readers import Described, read
@@ -105,7 +105,7 @@ def _of_directory(path: Path) -> Source:
         tensors = weight_files.headers_of(inner) or None
         return of_config(config, str(inner / "config.json"), str(inner), tensors, notes)
     if len(models) > 1:
-        raise ConfigError(f"{path} has {len(models)} GGUF models: name one of {gguf_set.shortened(models)}")
+        raise ConfigError(f"{path} has {len(models)} GGUF models: name one of {listed(models, 3)}")
     return of_gguf(gguf_set.of_path(path / models[0]), str(path / models[0]))
 
 

@@ -39,27 +39,20 @@ class Admission:
         raises TokenizerError."""
         if not isinstance(text, str):
             raise OptionError(f"a text is {brief(text)}: give a str")
-        ids = self.need_tokenizer("text prompts").encode(text)
-        return ids[1:] if self.spells_start(text) else ids
+        tokenizer = self.need_tokenizer("text prompts")
+        ids = tokenizer.encode(text)
+        return ids[1:] if tokenizer.has_two_starts(ids) else ids
 
     def spells_start(self, text: str) -> bool:
         """Whether a text begins with the start token that is put before it, and would have two."""
         tokenizer = self.need_tokenizer("text prompts")
         return tokenizer.has_two_starts(tokenizer.encode(text[:STARTS]))
 
-    def chat(
-        self,
-        messages: Seq[Message],
-        tools: Any = None,
-        chat_template: str | None = None,
-        chat_template_kwargs: Mapping[str, Any] | None = None,
-    ) -> list[int]:
-        """Token ids of a conversation, ready for the answer; raises TokenizerError."""
+    def chat(self, messages: Seq[Message], **rendering: Any) -> list[int]:
+        """Token ids of a conversation, ready for the answer; rendering: as of `Tokenizer.render_chat`. Raises
+        TokenizerError."""
         tokenizer = self.need_tokenizer("chat")
-        text = tokenizer.render_chat(
-            messages, tools=tools, template=chat_template, arguments=chat_template_kwargs or {}
-        )
-        return tokenizer.encode(text, add_special_tokens=False)
+        return tokenizer.encode(tokenizer.render_chat(messages, **rendering), add_special_tokens=False)
 
     def need_tokenizer(self, purpose: str) -> Tokenizer:
         """The tokenizer; raises TokenizerError where the model has none."""

@@ -62,13 +62,13 @@ class ChatOptions:
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """How conversations are rendered, as `LLM.chat_prompt` takes it."""
+        """How conversations are rendered, as `Admission.chat` takes it."""
         given = dict(_argument(text) for text in self.template_arg)
         tools = _read_json(self.tools, "--tools") if self.tools is not None else self._request.get("tools")
         return {
             "tools": tools.get("tools") if isinstance(tools, dict) else tools,
-            "chat_template": self._template(),
-            "chat_template_kwargs": {**(self._request.get("chat_template_kwargs") or {}), **given},
+            "template": self._template(),
+            "arguments": {**(self._request.get("chat_template_kwargs") or {}), **given},
         }
 
     @cached_property

@@ -254,7 +254,7 @@ def _answer(
 ) -> Completion | None:
     """Streams the answer and appends it to the history; an overflow is shown and takes the question back."""
     try:
-        result = stream_to(llm, llm.chat_prompt(messages, **settings), params, show=True)
+        result = stream_to(llm, llm.admission.chat(messages, **settings), params, show=True)
     except HeadraceError as error:
         say(short(str(error)), style="red")
         if isinstance(error, ContextOverflow):

@@ -22,13 +22,14 @@ from ..option import Option, options_of
 
 Values = dict[str, Any]  # of a dataclass' fields, by name
 Function = Callable[..., Any]
-KINDS: dict[Any, Any] = {int: click.INT, float: click.FLOAT, bool: click.BOOL, str: click.STRING}
 
 
 class FieldOption(click.Option):
-    """An option whose value belongs to a field of a dataclass."""
+    """An option whose value belongs to a field of a dataclass; panel: of --help."""
 
-    panel: str | None = None
+    def __init__(self, *names: Any, panel: str | None, **attributes: Any) -> None:
+        super().__init__(*names, **attributes)
+        self.panel = panel
 
 
 class Group(click.Group):
@@ -102,20 +103,19 @@ def _add(command: Function, name: str, about: Option, hint: Any, default: Any) -
     kind = str if repeats or str in kinds or about.read else kinds.pop()
     if isinstance(default, tuple):
         default = None if repeats else ",".join(map(str, default))
-    made = click.option(
+    click.option(
         name,
         *about.names,
         cls=FieldOption,
-        type=KINDS.get(kind, kind),
+        panel=about.panel,
+        type=kind,
         is_flag=kind is bool,
         multiple=repeats,
         default=default,
         show_default=default is not False and default != "",
         help=about.help + ("; may be repeated" if repeats else ""),
         metavar=about.value or None,
-    )
-    made(command)
-    command.__click_params__[-1].panel = about.panel  # type: ignore[attr-defined]
+    )(command)
 
 
 def _value(about: Option, given: Any) -> Any:

@@ -35,7 +35,7 @@ def facts(spec: ModelSpec) -> dict[str, tuple[Any, ...]]:
         "intermediate_size": (spec.dense_width, moe.width), "moe_intermediate_size": (moe.width,),
         "expert_intermediate_size": (moe.width,), "norm_eps": (spec.norm_eps,), "layer_norm_eps": (spec.norm_eps,),
         "layer_norm_epsilon": (spec.norm_eps,), "mlp_layer_types": (["sparse" if m else "dense" for m in spec.is_moe],),
-        "interleave_moe_layer_step": (), "is_causal": (True,), "use_rmsnorm": (True,), "use_rope": (True,),
+        "is_causal": (True,), "use_rmsnorm": (True,), "use_rope": (True,),
     }  # fmt: skip
 
 
@@ -47,7 +47,7 @@ def check(config: ConfigReader, spec: ModelSpec) -> None:
         value = config.get(name)
         if value in agreeing or (says_nothing(value) and not isinstance(value, bool)):
             continue
-        wanted = " or ".join(map(repr, agreeing)) or "nothing"
+        wanted = " or ".join(map(repr, agreeing))
         config.refuse(config.bad(name, value, f"{wanted}, as the rest says", config.way_round([name])))
 
 

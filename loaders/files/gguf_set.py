@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 
-from ...errors import CheckpointError
+from ...errors import CheckpointError, listed
 from . import headers
 from .gguf_header import Header, read, refuse_twice
 
@@ -75,7 +75,7 @@ def _by_name(name: str, count: int, beside: Collection[str], read_all: ReadAll, 
     missing = [part for part in names if part not in beside]
     if missing:
         raise CheckpointError(
-            f"{source} is one of {count} parts, and {shortened(missing)} {'is' if len(missing) == 1 else 'are'} not "
+            f"{source} is one of {count} parts, and {listed(missing, 3)} {'is' if len(missing) == 1 else 'are'} not "
             "beside it: download every part"
         )
     parts = read_all(names)
@@ -93,11 +93,11 @@ def _by_number(header: Header, count: int, beside: Collection[str], read_all: Re
     missing = [f"{number + 1}" for number in range(count) if number not in found]
     if missing:
         raise CheckpointError(
-            f"{source} is one of {count} parts, and no file beside it is part {shortened(missing)}: download every part"
+            f"{source} is one of {count} parts, and no file beside it is part {listed(missing, 3)}: download every part"
         )
     if twice := [f"{number + 1}" for number, parts in sorted(found.items()) if len(parts) > 1]:
         raise CheckpointError(
-            f"{source} is one of {count} parts, and several files beside it are part {shortened(twice)}: give them "
+            f"{source} is one of {count} parts, and several files beside it are part {listed(twice, 3)}: give them "
             "their names back (NAME-00001-of-00002.gguf), or move other models away"
         )
     return [found[number][0] for number in range(count)]
@@ -123,9 +123,3 @@ def models(names: Iterable[str]) -> list[str]:
             match = PART.fullmatch(name)
             firsts.setdefault(match[1] if match else name, name)
     return list(firsts.values())
-
-
-def shortened(names: Sequence[str], most: int = 3) -> str:
-    """ "a, b, c and 7 more"."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

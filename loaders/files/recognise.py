@@ -136,8 +136,13 @@ def what_is(path: Path) -> str | None:
         return None
     if found := explain(first, path):
         return found
-    partial = next((p.name for p in path.parent.glob(f"{path.name}*") if p.name.endswith(PARTIAL)), None)
+    partial = begun(path)
     return None if partial is None else f"was not downloaded to its end ({partial} is beside it): finish the download"
+
+
+def begun(path: Path) -> str | None:
+    """The name of a download of this file that was begun and is not finished, if it lies beside it."""
+    return next((p.name for p in path.parent.glob(f"{path.name}*") if p.name.endswith(PARTIAL)), None)
 
 
 def what_folder(directory: Path) -> str:

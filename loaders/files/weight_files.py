@@ -158,7 +158,7 @@ def _incomplete(directory: Path, missing: list[str], count: int) -> str:
     first = directory / missing[0]
     if first.is_symlink():
         return f"{first} {recognise.what_is(first)}"
-    started = next((p.name for p in directory.glob(f"{first.name}*") if p.name.endswith(recognise.PARTIAL)), None)
+    started = recognise.begun(first)
     why = f"{started} was begun: finish the download" if started else recognise.what_folder(directory)
     return (
         f"{directory} misses {len(missing)} of {count} shards that its index names, first {first.name}: "

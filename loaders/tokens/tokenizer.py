@@ -52,7 +52,7 @@ class Tokenizer:
         """
         self.source, self.settings, self.notes = source, settings, tuple(notes)
         self.special_texts = {name: text for name in NAMED_TOKENS if (text := _text_of(settings.get(name)))}
-        self.templates = dict(templates)
+        self.templates = {name: self._template(text) for name, text in templates.items()}  # compiled when used
         self._core = core
         # A tokenizer.json may carry the padding and truncation of its training; both would damage a prompt.
         core.no_padding()
@@ -119,21 +119,16 @@ class Tokenizer:
         arguments: of the template, as enable_thinking. Raises TokenizerError if there is no chat template, if a message
         is none, or if the template refuses the messages, is faulty, or tries what the sandbox forbids.
         """
-        chosen = self._templates_made.get(text := self._choose_template(template, bool(tools)))
-        if chosen is None:
-            chosen = ChatTemplate(text=text, tokens=self.special_texts, source=self.source)
-            self._templates_made[text] = chosen
+        chosen = self._choose_template(template, bool(tools))
         return chosen.render(messages, add_generation_prompt, tools, arguments)
 
-    @cached_property
-    def _templates_made(self) -> dict[str, ChatTemplate]:
-        """Compiled once each."""
-        return {}
+    def _template(self, text: str) -> ChatTemplate:
+        return ChatTemplate(text=text, tokens=self.special_texts, source=self.source)
 
-    def _choose_template(self, wanted: str | None, with_tools: bool) -> str:
-        """The text of a template: by name, as it is, or the one that transformers takes if none is asked for."""
+    def _choose_template(self, wanted: str | None, with_tools: bool) -> ChatTemplate:
+        """A template by name, by its text, or the one that transformers takes if none is asked for."""
         if wanted is not None and "{" in wanted:
-            return wanted
+            return self._template(wanted)
         names = [wanted] if wanted is not None else ["tool_use"] * with_tools + [template_files.DEFAULT]
         for name in names:
             if name in self.templates:

@@ -7,7 +7,7 @@ stands in the folder is said.
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -35,12 +35,10 @@ class WholeModel:
 
 @dataclass(frozen=True, kw_only=True)
 class _Candidate:
-    """Files that hold every tensor."""
+    """Files that hold every tensor of a model, and what is to be said of its names."""
 
     files: WeightSet
-    names: TensorNames
-    entries: dict[str, Entry]
-    wanted: dict[str, Target]
+    model: WholeModel
     notes: list[str]
 
 
@@ -55,7 +53,7 @@ def find(directory: Path, family: Family, spec: ModelSpec, ignored: Collection[s
             raise weight_files.several(directory, [one.files for one in whole])
         if whole:
             notes += _choice(whole[0], problems) + whole[0].notes
-            return _finished(directory, whole[0], family, spec, notes)
+            return _finished(directory, whole[0].model, family, notes)
         problems += [one for one in tried if isinstance(one, Problem)]
     if problems:
         raise problems[0].error
@@ -79,12 +77,14 @@ def _try(
     if missing:
         lacks = left_over.missing(directory, missing, entries, wanted, family)
         return Problem(f"{files.label} lacks {len(missing)} tensors of the model", lacks)
-    return _Candidate(files=files, names=names, entries=entries, wanted=wanted, notes=notes)
+    return _Candidate(
+        files=files, model=WholeModel(spec=spec, names=names, entries=entries, wanted=wanted), notes=notes
+    )
 
 
 def _choice(chosen: _Candidate, problems: list[Problem]) -> list[str]:
     """What to say of files that were not the likeliest ones, or not as their index says."""
-    files, entries = chosen.files, chosen.entries.values()
+    files, entries = chosen.files, chosen.model.entries.values()
     if files.is_all:
         return [f"all {len(files.files)} safetensors files are read as one model"]
     if likely := [one.what for one in problems if one.is_likely]:
@@ -93,12 +93,13 @@ def _choice(chosen: _Candidate, problems: list[Problem]) -> list[str]:
     return [f"{len(moved)} tensors, as {moved[0]}, lie in other files than {files.index} says"] if moved else []
 
 
-def _finished(directory: Path, found: _Candidate, family: Family, spec: ModelSpec, notes: list[str]) -> WholeModel:
+def _finished(directory: Path, found: WholeModel, family: Family, notes: list[str]) -> WholeModel:
     """The chosen model, its head looked at and nothing of it left over."""
-    said = tied_head.as_stored(spec, found.names, found.entries, notes)
-    wanted, spec = (found.wanted if said is spec else _targets(said, found.names)), said
-    left_over.check(directory, wanted, found.entries, family, spec, notes)
-    return WholeModel(spec=spec, names=found.names, entries=found.entries, wanted=wanted)
+    spec = tied_head.as_stored(found.spec, found.names, found.entries, notes)
+    if spec is not found.spec:
+        found = replace(found, spec=spec, wanted=_targets(spec, found.names))
+    left_over.check(directory, found.wanted, found.entries, family, spec, notes)
+    return found
 
 
 def _targets(spec: ModelSpec, names: TensorNames) -> dict[str, Target]:
@@ -109,9 +110,10 @@ def _targets(spec: ModelSpec, names: TensorNames) -> dict[str, Target]:
 
 def _without_ignored(entries: dict[str, Entry], patterns: Collection[str], notes: list[str]) -> dict[str, Entry]:
     """The tensors without those that the user has ignored, which is said."""
-    ignored = [name for name in entries if any(fnmatchcase(name, pattern) for pattern in patterns)]
-    if ignored:
-        notes.append(
-            f"{len(ignored)} tensors are ignored, as {ignored[0]}: the model computes as if they had not been trained"
-        )
-    return {name: entry for name, entry in entries.items() if name not in {*ignored}}
+    kept = {
+        name: entry for name, entry in entries.items() if not any(fnmatchcase(name, pattern) for pattern in patterns)
+    }
+    if count := len(entries) - len(kept):
+        first = next(name for name in entries if name not in kept)
+        notes.append(f"{count} tensors are ignored, as {first}: the model computes as if they had not been trained")
+    return kept
