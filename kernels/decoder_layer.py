@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from .packed import ExpertBank, Matrix, Mlp
+from .packed import ExpertBank, Matrix, Mlp, Stacked
 
 if TYPE_CHECKING:
     from . import Ops
@@ -41,7 +41,7 @@ class AttentionBlock:
 
     heads: int
     pre_norm: Tensor  # float32 [D], before the projection
-    qkv: Matrix  # [(N + 2 G) d, D]
+    qkv: Stacked  # [(N + 2 G) d, D]
     qkv_bias: Tensor | None
     q_norm: Tensor | None
     k_norm: Tensor | None
@@ -90,6 +90,14 @@ class Places:
     native: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
+def linear(ops: Ops, x_TC: Tensor, weights: Stacked, bias_R: Tensor | None = None) -> Tensor:
+    """x @ weights.T + bias, float32 [T, R]: the products of all parts side by side."""
+    if len(weights.parts) == 1:
+        return ops.linear(x_TC, weights.parts[0], bias_R)
+    biases = [None] * len(weights.parts) if bias_R is None else bias_R.split([part.rows for part in weights.parts])
+    return torch.cat([ops.linear(x_TC, part, bias) for part, bias in zip(weights.parts, biases, strict=True)], dim=1)
+
+
 def compose(
     ops: Ops, x_TD: Tensor, update_TD: Tensor | None, block: AttentionBlock, places: Places, rows_R: Tensor | None
 ) -> tuple[Tensor, Tensor, Choice | None]:
@@ -100,7 +108,7 @@ def compose(
     else:
         h_TD = ops.add_rmsnorm_(x_TD, update_TD, block.pre_norm, *norm)
     caches = block.k_PGBd, block.v_PGBd
-    qkv_THd = ops.linear(h_TD, block.qkv, block.qkv_bias).view(len(x_TD), -1, block.k_PGBd.shape[3])
+    qkv_THd = linear(ops, h_TD, block.qkv, block.qkv_bias).view(len(x_TD), -1, block.k_PGBd.shape[3])
     turns = block.cos_Pr, block.sin_Pr, places.positions_T
     ops.place_qkv_(qkv_THd, *caches, places.slots_T, *turns, block.q_norm, block.k_norm, block.eps, block.clip)
     if rows_R is not None and len(rows_R) == 0:
@@ -142,4 +150,4 @@ def compose_layers(
 def mlp(ops: Ops, weights: Mlp | None, h_TD: Tensor) -> Tensor:
     """A dense or a shared MLP: float32 [T, D]."""
     assert weights is not None, "a layer with neither experts nor an MLP"
-    return ops.linear(ops.silu_mul(ops.linear(h_TD, weights.gate_up)), weights.down)
+    return ops.linear(ops.silu_mul(linear(ops, h_TD, weights.gate_up)), weights.down)

@@ -1,24 +1,42 @@
-"""Weight formats as data: how wide a block is, how many bytes a row takes, where scales and quants lie.
+"""Weight formats as data: the codes of a weight, the scales of a block, and where both lie in a row.
 
-A row of a matrix is stored on its own, row-major, in one of two shapes:
+A format is a kind of codes and a kind of scales, out of two short lists: a new one is a row of the table below.
 
-    f32 f16 bf16    [ values ]                            the checkpoint's own bytes
-    q8_0 q4_0       [ f16 scales | pad to 16 B | quants ]   one scale for every 32 weights
+    codes    an integer of a few bits for each weight, in planes of 1, 2, 4 or 8 bits; it stands for code - offset, or for
+             what a table of 16 says
+    scales   a factor for each 32 or 16 weights, often an integer times a half for 256; with some, a minimum besides
+    weight   factor * value + minimum
 
-The quantised rows are a byte shuffle of GGUF's blocks of the same name: scales gathered in front instead of one
-before every 16 or 32 bytes of quants. Nothing is lost, and both a vector load on the CPU and a wide load on a GPU
-find their bytes aligned (GGUF's 18-byte blocks are 2-byte aligned). q4_0 keeps GGUF's nibble order: byte j of a block
-holds weight j in its low half and weight j + 16 in its high half.
+A row of a matrix is stored on its own, row-major:
 
-This file knows sizes only. It imports nothing of ours; `reference.py` and `cpu/` unpack what it describes.
+    f32 f16 bf16    [ values ]                                       the checkpoint's own bytes
+    block formats   [ scales | pad to 16 B | groups of 16 blocks ]   a block is 32 weights along the row
+
+A group holds its planes one after the other, the narrowest first; a plane of k bits holds 4 k bytes a block. Byte B of
+a block's plane has weights B, B + 4 k, B + 8 k ... in its fields, the lowest first: a byte of 4-bit codes holds weights
+B and B + 16, as in GGUF's q4_0. A last group holds the blocks that are left.
+
+These are the bytes of GGUF's format of the same name in another order: nothing is lost, scales lie side by side, and a
+vector load on the CPU and a wide load on a GPU find their bytes aligned. Integer scales of 6 bits take a byte: 256
+weights of q4_k are 148 bytes in place of 144. A minimum that GGUF subtracts has its half negated.
+
+This file knows sizes only. It imports nothing of ours; `reference.py`, `cpu/` and `gpu/` unpack what it describes.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 SCALE_ALIGN = 16
 EXPERT_ALIGN = 64
+BLOCK = 32  # weights
+GROUP = 16  # blocks
+SUPER = 256  # weights that share a half, where factors are integers
+
+ScaleKind = Literal["none", "half", "half_min", "power", "byte", "byte16", "byte_min", "nibble16_min"]
+Part = Literal["gate", "up", "down"]
+PARTS: tuple[Part, ...] = ("gate", "up", "down")
 
 
 def align_up(size: int, to: int) -> int:
@@ -27,18 +45,88 @@ def align_up(size: int, to: int) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Scales:
+    """How the factors of a row are stored: halves, halves of minimums, units, units of minimums, one after the other.
+
+    per: weights to a factor. shared: weights that share a half, and a factor is a unit times it; 0: a factor is a half
+    of its own, or a power of two. has_min: there are minimums, likewise. unit_bytes: of an integer, factor and minimum.
+    Where `per` is 16, the units of the first halves of all blocks come first, then those of the second halves.
+    """
+
+    kind: ScaleKind
+    per: int
+    shared: int = 0
+    has_min: bool = False
+    unit_bytes: int = 0
+
+    @property
+    def half_bytes(self) -> int:
+        """Bytes of the halves that belong together."""
+        return 0 if self.kind == "power" else 4 if self.has_min else 2
+
+    def bytes(self, cols: int) -> int:
+        """Bytes of the scales of a row, without padding."""
+        return cols // (self.shared or self.per) * self.half_bytes + cols // self.per * self.unit_bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Codes:
+    """How the integers of a row are stored: bits of its planes, narrowest first, and what a code stands for: code -
+    offset, or table[code]; of 8 bits, a signed number."""
+
+    planes: tuple[int, ...]
+    offset: int = 0
+    table: tuple[int, ...] = ()
+
+    @property
+    def bits(self) -> int:
+        return sum(self.planes)
+
+
+NO_CODES = Codes(planes=())
+NO_SCALES = Scales(kind="none", per=1)
+HALF = Scales(kind="half", per=32)
+HALF_MIN = Scales(kind="half_min", per=32, has_min=True)
+POWER = Scales(kind="power", per=32, unit_bytes=1)  # 2^(byte - 128)
+BYTE = Scales(kind="byte", per=32, shared=SUPER, unit_bytes=1)  # signed
+BYTE16 = Scales(kind="byte16", per=16, shared=SUPER, unit_bytes=1)  # signed
+BYTE_MIN = Scales(kind="byte_min", per=32, shared=SUPER, has_min=True, unit_bytes=2)  # unsigned
+# One byte has both: the factor in its low half, the minimum in its high half.
+NIBBLE16_MIN = Scales(kind="nibble16_min", per=16, shared=SUPER, has_min=True, unit_bytes=1)
+
+# Where the 16 values of a code are not evenly spaced. Those of e2m1 are doubled: POWER takes the half back.
+IQ4_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+E2M1_VALUES = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Format:
-    """One weight format: `bits` per weight, `block` weights to a scale of `scale_bytes` bytes (0: no scales)."""
+    """One weight format; `code` is the same number in cpu/isa/table.h, `plain_bits` those of a float (0: blocks)."""
 
     name: str
-    code: int  # the same number in cpu/isa/table.h
-    bits: int
-    block: int = 1
-    scale_bytes: int = 0
+    code: int
+    codes: Codes = NO_CODES
+    scales: Scales = NO_SCALES
+    plain_bits: int = 0
+
+    @property
+    def is_block(self) -> bool:
+        """Whether weights are integers with scales; the others are floats."""
+        return not self.plain_bits
+
+    @property
+    def bits(self) -> int:
+        """Bits of a weight, scales aside."""
+        return self.plain_bits or self.codes.bits
+
+    @property
+    def block(self) -> int:
+        """Weights of which a row must be a whole number."""
+        return (self.scales.shared or BLOCK) if self.is_block else 1
 
     def scales_bytes(self, cols: int) -> int:
         """Bytes of the scales in front of a row of `cols` weights, padding included."""
-        return align_up(cols // self.block * self.scale_bytes, SCALE_ALIGN)
+        return align_up(self.scales.bytes(cols), SCALE_ALIGN) if self.is_block else 0
 
     def row_bytes(self, cols: int) -> int:
         """Bytes of one row of `cols` weights."""
@@ -49,39 +137,72 @@ class Format:
         return cols % self.block == 0
 
 
-F32 = Format(name="f32", code=0, bits=32)
-F16 = Format(name="f16", code=1, bits=16)
-BF16 = Format(name="bf16", code=2, bits=16)
-Q8_0 = Format(name="q8_0", code=3, bits=8, block=32, scale_bytes=2)
-Q4_0 = Format(name="q4_0", code=4, bits=4, block=32, scale_bytes=2)
+F32 = Format(name="f32", code=0, plain_bits=32)
+F16 = Format(name="f16", code=1, plain_bits=16)
+BF16 = Format(name="bf16", code=2, plain_bits=16)
+Q8_0 = Format(name="q8_0", code=3, codes=Codes(planes=(8,)), scales=HALF)
+Q4_0 = Format(name="q4_0", code=4, codes=Codes(planes=(4,), offset=8), scales=HALF)
+Q4_1 = Format(name="q4_1", code=5, codes=Codes(planes=(4,)), scales=HALF_MIN)
+Q5_0 = Format(name="q5_0", code=6, codes=Codes(planes=(1, 4), offset=16), scales=HALF)
+Q5_1 = Format(name="q5_1", code=7, codes=Codes(planes=(1, 4)), scales=HALF_MIN)
+Q2_K = Format(name="q2_k", code=8, codes=Codes(planes=(2,)), scales=NIBBLE16_MIN)
+Q3_K = Format(name="q3_k", code=9, codes=Codes(planes=(1, 2), offset=4), scales=BYTE16)
+Q4_K = Format(name="q4_k", code=10, codes=Codes(planes=(4,)), scales=BYTE_MIN)
+Q5_K = Format(name="q5_k", code=11, codes=Codes(planes=(1, 4)), scales=BYTE_MIN)
+Q6_K = Format(name="q6_k", code=12, codes=Codes(planes=(2, 4), offset=32), scales=BYTE16)
+IQ4_NL = Format(name="iq4_nl", code=13, codes=Codes(planes=(4,), table=IQ4_VALUES), scales=HALF)
+IQ4_XS = Format(name="iq4_xs", code=14, codes=Codes(planes=(4,), table=IQ4_VALUES), scales=BYTE)
+MXFP4 = Format(name="mxfp4", code=15, codes=Codes(planes=(4,), table=E2M1_VALUES), scales=POWER)
 
-FORMATS: dict[str, Format] = {f.name: f for f in (F32, F16, BF16, Q8_0, Q4_0)}
+FORMATS: dict[str, Format] = {
+    f.name: f
+    for f in (F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS, MXFP4)
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExpertLayout:
-    """Where one expert's three matrices lie in its contiguous block.
+    """Where one expert's three matrices lie in its contiguous block, each in a format of its own.
 
     block = gate [width, hidden] | up [width, hidden] | down [hidden, width] | pad to 64 B
+
+    format: of gate, and of the others where nothing else is said.
     """
 
     format: Format
     hidden: int
     width: int
+    up_format: Format | None = None
+    down_format: Format | None = None
+
+    def of(self, part: Part) -> Format:
+        """The format of a part."""
+        own = {"gate": None, "up": self.up_format, "down": self.down_format}[part]
+        return own or self.format
+
+    def shape(self, part: Part) -> tuple[int, int]:
+        """Rows and columns of a part."""
+        return (self.hidden, self.width) if part == "down" else (self.width, self.hidden)
+
+    def part_bytes(self, part: Part) -> int:
+        rows, cols = self.shape(part)
+        return rows * self.of(part).row_bytes(cols)
 
     @property
-    def gate_offset(self) -> int:
-        return 0
+    def formats(self) -> tuple[Format, ...]:
+        """The formats of gate, up and down."""
+        return tuple(self.of(part) for part in PARTS)
 
     @property
-    def up_offset(self) -> int:
-        return self.width * self.format.row_bytes(self.hidden)
+    def name(self) -> str:
+        """The formats' names, the same ones once: q4_k, or q4_k/q6_k where `down` has another."""
+        return "/".join(dict.fromkeys(format.name for format in self.formats))
 
-    @property
-    def down_offset(self) -> int:
-        return 2 * self.up_offset
+    def offset(self, part: Part) -> int:
+        """Bytes from the begin of an expert to a part."""
+        return sum(self.part_bytes(before) for before in PARTS[: PARTS.index(part)])
 
     @property
     def bytes(self) -> int:
         """Bytes of one expert, padding included: what one activation of it reads."""
-        return align_up(self.down_offset + self.hidden * self.format.row_bytes(self.width), EXPERT_ALIGN)
+        return align_up(sum(map(self.part_bytes, PARTS)), EXPERT_ALIGN)

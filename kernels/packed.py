@@ -1,4 +1,4 @@
-"""Packed weights as the ops take them: a `Matrix`, the `Mlp` of two, or the `ExpertBank` of one layer.
+"""Packed weights as the ops take them: a `Matrix`, several `Stacked`, an `Mlp`, or the `ExpertBank` of one layer.
 
 They are a `Format` and a tensor of bytes; none says on which device the bytes lie, nor how they are unpacked. What a
 backend is told of one it checks at the first use and keeps in `native`, under its name: in a decode step, where all
@@ -7,15 +7,15 @@ caches are full of weights, asking tensors for it again took as long as the call
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .formats import ExpertLayout, Format
+from .formats import FORMATS, ExpertLayout, Format, Part
 
-Part = Literal["gate", "up", "down"]
 TORCH_DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 FORMAT_OF_DTYPE = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
@@ -38,8 +38,6 @@ class Matrix:
     @classmethod
     def plain(cls, values_RC: Tensor) -> Matrix:
         """A view of a float32, float16 or bfloat16 tensor [rows, cols] as a matrix: nothing is copied."""
-        from .formats import FORMATS
-
         rows, cols = values_RC.shape
         format = FORMATS[FORMAT_OF_DTYPE[values_RC.dtype]]
         return cls(format, rows, cols, values_RC.contiguous().view(torch.uint8).view(rows, -1))
@@ -51,6 +49,48 @@ class Matrix:
     def slice_rows(self, start: int, stop: int) -> Matrix:
         """Rows [start, stop) as a view."""
         return Matrix(self.format, stop - start, self.cols, self.data[start:stop])
+
+
+@dataclass(frozen=True)
+class Stacked:
+    """Matrices with the same columns, one below the other, each in a format of its own; neighbours in one format are one
+    matrix, so that they are one pass over memory."""
+
+    parts: tuple[Matrix, ...]
+    native: dict[str, Any] = field(default_factory=dict, init=False, compare=False, repr=False)
+
+    @classmethod
+    def empty(cls, formats: Sequence[Format], rows: Sequence[int], cols: int, device: str = "cpu") -> Stacked:
+        """Uninitialised matrices of so many rows each."""
+        runs: list[tuple[Format, int]] = []
+        for format, count in zip(formats, rows, strict=True):
+            if runs and runs[-1][0] is format:
+                runs[-1] = format, runs[-1][1] + count
+            else:
+                runs.append((format, count))
+        return cls(tuple(Matrix.empty(format, count, cols, device) for format, count in runs))
+
+    @property
+    def rows(self) -> int:
+        return sum(part.rows for part in self.parts)
+
+    @property
+    def cols(self) -> int:
+        return self.parts[0].cols
+
+    @property
+    def nbytes(self) -> int:
+        return sum(part.nbytes for part in self.parts)
+
+    def slice_rows(self, start: int, stop: int) -> Matrix:
+        """Rows [start, stop), all of one part, as a view."""
+        first = 0
+        for part in self.parts:
+            if start < first + part.rows:
+                assert stop <= first + part.rows, f"rows {start} to {stop} lie in several matrices"
+                return part.slice_rows(start - first, stop - first)
+            first += part.rows
+        raise AssertionError(f"rows {start} to {stop} of {self.rows}")
 
 
 @dataclass(frozen=True)
@@ -76,17 +116,15 @@ class ExpertBank:
 
     def matrix(self, expert: int, part: Part) -> Matrix:
         """One matrix of one expert as a view: gate and up [width, hidden], down [hidden, width]."""
-        lay = self.layout
-        offset = {"gate": lay.gate_offset, "up": lay.up_offset, "down": lay.down_offset}[part]
-        rows, cols = (lay.hidden, lay.width) if part == "down" else (lay.width, lay.hidden)
-        size = rows * lay.format.row_bytes(cols)
-        data = self.data[expert, offset : offset + size].view(rows, -1)
-        return Matrix(lay.format, rows, cols, data)
+        layout, (rows, cols) = self.layout, self.layout.shape(part)
+        start = layout.offset(part)
+        data = self.data[expert, start : start + layout.part_bytes(part)].view(rows, -1)
+        return Matrix(layout.of(part), rows, cols, data)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mlp:
     """A dense or shared SwiGLU MLP: `gate_up` [2 * width, hidden] (gate rows first), `down` [hidden, width]."""
 
-    gate_up: Matrix
+    gate_up: Stacked
     down: Matrix

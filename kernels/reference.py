@@ -15,50 +15,30 @@ import sys
 import torch
 from torch import Tensor
 
+from . import blocks, ggml_blocks, rounding
 from .decoder_layer import AttentionBlock, Choice, Places, Scoring, Stack, compose, compose_layers
 from .formats import Format
 from .packed import TORCH_DTYPES, ExpertBank, Matrix
 
 
 def quantize(values_RC: Tensor, format: Format) -> Tensor:
-    """Packs float values [R, C] into rows of `format`: uint8 [R, row_bytes].
-
-    q8_0: d = max|x| / 127, q = round(x / d). q4_0: d = (the value of largest magnitude) / -8, q = floor(x / d + 8.5)
-    clamped to [0, 15]; both as GGUF does (ggml's quantize_row_q8_0_ref and quantize_row_q4_0_ref).
-    """
-    if format.name in TORCH_DTYPES:
+    """Packs float values [R, C] into rows of `format`: uint8 [R, row_bytes]. How block formats round: `rounding.py`."""
+    if not format.is_block:
         return values_RC.to(TORCH_DTYPES[format.name]).contiguous().view(torch.uint8)
-    rows, cols = values_RC.shape
-    blocks = values_RC.float().reshape(rows, cols // format.block, format.block)
-    peak = blocks.gather(-1, blocks.abs().argmax(-1, keepdim=True))
-    scale = peak / -8.0 if format.name == "q4_0" else peak.abs() / 127.0
-    inverse = torch.where(scale == 0, torch.zeros_like(scale), 1.0 / scale)
-    if format.name == "q4_0":
-        quants = (blocks * inverse + 8.5).floor().clamp(0, 15).to(torch.uint8)
-        quants = quants[..., :16] | (quants[..., 16:] << 4)
-    else:
-        quants = (blocks * inverse).round().clamp(-127, 127).to(torch.int8).view(torch.uint8)
-    packed = torch.zeros(rows, format.row_bytes(cols), dtype=torch.uint8, device=values_RC.device)
-    scales = scale.squeeze(-1).half().contiguous().view(torch.uint8)
-    packed[:, : scales.shape[1]] = scales
-    packed[:, format.scales_bytes(cols) :] = quants.reshape(rows, -1)
-    return packed
+    return rounding.pack(values_RC, format)
 
 
 def dequantize(matrix: Matrix) -> Tensor:
     """Unpacks a matrix into float32 [R, C]; a float32 matrix is returned as a view of its own bytes."""
-    form, rows, cols = matrix.format, matrix.rows, matrix.cols
-    if form.name in TORCH_DTYPES:
-        return matrix.data.view(TORCH_DTYPES[form.name]).float()
-    blocks = cols // form.block
-    scales = matrix.data[:, : blocks * 2].contiguous().view(torch.float16).float()
-    quants = matrix.data[:, form.scales_bytes(cols) :]
-    if form.name == "q4_0":
-        nibbles = quants.reshape(rows, blocks, 16)
-        values = torch.cat([nibbles & 15, nibbles >> 4], dim=-1).float() - 8.0
-    else:
-        values = quants.contiguous().view(torch.int8).reshape(rows, blocks, form.block).float()
-    return (values * scales.unsqueeze(-1)).reshape(rows, cols)
+    if not matrix.format.is_block:
+        return matrix.data.view(TORCH_DTYPES[matrix.format.name]).float()
+    return blocks.weights(blocks.split(matrix.data, matrix.format, matrix.cols))
+
+
+def repack(blocks_RB: Tensor, format: Format, cols: int) -> Tensor:
+    """Rows of `cols` weights as a GGUF file has them, uint8 [R, bytes], as rows of the format of the same name: uint8
+    [R, row_bytes]. Nothing is rounded."""
+    return blocks.join(ggml_blocks.read(blocks_RB, format, cols))
 
 
 def embed(table: Matrix, ids_T: Tensor, scale: float = 1.0) -> Tensor:

@@ -19,6 +19,7 @@ from ..formats import FORMATS, ExpertLayout, Format
 from ..packed import TORCH_DTYPES, Matrix
 from .attention import attention_block_cases, attention_cases, place_qkv_cases
 from .case import (
+    BASIC,
     Case,
     Inputs,
     Source,
@@ -47,7 +48,7 @@ def quantize_cases() -> Iterator[Case]:
         return make
 
     shapes = [(1, 32), (7, 96), (33, 160), (17, 2048)]
-    for form in FORMATS.values():
+    for form in BASIC:
         for dtype in TORCH_DTYPES.values():
             for rows, cols in shapes + ([(5, 1), (3, 77)] if form.block == 1 else []):
                 yield Case(
@@ -68,7 +69,7 @@ def quantize_cases() -> Iterator[Case]:
 
 
 def unpack_cases() -> Iterator[Case]:
-    for form in FORMATS.values():
+    for form in BASIC:
         for rows, cols in ((1, 32), (33, 160), (7, 2048)) + (((7, 77),) if form.block == 1 else ()):
 
             def build(g: Generator, source: Source, form: Format = form, rows: int = rows, cols: int = cols) -> Inputs:
@@ -154,33 +155,35 @@ def argmax_cases() -> Iterator[Case]:
     )
 
 
+def linear_case(form: Format, T: int, R: int, C: int, *, bias: bool, exact: bool, bench: bool = False) -> Case:
+    def build(g: Generator, source: Source) -> Inputs:
+        x = exact_activations(g, T, C) if exact else normal(g, T, C)
+        return {"x": x, "w": source.matrix(form, R, C), "bias": normal(g, R) if bias else None}
+
+    def allowed(i: Inputs, out: list[Tensor]) -> list[Tensor | float]:
+        return [linear_error(i, exact) + out[0].abs() * 2 * U]
+
+    return Case(
+        op="linear",
+        name=f"{form.name} {T}x{R}x{C}{' bias' if bias else ''}{' exact' if exact else ''}",
+        build=build,
+        call=lambda ops, i: [ops.linear(i["x"], i["w"], i["bias"])],
+        allowed=allowed,
+        bytes=R * form.row_bytes(C),
+        flops=2 * T * R * C,
+        bench=bench,
+    )
+
+
 def linear_cases() -> Iterator[Case]:
-    def case(form: Format, T: int, R: int, C: int, bias: bool, exact: bool, bench: bool = False) -> Case:
-        def build(g: Generator, source: Source) -> Inputs:
-            x = exact_activations(g, T, C) if exact else normal(g, T, C)
-            return {"x": x, "w": source.matrix(form, R, C), "bias": normal(g, R) if bias else None}
-
-        def allowed(i: Inputs, out: list[Tensor]) -> list[Tensor | float]:
-            return [linear_error(i, exact) + out[0].abs() * 2 * U]
-
-        return Case(
-            op="linear",
-            name=f"{form.name} {T}x{R}x{C}{' bias' if bias else ''}{' exact' if exact else ''}",
-            build=build,
-            call=lambda ops, i: [ops.linear(i["x"], i["w"], i["bias"])],
-            allowed=allowed,
-            bytes=R * form.row_bytes(C),
-            flops=2 * T * R * C,
-            bench=bench,
-        )
-
+    case = linear_case
     shapes = ((1, 1, 32), (3, 7, 96), (5, 33, 160), (17, 33, 768), (4, 64, 2048), (130, 3, 64), (70, 200, 544))
-    for form in FORMATS.values():
+    for form in BASIC:
         for number, (T, R, C) in enumerate(shapes):
             yield case(form, T, R, C, bias=number % 2 == 1, exact=False)
-            if form.scale_bytes:
+            if form.is_block:
                 yield case(form, T, R, C, bias=number % 2 == 0, exact=True)
-        if not form.scale_bytes:
+        if not form.is_block:
             yield case(form, 3, 7, 1, bias=False, exact=False)
             yield case(form, 6, 5, 77, bias=True, exact=False)
             yield case(form, 40, 35, 77, bias=False, exact=False)
@@ -231,7 +234,11 @@ def route_cases() -> Iterator[Case]:
 
 
 def experts_case(form: Format, E: int, D: int, F: int, T: int, K: int, kind: str = "", bench: bool = False) -> Case:
-    layout = ExpertLayout(format=form, hidden=D, width=F)
+    return experts_case_of(ExpertLayout(format=form, hidden=D, width=F), E, T, K, kind, bench)
+
+
+def experts_case_of(layout: ExpertLayout, E: int, T: int, K: int, kind: str = "", bench: bool = False) -> Case:
+    D, F = layout.hidden, layout.width
 
     def build(g: Generator, source: Source) -> Inputs:
         ids, weights = routing(g, T, E, K)
@@ -249,7 +256,7 @@ def experts_case(form: Format, E: int, D: int, F: int, T: int, K: int, kind: str
 
     return Case(
         op="experts",
-        name=f"{form.name} {E}x{D}x{F} {T} tokens top {K}{' ' + kind if kind else ''}",
+        name=f"{layout.name} {E}x{D}x{F} {T} tokens top {K}{' ' + kind if kind else ''}",
         build=build,
         call=lambda ops, i: [ops.experts(i["x"], i["ids"], i["weights"], i["bank"])],
         allowed=experts_error,
@@ -261,7 +268,7 @@ def experts_case(form: Format, E: int, D: int, F: int, T: int, K: int, kind: str
 
 def experts_cases() -> Iterator[Case]:
     case = experts_case
-    for form in FORMATS.values():
+    for form in BASIC:
         yield case(form, 4, 32, 96, 1, 1)
         yield case(form, 8, 160, 96, 1, 2)
         yield case(form, 8, 96, 160, 3, 8)

@@ -13,7 +13,8 @@ from torch import Generator, Tensor
 from .. import Ops
 from ..decoder_layer import AttentionBlock, Choice, Places, Router, compose
 from ..formats import FORMATS, Format
-from .case import Case, Inputs, Source, U, normal, sum_error
+from ..packed import Stacked
+from .case import BASIC, Case, Inputs, Source, U, normal, sum_error
 
 
 def fused(g: Generator, T: int, N: int, d: int) -> tuple[Tensor, Tensor]:
@@ -160,7 +161,7 @@ def random_block(g: Generator, source: Source, form: Format, D: int, cache: Inpu
     return AttentionBlock(
         heads=N,
         pre_norm=normal(g, D),
-        qkv=source.matrix(form, (N + 2 * G) * d, D),
+        qkv=Stacked((source.matrix(form, (N + 2 * G) * d, D),)),
         qkv_bias=normal(g, (N + 2 * G) * d) if first else None,
         q_norm=normal(g, N * d if wide else d),
         k_norm=normal(g, G * d if wide else d),
@@ -222,7 +223,7 @@ def attention_block_cases() -> Iterator[Case]:
             call=block_difference,
         )
 
-    for form in FORMATS.values():
+    for form in BASIC:
         yield case(form, 96, [1], [40], "")
         yield case(form, 160, [3, 1], [0, 70], "first")
         yield case(form, 96, [37, 5], [3, 0], "few rows")

@@ -4,8 +4,9 @@ Tolerances are per output value, with u = 2^-24 (float32) and no free constants 
 
     sum of n products     |error| <= (n / 4 + 8) u * sum |w x|: the longest chain of additions is n / 4 (four lanes, the
                           narrowest kernel), and 8 more join lanes and scale. The twin may err as much again, hence 2 x.
-    block formats         where an ISA multiplies unsigned quants q + o (o = 128 for q8_0, 8 for q4_0) and takes
-                          o * sum x away, rounding acts on larger terms: |w| becomes |w| + 2 o d, d the block's scale.
+    block formats         where an ISA multiplies unsigned codes (value + o) and takes o * sum x away, rounding acts on
+                          larger terms: |w| becomes |w| + 2 o d, d the factor. o is the codes' offset; 128 for bytes and
+                          for values of a table. A minimum m is a term of its own: + 2 |m|.
     int8 activations      x = s q + e, e uniform in +-s / 2, s = max|x| / 127 per 32: the error of sum w x has standard
                           deviation sqrt(sum w^2 s^2 / 12); 6 of them are allowed. An MLP passes the variances on.
     bf16 tiles            with many tokens some ISAs round activations, and the weights of block formats, to bf16: an
@@ -33,16 +34,18 @@ from typing import Any, Protocol
 import torch
 from torch import Generator, Tensor
 
-from .. import Ops
+from .. import Ops, blocks
 from .. import reference as ref
-from ..formats import ExpertLayout, Format
+from ..formats import BLOCK, FORMATS, ExpertLayout, Format
 from ..packed import ExpertBank, Matrix
 
 U = 2.0**-24
 SIGMAS = 6.0
 TILE_ROWS = 16  # a matrix with fewer rows never goes through the CPU's tiles
+BASIC = tuple(FORMATS[name] for name in ("f32", "f16", "bf16", "q8_0", "q4_0"))  # with cases of every shape
 TILE_GROUP = 256  # columns that share a scale in int8 tiles
-OFFSETS = {"q8_0": 128.0, "q4_0": 8.0}
+INT8_TILES = ("q8_0", "q4_0")
+BYTE_OFFSET = 128.0  # of signed bytes as unsigned ones
 
 
 class Way(Enum):
@@ -136,17 +139,20 @@ def sum_error(n: int) -> float:
 
 
 def scales(matrix: Matrix) -> Tensor:
-    """The scale of every weight of a block format, float32 [R, C]."""
-    form = matrix.format
-    halves = matrix.data[:, : matrix.cols // form.block * 2].contiguous().view(torch.float16).float().abs()
-    return halves.repeat_interleave(form.block, 1)
+    """The size of the factor of every weight of a block format, float32 [R, C]."""
+    found = blocks.split(matrix.data, matrix.format, matrix.cols)
+    return blocks.factors(found).abs().repeat_interleave(matrix.format.scales.per, 1)
 
 
 def magnitude(matrix: Matrix) -> Tensor:
-    """|w| as rounding sees it: with the offset of unsigned quants."""
-    values = ref.dequantize(matrix).abs()
-    offset = OFFSETS.get(matrix.format.name)
-    return values if offset is None else values + 2 * offset * scales(matrix)
+    """|w| as rounding sees it: with the offset of unsigned codes, and minimums as terms of their own."""
+    values, form = ref.dequantize(matrix).abs(), matrix.format
+    if not form.is_block:
+        return values
+    offset = BYTE_OFFSET if form.bits == 8 or form.codes.table else form.codes.offset
+    found = values + 2 * offset * scales(matrix)
+    least = blocks.minimums(blocks.split(matrix.data, form, matrix.cols))
+    return found if least is None else found + 2 * least.abs().repeat_interleave(form.scales.per, 1)
 
 
 def quant_variance(x_TC: Tensor, group: int) -> Tensor:
@@ -172,11 +178,11 @@ def bf16_variance(values: Tensor) -> Tensor:
 
 def noise_of(x_TC: Tensor, w: Matrix, way: Way, exact: bool = False) -> Tensor:
     """Variance of x @ w.T from rounding activations (none if they are `exact` in any format) and, in tiles, weights."""
-    is_block = bool(w.format.scale_bytes)
+    is_block = w.format.is_block
     if exact or way is Way.AS_THEY_ARE or (way is Way.DOTS and not is_block):
         noise = torch.zeros_like(x_TC)
     elif way is Way.DOTS:
-        noise = quant_variance(x_TC, w.format.block)
+        noise = quant_variance(x_TC, BLOCK)
     else:
         noise = quant_variance(x_TC, TILE_GROUP) if way is Way.INT8_TILES else bf16_variance(x_TC)
     weights = ref.dequantize(w)
@@ -198,7 +204,7 @@ def way_of(i: Inputs, format: Format, tokens: int) -> Way:
     is_exact = i.get("activations") == "bf16"
     if not (least > 0 and tokens >= least):
         return Way.AS_THEY_ARE if is_exact else Way.DOTS
-    return Way.INT8_TILES if format.scale_bytes and not is_exact else Way.BF16_TILES
+    return Way.INT8_TILES if format.name in INT8_TILES and not is_exact else Way.BF16_TILES
 
 
 def linear_error(i: Inputs, exact: bool = False) -> Tensor:

@@ -11,9 +11,9 @@ from torch import Generator, Tensor
 from .. import Ops
 from ..decoder_layer import Layer, Stack, compose_layers
 from ..formats import FORMATS, ExpertLayout, Format
-from ..packed import Mlp
+from ..packed import Mlp, Stacked
 from .attention import EXPERTS, PAGE, cache_of, own_cache, places_of, random_block, rows_of
-from .case import Case, Inputs, Source, normal
+from .case import BASIC, Case, Inputs, Source, normal
 
 WIDTH = 64
 
@@ -22,7 +22,7 @@ def random_layer(g: Generator, source: Source, form: Format, D: int, cache: Inpu
     """dense, moe, shared (experts and a shared MLP) or gated (the same behind a gate)."""
     caches = {name: cache[name].clone() for name in ("k", "v")}
     layout = ExpertLayout(format=form, hidden=D, width=WIDTH)
-    mlp = Mlp(gate_up=source.matrix(form, 2 * WIDTH, D), down=source.matrix(form, D, WIDTH))
+    mlp = Mlp(gate_up=Stacked((source.matrix(form, 2 * WIDTH, D),)), down=source.matrix(form, D, WIDTH))
     return Layer(
         block=random_block(g, source, form, D, {**cache, **caches}, "first" if kind == "dense" else ""),
         bank=None if kind == "dense" else source.bank(layout, EXPERTS),
@@ -66,7 +66,7 @@ def layers_cases() -> Iterator[Case]:
             call=layers_difference,
         )
 
-    for form in FORMATS.values():
+    for form in BASIC:
         yield case(form, "dense moe shared gated", [1], [40])
         yield case(form, "moe gated moe", [37, 5], [3, 0], "few rows")
     yield case(FORMATS["q4_0"], "shared dense", [3, 1], [0, 70])

@@ -9,13 +9,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import _cpu
+from .. import _cpu, ggml_blocks, rounding
 from ..context import Context
 from ..decoder_layer import AttentionBlock, Choice, Places, Router, Scoring, Stack
 from ..formats import FORMATS, Format
 from ..packed import FORMAT_OF_DTYPE, ExpertBank, Matrix
 from . import prepare
 from .prepare import F32, I32, I64, U8, at
+
+ROUNDED_HERE = ("q8_0", "q4_0")  # the other block formats are rounded to by torch: slower, once, while loading
 
 
 class CpuOps:
@@ -27,11 +29,20 @@ class CpuOps:
     def quantize(self, values_RC: Tensor, format: Format) -> Tensor:
         R, C = values_RC.shape
         assert format.fits(C), f"{C} columns in {format.name}"
+        if format.is_block and format.name not in ROUNDED_HERE:
+            return rounding.pack(values_RC, format)
         source = FORMATS[FORMAT_OF_DTYPE[values_RC.dtype]].code
         out = torch.empty(R, format.row_bytes(C), dtype=U8)
         _cpu.quantize(
             self.context.native, at(values_RC, values_RC.dtype, R, C), source, R, C, format.code, out.data_ptr()
         )
+        return out
+
+    def repack(self, blocks_RB: Tensor, format: Format, cols: int) -> Tensor:
+        R, kind = blocks_RB.shape[0], ggml_blocks.FILE_BLOCKS[format.name]
+        out = torch.empty(R, format.row_bytes(cols), dtype=U8)
+        blocks = at(blocks_RB, U8, R, cols // kind.weights * kind.bytes)
+        _cpu.repack(self.context.native, blocks, R, cols, format.code, out.data_ptr())
         return out
 
     def dequantize(self, matrix: Matrix) -> Tensor:

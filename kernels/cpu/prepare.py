@@ -13,8 +13,8 @@ from torch import Tensor
 
 from .. import _cpu
 from ..decoder_layer import AttentionBlock, Layer, Places, Router, Stack
-from ..formats import FORMATS
-from ..packed import ExpertBank, Matrix
+from ..formats import FORMATS, PARTS
+from ..packed import ExpertBank, Matrix, Stacked
 
 F32, I32, I64, U8 = torch.float32, torch.int32, torch.int64, torch.uint8
 CACHE_CODES = {torch.float32: FORMATS["f32"].code, torch.bfloat16: FORMATS["bf16"].code}
@@ -49,15 +49,30 @@ def _matrix(it: Matrix) -> Any:
     return it.native[NAME]
 
 
+def stacked(it: Stacked) -> Any:
+    return it.native.get(NAME) or _stacked(it)
+
+
+def _stacked(it: Stacked) -> Any:
+    it.native[NAME] = _cpu.Rows(parts=[matrix(part) for part in it.parts])
+    return it.native[NAME]
+
+
 def bank(it: ExpertBank) -> Any:
     return it.native.get(NAME) or _bank(it)
 
 
 def _bank(it: ExpertBank) -> Any:
     lay = it.layout
-    assert all(map(lay.format.fits, (lay.hidden, lay.width))), f"{lay.hidden} x {lay.width} in {lay.format.name}"
+    for part in PARTS:
+        form, (_, cols) = lay.of(part), lay.shape(part)
+        assert form.fits(cols), f"rows of {cols} weights in {form.name}"
+    gate, up, down = lay.formats
+    assert gate is up or (gate.is_block and up.is_block), f"gate in {gate.name}, up in {up.name}"
     it.native[NAME] = _cpu.Bank(
-        format=lay.format.code,
+        gate=gate.code,
+        up=up.code,
+        down=down.code,
         experts=it.experts,
         hidden=lay.hidden,
         width=lay.width,
@@ -114,7 +129,7 @@ def _block(it: AttentionBlock) -> Any:
         heads=N,
         pre_norm=at(it.pre_norm, F32, D),
         post_norm=at(it.post_norm, F32, D),
-        qkv=matrix(it.qkv),
+        qkv=stacked(it.qkv),
         o=matrix(it.o),
         qkv_bias=_bias(it.qkv_bias, it.qkv),
         o_bias=_bias(it.o_bias, it.o),
@@ -131,7 +146,7 @@ def _block(it: AttentionBlock) -> Any:
     return it.native[NAME]
 
 
-def _bias(bias: Tensor | None, of: Matrix) -> int:
+def _bias(bias: Tensor | None, of: Matrix | Stacked) -> int:
     return 0 if bias is None else at(bias, F32, of.rows)
 
 
@@ -178,7 +193,7 @@ def _layer(it: Layer) -> Any:
     return _cpu.DecoderLayer(
         block=block(it.block),
         bank=None if it.bank is None else bank(it.bank),
-        gate_up=None if mlp is None else matrix(mlp.gate_up),
+        gate_up=None if mlp is None else stacked(mlp.gate_up),
         down=None if mlp is None else matrix(mlp.down),
         shared_gate=None if gate is None else matrix(gate),
     )

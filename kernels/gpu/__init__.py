@@ -18,7 +18,7 @@ except ImportError as missing:
 
     raise OptionError("the GPU kernels need Triton, which is not installed: pip install 'headrace[gpu]'") from missing
 
-from ..reference import quantize  # packing happens once, while loading; plain torch does it on any device
+from ..reference import quantize, repack  # packing happens once, while loading; plain torch does it on any device
 from .attention.decode import attention
 from .attention.qkv import place_qkv_
 from .block import attention_block, layers
@@ -32,5 +32,5 @@ from .sampling import argmax
 
 __all__ = [
     "add_rmsnorm_", "argmax", "attention", "attention_block", "dequantize", "embed", "experts", "gated_add_",
-    "layers", "linear", "place_qkv_", "quantize", "rmsnorm", "route", "silu_mul",
+    "layers", "linear", "place_qkv_", "quantize", "repack", "rmsnorm", "route", "silu_mul",
 ]  # fmt: skip

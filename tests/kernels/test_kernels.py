@@ -16,12 +16,13 @@ from torch import Tensor
 
 from headrace.kernels import _cpu, reference
 from headrace.kernels.cases.all import CASES
+from headrace.kernels.cases.block_formats import BLOCK_CASES
 from headrace.kernels.cases.case import Case, Inputs, worst
 from headrace.kernels.context import Context
 from headrace.kernels.cpu import CpuOps
 from headrace.kernels.isa import available_isas
 
-SMALL = [case for case in CASES if not case.bench]
+SMALL = [case for case in (*CASES, *BLOCK_CASES) if not case.bench]
 
 
 @contextmanager
@@ -49,7 +50,7 @@ def test_case(case: Case) -> None:
         check(case, inputs, expected, Context(isa=isa))
 
 
-EXACT = [case for case in SMALL if case.op in ("linear", "experts") and case.name.startswith("q")]
+EXACT = [case for case in SMALL if case.op in ("linear", "experts") and not case.name.startswith(("f", "bf"))]
 
 
 @pytest.mark.parametrize("case", EXACT, ids=lambda case: f"{case.op}: {case.name}")
@@ -77,7 +78,7 @@ def check(case: Case, inputs: Inputs, expected: list[Tensor], context: Context) 
 
 
 def test_names_are_unique() -> None:
-    names = [(case.op, case.name) for case in CASES]
+    names = [(case.op, case.name) for case in (*CASES, *BLOCK_CASES)]
     assert len(set(names)) == len(names)
 
 

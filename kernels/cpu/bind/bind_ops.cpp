@@ -17,6 +17,10 @@ void bind_convert(nb::module_& m) {
     Turn turn(context);
     quantize(at<uint8_t>(values), values_format, rows, cols, format, at<uint8_t>(out), turn);
   }, Unlocked());
+  m.def("repack", [](const Context& context, Address blocks, int rows, int cols, int format, Address out) {
+    Turn turn(context);
+    repack(at<uint8_t>(blocks), rows, cols, format, at<uint8_t>(out), turn);
+  }, Unlocked());
   m.def("dequantize", [](const Context& context, const Weights& matrix, Address out) {
     Turn turn(context);
     dequantize(matrix, at<float>(out), turn);
@@ -55,7 +59,7 @@ void bind_matrices(nb::module_& m) {
   m.def("linear", [](const Context& context, Address x, int64_t x_stride, int tokens, const Weights& weight,
                      Address bias, Address y) {
     Turn turn(context);
-    linear(at<float>(x), x_stride, tokens, weight, at<float>(bias), at<float>(y), turn);
+    linear(at<float>(x), x_stride, tokens, weight, at<float>(bias), at<float>(y), weight.rows, turn);
   }, Unlocked());
   m.def("route", [](const Context& context, Address x, int tokens, const Router& router, Address ids, Address weights) {
     Turn turn(context);

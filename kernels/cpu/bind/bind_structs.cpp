@@ -4,6 +4,9 @@
 #include "bind/bind.h"
 #include "ops/ops.h"
 
+#include <iterator>
+#include <stdexcept>
+
 namespace nb = nanobind;
 using namespace nb::literals;
 
@@ -17,10 +20,19 @@ void bind_weights(nb::module_& m) {
       }, nb::kw_only(), "format"_a, "rows"_a, "cols"_a, "data"_a)
       .def_ro("rows", &Weights::rows)
       .def_ro("cols", &Weights::cols);
+  nb::class_<Rows>(m, "Rows")
+      .def("__init__", [](Rows* to, const nb::list& parts) {
+        new (to) Rows{{}, 0};
+        for (const nb::handle part : parts) {
+          if (to->parts == int(std::size(to->part))) throw std::length_error("more than three matrices in one");
+          to->part[to->parts++] = nb::cast<const Weights&>(part);
+        }
+      }, nb::kw_only(), "parts"_a);
   nb::class_<Bank>(m, "Bank")
-      .def("__init__", [](Bank* to, int format, int experts, int hidden, int width, size_t bytes, Address data) {
-        new (to) Bank{format, experts, hidden, width, bytes, at<uint8_t>(data)};
-      }, nb::kw_only(), "format"_a, "experts"_a, "hidden"_a, "width"_a, "bytes"_a, "data"_a);
+      .def("__init__", [](Bank* to, int gate, int up, int down, int experts, int hidden, int width, size_t bytes,
+                          Address data) {
+        new (to) Bank{gate, up, down, experts, hidden, width, bytes, at<uint8_t>(data)};
+      }, nb::kw_only(), "gate"_a, "up"_a, "down"_a, "experts"_a, "hidden"_a, "width"_a, "bytes"_a, "data"_a);
   nb::class_<Router>(m, "Router")
       .def("__init__", [](Router* to, const Weights& matrix, int top_k, bool softmax_first, bool renormalise) {
         new (to) Router{matrix, top_k, softmax_first, renormalise};
@@ -40,7 +52,7 @@ void bind_attention(nb::module_& m) {
         new (to) Cache{format, groups, page_keys, d, at<uint8_t>(k), at<uint8_t>(v)};
       }, nb::kw_only(), "format"_a, "groups"_a, "page_keys"_a, "d"_a, "k"_a, "v"_a);
   nb::class_<AttentionBlock>(m, "AttentionBlock")
-      .def("__init__", [](AttentionBlock* to, int heads, Address pre_norm, Address post_norm, const Weights& qkv,
+      .def("__init__", [](AttentionBlock* to, int heads, Address pre_norm, Address post_norm, const Rows& qkv,
                           const Weights& o, Address qkv_bias, Address o_bias, const HeadNorm& q_norm,
                           const HeadNorm& k_norm, const Cache& cache, const Rope& rope, float eps, float clip,
                           float scale, float residual_scale, const Router* router) {
@@ -66,9 +78,10 @@ Weights or_none(const Weights* matrix) { return matrix ? *matrix : Weights{}; }
 
 void bind_layers(nb::module_& m) {
   nb::class_<DecoderLayer>(m, "DecoderLayer")
-      .def("__init__", [](DecoderLayer* to, const AttentionBlock& block, const Bank* bank, const Weights* gate_up,
+      .def("__init__", [](DecoderLayer* to, const AttentionBlock& block, const Bank* bank, const Rows* gate_up,
                           const Weights* down, const Weights* shared_gate) {
-        new (to) DecoderLayer{block, bank ? *bank : Bank{}, or_none(gate_up), or_none(down), or_none(shared_gate)};
+        new (to) DecoderLayer{block, bank ? *bank : Bank{}, gate_up ? *gate_up : Rows{}, or_none(down),
+                              or_none(shared_gate)};
       }, nb::kw_only(), "block"_a, "bank"_a.none(), "gate_up"_a.none(), "down"_a.none(), "shared_gate"_a.none());
   nb::class_<Stack>(m, "Stack")
       .def("__init__", [](Stack* to, const nb::list& layers) {

@@ -7,7 +7,7 @@
 #pragma once
 
 #include "formats/floats.h"
-#include "formats/quants.h"
+#include "formats/blocks.h"
 
 namespace headrace {
 namespace {

@@ -70,7 +70,7 @@ struct Source {
       : a(pair[0].first + size_t(group) * GROUP_BLOCKS * 2),
         b(pair[1].first + size_t(group) * GROUP_BLOCKS * 2),
         row_bytes(pair[0].row_bytes),
-        quants(scales_bytes(cols / BLOCK) + F::line_bytes(group * GROUP) - size_t(group) * GROUP_BLOCKS * 2),
+        quants(halves_bytes(cols / BLOCK) + F::line_bytes(group * GROUP) - size_t(group) * GROUP_BLOCKS * 2),
         columns(least(GROUP, cols - group * GROUP)) {}
 
   bool is_full() const { return columns == GROUP; }
@@ -350,7 +350,7 @@ void int8_swiglu(const RowPair& w, const TileTokens& x, int cols, const TileHidd
 
 template <class F>
 size_t int8_scratch(int cols) {
-  const size_t row_bytes = scales_bytes(cols / BLOCK) + F::line_bytes(cols);
+  const size_t row_bytes = halves_bytes(cols / BLOCK) + F::line_bytes(cols);
   return int8_fixed(cols) + 2 * TILE_SIDE * row_bytes;
 }
 

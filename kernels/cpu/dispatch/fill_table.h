@@ -1,10 +1,11 @@
-// Fills a function table from whatever vec_*.h and quants_*.h the including ISA file chose. A new format is a row here.
+// Fills a function table from whatever vec_*.h and ints_*.h the including ISA file chose. A new format is a row here.
 #pragma once
 
 #include "cores/attend.h"
 #include "cores/dot.h"
 #include "cores/map.h"
 #include "formats/exact.h"
+#include "formats/rounding.h"
 
 namespace headrace {
 namespace {
@@ -12,26 +13,47 @@ namespace {
 template <class F>
 constexpr FormatKernels float_format() {
   using Format = FloatFormat<F>;
-  return {Dot<Format>::run, F::PAIRS ? Format::prepare_pairs : nullptr, Format::unpack, Format::pack, nullptr};
+  return {Format::row_bytes, Format::acts_bytes, Dot<Format>::run, F::PAIRS ? Format::prepare_pairs : nullptr,
+          Format::unpack, Format::pack, nullptr};
 }
 
-template <class Q>
-constexpr FormatKernels quant_format() {
-  using Format = Quantised<Q>;
-  return {Dot<Format>::run, Format::prepare, Format::unpack, Format::pack, nullptr};
+using Pack = void (*)(const float* x, int cols, uint8_t* row);
+
+// A block format: its activations rounded to int8, or (EXACT) as they are.
+template <bool EXACT, class C, class S>
+constexpr FormatKernels block_format(Pack pack = nullptr) {
+  using Format = BlockFormat<C, S>;
+  using Exact = ExactFormat<Format>;
+  if (EXACT)
+    return {Format::row_bytes, Exact::acts_bytes, Dot<Exact>::run, Exact::prepare, Format::unpack, pack, nullptr};
+  return {Format::row_bytes, Format::acts_bytes, Dot<Format>::run, Format::prepare, Format::unpack, pack, nullptr};
 }
 
-template <class Q>
-constexpr FormatKernels exact_format() {
-  using Format = QuantFormat<Q>;
-  return {Dot<ExactFormat<Q>>::run, nullptr, Format::unpack, Format::pack, nullptr};
+template <bool EXACT>
+constexpr void fill_formats(FormatKernels* formats) {
+  formats[F32] = float_format<F32Row>();
+  formats[F16] = float_format<F16Row>();
+  formats[BF16] = float_format<BF16Row>();
+  formats[Q8_0] = block_format<EXACT, Bytes8, HalfScales>(pack_row<Q8Rounding>);
+  formats[Q4_0] = block_format<EXACT, Planes<0, 4, 8>, HalfScales>(pack_row<Q4Rounding>);
+  formats[Q4_1] = block_format<EXACT, Planes<0, 4, 0>, HalfMinScales>();
+  formats[Q5_0] = block_format<EXACT, Planes<1, 4, 16>, HalfScales>();
+  formats[Q5_1] = block_format<EXACT, Planes<1, 4, 0>, HalfMinScales>();
+  formats[Q2_K] = block_format<EXACT, Planes<0, 2, 0>, NibbleMinScales>();
+  formats[Q3_K] = block_format<EXACT, Planes<1, 2, 4>, ByteScales<2>>();
+  formats[Q4_K] = block_format<EXACT, Planes<0, 4, 0>, ByteMinScales>();
+  formats[Q5_K] = block_format<EXACT, Planes<1, 4, 0>, ByteMinScales>();
+  formats[Q6_K] = block_format<EXACT, Planes<2, 4, 32>, ByteScales<2>>();
+  formats[IQ4_NL] = block_format<EXACT, Table<Iq4Values>, HalfScales>();
+  formats[IQ4_XS] = block_format<EXACT, Table<Iq4Values>, ByteScales<1>>();
+  formats[MXFP4] = block_format<EXACT, Table<E2m1Values>, PowerScales>();
 }
 
 constexpr Kernels fill_table(const char* name) {
-  return {
+  Kernels table{
       name,
-      {float_format<F32Row>(), float_format<F16Row>(), float_format<BF16Row>(), quant_format<Q8>(), quant_format<Q4>()},
-      {float_format<F32Row>(), float_format<F16Row>(), float_format<BF16Row>(), exact_format<Q8>(), exact_format<Q4>()},
+      {},
+      {},
       rmsnorm,
       add_scaled,
       rope,
@@ -47,7 +69,11 @@ constexpr Kernels fill_table(const char* name) {
       nullptr,
       nullptr,
       nullptr,
+      nullptr,
       nullptr};
+  fill_formats<false>(table.formats);
+  fill_formats<true>(table.exact);
+  return table;
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
 // The function table for AVX-512 with AMX: the table of isa_avx512.cpp, and tiles for many tokens (tiles_bf16.h, tiles_int8.h).
-#include "formats/quants_avx512.h"
+#include "isa/ints_avx512.h"
 
 #include "cores/tiles_bf16.h"
 #include "cores/tiles_int8.h"

@@ -1,5 +1,5 @@
-// The function table for AVX2 + FMA + F16C: see vec_avx2.h and quants_avx2.h.
-#include "formats/quants_avx2.h"
+// The function table for AVX2 + FMA + F16C: see vec_avx2.h and ints_avx2.h.
+#include "isa/ints_avx2.h"
 
 #include "dispatch/fill_table.h"
 

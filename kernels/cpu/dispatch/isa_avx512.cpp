@@ -1,5 +1,5 @@
-// The function table for AVX-512 F/BW/VL/DQ + VNNI: see vec_avx512.h and quants_avx512.h.
-#include "formats/quants_avx512.h"
+// The function table for AVX-512 F/BW/VL/DQ + VNNI: see vec_avx512.h and ints_avx512.h.
+#include "isa/ints_avx512.h"
 
 #include "dispatch/fill_table.h"
 

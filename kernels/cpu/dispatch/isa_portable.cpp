@@ -1,5 +1,5 @@
-// The function table for plain C++, any CPU: see vec_portable.h and quants_portable.h.
-#include "formats/quants_portable.h"
+// The function table for plain C++, any CPU: see vec_portable.h and ints_portable.h.
+#include "isa/ints_portable.h"
 
 #include "dispatch/fill_table.h"
 

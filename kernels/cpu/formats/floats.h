@@ -43,6 +43,9 @@ struct FloatFormat {
   static constexpr int TILE_ROWS = W == 16 ? 4 : 2;
   static constexpr int TILE_TOKENS = W == 16 ? 3 : 2;
 
+  static size_t row_bytes(int cols) { return size_t(cols) * F::SIZE; }
+  static size_t acts_bytes(int cols) { return size_t(cols) * sizeof(float); }
+
   // Two vectors of weights from column c on, in the order of the prepared activations.
   static void load_two(const uint8_t* row, int c, V* first, V* second) {
     const uint8_t* p = row + size_t(c) * F::SIZE;

@@ -1,10 +1,8 @@
-// Sizes in bytes of rows and of quantised activations: the C++ half of formats.py.
+// Sizes in bytes of quantised activations and of tiles; how far ahead weights are asked for.
 //
-//   row of q8_0, q4_0      [ f16 scales | pad to 16 B | quants ]
-//   activations for them   [ int8 quants | float scales | float offsets ], blocks padded with zeros to a multiple of 16
-//
-// The quants of activations are permuted to suit the ISA, so that a q4_0 weight needs no shuffle (see quants_*.h).
-//   activations as tiles   [token / 16][k / 32] of 1 KB: [16 pairs of k][16 tokens][2] bf16, padded with zeros
+//   activations for block formats   [ int8 codes | float scales | int32 sums of first halves | of second halves ]
+//                                   of blocks, padded with zeros to a whole group
+//   activations as tiles            [token / 16][k / 32] of 1 KB: [16 pairs of k][16 tokens][2] bf16, padded with zeros
 //
 // Static functions on purpose: each ISA file compiles its own.
 #pragma once
@@ -13,21 +11,11 @@
 
 namespace headrace {
 
-constexpr int BLOCK = 32;
+constexpr int BLOCK = 32, BLOCK_GROUP = 16;  // weights of a block; blocks whose planes lie together: formats.py
 
 static inline size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
-static inline bool is_quantised(int format) { return format >= Q8_0; }
-static inline size_t scales_bytes(int blocks) { return round_up(size_t(blocks) * 2, 16); }
-static inline int padded_blocks(int cols) { return int(round_up(cols / BLOCK, 16)); }
-
-static inline size_t row_bytes(int format, int cols) {
-  if (!is_quantised(format)) return size_t(cols) * (format == F32 ? 4 : 2);
-  return scales_bytes(cols / BLOCK) + size_t(cols) / (format == Q4_0 ? 2 : 1);
-}
-
-static inline size_t acts_bytes(int format, int cols) {
-  return is_quantised(format) ? size_t(padded_blocks(cols)) * (BLOCK + 8) : size_t(cols) * 4;
-}
+static inline size_t halves_bytes(int blocks) { return round_up(size_t(blocks) * 2, 16); }  // a half a block, padded
+static inline int padded_blocks(int cols) { return int(round_up(size_t(cols / BLOCK), BLOCK_GROUP)); }
 
 constexpr int TILE_SIDE = 16, TILE_BYTES = 1024;  // rows or tokens of a tile; its bytes
 

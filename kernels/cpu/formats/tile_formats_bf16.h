@@ -61,7 +61,7 @@ struct BlockRows {
   static constexpr int BYTES = Q::BYTES, LINE_STEPS = 64 / Q::BYTES;
   static constexpr bool SCALED = true;
 
-  static size_t quants(int cols) { return scales_bytes(cols / BLOCK); }
+  static size_t quants(int cols) { return halves_bytes(cols / BLOCK); }
 
   static void scales(const uint8_t* row, int step, float* out) {  // 16 bytes: padding makes them whole
     const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(row + step * 2));

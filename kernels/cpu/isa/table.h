@@ -14,7 +14,10 @@
 
 namespace headrace {
 
-enum FormatCode : int { F32 = 0, F16 = 1, BF16 = 2, Q8_0 = 3, Q4_0 = 4, FORMAT_COUNT = 5 };  // codes of formats.py
+// Codes of formats.py.
+enum FormatCode : int {
+  F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS, MXFP4, FORMAT_COUNT
+};
 
 // Two runs of rows, read side by side: gate and up of an expert, or the two halves of one matrix. nb is na or na - 1.
 struct RowPair {
@@ -67,10 +70,12 @@ struct TileKernels {
 };
 
 struct FormatKernels {
+  size_t (*row_bytes)(int cols);
+  size_t (*acts_bytes)(int cols);  // of a token's activations, as `prepare` makes them
   void (*dot)(const RowPair& w, const Tokens& x, int cols, const PairOut& out);
   void (*prepare)(const float* x, int cols, uint8_t* acts);  // null: float32 activations are used as they are
   void (*unpack)(const uint8_t* row, int cols, float scale, float* out);
-  void (*pack)(const float* x, int cols, uint8_t* row);
+  void (*pack)(const float* x, int cols, uint8_t* row);  // null: not here; reference.py rounds to it
   const TileKernels* tiles;  // null: every number of tokens goes through `dot`
 };
 

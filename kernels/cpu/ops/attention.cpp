@@ -98,7 +98,7 @@ struct Worker {
   void attend(const Attention& job, const Item& item, int chunk, const AttendState& state) {
     const AttentionArgs& a = job.args;
     const Cache& c = a.cache;
-    const size_t plane = row_bytes(c.format, c.d) * c.page_keys;
+    const size_t plane = job.isa.formats[c.format].row_bytes(c.d) * c.page_keys;
     AttendItem run{};
     run.q = q, run.rows = item.queries * job.group, run.group = job.group, run.d = c.d, run.dp = job.dp;
     run.page_keys = c.page_keys, run.format = c.format;

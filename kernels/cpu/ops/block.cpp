@@ -22,14 +22,14 @@ void attention_block(const AttentionBlock& block, const Places& places, float* x
   Stopwatch watch;
   Turn turn(context);
   Arena& arena = turn.team.arena;
-  const int hidden = block.o.rows, width = block.o.cols, heads = block.qkv.rows / block.cache.d;
+  const int hidden = block.o.rows, width = block.o.cols, qkv_rows = rows_of(block.qkv), heads = qkv_rows / block.cache.d;
   float* normed = arena.take<float>(size_t(tokens) * hidden);
   if (update)
     add_rmsnorm(x, update, block.pre_norm, normed, tokens, hidden, block.eps, block.residual_scale, turn);
   else
     rmsnorm(x, block.pre_norm, normed, tokens, hidden, block.eps, turn);
   watch.lap(Part::norm);
-  float* qkv = arena.take<float>(size_t(tokens) * block.qkv.rows);
+  float* qkv = arena.take<float>(size_t(tokens) * qkv_rows);
   linear(normed, hidden, tokens, block.qkv, block.qkv_bias, qkv, turn);
   watch.lap(Part::qkv);
   place_qkv({qkv, tokens, heads, block.cache, block.rope, places.positions, places.slots, block.q_norm, block.k_norm,
@@ -37,7 +37,7 @@ void attention_block(const AttentionBlock& block, const Places& places, float* x
   watch.lap(Part::place);
   if (wanted.rows && wanted.count == 0) return;
   float* a = arena.take<float>(size_t(tokens) * width);
-  attention({qkv, block.qkv.rows, block.cache, places.tables, places.starts, places.contexts,
+  attention({qkv, qkv_rows, block.cache, places.tables, places.starts, places.contexts,
              places.sequences, places.table_len, block.heads, block.scale, a}, turn);
   watch.lap(Part::attention);
   if (wanted.rows) {
@@ -46,7 +46,7 @@ void attention_block(const AttentionBlock& block, const Places& places, float* x
     gather(x, hidden, wanted.rows, wanted.count, wanted.x);
     a = few, x = wanted.x, tokens = wanted.count;
   }
-  linear(a, width, tokens, block.o, block.o_bias, normed, turn);
+  linear(a, width, tokens, block.o, block.o_bias, normed, hidden, turn);
   watch.lap(Part::output);
   add_rmsnorm(x, normed, block.post_norm, h, tokens, hidden, block.eps, block.residual_scale, turn);
   watch.lap(Part::norm);

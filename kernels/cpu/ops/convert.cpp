@@ -29,7 +29,7 @@ void each_row(Team& team, int rows, int cols, const Fn& fn) {
 
 void quantize(const uint8_t* values, int values_format, int rows, int cols, int format, uint8_t* out, Turn& turn) {
   const FormatKernels &from = turn.isa.formats[values_format], &to = turn.isa.formats[format];
-  const size_t in_bytes = row_bytes(values_format, cols), out_bytes = row_bytes(format, cols);
+  const size_t in_bytes = from.row_bytes(cols), out_bytes = to.row_bytes(cols);
   float* scratch = turn.team.arena.take<float>(size_t(turn.team.size()) * cols);
   each_row(turn.team, rows, cols, [&](int row, int worker) {
     const uint8_t* src = values + row * in_bytes;
@@ -47,7 +47,7 @@ void quantize(const uint8_t* values, int values_format, int rows, int cols, int 
 
 void dequantize(const Weights& matrix, float* out, Turn& turn) {
   const FormatKernels& format = turn.isa.formats[matrix.format];
-  const size_t bytes = row_bytes(matrix.format, matrix.cols);
+  const size_t bytes = format.row_bytes(matrix.cols);
   each_row(turn.team, matrix.rows, matrix.cols, [&](int row, int) {
     format.unpack(matrix.data + row * bytes, matrix.cols, 1.0f, out + size_t(row) * matrix.cols);
   });
@@ -55,7 +55,7 @@ void dequantize(const Weights& matrix, float* out, Turn& turn) {
 
 void embed(const Weights& table, const int64_t* ids, int tokens, float scale, float* out, Turn& turn) {
   const FormatKernels& format = turn.isa.formats[table.format];
-  const size_t bytes = row_bytes(table.format, table.cols);
+  const size_t bytes = format.row_bytes(table.cols);
   for (int t = 0; t < tokens; t++)
     if (ids[t] < 0 || ids[t] >= table.rows)
       throw std::out_of_range("token id " + std::to_string(ids[t]) + " in a table of " + std::to_string(table.rows));

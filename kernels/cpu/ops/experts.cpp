@@ -59,7 +59,7 @@ struct Layer {
   int tokens, top_k;
   const Context& context;
   const Kernels& isa;
-  const FormatKernels& format;
+  const FormatKernels &gate_format, &up_format, &down_format;
 
   int groups = 0, split = 0;  // the first `split` groups are cut by rows
   Group* list;                // falling count
@@ -87,7 +87,9 @@ struct Layer {
         top_k(top_k_),
         context(turn.context),
         isa(turn.isa),
-        format(turn.context.format(bank_.format)) {
+        gate_format(turn.context.format(bank_.gate)),
+        up_format(turn.context.format(bank_.up)),
+        down_format(turn.context.format(bank_.down)) {
     Arena& arena = turn.team.arena;
     list = arena.take<Group>(tokens == 1 ? pairs() : std::min(bank.experts, pairs()));
     token_of = arena.take<int32_t>(pairs());
@@ -98,13 +100,19 @@ struct Layer {
       sort_pairs(arena.take<int32_t>(bank.experts + 1));
     out = arena.take<float>((size_t(pairs()) + 1) * out_stride(bank));
     std::fill_n(out + size_t(nobody()) * out_stride(bank), bank.hidden, 0.0f);
-    const bool prepared = format.prepare != nullptr;
-    x_bytes = prepared ? acts_bytes(bank.format, bank.hidden) : size_t(bank.hidden) * sizeof(float);
-    h_bytes = prepared ? acts_bytes(bank.format, bank.width) : size_t(bank.width) * sizeof(float);
+    x_bytes = gate_format.acts_bytes(bank.hidden);
+    h_bytes = down_format.acts_bytes(bank.width);
     if (!dots()) return;
     h = arena.take<float>(size_t(pairs()) * bank.width);
-    x_acts = prepared ? arena.take<uint8_t>(x_bytes * tokens) : reinterpret_cast<uint8_t*>(const_cast<float*>(x));
-    h_acts = prepared ? arena.take<uint8_t>(h_bytes * pairs()) : reinterpret_cast<uint8_t*>(h);
+    x_acts = gate_format.prepare ? arena.take<uint8_t>(x_bytes * tokens) : reinterpret_cast<uint8_t*>(const_cast<float*>(x));
+    h_acts = down_format.prepare ? arena.take<uint8_t>(h_bytes * pairs()) : reinterpret_cast<uint8_t*>(h);
+  }
+
+  // Tiles take an expert whose formats make the same tiles of activations, as gate and up hand theirs on to `down`.
+  bool takes_tiles(int count) const {
+    if (bank.gate != bank.up || !gate_format.tiles || !down_format.tiles) return false;
+    if (gate_format.tiles->pack != down_format.tiles->pack) return false;
+    return context.takes_tiles(bank.gate, count) && context.takes_tiles(bank.down, count);
   }
 
   void check(int32_t id) const {
@@ -114,7 +122,7 @@ struct Layer {
 
   // One token's experts are different already. Sorting them took 10 us of a layer of 800, with all caches cold.
   void take_pairs() {
-    const bool tiled = context.takes_tiles(bank.format, 1);
+    const bool tiled = takes_tiles(1);
     for (int p = 0; p < top_k; p++) {
       check(ids[p]);
       row_of[p] = ids[p] < 0 ? nobody() : groups;
@@ -133,7 +141,7 @@ struct Layer {
     }
     for (int e = 0; e < bank.experts; e++) {
       const int count = starts[e + 1];
-      const bool tiled = context.takes_tiles(bank.format, count);
+      const bool tiled = takes_tiles(count);
       if (count) list[groups++] = {e, starts[e], count, tiled, nullptr, nullptr};
       starts[e + 1] += starts[e];
     }
@@ -146,16 +154,27 @@ struct Layer {
 
   const uint8_t* block(int expert) const { return bank.data + size_t(expert) * bank.bytes; }
 
+  const uint8_t* up_block(int expert) const { return block(expert) + size_t(bank.width) * gate_format.row_bytes(bank.hidden); }
+
+  // Some rows of gate and of up, of one format.
   RowPair gate_up_rows(const Group& group, Range rows) const {
-    const size_t bytes = row_bytes(bank.format, bank.hidden);
-    const uint8_t *gate = block(group.expert), *up = gate + size_t(bank.width) * bytes;
-    return {gate + rows.begin * bytes, up + rows.begin * bytes, bytes, rows.end - rows.begin, rows.end - rows.begin};
+    const size_t bytes = gate_format.row_bytes(bank.hidden);
+    return {block(group.expert) + rows.begin * bytes, up_block(group.expert) + rows.begin * bytes, bytes,
+            rows.end - rows.begin, rows.end - rows.begin};
+  }
+
+  // The products of `n` rows from `first` on, by halves, so that they are read as two streams.
+  void dot_halves(const FormatKernels& format, const uint8_t* first, int n, const Tokens& acts, int cols, float* to,
+                  size_t stride) const {
+    const size_t bytes = format.row_bytes(cols);
+    const int half = (n + 1) / 2;
+    format.dot({first, first + half * bytes, bytes, half, n - half}, acts, cols, {to, to + half, stride, stride});
   }
 
   // The two halves of some rows of `down`, and where their products go.
   RowPair down_rows(const Group& group, Range rows, PairOut* to) const {
-    const size_t bytes = row_bytes(bank.format, bank.width);
-    const uint8_t* first = block(group.expert) + 2 * size_t(bank.width) * row_bytes(bank.format, bank.hidden);
+    const size_t bytes = down_format.row_bytes(bank.width);
+    const uint8_t* first = up_block(group.expert) + size_t(bank.width) * up_format.row_bytes(bank.hidden);
     const int n = rows.end - rows.begin, half = (n + 1) / 2;
     float* mine = out + size_t(group.first) * out_stride(bank) + rows.begin;
     *to = {mine, mine + half, out_stride(bank), out_stride(bank)};
@@ -163,54 +182,60 @@ struct Layer {
   }
 
   // Bytes of 16 tokens of a tiled group: activations, and hidden values.
-  size_t x_stride() const { return format.tiles->stride(bank.hidden); }
-  size_t h_stride() const { return format.tiles->hidden_stride(bank.width); }
+  size_t x_stride() const { return gate_format.tiles->stride(bank.hidden); }
+  size_t h_stride() const { return gate_format.tiles->hidden_stride(bank.width); }
 
   // Activations of a token for the groups by dot products.
   void prepare_x(Range part) const {
     for (int t = part.begin; t < part.end; t++)
-      format.prepare(x + size_t(t) * bank.hidden, bank.hidden, x_acts + t * x_bytes);
+      gate_format.prepare(x + size_t(t) * bank.hidden, bank.hidden, x_acts + t * x_bytes);
   }
 
   // Gathers 16 tokens of a tiled group: part `i` of tile_count(group).
   void pack_x(const Group& group, int i) const {
     const int first = i * TILE_SIDE, n = std::min(TILE_SIDE, group.count - first);
-    format.tiles->pack(x, size_t(bank.hidden), token_of + group.first + first, n, bank.hidden,
-                   group.x_tiles + i * x_stride());
+    gate_format.tiles->pack(x, size_t(bank.hidden), token_of + group.first + first, n, bank.hidden,
+                            group.x_tiles + i * x_stride());
   }
 
   // h of a group for some rows of gate and up.
   void gate_up(const Group& group, Range rows, const Scratch& scratch) const {
     if (group.tiled)
-      return format.tiles->swiglu(gate_up_rows(group, rows), {group.x_tiles, x_stride(), group.count}, bank.hidden,
-                                  {group.h_tiles, h_stride(), rows.begin, bank.width},
-                                  scratch.tiles);
+      return gate_format.tiles->swiglu(gate_up_rows(group, rows), {group.x_tiles, x_stride(), group.count}, bank.hidden,
+                                       {group.h_tiles, h_stride(), rows.begin, bank.width}, scratch.tiles);
     const Tokens acts{x_acts, x_bytes, token_of + group.first, group.count};
     for (int r = rows.begin; r < rows.end; r += STEP_ROWS) {
       const int n = std::min(STEP_ROWS, rows.end - r);
       float* mine = h + size_t(group.first) * bank.width + r;
-      format.dot(gate_up_rows(group, {r, r + n}), acts, bank.hidden,
-                 {mine, scratch.up, size_t(bank.width), STEP_ROWS});
+      gate_up_products(group, {r, r + n}, acts, mine, scratch.up);
       for (int i = 0; i < group.count; i++, mine += bank.width) isa.silu_mul(mine, scratch.up + i * STEP_ROWS, n, mine);
     }
   }
 
+  void gate_up_products(const Group& group, Range rows, const Tokens& acts, float* gate, float* up) const {
+    if (bank.gate == bank.up)
+      return gate_format.dot(gate_up_rows(group, rows), acts, bank.hidden, {gate, up, size_t(bank.width), STEP_ROWS});
+    const int n = rows.end - rows.begin;
+    const size_t gate_bytes = gate_format.row_bytes(bank.hidden), up_bytes = up_format.row_bytes(bank.hidden);
+    dot_halves(gate_format, block(group.expert) + rows.begin * gate_bytes, n, acts, bank.hidden, gate, size_t(bank.width));
+    dot_halves(up_format, up_block(group.expert) + rows.begin * up_bytes, n, acts, bank.hidden, up, STEP_ROWS);
+  }
+
   void prepare_h(const Group& group) const {
-    if (group.tiled && format.tiles->seal)
-      for (int i = 0; i < tile_count(group); i++) format.tiles->seal(group.h_tiles + i * h_stride(), bank.width);
-    if (group.tiled || !format.prepare) return;
+    if (group.tiled && gate_format.tiles->seal)
+      for (int i = 0; i < tile_count(group); i++) gate_format.tiles->seal(group.h_tiles + i * h_stride(), bank.width);
+    if (group.tiled || !down_format.prepare) return;
     for (int p = group.first; p < group.first + group.count; p++)
-      format.prepare(h + size_t(p) * bank.width, bank.width, h_acts + p * h_bytes);
+      down_format.prepare(h + size_t(p) * bank.width, bank.width, h_acts + p * h_bytes);
   }
 
   void down(const Group& group, Range rows, const Scratch& scratch) const {
     PairOut to;
     const RowPair pair = down_rows(group, rows, &to);
     if (group.tiled)
-      format.tiles->multiply(pair, {group.h_tiles, h_stride(), group.count}, bank.width, to,
-                             scratch.tiles);
+      down_format.tiles->multiply(pair, {group.h_tiles, h_stride(), group.count}, bank.width, to, scratch.tiles);
     else
-      format.dot(pair, {h_acts + group.first * h_bytes, h_bytes, nullptr, group.count}, bank.width, to);
+      down_format.dot(pair, {h_acts + group.first * h_bytes, h_bytes, nullptr, group.count}, bank.width, to);
   }
 
   void whole(Group group, const Scratch& scratch) const {
@@ -286,7 +311,8 @@ Scratch* take_scratch(const Layer& layer, Team& team) {
     if (i >= layer.split) tiles = std::max(tiles, tile_count(group));
   }
   const bool tiled = layer.groups > 0 && layer.list[0].tiled;
-  const size_t tile_scratch = tiled ? layer.format.tiles->scratch_bytes(std::max(layer.bank.hidden, layer.bank.width)) : 0;
+  const int longest = std::max(layer.bank.hidden, layer.bank.width);
+  const size_t tile_scratch = tiled ? std::max(layer.gate_format.tiles->scratch_bytes(longest), layer.down_format.tiles->scratch_bytes(longest)) : 0;
   for (int worker = 0; worker < team.size(); worker++) {
     all[worker].up = team.arena.take<float>(size_t(dot_tokens) * STEP_ROWS);
     all[worker].tiles = team.arena.take<uint8_t>(tile_scratch);
@@ -335,7 +361,7 @@ void run_chunk(const float* x, int tokens, const int32_t* ids, const float* weig
   layer.split = plan(layer, team.size(), team.arena.take<float>(team.size()));
   take_tiles(layer, team.arena);
   const Scratch* scratch = take_scratch(layer, team);
-  const bool prepare = layer.dots() && layer.format.prepare, tiled = layer.groups && layer.list[0].tiled;
+  const bool prepare = layer.dots() && layer.gate_format.prepare, tiled = layer.groups && layer.list[0].tiled;
   const int blocks = (bank.hidden + SUM_COLUMNS - 1) / SUM_COLUMNS;
   Counters counters;
   team.run(false, [&](int worker) {

@@ -34,7 +34,7 @@ void mlp(const DecoderLayer& layer, const float* h, int tokens, float* out, Turn
   float* product = arena.take<float>(size_t(tokens) * width);
   linear(h, hidden, tokens, layer.gate_up, nullptr, gate_up, turn);
   silu_mul(gate_up, product, tokens, width, turn);
-  linear(product, width, tokens, layer.down, nullptr, out, turn);
+  linear(product, width, tokens, layer.down, nullptr, out, hidden, turn);
 }
 
 // update += sigmoid(gate h) * mlp(h), or without a gate the whole of it
@@ -47,7 +47,7 @@ void add_shared(const DecoderLayer& layer, const float* h, int tokens, float* up
   float* gate = nullptr;
   if (layer.shared_gate.data) {
     gate = arena.take<float>(tokens);
-    linear(h, hidden, tokens, layer.shared_gate, nullptr, gate, turn);
+    linear(h, hidden, tokens, layer.shared_gate, nullptr, gate, 1, turn);
   }
   gated_add(update, shared, gate, tokens, hidden, turn);
 }

@@ -27,18 +27,19 @@ struct Linear {
   Tokens acts;
   const float* bias;
   float* y;
+  size_t y_stride;
 
   void run(Range rows, Range tokens) const {
     if (rows.begin == rows.end || tokens.begin == tokens.end) return;
     const int n = rows.end - rows.begin, half = (n + 1) / 2;
-    const size_t bytes = row_bytes(weight.format, weight.cols);
+    const size_t bytes = format.row_bytes(weight.cols);
     const uint8_t* first = weight.data + size_t(rows.begin) * bytes;
     const Tokens part{acts.base + size_t(tokens.begin) * acts.stride, acts.stride, nullptr, tokens.end - tokens.begin};
-    float* out = y + size_t(tokens.begin) * weight.rows + rows.begin;
+    float* out = y + size_t(tokens.begin) * y_stride + rows.begin;
     format.dot({first, first + half * bytes, bytes, half, n - half}, part, weight.cols,
-               {out, out + half, size_t(weight.rows), size_t(weight.rows)});
+               {out, out + half, y_stride, y_stride});
     for (int t = 0; bias && t < part.count; t++)
-      for (int r = 0; r < n; r++) out[size_t(t) * weight.rows + r] += bias[rows.begin + r];
+      for (int r = 0; r < n; r++) out[size_t(t) * y_stride + r] += bias[rows.begin + r];
   }
 };
 
@@ -51,12 +52,13 @@ struct TiledLinear {
   int64_t x_stride;
   int tokens;
   float* y;
+  size_t y_stride, bytes;  // bytes of a row of weights
   uint8_t *acts, *scratch;  // of all tokens; of each worker
   size_t stride, scratch_bytes;  // of the activations of 16 tokens; of a worker's scratch
   int piece, pieces, token_parts;
 
   TiledLinear(const float* x_, int64_t x_stride_, int tokens_, const Weights& weight_, const float* bias_, float* y_,
-              Turn& turn)
+              int64_t y_stride_, Turn& turn)
       : isa(turn.isa),
         tiles(*turn.context.format(weight_.format).tiles),
         weight(weight_),
@@ -64,7 +66,9 @@ struct TiledLinear {
         bias(bias_),
         x_stride(x_stride_),
         tokens(tokens_),
-        y(y_) {
+        y(y_),
+        y_stride(size_t(y_stride_)),
+        bytes(turn.context.format(weight_.format).row_bytes(weight_.cols)) {
     Team& team = turn.team;
     stride = tiles.stride(weight.cols);
     acts = team.arena.take<uint8_t>(tiles_of(tokens) * stride);
@@ -87,15 +91,14 @@ struct TiledLinear {
     const int row = item / token_parts * piece, n = std::min(piece, weight.rows - row), half = (n + 1) / 2;
     const Range part = part_of(tokens, token_parts, item % token_parts, 2 * TILE_SIDE);
     const int count = part.end - part.begin;
-    const size_t bytes = row_bytes(weight.format, weight.cols);
     const uint8_t* first = weight.data + size_t(row) * bytes;
-    float* out = y + size_t(part.begin) * weight.rows + row;
+    float* out = y + size_t(part.begin) * y_stride + row;
     tiles.multiply({first, first + half * bytes, bytes, half, n - half},
                    {acts + part.begin / TILE_SIDE * stride, stride, count}, weight.cols,
-                   {out, out + half, size_t(weight.rows), size_t(weight.rows)},
+                   {out, out + half, y_stride, y_stride},
                    scratch + worker * scratch_bytes);
     for (int t = 0; bias && t < count; t++)
-      for (int r = 0; r < n; r++) out[size_t(t) * weight.rows + r] += bias[row + r];
+      for (int r = 0; r < n; r++) out[size_t(t) * y_stride + r] += bias[row + r];
   }
 };
 
@@ -113,15 +116,15 @@ void linear_tiled(const TiledLinear& job, Team& team) {
 }  // namespace
 
 void linear(const float* x, int64_t x_stride, int tokens, const Weights& weight, const float* bias, float* y,
-            Turn& turn) {
+            int64_t y_stride, Turn& turn) {
   Team& team = turn.team;
   const FormatKernels& format = turn.context.format(weight.format);
   if (turn.context.takes_tiles(weight.format, tokens) && weight.rows >= TILE_SIDE)
-    return linear_tiled({x, x_stride, tokens, weight, bias, y, turn}, team);
-  const size_t stride = format.prepare ? acts_bytes(weight.format, weight.cols) : size_t(x_stride) * 4;
+    return linear_tiled({x, x_stride, tokens, weight, bias, y, y_stride, turn}, team);
+  const size_t stride = format.prepare ? format.acts_bytes(weight.cols) : size_t(x_stride) * 4;
   uint8_t* prepared = format.prepare ? team.arena.take<uint8_t>(stride * tokens) : nullptr;
   const uint8_t* base = prepared ? prepared : reinterpret_cast<const uint8_t*>(x);
-  const Linear job{format, weight, {base, stride, nullptr, tokens}, bias, y};
+  const Linear job{format, weight, {base, stride, nullptr, tokens}, bias, y, size_t(y_stride)};
 
   const bool solo = int64_t(weight.rows) * weight.cols * tokens < SMALL;
   const bool by_token = weight.rows < 4 * team.size() && tokens >= team.size();
@@ -138,6 +141,12 @@ void linear(const float* x, int64_t x_stride, int tokens, const Weights& weight,
     for (int r = pieces.next() * PIECE_ROWS; r < weight.rows; r = pieces.next() * PIECE_ROWS)
       job.run({r, std::min(weight.rows, r + PIECE_ROWS)}, {0, tokens});
   });
+}
+
+void linear(const float* x, int64_t x_stride, int tokens, const Rows& rows, const float* bias, float* y, Turn& turn) {
+  const int64_t stride = rows_of(rows);
+  for (int i = 0, first = 0; i < rows.parts; first += rows.part[i++].rows)
+    linear(x, x_stride, tokens, rows.part[i], bias ? bias + first : nullptr, y + first, stride, turn);
 }
 
 }  // namespace headrace

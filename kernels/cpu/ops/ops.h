@@ -19,8 +19,20 @@ struct Weights {  // a packed matrix [rows, cols]
   const uint8_t* data;
 };
 
+struct Rows {  // packed matrices one below the other, in any formats
+  Weights part[3];
+  int parts;
+};
+
+inline int rows_of(const Rows& rows) {
+  int n = 0;
+  for (int i = 0; i < rows.parts; i++) n += rows.part[i].rows;
+  return n;
+}
+
 struct Bank {  // all experts of a layer: blocks of `bytes`, each gate [width, hidden] | up | down [hidden, width]
-  int format, experts, hidden, width;
+  int gate, up, down;  // formats; activations for gate and up are prepared alike
+  int experts, hidden, width;
   size_t bytes;
   const uint8_t* data;
 };
@@ -40,6 +52,9 @@ void quantize(const uint8_t* values, int values_format, int rows, int cols, int 
 void dequantize(const Weights& matrix, float* out, Turn& turn);
 // Throws std::out_of_range for an id that the table does not have.
 void embed(const Weights& table, const int64_t* ids, int tokens, float scale, float* out, Turn& turn);
+
+// repack.cpp: rows of a GGUF file's blocks, to rows of the format of the same name
+void repack(const uint8_t* blocks, int rows, int cols, int format, uint8_t* out, Turn& turn);
 
 // pointwise.cpp
 void rmsnorm(const float* x, const float* weight, float* y, int tokens, int d, float eps, Turn& turn);
@@ -74,9 +89,10 @@ struct Router {
 };
 void route(const float* x, int tokens, const Router& router, int32_t* ids, float* weights, Turn& turn);
 
-// linear.cpp
+// linear.cpp: y [tokens, y_stride], of which each token's first rows are written
 void linear(const float* x, int64_t x_stride, int tokens, const Weights& weight, const float* bias, float* y,
-            Turn& turn);
+            int64_t y_stride, Turn& turn);
+void linear(const float* x, int64_t x_stride, int tokens, const Rows& rows, const float* bias, float* y, Turn& turn);
 
 // attention.cpp
 struct AttentionArgs {
@@ -94,7 +110,8 @@ void attention(const AttentionArgs& args, Turn& turn);
 struct AttentionBlock {
   int heads;  // of queries
   const float *pre_norm, *post_norm;
-  Weights qkv, o;
+  Rows qkv;
+  Weights o;
   const float *qkv_bias, *o_bias;
   HeadNorm q_norm, k_norm;
   Cache cache;
@@ -127,7 +144,8 @@ void experts(const float* x, int tokens, const int32_t* ids, const float* weight
 struct DecoderLayer {
   AttentionBlock block;
   Bank bank;                          // data null: a dense layer
-  Weights gate_up, down, shared_gate;  // of the dense or the shared MLP; data null: none
+  Rows gate_up;                       // of the dense or the shared MLP
+  Weights down, shared_gate;          // data null: none
 };
 struct Stack {  // all layers; a class of its own, so that Python holds it and a call converts no list
   std::vector<DecoderLayer> layers;

@@ -27,7 +27,7 @@ void place(const QkvArgs& args, const Kernels& isa, int t) {
   const Cache& cache = args.cache;
   const FormatKernels& format = isa.formats[cache.format];
   const int d = cache.d, keys = cache.groups * d, queries = args.heads * d - 2 * keys;
-  const size_t row = size_t(args.positions[t]) * args.rope.r, bytes = row_bytes(cache.format, d);
+  const size_t row = size_t(args.positions[t]) * args.rope.r, bytes = format.row_bytes(d);
   float *q = args.qkv + size_t(t) * args.heads * d, *k = q + queries, *v = k + keys;
   normalise(isa, args.q_norm, args.eps, q, queries);
   normalise(isa, args.k_norm, args.eps, k, keys);

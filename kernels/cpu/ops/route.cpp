@@ -45,7 +45,7 @@ void route(const float* x, int tokens, const Router& router, int32_t* ids, float
   const int experts = router.matrix.rows, k = router.top_k;
   float* logits = arena.take<float>(size_t(tokens) * experts);
   float* scores = arena.take<float>(size_t(tokens) * experts);
-  linear(x, router.matrix.cols, tokens, router.matrix, nullptr, logits, turn);
+  linear(x, router.matrix.cols, tokens, router.matrix, nullptr, logits, router.matrix.rows, turn);
   each_token(turn.team, tokens, int64_t(tokens) * experts * 4, [&](int t) {
     const size_t at = size_t(t) * experts;
     choose_one(turn.isa, router, logits + at, scores + at, ids + size_t(t) * k, weights + size_t(t) * k);

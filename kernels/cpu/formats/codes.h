@@ -1,0 +1,117 @@
+// Codes of block formats over any ints_*.h: planes of 1, 2, 4 or 8 bits become bytes, a block to a lane.
+//
+//   C::load<FULL>(group, blocks, first, n, q)   blocks first .. first + n of a group of `blocks`, n <= W (n = W if FULL):
+//                                               q[j] holds weights 4 j .. 4 j + 3 of each, one to a byte
+//   C::OFFSET    what is to be taken away of the bytes of q, as a power of two or 0
+//   C::WIDE      whether they take more than 7 bits, so that products go through dot_wide
+//   C::BITS      of a weight
+//
+// Where a plane's fields lie: formats.py.
+#pragma once
+
+#include "formats/layout.h"
+#include "isa/math.h"
+
+namespace headrace {
+namespace {
+
+constexpr int WORDS = BLOCK / 4;  // vectors of a step
+using Step = I[WORDS];
+
+// The k words of each block, in lanes: a[d] has word d. `p` is where the first block's words lie.
+template <int K, bool FULL>
+inline __attribute__((always_inline)) void load_plane(const uint8_t* p, int n, I* a) {
+#pragma GCC unroll 8
+  for (int i = 0; i < K; i++) {
+    if (FULL && (i * W * 4) % 64 == 0) prefetch_weights(p + i * W * 4);
+    a[i] = FULL ? int_load(p + i * W * 4) : int_load_n(p + i * W * 4, K * n - i * W);
+  }
+  if (K == 1) a[0] = in_lanes(a[0]);
+  if (K == 2) turn_pairs(a);
+  if (K == 4) turn(a);
+  if (K == 8) turn_eights(a);
+}
+
+// Field `at` of the bytes of a, k bits each, moved up by `to` bits; everything else is 0.
+template <int K, int AT, int TO>
+inline __attribute__((always_inline)) I field(I a) {
+  constexpr uint32_t mask = 0x01010101u * (((1u << K) - 1) << TO);
+  if (AT == 0 && TO == 0 && K == 8) return a;
+  return bit_and(AT * K > TO ? shift_right<(AT * K > TO ? AT * K - TO : 0)>(a) : shift_left<(AT * K > TO ? 0 : TO - AT * K)>(a),
+                 int_set1(mask));
+}
+
+// Spreads a plane over the bytes of q, `to` bits up: field f of word d belongs to vector f k + d.
+template <int K, int TO, int AT = 0>
+inline __attribute__((always_inline)) void spread(const I* a, Step& q) {
+  if constexpr (AT < 8 / K) {
+#pragma GCC unroll 8
+    for (int d = 0; d < K; d++) {
+      const I bits = field<K, AT, TO>(a[d]);
+      q[AT * K + d] = TO ? bit_or(q[AT * K + d], bits) : bits;
+    }
+    spread<K, TO, AT + 1>(a, q);
+  }
+}
+
+template <int HIGH, int LOW, int OFFSET_>
+struct Planes {
+  static constexpr int BITS = HIGH + LOW, OFFSET = OFFSET_;
+  static constexpr bool WIDE = false;
+
+  template <bool FULL>
+  static inline __attribute__((always_inline)) void load(const uint8_t* group, int blocks, int first, int n, Step& q) {
+    I low[LOW], high[HIGH ? HIGH : 1];
+    if constexpr (HIGH > 0) load_plane<HIGH, FULL>(group + first * 4 * HIGH, n, high);
+    load_plane<LOW, FULL>(group + (blocks * HIGH + first * LOW) * 4, n, low);
+    spread<LOW, 0>(low, q);
+    if constexpr (HIGH > 0) spread<HIGH, LOW>(high, q);
+  }
+};
+
+// Signed bytes.
+struct Bytes8 {
+  static constexpr int BITS = 8, OFFSET = BYTE_OFFSET;
+  static constexpr bool WIDE = true;
+
+  template <bool FULL>
+  static inline __attribute__((always_inline)) void load(const uint8_t* group, int, int first, int n, Step& q) {
+    load_plane<8, FULL>(group + first * 32, n, q);
+    if (BYTE_OFFSET == 0) return;
+#pragma GCC unroll 8
+    for (int j = 0; j < WORDS; j++) q[j] = bit_xor(q[j], int_set1(0x80808080u));
+  }
+};
+
+// Codes of 4 bits that stand for the values of T.
+template <class T>
+struct Table {
+  static constexpr int BITS = 4, OFFSET = BYTE_OFFSET;
+  static constexpr bool WIDE = true;
+
+  struct alignas(16) Values {
+    int8_t at[16];
+  };
+  static constexpr Values values = [] {
+    Values made{};
+    for (int i = 0; i < 16; i++) made.at[i] = int8_t(uint8_t(T::VALUES[i] + BYTE_OFFSET));
+    return made;
+  }();
+
+  template <bool FULL>
+  static inline __attribute__((always_inline)) void load(const uint8_t* group, int blocks, int first, int n, Step& q) {
+    Planes<0, 4, 0>::template load<FULL>(group, blocks, first, n, q);
+#pragma GCC unroll 8
+    for (int j = 0; j < WORDS; j++) q[j] = lookup(q[j], values.at);
+  }
+};
+
+struct Iq4Values {
+  static constexpr int VALUES[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+};
+struct E2m1Values {  // twice the values
+  static constexpr int VALUES[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+};
+
+}  // namespace
+}  // namespace headrace
