@@ -119,7 +119,6 @@ def _rules() -> dict[str, SplitRule]:
     llama3 = SplitRule(patterns=(_LLAMA3,), whole_words=True, bos=True)
     gpt2 = SplitRule(patterns=(_GPT2,))
     digits = SplitRule(patterns=(_DIGIT, _GPT2))
-    qwen2 = SplitRule(patterns=(_QWEN2,), composed=True)
     like_qwen2 = SplitRule(patterns=(_QWEN2,))
     gpt4o = SplitRule(patterns=(_GPT4O,))
     threes = SplitRule(patterns=(r"\d{1,3}(?=(?:\d{3})*\b)", _GPT4O))
@@ -135,8 +134,9 @@ def _rules() -> dict[str, SplitRule]:
         "dbrx smaug-bpe chatglm-bpe": SplitRule(patterns=(_LLAMA3,)),
         "glm4 glm5": SplitRule(patterns=(_LLAMA3,), whole_words=True),
         "jais-2": SplitRule(patterns=(_JAIS2,)),
-        "qwen2 deepseek-r1-qwen": qwen2,
-        "stablelm2 hunyuan solar-open megrez kormo grok-2 bailingmoe bailingmoe2 llada-moe": like_qwen2,
+        "qwen2": SplitRule(patterns=(_QWEN2,), composed=True),
+        "deepseek-r1-qwen stablelm2 hunyuan solar-open megrez kormo grok-2": like_qwen2,
+        "bailingmoe bailingmoe2 llada-moe": like_qwen2,
         "ufakzeka": SplitRule(patterns=(_any_of(_WORD, _DIGIT, _SIGNS, _SPACES),)),
         "qwen35": SplitRule(patterns=(_QWEN35,)),
         "laguna": SplitRule(patterns=(_LINES, _QWEN2)),
