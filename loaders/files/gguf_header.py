@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -42,10 +42,35 @@ TYPES: dict[int, tuple[str, int, int]] = {
 }  # fmt: skip
 
 
+@dataclass(frozen=True, repr=False)
+class Texts:
+    """An array of strings as it lies in the file: a plan does not look into vocabularies, so nothing is decoded before
+    somebody asks. `width`: the bytes of a length."""
+
+    data: bytes
+    count: int
+    width: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __repr__(self) -> str:
+        return f"an array of {self.count} texts"
+
+    def __iter__(self) -> Iterator[str]:
+        """The strings in order; bytes that are no UTF-8 become U+FFFD."""
+        data, at, width = self.data, 0, self.width
+        length_at = struct.Struct("<I" if width == 4 else "<Q").unpack_from
+        for _ in range(self.count):
+            begin = at + width
+            at = begin + length_at(data, at)[0]
+            yield data[begin:at].decode("utf-8", "replace")
+
+
 @dataclass(frozen=True)
 class Header:
-    """Metadata by key (arrays of strings and of arrays as their length alone), tensors in file order, bytes of the
-    header."""
+    """Metadata by key (arrays of strings as `Texts`, those of arrays as their length alone), tensors in file order,
+    bytes of the header."""
 
     metadata: dict[str, Any]
     tensors: tuple[Stored, ...]
@@ -53,27 +78,36 @@ class Header:
 
 
 class _Cursor:
-    """Reads forward, fetching more as the header goes on. `count`: the format of a length, shorter in version 1."""
+    """Reads forward, fetching more as the header goes on. `count`: the format of a length, shorter in version 1.
+    size: bytes of the file, None: not known."""
 
-    def __init__(self, fetch: Fetch, source: str) -> None:
-        self.fetch, self.source = fetch, source
-        self.data, self.at = b"", 0
+    def __init__(self, fetch: Fetch, source: str, size: int | None) -> None:
+        self.fetch, self.source, self.size = fetch, source, size
+        self.data, self.at = bytearray(), 0
         self.count = "Q"
 
     def take(self, count: int) -> bytes:
-        if not 0 <= count <= MOST or self.at + count > MOST:
+        begin = self.at
+        self._reach(begin + count)
+        self.at = begin + count
+        return bytes(self.data[begin : self.at])
+
+    def _reach(self, end: int) -> None:
+        """Fetch up to a byte; what a damaged length asks for is refused before memory is taken."""
+        if len(self.data) >= end:
+            return
+        if end > MOST:
             raise self.damaged(f"it would be over {MOST >> 20} MB")
-        while len(self.data) < self.at + count:
-            wanted = max(STEP, self.at + count - len(self.data))
-            more = self.fetch(len(self.data), wanted)
+        if self.size is not None and end > self.size:
+            raise self._cut(self.size)
+        while len(self.data) < end:
+            more = self.fetch(len(self.data), max(STEP, end - len(self.data)))
             if not more:
-                raise CheckpointError(
-                    f"{self.source} ends inside its header, at byte {len(self.data)}: download it again"
-                )
+                raise self._cut(len(self.data))
             self.data += more
-        found = self.data[self.at : self.at + count]
-        self.at += count
-        return found
+
+    def _cut(self, at: int) -> CheckpointError:
+        return CheckpointError(f"{self.source} ends inside its header, at byte {at}: download it again")
 
     def damaged(self, why: str) -> CheckpointError:
         return CheckpointError(f"{self.source} has a damaged header: {why}")
@@ -97,15 +131,27 @@ class _Cursor:
         if kind in SCALARS:
             size = struct.calcsize("<" + SCALARS[kind])
             return list(struct.unpack(f"<{count}{SCALARS[kind]}", self.take(count * size)))
-        for _ in range(count):  # a vocabulary, or arrays: read over them
+        if kind == STRING:
+            return self._texts(count)
+        for _ in range(count):  # arrays: read over them
             self.value(kind, depth)
         return count
+
+    def _texts(self, count: int) -> Texts:
+        """Walks over the lengths of an array of strings: half a million of them in a large vocabulary."""
+        length_at = struct.Struct("<" + self.count).unpack_from
+        width, at = struct.calcsize("<" + self.count), self.at
+        for _ in range(count):
+            if at + width > len(self.data):
+                self._reach(at + width)
+            at += width + length_at(self.data, at)[0]
+        return Texts(self.take(at - self.at), count, width)
 
 
 def read(fetch: Fetch, source: str, size: int | None = None) -> Header:
     """The header that `fetch` gives of a file of so many bytes (None: not known); raises CheckpointError if it is none,
     or damaged."""
-    cursor = _Cursor(fetch, source)
+    cursor = _Cursor(fetch, source, size)
     _check_begin(cursor)
     tensors, pairs = cursor.number(cursor.count), cursor.number(cursor.count)
     metadata: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""Tokens to text and back, from the tokenizer files of a model.
+"""Tokens to text and back, from the tokenizer files of a model or from its GGUF file.
 
 The `tokenizers` library does the encoding. What is added here is what the rest of a model's tokenizer files say:
 which tokens are special, whether a text begins with BOS, and which chat template goes with them.
@@ -17,11 +17,12 @@ from typing import Any
 import tokenizers
 
 from ...errors import TokenizerError
-from ..files import recognise
+from ..files import gguf_set, recognise
 from . import template_files
 from .chat_template import ChatTemplate
 from .conversation import Message
 from .detokenizer import TextStream, start_stream, streaming_steps
+from .gguf.parts import parts_of
 
 ENDS = ("eos_token", "eot_token", "eom_token")  # of a text, a turn, a message
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -33,7 +34,7 @@ _CONVERT = (
 
 
 class Tokenizer:
-    """One model's tokenizer; made by `Tokenizer.load`."""
+    """One model's tokenizer; made by `Tokenizer.load`, or by `Tokenizer.of_gguf`."""
 
     def __init__(
         self,
@@ -65,15 +66,27 @@ class Tokenizer:
 
     @classmethod
     def load(cls, directory: Path) -> Tokenizer:
-        """Read the tokenizer files of a model's directory.
+        """Read the tokenizer files of a model's directory, or what a GGUF file (any part of a split one) holds of them.
 
-        Raises TokenizerError if tokenizer.json is missing, or if one of the files cannot be read.
+        Raises TokenizerError if tokenizer.json is missing, or if one of the files cannot be read; CheckpointError if a
+        GGUF file is damaged.
         """
+        if directory.is_file() and gguf_set.is_gguf(directory):
+            return cls.of_gguf(gguf_set.of_path(directory).metadata, str(directory))
         core = _load_core(directory)
         older, newer = (_load_json(directory / f"{name}.json") for name in ("special_tokens_map", "tokenizer_config"))
         templates, notes = template_files.find(directory, newer, _load_json(directory / "chat_template.json"))
         ends = [text for settings in (older, newer) for name in ENDS if (text := _text_of(settings.get(name)))]
         return cls(core, {**older, **newer}, templates, str(directory), ends, notes)
+
+    @classmethod
+    def of_gguf(cls, metadata: Mapping[str, Any], source: str) -> Tokenizer:
+        """From the metadata of a GGUF header. `source` is the name that errors give.
+
+        Raises TokenizerError if they hold no tokenizer, one of a kind that is not supported, or a damaged one.
+        """
+        parts = parts_of(metadata, source)
+        return cls(parts.core, parts.settings, parts.templates, source, parts.ends, parts.notes)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of `text`, with BOS (and whatever else the tokenizer asks for) unless told otherwise.
@@ -142,8 +155,9 @@ class Tokenizer:
                 f"{self.source} has no default among its chat templates: choose one with --chat-template: {there}"
             )
         raise TokenizerError(
-            f"{self.source} has no chat template (chat_template.jinja, or chat_template in tokenizer_config.json): "
-            "it is probably a base model; give the prompt as plain text, or a template with --chat-template FILE"
+            f"{self.source} has no chat template (chat_template.jinja, or chat_template in tokenizer_config.json or in "
+            "the GGUF): it is probably a base model; give the prompt as plain text, or a template with --chat-template "
+            "FILE"
         )
 
     def check_fits(self, embedding_rows: int) -> None:

@@ -5,6 +5,7 @@ metaspace with byte fallback (Llama, Mixtral). No file comes from outside.
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -98,3 +99,21 @@ def save(directory: Path, core: tokenizers.Tokenizer, settings: dict[str, Any] |
 
 def made(core: tokenizers.Tokenizer, template: str | None = None, **settings: Any) -> Tokenizer:
     return Tokenizer(core, {**SETTINGS, **settings}, {} if template is None else {"default": template}, "here")
+
+
+def pieces(tokenizer: Tokenizer, ids: list[int], skip: bool = True) -> list[str]:
+    """What each token adds to the text, and the end of it."""
+    stream = tokenizer.stream(skip)
+    return [*map(stream.push, ids), stream.finish()]
+
+
+def random_text(draw: random.Random) -> str:
+    planes = [(0x20, 0x7F), (0x20, 0x2FF), (0x300, 0x36F), (0x3040, 0xD7FF), (0xE000, 0xFFFF), (0x10000, 0x10FFFF)]
+    letters = [chr(draw.randint(*draw.choice(planes))) for _ in range(draw.randrange(12))]
+    words = [
+        draw.choice([" ", "  ", "\n", "😀", "👩‍👩‍👧", "日本", "é", "e\u0301", "hello", " world", "</s>"])
+        for _ in range(6)
+    ]
+    mixed = letters + words
+    draw.shuffle(mixed)
+    return "".join(mixed)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import tokenizers
 from tokenizers import decoders
-from vocabularies import STYLES, TEXT, byte_fallback, byte_level, made, nested_byte_level
+from vocabularies import STYLES, TEXT, byte_fallback, byte_level, made, nested_byte_level, pieces, random_text
 
 from headrace.errors import TokenizerError
 from headrace.loaders.tokens.tokenizer import Tokenizer
@@ -25,23 +25,6 @@ def any_style(request: pytest.FixtureRequest) -> Tokenizer:
 @pytest.fixture(scope="module")
 def chatty() -> tokenizers.Tokenizer:
     return byte_level()
-
-
-def pieces(tokenizer: Tokenizer, ids: list[int], skip: bool = True) -> list[str]:
-    stream = tokenizer.stream(skip)
-    return [*map(stream.push, ids), stream.finish()]
-
-
-def random_text(draw: random.Random) -> str:
-    planes = [(0x20, 0x7F), (0x20, 0x2FF), (0x300, 0x36F), (0x3040, 0xD7FF), (0xE000, 0xFFFF), (0x10000, 0x10FFFF)]
-    letters = [chr(draw.randint(*draw.choice(planes))) for _ in range(draw.randrange(12))]
-    words = [
-        draw.choice([" ", "  ", "\n", "😀", "👩‍👩‍👧", "日本", "é", "e\u0301", "hello", " world", "</s>"])
-        for _ in range(6)
-    ]
-    mixed = letters + words
-    draw.shuffle(mixed)
-    return "".join(mixed)
 
 
 def test_stream_equals_decode_for_random_texts(any_style: Tokenizer) -> None:
