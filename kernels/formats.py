@@ -2,8 +2,8 @@
 
 A format is a kind of codes and a kind of scales, out of two short lists: a new one is a row of the table below.
 
-    codes    an integer of a few bits for each weight, in planes of 1, 2, 4 or 8 bits; it stands for code - offset, or for
-             what a table of 16 says
+    codes    an integer of a few bits for each weight, in planes of 1, 2, 4 or 8 bits; it stands for code - offset, or
+             for what a table of 16 says
     scales   a factor for each 32 or 16 weights, often an integer times a half for 256; with some, a minimum besides
     weight   factor * value + minimum
 
@@ -17,8 +17,9 @@ a block's plane has weights B, B + 4 k, B + 8 k ... in its fields, the lowest fi
 B and B + 16, as in GGUF's q4_0. A last group holds the blocks that are left.
 
 These are the bytes of GGUF's format of the same name in another order: nothing is lost, scales lie side by side, and a
-vector load on the CPU and a wide load on a GPU find their bytes aligned. Integer scales of 6 bits take a byte: 256
-weights of q4_k are 148 bytes in place of 144. A minimum that GGUF subtracts has its half negated.
+vector load on the CPU and a wide load on a GPU find their bytes aligned. Rows take as many bytes as in a file, but for
+padding, and for q3_k and iq4_xs, whose factors of 6 bits take a byte here (4 % and 1.5 % more). A minimum that GGUF
+subtracts has its half negated.
 
 This file knows sizes only. It imports nothing of ours; `reference.py`, `cpu/` and `gpu/` unpack what it describes.
 """
@@ -34,7 +35,7 @@ BLOCK = 32  # weights
 GROUP = 16  # blocks
 SUPER = 256  # weights that share a half, where factors are integers
 
-ScaleKind = Literal["none", "half", "half_min", "power", "byte", "byte16", "byte_min", "nibble16_min"]
+ScaleKind = Literal["none", "half", "half_min", "power", "byte", "byte16", "six_min", "nibble16_min"]
 Part = Literal["gate", "up", "down"]
 PARTS: tuple[Part, ...] = ("gate", "up", "down")
 
@@ -46,18 +47,19 @@ def align_up(size: int, to: int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Scales:
-    """How the factors of a row are stored: halves, halves of minimums, units, units of minimums, one after the other.
+    """How the factors of a row are stored: halves, halves of minimums, units, one after the other.
 
     per: weights to a factor. shared: weights that share a half, and a factor is a unit times it; 0: a factor is a half
-    of its own, or a power of two. has_min: there are minimums, likewise. unit_bytes: of an integer, factor and minimum.
-    Where `per` is 16, the units of the first halves of all blocks come first, then those of the second halves.
+    of its own, or a power of two. has_min: there are minimums, likewise. unit_bytes: of the integers that belong to one
+    factor and minimum. Where `per` is 16, the units of the first halves of all blocks come first, then those of the
+    second halves.
     """
 
     kind: ScaleKind
     per: int
     shared: int = 0
     has_min: bool = False
-    unit_bytes: int = 0
+    unit_bytes: float = 0
 
     @property
     def half_bytes(self) -> int:
@@ -66,7 +68,7 @@ class Scales:
 
     def bytes(self, cols: int) -> int:
         """Bytes of the scales of a row, without padding."""
-        return cols // (self.shared or self.per) * self.half_bytes + cols // self.per * self.unit_bytes
+        return cols // (self.shared or self.per) * self.half_bytes + round(cols // self.per * self.unit_bytes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +92,9 @@ HALF_MIN = Scales(kind="half_min", per=32, has_min=True)
 POWER = Scales(kind="power", per=32, unit_bytes=1)  # 2^(byte - 128)
 BYTE = Scales(kind="byte", per=32, shared=SUPER, unit_bytes=1)  # signed
 BYTE16 = Scales(kind="byte16", per=16, shared=SUPER, unit_bytes=1)  # signed
-BYTE_MIN = Scales(kind="byte_min", per=32, shared=SUPER, has_min=True, unit_bytes=2)  # unsigned
+# 6 bits each: a byte a block with the low 4 bits of factor and minimum, then 4 bytes for each 256 weights, of which byte
+# i has the high 2 bits of both, of block i in its low half and of block i + 4 in its high half.
+SIX_MIN = Scales(kind="six_min", per=32, shared=SUPER, has_min=True, unit_bytes=1.5)
 # One byte has both: the factor in its low half, the minimum in its high half.
 NIBBLE16_MIN = Scales(kind="nibble16_min", per=16, shared=SUPER, has_min=True, unit_bytes=1)
 
@@ -147,8 +151,8 @@ Q5_0 = Format(name="q5_0", code=6, codes=Codes(planes=(1, 4), offset=16), scales
 Q5_1 = Format(name="q5_1", code=7, codes=Codes(planes=(1, 4)), scales=HALF_MIN)
 Q2_K = Format(name="q2_k", code=8, codes=Codes(planes=(2,)), scales=NIBBLE16_MIN)
 Q3_K = Format(name="q3_k", code=9, codes=Codes(planes=(1, 2), offset=4), scales=BYTE16)
-Q4_K = Format(name="q4_k", code=10, codes=Codes(planes=(4,)), scales=BYTE_MIN)
-Q5_K = Format(name="q5_k", code=11, codes=Codes(planes=(1, 4)), scales=BYTE_MIN)
+Q4_K = Format(name="q4_k", code=10, codes=Codes(planes=(4,)), scales=SIX_MIN)
+Q5_K = Format(name="q5_k", code=11, codes=Codes(planes=(1, 4)), scales=SIX_MIN)
 Q6_K = Format(name="q6_k", code=12, codes=Codes(planes=(2, 4), offset=32), scales=BYTE16)
 IQ4_NL = Format(name="iq4_nl", code=13, codes=Codes(planes=(4,), table=IQ4_VALUES), scales=HALF)
 IQ4_XS = Format(name="iq4_xs", code=14, codes=Codes(planes=(4,), table=IQ4_VALUES), scales=BYTE)

@@ -1,7 +1,7 @@
 """Blocks as GGUF files have them, in plain torch: taken apart into codes and scales.
 
 A reader takes uint8 [R, blocks, bytes of a block] and gives `Blocks`: the same codes and scales as stored, nothing
-rounded. A minimum that a file's format subtracts is negated. Which bit is what: ggml's block structures (ggml-common.h).
+rounded. A minimum that a file's format subtracts is negated. Which bit is what: ggml's block structures.
 """
 
 from __future__ import annotations

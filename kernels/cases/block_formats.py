@@ -1,7 +1,7 @@
 """Cases of the block formats beyond the basic ones: what is particular to codes and scales, and formats side by side.
 
-The basic formats prove shapes, schedules and tiles (`all.py`); here every format is packed, unpacked and multiplied, with
-rows that end in a part of a group, and mixed as files mix them.
+The basic formats prove shapes, schedules and tiles (`all.py`); here every format is packed, unpacked and multiplied,
+with rows that end in a part of a group, and mixed as files mix them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ..formats import FORMATS, ExpertLayout, Format
 from ..ggml_blocks import FILE_BLOCKS
 from ..packed import Stacked
 from .all import experts_case_of, linear_case
-from .attention import PAGE, cache_of, places_of, random_block, rows_of
+from .attention import PAGE, cache_of, places_of, rows_of
 from .case import BASIC, Case, Inputs, Source, normal
 from .layers import WIDTH, layers_difference, random_layer
 
@@ -32,7 +32,7 @@ def whole(cols: int, *formats: Format) -> int:
 
 
 def repack_cases() -> Iterator[Case]:
-    for name, kind in FILE_BLOCKS.items():
+    for name in FILE_BLOCKS:
         form = FORMATS[name]
         for rows, cols in ((1, 32), (7, 288), (33, 768), (40, 2048)):
 
@@ -124,7 +124,5 @@ def mixed_layers_cases() -> Iterator[Case]:
 
 
 BLOCK_CASES = [
-    case
-    for maker in (repack_cases, unpack_cases, linear_cases, experts_cases, mixed_layers_cases)
-    for case in maker()
+    case for maker in (repack_cases, unpack_cases, linear_cases, experts_cases, mixed_layers_cases) for case in maker()
 ]

@@ -41,8 +41,8 @@ constexpr void fill_formats(FormatKernels* formats) {
   formats[Q5_1] = block_format<EXACT, Planes<1, 4, 0>, HalfMinScales>();
   formats[Q2_K] = block_format<EXACT, Planes<0, 2, 0>, NibbleMinScales>();
   formats[Q3_K] = block_format<EXACT, Planes<1, 2, 4>, ByteScales<2>>();
-  formats[Q4_K] = block_format<EXACT, Planes<0, 4, 0>, ByteMinScales>();
-  formats[Q5_K] = block_format<EXACT, Planes<1, 4, 0>, ByteMinScales>();
+  formats[Q4_K] = block_format<EXACT, Planes<0, 4, 0>, SixMinScales>();
+  formats[Q5_K] = block_format<EXACT, Planes<1, 4, 0>, SixMinScales>();
   formats[Q6_K] = block_format<EXACT, Planes<2, 4, 32>, ByteScales<2>>();
   formats[IQ4_NL] = block_format<EXACT, Table<Iq4Values>, HalfScales>();
   formats[IQ4_XS] = block_format<EXACT, Table<Iq4Values>, ByteScales<1>>();
