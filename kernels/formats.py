@@ -92,8 +92,8 @@ HALF_MIN = Scales(kind="half_min", per=32, has_min=True)
 POWER = Scales(kind="power", per=32, unit_bytes=1)  # 2^(byte - 128)
 BYTE = Scales(kind="byte", per=32, shared=SUPER, unit_bytes=1)  # signed
 BYTE16 = Scales(kind="byte16", per=16, shared=SUPER, unit_bytes=1)  # signed
-# 6 bits each: a byte a block with the low 4 bits of factor and minimum, then 4 bytes for each 256 weights, of which byte
-# i has the high 2 bits of both, of block i in its low half and of block i + 4 in its high half.
+# 6 bits each: a byte a block with the low 4 bits of factor and minimum, then 4 bytes for each 256 weights, of which
+# byte i has the high 2 bits of both, of block i in its low half and of block i + 4 in its high half.
 SIX_MIN = Scales(kind="six_min", per=32, shared=SUPER, has_min=True, unit_bytes=1.5)
 # One byte has both: the factor in its low half, the minimum in its high half.
 NIBBLE16_MIN = Scales(kind="nibble16_min", per=16, shared=SUPER, has_min=True, unit_bytes=1)

@@ -111,7 +111,7 @@ def load_kernels(config: EngineConfig) -> tuple[str, Context, Ops]:
 def _load_tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:
     """The tokenizer, or None where there is none at all; one that does not fit the embedding is refused."""
     source = checkpoint.directory
-    if not source.is_file() and not is_named(source / "tokenizer.json"):
+    if not (Tokenizer.is_in(source) if source.is_file() else is_named(source / "tokenizer.json")):
         return None
     tokenizer = Tokenizer.load(source)
     tokenizer.check_fits(checkpoint.spec.vocab)

@@ -148,6 +148,6 @@ def _check_gate_and_up(layer: int, chosen: Mapping[str, Format]) -> None:
     gate, up = (chosen.get(f"{layer}.{part}") for part in ("gate", "up"))
     if gate is not up and gate is not None and up is not None and not (gate.is_block and up.is_block):
         raise CheckpointError(
-            f"layer {layer} has its experts' gate in {gate.name} and up in {up.name}: both must be quantised, or alike; "
-            "give --expert-format"
+            f"layer {layer} has its experts' gate in {gate.name} and up in {up.name}: both must be quantised, or "
+            "alike; give --expert-format"
         )

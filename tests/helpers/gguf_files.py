@@ -53,8 +53,7 @@ def read(directory: Path) -> tuple[dict[str, Any], dict[str, NDArray[np.float32]
     found = {name: np.stack([v[e] for e in range(len(v))]) if isinstance(v, dict) else v for name, v in found.items()}
     if arch in PAIRED:
         for name in found:
-            if ".attn_q." in name or ".attn_k." in name:
-                heads = config["num_attention_heads" if ".attn_q." in name else "num_key_value_heads"]
+            if heads := _heads(config, name):
                 found[name] = paired(found[name], heads)
     return config, found
 
@@ -78,6 +77,12 @@ def _place(name: str, values: NDArray[np.float32], found: dict[str, Any]) -> Non
     else:
         *_, expert, part = role.split(".")
         found.setdefault(f"{at}ffn_{EXPERTS[part]}_exps.weight", {})[int(expert)] = values
+
+
+def _heads(config: dict[str, Any], name: str) -> int:
+    """Heads of a tensor of queries or keys; 0 of another."""
+    keys = {".attn_q.": "num_attention_heads", ".attn_k.": "num_key_value_heads"}
+    return next((config[key] for part, key in keys.items() if part in name), 0)
 
 
 def paired(values: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
