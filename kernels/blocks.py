@@ -61,9 +61,9 @@ def split(data: Tensor, format: Format, cols: int) -> Blocks:
         units = _interleaved(take(cols // kind.per), kind.per)
         if kind.has_min:
             units, min_units = units & 15, units >> 4
-        if kind.kind == "six_min":
-            high = _fields(take(cols // 64).reshape(data.shape[0], -1, 4), 4).flatten(1)
-            units, min_units = units | (high & 3) << 4, min_units | high >> 2 << 4
+            if kind.kind == "six_min":
+                high = _fields(take(cols // 64).reshape(data.shape[0], -1, 4), 4).flatten(1)
+                units, min_units = units | (high & 3) << 4, min_units | high >> 2 << 4
         if kind.kind in SIGNED:
             units = units.view(torch.int8)
     codes = _codes(data[:, format.scales_bytes(cols) :], format, cols)
