@@ -6,20 +6,19 @@ after a GPU's part of the layer.
 Two sides in turns, op by op: `in a step` the workers wait as in a step of a mailbox (`expect_work`), `asleep` as
 between steps, where they go to sleep after about 50 us. Each sample is an op that wakes the team, a pause in which the
 caller spins, as the coordinator does, and the op that is timed. The op is one token's experts, of which each thread
-reads about as much as with 16 threads in a layer of Qwen3-30B-A3B. Medians and lower quartiles of all samples of a
-pause; whoever else uses the cores makes samples later, never earlier, and `gave_way` says how often workers met them.
+reads about as much as with 16 threads in a layer of Qwen3-30B-A3B. Medians and lower quartiles of the samples of a
+pause in which no worker gave way to another program; in how many one did is said beside them.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import statistics
 import time
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import result_file
 import torch
@@ -35,7 +34,16 @@ HIDDEN, TOP_K, EXPERTS = 2048, 8, 256
 WIDTH_A_THREAD = 48  # 768 of a layer over 16 threads
 SIDES = {"in a step": lambda: cpu.expect_work(mailbox.SPIN), "asleep": nullcontext}
 
-Took = dict[tuple[str, int], list[float]]  # seconds, by side and pause
+
+class Sample(NamedTuple):
+    """Seconds of an op, and how often workers slept and gave way in the wait before it."""
+
+    seconds: float
+    slept: int
+    gave_way: int
+
+
+Took = dict[tuple[str, int], list[Sample]]  # by side and pause
 
 
 def layer(context: Context) -> Any:
@@ -66,36 +74,37 @@ def sample(call: Any, pause_us: int) -> float:
     return time.perf_counter() - start
 
 
-def measure(context: Context, samples: int) -> tuple[Took, dict[str, dict[str, float]]]:
-    """Times, and by side how often a worker slept and gave way, in shares of all waits that were timed."""
+def measure(context: Context, samples: int) -> Took:
     call, cells = layer(context), [(side, pause) for side in SIDES for pause in PAUSES_US]
     took: Took = {cell: [] for cell in cells}
-    share = 1 / (samples * len(PAUSES_US) * max(1, context.threads - 1))
-    shares = {side: {"slept": 0.0, "gave_way": 0.0} for side in SIDES}
     for _ in range(samples):
         for side, pause in random.sample(cells, len(cells)):
             with SIDES[side]():
                 before = cpu.team_sleeps(context)
-                took[side, pause].append(sample(call, pause))
+                seconds = sample(call, pause)
                 now = cpu.team_sleeps(context)
-            for name, sum_ in shares[side].items():
-                shares[side][name] = sum_ + share * (getattr(now, name) - getattr(before, name))
-    return took, shares
+            took[side, pause].append(Sample(seconds, now.slept - before.slept, now.gave_way - before.gave_way))
+    return took
 
 
 def table(took: Took) -> dict[str, Any]:
-    """By side and pause: microseconds, and the ratio to no pause, by medians and lower quartiles."""
-    found: dict[str, Any] = {}
+    """By side and pause: microseconds of the samples that nobody disturbed, the ratio to no pause, by medians and lower
+    quartiles; the shares of samples in which a worker slept, or gave way."""
+    sides: dict[str, Any] = {}
     for side in SIDES:
         rows = {}
         for pause in PAUSES_US:
-            low, middle, _ = (1e6 * value for value in statistics.quantiles(took[side, pause], n=4))
-            rows[pause] = {"median_us": round(middle, 1), "quartile_us": round(low, 1)}
+            every = took[side, pause]
+            quiet = [1e6 * one.seconds for one in every if not one.gave_way]
+            low, middle, _ = statistics.quantiles(quiet, n=4) if len(quiet) > 1 else [float("nan")] * 3
+            rows[pause] = {"median_us": round(middle, 1), "quartile_us": round(low, 1),
+                           "slept": round(sum(one.slept > 0 for one in every) / len(every), 3),
+                           "gave_way": round(1 - len(quiet) / len(every), 3)}  # fmt: skip
         for row in rows.values():
             for name in ("median", "quartile"):
                 row[name] = round(row[f"{name}_us"] / rows[0][f"{name}_us"], 3)
-        found[side] = rows
-    return found
+        sides[side] = rows
+    return {"sides": sides}
 
 
 def main() -> None:
@@ -106,15 +115,16 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     context = Context() if args.threads is None else Context(threads=args.threads)
-    took, shares = measure(context, args.samples)
-    result = {"samples": args.samples, "threads": context.threads, "sides": table(took), "shares_of_waits": shares,
-              "load": os.getloadavg()[0],
-              "passport": passport(context)}  # fmt: skip
+    result = {"samples": args.samples, "threads": context.threads, **table(measure(context, args.samples)),
+              "load": os.getloadavg()[0], "passport": passport(context)}  # fmt: skip
     for side, rows in result["sides"].items():
         for pause, row in rows.items():
-            print(f"{side:10} after {pause:3} us: {row['median_us']:7.1f} us, {row['median']:.2f} of no pause; "
-                  f"lower quartile {row['quartile_us']:7.1f} us, {row['quartile']:.2f}")  # fmt: skip
-    print(json.dumps({"shares_of_waits": shares}))
+            times = ", ".join(
+                f"{name} {row[f'{name}_us']:7.1f} us ({row[name]:.2f})" for name in ("median", "quartile")
+            )
+            print(
+                f"{side:10} after {pause:3} us: {times}; slept in {row['slept']:.0%}, gave way in {row['gave_way']:.0%}"
+            )
     result_file.write(args.json, "team-pauses", result)
 
 
