@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -47,8 +48,11 @@ def test_perplexity_is_that_of_the_same_weights(demo_file: Path, run: Run, tmp_p
     text = tmp_path / "text.txt"
     text.write_text(HELDOUT.read_text()[:4000])
     code, out, _ = run("perplexity", str(demo_file), str(text), "--json")
-    assert code == 0
-    assert "perplexity" in out
+    same, expected, _ = run(
+        "perplexity", "demo", str(text), "--json", "--expert-format", "q8_0", "--dense-format", "q8_0"
+    )
+    assert code == same == 0
+    assert json.loads(out)["value"] == pytest.approx(json.loads(expected)["value"], rel=1e-3)
 
 
 def test_convert_says_that_a_file_is_packed_already(demo_file: Path, run: Run, tmp_path: Path) -> None:
