@@ -141,9 +141,9 @@ def test_mixed_types_are_their_dequantised_weights(mix: tuple[Path, Path, dict[s
 
 def test_mixed_types_with_activations_as_int8(mix: tuple[Path, Path, dict[str, str]]) -> None:
     path, twin, _ = mix
-    """Of most tokens: one that goes to another expert differs by more."""
+    """A token that goes to another expert differs by more, and so do those that see it."""
     found, expected = logits(path), logits(twin)
-    assert ((found - expected).norm(dim=-1) / expected.norm(dim=-1)).median() < 0.05
+    assert ((found - expected).norm(dim=-1) / expected.norm(dim=-1)).quantile(0.25) < 0.03
     assert found.argmax(-1).eq(expected.argmax(-1)).float().mean() > 0.7
 
 
