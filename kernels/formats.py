@@ -18,8 +18,8 @@ B and B + 16, as in GGUF's q4_0. A last group holds the blocks that are left.
 
 These are the bytes of GGUF's format of the same name in another order: nothing is lost, scales lie side by side, and a
 vector load on the CPU and a wide load on a GPU find their bytes aligned. Rows take as many bytes as in a file, but for
-padding, and for q3_k and iq4_xs, whose factors of 6 bits take a byte here (4 % and 1.5 % more). Points of a grid (iq1 to
-iq3) become the codes of their values, of 3 or 4 bits, which takes more bytes than in a file. A minimum that GGUF
+padding, and for q3_k and iq4_xs, whose factors of 6 bits take a byte here (4 % and 1.5 % more). Points of a grid (iq1
+to iq3) become the codes of their values, of 3 or 4 bits, which takes more bytes than in a file. A minimum that GGUF
 subtracts has its half negated.
 
 This file knows sizes only. It imports nothing of ours; `reference.py`, `cpu/` and `gpu/` unpack what it describes.
@@ -52,8 +52,8 @@ class Scales:
 
     per: weights to a factor. shared: weights that share a half, and a factor is a unit times it; 0: a factor is a half
     of its own, or a power of two. has_min: there are minimums, likewise. unit_bytes: of the integers that belong to one
-    factor and minimum. gain: what a half counts times, a power of two. Where `per` is 16, the units of the first halves of all blocks come first, then those of the
-    second halves.
+    factor and minimum. gain: what a half counts times, a power of two. Where `per` is 16, the units of the first halves
+    of all blocks come first, then those of the second halves.
     """
 
     kind: ScaleKind

@@ -174,7 +174,8 @@ FILE_BLOCKS: dict[str, FileBlock] = {
     **{
         name: FileBlock(256, size, _grid(name))
         for name, size in (
-            ("iq3_s", 110), ("iq3_xxs", 98), ("iq2_xxs", 66), ("iq2_xs", 74), ("iq2_s", 82), ("iq1_s", 50), ("iq1_m", 56)
+            ("iq3_s", 110), ("iq3_xxs", 98), ("iq2_xxs", 66), ("iq2_xs", 74), ("iq2_s", 82), ("iq1_s", 50),
+            ("iq1_m", 56),
         )
     },
 }  # fmt: skip

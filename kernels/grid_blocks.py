@@ -1,7 +1,7 @@
 """Files whose weights are points of a grid (iq1 to iq3), taken apart into the codes of their values.
 
-Which values a point has stands in tables of the gguf package, which reads them: blocks are given to it with a half of 1,
-and each value that comes out, divided by its factor, is one of the few that a format has. Nothing is rounded. That is
+Which values a point has stands in tables of the gguf package, which reads them: blocks are given to it with a half of
+1, and each value that comes out, divided by its factor, is one of the few that a format has. Nothing is rounded. It is
 slower than the other types, and happens once, while loading.
 """
 
