@@ -93,8 +93,8 @@ class GraphedExperts:
         return part_TD
 
     def collect(self, job: Work) -> tuple[Tensor, Chosen]:
-        """The sum of the parts on the main device, valid as everything else in the stream is. What a replay chose,
-        `choices` says."""
+        """The sum of the parts, valid as everything else in the stream is: on the main device, or, where the CPU's is
+        the only one, in its slot. What a replay chose, `choices` says."""
         return self._sum(job), Chosen(job.layer, job.ids_TK)
 
     def _sum(self, job: Work) -> Tensor:

@@ -147,7 +147,6 @@ class GraphedDecode:
             mailbox,
             signals.make(way.name, runtime.driver, mailbox),
             lambda: self.recorder.handle,
-            runtime.put,
             {layer: numbers(placement, layer, Tier.CPU, main) for layer in split},
             runtime.pack,
         )

@@ -75,9 +75,8 @@ class Arena:
                 f"the system gives no {self.size / GB:.1f} GB of address space ({error.strerror}): raise `ulimit -v`, "
                 "or set vm.overcommit_memory to 0"
             ) from error
-        whole = torch.frombuffer(memory, dtype=torch.uint8)
-        first = -whole.data_ptr() % HUGE_PAGE
-        self.data = whole[first : first + self.size]
+        first = -torch.frombuffer(memory, dtype=torch.uint8).data_ptr() % HUGE_PAGE
+        self.data = torch.frombuffer(memory, dtype=torch.uint8, offset=first, count=self.size)
         self.areas: list[Area] = []
         self.huge: bool = cpu_kernels().advise_huge(self.data)
         self.interleaved: bool = len(nodes) > 1 and cpu_kernels().interleave(self.data, list(nodes))

@@ -112,8 +112,8 @@ class Decoder:
         shared_TD = mlp(self.ops, layer.mlp, h_TD)
         gate_T1 = None if layer.shared_gate is None else self.ops.linear(h_TD, layer.shared_gate)
         y_TD, chosen = experts.collect(job)
-        self.ops.gated_add_(y_TD, shared_TD, gate_T1)
-        return y_TD, chosen
+        self.ops.gated_add_(y_TD, shared_TD, gate_T1, shared_TD)  # y may be memory of the host, to be read once
+        return shared_TD, chosen
 
     def _fused(self, inputs: Inputs, experts: CpuExperts, read: Bytes) -> Output:
         """`forward` where all experts lie beside attention: all layers in one call, of which `layers` is the twin."""

@@ -210,7 +210,14 @@ class CpuOps:
         _cpu.silu_mul(self.context.native, at(gate_up_T2F, F32, T, 2 * F), out.data_ptr(), T, F)
         return out
 
-    def gated_add_(self, y_TD: Tensor, z_TD: Tensor, gate_T1: Tensor | None = None) -> None:
+    def gated_add_(
+        self, y_TD: Tensor, z_TD: Tensor, gate_T1: Tensor | None = None, to_TD: Tensor | None = None
+    ) -> None:
+        if to_TD is not None:  # by way of a copy: only tests have a sum go elsewhere in RAM
+            sum_TD = y_TD.clone()
+            self.gated_add_(sum_TD, z_TD, gate_T1)
+            to_TD.copy_(sum_TD)
+            return
         T, D = y_TD.shape
         gate = 0 if gate_T1 is None else at(gate_T1, F32, T, 1)
         _cpu.gated_add(self.context.native, at(y_TD, F32, T, D), at(z_TD, F32, T, D), gate, T, D)

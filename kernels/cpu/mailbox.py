@@ -8,6 +8,7 @@ writes a job into a slot, posts it, does other work, waits, and reads y; the coo
 
 from __future__ import annotations
 
+import mmap
 import weakref
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -79,7 +80,7 @@ class Mailbox:
         self.top_k, self.hidden, self.x_dtype = top_k, hidden, x_dtype
         half = x_dtype == torch.bfloat16
         self.shape = _cpu.MailboxShape(layers=len(banks), top_k=top_k, hidden=hidden, half=half, batches=self.batches)
-        self.memory = _pages(int(self.shape.bytes))
+        self.memory = pages(int(self.shape.bytes))
         self.box = _cpu.Mailbox(
             context=context.native,
             shape=self.shape,
@@ -165,12 +166,12 @@ def _stop(box: Any, memory: Tensor, banks: list[ExpertBank]) -> None:
         _left_behind.append((memory, banks))
 
 
-def _pages(size: int) -> Tensor:
-    """Zeroed memory on a page boundary, in whole pages: registering it pins nothing of others."""
-    size = -(-size // ALIGN) * ALIGN
-    memory = torch.zeros(size + ALIGN, dtype=torch.uint8)
-    first = -memory.data_ptr() % ALIGN
-    return memory[first : first + size]
+def pages(size: int) -> Tensor:
+    """Zeroed memory in whole pages, as uint8: registering it pins nothing of others. Its storage begins where it does:
+    torch asks the driver about a storage's first byte alone, and refuses a copy in a capture where that is not
+    registered."""
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    return torch.frombuffer(mmap.mmap(-1, -(-size // ALIGN) * ALIGN, flags=flags), dtype=torch.uint8)
 
 
 def _message(kind: int, where: str, seconds: float, what: str) -> str:

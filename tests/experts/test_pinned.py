@@ -33,6 +33,7 @@ def arena_of(count: int) -> tuple[Arena, list[torch.Tensor]]:
 def test_an_arena_lies_on_huge_pages_and_its_areas_on_pages() -> None:
     arena, areas = arena_of(3)
     assert arena.data.data_ptr() % HUGE_PAGE == 0
+    assert arena.data.untyped_storage().data_ptr() == arena.data.data_ptr(), "what torch asks the driver about"
     assert all(area.data_ptr() % PAGE == 0 for area in areas)
     for number, area in enumerate(areas):
         area.fill_(number)

@@ -21,7 +21,7 @@ from torch import Tensor
 from headrace import LLM, DeviceError, OptionError, SamplingParams
 from headrace.engine.cuda_graphs import saved_trials, signals, verify
 from headrace.engine.cuda_graphs.capture import Static
-from headrace.engine.cuda_graphs.gpu_runtime import Runtime
+from headrace.engine.cuda_graphs.mailbox_experts import MailboxExperts, Posted
 from headrace.engine.cuda_graphs.saved_trials import StepTimes
 from headrace.engine.cuda_graphs.signals import VARIANTS, Trial
 from headrace.engine.experts.offload_plan import OffloadPlan
@@ -193,19 +193,14 @@ def test_what_is_kept(gpu: StandIn, cache_home: Path, monkeypatch: pytest.Monkey
 
 def falsify(monkeypatch: pytest.MonkeyPatch, gpu: StandIn) -> None:
     """Every result of the CPU comes up with one value changed in its last bit."""
-    find = gpu.find
+    collect = MailboxExperts.collect
 
-    def off(device: Any) -> tuple[Runtime, str]:
-        runtime, problem = find(device)
+    def off(self: MailboxExperts, job: Posted) -> Tensor:
+        y = collect(self, job).clone()
+        y[0, 0] = torch.nextafter(y[0, 0], torch.tensor(9.0))
+        return y
 
-        def put(tensor: Tensor) -> Tensor:
-            y = runtime.put(tensor)
-            y[0, 0] = torch.nextafter(y[0, 0], torch.tensor(9.0))
-            return y
-
-        return dataclasses.replace(runtime, put=put), problem
-
-    monkeypatch.setattr("headrace.engine.cuda_graphs.gpu_runtime.find", off)
+    monkeypatch.setattr(MailboxExperts, "collect", off)
 
 
 def wrong_slot(monkeypatch: pytest.MonkeyPatch, gpu: StandIn) -> None:
