@@ -83,7 +83,7 @@ class LLM:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a user should know of how the model's files were read, a line each."""
+        """What a user should know of how the model's files were read, and of what fell back, a line each."""
         return self.parts.notes
 
     def generate(self, prompts: Prompts, params: Params = None) -> list[Completion]:

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ...errors import DeviceError, HeadraceError
+from ...errors import DeviceError, HeadraceError, first_words
 from ..model.batch import Inputs
 from ..model.kv_cache import PAGE
 from ..model.staging import Parts, Shape, StagingBuffer, parts
@@ -189,10 +189,10 @@ class DecodeGraphs:
                 logits[number], graphs[number] = self._capture(number)
             except HeadraceError:
                 raise
-            except RuntimeError as error:  # what torch raises for CUDA's errors
+            except Exception as error:  # torch raises RuntimeErrors, Triton's compiler and launcher all kinds
                 raise DeviceError(
-                    f"a decode step of {self.sizes[number]} sequences cannot be captured in a graph ({error}): "
-                    "run with handoff 'eager', which needs no graph"
+                    f"a decode step of {self.sizes[number]} sequences cannot be captured in a graph "
+                    f"({first_words(error)}): run with handoff 'eager', which needs no graph"
                 ) from error
         self.logits = [logits[n] for n in range(len(self.sizes))]
         self.graphs = [graphs[n] for n in range(len(self.sizes))]

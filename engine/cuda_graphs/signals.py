@@ -18,11 +18,11 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
-from ...errors import DeviceError, OptionError
+from ...errors import DeviceError, OptionError, first_words
 from ...kernels import _cpu
 from ...kernels.cpu.mailbox import Mailbox, Slot
 from ..devices.cuda_driver import LIBRARY, WRITE_64, Driver, MemOp
@@ -120,11 +120,13 @@ class Trial:
 
 @dataclass(frozen=True, kw_only=True)
 class SignalChoice:
-    """The way to take, and why. us: microseconds of a job without experts, as the probe found them; None: no probe."""
+    """The way to take, and why. us: microseconds of a job without experts, as the probe found them; None: no probe.
+    fell_back: graphs were tried, and something failed or was slower."""
 
     name: str
     reason: str
     us: float | None = None
+    fell_back: bool = False
 
 
 def choose(trials: Mapping[str, Trial], asked: str = "auto") -> SignalChoice:
@@ -159,7 +161,15 @@ def told(trials: Mapping[str, Trial]) -> str:
 def probe(library: str = LIBRARY, device: int = 0, layers: int = 48, stage: float = STAGE) -> dict[str, Trial]:
     """Tries every way, each in a process of its own that is killed when one of its stages takes longer than `stage`
     seconds. Takes a few seconds. Never raises: what failed is in the trials."""
-    return {name: _try(name, library, device, layers, stage) for name in VARIANTS}
+    return {name: _tried(name, library, device, layers, stage) for name in VARIANTS}
+
+
+def _tried(name: str, library: str, device: int, layers: int, limit: float) -> Trial:
+    """A trial, also where no process can be started."""
+    try:
+        return _try(name, library, device, layers, limit)
+    except Exception as error:
+        return Trial(name=name, problem=f"the probe could not be run: {first_words(error)}")
 
 
 def _try(name: str, library: str, device: int, layers: int, limit: float) -> Trial:
@@ -177,18 +187,28 @@ def _try(name: str, library: str, device: int, layers: int, limit: float) -> Tri
     try:
         assert process.stdout is not None
         while (line := _line(process, allowed)) is not None:
-            said = json.loads(line)
+            said = _said(line)
             if "us" in said:
                 return Trial(name=name, us=said["us"])
             if "problem" in said:
                 return Trial(name=name, problem=said["problem"])
-            stage, allowed = said["stage"], limit
+            if "stage" in said:
+                stage, allowed = said["stage"], limit
         if process.poll() is None:
             return Trial(name=name, problem=f"no answer within {allowed:g} s ({stage})")
         return Trial(name=name, problem=f"the probe ended ({stage}): {_last_words(process)}")
     finally:
         process.kill()
         process.communicate()
+
+
+def _said(line: bytes) -> dict[str, Any]:
+    """What a line of the probe says; nothing where a library wrote it."""
+    try:
+        said = json.loads(line)
+    except ValueError:
+        return {}
+    return said if isinstance(said, dict) else {}
 
 
 def _line(process: subprocess.Popen[bytes], seconds: float) -> bytes | None:

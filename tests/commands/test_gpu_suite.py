@@ -204,6 +204,19 @@ def test_placements_are_held_against_each_other(monkeypatch: pytest.MonkeyPatch)
     assert gpu_same.show(found)[0].endswith("0 wrong")
 
 
+def test_a_way_that_fails_costs_no_other() -> None:
+    """Whatever was raised: Triton's errors share no base with torch's."""
+
+    def run(options: dict[str, Any]) -> int:
+        if options.get("placement") == "gpu":
+            raise AssertionError("int32, not float32")
+        return 7
+
+    found = gpu_same.by_way(run)
+    assert found.pop("all on the GPU") == "AssertionError: int32, not float32"
+    assert set(found.values()) == {7}
+
+
 def test_what_is_not_the_same_is_named() -> None:
     assert gpu_same.differs([1, 2, 3], [1, 2, 4]) == 2
     assert gpu_same.differs([1, 2], [1, 2]) is None

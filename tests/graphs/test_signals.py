@@ -204,6 +204,20 @@ def test_a_probe_that_dies_is_said(library: str) -> None:
     assert trial.problem.startswith("the probe ended (start): IndexError")
 
 
+def test_what_others_print_is_no_answer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Lines of libraries between the probe's own; and a process that cannot be started is a problem, not an error."""
+    program = tmp_path / "probe"
+    said = ["loading cuda", '{"stage": "first job"}', "3", '{"us": 7.5}']
+    program.write_text("#!/bin/sh\n" + "".join(f"echo '{line}'\n" for line in said))
+    program.chmod(0o755)
+    monkeypatch.setattr(signals.sys, "executable", str(program))
+    assert signals.probe("none")["memop"] == Trial(name="memop", us=7.5)
+    monkeypatch.setattr(signals.sys, "executable", str(tmp_path / "no such program"))
+    found = signals.probe("none")["memop"]
+    assert found.us is None
+    assert found.problem.startswith("the probe could not be run: FileNotFoundError")
+
+
 def test_the_choice_and_its_reason() -> None:
     works = {name: Trial(name=name, us=us) for name, us in zip(VARIANTS, (5.0, 60.0, 3.0), strict=True)}
     assert choose(works) == signals.SignalChoice(
