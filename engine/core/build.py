@@ -33,6 +33,7 @@ from ..devices.device import Device
 from ..experts.backend import CpuExperts, ExpertBackend
 from ..experts.host_buffers import HostBuffers
 from ..experts.offload_plan import OffloadPlan
+from ..experts.streaming import no_cuts
 from ..experts.tiered import TieredExperts
 from ..generation.admission import Admission
 from ..ledger.timers import Timers
@@ -82,7 +83,7 @@ def build(
         arena.finish()
         plan = replace(plan, offload=without_blocking_copies(plan.offload, main.is_cuda, arena))
     timers = Timers(streams.of(main)[0] if len(found) > 1 else None)
-    experts, host_buffers = _experts(config, checkpoint, weights, plan, found, ops, timers)
+    experts, host_buffers = _experts(config, checkpoint, weights, plan, found, ops, timers, arena)
     decoder = _decoder(config, checkpoint, weights, plan, found, experts, kv_dtype, timers)
     graphed, choice = _graphs(config, context, checkpoint, plan, decoder, choice, runtime)
     if graphed is not None:
@@ -190,6 +191,7 @@ def _experts(
     found: Mapping[Tier, Device],
     ops: Ops,
     timers: Timers,
+    arena: ExpertArena | None,
 ) -> tuple[ExpertBackend, HostBuffers | None]:
     """The experts: all in RAM, or on the tiers of the placement, with the buffers between GPU and CPU."""
     banks, spec = [layer.experts for layer in weights.layers], checkpoint.spec
@@ -206,7 +208,8 @@ def _experts(
         hidden=spec.hidden,
         top_k=spec.moe.top_k,
     )
-    return TieredExperts(split, plan.placement, found, host_buffers, plan.offload, timers), host_buffers
+    cuts = no_cuts if arena is None else arena.cuts
+    return TieredExperts(split, plan.placement, found, host_buffers, plan.offload, timers, cuts), host_buffers
 
 
 def _decoder(
