@@ -32,11 +32,13 @@ Choose = Callable[[int, Choice], Choice]
 
 class Output(NamedTuple):
     """Of a pass. logits: float32 [rows, vocabulary]. read: its bytes as the ledger has them, but for those of `layers`:
-    what the experts of each layer read and sent, to be asked when the device is done."""
+    what the experts of each layer read and sent, to be asked when the device is done. likeliest: of each row the
+    largest logit and where it stands, if they are in memory of the host already."""
 
     logits: Tensor
     read: Bytes
     layers: Callable[[], list[LayerWork]] = list
+    likeliest: tuple[Tensor, Tensor] | None = None
 
 
 class Decoder:

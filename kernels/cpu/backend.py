@@ -198,10 +198,10 @@ class CpuOps:
         _cpu.route(self.context.native, at(x_TD, F32, T, D), T, to, ids.data_ptr(), weights.data_ptr())
         return ids, weights
 
-    def argmax(self, logits_SV: Tensor) -> tuple[Tensor, Tensor]:
+    def argmax(self, logits_SV: Tensor, to: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         S, V = logits_SV.shape
-        values, ids = torch.empty(S), torch.empty(S, dtype=I64)
-        _cpu.argmax(self.context.native, at(logits_SV, F32, S, V), S, V, values.data_ptr(), ids.data_ptr())
+        values, ids = (torch.empty(S), torch.empty(S, dtype=I64)) if to is None else to
+        _cpu.argmax(self.context.native, at(logits_SV, F32, S, V), S, V, at(values, F32, S), at(ids, I64, S))
         return values, ids
 
     def silu_mul(self, gate_up_T2F: Tensor) -> Tensor:

@@ -148,7 +148,7 @@ def test_after_close_a_step_is_refused_and_nothing_stays_registered(gpu: StandIn
     tokens(llm, 1)
     llm.close()
     calls = [line.split()[0] for line in log.read_text().splitlines()]
-    assert calls.count("register") == calls.count("unregister") == 2, "experts and mailbox"
+    assert calls.count("register") == calls.count("unregister") == 3, "experts, mailbox, results"
     with pytest.raises(DeviceError, match="closed: load the model again"):
         tokens(llm, 1)
     llm.close()

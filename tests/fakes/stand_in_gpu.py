@@ -72,9 +72,10 @@ class StreamRecorder:
     def capture(self, step: Callable[[], None]) -> Replayed:
         return Replayed(step)
 
-    def replay(self, graph: Any) -> None:
+    def replay(self, graph: Any, meanwhile: Callable[[], None]) -> None:
         self.replays += 1
         graph.replay()
+        meanwhile()
         self.driver.synchronize(self.handle)
 
 

@@ -48,9 +48,10 @@ class FakeRecorder:
         self.calls.append("capture")
         return Replayed(step)
 
-    def replay(self, graph: Replayed) -> None:
+    def replay(self, graph: Replayed, meanwhile: Callable[[], None]) -> None:
         self.calls.append("replay")
         graph.replay()
+        meanwhile()
 
 
 class GraphDecoder:
@@ -337,10 +338,22 @@ def test_how_torch_is_asked() -> None:
     assert recorder.handle == 1234
     recorder.run(lambda: cuda.calls.append("step"))
     graph = recorder.capture(lambda: cuda.calls.append("step"))
-    recorder.replay(graph)
+    recorder.replay(graph, lambda: cuda.calls.append("meanwhile"))
     options = {"pool": "pool", "capture_error_mode": "thread_local"}
     assert cuda.calls == [
         ("stream", "cuda:1"), "after what cuda:1 was given", "enter", "step", "leave", "synchronize",
         ("capture", options), "step", "captured",
-        "after what cuda:1 was given", "enter", "replay", "record", "leave", "sleep",
+        "after what cuda:1 was given", "enter", "replay", "record", "leave", "meanwhile", "sleep",
     ]  # fmt: skip
+
+
+def test_the_device_is_waited_for_whatever_the_host_does_meanwhile() -> None:
+    cuda = FakeCuda()
+    recorder = TorchRecorder(torch.device("cuda", 0), cuda)
+
+    def fails() -> None:
+        raise ValueError("made up")
+
+    with pytest.raises(ValueError, match="made up"):
+        recorder.replay(cuda.CUDAGraph(), fails)
+    assert cuda.calls[-1] == "sleep"
