@@ -102,6 +102,7 @@ class EngineConfig:
     dense_format: str = option("native", MODEL, "FORMAT", f"of attention, shared experts and head: {FORMAT_NAMES}")
     dtype: str = option("auto", MODEL, "TYPE", "what 'native' means: auto (as stored), float32 or bfloat16")
     max_context: int | None = option(None, MODEL, "TOKENS", "longest prompt plus completion; default what fits")
+    ram_limit: float | None = option(None, MODEL, "GB", "RAM that may be taken, whatever is said to be free")
     revision: str | None = option(None, MODEL, "NAME", "branch, tag or commit of a hub model")
     offline: bool = option(False, MODEL, "", "use only what was downloaded before")
     cache_dir: Path | None = option(None, MODEL, "DIRECTORY", "where hub downloads are kept")
@@ -137,6 +138,7 @@ class EngineConfig:
         _threads(self.threads)
         self._check_placement()
         _between("max_context", self.max_context, 1)
+        _between("ram_limit", self.ram_limit, 0.001)
         _between("prefill_chunk", self.prefill_chunk, 1)
         _between("max_sequences", self.max_sequences, 1)
         _strings("ignore_config_keys", self.ignore_config_keys)
@@ -182,6 +184,11 @@ class EngineConfig:
         if self.n_cpu_moe is not None:
             return placing.layers_in_ram(self.n_cpu_moe)
         return Policy("layers") if self.cpu_moe else Policy("auto")
+
+    @property
+    def ram_bytes(self) -> int | None:
+        """ram_limit in bytes; None: what the system says is free."""
+        return None if self.ram_limit is None else int(self.ram_limit * 1e9)
 
     @property
     def shares(self) -> tuple[float, float] | None:

@@ -65,8 +65,8 @@ def build(
     profile = profiles.load_profile(context, config.profile) if name == "cpu" else None
     torch_threads = host.torch_threads(name, config.threads)
     host.use_torch_threads(torch_threads)
-    found = devices.find(config, devices.ram(ops, name))
-    checkpoint = source.open(config, show_progress=progress is not None)
+    found = devices.find(config, devices.ram(ops, name, config))
+    checkpoint = source.open(config, found, show_progress=progress is not None)
     tokenizer = _load_tokenizer(checkpoint)
     kv_dtype = kv_budget.kv_dtype(config, checkpoint.formats)
     gpu = found.get(Tier.GPU0)
@@ -78,7 +78,7 @@ def build(
     choice, arena = _beside_a_gpu(config, checkpoint, plan, found, runtime, problem)
     main = found[plan.placement.main]
     granted = Granted(name == "cpu", arena)
-    weights = source.load(checkpoint, _target(ops, plan, found, arena, granted, progress))
+    weights = source.load(checkpoint, _target(config, ops, plan, found, arena, granted, progress))
     if arena is not None:
         arena.finish()
         plan = replace(plan, offload=without_blocking_copies(plan.offload, main.is_cuda, arena))
@@ -137,13 +137,14 @@ def _beside_a_gpu(
     Nothing of it on the CPU alone. problem: why there is no runtime."""
     if len(found) == 1:
         return None, None
-    limit, sizes = resolve_limit(config.pinned_limit), plan.bytes_in_ram
+    limit, sizes = resolve_limit(config.pinned_limit, config.ram_bytes), plan.bytes_in_ram
     choice = signal_choice.decide(config, plan.placement, plan.offload, runtime, problem, checkpoint.spec.layers)
     driver, number = (None, 0) if runtime is None else (runtime.driver, runtime.number)
     return choice, ExpertArena(sizes, driver, number, problem, limit) if any(sizes) else None
 
 
 def _target(
+    config: EngineConfig,
     ops: Ops,
     plan: MemoryPlan,
     found: Mapping[Tier, Device],
@@ -157,7 +158,10 @@ def _target(
         filled = arena.filled
         where = None if where is None else replace(where, pools={Tier.CPU.value: arena.arena})
     besides = plan.kv_budget.kv_bytes + plan.kv_budget.work_bytes
-    return Target(ops=ops, where=where, besides=besides, prepare=granted.prepare, filled=filled, progress=progress)
+    free = None if config.ram_limit is None else found[Tier.CPU].free
+    return Target(
+        ops=ops, where=where, besides=besides, prepare=granted.prepare, filled=filled, progress=progress, free=free
+    )
 
 
 class Granted:

@@ -80,10 +80,10 @@ class Event:
             self.event.synchronize()
 
 
-def ram(ops: kernels.Ops, name: str) -> Device:
-    """The CPU's own memory."""
-    place = torch.device("cpu")
-    return Device(tier=Tier.CPU, place=place, backend=name, ops=ops, name="RAM", free=free_memory())
+def ram(ops: kernels.Ops, name: str, config: EngineConfig) -> Device:
+    """The CPU's own memory: as much as the system says is free, or as was asked for."""
+    place, free = torch.device("cpu"), free_memory() if config.ram_bytes is None else config.ram_bytes
+    return Device(tier=Tier.CPU, place=place, backend=name, ops=ops, name="RAM", free=free)
 
 
 def find(config: EngineConfig, host: Device) -> dict[Tier, Device]:
