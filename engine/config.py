@@ -20,7 +20,7 @@ from .placement import placement as placing
 from .placement.placement import Policy
 
 DTYPES = {"auto": None, "float32": "f32", "bfloat16": "bf16"}
-GRAPHED = ("memop", "hostfunc")  # ways to hand experts to the CPU that a graph can hold (`cuda_graphs/signals.py`)
+GRAPHED = ("memop", "hostfunc", "spin")  # ways to hand experts over in a graph (`cuda_graphs/signals.py`)
 HANDOFFS = (*GRAPHED, "eager")
 PINNED_SHARE = 0.8  # of the machine's memory, where no limit was given: what is pinned can neither move nor be swapped
 FORMAT_NAMES = ", ".join(["native", *FORMATS])
@@ -124,7 +124,7 @@ class EngineConfig:
     prefill_chunk: int = option(512, SPEED, "TOKENS", "most prompt tokens in one forward pass")
     stream_from: int | str = option("auto", SPEED, "N|never|auto", "copy experts to the GPU from N tokens a pass on")
     split: int | str = option("auto", SPEED, "N|auto", "with fewer tokens: copy N of a layer's chosen experts in RAM")
-    handoff: str = option("auto", SPEED, "WAY", "GPU to CPU in decode: auto, eager, or graphs with memop or hostfunc")
+    handoff: str = option("auto", SPEED, "WAY", "GPU to CPU in decode: auto, eager; graphs by memop, hostfunc, spin")
     profile: Path | None = option(None, SPEED, "FILE", "what headrace measure found; default in the user's cache")
     no_measure: bool = option(False, SPEED, "", "measure nothing at the first start, and predict nothing then")
     max_sequences: int = 16  # most that decode together; a command knows it from what it is asked

@@ -33,7 +33,7 @@ class Slot(NamedTuple):
     """One job's tensors, all views of the mailbox's memory, and the slot's address.
 
     ids int32 and weights float32 [T, K]; an id of -1 is computed elsewhere. x float32 or bfloat16 [T, D]. y float32
-    [T, D], valid from the end of a wait until the next post.
+    [T, D], valid from the end of a wait until the next post. ready, done: the flags, int64 [1].
     """
 
     address: int
@@ -41,11 +41,14 @@ class Slot(NamedTuple):
     weights_TK: Tensor
     x_TD: Tensor
     y_TD: Tensor
+    ready: Tensor
+    done: Tensor
 
 
 def mailbox_bytes(layers: int, top_k: int, hidden: int, batches: Sequence[int]) -> int:
     """Bytes that a mailbox of this shape takes, with x in float32."""
-    return int(_cpu.MailboxShape(layers=layers, top_k=top_k, hidden=hidden, half=False, batches=list(batches)).bytes)
+    shape = _cpu.MailboxShape(layers=layers, top_k=top_k, hidden=hidden, half=False, batches=list(batches))
+    return int(shape.bytes) + ALIGN
 
 
 class Mailbox:
@@ -80,7 +83,10 @@ class Mailbox:
         self.top_k, self.hidden, self.x_dtype = top_k, hidden, x_dtype
         half = x_dtype == torch.bfloat16
         self.shape = _cpu.MailboxShape(layers=len(banks), top_k=top_k, hidden=hidden, half=half, batches=self.batches)
-        self.memory = pages(int(self.shape.bytes))
+        self.memory = pages(int(self.shape.bytes) + ALIGN)
+        self.gave_up = self.memory[-ALIGN:].view(torch.int64)[:1]  # written by a wait in a stream that gave up
+        self.spare = self.memory[-ALIGN // 2 :].view(torch.int64)  # flags of no slot, to try kernels with
+        self._gave_up = self.gave_up.numpy()
         self.box = _cpu.Mailbox(
             context=context.native,
             shape=self.shape,
@@ -110,6 +116,7 @@ class Mailbox:
             part(weights, pairs, torch.float32),
             part(x, values, self.x_dtype),
             part(y, values, torch.float32),
+            *(bytes_[at : at + 8].view(torch.int64) for at in (_cpu.READY_AT, _cpu.DONE_AT)),
         )
 
     def ids(self, batch: int) -> Tensor:
@@ -147,6 +154,11 @@ class Mailbox:
         cannot be satisfied ends all the same."""
         if not self.is_open:
             raise DeviceError("this hand-off is closed: load the model again")
+        if self._gave_up[0]:
+            raise DeviceError(
+                f"the GPU gave up waiting for experts after {2 * self.timeout:g} s: the CPU did not answer, nor say "
+                "why. Load the model again"
+            )
         kind, layer, batch, seconds, what = self.box.failure()
         if kind != NO_FAILURE:
             where = f"layer {self.layers[layer]} (batch of {self.batches[batch]})"

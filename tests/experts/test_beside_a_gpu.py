@@ -34,7 +34,7 @@ PROMPTS = ["In the beginning", "And it came to pass, when the children", "Behold
 GREEDY = SamplingParams(max_new_tokens=12, ignore_eos=True)
 SPLIT = {"version": 1, "default": "gpu0", "rules": [{"layers": "0-5", "experts": "0-9", "tier": "cpu"},
                                                     {"layers": 6, "tier": "cpu"}]}  # fmt: skip
-WORKS = {name: Trial(name=name, us=us) for name, us in zip(VARIANTS, (5.0, 60.0, 3.0), strict=True)}
+WORKS = {name: Trial(name=name, us=us) for name, us in zip(VARIANTS, (5.0, 60.0, 9.0, 3.0), strict=True)}
 
 
 @pytest.fixture
@@ -186,7 +186,7 @@ def test_by_hand_where_that_was_asked_for(gpu: StandIn) -> None:
 def test_the_table_names_the_way_and_the_times(gpu: StandIn) -> None:
     with load(cpu_moe=True, handoff="hostfunc") as llm:
         title = str(generate_report.startup_table(llm).title)
-        assert "hand-off: hostfunc, asked for (memop 5.0 us; hostfunc 60.0 us; eager 3.0 us)" in title
+        assert "hand-off: hostfunc, asked for (memop 5.0 us; hostfunc 60.0 us; spin 9.0 us; eager 3.0 us)" in title
         rows = {row[0]: row for row in generate_report.placement_rows(llm)}
         assert rows["mailbox"][1] == "RAM pinned"
         assert rows["mailbox"][4] == "hostfunc"
@@ -198,8 +198,8 @@ def test_graphs_need_a_gpu_and_one_only(gpu: StandIn, monkeypatch: pytest.Monkey
     monkeypatch.setattr("headrace.engine.cuda_graphs.gpu_runtime.find", find)
     with pytest.raises(OptionError, match=r"handoff is 'memop'.*simulated is no GPU.*take handoff 'eager'"):
         load(handoff="memop", n_cpu_moe=2)
-    with pytest.raises(OptionError, match="handoff is 'spin'; choose one of auto, memop, hostfunc, eager"):
-        load(handoff="spin")
+    with pytest.raises(OptionError, match="handoff is 'shout'; choose one of auto, memop, hostfunc, spin, eager"):
+        load(handoff="shout")
     for option in ({"handoff": "memop"}, {"pinned_limit": 3}):
         with pytest.raises(OptionError, match=f"{next(iter(option))} is about a GPU, and device is 'cpu'"):
             LLM("demo", device="cpu", **option)  # type: ignore[arg-type]

@@ -26,7 +26,7 @@ from headrace.engine.devices.device import Device
 from headrace.engine.devices.streams import HostStream
 from headrace.engine.placement.placement import Tier
 from headrace.kernels import load
-from headrace.kernels.cpu.mailbox import pages
+from headrace.kernels.cpu.mailbox import Mailbox, pages
 from headrace.kernels.gpu.pack import pack
 from headrace.kernels.gpu.pointwise import gated_add_
 
@@ -172,6 +172,18 @@ def test_decode_steps_can_be_captured(
         assert len(made[0].graphs.graphs) == 3
         if made[0].mailbox is not None:
             assert made[0].mailbox.box.served() == 3 * len(made[0].mailbox.layers), "each size ran once"
+
+
+def test_steps_with_kernels_that_wait_can_be_captured(cuda: Cuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody posts here, since no kernel runs: that a step has an answer is left out."""
+    monkeypatch.setattr(Mailbox, "check", lambda self: None)
+    llm, made = graphed("demo", cuda, monkeypatch, way="spin", cpu_moe=True)
+    with llm:
+        assert len(made[0].graphs.graphs) == 3
+        names = cuda.launches.names
+        layers = llm.spec.moe_layers
+        assert names.count("_post") == names.count("_wait") == 2 * 3 * layers, "each size runs once and is captured"
+        assert names[-2:] == ["_best_of_part", "_best"], "the likeliest tokens are found in the graph"
 
 
 def test_the_mailbox_begins_where_its_storage_does(cuda: Cuda, monkeypatch: pytest.MonkeyPatch) -> None:

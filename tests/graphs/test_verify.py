@@ -30,7 +30,7 @@ from headrace.engine.terminal import generate_report
 
 PROMPTS = ["In the beginning", "And it came to pass, when the children", "Behold,"]
 GREEDY = SamplingParams(max_new_tokens=8, ignore_eos=True)
-WORKS = {name: Trial(name=name, us=us) for name, us in zip(VARIANTS, (5.0, 60.0, 3.0), strict=True)}
+WORKS = {name: Trial(name=name, us=us) for name, us in zip(VARIANTS, (5.0, 60.0, 9.0, 3.0), strict=True)}
 Pace = Callable[[float, float], list[str]]
 
 
@@ -78,7 +78,7 @@ def test_auto_takes_graphs_that_are_faster(gpu: StandIn, pace: Pace) -> None:
         assert llm.parts.graphed is not None
         assert timed == ["hand", "graph"] * (1 + verify.ROUNDS)
         assert (
-            "hand-off: memop, fastest in a graph (memop 5.0 us; hostfunc 60.0 us; eager 3.0 us); "
+            "hand-off: memop, fastest in a graph (memop 5.0 us; hostfunc 60.0 us; spin 9.0 us; eager 3.0 us); "
             "same bits as by hand, a step 3.00 ms, by hand 4.00 ms" in title(llm)
         )
         before = gpu.recorders[-1].replays
@@ -140,7 +140,9 @@ def test_later_starts_compare_and_do_not_time(gpu: StandIn, pace: Pace) -> None:
         assert "a step 3.00 ms, by hand 4.00 ms (measured at an earlier start)" in title(llm)
     with load(handoff="memop") as llm:
         assert len(timed) == once
-        assert "asked for (memop 5.0 us; hostfunc 60.0 us; eager 3.0 us); same bits as by hand" in title(llm)
+        assert "asked for (memop 5.0 us; hostfunc 60.0 us; spin 9.0 us; eager 3.0 us); same bits as by hand" in title(
+            llm
+        )
     for other in ({"max_sequences": 2}, {"n_cpu_moe": 3, "cpu_moe": False}, {"expert_format": "q8_0"}):
         with load(**other):
             once += 2 * (1 + verify.ROUNDS)
