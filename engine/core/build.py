@@ -16,6 +16,7 @@ import torch
 from ... import kernels
 from ...kernels import Ops
 from ...kernels.context import THREADS, Context
+from ...kernels.cpu import CpuOps
 from ...kernels.packed import ExpertBank
 from ...loaders.files.recognise import is_named
 from ...loaders.tokens.tokenizer import Tokenizer
@@ -89,6 +90,8 @@ def build(
     if graphed is not None:
         graphed.tiered.offload = plan.offload.in_graphs()
         plan = replace(plan, offload=graphed.tiered.offload)
+    elif main.is_cuda and Tier.CPU in plan.placement.tiers and config.threads is None:
+        context = leave_a_core(context, ops)
     return EngineParts(
         config=config, kernels=name, context=context, torch_threads=torch_threads, ops=ops, devices=found,
         checkpoint=checkpoint, tokenizer=tokenizer, admission=admission,
@@ -185,6 +188,15 @@ def without_blocking_copies(offload: OffloadPlan, is_cuda: bool, arena: ExpertAr
     if not is_cuda or offload.stream_from is None or arena.is_whole:
         return offload
     return offload.without_prefetch("experts in RAM are not all pinned, and a copy holds up other work")
+
+
+def leave_a_core(context: Context, ops: Ops) -> Context:
+    """One thread fewer for the CPU's ops, if there are more than two: where layers run by hand, Python launches a
+    layer's kernels on the GPU beside the team that computes its experts. A team on every core waits for the one of its
+    threads that Python took the core of."""
+    if context.threads > 2 and isinstance(ops, CpuOps):
+        context = ops.context = replace(context, threads=context.threads - 1)
+    return context
 
 
 def _experts(

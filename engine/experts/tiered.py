@@ -264,6 +264,10 @@ class TieredExperts:
     def _served(self, layer: int, ids_TK: Tensor, copied: int) -> tuple[dict[Tier, int], dict[str, int]]:
         """Of a layer's choices: by tier, the different experts that were computed where they lie; by memory, how many
         choices were served from it."""
+        if not copied and len(self.local[layer]) == 1:  # all on one tier, as in most layers of most placements
+            (owner,) = self.local[layer]
+            count = ids_TK.numel() if len(ids_TK) == 1 else len(set(ids_TK.flatten().tolist()))
+            return {owner: count}, {owner.channel: ids_TK.numel()}
         if len(ids_TK) == 1:  # one token's are different already
             chosen = sorted(ids_TK.flatten().tolist())
             times = [1] * len(chosen)

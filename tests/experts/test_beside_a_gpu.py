@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import stand_in_gpu
+import torch
 from busy import HANG_S, regions, undisturbed
 from stand_in_gpu import StandIn
 
@@ -25,8 +26,9 @@ from headrace.engine.cuda_graphs.signals import VARIANTS, Trial
 from headrace.engine.measure import tile_thresholds
 from headrace.engine.placement.placement import Tier
 from headrace.engine.terminal import generate_report
-from headrace.kernels import cpu
+from headrace.kernels import cpu, reference
 from headrace.kernels.context import Context
+from headrace.kernels.cpu import CpuOps
 from headrace.loaders.weights import converted
 
 Checkpoints = Callable[[str], Path]
@@ -171,6 +173,24 @@ def test_a_table_that_is_the_head_lies_where_the_head_does(checkpoints: Checkpoi
             assert llm.spec.tied_head == is_head
             assert (llm.parts.decoder.device_inputs.table is llm.parts.main) == is_head
             assert ("embedding" in llm.parts.memory_plan.memory[Tier.CPU].needed) != is_head
+
+
+def test_a_team_leaves_a_core_to_python_where_layers_run_by_hand() -> None:
+    """Of three and more; sums do not depend on the number of threads."""
+    for threads, left in ((16, 15), (3, 2), (2, 2), (1, 1)):
+        context = Context(threads=threads)
+        ops = CpuOps(context)
+        assert build_module.leave_a_core(context, ops) == ops.context == dataclasses.replace(context, threads=left)
+    assert build_module.leave_a_core(Context(threads=4), reference).threads == 4  # type: ignore[arg-type]
+
+
+def test_a_gpu_that_nobody_asked_for_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`auto` goes on taking the CPU, and says how to use the GPU."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for device, is_said in (("auto", True), ("cpu", False)):
+        with LLM("demo", max_context=64, device=device) as llm:
+            caption = str(generate_report.startup_table(llm).caption)
+            assert ("there is a GPU, and nothing asked for it: --device cuda" in caption) == is_said
 
 
 # ---- the choice

@@ -253,7 +253,7 @@ def odd(error: Exception) -> Callable[[pytest.MonkeyPatch, StandIn], None]:
 
     def install(monkeypatch: pytest.MonkeyPatch, gpu: StandIn) -> None:
         def refuse(self: StreamRecorder, step: Callable[[], None]) -> None:
-            raise error
+            raise type(error)(*error.args)  # one of its own each time: it keeps the frames that it went through
 
         monkeypatch.setattr(StreamRecorder, "capture", refuse)
 
