@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 from ..ledger.ledger import Ledger
-from ..ledger.passes import Bytes, Pass, add_bytes
+from ..ledger.passes import Bytes, Pass, Times, add_bytes
 from ..ledger.summary import Account
 from ..model.decoder import Output
 
@@ -70,20 +70,25 @@ class Bookkeeping:
 
     def settle_meanwhile(self) -> None:
         """The same while a pass runs, in whose time it is."""
+        if self.kept is None:
+            return
         with self.lock:
             closed, self.kept = self.kept, None
             if closed is not None:
                 _assemble(closed)
                 self._enter(closed)
 
-    def book(self, closed: Closed) -> None:
-        """Books a pass outside of any: its own time grows by what that takes."""
+    def book(self, closed: Closed, times_of: Callable[[float], Times] | None = None) -> None:
+        """Books a pass outside of any: its own time grows by what that takes. times_of: says what its seconds went to,
+        if that was not asked yet."""
         start = time.perf_counter()
         _assemble(closed)
         end = time.perf_counter()
         done, spent = closed.done, end - start
         done.measured_s += spent
-        if done.times is not None and done.times.outside_s is not None:
+        if times_of is not None:
+            done.times = times_of(done.measured_s)
+        elif done.times is not None and done.times.outside_s is not None:
             done.times = replace(done.times, outside_s=done.times.outside_s + spent)
         self._enter(closed)
         self.after_s += time.perf_counter() - end
@@ -97,9 +102,9 @@ class Bookkeeping:
     def write(self) -> None:
         """Writes the lines of what was booked, if a file is open: what may raise (a full disk) comes last, so that it
         costs no request a token."""
-        start = time.perf_counter()
-        with self.lock:
-            passes, self.unwritten = self.unwritten, []
+        if not self.unwritten:
+            return
+        start, passes, self.unwritten = time.perf_counter(), self.unwritten, []
         for done in passes:
             self.ledger.write(done)
         self.after_s += time.perf_counter() - start

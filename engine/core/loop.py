@@ -143,8 +143,8 @@ class Loop:
         use_torch_threads(self.parts.torch_threads)
         parts, batch = self.parts, self.scheduler.next_batch()
         assert batch is not None, "a sequence is unfinished, but nothing can run"
-        done, is_graph = self._open_pass(batch), self._is_graph(batch)
-        if not is_graph:
+        done, is_graph = self._open_pass(batch), parts.graphed is not None and self._is_graph(batch)
+        if self.books.kept is not None and not is_graph:
             self.books.settle_meanwhile()
         parts.timers.begin()
         with torch.inference_mode(), parts.main.current():
@@ -157,15 +157,17 @@ class Loop:
         for sequence, token in zip(ready, tokens, strict=True):
             sequence.tokens.append(token)
         done.measured_s = time.perf_counter() - start
-        done.times = parts.timers.end(done.measured_s)
         accounts = [self.requests[sequence.id].account for sequence in batch.sequences]
         for sequence in ready:
             self.requests[sequence.id].push(self.eos_ids)
             if sequence.finish_reason is not None:
                 self.scheduler.finish(sequence)
         closed = Closed(done, out, self._sampled(ready), accounts)
-        book = self.books.keep if is_graph else self.books.book
-        book(closed)
+        if is_graph:
+            done.times = parts.timers.end(done.measured_s)
+            self.books.keep(closed)
+        else:
+            self.books.book(closed, parts.timers.end)
         self.books.write()
 
     def _ops(self, out: Output) -> Ops:

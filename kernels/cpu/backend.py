@@ -201,7 +201,9 @@ class CpuOps:
     def argmax(self, logits_SV: Tensor, to: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         S, V = logits_SV.shape
         values, ids = (torch.empty(S), torch.empty(S, dtype=I64)) if to is None else to
-        _cpu.argmax(self.context.native, at(logits_SV, F32, S, V), S, V, at(values, F32, S), at(ids, I64, S))
+        if to is not None:
+            at(values, F32, S), at(ids, I64, S)
+        _cpu.argmax(self.context.native, at(logits_SV, F32, S, V), S, V, values.data_ptr(), ids.data_ptr())
         return values, ids
 
     def silu_mul(self, gate_up_T2F: Tensor) -> Tensor:
