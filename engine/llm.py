@@ -83,7 +83,7 @@ class LLM:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a user should know of how the model's files were read, a line each."""
+        """What a user should know of how the model's files were read, and of what fell back, a line each."""
         return self.parts.notes
 
     def generate(self, prompts: Prompts, params: Params = None) -> list[Completion]:
@@ -103,7 +103,7 @@ class LLM:
         many = as_prompts(prompts)
         each = as_params(params, len(many))
         requests = [self.admission.request(p, one) for p, one in zip(many, each, strict=True)]
-        return CompletionGroup(lambda: self.loop.run(requests), lambda: [r.completion() for r in requests])
+        return CompletionGroup(lambda: self.loop.run(requests), lambda: self.loop.completions(requests))
 
     def stream(self, prompt: Prompt, params: Params = None) -> CompletionStream:
         """Completes one prompt and yields a `Chunk` per token; closing the stream ends the request cleanly.
@@ -112,7 +112,7 @@ class LLM:
         `generate` raises, before the first chunk.
         """
         request = self.admission.request(prompt, as_params(params, 1)[0])
-        return CompletionStream(self.loop.chunks(request), request.completion)
+        return CompletionStream(self.loop.chunks(request), lambda: self.loop.completions([request])[0])
 
     def chat(self, messages: Seq[Message], params: Params = None, **rendering: Any) -> Completion:
         """Answers a conversation: messages {"role": ..., "content": ...}, rendered with the model's chat template.
@@ -163,6 +163,7 @@ class LLM:
         graphs cannot decode. The memory goes with the object. Nothing of it in a forked child, whose parent goes on."""
         if self.loop.lock.is_elsewhere:
             return
+        self.loop.settle()
         self.ledger.close()
         with self.loop.lock:
             self.parts.close()

@@ -8,6 +8,7 @@ slower than the other types, and happens once, while loading.
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,14 +35,14 @@ def read(name: str, b: Tensor, format: Format) -> Blocks:
 
 def _values(name: str, alone: Tensor) -> Tensor:
     """What the package makes of blocks: float32 [R, C]."""
-    quants: Any
     try:
-        import gguf
-        from gguf import quants
+        gguf: Any = import_module("gguf")
+        quants: Any = import_module("gguf.quants")
     except ImportError as missing:
         raise OptionError(f"{name.upper()} needs the tables of the gguf package: pip install gguf") from missing
     rows = alone.reshape(alone.shape[0], -1).numpy()
-    return torch.from_numpy(quants.dequantize(rows, gguf.GGMLQuantizationType[name.upper()]))
+    values: Tensor = torch.from_numpy(quants.dequantize(rows, gguf.GGMLQuantizationType[name.upper()]))
+    return values
 
 
 def _codes(values: Tensor, table: tuple[int, ...]) -> Tensor:

@@ -201,7 +201,7 @@ def start_up(llm: LLM) -> None:
 
 
 def say_notes(llm: LLM) -> None:
-    """What a user should know of how the model's files were read."""
+    """What a user should know of how the model's files were read, and of what fell back."""
     for line in llm.notes:
         say(f"note: {line}")
 

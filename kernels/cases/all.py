@@ -100,10 +100,10 @@ def pointwise_cases() -> Iterator[Case]:
             x = fresh(i, "x")
             return [x, ops.add_rmsnorm_(x, i["y"], i["w"], 1e-6, 0.3)]
 
-        def call_gated(ops: Ops, i: Inputs, gated: bool) -> list[Tensor]:
-            x = fresh(i, "x")
-            ops.gated_add_(x, i["y"], i["gate"] if gated else None)
-            return [x]
+        def call_gated(ops: Ops, i: Inputs, gated: bool, in_z: bool) -> list[Tensor]:
+            y, z = fresh(i, "x"), fresh(i, "y")
+            ops.gated_add_(y, z, i["gate"] if gated else None, z if in_z else None)
+            return [z if in_z else y]
 
         def gated_error(i: Inputs, out: list[Tensor]) -> list[Tensor | float]:
             return [(i["x"].abs() + i["y"].abs()) * 16 * U]
@@ -116,12 +116,12 @@ def pointwise_cases() -> Iterator[Case]:
             **where,  # type: ignore[arg-type]
         )
         yield Case(op="add_rmsnorm_", call=call_add, allowed=add_error, **where)  # type: ignore[arg-type]
-        for gated in (False, True):
+        for name, gated, in_z in (("", False, False), (" gated", True, False), (" gated, in z", True, True)):
             yield Case(
                 op="gated_add_",
-                call=lambda ops, i, gated=gated: call_gated(ops, i, gated),  # type: ignore[misc]
+                call=lambda ops, i, gated=gated, in_z=in_z: call_gated(ops, i, gated, in_z),  # type: ignore[misc]
                 allowed=gated_error,
-                **{**where, "name": f"{T}x{D}{' gated' if gated else ''}"},  # type: ignore[arg-type]
+                **{**where, "name": f"{T}x{D}{name}"},  # type: ignore[arg-type]
             )
         yield Case(
             op="silu_mul",

@@ -46,13 +46,15 @@ def _best(part_values_ptr, part_ids_ptr, values_ptr, ids_ptr, parts, BLOCK: tl.c
     tl.store(ids_ptr + row, chosen.to(tl.int64))
 
 
-def argmax(logits_SV: Tensor) -> tuple[Tensor, Tensor]:
+def argmax(logits_SV: Tensor, to: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
     S, V = logits_SV.shape
     launch.check(logits_SV, launch.F32, S, V)
     parts, device = launch.cdiv(V, BLOCK), logits_SV.device
     part_values = torch.empty(S, parts, dtype=launch.F32, device=device)
     part_ids = torch.empty(S, parts, dtype=launch.I32, device=device)
-    values, ids = torch.empty(S, dtype=launch.F32, device=device), torch.empty(S, dtype=launch.I64, device=device)
+    if to is None:
+        to = torch.empty(S, dtype=launch.F32, device=device), torch.empty(S, dtype=launch.I64, device=device)
+    values, ids = launch.check(to[0], launch.F32, S), launch.check(to[1], launch.I64, S)
     _best_of_part[(S, parts)](logits_SV, part_values, part_ids, V, BLOCK=BLOCK, num_warps=8)
     _best[(S,)](part_values, part_ids, values, ids, parts, BLOCK=launch.pow2(parts), num_warps=1)
     return values, ids

@@ -90,15 +90,16 @@ def load_weights(
     prepare: Callable[[ModelWeights], None] | None = None,
     where: Where | None = None,
     filled: Callable[[torch.Tensor], None] | None = None,
+    free: int | None = None,
 ) -> ModelWeights:
     """Loads the weights, all into RAM or where `where` says. `extra`: bytes that will be needed besides (cache,
     activations), counted in the memory check; `prepare` sees the memory after it is reserved and before it is filled,
-    `filled` every part of it that has its final bytes.
+    `filled` every part of it that has its final bytes. `free`: bytes of RAM that may be taken; None: what is free.
 
     With `where` the caller has checked the memory of every tier.
     """
     if where is None:
-        require_memory({"weights": checkpoint.weight_bytes, "KV cache and activations": extra}, SMALLER)
+        require_memory({"weights": checkpoint.weight_bytes, "KV cache and activations": extra}, SMALLER, free)
     weights = allocate(checkpoint.spec, checkpoint.formats, where=where)
     if prepare is not None:
         prepare(weights)

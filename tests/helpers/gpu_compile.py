@@ -26,6 +26,7 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 from headrace.kernels import FORMATS, ExpertLayout, gpu
+from headrace.kernels.gpu import spin
 from headrace.kernels.gpu.pack import pack
 from headrace.kernels.packed import ExpertBank, Matrix
 
@@ -33,8 +34,8 @@ Launch = tuple[str, JITFunction, tuple[Any, ...], dict[str, Any]]
 POINTERS = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.uint8: "*u8",
             torch.int32: "*i32", torch.int64: "*i64"}  # fmt: skip
 OPTIONS = ("num_warps", "num_stages")
-CORE = ("embed", "rmsnorm", "add_rmsnorm_", "place_qkv_", "silu_mul", "gated_add_", "route", "argmax", "pack",
-        "decode bf16", "prefill bf16", "linear q4_0 1", "linear q4_0 512", "experts q4_0 1",
+CORE = ("embed", "rmsnorm", "add_rmsnorm_", "place_qkv_", "silu_mul", "gated_add_", "route", "argmax", "pack", "post",
+        "wait", "decode bf16", "prefill bf16", "linear q4_0 1", "linear q4_0 512", "experts q4_0 1",
         "experts bf16 9", "experts q4_0 4096")  # fmt: skip
 D, WIDTH, EXPERTS, TOP_K, HEADS, GROUPS, HEAD, VOCABULARY = 2048, 768, 128, 8, 32, 4, 128, 151936  # Qwen3-30B-A3B
 
@@ -101,6 +102,8 @@ def calls() -> dict[str, Any]:
         "route": lambda: gpu.route(f32(1, D), matrix("f32", EXPERTS), TOP_K, "softmax", True),
         "argmax": lambda: gpu.argmax(f32(3, VOCABULARY)),
         "pack": lambda: pack(job(torch.float32), f32(4, D), *choice, i32(EXPERTS), i32(4).bool()),
+        "post": lambda: spin.post(i64(1), i64(1)),
+        "wait": lambda: spin.wait(i64(1), i64(1), 20.0),
         "pack bf16": lambda: pack(job(torch.bfloat16), f32(4, D), *choice, None, i32(4).bool()),
         "decode bf16": lambda: attend(2, 2, torch.bfloat16),
         "prefill bf16": lambda: attend(512, 2, torch.bfloat16),
@@ -131,7 +134,8 @@ def source_of(kernel: JITFunction, args: tuple[Any, ...], kwargs: dict[str, Any]
             signature[parameter.name] = POINTERS[value.dtype]
             aligned = value.storage_offset() * value.element_size() % 16 == 0
         else:
-            signature[parameter.name] = "fp32" if isinstance(value, float) else "i32"
+            whole = "i32" if type(value) is int and abs(value) < 1 << 31 else "i64"
+            signature[parameter.name] = "fp32" if isinstance(value, float) else whole
             aligned = isinstance(value, int) and value % 16 == 0
         if (number,) not in constants and aligned:
             attributes[(number,)] = [["tt.divisibility", 16]]
@@ -148,6 +152,7 @@ def facts(label: str, kernel: JITFunction, source: ASTSource, options: dict[str,
         "loads": Counter(re.sub(r"\[[^]]*\]", "", load) for load in loads),
         "matrix": sorted(set(re.findall(r"\b((?:wg)?mma)\S*\.(m\d+n\d+k\d+\S*)", ptx))),
         "atomics": len(re.findall(r"\b(?:atom|red)\.global", ptx)),
+        "system": sorted(set(re.findall(r"\b(?:ld|st|fence)\.[\w.]*sys[\w.]*|\bnanosleep[\w.]*|%globaltimer", ptx))),
         **usage(done.asm["cubin"]),
     }  # fmt: skip
 

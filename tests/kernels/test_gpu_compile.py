@@ -19,7 +19,7 @@ pytest.importorskip("triton", reason="the GPU kernels need Triton", exc_type=Imp
 from triton.runtime.interpreter import InterpretedFunction
 
 from headrace.kernels import gpu
-from headrace.kernels.gpu import pack  # noqa: F401 (its kernel counts too)
+from headrace.kernels.gpu import pack, spin  # noqa: F401 (their kernels count too)
 
 ROOT = Path(__file__).parents[2]
 TARGETS = (80, 89, 90, 120)
@@ -108,6 +108,14 @@ def test_keys_and_weights_of_many_come_in_16_byte_copies(compiled: Facts) -> Non
 def test_a_job_crosses_the_link_in_wide_pieces(compiled: Facts) -> None:
     for row in rows_of(compiled, "_pack"):
         assert any(load.endswith(".v4.b32") for load in row["loads"]), f"{name_of(row)}: {row['loads']}"
+
+
+def test_flags_are_read_and_written_for_the_host(compiled: Facts) -> None:
+    """By loads and stores that the whole system sees in order; by no atomic operation, which a link may not have."""
+    for row in rows_of(compiled, "_wait"):
+        assert row["system"] == ["%globaltimer", "ld.global.sys.acquire.b64", "nanosleep.u32"], name_of(row)
+    for row in rows_of(compiled, "_post"):
+        assert row["system"] == ["fence.acq_rel.sys", "st.release.sys.global.u64"], name_of(row)
 
 
 def test_products_run_on_tensor_cores(compiled: Facts) -> None:
