@@ -66,6 +66,12 @@ def granule(format: Format) -> int:
     return 16 if format.scale_bytes else 128 // format.bits
 
 
+def granules(w: Stored, format: Format) -> dict[str, int]:
+    """Constants of a kernel that reads rows by granules: their width, and whether all are whole and begin at multiples
+    of 16 bytes, in which case one load has all of a granule."""
+    return dict(WIDTH=granule(format), WHOLE=w.elements % granule(format) == 0)
+
+
 def one_token(rows: int, warps: int = 2) -> dict[str, int]:
     """The tile of a program for one token: rows, which share the activations that a thread loads, and granules, one a
     thread. The interpreter runs programs one after another, so it gets fewer and larger ones."""

@@ -23,12 +23,13 @@ ONE = launch.one_token(rows=4)  # with more, a matrix of 2048 rows would leave a
 @triton.jit
 def _linear_one(
     x_ptr, w_ptr, s_ptr, bias_ptr, y_ptr, rows, elements, stride,
-    BIAS: tl.constexpr, WIDTH: tl.constexpr, FORMAT: tl.constexpr, ROWS: tl.constexpr, GRANULES: tl.constexpr,
+    BIAS: tl.constexpr, WIDTH: tl.constexpr, WHOLE: tl.constexpr, FORMAT: tl.constexpr,
+    ROWS: tl.constexpr, GRANULES: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     ok = row < rows
     at = row.to(tl.int64) * stride
-    y = row_dots(x_ptr, w_ptr, s_ptr, at, ok, elements, WIDTH, FORMAT, ROWS, GRANULES)
+    y = row_dots(x_ptr, w_ptr, s_ptr, at, ok, elements, WIDTH, WHOLE, FORMAT, ROWS, GRANULES)
     if BIAS:
         y += tl.load(bias_ptr + row, mask=ok, other=0.0)
     tl.store(y_ptr + row, y, mask=ok)
@@ -68,7 +69,7 @@ def linear(x_TC: Tensor, weight: Matrix, bias_R: Tensor | None = None) -> Tensor
         w = launch.packed(weight, words=True)
         _linear_one[(launch.cdiv(R, ONE["ROWS"]),)](
             x_TC, w.values, w.scales, bias, y, R, w.elements, w.stride,
-            BIAS=bias_R is not None, WIDTH=launch.granule(form), FORMAT=form.name, **ONE,
+            BIAS=bias_R is not None, **launch.granules(w, form), FORMAT=form.name, **ONE,
         )  # fmt: skip
         return y
     kind = launch.product_of(form)

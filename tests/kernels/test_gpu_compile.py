@@ -1,49 +1,39 @@
 """Every Triton kernel compiles for every supported architecture, and the machine code is what its author meant.
 
-Nothing here needs a GPU: see `gpu_compile.py`. Two processes share the work; what they compile is kept in build/.
+By the Triton that is installed, and by the one of the machine that the kernels are meant for, which `make target` puts
+into build/target. Nothing here needs a GPU: see `benchmarks/gpu_compile.py`. What is compiled is kept in build/.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 import sys
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from busy import HANG_S
+import target_versions
 
 pytest.importorskip("triton", reason="the GPU kernels need Triton", exc_type=ImportError)
+from gpu_kernel_table import barriers, compile_all
 from triton.runtime.interpreter import InterpretedFunction
 
 from headrace.kernels import gpu
 from headrace.kernels.gpu import pack  # noqa: F401 (its kernel counts too)
 
-ROOT = Path(__file__).parents[2]
 TARGETS = (80, 89, 90, 120)
 SHARED = {80: 163 << 10, 89: 99 << 10, 90: 227 << 10, 120: 99 << 10}  # bytes that one program may have
 Facts = list[dict[str, Any]]
 
 
-@pytest.fixture(scope="module")
-def compiled() -> Facts:
-    """What was compiled, a row for each kernel, launch and architecture."""
-    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    env |= {"TRITON_CACHE_DIR": str(ROOT / "build" / "triton-cache"), "TRITON_DEFAULT_FP_FUSION": "1"}
-    jobs = [["all", "90"], ["core", *(str(t) for t in TARGETS if t != 90)]]
-    command = [sys.executable, str(ROOT / "tests" / "helpers" / "gpu_compile.py")]
-    processes = [
-        subprocess.Popen([*command, *job], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for job in jobs
-    ]
-    rows: Facts = []
-    for process in processes:
-        out, errors = process.communicate(timeout=HANG_S)
-        assert process.returncode == 0, errors[-3000:]
-        rows += [json.loads(line) for line in out.splitlines()]
-    return rows
+@pytest.fixture(scope="module", params=["installed", "target"])
+def compiled(request: pytest.FixtureRequest) -> Facts:
+    """What was compiled, a row for each kernel, launch and architecture; with the target's versions for sm_90 alone."""
+    if request.param == "target":
+        return compile_all(str(target_versions.folder()))
+    others = tuple(target for target in TARGETS if target != 90)
+    with ThreadPoolExecutor() as pool:
+        return [row for rows in pool.map(lambda job: compile_all(None, *job), (("all", (90,)), ("core", others)))
+                for row in rows]  # fmt: skip
 
 
 def kernels() -> set[str]:
@@ -71,7 +61,9 @@ def reads_weights_once(row: dict[str, Any]) -> bool:
 
 def test_every_kernel_compiles_everywhere(compiled: Facts) -> None:
     there = {(row["kernel"], row["target"]) for row in compiled}
-    assert there == {(kernel, target) for kernel in kernels() for target in TARGETS}
+    targets = {row["target"] for row in compiled}
+    assert there == {(kernel, target) for kernel in kernels() for target in targets}
+    assert targets in ({90}, set(TARGETS))
 
 
 def test_programs_fit_into_shared_memory(compiled: Facts) -> None:
@@ -98,6 +90,24 @@ def test_weights_of_one_token_come_in_16_byte_loads(compiled: Facts) -> None:
             assert row["reg"] <= 168, name_of(row)
 
 
+def test_threads_of_one_token_never_wait_for_each_other(compiled: Facts) -> None:
+    """Each thread multiplies what it loads: a barrier in the loop would mean that weights go through shared memory."""
+    for row in rows_of(compiled, "_linear_one", "_gate_up", "_down"):
+        if "GRANULES" in row["constants"] and row["constants"]["WHOLE"]:
+            assert row["loops"], name_of(row)
+            assert barriers(row) == 0, f"{name_of(row)} with Triton {row['triton']}"
+
+
+def test_rows_that_begin_anywhere_are_read_by_elements(compiled: Facts) -> None:
+    """2049 columns of bf16: 16 bytes at once would be an address that no GPU takes."""
+    for row in compiled:
+        if row["label"] == "linear bf16 odd rows":
+            weights = {load for load in row["loads"] if "evict_first" in load}
+            assert weights, name_of(row)
+            assert all(load.endswith(".b16") for load in weights), f"{name_of(row)}: {weights}"
+            assert barriers(row) <= 6, name_of(row)
+
+
 def test_keys_and_weights_of_many_come_in_16_byte_copies(compiled: Facts) -> None:
     for row in rows_of(compiled, "_decode", "_prefill", "_linear_many", label="bf16"):
         copies = {load for load in row["loads"] if load.startswith("cp.async")}
@@ -115,7 +125,7 @@ def test_products_run_on_tensor_cores(compiled: Facts) -> None:
         if row["kernel"] in ("_gate_up", "_down") and reads_weights_once(row):
             assert not row["matrix"], name_of(row)
         else:
-            kind = "tf32" if "f32" in row["label"] else "bf16"
+            kind = "tf32" if "f32" in row["label"] or "f16" in row["label"].split() else "bf16"
             assert row["matrix"], name_of(row)
             assert all(kind in shape for _, shape in row["matrix"]), name_of(row)
 

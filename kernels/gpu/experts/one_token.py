@@ -28,14 +28,15 @@ UP, DOWN = launch.one_token(rows=8), launch.one_token(rows=4)
 @triton.jit
 def _gate_up(
     x_ptr, ids_ptr, w_ptr, s_ptr, h_ptr, width, elements, stride, up, block,
-    WIDTH: tl.constexpr, FORMAT: tl.constexpr, ROWS: tl.constexpr, GRANULES: tl.constexpr,
+    WIDTH: tl.constexpr, WHOLE: tl.constexpr, FORMAT: tl.constexpr, ROWS: tl.constexpr, GRANULES: tl.constexpr,
 ):  # fmt: skip
     choice = tl.program_id(1)
     expert = tl.load(ids_ptr + choice).to(tl.int64)
     row = tl.arange(0, ROWS)
     f = tl.program_id(0) * (ROWS // 2) + row // 2
     at = tl.maximum(expert, 0) * block + (row % 2) * up + f * stride
-    sums = row_dots(x_ptr, w_ptr, s_ptr, at, (f < width) & (expert >= 0), elements, WIDTH, FORMAT, ROWS, GRANULES)
+    ok = (f < width) & (expert >= 0)
+    sums = row_dots(x_ptr, w_ptr, s_ptr, at, ok, elements, WIDTH, WHOLE, FORMAT, ROWS, GRANULES)
     g, u = tl.split(tl.reshape(sums, [ROWS // 2, 2]))
     at = tl.program_id(0) * (ROWS // 2) + tl.arange(0, ROWS // 2)
     tl.store(h_ptr + choice * width + at, silu(g) * u, mask=at < width)
@@ -44,7 +45,8 @@ def _gate_up(
 @triton.jit
 def _down(
     h_ptr, ids_ptr, weights_ptr, w_ptr, s_ptr, y_ptr, hidden, width, elements, stride, block,
-    TOP_K: tl.constexpr, ROW_GRANULES: tl.constexpr, FORMAT: tl.constexpr, ROWS: tl.constexpr, GRANULES: tl.constexpr,
+    TOP_K: tl.constexpr, ROW_GRANULES: tl.constexpr, WIDTH: tl.constexpr, WHOLE: tl.constexpr, FORMAT: tl.constexpr,
+    ROWS: tl.constexpr, GRANULES: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     sums = tl.zeros([ROWS, GRANULES], tl.float32)
@@ -57,7 +59,7 @@ def _down(
         expert = tl.maximum(expert, 0)
         part = granule_dots(
             h_ptr, choice * width, w_ptr, s_ptr, expert[None, :] * block + row[:, None] * stride, at % ROW_GRANULES, ok,
-            row < hidden, elements, FORMAT, ROWS, GRANULES,
+            row < hidden, elements, WIDTH, WHOLE, FORMAT, ROWS, GRANULES,
         )  # fmt: skip
         sums += part * tl.load(weights_ptr + choice, mask=ok, other=0.0)[None, :]
     tl.store(y_ptr + row, tl.sum(sums, axis=1), mask=row < hidden)
@@ -71,14 +73,13 @@ def experts_one(x_1D: Tensor, ids_1K: Tensor, weights_1K: Tensor, bank: ExpertBa
     down = launch.stored(form, bank.data[:, layout.down_offset :], F, words=True)
     size = 1 if form.scale_bytes else up.values.element_size()  # offsets of block formats are in bytes
     block = layout.bytes // size
-    width = launch.granule(form)
     h_KF = torch.empty(K, F, dtype=launch.F32, device=x_1D.device)
     _gate_up[(launch.cdiv(F, UP["ROWS"] // 2), K)](
         x_1D, ids_1K, up.values, up.scales, h_KF, F, up.elements, up.stride, layout.up_offset // size, block,
-        WIDTH=width, FORMAT=form.name, **UP,
+        **launch.granules(up, form), FORMAT=form.name, **UP,
     )  # fmt: skip
     _down[(launch.cdiv(D, DOWN["ROWS"]),)](
         h_KF, ids_1K, weights_1K, down.values, down.scales, out_1D, D, F, down.elements, down.stride, block,
-        TOP_K=K, ROW_GRANULES=launch.cdiv(down.elements, width),
+        TOP_K=K, ROW_GRANULES=launch.cdiv(down.elements, launch.granule(form)), **launch.granules(down, form),
         FORMAT=form.name, **DOWN,
     )  # fmt: skip

@@ -1,24 +1,24 @@
 """Compiles every Triton kernel as the ops launch it on real shapes, for GPUs that are not there; prints JSON facts.
 
-    python tests/helpers/gpu_compile.py all 90          python tests/helpers/gpu_compile.py core 80 89 120
+    python benchmarks/gpu_compile.py all 90          python benchmarks/gpu_compile.py core 80 89 120
 
 The ops run on `meta` tensors, which have shapes and no memory: an op that looked at a value would fail. Launches are
 recorded instead of run, and compiled for each architecture with the specialisation that the launch would have had.
 `core` leaves out launches that differ from another one in the format or in the size of a tile only.
-`test_gpu_compile.py` runs this as a process of its own, since interpreted and compiled kernels do not mix in one.
+`test_gpu_compile.py` and `gpu_kernel_table.py` run this as a process of its own, since interpreted and compiled kernels
+do not mix in one, nor do two versions of Triton: which one is imported is a matter of PYTHONPATH.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import subprocess
 import sys
-import tempfile
 from collections import Counter
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
+import machine_code
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
@@ -68,8 +68,8 @@ def calls() -> dict[str, Any]:
     def i64(*shape: int) -> torch.Tensor:
         return torch.empty(*shape, device="meta", dtype=torch.int64)
 
-    def matrix(name: str, rows: int = 5120) -> Matrix:
-        return Matrix.empty(FORMATS[name], rows, D, "meta")
+    def matrix(name: str, rows: int = 5120, cols: int = D) -> Matrix:
+        return Matrix.empty(FORMATS[name], rows, cols, "meta")
 
     def bank(name: str) -> ExpertBank:
         return ExpertBank.empty(ExpertLayout(format=FORMATS[name], hidden=D, width=WIDTH), EXPERTS, "meta")
@@ -107,14 +107,17 @@ def calls() -> dict[str, Any]:
         "decode f32": lambda: attend(2, 2, torch.float32),
         "linear f32 1": lambda: gpu.linear(f32(1, D), matrix("f32", EXPERTS)),
         "linear f32 9": lambda: gpu.linear(f32(9, D), matrix("f32", EXPERTS)),
+        "linear bf16 odd rows": lambda: gpu.linear(f32(1, D + 1), matrix("bf16", cols=D + 1)),
     }
-    for name in ("bf16", "q8_0", "q4_0"):
+    for name, most in (("bf16", 4096), ("q8_0", 4096), ("q4_0", 4096), ("f32", 9), ("f16", 9)):
         for tokens in (1, 9, 512):
-            found[f"linear {name} {tokens}"] = lambda n=name, t=tokens: gpu.linear(f32(t, D), matrix(n))
+            if tokens <= most:
+                found.setdefault(f"linear {name} {tokens}", lambda n=name, t=tokens: gpu.linear(f32(t, D), matrix(n)))
         for tokens in (1, 9, 512, 4096):
-            found[f"experts {name} {tokens}"] = lambda n=name, t=tokens: gpu.experts(
-                f32(t, D), i32(t, TOP_K), f32(t, TOP_K), bank(n)
-            )
+            if tokens <= most:
+                found[f"experts {name} {tokens}"] = lambda n=name, t=tokens: gpu.experts(
+                    f32(t, D), i32(t, TOP_K), f32(t, TOP_K), bank(n)
+                )
     return found
 
 
@@ -141,25 +144,18 @@ def source_of(kernel: JITFunction, args: tuple[Any, ...], kwargs: dict[str, Any]
 def facts(label: str, kernel: JITFunction, source: ASTSource, options: dict[str, Any], target: int) -> dict[str, Any]:
     """Compiles, and reads the assembler and the machine code."""
     done = triton.compile(source, target=GPUTarget("cuda", target, 32), options=options)
-    ptx = done.asm["ptx"]
+    ptx, cubin = done.asm["ptx"], done.asm["cubin"]
     loads = re.findall(r"ld\.global\S*|cp\.async\.c[ag]\.shared\.global[^;]*", ptx)
+    constants = {kernel.arg_names[path[0]]: value for path, value in source.constants.items()}
     return {
-        "label": label, "kernel": kernel.__name__, "target": target, "shared": done.metadata.shared,
+        "label": label, "kernel": kernel.__name__, "target": target, "triton": triton.__version__,
+        "shared": done.metadata.shared, "warps": done.metadata.num_warps, "constants": constants,
         "loads": Counter(re.sub(r"\[[^]]*\]", "", load) for load in loads),
         "matrix": sorted(set(re.findall(r"\b((?:wg)?mma)\S*\.(m\d+n\d+k\d+\S*)", ptx))),
         "atomics": len(re.findall(r"\b(?:atom|red)\.global", ptx)),
-        **usage(done.asm["cubin"]),
+        "loops": [asdict(loop) for loop in machine_code.inner_loops(cubin)],
+        **machine_code.usage(cubin),
     }  # fmt: skip
-
-
-def usage(cubin: bytes) -> dict[str, int]:
-    """Registers, and bytes of stack: what did not fit into registers."""
-    tool = next(Path(triton.__file__).parent.glob("backends/nvidia/bin/cuobjdump"))
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        text = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
-    return {name.lower(): int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", text)}
 
 
 def main() -> None:
