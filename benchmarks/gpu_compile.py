@@ -23,13 +23,13 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from triton.runtime.jit import JITFunction
 
 from headrace.kernels import FORMATS, ExpertLayout, gpu
+from headrace.kernels.gpu.kernel import Kernel, watched
 from headrace.kernels.gpu.pack import pack
 from headrace.kernels.packed import ExpertBank, Matrix
 
-Launch = tuple[str, JITFunction, tuple[Any, ...], dict[str, Any]]
+Launch = tuple[str, Kernel, tuple[Any, ...], dict[str, Any]]
 POINTERS = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.uint8: "*u8",
             torch.int32: "*i32", torch.int64: "*i64"}  # fmt: skip
 OPTIONS = ("num_warps", "num_stages")
@@ -42,17 +42,9 @@ D, WIDTH, EXPERTS, TOP_K, HEADS, GROUPS, HEAD, VOCABULARY = 2048, 768, 128, 8, 3
 def launches() -> list[Launch]:
     """What the ops launch, with a label that says on which shapes."""
     found: list[Launch] = []
-    current = ""
-
-    def record(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
-        found.append((current, self, args, kwargs))
-
-    run, JITFunction.run = JITFunction.run, record  # type: ignore[method-assign]
-    try:
-        for current, call in calls().items():  # noqa: B007 (`record` reads it)
+    for label, call in calls().items():
+        with watched(lambda kernel, args, constants, label=label: found.append((label, kernel, args, constants))):
             call()
-    finally:
-        JITFunction.run = run  # type: ignore[method-assign]
     return found
 
 
@@ -121,32 +113,33 @@ def calls() -> dict[str, Any]:
     return found
 
 
-def source_of(kernel: JITFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ASTSource:
+def source_of(kernel: Kernel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ASTSource:
     """The kernel with the types and the alignments that a launch with these arguments compiles for."""
-    given = dict(zip(kernel.arg_names, args, strict=False)) | {k: v for k, v in kwargs.items() if k not in OPTIONS}
-    assert set(given) == set(kernel.arg_names), f"{kernel.__name__}: {set(kernel.arg_names) ^ set(given)}"
+    function = kernel.function
+    given = dict(zip(function.arg_names, args, strict=False)) | {k: v for k, v in kwargs.items() if k not in OPTIONS}
+    assert set(given) == set(function.arg_names), f"{kernel.__name__}: {set(function.arg_names) ^ set(given)}"
     signature, constants, attributes = {}, {}, {}
-    for number, parameter in enumerate(kernel.params):
-        value = given[parameter.name]
-        if parameter.is_constexpr or (type(value) is int and value == 1):
+    for number, parameter in enumerate(function.params):
+        value, aligned = given[parameter.name], False
+        if parameter.is_constexpr or (type(value) is int and value == 1 and not parameter.do_not_specialize):
             signature[parameter.name], constants[(number,)] = "constexpr", value
         elif isinstance(value, torch.Tensor):
             signature[parameter.name] = POINTERS[value.dtype]
-            aligned = value.storage_offset() * value.element_size() % 16 == 0
+            aligned = value.data_ptr() % 16 == 0
         else:
             signature[parameter.name] = "fp32" if isinstance(value, float) else "i32"
-            aligned = isinstance(value, int) and value % 16 == 0
-        if (number,) not in constants and aligned:
+            aligned = isinstance(value, int) and value % 16 == 0 and not parameter.do_not_specialize
+        if aligned:
             attributes[(number,)] = [["tt.divisibility", 16]]
-    return ASTSource(kernel, signature, constants, attributes)
+    return ASTSource(function, signature, constants, attributes)
 
 
-def facts(label: str, kernel: JITFunction, source: ASTSource, options: dict[str, Any], target: int) -> dict[str, Any]:
+def facts(label: str, kernel: Kernel, source: ASTSource, options: dict[str, Any], target: int) -> dict[str, Any]:
     """Compiles, and reads the assembler and the machine code."""
     done = triton.compile(source, target=GPUTarget("cuda", target, 32), options=options)
     ptx, cubin = done.asm["ptx"], done.asm["cubin"]
     loads = re.findall(r"ld\.global\S*|cp\.async\.c[ag]\.shared\.global[^;]*", ptx)
-    constants = {kernel.arg_names[path[0]]: value for path, value in source.constants.items()}
+    constants = {kernel.function.arg_names[path[0]]: value for path, value in source.constants.items()}
     return {
         "label": label, "kernel": kernel.__name__, "target": target, "triton": triton.__version__,
         "shared": done.metadata.shared, "warps": done.metadata.num_warps, "constants": constants,

@@ -7,8 +7,6 @@ together, in groups of GROUP blocks of tokens, so that what they share stays in 
 
 from __future__ import annotations
 
-import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
@@ -16,11 +14,12 @@ from ..formats import Format
 from ..packed import Matrix
 from . import launch
 from .cores.products import multiply, row_dots
+from .kernel import kernel
 
 ONE = launch.one_token(rows=4)  # with more, a matrix of 2048 rows would leave a large GPU idle
 
 
-@triton.jit
+@kernel()
 def _linear_one(
     x_ptr, w_ptr, s_ptr, bias_ptr, y_ptr, rows, elements, stride,
     BIAS: tl.constexpr, WIDTH: tl.constexpr, WHOLE: tl.constexpr, FORMAT: tl.constexpr,
@@ -35,7 +34,7 @@ def _linear_one(
     tl.store(y_ptr + row, y, mask=ok)
 
 
-@triton.jit
+@kernel("tokens")
 def _linear_many(
     x_ptr, w_ptr, s_ptr, bias_ptr, y_ptr, tokens, rows, elements, x_stride, stride,
     BIAS: tl.constexpr, FORMAT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr,
@@ -63,13 +62,12 @@ def linear(x_TC: Tensor, weight: Matrix, bias_R: Tensor | None = None) -> Tensor
     assert x_TC.dtype == launch.F32, f"{x_TC.dtype}"
     assert weight.cols == C, f"{C} values, {weight.cols} columns"
     assert C == 1 or x_TC.stride(1) == 1, f"strides {x_TC.stride()}"
-    w, y = launch.packed(weight), torch.empty(T, R, dtype=launch.F32, device=x_TC.device)
+    w, y = launch.packed(weight), x_TC.new_empty(T, R)
     bias = x_TC if bias_R is None else launch.check(bias_R, launch.F32, R)
     if T == 1:
-        w = launch.packed(weight, words=True)
         _linear_one[(launch.cdiv(R, ONE["ROWS"]),)](
-            x_TC, w.values, w.scales, bias, y, R, w.elements, w.stride,
-            BIAS=bias_R is not None, **launch.granules(w, form), FORMAT=form.name, **ONE,
+            x_TC, w.words, w.scales, bias, y, R, w.elements, w.stride,
+            BIAS=bias_R is not None, **w.granules, FORMAT=form.name, **ONE,
         )  # fmt: skip
         return y
     kind = launch.product_of(form)

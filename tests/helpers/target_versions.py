@@ -1,5 +1,5 @@
-"""The versions of Triton and numpy of the machine that the GPU kernels are meant for, in a folder beside the ones that are
-installed: `target.txt` says which, and `make target` fills it. Whoever puts the folder on PYTHONPATH has them."""
+"""The versions of Triton and numpy of the machine that the GPU kernels are meant for, beside what is installed:
+`target.txt` names them, and `make target` fills a folder. Whoever puts it on PYTHONPATH has them."""
 
 from __future__ import annotations
 

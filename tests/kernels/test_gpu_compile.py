@@ -15,10 +15,10 @@ import target_versions
 
 pytest.importorskip("triton", reason="the GPU kernels need Triton", exc_type=ImportError)
 from gpu_kernel_table import barriers, compile_all
-from triton.runtime.interpreter import InterpretedFunction
 
 from headrace.kernels import gpu
 from headrace.kernels.gpu import pack  # noqa: F401 (its kernel counts too)
+from headrace.kernels.gpu.kernel import Kernel
 
 TARGETS = (80, 89, 90, 120)
 SHARED = {80: 163 << 10, 89: 99 << 10, 90: 227 << 10, 120: 99 << 10}  # bytes that one program may have
@@ -37,10 +37,9 @@ def compiled(request: pytest.FixtureRequest) -> Facts:
 
 
 def kernels() -> set[str]:
-    """Names of all kernels that are launched: functions for the device that start with an underscore."""
+    """Names of all kernels that are launched."""
     modules = [module for name, module in sys.modules.items() if name.startswith(gpu.__name__ + ".")]
-    found = {name for m in modules for name, value in vars(m).items() if isinstance(value, InterpretedFunction)}
-    return {name for name in found if name.startswith("_")}
+    return {name for m in modules for name, value in vars(m).items() if isinstance(value, Kernel)}
 
 
 def rows_of(compiled: Facts, *kernels: str, label: str = "") -> Facts:
