@@ -6,6 +6,7 @@ A process of its own, since interpreted and compiled kernels do not mix in one; 
 from __future__ import annotations
 
 import json
+import sys
 from typing import Any
 
 import gpu_compile
@@ -13,6 +14,7 @@ import stub_cuda
 import torch
 
 from headrace.kernels import gpu
+from headrace.kernels.gpu import ahead
 from headrace.kernels.gpu.kernel import Kernel
 from headrace.kernels.gpu.norms import _rmsnorm
 
@@ -45,8 +47,6 @@ def launched(call: Any, forget: bool) -> list[tuple[Any, ...]]:
 
 
 def every_kernel() -> list[Kernel]:
-    import sys
-
     modules = [m for name, m in sys.modules.items() if name.startswith(gpu.__name__)]
     return [value for m in modules for value in vars(m).values() if isinstance(value, Kernel)]
 
@@ -59,6 +59,23 @@ def normed(offset: int) -> int:
     return int(Recorder.launched[0][0])
 
 
+def ahead_of_a_launch() -> dict[str, Any]:
+    """What compiling before the first launch leaves to it: variants that are still new then, and what is said."""
+
+    def call() -> None:
+        gpu.rmsnorm(torch.empty(3, 64, device="meta"), torch.empty(64, device="meta"), 1e-6)
+
+    _rmsnorm.known.clear()
+    Recorder.launched, said = [], []
+    launches = ahead.wanted([call, call])
+    new = [ahead.compile_all(launches, lambda done, total: said.append([done, total])) for _ in range(2)]
+    before = len(_rmsnorm.known)
+    silent = not Recorder.launched
+    call()
+    return {"new": new, "said": said, "left": len(_rmsnorm.known) - before, "silent": silent,
+            "launched": len(Recorder.launched)}  # fmt: skip
+
+
 def main() -> None:
     stub_cuda.use(Recorder)
     calls, differ, count = gpu_compile.calls(), [], 0
@@ -69,7 +86,7 @@ def main() -> None:
         if first != again:
             differ.append((name, str(first), str(again)))
     variants = [normed(0), normed(1), normed(0)]
-    print(json.dumps({"launches": count, "differ": differ, "aligned": variants, "known": len(_rmsnorm.known)}))
+    print(json.dumps({"launches": count, "differ": differ, "aligned": variants, "ahead": ahead_of_a_launch()}))
 
 
 if __name__ == "__main__":
