@@ -127,7 +127,10 @@ def cdiv(n: int, by: int) -> int:
 
 @cache
 def multiprocessors(device: torch.device) -> int:
-    """Multiprocessors of the GPU; a plausible number where there is none (interpreter, compiling ahead)."""
+    """Multiprocessors of the GPU, for tensors without memory of the current one; a plausible number where there is none
+    (interpreter)."""
+    if device.type == "meta" and torch.cuda.is_available():
+        device = torch.device("cuda", torch.cuda.current_device())
     if device.type != "cuda":
         return 64
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
