@@ -114,6 +114,13 @@ def test_keys_and_weights_of_many_come_in_16_byte_copies(compiled: Facts) -> Non
         assert all("cp.async.cg" in load and "0x10" in load for load in copies), f"{name_of(row)}: {copies}"
 
 
+def test_scales_of_few_tokens_are_fetched_ahead_too(compiled: Facts) -> None:
+    """Where steps divide the row evenly, the loop of up to 16 tokens has no load that a step waits for."""
+    for row in rows_of(compiled, "_linear_many", label=" 9"):
+        assert row["constants"]["EVEN"], name_of(row)
+        assert all(load.startswith("cp.async") for load in row["loads"]), f"{name_of(row)}: {row['loads']}"
+
+
 def test_a_job_crosses_the_link_in_wide_pieces(compiled: Facts) -> None:
     for row in rows_of(compiled, "_pack"):
         assert any(load.endswith(".v4.b32") for load in row["loads"]), f"{name_of(row)}: {row['loads']}"

@@ -158,22 +158,28 @@ def product(a, b, sums, PRODUCT: tl.constexpr):
 @triton.jit
 def multiply(
     x_rows, x_ok, w_rows, s_rows, rows_ok, elements,
-    FORMAT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr, PRODUCT: tl.constexpr,
+    EVEN: tl.constexpr, FORMAT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr,
+    PRODUCT: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK_M rows of activations times BLOCK_N packed rows: float32 [BLOCK_M, BLOCK_N]; BLOCK_E elements at a time."""
+    """BLOCK_M rows of activations times BLOCK_N packed rows: float32 [BLOCK_M, BLOCK_N]; BLOCK_E elements at a time.
+
+    EVEN: a row is a whole number of such steps. Masks then say nothing about columns, and scales, whose loads are
+    short, are fetched ahead as the rest is.
+    """
     SCALED: tl.constexpr = FORMAT == "q4_0" or FORMAT == "q8_0"
     PLANES: tl.constexpr = 2 if FORMAT == "q4_0" else 1
+    SIZE: tl.constexpr = 32 // PLANES  # bytes that share a scale
     sums = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for first in range(0, elements, BLOCK_E):
         e = first + tl.arange(0, BLOCK_E)
-        ok = e < elements
+        ok = (e < elements) | EVEN
         x_mask = x_ok[:, None] & ok[None, :]
         if SCALED:
-            granule = first // 16 + tl.arange(0, BLOCK_E // 16)
-            bytes_ = granule[:, None] * 16 + tl.arange(0, 16)[None, :]
-            here = rows_ok[:, None] & (granule * 16 < elements)[None, :]
+            block = first // SIZE + tl.arange(0, BLOCK_E // SIZE)
+            bytes_ = block[:, None] * SIZE + tl.arange(0, SIZE)[None, :]
+            here = rows_ok[:, None] & ((block * SIZE < elements) | EVEN)[None, :]
             raw = tl.load(w_rows[:, None, None] + bytes_[None, :, :], mask=here[:, :, None], other=0)
-            scale = tl.load(s_rows[:, None] + scale_of(granule, FORMAT)[None, :], mask=here, other=0).to(tl.float32)
+            scale = tl.load(s_rows[:, None] + block[None, :], mask=here, other=0).to(tl.float32)
             for plane in tl.static_range(PLANES):
                 w = tl.reshape(decode(raw, plane, FORMAT) * scale[:, :, None], [BLOCK_N, BLOCK_E])
                 x = tl.load(x_rows[:, None] + column(e, plane, FORMAT)[None, :], mask=x_mask, other=0.0)

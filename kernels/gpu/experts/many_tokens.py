@@ -28,7 +28,7 @@ from .grouping import group
 @kernel()
 def _gate_up(
     x_ptr, order_ptr, starts_ptr, w_ptr, s_ptr, h_ptr, width, hidden, elements, stride, up, block,
-    TOP_K: tl.constexpr, FORMAT: tl.constexpr, PRODUCT: tl.constexpr,
+    TOP_K: tl.constexpr, EVEN: tl.constexpr, FORMAT: tl.constexpr, PRODUCT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
     blocks = tl.cdiv(width, BLOCK_N // 2)
@@ -45,7 +45,7 @@ def _gate_up(
         ok = place < last
         token = (tl.load(order_ptr + place, mask=ok, other=0) // TOP_K).to(tl.int64)
         sums = multiply(
-            x_ptr + token * hidden, ok, w_ptr + there, s_ptr + there // 16 * 8, f < width, elements, FORMAT,
+            x_ptr + token * hidden, ok, w_ptr + there, s_ptr + there // 16 * 8, f < width, elements, EVEN, FORMAT,
             BLOCK_M, BLOCK_N, BLOCK_E, PRODUCT,
         )  # fmt: skip
         g, u = tl.split(tl.reshape(sums, [BLOCK_M, BLOCK_N // 2, 2]))
@@ -56,7 +56,7 @@ def _gate_up(
 @kernel()
 def _down(
     h_ptr, order_ptr, starts_ptr, weights_ptr, w_ptr, s_ptr, z_ptr, hidden, width, elements, stride, block,
-    FORMAT: tl.constexpr, PRODUCT: tl.constexpr,
+    EVEN: tl.constexpr, FORMAT: tl.constexpr, PRODUCT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
     blocks = tl.cdiv(hidden, BLOCK_N)
@@ -71,7 +71,7 @@ def _down(
         pair = tl.load(order_ptr + place, mask=ok, other=0)
         sums = multiply(
             h_ptr + place.to(tl.int64) * width, ok, w_ptr + there, s_ptr + there // 16 * 8, row < hidden, elements,
-            FORMAT, BLOCK_M, BLOCK_N, BLOCK_E, PRODUCT,
+            EVEN, FORMAT, BLOCK_M, BLOCK_N, BLOCK_E, PRODUCT,
         )  # fmt: skip
         z = sums * tl.load(weights_ptr + pair, mask=ok, other=0.0)[:, None]
         into = z_ptr + pair.to(tl.int64)[:, None] * hidden + row[None, :]
@@ -101,11 +101,12 @@ def experts_many(x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor, blocks: Block
     h = torch.empty(T * K, F, dtype=x.dtype, device=device)
     _gate_up[(E * launch.cdiv(F, tile["BLOCK_N"] // 2), lanes)](
         x, order, starts, up.values, up.scales, h, F, D, up.elements, up.stride,
-        blocks.offset, blocks.size, TOP_K=K, FORMAT=form.name, PRODUCT=kind, **tile,
+        blocks.offset, blocks.size, TOP_K=K, EVEN=up.elements % tile["BLOCK_E"] == 0,
+        FORMAT=form.name, PRODUCT=kind, **tile,
     )  # fmt: skip
     z = torch.empty(T * K, D, dtype=launch.F32, device=device)
     _down[(E * launch.cdiv(D, tile["BLOCK_N"]), lanes)](
         h, order, starts, weights_TK, down.values, down.scales, z, D, F, down.elements, down.stride,
-        blocks.size, FORMAT=form.name, PRODUCT=kind, **tile,
+        blocks.size, EVEN=down.elements % tile["BLOCK_E"] == 0, FORMAT=form.name, PRODUCT=kind, **tile,
     )  # fmt: skip
     _combine[(T, launch.cdiv(D, 1024))](z, ids_TK, out_TD, D, TOP_K=K, BLOCK=1024)
