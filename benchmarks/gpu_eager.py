@@ -108,6 +108,8 @@ def main() -> None:
     parser.add_argument("--beside", type=Path, metavar="FOLDER", help="another checkout")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     given = parser.parse_args()
+    if given.beside and not (given.beside / "src" / "headrace").is_dir():
+        parser.error(f"{given.beside} is no checkout: it has no src/headrace")
     checkouts = {"here": ROOT} | ({"beside": given.beside} if given.beside else {})
     found: dict[str, list[dict[str, float]]] = {name: [] for name in checkouts}
     for _ in range(given.rounds):

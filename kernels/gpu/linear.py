@@ -72,7 +72,7 @@ def linear(x_TC: Tensor, weight: Matrix, bias_R: Tensor | None = None) -> Tensor
     kind = launch.product_of(form)
     if T == 1 or (T <= FEW and kind == "f32" and weight.nbytes <= SMALL):
         _linear_one[(launch.cdiv(R, ONE["ROWS"]), T)](
-            x_TC, w.words, w.scales, bias, y, R, w.elements, x_TC.stride(0) if T > 1 else C, w.stride,
+            x_TC, w.words, w.scales, bias, y, R, w.elements, x_TC.stride(0) if T > 1 else 0, w.stride,
             BIAS=bias_R is not None, **w.granules, FORMAT=form.name, **ONE,
         )  # fmt: skip
         return y

@@ -14,7 +14,8 @@ import pytest
 import target_versions
 
 pytest.importorskip("triton", reason="the GPU kernels need Triton", exc_type=ImportError)
-from gpu_kernel_table import barriers, compile_all
+from gpu_bounds import BOUNDS
+from gpu_kernel_table import barriers, compile_all, instructions_a_weight
 
 from headrace.kernels import gpu
 from headrace.kernels.gpu import pack  # noqa: F401 (its kernel counts too)
@@ -95,6 +96,16 @@ def test_threads_of_one_token_never_wait_for_each_other(compiled: Facts) -> None
         if "GRANULES" in row["constants"] and row["constants"]["WHOLE"]:
             assert row["loops"], name_of(row)
             assert barriers(row) == 0, f"{name_of(row)} with Triton {row['triton']}"
+
+
+def test_no_kernel_takes_more_than_it_did(compiled: Facts) -> None:
+    """Barriers in inner loops, instructions a weight, registers and shared memory, each kernel and format by itself."""
+    rows = {(row["kernel"], row["label"]): row for row in compiled if row["target"] == 90}
+    assert set(BOUNDS) <= set(rows)
+    for key, most in BOUNDS.items():
+        row = rows[key]
+        took = barriers(row), instructions_a_weight(row) or 0.0, row["reg"], row["shared"]
+        assert all(a <= b for a, b in zip(took, most, strict=True)), f"{name_of(row)}, {row['triton']}: {took}, {most}"
 
 
 def test_rows_that_begin_anywhere_are_read_by_elements(compiled: Facts) -> None:

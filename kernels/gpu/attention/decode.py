@@ -120,6 +120,7 @@ def attention(
     )  # fmt: skip
     _merge[(S * N,)](
         acc, best, total, contexts_S, out, N, parts, d,
-        PARTS=8 if parts <= 8 else MOST_PARTS, SIZE=launch.pow2(d, 16), KEYS=keys, LEAST=LEAST, num_warps=2,
+        PARTS=8 if parts <= 8 else MOST_PARTS, SIZE=launch.pow2(d, 16), KEYS=keys, LEAST=LEAST,
+        num_warps=2 if parts <= 8 else 4,
     )  # fmt: skip
     return out
