@@ -8,6 +8,7 @@ taken at every power of two, one above it, and at its most. Passes go to tensors
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...errors import short, visible
 from ...kernels import Ops
 from ...kernels.decoder_layer import Layer, Places, mlp
 from ...kernels.packed import ExpertBank, Matrix
@@ -27,6 +29,7 @@ from ..model.decoder import Decoder
 from ..model.kv_cache import pages_for
 from ..placement.placement import Tier
 
+log = logging.getLogger("headrace")
 Call = Callable[[], object]
 
 
@@ -168,4 +171,9 @@ def compile_ahead(
     sizes = Sizes(tokens=tokens, sequences=config.max_sequences, pages=pages_for(context))
     for device in gpus:
         with device.current(), torch.inference_mode():
-            ahead.compile_all(ahead.wanted(calls(decoder, tiered, device, sizes)), progress)
+            found = ahead.compile_all(ahead.wanted(calls(decoder, tiered, device, sizes)), progress)
+        if found.failed:
+            log.warning(
+                f"{len(found.failed)} kernels could not be compiled for {device.name}, and a pass that needs one will "
+                f"fail; the first is {short(visible(found.failed[0]), 200)}"
+            )

@@ -68,12 +68,16 @@ def ahead_of_a_launch() -> dict[str, Any]:
     _rmsnorm.known.clear()
     Recorder.launched, said = [], []
     launches = ahead.wanted([call, call])
-    new = [ahead.compile_all(launches, lambda done, total: said.append([done, total])) for _ in range(2)]
+    new = [ahead.compile_all(launches, lambda done, total: said.append([done, total])).new for _ in range(2)]
     before = len(_rmsnorm.known)
     silent = not Recorder.launched
     call()
-    return {"new": new, "said": said, "left": len(_rmsnorm.known) - before, "silent": silent,
-            "launched": len(Recorder.launched)}  # fmt: skip
+    broken = [(_rmsnorm, launches[0][1], {"BLOCK": 100, "num_warps": 1}), *launches]
+    failed = ahead.compile_all(broken).failed
+    return {
+        "new": new, "said": said, "left": len(_rmsnorm.known) - before, "silent": silent,
+        "launched": len(Recorder.launched), "failed": [text.split(":")[0] for text in failed],
+    }  # fmt: skip
 
 
 def main() -> None:
