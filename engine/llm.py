@@ -37,7 +37,8 @@ class LLM:
 
     model: the directory of a Hugging Face checkpoint, a hub id, "demo", or a source of weights. The options are the
     fields of `EngineConfig`.
-    progress(done, total) is called with bytes while weights load. sampler(logits, sequences, ops) chooses the next
+    progress(done, total) is called with bytes while weights load, compiling(done, total) with kernels while those of a
+    GPU are compiled. sampler(logits, sequences, ops) chooses the next
     tokens, as `SamplingParams` say if none is given. check(admission) sees which prompts are admitted before weights
     are loaded; what it raises ends the load. With the C++ kernels torch is limited to one thread in this process, since
     two thread pools on the same cores slow each other down.
@@ -51,16 +52,17 @@ class LLM:
         model: str | bytes | os.PathLike[str] | WeightSource,
         *,
         progress: Progress | None = None,
+        compiling: Progress | None = None,
         sampler: Sampler = sample,
         check: Check | None = None,
         **options: Any,
     ) -> None:
-        for name, call in (("progress", progress), ("sampler", sampler)):
+        for name, call in (("progress", progress), ("compiling", compiling), ("sampler", sampler)):
             if call is not None and not callable(call):
                 raise OptionError(f"{name} is {brief(call)}; it must be a function")
         self.config = EngineConfig(**options)
         self.source = _source(model)
-        self.parts = parts = build(self.source, self.config, progress, check)
+        self.parts = parts = build(self.source, self.config, progress, check, compiling)
         self.ledger = Ledger()
         way, formats = parts.signal_choice, parts.checkpoint.formats
         handoff_s = way.us * 1e-6 if parts.graphed is not None and way is not None and way.us is not None else None

@@ -1,7 +1,7 @@
 """Puts a model together: the only place where its parts are made. `build` says the order, from top to bottom.
 
-Find the model and read its headers, decide what lies where, load, reserve the cache, capture graphs. What cannot be is
-refused before memory is taken.
+Find the model and read its headers, decide what lies where, load, reserve the cache, compile kernels, capture graphs.
+What cannot be is refused before memory is taken.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ from ..model.decoder import Decoder
 from ..model.inputs import make_device_inputs
 from ..model.kv_cache import KVCache, pages_for
 from ..placement.placement import Tier
+from .compile_ahead import compile_ahead
 from .parts import EngineParts
 from .weight_source import Target, WeightSource
 
@@ -58,10 +59,15 @@ Check = Callable[[Admission], None]
 
 
 def build(
-    source: WeightSource, config: EngineConfig, progress: Progress | None = None, check: Check | None = None
+    source: WeightSource,
+    config: EngineConfig,
+    progress: Progress | None = None,
+    check: Check | None = None,
+    compiling: Progress | None = None,
 ) -> EngineParts:
     """Loads the model of a source as the config says; raises a `HeadraceError` that names what is wrong. check: sees
-    what admits prompts, before weights are loaded; what it raises ends the load."""
+    what admits prompts, before weights are loaded; what it raises ends the load. compiling: called with kernels of a
+    GPU done and in all."""
     name, context, ops = load_kernels(config)
     profile = profiles.load_profile(context, config.profile) if name == "cpu" else None
     torch_threads = host.torch_threads(name, config.threads)
@@ -86,6 +92,7 @@ def build(
     timers = Timers(streams.of(main)[0] if len(found) > 1 else None)
     experts, host_buffers = _experts(config, checkpoint, weights, plan, found, ops, timers, arena)
     decoder = _decoder(config, checkpoint, weights, plan, found, experts, kv_dtype, timers)
+    compile_ahead(config, plan.kv_budget.max_context, decoder, found, compiling)
     graphed, choice = _graphs(config, context, checkpoint, plan, decoder, choice, runtime)
     if graphed is not None:
         graphed.tiered.offload = plan.offload.in_graphs()

@@ -157,6 +157,7 @@ class Ring:
         self.timers, self.here = timers or Timers(), here  # the main stream's spans are the clock's, of tier `here`
         self.copies = self.timers.beside(side)
         self.buffers = [ExpertBank.empty(layout, piece, str(place)).data for _ in range(2)]
+        self.held: dict[tuple[int, int], ExpertBank] = {}
         self.free = [main.record(), main.record()]
         self.turn = 0  # the buffer that is free first
         self.prefetched: list[Filled] = []
@@ -186,10 +187,16 @@ class Ring:
             self.timers.span(self.here)
             self.main.wait(filled.ready)
             self.timers.span(wait(H2D))
-            held = ExpertBank(self.layout, self.buffers[filled.buffer][: piece.size])
+            held = self._held(filled.buffer, piece.size)
             self.main.do(partial(self._compute, y_TD, x_TD, places_TK, weights_TK, held, piece.first))
             self.free[filled.buffer] = self.main.record()
             filled = coming
+
+    def _held(self, buffer: int, size: int) -> ExpertBank:
+        """The first experts of a buffer as a bank: one for each number of them, with what the kernels keep of it."""
+        if (buffer, size) not in self.held:
+            self.held[buffer, size] = ExpertBank(self.layout, self.buffers[buffer][:size])
+        return self.held[buffer, size]
 
     def fetch(self, bank: ExpertBank) -> None:
         """Copies the first experts of a bank, `prefetch_experts` of them, before anyone chose them: into either buffer

@@ -186,10 +186,12 @@ def linear_cases() -> Iterator[Case]:
         if not form.is_block:
             yield case(form, 3, 7, 1, bias=False, exact=False)
             yield case(form, 6, 5, 77, bias=True, exact=False)
+            yield case(form, 1, 5, 77, bias=False, exact=False)
             yield case(form, 40, 35, 77, bias=False, exact=False)
         for T, R, C in ((16, 64, 64), (17, 33, 32), (32, 16, 288), (33, 17, 96), (64, 31, 544), (200, 130, 1056)):
             yield case(form, T, R, C, bias=T == 33, exact=False)
         yield case(form, 65, 1, 64, bias=True, exact=False)
+        yield case(form, 1, 35, 2080, bias=True, exact=False)
         yield case(form, 65, 7, 64, bias=False, exact=False)
         yield case(form, 1, 65536, 2048, bias=False, exact=False, bench=True)
         yield case(form, 512, 2048, 2048, bias=False, exact=False, bench=True)
@@ -281,6 +283,8 @@ def experts_cases() -> Iterator[Case]:
         yield case(form, 8, 96, 160, 1, 4, "partly elsewhere")
         yield case(form, 8, 64, 96, 21, 3, "partly elsewhere")
     yield case(FORMATS["f32"], 4, 33, 21, 5, 2)
+    yield case(FORMATS["f32"], 4, 33, 21, 1, 2)
+    yield case(FORMATS["bf16"], 3, 33, 21, 1, 2)
     yield case(FORMATS["q8_0"], 4, 64, 32, 1, 2, "all elsewhere")
     yield case(FORMATS["q8_0"], 4, 64, 32, 3, 2, "all elsewhere")
     yield case(FORMATS["bf16"], 3, 33, 21, 70, 2)

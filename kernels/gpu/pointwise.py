@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import launch
+from .kernel import kernel
 
 BLOCK = 1024
 
@@ -27,7 +28,7 @@ def silu(x):
     return x / (1.0 + exp(-x))
 
 
-@triton.jit
+@kernel()
 def _silu_mul(x_ptr, out_ptr, width, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -37,7 +38,7 @@ def _silu_mul(x_ptr, out_ptr, width, BLOCK: tl.constexpr):
     tl.store(out_ptr + row * width + at, silu(gate) * up, mask=ok)
 
 
-@triton.jit
+@kernel()
 def _gated_add(y_ptr, z_ptr, gate_ptr, to_ptr, size, GATED: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)

@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import launch
+from .kernel import kernel
 
 BLOCK = 4096
 
@@ -26,7 +27,7 @@ def first_largest(values, ids, MOST: tl.constexpr):
     return tl.where(damaged, float("nan"), best), tl.min(tl.where(has_it, ids, MOST), axis=0)
 
 
-@triton.jit
+@kernel()
 def _best_of_part(logits_ptr, values_ptr, ids_ptr, vocabulary, BLOCK: tl.constexpr):
     row, part = tl.program_id(0), tl.program_id(1)
     at = part * BLOCK + tl.arange(0, BLOCK)
@@ -36,7 +37,7 @@ def _best_of_part(logits_ptr, values_ptr, ids_ptr, vocabulary, BLOCK: tl.constex
     tl.store(ids_ptr + row * tl.num_programs(1) + part, chosen)
 
 
-@triton.jit
+@kernel()
 def _best(part_values_ptr, part_ids_ptr, values_ptr, ids_ptr, parts, BLOCK: tl.constexpr):
     row, at = tl.program_id(0), tl.arange(0, BLOCK)
     values = tl.load(part_values_ptr + row * parts + at, mask=at < parts, other=float("-inf"))

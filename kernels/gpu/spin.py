@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import launch
+from .kernel import kernel
 
 # One lane: a scalar is computed by all of them, and the flag must be written once.
 RELEASE = tl.constexpr("""
@@ -31,7 +32,7 @@ RELEASE = tl.constexpr("""
 """)
 
 
-@triton.jit
+@kernel()
 def _post(ready_ptr, done_ptr, HARDWARE: tl.constexpr):
     tl.store(done_ptr, 0)
     if HARDWARE:
@@ -51,7 +52,7 @@ def sleep():
     tl.inline_asm_elementwise("nanosleep.u32 250; mov.u32 $0, 0;", "=r", [], dtype=tl.int32, is_pure=False, pack=1)
 
 
-@triton.jit
+@kernel("limit_ns")
 def _wait(done_ptr, gave_up_ptr, limit_ns, HARDWARE: tl.constexpr):
     done = look(done_ptr)
     if done == 0:

@@ -186,7 +186,8 @@ def loaded(run: Run, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> dic
     with pytest.raises(Loaded) as caught:
         run(*arguments)
     options: dict[str, Any] = caught.value.args[0]
-    options.pop("progress", None)
+    for bar in ("progress", "compiling"):
+        options.pop(bar, None)
     options.pop("check", None)
     return options
 
