@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import launch
-from .kernel import kernel
+from .kernel import INTERPRETED, kernel
 
 # One lane: a scalar is computed by all of them, and the flag must be written once.
 RELEASE = tl.constexpr("""
@@ -77,11 +77,11 @@ def post(ready: Tensor, done: Tensor) -> None:
     """Hands a slot over. ready, done: int64 [1], of memory that is registered with the driver."""
     for flag in (ready, done):
         launch.check(flag, launch.I64, 1)
-    _post[(1,)](ready, done, HARDWARE=not launch.INTERPRETED, num_warps=1)
+    _post[(1,)](ready, done, HARDWARE=not INTERPRETED, num_warps=1)
 
 
 def wait(done: Tensor, gave_up: Tensor, limit_s: float) -> None:
     """Waits for an answer, for so many seconds at most. done, gave_up: as in `post`."""
     for flag in (done, gave_up):
         launch.check(flag, launch.I64, 1)
-    _wait[(1,)](done, gave_up, int(limit_s * 1e9), HARDWARE=not launch.INTERPRETED, num_warps=1)
+    _wait[(1,)](done, gave_up, int(limit_s * 1e9), HARDWARE=not INTERPRETED, num_warps=1)
