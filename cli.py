@@ -244,8 +244,7 @@ def doctor(model: str | None, random_weights: bool, config: Values) -> int:
             raise OptionError("--random-weights makes weights for a MODEL: name one")
         return doctor_command.run(None, config["profile"])
     options = {**config, "max_context": 64, "max_sequences": 1}
-    is_random = random_weights or bench_command.has_shape_alone(model)
-    return doctor_command.run(lambda: bench_command.load(model, options, is_random, None))
+    return doctor_command.run(lambda: bench_command.load(model, options, random_weights, None))
 
 
 @command

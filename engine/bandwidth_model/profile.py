@@ -7,16 +7,18 @@ import hashlib
 import json
 import os
 import platform
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 
 import psutil
 
 from ...errors import OptionError
-from ...kernels import FORMATS, isa
+from ...kernels import FORMATS, Format, isa
 from ...kernels.context import Context
 from ...loaders.memory import GB
+from ...loaders.quants.by_format import ByFormat
 from .. import writable
 
 MAKE = "name another file, or make this one by headrace measure --profile FILE"
@@ -26,7 +28,8 @@ STALE = "the profile of this machine was measured with other kernels"
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
-    """Bandwidths in bytes per second, by format: of single matrices (`linear`) and of whole experts (`experts`).
+    """Bandwidths in bytes per second, by format: of single matrices (`linear`) and of whole experts (`experts`). Which
+    formats there are depends on the models that were run; of others rates are estimated (`estimate`).
 
     batch, crowd: bandwidths of matrices and of experts that several tokens ("4", "16") are multiplied by at once, by
     format. attention: bytes of a bf16 cache per second, by queries on a key: query heads to a key/value head x tokens
@@ -73,6 +76,27 @@ class Profile:
         """Whether it was measured with other kernels than those that run."""
         return self.kernels != isa.kernels_digest()
 
+    def rates(self, experts: bool) -> dict[str, float]:
+        """Bytes per second of every format there is, measured or estimated."""
+        measured = self.experts if experts else self.linear
+        found = {name: estimate(name, measured) for name in FORMATS}
+        return {name: rate for name, rate in found.items() if rate is not None}
+
+    def experts_rate(self, read: ByFormat, tokens: float = 1.0) -> float:
+        """Bytes per second of experts in these formats that serve so many tokens each."""
+        rates = {name: estimate(name, self.experts) for name, _ in read.parts}
+        seconds = (size / (rates[name] or self.stream) * self.slowdown(name, tokens, True) for name, size in read.parts)
+        return read.total / sum(seconds)
+
+    def missing(self, names: Iterable[str]) -> list[str]:
+        """Those of these formats that were not measured."""
+        return [name for name in dict.fromkeys(names) if name not in self.experts]
+
+    def estimates(self, names: Iterable[str]) -> dict[str, str]:
+        """Of these formats those whose rates are estimated, with the one that is taken for each."""
+        found = {name: nearest(name, self.experts) for name in self.missing(names)}
+        return {name: other for name, other in found.items() if other is not None}
+
     def slowdown(self, format: str, tokens: float, experts: bool = False) -> float:
         """Time of a matrix (or of experts) with so many tokens over its time with one: 1 as long as arithmetic hides
         behind memory.
@@ -80,9 +104,20 @@ class Profile:
         Linear between the measured numbers of tokens, proportional to the tokens above them.
         """
         one, many = (self.experts, self.crowd) if experts and self.crowd else (self.linear, self.batch)
+        known = nearest(format, one)
         points = [(1.0, 1.0)]
-        points += [(float(n), max(1.0, one[format] / rates[format])) for n, rates in many.items()]
+        points += [(float(n), max(1.0, one[known] / rates[known])) for n, rates in many.items() if known in rates]
         return along(points, tokens) if len(points) > 1 else 1.0
+
+    def with_formats(self, other: Profile) -> Profile:
+        """The same with the rates of the formats that were measured for another one."""
+        return replace(
+            self,
+            linear={**self.linear, **other.linear},
+            experts={**self.experts, **other.experts},
+            batch=_joined(self.batch, other.batch),
+            crowd=_joined(self.crowd, other.crowd),
+        )
 
     def cache_seconds_per_byte(self, intensity: float) -> float:
         """Of attention over a bf16 cache; `intensity`: FLOPs for a byte, which is how many queries meet a key.
@@ -103,6 +138,11 @@ class Profile:
         return along(points, tokens) - self.layer_s if self.layer_batch else 0.0
 
 
+def _joined(one: Mapping[str, dict[str, float]], other: Mapping[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    """Rates by tokens and format, of both."""
+    return {tokens: {**rates, **other.get(tokens, {})} for tokens, rates in one.items()}
+
+
 def mean_queries(queries: float, context: float) -> float:
     """How many of a sequence's new tokens see a key of a cache that holds `context` tokens at the end, on average: the
     first new token sees all but the others."""
@@ -116,6 +156,46 @@ def along(points: list[tuple[float, float]], x: float) -> float:
             return before + (after - before) * (x - low) / (high - low)
     last, value = points[-1]
     return value * max(1.0, x / last)
+
+
+# ---- formats that were not measured
+#
+#   rate = rate of the measured one that is most alike x min(1, bytes a weight here / bytes a weight there)
+#
+# So an estimate takes as many bytes a second, and no more weights: where memory bounds kernels their bytes are alike,
+# where unpacking does their weights. Alike are floats with floats and blocks with blocks, then codes of about as many
+# bits, then scales of about as many weights.
+
+
+def _bytes_per_weight(format: Format) -> float:
+    """Scales and all, without padding."""
+    return format.bits / 8 + (format.scales.bytes(format.block) / format.block if format.is_block else 0)
+
+
+def nearest(name: str, measured: Collection[str]) -> str | None:
+    """The measured format whose kernel is the most like that of `name`: itself, if it was measured; None for a name
+    that is no format, or where nothing was measured."""
+    if name in measured:
+        return name
+    if name not in FORMATS:
+        return None
+    return min(
+        (other for other in FORMATS if other in measured), key=lambda other: _distance(name, other), default=None
+    )
+
+
+def _distance(name: str, other: str) -> tuple[bool, int, bool, bool]:
+    one, two = FORMATS[name], FORMATS[other]
+    more = (bool(one.codes.table) != bool(two.codes.table), one.scales.per != two.scales.per)
+    return (one.is_block != two.is_block, abs(one.bits - two.bits), *more)
+
+
+def estimate(name: str, measured: Mapping[str, float]) -> float | None:
+    """Bytes per second of a format, measured or estimated; None: neither."""
+    known = nearest(name, measured)
+    if known is None or known == name:
+        return None if known is None else measured[known]
+    return measured[known] * min(1.0, _bytes_per_weight(FORMATS[name]) / _bytes_per_weight(FORMATS[known]))
 
 
 def cpu_name() -> str:
@@ -150,7 +230,7 @@ def load_profile(context: Context, file: Path | None = None) -> Profile | None:
     path = profile_path(key) if file is None else file
     try:
         profile = Profile(**json.loads(path.read_text(encoding="utf-8")))
-        complete = set(profile.linear) == set(profile.experts) == set(FORMATS)
+        complete = set(profile.linear) == set(profile.experts) >= {"bf16"}
         complete = complete and len(profile.attention) > 2 and bool(profile.batch) and bool(profile.crowd)
     except FileNotFoundError:
         return None

@@ -11,10 +11,11 @@ all are copied.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ...kernels import ExpertLayout
+from ...loaders.quants.by_format import ByFormat
 from .link_rate import LinkRate
 from .profile import Profile
 
@@ -53,9 +54,9 @@ def _best(curves: Curves, chosen: int, gain: float) -> int:
 def curves(profile: Profile, layout: ExpertLayout, link: LinkRate, each: float, most: int) -> Curves | None:
     """The curves for up to `most` experts that serve `each` tokens; None where the link or the GPU's memory was not
     measured, or what is left beside copies neither, and the link alone could take all of the memory's bandwidth."""
-    name = layout.format.name
-    alone = profile.experts[name] / profile.slowdown(name, each, experts=True)
-    kernel, kept = profile.experts[name], link.kept.get(name)
+    read = ByFormat.of(layout.bytes_by_format)
+    alone, kernel = profile.experts_rate(read, each), profile.experts_rate(read)
+    kept = kept_of(read, link.kept, profile.rates(experts=True))
     shared = beside(alone, link.bytes_s, kernel=kernel, stream=profile.stream, kept=kept)
     if not link.is_measured or not link.gpu_bytes_s or shared is None:
         return None
@@ -72,6 +73,19 @@ def curves(profile: Profile, layout: ExpertLayout, link: LinkRate, each: float, 
     )
 
 
+def kept_of(
+    read: ByFormat, kept: Mapping[str, tuple[float, float]], rates: Mapping[str, float]
+) -> tuple[float, float] | None:
+    """The shares of their rates that the CPU's experts in these formats and copies keep beside each other: the CPU
+    reads one format after the other. None: of one of them nobody knows."""
+    if any(name not in kept for name, _ in read.parts):
+        return None
+    alone = {name: size / rates[name] for name, size in read.parts}
+    shared = {name: seconds / kept[name][0] for name, seconds in alone.items()}
+    took = sum(shared.values())
+    return sum(alone.values()) / took, sum(seconds * kept[name][1] for name, seconds in shared.items()) / took
+
+
 def beside(
     alone: float, link: float, *, kernel: float, stream: float, kept: tuple[float, float] | None
 ) -> tuple[float, float] | None:
@@ -85,9 +99,10 @@ def beside(
     return (min(alone, left), link) if left > 0 else None
 
 
-def shared_how(format: str, link: LinkRate) -> str:
+def shared_how(layout: ExpertLayout, profile: Profile, link: LinkRate) -> str:
     """For people: where the rates of experts and copies beside each other come from."""
-    if format not in link.kept:
+    found = kept_of(ByFormat.of(layout.bytes_by_format), link.kept, profile.rates(experts=True))
+    if found is None:
         return "together no more than a plain read, assumed: headrace measure"
-    experts, copies = link.kept[format]
+    experts, copies = found
     return f"together the CPU keeps {experts:.0%} of its rate and the link {copies:.0%}, measured"

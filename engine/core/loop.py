@@ -160,7 +160,7 @@ class Loop:
         """Puts together what the pass read, and gives it to the ledger and to its requests."""
         add_bytes(done.bytes, out.read)
         add_bytes(done.bytes, sampled)
-        done.layers = out.layers()
+        done.layers, done.by_layer = out.layers(), out.by_layer
         for work in done.layers:
             add_bytes(done.bytes, work.bytes)
         done.times = self.parts.timers.end(done.measured_s)

@@ -19,6 +19,7 @@ from functools import partial
 
 from ...kernels import ExpertLayout
 from ...kernels.context import THREADS, Context
+from ...loaders.quants.by_format import ByFormat
 from ...loaders.spec import ModelSpec
 from ..bandwidth_model.hardware import core_flops
 from ..bandwidth_model.link_rate import LinkRate, link_rate
@@ -188,7 +189,7 @@ def _split(
     tables = FetchTables(spec, layout, profile, link)
     if not any(tables.pays(tokens) for tokens in range(1, config.max_sequences + 1)):
         return 0, "would gain less than 10 % over the CPU alone, or the GPU alone"
-    return tables, f"from measured rates; {shared_how(layout.format.name, link)}"
+    return tables, f"from measured rates; {shared_how(layout, profile, link)}"
 
 
 # ---- the threshold
@@ -236,8 +237,7 @@ def experts_seconds(
     if profile is None:
         flops = 2 * 3 * layout.hidden * layout.width
         return tokens * spec.moe.top_k * flops / assumed_flops(context)
-    name = layout.format.name
-    rate = profile.experts[name] / profile.slowdown(name, each_of(spec, tokens), experts=True)
+    rate = profile.experts_rate(ByFormat.of(layout.bytes_by_format), each_of(spec, tokens))
     return distinct_of(spec, tokens) * layout.bytes / rate
 
 

@@ -14,15 +14,17 @@ import torch
 from ...errors import MemoryNeeded, OptionError
 from ...kernels.cpu.mailbox import mailbox_bytes
 from ...kernels.scratch import GPU_EXPERT_BYTES
+from ...loaders.quants.by_format import ByFormat
 from ...loaders.spec import ModelSpec
 from ...loaders.weights.checkpoint import SMALLER, Checkpoint
-from ...loaders.weights.model_weights import Formats, LayerWeights, Where, allocate
+from ...loaders.weights.model_weights import Formats, Where
 from ..bandwidth_model.profile import Profile
 from ..config import EngineConfig
 from ..devices.device import Device
 from ..experts import offload_plan
 from ..experts.offload_plan import NONE, OffloadPlan
-from ..ledger.pass_bytes import bytes_per_token, layer_dense_bytes
+from ..ledger import in_formats
+from ..ledger.pass_bytes import bytes_per_token
 from ..model.batch import sizes_up_to
 from ..model.inputs import largest_pass
 from ..model.kv_cache import PAGE, pages_for
@@ -71,30 +73,27 @@ class MemoryPlan:
 
 def storage_of(spec: ModelSpec, formats: Formats) -> Storage:
     """The bytes of a model that is not loaded, as the engine packs it."""
-    weights = allocate(spec, formats, "meta")
-    layers = tuple(_layer_bytes(layer) for layer in weights.layers)
-    held = 0 if spec.tied_head else weights.embed.nbytes
-    common = sum(layer.common for layer in layers) + weights.final_norm.nbytes + weights.head.nbytes
+    found, names = in_formats.of_model(spec, formats), formats.names
+    outside = ByFormat.sum([found.final_norm, found.head])
+    layers = tuple(
+        LayerBytes(
+            common_in=layer.common, shared_in=layer.shared, expert_in=layer.expert, experts=layer.experts,
+        )
+        for layer in found.layers
+    )  # fmt: skip
+    experts, held = sum(layer.routed for layer in layers), round(found.embedding.total)
+    common = sum(layer.common for layer in layers) + round(outside.total)
     return Storage(
-        groups={"common": common, "experts": sum(layer.routed for layer in layers), "embedding": held},
+        groups={"common": common, "experts": experts, "embedding": held},
         layers=layers,
-        outside=weights.final_norm.nbytes + weights.head.nbytes,
-        head=weights.head.nbytes,
-        rows=weights.embed.format.row_bytes(spec.hidden),
+        outside_in=outside,
+        head_in=found.head,
+        row_in=found.row,
         held=held,
-        quant=formats.experts.name,
-        expert_format=formats.experts.name,
-        dense_format=formats.dense.name,
+        quant=names["experts"],
+        expert_format=names["experts"],
+        dense_format=names["dense"],
     )
-
-
-def _layer_bytes(layer: LayerWeights) -> LayerBytes:
-    shared = 0 if layer.mlp is None or layer.experts is None else layer.mlp.gate_up.nbytes + layer.mlp.down.nbytes
-    if layer.experts is None:
-        return LayerBytes(common=layer_dense_bytes(layer), shared=0)
-    bank = layer.experts
-    one = bank.layout.bytes
-    return LayerBytes(common=layer_dense_bytes(layer), shared=shared, expert=one, experts=bank.experts)
 
 
 def plan_memory(
