@@ -61,9 +61,9 @@ def split(data: Tensor, format: Format, cols: int) -> Blocks:
         units = _interleaved(take(cols // kind.per), kind.per)
         if kind.has_min:
             units, min_units = units & 15, units >> 4
-        if kind.kind == "six_min":
-            high = _fields(take(cols // 64).reshape(data.shape[0], -1, 4), 4).flatten(1)
-            units, min_units = units | (high & 3) << 4, min_units | high >> 2 << 4
+            if kind.kind == "six_min":
+                high = _fields(take(cols // 64).reshape(data.shape[0], -1, 4), 4).flatten(1)
+                units, min_units = units | (high & 3) << 4, min_units | high >> 2 << 4
         if kind.kind in SIGNED:
             units = units.view(torch.int8)
     codes = _codes(data[:, format.scales_bytes(cols) :], format, cols)
@@ -75,7 +75,7 @@ def factors(blocks: Blocks) -> Tensor:
     if blocks.halves is None:
         assert blocks.units is not None
         return torch.ldexp(torch.ones_like(blocks.units, dtype=torch.float32), blocks.units.int() - 128)
-    return _times(blocks.halves, blocks.units)
+    return _times(blocks.halves, blocks.units, blocks.format.scales.gain)
 
 
 def minimums(blocks: Blocks) -> Tensor | None:
@@ -100,10 +100,10 @@ def weights(blocks: Blocks) -> Tensor:
     return found if least is None else found + least.repeat_interleave(per, 1)
 
 
-def _times(halves: Tensor, units: Tensor | None) -> Tensor:
+def _times(halves: Tensor, units: Tensor | None, gain: float = 1.0) -> Tensor:
     if units is None:
         return halves.float()
-    return halves.float().repeat_interleave(units.shape[1] // halves.shape[1], 1) * units.float()
+    return (halves.float() * gain).repeat_interleave(units.shape[1] // halves.shape[1], 1) * units.float()
 
 
 def _scale_bytes(blocks: Blocks) -> list[Tensor]:

@@ -3,7 +3,7 @@
 A format is a kind of codes and a kind of scales, out of two short lists: a new one is a row of the table below.
 
     codes    an integer of a few bits for each weight, in planes of 1, 2, 4 or 8 bits; it stands for code - offset, or
-             for what a table of 16 says
+             for what a table says
     scales   a factor for each 32 or 16 weights, often an integer times a half for 256; with some, a minimum besides
     weight   factor * value + minimum
 
@@ -18,7 +18,8 @@ B and B + 16, as in GGUF's q4_0. A last group holds the blocks that are left.
 
 These are the bytes of GGUF's format of the same name in another order: nothing is lost, scales lie side by side, and a
 vector load on the CPU and a wide load on a GPU find their bytes aligned. Rows take as many bytes as in a file, but for
-padding, and for q3_k and iq4_xs, whose factors of 6 bits take a byte here (4 % and 1.5 % more). A minimum that GGUF
+padding, and for q3_k and iq4_xs, whose factors of 6 bits take a byte here (4 % and 1.5 % more). Points of a grid (iq1
+to iq3) become the codes of their values, of 3 or 4 bits, which takes more bytes than in a file. A minimum that GGUF
 subtracts has its half negated.
 
 This file knows sizes only. It imports nothing of ours; `reference.py`, `cpu/` and `gpu/` unpack what it describes.
@@ -26,7 +27,7 @@ This file knows sizes only. It imports nothing of ours; `reference.py`, `cpu/` a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 SCALE_ALIGN = 16
@@ -51,8 +52,8 @@ class Scales:
 
     per: weights to a factor. shared: weights that share a half, and a factor is a unit times it; 0: a factor is a half
     of its own, or a power of two. has_min: there are minimums, likewise. unit_bytes: of the integers that belong to one
-    factor and minimum. Where `per` is 16, the units of the first halves of all blocks come first, then those of the
-    second halves.
+    factor and minimum. gain: what a half counts times, a power of two. Where `per` is 16, the units of the first halves
+    of all blocks come first, then those of the second halves.
     """
 
     kind: ScaleKind
@@ -60,6 +61,7 @@ class Scales:
     shared: int = 0
     has_min: bool = False
     unit_bytes: float = 0
+    gain: float = 1.0
 
     @property
     def half_bytes(self) -> int:
@@ -98,9 +100,21 @@ SIX_MIN = Scales(kind="six_min", per=32, shared=SUPER, has_min=True, unit_bytes=
 # One byte has both: the factor in its low half, the minimum in its high half.
 NIBBLE16_MIN = Scales(kind="nibble16_min", per=16, shared=SUPER, has_min=True, unit_bytes=1)
 
+# Of files whose weights are points of a grid: what is left of the half when the grid's values are integers.
+EIGHTH_BYTE, EIGHTH_BYTE16, QUARTER_BYTE = (
+    replace(BYTE, gain=1 / 8),
+    replace(BYTE16, gain=1 / 8),
+    replace(BYTE, gain=1 / 4),
+)
+
 # Where the 16 values of a code are not evenly spaced. Those of e2m1 are doubled: POWER takes the half back.
 IQ4_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 E2M1_VALUES = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
+# The values that points of a grid have, with their signs; of iq1 those of three levels, an eighth beside them, times 8.
+IQ3_S_VALUES = tuple(range(-15, 16, 2))
+IQ3_XXS_VALUES = (-62, -52, -44, -36, -28, -20, -12, -4, 4, 12, 20, 28, 36, 44, 52, 62)
+IQ2_VALUES = (-43, -25, -8, 8, 25, 43, 0, 0)
+IQ1_VALUES = (-9, -7, -1, 1, 7, 9, 0, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,10 +171,41 @@ Q6_K = Format(name="q6_k", code=12, codes=Codes(planes=(2, 4), offset=32), scale
 IQ4_NL = Format(name="iq4_nl", code=13, codes=Codes(planes=(4,), table=IQ4_VALUES), scales=HALF)
 IQ4_XS = Format(name="iq4_xs", code=14, codes=Codes(planes=(4,), table=IQ4_VALUES), scales=BYTE)
 MXFP4 = Format(name="mxfp4", code=15, codes=Codes(planes=(4,), table=E2M1_VALUES), scales=POWER)
+IQ3_S = Format(name="iq3_s", code=16, codes=Codes(planes=(4,), table=IQ3_S_VALUES), scales=BYTE)
+IQ3_XXS = Format(name="iq3_xxs", code=17, codes=Codes(planes=(4,), table=IQ3_XXS_VALUES), scales=QUARTER_BYTE)
+IQ2_XXS = Format(name="iq2_xxs", code=18, codes=Codes(planes=(1, 2), table=IQ2_VALUES), scales=EIGHTH_BYTE)
+IQ2_XS = Format(name="iq2_xs", code=19, codes=Codes(planes=(1, 2), table=IQ2_VALUES), scales=EIGHTH_BYTE16)
+IQ2_S = replace(IQ2_XS, name="iq2_s")
+IQ1_S = Format(name="iq1_s", code=20, codes=Codes(planes=(1, 2), table=IQ1_VALUES), scales=EIGHTH_BYTE)
+IQ1_M = Format(name="iq1_m", code=21, codes=Codes(planes=(1, 2), table=IQ1_VALUES), scales=EIGHTH_BYTE16)
 
 FORMATS: dict[str, Format] = {
     f.name: f
-    for f in (F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS, MXFP4)
+    for f in (
+        F32,
+        F16,
+        BF16,
+        Q8_0,
+        Q4_0,
+        Q4_1,
+        Q5_0,
+        Q5_1,
+        Q2_K,
+        Q3_K,
+        Q4_K,
+        Q5_K,
+        Q6_K,
+        IQ4_NL,
+        IQ4_XS,
+        MXFP4,
+        IQ3_S,
+        IQ3_XXS,
+        IQ2_XXS,
+        IQ2_XS,
+        IQ2_S,
+        IQ1_S,
+        IQ1_M,
+    )
 }
 
 

@@ -81,8 +81,9 @@ class Tokenizer:
 
     @staticmethod
     def is_in(path: Path) -> bool:
-        """Whether a GGUF file holds a tokenizer."""
-        return any(key.startswith("tokenizer.") for key in gguf_set.of_path(path).metadata)
+        """Whether a GGUF file holds a tokenizer; its model is called "none" where it says that there is none."""
+        metadata = gguf_set.of_path(path).metadata
+        return any(key.startswith("tokenizer.") for key in metadata) and metadata.get("tokenizer.ggml.model") != "none"
 
     @classmethod
     def of_gguf(cls, metadata: Mapping[str, Any], source: str) -> Tokenizer:

@@ -10,7 +10,8 @@ from typing import Any
 import gguf
 import numpy as np
 import safetensors.numpy
-from gguf.quants import dequantize
+import safetensors.torch
+from gguf.quants import dequantize, quantize
 from numpy.typing import NDArray
 
 from headrace.kernels import FORMATS
@@ -41,11 +42,11 @@ MINIMUM = {"q4_1": -7.5, "q5_1": -15.5, "q2_k": 1.5, "q4_k": 7.5, "q5_k": 15.5}
 
 
 def read(directory: Path) -> tuple[dict[str, Any], dict[str, NDArray[np.float32]]]:
-    """The config of a float32 checkpoint, and its tensors by their GGUF names, in the order of rows that GGUF has."""
+    """The config of a checkpoint, and its tensors as float32 by their GGUF names, rows in the order that GGUF has."""
     config = json.loads((directory / "config.json").read_text())
     tensors: dict[str, NDArray[np.float32]] = {}
     for path in directory.glob("*.safetensors"):
-        tensors.update(safetensors.numpy.load_file(path))
+        tensors |= {name: tensor.float().numpy() for name, tensor in safetensors.torch.load_file(path).items()}
     arch = ARCHS[config["model_type"]]
     found: dict[str, Any] = {}
     for name, values in tensors.items():
@@ -145,9 +146,10 @@ def write(
     *,
     arch: str = "",
     split: tuple[int, int, int] | None = None,
+    tokenizer: Path | None = None,
 ) -> None:
     """A GGUF file of float32 tensors, but for those of `stored`: (type, uint8 rows). split: number, count and tensors
-    of all parts."""
+    of all parts. tokenizer: a folder with a byte-level one as Qwen's."""
     stored = stored or {}
     writer = gguf.GGUFWriter(path, arch or ARCHS[config["model_type"]])
     metadata(writer, config)
@@ -155,6 +157,8 @@ def write(
         writer.add_uint16("split.no", split[0])
         writer.add_uint16("split.count", split[1])
         writer.add_int32("split.tensors.count", split[2])
+    if tokenizer is not None:
+        _add_tokenizer(writer, tokenizer)
     for name, values in tensors.items():
         if name in stored:
             kind, raw = stored[name]
@@ -165,6 +169,33 @@ def write(
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def _add_tokenizer(writer: gguf.GGUFWriter, directory: Path) -> None:
+    whole = json.loads((directory / "tokenizer.json").read_text())
+    settings = json.loads((directory / "tokenizer_config.json").read_text())
+    special = {token["content"] for token in whole["added_tokens"]}
+    ids = whole["model"]["vocab"] | {token["content"]: token["id"] for token in whole["added_tokens"]}
+    tokens = sorted(ids, key=ids.__getitem__)
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in whole["model"]["merges"]]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("qwen2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([gguf.TokenType.CONTROL if t in special else gguf.TokenType.NORMAL for t in tokens])
+    writer.add_token_merges(merges)
+    writer.add_eos_token_id(ids[settings["eos_token"]])
+    writer.add_add_bos_token(False)
+    writer.add_chat_template(settings["chat_template"])
+
+
+def quantised(tensors: dict[str, NDArray[np.float32]], types: Types) -> dict[str, tuple[str, NDArray[np.uint8]]]:
+    """Tensors rounded to their types, as the gguf package rounds; F32 is left out."""
+    kinds = {name: types(name) for name in tensors}
+    return {
+        name: (kind, quantize(tensors[name], gguf.GGMLQuantizationType[kind]))
+        for name, kind in kinds.items()
+        if kind != "F32"
+    }
 
 
 def random_blocks(rng: np.random.Generator, kind: str, shape: tuple[int, ...]) -> tuple[Any, NDArray[np.float32]]:

@@ -47,6 +47,42 @@ def test_a_file_says_what_its_checkpoint_says(variant: str, checkpoints: Callabl
         assert torch.equal(of_file.logits(PROMPT), of_directory.logits(PROMPT))
 
 
+def per_expert(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Each expert's matrices on their own, as older converters wrote them."""
+    found: dict[str, np.ndarray] = {}
+    for name, values in tensors.items():
+        if name.endswith("_exps.weight"):
+            stem = name.removesuffix("_exps.weight")
+            found |= {f"{stem}.{e}.weight": matrix for e, matrix in enumerate(values)}
+        else:
+            found[name] = values
+    return found
+
+
+def fused(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Gate and up in one tensor, gate first."""
+    found = dict(tensors)
+    for name in tensors:
+        if name.endswith("ffn_gate_exps.weight"):
+            up = name.replace("gate", "up")
+            both = np.concatenate([found.pop(name), found.pop(up)], axis=1)
+            found[name.replace("gate", "gate_up")] = both
+    return found
+
+
+@pytest.mark.parametrize("layout", [per_expert, fused])
+def test_experts_however_they_are_stored(
+    layout: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]],
+    checkpoints: Callable[[str], Path],
+    tmp_path: Path,
+) -> None:
+    config, tensors = gguf_files.read(checkpoints("mixtral"))
+    gguf_files.write(tmp_path / "m.gguf", config, layout(tensors))
+    assert torch.equal(
+        logits(tmp_path / "m.gguf", kernels="reference"), logits(checkpoints("mixtral"), kernels="reference")
+    )
+
+
 def by_role(**types: str) -> gguf_files.Types:
     """Types by the role of a tensor, F32 where none is given; "a/b" takes turns with the layers."""
 
@@ -105,9 +141,9 @@ def test_mixed_types_are_their_dequantised_weights(mix: tuple[Path, Path, dict[s
 
 def test_mixed_types_with_activations_as_int8(mix: tuple[Path, Path, dict[str, str]]) -> None:
     path, twin, _ = mix
-    """Of most tokens: one that goes to another expert differs by more."""
+    """A token that goes to another expert differs by more, and so do those that see it."""
     found, expected = logits(path), logits(twin)
-    assert ((found - expected).norm(dim=-1) / expected.norm(dim=-1)).median() < 0.05
+    assert ((found - expected).norm(dim=-1) / expected.norm(dim=-1)).quantile(0.25) < 0.03
     assert found.argmax(-1).eq(expected.argmax(-1)).float().mean() > 0.7
 
 

@@ -47,6 +47,12 @@ constexpr void fill_formats(FormatKernels* formats) {
   formats[IQ4_NL] = block_format<EXACT, Table<Iq4Values>, HalfScales>();
   formats[IQ4_XS] = block_format<EXACT, Table<Iq4Values>, ByteScales<1>>();
   formats[MXFP4] = block_format<EXACT, Table<E2m1Values>, PowerScales>();
+  formats[IQ3_S] = block_format<EXACT, Table<Iq3sValues>, ByteScales<1>>();
+  formats[IQ3_XXS] = block_format<EXACT, Table<Iq3xxsValues>, ByteScales<1, 4>>();
+  formats[IQ2_XXS] = block_format<EXACT, Table<Iq2Values, 1, 2>, ByteScales<1, 8>>();
+  formats[IQ2_XS] = block_format<EXACT, Table<Iq2Values, 1, 2>, ByteScales<2, 8>>();
+  formats[IQ1_S] = block_format<EXACT, Table<Iq1Values, 1, 2>, ByteScales<1, 8>>();
+  formats[IQ1_M] = block_format<EXACT, Table<Iq1Values, 1, 2>, ByteScales<2, 8>>();
 }
 
 constexpr Kernels fill_table(const char* name) {

@@ -83,10 +83,10 @@ struct Bytes8 {
   }
 };
 
-// Codes of 4 bits that stand for the values of T.
-template <class T>
+// Codes of up to 4 bits that stand for the values of T.
+template <class T, int HIGH = 0, int LOW = 4>
 struct Table {
-  static constexpr int BITS = 4, OFFSET = BYTE_OFFSET;
+  static constexpr int BITS = HIGH + LOW, OFFSET = BYTE_OFFSET;
   static constexpr bool WIDE = true;
 
   struct alignas(16) Values {
@@ -100,7 +100,7 @@ struct Table {
 
   template <bool FULL>
   static inline __attribute__((always_inline)) void load(const uint8_t* group, int blocks, int first, int n, Step& q) {
-    Planes<0, 4, 0>::template load<FULL>(group, blocks, first, n, q);
+    Planes<HIGH, LOW, 0>::template load<FULL>(group, blocks, first, n, q);
 #pragma GCC unroll 8
     for (int j = 0; j < WORDS; j++) q[j] = lookup(q[j], values.at);
   }
@@ -111,6 +111,19 @@ struct Iq4Values {
 };
 struct E2m1Values {  // twice the values
   static constexpr int VALUES[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+};
+// The values that points of a grid have.
+struct Iq3sValues {
+  static constexpr int VALUES[16] = {-15, -13, -11, -9, -7, -5, -3, -1, 1, 3, 5, 7, 9, 11, 13, 15};
+};
+struct Iq3xxsValues {
+  static constexpr int VALUES[16] = {-62, -52, -44, -36, -28, -20, -12, -4, 4, 12, 20, 28, 36, 44, 52, 62};
+};
+struct Iq2Values {
+  static constexpr int VALUES[16] = {-43, -25, -8, 8, 25, 43};
+};
+struct Iq1Values {
+  static constexpr int VALUES[16] = {-9, -7, -1, 1, 7, 9};
 };
 
 }  // namespace

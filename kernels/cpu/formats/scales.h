@@ -67,8 +67,8 @@ struct PowerScales {
   }
 };
 
-// A half for 256 times an integer for each block, or for each of its halves.
-template <int PARTS_>
+// A half for 256, over DIVISOR, times an integer for each block, or for each of its halves.
+template <int PARTS_, int DIVISOR = 1>
 struct ByteScales {
   static constexpr int PARTS = PARTS_;
   static constexpr bool MIN = false;
@@ -77,7 +77,8 @@ struct ByteScales {
 
   template <bool FULL>
   static inline __attribute__((always_inline)) void load(const uint8_t* row, int blocks, int b, int n, Factors<PARTS>& f) {
-    const V d = spread_halves(row, b, n);
+    V d = spread_halves(row, b, n);
+    if (DIVISOR > 1) d = mul(d, set1(1.0f / DIVISOR));
     const uint8_t* units = row + halves(blocks) + b;
 #pragma GCC unroll 2
     for (int part = 0; part < PARTS; part++) {
