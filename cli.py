@@ -172,8 +172,11 @@ def perplexity(model: str, file: Path, window: int, config: Values, as_json: boo
     help="how often each kernel is timed; the median counts",
 )
 @click.option("--quick", is_flag=True, help="under 20 seconds: fewer rounds over less memory")
+@click.option(
+    "--formats", metavar="NAME,...", default="", help="besides the usual ones, or all; a run adds its model's"
+)
 @json_flag
-def measure(config: Values, rounds: int, quick: bool, as_json: bool) -> None:
+def measure(config: Values, rounds: int, quick: bool, formats: str, as_json: bool) -> None:
     """Measure how fast this machine's kernels read memory and what a step costs besides; saved for predictions."""
     from .engine.bench import calibrate
     from .engine.measure import other_load, tile_thresholds
@@ -184,7 +187,7 @@ def measure(config: Values, rounds: int, quick: bool, as_json: bool) -> None:
     context = Context(threads=chosen.threads or THREADS)
     if chosen.profile is not None:
         writable.check(chosen.profile, "the profile")
-    profile = calibrate.measure(context, rounds, quick)
+    profile = calibrate.measure(context, rounds, quick, calibrate.named(formats))
     if as_json:
         print(json.dumps(asdict(profile)))
     else:

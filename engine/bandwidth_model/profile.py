@@ -27,6 +27,17 @@ STALE = "the profile of this machine was measured with other kernels"
 
 
 @dataclass(frozen=True, kw_only=True)
+class FormatRates:
+    """Of a profile what is by format. busy: cores that other processes took meanwhile."""
+
+    linear: dict[str, float]
+    experts: dict[str, float]
+    batch: dict[str, dict[str, float]]
+    crowd: dict[str, dict[str, float]]
+    busy: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Profile:
     """Bandwidths in bytes per second, by format: of single matrices (`linear`) and of whole experts (`experts`). Which
     formats there are depends on the models that were run; of others rates are estimated (`estimate`).
@@ -109,14 +120,14 @@ class Profile:
         points += [(float(n), max(1.0, one[known] / rates[known])) for n, rates in many.items() if known in rates]
         return along(points, tokens) if len(points) > 1 else 1.0
 
-    def with_formats(self, other: Profile) -> Profile:
-        """The same with the rates of the formats that were measured for another one."""
+    def with_formats(self, more: FormatRates) -> Profile:
+        """The same with the rates of formats that were measured since."""
         return replace(
             self,
-            linear={**self.linear, **other.linear},
-            experts={**self.experts, **other.experts},
-            batch=_joined(self.batch, other.batch),
-            crowd=_joined(self.crowd, other.crowd),
+            linear={**self.linear, **more.linear},
+            experts={**self.experts, **more.experts},
+            batch=_joined(self.batch, more.batch),
+            crowd=_joined(self.crowd, more.crowd),
         )
 
     def cache_seconds_per_byte(self, intensity: float) -> float:
@@ -163,8 +174,8 @@ def along(points: list[tuple[float, float]], x: float) -> float:
 #   rate = rate of the measured one that is most alike x min(1, bytes a weight here / bytes a weight there)
 #
 # So an estimate takes as many bytes a second, and no more weights: where memory bounds kernels their bytes are alike,
-# where unpacking does their weights. Alike are floats with floats and blocks with blocks, then codes of about as many
-# bits, then scales of about as many weights.
+# where unpacking does their weights. Alike are floats to floats alone and blocks to blocks, the more so the nearer the
+# bits of their codes are, then whether a table says their values, then the weights that share a factor.
 
 
 def _bytes_per_weight(format: Format) -> float:
@@ -174,20 +185,20 @@ def _bytes_per_weight(format: Format) -> float:
 
 def nearest(name: str, measured: Collection[str]) -> str | None:
     """The measured format whose kernel is the most like that of `name`: itself, if it was measured; None for a name
-    that is no format, or where nothing was measured."""
+    that is no format, or where nothing like it was measured."""
     if name in measured:
         return name
     if name not in FORMATS:
         return None
-    return min(
-        (other for other in FORMATS if other in measured), key=lambda other: _distance(name, other), default=None
-    )
+    one = FORMATS[name]
+    alike = (other for other in FORMATS.values() if other.name in measured and other.is_block == one.is_block)
+    found = min(alike, key=lambda other: _distance(one, other), default=None)
+    return None if found is None else found.name
 
 
-def _distance(name: str, other: str) -> tuple[bool, int, bool, bool]:
-    one, two = FORMATS[name], FORMATS[other]
-    more = (bool(one.codes.table) != bool(two.codes.table), one.scales.per != two.scales.per)
-    return (one.is_block != two.is_block, abs(one.bits - two.bits), *more)
+def _distance(one: Format, other: Format) -> tuple[int, bool, bool]:
+    has_table, has_runs = bool(one.codes.table) != bool(other.codes.table), one.scales.per != other.scales.per
+    return abs(one.bits - other.bits), has_table, has_runs
 
 
 def estimate(name: str, measured: Mapping[str, float]) -> float | None:

@@ -13,13 +13,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
-from ...kernels import ExpertLayout
 from ...loaders.quants.by_format import ByFormat
 from .link_rate import LinkRate
 from .profile import Profile
 
 GAIN = 0.1  # less than this share of the time is within what the curves are off by
+
+
+class Expert(Protocol):
+    """How large an expert is, in all and by format: a layout, or the mean of several."""
+
+    @property
+    def bytes(self) -> float: ...
+    @property
+    def bytes_by_format(self) -> Mapping[str, float]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,10 +60,10 @@ def _best(curves: Curves, chosen: int, gain: float) -> int:
     return best if seconds(best) <= (1 - gain) * alone else 0
 
 
-def curves(profile: Profile, layout: ExpertLayout, link: LinkRate, each: float, most: int) -> Curves | None:
+def curves(profile: Profile, expert: Expert, link: LinkRate, each: float, most: int) -> Curves | None:
     """The curves for up to `most` experts that serve `each` tokens; None where the link or the GPU's memory was not
     measured, or what is left beside copies neither, and the link alone could take all of the memory's bandwidth."""
-    read = ByFormat.of(layout.bytes_by_format)
+    read = ByFormat.of(expert.bytes_by_format)
     alone, kernel = profile.experts_rate(read, each), profile.experts_rate(read)
     kept = kept_of(read, link.kept, profile.rates(experts=True))
     shared = beside(alone, link.bytes_s, kernel=kernel, stream=profile.stream, kept=kept)
@@ -62,7 +71,7 @@ def curves(profile: Profile, layout: ExpertLayout, link: LinkRate, each: float, 
         return None
 
     def at(rate: float) -> tuple[float, ...]:
-        return tuple(n * layout.bytes / rate for n in range(most + 1))
+        return tuple(n * expert.bytes / rate for n in range(most + 1))
 
     return Curves(
         cpu=at(alone),
@@ -99,9 +108,9 @@ def beside(
     return (min(alone, left), link) if left > 0 else None
 
 
-def shared_how(layout: ExpertLayout, profile: Profile, link: LinkRate) -> str:
+def shared_how(expert: Expert, profile: Profile, link: LinkRate) -> str:
     """For people: where the rates of experts and copies beside each other come from."""
-    found = kept_of(ByFormat.of(layout.bytes_by_format), link.kept, profile.rates(experts=True))
+    found = kept_of(ByFormat.of(expert.bytes_by_format), link.kept, profile.rates(experts=True))
     if found is None:
         return "together no more than a plain read, assumed: headrace measure"
     experts, copies = found

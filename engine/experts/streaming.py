@@ -124,7 +124,8 @@ class Filled(NamedTuple):
 
 
 class Ring:
-    """The two buffers, on the device of `place`, and who uses them next."""
+    """The two buffers, on the device of `place`, and who uses them next. layout: of the largest experts; those of other
+    layers lie in the buffers by their own."""
 
     def __init__(
         self,
@@ -137,7 +138,6 @@ class Ring:
         timers: Timers | None = None,
         here: str = GPU_HBM,
     ) -> None:
-        self.layout = layout
         self.piece = piece
         self.ops = ops
         self.main, self.side = main, side
@@ -173,7 +173,7 @@ class Ring:
             self.timers.span(self.here)
             self.main.wait(filled.ready)
             self.timers.span(wait(H2D))
-            held = ExpertBank(self.layout, self.buffers[filled.buffer][: piece.size])
+            held = ExpertBank(bank.layout, self._places(filled.buffer, bank)[: piece.size])
             self.main.do(partial(self._compute, y_TD, x_TD, places_TK, weights_TK, held, piece.first))
             self.free[filled.buffer] = self.main.record()
             filled = coming
@@ -207,9 +207,14 @@ class Ring:
         self.turn = 1 - buffer
         self.side.wait(self.free[buffer])
         self.copies.span(self.here if self.copies is self.timers.main else None)
-        self.side.do(partial(fill, self.buffers[buffer], bank, piece))
+        self.side.do(partial(fill, self._places(buffer, bank), bank, piece))
         self.copies.span(H2D)
         return Filled(bank, piece, buffer, self.side.record())
+
+    def _places(self, buffer: int, bank: ExpertBank) -> Tensor:
+        """A buffer as experts of a bank lie in it: uint8 [piece, bytes of one]."""
+        size = bank.layout.bytes
+        return self.buffers[buffer].view(-1)[: self.piece * size].view(self.piece, size)
 
     def _compute(
         self, y_TD: Tensor, x_TD: Tensor, places_TK: Tensor, weights_TK: Tensor, held: ExpertBank, first: int

@@ -88,12 +88,12 @@ class TieredExperts:
 
     def _ring(self) -> Ring | None:
         """The buffers for copied experts; None if no layer has any in RAM."""
-        banks = (bank for layer in self.banks if layer for tier, bank in layer.banks.items() if tier == Tier.CPU.value)
-        bank = next(banks, None)
-        if bank is None:
+        banks = [layer.banks[Tier.CPU.value] for layer in self.banks if layer and Tier.CPU.value in layer.banks]
+        if not banks:
             return None
+        largest = max((bank.layout for bank in banks), key=lambda layout: layout.bytes)
         main, side = streams.of(self.main)
-        return Ring(bank.layout, self.offload.piece, self.main.ops, self.main.place, main, side, self.timers, self.here)
+        return Ring(largest, self.offload.piece, self.main.ops, self.main.place, main, side, self.timers, self.here)
 
     def _numbers(self, layer: int) -> Tensor:
         """On the main device: expert -> its number in the bank in RAM, or -1; int32 [E]."""

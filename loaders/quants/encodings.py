@@ -20,7 +20,7 @@ SMALLER_BLOCKS = {
     "q4_k": "q5_0",
     "q5_k": "q5_1",
     "q6_k": "q8_0",
-    "iq4_xs": "iq4_nl",
+    **dict.fromkeys(("iq4_xs", "iq3_s", "iq3_xxs", "iq2_s", "iq2_xs", "iq2_xxs", "iq1_m", "iq1_s"), "iq4_nl"),
 }
 
 

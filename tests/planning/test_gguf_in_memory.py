@@ -110,15 +110,14 @@ def test_a_plan_of_it_says_both(path: Path) -> None:
 
 
 def test_types_without_kernels_keep_the_bytes_of_the_file(tmp_path: Path) -> None:
-    """iq2_s takes 82 bytes for 256 weights; all else of the expert is packed. An expert is no block of the engine's
-    then: it is padded all the same, which is 64 bytes at most."""
+    """tq2_0 takes 66 bytes for 256 weights; all else of the expert is packed."""
     tiny.build("qwen3_moe", tmp_path / "shapes", **SIZES)
     config, tensors = gguf_files.read(tmp_path / "shapes")
     name = "blk.0.ffn_up_exps.weight"
-    raw = np.zeros((*tensors[name].shape[:-1], 82), dtype=np.uint8)
-    gguf_files.write(tmp_path / "m.gguf", config, tensors, {name: ("IQ2_S", raw)})
+    raw = np.zeros((*tensors[name].shape[:-1], 66), dtype=np.uint8)
+    gguf_files.write(tmp_path / "m.gguf", config, tensors, {name: ("TQ2_0", raw)})
     found = planned(model_source.find(str(tmp_path / "m.gguf")))
-    assert dict(found.layers[0].expert_in.parts) == {"f32": 2 * 4 * 256 * 512, "iq2_s": 512 * 82}
+    assert dict(found.layers[0].expert_in.parts) == {"f32": 2 * 4 * 256 * 512, "tq2_0": 512 * 66}
 
 
 @pytest.mark.parametrize("variant", ["qwen3_moe", "qwen2_moe", "granitemoe"])
