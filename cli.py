@@ -172,8 +172,11 @@ def perplexity(model: str, file: Path, window: int, config: Values, as_json: boo
     help="how often each kernel is timed; the median counts",
 )
 @click.option("--quick", is_flag=True, help="under 20 seconds: fewer rounds over less memory")
+@click.option(
+    "--formats", metavar="NAME,...", default="", help="besides the usual ones, or all; a run adds its model's"
+)
 @json_flag
-def measure(config: Values, rounds: int, quick: bool, as_json: bool) -> None:
+def measure(config: Values, rounds: int, quick: bool, formats: str, as_json: bool) -> None:
     """Measure how fast this machine's kernels read memory and what a step costs besides; saved for predictions."""
     from .engine.bench import calibrate
     from .engine.measure import other_load, tile_thresholds
@@ -184,7 +187,7 @@ def measure(config: Values, rounds: int, quick: bool, as_json: bool) -> None:
     context = Context(threads=chosen.threads or THREADS)
     if chosen.profile is not None:
         writable.check(chosen.profile, "the profile")
-    profile = calibrate.measure(context, rounds, quick)
+    profile = calibrate.measure(context, rounds, quick, calibrate.named(formats))
     if as_json:
         print(json.dumps(asdict(profile)))
     else:
@@ -244,8 +247,7 @@ def doctor(model: str | None, random_weights: bool, config: Values) -> int:
             raise OptionError("--random-weights makes weights for a MODEL: name one")
         return doctor_command.run(None, config["profile"])
     options = {**config, "max_context": 64, "max_sequences": 1}
-    is_random = random_weights or bench_command.has_shape_alone(model)
-    return doctor_command.run(lambda: bench_command.load(model, options, is_random, None))
+    return doctor_command.run(lambda: bench_command.load(model, options, random_weights, None))
 
 
 @command

@@ -100,7 +100,7 @@ def config_of(shape: str, format: str, budget: int) -> dict[str, Any]:
     """The shape cut to as many layers as `budget` bytes hold, two at least."""
     config = catalogue.find(shape).config
     sizes = storage_of(config, format)
-    outside = sizes.total - sum(layer.common + layer.routed for layer in sizes.layers)
+    outside = sizes.in_memory - sum(layer.common + layer.routed for layer in sizes.layers)
     each = sizes.layers[0].common + sizes.layers[0].routed
     layers = max(2, min(len(sizes.layers), (budget - outside) // each))
     return {**config, "num_hidden_layers": layers}

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ..errors import OptionError, brief
 from ..kernels import BACKENDS, FORMATS, limits
+from ..loaders.quants.recipes import PACKED
 from .coerce import by_meaning
 from .option import COMMON, MODEL, PLACEMENT, SAMPLING, SPEED, option, words
 from .placement import placement as placing
@@ -23,7 +24,8 @@ DTYPES = {"auto": None, "float32": "f32", "bfloat16": "bf16"}
 GRAPHED = ("memop", "hostfunc", "spin")  # ways to hand experts over in a graph (`cuda_graphs/signals.py`)
 HANDOFFS = (*GRAPHED, "eager")
 PINNED_SHARE = 0.8  # of the machine's memory, where no limit was given: what is pinned can neither move nor be swapped
-FORMAT_NAMES = ", ".join(["native", *FORMATS])
+FORMAT_NAMES = ["native", *FORMATS, *(name for name in PACKED if name not in FORMATS)]
+FORMATS_HELP = ", ".join(FORMAT_NAMES)
 DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,2})?|simulated(:(cpu|reference|gpu))?")
 
 
@@ -94,12 +96,12 @@ class EngineConfig:
     used.
     """
 
-    expert_format: str = option("native", COMMON, "FORMAT", f"of the routed experts: {FORMAT_NAMES}")
+    expert_format: str = option("native", COMMON, "FORMAT", f"of the routed experts: {FORMATS_HELP}")
     placement: str | Path | None = option(
         None, COMMON, "WHERE", f"where the routed experts lie: {placing.PLACES}, NAME.json (docs/placement.md)"
     )
 
-    dense_format: str = option("native", MODEL, "FORMAT", f"of attention, shared experts and head: {FORMAT_NAMES}")
+    dense_format: str = option("native", MODEL, "FORMAT", f"of attention, shared experts and head: {FORMATS_HELP}")
     dtype: str = option("auto", MODEL, "TYPE", "what 'native' means: auto (as stored), float32 or bfloat16")
     max_context: int | None = option(None, MODEL, "TOKENS", "longest prompt plus completion; default what fits")
     ram_limit: float | None = option(None, MODEL, "GB", "RAM that may be taken, whatever is said to be free")
@@ -132,8 +134,8 @@ class EngineConfig:
     def __post_init__(self) -> None:
         _choice("kernels", self.kernels, ["auto", *BACKENDS])
         _choice("dtype", self.dtype, list(DTYPES))
-        _choice("expert_format", self.expert_format, ["native", *FORMATS])
-        _choice("dense_format", self.dense_format, ["native", *FORMATS])
+        _choice("expert_format", self.expert_format, FORMAT_NAMES)
+        _choice("dense_format", self.dense_format, FORMAT_NAMES)
         _choice("cpu_activations", self.cpu_activations, ["int8", "bf16"])
         _threads(self.threads)
         self._check_placement()

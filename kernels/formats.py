@@ -255,3 +255,12 @@ class ExpertLayout:
     def bytes(self) -> int:
         """Bytes of one expert, padding included: what one activation of it reads."""
         return align_up(sum(map(self.part_bytes, PARTS)), EXPERT_ALIGN)
+
+    @property
+    def bytes_by_format(self) -> dict[str, int]:
+        """`bytes` by the names of the formats; the padding at the end is of the last part's."""
+        found = dict.fromkeys((format.name for format in self.formats), 0)
+        for part in PARTS:
+            found[self.of(part).name] += self.part_bytes(part)
+        found[self.of("down").name] += self.bytes - sum(found.values())
+        return found

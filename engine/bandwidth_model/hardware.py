@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ...errors import OptionError
+from ...loaders.quants.by_format import ByFormat
 from ..ledger.passes import CPU_DRAM, D2D, D2H, H2D
 from ..placement.placement import channel
 from ..units import GB
@@ -91,6 +92,7 @@ class Device:
     flops: Range | None = None
     link: Range | None = None
     by_format: dict[str, float] = field(default_factory=dict)  # measured: bytes/s of the expert kernels
+    estimates: Mapping[str, str] = field(default_factory=dict)  # formats of these that were not, but by another's rate
     dense_by_format: dict[str, float] = field(default_factory=dict)  # measured: of single matrices
     # measured: by format, time with so many tokens over time with one; of matrices, or of experts
     slowdown: Callable[[str, float, bool], float] | None = None
@@ -107,6 +109,10 @@ class Device:
         """Bandwidth of the kernel that reads this format: measured where it was, else that of the device."""
         known = self.measured(format, experts)
         return Range(known * 0.9, known, known * 1.1) if known else self.bandwidth
+
+    def mean_rate(self, read: ByFormat, experts: bool) -> float:
+        """Bytes per second of all of it, each format at its own bandwidth."""
+        return read.total / sum(size / self.reads(name, experts).mid for name, size in read.parts)
 
 
 @dataclass(frozen=True, kw_only=True)

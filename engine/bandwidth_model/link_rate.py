@@ -14,7 +14,7 @@ from ..devices.pcie import PciLink, pci_links
 from ..units import GB
 from .contention import experts_name, kept, up_name
 from .hardware import LANE, REACHED
-from .profile import Profile
+from .profile import Profile, nearest
 
 GENERATIONS = {2.5: 1, 5.0: 2, 8.0: 3, 16.0: 4, 32.0: 5, 64.0: 6}  # by GT/s
 SHARE = REACHED["link"][0].mid  # of a link's nominal rate that copies from pinned memory reach
@@ -51,10 +51,13 @@ def link_rate(profile: Profile | None, place: torch.device, links: Iterable[PciL
 
 
 def kept_beside(profile: Profile | None, number: int) -> dict[str, tuple[float, float]]:
-    """By format, what experts and copies to this GPU keep of their rates beside each other."""
+    """By format, what experts and copies to this GPU keep of their rates beside each other; of a format that was not
+    measured so, what the one keeps that is most alike."""
     rates = {} if profile is None else profile.together
     shares = {name: kept(rates, experts_name(name), up_name(number)) for name in FORMATS}
-    return {name: share for name, share in shares.items() if share is not None}
+    measured = {name: share for name, share in shares.items() if share is not None}
+    alike = {name: nearest(name, measured) for name in FORMATS}
+    return {name: measured[other] for name, other in alike.items() if other is not None}
 
 
 def nominal(link: PciLink | None) -> LinkRate:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import OptionError
+from ...kernels import FORMATS
 from ...kernels.context import Context
 from ...loaders.memory import all_memory
 from .hardware import CORE_FLOPS, FIXED, Device, Hardware, Range, core_flops, device, exactly, parse, part, positive
@@ -66,8 +67,9 @@ def of_profile(profile: Profile) -> Hardware:
         nominal=profile.stream,
         bandwidth=Range(profile.stream * 0.7, profile.stream * 0.85, profile.stream),
         flops=core_flops(profile.isa).times(profile.threads),
-        by_format=profile.experts,
-        dense_by_format=profile.linear,
+        by_format=profile.rates(experts=True),
+        dense_by_format=profile.rates(experts=False),
+        estimates=profile.estimates(FORMATS),
         slowdown=profile.slowdown if profile.batch else None,
         cache_s=profile.cache_seconds_per_byte,
         source=f"measured {profile.date}",

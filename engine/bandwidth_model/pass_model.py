@@ -6,22 +6,24 @@
               second GPU)
     stream  = ids down + max(copies,  experts here + shared expert,  second GPU): one is copied, another computed
 
-On the CPU alone all experts are one load, read in turn with the rest. Bytes are those of the routing that happened.
+On the CPU alone all experts are one load, read in turn with the rest. Bytes are those of the routing that happened,
+each format's at its own rate: an expert of several formats, or of a layer with others, is the sum over them.
 Beside each other copies and the CPU's experts have what was measured, else the CPU what copies leave of a plain read
 (`split_decode.py`). Not counted: launches of the GPU's kernels, and a hand-off whose cost is not known.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 import torch
 
-from ...kernels import ExpertLayout
 from ...loaders.architecture.of_spec import of_spec
-from ...loaders.quants.encodings import ENCODINGS
+from ...loaders.quants.by_format import ByFormat
 from ...loaders.spec import ModelSpec
 from ...loaders.weights.model_weights import Formats
+from ..ledger import in_formats
 from ..ledger.pass_bytes import DENSE, EXPERTS, HEAD, INPUTS, KV, bytes_per_token
 from ..ledger.passes import CPU_DRAM, D2D, D2H, GPU1_HBM, GPU_HBM, H2D, HANDOFF, Bytes, LayerWork, Pass, Prediction
 from . import flop_counts, split_decode
@@ -44,14 +46,12 @@ class PassModel:
     ) -> None:
         self.spec, self.formats, self.kv_dtype, self.handoff_s = spec, formats, kv_dtype, handoff_s
         self.machine = replace(machine, sync=exactly(handoff_s or 0.0))
-        self.model = of_spec(spec)
+        self.model, self.sizes = of_spec(spec), in_formats.of_model(spec, formats)
         self.main = GPU_HBM if machine.gpus else CPU_DRAM
-        self.expert = ExpertLayout(format=formats.experts, hidden=spec.hidden, width=spec.moe.width).bytes
+        self.experts = Counter(layer.expert for layer in self.sizes.layers if layer.experts)  # -> layers with such ones
         self.token_bytes = bytes_per_token(spec, kv_dtype)
         shared = next((layer.parts for layer in self.model.layers if layer.experts is not None), ())
-        shared = tuple(part for part in shared if part.group == "shared")
-        self.shared_bytes = sum(map(ENCODINGS[formats.dense.name].part_bytes, shared))
-        self.shared_flops = 2 * sum(part.elements for part in shared)
+        self.shared_flops = 2 * sum(part.elements for part in shared if part.group == "shared")
         self.layer_flops = sum(map(flop_counts.layer_flops, self.model.layers))
 
     def __call__(self, done: Pass) -> Prediction | None:
@@ -74,31 +74,51 @@ class PassModel:
         in_layers = sum(_total(work.bytes, D2H) for work in done.layers)
         return [
             Link(H2D, done.bytes.get(H2D, {}).get(INPUTS, 0)),
-            Weights(CPU_DRAM, self.formats.embed.name, done.bytes.get(CPU_DRAM, {}).get(DENSE, 0), 0),
+            Weights(CPU_DRAM, self.sizes.row.spread(done.bytes.get(CPU_DRAM, {}).get(DENSE, 0)), 0),
             Link(D2H, done.total(D2H) - in_layers),
         ]
 
     def _common(self, done: Pass) -> list[Load]:
         """All but the experts of several tiers, one after the other."""
         read, rows = done.bytes.get(self.main, {}), len(done.sequences)
-        split, name, on_gpu = len(done.layers), self.formats.dense.name, self.main != CPU_DRAM
-        flops = done.tokens * (self.layer_flops - split * self.shared_flops) if on_gpu else 0
+        on_gpu = self.main != CPU_DRAM
+        flops = done.tokens * (self.layer_flops - len(done.layers) * self.shared_flops) if on_gpu else 0
         head = rows * flop_counts.head_flops(self.model) if on_gpu and HEAD in read else 0
         found: list[Load] = [
-            Weights(self.main, name, read.get(DENSE, 0) - split * self.shared_bytes, flops, done.tokens),
+            Weights(self.main, self._dense(done), flops, done.tokens),
             self._cache(done, read.get(KV, 0)),
-            Weights(self.main, name, read.get(HEAD, 0), head, rows),
+            Weights(self.main, self.sizes.head.spread(read.get(HEAD, 0)), head, rows),
         ]
         if not on_gpu and (experts := read.get(EXPERTS, 0)):
-            each = 1.0 if done.tokens == 1 else self._tokens_of_an_expert(experts, done.tokens, self._logit_rows(done))
-            found.append(Weights(CPU_DRAM, self.formats.experts.name, experts, 0, each, experts=True))
+            each = 1.0 if done.tokens == 1 else self._tokens_of_an_expert(experts, done)
+            found.append(Weights(CPU_DRAM, self._experts_by_format(experts, done), 0, each, experts=True))
         return found
+
+    def _dense(self, done: Pass) -> ByFormat:
+        """What a pass reads of layers without routed experts, and of the embedding where it lies with them; without the
+        shared experts of layers with several tiers. A pass without logits ends early: it reads less of each format."""
+        size = done.bytes.get(self.main, {}).get(DENSE, 0)
+        is_elsewhere = self.main != CPU_DRAM and DENSE in done.bytes.get(CPU_DRAM, {})
+        rows = 0 if is_elsewhere else min(size, done.tokens * round(self.sizes.row.total))
+        shared = [] if self.main == CPU_DRAM else [self.sizes.layers[work.layer].shared for work in done.layers]
+        others = ByFormat.sum([self.sizes.dense, *(one.times(-1) for one in shared)])
+        left = size - rows - round(sum(one.total for one in shared))
+        return ByFormat.sum([self.sizes.row.spread(rows), others.spread(max(0, left))])
+
+    def _experts_by_format(self, size: float, done: Pass) -> ByFormat:
+        """So many bytes of experts on the CPU alone: by what each layer read, else as all layers were read alike."""
+        if sum(done.by_layer) != size:
+            return ByFormat.sum(one.times(layers) for one, layers in self.experts.items()).spread(size)
+        sums: Counter[ByFormat] = Counter()
+        for layer, read in zip(self.sizes.layers, done.by_layer, strict=True):
+            sums[layer.expert] += read
+        return ByFormat.sum(one.spread(read) for one, read in sums.items())
 
     def _cache(self, done: Pass, size: int) -> Load:
         """Keys and values are written once by each token, and read by all tokens of a sequence together, each of which
         sees those before it. A float32 cache is read as a matrix."""
         if self.main == CPU_DRAM and self.kv_dtype != torch.bfloat16:
-            return Weights(CPU_DRAM, "f32", size, 0)
+            return Weights(CPU_DRAM, ByFormat((("f32", size),)), 0)
         rows, flops = max(1, len(done.sequences)), 0
         if self.main != CPU_DRAM:
             queries = done.tokens // rows
@@ -113,11 +133,13 @@ class PassModel:
         """Tokens whose logits are wanted."""
         return len(done.sequences) if HEAD in done.bytes.get(self.main, {}) else 0
 
-    def _tokens_of_an_expert(self, read: float, tokens: int, rows: int) -> float:
+    def _tokens_of_an_expert(self, read: float, done: Pass) -> float:
         """How many tokens an expert serves on average that was read: choices over distinct experts. In the last layer
-        only those `rows` choose whose logits are wanted."""
-        choices = self.spec.moe.top_k * (tokens * self.spec.moe_layers - tokens + rows)
-        return max(1.0, choices * self.expert / read)
+        only those rows choose whose logits are wanted."""
+        spec, tokens = self.spec, done.tokens
+        choices = spec.moe.top_k * (tokens * spec.moe_layers - tokens + self._logit_rows(done))
+        expert = sum(one.total * layers for one, layers in self.experts.items()) / spec.moe_layers
+        return max(1.0, choices * expert / read)
 
     def _overhead(self, done: Pass) -> Overhead:
         spec = self.spec
@@ -127,7 +149,7 @@ class PassModel:
     def _layer(self, work: LayerWork, is_decode: bool) -> list[Step] | None:
         """One layer's experts on all tiers, with the shared one."""
         down, up = Link(D2H, _total(work.bytes, D2H)), Link(H2D, _total(work.bytes, H2D) - work.copied)
-        shared = Weights(GPU_HBM, self.formats.dense.name, self.shared_bytes, work.tokens * self.shared_flops)
+        shared = Weights(GPU_HBM, self.sizes.layers[work.layer].shared, work.tokens * self.shared_flops)
         here, copies = (self._experts(work, GPU_HBM), shared), Link(H2D, work.copied)
         crossed = _total(work.bytes, D2D)
         second = (Link(D2D, crossed), self._experts(work, GPU1_HBM)) if crossed else ()
@@ -144,18 +166,20 @@ class PassModel:
         """A tier's experts of a layer, for its choices of tokens."""
         size, pairs = work.bytes.get(tier, {}).get(EXPERTS, 0), work.pairs.get(tier, 0)
         flops = pairs * flop_counts.expert_flops(self.model.layers[work.layer]) / self.spec.moe.top_k
-        each = max(1.0, pairs * self.expert / size) if size else 1.0
-        return Weights(tier, self.formats.experts.name, size, flops if size else 0, each, experts=True)
+        one = self.sizes.layers[work.layer].expert
+        each = max(1.0, pairs * one.total / size) if size else 1.0
+        return Weights(tier, one.spread(size), flops if size else 0, each, experts=True)
 
     def _beside(self, cpu: Weights, copies: Link) -> tuple[Weights, Link] | None:
         """The CPU's experts and copies with what they keep beside each other; None if copies leave the CPU nothing."""
         if not copies.bytes or not cpu.bytes:
             return cpu, copies
-        machine, name = self.machine, cpu.format
+        machine = self.machine
         device = machine.memories[CPU_DRAM]
         alone, link = cpu.bytes / cpu.seconds(machine), machine.links[H2D].mid
-        kernel = device.by_format[name]
-        found = split_decode.beside(alone, link, kernel=kernel, stream=device.nominal, kept=machine.kept.get(name))
+        kept = split_decode.kept_of(cpu.read, machine.kept, device.by_format)
+        kernel = device.mean_rate(cpu.read, experts=True)
+        found = split_decode.beside(alone, link, kernel=kernel, stream=device.nominal, kept=kept)
         return None if found is None else (replace(cpu, kept=found[0] / alone), replace(copies, kept=found[1] / link))
 
 

@@ -7,16 +7,18 @@ import hashlib
 import json
 import os
 import platform
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 
 import psutil
 
 from ...errors import OptionError
-from ...kernels import FORMATS, isa
+from ...kernels import FORMATS, Format, isa
 from ...kernels.context import Context
 from ...loaders.memory import GB
+from ...loaders.quants.by_format import ByFormat
 from .. import writable
 
 MAKE = "name another file, or make this one by headrace measure --profile FILE"
@@ -25,8 +27,20 @@ STALE = "the profile of this machine was measured with other kernels"
 
 
 @dataclass(frozen=True, kw_only=True)
+class FormatRates:
+    """Of a profile what is by format. busy: cores that other processes took meanwhile."""
+
+    linear: dict[str, float]
+    experts: dict[str, float]
+    batch: dict[str, dict[str, float]]
+    crowd: dict[str, dict[str, float]]
+    busy: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Profile:
-    """Bandwidths in bytes per second, by format: of single matrices (`linear`) and of whole experts (`experts`).
+    """Bandwidths in bytes per second, by format: of single matrices (`linear`) and of whole experts (`experts`). Which
+    formats there are depends on the models that were run; of others rates are estimated (`estimate`).
 
     batch, crowd: bandwidths of matrices and of experts that several tokens ("4", "16") are multiplied by at once, by
     format. attention: bytes of a bf16 cache per second, by queries on a key: query heads to a key/value head x tokens
@@ -73,6 +87,27 @@ class Profile:
         """Whether it was measured with other kernels than those that run."""
         return self.kernels != isa.kernels_digest()
 
+    def rates(self, experts: bool) -> dict[str, float]:
+        """Bytes per second of every format there is, measured or estimated."""
+        measured = self.experts if experts else self.linear
+        found = {name: estimate(name, measured) for name in FORMATS}
+        return {name: rate for name, rate in found.items() if rate is not None}
+
+    def experts_rate(self, read: ByFormat, tokens: float = 1.0) -> float:
+        """Bytes per second of experts in these formats that serve so many tokens each."""
+        rates = {name: estimate(name, self.experts) for name, _ in read.parts}
+        seconds = (size / (rates[name] or self.stream) * self.slowdown(name, tokens, True) for name, size in read.parts)
+        return read.total / sum(seconds)
+
+    def missing(self, names: Iterable[str]) -> list[str]:
+        """Those of these formats that were not measured."""
+        return [name for name in dict.fromkeys(names) if name not in self.experts]
+
+    def estimates(self, names: Iterable[str]) -> dict[str, str]:
+        """Of these formats those whose rates are estimated, with the one that is taken for each."""
+        found = {name: nearest(name, self.experts) for name in self.missing(names)}
+        return {name: other for name, other in found.items() if other is not None}
+
     def slowdown(self, format: str, tokens: float, experts: bool = False) -> float:
         """Time of a matrix (or of experts) with so many tokens over its time with one: 1 as long as arithmetic hides
         behind memory.
@@ -80,9 +115,20 @@ class Profile:
         Linear between the measured numbers of tokens, proportional to the tokens above them.
         """
         one, many = (self.experts, self.crowd) if experts and self.crowd else (self.linear, self.batch)
+        known = nearest(format, one)
         points = [(1.0, 1.0)]
-        points += [(float(n), max(1.0, one[format] / rates[format])) for n, rates in many.items()]
+        points += [(float(n), max(1.0, one[known] / rates[known])) for n, rates in many.items() if known in rates]
         return along(points, tokens) if len(points) > 1 else 1.0
+
+    def with_formats(self, more: FormatRates) -> Profile:
+        """The same with the rates of formats that were measured since."""
+        return replace(
+            self,
+            linear={**self.linear, **more.linear},
+            experts={**self.experts, **more.experts},
+            batch=_joined(self.batch, more.batch),
+            crowd=_joined(self.crowd, more.crowd),
+        )
 
     def cache_seconds_per_byte(self, intensity: float) -> float:
         """Of attention over a bf16 cache; `intensity`: FLOPs for a byte, which is how many queries meet a key.
@@ -103,6 +149,11 @@ class Profile:
         return along(points, tokens) - self.layer_s if self.layer_batch else 0.0
 
 
+def _joined(one: Mapping[str, dict[str, float]], other: Mapping[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    """Rates by tokens and format, of both."""
+    return {tokens: {**rates, **other.get(tokens, {})} for tokens, rates in one.items()}
+
+
 def mean_queries(queries: float, context: float) -> float:
     """How many of a sequence's new tokens see a key of a cache that holds `context` tokens at the end, on average: the
     first new token sees all but the others."""
@@ -116,6 +167,46 @@ def along(points: list[tuple[float, float]], x: float) -> float:
             return before + (after - before) * (x - low) / (high - low)
     last, value = points[-1]
     return value * max(1.0, x / last)
+
+
+# ---- formats that were not measured
+#
+#   rate = rate of the measured one that is most alike x min(1, bytes a weight here / bytes a weight there)
+#
+# So an estimate takes as many bytes a second, and no more weights: where memory bounds kernels their bytes are alike,
+# where unpacking does their weights. Alike are floats to floats alone and blocks to blocks, the more so the nearer the
+# bits of their codes are, then whether a table says their values, then the weights that share a factor.
+
+
+def _bytes_per_weight(format: Format) -> float:
+    """Scales and all, without padding."""
+    return format.bits / 8 + (format.scales.bytes(format.block) / format.block if format.is_block else 0)
+
+
+def nearest(name: str, measured: Collection[str]) -> str | None:
+    """The measured format whose kernel is the most like that of `name`: itself, if it was measured; None for a name
+    that is no format, or where nothing like it was measured."""
+    if name in measured:
+        return name
+    if name not in FORMATS:
+        return None
+    one = FORMATS[name]
+    alike = (other for other in FORMATS.values() if other.name in measured and other.is_block == one.is_block)
+    found = min(alike, key=lambda other: _distance(one, other), default=None)
+    return None if found is None else found.name
+
+
+def _distance(one: Format, other: Format) -> tuple[int, bool, bool]:
+    has_table, has_runs = bool(one.codes.table) != bool(other.codes.table), one.scales.per != other.scales.per
+    return abs(one.bits - other.bits), has_table, has_runs
+
+
+def estimate(name: str, measured: Mapping[str, float]) -> float | None:
+    """Bytes per second of a format, measured or estimated; None: neither."""
+    known = nearest(name, measured)
+    if known is None or known == name:
+        return None if known is None else measured[known]
+    return measured[known] * min(1.0, _bytes_per_weight(FORMATS[name]) / _bytes_per_weight(FORMATS[known]))
 
 
 def cpu_name() -> str:
@@ -150,7 +241,7 @@ def load_profile(context: Context, file: Path | None = None) -> Profile | None:
     path = profile_path(key) if file is None else file
     try:
         profile = Profile(**json.loads(path.read_text(encoding="utf-8")))
-        complete = set(profile.linear) == set(profile.experts) == set(FORMATS)
+        complete = set(profile.linear) == set(profile.experts) >= {"bf16"}
         complete = complete and len(profile.attention) > 2 and bool(profile.batch) and bool(profile.crowd)
     except FileNotFoundError:
         return None

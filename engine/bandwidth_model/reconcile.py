@@ -56,6 +56,13 @@ class Reconciliation:
         """Whether the CPU's caches hold the model: no prediction of memory traffic is right for it."""
         return self.weights.nbytes < IN_CACHES
 
+    @property
+    def estimates(self) -> str:
+        """For people: which of the model's formats have rates that are estimated, and from what; "": none."""
+        found = {} if self.profile is None else self.profile.estimates(self.formats.used)
+        each = ", ".join(f"{name} (from {other})" for name, other in found.items())
+        return f"rates that were not measured are estimated: {each}; headrace measure --formats" if each else ""
+
     def start(self, profile: Profile | None) -> None:
         """Takes the saved profile of this machine, and remembers if it may be off."""
         if self.kernels == "cpu":

@@ -3,8 +3,8 @@ describe their work so, a plan with the bytes that it expects, a run with those 
 
     pass    = sum of its steps; a step may have several ways, of which the cheapest is taken
     way     = the slowest of its branches, which work side by side; a branch is the sum of its loads
-    weights = max(bytes / bandwidth, FLOPs / compute); where a kernel was measured, bytes / its bandwidth x what it was
-              measured to take with so many tokens over its time with one
+    weights = max(sum over formats of bytes / bandwidth, FLOPs / compute); of formats whose kernel was measured, bytes /
+              its bandwidth x what it was measured to take with so many tokens over its time with one
     cache   = where attention was measured, bytes x seconds of a byte, by the queries that meet it; else as weights
     link    = bytes / rate
 
@@ -20,6 +20,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
+from ...loaders.quants.by_format import ByFormat
 from ...loaders.quants.encodings import ENCODINGS
 from ..ledger.passes import FIXED, Prediction
 from .hardware import Device, End, Hardware
@@ -39,30 +40,39 @@ class Load(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """Weights of a format in a memory, which `tokens` tokens (on average) are multiplied by. kept: the share of its
-    rate that it keeps beside other work. times: how often; -1 takes it out of what was counted before."""
+    """Weights in a memory, each format read at its own rate, which `tokens` tokens (on average) are multiplied by.
+    kept: the share of its rate that it keeps beside other work. times: how often; -1 takes it out of what was counted
+    before."""
 
     term: str
-    format: str
-    bytes: float
+    read: ByFormat
     flops: float
     tokens: float = 1.0
     experts: bool = False
     kept: float = 1.0
     times: int = 1
 
+    @property
+    def bytes(self) -> float:
+        return self.read.total
+
     def seconds(self, machine: Hardware, end: End = "mid") -> float:
         return self._once(machine.memories[self.term], end) / self.kept * self.times
 
     def _once(self, device: Device, end: End) -> float:
-        known = device.measured(self.format, self.experts)
-        reading = self.bytes / device.reads(self.format, self.experts).at(end)
-        if known and device.slowdown is not None:
-            return reading * device.slowdown(self.format, self.tokens, self.experts)
+        timed, reading, measured = 0.0, 0.0, 0.0  # seconds of measured kernels, and of the others; bytes of the former
         rate = device.flops.at(end) if device.flops else math.inf
-        if known:  # A kernel that reads weights so fast multiplies them as fast.
-            rate = max(rate, 2 * known / ENCODINGS[self.format].bytes_per_weight)
-        return max(reading, self.flops / rate)
+        for name, size in self.read.parts:
+            known = device.measured(name, self.experts)
+            took = size / device.reads(name, self.experts).at(end)
+            if known and device.slowdown is not None:
+                timed, measured = timed + took * device.slowdown(name, self.tokens, self.experts), measured + size
+                continue
+            reading += took
+            if known:  # A kernel that reads weights so fast multiplies them as fast.
+                rate = max(rate, 2 * known / ENCODINGS[name].bytes_per_weight)
+        computed = self.flops * (1 - measured / self.bytes) if measured else self.flops
+        return timed + max(reading, computed / rate)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +95,7 @@ class Cache:
             known = self.read * cost(self.intensity * self.queries) + self.written * cost(self.intensity)
             return known * FACTOR[end]
         read = 0.0 if self.on_chip else self.read + self.written
-        return Weights(self.term, "bf16", read, self.flops).seconds(machine, end)
+        return Weights(self.term, ByFormat((("bf16", read),)), self.flops).seconds(machine, end)
 
 
 @dataclass(frozen=True, slots=True)

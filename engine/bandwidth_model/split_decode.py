@@ -11,14 +11,24 @@ all are copied.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
-from ...kernels import ExpertLayout
+from ...loaders.quants.by_format import ByFormat
 from .link_rate import LinkRate
 from .profile import Profile
 
 GAIN = 0.1  # less than this share of the time is within what the curves are off by
+
+
+class Expert(Protocol):
+    """How large an expert is, in all and by format: a layout, or the mean of several."""
+
+    @property
+    def bytes(self) -> float: ...
+    @property
+    def bytes_by_format(self) -> Mapping[str, float]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,18 +60,18 @@ def _best(curves: Curves, chosen: int, gain: float) -> int:
     return best if seconds(best) <= (1 - gain) * alone else 0
 
 
-def curves(profile: Profile, layout: ExpertLayout, link: LinkRate, each: float, most: int) -> Curves | None:
+def curves(profile: Profile, expert: Expert, link: LinkRate, each: float, most: int) -> Curves | None:
     """The curves for up to `most` experts that serve `each` tokens; None where the link or the GPU's memory was not
     measured, or what is left beside copies neither, and the link alone could take all of the memory's bandwidth."""
-    name = layout.format.name
-    alone = profile.experts[name] / profile.slowdown(name, each, experts=True)
-    kernel, kept = profile.experts[name], link.kept.get(name)
+    read = ByFormat.of(expert.bytes_by_format)
+    alone, kernel = profile.experts_rate(read, each), profile.experts_rate(read)
+    kept = kept_of(read, link.kept, profile.rates(experts=True))
     shared = beside(alone, link.bytes_s, kernel=kernel, stream=profile.stream, kept=kept)
     if not link.is_measured or not link.gpu_bytes_s or shared is None:
         return None
 
     def at(rate: float) -> tuple[float, ...]:
-        return tuple(n * layout.bytes / rate for n in range(most + 1))
+        return tuple(n * expert.bytes / rate for n in range(most + 1))
 
     return Curves(
         cpu=at(alone),
@@ -70,6 +80,19 @@ def curves(profile: Profile, layout: ExpertLayout, link: LinkRate, each: float, 
         cpu_beside=at(shared[0]),
         link_beside=at(shared[1]),
     )
+
+
+def kept_of(
+    read: ByFormat, kept: Mapping[str, tuple[float, float]], rates: Mapping[str, float]
+) -> tuple[float, float] | None:
+    """The shares of their rates that the CPU's experts in these formats and copies keep beside each other: the CPU
+    reads one format after the other. None: of one of them nobody knows."""
+    if any(name not in kept for name, _ in read.parts):
+        return None
+    alone = {name: size / rates[name] for name, size in read.parts}
+    shared = {name: seconds / kept[name][0] for name, seconds in alone.items()}
+    took = sum(shared.values())
+    return sum(alone.values()) / took, sum(seconds * kept[name][1] for name, seconds in shared.items()) / took
 
 
 def beside(
@@ -85,9 +108,10 @@ def beside(
     return (min(alone, left), link) if left > 0 else None
 
 
-def shared_how(format: str, link: LinkRate) -> str:
+def shared_how(expert: Expert, profile: Profile, link: LinkRate) -> str:
     """For people: where the rates of experts and copies beside each other come from."""
-    if format not in link.kept:
+    found = kept_of(ByFormat.of(expert.bytes_by_format), link.kept, profile.rates(experts=True))
+    if found is None:
         return "together no more than a plain read, assumed: headrace measure"
-    experts, copies = link.kept[format]
+    experts, copies = found
     return f"together the CPU keeps {experts:.0%} of its rate and the link {copies:.0%}, measured"

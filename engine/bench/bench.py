@@ -16,11 +16,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ...loaders.weights.model_weights import allocate
 from ..bandwidth_model import tier_rates
 from ..bandwidth_model.pass_model import PassModel
 from ..config import SamplingParams
-from ..ledger.pass_bytes import DENSE, EXPERTS, KV, dense_sizes
+from ..ledger import in_formats
+from ..ledger.pass_bytes import DENSE, EXPERTS, KV
 from ..ledger.passes import CPU_DRAM, Bytes, Pass
 from ..ledger.residual import TierTimes, tier_times
 from ..ledger.summary import summarise
@@ -187,7 +187,7 @@ def _of_the_whole(llm: LLM, rate: float, passes: list[Pass], phase: str) -> floa
         return rate / grown[EXPERTS]
     here = sum(p.predicted_s or 0.0 for p in passes)
     predict = PassModel(whole_spec(llm), parts.checkpoint.formats, parts.kv_dtype, tier_rates.of_cpu(profile))
-    found = (predict(replace(p, bytes=scaled(p.bytes, grown))) for p in passes)
+    found = (predict(replace(p, bytes=scaled(p.bytes, grown), by_layer=())) for p in passes)
     whole = sum(one.seconds for one in found if one is not None)
     return rate * here / whole
 
@@ -195,10 +195,11 @@ def _of_the_whole(llm: LLM, rate: float, passes: list[Pass], phase: str) -> floa
 def growth(llm: LLM) -> dict[str, float]:
     """By group: bytes of the whole model's layers over those of the layers that are there."""
     spec = whole_spec(llm)
-    whole = dense_sizes(allocate(spec, llm.parts.checkpoint.formats, "meta"))
+    whole, here = (in_formats.of_model(one, llm.parts.checkpoint.formats) for one in (spec, llm.spec))
+    experts = [sum(layer.expert.total for layer in one.layers) for one in (whole, here)]
     return {
-        EXPERTS: spec.moe_layers / llm.spec.moe_layers,
-        DENSE: whole.layers / llm.parts.decoder.sizes.layers,
+        EXPERTS: experts[0] / experts[1],
+        DENSE: whole.dense.total / here.dense.total,
         KV: spec.layers / llm.spec.layers,
     }
 

@@ -115,6 +115,6 @@ def _assemble(closed: Closed) -> None:
     done = closed.done
     add_bytes(done.bytes, closed.out.read)
     add_bytes(done.bytes, closed.sampled)
-    done.layers = closed.out.layers()
+    done.layers, done.by_layer = closed.out.layers(), closed.out.by_layer
     for work in done.layers:
         add_bytes(done.bytes, work.bytes)

@@ -74,6 +74,8 @@ def build(
     host.use_torch_threads(torch_threads)
     found = devices.find(config, devices.ram(ops, name, config))
     checkpoint = source.open(config, found, show_progress=progress is not None)
+    if name == "cpu":
+        context, ops, found = _with_thresholds(config, context, ops, found, checkpoint)
     tokenizer = _load_tokenizer(checkpoint)
     kv_dtype = kv_budget.kv_dtype(config, checkpoint.formats)
     gpu = found.get(Tier.GPU0)
@@ -114,9 +116,16 @@ def load_kernels(config: EngineConfig) -> tuple[str, Context, Ops]:
     context = Context(threads=config.threads or THREADS, activations=config.cpu_activations)
     if crowding := host.crowding(context.threads):
         log.warning(crowding)
-    if name == "cpu":
-        context = tile_thresholds.use(context, may_measure=not config.no_measure)
     return name, context, kernels.load(name, context)
+
+
+def _with_thresholds(
+    config: EngineConfig, context: Context, ops: Ops, found: dict[Tier, Device], checkpoint: Checkpoint
+) -> tuple[Context, Ops, dict[Tier, Device]]:
+    """The same for the formats of a model: from how many tokens on tiles are used is measured where it was not yet."""
+    context = tile_thresholds.use(context, not config.no_measure, checkpoint.formats.used)
+    now = kernels.load("cpu", context)
+    return context, now, {t: replace(one, ops=now) if one.ops is ops else one for t, one in found.items()}
 
 
 def _load_tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:

@@ -76,9 +76,9 @@ class CpuExperts:
         read, pairs = {CPU_DRAM: {EXPERTS: size}}, {CPU_DRAM: ids_TK.numel()}
         return LayerWork(layer=layer, tokens=len(ids_TK), bytes=read, pairs=pairs)
 
-    def bytes_of(self, distinct: Sequence[int]) -> int:
-        """Bytes of a pass in which each layer read so many different experts (0: a dense one)."""
-        return sum(count * one for count, one in zip(distinct, self.expert_bytes, strict=True))
+    def bytes_of(self, distinct: Sequence[int]) -> tuple[int, ...]:
+        """Bytes of each layer in a pass in which it read so many different experts (0: a dense one)."""
+        return tuple(count * one for count, one in zip(distinct, self.expert_bytes, strict=True))
 
 
 def distinct(ids_TK: Tensor, experts: int) -> int:

@@ -13,17 +13,19 @@ first ones are copied before it has chosen. One `OffloadPlan` decides in the run
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+from ...errors import OptionError
 from ...kernels import ExpertLayout
 from ...kernels.context import THREADS, Context
+from ...loaders.quants.by_format import ByFormat
 from ...loaders.spec import ModelSpec
 from ..bandwidth_model.hardware import core_flops
 from ..bandwidth_model.link_rate import LinkRate, link_rate
 from ..bandwidth_model.profile import Profile
-from ..bandwidth_model.split_decode import best_fetch, curves, shared_how
+from ..bandwidth_model.split_decode import Expert, best_fetch, curves, shared_how
 from ..config import EngineConfig
 from ..devices.device import Device
 from ..placement.placement import Placement, Tier
@@ -34,11 +36,25 @@ PREFETCH_SHARE = 0.95  # of a layer's experts in RAM chosen: then the next layer
 NO_COPIES = "decode steps are graphs, which copy no experts"
 
 
+@dataclass(frozen=True)
+class MeanExpert:
+    """An expert as large as those of all layers are on average."""
+
+    bytes: float
+    bytes_by_format: Mapping[str, float]
+
+    @classmethod
+    def of(cls, layouts: Sequence[ExpertLayout]) -> MeanExpert:
+        sums = ByFormat.of(pair for layout in layouts for pair in layout.bytes_by_format.items())
+        mean = sums.times(1 / len(layouts))
+        return cls(mean.total, dict(mean.parts))
+
+
 class FetchTables:
     """By tokens of a pass: chosen experts in RAM -> how many of them to copy."""
 
-    def __init__(self, spec: ModelSpec, layout: ExpertLayout, profile: Profile, link: LinkRate) -> None:
-        self.curves = partial(curves, profile, layout, link)
+    def __init__(self, spec: ModelSpec, expert: Expert, profile: Profile, link: LinkRate) -> None:
+        self.curves = partial(curves, profile, expert, link)
         self.spec = spec
         self.tables: dict[int, tuple[int, ...]] = {}
 
@@ -64,8 +80,8 @@ class FetchTables:
 class OffloadPlan:
     """What is copied. stream_from: tokens of a layer from which on all chosen experts in RAM are; None: never. split:
     how many are with fewer tokens, up to `split_most`: a number, or by tables. piece: experts of a buffer. expert:
-    bytes of one. guess: the share of a streamed layer's experts in RAM that must have been chosen for the next layer's
-    first ones to be copied unasked; None: never. notes: what was decided and why, for people."""
+    bytes of the largest. prefetch_share: of a streamed layer's experts in RAM that must have been chosen for the next
+    layer's first ones to be copied unasked; None: never. notes: what was decided and why, for people."""
 
     stream_from: int | None = None
     split: int | FetchTables = 0
@@ -133,32 +149,44 @@ def next_in_ram(placement: Placement, layer: int) -> int | None:
 def plan(
     config: EngineConfig,
     spec: ModelSpec,
-    layout: ExpertLayout,
+    layouts: Sequence[ExpertLayout],
     devices: Mapping[Tier, Device],
     profile: Profile | None,
 ) -> OffloadPlan:
-    """What the options ask for, or what the rates of this machine say."""
+    """What the options ask for, or what the rates of this machine say. layouts: of the layers with experts; buffers are
+    for the largest, times for the mean of them."""
     main, most = devices[Tier.GPU0], max(config.prefill_chunk, config.max_sequences)
+    if missing := next(filter(None, map(main.lacks_experts, layouts)), ""):
+        return _none(config, missing)
     link = link_rate(profile, main.place) if main.is_cuda else None
-    first, why = _stream_from(config, spec, layout, link, profile, most)
-    split, why_split = _split(config, spec, layout, link, profile)
+    largest, mean = max(layout.bytes for layout in layouts), MeanExpert.of(layouts)
+    first, why = _stream_from(config, spec, mean, link, profile, most)
+    split, why_split = _split(config, spec, mean, link, profile)
     when = "no pass" if first is None else f"passes from {first} tokens on"
     share = split if isinstance(split, int) else "by table"
     return OffloadPlan(
         stream_from=first,
         split=split,
         split_most=config.max_sequences,
-        piece=piece_of(spec.moe.experts, layout.bytes),
-        expert=layout.bytes,
+        piece=piece_of(spec.moe.experts, largest),
+        expert=largest,
         hidden=spec.hidden,
         notes=(f"experts in RAM are copied to gpu0 in {when} ({why})", f"split decode: {share} ({why_split})"),
     )
 
 
+def _none(config: EngineConfig, formats: str) -> OffloadPlan:
+    """No copies, since the GPU could not compute with them; raises OptionError where they were asked for."""
+    why = f"gpu0 has no kernels yet for experts in {formats}"
+    if config.stream_from not in ("auto", "never") or config.copies_in_decode:
+        raise OptionError(f"stream_from and split copy experts to the GPU, and {why}: leave them out")
+    return replace(NONE, notes=(f"experts in RAM are copied to gpu0 in no pass ({why})",))
+
+
 def _stream_from(
     config: EngineConfig,
     spec: ModelSpec,
-    layout: ExpertLayout,
+    expert: Expert,
     link: LinkRate | None,
     profile: Profile | None,
     most: int,
@@ -169,13 +197,13 @@ def _stream_from(
     if link is None:
         return None, "a simulated GPU has no link; --stream-from N tries it"
     context = Context(threads=config.threads or THREADS)
-    first = crossover(spec, layout, profile, link.bytes_s, most, context)
+    first = crossover(spec, expert, profile, link.bytes_s, most, context)
     more = f"; with up to {most} the CPU is faster" if first is None else ""
     return first, f"link {link.source}; {cpu_source(profile, context)}{more}"
 
 
 def _split(
-    config: EngineConfig, spec: ModelSpec, layout: ExpertLayout, link: LinkRate | None, profile: Profile | None
+    config: EngineConfig, spec: ModelSpec, expert: Expert, link: LinkRate | None, profile: Profile | None
 ) -> tuple[int | FetchTables, str]:
     if config.split != "auto":
         return int(config.split), "as asked"
@@ -185,10 +213,10 @@ def _split(
         return 0, "a simulated GPU has no link; --split N tries it"
     if profile is None or not link.is_measured or not link.gpu_bytes_s:
         return 0, "not measured: link, GPU memory or CPU (headrace measure)"
-    tables = FetchTables(spec, layout, profile, link)
+    tables = FetchTables(spec, expert, profile, link)
     if not any(tables.pays(tokens) for tokens in range(1, config.max_sequences + 1)):
         return 0, "would gain less than 10 % over the CPU alone, or the GPU alone"
-    return tables, f"from measured rates; {shared_how(layout.format.name, link)}"
+    return tables, f"from measured rates; {shared_how(expert, profile, link)}"
 
 
 # ---- the threshold
@@ -206,39 +234,36 @@ def each_of(spec: ModelSpec, tokens: int) -> float:
 
 
 def crossover(
-    spec: ModelSpec, layout: ExpertLayout, profile: Profile | None, link: float, most: int, context: Context
+    spec: ModelSpec, expert: Expert, profile: Profile | None, link: float, most: int, context: Context
 ) -> int | None:
     """The fewest tokens from which on, up to `most`, copying a layer's experts takes less time than the CPU."""
     first = None
     for tokens in range(most, 0, -1):
-        if copy_seconds(spec, layout, link, tokens) >= cpu_seconds(spec, layout, profile, link, tokens, context):
+        if copy_seconds(spec, expert, link, tokens) >= cpu_seconds(spec, expert, profile, link, tokens, context):
             break
         first = tokens
     return first
 
 
-def copy_seconds(spec: ModelSpec, layout: ExpertLayout, link: float, tokens: int) -> float:
-    return distinct_of(spec, tokens) * layout.bytes / link
+def copy_seconds(spec: ModelSpec, expert: Expert, link: float, tokens: int) -> float:
+    return distinct_of(spec, tokens) * expert.bytes / link
 
 
 def cpu_seconds(
-    spec: ModelSpec, layout: ExpertLayout, profile: Profile | None, link: float, tokens: int, context: Context
+    spec: ModelSpec, expert: Expert, profile: Profile | None, link: float, tokens: int, context: Context
 ) -> float:
     """The CPU's experts, and hidden states on their way down and up."""
-    return experts_seconds(spec, layout, profile, tokens, context) + 2 * tokens * spec.hidden * F32 / link
+    return experts_seconds(spec, expert, profile, tokens, context) + 2 * tokens * spec.hidden * F32 / link
 
 
-def experts_seconds(
-    spec: ModelSpec, layout: ExpertLayout, profile: Profile | None, tokens: int, context: Context
-) -> float:
+def experts_seconds(spec: ModelSpec, expert: Expert, profile: Profile | None, tokens: int, context: Context) -> float:
     """Without a profile by arithmetic alone, as `headrace plan` takes it for cores of a kind, since nobody knows how
     fast the memory is. With few tokens that is too short, which leaves them to the CPU."""
     if profile is None:
-        flops = 2 * 3 * layout.hidden * layout.width
+        flops = 2 * 3 * spec.hidden * spec.moe.width
         return tokens * spec.moe.top_k * flops / assumed_flops(context)
-    name = layout.format.name
-    rate = profile.experts[name] / profile.slowdown(name, each_of(spec, tokens), experts=True)
-    return distinct_of(spec, tokens) * layout.bytes / rate
+    rate = profile.experts_rate(ByFormat.of(expert.bytes_by_format), each_of(spec, tokens))
+    return distinct_of(spec, tokens) * expert.bytes / rate
 
 
 def assumed_flops(context: Context) -> float:

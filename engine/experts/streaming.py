@@ -134,8 +134,9 @@ def no_cuts(bank: ExpertBank) -> Sequence[int]:
 
 
 class Ring:
-    """The two buffers, on the device of `place`, and who uses them next. cuts: the experts of a bank at which a copy
-    must end (`memory/pinned.py`)."""
+    """The two buffers, on the device of `place`, and who uses them next. layout: of the largest experts; those of
+    other layers lie in the buffers by their own. cuts: the experts of a bank at which a copy must end
+    (`memory/pinned.py`)."""
 
     def __init__(
         self,
@@ -149,15 +150,14 @@ class Ring:
         here: str = GPU_HBM,
         cuts: Cuts = no_cuts,
     ) -> None:
-        self.layout = layout
-        self.cuts = cuts
+        self.layout, self.cuts = layout, cuts
         self.piece = piece
         self.ops = ops
         self.main, self.side = main, side
         self.timers, self.here = timers or Timers(), here  # the main stream's spans are the clock's, of tier `here`
         self.copies = self.timers.beside(side)
         self.buffers = [ExpertBank.empty(layout, piece, str(place)).data for _ in range(2)]
-        self.held: dict[tuple[int, int], ExpertBank] = {}
+        self.held: dict[tuple[int, int, ExpertLayout], ExpertBank] = {}
         self.free = [main.record(), main.record()]
         self.turn = 0  # the buffer that is free first
         self.prefetched: list[Filled] = []
@@ -187,16 +187,17 @@ class Ring:
             self.timers.span(self.here)
             self.main.wait(filled.ready)
             self.timers.span(wait(H2D))
-            held = self._held(filled.buffer, piece.size)
+            held = self._held(filled.buffer, bank, piece.size)
             self.main.do(partial(self._compute, y_TD, x_TD, places_TK, weights_TK, held, piece.first))
             self.free[filled.buffer] = self.main.record()
             filled = coming
 
-    def _held(self, buffer: int, size: int) -> ExpertBank:
-        """The first experts of a buffer as a bank: one for each number of them, with what the kernels keep of it."""
-        if (buffer, size) not in self.held:
-            self.held[buffer, size] = ExpertBank(self.layout, self.buffers[buffer][:size])
-        return self.held[buffer, size]
+    def _held(self, buffer: int, bank: ExpertBank, size: int) -> ExpertBank:
+        """The first experts of a buffer as a bank: one for each number and layout, with what the kernels keep of it."""
+        key = buffer, size, bank.layout
+        if key not in self.held:
+            self.held[key] = ExpertBank(bank.layout, self._places(buffer, bank)[:size])
+        return self.held[key]
 
     def fetch(self, bank: ExpertBank) -> None:
         """Copies the first experts of a bank, `prefetch_experts` of them, before anyone chose them: into either buffer
@@ -227,9 +228,14 @@ class Ring:
         self.turn = 1 - buffer
         self.side.wait(self.free[buffer])
         self.copies.span(self.here if self.copies is self.timers.main else None)
-        self.side.do(partial(fill, self.buffers[buffer], bank, piece, self.cuts(bank)))
+        self.side.do(partial(fill, self._places(buffer, bank), bank, piece, self.cuts(bank)))
         self.copies.span(H2D)
         return Filled(bank, piece, buffer, self.side.record())
+
+    def _places(self, buffer: int, bank: ExpertBank) -> Tensor:
+        """A buffer as experts of a bank lie in it: uint8 [piece, bytes of one]."""
+        size = bank.layout.bytes
+        return self.buffers[buffer].view(-1)[: self.piece * size].view(self.piece, size)
 
     def _compute(
         self, y_TD: Tensor, x_TD: Tensor, places_TK: Tensor, weights_TK: Tensor, held: ExpertBank, first: int

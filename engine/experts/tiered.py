@@ -91,13 +91,13 @@ class TieredExperts:
 
     def _ring(self) -> Ring | None:
         """The buffers for copied experts; None if no layer has any in RAM."""
-        banks = (bank for layer in self.banks if layer for tier, bank in layer.banks.items() if tier == Tier.CPU.value)
-        bank = next(banks, None)
-        if bank is None:
+        banks = [layer.banks[Tier.CPU.value] for layer in self.banks if layer and Tier.CPU.value in layer.banks]
+        if not banks:
             return None
+        largest = max((bank.layout for bank in banks), key=lambda layout: layout.bytes)
         (main, side), piece = streams.of(self.main), self.offload.piece
         ops, place = self.main.ops, self.main.place
-        return Ring(bank.layout, piece, ops, place, main, side, self.timers, self.here, self.cuts)
+        return Ring(largest, piece, ops, place, main, side, self.timers, self.here, self.cuts)
 
     def _numbers(self, layer: int) -> Tensor:
         """On the main device: expert -> its number in the bank in RAM, or -1; int32 [E]."""

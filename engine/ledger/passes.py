@@ -86,6 +86,7 @@ class Pass:
     context: int
     bytes: Bytes = field(default_factory=dict)
     layers: list[LayerWork] = field(default_factory=list)  # where experts have several tiers
+    by_layer: tuple[int, ...] = ()  # else bytes of each layer's experts, of those that were read in one call
     expect: Callable[[Pass], Prediction | None] | None = None  # says `predicted`
     measured_s: float = 0.0
     times: Times | None = None

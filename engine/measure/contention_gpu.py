@@ -27,7 +27,7 @@ from ..experts.streaming import cut, fill, in_order, piece_of
 from ..memory.pinned import Arena, Pins
 from . import contention
 from .contention import Copies, Way
-from .kernel_rates import HIDDEN, WIDTH, bank_of, experts_reader
+from .kernel_rates import HIDDEN, USUAL, WIDTH, bank_of, experts_reader
 
 KERNELS_BYTES, COPIES_BYTES = 1 << 30, 256 << 20  # of the arena: what kernels read, and what goes each way
 COPIED = "q4_0"  # the format of the experts that are copied: bytes are bytes
@@ -65,7 +65,7 @@ def _areas() -> dict[str, int]:
 def _pairs(
     context: Context, gpu: int, place: torch.device, parts: list[torch.Tensor], up: Stream, down: Stream
 ) -> Iterator[tuple[Way, Way]]:
-    """Experts of every format beside copies up; copies up beside copies down."""
+    """Experts of the usual formats beside copies up; copies up beside copies down."""
     arena, goes_up, comes_down = parts
     layout = ExpertLayout(format=FORMATS[COPIED], hidden=HIDDEN, width=WIDTH)
     banks = [bank_of(part, layout.format) for part in (goes_up, comes_down)]
@@ -76,8 +76,8 @@ def _pairs(
         Way(name=name, step=copies.step, end=copies.end)
         for name, copies in ((up_name(gpu), upward), (down_name(gpu), downward))
     ]
-    for format in FORMATS.values():
-        yield _kernel(context, format.name, arena), ways[0]
+    for name in USUAL:
+        yield _kernel(context, name, arena), ways[0]
     yield ways[0], ways[1]
 
 

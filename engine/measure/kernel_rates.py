@@ -12,7 +12,7 @@ from __future__ import annotations
 import datetime
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
@@ -28,16 +28,19 @@ from ...kernels.context import Context
 from ...kernels.isa import kernels_digest
 from ...kernels.packed import ExpertBank, Matrix
 from ...loaders.memory import GB, free_memory
-from ..bandwidth_model.profile import Profile, cpu_name, hardware_key
+from ..bandwidth_model.profile import FormatRates, Profile, cpu_name, hardware_key
 from ..devices.host import cpu_kernels
 from ..model.kv_cache import PAGE
-from .other_load import alone
+from .other_load import Strangers, alone
 from .quiet_samples import Pace, Sample, best, share, steady
 
 ARENA = 2 << 30  # bytes that samples walk through: caches of shared hosts reach hundreds of megabytes
 SMALLEST_ARENA = 256 << 20
 ROUNDS = 25
+ADDED_ROUNDS = 12
 BY_THREADS_ROUNDS = 12
+# Formats that every profile has; those of a model besides when it is run, of the others rates are estimated.
+USUAL = ("f32", "f16", "bf16", "q8_0", "q4_0")
 HIDDEN, WIDTH = 2048, 1024  # shape of the experts that are measured
 PIECE, HALF = 192 << 20, 96 << 20  # bytes of a sample with one token, and with few; 192 MB are 7 ms at 30 GB/s
 LINEAR_TOKENS = {4: 96 << 20, 16: 32 << 20, 64: 16 << 20, 256: 16 << 20}  # tokens of a matrix -> bytes of a sample
@@ -56,13 +59,18 @@ class Kernel(NamedTuple):
     read: Callable[[int], int]
 
 
-def measure(context: Context, rounds: int = ROUNDS, arena_bytes: int | None = None) -> Profile:
-    """Measures this machine with the kernels in this context; about 0.4 s a round and up to 2 GB of memory."""
-    pace = Pace(context)
+def measure(
+    context: Context, rounds: int = ROUNDS, arena_bytes: int | None = None, more: Collection[str] = ()
+) -> Profile:
+    """Measures this machine with the kernels in this context; about 0.4 s a round and up to 2 GB of memory. more:
+    formats besides the usual ones, some 0.07 s a round each."""
+    pace, formats = Pace(context), tuple(dict.fromkeys((*USUAL, *more)))
     arena = reserve(arena_bytes)
-    samples = sample(list(_kernels(context, arena)), arena.numel(), rounds, pace)
+    all_kernels = [stream(context, arena), *_of_formats(context, arena, formats), *_of_attention(context, arena)]
+    samples = sample(all_kernels, arena.numel(), rounds, pace)
     paces = [one.pace_s for many in samples.values() for one in many]
     rate = typical(samples, best(paces))
+    rates = _by_format(rate, formats)
     return Profile(
         key=hardware_key(context),
         cpu=cpu_name(),
@@ -71,15 +79,34 @@ def measure(context: Context, rounds: int = ROUNDS, arena_bytes: int | None = No
         memory_bytes=psutil.virtual_memory().total,
         date=datetime.date.today().isoformat(),
         stream=rate["stream"],
-        linear={name: rate[f"linear {name} 1"] for name in FORMATS},
-        experts={name: rate[f"experts {name} 1"] for name in FORMATS},
-        batch={str(n): {name: rate[f"linear {name} {n}"] for name in FORMATS} for n in LINEAR_TOKENS},
-        crowd={str(n): {name: rate[f"experts {name} {n}"] for name in FORMATS} for n in EXPERT_TOKENS},
+        linear=rates.linear,
+        experts=rates.experts,
+        batch=rates.batch,
+        crowd=rates.crowd,
         attention={str(g * q): rate[f"attention {g} {q}"] for g, q in QUERIES},
         stream_by_threads=_by_threads(context, arena, rate["stream"]),
         pace_s=statistics.median(steady([Sample(s, s) for s in paces], best(paces))),
         undisturbed=share(paces, best(paces)),
         kernels=kernels_digest(),
+    )
+
+
+def measure_formats(
+    context: Context, formats: Collection[str], rounds: int = ADDED_ROUNDS, arena_bytes: int | None = None
+) -> FormatRates:
+    """The rates of these formats alone, to be added to a profile; a second each and up to 2 GB of memory."""
+    others, pace, arena = Strangers(), Pace(context), reserve(arena_bytes)
+    samples = sample(list(_of_formats(context, arena, formats)), arena.numel(), rounds, pace)
+    rate = typical(samples, best([one.pace_s for many in samples.values() for one in many]))
+    return replace(_by_format(rate, formats), busy=others.cores())
+
+
+def _by_format(rate: Mapping[str, float], formats: Collection[str]) -> FormatRates:
+    return FormatRates(
+        linear={name: rate[f"linear {name} 1"] for name in formats},
+        experts={name: rate[f"experts {name} 1"] for name in formats},
+        batch={str(n): {name: rate[f"linear {name} {n}"] for name in formats} for n in LINEAR_TOKENS},
+        crowd={str(n): {name: rate[f"experts {name} {n}"] for name in formats} for n in EXPERT_TOKENS},
     )
 
 
@@ -139,10 +166,10 @@ def _by_threads(context: Context, arena: Tensor, all_read: float) -> dict[str, f
     return dict(sorted(found.items(), key=lambda item: int(item[0])))
 
 
-def _kernels(context: Context, arena: Tensor) -> Iterator[Kernel]:
-    yield stream(context, arena)
+def _of_formats(context: Context, arena: Tensor, formats: Collection[str]) -> Iterator[Kernel]:
+    """Matrices and experts in these formats, with one token and with several."""
     ops = kernels.load("cpu", context)
-    for format in FORMATS.values():
+    for format in (FORMATS[name] for name in formats):
         row = format.row_bytes(HIDDEN)
         matrix = Matrix(format, arena.numel() // row, HIDDEN, arena[: arena.numel() // row * row].view(-1, row))
         for tokens, piece in {1: PIECE, **LINEAR_TOKENS}.items():
@@ -151,6 +178,10 @@ def _kernels(context: Context, arena: Tensor) -> Iterator[Kernel]:
         bank = bank_of(arena, format)
         for tokens in (1, *EXPERT_TOKENS):
             yield Kernel(f"experts {format.name} {tokens}", experts_reader(ops, bank, tokens))
+
+
+def _of_attention(context: Context, arena: Tensor) -> Iterator[Kernel]:
+    ops = kernels.load("cpu", context)
     for group, queries in QUERIES:
         piece = CACHE_PIECE if queries == 1 else 0
         yield Kernel(f"attention {group} {queries}", _caches_reader(ops, _caches(arena), group, queries, piece))

@@ -4,7 +4,7 @@ Tiles unpack weights for any number of tokens at one price, dot products pay by 
 on the CPU. Both ways are timed in turns on experts that no cache holds, and tiles are taken from the first number of
 tokens on from which they always win by GAIN: they round activations more, so a tie goes to the dot products. The result
 decides on rounding, so it is saved beside the machine's profile and not measured anew at every start; other kernels
-than those that were timed are timed once more.
+than those that were timed are timed once more. Only formats of models that are run are timed.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import json
 import logging
 import statistics
 import time
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from .. import writable
 from ..bandwidth_model import profile as profiles
 from ..bandwidth_model.profile import hardware_key, profile_path
 from ..devices.host import cpu_kernels
-from .kernel_rates import HIDDEN, WIDTH
+from .kernel_rates import HIDDEN, USUAL, WIDTH
 
 log = logging.getLogger("headrace")
 TOKENS = (2, 3, 4, 6, 8, 10, 12, 16)
@@ -40,26 +41,30 @@ ROUNDS = 5
 KEPT = 4  # builds of the kernels, and roundings, whose thresholds are kept
 
 
-def use(context: Context, may_measure: bool = True) -> Context:
-    """The context with the thresholds of this hardware, which are measured if they were not yet; those of the
-    instruction set's table where that may not be, or could not be kept: rounding must not differ from start to
-    start."""
+def use(context: Context, may_measure: bool = True, formats: Collection[str] | None = None) -> Context:
+    """The context with the thresholds of this hardware for these formats (None: for all), which are measured if they
+    were not yet; those of the instruction set's table where that may not be, or could not be kept: rounding must not
+    differ from start to start."""
     built_in = _built_in(context)
-    found = _saved(context, set(built_in)) if built_in else {}
-    if found is None and may_measure and (error := writable.problem(_path(context), with_folders=True)):
+    wanted = [name for name in built_in if formats is None or name in formats]
+    found = (_saved(context) if wanted else None) or {}
+    missing = [name for name in wanted if name not in found]
+    if missing and may_measure and (error := writable.problem(_path(context), with_folders=True)):
         log.warning("tile thresholds not measured, because they could not be kept: %s; %s", error, profiles.ELSEWHERE)
         may_measure = False
-    if found is None:
-        found = refresh(context) if may_measure else built_in
-    return replace(context, tiles_from=found)
+    if missing and may_measure:
+        found = refresh(context, missing)
+    return replace(context, tiles_from={name: found.get(name, built_in[name]) for name in wanted})
 
 
-def refresh(context: Context) -> dict[str, int]:
-    """Measures the thresholds of a context anew and keeps them; by format name."""
-    built_in = _built_in(context)
+def refresh(context: Context, formats: Collection[str] | None = None) -> dict[str, int]:
+    """Measures the thresholds of a context anew, for some formats (None: for those that were timed before, and the
+    usual ones), and keeps them; all that are known, by format name."""
+    built_in, known = _built_in(context), _saved(context) or {}
     if not built_in or free_memory() < 4 * ARENA:
-        return built_in  # a machine that is full now may be measured another day
-    found = measure(context, list(built_in))
+        return {**built_in, **known}  # a machine that is full now may be measured another day
+    asked = {*USUAL, *known} if formats is None else {*formats}
+    found = {**known, **measure(context, [name for name in built_in if name in asked])}
     save(context, found)
     return found
 
@@ -70,7 +75,7 @@ def _built_in(context: Context) -> dict[str, int]:
 
 
 def measure(context: Context, formats: list[str]) -> dict[str, int]:
-    """Times both ways with every format; about a second and 200 MB."""
+    """Times both ways with these formats; a third of a second each and 200 MB."""
     arena = torch.full((ARENA,), 0x11, dtype=torch.uint8)
     cpu_kernels().advise_huge(arena)
     return {name: threshold(_gains(context, name, arena)) for name in formats}
@@ -142,8 +147,9 @@ def _kept(context: Context) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _saved(context: Context, formats: set[str]) -> dict[str, int] | None:
+def _saved(context: Context) -> dict[str, int] | None:
+    """The thresholds that were kept for a context; None: none, or what is no threshold."""
     found = _kept(context).get(_of(context))
-    if not isinstance(found, dict) or set(found) != formats:
+    if not isinstance(found, dict) or not set(found) <= set(FORMATS):
         return None
     return found if all(isinstance(n, int) and n > 0 for n in found.values()) else None

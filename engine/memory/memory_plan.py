@@ -14,15 +14,17 @@ import torch
 from ...errors import MemoryNeeded, OptionError
 from ...kernels.cpu.mailbox import mailbox_bytes
 from ...kernels.scratch import GPU_EXPERT_BYTES
+from ...loaders.quants.by_format import ByFormat
 from ...loaders.spec import ModelSpec
 from ...loaders.weights.checkpoint import SMALLER, Checkpoint
-from ...loaders.weights.model_weights import Formats, LayerWeights, Where, allocate
+from ...loaders.weights.model_weights import Formats, Where
 from ..bandwidth_model.profile import Profile
 from ..config import EngineConfig
 from ..devices.device import Device
 from ..experts import offload_plan
 from ..experts.offload_plan import NONE, OffloadPlan
-from ..ledger.pass_bytes import bytes_per_token, layer_dense_bytes
+from ..ledger import in_formats
+from ..ledger.pass_bytes import bytes_per_token
 from ..model.batch import sizes_up_to
 from ..model.inputs import largest_pass
 from ..model.kv_cache import PAGE, pages_for
@@ -71,30 +73,27 @@ class MemoryPlan:
 
 def storage_of(spec: ModelSpec, formats: Formats) -> Storage:
     """The bytes of a model that is not loaded, as the engine packs it."""
-    weights = allocate(spec, formats, "meta")
-    layers = tuple(_layer_bytes(layer) for layer in weights.layers)
-    held = 0 if spec.tied_head else weights.embed.nbytes
-    common = sum(layer.common for layer in layers) + weights.final_norm.nbytes + weights.head.nbytes
+    found, names = in_formats.of_model(spec, formats), formats.names
+    outside = ByFormat.sum([found.final_norm, found.head])
+    layers = tuple(
+        LayerBytes(
+            common_in=layer.common, shared_in=layer.shared, expert_in=layer.expert, experts=layer.experts,
+        )
+        for layer in found.layers
+    )  # fmt: skip
+    experts, held = sum(layer.routed for layer in layers), round(found.embedding.total)
+    common = sum(layer.common for layer in layers) + round(outside.total)
     return Storage(
-        groups={"common": common, "experts": sum(layer.routed for layer in layers), "embedding": held},
+        groups={"common": common, "experts": experts, "embedding": held},
         layers=layers,
-        outside=weights.final_norm.nbytes + weights.head.nbytes,
-        head=weights.head.nbytes,
-        rows=weights.embed.format.row_bytes(spec.hidden),
+        outside_in=outside,
+        head_in=found.head,
+        row_in=found.row,
         held=held,
-        quant=formats.experts.name,
-        expert_format=formats.experts.name,
-        dense_format=formats.dense.name,
+        quant=names["experts"],
+        expert_format=names["experts"],
+        dense_format=names["dense"],
     )
-
-
-def _layer_bytes(layer: LayerWeights) -> LayerBytes:
-    shared = 0 if layer.mlp is None or layer.experts is None else layer.mlp.gate_up.nbytes + layer.mlp.down.nbytes
-    if layer.experts is None:
-        return LayerBytes(common=layer_dense_bytes(layer), shared=0)
-    bank = layer.experts
-    one = bank.layout.bytes
-    return LayerBytes(common=layer_dense_bytes(layer), shared=shared, expert=one, experts=bank.experts)
 
 
 def plan_memory(
@@ -114,6 +113,7 @@ def plan_memory(
     if len(devices) == 1:
         return plan.placed(placing.all_on(Tier.CPU, plan.counts))
     found = plan.beside_a_gpu(profile, graphs)
+    _check_kernels(found, devices, checkpoint)
     _check(found, devices)
     return found
 
@@ -137,8 +137,8 @@ class _Plan:
         """What copies and graphs need is added up, then experts are placed."""
         config, spec = self.config, self.spec
         self.work = kv_budget.work_bytes(spec, config.prefill_chunk, config.max_sequences, GPU_EXPERT_BYTES)
-        layout = self.checkpoint.formats.layout(spec, spec.is_moe.index(True))
-        self.offload = offload_plan.plan(config, spec, layout, self.devices, profile)
+        layouts = [self.checkpoint.formats.layout(spec, i) for i, is_moe in enumerate(spec.is_moe) if is_moe]
+        self.offload = offload_plan.plan(config, spec, layouts, self.devices, profile)
         self.buffers = self.offload.buffer_bytes(self.tokens)
         self.spare_pages = int(graphs)
         if graphs:  # a page for rows without a sequence, and buffers that a graph keeps for itself
@@ -243,6 +243,25 @@ class _Plan:
         if tier is main:
             needs[STREAM] = self._buffers(placement)
         return needs
+
+
+def _check_kernels(found: MemoryPlan, devices: Mapping[Tier, Device], checkpoint: Checkpoint) -> None:
+    """Raises OptionError for formats on a GPU that its kernels do not know, by name."""
+    spec, formats, main = checkpoint.spec, checkpoint.formats, devices[found.placement.main]
+    sizes = in_formats.of_model(spec, formats)
+    common = [*sizes.dense.names, *sizes.head.names, *(sizes.row.names if devices[found.table] is main else ())]
+    if missing := main.lacks(common):
+        raise OptionError(
+            f"{main.tier.value} ({main.name}) has no kernels yet for {', '.join(missing)}, in which attention, head or "
+            "embedding of this model are: --dense-format q8_0 packs them anew; on the CPU they run as they are"
+        )
+    for layer, row in enumerate(found.placement.experts):
+        for device in (devices[tier] for tier in dict.fromkeys(row)):
+            if unknown := device.lacks_experts(formats.layout(spec, layer)):
+                raise OptionError(
+                    f"{device.tier.value} ({device.name}) has no kernels yet for experts in {unknown} (layer {layer}): "
+                    "--cpu-moe leaves them to the CPU, --expert-format q4_0 packs them anew"
+                )
 
 
 def _check(found: MemoryPlan, devices: Mapping[Tier, Device]) -> None:

@@ -33,12 +33,14 @@ Choose = Callable[[int, Choice], Choice]
 class Output(NamedTuple):
     """Of a pass. logits: float32 [rows, vocabulary]. read: its bytes as the ledger has them, but for those of `layers`:
     what the experts of each layer read and sent, to be asked when the device is done. likeliest: of each row the
-    largest logit and where it stands, if they are in memory of the host already."""
+    largest logit and where it stands, if they are in memory of the host already. by_layer: bytes of each layer's
+    experts, where they are in `read`."""
 
     logits: Tensor
     read: Bytes
     layers: Callable[[], list[LayerWork]] = list
     likeliest: tuple[Tensor, Tensor] | None = None
+    by_layer: tuple[int, ...] = ()
 
 
 class Decoder:
@@ -121,8 +123,9 @@ class Decoder:
         """`forward` where all experts lie beside attention: all layers in one call, of which `layers` is the twin."""
         x_TD = self._embed(inputs)
         x_TD, update_TD, distinct_L = self.ops.layers(x_TD, self.stack, inputs.places, inputs.wanted_rows)
-        add_bytes(read, {CPU_DRAM: {EXPERTS: experts.bytes_of(distinct_L.tolist())}})
-        return Output(self._head(x_TD, update_TD), read)
+        by_layer = experts.bytes_of(distinct_L.tolist())
+        add_bytes(read, {CPU_DRAM: {EXPERTS: sum(by_layer)}})
+        return Output(self._head(x_TD, update_TD), read, by_layer=by_layer)
 
     def _embed(self, inputs: Inputs) -> Tensor:
         return self.device_inputs.embed(self.weights.embed, inputs, self.spec.embedding_scale)

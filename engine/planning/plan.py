@@ -19,6 +19,7 @@ from ..ledger.passes import Prediction
 from ..placement.placement import parse
 from ..placement.tier_memory import GPU_RESERVE, TierMemory
 from . import layouts as placing
+from . import of_headers as headers
 from . import storage as storing
 from .articles import RuleOfThumb, rule_of_thumb
 from .layouts import Demand, Placement
@@ -144,7 +145,7 @@ def sizes(source: Source, text: str) -> tuple[Storage, Quant]:
         native = Quant(experts=plain, dense=plain, head=plain, embed=plain)
     quant = of_text.parse(text, native)
     if is_native and source.tensors is not None:
-        return storing.of_headers(model, source.tensors, source.name), quant
+        return headers.of_headers(model, source.tensors, source.name), quant
     return storing.computed(model, quant), quant
 
 

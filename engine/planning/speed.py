@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from ...loaders.architecture.architecture import Architecture, Layer, Mixer
+from ...loaders.quants.by_format import ByFormat
 from ..bandwidth_model import flop_counts
 from ..bandwidth_model.hardware import Device, End, Hardware
 from ..bandwidth_model.profile import mean_queries
@@ -79,8 +80,8 @@ class Model:
 
     def _outside(self, placement: Placement, tokens: int, rows: int) -> Step:
         """The head for so many rows, and what else lies outside of layers: read once; embeddings of the tokens."""
-        read, flops = self.storage.outside + tokens * self.storage.rows, rows * flop_counts.head_flops(self.model)
-        return in_turn(Weights(channel(placement.outside), self.storage.dense_format, read, flops, rows))
+        read = ByFormat.sum([self.storage.outside_in, self.storage.row_in.times(tokens)])
+        return in_turn(Weights(channel(placement.outside), read, rows * flop_counts.head_flops(self.model), rows))
 
     def _decode_layer(self, i: int, placement: Placement, work: Workload) -> Iterator[Step]:
         layer, sizes, batch = self.model.layers[i], self.storage.layers[i], work.batch
@@ -96,7 +97,7 @@ class Model:
             yield in_turn(routed)
             return
         # The shared expert, which is part of the common weights, runs while the others are read elsewhere.
-        shared = replace(common, bytes=sizes.shared, flops=0)
+        shared = replace(common, read=sizes.shared_in, flops=0)
         yield in_turn(replace(shared, times=-1))
         yield side_by_side((routed,), (shared,))
         yield in_turn(Handoff("sync"))
@@ -104,14 +105,14 @@ class Model:
     def _common(self, i: int, at: str, tokens: int) -> Weights:
         """All weights of a layer but its routed experts."""
         flops = tokens * flop_counts.layer_flops(self.model.layers[i])
-        return Weights(channel(at), self.storage.dense_format, self.storage.layers[i].common, flops, tokens)
+        return Weights(channel(at), self.storage.layers[i].common_in, flops, tokens)
 
     def _experts(self, i: int, at: str, tokens: int) -> Weights:
         """The routed experts of a layer that so many tokens choose."""
         layer, touched = self.model.layers[i], self.touched(i, tokens)
         each = tokens * layer.experts.top_k / touched if layer.experts else 1.0
-        read, flops = touched * self.storage.layers[i].expert, tokens * flop_counts.expert_flops(layer)
-        return Weights(channel(at), self.storage.expert_format, read, flops, each, experts=True)
+        read, flops = self.storage.layers[i].expert_in.times(touched), tokens * flop_counts.expert_flops(layer)
+        return Weights(channel(at), read, flops, each, experts=True)
 
     def touched(self, i: int, tokens: int) -> float:
         """Distinct experts that so many tokens choose in layer i: by the trace, else as for uniform routing."""

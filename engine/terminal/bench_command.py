@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import OptionError
-from ...loaders.files.gguf_set import is_gguf
 from ..bench import bench
 from ..bench.grid import Grid
 from ..bench.random_weights import random_llm
@@ -30,15 +29,6 @@ def load(model: str, options: dict[str, Any], is_random: bool, layers: int | Non
         llm = random_llm(model, layers=layers, **more) if is_random else LLM(model, **more)
     generate_command.start_up(llm)
     return llm
-
-
-def has_shape_alone(model: str) -> bool:
-    """Whether MODEL is a file whose weights cannot be run: a run takes random ones of its shape, and says so."""
-    path = Path(model)
-    if not path.is_file() or not is_gguf(path):
-        return False
-    generate_command.say(f"{path.name} is a GGUF file, which cannot be run yet: random weights of its shape are", "dim")
-    return True
 
 
 def run(

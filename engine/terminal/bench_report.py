@@ -28,16 +28,22 @@ MODEL = ("model", "layers", "formats")
 
 def table(llm: LLM, rows: list[Row]) -> Table:
     """One row a test; rates are tokens per second of all sequences together, bytes and residual ms are of a token."""
-    shown = new_table(
-        f"{llm.spec.family}, {llm.spec.layers} layers", "test", "batch", "bytes", "predicted", "tokens/s", "+-",
-        "residual", "ceiling",
-    )  # fmt: skip
+    title = f"{llm.spec.family}, {llm.spec.layers} layers, {formats(llm)}"
+    columns = ("test", "batch", "bytes", "predicted", "tokens/s", "+-", "residual", "ceiling")
+    shown = new_table(title, *columns)
     extrapolated = any(row.whole_tok_s is not None for row in rows)
     if extrapolated:
         shown.add_column(f"~{_layers(llm)} layers", justify="right")
     for row in rows:
         shown.add_row(*_cells(row), *([_number(row.whole_tok_s)] if extrapolated else []))
     return shown
+
+
+def formats(llm: LLM) -> str:
+    """What the weights are in, and what they take: experts q4_k/q6_k, dense q4_k, embedding bf16."""
+    names = llm.parts.checkpoint.formats.names
+    embed = "" if llm.spec.tied_head else f", embedding {names['embed']}"
+    return f"experts {names['experts']}, dense {names['dense']}{embed}: {size(llm.parts.weights.nbytes)}"
 
 
 def tier_table(rows: list[Row]) -> Table | None:
@@ -104,6 +110,7 @@ def remarks(llm: LLM) -> list[str]:
                 f"{llm.spec.layers} of {whole_spec(llm).layers} layers were run; the last column (~) is "
                 "extrapolated, not measured"
             )
+    found += filter(None, [llm.predictions.estimates])
     found.append(
         "predicted: of a prompt it is extrapolated from the speed of 16 tokens; ceiling: a plain read of the same bytes"
     )

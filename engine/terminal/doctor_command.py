@@ -12,7 +12,7 @@ from ...kernels.context import Context
 from ..bandwidth_model.profile import Profile, load_profile
 from ..bench import doctor
 from ..llm import LLM
-from . import doctor_table, generate_command
+from . import bench_report, doctor_table, generate_command
 from .tables import Screen
 
 
@@ -28,6 +28,10 @@ def run(load: Callable[[], LLM] | None, file: Path | None = None) -> int:
     out = Screen()
     for line in doctor_table.headlines(step, losses, profile, torch.cuda.is_available()):
         out.print(line, soft_wrap=True)
+    if llm is not None:
+        out.print(f"weights: {bench_report.formats(llm)}", soft_wrap=True)
+        if llm.predictions.estimates:
+            generate_command.say(llm.predictions.estimates, "dim")
     if in_caches:
         generate_command.say(
             "this model fits into the CPU's caches: memory does not bound it, so its time is not divided", "dim"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -76,12 +76,14 @@ def load_progress() -> Iterator[dict[str, Any]]:
 
 
 def ensure_profile(llm: LLM, even_if_busy: bool = False) -> None:
-    """Measures this machine once, and once more for other kernels, so that the run has a prediction to be held
-    against. even_if_busy: also while others compute, and if it cannot be kept."""
+    """Measures this machine once, once more for other kernels, and the formats of this model that it does not know yet,
+    so that the run has a prediction to be held against. even_if_busy: also while others compute, and if it cannot be
+    kept."""
     if not llm.predictions.can_predict or llm.config.no_measure:
         return
     try:
-        profile = current(llm.predictions.profile, llm.parts.context, even_if_busy, llm.config.profile)
+        known, formats = llm.predictions.profile, llm.parts.checkpoint.formats.used
+        profile = current(known, llm.parts.context, even_if_busy, llm.config.profile, formats)
     except HeadraceError as error:
         say(
             f"no prediction: {error}"
@@ -93,20 +95,27 @@ def ensure_profile(llm: LLM, even_if_busy: bool = False) -> None:
 
 
 def current(
-    known: Profile | None, context: Context, even_if_busy: bool = False, file: Path | None = None
+    known: Profile | None,
+    context: Context,
+    even_if_busy: bool = False,
+    file: Path | None = None,
+    formats: Collection[str] = (),
 ) -> Profile | None:
-    """The profile of this machine in this context: the known one if it is of these kernels, else measured now; `known`
-    where others compute now, or where it could not be kept in `file` or its usual place, unless `even_if_busy`. It is
-    kept only if they left it alone. Raises MemoryNeeded."""
-    if known is not None and not known.is_stale:
+    """The profile of this machine in this context, with these formats: the known one if it is of these kernels, else
+    measured now, or what is missing of it; `known` where others compute now, or where it could not be kept in `file` or
+    its usual place, unless `even_if_busy`. It is kept only if they left it alone. Raises MemoryNeeded."""
+    missing = [] if known is None or known.is_stale else known.missing(formats)
+    if known is not None and not known.is_stale and not missing:
         return known
     why = "this machine was not measured yet" if known is None else STALE
+    why = f"{', '.join(missing)} were not measured on this machine yet" if missing else why
     if reason := "" if even_if_busy else _obstacle(context, file):
         outcome = "There is no prediction" if known is None else "Predictions may be off"
-        say(f"{why}, and is not measured now: {reason}. {outcome}")
+        outcome = "Predictions take the rates of formats that are alike" if missing else outcome
+        say(f"{why}, and {'are' if missing else 'is'} not measured now: {reason}. {outcome}")
         return known
     say(f"{why}; reading its memory with the kernels, once ...")
-    found = calibrate.measure(context)
+    found = calibrate.add(known, context, missing) if known and missing else calibrate.measure(context, more=formats)
     if other_load.are_in_the_way(found.busy):
         say(
             f"not saved: other processes took {found.busy:.1f} cores meanwhile, so that these rates are too low. They "

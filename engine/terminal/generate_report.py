@@ -13,15 +13,17 @@ import torch
 from rich.table import Table
 
 from ...kernels.cpu import CpuOps
-from ...kernels.packed import FORMAT_OF_DTYPE
+from ...kernels.packed import FORMAT_OF_DTYPE, ExpertBank
+from ...loaders.quants.by_format import ByFormat
 from ...loaders.weights.model_weights import TierBanks
 from ..bandwidth_model import contention
 from ..bandwidth_model.profile import Profile
 from ..devices.device import Device
 from ..devices.host import HUGE_FROM, quota
 from ..generation.outputs import Completion
+from ..ledger import in_formats
 from ..ledger.ledger import Ledger
-from ..ledger.pass_bytes import GROUPS, layer_dense_bytes
+from ..ledger.pass_bytes import GROUPS
 from ..ledger.passes import CHANNELS
 from ..ledger.residual import tier_times
 from ..ledger.summary import PHASES, Summary
@@ -31,6 +33,8 @@ from ..placement.placement import Tier
 from ..units import GB, size
 from .tables import new_table
 
+Cells = tuple[str, str, str, str, str, str, str]
+
 
 def startup_table(llm: LLM) -> Table:
     """Where each group of tensors lies, how many bytes it takes, and what will compute it."""
@@ -38,8 +42,8 @@ def startup_table(llm: LLM) -> Table:
     team = f"{threads} thread{'s' * (threads > 1)}{quota()}"
     lines = [f"{llm.spec.family}: what lies where, computed by {team}", *_tiers(llm)]
     table = new_table("\n".join(lines))
-    for column in ("tensors", "device", "format", "bytes", "kernel", "huge pages"):
-        table.add_column(column, justify="right" if column == "bytes" else "left")
+    for column in ("tensors", "device", "format", "bytes", "kernel", "GB/s", "huge pages"):
+        table.add_column(column, justify="right" if column in ("bytes", "GB/s") else "left")
     for row in placement_rows(llm):
         table.add_row(*row)
     if llm.config.device == "auto" and len(llm.parts.devices) == 1 and torch.cuda.is_available():
@@ -61,44 +65,44 @@ def _tiers(llm: LLM) -> list[str]:
     return lines + _pinning(llm)
 
 
-def placement_rows(llm: LLM) -> list[tuple[str, str, str, str, str, str]]:
-    """One row a group: tensors, device, format, bytes, kernel, huge pages."""
-    weights, formats, main = llm.parts.weights, llm.parts.checkpoint.formats, llm.parts.main
-    tied = llm.spec.tied_head
-    layers, embedding = sum(map(layer_dense_bytes, weights.layers)), "head = embedding" if tied else "head"
-    head = weights.head.format.name, weights.head.nbytes, "embed" if tied else "head"
+def placement_rows(llm: LLM) -> list[Cells]:
+    """One row a group: tensors, device, format, bytes, kernel, predicted GB/s, huge pages."""
+    formats, main = llm.parts.checkpoint.formats, llm.parts.main
+    sizes, tied = in_formats.of_model(llm.spec, formats), llm.spec.tied_head
+    layers = ByFormat.sum(layer.common for layer in sizes.layers)
     rows = list(_expert_rows(llm))
-    rows.append(_row(llm, main, "rest of the layers", formats.dense.name, layers, "layers"))
-    rows.append(_row(llm, main, embedding, *head))
+    rows.append(_row(llm, main, "rest of the layers", layers, "layers"))
+    rows.append(_row(llm, main, "head = embedding" if tied else "head", sizes.head, "embed" if tied else "head"))
     if not tied:
-        table = weights.embed.format.name, weights.embed.nbytes, "embed"
-        rows.append(_row(llm, llm.parts.devices[llm.parts.memory_plan.table], "embedding", *table))
+        table = llm.parts.devices[llm.parts.memory_plan.table]
+        rows.append(_row(llm, table, "embedding", sizes.embedding, "embed"))
     kv, place = f"KV, {llm.parts.kv_budget.max_context} tokens", "RAM" if main.is_host else main.tier.value
     kernel = _kernel(main)
     rows.append(
-        (kv, place, FORMAT_OF_DTYPE[llm.parts.kv_dtype], f"<= {size(llm.parts.kv_budget.kv_bytes)}", kernel, "-")
+        (kv, place, FORMAT_OF_DTYPE[llm.parts.kv_dtype], f"<= {size(llm.parts.kv_budget.kv_bytes)}", kernel, "-", "-")
     )
     work = f"pass of {llm.config.prefill_chunk} tokens"
-    rows.append((work, place, "f32", f"<= {size(llm.parts.kv_budget.work_bytes)}", kernel, "-"))
+    rows.append((work, place, "f32", f"<= {size(llm.parts.kv_budget.work_bytes)}", kernel, "-", "-"))
     if len(llm.parts.devices) > 1:
         rows += _hand_off_rows(llm)
     buffers = llm.parts.memory_plan.memory[llm.parts.placement.main].needed.get(STREAM)
     if buffers:
-        rows.append((STREAM, place, formats.experts.name, size(buffers), kernel, "-"))
+        rows.append((STREAM, place, formats.names["experts"], size(buffers), kernel, "-", "-"))
     return rows
 
 
-def _hand_off_rows(llm: LLM) -> list[tuple[str, str, str, str, str, str]]:
+def _hand_off_rows(llm: LLM) -> list[Cells]:
     """What was pinned of the experts in RAM, and the buffers between GPU and CPU."""
-    rows = []
+    rows: list[Cells] = []
     if llm.parts.expert_arena is not None and llm.parts.expert_arena.report is not None:
         found = llm.parts.expert_arena.report
-        rows.append(("pinned", "RAM", "-", f"{size(found.pinned)} of {size(found.total)}", "-", "-"))
+        rows.append(("pinned", "RAM", "-", f"{size(found.pinned)} of {size(found.total)}", "-", "-", "-"))
     if (buffers := llm.parts.host_buffers) is not None:
         pinned = "RAM pinned" if llm.parts.main.is_cuda else "RAM pageable"
-        rows.append(("hand-off", pinned, "f32", size(buffers.nbytes), "-", "-"))
+        rows.append(("hand-off", pinned, "f32", size(buffers.nbytes), "-", "-", "-"))
     if llm.parts.graphed is not None and llm.parts.signal_choice is not None and llm.parts.graphed.nbytes:
-        rows.append(("mailbox", "RAM pinned", "f32", size(llm.parts.graphed.nbytes), llm.parts.signal_choice.name, "-"))
+        taken, way = size(llm.parts.graphed.nbytes), llm.parts.signal_choice.name
+        rows.append(("mailbox", "RAM pinned", "f32", taken, way, "-", "-"))
     return rows
 
 
@@ -116,33 +120,47 @@ def _pinning(llm: LLM) -> list[str]:
     return lines
 
 
-def _expert_rows(llm: LLM) -> Iterator[tuple[str, str, str, str, str, str]]:
+def _expert_rows(llm: LLM) -> Iterator[Cells]:
     """The routed experts, a row for every tier that has some."""
     banks = [layer.experts for layer in llm.parts.weights.layers if layer.experts is not None]
-    form = llm.parts.checkpoint.formats.experts.name
-    if len(llm.parts.devices) == 1:
-        what = f"{len(banks)} x {llm.spec.moe.experts} experts"
-        yield _row(llm, llm.parts.main, what, form, sum(bank.nbytes for bank in banks), "experts")
-        return
     for tier in llm.parts.placement.tiers:
-        mine = [b.banks[tier.value] for b in banks if isinstance(b, TierBanks) and tier.value in b.banks]
+        if len(llm.parts.devices) == 1:
+            mine, group = [bank for bank in banks if isinstance(bank, ExpertBank)], "experts"
+            what = f"{len(mine)} x {llm.spec.moe.experts} experts"
+        else:
+            mine = [b.banks[tier.value] for b in banks if isinstance(b, TierBanks) and tier.value in b.banks]
+            group, what = f"experts.{tier.value}", f"{sum(bank.experts for bank in mine)} experts"
         if mine:
-            count = sum(bank.experts for bank in mine)
-            what = f"{count} experts"
-            group = f"experts.{tier.value}"
-            yield _row(llm, llm.parts.devices[tier], what, form, sum(bank.nbytes for bank in mine), group)
+            read = ByFormat.sum(ByFormat.of(bank.layout.bytes_by_format).times(bank.experts) for bank in mine)
+            yield _row(llm, llm.parts.devices[tier], what, read, group, is_experts=True)
 
 
-def _row(llm: LLM, device: Device, what: str, form: str, count: int, group: str) -> tuple[str, str, str, str, str, str]:
+def _row(llm: LLM, device: Device, what: str, held: ByFormat, group: str, is_experts: bool = False) -> Cells:
     """A row about weights."""
+    taken, rate = size(round(held.total)), _predicted(llm, device, held, is_experts)
     if not device.is_host:
-        return what, device.tier.value, form, size(count), _kernel(device), "-"
+        return what, device.tier.value, _formats(held), taken, _kernel(device), rate, "-"
     ram = {0: "RAM, one node", 1: "RAM"}.get(llm.parts.nodes, f"RAM, {llm.parts.nodes} nodes")
-    if len(llm.parts.devices) > 1 and group.startswith("experts"):
+    if len(llm.parts.devices) > 1 and is_experts:
         report = None if llm.parts.expert_arena is None else llm.parts.expert_arena.report
         share = "no" if report is None else str(report)
         ram += {"yes": " pinned", "no": " pageable"}.get(share, f", {share} pinned")
-    return what, ram, form, size(count), _kernel(device), _huge(llm, group)
+    return what, ram, _formats(held), taken, _kernel(device), rate, _huge(llm, group)
+
+
+def _formats(held: ByFormat) -> str:
+    """The formats of matrices, the one with most bytes first; float32 of routers and norms goes without saying."""
+    return "/".join([name for name in held.names if name != "f32"] or held.names)
+
+
+def _predicted(llm: LLM, device: Device, held: ByFormat, is_experts: bool) -> str:
+    """GB a second that a step of one token is predicted to read it with; "~" before what was not measured."""
+    model = llm.predictions.pass_model
+    known = None if model is None else model.machine.memories.get(device.tier.channel)
+    if known is None:
+        return "-"
+    is_sure = all(known.measured(name, is_experts) and name not in known.estimates for name in held.names)
+    return f"{'' if is_sure else '~'}{known.mean_rate(held, is_experts) / GB:.1f}"
 
 
 def _kernel(device: Device) -> str:
@@ -238,7 +256,7 @@ def remark(llm: LLM) -> str | None:
             f"the whole model is {size(llm.parts.weights.nbytes)}: it stays in the CPU's caches, so that DRAM "
             "bandwidth does not bound it"
         )
-    return None
+    return llm.predictions.estimates or None
 
 
 def _gpu_remark(llm: LLM) -> str:
@@ -250,7 +268,8 @@ def _gpu_remark(llm: LLM) -> str:
         )
         return f"no prediction: {reason}; the bytes are exact"
     handed = ", nor is the hand-off of a layer, which was not measured" if model.handoff_s is None else ""
-    return f"predicted from: {'; '.join(model.machine.sources)}. Launches of kernels are not counted{handed}"
+    sources = [*model.machine.sources, *filter(None, [llm.predictions.estimates])]
+    return f"predicted from: {'; '.join(sources)}. Launches of kernels are not counted{handed}"
 
 
 def run_json(llm: LLM, results: list[Completion]) -> dict[str, Any]:

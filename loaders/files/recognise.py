@@ -49,7 +49,7 @@ TORCH = "which can run code: get the safetensors version"
 KINDS: tuple[tuple[str, str], ...] = (
     ("model_index.json", "it is a diffusion pipeline, no language model"),
     ("weights*.npz", "it is an old MLX model: get the original safetensors"),
-    ("*.gguf", "there are GGUF files: headrace plan takes one by its name; they cannot be run yet"),
+    ("*.gguf", "there are GGUF files: name one of them"),
     ("*.onnx", "it is an ONNX model: get the safetensors version"),
     ("onnx/*.onnx", "it is an ONNX model: get the safetensors version"),
     ("openvino_model*.xml", "it is an OpenVINO model: get the safetensors version"),

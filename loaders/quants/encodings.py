@@ -1,8 +1,8 @@
 """How many bytes a matrix takes in every format that checkpoints come in, for plans: the engine's own and others'.
 
-The engine's formats are those of `kernels/formats.py`, to the byte as they are packed. The others are blocks of GGUF
-and the schemes of quantised safetensors, by their numbers: bits, and what each group of weights adds. Nothing here
-packs or unpacks.
+The engine's formats are those of `kernels/formats.py`: in memory a row takes what it takes there, to the byte, in a
+file what GGUF's blocks take. The others are blocks of GGUF and the schemes of quantised safetensors, by their numbers:
+bits, and what each group of weights adds; they are counted in memory as in a file. Nothing here packs or unpacks.
 """
 
 from __future__ import annotations
@@ -10,14 +10,24 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ...kernels import FORMATS, ExpertLayout
-from ..architecture.architecture import Experts, Part
+from ...kernels import FORMATS, ExpertLayout, Format
+from ..files.gguf_header import TYPES
+
+# What takes the place of formats of 256 weights in rows that are no multiple of them.
+SMALLER_BLOCKS = {
+    "q2_k": "iq4_nl",
+    "q3_k": "iq4_nl",
+    "q4_k": "q5_0",
+    "q5_k": "q5_1",
+    "q6_k": "q8_0",
+    **dict.fromkeys(("iq4_xs", "iq3_s", "iq3_xxs", "iq2_s", "iq2_xs", "iq2_xxs", "iq1_m", "iq1_s"), "iq4_nl"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Encoding:
-    """`block` weights of a row take `block_bytes`; `tile` (rows and columns) adds `tile_bytes` for each tile, a row
-    `row_bytes`, a column `column_bytes`."""
+    """In a file `block` weights of a row take `block_bytes`; `tile` (rows and columns) adds `tile_bytes` for each tile,
+    a row `row_bytes`, a column `column_bytes`."""
 
     name: str
     block: int
@@ -32,38 +42,47 @@ class Encoding:
         """Of whole blocks, without padding."""
         return self.block_bytes / self.block
 
+    @property
+    def packed(self) -> Format | None:
+        """The engine's format of that name; None: it has none."""
+        return FORMATS.get(self.name)
+
     def bytes(self, rows: int, cols: int) -> int:
-        """Bytes of a matrix; a last block that is not full counts whole."""
-        if self.name in FORMATS:
-            return rows * FORMATS[self.name].row_bytes(cols)
+        """Bytes of a matrix in memory: packed as the engine packs it, or as in a file where it has no such format."""
+        return self.stored_bytes(rows, cols) if self.packed is None else rows * self.packed.row_bytes(cols)
+
+    def stored_bytes(self, rows: int, cols: int) -> int:
+        """Bytes of a matrix in a file; a last block that is not full counts whole."""
         tiles = math.ceil(rows / self.tile) * math.ceil(cols / self.tile) * self.tile_bytes if self.tile else 0
         blocks = math.ceil(rows * math.ceil(cols / self.block) * self.block_bytes)
         return blocks + tiles + math.ceil(rows * self.row_bytes) + cols * self.column_bytes
 
-    def part_bytes(self, part: Part) -> int:
-        """Bytes of a tensor; float32 where it is never quantised."""
-        return 4 * part.elements if part.plain else self.bytes(part.rows, part.cols)
+    def fitting(self, cols: int) -> Encoding:
+        """This one, or the one of smaller blocks that takes its place in rows of `cols` weights."""
+        name = SMALLER_BLOCKS.get(self.name)
+        return self if name is None or cols % self.block == 0 else ENCODINGS[name]
 
-    def expert_bytes(self, experts: Experts) -> int:
-        """Bytes of one expert; in the engine's formats with the padding of its block."""
-        if self.name in FORMATS and experts.matrices == 3:
-            layout = ExpertLayout(format=FORMATS[self.name], hidden=experts.hidden, width=experts.width)
-            return layout.bytes + 4 * experts.bias
-        return sum(map(self.part_bytes, experts.parts()))
+
+def expert_layout(encodings: list[Encoding], hidden: int, width: int) -> ExpertLayout | None:
+    """How the engine packs an expert of gate, up and down in these; None where it has no format of that name."""
+    formats = [encoding.packed for encoding in encodings]
+    if len(formats) != 3 or None in formats:
+        return None
+    gate, up, down = formats
+    assert gate is not None, "checked above"
+    return ExpertLayout(format=gate, up_format=up, down_format=down, hidden=hidden, width=width)
 
 
 def _blocks(name: str, block: int, size: float) -> Encoding:
     return Encoding(name=name, block=block, block_bytes=size)
 
 
+WEIGHTS = {name for name, _, _ in TYPES.values()} - {"Q8_1", "Q8_K", "NVFP4", "F64", "I8", "I16", "I32", "I64"}
 ENCODINGS: dict[str, Encoding] = {
     e.name: e
     for e in (
-        *(_blocks(f.name, f.block, f.block * f.bits / 8 + f.scales.bytes(f.block)) for f in FORMATS.values()),
-        # More of GGUF, by ggml's block structures.
-        _blocks("iq3_xxs", 256, 98), _blocks("iq3_s", 256, 110),
-        _blocks("iq2_xxs", 256, 66), _blocks("iq2_xs", 256, 74), _blocks("iq2_s", 256, 82), _blocks("iq1_s", 256, 50),
-        _blocks("iq1_m", 256, 56), _blocks("tq1_0", 256, 54), _blocks("tq2_0", 256, 66),
+        # GGUF's, by ggml's block structures: the engine's own formats are among them.
+        *(_blocks(name.lower(), block, size) for name, block, size in TYPES.values() if name in WEIGHTS),
         # One shared exponent of 8 bits for 32 weights of 8 bits.
         _blocks("mxfp8", 32, 33),
         # Quantised safetensors: a bf16 scale for 32, or a half and a 4-bit zero point for 128; e4m3 scales for 16.

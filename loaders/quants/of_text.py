@@ -10,9 +10,10 @@ import difflib
 import re
 
 from ...errors import OptionError
+from ..architecture.architecture import Part
 from . import recipes
 from .encodings import ENCODINGS, Encoding, bits_per_weight, by_numbers
-from .quant import ROLES, Quant
+from .quant import ROLES, Place, Quant, Special, role_of
 
 # Other names, squeezed: what each is usually made as.
 ALIASES = {
@@ -31,7 +32,7 @@ HAND_MADE = re.compile(r"^ud|xl$|^apex|^dynamic")
 
 def parse(text: str, native: Quant) -> Quant:
     """ "q4_0" (all matrices but an untied embedding, as the engine packs), "Q4_K_M" (as llama-quantize mixes), or
-    "experts=q4_0,dense=q8_0,head=q8_0". Raises OptionError with the nearest names."""
+    "experts=q4_k_m,dense=q8_0,head=q8_0". Raises OptionError with the nearest names."""
     if text.strip().lower() == "native":
         return native
     if "=" not in text and "," not in text:
@@ -41,6 +42,7 @@ def parse(text: str, native: Quant) -> Quant:
         if _squeezed(name) in known:
             return recipes.mix(known[_squeezed(name)])
     chosen = {role: getattr(native, role) for role in ROLES}
+    mixes: dict[str, Quant] = {}
     for item in text.split(","):
         role, _, name = item.rpartition("=")
         if role and role.strip() not in ROLES:
@@ -50,9 +52,25 @@ def parse(text: str, native: Quant) -> Quant:
             roles.append("head")
         if not role and _squeezed(name).startswith("mlx"):
             roles.append("embed")
-        fixed = getattr(native, roles[0]) if name.strip().lower() == "native" else find(name)
-        chosen.update(dict.fromkeys(roles, fixed))
-    return Quant(**chosen)
+        mix = recipes.mix(name.strip().lower()) if name.strip().lower() in recipes.PACKED else None
+        for one in roles:
+            mixes.pop(one, None)
+            if mix is not None:
+                mixes[one] = mix
+                chosen[one] = getattr(mix, one)
+            else:
+                chosen[one] = getattr(native, roles[0]) if name.strip().lower() == "native" else find(name)
+    return Quant(**chosen, special=_of_mixes(mixes) if mixes else None)
+
+
+def _of_mixes(mixes: dict[str, Quant]) -> Special:
+    """The tensors of groups that are mixed as llama-quantize does."""
+
+    def special(part: Part, place: Place) -> Encoding | None:
+        mix = mixes.get(role_of(part.group))
+        return None if mix is None or mix.special is None else mix.special(part, place)
+
+    return special
 
 
 def find(name: str) -> Encoding:

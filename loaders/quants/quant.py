@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..architecture.architecture import Architecture, Experts, Layer, Part
-from .encodings import F32, Encoding
+from .by_format import ByFormat
+from .encodings import F32, Encoding, expert_layout
 
 ROLES = ("experts", "dense", "head", "embed")
 
@@ -25,6 +26,11 @@ class Place:
 
 # The encoding of a tensor that differs from those of its group; None: it does not.
 Special = Callable[[Part, Place], Encoding | None]
+
+
+def role_of(group: str) -> str:
+    """The one of `ROLES` that a group of `architecture.GROUPS` belongs to."""
+    return {"experts": "experts", "head": "head", "embedding": "embed", "tables": "embed"}.get(group, "dense")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,24 +54,35 @@ class Quant:
 
     def of(self, group: str) -> Encoding:
         """The encoding of a group of `architecture.GROUPS`."""
-        named = {"experts": self.experts, "head": self.head, "embedding": self.embed, "tables": self.embed}
-        return named.get(group, self.dense)
+        found: Encoding = getattr(self, role_of(group))
+        return found
 
     def encoding(self, part: Part, place: Place) -> Encoding:
-        """The encoding of one tensor."""
+        """The encoding of one tensor; of smaller blocks where its rows are no multiple of those that were wanted."""
         is_vector = part.plain and (part.rows == 1 or part.group != "router")
         found = self.special(part, place) if self.special and not is_vector else None
-        return found or (F32 if part.plain else self.of(part.group))
+        return (found or (F32 if part.plain else self.of(part.group))).fitting(part.cols)
 
-    def bytes(self, part: Part, place: Place) -> int:
-        """Bytes of one tensor."""
-        return self.encoding(part, place).bytes(part.rows, part.cols)
+    def in_memory(self, part: Part, place: Place) -> ByFormat:
+        """One tensor as the engine packs it."""
+        encoding = self.encoding(part, place)
+        return ByFormat.of([(encoding.name, encoding.bytes(part.rows, part.cols))])
 
-    def expert_bytes(self, experts: Experts, place: Place) -> int:
-        """Bytes of one expert of a layer."""
-        if self.special is None:
-            return self.experts.expert_bytes(experts)
-        return sum(self.bytes(part, place) for part in experts.parts())
+    def stored_bytes(self, part: Part, place: Place) -> int:
+        """Bytes of one tensor in a file."""
+        return self.encoding(part, place).stored_bytes(part.rows, part.cols)
+
+    def expert_in_memory(self, experts: Experts, place: Place) -> ByFormat:
+        """One expert of a layer as the engine packs it, with the padding of its block."""
+        encodings = [self.encoding(part, place) for part in experts.parts() if not part.plain]
+        layout = expert_layout(encodings, experts.hidden, experts.width)
+        if layout is None:
+            return ByFormat.sum(self.in_memory(part, place) for part in experts.parts())
+        return ByFormat.of([*layout.bytes_by_format.items(), (F32.name, 4 * experts.bias)])
+
+    def stored_expert_bytes(self, experts: Experts, place: Place) -> int:
+        """Bytes of one expert of a layer in a file."""
+        return sum(self.stored_bytes(part, place) for part in experts.parts())
 
 
 def place_of(model: Architecture, index: int) -> Place:

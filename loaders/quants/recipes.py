@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 from ..architecture.architecture import Part
-from .encodings import ENCODINGS, Encoding
+from .encodings import ENCODINGS, SMALLER_BLOCKS, Encoding
 from .quant import Place, Quant
 
 # What most tensors get.
@@ -21,10 +22,10 @@ BASES = {
     **{n: n for n in ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s")},
     **{n: n for n in ("iq3_xxs", "iq3_s", "iq4_nl", "iq4_xs")},
 }  # fmt: skip
+# Those of which all types can be packed while a model is loaded; other names of `BASES` are formats there.
+PACKED = ("q2_k", "q2_k_s", "q3_k_s", "q3_k_m", "q3_k_l", "q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m", "mxfp4_moe")
 ALMOST = {"q3_k": "q3_k_m", "q4_k": "q4_k_m", "q5_k": "q5_k_m"}  # what llama-quantize makes of them
 LOWEST = ("iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq2_m")
-# Rows that are no whole number of blocks get a type with shorter ones.
-SHORTER = {"q2_k": "iq4_nl", "q3_k": "iq4_nl", "q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0"}
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,7 @@ CHOICES: dict[str, Callable[[str, _Tensor], str | None]] = {
 EXACT = ("attn_v", "attn_k", "attn_q")  # and not attn_kv_a, attn_q_b
 
 
+@cache
 def mix(name: str) -> Quant:
     """The mix of that name, one of `BASES`."""
     base = ENCODINGS[BASES[name]]
@@ -134,7 +136,7 @@ def mix(name: str) -> Quant:
         if part.group in ("head", "embedding"):
             return None if part.group == "embedding" else _fitting(_head(name, base), part)
         if name == "mxfp4_moe":
-            return base if part.group == "experts" else ENCODINGS["q8_0"]
+            return _fitting(base if part.group == "experts" else ENCODINGS["q8_0"], part)
         key = next((k for k in CHOICES if part.name == k or (k not in EXACT and part.name.startswith(k))), None)
         if key is None or place.layer is None:
             return _fitting(base, part)
@@ -156,7 +158,8 @@ def _embedding(name: str, base: Encoding) -> Encoding:
 
 
 def _fitting(encoding: Encoding, part: Part) -> Encoding:
+    """Rows that are no whole number of blocks get a type with smaller ones, the last of all float16."""
     if part.cols % encoding.block == 0:
         return encoding
-    shorter = ENCODINGS[SHORTER.get(encoding.name, "iq4_nl")]
-    return shorter if part.cols % shorter.block == 0 else ENCODINGS["f16"]
+    smaller = ENCODINGS[SMALLER_BLOCKS.get(encoding.name, "iq4_nl")]
+    return smaller if part.cols % smaller.block == 0 else ENCODINGS["f16"]

@@ -1,20 +1,27 @@
 """Which format each tensor takes: as asked for, or as it is stored.
 
-A row must be a whole number of a format's blocks. Where one is not, a format of smaller blocks takes its place for that
-tensor, as converters do it: q4_k becomes q5_0, and so on.
+What is asked for is a format, or a mix of llama-quantize by its name (`quants/recipes.py`, which plans use too): then
+some tensors of some layers get a larger type. A row must be a whole number of a format's blocks. Where one is not, a
+format of smaller blocks takes its place for that tensor, as converters do it: q4_k becomes q5_0, and so on.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from ...errors import CheckpointError, OptionError
 from ...kernels import FORMATS, Format
+from ...kernels.formats import PARTS
 from ...kernels.packed import FORMAT_OF_DTYPE
+from ..architecture import architecture
+from ..architecture.architecture import Part
 from ..files.entry import Entry
+from ..quants import recipes
+from ..quants.encodings import SMALLER_BLOCKS
+from ..quants.in_memory import F32, as_loaded, most, usual
+from ..quants.quant import Place
 from ..spec import ModelSpec
 from .model_weights import Formats
 from .targets import Target
@@ -22,20 +29,16 @@ from .targets import Target
 Group = Literal["experts", "dense", "embed"]
 GROUPS: tuple[Group, ...] = get_args(Group)
 OPTIONS = {"experts": "--expert-format", "dense": "--dense-format"}
-# What takes the place of formats of 256 weights in rows that are no multiple of them.
-SMALLER_BLOCKS = {
-    "q2_k": "iq4_nl",
-    "q3_k": "iq4_nl",
-    "q4_k": "q5_0",
-    "q5_k": "q5_1",
-    "q6_k": "q8_0",
-    "iq4_xs": "iq4_nl",
-}
+NAMES = tuple(dict.fromkeys(("native", *FORMATS, *recipes.PACKED)))
+PART_NAMES = {
+    "q": "attn_q", "k": "attn_k", "v": "attn_v", "o": "attn_output", "gate": "ffn_gate", "up": "ffn_up",
+    "down": "ffn_down", "mlp_gate": "ffn_gate", "mlp_up": "ffn_up", "mlp_down": "ffn_down",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoadOptions:
-    """How to load. Formats are names of `FORMATS`, or "native": as the checkpoint has it."""
+    """How to load. Formats are names of `NAMES`; "native": as the checkpoint has it."""
 
     expert_format: str = "native"
     dense_format: str = "native"
@@ -44,26 +47,19 @@ class LoadOptions:
     ignore_tensors: Collection[str] = field(default_factory=tuple)  # names, or patterns of them
 
 
-def find_format(name: str) -> Format:
-    """The format of that name; raises OptionError with the names there are."""
-    if name not in FORMATS:
-        raise OptionError(f"weight format '{name}' is unknown; there are native, {', '.join(FORMATS)}")
-    return FORMATS[name]
-
-
 def resolve(
     spec: ModelSpec, wanted: Mapping[str, Target], entries: Mapping[str, Entry], options: LoadOptions
 ) -> Formats:
     """The formats of a checkpoint's tensors; raises OptionError where rows are no whole blocks."""
     stored = {name: _stored(entries[name]) for name, target in wanted.items() if target.group}
-    usual = {group: _usual([stored[n] for n, t in wanted.items() if t.group == group]) for group in GROUPS}
-    chosen = {
-        place: _chosen(target, stored[name], usual[_group(target)], options)
-        for name, target in wanted.items()
-        for place in target.places
-    }
-    groups = {place: _group(target) for target in wanted.values() for place in target.places}
-    return made(spec, chosen, groups, {g: _asked(g, options) or usual[g] for g in GROUPS})
+    shared = {group: usual([stored[n] for n, t in wanted.items() if t.group == group] or [F32]) for group in GROUPS}
+    chosen, groups = {}, {}
+    for name, target in wanted.items():
+        for place in target.places:
+            group = groups[place] = _group(target)
+            found = _asked_at(spec, place, target, options)
+            chosen[place] = as_loaded(stored[name], shared[group]) if found is None else found
+    return made(spec, chosen, groups, {group: _base(group, options) or shared[group] for group in GROUPS})
 
 
 def made(
@@ -72,21 +68,70 @@ def made(
     """`Formats` that give each place the format chosen for it; a group is called by what most of its tensors have."""
     for layer in range(spec.layers):
         _check_gate_and_up(layer, chosen)
-    found = {group: _most([chosen[p] for p, g in groups.items() if g == group]) or usual[group] for group in GROUPS}
+    found = {group: most([chosen[p] for p, g in groups.items() if g == group]) or usual[group] for group in GROUPS}
     own = {place: format for place, format in chosen.items() if format is not found[groups[place]]}
     return Formats(experts=found["experts"], dense=found["dense"], embed=found["embed"], own=own)
 
 
 def of_options(spec: ModelSpec, places: Mapping[str, Target], options: LoadOptions, plain: Format) -> Formats:
     """The formats of a model that is not stored; "native" is `plain`."""
-    usual = {group: _asked(group, options) or plain for group in GROUPS}
-    groups = {place: _group(target) for target in places.values() for place in target.places}
-    chosen = {
-        place: fitting(usual[_group(target)], _row(target), OPTIONS.get(target.group, ""))
-        for target in places.values()
-        for place in target.places
-    }
-    return made(spec, chosen, groups, usual)
+    chosen, groups = {}, {}
+    for target in places.values():
+        for place in target.places:
+            groups[place] = _group(target)
+            chosen[place] = _asked_at(spec, place, target, options) or plain
+    return made(spec, chosen, groups, {group: _base(group, options) or plain for group in GROUPS})
+
+
+def _group(target: Target) -> Group:
+    found = next(group for group in GROUPS if group == target.group)
+    return found
+
+
+def _stored(entry: Entry) -> Format:
+    return FORMATS[entry.blocks or FORMAT_OF_DTYPE.get(entry.dtype, "f32")]
+
+
+# ---- what options ask for
+
+
+def _asked(group: Group, options: LoadOptions) -> str | None:
+    """The format or mix that options ask for; None: as stored."""
+    own = {"experts": options.expert_format, "dense": options.dense_format, "embed": "native"}[group]
+    name = options.plain_format if own == "native" else own
+    if name not in NAMES:
+        raise OptionError(f"weight format '{name}' is unknown; there are {', '.join(NAMES)}")
+    return None if name == "native" else name
+
+
+def _base(group: Group, options: LoadOptions) -> Format | None:
+    """What most tensors of a group get; None: as stored."""
+    name = _asked(group, options)
+    return None if name is None else FORMATS[recipes.BASES[name] if name in recipes.PACKED else name]
+
+
+def _asked_at(spec: ModelSpec, place: str, target: Target, options: LoadOptions) -> Format | None:
+    """The format that options ask for at a place; None: as stored. Raises OptionError where no format fits."""
+    name, cols = _asked(_group(target), options), _row(target)
+    if name is None:
+        return None
+    if name in recipes.PACKED:
+        mixed = recipes.mix(name).encoding(*_as_part(spec, place, cols)).packed
+        assert mixed is not None, f"{name} has a type that is not packed"
+        return mixed
+    return fitting(FORMATS[name], cols, OPTIONS.get(target.group, "--dtype"))
+
+
+def _as_part(spec: ModelSpec, place: str, cols: int) -> tuple[Part, Place]:
+    """A tensor as a plan knows it, by which mixes choose."""
+    layer, _, role = place.rpartition(".")
+    heads = spec.attention.heads / spec.attention.kv_heads
+    at = Place(layer=int(layer) if layer else None, layers=spec.layers, experts=spec.moe.experts, shared_by=heads)
+    if not layer:
+        is_head = role == "head" or spec.tied_head
+        return Part("head" if is_head else "embedding", spec.vocab, cols, name="output"), at
+    group: architecture.Group = "experts" if role in PARTS else "dense" if role.startswith("mlp") else "attention"
+    return Part(group, 1, cols, name=PART_NAMES[role]), at
 
 
 def fitting(format: Format, cols: int, option: str) -> Format:
@@ -101,46 +146,9 @@ def fitting(format: Format, cols: int, option: str) -> Format:
     return format
 
 
-def _group(target: Target) -> Group:
-    found = next(group for group in GROUPS if group == target.group)
-    return found
-
-
 def _row(target: Target) -> int:
     """Weights in a row of the matrices that a tensor fills."""
     return target.pieces[0].into.cols
-
-
-def _stored(entry: Entry) -> Format:
-    return FORMATS[entry.blocks or FORMAT_OF_DTYPE.get(entry.dtype, "f32")]
-
-
-def _usual(found: list[Format]) -> Format:
-    """The format of a group whose tensors are stored alike; float32, which holds them all, where plain ones differ."""
-    kinds = dict.fromkeys(found)
-    if len(kinds) == 1:
-        return found[0]
-    blocks = [format for format in found if format.is_block]
-    return _most(blocks) or FORMATS["f32"]
-
-
-def _most(found: list[Format]) -> Format | None:
-    return Counter(found).most_common(1)[0][0] if found else None
-
-
-def _asked(group: Group, options: LoadOptions) -> Format | None:
-    """The format that options ask for; None: as stored."""
-    own = {"experts": options.expert_format, "dense": options.dense_format, "embed": "native"}[group]
-    name = options.plain_format if own == "native" else own
-    return None if name == "native" else find_format(name)
-
-
-def _chosen(target: Target, stored: Format, usual: Format, options: LoadOptions) -> Format:
-    """A stored block format stays as it is; plain tensors of a group share the one that holds them all."""
-    asked = _asked(_group(target), options)
-    if asked is None:
-        return stored if stored.is_block or usual.is_block else usual
-    return fitting(asked, _row(target), OPTIONS.get(target.group, "--dtype"))
 
 
 def _check_gate_and_up(layer: int, chosen: Mapping[str, Format]) -> None:

@@ -43,6 +43,12 @@ class Formats:
         """The formats of each group by name, its usual one first: q4_k, or q4_k/q6_k."""
         return {group: "/".join(self._of_group(group)) for group in ("experts", "dense", "embed")}
 
+    @property
+    def used(self) -> tuple[str, ...]:
+        """Every format that a tensor has, by name."""
+        kept = (self.experts, self.dense, self.embed, *self.own.values())
+        return tuple(dict.fromkeys(format.name for format in kept))
+
     def _of_group(self, group: str) -> list[str]:
         others = [format.name for place, format in self.own.items() if group_of(place) == group]
         return list(dict.fromkeys((getattr(self, group).name, *others)))

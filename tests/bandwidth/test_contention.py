@@ -17,6 +17,7 @@ from headrace.engine.devices.cuda_driver import Driver
 from headrace.engine.devices.streams import HostStream
 from headrace.engine.measure import contention, contention_gpu, link_rates, other_load
 from headrace.engine.measure.contention import AHEAD, Copies, Step, Way, moved, rates
+from headrace.engine.measure.kernel_rates import USUAL
 from headrace.engine.measure.link_rates import Links
 from headrace.kernels import FORMATS
 from headrace.kernels.context import Context
@@ -211,7 +212,7 @@ def calls(library: str) -> Driver:
 
 @pytest.mark.usefixtures("small")
 def test_experts_beside_copies(library: str, two_streams: tuple[ThreadStream, ThreadStream]) -> None:
-    """The real kernel of every format beside copies from RAM to RAM, in memory that a driver pinned."""
+    """The real kernel of each usual format beside copies from RAM to RAM, in memory that a driver pinned."""
     driver = calls(library)
     taken, given_back = [], []
     register, unregister = driver.register, driver.unregister
@@ -219,7 +220,7 @@ def test_experts_beside_copies(library: str, two_streams: tuple[ThreadStream, Th
     driver.unregister = lambda at: (given_back.append(at), unregister(at))[1]  # type: ignore[method-assign,func-returns-value]
     found, problem = contention_gpu.measure(Context(), 0, CPU, driver, *two_streams, rounds=1)
     assert problem == ""
-    pairs = [f"experts {name} + gpu0 h2d pinned" for name in FORMATS]
+    pairs = [f"experts {name} + gpu0 h2d pinned" for name in USUAL]
     assert list(found) == [*pairs, "gpu0 h2d pinned + gpu0 d2h pinned"]
     assert all(rate > 1e7 for both in found.values() for rate in both.values())
     assert taken

@@ -92,7 +92,9 @@ def test_samples_walk_through_all_memory() -> None:
 def test_every_kernel_says_what_it_read(size: int) -> None:
     """Wherever a sample begins: never nothing, never more than is there times its rounds."""
     arena = torch.full((size,), 0x11, dtype=torch.uint8)
-    for kernel in [k for k in kernel_rates._kernels(Context(), arena) if "256" not in k.name and "64" not in k.name]:
+    of_formats = kernel_rates._of_formats(Context(), arena, kernel_rates.USUAL)
+    every = [kernel_rates.stream(Context(), arena), *of_formats, *kernel_rates._of_attention(Context(), arena)]
+    for kernel in [k for k in every if "256" not in k.name and "64" not in k.name]:
         for at in (0, size - 1):
             read = kernel.read(at)
             assert 0 < read <= 4 * size, kernel.name
@@ -100,7 +102,7 @@ def test_every_kernel_says_what_it_read(size: int) -> None:
 
 def test_a_sample_of_a_matrix_is_the_bytes_of_its_rows() -> None:
     arena = torch.full((64 * MB,), 0x11, dtype=torch.uint8)
-    matrix = next(k for k in kernel_rates._kernels(Context(), arena) if k.name == "linear q4_0 4")
+    matrix = next(k for k in kernel_rates._of_formats(Context(), arena, ["q4_0"]) if k.name == "linear q4_0 4")
     assert matrix.read(0) == 64 * MB // 1152 * 1152
     caches = kernel_rates._caches(torch.zeros(64 * MB, dtype=torch.uint8))
     assert caches[0].nbytes == 2 * kernel_rates.CONTEXT * kernel_rates.KV_HEADS * kernel_rates.HEAD_DIM * 2

@@ -48,7 +48,7 @@ def measured(profile: Profile, monkeypatch: pytest.MonkeyPatch) -> list[float]:
     found = load_profile(Context())
     assert found is not None
     made = dataclasses.replace(found, date="2026-01-01", kernels=isa.kernels_digest())
-    monkeypatch.setattr(calibrate, "measure", lambda *_: dataclasses.replace(made, busy=busy[0]))
+    monkeypatch.setattr(calibrate, "measure", lambda *_, **__: dataclasses.replace(made, busy=busy[0]))
     return busy
 
 
@@ -121,7 +121,7 @@ def test_nothing_is_measured_while_others_compute(
 ) -> None:
     """Neither for the first time nor again, and the run says so once."""
     monkeypatch.setattr(other_load.Strangers, "cores", lambda self: 99.0)
-    monkeypatch.setattr(calibrate, "measure", lambda *_: pytest.fail("it was measured"))
+    monkeypatch.setattr(calibrate, "measure", lambda *_, **__: pytest.fail("it was measured"))
     if not kept:
         forget()
     _, _, err = run("generate", talker, *ASK)
@@ -169,7 +169,7 @@ def test_a_doctor_measures_whoever_is_there(
 def test_a_machine_that_cannot_be_measured_keeps_what_it_has(
     talker: Path, stale: Profile, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def refuse(*_: object) -> Profile:
+    def refuse(*_: object, **__: object) -> Profile:
         raise OptionError("no memory")
 
     monkeypatch.setattr(calibrate, "measure", refuse)

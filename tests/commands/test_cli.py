@@ -17,8 +17,8 @@ from test_options import COMMANDS
 
 from headrace.engine.bandwidth_model import profile as profiles
 from headrace.engine.bandwidth_model.profile import Profile
+from headrace.engine.measure.kernel_rates import USUAL
 from headrace.engine.terminal import generate_command, generate_report
-from headrace.kernels import FORMATS
 from headrace.kernels.context import Context
 
 # (exit status, standard output, standard error) of a command
@@ -201,7 +201,7 @@ def test_measure(run: Run, cache_home: Path, monkeypatch: pytest.MonkeyPatch) ->
     found = json.loads(out)
     assert status == 0
     assert found == asdict(profiles.load_profile(Context(threads=2)) or Profile(**found))
-    assert set(found["experts"]) == set(found["linear"]) == set(FORMATS)
+    assert set(found["experts"]) == set(found["linear"]) == set(USUAL)
     assert all(rate > 0 for name in ("experts", "linear", "attention") for rate in found[name].values())
     assert len(found["attention"]) == 3
     assert found["copies"]["host"] > 0

@@ -42,7 +42,7 @@ def measured(profile: Profile, monkeypatch: pytest.MonkeyPatch) -> list[Profile]
         path.unlink()
     made: list[Profile] = []
 
-    def measure(*_: object) -> Profile:
+    def measure(*_: object, **__: object) -> Profile:
         made.append(known)
         return known
 

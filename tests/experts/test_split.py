@@ -85,7 +85,7 @@ def test_curves_share_the_memory(profile: Profile) -> None:
     assert found.cpu == pytest.approx([n * 3072 / 8e9 for n in range(4)])
     assert found.cpu_beside == pytest.approx([n * 3072 / 6e9 for n in range(4)])
     assert found.link_beside == found.link
-    assert "no more than a plain read, assumed" in shared_how("bf16", LINK)
+    assert "no more than a plain read, assumed" in shared_how(LAYOUT, profile, LINK)
     assert found.link == pytest.approx([n * 3072 / 4e9 for n in range(4)])
     assert found.gpu == pytest.approx([n * 3072 / 1e12 for n in range(4)])
     slow = curves(measured(profile, 5e9, 10e9), LAYOUT, LINK, 1.0, 3)
@@ -106,7 +106,8 @@ def test_curves_follow_what_was_measured_together(profile: Profile) -> None:
     known = dataclasses.replace(measured(profile, 8e9, 4e9), copies=copies, together=together(7e9, 4e9))
     known = dataclasses.replace(known, crowd={"3": dict.fromkeys(FORMATS, 4e9), "9": dict.fromkeys(FORMATS, 4e9)})
     link = link_rate(known, torch.device("cuda", 0))
-    assert link.kept == {"bf16": (pytest.approx(0.7), pytest.approx(0.8))}
+    assert link.kept["bf16"] == (pytest.approx(0.7), pytest.approx(0.8))
+    assert link.kept["f16"] == link.kept["bf16"], "the most alike"
     found = curves(known, LAYOUT, link, 1.0, 3)
     assert found is not None
     assert found.cpu == pytest.approx([n * 3072 / 8e9 for n in range(4)])
@@ -116,7 +117,7 @@ def test_curves_follow_what_was_measured_together(profile: Profile) -> None:
     many = curves(known, LAYOUT, link, 3.0, 3)
     assert many is not None
     assert many.cpu_beside == many.cpu == pytest.approx([n * 3072 / 4e9 for n in range(4)])
-    assert "the CPU keeps 70% of its rate and the link 80%, measured" in shared_how("bf16", link)
+    assert "the CPU keeps 70% of its rate and the link 80%, measured" in shared_how(LAYOUT, profile, link)
     assert link_rate(known, torch.device("cuda", 0)).kept.get("q4_0") is None, "another format was not measured"
     other = dataclasses.replace(known, copies={**copies, "gpu1 h2d pinned": 4e9})
     assert link_rate(other, torch.device("cuda", 1)).kept == {}, "another GPU was not measured"

@@ -300,7 +300,7 @@ def test_what_is_decided_for_a_gpu(profile: Profile, monkeypatch: pytest.MonkeyP
     layout = ExpertLayout(format=FORMATS["bf16"], hidden=spec.hidden, width=spec.moe.width)
 
     def decided(profile: Profile | None, **options: Any) -> OffloadPlan:
-        return offload_plan.plan(EngineConfig(device="cuda", **options), spec, layout, devices, profile)
+        return offload_plan.plan(EngineConfig(device="cuda", **options), spec, [layout], devices, profile)
 
     copies = {"gpu0 h2d pinned": 4e9, "gpu0 hbm": 1e12}
     fast = rates(profile, copies=copies, stream=20e9)

@@ -22,7 +22,7 @@ def measure(monkeypatch: pytest.MonkeyPatch) -> None:
     """All that `headrace measure` does, however many others compute meanwhile."""
     monkeypatch.setattr(kernel_rates, "SMALLEST_ARENA", 64 << 20)
     plain = kernel_rates.measure
-    monkeypatch.setattr(kernel_rates, "measure", lambda context, *_: plain(context, 1, 64 << 20))
+    monkeypatch.setattr(kernel_rates, "measure", lambda context, *given: plain(context, 1, 64 << 20, *given[2:]))
     monkeypatch.setattr(kernel_rates, "LINEAR_TOKENS", {4: 4 << 20})
     monkeypatch.setattr(kernel_rates, "EXPERT_TOKENS", (2,))
     monkeypatch.setattr(kernel_rates, "QUERIES", ((1, 1), (8, 1), (8, 4)))

@@ -222,10 +222,12 @@ def test_a_directory_that_is_no_model(tmp_path: Path) -> None:
         locate(str(tmp_path))
 
 
-def test_a_file_is_refused(tmp_path: Path) -> None:
+def test_a_file_is_a_gguf_or_refused(tmp_path: Path) -> None:
     (tmp_path / "m.gguf").write_text("")
-    with pytest.raises(HubError, match=r"m\.gguf' is a GGUF file, which cannot be run yet"):
-        locate(str(tmp_path / "m.gguf"))
+    assert locate(str(tmp_path / "m.gguf")) == tmp_path / "m.gguf"
+    (tmp_path / "m.bin").write_text("")
+    with pytest.raises(HubError, match=r"m\.bin' is a file: give the directory that holds it"):
+        locate(str(tmp_path / "m.bin"))
 
 
 @pytest.mark.parametrize("model", ["./gone", "../gone", "/gone/x", "~/gone", "~nobody-here/x", "C:\\models\\x", ""])

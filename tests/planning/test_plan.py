@@ -75,7 +75,7 @@ def test_bytes_are_those_of_the_engine(variant: str, experts: str, dense: str, c
     source = model_source.find(str(directory))
     quant = of_text.parse(f"experts={experts},dense={dense},embed=f32", of_config.native({}, ""))
     found = storage.computed(source.described.architecture, quant)
-    assert found.total == allocate(spec, formats, "meta").nbytes
+    assert found.in_memory == allocate(spec, formats, "meta").nbytes
     context, banks = 17, spec.moe_layers
     engine = Model(source.described.architecture, found, machine(gpus=0))
     everything = layouts.on_cpu(found, engine.hardware, _no_demand(spec.layers))
@@ -150,20 +150,26 @@ def _no_demand(layers: int) -> layouts.Demand:
 
 
 @pytest.mark.parametrize(
-    ("name", "rows", "cols", "size"),
+    ("name", "rows", "cols", "stored", "packed"),
     [
-        ("q4_k", 3, 512, 3 * 2 * 144),
-        ("mxfp4", 2, 64, 2 * 2 * 17),
-        ("fp8", 576, 7168, 576 * 7168 + 5 * 56 * 4),
-        ("int4-g32", 4, 64, 4 * 2 * 18),
-        ("bf16", 3, 5, 32 * 3),
-        ("4.5bpw", 8, 100, 450),
+        ("q4_k", 3, 512, 3 * 2 * 144, 3 * (2 * (4 + 12) + 256)),
+        ("q4_k", 3, 256, 3 * 144, 3 * 144),
+        ("q3_k", 3, 256, 3 * 110, 3 * (32 + 96)),  # 2 + 16 bytes of scales, padded
+        ("iq4_xs", 3, 512, 3 * 2 * 136, 3 * (32 + 256)),  # 2 x (2 + 8) bytes of scales, padded
+        ("q6_k", 3, 256, 3 * 210, 3 * (32 + 192)),
+        ("mxfp4", 2, 64, 2 * 2 * 17, 2 * (16 + 32)),
+        ("iq2_s", 3, 512, 3 * 2 * 82, 3 * (2 * (2 + 16) + 12 + 3 * 512 // 8)),  # points of a grid: codes of 3 bits
+        ("tq2_0", 3, 512, 3 * 2 * 66, 3 * 2 * 66),
+        ("fp8", 576, 7168, 576 * 7168 + 5 * 56 * 4, 576 * 7168 + 5 * 56 * 4),
+        ("int4-g32", 4, 64, 4 * 2 * 18, 4 * 2 * 18),
+        ("bf16", 3, 5, 2 * 15, 2 * 15),
+        ("4.5bpw", 8, 100, 450, 450),
     ],
 )
-def test_bytes_of_a_matrix(name: str, rows: int, cols: int, size: int) -> None:
-    """By hand; a row of the engine's own formats is padded to 16 bytes where it has scales."""
-    expected = rows * cols * 2 if name == "bf16" else size
-    assert of_text.find(name).bytes(rows, cols) == expected
+def test_bytes_of_a_matrix(name: str, rows: int, cols: int, stored: int, packed: int) -> None:
+    """By hand, in a file and in memory: there a row of the engine's own formats has its scales padded to 16 bytes."""
+    found = of_text.find(name)
+    assert (found.stored_bytes(rows, cols), found.bytes(rows, cols)) == (stored, packed)
 
 
 def test_formats_of_released_checkpoints() -> None:

@@ -16,7 +16,7 @@ from refusals import edit_json, refused
 from tiny_gguf import write_gguf
 
 from headrace import CheckpointError, ConfigError, HubError
-from headrace.engine.planning import storage
+from headrace.engine.planning.of_headers import of_headers
 from headrace.engine.planning.plan import sizes
 from headrace.loaders import model_source
 from headrace.loaders.architecture.tensor_names import place
@@ -260,7 +260,7 @@ def test_storage_of_left_out_parts(checkpoints: Callable[[str], Path]) -> None:
     source = model_source.find(str(checkpoints("qwen3_moe")))
     assert source.tensors is not None
     more = [*source.tensors, Stored("mtp.fc.weight", "BF16", (8, 8), 128)]
-    found = storage.of_headers(source.described.architecture, more, "x")
+    found = of_headers(source.described.architecture, more, "x")
     assert found.left_out == {"multi-token prediction": 128}
     assert found.total == sum(t.nbytes for t in source.tensors)
 
@@ -270,8 +270,8 @@ def test_files_that_hold_another_number_of_parameters(checkpoints: Callable[[str
     source = model_source.find(str(checkpoints("qwen3_moe")))
     assert source.tensors is not None
     model = source.described.architecture
-    assert storage.of_headers(model, source.tensors, "x").counted == model.total_parameters
+    assert of_headers(model, source.tensors, "x").counted == model.total_parameters
     more = [*source.tensors, Stored("model.layers.0.self_attn.extra.weight", "F32", (99, 9), 4 * 891)]
-    assert storage.of_headers(model, more, "x").counted == model.total_parameters + 891
+    assert of_headers(model, more, "x").counted == model.total_parameters + 891
     packed = [*source.tensors, Stored("model.layers.0.self_attn.extra.weight", "U8", (99, 9), 891)]
-    assert storage.of_headers(model, packed, "x").counted is None
+    assert of_headers(model, packed, "x").counted is None

@@ -96,8 +96,8 @@ def crossover_batch(plan: Plan) -> float | None:
     experts = plan.model.layers[layers[-1]].experts
     if device is None or device.flops is None or experts is None:
         return None
-    width = plan.storage.layers[layers[-1]].expert / experts.elements
-    bandwidth = device.reads(plan.storage.expert_format, True).mid
+    one = plan.storage.layers[layers[-1]].expert_in
+    width, bandwidth = one.total / experts.elements, device.mean_rate(one, True)
     return expert_crossover_batch(device.flops.mid, bandwidth, experts.count, experts.top_k, width)
 
 

@@ -1,0 +1,76 @@
+"""A model's weights by format, without memory: what predictions and memory plans count of what `allocate` makes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ...kernels.packed import Matrix, Stacked
+from ...loaders.quants.by_format import NOTHING, ByFormat
+from ...loaders.spec import ModelSpec
+from ...loaders.weights.model_weights import Formats, LayerWeights, allocate
+
+F32 = "f32"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerFormats:
+    """Bytes of one layer: all but its routed experts, of it the shared expert, and one routed expert; there are so many
+    `experts`."""
+
+    common: ByFormat
+    shared: ByFormat = NOTHING
+    expert: ByFormat = NOTHING
+    experts: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFormats:
+    """Bytes of a model: layers, final norm, head, one row of the embedding, and all of it where it is not the head."""
+
+    layers: tuple[LayerFormats, ...]
+    final_norm: ByFormat
+    head: ByFormat
+    row: ByFormat
+    embedding: ByFormat
+
+    @property
+    def dense(self) -> ByFormat:
+        """Layers without routed experts, and the final norm."""
+        return ByFormat.sum([*(layer.common for layer in self.layers), self.final_norm])
+
+
+def of_model(spec: ModelSpec, formats: Formats) -> ModelFormats:
+    """Of a model in these formats."""
+    weights = allocate(spec, formats, "meta")
+    embed = weights.embed
+    return ModelFormats(
+        layers=tuple(map(_layer, weights.layers)),
+        final_norm=ByFormat.of([(F32, weights.final_norm.nbytes)]),
+        head=_matrices([weights.head]),
+        row=ByFormat.of([(embed.format.name, embed.format.row_bytes(embed.cols))]),
+        embedding=NOTHING if weights.head is embed else _matrices([embed]),
+    )
+
+
+def _layer(layer: LayerWeights) -> LayerFormats:
+    vectors = (layer.attn_norm, layer.qkv_bias, layer.q_norm, layer.k_norm, layer.o_bias, layer.mlp_norm)
+    plain = ByFormat.of([(F32, sum(vector.nbytes for vector in vectors if vector is not None))])
+    matrices: list[Matrix | Stacked] = [layer.qkv, layer.o]
+    matrices += [one for one in (layer.router, layer.shared_gate) if one is not None]
+    mlp = NOTHING if layer.mlp is None else _matrices([layer.mlp.gate_up, layer.mlp.down])
+    common = ByFormat.sum([plain, _matrices(matrices), mlp])
+    if layer.experts is None:
+        return LayerFormats(common=common)
+    bank = layer.experts
+    return LayerFormats(
+        common=common, shared=mlp, expert=ByFormat.of(bank.layout.bytes_by_format), experts=bank.experts
+    )
+
+
+def _matrices(many: list[Matrix | Stacked]) -> ByFormat:
+    return ByFormat.of((part.format.name, part.nbytes) for one in many for part in _parts(one))
+
+
+def _parts(one: Matrix | Stacked) -> Iterator[Matrix]:
+    yield from one.parts if isinstance(one, Stacked) else (one,)

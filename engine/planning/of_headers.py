@@ -1,0 +1,121 @@
+"""The bytes of a checkpoint by its headers: the sum of all groups is the sum of the file's tensors to the byte, and
+what is in memory what the engine allocates for them, for the models that it runs.
+
+Types that no kernel computes with, and weights that are packed several to an element, are counted in memory as in the
+file.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from ...errors import CheckpointError
+from ...kernels import Format
+from ...kernels.formats import EXPERT_ALIGN, align_up
+from ...loaders.architecture.architecture import Architecture
+from ...loaders.architecture.tensor_names import LEFT_OUT, place
+from ...loaders.files.gguf_header import TYPES, is_unknown
+from ...loaders.files.headers import Stored
+from ...loaders.quants import in_memory
+from ...loaders.quants.by_format import ByFormat
+from .storage import LayerBytes, Storage
+
+# Types of which a tensor's shape counts the weights: plain ones, and blocks of GGUF.
+WHOLE = {"F64", "F32", "F16", "BF16"} | {name for name, block, _ in TYPES.values() if block > 1}
+TABLES = ("embedding", "tables")  # of which a token reads rows
+
+
+@dataclass
+class _Sums:
+    """What was read of the tensors so far. groups: of the file; by_group: outside of layers, in memory."""
+
+    layers: list[dict[str, list[tuple[str, float]]]]
+    groups: Counter[str] = field(default_factory=Counter)
+    left_out: Counter[str] = field(default_factory=Counter)
+    by_group: dict[str, list[tuple[str, float]]] = field(default_factory=dict)
+    types: dict[str, Counter[str]] = field(default_factory=lambda: {"experts": Counter(), "dense": Counter()})
+    elements: int = 0
+
+    def add(self, tensor: Stored, formats: Mapping[str, Format]) -> None:
+        layer, group = place(tensor.name, len(self.layers))
+        if group in LEFT_OUT:
+            self.left_out[group] += tensor.nbytes
+            return
+        self.groups[group] += tensor.nbytes
+        self.elements += math.prod(tensor.shape)
+        self.types["experts" if group == "experts" else "dense"][tensor.dtype] += tensor.nbytes
+        there = self.by_group if layer is None else self.layers[layer]
+        there.setdefault(group, []).append(_in_memory(tensor, formats.get(tensor.name)))
+
+    def main_type(self, role: str) -> str:
+        """The type that most bytes have."""
+        found = self.types[role]
+        return found.most_common(1)[0][0].lower() if found else "none"
+
+
+def _in_memory(tensor: Stored, format: Format | None) -> tuple[str, float]:
+    """The format and bytes of a tensor in memory; None: as in the file."""
+    if format is None:
+        return tensor.dtype.lower(), tensor.nbytes
+    *rows, cols = tensor.shape or (1,)
+    return format.name, math.prod(rows) * format.row_bytes(cols)
+
+
+def of_headers(model: Architecture, tensors: Iterable[Stored], source: str) -> Storage:
+    """The bytes of the tensors of a checkpoint; raises CheckpointError if they are not those of its config."""
+    tensors = list(tensors)
+    is_packed = any(tensor.dtype not in WHOLE and not is_unknown(tensor.dtype) for tensor in tensors)
+    formats = {} if is_packed else in_memory.of_tensors(tensors, len(model.layers))
+    sums = _Sums(layers=[{} for _ in model.layers])
+    for tensor in tensors:
+        sums.add(tensor, formats)
+    if not sums.groups["head"]:  # a head that is the embedding is read whole
+        sums.groups["head"] = sums.groups.pop("embedding", 0)
+        sums.by_group["head"] = sums.by_group.pop("embedding", [])
+    head = ByFormat.of(sums.by_group.get("head", []))
+    held = ByFormat.of(pair for group in TABLES for pair in sums.by_group.get(group, []))
+    outside = ByFormat.of(pair for group, found in sums.by_group.items() if group not in TABLES for pair in found)
+    experts, dense = sums.main_type("experts"), sums.main_type("dense")
+    return Storage(
+        groups=dict(sums.groups),
+        layers=tuple(_layer(i, model, found, formats != {}, source) for i, found in enumerate(sums.layers)),
+        outside_in=outside,
+        head_in=head,
+        row_in=(held if held.parts else head).times(1 / model.vocab),
+        held=round(held.total),
+        quant=" / ".join(dict.fromkeys((experts, dense))),
+        expert_format=experts,
+        dense_format=dense,
+        from_headers=True,
+        counted=None if is_packed else sums.elements,
+        left_out=dict(sums.left_out),
+    )
+
+
+def _layer(
+    index: int, model: Architecture, found: dict[str, list[tuple[str, float]]], is_aligned: bool, source: str
+) -> LayerBytes:
+    experts = model.layers[index].experts
+    routed = ByFormat.of(found.pop("experts", []))
+    if (experts is None) != (not routed.parts) or not (found or routed.parts):
+        has = "has" if routed.parts else "has no"
+        raise CheckpointError(
+            f"{source}: layer {index} {has} routed experts, its config says otherwise: config and weights do not "
+            "belong together"
+        )
+    count = experts.count if experts else 1
+    return LayerBytes(
+        common_in=ByFormat.of(pair for pairs in found.values() for pair in pairs),
+        shared_in=ByFormat.of(found.get("shared", [])),
+        expert_in=_aligned(routed.times(1 / count)) if is_aligned else routed.times(1 / count),
+        experts=experts.count if experts else 0,
+    )
+
+
+def _aligned(one: ByFormat) -> ByFormat:
+    """An expert with the padding of its block, which is of the last part's format."""
+    padding = align_up(round(one.total), EXPERT_ALIGN) - round(one.total)
+    return ByFormat.of([*one.parts, (one.parts[-1][0], padding)]) if padding else one
