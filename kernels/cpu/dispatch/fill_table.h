@@ -5,6 +5,7 @@
 #include "cores/dot.h"
 #include "cores/map.h"
 #include "formats/exact.h"
+#include "formats/fp8.h"
 #include "formats/rounding.h"
 
 namespace headrace {
@@ -29,6 +30,12 @@ constexpr FormatKernels block_format(Pack pack = nullptr) {
   return {Format::row_bytes, Format::acts_bytes, Dot<Format>::run, Format::prepare, Format::unpack, pack, nullptr};
 }
 
+// Products by F; rows are those of every way.
+template <class F>
+constexpr FormatKernels fp8_format() {
+  return {F::row_bytes, F::acts_bytes, Dot<F>::run, F::PREPARE, Fp8Format::unpack, nullptr, nullptr};
+}
+
 template <bool EXACT>
 constexpr void fill_formats(FormatKernels* formats) {
   formats[F32] = float_format<F32Row>();
@@ -47,6 +54,13 @@ constexpr void fill_formats(FormatKernels* formats) {
   formats[IQ4_NL] = block_format<EXACT, Table<Iq4Values>, HalfScales>();
   formats[IQ4_XS] = block_format<EXACT, Table<Iq4Values>, ByteScales<1>>();
   formats[MXFP4] = block_format<EXACT, Table<E2m1Values>, PowerScales>();
+  formats[FP8] = EXACT ? fp8_format<Fp8Format>() : fp8_format<Fp8Fast>();
+  formats[Q4_0_BF16] = block_format<EXACT, Planes<0, 4, 8>, Bf16Scales>();
+  formats[INT4_G32] = block_format<EXACT, Planes<0, 4, 0>, ZeroScales<F16Row, 32>>();
+  formats[INT4_G32_BF16] = block_format<EXACT, Planes<0, 4, 0>, ZeroScales<BF16Row, 32>>();
+  formats[INT4_G128] = block_format<EXACT, Planes<0, 4, 0>, ZeroScales<F16Row, 128>>();
+  formats[INT4_G128_BF16] = block_format<EXACT, Planes<0, 4, 0>, ZeroScales<BF16Row, 128>>();
+  formats[NVFP4] = block_format<EXACT, Table<E2m1Values>, E4m3Scales>();
 }
 
 constexpr Kernels fill_table(const char* name) {
