@@ -45,11 +45,11 @@ def _values(name: str, alone: Tensor) -> Tensor:
     return values
 
 
-def _codes(values: Tensor, table: tuple[int, ...]) -> Tensor:
+def _codes(values: Tensor, table: tuple[float, ...]) -> Tensor:
     """The code of each value of a table: uint8."""
     sizes = torch.full((256,), 255, dtype=torch.uint8)
     for code, value in reversed([*enumerate(table)]):
-        sizes[value + 128] = code
+        sizes[int(value) + 128] = code
     return sizes[(values.round() + 128).long().clamp(0, 255)]
 
 

@@ -8,7 +8,8 @@ Tolerances are per output value, with u = 2^-24 (float32) and no free constants 
                           larger terms: |w| becomes |w| + 2 o d, d the factor. o is the codes' offset; 128 for bytes and
                           for values of a table. A minimum m is a term of its own: + 2 |m|.
     int8 activations      x = s q + e, e uniform in +-s / 2, s = max|x| / 127 per 32: the error of sum w x has standard
-                          deviation sqrt(sum w^2 s^2 / 12); 6 of them are allowed. An MLP passes the variances on.
+                          deviation sqrt(sum w^2 s^2 / 12); 6 of them are allowed. An MLP passes the variances on. Where
+                          codes are floats (fp8) some ISAs round activations to bf16 instead, as in bf16 tiles.
     bf16 tiles            with many tokens some ISAs round activations, and the weights of block formats, to bf16: an
                           error uniform in +-ulp / 2, ulp <= 2^-7 |x|; variances as for int8. `Inputs["tiles"]` says
                           from how many tokens on (the tests ask the ISA).
@@ -141,7 +142,7 @@ def sum_error(n: int) -> float:
 def scales(matrix: Matrix) -> Tensor:
     """The size of the factor of every weight of a block format, float32 [R, C]."""
     found = blocks.split(matrix.data, matrix.format, matrix.cols)
-    return blocks.factors(found).abs().repeat_interleave(matrix.format.scales.per, 1)
+    return blocks.spread(blocks.factors(found).abs(), found)
 
 
 def magnitude(matrix: Matrix) -> Tensor:
@@ -149,10 +150,13 @@ def magnitude(matrix: Matrix) -> Tensor:
     values, form = ref.dequantize(matrix).abs(), matrix.format
     if not form.is_block:
         return values
+    if form.codes.are_floats:
+        return values
     offset = BYTE_OFFSET if form.bits == 8 or form.codes.table else form.codes.offset
     found = values + 2 * offset * scales(matrix)
-    least = blocks.minimums(blocks.split(matrix.data, form, matrix.cols))
-    return found if least is None else found + 2 * least.abs().repeat_interleave(form.scales.per, 1)
+    said = blocks.split(matrix.data, form, matrix.cols)
+    least = blocks.minimums(said)
+    return found if least is None else found + 2 * blocks.spread(least.abs(), said)
 
 
 def quant_variance(x_TC: Tensor, group: int) -> Tensor:
@@ -182,7 +186,7 @@ def noise_of(x_TC: Tensor, w: Matrix, way: Way, exact: bool = False) -> Tensor:
     if exact or way is Way.AS_THEY_ARE or (way is Way.DOTS and not is_block):
         noise = torch.zeros_like(x_TC)
     elif way is Way.DOTS:
-        noise = quant_variance(x_TC, BLOCK)
+        noise = bf16_variance(x_TC) if w.format.codes.are_floats else quant_variance(x_TC, BLOCK)
     else:
         noise = quant_variance(x_TC, TILE_GROUP) if way is Way.INT8_TILES else bf16_variance(x_TC)
     weights = ref.dequantize(w)

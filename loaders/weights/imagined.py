@@ -17,8 +17,8 @@ from ...kernels import FORMATS
 from .. import model_source
 from ..families import FAMILIES, Family, spec_of
 from ..families.config_reader import ConfigReader
+from ..families.quantisation import KEYS as PACKED
 from ..memory import GB
-from ..quants.of_config import KEYS as PACKED
 from ..spec import ModelSpec
 from . import chosen_formats
 from .checkpoint import SMALLER, Checkpoint

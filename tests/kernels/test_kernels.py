@@ -50,7 +50,9 @@ def test_case(case: Case) -> None:
         check(case, inputs, expected, Context(isa=isa))
 
 
-EXACT = [case for case in SMALL if case.op in ("linear", "experts") and not case.name.startswith(("f", "bf"))]
+EXACT = [
+    case for case in SMALL if case.op in ("linear", "experts") and not case.name.startswith(("f16", "f32", "bf16"))
+]
 
 
 @pytest.mark.parametrize("case", EXACT, ids=lambda case: f"{case.op}: {case.name}")

@@ -5,6 +5,7 @@
 #include "cores/dot.h"
 #include "cores/map.h"
 #include "formats/exact.h"
+#include "formats/fp8.h"
 #include "formats/rounding.h"
 
 namespace headrace {
@@ -27,6 +28,12 @@ constexpr FormatKernels block_format(Pack pack = nullptr) {
   if (EXACT)
     return {Format::row_bytes, Exact::acts_bytes, Dot<Exact>::run, Exact::prepare, Format::unpack, pack, nullptr};
   return {Format::row_bytes, Format::acts_bytes, Dot<Format>::run, Format::prepare, Format::unpack, pack, nullptr};
+}
+
+// Products by F; rows are those of every way.
+template <class F>
+constexpr FormatKernels fp8_format() {
+  return {F::row_bytes, F::acts_bytes, Dot<F>::run, F::PREPARE, Fp8Format::unpack, nullptr, nullptr};
 }
 
 template <bool EXACT>
@@ -53,6 +60,13 @@ constexpr void fill_formats(FormatKernels* formats) {
   formats[IQ2_XS] = block_format<EXACT, Table<Iq2Values, 1, 2>, ByteScales<2, 8>>();
   formats[IQ1_S] = block_format<EXACT, Table<Iq1Values, 1, 2>, ByteScales<1, 8>>();
   formats[IQ1_M] = block_format<EXACT, Table<Iq1Values, 1, 2>, ByteScales<2, 8>>();
+  formats[FP8] = EXACT ? fp8_format<Fp8Format>() : fp8_format<Fp8Fast>();
+  formats[Q4_0_BF16] = block_format<EXACT, Planes<0, 4, 8>, Bf16Scales>();
+  formats[INT4_G32] = block_format<EXACT, Planes<0, 4, 0>, ZeroScales<F16Row, 32>>();
+  formats[INT4_G32_BF16] = block_format<EXACT, Planes<0, 4, 0>, ZeroScales<BF16Row, 32>>();
+  formats[INT4_G128] = block_format<EXACT, Planes<0, 4, 0>, ZeroScales<F16Row, 128>>();
+  formats[INT4_G128_BF16] = block_format<EXACT, Planes<0, 4, 0>, ZeroScales<BF16Row, 128>>();
+  formats[NVFP4] = block_format<EXACT, Table<E2m1Values>, E4m3Scales>();
 }
 
 constexpr Kernels fill_table(const char* name) {

@@ -17,7 +17,8 @@ namespace headrace {
 // Codes of formats.py.
 enum FormatCode : int {
   F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS, MXFP4,
-  IQ3_S, IQ3_XXS, IQ2_XXS, IQ2_XS, IQ1_S, IQ1_M, FORMAT_COUNT
+  IQ3_S, IQ3_XXS, IQ2_XXS, IQ2_XS, IQ1_S, IQ1_M,
+  FP8, Q4_0_BF16, INT4_G32, INT4_G32_BF16, INT4_G128, INT4_G128_BF16, NVFP4, FORMAT_COUNT
 };
 
 // Two runs of rows, read side by side: gate and up of an expert, or the two halves of one matrix. nb is na or na - 1.
@@ -128,5 +129,6 @@ extern const Kernels kernels_portable;
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
 extern const Kernels kernels_amx;
+extern const FormatKernels fp8_by_bf16;  // for AVX-512 with BF16 and VBMI
 
 }  // namespace headrace
