@@ -160,7 +160,7 @@ def write(path: Path, config: dict[str, Any], recipe: str) -> None:
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     noise = Noise()
-    for planned in tensors.values():
+    for name, planned in tensors.items():
         writer.write_tensor_data(noise.tensor(planned, name))
     writer.close()
     partial.rename(path)

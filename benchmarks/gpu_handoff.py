@@ -11,6 +11,7 @@ import time
 from typing import Any
 
 import torch
+from gpu_child import Keep, nobody
 
 LAYERS = 48
 ARENA, LAYER = 4 << 30, 256 << 20
@@ -33,7 +34,7 @@ def pinning(driver: Any, size: int = ARENA, layer: int = LAYER) -> dict[str, Any
             "fill_s": filled, "pin_s": report.seconds, "both_s": whole}  # fmt: skip
 
 
-def measure(device: int, library: str | None = None) -> dict[str, Any]:
+def measure(device: int, library: str | None = None, keep: Keep = nobody) -> dict[str, Any]:
     """Every way with its microseconds or its problem, the one to choose, and pinning; {"skipped": why} where the
     extension or the driver is missing."""
     try:
@@ -51,6 +52,7 @@ def measure(device: int, library: str | None = None) -> dict[str, Any]:
     library = library or LIBRARY
     trials = signals.probe(library, device, LAYERS)
     found: dict[str, Any] = {name: {"us": trial.us, "problem": trial.problem} for name, trial in trials.items()}
+    keep(found)
     try:
         choice = signals.choose(trials)
         found["choice"] = {"name": choice.name, "reason": choice.reason}
@@ -59,6 +61,7 @@ def measure(device: int, library: str | None = None) -> dict[str, Any]:
         numbers = {"mem_ops_64": MEM_OPS_64, "host_register": HOST_REGISTER,
                    "host_pointer_is_device_pointer": HOST_POINTER_IS_DEVICE_POINTER}  # fmt: skip
         found["driver"] = {"cuda": driver.version, **{k: driver.attribute(device, n) for k, n in numbers.items()}}
+        keep(found)
         size = ARENA if torch.cuda.is_available() else LAYER
         found["pinning"] = pinning(driver, size, min(size, LAYER))
     except HeadraceError as error:
@@ -80,3 +83,8 @@ def show(found: dict[str, Any]) -> list[str]:
         times = f"fill {pin['fill_s']:.2f} s, driver {pin['pin_s']:.2f} s, both {pin['both_s']:.2f} s"
         lines.append(f"pinned {sizes}: {times} {pin['problem']}".rstrip())
     return lines + [found[key] for key in ("problem",) if key in found]
+
+
+def failures(found: dict[str, Any]) -> list[str]:
+    """What no stream can do here."""
+    return [found["problem"]] if "problem" in found else []

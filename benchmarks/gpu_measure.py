@@ -53,3 +53,8 @@ def show(found: dict[str, Any]) -> list[str]:
         f"others took {found['busy']:.2f} cores, {found['undisturbed']:.0%} of samples undisturbed",
     ]
     return lines + found["notes"]
+
+
+def failures(found: dict[str, Any]) -> list[str]:
+    """Why nothing was measured, or not kept."""
+    return [found["problem"]] if "problem" in found else []

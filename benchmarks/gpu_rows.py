@@ -1,8 +1,8 @@
-"""What the kernel table of `gpu_suite.py` times: calls on cold data, with the bytes they read and the flops they do.
+"""What the kernel table (`gpu_table.py`) times: calls on cold data, with the bytes they read and the flops they do.
 
 A row is a list of calls that read different weights (or caches), together more than the GPU's second cache holds, so
 that each call finds its own in memory. Bytes are the weights and the cache that must be read; activations are not
-counted. Knows shapes and ops; how calls are timed stands in `gpu_suite.py`.
+counted. Knows shapes and ops; how calls are timed stands in `gpu_table.py`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from headrace.kernels.packed import ExpertBank, Matrix
 
 Call = Callable[[], object]
 PAGE = 32
+KINDS = ("experts", "linear", "attention")  # first words of rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +85,19 @@ class GpuSource:
             tokens, model.experts, generator=self.generator, device=self.generator.device
         ).topk(model.top_k)  # fmt: skip
         return ids.to(torch.int32).contiguous(), weights.softmax(-1).contiguous()
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows that share weights; each of their names begins with the first words of `name`."""
+
+    name: str
+    rows: Callable[[], Iterator[Row]]
+
+    def may_have(self, part: str) -> bool:
+        """Whether a row whose name contains `part` could be here: one that begins as those of another kind cannot."""
+        asked, mine = part.split(), self.name.split()
+        return not asked or asked[0] not in KINDS or all(a == b for a, b in zip(asked, mine, strict=False))
 
 
 def expert_rows(ops: Ops, source: GpuSource, model: Model, format: Format, counts: list[int]) -> Iterator[Row]:
@@ -168,12 +182,15 @@ def small_rows(ops: Ops, source: GpuSource, model: Model) -> Iterator[Row]:
         yield Row(name=f"{name}, 1 token", calls=[call] * 16)
 
 
-def rows(ops: Ops, source: GpuSource, model: Model = QWEN3_30B, wide: Model | None = QWEN3_235B) -> Iterator[Row]:
-    """The whole table, a row at a time: the weights of one are gone before those of the next are made."""
-    yield from attention_rows(ops, source, model, [4096, 32768, 131072], 4096)
-    for name in ("bf16", "q8_0", "q4_0"):
-        yield from expert_rows(ops, source, model, FORMATS[name], [1, 4, 16, 512, 4096])
+def groups(ops: Ops, source: GpuSource, model: Model = QWEN3_30B, wide: Model | None = QWEN3_235B) -> Iterator[Group]:
+    """The whole table: the weights of one group are gone before those of the next are made. What a decode step in
+    q4_0 takes comes first."""
+    for name in ("q4_0", "bf16", "q8_0"):
+        form = FORMATS[name]
+        yield Group(f"experts {name}", partial(expert_rows, ops, source, model, form, [1, 4, 16, 512, 4096]))
         if wide is not None:
-            yield from expert_rows(ops, source, wide, FORMATS[name], [1])
-        yield from linear_rows(ops, source, model, FORMATS[name])
-    yield from small_rows(ops, source, model)
+            yield Group(f"experts {name}", partial(expert_rows, ops, source, wide, form, [1]))
+        yield Group(f"linear {name}", partial(linear_rows, ops, source, model, form))
+        if name == "q4_0":
+            yield Group("attention", partial(attention_rows, ops, source, model, [4096, 32768, 131072], 4096))
+            yield Group("small", partial(small_rows, ops, source, model))

@@ -2,10 +2,11 @@
 
     python benchmarks/gpu_same.py [--device cuda|simulated]
 
-tokens   64 greedy tokens of the demo model, by every placement, hand-off and way of copying, against the first one
+tokens   64 greedy tokens of the demo model, by every placement, hand-off and way of copying, against the first one;
+         where decode is to run as graphs, that it did
 logits   those of a prompt by random weights in the shape of Qwen3-30B-A3B, cut to LAYERS layers: the norm of the
          difference from the first placement's, in shares of theirs; the median of the tokens, since a near tie
-         between two experts may fall the other way and changes its token
+         between two experts may fall the other way and changes its token. Prompts do not run as graphs
 
 Placements round differently: the CPU's kernels, with --cpu-activations bf16, to bf16 at most, the GPU's to bf16 here
 and there. Each of about ROUNDINGS roundings a layer adds an error of 2^-9 / sqrt(3) of a value (uniform in half a last
@@ -18,22 +19,27 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from gpu_child import Keep, nobody
+from graph_steps import GraphSteps
 
 STEPS, PROMPT = 64, "In the beginning"
 SHAPE, LAYERS, TOKENS = "Qwen3-30B-A3B", 2, 48
 ROUNDINGS, SIGMAS = 10, 6.0
+ALONE: dict[str, Any] = {"stream_from": "never", "split": 0}
 WAYS: dict[str, dict[str, Any]] = {
     "all on the GPU": {"placement": "gpu"},
-    "experts in RAM": {"cpu_moe": True, "stream_from": "never", "split": 0},
-    "half": {"n_cpu_moe": 3, "stream_from": "never", "split": 0},
-    "experts in RAM, chosen hand-off": {"cpu_moe": True, "handoff": "auto"},
+    "all on the GPU, graphs": {"placement": "gpu", "handoff": "auto"},
+    "experts in RAM, graphs": {"cpu_moe": True, "handoff": "auto"},
+    "half, graphs": {"n_cpu_moe": 3, "handoff": "auto", **ALONE},
+    "experts in RAM": {"cpu_moe": True, **ALONE},
+    "half": {"n_cpu_moe": 3, **ALONE},
     "experts in RAM, prompts streamed": {"cpu_moe": True, "stream_from": "2", "split": 0},
     "experts in RAM, split decode": {"cpu_moe": True, "split": 1},
-}
+}  # by hand, where no hand-off is said
 
 
 def allowed(layers: int) -> float:
@@ -41,47 +47,84 @@ def allowed(layers: int) -> float:
     return SIGMAS * math.sqrt(ROUNDINGS * layers / 3) * 2.0**-9
 
 
-def measure(device: str, layers: int = LAYERS) -> dict[str, Any]:
-    """By way: the first step that differs (None: none does), and the error of the logits; {"skipped": why} without the
-    extension."""
+def measure(device: str, layers: int = LAYERS, name: str = "", keep: Keep = nobody) -> dict[str, Any]:
+    """By way, of those whose name contains `name` and the first one: the first step that differs (None: none does), how
+    many steps were graphs, and the error of the logits; {"skipped": why} without the extension. `keep` gets the same
+    after every way."""
     try:
         from headrace.kernels import cpu  # noqa: F401
     except ImportError as error:
         return {"skipped": f"headrace is not installed with its C++ extension ({error}): pip install ."}
+    ways = chosen(name)
     threads = torch.get_num_threads()
+    found: dict[str, Any] = {"tokens": {}, "graph_steps": {}, "logits": {}, "allowed": allowed(layers)}
     try:
-        tokens = by_way(lambda options: _tokens(device, options))
-        logits = by_way(lambda options: _logits(device, layers, options))
+        _compare_tokens(found, ways, device, keep)
+        _compare_logits(found, {way: ways[way] for way in ways if not by_graphs(way)}, device, layers, keep)
     finally:
         torch.set_num_threads(threads)  # as the other parts want it
-    return {
-        "tokens": {name: found if isinstance(found, str) else differs(next(iter(tokens.values())), found)
-                   for name, found in tokens.items()},
-        "logits": {name: found if isinstance(found, str) else distance(next(iter(logits.values())), found)
-                   for name, found in logits.items()},
-        "allowed": allowed(layers),
-    }  # fmt: skip
-
-
-def by_way(run: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
-    """What each way gives, or the error that ended it, as text: one that fails costs no other."""
-    from headrace.errors import HeadraceError
-
-    found: dict[str, Any] = {}
-    for name, options in WAYS.items():
-        try:
-            found[name] = run(options)
-        except (HeadraceError, RuntimeError) as error:
-            found[name] = f"{type(error).__name__}: {error}"
     return found
 
 
-def _tokens(device: str, options: dict[str, Any]) -> list[int]:
+def chosen(name: str) -> dict[str, dict[str, Any]]:
+    """Ways whose name contains `name`, behind the one that all are held against."""
+    first = next(iter(WAYS))
+    if not any(name in way for way in WAYS):
+        raise ValueError(f"no way is called '{name}': take a part of {'; '.join(WAYS)}")
+    return {way: options for way, options in WAYS.items() if name in way or way == first}
+
+
+def by_graphs(way: str) -> bool:
+    """Whether decode is to run as graphs."""
+    return "handoff" in WAYS[way]
+
+
+def _compare_tokens(found: dict[str, Any], ways: dict[str, dict[str, Any]], device: str, keep: Keep) -> None:
+    first: list[int] | str | None = None
+    for way, outcome in each_way(ways, lambda options: _tokens(device, options)):
+        tokens, steps = (outcome, "") if isinstance(outcome, str) else outcome
+        first = tokens if first is None else first
+        found["tokens"][way] = _against(first, tokens, differs)
+        if by_graphs(way):
+            found["graph_steps"][way] = steps
+        keep(found)
+
+
+def _compare_logits(
+    found: dict[str, Any], ways: dict[str, dict[str, Any]], device: str, layers: int, keep: Keep
+) -> None:
+    first: torch.Tensor | str | None = None
+    for way, logits in each_way(ways, lambda options: _logits(device, layers, options)):
+        first = logits if first is None else first
+        found["logits"][way] = _against(first, logits, distance)
+        keep(found)
+
+
+def _against(first: Any, other: Any, measured: Callable[[Any, Any], Any]) -> Any:
+    """How they differ, or in words why that cannot be said."""
+    if isinstance(other, str):
+        return other
+    return "nothing to hold it against" if isinstance(first, str) else measured(first, other)
+
+
+def each_way(ways: dict[str, dict[str, Any]], run: Callable[[dict[str, Any]], Any]) -> Iterator[tuple[str, Any]]:
+    """What each way gives, or the error that ended it, as text: one that fails costs no other."""
+    for name, options in ways.items():
+        try:
+            yield name, run({"handoff": "eager", **options})
+        except Exception as error:  # Triton's compiler and launcher raise all kinds
+            yield name, f"{type(error).__name__}: {error}"
+
+
+def _tokens(device: str, options: dict[str, Any]) -> tuple[list[int], int | str]:
+    """The answer, and how many of its steps were graphs, or why none was."""
     from headrace import LLM, SamplingParams
 
-    with LLM("demo", device=device, cpu_activations="bf16", max_context=256, **options) as llm:
+    options = {"cpu_activations": "bf16", "max_context": 256, "max_sequences": 1, **options}
+    with LLM("demo", device=device, **options) as llm:
+        steps = GraphSteps(llm)
         params = SamplingParams(max_new_tokens=STEPS, ignore_eos=True)
-        return list(llm.generate([PROMPT], params)[0].token_ids)
+        return list(llm.generate([PROMPT], params)[0].token_ids), steps.count or steps.reason
 
 
 def _logits(device: str, layers: int, options: dict[str, Any]) -> torch.Tensor:
@@ -89,7 +132,7 @@ def _logits(device: str, layers: int, options: dict[str, Any]) -> torch.Tensor:
 
     ids = torch.randint(1000, (TOKENS,), generator=torch.Generator().manual_seed(0)).tolist()
     options = {**options, "n_cpu_moe": layers // 2} if "n_cpu_moe" in options else options
-    options = {"expert_format": "q4_0", "cpu_activations": "bf16", "max_context": 256, **options}
+    options = {"expert_format": "q4_0", "cpu_activations": "bf16", "max_context": 256, "max_sequences": 1, **options}
     with random_llm(SHAPE, layers=layers, device=device, **options) as llm:
         return llm.logits(ids).float().cpu()
 
@@ -110,7 +153,14 @@ def failures(found: dict[str, Any]) -> list[str]:
     logits = [f"{name}: {error if isinstance(error, str) else f'logits off by {error:.2%}'}"
               for name, error in found.get("logits", {}).items()
               if isinstance(error, str) or not error <= found["allowed"]]  # fmt: skip
-    return [*(f"demo, {line}" for line in tokens), *(f"{SHAPE}, {line}" for line in logits)]
+    by_hand = [f"{name}: {f'{steps} of {STEPS - 1} steps were graphs' if isinstance(steps, int) else no_graph(steps)}"
+               for name, steps in found.get("graph_steps", {}).items()
+               if steps != STEPS - 1 and not isinstance(found["tokens"][name], str)]  # fmt: skip
+    return [*(f"demo, {line}" for line in tokens + by_hand), *(f"{SHAPE}, {line}" for line in logits)]
+
+
+def no_graph(reason: str) -> str:
+    return f"no graph ran ({reason})" if reason else "no graph ran"
 
 
 def show(found: dict[str, Any]) -> list[str]:

@@ -1,7 +1,8 @@
 """Rows of block formats in plain torch: put together from codes and scales, and taken apart again.
 
-`Blocks` is what a row says, whatever the order of its bytes: a code for each weight, and the numbers that its factors and
-minimums are made of. `join` and `split` are the bytes of `formats.py`; `values`, `factors` and `minimums` their meaning.
+`Blocks` is what a row says, whatever the order of its bytes: a code for each weight, and the numbers that its factors
+and minimums are made of. `join` and `split` are the bytes of `formats.py`, `values`, `factors` and `minimums` their
+meaning.
 """
 
 from __future__ import annotations
@@ -58,10 +59,11 @@ def split(data: Tensor, format: Format, cols: int) -> Blocks:
         min_halves = take(2 * count).view(torch.float16) if kind.has_min else None
     if kind.unit_bytes:
         units = _interleaved(take(cols // kind.per), kind.per)
-        if kind.kind == "nibble16_min":
+        if kind.has_min:
             units, min_units = units & 15, units >> 4
-        elif kind.has_min:
-            min_units = take(cols // kind.per)
+            if kind.kind == "six_min":
+                high = _fields(take(cols // 64).reshape(data.shape[0], -1, 4), 4).flatten(1)
+                units, min_units = units | (high & 3) << 4, min_units | high >> 2 << 4
         if kind.kind in SIGNED:
             units = units.view(torch.int8)
     codes = _codes(data[:, format.scales_bytes(cols) :], format, cols)
@@ -73,7 +75,7 @@ def factors(blocks: Blocks) -> Tensor:
     if blocks.halves is None:
         assert blocks.units is not None
         return torch.ldexp(torch.ones_like(blocks.units, dtype=torch.float32), blocks.units.int() - 128)
-    return _times(blocks.halves, blocks.units)
+    return _times(blocks.halves, blocks.units, blocks.format.scales.gain)
 
 
 def minimums(blocks: Blocks) -> Tensor | None:
@@ -98,10 +100,10 @@ def weights(blocks: Blocks) -> Tensor:
     return found if least is None else found + least.repeat_interleave(per, 1)
 
 
-def _times(halves: Tensor, units: Tensor | None) -> Tensor:
+def _times(halves: Tensor, units: Tensor | None, gain: float = 1.0) -> Tensor:
     if units is None:
         return halves.float()
-    return halves.float().repeat_interleave(units.shape[1] // halves.shape[1], 1) * units.float()
+    return (halves.float() * gain).repeat_interleave(units.shape[1] // halves.shape[1], 1) * units.float()
 
 
 def _scale_bytes(blocks: Blocks) -> list[Tensor]:
@@ -109,13 +111,13 @@ def _scale_bytes(blocks: Blocks) -> list[Tensor]:
     found = [half.contiguous().view(torch.uint8) for half in (blocks.halves, blocks.min_halves) if half is not None]
     if blocks.units is None:
         return found
-    units = blocks.units.view(torch.uint8)
-    if kind.kind == "nibble16_min":
-        assert blocks.min_units is not None
-        units = units | blocks.min_units << 4
-    found.append(_by_half(units, kind.per))
-    if blocks.min_units is not None and kind.kind != "nibble16_min":
-        found.append(blocks.min_units.view(torch.uint8))
+    units, least = blocks.units.view(torch.uint8), blocks.min_units
+    low = units if least is None else units & 15 | least << 4
+    found.append(_by_half(low, kind.per))
+    if kind.kind == "six_min":
+        assert least is not None
+        high = (units >> 4 | least >> 4 << 2).reshape(units.shape[0], -1, 2, 4)
+        found.append((high[:, :, 0] | high[:, :, 1] << 4).flatten(1))
     return found
 
 

@@ -2,8 +2,8 @@
 
 A format is a kind of codes and a kind of scales, out of two short lists: a new one is a row of the table below.
 
-    codes    an integer of a few bits for each weight, in planes of 1, 2, 4 or 8 bits; it stands for code - offset, or for
-             what a table of 16 says
+    codes    an integer of a few bits for each weight, in planes of 1, 2, 4 or 8 bits; it stands for code - offset, or
+             for what a table says
     scales   a factor for each 32 or 16 weights, often an integer times a half for 256; with some, a minimum besides
     weight   factor * value + minimum
 
@@ -17,15 +17,17 @@ a block's plane has weights B, B + 4 k, B + 8 k ... in its fields, the lowest fi
 B and B + 16, as in GGUF's q4_0. A last group holds the blocks that are left.
 
 These are the bytes of GGUF's format of the same name in another order: nothing is lost, scales lie side by side, and a
-vector load on the CPU and a wide load on a GPU find their bytes aligned. Integer scales of 6 bits take a byte: 256
-weights of q4_k are 148 bytes in place of 144. A minimum that GGUF subtracts has its half negated.
+vector load on the CPU and a wide load on a GPU find their bytes aligned. Rows take as many bytes as in a file, but for
+padding, and for q3_k and iq4_xs, whose factors of 6 bits take a byte here (4 % and 1.5 % more). Points of a grid (iq1
+to iq3) become the codes of their values, of 3 or 4 bits, which takes more bytes than in a file. A minimum that GGUF
+subtracts has its half negated.
 
 This file knows sizes only. It imports nothing of ours; `reference.py`, `cpu/` and `gpu/` unpack what it describes.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 SCALE_ALIGN = 16
@@ -34,7 +36,7 @@ BLOCK = 32  # weights
 GROUP = 16  # blocks
 SUPER = 256  # weights that share a half, where factors are integers
 
-ScaleKind = Literal["none", "half", "half_min", "power", "byte", "byte16", "byte_min", "nibble16_min"]
+ScaleKind = Literal["none", "half", "half_min", "power", "byte", "byte16", "six_min", "nibble16_min"]
 Part = Literal["gate", "up", "down"]
 PARTS: tuple[Part, ...] = ("gate", "up", "down")
 
@@ -46,18 +48,20 @@ def align_up(size: int, to: int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Scales:
-    """How the factors of a row are stored: halves, halves of minimums, units, units of minimums, one after the other.
+    """How the factors of a row are stored: halves, halves of minimums, units, one after the other.
 
     per: weights to a factor. shared: weights that share a half, and a factor is a unit times it; 0: a factor is a half
-    of its own, or a power of two. has_min: there are minimums, likewise. unit_bytes: of an integer, factor and minimum.
-    Where `per` is 16, the units of the first halves of all blocks come first, then those of the second halves.
+    of its own, or a power of two. has_min: there are minimums, likewise. unit_bytes: of the integers that belong to one
+    factor and minimum. gain: what a half counts times, a power of two. Where `per` is 16, the units of the first halves
+    of all blocks come first, then those of the second halves.
     """
 
     kind: ScaleKind
     per: int
     shared: int = 0
     has_min: bool = False
-    unit_bytes: int = 0
+    unit_bytes: float = 0
+    gain: float = 1.0
 
     @property
     def half_bytes(self) -> int:
@@ -66,7 +70,7 @@ class Scales:
 
     def bytes(self, cols: int) -> int:
         """Bytes of the scales of a row, without padding."""
-        return cols // (self.shared or self.per) * self.half_bytes + cols // self.per * self.unit_bytes
+        return cols // (self.shared or self.per) * self.half_bytes + round(cols // self.per * self.unit_bytes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,13 +94,27 @@ HALF_MIN = Scales(kind="half_min", per=32, has_min=True)
 POWER = Scales(kind="power", per=32, unit_bytes=1)  # 2^(byte - 128)
 BYTE = Scales(kind="byte", per=32, shared=SUPER, unit_bytes=1)  # signed
 BYTE16 = Scales(kind="byte16", per=16, shared=SUPER, unit_bytes=1)  # signed
-BYTE_MIN = Scales(kind="byte_min", per=32, shared=SUPER, has_min=True, unit_bytes=2)  # unsigned
+# 6 bits each: a byte a block with the low 4 bits of factor and minimum, then 4 bytes for each 256 weights, of which
+# byte i has the high 2 bits of both, of block i in its low half and of block i + 4 in its high half.
+SIX_MIN = Scales(kind="six_min", per=32, shared=SUPER, has_min=True, unit_bytes=1.5)
 # One byte has both: the factor in its low half, the minimum in its high half.
 NIBBLE16_MIN = Scales(kind="nibble16_min", per=16, shared=SUPER, has_min=True, unit_bytes=1)
+
+# Of files whose weights are points of a grid: what is left of the half when the grid's values are integers.
+EIGHTH_BYTE, EIGHTH_BYTE16, QUARTER_BYTE = (
+    replace(BYTE, gain=1 / 8),
+    replace(BYTE16, gain=1 / 8),
+    replace(BYTE, gain=1 / 4),
+)
 
 # Where the 16 values of a code are not evenly spaced. Those of e2m1 are doubled: POWER takes the half back.
 IQ4_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 E2M1_VALUES = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
+# The values that points of a grid have, with their signs; of iq1 those of three levels, an eighth beside them, times 8.
+IQ3_S_VALUES = tuple(range(-15, 16, 2))
+IQ3_XXS_VALUES = (-62, -52, -44, -36, -28, -20, -12, -4, 4, 12, 20, 28, 36, 44, 52, 62)
+IQ2_VALUES = (-43, -25, -8, 8, 25, 43, 0, 0)
+IQ1_VALUES = (-9, -7, -1, 1, 7, 9, 0, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,16 +165,47 @@ Q5_0 = Format(name="q5_0", code=6, codes=Codes(planes=(1, 4), offset=16), scales
 Q5_1 = Format(name="q5_1", code=7, codes=Codes(planes=(1, 4)), scales=HALF_MIN)
 Q2_K = Format(name="q2_k", code=8, codes=Codes(planes=(2,)), scales=NIBBLE16_MIN)
 Q3_K = Format(name="q3_k", code=9, codes=Codes(planes=(1, 2), offset=4), scales=BYTE16)
-Q4_K = Format(name="q4_k", code=10, codes=Codes(planes=(4,)), scales=BYTE_MIN)
-Q5_K = Format(name="q5_k", code=11, codes=Codes(planes=(1, 4)), scales=BYTE_MIN)
+Q4_K = Format(name="q4_k", code=10, codes=Codes(planes=(4,)), scales=SIX_MIN)
+Q5_K = Format(name="q5_k", code=11, codes=Codes(planes=(1, 4)), scales=SIX_MIN)
 Q6_K = Format(name="q6_k", code=12, codes=Codes(planes=(2, 4), offset=32), scales=BYTE16)
 IQ4_NL = Format(name="iq4_nl", code=13, codes=Codes(planes=(4,), table=IQ4_VALUES), scales=HALF)
 IQ4_XS = Format(name="iq4_xs", code=14, codes=Codes(planes=(4,), table=IQ4_VALUES), scales=BYTE)
 MXFP4 = Format(name="mxfp4", code=15, codes=Codes(planes=(4,), table=E2M1_VALUES), scales=POWER)
+IQ3_S = Format(name="iq3_s", code=16, codes=Codes(planes=(4,), table=IQ3_S_VALUES), scales=BYTE)
+IQ3_XXS = Format(name="iq3_xxs", code=17, codes=Codes(planes=(4,), table=IQ3_XXS_VALUES), scales=QUARTER_BYTE)
+IQ2_XXS = Format(name="iq2_xxs", code=18, codes=Codes(planes=(1, 2), table=IQ2_VALUES), scales=EIGHTH_BYTE)
+IQ2_XS = Format(name="iq2_xs", code=19, codes=Codes(planes=(1, 2), table=IQ2_VALUES), scales=EIGHTH_BYTE16)
+IQ2_S = replace(IQ2_XS, name="iq2_s")
+IQ1_S = Format(name="iq1_s", code=20, codes=Codes(planes=(1, 2), table=IQ1_VALUES), scales=EIGHTH_BYTE)
+IQ1_M = Format(name="iq1_m", code=21, codes=Codes(planes=(1, 2), table=IQ1_VALUES), scales=EIGHTH_BYTE16)
 
 FORMATS: dict[str, Format] = {
     f.name: f
-    for f in (F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS, MXFP4)
+    for f in (
+        F32,
+        F16,
+        BF16,
+        Q8_0,
+        Q4_0,
+        Q4_1,
+        Q5_0,
+        Q5_1,
+        Q2_K,
+        Q3_K,
+        Q4_K,
+        Q5_K,
+        Q6_K,
+        IQ4_NL,
+        IQ4_XS,
+        MXFP4,
+        IQ3_S,
+        IQ3_XXS,
+        IQ2_XXS,
+        IQ2_XS,
+        IQ2_S,
+        IQ1_S,
+        IQ1_M,
+    )
 }
 
 

@@ -1,7 +1,7 @@
 """Blocks as GGUF files have them, in plain torch: taken apart into codes and scales.
 
 A reader takes uint8 [R, blocks, bytes of a block] and gives `Blocks`: the same codes and scales as stored, nothing
-rounded. A minimum that a file's format subtracts is negated. Which bit is what: ggml's block structures (ggml-common.h).
+rounded. A minimum that a file's format subtracts is negated. Which bit is what: ggml's block structures.
 """
 
 from __future__ import annotations
@@ -148,6 +148,15 @@ def _iq4_xs(b: Tensor, format: Format) -> Blocks:
     return Blocks(format=format, codes=codes, halves=_half(b[..., :2]), units=units)
 
 
+def _grid(name: str) -> Callable[[Tensor, Format], Blocks]:
+    def read(b: Tensor, format: Format) -> Blocks:
+        from . import grid_blocks
+
+        return grid_blocks.read(name, b, format)
+
+    return read
+
+
 FILE_BLOCKS: dict[str, FileBlock] = {
     "q4_0": FileBlock(32, 18, _four_bits),
     "q4_1": FileBlock(32, 20, _q4_1),
@@ -162,4 +171,12 @@ FILE_BLOCKS: dict[str, FileBlock] = {
     "q5_k": FileBlock(256, 176, _q5_k),
     "q6_k": FileBlock(256, 210, _q6_k),
     "iq4_xs": FileBlock(256, 136, _iq4_xs),
-}
+    **{
+        name: FileBlock(256, size, _grid(name))
+        for name, size in (
+            ("iq3_s", 110), ("iq3_xxs", 98), ("iq2_xxs", 66), ("iq2_xs", 74), ("iq2_s", 82), ("iq1_s", 50),
+            ("iq1_m", 56),
+        )
+    },
+}  # fmt: skip
+GRIDS = ("iq3_s", "iq3_xxs", "iq2_xxs", "iq2_xs", "iq2_s", "iq1_s", "iq1_m")  # whose points are looked up in tables

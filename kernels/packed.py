@@ -53,8 +53,8 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Stacked:
-    """Matrices with the same columns, one below the other, each in a format of its own; neighbours in one format are one
-    matrix, so that they are one pass over memory."""
+    """Matrices with the same columns, one below the other, each in a format of its own; neighbours in one format are
+    one matrix, so that they are one pass over memory."""
 
     parts: tuple[Matrix, ...]
     native: dict[str, Any] = field(default_factory=dict, init=False, compare=False, repr=False)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .blocks import Blocks, factors, join, minimums
 from .formats import BLOCK, Format
+from .ggml_blocks import GRIDS
 
 
 def pack(values_RC: Tensor, format: Format) -> Tensor:
@@ -83,8 +84,8 @@ def _nearest(values: Tensor, table: tuple[int, ...]) -> Tensor:
 
 
 def _table(x: Tensor, format: Format) -> Blocks:
-    """iq4_nl, iq4_xs: the value of largest magnitude gets the table's first entry, its largest one."""
-    runs, table = _runs(x, BLOCK), format.codes.table
+    """iq1 to iq4: the value of largest magnitude gets the table's first entry, its largest one."""
+    runs, table = _runs(x, format.scales.per), format.codes.table
     wanted = (_peak(runs) / table[0]).squeeze(-1)
     blocks = _with_factors(x, format, wanted)
     scaled = runs * _inverse(factors(blocks)).unsqueeze(-1)
@@ -104,10 +105,22 @@ def _with_factors(x: Tensor, format: Format, wanted: Tensor) -> Blocks:
     codes = torch.zeros(x.shape, dtype=torch.uint8)
     if not format.scales.shared:
         return Blocks(format=format, codes=codes, halves=wanted.half())
+    if format.scales.gain != 1.0 or format.name == "iq3_s":
+        return _with_odd_factors(wanted, codes, format)
     most = 31.0 if format.name in ("q3_k", "iq4_xs") else 127.0  # integers of 6 bits, or of 8
     together = _runs(wanted, format.scales.shared // format.scales.per)
     halves = (_peak(together) / -(most + 1)).squeeze(-1).half()
     units = (together * _inverse(halves.float()).unsqueeze(-1)).round().clamp(-most - 1, most)
+    return Blocks(format=format, codes=codes, halves=halves, units=units.flatten(1).to(torch.int8))
+
+
+def _with_odd_factors(wanted: Tensor, codes: Tensor, format: Format) -> Blocks:
+    """Of formats whose integers are 1, 3 ... 31 or 15: the sign is the half's."""
+    most = 15.0 if format.name.startswith("iq1") else 31.0
+    together = _runs(wanted.abs(), format.scales.shared // format.scales.per)
+    halves = (together.amax(-1) / most / format.scales.gain).half()
+    inverse = _inverse(halves.float() * format.scales.gain).unsqueeze(-1)
+    units = ((together * inverse - 1) / 2).round().clamp(0, (most - 1) / 2) * 2 + 1
     return Blocks(format=format, codes=codes, halves=halves, units=units.flatten(1).to(torch.int8))
 
 
@@ -143,6 +156,6 @@ def _with_codes(blocks: Blocks, codes: Tensor) -> Blocks:
 
 ROUNDINGS: dict[str, Callable[[Tensor, Format], Blocks]] = {
     "q8_0": _q8_0, "q4_0": _centred, "q5_0": _centred, "q4_1": _ranged, "q5_1": _ranged, "mxfp4": _mxfp4,
-    "iq4_nl": _table, "iq4_xs": _table, "q3_k": _symmetric, "q6_k": _symmetric,
+    **dict.fromkeys(("iq4_nl", "iq4_xs", *GRIDS), _table), "q3_k": _symmetric, "q6_k": _symmetric,
     "q2_k": _with_minimum, "q4_k": _with_minimum, "q5_k": _with_minimum,
 }  # fmt: skip

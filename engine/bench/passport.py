@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import platform
+import re
 import shlex
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 from .cpu_generation import cpu_generation
 
 PACKAGES = ("headrace", "torch", "triton", "numpy", "tokenizers", "transformers", "llama-cpp-python", "kt-kernel")
+DRIVER = Path("/proc/driver/nvidia/version")
 
 
 def host() -> dict[str, Any]:
@@ -60,8 +62,18 @@ def gpu_passport() -> dict[str, Any]:
         "gpu_memory_gb": round(gpu.total_memory / 1e9, 1),
         "gpu_cache_mb": round(gpu.L2_cache_size / 1e6, 1),
         "cuda": torch.version.cuda,
+        "driver": driver(),
         **host(),
     }
+
+
+def driver(path: Path = DRIVER) -> str | None:
+    """The version of NVIDIA's kernel module; None where there is none, or it says it in other words."""
+    try:
+        found = re.search(r"Kernel Module.*?\s(\d+(?:\.\d+)+)\s", path.read_text(encoding="utf-8"))
+    except OSError:
+        return None
+    return found[1] if found else None
 
 
 def _version(package: str) -> str | None:

@@ -110,9 +110,10 @@ def load_kernels(config: EngineConfig) -> tuple[str, Context, Ops]:
 
 def _load_tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:
     """The tokenizer, or None where there is none at all; one that does not fit the embedding is refused."""
-    if not is_named(checkpoint.directory / "tokenizer.json"):
+    source = checkpoint.directory
+    if not (Tokenizer.is_in(source) if source.is_file() else is_named(source / "tokenizer.json")):
         return None
-    tokenizer = Tokenizer.load(checkpoint.directory)
+    tokenizer = Tokenizer.load(source)
     tokenizer.check_fits(checkpoint.spec.vocab)
     tokenizer.stream()  # refuses a decoder whose text cannot be streamed
     return tokenizer

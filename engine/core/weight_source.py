@@ -9,9 +9,11 @@ from typing import Protocol
 from torch import Tensor
 
 from ...kernels import Ops
+from ...loaders.gguf.open_gguf import open_gguf
 from ...loaders.hub import locate
 from ...loaders.hub.local import is_inside
-from ...loaders.weights.checkpoint import Checkpoint, LoadOptions, Progress, load_weights, open_directory
+from ...loaders.weights.checkpoint import Checkpoint, Progress, load_weights, open_directory
+from ...loaders.weights.chosen_formats import LoadOptions
 from ...loaders.weights.model_weights import ModelWeights, Where
 from ..config import EngineConfig
 
@@ -55,7 +57,8 @@ class CheckpointFiles:
             cache_dir=config.cache_dir,
             show_progress=show_progress,
         )
-        found = open_directory(directory, load_options(config))
+        options = load_options(config)
+        found = open_gguf(directory, options) if directory.is_file() else open_directory(directory, options)
         inside = is_inside(self.model, directory)
         return replace(found, notes=(f"the model is in {directory}", *found.notes)) if inside else found
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ...kernels.packed import Matrix, Stacked
 from ...loaders.spec import ModelSpec
 from ...loaders.weights.model_weights import LayerWeights, ModelWeights
 from .passes import CPU_DRAM, Bytes
@@ -92,7 +93,7 @@ def kv_bytes(sizes: DenseSizes, tokens: int, context: int, token_bytes: int, log
 def layer_dense_bytes(layer: LayerWeights) -> int:
     """Bytes of one layer without its routed experts."""
     vectors = (layer.attn_norm, layer.qkv_bias, layer.q_norm, layer.k_norm, layer.o_bias, layer.mlp_norm)
-    matrices = [layer.qkv, layer.o, layer.router, layer.shared_gate]
+    matrices: list[Matrix | Stacked | None] = [layer.qkv, layer.o, layer.router, layer.shared_gate]
     if layer.mlp is not None:
         matrices += [layer.mlp.gate_up, layer.mlp.down]
     return sum(v.nbytes for v in vectors if v is not None) + sum(m.nbytes for m in matrices if m is not None)

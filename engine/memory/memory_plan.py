@@ -12,21 +12,17 @@ from dataclasses import dataclass
 import torch
 
 from ...errors import MemoryNeeded, OptionError
-from ...kernels import ExpertLayout
 from ...kernels.cpu.mailbox import mailbox_bytes
 from ...kernels.scratch import GPU_EXPERT_BYTES
-from ...loaders.architecture.of_spec import of_spec
-from ...loaders.quants.encodings import ENCODINGS
-from ...loaders.quants.quant import Quant
 from ...loaders.spec import ModelSpec
 from ...loaders.weights.checkpoint import SMALLER, Checkpoint
-from ...loaders.weights.model_weights import Formats, Where
+from ...loaders.weights.model_weights import Formats, LayerWeights, Where, allocate
 from ..bandwidth_model.profile import Profile
 from ..config import EngineConfig
 from ..devices.device import Device
 from ..experts import offload_plan
 from ..experts.offload_plan import NONE, OffloadPlan
-from ..ledger.pass_bytes import bytes_per_token
+from ..ledger.pass_bytes import bytes_per_token, layer_dense_bytes
 from ..model.batch import sizes_up_to
 from ..model.inputs import largest_pass
 from ..model.kv_cache import PAGE, pages_for
@@ -34,8 +30,7 @@ from ..placement import placement as placing
 from ..placement import placement_file
 from ..placement.placement import Placement, Tier
 from ..placement.tier_memory import TierMemory, of_free, of_needs, together
-from ..planning import storage
-from ..planning.storage import Storage
+from ..planning.storage import LayerBytes, Storage
 from ..units import size
 from . import kv_budget
 from .kv_budget import KVBudget
@@ -76,9 +71,30 @@ class MemoryPlan:
 
 def storage_of(spec: ModelSpec, formats: Formats) -> Storage:
     """The bytes of a model that is not loaded, as the engine packs it."""
-    dense = ENCODINGS[formats.dense.name]
-    experts, embed = ENCODINGS[formats.experts.name], ENCODINGS[formats.embed.name]
-    return storage.computed(of_spec(spec), Quant(experts=experts, dense=dense, head=dense, embed=embed))
+    weights = allocate(spec, formats, "meta")
+    layers = tuple(_layer_bytes(layer) for layer in weights.layers)
+    held = 0 if spec.tied_head else weights.embed.nbytes
+    common = sum(layer.common for layer in layers) + weights.final_norm.nbytes + weights.head.nbytes
+    return Storage(
+        groups={"common": common, "experts": sum(layer.routed for layer in layers), "embedding": held},
+        layers=layers,
+        outside=weights.final_norm.nbytes + weights.head.nbytes,
+        head=weights.head.nbytes,
+        rows=weights.embed.format.row_bytes(spec.hidden),
+        held=held,
+        quant=formats.experts.name,
+        expert_format=formats.experts.name,
+        dense_format=formats.dense.name,
+    )
+
+
+def _layer_bytes(layer: LayerWeights) -> LayerBytes:
+    shared = 0 if layer.mlp is None or layer.experts is None else layer.mlp.gate_up.nbytes + layer.mlp.down.nbytes
+    if layer.experts is None:
+        return LayerBytes(common=layer_dense_bytes(layer), shared=0)
+    bank = layer.experts
+    one = bank.layout.bytes
+    return LayerBytes(common=layer_dense_bytes(layer), shared=shared, expert=one, experts=bank.experts)
 
 
 def plan_memory(
@@ -121,7 +137,7 @@ class _Plan:
         """What copies and graphs need is added up, then experts are placed."""
         config, spec = self.config, self.spec
         self.work = kv_budget.work_bytes(spec, config.prefill_chunk, config.max_sequences, GPU_EXPERT_BYTES)
-        layout = ExpertLayout(format=self.checkpoint.formats.experts, hidden=spec.hidden, width=spec.moe.width)
+        layout = self.checkpoint.formats.layout(spec, spec.is_moe.index(True))
         self.offload = offload_plan.plan(config, spec, layout, self.devices, profile)
         self.buffers = self.offload.buffer_bytes(self.tokens)
         self.spare_pages = int(graphs)

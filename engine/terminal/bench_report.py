@@ -112,14 +112,13 @@ def remarks(llm: LLM) -> list[str]:
 
 def as_json(llm: LLM, model: str, rows: list[Row]) -> dict[str, Any]:
     """Everything about a run; rates are tokens per second, bytes and times per token."""
-    formats = {group: format.name for group, format in vars(llm.parts.checkpoint.formats).items()}
     return {
         "model": model,
         "family": llm.spec.family,
         "layers": llm.spec.layers,
         "whole_layers": _layers(llm),
         "random_weights": isinstance(llm.source, RandomWeights),
-        "formats": formats,
+        "formats": llm.parts.checkpoint.formats.names,
         "weight_bytes": llm.parts.weights.nbytes,
         "profile": None
         if llm.predictions.profile is None

@@ -1,7 +1,7 @@
 """Cases of the block formats beyond the basic ones: what is particular to codes and scales, and formats side by side.
 
-The basic formats prove shapes, schedules and tiles (`all.py`); here every format is packed, unpacked and multiplied, with
-rows that end in a part of a group, and mixed as files mix them.
+The basic formats prove shapes, schedules and tiles (`all.py`); here every format is packed, unpacked and multiplied,
+with rows that end in a part of a group, and mixed as files mix them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ..formats import FORMATS, ExpertLayout, Format
 from ..ggml_blocks import FILE_BLOCKS
 from ..packed import Stacked
 from .all import experts_case_of, linear_case
-from .attention import PAGE, cache_of, places_of, random_block, rows_of
+from .attention import PAGE, cache_of, places_of, rows_of
 from .case import BASIC, Case, Inputs, Source, normal
 from .layers import WIDTH, layers_difference, random_layer
 
@@ -25,19 +25,23 @@ MORE = tuple(form for form in FORMATS.values() if form not in BASIC)
 MIXES = (("q4_k", "q4_k", "q6_k"), ("q5_k", "q4_k", "q5_0"), ("iq4_xs", "iq4_xs", "q8_0"), ("mxfp4", "mxfp4", "bf16"))
 
 
-def whole(cols: int, *formats: Format) -> int:
+def whole_blocks(cols: int, *formats: Format) -> int:
     """The columns that a row of all these formats can have, from `cols` on."""
     block = max(form.block for form in formats)
     return -(-cols // block) * block
 
 
 def repack_cases() -> Iterator[Case]:
-    for name, kind in FILE_BLOCKS.items():
+    for name in FILE_BLOCKS:
         form = FORMATS[name]
         for rows, cols in ((1, 32), (7, 288), (33, 768), (40, 2048)):
 
             def build(
-                g: Generator, source: Source, form: Format = form, rows: int = rows, cols: int = whole(cols, form)
+                g: Generator,
+                source: Source,
+                form: Format = form,
+                rows: int = rows,
+                cols: int = whole_blocks(cols, form),
             ) -> Inputs:
                 size = cols // FILE_BLOCKS[form.name].weights * FILE_BLOCKS[form.name].bytes
                 data = torch.randint(256, (rows, size), generator=g, dtype=torch.uint8)
@@ -45,7 +49,7 @@ def repack_cases() -> Iterator[Case]:
 
             yield Case(
                 op="repack",
-                name=f"{name} {rows}x{whole(cols, form)}",
+                name=f"{name} {rows}x{whole_blocks(cols, form)}",
                 build=build,
                 call=lambda ops, i: [ops.repack(i["data"], i["format"], i["cols"])],
             )
@@ -56,13 +60,17 @@ def unpack_cases() -> Iterator[Case]:
         for rows, cols in ((1, 32), (33, 160), (7, 768)):
 
             def build(
-                g: Generator, source: Source, form: Format = form, rows: int = rows, cols: int = whole(cols, form)
+                g: Generator,
+                source: Source,
+                form: Format = form,
+                rows: int = rows,
+                cols: int = whole_blocks(cols, form),
             ) -> Inputs:
                 ids = torch.randint(rows, (5,), generator=g)
                 values = normal(g, rows, cols) * torch.logspace(-4, 2, rows).unsqueeze(1)
                 return {"matrix": source.matrix(form, rows, cols), "ids": ids, "values": values, "format": form}
 
-            name = f"{form.name} {rows}x{whole(cols, form)}"
+            name = f"{form.name} {rows}x{whole_blocks(cols, form)}"
             yield Case(op="dequantize", name=name, build=build, call=lambda ops, i: [ops.dequantize(i["matrix"])])
             yield Case(op="embed", name=name, build=build, call=lambda ops, i: [ops.embed(i["matrix"], i["ids"], 1.7)])
             yield Case(
@@ -74,16 +82,16 @@ def linear_cases() -> Iterator[Case]:
     shapes = ((1, 1, 32), (3, 7, 96), (5, 33, 160), (17, 33, 768), (4, 64, 2048), (70, 40, 544))
     for form in MORE:
         for number, (T, R, C) in enumerate(shapes):
-            yield linear_case(form, T, R, whole(C, form), bias=number % 2 == 1, exact=False)
-        yield linear_case(form, 2, 9, whole(800, form), bias=False, exact=True)
+            yield linear_case(form, T, R, whole_blocks(C, form), bias=number % 2 == 1, exact=False)
+        yield linear_case(form, 2, 9, whole_blocks(800, form), bias=False, exact=True)
 
 
 def layout_of(gate: str, up: str, down: str, hidden: int, width: int) -> ExpertLayout:
     """Experts of these formats, their sizes rounded up to whole blocks."""
     forms = FORMATS[gate], FORMATS[up], FORMATS[down]
     return ExpertLayout(
-        format=forms[0], up_format=forms[1], down_format=forms[2], hidden=whole(hidden, *forms[:2]),
-        width=whole(width, forms[2]),
+        format=forms[0], up_format=forms[1], down_format=forms[2], hidden=whole_blocks(hidden, *forms[:2]),
+        width=whole_blocks(width, forms[2]),
     )  # fmt: skip
 
 
@@ -124,7 +132,5 @@ def mixed_layers_cases() -> Iterator[Case]:
 
 
 BLOCK_CASES = [
-    case
-    for maker in (repack_cases, unpack_cases, linear_cases, experts_cases, mixed_layers_cases)
-    for case in maker()
+    case for maker in (repack_cases, unpack_cases, linear_cases, experts_cases, mixed_layers_cases) for case in maker()
 ]

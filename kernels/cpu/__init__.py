@@ -20,14 +20,17 @@ from .backend import CpuOps
 from .host import (
     EXPERT_OUT_BYTES,
     PEAKS,
+    TeamSleeps,
     advise_huge,
     barrier_ns,
+    expect_work,
     interleave,
     numa_nodes,
     peak_rate,
     region_ns,
     stream_read,
     take_part_seconds,
+    team_sleeps,
 )
 
 __all__ = [
@@ -35,14 +38,17 @@ __all__ = [
     "PEAKS",
     "Context",
     "CpuOps",
+    "TeamSleeps",
     "advise_huge",
     "available_isas",
     "barrier_ns",
     "cpu_features",
+    "expect_work",
     "interleave",
     "numa_nodes",
     "peak_rate",
     "region_ns",
     "stream_read",
     "take_part_seconds",
+    "team_sleeps",
 ]

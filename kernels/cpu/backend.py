@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import _cpu, ggml_blocks, rounding
+from .. import _cpu, ggml_blocks, reference, rounding
 from ..context import Context
 from ..decoder_layer import AttentionBlock, Choice, Places, Router, Scoring, Stack
 from ..formats import FORMATS, Format
@@ -39,6 +39,8 @@ class CpuOps:
         return out
 
     def repack(self, blocks_RB: Tensor, format: Format, cols: int) -> Tensor:
+        if format.name in ggml_blocks.GRIDS:
+            return reference.repack(blocks_RB, format, cols)
         R, kind = blocks_RB.shape[0], ggml_blocks.FILE_BLOCKS[format.name]
         out = torch.empty(R, format.row_bytes(cols), dtype=U8)
         blocks = at(blocks_RB, U8, R, cols // kind.weights * kind.bytes)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -52,6 +55,31 @@ def region_ns(context: Context, rounds: int = 10000) -> float:
 def barrier_ns(context: Context, rounds: int = 10000) -> float:
     """Nanoseconds of one barrier inside a parallel region."""
     return float(_cpu.barrier_ns(context.native, rounds))
+
+
+class TeamSleeps(NamedTuple):
+    """How often workers of a team went to sleep because nothing came, and though work was expected, because others use
+    their core; how many regions had to wake any, and how many sleep now."""
+
+    slept: int
+    gave_way: int
+    woken: int
+    asleep: int
+
+
+def team_sleeps(context: Context) -> TeamSleeps:
+    """Counts of the team of so many threads since it was started."""
+    return TeamSleeps(*_cpu.team_sleeps(context.native))
+
+
+@contextmanager
+def expect_work(seconds: float) -> Iterator[None]:
+    """Meanwhile idle workers spin for so long before they sleep, as in a step of a `Mailbox`."""
+    expected = _cpu.ExpectWork(seconds)
+    try:
+        yield
+    finally:
+        del expected
 
 
 def take_part_seconds() -> dict[str, float]:

@@ -51,7 +51,8 @@ class Mailbox:
     """Slots for every layer of `banks` and every batch size of `batches`, and the threads that answer them.
 
     context: how they compute. layers: the model's number of each bank, for messages. timeout: seconds without progress
-    after which a step counts as failed. spin: seconds for which the coordinator looks without sleeping. The banks and
+    after which a step counts as failed. spin: seconds for which the coordinator looks without sleeping, and in a
+    step the workers of the team. The banks and
     the memory must stay as they are until `close`.
     """
 

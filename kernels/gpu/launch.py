@@ -63,7 +63,7 @@ def packed(m: Matrix, words: bool = False) -> Stored:
 
 def granule(format: Format) -> int:
     """Stored elements in 16 bytes: what one thread loads of a row at a time."""
-    return 16 if format.scale_bytes else 128 // format.bits
+    return 16 if format.is_block else 128 // format.bits
 
 
 def one_token(rows: int, warps: int = 2) -> dict[str, int]:

@@ -92,5 +92,5 @@ def tile_of(tokens: float, kind: launch.Product, format: Format) -> dict[str, in
     if tokens <= 64:
         return dict(BLOCK_M=64, BLOCK_N=64, BLOCK_E=64 // weights_in_byte, num_warps=4, num_stages=3)
     # Unpacking takes registers: with 128 rows it would spill on GPUs whose tensor cores take operands from registers.
-    rows = 64 if format.scale_bytes else 128
+    rows = 64 if format.is_block else 128
     return dict(BLOCK_M=128, BLOCK_N=rows, BLOCK_E=64 // weights_in_byte, num_warps=8, num_stages=3)

@@ -70,11 +70,12 @@ class Texts:
 @dataclass(frozen=True)
 class Header:
     """Metadata by key (arrays of strings as `Texts`, those of arrays as their length alone), tensors in file order,
-    bytes of the header."""
+    bytes of the header. data: where the first tensor begins."""
 
     metadata: dict[str, Any]
     tensors: tuple[Stored, ...]
     nbytes: int
+    data: int = 0
 
 
 class _Cursor:
@@ -167,7 +168,7 @@ def read(fetch: Fetch, source: str, size: int | None = None) -> Header:
         raise cursor.damaged(f"general.alignment is {alignment!r}, a number above 0 is needed")
     data = math.ceil(cursor.at / alignment) * alignment
     end = max(size - data, 0) if size is not None else None
-    return Header(metadata, tuple(_sized(found, end, source)), cursor.at)
+    return Header(metadata, tuple(_sized(found, end, source)), cursor.at, data)
 
 
 def _check_begin(cursor: _Cursor) -> None:

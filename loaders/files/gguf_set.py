@@ -43,8 +43,25 @@ def of_file(path: Path) -> Header:
 
 def of_path(path: Path) -> Header:
     """The model that a local file is, or is a part of."""
-    beside = [p.name for p in path.parent.iterdir() if p.suffix.lower() == SUFFIX and p.exists()]
-    return whole(path.name, beside, lambda names: [of_file(path.with_name(name)) for name in names], str(path))
+    return whole(path.name, _beside(path), lambda names: [of_file(path.with_name(name)) for name in names], str(path))
+
+
+def files_of(path: Path) -> dict[Path, Header]:
+    """The files of the model that a local file is, or is a part of, each with its own header."""
+    read: dict[Path, Header] = {}
+
+    def read_all(names: Sequence[str]) -> list[Header]:
+        for at in (path.with_name(name) for name in names):
+            read.setdefault(at, of_file(at))
+        return [read[path.with_name(name)] for name in names]
+
+    model = whole(path.name, _beside(path), read_all, str(path))
+    return {at: header for at, header in read.items() if set(header.tensors) <= set(model.tensors)}
+
+
+def _beside(path: Path) -> list[str]:
+    """The GGUF files in a file's folder."""
+    return [p.name for p in path.parent.iterdir() if p.suffix.lower() == SUFFIX and p.exists()]
 
 
 def whole(name: str, beside: Collection[str], read_all: ReadAll, source: str) -> Header:

@@ -12,7 +12,6 @@ import json
 import math
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from ...errors import CheckpointError
 from . import headers, recognise
+from .entry import Entry
 from .headers import Stored
 from .weight_files import WeightSet, several
 
@@ -31,23 +31,6 @@ DTYPES = {
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
 }  # fmt: skip
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One tensor of a file: where its bytes start in the file, and how many there are."""
-
-    name: str
-    path: Path
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    offset: int
-    nbytes: int
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of one row: of the last dimension."""
-        return self.shape[-1] * self.dtype.itemsize if self.shape else self.dtype.itemsize
 
 
 def read_header(path: Path, remedy: str = "download it again") -> dict[str, Entry]:
@@ -96,7 +79,8 @@ def _begun(path: Path) -> str | None:
 
 
 def read_rows(entry: Entry, first: int, rows: int) -> Tensor:
-    """Rows [first, first + rows) of a tensor seen as [everything else, last dimension]: [rows, last], freshly read."""
+    """Rows [first, first + rows) of a tensor seen as [everything else, last dimension]: [rows, last], freshly read;
+    blocks as their bytes, uint8 [rows, row_bytes]."""
     buffer = torch.empty(rows * entry.row_bytes, dtype=torch.uint8)
     read_into(entry, first * entry.row_bytes, buffer)
     return buffer.view(entry.dtype).view(rows, -1)

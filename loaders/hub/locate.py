@@ -104,10 +104,7 @@ def _local(model: str) -> Path | None:
             raise HubError(f"there is no directory {model!r}: check the path, or give a name on the hub (org/name)")
         return None
     if is_gguf(path):
-        raise HubError(
-            f"{model!r} is a GGUF file, which cannot be run yet: headrace plan takes it, and headrace bench "
-            "--random-weights runs a model of its shape"
-        )
+        return path
     if not path.is_dir():
         raise HubError(
             f"{model!r} is a file: give the directory that holds it together with {CONFIG} and the tokenizer files"

@@ -59,15 +59,13 @@ def _blocks(name: str, block: int, size: float) -> Encoding:
 ENCODINGS: dict[str, Encoding] = {
     e.name: e
     for e in (
-        *(_blocks(f.name, f.block, f.block * f.bits / 8 + f.scale_bytes) for f in FORMATS.values()),
-        # GGUF, by ggml's block structures.
-        _blocks("q4_1", 32, 20), _blocks("q5_0", 32, 22), _blocks("q5_1", 32, 24), _blocks("q2_k", 256, 84),
-        _blocks("q3_k", 256, 110), _blocks("q4_k", 256, 144), _blocks("q5_k", 256, 176), _blocks("q6_k", 256, 210),
-        _blocks("iq4_nl", 32, 18), _blocks("iq4_xs", 256, 136), _blocks("iq3_xxs", 256, 98), _blocks("iq3_s", 256, 110),
+        *(_blocks(f.name, f.block, f.block * f.bits / 8 + f.scales.bytes(f.block)) for f in FORMATS.values()),
+        # More of GGUF, by ggml's block structures.
+        _blocks("iq3_xxs", 256, 98), _blocks("iq3_s", 256, 110),
         _blocks("iq2_xxs", 256, 66), _blocks("iq2_xs", 256, 74), _blocks("iq2_s", 256, 82), _blocks("iq1_s", 256, 50),
         _blocks("iq1_m", 256, 56), _blocks("tq1_0", 256, 54), _blocks("tq2_0", 256, 66),
-        # One shared exponent of 8 bits for 32 weights of 4 or 8 bits.
-        _blocks("mxfp4", 32, 17), _blocks("mxfp8", 32, 33),
+        # One shared exponent of 8 bits for 32 weights of 8 bits.
+        _blocks("mxfp8", 32, 33),
         # Quantised safetensors: a bf16 scale for 32, or a half and a 4-bit zero point for 128; e4m3 scales for 16.
         _blocks("int4-g32", 32, 18), _blocks("int4-g128", 128, 66.5), _blocks("nvfp4", 16, 9),
         Encoding(name="fp8", block=1, block_bytes=1, tile=128, tile_bytes=4), _blocks("fp8-channel", 1, 1),

@@ -79,6 +79,12 @@ class Tokenizer:
         ends = [text for settings in (older, newer) for name in ENDS if (text := _text_of(settings.get(name)))]
         return cls(core, {**older, **newer}, templates, str(directory), ends, notes)
 
+    @staticmethod
+    def is_in(path: Path) -> bool:
+        """Whether a GGUF file holds a tokenizer; its model is called "none" where it says that there is none."""
+        metadata = gguf_set.of_path(path).metadata
+        return any(key.startswith("tokenizer.") for key in metadata) and metadata.get("tokenizer.ggml.model") != "none"
+
     @classmethod
     def of_gguf(cls, metadata: Mapping[str, Any], source: str) -> Tokenizer:
         """From the metadata of a GGUF header. `source` is the name that errors give.

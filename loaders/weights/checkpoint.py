@@ -8,23 +8,24 @@ ahead of the packing. Knows files and packed weights, not where they will be com
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from ...errors import CheckpointError, OptionError
+from ...errors import CheckpointError
 from ...kernels import FORMATS, Format, Ops
 from ...kernels.packed import FORMAT_OF_DTYPE, Matrix
 from ..families import Family, TensorNames, read_eos, spec_of
 from ..families.config_reader import ConfigReader
 from ..files import recognise, safetensors
+from ..files.entry import Entry
 from ..files.read_ahead import in_order
-from ..files.safetensors import Entry
 from ..memory import require_memory
 from ..spec import ModelSpec
-from . import converted, whole_model
+from . import chosen_formats, converted, whole_model
+from .chosen_formats import LoadOptions
 from .model_weights import Formats, ModelWeights, Where, allocate
 from .targets import Target, targets
 
@@ -34,21 +35,12 @@ Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoadOptions:
-    """How to load. Formats are names of `FORMATS`, or "native": as the checkpoint has it."""
-
-    expert_format: str = "native"
-    dense_format: str = "native"
-    plain_format: str = "native"  # what "native" stands for, where it is not as stored
-    ignore_config_keys: Collection[str] = field(default_factory=tuple)
-    ignore_tensors: Collection[str] = field(default_factory=tuple)  # names, or patterns of them
-
-
-@dataclass(frozen=True, kw_only=True)
 class Checkpoint:
     """A directory that was read as far as its headers: enough to plan, nothing loaded yet.
 
-    names: of its tensors. notes: what a user should know of how it was read, a line each."""
+    directory: or the GGUF file, which holds the tokenizer too. names: of its tensors. notes: what a user
+    should know of how it was read, a line each. pairs_of_halves: rows of queries and keys are stored in pairs, one of
+    either half of a head, and are put into the order of halves."""
 
     directory: Path
     family: Family
@@ -58,6 +50,7 @@ class Checkpoint:
     entries: dict[str, Entry]
     is_converted: bool
     notes: tuple[str, ...] = ()
+    pairs_of_halves: bool = False
 
     @property
     def weight_bytes(self) -> int:
@@ -80,9 +73,9 @@ def open_directory(directory: Path, options: LoadOptions) -> Checkpoint:
             is_converted=True, notes=tuple(config.notes),
         )  # fmt: skip
     found = whole_model.find(directory, family, spec, options.ignore_tensors, config.notes)
-    formats = resolve_formats(found.spec, found.wanted, found.entries, options)
+    formats = chosen_formats.resolve(found.spec, found.wanted, found.entries, options)
     for name, target in found.wanted.items():
-        _check_entry(found.entries[name], target)
+        check_entry(found.entries[name], target)
     return Checkpoint(
         directory=directory, family=family, spec=found.spec, names=found.names, formats=formats, entries=found.entries,
         is_converted=False, notes=tuple(config.notes),
@@ -119,7 +112,20 @@ def load_weights(
         done += task.nbytes
         if progress is not None:
             progress(done, total)
+    if checkpoint.pairs_of_halves:
+        _order_halves(targets(checkpoint.spec, checkpoint.names, weights))
     return weights
+
+
+def _order_halves(wanted: Mapping[str, Target]) -> None:
+    """Puts the rows of each head, stored as (0, r), (1, r + 1) ..., into the order 0, 1 ... r, r + 1: a row is a row in
+    every format, so packed ones move as they are."""
+    for target in wanted.values():
+        for piece in target.pieces if target.heads else ():
+            data = piece.into.data
+            rows = data.view(torch.float32).view(-1, 1) if len(target.shape) == 1 else data  # a bias is one row
+            by_head = rows.view(target.heads, -1, 2, rows.shape[1])
+            rows.copy_(by_head.transpose(1, 2).reshape(rows.shape))
 
 
 @dataclass(frozen=True)
@@ -140,6 +146,8 @@ class _Task:
     @property
     def is_packed(self) -> bool:
         """Whether what is stored are the bytes that are wanted."""
+        if self.entry.blocks:
+            return False
         return self.entry.dtype == torch.uint8 or FORMAT_OF_DTYPE.get(self.entry.dtype) == self.into.format.name
 
     def read(self) -> torch.Tensor | None:
@@ -154,9 +162,22 @@ class _Task:
 
     def put(self, rows: torch.Tensor, ops: Ops) -> None:
         """Puts rows that were read into their place: packed, and on another device by a copy of this piece."""
-        data = self.into.data
-        packed = rows.view(torch.uint8).view(data.shape) if self.is_packed else ops.quantize(rows, self.into.format)
+        data, into = self.into.data, self.into
+        if self.entry.blocks:
+            packed = _of_blocks(rows, FORMATS[self.entry.blocks], into, ops)
+        elif self.is_packed:
+            packed = rows.view(torch.uint8).view(data.shape)
+        else:
+            packed = ops.quantize(rows, into.format)
         data.copy_(packed)
+
+
+def _of_blocks(rows: torch.Tensor, stored: Format, into: Matrix, ops: Ops) -> torch.Tensor:
+    """A file's blocks in another order, or in another format where that was asked for."""
+    packed = ops.repack(rows, stored, into.cols)
+    if stored is into.format:
+        return packed
+    return ops.quantize(ops.dequantize(Matrix(stored, into.rows, into.cols, packed)), into.format)
 
 
 def _tasks(checkpoint: Checkpoint, weights: ModelWeights) -> Iterator[_Task]:
@@ -179,65 +200,17 @@ def _tasks(checkpoint: Checkpoint, weights: ModelWeights) -> Iterator[_Task]:
                 yield _Task(entry, piece.first + start, piece.into.slice_rows(start, stop))
 
 
-def _check_entry(entry: Entry, target: Target) -> None:
+def check_entry(entry: Entry, target: Target) -> None:
     if entry.shape != target.shape:
         raise CheckpointError(
             f"{entry.path}: tensor '{entry.name}' has shape {list(entry.shape)}, the config asks for "
             f"{list(target.shape)}: config and weights do not belong together"
         )
-    if entry.dtype not in FORMAT_OF_DTYPE:
+    if not entry.blocks and entry.dtype not in FORMAT_OF_DTYPE:
         raise CheckpointError(
             f"{entry.path}: tensor '{entry.name}' is of type {safetensors.NAMES[entry.dtype]}, readable are "
             "F32, F16 and BF16: get the unquantised checkpoint (it can be quantised while loading)"
         )
-
-
-def resolve_formats(
-    spec: ModelSpec, wanted: dict[str, Target], entries: dict[str, Entry], options: LoadOptions
-) -> Formats:
-    """The formats asked for, with "native" read off the headers; raises OptionError where rows are no whole blocks."""
-    asked = {"experts": options.expert_format, "dense": options.dense_format, "embed": "native"}
-    native = {group: _native(entries, [n for n, t in wanted.items() if t.group == group]) for group in asked}
-    formats = Formats(**{g: _choose(format, options.plain_format, native[g]) for g, format in asked.items()})
-    check_rows(spec, formats)
-    return formats
-
-
-def _choose(asked: str, plain: str, stored: Format) -> Format:
-    """The format asked for; "native" is that of the dtype option, or failing that as stored."""
-    name = plain if asked == "native" else asked
-    return stored if name == "native" else find_format(name)
-
-
-def check_rows(spec: ModelSpec, formats: Formats) -> None:
-    """Raises OptionError where the rows of a matrix are no whole number of blocks."""
-    for size, what in ((spec.hidden, "hidden size"), (spec.moe.width, "expert width")):
-        _check_fits(formats.experts, size, what, "--expert-format")
-    shared = [spec.moe.shared_width] if any(spec.is_moe) else []
-    widths = [spec.hidden, spec.attention.q_rows, *shared, *([] if all(spec.is_moe) else [spec.dense_width])]
-    for size in widths:
-        _check_fits(formats.dense, size, "row length", "--dense-format")
-
-
-def find_format(name: str) -> Format:
-    """The format of that name; raises OptionError with the names there are."""
-    if name not in FORMATS:
-        raise OptionError(f"weight format '{name}' is unknown; there are native, {', '.join(FORMATS)}")
-    return FORMATS[name]
-
-
-def _check_fits(format: Format, size: int, what: str, option: str) -> None:
-    if not format.fits(size):
-        raise OptionError(
-            f"{option} {format.name} packs {format.block} weights to a block, but this model's {what} {size} is no "
-            f"multiple of it: use {option} bf16"
-        )
-
-
-def _native(entries: dict[str, Entry], members: list[str]) -> Format:
-    """The type in which all of these tensors are stored; float32, which holds them all, where they differ."""
-    found = {FORMAT_OF_DTYPE.get(entries[name].dtype, "f32") for name in members if name in entries}
-    return FORMATS[found.pop()] if len(found) == 1 else FORMATS["f32"]
 
 
 def _with_generation_config(spec: ModelSpec, directory: Path) -> ModelSpec:

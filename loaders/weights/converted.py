@@ -21,7 +21,7 @@ from ...errors import CheckpointError, OptionError
 from ...kernels import FORMATS
 from ...kernels.packed import Matrix
 from ..files import safetensors
-from ..files.safetensors import Entry
+from ..files.entry import Entry
 from ..spec import ModelSpec
 from .model_weights import Formats, ModelWeights, TierBanks
 from .targets import Piece, Target
@@ -50,7 +50,9 @@ def read_formats(directory: Path, expert_format: str, dense_format: str) -> Form
             version = manifest["version"]
             raise CheckpointError(f"{path} has layout version {version}, this headrace reads {VERSION}: convert again")
         names = manifest["formats"]
-        formats = Formats(**{group: FORMATS[names[group]] for group in ("experts", "dense", "embed")})
+        experts, dense, embed = (FORMATS[names[group]] for group in ("experts", "dense", "embed"))
+        own = {place: FORMATS[name] for place, name in manifest.get("own", {}).items()}
+        formats = Formats(experts=experts, dense=dense, embed=embed, own=own)
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -133,6 +135,8 @@ def check_destination(to: Path) -> None:
 def save(source: Path, to: Path, weights: ModelWeights, formats: Formats) -> None:
     """Writes the packed weights, the manifest and the small files of `source` into the directory `to`."""
     check_destination(to)
+    if source.is_file():
+        raise OptionError(f"cannot convert {source}: a GGUF file holds packed weights already; run it as it is")
     if to.exists() and to.samefile(source):
         raise OptionError(f"cannot convert {source} into itself: name another directory")
     try:
@@ -145,9 +149,9 @@ def save(source: Path, to: Path, weights: ModelWeights, formats: Formats) -> Non
         if (source / MORE).is_dir():
             shutil.copytree(source / MORE, to / MORE, dirs_exist_ok=True)
         safetensors.write(to / WEIGHTS, weights.named(), {"format": "headrace"})
-        names = {group: format.name for group, format in vars(formats).items()}
-        (to / MANIFEST).write_text(
-            json.dumps({"version": VERSION, "source": source.name, "formats": names}, indent=2) + "\n"
-        )
+        names = {"experts": formats.experts.name, "dense": formats.dense.name, "embed": formats.embed.name}
+        own = {place: format.name for place, format in formats.own.items()}
+        manifest = {"version": VERSION, "source": source.name, "formats": names, **({"own": own} if own else {})}
+        (to / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
     except OSError as error:
         raise CheckpointError(f"cannot write {to}: {error.strerror}; give a directory on a disk with room") from error

@@ -15,13 +15,16 @@ from typing import Any
 from ...errors import ConfigError, MemoryNeeded, OptionError
 from ...kernels import FORMATS
 from .. import model_source
-from ..families import FAMILIES, spec_of
+from ..families import FAMILIES, Family, spec_of
 from ..families.config_reader import ConfigReader
 from ..memory import GB
 from ..quants.of_config import KEYS as PACKED
 from ..spec import ModelSpec
-from .checkpoint import SMALLER, Checkpoint, LoadOptions, check_rows, find_format
-from .model_weights import Formats
+from . import chosen_formats
+from .checkpoint import SMALLER, Checkpoint
+from .chosen_formats import LoadOptions
+from .model_weights import Formats, allocate
+from .targets import targets
 
 STORED = {"bfloat16": "bf16", "float16": "f16", "float32": "f32"}
 
@@ -42,8 +45,7 @@ def imagine(model: str | dict[str, Any], options: LoadOptions, **where: Any) -> 
     config = {key: value for key, value in source.config.items() if key not in PACKED}
     reader = ConfigReader(config, source.name, options.ignore_config_keys)
     found, spec = spec_of(reader)
-    formats = _formats(config, options)
-    check_rows(spec, formats)
+    formats = _formats(config, found, spec, options)
     return Checkpoint(
         directory=Path(source.name), family=found, spec=spec, names=found.tensors, formats=formats,
         entries={}, is_converted=False,
@@ -51,19 +53,12 @@ def imagine(model: str | dict[str, Any], options: LoadOptions, **where: Any) -> 
     )  # fmt: skip
 
 
-def _formats(config: dict[str, Any], options: LoadOptions) -> Formats:
+def _formats(config: dict[str, Any], family: Family, spec: ModelSpec, options: LoadOptions) -> Formats:
     """The formats asked for; "native" is that of the dtype option, or the config's own dtype."""
     stored = str(config.get("torch_dtype") or config.get("dtype") or "bfloat16").removeprefix("torch.")
-    plain = STORED.get(stored, "bf16") if options.plain_format == "native" else options.plain_format
-
-    def choose(asked: str) -> str:
-        return plain if asked == "native" else asked
-
-    return Formats(
-        experts=find_format(choose(options.expert_format)),
-        dense=find_format(choose(options.dense_format)),
-        embed=FORMATS[plain],
-    )
+    plain = FORMATS["f32"]
+    wanted = targets(spec, family.tensors, allocate(spec, Formats(experts=plain, dense=plain, embed=plain), "meta"))
+    return chosen_formats.of_options(spec, wanted, options, FORMATS[STORED.get(stored, "bf16")])
 
 
 def cut(checkpoint: Checkpoint, layers: int) -> Checkpoint:

@@ -8,7 +8,7 @@ The routed experts of a layer are one bank, or a bank on each of several tiers, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -16,17 +16,47 @@ import torch
 from torch import Tensor
 
 from ...kernels import FORMATS, ExpertLayout, Format
-from ...kernels.packed import ExpertBank, Matrix, Mlp
+from ...kernels.formats import PARTS, Part
+from ...kernels.packed import ExpertBank, Matrix, Mlp, Stacked
 from ..spec import ModelSpec
 
 
 @dataclass(frozen=True, kw_only=True)
 class Formats:
-    """Which packed format each group of tensors takes."""
+    """Which packed format each group of tensors takes, and single tensors that have another one.
+
+    `own` goes by place: "embed", "head", or the layer's number, a point and the tensor's role: q, k, v, o; gate, up,
+    down of the routed experts; mlp_gate, mlp_up, mlp_down of a dense or shared MLP."""
 
     experts: Format
     dense: Format
     embed: Format  # the input embedding where the head is not tied to it; one row a token is read
+    own: Mapping[str, Format] = field(default_factory=dict)
+
+    def of(self, place: str, group: Literal["experts", "dense", "embed"]) -> Format:
+        """The format of the tensor at a place."""
+        found: Format = self.own.get(place) or getattr(self, group)
+        return found
+
+    @property
+    def names(self) -> dict[str, str]:
+        """The formats of each group by name, its usual one first: q4_k, or q4_k/q6_k."""
+        return {group: "/".join(self._of_group(group)) for group in ("experts", "dense", "embed")}
+
+    def _of_group(self, group: str) -> list[str]:
+        others = [format.name for place, format in self.own.items() if group_of(place) == group]
+        return list(dict.fromkeys((getattr(self, group).name, *others)))
+
+    def layout(self, spec: ModelSpec, layer: int) -> ExpertLayout:
+        """The layout of a layer's experts."""
+        gate, up, down = (self.of(f"{layer}.{part}", "experts") for part in PARTS)
+        return ExpertLayout(format=gate, up_format=up, down_format=down, hidden=spec.hidden, width=spec.moe.width)
+
+
+def group_of(place: str) -> str:
+    """The group of a place of `Formats.own`."""
+    role = place.rsplit(".", 1)[-1]
+    return "experts" if role in PARTS else "embed" if role == "embed" else "dense"
 
 
 @dataclass(frozen=True)
@@ -49,7 +79,7 @@ class TierBanks:
     def nbytes(self) -> int:
         return sum(bank.nbytes for bank in self.banks.values())
 
-    def matrix(self, expert: int, part: Literal["gate", "up", "down"]) -> Matrix:
+    def matrix(self, expert: int, part: Part) -> Matrix:
         """One matrix of one expert as a view, wherever it lies."""
         tier, number = self.owners[expert]
         return self.banks[tier].matrix(number, part)
@@ -91,7 +121,7 @@ class LayerWeights:
     the dense MLP; else `mlp` is the shared expert, or None."""
 
     attn_norm: Tensor
-    qkv: Matrix
+    qkv: Stacked
     qkv_bias: Tensor | None
     q_norm: Tensor | None
     k_norm: Tensor | None
@@ -136,9 +166,17 @@ def _stored(layer: LayerWeights) -> Iterator[tuple[str, Tensor]]:
         elif isinstance(value, TierBanks):
             for tier, bank in value.banks.items():
                 yield f"{name}.{tier}", bank.data
+        elif isinstance(value, Stacked):
+            yield from _parts(name, value)
         elif isinstance(value, Mlp):
-            yield f"{name}.gate_up", value.gate_up.data
+            yield from _parts(f"{name}.gate_up", value.gate_up)
             yield f"{name}.down", value.down.data
+
+
+def _parts(name: str, stacked: Stacked) -> Iterator[tuple[str, Tensor]]:
+    """One tensor, or several with their numbers."""
+    for i, part in enumerate(stacked.parts):
+        yield name if len(stacked.parts) == 1 else f"{name}.{i}", part.data
 
 
 class _Allocator:
@@ -152,6 +190,9 @@ class _Allocator:
 
     def matrix(self, format: Format, rows: int, cols: int) -> Matrix:
         return Matrix.empty(format, rows, cols, self.device)
+
+    def stacked(self, formats: Sequence[Format], rows: Sequence[int], cols: int) -> Stacked:
+        return Stacked.empty(formats, rows, cols, self.device)
 
     def bank(self, layout: ExpertLayout, experts: int, index: int) -> ExpertBank | TierBanks:
         return ExpertBank.empty(layout, experts, self.device)
@@ -188,36 +229,40 @@ def allocate(spec: ModelSpec, formats: Formats, device: str = "cpu", where: Wher
     where `where` says."""
     make = _Allocator(device) if where is None else _TierAllocator(where)
     table = make if where is None or spec.tied_head else _Allocator(where.embed)
-    embed = table.matrix(formats.dense if spec.tied_head else formats.embed, spec.vocab, spec.hidden)
+    embed = table.matrix(formats.of("embed", "dense" if spec.tied_head else "embed"), spec.vocab, spec.hidden)
     return ModelWeights(
         embed=embed,
         layers=tuple(_allocate_layer(make, spec, formats, i) for i in range(spec.layers)),
         final_norm=make.vector(spec.hidden),
-        head=embed if spec.tied_head else make.matrix(formats.dense, spec.vocab, spec.hidden),
+        head=embed if spec.tied_head else make.matrix(formats.of("head", "dense"), spec.vocab, spec.hidden),
     )
 
 
 def _allocate_layer(make: _Allocator, spec: ModelSpec, formats: Formats, index: int) -> LayerWeights:
-    att, moe, hidden, dense, is_moe = spec.attention, spec.moe, spec.hidden, formats.dense, spec.is_moe[index]
+    att, moe, hidden, is_moe = spec.attention, spec.moe, spec.hidden, spec.is_moe[index]
     q_norm = {"none": 0, "head": att.head_dim, "full": att.q_rows}[att.qk_norm]
     k_norm = {"none": 0, "head": att.head_dim, "full": att.kv_rows}[att.qk_norm]
-    layout = ExpertLayout(format=formats.experts, hidden=hidden, width=moe.width)
     width = moe.shared_width if is_moe else spec.dense_width
+
+    def dense(role: str) -> Format:
+        return formats.of(f"{index}.{role}", "dense")
+
     return LayerWeights(
         attn_norm=make.vector(hidden),
-        qkv=make.matrix(dense, att.qkv_rows, hidden),
+        qkv=make.stacked([dense(role) for role in "qkv"], (att.q_rows, att.kv_rows, att.kv_rows), hidden),
         qkv_bias=make.vector(att.qkv_rows) if att.qkv_bias else None,
         q_norm=make.vector(q_norm) if q_norm else None,
         k_norm=make.vector(k_norm) if k_norm else None,
-        o=make.matrix(dense, hidden, att.q_rows),
+        o=make.matrix(dense("o"), hidden, att.q_rows),
         o_bias=make.vector(hidden) if att.output_bias else None,
         mlp_norm=make.vector(hidden),
         router=make.matrix(FORMATS["f32"], moe.experts, hidden) if is_moe else None,
-        experts=make.bank(layout, moe.experts, index) if is_moe else None,
+        experts=make.bank(formats.layout(spec, index), moe.experts, index) if is_moe else None,
         mlp=_allocate_mlp(make, dense, hidden, width) if width else None,
         shared_gate=make.matrix(FORMATS["f32"], 1, hidden) if is_moe and moe.shared_gate else None,
     )
 
 
-def _allocate_mlp(make: _Allocator, format: Format, hidden: int, width: int) -> Mlp:
-    return Mlp(gate_up=make.matrix(format, 2 * width, hidden), down=make.matrix(format, hidden, width))
+def _allocate_mlp(make: _Allocator, format_of: Callable[[str], Format], hidden: int, width: int) -> Mlp:
+    gate_up = make.stacked((format_of("mlp_gate"), format_of("mlp_up")), (width, width), hidden)
+    return Mlp(gate_up=gate_up, down=make.matrix(format_of("mlp_down"), hidden, width))

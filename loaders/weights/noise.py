@@ -8,6 +8,7 @@ token stays near its embedding. With ones the tokens of a prompt become alike fr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Literal
 
@@ -16,13 +17,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...kernels import Format
-from ...kernels.packed import ExpertBank, Matrix, Mlp
+from ...kernels import Format, blocks
+from ...kernels.packed import ExpertBank, Matrix, Mlp, Stacked
 from .model_weights import ModelWeights, TierBanks
 
 Part = Tensor | Matrix | ExpertBank | TierBanks
 POOL_BYTES = 32 << 20
-SCALES = {4: 0.01, 8: 0.0006}  # by bits of a quant
+DEVIATION = 0.045  # of weights in block formats
+UNIT = 8  # every factor that is an integer
 PLAIN_DEVIATION = 0.02
 BEFORE_A_LAYER = ("attn_norm", "ffn_norm", "mlp_norm")
 
@@ -53,8 +55,10 @@ def _parts(weights: ModelWeights) -> Iterator[tuple[str, Part]]:
         for name, value in vars(layer).items():
             if isinstance(value, (Tensor, Matrix, ExpertBank, TierBanks)):
                 yield f"layers.{i}.{name}", value
+            elif isinstance(value, Stacked):
+                yield from ((f"layers.{i}.{name}", part) for part in value.parts)
             elif isinstance(value, Mlp):
-                yield f"layers.{i}.{name}.gate_up", value.gate_up
+                yield from ((f"layers.{i}.{name}.gate_up", part) for part in value.gate_up.parts)
                 yield f"layers.{i}.{name}.down", value.down
 
 
@@ -115,17 +119,42 @@ class Noise:
         for at in range(0, len(flat), len(pool) // 2):
             piece = flat[at : at + len(pool) // 2]
             piece.copy_(pool[start : start + len(piece)])
-        if form.scale_bytes:
-            size = form.scales_bytes(matrix.cols)
-            scales = np.resize(half(SCALES[form.bits]), size)
-            matrix.data[:, :size] = torch.from_numpy(scales)
+        if form.is_block:
+            scales = _scales(form, matrix.cols)
+            matrix.data[:, : len(scales)] = scales
+
+
+def _scales(form: Format, cols: int) -> Tensor:
+    """The scales of every row: factors alike, such that random codes give weights of the wanted deviation, and minimums
+    that take their mean away."""
+    kind, runs = form.scales, cols // form.scales.per
+    codes = torch.arange(1 << form.bits, dtype=torch.uint8).view(1, -1)
+    values = blocks.values(blocks.Blocks(format=form, codes=codes))
+    factor = DEVIATION / float(values.std())
+    least = -factor * float(values.mean())
+    shape = (1, cols // kind.shared if kind.shared else runs)
+    unit = UNIT if kind.shared else 1
+    halves = torch.full(shape, factor / unit).half() if kind.half_bytes else None
+    units = torch.full((1, runs), UNIT, dtype=torch.uint8) if kind.unit_bytes else None
+    if kind.kind == "power":
+        units = torch.full((1, runs), round(math.log2(factor)) + 128, dtype=torch.uint8)
+    row = blocks.join(
+        blocks.Blocks(
+            format=form, codes=torch.zeros(1, cols, dtype=torch.uint8), halves=halves, units=units,
+            min_halves=torch.full(shape, least / unit).half() if kind.has_min else None,
+            min_units=units if kind.has_min and kind.unit_bytes else None,
+        )
+    )  # fmt: skip
+    return row[0, : form.scales_bytes(cols)]
 
 
 def _pool(form: Format, rng: np.random.Generator) -> Tensor:
     """What follows the scales in a row; for plain formats the values."""
-    if form.bits == 4:
+    if form.codes.offset == 8:
         return torch.from_numpy(nibbles(rng, (POOL_BYTES,)))
-    if form.scale_bytes:
+    if form.is_block and form.bits < 8:
+        return torch.from_numpy(rng.integers(0, 256, POOL_BYTES, dtype=np.uint8))
+    if form.is_block:
         return torch.from_numpy(rng.integers(-127, 128, POOL_BYTES, dtype=np.int8).view(np.uint8))
     dtype = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}[form.name]
     values = rng.normal(0, PLAIN_DEVIATION, POOL_BYTES // dtype.itemsize).astype(np.float32)

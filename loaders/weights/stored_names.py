@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from ...errors import CheckpointError
 from ..families import Family, TensorNames
-from ..files.safetensors import Entry
+from ..files.entry import Entry
 from ..spec import ModelSpec
 
 # Modules that training wraps around others, inside of a name.

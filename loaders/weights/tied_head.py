@@ -13,7 +13,7 @@ import torch
 
 from ..families import TensorNames
 from ..files import safetensors
-from ..files.safetensors import Entry
+from ..files.entry import Entry
 from ..spec import ModelSpec
 
 CHUNK_ROWS = 4096

@@ -15,7 +15,7 @@ from ...errors import CheckpointError
 from ...kernels import FORMATS
 from ..families import Family, TensorNames
 from ..files import recognise, safetensors, weight_files
-from ..files.safetensors import Entry
+from ..files.entry import Entry
 from ..files.weight_files import Problem, WeightSet
 from ..spec import ModelSpec
 from . import left_over, stored_names, tied_head

@@ -71,7 +71,7 @@ def towards_zero(values: Tensor) -> Tensor:
 
 def test_every_op_is_there_and_has_a_case() -> None:
     ops = {name for name in vars(kernels.Ops) if not name.startswith("_")}
-    assert ops == set(gpu.__all__) == {case.op for case in SMALL} | {"quantize"}
+    assert ops == set(gpu.__all__) == {case.op for case in SMALL} | {"quantize", "repack"}
     assert kernels.load("gpu") is gpu  # type: ignore[comparison-overlap]
 
 

@@ -106,7 +106,7 @@ def test_native_is_the_type_of_the_checkpoint(
 ) -> None:
     directory = change(copy("qwen3_moe"), lambda tensors: {n: t.to(dtype) for n, t in tensors.items()})
     found = open_directory(directory, LoadOptions())
-    assert {f.name for f in vars(found.formats).values()} == {format}
+    assert {*found.formats.names.values()} == {format}
     llm = LLM(str(directory), kernels="reference")
     rounded = load_file(directory / "model.safetensors")
     name = "model.layers.0.mlp.experts.3.down_proj.weight"
@@ -131,7 +131,7 @@ def test_checkpoint_of_mixed_types_takes_the_widest(copy: Callable[[str], Path])
 def test_dtype_overrules_the_type_of_the_checkpoint(format: str, checkpoints: Checkpoints) -> None:
     llm = LLM(str(checkpoints("qwen3_moe")), kernels="reference", dtype=format)
     expected = {"float32": "f32", "bfloat16": "bf16"}[format]
-    assert {f.name for f in vars(llm.parts.checkpoint.formats).values()} == {expected}
+    assert {*llm.parts.checkpoint.formats.names.values()} == {expected}
     assert llm.parts.kv_dtype == getattr(torch, format)
 
 

@@ -2,6 +2,7 @@
 #include <nanobind/stl/map.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include "bind/address.h"
@@ -70,6 +71,13 @@ void bind_machine(nb::module_& m) {
     Turn turn(context);
     return peak_rate(Peak(which), turn);
   }, Unlocked());
+  m.def("team_sleeps", [](const Context& context) {  // slept, gave way, woken, asleep
+    const Sleeps now = TeamTurn(context.threads).team.sleeps();
+    return std::make_tuple(now.slept, now.gave_way, now.woken, now.asleep);
+  }, Unlocked());
+  nb::class_<ExpectWork>(m, "ExpectWork").def("__init__", [](ExpectWork* to, double seconds) {
+    new (to) ExpectWork(std::chrono::nanoseconds(int64_t(seconds * 1e9)));
+  });
   m.def("take_part_seconds", &take_part_seconds);
   m.def("region_ns", [](const Context& context, int rounds) {
     Turn turn(context);

@@ -49,12 +49,18 @@ constexpr void fill_formats(FormatKernels* formats) {
   formats[Q5_1] = block_format<EXACT, Tiles, Planes<1, 4, 0>, HalfMinScales>();
   formats[Q2_K] = block_format<EXACT, Tiles, Planes<0, 2, 0>, NibbleMinScales>();
   formats[Q3_K] = block_format<EXACT, Tiles, Planes<1, 2, 4>, ByteScales<2>>();
-  formats[Q4_K] = block_format<EXACT, Tiles, Planes<0, 4, 0>, ByteMinScales>();
-  formats[Q5_K] = block_format<EXACT, Tiles, Planes<1, 4, 0>, ByteMinScales>();
+  formats[Q4_K] = block_format<EXACT, Tiles, Planes<0, 4, 0>, SixMinScales>();
+  formats[Q5_K] = block_format<EXACT, Tiles, Planes<1, 4, 0>, SixMinScales>();
   formats[Q6_K] = block_format<EXACT, Tiles, Planes<2, 4, 32>, ByteScales<2>>();
   formats[IQ4_NL] = block_format<EXACT, Tiles, Table<Iq4Values>, HalfScales>();
   formats[IQ4_XS] = block_format<EXACT, Tiles, Table<Iq4Values>, ByteScales<1>>();
   formats[MXFP4] = block_format<EXACT, Tiles, Table<E2m1Values>, PowerScales>();
+  formats[IQ3_S] = block_format<EXACT, Tiles, Table<Iq3sValues>, ByteScales<1>>();
+  formats[IQ3_XXS] = block_format<EXACT, Tiles, Table<Iq3xxsValues>, ByteScales<1, 4>>();
+  formats[IQ2_XXS] = block_format<EXACT, Tiles, Table<Iq2Values, 1, 2>, ByteScales<1, 8>>();
+  formats[IQ2_XS] = block_format<EXACT, Tiles, Table<Iq2Values, 1, 2>, ByteScales<2, 8>>();
+  formats[IQ1_S] = block_format<EXACT, Tiles, Table<Iq1Values, 1, 2>, ByteScales<1, 8>>();
+  formats[IQ1_M] = block_format<EXACT, Tiles, Table<Iq1Values, 1, 2>, ByteScales<2, 8>>();
 }
 
 // Tiles: of block formats with activations as int8.

@@ -76,10 +76,10 @@ struct Bytes8 {
   }
 };
 
-// Codes of 4 bits that stand for the values of T.
-template <class T>
+// Codes of up to 4 bits that stand for the values of T.
+template <class T, int HIGH_ = 0, int LOW_ = 4>
 struct Table {
-  static constexpr int HIGH = 0, LOW = 4, OFFSET = BYTE_OFFSET;
+  static constexpr int HIGH = HIGH_, LOW = LOW_, OFFSET = BYTE_OFFSET;
   static constexpr bool WIDE = true;
 
   struct alignas(16) Values {
@@ -91,8 +91,8 @@ struct Table {
     return made;
   }();
 
-  static inline __attribute__((always_inline)) void join(const I* low, const I*, Step& q) {
-    spread<LOW, 0>(low, q);
+  static inline __attribute__((always_inline)) void join(const I* low, const I* high, Step& q) {
+    Planes<HIGH, LOW, 0>::join(low, high, q);
 #pragma GCC unroll 8
     for (int j = 0; j < WORDS; j++) q[j] = lookup(q[j], values.at);
   }
@@ -103,6 +103,19 @@ struct Iq4Values {
 };
 struct E2m1Values {  // twice the values
   static constexpr int VALUES[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+};
+// The values that points of a grid have.
+struct Iq3sValues {
+  static constexpr int VALUES[16] = {-15, -13, -11, -9, -7, -5, -3, -1, 1, 3, 5, 7, 9, 11, 13, 15};
+};
+struct Iq3xxsValues {
+  static constexpr int VALUES[16] = {-62, -52, -44, -36, -28, -20, -12, -4, 4, 12, 20, 28, 36, 44, 52, 62};
+};
+struct Iq2Values {
+  static constexpr int VALUES[16] = {-43, -25, -8, 8, 25, 43};
+};
+struct Iq1Values {
+  static constexpr int VALUES[16] = {-9, -7, -1, 1, 7, 9};
 };
 
 template <class C>

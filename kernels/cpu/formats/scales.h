@@ -67,8 +67,8 @@ struct PowerScales {
   }
 };
 
-// A half for 256 times an integer for each block, or for each of its halves.
-template <int PARTS_>
+// A half for 256, over DIVISOR, times an integer for each block, or for each of its halves.
+template <int PARTS_, int DIVISOR = 1>
 struct ByteScales {
   static constexpr int PARTS = PARTS_;
   static constexpr bool MIN = false;
@@ -77,7 +77,8 @@ struct ByteScales {
 
   template <bool FULL>
   static inline __attribute__((always_inline)) void load(const uint8_t* row, int blocks, int b, int n, Factors<PARTS>& f) {
-    const V d = spread_halves(row, b, n);
+    V d = spread_halves(row, b, n);
+    if (DIVISOR > 1) d = mul(d, set1(1.0f / DIVISOR));
     const uint8_t* units = row + halves(blocks) + b;
 #pragma GCC unroll 2
     for (int part = 0; part < PARTS; part++) {
@@ -87,19 +88,22 @@ struct ByteScales {
   }
 };
 
-// Two halves for 256, times an integer for the factor and one for the minimum of each block.
-struct ByteMinScales {
+// Two halves for 256, times an integer of 6 bits for the factor and one for the minimum of each block.
+struct SixMinScales {
   static constexpr int PARTS = 1;
   static constexpr bool MIN = true;
   static size_t halves(int blocks) { return size_t(blocks) / SUPER_BLOCKS * 2; }
-  static size_t bytes(int blocks) { return round_up(2 * (halves(blocks) + size_t(blocks)), 16); }
+  static size_t bytes(int blocks) { return round_up(2 * halves(blocks) + size_t(blocks) * 3 / 2, 16); }
 
   template <bool FULL>
   static inline __attribute__((always_inline)) void load(const uint8_t* row, int blocks, int b, int n, Factors<1>& f) {
-    const uint8_t* units = row + 2 * halves(blocks) + b;
-    if (FULL) prefetch_weights(units), prefetch_weights(units + blocks);
-    f.scale[0] = mul(spread_halves(row, b, n), to_float(in_lanes(widen_u8(units))));
-    f.min[0] = mul(spread_halves(row + halves(blocks), b, n), to_float(in_lanes(widen_u8(units + blocks))));
+    const uint8_t *units = row + 2 * halves(blocks) + b, *high = row + 2 * halves(blocks) + blocks + b / 8 * 4;
+    if (FULL) prefetch_weights(units), prefetch_weights(high);
+    const I low = in_lanes(widen_u8(units)), top = in_lanes(widen_fours(high, b));
+    const I scale = bit_or(bit_and(low, int_set1(15)), shift_left<4>(bit_and(top, int_set1(3))));
+    const I min = bit_or(shift_right<4>(low), shift_left<2>(bit_and(top, int_set1(12))));
+    f.scale[0] = mul(spread_halves(row, b, n), to_float(scale));
+    f.min[0] = mul(spread_halves(row + halves(blocks), b, n), to_float(min));
   }
 };
 

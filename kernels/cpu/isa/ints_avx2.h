@@ -48,6 +48,12 @@ inline I widen_u8(const uint8_t* p) {
 inline I widen_s8(const uint8_t* p) {
   return _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
 }
+inline I widen_fours(const uint8_t* p, int) {
+  int32_t four;
+  __builtin_memcpy(&four, p, 4);
+  const I by = _mm256_setr_epi32(0, 0, 0, 0, 4, 4, 4, 4);
+  return bit_and(_mm256_srlv_epi32(_mm256_cvtepu8_epi32(_mm_set1_epi32(four)), by), int_set1(15));
+}
 
 inline I lookup(I index, const int8_t* values) {
   return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(values))), index);

@@ -72,6 +72,13 @@ inline I widen_u8(const uint8_t* p) {
 inline I widen_s8(const uint8_t* p) {
   return _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }
+// Fields of 4 bits from block b on, a multiple of W: of 8 blocks, 4 bytes, of which byte i has fields i and i + 4.
+inline I widen_fours(const uint8_t* p, int) {
+  const __m128i order = _mm_setr_epi8(0, 1, 2, 3, 0, 1, 2, 3, 4, 5, 6, 7, 4, 5, 6, 7);
+  const __m128i bytes = _mm_shuffle_epi8(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)), order);
+  const I by = _mm512_setr_epi32(0, 0, 0, 0, 4, 4, 4, 4, 0, 0, 0, 0, 4, 4, 4, 4);
+  return bit_and(_mm512_srlv_epi32(_mm512_cvtepu8_epi32(bytes), by), int_set1(15));
+}
 
 // values[index] of every byte; indices below 16.
 inline I lookup(I index, const int8_t* values) {

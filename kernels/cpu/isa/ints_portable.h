@@ -52,6 +52,10 @@ inline I widen_u8(const uint8_t* p) { return I{p[0], p[1], p[2], p[3]}; }
 inline I widen_s8(const uint8_t* p) {
   return I(Signed{int8_t(p[0]), int8_t(p[1]), int8_t(p[2]), int8_t(p[3])});
 }
+inline I widen_fours(const uint8_t* p, int b) {
+  const int by = b % 8 ? 4 : 0;
+  return I{uint32_t(p[0] >> by & 15), uint32_t(p[1] >> by & 15), uint32_t(p[2] >> by & 15), uint32_t(p[3] >> by & 15)};
+}
 
 inline I lookup(I index, const int8_t* values) {
   uint8_t bytes[16];

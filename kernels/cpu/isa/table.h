@@ -16,7 +16,8 @@ namespace headrace {
 
 // Codes of formats.py.
 enum FormatCode : int {
-  F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS, MXFP4, FORMAT_COUNT
+  F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS, MXFP4,
+  IQ3_S, IQ3_XXS, IQ2_XXS, IQ2_XS, IQ1_S, IQ1_M, FORMAT_COUNT
 };
 
 // Two runs of rows, read side by side: gate and up of an expert, or the two halves of one matrix. nb is na or na - 1.

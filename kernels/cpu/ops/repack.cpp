@@ -20,7 +20,7 @@ constexpr int PIECE = 8;  // rows taken at a time
 
 // Where the parts of a row's scales begin.
 struct Header {
-  uint8_t *halves, *min_halves, *units, *min_units;
+  uint8_t *halves, *min_halves, *units, *high;  // high: bits beyond the units' bytes
 };
 
 // One file's block: `codes` of WEIGHTS weights go to the writer, scales straight to their place.
@@ -118,10 +118,13 @@ struct ReadQ3_K {
 
 // The factor and minimum of 8 blocks, 6 bits each.
 void six_bits(const uint8_t* s, const Out& out) {
+  uint8_t* high = out.at.high + out.block / 2;
   for (int i = 0; i < 8; i++) {
     const int unit = i < 4 ? s[i] & 63 : (s[i + 4] & 15) | s[i - 4] >> 6 << 4;
     const int minimum = i < 4 ? s[i + 4] & 63 : s[i + 4] >> 4 | s[i] >> 6 << 4;
-    out.at.units[out.block + i] = uint8_t(unit), out.at.min_units[out.block + i] = uint8_t(minimum);
+    const uint8_t top = uint8_t(unit >> 4 | minimum >> 4 << 2);
+    out.at.units[out.block + i] = uint8_t((unit & 15) | minimum << 4);
+    high[i % 4] = i < 4 ? top : uint8_t(high[i % 4] | top << 4);
   }
 }
 
@@ -213,29 +216,30 @@ struct Repack {
   int weights, bytes;           // of a file's block
   int shared;                   // blocks to a half; 0: there are none
   bool has_min;                 // halves of minimums
-  int units, min_units;         // bytes a block
+  int units;                    // bytes a block
+  bool has_high;                // and half a byte more
 };
 
 template <class R, int HIGH, int LOW>
-constexpr Repack repack_of(int shared, bool has_min, int units, int min_units) {
-  return {repack_row<R, HIGH, LOW>, R::WEIGHTS, R::BYTES, shared, has_min, units, min_units};
+constexpr Repack repack_of(int shared, bool has_min, int units, bool has_high = false) {
+  return {repack_row<R, HIGH, LOW>, R::WEIGHTS, R::BYTES, shared, has_min, units, has_high};
 }
 
 Repack find(int format) {
   switch (format) {
-    case Q8_0: return repack_of<ReadQ8_0, 0, 8>(1, false, 0, 0);
+    case Q8_0: return repack_of<ReadQ8_0, 0, 8>(1, false, 0);
     case Q4_0:
-    case IQ4_NL: return repack_of<ReadQ4_0, 0, 4>(1, false, 0, 0);
-    case Q4_1: return repack_of<ReadQ4_1, 0, 4>(1, true, 0, 0);
-    case Q5_0: return repack_of<ReadQ5_0, 1, 4>(1, false, 0, 0);
-    case Q5_1: return repack_of<ReadQ5_1, 1, 4>(1, true, 0, 0);
-    case MXFP4: return repack_of<ReadMxfp4, 0, 4>(0, false, 1, 0);
-    case Q2_K: return repack_of<ReadQ2_K, 0, 2>(SUPER_BLOCKS, true, 2, 0);
-    case Q3_K: return repack_of<ReadQ3_K, 1, 2>(SUPER_BLOCKS, false, 2, 0);
-    case Q4_K: return repack_of<ReadQ4_K, 0, 4>(SUPER_BLOCKS, true, 1, 1);
-    case Q5_K: return repack_of<ReadQ5_K, 1, 4>(SUPER_BLOCKS, true, 1, 1);
-    case Q6_K: return repack_of<ReadQ6_K, 2, 4>(SUPER_BLOCKS, false, 2, 0);
-    case IQ4_XS: return repack_of<ReadIq4_xs, 0, 4>(SUPER_BLOCKS, false, 1, 0);
+    case IQ4_NL: return repack_of<ReadQ4_0, 0, 4>(1, false, 0);
+    case Q4_1: return repack_of<ReadQ4_1, 0, 4>(1, true, 0);
+    case Q5_0: return repack_of<ReadQ5_0, 1, 4>(1, false, 0);
+    case Q5_1: return repack_of<ReadQ5_1, 1, 4>(1, true, 0);
+    case MXFP4: return repack_of<ReadMxfp4, 0, 4>(0, false, 1);
+    case Q2_K: return repack_of<ReadQ2_K, 0, 2>(SUPER_BLOCKS, true, 2);
+    case Q3_K: return repack_of<ReadQ3_K, 1, 2>(SUPER_BLOCKS, false, 2);
+    case Q4_K: return repack_of<ReadQ4_K, 0, 4>(SUPER_BLOCKS, true, 1, true);
+    case Q5_K: return repack_of<ReadQ5_K, 1, 4>(SUPER_BLOCKS, true, 1, true);
+    case Q6_K: return repack_of<ReadQ6_K, 2, 4>(SUPER_BLOCKS, false, 2);
+    case IQ4_XS: return repack_of<ReadIq4_xs, 0, 4>(SUPER_BLOCKS, false, 1);
     default: throw std::invalid_argument("no such format in files");
   }
 }
@@ -246,7 +250,7 @@ void repack(const uint8_t* blocks, int rows, int cols, int format, uint8_t* out,
   const Repack found = find(format);
   const size_t in_bytes = size_t(cols / found.weights) * found.bytes, out_bytes = turn.isa.formats[format].row_bytes(cols);
   const int count = cols / BLOCK, halves = found.shared ? count / found.shared * 2 : 0;
-  const int scales = halves * (found.has_min ? 2 : 1) + count * (found.units + found.min_units);
+  const int scales = halves * (found.has_min ? 2 : 1) + count * found.units + (found.has_high ? count / 2 : 0);
   const size_t start = round_up(size_t(scales), 16);
   Counter counter;
   turn.team.run(size_t(rows) * in_bytes < 65536, [&](int) {

@@ -12,6 +12,8 @@
 #include <unistd.h>
 #endif
 
+#include "runtime/team.h"
+
 namespace headrace {
 namespace {
 
@@ -172,6 +174,7 @@ struct Mailbox::State {
     for (uint64_t step = 0; await_step(step);) {
       const Step now = steps[step % RING];
       patient.store(now.patient, std::memory_order_relaxed);
+      const ExpectWork expected(spin);
       for (int l = 0; l < shape.layers; l++)
         if (!serve(l, now.batch)) return;
       ended.store(++step, std::memory_order_release);

@@ -33,7 +33,8 @@
 // The coordinator is one thread, C++ alone: it takes no interpreter lock, makes no CUDA call and allocates nothing after
 // its first jobs, so nothing that the waiting GPU holds up can hold it up. It knows from `begin` which batch comes and
 // looks at one flag, that of the next layer. Between steps it spins for a while and then sleeps until `begin`; inside a
-// step it spins, then naps.
+// step it spins, then naps, and workers of the team spin as long between two layers' jobs: a sleeping team would have to
+// be woken up in every layer.
 //
 // A wait inside a GPU's stream never times out, so nobody may leave it alone. A watchdog looks whether the step goes on.
 // After `timeout` without progress (a worker is gone, the team is held by another, the GPU does not come), or when the

@@ -7,6 +7,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "runtime/team.h"
+
 namespace headrace {
 
 MailboxExperts::MailboxExperts(std::vector<Bank> banks, const MailboxShape& shape, const Context& context)
@@ -27,12 +29,20 @@ const float* MailboxExperts::values(const Job& job) {
   return x_.data();
 }
 
+// The coordinator calls the team and starts no thread: it gets the core that the workers left to the caller. Not before
+// there is a team, whose workers would take over its mask.
+void MailboxExperts::settle() {
+  if (!settled_) TeamTurn(context_.threads).team.pin_caller();
+  settled_ = true;
+}
+
 void MailboxExperts::run(const Job& job) {
   const int pairs = job.tokens * job.top_k;
   if (std::all_of(job.ids, job.ids + pairs, [](int32_t id) { return id == -1; })) {
     std::memset(job.y, 0, size_t(job.tokens) * job.hidden * sizeof(float));
     return;
   }
+  settle();
   experts(values(job), job.tokens, job.ids, job.weights, job.top_k, banks_[job.layer], job.y, context_);
 }
 

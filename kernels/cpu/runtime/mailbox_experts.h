@@ -22,10 +22,12 @@ class MailboxExperts {
 
  private:
   const float* values(const Job& job);
+  void settle();
 
   const Context context_;  // a copy: the coordinator may outlive its engine
   std::vector<Bank> banks_;
   std::vector<float> x_;
+  bool settled_ = false;
 };
 
 }  // namespace headrace

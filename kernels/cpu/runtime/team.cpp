@@ -1,7 +1,10 @@
 // The thread team: start, spin, sleep, fork. See team.h for what it promises.
 //
 // Waiting: a few thousand pauses (about 50 us) for a job, fewer inside a region before the CPU is offered to others, so
-// that more threads than CPUs make progress. A sleeper counts itself in before it looks a last time, the caller
+// that more threads than CPUs make progress. Where work is expected a worker goes on looking and offers the CPU to others
+// between looks: a thread that wakes up beside as many spinning workers as there are CPUs runs at once. Whoever then
+// computes for long has the core to himself until the scheduler takes it away, while a worker that slept would get it as
+// soon as it is woken: so for a while that worker sleeps as if nothing were expected. A sleeper counts itself in before it looks a last time, the caller
 // publishes the job before it looks for sleepers: both are sequentially consistent, so no wake-up is lost.
 #include "runtime/team.h"
 
@@ -16,8 +19,8 @@
 #include <new>
 #include <string>
 
-#ifdef __linux__
 #include <pthread.h>
+#ifdef __linux__
 #include <sched.h>
 #include <sys/mman.h>
 #endif
@@ -26,6 +29,8 @@ namespace headrace {
 namespace {
 
 constexpr auto SPIN_TIME = std::chrono::microseconds(50);
+constexpr auto LONG_AWAY = std::chrono::microseconds(500);  // others only look after something in less
+constexpr auto CROWDED_FOR = std::chrono::milliseconds(50);
 constexpr int SPINS_BEFORE_YIELD = 4000;
 constexpr size_t HUGE_PAGE = size_t(2) << 20;
 
@@ -76,12 +81,12 @@ int current_cpu() {
 #endif
 }
 
-void pin(std::thread& thread, int cpu) {
+void pin(std::thread::native_handle_type thread, int cpu) {
 #ifdef __linux__
   cpu_set_t mask;
   CPU_ZERO(&mask);
   CPU_SET(cpu, &mask);
-  pthread_setaffinity_np(thread.native_handle(), sizeof mask, &mask);  // a refusal leaves it free, which works too
+  pthread_setaffinity_np(thread, sizeof mask, &mask);  // a refusal leaves it free, which works too
 #else
   (void)thread, (void)cpu;
 #endif
@@ -131,7 +136,17 @@ void* Arena::take_bytes(size_t bytes) {
   return taken;
 }
 
-Team::Team(int size, Arena& arena_) : arena(arena_), size_(size) {
+void Patience::more(std::chrono::nanoseconds spin) {
+  longer_ns_ = spin.count();
+  expecting_++;
+}
+
+std::chrono::nanoseconds Patience::spin() const {
+  const std::chrono::nanoseconds usual = SPIN_TIME;
+  return expecting_.load(std::memory_order_relaxed) == 0 ? usual : std::max(usual, std::chrono::nanoseconds(longer_ns_));
+}
+
+Team::Team(int size, Arena& arena_, const Patience& patience) : arena(arena_), size_(size), patience_(patience) {
   const auto found = cores();
   const bool enough = size <= int(found.size());
   for (size_t core = 0; enough && core < found.size(); core++) {
@@ -144,7 +159,7 @@ Team::Team(int size, Arena& arena_) : arena(arena_), size_(size) {
   }
   for (int worker = 1; worker < size; worker++) {
     threads_.emplace_back([this, worker] { work(worker); });
-    if (enough) pin(threads_.back(), cpu_of_core_[worker]);
+    if (enough) pin(threads_.back().native_handle(), cpu_of_core_[worker]);
   }
 }
 
@@ -157,7 +172,15 @@ void Team::make_way() {
   const auto free = std::find(worker_of_core_.begin(), worker_of_core_.end(), 0);
   *free = worker;
   worker = 0;
-  pin(threads_[*free - 1], cpu_of_core_[free - worker_of_core_.begin()]);
+  pin(threads_[*free - 1].native_handle(), cpu_of_core_[free - worker_of_core_.begin()]);
+}
+
+void Team::pin_caller() {
+  thread_local const auto alive = std::make_shared<int>();
+  const auto free = std::find(worker_of_core_.begin(), worker_of_core_.end(), 0);
+  if (free == worker_of_core_.end() || !pinned_caller_.expired()) return;
+  pinned_caller_ = alive;
+  pin(pthread_self(), cpu_of_core_[free - worker_of_core_.begin()]);
 }
 
 Team::~Team() {
@@ -170,13 +193,22 @@ Team::~Team() {
   for (std::thread& thread : threads_) thread.join();
 }
 
-bool Team::wait_for_job(uint32_t seen) {
-  const auto give_up = std::chrono::steady_clock::now() + SPIN_TIME;
+bool Team::wait_for_job(uint32_t seen, Clock::time_point& crowded_until) {
+  const auto since = Clock::now();
   for (int i = 1; jobs_.load(std::memory_order_acquire) == seen; i++) {
     pause_cpu();
-    if (i % 64 != 0 || std::chrono::steady_clock::now() < give_up) continue;
+    if (i % 64 != 0) continue;
+    const auto now = Clock::now();
+    if (now - since < SPIN_TIME) continue;
+    const bool expected = now - since < patience_.spin();
+    if (expected && now >= crowded_until) {
+      std::this_thread::yield();
+      if (const auto back = Clock::now(); back - now > LONG_AWAY) crowded_until = back + CROWDED_FOR;
+      continue;
+    }
     std::unique_lock<std::mutex> lock(mutex_);
     asleep_++;
+    (expected ? gave_way_ : slept_)++;
     wake_.wait(lock, [&] { return jobs_.load() != seen; });
     asleep_--;
   }
@@ -184,7 +216,8 @@ bool Team::wait_for_job(uint32_t seen) {
 }
 
 void Team::work(int worker) {
-  for (uint32_t seen = 0; wait_for_job(seen); seen++) {
+  Clock::time_point crowded_until{};
+  for (uint32_t seen = 0; wait_for_job(seen, crowded_until); seen++) {
     job_(context_, worker);
     running_.fetch_sub(1, std::memory_order_release);
   }
@@ -202,6 +235,7 @@ void Team::run_job(bool solo, Job job, const void* context) {
     {
       std::lock_guard<std::mutex> lock(mutex_);
     }  // a sleeper between its last look and its sleep is through by now
+    woken_++;
     wake_.notify_all();
   }
   job(context, 0);
@@ -225,6 +259,7 @@ namespace {
 struct Home {
   std::mutex mutex;
   Arena arena;
+  Patience patience;
   std::map<int, std::unique_ptr<Team>> teams;
 };
 
@@ -249,13 +284,15 @@ Home& home() {
 
 Team& team_of(Home& home, int threads) {
   std::unique_ptr<Team>& team = home.teams[threads];
-  if (!team) team = std::make_unique<Team>(threads, home.arena);
+  if (!team) team = std::make_unique<Team>(threads, home.arena, home.patience);
   return *team;
 }
 
 }  // namespace
 
 TeamTurn::TeamTurn(int threads) : lock_(home().mutex), team(team_of(home(), threads)) { team.arena.reset(); }
+
+ExpectWork::ExpectWork(std::chrono::nanoseconds spin) : patience_(home().patience) { patience_.more(spin); }
 
 void end_teams() {
   std::lock_guard<std::mutex> lock(home().mutex);

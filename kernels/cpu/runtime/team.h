@@ -6,13 +6,15 @@
 //
 // Workers 1.. are pinned to one core each where there are enough. The caller is left free, because threads that it
 // starts later would inherit its mask; where it turns up on a worker's core, that worker moves to the free one (left to
-// the scheduler, both shared a core for minutes, with a region at 100 us instead of 0.5). Between regions a worker
-// spins for about 50 us, then sleeps. A fork leaves the threads behind: the child starts teams of its own at first
-// use. One op at a time in the process, whichever team it takes: a TeamTurn holds them all. So teams share the arena; one
-// that nobody uses sleeps.
+// the scheduler, both shared a core for minutes, with a region at 100 us instead of 0.5). A thread that does nothing but
+// call the team is pinned to the free core (`pin_caller`). Between regions a worker spins for about 50 us, then sleeps;
+// where somebody expects the next region soon (ExpectWork) it spins longer, unless others use its core. A fork leaves the
+// threads behind: the child starts teams of its own at first use. One op at a time in the process, whichever team it
+// takes: a TeamTurn holds them all. So teams share the arena; one that nobody uses sleeps.
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstddef>
 #include <cstdint>
@@ -60,15 +62,39 @@ struct alignas(128) Counter {
   int next() { return value.fetch_add(1, std::memory_order_relaxed); }
 };
 
+// How long workers spin between regions: longer as long as anybody expects work.
+class Patience {
+ public:
+  void more(std::chrono::nanoseconds spin);
+  void less() { expecting_--; }
+  std::chrono::nanoseconds spin() const;
+
+ private:
+  std::atomic<int> expecting_{0};
+  std::atomic<int64_t> longer_ns_{0};  // as who came last wants it
+};
+
+// How often workers went to sleep because nothing came, and sooner because others use their core too; how many regions
+// had somebody to wake up, and how many sleep now.
+struct Sleeps {
+  uint64_t slept, gave_way, woken;
+  int asleep;
+};
+
 class Team {
  public:
-  Team(int size, Arena& arena);
+  Team(int size, Arena& arena, const Patience& patience);
   ~Team();
   Team(const Team&) = delete;
   Team& operator=(const Team&) = delete;
 
   int size() const { return size_; }
   int active() const { return active_; }  // workers of the running region
+  Sleeps sleeps() const { return {slept_.load(), gave_way_.load(), woken_.load(), asleep_.load()}; }
+
+  // Pins the calling thread to the core that no worker has. To be asked by a thread that starts no others: they would
+  // inherit its mask. Nothing happens where workers are not pinned either, or while a thread runs that asked before.
+  void pin_caller();
 
   // Small work is better done by the caller alone: `solo` runs fn(0) here, and barriers let it through.
   template <class Fn>
@@ -81,17 +107,20 @@ class Team {
   Arena& arena;
 
  private:
+  using Clock = std::chrono::steady_clock;
   using Job = void (*)(const void* context, int worker);
 
   void run_job(bool solo, Job job, const void* context);
   void work(int worker);
-  bool wait_for_job(uint32_t seen);
+  bool wait_for_job(uint32_t seen, Clock::time_point& crowded_until);
   void make_way();
 
   const int size_;
+  const Patience& patience_;
   std::vector<int> cpu_of_core_;     // cores of the process, one CPU each; empty: too few, nothing is pinned
   std::vector<int> core_of_cpu_;     // -1: not ours
   std::vector<int> worker_of_core_;  // 0: free for the caller
+  std::weak_ptr<void> pinned_caller_;
   int active_ = 1;
   Job job_ = nullptr;
   const void* context_ = nullptr;
@@ -101,6 +130,7 @@ class Team {
   alignas(128) std::atomic<int> arrived_{0};
   alignas(128) std::atomic<uint32_t> barriers_{0};
   alignas(128) std::atomic<int> asleep_{0};
+  std::atomic<uint64_t> slept_{0}, gave_way_{0}, woken_{0};
   std::mutex mutex_;
   std::condition_variable wake_;
   std::vector<std::thread> threads_;
@@ -113,6 +143,18 @@ class TeamTurn {
  public:
   explicit TeamTurn(int threads);
   Team& team;
+};
+
+// As long as one lives, workers of all teams spin for `spin` between regions, if that is longer than usual.
+class ExpectWork {
+ public:
+  explicit ExpectWork(std::chrono::nanoseconds spin);
+  ~ExpectWork() { patience_.less(); }
+  ExpectWork(const ExpectWork&) = delete;
+  ExpectWork& operator=(const ExpectWork&) = delete;
+
+ private:
+  Patience& patience_;
 };
 
 void end_teams();       // joins their threads; the next turn starts its own

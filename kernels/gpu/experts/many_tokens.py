@@ -95,7 +95,7 @@ def experts_many(x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor, bank: ExpertB
     (T, D), K, layout, E = x_TD.shape, ids_TK.shape[1], bank.layout, bank.experts
     F, form, device = layout.width, layout.format, x_TD.device
     up = launch.stored(form, bank.data, D)
-    down = launch.stored(form, bank.data[:, layout.down_offset :], F)
+    down = launch.stored(form, bank.data[:, layout.offset("down") :], F)
     size = up.values.element_size()
     block = layout.bytes // size
     kind = launch.product_of(form)
@@ -105,7 +105,7 @@ def experts_many(x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor, bank: ExpertB
     h = torch.empty(T * K, F, dtype=x.dtype, device=device)
     _gate_up[(E * launch.cdiv(F, tile["BLOCK_N"] // 2), lanes)](
         x, order, starts, up.values, up.scales, h, F, D, up.elements, up.stride,
-        layout.up_offset // size, block, TOP_K=K, FORMAT=form.name, PRODUCT=kind, **tile,
+        layout.offset("up") // size, block, TOP_K=K, FORMAT=form.name, PRODUCT=kind, **tile,
     )  # fmt: skip
     z = torch.empty(T * K, D, dtype=launch.F32, device=device)
     _down[(E * launch.cdiv(D, tile["BLOCK_N"]), lanes)](

@@ -68,13 +68,13 @@ def experts_one(x_1D: Tensor, ids_1K: Tensor, weights_1K: Tensor, bank: ExpertBa
     layout, K = bank.layout, ids_1K.shape[1]
     D, F, form = layout.hidden, layout.width, layout.format
     up = launch.stored(form, bank.data, D, words=True)
-    down = launch.stored(form, bank.data[:, layout.down_offset :], F, words=True)
-    size = 1 if form.scale_bytes else up.values.element_size()  # offsets of block formats are in bytes
+    down = launch.stored(form, bank.data[:, layout.offset("down") :], F, words=True)
+    size = 1 if form.is_block else up.values.element_size()  # offsets of block formats are in bytes
     block = layout.bytes // size
     width = launch.granule(form)
     h_KF = torch.empty(K, F, dtype=launch.F32, device=x_1D.device)
     _gate_up[(launch.cdiv(F, UP["ROWS"] // 2), K)](
-        x_1D, ids_1K, up.values, up.scales, h_KF, F, up.elements, up.stride, layout.up_offset // size, block,
+        x_1D, ids_1K, up.values, up.scales, h_KF, F, up.elements, up.stride, layout.offset("up") // size, block,
         WIDTH=width, FORMAT=form.name, **UP,
     )  # fmt: skip
     _down[(launch.cdiv(D, DOWN["ROWS"]),)](

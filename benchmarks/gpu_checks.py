@@ -1,0 +1,94 @@
+"""What `gpu_suite.py` checks: every small case of `kernels/cases/all.py`, and real shapes, against the plain twin in
+float32 on the same GPU, within the bounds of `kernels/cases/case.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+import torch
+from gpu_child import Keep, nobody
+from gpu_rows import GpuSource
+
+from headrace.kernels import Ops, reference
+from headrace.kernels.cases.all import CASES
+from headrace.kernels.cases.case import Case, Inputs, worst
+
+LARGE = ("linear bf16 512x2048x2048", "linear q8_0 512x2048x2048", "linear q4_0 512x2048x2048",
+         "linear q4_0 1x65536x2048", "experts bf16 64x2048x1024 512 tokens top 8",
+         "experts q8_0 64x2048x1024 512 tokens top 8", "experts q4_0 64x2048x1024 512 tokens top 8",
+         "experts q4_0 64x2048x1024 16 tokens top 8", "experts q4_0 128x2048x768 1 tokens top 8",
+         "argmax 1x151936")  # fmt: skip
+STEP = 20  # cases between two reports
+
+
+def to(value: Any, device: torch.device) -> Any:
+    """An input of a case on the device; a view stays one, with its strides."""
+    if isinstance(value, torch.Tensor):
+        whole = torch.empty(0, dtype=value.dtype, device=value.device).set_(value.untyped_storage())
+        return whole.to(device).as_strided(value.shape, value.stride(), value.storage_offset())
+    if isinstance(value, (list, tuple)):
+        return type(value)(to(one, device) for one in value)
+    if is_dataclass(value) and not isinstance(value, type):  # a matrix, a bank, a block, and what they are made of
+        moved = (field.name for field in fields(value) if field.init)  # not what a backend keeps of it
+        return replace(value, **{name: to(getattr(value, name), device) for name in moved})
+    return value
+
+
+def roundings(case: Case, inputs: Inputs) -> Inputs:
+    """What the kernels round on a GPU, in the terms of `kernels/cases/case.py`: to bf16, where tokens are more than
+    one."""
+    found: Inputs = {"activations": "bf16", "tile_rows": 1}
+    if case.op in ("linear", "experts") and len(inputs["x"]) > 1:
+        found["tiles"] = dict.fromkeys(("bf16", "q8_0", "q4_0"), 1)
+    if case.op == "attention":
+        decode = len(inputs["q"]) == len(inputs["contexts"])
+        found["attention"] = 2.0**-17 if decode or inputs["k"].dtype == torch.float32 else 2.0**-8
+    return found
+
+
+def check(case: Case, ops: Ops, device: torch.device) -> list[str]:
+    """What is wrong with a case's results, output by output."""
+    source = GpuSource(torch.Generator(device).manual_seed(1))
+    inputs = {k: to(v, device) for k, v in case.build(torch.Generator().manual_seed(1), source).items()}
+    expected = case.call(reference, inputs)  # type: ignore[arg-type]
+    allowed = case.allowed({**inputs, **roundings(case, inputs)}, expected)
+    outcome = case.call(ops, inputs)
+    problems = [worst(*three) for three in zip(outcome, expected, allowed, strict=True)]
+    return [f"{case.op} {case.name}, output {n}: {text}" for n, text in enumerate(problems) if text]
+
+
+def checks(ops: Ops, device: torch.device, chosen: list[Case], keep: Keep = nobody) -> dict[str, Any]:
+    """Runs cases; a kernel that raises is a failure like any other."""
+    failures: list[str] = []
+    for number, case in enumerate(chosen, 1):
+        try:
+            found = check(case, ops, device)
+        except Exception as error:
+            found = [f"{case.op} {case.name}: {type(error).__name__}: {str(error)[:300]}"]
+        for text in found:
+            print(f"  WRONG {text}", flush=True)
+        failures += found
+        if found or number % STEP == 0:
+            keep({"cases": number, "of": len(chosen), "failures": failures})
+    return {"cases": len(chosen), "of": len(chosen), "failures": failures}
+
+
+def named(name: str) -> list[Case]:
+    """Cases whose name contains `name`, small ones first, then those of real shapes. Packing stays with the twin, which
+    is the GPU's own."""
+    wanted = [c for c in CASES if c.op != "quantize" and name in f"{c.op} {c.name}"]
+    if not wanted:
+        raise ValueError(f"no case is called '{name}'")
+    return [c for c in wanted if not c.bench] + [c for c in wanted if f"{c.op} {c.name}" in LARGE]
+
+
+def failures(found: dict[str, Any]) -> list[str]:
+    """Outputs that are wrong."""
+    return list(found.get("failures", []))
+
+
+def show(found: dict[str, Any]) -> list[str]:
+    """A line for the screen."""
+    return [f"{found['cases']} cases, {len(found['failures'])} wrong outputs"]

@@ -1,0 +1,127 @@
+"""A GGUF model that can be run: read as far as its headers, like a directory of safetensors.
+
+Tensors have the same names in every arch; metadata become the config of the family, which checks them. What a file has
+and the family does not use is refused by name, as it would change the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from ...errors import CheckpointError, ConfigError, listed
+from ...kernels import FORMATS
+from ..families import TensorNames, spec_of
+from ..families.config_reader import ConfigReader
+from ..files import gguf_set
+from ..files.entry import Entry
+from ..spec import ModelSpec
+from ..weights import chosen_formats
+from ..weights.checkpoint import Checkpoint, check_entry
+from ..weights.chosen_formats import LoadOptions
+from ..weights.model_weights import Formats, allocate
+from ..weights.targets import Target, targets
+from . import entries as gguf_entries
+from .model import describe
+from .of_tensors import Metadata
+from .runnable import ARCHS
+
+NAMES = TensorNames(
+    embed="token_embd.weight", final_norm="output_norm.weight", head="output.weight", layer="blk.{layer}.",
+    attn_norm="attn_norm.weight", mlp_norm="ffn_norm.weight",
+    q="attn_q", k="attn_k", v="attn_v", o="attn_output", q_norm="attn_q_norm.weight", k_norm="attn_k_norm.weight",
+    router="ffn_gate_inp.weight",
+    expert_gate="ffn_gate_exps.weight", expert_up="ffn_up_exps.weight", expert_down="ffn_down_exps.weight",
+    mlp_gate="ffn_gate.weight", mlp_up="ffn_up.weight", mlp_down="ffn_down.weight",
+    shared_gate="ffn_gate_shexp.weight", shared_up="ffn_up_shexp.weight", shared_down="ffn_down_shexp.weight",
+    shared_expert_gate="ffn_gate_inp_shexp.weight",
+)  # fmt: skip
+FUSED = "ffn_gate_up_exps.weight"
+# Archs whose converters put the rows of a query's or key's head in pairs, for a rope that turns neighbours.
+PAIRED = ("llama", "granitemoe")
+SHARED_GATE = "ffn_gate_inp_shexp.weight"  # stored as a vector
+
+
+def open_gguf(path: Path, options: LoadOptions) -> Checkpoint:
+    """Reads the headers of a GGUF model, any of its parts given; raises ConfigError or CheckpointError for what is
+    wrong, or not supported, in them."""
+    header = gguf_set.of_path(path)
+    values, _, _ = describe(header, str(path))
+    arch = str(header.metadata["general.architecture"])
+    if arch not in ARCHS:
+        raise ConfigError(
+            f"{path} is of the arch '{arch}', which the engine does not run yet (it runs {', '.join(ARCHS)}): headrace "
+            "plan predicts its speed"
+        )
+    config = ConfigReader(values, str(path), options.ignore_config_keys)
+    family, spec = spec_of(config)
+    found = _without_ignored(gguf_entries.read(gguf_set.files_of(path)), options.ignore_tensors, config.notes)
+    found = _as_matrices(_without_extra_layers(found, Metadata(values=header.metadata, arch=arch), spec, config.notes))
+    names = _names(found)
+    wanted = _targets(spec, names)
+    _check_all_there(path, wanted, found, arch)
+    formats = chosen_formats.resolve(spec, wanted, found, options)
+    for name, target in wanted.items():
+        check_entry(found[name], target)
+    return Checkpoint(
+        directory=path, family=family, spec=spec, names=names, formats=formats, entries=found, is_converted=False,
+        notes=tuple(config.notes), pairs_of_halves=arch in PAIRED,
+    )  # fmt: skip
+
+
+def _names(found: Collection[str]) -> TensorNames:
+    """The names of this file's tensors: experts all in one tensor, gate and up fused, or each on its own (older)."""
+    first = next((name.split(".")[1] for name in sorted(found) if name.endswith(("_exps.weight", ".0.weight"))), "0")
+    if f"blk.{first}.{FUSED}" in found:
+        return replace(NAMES, fused_gate_up=FUSED, expert_gate=None, expert_up=None)
+    if f"blk.{first}.ffn_gate.0.weight" in found:
+        gate, up, down = (f"ffn_{part}.{{e}}.weight" for part in ("gate", "up", "down"))
+        return replace(NAMES, expert_gate=gate, expert_up=up, expert_down=down)
+    return NAMES
+
+
+def _targets(spec: ModelSpec, names: TensorNames) -> dict[str, Target]:
+    plain = FORMATS["f32"]
+    return targets(spec, names, allocate(spec, Formats(experts=plain, dense=plain, embed=plain), "meta"))
+
+
+def _as_matrices(found: Mapping[str, Entry]) -> dict[str, Entry]:
+    """The shared expert's gate is a row."""
+    return {
+        name: replace(entry, shape=(1, *entry.shape)) if name.endswith(SHARED_GATE) and len(entry.shape) == 1 else entry
+        for name, entry in found.items()
+    }
+
+
+def _without_extra_layers(
+    found: Mapping[str, Entry], meta: Metadata, spec: ModelSpec, notes: list[str]
+) -> dict[str, Entry]:
+    """The tensors without those of layers for multi-token prediction, behind the last one of the decoder."""
+    extra = [name for name in found if name.startswith("blk.") and int(name.split(".")[1]) >= spec.layers]
+    if extra and meta.number("nextn_predict_layers"):
+        notes.append(f"{len(extra)} tensors of layers for multi-token prediction are left out: they are not used yet")
+        return {name: entry for name, entry in found.items() if name not in {*extra}}
+    return dict(found)
+
+
+def _check_all_there(path: Path, wanted: Mapping[str, Target], found: Mapping[str, Entry], arch: str) -> None:
+    """Every tensor of the model, and none that the family has no use for."""
+    if missing := [name for name in wanted if name not in found]:
+        raise CheckpointError(
+            f"{path} has {len(missing)} tensors fewer than a model of the arch '{arch}', as '{missing[0]}': "
+            "download it again, or get another conversion"
+        )
+    if left := sorted(name for name in found if name not in wanted):
+        raise CheckpointError(
+            f"{path} has tensors that the engine does not use for '{arch}': {listed(left, 3)}; the result would "
+            f"differ. --ignore-tensors '{left[0]}' computes without"
+        )
+
+
+def _without_ignored(found: Mapping[str, Entry], patterns: Collection[str], notes: list[str]) -> dict[str, Entry]:
+    kept = {n: e for n, e in found.items() if not any(fnmatchcase(n, pattern) for pattern in patterns)}
+    if count := len(found) - len(kept):
+        notes.append(f"{count} tensors are ignored: the model computes as if they had not been trained")
+    return kept
