@@ -65,7 +65,8 @@ def test_case_without_int8_activations(case: Case) -> None:
 
 def check(case: Case, inputs: Inputs, expected: list[Tensor], context: Context) -> None:
     """Within bounds in this context, and the same bits from one, two and three threads."""
-    how, isa = {"tiles": context.tile_tokens, "activations": context.activations}, context.isa
+    tiles = {"tiles": context.tile_tokens, "tile_groups": context.tile_groups}
+    how, isa = {**tiles, "activations": context.activations}, context.isa
     allowed = case.allowed({**inputs, **how}, expected)
     outcomes = []
     for threads in (1, 2, 3):
