@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Which output of eight an integer of 32 bits has in its fields, the lowest first, where AWQ packs it.
+# Which row of eight an integer of 32 bits has in its fields, the lowest first, where AWQ packs it.
 AWQ_FIELDS = (0, 2, 4, 6, 1, 3, 5, 7)
 
 
@@ -16,9 +16,11 @@ def pairs(packed: Tensor) -> Tensor:
     return torch.stack([data & 15, data >> 4], dim=-1).flatten(1)
 
 
-def eights(packed: Tensor, interleaved: bool) -> Tensor:
-    """Integers of 32 bits [n, R / 8], each with eight neighbours of a row: uint8 [n, R], in their order."""
-    fields = pairs(packed).view(len(packed), -1, 8)
-    if interleaved:
-        fields = fields[..., [AWQ_FIELDS.index(output) for output in range(8)]]
-    return fields.flatten(1)
+def eight_rows(packed: Tensor, interleaved: bool) -> Tensor:
+    """Integers of 32 bits [R / 8, n], each with a column of eight rows: uint8 [R, n]."""
+    data = packed.clone(memory_format=torch.contiguous_format).view(torch.uint8).view(*packed.shape, 4)
+    found = torch.empty(len(packed), 8, packed.shape[1], dtype=torch.uint8)
+    for field in range(8):
+        byte = data[:, :, field // 2]
+        found[:, AWQ_FIELDS[field] if interleaved else field] = byte >> 4 if field % 2 else byte & 15
+    return found.flatten(0, 1)

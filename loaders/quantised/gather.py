@@ -19,7 +19,7 @@ from . import fp4, fp8, int4
 
 E4M3 = torch.float8_e4m3fn
 # Beside a weight: how activations were rounded, and a shape that is known.
-ACTIVATIONS = re.compile(r"(?:^|[._])(?:input|activation)_(?:scale|scale_ub|scale_inv|zero_point|global_scale)$")
+ACTIVATIONS = re.compile(r"(?:^|[._])(?:input|output|activation)_(?:scale|scale_ub|scale_inv|zero_point|global_scale)$")
 KNOWN = ".weight_shape"
 
 
@@ -33,6 +33,10 @@ def gather(entries: Mapping[str, Entry], how: Quantisation, notes: list[str]) ->
             if name.endswith(end) and (one := take(_Parts(left, name, name.removesuffix(end)), entry, how)):
                 found[one.name] = one
                 break
+    for one in found.values():
+        if isinstance(one.packed, (int4.ByRows, int4.ByColumns)) and one.packed.order:
+            one.packed.check_order()
+            break  # the others are looked at as they are read
     unused = [name for name in left if ACTIVATIONS.search(name)]
     for name in (*unused, *(name for name in entries if name.endswith(KNOWN))):
         del left[name]
@@ -123,7 +127,7 @@ def _weight_packed(parts: _Parts, codes: Entry, how: Quantisation) -> Entry | No
         return parts.made(name, (*codes.shape[:-1], 2 * codes.shape[-1]), fp4.Mxfp4(codes, scales))
     scales, zeros, order = parts.need(".weight_scale"), parts.take(".weight_zero_point"), parts.take(".weight_g_idx")
     rows, cols = codes.shape[0], codes.shape[-1] * 8
-    groups = scales.shape[-1] if len(scales.shape) == 2 else 1
+    groups = scales.shape[-1] if len(scales.shape) == 2 else 0
     _check_int32(codes, zeros)
     format = int4.format_of(cols, scales, groups, zeros is not None)
     return parts.made(name, (rows, cols), int4.ByRows(codes, scales, zeros, order, format))
@@ -141,7 +145,7 @@ def _qweight(parts: _Parts, codes: Entry, how: Quantisation) -> Entry | None:
     """AWQ and GPTQ."""
     scales, zeros, order = parts.need(".scales"), parts.take(".qzeros"), parts.take(".g_idx")
     _check_int32(codes, zeros)
-    groups, rows = scales.shape if len(scales.shape) == 2 else (1, scales.shape[0])
+    groups, rows = scales.shape if len(scales.shape) == 2 else (0, 0)
     cols = codes.shape[0] if how.interleaved else codes.shape[0] * 8
     format = int4.format_of(cols, scales, groups, zeros is not None)
     packed = int4.ByColumns(codes, scales, zeros, order, format, how.interleaved, how.zero)

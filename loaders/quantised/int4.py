@@ -57,15 +57,19 @@ class ByRows:
     order: Entry | None
     format: Format
 
+    def check_order(self) -> None:
+        """Raises CheckpointError for columns that are not in the order of their groups."""
+        _check_order(self.order, self.scales.shape[1])
+
     def rows(self, first: int, count: int) -> Tensor:
         """Rows [first, first + count), packed: uint8 [count, row_bytes]."""
-        check_order(self.order, self.scales.shape[-1])
+        self.check_order()
         found = codes.pairs(safetensors.read_rows(self.codes, first, count))
         scales, zeros = safetensors.read_rows(self.scales, first, count), None
         if self.zeros is not None:
             start, stop = first // 8, -(-(first + count) // 8)
             by_eight = safetensors.read_rows(self.zeros, start, stop - start)
-            zeros = codes.eights(by_eight.T, False)[:, first - 8 * start :][:, :count].T
+            zeros = codes.eight_rows(by_eight, False)[first - 8 * start :][:count]
         return packed(self.format, found, scales, zeros)
 
 
@@ -83,26 +87,29 @@ class ByColumns:
     interleaved: bool
     plus: int
 
+    def check_order(self) -> None:
+        """Raises CheckpointError for columns that are not in the order of their groups."""
+        _check_order(self.order, self.scales.shape[0])
+
     def rows(self, first: int, count: int) -> Tensor:
         """Rows [first, first + count), packed: uint8 [count, row_bytes]."""
-        check_order(self.order, self.scales.shape[0])
+        self.check_order()
         stored = safetensors.read_rows(self.codes, 0, self.codes.shape[0])
         if self.interleaved:
             start, stop = first // 8, -(-(first + count) // 8)
-            by_eight = codes.eights(stored[:, start:stop], True)
-            found = by_eight[:, first - 8 * start :][:, :count].T.contiguous()
+            found = codes.eight_rows(stored[:, start:stop].T, True)[first - 8 * start :][:count]
         else:
             found = codes.pairs(stored[:, first : first + count].T)
         scales = safetensors.read_rows(self.scales, 0, self.scales.shape[0])[:, first : first + count].T
         zeros = None
         if self.zeros is not None:
             by_eight = safetensors.read_rows(self.zeros, 0, self.zeros.shape[0])
-            zeros = codes.eights(by_eight, self.interleaved)[:, first : first + count].T + self.plus
+            zeros = codes.eight_rows(by_eight.T, self.interleaved)[first : first + count] + self.plus
         return packed(self.format, found, scales, zeros)
 
 
-def check_order(order: Entry | None, groups: int) -> None:
-    """Raises CheckpointError for columns that were put into groups by importance, not by their place."""
+def _check_order(order: Entry | None, groups: int) -> None:
+    """Columns may have been put into groups by importance, not by their place."""
     if order is None:
         return
     cols = order.shape[0]

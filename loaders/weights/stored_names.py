@@ -115,7 +115,7 @@ def _turned(names: TensorNames, gate: Entry, down: Entry, spec: ModelSpec, notes
     width = 2 * moe.width if names.fused_gate_up else moe.width
     turned = (moe.experts, hidden, width), (moe.experts, moe.width, hidden)
     straight = (moe.experts, width, hidden), (moe.experts, hidden, moe.width)
-    if (gate.shape, down.shape) != turned or turned == straight:
+    if (gate.shape, down.shape) != turned or turned == straight or gate.packed:
         return names
     notes.append("experts are stored as [experts, in, out]: they are turned while loading")
     return replace(names, experts_turned=True)

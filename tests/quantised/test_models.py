@@ -18,6 +18,7 @@ from headrace import LLM
 from headrace.engine.ledger.pass_bytes import EXPERTS
 from headrace.engine.ledger.passes import CPU_DRAM
 from headrace.engine.memory import kv_budget
+from headrace.loaders.weights import converted
 from headrace.loaders.weights.checkpoint import open_directory
 from headrace.loaders.weights.chosen_formats import LoadOptions
 
@@ -170,3 +171,14 @@ def fused(tensors: dict[str, torch.Tensor], experts: int) -> dict[str, torch.Ten
         found[f"{layer}.experts.gate_up_proj"] = torch.stack([torch.cat(pair) for pair in each])
         found[f"{layer}.experts.down_proj"] = torch.stack(down)
     return found
+
+
+@pytest.mark.parametrize("name", ["fp8 tensors", "int4 g128 zeros"])
+def test_a_conversion_is_the_same_model(name: str, shapes: dict[str, Path], tmp_path: Path) -> None:
+    quantised_files.write(
+        shapes["qwen3_moe"], tmp_path / "model", tmp_path / "twin", KINDS[name], lambda module: ".experts." in module
+    )
+    with LLM(tmp_path / "model") as llm:
+        parts, expected = llm.parts, llm.logits(PROMPT)
+        converted.save(tmp_path / "model", tmp_path / "packed", parts.weights, parts.checkpoint.formats)
+    assert torch.equal(logits(tmp_path / "packed"), expected)

@@ -116,6 +116,16 @@ def test_columns_out_of_order(make: Any) -> None:
         load_weights(found, load("reference"))
 
 
+def test_columns_out_of_order_in_every_weight(make: Any) -> None:
+    """Seen from the first one, before anything is loaded."""
+    path = make("gptq v2")
+    tensors = load_file(path / "model.safetensors")
+    tensors |= {name: tensor.flip(0) for name, tensor in tensors.items() if name.endswith(".g_idx")}
+    save_file(tensors, path / "model.safetensors", {"format": "pt"})
+    with refused(CheckpointError, ".g_idx' puts columns into groups out of their order"):
+        read(path)
+
+
 def test_quantised_tensors_without_a_word_in_the_config(make: Any) -> None:
     path = make("awq")
     edit_json(path / "config.json", quantization_config=None)
