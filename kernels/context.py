@@ -38,8 +38,8 @@ class Context:
     """How ops compute. isa: one of `available_isas()`. threads: the caller included; as many as this process may use
     physical cores, within its quota of their time, if nothing else was said.
 
-    activations: how they meet the weights of block formats. "int8": per 32; in AMX tiles per 256, and the weights with one
-    scale for 256 columns too. "bf16": as they are with few tokens, to bf16 in tiles, and so are the weights.
+    activations: how they meet the weights of block formats. "int8": per 32; in AMX tiles per 256, and the weights with
+    one scale for 256 columns too. "bf16": as they are with few tokens, to bf16 in tiles, and so are the weights.
     tiles_from: from how many tokens of a matrix or an expert on tiles are used, by format name; a format left out as
     the ISA's table says, which was measured on one machine.
     """

@@ -13,8 +13,8 @@ Tolerances are per output value, with u = 2^-24 (float32) and no free constants 
     bf16 tiles            with many tokens some ISAs round activations, and the weights of block formats, to bf16: an
                           error uniform in +-ulp / 2, ulp <= 2^-7 |x|; variances as for int8. `Inputs["tiles"]` says
                           from how many tokens on (the tests ask the ISA).
-    int8 tiles            with block formats, unless activations are not to be rounded to int8: those as above, per 32 or
-                          per 256, as `Inputs["tile_groups"]` says; where it is 256, weights become int8 too, with one
+    int8 tiles            with block formats, unless activations are not to be rounded to int8: those as above, per 32
+                          or per 256, as `Inputs["tile_groups"]` says; where it is 256, weights become int8 too, with one
                           scale for 256, s = the largest block scale among them (of q4_0, whose quants reach 8, that
                           times 8 / 127).
     softmax, exp          exp is good to 2^-22 of itself, a score off by e changes a weight by e of itself.
@@ -22,8 +22,9 @@ Tolerances are per output value, with u = 2^-24 (float32) and no free constants 
 What a kernel must reproduce exactly (packing, unpacking, embedding, cache writes) has tolerance 0.
 
 What a backend rounds is said by keys that its test adds to a case's inputs: "tiles" (format -> tokens from which tiles
-are used), "tile_groups" (format -> columns that share a scale of int8 in tiles; absent or 0: bf16), "tile_rows" (rows from which they are, 16 if absent), "activations" ("bf16": not rounded to int8),
-"attention" (relative rounding of queries and of probabilities, 0 if absent).
+are used), "tile_groups" (format -> columns that share a scale of int8 in tiles; absent or 0: bf16), "tile_rows" (rows
+from which they are, 16 if absent), "activations" ("bf16": not rounded to int8), "attention" (relative rounding of
+queries and of probabilities, 0 if absent).
 """
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ BYTE_OFFSET = 128.0  # of signed bytes as unsigned ones
 
 
 class Way(Enum):
-    """How a matrix is multiplied: activations as they are; rounded to int8 per 32 for block formats, as by dot products;
-    by tiles that round in another way."""
+    """How a matrix is multiplied: activations as they are; rounded to int8 per 32 for block formats, as by dot
+    products; by tiles that round in another way."""
 
     AS_THEY_ARE = 0
     DOTS = 1
