@@ -1,6 +1,6 @@
 """How many bytes a matrix takes in every format that checkpoints come in, for plans: the engine's own and others'.
 
-The engine's formats are those of `kernels/formats.py`, to the byte as they are packed. The others are blocks of GGUF
+Those that the engine packs are counted to the byte as packed (`kernels/formats.py`). The others are blocks of GGUF
 and the schemes of quantised safetensors, by their numbers: bits, and what each group of weights adds. Nothing here
 packs or unpacks.
 """
@@ -12,6 +12,9 @@ from dataclasses import dataclass
 
 from ...kernels import FORMATS, ExpertLayout
 from ..architecture.architecture import Experts, Part
+
+# The formats that weights are packed into; those of GGUF are counted as files have them.
+PACKED = {name: FORMATS[name] for name in ("f32", "f16", "bf16", "q8_0", "q4_0")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +37,8 @@ class Encoding:
 
     def bytes(self, rows: int, cols: int) -> int:
         """Bytes of a matrix; a last block that is not full counts whole."""
-        if self.name in FORMATS:
-            return rows * FORMATS[self.name].row_bytes(cols)
+        if self.name in PACKED:
+            return rows * PACKED[self.name].row_bytes(cols)
         tiles = math.ceil(rows / self.tile) * math.ceil(cols / self.tile) * self.tile_bytes if self.tile else 0
         blocks = math.ceil(rows * math.ceil(cols / self.block) * self.block_bytes)
         return blocks + tiles + math.ceil(rows * self.row_bytes) + cols * self.column_bytes
@@ -46,8 +49,8 @@ class Encoding:
 
     def expert_bytes(self, experts: Experts) -> int:
         """Bytes of one expert; in the engine's formats with the padding of its block."""
-        if self.name in FORMATS and experts.matrices == 3:
-            layout = ExpertLayout(format=FORMATS[self.name], hidden=experts.hidden, width=experts.width)
+        if self.name in PACKED and experts.matrices == 3:
+            layout = ExpertLayout(format=PACKED[self.name], hidden=experts.hidden, width=experts.width)
             return layout.bytes + 4 * experts.bias
         return sum(map(self.part_bytes, experts.parts()))
 
@@ -59,7 +62,7 @@ def _blocks(name: str, block: int, size: float) -> Encoding:
 ENCODINGS: dict[str, Encoding] = {
     e.name: e
     for e in (
-        *(_blocks(f.name, f.block, f.block * f.bits / 8 + f.scale_bytes) for f in FORMATS.values()),
+        *(_blocks(f.name, f.block, f.block * f.bits / 8 + f.scales.bytes(f.block)) for f in PACKED.values()),
         # GGUF, by ggml's block structures.
         _blocks("q4_1", 32, 20), _blocks("q5_0", 32, 22), _blocks("q5_1", 32, 24), _blocks("q2_k", 256, 84),
         _blocks("q3_k", 256, 110), _blocks("q4_k", 256, 144), _blocks("q5_k", 256, 176), _blocks("q6_k", 256, 210),
