@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError, HubError, listed
+from ..errors import ConfigError, HubError
 from .architecture import catalogue
 from .architecture.by_name.text_part import text_part
 from .architecture.readers import Described, read
@@ -20,7 +20,7 @@ from .files import gguf_set, weight_files
 from .files.gguf_header import Header
 from .files.headers import Stored
 from .gguf.model import describe
-from .hub.local import DEMO, DEMO_DIRECTORY, existing, model_in
+from .hub.local import DEMO, DEMO_DIRECTORY, in_folder, model_or_gguf
 from .quants.of_config import KEYS
 
 # Files beside a config.json that say how it is quantised, and by what.
@@ -41,9 +41,9 @@ class Source:
 
 def find(model: str, *, revision: str | None = None, offline: bool = False, cache_dir: Path | None = None) -> Source:
     """The model of that name; raises ConfigError, CheckpointError or HubError."""
-    path = _path(model)
+    path, quant = (DEMO_DIRECTORY, "") if model == DEMO else in_folder(model)
     if path is not None:
-        return _of_path(path)
+        return _of_path(path, quant)
     if "/" not in model or model.startswith(("./", "../", "/", "~")) or model.endswith((".json",)):
         return _of_catalogue(model)
     try:
@@ -57,13 +57,9 @@ def find(model: str, *, revision: str | None = None, offline: bool = False, cach
         return _of_entry(known, (note,))
 
 
-def _path(model: str) -> Path | None:
-    return DEMO_DIRECTORY if model == DEMO else existing(model)
-
-
-def _of_path(path: Path) -> Source:
+def _of_path(path: Path, quant: str) -> Source:
     if path.is_dir():
-        return _of_directory(path)
+        return _of_directory(path, quant)
     if gguf_set.is_gguf(path):
         return of_gguf(gguf_set.of_path(path), str(path))
     if path.suffix == ".json":
@@ -89,24 +85,20 @@ def _with_quantisation(config: dict[str, Any], path: Path) -> dict[str, Any]:
     return config
 
 
-def of_gguf(header: Header, source: str) -> Source:
+def of_gguf(header: Header, source: str, notes: tuple[str, ...] = ()) -> Source:
     """A model by a GGUF header, with the tensors of all its parts."""
-    config, described, notes = describe(header, source)
-    return Source(name=source, config=config, described=described, tensors=header.tensors, notes=notes)
+    config, described, more = describe(header, source)
+    return Source(name=source, config=config, described=described, tensors=header.tensors, notes=notes + more)
 
 
-def _of_directory(path: Path) -> Source:
-    files = [str(p.relative_to(path)) for pattern in ("*.gguf", "*/*.gguf") for p in path.glob(pattern)]
-    models = gguf_set.models(files)
-    if not models or (path / "config.json").is_file():
-        inner = model_in(path)
-        notes = (f"the model is in {inner}",) if inner != path else ()
-        config = _with_quantisation(ConfigReader.open(inner / "config.json").values, inner)
-        tensors = weight_files.headers_of(inner) or None
-        return of_config(config, str(inner / "config.json"), str(inner), tensors, notes)
-    if len(models) > 1:
-        raise ConfigError(f"{path} has {len(models)} GGUF models: name one of {listed(models, 3)}")
-    return of_gguf(gguf_set.of_path(path / models[0]), str(path / models[0]))
+def _of_directory(path: Path, quant: str) -> Source:
+    inner = model_or_gguf(path, quant)
+    if inner.is_file():
+        return of_gguf(gguf_set.of_path(inner), str(inner))
+    notes = (f"the model is in {inner}",) if inner != path else ()
+    config = _with_quantisation(ConfigReader.open(inner / "config.json").values, inner)
+    tensors = weight_files.headers_of(inner) or None
+    return of_config(config, str(inner / "config.json"), str(inner), tensors, notes)
 
 
 def _of_catalogue(model: str) -> Source:
@@ -130,5 +122,5 @@ def _of_hub(model: str, revision: str | None, offline: bool, cache_dir: Path | N
 
     found = remote_headers.fetch(model, revision=revision, offline=offline, cache_dir=cache_dir)
     if found.gguf is not None:
-        return of_gguf(found.gguf, model)
+        return of_gguf(found.gguf, found.file, found.notes)
     return of_config(found.config, f"{model}/config.json", model, found.tensors or None, found.notes)

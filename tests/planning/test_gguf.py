@@ -18,10 +18,9 @@ from headrace.engine.config import EngineConfig
 from headrace.engine.planning.plan import sizes
 from headrace.loaders import model_source
 from headrace.loaders.architecture.architecture import Architecture
-from headrace.loaders.files import gguf_header, gguf_set
+from headrace.loaders.files import gguf_header
 from headrace.loaders.files.gguf_header import Header
 from headrace.loaders.files.headers import Stored
-from headrace.loaders.hub.locate import locate
 
 
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "BF16"])
@@ -215,11 +214,8 @@ def test_a_folder_of_gguf_files(tmp_path: Path) -> None:
     write_gguf(tmp_path / "mmproj-model.gguf")
     assert model_source.find(str(tmp_path)).described.architecture.hidden == SIZES["hidden"]
     write_gguf(tmp_path / "other.gguf")
-    with refused(ConfigError, "2 GGUF models", "m-00001-of-00002.gguf, other.gguf"):
+    with refused(HubError, "2 GGUF models", "other.gguf 0.0", f"headrace generate {tmp_path}/m-00001-of-00002.gguf"):
         model_source.find(str(tmp_path))
-    assert gguf_set.models(["q4/m-00001-of-00002.gguf", "q4/m-00002-of-00002.gguf", "imatrix.gguf", "q8.gguf"]) == [
-        "q4/m-00001-of-00002.gguf", "q8.gguf",
-    ]  # fmt: skip
 
 
 # What is no model
@@ -438,10 +434,3 @@ def test_random_weights_take_the_shape_of_a_gguf(tmp_path: Path, arch: str) -> N
     assert (spec.layers, spec.hidden, spec.moe.experts) == (SIZES["layers"], SIZES["hidden"], SIZES["experts"])
     assert (spec.attention.kv_rows, spec.moe.width) == (SIZES["kv"] * SIZES["size"], SIZES["width"])
     assert (spec.family, plan.objections) == (plan.architecture.family, ())
-
-
-def test_a_run_of_a_gguf_names_what_takes_it(tmp_path: Path) -> None:
-    path = tmp_path / "model.gguf"
-    write_gguf(path)
-    with refused(HubError, "GGUF file, which cannot be run yet", "--random-weights"):
-        locate(str(path))
