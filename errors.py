@@ -40,6 +40,14 @@ class HubError(HeadraceError):
     """A model could not be fetched from the hub."""
 
 
+class SeveralModels(HubError):
+    """A name that may mean several models. `choices`: how each is named, and its bytes."""
+
+    def __init__(self, message: str, choices: Iterable[tuple[str, int]] = ()) -> None:
+        super().__init__(message)
+        self.choices = tuple(choices)
+
+
 class MemoryNeeded(HeadraceError, MemoryError):
     """What was asked for does not fit into the memory that is free; raised before any of it is taken."""
 

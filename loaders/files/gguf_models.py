@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ...errors import LONGEST, HubError
+from ...errors import LONGEST, HubError, SeveralModels
 from .gguf_set import PART, SUFFIX, part_names
 
 # What lies beside models and is none.
@@ -70,7 +70,7 @@ def choose(there: Sequence[GgufModel], wanted: str, source: str, named: Callable
     """The model that is meant: the one that there is, or the one of a quantisation ("" for none).
 
     named(model, label): how a user names it; label: its quantisation, or its file where others have the same. Raises
-    HubError with what there is."""
+    SeveralModels where more than one may be meant, HubError with what there is where none is."""
     found = there if _plain(wanted) in ("", NONE) else _of_quant(there, wanted)
     if len(found) == 1:
         return found[0]
@@ -81,7 +81,8 @@ def choose(there: Sequence[GgufModel], wanted: str, source: str, named: Callable
     among = f" of {wanted[:30]}" if len(found) < len(there) else ""
     first = f"{source} has {len(found)} GGUF models{among} (GB): "
     last = f"; name one: headrace generate {named(one, label(one, found))}"
-    raise HubError(f"{first}{_listed(found, len(first + last))}{last}")
+    choices = [(named(model, label(model, found)), model.nbytes) for model in found]
+    raise SeveralModels(f"{first}{_listed(found, len(first + last))}{last}", choices)
 
 
 def _of_quant(there: Sequence[GgufModel], wanted: str) -> Sequence[GgufModel]:

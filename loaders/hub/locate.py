@@ -120,7 +120,8 @@ def _local(model: str) -> Path | None:
 # What of a repo is needed
 
 
-def _side_files(there: Collection[str]) -> frozenset[str]:
+def side_files(there: Collection[str]) -> frozenset[str]:
+    """The files besides weights that are read of a model, of those that there are."""
     wanted = SIDE_FILES if "tokenizer.json" in there else SIDE_FILES | OLDER_TOKENIZERS
     return wanted.intersection(there)
 
@@ -252,7 +253,7 @@ def _download(repo: Repo, name: HubName, show_progress: bool) -> Path:
             f"{where} {repo.model} names files that the repo does not have: {_listed(lost)} missing; "
             "try another revision, or tell the owner of the model"
         )
-    wanted = sorted(weights if isinstance(found, GgufModel) else _side_files(there) | weights)
+    wanted = sorted(weights if isinstance(found, GgufModel) else side_files(there) | weights)
     here = sum(map(repo.bytes_here, wanted))
     _check_space(repo, sum(repo.sizes[file] for file in wanted) - here)
     fetch_all(repo, wanted, here, show_progress)

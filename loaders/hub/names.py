@@ -93,11 +93,6 @@ def select(
     )
 
 
-def named(repo: str, model: GgufModel, among: list[GgufModel]) -> str:
-    """How to name one of the GGUF models of a repository."""
-    return str(_named(repo, model, gguf_models.label(model, among)))
-
-
 def _named(repo: str, model: GgufModel, label: str) -> HubName:
     return HubName(repo=repo, file=label) if label == model.name else HubName(repo=repo, quant=label)
 

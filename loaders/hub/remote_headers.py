@@ -35,7 +35,7 @@ from . import names
 from .download import Repo, fetch_all, folder_of, persist
 from .errors import explained
 from .local import CONFIG
-from .locate import from_cache, look_up, shards_of, sizes_in, snapshot_of
+from .locate import from_cache, look_up, shards_of, side_files, sizes_in, snapshot_of
 from .names import HubName
 
 WORKERS = 8
@@ -44,17 +44,27 @@ UNWRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """What the hub says about a model: its config and the tensors of its files, or a GGUF header and its name."""
+    """What the hub says about a model: its config and the tensors of its files, or a GGUF header and its name.
+    place: the folder of the cache that keeps what was fetched whole."""
 
     config: dict[str, Any] = field(default_factory=dict)
     tensors: Sequence[Stored] = ()
     gguf: gguf_header.Header | None = None
     file: str = ""
+    place: Path | None = None
     notes: tuple[str, ...] = ()
 
 
-def fetch(model: str, *, revision: str | None = None, offline: bool = False, cache_dir: Path | None = None) -> Found:
-    """Config and headers of a name on the hub (`names.py`), or the header of its GGUF model. Raises HubError."""
+def fetch(
+    model: str,
+    *,
+    revision: str | None = None,
+    offline: bool = False,
+    cache_dir: Path | None = None,
+    with_text: bool = False,
+) -> Found:
+    """Config and headers of a name on the hub (`names.py`), or the header of its GGUF model. with_text: the tokenizer
+    files too, where the cache can keep them. Raises HubError."""
     name = names.parse(model)
     cache = Path(constants.HF_HUB_CACHE) if cache_dir is None else cache_dir
     if offline or constants.HF_HUB_OFFLINE:
@@ -62,7 +72,7 @@ def fetch(model: str, *, revision: str | None = None, offline: bool = False, cac
     endpoint = (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
     has_copy = partial(folder_of(name.repo, cache).exists)
     with explained(name.repo, revision, endpoint, cache, has_copy):
-        return _read(look_up(name.repo, revision, endpoint, cache), name)
+        return _read(look_up(name.repo, revision, endpoint, cache), name, with_text)
 
 
 def _from_cache(name: HubName, revision: str | None, cache: Path) -> Found:
@@ -79,21 +89,22 @@ def _from_cache(name: HubName, revision: str | None, cache: Path) -> Found:
     assert snapshot is not None, "from_cache has found it"
     found = headers_of(snapshot)
     note = "from the cache" if found else "from the cache, which has the config alone: bytes are computed from it"
-    return Found(config=ConfigReader.open(snapshot / CONFIG).values, tensors=found, notes=(note,))
+    config = ConfigReader.open(snapshot / CONFIG).values
+    return Found(config=config, tensors=found, notes=(note,), place=snapshot)
 
 
-def _read(repo: Repo, name: HubName) -> Found:
+def _read(repo: Repo, name: HubName, with_text: bool) -> Found:
     """What the hub has; by way of a folder that is thrown away where the cache cannot be written."""
     try:
-        return _read_through(repo, name)
+        return _read_through(repo, name, with_text)
     except OSError as error:
         if error.errno not in UNWRITABLE:
             raise
     with tempfile.TemporaryDirectory() as place:
-        return _read_through(replace(repo, cache=Path(place)), name)
+        return replace(_read_through(replace(repo, cache=Path(place)), name, False), place=None)
 
 
-def _read_through(repo: Repo, name: HubName) -> Found:
+def _read_through(repo: Repo, name: HubName, with_text: bool) -> Found:
     wanted = names.select(name, repo.sizes, partial(_index, repo))
     if isinstance(wanted, GgufModel):
         return _read_gguf(repo, wanted)
@@ -101,13 +112,13 @@ def _read_through(repo: Repo, name: HubName) -> Found:
         raise HubError(
             f"{repo.model} has no {CONFIG} and no GGUF model, so it is not a model in the layout of transformers"
         )
-    fetch_all(repo, [CONFIG], 0, show_progress=False)
+    fetch_all(repo, sorted(side_files(repo.sizes)) if with_text else [CONFIG], 0, show_progress=False)
     config = ConfigReader.open(repo.snapshot / CONFIG).values
     files = sorted(file for file in wanted if file.endswith(SUFFIX))
     notes = () if files else ("the repo has no safetensors: bytes are computed from its config",)
     with ThreadPoolExecutor(WORKERS) as pool:
         found = [tensor for tensors in pool.map(partial(_header, repo), files) for tensor in tensors]
-    return Found(config=config, tensors=found, notes=notes)
+    return Found(config=config, tensors=found, notes=notes, place=repo.snapshot)
 
 
 def _index(repo: Repo, index: str) -> set[str]:

@@ -11,9 +11,9 @@ from tiny_gguf import packed, small, write_gguf
 from tiny_hub import NEEDED, content, fetch, marks, noise, refusal
 
 from headrace import HubError
+from headrace.errors import SeveralModels
 from headrace.loaders import model_source
 from headrace.loaders.files.gguf_models import models, quant_of
-from headrace.loaders.hub import names
 from headrace.loaders.hub.locate import locate
 from headrace.loaders.hub.names import HubName, parse
 
@@ -123,7 +123,7 @@ def test_several_are_listed_with_their_sizes(hub: FakeHub, cache: Path) -> None:
     for find in (fetch, lambda cache, name: model_source.find(name, cache_dir=cache)):
         for asked in ("org/m", "org/m:latest"):
             with refused(
-                HubError, "org/m has 3 GGUF models (GB): UD-Q4_K_XL 0.000, Q4_K_M 18.6, Q8_0 32.5;",
+                SeveralModels, "org/m has 3 GGUF models (GB): UD-Q4_K_XL 0.000, Q4_K_M 18.6, Q8_0 32.5;",
                 "headrace generate org/m:Q4_K_M",
             ):  # fmt: skip
                 find(cache, asked)
@@ -219,11 +219,11 @@ def test_a_plan_reads_the_header_of_what_is_named(hub: FakeHub, cache: Path, tmp
     assert not hub.requests
 
 
-def test_how_each_is_named() -> None:
-    there = models({name: len(data) for name, data in QUANTS.items()})
-    assert [names.named("org/m", model, there) for model in there] == [
-        "org/m:Q4_K_M", "org/m:UD-Q4_K_XL", "org/m:Q8_0"
-    ]  # fmt: skip
+def test_the_error_has_how_each_is_named(hub: FakeHub, cache: Path) -> None:
+    hub.add("org/m", QUANTS)
+    with pytest.raises(SeveralModels) as caught:
+        fetch(cache, "org/m")
+    assert caught.value.choices == (("org/m:Q4_K_M", 3000), ("org/m:UD-Q4_K_XL", 3100), ("org/m:Q8_0", 6000))
 
 
 # On this machine
@@ -249,7 +249,7 @@ def test_a_folder_with_several_lists_them(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"GGUF")
     for find in (locate, model_source.find):
         with refused(
-            HubError, f"{tmp_path} has 2 GGUF models (GB): Q4_K_M 0.000, Q8_0 0.000; name one: headrace generate "
+            SeveralModels, f"{tmp_path} has 2 GGUF models (GB): Q4_K_M 0.000, Q8_0 0.000; name one: headrace generate "
             f"{tmp_path}/m-Q4_K_M.gguf",
         ):  # fmt: skip
             find(str(tmp_path))
