@@ -16,7 +16,7 @@ LEFT_OUT = (PREDICTION, OTHER_INPUTS)
 GROUP_OF: dict[str, Group] = {group: group for group in GROUPS}
 
 _NUMBER = re.compile(r"\d+")
-_LAYER = re.compile(r"(?:^|\.)(?:layers|blk|h)\.(\d+)\.")
+_LAYER = re.compile(r"(?:^|\.)(?:layers|blk|h)\.(\d{1,9})\.")
 # The first that matches decides.
 _GROUPS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
     (group, re.compile(pattern))

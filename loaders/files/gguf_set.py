@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
-from ...errors import CheckpointError, listed
+from ...errors import CheckpointError, brief, listed
 from . import headers
 from .gguf_header import Header, read, refuse_twice
 
@@ -103,8 +103,8 @@ def _by_number(header: Header, count: int, beside: Collection[str], read_all: Re
 
 def _number(header: Header, key: str, source: str) -> int:
     value = header.metadata.get(key, 0)
-    if not isinstance(value, int) or not 0 <= value < 2**31:
-        raise CheckpointError(f"{source} has a damaged header: {key} is {value!r}")
+    if not isinstance(value, int) or not 0 <= value < (2**31 if key == "split.tensors.count" else 2**16):
+        raise CheckpointError(f"{source} has a damaged header: {key} is {brief(value)}")
     return value
 
 

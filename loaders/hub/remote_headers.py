@@ -129,7 +129,8 @@ def _index(repo: Repo, index: str) -> set[str]:
 def _header(repo: Repo, name: str) -> tuple[Stored, ...]:
     """The tensors of one safetensors file."""
     try:
-        return headers.read(partial(_range, repo, name), f"{name} of {repo.model}", "try another revision").tensors
+        source, size = f"{name} of {repo.model}", repo.sizes[name]
+        return headers.read(partial(_range, repo, name), source, "try another revision", size).tensors
     except CheckpointError as error:
         raise HubError(str(error)) from error
 
