@@ -5,6 +5,7 @@ headrace convert MODEL DIRECTORY      save a model packed, so that it loads with
 headrace perplexity MODEL FILE        how well a model predicts a text
 headrace measure                      how fast this machine's kernels read memory
 headrace plan MODEL                   what fits where and how fast, before a download
+headrace inspect MODEL                what a model is, from its headers, and what runs it here
 headrace bench MODEL                  how fast, against what the bytes allow; --random-weights: without a download
 headrace doctor [MODEL]               what slows this machine down, what that costs, what to do first
 """
@@ -288,6 +289,17 @@ def plan(
     return plan_command.show(
         model, hardware, options, where, shorten=shorten, as_json=as_json, plot_to=plot, trace_from=trace
     )
+
+
+@command
+@click.argument("model", metavar="MODEL", help="directory, .gguf, config.json, hub id or catalogue name")
+@json_flag
+@takes(EngineConfig, "where", only=HUB)
+def inspect(model: str, as_json: bool, where: Values) -> int:
+    """Say what MODEL is: sizes, formats, bytes, tokenizer, chat template, and what runs it here; from headers alone."""
+    from .engine.terminal.inspect import inspect_command
+
+    return inspect_command.show(model, where, as_json=as_json)
 
 
 def main() -> None:

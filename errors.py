@@ -41,6 +41,14 @@ class HubError(HeadraceError):
     """A model could not be fetched from the hub."""
 
 
+class SeveralModels(HubError):
+    """A name that may mean several models. `choices`: how each is named, and its bytes."""
+
+    def __init__(self, message: str, choices: Iterable[tuple[str, int]] = ()) -> None:
+        super().__init__(message)
+        self.choices = tuple(choices)
+
+
 class MemoryNeeded(HeadraceError, MemoryError):
     """What was asked for does not fit into the memory that is free; raised before any of it is taken."""
 
@@ -76,10 +84,21 @@ def first_words(error: BaseException) -> str:
 def brief(value: object, most: int = 60) -> str:
     """A value as Python writes it, without its middle if it is long."""
     try:
-        text = repr(value)
+        text = repr(_without_middle(value))
     except Exception:  # of someone else's type
         text = f"a {type(value).__name__}"
     return short(visible(text), most)
+
+
+def _without_middle(value: object, depth: int = 3) -> object:
+    """A value that takes no more than moments to write: a file may hold millions of numbers for one."""
+    if isinstance(value, (str, bytes, list, tuple)) and len(value) > 2 * LONGEST:
+        value = value[:LONGEST] + value[-LONGEST:]  # type: ignore[operator]
+    if isinstance(value, dict) and depth:
+        return {key: _without_middle(one, depth - 1) for key, one in list(value.items())[:LONGEST]}
+    if type(value) is list and depth:
+        return [_without_middle(one, depth - 1) for one in value]
+    return value
 
 
 def listed(names: Iterable[object], most: int = 5) -> str:

@@ -14,8 +14,8 @@ Tolerances are per output value, with u = 2^-24 (float32) and no free constants 
                           error uniform in +-ulp / 2, ulp <= 2^-7 |x|; variances as for int8. `Inputs["tiles"]` says
                           from how many tokens on (the tests ask the ISA).
     int8 tiles            with block formats, unless activations are not to be rounded to int8: those as above, per 32
-                          or per 256, as `Inputs["tile_groups"]` says; where it is 256, weights become int8 too, with one
-                          scale for 256, s = the largest block scale among them (of q4_0, whose quants reach 8, that
+                          or per 256, as `Inputs["tile_groups"]` says; where it is 256, weights become int8 too, with
+                          one scale for 256, s = the largest block scale among them (of q4_0, whose quants reach 8, that
                           times 8 / 127).
     softmax, exp          exp is good to 2^-22 of itself, a score off by e changes a weight by e of itself.
 

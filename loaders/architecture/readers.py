@@ -120,9 +120,9 @@ def _by_value(value: Any) -> Any:
     return value
 
 
-def read(values: dict[str, Any], source: str) -> Described:
+def read(values: dict[str, Any], source: str, dense: bool = False) -> Described:
     """The architecture of a config; raises ConfigError for a family nobody knows and whose sizes do not suffice, and
-    for sizes that are missing or impossible."""
+    for sizes that are missing or impossible. dense: a model without experts will do."""
     text, notes = text_part(values)
     config = LenientReader(text, source)
     family, by_class = _family(config)
@@ -135,7 +135,7 @@ def read(values: dict[str, Any], source: str) -> Described:
         elif family in READERS:
             architecture = READERS[family](config)
         else:
-            architecture = unknown_family.read(config, _nearest(family))
+            architecture = unknown_family.read(config, _nearest(family), dense)
             notes += (
                 f"model_type '{family}' is not known: planned by the usual names of sizes, as {_outline(architecture)}",
             )
@@ -146,7 +146,7 @@ def read(values: dict[str, Any], source: str) -> Described:
         ) from error
     name = values.get("model_type")
     if family not in FAMILIES or name != family:
-        config.objections.append(f"the engine does not run {name or family} yet")
+        config.objections.append(f"the engine does not run {name or family} yet: it runs {', '.join(FAMILIES)}")
     return Described(
         architecture=architecture, objections=tuple(config.objections), unknown_keys=config.unknown(), notes=notes
     )
@@ -166,7 +166,9 @@ def _object_to_a_run(family: str, config: LenientReader) -> None:
 def _outline(model: Architecture) -> str:
     """The layers in few words."""
     kinds = ", ".join(dict.fromkeys(layer.mixer.kind for layer in model.layers if layer.mixer))
-    experts = next(layer.experts for layer in model.layers if layer.experts)
+    experts = next((layer.experts for layer in model.layers if layer.experts), None)
+    if experts is None:
+        return f"{kinds} attention without experts"
     return f"{kinds} attention with {experts.count} experts of which a token takes {experts.top_k}"
 
 

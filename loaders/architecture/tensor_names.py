@@ -7,6 +7,7 @@ Used where headers are read for a plan, of families that the engine may not run;
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 from .architecture import GROUPS, Group
 
@@ -14,7 +15,8 @@ PREDICTION, OTHER_INPUTS = "multi-token prediction", "vision and audio"
 LEFT_OUT = (PREDICTION, OTHER_INPUTS)
 GROUP_OF: dict[str, Group] = {group: group for group in GROUPS}
 
-_LAYER = re.compile(r"(?:^|\.)(?:layers|blk|h)\.(\d+)\.")
+_NUMBER = re.compile(r"\d+")
+_LAYER = re.compile(r"(?:^|\.)(?:layers|blk|h)\.(\d{1,9})\.")
 # The first that matches decides.
 _GROUPS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
     (group, re.compile(pattern))
@@ -40,9 +42,19 @@ _GROUPS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
 )
 
 
+def alike(name: str) -> str:
+    """A name with 0 for each of its numbers: tensors of all layers and experts have few of these."""
+    return _NUMBER.sub("0", name)
+
+
+@lru_cache(maxsize=1 << 14)
+def _group(name: str) -> str | None:
+    return next((group for group, pattern in _GROUPS if pattern.search(name)), None)
+
+
 def place(name: str, layers: int) -> tuple[int | None, str]:
     """The layer (None: outside of layers) and the group of a tensor; an unknown name outside counts as "norms"."""
-    group = next((group for group, pattern in _GROUPS if pattern.search(name)), None)
+    group = _group(alike(name))
     match = _LAYER.search(name)
     layer = int(match[1]) if match else None
     if group in LEFT_OUT:

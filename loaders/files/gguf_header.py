@@ -2,7 +2,8 @@
 
 The gguf library maps the whole file and needs numpy views of every tensor, so it cannot read the first megabytes of a
 file that lies on a hub. The header is small and plain: magic, version, counts, key-value pairs, then for each tensor
-its name, dimensions, type and offset. Everything is checked before use; nothing here knows a model.
+its name, dimensions, type and offset. Everything is checked before use; nothing here knows a model. What a damaged or
+made-up header asks for is bounded: by the file, by MOST, and by what its values take as Python's objects (MOST_SPENT).
 
 A type that is not in the table, as those of forks, costs no more than its name: where the next tensor begins says how
 many bytes it takes.
@@ -16,16 +17,20 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ...errors import CheckpointError
+from ...errors import CheckpointError, brief
 from . import recognise
-from .headers import Fetch, Stored
+from .headers import MOST_WEIGHTS, Fetch, Stored, shown
 
 MAGIC = b"GGUF"
 VERSIONS = (1, 2, 3)
 DEEPEST = 8  # arrays in arrays
 UNKNOWN = "type "  # a tensor's type that is not in the table is called by its number
 STEP = 1 << 20  # how much more is fetched when the header goes on
-MOST = 256 << 20
+MOST = 96 << 20  # bytes of a header
+MOST_SPENT = 96 << 20  # bytes of objects that are made of it, by these estimates:
+OF_A_NUMBER, OF_A_TEXT, OF_A_PAIR, OF_A_TENSOR = 40, 16, 250, 500
+LONGEST_NAME = 65535  # bytes of a key or a tensor's name
+LONG = 1 << 20  # bytes of a text that nobody reads, as a whole tokenizer.json
 # Code of a value's type -> its format for struct.
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
@@ -69,8 +74,8 @@ class Texts:
 
 @dataclass(frozen=True)
 class Header:
-    """Metadata by key (arrays of strings as `Texts`, those of arrays as their length alone), tensors in file order,
-    bytes of the header. data: where the first tensor begins."""
+    """Metadata by key (arrays of strings and very long strings as `Texts`, arrays of arrays as their length alone),
+    tensors in file order, bytes of the header. data: where the first tensor begins."""
 
     metadata: dict[str, Any]
     tensors: tuple[Stored, ...]
@@ -86,21 +91,29 @@ class _Cursor:
         self.fetch, self.source, self.size = fetch, source, size
         self.data, self.at = bytearray(), 0
         self.count = "Q"
+        self.spent = 0
+
+    def spend(self, nbytes: int) -> None:
+        """Count what objects take; raises CheckpointError if that is more than any model's header needs."""
+        self.spent += nbytes
+        if self.spent > MOST_SPENT:
+            raise self.damaged("it holds more values than that of any model: get the file from another source")
 
     def take(self, count: int) -> bytes:
         begin = self.at
         self._reach(begin + count)
         self.at = begin + count
-        return bytes(self.data[begin : self.at])
+        with memoryview(self.data) as view:
+            return bytes(view[begin : self.at])
 
     def _reach(self, end: int) -> None:
         """Fetch up to a byte; what a damaged length asks for is refused before memory is taken."""
         if len(self.data) >= end:
             return
-        if end > MOST:
-            raise self.damaged(f"it would be over {MOST >> 20} MB")
         if self.size is not None and end > self.size:
             raise self._cut(self.size)
+        if end > MOST:
+            raise self.damaged(f"it would be over {MOST >> 20} MB")
         while len(self.data) < end:
             more = self.fetch(len(self.data), max(STEP, end - len(self.data)))
             if not more:
@@ -116,25 +129,42 @@ class _Cursor:
     def number(self, format: str) -> Any:
         return struct.unpack("<" + format, self.take(struct.calcsize("<" + format)))[0]
 
-    def text(self) -> str:
-        return self.take(self.number(self.count)).decode("utf-8", "replace")
+    def name(self, what: str) -> str:
+        """A key, or the name of a tensor."""
+        length = self.number(self.count)
+        if length > LONGEST_NAME:
+            raise self.damaged(f"{what} has a name of {length} bytes")
+        return self.take(length).decode("utf-8", "replace")
+
+    def _text(self) -> str | Texts:
+        begin, length = self.at, self.number(self.count)
+        if length > LONG:
+            width = self.at - begin
+            self.at = begin
+            return Texts(self.take(width + length), 1, width)
+        self.spend(4 * length)
+        return self.take(length).decode("utf-8", "replace")
 
     def value(self, kind: int, depth: int = 0) -> Any:
         if kind in SCALARS:
             return self.number(SCALARS[kind])
         if kind == STRING:
-            return self.text()
+            return self._text()
         if kind == ARRAY and depth < DEEPEST:
             return self._array(self.number("I"), self.number(self.count), depth + 1)
         raise self.damaged(f"there is no value of type {kind}")
 
     def _array(self, kind: int, count: int, depth: int) -> Any:
         if kind in SCALARS:
-            size = struct.calcsize("<" + SCALARS[kind])
-            return list(struct.unpack(f"<{count}{SCALARS[kind]}", self.take(count * size)))
+            begin, size = self.at, struct.calcsize("<" + SCALARS[kind])
+            self._reach(begin + count * size)
+            self.spend(count * OF_A_NUMBER)
+            self.at = begin + count * size
+            return list(struct.unpack_from(f"<{count}{SCALARS[kind]}", self.data, begin))
         if kind == STRING:
             return self._texts(count)
         for _ in range(count):  # arrays: read over them
+            self.spend(OF_A_PAIR)
             self.value(kind, depth)
         return count
 
@@ -146,6 +176,7 @@ class _Cursor:
             if at + width > len(self.data):
                 self._reach(at + width)
             at += width + length_at(self.data, at)[0]
+        self.spend(count * OF_A_TEXT)
         return Texts(self.take(at - self.at), count, width)
 
 
@@ -157,18 +188,21 @@ def read(fetch: Fetch, source: str, size: int | None = None) -> Header:
     tensors, pairs = cursor.number(cursor.count), cursor.number(cursor.count)
     metadata: dict[str, Any] = {}
     for _ in range(pairs):
-        key = cursor.text()
+        key = cursor.name("a key")
         if key in metadata:
-            raise cursor.damaged(f"it has the key '{key}' twice: get the file from another source")
+            raise cursor.damaged(f"it has the key '{shown(key)}' twice: get the file from another source")
+        cursor.spend(OF_A_PAIR)
         metadata[key] = cursor.value(cursor.number("I"))
     found = [_tensor(cursor) for _ in range(tensors)]
     refuse_twice(found, source)
     alignment = metadata.get("general.alignment", 32)
-    if not isinstance(alignment, int) or alignment < 1:
-        raise cursor.damaged(f"general.alignment is {alignment!r}, a number above 0 is needed")
-    data = math.ceil(cursor.at / alignment) * alignment
+    if not isinstance(alignment, int) or not 1 <= alignment <= MOST or alignment & (alignment - 1):
+        raise cursor.damaged(f"general.alignment is {brief(alignment)}, a power of two is needed")
+    data = -(-cursor.at // alignment) * alignment
     end = max(size - data, 0) if size is not None else None
-    return Header(metadata, tuple(_sized(found, end, source)), cursor.at, data)
+    sized = tuple(_sized(found, end, source))
+    _check_layout(sized, alignment, source)
+    return Header(metadata, sized, cursor.at, data)
 
 
 def _check_begin(cursor: _Cursor) -> None:
@@ -185,9 +219,26 @@ def _check_begin(cursor: _Cursor) -> None:
         )
     if version not in VERSIONS:
         raise CheckpointError(
-            f"{cursor.source} is GGUF version {version}; versions {VERSIONS[0]} to {VERSIONS[-1]} can be read"
+            f"{cursor.source} is GGUF version {version}; versions {VERSIONS[0]} to {VERSIONS[-1]} can be read: "
+            "convert the model again"
         )
     cursor.count = "I" if version == 1 else "Q"
+
+
+def _check_layout(tensors: Sequence[Stored], alignment: int, source: str) -> None:
+    """Tensors begin where the alignment allows, and none lies over another."""
+    end, last = 0, ""
+    for tensor in sorted(tensors, key=lambda t: (t.start, t.nbytes)):
+        if tensor.start % alignment:
+            raise CheckpointError(
+                f"{source}: tensor '{shown(tensor.name)}' begins at byte {tensor.start}, no multiple of the alignment "
+                f"{alignment}: download it again"
+            )
+        if tensor.start < end:
+            raise CheckpointError(
+                f"{source}: tensors '{shown(last)}' and '{shown(tensor.name)}' overlap: download it again"
+            )
+        end, last = tensor.start + tensor.nbytes, tensor.name
 
 
 def refuse_twice(tensors: Iterable[Stored], source: str) -> None:
@@ -195,16 +246,24 @@ def refuse_twice(tensors: Iterable[Stored], source: str) -> None:
     seen: set[str] = set()
     for tensor in tensors:
         if tensor.name in seen:
-            raise CheckpointError(f"{source} has the tensor '{tensor.name}' twice: get the file from another source")
+            raise CheckpointError(
+                f"{source} has the tensor '{shown(tensor.name)}' twice: get the file from another source"
+            )
         seen.add(tensor.name)
 
 
 def _tensor(cursor: _Cursor) -> Stored:
     """One tensor; 0 bytes where its type is not known."""
-    name, rank = cursor.text(), cursor.number("I")
+    name, rank = cursor.name("a tensor"), cursor.number("I")
+    cursor.spend(OF_A_TENSOR)
     if rank > 8:
-        raise CheckpointError(f"{cursor.source}: tensor '{name}' has {rank} dimensions: download the file again")
+        raise CheckpointError(f"{cursor.source}: tensor '{shown(name)}' has {rank} dimensions: download the file again")
     shape = tuple(cursor.number(cursor.count) for _ in range(rank))
+    if not 1 <= math.prod(shape) <= MOST_WEIGHTS:
+        raise CheckpointError(
+            f"{cursor.source}: tensor '{shown(name)}' has {list(reversed(shape))} weights, 1 to {MOST_WEIGHTS} can be: "
+            "download it again"
+        )
     code, start = cursor.number("I"), cursor.number("Q")
     if code not in TYPES:
         return Stored(name, f"{UNKNOWN}{code}", tuple(reversed(shape)), 0, start)
@@ -212,7 +271,8 @@ def _tensor(cursor: _Cursor) -> Stored:
     elements = math.prod(shape)
     if shape and shape[0] % block:
         raise CheckpointError(
-            f"{cursor.source}: rows of '{name}' have {shape[0]} weights, no multiple of {block}: download it again"
+            f"{cursor.source}: rows of '{shown(name)}' have {shape[0]} weights, no multiple of {block}: download it "
+            "again"
         )
     return Stored(name, kind, tuple(reversed(shape)), elements // block * size, start)
 
@@ -238,8 +298,8 @@ def _sized(tensors: Sequence[Stored], end: int | None, source: str) -> Iterable[
             yield replace(tensor, nbytes=round(per_weight[tensor.dtype] * math.prod(tensor.shape)))
         else:
             raise CheckpointError(
-                f"{source}: '{tensor.name}' has {tensor.dtype}, which this version does not know, and nothing says "
-                "where its bytes end: download the whole file"
+                f"{source}: '{shown(tensor.name)}' has {tensor.dtype}, which this version does not know, and nothing "
+                "says where its bytes end: download the whole file"
             )
 
 

@@ -7,17 +7,15 @@ are called NAME-00001-of-00003.gguf; where somebody renamed them, the numbers in
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
-from ...errors import CheckpointError, listed
+from ...errors import CheckpointError, brief, listed
 from . import headers
 from .gguf_header import Header, read, refuse_twice
 
 SUFFIX = ".gguf"
 PART = re.compile(r"(?i)(.*)-(\d{5})-of-(\d{5})\.gguf$")
-# What lies beside models and is none.
-BESIDE = re.compile(r"(?i)mmproj|imatrix|ggml-vocab|lora|adapter")
 ReadAll = Callable[[Sequence[str]], list[Header]]
 
 
@@ -122,21 +120,11 @@ def _by_number(header: Header, count: int, beside: Collection[str], read_all: Re
 
 def _number(header: Header, key: str, source: str) -> int:
     value = header.metadata.get(key, 0)
-    if not isinstance(value, int) or not 0 <= value < 2**31:
-        raise CheckpointError(f"{source} has a damaged header: {key} is {value!r}")
+    if not isinstance(value, int) or not 0 <= value < (2**31 if key == "split.tensors.count" else 2**16):
+        raise CheckpointError(f"{source} has a damaged header: {key} is {brief(value)}")
     return value
 
 
 def part_names(stem: str, count: int) -> list[str]:
     """The names of all parts of a split file."""
     return [f"{stem}-{i:05d}-of-{count:05d}{SUFFIX}" for i in range(1, count + 1)]
-
-
-def models(names: Iterable[str]) -> list[str]:
-    """The GGUF models among files: the first part of split ones, and nothing that only lies beside a model."""
-    firsts: dict[str, str] = {}
-    for name in sorted(names):
-        if name.lower().endswith(SUFFIX) and not BESIDE.search(name.rsplit("/", 1)[-1]):
-            match = PART.fullmatch(name)
-            firsts.setdefault(match[1] if match else name, name)
-    return list(firsts.values())

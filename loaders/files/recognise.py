@@ -35,7 +35,7 @@ MAGICS: tuple[tuple[bytes, str], ...] = (
     (b"\x80\x03", PICKLE),
     (b"\x80\x04", PICKLE),
     (b"\x80\x05", PICKLE),
-    (b"GGUF", "is a GGUF file: give it the ending .gguf, and to headrace plan by its own name"),
+    (b"GGUF", "is a GGUF file: give its own path in place of the folder's"),
     (b"FUGG", "is a big-endian GGUF file: get the little-endian one, or turn it with gguf-convert-endian"),
     *((magic, OLD_GGML) for magic in (b"ggml", b"ggjt", b"lmgg", b"tjgg", b"fmgg")),
     (b"\x89HDF", "is an HDF5 file, as Keras writes it: get the safetensors version"),
@@ -49,7 +49,7 @@ TORCH = "which can run code: get the safetensors version"
 KINDS: tuple[tuple[str, str], ...] = (
     ("model_index.json", "it is a diffusion pipeline, no language model"),
     ("weights*.npz", "it is an old MLX model: get the original safetensors"),
-    ("*.gguf", "there are GGUF files: name one of them"),
+    ("*.gguf", "there are GGUF files: give one by its path"),
     ("*.onnx", "it is an ONNX model: get the safetensors version"),
     ("onnx/*.onnx", "it is an ONNX model: get the safetensors version"),
     ("openvino_model*.xml", "it is an OpenVINO model: get the safetensors version"),

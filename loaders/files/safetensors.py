@@ -2,16 +2,15 @@
 
 The library of the same name maps whole files, which counts against resident memory, gives no row ranges of a file on
 the network, and reports damage without naming the tensor. The format is plain, so it is read here with `preadv`. Every
-offset of the header (`headers.py`) is checked against the shape, the dtype and the size of the file before use. This
+offset of the header is checked against shape and dtype (`headers.py`) and the size of the file before use. This
 file knows no model and no packed format.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
-from collections.abc import Iterable
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from torch import Tensor
 from ...errors import CheckpointError
 from . import headers, recognise
 from .entry import Entry
-from .headers import Stored
+from .headers import Stored, shown
 from .weight_files import WeightSet, several
 
 ALIGN = 64
@@ -38,37 +37,27 @@ def read_header(path: Path, remedy: str = "download it again") -> dict[str, Entr
     do not agree."""
     header = headers.of_file(path, remedy)
     entries = {tensor.name: _entry(tensor, path, header.nbytes) for tensor in header.tensors}
-    _check_extents(entries.values(), path, header.nbytes, remedy)
+    _check_end(entries.values(), path, remedy)
     return entries
 
 
 def _entry(tensor: Stored, path: Path, data: int) -> Entry:
-    name, shape, start, stop = tensor.name, tensor.shape, tensor.start, tensor.start + tensor.nbytes
     if tensor.dtype not in DTYPES:
         raise CheckpointError(
-            f"{path}: tensor '{name}' is of type {tensor.dtype}: download the file again; types that can be read are "
-            f"{', '.join(DTYPES)}"
+            f"{path}: tensor '{shown(tensor.name)}' is of type {shown(tensor.dtype)}: download the file again; types "
+            f"that can be read are {', '.join(DTYPES)}"
         )
     dtype = DTYPES[tensor.dtype]
-    nbytes = math.prod(shape) * dtype.itemsize
-    if tensor.nbytes != nbytes or start < 0 or min(shape, default=0) < 0:
-        raise CheckpointError(
-            f"{path}: tensor '{name}' claims bytes {start} to {stop}, but {tensor.dtype} {list(shape)} takes {nbytes}: "
-            "the header is wrong, download the file again"
-        )
-    return Entry(name, path, dtype, shape, data + start, nbytes)
+    return Entry(tensor.name, path, dtype, tensor.shape, data + tensor.start, tensor.nbytes)
 
 
-def _check_extents(entries: Iterable[Entry], path: Path, data: int, remedy: str) -> None:
-    """Tensors must lie inside the file, one after the other, none over another."""
-    size, end, last = path.stat().st_size, data, "the header"
-    for entry in sorted(entries, key=lambda e: (e.offset, e.nbytes)):
-        if entry.offset < end:
-            raise CheckpointError(f"{path}: tensors '{last}' and '{entry.name}' overlap: {remedy}")
-        end, last = entry.offset + entry.nbytes, entry.name
-    if end > size:
+def _check_end(entries: Collection[Entry], path: Path, remedy: str) -> None:
+    """Every tensor must lie inside the file."""
+    size, last = path.stat().st_size, max(entries, key=lambda e: e.offset + e.nbytes, default=None)
+    if last is not None and last.offset + last.nbytes > size:
         raise CheckpointError(
-            f"{path} is truncated: it has {size} bytes, tensor '{last}' ends at {end}; {_begun(path) or remedy}"
+            f"{path} is truncated: it has {size} bytes, tensor '{shown(last.name)}' ends at "
+            f"{last.offset + last.nbytes}; {_begun(path) or remedy}"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from ...errors import CheckpointError, ConfigError
@@ -19,7 +20,7 @@ KINDS = {
 
 def describe(header: Header, source: str) -> tuple[dict[str, Any], Described, tuple[str, ...]]:
     """Config, description and notes of a GGUF model. Raises CheckpointError for metadata that make no model,
-    ConfigError for what is no mixture-of-experts model."""
+    ConfigError for a file of another kind."""
     metadata = header.metadata
     _refuse_other_kinds(header, source)
     arch = str(metadata["general.architecture"])
@@ -31,9 +32,10 @@ def describe(header: Header, source: str) -> tuple[dict[str, Any], Described, tu
         raise CheckpointError(f"{source} has metadata that make no model: {error}") from error
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise CheckpointError(f"{source} has metadata that make no model ({error}): download it again") from error
+    objections = () if arch in ARCHS else (f"the engine does not run {arch} yet: it runs {', '.join(ARCHS)}",)
     if not model.moe_layers:
-        raise ConfigError(f"{source} is a dense model of the arch '{arch}': it has no experts to plan the places of")
-    objections = () if arch in ARCHS else (f"the engine does not run {arch} yet",)
+        model = replace(model, family=arch)
+        objections = (f"{arch} is dense here: the engine runs mixture-of-experts models",)
     notes = ("sizes are read from the GGUF header", *_unknown_types(header))
     return values, Described(architecture=model, objections=objections, notes=()), notes
 

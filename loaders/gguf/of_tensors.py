@@ -65,6 +65,8 @@ def read(metadata: Mapping[str, Any], tensors: Sequence[Stored], family: str) ->
             (outside if layer is None else stored[layer]).append((group, tensor))
     embedding = next((t for group, t in outside if group == "embedding" and len(t.shape) == 2), None)
     vocab = embedding.shape[0] if embedding else meta.number("vocab_size", default=1)
+    if vocab < 1:
+        raise CheckpointError(f"its vocabulary has {vocab} tokens")
     return Architecture(
         family=family,
         vocab=vocab,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..files import gguf_models
+from ..files.gguf_models import GgufModel
 from ..files.recognise import is_named
 
 DEMO = "demo"
@@ -26,10 +28,7 @@ def model_in(directory: Path) -> Path:
     that has one, two levels deep at most. The directory itself where none or several have one."""
     if is_named(directory / CONFIG):
         return directory
-    try:
-        main = directory / "snapshots" / (directory / "refs" / "main").read_text(encoding="utf-8").strip()
-    except (OSError, ValueError):
-        main = directory
+    main = _main(directory)
     if (main / CONFIG).is_file():
         return main
     for depth in ("*", "*/*"):
@@ -38,6 +37,56 @@ def model_in(directory: Path) -> Path:
         if weighty:
             return weighty[0] if len(weighty) == 1 else directory
     return directory
+
+
+def in_folder(model: str) -> tuple[Path | None, str]:
+    """The path called `model` if there is one, and a quantisation that stands behind it: FOLDER:Q4_K_M."""
+    path = existing(model)
+    folder, _, quant = model.rpartition(":")
+    if path is None and folder and (inner := existing(folder)) is not None and inner.is_dir():
+        return inner, quant
+    return path, ""
+
+
+def model_or_gguf(directory: Path, quant: str = "") -> Path:
+    """The model of a directory: the folder with its config.json, or its GGUF file, of several parts the first. Where
+    there are both, the folder counts if it has safetensors and no quantisation is named.
+
+    Raises HubError where several GGUF models may be meant."""
+    inner = model_in(directory)
+    if not quant and is_named(inner / CONFIG) and _has_safetensors(inner):
+        return inner
+    place, models = ggufs_in(directory)
+    if not models and not quant:
+        return inner
+    found = gguf_models.choose(models, quant, str(directory), lambda model, label: str(place / model.name))
+    return place / found.name
+
+
+def ggufs_in(directory: Path) -> tuple[Path, list[GgufModel]]:
+    """The GGUF models of a directory, two levels deep at most, and the folder that their names are of."""
+    place = _main(directory)
+    files = [path for depth in ("*", "*/*", "*/*/*") for path in place.glob(depth) if path.suffix.lower() == ".gguf"]
+    sizes = {str(path.relative_to(place)): path.stat().st_size for path in files if path.is_file()}
+    return place, gguf_models.models(sizes)
+
+
+def first_part(path: Path) -> Path:
+    """The first part of the GGUF model that a file is, or is a part of; the file itself if that is not beside it."""
+    first = path.with_name(gguf_models.parts(path.name)[0])
+    return first if first.exists() else path
+
+
+def _has_safetensors(directory: Path) -> bool:
+    return any(any(directory.glob(pattern)) for pattern in ("*.safetensors", "*/*.safetensors"))
+
+
+def _main(directory: Path) -> Path:
+    """The snapshot that a hub's cache calls main, if a directory is one of its; else the directory."""
+    try:
+        return directory / "snapshots" / (directory / "refs" / "main").read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
+        return directory
 
 
 def is_inside(model: str, directory: Path) -> bool:

@@ -1,4 +1,5 @@
-"""Where a model's files are: the packaged demo, a directory, or the Hugging Face hub through its usual cache.
+"""Where a model's files are: the packaged demo, a directory, a GGUF file, or the Hugging Face hub through its usual
+cache.
 
 From the hub come only the files that the engine reads, never a second copy of the weights in another format. The
 library (huggingface_hub) does the naming, the cache's layout and the login; download.py brings the bytes, and
@@ -14,29 +15,25 @@ import logging
 import os
 import shutil
 import threading
-from collections.abc import Callable, Collection
-from fnmatch import fnmatch
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 
-from huggingface_hub import HfApi, constants, try_to_load_from_cache
-from huggingface_hub.errors import HFValidationError
-
-# The library exports this name without the marks that mypy asks for.
-from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+from huggingface_hub import HfApi, constants
 
 from ...errors import HubError
 from ..families.quantisation import BESIDE
 from ..files import recognise
+from ..files.gguf_models import GgufModel
 from ..files.gguf_set import is_gguf
-from ..files.weight_files import INDICES, ranked, several
-from .download import Repo, fetch_all, library_bars, persist
+from ..files.headers import INDEX
+from . import names
+from .download import Repo, fetch_all, folder_of, library_bars, persist
 from .errors import explained
-from .local import CONFIG, DEMO, DEMO_DIRECTORY, existing, model_in
+from .local import CONFIG, DEMO, DEMO_DIRECTORY, first_part, in_folder, model_or_gguf
+from .names import CONVERTED, HubName
 
 log = logging.getLogger("headrace")
-INDEX = "model.safetensors.index.json"
-CONVERTED = "headrace.json"
 
 # Everything besides the weights that is read from a model's directory, where the repo has it.
 SIDE_FILES = frozenset(
@@ -65,7 +62,8 @@ def locate(
     cache_dir: Path | None = None,
     show_progress: bool = True,
 ) -> Path:
-    """The directory with the files of `model`: "demo", a directory, or a name on the hub, fetched if need be.
+    """The directory with the files of `model`, or its GGUF file, of several parts the first; `model`: "demo", a path,
+    or a name on the hub (`names.py`), which is fetched if need be.
 
     `revision` is a branch, tag or commit on the hub; `offline` takes only what is in the cache already.
     Raises HubError if the model cannot be found or fetched; what was fetched until then stays for the next run.
@@ -77,14 +75,14 @@ def locate(
                 f"revision {revision!r} was asked for, but {model!r} is a local model: only the hub has them"
             )
         return directory
-    check_name(model)
+    name = names.parse(model)
     cache = Path(constants.HF_HUB_CACHE) if cache_dir is None else cache_dir
     if offline or constants.HF_HUB_OFFLINE:
-        return _from_cache(model, revision, cache)
+        return from_cache(name, revision, cache)
     endpoint = (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
-    has_copy = partial(_has_copy, model, revision, cache)
-    with explained(model, revision, endpoint, cache, has_copy), library_bars(show_progress):
-        return _download(look_up(model, revision, endpoint, cache), show_progress)
+    has_copy = partial(_has_copy, name, revision, cache)
+    with explained(name.repo, revision, endpoint, cache, has_copy), library_bars(show_progress):
+        return _download(look_up(name.repo, revision, endpoint, cache), name, show_progress)
 
 
 # Local models
@@ -99,20 +97,20 @@ def _demo() -> Path:
 
 
 def _local(model: str) -> Path | None:
-    """The directory called `model`; None if it can only be a name on the hub."""
-    path = existing(model)
+    """The directory or GGUF file called `model`; None if it can only be a name on the hub."""
+    path, quant = in_folder(model)
     if path is None:
         if not model or model.startswith(("./", "../", "/", "~")) or "\\" in model:
             raise HubError(f"there is no directory {model!r}: check the path, or give a name on the hub (org/name)")
         return None
-    if is_gguf(path):
-        return path
+    if path.is_file() and is_gguf(path):
+        return first_part(path)
     if not path.is_dir():
         raise HubError(
             f"{model!r} is a file: give the directory that holds it together with {CONFIG} and the tokenizer files"
         )
-    inner = model_in(path)
-    if recognise.is_named(inner / CONFIG):
+    inner = model_or_gguf(path, quant)
+    if inner.is_file() or recognise.is_named(inner / CONFIG):
         return inner
     raise HubError(
         f"the directory {model!r} has no {CONFIG}: "
@@ -121,40 +119,13 @@ def _local(model: str) -> Path | None:
     )
 
 
-def check_name(model: str) -> None:
-    try:
-        validate_repo_id(model)
-    except HFValidationError as error:
-        raise HubError(
-            f"{model!r} is neither a directory here nor a name on the hub (org/name): {error}; check the spelling"
-        ) from error
-
-
 # What of a repo is needed
 
 
-def _side_files(names: Collection[str]) -> frozenset[str]:
-    wanted = SIDE_FILES if "tokenizer.json" in names else SIDE_FILES | OLDER_TOKENIZERS
-    return wanted.intersection(names)
-
-
-def weight_files(names: Collection[str], read_index: Callable[[str], set[str]]) -> set[str]:
-    """The files that hold the weights, the index included: our own layout first, then the likeliest of what is there.
-
-    Where no set is whole it is what an index names. Raises CheckpointError where several are equally likely."""
-    converted = {name for name in names if fnmatch(name, "headrace*.safetensors")}
-    if CONVERTED in names and converted:
-        return converted
-    asked: set[str] = set()
-    for index in sorted((n for n in names if fnmatch(n, INDICES)), key=lambda n: (n != INDEX, n)):
-        found = {index} | read_index(index)
-        if found <= {*names}:
-            return found
-        asked = asked or found
-    likely = next((rank for rank in ranked(names, {}) if not rank[0].is_all), [])
-    if len(likely) > 1:
-        raise several("the repo", likely)
-    return {*likely[0].files} if likely else asked
+def side_files(there: Collection[str]) -> frozenset[str]:
+    """The files besides weights that are read of a model, of those that there are."""
+    wanted = SIDE_FILES if "tokenizer.json" in there else SIDE_FILES | OLDER_TOKENIZERS
+    return wanted.intersection(there)
 
 
 def shards_of(index: Path, model: str) -> set[str]:
@@ -168,59 +139,78 @@ def shards_of(index: Path, model: str) -> set[str]:
         ) from error
 
 
-def _refuse_other_formats(model: str, names: Collection[str]) -> None:
-    """Raise HubError for a repo without safetensors, saying what it has instead."""
-    if any(name.endswith(".gguf") for name in names):
-        there, remedy = "GGUF files", "take the repo that it was made from (usually named on its page)"
-    elif any(name.endswith((".bin", ".pth", ".pt")) for name in names):
-        there, remedy = (
+def _refuse_other_formats(model: str, there: Collection[str]) -> None:
+    """Raise HubError for a repo without safetensors and GGUF models, saying what it has instead."""
+    if CONFIG not in there:
+        raise HubError(
+            f"{model} has no {CONFIG} and no GGUF model, so it is not a model in the layout of transformers; check the "
+            "name"
+        )
+    if any(name.endswith((".bin", ".pth", ".pt")) for name in there):
+        what, remedy = (
             "PyTorch pickles (.bin, .pth)",
             "convert them with transformers (save_pretrained writes safetensors) and give that directory",
         )
-    elif some := sorted(name for name in names if name.endswith(".safetensors")):
-        there, remedy = f"a part of its shards ({_listed(some)} there)", "try another revision, or tell the owner"
+    elif some := sorted(name for name in there if name.endswith(".safetensors")):
+        what, remedy = f"a part of its shards ({_listed(some)} there)", "try another revision, or tell the owner"
     else:
-        there, remedy = f"no weights at all ({len(names)} other files)", "check the name and the revision"
-    raise HubError(f"{model} has neither model.safetensors nor {INDEX}; it has {there}: {remedy}")
+        what, remedy = f"no weights at all ({len(there)} other files)", "check the name and the revision"
+    raise HubError(f"{model} has neither model.safetensors nor {INDEX}; it has {what}: {remedy}")
 
 
 # Models in the cache
 
 
-def _from_cache(model: str, revision: str | None, cache: Path) -> Path:
-    config = try_to_load_from_cache(model, CONFIG, cache_dir=cache, revision=revision)
-    if not isinstance(config, str):
+def from_cache(name: HubName, revision: str | None, cache: Path) -> Path:
+    """The directory or GGUF file of a model in the cache; raises HubError if it is not there as a whole."""
+    snapshot = snapshot_of(name.repo, revision, cache)
+    there = sizes_in(snapshot) if snapshot is not None else {}
+    if snapshot is None or not there:
         at = "" if revision is None else f" at revision {revision!r}"
         raise HubError(
-            f"{model}{at} is not in the cache {cache}: run once without --offline, or copy its directory here"
+            f"{name.repo}{at} is not in the cache {cache}: run once without --offline, or copy its directory here"
         )
-    directory = Path(config).parent
-    if missing := _missing(directory, model):
+    found = names.select(name, there, lambda index: shards_of(snapshot / index, name.repo), " in the cache")
+    if isinstance(found, GgufModel):
+        wanted, path = {*found.files}, snapshot / found.name
+    else:
+        wanted, path = {CONFIG, *(found or {"model.safetensors"})}, snapshot
+    if missing := sorted(wanted - {*there}):
         raise HubError(
-            f"{model} is not complete in the cache {cache}: {_listed(missing)} missing; "
+            f"{name.repo} is not complete in the cache {cache}: {_listed(missing)} missing; "
             "run once without --offline to fetch the rest"
         )
-    return directory
+    return path
 
 
-def _has_copy(model: str, revision: str | None, cache: Path) -> bool:
+def snapshot_of(repo: str, revision: str | None, cache: Path) -> Path | None:
+    """Where the cache has the files of a repository at a branch, tag or commit; None if it has none."""
+    folder = folder_of(repo, cache)
     try:
-        _from_cache(model, revision, cache)
+        commit = (folder / "refs" / (revision or constants.DEFAULT_REVISION)).read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
+        commit = revision or ""
+    snapshot = folder / "snapshots" / commit
+    return snapshot if commit and snapshot.is_dir() else None
+
+
+def sizes_in(directory: Path) -> dict[str, int]:
+    """The files below a directory, links to nothing left out, with their bytes."""
+    found = ((path, path.stat()) for path in directory.rglob("*") if path.is_file())
+    return {str(path.relative_to(directory)): about.st_size for path, about in found}
+
+
+def _has_copy(name: HubName, revision: str | None, cache: Path) -> bool:
+    try:
+        from_cache(name, revision, cache)
     except HubError:
         return False
     return True
 
 
-def _missing(directory: Path, model: str) -> list[str]:
-    """Weight files that a directory should have and has not."""
-    present = {str(path.relative_to(directory)) for path in directory.rglob("*") if path.exists()}
-    wanted = weight_files(present, lambda index: shards_of(directory / index, model))
-    return sorted(wanted - present) if wanted else ["model.safetensors"]
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more + (" is" if len(names) == 1 else " are")
+def _listed(files: list[str]) -> str:
+    more = f" and {len(files) - 3} more" if len(files) > 3 else ""
+    return ", ".join(files[:3]) + more + (" is" if len(files) == 1 else " are")
 
 
 # Models on the hub
@@ -252,27 +242,25 @@ def look_up(model: str, revision: str | None, endpoint: str, cache: Path) -> Rep
     )
 
 
-def _download(repo: Repo, show_progress: bool) -> Path:
+def _download(repo: Repo, name: HubName, show_progress: bool) -> Path:
     """Fetch what is needed and not here yet."""
-    names = repo.sizes.keys()
-    if CONFIG not in names:
+    there = repo.sizes.keys()
+    found = names.select(name, repo.sizes, partial(_fetch_index, repo))
+    if not found:
+        _refuse_other_formats(repo.model, there)
+    weights = {*found.files} if isinstance(found, GgufModel) else found
+    if lost := sorted(weights - there):
+        where = "a part of" if isinstance(found, GgufModel) else "the index of"
         raise HubError(
-            f"{repo.model} has no {CONFIG}, so it is not a model in the layout of transformers; check the name"
-        )
-    weights = weight_files(names, partial(_fetch_index, repo))
-    if not weights:
-        _refuse_other_formats(repo.model, names)
-    if lost := sorted(weights - names):
-        raise HubError(
-            f"the index of {repo.model} names files that the repo does not have: {_listed(lost)} missing; "
+            f"{where} {repo.model} names files that the repo does not have: {_listed(lost)} missing; "
             "try another revision, or tell the owner of the model"
         )
-    wanted = sorted(_side_files(names) | weights)
+    wanted = sorted(weights if isinstance(found, GgufModel) else side_files(there) | weights)
     here = sum(map(repo.bytes_here, wanted))
-    _check_space(repo, sum(repo.sizes[name] for name in wanted) - here)
+    _check_space(repo, sum(repo.sizes[file] for file in wanted) - here)
     fetch_all(repo, wanted, here, show_progress)
     _write_ref(repo)
-    return repo.snapshot
+    return repo.snapshot / found.name if isinstance(found, GgufModel) else repo.snapshot
 
 
 def _fetch_index(repo: Repo, index: str) -> set[str]:

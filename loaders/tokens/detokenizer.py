@@ -34,7 +34,7 @@ def streaming_steps(core: tokenizers.Tokenizer, source: str) -> Steps:
 
     Raises TokenizerError if the decoder rewrites text it has already given.
     """
-    steps = _decoder_steps(core)
+    steps = steps_of(core.decoder)
     if any(step["type"] == "Strip" and (step["stop"] > 0 or step["start"] > 1) for step in steps):
         raise TokenizerError(
             f"the decoder of {source}/tokenizer.json strips text at the end (step Strip), "
@@ -140,9 +140,10 @@ def _bytes_of(token: str) -> bytes:
     return bytes(known) if len(known) == len(values) else token.encode()
 
 
-def _decoder_steps(core: tokenizers.Tokenizer) -> Steps:
-    """The decoder as its serialised steps, a sequence flattened. Its state alone: the tokenizer's holds every token."""
-    if core.decoder is None:
+def steps_of(part: Any) -> Steps:
+    """A tokenizer's decoder or pre-tokenizer as its serialised steps, a sequence flattened; none of None. Its state
+    alone: the tokenizer's holds every token."""
+    if part is None:
         return []
-    decoder = json.loads(core.decoder.__getstate__())
-    return list(decoder["decoders"]) if decoder["type"] == "Sequence" else [decoder]
+    state = json.loads(part.__getstate__())
+    return list(state.get("decoders") or state["pretokenizers"]) if state["type"] == "Sequence" else [state]

@@ -21,7 +21,7 @@ from ..files import gguf_set, recognise
 from . import template_files
 from .chat_template import ChatTemplate
 from .conversation import Message
-from .detokenizer import TextStream, start_stream, streaming_steps
+from .detokenizer import TextStream, start_stream, steps_of, streaming_steps
 from .gguf.parts import parts_of
 
 ENDS = ("eos_token", "eot_token", "eom_token")  # of a text, a turn, a message
@@ -181,6 +181,23 @@ class Tokenizer:
     @cached_property
     def _steps(self) -> list[dict[str, Any]]:
         return streaming_steps(self._core, self.source)
+
+    @property
+    def special_tokens(self) -> frozenset[str]:
+        """Every token that streams and `decode` leave out."""
+        return self._specials
+
+    @property
+    def kind(self) -> str:
+        """How it makes tokens of text: "byte-level BPE", "BPE", "Unigram", ..."""
+        steps = {step["type"] for step in steps_of(self._core.decoder)}
+        name = type(self._core.model).__name__
+        return f"byte-level {name}" if "ByteLevel" in steps else name
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """What cuts text into pieces before that, by the library's names."""
+        return tuple(str(step["type"]) for step in steps_of(self._core.pre_tokenizer))
 
     def is_special(self, text: str) -> bool:
         """Whether a text is a special token, which streams and `decode` leave out."""

@@ -69,6 +69,7 @@ COMMANDS: dict[str, dict[str, Any]] = {
         "--placement": "auto", "--model": "full", "--trace": None, "--plot": None, "--article": False, "--json": False,
         "--revision": None, "--offline": False, "--cache-dir": None,
     },
+    "inspect": {"--json": False, "--revision": None, "--offline": False, "--cache-dir": None},
 }  # fmt: skip
 ARGUMENTS = {
     "generate": ["model", "prompts"],
@@ -78,6 +79,7 @@ ARGUMENTS = {
     "bench": ["model"],
     "doctor": ["model"],
     "plan": ["model"],
+    "inspect": ["model"],
 }
 
 

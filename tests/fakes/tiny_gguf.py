@@ -118,3 +118,16 @@ def small(kind: int = 0, arch: str = "qwen3moe") -> tuple[dict[str, Any], list[t
     """Metadata and tensors of the small model for `packed`, all of one type that takes 4 bytes a weight."""
     tensors = [(name, shape, kind, 4 * int(np.prod(shape))) for name, shape in tensors_of(SIZES).items()]
     return metadata_of(SIZES, arch), tensors
+
+
+def split(folder: Path, count: int, names: Any = None, **more: Any) -> list[Path]:
+    """The small model in so many parts, as llama-gguf-split writes them."""
+    metadata, tensors = small()
+    names = names or [f"m-{i + 1:05d}-of-{count:05d}.gguf" for i in range(count)]
+    paths = []
+    for i in range(count):
+        own = {"split.no": i, "split.count": count, "split.tensors.count": len(tensors), **more}
+        pairs = {**(metadata if i == 0 else {}), **own}
+        paths.append(folder / names[i])
+        paths[-1].write_bytes(packed(list(pairs.items()), tensors[i::count]))
+    return paths

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from refusals import refused
-from tiny_gguf import SIZES, gguf, packed, small, write_gguf
+from tiny_gguf import SIZES, gguf, packed, small, split, write_gguf
 
 from headrace import CheckpointError, ConfigError
 from headrace.engine.bench.random_weights import RandomWeights
@@ -18,13 +18,13 @@ from headrace.engine.config import EngineConfig
 from headrace.engine.devices.device import ram
 from headrace.engine.placement.placement import Tier
 from headrace.engine.planning.plan import sizes
+from headrace.errors import SeveralModels
 from headrace.kernels import reference
 from headrace.loaders import model_source
 from headrace.loaders.architecture.architecture import Architecture
-from headrace.loaders.files import gguf_header, gguf_set
+from headrace.loaders.files import gguf_header
 from headrace.loaders.files.gguf_header import Header
 from headrace.loaders.files.headers import Stored
-from headrace.loaders.hub.locate import locate
 
 
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "BF16"])
@@ -170,19 +170,6 @@ def test_a_last_tensor_takes_as_many_bits_as_its_like() -> None:
 # Parts
 
 
-def split(folder: Path, count: int, names: Any = None, **more: Any) -> list[Path]:
-    """The small model in so many parts, as llama-gguf-split writes them."""
-    metadata, tensors = small()
-    names = names or [f"m-{i + 1:05d}-of-{count:05d}.gguf" for i in range(count)]
-    paths = []
-    for i in range(count):
-        own = {"split.no": i, "split.count": count, "split.tensors.count": len(tensors), **more}
-        pairs = {**(metadata if i == 0 else {}), **own}
-        paths.append(folder / names[i])
-        paths[-1].write_bytes(packed(list(pairs.items()), tensors[i::count]))
-    return paths
-
-
 @pytest.mark.parametrize("names", [None, ["one.gguf", "zwei.gguf", "trois.gguf"], ["c.gguf", "b.gguf", "a.gguf"]])
 def test_any_part_stands_for_all(tmp_path: Path, names: list[str] | None) -> None:
     """Also where somebody gave the parts other names."""
@@ -218,11 +205,10 @@ def test_a_folder_of_gguf_files(tmp_path: Path) -> None:
     write_gguf(tmp_path / "mmproj-model.gguf")
     assert model_source.find(str(tmp_path)).described.architecture.hidden == SIZES["hidden"]
     write_gguf(tmp_path / "other.gguf")
-    with refused(ConfigError, "2 GGUF models", "m-00001-of-00002.gguf, other.gguf"):
+    with refused(
+        SeveralModels, "2 GGUF models", "other.gguf 0.0", f"headrace generate {tmp_path}/m-00001-of-00002.gguf"
+    ):
         model_source.find(str(tmp_path))
-    assert gguf_set.models(["q4/m-00001-of-00002.gguf", "q4/m-00002-of-00002.gguf", "imatrix.gguf", "q8.gguf"]) == [
-        "q4/m-00001-of-00002.gguf", "q8.gguf",
-    ]  # fmt: skip
 
 
 # What is no model
@@ -415,12 +401,17 @@ def test_counts_that_differ_by_layer() -> None:
     assert found.cache_elements(100) == 16 * (8 + 4) * 2 * 128 * 100
 
 
-def test_a_dense_model_is_called_one() -> None:
-    real, config = released("Mixtral-8x7B")
-    meta, shapes = grouped(config, real)
-    shapes = {name: shape for name, shape in shapes.items() if "exps" not in name and "gate_inp" not in name}
-    with refused(ConfigError, "dense model of the arch 'llama'"):
-        model_of("llama", meta, shapes)
+def test_a_dense_model_is_called_one(tmp_path: Path) -> None:
+    metadata, tensors = small(arch="llama")
+    dense = [one for one in tensors if "exps" not in one[0] and "gate_inp" not in one[0]]
+    dense += [(f"blk.{i}.ffn_up.weight", (96, 64), 0, 4 * 96 * 64) for i in range(SIZES["layers"])]
+    path = tmp_path / "model.gguf"
+    path.write_bytes(packed(list(metadata.items()), dense))
+    with refused(ConfigError, "dense model of the family 'llama'"):
+        model_source.find(str(path))
+    model = model_source.find(str(path), dense=True).described
+    assert model.architecture.moe_layers == ()
+    assert model.objections == ("llama is dense here: the engine runs mixture-of-experts models",)
 
 
 # Runs of random weights
@@ -442,9 +433,3 @@ def test_random_weights_take_the_shape_of_a_gguf(tmp_path: Path, arch: str) -> N
     assert (spec.layers, spec.hidden, spec.moe.experts) == (SIZES["layers"], SIZES["hidden"], SIZES["experts"])
     assert (spec.attention.kv_rows, spec.moe.width) == (SIZES["kv"] * SIZES["size"], SIZES["width"])
     assert (spec.family, plan.objections) == (plan.architecture.family, ())
-
-
-def test_a_run_takes_a_gguf_by_its_path(tmp_path: Path) -> None:
-    path = tmp_path / "model.gguf"
-    write_gguf(path)
-    assert locate(str(path)) == path

@@ -75,14 +75,17 @@ RECURRENT = (
     "conv_L_cache",
     "ssm_cfg",
 )
-NEEDED = ("num_experts", "num_experts_per_tok", "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+OF_EXPERTS = ("num_experts", "num_experts_per_tok")
+NEEDED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 
 
-def read(c: ConfigReader, nearest: str) -> Architecture:
-    """The architecture by the usual names; raises ConfigError, which names what is missing and the nearest families."""
+def read(c: ConfigReader, nearest: str, without_experts: bool = False) -> Architecture:
+    """The architecture by the usual names; raises ConfigError, which names what is missing and the nearest families.
+    without_experts: a dense model will do."""
     name = c.get("model_type")
     c.values = _spelled(c)
-    if missing := [key for key in NEEDED if c.get(key) is None]:
+    is_dense = without_experts and all(c.get(key) is None for key in (*OF_EXPERTS, "moe_intermediate_size"))
+    if missing := [key for key in (() if is_dense else OF_EXPERTS) + NEEDED if c.get(key) is None]:
         what = "has no experts" if missing[0] == "num_experts" else f"has no '{missing[0]}'"
         raise ConfigError(f"{c.source}: model_type '{name}' is not known{nearest}, and the config {what} to plan by")
     kinds = {str(kind) for kind in c.get("layer_types") or ()}
@@ -92,7 +95,7 @@ def read(c: ConfigReader, nearest: str) -> Architecture:
             f"{c.source}: model_type '{name}' is not known{nearest}, and the sizes of its layers of kind '{odd[0]}' "
             "cannot be told by names"
         )
-    return decoder(c, _mixers(c), _feeds(c))
+    return decoder(c, _mixers(c), [dense(c)] * layer_count(c) if is_dense else _feeds(c))
 
 
 def _spelled(c: ConfigReader) -> dict[str, Any]:
