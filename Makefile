@@ -1,4 +1,6 @@
 # make demo | make test | make check | make bench: each sets up what it needs in .venv, and does it once.
+# make target: the Triton of the machine that the GPU kernels are meant for, in a folder beside .venv, for the tests.
+# make gpu-kit: a wheel and compiled kernels for that machine, to carry there.
 
 PYTHON ?= python3
 # Processes that share the tests.
@@ -9,13 +11,13 @@ BIN := $(VENV)/bin
 COMPILERS := $(if $(filter default,$(origin CXX)),c++ g++ clang++,$(firstword $(CXX)))
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard kernels/cpu/*/*)
 
-.PHONY: demo test check bench format clean
+.PHONY: demo test check bench target gpu-kit format clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.run
 	$(BIN)/headrace generate demo "In the beginning" --max-new-tokens 120 --temperature 0.6 --top-p 0.9 --seed 3
 
-test: $(VENV)/.dev
+test: $(VENV)/.dev target
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal
 
 bench: $(VENV)/.dev
@@ -25,6 +27,17 @@ check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	MYPYPATH=src $(BIN)/mypy -p headrace
+
+target: build/target/.done
+
+# A test run does without it where it cannot be had.
+build/target/.done: target.txt | $(VENV)/.dev
+	@rm -rf $(@D)
+	@$(BIN)/pip install -q --no-deps --target $(@D) -r target.txt && touch $@ || { rm -rf $(@D); \
+	  echo "pip cannot install what target.txt names: tests with those versions are skipped"; }
+
+gpu-kit: $(VENV)/.dev
+	$(BIN)/python benchmarks/gpu_kit.py
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

@@ -64,8 +64,8 @@ def _load(model: str, quiet: bool, options: dict[str, Any], check: Any = None) -
         llm = LLM(model, check=check, **options)
         generate_command.say_notes(llm)
         return llm
-    with generate_command.load_progress() as progress:
-        llm = LLM(model, progress=progress, check=check, **options)
+    with generate_command.load_progress() as bars:
+        llm = LLM(model, **bars, check=check, **options)
     generate_command.start_up(llm)
     return llm
 

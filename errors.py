@@ -2,11 +2,12 @@
 
 Everything derives from `HeadraceError`, which the command line prints as one line, without a traceback.
 This file imports nothing of ours, so that every layer may raise from it. `brief` and `listed` put values of any length
-into a message.
+into a message, `first_words` an error of someone else's.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 LONGEST = 300  # characters of a message on the command line
@@ -61,6 +62,15 @@ def short(text: str, most: int = LONGEST) -> str:
     """A text without its middle, if it has more than `most` characters: the beginning says what, the end what to do."""
     tail = min(TAIL, most // 2)
     return text if len(text) <= most else f"{text[: most - tail - 5]} ... {text[-tail:]}"
+
+
+def first_words(error: BaseException) -> str:
+    """What an error of others says, on a line, with its type where the text alone would not be understood. Of text that
+    begins with a place in a program ("at 12:5:", as Triton writes it) the last line, which says what is wrong there."""
+    lines = [line.strip() for line in str(error).splitlines() if any(map(str.isalnum, line))]
+    text = "" if not lines else lines[-1] if re.match(r"at \d+:\d+:", lines[0]) else lines[0]
+    is_known = isinstance(error, HeadraceError) or type(error) is RuntimeError
+    return text if text and is_known else ": ".join(filter(None, [type(error).__name__, text]))
 
 
 def brief(value: object, most: int = 60) -> str:

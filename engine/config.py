@@ -21,7 +21,7 @@ from .placement import placement as placing
 from .placement.placement import Policy
 
 DTYPES = {"auto": None, "float32": "f32", "bfloat16": "bf16"}
-GRAPHED = ("memop", "hostfunc")  # ways to hand experts to the CPU that a graph can hold (`cuda_graphs/signals.py`)
+GRAPHED = ("memop", "hostfunc", "spin")  # ways to hand experts over in a graph (`cuda_graphs/signals.py`)
 HANDOFFS = (*GRAPHED, "eager")
 PINNED_SHARE = 0.8  # of the machine's memory, where no limit was given: what is pinned can neither move nor be swapped
 FORMAT_NAMES = ["native", *FORMATS, *(name for name in PACKED if name not in FORMATS)]
@@ -104,6 +104,7 @@ class EngineConfig:
     dense_format: str = option("native", MODEL, "FORMAT", f"of attention, shared experts and head: {FORMATS_HELP}")
     dtype: str = option("auto", MODEL, "TYPE", "what 'native' means: auto (as stored), float32 or bfloat16")
     max_context: int | None = option(None, MODEL, "TOKENS", "longest prompt plus completion; default what fits")
+    ram_limit: float | None = option(None, MODEL, "GB", "RAM that may be taken, whatever is said to be free")
     revision: str | None = option(None, MODEL, "NAME", "branch, tag or commit of a hub model")
     offline: bool = option(False, MODEL, "", "use only what was downloaded before")
     cache_dir: Path | None = option(None, MODEL, "DIRECTORY", "where hub downloads are kept")
@@ -125,7 +126,7 @@ class EngineConfig:
     prefill_chunk: int = option(512, SPEED, "TOKENS", "most prompt tokens in one forward pass")
     stream_from: int | str = option("auto", SPEED, "N|never|auto", "copy experts to the GPU from N tokens a pass on")
     split: int | str = option("auto", SPEED, "N|auto", "with fewer tokens: copy N of a layer's chosen experts in RAM")
-    handoff: str = option("auto", SPEED, "WAY", "GPU to CPU in decode: auto, eager, or graphs with memop or hostfunc")
+    handoff: str = option("auto", SPEED, "WAY", "GPU to CPU in decode: auto, eager; graphs by memop, hostfunc, spin")
     profile: Path | None = option(None, SPEED, "FILE", "what headrace measure found; default in the user's cache")
     no_measure: bool = option(False, SPEED, "", "measure nothing at the first start, and predict nothing then")
     max_sequences: int = 16  # most that decode together; a command knows it from what it is asked
@@ -139,6 +140,7 @@ class EngineConfig:
         _threads(self.threads)
         self._check_placement()
         _between("max_context", self.max_context, 1)
+        _between("ram_limit", self.ram_limit, 0.001)
         _between("prefill_chunk", self.prefill_chunk, 1)
         _between("max_sequences", self.max_sequences, 1)
         _strings("ignore_config_keys", self.ignore_config_keys)
@@ -184,6 +186,11 @@ class EngineConfig:
         if self.n_cpu_moe is not None:
             return placing.layers_in_ram(self.n_cpu_moe)
         return Policy("layers") if self.cpu_moe else Policy("auto")
+
+    @property
+    def ram_bytes(self) -> int | None:
+        """ram_limit in bytes; None: what the system says is free."""
+        return None if self.ram_limit is None else int(self.ram_limit * 1e9)
 
     @property
     def shares(self) -> tuple[float, float] | None:

@@ -37,7 +37,8 @@ class LLM:
 
     model: the directory of a Hugging Face checkpoint, a hub id, "demo", or a source of weights. The options are the
     fields of `EngineConfig`.
-    progress(done, total) is called with bytes while weights load. sampler(logits, sequences, ops) chooses the next
+    progress(done, total) is called with bytes while weights load, compiling(done, total) with kernels while those of a
+    GPU are compiled. sampler(logits, sequences, ops) chooses the next
     tokens, as `SamplingParams` say if none is given. check(admission) sees which prompts are admitted before weights
     are loaded; what it raises ends the load. With the C++ kernels torch is limited to one thread in this process, since
     two thread pools on the same cores slow each other down.
@@ -51,16 +52,17 @@ class LLM:
         model: str | bytes | os.PathLike[str] | WeightSource,
         *,
         progress: Progress | None = None,
+        compiling: Progress | None = None,
         sampler: Sampler = sample,
         check: Check | None = None,
         **options: Any,
     ) -> None:
-        for name, call in (("progress", progress), ("sampler", sampler)):
+        for name, call in (("progress", progress), ("compiling", compiling), ("sampler", sampler)):
             if call is not None and not callable(call):
                 raise OptionError(f"{name} is {brief(call)}; it must be a function")
         self.config = EngineConfig(**options)
         self.source = _source(model)
-        self.parts = parts = build(self.source, self.config, progress, check)
+        self.parts = parts = build(self.source, self.config, progress, check, compiling)
         self.ledger = Ledger()
         way, formats = parts.signal_choice, parts.checkpoint.formats
         handoff_s = way.us * 1e-6 if parts.graphed is not None and way is not None and way.us is not None else None
@@ -83,7 +85,7 @@ class LLM:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a user should know of how the model's files were read, a line each."""
+        """What a user should know of how the model's files were read, and of what fell back, a line each."""
         return self.parts.notes
 
     def generate(self, prompts: Prompts, params: Params = None) -> list[Completion]:
@@ -103,7 +105,7 @@ class LLM:
         many = as_prompts(prompts)
         each = as_params(params, len(many))
         requests = [self.admission.request(p, one) for p, one in zip(many, each, strict=True)]
-        return CompletionGroup(lambda: self.loop.run(requests), lambda: [r.completion() for r in requests])
+        return CompletionGroup(lambda: self.loop.run(requests), lambda: self.loop.completions(requests))
 
     def stream(self, prompt: Prompt, params: Params = None) -> CompletionStream:
         """Completes one prompt and yields a `Chunk` per token; closing the stream ends the request cleanly.
@@ -112,7 +114,7 @@ class LLM:
         `generate` raises, before the first chunk.
         """
         request = self.admission.request(prompt, as_params(params, 1)[0])
-        return CompletionStream(self.loop.chunks(request), request.completion)
+        return CompletionStream(self.loop.chunks(request), lambda: self.loop.completions([request])[0])
 
     def chat(self, messages: Seq[Message], params: Params = None, **rendering: Any) -> Completion:
         """Answers a conversation: messages {"role": ..., "content": ...}, rendered with the model's chat template.
@@ -163,6 +165,7 @@ class LLM:
         graphs cannot decode. The memory goes with the object. Nothing of it in a forked child, whose parent goes on."""
         if self.loop.lock.is_elsewhere:
             return
+        self.loop.settle()
         self.ledger.close()
         with self.loop.lock:
             self.parts.close()

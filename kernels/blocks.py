@@ -12,17 +12,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .formats import BLOCK, GROUP, Format, ScaleKind
+from .formats import BLOCK, GROUP, Format, Half, ScaleKind
 
 SIGNED: tuple[ScaleKind, ...] = ("byte", "byte16")
+HALVES: dict[Half, torch.dtype] = {"f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Blocks:
     """R rows of C weights in a block format.
 
-    codes: uint8 [R, C]. halves, min_halves: float16 [R, C / shared], or C / per where each factor is a half. units,
-    min_units: uint8 or int8 [R, C / per]. What a format does not have is None.
+    codes: uint8 [R, C]. halves, min_halves: of the dtype of `HALVES` [R, C / shared], or C / per where each factor is a
+    half, rounded up. units, min_units: uint8 or int8 [R, C / per]; zero points are units. What a format does not have
+    is None.
     """
 
     format: Format
@@ -54,16 +56,18 @@ def split(data: Tensor, format: Format, cols: int) -> Blocks:
 
     halves = min_halves = units = min_units = None
     if kind.half_bytes:
-        count = cols // (kind.shared or kind.per)
-        halves = take(2 * count).view(torch.float16)
-        min_halves = take(2 * count).view(torch.float16) if kind.has_min else None
+        dtype = HALVES[kind.half]
+        size = kind.halves(cols) * dtype.itemsize
+        halves = take(size).view(dtype)
+        min_halves = take(size).view(dtype) if kind.has_min else None
     if kind.unit_bytes:
-        units = _interleaved(take(cols // kind.per), kind.per)
+        units = _interleaved(take(kind.runs(cols)), kind.per)
         if kind.has_min:
             units, min_units = units & 15, units >> 4
-            if kind.kind == "six_min":
-                high = _fields(take(cols // 64).reshape(data.shape[0], -1, 4), 4).flatten(1)
-                units, min_units = units | (high & 3) << 4, min_units | high >> 2 << 4
+        if kind.kind == "six_min":
+            assert min_units is not None
+            high = _fields(take(cols // 64).reshape(data.shape[0], -1, 4), 4).flatten(1)
+            units, min_units = units | (high & 3) << 4, min_units | high >> 2 << 4
         if kind.kind in SIGNED:
             units = units.view(torch.int8)
     codes = _codes(data[:, format.scales_bytes(cols) :], format, cols)
@@ -75,12 +79,26 @@ def factors(blocks: Blocks) -> Tensor:
     if blocks.halves is None:
         assert blocks.units is not None
         return torch.ldexp(torch.ones_like(blocks.units, dtype=torch.float32), blocks.units.int() - 128)
+    if blocks.format.scales.kind == "half_zero":
+        return blocks.halves.float()
+    if blocks.format.scales.kind == "e4m3_16":
+        assert blocks.units is not None
+        return blocks.halves * blocks.units.view(torch.float8_e4m3fn).float()
     return _times(blocks.halves, blocks.units, blocks.format.scales.gain)
 
 
 def minimums(blocks: Blocks) -> Tensor | None:
     """The minimum of each run of `per` weights: float32 [R, C / per]; None where a format has none."""
+    if blocks.format.scales.kind == "half_zero":
+        assert blocks.halves is not None
+        assert blocks.units is not None
+        return -(blocks.halves.float() * blocks.units.float())
     return None if blocks.min_halves is None else _times(blocks.min_halves, blocks.min_units)
+
+
+def spread(numbers: Tensor, blocks: Blocks) -> Tensor:
+    """What each run of `per` weights has, [R, C / per], for each weight: [R, C]."""
+    return numbers.repeat_interleave(blocks.format.scales.per, 1)[:, : blocks.codes.shape[1]]
 
 
 def values(blocks: Blocks) -> Tensor:
@@ -94,10 +112,9 @@ def values(blocks: Blocks) -> Tensor:
 
 def weights(blocks: Blocks) -> Tensor:
     """factor * value + minimum: float32 [R, C], each operation rounded."""
-    per = blocks.format.scales.per
-    found = values(blocks) * factors(blocks).repeat_interleave(per, 1)
+    found = values(blocks) * spread(factors(blocks), blocks)
     least = minimums(blocks)
-    return found if least is None else found + least.repeat_interleave(per, 1)
+    return found if least is None else found + spread(least, blocks)
 
 
 def _times(halves: Tensor, units: Tensor | None, gain: float = 1.0) -> Tensor:
@@ -123,12 +140,12 @@ def _scale_bytes(blocks: Blocks) -> list[Tensor]:
 
 def _by_half(units: Tensor, per: int) -> Tensor:
     """Those of the first halves of all blocks, then those of the second halves."""
-    return units if per == BLOCK else torch.cat([units[:, 0::2], units[:, 1::2]], dim=1)
+    return units if per >= BLOCK else torch.cat([units[:, 0::2], units[:, 1::2]], dim=1)
 
 
 def _interleaved(units: Tensor, per: int) -> Tensor:
     """As `_by_half` was given them."""
-    if per == BLOCK:
+    if per >= BLOCK:
         return units
     return torch.stack(units.chunk(2, dim=1), dim=2).flatten(1)
 

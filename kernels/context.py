@@ -38,9 +38,8 @@ class Context:
     """How ops compute. isa: one of `available_isas()`. threads: the caller included; as many as this process may use
     physical cores, within its quota of their time, if nothing else was said.
 
-    activations: how they meet the weights of block formats. "int8": per 32, with few tokens and on an ISA without
-    tiles; per 256 in tiles, which round the weights to int8 with one scale for 256 columns too. "bf16": as they are
-    with few tokens, to bf16 in tiles, and so are the weights.
+    activations: how they meet the weights of block formats. "int8": per 32; in AMX tiles per 256, and the weights with one
+    scale for 256 columns too. "bf16": as they are with few tokens, to bf16 in tiles, and so are the weights.
     tiles_from: from how many tokens of a matrix or an expert on tiles are used, by format name; a format left out as
     the ISA's table says, which was measured on one machine.
     """
@@ -66,3 +65,8 @@ class Context:
         """From how many tokens on tiles are used; formats without tiles are left out."""
         counts = {name: int(self.native.tile_tokens(form.code)) for name, form in FORMATS.items()}
         return {name: count for name, count in counts.items() if count}
+
+    @property
+    def tile_groups(self) -> dict[str, int]:
+        """How many columns of a token share a scale of int8 in tiles; 0: tiles round to bf16."""
+        return {name: int(self.native.tile_group(FORMATS[name].code)) for name in self.tile_tokens}

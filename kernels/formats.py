@@ -4,8 +4,9 @@ A format is a kind of codes and a kind of scales, out of two short lists: a new 
 
     codes    an integer of a few bits for each weight, in planes of 1, 2, 4 or 8 bits; it stands for code - offset, or
              for what a table says
-    scales   a factor for each 32 or 16 weights, often an integer times a half for 256; with some, a minimum besides
-    weight   factor * value + minimum
+    scales   a factor for each 16, 32 or 128 weights, often a unit times a half for more of them; with some, a minimum
+             or a zero point besides
+    weight   factor * value + minimum; a zero point z is the minimum -factor * z
 
 A row of a matrix is stored on its own, row-major:
 
@@ -22,6 +23,9 @@ padding, and for q3_k and iq4_xs, whose factors of 6 bits take a byte here (4 % 
 to iq3) become the codes of their values, of 3 or 4 bits, which takes more bytes than in a file. A minimum that GGUF
 subtracts has its half negated.
 
+The last ones hold what quantised safetensors say (`loaders/quantised`), nothing rounded: a scale of a tile, a column or
+a tensor is repeated for each 128 weights of a row, a zero point of 4 bits takes a byte.
+
 This file knows sizes only. It imports nothing of ours; `reference.py`, `cpu/` and `gpu/` unpack what it describes.
 """
 
@@ -35,8 +39,13 @@ EXPERT_ALIGN = 64
 BLOCK = 32  # weights
 GROUP = 16  # blocks
 SUPER = 256  # weights that share a half, where factors are integers
+ROW = 1 << 40  # as `shared`: all weights of a row
 
-ScaleKind = Literal["none", "half", "half_min", "power", "byte", "byte16", "six_min", "nibble16_min"]
+ScaleKind = Literal[
+    "none", "half", "half_min", "half_zero", "power", "byte", "byte16", "six_min", "nibble16_min", "e4m3_16"
+]
+Half = Literal["f16", "bf16", "f32"]
+HALF_BYTES: dict[Half, int] = {"f16": 2, "bf16": 2, "f32": 4}
 Part = Literal["gate", "up", "down"]
 PARTS: tuple[Part, ...] = ("gate", "up", "down")
 
@@ -52,8 +61,9 @@ class Scales:
 
     per: weights to a factor. shared: weights that share a half, and a factor is a unit times it; 0: a factor is a half
     of its own, or a power of two. has_min: there are minimums, likewise. unit_bytes: of the integers that belong to one
-    factor and minimum. gain: what a half counts times, a power of two. Where `per` is 16, the units of the first halves
-    of all blocks come first, then those of the second halves.
+    factor and minimum. gain: what a half counts times, a power of two. half: what a half is. Where `per` is 16, the
+    units of the first halves of all blocks come first, then those of the second halves. A last run of weights may be
+    shorter than `per`, or than all that share a half.
     """
 
     kind: ScaleKind
@@ -62,29 +72,43 @@ class Scales:
     has_min: bool = False
     unit_bytes: float = 0
     gain: float = 1.0
+    half: Half = "f16"
 
     @property
     def half_bytes(self) -> int:
         """Bytes of the halves that belong together."""
-        return 0 if self.kind == "power" else 4 if self.has_min else 2
+        return 0 if self.kind == "power" else HALF_BYTES[self.half] * (2 if self.has_min else 1)
+
+    def halves(self, cols: int) -> int:
+        """How many halves a row has, those of minimums not counted."""
+        return -(-cols // (self.shared or self.per))
+
+    def runs(self, cols: int) -> int:
+        """How many factors a row has."""
+        return -(-cols // self.per)
 
     def bytes(self, cols: int) -> int:
         """Bytes of the scales of a row, without padding."""
-        return cols // (self.shared or self.per) * self.half_bytes + round(cols // self.per * self.unit_bytes)
+        return self.halves(cols) * self.half_bytes + round(self.runs(cols) * self.unit_bytes)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Codes:
     """How the integers of a row are stored: bits of its planes, narrowest first, and what a code stands for: code -
-    offset, or table[code]; of 8 bits, a signed number."""
+    offset, or table[code]; of 8 bits without a table, a signed number."""
 
     planes: tuple[int, ...]
     offset: int = 0
-    table: tuple[int, ...] = ()
+    table: tuple[float, ...] = ()
 
     @property
     def bits(self) -> int:
         return sum(self.planes)
+
+    @property
+    def are_floats(self) -> bool:
+        """Whether codes are no integers times a constant, so that products need floats."""
+        return self.bits == 8 and bool(self.table)
 
 
 NO_CODES = Codes(planes=())
@@ -107,7 +131,28 @@ EIGHTH_BYTE, EIGHTH_BYTE16, QUARTER_BYTE = (
     replace(BYTE, gain=1 / 4),
 )
 
-# Where the 16 values of a code are not evenly spaced. Those of e2m1 are doubled: POWER takes the half back.
+# A zero point of a byte: the code that stands for 0.
+ZERO = Scales(kind="half_zero", per=32, unit_bytes=1)
+ZERO_BF16 = Scales(kind="half_zero", per=32, unit_bytes=1, half="bf16")
+ZERO_128 = Scales(kind="half_zero", per=128, unit_bytes=1)
+ZERO_128_BF16 = Scales(kind="half_zero", per=128, unit_bytes=1, half="bf16")
+HALF_BF16 = Scales(kind="half", per=32, half="bf16")
+FLOAT_128 = Scales(kind="half", per=128, half="f32")
+# Units are floats of 8 bits, e4m3.
+E4M3_16 = Scales(kind="e4m3_16", per=16, shared=ROW, unit_bytes=1, half="f32")
+
+
+def _e4m3(code: int) -> float:
+    """A float of 4 bits of exponent and 3 of mantissa, without infinities: 127 and 255 are NaN."""
+    exponent, mantissa, sign = code >> 3 & 15, code & 7, -1.0 if code > 127 else 1.0
+    if code & 127 == 127:
+        return float("nan")
+    return sign * (mantissa * 2.0**-9 if exponent == 0 else (8 + mantissa) * 2.0 ** (exponent - 10))
+
+
+E4M3_VALUES = tuple(_e4m3(code) for code in range(256))
+# Where the 16 values of a code are not evenly spaced. Those of e2m1 are doubled: POWER takes the half back, and the
+# number of a row of E4M3_16 is stored as half of what it is.
 IQ4_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 E2M1_VALUES = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
 # The values that points of a grid have, with their signs; of iq1 those of three levels, an eighth beside them, times 8.
@@ -133,6 +178,11 @@ class Format:
         return not self.plain_bits
 
     @property
+    def activations(self) -> str:
+        """How a token is made ready for products with it; formats where that is the same can be gate and up."""
+        return "int8" if self.is_block and not self.codes.are_floats else self.name
+
+    @property
     def bits(self) -> int:
         """Bits of a weight, scales aside."""
         return self.plain_bits or self.codes.bits
@@ -140,7 +190,7 @@ class Format:
     @property
     def block(self) -> int:
         """Weights of which a row must be a whole number."""
-        return (self.scales.shared or BLOCK) if self.is_block else 1
+        return max(BLOCK, self.scales.shared % ROW) if self.is_block else 1
 
     def scales_bytes(self, cols: int) -> int:
         """Bytes of the scales in front of a row of `cols` weights, padding included."""
@@ -178,35 +228,22 @@ IQ2_XS = Format(name="iq2_xs", code=19, codes=Codes(planes=(1, 2), table=IQ2_VAL
 IQ2_S = replace(IQ2_XS, name="iq2_s")
 IQ1_S = Format(name="iq1_s", code=20, codes=Codes(planes=(1, 2), table=IQ1_VALUES), scales=EIGHTH_BYTE)
 IQ1_M = Format(name="iq1_m", code=21, codes=Codes(planes=(1, 2), table=IQ1_VALUES), scales=EIGHTH_BYTE16)
+FP8 = Format(name="fp8", code=22, codes=Codes(planes=(8,), table=E4M3_VALUES), scales=FLOAT_128)
+Q4_0_BF16 = Format(name="q4_0_bf16", code=23, codes=Codes(planes=(4,), offset=8), scales=HALF_BF16)
+INT4_G32 = Format(name="int4_g32", code=24, codes=Codes(planes=(4,)), scales=ZERO)
+INT4_G32_BF16 = Format(name="int4_g32_bf16", code=25, codes=Codes(planes=(4,)), scales=ZERO_BF16)
+INT4_G128 = Format(name="int4_g128", code=26, codes=Codes(planes=(4,)), scales=ZERO_128)
+INT4_G128_BF16 = Format(name="int4_g128_bf16", code=27, codes=Codes(planes=(4,)), scales=ZERO_128_BF16)
+NVFP4 = Format(name="nvfp4", code=28, codes=Codes(planes=(4,), table=E2M1_VALUES), scales=E4M3_16)
 
 FORMATS: dict[str, Format] = {
     f.name: f
     for f in (
-        F32,
-        F16,
-        BF16,
-        Q8_0,
-        Q4_0,
-        Q4_1,
-        Q5_0,
-        Q5_1,
-        Q2_K,
-        Q3_K,
-        Q4_K,
-        Q5_K,
-        Q6_K,
-        IQ4_NL,
-        IQ4_XS,
-        MXFP4,
-        IQ3_S,
-        IQ3_XXS,
-        IQ2_XXS,
-        IQ2_XS,
-        IQ2_S,
-        IQ1_S,
-        IQ1_M,
+        F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS, MXFP4,
+        IQ3_S, IQ3_XXS, IQ2_XXS, IQ2_XS, IQ2_S, IQ1_S, IQ1_M,
+        FP8, Q4_0_BF16, INT4_G32, INT4_G32_BF16, INT4_G128, INT4_G128_BF16, NVFP4,
     )
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ slower than the other types, and happens once, while loading.
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,21 +35,21 @@ def read(name: str, b: Tensor, format: Format) -> Blocks:
 
 def _values(name: str, alone: Tensor) -> Tensor:
     """What the package makes of blocks: float32 [R, C]."""
-    quants: Any
     try:
-        import gguf
-        from gguf import quants
+        gguf: Any = import_module("gguf")
+        quants: Any = import_module("gguf.quants")
     except ImportError as missing:
         raise OptionError(f"{name.upper()} needs the tables of the gguf package: pip install gguf") from missing
     rows = alone.reshape(alone.shape[0], -1).numpy()
-    return torch.from_numpy(quants.dequantize(rows, gguf.GGMLQuantizationType[name.upper()]))
+    values: Tensor = torch.from_numpy(quants.dequantize(rows, gguf.GGMLQuantizationType[name.upper()]))
+    return values
 
 
-def _codes(values: Tensor, table: tuple[int, ...]) -> Tensor:
+def _codes(values: Tensor, table: tuple[float, ...]) -> Tensor:
     """The code of each value of a table: uint8."""
     sizes = torch.full((256,), 255, dtype=torch.uint8)
     for code, value in reversed([*enumerate(table)]):
-        sizes[value + 128] = code
+        sizes[int(value) + 128] = code
     return sizes[(values.round() + 128).long().clamp(0, 255)]
 
 

@@ -187,15 +187,18 @@ def silu_mul(gate_up_T2F: Tensor) -> Tensor:
     return torch.nn.functional.silu(gate) * up
 
 
-def gated_add_(y_TD: Tensor, z_TD: Tensor, gate_T1: Tensor | None = None) -> None:
-    """y += z * sigmoid(gate) in place; without a gate y += z."""
-    y_TD.add_(z_TD if gate_T1 is None else z_TD * gate_T1.sigmoid())
+def gated_add_(y_TD: Tensor, z_TD: Tensor, gate_T1: Tensor | None = None, to_TD: Tensor | None = None) -> None:
+    """y += z * sigmoid(gate) in place; without a gate y += z. to: where the sum goes instead, which may be z; y then
+    stays, and on a GPU it may be memory of the host that is registered with the driver."""
+    torch.add(y_TD, z_TD if gate_T1 is None else z_TD * gate_T1.sigmoid(), out=y_TD if to_TD is None else to_TD)
 
 
-def argmax(logits_SV: Tensor) -> tuple[Tensor, Tensor]:
-    """The largest value of each row, float32 [S], and where it stands first, int64 [S]; NaN counts as the largest."""
+def argmax(logits_SV: Tensor, to: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+    """The largest value of each row, float32 [S], and where it stands first, int64 [S]; NaN counts as the largest. to:
+    where both go, on a GPU also memory of the host that is registered with the driver."""
     ids = logits_SV.argmax(-1)
-    return logits_SV.gather(1, ids.unsqueeze(1)).squeeze(1), ids
+    found = logits_SV.gather(1, ids.unsqueeze(1)).squeeze(1), ids
+    return found if to is None else (to[0].copy_(found[0]), to[1].copy_(found[1]))
 
 
 def experts(x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor, bank: ExpertBank) -> Tensor:

@@ -2,7 +2,8 @@
 
 q8_0, q4_0, q4_1, q5_0, q5_1 and mxfp4 round as GGUF does. Where the factors are integers times a half, each run of
 weights first gets the factor (and the minimum) that its range asks for, these are rounded to integers of the row's
-superblock, and the codes are chosen last, against the factors as they came out.
+superblock, and the codes are chosen last, against the factors as they came out. Formats with floats of 8 bits give the
+largest magnitude of a run the largest float, those with a zero point reach from the least value to the largest one.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .blocks import Blocks, factors, join, minimums
+from .blocks import HALVES, Blocks, factors, join, minimums, spread
 from .formats import BLOCK, Format
 from .ggml_blocks import GRIDS
+
+E4M3_MOST, E2M1_MOST = 448.0, 12.0  # the largest numbers; of e2m1 doubled
 
 
 def pack(values_RC: Tensor, format: Format) -> Tensor:
@@ -24,7 +27,8 @@ def pack(values_RC: Tensor, format: Format) -> Tensor:
 
 
 def _runs(x: Tensor, size: int) -> Tensor:
-    return x.reshape(x.shape[0], -1, size)
+    """[R, runs, size], a last one filled up with zeros."""
+    return torch.nn.functional.pad(x, (0, -x.shape[1] % size)).reshape(x.shape[0], -1, size)
 
 
 def _inverse(scale: Tensor) -> Tensor:
@@ -49,7 +53,7 @@ def _centred(x: Tensor, format: Format) -> Blocks:
     runs, offset = _runs(x, BLOCK), format.codes.offset
     scale = _peak(runs) / -float(offset)
     codes = (runs * _inverse(scale) + (offset + 0.5)).floor().clamp(0, 2 * offset - 1).to(torch.uint8)
-    return Blocks(format=format, codes=codes.flatten(1), halves=scale.squeeze(-1).half())
+    return Blocks(format=format, codes=codes.flatten(1), halves=scale.squeeze(-1).to(HALVES[format.scales.half]))
 
 
 def _ranged(x: Tensor, format: Format) -> Blocks:
@@ -72,7 +76,40 @@ def _mxfp4(x: Tensor, format: Format) -> Blocks:
     return Blocks(format=format, codes=_nearest(runs / scale.unsqueeze(-1), format.codes.table).flatten(1), units=units)
 
 
-def _nearest(values: Tensor, table: tuple[int, ...]) -> Tensor:
+def _fp8(x: Tensor, format: Format) -> Blocks:
+    halves = _runs(x, format.scales.per).abs().amax(-1) / E4M3_MOST
+    found = Blocks(format=format, codes=torch.zeros(x.shape, dtype=torch.uint8), halves=halves)
+    scaled = x * _inverse(spread(halves, found))
+    return _with_codes(found, _e4m3(scaled))
+
+
+def _e4m3(x: Tensor) -> Tensor:
+    """The nearest codes."""
+    return x.clamp(-E4M3_MOST, E4M3_MOST).to(torch.float8_e4m3fn).view(torch.uint8)
+
+
+def _zero_point(x: Tensor, format: Format) -> Blocks:
+    runs = _runs(x, format.scales.per)
+    least, largest = runs.amin(-1).clamp(max=0.0), runs.amax(-1).clamp(min=0.0)
+    halves = ((largest - least) / 15).to(HALVES[format.scales.half])
+    inverse = _inverse(halves.float())
+    units = (-least * inverse).round().clamp(0, 15).to(torch.uint8)
+    codes = (runs * inverse.unsqueeze(-1) + units.unsqueeze(-1)).round().clamp(0, 15).to(torch.uint8)
+    return Blocks(format=format, codes=codes.flatten(1)[:, : x.shape[1]].contiguous(), halves=halves, units=units)
+
+
+def _nvfp4(x: Tensor, format: Format) -> Blocks:
+    """The row's number gives the largest unit the largest float."""
+    runs = _runs(x, format.scales.per)
+    wanted = runs.abs().amax(-1) / E2M1_MOST
+    halves = wanted.amax(-1, keepdim=True) / E4M3_MOST
+    units = _e4m3(wanted * _inverse(halves))
+    found = Blocks(format=format, codes=torch.zeros(x.shape, dtype=torch.uint8), halves=halves, units=units)
+    scaled = runs * _inverse(factors(found)).unsqueeze(-1)
+    return _with_codes(found, _nearest(scaled, format.codes.table).flatten(1))
+
+
+def _nearest(values: Tensor, table: tuple[float, ...]) -> Tensor:
     """The code of the nearest value of a table, the lower code of equals."""
     entries = torch.tensor(table, dtype=torch.float32)
     best, codes = (values - entries[0]).abs(), torch.zeros_like(values, dtype=torch.uint8)
@@ -157,5 +194,7 @@ def _with_codes(blocks: Blocks, codes: Tensor) -> Blocks:
 ROUNDINGS: dict[str, Callable[[Tensor, Format], Blocks]] = {
     "q8_0": _q8_0, "q4_0": _centred, "q5_0": _centred, "q4_1": _ranged, "q5_1": _ranged, "mxfp4": _mxfp4,
     **dict.fromkeys(("iq4_nl", "iq4_xs", *GRIDS), _table), "q3_k": _symmetric, "q6_k": _symmetric,
-    "q2_k": _with_minimum, "q4_k": _with_minimum, "q5_k": _with_minimum,
+    "q2_k": _with_minimum, "q4_k": _with_minimum, "q5_k": _with_minimum, "q4_0_bf16": _centred, "fp8": _fp8,
+    "int4_g32": _zero_point, "int4_g32_bf16": _zero_point, "int4_g128": _zero_point, "int4_g128_bf16": _zero_point,
+    "nvfp4": _nvfp4,
 }  # fmt: skip

@@ -16,15 +16,12 @@ from .architecture import catalogue
 from .architecture.by_name.text_part import text_part
 from .architecture.readers import Described, read
 from .families.config_reader import ConfigReader
+from .families.quantisation import with_file_beside
 from .files import gguf_set, weight_files
 from .files.gguf_header import Header
 from .files.headers import Stored
 from .gguf.model import describe
 from .hub.local import DEMO, DEMO_DIRECTORY, existing, model_in
-from .quants.of_config import KEYS
-
-# Files beside a config.json that say how it is quantised, and by what.
-BESIDE = {"hf_quant_config.json": "modelopt", "quantize_config.json": "gptq", "quant_config.json": "awq"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,15 +77,6 @@ def of_config(
     return Source(name=name, config=text_part(config)[0], described=described, tensors=tensors, notes=notes)
 
 
-def _with_quantisation(config: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The config, with the quantisation that some tools write into a file beside it."""
-    for name, method in BESIDE.items():
-        if not any(config.get(key) for key in KEYS) and (path / name).is_file():
-            found = {"quant_method": method, **ConfigReader.open(path / name).values}
-            return {**config, "quantization_config": found}
-    return config
-
-
 def of_gguf(header: Header, source: str) -> Source:
     """A model by a GGUF header, with the tensors of all its parts."""
     config, described, notes = describe(header, source)
@@ -101,7 +89,7 @@ def _of_directory(path: Path) -> Source:
     if not models or (path / "config.json").is_file():
         inner = model_in(path)
         notes = (f"the model is in {inner}",) if inner != path else ()
-        config = _with_quantisation(ConfigReader.open(inner / "config.json").values, inner)
+        config = with_file_beside(ConfigReader.open(inner / "config.json").values, inner)
         tensors = weight_files.headers_of(inner) or None
         return of_config(config, str(inner / "config.json"), str(inner), tensors, notes)
     if len(models) > 1:

@@ -60,7 +60,7 @@ def pytest_collection(session: pytest.Session) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     # What takes a minute begins first, so that no process waits for it at the end.
-    items.sort(key=lambda item: not item.path.name.startswith("test_gpu_compile"))
+    items.sort(key=lambda item: not item.path.name.startswith(("test_gpu_compile", "test_target")))
     if os.environ.get("HEADRACE_ISA") == "portable":
         for item in items:
             if item.get_closest_marker("slow"):

@@ -25,7 +25,7 @@ PUBLIC = {
 ROOMS = {
     "engine": "units writable placement coerce option config devices ledger bandwidth_model experts planning model "
     "cuda_graphs generation memory measure core llm bench terminal",
-    "loaders": "files memory spec families architecture gguf quants hub model_source weights tokens",
+    "loaders": "files memory spec families architecture gguf quants hub model_source quantised weights tokens",
     "kernels": "_cpu scratch formats isa limits context packed decoder_layer reference cpu gpu cases",
 }
 MOST_FILES, MOST_LINES, MOST_OF_A_FUNCTION = 12, 400, 50
@@ -85,7 +85,7 @@ def test_loaders_take_only_packed_weights_from_kernels() -> None:
             if isinstance(node, ast.ImportFrom) and node.level and "kernels" in (node.module or ""):
                 assert {a.name for a in node.names} <= {
                     "FORMATS", "ExpertBank", "ExpertLayout", "Format", "Matrix", "Mlp", "Ops", "FORMAT_OF_DTYPE",
-                    "limits",
+                    "limits", "blocks",
                 }  # fmt: skip
 
 
@@ -137,7 +137,7 @@ def test_files_that_the_docs_name_are_there(page: Path) -> None:
     elsewhere = {
         "cuda.h", "headrace.json", "config.json", "tokenizer.json", "generation_config.json", "tokenizer_config.json",
         "special_tokens_map.json", "chat_template.json", "model.safetensors.index.json", "hf_quant_config.json",
-        "adapter_config.json",
+        "adapter_config.json", "quantize_config.json", "quant_config.json",
     }  # fmt: skip
     for name in set(re.findall(rf"`((?:[\w.-]+/)*[\w.-]+\.{ENDINGS})`", page.read_text())):
         if name not in elsewhere and not any(part.isupper() for part in Path(name).stem.split("-")):

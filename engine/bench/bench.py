@@ -1,8 +1,8 @@
 """`headrace bench`: prefill and decode speed, with the bytes behind them, against the prediction and the ceiling.
 
 Every test runs once unmeasured, then `rounds` times; medians over rounds count. Times are those of the ledger's passes:
-scheduling, forward and sampling, without text. A prompt is new in every round, so that its keys are in no cache; the
-tokens before a decode run (`depth`) are the same, so that they are computed once.
+scheduling, forward, sampling and bookkeeping, without text. A prompt is new in every round, so that its keys are in no
+cache; the tokens before a decode run (`depth`) are the same, so that they are computed once.
 
 Beside a GPU one more round has the clock of the tiers on, which costs launches: it says where the time goes, and counts
 for no rate.

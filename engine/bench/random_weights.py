@@ -7,12 +7,14 @@ Everything but the values is real: shapes, formats, kernels, cache. Layers that 
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from ...kernels import Ops
-from ...loaders.memory import free_memory
 from ...loaders.spec import ModelSpec
 from ...loaders.weights import imagined
 from ...loaders.weights.checkpoint import Checkpoint, Progress
@@ -20,22 +22,28 @@ from ...loaders.weights.model_weights import ModelWeights, allocate
 from ...loaders.weights.noise import Noise
 from ..config import EngineConfig
 from ..core.weight_source import Target, load_options
+from ..devices.device import Device
 from ..generation.sampler import sample
 from ..generation.sequence import Sequence
 from ..ledger.pass_bytes import bytes_per_token
 from ..llm import LLM
 from ..memory import kv_budget
+from ..memory.memory_plan import plan_memory
 from ..model.kv_cache import PAGE, pages_for
+from ..placement.placement import Tier
 
 MEMORY_SHARE = 0.9  # of what is free: the rest is for buffers and for what else runs
+GPU_SHARE = 0.99  # of a GPU: the rest is for buffers that a measured link may ask for
+RAM_LIMIT = "where the machine has more memory than it says"
 
 
 class RandomWeights:
     """A source of random weights. model: whatever a plan takes, or a config; `layers`: the first so many, None for as
     many as fit. `whole` is the spec of the uncut model, from `open` on.
 
-    Give `max_context`: the cache for `max_sequences` of that length is counted when layers are. Raises what `LLM`
-    raises, and ConfigError for a family that cannot be run.
+    Give `max_context`: the cache for `max_sequences` of that length is counted when layers are. What counts is the
+    memory that the placement puts them into. A note says what was left out. Raises what `LLM` raises, and ConfigError
+    for a family that cannot be run.
     """
 
     whole: ModelSpec
@@ -43,7 +51,7 @@ class RandomWeights:
     def __init__(self, model: str | dict[str, Any], layers: int | None = None) -> None:
         self.model, self.layers = model, layers
 
-    def open(self, config: EngineConfig, show_progress: bool) -> Checkpoint:
+    def open(self, config: EngineConfig, devices: Mapping[Tier, Device], show_progress: bool) -> Checkpoint:
         whole = imagined.imagine(
             self.model,
             load_options(config),
@@ -52,20 +60,30 @@ class RandomWeights:
             cache_dir=config.cache_dir,
         )
         self.whole = whole.spec
-        dtype = kv_budget.kv_dtype(config, whole.formats)
-        pages = pages_for(config.max_context or PAGE) * config.max_sequences
-
-        def cache(spec: ModelSpec) -> int:
-            return pages * PAGE * bytes_per_token(spec, dtype)
-
-        room = int(free_memory() * MEMORY_SHARE)
-        return imagined.cut(whole, imagined.layers_that_fit(whole, self.layers, room, cache))
+        layers, problem = imagined.layers_that_fit(whole, self.layers, partial(_check, config, devices))
+        found = imagined.cut(whole, layers)
+        if layers == whole.spec.layers or self.layers is not None:
+            return found
+        note = f"the first {layers} of {whole.spec.layers} layers, since {problem}; or --ram-limit, {RAM_LIMIT}"
+        return replace(found, notes=(*found.notes, note))
 
     def load(self, checkpoint: Checkpoint, target: Target) -> ModelWeights:
         weights = allocate(checkpoint.spec, checkpoint.formats, where=target.where)
         target.prepare(weights, False)
         Noise().fill(weights, target.progress, target.filled)
         return weights
+
+
+def _check(config: EngineConfig, devices: Mapping[Tier, Device], checkpoint: Checkpoint) -> None:
+    """Raises MemoryNeeded where a model does not fit: beside a GPU where its placement puts it, on each tier."""
+    dtype, host = kv_budget.kv_dtype(config, checkpoint.formats), devices[Tier.CPU]
+    room = int(host.free * MEMORY_SHARE)
+    if len(devices) == 1:
+        pages = pages_for(config.max_context or PAGE) * config.max_sequences
+        imagined.check_room(checkpoint, room, pages * PAGE * bytes_per_token(checkpoint.spec, dtype))
+        return
+    with_rest = {tier: replace(one, free=int(one.free * GPU_SHARE)) for tier, one in devices.items()}
+    plan_memory(config, checkpoint, dtype, {**with_rest, Tier.CPU: replace(host, free=room)}, graphs=True)
 
 
 class RandomSampler:

@@ -1,7 +1,7 @@
 """Puts a model together: the only place where its parts are made. `build` says the order, from top to bottom.
 
-Find the model and read its headers, decide what lies where, load, reserve the cache, capture graphs. What cannot be is
-refused before memory is taken.
+Find the model and read its headers, decide what lies where, load, reserve the cache, compile kernels, capture graphs.
+What cannot be is refused before memory is taken.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from ... import kernels
 from ...kernels import Ops
 from ...kernels.context import THREADS, Context
+from ...kernels.cpu import CpuOps
 from ...kernels.packed import ExpertBank
 from ...loaders.files.gguf_set import is_gguf
 from ...loaders.files.recognise import is_named
@@ -34,6 +35,7 @@ from ..devices.device import Device
 from ..experts.backend import CpuExperts, ExpertBackend
 from ..experts.host_buffers import HostBuffers
 from ..experts.offload_plan import OffloadPlan
+from ..experts.streaming import no_cuts
 from ..experts.tiered import TieredExperts
 from ..generation.admission import Admission
 from ..ledger.timers import Timers
@@ -46,6 +48,7 @@ from ..model.decoder import Decoder
 from ..model.inputs import make_device_inputs
 from ..model.kv_cache import KVCache, pages_for
 from ..placement.placement import Tier
+from .compile_ahead import compile_ahead
 from .parts import EngineParts
 from .weight_source import Target, WeightSource
 
@@ -57,16 +60,21 @@ Check = Callable[[Admission], None]
 
 
 def build(
-    source: WeightSource, config: EngineConfig, progress: Progress | None = None, check: Check | None = None
+    source: WeightSource,
+    config: EngineConfig,
+    progress: Progress | None = None,
+    check: Check | None = None,
+    compiling: Progress | None = None,
 ) -> EngineParts:
     """Loads the model of a source as the config says; raises a `HeadraceError` that names what is wrong. check: sees
-    what admits prompts, before weights are loaded; what it raises ends the load."""
+    what admits prompts, before weights are loaded; what it raises ends the load. compiling: called with kernels of a
+    GPU done and in all."""
     name, context, ops = load_kernels(config)
     profile = profiles.load_profile(context, config.profile) if name == "cpu" else None
     torch_threads = host.torch_threads(name, config.threads)
     host.use_torch_threads(torch_threads)
-    found = devices.find(config, devices.ram(ops, name))
-    checkpoint = source.open(config, show_progress=progress is not None)
+    found = devices.find(config, devices.ram(ops, name, config))
+    checkpoint = source.open(config, found, show_progress=progress is not None)
     if name == "cpu":
         context, ops, found = _with_thresholds(config, context, ops, found, checkpoint)
     tokenizer = _load_tokenizer(checkpoint)
@@ -80,17 +88,20 @@ def build(
     choice, arena = _beside_a_gpu(config, checkpoint, plan, found, runtime, problem)
     main = found[plan.placement.main]
     granted = Granted(name == "cpu", arena)
-    weights = source.load(checkpoint, _target(ops, plan, found, arena, granted, progress))
+    weights = source.load(checkpoint, _target(config, ops, plan, found, arena, granted, progress))
     if arena is not None:
         arena.finish()
         plan = replace(plan, offload=without_blocking_copies(plan.offload, main.is_cuda, arena))
     timers = Timers(streams.of(main)[0] if len(found) > 1 else None)
-    experts, host_buffers = _experts(config, checkpoint, weights, plan, found, ops, timers)
+    experts, host_buffers = _experts(config, checkpoint, weights, plan, found, ops, timers, arena)
     decoder = _decoder(config, checkpoint, weights, plan, found, experts, kv_dtype, timers)
+    compile_ahead(config, plan.kv_budget.max_context, decoder, found, compiling)
     graphed, choice = _graphs(config, context, checkpoint, plan, decoder, choice, runtime)
     if graphed is not None:
         graphed.tiered.offload = plan.offload.in_graphs()
         plan = replace(plan, offload=graphed.tiered.offload)
+    elif main.is_cuda and Tier.CPU in plan.placement.tiers and config.threads is None:
+        context = leave_a_core(context, ops)
     return EngineParts(
         config=config, kernels=name, context=context, torch_threads=torch_threads, ops=ops, devices=found,
         checkpoint=checkpoint, tokenizer=tokenizer, admission=admission,
@@ -148,13 +159,14 @@ def _beside_a_gpu(
     Nothing of it on the CPU alone. problem: why there is no runtime."""
     if len(found) == 1:
         return None, None
-    limit, sizes = resolve_limit(config.pinned_limit), plan.bytes_in_ram
+    limit, sizes = resolve_limit(config.pinned_limit, config.ram_bytes), plan.bytes_in_ram
     choice = signal_choice.decide(config, plan.placement, plan.offload, runtime, problem, checkpoint.spec.layers)
     driver, number = (None, 0) if runtime is None else (runtime.driver, runtime.number)
     return choice, ExpertArena(sizes, driver, number, problem, limit) if any(sizes) else None
 
 
 def _target(
+    config: EngineConfig,
     ops: Ops,
     plan: MemoryPlan,
     found: Mapping[Tier, Device],
@@ -168,7 +180,10 @@ def _target(
         filled = arena.filled
         where = None if where is None else replace(where, pools={Tier.CPU.value: arena.arena})
     besides = plan.kv_budget.kv_bytes + plan.kv_budget.work_bytes
-    return Target(ops=ops, where=where, besides=besides, prepare=granted.prepare, filled=filled, progress=progress)
+    free = None if config.ram_limit is None else found[Tier.CPU].free
+    return Target(
+        ops=ops, where=where, besides=besides, prepare=granted.prepare, filled=filled, progress=progress, free=free
+    )
 
 
 class Granted:
@@ -194,6 +209,15 @@ def without_blocking_copies(offload: OffloadPlan, is_cuda: bool, arena: ExpertAr
     return offload.without_prefetch("experts in RAM are not all pinned, and a copy holds up other work")
 
 
+def leave_a_core(context: Context, ops: Ops) -> Context:
+    """One thread fewer for the CPU's ops, if there are more than two: where layers run by hand, Python launches a
+    layer's kernels on the GPU beside the team that computes its experts. A team on every core waits for the one of its
+    threads that Python took the core of."""
+    if context.threads > 2 and isinstance(ops, CpuOps):
+        context = ops.context = replace(context, threads=context.threads - 1)
+    return context
+
+
 def _experts(
     config: EngineConfig,
     checkpoint: Checkpoint,
@@ -202,6 +226,7 @@ def _experts(
     found: Mapping[Tier, Device],
     ops: Ops,
     timers: Timers,
+    arena: ExpertArena | None,
 ) -> tuple[ExpertBackend, HostBuffers | None]:
     """The experts: all in RAM, or on the tiers of the placement, with the buffers between GPU and CPU."""
     banks, spec = [layer.experts for layer in weights.layers], checkpoint.spec
@@ -218,7 +243,8 @@ def _experts(
         hidden=spec.hidden,
         top_k=spec.moe.top_k,
     )
-    return TieredExperts(split, plan.placement, found, host_buffers, plan.offload, timers), host_buffers
+    cuts = no_cuts if arena is None else arena.cuts
+    return TieredExperts(split, plan.placement, found, host_buffers, plan.offload, timers, cuts), host_buffers
 
 
 def _decoder(

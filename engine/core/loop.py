@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Generator
 from collections.abc import Sequence as Seq
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -14,15 +15,16 @@ from torch import Tensor
 from ...errors import HeadraceError, MemoryNeeded
 from ...kernels import Ops
 from ..devices.host import use_torch_threads
-from ..generation.outputs import Chunk
+from ..generation.outputs import Chunk, Completion
 from ..generation.request import Request
-from ..generation.sampler import sample
+from ..generation.sampler import WithArgmax, sample
 from ..generation.scheduler import Batch, Scheduler, make_inputs
 from ..generation.sequence import Sequence
 from ..ledger.ledger import Ledger
-from ..ledger.passes import CPU_DRAM, GPU_HBM, Bytes, Pass, add_bytes
+from ..ledger.passes import CPU_DRAM, GPU_HBM, Bytes, Pass
 from ..model.decoder import Output
 from ..model.kv_cache import PageTable, pages_for
+from .bookkeeping import Bookkeeping, Closed
 from .parts import EngineParts
 
 Sampler = Callable[[Tensor, list[Sequence], Ops], list[int]]
@@ -67,6 +69,7 @@ class Loop:
         self.pages = PageTable(parts.kv_budget.pages)
         self.scheduler = Scheduler(self.pages, parts.config.prefill_chunk, parts.config.max_sequences)
         self.eos_ids = parts.eos_ids
+        self.books = Bookkeeping(ledger)
         self.requests: dict[int, Request] = {}
         self.lock = Turn()  # held for a pass
 
@@ -95,6 +98,11 @@ class Loop:
         finally:
             self._end([request])
 
+    def completions(self, requests: Seq[Request]) -> list[Completion]:
+        """What there is so far of requests."""
+        self.books.settle()
+        return [request.completion() for request in requests]
+
     def _start(self, request: Request) -> None:
         with self.lock:
             if not self.requests:
@@ -112,6 +120,12 @@ class Loop:
                 if self.requests.pop(request.sequence.id, None) is not None and request.is_open:
                     request.sequence.finish_reason = "interrupted"
                     self.scheduler.finish(request.sequence)
+            self.settle()
+
+    def settle(self) -> None:
+        """Books what was put off, and writes it. Raises OptionError where the ledger's file cannot be written."""
+        self.books.settle()
+        self.books.write()
 
     def _step_unless(self, done: Callable[[], bool]) -> None:
         """One pass, unless another thread's pass has brought meanwhile what the caller waits for."""
@@ -125,64 +139,71 @@ class Loop:
         Tokens are appended as soon as the pass is committed, and what may raise (a full disk under the ledger) comes
         last: an error must not cost the other requests of the pass a token.
         """
+        start = self.books.start()
         use_torch_threads(self.parts.torch_threads)
         parts, batch = self.parts, self.scheduler.next_batch()
         assert batch is not None, "a sequence is unfinished, but nothing can run"
-        done, start = self._open_pass(batch), time.perf_counter()
+        done, is_graph = self._open_pass(batch), parts.graphed is not None and self._is_graph(batch)
+        if self.books.kept is not None and not is_graph:
+            self.books.settle_meanwhile()
         parts.timers.begin()
         with torch.inference_mode(), parts.main.current():
-            out = self._forward(batch)
+            out = self._forward(batch, is_graph)
             ready = [batch.sequences[i] for i in batch.ready]
-            tokens = self.sampler(out.logits, ready, parts.main.ops) if ready else []
+            tokens = self.sampler(out.logits, ready, self._ops(out)) if ready else []
             parts.timers.span(GPU_HBM)
         parts.main.wait()
         self.scheduler.commit(batch)
         for sequence, token in zip(ready, tokens, strict=True):
             sequence.tokens.append(token)
         done.measured_s = time.perf_counter() - start
+        accounts = [self.requests[sequence.id].account for sequence in batch.sequences]
         for sequence in ready:
             self.requests[sequence.id].push(self.eos_ids)
             if sequence.finish_reason is not None:
                 self.scheduler.finish(sequence)
-        self._close_pass(done, out, self._sampled(ready))
-        self.ledger.write(done)
+        closed = Closed(done, out, self._sampled(ready), accounts)
+        if is_graph:
+            done.times = parts.timers.end(done.measured_s)
+            self.books.keep(closed)
+        else:
+            self.books.book(closed, parts.timers.end)
+        self.books.write()
+
+    def _ops(self, out: Output) -> Ops:
+        """What the sampler computes with."""
+        ops = self.parts.main.ops
+        return ops if out.likeliest is None else cast(Ops, WithArgmax(ops, out.logits, out.likeliest))
 
     def _open_pass(self, batch: Batch) -> Pass:
         return Pass(
-            index=self.ledger.count,
+            index=self.books.next_index,
             phase="prefill" if batch.is_prefill else "decode",
             sequences=[s.id for s in batch.sequences],
             tokens=batch.tokens,
             context=sum(batch.contexts),
         )
 
-    def _close_pass(self, done: Pass, out: Output, sampled: Bytes) -> None:
-        """Puts together what the pass read, and gives it to the ledger and to its requests."""
-        add_bytes(done.bytes, out.read)
-        add_bytes(done.bytes, sampled)
-        done.layers, done.by_layer = out.layers(), out.by_layer
-        for work in done.layers:
-            add_bytes(done.bytes, work.bytes)
-        done.times = self.parts.timers.end(done.measured_s)
-        self.ledger.add(done)
-        for id in done.sequences:
-            self.requests[id].account.add(done)
-
     def _sampled(self, ready: list[Sequence]) -> Bytes:
         """What sampling took from the device."""
         greedy = sum(sequence.params.is_plain_greedy for sequence in ready)
         return self.parts.decoder.device_inputs.sample_bytes(greedy, len(ready) - greedy, self.parts.spec.vocab)
 
-    def _forward(self, batch: Batch) -> Output:
-        """A pass: decode by graphs, if there are any."""
+    def _is_graph(self, batch: Batch) -> bool:
+        """Whether a pass is one of the decode graphs, if there are any."""
+        graphed = self.parts.graphed
+        return graphed is not None and not batch.is_prefill and graphed.takes(batch.tokens)
+
+    def _forward(self, batch: Batch, is_graph: bool) -> Output:
+        """A pass. Of a graph, the pass before is booked while it runs."""
         inputs, parts = make_inputs(batch), self.parts
         if len(parts.devices) == 1:
             start = time.perf_counter()
             out = parts.decoder.forward(inputs)
             parts.timers.spend(CPU_DRAM, time.perf_counter() - start)
             return out
-        if parts.graphed is not None and not batch.is_prefill and parts.graphed.takes(inputs):
-            return parts.graphed.forward(inputs)
+        if is_graph and parts.graphed is not None:
+            return parts.graphed.forward(inputs, self.books.settle_meanwhile)
         return parts.decoder.forward(inputs)
 
     def logits(self, sequence: Sequence) -> Tensor:

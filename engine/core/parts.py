@@ -84,8 +84,11 @@ class EngineParts:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a user should know of how the model's files were read, a line each."""
-        return (*self.checkpoint.notes, *(() if self.tokenizer is None else self.tokenizer.notes))
+        """What a user should know of how the model's files were read, and of what fell back, a line each."""
+        found = [*self.checkpoint.notes, *(() if self.tokenizer is None else self.tokenizer.notes)]
+        if self.signal_choice is not None and self.signal_choice.fell_back:
+            found.append(f"decode steps run without graphs: {self.signal_choice.reason}")
+        return tuple(found)
 
     def close(self) -> None:
         """Ends the threads of graphs and pinning, after which a model with graphs cannot decode."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -16,13 +16,16 @@ from ...loaders.weights.checkpoint import Checkpoint, Progress, load_weights, op
 from ...loaders.weights.chosen_formats import LoadOptions
 from ...loaders.weights.model_weights import ModelWeights, Where
 from ..config import EngineConfig
+from ..devices.device import Device
+from ..placement.placement import Tier
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
     """What to fill, and whom to tell. where: memory of each part, None for RAM. besides: bytes that a pass and the
     cache will take. prepare(weights, in_parts): called when memory is reserved and nothing filled, in_parts where banks
-    are filled by the matrix. filled(part): called when a tensor has its final bytes; None: nobody asks."""
+    are filled by the matrix. filled(part): called when a tensor has its final bytes; None: nobody asks. free: bytes of
+    RAM that may be taken; None: what the system says."""
 
     ops: Ops
     where: Where | None
@@ -30,13 +33,14 @@ class Target:
     prepare: Callable[[ModelWeights, bool], None]
     filled: Callable[[Tensor], None] | None
     progress: Progress | None
+    free: int | None = None
 
 
 class WeightSource(Protocol):
     """Weights that are not loaded yet."""
 
-    def open(self, config: EngineConfig, show_progress: bool) -> Checkpoint:
-        """Finds the model and reads its headers; no weights."""
+    def open(self, config: EngineConfig, devices: Mapping[Tier, Device], show_progress: bool) -> Checkpoint:
+        """Finds the model and reads its headers; no weights. devices: that it is to run on."""
 
     def load(self, checkpoint: Checkpoint, target: Target) -> ModelWeights:
         """Fills the weights of what `open` found."""
@@ -48,7 +52,7 @@ class CheckpointFiles:
     def __init__(self, model: str) -> None:
         self.model = model
 
-    def open(self, config: EngineConfig, show_progress: bool) -> Checkpoint:
+    def open(self, config: EngineConfig, devices: Mapping[Tier, Device], show_progress: bool) -> Checkpoint:
         """Finds the model, downloading it if need be, and reads its headers."""
         directory = locate.locate(
             self.model,
@@ -67,7 +71,7 @@ class CheckpointFiles:
             target.prepare(weights, not checkpoint.is_converted)
 
         return load_weights(
-            checkpoint, target.ops, target.progress, target.besides, prepare, target.where, target.filled
+            checkpoint, target.ops, target.progress, target.besides, prepare, target.where, target.filled, target.free
         )
 
 

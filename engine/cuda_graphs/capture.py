@@ -17,12 +17,16 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ...errors import DeviceError, HeadraceError
+from ...errors import DeviceError, HeadraceError, first_words
 from ..model.batch import Inputs
 from ..model.kv_cache import PAGE
 from ..model.staging import Parts, Shape, StagingBuffer, parts
 
 Step = Callable[[Inputs], Tensor]  # a forward pass: logits float32 [rows, vocabulary]
+
+
+def nothing() -> None:
+    """The host has nothing to do meanwhile."""
 
 
 class Graph(Protocol):
@@ -45,8 +49,8 @@ class Recorder(Protocol):
     def capture(self, step: Callable[[], None]) -> Graph:
         """Records it; on a GPU nothing of it runs."""
 
-    def replay(self, graph: Graph) -> None:
-        """Replays it and waits for its end."""
+    def replay(self, graph: Graph, meanwhile: Callable[[], None]) -> None:
+        """Replays it and waits for its end; `meanwhile` is called when it was given to the device."""
 
 
 class TorchRecorder:
@@ -79,12 +83,15 @@ class TorchRecorder:
             step()
         return graph
 
-    def replay(self, graph: Graph) -> None:
+    def replay(self, graph: Graph, meanwhile: Callable[[], None]) -> None:
         self.stream.wait_stream(self.cuda.current_stream(self.device))  # the inputs are copied there
         with self.cuda.stream(self.stream):
             graph.replay()
             self.over.record(self.stream)
-        self.over.synchronize()
+        try:
+            meanwhile()
+        finally:
+            self.over.synchronize()
 
 
 class Static:
@@ -189,10 +196,10 @@ class DecodeGraphs:
                 logits[number], graphs[number] = self._capture(number)
             except HeadraceError:
                 raise
-            except RuntimeError as error:  # what torch raises for CUDA's errors
+            except Exception as error:  # torch raises RuntimeErrors, Triton's compiler and launcher all kinds
                 raise DeviceError(
-                    f"a decode step of {self.sizes[number]} sequences cannot be captured in a graph ({error}): "
-                    "run with handoff 'eager', which needs no graph"
+                    f"a decode step of {self.sizes[number]} sequences cannot be captured in a graph "
+                    f"({first_words(error)}): run with handoff 'eager', which needs no graph"
                 ) from error
         self.logits = [logits[n] for n in range(len(self.sizes))]
         self.graphs = [graphs[n] for n in range(len(self.sizes))]
@@ -218,9 +225,10 @@ class DecodeGraphs:
         """The smallest captured size that holds so many sequences, or None."""
         return next((n for n, size in enumerate(self.sizes) if size >= sequences), None)
 
-    def run(self, inputs: Inputs) -> Tensor:
+    def run(self, inputs: Inputs, meanwhile: Callable[[], None] = nothing) -> Tensor:
         """A decode step: one token of each sequence. Logits float32 [sequences, vocabulary], until the next step of
-        this size. Raises DeviceError where its experts could not be computed."""
+        this size. meanwhile: what the host does while the device works. Raises DeviceError where its experts could not
+        be computed."""
         count = len(inputs.ids_T)
         number = self.number_for(count)
         assert number is not None, f"{count} sequences, captured for {self.sizes}"
@@ -228,6 +236,6 @@ class DecodeGraphs:
         self.statics[number].load(inputs)
         self.experts.use(number, self.statics[number].padding_B)
         self.experts.begin(number)
-        self.recorder.replay(self.graphs[number])
+        self.recorder.replay(self.graphs[number], meanwhile)
         self.experts.check()
         return self.logits[number][:count]

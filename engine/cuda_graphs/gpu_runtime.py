@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from ...errors import DeviceError
 from ..devices.cuda_driver import LIBRARY, Driver
 from ..devices.device import Device
@@ -20,14 +18,13 @@ from .mailbox_experts import Pack
 
 @dataclass(frozen=True, kw_only=True)
 class Runtime:
-    """Of one GPU. number: as the driver counts. put: memory that is registered, on the GPU, in the recorder's
-    stream; pack: writes a job into the mailbox, likewise; stream: stamps in that stream, also while it is captured."""
+    """Of one GPU. number: as the driver counts. pack: writes a job into the mailbox, in the recorder's stream; stream:
+    stamps in that stream, also while it is captured."""
 
     driver: Driver
     number: int
     name: str
     recorder: Callable[[], Recorder]
-    put: Callable[[Tensor], Tensor]
     pack: Pack
     stream: Callable[[], Stamps]
 
@@ -47,7 +44,6 @@ def find(device: Device) -> tuple[Runtime | None, str]:
             number=number,
             name=device.name,
             recorder=lambda: TorchRecorder(device.place),
-            put=device.put,
             pack=_pack(device.backend),
             stream=lambda: CudaStream(device.place),
         ),

@@ -5,7 +5,7 @@
     `experts/tiered.py`
 
 Everything only enqueues, so that a graph can hold it. What was chosen is read when the step is over: of a layer whose
-experts are all in RAM from its slot, of others from the router's own result, a tensor that lives as long as the graph.
+experts are all in RAM from its slot, of others from where the step brings it (`step_results.py`).
 """
 
 from __future__ import annotations
@@ -35,6 +35,18 @@ class Work(NamedTuple):
     posted: Posted | None
 
 
+class Choices(NamedTuple):
+    """Of a step that is over, by layer: int32 [layers, rows, K] in memory of its own."""
+
+    layers: list[int]
+    ids_LTK: Tensor
+
+    def each(self) -> list[Chosen]:
+        """A layer each, in their order."""
+        found = zip(self.layers, self.ids_LTK, strict=True)
+        return [Chosen(layer, ids_TK) for layer, ids_TK in sorted(found, key=lambda one: one[0])]
+
+
 class GraphedExperts:
     """tiered: the same experts outside of graphs. `mail` has every layer with experts in RAM, None where no layer has;
     `sizes` are the batch sizes."""
@@ -50,13 +62,15 @@ class GraphedExperts:
             if split is not None and placement.main.value in split.banks:
                 self.banks[layer] = split.banks[placement.main.value]
                 self.local[layer] = numbers(placement, layer, placement.main, main)
-        self.chosen: list[dict[int, Tensor]] = [{} for _ in sizes]  # by size: layer -> ids of its last step
+        self.chosen: dict[int, Tensor] = {}  # of the step that is captured: layer -> ids
+        in_slots = {} if mail is None else {layer: n for layer, n in mail.numbers.items() if layer not in self.banks}
+        self.in_slots, self.slots_L = list(in_slots), torch.tensor(list(in_slots.values()), dtype=torch.int64)
         self.batch: int | None = None
         self.padding_B: Tensor | None = None
         self.spans: Spans | None = None  # of the step that is captured or runs, if it is timed
 
     def use(self, batch: int, padding_B: Tensor) -> None:
-        self.batch, self.padding_B = batch, padding_B
+        self.batch, self.padding_B, self.chosen = batch, padding_B, {}
         self.spans = self.timed[batch] if self.timed else None
         if self.mail is not None:
             self.mail.spans = self.spans
@@ -80,7 +94,7 @@ class GraphedExperts:
             posted = self.mail.submit(layer, x_TD, ids_TK, weights_TK)
         if layer not in self.banks:
             return Work(layer, ids_TK, None, posted)
-        self.chosen[self.batch][layer] = ids_TK
+        self.chosen[layer] = ids_TK
         return Work(layer, ids_TK, self._here(layer, x_TD, ids_TK, weights_TK), posted)
 
     def _here(self, layer: int, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> Tensor:
@@ -93,8 +107,8 @@ class GraphedExperts:
         return part_TD
 
     def collect(self, job: Work) -> tuple[Tensor, Chosen]:
-        """The sum of the parts on the main device, valid as everything else in the stream is. What a replay chose,
-        `choices` says."""
+        """The sum of the parts, valid as everything else in the stream is: on the main device, or, where the CPU's is
+        the only one, in its slot. What a replay chose, `choices` says."""
         return self._sum(job), Chosen(job.layer, job.ids_TK)
 
     def _sum(self, job: Work) -> Tensor:
@@ -117,19 +131,13 @@ class GraphedExperts:
         """As of a step by hand, where nothing is copied."""
         return self.tiered.work(chosen)
 
-    def choices(self, batch: int, count: int) -> list[Chosen]:
-        """What the first `count` rows of the last step of this size chose, by layer: int32 [count, K] in host
-        memory. Slots are views: valid until the next step of the size."""
-        chosen = self.chosen[batch]
-        found: dict[int, Tensor] = {}
-        if chosen:
-            down_LTK = torch.stack([ids[:count] for ids in chosen.values()]).cpu()  # one copy for all layers
-            found.update(zip(chosen, down_LTK, strict=True))
-        if self.mail is not None:
-            for layer, number in self.mail.numbers.items():
-                if layer not in chosen:  # all its experts are in RAM, numbered as in the model
-                    found[layer] = self.mail.mailbox.slot(number, batch).ids_TK[:count]
-        return [Chosen(layer, ids_TK) for layer, ids_TK in sorted(found.items())]
+    def choices(self, batch: int, count: int, here_LBK: Tensor) -> Choices:
+        """What the first `count` rows of the last step of this size chose. here: of the layers of `banks`; in slots
+        lie those of the others, whose experts are all in RAM, numbered as in the model."""
+        found = [here_LBK[:, :count]] if self.banks else []
+        if self.mail is not None and self.in_slots:
+            found.append(self.mail.mailbox.ids(batch)[self.slots_L, :count])
+        return Choices([*self.banks, *self.in_slots], torch.cat(found))
 
 
 def numbers(placement: Placement, layer: int, tier: Tier, there: Device) -> Tensor:

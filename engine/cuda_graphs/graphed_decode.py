@@ -2,8 +2,9 @@
 
     outside of the graph    bytes of the pass, embedding rows where they lie in RAM, inputs into their places
     in the graph            all layers, experts of both sides, the head
-    after it                what was chosen, for the ledger: the same account as the eager path's, of the rows that are
-                            sequences (rows that pad a batch cross the link too, and are not counted)
+    after it                the likeliest tokens are there (`step_results.py`), and what was chosen, for the ledger:
+                            the same account as the eager path's, of the rows that are sequences (rows that pad a batch
+                            cross the link too, and are not counted)
 
 Prefill goes by the eager path, and so does a pass whose choices are changed from outside (`Decoder.choose`), since a
 graph would not ask again.
@@ -12,7 +13,7 @@ graph would not ask again.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -32,19 +33,19 @@ from ..model.batch import Inputs, sizes_up_to
 from ..model.decoder import Decoder, Output
 from ..placement.placement import Placement, Tier
 from . import signals
-from .capture import DecodeGraphs, Graph
+from .capture import DecodeGraphs, Graph, nothing
 from .gpu_runtime import Runtime
-from .graph_experts import GraphedExperts, numbers
+from .graph_experts import Choices, GraphedExperts, numbers
 from .mailbox_experts import MailboxExperts
 from .signals import SignalChoice
+from .step_results import StepResults
 
 
 class Captured(NamedTuple):
-    """Steps of all sizes: graphs, logits, what they chose by layer, and their spans if they are timed."""
+    """Steps of all sizes: graphs, logits, and their spans if they are timed."""
 
     graphs: list[Graph]
     logits: list[Tensor]
-    chosen: list[dict[int, Tensor]]
     timed: list[Spans]
 
 
@@ -78,6 +79,7 @@ class GraphedDecode:
         self.timers = tiered.timers
         self.kept: dict[bool, Captured] = {}  # steps with stamps, and without, while the others are in use
         self.experts = GraphedExperts(tiered, mail, self.sizes)
+        self.results = StepResults(runtime.driver, self.sizes, list(self.experts.banks), spec.moe.top_k)
         self.graphs = DecodeGraphs(
             self._step,
             self.experts,
@@ -104,26 +106,27 @@ class GraphedDecode:
         graphs, experts = self.graphs, self.experts
         if wanted == bool(experts.timed):
             return
-        self.kept[not wanted] = Captured(graphs.graphs, graphs.logits, experts.chosen, experts.timed)
+        self.kept[not wanted] = Captured(graphs.graphs, graphs.logits, experts.timed)
         if wanted in self.kept:
-            graphs.graphs, graphs.logits, experts.chosen, experts.timed = self.kept[wanted]
+            graphs.graphs, graphs.logits, experts.timed = self.kept[wanted]
             return
-        experts.chosen = [{} for _ in self.sizes]
         experts.timed = [Spans(self.runtime.stream()) for _ in self.sizes]
         try:
             self._capture()
         except BaseException:
-            graphs.graphs, graphs.logits, experts.chosen, experts.timed = self.kept[not wanted]
+            graphs.graphs, graphs.logits, experts.timed = self.kept[not wanted]
             raise
 
     def _step(self, inputs: Inputs) -> Tensor:
-        """What is captured: a pass from its inputs to its logits."""
-        spans = self.experts.spans
-        if spans is None:
-            return self.decoder.run(inputs, self.experts)
-        spans.begin()
+        """What is captured: a pass from its inputs to its logits, and what the host will want of it."""
+        spans, number = self.experts.spans, self.experts.batch
+        assert number is not None, "a step before its size is known"
+        if spans is not None:
+            spans.begin()
         logits = self.decoder.run(inputs, self.experts)
-        spans.span(GPU_HBM)
+        self.results.write(number, logits, self.experts.chosen, self.decoder.ops)
+        if spans is not None:
+            spans.span(GPU_HBM)
         return logits
 
     def _mail(
@@ -147,7 +150,6 @@ class GraphedDecode:
             mailbox,
             signals.make(way.name, runtime.driver, mailbox),
             lambda: self.recorder.handle,
-            runtime.put,
             {layer: numbers(placement, layer, Tier.CPU, main) for layer in split},
             runtime.pack,
         )
@@ -167,38 +169,40 @@ class GraphedDecode:
         """Bytes of the mailbox."""
         return 0 if self.mailbox is None else int(self.mailbox.memory.nbytes)
 
-    def takes(self, inputs: Inputs) -> bool:
-        """Whether a decode step can run as a graph."""
-        return self.decoder.choose is None and self.graphs.number_for(len(inputs.ids_T)) is not None
+    def takes(self, sequences: int) -> bool:
+        """Whether a decode step of so many sequences can run as a graph."""
+        return self.decoder.choose is None and self.graphs.number_for(sequences) is not None
 
-    def forward(self, inputs: Inputs) -> Output:
-        """A decode step, one token of each sequence; its logits are there until the next step. Raises DeviceError
-        where its experts could not be computed."""
+    def forward(self, inputs: Inputs, meanwhile: Callable[[], None] = nothing) -> Output:
+        """A decode step, one token of each sequence; its logits are there until the next step. meanwhile: what the host
+        does while the device works. Raises DeviceError where its experts could not be computed."""
         count = len(inputs.ids_T)
         assert len(inputs.rows) == count, f"{len(inputs.rows)} rows of logits for {count} sequences"
         (entered, read), before = self.decoder.enter(inputs), self._cpu_seconds()
         self.timers.span(None)
-        logits = self.graphs.run(entered)
+        logits = self.graphs.run(entered, meanwhile)
         self.timers.span(None)
         self.timers.spend(CPU_DRAM, self._cpu_seconds() - before)
         if self.experts.spans is not None:
             self.timers.add(self.experts.spans)
-        return Output(logits, read, partial(self._layers, count))
+        number = self.graphs.number_for(count)
+        assert number is not None, f"{count} sequences, captured for {self.sizes}"
+        chosen = self.experts.choices(number, count, self.results.places[number].ids_LBK)
+        return Output(logits, read, partial(self._layers, chosen), self.results.likeliest(number, count))
 
     def _cpu_seconds(self) -> float:
         """Of the mailbox's work, by its own clock."""
         return 0.0 if self.mailbox is None else self.mailbox.busy_s
 
-    def _layers(self, count: int) -> list[LayerWork]:
-        """What the experts of the last step read, and what crossed for them; the same account as of a step by hand."""
-        number = self.graphs.number_for(count)
-        assert number is not None, f"{count} sequences, captured for {self.sizes}"
-        return [self.experts.work(chosen) for chosen in self.experts.choices(number, count)]
+    def _layers(self, chosen: Choices) -> list[LayerWork]:
+        """What the experts of a step read, and what crossed for them; the same account as of a step by hand."""
+        return [self.experts.work(one) for one in chosen.each()]
 
     def close(self) -> None:
-        """Ends the mailbox's threads and takes its registration back; no step may be under way."""
+        """Ends the mailbox's threads and takes registrations back; no step may be under way."""
         if self.mailbox is not None:
             self._release()
+        self.results.close()
 
 
 def _most(sequences: int, tiered: TieredExperts) -> int:

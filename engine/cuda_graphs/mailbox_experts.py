@@ -1,8 +1,8 @@
 """Experts in RAM behind a decoder whose steps a GPU replays: jobs go into the mailbox, in the order of the stream.
 
-`submit` and `collect` only enqueue: copies into the slot, a post, a wait, a copy of y. So a graph can hold them, and in
-a replay no Python runs. What a step read is therefore asked for afterwards (`bytes_read`): its choices lie in the
-slots, which are memory of the host.
+`submit` and `collect` only enqueue: what writes the slot, a post, a wait. So a graph can hold them, and in a replay no
+Python runs. y stays in the slot: whoever uses it reads it there, over the link, without a copy before. What a step read
+is asked for afterwards (`bytes_read`): its choices lie in the slots, which are memory of the host.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.cpu.mailbox import Mailbox, Slot
-from ..ledger.passes import CPU_DRAM, D2H, H2D
+from ..ledger.passes import CPU_DRAM, D2H
 from ..ledger.timers import Spans, wait
 from .signals import Signals
 
@@ -64,8 +64,7 @@ class MailboxExperts:
 
     numbers: a model's layer -> its place in the mailbox. local: a layer -> int32 [experts] on the decoder's device, an
     expert's number in the mailbox's bank or -1; a layer left out has all its experts there. stream: the handle of the
-    stream that the decoder runs in. put: a tensor of the host, on the decoder's device, by a copy in the stream.
-    pack: how a job is written.
+    stream that the decoder runs in. pack: how a job is written.
     """
 
     def __init__(
@@ -73,11 +72,10 @@ class MailboxExperts:
         mailbox: Mailbox,
         signals: Signals,
         stream: Callable[[], int],
-        put: Callable[[Tensor], Tensor],
         local: Mapping[int, Tensor] | None = None,
         pack: Pack = copy_job,
     ) -> None:
-        self.mailbox, self.signals, self.stream, self.put = mailbox, signals, stream, put
+        self.mailbox, self.signals, self.stream = mailbox, signals, stream
         self.numbers = {layer: number for number, layer in enumerate(mailbox.layers)}
         self.local = dict(local or {})
         self.pack = pack
@@ -111,12 +109,11 @@ class MailboxExperts:
         return Posted(layer, slot)
 
     def collect(self, job: Posted) -> Tensor:
-        """y float32 [T, D] on the decoder's device, valid as everything else in the stream is."""
+        """y float32 [T, D], valid as everything else in the stream is: in the slot, for kernels to read and never to
+        write. No copy of torch's: its tensor is one of the host, which only kernels of ours take for the device's."""
         self.signals.await_result(self.stream(), job.slot)
         self._span(wait(CPU_DRAM))
-        y_TD = self.put(job.slot.y_TD)
-        self._span(H2D)
-        return y_TD
+        return job.slot.y_TD
 
     def _span(self, what: str) -> None:
         if self.spans is not None:

@@ -1,8 +1,8 @@
 """How this run is to hand experts to the CPU in decode: from what was asked, the placement, and the machine.
 
     eager              by hand, layer by layer (`experts/host_buffers.py`); nothing is tried
-    memop, hostfunc    steps are graphs (`graphed_decode.py`); a probe must have shown that it works here
-    auto               of these two the faster one by the probe, if one works; eager where graphs cannot be
+    memop, hostfunc    steps are graphs (`graphed_decode.py`), and so with spin; a probe must have shown that it works
+    auto               of these three the fastest by the probe, if one works; eager where graphs cannot be
 
 What comes out of `auto` is a candidate: `verify.py` captures it, holds it against the eager path on the model
 itself, and takes the faster. The probe's time by hand is no part of the choice: its jobs come from a stream in which

@@ -1,4 +1,4 @@
-"""Tries one hand-off here, as a program: `python -m headrace.engine.posting_probe WAY LIBRARY DEVICE LAYERS`.
+"""Tries one hand-off here, as a program with the arguments WAY LIBRARY DEVICE LAYERS.
 
 Says in lines of JSON how far it is ({"stage": ...}) and what came out ({"us": ...} of a job, or {"problem": ...}).
 Whoever started it kills it where a stage does not end (`signals.py`): first a job by itself, then a graph of one
@@ -14,6 +14,8 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+
+import torch
 
 from ...errors import HeadraceError
 from ...kernels import FORMATS, ExpertLayout
@@ -36,9 +38,15 @@ def run(name: str, library: str, device: int, layers: int) -> None:
     driver.make_current(device)
     if name == "memop" and not driver.attribute(device, MEM_OPS_64):
         return say(problem="the GPU or its driver has no 64-bit memory operations in streams")
+    if name == "spin" and not torch.cuda.is_available():
+        return say(problem="its kernels are launched by torch, which sees no GPU here")
     mailbox = empty_mailbox(layers)
     driver.register(mailbox.memory.data_ptr(), mailbox.memory.nbytes)
     stream, way = driver.stream(), signals.make(name, driver, mailbox)
+    if isinstance(way, signals.Spin):
+        torch.cuda.set_device(device)
+        way.warm(stream)
+        driver.synchronize(stream)
     say(stage=signals.FIRST_JOB)
     step(way, mailbox, stream)
     driver.synchronize(stream)

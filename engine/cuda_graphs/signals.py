@@ -1,7 +1,8 @@
-"""How a GPU's stream posts a job into the mailbox and waits for its answer: three ways, and the choice among them.
+"""How a GPU's stream posts a job into the mailbox and waits for its answer: four ways, and the choice among them.
 
     memop      the stream itself writes and awaits the flags (one node for both writes, one for the wait)
     hostfunc   the driver calls C functions that do so, on a thread of its own; a graph may hold them
+    spin       kernels of one warp do so (`kernels/gpu/spin.py`), which give up after a time; a graph may hold them
     eager      the engine's thread waits for the stream, posts, and waits for the answer; no graph
 
 Which of them work, and how long they take, is asked of the machine: a probe in a process of its own
@@ -16,18 +17,21 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
-from ...errors import DeviceError, OptionError
+from ...errors import DeviceError, OptionError, first_words
 from ...kernels import _cpu
 from ...kernels.cpu.mailbox import Mailbox, Slot
+from ..config import GRAPHED
 from ..devices.cuda_driver import LIBRARY, WRITE_64, Driver, MemOp
 
-VARIANTS = ("memop", "hostfunc", "eager")
+VARIANTS = (*GRAPHED, "eager")
 START, STAGE = 60.0, 5.0  # seconds: until a probe has loaded, and for each of its stages
 FIRST_JOB = "first job"  # what the probe's stages are called
 CAPTURED = "captured jobs"
@@ -79,6 +83,32 @@ class HostFunctions:
         self.driver.host_function(stream, _cpu.host_wait, slot.address)
 
 
+class Spin:
+    """Kernels write and await the flags. stream: makes a stream, by its handle, the one that they are launched in."""
+
+    name, in_graphs = "spin", True
+
+    def __init__(self, mailbox: Mailbox, stream: Callable[[int], AbstractContextManager[Any]]) -> None:
+        from ...kernels.gpu import spin
+
+        self.mailbox, self.stream, self.kernels = mailbox, stream, spin
+
+    def publish(self, stream: int, slot: Slot) -> None:
+        with self.stream(stream):
+            self.kernels.post(slot.ready, slot.done)
+
+    def await_result(self, stream: int, slot: Slot) -> None:
+        with self.stream(stream):
+            self.kernels.wait(slot.done, self.mailbox.gave_up, 2 * self.mailbox.timeout)
+
+    def warm(self, stream: int) -> None:
+        """Compiles and loads the kernels, on flags that nobody looks at."""
+        ready, done = self.mailbox.spare[:1], self.mailbox.spare[8:9]
+        with self.stream(stream):
+            self.kernels.post(ready, done)
+            self.kernels.wait(ready, self.mailbox.gave_up, 2 * self.mailbox.timeout)
+
+
 class Eager:
     """The calling thread does it all. Without a driver there is no stream to wait for: what came before is done."""
 
@@ -100,7 +130,14 @@ def make(name: str, driver: Driver, mailbox: Mailbox) -> Signals:
     """The hand-off called `name`, over a mailbox whose memory is registered with the driver."""
     if name == "memop":
         return MemOps(driver, mailbox.memory)
+    if name == "spin":
+        return Spin(mailbox, of_torch)
     return HostFunctions(driver) if name == "hostfunc" else Eager(driver, mailbox)
+
+
+def of_torch(stream: int) -> AbstractContextManager[Any]:
+    """A stream by its handle as torch's current one. Without CUDA kernels run in the interpreter, at once."""
+    return torch.cuda.stream(torch.cuda.ExternalStream(stream)) if torch.cuda.is_available() else nullcontext()
 
 
 # The choice
@@ -120,11 +157,13 @@ class Trial:
 
 @dataclass(frozen=True, kw_only=True)
 class SignalChoice:
-    """The way to take, and why. us: microseconds of a job without experts, as the probe found them; None: no probe."""
+    """The way to take, and why. us: microseconds of a job without experts, as the probe found them; None: no probe.
+    fell_back: graphs were tried, and something failed or was slower."""
 
     name: str
     reason: str
     us: float | None = None
+    fell_back: bool = False
 
 
 def choose(trials: Mapping[str, Trial], asked: str = "auto") -> SignalChoice:
@@ -138,7 +177,7 @@ def choose(trials: Mapping[str, Trial], asked: str = "auto") -> SignalChoice:
         if asked not in works:
             raise DeviceError(f"the hand-off '{asked}' does not work here ({times}): take auto, or one that works")
         return SignalChoice(name=asked, reason=f"asked for ({times})", us=works[asked])
-    graphs = [name for name in ("memop", "hostfunc") if name in works]
+    graphs = [name for name in GRAPHED if name in works]
     if graphs:
         best = min(graphs, key=lambda name: works[name])
         return SignalChoice(name=best, reason=f"fastest in a graph ({times})", us=works[best])
@@ -159,7 +198,15 @@ def told(trials: Mapping[str, Trial]) -> str:
 def probe(library: str = LIBRARY, device: int = 0, layers: int = 48, stage: float = STAGE) -> dict[str, Trial]:
     """Tries every way, each in a process of its own that is killed when one of its stages takes longer than `stage`
     seconds. Takes a few seconds. Never raises: what failed is in the trials."""
-    return {name: _try(name, library, device, layers, stage) for name in VARIANTS}
+    return {name: _tried(name, library, device, layers, stage) for name in VARIANTS}
+
+
+def _tried(name: str, library: str, device: int, layers: int, limit: float) -> Trial:
+    """A trial, also where no process can be started."""
+    try:
+        return _try(name, library, device, layers, limit)
+    except Exception as error:
+        return Trial(name=name, problem=f"the probe could not be run: {first_words(error)}")
 
 
 def _try(name: str, library: str, device: int, layers: int, limit: float) -> Trial:
@@ -177,18 +224,28 @@ def _try(name: str, library: str, device: int, layers: int, limit: float) -> Tri
     try:
         assert process.stdout is not None
         while (line := _line(process, allowed)) is not None:
-            said = json.loads(line)
+            said = _said(line)
             if "us" in said:
                 return Trial(name=name, us=said["us"])
             if "problem" in said:
                 return Trial(name=name, problem=said["problem"])
-            stage, allowed = said["stage"], limit
+            if "stage" in said:
+                stage, allowed = said["stage"], limit
         if process.poll() is None:
             return Trial(name=name, problem=f"no answer within {allowed:g} s ({stage})")
         return Trial(name=name, problem=f"the probe ended ({stage}): {_last_words(process)}")
     finally:
         process.kill()
         process.communicate()
+
+
+def _said(line: bytes) -> dict[str, Any]:
+    """What a line of the probe says; nothing where a library wrote it."""
+    try:
+        said = json.loads(line)
+    except ValueError:
+        return {}
+    return said if isinstance(said, dict) else {}
 
 
 def _line(process: subprocess.Popen[bytes], seconds: float) -> bytes | None:

@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ...errors import DeviceError
+from ...errors import DeviceError, first_words
 from ...kernels.decoder_layer import Places
 from ..experts.offload_plan import NONE
 from ..experts.tiered import TieredExperts
@@ -99,8 +99,8 @@ def start(how: Start, steps: Steps, build: Callable[[], GraphedDecode]) -> tuple
     with torch.inference_mode(), steps.decoder.device_inputs.device.current():
         try:
             graphed = build()
-        except (DeviceError, RuntimeError) as error:  # CUDA's errors are RuntimeErrors
-            return None, _refused(how, steps, _first_line(error))
+        except Exception as error:  # of CUDA, of the driver, of Triton's compiler or launcher
+            return None, _refused(how, steps, first_words(error))
         try:
             problem, choice = _checked(how, steps, graphed)
         except BaseException:
@@ -135,8 +135,8 @@ def _compare(steps: Steps, graphed: GraphedDecode) -> str:
     for number in range(COMPARED):
         try:
             found = graphed.forward(steps.inputs(number)).logits.cpu()
-        except (DeviceError, RuntimeError) as error:
-            return f"a step as a graph failed: {_first_line(error)}"
+        except Exception as error:
+            return f"a step as a graph failed: {first_words(error)}"
         with steps.without_copies():
             wanted = steps.by_hand(number).cpu()
         same = (wanted == found) | (wanted.isnan() & found.isnan())
@@ -156,8 +156,8 @@ def _time(steps: Steps, graphed: GraphedDecode) -> StepTimes | str:
         by_hand.append(_seconds(steps.by_hand, number))
         try:
             as_graph.append(_seconds(lambda n: graphed.forward(steps.inputs(n)), number))
-        except (DeviceError, RuntimeError) as error:
-            return f"a step as a graph failed: {_first_line(error)}"
+        except Exception as error:
+            return f"a step as a graph failed: {first_words(error)}"
     return StepTimes(graph_s=statistics.median(as_graph[1:]), eager_s=statistics.median(by_hand[1:]))
 
 
@@ -174,12 +174,8 @@ def _refused(how: Start, steps: Steps, problem: str) -> SignalChoice:
         raise DeviceError(f"handoff is {how.asked!r}, and {problem}: take handoff 'eager'")
     try:
         steps.by_hand(0)
-    except RuntimeError as error:
+    except Exception as error:
         raise DeviceError(
-            f"the GPU does not go on after a trial of graphs ({problem}): {_first_line(error)}. Take handoff 'eager'"
+            f"the GPU does not go on after a trial of graphs ({problem}): {first_words(error)}. Take handoff 'eager'"
         ) from error
-    return SignalChoice(name=EAGER, reason=f"{how.choice.name} was tried, and {problem}")
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return SignalChoice(name=EAGER, reason=f"{how.choice.name} was tried, and {problem}", fell_back=True)

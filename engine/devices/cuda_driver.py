@@ -10,6 +10,7 @@ integers, as torch gives them (`torch.cuda.current_stream().cuda_stream`, `Tenso
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -56,6 +57,13 @@ _CALLS: dict[str, list[type]] = {
 }
 
 
+def take_more_queues() -> None:
+    """Asks CUDA for as many hardware queues as it has (32), unless the user chose a number: with the usual 8 a stream
+    that waits for the CPU may share one with a stream that copies, which then waits too. To be called before CUDA
+    starts, which reads it once; processes that are started later find it."""
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
+
+
 class DriverError(DeviceError):
     """A call of the driver failed; `code` is its CUresult."""
 
@@ -90,6 +98,7 @@ class Driver:
 
     def __init__(self, path: str = LIBRARY) -> None:
         self.path = path
+        take_more_queues()
         try:
             library = ctypes.CDLL(path)
         except OSError as error:

@@ -26,6 +26,7 @@ from ...loaders.memory import GB, free_memory
 from ..config import EngineConfig
 from ..placement.placement import Tier
 from ..placement.tier_memory import of_gpu
+from .cuda_driver import take_more_queues
 
 INSTALL = "install a CUDA build of torch, or take --device cpu (--device simulated tries a placement in RAM)"
 
@@ -92,10 +93,10 @@ class Event:
             self.event.synchronize()
 
 
-def ram(ops: kernels.Ops, name: str) -> Device:
-    """The CPU's own memory."""
-    place = torch.device("cpu")
-    return Device(tier=Tier.CPU, place=place, backend=name, ops=ops, name="RAM", free=free_memory())
+def ram(ops: kernels.Ops, name: str, config: EngineConfig) -> Device:
+    """The CPU's own memory: as much as the system says is free, or as was asked for."""
+    place, free = torch.device("cpu"), free_memory() if config.ram_bytes is None else config.ram_bytes
+    return Device(tier=Tier.CPU, place=place, backend=name, ops=ops, name="RAM", free=free)
 
 
 def find(config: EngineConfig, host: Device) -> dict[Tier, Device]:
@@ -125,6 +126,7 @@ def _simulated(tier: Tier, config: EngineConfig, host: Device) -> Device:
 
 def _gpus(config: EngineConfig, count: int) -> list[Device]:
     """The GPU that was asked for, and the next one if two are wanted and there."""
+    take_more_queues()
     asked = f"device is {config.device!r}" if config.device != "auto" else "these options need a GPU"
     there = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if not there:

@@ -4,9 +4,10 @@
     main stream           compute 0 | compute 1 |     compute 2 |    compute 3 | attention ...
 
 Chosen experts go in rising order, in pieces that fit a buffer; a piece takes one copy for each run of experts that lie
-side by side in RAM, and is computed by the op that computes a layer. Copy i + 2 waits until compute i is done, compute
-i until copy i is, and the first copies of a layer for those who read the buffers before. Nothing comes up to the host,
-and no map goes down: where an expert lies in a buffer is worked out from the choices on both sides.
+side by side in RAM (two where a registration of the driver ends between them), and is computed by the op that computes
+a layer. Copy i + 2 waits until compute i is done, compute i until copy i is, and the first copies of a layer for those
+who read the buffers before. Nothing comes up to the host, and no map goes down: where an expert lies in a buffer is
+worked out from the choices on both sides.
 
 Where nearly all experts are chosen, the first pieces of the next layer (0' above) are copied before its choices are
 known, whole. A piece by number has every expert at a place that its number gives, copied or not: so the same op gets
@@ -15,8 +16,9 @@ the same choices either way, and gives the same bits.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -123,9 +125,18 @@ class Filled(NamedTuple):
         return is_same and all(run.at == run.number - piece.first for run in piece.runs)
 
 
+Cuts = Callable[[ExpertBank], Sequence[int]]
+
+
+def no_cuts(bank: ExpertBank) -> Sequence[int]:
+    """Of memory that is registered as a whole, or not at all."""
+    return ()
+
+
 class Ring:
-    """The two buffers, on the device of `place`, and who uses them next. layout: of the largest experts; those of other
-    layers lie in the buffers by their own."""
+    """The two buffers, on the device of `place`, and who uses them next. layout: of the largest experts; those of
+    other layers lie in the buffers by their own. cuts: the experts of a bank at which a copy must end
+    (`memory/pinned.py`)."""
 
     def __init__(
         self,
@@ -137,13 +148,16 @@ class Ring:
         side: Stream,
         timers: Timers | None = None,
         here: str = GPU_HBM,
+        cuts: Cuts = no_cuts,
     ) -> None:
+        self.layout, self.cuts = layout, cuts
         self.piece = piece
         self.ops = ops
         self.main, self.side = main, side
         self.timers, self.here = timers or Timers(), here  # the main stream's spans are the clock's, of tier `here`
         self.copies = self.timers.beside(side)
         self.buffers = [ExpertBank.empty(layout, piece, str(place)).data for _ in range(2)]
+        self.held: dict[tuple[int, int, ExpertLayout], ExpertBank] = {}
         self.free = [main.record(), main.record()]
         self.turn = 0  # the buffer that is free first
         self.prefetched: list[Filled] = []
@@ -173,10 +187,17 @@ class Ring:
             self.timers.span(self.here)
             self.main.wait(filled.ready)
             self.timers.span(wait(H2D))
-            held = ExpertBank(bank.layout, self._places(filled.buffer, bank)[: piece.size])
+            held = self._held(filled.buffer, bank, piece.size)
             self.main.do(partial(self._compute, y_TD, x_TD, places_TK, weights_TK, held, piece.first))
             self.free[filled.buffer] = self.main.record()
             filled = coming
+
+    def _held(self, buffer: int, bank: ExpertBank, size: int) -> ExpertBank:
+        """The first experts of a buffer as a bank: one for each number and layout, with what the kernels keep of it."""
+        key = buffer, size, bank.layout
+        if key not in self.held:
+            self.held[key] = ExpertBank(bank.layout, self._places(buffer, bank)[:size])
+        return self.held[key]
 
     def fetch(self, bank: ExpertBank) -> None:
         """Copies the first experts of a bank, `prefetch_experts` of them, before anyone chose them: into either buffer
@@ -207,7 +228,7 @@ class Ring:
         self.turn = 1 - buffer
         self.side.wait(self.free[buffer])
         self.copies.span(self.here if self.copies is self.timers.main else None)
-        self.side.do(partial(fill, self._places(buffer, bank), bank, piece))
+        self.side.do(partial(fill, self._places(buffer, bank), bank, piece, self.cuts(bank)))
         self.copies.span(H2D)
         return Filled(bank, piece, buffer, self.side.record())
 
@@ -230,7 +251,15 @@ def prefetch_experts(piece: int, experts: int) -> int:
     return min(PREFETCH_PIECES * piece, experts)
 
 
-def fill(target: Tensor, bank: ExpertBank, piece: Piece) -> None:
-    """Copies the experts of a piece to their places, one copy a run."""
-    for at, number, count in piece.runs:
+def within(runs: Iterable[Run], cuts: Sequence[int]) -> Iterator[Run]:
+    """Runs that none of the experts `cuts` lies inside of: each is where another registration begins."""
+    for run in runs:
+        ends = [cut for cut in cuts if run.number < cut < run.number + run.experts]
+        for first, end in pairwise([run.number, *ends, run.number + run.experts]):
+            yield Run(run.at + first - run.number, first, end - first)
+
+
+def fill(target: Tensor, bank: ExpertBank, piece: Piece, cuts: Sequence[int] = ()) -> None:
+    """Copies the experts of a piece to their places, one copy a run; it ends at each of `cuts`."""
+    for at, number, count in within(piece.runs, cuts):
         target[at : at + count].copy_(bank.data[number : number + count], non_blocking=True)

@@ -39,13 +39,14 @@ from ..placement.placement import Placement, Tier
 from .backend import Chosen, Job
 from .host_buffers import HostBuffers
 from .offload_plan import NONE, OffloadPlan, next_in_ram
-from .streaming import Ring, by_number, chosen_numbers, in_order, ranks
+from .streaming import Cuts, Ring, by_number, chosen_numbers, in_order, no_cuts, ranks
 
 F32, I32 = 4, 4  # bytes
 
 
 class TieredExperts:
-    """The experts of all layers on the tiers of a placement, beside a decoder whose home is a GPU (or plays one)."""
+    """The experts of all layers on the tiers of a placement, beside a decoder whose home is a GPU (or plays one). cuts:
+    as of `Ring`, of the banks in RAM."""
 
     def __init__(
         self,
@@ -55,8 +56,10 @@ class TieredExperts:
         host_buffers: HostBuffers,
         offload: OffloadPlan = NONE,
         timers: Timers | None = None,
+        cuts: Cuts = no_cuts,
     ) -> None:
         self.banks = banks
+        self.cuts = cuts
         self.placement = placement
         self.devices = devices
         self.main = devices[placement.main]
@@ -92,8 +95,9 @@ class TieredExperts:
         if not banks:
             return None
         largest = max((bank.layout for bank in banks), key=lambda layout: layout.bytes)
-        main, side = streams.of(self.main)
-        return Ring(largest, self.offload.piece, self.main.ops, self.main.place, main, side, self.timers, self.here)
+        (main, side), piece = streams.of(self.main), self.offload.piece
+        ops, place = self.main.ops, self.main.place
+        return Ring(largest, piece, ops, place, main, side, self.timers, self.here, self.cuts)
 
     def _numbers(self, layer: int) -> Tensor:
         """On the main device: expert -> its number in the bank in RAM, or -1; int32 [E]."""
@@ -260,6 +264,10 @@ class TieredExperts:
     def _served(self, layer: int, ids_TK: Tensor, copied: int) -> tuple[dict[Tier, int], dict[str, int]]:
         """Of a layer's choices: by tier, the different experts that were computed where they lie; by memory, how many
         choices were served from it."""
+        if not copied and len(self.local[layer]) == 1:  # all on one tier, as in most layers of most placements
+            (owner,) = self.local[layer]
+            count = ids_TK.numel() if len(ids_TK) == 1 else len(set(ids_TK.flatten().tolist()))
+            return {owner: count}, {owner.channel: ids_TK.numel()}
         if len(ids_TK) == 1:  # one token's are different already
             chosen = sorted(ids_TK.flatten().tolist())
             times = [1] * len(chosen)

@@ -7,6 +7,7 @@ and tokens, no model.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,19 @@ from ..config import SamplingParams
 from .sequence import Sequence
 
 SHORT_LIST = 1024
+
+
+class WithArgmax:
+    """Ops that know the argmax of one tensor of logits, as `argmax` gives it: a decode graph found it."""
+
+    def __init__(self, ops: Ops, logits_SV: Tensor, found: tuple[Tensor, Tensor]) -> None:
+        self.ops, self.logits_SV, self.found = ops, logits_SV, found
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.ops, name)
+
+    def argmax(self, logits_SV: Tensor) -> tuple[Tensor, Tensor]:
+        return self.found if logits_SV is self.logits_SV else self.ops.argmax(logits_SV)
 
 
 def sample(logits_SV: Tensor, sequences: list[Sequence], ops: Ops) -> list[int]:

@@ -20,7 +20,7 @@ from .summary import KEPT, Account, Summary
 
 class Ledger:
     """Keeps passes. `predict` says what a pass should take, or is None where no bandwidth is known; `watch` sees every
-    pass when it is done."""
+    pass when it is done; `settle` is called before anybody reads: it books a pass that is over and was put off."""
 
     def __init__(self, predict: Callable[[Pass], Prediction | None] | None = None, kept: int = KEPT) -> None:
         self.predict = predict
@@ -28,34 +28,41 @@ class Ledger:
         self.account = Account(kept)
         self.sink: IO[str] | None = None
         self.recordings: list[list[Pass]] = []
+        self.settle: Callable[[], None] = lambda: None
 
     @property
     def passes(self) -> list[Pass]:
         """The last passes, oldest first; of a long run not all (`recording` keeps those of a part)."""
+        self.settle()
         return list(self.account.recent)
 
     @property
     def last(self) -> Pass:
         """The newest pass; IndexError before the first."""
+        self.settle()
         return self.account.recent[-1]
 
     @property
     def count(self) -> int:
         """Passes so far: the index of the one that runs now, or comes next."""
+        self.settle()
         return self.account.count
 
     def summary(self, phase: str) -> Summary:
         """Sums of all passes of a phase."""
+        self.settle()
         return self.account.summary(phase)
 
     @contextmanager
     def recording(self) -> Iterator[list[Pass]]:
         """A list that grows by every pass that is done in the block."""
+        self.settle()
         found: list[Pass] = []
         self.recordings.append(found)
         try:
             yield found
         finally:
+            self.settle()
             self.recordings = [one for one in self.recordings if one is not found]
 
     def open(self, path: Path) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
+from ...kernels.packed import ExpertBank
 from ...loaders.weights.model_weights import ModelWeights, TierBanks
 from ..devices.cuda_driver import Driver
 from ..placement.placement import Tier
@@ -51,6 +52,10 @@ class ExpertArena:
     def is_pinned(self, tensor: Tensor) -> bool:
         """Whether a GPU can read a contiguous tensor by itself."""
         return self.pins is not None and self.pins.is_pinned(tensor)
+
+    def cuts(self, bank: ExpertBank) -> list[int]:
+        """The experts of a bank with which another registration begins: no copy may go on there."""
+        return [] if self.pins is None else self.pins.cuts(bank.data, bank.layout.bytes)
 
     @property
     def is_whole(self) -> bool:

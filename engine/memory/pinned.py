@@ -7,8 +7,9 @@
 
 Pinning comes after filling: the driver would otherwise have the system zero all pages first. It registers one piece at
 a time on one thread, because a driver does not register two at once, while the caller reads on. Pieces are about 1 GiB:
-single calls for hundreds of GB have failed and held up every other CUDA process. A piece never ends inside an expert,
-since a copy across two registrations may be refused.
+single calls for hundreds of GB have failed and held up every other CUDA process. A driver refuses a copy across two
+registrations, so a piece ends where a layer does, if the layer has no more than twice that; in a larger one between
+experts, and `cuts` says where copies must end too.
 
 Not pinned is slower, not wrong: a layer is pinned as a whole or counts as pageable, and nothing here ends a run.
 """
@@ -75,9 +76,8 @@ class Arena:
                 f"the system gives no {self.size / GB:.1f} GB of address space ({error.strerror}): raise `ulimit -v`, "
                 "or set vm.overcommit_memory to 0"
             ) from error
-        whole = torch.frombuffer(memory, dtype=torch.uint8)
-        first = -whole.data_ptr() % HUGE_PAGE
-        self.data = whole[first : first + self.size]
+        first = -torch.frombuffer(memory, dtype=torch.uint8).data_ptr() % HUGE_PAGE
+        self.data = torch.frombuffer(memory, dtype=torch.uint8, offset=first, count=self.size)
         self.areas: list[Area] = []
         self.huge: bool = cpu_kernels().advise_huge(self.data)
         self.interleaved: bool = len(nodes) > 1 and cpu_kernels().interleave(self.data, list(nodes))
@@ -103,10 +103,10 @@ class Arena:
 
 
 def pieces(areas: Sequence[Area], most: int = PIECE) -> list[tuple[int, int]]:
-    """Areas that lie one after another as pieces of at most `most` bytes, cut at pages and between blocks; more only
-    where no cut is possible."""
+    """Areas that lie one after another as pieces of at most `most` bytes, each of whole areas; an area of up to twice
+    as many bytes is a piece by itself, a larger one is cut at pages and between blocks, where that is possible."""
     found, begin, last = [], areas[0].start if areas else 0, 0
-    for border in (b for area in areas for b in _borders(area)):
+    for border in (b for area in areas for b in _borders(area, 2 * most)):
         if border - begin > most and last > begin:
             found.append((begin, last))
             begin = last
@@ -114,10 +114,11 @@ def pieces(areas: Sequence[Area], most: int = PIECE) -> list[tuple[int, int]]:
     return [*found, (begin, last)] if last > begin else found
 
 
-def _borders(area: Area) -> Iterator[int]:
-    """Places in an area where it may be cut, and its end."""
+def _borders(area: Area, whole: int) -> Iterator[int]:
+    """Places in an area where it may be cut, if it has more than `whole` bytes, and its end."""
     step = math.lcm(area.block, PAGE)
-    yield from range(area.start + step, area.start + area.size, step)
+    if area.end - area.start > whole:
+        yield from range(area.start + step, area.start + area.size, step)
     yield area.end
 
 
@@ -259,6 +260,14 @@ class Pins:
             return False
         end = start + tensor.nbytes
         return sum(max(0, min(end, b) - max(start, a)) for a, b in self.pinned) == tensor.nbytes
+
+    def cuts(self, tensor: Tensor, block: int) -> list[int]:
+        """Where a contiguous tensor, in blocks of so many bytes, goes on in another registration: numbers of blocks."""
+        start = self.arena.place(tensor)
+        if start is None:
+            return []
+        first, last = bisect.bisect_right(self.begins, start), bisect.bisect_left(self.begins, start + tensor.nbytes)
+        return [(begin - start) // block for begin in self.begins[first:last]]
 
     def close(self) -> None:
         """Takes all registrations back; no copy may be under way."""

@@ -32,12 +32,14 @@ Choose = Callable[[int, Choice], Choice]
 
 class Output(NamedTuple):
     """Of a pass. logits: float32 [rows, vocabulary]. read: its bytes as the ledger has them, but for those of `layers`:
-    what the experts of each layer read and sent, to be asked when the device is done. by_layer: bytes of each layer's
+    what the experts of each layer read and sent, to be asked when the device is done. likeliest: of each row the
+    largest logit and where it stands, if they are in memory of the host already. by_layer: bytes of each layer's
     experts, where they are in `read`."""
 
     logits: Tensor
     read: Bytes
     layers: Callable[[], list[LayerWork]] = list
+    likeliest: tuple[Tensor, Tensor] | None = None
     by_layer: tuple[int, ...] = ()
 
 
@@ -114,8 +116,8 @@ class Decoder:
         shared_TD = mlp(self.ops, layer.mlp, h_TD)
         gate_T1 = None if layer.shared_gate is None else self.ops.linear(h_TD, layer.shared_gate)
         y_TD, chosen = experts.collect(job)
-        self.ops.gated_add_(y_TD, shared_TD, gate_T1)
-        return y_TD, chosen
+        self.ops.gated_add_(y_TD, shared_TD, gate_T1, shared_TD)  # y may be memory of the host, to be read once
+        return shared_TD, chosen
 
     def _fused(self, inputs: Inputs, experts: CpuExperts, read: Bytes) -> Output:
         """`forward` where all experts lie beside attention: all layers in one call, of which `layers` is the twin."""

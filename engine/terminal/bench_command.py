@@ -24,8 +24,8 @@ def load(model: str, options: dict[str, Any], is_random: bool, layers: int | Non
     options = options if placement is None else {**options, **bench.placed(placement, options)}
     if layers is not None and not is_random:
         raise OptionError("--layers cuts a model of random weights: add --random-weights")
-    with generate_command.load_progress() as progress:
-        more = {"progress": progress, **options}
+    with generate_command.load_progress() as bars:
+        more = {**bars, **options}
         llm = random_llm(model, layers=layers, **more) if is_random else LLM(model, **more)
     generate_command.start_up(llm)
     return llm

@@ -8,13 +8,22 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TransferSpeedColumn,
+)
 
 from ...errors import ContextOverflow, HeadraceError, short
 from ...kernels.context import Context
@@ -42,23 +51,28 @@ def say(text: str, style: str | None = None) -> None:
 
 
 @contextmanager
-def load_progress() -> Iterator[Callable[[int, int], None]]:
-    """A bar with bytes and GB/s, shown from the first byte on; gives the callback that moves it."""
-    columns = (TextColumn("loading"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeElapsedColumn())
-    progress = Progress(*columns, console=notes)
-    task = progress.add_task("weights", total=None, start=False)
+def load_progress() -> Iterator[dict[str, Any]]:
+    """Bars of a load, each shown from its first call on: weights with bytes and GB/s, then kernels that are compiled.
+    Gives what moves them, by the names that `LLM` has for them."""
+    loading = (TextColumn("loading"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeElapsedColumn())
+    compiling = (TextColumn("compiling kernels"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    bars = {"progress": Progress(*loading, console=notes), "compiling": Progress(*compiling, console=notes)}
 
-    def move(done: int, total: int) -> None:
-        if not progress.live.is_started:  # not before: what is wrong with options and files is said first
-            progress.start()
-            progress.start_task(task)
-        progress.update(task, completed=done, total=total)
+    def move(bar: Progress, done: int, total: int) -> None:
+        if not bar.live.is_started:  # not before: what is wrong with options and files is said first
+            for other in bars.values():
+                if other.live.is_started:  # one at a time
+                    other.stop()
+            bar.start()
+        task = bar.task_ids[0] if bar.task_ids else bar.add_task("")
+        bar.update(task, completed=done, total=total)
 
     try:
-        yield move
+        yield {name: partial(move, bar) for name, bar in bars.items()}
     finally:
-        if progress.live.is_started:
-            progress.stop()
+        for bar in bars.values():
+            if bar.live.is_started:
+                bar.stop()
 
 
 def ensure_profile(llm: LLM, even_if_busy: bool = False) -> None:
@@ -210,7 +224,7 @@ def start_up(llm: LLM) -> None:
 
 
 def say_notes(llm: LLM) -> None:
-    """What a user should know of how the model's files were read."""
+    """What a user should know of how the model's files were read, and of what fell back."""
     for line in llm.notes:
         say(f"note: {line}")
 

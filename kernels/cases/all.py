@@ -100,10 +100,10 @@ def pointwise_cases() -> Iterator[Case]:
             x = fresh(i, "x")
             return [x, ops.add_rmsnorm_(x, i["y"], i["w"], 1e-6, 0.3)]
 
-        def call_gated(ops: Ops, i: Inputs, gated: bool) -> list[Tensor]:
-            x = fresh(i, "x")
-            ops.gated_add_(x, i["y"], i["gate"] if gated else None)
-            return [x]
+        def call_gated(ops: Ops, i: Inputs, gated: bool, in_z: bool) -> list[Tensor]:
+            y, z = fresh(i, "x"), fresh(i, "y")
+            ops.gated_add_(y, z, i["gate"] if gated else None, z if in_z else None)
+            return [z if in_z else y]
 
         def gated_error(i: Inputs, out: list[Tensor]) -> list[Tensor | float]:
             return [(i["x"].abs() + i["y"].abs()) * 16 * U]
@@ -116,12 +116,12 @@ def pointwise_cases() -> Iterator[Case]:
             **where,  # type: ignore[arg-type]
         )
         yield Case(op="add_rmsnorm_", call=call_add, allowed=add_error, **where)  # type: ignore[arg-type]
-        for gated in (False, True):
+        for name, gated, in_z in (("", False, False), (" gated", True, False), (" gated, in z", True, True)):
             yield Case(
                 op="gated_add_",
-                call=lambda ops, i, gated=gated: call_gated(ops, i, gated),  # type: ignore[misc]
+                call=lambda ops, i, gated=gated, in_z=in_z: call_gated(ops, i, gated, in_z),  # type: ignore[misc]
                 allowed=gated_error,
-                **{**where, "name": f"{T}x{D}{' gated' if gated else ''}"},  # type: ignore[arg-type]
+                **{**where, "name": f"{T}x{D}{name}"},  # type: ignore[arg-type]
             )
         yield Case(
             op="silu_mul",
@@ -186,10 +186,12 @@ def linear_cases() -> Iterator[Case]:
         if not form.is_block:
             yield case(form, 3, 7, 1, bias=False, exact=False)
             yield case(form, 6, 5, 77, bias=True, exact=False)
+            yield case(form, 1, 5, 77, bias=False, exact=False)
             yield case(form, 40, 35, 77, bias=False, exact=False)
         for T, R, C in ((16, 64, 64), (17, 33, 32), (32, 16, 288), (33, 17, 96), (64, 31, 544), (200, 130, 1056)):
             yield case(form, T, R, C, bias=T == 33, exact=False)
         yield case(form, 65, 1, 64, bias=True, exact=False)
+        yield case(form, 1, 35, 2080, bias=True, exact=False)
         yield case(form, 65, 7, 64, bias=False, exact=False)
         yield case(form, 1, 65536, 2048, bias=False, exact=False, bench=True)
         yield case(form, 512, 2048, 2048, bias=False, exact=False, bench=True)
@@ -281,6 +283,8 @@ def experts_cases() -> Iterator[Case]:
         yield case(form, 8, 96, 160, 1, 4, "partly elsewhere")
         yield case(form, 8, 64, 96, 21, 3, "partly elsewhere")
     yield case(FORMATS["f32"], 4, 33, 21, 5, 2)
+    yield case(FORMATS["f32"], 4, 33, 21, 1, 2)
+    yield case(FORMATS["bf16"], 3, 33, 21, 1, 2)
     yield case(FORMATS["q8_0"], 4, 64, 32, 1, 2, "all elsewhere")
     yield case(FORMATS["q8_0"], 4, 64, 32, 3, 2, "all elsewhere")
     yield case(FORMATS["bf16"], 3, 33, 21, 70, 2)

@@ -8,19 +8,21 @@ Tolerances are per output value, with u = 2^-24 (float32) and no free constants 
                           larger terms: |w| becomes |w| + 2 o d, d the factor. o is the codes' offset; 128 for bytes and
                           for values of a table. A minimum m is a term of its own: + 2 |m|.
     int8 activations      x = s q + e, e uniform in +-s / 2, s = max|x| / 127 per 32: the error of sum w x has standard
-                          deviation sqrt(sum w^2 s^2 / 12); 6 of them are allowed. An MLP passes the variances on.
+                          deviation sqrt(sum w^2 s^2 / 12); 6 of them are allowed. An MLP passes the variances on. Where
+                          codes are floats (fp8) some ISAs round activations to bf16 instead, as in bf16 tiles.
     bf16 tiles            with many tokens some ISAs round activations, and the weights of block formats, to bf16: an
                           error uniform in +-ulp / 2, ulp <= 2^-7 |x|; variances as for int8. `Inputs["tiles"]` says
                           from how many tokens on (the tests ask the ISA).
-    int8 tiles            with block formats, unless activations are not to be rounded to int8: those as above, but
-                          per 256; weights as int8 too, with one scale for 256, s = the largest block scale among them
-                          (of q4_0, whose quants reach 8, that times 8 / 127).
+    int8 tiles            with block formats, unless activations are not to be rounded to int8: those as above, per 32 or
+                          per 256, as `Inputs["tile_groups"]` says; where it is 256, weights become int8 too, with one
+                          scale for 256, s = the largest block scale among them (of q4_0, whose quants reach 8, that
+                          times 8 / 127).
     softmax, exp          exp is good to 2^-22 of itself, a score off by e changes a weight by e of itself.
 
 What a kernel must reproduce exactly (packing, unpacking, embedding, cache writes) has tolerance 0.
 
 What a backend rounds is said by keys that its test adds to a case's inputs: "tiles" (format -> tokens from which tiles
-are used), "tile_rows" (rows from which they are, 16 if absent), "activations" ("bf16": not rounded to int8),
+are used), "tile_groups" (format -> columns that share a scale of int8 in tiles; absent or 0: bf16), "tile_rows" (rows from which they are, 16 if absent), "activations" ("bf16": not rounded to int8),
 "attention" (relative rounding of queries and of probabilities, 0 if absent).
 """
 
@@ -44,13 +46,12 @@ SIGMAS = 6.0
 TILE_ROWS = 16  # a matrix with fewer rows never goes through the CPU's tiles
 BASIC = tuple(FORMATS[name] for name in ("f32", "f16", "bf16", "q8_0", "q4_0"))  # with cases of every shape
 TILE_GROUP = 256  # columns that share a scale in int8 tiles
-INT8_TILES = ("q8_0", "q4_0")
 BYTE_OFFSET = 128.0  # of signed bytes as unsigned ones
 
 
 class Way(Enum):
-    """How a matrix is multiplied: activations as they are; by dot products, which round them to int8 for block formats;
-    by tiles of either kind."""
+    """How a matrix is multiplied: activations as they are; rounded to int8 per 32 for block formats, as by dot products;
+    by tiles that round in another way."""
 
     AS_THEY_ARE = 0
     DOTS = 1
@@ -141,7 +142,7 @@ def sum_error(n: int) -> float:
 def scales(matrix: Matrix) -> Tensor:
     """The size of the factor of every weight of a block format, float32 [R, C]."""
     found = blocks.split(matrix.data, matrix.format, matrix.cols)
-    return blocks.factors(found).abs().repeat_interleave(matrix.format.scales.per, 1)
+    return blocks.spread(blocks.factors(found).abs(), found)
 
 
 def magnitude(matrix: Matrix) -> Tensor:
@@ -149,10 +150,13 @@ def magnitude(matrix: Matrix) -> Tensor:
     values, form = ref.dequantize(matrix).abs(), matrix.format
     if not form.is_block:
         return values
+    if form.codes.are_floats:
+        return values
     offset = BYTE_OFFSET if form.bits == 8 or form.codes.table else form.codes.offset
     found = values + 2 * offset * scales(matrix)
-    least = blocks.minimums(blocks.split(matrix.data, form, matrix.cols))
-    return found if least is None else found + 2 * least.abs().repeat_interleave(form.scales.per, 1)
+    said = blocks.split(matrix.data, form, matrix.cols)
+    least = blocks.minimums(said)
+    return found if least is None else found + 2 * blocks.spread(least.abs(), said)
 
 
 def quant_variance(x_TC: Tensor, group: int) -> Tensor:
@@ -182,7 +186,7 @@ def noise_of(x_TC: Tensor, w: Matrix, way: Way, exact: bool = False) -> Tensor:
     if exact or way is Way.AS_THEY_ARE or (way is Way.DOTS and not is_block):
         noise = torch.zeros_like(x_TC)
     elif way is Way.DOTS:
-        noise = quant_variance(x_TC, BLOCK)
+        noise = bf16_variance(x_TC) if w.format.codes.are_floats else quant_variance(x_TC, BLOCK)
     else:
         noise = quant_variance(x_TC, TILE_GROUP) if way is Way.INT8_TILES else bf16_variance(x_TC)
     weights = ref.dequantize(w)
@@ -204,7 +208,8 @@ def way_of(i: Inputs, format: Format, tokens: int) -> Way:
     is_exact = i.get("activations") == "bf16"
     if not (least > 0 and tokens >= least):
         return Way.AS_THEY_ARE if is_exact else Way.DOTS
-    return Way.INT8_TILES if format.name in INT8_TILES and not is_exact else Way.BF16_TILES
+    group: int = i.get("tile_groups", {}).get(format.name, 0)
+    return {0: Way.BF16_TILES, BLOCK: Way.DOTS, TILE_GROUP: Way.INT8_TILES}[group]
 
 
 def linear_error(i: Inputs, exact: bool = False) -> Tensor:

@@ -211,9 +211,11 @@ class CpuOps:
         _cpu.route(self.context.native, at(x_TD, F32, T, D), T, to, ids.data_ptr(), weights.data_ptr())
         return ids, weights
 
-    def argmax(self, logits_SV: Tensor) -> tuple[Tensor, Tensor]:
+    def argmax(self, logits_SV: Tensor, to: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         S, V = logits_SV.shape
-        values, ids = torch.empty(S), torch.empty(S, dtype=I64)
+        values, ids = (torch.empty(S), torch.empty(S, dtype=I64)) if to is None else to
+        if to is not None:
+            at(values, F32, S), at(ids, I64, S)
         _cpu.argmax(self.context.native, at(logits_SV, F32, S, V), S, V, values.data_ptr(), ids.data_ptr())
         return values, ids
 
@@ -223,7 +225,14 @@ class CpuOps:
         _cpu.silu_mul(self.context.native, at(gate_up_T2F, F32, T, 2 * F), out.data_ptr(), T, F)
         return out
 
-    def gated_add_(self, y_TD: Tensor, z_TD: Tensor, gate_T1: Tensor | None = None) -> None:
+    def gated_add_(
+        self, y_TD: Tensor, z_TD: Tensor, gate_T1: Tensor | None = None, to_TD: Tensor | None = None
+    ) -> None:
+        if to_TD is not None:  # by way of a copy: only tests have a sum go elsewhere in RAM
+            sum_TD = y_TD.clone()
+            self.gated_add_(sum_TD, z_TD, gate_T1)
+            to_TD.copy_(sum_TD)
+            return
         T, D = y_TD.shape
         gate = 0 if gate_T1 is None else at(gate_T1, F32, T, 1)
         _cpu.gated_add(self.context.native, at(y_TD, F32, T, D), at(z_TD, F32, T, D), gate, T, D)

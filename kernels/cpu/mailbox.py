@@ -8,6 +8,7 @@ writes a job into a slot, posts it, does other work, waits, and reads y; the coo
 
 from __future__ import annotations
 
+import mmap
 import weakref
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -32,7 +33,7 @@ class Slot(NamedTuple):
     """One job's tensors, all views of the mailbox's memory, and the slot's address.
 
     ids int32 and weights float32 [T, K]; an id of -1 is computed elsewhere. x float32 or bfloat16 [T, D]. y float32
-    [T, D], valid from the end of a wait until the next post.
+    [T, D], valid from the end of a wait until the next post. ready, done: the flags, int64 [1].
     """
 
     address: int
@@ -40,11 +41,14 @@ class Slot(NamedTuple):
     weights_TK: Tensor
     x_TD: Tensor
     y_TD: Tensor
+    ready: Tensor
+    done: Tensor
 
 
 def mailbox_bytes(layers: int, top_k: int, hidden: int, batches: Sequence[int]) -> int:
     """Bytes that a mailbox of this shape takes, with x in float32."""
-    return int(_cpu.MailboxShape(layers=layers, top_k=top_k, hidden=hidden, half=False, batches=list(batches)).bytes)
+    shape = _cpu.MailboxShape(layers=layers, top_k=top_k, hidden=hidden, half=False, batches=list(batches))
+    return int(shape.bytes) + ALIGN
 
 
 class Mailbox:
@@ -80,7 +84,10 @@ class Mailbox:
         self.top_k, self.hidden, self.x_dtype = top_k, hidden, x_dtype
         half = x_dtype == torch.bfloat16
         self.shape = _cpu.MailboxShape(layers=len(banks), top_k=top_k, hidden=hidden, half=half, batches=self.batches)
-        self.memory = _pages(int(self.shape.bytes))
+        self.memory = pages(int(self.shape.bytes) + ALIGN)
+        self.gave_up = self.memory[-ALIGN:].view(torch.int64)[:1]  # written by a wait in a stream that gave up
+        self.spare = self.memory[-ALIGN // 2 :].view(torch.int64)  # flags of no slot, to try kernels with
+        self._gave_up = self.gave_up.numpy()
         self.box = _cpu.Mailbox(
             context=context.native,
             shape=self.shape,
@@ -110,7 +117,15 @@ class Mailbox:
             part(weights, pairs, torch.float32),
             part(x, values, self.x_dtype),
             part(y, values, torch.float32),
+            *(bytes_[at : at + 8].view(torch.int64) for at in (_cpu.READY_AT, _cpu.DONE_AT)),
         )
+
+    def ids(self, batch: int) -> Tensor:
+        """Ids of the jobs of all banks, for the `batch`-th size: int32 [banks, T, K], a view."""
+        ids, _, _, _, size = self.shape.parts(batch)
+        first, tokens = int(self.shape.offset(0, batch)) + ids, self.batches[batch]
+        shape, strides = (len(self.banks), tokens, self.top_k), (size // 4, self.top_k, 1)
+        return self.memory.view(torch.int32).as_strided(shape, strides, first // 4)
 
     def begin(self, batch: int, patient: bool = False) -> None:
         """Tells the coordinator that a step of this batch is about to run: all its layers in turn. patient: there may
@@ -140,6 +155,11 @@ class Mailbox:
         cannot be satisfied ends all the same."""
         if not self.is_open:
             raise DeviceError("this hand-off is closed: load the model again")
+        if self._gave_up[0]:
+            raise DeviceError(
+                f"the GPU gave up waiting for experts after {2 * self.timeout:g} s: the CPU did not answer, nor say "
+                "why. Load the model again"
+            )
         kind, layer, batch, seconds, what = self.box.failure()
         if kind != NO_FAILURE:
             where = f"layer {self.layers[layer]} (batch of {self.batches[batch]})"
@@ -166,12 +186,12 @@ def _stop(box: Any, memory: Tensor, banks: list[ExpertBank]) -> None:
         _left_behind.append((memory, banks))
 
 
-def _pages(size: int) -> Tensor:
-    """Zeroed memory on a page boundary, in whole pages: registering it pins nothing of others."""
-    size = -(-size // ALIGN) * ALIGN
-    memory = torch.zeros(size + ALIGN, dtype=torch.uint8)
-    first = -memory.data_ptr() % ALIGN
-    return memory[first : first + size]
+def pages(size: int) -> Tensor:
+    """Zeroed memory in whole pages, as uint8: registering it pins nothing of others. Its storage begins where it does:
+    torch asks the driver about a storage's first byte alone, and refuses a copy in a capture where that is not
+    registered."""
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    return torch.frombuffer(mmap.mmap(-1, -(-size // ALIGN) * ALIGN, flags=flags), dtype=torch.uint8)
 
 
 def _message(kind: int, where: str, seconds: float, what: str) -> str:

@@ -68,7 +68,7 @@ def _bank(it: ExpertBank) -> Any:
         form, (_, cols) = lay.of(part), lay.shape(part)
         assert form.fits(cols), f"rows of {cols} weights in {form.name}"
     gate, up, down = lay.formats
-    assert gate is up or (gate.is_block and up.is_block), f"gate in {gate.name}, up in {up.name}"
+    assert gate.activations == up.activations, f"gate in {gate.name}, up in {up.name}"
     it.native[NAME] = _cpu.Bank(
         gate=gate.code,
         up=up.code,

@@ -7,20 +7,19 @@ tensor, so no wrapper waits for the GPU, and every grid follows from shapes alon
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Literal
 
 import torch
-import triton
 from torch import Tensor
 
 from ..formats import Format
 from ..packed import TORCH_DTYPES, Matrix
+from .kernel import INTERPRETED
 
 # How a matrix product is computed: bf16 operands on tensor cores, or float32 (three tf32 products). Sums are float32.
 Product = Literal["bf16", "f32"]
 
-INTERPRETED = bool(triton.knobs.runtime.interpret)
 F32, I32, I64, U8 = torch.float32, torch.int32, torch.int64, torch.uint8
 TENSOR_CORE_FORMATS = ("bf16", "q8_0", "q4_0")  # the others lose nothing: the router is float32 for a reason
 
@@ -31,34 +30,40 @@ class Stored:
 
     An element is a weight, or for q4_0 a byte with two. In block formats elements are bytes and every offset is a
     multiple of 16: the scales of the row at offset o begin at float16 number o // 16 * 8, which a compiler sees to be
-    aligned. Plain formats have no scales; `scales` is then `values` again, and not read.
+    aligned. Plain formats have no scales; `scales` is then `values` again, and not read. `words` are the values of a
+    block format as int32, four bytes each; offsets stay in bytes. `granules` are constants of kernels that read rows 16
+    bytes a thread (`granule`): WIDTH elements each, and whether all are WHOLE and begin at multiples of 16 bytes.
     """
 
     values: Tensor
+    words: Tensor
     scales: Tensor
     elements: int
     stride: int
+    granules: dict[str, int]
 
 
-def stored(format: Format, data: Tensor, cols: int, words: bool = False) -> Stored:
-    """Rows of `cols` weights in uint8 `data`, whose first byte begins a row (in each block, if it has blocks).
-
-    With `words` the values of a block format are int32, four bytes each; offsets stay in bytes.
-    """
-    row = format.row_bytes(cols)
+def stored(format: Format, data: Tensor, cols: int) -> Stored:
+    """Rows of `cols` weights in uint8 `data`, whose first byte begins a row (in each block, if it has blocks)."""
+    row, width = format.row_bytes(cols), granule(format)
     if format.name in TORCH_DTYPES:
         values = data.view(TORCH_DTYPES[format.name])
-        return Stored(values, values, cols, row // values.element_size())
-    values = data[..., format.scales_bytes(cols) :]
-    if words:
-        values = data.view(I32)[..., format.scales_bytes(cols) // 4 :]
-    return Stored(values, data.view(torch.float16), cols * format.bits // 8, row)
+        whole = dict(WIDTH=width, WHOLE=cols % width == 0)
+        return Stored(values, values, values, cols, row // values.element_size(), whole)
+    scales, elements = format.scales_bytes(cols), cols * format.bits // 8
+    values, words = data[..., scales:], data.view(I32)[..., scales // 4 :]
+    return Stored(
+        values, words, data.view(torch.float16), elements, row, dict(WIDTH=width, WHOLE=elements % width == 0)
+    )
 
 
-def packed(m: Matrix, words: bool = False) -> Stored:
-    """A whole matrix."""
-    check(m.data, U8, m.rows, m.format.row_bytes(m.cols))
-    return stored(m.format, m.data, m.cols, words)
+def packed(m: Matrix) -> Stored:
+    """A whole matrix, looked at once."""
+    found: Stored | None = m.native.get("gpu")
+    if found is None:
+        check(m.data, U8, m.rows, m.format.row_bytes(m.cols))
+        found = m.native["gpu"] = stored(m.format, m.data, m.cols)
+    return found
 
 
 def granule(format: Format) -> int:
@@ -109,6 +114,7 @@ def caches(k_PGBd: Tensor, v_PGBd: Tensor) -> tuple[int, int, int]:
     return G, B, d
 
 
+@lru_cache
 def pow2(n: int, least: int = 1) -> int:
     """The smallest power of two that is >= n and >= `least`: sizes of tiles are powers of two."""
     return max(least, 1 << (n - 1).bit_length())
@@ -121,7 +127,10 @@ def cdiv(n: int, by: int) -> int:
 
 @cache
 def multiprocessors(device: torch.device) -> int:
-    """Multiprocessors of the GPU; a plausible number where there is none (interpreter, compiling ahead)."""
+    """Multiprocessors of the GPU, for tensors without memory of the current one; a plausible number where there is none
+    (interpreter)."""
+    if device.type == "meta" and torch.cuda.is_available():
+        device = torch.device("cuda", torch.cuda.current_device())
     if device.type != "cuda":
         return 64
     return int(torch.cuda.get_device_properties(device).multi_processor_count)

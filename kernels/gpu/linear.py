@@ -1,14 +1,14 @@
 """y = x @ w.T + bias with packed weights, dequantised on the way.
 
-One token is a matter of bytes: `row_dots`. More tokens go through tensor cores, BLOCK_M at a
-time, so that up to 16 of them still read each weight once. Programs of neighbouring rows and the same tokens run
-together, in groups of GROUP blocks of tokens, so that what they share stays in the second cache.
+One token is a matter of bytes: `row_dots`. More tokens go through tensor cores, BLOCK_M at a time, so that up to 16 of
+them still read each weight once. Programs of neighbouring rows and the same tokens run together, in groups of GROUP
+blocks of tokens, so that what they share stays in the second cache. A small matrix of float32, as a router is, would be
+4 programs of 64 steps each, with three tf32 products for one; few tokens take it one by one instead, in 32 programs a
+token, from the second cache, and get the same bits as alone. Neither has been timed.
 """
 
 from __future__ import annotations
 
-import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
@@ -16,29 +16,34 @@ from ..formats import Format
 from ..packed import Matrix
 from . import launch
 from .cores.products import multiply, row_dots
+from .kernel import kernel
 
+FEW, SMALL = 16, 4 << 20  # tokens, and bytes of a matrix, up to which float32 goes token by token
 ONE = launch.one_token(rows=4)  # with more, a matrix of 2048 rows would leave a large GPU idle
 
 
-@triton.jit
+@kernel()
 def _linear_one(
-    x_ptr, w_ptr, s_ptr, bias_ptr, y_ptr, rows, elements, stride,
-    BIAS: tl.constexpr, WIDTH: tl.constexpr, FORMAT: tl.constexpr, ROWS: tl.constexpr, GRANULES: tl.constexpr,
+    x_ptr, w_ptr, s_ptr, bias_ptr, y_ptr, rows, elements, x_stride, stride,
+    BIAS: tl.constexpr, WIDTH: tl.constexpr, WHOLE: tl.constexpr, FORMAT: tl.constexpr,
+    ROWS: tl.constexpr, GRANULES: tl.constexpr,
 ):  # fmt: skip
+    """ROWS rows of y of one token, the second coordinate of a program."""
+    token = tl.program_id(1).to(tl.int64)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     ok = row < rows
     at = row.to(tl.int64) * stride
-    y = row_dots(x_ptr, w_ptr, s_ptr, at, ok, elements, WIDTH, FORMAT, ROWS, GRANULES)
+    y = row_dots(x_ptr + token * x_stride, w_ptr, s_ptr, at, ok, elements, WIDTH, WHOLE, FORMAT, ROWS, GRANULES)
     if BIAS:
         y += tl.load(bias_ptr + row, mask=ok, other=0.0)
-    tl.store(y_ptr + row, y, mask=ok)
+    tl.store(y_ptr + token * rows + row, y, mask=ok)
 
 
-@triton.jit
+@kernel("tokens")
 def _linear_many(
     x_ptr, w_ptr, s_ptr, bias_ptr, y_ptr, tokens, rows, elements, x_stride, stride,
-    BIAS: tl.constexpr, FORMAT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr,
-    PRODUCT: tl.constexpr, GROUP: tl.constexpr,
+    BIAS: tl.constexpr, EVEN: tl.constexpr, FORMAT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_E: tl.constexpr, PRODUCT: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     blocks_m, blocks_n = tl.cdiv(tokens, BLOCK_M), tl.cdiv(rows, BLOCK_N)
     group = tl.program_id(0) // (GROUP * blocks_n)
@@ -49,8 +54,8 @@ def _linear_many(
     token_ok, row_ok = token < tokens, row < rows
     at = row.to(tl.int64) * stride
     y = multiply(
-        x_ptr + token.to(tl.int64) * x_stride, token_ok, w_ptr + at, s_ptr + at // 16 * 8, row_ok, elements, FORMAT,
-        BLOCK_M, BLOCK_N, BLOCK_E, PRODUCT,
+        x_ptr + token.to(tl.int64) * x_stride, token_ok, w_ptr + at, s_ptr + at // 16 * 8, row_ok, elements, EVEN,
+        FORMAT, BLOCK_M, BLOCK_N, BLOCK_E, PRODUCT,
     )  # fmt: skip
     if BIAS:
         y += tl.load(bias_ptr + row, mask=row_ok, other=0.0)[None, :]
@@ -62,21 +67,21 @@ def linear(x_TC: Tensor, weight: Matrix, bias_R: Tensor | None = None) -> Tensor
     assert x_TC.dtype == launch.F32, f"{x_TC.dtype}"
     assert weight.cols == C, f"{C} values, {weight.cols} columns"
     assert C == 1 or x_TC.stride(1) == 1, f"strides {x_TC.stride()}"
-    w, y = launch.packed(weight), torch.empty(T, R, dtype=launch.F32, device=x_TC.device)
+    w, y = launch.packed(weight), x_TC.new_empty(T, R)
     bias = x_TC if bias_R is None else launch.check(bias_R, launch.F32, R)
-    if T == 1:
-        w = launch.packed(weight, words=True)
-        _linear_one[(launch.cdiv(R, ONE["ROWS"]),)](
-            x_TC, w.values, w.scales, bias, y, R, w.elements, w.stride,
-            BIAS=bias_R is not None, WIDTH=launch.granule(form), FORMAT=form.name, **ONE,
+    kind = launch.product_of(form)
+    if T == 1 or (T <= FEW and kind == "f32" and weight.nbytes <= SMALL):
+        _linear_one[(launch.cdiv(R, ONE["ROWS"]), T)](
+            x_TC, w.words, w.scales, bias, y, R, w.elements, x_TC.stride(0) if T > 1 else 0, w.stride,
+            BIAS=bias_R is not None, **w.granules, FORMAT=form.name, **ONE,
         )  # fmt: skip
         return y
-    kind = launch.product_of(form)
     x, tile = launch.operand(x_TC, kind), tile_of(T, kind, form)
     blocks = launch.cdiv(T, tile["BLOCK_M"]) * launch.cdiv(R, tile["BLOCK_N"])
     _linear_many[(blocks,)](
         x, w.values, w.scales, bias, y, T, R, w.elements, x.stride(0), w.stride,
-        BIAS=bias_R is not None, FORMAT=form.name, PRODUCT=kind, GROUP=8, **tile,
+        BIAS=bias_R is not None, EVEN=w.elements % tile["BLOCK_E"] == 0, FORMAT=form.name, PRODUCT=kind, GROUP=8,
+        **tile,
     )  # fmt: skip
     return y
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from . import launch
+from .kernel import kernel
 
 
 @triton.jit
@@ -17,7 +20,7 @@ def normalise(x, weight_ptr, at, ok, size, eps):
     return x * scale * tl.load(weight_ptr + at, mask=ok, other=0.0)
 
 
-@triton.jit
+@kernel()
 def _rmsnorm(
     x_ptr, weight_ptr, out_ptr, token_rows, stride, size, eps, BLOCK: tl.constexpr
 ):  # fmt: skip
@@ -30,7 +33,7 @@ def _rmsnorm(
     tl.store(out_ptr + row + at, normalise(x, weight_ptr, at, ok, size, eps), mask=ok)
 
 
-@triton.jit
+@kernel()
 def _add_rmsnorm(x_ptr, y_ptr, weight_ptr, out_ptr, size, eps, factor, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64) * size
     at = tl.arange(0, BLOCK)
@@ -41,6 +44,7 @@ def _add_rmsnorm(x_ptr, y_ptr, weight_ptr, out_ptr, size, eps, factor, BLOCK: tl
     tl.store(out_ptr + row + at, normalise(x, weight_ptr, at, ok, size, eps), mask=ok)
 
 
+@lru_cache
 def _warps(size: int) -> int:
     """A row of 2048 values is 8 for each of 256 threads."""
     return min(16, max(1, launch.pow2(size) // 256))

@@ -6,16 +6,16 @@ are there before anything that the stream does next, the flag that posts the job
 
 from __future__ import annotations
 
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from . import launch
+from .kernel import kernel
 
 BLOCK = 1024
 
 
-@triton.jit
+@kernel()
 def _pack(
     x_ptr, ids_ptr, weights_ptr, local_ptr, padding_ptr, to_x_ptr, to_ids_ptr, to_weights_ptr, D, K,
     LOCAL: tl.constexpr, BLOCK: tl.constexpr, PAIRS: tl.constexpr,

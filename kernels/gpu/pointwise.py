@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import launch
+from .kernel import kernel
 
 BLOCK = 1024
 
@@ -27,7 +28,7 @@ def silu(x):
     return x / (1.0 + exp(-x))
 
 
-@triton.jit
+@kernel()
 def _silu_mul(x_ptr, out_ptr, width, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -37,8 +38,8 @@ def _silu_mul(x_ptr, out_ptr, width, BLOCK: tl.constexpr):
     tl.store(out_ptr + row * width + at, silu(gate) * up, mask=ok)
 
 
-@triton.jit
-def _gated_add(y_ptr, z_ptr, gate_ptr, size, GATED: tl.constexpr, BLOCK: tl.constexpr):
+@kernel()
+def _gated_add(y_ptr, z_ptr, gate_ptr, to_ptr, size, GATED: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     ok = at < size
@@ -46,7 +47,7 @@ def _gated_add(y_ptr, z_ptr, gate_ptr, size, GATED: tl.constexpr, BLOCK: tl.cons
     if GATED:
         z = z / (1.0 + exp(tl.zeros([1], tl.float32) - tl.load(gate_ptr + row)))
     y = tl.load(y_ptr + row * size + at, mask=ok, other=0.0)
-    tl.store(y_ptr + row * size + at, y + z, mask=ok)
+    tl.store(to_ptr + row * size + at, y + z, mask=ok)
 
 
 def silu_mul(gate_up_T2F: Tensor) -> Tensor:
@@ -57,9 +58,9 @@ def silu_mul(gate_up_T2F: Tensor) -> Tensor:
     return out
 
 
-def gated_add_(y_TD: Tensor, z_TD: Tensor, gate_T1: Tensor | None = None) -> None:
-    T, D = y_TD.shape
-    for rows in (y_TD, z_TD):
+def gated_add_(y_TD: Tensor, z_TD: Tensor, gate_T1: Tensor | None = None, to_TD: Tensor | None = None) -> None:
+    (T, D), to_TD = y_TD.shape, y_TD if to_TD is None else to_TD
+    for rows in (y_TD, z_TD, to_TD):
         launch.check(rows, launch.F32, T, D)
     gate = y_TD if gate_T1 is None else launch.check(gate_T1, launch.F32, T, 1)
-    _gated_add[(T, launch.cdiv(D, BLOCK))](y_TD, z_TD, gate, D, GATED=gate_T1 is not None, BLOCK=BLOCK)
+    _gated_add[(T, launch.cdiv(D, BLOCK))](y_TD, z_TD, gate, to_TD, D, GATED=gate_T1 is not None, BLOCK=BLOCK)

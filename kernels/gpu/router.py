@@ -6,18 +6,17 @@ hundred values, so this is less work than sorting it.
 
 from __future__ import annotations
 
-import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from ..decoder_layer import Choice, Scoring
 from ..packed import Matrix
 from . import launch
+from .kernel import kernel
 from .linear import linear
 
 
-@triton.jit
+@kernel()
 def _route(
     logits_ptr, ids_ptr, weights_ptr, experts,
     TOP_K: tl.constexpr, SOFTMAX: tl.constexpr, RENORMALISE: tl.constexpr, BLOCK: tl.constexpr, SLOTS: tl.constexpr,
@@ -53,8 +52,7 @@ def route(x_TD: Tensor, router: Matrix, top_k: int, scoring: Scoring, renormalis
     T, E = x_TD.shape[0], router.rows
     assert 1 <= top_k <= E, f"top {top_k} of {E}"
     logits_TE = linear(x_TD, router)
-    ids = torch.empty(T, top_k, dtype=launch.I32, device=x_TD.device)
-    weights = torch.empty(T, top_k, dtype=launch.F32, device=x_TD.device)
+    ids, weights = x_TD.new_empty(T, top_k, dtype=launch.I32), x_TD.new_empty(T, top_k)
     _route[(T,)](
         logits_TE, ids, weights, E,
         TOP_K=top_k, SOFTMAX=scoring == "softmax", RENORMALISE=renormalise,

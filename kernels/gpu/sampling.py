@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import launch
+from .kernel import kernel
 
 BLOCK = 4096
 
@@ -26,7 +27,7 @@ def first_largest(values, ids, MOST: tl.constexpr):
     return tl.where(damaged, float("nan"), best), tl.min(tl.where(has_it, ids, MOST), axis=0)
 
 
-@triton.jit
+@kernel()
 def _best_of_part(logits_ptr, values_ptr, ids_ptr, vocabulary, BLOCK: tl.constexpr):
     row, part = tl.program_id(0), tl.program_id(1)
     at = part * BLOCK + tl.arange(0, BLOCK)
@@ -36,7 +37,7 @@ def _best_of_part(logits_ptr, values_ptr, ids_ptr, vocabulary, BLOCK: tl.constex
     tl.store(ids_ptr + row * tl.num_programs(1) + part, chosen)
 
 
-@triton.jit
+@kernel()
 def _best(part_values_ptr, part_ids_ptr, values_ptr, ids_ptr, parts, BLOCK: tl.constexpr):
     row, at = tl.program_id(0), tl.arange(0, BLOCK)
     values = tl.load(part_values_ptr + row * parts + at, mask=at < parts, other=float("-inf"))
@@ -46,13 +47,15 @@ def _best(part_values_ptr, part_ids_ptr, values_ptr, ids_ptr, parts, BLOCK: tl.c
     tl.store(ids_ptr + row, chosen.to(tl.int64))
 
 
-def argmax(logits_SV: Tensor) -> tuple[Tensor, Tensor]:
+def argmax(logits_SV: Tensor, to: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
     S, V = logits_SV.shape
     launch.check(logits_SV, launch.F32, S, V)
     parts, device = launch.cdiv(V, BLOCK), logits_SV.device
     part_values = torch.empty(S, parts, dtype=launch.F32, device=device)
     part_ids = torch.empty(S, parts, dtype=launch.I32, device=device)
-    values, ids = torch.empty(S, dtype=launch.F32, device=device), torch.empty(S, dtype=launch.I64, device=device)
+    if to is None:
+        to = torch.empty(S, dtype=launch.F32, device=device), torch.empty(S, dtype=launch.I64, device=device)
+    values, ids = launch.check(to[0], launch.F32, S), launch.check(to[1], launch.I64, S)
     _best_of_part[(S, parts)](logits_SV, part_values, part_ids, V, BLOCK=BLOCK, num_warps=8)
     _best[(S,)](part_values, part_ids, values, ids, parts, BLOCK=launch.pow2(parts), num_warps=1)
     return values, ids

@@ -155,8 +155,6 @@ def read(values: dict[str, Any], source: str) -> Described:
 def _object_to_a_run(family: str, config: LenientReader) -> None:
     """Reads everything that a run needs, and notes what it has against it."""
     whole = LenientReader(config.values, config.source)
-    if not config.values.get("quantization_config"):  # MLX says it under another name, or under both
-        whole.only("quantization", (None,), "get the unquantised checkpoint, it can be quantised while loading")
     try:
         read_spec(FAMILIES[family], whole)
     except ConfigError as error:

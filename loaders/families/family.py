@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from ...errors import ConfigError
 from ..spec import AttentionSpec, ModelSpec, MoeSpec, QkNorm
-from . import said_twice, window
+from . import quantisation, said_twice, window
 from .config_reader import ConfigReader
 from .rope import read_rope
 
@@ -88,7 +88,7 @@ class Family:
 
 def read_spec(family: Family, config: ConfigReader) -> ModelSpec:
     """The spec of a checkpoint of `family`; raises ConfigError for a missing, unknown or unsupported value."""
-    config.only("quantization_config", (None, {}), "get the unquantised checkpoint, it can be quantised while loading")
+    quantisation.read(config)
     config.only("hidden_act", ("silu", "swish"))
     window.check_layer_types(config)
     attention = _read_attention(family, config)

@@ -26,6 +26,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from ...errors import HubError
+from ..families.quantisation import BESIDE
 from ..files import recognise
 from ..files.gguf_set import is_gguf
 from ..files.weight_files import INDICES, ranked, several
@@ -48,6 +49,7 @@ SIDE_FILES = frozenset(
         "added_tokens.json",
         "chat_template.jinja",
         "chat_template.json",
+        *BESIDE,
         CONVERTED,
     }
 )

@@ -13,6 +13,7 @@ from typing import Any
 
 from ...errors import ConfigError
 from ..architecture.architecture import Part
+from ..families.quantisation import KEYS
 from . import methods
 from .encodings import ENCODINGS, Encoding, by_numbers
 from .methods import Scheme
@@ -20,7 +21,6 @@ from .module_names import Modules
 from .numbers import GROUP, bits_of, by_name, group_of, is_symmetric, number, skipped
 from .quant import Place, Quant, Special
 
-KEYS = ("quantization", "quantization_config", "compression_config")
 PLAIN = {"float32": "f32", "float16": "f16", "half": "f16"}
 
 

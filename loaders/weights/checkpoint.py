@@ -17,7 +17,7 @@ import torch
 from ...errors import CheckpointError
 from ...kernels import FORMATS, Format, Ops
 from ...kernels.packed import FORMAT_OF_DTYPE, Matrix
-from ..families import Family, TensorNames, read_eos, spec_of
+from ..families import Family, TensorNames, quantisation, read_eos, spec_of
 from ..families.config_reader import ConfigReader
 from ..files import recognise, safetensors
 from ..files.entry import Entry
@@ -61,6 +61,7 @@ class Checkpoint:
 def open_directory(directory: Path, options: LoadOptions) -> Checkpoint:
     """Reads config and headers and checks them against each other; raises ConfigError or CheckpointError."""
     config = ConfigReader.open(directory / "config.json", options.ignore_config_keys)
+    config.values = quantisation.with_file_beside(config.values, directory)
     family, spec = spec_of(config)
     spec = _with_generation_config(spec, directory)
     if converted.is_converted(directory):
@@ -72,7 +73,8 @@ def open_directory(directory: Path, options: LoadOptions) -> Checkpoint:
             directory=directory, family=family, spec=spec, names=family.tensors, formats=formats, entries=entries,
             is_converted=True, notes=tuple(config.notes),
         )  # fmt: skip
-    found = whole_model.find(directory, family, spec, options.ignore_tensors, config.notes)
+    stored = quantisation.read(config)
+    found = whole_model.find(directory, family, spec, options.ignore_tensors, config.notes, stored)
     formats = chosen_formats.resolve(found.spec, found.wanted, found.entries, options)
     for name, target in found.wanted.items():
         check_entry(found.entries[name], target)
@@ -90,15 +92,16 @@ def load_weights(
     prepare: Callable[[ModelWeights], None] | None = None,
     where: Where | None = None,
     filled: Callable[[torch.Tensor], None] | None = None,
+    free: int | None = None,
 ) -> ModelWeights:
     """Loads the weights, all into RAM or where `where` says. `extra`: bytes that will be needed besides (cache,
     activations), counted in the memory check; `prepare` sees the memory after it is reserved and before it is filled,
-    `filled` every part of it that has its final bytes.
+    `filled` every part of it that has its final bytes. `free`: bytes of RAM that may be taken; None: what is free.
 
     With `where` the caller has checked the memory of every tier.
     """
     if where is None:
-        require_memory({"weights": checkpoint.weight_bytes, "KV cache and activations": extra}, SMALLER)
+        require_memory({"weights": checkpoint.weight_bytes, "KV cache and activations": extra}, SMALLER, free)
     weights = allocate(checkpoint.spec, checkpoint.formats, where=where)
     if prepare is not None:
         prepare(weights)
@@ -152,6 +155,8 @@ class _Task:
 
     def read(self) -> torch.Tensor | None:
         """The rows, or None where they could be read straight into their place."""
+        if self.entry.packed is not None:
+            return self.entry.packed.rows(self.first, self.into.rows)
         if self.column is not None:
             block = safetensors.read_rows(self.entry, self.first, self.into.cols)
             return block[:, self.column : self.column + self.into.rows].T.contiguous()
@@ -164,7 +169,8 @@ class _Task:
         """Puts rows that were read into their place: packed, and on another device by a copy of this piece."""
         data, into = self.into.data, self.into
         if self.entry.blocks:
-            packed = _of_blocks(rows, FORMATS[self.entry.blocks], into, ops)
+            stored = FORMATS[self.entry.blocks]
+            packed = _in_format(rows if self.entry.packed else ops.repack(rows, stored, into.cols), stored, into, ops)
         elif self.is_packed:
             packed = rows.view(torch.uint8).view(data.shape)
         else:
@@ -172,9 +178,8 @@ class _Task:
         data.copy_(packed)
 
 
-def _of_blocks(rows: torch.Tensor, stored: Format, into: Matrix, ops: Ops) -> torch.Tensor:
-    """A file's blocks in another order, or in another format where that was asked for."""
-    packed = ops.repack(rows, stored, into.cols)
+def _in_format(packed: torch.Tensor, stored: Format, into: Matrix, ops: Ops) -> torch.Tensor:
+    """Packed rows as they are, or in another format where that was asked for."""
     if stored is into.format:
         return packed
     return ops.quantize(ops.dequantize(Matrix(stored, into.rows, into.cols, packed)), into.format)
@@ -209,7 +214,8 @@ def check_entry(entry: Entry, target: Target) -> None:
     if not entry.blocks and entry.dtype not in FORMAT_OF_DTYPE:
         raise CheckpointError(
             f"{entry.path}: tensor '{entry.name}' is of type {safetensors.NAMES[entry.dtype]}, readable are "
-            "F32, F16 and BF16: get the unquantised checkpoint (it can be quantised while loading)"
+            "F32, F16 and BF16, and what quantization_config says: get the unquantised checkpoint (it can be quantised "
+            "while loading)"
         )
 
 

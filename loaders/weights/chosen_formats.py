@@ -152,10 +152,10 @@ def _row(target: Target) -> int:
 
 
 def _check_gate_and_up(layer: int, chosen: Mapping[str, Format]) -> None:
-    """Kernels round a token once for gate and up: both must be blocks, or of one plain format."""
+    """Kernels make a token ready once for gate and up."""
     gate, up = (chosen.get(f"{layer}.{part}") for part in ("gate", "up"))
-    if gate is not up and gate is not None and up is not None and not (gate.is_block and up.is_block):
+    if gate is not None and up is not None and gate.activations != up.activations:
         raise CheckpointError(
-            f"layer {layer} has its experts' gate in {gate.name} and up in {up.name}: both must be quantised, or "
-            "alike; give --expert-format"
+            f"layer {layer} has its experts' gate in {gate.name} and up in {up.name}: both must be quantised as "
+            "integers, or alike; give --expert-format"
         )

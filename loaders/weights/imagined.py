@@ -17,8 +17,8 @@ from ...kernels import FORMATS
 from .. import model_source
 from ..families import FAMILIES, Family, spec_of
 from ..families.config_reader import ConfigReader
+from ..families.quantisation import KEYS as PACKED
 from ..memory import GB
-from ..quants.of_config import KEYS as PACKED
 from ..spec import ModelSpec
 from . import chosen_formats
 from .checkpoint import SMALLER, Checkpoint
@@ -67,11 +67,12 @@ def cut(checkpoint: Checkpoint, layers: int) -> Checkpoint:
     return replace(checkpoint, spec=replace(spec, is_moe=spec.is_moe[:layers]))
 
 
-def layers_that_fit(checkpoint: Checkpoint, asked: int | None, room: int, extra: Callable[[ModelSpec], int]) -> int:
-    """How many layers: those asked for, or as many as `room` bytes hold together with the `extra` of a model so cut.
+def layers_that_fit(checkpoint: Checkpoint, asked: int | None, check: Callable[[Checkpoint], None]) -> tuple[int, str]:
+    """How many layers: those asked for, or as many as pass a check of memory, which raises MemoryNeeded; and what it
+    said of the first that did not pass.
 
     Raises OptionError for a number that the model does not have, or without a routed layer; MemoryNeeded if the first
-    routed layer does not fit.
+    routed layer does not fit, or what was asked for.
     """
     whole = checkpoint.spec.layers
     fewest = checkpoint.spec.is_moe.index(True) + 1
@@ -79,16 +80,24 @@ def layers_that_fit(checkpoint: Checkpoint, asked: int | None, room: int, extra:
         raise OptionError(
             f"--layers is {asked}: this model has {whole}, the first with routed experts is number {fewest}"
         )
+    problem = ""
+    for layers in range(asked or whole, (asked or fewest) - 1, -1):
+        try:
+            check(cut(checkpoint, layers))
+        except MemoryNeeded as error:
+            problem = problem or str(error)
+            if layers == (asked or fewest):
+                raise
+        else:
+            return layers, problem
+    raise AssertionError("no number of layers was tried")
 
-    def needs(layers: int) -> int:
-        smaller = cut(checkpoint, layers)
-        return smaller.weight_bytes + extra(smaller.spec)
 
-    most = asked or whole
-    fitting = next((n for n in range(most, fewest - 1, -1) if needs(n) <= room), None)
-    if fitting is None or (asked is not None and fitting < asked):
-        least = needs(asked or fewest) / GB
+def check_room(checkpoint: Checkpoint, room: int, extra: int) -> None:
+    """Raises MemoryNeeded where `room` bytes do not hold the weights and `extra` bytes."""
+    needs = checkpoint.weight_bytes + extra
+    if needs > room:
         raise MemoryNeeded(
-            f"{asked or fewest} layers of this model need {least:.2f} GB, {room / GB:.2f} GB can be taken: {SMALLER}"
+            f"{checkpoint.spec.layers} layers of this model need {needs / GB:.2f} GB, {room / GB:.2f} GB can be taken: "
+            f"{SMALLER}"
         )
-    return fitting

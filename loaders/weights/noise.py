@@ -25,6 +25,7 @@ Part = Tensor | Matrix | ExpertBank | TierBanks
 POOL_BYTES = 32 << 20
 DEVIATION = 0.045  # of weights in block formats
 UNIT = 8  # every factor that is an integer
+UNITS = {"half_zero": (8, 1), "e4m3_16": (0x38, 1)}  # of other kinds: the byte, and what it stands for
 PLAIN_DEVIATION = 0.02
 BEFORE_A_LAYER = ("attn_norm", "ffn_norm", "mlp_norm")
 
@@ -127,21 +128,22 @@ class Noise:
 def _scales(form: Format, cols: int) -> Tensor:
     """The scales of every row: factors alike, such that random codes give weights of the wanted deviation, and minimums
     that take their mean away."""
-    kind, runs = form.scales, cols // form.scales.per
+    kind, runs = form.scales, form.scales.runs(cols)
     codes = torch.arange(1 << form.bits, dtype=torch.uint8).view(1, -1)
     values = blocks.values(blocks.Blocks(format=form, codes=codes))
+    values = values[values.isfinite()]
     factor = DEVIATION / float(values.std())
     least = -factor * float(values.mean())
-    shape = (1, cols // kind.shared if kind.shared else runs)
-    unit = UNIT if kind.shared else 1
-    halves = torch.full(shape, factor / unit).half() if kind.half_bytes else None
-    units = torch.full((1, runs), UNIT, dtype=torch.uint8) if kind.unit_bytes else None
+    shape, dtype = (1, kind.halves(cols)), blocks.HALVES[kind.half]
+    number, unit = UNITS.get(kind.kind, (UNIT, UNIT if kind.shared else 1))
     if kind.kind == "power":
-        units = torch.full((1, runs), round(math.log2(factor)) + 128, dtype=torch.uint8)
+        number = round(math.log2(factor)) + 128
+    units = torch.full((1, runs), number, dtype=torch.uint8) if kind.unit_bytes else None
     row = blocks.join(
         blocks.Blocks(
-            format=form, codes=torch.zeros(1, cols, dtype=torch.uint8), halves=halves, units=units,
-            min_halves=torch.full(shape, least / unit).half() if kind.has_min else None,
+            format=form, codes=torch.zeros(1, cols, dtype=torch.uint8), units=units,
+            halves=torch.full(shape, factor / unit).to(dtype) if kind.half_bytes else None,
+            min_halves=torch.full(shape, least / unit).to(dtype) if kind.has_min else None,
             min_units=units if kind.has_min and kind.unit_bytes else None,
         )
     )  # fmt: skip
@@ -150,10 +152,14 @@ def _scales(form: Format, cols: int) -> Tensor:
 
 def _pool(form: Format, rng: np.random.Generator) -> Tensor:
     """What follows the scales in a row; for plain formats the values."""
-    if form.codes.offset == 8:
+    if form.codes.offset == 8 or form.scales.kind == "half_zero":
         return torch.from_numpy(nibbles(rng, (POOL_BYTES,)))
     if form.is_block and form.bits < 8:
         return torch.from_numpy(rng.integers(0, 256, POOL_BYTES, dtype=np.uint8))
+    if form.codes.are_floats:  # but for NaN, 127 of either sign
+        return torch.from_numpy(
+            rng.integers(0, 127, POOL_BYTES, dtype=np.uint8) | rng.choice([0, 128], POOL_BYTES).astype(np.uint8)
+        )
     if form.is_block:
         return torch.from_numpy(rng.integers(-127, 128, POOL_BYTES, dtype=np.int8).view(np.uint8))
     dtype = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}[form.name]

@@ -14,9 +14,11 @@ from pathlib import Path
 from ...errors import CheckpointError
 from ...kernels import FORMATS
 from ..families import Family, TensorNames
+from ..families.quantisation import Quantisation
 from ..files import recognise, safetensors, weight_files
 from ..files.entry import Entry
 from ..files.weight_files import Problem, WeightSet
+from ..quantised.gather import gather, without_zero_biases
 from ..spec import ModelSpec
 from . import left_over, stored_names, tied_head
 from .model_weights import Formats, allocate
@@ -42,12 +44,20 @@ class _Candidate:
     notes: list[str]
 
 
-def find(directory: Path, family: Family, spec: ModelSpec, ignored: Collection[str], notes: list[str]) -> WholeModel:
-    """The model of a folder. ignored: names of tensors, or patterns of them, that are taken for absent. Raises
-    CheckpointError where no files hold all of it, several do, or tensors are left over that may matter."""
+def find(
+    directory: Path,
+    family: Family,
+    spec: ModelSpec,
+    ignored: Collection[str],
+    notes: list[str],
+    how: Quantisation | None = None,
+) -> WholeModel:
+    """The model of a folder. ignored: names of tensors, or patterns of them, that are taken for absent. how: its
+    weights are quantised. Raises CheckpointError where no files hold all of it, several do, or tensors are left over
+    that may matter."""
     ranks, problems = weight_files.find(directory)
     for rank in ranks:
-        tried = [_try(directory, files, family, spec, ignored) for files in rank]
+        tried = [_try(directory, files, family, spec, ignored, how) for files in rank]
         whole = [one for one in tried if isinstance(one, _Candidate)]
         if len(whole) > 1:
             raise weight_files.several(directory, [one.files for one in whole])
@@ -62,12 +72,18 @@ def find(directory: Path, family: Family, spec: ModelSpec, ignored: Collection[s
 
 
 def _try(
-    directory: Path, files: WeightSet, family: Family, spec: ModelSpec, ignored: Collection[str]
+    directory: Path,
+    files: WeightSet,
+    family: Family,
+    spec: ModelSpec,
+    ignored: Collection[str],
+    how: Quantisation | None,
 ) -> _Candidate | Problem:
     """Whether files hold the whole model, by their headers."""
     notes: list[str] = []
     try:
         entries = stored_names.canonical(safetensors.read_set(directory, files), family.tensors, notes)
+        entries = entries if how is None else gather(entries, how, notes)
     except CheckpointError as error:
         return Problem(f"{files.label} cannot be read", error)
     entries = _without_ignored(entries, ignored, notes)
@@ -98,6 +114,7 @@ def _finished(directory: Path, found: WholeModel, family: Family, notes: list[st
     spec = tied_head.as_stored(found.spec, found.names, found.entries, notes)
     if spec is not found.spec:
         found = replace(found, spec=spec, wanted=_targets(spec, found.names))
+    found = replace(found, entries=without_zero_biases(found.entries, found.wanted, notes))
     left_over.check(directory, found.wanted, found.entries, family, spec, notes)
     return found
 

@@ -207,7 +207,7 @@ def test_without_compute_prompts_have_no_prediction(checkpoints: Checkpoints, pr
 def test_the_hand_off_counts_where_it_was_measured(
     library: str, log: Path, monkeypatch: pytest.MonkeyPatch, profile: Profile
 ) -> None:
-    works = {name: Trial(name=name, us=us) for name, us in zip(VARIANTS, (500.0, 60.0, 3.0), strict=True)}
+    works = {name: Trial(name=name, us=us) for name, us in zip(VARIANTS, (500.0, 60.0, 900.0, 3.0), strict=True)}
     monkeypatch.setattr(signals, "probe", lambda *_: works)
     stand_in_gpu.install(monkeypatch, library)
     predicted = {}

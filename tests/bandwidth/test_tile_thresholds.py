@@ -34,7 +34,7 @@ def test_each_rounding_has_thresholds_of_its_own(monkeypatch: pytest.MonkeyPatch
         tile_thresholds, "measure", lambda context, formats: dict.fromkeys(formats, 3 if context == exact else 5)
     )
     for _ in range(2):
-        assert tile_thresholds.use(exact).tile_tokens == dict.fromkeys(built_in, 3)
+        assert tile_thresholds.use(exact).tile_tokens == dict.fromkeys(exact.tile_tokens, 3)
         assert tile_thresholds.use(DEFAULT).tile_tokens == dict.fromkeys(built_in, 5)
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import stand_in_gpu
 import torch
 from terminal import folded
 
@@ -19,10 +21,17 @@ from headrace.engine.bandwidth_model.profile import Profile
 from headrace.engine.bench import bench, overhead, random_weights
 from headrace.engine.bench.grid import Grid
 from headrace.engine.bench.random_weights import whole_spec
+from headrace.engine.config import EngineConfig
+from headrace.engine.devices import device
+from headrace.engine.devices.device import ram
+from headrace.engine.experts.offload_plan import NONE
 from headrace.engine.llm import LLM
+from headrace.engine.memory import pinned
+from headrace.engine.placement.placement import Tier
 from headrace.engine.terminal import bench_report
 from headrace.kernels import reference
 from headrace.kernels.context import Context
+from headrace.loaders import memory
 from headrace.loaders.weights import imagined
 from headrace.loaders.weights.checkpoint import LoadOptions
 
@@ -69,17 +78,72 @@ def test_a_run_does_not_circle_among_few_tokens() -> None:
 def test_layers_that_memory_does_not_hold_are_left_out() -> None:
     whole = imagined.imagine(CONFIG, LoadOptions())
     sizes = [imagined.cut(whole, n).weight_bytes for n in range(5)]
-    fit = imagined.layers_that_fit
-    assert fit(whole, None, sizes[4], lambda spec: 0) == 4
-    assert fit(whole, None, sizes[4] - 1, lambda spec: 0) == 3
-    assert fit(whole, None, sizes[4], lambda spec: spec.layers) == 3
+
+    def fit(asked: int | None, room: int, extra: int = 0) -> tuple[int, str]:
+        return imagined.layers_that_fit(whole, asked, lambda found: imagined.check_room(found, room, extra))
+
+    assert fit(None, sizes[4]) == (4, "")
+    assert fit(None, sizes[4] - 1)[0] == fit(None, sizes[4], 1)[0] == 3
+    assert fit(None, sizes[3])[1].startswith("4 layers of this model need")
     with pytest.raises(MemoryNeeded, match="2 layers"):
-        fit(whole, None, sizes[2] - 1, lambda spec: 0)
+        fit(None, sizes[2] - 1)
     with pytest.raises(MemoryNeeded, match="4 layers"):
-        fit(whole, 4, sizes[3], lambda spec: 0)
+        fit(4, sizes[3])
     for asked in (0, 1, 5):
         with pytest.raises(OptionError, match=f"--layers is {asked}"):
-            fit(whole, asked, sizes[4], lambda spec: 0)
+            fit(asked, sizes[4])
+
+
+def opened(host_gb: float, **options: Any) -> tuple[int, tuple[str, ...]]:
+    """Layers of Qwen3-30B-A3B that random weights have beside a GPU with 40 GB, in RAM of so many GB; and notes."""
+    config = EngineConfig(expert_format="q4_0", device="cuda", max_context=4096, **options)
+    host = replace(ram(reference, "reference", config), free=int(host_gb * 1e9))
+    gpu = replace(host, tier=Tier.GPU0, place=torch.device("cuda", 0), free=40 * 10**9)
+    found = random_weights.RandomWeights("Qwen3-30B-A3B").open(config, {Tier.CPU: host, Tier.GPU0: gpu}, False)
+    return found.spec.layers, found.notes
+
+
+def test_ram_cuts_nothing_that_lies_in_vram(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A virtual machine may say that little is free, and grow as it is used."""
+    monkeypatch.setattr("headrace.engine.experts.offload_plan.plan", lambda *_: NONE)  # asks CUDA about the link
+    assert opened(1.0, placement="gpu") == (48, ())
+    assert opened(1.0) == (48, ())
+    layers, notes = opened(6.0, cpu_moe=True)
+    assert layers < 48
+    assert notes[-1].startswith(f"the first {layers} of 48 layers, since placement ")
+    assert "--ram-limit" in notes[-1]
+    with pytest.raises(MemoryNeeded, match=r"cpu \(RAM\) would hold"):
+        opened(0.1, cpu_moe=True)
+
+
+def test_what_the_system_says_is_free_can_be_overruled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "free_memory", lambda: 100_000)
+    monkeypatch.setattr(memory, "free_memory", lambda: 100_000)
+    with pytest.raises(MemoryNeeded, match="can be taken"):
+        random_llm()
+    with pytest.raises(MemoryNeeded):
+        LLM("demo")
+    assert not random_weights.is_cut(random_llm(ram_limit=2))
+    with LLM("demo", ram_limit=2) as llm:
+        assert llm.parts.devices[Tier.CPU].free == 2 * 10**9
+    weights = random_llm(ram_limit=2, layers=3).parts.weights.nbytes
+    monkeypatch.setattr(device, "free_memory", lambda: 2 * weights)
+    monkeypatch.setattr(memory, "free_memory", lambda: 10**9)
+    monkeypatch.setattr(random_weights, "MEMORY_SHARE", 0.6)
+    cut = random_llm(max_context=32, max_sequences=1)
+    assert random_weights.is_cut(cut)
+    assert f"the first {cut.spec.layers} of 4 layers, since 4 layers of this model need" in cut.notes[-1]
+
+
+def test_pinning_goes_by_the_same_limit(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of RAM that the system does not know of, the usual share."""
+    monkeypatch.setattr(pinned, "all_memory", lambda: 100_000)
+    stand_in_gpu.install(monkeypatch, library)
+    common: dict[str, Any] = {"device": "simulated", "cpu_moe": True, "handoff": "eager", "max_context": 64}
+    for limit, is_whole in ((None, False), (2.0, True)):
+        with LLM("demo", ram_limit=limit, **common) as llm:
+            assert llm.parts.expert_arena is not None
+            assert llm.parts.expert_arena.is_whole == is_whole
 
 
 def test_a_family_that_is_only_planned_is_refused() -> None:

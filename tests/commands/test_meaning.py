@@ -115,6 +115,7 @@ def test_what_means_nothing_is_refused(given: dict[str, Any], said: list[str]) -
         ({"device": 0}, ["device is 0", "text"]),
         ({"cache_dir": 5}, ["cache_dir is 5", "a path"]),
         ({"progress": 5}, ["progress is 5", "a function"]),
+        ({"compiling": 5}, ["compiling is 5", "a function"]),
         ({"cache_dir": "~no-such-user/x"}, ["cache_dir is '~no-such-user/x'"]),
         ({"split": True}, ["split is True"]),
         ({"n_ctx": 5}, ["'n_ctx'", "did you mean max_context?"]),

@@ -33,7 +33,7 @@ COMMANDS: dict[str, dict[str, Any]] = {
         "--placement": None, "--tensor-split": None, "--vram-limit": None, "--stream-from": "auto", "--split": "auto",
         "--pinned-limit": None, "--handoff": "auto", "--max-context": None, "--prefill-chunk": 512, "--revision": None,
         "--offline": False, "--cache-dir": None, "--ignore-config-keys": "", "--ignore-tensors": "", "--profile": None,
-        "--no-measure": False,
+        "--no-measure": False, "--ram-limit": None,
     },
     "convert": {
         "--expert-format": "q4_0", "--dense-format": "native", "--dtype": "auto", "--revision": None,
@@ -45,7 +45,7 @@ COMMANDS: dict[str, dict[str, Any]] = {
         "--n-cpu-moe": None, "--placement": None, "--tensor-split": None, "--vram-limit": None, "--stream-from": "auto",
         "--split": "auto", "--pinned-limit": None, "--handoff": "auto", "--revision": None, "--offline": False,
         "--cache-dir": None, "--ignore-config-keys": "", "--ignore-tensors": "", "--profile": None,
-        "--no-measure": False,
+        "--no-measure": False, "--ram-limit": None,
     },
     "measure": {
         "--threads": None, "--profile": None, "--rounds": 25, "--quick": False, "--formats": "",
@@ -58,7 +58,7 @@ COMMANDS: dict[str, dict[str, Any]] = {
         "--json": None, "--compare": None, "--expert-format": "native", "--dense-format": "native", "--dtype": "auto",
         "--cpu-activations": "int8", "--threads": None, "--prefill-chunk": 512, "--revision": None, "--offline": False,
         "--cache-dir": None, "--ignore-config-keys": "", "--ignore-tensors": "", "--profile": None,
-        "--no-measure": False,
+        "--no-measure": False, "--ram-limit": None,
     },
     "doctor": {
         "--random-weights": False, "--expert-format": "native", "--dense-format": "native", "--threads": None,
@@ -156,6 +156,7 @@ ENGINE = {
     "--vram-limit 7.5": {"vram_limit": 7.5}, "--stream-from 64": {"stream_from": "64"}, "--split 2": {"split": "2"},
     "--pinned-limit 50%": {"pinned_limit": "50%"}, "--handoff eager": {"handoff": "eager"},
     "--max-context 99": {"max_context": 99}, "--prefill-chunk 64": {"prefill_chunk": 64},
+    "--ram-limit 12.5": {"ram_limit": 12.5},
     "--revision v2": {"revision": "v2"}, "--offline": {"offline": True},
     "--cache-dir kept": {"cache_dir": Path("kept")}, "--ignore-config-keys a,b,": {"ignore_config_keys": ("a", "b")},
     "--ignore-tensors mtp.*": {"ignore_tensors": ("mtp.*",)},
@@ -186,7 +187,8 @@ def loaded(run: Run, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> dic
     with pytest.raises(Loaded) as caught:
         run(*arguments)
     options: dict[str, Any] = caught.value.args[0]
-    options.pop("progress", None)
+    for bar in ("progress", "compiling"):
+        options.pop(bar, None)
     options.pop("check", None)
     return options
 

@@ -131,3 +131,19 @@ def test_ctrl_c_stops_a_batch(run: Run, talker: Path, monkeypatch: pytest.Monkey
     assert out.count("--- prompt") == 2, "each prompt's text so far is printed"
     assert "bytes read per token" in folded(err)
     assert len(passes(ledger)) == 4
+
+
+# ---- bars
+
+
+def test_kernels_that_are_compiled_have_a_bar_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
+    """After the one of weights, and only if there are any."""
+    with generate_command.load_progress() as bars:
+        bars["progress"](5, 5)
+    assert "compiling" not in capsys.readouterr().err
+    with generate_command.load_progress() as bars:
+        bars["progress"](5, 5)
+        for done in (1, 57):
+            bars["compiling"](done, 57)
+    said = folded(capsys.readouterr().err)
+    assert said.index("loading") < said.index("compiling kernels") < said.index("57/57")

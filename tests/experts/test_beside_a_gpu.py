@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import stand_in_gpu
+import torch
 from busy import HANG_S, regions, undisturbed
 from stand_in_gpu import StandIn
 
@@ -25,8 +26,9 @@ from headrace.engine.cuda_graphs.signals import VARIANTS, Trial
 from headrace.engine.measure import tile_thresholds
 from headrace.engine.placement.placement import Tier
 from headrace.engine.terminal import generate_report
-from headrace.kernels import cpu
+from headrace.kernels import cpu, reference
 from headrace.kernels.context import Context
+from headrace.kernels.cpu import CpuOps
 from headrace.loaders.weights import converted
 
 Checkpoints = Callable[[str], Path]
@@ -34,7 +36,7 @@ PROMPTS = ["In the beginning", "And it came to pass, when the children", "Behold
 GREEDY = SamplingParams(max_new_tokens=12, ignore_eos=True)
 SPLIT = {"version": 1, "default": "gpu0", "rules": [{"layers": "0-5", "experts": "0-9", "tier": "cpu"},
                                                     {"layers": 6, "tier": "cpu"}]}  # fmt: skip
-WORKS = {name: Trial(name=name, us=us) for name, us in zip(VARIANTS, (5.0, 60.0, 3.0), strict=True)}
+WORKS = {name: Trial(name=name, us=us) for name, us in zip(VARIANTS, (5.0, 60.0, 9.0, 3.0), strict=True)}
 
 
 @pytest.fixture
@@ -148,7 +150,7 @@ def test_after_close_a_step_is_refused_and_nothing_stays_registered(gpu: StandIn
     tokens(llm, 1)
     llm.close()
     calls = [line.split()[0] for line in log.read_text().splitlines()]
-    assert calls.count("register") == calls.count("unregister") == 2, "experts and mailbox"
+    assert calls.count("register") == calls.count("unregister") == 3, "experts, mailbox, results"
     with pytest.raises(DeviceError, match="closed: load the model again"):
         tokens(llm, 1)
     llm.close()
@@ -173,6 +175,24 @@ def test_a_table_that_is_the_head_lies_where_the_head_does(checkpoints: Checkpoi
             assert ("embedding" in llm.parts.memory_plan.memory[Tier.CPU].needed) != is_head
 
 
+def test_a_team_leaves_a_core_to_python_where_layers_run_by_hand() -> None:
+    """Of three and more; sums do not depend on the number of threads."""
+    for threads, left in ((16, 15), (3, 2), (2, 2), (1, 1)):
+        context = Context(threads=threads)
+        ops = CpuOps(context)
+        assert build_module.leave_a_core(context, ops) == ops.context == dataclasses.replace(context, threads=left)
+    assert build_module.leave_a_core(Context(threads=4), reference).threads == 4  # type: ignore[arg-type]
+
+
+def test_a_gpu_that_nobody_asked_for_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`auto` goes on taking the CPU, and says how to use the GPU."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for device, is_said in (("auto", True), ("cpu", False)):
+        with LLM("demo", max_context=64, device=device) as llm:
+            caption = str(generate_report.startup_table(llm).caption)
+            assert ("there is a GPU, and nothing asked for it: --device cuda" in caption) == is_said
+
+
 # ---- the choice
 
 
@@ -186,7 +206,7 @@ def test_by_hand_where_that_was_asked_for(gpu: StandIn) -> None:
 def test_the_table_names_the_way_and_the_times(gpu: StandIn) -> None:
     with load(cpu_moe=True, handoff="hostfunc") as llm:
         title = str(generate_report.startup_table(llm).title)
-        assert "hand-off: hostfunc, asked for (memop 5.0 us; hostfunc 60.0 us; eager 3.0 us)" in title
+        assert "hand-off: hostfunc, asked for (memop 5.0 us; hostfunc 60.0 us; spin 9.0 us; eager 3.0 us)" in title
         rows = {row[0]: row for row in generate_report.placement_rows(llm)}
         assert rows["mailbox"][1] == "RAM pinned"
         assert rows["mailbox"][4] == "hostfunc"
@@ -198,8 +218,8 @@ def test_graphs_need_a_gpu_and_one_only(gpu: StandIn, monkeypatch: pytest.Monkey
     monkeypatch.setattr("headrace.engine.cuda_graphs.gpu_runtime.find", find)
     with pytest.raises(OptionError, match=r"handoff is 'memop'.*simulated is no GPU.*take handoff 'eager'"):
         load(handoff="memop", n_cpu_moe=2)
-    with pytest.raises(OptionError, match="handoff is 'spin'; choose one of auto, memop, hostfunc, eager"):
-        load(handoff="spin")
+    with pytest.raises(OptionError, match="handoff is 'shout'; choose one of auto, memop, hostfunc, spin, eager"):
+        load(handoff="shout")
     for option in ({"handoff": "memop"}, {"pinned_limit": 3}):
         with pytest.raises(OptionError, match=f"{next(iter(option))} is about a GPU, and device is 'cpu'"):
             LLM("demo", device="cpu", **option)  # type: ignore[arg-type]

@@ -33,6 +33,7 @@ def arena_of(count: int) -> tuple[Arena, list[torch.Tensor]]:
 def test_an_arena_lies_on_huge_pages_and_its_areas_on_pages() -> None:
     arena, areas = arena_of(3)
     assert arena.data.data_ptr() % HUGE_PAGE == 0
+    assert arena.data.untyped_storage().data_ptr() == arena.data.data_ptr(), "what torch asks the driver about"
     assert all(area.data_ptr() % PAGE == 0 for area in areas)
     for number, area in enumerate(areas):
         area.fill_(number)
@@ -67,8 +68,9 @@ def test_pieces_end_at_pages_and_between_blocks() -> None:
         for begin, end in found:
             area = next(a for a in areas if a.start < end <= a.end)
             assert end % PAGE == 0
-            assert end == area.end or (end - area.start) % area.block == 0
-            step = max(area.block * PAGE // 64, PAGE)
+            is_whole = area.end - area.start <= 2 * most
+            assert end == area.end or (not is_whole and (end - area.start) % area.block == 0)
+            step = area.end - area.start if is_whole else max(area.block * PAGE // 64, PAGE)
             assert end - begin <= max(most, step)
 
 
@@ -78,7 +80,7 @@ def test_no_areas_no_pieces() -> None:
 
 def test_all_is_pinned_in_pieces_as_it_is_filled(driver: Driver, log: Path) -> None:
     arena, areas = arena_of(4)
-    pins = Pins(arena, driver, limit=1 << 30, piece=32 * BLOCK + SIZE)
+    pins = Pins(arena, driver, limit=1 << 30, piece=2 * SIZE + 32 * BLOCK)
     for area in reversed(areas):
         for part in area.split(SIZE // 8):
             pins.filled(part)
@@ -93,9 +95,9 @@ def test_all_is_pinned_in_pieces_as_it_is_filled(driver: Driver, log: Path) -> N
         assert driver.device_pointer(expert.data_ptr()) - expert.data_ptr() == 1 << 44
     sizes = [int(line.split()[1]) for line in log.read_text().splitlines() if line.startswith("register")]
     assert sum(sizes) == 4 * SIZE
-    assert max(sizes) == 32 * BLOCK + SIZE
+    assert max(sizes) == 2 * SIZE
     pins.close()
-    assert log.read_text().count("unregister") == len(sizes) == 3
+    assert log.read_text().count("unregister") == len(sizes) == 2
     assert not pins.is_pinned(areas[0])
 
 
@@ -131,7 +133,7 @@ def test_what_the_driver_refuses_stays_pageable(
     """It fails in the middle of the third layer: two are pinned, the run goes on, and the reason is told once."""
     monkeypatch.setenv("FAKE_CUDA_PIN_LIMIT", str(2 * SIZE + 40 * BLOCK))
     arena, areas = arena_of(4)
-    pins = Pins(arena, driver, limit=1 << 30, piece=32 * BLOCK)
+    pins = Pins(arena, driver, limit=1 << 30, piece=24 * BLOCK)
     for area in areas:
         pins.filled(area)
     report = pins.finish()

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
-from torch import Tensor
 
 from headrace.engine.cuda_graphs import gpu_runtime
 from headrace.engine.cuda_graphs.gpu_runtime import Runtime
@@ -34,6 +33,18 @@ class StreamClock:
 
     def give_back(self, stamps: Iterable[float]) -> None:
         return None
+
+
+class InTurn(Driver):
+    """A driver whose caller goes on when its streams do: the ops after a wait are Python's, and read y at once."""
+
+    def wait(self, stream: int, address: int, value: int) -> None:
+        super().wait(stream, address, value)
+        self.synchronize(stream)
+
+    def host_function(self, stream: int, function: int, argument: int) -> None:
+        super().host_function(stream, function, argument)
+        self.synchronize(stream)
 
 
 class Replayed:
@@ -61,9 +72,10 @@ class StreamRecorder:
     def capture(self, step: Callable[[], None]) -> Replayed:
         return Replayed(step)
 
-    def replay(self, graph: Any) -> None:
+    def replay(self, graph: Any, meanwhile: Callable[[], None]) -> None:
         self.replays += 1
         graph.replay()
+        meanwhile()
         self.driver.synchronize(self.handle)
 
 
@@ -75,21 +87,17 @@ class StandIn:
         self.recorders: list[StreamRecorder] = []
 
     def find(self, device: Device) -> tuple[Runtime, str]:
-        driver = Driver(self.library)
+        driver = InTurn(self.library)
         driver.make_current(0)
 
         def recorder() -> StreamRecorder:
             self.recorders.append(StreamRecorder(driver))
             return self.recorders[-1]
 
-        def put(tensor: Tensor) -> Tensor:
-            driver.synchronize(self.recorders[-1].handle)  # copies are Python's here, and must wait
-            return tensor.clone()
-
         def stream() -> StreamClock:
             return StreamClock(driver, self.recorders[-1].handle)
 
-        found = Runtime(driver=driver, number=0, name="fake", recorder=recorder, put=put, pack=copy_job, stream=stream)
+        found = Runtime(driver=driver, number=0, name="fake", recorder=recorder, pack=copy_job, stream=stream)
         return found, ""
 
 

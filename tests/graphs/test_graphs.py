@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from stand_in_gpu import Replayed
+from stand_in_gpu import InTurn, Replayed
 from torch import Tensor
 
 from headrace import LLM, SamplingParams
@@ -48,9 +48,10 @@ class FakeRecorder:
         self.calls.append("capture")
         return Replayed(step)
 
-    def replay(self, graph: Replayed) -> None:
+    def replay(self, graph: Replayed, meanwhile: Callable[[], None]) -> None:
         self.calls.append("replay")
         graph.replay()
+        meanwhile()
 
 
 class GraphDecoder:
@@ -80,18 +81,13 @@ class GraphDecoder:
         llm.parts.decoder.forward = self.run  # type: ignore[method-assign]
 
     def _experts(self, driver: Driver | None) -> MailboxExperts:
-        """By hand, or in a stream of a driver, which copies must then wait for: they are Python's."""
+        """By hand, or in a stream of a driver."""
         way: Signals = Eager(None, self.mailbox)
         if driver is None:
-            return MailboxExperts(self.mailbox, way, lambda: 0, Tensor.clone)
+            return MailboxExperts(self.mailbox, way, lambda: 0)
         driver.register(self.mailbox.memory.data_ptr(), self.mailbox.memory.nbytes)
         stream, way = driver.stream(), MemOps(driver, self.mailbox.memory)
-
-        def put(tensor: Tensor) -> Tensor:
-            driver.synchronize(stream)
-            return tensor.clone()
-
-        return MailboxExperts(self.mailbox, way, lambda: stream, put)
+        return MailboxExperts(self.mailbox, way, lambda: stream)
 
     def step(self, inputs: Inputs) -> Tensor:
         return self.decoder.run(inputs, Answers(self.experts))
@@ -155,7 +151,7 @@ def test_sequences_that_end_early_change_the_size(model: LLM) -> None:
 
 def test_the_same_tokens_through_a_driver_s_stream(model: LLM, library: str) -> None:
     wanted = tokens(model, PROMPTS[:2])
-    driver = Driver(library)
+    driver = InTurn(library)
     decode = GraphDecoder(model, 2, driver=driver)
     assert tokens(model, PROMPTS[:2]) == wanted
     decode.mailbox.close()
@@ -250,7 +246,7 @@ def test_experts_of_other_tiers_are_left_out() -> None:
     mine = dataclasses.replace(whole, data=whole.data[[4, 0, 2]].contiguous())
     mailbox = Mailbox([mine], context=Context(), layers=[7], top_k=2, batches=[2])
     local = torch.tensor([1, -1, 2, -1, 0], dtype=torch.int32)
-    experts = MailboxExperts(mailbox, Eager(None, mailbox), lambda: 0, Tensor.clone, {7: local})
+    experts = MailboxExperts(mailbox, Eager(None, mailbox), lambda: 0, {7: local})
     x = torch.randn(2, 32, generator=source.generator)
     ids, weights = torch.tensor([[0, 1], [2, 4]], dtype=torch.int32), torch.tensor([[0.3, 0.7], [0.6, 0.4]])
     experts.use(0, torch.tensor([False, False]))
@@ -342,10 +338,22 @@ def test_how_torch_is_asked() -> None:
     assert recorder.handle == 1234
     recorder.run(lambda: cuda.calls.append("step"))
     graph = recorder.capture(lambda: cuda.calls.append("step"))
-    recorder.replay(graph)
+    recorder.replay(graph, lambda: cuda.calls.append("meanwhile"))
     options = {"pool": "pool", "capture_error_mode": "thread_local"}
     assert cuda.calls == [
         ("stream", "cuda:1"), "after what cuda:1 was given", "enter", "step", "leave", "synchronize",
         ("capture", options), "step", "captured",
-        "after what cuda:1 was given", "enter", "replay", "record", "leave", "sleep",
+        "after what cuda:1 was given", "enter", "replay", "record", "leave", "meanwhile", "sleep",
     ]  # fmt: skip
+
+
+def test_the_device_is_waited_for_whatever_the_host_does_meanwhile() -> None:
+    cuda = FakeCuda()
+    recorder = TorchRecorder(torch.device("cuda", 0), cuda)
+
+    def fails() -> None:
+        raise ValueError("made up")
+
+    with pytest.raises(ValueError, match="made up"):
+        recorder.replay(cuda.CUDAGraph(), fails)
+    assert cuda.calls[-1] == "sleep"

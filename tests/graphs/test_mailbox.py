@@ -178,7 +178,8 @@ def test_experts_that_are_elsewhere_add_nothing(banks: list[ExpertBank]) -> None
 def test_slots_lie_apart_and_on_lines(banks: list[ExpertBank]) -> None:
     box = make(banks, x_dtype=torch.bfloat16)
     slots = [box.slot(layer, batch) for batch in range(2) for layer in range(3)]
-    places = sorted((p.data_ptr(), p.data_ptr() + p.nbytes) for s in slots for p in s[1:])
+    places = sorted((p.data_ptr(), p.data_ptr() + p.nbytes) for s in slots for p in s[1:-2])
+    assert [(s.ready.data_ptr(), s.done.data_ptr()) for s in slots] == [(s.address, s.address + 64) for s in slots]
     places += [(s.address, s.address + 128) for s in slots]
     places.sort()
     assert all(end <= start for (_, end), (start, _) in pairwise(places))

@@ -4,6 +4,8 @@ are threads, through the same library calls as on a real one.
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 import torch
 from busy import HANG_S
 
+from headrace import LLM
 from headrace.engine.cuda_graphs import signal_probe, signals
 from headrace.engine.cuda_graphs.signals import VARIANTS, Trial, choose
 from headrace.engine.devices.cuda_driver import HOST_REGISTER, MEM_OPS_64, WAIT_64, WRITE_64, Driver, DriverError, MemOp
@@ -92,6 +95,20 @@ def test_a_stream_writes_and_waits(driver: Driver) -> None:
     driver.unregister(words.data_ptr())
     with pytest.raises(DriverError, match="cuMemHostUnregister: error 713"):
         driver.unregister(words.data_ptr())
+
+
+@pytest.mark.parametrize(("chosen", "wanted"), [(None, "32"), ("8", "8")])
+def test_streams_get_queues_of_their_own(
+    chosen: str | None, wanted: str, library: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before CUDA starts, by torch or by the driver; a user's number stays."""
+    for start in (lambda: Driver(library), lambda: LLM("demo", device="cuda")):
+        monkeypatch.setenv("CUDA_DEVICE_MAX_CONNECTIONS", chosen or "")
+        if chosen is None:
+            monkeypatch.delenv("CUDA_DEVICE_MAX_CONNECTIONS")
+        with contextlib.suppress(OptionError):  # torch sees no GPU
+            start()
+        assert os.environ["CUDA_DEVICE_MAX_CONNECTIONS"] == wanted
 
 
 # Jobs through streams
@@ -178,7 +195,8 @@ def test_a_lost_worker_frees_the_stream(driver: Driver, mailbox: Mailbox) -> Non
 def test_the_probe_times_every_way(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_CUDA_HOST_US", "3000")
     trials = signals.probe(library, layers=4, stage=HANG_S)
-    assert all(trials[name].us for name in VARIANTS), trials
+    assert all(trials[name].us for name in ("memop", "hostfunc", "eager")), trials
+    assert trials["spin"] == Trial(name="spin", problem="its kernels are launched by torch, which sees no GPU here")
     assert trials["hostfunc"].us > 6000  # two functions a job
     choice = choose(trials)
     assert choice.name == "memop"
@@ -204,25 +222,43 @@ def test_a_probe_that_dies_is_said(library: str) -> None:
     assert trial.problem.startswith("the probe ended (start): IndexError")
 
 
+def test_what_others_print_is_no_answer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Lines of libraries between the probe's own; and a process that cannot be started is a problem, not an error."""
+    program = tmp_path / "probe"
+    said = ["loading cuda", '{"stage": "first job"}', "3", '{"us": 7.5}']
+    program.write_text("#!/bin/sh\n" + "".join(f"echo '{line}'\n" for line in said))
+    program.chmod(0o755)
+    monkeypatch.setattr(signals.sys, "executable", str(program))
+    assert signals.probe("none")["memop"] == Trial(name="memop", us=7.5)
+    monkeypatch.setattr(signals.sys, "executable", str(tmp_path / "no such program"))
+    found = signals.probe("none")["memop"]
+    assert found.us is None
+    assert found.problem.startswith("the probe could not be run: FileNotFoundError")
+
+
 def test_the_choice_and_its_reason() -> None:
-    works = {name: Trial(name=name, us=us) for name, us in zip(VARIANTS, (5.0, 60.0, 3.0), strict=True)}
+    works = {name: Trial(name=name, us=us) for name, us in zip(VARIANTS, (5.0, 60.0, 9.0, 3.0), strict=True)}
     assert choose(works) == signals.SignalChoice(
-        name="memop", reason="fastest in a graph (memop 5.0 us; hostfunc 60.0 us; eager 3.0 us)", us=5.0
+        name="memop", reason="fastest in a graph (memop 5.0 us; hostfunc 60.0 us; spin 9.0 us; eager 3.0 us)", us=5.0
     )
     broken = {**works, "memop": Trial(name="memop", problem="hangs")}
+    assert choose(broken).name == "spin"
+    assert choose({**broken, "hostfunc": Trial(name="hostfunc", us=8.9)}).name == "hostfunc"
+    assert choose({**works, "spin": Trial(name="spin", us=4.9)}).name == "spin"
+    broken["spin"] = Trial(name="spin", problem="sees no GPU")
     assert choose(broken).name == "hostfunc"
     assert choose(works, "eager") == signals.SignalChoice(
-        name="eager", reason="asked for (memop 5.0 us; hostfunc 60.0 us; eager 3.0 us)", us=3.0
+        name="eager", reason="asked for (memop 5.0 us; hostfunc 60.0 us; spin 9.0 us; eager 3.0 us)", us=3.0
     )
     alone = {**broken, "hostfunc": Trial(name="hostfunc", problem="no")}
     assert choose(alone).name == "eager"
-    assert "no other works (memop: hangs; hostfunc: no; eager 3.0 us)" in choose(alone).reason
+    assert "no other works (memop: hangs; hostfunc: no; spin: sees no GPU; eager 3.0 us)" in choose(alone).reason
     with pytest.raises(DeviceError, match="'memop' does not work here"):
         choose(broken, "memop")
     with pytest.raises(DeviceError, match="no hand-off"):
         choose({"memop": broken["memop"]})
-    with pytest.raises(OptionError, match="choose one of auto, memop, hostfunc, eager"):
-        choose(works, "spin")
+    with pytest.raises(OptionError, match="choose one of auto, memop, hostfunc, spin, eager"):
+        choose(works, "shout")
 
 
 def test_the_probe_s_jobs_choose_no_expert() -> None:

@@ -1,56 +1,46 @@
 """Every Triton kernel compiles for every supported architecture, and the machine code is what its author meant.
 
-Nothing here needs a GPU: see `gpu_compile.py`. Two processes share the work; what they compile is kept in build/.
+By the Triton that is installed, and by the one of the machine that the kernels are meant for, which `make target` puts
+into build/target. Nothing here needs a GPU: see `benchmarks/gpu_compile.py`. What is compiled is kept in build/.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 import sys
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from busy import HANG_S
+import target_versions
 
 pytest.importorskip("triton", reason="the GPU kernels need Triton", exc_type=ImportError)
-from triton.runtime.interpreter import InterpretedFunction
+from gpu_bounds import BOUNDS
+from gpu_kernel_table import barriers, compile_all, instructions_a_weight
 
 from headrace.kernels import gpu
-from headrace.kernels.gpu import pack  # noqa: F401 (its kernel counts too)
+from headrace.kernels.gpu import pack, spin  # noqa: F401 (their kernels count too)
+from headrace.kernels.gpu.kernel import Kernel
 
-ROOT = Path(__file__).parents[2]
 TARGETS = (80, 89, 90, 120)
 SHARED = {80: 163 << 10, 89: 99 << 10, 90: 227 << 10, 120: 99 << 10}  # bytes that one program may have
 Facts = list[dict[str, Any]]
 
 
-@pytest.fixture(scope="module")
-def compiled() -> Facts:
-    """What was compiled, a row for each kernel, launch and architecture."""
-    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    env |= {"TRITON_CACHE_DIR": str(ROOT / "build" / "triton-cache"), "TRITON_DEFAULT_FP_FUSION": "1"}
-    jobs = [["all", "90"], ["core", *(str(t) for t in TARGETS if t != 90)]]
-    command = [sys.executable, str(ROOT / "tests" / "helpers" / "gpu_compile.py")]
-    processes = [
-        subprocess.Popen([*command, *job], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for job in jobs
-    ]
-    rows: Facts = []
-    for process in processes:
-        out, errors = process.communicate(timeout=HANG_S)
-        assert process.returncode == 0, errors[-3000:]
-        rows += [json.loads(line) for line in out.splitlines()]
-    return rows
+@pytest.fixture(scope="module", params=["installed", "target"])
+def compiled(request: pytest.FixtureRequest) -> Facts:
+    """What was compiled, a row for each kernel, launch and architecture; with the target's versions for sm_90 alone."""
+    if request.param == "target":
+        return compile_all(str(target_versions.folder()))
+    others = tuple(target for target in TARGETS if target != 90)
+    with ThreadPoolExecutor() as pool:
+        return [row for rows in pool.map(lambda job: compile_all(None, *job), (("all", (90,)), ("core", others)))
+                for row in rows]  # fmt: skip
 
 
 def kernels() -> set[str]:
-    """Names of all kernels that are launched: functions for the device that start with an underscore."""
+    """Names of all kernels that are launched."""
     modules = [module for name, module in sys.modules.items() if name.startswith(gpu.__name__ + ".")]
-    found = {name for m in modules for name, value in vars(m).items() if isinstance(value, InterpretedFunction)}
-    return {name for name in found if name.startswith("_")}
+    return {name for m in modules for name, value in vars(m).items() if isinstance(value, Kernel)}
 
 
 def rows_of(compiled: Facts, *kernels: str, label: str = "") -> Facts:
@@ -71,7 +61,9 @@ def reads_weights_once(row: dict[str, Any]) -> bool:
 
 def test_every_kernel_compiles_everywhere(compiled: Facts) -> None:
     there = {(row["kernel"], row["target"]) for row in compiled}
-    assert there == {(kernel, target) for kernel in kernels() for target in TARGETS}
+    targets = {row["target"] for row in compiled}
+    assert there == {(kernel, target) for kernel in kernels() for target in targets}
+    assert targets in ({90}, set(TARGETS))
 
 
 def test_programs_fit_into_shared_memory(compiled: Facts) -> None:
@@ -98,6 +90,34 @@ def test_weights_of_one_token_come_in_16_byte_loads(compiled: Facts) -> None:
             assert row["reg"] <= 168, name_of(row)
 
 
+def test_threads_of_one_token_never_wait_for_each_other(compiled: Facts) -> None:
+    """Each thread multiplies what it loads: a barrier in the loop would mean that weights go through shared memory."""
+    for row in rows_of(compiled, "_linear_one", "_gate_up", "_down"):
+        if "GRANULES" in row["constants"] and row["constants"]["WHOLE"]:
+            assert row["loops"], name_of(row)
+            assert barriers(row) == 0, f"{name_of(row)} with Triton {row['triton']}"
+
+
+def test_no_kernel_takes_more_than_it_did(compiled: Facts) -> None:
+    """Barriers in inner loops, instructions a weight, registers and shared memory, each kernel and format by itself."""
+    rows = {(row["kernel"], row["label"]): row for row in compiled if row["target"] == 90}
+    assert set(BOUNDS) <= set(rows)
+    for key, most in BOUNDS.items():
+        row = rows[key]
+        took = barriers(row), instructions_a_weight(row) or 0.0, row["reg"], row["shared"]
+        assert all(a <= b for a, b in zip(took, most, strict=True)), f"{name_of(row)}, {row['triton']}: {took}, {most}"
+
+
+def test_rows_that_begin_anywhere_are_read_by_elements(compiled: Facts) -> None:
+    """2049 columns of bf16: 16 bytes at once would be an address that no GPU takes."""
+    for row in compiled:
+        if row["label"] == "linear bf16 odd rows":
+            weights = {load for load in row["loads"] if "evict_first" in load}
+            assert weights, name_of(row)
+            assert all(load.endswith(".b16") for load in weights), f"{name_of(row)}: {weights}"
+            assert barriers(row) <= 6, name_of(row)
+
+
 def test_keys_and_weights_of_many_come_in_16_byte_copies(compiled: Facts) -> None:
     for row in rows_of(compiled, "_decode", "_prefill", "_linear_many", label="bf16"):
         copies = {load for load in row["loads"] if load.startswith("cp.async")}
@@ -105,9 +125,24 @@ def test_keys_and_weights_of_many_come_in_16_byte_copies(compiled: Facts) -> Non
         assert all("cp.async.cg" in load and "0x10" in load for load in copies), f"{name_of(row)}: {copies}"
 
 
+def test_scales_of_few_tokens_are_fetched_ahead_too(compiled: Facts) -> None:
+    """Where steps divide the row evenly, the loop of up to 16 tokens has no load that a step waits for."""
+    for row in rows_of(compiled, "_linear_many", label=" 9"):
+        assert row["constants"]["EVEN"], name_of(row)
+        assert all(load.startswith("cp.async") for load in row["loads"]), f"{name_of(row)}: {row['loads']}"
+
+
 def test_a_job_crosses_the_link_in_wide_pieces(compiled: Facts) -> None:
     for row in rows_of(compiled, "_pack"):
         assert any(load.endswith(".v4.b32") for load in row["loads"]), f"{name_of(row)}: {row['loads']}"
+
+
+def test_flags_are_read_and_written_for_the_host(compiled: Facts) -> None:
+    """By loads and stores that the whole system sees in order; by no atomic operation, which a link may not have."""
+    for row in rows_of(compiled, "_wait"):
+        assert row["system"] == ["%globaltimer", "ld.global.sys.acquire.b64", "nanosleep.u32"], name_of(row)
+    for row in rows_of(compiled, "_post"):
+        assert row["system"] == ["fence.acq_rel.sys", "st.release.sys.global.u64"], name_of(row)
 
 
 def test_products_run_on_tensor_cores(compiled: Facts) -> None:
@@ -115,7 +150,7 @@ def test_products_run_on_tensor_cores(compiled: Facts) -> None:
         if row["kernel"] in ("_gate_up", "_down") and reads_weights_once(row):
             assert not row["matrix"], name_of(row)
         else:
-            kind = "tf32" if "f32" in row["label"] else "bf16"
+            kind = "tf32" if "f32" in row["label"] or "f16" in row["label"].split() else "bf16"
             assert row["matrix"], name_of(row)
             assert all(kind in shape for _, shape in row["matrix"]), name_of(row)
 

@@ -84,6 +84,18 @@ def test_pairs_are_grouped_by_expert_in_order() -> None:
     assert order.tolist() == [1, 6, 2, 5, 0, 3, 4, 7]
 
 
+def test_a_router_gives_a_token_the_same_bits_in_any_small_batch() -> None:
+    g = torch.Generator().manual_seed(7)
+    x, router = torch.randn(16, 96, generator=g), Matrix.plain(torch.randn(24, 96, generator=g))
+    alone = torch.cat([gpu.linear(row.unsqueeze(0), router) for row in x])
+    for tokens in (2, 16):
+        assert torch.equal(gpu.linear(x[:tokens], router), alone[:tokens])
+    wide = torch.randn(3, 200, generator=g)
+    assert torch.equal(
+        gpu.linear(wide[:, 8:104], router), torch.cat([gpu.linear(r[None, 8:104], router) for r in wide])
+    )
+
+
 def test_a_long_prompt_goes_through_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     g = torch.Generator().manual_seed(5)
     bank = RandomSource(g).bank(ExpertLayout(format=FORMATS["q8_0"], hidden=64, width=32), 4)

@@ -72,7 +72,7 @@ def test_count_that_is_none(key: str, value: Any, checkpoints: Checkpoints, tmp_
         ("olmoe", {"scoring_func": "sigmoid"}, ['scoring_func is "sigmoid"', "softmax"]),
         ("granitemoe", {"mlp_bias": True}, ["mlp_bias = true", "--ignore-config-keys mlp_bias"]),
         ("qwen2_moe", {"moe_topk": 7}, ["moe_topk is 7", "as the rest says"]),
-        ("qwen3_moe", {"quantization_config": {"quant_method": "fp8"}}, ["quantization_config", "fp8", "unquantised"]),
+        ("qwen3_moe", {"quantization_config": {"quant_method": "hqq"}}, ["quantised as hqq", "fp8", "unquantised"]),
         ("qwen3_moe", {"num_experts_per_tok": 9}, ["num_experts_per_tok is 9", "8 experts"]),
         ("qwen3_moe", {"num_key_value_heads": 3}, ["num_key_value_heads is 3", "num_attention_heads = 4"]),
         ("olmoe", {"num_attention_heads": 5, "num_key_value_heads": 5}, ["num_attention_heads is 5", "64", "head_dim"]),

@@ -206,9 +206,9 @@ def test_what_cannot_run_is_refused_by_name(checkpoints: Callable[[str], Path], 
     gguf_files.write(path, config, {n: v for n, v in tensors.items() if n != "blk.2.attn_v.weight"})
     with pytest.raises(CheckpointError, match=r"1 tensors fewer .* 'blk\.2\.attn_v\.weight'"):
         open_gguf(path, LoadOptions())
-    raw = np.zeros((160, 82), dtype=np.uint8)  # iq2_s: 82 bytes for 256 weights
-    gguf_files.write(path, config, tensors, {"token_embd.weight": ("IQ2_S", raw)})
-    with pytest.raises(CheckpointError, match=r"'token_embd\.weight' is IQ2_S, which cannot be computed with"):
+    raw = np.zeros((160, 54), dtype=np.uint8)  # 54 bytes for 256 weights
+    gguf_files.write(path, config, tensors, {"token_embd.weight": ("TQ1_0", raw)})
+    with pytest.raises(CheckpointError, match=r"'token_embd\.weight' is TQ1_0, which cannot be computed with"):
         open_gguf(path, LoadOptions())
     gguf_files.write(path, config, tensors, arch="mamba")
     with pytest.raises(ConfigError, match="the engine does not run"):

@@ -15,7 +15,10 @@ from tiny_gguf import SIZES, gguf, packed, small, write_gguf
 from headrace import CheckpointError, ConfigError
 from headrace.engine.bench.random_weights import RandomWeights
 from headrace.engine.config import EngineConfig
+from headrace.engine.devices.device import ram
+from headrace.engine.placement.placement import Tier
 from headrace.engine.planning.plan import sizes
+from headrace.kernels import reference
 from headrace.loaders import model_source
 from headrace.loaders.architecture.architecture import Architecture
 from headrace.loaders.files import gguf_header, gguf_set
@@ -433,7 +436,8 @@ def test_random_weights_take_the_shape_of_a_gguf(tmp_path: Path, arch: str) -> N
     path = tmp_path / "model.gguf"
     path.write_bytes(packed(list(metadata.items()), tensors))
     weights = RandomWeights(str(path))
-    weights.open(EngineConfig(), False)
+    config = EngineConfig()
+    weights.open(config, {Tier.CPU: ram(reference, "reference", config)}, False)
     spec, plan = weights.whole, model_source.find(str(path)).described
     assert (spec.layers, spec.hidden, spec.moe.experts) == (SIZES["layers"], SIZES["hidden"], SIZES["experts"])
     assert (spec.attention.kv_rows, spec.moe.width) == (SIZES["kv"] * SIZES["size"], SIZES["width"])

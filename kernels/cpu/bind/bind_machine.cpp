@@ -45,7 +45,8 @@ void make_context(Context* to, const std::string& isa, bool exact, int threads, 
 void bind_context(nb::module_& m) {
   nb::class_<Context>(m, "Context")
       .def("__init__", &make_context, nb::kw_only(), "isa"_a, "exact"_a, "threads"_a, "tiles_from"_a)
-      .def("tile_tokens", &Context::tile_tokens);
+      .def("tile_tokens", &Context::tile_tokens)
+      .def("tile_group", &Context::tile_group);
 }
 
 }  // namespace

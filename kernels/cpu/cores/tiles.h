@@ -32,29 +32,6 @@ inline void tiles_end() { _tile_release(); }
 // Tile loads and stores are opaque to the compiler: what they read must have been stored, what they wrote be read anew.
 inline void fence() { asm volatile("" ::: "memory"); }
 
-// Rows become columns: 16 x 16 values of 32 bits.
-inline void transpose(V (&a)[TILE_SIDE]) {
-  const auto pair = [](V x, V y, bool high) {
-    const __m512d p = _mm512_castps_pd(x), q = _mm512_castps_pd(y);
-    return _mm512_castpd_ps(high ? _mm512_unpackhi_pd(p, q) : _mm512_unpacklo_pd(p, q));
-  };
-  V b[TILE_SIDE];
-#pragma GCC unroll 4
-  for (int i = 0; i < TILE_SIDE; i += 4) {  // lane l of b[i + j]: rows i .. i + 3 of column 4 l + j
-    V low01 = _mm512_unpacklo_ps(a[i], a[i + 1]), high01 = _mm512_unpackhi_ps(a[i], a[i + 1]);
-    V low23 = _mm512_unpacklo_ps(a[i + 2], a[i + 3]), high23 = _mm512_unpackhi_ps(a[i + 2], a[i + 3]);
-    b[i] = pair(low01, low23, false), b[i + 1] = pair(low01, low23, true);
-    b[i + 2] = pair(high01, high23, false), b[i + 3] = pair(high01, high23, true);
-  }
-#pragma GCC unroll 4
-  for (int j = 0; j < 4; j++) {
-    V even01 = _mm512_shuffle_f32x4(b[j], b[4 + j], 0x88), odd01 = _mm512_shuffle_f32x4(b[j], b[4 + j], 0xDD);
-    V even23 = _mm512_shuffle_f32x4(b[8 + j], b[12 + j], 0x88), odd23 = _mm512_shuffle_f32x4(b[8 + j], b[12 + j], 0xDD);
-    a[j] = _mm512_shuffle_f32x4(even01, even23, 0x88), a[8 + j] = _mm512_shuffle_f32x4(even01, even23, 0xDD);
-    a[4 + j] = _mm512_shuffle_f32x4(odd01, odd23, 0x88), a[12 + j] = _mm512_shuffle_f32x4(odd01, odd23, 0xDD);
-  }
-}
-
 constexpr int TOKEN_TILES = 3;                  // of a pass
 constexpr size_t ACTS_ROOM = size_t(1) << 20;   // of the second cache
 

@@ -328,8 +328,8 @@ size_t bf16_scratch(int cols) {
 
 template <class F>
 constexpr TileKernels bf16_kernels(int min_tokens) {
-  return {min_tokens,       tile_stride,   tile_stride, bf16_scratch<F>, bf16_pack<F>,
-          bf16_multiply<F>, bf16_swiglu<F>, nullptr};
+  return {min_tokens,   0,                tile_stride,    tile_stride, bf16_scratch<F>,
+          bf16_pack<F>, bf16_multiply<F>, bf16_swiglu<F>, nullptr};
 }
 
 }  // namespace

@@ -356,8 +356,8 @@ size_t int8_scratch(int cols) {
 
 template <class F>
 constexpr TileKernels int8_kernels(int min_tokens) {
-  return {min_tokens,       int8_stride,   int8_hidden_stride, int8_scratch<F>, int8_pack<F>,
-          int8_multiply<F>, int8_swiglu<F>, int8_seal<F>};
+  return {min_tokens,   GROUP,            int8_stride,    int8_hidden_stride, int8_scratch<F>,
+          int8_pack<F>, int8_multiply<F>, int8_swiglu<F>, int8_seal<F>};
 }
 
 }  // namespace

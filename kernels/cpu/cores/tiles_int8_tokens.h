@@ -67,7 +67,7 @@ inline __m512i join_bytes(__m512i a, __m512i b, __m512i c, __m512i d) {
 
 // Makes the tiles of 16 tokens out of their hidden values.
 template <class F>
-void int8_seal(uint8_t* hidden, int width) {
+void int8_seal(uint8_t* hidden, int, int width) {
   const float* values = reinterpret_cast<const float*>(hidden + int8_stride(width));
   float* scales = int8_scales(hidden, width);
   for (int g = 0; g < groups_of(width); g++, values += GROUP * TILE_SIDE) {

@@ -23,6 +23,9 @@ struct Context {
     return tiles_from[code] ? tiles_from[code] : tiles->min_tokens;
   }
 
+  // Columns of a token that share a scale of int8 in tiles; 0: bf16, or no tiles.
+  int tile_group(int code) const { return format(code).tiles ? format(code).tiles->group : 0; }
+
   bool takes_tiles(int code, int tokens) const {
     const int least = tile_tokens(code);
     return least && tokens >= least;

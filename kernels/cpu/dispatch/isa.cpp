@@ -28,6 +28,19 @@ bool has_avx512() {
          __builtin_cpu_supports("avx512vnni");
 }
 
+// The table for AVX-512, with products of bf16 where the CPU has them.
+const Kernels* avx512_table() {
+#if defined(HEADRACE_BF16)
+  static const Kernels with_bf16 = [] {
+    Kernels table = kernels_avx512;
+    table.formats[FP8] = fp8_by_bf16;
+    return table;
+  }();
+  if (__builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi")) return &with_bf16;
+#endif
+  return &kernels_avx512;
+}
+
 #if defined(HEADRACE_AMX)
 // Tiles are 8 KB of state a thread, which Linux hands out only on request: once, for the whole process, forks included.
 // The answer is no where a signal stack of the process is too small for them.
@@ -54,7 +67,7 @@ std::vector<Choice> choices() {
   std::vector<Choice> all{{&kernels_portable, true}};
 #if defined(__x86_64__)
   all.push_back({&kernels_avx2, has_avx2()});
-  all.push_back({&kernels_avx512, has_avx512()});
+  all.push_back({avx512_table(), has_avx512()});
 #if defined(HEADRACE_AMX)
   all.push_back({&kernels_amx, has_amx()});
 #endif

@@ -1,8 +1,10 @@
-// The function table for AVX-512 with AMX: the table of isa_avx512.cpp, and tiles for many tokens (tiles_bf16.h, tiles_int8.h).
+// The function table for AVX-512 with AMX: the table of isa_avx512.cpp, and AMX tiles for many tokens (tiles_bf16.h,
+// tiles_int8.h) of the formats that have them.
 #include "isa/ints_avx512.h"
 
 #include "cores/tiles_bf16.h"
 #include "cores/tiles_int8.h"
+#include "cores/tiles_vnni.h"
 #include "dispatch/fill_table.h"
 
 namespace headrace {
@@ -36,5 +38,5 @@ constexpr Kernels with_tiles(Kernels table) {
 
 }  // namespace
 
-const Kernels kernels_amx = with_tiles(fill_table("amx"));
+const Kernels kernels_amx = with_tiles(fill_table<VnniTiles>("amx"));
 }  // namespace headrace

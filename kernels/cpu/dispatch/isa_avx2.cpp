@@ -4,5 +4,5 @@
 #include "dispatch/fill_table.h"
 
 namespace headrace {
-const Kernels kernels_avx2 = fill_table("avx2");
+const Kernels kernels_avx2 = fill_table<>("avx2");
 }

@@ -1,17 +1,22 @@
-// The function table for AVX-512 F/BW/VL/DQ + VNNI: see vec_avx512.h and ints_avx512.h.
+// The function table for AVX-512 F/BW/VL/DQ + VNNI: see vec_avx512.h, ints_avx512.h and, for many tokens,
+// tiles_vnni.h.
 #include "isa/ints_avx512.h"
 
+#include "cores/tiles_vnni.h"
 #include "dispatch/fill_table.h"
 
 namespace headrace {
 namespace {
 
-constexpr Kernels with_peak(Kernels table) {
+void nothing() {}  // no state of a thread needs to be set up
+
+constexpr Kernels with_tiles(Kernels table) {
+  table.tiles_begin = table.tiles_end = nothing;
   table.int8_peak = int8_peak;
   return table;
 }
 
 }  // namespace
 
-const Kernels kernels_avx512 = with_peak(fill_table("avx512"));
+const Kernels kernels_avx512 = with_tiles(fill_table<VnniTiles>("avx512"));
 }  // namespace headrace

@@ -73,9 +73,8 @@ struct BlockFormat {
   static constexpr int PARTS = S::PARTS;
   static constexpr int TILE_ROWS = 2, TILE_TOKENS = W == 16 ? 8 : 2;
   static constexpr int SIDE = 4;  // tokens side by side
-  static constexpr size_t BLOCK_BYTES = size_t(C::BITS) * 4;
 
-  static size_t row_bytes(int cols) { return S::bytes(cols / BLOCK) + size_t(cols / BLOCK) * BLOCK_BYTES; }
+  static size_t row_bytes(int cols) { return S::bytes(cols / BLOCK) + size_t(cols / BLOCK) * BLOCK_BYTES<C>; }
   static size_t acts_bytes(int cols) { return size_t(padded_blocks(cols)) * (BLOCK + 12); }
 
   // The W blocks from b on, or as many as are left: their codes and factors.
@@ -84,8 +83,8 @@ struct BlockFormat {
                                                               Factors<PARTS>& f) {
     const int group = b / BLOCK_GROUP * BLOCK_GROUP, n = least(W, blocks - b);
     S::template load<FULL>(row, blocks, b, n, f);
-    C::template load<FULL>(row + S::bytes(blocks) + size_t(group) * BLOCK_BYTES, least(BLOCK_GROUP, blocks - group),
-                           b - group, n, q);
+    load_codes<C, FULL>(row + S::bytes(blocks) + size_t(group) * BLOCK_BYTES<C>, least(BLOCK_GROUP, blocks - group),
+                        b - group, n, q);
   }
 
   // What a sum of products begins with: the offset times the sum of the activations, taken away.

@@ -1,12 +1,12 @@
 // Codes of block formats over any ints_*.h: planes of 1, 2, 4 or 8 bits become bytes, a block to a lane.
 //
-//   C::load<FULL>(group, blocks, first, n, q)   blocks first .. first + n of a group of `blocks`, n <= W (n = W if FULL):
-//                                               q[j] holds weights 4 j .. 4 j + 3 of each, one to a byte
+//   C::HIGH, LOW   bits of the two planes, in the order in which they are stored; HIGH is 0 where there is one
+//   C::join(low, high, q)   the words of both planes to bytes: q[j] holds weights 4 j .. 4 j + 3 of each lane's block
 //   C::OFFSET    what is to be taken away of the bytes of q, as a power of two or 0
 //   C::WIDE      whether they take more than 7 bits, so that products go through dot_wide
-//   C::BITS      of a weight
 //
-// Where a plane's fields lie: formats.py.
+// Where a plane's fields lie: formats.py. load_codes puts the blocks of one row into lanes; panels.h puts the same block of 16
+// rows there. What a lane holds makes no difference to `join`.
 #pragma once
 
 #include "formats/layout.h"
@@ -54,16 +54,12 @@ inline __attribute__((always_inline)) void spread(const I* a, Step& q) {
   }
 }
 
-template <int HIGH, int LOW, int OFFSET_>
+template <int HIGH_, int LOW_, int OFFSET_>
 struct Planes {
-  static constexpr int BITS = HIGH + LOW, OFFSET = OFFSET_;
+  static constexpr int HIGH = HIGH_, LOW = LOW_, OFFSET = OFFSET_;
   static constexpr bool WIDE = false;
 
-  template <bool FULL>
-  static inline __attribute__((always_inline)) void load(const uint8_t* group, int blocks, int first, int n, Step& q) {
-    I low[LOW], high[HIGH ? HIGH : 1];
-    if constexpr (HIGH > 0) load_plane<HIGH, FULL>(group + first * 4 * HIGH, n, high);
-    load_plane<LOW, FULL>(group + (blocks * HIGH + first * LOW) * 4, n, low);
+  static inline __attribute__((always_inline)) void join(const I* low, const I* high, Step& q) {
     spread<LOW, 0>(low, q);
     if constexpr (HIGH > 0) spread<HIGH, LOW>(high, q);
   }
@@ -71,22 +67,19 @@ struct Planes {
 
 // Signed bytes.
 struct Bytes8 {
-  static constexpr int BITS = 8, OFFSET = BYTE_OFFSET;
+  static constexpr int HIGH = 0, LOW = 8, OFFSET = BYTE_OFFSET;
   static constexpr bool WIDE = true;
 
-  template <bool FULL>
-  static inline __attribute__((always_inline)) void load(const uint8_t* group, int, int first, int n, Step& q) {
-    load_plane<8, FULL>(group + first * 32, n, q);
-    if (BYTE_OFFSET == 0) return;
+  static inline __attribute__((always_inline)) void join(const I* low, const I*, Step& q) {
 #pragma GCC unroll 8
-    for (int j = 0; j < WORDS; j++) q[j] = bit_xor(q[j], int_set1(0x80808080u));
+    for (int j = 0; j < WORDS; j++) q[j] = BYTE_OFFSET ? bit_xor(low[j], int_set1(0x80808080u)) : low[j];
   }
 };
 
 // Codes of up to 4 bits that stand for the values of T.
-template <class T, int HIGH = 0, int LOW = 4>
+template <class T, int HIGH_ = 0, int LOW_ = 4>
 struct Table {
-  static constexpr int BITS = HIGH + LOW, OFFSET = BYTE_OFFSET;
+  static constexpr int HIGH = HIGH_, LOW = LOW_, OFFSET = BYTE_OFFSET;
   static constexpr bool WIDE = true;
 
   struct alignas(16) Values {
@@ -98,9 +91,8 @@ struct Table {
     return made;
   }();
 
-  template <bool FULL>
-  static inline __attribute__((always_inline)) void load(const uint8_t* group, int blocks, int first, int n, Step& q) {
-    Planes<HIGH, LOW, 0>::template load<FULL>(group, blocks, first, n, q);
+  static inline __attribute__((always_inline)) void join(const I* low, const I* high, Step& q) {
+    Planes<HIGH, LOW, 0>::join(low, high, q);
 #pragma GCC unroll 8
     for (int j = 0; j < WORDS; j++) q[j] = lookup(q[j], values.at);
   }
@@ -125,6 +117,18 @@ struct Iq2Values {
 struct Iq1Values {
   static constexpr int VALUES[16] = {-9, -7, -1, 1, 7, 9};
 };
+
+template <class C>
+constexpr size_t BLOCK_BYTES = size_t(C::HIGH + C::LOW) * 4;  // of codes
+
+// Blocks first .. first + n of a group of `blocks`, n <= W (n = W if FULL), a block to a lane.
+template <class C, bool FULL>
+inline __attribute__((always_inline)) void load_codes(const uint8_t* group, int blocks, int first, int n, Step& q) {
+  I low[C::LOW], high[C::HIGH ? C::HIGH : 1];
+  if constexpr (C::HIGH > 0) load_plane<C::HIGH, FULL>(group + first * 4 * C::HIGH, n, high);
+  load_plane<C::LOW, FULL>(group + (blocks * C::HIGH + first * C::LOW) * 4, n, low);
+  C::join(low, high, q);
+}
 
 }  // namespace
 }  // namespace headrace

@@ -9,8 +9,8 @@
 // What lies where: formats.py. A factor that is an integer times a half is rounded once, to float32.
 #pragma once
 
-#include "formats/layout.h"
-#include "isa/math.h"
+#include "formats/e4m3.h"
+#include "formats/floats.h"
 
 namespace headrace {
 namespace {
@@ -22,22 +22,26 @@ struct Factors {
   V scale[PARTS], min[PARTS];
 };
 
-template <bool FULL>
+// H: F16Row or BF16Row.
+template <bool FULL, class H = F16Row>
 inline V load_halves(const uint8_t* p, int n) {
   if (FULL) prefetch_weights(p);
-  return in_lanes(FULL ? load_f16(p) : load_f16_n(p, n));
+  return in_lanes(FULL ? H::load(p) : H::load_n(p, n));
 }
 
-struct HalfScales {
+template <class H>
+struct ScalesOf {
   static constexpr int PARTS = 1;
   static constexpr bool MIN = false;
   static size_t bytes(int blocks) { return halves_bytes(blocks); }
 
   template <bool FULL>
   static inline __attribute__((always_inline)) void load(const uint8_t* row, int, int b, int n, Factors<1>& f) {
-    f.scale[0] = load_halves<FULL>(row + b * 2, n);
+    f.scale[0] = load_halves<FULL, H>(row + b * 2, n);
   }
 };
+using HalfScales = ScalesOf<F16Row>;
+using Bf16Scales = ScalesOf<BF16Row>;
 
 struct HalfMinScales {
   static constexpr int PARTS = 1;
@@ -125,6 +129,58 @@ struct NibbleMinScales {
       f.scale[part] = mul(d, to_float(bit_and(both, int_set1(15))));
       f.min[part] = mul(d_min, to_float(shift_right<4>(both)));
     }
+  }
+};
+
+// A number H for each PER weights, 32 or 128, and a byte with the code that stands for 0: the minimum is the product of both,
+// without their sign; exact, since they have 16 bits together.
+template <class H, int PER>
+struct ZeroScales {
+  static constexpr int PARTS = 1;
+  static constexpr bool MIN = true;
+  static constexpr int TOGETHER = PER / BLOCK;
+  static size_t runs(int blocks) { return size_t(blocks + TOGETHER - 1) / TOGETHER; }
+  static size_t bytes(int blocks) { return round_up(runs(blocks) * 3, 16); }
+
+  template <bool FULL>
+  static inline __attribute__((always_inline)) void load(const uint8_t* row, int blocks, int b, int n, Factors<1>& f) {
+    const int run = b / TOGETHER;
+    const uint8_t *halves = row + run * 2, *zeros = row + 2 * runs(blocks) + run;
+    if (FULL) prefetch_weights(zeros);
+    V code = to_float(widen_u8(zeros));
+    if (TOGETHER == 1) {
+      f.scale[0] = load_halves<FULL, H>(halves, n), code = in_lanes(code);
+    } else {
+      if (FULL) prefetch_weights(halves);
+      f.scale[0] = spread_fours(H::load_n(halves, (n + TOGETHER - 1) / TOGETHER)), code = spread_fours(code);
+    }
+    f.min[0] = sub(zero(), mul(f.scale[0], code));
+  }
+};
+
+// A float32 for the row times a float of 8 bits for each half of a block.
+struct E4m3Scales {
+  static constexpr int PARTS = 2;
+  static constexpr bool MIN = false;
+  static size_t bytes(int blocks) { return round_up(4 + size_t(blocks) * PARTS, 16); }
+
+  template <bool FULL>
+  static inline __attribute__((always_inline)) void load(const uint8_t* row, int blocks, int b, int n, Factors<2>& f) {
+    float all;
+    __builtin_memcpy(&all, row, 4);
+#pragma GCC unroll 2
+    for (int part = 0; part < PARTS; part++) {
+      const uint8_t* units = row + 4 + b + part * blocks;
+      if (FULL) prefetch_weights(units);
+      f.scale[part] = mul(set1(all), e4m3_to_float(in_lanes(FULL ? widen_u8(units) : widen_u8_n(units, n))));
+    }
+  }
+
+  // What lies behind the units may be no number.
+  static inline I widen_u8_n(const uint8_t* p, int n) {
+    uint8_t bytes[16] = {};
+    __builtin_memcpy(bytes, p, size_t(n));
+    return widen_u8(bytes);
   }
 };
 

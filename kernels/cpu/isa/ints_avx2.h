@@ -74,6 +74,8 @@ inline V spread_halves(const uint8_t* halves, int b, int) {
   return _mm256_broadcastss_ps(_mm_cvtph_ps(_mm_cvtsi32_si128(half)));
 }
 
+inline V spread_fours(V values) { return _mm256_permutevar8x32_ps(values, _mm256_setr_epi32(0, 0, 1, 1, 0, 0, 1, 1)); }
+
 inline __attribute__((always_inline)) void turn(I* a) {
   const I low01 = _mm256_unpacklo_epi32(a[0], a[1]), high01 = _mm256_unpackhi_epi32(a[0], a[1]);
   const I low23 = _mm256_unpacklo_epi32(a[2], a[3]), high23 = _mm256_unpackhi_epi32(a[2], a[3]);

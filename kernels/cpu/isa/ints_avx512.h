@@ -97,6 +97,9 @@ inline V spread_halves(const uint8_t* halves, int b, int n) {
   return _mm512_permutexvar_ps(_mm512_load_si512(EIGHTHS.at), load_f16_n(halves + b / 8 * 2, n > 8 ? 2 : 1));
 }
 
+// Of values for 4 blocks each, the one for each lane's block.
+inline V spread_fours(V values) { return _mm512_broadcast_f32x4(_mm512_castps512_ps128(values)); }
+
 // Of every 128-bit quarter: word d of a[0] .. a[3] go to a[d].
 inline __attribute__((always_inline)) void turn(I* a) {
   const I low01 = _mm512_unpacklo_epi32(a[0], a[1]), high01 = _mm512_unpackhi_epi32(a[0], a[1]);

@@ -86,6 +86,7 @@ inline V spread_halves(const uint8_t* halves, int b, int) {
   __builtin_memcpy(&half, halves + b / 8 * 2, 2);
   return set1(f16_to_float(half));
 }
+inline V spread_fours(V values) { return set1(values[0]); }
 
 inline void turn(I* a) {
   const I b[4] = {a[0], a[1], a[2], a[3]};

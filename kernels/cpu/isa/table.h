@@ -17,7 +17,8 @@ namespace headrace {
 // Codes of formats.py.
 enum FormatCode : int {
   F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS, MXFP4,
-  IQ3_S, IQ3_XXS, IQ2_XXS, IQ2_XS, IQ1_S, IQ1_M, FORMAT_COUNT
+  IQ3_S, IQ3_XXS, IQ2_XXS, IQ2_XS, IQ1_S, IQ1_M,
+  FP8, Q4_0_BF16, INT4_G32, INT4_G32_BF16, INT4_G128, INT4_G128_BF16, NVFP4, FORMAT_COUNT
 };
 
 // Two runs of rows, read side by side: gate and up of an expert, or the two halves of one matrix. nb is na or na - 1.
@@ -56,9 +57,10 @@ struct TileHidden {
   int first, width;
 };
 
-// Many tokens: the same products as `dot` by matrix instructions. `scratch` holds scratch_bytes(cols).
+// Many tokens: the same products as `dot`, with weights unpacked once for all of them. `scratch` holds scratch_bytes(cols).
 struct TileKernels {
-  int min_tokens;  // fewer are faster with `dot`, unless set_tile_tokens knows better
+  int min_tokens;  // fewer are faster with `dot`, unless the context knows better
+  int group;       // columns of a token that share a scale of int8; 0: tokens, and weights, are rounded to bf16
   size_t (*stride)(int cols);          // bytes of the activations of 16 tokens
   size_t (*hidden_stride)(int width);  // of what `swiglu` writes for 16 tokens
   size_t (*scratch_bytes)(int cols);
@@ -66,8 +68,8 @@ struct TileKernels {
   void (*pack)(const float* x, size_t stride, const int32_t* index, int count, int cols, uint8_t* tiles);
   void (*multiply)(const RowPair& w, const TileTokens& x, int cols, const PairOut& out, uint8_t* scratch);
   void (*swiglu)(const RowPair& gate_up, const TileTokens& x, int cols, const TileHidden& h, uint8_t* scratch);
-  // Makes tiles of 16 tokens out of what `swiglu` wrote for all of their width; null: they are tiles already.
-  void (*seal)(uint8_t* hidden, int width);
+  // Makes tiles of up to 16 tokens out of what `swiglu` wrote for all of their width; null: they are tiles already.
+  void (*seal)(uint8_t* hidden, int count, int width);
 };
 
 struct FormatKernels {
@@ -118,7 +120,7 @@ struct Kernels {
   void (*attend_finish)(const AttendState& total, int row, int dp, int d, float* out);
   uint64_t (*stream_sum)(const uint8_t* data, size_t bytes);
   double (*int8_peak)(int rounds);  // integer dot products on registers alone; returns operations. null: none
-  void (*tiles_begin)();  // before and after any tile work of a thread; null where there is none
+  void (*tiles_begin)();  // before and after any tile work of a thread; null where there are no tiles
   void (*tiles_end)();
   double (*bf16_tiles_peak)(int rounds);  // products of tiles that are there already
   double (*int8_tiles_peak)(int rounds);
@@ -128,5 +130,6 @@ extern const Kernels kernels_portable;
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
 extern const Kernels kernels_amx;
+extern const FormatKernels fp8_by_bf16;  // for AVX-512 with BF16 and VBMI
 
 }  // namespace headrace

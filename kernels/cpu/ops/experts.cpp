@@ -223,7 +223,8 @@ struct Layer {
 
   void prepare_h(const Group& group) const {
     if (group.tiled && gate_format.tiles->seal)
-      for (int i = 0; i < tile_count(group); i++) gate_format.tiles->seal(group.h_tiles + i * h_stride(), bank.width);
+      for (int i = 0; i < tile_count(group); i++)
+        gate_format.tiles->seal(group.h_tiles + i * h_stride(), std::min(TILE_SIDE, group.count - i * TILE_SIDE), bank.width);
     if (group.tiled || !down_format.prepare) return;
     for (int p = group.first; p < group.first + group.count; p++)
       down_format.prepare(h + size_t(p) * bank.width, bank.width, h_acts + p * h_bytes);

@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import launch
+from ..kernel import INTERPRETED, kernel
 from .prefill import prefill
 from .softmax import attend
 
@@ -30,7 +31,7 @@ def part_length(context, parts, LEAST: tl.constexpr, KEYS: tl.constexpr):
     return tl.maximum(tl.cdiv(tl.cdiv(context, parts), KEYS) * KEYS, LEAST)
 
 
-@triton.jit
+@kernel("table_stride")
 def _decode(
     q_ptr, k_ptr, v_ptr, tables_ptr, contexts_ptr, acc_ptr, best_ptr, total_ptr, q_stride, table_stride, groups, size,
     scale, GROUP: tl.constexpr, PAGE: tl.constexpr, HEADS: tl.constexpr, SIZE: tl.constexpr, KEYS: tl.constexpr,
@@ -65,7 +66,7 @@ def _decode(
         tl.store(acc_ptr + out[:, None] * size + dims[None, :], acc, mask=ok)
 
 
-@triton.jit
+@kernel("parts")
 def _merge(
     acc_ptr, best_ptr, total_ptr, contexts_ptr, out_ptr, n_heads, parts, size,
     PARTS: tl.constexpr, SIZE: tl.constexpr, KEYS: tl.constexpr, LEAST: tl.constexpr,
@@ -105,14 +106,13 @@ def attention(
     for tensor, shape in ((tables_SM, (S, M)), (starts_S1, (S + 1,)), (contexts_S, (S,))):
         launch.check(tensor, launch.I32, *shape)
     stride, scale = launch.heads(q_TNd), scale * math.log2(math.e)
-    out = torch.empty(T, N, d, dtype=launch.F32, device=q_TNd.device)
-    kind: launch.Product = "bf16" if k_PGBd.dtype == torch.bfloat16 and not launch.INTERPRETED else "f32"
+    out = q_TNd.new_empty(T, N, d)
+    kind: launch.Product = "bf16" if k_PGBd.dtype == torch.bfloat16 and not INTERPRETED else "f32"
     if T != S:
         prefill(q_TNd, k_PGBd, v_PGBd, tables_SM, starts_S1, contexts_S, scale, out, kind)
         return out
     keys, parts = KEYS[kind], parts_of(S, G, M * page, q_TNd.device)
-    acc = torch.empty(S * N, parts, d, dtype=launch.F32, device=q_TNd.device)
-    best, total = (torch.empty(S * N, parts, dtype=launch.F32, device=q_TNd.device) for _ in range(2))
+    acc, best, total = q_TNd.new_empty(S * N, parts, d), q_TNd.new_empty(S * N, parts), q_TNd.new_empty(S * N, parts)
     _decode[(S * G, parts)](
         q_TNd, k_PGBd, v_PGBd, tables_SM, contexts_S, acc, best, total, stride, M, G, d, scale,
         GROUP=N // G, PAGE=page, HEADS=launch.pow2(N // G, 16), SIZE=launch.pow2(d, 16), KEYS=keys, LEAST=LEAST,
@@ -120,6 +120,7 @@ def attention(
     )  # fmt: skip
     _merge[(S * N,)](
         acc, best, total, contexts_S, out, N, parts, d,
-        PARTS=launch.pow2(parts), SIZE=launch.pow2(d, 16), KEYS=keys, LEAST=LEAST, num_warps=2,
+        PARTS=8 if parts <= 8 else MOST_PARTS, SIZE=launch.pow2(d, 16), KEYS=keys, LEAST=LEAST,
+        num_warps=2 if parts <= 8 else 4,
     )  # fmt: skip
     return out

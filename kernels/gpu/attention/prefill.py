@@ -6,15 +6,15 @@ tokens of S sequences could need, and each finds its sequence from the starts. B
 
 from __future__ import annotations
 
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from .. import launch
+from ..kernel import kernel
 from .softmax import attend
 
 
-@triton.jit
+@kernel("table_stride", "sequences")
 def _prefill(
     q_ptr, k_ptr, v_ptr, tables_ptr, starts_ptr, contexts_ptr, out_ptr, q_stride, table_stride, sequences, groups, size,
     scale, N_HEADS: tl.constexpr, GROUP: tl.constexpr, PAGE: tl.constexpr, QUERIES: tl.constexpr, SIZE: tl.constexpr,
@@ -70,5 +70,5 @@ def prefill(
     _prefill[(T // queries + S, N)](
         q_TNd, k_PGBd, v_PGBd, tables_SM, starts_S1, contexts_S, out_TNd, launch.heads(q_TNd), M, S, G, d, scale,
         N_HEADS=N, GROUP=N // G, PAGE=page, QUERIES=queries, SIZE=launch.pow2(d, 16), KEYS=keys,
-        SEQUENCES=launch.pow2(S), PRODUCT=kind, num_warps=warps, num_stages=2,
+        SEQUENCES=16 if S <= 16 else launch.pow2(S, 256), PRODUCT=kind, num_warps=warps, num_stages=2,
     )  # fmt: skip

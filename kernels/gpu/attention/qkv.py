@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import launch
+from ..kernel import kernel
 from ..norms import norm_rows_
 
 HEADS = 4  # of a program
@@ -25,7 +26,7 @@ def clamp(x, limit, CLIP: tl.constexpr):
     return x
 
 
-@triton.jit
+@kernel()
 def _place_qkv(
     x_ptr, q_weight_ptr, k_weight_ptr, cos_ptr, sin_ptr, positions_ptr, k_cache_ptr, v_cache_ptr, slots_ptr, x_stride,
     queries, groups, size, pairs, eps, limit,

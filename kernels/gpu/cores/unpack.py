@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ...packed import Matrix
 from .. import launch
+from ..kernel import kernel
 
 
 @triton.jit
@@ -77,7 +78,7 @@ def scale_of(granule, FORMAT: tl.constexpr):
     return granule // 2
 
 
-@triton.jit
+@kernel()
 def _unpack_rows(
     ids_ptr, values_ptr, scales_ptr, out_ptr, elements, cols, stride, factor,
     IDS: tl.constexpr, FORMAT: tl.constexpr, BLOCK: tl.constexpr,

@@ -13,6 +13,7 @@ from torch import Tensor
 from ...packed import ExpertBank
 from ...scratch import GPU_EXPERT_BYTES
 from .. import launch
+from .blocks import blocks_of
 from .many_tokens import experts_many
 from .one_token import experts_one
 
@@ -20,17 +21,16 @@ from .one_token import experts_one
 def experts(x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor, bank: ExpertBank) -> Tensor:
     (T, D), (_T, K), layout = x_TD.shape, ids_TK.shape, bank.layout
     assert layout.hidden == D, f"{D} values, {layout.hidden} columns"
-    assert all(map(layout.format.fits, (D, layout.width))), f"{D} x {layout.width} in {layout.format.name}"
+    blocks = blocks_of(bank)
     launch.check(x_TD, launch.F32, T, D)
     launch.check(ids_TK, launch.I32, T, K)
     launch.check(weights_TK, launch.F32, T, K)
-    launch.check(bank.data, launch.U8, bank.experts, layout.bytes)
     out = torch.empty_like(x_TD)
     if T == 1:
-        experts_one(x_TD, ids_TK, weights_TK, bank, out)
+        experts_one(x_TD, ids_TK, weights_TK, blocks, out)
         return out
     chunk = max(2, GPU_EXPERT_BYTES // (4 * K * D))
     for first in range(0, T, chunk):
         here = slice(first, first + chunk)
-        experts_many(x_TD[here], ids_TK[here], weights_TK[here], bank, out[here])
+        experts_many(x_TD[here], ids_TK[here], weights_TK[here], blocks, out[here])
     return out

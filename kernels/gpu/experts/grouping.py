@@ -10,14 +10,14 @@ writes the pairs it finds. All programs read the same few kilobytes from the cac
 from __future__ import annotations
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from .. import launch
+from ..kernel import kernel
 
 
-@triton.jit
+@kernel("pairs")
 def _group(ids_ptr, order_ptr, starts_ptr, pairs, BLOCK: tl.constexpr):
     expert = tl.program_id(0)
     below = tl.zeros([BLOCK], tl.int32)
@@ -42,5 +42,5 @@ def group(ids_TK: Tensor, experts: int) -> tuple[Tensor, Tensor]:
     pairs, device = ids_TK.numel(), ids_TK.device
     order = torch.empty(pairs, dtype=launch.I32, device=device)
     starts = torch.empty(experts + 1, dtype=launch.I32, device=device)
-    _group[(experts,)](ids_TK, order, starts, pairs, BLOCK=min(1024, launch.pow2(pairs, 16)))
+    _group[(experts,)](ids_TK, order, starts, pairs, BLOCK=128 if pairs <= 128 else 1024)
     return order, starts

@@ -13,22 +13,22 @@ pairs, and ends at once where there are none. With up to BLOCK_M pairs an expert
 from __future__ import annotations
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...packed import ExpertBank
 from .. import launch
 from ..cores.products import multiply
+from ..kernel import kernel
 from ..linear import tile_of
 from ..pointwise import silu
+from .blocks import Blocks
 from .grouping import group
 
 
-@triton.jit
+@kernel()
 def _gate_up(
     x_ptr, order_ptr, starts_ptr, w_ptr, s_ptr, h_ptr, width, hidden, elements, stride, up, block,
-    TOP_K: tl.constexpr, FORMAT: tl.constexpr, PRODUCT: tl.constexpr,
+    TOP_K: tl.constexpr, EVEN: tl.constexpr, FORMAT: tl.constexpr, PRODUCT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
     blocks = tl.cdiv(width, BLOCK_N // 2)
@@ -45,7 +45,7 @@ def _gate_up(
         ok = place < last
         token = (tl.load(order_ptr + place, mask=ok, other=0) // TOP_K).to(tl.int64)
         sums = multiply(
-            x_ptr + token * hidden, ok, w_ptr + there, s_ptr + there // 16 * 8, f < width, elements, FORMAT,
+            x_ptr + token * hidden, ok, w_ptr + there, s_ptr + there // 16 * 8, f < width, elements, EVEN, FORMAT,
             BLOCK_M, BLOCK_N, BLOCK_E, PRODUCT,
         )  # fmt: skip
         g, u = tl.split(tl.reshape(sums, [BLOCK_M, BLOCK_N // 2, 2]))
@@ -53,10 +53,10 @@ def _gate_up(
         tl.store(h_ptr + place.to(tl.int64)[:, None] * width + at[None, :], h, mask=ok[:, None] & (at < width)[None, :])
 
 
-@triton.jit
+@kernel()
 def _down(
     h_ptr, order_ptr, starts_ptr, weights_ptr, w_ptr, s_ptr, z_ptr, hidden, width, elements, stride, block,
-    FORMAT: tl.constexpr, PRODUCT: tl.constexpr,
+    EVEN: tl.constexpr, FORMAT: tl.constexpr, PRODUCT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
     blocks = tl.cdiv(hidden, BLOCK_N)
@@ -71,14 +71,14 @@ def _down(
         pair = tl.load(order_ptr + place, mask=ok, other=0)
         sums = multiply(
             h_ptr + place.to(tl.int64) * width, ok, w_ptr + there, s_ptr + there // 16 * 8, row < hidden, elements,
-            FORMAT, BLOCK_M, BLOCK_N, BLOCK_E, PRODUCT,
+            EVEN, FORMAT, BLOCK_M, BLOCK_N, BLOCK_E, PRODUCT,
         )  # fmt: skip
         z = sums * tl.load(weights_ptr + pair, mask=ok, other=0.0)[:, None]
         into = z_ptr + pair.to(tl.int64)[:, None] * hidden + row[None, :]
         tl.store(into, z, mask=ok[:, None] & (row < hidden)[None, :])
 
 
-@triton.jit
+@kernel()
 def _combine(z_ptr, ids_ptr, y_ptr, hidden, TOP_K: tl.constexpr, BLOCK: tl.constexpr):
     token = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -90,14 +90,10 @@ def _combine(z_ptr, ids_ptr, y_ptr, hidden, TOP_K: tl.constexpr, BLOCK: tl.const
     tl.store(y_ptr + token * hidden + at, y, mask=ok)
 
 
-def experts_many(x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor, bank: ExpertBank, out_TD: Tensor) -> None:
+def experts_many(x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor, blocks: Blocks, out_TD: Tensor) -> None:
     """Writes the weighted sums of the tokens' experts to `out`."""
-    (T, D), K, layout, E = x_TD.shape, ids_TK.shape[1], bank.layout, bank.experts
-    F, form, device = layout.width, layout.format, x_TD.device
-    up = launch.stored(form, bank.data, D)
-    down = launch.stored(form, bank.data[:, layout.offset("down") :], F)
-    size = up.values.element_size()
-    block = layout.bytes // size
+    (T, D), K, E, F = x_TD.shape, ids_TK.shape[1], blocks.experts, blocks.width
+    up, down, form, device = blocks.up, blocks.down, blocks.format, x_TD.device
     kind = launch.product_of(form)
     tile, lanes = tile_of(T * K / E, kind, form), launch.cdiv(T * K, E * 128)
     order, starts = group(ids_TK, E)
@@ -105,11 +101,12 @@ def experts_many(x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor, bank: ExpertB
     h = torch.empty(T * K, F, dtype=x.dtype, device=device)
     _gate_up[(E * launch.cdiv(F, tile["BLOCK_N"] // 2), lanes)](
         x, order, starts, up.values, up.scales, h, F, D, up.elements, up.stride,
-        layout.offset("up") // size, block, TOP_K=K, FORMAT=form.name, PRODUCT=kind, **tile,
+        blocks.offset, blocks.size, TOP_K=K, EVEN=up.elements % tile["BLOCK_E"] == 0,
+        FORMAT=form.name, PRODUCT=kind, **tile,
     )  # fmt: skip
     z = torch.empty(T * K, D, dtype=launch.F32, device=device)
     _down[(E * launch.cdiv(D, tile["BLOCK_N"]), lanes)](
         h, order, starts, weights_TK, down.values, down.scales, z, D, F, down.elements, down.stride,
-        block, FORMAT=form.name, PRODUCT=kind, **tile,
+        blocks.size, EVEN=down.elements % tile["BLOCK_E"] == 0, FORMAT=form.name, PRODUCT=kind, **tile,
     )  # fmt: skip
     _combine[(T, launch.cdiv(D, 1024))](z, ids_TK, out_TD, D, TOP_K=K, BLOCK=1024)

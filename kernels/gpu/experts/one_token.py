@@ -12,39 +12,40 @@ No program waits for another and nothing is added to memory twice: the order of 
 
 from __future__ import annotations
 
-import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...packed import ExpertBank
 from .. import launch
 from ..cores.products import granule_dots, row_dots
+from ..kernel import kernel
 from ..pointwise import silu
+from .blocks import Blocks
 
 UP, DOWN = launch.one_token(rows=8), launch.one_token(rows=4)
 
 
-@triton.jit
+@kernel()
 def _gate_up(
     x_ptr, ids_ptr, w_ptr, s_ptr, h_ptr, width, elements, stride, up, block,
-    WIDTH: tl.constexpr, FORMAT: tl.constexpr, ROWS: tl.constexpr, GRANULES: tl.constexpr,
+    WIDTH: tl.constexpr, WHOLE: tl.constexpr, FORMAT: tl.constexpr, ROWS: tl.constexpr, GRANULES: tl.constexpr,
 ):  # fmt: skip
     choice = tl.program_id(1)
     expert = tl.load(ids_ptr + choice).to(tl.int64)
     row = tl.arange(0, ROWS)
     f = tl.program_id(0) * (ROWS // 2) + row // 2
     at = tl.maximum(expert, 0) * block + (row % 2) * up + f * stride
-    sums = row_dots(x_ptr, w_ptr, s_ptr, at, (f < width) & (expert >= 0), elements, WIDTH, FORMAT, ROWS, GRANULES)
+    ok = (f < width) & (expert >= 0)
+    sums = row_dots(x_ptr, w_ptr, s_ptr, at, ok, elements, WIDTH, WHOLE, FORMAT, ROWS, GRANULES)
     g, u = tl.split(tl.reshape(sums, [ROWS // 2, 2]))
     at = tl.program_id(0) * (ROWS // 2) + tl.arange(0, ROWS // 2)
     tl.store(h_ptr + choice * width + at, silu(g) * u, mask=at < width)
 
 
-@triton.jit
+@kernel()
 def _down(
     h_ptr, ids_ptr, weights_ptr, w_ptr, s_ptr, y_ptr, hidden, width, elements, stride, block,
-    TOP_K: tl.constexpr, ROW_GRANULES: tl.constexpr, FORMAT: tl.constexpr, ROWS: tl.constexpr, GRANULES: tl.constexpr,
+    TOP_K: tl.constexpr, ROW_GRANULES: tl.constexpr, WIDTH: tl.constexpr, WHOLE: tl.constexpr, FORMAT: tl.constexpr,
+    ROWS: tl.constexpr, GRANULES: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     sums = tl.zeros([ROWS, GRANULES], tl.float32)
@@ -57,28 +58,21 @@ def _down(
         expert = tl.maximum(expert, 0)
         part = granule_dots(
             h_ptr, choice * width, w_ptr, s_ptr, expert[None, :] * block + row[:, None] * stride, at % ROW_GRANULES, ok,
-            row < hidden, elements, FORMAT, ROWS, GRANULES,
+            row < hidden, elements, WIDTH, WHOLE, FORMAT, ROWS, GRANULES,
         )  # fmt: skip
         sums += part * tl.load(weights_ptr + choice, mask=ok, other=0.0)[None, :]
     tl.store(y_ptr + row, tl.sum(sums, axis=1), mask=row < hidden)
 
 
-def experts_one(x_1D: Tensor, ids_1K: Tensor, weights_1K: Tensor, bank: ExpertBank, out_1D: Tensor) -> None:
+def experts_one(x_1D: Tensor, ids_1K: Tensor, weights_1K: Tensor, blocks: Blocks, out_1D: Tensor) -> None:
     """Writes the weighted sum of the chosen experts to `out`."""
-    layout, K = bank.layout, ids_1K.shape[1]
-    D, F, form = layout.hidden, layout.width, layout.format
-    up = launch.stored(form, bank.data, D, words=True)
-    down = launch.stored(form, bank.data[:, layout.offset("down") :], F, words=True)
-    size = 1 if form.is_block else up.values.element_size()  # offsets of block formats are in bytes
-    block = layout.bytes // size
-    width = launch.granule(form)
-    h_KF = torch.empty(K, F, dtype=launch.F32, device=x_1D.device)
+    D, F, K, up, down = blocks.hidden, blocks.width, ids_1K.shape[1], blocks.up, blocks.down
+    name, h_KF = blocks.format.name, x_1D.new_empty(K, F)
     _gate_up[(launch.cdiv(F, UP["ROWS"] // 2), K)](
-        x_1D, ids_1K, up.values, up.scales, h_KF, F, up.elements, up.stride, layout.offset("up") // size, block,
-        WIDTH=width, FORMAT=form.name, **UP,
+        x_1D, ids_1K, up.words, up.scales, h_KF, F, up.elements, up.stride, blocks.offset, blocks.size,
+        **up.granules, FORMAT=name, **UP,
     )  # fmt: skip
     _down[(launch.cdiv(D, DOWN["ROWS"]),)](
-        h_KF, ids_1K, weights_1K, down.values, down.scales, out_1D, D, F, down.elements, down.stride, block,
-        TOP_K=K, ROW_GRANULES=launch.cdiv(down.elements, width),
-        FORMAT=form.name, **DOWN,
+        h_KF, ids_1K, weights_1K, down.words, down.scales, out_1D, D, F, down.elements, down.stride, blocks.size,
+        TOP_K=K, ROW_GRANULES=launch.cdiv(down.elements, down.granules["WIDTH"]), **down.granules, FORMAT=name, **DOWN,
     )  # fmt: skip

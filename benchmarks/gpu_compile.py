@@ -1,40 +1,41 @@
 """Compiles every Triton kernel as the ops launch it on real shapes, for GPUs that are not there; prints JSON facts.
 
-    python tests/helpers/gpu_compile.py all 90          python tests/helpers/gpu_compile.py core 80 89 120
+    python benchmarks/gpu_compile.py all 90          python benchmarks/gpu_compile.py core 80 89 120
 
 The ops run on `meta` tensors, which have shapes and no memory: an op that looked at a value would fail. Launches are
 recorded instead of run, and compiled for each architecture with the specialisation that the launch would have had.
 `core` leaves out launches that differ from another one in the format or in the size of a tile only.
-`test_gpu_compile.py` runs this as a process of its own, since interpreted and compiled kernels do not mix in one.
+`test_gpu_compile.py` and `gpu_kernel_table.py` run this as a process of its own, since interpreted and compiled kernels
+do not mix in one, nor do two versions of Triton: which one is imported is a matter of PYTHONPATH.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import subprocess
 import sys
-import tempfile
 from collections import Counter
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
+import machine_code
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from triton.runtime.jit import JITFunction
 
 from headrace.kernels import FORMATS, ExpertLayout, gpu
+from headrace.kernels.gpu import spin
+from headrace.kernels.gpu.kernel import Kernel, watched
 from headrace.kernels.gpu.pack import pack
 from headrace.kernels.packed import ExpertBank, Matrix
 
-Launch = tuple[str, JITFunction, tuple[Any, ...], dict[str, Any]]
+Launch = tuple[str, Kernel, tuple[Any, ...], dict[str, Any]]
 POINTERS = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.uint8: "*u8",
             torch.int32: "*i32", torch.int64: "*i64"}  # fmt: skip
 OPTIONS = ("num_warps", "num_stages")
-CORE = ("embed", "rmsnorm", "add_rmsnorm_", "place_qkv_", "silu_mul", "gated_add_", "route", "argmax", "pack",
-        "decode bf16", "prefill bf16", "linear q4_0 1", "linear q4_0 512", "experts q4_0 1",
+CORE = ("embed", "rmsnorm", "add_rmsnorm_", "place_qkv_", "silu_mul", "gated_add_", "route", "argmax", "pack", "post",
+        "wait", "decode bf16", "prefill bf16", "linear q4_0 1", "linear q4_0 512", "experts q4_0 1",
         "experts bf16 9", "experts q4_0 4096")  # fmt: skip
 D, WIDTH, EXPERTS, TOP_K, HEADS, GROUPS, HEAD, VOCABULARY = 2048, 768, 128, 8, 32, 4, 128, 151936  # Qwen3-30B-A3B
 
@@ -42,17 +43,9 @@ D, WIDTH, EXPERTS, TOP_K, HEADS, GROUPS, HEAD, VOCABULARY = 2048, 768, 128, 8, 3
 def launches() -> list[Launch]:
     """What the ops launch, with a label that says on which shapes."""
     found: list[Launch] = []
-    current = ""
-
-    def record(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
-        found.append((current, self, args, kwargs))
-
-    run, JITFunction.run = JITFunction.run, record  # type: ignore[method-assign]
-    try:
-        for current, call in calls().items():  # noqa: B007 (`record` reads it)
+    for label, call in calls().items():
+        with watched(lambda kernel, args, constants, label=label: found.append((label, kernel, args, constants))):
             call()
-    finally:
-        JITFunction.run = run  # type: ignore[method-assign]
     return found
 
 
@@ -68,8 +61,8 @@ def calls() -> dict[str, Any]:
     def i64(*shape: int) -> torch.Tensor:
         return torch.empty(*shape, device="meta", dtype=torch.int64)
 
-    def matrix(name: str, rows: int = 5120) -> Matrix:
-        return Matrix.empty(FORMATS[name], rows, D, "meta")
+    def matrix(name: str, rows: int = 5120, cols: int = D) -> Matrix:
+        return Matrix.empty(FORMATS[name], rows, cols, "meta")
 
     def bank(name: str) -> ExpertBank:
         return ExpertBank.empty(ExpertLayout(format=FORMATS[name], hidden=D, width=WIDTH), EXPERTS, "meta")
@@ -101,65 +94,66 @@ def calls() -> dict[str, Any]:
         "route": lambda: gpu.route(f32(1, D), matrix("f32", EXPERTS), TOP_K, "softmax", True),
         "argmax": lambda: gpu.argmax(f32(3, VOCABULARY)),
         "pack": lambda: pack(job(torch.float32), f32(4, D), *choice, i32(EXPERTS), i32(4).bool()),
+        "post": lambda: spin.post(i64(1), i64(1)),
+        "wait": lambda: spin.wait(i64(1), i64(1), 20.0),
         "pack bf16": lambda: pack(job(torch.bfloat16), f32(4, D), *choice, None, i32(4).bool()),
         "decode bf16": lambda: attend(2, 2, torch.bfloat16),
         "prefill bf16": lambda: attend(512, 2, torch.bfloat16),
         "decode f32": lambda: attend(2, 2, torch.float32),
         "linear f32 1": lambda: gpu.linear(f32(1, D), matrix("f32", EXPERTS)),
         "linear f32 9": lambda: gpu.linear(f32(9, D), matrix("f32", EXPERTS)),
+        "linear bf16 odd rows": lambda: gpu.linear(f32(1, D + 1), matrix("bf16", cols=D + 1)),
     }
-    for name in ("bf16", "q8_0", "q4_0"):
+    for name, most in (("bf16", 4096), ("q8_0", 4096), ("q4_0", 4096), ("f32", 9), ("f16", 9)):
         for tokens in (1, 9, 512):
-            found[f"linear {name} {tokens}"] = lambda n=name, t=tokens: gpu.linear(f32(t, D), matrix(n))
+            if tokens <= most:
+                found.setdefault(f"linear {name} {tokens}", lambda n=name, t=tokens: gpu.linear(f32(t, D), matrix(n)))
         for tokens in (1, 9, 512, 4096):
-            found[f"experts {name} {tokens}"] = lambda n=name, t=tokens: gpu.experts(
-                f32(t, D), i32(t, TOP_K), f32(t, TOP_K), bank(n)
-            )
+            if tokens <= most:
+                found[f"experts {name} {tokens}"] = lambda n=name, t=tokens: gpu.experts(
+                    f32(t, D), i32(t, TOP_K), f32(t, TOP_K), bank(n)
+                )
     return found
 
 
-def source_of(kernel: JITFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ASTSource:
+def source_of(kernel: Kernel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ASTSource:
     """The kernel with the types and the alignments that a launch with these arguments compiles for."""
-    given = dict(zip(kernel.arg_names, args, strict=False)) | {k: v for k, v in kwargs.items() if k not in OPTIONS}
-    assert set(given) == set(kernel.arg_names), f"{kernel.__name__}: {set(kernel.arg_names) ^ set(given)}"
+    function = kernel.function
+    given = dict(zip(function.arg_names, args, strict=False)) | {k: v for k, v in kwargs.items() if k not in OPTIONS}
+    assert set(given) == set(function.arg_names), f"{kernel.__name__}: {set(function.arg_names) ^ set(given)}"
     signature, constants, attributes = {}, {}, {}
-    for number, parameter in enumerate(kernel.params):
-        value = given[parameter.name]
-        if parameter.is_constexpr or (type(value) is int and value == 1):
+    for number, parameter in enumerate(function.params):
+        value, aligned = given[parameter.name], False
+        if parameter.is_constexpr or (type(value) is int and value == 1 and not parameter.do_not_specialize):
             signature[parameter.name], constants[(number,)] = "constexpr", value
         elif isinstance(value, torch.Tensor):
             signature[parameter.name] = POINTERS[value.dtype]
-            aligned = value.storage_offset() * value.element_size() % 16 == 0
+            aligned = value.data_ptr() % 16 == 0
         else:
-            signature[parameter.name] = "fp32" if isinstance(value, float) else "i32"
-            aligned = isinstance(value, int) and value % 16 == 0
+            whole = "i32" if type(value) is int and abs(value) < 1 << 31 else "i64"
+            signature[parameter.name] = "fp32" if isinstance(value, float) else whole
+            aligned = isinstance(value, int) and value % 16 == 0 and not parameter.do_not_specialize
         if (number,) not in constants and aligned:
             attributes[(number,)] = [["tt.divisibility", 16]]
-    return ASTSource(kernel, signature, constants, attributes)
+    return ASTSource(function, signature, constants, attributes)
 
 
-def facts(label: str, kernel: JITFunction, source: ASTSource, options: dict[str, Any], target: int) -> dict[str, Any]:
+def facts(label: str, kernel: Kernel, source: ASTSource, options: dict[str, Any], target: int) -> dict[str, Any]:
     """Compiles, and reads the assembler and the machine code."""
     done = triton.compile(source, target=GPUTarget("cuda", target, 32), options=options)
-    ptx = done.asm["ptx"]
+    ptx, cubin = done.asm["ptx"], done.asm["cubin"]
     loads = re.findall(r"ld\.global\S*|cp\.async\.c[ag]\.shared\.global[^;]*", ptx)
+    constants = {kernel.function.arg_names[path[0]]: value for path, value in source.constants.items()}
     return {
-        "label": label, "kernel": kernel.__name__, "target": target, "shared": done.metadata.shared,
+        "label": label, "kernel": kernel.__name__, "target": target, "triton": triton.__version__,
+        "shared": done.metadata.shared, "warps": done.metadata.num_warps, "constants": constants,
         "loads": Counter(re.sub(r"\[[^]]*\]", "", load) for load in loads),
         "matrix": sorted(set(re.findall(r"\b((?:wg)?mma)\S*\.(m\d+n\d+k\d+\S*)", ptx))),
         "atomics": len(re.findall(r"\b(?:atom|red)\.global", ptx)),
-        **usage(done.asm["cubin"]),
+        "system": sorted(set(re.findall(r"\b(?:ld|st|fence)\.[\w.]*sys[\w.]*|\bnanosleep[\w.]*|%globaltimer", ptx))),
+        "loops": [asdict(loop) for loop in machine_code.inner_loops(cubin)],
+        **machine_code.usage(cubin),
     }  # fmt: skip
-
-
-def usage(cubin: bytes) -> dict[str, int]:
-    """Registers, and bytes of stack: what did not fit into registers."""
-    tool = next(Path(triton.__file__).parent.glob("backends/nvidia/bin/cuobjdump"))
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        text = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
-    return {name.lower(): int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", text)}
 
 
 def main() -> None:

@@ -1,0 +1,118 @@
+"""A Triton kernel as the ops launch it: `kernel[grid](*arguments, **constants)`, with what it was compiled to at hand.
+
+Triton compiles a variant for every set of constants, types, alignments and of integers that are 1 or multiples of 16,
+and works out at each launch which one is meant. That takes longer than the launch itself, so `Kernel` finds the variant
+by a key of its own, which has all of this in it, and asks Triton only for one that it has not seen.
+
+Integers that change while a model runs (tokens, pages of a table) are `varying`: no variant is made for their values,
+or the first prompt of each kind would wait for a compiler.
+"""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NamedTuple
+
+import triton
+from triton.runtime import driver
+
+INTERPRETED = bool(triton.knobs.runtime.interpret)
+
+Key = tuple[Any, ...]
+Take = Callable[["Kernel", tuple[Any, ...], dict[str, Any]], None]
+
+
+class _Watched(threading.local):
+    take: Take | None = None
+
+
+_watched = _Watched()
+
+
+@contextmanager
+def watched(take: Take) -> Iterator[None]:
+    """Within it, launches of this thread are not made, but told to `take` with their arguments and constants."""
+    before, _watched.take = _watched.take, take
+    try:
+        yield
+    finally:
+        _watched.take = before
+
+
+class Variant(NamedTuple):
+    """A compiled kernel as it is launched: run(grid x, y, z, stream, *handles, *arguments, *constants)."""
+
+    run: Callable[..., None]
+    handles: tuple[Any, ...]
+    constants: tuple[Any, ...]
+
+
+class Kernel:
+    """A kernel, of a function in Triton's language; names of arguments that point to memory end in _ptr, and constants
+    come last."""
+
+    def __init__(self, function: Callable[..., None], varying: tuple[str, ...]) -> None:
+        self.function = triton.jit(do_not_specialize=varying)(function)
+        self.__name__, self.__doc__ = function.__name__, function.__doc__
+        parameters = inspect.signature(function).parameters
+        self.constants = [name for name, p in parameters.items() if "constexpr" in str(p.annotation)]
+        given = list(parameters)[: len(parameters) - len(self.constants)]
+        assert set(varying) <= set(given), f"{self.__name__}: {varying} of {given}"
+        self.pointers = [n for n, name in enumerate(given) if name.endswith("_ptr")]
+        self.values = [n for n, name in enumerate(given) if not name.endswith("_ptr") and name not in varying]
+        self.known: dict[Key, Variant] = {}
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        return partial(self.launch, grid)
+
+    def launch(self, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
+        """Launches `grid` programs in the current stream of the current device."""
+        if _watched.take is not None:
+            _watched.take(self, args, constants)
+            return
+        if INTERPRETED:
+            self.function[grid](*args, **constants)
+            return
+        active = driver.active
+        device = active.get_current_device()
+        key = self.key(device, args, constants)
+        known = self.known.get(key)
+        if known is None:
+            self._keep(key, self.function[grid](*args, **constants), constants)  # launches too
+            return
+        run, handles, values = known
+        x, y, z = (*grid, 1, 1)[:3]
+        run(x, y, z, active.get_current_stream(device), *handles, *args, *values)
+
+    def key(self, device: int, args: tuple[Any, ...], constants: dict[str, Any]) -> Key:
+        """What a variant follows from: all but where tensors lie, and how large what varies is."""
+        tensors = [args[n] for n in self.pointers]
+        return (
+            device, *constants, *constants.values(), *[args[n] for n in self.values],
+            *[t.dtype for t in tensors], *[t.data_ptr() & 15 for t in tensors],
+        )  # fmt: skip
+
+    def compile(self, args: tuple[Any, ...], constants: dict[str, Any]) -> bool:
+        """Compiles and loads the variant that a launch with these arguments would take on the current device; tensors
+        may be on the `meta` device. Whether it was new."""
+        key = self.key(driver.active.get_current_device(), args, constants)
+        if key in self.known:
+            return False
+        self._keep(key, self.function.run(*args, grid=(1,), warmup=True, **constants), constants)
+        return True
+
+    def _keep(self, key: Key, compiled: Any, constants: dict[str, Any]) -> None:
+        """Keeps a variant, loaded and with its launcher. None: a hook of Triton's kept it from being compiled."""
+        if compiled is not None:
+            run = compiled.run  # loads it: its function is there after that
+            handles = (compiled.function, compiled.packed_metadata, None, None, None)  # no hooks around a launch
+            self.known[key] = Variant(run, handles, tuple(constants[name] for name in self.constants))
+
+
+def kernel(*varying: str) -> Callable[[Callable[..., None]], Kernel]:
+    """Makes a function in Triton's language a kernel."""
+    return lambda function: Kernel(function, varying)
