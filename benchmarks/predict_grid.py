@@ -51,7 +51,8 @@ from headrace.loaders.architecture import catalogue
 from headrace.loaders.quants import of_config, of_text
 
 SHAPES = ("OLMoE-1B-7B", "Qwen3-30B-A3B", "Mixtral-8x7B", "Qwen1.5-MoE-A2.7B")
-FORMATS = ("q4_0", "q8_0", "bf16")
+FORMATS = ("q4_0", "q8_0", "bf16", "q4_k_m", "q5_k_m")
+IN_MIXES = ("q4_k", "q5_k", "q6_k", "q5_0", "q5_1")  # what the mixes are made of; rows that 256 does not divide too
 BATCHES, CONTEXTS = (1, 4), (64, 2048)
 PROMPT = 512
 NEW = 8  # decode steps of a turn
@@ -100,8 +101,8 @@ def config_of(shape: str, format: str, budget: int) -> dict[str, Any]:
     """The shape cut to as many layers as `budget` bytes hold, two at least."""
     config = catalogue.find(shape).config
     sizes = storage_of(config, format)
-    outside = sizes.in_memory - sum(layer.common + layer.routed for layer in sizes.layers)
-    each = sizes.layers[0].common + sizes.layers[0].routed
+    inside = sum(layer.common + layer.routed for layer in sizes.layers)  # of mixes some layers have more
+    each, outside = -(-inside // len(sizes.layers)), sizes.in_memory - inside
     layers = max(2, min(len(sizes.layers), (budget - outside) // each))
     return {**config, "num_hidden_layers": layers}
 
@@ -305,7 +306,7 @@ def measured_profile() -> Profile:
     """A profile of the machine by itself: the first of a few that was mostly undisturbed, else the least disturbed."""
     tries: list[Profile] = []
     for _ in range(PROFILE_TRIES):
-        profile = calibrate.measure(Context())
+        profile = calibrate.measure(Context(), more=IN_MIXES)
         print(f"profile: others took {profile.busy:.2f} cores, {profile.undisturbed:.0%} of samples undisturbed")
         if profile.busy <= CROWDED:
             tries.append(profile)

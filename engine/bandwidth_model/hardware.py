@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -109,6 +109,11 @@ class Device:
         """Bandwidth of the kernel that reads this format: measured where it was, else that of the device."""
         known = self.measured(format, experts)
         return Range(known * 0.9, known, known * 1.1) if known else self.bandwidth
+
+    def estimated(self, formats: Iterable[str]) -> str:
+        """For people: which of these formats have rates that are estimated, and from what; "": none."""
+        each = ", ".join(f"{name} (from {self.estimates[name]})" for name in formats if name in self.estimates)
+        return f"rates that were not measured are estimated: {each}; headrace measure --formats" if each else ""
 
     def mean_rate(self, read: ByFormat, experts: bool) -> float:
         """Bytes per second of all of it, each format at its own bandwidth."""

@@ -178,9 +178,12 @@ def along(points: list[tuple[float, float]], x: float) -> float:
 # bits of their codes are, then whether a table says their values, then the weights that share a factor.
 
 
+ROW = 4096  # weights
+
+
 def _bytes_per_weight(format: Format) -> float:
-    """Scales and all, without padding."""
-    return format.bits / 8 + (format.scales.bytes(format.block) / format.block if format.is_block else 0)
+    """Scales and all, in a row as that of most models."""
+    return format.row_bytes(ROW) / ROW
 
 
 def nearest(name: str, measured: Collection[str]) -> str | None:

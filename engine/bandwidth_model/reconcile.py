@@ -59,9 +59,8 @@ class Reconciliation:
     @property
     def estimates(self) -> str:
         """For people: which of the model's formats have rates that are estimated, and from what; "": none."""
-        found = {} if self.profile is None else self.profile.estimates(self.formats.used)
-        each = ", ".join(f"{name} (from {other})" for name, other in found.items())
-        return f"rates that were not measured are estimated: {each}; headrace measure --formats" if each else ""
+        cpu = None if self.pass_model is None else self.pass_model.machine.cpu
+        return "" if cpu is None else cpu.estimated(self.formats.used)
 
     def start(self, profile: Profile | None) -> None:
         """Takes the saved profile of this machine, and remembers if it may be off."""

@@ -20,6 +20,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
+from ...kernels import FORMATS
 from ...loaders.quants.by_format import ByFormat
 from ...loaders.quants.encodings import ENCODINGS
 from ..ledger.passes import FIXED, Prediction
@@ -70,9 +71,14 @@ class Weights:
                 continue
             reading += took
             if known:  # A kernel that reads weights so fast multiplies them as fast.
-                rate = max(rate, 2 * known / ENCODINGS[name].bytes_per_weight)
+                rate = max(rate, 2 * known / _bytes_per_weight(name))
         computed = self.flops * (1 - measured / self.bytes) if measured else self.flops
         return timed + max(reading, computed / rate)
+
+
+def _bytes_per_weight(format: str) -> float:
+    known = ENCODINGS.get(format)
+    return FORMATS[format].row_bytes(4096) / 4096 if known is None else known.bytes_per_weight
 
 
 @dataclass(frozen=True, slots=True)

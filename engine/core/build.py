@@ -18,6 +18,7 @@ from ...kernels import Ops
 from ...kernels.context import THREADS, Context
 from ...kernels.cpu import CpuOps
 from ...kernels.packed import ExpertBank
+from ...loaders.files.gguf_set import is_gguf
 from ...loaders.files.recognise import is_named
 from ...loaders.tokens.tokenizer import Tokenizer
 from ...loaders.weights.checkpoint import Checkpoint, Progress
@@ -131,7 +132,8 @@ def _with_thresholds(
 def _load_tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:
     """The tokenizer, or None where there is none at all; one that does not fit the embedding is refused."""
     source = checkpoint.directory
-    if not (Tokenizer.is_in(source) if source.is_file() else is_named(source / "tokenizer.json")):
+    is_file = source.is_file()  # a config.json, of random weights, if it is no GGUF
+    if not (is_gguf(source) and Tokenizer.is_in(source) if is_file else is_named(source / "tokenizer.json")):
         return None
     tokenizer = Tokenizer.load(source)
     tokenizer.check_fits(checkpoint.spec.vocab)

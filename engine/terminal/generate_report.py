@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from rich.table import Table
@@ -33,22 +33,44 @@ from ..placement.placement import Tier
 from ..units import GB, size
 from .tables import new_table
 
-Cells = tuple[str, str, str, str, str, str, str]
+
+class TableRow(NamedTuple):
+    """A row of the start-up table. rate: GB a second that a step of one token is predicted to read it with, "~" before
+    what is estimated; "": not known."""
+
+    what: str
+    device: str
+    format: str
+    bytes: str
+    kernel: str
+    huge_pages: str = "-"
+    rate: str = ""
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        return self[:-1]
 
 
 def startup_table(llm: LLM) -> Table:
     """Where each group of tensors lies, how many bytes it takes, and what will compute it."""
     threads = llm.parts.context.threads if llm.parts.kernels == "cpu" else torch.get_num_threads()
     team = f"{threads} thread{'s' * (threads > 1)}{quota()}"
-    lines = [f"{llm.spec.family}: what lies where, computed by {team}", *_tiers(llm)]
+    rows = placement_rows(llm)
+    lines = [f"{llm.spec.family}: what lies where, computed by {team}", *_tiers(llm), *_rates(rows)]
     table = new_table("\n".join(lines))
-    for column in ("tensors", "device", "format", "bytes", "kernel", "GB/s", "huge pages"):
-        table.add_column(column, justify="right" if column in ("bytes", "GB/s") else "left")
-    for row in placement_rows(llm):
-        table.add_row(*row)
+    for column in ("tensors", "device", "format", "bytes", "kernel", "huge pages"):
+        table.add_column(column, justify="right" if column == "bytes" else "left")
+    for row in rows:
+        table.add_row(*row.cells)
     if llm.config.device == "auto" and len(llm.parts.devices) == 1 and torch.cuda.is_available():
         table.caption = "there is a GPU, and nothing asked for it: --device cuda, or an option that places experts"
     return table
+
+
+def _rates(rows: list[TableRow]) -> list[str]:
+    """At what rates weights are predicted to be read."""
+    known = [f"{row.what} {row.rate}" for row in rows if row.rate]
+    return [f"predicted, GB/s: {', '.join(known)}"] if known else []
 
 
 def _tiers(llm: LLM) -> list[str]:
@@ -65,8 +87,8 @@ def _tiers(llm: LLM) -> list[str]:
     return lines + _pinning(llm)
 
 
-def placement_rows(llm: LLM) -> list[Cells]:
-    """One row a group: tensors, device, format, bytes, kernel, predicted GB/s, huge pages."""
+def placement_rows(llm: LLM) -> list[TableRow]:
+    """One row a group."""
     formats, main = llm.parts.checkpoint.formats, llm.parts.main
     sizes, tied = in_formats.of_model(llm.spec, formats), llm.spec.tied_head
     layers = ByFormat.sum(layer.common for layer in sizes.layers)
@@ -78,31 +100,30 @@ def placement_rows(llm: LLM) -> list[Cells]:
         rows.append(_row(llm, table, "embedding", sizes.embedding, "embed"))
     kv, place = f"KV, {llm.parts.kv_budget.max_context} tokens", "RAM" if main.is_host else main.tier.value
     kernel = _kernel(main)
-    rows.append(
-        (kv, place, FORMAT_OF_DTYPE[llm.parts.kv_dtype], f"<= {size(llm.parts.kv_budget.kv_bytes)}", kernel, "-", "-")
-    )
+    cache = FORMAT_OF_DTYPE[llm.parts.kv_dtype], f"<= {size(llm.parts.kv_budget.kv_bytes)}"
+    rows.append(TableRow(kv, place, *cache, kernel))
     work = f"pass of {llm.config.prefill_chunk} tokens"
-    rows.append((work, place, "f32", f"<= {size(llm.parts.kv_budget.work_bytes)}", kernel, "-", "-"))
+    rows.append(TableRow(work, place, "f32", f"<= {size(llm.parts.kv_budget.work_bytes)}", kernel))
     if len(llm.parts.devices) > 1:
         rows += _hand_off_rows(llm)
     buffers = llm.parts.memory_plan.memory[llm.parts.placement.main].needed.get(STREAM)
     if buffers:
-        rows.append((STREAM, place, formats.names["experts"], size(buffers), kernel, "-", "-"))
+        rows.append(TableRow(STREAM, place, formats.names["experts"], size(buffers), kernel))
     return rows
 
 
-def _hand_off_rows(llm: LLM) -> list[Cells]:
+def _hand_off_rows(llm: LLM) -> list[TableRow]:
     """What was pinned of the experts in RAM, and the buffers between GPU and CPU."""
-    rows: list[Cells] = []
+    rows: list[TableRow] = []
     if llm.parts.expert_arena is not None and llm.parts.expert_arena.report is not None:
         found = llm.parts.expert_arena.report
-        rows.append(("pinned", "RAM", "-", f"{size(found.pinned)} of {size(found.total)}", "-", "-", "-"))
+        rows.append(TableRow("pinned", "RAM", "-", f"{size(found.pinned)} of {size(found.total)}", "-"))
     if (buffers := llm.parts.host_buffers) is not None:
         pinned = "RAM pinned" if llm.parts.main.is_cuda else "RAM pageable"
-        rows.append(("hand-off", pinned, "f32", size(buffers.nbytes), "-", "-", "-"))
+        rows.append(TableRow("hand-off", pinned, "f32", size(buffers.nbytes), "-"))
     if llm.parts.graphed is not None and llm.parts.signal_choice is not None and llm.parts.graphed.nbytes:
         taken, way = size(llm.parts.graphed.nbytes), llm.parts.signal_choice.name
-        rows.append(("mailbox", "RAM pinned", "f32", taken, way, "-", "-"))
+        rows.append(TableRow("mailbox", "RAM pinned", "f32", taken, way))
     return rows
 
 
@@ -120,7 +141,7 @@ def _pinning(llm: LLM) -> list[str]:
     return lines
 
 
-def _expert_rows(llm: LLM) -> Iterator[Cells]:
+def _expert_rows(llm: LLM) -> Iterator[TableRow]:
     """The routed experts, a row for every tier that has some."""
     banks = [layer.experts for layer in llm.parts.weights.layers if layer.experts is not None]
     for tier in llm.parts.placement.tiers:
@@ -135,30 +156,33 @@ def _expert_rows(llm: LLM) -> Iterator[Cells]:
             yield _row(llm, llm.parts.devices[tier], what, read, group, is_experts=True)
 
 
-def _row(llm: LLM, device: Device, what: str, held: ByFormat, group: str, is_experts: bool = False) -> Cells:
+def _row(llm: LLM, device: Device, what: str, held: ByFormat, group: str, is_experts: bool = False) -> TableRow:
     """A row about weights."""
     taken, rate = size(round(held.total)), _predicted(llm, device, held, is_experts)
     if not device.is_host:
-        return what, device.tier.value, _formats(held), taken, _kernel(device), rate, "-"
+        return TableRow(what, device.tier.value, _formats(held), taken, _kernel(device), rate=rate)
     ram = {0: "RAM, one node", 1: "RAM"}.get(llm.parts.nodes, f"RAM, {llm.parts.nodes} nodes")
     if len(llm.parts.devices) > 1 and is_experts:
         report = None if llm.parts.expert_arena is None else llm.parts.expert_arena.report
         share = "no" if report is None else str(report)
         ram += {"yes": " pinned", "no": " pageable"}.get(share, f", {share} pinned")
-    return what, ram, _formats(held), taken, _kernel(device), rate, _huge(llm, group)
+    return TableRow(what, ram, _formats(held), taken, _kernel(device), _huge(llm, group), rate)
 
 
 def _formats(held: ByFormat) -> str:
-    """The formats of matrices, the one with most bytes first; float32 of routers and norms goes without saying."""
-    return "/".join([name for name in held.names if name != "f32"] or held.names)
+    """The two formats of matrices with most bytes, and how many more; float32 of routers and norms goes without
+    saying."""
+    names = [name for name in held.names if name != "f32"] or [*held.names]
+    return "/".join(names[:2]) + (f" +{len(names) - 2}" if len(names) > 2 else "")
 
 
 def _predicted(llm: LLM, device: Device, held: ByFormat, is_experts: bool) -> str:
-    """GB a second that a step of one token is predicted to read it with; "~" before what was not measured."""
+    """GB a second that a step of one token is predicted to read it with; "~" before what was not measured; "" where
+    nothing is known."""
     model = llm.predictions.pass_model
     known = None if model is None else model.machine.memories.get(device.tier.channel)
     if known is None:
-        return "-"
+        return ""
     is_sure = all(known.measured(name, is_experts) and name not in known.estimates for name in held.names)
     return f"{'' if is_sure else '~'}{known.mean_rate(held, is_experts) / GB:.1f}"
 

@@ -51,7 +51,7 @@ def random_llm(config: dict[str, Any] | None = None, **options: Any) -> LLM:
     return random_weights.random_llm(config or CONFIG, **more)
 
 
-@pytest.mark.parametrize("format", ["f32", "f16", "bf16", "q8_0", "q4_0"])
+@pytest.mark.parametrize("format", ["f32", "f16", "bf16", "q8_0", "q4_0", "q4_k_m", "q2_k", "mxfp4_moe"])
 def test_noise_makes_a_model_that_runs(format: str) -> None:
     """Finite logits that differ from token to token, mean near 0, and the padding of an expert's block is 0."""
     llm = random_llm(expert_format=format, dense_format=format)
@@ -64,7 +64,7 @@ def test_noise_makes_a_model_that_runs(format: str) -> None:
     assert abs(float(values.mean())) < 0.01
     assert 0.01 < float(values.std()) < 0.1
     lay = bank.layout
-    used = lay.down_offset + lay.hidden * lay.format.row_bytes(lay.width)
+    used = lay.offset("down") + lay.part_bytes("down")
     assert not bank.data[:, used:].any()
     assert not torch.equal(bank.data[0], bank.data[1])
 

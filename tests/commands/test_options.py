@@ -48,7 +48,8 @@ COMMANDS: dict[str, dict[str, Any]] = {
         "--no-measure": False, "--ram-limit": None,
     },
     "measure": {
-        "--threads": None, "--profile": None, "--rounds": 25, "--quick": False, "--json": False,
+        "--threads": None, "--profile": None, "--rounds": 25, "--quick": False, "--formats": "",
+        "--json": False,
     },
     "bench": {
         "--prompt -p": "512", "--new -n": "128", "--batch -b": "1", "--depth -d": "0", "--rounds -r": 5,

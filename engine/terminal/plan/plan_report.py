@@ -10,6 +10,7 @@ from rich.table import Table
 
 from ....errors import short
 from ....loaders.architecture.architecture import GROUPS, Architecture
+from ....loaders.quants.by_format import ByFormat
 from ...bandwidth_model.hardware import REACHED, Device, Range
 from ...bandwidth_model.machine_file import unknown_gpus
 from ...planning import layouts as placing
@@ -82,6 +83,8 @@ def storage_table(plan: Plan) -> Table:
             number, held = counts.get(group, 0), plan.storage.groups[group]
             shown.add_row(group, count(number), size(held), _format(plan, group, number, held))
     shown.add_row("all", count(sum(counts.values())), size(plan.storage.total), "")
+    if plan.storage.in_memory != plan.storage.total:
+        shown.add_row("in memory", "", size(plan.storage.in_memory), "")
     for what, held in plan.storage.left_out.items():
         shown.add_row(f"left out: {what}", "", size(held), "")
     return shown
@@ -218,7 +221,12 @@ def remarks(plan: Plan) -> Iterable[str]:
 
 def doubts(plan: Plan) -> list[str]:
     """Why measured rates may be off."""
-    return [device.doubt for device in plan.hardware.devices if device.doubt] if plan.hardware else []
+    if plan.hardware is None:
+        return []
+    found = [device.doubt for device in plan.hardware.devices if device.doubt]
+    layers = [part for layer in plan.storage.layers for part in (layer.common_in, layer.expert_in)]
+    used = ByFormat.sum([*layers, plan.storage.outside_in]).names
+    return found + [line for device in plan.hardware.devices if (line := device.estimated(used))]
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
@@ -240,6 +248,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "routed_parameters": model.routed_parameters,
         "quant": plan.storage.quant,
         "storage": {**plan.storage.groups, "total": plan.storage.total},
+        "in_memory": plan.storage.in_memory,
         "left_out": plan.storage.left_out,
         "from_headers": plan.storage.from_headers,
         "context": plan.options.context,
