@@ -7,6 +7,7 @@ from typing import Any
 
 from ....errors import ConfigError
 from ....loaders.architecture.architecture import Architecture
+from ....loaders.families import quantisation
 from ....loaders.model_source import Source
 from ....loaders.quants import of_config
 from ....loaders.quants.quant import Quant
@@ -86,7 +87,7 @@ def make(source: Source) -> Facts:
 
 def _quant(source: Source) -> Quant | None:
     """What the config says about quantisation; None if nothing, or nothing that is known."""
-    if not any(source.config.get(key) for key in of_config.KEYS):
+    if not any(source.config.get(key) for key in quantisation.KEYS):
         return None
     try:
         return of_config.native(source.config, source.name)
