@@ -15,7 +15,8 @@ import sys
 import torch
 from torch import Tensor
 
-from . import blocks, ggml_blocks, rounding
+from . import blocks
+from .blocks import ggml, rounding
 from .decoder_layer import AttentionBlock, Choice, Places, Scoring, Stack, compose, compose_layers
 from .formats import Format
 from .packed import TORCH_DTYPES, ExpertBank, Matrix
@@ -38,7 +39,7 @@ def dequantize(matrix: Matrix) -> Tensor:
 def repack(blocks_RB: Tensor, format: Format, cols: int) -> Tensor:
     """Rows of `cols` weights as a GGUF file has them, uint8 [R, bytes], as rows of the format of the same name: uint8
     [R, row_bytes]. Nothing is rounded."""
-    return blocks.join(ggml_blocks.read(blocks_RB, format, cols))
+    return blocks.join(ggml.read(blocks_RB, format, cols))
 
 
 def embed(table: Matrix, ids_T: Tensor, scale: float = 1.0) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Protocol
 from torch import Tensor
 
 from ...kernels import Ops
-from ...loaders.gguf.open_gguf import open_gguf
+from ...loaders.gguf_weights.open_gguf import open_gguf
 from ...loaders.hub import locate
 from ...loaders.hub.local import is_inside
 from ...loaders.weights.checkpoint import Checkpoint, Progress, load_weights, open_directory

@@ -12,9 +12,9 @@ from dataclasses import replace
 import torch
 from torch import Generator
 
+from ..blocks.ggml import FILE_BLOCKS
 from ..decoder_layer import Layer, Stack
 from ..formats import FORMATS, ExpertLayout, Format
-from ..ggml_blocks import FILE_BLOCKS
 from ..packed import Stacked
 from .all import experts_case_of, linear_case
 from .attention import PAGE, cache_of, places_of, rows_of

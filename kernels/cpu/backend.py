@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import _cpu, ggml_blocks, reference, rounding
+from .. import _cpu, reference
+from ..blocks import ggml, rounding
 from ..context import Context
 from ..decoder_layer import AttentionBlock, Choice, Places, Router, Scoring, Stack
 from ..formats import FORMATS, Format
@@ -39,9 +40,9 @@ class CpuOps:
         return out
 
     def repack(self, blocks_RB: Tensor, format: Format, cols: int) -> Tensor:
-        if format.name in ggml_blocks.GRIDS:
+        if format.name in ggml.GRIDS:
             return reference.repack(blocks_RB, format, cols)
-        R, kind = blocks_RB.shape[0], ggml_blocks.FILE_BLOCKS[format.name]
+        R, kind = blocks_RB.shape[0], ggml.FILE_BLOCKS[format.name]
         out = torch.empty(R, format.row_bytes(cols), dtype=U8)
         blocks = at(blocks_RB, U8, R, cols // kind.weights * kind.bytes)
         _cpu.repack(self.context.native, blocks, R, cols, format.code, out.data_ptr())

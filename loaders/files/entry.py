@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...kernels import FORMATS, Format
-from ...kernels.ggml_blocks import FILE_BLOCKS
+from ...kernels.blocks.ggml import FILE_BLOCKS
 
 
 class Packed(Protocol):

@@ -19,7 +19,7 @@ from headrace.engine.planning.plan import make, sizes
 from headrace.engine.planning.storage import Storage
 from headrace.loaders import model_source
 from headrace.loaders.files.headers import Stored
-from headrace.loaders.gguf.open_gguf import open_gguf
+from headrace.loaders.gguf_weights.open_gguf import open_gguf
 from headrace.loaders.model_source import Source
 from headrace.loaders.weights.checkpoint import open_directory
 from headrace.loaders.weights.chosen_formats import LoadOptions

@@ -1,4 +1,4 @@
-// A layer before its experts in one turn of the team; `compose` in kernels/blocks.py says what it stands for.
+// A layer before its experts in one turn of the team; `compose` in kernels/decoder_layer.py says what it stands for.
 //
 // What passes between its ops lies in the arena, so nothing is allocated from the second call on.
 #include <cstring>

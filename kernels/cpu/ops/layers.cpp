@@ -1,4 +1,4 @@
-// A decoder's layers one after the other; `compose_layers` in kernels/blocks.py says what it stands for.
+// A decoder's layers one after the other; `compose_layers` in kernels/decoder_layer.py says what it stands for.
 //
 // One call for all of them, since a call from Python costs 20 us in a decode step: the weights that streamed by have
 // driven the interpreter out of every cache.

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..errors import OptionError
-from .blocks import Blocks
+from ...errors import OptionError
+from . import Blocks
 
 if TYPE_CHECKING:
-    from .formats import Format
+    from ..formats import Format
 
 ONE = 0x3C00  # the half 1.0
 SPREAD = (48, 50, 52, 54)  # where iq1_m has four words, each with a part of the half in its upper 4 bits

@@ -15,7 +15,7 @@ from gguf.quants import dequantize, quantize
 from numpy.typing import NDArray
 
 from headrace.kernels import FORMATS
-from headrace.kernels.ggml_blocks import FILE_BLOCKS
+from headrace.kernels.blocks.ggml import FILE_BLOCKS
 
 Types = Callable[[str], str]  # a tensor's GGUF name -> its type
 ARCHS = {

@@ -11,7 +11,7 @@ import torch
 
 from ...errors import CheckpointError
 from ...kernels import FORMATS
-from ...kernels.ggml_blocks import FILE_BLOCKS
+from ...kernels.blocks.ggml import FILE_BLOCKS
 from ..files.entry import Entry
 from ..files.gguf_header import Header
 from ..files.headers import Stored

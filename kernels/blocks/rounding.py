@@ -13,9 +13,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .blocks import HALVES, Blocks, factors, join, minimums, spread
-from .formats import BLOCK, Format
-from .ggml_blocks import GRIDS
+from ..formats import BLOCK, Format
+from . import HALVES, Blocks, factors, join, minimums, spread
+from .ggml import GRIDS
 
 E4M3_MOST, E2M1_MOST = 448.0, 12.0  # the largest numbers; of e2m1 doubled
 

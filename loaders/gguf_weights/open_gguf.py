@@ -17,6 +17,9 @@ from ..families import TensorNames, spec_of
 from ..families.config_reader import ConfigReader
 from ..files import gguf_set
 from ..files.entry import Entry
+from ..gguf.model import describe
+from ..gguf.of_tensors import Metadata
+from ..gguf.runnable import ARCHS
 from ..spec import ModelSpec
 from ..weights import chosen_formats
 from ..weights.checkpoint import Checkpoint, check_entry
@@ -24,9 +27,6 @@ from ..weights.chosen_formats import LoadOptions
 from ..weights.model_weights import Formats, allocate
 from ..weights.targets import Target, targets
 from . import entries as gguf_entries
-from .model import describe
-from .of_tensors import Metadata
-from .runnable import ARCHS
 
 NAMES = TensorNames(
     embed="token_embd.weight", final_norm="output_norm.weight", head="output.weight", layer="blk.{layer}.",

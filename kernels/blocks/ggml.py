@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .blocks import Blocks
-from .formats import Format
+from ..formats import Format
+from . import Blocks
 
 
 @dataclass(frozen=True)
@@ -150,9 +150,9 @@ def _iq4_xs(b: Tensor, format: Format) -> Blocks:
 
 def _grid(name: str) -> Callable[[Tensor, Format], Blocks]:
     def read(b: Tensor, format: Format) -> Blocks:
-        from . import grid_blocks
+        from . import grid
 
-        return grid_blocks.read(name, b, format)
+        return grid.read(name, b, format)
 
     return read
 

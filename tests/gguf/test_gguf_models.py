@@ -17,7 +17,7 @@ from headrace.engine.ledger.pass_bytes import EXPERTS
 from headrace.engine.ledger.passes import CPU_DRAM
 from headrace.engine.memory import kv_budget
 from headrace.errors import CheckpointError, ConfigError
-from headrace.loaders.gguf.open_gguf import open_gguf
+from headrace.loaders.gguf_weights.open_gguf import open_gguf
 from headrace.loaders.weights.chosen_formats import LoadOptions
 
 PROMPT = [5, 11, 3, 70, 29, 8, 8, 14, 101, 33, 2, 9]

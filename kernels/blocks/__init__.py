@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .formats import BLOCK, GROUP, Format, Half, ScaleKind
+from ..formats import BLOCK, GROUP, Format, Half, ScaleKind
 
 SIGNED: tuple[ScaleKind, ...] = ("byte", "byte16")
 HALVES: dict[Half, torch.dtype] = {"f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32}
