@@ -34,14 +34,14 @@ def layer_of(tokens: int) -> Callable[[], Any]:
     from headrace.kernels import FORMATS, gpu
     from headrace.kernels.decoder_layer import AttentionBlock, Places, Router
     from headrace.kernels.formats import ExpertLayout
-    from headrace.kernels.packed import ExpertBank, Matrix
+    from headrace.kernels.packed import ExpertBank, Matrix, Stacked
 
     def i32(*shape: int) -> torch.Tensor:
         return torch.zeros(*shape, dtype=torch.int32)
 
     k_PGBd, form, f32 = torch.zeros(64, GROUPS, 32, HEAD, dtype=torch.bfloat16), FORMATS["q4_0"], torch.zeros
     block = AttentionBlock(
-        heads=HEADS, pre_norm=f32(D), qkv=Matrix.empty(form, (HEADS + 2 * GROUPS) * HEAD, D), qkv_bias=None,
+        heads=HEADS, pre_norm=f32(D), qkv=Stacked((Matrix.empty(form, (HEADS + 2 * GROUPS) * HEAD, D),)), qkv_bias=None,
         q_norm=f32(HEAD), k_norm=f32(HEAD), o=Matrix.empty(form, D, HEADS * HEAD), o_bias=None, post_norm=f32(D),
         k_PGBd=k_PGBd, v_PGBd=k_PGBd.clone(), cos_Pr=f32(4096, HEAD // 2), sin_Pr=f32(4096, HEAD // 2), eps=1e-6,
         clip=None, scale=0.1, residual_scale=1.0,

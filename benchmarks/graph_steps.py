@@ -17,8 +17,8 @@ class GraphSteps:
             return
         forward = graphed.forward
 
-        def counted(inputs: Any) -> Any:
+        def counted(*inputs: Any, **more: Any) -> Any:
             self.count += 1
-            return forward(inputs)
+            return forward(*inputs, **more)
 
         graphed.forward = counted

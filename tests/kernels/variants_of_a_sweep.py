@@ -23,7 +23,7 @@ import triton
 from headrace.kernels import FORMATS, gpu
 from headrace.kernels.decoder_layer import AttentionBlock, Places, Router
 from headrace.kernels.formats import ExpertLayout
-from headrace.kernels.packed import ExpertBank, Matrix
+from headrace.kernels.packed import ExpertBank, Matrix, Stacked
 
 D, WIDTH, EXPERTS, TOP_K, HEADS, GROUPS, HEAD, VOCABULARY = 2048, 768, 128, 8, 32, 4, 128, 151936
 PAGES = (1, 3, 8, 9, 16, 17, 33, 65, 128, 200, 512, 1024)
@@ -73,7 +73,8 @@ def qwen3() -> tuple[AttentionBlock, ExpertBank, Matrix]:
     form, k = FORMATS["q4_0"], meta(64, GROUPS, 32, HEAD, dtype=torch.bfloat16)
     router = Matrix.empty(FORMATS["f32"], EXPERTS, D, "meta")
     block = AttentionBlock(
-        heads=HEADS, pre_norm=meta(D), qkv=Matrix.empty(form, (HEADS + 2 * GROUPS) * HEAD, D, "meta"), qkv_bias=None,
+        heads=HEADS, pre_norm=meta(D), qkv_bias=None,
+        qkv=Stacked((Matrix.empty(form, (HEADS + 2 * GROUPS) * HEAD, D, "meta"),)),
         q_norm=meta(HEAD), k_norm=meta(HEAD), o=Matrix.empty(form, D, HEADS * HEAD, "meta"), o_bias=None,
         post_norm=meta(D), k_PGBd=k, v_PGBd=k.clone(), cos_Pr=meta(4096, HEAD // 2), sin_Pr=meta(4096, HEAD // 2),
         eps=1e-6, clip=None, scale=0.1, residual_scale=1.0,

@@ -168,7 +168,7 @@ def test_packing_while_loading_is_packing_by_hand(format: str, copy: Callable[[s
         assert bank is not None
         for e, part in itertools.product(range(bank.experts), parts):
             values = tensors[f"model.layers.{i}.mlp.experts.{e}.{part}_proj.weight"]
-            by_hand = REFERENCE.quantize(values, FORMATS[format])
+            by_hand = REFERENCE.quantize(values, bank.layout.of(part))
             assert torch.equal(bank.matrix(e, part).data, by_hand), f"layer {i}, expert {e}, {part}"
 
 

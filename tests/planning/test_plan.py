@@ -160,7 +160,7 @@ def _no_demand(layers: int) -> layouts.Demand:
         ("mxfp4", 2, 64, 2 * 2 * 17, 2 * (16 + 32)),
         ("iq2_s", 3, 512, 3 * 2 * 82, 3 * (2 * (2 + 16) + 12 + 3 * 512 // 8)),  # points of a grid: codes of 3 bits
         ("tq2_0", 3, 512, 3 * 2 * 66, 3 * 2 * 66),
-        ("fp8", 576, 7168, 576 * 7168 + 5 * 56 * 4, 576 * 7168 + 5 * 56 * 4),
+        ("fp8", 576, 7168, 576 * 7168 + 5 * 56 * 4, 576 * (7168 + 56 * 4)),
         ("int4-g32", 4, 64, 4 * 2 * 18, 4 * 2 * 18),
         ("bf16", 3, 5, 2 * 15, 2 * 15),
         ("4.5bpw", 8, 100, 450, 450),
@@ -528,7 +528,7 @@ def test_impossible_input_is_refused(run: Run, arguments: tuple[str, ...], said:
 
 def test_unknown_schemes_need_a_format() -> None:
     source = model_source.find("DeepSeek-V3")
-    source.config["quantization_config"] = {"quant_method": "magic4"}
+    source = dataclasses.replace(source, config={**source.config, "quantization_config": {"quant_method": "magic4"}})
     with pytest.raises(ConfigError, match="'magic4' is not known"):
         of_config.native(source.config, "x")
 
