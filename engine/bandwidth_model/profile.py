@@ -175,7 +175,7 @@ def along(points: list[tuple[float, float]], x: float) -> float:
 #
 # So an estimate takes as many bytes a second, and no more weights: where memory bounds kernels their bytes are alike,
 # where unpacking does their weights. Alike are floats to floats alone and blocks to blocks, the more so the nearer the
-# bits of their codes are, then whether a table says their values, then the weights that share a factor.
+# bits of their codes are, then whether a code is a byte, whether a table says its value, the weights to a factor.
 
 
 ROW = 4096  # weights
@@ -199,9 +199,9 @@ def nearest(name: str, measured: Collection[str]) -> str | None:
     return None if found is None else found.name
 
 
-def _distance(one: Format, other: Format) -> tuple[int, bool, bool]:
-    has_table, has_runs = bool(one.codes.table) != bool(other.codes.table), one.scales.per != other.scales.per
-    return abs(one.bits - other.bits), has_table, has_runs
+def _distance(one: Format, other: Format) -> tuple[int, bool, bool, bool]:
+    is_byte, has_table = (one.bits == 8) != (other.bits == 8), bool(one.codes.table) != bool(other.codes.table)
+    return abs(one.bits - other.bits), is_byte, has_table, one.scales.per != other.scales.per
 
 
 def estimate(name: str, measured: Mapping[str, float]) -> float | None:

@@ -71,10 +71,10 @@ def test_our_side_reads_the_bytes_of_theirs(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_grid_is_cut_to_memory_and_predicted_before_it_runs(format: str, profile: Profile) -> None:
     """OLMoE in four bits: a layer is about 0.24 GB; at 10 GB/s everywhere plan and plain sum differ by cache and
     costs."""
-    config = predict_grid.config_of("OLMoE-1B-7B", format, 10**9)
+    config = predict_grid.config_of("OLMoE-1B-7B", format, 13 * 10**8)
     sizes = predict_grid.storage_of(config, format)
-    assert 2 <= config["num_hidden_layers"] < 16
-    assert sizes.in_memory <= 1.05 * 10**9, "of a mix some layers have more"
+    assert 2 < config["num_hidden_layers"] < 16
+    assert sizes.in_memory <= 1.05 * 13 * 10**8, "of a mix some layers have more"
     work = Workload(context=64, batch=1, prompt=1)
     costly = replace(profile, layer_s=1e-3, pass_s=5e-3)
     planned, plain, _ = predict_grid.before(config, format, costly, work)
