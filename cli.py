@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -180,7 +180,7 @@ def perplexity(model: str, file: Path, window: int, config: Values, as_json: boo
 def measure(config: Values, rounds: int, quick: bool, formats: str, as_json: bool) -> None:
     """Measure how fast this machine's kernels read memory and what a step costs besides; saved for predictions."""
     from .engine.bench import calibrate
-    from .engine.measure import other_load, tile_thresholds
+    from .engine.measure import other_load, tile_thresholds, weight_prefetch
     from .engine.terminal import generate_command, generate_report
     from .kernels.context import THREADS, Context
 
@@ -188,6 +188,7 @@ def measure(config: Values, rounds: int, quick: bool, formats: str, as_json: boo
     context = Context(threads=chosen.threads or THREADS)
     if chosen.profile is not None:
         writable.check(chosen.profile, "the profile")
+    context = replace(context, prefetch=weight_prefetch.refresh(context))
     profile = calibrate.measure(context, rounds, quick, calibrate.named(formats))
     if as_json:
         print(json.dumps(asdict(profile)))

@@ -30,6 +30,7 @@ def _isa_to_use() -> str:
 
 ISA = _isa_to_use()  # asked for once: a process does not change its mind
 CORES = int(_cpu.default_threads())  # physical cores that this process may use
+PREFETCH = bool(_cpu.prefetch_helps())
 THREADS = limits.default_threads(CORES)  # as many as have a core, and time on it
 
 
@@ -40,6 +41,8 @@ class Context:
 
     activations: how they meet the weights of block formats. "int8": per 32; in AMX tiles per 256, and the weights with
     one scale for 256 columns too. "bf16": as they are with few tokens, to bf16 in tiles, and so are the weights.
+    prefetch: whether weights are asked for ahead of what is read; changes no result. As is known of CPUs of this kind,
+    if nothing else was said.
     tiles_from: from how many tokens of a matrix or an expert on tiles are used, by format name; a format left out as
     the ISA's table says, which was measured on one machine.
     """
@@ -47,6 +50,7 @@ class Context:
     isa: str = ISA
     threads: int = THREADS
     activations: str = "int8"
+    prefetch: bool = PREFETCH
     tiles_from: Mapping[str, int] = field(default_factory=dict)
     native: Any = field(init=False, compare=False, repr=False)  # the extension's own
 
@@ -57,7 +61,9 @@ class Context:
         assert all(count > 0 for count in self.tiles_from.values()), f"tiles from {dict(self.tiles_from)} tokens on"
         tiles_from = {FORMATS[name].code: count for name, count in self.tiles_from.items()}
         exact = self.activations == "bf16"
-        native = _cpu.Context(isa=self.isa, exact=exact, threads=self.threads, tiles_from=tiles_from)
+        native = _cpu.Context(
+            isa=self.isa, exact=exact, threads=self.threads, prefetch=self.prefetch, tiles_from=tiles_from
+        )
         object.__setattr__(self, "native", native)
 
     @property

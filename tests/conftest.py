@@ -35,7 +35,7 @@ torch.set_num_threads(1)
 from headrace import cli
 from headrace.engine.bandwidth_model import profile as profiles
 from headrace.engine.bandwidth_model.profile import Profile
-from headrace.engine.measure import tile_thresholds
+from headrace.engine.measure import tile_thresholds, weight_prefetch
 from headrace.kernels.context import ISA, THREADS, Context
 from headrace.kernels.isa import kernels_digest
 from headrace.loaders.weights import noise
@@ -121,11 +121,12 @@ def oracle(built: Built) -> Callable[[str], PreTrainedModel]:
 
 @pytest.fixture(autouse=True)
 def cache_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Machine profiles go to a directory of the test, never to the user's. How many tokens make tiles worth while is
-    not measured again for every test."""
+    """Machine profiles go to a directory of the test, never to the user's. What kernels are measured for at a
+    first start is not measured again for every test."""
     path = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("XDG_CACHE_HOME", str(path))
     for context in (Context(threads=n, activations=a) for n in {1, 2, THREADS} for a in ("int8", "bf16")):
+        weight_prefetch.save(context, context.prefetch)
         if built_in := context.tile_tokens:
             tile_thresholds.save(context, built_in)
     return path

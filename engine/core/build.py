@@ -39,7 +39,7 @@ from ..experts.streaming import no_cuts
 from ..experts.tiered import TieredExperts
 from ..generation.admission import Admission
 from ..ledger.timers import Timers
-from ..measure import tile_thresholds
+from ..measure import tile_thresholds, weight_prefetch
 from ..memory import kv_budget
 from ..memory.expert_arena import ExpertArena
 from ..memory.memory_plan import MemoryPlan, plan_memory
@@ -117,6 +117,8 @@ def load_kernels(config: EngineConfig) -> tuple[str, Context, Ops]:
     context = Context(threads=config.threads or THREADS, activations=config.cpu_activations)
     if crowding := host.crowding(context.threads):
         log.warning(crowding)
+    if name == "cpu":
+        context = weight_prefetch.use(context, may_measure=not config.no_measure)
     return name, context, kernels.load(name, context)
 
 

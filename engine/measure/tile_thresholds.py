@@ -38,6 +38,8 @@ GAIN = 1.1
 EXPERTS = 8  # of one call
 ARENA = 192 << 20
 ROUNDS = 5
+# Formats that are timed; any other takes the threshold of the one most like it, of those whose tiles round alike.
+TIMED = ("bf16", "q8_0", "q4_0", "q4_k", "q6_k")
 KEPT = 4  # builds of the kernels, and roundings, whose thresholds are kept
 
 
@@ -78,7 +80,23 @@ def measure(context: Context, formats: list[str]) -> dict[str, int]:
     """Times both ways with these formats; a third of a second each and 200 MB."""
     arena = torch.full((ARENA,), 0x11, dtype=torch.uint8)
     cpu_kernels().advise_huge(arena)
-    return {name: threshold(_gains(context, name, arena)) for name in formats}
+    alike = {name: _like(context, name) for name in formats}
+    found = {name: threshold(_gains(context, name, arena)) for name in dict.fromkeys(alike.values())}
+    return {name: found[alike[name]] for name in formats}
+
+
+def _like(context: Context, name: str) -> str:
+    """Which format is timed for one: itself, or one with as many factors and minimums; itself if none rounds alike."""
+    groups, scales = context.tile_groups, FORMATS[name].scales
+    others = [other for other in TIMED if other in groups and groups[other] == groups[name] and FORMATS[other].is_block]
+    if name in TIMED or not others:
+        return name
+
+    def likeness(other: str) -> tuple[bool, bool, int]:
+        theirs, bits = FORMATS[other].scales, abs(FORMATS[other].bits - FORMATS[name].bits)
+        return theirs.per == scales.per, theirs.has_min == scales.has_min, -bits
+
+    return max(others, key=likeness)
 
 
 def threshold(gains: dict[int, float]) -> int:

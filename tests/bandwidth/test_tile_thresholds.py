@@ -98,3 +98,20 @@ def test_the_number_decides_which_way_a_matrix_goes() -> None:
     dots, tiled = (load("cpu", Context(tiles_from={"q8_0": least})).linear(x, matrix) for least in (6, 5))
     assert not torch.equal(dots, tiled), "the two round differently"
     assert (dots - tiled).norm() < 0.02 * dots.norm()
+
+
+def test_formats_that_are_not_timed_take_the_threshold_of_one_that_is_like_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if "q5_k" not in DEFAULT.tile_tokens:
+        pytest.skip("this instruction set has no tiles for it")
+    timed: list[str] = []
+
+    def gains(context: Context, format: str, arena: torch.Tensor) -> dict[int, float]:
+        timed.append(format)
+        return {FORMATS[format].bits: 2.0}
+
+    monkeypatch.setattr(tile_thresholds, "_gains", gains)
+    found = tile_thresholds.measure(DEFAULT, ["q5_k", "q4_k", "iq2_xs", "q3_k"])
+    assert found == {"q5_k": 4, "q4_k": 4, "iq2_xs": 6, "q3_k": 6}
+    assert timed == ["q4_k", "q6_k"]

@@ -35,16 +35,17 @@ bool advise_huge(Address data, size_t bytes) {
 }
 
 // isa: its name; ValueError where this CPU has none of it. tiles_from: by format code; left out: as the table says.
-void make_context(Context* to, const std::string& isa, bool exact, int threads, const std::map<int, int>& tiles_from) {
+void make_context(Context* to, const std::string& isa, bool exact, int threads, bool prefetch,
+                  const std::map<int, int>& tiles_from) {
   const Kernels* table = find_isa(isa);
   if (!table) throw nb::value_error(("no instruction set " + isa + " on this CPU").c_str());
-  new (to) Context{table, exact, threads, {}};
+  new (to) Context{table, exact, threads, prefetch, {}};
   for (const auto& [format, tokens] : tiles_from) to->tiles_from[format] = tokens;
 }
 
 void bind_context(nb::module_& m) {
   nb::class_<Context>(m, "Context")
-      .def("__init__", &make_context, nb::kw_only(), "isa"_a, "exact"_a, "threads"_a, "tiles_from"_a)
+      .def("__init__", &make_context, nb::kw_only(), "isa"_a, "exact"_a, "threads"_a, "prefetch"_a, "tiles_from"_a)
       .def("tile_tokens", &Context::tile_tokens)
       .def("tile_group", &Context::tile_group);
 }
@@ -56,6 +57,7 @@ void bind_machine(nb::module_& m) {
   m.def("available_isas", &available_isas);
   m.def("cpu_features", &cpu_features);
   m.def("default_threads", &default_threads);
+  m.def("prefetch_helps", &prefetch_helps);
   m.def("advise_huge", &advise_huge, Unlocked());
   m.def("node_cpus", &node_cpus);
   m.def("spread_cores", &spread_cores);

@@ -31,8 +31,6 @@ inline __attribute__((always_inline)) void load_words(const Rows16& rows, size_t
   transpose(a);
 }
 
-inline I as_ints(V v) { return _mm512_castps_si512(v); }
-
 // The codes of a group of n blocks, which begins at byte `from`: save(block of the group, q).
 template <class C, class Save>
 inline __attribute__((always_inline)) void unpack_group(const Rows16& rows, size_t from, int n, const Save& save) {

@@ -12,6 +12,7 @@ struct Context {
   const Kernels* isa;
   bool exact;                     // activations are not rounded to int8
   int threads;                    // the caller included
+  bool prefetch;                  // weights are asked for ahead of what is read
   int tiles_from[FORMAT_COUNT];  // from how many tokens on tiles are used; 0: as the table says
 
   const FormatKernels& format(int code) const { return (exact ? isa->exact : isa->formats)[code]; }

@@ -77,6 +77,16 @@ std::vector<Choice> choices() {
 
 }  // namespace
 
+size_t prefetch_far = 0, prefetch_near = 0;
+
+bool prefetch_helps() {
+#if defined(__x86_64__)
+  return __builtin_cpu_is("intel");
+#else
+  return false;
+#endif
+}
+
 const Kernels* find_isa(const std::string& name) {
   for (const Choice& choice : choices())
     if (choice.there && name == choice.table->name) return choice.table;
@@ -106,7 +116,9 @@ std::vector<std::string> cpu_features() {
   HEADRACE_FEATURE("avx512bf16");
   HEADRACE_FEATURE("avx512vbmi");
 #undef HEADRACE_FEATURE
+#if defined(HEADRACE_AMX)
   if (has_amx()) found.push_back("amx_bf16");
+#endif
 #endif
   return found;
 }

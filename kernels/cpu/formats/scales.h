@@ -5,9 +5,13 @@
 //   S::bytes(blocks)                      bytes in front of the codes of a row, padding included
 //   S::PARTS                              factors of a block: 1, or one for each half
 //   S::MIN                                whether there are minimums
+//   S::EIGHT                              bytes of 8 blocks in each array, in order; {0}: the row has a number of its own too,
+//                                         so that no two rows can be read as one
 //
 // What lies where: formats.py. A factor that is an integer times a half is rounded once, to float32.
 #pragma once
+
+#include <type_traits>
 
 #include "formats/e4m3.h"
 #include "formats/floats.h"
@@ -26,13 +30,15 @@ struct Factors {
 template <bool FULL, class H = F16Row>
 inline V load_halves(const uint8_t* p, int n) {
   if (FULL) prefetch_weights(p);
-  return in_lanes(FULL ? H::load(p) : H::load_n(p, n));
+  if constexpr (std::is_same<H, F16Row>::value) return lanes_f16<FULL>(p, n);
+  return as_floats(in_lanes(as_ints(FULL ? H::load(p) : H::load_n(p, n))));
 }
 
 template <class H>
 struct ScalesOf {
   static constexpr int PARTS = 1;
   static constexpr bool MIN = false;
+  static constexpr int EIGHT[] = {16};
   static size_t bytes(int blocks) { return halves_bytes(blocks); }
 
   template <bool FULL>
@@ -46,6 +52,7 @@ using Bf16Scales = ScalesOf<BF16Row>;
 struct HalfMinScales {
   static constexpr int PARTS = 1;
   static constexpr bool MIN = true;
+  static constexpr int EIGHT[] = {16, 16};
   static size_t bytes(int blocks) { return round_up(size_t(blocks) * 4, 16); }
 
   template <bool FULL>
@@ -59,12 +66,13 @@ struct HalfMinScales {
 struct PowerScales {
   static constexpr int PARTS = 1;
   static constexpr bool MIN = false;
+  static constexpr int EIGHT[] = {8};
   static size_t bytes(int blocks) { return round_up(size_t(blocks), 16); }
 
   template <bool FULL>
   static inline __attribute__((always_inline)) void load(const uint8_t* row, int, int b, int, Factors<1>& f) {
     if (FULL) prefetch_weights(row + b);
-    const I byte = in_lanes(widen_u8(row + b));
+    const I byte = lanes_u8(row + b);
     const I normal = shift_left<23>(int_sub(byte, int_set1(1))), small = shift_left<21>(int_add(byte, int_set1(1)));
     const I is_small = shift_right_signed<31>(int_sub(byte, int_set1(2)));
     f.scale[0] = as_floats(bit_xor(normal, bit_and(bit_xor(normal, small), is_small)));
@@ -76,18 +84,19 @@ template <int PARTS_, int DIVISOR = 1>
 struct ByteScales {
   static constexpr int PARTS = PARTS_;
   static constexpr bool MIN = false;
+  static constexpr int EIGHT[] = {2, 8, PARTS == 2 ? 8 : 0};
   static size_t halves(int blocks) { return size_t(blocks) / SUPER_BLOCKS * 2; }
   static size_t bytes(int blocks) { return round_up(halves(blocks) + size_t(blocks) * PARTS, 16); }
 
   template <bool FULL>
   static inline __attribute__((always_inline)) void load(const uint8_t* row, int blocks, int b, int n, Factors<PARTS>& f) {
-    V d = spread_halves(row, b, n);
+    V d = spread_halves<FULL>(row, b, n);
     if (DIVISOR > 1) d = mul(d, set1(1.0f / DIVISOR));
     const uint8_t* units = row + halves(blocks) + b;
 #pragma GCC unroll 2
     for (int part = 0; part < PARTS; part++) {
       if (FULL) prefetch_weights(units + part * blocks);
-      f.scale[part] = mul(d, to_float(in_lanes(widen_s8(units + part * blocks))));
+      f.scale[part] = mul(d, to_float(lanes_s8(units + part * blocks)));
     }
   }
 };
@@ -96,6 +105,7 @@ struct ByteScales {
 struct SixMinScales {
   static constexpr int PARTS = 1;
   static constexpr bool MIN = true;
+  static constexpr int EIGHT[] = {2, 2, 8, 4};
   static size_t halves(int blocks) { return size_t(blocks) / SUPER_BLOCKS * 2; }
   static size_t bytes(int blocks) { return round_up(2 * halves(blocks) + size_t(blocks) * 3 / 2, 16); }
 
@@ -103,11 +113,10 @@ struct SixMinScales {
   static inline __attribute__((always_inline)) void load(const uint8_t* row, int blocks, int b, int n, Factors<1>& f) {
     const uint8_t *units = row + 2 * halves(blocks) + b, *high = row + 2 * halves(blocks) + blocks + b / 8 * 4;
     if (FULL) prefetch_weights(units), prefetch_weights(high);
-    const I low = in_lanes(widen_u8(units)), top = in_lanes(widen_fours(high, b));
-    const I scale = bit_or(bit_and(low, int_set1(15)), shift_left<4>(bit_and(top, int_set1(3))));
-    const I min = bit_or(shift_right<4>(low), shift_left<2>(bit_and(top, int_set1(12))));
-    f.scale[0] = mul(spread_halves(row, b, n), to_float(scale));
-    f.min[0] = mul(spread_halves(row + halves(blocks), b, n), to_float(min));
+    I scale, min;
+    lanes_sixes(units, high, b, &scale, &min);
+    f.scale[0] = mul(spread_halves<FULL>(row, b, n), to_float(scale));
+    f.min[0] = mul(spread_halves<FULL>(row + halves(blocks), b, n), to_float(min));
   }
 };
 
@@ -115,17 +124,18 @@ struct SixMinScales {
 struct NibbleMinScales {
   static constexpr int PARTS = 2;
   static constexpr bool MIN = true;
+  static constexpr int EIGHT[] = {2, 2, 8, 8};
   static size_t halves(int blocks) { return size_t(blocks) / SUPER_BLOCKS * 2; }
   static size_t bytes(int blocks) { return round_up(2 * (halves(blocks) + size_t(blocks)), 16); }
 
   template <bool FULL>
   static inline __attribute__((always_inline)) void load(const uint8_t* row, int blocks, int b, int n, Factors<2>& f) {
     const uint8_t* units = row + 2 * halves(blocks) + b;
-    const V d = spread_halves(row, b, n), d_min = spread_halves(row + halves(blocks), b, n);
+    const V d = spread_halves<FULL>(row, b, n), d_min = spread_halves<FULL>(row + halves(blocks), b, n);
 #pragma GCC unroll 2
     for (int part = 0; part < 2; part++) {
       if (FULL) prefetch_weights(units + part * blocks);
-      const I both = in_lanes(widen_u8(units + part * blocks));
+      const I both = lanes_u8(units + part * blocks);
       f.scale[part] = mul(d, to_float(bit_and(both, int_set1(15))));
       f.min[part] = mul(d_min, to_float(shift_right<4>(both)));
     }
@@ -139,6 +149,7 @@ struct ZeroScales {
   static constexpr int PARTS = 1;
   static constexpr bool MIN = true;
   static constexpr int TOGETHER = PER / BLOCK;
+  static constexpr int EIGHT[] = {16 / TOGETHER, 8 / TOGETHER};
   static size_t runs(int blocks) { return size_t(blocks + TOGETHER - 1) / TOGETHER; }
   static size_t bytes(int blocks) { return round_up(runs(blocks) * 3, 16); }
 
@@ -147,12 +158,14 @@ struct ZeroScales {
     const int run = b / TOGETHER;
     const uint8_t *halves = row + run * 2, *zeros = row + 2 * runs(blocks) + run;
     if (FULL) prefetch_weights(zeros);
-    V code = to_float(widen_u8(zeros));
+    V code;
     if (TOGETHER == 1) {
-      f.scale[0] = load_halves<FULL, H>(halves, n), code = in_lanes(code);
+      f.scale[0] = load_halves<FULL, H>(halves, n);
+      code = to_float(lanes_u8(zeros));
     } else {
       if (FULL) prefetch_weights(halves);
-      f.scale[0] = spread_fours(H::load_n(halves, (n + TOGETHER - 1) / TOGETHER)), code = spread_fours(code);
+      f.scale[0] = spread_fours(H::load_n(halves, (n + TOGETHER - 1) / TOGETHER));
+      code = spread_fours(to_float(widen_u8(zeros)));
     }
     f.min[0] = sub(zero(), mul(f.scale[0], code));
   }
@@ -162,6 +175,7 @@ struct ZeroScales {
 struct E4m3Scales {
   static constexpr int PARTS = 2;
   static constexpr bool MIN = false;
+  static constexpr int EIGHT[] = {0};
   static size_t bytes(int blocks) { return round_up(4 + size_t(blocks) * PARTS, 16); }
 
   template <bool FULL>
@@ -172,15 +186,15 @@ struct E4m3Scales {
     for (int part = 0; part < PARTS; part++) {
       const uint8_t* units = row + 4 + b + part * blocks;
       if (FULL) prefetch_weights(units);
-      f.scale[part] = mul(set1(all), e4m3_to_float(in_lanes(FULL ? widen_u8(units) : widen_u8_n(units, n))));
+      f.scale[part] = mul(set1(all), e4m3_to_float(FULL ? lanes_u8(units) : lanes_u8_n(units, n)));
     }
   }
 
   // What lies behind the units may be no number.
-  static inline I widen_u8_n(const uint8_t* p, int n) {
+  static inline I lanes_u8_n(const uint8_t* p, int n) {
     uint8_t bytes[16] = {};
     __builtin_memcpy(bytes, p, size_t(n));
-    return widen_u8(bytes);
+    return lanes_u8(bytes);
   }
 };
 

@@ -42,6 +42,7 @@ inline I int_sub(I a, I b) { return _mm256_sub_epi32(a, b); }
 inline I byte_sub(I a, I b) { return _mm256_sub_epi8(a, b); }
 inline V to_float(I a) { return _mm256_cvtepi32_ps(a); }
 inline V as_floats(I bits) { return _mm256_castsi256_ps(bits); }
+inline I as_ints(V v) { return _mm256_castps_si256(v); }
 inline I widen_u8(const uint8_t* p) {
   return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
 }
@@ -66,8 +67,20 @@ inline I dot_wide(I sum, I w, const uint8_t* x) {
 }
 
 inline I in_lanes(I blocks) { return _mm256_permutevar8x32_epi32(blocks, _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7)); }
-inline V in_lanes(V blocks) { return _mm256_castsi256_ps(in_lanes(_mm256_castps_si256(blocks))); }
 
+inline I lanes_u8(const uint8_t* p) { return in_lanes(widen_u8(p)); }
+inline I lanes_s8(const uint8_t* p) { return in_lanes(widen_s8(p)); }
+inline void lanes_sixes(const uint8_t* low, const uint8_t* high, int b, I* first, I* second) {
+  const I bytes = lanes_u8(low), top = in_lanes(widen_fours(high, b));
+  *first = bit_or(bit_and(bytes, int_set1(15)), shift_left<4>(bit_and(top, int_set1(3))));
+  *second = bit_or(shift_right<4>(bytes), shift_left<2>(bit_and(top, int_set1(12))));
+}
+
+template <bool FULL>
+inline V lanes_f16(const uint8_t* p, int n) {
+  return as_floats(in_lanes(as_ints(FULL ? load_f16(p) : load_f16_n(p, n))));
+}
+template <bool FULL>
 inline V spread_halves(const uint8_t* halves, int b, int) {
   uint16_t half;
   __builtin_memcpy(&half, halves + b / 8 * 2, 2);

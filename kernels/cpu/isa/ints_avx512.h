@@ -66,18 +66,33 @@ inline I int_sub(I a, I b) { return _mm512_sub_epi32(a, b); }
 inline I byte_sub(I a, I b) { return _mm512_sub_epi8(a, b); }
 inline V to_float(I a) { return _mm512_cvtepi32_ps(a); }
 inline V as_floats(I bits) { return _mm512_castsi512_ps(bits); }
+inline I as_ints(V v) { return _mm512_castps_si512(v); }
+
 inline I widen_u8(const uint8_t* p) {
   return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }
-inline I widen_s8(const uint8_t* p) {
-  return _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+
+// A byte for each of W blocks, in lanes. Sorted as bytes: that takes half of what sorting words takes.
+inline __m128i sort_bytes(__m128i blocks) {
+  return _mm_shuffle_epi8(blocks, _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
 }
-// Fields of 4 bits from block b on, a multiple of W: of 8 blocks, 4 bytes, of which byte i has fields i and i + 4.
-inline I widen_fours(const uint8_t* p, int) {
-  const __m128i order = _mm_setr_epi8(0, 1, 2, 3, 0, 1, 2, 3, 4, 5, 6, 7, 4, 5, 6, 7);
-  const __m128i bytes = _mm_shuffle_epi8(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)), order);
-  const I by = _mm512_setr_epi32(0, 0, 0, 0, 4, 4, 4, 4, 0, 0, 0, 0, 4, 4, 4, 4);
-  return bit_and(_mm512_srlv_epi32(_mm512_cvtepu8_epi32(bytes), by), int_set1(15));
+inline __m128i load_bytes(const uint8_t* p) { return sort_bytes(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
+inline I lanes_u8(const uint8_t* p) { return _mm512_cvtepu8_epi32(load_bytes(p)); }
+inline I lanes_s8(const uint8_t* p) { return _mm512_cvtepi8_epi32(load_bytes(p)); }
+
+// Pairs of 6 bits for each of W blocks, whose low halves share a byte at `low`; of their high bits 4 bytes for each 8
+// blocks, of which byte i has both of block i and of block i + 4.
+inline void lanes_sixes(const uint8_t* low, const uint8_t* high, int, I* first, I* second) {
+  constexpr int WHERE_FIRST_IS_SET = 0xCA;  // first ? second : third, by bits
+  const auto select = [](int mask, __m128i a, __m128i b) {
+    return _mm_ternarylogic_epi32(_mm_set1_epi16(short(mask)), a, b, WHERE_FIRST_IS_SET);
+  };
+  const __m128i four = _mm_shuffle_epi8(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(high)),
+                                        _mm_setr_epi8(0, 0, 4, 4, 1, 1, 5, 5, 2, 2, 6, 6, 3, 3, 7, 7));
+  const __m128i top = select(0x00FF, four, _mm_srli_epi16(four, 4)), bytes = load_bytes(low), six = _mm_set1_epi8(63);
+  *first = _mm512_cvtepu8_epi32(_mm_and_si128(select(0x0F0F, bytes, _mm_slli_epi16(top, 4)), six));
+  *second = _mm512_cvtepu8_epi32(
+      _mm_and_si128(select(0x0F0F, _mm_srli_epi16(bytes, 4), _mm_slli_epi16(_mm_srli_epi16(top, 2), 4)), six));
 }
 
 // values[index] of every byte; indices below 16.
@@ -90,11 +105,50 @@ inline I dot(I sum, I w, const uint8_t* x) { return _mm512_dpbusd_epi32(sum, w, 
 inline I dot_wide(I sum, I w, const uint8_t* x) { return dot(sum, w, x); }
 
 inline I in_lanes(I blocks) { return _mm512_permutexvar_epi32(_mm512_load_si512(LANES.at), blocks); }
-inline V in_lanes(V blocks) { return _mm512_permutexvar_ps(_mm512_load_si512(LANES.at), blocks); }
+
+// The halves of W blocks, n of which are there (W if FULL).
+template <bool FULL>
+inline V lanes_f16(const uint8_t* p, int n) {
+  const __m256i order = _mm256_setr_epi16(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  return from_f16(_mm256_permutexvar_epi16(order, FULL ? load_half(p) : load_half_n(p, n)));
+}
 
 // The half for each lane's block, of those for 8 blocks each: n blocks from b on, a multiple of W.
+template <bool FULL>
 inline V spread_halves(const uint8_t* halves, int b, int n) {
-  return _mm512_permutexvar_ps(_mm512_load_si512(EIGHTHS.at), load_f16_n(halves + b / 8 * 2, n > 8 ? 2 : 1));
+  uint32_t two;
+  __builtin_memcpy(&two, halves + b / 8 * 2, 4);
+  if (!FULL && n <= 8) two &= 0xFFFF;
+  const __m128 floats = _mm_cvtph_ps(_mm_cvtsi32_si128(int(two)));
+  return _mm512_permutexvar_ps(_mm512_load_si512(EIGHTHS.at), _mm512_castps128_ps512(floats));
+}
+
+// BYTES from a and from b, side by side, in one store: a load that spans two stores would wait for both.
+template <int BYTES>
+void join_bytes(const uint8_t* a, const uint8_t* b, uint8_t* to) {
+  if constexpr (BYTES <= 4) {
+    uint64_t first = 0, second = 0;
+    __builtin_memcpy(&first, a, BYTES), __builtin_memcpy(&second, b, BYTES);
+    first |= second << 8 * BYTES;
+    __builtin_memcpy(to, &first, 2 * BYTES);
+  } else if constexpr (BYTES == 8) {
+    const auto load8 = [](const uint8_t* p) { return _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)); };
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm_unpacklo_epi64(load8(a), load8(b)));
+  } else if constexpr (BYTES == 16) {
+    const auto load16 = [](const uint8_t* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); };
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_inserti128_si256(_mm256_castsi128_si256(load16(a)), load16(b), 1));
+  } else if constexpr (BYTES == 32) {
+    int_store(to, _mm512_inserti64x4(_mm512_castsi256_si512(load_half(a)), load_half(b), 1));
+  } else {
+    for (int i = 0; i < BYTES; i += 64) int_store(to + i, int_load(a + i)), int_store(to + BYTES + i, int_load(b + i));
+  }
+}
+
+// One step for two half ones: the lanes of the first 8 blocks keep what is a's, the others take what b has in those; and back.
+inline V join_halves(V a, V b) { return _mm512_mask_permute_ps(a, 0xCCCC, b, 0x4E); }
+inline void split_halves(V both, V* a, V* b) {
+  *a = _mm512_mask_mov_ps(*a, 0x3333, both);
+  *b = _mm512_mask_permute_ps(*b, 0x3333, both, 0x4E);
 }
 
 // Of values for 4 blocks each, the one for each lane's block.

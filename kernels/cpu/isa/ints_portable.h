@@ -48,6 +48,7 @@ inline V to_float(I a) {
   return V{float(s[0]), float(s[1]), float(s[2]), float(s[3])};
 }
 inline V as_floats(I bits) { return V(bits); }
+inline I as_ints(V v) { return I(v); }
 inline I widen_u8(const uint8_t* p) { return I{p[0], p[1], p[2], p[3]}; }
 inline I widen_s8(const uint8_t* p) {
   return I(Signed{int8_t(p[0]), int8_t(p[1]), int8_t(p[2]), int8_t(p[3])});
@@ -80,7 +81,19 @@ inline I dot(I sum, I w, const uint8_t* x) { return dot_bytes<uint8_t>(sum, w, x
 inline I dot_wide(I sum, I w, const uint8_t* x) { return dot_bytes<int8_t>(sum, w, x); }
 
 inline I in_lanes(I blocks) { return blocks; }
-inline V in_lanes(V blocks) { return blocks; }
+inline I lanes_u8(const uint8_t* p) { return in_lanes(widen_u8(p)); }
+inline I lanes_s8(const uint8_t* p) { return in_lanes(widen_s8(p)); }
+inline void lanes_sixes(const uint8_t* low, const uint8_t* high, int b, I* first, I* second) {
+  const I bytes = lanes_u8(low), top = in_lanes(widen_fours(high, b));
+  *first = bit_or(bit_and(bytes, int_set1(15)), shift_left<4>(bit_and(top, int_set1(3))));
+  *second = bit_or(shift_right<4>(bytes), shift_left<2>(bit_and(top, int_set1(12))));
+}
+
+template <bool FULL>
+inline V lanes_f16(const uint8_t* p, int n) {
+  return FULL ? load_f16(p) : load_f16_n(p, n);
+}
+template <bool FULL>
 inline V spread_halves(const uint8_t* halves, int b, int) {
   uint16_t half;
   __builtin_memcpy(&half, halves + b / 8 * 2, 2);

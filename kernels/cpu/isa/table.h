@@ -126,6 +126,10 @@ struct Kernels {
   double (*int8_tiles_peak)(int rounds);
 };
 
+// How many bytes ahead of what is read weights are asked for, into the second and into the first cache: set for the op whose
+// turn it is, as its context says. They change no result.
+extern size_t prefetch_far, prefetch_near;
+
 extern const Kernels kernels_portable;
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;

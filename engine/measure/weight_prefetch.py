@@ -1,0 +1,89 @@
+"""Whether asking for weights ahead of what is read helps: measured once on this hardware, and kept.
+
+On some CPUs it is what makes one token's experts read at the speed of memory, on others the CPU's own prefetchers do
+that and the requests are in their way. Both ways are timed in turns on experts that no cache holds. No result depends
+on it, so a machine where nothing can be kept goes by what is known of its kind.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from ...kernels import FORMATS, ExpertLayout, Ops, load
+from ...kernels.context import Context
+from ...kernels.isa import kernels_digest
+from ...kernels.packed import ExpertBank
+from ...loaders.memory import free_memory
+from .. import writable
+from ..bandwidth_model.profile import hardware_key, profile_path
+from ..devices.host import cpu_kernels
+from .kernel_rates import HIDDEN, WIDTH
+
+FORMAT = "q4_0"  # the most arithmetic beside each byte, so what prefetching gains or costs shows most
+EXPERTS = 8  # of one call
+ARENA = 192 << 20
+ROUNDS = 40
+
+
+def use(context: Context, may_measure: bool = True) -> Context:
+    """The context with the choice of this hardware, which is measured if it was not yet and can be kept."""
+    found = _saved(context)
+    if found is None and may_measure and not writable.problem(_path(context), with_folders=True):
+        found = refresh(context)
+    return context if found is None else replace(context, prefetch=found)
+
+
+def refresh(context: Context) -> bool:
+    """Measures the choice anew and keeps it."""
+    if free_memory() < 4 * ARENA:
+        return context.prefetch  # a machine that is full now may be measured another day
+    found = measure(context) > 1.0
+    save(context, found)
+    return found
+
+
+def measure(context: Context) -> float:
+    """Median over rounds of the time without requests over the time with them, of one token's experts; 0.3 s."""
+    layout = ExpertLayout(format=FORMATS[FORMAT], hidden=HIDDEN, width=WIDTH)
+    arena = torch.full((ARENA // layout.bytes, layout.bytes), 0x11, dtype=torch.uint8)
+    cpu_kernels().advise_huge(arena)
+    bank = ExpertBank(layout, arena)
+    without, ahead = (load("cpu", replace(context, prefetch=on)) for on in (False, True))
+    firsts = iter(range(0, 3 * ROUNDS * EXPERTS, EXPERTS))
+    _time(without, bank, next(firsts))
+    ratios = [_time(without, bank, next(firsts)) / _time(ahead, bank, next(firsts)) for _ in range(ROUNDS)]
+    return statistics.median(ratios)
+
+
+def _time(ops: Ops, bank: ExpertBank, first: int) -> float:
+    """Seconds of one token with EXPERTS experts from `first` on."""
+    x, weights = torch.ones(1, HIDDEN), torch.ones(1, EXPERTS)
+    ids = ((torch.arange(EXPERTS) + first) % bank.experts).int().unsqueeze(0)
+    start = time.perf_counter()
+    ops.experts(x, ids, weights, bank)
+    return time.perf_counter() - start
+
+
+def _path(context: Context) -> Path:
+    key = hardware_key(context)
+    return profile_path(key).with_name(f"prefetch-{key}.json")
+
+
+def save(context: Context, found: bool) -> None:
+    """Keeps the choice for this hardware and these kernels."""
+    writable.keep(_path(context), json.dumps({kernels_digest(): found}))
+
+
+def _saved(context: Context) -> bool | None:
+    try:
+        found = json.loads(_path(context).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    choice = found.get(kernels_digest()) if isinstance(found, dict) else None
+    return choice if isinstance(choice, bool) else None
