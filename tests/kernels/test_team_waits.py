@@ -176,10 +176,10 @@ from headrace.kernels import _cpu, cpu
 def masks():
     return {one.name: os.sched_getaffinity(int(one.name)) for one in Path("/proc/self/task").iterdir()}
 
-def of_new_threads(make):
+def new_threads(make):
     before = masks()
     made = make()
-    return made, [mask for name, mask in masks().items() if name not in before and len(mask) == 1]
+    return made, [name for name, mask in masks().items() if name not in before and len(mask) == 1]
 
 def working():
     box = mailbox(0.0)
@@ -189,12 +189,13 @@ def working():
 
 if _cpu.default_threads() < 2:
     sys.exit("one core")
-_, [worker] = of_new_threads(lambda: cpu.region_ns(TWO, 1))
-first, [coordinator] = of_new_threads(working)
-second, beside = of_new_threads(working)
+_, [worker] = new_threads(lambda: cpu.region_ns(TWO, 1))
+first, [coordinator] = new_threads(working)
+apart = masks()[coordinator] != masks()[worker]
+second, beside = new_threads(working)  # may run on the worker's core, which then goes to the other one
 first.close()
-third, [again] = of_new_threads(working)
-print(coordinator != worker, beside, again == coordinator)
+third, [again] = new_threads(working)
+print(apart, beside, masks()[again] != masks()[worker])
 """
 
 
