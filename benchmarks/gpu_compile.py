@@ -25,6 +25,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from headrace.kernels import FORMATS, ExpertLayout, gpu
+from headrace.kernels.decoder_layer import Router
 from headrace.kernels.gpu import spin
 from headrace.kernels.gpu.kernel import Kernel, watched
 from headrace.kernels.gpu.pack import pack
@@ -34,7 +35,7 @@ Launch = tuple[str, Kernel, tuple[Any, ...], dict[str, Any]]
 POINTERS = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.uint8: "*u8",
             torch.int32: "*i32", torch.int64: "*i64"}  # fmt: skip
 OPTIONS = ("num_warps", "num_stages")
-CORE = ("embed", "rmsnorm", "add_rmsnorm_", "place_qkv_", "silu_mul", "gated_add_", "route", "argmax", "pack", "post",
+CORE = ("embed", "rmsnorm", "add_rmsnorm_", "place_qkv_", "glu", "gated_add_", "route", "argmax", "pack", "post",
         "wait", "decode bf16", "prefill bf16", "linear q4_0 1", "linear q4_0 512", "experts q4_0 1",
         "experts bf16 9", "experts q4_0 4096")  # fmt: skip
 D, WIDTH, EXPERTS, TOP_K, HEADS, GROUPS, HEAD, VOCABULARY = 2048, 768, 128, 8, 32, 4, 128, 151936  # Qwen3-30B-A3B
@@ -82,6 +83,7 @@ def calls() -> dict[str, Any]:
         return i32(4, TOP_K), f32(4, TOP_K), torch.empty(4, D, device="meta", dtype=dtype)
 
     choice = i32(4, TOP_K), f32(4, TOP_K)
+    router = Router(matrix=matrix("f32", EXPERTS), top_k=TOP_K, scoring="softmax", renormalise=True)
     found: dict[str, Any] = {
         "embed": lambda: gpu.embed(matrix("q4_0"), i64(3)),
         "dequantize": lambda: gpu.dequantize(matrix("q8_0")),
@@ -89,9 +91,9 @@ def calls() -> dict[str, Any]:
         "add_rmsnorm_": lambda: gpu.add_rmsnorm_(f32(3, D), f32(3, D), f32(D), 1e-6),
         "place_qkv_": lambda: place(f32(HEAD), f32(HEAD), None),
         "place_qkv_ clipped rows": lambda: place(f32(HEADS * HEAD), f32(GROUPS * HEAD), 8.0),
-        "silu_mul": lambda: gpu.silu_mul(f32(3, 2 * WIDTH)),
+        "glu": lambda: gpu.glu(f32(3, 2 * WIDTH)),
         "gated_add_": lambda: gpu.gated_add_(f32(3, D), f32(3, D), f32(3, 1)),
-        "route": lambda: gpu.route(f32(1, D), matrix("f32", EXPERTS), TOP_K, "softmax", True),
+        "route": lambda: gpu.route(f32(1, D), router),
         "argmax": lambda: gpu.argmax(f32(3, VOCABULARY)),
         "pack": lambda: pack(job(torch.float32), f32(4, D), *choice, i32(EXPERTS), i32(4).bool()),
         "post": lambda: spin.post(i64(1), i64(1)),

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from headrace.kernels import FORMATS, ExpertLayout, Format, Ops, reference
+from headrace.kernels.decoder_layer import Router
 from headrace.kernels.packed import ExpertBank, Matrix
 
 Call = Callable[[], object]
@@ -171,11 +172,12 @@ def small_rows(ops: Ops, source: GpuSource, model: Model) -> Iterator[Row]:
     cos, sin = angles.cos(), angles.sin()
     cache = [source.normal(64, G, PAGE, d).bfloat16() for _ in range(2)]
     at, slot = torch.tensor([7], dtype=torch.int32, device=device), torch.tensor([39], device=device)
-    router = source.matrix(FORMATS["f32"], model.experts, D)
+    matrix = source.matrix(FORMATS["f32"], model.experts, D)
+    router = Router(matrix=matrix, top_k=model.top_k, scoring="softmax", renormalise=True)
     calls: dict[str, Call] = {
         "add_rmsnorm_": lambda: ops.add_rmsnorm_(x, y, w, 1e-6),
         "place_qkv_": lambda: ops.place_qkv_(heads, *cache, slot, cos, sin, at, norm, norm, 1e-6, None),
-        "route": lambda: ops.route(x, router, model.top_k, "softmax", True),
+        "route": lambda: ops.route(x, router),
         "argmax": lambda: ops.argmax(logits),
     }
     for name, call in calls.items():

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from . import Ops
 
 
-Scoring = Literal["softmax", "softmax_topk"]
+Scoring = Literal["softmax", "softmax_topk", "sigmoid"]
+GroupScore = Literal["max", "top2"]
 Choice = tuple[Tensor, Tensor]  # of experts: ids int32 [T, K] and their weights float32 [T, K]
 
 
@@ -32,6 +33,12 @@ class Router:
     top_k: int
     scoring: Scoring
     renormalise: bool
+    bias_E: Tensor | None = None  # float32, of the logits
+    choice_bias_E: Tensor | None = None  # float32, added to scores for the choice alone
+    groups: int = 1  # of neighbouring experts, of which `top_groups` are open to a token
+    top_groups: int = 1
+    group_score: GroupScore = "top2"
+    scale: float = 1.0  # of the weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +64,8 @@ class AttentionBlock:
     scale: float  # of scores
     residual_scale: float  # of what is added to the residual stream
     router: Router | None
+    window: int | None = None  # tokens that a query sees, itself included; None: all
+    sinks_N: Tensor | None = None  # float32
     native: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)  # what a backend keeps of it
 
 
@@ -114,12 +123,13 @@ def compose(
     if rows_R is not None and len(rows_R) == 0:
         return x_TD[:0], h_TD[:0], None
     batch = places.tables_SM, places.starts_S1, places.contexts_S
-    a_TN = ops.attention(qkv_THd[:, : block.heads], *caches, *batch, block.scale).flatten(1)
+    q_TNd, masks = qkv_THd[:, : block.heads], (block.window, block.sinks_N)
+    a_TN = ops.attention(q_TNd, *caches, *batch, block.scale, *masks).flatten(1)
     if rows_R is not None:
         a_TN, x_TD = a_TN[rows_R], x_TD[rows_R]
     h_TD = ops.add_rmsnorm_(x_TD, ops.linear(a_TN, block.o, block.o_bias), block.post_norm, *norm)
     to = block.router
-    return x_TD, h_TD, None if to is None else ops.route(h_TD, to.matrix, to.top_k, to.scoring, to.renormalise)
+    return x_TD, h_TD, None if to is None else ops.route(h_TD, to)
 
 
 def compose_layers(
@@ -150,4 +160,4 @@ def compose_layers(
 def mlp(ops: Ops, weights: Mlp | None, h_TD: Tensor) -> Tensor:
     """A dense or a shared MLP: float32 [T, D]."""
     assert weights is not None, "a layer with neither experts nor an MLP"
-    return ops.linear(ops.silu_mul(linear(ops, h_TD, weights.gate_up)), weights.down)
+    return ops.linear(ops.glu(linear(ops, h_TD, weights.gate_up), weights.activation), weights.down)

@@ -34,6 +34,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from .activation import SWIGLU, Activation
+
 SCALE_ALIGN = 16
 EXPERT_ALIGN = 64
 BLOCK = 32  # weights
@@ -248,9 +250,11 @@ FORMATS: dict[str, Format] = {
 
 @dataclass(frozen=True, kw_only=True)
 class ExpertLayout:
-    """Where one expert's three matrices lie in its contiguous block, each in a format of its own.
+    """Where one expert's three matrices lie in its contiguous block, each in a format of its own, and what is computed
+    between them.
 
     block = gate [width, hidden] | up [width, hidden] | down [hidden, width] | pad to 64 B
+            with biases: | of gate [width] | of up [width] | of down [hidden], float32 | pad to 64 B
 
     format: of gate, and of the others where nothing else is said.
     """
@@ -260,6 +264,8 @@ class ExpertLayout:
     width: int
     up_format: Format | None = None
     down_format: Format | None = None
+    biased: bool = False
+    activation: Activation = SWIGLU
 
     def of(self, part: Part) -> Format:
         """The format of a part."""
@@ -291,11 +297,20 @@ class ExpertLayout:
     @property
     def bytes(self) -> int:
         """Bytes of one expert, padding included: what one activation of it reads."""
+        return self.bias_offset + align_up(self.bias_bytes, EXPERT_ALIGN)
+
+    @property
+    def bias_offset(self) -> int:
+        """Bytes from the begin of an expert to its biases, or to its end where it has none."""
         return align_up(sum(map(self.part_bytes, PARTS)), EXPERT_ALIGN)
 
     @property
+    def bias_bytes(self) -> int:
+        return 4 * (2 * self.width + self.hidden) if self.biased else 0
+
+    @property
     def bytes_by_format(self) -> dict[str, int]:
-        """`bytes` by the names of the formats; the padding at the end is of the last part's."""
+        """`bytes` by the names of the formats; what is behind the last part counts as its own."""
         found = dict.fromkeys((format.name for format in self.formats), 0)
         for part in PARTS:
             found[self.of(part).name] += self.part_bytes(part)

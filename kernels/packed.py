@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .formats import FORMATS, ExpertLayout, Format, Part
+from .activation import SWIGLU, Activation
+from .formats import FORMATS, PARTS, ExpertLayout, Format, Part
 
 TORCH_DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 FORMAT_OF_DTYPE = {dtype: name for name, dtype in TORCH_DTYPES.items()}
@@ -121,10 +122,19 @@ class ExpertBank:
         data = self.data[expert, start : start + layout.part_bytes(part)].view(rows, -1)
         return Matrix(layout.of(part), rows, cols, data)
 
+    def bias(self, expert: int, part: Part) -> Tensor | None:
+        """The bias of one matrix of one expert as a view, float32 [rows]; None: there is none."""
+        layout = self.layout
+        if not layout.biased:
+            return None
+        start = layout.bias_offset + 4 * layout.width * PARTS.index(part)
+        return self.data[expert, start : start + 4 * layout.shape(part)[0]].view(torch.float32)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Mlp:
-    """A dense or shared SwiGLU MLP: `gate_up` [2 * width, hidden] (gate rows first), `down` [hidden, width]."""
+    """A dense or shared gated MLP: `gate_up` [2 * width, hidden] (gate rows first), `down` [hidden, width]."""
 
     gate_up: Stacked
     down: Matrix
+    activation: Activation = SWIGLU

@@ -11,15 +11,25 @@ Nothing here is fast, and nothing here knows a model, a tier or a thread.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from . import blocks
+from .activation import SWIGLU, Activation
 from .blocks import ggml, rounding
-from .decoder_layer import AttentionBlock, Choice, Places, Scoring, Stack, compose, compose_layers
+from .decoder_layer import AttentionBlock, Choice, Places, Router, Stack, compose, compose_layers
 from .formats import Format
 from .packed import TORCH_DTYPES, ExpertBank, Matrix
+from .recurrent import delta_rule, short_conv
+
+__all__ = [
+    "add_rmsnorm_", "argmax", "attention", "attention_block", "delta_rule", "dequantize", "embed", "experts",
+    "gated_add_", "glu", "layers", "linear", "linear_by_head", "place_qkv_", "quantize", "repack", "rmsnorm",
+    "rotate_", "route", "short_conv",
+]  # fmt: skip
 
 
 def quantize(values_RC: Tensor, format: Format) -> Tensor:
@@ -63,6 +73,13 @@ def linear(x_TC: Tensor, weight: Matrix, bias_R: Tensor | None = None) -> Tensor
     """x @ weight.T + bias: float32 [T, R]."""
     y_TR = x_TC @ dequantize(weight).T
     return y_TR if bias_R is None else y_TR + bias_R
+
+
+def linear_by_head(x_TNc: Tensor, weight: Matrix) -> Tensor:
+    """Each head's own product: y[t, n] = x[t, n] @ weight_n.T, float32 [T, N, R]; weight is [N R, c], one head's rows
+    after the other's."""
+    N, c = x_TNc.shape[1:]
+    return torch.einsum("tnc,nrc->tnr", x_TNc, dequantize(weight).view(N, -1, c))
 
 
 def place_qkv_(
@@ -120,14 +137,19 @@ def attention(
     starts_S1: Tensor,
     contexts_S: Tensor,
     scale: float,
+    window: int | None = None,
+    sinks_N: Tensor | None = None,
 ) -> Tensor:
-    """Causal grouped-query attention of new tokens over the paged cache: float32 [T, N, d].
+    """Causal grouped-query attention of new tokens over the paged cache: float32 [T, N, v], v the width of a value.
 
     Sequence s owns the query rows starts[s] .. starts[s+1]; its last query sits at position contexts[s] - 1, and its
     keys at positions 0 .. contexts[s] - 1 lie in the pages tables[s, 0], tables[s, 1], ... (int32, all three).
     The keys of the new tokens are in the cache already. Query head n reads key/value head n // (N / G).
+    Values may be the first v numbers of each key, as a view [P, G, B, v] of the keys (latent attention).
+    window: how many tokens a query sees, itself included; None: all before it. sinks, float32 [N]: a score more for
+    each head, which has no value.
     """
-    out = torch.empty_like(q_TNd, memory_format=torch.contiguous_format)
+    out = q_TNd.new_empty(*q_TNd.shape[:2], v_PGBd.shape[3])
     group = q_TNd.shape[1] // k_PGBd.shape[1]
     for s, context in enumerate(contexts_S.tolist()):
         first, last = int(starts_S1[s]), int(starts_S1[s + 1])
@@ -137,8 +159,12 @@ def attention(
         q = q_TNd[first:last].transpose(0, 1)
         scores = q @ k.transpose(1, 2) * scale
         places = torch.arange(context, device=q.device)
-        scores = scores.masked_fill(places > places[first - last :].unsqueeze(1), float("-inf"))
-        out[first:last] = (scores.softmax(-1) @ v).transpose(0, 1)
+        at = places[first - last :].unsqueeze(1)
+        hidden = places > at if window is None else (places > at) | (places <= at - window)
+        scores = scores.masked_fill(hidden, float("-inf"))
+        if sinks_N is not None:
+            scores = torch.cat([scores, sinks_N.view(-1, 1, 1).expand(-1, last - first, 1)], dim=2)
+        out[first:last] = (scores.softmax(-1)[..., :context] @ v).transpose(0, 1)
     return out
 
 
@@ -164,28 +190,50 @@ def layers(x_TD: Tensor, stack: Stack, places: Places, rows_R: Tensor | None = N
     return compose_layers(sys.modules[__name__], x_TD, stack, places, rows_R)
 
 
-def route(x_TD: Tensor, router: Matrix, top_k: int, scoring: Scoring, renormalise: bool) -> Choice:
-    """Chooses experts by the logits linear(x, router) [T, E]: ids int32 [T, K] in falling order of score, and their
-    weights float32 [T, K].
+def route(x_TD: Tensor, router: Router) -> Choice:
+    """Chooses experts by the logits linear(x, router.matrix) + router.bias [T, E]: ids int32 [T, K] in falling order of
+    the choice, and their weights float32 [T, K].
 
-    softmax: probabilities over all experts, the top k of them, divided by their sum if `renormalise`.
-    softmax_topk: the top k logits, softmax over those k alone. Equal scores: the lower id first.
+    softmax: scores are probabilities over all experts. sigmoid: each expert's own. The top k of score + choice bias are
+    chosen; their weights are the scores, divided by their sum if `renormalise`. With groups, a token chooses among the
+    experts of the `top_groups` groups alone whose best biased score, or the sum of whose two best, is largest.
+    softmax_topk: the top k logits, softmax over those k alone. Equal scores: the lower id first. All weights are
+    multiplied by `scale`. Source of bias and groups: DeepSeek-V3 (arXiv 2412.19437, 2.1.2).
     """
-    logits_TE = linear(x_TD, router)
-    scores = logits_TE.softmax(-1) if scoring == "softmax" else logits_TE
-    order = scores.sort(dim=-1, descending=True, stable=True)
-    weights, ids = order.values[:, :top_k], order.indices[:, :top_k]
-    if scoring == "softmax_topk":
+    logits_TE = linear(x_TD, router.matrix, router.bias_E)
+    scores = _SCORES[router.scoring](logits_TE)
+    biased = scores if router.choice_bias_E is None else scores + router.choice_bias_E
+    biased = biased if router.groups == 1 else _within_groups(biased, router)
+    ids = biased.sort(dim=-1, descending=True, stable=True).indices[:, : router.top_k]
+    weights = scores.gather(1, ids)
+    if router.scoring == "softmax_topk":
         weights = weights.softmax(-1)
-    elif renormalise:
-        weights = weights / weights.sum(-1, keepdim=True)
-    return ids.to(torch.int32).contiguous(), weights.contiguous()
+    elif router.renormalise:
+        weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
+    return ids.to(torch.int32).contiguous(), weights * router.scale
 
 
-def silu_mul(gate_up_T2F: Tensor) -> Tensor:
-    """SwiGLU's middle: silu(first half) * second half, float32 [T, F]. Source: arXiv 2002.05202."""
+_SCORES: dict[str, Callable[[Tensor], Tensor]] = {
+    "softmax": partial(torch.softmax, dim=-1),
+    "sigmoid": torch.sigmoid,
+    "softmax_topk": torch.clone,
+}
+
+
+def _within_groups(scores_TE: Tensor, router: Router) -> Tensor:
+    """The scores of a token's best groups; -inf for all others."""
+    by_group = scores_TE.view(len(scores_TE), router.groups, -1)
+    best = by_group.amax(-1) if router.group_score == "max" else by_group.topk(2).values.sum(-1)
+    chosen = best.sort(dim=-1, descending=True, stable=True).indices[:, : router.top_groups]
+    closed = torch.ones_like(best, dtype=torch.bool).scatter_(1, chosen, False)
+    return by_group.masked_fill(closed.unsqueeze(-1), float("-inf")).flatten(1)
+
+
+def glu(gate_up_T2F: Tensor, activation: Activation = SWIGLU) -> Tensor:
+    """A gated MLP's middle of gates (first half) and ups (second half): float32 [T, F]; see `Activation`."""
     gate, up = gate_up_T2F.chunk(2, dim=-1)
-    return torch.nn.functional.silu(gate) * up
+    gate, up = gate.clamp(max=activation.limit), up.clamp(-activation.limit, activation.limit)
+    return (up + activation.offset) * gate * torch.sigmoid(activation.alpha * gate)
 
 
 def gated_add_(y_TD: Tensor, z_TD: Tensor, gate_T1: Tensor | None = None, to_TD: Tensor | None = None) -> None:
@@ -203,16 +251,17 @@ def argmax(logits_SV: Tensor, to: tuple[Tensor, Tensor] | None = None) -> tuple[
 
 
 def experts(x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor, bank: ExpertBank) -> Tensor:
-    """The routed experts of one layer: y[t] = sum_k weights[t,k] * down(silu(gate(x[t])) * up(x[t])), float32 [T, D].
+    """The routed experts of one layer: y[t] = sum_k weights[t,k] * (down(glu(gate(x[t]), up(x[t])))), float32 [T, D].
 
-    gate, up and down are the matrices of expert ids[t, k]. Each expert that was chosen is read once for the batch.
-    A choice of -1 is no expert of this bank: it adds nothing, and nothing is read for it.
+    gate, up and down are the matrices of expert ids[t, k], with biases where the layout has them. Each expert that was
+    chosen is read once for the batch. A choice of -1 is no expert of this bank: it adds nothing, and nothing is read
+    for it.
     """
     y_TD = torch.zeros_like(x_TD)
     for expert in sorted(set(ids_TK.flatten().tolist()) - {-1}):
         token, slot = torch.where(ids_TK == expert)
-        x = x_TD[token]
-        gate, up = linear(x, bank.matrix(expert, "gate")), linear(x, bank.matrix(expert, "up"))
-        out = linear(torch.nn.functional.silu(gate) * up, bank.matrix(expert, "down"))
+        gate, up = (linear(x_TD[token], bank.matrix(expert, part), bank.bias(expert, part)) for part in ("gate", "up"))
+        middle = glu(torch.cat([gate, up], dim=1), bank.layout.activation)
+        out = linear(middle, bank.matrix(expert, "down"), bank.bias(expert, "down"))
         y_TD.index_add_(0, token, out * weights_TK[token, slot].unsqueeze(1))
     return y_TD

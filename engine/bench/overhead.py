@@ -23,6 +23,7 @@ import torch
 from ... import kernels
 from ...kernels import FORMATS
 from ...kernels.context import Context
+from ...kernels.decoder_layer import Router
 from ...kernels.packed import Matrix
 from ..config import SamplingParams
 from ..llm import LLM
@@ -160,14 +161,15 @@ def _prompt_seconds(context: Context, rounds: int) -> float:
     k_PGBd, v_PGBd = torch.zeros(2, tokens // PAGE, KV_HEADS, PAGE, HEAD_DIM, dtype=torch.bfloat16)
     cos_Pr, slots = torch.ones(tokens, HEAD_DIM // 2), torch.arange(tokens)
     table = torch.zeros(ROUTED, 2 * HIDDEN, dtype=torch.uint8)
-    router = Matrix(FORMATS["bf16"], ROUTED, HIDDEN, table)
+    matrix = Matrix(FORMATS["bf16"], ROUTED, HIDDEN, table)
+    router = Router(matrix=matrix, top_k=8, scoring="softmax", renormalise=False)
     found = []
     for _ in range(rounds):
         start = time.perf_counter()
         ops.add_rmsnorm_(x_TD, y_TD, weight_D, 1e-6)
         ops.place_qkv_(qkv_THd, k_PGBd, v_PGBd, slots, cos_Pr, cos_Pr, slots.int(), None, None, 1e-6, None)
         ops.add_rmsnorm_(x_TD, y_TD, weight_D, 1e-6)
-        ops.route(x_TD, router, 8, "softmax", False)
+        ops.route(x_TD, router)
         found.append(time.perf_counter() - start)
     return statistics.median(found)
 

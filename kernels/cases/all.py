@@ -9,12 +9,13 @@ benchmarks. Everything around attention is in `attention.py`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Generator, Tensor
 
 from .. import Ops
-from ..decoder_layer import Scoring
+from ..decoder_layer import Router, Scoring
 from ..formats import FORMATS, ExpertLayout, Format
 from ..packed import TORCH_DTYPES, Matrix
 from .attention import attention_block_cases, attention_cases, place_qkv_cases
@@ -124,8 +125,8 @@ def pointwise_cases() -> Iterator[Case]:
                 **{**where, "name": f"{T}x{D}{name}"},  # type: ignore[arg-type]
             )
         yield Case(
-            op="silu_mul",
-            call=lambda ops, i: [ops.silu_mul(i["gate_up"])],
+            op="glu",
+            call=lambda ops, i: [ops.glu(i["gate_up"])],
             allowed=relative(32),
             **where,  # type: ignore[arg-type]
         )
@@ -218,19 +219,20 @@ def route_cases() -> Iterator[Case]:
         scorings: tuple[Scoring, ...] = ("softmax", "softmax_topk")
         for scoring in scorings:
             for renormalise in (False, True):
+                recipe = partial(Router, top_k=K, scoring=scoring, renormalise=renormalise)
 
-                def build(g: Generator, source: Source, T: int = T, E: int = E) -> Inputs:
+                def build(
+                    g: Generator, source: Source, T: int = T, E: int = E, recipe: Callable[..., Router] = recipe
+                ) -> Inputs:
                     logits = normal(g, T, E) * 2
                     logits[:, 1] = logits[:, 0] = 4.0  # a tie at the top: the lower id first
-                    return {"logits": logits, "router": Matrix.plain(torch.eye(E))}  # so that the logits are exact
+                    return {"logits": logits, "router": recipe(matrix=Matrix.plain(torch.eye(E)))}  # exact logits
 
                 yield Case(
                     op="route",
                     name=f"{T}x{E} top {K} {scoring}{' renormalised' if renormalise else ''}",
                     build=build,
-                    call=lambda ops, i, K=K, s=scoring, r=renormalise: list(  # type: ignore[misc]
-                        ops.route(i["logits"], i["router"], K, s, r)
-                    ),
+                    call=lambda ops, i: list(ops.route(i["logits"], i["router"])),
                     allowed=relative(E / 4 + 32),
                 )
 

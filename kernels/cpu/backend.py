@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from .. import _cpu, reference
+from ..activation import SWIGLU, Activation
 from ..blocks import ggml, rounding
 from ..context import Context
-from ..decoder_layer import AttentionBlock, Choice, Places, Router, Scoring, Stack
+from ..decoder_layer import AttentionBlock, Choice, Places, Router, Stack
 from ..formats import FORMATS, Format
 from ..packed import FORMAT_OF_DTYPE, ExpertBank, Matrix
 from . import prepare
@@ -127,6 +128,8 @@ class CpuOps:
         starts_S1: Tensor,
         contexts_S: Tensor,
         scale: float,
+        window: int | None = None,
+        sinks_N: Tensor | None = None,
     ) -> Tensor:
         T, N, d = q_TNd.shape
         S, M = tables_SM.shape
@@ -205,10 +208,10 @@ class CpuOps:
         )
         return x_RD, update_TD[: x_RD.shape[0]], distinct_L
 
-    def route(self, x_TD: Tensor, router: Matrix, top_k: int, scoring: Scoring, renormalise: bool) -> Choice:
+    def route(self, x_TD: Tensor, router: Router) -> Choice:
         T, D = x_TD.shape
-        to = prepare.router(Router(matrix=router, top_k=top_k, scoring=scoring, renormalise=renormalise), D)
-        ids, weights = torch.empty(T, top_k, dtype=I32), torch.empty(T, top_k)
+        ids, weights = torch.empty(T, router.top_k, dtype=I32), torch.empty(T, router.top_k)
+        to = prepare.router(router, D)
         _cpu.route(self.context.native, at(x_TD, F32, T, D), T, to, ids.data_ptr(), weights.data_ptr())
         return ids, weights
 
@@ -220,7 +223,7 @@ class CpuOps:
         _cpu.argmax(self.context.native, at(logits_SV, F32, S, V), S, V, values.data_ptr(), ids.data_ptr())
         return values, ids
 
-    def silu_mul(self, gate_up_T2F: Tensor) -> Tensor:
+    def glu(self, gate_up_T2F: Tensor, activation: Activation = SWIGLU) -> Tensor:
         T, F = gate_up_T2F.shape[0], gate_up_T2F.shape[1] // 2
         out = torch.empty(T, F)
         _cpu.silu_mul(self.context.native, at(gate_up_T2F, F32, T, 2 * F), out.data_ptr(), T, F)
@@ -237,6 +240,38 @@ class CpuOps:
         T, D = y_TD.shape
         gate = 0 if gate_T1 is None else at(gate_T1, F32, T, 1)
         _cpu.gated_add(self.context.native, at(y_TD, F32, T, D), at(z_TD, F32, T, D), gate, T, D)
+
+    def rotate_(self, x_TNd: Tensor, cos_Pr: Tensor, sin_Pr: Tensor, positions_T: Tensor) -> None:
+        reference.rotate_(x_TNd, cos_Pr, sin_Pr, positions_T)
+
+    def linear_by_head(self, x_TNc: Tensor, weight: Matrix) -> Tensor:
+        return reference.linear_by_head(x_TNc, weight)
+
+    def short_conv(
+        self,
+        x_TC: Tensor,
+        weight_CW: Tensor,
+        state_LCw: Tensor,
+        slots_S: Tensor,
+        starts_S1: Tensor,
+        contexts_S: Tensor,
+    ) -> Tensor:
+        return reference.short_conv(x_TC, weight_CW, state_LCw, slots_S, starts_S1, contexts_S)
+
+    def delta_rule(
+        self,
+        q_TGk: Tensor,
+        k_TGk: Tensor,
+        v_THv: Tensor,
+        decay_TH: Tensor,
+        beta_TH: Tensor,
+        state_LHkv: Tensor,
+        slots_S: Tensor,
+        starts_S1: Tensor,
+        contexts_S: Tensor,
+    ) -> Tensor:
+        states = state_LHkv, slots_S, starts_S1, contexts_S
+        return reference.delta_rule(q_TGk, k_TGk, v_THv, decay_TH, beta_TH, *states)
 
     def experts(self, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor, bank: ExpertBank) -> Tensor:
         T, K = ids_TK.shape

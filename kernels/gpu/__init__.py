@@ -26,11 +26,11 @@ from .cores.unpack import dequantize, embed
 from .experts.experts import experts
 from .linear import linear
 from .norms import add_rmsnorm_, rmsnorm
-from .pointwise import gated_add_, silu_mul
+from .pointwise import gated_add_, glu
 from .router import route
 from .sampling import argmax
 
 __all__ = [
-    "add_rmsnorm_", "argmax", "attention", "attention_block", "dequantize", "embed", "experts", "gated_add_",
-    "layers", "linear", "place_qkv_", "quantize", "repack", "rmsnorm", "route", "silu_mul",
+    "add_rmsnorm_", "argmax", "attention", "attention_block", "dequantize", "embed", "experts", "gated_add_", "glu",
+    "layers", "linear", "place_qkv_", "quantize", "repack", "rmsnorm", "route",
 ]  # fmt: skip

@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..activation import SWIGLU, Activation
 from . import launch
 from .kernel import kernel
 
@@ -29,7 +30,7 @@ def silu(x):
 
 
 @kernel()
-def _silu_mul(x_ptr, out_ptr, width, BLOCK: tl.constexpr):
+def _glu(x_ptr, out_ptr, width, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     ok = at < width
@@ -50,11 +51,12 @@ def _gated_add(y_ptr, z_ptr, gate_ptr, to_ptr, size, GATED: tl.constexpr, BLOCK:
     tl.store(to_ptr + row * size + at, y + z, mask=ok)
 
 
-def silu_mul(gate_up_T2F: Tensor) -> Tensor:
+def glu(gate_up_T2F: Tensor, activation: Activation = SWIGLU) -> Tensor:
+    assert activation == SWIGLU, f"{activation} on a GPU"
     T, F = gate_up_T2F.shape[0], gate_up_T2F.shape[1] // 2
     launch.check(gate_up_T2F, launch.F32, T, 2 * F)
     out = torch.empty(T, F, dtype=launch.F32, device=gate_up_T2F.device)
-    _silu_mul[(T, launch.cdiv(F, BLOCK))](gate_up_T2F, out, F, BLOCK=BLOCK)
+    _glu[(T, launch.cdiv(F, BLOCK))](gate_up_T2F, out, F, BLOCK=BLOCK)
     return out
 
 

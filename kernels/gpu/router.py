@@ -9,8 +9,7 @@ from __future__ import annotations
 import triton.language as tl
 from torch import Tensor
 
-from ..decoder_layer import Choice, Scoring
-from ..packed import Matrix
+from ..decoder_layer import Choice, Router
 from . import launch
 from .kernel import kernel
 from .linear import linear
@@ -48,14 +47,14 @@ def _route(
     tl.store(weights_ptr + token * TOP_K + slot, weights, mask=slot < TOP_K)
 
 
-def route(x_TD: Tensor, router: Matrix, top_k: int, scoring: Scoring, renormalise: bool) -> Choice:
-    T, E = x_TD.shape[0], router.rows
+def route(x_TD: Tensor, router: Router) -> Choice:
+    (T, E), top_k = (x_TD.shape[0], router.matrix.rows), router.top_k
     assert 1 <= top_k <= E, f"top {top_k} of {E}"
-    logits_TE = linear(x_TD, router)
+    logits_TE = linear(x_TD, router.matrix)
     ids, weights = x_TD.new_empty(T, top_k, dtype=launch.I32), x_TD.new_empty(T, top_k)
     _route[(T,)](
         logits_TE, ids, weights, E,
-        TOP_K=top_k, SOFTMAX=scoring == "softmax", RENORMALISE=renormalise,
+        TOP_K=top_k, SOFTMAX=router.scoring == "softmax", RENORMALISE=router.renormalise,
         BLOCK=launch.pow2(E), SLOTS=launch.pow2(top_k), num_warps=1,
     )  # fmt: skip
     return ids, weights

@@ -71,15 +71,13 @@ def test_real_shapes_are_among_the_cases() -> None:
 
 
 def test_checks_find_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:
-    chosen = [c for c in CASES if c.name in ("q4_0 3x7x96 bias", "5x160") and c.op in ("linear", "rmsnorm", "silu_mul")]
+    chosen = [c for c in CASES if c.name in ("q4_0 3x7x96 bias", "5x160") and c.op in ("linear", "rmsnorm", "glu")]
     assert len(chosen) == 3
     assert gpu_checks.checks(gpu, CPU, chosen) == {"cases": 3, "of": 3, "failures": []}  # type: ignore[arg-type]
-    wrong = SimpleNamespace(
-        linear=lambda x, w, b: gpu.linear(x, w, b) * 1.05, rmsnorm=gpu.rmsnorm, silu_mul=lambda x: 1 / 0
-    )
+    wrong = SimpleNamespace(linear=lambda x, w, b: gpu.linear(x, w, b) * 1.05, rmsnorm=gpu.rmsnorm, glu=lambda x: 1 / 0)
     kept: list[Any] = []
     failures = gpu_checks.checks(wrong, CPU, chosen, kept.append)["failures"]  # type: ignore[arg-type]
-    assert [text.split(":")[0].split(",")[0] for text in failures] == ["silu_mul 5x160", "linear q4_0 3x7x96 bias"]
+    assert [text.split(":")[0].split(",")[0] for text in failures] == ["glu 5x160", "linear q4_0 3x7x96 bias"]
     assert "WRONG" in capsys.readouterr().out
     assert [one["cases"] for one in kept] == [2, 3], "a report for each case that is wrong"
 

@@ -19,6 +19,7 @@ from headrace import kernels
 from headrace.kernels import FORMATS, ExpertLayout, reference
 from headrace.kernels.cases.all import CASES
 from headrace.kernels.cases.case import Case, RandomSource, worst
+from headrace.kernels.decoder_layer import Router
 from headrace.kernels.packed import Matrix
 
 triton = pytest.importorskip("triton", reason="the GPU kernels need Triton", exc_type=ImportError)
@@ -113,9 +114,9 @@ def test_wrong_shapes_are_refused() -> None:
     with pytest.raises(AssertionError, match=r"\[3\], not \[64\]"):
         gpu.rmsnorm(x, torch.zeros(3), 1e-6)
     with pytest.raises(AssertionError, match="top 9 of 8"):
-        gpu.route(x, Matrix.plain(torch.zeros(8, 64)), 9, "softmax", True)
+        gpu.route(x, Router(matrix=Matrix.plain(torch.zeros(8, 64)), top_k=9, scoring="softmax", renormalise=True))
     with pytest.raises(AssertionError, match="strides"):
-        gpu.silu_mul(torch.zeros(64, 2).T)
+        gpu.glu(torch.zeros(64, 2).T)
 
 
 def test_without_triton_the_error_says_what_to_install() -> None:

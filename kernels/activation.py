@@ -1,0 +1,19 @@
+"""What stands between the two products of a gated MLP, as data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Activation:
+    """(up + offset) * gate * sigmoid(alpha * gate), of a gate that is at most `limit` and an up within +-limit.
+
+    The defaults are SwiGLU (arXiv 2002.05202), which clamps nothing; gpt-oss has alpha 1.702, offset 1, limit 7."""
+
+    alpha: float = 1.0
+    offset: float = 0.0
+    limit: float = float("inf")
+
+
+SWIGLU = Activation()

@@ -1,0 +1,72 @@
+"""The plain twins of the recurrent ops: the short convolution and the gated delta rule, in pure torch.
+
+Shapes are those of `reference.py`; besides: C channels, W taps, H heads, k and v the sizes of a key and a value. Every
+sequence has a slot of state; one that begins with this pass (as many new tokens as it has context) starts from zeros.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def short_conv(
+    x_TC: Tensor, weight_CW: Tensor, state_LCw: Tensor, slots_S: Tensor, starts_S1: Tensor, contexts_S: Tensor
+) -> Tensor:
+    """silu of a causal convolution of each channel over the last W tokens of its sequence: float32 [T, C].
+
+    state, float32 [slots, C, W - 1]: the inputs of the last tokens, the newest last; it is brought up to date. slots,
+    starts and contexts: int32, of the sequences; rows starts[s] .. starts[s+1] are theirs.
+    """
+    out, past = torch.empty_like(x_TC), weight_CW.shape[1] - 1
+    for s, slot in enumerate(slots_S.tolist()):
+        first, last = int(starts_S1[s]), int(starts_S1[s + 1])
+        if first == last:
+            continue
+        before = state_LCw[slot] if int(contexts_S[s]) > last - first else torch.zeros_like(state_LCw[slot])
+        line_CT = torch.cat([before, x_TC[first:last].T], dim=1)
+        y_CT = torch.nn.functional.conv1d(line_CT.unsqueeze(0), weight_CW.unsqueeze(1), groups=len(weight_CW))[0]
+        out[first:last] = torch.nn.functional.silu(y_CT).T
+        state_LCw[slot] = line_CT[:, line_CT.shape[1] - past :]
+    return out
+
+
+def delta_rule(
+    q_TGk: Tensor,
+    k_TGk: Tensor,
+    v_THv: Tensor,
+    decay_TH: Tensor,
+    beta_TH: Tensor,
+    state_LHkv: Tensor,
+    slots_S: Tensor,
+    starts_S1: Tensor,
+    contexts_S: Tensor,
+) -> Tensor:
+    """The gated delta rule, token by token: float32 [T, H, v].
+
+        S = exp(decay) S;  S += k (beta (v - S' k))';  out = S' q
+
+    q and k are of G heads, each of which serves H / G neighbouring heads of values. They are brought to length 1
+    (`x / sqrt(|x|^2 + 1e-6)`), q besides times k^-0.5. state, float32 [slots, H, k, v], is brought up to date. Source:
+    Gated Delta Networks (arXiv 2412.06464, equation 10).
+    """
+    out, each = torch.empty_like(v_THv), v_THv.shape[1] // q_TGk.shape[1]
+    q = (_unit(q_TGk) * q_TGk.shape[2] ** -0.5).repeat_interleave(each, 1)
+    k = _unit(k_TGk).repeat_interleave(each, 1)
+    for s, slot in enumerate(slots_S.tolist()):
+        first, last = int(starts_S1[s]), int(starts_S1[s + 1])
+        if first == last:
+            continue
+        S_Hkv = state_LHkv[slot].clone() if int(contexts_S[s]) > last - first else torch.zeros_like(state_LHkv[slot])
+        for t in range(first, last):
+            S_Hkv = S_Hkv * decay_TH[t].exp().view(-1, 1, 1)
+            seen_Hv = torch.einsum("hkv,hk->hv", S_Hkv, k[t])
+            change_Hv = (v_THv[t] - seen_Hv) * beta_TH[t].unsqueeze(1)
+            S_Hkv = S_Hkv + k[t].unsqueeze(2) * change_Hv.unsqueeze(1)
+            out[t] = torch.einsum("hkv,hk->hv", S_Hkv, q[t])
+        state_LHkv[slot] = S_Hkv
+    return out
+
+
+def _unit(x_TGk: Tensor) -> Tensor:
+    return x_TGk * torch.rsqrt(x_TGk.square().sum(-1, keepdim=True) + 1e-6)
