@@ -7,16 +7,26 @@ import difflib
 from ...errors import ConfigError
 from ..spec import ModelSpec
 from .config_reader import ConfigReader
-from .family import Family, TensorNames, read_eos, read_spec
+from .deepseek import DEEPSEEK_V2, DEEPSEEK_V3, GLM4_MOE_LITE, KIMI_K2
+from .family import Family, TensorNames
+from .gpt_oss import GPT_OSS
 from .granitemoe import GRANITEMOE
 from .mixtral import MIXTRAL
 from .olmoe import OLMOE
 from .qwen2_moe import QWEN2_MOE
 from .qwen3_moe import QWEN3_MOE
+from .qwen3_next import QWEN3_5_MOE, QWEN3_NEXT
+from .spec_reader import read_eos, read_spec
 
 __all__ = ["FAMILIES", "Family", "TensorNames", "find_family", "read_eos", "read_spec", "spec_of"]
 
-FAMILIES: dict[str, Family] = {f.model_type: f for f in (QWEN3_MOE, QWEN2_MOE, MIXTRAL, OLMOE, GRANITEMOE)}
+FAMILIES: dict[str, Family] = {
+    f.model_type: f
+    for f in (
+        QWEN3_MOE, QWEN2_MOE, MIXTRAL, OLMOE, GRANITEMOE, GPT_OSS, DEEPSEEK_V2, DEEPSEEK_V3, KIMI_K2, GLM4_MOE_LITE,
+        QWEN3_NEXT, QWEN3_5_MOE,
+    )
+}  # fmt: skip
 
 
 def find_family(config: ConfigReader) -> Family:

@@ -64,7 +64,7 @@ def _formats(config: dict[str, Any], family: Family, spec: ModelSpec, options: L
 def cut(checkpoint: Checkpoint, layers: int) -> Checkpoint:
     """The same checkpoint with its first layers only."""
     spec = checkpoint.spec
-    return replace(checkpoint, spec=replace(spec, is_moe=spec.is_moe[:layers]))
+    return replace(checkpoint, spec=replace(spec, layers=spec.layers[:layers]))
 
 
 def layers_that_fit(checkpoint: Checkpoint, asked: int | None, check: Callable[[Checkpoint], None]) -> tuple[int, str]:
@@ -74,7 +74,7 @@ def layers_that_fit(checkpoint: Checkpoint, asked: int | None, check: Callable[[
     Raises OptionError for a number that the model does not have, or without a routed layer; MemoryNeeded if the first
     routed layer does not fit, or what was asked for.
     """
-    whole = checkpoint.spec.layers
+    whole = len(checkpoint.spec.layers)
     fewest = checkpoint.spec.is_moe.index(True) + 1
     if asked is not None and not fewest <= asked <= whole:
         raise OptionError(
@@ -98,6 +98,6 @@ def check_room(checkpoint: Checkpoint, room: int, extra: int) -> None:
     needs = checkpoint.weight_bytes + extra
     if needs > room:
         raise MemoryNeeded(
-            f"{checkpoint.spec.layers} layers of this model need {needs / GB:.2f} GB, {room / GB:.2f} GB can be taken: "
-            f"{SMALLER}"
+            f"{len(checkpoint.spec.layers)} layers of this model need {needs / GB:.2f} GB, {room / GB:.2f} GB can be "
+            f"taken: {SMALLER}"
         )
