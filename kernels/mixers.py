@@ -76,6 +76,7 @@ class DeltaBlock(Block):
 
     k_heads: int
     k_dim: int
+    in_turns: bool  # heads of values go by turns of those of keys, instead of next to each other
     qkv: Stacked  # [C, D]: queries, keys, values
     z: Matrix  # [H v, D], the gate of what comes out
     ba: Matrix  # [2 H, D]: the strength of a change, then its decay
@@ -95,6 +96,8 @@ class DeltaBlock(Block):
         beta_TH, dt_TH = ops.linear(h_TD, self.ba).split([H, H], dim=1)
         decay_TH = self.rate_H * torch.nn.functional.softplus(dt_TH + self.dt_bias_H)
         queries, keys = (x.reshape(T, self.k_heads, self.k_dim) for x in (q, k))
+        if self.in_turns:
+            queries, keys = (x.repeat(1, H // self.k_heads, 1) for x in (queries, keys))
         out = ops.delta_rule(
             queries, keys, values.reshape(T, H, v), decay_TH, beta_TH.sigmoid(), self.state_LHkv, *slots
         )

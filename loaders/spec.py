@@ -159,6 +159,7 @@ class DeltaSpec:
     k_dim: int
     v_dim: int
     taps: int
+    in_turns: bool = False  # heads of values go by turns of those of keys, instead of next to each other
 
     @property
     def k_rows(self) -> int:

@@ -18,7 +18,7 @@ from .qwen3_moe import QWEN3_MOE
 from .qwen3_next import QWEN3_5_MOE, QWEN3_NEXT
 from .spec_reader import read_eos, read_spec
 
-__all__ = ["FAMILIES", "Family", "TensorNames", "find_family", "read_eos", "read_spec", "spec_of"]
+__all__ = ["FAMILIES", "Family", "TensorNames", "find_family", "named", "read_eos", "read_spec", "spec_of"]
 
 FAMILIES: dict[str, Family] = {
     f.model_type: f
@@ -29,11 +29,16 @@ FAMILIES: dict[str, Family] = {
 }  # fmt: skip
 
 
+def named(model_type: str) -> Family | None:
+    """The family of that name, None if there is none; newer releases put "_text" behind it."""
+    return FAMILIES.get(model_type) or FAMILIES.get(model_type.removesuffix("_text"))
+
+
 def find_family(config: ConfigReader) -> Family:
     """The family that a config names; raises ConfigError with the nearest names if there is none."""
     model_type = config.require("model_type")
-    if isinstance(model_type, str) and model_type in FAMILIES:
-        return FAMILIES[model_type]
+    if isinstance(model_type, str) and (found := named(model_type)):
+        return found
     near = difflib.get_close_matches(str(model_type), FAMILIES, n=2, cutoff=0.5)
     hint = f"; nearest: {', '.join(near)}" if near else ""
     raise ConfigError(

@@ -92,6 +92,7 @@ def _read_delta(config: ConfigReader) -> DeltaSpec:
         k_dim=config.integer("linear_key_head_dim"),
         v_dim=config.integer("linear_value_head_dim"),
         taps=config.integer("linear_conv_kernel_dim"),
+        in_turns=config.get("value_heads_in_turns") is True,
     )
 
 

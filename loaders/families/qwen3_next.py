@@ -28,7 +28,7 @@ QWEN3_NEXT = Family(
 )
 QWEN3_5_MOE = replace(
     QWEN3_NEXT,
-    model_type="qwen3_5_moe_text",
+    model_type="qwen3_5_moe",
     architecture="Qwen3_5MoeForCausalLM",
     dense_width=None,
     renormalise=True,

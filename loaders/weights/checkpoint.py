@@ -17,6 +17,7 @@ import torch
 from ...errors import CheckpointError
 from ...kernels import FORMATS, Format, Ops
 from ...kernels.packed import FORMAT_OF_DTYPE, Matrix
+from ..architecture.by_name.text_part import text_part
 from ..families import Family, TensorNames, quantisation, read_eos, spec_of
 from ..families.config_reader import ConfigReader
 from ..files import recognise, safetensors
@@ -62,7 +63,8 @@ class Checkpoint:
 def open_directory(directory: Path, options: LoadOptions) -> Checkpoint:
     """Reads config and headers and checks them against each other; raises ConfigError or CheckpointError."""
     config = ConfigReader.open(directory / "config.json", options.ignore_config_keys)
-    config.values = quantisation.with_file_beside(config.values, directory)
+    config.values, taken = text_part(quantisation.with_file_beside(config.values, directory))
+    config.notes += taken
     family, spec = spec_of(config)
     spec = _with_generation_config(spec, directory)
     if converted.is_converted(directory):

@@ -15,7 +15,7 @@ from typing import Any
 from ...errors import ConfigError, MemoryNeeded, OptionError
 from ...kernels import FORMATS
 from .. import model_source
-from ..families import FAMILIES, Family, spec_of
+from ..families import FAMILIES, Family, named, spec_of
 from ..families.config_reader import ConfigReader
 from ..families.quantisation import KEYS as PACKED
 from ..memory import GB
@@ -36,8 +36,8 @@ def imagine(model: str | dict[str, Any], options: LoadOptions, **where: Any) -> 
         source = model_source.of_config(model, "the config", "random")
     else:
         source = model_source.find(model, **where)
-    family = source.config.get("model_type")
-    if family not in FAMILIES:
+    family = str(source.config.get("model_type"))
+    if named(family) is None:
         raise ConfigError(
             f"{source.name} is of the family {family!r}, which the engine does not run yet (it runs "
             f"{', '.join(FAMILIES)}): headrace plan predicts its speed"

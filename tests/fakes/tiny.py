@@ -22,8 +22,8 @@ LLAMA3 = {
     "high_freq_factor": 4.0, "rope_theta": 500000.0,
 }  # fmt: skip
 LATENT: dict[str, Any] = dict(
-    BASE, num_key_value_heads=4, q_lora_rank=40, kv_lora_rank=36, qk_nope_head_dim=20, qk_rope_head_dim=8, v_head_dim=28,
-    moe_intermediate_size=44, intermediate_size=96, first_k_dense_replace=1,
+    BASE, num_key_value_heads=4, q_lora_rank=40, kv_lora_rank=36, qk_nope_head_dim=20, qk_rope_head_dim=8,
+    v_head_dim=28, moe_intermediate_size=44, intermediate_size=96, first_k_dense_replace=1,
 )  # fmt: skip
 DELTA: dict[str, Any] = dict(
     BASE, num_hidden_layers=4, head_dim=32, moe_intermediate_size=40, shared_expert_intermediate_size=48, num_experts=8,
@@ -68,8 +68,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
         rope_parameters={**YARN, "truncate": False, "beta_fast": 32.0, "beta_slow": 1.0},
     ),
     "deepseek_v2": dict(
-        LATENT, q_lora_rank=None, n_routed_experts=8, num_experts_per_tok=3, n_shared_experts=2, routed_scaling_factor=1.7,
-        topk_method="greedy", n_group=1, topk_group=1, norm_topk_prob=False, rope_theta=10000.0,
+        LATENT, q_lora_rank=None, n_routed_experts=8, num_experts_per_tok=3, n_shared_experts=2,
+        routed_scaling_factor=1.7, topk_method="greedy", n_group=1, topk_group=1, norm_topk_prob=False,
+        rope_theta=10000.0,
     ),
     "deepseek_v2-groups": dict(
         LATENT, n_routed_experts=12, num_experts_per_tok=3, n_shared_experts=1, routed_scaling_factor=2.1,
