@@ -15,10 +15,10 @@ from .formats import FORMATS, ExpertLayout, Format
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .activation import Activation
     from .context import Context
     from .decoder_layer import Block, Choice, Places, Router, Stack
     from .packed import ExpertBank, Matrix
+    from .recipes import Activation
 
 __all__ = ["BACKENDS", "FORMATS", "GPU_FORMATS", "ExpertLayout", "Format", "Ops", "load"]
 

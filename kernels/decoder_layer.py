@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .packed import ExpertBank, Matrix, Mlp, Stacked
-from .routing import GroupScore, Scoring
+from .recipes import GroupScore, Scoring
 
 if TYPE_CHECKING:
     from . import Ops

@@ -34,7 +34,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from .activation import SWIGLU, Activation
+from .recipes import SWIGLU, Activation
 
 SCALE_ALIGN = 16
 EXPERT_ALIGN = 64

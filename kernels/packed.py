@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .activation import SWIGLU, Activation
 from .formats import FORMATS, PARTS, ExpertLayout, Format, Part
+from .recipes import SWIGLU, Activation
 
 TORCH_DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 FORMAT_OF_DTYPE = {dtype: name for name, dtype in TORCH_DTYPES.items()}

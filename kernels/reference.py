@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from . import blocks
-from .activation import SWIGLU, Activation
 from .blocks import ggml, rounding
 from .decoder_layer import Block, Choice, Places, Router, Stack, compose, compose_layers
 from .formats import Format
 from .packed import TORCH_DTYPES, ExpertBank, Matrix
+from .recipes import SWIGLU, Activation
 from .recurrent import delta_rule, short_conv
 
 __all__ = [

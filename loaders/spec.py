@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from ..kernels.activation import SWIGLU, Activation
-from ..kernels.routing import GroupScore, Scoring
+from ..kernels.recipes import SWIGLU, Activation, GroupScore, Scoring
 
 QkNorm = Literal["none", "head", "full"]
 RopeKind = Literal["default", "linear", "llama3", "yarn"]

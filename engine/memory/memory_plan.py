@@ -20,6 +20,7 @@ from ...loaders.weights.checkpoint import SMALLER, Checkpoint
 from ...loaders.weights.model_weights import Formats, Where
 from ..bandwidth_model.profile import Profile
 from ..config import EngineConfig
+from ..devices import not_yet
 from ..devices.device import Device
 from ..experts import offload_plan
 from ..experts.offload_plan import NONE, OffloadPlan
@@ -248,8 +249,13 @@ class _Plan:
 
 
 def _check_kernels(found: MemoryPlan, devices: Mapping[Tier, Device], checkpoint: Checkpoint) -> None:
-    """Raises OptionError for formats on a GPU that its kernels do not know, by name."""
+    """Raises OptionError for what a GPU's kernels do not know, by name: layers, formats."""
     spec, formats, main = checkpoint.spec, checkpoint.formats, devices[found.placement.main]
+    if parts := not_yet.lacking(main, spec):
+        raise OptionError(
+            f"{main.tier.value} ({main.name}) has no kernels yet for {', '.join(parts)}: this model runs on the CPU "
+            "(--device cpu)"
+        )
     sizes = in_formats.of_model(spec, formats)
     common = [*sizes.dense.names, *sizes.head.names, *(sizes.row.names if devices[found.table] is main else ())]
     if missing := main.lacks(common):

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from .. import _cpu, reference
-from ..activation import SWIGLU, Activation
 from ..blocks import ggml, rounding
 from ..context import Context
 from ..decoder_layer import AttentionBlock, Block, Choice, Places, Router, Stack, compose, compose_layers
 from ..formats import FORMATS, Format
 from ..packed import FORMAT_OF_DTYPE, ExpertBank, Matrix
+from ..recipes import SWIGLU, Activation
 from . import prepare
 from .prepare import F32, I32, I64, U8, at
 

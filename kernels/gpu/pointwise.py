@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..activation import SWIGLU, Activation
+from ..recipes import SWIGLU, Activation
 from . import launch
 from .kernel import kernel
 

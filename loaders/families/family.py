@@ -11,8 +11,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ...kernels.activation import SWIGLU, Activation
-from ...kernels.routing import GroupScore, Scoring
+from ...kernels.recipes import SWIGLU, Activation, GroupScore, Scoring
 from ..spec import QkNorm
 
 

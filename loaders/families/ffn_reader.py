@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ...kernels.activation import Activation
+from ...kernels.recipes import Activation
 from ..spec import DenseSpec, MoeSpec
 from .config_reader import ConfigReader
 from .family import Family

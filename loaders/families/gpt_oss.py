@@ -1,7 +1,7 @@
 """gpt-oss: 20b and 120b. Every other layer sees a window, heads have sinks, everything has biases; of each pair of an
 expert's rows the first is gate, the second up."""
 
-from ...kernels.activation import Activation
+from ...kernels.recipes import Activation
 from .family import Family, Key, TensorNames
 
 GPT_OSS = Family(

@@ -16,9 +16,9 @@ from typing import Any, Literal, Protocol, get_args
 from torch import Tensor
 
 from ...kernels import FORMATS, ExpertLayout, Format
-from ...kernels.activation import Activation
 from ...kernels.formats import PARTS, Part
 from ...kernels.packed import ExpertBank, Matrix, Mlp, Stacked
+from ...kernels.recipes import Activation
 from ..spec import DenseSpec, ModelSpec, MoeSpec
 from . import mixers
 from .mixers import MixerWeights

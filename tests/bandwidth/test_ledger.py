@@ -143,7 +143,8 @@ def test_seconds_are_bytes_over_the_bandwidth_of_the_kernel_that_reads_them() ->
     read["head"] = 500
     other = dataclasses.replace(profile(1e3), attention={"1": 1e3, "8": 500.0, "512": 10.0}, batch=SLOW, crowd=SLOW)
     assert predicted(read, other, formats, spec).seconds == pytest.approx(4.0)
-    grouped = dataclasses.replace(spec, attention=dataclasses.replace(spec.attention, kv_heads=2))
+    narrow = [dataclasses.replace(layer, mixer=dataclasses.replace(layer.mixer, kv_heads=2)) for layer in spec.layers]
+    grouped = dataclasses.replace(spec, layers=tuple(narrow))
     assert predicted(read, other, formats, grouped).seconds == pytest.approx(4.5)
 
 

@@ -23,7 +23,7 @@ before = peak()
 prompt = [3 + i * 7 % 150 for i in range(int(sys.argv[2]))]
 llm.generate([prompt], SamplingParams(max_new_tokens=1, ignore_eos=True))
 stated = llm.parts.kv_budget.kv_bytes + llm.parts.kv_budget.work_bytes
-print(json.dumps({"grown": peak() - before, "stated": stated, "heads": llm.spec.attention.heads}))
+print(json.dumps({"grown": peak() - before, "stated": stated, "heads": llm.spec.mixers[0].heads}))
 """
 )
 

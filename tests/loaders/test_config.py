@@ -62,10 +62,10 @@ def test_dimensions(
     head_dim: int, vocab: int, context: int,
 ) -> None:  # fmt: skip
     found = spec(RELEASED[name])
-    att, moe = found.attention, found.moe
-    assert (found.layers, found.moe_layers, found.hidden, found.vocab) == (layers, layers, hidden, vocab)
+    att, moe = found.mixers[0], found.moe
+    assert (len(found.layers), found.moe_layers, found.hidden, found.vocab) == (layers, layers, hidden, vocab)
     assert (moe.experts, moe.top_k, moe.width, found.context) == (experts, top_k, width, context)
-    assert (att.heads, att.kv_heads, att.head_dim, found.rope.rotary_dim) == (heads, kv_heads, head_dim, head_dim)
+    assert (att.heads, att.kv_heads, att.head_dim, att.rope.rotary_dim) == (heads, kv_heads, head_dim, head_dim)
 
 
 def test_router_recipes() -> None:
@@ -80,7 +80,7 @@ def test_router_recipes() -> None:
 
 
 def test_attention_recipes() -> None:
-    recipes = {name: (spec(c).attention.qk_norm, spec(c).attention.qkv_bias) for name, c in RELEASED.items()}
+    recipes = {name: (spec(c).mixers[0].qk_norm, spec(c).mixers[0].qkv_bias) for name, c in RELEASED.items()}
     assert recipes == {
         "qwen3-30b-a3b": ("head", False),
         "qwen1.5-moe-a2.7b": ("none", True),
@@ -94,10 +94,10 @@ def test_what_is_special_about_a_family() -> None:
     granite, qwen2 = spec(GRANITE_1B_A400M), spec(QWEN15_MOE_A27B)
     assert granite.tied_head
     assert (granite.embedding_scale, granite.residual_scale, granite.logits_divisor) == (12.0, 0.22, 6.0)
-    assert granite.attention.scale == 0.015625
-    assert (qwen2.moe.shared_width, qwen2.moe.shared_gate, qwen2.dense_width) == (5632, True, 5632)
-    assert spec(OLMOE_1B_7B).attention.clip is None
-    assert spec({**OLMOE_1B_7B, "clip_qkv": 8.0}).attention.clip == 8.0
+    assert granite.mixers[0].scale == 0.015625
+    assert (qwen2.moe.shared_width, qwen2.moe.shared_gate) == (5632, True)
+    assert spec(OLMOE_1B_7B).mixers[0].clip is None
+    assert spec({**OLMOE_1B_7B, "clip_qkv": 8.0}).mixers[0].clip == 8.0
     assert spec(QWEN3_30B_A3B).eos_ids == (151645,)
     assert spec({**QWEN3_30B_A3B, "eos_token_id": [3, 4]}).eos_ids == (3, 4)
     assert spec({**QWEN3_30B_A3B, "eos_token_id": None}).eos_ids == ()
@@ -139,7 +139,7 @@ def test_old_and_new_spelling_of_rope_give_the_same_spec(old: dict[str, Any], ne
 
 
 def test_values_of_yarn() -> None:
-    rope = spec({**QWEN3_30B_A3B, "rope_scaling": {"type": "yarn", **YARN, "beta_slow": 2}}).rope
+    rope = spec({**QWEN3_30B_A3B, "rope_scaling": {"type": "yarn", **YARN, "beta_slow": 2}}).mixers[0].rope
     assert (rope.kind, rope.factor, rope.original_context, rope.theta) == ("yarn", 4.0, 32768, 1e6)
     assert (rope.beta_fast, rope.beta_slow, rope.truncate) == (32.0, 2.0, True)
     assert rope.attention_factor == pytest.approx(1.1386294)  # 0.1 ln 4 + 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -212,7 +213,7 @@ def test_families_have_the_parameters_of_transformers(family: str) -> None:
     buffers = sum(b.numel() for name, b in model.named_buffers() if name in stored)
     described = read(json.loads(config.to_json_string(use_diff=False)), family)
     assert described.architecture.total_parameters == sum(p.numel() for p in model.parameters()) + buffers
-    assert described.objections
+    assert described.objections or family.removesuffix("_text") in FAMILIES
 
 
 def test_small_models_cover_the_families() -> None:
@@ -226,7 +227,7 @@ def test_small_models_cover_the_families() -> None:
     assert set(READERS) == covered | alone
 
 
-@pytest.mark.parametrize("variant", ["qwen3_moe", "qwen2_moe", "mixtral", "olmoe", "granitemoe"])
+@pytest.mark.parametrize("variant", tiny.VARIANTS)
 def test_what_runs_is_described_by_its_spec(variant: str, checkpoints: Any) -> None:
     """The architecture of a spec has exactly the elements that the loader demands of a checkpoint."""
     config = ConfigReader.open(checkpoints(variant) / "config.json")
@@ -235,13 +236,13 @@ def test_what_runs_is_described_by_its_spec(variant: str, checkpoints: Any) -> N
     wanted = targets(spec, family.tensors, allocate(spec, Formats(experts=plain, dense=plain, embed=plain), "meta"))
     assert of_spec(spec).total_parameters == sum(target.elements for target in wanted.values())
     described = read(config.values, variant)
-    assert described.architecture == of_spec(spec)
+    assert described.architecture == replace(of_spec(spec), family=config.values["model_type"])
     assert described.objections == () == described.unknown_keys
 
 
-def test_runnable_and_planned_families_are_disjoint() -> None:
-    assert not set(FAMILIES) & set(READERS)
-    assert set(tiny.VARIANTS) >= set(FAMILIES)
+def test_every_family_that_runs_is_tried() -> None:
+    tried = {variant.partition("-")[0].removesuffix("_text") for variant in tiny.VARIANTS}
+    assert tried | {"kimi_k2", "glm4_moe_lite"} == set(FAMILIES), "the last two are DeepSeek-V3 by another name"
 
 
 def test_caches_by_hand() -> None:

@@ -97,7 +97,11 @@ def attention(
     starts_S1: Tensor,
     contexts_S: Tensor,
     scale: float,
+    window: int | None = None,
+    sinks_N: Tensor | None = None,
 ) -> Tensor:
+    assert window is None, "a window on a GPU"
+    assert sinks_N is None, "sinks on a GPU"
     T, N, d = q_TNd.shape
     S, M = tables_SM.shape
     G, page, size = launch.caches(k_PGBd, v_PGBd)

@@ -1,8 +1,14 @@
-"""What stands between the two products of a gated MLP, as data."""
+"""What models compute differently in the same op, as data: how a router makes weights of its logits, and what stands
+between the two products of a gated MLP."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+# What they mean stands at `route` in `reference.py`.
+Scoring = Literal["softmax", "softmax_topk", "sigmoid"]
+GroupScore = Literal["max", "top2"]
 
 
 @dataclass(frozen=True, kw_only=True)
