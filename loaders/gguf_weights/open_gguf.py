@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ...errors import CheckpointError, ConfigError, listed
 from ...kernels import FORMATS
+from ..architecture.architecture import refuse_dense
 from ..families import TensorNames, spec_of
 from ..families.config_reader import ConfigReader
 from ..files import gguf_set
@@ -48,7 +49,8 @@ def open_gguf(path: Path, options: LoadOptions) -> Checkpoint:
     """Reads the headers of a GGUF model, any of its parts given; raises ConfigError or CheckpointError for what is
     wrong, or not supported, in them."""
     header = gguf_set.of_path(path)
-    values, _, _ = describe(header, str(path))
+    values, described, _ = describe(header, str(path))
+    refuse_dense(described.architecture, str(path))
     arch = str(header.metadata["general.architecture"])
     if arch not in ARCHS:
         raise ConfigError(
