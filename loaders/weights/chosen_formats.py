@@ -70,6 +70,7 @@ def made(
         _check_gate_and_up(layer, chosen)
     found = {group: most([chosen[p] for p, g in groups.items() if g == group]) or usual[group] for group in GROUPS}
     own = {place: format for place, format in chosen.items() if format is not found[groups[place]]}
+    found["embed"] = chosen["embed"]  # of a tied head too, whose group is that of the dense ones
     return Formats(experts=found["experts"], dense=found["dense"], embed=found["embed"], own=own)
 
 
