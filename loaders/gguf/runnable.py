@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ...kernels import FORMATS
 from ..architecture.architecture import Architecture
 from ..families import FAMILIES
 from ..families.family import Family, Key
+from ..files.gguf_header import TYPES
 from ..files.headers import Stored
 from .of_tensors import Metadata
 
@@ -19,6 +21,11 @@ from .of_tensors import Metadata
 ARCHS = {
     "granitemoe": "granitemoe", "llama": "mixtral", "olmoe": "olmoe", "qwen2moe": "qwen2_moe", "qwen3moe": "qwen3_moe",
 }  # fmt: skip
+
+# Types of tensors that run. nvfp4 of a file has its row's factor in a tensor of its own, which nothing reads yet.
+READABLE = ("F32", "F16", "BF16", *(
+    name for name, block, _ in TYPES.values() if block > 1 and name.lower() in FORMATS and name != "NVFP4"
+))  # fmt: skip
 
 
 def config(metadata: Mapping[str, Any], tensors: Sequence[Stored], model: Architecture) -> dict[str, Any]:

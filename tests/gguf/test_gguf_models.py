@@ -17,6 +17,8 @@ from headrace.engine.ledger.pass_bytes import EXPERTS
 from headrace.engine.ledger.passes import CPU_DRAM
 from headrace.engine.memory import kv_budget
 from headrace.errors import CheckpointError, ConfigError
+from headrace.kernels.blocks.ggml import FILE_BLOCKS
+from headrace.loaders.gguf.runnable import READABLE
 from headrace.loaders.gguf_weights.open_gguf import open_gguf
 from headrace.loaders.weights.chosen_formats import LoadOptions
 
@@ -213,3 +215,7 @@ def test_what_cannot_run_is_refused_by_name(checkpoints: Callable[[str], Path], 
     gguf_files.write(path, config, tensors, arch="mamba")
     with pytest.raises(ConfigError, match="the engine does not run"):
         open_gguf(path, LoadOptions())
+
+
+def test_the_types_that_plans_call_runnable_are_those_that_are_read() -> None:
+    assert {name.lower() for name in READABLE} == {*FILE_BLOCKS, "f32", "f16", "bf16"}
