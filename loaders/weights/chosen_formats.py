@@ -160,6 +160,6 @@ def _check_gate_and_up(layer: int, chosen: Mapping[str, Format], files: Mapping[
     gate, up = (chosen.get(f"{layer}.{part}") for part in ("gate", "up"))
     if gate is not None and up is not None and gate.activations != up.activations:
         raise CheckpointError(
-            f"{files[f'{layer}.gate']}: experts of layer {layer} have gate in {gate.name} and up in {up.name}; both must "
-            "be quantised as integers, or alike: give --expert-format q8_0, or get the model in another format"
+            f"{files[f'{layer}.gate']}: experts of layer {layer} have gate in {gate.name} and up in {up.name}; both "
+            "must be quantised as integers, or alike: give --expert-format q8_0, or get the model in another format"
         )
