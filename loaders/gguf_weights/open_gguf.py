@@ -21,6 +21,7 @@ from ..files.entry import Entry
 from ..gguf.model import describe
 from ..gguf.of_tensors import Metadata
 from ..gguf.runnable import ARCHS
+from ..gguf.stored_names import names_of
 from ..spec import ModelSpec
 from ..weights import chosen_formats
 from ..weights.checkpoint import Checkpoint, check_entry
@@ -29,17 +30,6 @@ from ..weights.model_weights import Formats, allocate
 from ..weights.targets import Target, targets
 from . import entries as gguf_entries
 
-NAMES = TensorNames(
-    embed="token_embd.weight", final_norm="output_norm.weight", head="output.weight", layer="blk.{layer}.",
-    attn_norm="attn_norm.weight", mlp_norm="ffn_norm.weight",
-    q="attn_q", k="attn_k", v="attn_v", o="attn_output", q_norm="attn_q_norm.weight", k_norm="attn_k_norm.weight",
-    router="ffn_gate_inp.weight",
-    expert_gate="ffn_gate_exps.weight", expert_up="ffn_up_exps.weight", expert_down="ffn_down_exps.weight",
-    mlp_gate="ffn_gate.weight", mlp_up="ffn_up.weight", mlp_down="ffn_down.weight",
-    shared_gate="ffn_gate_shexp.weight", shared_up="ffn_up_shexp.weight", shared_down="ffn_down_shexp.weight",
-    shared_expert_gate="ffn_gate_inp_shexp.weight",
-)  # fmt: skip
-FUSED = "ffn_gate_up_exps.weight"
 # Archs whose converters put the rows of a query's or key's head in pairs, for a rope that turns neighbours.
 PAIRED = ("llama", "granitemoe")
 SHARED_GATE = "ffn_gate_inp_shexp.weight"  # stored as a vector
@@ -61,7 +51,7 @@ def open_gguf(path: Path, options: LoadOptions) -> Checkpoint:
     family, spec = spec_of(config)
     found = _without_ignored(gguf_entries.read(gguf_set.files_of(path)), options.ignore_tensors, config.notes)
     found = _as_matrices(_without_extra_layers(found, Metadata(values=header.metadata, arch=arch), spec, config.notes))
-    names = _names(found)
+    names = names_of(found)
     wanted = _targets(spec, names)
     _check_all_there(path, wanted, found, arch)
     formats = chosen_formats.resolve(spec, wanted, found, options)
@@ -71,17 +61,6 @@ def open_gguf(path: Path, options: LoadOptions) -> Checkpoint:
         directory=path, family=family, spec=spec, names=names, formats=formats, entries=found, is_converted=False,
         notes=tuple(config.notes), pairs_of_halves=arch in PAIRED,
     )  # fmt: skip
-
-
-def _names(found: Collection[str]) -> TensorNames:
-    """The names of this file's tensors: experts all in one tensor, gate and up fused, or each on its own (older)."""
-    first = next((name.split(".")[1] for name in sorted(found) if name.endswith(("_exps.weight", ".0.weight"))), "0")
-    if f"blk.{first}.{FUSED}" in found:
-        return replace(NAMES, fused_gate_up=FUSED, expert_gate=None, expert_up=None)
-    if f"blk.{first}.ffn_gate.0.weight" in found:
-        gate, up, down = (f"ffn_{part}.{{e}}.weight" for part in ("gate", "up", "down"))
-        return replace(NAMES, expert_gate=gate, expert_up=up, expert_down=down)
-    return NAMES
 
 
 def _targets(spec: ModelSpec, names: TensorNames) -> dict[str, Target]:

@@ -54,6 +54,18 @@ def resolve(
     """The formats of a checkpoint's tensors; raises OptionError where rows are no whole blocks, CheckpointError
     for an expert's gate and up in formats that no kernel takes together."""
     stored = {name: _stored(entries[name]) for name, target in wanted.items() if target.group}
+    files = {place: entries[name].path for name, target in wanted.items() for place in target.places}
+    return of_stored(spec, wanted, stored, files, options)
+
+
+def of_stored(
+    spec: ModelSpec,
+    wanted: Mapping[str, Target],
+    stored: Mapping[str, Format],
+    files: Mapping[str, Path],
+    options: LoadOptions,
+) -> Formats:
+    """The same by the format that each tensor is stored in; files: which one each place is in."""
     shared = {group: usual([stored[n] for n, t in wanted.items() if t.group == group] or [F32]) for group in GROUPS}
     chosen, groups = {}, {}
     for name, target in wanted.items():
@@ -61,7 +73,6 @@ def resolve(
             group = groups[place] = _group(target)
             found = _asked_at(spec, place, target, options)
             chosen[place] = as_loaded(stored[name], shared[group]) if found is None else found
-    files = {place: entries[name].path for name, target in wanted.items() for place in target.places}
     for layer in range(spec.layers):
         _check_gate_and_up(layer, chosen, files)
     return made(spec, chosen, groups, {group: _base(group, options) or shared[group] for group in GROUPS})
