@@ -1,82 +1,91 @@
-"""llama.cpp as a side of a comparison: a GGUF model that decodes and prefills token ids, timed from outside.
+"""llama.cpp as a side of a comparison, in a process and, if need be, a virtual environment of its own.
 
-Through the low-level API of llama-cpp-python. As many threads as we have, logits of the last token only, one greedy
-choice a token as ours makes it; flash attention and the repacking of weights are llama.cpp's own choice (the default).
-Weights are read into memory, not mapped, as ours are. Its thread pool (OpenMP) spins a few milliseconds after each call
-and then sleeps. This file knows nothing of our engine.
+`--llama-python` names the Python that has llama-cpp-python; without it this one must. `llama_child.py` runs there.
 """
 
 from __future__ import annotations
 
-import ctypes
-import time
+import argparse
+import contextlib
+import importlib.util
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
-import llama_cpp as api
 import numpy as np
+from numpy.typing import NDArray
 
-ERROR_LEVEL = 4  # of GGML_LOG_LEVEL
+CHILD = Path(__file__).with_name("llama_child.py")
 MAX_CONTEXT = 1024
-MAX_BATCH = 512
+GET = (
+    "llama.cpp is left out: {python} has no llama-cpp-python. pip install llama-cpp-python, here or in an environment\n"
+    "    that --llama-python names. Built for the machine it may crash in AMX code on some CPUs, so there build it as\n"
+    "    CMAKE_ARGS='-DGGML_NATIVE=OFF -DGGML_AVX512=ON -DGGML_AVX512_VNNI=ON -DGGML_AVX512_BF16=ON "
+    "-DGGML_AVX512_VBMI=ON' \\\n        pip install llama-cpp-python"
+)
 
 
-@api.llama_log_callback  # type: ignore[untyped-decorator,unused-ignore]
-def _log(level: int, text: bytes, _: Any) -> None:
-    if level == ERROR_LEVEL:
-        print(text.decode(errors="replace"), end="", flush=True)
+def add_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--llama-python", default=sys.executable, metavar="PYTHON", help="that has llama-cpp-python")
 
 
-class LlamaModel:
-    """A GGUF file in memory with one context of one sequence; `close` gives the memory back."""
+def available(python: str) -> bool:
+    """Whether that Python has llama.cpp; says how to get it if not."""
+    if python == sys.executable:
+        found = importlib.util.find_spec("llama_cpp") is not None
+    else:
+        look = "import importlib.util as i, sys; sys.exit(i.find_spec('llama_cpp') is None)"
+        found = subprocess.run([python, "-c", look], check=False).returncode == 0
+    if not found:
+        print(GET.format(python=python))
+    return found
 
-    def __init__(self, path: Path, threads: int) -> None:
-        api.llama_log_set(_log, ctypes.c_void_p(0))
-        api.llama_backend_init()
-        options = api.llama_model_default_params()
-        options.load_mode = api.LLAMA_LOAD_MODE_NONE
-        options.n_gpu_layers = 0
-        self.model = api.llama_model_load_from_file(str(path).encode(), options)
-        if not self.model:
-            raise RuntimeError(f"llama.cpp cannot load {path.name}")
-        context = api.llama_context_default_params()
-        context.n_ctx = MAX_CONTEXT
-        context.n_batch = context.n_ubatch = MAX_BATCH
-        context.n_threads = context.n_threads_batch = threads
-        self.context = api.llama_init_from_model(self.model, context)
-        if not self.context:
-            raise RuntimeError(f"llama.cpp cannot make a context for {path.name}")
-        self.vocab = api.llama_vocab_n_tokens(api.llama_model_get_vocab(self.model))
 
-    def run(self, tokens: list[int]) -> int:
-        """Computes tokens behind those before them and returns the likeliest next one."""
-        assert len(tokens) <= MAX_BATCH, f"{len(tokens)} tokens"
-        ids = (api.llama_token * len(tokens))(*tokens)
-        status = api.llama_decode(self.context, api.llama_batch_get_one(ids, len(tokens)))
-        if status:
-            raise RuntimeError(f"llama_decode returned {status}")
-        logits = api.llama_get_logits_ith(self.context, -1)  # waits for the result
-        return int(np.ctypeslib.as_array(logits, (self.vocab,)).argmax())
+class Llama:
+    """A process with llama.cpp. Calls are those of `llama_child.Child`; one that fails there raises RuntimeError."""
 
-    def clear(self) -> None:
-        """Forgets every token."""
-        api.llama_memory_clear(api.llama_get_memory(self.context), True)
+    def __init__(self, python: str) -> None:
+        self.process = subprocess.Popen(
+            [python, str(CHILD)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+        )
+        self.cpu_s = 0.0  # that it has used
+
+    def call(self, name: str, **arguments: Any) -> dict[str, Any]:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):  # it has ended: nothing will be read
+            self.process.stdin.write(json.dumps({"call": name, **arguments}) + "\n")
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"llama.cpp ended with status {self.process.wait()} in {name}")
+        answer: dict[str, Any] = json.loads(line)
+        self.cpu_s = answer.pop("cpu_s")
+        if "error" in answer:
+            raise RuntimeError(f"llama.cpp, {name}: {answer['error']}")
+        return answer
+
+    def load(self, path: Path, threads: int, context: int = MAX_CONTEXT, **how: Any) -> int:
+        """Loads a GGUF file in place of one that is there; how large its vocabulary is."""
+        return int(self.call("load", path=str(path), threads=threads, context=context, **how)["vocab"])
 
     def token_times(self, prompt: list[int], count: int) -> list[float]:
-        """Seconds until the first token (the prefill), then of each of `count` more."""
-        self.clear()
-        times, token = [], 0
-        for i in range(count + 1):
-            start = time.perf_counter()
-            token = self.run([token] if i else prompt)
-            times.append(time.perf_counter() - start)
-        return times
+        """Seconds until the first token (the prefill), then of each of `count` more, measured there."""
+        return list(map(float, self.call("times", prompt=prompt, count=count)["seconds"]))
+
+    def greedy(self, prompt: list[int], count: int, scratch: Path) -> tuple[list[int], NDArray[np.float32]]:
+        """The likeliest tokens after a prompt, and the logits that each was chosen from."""
+        ids = self.call("greedy", prompt=prompt, count=count, logits=str(scratch))["ids"]
+        return ids, np.load(scratch)
+
+    def logits(self, ids: list[int], scratch: Path) -> NDArray[np.float32]:
+        """Logits after every token."""
+        self.call("logits", ids=ids, to=str(scratch))
+        return np.asarray(np.load(scratch))
 
     def close(self) -> None:
-        api.llama_free(self.context)
-        api.llama_model_free(self.model)
-
-
-def build() -> str:
-    """What llama.cpp says it was built with and found."""
-    return str(api.llama_print_system_info().decode().strip())
+        """Ends the process."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()

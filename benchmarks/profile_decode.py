@@ -108,7 +108,7 @@ def main() -> None:
     result_file.add_option(parser, "profile-decode")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    with whole_model.our_model(args.layers) as llm:
+    with whole_model.random_model(args.layers) as llm:
         result = {"shape": whole_model.SHAPE, "layers": args.layers, "batch": args.batch,
                   **profile(llm, args.batch, args.tokens), "passport": passport(llm.parts.context)}  # fmt: skip
     for name, share in sorted(result["shares"].items(), key=lambda item: -item[1]):

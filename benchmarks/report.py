@@ -8,11 +8,12 @@ Result = dict[str, Any]
 
 TOLERANCE = 0.05
 PLAIN_KEYS = (
-    "decode_vs_llama_cpp",
-    "decode_vs_llama_cpp_q4_k_m",
-    "prefill512_vs_llama_cpp",
-    "prefill512_vs_llama_cpp_avx512",
-    "prefill512_vs_llama_cpp_q4_k_m",
+    *(
+        f"{what}_same_file_{recipe}"
+        for recipe in ("q4_0", "q4_k_m")
+        for what in ("decode", "decode_per_byte", "prefill512")
+    ),
+    *(f"prefill512_same_file_{recipe}_avx512" for recipe in ("q4_0", "q4_k_m")),
     "batch8_vs_batch1",
     *(f"expert_layer_vs_kt_kernel_{n}" for n in ("1", "512", "int8_1", "int8_512")),
     *(f"expert_layer_vs_kt_kernel_{n}_one_thread" for n in ("1", "512", "int8_1", "int8_512")),

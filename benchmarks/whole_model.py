@@ -1,12 +1,13 @@
-"""Whole-model parts of `vs_peers.py`: decode and prefill against llama.cpp, and our batch of 8 against a batch of 1.
+"""Whole-model parts of `vs_peers.py`: decode and prefill beside llama.cpp, and our batch of 8 against a batch of 1.
 
-Our side makes its random weights in memory, llama.cpp's files are written once to bench-data/ and kept. All that take
-part in a comparison are in memory at the same time. Without llama.cpp our side is measured alone. Knows how to run both
-engines, not what is printed of it.
+Both engines run the same GGUF file, of random weights, which is written once to bench-data/ and kept; one file after
+the other, so that two models are in memory at a time. Without llama.cpp our side is measured alone. Knows how to run
+both engines, not what is printed of it.
 """
 
 from __future__ import annotations
 
+import gc
 import random
 import statistics
 import time
@@ -17,9 +18,10 @@ from typing import Any
 
 import gguf_model
 from interleave import Rates, Sides, take_turns
+from peer_llama import Llama
 
 from headrace import LLM, SamplingParams
-from headrace.engine.bench.random_weights import random_llm
+from headrace.engine.bench.random_weights import RandomSampler, random_llm
 from headrace.engine.ledger.pass_bytes import KV
 from headrace.engine.ledger.passes import CPU_DRAM
 from headrace.kernels.context import ISA, THREADS
@@ -30,7 +32,7 @@ DATA = Path(__file__).parent.parent / "bench-data"
 SHAPE = "Qwen3-30B-A3B"
 LOWER_ISA = "avx512"
 SHORT, LONG, NEW, BATCH = 16, 512, 48, 8  # tokens of the prompts, tokens that are decoded, sequences
-OURS = "headrace"
+OURS, THEIRS = "headrace", "llama_cpp"
 
 # the prompt and how many tokens to decode -> seconds until the first token, then of each further one
 TokenTimes = Callable[[list[int], int], list[float]]
@@ -47,10 +49,15 @@ def prompt(length: int, seed: object) -> list[int]:
     return [rng.randrange(vocab) for _ in range(length)]
 
 
-def our_model(layers: int) -> LLM:
-    """Our engine with random weights: q4_0 for experts and dense matrices, bf16 for the embedding."""
+def random_model(layers: int) -> LLM:
+    """Our engine with random weights of its own: q4_0 for experts and dense matrices, bf16 for the embedding."""
     formats = {"expert_format": "q4_0", "dense_format": "q4_0"}
     return random_llm(config_of(layers), max_context=1024, max_sequences=BATCH, **formats)
+
+
+def our_model(path: Path) -> LLM:
+    """Our engine on a GGUF file; it goes on with random tokens, as noise has no text to go on with."""
+    return LLM(path, max_context=1024, max_sequences=BATCH, sampler=RandomSampler())
 
 
 def gguf_file(layers: int, recipe: str) -> Path:
@@ -116,38 +123,43 @@ def batch_rate(llm: LLM, size: int) -> Callable[[int], float]:
     return rate
 
 
-def measure(layers: int, rounds: int, parts: set[str], with_llama: bool) -> Measured:
-    """The parts among decode, prefill and batch."""
-    llm = our_model(layers)
-    peers = _llama_models(layers) if with_llama and parts & {"decode", "prefill"} else {}
-    sides = {OURS: our_token_times(llm), **{name: model.token_times for name, model in peers.items()}}
-    measured = Measured(facts=_facts(llm, layers))
-    try:
-        if "decode" in parts:
-            print("decode, tokens a second", flush=True)
-            rates = take_turns({name: decode_rate(times) for name, times in sides.items()}, rounds)
-            measured.rates["decode_tok_s"] = rates
-        if "prefill" in parts:
-            print(f"prefill of {LONG} tokens, tokens a second", flush=True)
-            measured.rates["prefill512_tok_s"] = _prefill(llm, sides, rounds)
-            measured.facts["distinct_experts_a_layer_in_prefill512"] = _distinct_experts(llm)
-        if "batch" in parts:
-            print("decode of our batches, tokens a second", flush=True)
-            batches = {f"batch{n}": batch_rate(llm, n) for n in (1, BATCH)}
-            measured.rates["batch_tok_s"] = take_turns(batches, rounds)
-    finally:
-        for model in peers.values():
-            model.close()
-        llm.close()
+def measure(layers: int, rounds: int, parts: set[str], llama: Llama | None) -> Measured:
+    """The parts among decode, prefill and batch; rates by part and recipe, as decode_q4_k_m_tok_s."""
+    measured = Measured(facts={"bytes_per_token": {}})
+    for recipe in gguf_model.RECIPES:
+        own = parts if recipe == gguf_model.RECIPES[0] else parts - {"batch"}
+        if own:
+            path = gguf_file(layers, recipe)
+            print(f"{path.name}, both engines" if llama else path.name, flush=True)
+            with our_model(path) as llm:
+                if llama is not None and own - {"batch"}:
+                    llama.load(path, THREADS)
+                _one_file(measured, recipe.lower(), llm, llama, rounds, own)
+                measured.facts["bytes_per_token"][f"{THEIRS}_{recipe.lower()}"] = gguf_model.bytes_per_token(
+                    config_of(layers), recipe
+                )
+            if llama is not None:
+                llama.call("free")
+            gc.collect()  # the engine refers to itself: its weights go now
     return measured
 
 
-def _llama_models(layers: int) -> dict[str, Any]:
-    from peer_llama import LlamaModel
-
-    return {
-        f"llama_cpp_{recipe.lower()}": LlamaModel(gguf_file(layers, recipe), THREADS) for recipe in gguf_model.RECIPES
-    }
+def _one_file(measured: Measured, name: str, llm: LLM, llama: Llama | None, rounds: int, parts: set[str]) -> None:
+    """The parts on one file, which both have loaded."""
+    measured.facts["bytes_per_token"][f"{OURS}_{name}"] = our_bytes_per_token(llm)
+    sides = {OURS: our_token_times(llm), **({THEIRS: llama.token_times} if llama is not None else {})}
+    if "decode" in parts:
+        print("decode, tokens a second", flush=True)
+        rates = take_turns({side: decode_rate(times) for side, times in sides.items()}, rounds)
+        measured.rates[f"decode_{name}_tok_s"] = rates
+    if "prefill" in parts:
+        print(f"prefill of {LONG} tokens, tokens a second", flush=True)
+        measured.rates[f"prefill512_{name}_tok_s"] = _prefill(llm, sides, rounds)
+        measured.facts["distinct_experts_a_layer_in_prefill512"] = _distinct_experts(llm)
+    if "batch" in parts:
+        print("decode of our batches, tokens a second", flush=True)
+        batches = {f"batch{n}": batch_rate(llm, n) for n in (1, BATCH)}
+        measured.rates["batch_tok_s"] = take_turns(batches, rounds)
 
 
 def _prefill(llm: LLM, sides: dict[str, TokenTimes], rounds: int) -> Rates:
@@ -159,12 +171,6 @@ def _prefill(llm: LLM, sides: dict[str, TokenTimes], rounds: int) -> Rates:
     if ISA == LOWER_ISA:
         rates[lower] = rates[OURS]
     return rates
-
-
-def _facts(llm: LLM, layers: int) -> dict[str, Any]:
-    config = config_of(layers)
-    theirs = {f"llama_cpp_{r.lower()}": gguf_model.bytes_per_token(config, r) for r in gguf_model.RECIPES}
-    return {"bytes_per_token": {OURS: our_bytes_per_token(llm), **theirs}}
 
 
 def our_bytes_per_token(llm: LLM) -> int:

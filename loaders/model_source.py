@@ -13,6 +13,7 @@ from typing import Any
 
 from ..errors import ConfigError, HubError
 from .architecture import catalogue
+from .architecture.architecture import refuse_dense
 from .architecture.by_name.text_part import text_part
 from .architecture.readers import Described, read
 from .families.config_reader import ConfigReader
@@ -64,11 +65,8 @@ def find(
     dense: one without experts will do. with_text: of a model on the hub the tokenizer files are fetched too."""
     look = _Look(revision=revision, offline=offline, cache_dir=cache_dir, dense=dense, with_text=with_text)
     source = _find(model, look)
-    if not dense and not source.described.architecture.moe_layers:
-        family = source.described.architecture.family
-        raise ConfigError(
-            f"{source.name} is a dense model of the family '{family}': it has no experts to plan the places of"
-        )
+    if not dense:
+        refuse_dense(source.described.architecture, source.name)
     return source
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 # Before anything imports Triton: this process runs its kernels in numpy (test_gpu_kernels.py).
 os.environ["TRITON_INTERPRET"] = "1"
 
+import cores  # noqa: F401  (from here on contexts have one thread)
 import fake_cuda
 import pytest
 import terminal
@@ -24,12 +25,8 @@ import turns
 from fake_hub import FakeHub
 from refusals import edit_json
 
-from headrace.kernels import FORMATS, _cpu
+from headrace.kernels import FORMATS
 
-# Tiny tensors gain nothing from more threads, and where other programs run too, threads that wait cost a lot. So a
-# context that is not told how many has one; what is about threads says so; child processes have one a core.
-CORES = _cpu.default_threads()
-_cpu.default_threads = lambda: 1
 torch.set_num_threads(1)
 
 from headrace import cli

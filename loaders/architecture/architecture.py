@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from ...errors import ConfigError
+
 Group = Literal["embedding", "attention", "experts", "shared", "dense", "router", "norms", "head", "tables"]
 GROUPS: tuple[Group, ...] = (
     "experts", "attention", "shared", "dense", "router", "norms", "head", "embedding", "tables",
@@ -192,3 +194,12 @@ def router(hidden: int, experts: int, bias: bool = False) -> tuple[Part, ...]:
     """The router's matrix, and the vector that biases the choice."""
     weight = Part("router", experts, hidden, plain=True)
     return (weight, vector(experts, "router")) if bias else (weight,)
+
+
+def refuse_dense(model: Architecture, source: str) -> None:
+    """Raises ConfigError for a model without routed experts."""
+    if not model.moe_layers:
+        raise ConfigError(
+            f"{source} is a dense model of the family '{model.family}': it has no experts to place, and those are what "
+            "headrace runs; headrace inspect shows what it is"
+        )

@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from ...kernels import FORMATS
 from ..architecture.architecture import Architecture
 from ..families import FAMILIES
 from ..families.family import Family, Key
+from ..files.gguf_header import TYPES
 from ..files.headers import Stored
 from . import mixer_keys
 from .of_tensors import Metadata
@@ -30,6 +32,12 @@ def family_of(metadata: Mapping[str, Any], arch: str) -> str:
     by the router's scores; files without a word on them are of the first."""
     gating = metadata.get(f"{arch}.expert_gating_func", SOFTMAX)
     return "deepseek_v2" if arch == "deepseek2" and gating == SOFTMAX else ARCHS.get(arch, arch)
+
+
+# Types of tensors that run. nvfp4 of a file has its row's factor in a tensor of its own, which nothing reads yet.
+READABLE = ("F32", "F16", "BF16", *(
+    name for name, block, _ in TYPES.values() if block > 1 and name.lower() in FORMATS and name != "NVFP4"
+))  # fmt: skip
 
 
 def config(metadata: Mapping[str, Any], tensors: Sequence[Stored], model: Architecture) -> dict[str, Any]:

@@ -10,14 +10,12 @@ from pathlib import Path
 import torch
 
 from ...errors import CheckpointError
-from ...kernels import FORMATS
-from ...kernels.blocks.ggml import FILE_BLOCKS
 from ..files.entry import Entry
 from ..files.gguf_header import Header
 from ..files.headers import Stored
+from ..gguf.runnable import READABLE
 
 PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-READABLE = (*PLAIN, *(name.upper() for name in FILE_BLOCKS))
 
 
 def read(files: Mapping[Path, Header]) -> dict[str, Entry]:
@@ -35,13 +33,12 @@ def _entry(tensor: Stored, path: Path, data: int) -> Entry:
     kind = tensor.dtype
     if kind in PLAIN:
         return Entry(tensor.name, path, PLAIN[kind], tensor.shape, data + tensor.start, tensor.nbytes)
-    blocks = kind.lower()
-    if blocks not in FILE_BLOCKS or blocks not in FORMATS:
+    if kind not in READABLE:
         raise CheckpointError(
             f"{path}: tensor '{tensor.name}' is {kind}, which cannot be computed with yet; there are kernels for "
             f"{', '.join(READABLE)}: get the model in one of these"
         )
-    return Entry(tensor.name, path, torch.uint8, tensor.shape, data + tensor.start, tensor.nbytes, blocks)
+    return Entry(tensor.name, path, torch.uint8, tensor.shape, data + tensor.start, tensor.nbytes, kind.lower())
 
 
 def _check_extents(entries: Iterable[Entry], path: Path, data: int) -> None:

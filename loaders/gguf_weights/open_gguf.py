@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ...errors import CheckpointError, ConfigError, listed
 from ...kernels import FORMATS
+from ..architecture.architecture import refuse_dense
 from ..families import TensorNames, spec_of
 from ..families.config_reader import ConfigReader
 from ..files import gguf_set
@@ -20,6 +21,7 @@ from ..files.entry import Entry
 from ..gguf.model import describe
 from ..gguf.of_tensors import Metadata
 from ..gguf.runnable import ARCHS
+from ..gguf.stored_names import names_of
 from ..spec import ModelSpec
 from ..weights import chosen_formats
 from ..weights.checkpoint import Checkpoint, check_entry
@@ -27,7 +29,6 @@ from ..weights.chosen_formats import LoadOptions
 from ..weights.model_weights import Formats, allocate
 from ..weights.targets import Target, targets
 from . import entries as gguf_entries
-from .names import names_of
 
 # Archs whose converters put the rows of a query's or key's head in pairs, for a rope that turns neighbours.
 PAIRED = ("llama", "granitemoe")
@@ -38,7 +39,8 @@ def open_gguf(path: Path, options: LoadOptions) -> Checkpoint:
     """Reads the headers of a GGUF model, any of its parts given; raises ConfigError or CheckpointError for what is
     wrong, or not supported, in them."""
     header = gguf_set.of_path(path)
-    values, _, _ = describe(header, str(path))
+    values, described, _ = describe(header, str(path))
+    refuse_dense(described.architecture, str(path))
     arch = str(header.metadata["general.architecture"])
     if arch not in ARCHS:
         raise ConfigError(
@@ -49,7 +51,7 @@ def open_gguf(path: Path, options: LoadOptions) -> Checkpoint:
     family, spec = spec_of(config)
     found = _without_ignored(gguf_entries.read(gguf_set.files_of(path)), options.ignore_tensors, config.notes)
     found = _as_matrices(_without_extra_layers(found, Metadata(values=header.metadata, arch=arch), spec, config.notes))
-    names = names_of(arch, found)
+    names = names_of(found)
     wanted = _targets(spec, names)
     _check_all_there(path, wanted, found, arch)
     formats = chosen_formats.resolve(spec, wanted, found, options)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, get_args
 
 from ...errors import CheckpointError, OptionError
@@ -52,8 +53,21 @@ class LoadOptions:
 def resolve(
     spec: ModelSpec, wanted: Mapping[str, Target], entries: Mapping[str, Entry], options: LoadOptions
 ) -> Formats:
-    """The formats of a checkpoint's tensors; raises OptionError where rows are no whole blocks."""
+    """The formats of a checkpoint's tensors; raises OptionError where rows are no whole blocks, CheckpointError
+    for an expert's gate and up in formats that no kernel takes together."""
     stored = {name: _stored(entries[name]) for name, target in wanted.items() if target.group}
+    files = {place: entries[name].path for name, target in wanted.items() for place in target.places}
+    return of_stored(spec, wanted, stored, files, options)
+
+
+def of_stored(
+    spec: ModelSpec,
+    wanted: Mapping[str, Target],
+    stored: Mapping[str, Format],
+    files: Mapping[str, Path],
+    options: LoadOptions,
+) -> Formats:
+    """The same by the format that each tensor is stored in; files: which one each place is in."""
     shared = {group: usual([stored[n] for n, t in wanted.items() if t.group == group] or [F32]) for group in GROUPS}
     chosen, groups = {}, {}
     for name, target in wanted.items():
@@ -61,6 +75,8 @@ def resolve(
             group = groups[place] = _group(target)
             found = _asked_at(spec, place, target, options)
             chosen[place] = _as_stored(stored[name], shared[group], target, place) if found is None else found
+    for layer in range(len(spec.layers)):
+        _check_gate_and_up(layer, chosen, files)
     return made(spec, chosen, groups, {group: _base(group, options) or shared[group] for group in GROUPS})
 
 
@@ -68,10 +84,9 @@ def made(
     spec: ModelSpec, chosen: Mapping[str, Format], groups: Mapping[str, Group], usual: Mapping[Group, Format]
 ) -> Formats:
     """`Formats` that give each place the format chosen for it; a group is called by what most of its tensors have."""
-    for layer in range(len(spec.layers)):
-        _check_gate_and_up(layer, chosen)
     found = {group: most([chosen[p] for p, g in groups.items() if g == group]) or usual[group] for group in GROUPS}
     own = {place: format for place, format in chosen.items() if format is not found[groups[place]]}
+    found["embed"] = chosen["embed"]  # of a tied head too, whose group is that of the dense ones
     return Formats(experts=found["experts"], dense=found["dense"], embed=found["embed"], own=own)
 
 
@@ -162,11 +177,11 @@ def _row(target: Target, place: str) -> int:
     return pieces[0].into.cols
 
 
-def _check_gate_and_up(layer: int, chosen: Mapping[str, Format]) -> None:
+def _check_gate_and_up(layer: int, chosen: Mapping[str, Format], files: Mapping[str, Path]) -> None:
     """Kernels make a token ready once for gate and up."""
     gate, up = (chosen.get(f"{layer}.{part}") for part in ("gate", "up"))
     if gate is not None and up is not None and gate.activations != up.activations:
         raise CheckpointError(
-            f"layer {layer} has its experts' gate in {gate.name} and up in {up.name}: both must be quantised as "
-            "integers, or alike; give --expert-format"
+            f"{files[f'{layer}.gate']}: experts of layer {layer} have gate in {gate.name} and up in {up.name}; both "
+            "must be quantised as integers, or alike: give --expert-format q8_0, or get the model in another format"
         )

@@ -1,30 +1,34 @@
 """A checkpoint that has a config and no weights: real shapes, to be filled with noise.
 
-The model may be anything that a plan takes: a directory, a config.json, a name on the hub (its config alone is fetched)
-or of the catalogue. The family must be one that the engine runs. Where memory is short layers are left out from the
-end; what is left has a routed layer at least.
+The model may be anything that a plan takes: a directory, a config.json, a GGUF file, a name on the hub (its config, or
+its GGUF header, alone is fetched) or of the catalogue. The family must be one that the engine runs. Where memory is
+short layers are left out from the end; what is left has a routed layer at least.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ...errors import ConfigError, MemoryNeeded, OptionError
+from ...errors import CheckpointError, ConfigError, MemoryNeeded, OptionError
 from ...kernels import FORMATS
 from .. import model_source
-from ..families import FAMILIES, Family, named, spec_of
+from ..families import FAMILIES, Family, TensorNames, named, spec_of
 from ..families.config_reader import ConfigReader
 from ..families.quantisation import KEYS as PACKED
+from ..gguf.runnable import READABLE
+from ..gguf.stored_names import names_of
 from ..memory import GB
+from ..model_source import Source
 from ..spec import ModelSpec
 from . import chosen_formats
 from .checkpoint import SMALLER, Checkpoint
 from .chosen_formats import LoadOptions
 from .model_weights import Formats, allocate
-from .targets import targets
+from .targets import Target, targets
 
 STORED = {"bfloat16": "bf16", "float16": "f16", "float32": "f32"}
 
@@ -45,7 +49,8 @@ def imagine(model: str | dict[str, Any], options: LoadOptions, **where: Any) -> 
     config = {key: value for key, value in source.config.items() if key not in PACKED}
     reader = ConfigReader(config, source.name, options.ignore_config_keys)
     found, spec = spec_of(reader)
-    formats = _formats(config, found, spec, options)
+    of_file = source.gguf is not None and source.tensors is not None
+    formats = _of_file(source, spec, options) if of_file else _formats(config, found, spec, options)
     return Checkpoint(
         directory=Path(source.name), family=found, spec=spec, names=found.tensors, formats=formats,
         entries={}, is_converted=False,
@@ -56,9 +61,33 @@ def imagine(model: str | dict[str, Any], options: LoadOptions, **where: Any) -> 
 def _formats(config: dict[str, Any], family: Family, spec: ModelSpec, options: LoadOptions) -> Formats:
     """The formats asked for; "native" is that of the dtype option, or the config's own dtype."""
     stored = str(config.get("torch_dtype") or config.get("dtype") or "bfloat16").removeprefix("torch.")
+    return chosen_formats.of_options(spec, _wanted(spec, family.tensors), options, FORMATS[STORED.get(stored, "bf16")])
+
+
+def _of_file(source: Source, spec: ModelSpec, options: LoadOptions) -> Formats:
+    """The formats of a GGUF file's tensors, where no others are asked for; raises CheckpointError for one that is not
+    there, or of a type without kernels."""
+    found = {tensor.name: tensor for tensor in source.tensors or ()}
+    wanted = {name: target for name, target in _wanted(spec, names_of(found)).items() if target.group}
+    for name, target in wanted.items():
+        if name not in found or math.prod(found[name].shape) != target.elements:
+            raise CheckpointError(
+                f"{source.name} has no tensor '{name}' of {target.elements} weights: get another conversion"
+            )
+        if (kind := found[name].dtype) not in READABLE:
+            raise CheckpointError(
+                f"{source.name}: tensor '{name}' is {kind}, which cannot be computed with yet; there are kernels for "
+                f"{', '.join(READABLE)}: get the model in one of these"
+            )
+    stored = {name: FORMATS[found[name].dtype.lower()] for name in wanted}
+    files = {place: Path(source.name) for target in wanted.values() for place in target.places}
+    return chosen_formats.of_stored(spec, wanted, stored, files, options)
+
+
+def _wanted(spec: ModelSpec, names: TensorNames) -> dict[str, Target]:
+    """Every tensor that the model has, by its name in the files."""
     plain = FORMATS["f32"]
-    wanted = targets(spec, family.tensors, allocate(spec, Formats(experts=plain, dense=plain, embed=plain), "meta"))
-    return chosen_formats.of_options(spec, wanted, options, FORMATS[STORED.get(stored, "bf16")])
+    return targets(spec, names, allocate(spec, Formats(experts=plain, dense=plain, embed=plain), "meta"))
 
 
 def cut(checkpoint: Checkpoint, layers: int) -> Checkpoint:

@@ -59,7 +59,7 @@ def test_bytes_per_token_by_hand() -> None:
 def test_our_side_reads_the_bytes_of_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of Q4_0 with q4_0 for the head, bf16 for the embedding; all rows here are whole 16-byte pieces."""
     monkeypatch.setattr(whole_model, "config_of", lambda layers: {**SMALL, "num_hidden_layers": layers})
-    with whole_model.our_model(2) as llm:
+    with whole_model.random_model(2) as llm:
         ours = whole_model.our_bytes_per_token(llm)
     theirs = gguf_model.bytes_per_token(SMALL, "Q4_0")
     head = 512 * 256 * (210 * 32 - 18 * 256) // (256 * 32)
@@ -149,21 +149,21 @@ def result(**ratios: Any) -> dict[str, Any]:
 
 
 def test_compare_names_what_got_worse() -> None:
-    old = result(decode_vs_llama_cpp=1.5, batch8_vs_batch1=3.0)
-    new = result(decode_vs_llama_cpp=1.4, batch8_vs_batch1=2.9, share_of_read_bandwidth={"q4_0": 0.8})
+    old = result(decode_same_file_q4_0=1.5, batch8_vs_batch1=3.0)
+    new = result(decode_same_file_q4_0=1.4, batch8_vs_batch1=2.9, share_of_read_bandwidth={"q4_0": 0.8})
     lines, status = report.compare(old, new)
     assert status == 1
-    assert [line.split(":")[0] for line in lines] == ["share_of_read_bandwidth.q4_0", "decode_vs_llama_cpp"]
+    assert [line.split(":")[0] for line in lines] == ["share_of_read_bandwidth.q4_0", "decode_same_file_q4_0"]
 
 
 def test_compare_passes_what_is_better_or_missing() -> None:
-    assert report.compare(result(decode_vs_llama_cpp=1.5), result())[1] == 0
-    assert report.compare(result(decode_vs_llama_cpp=1.0), result(decode_vs_llama_cpp=2.0))[1] == 0
+    assert report.compare(result(decode_same_file_q4_0=1.5), result())[1] == 0
+    assert report.compare(result(decode_same_file_q4_0=1.0), result(decode_same_file_q4_0=2.0))[1] == 0
 
 
 @pytest.mark.parametrize("field", ["cpu", "isa", "threads"])
 def test_other_machines_are_not_compared(field: str) -> None:
-    old, new = result(decode_vs_llama_cpp=2.0), result(decode_vs_llama_cpp=1.0)
+    old, new = result(decode_same_file_q4_0=2.0), result(decode_same_file_q4_0=1.0)
     new["passport"] = {**new["passport"], field: "other"}
     lines, status = report.compare(old, new)
     assert status == 0

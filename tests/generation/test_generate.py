@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +15,7 @@ import pytest
 import tiny
 import tiny_tokenizer
 import torch
-from conftest import CORES
+from cores import CORES
 from refusals import edit_json
 from transformers import PreTrainedModel
 
@@ -271,6 +273,15 @@ def test_prompts_that_make_no_sense_are_refused(llm: LLM) -> None:
         llm.generate([[5, 160]])
     with pytest.raises(TokenizerError, match=r"no tokenizer\.json"):
         llm.generate(["text"])
+
+
+def test_the_cores_of_tests_are_those_of_this_machine() -> None:
+    """Not the one thread that contexts of this process have."""
+    found = subprocess.run(
+        [sys.executable, "-c", "from headrace.kernels.context import CORES; print(CORES)"],
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    assert int(found.stdout) == CORES
 
 
 def test_the_threads_change_no_token(checkpoints: Checkpoints) -> None:

@@ -11,12 +11,15 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from refusals import refused
 
 from headrace import LLM
 from headrace.engine.ledger.pass_bytes import EXPERTS
 from headrace.engine.ledger.passes import CPU_DRAM
 from headrace.engine.memory import kv_budget
 from headrace.errors import CheckpointError, ConfigError
+from headrace.kernels.blocks.ggml import FILE_BLOCKS
+from headrace.loaders.gguf.runnable import READABLE
 from headrace.loaders.gguf_weights.open_gguf import open_gguf
 from headrace.loaders.weights.chosen_formats import LoadOptions
 
@@ -213,3 +216,17 @@ def test_what_cannot_run_is_refused_by_name(checkpoints: Callable[[str], Path], 
     gguf_files.write(path, config, tensors, arch="mamba")
     with pytest.raises(ConfigError, match="the engine does not run"):
         open_gguf(path, LoadOptions())
+
+
+def test_gate_and_up_that_no_kernel_takes_together(checkpoints: Callable[[str], Path], tmp_path: Path) -> None:
+    config, tensors = gguf_files.read(checkpoints("qwen3_moe"))
+    path = tmp_path / "m.gguf"
+    stored = gguf_files.quantised(tensors, by_role(ffn_up_exps="Q8_0", ffn_down_exps="Q8_0"))
+    gguf_files.write(path, config, tensors, stored)
+    with refused(CheckpointError, f"{path}: experts of layer 0 have gate in f32 and up in q8_0", "--expert-format"):
+        open_gguf(path, LoadOptions())
+    open_gguf(path, LoadOptions(expert_format="q8_0"))
+
+
+def test_the_types_that_plans_call_runnable_are_those_that_are_read() -> None:
+    assert {name.lower() for name in READABLE} == {*FILE_BLOCKS, "f32", "f16", "bf16"}

@@ -135,6 +135,13 @@ def test_dtype_overrules_the_type_of_the_checkpoint(format: str, checkpoints: Ch
     assert llm.parts.kv_dtype == getattr(torch, format)
 
 
+def test_a_model_whose_head_is_the_embedding_keeps_its_cache_in_16_bits() -> None:
+    """No tensor is then of the embedding's own group."""
+    with LLM("demo") as llm:
+        assert llm.parts.checkpoint.formats.names == {"experts": "bf16", "dense": "bf16", "embed": "bf16"}
+        assert llm.parts.kv_dtype == torch.bfloat16
+
+
 # ---- what may be stored besides
 
 

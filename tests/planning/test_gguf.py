@@ -25,6 +25,8 @@ from headrace.loaders.architecture.architecture import Architecture
 from headrace.loaders.files import gguf_header
 from headrace.loaders.files.gguf_header import Header
 from headrace.loaders.files.headers import Stored
+from headrace.loaders.gguf_weights.open_gguf import open_gguf
+from headrace.loaders.weights.chosen_formats import LoadOptions
 
 
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "BF16"])
@@ -412,6 +414,8 @@ def test_a_dense_model_is_called_one(tmp_path: Path) -> None:
     model = model_source.find(str(path), dense=True).described
     assert model.architecture.moe_layers == ()
     assert model.objections == ("llama is dense here: the engine runs mixture-of-experts models",)
+    with refused(ConfigError, str(path), "dense model of the family 'llama'", "headrace inspect"):
+        open_gguf(path, LoadOptions())  # as a run does
 
 
 # Runs of random weights

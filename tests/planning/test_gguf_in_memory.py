@@ -9,20 +9,24 @@ import gguf_files
 import numpy as np
 import pytest
 import tiny
+from refusals import refused
 
 from headrace.engine.bandwidth_model.hardware import parse
+from headrace.engine.bench.random_weights import random_llm
 from headrace.engine.ledger.passes import CPU_DRAM
 from headrace.engine.memory.memory_plan import storage_of
 from headrace.engine.planning import of_headers
 from headrace.engine.planning.options import Options
 from headrace.engine.planning.plan import make, sizes
 from headrace.engine.planning.storage import Storage
+from headrace.errors import CheckpointError
 from headrace.loaders import model_source
 from headrace.loaders.files.headers import Stored
 from headrace.loaders.gguf_weights.open_gguf import open_gguf
 from headrace.loaders.model_source import Source
 from headrace.loaders.weights.checkpoint import open_directory
 from headrace.loaders.weights.chosen_formats import LoadOptions
+from headrace.loaders.weights.imagined import imagine
 
 SIZES = {"hidden_size": 256, "head_dim": 64, "moe_intermediate_size": 512, "intermediate_size": 256}
 
@@ -107,6 +111,29 @@ def test_a_plan_of_it_says_both(path: Path) -> None:
     spec = checkpoint.spec
     layouts = [checkpoint.formats.layout(spec, i) for i, is_moe in enumerate(spec.is_moe) if is_moe]
     assert found.bytes_per_token[CPU_DRAM]["experts"] == sum(spec.moe.top_k * layout.bytes for layout in layouts)
+
+
+def test_random_weights_of_a_file_have_its_types(path: Path) -> None:
+    """Tensor by tensor, unless others are asked for."""
+    random = imagine(str(path), LoadOptions())
+    assert random.formats == open_gguf(path, LoadOptions()).formats
+    assert imagine(str(path), LoadOptions(expert_format="q4_0")).formats.experts.name == "q4_0"
+    with random_llm(str(path), kernels="reference", max_context=64) as llm:
+        assert llm.parts.checkpoint.formats == random.formats
+        assert len(llm.generate([[1, 2, 3]], {"max_new_tokens": 2, "ignore_eos": True})[0].token_ids) == 2
+
+
+def test_random_weights_of_what_cannot_run_are_refused(tmp_path: Path) -> None:
+    tiny.build("qwen3_moe", tmp_path / "shapes", **SIZES)
+    config, tensors = gguf_files.read(tmp_path / "shapes")
+    name = "blk.0.ffn_up_exps.weight"
+    raw = np.zeros((*tensors[name].shape[:-1], 66), dtype=np.uint8)
+    gguf_files.write(tmp_path / "m.gguf", config, tensors, {name: ("TQ2_0", raw)})
+    with refused(CheckpointError, "m.gguf", f"'{name}' is TQ2_0", "Q4_K"):
+        imagine(str(tmp_path / "m.gguf"), LoadOptions())
+    gguf_files.write(tmp_path / "m.gguf", config, {n: t for n, t in tensors.items() if n != "blk.2.attn_v.weight"})
+    with refused(CheckpointError, "m.gguf has no tensor 'blk.2.attn_v.weight'"):
+        imagine(str(tmp_path / "m.gguf"), LoadOptions())
 
 
 def test_types_without_kernels_keep_the_bytes_of_the_file(tmp_path: Path) -> None:

@@ -121,6 +121,8 @@ def test_a_mixed_gguf_by_group_and_layer() -> None:
     ("kind", "arch", "said"),
     [
         ("TQ2_0", "qwen3moe", ["no kernels for tq2_0; there are those for f32", "q4_k", "mxfp4"]),
+        ("F64", "qwen3moe", ["no kernels for f64; there are those for f32"]),
+        ("NVFP4", "qwen3moe", ["no kernels for nvfp4; there are those for f32"]),
         ("Q4_K", "grok", ["the engine does not run grok yet: it runs granitemoe, llama, olmoe, qwen2moe, qwen3moe"]),
     ],
 )

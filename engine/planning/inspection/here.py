@@ -9,6 +9,7 @@ from ....kernels import FORMATS
 from ....kernels.context import ISA
 from ....kernels.isa import available_isas
 from ....loaders.architecture.tensor_names import LEFT_OUT
+from ....loaders.gguf.runnable import READABLE
 from ....loaders.memory import free_memory
 from ....loaders.model_source import Source
 from ...bandwidth_model.machine_file import unknown_gpus
@@ -34,10 +35,11 @@ class Here:
 def of_source(source: Source, runs: Sequence[Run]) -> Here:
     """What runs a model whose tensors are stored like that."""
     stored = dict.fromkeys(kind for run in runs if run.group not in LEFT_OUT for kind in run.format.split("/"))
-    known = tuple(kind for kind in stored if PACKED_AS.get(kind, kind) in FORMATS)
+    of_files = FORMATS.keys() | PACKED_AS.keys() if source.gguf is None else [kind.lower() for kind in READABLE]
+    known = tuple(kind for kind in stored if kind in of_files)
     objections = list(source.described.objections)
-    if source.gguf is not None and (missing := [kind for kind in stored if PACKED_AS.get(kind, kind) not in FORMATS]):
-        objections.append(f"no kernels for {', '.join(missing)}; there are those for {', '.join(FORMATS)}")
+    if source.gguf is not None and (missing := [kind for kind in stored if kind not in known]):
+        objections.append(f"no kernels for {', '.join(missing)}; there are those for {', '.join(of_files)}")
     return Here(
         objections=tuple(objections),
         formats=known,

@@ -33,7 +33,7 @@ DELTA = DeltaNames(
 )  # fmt: skip
 
 
-def names_of(arch: str, found: Collection[str]) -> TensorNames:
+def names_of(found: Collection[str]) -> TensorNames:
     """The names of this file's tensors."""
     ends = {name.split(".", 2)[-1] for name in found if name.startswith("blk.")}
     names = replace(NAMES, latent=_latent(ends), delta=_delta(ends))
