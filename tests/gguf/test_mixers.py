@@ -1,0 +1,116 @@
+"""GGUF models whose layers are more than grouped-query attention, as llama.cpp's converter writes them, against the
+checkpoints they were written from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import gguf_files
+import mixer_files
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from headrace import LLM
+from headrace.engine.memory import kv_budget
+from headrace.errors import ConfigError
+from headrace.loaders.gguf_weights.open_gguf import open_gguf
+from headrace.loaders.weights.chosen_formats import LoadOptions
+
+PROMPT = [5, 11, 3, 70, 29, 8, 8, 14, 101, 33, 2, 9, 77, 12, 150, 6, 41]
+# Latents with a bias and layers without experts of Qwen3-Next have no names in GGUF files.
+NOT_THERE = ("deepseek_v3-bias", "qwen3_next-dense")
+VARIANTS = [name for name in tiny.VARIANTS if name.split("-")[0] in mixer_files.ARCHS and name not in NOT_THERE]
+# What files do not hold has the value that releases have.
+AS_RELEASED = {"gpt_oss": {"swiglu_limit": 7.0}}
+
+
+@pytest.fixture(autouse=True)
+def _float32_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Quantised models keep keys and values in bfloat16, which is more than is to be seen here."""
+    monkeypatch.setattr(kv_budget, "kv_dtype", lambda *_: torch.float32)
+
+
+def logits(model: Path, **options: object) -> torch.Tensor:
+    """After every token of the prompt."""
+    with LLM(model, kernels="reference", **options) as llm:
+        return llm.logits(PROMPT)
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Checkpoints of variants, with the values that every release has."""
+    base, built = tmp_path_factory.mktemp("released"), set[str]()
+
+    def directory(variant: str) -> Path:
+        if variant not in built:
+            tiny.build(variant, base / variant, **AS_RELEASED.get(variant, {}))
+            built.add(variant)
+        return base / variant
+
+    return directory
+
+
+def check_same(path: Path, directory: Path) -> None:
+    """The file's model says what its checkpoint's does; theta, eps and factors are float32 in metadata."""
+    with LLM(path, kernels="reference") as of_file, LLM(directory, kernels="reference") as of_directory:
+        found, expected = of_file.logits(PROMPT), of_directory.logits(PROMPT)
+        assert expected.abs().max() > 1, "logits near zero would hide mistakes"
+        assert (found - expected).abs().max() < 2e-5 * expected.abs().max()
+        params = {"max_new_tokens": 24, "ignore_eos": True}
+        said, wanted = (llm.generate([PROMPT], params)[0].token_ids for llm in (of_file, of_directory))
+        assert said == wanted
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_file_says_what_its_checkpoint_says(variant: str, released: Callable[[str], Path], tmp_path: Path) -> None:
+    mixer_files.write(tmp_path / "m.gguf", *mixer_files.read(released(variant)))
+    check_same(tmp_path / "m.gguf", released(variant))
+
+
+@pytest.mark.parametrize("variant", ["deepseek_v2", "deepseek_v3", "qwen3_next"])
+def test_joined_projections_of_older_files(variant: str, released: Callable[[str], Path], tmp_path: Path) -> None:
+    config, tensors = mixer_files.read(released(variant), joined=True)
+    assert {"blk.0.attn_kv_b.weight", "blk.0.ssm_in.weight"} & {*tensors}
+    mixer_files.write(tmp_path / "m.gguf", config, tensors, older=True)
+    check_same(tmp_path / "m.gguf", released(variant))
+
+
+def test_values_are_shared_by_several_heads(tmp_path: Path) -> None:
+    """Heads of values by turns are in the order of the checkpoint only where each has its own head of keys."""
+    for v_heads in (2, 6):
+        tiny.build("qwen3_5_moe_text", tmp_path / "m", linear_num_value_heads=v_heads)
+        mixer_files.write(tmp_path / "m.gguf", *mixer_files.read(tmp_path / "m"))
+        check_same(tmp_path / "m.gguf", tmp_path / "m")
+
+
+def test_layers_behind_the_last_are_left_out_with_a_note(released: Callable[[str], Path], tmp_path: Path) -> None:
+    """Files with layers for multi-token prediction count them among their blocks."""
+    config, tensors = mixer_files.read(released("qwen3_5_moe_text"))
+    extra = {name.replace("blk.3.", "blk.4."): values for name, values in tensors.items() if name.startswith("blk.3.")}
+    extra |= {"blk.4.nextn.eh_proj.weight": np.zeros((64, 128)), "blk.4.nextn.enorm.weight": np.zeros(64)}
+    config = config | {"num_hidden_layers": 5, "layer_types": [*config["layer_types"], "full_attention"]}
+    mixer_files.write(tmp_path / "m.gguf", config, tensors | extra, more={"nextn_predict_layers": 1})
+    check_same(tmp_path / "m.gguf", released("qwen3_5_moe_text"))
+    with LLM(tmp_path / "m.gguf", kernels="reference") as llm:
+        assert any("layers for multi-token prediction are left out" in note for note in llm.notes)
+
+
+REFUSED = {
+    "attention.temperature_scale": (0.1, "attention.temperature_scale = 0.1"),
+    "swiglu_clamp_exp": (10.0, "swiglu_clamp_exp = 10.0"),
+    "attention.causal": (False, "is_causal is false, supported is True"),
+    "expert_weights_norm": (True, "norm_topk_prob is true, supported is false or null"),
+}
+
+
+@pytest.mark.parametrize("key", REFUSED)
+def test_metadata_that_would_change_the_result_are_refused(
+    key: str, released: Callable[[str], Path], tmp_path: Path
+) -> None:
+    value, said = REFUSED[key]
+    mixer_files.write(tmp_path / "m.gguf", *mixer_files.read(released("deepseek_v2")), more={key: value})
+    with pytest.raises(ConfigError, match=said):
+        open_gguf(tmp_path / "m.gguf", LoadOptions())
