@@ -1,7 +1,7 @@
-"""Writes checkpoints of gpt-oss, DeepSeek, Qwen3-Next and Qwen3.5 as GGUF files, with what llama.cpp's converter does to
-their tensors: names are those of the gguf package's own table, and of a model tensors are in the order of its checkpoint.
+"""Writes checkpoints of gpt-oss, DeepSeek, Qwen3-Next and Qwen3.5 as GGUF files.
 
-Written from the converter's behaviour, not with the code that reads such files.
+What llama.cpp's converter does to their tensors is done here too, written from its behaviour and not with the code that
+reads such files. Names are those of the gguf package's own table.
 """
 
 from __future__ import annotations
@@ -81,18 +81,18 @@ def write(
     writer.close()
 
 
-def mixed(directory: Path, path: Path, twin: Path, types: gguf_files.Types, seed: int = 0) -> dict[str, str]:
+def mixed(directory: Path, path: Path, twin: Path, types: gguf_files.Types, *, joined: bool = False) -> dict[str, str]:
     """Writes the shapes of a checkpoint with tensors of the given types and random values into a GGUF file, and the
     same values as float32 into another one; returns the types by name."""
-    config, tensors = read(directory)
-    rng, stored, used = np.random.default_rng(seed), {}, {}
+    config, tensors = read(directory, joined=joined)
+    rng, stored, used = np.random.default_rng(0), {}, {}
     for name in tensors:
         used[name] = kind = types(name)
         if kind != "F32":
             rows, tensors[name] = gguf_files.random_blocks(rng, kind, tensors[name].shape)
             stored[name] = kind, rows
-    write(path, config, tensors, stored)
-    write(twin, config, tensors)
+    write(path, config, tensors, stored, older=joined)
+    write(twin, config, tensors, older=joined)
     return used
 
 
