@@ -133,7 +133,8 @@ MIXES: dict[str, tuple[str, dict[str, int], dict[str, str]]] = {
         {
             "token_embd": "Q4_K", "output": "Q6_K", "attn_q_a": "Q4_K", "attn_q_b": "Q4_K", "attn_kv_a_mqa": "Q4_K",
             "attn_k_b": "Q5_0/Q8_0", "attn_v_b": "Q6_K/Q4_K", "attn_output": "Q4_K", "ffn_gate": "Q4_K",
-            "ffn_up": "Q4_K", "ffn_down": "Q6_K", "ffn_gate_exps": "Q4_K", "ffn_up_exps": "Q4_K", "ffn_down_exps": "Q6_K/Q4_K",
+            "ffn_up": "Q4_K", "ffn_down": "Q6_K", "ffn_gate_exps": "Q4_K", "ffn_up_exps": "Q4_K",
+            "ffn_down_exps": "Q6_K/Q4_K",
             "ffn_gate_shexp": "Q4_K", "ffn_up_shexp": "Q4_K", "ffn_down_shexp": "Q6_K/Q4_K",
         },
     ),
