@@ -63,7 +63,10 @@ def _with_groups(family: Family, config: ConfigReader, moe: MoeSpec) -> MoeSpec:
 
 def _read_activation(family: Family, config: ConfigReader) -> Activation:
     key = family.activation_limit
-    return family.activation if key is None else replace(family.activation, limit=config.number(key.name))
+    if key is None:
+        return family.activation
+    limit = key.default if config.get(key.name) is None else config.number(key.name)
+    return replace(family.activation, limit=limit)
 
 
 def _shared_width(family: Family, config: ConfigReader) -> int:
@@ -78,10 +81,7 @@ def _read_layers(family: Family, config: ConfigReader, count: int) -> list[bool]
     """Which layers have experts: all behind the first dense ones; or every `decoder_sparse_step`-th, but for
     `mlp_only_layers`."""
     if family.leading_dense:
-        config.only("moe_layer_freq", (1, None))
-        first = config.get("first_k_dense_replace")
-        first = 0 if first == 0 else config.integer("first_k_dense_replace")
-        return [i >= first for i in range(count)]
+        return _behind_dense(config, count)
     if family.dense_width is None:
         return [True] * count
     step, dense = config.integer("decoder_sparse_step"), config.get("mlp_only_layers")
@@ -89,3 +89,16 @@ def _read_layers(family: Family, config: ConfigReader, count: int) -> list[bool]
     if not isinstance(dense, list) or not all(isinstance(i, int) for i in dense):
         raise config.bad("mlp_only_layers", dense, "a list of layer numbers")
     return [(i + 1) % step == 0 and i not in dense for i in range(count)]
+
+
+def _behind_dense(config: ConfigReader, count: int) -> list[bool]:
+    """The layers behind the first dense ones, whose number or list is given; where both are, `said_twice` compares."""
+    config.only("moe_layer_freq", (1, None))
+    first, kinds = config.get("first_k_dense_replace"), config.values.get("mlp_layer_types")
+    if first is None and kinds is not None:
+        config.seen.add("mlp_layer_types")
+        if not isinstance(kinds, list) or len(kinds) != count or set(kinds) - {"dense", "sparse"}:
+            raise config.bad("mlp_layer_types", kinds, f"a list of {count} times dense or sparse")
+        return [kind == "sparse" for kind in kinds]
+    first = 0 if first == 0 else config.integer("first_k_dense_replace")
+    return [i >= first for i in range(count)]

@@ -7,6 +7,8 @@ from typing import Any
 
 from ...errors import CheckpointError
 from ..families.family import Family
+from ..families.mixer_reader import LINEAR
+from ..families.window import FULL
 from .of_tensors import Metadata
 
 # Archs whose range of stretched frequencies is not rounded to whole dims.
@@ -63,7 +65,9 @@ def _latent(meta: Metadata) -> dict[str, Any]:
 
 def _delta(meta: Metadata) -> dict[str, Any]:
     k_heads, v_heads = meta.number("ssm.group_count"), meta.number("ssm.time_step_rank")
-    return {
+    recurrent = meta.get("attention.recurrent_layers")
+    layers = {"layer_types": [LINEAR if one else FULL for one in recurrent]} if isinstance(recurrent, list) else {}
+    return layers | {
         "linear_num_key_heads": k_heads,
         "linear_num_value_heads": v_heads,
         "linear_key_head_dim": meta.number("ssm.state_size"),

@@ -24,7 +24,7 @@ def describe(header: Header, source: str) -> tuple[dict[str, Any], Described, tu
     metadata = header.metadata
     _refuse_other_kinds(header, source)
     arch = str(metadata["general.architecture"])
-    family = family_of(metadata, arch)
+    family = family_of(metadata, header.tensors, arch)
     try:
         model = read(metadata, header.tensors, family)
         values = config(metadata, header.tensors, model) if model.moe_layers else {}

@@ -27,11 +27,25 @@ DIVIDED = ("qwen3_moe", "qwen3_next")  # weights of experts are divided by their
 SOFTMAX, SIGMOID = 1, 2  # how scores are made of logits, as metadata say it
 
 
-def family_of(metadata: Mapping[str, Any], arch: str) -> str:
+# Metadata that change what is computed, under the name of a config's key or their own: no family reads them from a
+# file, so one that has them is refused by its config as every other that says more than is known.
+CHANGING = (
+    "attention.max_alibi_bias", "attention.output_scale", "attention.temperature_scale",
+    "attn_logit_softcapping", "expert_group_scale", "experts_per_group", "final_logit_softcapping", "moe_latent_size",
+    "moe_every_n_layers", "router_logit_softcapping", "rope.freq_base_swa", "rope.scaling.alpha",
+    "rope.scaling.yarn_attn_factor", "rope.scaling.yarn_ext_factor", "swiglu_clamp_exp", "swiglu_clamp_shexp",
+)  # fmt: skip
+
+
+def family_of(metadata: Mapping[str, Any], tensors: Sequence[Stored], arch: str) -> str:
     """The family of an arch that runs, else the arch. The two generations of latent attention are one arch, told apart
-    by the router's scores; files without a word on them are of the first."""
-    gating = metadata.get(f"{arch}.expert_gating_func", SOFTMAX)
-    return "deepseek_v2" if arch == "deepseek2" and gating == SOFTMAX else ARCHS.get(arch, arch)
+    by the router's scores; where nothing is said of them, by the bias of a choice, which the second one has."""
+    if arch != "deepseek2":
+        return ARCHS.get(arch, arch)
+    gating = metadata.get(f"{arch}.expert_gating_func")
+    if gating is None:
+        gating = SIGMOID if any(tensor.name.endswith("exp_probs_b.bias") for tensor in tensors) else SOFTMAX
+    return "deepseek_v2" if gating == SOFTMAX else ARCHS[arch]
 
 
 # Types of tensors that run. nvfp4 of a file has its row's factor in a tensor of its own, which nothing reads yet.
@@ -62,9 +76,14 @@ def config(metadata: Mapping[str, Any], tensors: Sequence[Stored], model: Archit
         family.experts[0]: experts.count,
         family.expert_width: experts.width,
     }
+    values |= {name: value for name in CHANGING if (value := meta.get(name)) is not None}
+    if (causal := meta.get("attention.causal")) is not None:
+        values["is_causal"] = causal
+    said = meta.get("expert_weights_norm")
     if isinstance(family.renormalise, Key):
-        said = meta.get("expert_weights_norm")
         values[family.renormalise.name] = model.family in DIVIDED if said is None else bool(said)
+    elif said is not None:
+        values["norm_topk_prob"] = bool(said)
     if family.shared_width:
         values[family.shared_width] = next((s[0] for n, s in shapes.items() if n.endswith("ffn_gate_shexp.weight")), 0)
     return values | _dense_layers(family, meta, model, shapes) | _scales(family, meta) | mixer_keys.of(family, meta)

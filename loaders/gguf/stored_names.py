@@ -60,4 +60,7 @@ def _latent(ends: Collection[str]) -> LatentNames:
 
 
 def _delta(ends: Collection[str]) -> DeltaNames:
-    return replace(DELTA, ba="ssm_ba.weight") if "ssm_ba.weight" in ends else DELTA
+    """Strength and decay of a change in one tensor, as Qwen3-Next has them; in its oldest files queries, keys, values
+    and gates too."""
+    names = replace(DELTA, ba="ssm_ba.weight") if "ssm_ba.weight" in ends else DELTA
+    return replace(names, qkvz="ssm_in.weight") if "ssm_in.weight" in ends else names

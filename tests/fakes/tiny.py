@@ -85,6 +85,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
         LATENT, n_routed_experts=9, num_experts_per_tok=2, n_shared_experts=1, routed_scaling_factor=1.3, n_group=1,
         topk_group=1, norm_topk_prob=True, attention_bias=True, rope_theta=50000.0, rms_norm_eps=1e-5,
     ),
+    "glm4_moe_lite": dict(
+        LATENT, n_routed_experts=10, num_experts_per_tok=3, n_shared_experts=1, routed_scaling_factor=1.8, n_group=1,
+        topk_group=1, norm_topk_prob=True, rope_theta=1e6, rms_norm_eps=1e-5,
+    ),
     "qwen3_next": dict(DELTA, intermediate_size=96, norm_topk_prob=True),
     "qwen3_next-dense": dict(DELTA, intermediate_size=96, norm_topk_prob=False, mlp_only_layers=[1], rope_theta=1e6),
     "qwen3_5_moe_text": dict(DELTA),

@@ -198,6 +198,17 @@ def quantised(tensors: dict[str, NDArray[np.float32]], types: Types) -> dict[str
     }
 
 
+def by_role(**types: str) -> Types:
+    """Types by the role of a tensor, F32 where none is given; "a/b" takes turns with the layers."""
+
+    def of(name: str) -> str:
+        role = name.removesuffix(".weight").split(".")[-1]
+        found = types.get(role, "F32").split("/")
+        return found[int(name.split(".")[1]) % len(found)] if name.startswith("blk.") else found[0]
+
+    return of
+
+
 def random_blocks(rng: np.random.Generator, kind: str, shape: tuple[int, ...]) -> tuple[Any, NDArray[np.float32]]:
     """Random rows of a type, and their values: such that a row times a vector of ones has a deviation near 1."""
     name, cols = kind.lower(), shape[-1]

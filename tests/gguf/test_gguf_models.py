@@ -24,7 +24,8 @@ from headrace.loaders.gguf_weights.open_gguf import open_gguf
 from headrace.loaders.weights.chosen_formats import LoadOptions
 
 PROMPT = [5, 11, 3, 70, 29, 8, 8, 14, 101, 33, 2, 9]
-PLAIN = [name for name in tiny.VARIANTS if name != "mixtral-llama3"]  # whose turns a file holds as factors
+# mixtral-llama3: whose turns a file holds as factors; other mixers than attention: test_mixers.py.
+PLAIN = [name for name in tiny.VARIANTS if name != "mixtral-llama3" and name.split("-")[0] in gguf_files.ARCHS]
 
 
 @pytest.fixture(autouse=True)
@@ -86,22 +87,11 @@ def test_experts_however_they_are_stored(
     )
 
 
-def by_role(**types: str) -> gguf_files.Types:
-    """Types by the role of a tensor, F32 where none is given; "a/b" takes turns with the layers."""
-
-    def of(name: str) -> str:
-        role = name.removesuffix(".weight").split(".")[-1]
-        found = types.get(role, "F32").split("/")
-        return found[int(name.split(".")[1]) % len(found)] if name.startswith("blk.") else found[0]
-
-    return of
-
-
 # As llama-quantize mixes them, and as dynamic mixes do; rows that are no multiple of 256 in the types that stand in.
 MIXES = {
     "q4_k_m": (
         {"hidden_size": 256, "head_dim": 64, "moe_intermediate_size": 256, "intermediate_size": 512},
-        by_role(
+        gguf_files.by_role(
             token_embd="Q4_K", output="Q6_K", attn_q="Q4_K", attn_k="Q4_K", attn_v="Q6_K/Q4_K", attn_output="Q4_K",
             ffn_gate_exps="Q4_K", ffn_up_exps="Q4_K", ffn_down_exps="Q6_K/Q4_K", ffn_gate="Q4_K", ffn_up="Q4_K",
             ffn_down="Q6_K",
@@ -109,7 +99,7 @@ MIXES = {
     ),
     "dynamic": (
         {"hidden_size": 256, "head_dim": 64, "moe_intermediate_size": 512, "intermediate_size": 256},
-        by_role(
+        gguf_files.by_role(
             token_embd="Q2_K", output="Q5_K", attn_q="IQ4_XS", attn_k="Q5_K", attn_v="Q8_0", attn_output="Q6_K/IQ4_XS",
             ffn_gate_exps="Q2_K/Q3_K", ffn_up_exps="Q3_K/IQ4_XS", ffn_down_exps="Q3_K/Q4_K/Q5_K", ffn_gate="Q5_K",
             ffn_up="Q4_K", ffn_down="Q6_K",
@@ -117,7 +107,7 @@ MIXES = {
     ),
     "other rows": (
         {"hidden_size": 320, "moe_intermediate_size": 704, "intermediate_size": 96},
-        by_role(
+        gguf_files.by_role(
             token_embd="Q5_1", output="Q8_0", attn_q="Q5_0", attn_k="Q5_1", attn_v="Q8_0", ffn_gate_exps="Q5_0/IQ4_NL",
             ffn_up_exps="Q5_0/MXFP4", ffn_down_exps="Q8_0/Q4_1/Q5_1", ffn_gate="Q4_0", ffn_up="Q4_1", ffn_down="IQ4_NL",
         ),

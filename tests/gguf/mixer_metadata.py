@@ -1,0 +1,104 @@
+"""The metadata that llama.cpp's converter writes for gpt-oss, DeepSeek, Qwen3-Next and Qwen3.5."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gguf
+
+SCORING = {"sigmoid": gguf.ExpertGatingFuncType.SIGMOID, "softmax": gguf.ExpertGatingFuncType.SOFTMAX}
+# How families score whose configs, as transformers writes them, do not say it; released ones of the first two do.
+SCORED = {"deepseek_v3": "sigmoid", "kimi_k2": "sigmoid", "deepseek_v2": "softmax"}
+
+
+def kind(value: Any) -> gguf.GGUFValueType:
+    return gguf.GGUFValueType.get_type(value)
+
+
+def add(writer: gguf.GGUFWriter, arch: str, config: dict[str, Any], older: bool) -> None:
+    """All of them but the tokenizer's. older: of a file with joined up-projections of latents."""
+    _common(writer, config)
+    _rope(writer, config.get("rope_parameters") or {})
+    if arch == "gpt-oss":
+        writer.add_sliding_window(config["sliding_window"])
+        writer.add_expert_feed_forward_length(config["intermediate_size"])
+    elif arch == "deepseek2":
+        _latent(writer, config, older)
+    else:
+        _delta(writer, arch, config)
+
+
+def _common(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    if "intermediate_size" in config:
+        writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    counts = ("num_local_experts", "num_experts", "n_routed_experts")
+    writer.add_expert_count(next(config[key] for key in counts if config.get(key)))
+    writer.add_expert_used_count(config["num_experts_per_tok"])
+    if config.get("n_group") is not None:
+        writer.add_expert_group_count(config["n_group"])
+        writer.add_expert_group_used_count(config["topk_group"])
+    if scoring := config.get("scoring_func") or SCORED.get(config["model_type"]):
+        writer.add_expert_gating_func(SCORING[scoring])
+    if "kv_lora_rank" not in config:
+        writer.add_head_count_kv(config["num_key_value_heads"])
+        writer.add_key_length(config["head_dim"])
+        writer.add_value_length(config["head_dim"])
+
+
+def _rope(writer: gguf.GGUFWriter, rope: dict[str, Any]) -> None:
+    writer.add_rope_freq_base(rope["rope_theta"])
+    if sections := rope.get("mrope_section"):
+        writer.add_rope_dimension_sections([*sections, 0])
+    if rope.get("rope_type") == "yarn":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(rope["factor"])
+        writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+        if "beta_fast" in rope:
+            writer.add_rope_scaling_yarn_beta_fast(rope["beta_fast"])
+        if "beta_slow" in rope:
+            writer.add_rope_scaling_yarn_beta_slow(rope["beta_slow"])
+
+
+def _latent(writer: gguf.GGUFWriter, config: dict[str, Any], older: bool) -> None:
+    rank, turned = config["kv_lora_rank"], config["qk_rope_head_dim"]
+    key, value = config["qk_nope_head_dim"] + turned, config["v_head_dim"]
+    writer.add_leading_dense_block_count(config["first_k_dense_replace"])
+    writer.add_vocab_size(config["vocab_size"])
+    if config.get("q_lora_rank"):
+        writer.add_q_lora_rank(config["q_lora_rank"])
+    writer.add_kv_lora_rank(rank)
+    writer.add_head_count_kv(config["num_attention_heads"] if older else 1)
+    writer.add_key_length(key if older else rank + turned)
+    writer.add_value_length(value if older else rank)
+    if not older:
+        writer.add_key_length_mla(key)
+        writer.add_value_length_mla(value)
+    writer.add_expert_feed_forward_length(config["moe_intermediate_size"])
+    writer.add_expert_shared_count(config["n_shared_experts"])
+    writer.add_expert_weights_scale(config["routed_scaling_factor"])
+    if config.get("norm_topk_prob"):
+        writer.add_expert_weights_norm(True)
+    writer.add_rope_dimension_count(turned)
+    if m := config["rope_parameters"].get("mscale_all_dim"):
+        writer.add_rope_scaling_yarn_log_mul(0.1 * m)
+
+
+def _delta(writer: gguf.GGUFWriter, arch: str, config: dict[str, Any]) -> None:
+    rope, v_heads = config["rope_parameters"], config["linear_num_value_heads"]
+    writer.add_expert_feed_forward_length(config["moe_intermediate_size"])
+    writer.add_expert_shared_feed_forward_length(config["shared_expert_intermediate_size"])
+    writer.add_ssm_conv_kernel(config["linear_conv_kernel_dim"])
+    writer.add_ssm_state_size(config["linear_key_head_dim"])
+    writer.add_ssm_group_count(config["linear_num_key_heads"])
+    writer.add_ssm_time_step_rank(v_heads)
+    writer.add_ssm_inner_size(config["linear_value_head_dim"] * v_heads)
+    writer.add_array(f"{arch}.attention.recurrent_layers", [one == "linear_attention" for one in config["layer_types"]])
+    writer.add_full_attention_interval(config.get("full_attention_interval", 4))
+    writer.add_rope_dimension_count(int(config["head_dim"] * rope.get("partial_rotary_factor", 0.25)))
+    if arch == "qwen35moe" and "mrope_section" not in rope:
+        writer.add_rope_dimension_sections([11, 11, 10, 0])

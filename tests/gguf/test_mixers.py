@@ -1,0 +1,189 @@
+"""GGUF models whose layers are more than grouped-query attention, as llama.cpp's converter writes them, against the
+checkpoints they were written from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import gguf_files
+import mixer_files
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from headrace import LLM
+from headrace.engine.memory import kv_budget
+from headrace.errors import ConfigError
+from headrace.loaders.gguf_weights.open_gguf import open_gguf
+from headrace.loaders.weights.chosen_formats import LoadOptions
+
+PROMPT = [5, 11, 3, 70, 29, 8, 8, 14, 101, 33, 2, 9, 77, 12, 150, 6, 41]
+# Latents with a bias and layers without experts of Qwen3-Next have no names in GGUF files.
+NOT_THERE = ("deepseek_v3-bias", "qwen3_next-dense")
+VARIANTS = [name for name in tiny.VARIANTS if name.split("-")[0] in mixer_files.ARCHS and name not in NOT_THERE]
+# What files do not hold has the value that releases have.
+AS_RELEASED = {"gpt_oss": {"swiglu_limit": 7.0}}
+
+
+@pytest.fixture(autouse=True)
+def _float32_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Quantised models keep keys and values in bfloat16, which is more than is to be seen here."""
+    monkeypatch.setattr(kv_budget, "kv_dtype", lambda *_: torch.float32)
+
+
+def logits(model: Path, **options: object) -> torch.Tensor:
+    """After every token of the prompt."""
+    with LLM(model, kernels="reference", **options) as llm:
+        return llm.logits(PROMPT)
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Checkpoints of variants, with the values that every release has."""
+    base, built = tmp_path_factory.mktemp("released"), set[str]()
+
+    def directory(variant: str) -> Path:
+        if variant not in built:
+            tiny.build(variant, base / variant, **AS_RELEASED.get(variant, {}))
+            built.add(variant)
+        return base / variant
+
+    return directory
+
+
+def check_same(path: Path, directory: Path) -> None:
+    """The file's model says what its checkpoint's does; theta, eps and factors are float32 in metadata."""
+    with LLM(path, kernels="reference") as of_file, LLM(directory, kernels="reference") as of_directory:
+        found, expected = of_file.logits(PROMPT), of_directory.logits(PROMPT)
+        assert expected.abs().max() > 1, "logits near zero would hide mistakes"
+        assert (found - expected).abs().max() < 2e-5 * expected.abs().max()
+        params = {"max_new_tokens": 24, "ignore_eos": True}
+        said, wanted = (llm.generate([PROMPT], params)[0].token_ids for llm in (of_file, of_directory))
+        assert said == wanted
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_file_says_what_its_checkpoint_says(variant: str, released: Callable[[str], Path], tmp_path: Path) -> None:
+    mixer_files.write(tmp_path / "m.gguf", *mixer_files.read(released(variant)))
+    check_same(tmp_path / "m.gguf", released(variant))
+
+
+@pytest.mark.parametrize("variant", ["deepseek_v2", "deepseek_v3", "qwen3_next"])
+def test_joined_projections_of_older_files(variant: str, released: Callable[[str], Path], tmp_path: Path) -> None:
+    config, tensors = mixer_files.read(released(variant), joined=True)
+    assert {"blk.0.attn_kv_b.weight", "blk.0.ssm_in.weight"} & {*tensors}
+    mixer_files.write(tmp_path / "m.gguf", config, tensors, older=True)
+    check_same(tmp_path / "m.gguf", released(variant))
+
+
+def test_values_are_shared_by_several_heads(tmp_path: Path) -> None:
+    """Heads of values by turns are in the order of the checkpoint only where each has its own head of keys."""
+    for v_heads in (2, 6):
+        tiny.build("qwen3_5_moe_text", tmp_path / "m", linear_num_value_heads=v_heads)
+        mixer_files.write(tmp_path / "m.gguf", *mixer_files.read(tmp_path / "m"))
+        check_same(tmp_path / "m.gguf", tmp_path / "m")
+
+
+def test_layers_behind_the_last_are_left_out_with_a_note(released: Callable[[str], Path], tmp_path: Path) -> None:
+    """Files with layers for multi-token prediction count them among their blocks."""
+    config, tensors = mixer_files.read(released("qwen3_5_moe_text"))
+    extra = {name.replace("blk.3.", "blk.4."): values for name, values in tensors.items() if name.startswith("blk.3.")}
+    extra |= {"blk.4.nextn.eh_proj.weight": np.zeros((64, 128)), "blk.4.nextn.enorm.weight": np.zeros(64)}
+    config = config | {"num_hidden_layers": 5, "layer_types": [*config["layer_types"], "full_attention"]}
+    mixer_files.write(tmp_path / "m.gguf", config, tensors | extra, more={"nextn_predict_layers": 1})
+    check_same(tmp_path / "m.gguf", released("qwen3_5_moe_text"))
+    with LLM(tmp_path / "m.gguf", kernels="reference") as llm:
+        assert any("layers for multi-token prediction are left out" in note for note in llm.notes)
+
+
+REFUSED = {
+    "attention.temperature_scale": (0.1, "attention.temperature_scale = 0.1"),
+    "swiglu_clamp_exp": (10.0, "swiglu_clamp_exp = 10.0"),
+    "attention.causal": (False, "is_causal is false, supported is True"),
+    "expert_weights_norm": (True, "norm_topk_prob is true, supported is false or null"),
+}
+
+
+@pytest.mark.parametrize("key", REFUSED)
+def test_metadata_that_would_change_the_result_are_refused(
+    key: str, released: Callable[[str], Path], tmp_path: Path
+) -> None:
+    value, said = REFUSED[key]
+    mixer_files.write(tmp_path / "m.gguf", *mixer_files.read(released("deepseek_v2")), more={key: value})
+    with pytest.raises(ConfigError, match=said):
+        open_gguf(tmp_path / "m.gguf", LoadOptions())
+
+
+# As llama-quantize mixes them for these archs: sizes that change, and types by role.
+MIXES: dict[str, tuple[str, dict[str, int], dict[str, str]]] = {
+    "gpt-oss, experts as released": (
+        "gpt_oss",
+        {"hidden_size": 288, "head_dim": 32, "intermediate_size": 96},
+        {
+            "token_embd": "Q8_0", "output": "Q8_0", "attn_q": "Q5_0", "attn_k": "Q5_0", "attn_v": "Q8_0/Q5_0",
+            "attn_output": "Q8_0", "ffn_gate_exps": "MXFP4", "ffn_up_exps": "MXFP4", "ffn_down_exps": "MXFP4",
+        },
+    ),
+    "deepseek": (
+        "deepseek_v3",
+        {"hidden_size": 256, "q_lora_rank": 256, "kv_lora_rank": 256, "qk_nope_head_dim": 32, "qk_rope_head_dim": 16,
+         "v_head_dim": 64, "moe_intermediate_size": 256, "intermediate_size": 512, "num_hidden_layers": 4},
+        {
+            "token_embd": "Q4_K", "output": "Q6_K", "attn_q_a": "Q4_K", "attn_q_b": "Q4_K", "attn_kv_a_mqa": "Q4_K",
+            "attn_k_b": "Q5_0/Q8_0", "attn_v_b": "Q6_K/Q4_K", "attn_output": "Q4_K", "ffn_gate": "Q4_K",
+            "ffn_up": "Q4_K", "ffn_down": "Q6_K", "ffn_gate_exps": "Q4_K", "ffn_up_exps": "Q4_K",
+            "ffn_down_exps": "Q6_K/Q4_K",
+            "ffn_gate_shexp": "Q4_K", "ffn_up_shexp": "Q4_K", "ffn_down_shexp": "Q6_K/Q4_K",
+        },
+    ),
+    "qwen3-next": (
+        "qwen3_next",
+        {"hidden_size": 256, "head_dim": 64, "moe_intermediate_size": 256, "shared_expert_intermediate_size": 512,
+         "linear_key_head_dim": 32, "linear_value_head_dim": 64},
+        {
+            "token_embd": "Q4_K", "output": "Q6_K", "attn_q": "Q4_K", "attn_k": "Q4_K", "attn_v": "Q6_K",
+            "attn_output": "Q4_K", "attn_qkv": "Q6_K/Q4_K", "attn_gate": "Q4_K", "ssm_ba": "Q4_K", "ssm_out": "Q4_K",
+            "ffn_gate_exps": "Q4_K", "ffn_up_exps": "Q4_K", "ffn_down_exps": "Q6_K/Q4_K", "ffn_gate_shexp": "Q4_K",
+            "ffn_up_shexp": "Q4_K", "ffn_down_shexp": "Q6_K",
+        },
+    ),
+    "qwen3.6, a dynamic mix": (
+        "qwen3_5_moe_text",
+        {"hidden_size": 256, "head_dim": 64, "moe_intermediate_size": 512, "shared_expert_intermediate_size": 256,
+         "linear_key_head_dim": 32, "linear_value_head_dim": 64, "linear_num_value_heads": 8},
+        {
+            "token_embd": "Q5_K", "output": "Q6_K", "attn_q": "Q5_K", "attn_k": "Q8_0", "attn_v": "Q8_0",
+            "attn_output": "IQ4_XS", "attn_qkv": "Q5_K/IQ4_XS", "attn_gate": "Q6_K", "ssm_alpha": "Q8_0/F32",
+            "ssm_beta": "F32/Q8_0", "ssm_out": "Q5_K/Q8_0", "ffn_gate_exps": "Q3_K/Q4_K", "ffn_up_exps": "Q4_K/Q3_K",
+            "ffn_down_exps": "Q5_K", "ffn_gate_shexp": "Q8_0", "ffn_up_shexp": "Q8_0", "ffn_down_shexp": "Q8_0",
+        },
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mix", MIXES)
+def test_mixed_types_are_their_dequantised_weights(mix: str, tmp_path: Path) -> None:
+    variant, sizes, types = MIXES[mix]
+    tiny.build(variant, tmp_path / "shapes", **sizes, **AS_RELEASED.get(variant, {}))
+    path, twin = tmp_path / "mix.gguf", tmp_path / "twin.gguf"
+    used = mixer_files.mixed(tmp_path / "shapes", path, twin, gguf_files.by_role(**types))
+    assert {*used.values()} >= {kind for kinds in types.values() for kind in kinds.split("/")}
+    found, expected = logits(path), logits(twin)
+    assert expected.abs().max() > 1
+    assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+def test_joined_up_projections_in_blocks_are_turned_in_bfloat16(tmp_path: Path) -> None:
+    """Blocks lie along the latents, and keys are wanted the other way round: they are rounded to 8 bits once."""
+    _, sizes, types = MIXES["deepseek"]
+    tiny.build("deepseek_v3", tmp_path / "shapes", **sizes)
+    path, twin = tmp_path / "mix.gguf", tmp_path / "twin.gguf"
+    kinds = gguf_files.by_role(**types, attn_kv_b="Q4_K")
+    mixer_files.mixed(tmp_path / "shapes", path, twin, kinds, joined=True)
+    found, expected = logits(path), logits(twin)
+    error = (found - expected).norm(dim=-1) / expected.norm(dim=-1)
+    assert 0 < error.quantile(0.5) < 2**-7
+    formats = open_gguf(path, LoadOptions()).formats
+    assert [formats.of(f"1.{role}", "dense").name for role in ("k_up", "v_up")] == ["bf16", "q4_k"]
