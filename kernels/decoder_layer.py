@@ -122,6 +122,20 @@ class Stack:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Piece:
+    """Tokens [first, last) of one sequence, behind which its recurrent state is copied into slot `keep`, if there is
+    one. The tensors are those of `Places` for this sequence alone."""
+
+    first: int
+    last: int
+    states_S: Tensor  # int32 [1]
+    starts_S1: Tensor  # int32 [2]
+    contexts_S: Tensor  # int32 [1]
+    slot: int
+    keep: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Places:
     """Where T new tokens of S sequences stand, in their sequences and in the cache."""
 
@@ -131,6 +145,7 @@ class Places:
     starts_S1: Tensor  # int32
     contexts_S: Tensor  # int32
     states_S: Tensor | None = None  # int32: slots of recurrent states, of models that have such
+    pieces: tuple[Piece, ...] = ()  # of the tokens, where states are kept on the way; else all are one piece
     native: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
 

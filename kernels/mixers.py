@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .decoder_layer import Block, Places, linear
+from .decoder_layer import Block, Piece, Places, linear
 from .packed import Matrix, Stacked
 
 if TYPE_CHECKING:
@@ -89,19 +89,37 @@ class DeltaBlock(Block):
 
     def mix(self, ops: Ops, h_TD: Tensor, places: Places, wanted: bool) -> Tensor | None:
         assert places.states_S is not None, "a pass without slots of states"
-        slots = places.states_S, places.starts_S1, places.contexts_S
-        T, rows, (H, _, v) = len(h_TD), self.k_heads * self.k_dim, self.state_LHkv.shape[1:]
-        qkv_TC = ops.short_conv(linear(ops, h_TD, self.qkv), self.conv_CW, self.inputs_LCw, *slots)
-        q, k, values = qkv_TC.split([rows, rows, H * v], dim=1)
+        T, (H, _, v) = len(h_TD), self.state_LHkv.shape[1:]
+        qkv_TC = linear(ops, h_TD, self.qkv)
         beta_TH, dt_TH = ops.linear(h_TD, self.ba).split([H, H], dim=1)
         decay_TH = self.rate_H * torch.nn.functional.softplus(dt_TH + self.dt_bias_H)
-        queries, keys = (x.reshape(T, self.k_heads, self.k_dim) for x in (q, k))
-        if self.in_turns:
-            queries, keys = (x.repeat(1, H // self.k_heads, 1) for x in (queries, keys))
-        out = ops.delta_rule(
-            queries, keys, values.reshape(T, H, v), decay_TH, beta_TH.sigmoid(), self.state_LHkv, *slots
-        )
+        rows = qkv_TC, decay_TH, beta_TH.sigmoid()
+        if places.pieces:
+            out_THv = torch.cat([self._piece(ops, piece, rows) for piece in places.pieces])
+        else:
+            slots = places.states_S, places.starts_S1, places.contexts_S
+            out_THv = self._recur(ops, *rows, slots)
         if not wanted:
             return None
         z_THv = ops.linear(h_TD, self.z).view(T, H, v)
-        return (ops.rmsnorm(out, self.norm_v, self.eps) * torch.nn.functional.silu(z_THv)).flatten(1)
+        return (ops.rmsnorm(out_THv, self.norm_v, self.eps) * torch.nn.functional.silu(z_THv)).flatten(1)
+
+    def _piece(self, ops: Ops, piece: Piece, rows: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        qkv_TC, decay_TH, beta_TH = (row[piece.first : piece.last] for row in rows)
+        slots = piece.states_S, piece.starts_S1, piece.contexts_S
+        out_THv = self._recur(ops, qkv_TC, decay_TH, beta_TH, slots)
+        if piece.keep is not None:
+            for states in (self.inputs_LCw, self.state_LHkv):
+                states[piece.keep] = states[piece.slot]
+        return out_THv
+
+    def _recur(
+        self, ops: Ops, qkv_TC: Tensor, decay_TH: Tensor, beta_TH: Tensor, slots: tuple[Tensor, Tensor, Tensor]
+    ) -> Tensor:
+        """The convolution and the rule over tokens of some sequences: float32 [T, H, v]."""
+        T, rows, (H, _, v) = len(qkv_TC), self.k_heads * self.k_dim, self.state_LHkv.shape[1:]
+        q, k, values = ops.short_conv(qkv_TC, self.conv_CW, self.inputs_LCw, *slots).split([rows, rows, H * v], dim=1)
+        queries, keys = (x.reshape(T, self.k_heads, self.k_dim) for x in (q, k))
+        if self.in_turns:
+            queries, keys = (x.repeat(1, H // self.k_heads, 1) for x in (queries, keys))
+        return ops.delta_rule(queries, keys, values.reshape(T, H, v), decay_TH, beta_TH, self.state_LHkv, *slots)

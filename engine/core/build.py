@@ -38,6 +38,7 @@ from ..experts.offload_plan import OffloadPlan
 from ..experts.streaming import no_cuts
 from ..experts.tiered import TieredExperts
 from ..generation.admission import Admission
+from ..generation.state_slots import StateSlots
 from ..ledger.timers import Timers
 from ..measure import tile_thresholds, weight_prefetch
 from ..memory import kv_budget
@@ -261,7 +262,9 @@ def _decoder(
 ) -> Decoder:
     """The decoder on the device of everything but the experts, with its cache and the way of inputs there."""
     main, spec, context = found[plan.placement.main], checkpoint.spec, plan.kv_budget.max_context
-    cache = KVCache(spec, plan.kv_budget.pages + plan.spare_pages, kv_dtype, main.place, config.max_sequences + 1)
+    cache = KVCache(
+        spec, plan.kv_budget.pages + plan.spare_pages, kv_dtype, main.place, StateSlots.count(config.max_sequences)
+    )
     inputs = make_device_inputs(main, found[plan.table], timers, config, spec, context)
     return Decoder(spec, weights, main.ops, experts, cache, context, inputs)
 

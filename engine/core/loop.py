@@ -15,13 +15,16 @@ from torch import Tensor
 from ...errors import HeadraceError, MemoryNeeded
 from ...kernels import Ops
 from ..devices.host import use_torch_threads
+from ..generation.kept_states import Keeps, KeptStates
 from ..generation.outputs import Chunk, Completion
 from ..generation.request import Request
 from ..generation.sampler import WithArgmax, sample
 from ..generation.scheduler import Batch, Scheduler, make_inputs
 from ..generation.sequence import Sequence
+from ..generation.state_slots import StateSlots
 from ..ledger.ledger import Ledger
 from ..ledger.passes import CPU_DRAM, GPU_HBM, Bytes, Pass
+from ..model.batch import Inputs
 from ..model.decoder import Output
 from ..model.kv_cache import PageTable, pages_for
 from .bookkeeping import Bookkeeping, Closed
@@ -66,9 +69,11 @@ class Loop:
         self, parts: EngineParts, ledger: Ledger, at_start: Callable[[], None], sampler: Sampler = sample
     ) -> None:
         self.parts, self.ledger, self.at_start, self.sampler = parts, ledger, at_start, sampler
-        self.has_states = parts.spec.state_elements > 0
-        self.pages = PageTable(parts.kv_budget.pages, may_reuse=not self.has_states)
-        self.scheduler = Scheduler(self.pages, parts.config.prefill_chunk, parts.config.max_sequences)
+        self.pages = PageTable(parts.kv_budget.pages)
+        self.states = StateSlots(parts.config.max_sequences) if parts.spec.state_elements else None
+        self.kept = None if self.states is None else KeptStates(self.states, parts.decoder.cache.copy_state)
+        chunk, most = parts.config.prefill_chunk, parts.config.max_sequences
+        self.scheduler = Scheduler(self.pages, chunk, most, self.states)
         self.eos_ids = parts.eos_ids
         self.books = Bookkeeping(ledger)
         self.requests: dict[int, Request] = {}
@@ -149,12 +154,15 @@ class Loop:
             self.books.settle_meanwhile()
         parts.timers.begin()
         with torch.inference_mode(), parts.main.current():
-            out = self._forward(batch, is_graph)
+            keeps = None if self.kept is None else self.kept.before(batch)
+            out = self._forward(make_inputs(batch, keeps=keeps), is_graph)
             ready = [batch.sequences[i] for i in batch.ready]
             tokens = self.sampler(out.logits, ready, self._ops(out)) if ready else []
             parts.timers.span(GPU_HBM)
         parts.main.wait()
         self.scheduler.commit(batch)
+        if self.kept is not None and keeps is not None:
+            self.kept.after(batch, keeps)
         for sequence, token in zip(ready, tokens, strict=True):
             sequence.tokens.append(token)
         done.measured_s = time.perf_counter() - start
@@ -195,9 +203,9 @@ class Loop:
         graphed = self.parts.graphed
         return graphed is not None and not batch.is_prefill and graphed.takes(batch.tokens)
 
-    def _forward(self, batch: Batch, is_graph: bool) -> Output:
+    def _forward(self, inputs: Inputs, is_graph: bool) -> Output:
         """A pass. Of a graph, the pass before is booked while it runs."""
-        inputs, parts = make_inputs(batch, has_states=self.has_states), self.parts
+        parts = self.parts
         if len(parts.devices) == 1:
             start = time.perf_counter()
             out = parts.decoder.forward(inputs)
@@ -218,17 +226,19 @@ class Loop:
                     f"{len(sequence.tokens)} tokens need {need} pages of the KV cache, {self.pages.available} are "
                     "free: finish or close open streams first"
                 )
-            sequence.pages, sequence.slot = self.pages.allocate(need), self.parts.config.max_sequences
+            sequence.pages = self.pages.allocate(need)
+            sequence.slot = -1 if self.states is None else self.states.spare
             try:
                 return torch.cat(list(self._chunk_logits(sequence)))
             finally:
                 self.pages.release(sequence.pages)
 
     def _chunk_logits(self, sequence: Sequence) -> Generator[Tensor, None, None]:
+        keeps: Keeps | None = None if self.states is None else {}
         while sequence.pending:
             count = min(sequence.pending, self.parts.config.prefill_chunk)
             batch = Batch([sequence], [count], is_prefill=True)
             with torch.inference_mode(), self.parts.main.current():
-                logits = self.parts.decoder.forward(make_inputs(batch, True, self.has_states)).logits.cpu()
+                logits = self.parts.decoder.forward(make_inputs(batch, True, keeps)).logits.cpu()
             sequence.computed += count
             yield logits

@@ -9,14 +9,16 @@ a model.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
-from ...kernels.decoder_layer import Places
+from ...kernels.decoder_layer import Piece, Places
 from ..model.batch import Inputs
 from ..model.kv_cache import PAGE, PageTable, pages_for
 from .sequence import Sequence
+from .state_slots import Keep, StateSlots
 
 
 @dataclass(frozen=True)
@@ -45,14 +47,16 @@ class Batch:
 class Scheduler:
     """Holds the sequences that wait and that run."""
 
-    def __init__(self, pages: PageTable, prefill_chunk: int, max_sequences: int) -> None:
-        """Running sequences have slots of recurrent states, 0 to max_sequences - 1."""
+    def __init__(
+        self, pages: PageTable, prefill_chunk: int, max_sequences: int, states: StateSlots | None = None
+    ) -> None:
+        """states: slots of recurrent states, of a model that has such."""
         self.pages = pages
         self.prefill_chunk = prefill_chunk
         self.max_sequences = max_sequences
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
-        self.slots = list(range(max_sequences - 1, -1, -1))
+        self.states = states
 
     def add(self, sequence: Sequence) -> None:
         self.waiting.append(sequence)
@@ -68,14 +72,16 @@ class Scheduler:
     def _admit(self) -> None:
         while self.waiting and len(self.running) < self.max_sequences:
             sequence = self.waiting[0]
-            reused, digests = self.pages.reuse(sequence.tokens)
+            reused, digests = self.pages.reuse(sequence.tokens, self.states)
             need = pages_for(sequence.longest) - len(reused)
             if need > self.pages.available:
                 self.pages.release(reused)
                 return
             sequence.pages, sequence.digests = reused + self.pages.allocate(need), digests
             sequence.computed = sequence.reused = len(reused) * PAGE
-            sequence.slot = self.slots.pop()
+            if self.states is not None:
+                sequence.slot = self.states.free.pop()
+                sequence.restore = self.states.find(digests[-1]) if digests else None
             self.running.append(self.waiting.popleft())
 
     def _chunks(self, sequences: list[Sequence]) -> Batch | None:
@@ -101,16 +107,17 @@ class Scheduler:
         """Takes a sequence out, whatever its state, and gives its pages back."""
         if sequence in self.running:
             self.running.remove(sequence)
-            self.slots.append(sequence.slot)
+            if self.states is not None:
+                self.states.free.append(sequence.slot)
         elif sequence in self.waiting:
             self.waiting.remove(sequence)
         self.pages.release(sequence.pages)
         sequence.pages = []
 
 
-def make_inputs(batch: Batch, all_rows: bool = False, has_states: bool = False) -> Inputs:
-    """The tensors of a batch; `all_rows`: logits after every token, not only after the last ones; has_states: of a
-    model with recurrent states."""
+def make_inputs(batch: Batch, all_rows: bool = False, keeps: Mapping[int, Keep] | None = None) -> Inputs:
+    """The tensors of a batch; `all_rows`: logits after every token, not only after the last ones; keeps: of a model
+    with recurrent states, which of them are kept on the way."""
     ids: list[int] = []
     positions: list[int] = []
     slots: list[int] = []
@@ -134,9 +141,28 @@ def make_inputs(batch: Batch, all_rows: bool = False, has_states: bool = False) 
         tables_SM=tables_SM.view(len(contexts), -1),
         starts_S1=starts_S1,
         contexts_S=contexts_S,
-        states_S=torch.tensor([s.slot for s in batch.sequences], dtype=torch.int32) if has_states else None,
+        states_S=None if keeps is None else torch.tensor([s.slot for s in batch.sequences], dtype=torch.int32),
+        pieces=_pieces(batch, keeps) if keeps else (),
     )
     return Inputs(ids_T=ids_T, places=places, spans=tuple(zip(batch.counts, contexts, strict=True)), rows=rows_R)
+
+
+def _pieces(batch: Batch, keeps: Mapping[int, Keep]) -> tuple[Piece, ...]:
+    """The tokens of each sequence, cut where its state is kept."""
+    pieces, first = [], 0
+    for i, (sequence, count) in enumerate(zip(batch.sequences, batch.counts, strict=True)):
+        done, end, keep = sequence.computed, sequence.computed + count, keeps.get(i)
+        for stop in dict.fromkeys([end] if keep is None else [keep.tokens, end]):
+            last = first + stop - done
+            numbers = torch.tensor([sequence.slot, 0, last - first, stop], dtype=torch.int32)
+            pieces.append(
+                Piece(
+                    first=first, last=last, states_S=numbers[:1], starts_S1=numbers[1:3], contexts_S=numbers[3:],
+                    slot=sequence.slot, keep=keep.slot if keep is not None and keep.tokens == stop else None,
+                )
+            )  # fmt: skip
+            first, done = last, stop
+    return tuple(pieces)
 
 
 def _tables(sequences: list[Sequence]) -> list[int]:

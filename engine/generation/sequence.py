@@ -22,6 +22,8 @@ class Sequence:
     digests: list[bytes] = field(default_factory=list)  # of the full pages, see kvcache.py
     computed: int = 0
     slot: int = -1  # of its recurrent state, while it runs
+    restore: int | None = None  # the slot that its state begins as, until its first pass
+    kept: bytes | None = None  # the digest where its state was last kept while it was generating
     reused: int = 0  # prompt tokens that were in the cache already
     finish_reason: str | None = None
 

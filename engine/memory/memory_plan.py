@@ -24,6 +24,7 @@ from ..devices import not_yet
 from ..devices.device import Device
 from ..experts import offload_plan
 from ..experts.offload_plan import NONE, OffloadPlan
+from ..generation.state_slots import StateSlots
 from ..ledger import in_formats
 from ..ledger.pass_bytes import bytes_per_token
 from ..model.batch import sizes_up_to
@@ -131,7 +132,7 @@ class _Plan:
         self.counts, self.sizes = self.storage.experts_by_layer, self.storage.routed_by_layer
         self.tokens = max(config.prefill_chunk, config.max_sequences)
         self.page = PAGE * bytes_per_token(self.spec, dtype)
-        self.states = 4 * self.spec.state_elements * (config.max_sequences + 1)
+        self.states = 4 * self.spec.state_elements * StateSlots.count(config.max_sequences)
         self.work = self.states + kv_budget.work_bytes(self.spec, config.prefill_chunk, config.max_sequences)
         self.offload, self.buffers, self.mailbox, self.spare_pages = NONE, 0, 0, 0
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections import OrderedDict
+from collections.abc import Container
 from dataclasses import dataclass
 
 import torch
@@ -79,13 +80,17 @@ class KVCache:
 
         self.layers = [layer(mixer) for mixer in spec.mixers]
 
+    def copy_state(self, slot: int, to: int) -> None:
+        """Copies the recurrent state of a slot into another one, in every layer that has such."""
+        for layer in self.layers:
+            if isinstance(layer, States):
+                layer.inputs[to], layer.state[to] = layer.inputs[slot], layer.state[slot]
+
 
 class PageTable:
-    """Hands out pages, counts their owners, and finds pages whose content a prompt can take over. may_reuse: not where
-    a sequence has a recurrent state besides, which no page holds."""
+    """Hands out pages, counts their owners, and finds pages whose content a prompt can take over."""
 
-    def __init__(self, pages: int, may_reuse: bool = True) -> None:
-        self.may_reuse = may_reuse
+    def __init__(self, pages: int) -> None:
         self.free = list(range(pages - 1, -1, -1))
         self.owners = [0] * pages
         self.digest_of: dict[int, Digest] = {}
@@ -111,20 +116,22 @@ class PageTable:
         self.owners[page] = 1
         return page
 
-    def reuse(self, tokens: list[int]) -> tuple[list[int], list[Digest]]:
+    def reuse(self, tokens: list[int], ends: Container[Digest] | None = None) -> tuple[list[int], list[Digest]]:
         """Takes over the longest run of known pages at the start of `tokens`, never all of them: the last token has to
-        be computed for its logits. Returns the pages and the digests of their content."""
-        pages: list[int] = []
+        be computed for its logits. ends: where a run may end; None: anywhere. Returns the pages and the digests of
+        their content."""
         digests: list[Digest] = []
-        for end in range(PAGE, len(tokens) if self.may_reuse else 0, PAGE):
+        for end in range(PAGE, len(tokens), PAGE):
             digest = _extend(digests, tokens[end - PAGE : end])
-            page = self.page_of.get(digest)
-            if page is None:
+            if digest not in self.page_of:
                 break
+            digests.append(digest)
+        while digests and ends is not None and digests[-1] not in ends:
+            digests.pop()
+        pages = [self.page_of[digest] for digest in digests]
+        for page in pages:
             self.idle.pop(page, None)
             self.owners[page] += 1
-            pages.append(page)
-            digests.append(digest)
         return pages, digests
 
     def publish(self, tokens: list[int], pages: list[int], digests: list[Digest], computed: int) -> None:

@@ -13,6 +13,7 @@ import torch
 from headrace import LLM, SamplingParams
 from headrace.engine.devices.device import Device
 from headrace.engine.devices.not_yet import lacking
+from headrace.engine.generation.state_slots import StateSlots
 from headrace.engine.ledger.pass_bytes import CacheSizes, cache_sizes
 from headrace.engine.model.kv_cache import PAGE, States
 from headrace.engine.placement.placement import Tier
@@ -56,7 +57,7 @@ def test_cache_bytes_are_those_of_the_tensors(variant: str, checkpoints: Checkpo
         for layer in cache.layers:
             (by_slot if isinstance(layer, States) else paged).extend(vars(layer).values())
         assert sum(tensor.nbytes for tensor in paged) == sizes.token * PAGE * cache.pages
-        assert sum(tensor.nbytes for tensor in by_slot) == 3 * sizes.state, "a slot for each sequence, and one more"
+        assert sum(tensor.nbytes for tensor in by_slot) == StateSlots.count(2) * sizes.state
 
 
 @pytest.mark.parametrize("variant", NEW_KINDS)

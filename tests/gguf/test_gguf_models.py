@@ -211,7 +211,7 @@ def test_what_cannot_run_is_refused_by_name(checkpoints: Callable[[str], Path], 
 def test_gate_and_up_that_no_kernel_takes_together(checkpoints: Callable[[str], Path], tmp_path: Path) -> None:
     config, tensors = gguf_files.read(checkpoints("qwen3_moe"))
     path = tmp_path / "m.gguf"
-    stored = gguf_files.quantised(tensors, by_role(ffn_up_exps="Q8_0", ffn_down_exps="Q8_0"))
+    stored = gguf_files.quantised(tensors, gguf_files.by_role(ffn_up_exps="Q8_0", ffn_down_exps="Q8_0"))
     gguf_files.write(path, config, tensors, stored)
     with refused(CheckpointError, f"{path}: experts of layer 0 have gate in f32 and up in q8_0", "--expert-format"):
         open_gguf(path, LoadOptions())

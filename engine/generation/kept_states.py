@@ -1,0 +1,60 @@
+"""When recurrent states are kept, so that a later prompt with the same beginning goes on from there.
+
+In a prompt: at its last whole page, and on the way wherever it has twice as many pages as where one was kept before. So
+a prompt that shares only a beginning with an earlier one finds at least half of it. While a sequence generates: at
+every whole page, the newest alone: the next turn of a chat goes on there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from ..model.kv_cache import PAGE
+from .scheduler import Batch
+from .sequence import Sequence
+from .state_slots import Keep, StateSlots
+
+Keeps = Mapping[int, Keep]  # by the number of a sequence in its batch
+
+
+class KeptStates:
+    """Keeps states of one model. copy(slot, to): of the state of a slot."""
+
+    def __init__(self, slots: StateSlots, copy: Callable[[int, int], None]) -> None:
+        self.slots, self.copy = slots, copy
+
+    def before(self, batch: Batch) -> Keeps:
+        """Gives new sequences the states that they go on from; what is to be kept on the way of a prompt."""
+        self.slots.give_back()
+        for sequence in batch.sequences:
+            if sequence.restore is not None:
+                self.copy(sequence.restore, sequence.slot)
+                sequence.restore = None
+        if not batch.is_prefill:
+            return {}
+        ends = enumerate(map(_end, batch.sequences, batch.counts))
+        return {i: Keep(end, self.slots.reserve()) for i, end in ends if end}
+
+    def after(self, batch: Batch, keeps: Keeps) -> None:
+        """Makes known what was kept; to be called when the pass is committed."""
+        for i, keep in keeps.items():
+            self.slots.name(batch.sequences[i].digests[keep.tokens // PAGE - 1], keep.slot)
+        for sequence in () if batch.is_prefill else batch.sequences:
+            if sequence.computed % PAGE == 0:
+                self._keep_newest(sequence)
+
+    def _keep_newest(self, sequence: Sequence) -> None:
+        if sequence.kept is not None:
+            self.slots.forget(sequence.kept)
+        sequence.kept = sequence.digests[-1]
+        if sequence.kept not in self.slots:
+            slot = self.slots.reserve()
+            self.copy(sequence.slot, slot)
+            self.slots.name(sequence.kept, slot)
+
+
+def _end(sequence: Sequence, count: int) -> int:
+    """After how many tokens a state is worth keeping that is passed by the next `count`; 0: none."""
+    before, last = sequence.computed // PAGE, (sequence.computed + count) // PAGE
+    is_whole = sequence.computed + count == len(sequence.tokens)
+    return last * PAGE if last > before and (is_whole or last.bit_length() > before.bit_length()) else 0
