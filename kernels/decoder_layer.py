@@ -83,7 +83,7 @@ class AttentionBlock(Block):
     @property
     def is_plain(self) -> bool:
         """Whether a backend that runs a layer at once knows all of it."""
-        return self.gate is None and self.window is None and self.sinks_N is None
+        return self.gate is None
 
     def mix(self, ops: Ops, h_TD: Tensor, places: Places, wanted: bool) -> Tensor | None:
         caches = self.k_PGBd, self.v_PGBd

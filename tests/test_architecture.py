@@ -98,6 +98,14 @@ def test_the_decoder_says_no_tier_and_no_family() -> None:
         assert word not in code, word
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "engine" / "model").glob("*.py")), ids=lambda p: p.name)
+def test_the_forward_pass_says_no_family(path: Path) -> None:
+    """What models differ in is data, in `loaders/spec.py`."""
+    code = path.read_text().lower()
+    for word in ("qwen", "mixtral", "olmoe", "granite", "deepseek", "kimi", "gpt", "glm", "moonlight"):
+        assert word not in code, word
+
+
 def test_public_names() -> None:
     assert set(headrace.__all__) == PUBLIC
     for name in PUBLIC:

@@ -56,5 +56,5 @@ class KeptStates:
 def _end(sequence: Sequence, count: int) -> int:
     """After how many tokens a state is worth keeping that is passed by the next `count`; 0: none."""
     before, last = sequence.computed // PAGE, (sequence.computed + count) // PAGE
-    is_whole = sequence.computed + count == len(sequence.tokens)
-    return last * PAGE if last > before and (is_whole or last.bit_length() > before.bit_length()) else 0
+    is_end = last == len(sequence.tokens) // PAGE
+    return last * PAGE if last > before and (is_end or last.bit_length() > before.bit_length()) else 0

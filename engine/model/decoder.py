@@ -1,7 +1,7 @@
-"""The decoder: one forward pass of any grouped-query mixture-of-experts model, driven by its `ModelSpec`.
+"""The decoder: one forward pass of any mixture-of-experts model, driven by its `ModelSpec`.
 
     x = embed(ids)
-    each layer:  x += attention(norm(x));  x += experts(norm(x)), an MLP, or both      `layers`, or one fused call
+    each layer:  x += mixer(norm(x));  x += experts(norm(x)), an MLP, or both      `layers`, or one fused call
     logits = head(norm(x))
 
 It never says where a weight lies, on how many threads an op runs, or which family this is. Shapes are named as in

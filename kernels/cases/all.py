@@ -18,7 +18,7 @@ from .. import Ops
 from ..decoder_layer import Router
 from ..formats import FORMATS, ExpertLayout, Format
 from ..packed import TORCH_DTYPES, Matrix
-from ..recipes import Scoring
+from ..recipes import SWIGLU, Activation, Scoring
 from .attention import attention_block_cases, attention_cases, place_qkv_cases
 from .case import (
     BASIC,
@@ -238,12 +238,18 @@ def route_cases() -> Iterator[Case]:
                 )
 
 
+def activation_name(it: Activation) -> str:
+    return f"alpha {it.alpha} offset {it.offset} limit {it.limit}"
+
+
 def experts_case(form: Format, E: int, D: int, F: int, T: int, K: int, kind: str = "", bench: bool = False) -> Case:
     return experts_case_of(ExpertLayout(format=form, hidden=D, width=F), E, T, K, kind, bench)
 
 
 def experts_case_of(layout: ExpertLayout, E: int, T: int, K: int, kind: str = "", bench: bool = False) -> Case:
     D, F = layout.hidden, layout.width
+    more = " biased" * layout.biased
+    more += "" if layout.activation == SWIGLU else f" {activation_name(layout.activation)}"
 
     def build(g: Generator, source: Source) -> Inputs:
         ids, weights = routing(g, T, E, K)
@@ -261,7 +267,7 @@ def experts_case_of(layout: ExpertLayout, E: int, T: int, K: int, kind: str = ""
 
     return Case(
         op="experts",
-        name=f"{layout.name} {E}x{D}x{F} {T} tokens top {K}{' ' + kind if kind else ''}",
+        name=f"{layout.name} {E}x{D}x{F} {T} tokens top {K}{' ' + kind if kind else ''}{more}",
         build=build,
         call=lambda ops, i: [ops.experts(i["x"], i["ids"], i["weights"], i["bank"])],
         allowed=experts_error,

@@ -39,7 +39,7 @@ from torch import Generator, Tensor
 
 from .. import Ops, blocks
 from .. import reference as ref
-from ..formats import BLOCK, FORMATS, ExpertLayout, Format
+from ..formats import BLOCK, FORMATS, PARTS, ExpertLayout, Format, Part
 from ..packed import ExpertBank, Matrix
 
 U = 2.0**-24
@@ -86,8 +86,10 @@ class RandomSource:
         bank = ExpertBank(layout, torch.zeros(experts, layout.bytes, dtype=torch.uint8))
         for expert in range(experts):
             for part in ("gate", "up", "down"):
-                into = bank.matrix(expert, part)
+                into, bias = bank.matrix(expert, part), bank.bias(expert, part)
                 into.data.copy_(self.matrix(into.format, into.rows, into.cols).data)
+                if bias is not None:
+                    bias.copy_(torch.randn(bias.shape, generator=self.generator) * 0.5)
         return bank
 
 
@@ -219,16 +221,29 @@ def linear_error(i: Inputs, exact: bool = False) -> Tensor:
     return rounding_of(x, w) + SIGMAS * noise_of(x, w, way_of(i, w.format, tokens), exact).sqrt()
 
 
-def mlp_error(x_TD: Tensor, gate: Matrix, up: Matrix, down: Matrix, way: Way) -> tuple[Tensor, Tensor]:
-    """Variance and rounding bound of one expert's output. silu' <= 1.1, |silu(g)| <= |g|."""
-    g, u = ref.linear(x_TD, gate), ref.linear(x_TD, up)
-    a, b = (1.1 * u).abs(), torch.nn.functional.silu(g).abs()
-    h, weights = b * u, ref.dequantize(down)
+def mlp_error(x_TD: Tensor, bank: ExpertBank, expert: int, way: Way) -> tuple[Tensor, Tensor]:
+    """Variance and rounding bound of one expert's output. The slope of g * sigmoid(alpha g) is at most 1.1, a clamp's
+    1; adding a bias or an offset loses u of both terms."""
+    gate, up, down = (bank.matrix(expert, part) for part in PARTS)
+    of_gate, of_up, of_down = (_bias(bank, expert, part) for part in PARTS)
+    how = bank.layout.activation
+    g, u = ref.linear(x_TD, gate) + of_gate, ref.linear(x_TD, up) + of_up
+    lost_g, lost_u = (2 * U * (y.abs() + bias.abs()) for y, bias in ((g, of_gate), (u, of_up)))
+    g, u = g.clamp(max=how.limit), u.clamp(-how.limit, how.limit)
+    lost_u = lost_u + 2 * U * (u.abs() + abs(how.offset)) * bool(how.offset)
+    a, b = (1.1 * (u + how.offset)).abs(), (g * torch.sigmoid(how.alpha * g)).abs()
+    h, weights = b * (u + how.offset), ref.dequantize(down)
     variance = a.square() * noise_of(x_TD, gate, way)
     variance = variance + b.square() * noise_of(x_TD, up, way)
-    rounding = a * rounding_of(x_TD, gate) + b * rounding_of(x_TD, up) + h.abs() * 32 * U
+    rounding = a * (rounding_of(x_TD, gate) + lost_g) + b * (rounding_of(x_TD, up) + lost_u) + h.abs() * 32 * U
     rounding = rounding @ weights.abs().T + rounding_of(h, down)
+    rounding = rounding + (h.abs() @ weights.abs().T + of_down.abs()) * 2 * U * bank.layout.biased
     return variance @ weights.square().T + noise_of(h, down, way), rounding
+
+
+def _bias(bank: ExpertBank, expert: int, part: Part) -> Tensor:
+    bias = bank.bias(expert, part)
+    return torch.zeros(bank.layout.shape(part)[0], device=bank.data.device) if bias is None else bias
 
 
 def experts_error(i: Inputs, out: list[Tensor]) -> list[Tensor | float]:
@@ -238,8 +253,7 @@ def experts_error(i: Inputs, out: list[Tensor]) -> list[Tensor | float]:
         token, slot = torch.where(ids == expert)
         w = weights[token, slot].unsqueeze(1).abs()
         way = way_of(i, bank.layout.format, token.numel())
-        gate, up, down = (bank.matrix(expert, part) for part in ("gate", "up", "down"))
-        var, rnd = mlp_error(x[token], gate, up, down, way)
+        var, rnd = mlp_error(x[token], bank, expert, way)
         variance.index_add_(0, token, var * w.square())
         rounding.index_add_(0, token, rnd * w)
     return [SIGMAS * variance.sqrt() + rounding * 2]

@@ -109,7 +109,7 @@ class CpuOps:
             qkv=at(qkv_THd, F32, T, H, d),
             tokens=T,
             heads=H,
-            cache=prepare.cache(k_PGBd, v_PGBd),
+            cache=prepare.cache_to_write(k_PGBd, v_PGBd),
             rope=prepare.rope(cos_Pr, sin_Pr, d),
             positions=at(positions_T, I32, T),
             slots=at(slots_T, I64, T),
@@ -136,7 +136,7 @@ class CpuOps:
         assert k_PGBd.shape[3] == d, f"heads of {d} on a cache of {k_PGBd.shape[3]}"
         assert N % k_PGBd.shape[1] == 0, f"{N} heads on {k_PGBd.shape[1]}"
         q, q_stride = prepare.heads(q_TNd)
-        out = torch.empty(T, N, d)
+        out = torch.empty(T, N, v_PGBd.shape[3])
         _cpu.attention(
             self.context.native,
             q=q,
@@ -149,6 +149,8 @@ class CpuOps:
             table_len=M,
             heads=N,
             scale=scale,
+            window=prepare.window(window),
+            sinks=prepare.sinks(sinks_N, N),
             out=out.data_ptr(),
         )
         return out
@@ -230,7 +232,8 @@ class CpuOps:
     def glu(self, gate_up_T2F: Tensor, activation: Activation = SWIGLU) -> Tensor:
         T, F = gate_up_T2F.shape[0], gate_up_T2F.shape[1] // 2
         out = torch.empty(T, F)
-        _cpu.silu_mul(self.context.native, at(gate_up_T2F, F32, T, 2 * F), out.data_ptr(), T, F)
+        how = prepare.activation(activation)
+        _cpu.glu(self.context.native, at(gate_up_T2F, F32, T, 2 * F), out.data_ptr(), T, F, how)
         return out
 
     def gated_add_(

@@ -6,6 +6,7 @@ mistake, hence `assert`, with the names of `reference.py`.
 
 from __future__ import annotations
 
+from functools import cache as cache_of_values
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from .. import _cpu
 from ..decoder_layer import AttentionBlock, Layer, Places, Router, Stack
 from ..formats import FORMATS, PARTS
 from ..packed import ExpertBank, Matrix, Stacked
+from ..recipes import SWIGLU, Activation
 
 F32, I32, I64, U8 = torch.float32, torch.int32, torch.int64, torch.uint8
 CACHE_CODES = {torch.float32: FORMATS["f32"].code, torch.bfloat16: FORMATS["bf16"].code}
@@ -58,6 +60,11 @@ def _stacked(it: Stacked) -> Any:
     return it.native[NAME]
 
 
+@cache_of_values
+def activation(it: Activation) -> Any:
+    return _cpu.Activation(alpha=it.alpha, offset=it.offset, limit=it.limit)
+
+
 def bank(it: ExpertBank) -> Any:
     return it.native.get(NAME) or _bank(it)
 
@@ -77,15 +84,40 @@ def _bank(it: ExpertBank) -> Any:
         hidden=lay.hidden,
         width=lay.width,
         bytes=lay.bytes,
+        bias_offset=lay.bias_offset if lay.biased else 0,
+        activation=activation(lay.activation),
         data=at(it.data, U8, it.experts, lay.bytes),
     )
     return it.native[NAME]
 
 
 def cache(k_PGBd: Tensor, v_PGBd: Tensor) -> Any:
+    """Keys lie side by side; values are any view of rows [P, G, B, v], such as the first numbers of keys."""
     _P, G, B, d = k_PGBd.shape
-    keys, values = (at(c, k_PGBd.dtype, *k_PGBd.shape) for c in (k_PGBd, v_PGBd))
-    return _cpu.Cache(format=CACHE_CODES[k_PGBd.dtype], groups=G, page_keys=B, d=d, k=keys, v=values)
+    page, plane, row, step = v_PGBd.stride()
+    assert v_PGBd.shape[:3] == k_PGBd.shape[:3], f"values {list(v_PGBd.shape)} of keys {list(k_PGBd.shape)}"
+    assert v_PGBd.dtype == k_PGBd.dtype, f"values {v_PGBd.dtype} of keys {k_PGBd.dtype}"
+    assert step == 1 or v_PGBd.shape[3] == 1, f"strides {v_PGBd.stride()} of {list(v_PGBd.shape)}"
+    size, address = v_PGBd.dtype.itemsize, v_PGBd.data_ptr()
+    values = _cpu.Values(d=v_PGBd.shape[3], row=row * size, plane=plane * size, page=page * size, data=address)
+    keys = at(k_PGBd, k_PGBd.dtype, *k_PGBd.shape)
+    return _cpu.Cache(format=CACHE_CODES[k_PGBd.dtype], groups=G, page_keys=B, d=d, k=keys, values=values)
+
+
+def cache_to_write(k_PGBd: Tensor, v_PGBd: Tensor) -> Any:
+    """Keys and values of one size, which the C++ writes side by side."""
+    at(v_PGBd, k_PGBd.dtype, *k_PGBd.shape)
+    return cache(k_PGBd, v_PGBd)
+
+
+def window(length: int | None) -> int:
+    """How many keys a query sees; None: all."""
+    assert length is None or length > 0, f"a window of {length}"
+    return int(_cpu.NO_WINDOW) if length is None else min(length, int(_cpu.NO_WINDOW))
+
+
+def sinks(sinks_N: Tensor | None, heads: int) -> int:
+    return 0 if sinks_N is None else at(sinks_N, F32, heads)
 
 
 def rope(cos_Pr: Tensor, sin_Pr: Tensor, d: int) -> Any:
@@ -110,10 +142,22 @@ def limit(clip: float | None) -> float:
 
 def router(to: Router, D: int) -> Any:
     assert to.matrix.cols == D, f"{D} values, a router of {to.matrix.cols} columns"
-    assert 0 < to.top_k <= to.matrix.rows, f"{to.top_k} of {to.matrix.rows} experts"
-    softmax_first = to.scoring == "softmax"
+    E, each = to.matrix.rows, to.matrix.rows // to.groups
+    assert each * to.groups == E, f"{E} experts in {to.groups} groups"
+    assert 0 < to.top_groups <= to.groups, f"{to.top_groups} of {to.groups} groups"
+    assert 0 < to.top_k <= each * to.top_groups, f"{to.top_k} of {each * to.top_groups} experts"
+    assert each > 1 or to.top_groups == to.groups or to.group_score == "max", "two best of groups of one expert"
     return _cpu.Router(
-        matrix=matrix(to.matrix), top_k=to.top_k, softmax_first=softmax_first, renormalise=to.renormalise
+        matrix=matrix(to.matrix),
+        top_k=to.top_k,
+        scoring=_cpu.SCORINGS[to.scoring],
+        renormalise=to.renormalise,
+        bias=_bias(to.bias_E, to.matrix),
+        choice_bias=_bias(to.choice_bias_E, to.matrix),
+        groups=to.groups,
+        top_groups=to.top_groups,
+        top2=to.group_score == "top2",
+        scale=to.scale,
     )
 
 
@@ -135,12 +179,14 @@ def _block(it: AttentionBlock) -> Any:
         o_bias=_bias(it.o_bias, it.o),
         q_norm=norm(it.q_norm, d, N),
         k_norm=norm(it.k_norm, d, G),
-        cache=cache(it.k_PGBd, it.v_PGBd),
+        cache=cache_to_write(it.k_PGBd, it.v_PGBd),
         rope=rope(it.cos_Pr, it.sin_Pr, d),
         eps=it.eps,
         clip=limit(it.clip),
         scale=it.scale,
         residual_scale=it.residual_scale,
+        window=window(it.window),
+        sinks=sinks(it.sinks_N, N),
         router=None if it.router is None else router(it.router, D),
     )
     return it.native[NAME]
@@ -197,4 +243,5 @@ def _layer(it: Layer) -> Any:
         gate_up=None if mlp is None else stacked(mlp.gate_up),
         down=None if mlp is None else matrix(mlp.down),
         shared_gate=None if gate is None else matrix(gate),
+        activation=activation(SWIGLU if mlp is None else mlp.activation),
     )

@@ -18,11 +18,13 @@ from headrace.kernels import _cpu, reference
 from headrace.kernels.cases.all import CASES
 from headrace.kernels.cases.block_formats import BLOCK_CASES
 from headrace.kernels.cases.case import Case, Inputs, worst
+from headrace.kernels.cases.families import FAMILY_CASES
 from headrace.kernels.context import Context
 from headrace.kernels.cpu import CpuOps
 from headrace.kernels.isa import available_isas
 
-SMALL = [case for case in (*CASES, *BLOCK_CASES) if not case.bench]
+ALL = (*CASES, *BLOCK_CASES, *FAMILY_CASES)
+SMALL = [case for case in ALL if not case.bench]
 
 
 @contextmanager
@@ -81,7 +83,7 @@ def check(case: Case, inputs: Inputs, expected: list[Tensor], context: Context) 
 
 
 def test_names_are_unique() -> None:
-    names = [(case.op, case.name) for case in (*CASES, *BLOCK_CASES)]
+    names = [(case.op, case.name) for case in ALL]
     assert len(set(names)) == len(names)
 
 

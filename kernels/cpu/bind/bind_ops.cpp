@@ -41,9 +41,10 @@ void bind_pointwise(nb::module_& m) {
     Turn turn(context);
     add_rmsnorm(at<float>(x), at<float>(y), at<float>(weight), at<float>(out), tokens, d, eps, scale, turn);
   }, "context"_a, "x"_a, "y"_a, "weight"_a, "out"_a, "tokens"_a, "d"_a, nb::kw_only(), "eps"_a, "scale"_a, Unlocked());
-  m.def("silu_mul", [](const Context& context, Address gate_up, Address out, int tokens, int width) {
+  m.def("glu", [](const Context& context, Address gate_up, Address out, int tokens, int width,
+                  const Activation& activation) {
     Turn turn(context);
-    silu_mul(at<float>(gate_up), at<float>(out), tokens, width, turn);
+    glu(at<float>(gate_up), at<float>(out), tokens, width, activation, turn);
   }, Unlocked());
   m.def("gated_add", [](const Context& context, Address y, Address z, Address gate, int tokens, int d) {
     Turn turn(context);
@@ -83,12 +84,13 @@ void bind_attention(nb::module_& m) {
      "q_norm"_a, "k_norm"_a, "eps"_a, "clip"_a, Unlocked());
   m.def("attention", [](const Context& context, Address q, int64_t q_stride, const Cache& cache, Address tables,
                         Address starts, Address contexts, int sequences, int table_len, int heads, float scale,
-                        Address out) {
+                        int window, Address sinks, Address out) {
     Turn turn(context);
     attention({at<float>(q), q_stride, cache, at<int32_t>(tables), at<int32_t>(starts), at<int32_t>(contexts),
-               sequences, table_len, heads, scale, at<float>(out)}, turn);
+               sequences, table_len, heads, scale, window, at<float>(sinks), at<float>(out)}, turn);
   }, "context"_a, nb::kw_only(), "q"_a, "q_stride"_a, "cache"_a, "tables"_a, "starts"_a, "contexts"_a, "sequences"_a,
-     "table_len"_a, "heads"_a, "scale"_a, "out"_a, Unlocked());
+     "table_len"_a, "heads"_a, "scale"_a, "window"_a, "sinks"_a, "out"_a, Unlocked());
+  m.attr("NO_WINDOW") = NO_WINDOW;
 }
 
 void bind_layers(nb::module_& m) {

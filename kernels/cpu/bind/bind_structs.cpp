@@ -28,15 +28,29 @@ void bind_weights(nb::module_& m) {
           to->part[to->parts++] = nb::cast<const Weights&>(part);
         }
       }, nb::kw_only(), "parts"_a);
+  nb::class_<Activation>(m, "Activation")
+      .def("__init__", [](Activation* to, float alpha, float offset, float limit) {
+        new (to) Activation{alpha, offset, limit};
+      }, nb::kw_only(), "alpha"_a, "offset"_a, "limit"_a);
   nb::class_<Bank>(m, "Bank")
       .def("__init__", [](Bank* to, int gate, int up, int down, int experts, int hidden, int width, size_t bytes,
-                          Address data) {
-        new (to) Bank{gate, up, down, experts, hidden, width, bytes, at<uint8_t>(data)};
-      }, nb::kw_only(), "gate"_a, "up"_a, "down"_a, "experts"_a, "hidden"_a, "width"_a, "bytes"_a, "data"_a);
+                          size_t bias_offset, const Activation& activation, Address data) {
+        new (to) Bank{gate, up, down, experts, hidden, width, bytes, bias_offset, activation, at<uint8_t>(data)};
+      }, nb::kw_only(), "gate"_a, "up"_a, "down"_a, "experts"_a, "hidden"_a, "width"_a, "bytes"_a, "bias_offset"_a,
+         "activation"_a, "data"_a);
+}
+
+void bind_router(nb::module_& m) {
   nb::class_<Router>(m, "Router")
-      .def("__init__", [](Router* to, const Weights& matrix, int top_k, bool softmax_first, bool renormalise) {
-        new (to) Router{matrix, top_k, softmax_first, renormalise};
-      }, nb::kw_only(), "matrix"_a, "top_k"_a, "softmax_first"_a, "renormalise"_a);
+      .def("__init__", [](Router* to, const Weights& matrix, int top_k, int scoring, bool renormalise, Address bias,
+                          Address choice_bias, int groups, int top_groups, bool top2, float scale) {
+        new (to) Router{matrix, top_k, Scoring(scoring), renormalise, at<float>(bias), at<float>(choice_bias),
+                        groups, top_groups, top2, scale};
+      }, nb::kw_only(), "matrix"_a, "top_k"_a, "scoring"_a, "renormalise"_a, "bias"_a, "choice_bias"_a, "groups"_a,
+         "top_groups"_a, "top2"_a, "scale"_a);
+  nb::dict scorings;
+  for (const auto& [name, code] : SCORINGS) scorings[name] = int(code);
+  m.attr("SCORINGS") = scorings;
 }
 
 void bind_attention(nb::module_& m) {
@@ -47,20 +61,25 @@ void bind_attention(nb::module_& m) {
       .def("__init__", [](Rope* to, int r, Address cos, Address sin) {
         new (to) Rope{r, at<float>(cos), at<float>(sin)};
       }, nb::kw_only(), "r"_a, "cos"_a, "sin"_a);
+  nb::class_<Values>(m, "Values")
+      .def("__init__", [](Values* to, int d, size_t row, size_t plane, size_t page, Address data) {
+        new (to) Values{d, row, plane, page, at<uint8_t>(data)};
+      }, nb::kw_only(), "d"_a, "row"_a, "plane"_a, "page"_a, "data"_a);
   nb::class_<Cache>(m, "Cache")
-      .def("__init__", [](Cache* to, int format, int groups, int page_keys, int d, Address k, Address v) {
-        new (to) Cache{format, groups, page_keys, d, at<uint8_t>(k), at<uint8_t>(v)};
-      }, nb::kw_only(), "format"_a, "groups"_a, "page_keys"_a, "d"_a, "k"_a, "v"_a);
+      .def("__init__", [](Cache* to, int format, int groups, int page_keys, int d, Address k, const Values& values) {
+        new (to) Cache{format, groups, page_keys, d, at<uint8_t>(k), values};
+      }, nb::kw_only(), "format"_a, "groups"_a, "page_keys"_a, "d"_a, "k"_a, "values"_a);
   nb::class_<AttentionBlock>(m, "AttentionBlock")
       .def("__init__", [](AttentionBlock* to, int heads, Address pre_norm, Address post_norm, const Rows& qkv,
                           const Weights& o, Address qkv_bias, Address o_bias, const HeadNorm& q_norm,
                           const HeadNorm& k_norm, const Cache& cache, const Rope& rope, float eps, float clip,
-                          float scale, float residual_scale, const Router* router) {
+                          float scale, float residual_scale, int window, Address sinks, const Router* router) {
         new (to) AttentionBlock{heads, at<float>(pre_norm), at<float>(post_norm), qkv, o, at<float>(qkv_bias),
                                 at<float>(o_bias), q_norm, k_norm, cache, rope, eps, clip, scale, residual_scale,
-                                router ? *router : Router{}};
+                                window, at<float>(sinks), router ? *router : Router{}};
       }, nb::kw_only(), "heads"_a, "pre_norm"_a, "post_norm"_a, "qkv"_a, "o"_a, "qkv_bias"_a, "o_bias"_a, "q_norm"_a,
-         "k_norm"_a, "cache"_a, "rope"_a, "eps"_a, "clip"_a, "scale"_a, "residual_scale"_a, "router"_a.none());
+         "k_norm"_a, "cache"_a, "rope"_a, "eps"_a, "clip"_a, "scale"_a, "residual_scale"_a, "window"_a, "sinks"_a,
+         "router"_a.none());
 }
 
 void bind_pass(nb::module_& m) {
@@ -79,10 +98,11 @@ Weights or_none(const Weights* matrix) { return matrix ? *matrix : Weights{}; }
 void bind_layers(nb::module_& m) {
   nb::class_<DecoderLayer>(m, "DecoderLayer")
       .def("__init__", [](DecoderLayer* to, const AttentionBlock& block, const Bank* bank, const Rows* gate_up,
-                          const Weights* down, const Weights* shared_gate) {
+                          const Weights* down, const Weights* shared_gate, const Activation& activation) {
         new (to) DecoderLayer{block, bank ? *bank : Bank{}, gate_up ? *gate_up : Rows{}, or_none(down),
-                              or_none(shared_gate)};
-      }, nb::kw_only(), "block"_a, "bank"_a.none(), "gate_up"_a.none(), "down"_a.none(), "shared_gate"_a.none());
+                              or_none(shared_gate), activation};
+      }, nb::kw_only(), "block"_a, "bank"_a.none(), "gate_up"_a.none(), "down"_a.none(), "shared_gate"_a.none(),
+         "activation"_a);
   nb::class_<Stack>(m, "Stack")
       .def("__init__", [](Stack* to, const nb::list& layers) {
         new (to) Stack;
@@ -94,6 +114,7 @@ void bind_layers(nb::module_& m) {
 
 void bind_structs(nb::module_& m) {
   bind_weights(m);
+  bind_router(m);
   bind_attention(m);
   bind_pass(m);
   bind_layers(m);

@@ -3,10 +3,11 @@
 //   for every 32 keys:  s = q . k    m' = max(m, s)    p = e^(s - m')    shrink = e^(m - m')
 //                       l = l * shrink + sum p         acc = acc * shrink + p . v
 //
-// Keys and values are widened to float32 scratch once for all rows (one group of heads x a block of queries). A row
-// sees its own keys only, in the order of their positions, and each of its sums has one fixed order: results do not
-// depend on the rows beside it. attend_merge joins two runs of pages the same way. Knows nothing of heads, sequences or
-// threads.
+// Keys and values are widened to float32 scratch once for all rows (one group of heads x a block of queries); values that
+// are the first numbers of their keys are those. A row sees its own keys only, in the order of their positions, and each of
+// its sums has one fixed order: results do not depend on the rows beside it. Keys before a row's window have the weight 0,
+// and pages before the windows of all rows are not touched. attend_merge joins two runs of pages the same way. Knows
+// nothing of heads, sequences or threads.
 #pragma once
 
 #include "formats/floats.h"
@@ -17,45 +18,66 @@ namespace {
 constexpr int KEYS = ATTEND_KEYS;
 
 // `keys` rows of one page as float32 rows of dp.
-inline void widen_rows(const AttendItem& item, const uint8_t* src, int keys, float* dst) {
-  const int d = item.d, dp = item.dp;
-  for (int j = 0; j < keys; j++, dst += dp) {
-    if (item.format == F32)
-      FloatFormat<F32Row>::unpack(src + size_t(j) * d * 4, d, 1.0f, dst);
+inline void widen_rows(const AttendRows& rows, int format, const uint8_t* src, int keys, float* dst) {
+  const int d = rows.d, dp = rows.dp;
+  for (int j = 0; j < keys; j++, src += rows.row_bytes, dst += dp) {
+    if (format == F32)
+      FloatFormat<F32Row>::unpack(src, d, 1.0f, dst);
     else
-      FloatFormat<BF16Row>::unpack(src + size_t(j) * d * 2, d, 1.0f, dst);
+      FloatFormat<BF16Row>::unpack(src, d, 1.0f, dst);
     for (int i = d; i < dp; i++) dst[i] = 0.0f;
   }
 }
 
-// Byte offset of a key from its head's plane in page 0.
-inline size_t place_of(const AttendItem& item, int key) {
-  const int size = item.format == F32 ? 4 : 2;
-  return size_t(item.table[key / item.page_keys]) * item.page_bytes + size_t(key % item.page_keys) * item.d * size;
+// Where a key, or its value, lies.
+inline const uint8_t* place_of(const AttendItem& item, const AttendRows& rows, int key) {
+  return rows.first + size_t(item.table[key / item.page_keys]) * rows.page_bytes +
+         size_t(key % item.page_keys) * rows.row_bytes;
 }
 
-// Keys key0 .. key0 + keys, from as many pages as they lie in; the cache itself where it is float32 rows of dp in one page.
-inline const float* gather(const AttendItem& item, const uint8_t* plane, int key0, int keys, float* scratch) {
-  const bool one_page = key0 % item.page_keys + keys <= item.page_keys;
-  if (one_page && item.format == F32 && item.d == item.dp)
-    return reinterpret_cast<const float*>(plane + place_of(item, key0));
-  for (int j = 0; j < keys;) {
+// Keys or values as float32: that of place j at `at` + j * stride, from a first place on.
+struct WideRows {
+  const float* at;
+  size_t stride;
+};
+
+// Places [from, keys) of a step at key0, from as many pages as they lie in; the cache itself where it is float32 in one page
+// and needs no zeros behind a row.
+inline WideRows gather(const AttendItem& item, const AttendRows& rows, int key0, int from, int keys) {
+  const bool one_page = (key0 + from) % item.page_keys + keys - from <= item.page_keys;
+  if (one_page && item.format == F32 && rows.d == rows.dp) {
+    const size_t stride = rows.row_bytes / sizeof(float);
+    return {reinterpret_cast<const float*>(place_of(item, rows, key0 + from)) - from * stride, stride};
+  }
+  for (int j = from; j < keys;) {
     const int n = least(keys - j, item.page_keys - (key0 + j) % item.page_keys);
-    widen_rows(item, plane + place_of(item, key0 + j), n, scratch + size_t(j) * item.dp);
+    widen_rows(rows, item.format, place_of(item, rows, key0 + j), n, rows.wide + size_t(j) * rows.dp);
     j += n;
   }
-  return scratch;
+  return {rows.wide, size_t(rows.dp)};
 }
 
-// scores[r][j] = q[r] . k[j] for R rows and n keys; W dot products at a time, added up together.
+// Whether values are the first numbers of their keys.
+inline bool within_keys(const AttendItem& item) {
+  const AttendRows &k = item.k, &v = item.v;
+  return k.first == v.first && k.page_bytes == v.page_bytes && k.row_bytes == v.row_bytes;
+}
+
+// The keys of one step: places [from, keys), the first of them at position key0.
+struct StepKeys {
+  int key0, from, keys;
+  WideRows k, v;
+};
+
+// scores[r][j] = q[r] . k[j] for R rows and keys [from, n); W dot products at a time, added up together.
 template <int R>
-void score_tile(const float* q, const float* k, int n, int dp, float* scores) {
+void score_tile(const float* q, const WideRows& k, int from, int n, int dp, float* scores) {
   constexpr int STEP = W / R;
-  for (int j0 = 0; j0 < n; j0 += STEP) {
+  for (int j0 = from / STEP * STEP; j0 < n; j0 += STEP) {
     const float* key[STEP];
     V acc[W];
 #pragma GCC unroll 16
-    for (int j = 0; j < STEP; j++) key[j] = k + size_t(least(j0 + j, n - 1)) * dp;
+    for (int j = 0; j < STEP; j++) key[j] = k.at + size_t(most(from, least(j0 + j, n - 1))) * k.stride;
 #pragma GCC unroll 16
     for (int i = 0; i < W; i++) acc[i] = zero();
     for (int c = 0; c < dp; c += W) {
@@ -72,8 +94,9 @@ void score_tile(const float* q, const float* k, int n, int dp, float* scores) {
   }
 }
 
-// Turns n scores of a row into weights, the rest into zeros; brings the row's state up to the new maximum.
-inline void softmax_step(float* scores, int n, float* m, float* l, float* acc, int dp) {
+// Turns scores [from, n) of a row into weights, the rest into zeros; brings the row's state up to the new maximum.
+inline void softmax_step(float* scores, int from, int n, float* m, float* l, float* acc, int dp) {
+  for (int j = 0; j < from; j++) scores[j] = -__builtin_inff();
   const int full = n / W * W;
   V top = set1(*m);
   for (int j = 0; j < full; j += W) top = vmax(top, load(scores + j));
@@ -83,8 +106,9 @@ inline void softmax_step(float* scores, int n, float* m, float* l, float* acc, i
   for (int j = 0; j < KEYS; j += W) {
     const int lanes = most(0, least(W, n - j));
     V p = exp_(sub(load(scores + j), set1(now)));
-    if (lanes < W) {  // what no key has written stays out
+    if (lanes < W || j < from) {  // what no key has written stays out
       store(scores + j, p);
+      for (int i = j; i < least(from, j + W); i++) scores[i] = 0.0f;
       p = load_n(scores + j, lanes);
     }
     store(scores + j, p);
@@ -99,18 +123,18 @@ inline void softmax_step(float* scores, int n, float* m, float* l, float* acc, i
   *l += sum(total);
 }
 
-// acc[r] += sum over n keys of p[r][j] * v[j], U vectors of columns at a time.
+// acc[r] += sum over keys [from, n) of p[r][j] * v[j], U vectors of columns at a time.
 template <int R, int U>
-void value_tile(const float* p, const float* v, int n, int dp, int c, float* acc) {
+void value_tile(const float* p, const WideRows& v, int from, int n, int dp, int c, float* acc) {
   V a[R][U];
 #pragma GCC unroll 4
   for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
     for (int u = 0; u < U; u++) a[r][u] = load(acc + size_t(r) * dp + c + u * W);
-  for (int j = 0; j < n; j++) {
+  for (int j = from; j < n; j++) {
     V vv[U];
 #pragma GCC unroll 4
-    for (int u = 0; u < U; u++) vv[u] = load(v + size_t(j) * dp + c + u * W);
+    for (int u = 0; u < U; u++) vv[u] = load(v.at + size_t(j) * v.stride + c + u * W);
 #pragma GCC unroll 4
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
@@ -123,61 +147,67 @@ void value_tile(const float* p, const float* v, int n, int dp, int c, float* acc
 }
 
 template <int R>
-void value_rows(const float* p, const float* v, int n, int dp, float* acc) {
+void value_rows(const float* p, const WideRows& v, int from, int n, int dp, float* acc) {
   constexpr int U = W == 16 ? 4 : 2;
   int c = 0;
-  for (; c + U * W <= dp; c += U * W) value_tile<R, U>(p, v, n, dp, c, acc);
-  for (; c < dp; c += W) value_tile<R, 1>(p, v, n, dp, c, acc);
+  for (; c + U * W <= dp; c += U * W) value_tile<R, U>(p, v, from, n, dp, c, acc);
+  for (; c < dp; c += W) value_tile<R, 1>(p, v, from, n, dp, c, acc);
 }
 
-// R rows from row r on against the `keys` keys of one step.
+// R rows from row r on against the keys of one step. Rows are of rising positions: the first sees the earliest of these
+// keys, the last one the latest.
 template <int R>
-void attend_rows(const AttendItem& item, const AttendState& state, int r, int key0, int keys, const float* k,
-                 const float* v) {
-  int seen[R];
+void attend_rows(const AttendItem& item, const AttendState& state, int r, const StepKeys& step) {
+  int from[R], seen[R];
 #pragma GCC unroll 4
-  for (int i = 0; i < R; i++) seen[i] = most(0, least(keys, item.first + (r + i) / item.group + 1 - key0));
-  const int n = seen[R - 1];
-  if (n == 0) return;
-  const int dp = item.dp;
-  float* scores = item.scores + size_t(r) * KEYS;
-  score_tile<R>(item.q + size_t(r) * dp, k, n, dp, scores);
   for (int i = 0; i < R; i++) {
-    if (seen[i])
-      softmax_step(scores + i * KEYS, seen[i], state.m + r + i, state.l + r + i, state.acc + size_t(r + i) * dp, dp);
+    const int own = item.first + (r + i) / item.group + 1 - step.key0;  // place behind the query's own key
+    from[i] = most(step.from, own - item.window);
+    seen[i] = least(step.keys, own);
+  }
+  const int first = from[0], n = seen[R - 1], dp = item.v.dp;
+  if (n <= first) return;
+  float* scores = item.scores + size_t(r) * KEYS;
+  score_tile<R>(item.q + size_t(r) * item.k.dp, step.k, first, n, item.k.dp, scores);
+  for (int i = 0; i < R; i++) {
+    if (seen[i] > from[i])
+      softmax_step(scores + i * KEYS, from[i], seen[i], state.m + r + i, state.l + r + i,
+                   state.acc + size_t(r + i) * dp, dp);
     else
       __builtin_memset(scores + i * KEYS, 0, KEYS * 4);
   }
-  value_rows<R>(scores, v, n, dp, state.acc + size_t(r) * dp);
+  value_rows<R>(scores, step.v, first, n, dp, state.acc + size_t(r) * dp);
 }
 
 // Asks for the keys and values of the page that `key` lies in: pages lie anywhere, no hardware sees them coming.
-inline void prefetch_page(const AttendItem& item, int key) {
-  const size_t at = place_of(item, key);
-  const int bytes = least(item.page_keys, KEYS) * item.d * (item.format == F32 ? 4 : 2);
-  for (int i = 0; i < bytes; i += 64) {
-    __builtin_prefetch(item.k + at + i);
-    __builtin_prefetch(item.v + at + i);
-  }
+inline void prefetch_page(const AttendItem& item, const AttendRows& rows, int key) {
+  const uint8_t* at = place_of(item, rows, key);
+  const size_t bytes = least(item.page_keys, KEYS) * rows.row_bytes;
+  for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(at + i);
 }
 
-// The keys from key0 on, as many as one step takes and `end` leaves.
-inline void attend_step(const AttendItem& item, const AttendState& state, int key0, int end) {
-  const int keys = least(KEYS, end - key0);
-  for (int key = key0 + KEYS; key < least(end, key0 + 2 * KEYS); key += item.page_keys) prefetch_page(item, key);
-  const float* k = gather(item, item.k, key0, keys, item.kf);
-  const float* v = gather(item, item.v, key0, keys, item.vf);
+// The keys from key0 on, as many as one step takes and `end` leaves; none before `low`.
+inline void attend_step(const AttendItem& item, const AttendState& state, int key0, int low, int end) {
+  const bool within = within_keys(item);
+  for (int key = key0 + KEYS; key < least(end, key0 + 2 * KEYS); key += item.page_keys) {
+    prefetch_page(item, item.k, key);
+    if (!within) prefetch_page(item, item.v, key);
+  }
+  StepKeys step{key0, most(0, low - key0), least(KEYS, end - key0), {}, {}};
+  step.k = gather(item, item.k, key0, step.from, step.keys);
+  step.v = within ? step.k : gather(item, item.v, key0, step.from, step.keys);
   int r = 0;
-  for (; r + 4 <= item.rows; r += 4) attend_rows<4>(item, state, r, key0, keys, k, v);
-  for (; r + 2 <= item.rows; r += 2) attend_rows<2>(item, state, r, key0, keys, k, v);
-  for (; r < item.rows; r++) attend_rows<1>(item, state, r, key0, keys, k, v);
+  for (; r + 4 <= item.rows; r += 4) attend_rows<4>(item, state, r, step);
+  for (; r + 2 <= item.rows; r += 2) attend_rows<2>(item, state, r, step);
+  for (; r < item.rows; r++) attend_rows<1>(item, state, r, step);
 }
 
 void attend(const AttendItem& item, int begin, int end, const AttendState& state) {
   for (int r = 0; r < item.rows; r++) state.m[r] = -__builtin_inff(), state.l[r] = 0.0f;
-  __builtin_memset(state.acc, 0, size_t(item.rows) * item.dp * 4);
+  __builtin_memset(state.acc, 0, size_t(item.rows) * item.v.dp * 4);
+  const int low = most(begin, item.first + 1 - item.window);
   end = least(end, item.first + (item.rows - 1) / item.group + 1);
-  for (int key = begin; key < end; key += KEYS) attend_step(item, state, key, end);
+  for (int key = begin + (low - begin) / KEYS * KEYS; key < end; key += KEYS) attend_step(item, state, key, low, end);
 }
 
 void attend_merge(const AttendState& total, const AttendState& part, int rows, int dp) {

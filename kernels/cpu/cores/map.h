@@ -1,4 +1,4 @@
-// Element-wise ops on one row, over any vec_*.h: norms, rotary embedding, SwiGLU, softmax, sums.
+// Element-wise ops on one row, over any vec_*.h: norms, rotary embedding, GLU, softmax, sums.
 //
 // Every function does one row on one thread; formulas are in reference.py. Knows nothing of tokens, heads or threads.
 #pragma once
@@ -46,6 +46,15 @@ void silu_mul(const float* gate, const float* up, int n, float* out) {
   map2(gate, up, n, out, [](V g, V u) { return mul(silu(g), u); });
 }
 
+void glu(const float* gate, const float* up, int n, const Glu& how, float* out) {
+  for (int i = 0; i < n; i += W) {
+    const int lanes = least(W, n - i);
+    V g = load_n(gate + i, lanes), u = load_n(up + i, lanes);
+    if (how.gate_bias) g = add(g, load_n(how.gate_bias + i, lanes)), u = add(u, load_n(how.up_bias + i, lanes));
+    store_n(out + i, activate(g, u, how.activation), lanes);
+  }
+}
+
 void gated_add(float* y, const float* z, float gate, int n) { add_scaled(y, z, 1.0f / (1.0f + exp1(-gate)), n); }
 
 inline float peak(const float* x, int n) {
@@ -91,12 +100,31 @@ void softmax(const float* x, int n, float* out) {
   map(out, n, out, [=](V v) { return div(v, all); });
 }
 
+void sigmoid(const float* x, int n, float* out) {
+  map(x, n, out, [](V v) { return sigmoid(v); });
+}
+
 // y = sum over k, in order, of w[k] * rows[at[k]]
 void weighted_sum(const float* rows, size_t stride, const int32_t* at, const float* w, int k, int n, float* y) {
   for (int i = 0; i < n; i += W) {
     const int lanes = least(W, n - i);
     V acc = zero();
     for (int j = 0; j < k; j++) acc = fma(load_n(rows + size_t(at[j]) * stride + i, lanes), set1(w[j]), acc);
+    store_n(y + i, acc, lanes);
+  }
+}
+
+// The same of rows that have their expert's bias added.
+void biased_sum(const float* rows, size_t stride, const int32_t* at, const float* w, int k, int n, float* y,
+                const DownBiases& biases) {
+  for (int i = 0; i < n; i += W) {
+    const int lanes = least(W, n - i);
+    V acc = zero();
+    for (int j = 0; j < k; j++) {
+      if (biases.ids[j] < 0) continue;
+      const V bias = load_n(biases.first + size_t(biases.ids[j]) * biases.stride + i, lanes);
+      acc = fma(add(load_n(rows + size_t(at[j]) * stride + i, lanes), bias), set1(w[j]), acc);
+    }
     store_n(y + i, acc, lanes);
   }
 }

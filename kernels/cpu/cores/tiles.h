@@ -157,6 +157,14 @@ inline void store_sums(TileSums (*sums)[TOKEN_TILES]) {
   if (T > 2) _tile_stored(5, sums[1][2], 64);
 }
 
+// Row `row` of the hidden values of 16 tokens.
+inline V hidden_row(V gate, V up, const TileHidden& h, int row) {
+  if (!h.glu) return mul(silu(gate), up);
+  const Glu& how = *h.glu;
+  if (how.gate_bias) gate = add(gate, set1(how.gate_bias[row])), up = add(up, set1(how.up_bias[row]));
+  return activate(gate, up, how.activation);
+}
+
 // Products of up to 16 rows and 16 tokens to out[t * stride + row]. Whole lines go past the caches: nobody reads them
 // soon, and they need not be fetched first.
 inline void store_rows(const TileSums& sums, int rows, int tokens, float* out, size_t stride) {

@@ -219,7 +219,7 @@ __attribute__((noinline)) void multiply_plain(const uint8_t* wa, const uint8_t* 
 alignas(64) constexpr int16_t INTERLEAVE[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
                                                 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
 
-// silu(gate) * up of 16 rows and 16 tokens is half a tile for the next matrix, and lies right: rows are its k.
+// GLU of 16 rows and 16 tokens is half a tile for the next matrix, and lies right: rows are its k.
 template <class F>
 struct StoreHidden {
   const TileHidden& h;
@@ -228,7 +228,7 @@ struct StoreHidden {
     const int k = h.first + row, rows = least(TILE_SIDE, w.na - row), base = k % BLOCK;
     uint8_t* tile = h.base + token / TILE_SIDE * h.stride + k / BLOCK * TILE_BYTES;
     const bool odd_end = k + TILE_SIDE >= h.width && base == 0;  // the tile's second half has no rows: zeros
-    const auto hidden = [&](int i) { return i < rows ? mul(silu(load(gate[i])), load(up[i])) : zero(); };
+    const auto hidden = [&](int i) { return i < rows ? hidden_row(load(gate[i]), load(up[i]), h, k + i) : zero(); };
     for (int i = 0; i < TILE_SIDE; i++) {
       const int low = F::ORDER.at[2 * i] - base, high = F::ORDER.at[2 * i + 1] - base;
       if (!odd_end && (low < 0 || low >= TILE_SIDE)) continue;
@@ -316,7 +316,7 @@ void bf16_multiply(const RowPair& w, const TileTokens& x, int cols, const PairOu
 }
 
 template <class F>
-void bf16_swiglu(const RowPair& w, const TileTokens& x, int cols, const TileHidden& h, uint8_t* scratch) {
+void bf16_glu(const RowPair& w, const TileTokens& x, int cols, const TileHidden& h, uint8_t* scratch) {
   bf16_run<F>(w, x, cols, scratch, StoreHidden<F>{h});
 }
 
@@ -329,7 +329,7 @@ size_t bf16_scratch(int cols) {
 template <class F>
 constexpr TileKernels bf16_kernels(int min_tokens) {
   return {min_tokens,   0,                tile_stride,    tile_stride, bf16_scratch<F>,
-          bf16_pack<F>, bf16_multiply<F>, bf16_swiglu<F>, nullptr};
+          bf16_pack<F>, bf16_multiply<F>, bf16_glu<F>, nullptr};
 }
 
 }  // namespace

@@ -275,7 +275,7 @@ __attribute__((noinline)) void int8_pair(const Sources<F>& sources, const Ring8&
   sums_of(sources.groups - 1).both_runs();
 }
 
-// silu(gate) * up of 16 rows and 16 tokens: a line of 16 tokens for each of 16 columns of `down`.
+// GLU of 16 rows and 16 tokens: a line of 16 tokens for each of 16 columns of `down`.
 struct StoreValues {
   const TileHidden& h;
 
@@ -283,7 +283,7 @@ struct StoreValues {
     float* values = reinterpret_cast<float*>(h.base + token / TILE_SIDE * h.stride + int8_stride(h.width));
     values += size_t(h.first + row) * TILE_SIDE;
     for (int i = 0; i < least(TILE_SIDE, w.na - row); i++)
-      store(values + i * TILE_SIDE, mul(silu(load(gate[i])), load(up[i])));
+      store(values + i * TILE_SIDE, hidden_row(load(gate[i]), load(up[i]), h, h.first + row + i));
   }
 };
 
@@ -344,7 +344,7 @@ void int8_multiply(const RowPair& w, const TileTokens& x, int cols, const PairOu
 }
 
 template <class F>
-void int8_swiglu(const RowPair& w, const TileTokens& x, int cols, const TileHidden& h, uint8_t* scratch) {
+void int8_glu(const RowPair& w, const TileTokens& x, int cols, const TileHidden& h, uint8_t* scratch) {
   int8_run<F>(w, x, cols, scratch, StoreValues{h});
 }
 
@@ -357,7 +357,7 @@ size_t int8_scratch(int cols) {
 template <class F>
 constexpr TileKernels int8_kernels(int min_tokens) {
   return {min_tokens,   GROUP,            int8_stride,    int8_hidden_stride, int8_scratch<F>,
-          int8_pack<F>, int8_multiply<F>, int8_swiglu<F>, int8_seal<F>};
+          int8_pack<F>, int8_multiply<F>, int8_glu<F>, int8_seal<F>};
 }
 
 }  // namespace

@@ -1,6 +1,6 @@
 // Activations of 16 tokens as int8 tiles, with one scale for 256 columns of a token: max|x| / 127.
 //
-// `pack` makes them from rows of float32; `seal` makes them from what SwiGLU wrote, which lies by columns. Both round to
+// `pack` makes them from rows of float32; `seal` makes them from what GLU wrote, which lies by columns. Both round to
 // nearest, in the order of columns that the weights' format unpacks to (F::arrange, F::column in tile_formats_int8.h). A NaN
 // is the scale of its group.
 #pragma once

@@ -286,13 +286,22 @@ void vnni_multiply(const RowPair& w, const TileTokens& x, int cols, const PairOu
   });
 }
 
+// The hidden values of one token from row `row` on.
+inline V hidden_lanes(V gate, V up, const TileHidden& h, int row, int lanes) {
+  if (!h.glu) return mul(silu(gate), up);
+  const Glu& how = *h.glu;
+  if (how.gate_bias) gate = add(gate, load_n(how.gate_bias + row, lanes)), up = add(up, load_n(how.up_bias + row, lanes));
+  return activate(gate, up, how.activation);
+}
+
 template <class F>
-void vnni_swiglu(const RowPair& w, const TileTokens& x, int cols, const TileHidden& h, uint8_t* scratch) {
+void vnni_glu(const RowPair& w, const TileTokens& x, int cols, const TileHidden& h, uint8_t* scratch) {
   vnni_run<F>(w, x, cols, scratch, [&](const EightSums& sums, int row, int token, int n) {
     float* values = reinterpret_cast<float*>(h.base + token / TILE_SIDE * h.stride + vnni_stride(h.width));
     values += size_t(token % TILE_SIDE) * h.width + h.first + row;
+    const int lanes = least(W, w.na - row);
     for (int t = 0; t < n; t++, values += h.width)
-      store_n(values, mul(silu(load(sums[t][0])), load(sums[t][1])), least(W, w.na - row));
+      store_n(values, hidden_lanes(load(sums[t][0]), load(sums[t][1]), h, h.first + row, lanes), lanes);
   });
 }
 
@@ -303,7 +312,7 @@ size_t vnni_scratch(int cols) {
 
 template <class F>
 constexpr TileKernels VNNI_KERNELS{6,         BLOCK,            vnni_stride,    vnni_hidden_stride, vnni_scratch<F>,
-                                   vnni_pack, vnni_multiply<F>, vnni_swiglu<F>, vnni_seal};
+                                   vnni_pack, vnni_multiply<F>, vnni_glu<F>, vnni_seal};
 
 // For fill_table: what tiles a block format has whose activations are rounded to int8.
 struct VnniTiles {

@@ -38,6 +38,15 @@ inline float exp1(float x) {
 
 inline V silu(V x) { return div(x, add(set1(1.0f), exp_(sub(zero(), x)))); }
 
+inline V sigmoid(V x) { return div(set1(1.0f), add(set1(1.0f), exp_(sub(zero(), x)))); }
+
+// See Activation. This order of arguments lets NaN through the clamps.
+inline V activate(V gate, V up, const Activation& a) {
+  gate = vmin(set1(a.limit), gate);
+  up = vmin(set1(a.limit), vmax(set1(-a.limit), up));
+  return mul(add(up, set1(a.offset)), div(gate, add(set1(1.0f), exp_(mul(set1(-a.alpha), gate)))));
+}
+
 // out[i] = fn(a[i]) for n floats.
 template <class Fn>
 inline void map(const float* a, int n, float* out, Fn fn) {

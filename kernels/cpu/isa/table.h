@@ -50,11 +50,25 @@ struct TileTokens {
   int count;
 };
 
-// Where SwiGLU of gate and up rows goes: values first .. first + n of `width`, for the same tokens, 16 to `stride` bytes.
+// Between gate and up of a gated MLP: (up + offset) * gate * sigmoid(alpha * gate), of a gate of at most `limit` and an up
+// within +-limit. SwiGLU is 1, 0, infinity.
+struct Activation {
+  float alpha, offset, limit;
+};
+
+// The same with biases that are added before, of the rows that are computed; null: none.
+struct Glu {
+  Activation activation;
+  const float *gate_bias, *up_bias;
+};
+
+// Where GLU of gate and up rows goes: values first .. first + n of `width`, for the same tokens, 16 to `stride` bytes. glu:
+// what is computed, its biases those of all `width` rows; null: SwiGLU.
 struct TileHidden {
   uint8_t* base;
   size_t stride;
   int first, width;
+  const Glu* glu;
 };
 
 // Many tokens: the same products as `dot`, with weights unpacked once for all of them. `scratch` holds scratch_bytes(cols).
@@ -62,13 +76,13 @@ struct TileKernels {
   int min_tokens;  // fewer are faster with `dot`, unless the context knows better
   int group;       // columns of a token that share a scale of int8; 0: tokens, and weights, are rounded to bf16
   size_t (*stride)(int cols);          // bytes of the activations of 16 tokens
-  size_t (*hidden_stride)(int width);  // of what `swiglu` writes for 16 tokens
+  size_t (*hidden_stride)(int width);  // of what `glu` writes for 16 tokens
   size_t (*scratch_bytes)(int cols);
   // Up to 16 tokens to tiles; token i lies at x + (index ? index[i] : i) * stride floats.
   void (*pack)(const float* x, size_t stride, const int32_t* index, int count, int cols, uint8_t* tiles);
   void (*multiply)(const RowPair& w, const TileTokens& x, int cols, const PairOut& out, uint8_t* scratch);
-  void (*swiglu)(const RowPair& gate_up, const TileTokens& x, int cols, const TileHidden& h, uint8_t* scratch);
-  // Makes tiles of up to 16 tokens out of what `swiglu` wrote for all of their width; null: they are tiles already.
+  void (*glu)(const RowPair& gate_up, const TileTokens& x, int cols, const TileHidden& h, uint8_t* scratch);
+  // Makes tiles of up to 16 tokens out of what `glu` wrote for all of their width; null: they are tiles already.
   void (*seal)(uint8_t* hidden, int count, int width);
 };
 
@@ -82,26 +96,41 @@ struct FormatKernels {
   const TileKernels* tiles;  // null: every number of tokens goes through `dot`
 };
 
-// One attention item: `rows` = queries x heads of one group, row r belongs to query r / group. kf, vf, scores: scratch.
+// The keys or the values of one head in the cache: rows of d numbers.
+struct AttendRows {
+  const uint8_t* first;          // in page 0
+  size_t page_bytes, row_bytes;  // from one page, or row, to the next
+  int d, dp;                     // dp: d rounded up to LANES_MAX
+  float* wide;                   // scratch [ATTEND_KEYS][dp]
+};
+
+// One attention item: `rows` = queries x heads of one group, row r belongs to query r / group. Values may be the first
+// numbers of keys: then they are taken from those.
 struct AttendItem {
-  const float* q;  // [rows][dp], already scaled, zero from d to dp
-  int rows, group, d, dp;
+  const float* q;  // [rows][k.dp], already scaled, zero from k.d on
+  int rows, group;
   int page_keys, format;  // keys in a page; F32 or BF16
-  const uint8_t *k, *v;   // this head's plane in page 0
-  size_t page_bytes;      // from one page to the next
+  AttendRows k, v;
   const int32_t* table;
-  int first;       // position of query 0; query i sees positions 0 .. first + i
-  float *kf, *vf;  // [ATTEND_KEYS][dp]
-  float* scores;   // [rows][ATTEND_KEYS]
+  int first, window;  // first: position of query 0; query i sees positions first + i - window + 1 .. first + i
+  float* scores;      // scratch [rows][ATTEND_KEYS]
 };
 
 // The running softmax of every row: largest score, sum of exponentials, weighted sum of values.
 struct AttendState {
-  float *m, *l, *acc;  // [rows], [rows], [rows][dp]
+  float *m, *l, *acc;  // [rows], [rows], [rows][v.dp]
 };
 
 constexpr int ATTEND_KEYS = 32;  // keys per step of the online softmax
-constexpr int LANES_MAX = 16;    // dp is d rounded up to this
+constexpr int LANES_MAX = 16;
+constexpr int NO_WINDOW = 1 << 30;
+
+// The biases of `down` of a token's experts: of expert e at first + e * stride. An id of -1 has none.
+struct DownBiases {
+  const float* first;
+  size_t stride;
+  const int32_t* ids;
+};
 
 struct Kernels {
   const char* name;
@@ -111,10 +140,14 @@ struct Kernels {
   void (*add_scaled)(float* x, const float* y, float scale, int n);
   void (*rope)(float* x, const float* cos, const float* sin, int r);
   void (*silu_mul)(const float* gate, const float* up, int n, float* out);
+  void (*glu)(const float* gate, const float* up, int n, const Glu& how, float* out);
   void (*gated_add)(float* y, const float* z, float gate, int n);  // y += z * sigmoid(gate)
   void (*softmax)(const float* x, int n, float* out);
+  void (*sigmoid)(const float* x, int n, float* out);
   int (*largest)(const float* x, int n, float* top);
   void (*weighted_sum)(const float* rows, size_t stride, const int32_t* at, const float* w, int k, int n, float* y);
+  void (*biased_sum)(const float* rows, size_t stride, const int32_t* at, const float* w, int k, int n, float* y,
+                     const DownBiases& biases);
   void (*attend)(const AttendItem& item, int begin, int end, const AttendState& state);  // keys [begin, end)
   void (*attend_merge)(const AttendState& total, const AttendState& part, int rows, int dp);
   void (*attend_finish)(const AttendState& total, int row, int dp, int d, float* out);

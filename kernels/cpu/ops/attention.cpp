@@ -2,10 +2,13 @@
 //
 //   item = one sequence x one key/value head x a block of queries, all query heads of the group together
 //
-// The context is cut into chunks of about 512 positions. Every chunk starts from an empty softmax state, and the states
-// are joined in the order of the chunks: by the worker that does the whole item when items are plenty, or in a second
-// phase when chunks were spread over the team because items were few. Both give the same bits. No memory grows with
-// context^2.
+// The context is cut into chunks of about 512 positions, or 128 where many heads share a key (latent attention), whose
+// arithmetic is much for what they read. Every chunk starts from an empty softmax state, and the states are joined in the
+// order of the chunks: by the worker that does the whole item when items are plenty, or in a second phase when chunks were
+// spread over the team because items were few. Both give the same bits. No memory grows with context^2.
+//
+// Chunks lie at the same positions for every query, so a window's first one may be a part. A head's sink is what its sum
+// begins with: a score without a value.
 #include <algorithm>
 #include <limits>
 #include <new>
@@ -17,32 +20,38 @@
 namespace headrace {
 namespace {
 
-constexpr int CHUNK = 512;        // positions
-constexpr int ITEM_ROWS = 64;     // query rows of one item: queries x heads of the group
+constexpr int CHUNK = 512, MANY_HEADS_CHUNK = 128;  // positions
+constexpr int MANY_HEADS = 32;                      // of a group: from more on
+constexpr int ITEM_ROWS = 64;                       // query rows of one item: queries x heads of the group
+constexpr int MERGE_ROWS = 8;                       // of an item whose states are joined by one worker
 constexpr int64_t SMALL = 16384;  // score values x d: less than this is done by the caller alone
 
 struct Item {
-  int sequence, head, query, queries, chunks, part;  // part: its first chunk among all chunks
+  int sequence, head, query, queries, first_chunk, chunks, part;  // part: its first chunk among all chunks of all items
 };
 
 struct Attention {
   const AttentionArgs& args;
   const Kernels& isa;
-  int group, dp, max_rows, chunk_pages;
+  int group, dp, dvp, max_rows, chunk_pages;
   int items = 0, parts = 0;
   int64_t work = 0;
   Item* list = nullptr;
 
   Attention(const AttentionArgs& a, Turn& turn) : args(a), isa(turn.isa) {
     group = a.heads / a.cache.groups;
-    dp = int(round_up(a.cache.d, LANES_MAX));
+    dp = int(round_up(a.cache.d, LANES_MAX)), dvp = int(round_up(a.cache.values.d, LANES_MAX));
     max_rows = std::max(group, ITEM_ROWS / group * group);
-    chunk_pages = std::max(1, CHUNK / a.cache.page_keys);
+    chunk_pages = std::max(1, (group > MANY_HEADS ? MANY_HEADS_CHUNK : CHUNK) / a.cache.page_keys);
     make_list(turn.team.arena);
   }
 
   int block() const { return max_rows / group; }  // queries of one item
   int queries(int s) const { return args.starts[s + 1] - args.starts[s]; }
+  int position(const Item& item) const {  // of its first query
+    return args.contexts[item.sequence] - queries(item.sequence) + item.query;
+  }
+  int rows(const Item& item) const { return item.queries * group; }
 
   // The last blocks see most keys, so they come first.
   void make_list(Arena& arena) {
@@ -55,17 +64,24 @@ struct Attention {
   }
 
   void add_item(int s, int g, int query) {
-    const int n = std::min(block(), queries(s) - query);
-    const int keys = args.contexts[s] - queries(s) + query + n;  // what its last query sees
+    Item item{s, g, query, std::min(block(), queries(s) - query), 0, 0, parts};
+    const int begin = std::max(0, position(item) + 1 - args.window);  // what its first query sees
+    const int end = position(item) + item.queries;                    // what its last one does
     const int chunk = chunk_pages * args.cache.page_keys;
-    const int chunks = (keys + chunk - 1) / chunk;
-    list[items++] = {s, g, query, n, chunks, parts};
-    parts += chunks;
-    work += int64_t(keys) * n * group * args.cache.d;
+    item.first_chunk = begin / chunk;
+    item.chunks = (end + chunk - 1) / chunk - item.first_chunk;
+    list[items++] = item;
+    parts += item.chunks;
+    work += int64_t(end - begin) * rows(item) * args.cache.d;
   }
 
   AttendState state(Arena& arena) const {
-    return {arena.take<float>(max_rows), arena.take<float>(max_rows), arena.take<float>(size_t(max_rows) * dp)};
+    return {arena.take<float>(max_rows), arena.take<float>(max_rows), arena.take<float>(size_t(max_rows) * dvp)};
+  }
+
+  // A state's rows from `row` on.
+  AttendState from_row(const AttendState& all, int row) const {
+    return {all.m + row, all.l + row, all.acc + size_t(row) * dvp};
   }
 };
 
@@ -73,20 +89,23 @@ struct Attention {
 struct Worker {
   float *q, *kf, *vf, *scores;
   AttendState part, total;
+  const Item* loaded = nullptr;  // whose queries are there
 
   Worker(const Attention& job, Arena& arena)
       : q(arena.take<float>(size_t(job.max_rows) * job.dp)),
         kf(arena.take<float>(size_t(ATTEND_KEYS) * job.dp)),
-        vf(arena.take<float>(size_t(ATTEND_KEYS) * job.dp)),
+        vf(arena.take<float>(size_t(ATTEND_KEYS) * job.dvp)),
         scores(arena.take<float>(size_t(job.max_rows) * ATTEND_KEYS)),
         part(job.state(arena)),
         total(job.state(arena)) {}
 
   // Scaled queries, row by row: query-major, the heads of the group side by side.
   void load_queries(const Attention& job, const Item& item) {
+    if (loaded == &item) return;
+    loaded = &item;
     const AttentionArgs& a = job.args;
     const int d = a.cache.d;
-    for (int r = 0; r < item.queries * job.group; r++) {
+    for (int r = 0; r < job.rows(item); r++) {
       const int64_t token = a.starts[item.sequence] + item.query + r / job.group;
       const float* src = a.q + token * a.q_stride + int64_t(item.head * job.group + r % job.group) * d;
       float* dst = q + size_t(r) * job.dp;
@@ -98,31 +117,38 @@ struct Worker {
   void attend(const Attention& job, const Item& item, int chunk, const AttendState& state) {
     const AttentionArgs& a = job.args;
     const Cache& c = a.cache;
-    const size_t plane = job.isa.formats[c.format].row_bytes(c.d) * c.page_keys;
+    const size_t row = job.isa.formats[c.format].row_bytes(c.d), plane = row * c.page_keys;
     AttendItem run{};
-    run.q = q, run.rows = item.queries * job.group, run.group = job.group, run.d = c.d, run.dp = job.dp;
+    run.q = q, run.rows = job.rows(item), run.group = job.group;
     run.page_keys = c.page_keys, run.format = c.format;
-    run.k = c.k + item.head * plane, run.v = c.v + item.head * plane, run.page_bytes = plane * c.groups;
+    run.k = {c.k + item.head * plane, plane * c.groups, row, c.d, job.dp, kf};
+    run.v = {c.values.data + item.head * c.values.plane, c.values.page, c.values.row, c.values.d, job.dvp, vf};
     run.table = a.tables + size_t(item.sequence) * a.table_len;
-    run.first = a.contexts[item.sequence] - job.queries(item.sequence) + item.query;
-    run.kf = kf, run.vf = vf, run.scores = scores;
+    run.first = job.position(item), run.window = a.window;
+    run.scores = scores;
     const int keys = job.chunk_pages * c.page_keys;
-    job.isa.attend(run, chunk * keys, (chunk + 1) * keys, state);
+    job.isa.attend(run, (item.first_chunk + chunk) * keys, (item.first_chunk + chunk + 1) * keys, state);
   }
 
-  // An empty sum: the first part is taken as it is.
-  void clear(int rows, int dp) {
-    std::fill(total.m, total.m + rows, -std::numeric_limits<float>::infinity());
-    std::fill(total.l, total.l + rows, 0.0f);
-    std::fill(total.acc, total.acc + size_t(rows) * dp, 0.0f);
+  // An empty sum: the first part is taken as it is. With a sink, a sum of that alone.
+  void clear(const Attention& job, const Item& item, int first, int rows) {
+    const float* sinks = job.args.sinks ? job.args.sinks + item.head * job.group : nullptr;
+    const float nothing = -std::numeric_limits<float>::infinity();
+    for (int r = 0; r < rows; r++) {
+      const float sink = sinks ? sinks[(first + r) % job.group] : nothing;
+      total.m[r] = sink, total.l[r] = sink == nothing ? 0.0f : 1.0f;
+    }
+    std::fill(total.acc, total.acc + size_t(rows) * job.dvp, 0.0f);
   }
 
-  void finish(const Attention& job, const Item& item) const {
+  // Rows first .. first + rows of the item, which are those of `total`.
+  void finish(const Attention& job, const Item& item, int first, int rows) const {
     const AttentionArgs& a = job.args;
-    for (int r = 0; r < item.queries * job.group; r++) {
-      const int64_t token = a.starts[item.sequence] + item.query + r / job.group;
-      const int head = item.head * job.group + r % job.group;
-      job.isa.attend_finish(total, r, job.dp, a.cache.d, a.out + (token * a.heads + head) * a.cache.d);
+    const int d = a.cache.values.d;
+    for (int r = 0; r < rows; r++) {
+      const int64_t token = a.starts[item.sequence] + item.query + (first + r) / job.group;
+      const int head = item.head * job.group + (first + r) % job.group;
+      job.isa.attend_finish(total, r, job.dvp, d, a.out + (token * a.heads + head) * d);
     }
   }
 };
@@ -131,14 +157,14 @@ struct Worker {
 void run_whole(const Attention& job, Worker& worker, Counter& counter) {
   for (int i = counter.next(); i < job.items; i = counter.next()) {
     const Item& item = job.list[i];
-    const int rows = item.queries * job.group;
+    const int rows = job.rows(item);
     worker.load_queries(job, item);
-    worker.clear(rows, job.dp);
+    worker.clear(job, item, 0, rows);
     for (int chunk = 0; chunk < item.chunks; chunk++) {
       worker.attend(job, item, chunk, worker.part);
-      job.isa.attend_merge(worker.total, worker.part, rows, job.dp);
+      job.isa.attend_merge(worker.total, worker.part, rows, job.dvp);
     }
-    worker.finish(job, item);
+    worker.finish(job, item, 0, rows);
   }
 }
 
@@ -147,7 +173,7 @@ const Item& item_of_part(const Attention& job, int part) {
   return *(std::upper_bound(job.list, job.list + job.items, part, after) - 1);
 }
 
-// Chunks by anybody into `states`, then every item's states joined in order.
+// Chunks by anybody into `states`, then every item's states joined in order, a few rows at a time.
 void run_split(const Attention& job, Worker& worker, Team& team, const AttendState* states, Counter* counters) {
   for (int p = counters[0].next(); p < job.parts; p = counters[0].next()) {
     const Item& item = item_of_part(job, p);
@@ -155,13 +181,15 @@ void run_split(const Attention& job, Worker& worker, Team& team, const AttendSta
     worker.attend(job, item, p - item.part, states[p]);
   }
   team.barrier();
-  for (int i = counters[1].next(); i < job.items; i = counters[1].next()) {
-    const Item& item = job.list[i];
-    const int rows = item.queries * job.group;
-    worker.clear(rows, job.dp);
+  const int blocks = (job.max_rows + MERGE_ROWS - 1) / MERGE_ROWS;
+  for (int i = counters[1].next(); i < job.items * blocks; i = counters[1].next()) {
+    const Item& item = job.list[i / blocks];
+    const int first = i % blocks * MERGE_ROWS, rows = std::min(MERGE_ROWS, job.rows(item) - first);
+    if (rows <= 0) continue;
+    worker.clear(job, item, first, rows);
     for (int chunk = 0; chunk < item.chunks; chunk++)
-      job.isa.attend_merge(worker.total, states[item.part + chunk], rows, job.dp);
-    worker.finish(job, item);
+      job.isa.attend_merge(worker.total, job.from_row(states[item.part + chunk], first), rows, job.dvp);
+    worker.finish(job, item, first, rows);
   }
 }
 

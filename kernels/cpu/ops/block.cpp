@@ -38,7 +38,7 @@ void attention_block(const AttentionBlock& block, const Places& places, float* x
   if (wanted.rows && wanted.count == 0) return;
   float* a = arena.take<float>(size_t(tokens) * width);
   attention({qkv, qkv_rows, block.cache, places.tables, places.starts, places.contexts,
-             places.sequences, places.table_len, block.heads, block.scale, a}, turn);
+             places.sequences, places.table_len, block.heads, block.scale, block.window, block.sinks, a}, turn);
   watch.lap(Part::attention);
   if (wanted.rows) {
     float* few = arena.take<float>(size_t(wanted.count) * width);

@@ -26,14 +26,14 @@ int count_distinct(const int32_t* ids, size_t n, int experts) {
   return count;
 }
 
-// out = down(silu(gate h) * (up h))
+// out = down(glu(gate h, up h))
 void mlp(const DecoderLayer& layer, const float* h, int tokens, float* out, Turn& turn) {
   Arena& arena = turn.team.arena;
   const int hidden = layer.down.rows, width = layer.down.cols;
   float* gate_up = arena.take<float>(size_t(tokens) * 2 * width);
   float* product = arena.take<float>(size_t(tokens) * width);
   linear(h, hidden, tokens, layer.gate_up, nullptr, gate_up, turn);
-  silu_mul(gate_up, product, tokens, width, turn);
+  glu(gate_up, product, tokens, width, layer.activation, turn);
   linear(product, width, tokens, layer.down, nullptr, out, hidden, turn);
 }
 

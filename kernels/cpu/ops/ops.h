@@ -6,8 +6,11 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <utility>
 #include <vector>
+
+#include "isa/table.h"
 
 namespace headrace {
 
@@ -30,16 +33,26 @@ inline int rows_of(const Rows& rows) {
   return n;
 }
 
-struct Bank {  // all experts of a layer: blocks of `bytes`, each gate [width, hidden] | up | down [hidden, width]
+// All experts of a layer: blocks of `bytes`, each gate [width, hidden] | up | down [hidden, width], and at bias_offset, if it
+// is not 0, float32 biases of gate, up and down.
+struct Bank {
   int gate, up, down;  // formats; activations for gate and up are prepared alike
   int experts, hidden, width;
-  size_t bytes;
+  size_t bytes, bias_offset;
+  Activation activation;
   const uint8_t* data;
 };
 
-struct Cache {  // one layer's pages of keys and of values, each [pages, G, page_keys, d]
+struct Values {  // of a cache: [pages, G, page_keys, d]; bytes from one row, head's plane and page to the next
+  int d;
+  size_t row, plane, page;
+  uint8_t* data;
+};
+
+struct Cache {  // one layer's pages of keys [pages, G, page_keys, d] and of values, which may lie inside the keys
   int format, groups, page_keys, d;
-  uint8_t *k, *v;
+  uint8_t* k;
+  Values values;
 };
 
 struct Rope {  // of the first r pairs of a head; cos, sin [positions, r]
@@ -60,7 +73,10 @@ void repack(const uint8_t* blocks, int rows, int cols, int format, uint8_t* out,
 void rmsnorm(const float* x, const float* weight, float* y, int tokens, int d, float eps, Turn& turn);
 void add_rmsnorm(float* x, const float* y, const float* weight, float* out, int tokens, int d, float eps, float scale,
                  Turn& turn);
-void silu_mul(const float* gate_up, float* out, int tokens, int width, Turn& turn);
+inline bool is_swiglu(const Activation& a) {
+  return a.alpha == 1.0f && a.offset == 0.0f && a.limit == std::numeric_limits<float>::infinity();
+}
+void glu(const float* gate_up, float* out, int tokens, int width, const Activation& activation, Turn& turn);
 void gated_add(float* y, const float* z, const float* gate, int tokens, int d, Turn& turn);
 void argmax(const float* logits, int rows, int n, float* values, int64_t* ids, Turn& turn);
 
@@ -82,10 +98,18 @@ struct QkvArgs {
 void place_qkv(const QkvArgs& args, Turn& turn);
 
 // route.cpp
+enum class Scoring : int { softmax, softmax_topk, sigmoid };
+constexpr std::pair<const char*, Scoring> SCORINGS[] = {
+    {"softmax", Scoring::softmax}, {"softmax_topk", Scoring::softmax_topk}, {"sigmoid", Scoring::sigmoid}};
 struct Router {
   Weights matrix;  // data null: none
   int top_k;
-  bool softmax_first, renormalise;
+  Scoring scoring;
+  bool renormalise;
+  const float *bias, *choice_bias;  // [experts] of the logits, and of the scores for the choice; null: none
+  int groups, top_groups;           // of neighbouring experts; how many are open to a token
+  bool top2;                        // a group counts as the sum of its two best, not as its best
+  float scale;
 };
 void route(const float* x, int tokens, const Router& router, int32_t* ids, float* weights, Turn& turn);
 
@@ -102,7 +126,9 @@ struct AttentionArgs {
   const int32_t *tables, *starts, *contexts;  // [S, table_len], [S + 1], [S]
   int sequences, table_len, heads;
   float scale;
-  float* out;  // [T, N, d]
+  int window;          // how many keys a query sees at most, its own included; NO_WINDOW: all
+  const float* sinks;  // [N], null: none
+  float* out;          // [T, N, values.d]
 };
 void attention(const AttentionArgs& args, Turn& turn);
 
@@ -117,6 +143,8 @@ struct AttentionBlock {
   Cache cache;
   Rope rope;
   float eps, clip, scale, residual_scale;
+  int window;
+  const float* sinks;
   Router router;
 };
 struct Places {
@@ -146,6 +174,7 @@ struct DecoderLayer {
   Bank bank;                          // data null: a dense layer
   Rows gate_up;                       // of the dense or the shared MLP
   Weights down, shared_gate;          // data null: none
+  Activation activation;              // of the MLP
 };
 struct Stack {  // all layers; a class of its own, so that Python holds it and a call converts no list
   std::vector<DecoderLayer> layers;

@@ -1,4 +1,4 @@
-// Ops that treat one token's row at a time: norms, SwiGLU, gated sum, the largest logit.
+// Ops that treat one token's row at a time: norms, GLU, gated sum, the largest logit.
 #include <algorithm>
 #include <cmath>
 
@@ -26,11 +26,16 @@ void add_rmsnorm(float* x, const float* y, const float* weight, float* out, int 
   });
 }
 
-void silu_mul(const float* gate_up, float* out, int tokens, int width, Turn& turn) {
+void glu(const float* gate_up, float* out, int tokens, int width, const Activation& activation, Turn& turn) {
   const Kernels& isa = turn.isa;
+  const bool plain = is_swiglu(activation);
+  const Glu how{activation, nullptr, nullptr};
   each_token(turn.team, tokens, int64_t(tokens) * width * 4, [&](int t) {
     const float* gate = gate_up + size_t(t) * 2 * width;
-    isa.silu_mul(gate, gate + width, width, out + size_t(t) * width);
+    if (plain)
+      isa.silu_mul(gate, gate + width, width, out + size_t(t) * width);
+    else
+      isa.glu(gate, gate + width, width, how, out + size_t(t) * width);
   });
 }
 

@@ -37,7 +37,7 @@ void place(const QkvArgs& args, const Kernels& isa, int t) {
   for (int g = 0; g < cache.groups; g++) {
     const size_t to = (size_t(page * cache.groups + g) * cache.page_keys + at) * bytes;
     format.pack(k + g * d, d, cache.k + to);
-    format.pack(v + g * d, d, cache.v + to);
+    format.pack(v + g * d, d, cache.values.data + to);
   }
 }
 

@@ -1,6 +1,9 @@
-// Which experts a token goes to: logits of the router, softmax before or after the choice, the top k.
+// Which experts a token goes to: logits of the router, their scores, the best groups, the top k of them, their weights.
 //
 // A token's choice is made by one worker, so it does not depend on the number of threads.
+#include <algorithm>
+#include <limits>
+
 #include "ops/each_token.h"
 #include "ops/ops.h"
 #include "runtime/turn.h"
@@ -23,32 +26,76 @@ void choose(const float* scores, int n, int top_k, int32_t* ids, float* values) 
 void divide_by_sum(float* values, int n) {
   float total = 0.0f;
   for (int i = 0; i < n; i++) total += values[i];
-  for (int i = 0; i < n; i++) values[i] /= total;
+  for (int i = 0; i < n; i++) values[i] /= total + 1e-20f;
+}
+
+// What a group of experts counts as.
+float group_score(const float* scores, int n, bool top2) {
+  int32_t ids[2];
+  float best[2];
+  choose(scores, n, top2 ? 2 : 1, ids, best);
+  return top2 ? best[0] + best[1] : best[0];
+}
+
+// What one token's choice borrows.
+struct Scratch {
+  float *logits, *scores, *biased;  // [experts]
+  float *groups, *best;             // [groups]
+  int32_t* open;                    // [groups]
+};
+
+// Scores of experts outside of the best groups become -infinity.
+void close_groups(const Router& router, const Scratch& s) {
+  const int n = router.matrix.rows / router.groups;
+  for (int g = 0; g < router.groups; g++) s.groups[g] = group_score(s.biased + g * n, n, router.top2);
+  choose(s.groups, router.groups, router.top_groups, s.open, s.best);
+  for (int g = 0; g < router.groups; g++)
+    if (std::find(s.open, s.open + router.top_groups, g) == s.open + router.top_groups)
+      std::fill_n(s.biased + g * n, n, -std::numeric_limits<float>::infinity());
+}
+
+// Scores of all experts: probabilities, or the logits where those come after the choice.
+const float* score(const Kernels& isa, const Router& router, const Scratch& s) {
+  if (router.scoring == Scoring::softmax_topk) return s.logits;
+  (router.scoring == Scoring::softmax ? isa.softmax : isa.sigmoid)(s.logits, router.matrix.rows, s.scores);
+  return s.scores;
 }
 
 // One token.
-void choose_one(const Kernels& isa, const Router& router, const float* logits, float* scores, int32_t* ids,
-                float* weights) {
+void choose_one(const Kernels& isa, const Router& router, const Scratch& s, int32_t* ids, float* weights) {
   const int experts = router.matrix.rows, k = router.top_k;
-  if (router.softmax_first) isa.softmax(logits, experts, scores);
-  choose(router.softmax_first ? scores : logits, experts, k, ids, weights);
-  if (!router.softmax_first)
+  const float* scores = score(isa, router, s);
+  const bool grouped = router.top_groups < router.groups;
+  if (router.choice_bias || grouped) {
+    for (int e = 0; e < experts; e++) s.biased[e] = scores[e] + (router.choice_bias ? router.choice_bias[e] : 0.0f);
+    if (grouped) close_groups(router, s);
+    choose(s.biased, experts, k, ids, weights);
+    for (int i = 0; i < k; i++) weights[i] = scores[ids[i]];
+  } else {
+    choose(scores, experts, k, ids, weights);
+  }
+  if (router.scoring == Scoring::softmax_topk)
     isa.softmax(weights, k, weights);
   else if (router.renormalise)
     divide_by_sum(weights, k);
+  if (router.scale != 1.0f)
+    for (int i = 0; i < k; i++) weights[i] *= router.scale;
 }
 
 }  // namespace
 
 void route(const float* x, int tokens, const Router& router, int32_t* ids, float* weights, Turn& turn) {
   Arena& arena = turn.team.arena;
-  const int experts = router.matrix.rows, k = router.top_k;
+  const int experts = router.matrix.rows, groups = router.groups, k = router.top_k;
   float* logits = arena.take<float>(size_t(tokens) * experts);
-  float* scores = arena.take<float>(size_t(tokens) * experts);
-  linear(x, router.matrix.cols, tokens, router.matrix, nullptr, logits, router.matrix.rows, turn);
+  float* scores = arena.take<float>(size_t(tokens) * 2 * experts);
+  float* of_groups = arena.take<float>(size_t(tokens) * 2 * groups);
+  int32_t* open = arena.take<int32_t>(size_t(tokens) * groups);
+  linear(x, router.matrix.cols, tokens, router.matrix, router.bias, logits, router.matrix.rows, turn);
   each_token(turn.team, tokens, int64_t(tokens) * experts * 4, [&](int t) {
-    const size_t at = size_t(t) * experts;
-    choose_one(turn.isa, router, logits + at, scores + at, ids + size_t(t) * k, weights + size_t(t) * k);
+    const size_t e = size_t(t) * experts, g = size_t(t) * groups;
+    const Scratch scratch{logits + e, scores + 2 * e, scores + 2 * e + experts, of_groups + 2 * g, of_groups + 2 * g + groups, open + g};
+    choose_one(turn.isa, router, scratch, ids + size_t(t) * k, weights + size_t(t) * k);
   });
 }
 
