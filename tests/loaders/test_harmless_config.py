@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from released import RELEASED
+from released.attention import RELEASED
 
 from headrace.errors import ConfigError
 from headrace.loaders.families import spec_of
@@ -143,9 +143,9 @@ def test_the_trained_context_is_that_of_the_model_unless_it_is_said(kind: str) -
     settings = {"rope_type": kind, "factor": 4.0}
     if kind == "llama3":
         settings |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
-    assert read("qwen3-30b-a3b", {"rope_scaling": settings})[0].rope.original_context == 40960
+    assert read("qwen3-30b-a3b", {"rope_scaling": settings})[0].mixers[0].rope.original_context == 40960
     beside = {"rope_scaling": settings, "original_max_position_embeddings": 8192}
-    assert read("qwen3-30b-a3b", beside)[0].rope.original_context == 8192
+    assert read("qwen3-30b-a3b", beside)[0].mixers[0].rope.original_context == 8192
 
 
 def test_a_file_is_read_without_what_is_ignored(tmp_path: Path) -> None:
