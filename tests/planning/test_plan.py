@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 import torch
 from conftest import Run
 from expected_bytes import pass_bytes
@@ -65,7 +66,7 @@ def plan(name: str, hw: Hardware | None, **options: Any) -> Plan:
 # Bytes
 
 
-@pytest.mark.parametrize("variant", ["qwen3_moe", "qwen2_moe", "mixtral", "olmoe", "granitemoe"])
+@pytest.mark.parametrize("variant", tiny.VARIANTS)
 @pytest.mark.parametrize(("experts", "dense"), [("q4_0", "q8_0"), ("bf16", "bf16"), ("f32", "f32")])
 def test_bytes_are_those_of_the_engine(variant: str, experts: str, dense: str, checkpoints: Any) -> None:
     """Storage equals what the engine allocates, and a decode step reads what the engine books, both to the byte."""

@@ -141,7 +141,7 @@ def test_qwen_fp8(tmp_path: Path) -> None:
     assert "model.layers.0.linear_attn.in_proj_qkv" in modules
     assert torch.equal(logits(tmp_path / "model"), logits(tmp_path / "twin"))
     formats = open_directory(tmp_path / "model", LoadOptions()).formats
-    assert [formats.of(f"0.{role}", "dense").name for role in ("delta_qkv", "z", "o")] == ["fp8"] * 3
+    assert [formats.of(f"0.{role}", "dense").name for role in ("delta_qkv", "z", "delta_o")] == ["fp8"] * 3
 
 
 # ---- Kimi: int4 in groups of 32, of routed experts alone
