@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from ...errors import CheckpointError
-from ...kernels import Format
+from ...kernels import FORMATS, Format
 from ...kernels.formats import EXPERT_ALIGN, align_up
 from ...loaders.architecture.architecture import Architecture
 from ...loaders.architecture.tensor_names import LEFT_OUT, place
@@ -26,6 +26,8 @@ from .storage import LayerBytes, Storage
 # Types of which a tensor's shape counts the weights: plain ones, and blocks of GGUF.
 WHOLE = {"F64", "F32", "F16", "BF16"} | {name for name, block, _ in TYPES.values() if block > 1}
 TABLES = ("embedding", "tables")  # of which a token reads rows
+DOWN, BIAS = " down", " biases"  # of experts: what lies last in their blocks
+TURNED = FORMATS["bf16"]  # of columns that become rows: no block format is turned as it is
 
 
 @dataclass
@@ -39,7 +41,8 @@ class _Sums:
     types: dict[str, Counter[str]] = field(default_factory=lambda: {"experts": Counter(), "dense": Counter()})
     elements: int = 0
 
-    def add(self, tensor: Stored, formats: Mapping[str, Format]) -> None:
+    def add(self, tensor: Stored, formats: Mapping[str, Format], turned: int) -> None:
+        """turned: rows that are stored the other way round."""
         layer, group = place(tensor.name, len(self.layers))
         if group in LEFT_OUT:
             self.left_out[group] += tensor.nbytes
@@ -48,7 +51,8 @@ class _Sums:
         self.elements += math.prod(tensor.shape)
         self.types["experts" if group == "experts" else "dense"][tensor.dtype] += tensor.nbytes
         there = self.by_group if layer is None else self.layers[layer]
-        there.setdefault(group, []).append(_in_memory(tensor, formats.get(tensor.name)))
+        where = group + _last_of_expert(tensor.name) if group == "experts" else group
+        there.setdefault(where, []).extend(_in_memory(tensor, formats.get(tensor.name), turned))
 
     def main_type(self, role: str) -> str:
         """The type that most bytes have."""
@@ -56,12 +60,20 @@ class _Sums:
         return found.most_common(1)[0][0].lower() if found else "none"
 
 
-def _in_memory(tensor: Stored, format: Format | None) -> tuple[str, float]:
-    """The format and bytes of a tensor in memory; None: as in the file."""
+def _last_of_expert(name: str) -> str:
+    """Where in an expert's block a tensor lies: its biases behind its down, that behind the rest."""
+    return BIAS if name.endswith("bias") else DOWN if "down" in name or ".w2." in name else ""
+
+
+def _in_memory(tensor: Stored, format: Format | None, turned: int) -> Iterator[tuple[str, float]]:
+    """Formats and bytes of a tensor in memory; None: as in the file."""
     if format is None:
-        return tensor.dtype.lower(), tensor.nbytes
+        yield tensor.dtype.lower(), tensor.nbytes
+        return
     *rows, cols = tensor.shape or (1,)
-    return format.name, math.prod(rows) * format.row_bytes(cols)
+    if turned and format.is_block:
+        yield TURNED.name, turned * TURNED.row_bytes(cols)
+    yield format.name, (math.prod(rows) - (turned if format.is_block else 0)) * format.row_bytes(cols)
 
 
 def of_headers(model: Architecture, tensors: Iterable[Stored], source: str) -> Storage:
@@ -69,9 +81,9 @@ def of_headers(model: Architecture, tensors: Iterable[Stored], source: str) -> S
     tensors = list(tensors)
     is_packed = any(tensor.dtype not in WHOLE and not is_unknown(tensor.dtype) for tensor in tensors)
     formats = {} if is_packed else in_memory.of_tensors(tensors, len(model.layers))
-    sums = _Sums(layers=[{} for _ in model.layers])
+    sums, turned = _Sums(layers=[{} for _ in model.layers]), in_memory.turned_rows(tensors)
     for tensor in tensors:
-        sums.add(tensor, formats)
+        sums.add(tensor, formats, turned.get(tensor.name, 0))
     if not sums.groups["head"]:  # a head that is the embedding is read whole
         sums.groups["head"] = sums.groups.pop("embedding", 0)
         sums.by_group["head"] = sums.by_group.pop("embedding", [])
@@ -99,7 +111,8 @@ def _layer(
     index: int, model: Architecture, found: dict[str, list[tuple[str, float]]], is_aligned: bool, source: str
 ) -> LayerBytes:
     experts = model.layers[index].experts
-    routed = ByFormat.of(found.pop("experts", []))
+    parts = [found.pop("experts" + part, []) for part in ("", DOWN, BIAS)]
+    routed, biases = ByFormat.of(pair for part in parts[:2] for pair in part), sum(size for _, size in parts[2])
     if (experts is None) != (not routed.parts) or not (found or routed.parts):
         has = "has" if routed.parts else "has no"
         raise CheckpointError(
@@ -110,12 +123,15 @@ def _layer(
     return LayerBytes(
         common_in=ByFormat.of(pair for pairs in found.values() for pair in pairs),
         shared_in=ByFormat.of(found.get("shared", [])),
-        expert_in=_aligned(routed.times(1 / count)) if is_aligned else routed.times(1 / count),
+        expert_in=_expert(routed.times(1 / count), round(biases / count), is_aligned),
         experts=experts.count if experts else 0,
     )
 
 
-def _aligned(one: ByFormat) -> ByFormat:
-    """An expert with the padding of its block, which is of the last part's format."""
-    padding = align_up(round(one.total), EXPERT_ALIGN) - round(one.total)
-    return ByFormat.of([*one.parts, (one.parts[-1][0], padding)]) if padding else one
+def _expert(matrices: ByFormat, biases: int, is_aligned: bool) -> ByFormat:
+    """An expert with its biases and, in the engine's blocks, the padding of both, which count as of the last part."""
+    if not matrices.parts:
+        return matrices
+    size = round(matrices.total)
+    behind = align_up(size, EXPERT_ALIGN) - size + align_up(biases, EXPERT_ALIGN) if is_aligned else biases
+    return ByFormat.of([*matrices.parts, (matrices.parts[-1][0], behind)]) if behind else matrices

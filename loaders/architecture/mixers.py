@@ -80,14 +80,16 @@ def mla(
     own_indexer: bool = True,
     gate_rows: int = 0,
 ) -> Mixer:
-    """Latent attention: one latent of `kv_lora` and one rotary key of `rope` a token, shared by all heads. In decode
-    the latent is attended directly (the up-projections move to query and output), in a prompt keys and values are made.
+    """Latent attention: one latent of `kv_lora` and one rotary key of `rope` a token, shared by all heads. Checkpoints
+    have both up-projections in one tensor; here that of keys is as it is used, [heads x latent, nope]. In decode the
+    latent is attended directly (the up-projections move to query and output), in a prompt keys and values are made.
     `own_indexer` False: the choice of an earlier layer serves."""
     q_rows = heads * (nope + rope)
     low = [matrix(q_lora, hidden, name="attn_q_a"), vector(q_lora)] if q_lora else []
     parts = [*low, matrix(q_rows, q_lora or hidden, name="attn_q_b" if q_lora else "attn_q")]
     parts += [matrix(kv_lora + rope, hidden, name="attn_kv_a_mqa"), vector(kv_lora)]
-    parts += [matrix(heads * (nope + v), kv_lora, name="attn_kv_b"), matrix(hidden, heads * v, name="attn_output")]
+    up = matrix(heads * kv_lora, nope, name="attn_k_b"), matrix(heads * v, kv_lora, name="attn_v_b")
+    parts += [*up, matrix(hidden, heads * v, name="attn_output")]
     parts += [vector((q_lora or q_rows) + kv_lora + rope + hidden)] if bias else []
     parts += [matrix(gate_rows, hidden)] if gate_rows else []
     caches = [Cache(width=kv_lora + rope, chosen=indexer.top if indexer else None)]
@@ -104,15 +106,17 @@ def mla(
 
 
 def gated_deltanet(hidden: int, k_heads: int, v_heads: int, k_dim: int, v_dim: int, conv: int) -> Mixer:
-    """Gated delta rule: a state [k_dim, v_dim] a value head, and a short convolution over q, k and v."""
+    """Gated delta rule: a state [k_dim, v_dim] a value head, and a short convolution over q, k and v. What decides on a
+    change and its decay stays float32."""
     keys, values = k_heads * k_dim, v_heads * v_dim
     channels = 2 * keys + values
     parts = (
-        matrix(2 * keys + 2 * values, hidden),
-        matrix(2 * v_heads, hidden),
+        matrix(channels, hidden, name="attn_qkv"),
+        matrix(values, hidden, name="attn_gate"),
+        Part("attention", 2 * v_heads, hidden, plain=True, name="ssm_ba"),
         vector(channels * conv),
         vector(2 * v_heads + v_dim),
-        matrix(hidden, values),
+        matrix(hidden, values, name="ssm_out"),
     )
     state = v_heads * k_dim * v_dim
     return Mixer(

@@ -24,7 +24,7 @@ BOOKKEEPING = """
     tie_encoder_decoder id2label label2id num_labels problem_type task_specific_params finetuning_task return_dict*
     use_return_dict output_attentions output_hidden_states output_router_logits output_scores torchscript pruned_heads
     chunk_size_feed_forward attn_implementation use_cache use_flash_attn* use_bfloat16 use_fused_* fused_*
-    cache_implementation max_window_layers *_token_id *_token_ids *_token_index mrope_*
+    cache_implementation max_window_layers *_token_id *_token_ids *_token_index mrope_* mtp_* num_nextn_predict_layers
 """
 TRAINING = """
     *dropout* initializer_* *init_std* init_method* *aux_loss* *z_loss* *_loss_coef* router_jitter_noise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from ...errors import ConfigError
 from ...kernels.recipes import Activation
 from ..spec import DenseSpec, MoeSpec
 from .config_reader import ConfigReader
@@ -16,6 +17,8 @@ FfnSpec = MoeSpec | DenseSpec
 def read_ffns(family: Family, config: ConfigReader, count: int) -> list[FfnSpec]:
     """Those of so many layers."""
     moe, has_experts = _read_moe(family, config), _read_layers(family, config, count)
+    if not any(has_experts):
+        raise ConfigError(f"{config.source}: none of the {count} layers has experts: the engine runs models that do")
     if all(has_experts):
         if family.dense_width:
             config.seen.add(family.dense_width)
@@ -47,7 +50,7 @@ def _read_moe(family: Family, config: ConfigReader) -> MoeSpec:
 
 def _with_groups(family: Family, config: ConfigReader, moe: MoeSpec) -> MoeSpec:
     """A router that chooses some groups of experts first; one group, or all of them, is a choice among all."""
-    if config.get("topk_method") == "greedy":
+    if config.values.get("topk_method") == "greedy":  # compared with the rest by `said_twice`
         config.seen.update(("n_group", "topk_group"))
         return moe
     groups = 1 if config.get("n_group") is None else config.integer("n_group")

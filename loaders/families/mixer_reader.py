@@ -43,7 +43,7 @@ def _read_attention(family: Family, config: ConfigReader) -> AttentionSpec:
         kv_heads=kv_heads,
         head_dim=head_dim,
         scale=config.number(family.attention_scale.name) if family.attention_scale else head_dim**-0.5,
-        rope=read_rope(config, head_dim),
+        rope=read_rope(config, head_dim, partial=family.mixer == "delta"),
         qkv_bias=read_flag(config, family.qkv_bias),
         output_bias=read_flag(config, family.output_bias),
         qk_norm=family.qk_norm,

@@ -20,6 +20,11 @@ QWEN3_NEXT = Family(
     output_bias=Key("attention_bias", False),
     qk_norm="head",
     output_gate=True,
+    implied={
+        "attn_output_gate": (True, None),
+        "mamba_ssm_dtype": ("float32", None),  # of states
+        "output_gate_type": ("silu", "swish", None),  # of what a delta rule gives
+    },
     window_needs_switch=True,
     tensors=TensorNames(
         norms_from_one=True,

@@ -27,16 +27,17 @@ PLAIN = ("dynamic", "mrope", None)
 FOREIGN = frozenset({"factor", TRAINED, "short_factor", "long_factor", *OPTIONAL["yarn"], *KINDS["llama3"]})
 
 
-def read_rope(config: ConfigReader, head_dim: int) -> RopeSpec:
-    """The rope of a config; refuses a kind or key that is not supported."""
+def read_rope(config: ConfigReader, head_dim: int, partial: bool = False) -> RopeSpec:
+    """The rope of a config; refuses a kind or key that is not supported. partial: the config must say how many of a
+    head's dims are rotated."""
     try:
-        return _read(config, head_dim)
+        return _read(config, head_dim, partial)
     except ConfigError as error:
         config.refuse(error)
         return RopeSpec(theta=1.0, rotary_dim=head_dim)
 
 
-def _read(config: ConfigReader, head_dim: int) -> RopeSpec:
+def _read(config: ConfigReader, head_dim: int, partial: bool) -> RopeSpec:
     values = _merged(config)
     kind = values.get("rope_type", "default")
     kind = "default" if kind in PLAIN else kind
@@ -52,6 +53,8 @@ def _read(config: ConfigReader, head_dim: int) -> RopeSpec:
         )
     if "rope_theta" not in values:
         raise ConfigError(f"{config.source} has no 'rope_theta' (nor in rope_parameters): add it from the model's card")
+    if partial and "partial_rotary_factor" not in values:
+        config.require("partial_rotary_factor")
     number = {k: config.positive(k, values[k]) for k in used - {"rope_type", "truncate"} if k in values}
     return RopeSpec(
         theta=number["rope_theta"],

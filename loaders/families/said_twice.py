@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..spec import AttentionSpec, ModelSpec, MoeSpec
+from ..spec import AttentionSpec, DeltaSpec, ModelSpec, MoeSpec
 from .config_reader import ConfigReader, says_nothing
 
 ROTARY, RMS, SILU = ("rope", "rotary"), ("rmsnorm", "rms_norm", "rms"), ("silu", "swish", "swiglu")
@@ -16,9 +16,11 @@ ROTARY, RMS, SILU = ("rope", "rotary"), ("rmsnorm", "rms_norm", "rms"), ("silu",
 def facts(spec: ModelSpec) -> dict[str, tuple[Any, ...]]:
     """By key the values that agree with a spec."""
     mixer, moe = spec.mixers[-1], spec.moe
+    rope = None if isinstance(mixer, DeltaSpec) else mixer.rope
     layers, experts, scoring = (len(spec.layers),), (moe.experts,), (moe.scoring.removesuffix("_topk"),)
     return {
         **(_of_attention(mixer) if isinstance(mixer, AttentionSpec) else {}),
+        **({"initial_context_length": (rope.original_context,)} if rope and rope.original_context else {}),
         "norm_topk_prob": (moe.renormalise or moe.scoring == "softmax_topk",), "moe_renormalize": (moe.renormalise,),
         "scoring_func": scoring, "router_score_function": scoring, "moe_router_activation_func": scoring,
         "topk_method": _methods(moe), "position_embedding_type": ROTARY, "pos_emb_type": ROTARY,
@@ -49,7 +51,7 @@ def _methods(moe: MoeSpec) -> tuple[str, ...]:
     """What DeepSeek's configs call a router's way to choose."""
     if moe.choice_bias:
         return ("noaux_tc",)
-    return ("greedy",) if moe.groups == 1 else ("group_limited_greedy",)
+    return ("greedy", "group_limited_greedy") if moe.groups == 1 else ("group_limited_greedy",)
 
 
 def check(config: ConfigReader, spec: ModelSpec) -> None:

@@ -32,14 +32,13 @@ def of(family: Family, meta: Metadata) -> dict[str, Any]:
 def _grouped(meta: Metadata) -> dict[str, Any]:
     heads, hidden = meta.number("attention.head_count"), meta.number("embedding_length")
     size = meta.number("attention.key_length", default=hidden // max(heads, 1))
-    found = {
+    return {
         "num_attention_heads": heads,
         "num_key_value_heads": meta.number("attention.head_count_kv", default=heads),
         "head_dim": size,
         "rope_scaling": _rope_scaling(meta),
+        "partial_rotary_factor": meta.number("rope.dimension_count", default=size) / max(size, 1),
     }
-    turned = meta.number("rope.dimension_count", default=size)
-    return found if turned == size or not size else found | {"partial_rotary_factor": turned / size}
 
 
 def _latent(meta: Metadata) -> dict[str, Any]:

@@ -63,14 +63,15 @@ class Encoding:
         return self if name is None or cols % self.block == 0 else ENCODINGS[name]
 
 
-def expert_layout(encodings: list[Encoding], hidden: int, width: int) -> ExpertLayout | None:
-    """How the engine packs an expert of gate, up and down in these; None where it has no format of that name."""
+def expert_layout(encodings: list[Encoding], hidden: int, width: int, biases: int = 0) -> ExpertLayout | None:
+    """How the engine packs an expert of gate, up and down in these, and so many biases; None where it has no format of
+    that name, or no place for them."""
     formats = [encoding.packed for encoding in encodings]
-    if len(formats) != 3 or None in formats:
+    if len(formats) != 3 or None in formats or biases not in (0, 2 * width + hidden):
         return None
     gate, up, down = formats
     assert gate is not None, "checked above"
-    return ExpertLayout(format=gate, up_format=up, down_format=down, hidden=hidden, width=width)
+    return ExpertLayout(format=gate, up_format=up, down_format=down, hidden=hidden, width=width, biased=biases > 0)
 
 
 def _blocks(name: str, block: int, size: float) -> Encoding:

@@ -6,6 +6,7 @@ group has blocks. Vectors and routers are float32. Imports no torch.
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -14,7 +15,10 @@ from ..architecture.tensor_names import LEFT_OUT, place
 from ..files.headers import Stored
 
 F32 = FORMATS["f32"]
-NARROW = 32  # columns; a matrix of fewer is a convolution, which has no format
+NARROW = 32  # columns; a matrix of fewer is a convolution, which is float32
+# What decides on a delta rule's changes and their decay: small, and float32 too.
+SMALL = re.compile(r"\.(?:ssm_(?:ba|alpha|beta)|in_proj_(?:ba|a|b))\.weight$")
+UP, OUTPUT = re.compile(r"\.(?:kv_b_proj|attn_kv_b)\.weight$"), (".o_proj.weight", ".attn_output.weight")
 
 
 def usual(found: Sequence[Format]) -> Format:
@@ -44,14 +48,24 @@ def of_tensors(tensors: Iterable[Stored], layers: int) -> Mapping[str, Format]:
         stored = FORMATS.get(tensor.dtype.lower())
         if stored is None or group in (*LEFT_OUT, "tables"):
             continue
-        if len(tensor.shape) < 2 or tensor.name.endswith(".bias") or group == "router":
+        is_small = len(tensor.shape) < 2 or tensor.shape[-1] < NARROW or SMALL.search(tensor.name)
+        if is_small or tensor.name.endswith(("bias", "sinks")) or group == "router":
             found[tensor.name] = F32
-        elif group != "norms" and tensor.shape[-1] >= NARROW:
+        elif group != "norms":
             groups[_group(group, is_tied)].append((tensor.name, stored))
     for many in groups.values():
         shared = usual([stored for _, stored in many])
         found.update((name, as_loaded(stored, shared)) for name, stored in many)
     return found
+
+
+def turned_rows(tensors: Iterable[Stored]) -> dict[str, int]:
+    """Of up-projections of latents, by name, the rows for keys, which are stored the other way round: all but those
+    for values, of which the output projection has as many columns."""
+    tensors = list(tensors)
+    values = {t.name[: -len(end)]: t.shape[-1] for t in tensors for end in OUTPUT if t.name.endswith(end)}
+    found = {t.name: (t.shape[0], values.get(UP.sub("", t.name), 0)) for t in tensors if UP.search(t.name)}
+    return {name: rows - of_values for name, (rows, of_values) in found.items()}
 
 
 def _group(group: str, is_tied: bool) -> str:

@@ -75,10 +75,10 @@ class Quant:
     def expert_in_memory(self, experts: Experts, place: Place) -> ByFormat:
         """One expert of a layer as the engine packs it, with the padding of its block."""
         encodings = [self.encoding(part, place) for part in experts.parts() if not part.plain]
-        layout = expert_layout(encodings, experts.hidden, experts.width)
+        layout = expert_layout(encodings, experts.hidden, experts.width, experts.bias)
         if layout is None:
             return ByFormat.sum(self.in_memory(part, place) for part in experts.parts())
-        return ByFormat.of([*layout.bytes_by_format.items(), (F32.name, 4 * experts.bias)])
+        return ByFormat.of(layout.bytes_by_format)
 
     def stored_expert_bytes(self, experts: Experts, place: Place) -> int:
         """Bytes of one expert of a layer in a file."""

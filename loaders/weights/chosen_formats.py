@@ -35,7 +35,7 @@ PART_NAMES = {
     "q": "attn_q", "k": "attn_k", "v": "attn_v", "o": "attn_output", "gate": "ffn_gate", "up": "ffn_up",
     "down": "ffn_down", "mlp_gate": "ffn_gate", "mlp_up": "ffn_up", "mlp_down": "ffn_down", "attn_gate": "attn_gate",
     "q_a": "attn_q_a", "kv_a": "attn_kv_a_mqa", "k_up": "attn_k_b", "v_up": "attn_v_b", "delta_qkv": "attn_qkv",
-    "z": "attn_gate",
+    "z": "attn_gate", "delta_o": "ssm_out",
 }  # fmt: skip
 
 

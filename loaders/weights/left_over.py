@@ -129,7 +129,7 @@ def _decoder_layers(unused: Iterable[str], names: TensorNames, spec: ModelSpec) 
     for name in unused:
         if (layer := _layer_beyond(name, names, spec)) is not None:
             layers[layer].add(name.removeprefix(names.layer.format(layer=layer)))
-    whole = {names.attn_norm, names.mlp_norm, f"{names.q}.weight", f"{names.o}.weight"}
+    whole = {names.attn_norm, names.mlp_norm}
     return {n for n, have in layers.items() if whole <= have and not any(_predicts(f".{name}") for name in have)}
 
 

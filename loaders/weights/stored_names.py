@@ -110,12 +110,15 @@ def _routers(names: TensorNames) -> Iterator[str]:
 
 
 def _turned(names: TensorNames, gate: Entry, down: Entry, spec: ModelSpec, notes: list[str]) -> TensorNames:
-    """The names, with a word on experts that are stored the other way round: [experts, in, out]."""
+    """The names, with a word on experts that are stored the other way round: [experts, in, out]. Where a family has
+    them so, those that are quantised have their rows first all the same."""
     moe, hidden = spec.moe, spec.hidden
     width = 2 * moe.width if names.fused_gate_up else moe.width
     turned = (moe.experts, hidden, width), (moe.experts, moe.width, hidden)
     straight = (moe.experts, width, hidden), (moe.experts, hidden, moe.width)
-    if (gate.shape, down.shape) != turned or turned == straight or gate.packed:
+    if names.experts_turned and (gate.shape, down.shape) == straight:
+        return replace(names, experts_turned=False)
+    if names.experts_turned or (gate.shape, down.shape) != turned or turned == straight or gate.packed:
         return names
     notes.append("experts are stored as [experts, in, out]: they are turned while loading")
     return replace(names, experts_turned=True)

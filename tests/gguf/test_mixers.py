@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from mixer_types import AS_RELEASED, MIXES
 
 from headrace import LLM
 from headrace.engine.memory import kv_budget
@@ -23,8 +24,6 @@ PROMPT = [5, 11, 3, 70, 29, 8, 8, 14, 101, 33, 2, 9, 77, 12, 150, 6, 41]
 # Latents with a bias and layers without experts of Qwen3-Next have no names in GGUF files.
 NOT_THERE = ("deepseek_v3-bias", "qwen3_next-dense")
 VARIANTS = [name for name in tiny.VARIANTS if name.split("-")[0] in mixer_files.ARCHS and name not in NOT_THERE]
-# What files do not hold has the value that releases have.
-AS_RELEASED = {"gpt_oss": {"swiglu_limit": 7.0}}
 
 
 @pytest.fixture(autouse=True)
@@ -114,53 +113,6 @@ def test_metadata_that_would_change_the_result_are_refused(
     mixer_files.write(tmp_path / "m.gguf", *mixer_files.read(released("deepseek_v2")), more={key: value})
     with pytest.raises(ConfigError, match=said):
         open_gguf(tmp_path / "m.gguf", LoadOptions())
-
-
-# As llama-quantize mixes them for these archs: sizes that change, and types by role.
-MIXES: dict[str, tuple[str, dict[str, int], dict[str, str]]] = {
-    "gpt-oss, experts as released": (
-        "gpt_oss",
-        {"hidden_size": 288, "head_dim": 32, "intermediate_size": 96},
-        {
-            "token_embd": "Q8_0", "output": "Q8_0", "attn_q": "Q5_0", "attn_k": "Q5_0", "attn_v": "Q8_0/Q5_0",
-            "attn_output": "Q8_0", "ffn_gate_exps": "MXFP4", "ffn_up_exps": "MXFP4", "ffn_down_exps": "MXFP4",
-        },
-    ),
-    "deepseek": (
-        "deepseek_v3",
-        {"hidden_size": 256, "q_lora_rank": 256, "kv_lora_rank": 256, "qk_nope_head_dim": 32, "qk_rope_head_dim": 16,
-         "v_head_dim": 64, "moe_intermediate_size": 256, "intermediate_size": 512, "num_hidden_layers": 4},
-        {
-            "token_embd": "Q4_K", "output": "Q6_K", "attn_q_a": "Q4_K", "attn_q_b": "Q4_K", "attn_kv_a_mqa": "Q4_K",
-            "attn_k_b": "Q5_0/Q8_0", "attn_v_b": "Q6_K/Q4_K", "attn_output": "Q4_K", "ffn_gate": "Q4_K",
-            "ffn_up": "Q4_K", "ffn_down": "Q6_K", "ffn_gate_exps": "Q4_K", "ffn_up_exps": "Q4_K",
-            "ffn_down_exps": "Q6_K/Q4_K",
-            "ffn_gate_shexp": "Q4_K", "ffn_up_shexp": "Q4_K", "ffn_down_shexp": "Q6_K/Q4_K",
-        },
-    ),
-    "qwen3-next": (
-        "qwen3_next",
-        {"hidden_size": 256, "head_dim": 64, "moe_intermediate_size": 256, "shared_expert_intermediate_size": 512,
-         "linear_key_head_dim": 32, "linear_value_head_dim": 64},
-        {
-            "token_embd": "Q4_K", "output": "Q6_K", "attn_q": "Q4_K", "attn_k": "Q4_K", "attn_v": "Q6_K",
-            "attn_output": "Q4_K", "attn_qkv": "Q6_K/Q4_K", "attn_gate": "Q4_K", "ssm_ba": "Q4_K", "ssm_out": "Q4_K",
-            "ffn_gate_exps": "Q4_K", "ffn_up_exps": "Q4_K", "ffn_down_exps": "Q6_K/Q4_K", "ffn_gate_shexp": "Q4_K",
-            "ffn_up_shexp": "Q4_K", "ffn_down_shexp": "Q6_K",
-        },
-    ),
-    "qwen3.6, a dynamic mix": (
-        "qwen3_5_moe_text",
-        {"hidden_size": 256, "head_dim": 64, "moe_intermediate_size": 512, "shared_expert_intermediate_size": 256,
-         "linear_key_head_dim": 32, "linear_value_head_dim": 64, "linear_num_value_heads": 8},
-        {
-            "token_embd": "Q5_K", "output": "Q6_K", "attn_q": "Q5_K", "attn_k": "Q8_0", "attn_v": "Q8_0",
-            "attn_output": "IQ4_XS", "attn_qkv": "Q5_K/IQ4_XS", "attn_gate": "Q6_K", "ssm_alpha": "Q8_0/F32",
-            "ssm_beta": "F32/Q8_0", "ssm_out": "Q5_K/Q8_0", "ffn_gate_exps": "Q3_K/Q4_K", "ffn_up_exps": "Q4_K/Q3_K",
-            "ffn_down_exps": "Q5_K", "ffn_gate_shexp": "Q8_0", "ffn_up_shexp": "Q8_0", "ffn_down_shexp": "Q8_0",
-        },
-    ),
-}  # fmt: skip
 
 
 @pytest.mark.parametrize("mix", MIXES)

@@ -5,30 +5,24 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from released import GRANITE_1B_A400M, OLMOE_1B_7B, QWEN3_30B_A3B, QWEN15_MOE_A27B, RELEASED
+from released.attention import GRANITE_1B_A400M, OLMOE_1B_7B, QWEN3_30B_A3B, QWEN15_MOE_A27B, RELEASED
+from released.count import parameters
 
 from headrace.errors import ConfigError
-from headrace.kernels import FORMATS
 from headrace.loaders.families import spec_of
 from headrace.loaders.families.config_reader import ConfigReader
-from headrace.loaders.spec import ModelSpec
-from headrace.loaders.weights.model_weights import Formats, allocate
-from headrace.loaders.weights.targets import targets
-
-BF16 = FORMATS["bf16"]
+from headrace.loaders.spec import AttentionSpec, ModelSpec
 
 
 def spec(values: dict[str, Any]) -> ModelSpec:
     return spec_of(ConfigReader(values, "config.json"))[1]
 
 
-def parameters(values: dict[str, Any]) -> tuple[int, int]:
-    """All parameters of a model, and those of its routed experts, summed over the tensors a checkpoint must have."""
-    family, found = spec_of(ConfigReader(values, "config.json"))
-    weights = allocate(found, Formats(experts=BF16, dense=BF16, embed=BF16), "meta")
-    total = sum(target.elements for target in targets(found, family.tensors, weights).values())
-    routed = sum(layer.experts.nbytes for layer in weights.layers if layer.experts is not None) // 2
-    return total, routed
+def attention(found: ModelSpec) -> AttentionSpec:
+    """That of every layer."""
+    (one,) = {*found.mixers}
+    assert isinstance(one, AttentionSpec)
+    return one
 
 
 @pytest.mark.parametrize(
@@ -62,7 +56,7 @@ def test_dimensions(
     head_dim: int, vocab: int, context: int,
 ) -> None:  # fmt: skip
     found = spec(RELEASED[name])
-    att, moe = found.mixers[0], found.moe
+    att, moe = attention(found), found.moe
     assert (len(found.layers), found.moe_layers, found.hidden, found.vocab) == (layers, layers, hidden, vocab)
     assert (moe.experts, moe.top_k, moe.width, found.context) == (experts, top_k, width, context)
     assert (att.heads, att.kv_heads, att.head_dim, att.rope.rotary_dim) == (heads, kv_heads, head_dim, head_dim)
@@ -80,7 +74,7 @@ def test_router_recipes() -> None:
 
 
 def test_attention_recipes() -> None:
-    recipes = {name: (spec(c).mixers[0].qk_norm, spec(c).mixers[0].qkv_bias) for name, c in RELEASED.items()}
+    recipes = {name: (attention(spec(c)).qk_norm, attention(spec(c)).qkv_bias) for name, c in RELEASED.items()}
     assert recipes == {
         "qwen3-30b-a3b": ("head", False),
         "qwen1.5-moe-a2.7b": ("none", True),
@@ -94,10 +88,10 @@ def test_what_is_special_about_a_family() -> None:
     granite, qwen2 = spec(GRANITE_1B_A400M), spec(QWEN15_MOE_A27B)
     assert granite.tied_head
     assert (granite.embedding_scale, granite.residual_scale, granite.logits_divisor) == (12.0, 0.22, 6.0)
-    assert granite.mixers[0].scale == 0.015625
-    assert (qwen2.moe.shared_width, qwen2.moe.shared_gate) == (5632, True)
-    assert spec(OLMOE_1B_7B).mixers[0].clip is None
-    assert spec({**OLMOE_1B_7B, "clip_qkv": 8.0}).mixers[0].clip == 8.0
+    assert attention(granite).scale == 0.015625
+    assert (qwen2.moe.shared_width, qwen2.moe.shared_gate, qwen2.dense_width) == (5632, True, 0)
+    assert attention(spec(OLMOE_1B_7B)).clip is None
+    assert attention(spec({**OLMOE_1B_7B, "clip_qkv": 8.0})).clip == 8.0
     assert spec(QWEN3_30B_A3B).eos_ids == (151645,)
     assert spec({**QWEN3_30B_A3B, "eos_token_id": [3, 4]}).eos_ids == (3, 4)
     assert spec({**QWEN3_30B_A3B, "eos_token_id": None}).eos_ids == ()
@@ -139,7 +133,7 @@ def test_old_and_new_spelling_of_rope_give_the_same_spec(old: dict[str, Any], ne
 
 
 def test_values_of_yarn() -> None:
-    rope = spec({**QWEN3_30B_A3B, "rope_scaling": {"type": "yarn", **YARN, "beta_slow": 2}}).mixers[0].rope
+    rope = attention(spec({**QWEN3_30B_A3B, "rope_scaling": {"type": "yarn", **YARN, "beta_slow": 2}})).rope
     assert (rope.kind, rope.factor, rope.original_context, rope.theta) == ("yarn", 4.0, 32768, 1e6)
     assert (rope.beta_fast, rope.beta_slow, rope.truncate) == (32.0, 2.0, True)
     assert rope.attention_factor == pytest.approx(1.1386294)  # 0.1 ln 4 + 1

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from released import RELEASED
+from released.attention import RELEASED
 
 from headrace.errors import ConfigError
 from headrace.loaders.families import spec_of

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import gguf_files
+import mixer_files
+import mixer_types
 import numpy as np
 import pytest
 import tiny
@@ -31,27 +33,19 @@ from headrace.loaders.weights.imagined import imagine
 SIZES = {"hidden_size": 256, "head_dim": 64, "moe_intermediate_size": 512, "intermediate_size": 256}
 
 
-def types(**roles: str) -> gguf_files.Types:
-    """By role, F32 where none is given; "a/b" takes turns with the layers."""
-
-    def of(name: str) -> str:
-        found = roles.get(name.removesuffix(".weight").split(".")[-1], "F32").split("/")
-        return found[int(name.split(".")[1]) % len(found)] if name.startswith("blk.") else found[0]
-
-    return of
-
-
 MIXES = {
-    "q4_k_m": types(
+    "q4_k_m": gguf_files.by_role(
         token_embd="Q4_K", output="Q6_K", attn_q="Q4_K", attn_k="Q4_K", attn_v="Q6_K/Q4_K", attn_output="Q4_K",
         ffn_gate_exps="Q4_K", ffn_up_exps="Q4_K", ffn_down_exps="Q6_K/Q4_K/Q4_K", ffn_gate="Q4_K", ffn_up="Q4_K",
         ffn_down="Q6_K",
     ),
-    "padded": types(
+    "padded": gguf_files.by_role(
         token_embd="Q3_K", output="IQ4_XS", attn_q="IQ4_XS", attn_k="Q3_K", attn_v="Q5_0", attn_output="Q3_K",
         ffn_gate_exps="Q3_K/IQ4_XS", ffn_up_exps="Q3_K/Q5_1", ffn_down_exps="Q2_K/IQ4_XS/MXFP4", ffn_gate="Q8_0",
     ),
-    "plain": types(token_embd="F16", attn_q="F16", ffn_gate_exps="F16", ffn_up_exps="F16", ffn_down_exps="F16"),
+    "plain": gguf_files.by_role(
+        token_embd="F16", attn_q="F16", ffn_gate_exps="F16", ffn_up_exps="F16", ffn_down_exps="F16"
+    ),
 }  # fmt: skip
 
 
@@ -147,7 +141,34 @@ def test_types_without_kernels_keep_the_bytes_of_the_file(tmp_path: Path) -> Non
     assert dict(found.layers[0].expert_in.parts) == {"f32": 2 * 4 * 256 * 512, "tq2_0": 512 * 66}
 
 
-@pytest.mark.parametrize("variant", ["qwen3_moe", "qwen2_moe", "granitemoe"])
+@pytest.mark.parametrize(("mix", "joined"), [*((mix, False) for mix in mixer_types.MIXES), ("deepseek", True)])
+def test_the_same_of_other_mixers(mix: str, joined: bool, tmp_path: Path) -> None:
+    """Blocks of keys' up-projections that are turned, small matrices that become float32, states instead of a cache."""
+    variant, changed, roles = mixer_types.MIXES[mix]
+    tiny.build(variant, tmp_path / "shapes", **changed)
+    of = gguf_files.by_role(**roles, attn_kv_b="Q4_K")
+    mixer_files.mixed(tmp_path / "shapes", tmp_path / "m.gguf", tmp_path / "twin.gguf", of, joined=joined)
+    for path in (tmp_path / "m.gguf", tmp_path / "twin.gguf"):
+        checkpoint, source = open_gguf(path, LoadOptions()), model_source.find(str(path))
+        found = planned(source)
+        same(found, storage_of(checkpoint.spec, checkpoint.formats))
+        assert found.in_memory == checkpoint.weight_bytes
+        assert found.total == sum(entry.nbytes for entry in checkpoint.entries.values())
+        assert source.described.objections == ()
+        model = source.described.architecture
+        assert model.total_parameters == sum(np.prod(entry.shape) for entry in checkpoint.entries.values())
+        for one, layer in zip(model.layers, checkpoint.spec.layers, strict=True):
+            assert one.mixer is not None
+            assert sum(cache.width for cache in one.mixer.caches) == layer.mixer.cached
+            assert [cache.window for cache in one.mixer.caches] == [layer.mixer.window][: len(one.mixer.caches)]
+            assert one.mixer.state == layer.mixer.state
+
+
+@pytest.mark.parametrize(
+    "variant",
+    ["qwen3_moe", "qwen2_moe", "granitemoe", "gpt_oss", "deepseek_v2", "deepseek_v3-bias", "qwen3_next-dense",
+     "qwen3_5_moe_text"],
+)  # fmt: skip
 def test_the_same_of_a_checkpoint_of_bfloat16(variant: str, tmp_path: Path, checkpoints: Any) -> None:
     """Routers, norms and biases are float32 in memory, whatever the file has."""
     checkpoint = open_directory(checkpoints(variant), LoadOptions())

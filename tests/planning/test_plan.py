@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 import torch
 from conftest import Run
 from expected_bytes import pass_bytes
@@ -65,7 +66,7 @@ def plan(name: str, hw: Hardware | None, **options: Any) -> Plan:
 # Bytes
 
 
-@pytest.mark.parametrize("variant", ["qwen3_moe", "qwen2_moe", "mixtral", "olmoe", "granitemoe"])
+@pytest.mark.parametrize("variant", tiny.VARIANTS)
 @pytest.mark.parametrize(("experts", "dense"), [("q4_0", "q8_0"), ("bf16", "bf16"), ("f32", "f32")])
 def test_bytes_are_those_of_the_engine(variant: str, experts: str, dense: str, checkpoints: Any) -> None:
     """Storage equals what the engine allocates, and a decode step reads what the engine books, both to the byte."""
@@ -443,11 +444,11 @@ def test_json_has_what_scripts_read(run: Run) -> None:
 
 def test_tables_for_a_person(run: Run) -> None:
     hw = ("--hardware", "rtx-3090, epyc-9005-8ch, 768gb")
-    status, out, _ = run("plan", "Kimi-K2", "--quant", "q4_0", *hw)
+    status, out, _ = run("plan", "GLM-4.5", "--quant", "q4_0", *hw)
     assert status == 0
     said = (
-        "cannot be run: the engine does not run kimi_k2",
-        "--n-cpu-moe 60 by exact sizes",
+        "cannot be run: the engine does not run glm4_moe",
+        "--n-cpu-moe 87 by exact sizes",
         "what if",
         "are assumptions",
     )

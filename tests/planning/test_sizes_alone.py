@@ -128,7 +128,7 @@ def test_the_text_model_of_a_wrapper_is_planned(wrapped: dict[str, Any]) -> None
     source = planned(wrapped)
     assert source.described.architecture.layers == PLAIN.layers
     assert any("the text model is taken" in note for note in source.notes)
-    assert source.described.objections
+    assert source.described.objections == ()
 
 
 def test_what_is_not_counted_is_said() -> None:

@@ -44,7 +44,7 @@ def allocate(make: Allocator, spec: DeltaSpec, hidden: int, format_of: FormatOf)
         rate=make.vector(spec.v_heads),
         dt_bias=make.vector(spec.v_heads),
         norm=make.vector(spec.v_dim),
-        o=make.matrix(format_of("o"), hidden, spec.out_rows),
+        o=make.matrix(format_of("delta_o"), hidden, spec.out_rows),
     )
 
 
@@ -68,7 +68,7 @@ def targets(spec: DeltaSpec, names: TensorNames, it: DeltaWeights, at: str, norm
     yield own.rate, vector(it.rate, "minus exp" if own.rate_is_log else "")
     yield own.dt_bias, vector(it.dt_bias)
     yield own.norm, vector(it.norm)
-    yield own.o, whole(it.o, "dense", at + "o")
+    yield own.o, whole(it.o, "dense", at + "delta_o")
 
 
 def _qkvz(spec: DeltaSpec, it: DeltaWeights, at: str) -> Target:

@@ -1,4 +1,4 @@
-"""Released configs of every family that runs, as the hub has them."""
+"""Released configs of families whose layers all have grouped-query attention, as the hub has them."""
 
 from __future__ import annotations
 

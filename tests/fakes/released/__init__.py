@@ -1,0 +1,1 @@
+"""Released configs of every family that runs, as the hub has them."""

@@ -1,0 +1,22 @@
+"""What a config asks of a checkpoint, in parameters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from headrace.kernels import FORMATS
+from headrace.loaders.families import spec_of
+from headrace.loaders.families.config_reader import ConfigReader
+from headrace.loaders.weights.model_weights import Formats, allocate
+from headrace.loaders.weights.targets import targets
+
+
+def parameters(values: dict[str, Any]) -> tuple[int, int]:
+    """All parameters of a model, and those of its routed experts, summed over the tensors a checkpoint must have."""
+    family, found = spec_of(ConfigReader(values, "config.json"))
+    plain = FORMATS["bf16"]
+    weights = allocate(found, Formats(experts=plain, dense=plain, embed=plain), "meta")
+    wanted = targets(found, family.tensors, weights)
+    total = sum(target.elements for target in wanted.values())
+    biases = (target for name, target in wanted.items() if "experts" in name and name.endswith("_bias"))
+    return total, sum(t.elements for t in wanted.values() if t.group == "experts") + sum(t.elements for t in biases)

@@ -1,0 +1,51 @@
+"""What of files with other mixers than attention is compared: sizes that rows of blocks fit, and types by role."""
+
+from __future__ import annotations
+
+# What files do not hold has the value that releases have.
+AS_RELEASED = {"gpt_oss": {"swiglu_limit": 7.0}}
+# As llama-quantize mixes them for these archs: sizes that change, and types by role.
+MIXES: dict[str, tuple[str, dict[str, int], dict[str, str]]] = {
+    "gpt-oss, experts as released": (
+        "gpt_oss",
+        {"hidden_size": 288, "head_dim": 32, "intermediate_size": 96},
+        {
+            "token_embd": "Q8_0", "output": "Q8_0", "attn_q": "Q5_0", "attn_k": "Q5_0", "attn_v": "Q8_0/Q5_0",
+            "attn_output": "Q8_0", "ffn_gate_exps": "MXFP4", "ffn_up_exps": "MXFP4", "ffn_down_exps": "MXFP4",
+        },
+    ),
+    "deepseek": (
+        "deepseek_v3",
+        {"hidden_size": 256, "q_lora_rank": 256, "kv_lora_rank": 256, "qk_nope_head_dim": 32, "qk_rope_head_dim": 16,
+         "v_head_dim": 64, "moe_intermediate_size": 256, "intermediate_size": 512, "num_hidden_layers": 4},
+        {
+            "token_embd": "Q4_K", "output": "Q6_K", "attn_q_a": "Q4_K", "attn_q_b": "Q4_K", "attn_kv_a_mqa": "Q4_K",
+            "attn_k_b": "Q5_0/Q8_0", "attn_v_b": "Q6_K/Q4_K", "attn_output": "Q4_K", "ffn_gate": "Q4_K",
+            "ffn_up": "Q4_K", "ffn_down": "Q6_K", "ffn_gate_exps": "Q4_K", "ffn_up_exps": "Q4_K",
+            "ffn_down_exps": "Q6_K/Q4_K",
+            "ffn_gate_shexp": "Q4_K", "ffn_up_shexp": "Q4_K", "ffn_down_shexp": "Q6_K/Q4_K",
+        },
+    ),
+    "qwen3-next": (
+        "qwen3_next",
+        {"hidden_size": 256, "head_dim": 64, "moe_intermediate_size": 256, "shared_expert_intermediate_size": 512,
+         "linear_key_head_dim": 32, "linear_value_head_dim": 64},
+        {
+            "token_embd": "Q4_K", "output": "Q6_K", "attn_q": "Q4_K", "attn_k": "Q4_K", "attn_v": "Q6_K",
+            "attn_output": "Q4_K", "attn_qkv": "Q6_K/Q4_K", "attn_gate": "Q4_K", "ssm_ba": "Q4_K", "ssm_out": "Q4_K",
+            "ffn_gate_exps": "Q4_K", "ffn_up_exps": "Q4_K", "ffn_down_exps": "Q6_K/Q4_K", "ffn_gate_shexp": "Q4_K",
+            "ffn_up_shexp": "Q4_K", "ffn_down_shexp": "Q6_K",
+        },
+    ),
+    "qwen3.6, a dynamic mix": (
+        "qwen3_5_moe_text",
+        {"hidden_size": 256, "head_dim": 64, "moe_intermediate_size": 512, "shared_expert_intermediate_size": 256,
+         "linear_key_head_dim": 32, "linear_value_head_dim": 64, "linear_num_value_heads": 8},
+        {
+            "token_embd": "Q5_K", "output": "Q6_K", "attn_q": "Q5_K", "attn_k": "Q8_0", "attn_v": "Q8_0",
+            "attn_output": "IQ4_XS", "attn_qkv": "Q5_K/IQ4_XS", "attn_gate": "Q6_K", "ssm_alpha": "Q8_0/F32",
+            "ssm_beta": "F32/Q8_0", "ssm_out": "Q5_K/Q8_0", "ffn_gate_exps": "Q3_K/Q4_K", "ffn_up_exps": "Q4_K/Q3_K",
+            "ffn_down_exps": "Q5_K", "ffn_gate_shexp": "Q8_0", "ffn_up_shexp": "Q8_0", "ffn_down_shexp": "Q8_0",
+        },
+    ),
+}  # fmt: skip
