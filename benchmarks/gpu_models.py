@@ -138,7 +138,7 @@ def _layers(model: str, layers: int | None) -> int:
     from headrace.loaders.weights import imagined
     from headrace.loaders.weights.checkpoint import LoadOptions
 
-    whole = imagined.imagine(model, LoadOptions()).spec.layers
+    whole = len(imagined.imagine(model, LoadOptions()).spec.layers)
     return whole if layers is None else min(layers, whole)
 
 
@@ -149,7 +149,7 @@ def _loaded(llm: Any, seconds: float) -> dict[str, Any]:
     report = None if llm.parts.expert_arena is None else llm.parts.expert_arena.report
     return {
         "load_s": seconds,
-        "layers": llm.spec.layers,
+        "layers": len(llm.spec.layers),
         "whole_layers": whole_spec(llm).layers,
         "placement": llm.parts.placement.name,
         "handoff": asdict(llm.parts.signal_choice) if llm.parts.signal_choice else None,

@@ -223,7 +223,7 @@ class Runs:
         paces = [pace for _, pace in found]
         return Point(
             shape=self.shape,
-            layers=self.llm.spec.layers,
+            layers=len(self.llm.spec.layers),
             format=self.format,
             phase=phase,
             batch=batch,

@@ -184,4 +184,4 @@ def _distinct_experts(llm: LLM) -> float:
     """Of the last prefill: how many experts of a layer its tokens went to, the mean over layers."""
     bank = next(layer.experts for layer in llm.parts.weights.layers if layer.experts is not None)
     last = next(p for p in reversed(llm.ledger.passes) if p.phase == "prefill")
-    return round(last.bytes[CPU_DRAM]["experts"] / bank.layout.bytes / llm.spec.layers, 1)
+    return round(last.bytes[CPU_DRAM]["experts"] / bank.layout.bytes / len(llm.spec.layers), 1)

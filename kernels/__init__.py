@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from .activation import Activation
     from .context import Context
-    from .decoder_layer import AttentionBlock, Choice, Places, Router, Stack
+    from .decoder_layer import Block, Choice, Places, Router, Stack
     from .packed import ExpertBank, Matrix
 
 __all__ = ["BACKENDS", "FORMATS", "GPU_FORMATS", "ExpertLayout", "Format", "Ops", "load"]
@@ -43,7 +43,7 @@ class Ops(Protocol):
     ) -> None: ...
     def attention(self, q_TNd: Tensor, k_PGBd: Tensor, v_PGBd: Tensor, tables_SM: Tensor, starts_S1: Tensor, contexts_S:
     Tensor, scale: float, window: int | None = None, sinks_N: Tensor | None = None) -> Tensor: ...
-    def attention_block(self, x_TD: Tensor, update_TD: Tensor | None, block: AttentionBlock, places: Places,
+    def attention_block(self, x_TD: Tensor, update_TD: Tensor | None, block: Block, places: Places,
     rows_R: Tensor | None = None) -> tuple[Tensor, Tensor, Choice | None]: ...
     def layers(self, x_TD: Tensor, stack: Stack, places: Places, rows_R: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]: ...

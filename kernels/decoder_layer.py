@@ -9,19 +9,19 @@ it all at once; `compose` and `compose_layers` say in terms of the other ops wha
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from .packed import ExpertBank, Matrix, Mlp, Stacked
+from .routing import GroupScore, Scoring
 
 if TYPE_CHECKING:
     from . import Ops
 
 
-Scoring = Literal["softmax", "softmax_topk", "sigmoid"]
-GroupScore = Literal["max", "top2"]
 Choice = tuple[Tensor, Tensor]  # of experts: ids int32 [T, K] and their weights float32 [T, K]
 
 
@@ -42,38 +42,67 @@ class Router:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttentionBlock:
-    """One layer's attention and its router, if it has experts: weights, part of the cache, constants. Shapes as in
-    `reference.py`."""
+class Block:
+    """A layer before its experts: a mixer between two norms, what it projects back with, and the router, if there are
+    experts. A subclass says what is mixed."""
+
+    pre_norm: Tensor  # float32 [D], before the mixer
+    o: Matrix  # [D, what the mixer gives]
+    o_bias: Tensor | None
+    post_norm: Tensor  # float32 [D], after the residual sum
+    eps: float
+    residual_scale: float  # of what is added to the residual stream
+    router: Router | None
+    native: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)  # what a backend keeps of it
+
+    def mix(self, ops: Ops, h_TD: Tensor, places: Places, wanted: bool) -> Tensor | None:
+        """What goes into `o` of normed tokens, float32 [T, o.cols], their keys and values (or states) kept. Not
+        wanted: these are kept alone."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionBlock(Block):
+    """Grouped-query attention: weights, part of the cache, constants. Shapes as in `reference.py`."""
 
     heads: int
-    pre_norm: Tensor  # float32 [D], before the projection
     qkv: Stacked  # [(N + 2 G) d, D]
     qkv_bias: Tensor | None
     q_norm: Tensor | None
     k_norm: Tensor | None
-    o: Matrix  # [D, N d]
-    o_bias: Tensor | None
-    post_norm: Tensor  # float32 [D], after the residual sum
     k_PGBd: Tensor
     v_PGBd: Tensor
     cos_Pr: Tensor
     sin_Pr: Tensor
-    eps: float
     clip: float | None
     scale: float  # of scores
-    residual_scale: float  # of what is added to the residual stream
-    router: Router | None
     window: int | None = None  # tokens that a query sees, itself included; None: all
     sinks_N: Tensor | None = None  # float32
-    native: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)  # what a backend keeps of it
+    gate: Matrix | None = None  # [N d, D]; what the heads give is weighted by the sigmoid of its product
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether a backend that runs a layer at once knows all of it."""
+        return self.gate is None and self.window is None and self.sinks_N is None
+
+    def mix(self, ops: Ops, h_TD: Tensor, places: Places, wanted: bool) -> Tensor | None:
+        caches = self.k_PGBd, self.v_PGBd
+        qkv_THd = linear(ops, h_TD, self.qkv, self.qkv_bias).view(len(h_TD), -1, self.k_PGBd.shape[3])
+        turns = self.cos_Pr, self.sin_Pr, places.positions_T
+        ops.place_qkv_(qkv_THd, *caches, places.slots_T, *turns, self.q_norm, self.k_norm, self.eps, self.clip)
+        if not wanted:
+            return None
+        batch = places.tables_SM, places.starts_S1, places.contexts_S
+        q_TNd = qkv_THd[:, : self.heads]
+        a_TN = ops.attention(q_TNd, *caches, *batch, self.scale, self.window, self.sinks_N).flatten(1)
+        return a_TN if self.gate is None else a_TN.mul_(ops.linear(h_TD, self.gate).sigmoid_())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """One decoder layer: attention, then experts, or a dense MLP (no bank), or experts and a shared one (both)."""
+    """One decoder layer: a mixer, then experts, or a dense MLP (no bank), or experts and a shared one (both)."""
 
-    block: AttentionBlock
+    block: Block
     bank: ExpertBank | None
     mlp: Mlp | None
     shared_gate: Matrix | None  # [1, D] of the shared MLP
@@ -86,6 +115,11 @@ class Stack:
     layers: tuple[Layer, ...]
     native: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
+    @cached_property
+    def is_plain(self) -> bool:
+        """Whether a backend that runs all layers at once knows all of them."""
+        return all(isinstance(layer.block, AttentionBlock) and layer.block.is_plain for layer in self.layers)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Places:
@@ -96,6 +130,7 @@ class Places:
     tables_SM: Tensor  # int32
     starts_S1: Tensor  # int32
     contexts_S: Tensor  # int32
+    states_S: Tensor | None = None  # int32: slots of recurrent states, of models that have such
     native: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
@@ -108,7 +143,7 @@ def linear(ops: Ops, x_TC: Tensor, weights: Stacked, bias_R: Tensor | None = Non
 
 
 def compose(
-    ops: Ops, x_TD: Tensor, update_TD: Tensor | None, block: AttentionBlock, places: Places, rows_R: Tensor | None
+    ops: Ops, x_TD: Tensor, update_TD: Tensor | None, block: Block, places: Places, rows_R: Tensor | None
 ) -> tuple[Tensor, Tensor, Choice | None]:
     """`attention_block` as the sequence of ops that it stands for."""
     norm = block.eps, block.residual_scale
@@ -116,20 +151,13 @@ def compose(
         h_TD = ops.rmsnorm(x_TD, block.pre_norm, block.eps)
     else:
         h_TD = ops.add_rmsnorm_(x_TD, update_TD, block.pre_norm, *norm)
-    caches = block.k_PGBd, block.v_PGBd
-    qkv_THd = linear(ops, h_TD, block.qkv, block.qkv_bias).view(len(x_TD), -1, block.k_PGBd.shape[3])
-    turns = block.cos_Pr, block.sin_Pr, places.positions_T
-    ops.place_qkv_(qkv_THd, *caches, places.slots_T, *turns, block.q_norm, block.k_norm, block.eps, block.clip)
-    if rows_R is not None and len(rows_R) == 0:
+    a_TN = block.mix(ops, h_TD, places, wanted=rows_R is None or len(rows_R) > 0)
+    if a_TN is None:
         return x_TD[:0], h_TD[:0], None
-    batch = places.tables_SM, places.starts_S1, places.contexts_S
-    q_TNd, masks = qkv_THd[:, : block.heads], (block.window, block.sinks_N)
-    a_TN = ops.attention(q_TNd, *caches, *batch, block.scale, *masks).flatten(1)
     if rows_R is not None:
         a_TN, x_TD = a_TN[rows_R], x_TD[rows_R]
     h_TD = ops.add_rmsnorm_(x_TD, ops.linear(a_TN, block.o, block.o_bias), block.post_norm, *norm)
-    to = block.router
-    return x_TD, h_TD, None if to is None else ops.route(h_TD, to)
+    return x_TD, h_TD, None if block.router is None else ops.route(h_TD, block.router)
 
 
 def compose_layers(

@@ -20,7 +20,7 @@ from torch import Tensor
 from . import blocks
 from .activation import SWIGLU, Activation
 from .blocks import ggml, rounding
-from .decoder_layer import AttentionBlock, Choice, Places, Router, Stack, compose, compose_layers
+from .decoder_layer import Block, Choice, Places, Router, Stack, compose, compose_layers
 from .formats import Format
 from .packed import TORCH_DTYPES, ExpertBank, Matrix
 from .recurrent import delta_rule, short_conv
@@ -169,7 +169,7 @@ def attention(
 
 
 def attention_block(
-    x_TD: Tensor, update_TD: Tensor | None, block: AttentionBlock, places: Places, rows_R: Tensor | None = None
+    x_TD: Tensor, update_TD: Tensor | None, block: Block, places: Places, rows_R: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Choice | None]:
     """A layer before its experts: x += residual_scale * update, x += residual_scale * attention(norm(x)), in place.
 

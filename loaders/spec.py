@@ -1,14 +1,19 @@
 """`ModelSpec`: what a mixture-of-experts decoder is, with every number that the forward pass needs.
 
-A spec is built from a config.json by `families/`, and from then on the family's name does not matter: the decoder
-(`engine/model/decoder.py`), the loader and the planner read these fields alone. Sizes are counts of elements; nothing
-here knows a tensor, a format or a device.
+A layer is a mixer (what looks at other tokens: attention, latent attention, a delta rule) and what every token goes
+through alone (a dense MLP, or routed experts). A spec is built from a config.json by `families/`, and from then on the
+family's name does not matter: the decoder (`engine/model/decoder.py`), the loader and the planner read these fields
+alone. Sizes are counts of elements; nothing here knows a tensor, a format or a device.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
+
+from ..kernels.activation import SWIGLU, Activation
+from ..kernels.routing import GroupScore, Scoring
 
 QkNorm = Literal["none", "head", "full"]
 RopeKind = Literal["default", "linear", "llama3", "yarn"]
@@ -38,16 +43,22 @@ class RopeSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionSpec:
-    """Grouped-query attention. `qk_norm`: RMSNorm per head, or over all heads at once; `clip`: q, k, v into +-clip."""
+    """Grouped-query attention. `qk_norm`: RMSNorm per head, or over all heads at once; `clip`: q, k, v into +-clip;
+    `window`: tokens that a query sees, itself included; `sinks`: a score more for each head, without a value;
+    `gate`: what the heads give is weighted by the sigmoid of a projection."""
 
     heads: int
     kv_heads: int
     head_dim: int
     scale: float
+    rope: RopeSpec
     qkv_bias: bool = False
     output_bias: bool = False
     qk_norm: QkNorm = "none"
     clip: float | None = None
+    window: int | None = None
+    sinks: bool = False
+    gate: bool = False
 
     @property
     def q_rows(self) -> int:
@@ -62,49 +73,217 @@ class AttentionSpec:
         """Rows of the stacked projection [q | k | v]."""
         return self.q_rows + 2 * self.kv_rows
 
+    @property
+    def cached(self) -> int:
+        """Elements that one token adds to the cache."""
+        return 2 * self.kv_rows
+
+    @property
+    def state(self) -> int:
+        """float32 elements of recurrent state of a sequence."""
+        return 0
+
+    @property
+    def shared_by(self) -> float:
+        """Query heads that read one cached key."""
+        return self.heads / self.kv_heads
+
+    @property
+    def out_rows(self) -> int:
+        """What the heads give together, the columns of the output projection."""
+        return self.q_rows
+
+    @property
+    def work_rows(self) -> int:
+        """Values of a token that are in memory at once while the layer is computed, hidden states left out."""
+        return 2 * self.qkv_rows + (5 if self.gate else 3) * self.q_rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentSpec:
+    """Multi-head latent attention: a token caches one latent of `kv_rank` and one rotary key of `rope.rotary_dim`,
+    which all heads share. `q_rank`: queries come through so many dimensions, 0: straight from the hidden state; `nope`,
+    `v_dim`: of a head's key without rotation, and of its value; `norm_eps`: of the norms of latents. Source:
+    DeepSeek-V2 (arXiv 2405.04434, section 2.1)."""
+
+    heads: int
+    q_rank: int
+    kv_rank: int
+    nope: int
+    v_dim: int
+    scale: float
+    rope: RopeSpec
+    norm_eps: float
+    bias: bool = False  # of the projections to the latents, and of the output
+
+    @property
+    def rope_dim(self) -> int:
+        return self.rope.rotary_dim
+
+    @property
+    def q_rows(self) -> int:
+        return self.heads * (self.nope + self.rope_dim)
+
+    @property
+    def cached(self) -> int:
+        return self.kv_rank + self.rope_dim
+
+    @property
+    def state(self) -> int:
+        return 0
+
+    @property
+    def window(self) -> None:
+        return None
+
+    @property
+    def shared_by(self) -> float:
+        return float(self.heads)
+
+    @property
+    def out_rows(self) -> int:
+        return self.heads * self.v_dim
+
+    @property
+    def work_rows(self) -> int:
+        return 2 * self.q_rows + 2 * self.heads * self.cached + 2 * self.out_rows + self.q_rank + 2 * self.cached
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeltaSpec:
+    """Gated delta rule: of every sequence a state [k_dim, v_dim] for each head of values, and the last `taps` - 1
+    inputs of a short convolution over queries, keys and values. Source: arXiv 2412.06464."""
+
+    k_heads: int
+    v_heads: int
+    k_dim: int
+    v_dim: int
+    taps: int
+    in_turns: bool = False  # heads of values go by turns of those of keys, instead of next to each other
+
+    @property
+    def k_rows(self) -> int:
+        return self.k_heads * self.k_dim
+
+    @property
+    def out_rows(self) -> int:
+        return self.v_heads * self.v_dim
+
+    @property
+    def channels(self) -> int:
+        """Of the convolution: queries, keys, values."""
+        return 2 * self.k_rows + self.out_rows
+
+    @property
+    def cached(self) -> int:
+        return 0
+
+    @property
+    def state(self) -> int:
+        return self.v_heads * self.k_dim * self.v_dim + self.channels * (self.taps - 1)
+
+    @property
+    def window(self) -> None:
+        return None
+
+    @property
+    def shared_by(self) -> float:
+        return 1.0
+
+    @property
+    def work_rows(self) -> int:
+        return 3 * self.channels + 6 * self.out_rows
+
+
+MixerSpec = AttentionSpec | LatentSpec | DeltaSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseSpec:
+    """A gated MLP that every token goes through."""
+
+    width: int
+    activation: Activation = SWIGLU
+
 
 @dataclass(frozen=True, kw_only=True)
 class MoeSpec:
-    """Routed experts of one layer, and the shared expert beside them (`shared_width` 0: none)."""
+    """Routed experts of a layer, and the shared expert beside them (`shared_width` 0: none). The router's recipe is
+    that of `kernels/reference.py`'s `route`."""
 
     experts: int
     top_k: int
     width: int
-    scoring: Literal["softmax", "softmax_topk"]
+    scoring: Scoring
     renormalise: bool
+    router_bias: bool = False
+    choice_bias: bool = False
+    groups: int = 1
+    top_groups: int = 1
+    group_score: GroupScore = "top2"
+    scale: float = 1.0
+    activation: Activation = SWIGLU
+    expert_bias: bool = False
     shared_width: int = 0
     shared_gate: bool = False  # the shared expert is weighted by sigmoid(x . gate)
 
 
 @dataclass(frozen=True, kw_only=True)
+class LayerSpec:
+    """One layer: what looks at other tokens, then what every token goes through alone."""
+
+    mixer: MixerSpec
+    ffn: DenseSpec | MoeSpec
+
+    @property
+    def is_moe(self) -> bool:
+        return isinstance(self.ffn, MoeSpec)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """A decoder. `is_moe[i]` says whether layer i has routed experts; the others are dense, `dense_width` wide."""
+    """A decoder. Layers with routed experts have experts of the same sizes."""
 
     family: str
     vocab: int
     hidden: int
     context: int
     norm_eps: float
-    attention: AttentionSpec
-    rope: RopeSpec
-    moe: MoeSpec
-    is_moe: tuple[bool, ...]
-    dense_width: int = 0
+    layers: tuple[LayerSpec, ...]
     tied_head: bool = False
     embedding_scale: float = 1.0
     residual_scale: float = 1.0
     logits_divisor: float = 1.0
     eos_ids: tuple[int, ...] = ()
 
+    @cached_property
+    def moe(self) -> MoeSpec:
+        """The experts of the first layer that has them."""
+        return next(layer.ffn for layer in self.layers if isinstance(layer.ffn, MoeSpec))
+
     @property
-    def layers(self) -> int:
-        return len(self.is_moe)
+    def is_moe(self) -> tuple[bool, ...]:
+        return tuple(layer.is_moe for layer in self.layers)
 
     @property
     def moe_layers(self) -> int:
         return sum(self.is_moe)
 
     @property
+    def dense_width(self) -> int:
+        """The widest MLP of layers without experts, 0 where there are none."""
+        return max((layer.ffn.width for layer in self.layers if isinstance(layer.ffn, DenseSpec)), default=0)
+
+    @property
+    def mixers(self) -> tuple[MixerSpec, ...]:
+        return tuple(layer.mixer for layer in self.layers)
+
+    @property
     def kv_elements_per_token(self) -> int:
-        """Elements that one token adds to the KV cache over all layers: keys and values."""
-        return 2 * self.layers * self.attention.kv_rows
+        """Elements that one token adds to the cache over all layers."""
+        return sum(mixer.cached for mixer in self.mixers)
+
+    @property
+    def state_elements(self) -> int:
+        """float32 elements of recurrent state that one sequence keeps over all layers."""
+        return sum(mixer.state for mixer in self.mixers)

@@ -14,6 +14,7 @@ Beside each other copies and the CPU's experts have what was measured, else the 
 
 from __future__ import annotations
 
+import statistics
 from collections import Counter
 from dataclasses import replace
 
@@ -50,6 +51,7 @@ class PassModel:
         self.main = GPU_HBM if machine.gpus else CPU_DRAM
         self.experts = Counter(layer.expert for layer in self.sizes.layers if layer.experts)  # -> layers with such ones
         self.token_bytes = bytes_per_token(spec, kv_dtype)
+        self.shared_by = statistics.mean(mixer.shared_by for mixer in spec.mixers)
         shared = next((layer.parts for layer in self.model.layers if layer.experts is not None), ())
         self.shared_flops = 2 * sum(part.elements for part in shared if part.group == "shared")
         self.layer_flops = sum(map(flop_counts.layer_flops, self.model.layers))
@@ -125,9 +127,9 @@ class PassModel:
             seen = done.context // rows - (queries - 1) // 2
             layers = self.model.layers
             flops = done.tokens * sum(flop_counts.attention_flops(layer, seen, queries == 1) for layer in layers)
-        written, attention = min(size, done.tokens * self.token_bytes), self.spec.attention
+        written = min(size, done.tokens * self.token_bytes)
         together = mean_queries(done.tokens / rows, done.context / rows)
-        return Cache(self.main, size - written, written, flops, attention.heads / attention.kv_heads, together)
+        return Cache(self.main, size - written, written, flops, self.shared_by, together)
 
     def _logit_rows(self, done: Pass) -> int:
         """Tokens whose logits are wanted."""
@@ -144,7 +146,7 @@ class PassModel:
     def _overhead(self, done: Pass) -> Overhead:
         spec = self.spec
         shared = spec.moe_layers if spec.moe.shared_width else 0
-        return Overhead(done.tokens, spec.layers, shared, self._logit_rows(done) * spec.vocab)
+        return Overhead(done.tokens, len(spec.layers), shared, self._logit_rows(done) * spec.vocab)
 
     def _layer(self, work: LayerWork, is_decode: bool) -> list[Step] | None:
         """One layer's experts on all tiers, with the shared one."""

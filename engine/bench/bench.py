@@ -200,7 +200,7 @@ def growth(llm: LLM) -> dict[str, float]:
     return {
         EXPERTS: experts[0] / experts[1],
         DENSE: whole.dense.total / here.dense.total,
-        KV: spec.layers / llm.spec.layers,
+        KV: spec.kv_elements_per_token / max(1, llm.spec.kv_elements_per_token),
     }
 
 

@@ -62,9 +62,9 @@ class RandomWeights:
         self.whole = whole.spec
         layers, problem = imagined.layers_that_fit(whole, self.layers, partial(_check, config, devices))
         found = imagined.cut(whole, layers)
-        if layers == whole.spec.layers or self.layers is not None:
+        if layers == len(whole.spec.layers) or self.layers is not None:
             return found
-        note = f"the first {layers} of {whole.spec.layers} layers, since {problem}; or --ram-limit, {RAM_LIMIT}"
+        note = f"the first {layers} of {len(whole.spec.layers)} layers, since {problem}; or --ram-limit, {RAM_LIMIT}"
         return replace(found, notes=(*found.notes, note))
 
     def load(self, checkpoint: Checkpoint, target: Target) -> ModelWeights:
@@ -112,4 +112,4 @@ def whole_spec(llm: LLM) -> ModelSpec:
 
 def is_cut(llm: LLM) -> bool:
     """Whether layers were left out."""
-    return llm.spec.layers < whole_spec(llm).layers
+    return len(llm.spec.layers) < len(whole_spec(llm).layers)

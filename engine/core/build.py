@@ -162,7 +162,7 @@ def _beside_a_gpu(
     if len(found) == 1:
         return None, None
     limit, sizes = resolve_limit(config.pinned_limit, config.ram_bytes), plan.bytes_in_ram
-    choice = signal_choice.decide(config, plan.placement, plan.offload, runtime, problem, checkpoint.spec.layers)
+    choice = signal_choice.decide(config, plan.placement, plan.offload, runtime, problem, len(checkpoint.spec.layers))
     driver, number = (None, 0) if runtime is None else (runtime.driver, runtime.number)
     return choice, ExpertArena(sizes, driver, number, problem, limit) if any(sizes) else None
 
@@ -240,7 +240,7 @@ def _experts(
     assert len(split) == len(banks), "whole banks beside several tiers"
     host_buffers = HostBuffers(
         found[plan.placement.main],
-        layers=spec.layers,
+        layers=len(spec.layers),
         tokens=max(config.prefill_chunk, config.max_sequences),
         hidden=spec.hidden,
         top_k=spec.moe.top_k,
@@ -261,7 +261,7 @@ def _decoder(
 ) -> Decoder:
     """The decoder on the device of everything but the experts, with its cache and the way of inputs there."""
     main, spec, context = found[plan.placement.main], checkpoint.spec, plan.kv_budget.max_context
-    cache = KVCache(spec, plan.kv_budget.pages + plan.spare_pages, kv_dtype, main.place)
+    cache = KVCache(spec, plan.kv_budget.pages + plan.spare_pages, kv_dtype, main.place, config.max_sequences + 1)
     inputs = make_device_inputs(main, found[plan.table], timers, config, spec, context)
     return Decoder(spec, weights, main.ops, experts, cache, context, inputs)
 
@@ -295,7 +295,7 @@ def _graphs(
         spare_page=spare_page,
         timeout=HANDOFF_TIMEOUT,
     )
-    digest = _digest(config, context, checkpoint, plan, decoder.cache.data.dtype, choice.name)
+    digest = _digest(config, context, checkpoint, plan, decoder.cache.dtype, choice.name)
     how = verify.Start(asked=config.handoff, choice=choice, runtime=runtime, digest=digest)
     return verify.start(how, verify.Steps(decoder, tiered, pages, spare_page), make)
 

@@ -66,7 +66,8 @@ class Loop:
         self, parts: EngineParts, ledger: Ledger, at_start: Callable[[], None], sampler: Sampler = sample
     ) -> None:
         self.parts, self.ledger, self.at_start, self.sampler = parts, ledger, at_start, sampler
-        self.pages = PageTable(parts.kv_budget.pages)
+        self.has_states = parts.spec.state_elements > 0
+        self.pages = PageTable(parts.kv_budget.pages, may_reuse=not self.has_states)
         self.scheduler = Scheduler(self.pages, parts.config.prefill_chunk, parts.config.max_sequences)
         self.eos_ids = parts.eos_ids
         self.books = Bookkeeping(ledger)
@@ -196,7 +197,7 @@ class Loop:
 
     def _forward(self, batch: Batch, is_graph: bool) -> Output:
         """A pass. Of a graph, the pass before is booked while it runs."""
-        inputs, parts = make_inputs(batch), self.parts
+        inputs, parts = make_inputs(batch, has_states=self.has_states), self.parts
         if len(parts.devices) == 1:
             start = time.perf_counter()
             out = parts.decoder.forward(inputs)
@@ -217,7 +218,7 @@ class Loop:
                     f"{len(sequence.tokens)} tokens need {need} pages of the KV cache, {self.pages.available} are "
                     "free: finish or close open streams first"
                 )
-            sequence.pages = self.pages.allocate(need)
+            sequence.pages, sequence.slot = self.pages.allocate(need), self.parts.config.max_sequences
             try:
                 return torch.cat(list(self._chunk_logits(sequence)))
             finally:
@@ -228,6 +229,6 @@ class Loop:
             count = min(sequence.pending, self.parts.config.prefill_chunk)
             batch = Batch([sequence], [count], is_prefill=True)
             with torch.inference_mode(), self.parts.main.current():
-                logits = self.parts.decoder.forward(make_inputs(batch, all_rows=True)).logits.cpu()
+                logits = self.parts.decoder.forward(make_inputs(batch, True, self.has_states)).logits.cpu()
             sequence.computed += count
             yield logits

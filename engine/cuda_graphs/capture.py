@@ -108,7 +108,7 @@ class Static:
         self.there = torch.zeros(self.shape.nbytes, dtype=torch.uint8, device=place)
         found = parts(self.there, self.shape)
         assert found.padding_T is not None, "padding that is not marked"
-        self.inputs, self.padding_B = found.inputs(torch.zeros(size, dtype=torch.int64), 0), found.padding_T
+        self.inputs, self.padding_B = found.inputs(torch.zeros(size, dtype=torch.int64), ()), found.padding_T
         self.load(None)
 
     def load(self, inputs: Inputs | None) -> None:

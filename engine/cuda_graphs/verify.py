@@ -75,7 +75,7 @@ class Steps:
             contexts_S=torch.tensor([number + 1], dtype=ints),
         )
         token = (7919 * number + 1) % self.decoder.spec.vocab
-        return Inputs(ids_T=torch.tensor([token]), places=places, context=number + 1, rows=torch.tensor([0]))
+        return Inputs(ids_T=torch.tensor([token]), places=places, spans=((1, number + 1),), rows=torch.tensor([0]))
 
     def by_hand(self, number: int) -> Tensor:
         """Logits of a step by the eager path, which is over then."""

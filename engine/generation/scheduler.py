@@ -46,11 +46,13 @@ class Scheduler:
     """Holds the sequences that wait and that run."""
 
     def __init__(self, pages: PageTable, prefill_chunk: int, max_sequences: int) -> None:
+        """Running sequences have slots of recurrent states, 0 to max_sequences - 1."""
         self.pages = pages
         self.prefill_chunk = prefill_chunk
         self.max_sequences = max_sequences
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
+        self.slots = list(range(max_sequences - 1, -1, -1))
 
     def add(self, sequence: Sequence) -> None:
         self.waiting.append(sequence)
@@ -73,6 +75,7 @@ class Scheduler:
                 return
             sequence.pages, sequence.digests = reused + self.pages.allocate(need), digests
             sequence.computed = sequence.reused = len(reused) * PAGE
+            sequence.slot = self.slots.pop()
             self.running.append(self.waiting.popleft())
 
     def _chunks(self, sequences: list[Sequence]) -> Batch | None:
@@ -98,14 +101,16 @@ class Scheduler:
         """Takes a sequence out, whatever its state, and gives its pages back."""
         if sequence in self.running:
             self.running.remove(sequence)
+            self.slots.append(sequence.slot)
         elif sequence in self.waiting:
             self.waiting.remove(sequence)
         self.pages.release(sequence.pages)
         sequence.pages = []
 
 
-def make_inputs(batch: Batch, all_rows: bool = False) -> Inputs:
-    """The tensors of a batch; `all_rows`: logits after every token, not only after the last ones."""
+def make_inputs(batch: Batch, all_rows: bool = False, has_states: bool = False) -> Inputs:
+    """The tensors of a batch; `all_rows`: logits after every token, not only after the last ones; has_states: of a
+    model with recurrent states."""
     ids: list[int] = []
     positions: list[int] = []
     slots: list[int] = []
@@ -129,8 +134,9 @@ def make_inputs(batch: Batch, all_rows: bool = False) -> Inputs:
         tables_SM=tables_SM.view(len(contexts), -1),
         starts_S1=starts_S1,
         contexts_S=contexts_S,
+        states_S=torch.tensor([s.slot for s in batch.sequences], dtype=torch.int32) if has_states else None,
     )
-    return Inputs(ids_T=ids_T, places=places, context=sum(contexts), rows=rows_R)
+    return Inputs(ids_T=ids_T, places=places, spans=tuple(zip(batch.counts, contexts, strict=True)), rows=rows_R)
 
 
 def _tables(sequences: list[Sequence]) -> list[int]:

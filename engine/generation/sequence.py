@@ -21,6 +21,7 @@ class Sequence:
     pages: list[int] = field(default_factory=list)
     digests: list[bytes] = field(default_factory=list)  # of the full pages, see kvcache.py
     computed: int = 0
+    slot: int = -1  # of its recurrent state, while it runs
     reused: int = 0  # prompt tokens that were in the cache already
     finish_reason: str | None = None
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from ...kernels.packed import Matrix, Stacked
 from ...loaders.quants.by_format import NOTHING, ByFormat
 from ...loaders.spec import ModelSpec
@@ -54,12 +56,8 @@ def of_model(spec: ModelSpec, formats: Formats) -> ModelFormats:
 
 
 def _layer(layer: LayerWeights) -> LayerFormats:
-    vectors = (layer.attn_norm, layer.qkv_bias, layer.q_norm, layer.k_norm, layer.o_bias, layer.mlp_norm)
-    plain = ByFormat.of([(F32, sum(vector.nbytes for vector in vectors if vector is not None))])
-    matrices: list[Matrix | Stacked] = [layer.qkv, layer.o]
-    matrices += [one for one in (layer.router, layer.shared_gate) if one is not None]
     mlp = NOTHING if layer.mlp is None else _matrices([layer.mlp.gate_up, layer.mlp.down])
-    common = ByFormat.sum([plain, _matrices(matrices), mlp])
+    common = ByFormat.of((F32 if isinstance(one, Tensor) else one.format.name, one.nbytes) for _, one in layer.common())
     if layer.experts is None:
         return LayerFormats(common=common)
     bank = layer.experts

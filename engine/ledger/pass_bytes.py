@@ -14,11 +14,13 @@ which counts the same bytes and takes the same time.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
-from ...kernels.packed import Matrix, Stacked
 from ...loaders.spec import ModelSpec
 from ...loaders.weights.model_weights import LayerWeights, ModelWeights
 from .passes import CPU_DRAM, Bytes
@@ -33,45 +35,87 @@ GROUPS = (EXPERTS, UNCHOSEN, DENSE, KV, HEAD, ROUTING, INPUTS, SAMPLES)
 @dataclass(frozen=True)
 class DenseSizes:
     """What the dense part of a pass is made of, in bytes: all layers with the final norm, of it what follows the last
-    layer's keys and values, one row of the embedding; how many layers there are; and the head."""
+    layer's keys and values, one row of the embedding; and the head."""
 
     layers: int
     tail: int
     embedding_row: int
-    count: int
     head: int
+
+
+Span = tuple[int, int]  # of one sequence: its new tokens, and its tokens in the cache after the pass
+
+
+@dataclass(frozen=True)
+class CacheSizes:
+    """What the caches of a model are made of, in bytes: of each layer what one token adds and the window that a query
+    sees (None: all), and the recurrent state of a sequence over all layers."""
+
+    layers: tuple[tuple[int, int | None], ...]
+    state: int
+
+    @cached_property
+    def token(self) -> int:
+        """What one token adds over all layers."""
+        return sum(size for size, _ in self.layers)
+
+    @cached_property
+    def _reading(self) -> dict[int | None, int]:
+        """By window what is read of a token in all layers but the last."""
+        found: Counter[int | None] = Counter()
+        for size, window in self.layers[:-1]:
+            found[window] += size
+        return dict(found)
+
+    def moved(self, spans: Sequence[Span], logits: bool) -> int:
+        """What a pass writes, and reads in every layer that attends: all but the last, if nobody wants logits. A state
+        is read and written."""
+        size = self.token * sum(new for new, _ in spans) + 2 * self.state * len(spans)
+        reading = [*self._reading.items(), *((window, size) for size, window in self.layers[-1:] if logits)]
+        return size + sum(each * _seen(spans, window) for window, each in reading)
+
+
+def _seen(spans: Sequence[Span], window: int | None) -> int:
+    """Tokens in the cache that the new ones see together, each once."""
+    if window is None:
+        return sum(context for _, context in spans)
+    return sum(min(context, window + new - 1) for new, context in spans)
+
+
+def cache_sizes(spec: ModelSpec, dtype: torch.dtype) -> CacheSizes:
+    """The sizes of a model's caches; `dtype` is that of keys and values."""
+    layers = tuple((mixer.cached * dtype.itemsize, mixer.window) for mixer in spec.mixers)
+    return CacheSizes(layers=layers, state=4 * spec.state_elements)
 
 
 def dense_sizes(weights: ModelWeights) -> DenseSizes:
     """The sizes of a model, of real weights or of such on the `meta` device."""
     last = weights.layers[-1]
-    before_tail = [last.attn_norm, last.qkv_bias, last.q_norm, last.k_norm, last.qkv]
-    tail = layer_dense_bytes(last) - sum(part.nbytes for part in before_tail if part is not None)
+    tail = layer_dense_bytes(last) - sum(part.nbytes for part in last.keeping())
     return DenseSizes(
         layers=sum(map(layer_dense_bytes, weights.layers)) + weights.final_norm.nbytes,
         tail=tail + weights.final_norm.nbytes,
         embedding_row=weights.embed.format.row_bytes(weights.embed.cols),
-        count=len(weights.layers),
         head=weights.head.nbytes,
     )
 
 
 def common_bytes(
     sizes: DenseSizes,
-    token_bytes: int,
+    cache: CacheSizes,
     *,
-    tokens: int,
-    context: int,
+    spans: Sequence[Span],
     logits: bool,
     main: str = CPU_DRAM,
     table: str = CPU_DRAM,
 ) -> Bytes:
     """What a pass reads besides routed experts, by group; `main`: the memory of it all, `table`: that of the
     embedding."""
+    tokens = sum(new for new, _ in spans)
     rows = tokens * sizes.embedding_row
     groups = {
         DENSE: dense_bytes(sizes, tokens, logits) - (rows if table != main else 0),
-        KV: kv_bytes(sizes, tokens, context, token_bytes, logits),
+        KV: cache.moved(spans, logits),
     }
     if logits:
         groups[HEAD] = sizes.head
@@ -84,19 +128,9 @@ def dense_bytes(sizes: DenseSizes, tokens: int, logits: bool) -> int:
     return sizes.layers + tokens * sizes.embedding_row - (0 if logits else sizes.tail)
 
 
-def kv_bytes(sizes: DenseSizes, tokens: int, context: int, token_bytes: int, logits: bool) -> int:
-    """Bytes of the cache: `tokens` written in every layer, `context` read in every layer that attends."""
-    attending = sizes.count if logits else sizes.count - 1
-    return tokens * token_bytes + context * token_bytes // sizes.count * attending
-
-
 def layer_dense_bytes(layer: LayerWeights) -> int:
     """Bytes of one layer without its routed experts."""
-    vectors = (layer.attn_norm, layer.qkv_bias, layer.q_norm, layer.k_norm, layer.o_bias, layer.mlp_norm)
-    matrices: list[Matrix | Stacked | None] = [layer.qkv, layer.o, layer.router, layer.shared_gate]
-    if layer.mlp is not None:
-        matrices += [layer.mlp.gate_up, layer.mlp.down]
-    return sum(v.nbytes for v in vectors if v is not None) + sum(m.nbytes for m in matrices if m is not None)
+    return sum(part.nbytes for _, part in layer.common())
 
 
 def bytes_per_token(spec: ModelSpec, dtype: torch.dtype) -> int:

@@ -68,8 +68,8 @@ def work_bytes(spec: ModelSpec, tokens: int, sequences: int, chunk: int = EXPERT
     """Most bytes that the activations of a pass of so many tokens take, whatever the context: hidden states,
     queries, keys and values, the products of experts (in chunks of so many bytes), logits; float32 and a copy of each
     as kernels want it."""
-    att, moe = spec.attention, spec.moe
-    attention = 6 * spec.hidden + 2 * att.qkv_rows + 3 * att.q_rows + 2 * moe.experts
+    moe, mixer = spec.moe, max(mixer.work_rows for mixer in spec.mixers)
+    attention = 6 * spec.hidden + mixer + 2 * moe.experts
     pairs = tokens * moe.top_k
     products = min(4 * pairs * spec.hidden, chunk)
     inner = 4 * 3 * max(moe.width, moe.shared_width, spec.dense_width) * max(pairs, tokens)

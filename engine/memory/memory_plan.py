@@ -130,13 +130,15 @@ class _Plan:
         self.counts, self.sizes = self.storage.experts_by_layer, self.storage.routed_by_layer
         self.tokens = max(config.prefill_chunk, config.max_sequences)
         self.page = PAGE * bytes_per_token(self.spec, dtype)
-        self.work = kv_budget.work_bytes(self.spec, config.prefill_chunk, config.max_sequences)
+        self.states = 4 * self.spec.state_elements * (config.max_sequences + 1)
+        self.work = self.states + kv_budget.work_bytes(self.spec, config.prefill_chunk, config.max_sequences)
         self.offload, self.buffers, self.mailbox, self.spare_pages = NONE, 0, 0, 0
 
     def beside_a_gpu(self, profile: Profile | None, graphs: bool) -> MemoryPlan:
         """What copies and graphs need is added up, then experts are placed."""
         config, spec = self.config, self.spec
-        self.work = kv_budget.work_bytes(spec, config.prefill_chunk, config.max_sequences, GPU_EXPERT_BYTES)
+        work = kv_budget.work_bytes(spec, config.prefill_chunk, config.max_sequences, GPU_EXPERT_BYTES)
+        self.work = self.states + work
         layouts = [self.checkpoint.formats.layout(spec, i) for i, is_moe in enumerate(spec.is_moe) if is_moe]
         self.offload = offload_plan.plan(config, spec, layouts, self.devices, profile)
         self.buffers = self.offload.buffer_bytes(self.tokens)
@@ -237,7 +239,7 @@ class _Plan:
         else:
             rows = spec.hidden if table is not main else 0  # of the embedding go up instead of token ids
             inputs = largest_pass(self.tokens, self.config.max_sequences, room.max_context, rows).nbytes
-            per_token = 8 * spec.hidden + 4 * spec.moe.top_k * (1 + spec.layers)
+            per_token = 8 * spec.hidden + 4 * spec.moe.top_k * (1 + len(spec.layers))
             needs["hand-off"] = self.tokens * per_token + inputs + self.mailbox
             needs["buffers of a pass"] = kv_budget.work_bytes(spec, self.tokens, 1) if needs["experts"] else 0
         if tier is main:

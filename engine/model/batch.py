@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ...kernels.decoder_layer import Places
+from ..ledger.pass_bytes import Span
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,7 @@ class Inputs:
 
     ids_T: Tensor  # int64
     places: Places
-    context: int  # tokens in the cache after the pass, over all sequences
+    spans: tuple[Span, ...]  # of each sequence its new tokens, and its tokens in the cache after the pass
     rows: Tensor  # int64: the rows whose logits are wanted, those of the last tokens of `Batch.ready`
     x_TD: Tensor | None = None  # float32: rows of the embedding, where they were looked up before
 

@@ -80,7 +80,7 @@ class Decoder:
         """What a pass does before its device has a part: looks up embedding rows that lie elsewhere. Besides, what the
         pass will read and send, but for experts."""
         inputs = self.device_inputs.look_up(self.weights.embed, inputs, self.spec.embedding_scale)
-        return inputs, self.device_inputs.bytes_of(inputs, self.sizes, self.cache.token_bytes)
+        return inputs, self.device_inputs.bytes_of(inputs, self.sizes, self.cache.sizes)
 
     def run(self, inputs: Inputs, experts: ExpertBackend) -> Tensor:
         """The rest of a pass, of inputs on the device: logits. It asks for no value of a tensor, so that it can be

@@ -15,7 +15,7 @@ from ...kernels.packed import Matrix
 from ...loaders.spec import ModelSpec
 from ..config import EngineConfig
 from ..devices.device import Device
-from ..ledger.pass_bytes import INPUTS, SAMPLES, DenseSizes, common_bytes
+from ..ledger.pass_bytes import INPUTS, SAMPLES, CacheSizes, DenseSizes, common_bytes
 from ..ledger.passes import D2H, H2D, Bytes, add_bytes
 from ..ledger.timers import Timers
 from .batch import Inputs
@@ -56,14 +56,12 @@ class DeviceInputs:
             return inputs.x_TD
         return self.table.ops.embed(table, inputs.ids_T, scale)
 
-    def bytes_of(self, inputs: Inputs, sizes: DenseSizes, token_bytes: int) -> Bytes:
-        """What a pass reads besides routed experts, and what goes up for it: inputs as `look_up` gives them;
-        token_bytes: of the cache."""
+    def bytes_of(self, inputs: Inputs, sizes: DenseSizes, cache: CacheSizes) -> Bytes:
+        """What a pass reads besides routed experts, and what goes up for it: inputs as `look_up` gives them."""
         read = common_bytes(
             sizes,
-            token_bytes,
-            tokens=len(inputs.ids_T),
-            context=inputs.context,
+            cache,
+            spans=inputs.spans,
             logits=len(inputs.rows) > 0,
             main=self.device.tier.channel,
             table=self.table.tier.channel,

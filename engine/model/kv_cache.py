@@ -4,7 +4,7 @@ A page holds `PAGE` tokens of all layers. Sequences own pages through a table; a
 tokens up to its end, so that a later prompt with the same beginning takes it over instead of computing it again (a
 chat's history, a shared system prompt). Released pages keep their content until their room is needed, oldest first.
 
-Layout of one layer: k and v [pages, kv_heads, PAGE, head_dim], so that one head's keys of a page are one run of bytes.
+One head's keys of a page are one run of bytes. A recurrent state is no page: every running sequence has a slot.
 This file knows no model and no schedule; pages are reserved when a sequence starts, so a running one never lacks room.
 """
 
@@ -13,12 +13,13 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections import OrderedDict
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ...loaders.spec import ModelSpec
-from ..ledger.pass_bytes import bytes_per_token
+from ...loaders.spec import AttentionSpec, LatentSpec, MixerSpec, ModelSpec
+from ..ledger.pass_bytes import cache_sizes
 
 PAGE = 32
 Digest = bytes
@@ -29,22 +30,62 @@ def pages_for(tokens: int) -> int:
     return -(-tokens // PAGE)
 
 
-class KVCache:
-    """The tensors. Memory is reserved here and taken by the system page by page, as tokens are written."""
+@dataclass(frozen=True)
+class Latents:
+    """Of one layer with latent attention: of each token its latent and its rotary key, [pages, 1, PAGE, both]."""
 
-    def __init__(self, spec: ModelSpec, pages: int, dtype: torch.dtype, place: torch.device | None = None) -> None:
-        att = spec.attention
-        shape = (spec.layers, 2, pages, att.kv_heads, PAGE, att.head_dim)
-        self.data = torch.empty(shape, dtype=dtype, device=place)
-        self.layers: list[tuple[Tensor, Tensor]] = [(layer[0], layer[1]) for layer in self.data]
-        self.token_bytes = bytes_per_token(spec, dtype)
-        self.pages = pages
+    rows: Tensor
+
+
+@dataclass(frozen=True)
+class States:
+    """Of one layer with a delta rule, float32 by slot: the last inputs of the convolution [slots, channels, taps - 1],
+    and the state [slots, heads, k, v]."""
+
+    inputs: Tensor
+    state: Tensor
+
+
+@dataclass(frozen=True)
+class KeysAndValues:
+    """Of one layer with grouped-query attention: [pages, kv_heads, PAGE, head_dim] both."""
+
+    k: Tensor
+    v: Tensor
+
+
+LayerCache = KeysAndValues | Latents | States
+
+
+class KVCache:
+    """The tensors of all layers. Memory is reserved here and taken by the system page by page, as tokens are written.
+    slots: sequences that can have a recurrent state at once."""
+
+    def __init__(
+        self, spec: ModelSpec, pages: int, dtype: torch.dtype, place: torch.device | None = None, slots: int = 1
+    ) -> None:
+        self.dtype, self.pages = dtype, pages
+        self.sizes = cache_sizes(spec, dtype)
+
+        def layer(mixer: MixerSpec) -> LayerCache:
+            if isinstance(mixer, AttentionSpec):
+                shape = (2, pages, mixer.kv_heads, PAGE, mixer.head_dim)
+                return KeysAndValues(*torch.empty(shape, dtype=dtype, device=place))
+            if isinstance(mixer, LatentSpec):
+                return Latents(torch.empty((pages, 1, PAGE, mixer.cached), dtype=dtype, device=place))
+            state = (slots, mixer.v_heads, mixer.k_dim, mixer.v_dim)
+            inputs = (slots, mixer.channels, mixer.taps - 1)
+            return States(torch.zeros(inputs, device=place), torch.zeros(state, device=place))
+
+        self.layers = [layer(mixer) for mixer in spec.mixers]
 
 
 class PageTable:
-    """Hands out pages, counts their owners, and finds pages whose content a prompt can take over."""
+    """Hands out pages, counts their owners, and finds pages whose content a prompt can take over. may_reuse: not where
+    a sequence has a recurrent state besides, which no page holds."""
 
-    def __init__(self, pages: int) -> None:
+    def __init__(self, pages: int, may_reuse: bool = True) -> None:
+        self.may_reuse = may_reuse
         self.free = list(range(pages - 1, -1, -1))
         self.owners = [0] * pages
         self.digest_of: dict[int, Digest] = {}
@@ -75,7 +116,7 @@ class PageTable:
         be computed for its logits. Returns the pages and the digests of their content."""
         pages: list[int] = []
         digests: list[Digest] = []
-        for end in range(PAGE, len(tokens), PAGE):
+        for end in range(PAGE, len(tokens) if self.may_reuse else 0, PAGE):
             digest = _extend(digests, tokens[end - PAGE : end])
             page = self.page_of.get(digest)
             if page is None:

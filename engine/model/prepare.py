@@ -3,54 +3,94 @@ load."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from torch import Tensor
 
-from ...kernels.decoder_layer import AttentionBlock, Layer, Router, Stack
+from ...kernels.decoder_layer import AttentionBlock, Block, Layer, Router, Stack
+from ...kernels.mixers import DeltaBlock, LatentBlock
 from ...kernels.packed import ExpertBank
-from ...loaders.spec import ModelSpec
+from ...loaders.spec import AttentionSpec, DeltaSpec, LatentSpec, LayerSpec, MixerSpec, ModelSpec, MoeSpec, RopeSpec
+from ...loaders.weights.mixers import AttentionWeights, DeltaWeights, LatentWeights, MixerWeights
 from ...loaders.weights.model_weights import LayerWeights, ModelWeights
 from . import rope
-from .kv_cache import KVCache
+from .kv_cache import KeysAndValues, KVCache, Latents, LayerCache, States
+
+Turns = tuple[Tensor, Tensor]  # cos and sin
 
 
 def make_stack(
     spec: ModelSpec, weights: ModelWeights, cache: KVCache, max_context: int, put: Callable[[Tensor], Tensor]
 ) -> Stack:
     """All layers, for positions below `max_context`; `put` brings a tensor to the device of the weights."""
-    turns = tuple(map(put, rope.tables(spec.rope, max_context)))
-    return Stack(layers=tuple(_layer(spec, layer, cache.layers[i], turns) for i, layer in enumerate(weights.layers)))
+    ropes = {mixer.rope for mixer in spec.mixers if not isinstance(mixer, DeltaSpec)}
+    tables = {one: rope.tables(one, max_context) for one in ropes}
+    turns = {one: (put(cos), put(sin)) for one, (cos, sin) in tables.items()}
+    layers = zip(spec.layers, weights.layers, cache.layers, strict=True)
+    return Stack(layers=tuple(_layer(spec, *one, turns) for one in layers))
 
 
-def _layer(spec: ModelSpec, layer: LayerWeights, kv: tuple[Tensor, Tensor], turns: tuple[Tensor, ...]) -> Layer:
-    bank = layer.experts if isinstance(layer.experts, ExpertBank) else None  # else the backend has it
-    return Layer(block=_block(spec, layer, kv, turns), bank=bank, mlp=layer.mlp, shared_gate=layer.shared_gate)
+def _layer(
+    spec: ModelSpec, layer: LayerSpec, weights: LayerWeights, cache: LayerCache, turns: Mapping[RopeSpec, Turns]
+) -> Layer:
+    bank = weights.experts if isinstance(weights.experts, ExpertBank) else None  # else the backend has it
+    common = {
+        "pre_norm": weights.attn_norm,
+        "post_norm": weights.mlp_norm,
+        "eps": spec.norm_eps,
+        "residual_scale": spec.residual_scale,
+        "router": None if not isinstance(layer.ffn, MoeSpec) else _router(layer.ffn, weights),
+    }
+    block = _block(layer.mixer, weights.mixer, cache, turns, common)
+    return Layer(block=block, bank=bank, mlp=weights.mlp, shared_gate=weights.shared_gate)
+
+
+def _router(moe: MoeSpec, weights: LayerWeights) -> Router:
+    assert weights.router is not None, "a layer with experts and without a router"
+    return Router(
+        matrix=weights.router, bias_E=weights.router_bias, choice_bias_E=weights.choice_bias, top_k=moe.top_k,
+        scoring=moe.scoring, renormalise=moe.renormalise, groups=moe.groups, top_groups=moe.top_groups,
+        group_score=moe.group_score, scale=moe.scale,
+    )  # fmt: skip
 
 
 def _block(
-    spec: ModelSpec, layer: LayerWeights, kv: tuple[Tensor, Tensor], turns: tuple[Tensor, ...]
+    mixer: MixerSpec, it: MixerWeights, cache: LayerCache, turns: Mapping[RopeSpec, Turns], common: dict[str, Any]
+) -> Block:
+    """The block of a layer's kind of mixer."""
+    if isinstance(mixer, AttentionSpec) and isinstance(it, AttentionWeights) and isinstance(cache, KeysAndValues):
+        return _attention(mixer, it, cache, turns[mixer.rope], common)
+    if isinstance(mixer, LatentSpec) and isinstance(it, LatentWeights) and isinstance(cache, Latents):
+        return _latent(mixer, it, cache, turns[mixer.rope], common)
+    assert isinstance(mixer, DeltaSpec)
+    assert isinstance(it, DeltaWeights)
+    assert isinstance(cache, States)
+    return _delta(mixer, it, cache, common)
+
+
+def _attention(
+    mixer: AttentionSpec, it: AttentionWeights, cache: KeysAndValues, turns: Turns, common: dict[str, Any]
 ) -> AttentionBlock:
-    moe, router = spec.moe, None
-    if layer.router is not None:
-        router = Router(matrix=layer.router, top_k=moe.top_k, scoring=moe.scoring, renormalise=moe.renormalise)
     return AttentionBlock(
-        heads=spec.attention.heads,
-        pre_norm=layer.attn_norm,
-        qkv=layer.qkv,
-        qkv_bias=layer.qkv_bias,
-        q_norm=layer.q_norm,
-        k_norm=layer.k_norm,
-        o=layer.o,
-        o_bias=layer.o_bias,
-        post_norm=layer.mlp_norm,
-        k_PGBd=kv[0],
-        v_PGBd=kv[1],
-        cos_Pr=turns[0],
-        sin_Pr=turns[1],
-        eps=spec.norm_eps,
-        clip=spec.attention.clip,
-        scale=spec.attention.scale,
-        residual_scale=spec.residual_scale,
-        router=router,
-    )
+        heads=mixer.heads, qkv=it.qkv, qkv_bias=it.qkv_bias, q_norm=it.q_norm, k_norm=it.k_norm, o=it.o,
+        o_bias=it.o_bias, k_PGBd=cache.k, v_PGBd=cache.v, cos_Pr=turns[0], sin_Pr=turns[1], clip=mixer.clip,
+        scale=mixer.scale, window=mixer.window, sinks_N=it.sinks, gate=it.gate, **common,
+    )  # fmt: skip
+
+
+def _latent(mixer: LatentSpec, it: LatentWeights, cache: Latents, turns: Turns, common: dict[str, Any]) -> LatentBlock:
+    return LatentBlock(
+        heads=mixer.heads, q_a=it.q_a, q_a_norm=it.q_a_norm, q_a_bias=it.q_a_bias, q=it.q, kv_a=it.kv_a,
+        kv_a_bias=it.kv_a_bias, kv_a_norm=it.kv_a_norm, k_up=it.k_up, v_up=it.v_up, o=it.o, o_bias=it.o_bias,
+        rows_P1Bl=cache.rows, cos_Pr=turns[0], sin_Pr=turns[1], norm_eps=mixer.norm_eps, scale=mixer.scale, **common,
+    )  # fmt: skip
+
+
+def _delta(mixer: DeltaSpec, it: DeltaWeights, cache: States, common: dict[str, Any]) -> DeltaBlock:
+    return DeltaBlock(
+        k_heads=mixer.k_heads, k_dim=mixer.k_dim, in_turns=mixer.in_turns, qkv=it.qkv, z=it.z, ba=it.ba,
+        conv_CW=it.conv, rate_H=it.rate,
+        dt_bias_H=it.dt_bias, norm_v=it.norm, o=it.o, o_bias=None, inputs_LCw=cache.inputs, state_LHkv=cache.state,
+        **common,
+    )  # fmt: skip

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ...kernels.decoder_layer import Places
 from ..devices.device import Event
+from ..ledger.pass_bytes import Span
 from .batch import Inputs
 
 ALIGN = 64
@@ -108,10 +109,10 @@ class Parts(NamedTuple):
         to.starts_S1.copy_(of.starts_S1)
         to.contexts_S.copy_(of.contexts_S)
 
-    def inputs(self, ids_T: Tensor, context: int) -> Inputs:
+    def inputs(self, ids_T: Tensor, spans: tuple[Span, ...]) -> Inputs:
         """The pass; `ids_T` serves where the block has none."""
         ids_T = ids_T if self.ids_T is None else self.ids_T
-        return Inputs(ids_T=ids_T, places=self.places, context=context, rows=self.rows, x_TD=self.x_TD)
+        return Inputs(ids_T=ids_T, places=self.places, spans=spans, rows=self.rows, x_TD=self.x_TD)
 
 
 def parts(block: Tensor, shape: Shape) -> Parts:
@@ -168,4 +169,4 @@ class StagingBuffer:
         """A pass, on the device; token ids whose rows were looked up stay where they are."""
         shape = shape_of(inputs)
         self.open(shape).write(inputs)
-        return parts(self.send(), shape).inputs(inputs.ids_T, inputs.context)
+        return parts(self.send(), shape).inputs(inputs.ids_T, inputs.spans)

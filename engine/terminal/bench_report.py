@@ -28,7 +28,7 @@ MODEL = ("model", "layers", "formats")
 
 def table(llm: LLM, rows: list[Row]) -> Table:
     """One row a test; rates are tokens per second of all sequences together, bytes and residual ms are of a token."""
-    title = f"{llm.spec.family}, {llm.spec.layers} layers, {formats(llm)}"
+    title = f"{llm.spec.family}, {len(llm.spec.layers)} layers, {formats(llm)}"
     columns = ("test", "batch", "bytes", "predicted", "tokens/s", "+-", "residual", "ceiling")
     shown = new_table(title, *columns)
     extrapolated = any(row.whole_tok_s is not None for row in rows)
@@ -97,7 +97,7 @@ def _number(value: float | None) -> str:
 
 
 def _layers(llm: LLM) -> int:
-    return whole_spec(llm).layers
+    return len(whole_spec(llm).layers)
 
 
 def remarks(llm: LLM) -> list[str]:
@@ -107,7 +107,7 @@ def remarks(llm: LLM) -> list[str]:
         found.append("random weights: speeds are those of the shape, the routing is close to uniform")
         if is_cut(llm):
             found.append(
-                f"{llm.spec.layers} of {whole_spec(llm).layers} layers were run; the last column (~) is "
+                f"{len(llm.spec.layers)} of {len(whole_spec(llm).layers)} layers were run; the last column (~) is "
                 "extrapolated, not measured"
             )
     found += filter(None, [llm.predictions.estimates])
@@ -122,7 +122,7 @@ def as_json(llm: LLM, model: str, rows: list[Row]) -> dict[str, Any]:
     return {
         "model": model,
         "family": llm.spec.family,
-        "layers": llm.spec.layers,
+        "layers": len(llm.spec.layers),
         "whole_layers": _layers(llm),
         "random_weights": isinstance(llm.source, RandomWeights),
         "formats": llm.parts.checkpoint.formats.names,

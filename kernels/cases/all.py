@@ -15,9 +15,10 @@ import torch
 from torch import Generator, Tensor
 
 from .. import Ops
-from ..decoder_layer import Router, Scoring
+from ..decoder_layer import Router
 from ..formats import FORMATS, ExpertLayout, Format
 from ..packed import TORCH_DTYPES, Matrix
+from ..routing import Scoring
 from .attention import attention_block_cases, attention_cases, place_qkv_cases
 from .case import (
     BASIC,

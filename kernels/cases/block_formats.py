@@ -13,7 +13,7 @@ import torch
 from torch import Generator
 
 from ..blocks.ggml import FILE_BLOCKS
-from ..decoder_layer import Layer, Stack
+from ..decoder_layer import AttentionBlock, Layer, Stack
 from ..formats import FORMATS, ExpertLayout, Format
 from ..packed import Stacked
 from .all import experts_case_of, linear_case
@@ -114,10 +114,12 @@ def mixed_layers_cases() -> Iterator[Case]:
 
     def mixed(g: Generator, source: Source, cache: Inputs, kind: str) -> Layer:
         layer = random_layer(g, source, FORMATS["q5_1"], 96, cache, kind)
-        heads, groups, d = layer.block.heads, layer.block.k_PGBd.shape[1], layer.block.k_PGBd.shape[3]
+        block = layer.block
+        assert isinstance(block, AttentionBlock)
+        heads, groups, d = block.heads, block.k_PGBd.shape[1], block.k_PGBd.shape[3]
         qkv = _stacked(source, 96, ("q5_1", (heads + groups) * d), ("q5_0", groups * d))
         mlp = layer.mlp and replace(layer.mlp, gate_up=_stacked(source, 96, ("q5_1", WIDTH), ("iq4_nl", WIDTH)))
-        return replace(layer, block=replace(layer.block, qkv=qkv, native={}), mlp=mlp)
+        return replace(layer, block=replace(block, qkv=qkv, native={}), mlp=mlp)
 
     def build(g: Generator, source: Source) -> Inputs:
         new, old = [5, 1], [3, 40]

@@ -13,7 +13,7 @@ from .. import _cpu, reference
 from ..activation import SWIGLU, Activation
 from ..blocks import ggml, rounding
 from ..context import Context
-from ..decoder_layer import AttentionBlock, Choice, Places, Router, Stack
+from ..decoder_layer import AttentionBlock, Block, Choice, Places, Router, Stack, compose, compose_layers
 from ..formats import FORMATS, Format
 from ..packed import FORMAT_OF_DTYPE, ExpertBank, Matrix
 from . import prepare
@@ -157,10 +157,12 @@ class CpuOps:
         self,
         x_TD: Tensor,
         update_TD: Tensor | None,
-        block: AttentionBlock,
+        block: Block,
         places: Places,
         rows_R: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Choice | None]:
+        if not (isinstance(block, AttentionBlock) and block.is_plain):
+            return compose(self, x_TD, update_TD, block, places, rows_R)
         T, D = x_TD.shape
         there = prepare.places(places)
         assert there.tokens == T, f"{T} tokens, {there.tokens} positions"
@@ -189,6 +191,8 @@ class CpuOps:
     def layers(
         self, x_TD: Tensor, stack: Stack, places: Places, rows_R: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
+        if not stack.is_plain:
+            return compose_layers(self, x_TD, stack, places, rows_R)
         T, D = x_TD.shape
         there = prepare.places(places)
         assert there.tokens == T, f"{T} tokens, {there.tokens} positions"

@@ -180,6 +180,7 @@ def _stack(it: Stack) -> Any:
 
 def _layer(it: Layer) -> Any:
     D, mlp = it.block.o.rows, it.mlp
+    assert isinstance(it.block, AttentionBlock), f"a fused {type(it.block).__name__}"
     assert (it.bank is None) == (it.block.router is None), "experts without a router, or a router without experts"
     assert it.bank is not None or mlp is not None, "a layer with neither experts nor an MLP"
     if it.bank is not None and it.block.router is not None:

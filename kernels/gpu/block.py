@@ -6,11 +6,11 @@ from __future__ import annotations
 from torch import Tensor
 
 from .. import load
-from ..decoder_layer import AttentionBlock, Choice, Places, Stack, compose, compose_layers
+from ..decoder_layer import Block, Choice, Places, Stack, compose, compose_layers
 
 
 def attention_block(
-    x_TD: Tensor, update_TD: Tensor | None, block: AttentionBlock, places: Places, rows_R: Tensor | None = None
+    x_TD: Tensor, update_TD: Tensor | None, block: Block, places: Places, rows_R: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Choice | None]:
     return compose(load("gpu"), x_TD, update_TD, block, places, rows_R)
 

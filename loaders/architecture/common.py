@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..families.config_reader import ConfigReader
-from ..families.family import MAX_EXPERTS, MAX_LAYERS
+from ..families.keys import MAX_EXPERTS, MAX_LAYERS
 from .architecture import Architecture, Experts, Layer, Mixer, Part, mlp, router, vector
 
 CONTEXT = (

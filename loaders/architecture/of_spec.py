@@ -8,36 +8,49 @@ from __future__ import annotations
 
 from ..families.config_reader import ConfigReader
 from ..families.family import Family, Key
-from ..spec import ModelSpec
-from .architecture import Architecture, Experts, Layer, Part, mlp, router, vector
+from ..spec import AttentionSpec, DenseSpec, LatentSpec, LayerSpec, MixerSpec, ModelSpec
+from .architecture import Architecture, Experts, Layer, Mixer, Part, mlp, router, vector
 from .common import alternate, decoder, dense, dense_by_step, flag, head_dim, kv_heads, layer_count, routed
 from .common import sparse as sparse_feed
-from .mixers import gqa
+from .mixers import gated_deltanet, gqa, mla
 
 
 def of_spec(spec: ModelSpec) -> Architecture:
     """The architecture of a model that the engine runs."""
-    att, moe, hidden = spec.attention, spec.moe, spec.hidden
-    mixer = gqa(
-        hidden, att.heads, att.kv_heads, att.head_dim,
-        qkv_bias=att.qkv_bias, output_bias=att.output_bias, qk_norm=att.qk_norm,
-    )  # fmt: skip
-    norms = (vector(hidden), vector(hidden))
-    shared = mlp("shared", hidden, moe.shared_width) if moe.shared_width else ()
-    gate = (Part("router", 1, hidden, plain=True),) if moe.shared_gate else ()
-    experts = Experts(count=moe.experts, top_k=moe.top_k, hidden=hidden, width=moe.width)
-    sparse = Layer(
-        mixer=mixer, parts=(*mixer.parts, *router(hidden, moe.experts), *shared, *gate, *norms), experts=experts
-    )
-    dense = Layer(mixer=mixer, parts=(*mixer.parts, *mlp("dense", hidden, spec.dense_width), *norms), experts=None)
+    kinds = {layer: _layer(spec.hidden, layer) for layer in set(spec.layers)}
     return Architecture(
         family=spec.family,
         vocab=spec.vocab,
-        hidden=hidden,
+        hidden=spec.hidden,
         context=spec.context,
-        layers=tuple(sparse if is_moe else dense for is_moe in spec.is_moe),
+        layers=tuple(kinds[layer] for layer in spec.layers),
         tied_head=spec.tied_head,
     )
+
+
+def _layer(hidden: int, layer: LayerSpec) -> Layer:
+    mixer, ffn, norms = _mixer(hidden, layer.mixer), layer.ffn, (vector(hidden), vector(hidden))
+    if isinstance(ffn, DenseSpec):
+        return Layer(mixer=mixer, parts=(*mixer.parts, *mlp("dense", hidden, ffn.width), *norms), experts=None)
+    shared = mlp("shared", hidden, ffn.shared_width) if ffn.shared_width else ()
+    gate = (Part("router", 1, hidden, plain=True),) if ffn.shared_gate else ()
+    routing = router(hidden, ffn.experts, ffn.choice_bias)
+    routing += (vector(ffn.experts, "router"),) if ffn.router_bias else ()
+    bias = 2 * ffn.width + hidden if ffn.expert_bias else 0
+    experts = Experts(count=ffn.experts, top_k=ffn.top_k, hidden=hidden, width=ffn.width, bias=bias)
+    return Layer(mixer=mixer, parts=(*mixer.parts, *routing, *shared, *gate, *norms), experts=experts)
+
+
+def _mixer(hidden: int, it: MixerSpec) -> Mixer:
+    if isinstance(it, AttentionSpec):
+        return gqa(
+            hidden, it.heads, it.kv_heads, it.head_dim, qkv_bias=it.qkv_bias, output_bias=it.output_bias,
+            qk_norm=it.qk_norm, window=it.window, output_gate=it.gate, sinks=it.sinks,
+        )  # fmt: skip
+    if isinstance(it, LatentSpec):
+        rank = it.q_rank or None
+        return mla(hidden, it.heads, rank, it.kv_rank, it.nope, it.rope_dim, it.v_dim, bias=it.bias)
+    return gated_deltanet(hidden, it.k_heads, it.v_heads, it.k_dim, it.v_dim, it.taps)
 
 
 def of_family(family: Family, c: ConfigReader) -> Architecture:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...errors import ConfigError, short
-from ..families import FAMILIES, read_spec
+from ..families import FAMILIES, named, read_spec
 from ..families.config_reader import ConfigReader
 from . import grouped, hybrid, latent
 from .architecture import Architecture
@@ -129,23 +129,24 @@ def read(values: dict[str, Any], source: str, dense: bool = False) -> Described:
     if by_class:
         notes += (f"model_type '{config.get('model_type')}' is not known: planned as {family}, which its class says",)
     try:
-        if family in FAMILIES:
-            architecture = of_family(FAMILIES[family], config)
-            _object_to_a_run(family, config)
-        elif family in READERS:
+        if family in READERS:
             architecture = READERS[family](config)
+        elif family in FAMILIES:
+            architecture = of_family(FAMILIES[family], config)
         else:
             architecture = unknown_family.read(config, _nearest(family), dense)
             notes += (
                 f"model_type '{family}' is not known: planned by the usual names of sizes, as {_outline(architecture)}",
             )
+        if family in FAMILIES:
+            _object_to_a_run(family, config)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise ConfigError(
             f"{source}: a value is not of the kind that {family} has there ({type(error).__name__}: {error}); "
             "compare it with the model's page"
         ) from error
-    name = values.get("model_type")
-    if family not in FAMILIES or name != family:
+    name = text.get("model_type")
+    if not isinstance(name, str) or named(name) is None or named(name) is not FAMILIES.get(family):
         config.objections.append(f"the engine does not run {name or family} yet: it runs {', '.join(FAMILIES)}")
     return Described(
         architecture=architecture, objections=tuple(config.objections), unknown_keys=config.unknown(), notes=notes

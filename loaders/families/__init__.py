@@ -7,23 +7,38 @@ import difflib
 from ...errors import ConfigError
 from ..spec import ModelSpec
 from .config_reader import ConfigReader
-from .family import Family, TensorNames, read_eos, read_spec
+from .deepseek import DEEPSEEK_V2, DEEPSEEK_V3, GLM4_MOE_LITE, KIMI_K2
+from .family import Family, TensorNames
+from .gpt_oss import GPT_OSS
 from .granitemoe import GRANITEMOE
 from .mixtral import MIXTRAL
 from .olmoe import OLMOE
 from .qwen2_moe import QWEN2_MOE
 from .qwen3_moe import QWEN3_MOE
+from .qwen3_next import QWEN3_5_MOE, QWEN3_NEXT
+from .spec_reader import read_eos, read_spec
 
-__all__ = ["FAMILIES", "Family", "TensorNames", "find_family", "read_eos", "read_spec", "spec_of"]
+__all__ = ["FAMILIES", "Family", "TensorNames", "find_family", "named", "read_eos", "read_spec", "spec_of"]
 
-FAMILIES: dict[str, Family] = {f.model_type: f for f in (QWEN3_MOE, QWEN2_MOE, MIXTRAL, OLMOE, GRANITEMOE)}
+FAMILIES: dict[str, Family] = {
+    f.model_type: f
+    for f in (
+        QWEN3_MOE, QWEN2_MOE, MIXTRAL, OLMOE, GRANITEMOE, GPT_OSS, DEEPSEEK_V2, DEEPSEEK_V3, KIMI_K2, GLM4_MOE_LITE,
+        QWEN3_NEXT, QWEN3_5_MOE,
+    )
+}  # fmt: skip
+
+
+def named(model_type: str) -> Family | None:
+    """The family of that name, None if there is none; newer releases put "_text" behind it."""
+    return FAMILIES.get(model_type) or FAMILIES.get(model_type.removesuffix("_text"))
 
 
 def find_family(config: ConfigReader) -> Family:
     """The family that a config names; raises ConfigError with the nearest names if there is none."""
     model_type = config.require("model_type")
-    if isinstance(model_type, str) and model_type in FAMILIES:
-        return FAMILIES[model_type]
+    if isinstance(model_type, str) and (found := named(model_type)):
+        return found
     near = difflib.get_close_matches(str(model_type), FAMILIES, n=2, cutoff=0.5)
     hint = f"; nearest: {', '.join(near)}" if near else ""
     raise ConfigError(

@@ -1,23 +1,19 @@
 """What one family of checkpoints is, as data: its config keys, its router recipe, its tensor names.
 
-A family is a literal of `Family` in a file of its own, listed in `__init__.py`. `read_spec` turns a config.json into a
-`ModelSpec` with it. Adding a grouped-query family means adding a literal; the decoder does not change.
+A family is a literal of `Family` in a file of its own, listed in `__init__.py`. `read_spec` (`spec_reader.py`) turns a
+config.json into a `ModelSpec` with it. Adding a family of known mixers means adding a literal; the decoder does not
+change.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ...errors import ConfigError
-from ..spec import AttentionSpec, ModelSpec, MoeSpec, QkNorm
-from . import quantisation, said_twice, window
-from .config_reader import ConfigReader
-from .rope import read_rope
-
-# Far above any model: a config that asks for more is damaged, and listing its tensors alone would fill the memory.
-MAX_LAYERS = 1000
-MAX_EXPERTS = 10000
+from ...kernels.activation import SWIGLU, Activation
+from ...kernels.routing import GroupScore, Scoring
+from ..spec import QkNorm
 
 
 @dataclass(frozen=True)
@@ -26,6 +22,41 @@ class Key:
 
     name: str
     default: Any = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentNames:
+    """Names of latent attention. kv_b has both up-projections; None: k_up and v_up are stored alone, k_up turned."""
+
+    q: str = "self_attn.q_proj"
+    q_a: str = "self_attn.q_a_proj"
+    q_a_norm: str = "self_attn.q_a_layernorm.weight"
+    q_b: str = "self_attn.q_b_proj"
+    kv_a: str = "self_attn.kv_a_proj_with_mqa"
+    kv_a_norm: str = "self_attn.kv_a_layernorm.weight"
+    kv_b: str | None = "self_attn.kv_b_proj"
+    k_up: str = ""
+    v_up: str = ""
+    o: str = "self_attn.o_proj"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeltaNames:
+    """Names of the gated delta rule. qkvz, ba: by turns of each head of keys; None: qkv, z, b, a are stored alone."""
+
+    qkvz: str | None = None
+    qkv: str = "linear_attn.in_proj_qkv.weight"
+    z: str = "linear_attn.in_proj_z.weight"
+    ba: str | None = None
+    b: str = "linear_attn.in_proj_b.weight"
+    a: str = "linear_attn.in_proj_a.weight"
+    conv: str = "linear_attn.conv1d.weight"
+    conv_is_deep: bool = True  # [channels, 1, taps]
+    rate: str = "linear_attn.A_log"
+    rate_is_log: bool = True  # of the rate less its sign
+    dt_bias: str = "linear_attn.dt_bias"
+    norm: str = "linear_attn.norm.weight"
+    o: str = "linear_attn.out_proj.weight"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,11 +76,22 @@ class TensorNames:
     o: str = "self_attn.o_proj"
     q_norm: str = "self_attn.q_norm.weight"
     k_norm: str = "self_attn.k_norm.weight"
+    sinks: str = "self_attn.sinks"
+    latent: LatentNames = LatentNames()
+    delta: DeltaNames = DeltaNames()
+    norms_from_one: bool = False  # of norms, what is stored is the weight less 1
     router: str = "mlp.gate.weight"
+    router_bias: str = "mlp.router.bias"
+    choice_bias: str = "mlp.gate.e_score_correction_bias"
     expert_gate: str | None = "mlp.experts.{e}.gate_proj.weight"
     expert_up: str | None = "mlp.experts.{e}.up_proj.weight"
     expert_down: str = "mlp.experts.{e}.down_proj.weight"
     fused_gate_up: str | None = None  # gate rows first, then up
+    gate_up_in_turns: bool = False  # or a row of gate, a row of up, and so on
+    expert_gate_bias: str | None = None
+    expert_up_bias: str | None = None
+    expert_down_bias: str | None = None
+    fused_gate_up_bias: str | None = None
     experts_turned: bool = False  # [experts, in, out] instead of [experts, out, in]
     mlp_gate: str = "mlp.gate_proj.weight"
     mlp_up: str = "mlp.up_proj.weight"
@@ -62,132 +104,46 @@ class TensorNames:
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """One family. A `Key` is looked up in config.json; a plain value is part of the architecture."""
+    """One family. A `Key` is looked up in config.json; a plain value is part of the architecture.
+
+    mixer: what looks at other tokens; "delta": a gated delta rule, with attention in every so many layers. windowed:
+    layers that `layer_types` calls sliding see `sliding_window` tokens. grouped_choice: `n_group` and `topk_group` say
+    how the router chooses. leading_dense: the first `first_k_dense_replace` layers are dense. shared_experts: how many
+    experts wide the shared one is."""
 
     model_type: str
     architecture: str
     experts: tuple[str, ...]
     expert_width: str
-    scoring: Literal["softmax", "softmax_topk"]
+    scoring: Scoring
     renormalise: bool | Key
+    mixer: Literal["attention", "latent", "delta"] = "attention"
     dense_width: str | None = None
+    leading_dense: bool = False
     shared_width: str | None = None
+    shared_experts: str | None = None
     shared_gate: bool = False
+    router_bias: bool = False
+    choice_bias: bool = False
+    grouped_choice: bool = False
+    group_score: GroupScore = "top2"
+    weight_scale: Key | None = None
+    activation: Activation = SWIGLU
+    activation_limit: Key | None = None
+    expert_bias: bool = False
     qkv_bias: bool | Key = False
     output_bias: bool | Key = False
     qk_norm: QkNorm = "none"
     clip: Key | None = None
+    windowed: bool = False
+    sinks: bool = False
+    output_gate: bool = False
     attention_scale: Key | None = None
+    latent_norm_eps: float | None = None  # of the norms of latents, where it is not the model's
     embedding_scale: Key | None = None
     residual_scale: Key | None = None
     logits_divisor: Key | None = None
     tied_head: bool | Key = Key("tie_word_embeddings", False)
     window_needs_switch: bool = False  # `sliding_window` counts only where `use_sliding_window` is true
+    implied: Mapping[str, Collection[Any]] = field(default_factory=dict)  # keys, and the values that are computed with
     tensors: TensorNames = TensorNames()
-
-
-def read_spec(family: Family, config: ConfigReader) -> ModelSpec:
-    """The spec of a checkpoint of `family`; raises ConfigError for a missing, unknown or unsupported value."""
-    quantisation.read(config)
-    config.only("hidden_act", ("silu", "swish"))
-    window.check_layer_types(config)
-    attention = _read_attention(family, config)
-    rope = read_rope(config, attention.head_dim)
-    context = max(config.integer("max_position_embeddings"), rope.extended_context)
-    spec = ModelSpec(
-        family=family.model_type,
-        vocab=config.integer("vocab_size"),
-        hidden=config.integer("hidden_size"),
-        context=window.context_within_window(config, context, family.window_needs_switch),
-        norm_eps=config.number("rms_norm_eps"),
-        attention=attention,
-        rope=rope,
-        moe=_read_moe(family, config),
-        is_moe=_read_layers(family, config),
-        dense_width=config.integer(family.dense_width) if family.dense_width else 0,
-        tied_head=_flag(config, family.tied_head),
-        embedding_scale=_scale(config, family.embedding_scale),
-        residual_scale=_scale(config, family.residual_scale),
-        logits_divisor=_scale(config, family.logits_divisor),
-        eos_ids=_read_eos(config),
-    )
-    said_twice.check(config, spec)
-    said_twice.read_over_contexts(config)
-    config.finish()
-    return spec
-
-
-def read_eos(value: Any) -> tuple[int, ...]:
-    """End tokens of a config: null, one id, or a list; raises ValueError for anything else."""
-    ids = [] if value is None else value if isinstance(value, list) else [value]
-    if not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
-        raise ValueError(f"eos_token_id is {value!r}, supported is null, a token id or a list of them")
-    return tuple(ids)
-
-
-def _read_eos(config: ConfigReader) -> tuple[int, ...]:
-    try:
-        return read_eos(config.get("eos_token_id"))
-    except ValueError as error:
-        raise ConfigError(f"{config.source}: {error}") from error
-
-
-def _read_attention(family: Family, config: ConfigReader) -> AttentionSpec:
-    heads, hidden = config.integer("num_attention_heads"), config.integer("hidden_size")
-    kv_heads = config.get("num_key_value_heads")
-    kv_heads = heads if kv_heads is None else config.integer("num_key_value_heads")
-    if heads % kv_heads:
-        raise config.bad("num_key_value_heads", kv_heads, f"a divisor of num_attention_heads = {heads}")
-    if config.get("head_dim") is None and hidden % heads:
-        raise config.bad("num_attention_heads", heads, f"a divisor of hidden_size = {hidden}, or a head_dim")
-    head_dim = hidden // heads if config.get("head_dim") is None else config.integer("head_dim")
-    clip = config.get(family.clip.name) if family.clip else None
-    return AttentionSpec(
-        heads=heads,
-        kv_heads=kv_heads,
-        head_dim=head_dim,
-        scale=config.number(family.attention_scale.name) if family.attention_scale else head_dim**-0.5,
-        qkv_bias=_flag(config, family.qkv_bias),
-        output_bias=_flag(config, family.output_bias),
-        qk_norm=family.qk_norm,
-        clip=None if clip is None or family.clip is None else config.positive(family.clip.name, clip),
-    )
-
-
-def _read_moe(family: Family, config: ConfigReader) -> MoeSpec:
-    moe = MoeSpec(
-        experts=config.integer(*family.experts, maximum=MAX_EXPERTS),
-        top_k=config.integer("num_experts_per_tok"),
-        width=config.integer(family.expert_width),
-        scoring=family.scoring,
-        renormalise=_flag(config, family.renormalise),
-        shared_width=config.integer(family.shared_width) if family.shared_width else 0,
-        shared_gate=family.shared_gate,
-    )
-    if moe.top_k > moe.experts:
-        raise config.bad("num_experts_per_tok", moe.top_k, f"at most the {moe.experts} experts there are")
-    return moe
-
-
-def _read_layers(family: Family, config: ConfigReader) -> tuple[bool, ...]:
-    """Which layers have experts: every `decoder_sparse_step`-th, but for `mlp_only_layers`."""
-    layers = config.integer("num_hidden_layers", maximum=MAX_LAYERS)
-    if family.dense_width is None:
-        return (True,) * layers
-    step, dense = config.integer("decoder_sparse_step"), config.get("mlp_only_layers")
-    dense = [] if dense is None else dense
-    if not isinstance(dense, list) or not all(isinstance(i, int) for i in dense):
-        raise config.bad("mlp_only_layers", dense, "a list of layer numbers")
-    return tuple((i + 1) % step == 0 and i not in dense for i in range(layers))
-
-
-def _flag(config: ConfigReader, value: bool | Key) -> bool:
-    if isinstance(value, bool):
-        return value
-    if value.default is not None and config.get(value.name) is None:
-        return bool(value.default)
-    return config.flag(value.name)
-
-
-def _scale(config: ConfigReader, key: Key | None) -> float:
-    return 1.0 if key is None else config.number(key.name)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..spec import ModelSpec
+from ..spec import AttentionSpec, ModelSpec, MoeSpec
 from .config_reader import ConfigReader, says_nothing
 
 ROTARY, RMS, SILU = ("rope", "rotary"), ("rmsnorm", "rms_norm", "rms"), ("silu", "swish", "swiglu")
@@ -15,20 +15,17 @@ ROTARY, RMS, SILU = ("rope", "rotary"), ("rmsnorm", "rms_norm", "rms"), ("silu",
 
 def facts(spec: ModelSpec) -> dict[str, tuple[Any, ...]]:
     """By key the values that agree with a spec."""
-    attention, moe = spec.attention, spec.moe
-    bias, layers, experts = (attention.qkv_bias,), (spec.layers,), (moe.experts,)
+    mixer, moe = spec.mixers[-1], spec.moe
+    layers, experts, scoring = (len(spec.layers),), (moe.experts,), (moe.scoring.removesuffix("_topk"),)
     return {
-        "attention_bias": bias, "qkv_bias": bias, "use_qkv_bias": bias, "attn_bias": bias,
-        "use_qk_norm": (attention.qk_norm != "none",), "qk_norm": (attention.qk_norm != "none",),
+        **(_of_attention(mixer) if isinstance(mixer, AttentionSpec) else {}),
         "norm_topk_prob": (moe.renormalise or moe.scoring == "softmax_topk",), "moe_renormalize": (moe.renormalise,),
-        "scoring_func": ("softmax",), "router_score_function": ("softmax",), "moe_router_activation_func": ("softmax",),
-        "topk_method": ("greedy",), "position_embedding_type": ROTARY, "pos_emb_type": ROTARY,
+        "scoring_func": scoring, "router_score_function": scoring, "moe_router_activation_func": scoring,
+        "topk_method": _methods(moe), "position_embedding_type": ROTARY, "pos_emb_type": ROTARY,
         "norm_type": RMS, "normalization_type": RMS, "normalization": RMS, "hidden_activation": SILU,
         "activation_function": SILU, "mlp_hidden_act": SILU, "num_layers": layers, "n_layer": layers,
         "n_layers": layers,
-        "n_head": (attention.heads,), "num_heads": (attention.heads,), "kv_channels": (attention.head_dim,),
-        "attention_head_dim": (attention.head_dim,), "qk_head_dim": (attention.head_dim,),
-        "v_head_dim": (attention.head_dim,), "n_embd": (spec.hidden,), "d_model": (spec.hidden,),
+        "n_embd": (spec.hidden,), "d_model": (spec.hidden,),
         "num_experts": experts, "num_local_experts": experts, "n_routed_experts": experts, "moe_num_experts": experts,
         "moe_topk": (moe.top_k,), "moe_k": (moe.top_k,), "num_experts_per_token": (moe.top_k,),
         "experts_per_token": (moe.top_k,), "moe_top_k": (moe.top_k,), "num_selected_experts": (moe.top_k,),
@@ -37,6 +34,22 @@ def facts(spec: ModelSpec) -> dict[str, tuple[Any, ...]]:
         "layer_norm_epsilon": (spec.norm_eps,), "mlp_layer_types": (["sparse" if m else "dense" for m in spec.is_moe],),
         "is_causal": (True,), "use_rmsnorm": (True,), "use_rope": (True,),
     }  # fmt: skip
+
+
+def _of_attention(it: AttentionSpec) -> dict[str, tuple[Any, ...]]:
+    bias, size, norm = (it.qkv_bias,), (it.head_dim,), (it.qk_norm != "none",)
+    return {
+        "attention_bias": bias, "qkv_bias": bias, "use_qkv_bias": bias, "attn_bias": bias, "use_qk_norm": norm,
+        "qk_norm": norm, "n_head": (it.heads,), "num_heads": (it.heads,), "kv_channels": size,
+        "attention_head_dim": size, "qk_head_dim": size, "v_head_dim": size,
+    }  # fmt: skip
+
+
+def _methods(moe: MoeSpec) -> tuple[str, ...]:
+    """What DeepSeek's configs call a router's way to choose."""
+    if moe.choice_bias:
+        return ("noaux_tc",)
+    return ("greedy",) if moe.groups == 1 else ("group_limited_greedy",)
 
 
 def check(config: ConfigReader, spec: ModelSpec) -> None:

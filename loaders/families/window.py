@@ -1,10 +1,14 @@
-"""Attention over a window, which is not built: up to so many tokens it is full attention, and there the context ends.
+"""Attention over a window. Families that are trained with one have it by layer; for others a window is not built: up
+to so many tokens it is full attention, and there the context ends.
 
 A window that no sequence reaches is no reason to refuse a model. Released configs hold some by mistake, too.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from ..spec import AttentionSpec, MixerSpec
 from .config_reader import ConfigReader
 
 FULL, SLIDING = "full_attention", "sliding_attention"
@@ -29,3 +33,13 @@ def check_layer_types(config: ConfigReader) -> None:
     odd = [one for one in layers if one not in (FULL, SLIDING)] if isinstance(layers, list) else []
     if odd:
         config.refuse(config.bad("layer_types", odd[0], f"{FULL} or {SLIDING}"))
+
+
+def with_windows(config: ConfigReader, attention: AttentionSpec, count: int) -> list[MixerSpec]:
+    """The attention of so many layers, over `sliding_window` tokens where `layer_types` says so; without a list every
+    other layer from the first on."""
+    kinds, size = config.get("layer_types"), config.integer("sliding_window")
+    kinds = [SLIDING if i % 2 == 0 else FULL for i in range(count)] if kinds is None else kinds
+    if not isinstance(kinds, list) or len(kinds) < count or set(kinds[:count]) - {FULL, SLIDING}:
+        raise config.bad("layer_types", kinds, f"a list of {count} times {FULL} or {SLIDING}")
+    return [replace(attention, window=size) if kind == SLIDING else attention for kind in kinds[:count]]

@@ -9,7 +9,7 @@ from ...errors import CheckpointError, ConfigError
 from ..architecture.readers import Described
 from ..files.gguf_header import Header, is_unknown
 from .of_tensors import read
-from .runnable import ARCHS, config
+from .runnable import ARCHS, config, family_of
 
 # What else is stored as GGUF: by the file's own type, or by the arch that it names.
 KINDS = {
@@ -24,7 +24,7 @@ def describe(header: Header, source: str) -> tuple[dict[str, Any], Described, tu
     metadata = header.metadata
     _refuse_other_kinds(header, source)
     arch = str(metadata["general.architecture"])
-    family = ARCHS.get(arch, arch)
+    family = family_of(metadata, arch)
     try:
         model = read(metadata, header.tensors, family)
         values = config(metadata, header.tensors, model) if model.moe_layers else {}

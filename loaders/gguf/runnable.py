@@ -6,7 +6,7 @@ takes for the arch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from ...kernels import FORMATS
@@ -15,12 +15,24 @@ from ..families import FAMILIES
 from ..families.family import Family, Key
 from ..files.gguf_header import TYPES
 from ..files.headers import Stored
+from . import mixer_keys
 from .of_tensors import Metadata
 
 # Archs of families that run; the others are planned under their own name.
 ARCHS = {
     "granitemoe": "granitemoe", "llama": "mixtral", "olmoe": "olmoe", "qwen2moe": "qwen2_moe", "qwen3moe": "qwen3_moe",
+    "gpt-oss": "gpt_oss", "deepseek2": "deepseek_v3", "qwen3next": "qwen3_next", "qwen35moe": "qwen3_5_moe",
 }  # fmt: skip
+DIVIDED = ("qwen3_moe", "qwen3_next")  # weights of experts are divided by their sum, which metadata leave out
+SOFTMAX, SIGMOID = 1, 2  # how scores are made of logits, as metadata say it
+
+
+def family_of(metadata: Mapping[str, Any], arch: str) -> str:
+    """The family of an arch that runs, else the arch. The two generations of latent attention are one arch, told apart
+    by the router's scores; files without a word on them are of the first."""
+    gating = metadata.get(f"{arch}.expert_gating_func", SOFTMAX)
+    return "deepseek_v2" if arch == "deepseek2" and gating == SOFTMAX else ARCHS.get(arch, arch)
+
 
 # Types of tensors that run. nvfp4 of a file has its row's factor in a tensor of its own, which nothing reads yet.
 READABLE = ("F32", "F16", "BF16", *(
@@ -37,25 +49,13 @@ def config(metadata: Mapping[str, Any], tensors: Sequence[Stored], model: Archit
     meta = Metadata(values=metadata, arch=str(metadata["general.architecture"]))
     shapes = {tensor.name: tensor.shape for tensor in tensors}
     experts = next(layer.experts for layer in model.layers if layer.experts)
-    heads = meta.number("attention.head_count")
-    biased = {"qkv_bias": "attn_q.bias", "output_bias": "attn_output.bias"}
-    names = {name.split(".", 2)[-1] for name in shapes}
-    keys = {
-        getattr(family, field): tensor in names
-        for field, tensor in biased.items()
-        if isinstance(getattr(family, field), Key)
-    }
-    values |= {key.name: has for key, has in keys.items()}
+    values |= _biases(family, {name.split(".", 2)[-1] for name in shapes})
     values |= {
         "vocab_size": model.vocab,
         "hidden_size": model.hidden,
         "num_hidden_layers": len(model.layers),
-        "num_attention_heads": heads,
-        "num_key_value_heads": meta.number("attention.head_count_kv", default=heads),
-        "head_dim": meta.number("attention.key_length", default=model.hidden // max(heads, 1)),
         "rms_norm_eps": meta.get("attention.layer_norm_rms_epsilon") or 1e-6,
         "rope_theta": meta.get("rope.freq_base") or 10000.0,
-        "rope_scaling": _rope_scaling(meta),
         "hidden_act": "silu",
         "tie_word_embeddings": model.tied_head,
         "num_experts_per_tok": experts.top_k,
@@ -64,15 +64,31 @@ def config(metadata: Mapping[str, Any], tensors: Sequence[Stored], model: Archit
     }
     if isinstance(family.renormalise, Key):
         said = meta.get("expert_weights_norm")
-        values[family.renormalise.name] = model.family == "qwen3_moe" if said is None else bool(said)
+        values[family.renormalise.name] = model.family in DIVIDED if said is None else bool(said)
     if family.shared_width:
         values[family.shared_width] = next((s[0] for n, s in shapes.items() if n.endswith("ffn_gate_shexp.weight")), 0)
-    if family.dense_width:
-        dense = [i for i, layer in enumerate(model.layers) if layer.experts is None]
-        width = next((shapes[f"blk.{i}.ffn_gate.weight"][0] for i in dense if f"blk.{i}.ffn_gate.weight" in shapes), 0)
-        values[family.dense_width] = width or meta.number("feed_forward_length") or experts.width
-        values |= {"decoder_sparse_step": 1, "mlp_only_layers": dense}
-    return values | _scales(family, meta) | _partial_rope(meta, values["head_dim"])
+    return values | _dense_layers(family, meta, model, shapes) | _scales(family, meta) | mixer_keys.of(family, meta)
+
+
+def _biases(family: Family, names: Collection[str]) -> dict[str, Any]:
+    """Whether projections have biases, where the family's config says that. names: of tensors, without their layers."""
+    tensors = {"attn_q.bias": family.qkv_bias, "attn_output.bias": family.output_bias}
+    return {key.name: tensor in names for tensor, key in tensors.items() if isinstance(key, Key)}
+
+
+def _dense_layers(
+    family: Family, meta: Metadata, model: Architecture, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, Any]:
+    """Which layers have no experts, and how wide they are."""
+    if not family.dense_width:
+        return {}
+    dense = [i for i, layer in enumerate(model.layers) if layer.experts is None]
+    experts = next(layer.experts for layer in model.layers if layer.experts)
+    width = next((shapes[f"blk.{i}.ffn_gate.weight"][0] for i in dense if f"blk.{i}.ffn_gate.weight" in shapes), 0)
+    found: dict[str, Any] = {family.dense_width: width or meta.number("feed_forward_length") or experts.width}
+    if family.leading_dense:
+        return found | {"first_k_dense_replace": len(dense)}
+    return found | {"decoder_sparse_step": 1, "mlp_only_layers": dense}
 
 
 def _scales(family: Family, meta: Metadata) -> dict[str, Any]:
@@ -84,25 +100,13 @@ def _scales(family: Family, meta: Metadata) -> dict[str, Any]:
         family.logits_divisor: "logit_scale",
     }
     found = {key.name: meta.get(name) or 1.0 for key, name in keys.items() if key is not None}
+    if family.weight_scale is not None:
+        found[family.weight_scale.name] = meta.get("expert_weights_scale") or 1.0
+    if family.shared_experts is not None:
+        found[family.shared_experts] = meta.number("expert_shared_count")
+    if family.grouped_choice:
+        found["n_group"] = meta.number("expert_group_count") or 1
+        found["topk_group"] = meta.number("expert_group_used_count") or 1
     if family.clip is not None:
         found[family.clip.name] = meta.get("attention.clamp_kqv") or None
     return found
-
-
-def _rope_scaling(meta: Metadata) -> dict[str, Any] | None:
-    """The settings of a stretched context, under the names of a config.json; None: it is not stretched."""
-    kind = meta.get("rope.scaling.type")
-    if kind in (None, "none"):
-        return None
-    names = {
-        "factor": "factor", "original_max_position_embeddings": "original_context_length",
-        "beta_fast": "yarn_beta_fast", "beta_slow": "yarn_beta_slow", "attention_factor": "attn_factor",
-    }  # fmt: skip
-    found = {name: meta.get(f"rope.scaling.{stored}") for name, stored in names.items()}
-    return {"rope_type": kind, **{name: value for name, value in found.items() if value is not None}}
-
-
-def _partial_rope(meta: Metadata, head_dim: int) -> dict[str, Any]:
-    """Which share of a head is turned, where not all of it is."""
-    turned = meta.number("rope.dimension_count", default=head_dim)
-    return {} if turned == head_dim or not head_dim else {"partial_rotary_factor": turned / head_dim}

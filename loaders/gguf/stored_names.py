@@ -1,11 +1,12 @@
-"""What the tensors of a GGUF model are called: the same in every arch that runs."""
+"""Names of the tensors of a GGUF model. They are nearly the same in every arch; where archs and ages of converters
+differ, what is in the file decides."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import replace
 
-from ..families import TensorNames
+from ..families.family import DeltaNames, LatentNames, TensorNames
 
 NAMES = TensorNames(
     embed="token_embd.weight", final_norm="output_norm.weight", head="output.weight", layer="blk.{layer}.",
@@ -16,16 +17,47 @@ NAMES = TensorNames(
     mlp_gate="ffn_gate.weight", mlp_up="ffn_up.weight", mlp_down="ffn_down.weight",
     shared_gate="ffn_gate_shexp.weight", shared_up="ffn_up_shexp.weight", shared_down="ffn_down_shexp.weight",
     shared_expert_gate="ffn_gate_inp_shexp.weight",
+    sinks="attn_sinks.weight", router_bias="ffn_gate_inp.bias", choice_bias="exp_probs_b.bias",
+    expert_gate_bias="ffn_gate_exps.bias", expert_up_bias="ffn_up_exps.bias", expert_down_bias="ffn_down_exps.bias",
 )  # fmt: skip
 FUSED = "ffn_gate_up_exps.weight"
+POST_NORM = "post_attention_norm.weight"
+LATENT = LatentNames(
+    q="attn_q", q_a="attn_q_a", q_a_norm="attn_q_a_norm.weight", q_b="attn_q_b", kv_a="attn_kv_a_mqa",
+    kv_a_norm="attn_kv_a_norm.weight", kv_b=None, k_up="attn_k_b", v_up="attn_v_b", o="attn_output",
+)  # fmt: skip
+DELTA = DeltaNames(
+    qkv="attn_qkv.weight", z="attn_gate.weight", b="ssm_beta.weight", a="ssm_alpha.weight", conv="ssm_conv1d.weight",
+    conv_is_deep=False, rate="ssm_a", rate_is_log=False, dt_bias="ssm_dt.bias", norm="ssm_norm.weight",
+    o="ssm_out.weight",
+)  # fmt: skip
 
 
 def names_of(found: Collection[str]) -> TensorNames:
-    """The names of this file's tensors: experts all in one tensor, gate and up fused, or each on its own (older)."""
-    first = next((name.split(".")[1] for name in sorted(found) if name.endswith(("_exps.weight", ".0.weight"))), "0")
-    if f"blk.{first}.{FUSED}" in found:
-        return replace(NAMES, fused_gate_up=FUSED, expert_gate=None, expert_up=None)
-    if f"blk.{first}.ffn_gate.0.weight" in found:
+    """The names of this file's tensors."""
+    ends = {name.split(".", 2)[-1] for name in found if name.startswith("blk.")}
+    names = replace(NAMES, latent=_latent(ends), delta=_delta(ends))
+    if POST_NORM in ends and NAMES.mlp_norm not in ends:
+        names = replace(names, mlp_norm=POST_NORM)
+    return _experts(names, ends)
+
+
+def _experts(names: TensorNames, ends: Collection[str]) -> TensorNames:
+    """Experts all in one tensor, gate and up fused, or each on its own (older)."""
+    if FUSED in ends:
+        return replace(names, fused_gate_up=FUSED, expert_gate=None, expert_up=None)
+    if "ffn_gate.0.weight" in ends:
         gate, up, down = (f"ffn_{part}.{{e}}.weight" for part in ("gate", "up", "down"))
-        return replace(NAMES, expert_gate=gate, expert_up=up, expert_down=down)
-    return NAMES
+        return replace(names, expert_gate=gate, expert_up=up, expert_down=down)
+    return names
+
+
+def _latent(ends: Collection[str]) -> LatentNames:
+    """The up-projections in one tensor in older files."""
+    if "attn_kv_b.weight" in ends:
+        return replace(LATENT, kv_b="attn_kv_b")
+    return LATENT
+
+
+def _delta(ends: Collection[str]) -> DeltaNames:
+    return replace(DELTA, ba="ssm_ba.weight") if "ssm_ba.weight" in ends else DELTA

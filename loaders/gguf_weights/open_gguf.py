@@ -80,7 +80,7 @@ def _without_extra_layers(
     found: Mapping[str, Entry], meta: Metadata, spec: ModelSpec, notes: list[str]
 ) -> dict[str, Entry]:
     """The tensors without those of layers for multi-token prediction, behind the last one of the decoder."""
-    extra = [name for name in found if name.startswith("blk.") and int(name.split(".")[1]) >= spec.layers]
+    extra = [name for name in found if name.startswith("blk.") and int(name.split(".")[1]) >= len(spec.layers)]
     if extra and meta.number("nextn_predict_layers"):
         notes.append(f"{len(extra)} tensors of layers for multi-token prediction are left out: they are not used yet")
         return {name: entry for name, entry in found.items() if name not in {*extra}}

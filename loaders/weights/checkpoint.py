@@ -17,6 +17,7 @@ import torch
 from ...errors import CheckpointError
 from ...kernels import FORMATS, Format, Ops
 from ...kernels.packed import FORMAT_OF_DTYPE, Matrix
+from ..architecture.by_name.text_part import text_part
 from ..families import Family, TensorNames, quantisation, read_eos, spec_of
 from ..families.config_reader import ConfigReader
 from ..files import recognise, safetensors
@@ -26,6 +27,7 @@ from ..memory import require_memory
 from ..spec import ModelSpec
 from . import chosen_formats, converted, whole_model
 from .chosen_formats import LoadOptions
+from .mixers.target import Change
 from .model_weights import Formats, ModelWeights, Where, allocate
 from .targets import Target, targets
 
@@ -61,7 +63,8 @@ class Checkpoint:
 def open_directory(directory: Path, options: LoadOptions) -> Checkpoint:
     """Reads config and headers and checks them against each other; raises ConfigError or CheckpointError."""
     config = ConfigReader.open(directory / "config.json", options.ignore_config_keys)
-    config.values = quantisation.with_file_beside(config.values, directory)
+    config.values, taken = text_part(quantisation.with_file_beside(config.values, directory))
+    config.notes += taken
     family, spec = spec_of(config)
     spec = _with_generation_config(spec, directory)
     if converted.is_converted(directory):
@@ -133,42 +136,60 @@ def _order_halves(wanted: Mapping[str, Target]) -> None:
 
 @dataclass(frozen=True)
 class _Task:
-    """A run of rows to read, and the matrix that it fills; with a column, a matrix that is stored the other way
-    round."""
+    """Rows to read, first, first + step, ..., and the matrix that they fill; with a column, a matrix that is stored the
+    other way round. change: what becomes of the values."""
 
     entry: Entry
     first: int
     into: Matrix
     column: int | None = None
+    step: int = 1
+    change: Change = ""
 
     @property
     def nbytes(self) -> int:
-        row = self.entry.row_bytes if self.column is None else self.into.cols * self.entry.dtype.itemsize
-        return self.into.rows * row
+        if self.column is None:
+            return self.into.rows * self.entry.row_bytes
+        return self.into.rows * self.into.cols * self.entry.row_bytes // self.entry.shape[-1]
 
     @property
     def is_packed(self) -> bool:
         """Whether what is stored are the bytes that are wanted."""
-        if self.entry.blocks:
+        if self.entry.blocks or self.change:
             return False
         return self.entry.dtype == torch.uint8 or FORMAT_OF_DTYPE.get(self.entry.dtype) == self.into.format.name
 
     def read(self) -> torch.Tensor | None:
         """The rows, or None where they could be read straight into their place."""
-        if self.entry.packed is not None:
-            return self.entry.packed.rows(self.first, self.into.rows)
         if self.column is not None:
-            block = safetensors.read_rows(self.entry, self.first, self.into.cols)
-            return block[:, self.column : self.column + self.into.rows].T.contiguous()
-        if not self.is_packed or self.into.data.device.type != "cpu":
-            return safetensors.read_rows(self.entry, self.first, self.into.rows)
+            rows = self._rows(self.into.cols)
+            return rows if self.entry.blocks else self._columns(rows)
+        if self.step > 1:
+            return self._rows(self.step * (self.into.rows - 1) + 1)[:: self.step].contiguous()
+        if self.entry.packed is not None or not self.is_packed or self.into.data.device.type != "cpu":
+            return self._rows(self.into.rows)
         safetensors.read_into(self.entry, self.first * self.entry.row_bytes, self.into.data.view(-1))
         return None
+
+    def _rows(self, count: int) -> torch.Tensor:
+        """So many rows from the first on, as they are stored, or as a quantised weight is packed."""
+        packed = self.entry.packed
+        return packed.rows(self.first, count) if packed else safetensors.read_rows(self.entry, self.first, count)
+
+    def _columns(self, rows: torch.Tensor) -> torch.Tensor:
+        """The columns that are wanted, as rows."""
+        assert self.column is not None
+        columns = rows[:, self.column :: self.step][:, : self.into.rows].T.contiguous()
+        return columns.flatten().view(columns.shape)  # also where there is one: `contiguous` keeps its stride
 
     def put(self, rows: torch.Tensor, ops: Ops) -> None:
         """Puts rows that were read into their place: packed, and on another device by a copy of this piece."""
         data, into = self.into.data, self.into
-        if self.entry.blocks:
+        if self.change:
+            rows = CHANGES[self.change](rows.float())
+        if self.entry.blocks and self.column is not None:
+            packed = ops.quantize(self._columns(self._unpacked(rows, ops)), into.format)
+        elif self.entry.blocks:
             stored = FORMATS[self.entry.blocks]
             packed = _in_format(rows if self.entry.packed else ops.repack(rows, stored, into.cols), stored, into, ops)
         elif self.is_packed:
@@ -176,6 +197,18 @@ class _Task:
         else:
             packed = ops.quantize(rows, into.format)
         data.copy_(packed)
+
+    def _unpacked(self, rows: torch.Tensor, ops: Ops) -> torch.Tensor:
+        """Values of rows that were read of a tensor in blocks."""
+        stored, cols = FORMATS[str(self.entry.blocks)], self.entry.shape[-1]
+        packed = rows if self.entry.packed else ops.repack(rows, stored, cols)
+        return ops.dequantize(Matrix(stored, len(rows), cols, packed))
+
+
+CHANGES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "plus one": lambda x: x + 1,
+    "minus exp": lambda x: -x.exp(),
+}
 
 
 def _in_format(packed: torch.Tensor, stored: Format, into: Matrix, ops: Ops) -> torch.Tensor:
@@ -192,17 +225,23 @@ def _tasks(checkpoint: Checkpoint, weights: ModelWeights) -> Iterator[_Task]:
     else:
         wanted = targets(checkpoint.spec, checkpoint.names, weights)
     for name in sorted(wanted, key=lambda n: (checkpoint.entries[n].path, checkpoint.entries[n].offset)):
-        entry, pieces = checkpoint.entries[name], wanted[name].pieces
-        covered = sum(_Task(entry, piece.first, piece.into, piece.column).nbytes for piece in pieces)
+        entry, target = checkpoint.entries[name], wanted[name]
+        tasks = [_Task(entry, p.first, p.into, p.column, p.step, target.change) for p in target.pieces]
+        covered = sum(task.nbytes for task in tasks)
         assert covered == entry.nbytes, f"{name}: pieces cover {covered} of {entry.nbytes} bytes"
-        for piece in pieces:
-            if piece.column is not None:
-                yield _Task(entry, piece.first, piece.into, piece.column)
-                continue
-            step = max(1, CHUNK_BYTES // entry.row_bytes)
-            for start in range(0, piece.into.rows, step):
-                stop = min(start + step, piece.into.rows)
-                yield _Task(entry, piece.first + start, piece.into.slice_rows(start, stop))
+        for task in tasks:
+            yield from _chunks(task)
+
+
+def _chunks(task: _Task) -> Iterator[_Task]:
+    """A task in parts of `CHUNK_BYTES`, but for a matrix that is stored the other way round."""
+    if task.column is not None:
+        yield task
+        return
+    most = max(1, CHUNK_BYTES // (task.entry.row_bytes * task.step))
+    for start in range(0, task.into.rows, most):
+        stop = min(start + most, task.into.rows)
+        yield replace(task, first=task.first + start * task.step, into=task.into.slice_rows(start, stop))
 
 
 def check_entry(entry: Entry, target: Target) -> None:

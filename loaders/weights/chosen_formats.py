@@ -33,7 +33,9 @@ OPTIONS = {"experts": "--expert-format", "dense": "--dense-format"}
 NAMES = tuple(dict.fromkeys(("native", *FORMATS, *recipes.PACKED)))
 PART_NAMES = {
     "q": "attn_q", "k": "attn_k", "v": "attn_v", "o": "attn_output", "gate": "ffn_gate", "up": "ffn_up",
-    "down": "ffn_down", "mlp_gate": "ffn_gate", "mlp_up": "ffn_up", "mlp_down": "ffn_down",
+    "down": "ffn_down", "mlp_gate": "ffn_gate", "mlp_up": "ffn_up", "mlp_down": "ffn_down", "attn_gate": "attn_gate",
+    "q_a": "attn_q_a", "kv_a": "attn_kv_a_mqa", "k_up": "attn_k_b", "v_up": "attn_v_b", "delta_qkv": "attn_qkv",
+    "z": "attn_gate",
 }  # fmt: skip
 
 
@@ -72,8 +74,8 @@ def of_stored(
         for place in target.places:
             group = groups[place] = _group(target)
             found = _asked_at(spec, place, target, options)
-            chosen[place] = as_loaded(stored[name], shared[group]) if found is None else found
-    for layer in range(spec.layers):
+            chosen[place] = _as_stored(stored[name], shared[group], target, place) if found is None else found
+    for layer in range(len(spec.layers)):
         _check_gate_and_up(layer, chosen, files)
     return made(spec, chosen, groups, {group: _base(group, options) or shared[group] for group in GROUPS})
 
@@ -96,6 +98,12 @@ def of_options(spec: ModelSpec, places: Mapping[str, Target], options: LoadOptio
             groups[place] = _group(target)
             chosen[place] = _asked_at(spec, place, target, options) or plain
     return made(spec, chosen, groups, {group: _base(group, options) or plain for group in GROUPS})
+
+
+def _as_stored(stored: Format, usual: Format, target: Target, place: str) -> Format:
+    """The format of a tensor that keeps its own; bf16 where blocks of its columns would have to be made anew."""
+    found = as_loaded(stored, usual)
+    return FORMATS["bf16"] if place in target.turned_places and found.is_block else found
 
 
 def _group(target: Target) -> Group:
@@ -127,7 +135,7 @@ def _base(group: Group, options: LoadOptions) -> Format | None:
 
 def _asked_at(spec: ModelSpec, place: str, target: Target, options: LoadOptions) -> Format | None:
     """The format that options ask for at a place; None: as stored. Raises OptionError where no format fits."""
-    name, cols = _asked(_group(target), options), _row(target)
+    name, cols = _asked(_group(target), options), _row(target, place)
     if name is None:
         return None
     if name in recipes.PACKED:
@@ -140,8 +148,9 @@ def _asked_at(spec: ModelSpec, place: str, target: Target, options: LoadOptions)
 def _as_part(spec: ModelSpec, place: str, cols: int) -> tuple[Part, Place]:
     """A tensor as a plan knows it, by which mixes choose."""
     layer, _, role = place.rpartition(".")
-    heads = spec.attention.heads / spec.attention.kv_heads
-    at = Place(layer=int(layer) if layer else None, layers=spec.layers, experts=spec.moe.experts, shared_by=heads)
+    heads = spec.layers[int(layer)].mixer.shared_by if layer else 1.0
+    layers, experts = len(spec.layers), spec.moe.experts
+    at = Place(layer=int(layer) if layer else None, layers=layers, experts=experts, shared_by=heads)
     if not layer:
         is_head = role == "head" or spec.tied_head
         return Part("head" if is_head else "embedding", spec.vocab, cols, name="output"), at
@@ -161,9 +170,11 @@ def fitting(format: Format, cols: int, option: str) -> Format:
     return format
 
 
-def _row(target: Target) -> int:
-    """Weights in a row of the matrices that a tensor fills."""
-    return target.pieces[0].into.cols
+def _row(target: Target, place: str) -> int:
+    """Weights in a row of the matrix of a place that a tensor fills."""
+    is_turned = bool(target.turned_places) and place in target.turned_places
+    pieces = [piece for piece in target.pieces if (piece.column is not None) == is_turned or not target.turned_places]
+    return pieces[0].into.cols
 
 
 def _check_gate_and_up(layer: int, chosen: Mapping[str, Format], files: Mapping[str, Path]) -> None:

@@ -16,8 +16,9 @@ from typing import Any
 from ...errors import CheckpointError, ConfigError, MemoryNeeded, OptionError
 from ...kernels import FORMATS
 from .. import model_source
-from ..families import FAMILIES, Family, TensorNames, spec_of
+from ..families import FAMILIES, Family, named, spec_of
 from ..families.config_reader import ConfigReader
+from ..families.family import TensorNames
 from ..families.quantisation import KEYS as PACKED
 from ..gguf.runnable import READABLE
 from ..gguf.stored_names import names_of
@@ -40,8 +41,8 @@ def imagine(model: str | dict[str, Any], options: LoadOptions, **where: Any) -> 
         source = model_source.of_config(model, "the config", "random")
     else:
         source = model_source.find(model, **where)
-    family = source.config.get("model_type")
-    if family not in FAMILIES:
+    family = str(source.config.get("model_type"))
+    if named(family) is None:
         raise ConfigError(
             f"{source.name} is of the family {family!r}, which the engine does not run yet (it runs "
             f"{', '.join(FAMILIES)}): headrace plan predicts its speed"
@@ -93,7 +94,7 @@ def _wanted(spec: ModelSpec, names: TensorNames) -> dict[str, Target]:
 def cut(checkpoint: Checkpoint, layers: int) -> Checkpoint:
     """The same checkpoint with its first layers only."""
     spec = checkpoint.spec
-    return replace(checkpoint, spec=replace(spec, is_moe=spec.is_moe[:layers]))
+    return replace(checkpoint, spec=replace(spec, layers=spec.layers[:layers]))
 
 
 def layers_that_fit(checkpoint: Checkpoint, asked: int | None, check: Callable[[Checkpoint], None]) -> tuple[int, str]:
@@ -103,7 +104,7 @@ def layers_that_fit(checkpoint: Checkpoint, asked: int | None, check: Callable[[
     Raises OptionError for a number that the model does not have, or without a routed layer; MemoryNeeded if the first
     routed layer does not fit, or what was asked for.
     """
-    whole = checkpoint.spec.layers
+    whole = len(checkpoint.spec.layers)
     fewest = checkpoint.spec.is_moe.index(True) + 1
     if asked is not None and not fewest <= asked <= whole:
         raise OptionError(
@@ -127,6 +128,6 @@ def check_room(checkpoint: Checkpoint, room: int, extra: int) -> None:
     needs = checkpoint.weight_bytes + extra
     if needs > room:
         raise MemoryNeeded(
-            f"{checkpoint.spec.layers} layers of this model need {needs / GB:.2f} GB, {room / GB:.2f} GB can be taken: "
-            f"{SMALLER}"
+            f"{len(checkpoint.spec.layers)} layers of this model need {needs / GB:.2f} GB, {room / GB:.2f} GB can be "
+            f"taken: {SMALLER}"
         )

@@ -64,10 +64,10 @@ def check(
         raise CheckpointError(f"{directory} has {what}")
     beyond = [layer for name in left if (layer := _layer_beyond(name, family.tensors, spec)) is not None]
     if beyond:
-        pattern = f"{family.tensors.layer.format(layer=min(beyond))}*"
+        layers, pattern = len(spec.layers), f"{family.tensors.layer.format(layer=min(beyond))}*"
         raise CheckpointError(
-            f"{directory} has {max(beyond) + 1} layers, config.json counts {spec.layers} (num_hidden_layers): it is "
-            f"another model's; to run the first {spec.layers} alone, --ignore-tensors '{pattern}', and so on"
+            f"{directory} has {max(beyond) + 1} layers, config.json counts {layers} (num_hidden_layers): it is another "
+            f"model's; to run the first {layers} alone, --ignore-tensors '{pattern}', and so on"
         )
     raise CheckpointError(
         f"{directory} has {len(left)} tensors that {family.architecture} does not use, "
@@ -112,7 +112,7 @@ def _kind(name: str, more: Collection[int], names: TensorNames, spec: ModelSpec)
         return ""
     if (layer := _layer_beyond(name, names, spec)) is not None:
         return None if layer in more else PREDICTION
-    group = place(name, spec.layers)[1]
+    group = place(name, len(spec.layers))[1]
     return next((what for what, pattern in SPARE if pattern.search(name)), group if group in LEFT_OUT else None)
 
 
@@ -120,7 +120,7 @@ def _layer_beyond(name: str, names: TensorNames, spec: ModelSpec) -> int | None:
     """The number of the layer that a tensor belongs to, if the config does not count that far."""
     start = names.layer.partition("{layer}")[0]
     number = name.removeprefix(start).partition(".")[0] if name.startswith(start) else ""
-    return int(number) if number.isdigit() and int(number) >= spec.layers else None
+    return int(number) if number.isdigit() and int(number) >= len(spec.layers) else None
 
 
 def _decoder_layers(unused: Iterable[str], names: TensorNames, spec: ModelSpec) -> set[int]:

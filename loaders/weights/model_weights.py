@@ -1,32 +1,36 @@
 """Every weight of a model, packed, in the places where it stays: `ModelWeights`, and how to allocate it.
 
-Small vectors (norms, biases) are float32, the router is a float32 matrix, the rest are packed matrices. q, k and v are
-stacked into one matrix, and so are gate and up of a dense or shared MLP, so that each is one pass over memory.
+Small vectors (norms, biases) are float32, the router is a float32 matrix, the rest are packed matrices. What looks at
+other tokens has weights of its own kind (`mixers/`). Gate and up of a dense or shared MLP are stacked into one matrix,
+one pass over memory.
 The routed experts of a layer are one bank, or a bank on each of several tiers, each with only its experts
 (`TierBanks`). Allocated on torch's `meta` device the same code gives the sizes without taking memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
-import torch
 from torch import Tensor
 
 from ...kernels import FORMATS, ExpertLayout, Format
+from ...kernels.activation import Activation
 from ...kernels.formats import PARTS, Part
 from ...kernels.packed import ExpertBank, Matrix, Mlp, Stacked
-from ..spec import ModelSpec
+from ..spec import DenseSpec, ModelSpec, MoeSpec
+from . import mixers
+from .mixers import MixerWeights
+from .mixers.allocator import Allocator, FormatOf
 
 
 @dataclass(frozen=True, kw_only=True)
 class Formats:
     """Which packed format each group of tensors takes, and single tensors that have another one.
 
-    `own` goes by place: "embed", "head", or the layer's number, a point and the tensor's role: q, k, v, o; gate, up,
-    down of the routed experts; mlp_gate, mlp_up, mlp_down of a dense or shared MLP."""
+    `own` goes by place: "embed", "head", or the layer's number, a point and the tensor's role: gate, up, down of the
+    routed experts; mlp_gate, mlp_up, mlp_down of a dense or shared MLP; q, k, v, o, and others of `mixers/`."""
 
     experts: Format
     dense: Format
@@ -56,7 +60,11 @@ class Formats:
     def layout(self, spec: ModelSpec, layer: int) -> ExpertLayout:
         """The layout of a layer's experts."""
         gate, up, down = (self.of(f"{layer}.{part}", "experts") for part in PARTS)
-        return ExpertLayout(format=gate, up_format=up, down_format=down, hidden=spec.hidden, width=spec.moe.width)
+        moe = spec.moe
+        return ExpertLayout(
+            format=gate, up_format=up, down_format=down, hidden=spec.hidden, width=moe.width, biased=moe.expert_bias,
+            activation=moe.activation,
+        )  # fmt: skip
 
 
 def group_of(place: str) -> str:
@@ -89,6 +97,11 @@ class TierBanks:
         """One matrix of one expert as a view, wherever it lies."""
         tier, number = self.owners[expert]
         return self.banks[tier].matrix(number, part)
+
+    def bias(self, expert: int, part: Part) -> Tensor | None:
+        """The bias of one of them, float32; None: there is none."""
+        tier, number = self.owners[expert]
+        return self.banks[tier].bias(number, part)
 
     def runs(self) -> Iterator[tuple[int, Tensor]]:
         """Neighbouring experts that lie side by side in one bank: the first one, and the bytes [experts,
@@ -127,17 +140,32 @@ class LayerWeights:
     the dense MLP; else `mlp` is the shared expert, or None."""
 
     attn_norm: Tensor
-    qkv: Stacked
-    qkv_bias: Tensor | None
-    q_norm: Tensor | None
-    k_norm: Tensor | None
-    o: Matrix
-    o_bias: Tensor | None
+    mixer: MixerWeights
     mlp_norm: Tensor
     router: Matrix | None
+    router_bias: Tensor | None
+    choice_bias: Tensor | None
     experts: ExpertBank | TierBanks | None
     mlp: Mlp | None
     shared_gate: Matrix | None
+
+    def keeping(self) -> Iterator[Tensor | Matrix]:
+        """Of `parts`, what a pass reads that only keeps keys and values, or states."""
+        yield self.attn_norm
+        for name in self.mixer.KEEPING:
+            yield from (part for _, part in parts_of(name, getattr(self.mixer, name)) if not isinstance(part, Banks))
+
+    def parts(self) -> Iterator[tuple[str, Tensor | Matrix | ExpertBank | TierBanks]]:
+        """Everything that is stored, by name: vectors, matrices, and the routed experts."""
+        for name, value in vars(self).items():
+            yield from parts_of(name, value)
+
+    def common(self) -> Iterator[tuple[str, Tensor | Matrix]]:
+        """All of it but the routed experts."""
+        return ((name, part) for name, part in self.parts() if not isinstance(part, Banks))
+
+
+Banks = (ExpertBank, TierBanks)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,41 +192,30 @@ class ModelWeights:
 
 
 def _stored(layer: LayerWeights) -> Iterator[tuple[str, Tensor]]:
-    for name, value in vars(layer).items():
-        if isinstance(value, Tensor):
-            yield name, value
-        elif isinstance(value, (Matrix, ExpertBank)):
-            yield name, value.data
-        elif isinstance(value, TierBanks):
-            for tier, bank in value.banks.items():
-                yield f"{name}.{tier}", bank.data
-        elif isinstance(value, Stacked):
-            yield from _parts(name, value)
-        elif isinstance(value, Mlp):
-            yield from _parts(f"{name}.gate_up", value.gate_up)
-            yield f"{name}.down", value.down.data
+    for name, part in layer.parts():
+        if isinstance(part, TierBanks):
+            yield from ((f"{name}.{tier}", bank.data) for tier, bank in part.banks.items())
+        else:
+            yield name, part if isinstance(part, Tensor) else part.data
 
 
-def _parts(name: str, stacked: Stacked) -> Iterator[tuple[str, Tensor]]:
-    """One tensor, or several with their numbers."""
-    for i, part in enumerate(stacked.parts):
-        yield name if len(stacked.parts) == 1 else f"{name}.{i}", part.data
+def parts_of(name: str, value: Any) -> Iterator[tuple[str, Tensor | Matrix | ExpertBank | TierBanks]]:
+    """What a field of weights stores, by name; nothing where it is None."""
+    if isinstance(value, (Tensor, Matrix, *Banks)):
+        yield name, value
+    elif isinstance(value, Stacked):
+        parts = value.parts
+        yield from ((name if len(parts) == 1 else f"{name}.{i}", part) for i, part in enumerate(parts))
+    elif isinstance(value, Mlp):
+        yield from parts_of(f"{name}.gate_up", value.gate_up)
+        yield f"{name}.down", value.down
+    elif isinstance(value, get_args(MixerWeights)):
+        for own, part in vars(value).items():
+            yield from parts_of(own, part)
 
 
-class _Allocator:
-    """Makes empty tensors on one device; `meta` gives shapes without memory."""
-
-    def __init__(self, device: str) -> None:
-        self.device = device
-
-    def vector(self, size: int) -> Tensor:
-        return torch.empty(size, dtype=torch.float32, device=self.device)
-
-    def matrix(self, format: Format, rows: int, cols: int) -> Matrix:
-        return Matrix.empty(format, rows, cols, self.device)
-
-    def stacked(self, formats: Sequence[Format], rows: Sequence[int], cols: int) -> Stacked:
-        return Stacked.empty(formats, rows, cols, self.device)
+class _Allocator(Allocator):
+    """With routed experts, on the same device."""
 
     def bank(self, layout: ExpertLayout, experts: int, index: int) -> ExpertBank | TierBanks:
         return ExpertBank.empty(layout, experts, self.device)
@@ -238,37 +255,34 @@ def allocate(spec: ModelSpec, formats: Formats, device: str = "cpu", where: Wher
     embed = table.matrix(formats.of("embed", "dense" if spec.tied_head else "embed"), spec.vocab, spec.hidden)
     return ModelWeights(
         embed=embed,
-        layers=tuple(_allocate_layer(make, spec, formats, i) for i in range(spec.layers)),
+        layers=tuple(_allocate_layer(make, spec, formats, i) for i in range(len(spec.layers))),
         final_norm=make.vector(spec.hidden),
         head=embed if spec.tied_head else make.matrix(formats.of("head", "dense"), spec.vocab, spec.hidden),
     )
 
 
 def _allocate_layer(make: _Allocator, spec: ModelSpec, formats: Formats, index: int) -> LayerWeights:
-    att, moe, hidden, is_moe = spec.attention, spec.moe, spec.hidden, spec.is_moe[index]
-    q_norm = {"none": 0, "head": att.head_dim, "full": att.q_rows}[att.qk_norm]
-    k_norm = {"none": 0, "head": att.head_dim, "full": att.kv_rows}[att.qk_norm]
-    width = moe.shared_width if is_moe else spec.dense_width
+    hidden, layer = spec.hidden, spec.layers[index]
+    ffn, f32 = layer.ffn, FORMATS["f32"]
 
     def dense(role: str) -> Format:
         return formats.of(f"{index}.{role}", "dense")
 
+    moe = ffn if isinstance(ffn, MoeSpec) else None
+    width = ffn.width if isinstance(ffn, DenseSpec) else ffn.shared_width
     return LayerWeights(
         attn_norm=make.vector(hidden),
-        qkv=make.stacked([dense(role) for role in "qkv"], (att.q_rows, att.kv_rows, att.kv_rows), hidden),
-        qkv_bias=make.vector(att.qkv_rows) if att.qkv_bias else None,
-        q_norm=make.vector(q_norm) if q_norm else None,
-        k_norm=make.vector(k_norm) if k_norm else None,
-        o=make.matrix(dense("o"), hidden, att.q_rows),
-        o_bias=make.vector(hidden) if att.output_bias else None,
+        mixer=mixers.allocate(make, layer.mixer, hidden, dense),
         mlp_norm=make.vector(hidden),
-        router=make.matrix(FORMATS["f32"], moe.experts, hidden) if is_moe else None,
-        experts=make.bank(formats.layout(spec, index), moe.experts, index) if is_moe else None,
-        mlp=_allocate_mlp(make, dense, hidden, width) if width else None,
-        shared_gate=make.matrix(FORMATS["f32"], 1, hidden) if is_moe and moe.shared_gate else None,
+        router=make.matrix(f32, moe.experts, hidden) if moe else None,
+        router_bias=make.vector(moe.experts) if moe and moe.router_bias else None,
+        choice_bias=make.vector(moe.experts) if moe and moe.choice_bias else None,
+        experts=make.bank(formats.layout(spec, index), moe.experts, index) if moe else None,
+        mlp=_allocate_mlp(make, dense, hidden, width, ffn.activation) if width else None,
+        shared_gate=make.matrix(f32, 1, hidden) if moe and moe.shared_gate else None,
     )
 
 
-def _allocate_mlp(make: _Allocator, format_of: Callable[[str], Format], hidden: int, width: int) -> Mlp:
+def _allocate_mlp(make: _Allocator, format_of: FormatOf, hidden: int, width: int, activation: Activation) -> Mlp:
     gate_up = make.stacked((format_of("mlp_gate"), format_of("mlp_up")), (width, width), hidden)
-    return Mlp(gate_up=gate_up, down=make.matrix(format_of("mlp_down"), hidden, width))
+    return Mlp(gate_up=gate_up, down=make.matrix(format_of("mlp_down"), hidden, width), activation=activation)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...kernels import Format, blocks
-from ...kernels.packed import ExpertBank, Matrix, Mlp, Stacked
+from ...kernels.packed import ExpertBank, Matrix
 from .model_weights import ModelWeights, TierBanks
 
 Part = Tensor | Matrix | ExpertBank | TierBanks
@@ -53,14 +53,7 @@ def _parts(weights: ModelWeights) -> Iterator[tuple[str, Part]]:
     if weights.head is not weights.embed:
         yield "head", weights.head
     for i, layer in enumerate(weights.layers):
-        for name, value in vars(layer).items():
-            if isinstance(value, (Tensor, Matrix, ExpertBank, TierBanks)):
-                yield f"layers.{i}.{name}", value
-            elif isinstance(value, Stacked):
-                yield from ((f"layers.{i}.{name}", part) for part in value.parts)
-            elif isinstance(value, Mlp):
-                yield from ((f"layers.{i}.{name}.gate_up", part) for part in value.gate_up.parts)
-                yield f"layers.{i}.{name}.down", value.down
+        yield from ((f"layers.{i}.{name}", part) for name, part in layer.parts())
 
 
 def _banks(part: Part) -> Iterable[ExpertBank]:
@@ -94,7 +87,7 @@ class Noise:
     def _part(self, part: Part, name: str) -> None:
         """Fills one tensor; vectors are norms, or biases of 0."""
         if isinstance(part, Tensor):
-            part.fill_(0.0 if name.endswith("bias") else norm_value(name))
+            self._vector(part, name.rpartition(".")[2])
         elif isinstance(part, Matrix):
             self._matrix(part)
         elif isinstance(part, TierBanks):  # in the order of experts, so that a placement does not change the model
@@ -103,6 +96,14 @@ class Noise:
         else:
             for number in range(part.experts):
                 self._expert(part, number)
+
+    def _vector(self, vector: Tensor, name: str) -> None:
+        if name == "rate":
+            vector.fill_(-1.0)
+        elif name == "conv":
+            vector.fill_(1.0 / vector.shape[-1])
+        else:
+            vector.fill_(0.0 if name.endswith(("bias", "sinks")) else norm_value(name))
 
     def _expert(self, bank: ExpertBank, number: int) -> None:
         which: tuple[Literal["gate", "up", "down"], ...] = ("gate", "up", "down")

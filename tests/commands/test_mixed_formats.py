@@ -126,7 +126,7 @@ def test_the_start_up_table_says_formats_and_rates(usual: Profile) -> None:
         title = str(generate_report.startup_table(llm).title)
         experts = rows["7 x 16 experts"]
         assert experts.format == "q4_k/q8_0 +1"
-        layers = [llm.parts.checkpoint.formats.layout(llm.spec, i).bytes_by_format for i in range(llm.spec.layers)]
+        layers = [llm.parts.checkpoint.formats.layout(llm.spec, i).bytes_by_format for i in range(len(llm.spec.layers))]
         total = sum(sum(one.values()) for one in layers)
         q8 = sum(one.get("q8_0", 0) for one in layers)
         assert experts.rate == f"~{total / ((total - q8) / 1e10 + q8 / 5e9) / 1e9:.1f}"

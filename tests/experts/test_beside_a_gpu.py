@@ -163,7 +163,7 @@ def test_a_forced_choice_is_not_recorded(gpu: StandIn) -> None:
         before = gpu.recorders[-1].replays
         tokens(llm, 1)
         assert gpu.recorders[-1].replays == before
-        assert len(asked) == 12 * llm.spec.layers
+        assert len(asked) == 12 * len(llm.spec.layers)
 
 
 def test_a_table_that_is_the_head_lies_where_the_head_does(checkpoints: Checkpoints) -> None:

@@ -299,7 +299,7 @@ def test_counted_bytes_equal_the_prediction(name: str, fetches: list[int], tmp_p
             contexts, rows = shapes[done.index]
             pages = max(longest[s] for s in done.sequences)
             shape = PassShape(tokens=done.tokens, contexts=contexts, rows=rows, pages=pages)
-            each = [seen[done.index].get(layer, []) for layer in range(llm.spec.layers)]
+            each = [seen[done.index].get(layer, []) for layer in range(len(llm.spec.layers))]
             formats, decided = llm.parts.checkpoint.formats, llm.parts.memory_plan.offload
             assert done.bytes == placed_bytes(
                 llm.spec, formats, llm.parts.kv_dtype, llm.parts.placement, shape, each, decided

@@ -47,7 +47,7 @@ def some_pass(shape: Shape, seed: int = 0) -> Inputs:
     )  # fmt: skip
     x_TD = torch.randn(T, shape.hidden, generator=generator) if shape.hidden else None
     return Inputs(
-        ids_T=some(T, dtype=longs), places=places, context=seed, rows=some(shape.rows, dtype=longs), x_TD=x_TD
+        ids_T=some(T, dtype=longs), places=places, spans=((T, seed),), rows=some(shape.rows, dtype=longs), x_TD=x_TD
     )
 
 
@@ -70,7 +70,7 @@ def test_what_comes_out_is_what_went_in(shape: Shape) -> None:
     assert shape_of(given) == shape
     found = staging.take(given)
     assert is_same(found, given)
-    assert found.context == 3
+    assert found.spans == given.spans
     assert (found.ids_T is given.ids_T) == bool(shape.hidden), "ids whose rows were looked up stay"
     assert all(t.is_contiguous() for t in tensors(found).values())
 

@@ -252,7 +252,7 @@ def test_counted_bytes_equal_the_prediction(name: str, moved: str, tmp_path: Pat
         shape = PassShape(
             tokens=done.tokens, contexts=contexts, rows=rows, pages=max(longest[s] for s in done.sequences)
         )
-        chosen = [seen[done.index].get(layer, []) for layer in range(llm.spec.layers)]
+        chosen = [seen[done.index].get(layer, []) for layer in range(len(llm.spec.layers))]
         formats, decided = llm.parts.checkpoint.formats, llm.parts.memory_plan.offload
         assert done.bytes == placed_bytes(
             llm.spec, formats, llm.parts.kv_dtype, llm.parts.placement, shape, chosen, decided

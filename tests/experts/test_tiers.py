@@ -203,7 +203,7 @@ def test_counted_bytes_equal_the_prediction(name: str, tmp_path: Path) -> None:
         shape = PassShape(
             tokens=done.tokens, contexts=contexts, rows=rows, drawn=drawn, pages=max(longest[s] for s in took)
         )
-        chosen = [seen[done.index].get(layer, []) for layer in range(llm.spec.layers)]
+        chosen = [seen[done.index].get(layer, []) for layer in range(len(llm.spec.layers))]
         wanted = placed_bytes(
             llm.spec, llm.parts.checkpoint.formats, llm.parts.kv_dtype, llm.parts.placement, shape, chosen
         )

@@ -21,6 +21,15 @@ LLAMA3 = {
     "rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 32, "low_freq_factor": 1.0,
     "high_freq_factor": 4.0, "rope_theta": 500000.0,
 }  # fmt: skip
+LATENT: dict[str, Any] = dict(
+    BASE, num_key_value_heads=4, q_lora_rank=40, kv_lora_rank=36, qk_nope_head_dim=20, qk_rope_head_dim=8,
+    v_head_dim=28, moe_intermediate_size=44, intermediate_size=96, first_k_dense_replace=1,
+)  # fmt: skip
+DELTA: dict[str, Any] = dict(
+    BASE, num_hidden_layers=4, head_dim=32, moe_intermediate_size=40, shared_expert_intermediate_size=48, num_experts=8,
+    num_experts_per_tok=3, linear_key_head_dim=16, linear_value_head_dim=24, linear_num_key_heads=2,
+    linear_num_value_heads=4,
+)  # fmt: skip
 LINEAR = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -53,6 +62,32 @@ VARIANTS: dict[str, dict[str, Any]] = {
         residual_multiplier=0.9, attention_multiplier=0.3, logits_scaling=1.3, tie_word_embeddings=False,
         attention_bias=True,
     ),
+    "gpt_oss": dict(
+        BASE, head_dim=24, intermediate_size=40, num_local_experts=6, num_experts_per_tok=3, sliding_window=8,
+        num_hidden_layers=4, swiglu_limit=1.5,
+        rope_parameters={**YARN, "truncate": False, "beta_fast": 32.0, "beta_slow": 1.0},
+    ),
+    "deepseek_v2": dict(
+        LATENT, q_lora_rank=None, n_routed_experts=8, num_experts_per_tok=3, n_shared_experts=2,
+        routed_scaling_factor=1.7, topk_method="greedy", n_group=1, topk_group=1, norm_topk_prob=False,
+        rope_theta=10000.0,
+    ),
+    "deepseek_v2-groups": dict(
+        LATENT, n_routed_experts=12, num_experts_per_tok=3, n_shared_experts=1, routed_scaling_factor=2.1,
+        topk_method="group_limited_greedy", n_group=4, topk_group=2, norm_topk_prob=False,
+        rope_parameters={**YARN, "mscale": 0.707, "mscale_all_dim": 0.707},
+    ),
+    "deepseek_v3": dict(
+        LATENT, n_routed_experts=16, num_experts_per_tok=4, n_shared_experts=1, routed_scaling_factor=2.5, n_group=4,
+        topk_group=2, norm_topk_prob=True, rope_parameters={**YARN, "mscale": 1.0, "mscale_all_dim": 1.0},
+    ),
+    "deepseek_v3-bias": dict(
+        LATENT, n_routed_experts=9, num_experts_per_tok=2, n_shared_experts=1, routed_scaling_factor=1.3, n_group=1,
+        topk_group=1, norm_topk_prob=True, attention_bias=True, rope_theta=50000.0, rms_norm_eps=1e-5,
+    ),
+    "qwen3_next": dict(DELTA, intermediate_size=96, norm_topk_prob=True),
+    "qwen3_next-dense": dict(DELTA, intermediate_size=96, norm_topk_prob=False, mlp_only_layers=[1], rope_theta=1e6),
+    "qwen3_5_moe_text": dict(DELTA),
 }  # fmt: skip
 
 
@@ -63,7 +98,9 @@ def randomise(model: PreTrainedModel, seed: int) -> None:
         noise = torch.randn(tensor.shape, generator=generator)
         if "norm" in name:
             tensor.copy_(1 + 0.1 * noise)
-        elif name.endswith("bias"):
+        elif name.endswith("e_score_correction_bias"):
+            tensor.copy_(0.1 * noise)
+        elif name.endswith(("bias", "sinks", "A_log")):
             tensor.copy_(0.2 * noise)
         else:
             tensor.copy_(noise / tensor.shape[-1] ** 0.5)

@@ -133,7 +133,7 @@ def test_bf16_layers_are_within_rounding_of_float32_when_routing_is_forced(
     fast = LLM(str(checkpoints(variant)), dtype="bfloat16")
     got = Recorder(fast, wanted.choices)
     got.logits(ids, monkeypatch)
-    assert len(got.outputs) == len(wanted.outputs) == exact.spec.layers
+    assert len(got.outputs) == len(wanted.outputs) == len(exact.spec.layers)
     for depth, (a, b) in enumerate(zip(got.outputs, wanted.outputs, strict=True)):
         error = float((a - b).norm() / b.norm())
         assert error < 2**-8 * (1 + 6 * (depth + 1)) ** 0.5, f"layer {depth}: relative error {error:.2e}"

@@ -181,7 +181,7 @@ def test_bytes_in_the_ledger_are_those_of_the_file(mix: tuple[Path, Path, dict[s
         spec, passes = llm.spec, [p for p in llm.ledger.passes if p.phase == "decode"]
         sizes = llm.parts.checkpoint.formats
         expected = sum(
-            spec.moe.top_k * sizes.layout(spec, layer).bytes for layer in range(spec.layers) if spec.is_moe[layer]
+            spec.moe.top_k * sizes.layout(spec, layer).bytes for layer in range(len(spec.layers)) if spec.is_moe[layer]
         )
         assert passes
         assert all(p.bytes[CPU_DRAM][EXPERTS] == expected for p in passes)

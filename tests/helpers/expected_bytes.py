@@ -31,7 +31,7 @@ from headrace.engine.ledger.pass_bytes import (
     ROUTING,
     SAMPLES,
     UNCHOSEN,
-    bytes_per_token,
+    cache_sizes,
     common_bytes,
     dense_sizes,
 )
@@ -58,10 +58,16 @@ def pass_bytes(
     how many distinct experts each MoE layer chose (0 in the last, if it is one, where no logits are wanted)."""
     weights = allocate(spec, formats, "meta")
     banks = [layer.experts for layer in weights.layers if layer.experts is not None]
-    sizes, token_bytes = dense_sizes(weights), bytes_per_token(spec, kv_dtype)
+    sizes, cache = dense_sizes(weights), cache_sizes(spec, kv_dtype)
     groups = {EXPERTS: sum(n * bank.layout.bytes for n, bank in zip(distinct_experts, banks, strict=True))}
-    common = common_bytes(sizes, token_bytes, tokens=tokens, context=sum(contexts), logits=logits)
+    common = common_bytes(sizes, cache, spans=spans_of(tokens, contexts), logits=logits)
     return {CPU_DRAM: {**groups, **common[CPU_DRAM]}}
+
+
+def spans_of(tokens: int, contexts: Sequence[int]) -> list[tuple[int, int]]:
+    """New tokens and cache lengths by sequence: all but one of the tokens are the first one's."""
+    others = len(contexts) - 1
+    return [(tokens - others if i == 0 else 1, context) for i, context in enumerate(contexts)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,9 +105,8 @@ def placed_bytes(
     weights = allocate(spec, formats, "meta")
     common = common_bytes(
         dense_sizes(weights),
-        bytes_per_token(spec, kv_dtype),
-        tokens=shape.tokens,
-        context=sum(shape.contexts),
+        cache_sizes(spec, kv_dtype),
+        spans=spans_of(shape.tokens, shape.contexts),
         logits=shape.rows > 0,
         main=main.channel,
         table=table.channel,
@@ -137,7 +142,7 @@ def _unchosen(placement: Placement, layer: int, ids: Sequence[int], offload: Off
 
 def _tokens(spec: ModelSpec, shape: PassShape, layer: int) -> int:
     """Tokens that choose experts in a layer: in the last one those whose logits are wanted."""
-    return shape.rows if layer == spec.layers - 1 else shape.tokens
+    return shape.rows if layer == len(spec.layers) - 1 else shape.tokens
 
 
 def _add_links(

@@ -34,7 +34,7 @@ def asked(model: str | dict[str, Any], experts: str, dense: str = "native") -> C
 def of_role(checkpoint: Checkpoint, role: str) -> list[str]:
     """The formats of a role, layer by layer."""
     group: Any = "experts" if role in ("gate", "up", "down") else "dense"
-    return [checkpoint.formats.of(f"{i}.{role}", group).name for i in range(checkpoint.spec.layers)]
+    return [checkpoint.formats.of(f"{i}.{role}", group).name for i in range(len(checkpoint.spec.layers))]
 
 
 def test_q4_k_m_of_48_layers_by_hand() -> None:

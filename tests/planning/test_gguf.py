@@ -434,6 +434,6 @@ def test_random_weights_take_the_shape_of_a_gguf(tmp_path: Path, arch: str) -> N
     config = EngineConfig()
     weights.open(config, {Tier.CPU: ram(reference, "reference", config)}, False)
     spec, plan = weights.whole, model_source.find(str(path)).described
-    assert (spec.layers, spec.hidden, spec.moe.experts) == (SIZES["layers"], SIZES["hidden"], SIZES["experts"])
+    assert (len(spec.layers), spec.hidden, spec.moe.experts) == (SIZES["layers"], SIZES["hidden"], SIZES["experts"])
     assert (spec.attention.kv_rows, spec.moe.width) == (SIZES["kv"] * SIZES["size"], SIZES["width"])
     assert (spec.family, plan.objections) == (plan.architecture.family, ())

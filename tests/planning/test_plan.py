@@ -78,7 +78,7 @@ def test_bytes_are_those_of_the_engine(variant: str, experts: str, dense: str, c
     assert found.in_memory == allocate(spec, formats, "meta").nbytes
     context, banks = 17, spec.moe_layers
     engine = Model(source.described.architecture, found, machine(gpus=0))
-    everything = layouts.on_cpu(found, engine.hardware, _no_demand(spec.layers))
+    everything = layouts.on_cpu(found, engine.hardware, _no_demand(len(spec.layers)))
     counted = engine.bytes_per_token(everything, Workload(context=context, batch=1, prompt=1))
     wanted = pass_bytes(
         spec, formats, torch.bfloat16, tokens=1, contexts=[context], distinct_experts=[spec.moe.top_k] * banks
@@ -109,7 +109,7 @@ def test_time_is_that_of_the_engine(variant: str, batch: int, checkpoints: Any, 
     quant = of_text.parse("experts=q4_0,dense=q8_0,embed=f32", of_config.native({}, ""))
     hw = machine_file.of_profile(known)
     engine = Model(source.described.architecture, storage.computed(source.described.architecture, quant), hw)
-    everything = layouts.on_cpu(engine.storage, hw, _no_demand(spec.layers))
+    everything = layouts.on_cpu(engine.storage, hw, _no_demand(len(spec.layers)))
     step = engine.seconds(engine.decode(everything, Workload(context=17, batch=batch, prompt=1)))
     done = Pass(
         index=0, phase="decode", sequences=list(range(batch)), tokens=batch, context=17 * batch, bytes=read

@@ -127,13 +127,13 @@ def test_which_unread_keys_are_worth_a_word(key: str, value: object, may: bool) 
 def test_the_text_model_of_a_wrapper_is_planned(wrapped: dict[str, Any]) -> None:
     source = planned(wrapped)
     assert source.described.architecture.layers == PLAIN.layers
-    assert any("planned is the text model" in note for note in source.notes)
+    assert any("the text model is taken" in note for note in source.notes)
     assert source.described.objections
 
 
 def test_what_is_not_counted_is_said() -> None:
     (note,) = planned({"text_config": QWEN3, "vision_config": {"depth": 3}, "audio_config": {"d_model": 3}}).notes
-    assert note.endswith("not counted: audio_config, vision_config")
+    assert note.endswith("left out: audio_config, vision_config")
 
 
 def test_a_config_that_wraps_nothing_is_itself() -> None:

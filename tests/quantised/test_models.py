@@ -112,7 +112,7 @@ def test_bytes_in_the_ledger_are_those_of_packed_rows(model: tuple[Kind, Path, P
     with LLM(path) as llm:
         llm.generate([PROMPT], {"max_new_tokens": 2, "ignore_eos": True})
         spec, formats = llm.spec, llm.parts.checkpoint.formats
-        layers = [layer for layer in range(spec.layers) if spec.is_moe[layer]]
+        layers = [layer for layer in range(len(spec.layers)) if spec.is_moe[layer]]
         expected = sum(spec.moe.top_k * formats.layout(spec, layer).bytes for layer in layers)
         passes = [p for p in llm.ledger.passes if p.phase == "decode"]
         assert passes

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ....errors import HeadraceError
-from ....loaders.families.family import read_eos
+from ....loaders.families import read_eos
 from ....loaders.model_source import Source
 from ....loaders.tokens.tokenizer import Tokenizer
 

@@ -34,8 +34,8 @@ def text_part(values: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
     outer = {key: values[key] for key in FOR_ALL if key in values}
     kind = {"model_type": values["model_type"]} if "model_type" in values else {}
     others = sorted(key for key in values if NOT_TEXT.search(key) and isinstance(values[key], dict) and values[key])
-    beside = f"; not counted: {', '.join(others)}" if others else ""
-    return {**outer, **kind, **inner}, (f"planned is the text model, {'.'.join(path)} of the config{beside}",)
+    beside = f"; left out: {', '.join(others)}" if others else ""
+    return {**outer, **kind, **inner}, (f"the text model is taken, {'.'.join(path)} of the config{beside}",)
 
 
 def _parts(values: dict[str, Any], path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:

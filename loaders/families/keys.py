@@ -1,0 +1,22 @@
+"""Values of a config that a family names by a `Key`."""
+
+from __future__ import annotations
+
+from .config_reader import ConfigReader
+from .family import Key
+
+# Far above any model: a config that asks for more is damaged, and listing its tensors alone would fill the memory.
+MAX_LAYERS = 1000
+MAX_EXPERTS = 10000
+
+
+def read_flag(config: ConfigReader, value: bool | Key) -> bool:
+    if isinstance(value, bool):
+        return value
+    if value.default is not None and config.get(value.name) is None:
+        return bool(value.default)
+    return config.flag(value.name)
+
+
+def read_scale(config: ConfigReader, key: Key | None) -> float:
+    return 1.0 if key is None else config.number(key.name)

@@ -1,0 +1,108 @@
+"""What looks at other tokens in each layer, from a config: attention in full or over a window, latent attention, a
+gated delta rule."""
+
+from __future__ import annotations
+
+import math
+
+from ..spec import AttentionSpec, DeltaSpec, LatentSpec, MixerSpec, RopeSpec
+from . import window
+from .config_reader import ConfigReader
+from .family import Family
+from .keys import read_flag
+from .rope import read_rope
+
+LINEAR = "linear_attention"
+
+
+def read_mixers(family: Family, config: ConfigReader, count: int) -> list[MixerSpec]:
+    """The mixers of so many layers."""
+    if family.mixer == "latent":
+        return [_read_latent(family, config)] * count
+    attention = _read_attention(family, config)
+    if family.mixer == "delta":
+        return [_read_delta(config) if linear else attention for linear in _linear_layers(config, count)]
+    if family.windowed:
+        return window.with_windows(config, attention, count)
+    window.check_layer_types(config)
+    return [attention] * count
+
+
+def _read_attention(family: Family, config: ConfigReader) -> AttentionSpec:
+    heads, hidden = config.integer("num_attention_heads"), config.integer("hidden_size")
+    kv_heads = config.get("num_key_value_heads")
+    kv_heads = heads if kv_heads is None else config.integer("num_key_value_heads")
+    if heads % kv_heads:
+        raise config.bad("num_key_value_heads", kv_heads, f"a divisor of num_attention_heads = {heads}")
+    if config.get("head_dim") is None and hidden % heads:
+        raise config.bad("num_attention_heads", heads, f"a divisor of hidden_size = {hidden}, or a head_dim")
+    head_dim = hidden // heads if config.get("head_dim") is None else config.integer("head_dim")
+    clip = config.get(family.clip.name) if family.clip else None
+    return AttentionSpec(
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        scale=config.number(family.attention_scale.name) if family.attention_scale else head_dim**-0.5,
+        rope=read_rope(config, head_dim),
+        qkv_bias=read_flag(config, family.qkv_bias),
+        output_bias=read_flag(config, family.output_bias),
+        qk_norm=family.qk_norm,
+        clip=None if clip is None or family.clip is None else config.positive(family.clip.name, clip),
+        sinks=family.sinks,
+        gate=family.output_gate,
+    )
+
+
+def _read_latent(family: Family, config: ConfigReader) -> LatentSpec:
+    """Keys of grouped-query attention that such configs have besides are read over: one latent serves all heads."""
+    config.get("num_key_value_heads", "head_dim", "qk_head_dim", "attention_bias")
+    nope, rope_dim = config.integer("qk_nope_head_dim"), config.integer("qk_rope_head_dim")
+    config.only("rope_interleave", (True, None))
+    rope = read_rope(config, rope_dim)
+    return LatentSpec(
+        heads=config.integer("num_attention_heads"),
+        q_rank=0 if config.get("q_lora_rank") is None else config.integer("q_lora_rank"),
+        kv_rank=config.integer("kv_lora_rank"),
+        nope=nope,
+        v_dim=config.integer("v_head_dim"),
+        scale=(nope + rope_dim) ** -0.5 * _temperature(config, rope),
+        rope=rope,
+        norm_eps=family.latent_norm_eps or config.number("rms_norm_eps"),
+        bias=config.get("attention_bias") is True,
+    )
+
+
+def _temperature(config: ConfigReader, rope: RopeSpec) -> float:
+    """What yarn's stretching of a context multiplies scores by: (0.1 m ln(factor) + 1)^2, m being mscale_all_dim.
+    Source: DeepSeek-V2's published model."""
+    settings = config.get("rope_scaling", "rope_parameters")
+    m = settings.get("mscale_all_dim") if isinstance(settings, dict) else None
+    if rope.kind != "yarn" or not m or rope.factor <= 1:
+        return 1.0
+    return (0.1 * config.positive("mscale_all_dim", m) * math.log(rope.factor) + 1.0) ** 2
+
+
+def _read_delta(config: ConfigReader) -> DeltaSpec:
+    k_heads, v_heads = config.integer("linear_num_key_heads"), config.integer("linear_num_value_heads")
+    if v_heads % k_heads:
+        raise config.bad("linear_num_value_heads", v_heads, f"a multiple of linear_num_key_heads = {k_heads}")
+    return DeltaSpec(
+        k_heads=k_heads,
+        v_heads=v_heads,
+        k_dim=config.integer("linear_key_head_dim"),
+        v_dim=config.integer("linear_value_head_dim"),
+        taps=config.integer("linear_conv_kernel_dim"),
+        in_turns=config.get("value_heads_in_turns") is True,
+    )
+
+
+def _linear_layers(config: ConfigReader, count: int) -> list[bool]:
+    """Which layers have a delta rule: by `layer_types`, else all but every `full_attention_interval`-th."""
+    kinds, interval = config.get("layer_types"), config.get("full_attention_interval")
+    if kinds is None:
+        step = config.integer("full_attention_interval")
+        return [(i + 1) % step != 0 for i in range(count)]
+    if not isinstance(kinds, list) or len(kinds) < count or set(kinds[:count]) - {LINEAR, window.FULL}:
+        raise config.bad("layer_types", kinds, f"a list of {count} times {LINEAR} or {window.FULL}")
+    config.seen.update(() if interval is None else ("full_attention_interval",))
+    return [kind == LINEAR for kind in kinds[:count]]

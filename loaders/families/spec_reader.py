@@ -1,0 +1,64 @@
+"""A config.json of a family to its `ModelSpec`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...errors import ConfigError
+from ..spec import DeltaSpec, LayerSpec, MixerSpec, ModelSpec, RopeSpec
+from . import quantisation, said_twice, window
+from .config_reader import ConfigReader
+from .family import Family
+from .ffn_reader import read_ffns
+from .keys import MAX_LAYERS, read_flag, read_scale
+from .mixer_reader import read_mixers
+
+
+def read_spec(family: Family, config: ConfigReader) -> ModelSpec:
+    """The spec of a checkpoint of `family`; raises ConfigError for a missing, unknown or unsupported value."""
+    quantisation.read(config)
+    config.only("hidden_act", ("silu", "swish"))
+    for name, values in family.implied.items():
+        config.only(name, values)
+    count = config.integer("num_hidden_layers", maximum=MAX_LAYERS)
+    mixers = read_mixers(family, config, count)
+    context = max(config.integer("max_position_embeddings"), *(rope.extended_context for rope in _ropes(mixers)))
+    if not family.windowed:
+        context = window.context_within_window(config, context, family.window_needs_switch)
+    ffns = read_ffns(family, config, count)
+    spec = ModelSpec(
+        family=family.model_type,
+        vocab=config.integer("vocab_size"),
+        hidden=config.integer("hidden_size"),
+        context=context,
+        norm_eps=config.number("rms_norm_eps"),
+        layers=tuple(LayerSpec(mixer=mixer, ffn=ffn) for mixer, ffn in zip(mixers, ffns, strict=True)),
+        tied_head=read_flag(config, family.tied_head),
+        embedding_scale=read_scale(config, family.embedding_scale),
+        residual_scale=read_scale(config, family.residual_scale),
+        logits_divisor=read_scale(config, family.logits_divisor),
+        eos_ids=_read_eos(config),
+    )
+    said_twice.check(config, spec)
+    said_twice.read_over_contexts(config)
+    config.finish()
+    return spec
+
+
+def _ropes(mixers: list[MixerSpec]) -> list[RopeSpec]:
+    return [mixer.rope for mixer in mixers if not isinstance(mixer, DeltaSpec)]
+
+
+def read_eos(value: Any) -> tuple[int, ...]:
+    """End tokens of a config: null, one id, or a list; raises ValueError for anything else."""
+    ids = [] if value is None else value if isinstance(value, list) else [value]
+    if not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
+        raise ValueError(f"eos_token_id is {value!r}, supported is null, a token id or a list of them")
+    return tuple(ids)
+
+
+def _read_eos(config: ConfigReader) -> tuple[int, ...]:
+    try:
+        return read_eos(config.get("eos_token_id"))
+    except ValueError as error:
+        raise ConfigError(f"{config.source}: {error}") from error

@@ -1,0 +1,88 @@
+"""From a GGUF's metadata to the keys of a config.json that say how tokens look at each other: attention in full or over
+a window, latent attention, a delta rule; and how positions are rotated."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...errors import CheckpointError
+from ..families.family import Family
+from .of_tensors import Metadata
+
+# Archs whose range of stretched frequencies is not rounded to whole dims.
+NOT_ROUNDED = ("gpt-oss",)
+# Archs whose heads of values are by turns of the heads of keys.
+IN_TURNS = ("qwen35moe",)
+
+
+def of(family: Family, meta: Metadata) -> dict[str, Any]:
+    """The keys of a family's mixers."""
+    if family.mixer == "latent":
+        return _latent(meta)
+    found = _grouped(meta)
+    if family.windowed:
+        found["sliding_window"] = meta.number("attention.sliding_window")
+    if family.mixer == "delta":
+        found |= _delta(meta)
+    return found
+
+
+def _grouped(meta: Metadata) -> dict[str, Any]:
+    heads, hidden = meta.number("attention.head_count"), meta.number("embedding_length")
+    size = meta.number("attention.key_length", default=hidden // max(heads, 1))
+    found = {
+        "num_attention_heads": heads,
+        "num_key_value_heads": meta.number("attention.head_count_kv", default=heads),
+        "head_dim": size,
+        "rope_scaling": _rope_scaling(meta),
+    }
+    turned = meta.number("rope.dimension_count", default=size)
+    return found if turned == size or not size else found | {"partial_rotary_factor": turned / size}
+
+
+def _latent(meta: Metadata) -> dict[str, Any]:
+    """Newer files give the sizes of heads before latents are made of them under names of their own."""
+    rope = meta.number("rope.dimension_count")
+    key = meta.number("attention.key_length_mla") or meta.number("attention.key_length")
+    value = meta.number("attention.value_length_mla") or meta.number("attention.value_length")
+    if not 0 < rope < key:
+        raise CheckpointError(f"it rotates {rope} of {key} dims of a key")
+    scaling = _rope_scaling(meta)
+    if scaling is not None and (m := meta.get("rope.scaling.yarn_log_multiplier")):
+        scaling |= {"mscale": 10.0 * m, "mscale_all_dim": 10.0 * m}  # stored is 0.1 of it
+    return {
+        "num_attention_heads": meta.number("attention.head_count"),
+        "q_lora_rank": meta.number("attention.q_lora_rank") or None,
+        "kv_lora_rank": meta.number("attention.kv_lora_rank"),
+        "qk_nope_head_dim": key - rope,
+        "qk_rope_head_dim": rope,
+        "v_head_dim": value,
+        "rope_scaling": scaling,
+    }
+
+
+def _delta(meta: Metadata) -> dict[str, Any]:
+    k_heads, v_heads = meta.number("ssm.group_count"), meta.number("ssm.time_step_rank")
+    return {
+        "linear_num_key_heads": k_heads,
+        "linear_num_value_heads": v_heads,
+        "linear_key_head_dim": meta.number("ssm.state_size"),
+        "linear_value_head_dim": meta.number("ssm.inner_size") // max(v_heads, 1),
+        "linear_conv_kernel_dim": meta.number("ssm.conv_kernel"),
+        "full_attention_interval": meta.number("full_attention_interval", default=4),
+        "value_heads_in_turns": meta.arch in IN_TURNS and k_heads != v_heads,
+    }
+
+
+def _rope_scaling(meta: Metadata) -> dict[str, Any] | None:
+    """The settings of a stretched context, under the names of a config.json; None: it is not stretched."""
+    kind = meta.get("rope.scaling.type")
+    if kind in (None, "none"):
+        return None
+    names = {
+        "factor": "factor", "original_max_position_embeddings": "original_context_length",
+        "beta_fast": "yarn_beta_fast", "beta_slow": "yarn_beta_slow", "attention_factor": "attn_factor",
+    }  # fmt: skip
+    found = {name: meta.get(f"rope.scaling.{stored}") for name, stored in names.items()}
+    found = {"rope_type": kind, **{name: value for name, value in found.items() if value is not None}}
+    return found | {"truncate": False} if meta.arch in NOT_ROUNDED else found

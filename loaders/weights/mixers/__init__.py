@@ -1,0 +1,38 @@
+"""Weights of what looks at other tokens, one kind a file: what they are, how they are allocated, and which tensors of a
+checkpoint fill them."""
+
+from __future__ import annotations
+
+from ...families.family import TensorNames
+from ...spec import AttentionSpec, DeltaSpec, LatentSpec, MixerSpec
+from . import attention, delta, latent
+from .allocator import Allocator, FormatOf
+from .attention import AttentionWeights
+from .delta import DeltaWeights
+from .latent import LatentWeights
+from .target import Change, Named
+
+__all__ = ["AttentionWeights", "DeltaWeights", "LatentWeights", "MixerWeights", "allocate", "targets"]
+
+MixerWeights = AttentionWeights | LatentWeights | DeltaWeights
+
+
+def allocate(make: Allocator, spec: MixerSpec, hidden: int, format_of: FormatOf) -> MixerWeights:
+    """Uninitialised weights of a layer's mixer."""
+    if isinstance(spec, AttentionSpec):
+        return attention.allocate(make, spec, hidden, format_of)
+    if isinstance(spec, LatentSpec):
+        return latent.allocate(make, spec, hidden, format_of)
+    return delta.allocate(make, spec, hidden, format_of)
+
+
+def targets(spec: MixerSpec, names: TensorNames, it: MixerWeights, at: str, norm: Change) -> Named:
+    """The tensors of a layer's mixer by name; `at`: the layer's number and a point; norm: what becomes of weights of
+    norms."""
+    if isinstance(spec, AttentionSpec) and isinstance(it, AttentionWeights):
+        return attention.targets(spec, names, it, at, norm)
+    if isinstance(spec, LatentSpec) and isinstance(it, LatentWeights):
+        return latent.targets(spec, names, it, at, norm)
+    assert isinstance(spec, DeltaSpec)
+    assert isinstance(it, DeltaWeights)
+    return delta.targets(spec, names, it, at, norm)
