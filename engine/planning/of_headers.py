@@ -1,15 +1,15 @@
 """The bytes of a checkpoint by its headers: the sum of all groups is the sum of the file's tensors to the byte, and
 what is in memory what the engine allocates for them, for the models that it runs.
 
-Types that no kernel computes with, and weights that are packed several to an element, are counted in memory as in the
-file.
+Of quantised safetensors a weight's codes, scales and zero points are the packed rows that they become. What no kernel
+computes with is counted in memory as in the file.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from ...errors import CheckpointError
@@ -17,9 +17,10 @@ from ...kernels import FORMATS, Format
 from ...kernels.formats import EXPERT_ALIGN, align_up
 from ...loaders.architecture.architecture import Architecture
 from ...loaders.architecture.tensor_names import LEFT_OUT, place
+from ...loaders.families.quantisation import Quantisation
 from ...loaders.files.gguf_header import TYPES, is_unknown
 from ...loaders.files.headers import Stored
-from ...loaders.quants import in_memory
+from ...loaders.quants import in_memory, packed_weights
 from ...loaders.quants.by_format import ByFormat
 from .storage import LayerBytes, Storage
 
@@ -41,8 +42,8 @@ class _Sums:
     types: dict[str, Counter[str]] = field(default_factory=lambda: {"experts": Counter(), "dense": Counter()})
     elements: int = 0
 
-    def add(self, tensor: Stored, formats: Mapping[str, Format], turned: int) -> None:
-        """turned: rows that are stored the other way round."""
+    def add(self, tensor: Stored, held: Iterable[tuple[str, float]]) -> None:
+        """held: its formats and bytes in memory."""
         layer, group = place(tensor.name, len(self.layers))
         if group in LEFT_OUT:
             self.left_out[group] += tensor.nbytes
@@ -52,7 +53,7 @@ class _Sums:
         self.types["experts" if group == "experts" else "dense"][tensor.dtype] += tensor.nbytes
         there = self.by_group if layer is None else self.layers[layer]
         where = group + _last_of_expert(tensor.name) if group == "experts" else group
-        there.setdefault(where, []).extend(_in_memory(tensor, formats.get(tensor.name), turned))
+        there.setdefault(where, []).extend(held)
 
     def main_type(self, role: str) -> str:
         """The type that most bytes have."""
@@ -60,30 +61,52 @@ class _Sums:
         return found.most_common(1)[0][0].lower() if found else "none"
 
 
+def _is_packed(tensor: Stored) -> bool:
+    """Whether its shape does not count its weights."""
+    return tensor.dtype not in WHOLE and tensor.dtype.lower() not in FORMATS and not is_unknown(tensor.dtype)
+
+
 def _last_of_expert(name: str) -> str:
     """Where in an expert's block a tensor lies: its biases behind its down, that behind the rest."""
     return BIAS if name.endswith("bias") else DOWN if "down" in name or ".w2." in name else ""
 
 
-def _in_memory(tensor: Stored, format: Format | None, turned: int) -> Iterator[tuple[str, float]]:
-    """Formats and bytes of a tensor in memory; None: as in the file."""
+def _in_memory(
+    tensor: Stored, shape: tuple[int, ...], format: Format | None, turned: int
+) -> Iterator[tuple[str, float]]:
+    """Formats and bytes in memory of a tensor that stands for weights of a shape; None: as in the file. turned: rows
+    that are stored the other way round."""
     if format is None:
         yield tensor.dtype.lower(), tensor.nbytes
         return
-    *rows, cols = tensor.shape or (1,)
-    if turned and format.is_block:
+    *rows, cols = shape or (1,)
+    turned = turned if format.is_block else 0
+    if turned:
         yield TURNED.name, turned * TURNED.row_bytes(cols)
-    yield format.name, (math.prod(rows) - (turned if format.is_block else 0)) * format.row_bytes(cols)
+    yield format.name, (math.prod(rows) - turned) * format.row_bytes(cols)
 
 
-def of_headers(model: Architecture, tensors: Iterable[Stored], source: str) -> Storage:
-    """The bytes of the tensors of a checkpoint; raises CheckpointError if they are not those of its config."""
+def _as_weights(tensors: Sequence[Stored], how: Quantisation | None) -> tuple[dict[str, Stored], set[str]]:
+    """The tensors by name as weights, and the names of those that are part of another one."""
+    found = packed_weights.find(tensors, how) if how is not None else packed_weights.Found()
+    return {tensor.name: found.weights.get(tensor.name, tensor) for tensor in tensors}, found.parts
+
+
+def of_headers(model: Architecture, tensors: Iterable[Stored], source: str, how: Quantisation | None = None) -> Storage:
+    """The bytes of the tensors of a checkpoint; raises CheckpointError if they are not those of its config. how: the
+    weights are quantised, and can be run."""
     tensors = list(tensors)
-    is_packed = any(tensor.dtype not in WHOLE and not is_unknown(tensor.dtype) for tensor in tensors)
-    formats = {} if is_packed else in_memory.of_tensors(tensors, len(model.layers))
-    sums, turned = _Sums(layers=[{} for _ in model.layers]), in_memory.turned_rows(tensors)
+    is_packed = any(_is_packed(tensor) for tensor in tensors)
+    by_name, parts = _as_weights(tensors, how)
+    weights = [tensor for name, tensor in by_name.items() if name not in parts]
+    is_known = not any(_is_packed(tensor) for tensor in weights)
+    formats = in_memory.of_tensors(weights, len(model.layers)) if is_known else {}
+    sums, turned = _Sums(layers=[{} for _ in model.layers]), in_memory.turned_rows(weights)
     for tensor in tensors:
-        sums.add(tensor, formats, turned.get(tensor.name, 0))
+        name, shape = tensor.name, by_name[tensor.name].shape
+        is_part = is_known and name in parts
+        own = () if is_part else _in_memory(tensor, shape, formats.get(name), turned.get(name, 0))
+        sums.add(tensor, own)
     if not sums.groups["head"]:  # a head that is the embedding is read whole
         sums.groups["head"] = sums.groups.pop("embedding", 0)
         sums.by_group["head"] = sums.by_group.pop("embedding", [])

@@ -10,6 +10,9 @@ from dataclasses import dataclass, replace
 
 from ...errors import ConfigError, MemoryNeeded, OptionError
 from ...loaders.architecture.architecture import Architecture
+from ...loaders.families import quantisation
+from ...loaders.families.config_reader import ConfigReader
+from ...loaders.families.quantisation import Quantisation
 from ...loaders.model_source import Source
 from ...loaders.quants import of_config, of_text
 from ...loaders.quants.encodings import ENCODINGS
@@ -145,8 +148,16 @@ def sizes(source: Source, text: str) -> tuple[Storage, Quant]:
         native = Quant(experts=plain, dense=plain, head=plain, embed=plain)
     quant = of_text.parse(text, native)
     if is_native and source.tensors is not None:
-        return headers.of_headers(model, source.tensors, source.name), quant
+        return headers.of_headers(model, source.tensors, source.name, _quantised(source)), quant
     return storing.computed(model, quant), quant
+
+
+def _quantised(source: Source) -> Quantisation | None:
+    """How the weights of safetensors are quantised; None: they are not, or in a way that cannot be run."""
+    try:
+        return None if source.gguf is not None else quantisation.read(ConfigReader(dict(source.config), source.name))
+    except ConfigError:
+        return None
 
 
 def needs(model: Architecture, work: Workload, hardware: Hardware | None) -> Demand:

@@ -13,27 +13,24 @@ import torch
 from torch import Tensor
 
 from ...errors import CheckpointError
-from ...kernels import FORMATS, Format, blocks
+from ...kernels import Format, blocks
 from ..files import safetensors
 from ..files.entry import Entry
+from ..quants.packed_weights import int4_format
 from . import codes
 
 MIDDLE = 8  # the code that stands for 0 where no zero point says another
-SUFFIX = {torch.float16: "", torch.bfloat16: "_bf16"}
 
 
 def format_of(cols: int, scales: Entry, groups: int, has_zeros: bool) -> Format:
     """The format that holds rows of so many groups; raises CheckpointError where none does."""
-    group = cols // max(groups, 1)
-    if scales.dtype not in SUFFIX or not groups or cols % groups or group % 32:
+    found = int4_format(cols, groups, safetensors.NAMES[scales.dtype], has_zeros)
+    if found is None:
         raise CheckpointError(
             f"{scales.path}: '{scales.name}' has {safetensors.NAMES[scales.dtype]} scales for {groups} groups of a row "
             f"of {cols}; F16 and BF16 can be run, in groups of a multiple of 32: get the unquantised checkpoint"
         )
-    suffix = SUFFIX[scales.dtype]
-    if group % 128 == 0 or groups == 1:
-        return FORMATS["int4_g128" + suffix]
-    return FORMATS[("int4_g32" if has_zeros else "q4_0") + suffix]
+    return found
 
 
 def packed(format: Format, found: Tensor, scales: Tensor, zeros: Tensor | None) -> Tensor:

@@ -18,6 +18,9 @@ from headrace import LLM
 from headrace.engine.ledger.pass_bytes import EXPERTS
 from headrace.engine.ledger.passes import CPU_DRAM
 from headrace.engine.memory import kv_budget
+from headrace.engine.memory.memory_plan import storage_of
+from headrace.engine.planning import plan
+from headrace.loaders import model_source
 from headrace.loaders.weights import converted
 from headrace.loaders.weights.checkpoint import open_directory
 from headrace.loaders.weights.chosen_formats import LoadOptions
@@ -105,6 +108,20 @@ def test_weights_have_the_format_of_the_file(model: tuple[Kind, Path, Path]) -> 
     assert formats.of(f"{layer}.q", "dense").name == (kind.format if has_attention else "bf16")
     assert formats.of("head", "dense").name == "bf16"
     assert any("scales of activations" in note for note in checkpoint.notes) == kind.activations
+
+
+def test_a_plan_says_what_lies_in_memory(model: tuple[Kind, Path, Path]) -> None:
+    """From headers alone, by format and layer; the bytes of the files are others."""
+    _, path, _ = model
+    checkpoint, source = open_directory(path, LoadOptions()), model_source.find(str(path))
+    found, _ = plan.sizes(source, "native")
+    engine = storage_of(checkpoint.spec, checkpoint.formats)
+    for one, other in zip(found.layers, engine.layers, strict=True):
+        assert dict(one.common_in.parts) == dict(other.common_in.parts)
+        assert dict(one.expert_in.parts) == dict(other.expert_in.parts)
+    assert (found.in_memory, found.held) == (engine.in_memory, engine.held) == (checkpoint.weight_bytes, engine.held)
+    assert source.tensors is not None
+    assert found.total + sum(found.left_out.values()) == sum(tensor.nbytes for tensor in source.tensors)
 
 
 def test_bytes_in_the_ledger_are_those_of_packed_rows(model: tuple[Kind, Path, Path]) -> None:
