@@ -27,7 +27,8 @@ ROOMS = {
     "cuda_graphs generation memory measure core llm bench terminal",
     "loaders": "files memory spec families architecture gguf quants hub model_source quantised weights gguf_weights "
     "tokens",
-    "kernels": "_cpu scratch formats blocks isa limits context packed decoder_layer reference cpu gpu cases",
+    "kernels": "_cpu scratch activation formats blocks isa limits context packed decoder_layer recurrent reference cpu "
+    "gpu cases",
 }
 MOST_FILES, MOST_LINES, MOST_OF_A_FUNCTION = 12, 400, 50
 
