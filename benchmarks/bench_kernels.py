@@ -1,4 +1,4 @@
-"""Times the C++ kernels on the large cases of `kernels/cases/all.py`, against the memory bandwidth measured in between.
+"""Times the C++ kernels on the large cases of `kernels/cases`, against the memory bandwidth measured in between.
 
     python benchmarks/bench_kernels.py [--filter experts] [--threads N] [--isa NAME] [--quick] [--json [FILE]]
 
@@ -28,12 +28,14 @@ from headrace.engine.bench.passport import passport
 from headrace.kernels import _cpu, cpu
 from headrace.kernels.cases.all import CASES
 from headrace.kernels.cases.case import Case, SlabSource
+from headrace.kernels.cases.families import FAMILY_CASES
+from headrace.kernels.cases.recurrent import RECURRENT_CASES
 from headrace.kernels.context import ISA, THREADS, Context
 from headrace.kernels.cpu.mailbox import round_trip_us
 from headrace.kernels.isa import available_isas
 
 READ_BYTES = 96_000_000
-READS_WEIGHTS = ("linear", "experts")
+READS_WEIGHTS = ("linear", "linear_by_head", "experts")
 FILL = 0x3C  # as f16, bf16 or f32 a harmless number
 
 
@@ -173,7 +175,7 @@ def main() -> None:
     print("  ".join(f"{name} {value:.2f}" for name, value in result["overheads"].items()))
     print(f"plain read {reads[1]:.1f} GB/s [{reads[0]:.1f}-{reads[2]:.1f}]")
     print("peaks: " + ", ".join(f"{name} {peak:.0f} GOP/s" for name, peak in peaks.items()), flush=True)
-    for case in CASES:
+    for case in (*CASES, *FAMILY_CASES, *RECURRENT_CASES):
         if case.bench and args.filter in f"{case.op}: {case.name}":
             row = bench.time_case(case, 0.5 if args.quick else 3.0)
             peak = peaks[f"{tile_kind(case.name.split()[0])} tiles"]

@@ -249,10 +249,18 @@ class CpuOps:
         _cpu.gated_add(self.context.native, at(y_TD, F32, T, D), at(z_TD, F32, T, D), gate, T, D)
 
     def rotate_(self, x_TNd: Tensor, cos_Pr: Tensor, sin_Pr: Tensor, positions_T: Tensor) -> None:
-        reference.rotate_(x_TNd, cos_Pr, sin_Pr, positions_T)
+        x = prepare.head_rows(x_TNd)
+        positions = at(positions_T, I32, x_TNd.shape[0])
+        _cpu.rotate(self.context.native, **x, rope=prepare.rope(cos_Pr, sin_Pr, x_TNd.shape[2]), positions=positions)
 
     def linear_by_head(self, x_TNc: Tensor, weight: Matrix) -> Tensor:
-        return reference.linear_by_head(x_TNc, weight)
+        T, N, c = x_TNc.shape
+        assert weight.cols == c, f"{c} values, {weight.cols} columns"
+        assert weight.rows % N == 0, f"{weight.rows} rows for {N} heads"
+        out = torch.empty(T, N, weight.rows // N)
+        x = prepare.head_rows(x_TNc)
+        _cpu.linear_by_head(self.context.native, **x, weight=prepare.matrix(weight), y=out.data_ptr())
+        return out
 
     def short_conv(
         self,
@@ -263,7 +271,22 @@ class CpuOps:
         starts_S1: Tensor,
         contexts_S: Tensor,
     ) -> Tensor:
-        return reference.short_conv(x_TC, weight_CW, state_LCw, slots_S, starts_S1, contexts_S)
+        (T, C), taps = x_TC.shape, weight_CW.shape[1]
+        assert taps > 1, f"{taps} taps"
+        x, x_stride = prepare.rows(x_TC)
+        out = torch.empty(T, C)
+        _cpu.short_conv(
+            self.context.native,
+            x=x,
+            x_stride=x_stride,
+            weights=at(weight_CW, F32, C, taps),
+            state=at(state_LCw, F32, state_LCw.shape[0], C, taps - 1),
+            out=out.data_ptr(),
+            channels=C,
+            taps=taps,
+            **prepare.sequences(slots_S, starts_S1, contexts_S),
+        )
+        return out
 
     def delta_rule(
         self,
@@ -277,8 +300,31 @@ class CpuOps:
         starts_S1: Tensor,
         contexts_S: Tensor,
     ) -> Tensor:
-        states = state_LHkv, slots_S, starts_S1, contexts_S
-        return reference.delta_rule(q_TGk, k_TGk, v_THv, decay_TH, beta_TH, *states)
+        (T, G, keys), (_T, H, values) = q_TGk.shape, v_THv.shape
+        assert k_TGk.shape == q_TGk.shape, f"keys {list(k_TGk.shape)} for queries {list(q_TGk.shape)}"
+        assert H % G == 0, f"{H} heads on {G}"
+        (q, q_stride), (k, k_stride), (v, v_stride) = (prepare.heads(x) for x in (q_TGk, k_TGk, v_THv))
+        out = torch.empty(T, H, values)
+        _cpu.delta_rule(
+            self.context.native,
+            q=q,
+            q_stride=q_stride,
+            k=k,
+            k_stride=k_stride,
+            v=v,
+            v_stride=v_stride,
+            decay=at(decay_TH, F32, T, H),
+            beta=at(beta_TH, F32, T, H),
+            state=at(state_LHkv, F32, state_LHkv.shape[0], H, keys, values),
+            out=out.data_ptr(),
+            tokens=T,
+            groups=G,
+            heads=H,
+            keys=keys,
+            values=values,
+            **prepare.sequences(slots_S, starts_S1, contexts_S),
+        )
+        return out
 
     def experts(self, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor, bank: ExpertBank) -> Tensor:
         T, K = ids_TK.shape

@@ -41,6 +41,29 @@ def heads(x_TNd: Tensor) -> tuple[int, int]:
     return x_TNd.data_ptr(), step[0]
 
 
+def head_rows(x_TNd: Tensor) -> dict[str, int]:
+    """float32 [T, N, d], any stride from token to token and from head to head."""
+    T, N, d = x_TNd.shape
+    step = x_TNd.stride()
+    assert x_TNd.dtype == F32, f"{x_TNd.dtype}"
+    assert d == 1 or step[2] == 1, f"strides {step} of {list(x_TNd.shape)}"
+    return {"x": x_TNd.data_ptr(), "token_stride": step[0], "head_stride": step[1], "tokens": T, "heads": N}
+
+
+def rows(x_TC: Tensor) -> tuple[int, int]:
+    """Address and stride of float32 [T, C], any stride from token to token."""
+    assert x_TC.dtype == F32, f"{x_TC.dtype}"
+    assert x_TC.shape[1] == 1 or x_TC.stride(1) == 1, f"strides {x_TC.stride()}"
+    return x_TC.data_ptr(), x_TC.stride(0)
+
+
+def sequences(slots_S: Tensor, starts_S1: Tensor, contexts_S: Tensor) -> dict[str, int]:
+    """The sequences of a pass, and their slots of state."""
+    (S,) = slots_S.shape
+    starts, contexts = at(starts_S1, I32, S + 1), at(contexts_S, I32, S)
+    return {"slots": at(slots_S, I32, S), "starts": starts, "contexts": contexts, "sequences": S}
+
+
 def matrix(it: Matrix) -> Any:
     return it.native.get(NAME) or _matrix(it)
 

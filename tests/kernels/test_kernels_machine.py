@@ -202,6 +202,16 @@ def test_team_survives_many_empty_regions(two: CpuOps) -> None:
     assert cpu.barrier_ns(two.context, 10_000) > 0
 
 
+def test_the_first_op_of_a_process_may_need_no_memory() -> None:
+    code = (
+        "import torch; from headrace.kernels.context import Context; from headrace.kernels.cpu import CpuOps; "
+        "from headrace.kernels.packed import Matrix; "
+        "print(CpuOps(Context()).linear_by_head(torch.ones(1, 1, 8), Matrix.plain(torch.ones(1, 8))).item())"
+    )
+    run = run_python(code)
+    assert (run.returncode, run.stdout.strip()) == (0, "8.0"), run.stderr
+
+
 def test_teams_of_several_sizes_take_turns(source: RandomSource) -> None:
     """From several threads at once, each with a context of its own."""
     matrix, x = source.matrix(FORMATS["q8_0"], 300, 512), torch.randn(4, 512)

@@ -82,6 +82,18 @@ void bind_attention(nb::module_& m) {
                eps, clip}, turn);
   }, "context"_a, nb::kw_only(), "qkv"_a, "tokens"_a, "heads"_a, "cache"_a, "rope"_a, "positions"_a, "slots"_a,
      "q_norm"_a, "k_norm"_a, "eps"_a, "clip"_a, Unlocked());
+  m.def("rotate", [](const Context& context, Address x, int64_t token_stride, int64_t head_stride, int tokens, int heads,
+                     const Rope& rope, Address positions) {
+    Turn turn(context);
+    rotate({at<float>(x), token_stride, head_stride, tokens, heads}, rope, at<int32_t>(positions), turn);
+  }, "context"_a, nb::kw_only(), "x"_a, "token_stride"_a, "head_stride"_a, "tokens"_a, "heads"_a, "rope"_a,
+     "positions"_a, Unlocked());
+  m.def("linear_by_head", [](const Context& context, Address x, int64_t token_stride, int64_t head_stride, int tokens,
+                             int heads, const Weights& weight, Address y) {
+    Turn turn(context);
+    linear_by_head({at<float>(x), token_stride, head_stride, tokens, heads}, weight, at<float>(y), turn);
+  }, "context"_a, nb::kw_only(), "x"_a, "token_stride"_a, "head_stride"_a, "tokens"_a, "heads"_a, "weight"_a, "y"_a,
+     Unlocked());
   m.def("attention", [](const Context& context, Address q, int64_t q_stride, const Cache& cache, Address tables,
                         Address starts, Address contexts, int sequences, int table_len, int heads, float scale,
                         int window, Address sinks, Address out) {
@@ -91,6 +103,27 @@ void bind_attention(nb::module_& m) {
   }, "context"_a, nb::kw_only(), "q"_a, "q_stride"_a, "cache"_a, "tables"_a, "starts"_a, "contexts"_a, "sequences"_a,
      "table_len"_a, "heads"_a, "scale"_a, "window"_a, "sinks"_a, "out"_a, Unlocked());
   m.attr("NO_WINDOW") = NO_WINDOW;
+}
+
+void bind_recurrent(nb::module_& m) {
+  m.def("short_conv", [](const Context& context, Address x, int64_t x_stride, Address weights, Address state, Address out,
+                         int channels, int taps, Address slots, Address starts, Address contexts, int sequences) {
+    Turn turn(context);
+    short_conv({at<float>(x), at<float>(weights), x_stride, at<float>(state), at<float>(out), channels, taps,
+                {at<int32_t>(slots), at<int32_t>(starts), at<int32_t>(contexts), sequences}}, turn);
+  }, "context"_a, nb::kw_only(), "x"_a, "x_stride"_a, "weights"_a, "state"_a, "out"_a, "channels"_a, "taps"_a, "slots"_a,
+     "starts"_a, "contexts"_a, "sequences"_a, Unlocked());
+  m.def("delta_rule", [](const Context& context, Address q, int64_t q_stride, Address k, int64_t k_stride, Address v,
+                         int64_t v_stride, Address decay, Address beta, Address state, Address out, int tokens, int groups,
+                         int heads, int keys, int values, Address slots, Address starts, Address contexts,
+                         int sequences) {
+    Turn turn(context);
+    delta_rule({at<float>(q), at<float>(k), at<float>(v), q_stride, k_stride, v_stride, at<float>(decay),
+                at<float>(beta), at<float>(state), at<float>(out), tokens, groups, heads, keys, values,
+                {at<int32_t>(slots), at<int32_t>(starts), at<int32_t>(contexts), sequences}}, turn);
+  }, "context"_a, nb::kw_only(), "q"_a, "q_stride"_a, "k"_a, "k_stride"_a, "v"_a, "v_stride"_a, "decay"_a, "beta"_a,
+     "state"_a, "out"_a, "tokens"_a, "groups"_a, "heads"_a, "keys"_a, "values"_a, "slots"_a, "starts"_a, "contexts"_a,
+     "sequences"_a, Unlocked());
 }
 
 void bind_layers(nb::module_& m) {
@@ -117,6 +150,7 @@ void bind_ops(nb::module_& m) {
   bind_pointwise(m);
   bind_matrices(m);
   bind_attention(m);
+  bind_recurrent(m);
   bind_layers(m);
 }
 

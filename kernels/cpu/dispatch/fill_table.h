@@ -4,6 +4,7 @@
 #include "cores/attend.h"
 #include "cores/dot.h"
 #include "cores/map.h"
+#include "cores/recurrent.h"
 #include "formats/exact.h"
 #include "formats/fp8.h"
 #include "formats/rounding.h"
@@ -98,6 +99,9 @@ constexpr Kernels fill_table(const char* name) {
       attend,
       attend_merge,
       attend_finish,
+      unit_pair,
+      delta_rule,
+      conv_silu,
       stream_sum,
       nullptr,
       nullptr,

@@ -132,6 +132,25 @@ struct DownBiases {
   const int32_t* ids;
 };
 
+// Some columns of one head's state [keys][.] through all tokens of a sequence, by the gated delta rule. Strides are floats,
+// from one token, or row of the state, to the next.
+struct DeltaRun {
+  const float *q, *k;  // [tokens][keys], at the lengths that they are used with
+  size_t key_stride;
+  const float* products;  // q . k
+  size_t product_stride;
+  const float *decay, *beta;  // decay: as a factor
+  size_t gate_stride;
+  const float* v;
+  size_t v_stride;
+  float* out;
+  size_t out_stride;
+  float* state;
+  size_t state_stride;
+  float* scratch;  // [keys][columns rounded up to LANES_MAX]
+  int tokens, keys, columns;
+};
+
 struct Kernels {
   const char* name;
   FormatKernels formats[FORMAT_COUNT];
@@ -151,6 +170,9 @@ struct Kernels {
   void (*attend)(const AttendItem& item, int begin, int end, const AttendState& state);  // keys [begin, end)
   void (*attend_merge)(const AttendState& total, const AttendState& part, int rows, int dp);
   void (*attend_finish)(const AttendState& total, int row, int dp, int d, float* out);
+  float (*unit_pair)(const float* q, const float* k, int n, float* q_out, float* k_out);
+  void (*delta_rule)(const DeltaRun& run);
+  void (*conv_silu)(const float* const* rows, const float* w, size_t stride, int taps, int n, float* out);
   uint64_t (*stream_sum)(const uint8_t* data, size_t bytes);
   double (*int8_peak)(int rounds);  // integer dot products on registers alone; returns operations. null: none
   void (*tiles_begin)();  // before and after any tile work of a thread; null where there are no tiles

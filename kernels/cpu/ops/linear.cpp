@@ -102,6 +102,63 @@ struct TiledLinear {
   }
 };
 
+// Each head's own product: an item is a head, or some of its rows where heads are few.
+struct ByHead {
+  const HeadRows& x;
+  const FormatKernels& format;
+  const TileKernels* tiles;  // null: by dot products
+  const uint8_t* weights;
+  int rows, cols, parts;  // rows of a head
+  float* y;
+  uint8_t* prepared;  // [T, N] of acts_bytes; null: x as it is
+  uint8_t *acts, *scratch;  // by tiles, of each worker: a head's tokens, and what products need
+  size_t bytes, stride, acts_bytes, scratch_bytes;  // of a row; of one token, or of 16 by tiles; of a worker
+
+  ByHead(const HeadRows& x_, const Weights& weight, float* y_, Turn& turn)
+      : x(x_), format(turn.context.format(weight.format)), weights(weight.data), y(y_) {
+    Team& team = turn.team;
+    rows = weight.rows / x.heads, cols = weight.cols;
+    tiles = turn.context.takes_tiles(weight.format, x.tokens) && rows >= TILE_SIDE ? format.tiles : nullptr;
+    parts = tiles ? 1 : std::clamp(4 * team.size() / x.heads, 1, std::max(1, rows / TILE_SIDE));
+    bytes = format.row_bytes(cols);
+    stride = tiles ? tiles->stride(cols) : format.prepare ? format.acts_bytes(cols) : 0;
+    prepared = stride && !tiles ? team.arena.take<uint8_t>(stride * x.tokens * x.heads) : nullptr;
+    acts_bytes = tiles ? tiles_of(x.tokens) * stride : 0;
+    scratch_bytes = tiles ? round_up(tiles->scratch_bytes(cols), 64) : 0;
+    acts = team.arena.take<uint8_t>(acts_bytes * team.size());
+    scratch = team.arena.take<uint8_t>(scratch_bytes * team.size());
+  }
+
+  const float* token(int t, int head) const { return x.data + t * x.token_stride + head * x.head_stride; }
+
+  void prepare(int t, int head) const {
+    format.prepare(token(t, head), cols, prepared + (size_t(t) * x.heads + head) * stride);
+  }
+
+  // Some rows of a head, by halves, for all tokens.
+  void run(int head, Range part, int worker) const {
+    const int n = part.end - part.begin, half = (n + 1) / 2;
+    const uint8_t* first = weights + (size_t(head) * rows + part.begin) * bytes;
+    const RowPair pair{first, first + half * bytes, bytes, half, n - half};
+    const size_t step = size_t(x.heads) * rows;
+    float* out = y + size_t(head) * rows + part.begin;
+    const PairOut to{out, out + half, step, step};
+    if (n == 0) return;
+    if (tiles) return run_tiles(head, pair, to, worker);
+    if (prepared) return format.dot(pair, {prepared + head * stride, stride * x.heads, nullptr, x.tokens}, cols, to);
+    const auto* base = reinterpret_cast<const uint8_t*>(token(0, head));
+    format.dot(pair, {base, size_t(x.token_stride) * sizeof(float), nullptr, x.tokens}, cols, to);
+  }
+
+  void run_tiles(int head, const RowPair& pair, const PairOut& to, int worker) const {
+    uint8_t* mine = acts + worker * acts_bytes;
+    for (int t = 0; t < x.tokens; t += TILE_SIDE)
+      tiles->pack(token(t, head), size_t(x.token_stride), nullptr, std::min(TILE_SIDE, x.tokens - t), cols,
+                  mine + t / TILE_SIDE * stride);
+    tiles->multiply(pair, {mine, stride, x.tokens}, cols, to, scratch + worker * scratch_bytes);
+  }
+};
+
 void linear_tiled(const TiledLinear& job, Team& team) {
   Counter items;
   team.run(false, [&](int worker) {
@@ -140,6 +197,25 @@ void linear(const float* x, int64_t x_stride, int tokens, const Weights& weight,
     if (tokens <= MANY_TOKENS) return job.run(part_of(weight.rows, parts, worker, 2), {0, tokens});
     for (int r = pieces.next() * PIECE_ROWS; r < weight.rows; r = pieces.next() * PIECE_ROWS)
       job.run({r, std::min(weight.rows, r + PIECE_ROWS)}, {0, tokens});
+  });
+}
+
+void linear_by_head(const HeadRows& x, const Weights& weight, float* y, Turn& turn) {
+  Team& team = turn.team;
+  const ByHead job(x, weight, y, turn);
+  const bool solo = int64_t(weight.rows) * weight.cols * x.tokens < SMALL;
+  Counter items;
+  team.run(solo, [&](int worker) {
+    if (job.tiles) turn.isa.tiles_begin();
+    if (job.prepared) {
+      const int all = x.tokens * x.heads;
+      const Range mine = part_of(all, team.active(), worker);
+      for (int i = mine.begin; i < mine.end; i++) job.prepare(i / x.heads, i % x.heads);
+      team.barrier();
+    }
+    for (int i = items.next(); i < x.heads * job.parts; i = items.next())
+      job.run(i / job.parts, part_of(job.rows, job.parts, i % job.parts, 2), worker);
+    if (job.tiles) turn.isa.tiles_end();
   });
 }
 

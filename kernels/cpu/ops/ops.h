@@ -97,6 +97,13 @@ struct QkvArgs {
 };
 void place_qkv(const QkvArgs& args, Turn& turn);
 
+struct HeadRows {  // float32 [T, N, .]: any stride from token to token and from head to head
+  float* data;
+  int64_t token_stride, head_stride;
+  int tokens, heads;
+};
+void rotate(const HeadRows& x, const Rope& rope, const int32_t* positions, Turn& turn);
+
 // route.cpp
 enum class Scoring : int { softmax, softmax_topk, sigmoid };
 constexpr std::pair<const char*, Scoring> SCORINGS[] = {
@@ -117,6 +124,32 @@ void route(const float* x, int tokens, const Router& router, int32_t* ids, float
 void linear(const float* x, int64_t x_stride, int tokens, const Weights& weight, const float* bias, float* y,
             int64_t y_stride, Turn& turn);
 void linear(const float* x, int64_t x_stride, int tokens, const Rows& rows, const float* bias, float* y, Turn& turn);
+
+// y [T, N, rows]: each head's own product, with a matrix of N times as many rows.
+void linear_by_head(const HeadRows& x, const Weights& weight, float* y, Turn& turn);
+
+// recurrent.cpp
+struct Sequences {  // of one pass
+  const int32_t *slots, *starts, *contexts;  // [S], [S + 1], [S]
+  int count;
+};
+struct ConvArgs {
+  const float *x, *weights;  // [T, channels], strided in T; [channels, taps]
+  int64_t x_stride;
+  float *state, *out;  // [slots, channels, taps - 1], [T, channels]
+  int channels, taps;
+  Sequences all;
+};
+void short_conv(const ConvArgs& args, Turn& turn);
+struct DeltaArgs {
+  const float *q, *k, *v;  // [T, groups, keys] twice, [T, heads, values], strided in T
+  int64_t q_stride, k_stride, v_stride;
+  const float *decay, *beta;  // [T, heads]
+  float *state, *out;         // [slots, heads, keys, values], [T, heads, values]
+  int tokens, groups, heads, keys, values;
+  Sequences all;
+};
+void delta_rule(const DeltaArgs& args, Turn& turn);
 
 // attention.cpp
 struct AttentionArgs {

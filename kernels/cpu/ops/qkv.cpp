@@ -48,4 +48,12 @@ void place_qkv(const QkvArgs& args, Turn& turn) {
              [&](int t) { place(args, turn.isa, t); });
 }
 
+void rotate(const HeadRows& x, const Rope& rope, const int32_t* positions, Turn& turn) {
+  each_token(turn.team, x.tokens, int64_t(x.tokens) * x.heads * 2 * rope.r, [&](int t) {
+    const size_t row = size_t(positions[t]) * rope.r;
+    float* head = x.data + t * x.token_stride;
+    for (int n = 0; n < x.heads; n++, head += x.head_stride) turn.isa.rope(head, rope.cos + row, rope.sin + row, rope.r);
+  });
+}
+
 }  // namespace headrace

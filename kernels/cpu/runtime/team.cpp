@@ -118,7 +118,7 @@ void Arena::reset() {
 
 void* Arena::take_bytes(size_t bytes) {
   bytes = (bytes + 63) / 64 * 64;
-  if (used_ + bytes > size_) {
+  if (slabs_.empty() || used_ + bytes > size_) {
     const size_t size = (std::max(bytes, HUGE_PAGE) + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
     void* slab = std::aligned_alloc(HUGE_PAGE, size);
     if (!slab) throw std::bad_alloc();

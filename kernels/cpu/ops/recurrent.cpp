@@ -1,0 +1,159 @@
+// Recurrent layers: the short convolution and the gated delta rule; formulas and shapes are in recurrent.py.
+//
+// Tokens of a sequence come one after the other, so work is dealt out by channels, or by heads and columns of values, which
+// know nothing of each other: the number of threads changes no bit.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "formats/layout.h"
+#include "ops/ops.h"
+#include "runtime/turn.h"
+
+namespace headrace {
+namespace {
+
+constexpr int64_t SMALL = 32768;  // multiplications: less than this is done by the caller alone
+constexpr int CHANNELS = 256;     // of a block, whose taps and last inputs stay in the first cache
+constexpr int COLUMNS = 32;       // of a head's state that go through a prompt together
+
+int tokens_of(const Sequences& all, int s) { return all.starts[s + 1] - all.starts[s]; }
+bool begins(const Sequences& all, int s) { return all.contexts[s] == tokens_of(all, s); }
+
+// One block of channels of one sequence.
+struct ConvBlock {
+  const ConvArgs& args;
+  const Kernels& isa;
+  int sequence, first, n;    // channels
+  float *taps, *past;        // [taps][CHANNELS], [taps - 1][CHANNELS]: the inputs before the first token
+  const float** rows;        // [taps]
+
+  int memory() const { return args.taps - 1; }
+  int tokens() const { return tokens_of(args.all, sequence); }
+  float* state() const {
+    return args.state + (size_t(args.all.slots[sequence]) * args.channels + first) * memory();
+  }
+
+  // The input `back` tokens after the first one; before it, from the state.
+  const float* input(int t) const {
+    if (t < 0) return past + size_t(t + memory()) * CHANNELS;
+    return args.x + size_t(args.all.starts[sequence] + t) * args.x_stride + first;
+  }
+
+  void load() const {
+    const float *weights = args.weights + size_t(first) * args.taps, *kept = state();
+    for (int j = 0; j < args.taps; j++)
+      for (int c = 0; c < n; c++) taps[j * CHANNELS + c] = weights[size_t(c) * args.taps + j];
+    for (int j = 0; j < memory(); j++) {
+      float* to = past + j * CHANNELS;
+      if (begins(args.all, sequence))
+        std::fill_n(to, n, 0.0f);
+      else
+        for (int c = 0; c < n; c++) to[c] = kept[size_t(c) * memory() + j];
+    }
+  }
+
+  void run() const {
+    load();
+    for (int t = 0; t < tokens(); t++) {
+      for (int j = 0; j < args.taps; j++) rows[j] = input(t - memory() + j);
+      float* out = args.out + size_t(args.all.starts[sequence] + t) * args.channels + first;
+      isa.conv_silu(rows, taps, CHANNELS, args.taps, n, out);
+    }
+    for (int j = 0; j < memory(); j++) {
+      const float* last = input(tokens() - memory() + j);
+      for (int c = 0; c < n; c++) state()[size_t(c) * memory() + j] = last[c];
+    }
+  }
+};
+
+// Queries and keys of all tokens at length 1, decays as factors.
+struct Prepared {
+  float *q, *k, *products;  // [T, G, keys] twice, [T, G]
+  float* decay;             // [T, H]
+};
+
+Prepared take_prepared(const DeltaArgs& args, Arena& arena) {
+  const size_t pairs = size_t(args.tokens) * args.groups;
+  return {arena.take<float>(pairs * args.keys), arena.take<float>(pairs * args.keys), arena.take<float>(pairs),
+          arena.take<float>(size_t(args.tokens) * args.heads)};
+}
+
+void prepare(const DeltaArgs& args, const Kernels& isa, const Prepared& to, int t) {
+  for (int g = 0; g < args.groups; g++) {
+    const size_t at = size_t(t) * args.groups + g;
+    const float *q = args.q + t * args.q_stride + size_t(g) * args.keys;
+    const float *k = args.k + t * args.k_stride + size_t(g) * args.keys;
+    to.products[at] = isa.unit_pair(q, k, args.keys, to.q + at * args.keys, to.k + at * args.keys);
+  }
+  for (int h = 0; h < args.heads; h++) {
+    const size_t at = size_t(t) * args.heads + h;
+    to.decay[at] = std::exp(args.decay[at]);
+  }
+}
+
+// Columns [column, column + n) of a head's state through all tokens of a sequence.
+void run_columns(const DeltaArgs& args, const Kernels& isa, const Prepared& made, int s, int head, int column, int n,
+                 float* scratch) {
+  const int tokens = tokens_of(args.all, s), first = args.all.starts[s], group = head / (args.heads / args.groups);
+  float* state = args.state + (size_t(args.all.slots[s]) * args.heads + head) * args.keys * args.values + column;
+  if (begins(args.all, s))
+    for (int i = 0; i < args.keys; i++) std::fill_n(state + size_t(i) * args.values, n, 0.0f);
+  const size_t key = (size_t(first) * args.groups + group) * args.keys;
+  const size_t gate = size_t(first) * args.heads + head;
+  DeltaRun run{};
+  run.q = made.q + key, run.k = made.k + key, run.key_stride = size_t(args.groups) * args.keys;
+  run.products = made.products + size_t(first) * args.groups + group, run.product_stride = size_t(args.groups);
+  run.decay = made.decay + gate, run.beta = args.beta + gate, run.gate_stride = size_t(args.heads);
+  run.v = args.v + first * args.v_stride + size_t(head) * args.values + column, run.v_stride = size_t(args.v_stride);
+  run.out = args.out + (size_t(first) * args.heads + head) * args.values + column;
+  run.out_stride = size_t(args.heads) * args.values;
+  run.state = state, run.state_stride = size_t(args.values), run.scratch = scratch;
+  run.tokens = tokens, run.keys = args.keys, run.columns = n;
+  isa.delta_rule(run);
+}
+
+}  // namespace
+
+void short_conv(const ConvArgs& args, Turn& turn) {
+  Team& team = turn.team;
+  const int blocks = (args.channels + CHANNELS - 1) / CHANNELS, items = blocks * args.all.count;
+  const int tokens = args.all.starts[args.all.count] - args.all.starts[0];
+  float* scratch = team.arena.take<float>(size_t(team.size()) * 2 * args.taps * CHANNELS);
+  const float** rows = team.arena.take<const float*>(size_t(team.size()) * args.taps);
+  Counter counter;
+  team.run(int64_t(tokens) * args.channels * args.taps < SMALL, [&](int worker) {
+    float* mine = scratch + size_t(worker) * 2 * args.taps * CHANNELS;
+    for (int i = counter.next(); i < items; i = counter.next()) {
+      const int s = i / blocks, first = i % blocks * CHANNELS;
+      if (!tokens_of(args.all, s)) continue;
+      ConvBlock{args, turn.isa, s, first, std::min(CHANNELS, args.channels - first), mine, mine + args.taps * CHANNELS,
+                rows + size_t(worker) * args.taps}
+          .run();
+    }
+  });
+}
+
+void delta_rule(const DeltaArgs& args, Turn& turn) {
+  Team& team = turn.team;
+  const Prepared made = take_prepared(args, team.arena);
+  // A token of a decode step reads a head's state once: whole rows of it. A prompt's columns are few at a time.
+  const int columns = args.tokens == args.all.count ? args.values : COLUMNS;
+  const int blocks = (args.values + columns - 1) / columns, items = args.all.count * args.heads * blocks;
+  const size_t room = size_t(args.keys) * round_up(columns, LANES_MAX);
+  float* scratch = team.arena.take<float>(room * team.size());
+  Counter counter;
+  team.run(int64_t(args.tokens) * args.heads * args.keys * args.values < SMALL, [&](int worker) {
+    const Range mine = part_of(args.tokens, team.active(), worker);
+    for (int t = mine.begin; t < mine.end; t++) prepare(args, turn.isa, made, t);
+    team.barrier();
+    for (int i = counter.next(); i < items; i = counter.next()) {
+      const int s = i / (args.heads * blocks), head = i / blocks % args.heads, column = i % blocks * columns;
+      if (!tokens_of(args.all, s)) continue;
+      run_columns(args, turn.isa, made, s, head, column, std::min(columns, args.values - column),
+                  scratch + worker * room);
+    }
+  });
+}
+
+}  // namespace headrace
