@@ -33,7 +33,7 @@ from headrace.kernels.packed import ExpertBank, Matrix
 Launch = tuple[str, Kernel, tuple[Any, ...], dict[str, Any]]
 POINTERS = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.uint8: "*u8",
             torch.int32: "*i32", torch.int64: "*i64"}  # fmt: skip
-OPTIONS = ("num_warps", "num_stages")
+OPTIONS = ("num_warps", "num_stages", "maxnreg", "enable_fp_fusion")
 CORE = ("embed", "rmsnorm", "add_rmsnorm_", "place_qkv_", "silu_mul", "gated_add_", "route", "argmax", "pack", "post",
         "wait", "decode bf16", "prefill bf16", "linear q4_0 1", "linear q4_0 512", "experts q4_0 1",
         "experts bf16 9", "experts q4_0 4096")  # fmt: skip
@@ -149,6 +149,7 @@ def facts(label: str, kernel: Kernel, source: ASTSource, options: dict[str, Any]
         "shared": done.metadata.shared, "warps": done.metadata.num_warps, "constants": constants,
         "loads": Counter(re.sub(r"\[[^]]*\]", "", load) for load in loads),
         "matrix": sorted(set(re.findall(r"\b((?:wg)?mma)\S*\.(m\d+n\d+k\d+\S*)", ptx))),
+        "ftz": len(re.findall(r"\.ftz\.f32", ptx)),
         "atomics": len(re.findall(r"\b(?:atom|red)\.global", ptx)),
         "system": sorted(set(re.findall(r"\b(?:ld|st|fence)\.[\w.]*sys[\w.]*|\bnanosleep[\w.]*|%globaltimer", ptx))),
         "loops": [asdict(loop) for loop in machine_code.inner_loops(cubin)],

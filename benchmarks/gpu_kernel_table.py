@@ -22,7 +22,6 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 Row = dict[str, Any]
 Rows = dict[tuple[str, str], dict[str, Row]]  # by kernel and launch, then by version
-PLANES = {"q4_0": 2}  # weights in a byte
 
 
 def compile_all(folder: str | None, jobs: str = "all", targets: tuple[int, ...] = (90,)) -> list[Row]:
@@ -42,10 +41,11 @@ def compile_all(folder: str | None, jobs: str = "all", targets: tuple[int, ...] 
 def weights_of_a_step(row: Row) -> int:
     """Weights that a program multiplies in one turn of its loop, 0 for kernels that multiply none."""
     known = row["constants"]
+    loops = 2 if known.get("UP_FORMAT", known.get("FORMAT")) != known.get("FORMAT") else 1  # gate's rows, then up's
     if "GRANULES" in known:
-        return int(known["ROWS"] * known["GRANULES"] * known["WIDTH"] * PLANES.get(known["FORMAT"], 1))
-    if "BLOCK_E" in known:
-        return int(known["BLOCK_N"] * known["BLOCK_E"] * PLANES.get(known["FORMAT"], 1))
+        return int(known["ROWS"] * known["GRANULES"] * known["WIDTH"]) // loops
+    if "BLOCK_K" in known:
+        return int(known["BLOCK_N"] * known["BLOCK_K"]) // loops
     return 0
 
 
