@@ -2,6 +2,7 @@
 
     python benchmarks/gpu_kernel_table.py                         the Triton that is installed, for sm_90
     python benchmarks/gpu_kernel_table.py build/target            beside it the one in that folder
+    python benchmarks/gpu_kernel_table.py --formats               of the formats that are left out otherwise
     python benchmarks/gpu_kernel_table.py --save FILE / --before FILE      keep what was found / show it too
 
 `build/target` is what `make target` fills: the versions of the machine that the kernels are meant for. In a cell:
@@ -88,9 +89,11 @@ def main() -> None:
     parser.add_argument("folders", nargs="*", help="folders with other versions of Triton")
     parser.add_argument("--save", type=Path, metavar="FILE", help="keep what was found")
     parser.add_argument("--before", type=Path, metavar="FILE", help="show what was kept beside it")
+    parser.add_argument("--formats", action="store_true", help="the formats that are left out otherwise")
     given = parser.parse_args()
+    jobs = "formats" if given.formats else "all"
     rows: Rows = {}
-    found = {facts[0]["triton"]: facts for facts in map(compile_all, [None, *given.folders])}
+    found = {facts[0]["triton"]: facts for facts in (compile_all(folder, jobs) for folder in [None, *given.folders])}
     if given.save:
         given.save.write_text(json.dumps(found))
     before = json.loads(given.before.read_text()) if given.before else {}
