@@ -11,8 +11,9 @@ import torch
 from gpu_child import Keep, nobody
 from gpu_rows import GpuSource
 
-from headrace.kernels import Ops, reference
+from headrace.kernels import FORMATS, Ops, reference
 from headrace.kernels.cases.all import CASES
+from headrace.kernels.cases.block_formats import BLOCK_CASES
 from headrace.kernels.cases.case import Case, Inputs, worst
 
 LARGE = ("linear bf16 512x2048x2048", "linear q8_0 512x2048x2048", "linear q4_0 512x2048x2048",
@@ -41,7 +42,7 @@ def roundings(case: Case, inputs: Inputs) -> Inputs:
     one."""
     found: Inputs = {"activations": "bf16", "tile_rows": 1}
     if case.op in ("linear", "experts") and len(inputs["x"]) > 1:
-        found["tiles"] = dict.fromkeys(("bf16", "q8_0", "q4_0"), 1)
+        found["tiles"] = {form.name: 1 for form in FORMATS.values() if form.is_block or form.name == "bf16"}
     if case.op == "attention":
         decode = len(inputs["q"]) == len(inputs["contexts"])
         found["attention"] = 2.0**-17 if decode or inputs["k"].dtype == torch.float32 else 2.0**-8
@@ -76,9 +77,10 @@ def checks(ops: Ops, device: torch.device, chosen: list[Case], keep: Keep = nobo
 
 
 def named(name: str) -> list[Case]:
-    """Cases whose name contains `name`, small ones first, then those of real shapes. Packing stays with the twin, which
-    is the GPU's own."""
-    wanted = [c for c in CASES if c.op != "quantize" and name in f"{c.op} {c.name}"]
+    """Cases whose name contains `name`, small ones first, then those of real shapes; those of further formats only by
+    name, since their kernels are many. Packing stays with the twin, which is the GPU's own."""
+    cases = [*CASES, *BLOCK_CASES] if name else CASES
+    wanted = [c for c in cases if c.op not in ("quantize", "repack") and name in f"{c.op} {c.name}"]
     if not wanted:
         raise ValueError(f"no case is called '{name}'")
     return [c for c in wanted if not c.bench] + [c for c in wanted if f"{c.op} {c.name}" in LARGE]

@@ -1,10 +1,12 @@
 """Compiles every Triton kernel as the ops launch it on real shapes, for GPUs that are not there; prints JSON facts.
 
     python benchmarks/gpu_compile.py all 90          python benchmarks/gpu_compile.py core 80 89 120
+    python benchmarks/gpu_compile.py formats 90
 
 The ops run on `meta` tensors, which have shapes and no memory: an op that looked at a value would fail. Launches are
 recorded instead of run, and compiled for each architecture with the specialisation that the launch would have had.
-`core` leaves out launches that differ from another one in the format or in the size of a tile only.
+`core` leaves out launches that differ from another one in the format or in the size of a tile only; `formats` has
+experts of the formats whose kinds of codes and of scales are in `all` already, each in another company.
 `test_gpu_compile.py` and `gpu_kernel_table.py` run this as a process of its own, since interpreted and compiled kernels
 do not mix in one, nor do two versions of Triton: which one is imported is a matter of PYTHONPATH.
 """
@@ -16,6 +18,7 @@ import re
 import sys
 from collections import Counter
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import machine_code
@@ -34,17 +37,24 @@ from headrace.kernels.packed import ExpertBank, Matrix
 Launch = tuple[str, Kernel, tuple[Any, ...], dict[str, Any]]
 POINTERS = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.uint8: "*u8",
             torch.int32: "*i32", torch.int64: "*i64"}  # fmt: skip
-OPTIONS = ("num_warps", "num_stages")
+OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
 CORE = ("embed", "rmsnorm", "add_rmsnorm_", "place_qkv_", "glu", "gated_add_", "route", "argmax", "pack", "post",
         "wait", "decode bf16", "prefill bf16", "linear q4_0 1", "linear q4_0 512", "experts q4_0 1",
-        "experts bf16 9", "experts q4_0 4096")  # fmt: skip
+        "experts bf16 9", "experts q4_0 4096", "experts q6_k 1", "experts q4_k 512")  # fmt: skip
+# Of each kind of codes and of scales, one: q4_k is six_min, q6_k 2 + 4 bits and byte16, q5_0 1 + 4 bits, mxfp4 e2m1 ...
+KINDS = ("q4_k", "q6_k", "q5_0", "mxfp4", "iq4_xs", "q2_k", "q3_k", "nvfp4", "fp8", "int4_g128")
+BASIC = (("bf16", 4096), ("q8_0", 4096), ("q4_0", 4096), ("f32", 9), ("f16", 9))  # and the most tokens
+MIX = ("q4_k", "q5_k", "q6_k")
 D, WIDTH, EXPERTS, TOP_K, HEADS, GROUPS, HEAD, VOCABULARY = 2048, 768, 128, 8, 32, 4, 128, 151936  # Qwen3-30B-A3B
 
 
-def launches() -> list[Launch]:
+def launches(jobs: str) -> list[Launch]:
     """What the ops launch, with a label that says on which shapes."""
     found: list[Launch] = []
-    for label, call in calls().items():
+    made = more_formats() if jobs == "formats" else calls()
+    for label, call in made.items():
+        if jobs == "core" and label not in CORE:
+            continue
         with watched(lambda kernel, args, constants, label=label: found.append((label, kernel, args, constants))):
             call()
     return found
@@ -52,21 +62,6 @@ def launches() -> list[Launch]:
 
 def calls() -> dict[str, Any]:
     """Ops on the shapes of a real model: one token, a few, a prompt."""
-
-    def f32(*shape: int) -> torch.Tensor:
-        return torch.empty(*shape, device="meta")
-
-    def i32(*shape: int) -> torch.Tensor:
-        return torch.empty(*shape, device="meta", dtype=torch.int32)
-
-    def i64(*shape: int) -> torch.Tensor:
-        return torch.empty(*shape, device="meta", dtype=torch.int64)
-
-    def matrix(name: str, rows: int = 5120, cols: int = D) -> Matrix:
-        return Matrix.empty(FORMATS[name], rows, cols, "meta")
-
-    def bank(name: str) -> ExpertBank:
-        return ExpertBank.empty(ExpertLayout(format=FORMATS[name], hidden=D, width=WIDTH), EXPERTS, "meta")
 
     def cache(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
         k = torch.empty(64, GROUPS, 32, HEAD, device="meta", dtype=dtype)
@@ -86,6 +81,7 @@ def calls() -> dict[str, Any]:
     router = Router(matrix=matrix("f32", EXPERTS), top_k=TOP_K, scoring="softmax", renormalise=True)
     found: dict[str, Any] = {
         "embed": lambda: gpu.embed(matrix("q4_0"), i64(3)),
+        "embed mxfp4": lambda: gpu.embed(matrix("mxfp4"), i64(3)),
         "dequantize": lambda: gpu.dequantize(matrix("q8_0")),
         "rmsnorm": lambda: gpu.rmsnorm(f32(3, D), f32(D), 1e-6),
         "add_rmsnorm_": lambda: gpu.add_rmsnorm_(f32(3, D), f32(3, D), f32(D), 1e-6),
@@ -106,16 +102,58 @@ def calls() -> dict[str, Any]:
         "linear f32 9": lambda: gpu.linear(f32(9, D), matrix("f32", EXPERTS)),
         "linear bf16 odd rows": lambda: gpu.linear(f32(1, D + 1), matrix("bf16", cols=D + 1)),
     }
-    for name, most in (("bf16", 4096), ("q8_0", 4096), ("q4_0", 4096), ("f32", 9), ("f16", 9)):
-        for tokens in (1, 9, 512):
-            if tokens <= most:
-                found.setdefault(f"linear {name} {tokens}", lambda n=name, t=tokens: gpu.linear(f32(t, D), matrix(n)))
-        for tokens in (1, 9, 512, 4096):
-            if tokens <= most:
-                found[f"experts {name} {tokens}"] = lambda n=name, t=tokens: gpu.experts(
-                    f32(t, D), i32(t, TOP_K), f32(t, TOP_K), bank(n)
-                )
-    return found
+    for name, most in BASIC:
+        found |= linears(found, name, *(tokens for tokens in (1, 9, 512) if tokens <= most))
+        found |= experts((name,) * 3, *(tokens for tokens in (1, 9, 512, 4096) if tokens <= most))
+    for name in KINDS:
+        found |= experts((name,) * 3, 1)
+    for name in ("q4_k", "q6_k", "mxfp4"):
+        found |= experts((name,) * 3, 9, 512)
+    return found | linears(found, "q6_k", 1) | experts(MIX, 1, 9)
+
+
+def more_formats() -> dict[str, Any]:
+    """Experts of the formats that `calls` leaves out, and few tokens of those that it has for one alone. Those of bf16
+    halves differ in the name of a type only, iq2_s from iq2_xs in nothing."""
+    found: dict[str, Any] = {}
+    for name in FORMATS:
+        if name not in dict(BASIC) and not name.endswith("_bf16") and name != "iq2_s":
+            found |= experts((name,) * 3, 1, 9)
+    return {label: call for label, call in found.items() if label not in calls()}
+
+
+def f32(*shape: int) -> torch.Tensor:
+    return torch.empty(*shape, device="meta")
+
+
+def i32(*shape: int) -> torch.Tensor:
+    return torch.empty(*shape, device="meta", dtype=torch.int32)
+
+
+def i64(*shape: int) -> torch.Tensor:
+    return torch.empty(*shape, device="meta", dtype=torch.int64)
+
+
+def matrix(name: str, rows: int = 5120, cols: int = D) -> Matrix:
+    return Matrix.empty(FORMATS[name], rows, cols, "meta")
+
+
+def linears(there: dict[str, Any], name: str, *counts: int) -> dict[str, Any]:
+    """A matrix times so many tokens, but for what is there."""
+    made = {f"linear {name} {t}": lambda t=t: gpu.linear(f32(t, D), matrix(name)) for t in counts}
+    return {label: call for label, call in made.items() if label not in there}
+
+
+def experts(names: tuple[str, str, str], *counts: int) -> dict[str, Any]:
+    """A layer's experts, with gate, up and down in these formats."""
+    gate, up, down = (FORMATS[name] for name in names)
+    layout = ExpertLayout(format=gate, up_format=up, down_format=down, hidden=D, width=WIDTH)
+    bank = ExpertBank.empty(layout, EXPERTS, "meta")
+
+    def call(tokens: int) -> torch.Tensor:
+        return gpu.experts(f32(tokens, D), i32(tokens, TOP_K), f32(tokens, TOP_K), bank)
+
+    return {f"experts {layout.name} {tokens}": partial(call, tokens) for tokens in counts}
 
 
 def source_of(kernel: Kernel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ASTSource:
@@ -151,6 +189,7 @@ def facts(label: str, kernel: Kernel, source: ASTSource, options: dict[str, Any]
         "shared": done.metadata.shared, "warps": done.metadata.num_warps, "constants": constants,
         "loads": Counter(re.sub(r"\[[^]]*\]", "", load) for load in loads),
         "matrix": sorted(set(re.findall(r"\b((?:wg)?mma)\S*\.(m\d+n\d+k\d+\S*)", ptx))),
+        "ftz": len(re.findall(r"\.ftz\.f32", ptx)),
         "atomics": len(re.findall(r"\b(?:atom|red)\.global", ptx)),
         "system": sorted(set(re.findall(r"\b(?:ld|st|fence)\.[\w.]*sys[\w.]*|\bnanosleep[\w.]*|%globaltimer", ptx))),
         "loops": [asdict(loop) for loop in machine_code.inner_loops(cubin)],
@@ -159,10 +198,8 @@ def facts(label: str, kernel: Kernel, source: ASTSource, options: dict[str, Any]
 
 
 def main() -> None:
-    seen, core = set(), sys.argv[1] == "core"
-    for label, kernel, args, kwargs in launches():
-        if core and label not in CORE:
-            continue
+    seen = set()
+    for label, kernel, args, kwargs in launches(sys.argv[1]):
         source, options = source_of(kernel, args, kwargs), {k: v for k, v in kwargs.items() if k in OPTIONS}
         for target in map(int, sys.argv[2:]):
             key = (source.hash(), str(options), target)

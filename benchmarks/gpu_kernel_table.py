@@ -2,6 +2,7 @@
 
     python benchmarks/gpu_kernel_table.py                         the Triton that is installed, for sm_90
     python benchmarks/gpu_kernel_table.py build/target            beside it the one in that folder
+    python benchmarks/gpu_kernel_table.py --formats               of the formats that are left out otherwise
     python benchmarks/gpu_kernel_table.py --save FILE / --before FILE      keep what was found / show it too
 
 `build/target` is what `make target` fills: the versions of the machine that the kernels are meant for. In a cell:
@@ -22,7 +23,6 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 Row = dict[str, Any]
 Rows = dict[tuple[str, str], dict[str, Row]]  # by kernel and launch, then by version
-PLANES = {"q4_0": 2}  # weights in a byte
 
 
 def compile_all(folder: str | None, jobs: str = "all", targets: tuple[int, ...] = (90,)) -> list[Row]:
@@ -42,10 +42,11 @@ def compile_all(folder: str | None, jobs: str = "all", targets: tuple[int, ...] 
 def weights_of_a_step(row: Row) -> int:
     """Weights that a program multiplies in one turn of its loop, 0 for kernels that multiply none."""
     known = row["constants"]
+    loops = 2 if known.get("UP_FORMAT", known.get("FORMAT")) != known.get("FORMAT") else 1  # gate's rows, then up's
     if "GRANULES" in known:
-        return int(known["ROWS"] * known["GRANULES"] * known["WIDTH"] * PLANES.get(known["FORMAT"], 1))
-    if "BLOCK_E" in known:
-        return int(known["BLOCK_N"] * known["BLOCK_E"] * PLANES.get(known["FORMAT"], 1))
+        return int(known["ROWS"] * known["GRANULES"] * known["WIDTH"]) // loops
+    if "BLOCK_K" in known:
+        return int(known["BLOCK_N"] * known["BLOCK_K"]) // loops
     return 0
 
 
@@ -88,9 +89,11 @@ def main() -> None:
     parser.add_argument("folders", nargs="*", help="folders with other versions of Triton")
     parser.add_argument("--save", type=Path, metavar="FILE", help="keep what was found")
     parser.add_argument("--before", type=Path, metavar="FILE", help="show what was kept beside it")
+    parser.add_argument("--formats", action="store_true", help="the formats that are left out otherwise")
     given = parser.parse_args()
+    jobs = "formats" if given.formats else "all"
     rows: Rows = {}
-    found = {facts[0]["triton"]: facts for facts in map(compile_all, [None, *given.folders])}
+    found = {facts[0]["triton"]: facts for facts in (compile_all(folder, jobs) for folder in [None, *given.folders])}
     if given.save:
         given.save.write_text(json.dumps(found))
     before = json.loads(given.before.read_text()) if given.before else {}

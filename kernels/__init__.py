@@ -20,10 +20,8 @@ if TYPE_CHECKING:
     from .packed import ExpertBank, Matrix
     from .recipes import Activation
 
-__all__ = ["BACKENDS", "FORMATS", "GPU_FORMATS", "ExpertLayout", "Format", "Ops", "load"]
+__all__ = ["BACKENDS", "FORMATS", "ExpertLayout", "Format", "Ops", "load"]
 
-# What "gpu" has kernels for; an expert's three matrices must share one. The others compute with every format.
-GPU_FORMATS = ("f32", "f16", "bf16", "q8_0", "q4_0")
 BACKENDS = ("cpu", "reference")  # what the engine can be asked for: it places no tensors on a GPU yet
 
 

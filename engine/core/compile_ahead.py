@@ -135,11 +135,14 @@ def _places(tokens: int, sequences: int, pages: int) -> Places:
 
 
 def banks_on(tiered: TieredExperts, tier: Tier) -> list[ExpertBank]:
-    """The banks that a GPU computes from, one of each shape: its own, and on the main one those of copied experts."""
-    banks = [split.banks.get(tier.value) for split in tiered.banks if split is not None]
+    """The banks that a GPU computes from, one of each shape: its own, and on the main one those of copied experts, by
+    the layout of their layer in RAM, one or a piece of them."""
+    splits = [split for split in tiered.banks if split is not None]
+    banks = [split.banks.get(tier.value) for split in splits]
     ring = tiered.ring if tiered.main.tier is tier else None
     if ring is not None:
-        banks += [ExpertBank(ring.layout, ring.buffers[0][:size]) for size in {1, ring.piece}]
+        in_ram = dict.fromkeys(split.banks[Tier.CPU.value].layout for split in splits if Tier.CPU.value in split.banks)
+        banks += [ExpertBank.empty(layout, size, "meta") for layout in in_ram for size in {1, ring.piece}]
     return different(banks)
 
 

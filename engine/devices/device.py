@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
-from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +20,6 @@ from torch import Tensor
 
 from ... import kernels
 from ...errors import OptionError
-from ...kernels import ExpertLayout
 from ...loaders.memory import GB, free_memory
 from ..config import EngineConfig
 from ..placement.placement import Tier
@@ -51,16 +49,6 @@ class Device:
     def is_host(self) -> bool:
         """Whether this is plain RAM, and nothing crosses a link to it."""
         return self.tier is Tier.CPU
-
-    def lacks(self, formats: Iterable[str]) -> list[str]:
-        """Those of these formats that its kernels do not know."""
-        return [name for name in dict.fromkeys(formats) if self.backend == "gpu" and name not in kernels.GPU_FORMATS]
-
-    def lacks_experts(self, layout: ExpertLayout) -> str:
-        """The formats of an expert that its kernels cannot compute; "": they can."""
-        found = self.lacks(format.name for format in layout.formats)
-        is_mixed = self.backend == "gpu" and len({*layout.formats}) > 1
-        return "/".join(found) or (layout.name if is_mixed else "")
 
     def put(self, tensor: Tensor) -> Tensor:
         """The tensor on this device; a copy from pinned memory goes on while the host does."""

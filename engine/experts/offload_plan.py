@@ -17,7 +17,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from ...errors import OptionError
 from ...kernels import ExpertLayout
 from ...kernels.context import THREADS, Context
 from ...loaders.quants.by_format import ByFormat
@@ -156,8 +155,6 @@ def plan(
     """What the options ask for, or what the rates of this machine say. layouts: of the layers with experts; buffers are
     for the largest, times for the mean of them."""
     main, most = devices[Tier.GPU0], max(config.prefill_chunk, config.max_sequences)
-    if missing := next(filter(None, map(main.lacks_experts, layouts)), ""):
-        return _none(config, missing)
     link = link_rate(profile, main.place) if main.is_cuda else None
     largest, mean = max(layout.bytes for layout in layouts), MeanExpert.of(layouts)
     first, why = _stream_from(config, spec, mean, link, profile, most)
@@ -173,14 +170,6 @@ def plan(
         hidden=spec.hidden,
         notes=(f"experts in RAM are copied to gpu0 in {when} ({why})", f"split decode: {share} ({why_split})"),
     )
-
-
-def _none(config: EngineConfig, formats: str) -> OffloadPlan:
-    """No copies, since the GPU could not compute with them; raises OptionError where they were asked for."""
-    why = f"gpu0 has no kernels yet for experts in {formats}"
-    if config.stream_from not in ("auto", "never") or config.copies_in_decode:
-        raise OptionError(f"stream_from and split copy experts to the GPU, and {why}: leave them out")
-    return replace(NONE, notes=(f"experts in RAM are copied to gpu0 in no pass ({why})",))
 
 
 def _stream_from(

@@ -115,7 +115,7 @@ def plan_memory(
     if len(devices) == 1:
         return plan.placed(placing.all_on(Tier.CPU, plan.counts))
     found = plan.beside_a_gpu(profile, graphs)
-    _check_kernels(found, devices, checkpoint)
+    _check_layers(devices[found.placement.main], checkpoint.spec)
     _check(found, devices)
     return found
 
@@ -249,28 +249,13 @@ class _Plan:
         return needs
 
 
-def _check_kernels(found: MemoryPlan, devices: Mapping[Tier, Device], checkpoint: Checkpoint) -> None:
-    """Raises OptionError for what a GPU's kernels do not know, by name: layers, formats."""
-    spec, formats, main = checkpoint.spec, checkpoint.formats, devices[found.placement.main]
+def _check_layers(main: Device, spec: ModelSpec) -> None:
+    """Raises OptionError for layers that a GPU's kernels do not know, by name."""
     if parts := not_yet.lacking(main, spec):
         raise OptionError(
             f"{main.tier.value} ({main.name}) has no kernels yet for {', '.join(parts)}: this model runs on the CPU "
             "(--device cpu)"
         )
-    sizes = in_formats.of_model(spec, formats)
-    common = [*sizes.dense.names, *sizes.head.names, *(sizes.row.names if devices[found.table] is main else ())]
-    if missing := main.lacks(common):
-        raise OptionError(
-            f"{main.tier.value} ({main.name}) has no kernels yet for {', '.join(missing)}, in which attention, head or "
-            "embedding of this model are: --dense-format q8_0 packs them anew; on the CPU they run as they are"
-        )
-    for layer, row in enumerate(found.placement.experts):
-        for device in (devices[tier] for tier in dict.fromkeys(row)):
-            if unknown := device.lacks_experts(formats.layout(spec, layer)):
-                raise OptionError(
-                    f"{device.tier.value} ({device.name}) has no kernels yet for experts in {unknown} (layer {layer}): "
-                    "--cpu-moe leaves them to the CPU, --expert-format q4_0 packs them anew"
-                )
 
 
 def _check(found: MemoryPlan, devices: Mapping[Tier, Device]) -> None:

@@ -6,6 +6,7 @@ tensor, so no wrapper waits for the GPU, and every grid follows from shapes alon
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Literal
@@ -21,40 +22,43 @@ from .kernel import INTERPRETED
 Product = Literal["bf16", "f32"]
 
 F32, I32, I64, U8 = torch.float32, torch.int32, torch.int64, torch.uint8
-TENSOR_CORE_FORMATS = ("bf16", "q8_0", "q4_0")  # the others lose nothing: the router is float32 for a reason
 
 
 @dataclass(frozen=True)
 class Stored:
-    """Packed rows as a kernel sees them: `elements` of a row and `stride` from row to row, in elements of `values`.
+    """Packed rows of `cols` weights as a kernel sees them, `stride` from row to row, in elements of `values`.
 
-    An element is a weight, or for q4_0 a byte with two. In block formats elements are bytes and every offset is a
-    multiple of 16: the scales of the row at offset o begin at float16 number o // 16 * 8, which a compiler sees to be
-    aligned. Plain formats have no scales; `scales` is then `values` again, and not read. `words` are the values of a
-    block format as int32, four bytes each; offsets stay in bytes. `granules` are constants of kernels that read rows 16
-    bytes a thread (`granule`): WIDTH elements each, and whether all are WHOLE and begin at multiples of 16 bytes.
+    Plain formats: an element is a weight. There are no scales; `scales` is then `values` again, and not read.
+    Block formats: `values` are bytes from the first code of the first row on, `words` the same bytes as int32, four
+    each, `scales` bytes from the begin of the row on; offsets are in bytes. `granules` are constants of kernels that
+    read rows 16 bytes a thread: WIDTH weights each, and whether all are WHOLE and begin at multiples of 16 bytes.
     """
 
     values: Tensor
     words: Tensor
     scales: Tensor
-    elements: int
+    cols: int
     stride: int
     granules: dict[str, int]
 
+    @property
+    def whole(self) -> int:
+        """Whether rows begin at multiples of 16 bytes."""
+        return self.granules["WHOLE"]
 
-def stored(format: Format, data: Tensor, cols: int) -> Stored:
-    """Rows of `cols` weights in uint8 `data`, whose first byte begins a row (in each block, if it has blocks)."""
-    row, width = format.row_bytes(cols), granule(format)
+
+def stored(format: Format, data: Tensor, cols: int, start: int = 0) -> Stored:
+    """Rows of `cols` weights in uint8 `data`, from its byte `start` on (in each block, if it has blocks)."""
+    row, width = format.row_bytes(cols), weights_of_granule(format)
+    data = data[..., start:]
     if format.name in TORCH_DTYPES:
         values = data.view(TORCH_DTYPES[format.name])
-        whole = dict(WIDTH=width, WHOLE=cols % width == 0)
-        return Stored(values, values, values, cols, row // values.element_size(), whole)
-    scales, elements = format.scales_bytes(cols), cols * format.bits // 8
+        whole = cols % width == 0 and start % 16 == 0
+        return Stored(values, values, values, cols, row // values.element_size(), dict(WIDTH=width, WHOLE=whole))
+    scales, narrow = format.scales_bytes(cols), sum(format.codes.planes[:-1])
+    whole = cols % width == 0 and start % 16 == row % 16 == cols * narrow // 8 % 16 == 0
     values, words = data[..., scales:], data.view(I32)[..., scales // 4 :]
-    return Stored(
-        values, words, data.view(torch.float16), elements, row, dict(WIDTH=width, WHOLE=elements % width == 0)
-    )
+    return Stored(values, words, data, cols, row, dict(WIDTH=width, WHOLE=whole))
 
 
 def packed(m: Matrix) -> Stored:
@@ -66,20 +70,23 @@ def packed(m: Matrix) -> Stored:
     return found
 
 
-def granule(format: Format) -> int:
-    """Stored elements in 16 bytes: what one thread loads of a row at a time."""
-    return 16 if format.is_block else 128 // format.bits
+def weights_of_granule(format: Format) -> int:
+    """Weights in 16 bytes, of codes in two planes in 16 bytes of the wider one: a thread's part of a row."""
+    return 128 // (format.codes.planes[-1] if format.is_block else format.bits)
 
 
-def one_token(rows: int, warps: int = 2) -> dict[str, int]:
+def one_token(rows: int, granules: Mapping[str, int]) -> dict[str, int]:
     """The tile of a program for one token: rows, which share the activations that a thread loads, and granules, one a
-    thread. The interpreter runs programs one after another, so it gets fewer and larger ones."""
+    thread; of large granules fewer, since rows are short. The interpreter runs programs one after another, so it gets
+    fewer and larger ones."""
+    warps = 1 if granules["WIDTH"] == 64 else 2
     return dict(ROWS=8 * rows if INTERPRETED else rows, GRANULES=32 * warps, num_warps=warps)
 
 
 def product_of(format: Format) -> Product:
-    """How products with weights of this format are computed. The interpreter's bf16 arithmetic is wrong: float32."""
-    return "bf16" if format.name in TENSOR_CORE_FORMATS and not INTERPRETED else "f32"
+    """How products with weights of this format are computed: float32 ones lose nothing, since a router is float32 for a
+    reason. The interpreter's bf16 arithmetic is wrong: float32 there, too."""
+    return "bf16" if (format.is_block or format.name == "bf16") and not INTERPRETED else "f32"
 
 
 def operand(x: Tensor, product: Product) -> Tensor:

@@ -15,16 +15,17 @@ from torch import Tensor
 from ..formats import Format
 from ..packed import Matrix
 from . import launch
-from .cores.products import multiply, row_dots
+from .cores.few import row_dots
+from .cores.many import multiply
 from .kernel import kernel
 
 FEW, SMALL = 16, 4 << 20  # tokens, and bytes of a matrix, up to which float32 goes token by token
-ONE = launch.one_token(rows=4)  # with more, a matrix of 2048 rows would leave a large GPU idle
+ROWS = 4  # of a program for one token; with more, a matrix of 2048 rows would leave a large GPU idle
 
 
 @kernel()
 def _linear_one(
-    x_ptr, w_ptr, s_ptr, bias_ptr, y_ptr, rows, elements, x_stride, stride,
+    x_ptr, w_ptr, s_ptr, bias_ptr, y_ptr, rows, cols, x_stride, stride,
     BIAS: tl.constexpr, WIDTH: tl.constexpr, WHOLE: tl.constexpr, FORMAT: tl.constexpr,
     ROWS: tl.constexpr, GRANULES: tl.constexpr,
 ):  # fmt: skip
@@ -33,7 +34,7 @@ def _linear_one(
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     ok = row < rows
     at = row.to(tl.int64) * stride
-    y = row_dots(x_ptr + token * x_stride, w_ptr, s_ptr, at, ok, elements, WIDTH, WHOLE, FORMAT, ROWS, GRANULES)
+    y = row_dots(x_ptr + token * x_stride, w_ptr, s_ptr, at, ok, cols, WIDTH, WHOLE, FORMAT, ROWS, GRANULES)
     if BIAS:
         y += tl.load(bias_ptr + row, mask=ok, other=0.0)
     tl.store(y_ptr + token * rows + row, y, mask=ok)
@@ -41,9 +42,9 @@ def _linear_one(
 
 @kernel("tokens")
 def _linear_many(
-    x_ptr, w_ptr, s_ptr, bias_ptr, y_ptr, tokens, rows, elements, x_stride, stride,
-    BIAS: tl.constexpr, EVEN: tl.constexpr, FORMAT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_E: tl.constexpr, PRODUCT: tl.constexpr, GROUP: tl.constexpr,
+    x_ptr, w_ptr, s_ptr, bias_ptr, y_ptr, tokens, rows, cols, x_stride, stride,
+    BIAS: tl.constexpr, EVEN: tl.constexpr, WHOLE: tl.constexpr, FORMAT: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PRODUCT: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     blocks_m, blocks_n = tl.cdiv(tokens, BLOCK_M), tl.cdiv(rows, BLOCK_N)
     group = tl.program_id(0) // (GROUP * blocks_n)
@@ -54,8 +55,8 @@ def _linear_many(
     token_ok, row_ok = token < tokens, row < rows
     at = row.to(tl.int64) * stride
     y = multiply(
-        x_ptr + token.to(tl.int64) * x_stride, token_ok, w_ptr + at, s_ptr + at // 16 * 8, row_ok, elements, EVEN,
-        FORMAT, BLOCK_M, BLOCK_N, BLOCK_E, PRODUCT,
+        x_ptr + token.to(tl.int64) * x_stride, token_ok, w_ptr, s_ptr, at, row_ok, cols, EVEN, WHOLE, FORMAT, BLOCK_M,
+        BLOCK_N, BLOCK_K, PRODUCT,
     )  # fmt: skip
     if BIAS:
         y += tl.load(bias_ptr + row, mask=row_ok, other=0.0)[None, :]
@@ -71,17 +72,18 @@ def linear(x_TC: Tensor, weight: Matrix, bias_R: Tensor | None = None) -> Tensor
     bias = x_TC if bias_R is None else launch.check(bias_R, launch.F32, R)
     kind = launch.product_of(form)
     if T == 1 or (T <= FEW and kind == "f32" and weight.nbytes <= SMALL):
-        _linear_one[(launch.cdiv(R, ONE["ROWS"]), T)](
-            x_TC, w.words, w.scales, bias, y, R, w.elements, x_TC.stride(0) if T > 1 else 0, w.stride,
-            BIAS=bias_R is not None, **w.granules, FORMAT=form.name, **ONE,
+        one = launch.one_token(ROWS, w.granules)
+        _linear_one[(launch.cdiv(R, one["ROWS"]), T)](
+            x_TC, w.words, w.scales, bias, y, R, C, x_TC.stride(0) if T > 1 else 0, w.stride,
+            BIAS=bias_R is not None, **w.granules, FORMAT=form.name, **one,
         )  # fmt: skip
         return y
     x, tile = launch.operand(x_TC, kind), tile_of(T, kind, form)
     blocks = launch.cdiv(T, tile["BLOCK_M"]) * launch.cdiv(R, tile["BLOCK_N"])
     _linear_many[(blocks,)](
-        x, w.values, w.scales, bias, y, T, R, w.elements, x.stride(0), w.stride,
-        BIAS=bias_R is not None, EVEN=w.elements % tile["BLOCK_E"] == 0, FORMAT=form.name, PRODUCT=kind, GROUP=8,
-        **tile,
+        x, w.values, w.scales, bias, y, T, R, C, x.stride(0), w.stride,
+        BIAS=bias_R is not None, EVEN=C % tile["BLOCK_K"] == 0, WHOLE=w.whole, FORMAT=form.name, PRODUCT=kind,
+        GROUP=8, **tile,
     )  # fmt: skip
     return y
 
@@ -89,13 +91,13 @@ def linear(x_TC: Tensor, weight: Matrix, bias_R: Tensor | None = None) -> Tensor
 def tile_of(tokens: float, kind: launch.Product, format: Format) -> dict[str, int]:
     """The tile of a program by how many tokens share a matrix: few read weights, many compute. It fits into 99 KB of
     shared memory, which is what the GPUs with the least of it have."""
+    if kind == "f32" and format.is_block:  # in the interpreter alone
+        return dict(BLOCK_M=16, BLOCK_N=64, BLOCK_K=128, num_warps=4, num_stages=2)
     if kind == "f32":
-        return dict(BLOCK_M=16, BLOCK_N=32, BLOCK_E=32, num_warps=4, num_stages=2)
-    weights_in_byte = 2 if format.bits == 4 else 1
+        return dict(BLOCK_M=16, BLOCK_N=32, BLOCK_K=32, num_warps=4, num_stages=2)
     if tokens <= 16:
-        return dict(BLOCK_M=16, BLOCK_N=64, BLOCK_E=128 // weights_in_byte, num_warps=4, num_stages=3)
+        return dict(BLOCK_M=16, BLOCK_N=64, BLOCK_K=128, num_warps=4, num_stages=3)
     if tokens <= 64:
-        return dict(BLOCK_M=64, BLOCK_N=64, BLOCK_E=64 // weights_in_byte, num_warps=4, num_stages=3)
+        return dict(BLOCK_M=64, BLOCK_N=64, BLOCK_K=64, num_warps=4, num_stages=3)
     # Unpacking takes registers: with 128 rows it would spill on GPUs whose tensor cores take operands from registers.
-    rows = 64 if format.is_block else 128
-    return dict(BLOCK_M=128, BLOCK_N=rows, BLOCK_E=64 // weights_in_byte, num_warps=8, num_stages=3)
+    return dict(BLOCK_M=128, BLOCK_N=64 if format.is_block else 128, BLOCK_K=64, num_warps=8, num_stages=3)

@@ -3,17 +3,17 @@ copies through buffers of the largest, bytes of each layer's own; and a GPU with
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from placements import PLACEMENTS, placed
-from refusals import refused
 from slow_stream import SlowStream
 
-from headrace import LLM, OptionError, SamplingParams
+from headrace import LLM, SamplingParams
+from headrace.engine.core.compile_ahead import banks_on
 from headrace.engine.devices.streams import HostStream
 from headrace.engine.experts.streaming import Ring, by_number, chosen_numbers
 from headrace.engine.ledger.pass_bytes import EXPERTS
@@ -131,24 +131,29 @@ def test_buffers_of_the_first_layout_would_not_do() -> None:
         ring.fetch(large)
 
 
-# ---- a GPU without kernels
+# ---- the Triton kernels
 
 
-def test_a_gpu_refuses_formats_that_it_has_no_kernels_for() -> None:
-    gpu = {"device": "simulated:gpu", "max_context": 64}
-    with refused(OptionError, "gpu0 (simulated) has no kernels yet for q4_k, q6_k", "--dense-format q8_0"):
-        LLM("demo", **gpu, dense_format="q4_k_m", cpu_moe=True)
-    with refused(OptionError, "no kernels yet for experts in q5_0", "--cpu-moe", "--expert-format q4_0"):
-        LLM("demo", **gpu, expert_format="q5_0", placement="gpu")
-    with refused(OptionError, "copy experts to the GPU, and gpu0 has no kernels yet for experts in q4_k/q5_0"):
-        LLM("demo", **gpu, expert_format="q4_k_m", cpu_moe=True, stream_from=2)
+def test_kernels_are_compiled_for_every_layout_that_is_copied() -> None:
+    """Of the banks in RAM, whose experts the GPU computes in the ring's buffers: not of the largest alone."""
+    with load(device="simulated", cpu_moe=True, stream_from=2) as llm:
+        tiered: Any = llm.parts.decoder.experts
+        in_ram = {split.banks[Tier.CPU.value].layout for split in tiered.banks if split is not None}
+        assert len(in_ram) == 2
+        found = [(bank.layout, bank.experts) for bank in banks_on(tiered, tiered.main.tier)]
+        assert {layout for layout, _ in found} == in_ram
+        assert {experts for _, experts in found} == {1, tiered.ring.piece}
 
 
-def test_experts_that_a_gpu_cannot_compute_stay_with_the_cpu() -> None:
-    with LLM("demo", device="simulated:gpu", max_context=64, expert_format="q4_k_m", cpu_moe=True) as llm:
-        offload = llm.parts.memory_plan.offload
-        assert (offload.stream_from, offload.split) == (None, 0)
-        assert offload.notes == (
-            "experts in RAM are copied to gpu0 in no pass (gpu0 has no kernels yet for experts in q4_k/q5_0)",
-        )
-        assert all(tier is Tier.CPU for row in llm.parts.placement.experts for tier in row)
+def test_a_gpu_computes_with_a_mix(checkpoints: Callable[[str], Path]) -> None:
+    """Attention, head and experts, on a GPU that the interpreter plays: some experts in RAM."""
+    pytest.importorskip("triton", reason="the GPU kernels need Triton", exc_type=ImportError)
+    options: dict[str, Any] = dict(**MIXED, dtype="float32", kernels="reference", max_context=32)
+    model, ids = str(checkpoints("qwen2_moe")), [5]
+    with LLM(model, **options) as alone:
+        one = alone.logits(ids)
+    with LLM(model, device="simulated:gpu", n_cpu_moe=1, **options) as split:
+        assert split.parts.main.backend == "gpu"
+        formats = {split.parts.checkpoint.formats.layout(split.spec, i).name for i in range(split.spec.layers)}
+        assert len(formats) > 1
+        assert (one - split.logits(ids)).abs().max() < 1e-4 * one.abs().max()

@@ -19,6 +19,7 @@ from gpu_kernel_table import barriers, compile_all, instructions_a_weight
 
 from headrace.kernels import gpu
 from headrace.kernels.gpu import pack, spin  # noqa: F401 (their kernels count too)
+from headrace.kernels.gpu.cores.constants import about
 from headrace.kernels.gpu.kernel import Kernel
 
 TARGETS = (80, 89, 90, 120)
@@ -81,12 +82,15 @@ def test_nothing_spills_where_bytes_count(compiled: Facts) -> None:
 
 
 def test_weights_of_one_token_come_in_16_byte_loads(compiled: Facts) -> None:
-    """Weights are the loads that say "evict first"; three blocks of 128 threads fit on a multiprocessor."""
+    """Weights are the loads that say "evict first", of the higher bits of codes in two planes half as wide ones; three
+    blocks of 128 threads fit on a multiprocessor."""
     for row in rows_of(compiled, "_linear_one", "_gate_up", "_down", label=" 1"):
         if row["label"].endswith(" 1"):
             weights = {load for load in row["loads"] if "evict_first" in load}
             assert weights, name_of(row)
-            assert all(load.endswith(".v4.b32") for load in weights), f"{name_of(row)}: {weights}"
+            wide = (".v4.b32", ".v2.b32") if about(row["constants"]["FORMAT"], "high") else (".v4.b32",)
+            assert any(load.endswith(".v4.b32") for load in weights), f"{name_of(row)}: {weights}"
+            assert all(load.endswith(wide) for load in weights), f"{name_of(row)}: {weights}"
             assert row["reg"] <= 168, name_of(row)
 
 
@@ -130,6 +134,15 @@ def test_scales_of_few_tokens_are_fetched_ahead_too(compiled: Facts) -> None:
     for row in rows_of(compiled, "_linear_many", label=" 9"):
         assert row["constants"]["EVEN"], name_of(row)
         assert all(load.startswith("cp.async") for load in row["loads"]), f"{name_of(row)}: {row['loads']}"
+    for row in rows_of(compiled, "_gate_up", "_down", label=" 9"):
+        late = {load for load in row["loads"] if load.endswith((".b8", ".b16"))}  # of words there are ids and places
+        assert not late, f"{name_of(row)}: {late}"
+
+
+def test_small_numbers_stay_what_they_are(compiled: Facts) -> None:
+    """Floats of 4 and 8 bits are read as parts of floats below the normal ones, which must not count as 0."""
+    for row in rows_of(compiled, "_linear_one", "_linear_many", "_down", "_unpack_rows"):
+        assert row["ftz"] == 0, name_of(row)
 
 
 def test_a_job_crosses_the_link_in_wide_pieces(compiled: Facts) -> None:

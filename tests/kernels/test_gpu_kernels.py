@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -16,9 +17,10 @@ from busy import HANG_S
 from torch import Tensor
 
 from headrace import kernels
-from headrace.kernels import FORMATS, ExpertLayout, reference
-from headrace.kernels.cases.all import CASES
-from headrace.kernels.cases.case import Case, RandomSource, worst
+from headrace.kernels import FORMATS, ExpertLayout, Format, reference
+from headrace.kernels.cases.all import CASES, experts_case_of, linear_case
+from headrace.kernels.cases.block_formats import MIXES, MORE, layout_of, whole_blocks
+from headrace.kernels.cases.case import Case, Inputs, RandomSource, worst
 from headrace.kernels.decoder_layer import Router
 from headrace.kernels.packed import Matrix
 
@@ -45,6 +47,27 @@ def is_new(case: Case) -> bool:
     return not (case.op in ("linear", "experts") and (form == "f16" or case.name.endswith("exact")))
 
 
+def cases_of_formats() -> Iterator[Case]:
+    """Of every format both cores, with rows that end within a group of blocks and within a step; experts in mixes."""
+    for form in MORE:
+        yield linear_case(form, 1, 9, whole_blocks(2080, form), bias=True, exact=False)
+        yield linear_case(form, 2, 9, whole_blocks(800, form), bias=False, exact=False)
+    for name in ("q5_0", "mxfp4", "int4_g128", "nvfp4", "fp8"):  # widths of models whose rows are no multiple of 256
+        for tokens, cols in ((1, 640), (3, 1408)):
+            yield linear_case(FORMATS[name], tokens, 5, cols, bias=False, exact=False)
+    for gate, up, down in [*MIXES, ("q4_k", "q6_k", "mxfp4"), ("bf16", "q5_0", "f32"), ("q2_k", "nvfp4", "q3_k")]:
+        yield experts_case_of(layout_of(gate, up, down, 96, 64), 3, 1, 2, "partly elsewhere")
+        yield experts_case_of(layout_of(gate, up, down, 96, 64), 2, 5, 1)
+
+
+class FewRows(RandomSource):
+    """Five rows of weights over and over, since packing more of some formats takes longer than their kernels do."""
+
+    def matrix(self, format: Format, rows: int, cols: int) -> Matrix:
+        few = super().matrix(format, min(5, rows), cols)
+        return Matrix(format, rows, cols, few.data.repeat(-(-rows // 5), 1)[:rows].contiguous())
+
+
 SMALL = [case for case in CASES if is_small(case) and is_new(case)]
 
 
@@ -54,7 +77,16 @@ def test_the_interpreter_is_on() -> None:
 
 @pytest.mark.parametrize("case", SMALL, ids=lambda case: f"{case.op}: {case.name}")
 def test_case(case: Case) -> None:
-    inputs = case.inputs()
+    check(case, case.inputs())
+
+
+@pytest.mark.parametrize("case", cases_of_formats(), ids=lambda case: f"{case.op}: {case.name}")
+def test_format(case: Case) -> None:
+    check(case, case.inputs(FewRows(torch.Generator().manual_seed(4))))
+
+
+def check(case: Case, inputs: Inputs) -> None:
+    """An op against its twin, in the bounds of its case."""
     expected = case.call(reference, inputs)  # type: ignore[arg-type]
     allowed = case.allowed({**inputs, "activations": "bf16"}, expected)
     if case.op == "place_qkv_" and "bfloat16" in case.name:
@@ -63,6 +95,29 @@ def test_case(case: Case) -> None:
     for number, (got, want, limit) in enumerate(zip(outcome, expected, allowed, strict=True)):
         problem = worst(got, want, limit)
         assert problem is None, f"{case.op} {case.name}, output {number}: {problem}"
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy, of numbers that are none
+@pytest.mark.parametrize("name", [form.name for form in FORMATS.values() if form.is_block])
+def test_any_bytes_are_unpacked_to_the_same_bits(name: str) -> None:
+    """Every code, and scales of every kind: not numbers, infinities, and numbers below the normal ones, too."""
+    form, cols = FORMATS[name], whole_blocks(800, FORMATS[name])
+    data = torch.randint(256, (6, form.row_bytes(cols)), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
+    matrix = Matrix(form, 6, cols, data)
+    expected = reference.dequantize(matrix)
+    assert expected.isfinite().sum() > 0.4 * expected.numel()
+    torch.testing.assert_close(gpu.dequantize(matrix), expected, rtol=0, atol=0, equal_nan=True)
+    ids = torch.tensor([5, 0, 5])
+    torch.testing.assert_close(gpu.embed(matrix, ids), expected[ids], rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_weight_that_is_no_number_stays_none() -> None:
+    """In either core: the sum of its row is none, and the others are what they were."""
+    matrix = RandomSource(torch.Generator().manual_seed(2)).matrix(FORMATS["fp8"], 5, 320)
+    matrix.data[3, -7] = 127
+    for tokens in (1, 2):
+        x = torch.randn(tokens, 320, generator=torch.Generator().manual_seed(tokens))
+        assert gpu.linear(x, matrix).isnan().nonzero()[:, 1].unique().tolist() == [3]
 
 
 def towards_zero(values: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..cores.products import product
+from ..cores.many import product
 
 
 @triton.jit

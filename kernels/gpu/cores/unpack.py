@@ -1,17 +1,5 @@
-"""Stored elements -> float32 weights, inside a kernel; embedding and dequantising, which are nothing else.
-
-A row is read in granules of 16 bytes, so that a thread's loads are 16 bytes wide. `plane` p of a granule are the
-weights that lie p-th in every stored element:
-
-    q4_0    byte j of block b:  plane 0 is weight 32 b + j (low half), plane 1 is weight 32 b + 16 + j (high half)
-    others  element c:          plane 0 is weight c
-
-A quant becomes a float without a conversion, whose units are few: its bits are or-ed into the mantissa of 2^23, which
-gives 2^23 + q exactly, and the offset is subtracted. A quant that lies k bits higher counts 2^k q; it is left there,
-and multiplied by 2^-k in the instruction that subtracts. Every value that enters arithmetic is float32 first.
-
-`decode` takes elements one by one. `decode_word` takes four bytes at a time, for kernels that are bound by how fast
-instructions are issued: q4_0 is then one shift and eight and-ors for eight weights.
+"""Rows of stored weights -> float32: embedding and dequantising. Each weight by itself, since rows are few, or it is
+done once; the cores of products are `few.py` and `many.py`.
 """
 
 from __future__ import annotations
@@ -24,88 +12,64 @@ from torch import Tensor
 from ...packed import Matrix
 from .. import launch
 from ..kernel import kernel
+from .codes import decode
+from .constants import about
+from .places import planes
+from .scales import scales
+
+BLOCK = 1024  # columns of a program
 
 
 @triton.jit
-def scaled(bits, AT: tl.constexpr, ZERO: tl.constexpr):
-    """q - ZERO from the bits of the float 2^23 + 2^AT q; exact in every step."""
-    value = bits.to(tl.float32, bitcast=True)
-    if AT == 0:
-        return value - (8388608.0 + ZERO)
-    factor = tl.full(value.shape, 1.0 / (1 << AT), tl.float32)
-    return tl.fma(value, factor, tl.full(value.shape, -(8388608.0 / (1 << AT) + ZERO), tl.float32))
+def plane(w_ptr, row, at, weight, ok, BITS: tl.constexpr):
+    """The bits that a plane has of weights of a block; `at`: where the block begins in it, in units of 4 bytes."""
+    byte = tl.load(w_ptr + row + at * 4 + weight % (4 * BITS), mask=ok, other=0).to(tl.int32)
+    return (byte >> (weight // (4 * BITS) * BITS)) & ((1 << BITS) - 1)
 
 
 @triton.jit
-def decode_word(word, BYTE: tl.constexpr, PLANE: tl.constexpr, FORMAT: tl.constexpr):
-    """One plane of one byte of int32 words of a block format as float32, before their scale. A mantissa has room for
-    the lower 20 bits in place; what lies higher is shifted down."""
-    BIT: tl.constexpr = 8 * BYTE + 4 * PLANE
-    if FORMAT == "q4_0":
-        DOWN: tl.constexpr = 20 if BIT > 16 else 0
-        return scaled(((word >> DOWN) & (15 << (BIT - DOWN))) | 0x4B000000, BIT - DOWN, 8)
-    else:
-        LOWER: tl.constexpr = 16 if BIT > 8 else 0
-        flipped = (word ^ -2139062144) >> LOWER  # the top bit of every byte: q + 128
-        return scaled((flipped & (255 << (BIT - LOWER))) | 0x4B000000, BIT - LOWER, 128)
-
-
-@triton.jit
-def decode(raw, PLANE: tl.constexpr, FORMAT: tl.constexpr):
-    """One plane of stored elements as float32, before their scale."""
-    if FORMAT == "q4_0":
-        if PLANE == 0:
-            return ((raw.to(tl.int32) & 15) | 0x4B000000).to(tl.float32, bitcast=True) - 8388616.0
-        return scaled((raw.to(tl.int32) & 240) | 0x4B000000, 4, 8)
-    if FORMAT == "q8_0":
-        return ((raw.to(tl.int32) ^ 128) | 0x4B000000).to(tl.float32, bitcast=True) - 8388736.0
-    return raw.to(tl.float32)
-
-
-@triton.jit
-def column(e, PLANE: tl.constexpr, FORMAT: tl.constexpr):
-    """The column of a row's stored element e in a plane."""
-    if FORMAT == "q4_0":
-        return e // 16 * 32 + e % 16 + 16 * PLANE
-    return e
-
-
-@triton.jit
-def scale_of(granule, FORMAT: tl.constexpr):
-    """Which scale of its row a granule of 16 bytes has: 32 weights share one."""
-    if FORMAT == "q4_0":
-        return granule
-    return granule // 2
+def unpacked(w_ptr, s_ptr, row, column, ok, cols, FORMAT: tl.constexpr, WHOLE: tl.constexpr):
+    """Weights of a row of a block format: float32, the shape of `column`."""
+    LOW: tl.constexpr = about(FORMAT, "low")
+    HIGH: tl.constexpr = about(FORMAT, "high")
+    block, weight, blocks = column // 32, column % 32, cols // 32
+    at_low, at_high = planes(block, blocks, FORMAT)
+    code = plane(w_ptr, row, at_low, weight, ok, LOW)
+    if HIGH > 0:
+        code |= plane(w_ptr, row, at_high, weight, ok, HIGH) << LOW
+    factor, least = scales(s_ptr, row, block, blocks, weight // 16, block, ok, ok, FORMAT, WHOLE, False)
+    w = decode(code, FORMAT) * factor
+    if about(FORMAT, "minimums"):
+        w += least
+    return w
 
 
 @kernel()
 def _unpack_rows(
-    ids_ptr, values_ptr, scales_ptr, out_ptr, elements, cols, stride, factor,
-    IDS: tl.constexpr, FORMAT: tl.constexpr, BLOCK: tl.constexpr,
+    ids_ptr, values_ptr, scales_ptr, out_ptr, cols, stride, factor,
+    IDS: tl.constexpr, WHOLE: tl.constexpr, FORMAT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    PLANES: tl.constexpr = 2 if FORMAT == "q4_0" else 1
     t = tl.program_id(0).to(tl.int64)
     row = t
     if IDS:
         row = tl.load(ids_ptr + t)
-    e = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    ok = e < elements
-    raw = tl.load(values_ptr + row * stride + e, mask=ok, other=0)
-    for plane in tl.static_range(PLANES):
-        w = decode(raw, plane, FORMAT)
-        if FORMAT == "q4_0" or FORMAT == "q8_0":
-            scale = tl.load(scales_ptr + row * stride // 16 * 8 + scale_of(e // 16, FORMAT), mask=ok, other=0)
-            w *= scale.to(tl.float32)
-        tl.store(out_ptr + t * cols + column(e, plane, FORMAT), w * factor, mask=ok)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    ok = column < cols
+    if about(FORMAT, "block"):
+        w = unpacked(values_ptr, scales_ptr, row * stride, column, ok, cols, FORMAT, WHOLE)
+    else:
+        w = tl.load(values_ptr + row * stride + column, mask=ok, other=0).to(tl.float32)
+    tl.store(out_ptr + t * cols + column, w * factor, mask=ok)
 
 
 def _unpack(matrix: Matrix, ids_T: Tensor | None, rows: int, factor: float) -> Tensor:
-    w, block = launch.packed(matrix), 1024
+    w = launch.packed(matrix)
     out = torch.empty(rows, matrix.cols, dtype=launch.F32, device=matrix.data.device)
     ids = matrix.data if ids_T is None else ids_T
-    _unpack_rows[(rows, launch.cdiv(w.elements, block))](
-        ids, w.values, w.scales, out, w.elements, matrix.cols, w.stride, factor,
-        IDS=ids_T is not None, FORMAT=matrix.format.name, BLOCK=block,
+    _unpack_rows[(rows, launch.cdiv(matrix.cols, BLOCK))](
+        ids, w.values, w.scales, out, matrix.cols, w.stride, factor,
+        IDS=ids_T is not None, WHOLE=w.whole, FORMAT=matrix.format.name, BLOCK=BLOCK,
+        enable_fp_fusion=False,  # each operation rounded, as in the twin
     )  # fmt: skip
     return out
 

@@ -4,24 +4,35 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ...formats import Format
+from ... import formats
 from ...packed import ExpertBank
 from .. import launch
 
 
 @dataclass(frozen=True)
-class Blocks:
-    """`up` are rows of gate, and of up `offset` elements behind; `down` begins there with its matrix. `size` elements
-    lead from an expert to the next."""
+class Part:
+    """One of the three matrices of all experts; `size` elements lead from an expert to the next."""
 
-    format: Format
+    format: formats.Format
+    rows: launch.Stored
+    size: int
+
+    @property
+    def name(self) -> str:
+        return self.format.name
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Rows of `up` lie `offset` elements behind those of `gate`, where both have one format."""
+
     hidden: int
     width: int
     experts: int
-    up: launch.Stored
-    down: launch.Stored
+    gate: Part
+    up: Part
+    down: Part
     offset: int
-    size: int
 
 
 def blocks_of(bank: ExpertBank) -> Blocks:
@@ -34,10 +45,14 @@ def blocks_of(bank: ExpertBank) -> Blocks:
 
 def _blocks(bank: ExpertBank) -> Blocks:
     layout = bank.layout
-    form, D, F = layout.format, layout.hidden, layout.width
-    assert len({*layout.formats}) == 1, f"gate, up and down in {layout.name}"
-    assert all(map(form.fits, (D, F))), f"{D} x {F} in {form.name}"
     launch.check(bank.data, launch.U8, bank.experts, layout.bytes)
-    up, down = launch.stored(form, bank.data, D), launch.stored(form, bank.data[:, layout.offset("down") :], F)
-    each = up.values.element_size()  # offsets count elements, which are bytes in block formats
-    return Blocks(form, D, F, bank.experts, up, down, layout.offset("up") // each, layout.bytes // each)
+    gate, up, down = (_part(bank, part) for part in formats.PARTS)
+    offset = layout.offset("up") // gate.rows.values.element_size()
+    return Blocks(layout.hidden, layout.width, bank.experts, gate, up, down, offset)
+
+
+def _part(bank: ExpertBank, part: formats.Part) -> Part:
+    layout, form, (_, cols) = bank.layout, bank.layout.of(part), bank.layout.shape(part)
+    assert form.fits(cols), f"{cols} columns in {form.name}"
+    rows = launch.stored(form, bank.data, cols, layout.offset(part))
+    return Part(form, rows, layout.bytes // rows.values.element_size())

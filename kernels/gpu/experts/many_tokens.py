@@ -1,8 +1,9 @@
 """Experts of many tokens: pairs grouped by expert, tiles of BLOCK_M pairs on tensor cores, the sum over k at the end.
 
     group       order, starts                                              (`grouping.py`)
-    _gate_up    h[m] = silu(gate x) * (up x)        for the m-th pair in the order; gate and up rows alternate, so that
-                                                    one product gives both and a thread holds the two it multiplies
+    _gate_up    h[m] = silu(gate x) * (up x)        for the m-th pair in the order; gate and up rows of one format
+                                                    alternate, so that one product gives both and a thread holds the two
+                                                    it multiplies; of two formats there are two products
     _down       z[pair] = weight[pair] * down h[m]
     _combine    y[t] = z[t, 0] + z[t, 1] + ...      in this order, without choices of expert -1, which nobody computed
 
@@ -17,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import launch
-from ..cores.products import multiply
+from ..cores.many import multiply
 from ..kernel import kernel
 from ..linear import tile_of
 from ..pointwise import silu
@@ -27,37 +28,49 @@ from .grouping import group
 
 @kernel()
 def _gate_up(
-    x_ptr, order_ptr, starts_ptr, w_ptr, s_ptr, h_ptr, width, hidden, elements, stride, up, block,
-    TOP_K: tl.constexpr, EVEN: tl.constexpr, FORMAT: tl.constexpr, PRODUCT: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr,
+    x_ptr, order_ptr, starts_ptr, w_ptr, s_ptr, up_w_ptr, up_s_ptr, h_ptr, width, hidden, stride, block, up_stride,
+    up_block, up,
+    TOP_K: tl.constexpr, EVEN: tl.constexpr, WHOLE: tl.constexpr, FORMAT: tl.constexpr, UP_WHOLE: tl.constexpr,
+    UP_FORMAT: tl.constexpr, PRODUCT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    blocks = tl.cdiv(width, BLOCK_N // 2)
+    HALF: tl.constexpr = BLOCK_N // 2
+    blocks = tl.cdiv(width, HALF)
     expert = tl.program_id(0) // blocks
-    first = tl.program_id(0) % blocks * (BLOCK_N // 2)
-    row = tl.arange(0, BLOCK_N)
+    first = tl.program_id(0) % blocks * HALF
+    row, at = tl.arange(0, BLOCK_N), first + tl.arange(0, HALF)
     f = first + row // 2
     there = expert.to(tl.int64) * block + (row % 2) * up + f * stride
-    at = first + tl.arange(0, BLOCK_N // 2)
+    gate_rows, up_rows = expert.to(tl.int64) * block + at * stride, expert.to(tl.int64) * up_block + at * up_stride
     last = tl.load(starts_ptr + expert + 1)
     begin = tl.load(starts_ptr + expert) + tl.program_id(1) * BLOCK_M
     for m in range(begin, last, tl.num_programs(1) * BLOCK_M):
         place = m + tl.arange(0, BLOCK_M)
         ok = place < last
         token = (tl.load(order_ptr + place, mask=ok, other=0) // TOP_K).to(tl.int64)
-        sums = multiply(
-            x_ptr + token * hidden, ok, w_ptr + there, s_ptr + there // 16 * 8, f < width, elements, EVEN, FORMAT,
-            BLOCK_M, BLOCK_N, BLOCK_E, PRODUCT,
-        )  # fmt: skip
-        g, u = tl.split(tl.reshape(sums, [BLOCK_M, BLOCK_N // 2, 2]))
+        x = x_ptr + token * hidden
+        if FORMAT == UP_FORMAT:
+            sums = multiply(
+                x, ok, w_ptr, s_ptr, there, f < width, hidden, EVEN, WHOLE, FORMAT, BLOCK_M, BLOCK_N, BLOCK_K, PRODUCT
+            )
+            g, u = tl.split(tl.reshape(sums, [BLOCK_M, HALF, 2]))
+        else:
+            g = multiply(
+                x, ok, w_ptr, s_ptr, gate_rows, at < width, hidden, EVEN, WHOLE, FORMAT, BLOCK_M, HALF, BLOCK_K, PRODUCT
+            )
+            u = multiply(
+                x, ok, up_w_ptr, up_s_ptr, up_rows, at < width, hidden, EVEN, UP_WHOLE, UP_FORMAT, BLOCK_M, HALF,
+                BLOCK_K, PRODUCT,
+            )  # fmt: skip
         h = (silu(g) * u).to(h_ptr.dtype.element_ty)
         tl.store(h_ptr + place.to(tl.int64)[:, None] * width + at[None, :], h, mask=ok[:, None] & (at < width)[None, :])
 
 
 @kernel()
 def _down(
-    h_ptr, order_ptr, starts_ptr, weights_ptr, w_ptr, s_ptr, z_ptr, hidden, width, elements, stride, block,
-    EVEN: tl.constexpr, FORMAT: tl.constexpr, PRODUCT: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr,
+    h_ptr, order_ptr, starts_ptr, weights_ptr, w_ptr, s_ptr, z_ptr, hidden, width, stride, block,
+    EVEN: tl.constexpr, WHOLE: tl.constexpr, FORMAT: tl.constexpr, PRODUCT: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     blocks = tl.cdiv(hidden, BLOCK_N)
     expert = tl.program_id(0) // blocks
@@ -70,8 +83,8 @@ def _down(
         ok = place < last
         pair = tl.load(order_ptr + place, mask=ok, other=0)
         sums = multiply(
-            h_ptr + place.to(tl.int64) * width, ok, w_ptr + there, s_ptr + there // 16 * 8, row < hidden, elements,
-            EVEN, FORMAT, BLOCK_M, BLOCK_N, BLOCK_E, PRODUCT,
+            h_ptr + place.to(tl.int64) * width, ok, w_ptr, s_ptr, there, row < hidden, width, EVEN, WHOLE, FORMAT,
+            BLOCK_M, BLOCK_N, BLOCK_K, PRODUCT,
         )  # fmt: skip
         z = sums * tl.load(weights_ptr + pair, mask=ok, other=0.0)[:, None]
         into = z_ptr + pair.to(tl.int64)[:, None] * hidden + row[None, :]
@@ -92,21 +105,30 @@ def _combine(z_ptr, ids_ptr, y_ptr, hidden, TOP_K: tl.constexpr, BLOCK: tl.const
 
 def experts_many(x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor, blocks: Blocks, out_TD: Tensor) -> None:
     """Writes the weighted sums of the tokens' experts to `out`."""
-    (T, D), K, E, F = x_TD.shape, ids_TK.shape[1], blocks.experts, blocks.width
-    up, down, form, device = blocks.up, blocks.down, blocks.format, x_TD.device
-    kind = launch.product_of(form)
-    tile, lanes = tile_of(T * K / E, kind, form), launch.cdiv(T * K, E * 128)
+    (T, D), K, E, F, device = x_TD.shape, ids_TK.shape[1], blocks.experts, blocks.width, x_TD.device
+    lanes = launch.cdiv(T * K, E * 128)
     order, starts = group(ids_TK, E)
-    x = launch.operand(x_TD, kind)
-    h = torch.empty(T * K, F, dtype=x.dtype, device=device)
-    _gate_up[(E * launch.cdiv(F, tile["BLOCK_N"] // 2), lanes)](
-        x, order, starts, up.values, up.scales, h, F, D, up.elements, up.stride,
-        blocks.offset, blocks.size, TOP_K=K, EVEN=up.elements % tile["BLOCK_E"] == 0,
-        FORMAT=form.name, PRODUCT=kind, **tile,
-    )  # fmt: skip
+    last = launch.product_of(blocks.down.format)
+    h = torch.empty(T * K, F, dtype=torch.bfloat16 if last == "bf16" else launch.F32, device=device)
+    _up(x_TD, order, starts, blocks, h, K, lanes)
+    down, tile = blocks.down, tile_of(T * K / E, last, blocks.down.format)
     z = torch.empty(T * K, D, dtype=launch.F32, device=device)
     _down[(E * launch.cdiv(D, tile["BLOCK_N"]), lanes)](
-        h, order, starts, weights_TK, down.values, down.scales, z, D, F, down.elements, down.stride,
-        blocks.size, EVEN=down.elements % tile["BLOCK_E"] == 0, FORMAT=form.name, PRODUCT=kind, **tile,
+        h, order, starts, weights_TK, down.rows.values, down.rows.scales, z, D, F, down.rows.stride, down.size,
+        EVEN=F % tile["BLOCK_K"] == 0, WHOLE=down.rows.whole, FORMAT=down.name, PRODUCT=last, **tile,
     )  # fmt: skip
     _combine[(T, launch.cdiv(D, 1024))](z, ids_TK, out_TD, D, TOP_K=K, BLOCK=1024)
+
+
+def _up(x_TD: Tensor, order: Tensor, starts: Tensor, blocks: Blocks, h: Tensor, K: int, lanes: int) -> None:
+    """Writes what `down` is multiplied with: in float32 products if gate or up need them."""
+    gate, up, D, F, E = blocks.gate, blocks.up, blocks.hidden, blocks.width, blocks.experts
+    kinds = {launch.product_of(part.format) for part in (gate, up)}
+    kind: launch.Product = "f32" if "f32" in kinds else "bf16"
+    tile = tile_of(len(order) / E, kind, up.format if up.format.is_block else gate.format)
+    _gate_up[(E * launch.cdiv(F, tile["BLOCK_N"] // 2), lanes)](
+        launch.operand(x_TD, kind), order, starts, gate.rows.values, gate.rows.scales, up.rows.values, up.rows.scales,
+        h, F, D, gate.rows.stride, gate.size, up.rows.stride, up.size, blocks.offset,
+        TOP_K=K, EVEN=D % tile["BLOCK_K"] == 0, WHOLE=gate.rows.whole, FORMAT=gate.name, UP_WHOLE=up.rows.whole,
+        UP_FORMAT=up.name, PRODUCT=kind, **tile,
+    )  # fmt: skip

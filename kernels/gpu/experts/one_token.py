@@ -1,7 +1,8 @@
 """Experts of one token: a question of bytes, so float32 arithmetic on weights that are read once, 16 bytes a load.
 
     _gate_up   h[k, f] = silu(gate_k[f] . x) * (up_k[f] . x)      program: one choice, ROWS / 2 values; gate and up rows
-                                                                   alternate, so that both sums end in one thread
+                                                                   of one format alternate, so that both sums end in
+                                                                   one thread, those of two are one after the other
     _down      y[r] = sum_k weight[k] * (down_k[r] . h[k])         program: ROWS rows of y. The rows of all k choices
                                                                    count as one long row, so that short ones (432
                                                                    bytes at width 768 in q4_0) still fill every load
@@ -16,34 +17,42 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import launch
-from ..cores.products import granule_dots, row_dots
+from ..cores.constants import about, runs_of
+from ..cores.few import granule_dots, row_dots
 from ..kernel import kernel
 from ..pointwise import silu
-from .blocks import Blocks
+from .blocks import Blocks, Part
 
-UP, DOWN = launch.one_token(rows=8), launch.one_token(rows=4)
+UP_ROWS, DOWN_ROWS = 8, 4  # of a program
 
 
 @kernel()
 def _gate_up(
-    x_ptr, ids_ptr, w_ptr, s_ptr, h_ptr, width, elements, stride, up, block,
-    WIDTH: tl.constexpr, WHOLE: tl.constexpr, FORMAT: tl.constexpr, ROWS: tl.constexpr, GRANULES: tl.constexpr,
+    x_ptr, ids_ptr, w_ptr, s_ptr, up_w_ptr, up_s_ptr, h_ptr, width, hidden, stride, block, up_stride, up_block, up,
+    WIDTH: tl.constexpr, WHOLE: tl.constexpr, FORMAT: tl.constexpr, UP_WIDTH: tl.constexpr, UP_WHOLE: tl.constexpr,
+    UP_FORMAT: tl.constexpr, ROWS: tl.constexpr, GRANULES: tl.constexpr,
 ):  # fmt: skip
     choice = tl.program_id(1)
     expert = tl.load(ids_ptr + choice).to(tl.int64)
-    row = tl.arange(0, ROWS)
-    f = tl.program_id(0) * (ROWS // 2) + row // 2
-    at = tl.maximum(expert, 0) * block + (row % 2) * up + f * stride
-    ok = (f < width) & (expert >= 0)
-    sums = row_dots(x_ptr, w_ptr, s_ptr, at, ok, elements, WIDTH, WHOLE, FORMAT, ROWS, GRANULES)
-    g, u = tl.split(tl.reshape(sums, [ROWS // 2, 2]))
+    there = tl.maximum(expert, 0)
     at = tl.program_id(0) * (ROWS // 2) + tl.arange(0, ROWS // 2)
+    if FORMAT == UP_FORMAT:
+        row = tl.arange(0, ROWS)
+        f = tl.program_id(0) * (ROWS // 2) + row // 2
+        rows, ok = there * block + (row % 2) * up + f * stride, (f < width) & (expert >= 0)
+        sums = row_dots(x_ptr, w_ptr, s_ptr, rows, ok, hidden, WIDTH, WHOLE, FORMAT, ROWS, GRANULES)
+        g, u = tl.split(tl.reshape(sums, [ROWS // 2, 2]))
+    else:
+        ok = (at < width) & (expert >= 0)
+        rows, up_rows = there * block + at * stride, there * up_block + at * up_stride
+        g = row_dots(x_ptr, w_ptr, s_ptr, rows, ok, hidden, WIDTH, WHOLE, FORMAT, ROWS // 2, GRANULES)
+        u = row_dots(x_ptr, up_w_ptr, up_s_ptr, up_rows, ok, hidden, UP_WIDTH, UP_WHOLE, UP_FORMAT, ROWS // 2, GRANULES)
     tl.store(h_ptr + choice * width + at, silu(g) * u, mask=at < width)
 
 
 @kernel()
 def _down(
-    h_ptr, ids_ptr, weights_ptr, w_ptr, s_ptr, y_ptr, hidden, width, elements, stride, block,
+    h_ptr, ids_ptr, weights_ptr, w_ptr, s_ptr, y_ptr, hidden, width, stride, block,
     TOP_K: tl.constexpr, ROW_GRANULES: tl.constexpr, WIDTH: tl.constexpr, WHOLE: tl.constexpr, FORMAT: tl.constexpr,
     ROWS: tl.constexpr, GRANULES: tl.constexpr,
 ):  # fmt: skip
@@ -58,21 +67,30 @@ def _down(
         expert = tl.maximum(expert, 0)
         part = granule_dots(
             h_ptr, choice * width, w_ptr, s_ptr, expert[None, :] * block + row[:, None] * stride, at % ROW_GRANULES, ok,
-            row < hidden, elements, WIDTH, WHOLE, FORMAT, ROWS, GRANULES,
+            row < hidden, width, WIDTH, WHOLE, FORMAT, ROWS, GRANULES,
         )  # fmt: skip
         sums += part * tl.load(weights_ptr + choice, mask=ok, other=0.0)[None, :]
     tl.store(y_ptr + row, tl.sum(sums, axis=1), mask=row < hidden)
 
 
+def _up_rows(gate: Part, up: Part) -> int:
+    """Fewer where a granule has more to it than one factor: it would take all registers, and leave few programs."""
+    is_simple = all(runs_of(part.name) == 1 and not about(part.name, "minimums") for part in (gate, up))
+    return UP_ROWS if is_simple else UP_ROWS // 2
+
+
 def experts_one(x_1D: Tensor, ids_1K: Tensor, weights_1K: Tensor, blocks: Blocks, out_1D: Tensor) -> None:
     """Writes the weighted sum of the chosen experts to `out`."""
-    D, F, K, up, down = blocks.hidden, blocks.width, ids_1K.shape[1], blocks.up, blocks.down
-    name, h_KF = blocks.format.name, x_1D.new_empty(K, F)
-    _gate_up[(launch.cdiv(F, UP["ROWS"] // 2), K)](
-        x_1D, ids_1K, up.words, up.scales, h_KF, F, up.elements, up.stride, blocks.offset, blocks.size,
-        **up.granules, FORMAT=name, **UP,
+    D, F, K = blocks.hidden, blocks.width, ids_1K.shape[1]
+    gate, up, down, h_KF = blocks.gate, blocks.up, blocks.down, x_1D.new_empty(K, F)
+    tile, more = launch.one_token(_up_rows(gate, up), gate.rows.granules), up.rows.granules
+    _gate_up[(launch.cdiv(F, tile["ROWS"] // 2), K)](
+        x_1D, ids_1K, gate.rows.words, gate.rows.scales, up.rows.words, up.rows.scales, h_KF, F, D,
+        gate.rows.stride, gate.size, up.rows.stride, up.size, blocks.offset, **gate.rows.granules, FORMAT=gate.name,
+        UP_WIDTH=more["WIDTH"], UP_WHOLE=more["WHOLE"], UP_FORMAT=up.name, **tile,
     )  # fmt: skip
-    _down[(launch.cdiv(D, DOWN["ROWS"]),)](
-        h_KF, ids_1K, weights_1K, down.words, down.scales, out_1D, D, F, down.elements, down.stride, blocks.size,
-        TOP_K=K, ROW_GRANULES=launch.cdiv(down.elements, down.granules["WIDTH"]), **down.granules, FORMAT=name, **DOWN,
+    tile, rows = launch.one_token(DOWN_ROWS, down.rows.granules), down.rows
+    _down[(launch.cdiv(D, tile["ROWS"]),)](
+        h_KF, ids_1K, weights_1K, rows.words, rows.scales, out_1D, D, F, rows.stride, down.size, TOP_K=K,
+        ROW_GRANULES=launch.cdiv(F, rows.granules["WIDTH"]), **rows.granules, FORMAT=down.name, **tile,
     )  # fmt: skip
