@@ -47,7 +47,7 @@ from headrace.kernels.context import Context
 DATA = demo_files.ROOT / "bench-data" / "demo"
 TEXT = demo_files.ROOT / "demo" / "heldout.txt"
 WINDOW, PROMPT = 512, 24  # tokens
-ONE = 1  # thread of llama.cpp: the model is tiny, and threads that wait for each other stand still on a busy machine
+ONE = 1  # thread on both sides: the model is tiny, and threads that wait for each other stand still on a busy machine
 EXACT, PERPLEXITY = 1e-4, 0.005  # largest shares that may differ
 EXACT_LEAD = 1e-3  # logits: what float32 sums in another order may move a lead by
 
@@ -97,11 +97,11 @@ def float32_cache(wanted: bool) -> Iterator[None]:
         yield
 
 
-def ours(path: Path, task: Task, *, exact: bool, **options: Any) -> Side:
+def ours(path: Path, task: Task, *, exact: bool) -> Side:
     """Our engine on a file: exact activations and a float32 cache, or as a user has it."""
     recorder = Recorder()
     activations = "bf16" if exact else "int8"
-    with float32_cache(exact), LLM(path, cpu_activations=activations, sampler=recorder, **options) as llm:
+    with float32_cache(exact), LLM(path, cpu_activations=activations, threads=ONE, sampler=recorder) as llm:
         texts = []
         for prompt in task.prompts:
             recorder.rows.clear()
@@ -137,7 +137,7 @@ def of_kind(llama: Llama, plain: Path, kind: str, text: str, args: argparse.Name
     path, twin = DATA / f"demo-{kind}.gguf", DATA / "twin.gguf"
     demo_files.write(llama, plain, kind, path)
     demo_files.write_twin(path, twin)
-    with LLM(path) as llm:
+    with LLM(path, threads=ONE) as llm:
         ids = list(llm.tokenizer.encode(text))
     task = task_of(ids, args.prompts, args.new, args.windows)
     llama.load(path, ONE)
@@ -145,7 +145,7 @@ def of_kind(llama: Llama, plain: Path, kind: str, text: str, args: argparse.Name
     exact, as_used = theirs(llama, twin, task, exact=True), theirs(llama, path, task, exact=False)
     our_exact, our_int8 = ours(path, task, exact=True), ours(path, task, exact=False)
     noise = max(lead_noise(exact.logits, side.logits) for side in (as_used, our_int8))
-    with float32_cache(True), LLM(path, cpu_activations="bf16") as llm:
+    with float32_cache(True), LLM(path, cpu_activations="bf16", threads=ONE) as llm:
         parted = {
             "exact": (differences(our_exact, exact, task.prompts, llm), EXACT_LEAD),
             "as_used": (differences(our_int8, as_used, task.prompts, llm), noise),
