@@ -1,8 +1,9 @@
 """Why two engines chose another token after the same ones: whether the two tokens were as good as equal there.
 
 Pure: ids and logits in, verdicts out. An engine that rounds activations to 8 bits moves the lead of one token over
-another by some noise, which is measured where both saw the same text: `lead_noise`. A first difference is a near tie
-if no lead there, of our engine, of theirs, or in exact arithmetic, is larger than that.
+another, which is measured where exact arithmetic sees the same text: `lead_moves`. A first difference is a near tie if
+no lead there, of our engine, of theirs, or in exact arithmetic, is larger than the largest move of llama.cpp's leads.
+Ours is no measure of itself.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 Logits = NDArray[np.float32]
-SHARE = 99.0  # per cent of the positions that the noise covers
 
 
 @dataclass(frozen=True)
@@ -62,12 +62,21 @@ def lead(logits: Logits, a: int, b: int) -> float:
     return float(logits[a]) - float(logits[b])
 
 
-def lead_noise(exact: Logits, rounded: Logits) -> float:
-    """How much rounding moves the lead of the best token over the second: the percentile SHARE over all rows."""
+def lead_moves(exact: Logits, rounded: Logits) -> NDArray[np.float64]:
+    """By how much rounding moves the lead of the best token over the second, for each row."""
     best = np.argsort(exact, axis=-1)[:, -2:]
     rows = np.arange(len(exact))
     leads = [many[rows, best[:, 1]].astype(np.float64) - many[rows, best[:, 0]] for many in (exact, rounded)]
-    return float(np.percentile(np.abs(leads[0] - leads[1]), SHARE))
+    return np.abs(leads[0] - leads[1])
+
+
+def spread(moves: NDArray[np.float64]) -> dict[str, float]:
+    """Moves in three numbers."""
+    return {
+        "median": round(float(np.median(moves)), 4),
+        "of_99_percent": round(float(np.percentile(moves, 99)), 4),
+        "largest": round(float(moves.max()), 4),
+    }
 
 
 def compared(reference: Logits, other: Logits) -> dict[str, Any]:

@@ -11,7 +11,8 @@ as used     both on the file as they come: ours with int8 activations and a bflo
             of 8 bits (per 32 or 256 columns, by type) and a float16 cache
 logits      of 512 tokens of demo/heldout.txt, all against the exact ones of llama.cpp
 perplexity  of demo/heldout.txt in windows of 512
-text        greedy, after prompts from demo/heldout.txt; where two part, by how much tokens lead (`near_ties.py`)
+text        greedy, after prompts from demo/heldout.txt; where two part, by how much tokens lead (`near_ties.py`), and
+            how far llama.cpp's rounding moves such leads
 
 Exits 1 if logits of the exact pair differ by more than 1e-4 of their norm, a perplexity by more than 0.5 %, or a text
 without a near tie. Speeds are not measured here: `vs_peers.py`.
@@ -34,7 +35,8 @@ import numpy as np
 import peer_llama
 import result_file
 import torch
-from near_ties import Difference, Logits, compared, first_difference, lead, lead_noise
+from near_ties import Difference, Logits, compared, first_difference, lead, lead_moves, spread
+from numpy.typing import NDArray
 from peer_llama import Llama
 
 from headrace import LLM, SamplingParams
@@ -47,7 +49,7 @@ from headrace.kernels.context import Context
 DATA = demo_files.ROOT / "bench-data" / "demo"
 TEXT = demo_files.ROOT / "demo" / "heldout.txt"
 WINDOW, PROMPT = 512, 24  # tokens
-ONE = 1  # thread of llama.cpp: the model is tiny, and threads that wait for each other stand still on a busy machine
+ONE = 1  # thread on both sides: the model is tiny, and threads that wait for each other stand still on a busy machine
 EXACT, PERPLEXITY = 1e-4, 0.005  # largest shares that may differ
 EXACT_LEAD = 1e-3  # logits: what float32 sums in another order may move a lead by
 
@@ -97,11 +99,11 @@ def float32_cache(wanted: bool) -> Iterator[None]:
         yield
 
 
-def ours(path: Path, task: Task, *, exact: bool, **options: Any) -> Side:
+def ours(path: Path, task: Task, *, exact: bool) -> Side:
     """Our engine on a file: exact activations and a float32 cache, or as a user has it."""
     recorder = Recorder()
     activations = "bf16" if exact else "int8"
-    with float32_cache(exact), LLM(path, cpu_activations=activations, sampler=recorder, **options) as llm:
+    with float32_cache(exact), LLM(path, cpu_activations=activations, threads=ONE, sampler=recorder) as llm:
         texts = []
         for prompt in task.prompts:
             recorder.rows.clear()
@@ -132,20 +134,30 @@ def differences(a: Side, b: Side, prompts: list[list[int]], exact: LLM) -> list[
     return found
 
 
+def moves(side: Side, truth: Side, prompts: list[list[int]], exact: LLM) -> NDArray[np.float64]:
+    """By how much an engine's rounding moved leads: in the 512 tokens, and wherever it chose a token."""
+    found = [lead_moves(truth.logits, side.logits)]
+    for prompt, (ids, logits) in zip(prompts, side.texts, strict=True):
+        rows = exact.logits([*prompt, *ids[:-1]])[len(prompt) - 1 :].numpy()
+        found.append(lead_moves(rows, logits))
+    return np.concatenate(found)
+
+
 def of_kind(llama: Llama, plain: Path, kind: str, text: str, args: argparse.Namespace) -> dict[str, Any]:
     """One row of the result, and its lines on the way."""
     path, twin = DATA / f"demo-{kind}.gguf", DATA / "twin.gguf"
     demo_files.write(llama, plain, kind, path)
     demo_files.write_twin(path, twin)
-    with LLM(path) as llm:
+    with LLM(path, threads=ONE) as llm:
         ids = list(llm.tokenizer.encode(text))
     task = task_of(ids, args.prompts, args.new, args.windows)
     llama.load(path, ONE)
     same_ids = llama.call("tokens", text=text)["ids"] == ids
     exact, as_used = theirs(llama, twin, task, exact=True), theirs(llama, path, task, exact=False)
     our_exact, our_int8 = ours(path, task, exact=True), ours(path, task, exact=False)
-    noise = max(lead_noise(exact.logits, side.logits) for side in (as_used, our_int8))
-    with float32_cache(True), LLM(path, cpu_activations="bf16") as llm:
+    with float32_cache(True), LLM(path, cpu_activations="bf16", threads=ONE) as llm:
+        moved = {"llama": moves(as_used, exact, task.prompts, llm), "ours": moves(our_int8, exact, task.prompts, llm)}
+        noise = float(moved["llama"].max())
         parted = {
             "exact": (differences(our_exact, exact, task.prompts, llm), EXACT_LEAD),
             "as_used": (differences(our_int8, as_used, task.prompts, llm), noise),
@@ -160,7 +172,7 @@ def of_kind(llama: Llama, plain: Path, kind: str, text: str, args: argparse.Name
         "same_tokens": same_ids,
         "perplexity": {name: round(side.perplexity, 4) for name, side in sides.items()},
         "logits": {name: compared(exact.logits, side.logits) for name, side in sides.items() if side is not exact},
-        "lead_noise": round(noise, 4),
+        "lead_moves": {name: spread(many) for name, many in moved.items()},
         "texts": {name: _texts(found, bound, len(task.prompts)) for name, (found, bound) in parted.items()},
     }
 
@@ -169,8 +181,12 @@ def _texts(found: list[Difference], bound: float, prompts: int) -> dict[str, Any
     return {
         "same": prompts - len(found),
         "near_ties": sum(one.is_near_tie(bound) for one in found),
-        "differences": [vars(one) | {"noise": bound} for one in found],
+        "differences": [{**vars(one), **_rounded(one), "noise": round(bound, 4)} for one in found],
     }
+
+
+def _rounded(one: Difference) -> dict[str, float]:
+    return {name: round(value, 4) for name, value in vars(one).items() if name.startswith("lead_")}
 
 
 def wrong(kind: str, row: dict[str, Any]) -> list[str]:

@@ -64,10 +64,11 @@ def test_a_near_tie_is_one_for_everybody() -> None:
     assert "NOT EXPLAINED" in replace(tie, lead_exact=0.4).line(0.1)
 
 
-def test_noise_is_how_far_leads_move() -> None:
+def test_how_far_leads_move() -> None:
     exact, rounded = rows(*[1.0] * 200), rows(*[1.0] * 190, *[1.5] * 10)
-    assert near_ties.lead_noise(exact, rounded) == pytest.approx(0.5)
-    assert near_ties.lead_noise(exact, exact) == 0
+    moves = near_ties.lead_moves(exact, rounded)
+    assert moves.tolist() == [0.0] * 190 + [0.5] * 10
+    assert near_ties.spread(moves) == {"median": 0, "of_99_percent": 0.5, "largest": 0.5}
 
 
 def row(**changes: Any) -> dict[str, Any]:

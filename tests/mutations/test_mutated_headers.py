@@ -28,6 +28,9 @@ from headrace.engine.terminal.inspect import inspect_report
 from headrace.errors import CheckpointError, ConfigError
 from headrace.loaders import model_source
 from headrace.loaders.files import gguf_header, gguf_set, headers, safetensors
+from headrace.loaders.gguf_weights.open_gguf import open_gguf
+from headrace.loaders.weights.chosen_formats import LoadOptions
+from headrace.loaders.weights.imagined import imagine
 
 ASKED = os.environ.get("HEADRACE_MUTATIONS")
 TRIES = int(ASKED or 1500)
@@ -114,6 +117,16 @@ def test_spoiled_files_of_gguf_as_models(place: Path, file: GgufPieces, edits: l
     read_or_refuse(lambda: inspected(path), "m.gguf", path.stat().st_size)
 
 
+@tried(0.2)
+@given(st.sampled_from(FILES[:3]), EDITS)
+def test_spoiled_files_of_gguf_as_a_run_reads_them(place: Path, file: GgufPieces, edits: list[Edit]) -> None:
+    """As far as before the first weight: of the file, and of one like it with random weights."""
+    path = place / "m.gguf"
+    path.write_bytes(spoiled_gguf(file, edits))
+    read_or_refuse(lambda: open_gguf(path, LoadOptions()), "m.gguf", path.stat().st_size)
+    read_or_refuse(lambda: imagine(str(path), LoadOptions()), "m.gguf", path.stat().st_size)
+
+
 @pytest.mark.parametrize("file", FILES[:3])
 def test_a_file_that_is_not_spoiled_is_read(file: GgufPieces, place: Path) -> None:
     path = place / "m.gguf"
@@ -122,6 +135,7 @@ def test_a_file_that_is_not_spoiled_is_read(file: GgufPieces, place: Path) -> No
     assert found.here.objections == ()
     assert not isinstance(found.text, str), found.text
     assert found.text.sample is not None
+    assert open_gguf(path, LoadOptions()).spec == imagine(str(path), LoadOptions()).spec
 
 
 @pytest.mark.parametrize(("name", "said"), [("token_embd.weight", "has [0, 64] weights"), ("", "vocabulary has 0")])

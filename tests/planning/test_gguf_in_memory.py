@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import gguf
 import gguf_files
 import mixer_files
 import mixer_types
@@ -18,6 +20,7 @@ from headrace.engine.bench.random_weights import random_llm
 from headrace.engine.ledger.passes import CPU_DRAM
 from headrace.engine.memory.memory_plan import storage_of
 from headrace.engine.planning import of_headers
+from headrace.engine.planning.inspection import facts
 from headrace.engine.planning.options import Options
 from headrace.engine.planning.plan import make, sizes
 from headrace.engine.planning.storage import Storage
@@ -105,6 +108,17 @@ def test_a_plan_of_it_says_both(path: Path) -> None:
     spec = checkpoint.spec
     layouts = [checkpoint.formats.layout(spec, i) for i, is_moe in enumerate(spec.is_moe) if is_moe]
     assert found.bytes_per_token[CPU_DRAM]["experts"] == sum(spec.moe.top_k * layout.bytes for layout in layouts)
+
+
+def test_formats_that_are_shown_are_those_that_gguf_reads(path: Path) -> None:
+    """Bytes by type, of the file."""
+    read: Counter[str] = Counter()
+    for tensor in gguf.GGUFReader(path).tensors:
+        read[tensor.tensor_type.name.lower()] += int(tensor.n_bytes)
+    shown: Counter[str] = Counter()
+    for run in facts.make(model_source.find(str(path))).runs:
+        shown[run.format] += run.nbytes
+    assert shown == read
 
 
 def test_random_weights_of_a_file_have_its_types(path: Path) -> None:
