@@ -120,7 +120,7 @@ def of_llama(python: str, path: Path, out: Path) -> NDArray[np.float32] | str:
         [python, str(child), str(path), str(out), prompt, str(COUNT - 1)], capture_output=True, text=True, check=False
     )
     if ran.returncode:
-        reason = [one for one in ran.stderr.splitlines() if "error" in one or "assert" in one.lower()]
+        reason = [one for one in ran.stderr.splitlines() if "error" in one.lower() or "assert" in one.lower()]
         return (reason or ran.stderr.splitlines() or ["it ended"])[0][-200:]
     found: NDArray[np.float32] = np.load(out)
     return found
