@@ -25,6 +25,7 @@ ARCHS = {
 }  # fmt: skip
 DIVIDED = ("qwen3_moe", "qwen3_next")  # weights of experts are divided by their sum, which metadata leave out
 SOFTMAX, SIGMOID = 1, 2  # how scores are made of logits, as metadata say it
+SCORING = {SOFTMAX: "softmax", SIGMOID: "sigmoid", 3: "softmax of those chosen", 4: "square root of softplus"}
 
 
 # Metadata that change what is computed, under the name of a config's key or their own: no family reads them from a
@@ -79,6 +80,8 @@ def config(metadata: Mapping[str, Any], tensors: Sequence[Stored], model: Archit
     values |= {name: value for name in CHANGING if (value := meta.get(name)) is not None}
     if (causal := meta.get("attention.causal")) is not None:
         values["is_causal"] = causal
+    if gating := meta.get("expert_gating_func"):
+        values["scoring_func"] = _scoring(family, gating)
     said = meta.get("expert_weights_norm")
     if isinstance(family.renormalise, Key):
         values[family.renormalise.name] = model.family in DIVIDED if said is None else bool(said)
@@ -87,6 +90,11 @@ def config(metadata: Mapping[str, Any], tensors: Sequence[Stored], model: Archit
     if family.shared_width:
         values[family.shared_width] = next((s[0] for n, s in shapes.items() if n.endswith("ffn_gate_shexp.weight")), 0)
     return values | _dense_layers(family, meta, model, shapes) | _scales(family, meta) | mixer_keys.of(family, meta)
+
+
+def _scoring(family: Family, gating: int) -> str:
+    """What a config calls it; of families that take the softmax of those chosen alone, as others call theirs."""
+    return "softmax" if gating == 3 and family.scoring == "softmax_topk" else SCORING.get(gating, str(gating))
 
 
 def _biases(family: Family, names: Collection[str]) -> dict[str, Any]:

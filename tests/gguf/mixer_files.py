@@ -61,13 +61,19 @@ def write(
     *,
     older: bool = False,
     more: dict[str, Any] | None = None,
+    no_vocabulary: bool = False,
 ) -> None:
     """A GGUF file of float32 tensors, but for those of `stored`: (type, uint8 rows). older: sizes of heads as files
-    with joined up-projections have them. more: metadata besides, by their names behind the arch."""
+    with joined up-projections have them. more: metadata besides, by their names behind the arch. no_vocabulary: the
+    file says that it has none, which llama.cpp asks for."""
     stored = stored or {}
     arch = ARCHS[config["model_type"]]
     writer = gguf.GGUFWriter(path, arch)
     mixer_metadata.add(writer, arch, config, older)
+    if no_vocabulary:
+        writer.add_tokenizer_model("none")
+        if arch != "deepseek2":  # which has it anyway
+            writer.add_vocab_size(config["vocab_size"])
     for key, value in (more or {}).items():
         writer.add_key_value(f"{arch}.{key}", value, mixer_metadata.kind(value))
     for name, values in tensors.items():

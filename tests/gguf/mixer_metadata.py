@@ -12,7 +12,9 @@ SCORED = {"deepseek_v3": "sigmoid", "kimi_k2": "sigmoid", "deepseek_v2": "softma
 
 
 def kind(value: Any) -> gguf.GGUFValueType:
-    return gguf.GGUFValueType.get_type(value)
+    """The type of a value; whole numbers are unsigned, as llama.cpp wants them."""
+    found = gguf.GGUFValueType.get_type(value)
+    return gguf.GGUFValueType.UINT32 if found is gguf.GGUFValueType.INT32 else found
 
 
 def add(writer: gguf.GGUFWriter, arch: str, config: dict[str, Any], older: bool) -> None:

@@ -16,7 +16,7 @@ from mixer_types import AS_RELEASED, MIXES
 
 from headrace import LLM
 from headrace.engine.memory import kv_budget
-from headrace.errors import ConfigError
+from headrace.errors import CheckpointError, ConfigError
 from headrace.loaders.gguf_weights.open_gguf import open_gguf
 from headrace.loaders.weights.chosen_formats import LoadOptions
 
@@ -101,6 +101,7 @@ REFUSED = {
     "attention.temperature_scale": (0.1, "attention.temperature_scale = 0.1"),
     "swiglu_clamp_exp": (10.0, "swiglu_clamp_exp = 10.0"),
     "attention.causal": (False, "is_causal is false, supported is True"),
+    "rope.scaling.type": ("longrope", 'rope_type is "longrope", supported is default, linear, llama3, yarn'),
     "expert_weights_norm": (True, "norm_topk_prob is true, supported is false or null"),
 }
 
@@ -139,3 +140,30 @@ def test_joined_up_projections_in_blocks_are_turned_in_bfloat16(tmp_path: Path) 
     assert 0 < error.quantile(0.5) < 2**-7
     formats = open_gguf(path, LoadOptions()).formats
     assert [formats.of(f"1.{role}", "dense").name for role in ("k_up", "v_up")] == ["bf16", "q4_k"]
+
+
+@pytest.mark.parametrize(("gating", "said"), [(3, "softmax of those chosen"), (4, "square root of softplus"), (9, "9")])
+def test_scores_that_no_family_has_are_refused(
+    gating: int, said: str, released: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """GLM's files alone leave out how scores are made, so that the key stands there once."""
+    config, tensors = mixer_files.read(released("glm4_moe_lite"))
+    mixer_files.write(tmp_path / "m.gguf", config, tensors, more={"expert_gating_func": gating})
+    with pytest.raises(ConfigError, match=f"scoring_func is \"{said}\", supported is 'sigmoid'"):
+        open_gguf(tmp_path / "m.gguf", LoadOptions())
+
+
+def test_a_file_without_a_tensor_or_with_one_more_is_refused(released: Callable[[str], Path], tmp_path: Path) -> None:
+    for variant, name in (
+        ("gpt_oss", "blk.1.attn_sinks.weight"), ("gpt_oss", "blk.0.ffn_down_exps.bias"),
+        ("deepseek_v3", "blk.2.attn_v_b.weight"), ("qwen3_next", "blk.0.ssm_dt.bias"),
+        ("qwen3_5_moe_text", "blk.0.ssm_a"),
+    ):  # fmt: skip
+        config, tensors = mixer_files.read(released(variant))
+        mixer_files.write(tmp_path / "m.gguf", config, {n: t for n, t in tensors.items() if n != name})
+        with pytest.raises(CheckpointError, match=f"1 tensors fewer .* '{name}'"):
+            open_gguf(tmp_path / "m.gguf", LoadOptions())
+    config, tensors = mixer_files.read(released("deepseek_v3"))
+    mixer_files.write(tmp_path / "m.gguf", config, tensors | {"blk.0.indexer.proj.weight": np.zeros((4, 64))})
+    with pytest.raises(CheckpointError, match=r"does not use for 'deepseek2': blk\.0\.indexer\.proj\.weight"):
+        open_gguf(tmp_path / "m.gguf", LoadOptions())

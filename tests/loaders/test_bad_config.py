@@ -14,7 +14,13 @@ from headrace import LLM, CheckpointError, ConfigError, HubError
 
 Checkpoints = Callable[[str], Path]
 Make = Callable[..., Path]
-FAMILIES = ["qwen3_moe", "qwen2_moe", "mixtral", "olmoe", "granitemoe"]
+FAMILIES = ["qwen3_moe", "qwen2_moe", "mixtral", "olmoe", "granitemoe", "gpt_oss", "deepseek_v2", "deepseek_v3",
+            "glm4_moe_lite", "qwen3_next", "qwen3_5_moe_text"]  # fmt: skip
+LATENT = ["kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "n_routed_experts",
+          "moe_intermediate_size", "intermediate_size", "routed_scaling_factor"]  # fmt: skip
+DELTA = ["linear_num_key_heads", "linear_num_value_heads", "linear_key_head_dim", "linear_value_head_dim",
+         "linear_conv_kernel_dim", "moe_intermediate_size", "shared_expert_intermediate_size",
+         "num_experts"]  # fmt: skip
 
 
 REQUIRED = {
@@ -26,6 +32,12 @@ REQUIRED = {
     "olmoe": ["hidden_act", "intermediate_size", "num_experts", "norm_topk_prob", "attention_bias"],
     "granitemoe": ["hidden_act", "intermediate_size", "num_local_experts", "attention_bias", "attention_multiplier",
                    "embedding_multiplier", "residual_multiplier", "logits_scaling", "tie_word_embeddings"],
+    "gpt_oss": ["hidden_act", "intermediate_size", "num_local_experts", "attention_bias", "sliding_window"],
+    "deepseek_v2": [*LATENT, "first_k_dense_replace"],
+    "deepseek_v3": [*LATENT, "first_k_dense_replace", "norm_topk_prob"],
+    "glm4_moe_lite": [*LATENT, "norm_topk_prob"],
+    "qwen3_next": [*DELTA, "norm_topk_prob", "decoder_sparse_step"],
+    "qwen3_5_moe_text": DELTA,
 }  # fmt: skip
 EVERYWHERE = ["model_type", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "rms_norm_eps",
               "max_position_embeddings", "num_experts_per_tok"]  # fmt: skip

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from released.mixers import MIXERS
 
 from headrace import OptionError
 from headrace.engine.bench.random_weights import random_llm
 from headrace.engine.memory.memory_plan import storage_of
 from headrace.engine.planning import storage
 from headrace.loaders import model_source
+from headrace.loaders.architecture import catalogue
+from headrace.loaders.architecture.by_name.text_part import text_part
+from headrace.loaders.families import spec_of
+from headrace.loaders.families.config_reader import ConfigReader
 from headrace.loaders.quants import of_config, of_text, recipes
 from headrace.loaders.quants.encodings import ENCODINGS, SMALLER_BLOCKS
 from headrace.loaders.weights import chosen_formats, imagined
@@ -71,7 +77,21 @@ SHAPES = {
         "shared_expert_intermediate_size": 512,
         "attention_bias": True,
     },
-}
+    "windows and biases": {
+        "model_type": "gpt_oss", "num_local_experts": 4, "intermediate_size": 256, "sliding_window": 64,
+        "attention_bias": True, "norm_topk_prob": None,
+    },
+    "latents": {
+        "model_type": "deepseek_v3", "n_routed_experts": 4, "n_shared_experts": 2, "first_k_dense_replace": 2,
+        "q_lora_rank": 256, "kv_lora_rank": 512, "qk_nope_head_dim": 96, "qk_rope_head_dim": 32, "v_head_dim": 64,
+        "routed_scaling_factor": 2.0, "num_key_value_heads": 8, "head_dim": 32,
+    },
+    "delta rules": {
+        "model_type": "qwen3_next", "shared_expert_intermediate_size": 512, "linear_num_key_heads": 4,
+        "linear_num_value_heads": 8, "linear_key_head_dim": 32, "linear_value_head_dim": 64,
+        "linear_conv_kernel_dim": 4, "full_attention_interval": 4, "partial_rotary_factor": 0.25,
+    },
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -120,6 +140,42 @@ def test_a_model_of_random_weights_runs_in_a_mix() -> None:
         }  # fmt: skip
         text = llm.generate([[1, 2, 3]], {"max_new_tokens": 4, "ignore_eos": True})[0]
         assert len(text.token_ids) == 4
+
+
+@pytest.mark.parametrize("shape", ["windows and biases", "latents", "delta rules"])
+def test_random_weights_of_every_kind_of_layer_run(shape: str) -> None:
+    config = {**SMALL, **SHAPES[shape]}
+    with random_llm(
+        config, layers=4, expert_format="q4_k_m", dense_format="q8_0", max_context=32, kernels="reference"
+    ) as llm:
+        assert len(llm.spec.layers) == 4
+        said = llm.generate([[1, 2, 3]], {"max_new_tokens": 4, "ignore_eos": True})[0]
+        assert len(said.token_ids) == 4
+        assert llm.logits([1, 2, 3]).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "gpt-oss-20b", "gpt-oss-120b", "DeepSeek-V2-Lite", "DeepSeek-V2", "DeepSeek-V3", "deepseek-ai/DeepSeek-R1",
+        "Kimi-K2", "Kimi-K2-Thinking", "Moonlight-16B-A3B", "GLM-4.7-Flash", "Qwen3-Next-80B-A3B", "Qwen3.5-35B-A3B",
+        "Qwen/Qwen3.6-35B-A3B", "Qwen3.5-122B-A10B", "Qwen3.5-397B-A17B",
+    ],
+)  # fmt: skip
+def test_models_of_the_catalogue_can_be_run_with_random_weights(name: str) -> None:
+    """Their entries have all that a run needs, and what is computed is what the release's config says."""
+    found = asked(catalogue.find(name).config, "q4_0")
+    released = {
+        "gpt-oss-20b": "gpt-oss-20b", "gpt-oss-120b": "gpt-oss-120b", "DeepSeek-V2-Lite": "deepseek-v2-lite",
+        "DeepSeek-V2": "deepseek-v2", "DeepSeek-V3": "deepseek-v3", "deepseek-ai/DeepSeek-R1": "deepseek-r1",
+        "Kimi-K2": "kimi-k2", "Kimi-K2-Thinking": "kimi-k2-thinking", "Moonlight-16B-A3B": "moonlight-16b-a3b",
+        "GLM-4.7-Flash": "glm-4.7-flash", "Qwen3-Next-80B-A3B": "qwen3-next-80b-a3b",
+        "Qwen3.5-35B-A3B": "qwen3.6-35b-a3b", "Qwen/Qwen3.6-35B-A3B": "qwen3.6-35b-a3b",
+    }  # fmt: skip
+    assert model_source.of_config(catalogue.find(name).config, name, name).described.objections == ()
+    if name in released:
+        config, _ = text_part(MIXERS[released[name]])
+        assert replace(found.spec, eos_ids=()) == replace(spec_of(ConfigReader(config, name))[1], eos_ids=())
 
 
 def test_every_type_of_a_mix_is_packed() -> None:
