@@ -161,7 +161,8 @@ def attention_cases() -> Iterator[Case]:
             return [ops.attention(i["q"], i["k"], i["v"], *batch, i["scale"], window, i["sinks"])]
 
         seen = [min(c, (window or c) + n - 1) for n, c in zip(new, contexts, strict=True)]
-        pairs = sum(n * c - n * (n - 1) // 2 for n, c in zip(new, seen, strict=True))
+        last = (p + 1 for n, c in zip(new, contexts, strict=True) for p in range(c - n, c))
+        pairs = sum(min(keys, window or keys) for keys in last)
         kind = f"{' latent' * latent}{f' window {window}' if window else ''}{' sinks' * sinks}"
         return Case(
             op="attention",

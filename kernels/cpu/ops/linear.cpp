@@ -110,7 +110,7 @@ struct ByHead {
   const uint8_t* weights;
   int rows, cols, parts;  // rows of a head
   float* y;
-  uint8_t* prepared;  // [T, N] of acts_bytes; null: x as it is
+  uint8_t* prepared;  // [N, T] of `stride`; null: x as it is
   uint8_t *acts, *scratch;  // by tiles, of each worker: a head's tokens, and what products need
   size_t bytes, stride, acts_bytes, scratch_bytes;  // of a row; of one token, or of 16 by tiles; of a worker
 
@@ -132,7 +132,7 @@ struct ByHead {
   const float* token(int t, int head) const { return x.data + t * x.token_stride + head * x.head_stride; }
 
   void prepare(int t, int head) const {
-    format.prepare(token(t, head), cols, prepared + (size_t(t) * x.heads + head) * stride);
+    format.prepare(token(t, head), cols, prepared + (size_t(head) * x.tokens + t) * stride);
   }
 
   // Some rows of a head, by halves, for all tokens.
@@ -145,7 +145,7 @@ struct ByHead {
     const PairOut to{out, out + half, step, step};
     if (n == 0) return;
     if (tiles) return run_tiles(head, pair, to, worker);
-    if (prepared) return format.dot(pair, {prepared + head * stride, stride * x.heads, nullptr, x.tokens}, cols, to);
+    if (prepared) return format.dot(pair, {prepared + size_t(head) * x.tokens * stride, stride, nullptr, x.tokens}, cols, to);
     const auto* base = reinterpret_cast<const uint8_t*>(token(0, head));
     format.dot(pair, {base, size_t(x.token_stride) * sizeof(float), nullptr, x.tokens}, cols, to);
   }
