@@ -97,9 +97,10 @@ def _experts(model: Architecture) -> list[str]:
 
 def _cache(facts: Facts) -> str:
     parts = [f"{size(facts.cache_bytes)} a token"] if facts.cache_bytes else []
-    parts += [f"{size(facts.window_bytes)} in windows"] if facts.window_bytes else []
-    parts += [f"{size(facts.state_bytes)} of state"] if facts.state_bytes else []
-    return f"{', '.join(parts)} of a sequence, in 16 bits" if parts else "none"
+    parts += [f"{size(facts.window_bytes)} in windows of a sequence"] if facts.window_bytes else []
+    cached = [f"{', '.join(parts)}, in 16 bits"] if parts else []
+    state = [f"{size(facts.state_bytes)} of state of a sequence, in float32"] if facts.state_bytes else []
+    return "; ".join([*cached, *state]) or "none"
 
 
 def formats_table(facts: Facts) -> Table:
