@@ -6,6 +6,7 @@ and the family does not use is refused by name, as it would change the result.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -32,6 +33,7 @@ from . import entries as gguf_entries
 
 # Archs whose converters put the rows of a query's or key's head in pairs, for a rope that turns neighbours.
 PAIRED = ("llama", "granitemoe")
+LAYER = re.compile(r"blk\.(\d{1,9})\.")  # of a name: what has no such number is no tensor of a layer
 SHARED_GATE = "ffn_gate_inp_shexp.weight"  # stored as a vector
 
 
@@ -80,7 +82,7 @@ def _without_extra_layers(
     found: Mapping[str, Entry], meta: Metadata, spec: ModelSpec, notes: list[str]
 ) -> dict[str, Entry]:
     """The tensors without those of layers for multi-token prediction, behind the last one of the decoder."""
-    extra = [name for name in found if name.startswith("blk.") and int(name.split(".")[1]) >= len(spec.layers)]
+    extra = [name for name in found if (number := LAYER.match(name)) and int(number[1]) >= len(spec.layers)]
     if extra and meta.number("nextn_predict_layers"):
         notes.append(f"{len(extra)} tensors of layers for multi-token prediction are left out: they are not used yet")
         return {name: entry for name, entry in found.items() if name not in {*extra}}

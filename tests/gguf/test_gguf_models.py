@@ -199,6 +199,10 @@ def test_what_cannot_run_is_refused_by_name(checkpoints: Callable[[str], Path], 
     gguf_files.write(path, config, {n: v for n, v in tensors.items() if n != "blk.2.attn_v.weight"})
     with pytest.raises(CheckpointError, match=r"1 tensors fewer .* 'blk\.2\.attn_v\.weight'"):
         open_gguf(path, LoadOptions())
+    for name in ("blk. .attn_q.weight", f"blk.{'1' * 5000}.attn_q.weight", "blk.7"):
+        gguf_files.write(path, config, tensors | {name: np.zeros(4, np.float32)})
+        with pytest.raises(CheckpointError, match="has tensors that the engine does not use for 'qwen3moe': blk"):
+            open_gguf(path, LoadOptions())
     raw = np.zeros((160, 54), dtype=np.uint8)  # 54 bytes for 256 weights
     gguf_files.write(path, config, tensors, {"token_embd.weight": ("TQ1_0", raw)})
     with pytest.raises(CheckpointError, match=r"'token_embd\.weight' is TQ1_0, which cannot be computed with"):
