@@ -437,7 +437,7 @@ def test_json_has_what_scripts_read(run: Run) -> None:
     assert set(found["memory"]) == {"vram", "ram", "pinned", "disk"}
     assert found["bottleneck"] == "cpu_dram"
     assert found["n_cpu_moe"] == 60
-    assert found["runs"] is False
+    assert found["runs"] is True
     assert "catalogue" in found["notes"][0]
     assert found["decode_tok_s_range"][0] < found["decode_tok_s"] < found["decode_tok_s_range"][1]
 
