@@ -30,7 +30,7 @@ def host() -> dict[str, Any]:
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release().split('-')[0]}",
         "versions": {name: v for name in PACKAGES if (v := _version(name)) is not None},
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join([Path(sys.argv[0]).name, *map(_without_folders, sys.argv[1:])]),
         "date": datetime.date.today().isoformat(),
     }
 
@@ -81,3 +81,8 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
+
+
+def _without_folders(argument: str) -> str:
+    """An argument without where this machine keeps things: of an absolute path the name."""
+    return Path(argument).name if Path(argument).is_absolute() else argument

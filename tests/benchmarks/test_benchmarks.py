@@ -19,7 +19,9 @@ import whole_model
 
 from headrace.engine.bandwidth_model.profile import Profile
 from headrace.engine.bench.cpu_generation import generation
+from headrace.engine.bench.passport import passport
 from headrace.engine.planning.speed import Workload
+from headrace.kernels.context import Context
 from headrace.loaders.architecture import catalogue
 
 CONFIG = catalogue.find("Qwen3-30B-A3B").config
@@ -237,3 +239,8 @@ def test_generations_of_processors(vendor: str, family: int, model: int, name: s
     first = f"processor\t: 0\nvendor_id\t: {vendor}\ncpu family\t: {family}\nmodel\t\t: {model}\nmodel name\t: EPYC\n"
     assert generation(f"{first}\nprocessor\t: 1\nmodel\t\t: 207\n") == name
     assert generation("") is None
+
+
+def test_a_passport_says_no_folders_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["/a/b/vs_peers.py", "--llama-python", "/home/me/v/bin/python", "--layers", "8"])
+    assert passport(Context())["command"] == "vs_peers.py --llama-python python --layers 8"
