@@ -7,7 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import target_versions
+import turns
 from busy import HANG_S
 
 HERE = Path(__file__).parent
@@ -38,3 +40,19 @@ def test_cases_are_right() -> None:
                str(HERE / "test_gpu_kernels.py"))  # fmt: skip
     assert " passed" in said
     assert "failed" not in said
+
+
+def test_what_a_test_starts_has_its_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a run of tests inside of a test waits for who waits for the test."""
+    monkeypatch.setattr(turns, "LOCKS", tmp_path)
+    monkeypatch.setenv("PYTEST_XDIST_WORKER", "gw0")
+    monkeypatch.delenv(turns.HELD, raising=False)
+    code = (
+        f"import pathlib, turns; turns.LOCKS = pathlib.Path({str(tmp_path)!r})\nwith turns.turn(alone=True): print(1)"
+    )
+    with turns.turn(alone=False):
+        started = {**os.environ, "PYTHONPATH": str(Path(turns.__file__).parent)}
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, env=started, capture_output=True, text=True, timeout=HANG_S, check=True)
+    assert done.stdout == "1\n"
+    assert turns.HELD not in os.environ
