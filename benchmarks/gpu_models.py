@@ -150,7 +150,7 @@ def _loaded(llm: Any, seconds: float) -> dict[str, Any]:
     return {
         "load_s": seconds,
         "layers": len(llm.spec.layers),
-        "whole_layers": whole_spec(llm).layers,
+        "whole_layers": len(whole_spec(llm).layers),
         "placement": llm.parts.placement.name,
         "handoff": asdict(llm.parts.signal_choice) if llm.parts.signal_choice else None,
         "needs": {tier.value: memory.needed for tier, memory in llm.parts.memory_plan.memory.items()},

@@ -154,6 +154,6 @@ def test_a_gpu_computes_with_a_mix(checkpoints: Callable[[str], Path]) -> None:
         one = alone.logits(ids)
     with LLM(model, device="simulated:gpu", n_cpu_moe=1, **options) as split:
         assert split.parts.main.backend == "gpu"
-        formats = {split.parts.checkpoint.formats.layout(split.spec, i).name for i in range(split.spec.layers)}
+        formats = {split.parts.checkpoint.formats.layout(split.spec, i).name for i in range(len(split.spec.layers))}
         assert len(formats) > 1
         assert (one - split.logits(ids)).abs().max() < 1e-4 * one.abs().max()

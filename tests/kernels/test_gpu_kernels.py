@@ -125,8 +125,12 @@ def towards_zero(values: Tensor) -> Tensor:
     return values.float().abs() * 2.0**-7
 
 
+# Of layers that a GPU refuses by name (`engine/devices/not_yet.py`).
+NOT_YET = {"rotate_", "linear_by_head", "short_conv", "delta_rule"}
+
+
 def test_every_op_is_there_and_has_a_case() -> None:
-    ops = {name for name in vars(kernels.Ops) if not name.startswith("_")}
+    ops = {name for name in vars(kernels.Ops) if not name.startswith("_")} - NOT_YET
     assert ops == set(gpu.__all__) == {case.op for case in SMALL} | {"quantize", "repack"}
     assert kernels.load("gpu") is gpu  # type: ignore[comparison-overlap]
 
