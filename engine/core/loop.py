@@ -154,7 +154,7 @@ class Loop:
             self.books.settle_meanwhile()
         parts.timers.begin()
         with torch.inference_mode(), parts.main.current():
-            keeps = None if self.kept is None else self.kept.before(batch)
+            keeps = None if self.kept is None else self.kept.before(batch, self.scheduler.running)
             out = self._forward(make_inputs(batch, keeps=keeps), is_graph)
             ready = [batch.sequences[i] for i in batch.ready]
             tokens = self.sampler(out.logits, ready, self._ops(out)) if ready else []

@@ -7,7 +7,7 @@ every whole page, the newest alone: the next turn of a chat goes on there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from ..model.kv_cache import PAGE
 from .scheduler import Batch
@@ -23,10 +23,11 @@ class KeptStates:
     def __init__(self, slots: StateSlots, copy: Callable[[int, int], None]) -> None:
         self.slots, self.copy = slots, copy
 
-    def before(self, batch: Batch) -> Keeps:
-        """Gives new sequences the states that they go on from; what is to be kept on the way of a prompt."""
+    def before(self, batch: Batch, running: Iterable[Sequence]) -> Keeps:
+        """Gives new sequences the states that they go on from, also those that wait for a later pass: a slot of a copy
+        may be taken for another one now. What is to be kept on the way of a prompt."""
         self.slots.give_back()
-        for sequence in batch.sequences:
+        for sequence in running:
             if sequence.restore is not None:
                 self.copy(sequence.restore, sequence.slot)
                 sequence.restore = None

@@ -68,6 +68,20 @@ def test_the_next_turn_goes_on_behind_the_answer(checkpoints: Checkpoints) -> No
         assert run(again, chat)[0] == run(alone, chat)[0]
 
 
+def test_a_copy_is_taken_over_before_its_slot_is_taken(checkpoints: Checkpoints) -> None:
+    """Two prompts together, the second of which waits for a pass while the first keeps states in all slots."""
+    known, long = prompt(2 * PAGE + 1, 21), prompt(8 * PAGE - 5, 22)
+    with load(checkpoints("qwen3_next"), prefill_chunk=PAGE, max_context=256) as llm:
+        run(llm, known)
+        wanted = run(llm, known)[0]
+        for seed in range(23, 26):  # the copies of the known prompt become the oldest
+            run(llm, prompt(PAGE + 1, seed))
+        requests = [llm.parts.admission.request(ids, FEW) for ids in (long, known)]
+        llm.loop.run(requests)
+        assert requests[1].sequence.reused == 2 * PAGE
+        assert requests[1].sequence.completion == wanted
+
+
 def test_sequences_together_keep_their_own(checkpoints: Checkpoints) -> None:
     prompts = [prompt(50, 7), prompt(90, 8), prompt(33, 9)]
     with load(checkpoints("qwen3_next"), prefill_chunk=64) as llm:
