@@ -8,6 +8,7 @@ it all at once; `compose` and `compose_layers` say in terms of the other ops wha
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -42,7 +43,7 @@ class Router:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Block:
+class Block(ABC):
     """A layer before its experts: a mixer between two norms, what it projects back with, and the router, if there are
     experts. A subclass says what is mixed."""
 
@@ -55,10 +56,10 @@ class Block:
     router: Router | None
     native: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)  # what a backend keeps of it
 
+    @abstractmethod
     def mix(self, ops: Ops, h_TD: Tensor, places: Places, wanted: bool) -> Tensor | None:
         """What goes into `o` of normed tokens, float32 [T, o.cols], their keys and values (or states) kept. Not
         wanted: these are kept alone."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import logging
 import statistics
-import time
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any
 
 import torch
 
-from ...kernels import FORMATS, ExpertLayout, Ops, load
+from ...kernels import FORMATS, ExpertLayout, load
 from ...kernels.context import Context
 from ...kernels.isa import kernels_digest
 from ...kernels.packed import ExpertBank
@@ -29,13 +28,13 @@ from .. import writable
 from ..bandwidth_model import profile as profiles
 from ..bandwidth_model.profile import hardware_key, profile_path
 from ..devices.host import cpu_kernels
+from .expert_times import EXPERTS, read_object, seconds_of
 from .kernel_rates import HIDDEN, USUAL, WIDTH
 
 log = logging.getLogger("headrace")
 TOKENS = (2, 3, 4, 6, 8, 10, 12, 16)
 NEVER = 1 << 20  # tokens
 GAIN = 1.1
-EXPERTS = 8  # of one call
 ARENA = 192 << 20
 ROUNDS = 5
 # Formats that are timed; any other takes the threshold of the one most like it, of those whose tiles round alike.
@@ -121,20 +120,10 @@ def _gains(context: Context, format: str, arena: torch.Tensor) -> dict[int, floa
         for tokens in TOKENS:
             seconds = []
             for ops in ways:
-                seconds.append(_time(ops, bank, first, tokens))
+                seconds.append(seconds_of(ops, bank, first, tokens))
                 first += EXPERTS
             found[tokens].append(seconds[0] / seconds[1])
     return {tokens: statistics.median(ratios) for tokens, ratios in found.items()}
-
-
-def _time(ops: Ops, bank: ExpertBank, first: int, tokens: int) -> float:
-    """Seconds of a call in which each of EXPERTS experts from `first` on gets so many tokens."""
-    x = torch.ones(tokens, HIDDEN)
-    ids = ((torch.arange(EXPERTS) + first) % bank.experts).int().expand(tokens, -1).contiguous()
-    weights = torch.ones(tokens, EXPERTS)
-    start = time.perf_counter()
-    ops.experts(x, ids, weights, bank)
-    return time.perf_counter() - start
 
 
 def _path(context: Context) -> Path:
@@ -158,11 +147,7 @@ def save(context: Context, found: dict[str, int]) -> None:
 
 def _kept(context: Context) -> dict[str, Any]:
     """Thresholds by what they hold for, as they were saved, the newest first."""
-    try:
-        found = json.loads(_path(context).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    return read_object(_path(context))
 
 
 def _saved(context: Context) -> dict[str, int] | None:

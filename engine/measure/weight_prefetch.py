@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import json
 import statistics
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from ...kernels import FORMATS, ExpertLayout, Ops, load
+from ...kernels import FORMATS, ExpertLayout, load
 from ...kernels.context import Context
 from ...kernels.isa import kernels_digest
 from ...kernels.packed import ExpertBank
@@ -23,10 +22,10 @@ from ...loaders.memory import free_memory
 from .. import writable
 from ..bandwidth_model.profile import hardware_key, profile_path
 from ..devices.host import cpu_kernels
+from .expert_times import EXPERTS, read_object, seconds_of
 from .kernel_rates import HIDDEN, WIDTH
 
 FORMAT = "q4_0"  # the most arithmetic beside each byte, so what prefetching gains or costs shows most
-EXPERTS = 8  # of one call
 ARENA = 192 << 20
 ROUNDS = 40
 
@@ -56,18 +55,11 @@ def measure(context: Context) -> float:
     bank = ExpertBank(layout, arena)
     without, ahead = (load("cpu", replace(context, prefetch=on)) for on in (False, True))
     firsts = iter(range(0, 3 * ROUNDS * EXPERTS, EXPERTS))
-    _time(without, bank, next(firsts))
-    ratios = [_time(without, bank, next(firsts)) / _time(ahead, bank, next(firsts)) for _ in range(ROUNDS)]
+    seconds_of(without, bank, next(firsts), 1)
+    ratios = [
+        seconds_of(without, bank, next(firsts), 1) / seconds_of(ahead, bank, next(firsts), 1) for _ in range(ROUNDS)
+    ]
     return statistics.median(ratios)
-
-
-def _time(ops: Ops, bank: ExpertBank, first: int) -> float:
-    """Seconds of one token with EXPERTS experts from `first` on."""
-    x, weights = torch.ones(1, HIDDEN), torch.ones(1, EXPERTS)
-    ids = ((torch.arange(EXPERTS) + first) % bank.experts).int().unsqueeze(0)
-    start = time.perf_counter()
-    ops.experts(x, ids, weights, bank)
-    return time.perf_counter() - start
 
 
 def _path(context: Context) -> Path:
@@ -81,9 +73,5 @@ def save(context: Context, found: bool) -> None:
 
 
 def _saved(context: Context) -> bool | None:
-    try:
-        found = json.loads(_path(context).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    choice = found.get(kernels_digest()) if isinstance(found, dict) else None
+    choice = read_object(_path(context)).get(kernels_digest())
     return choice if isinstance(choice, bool) else None

@@ -172,9 +172,10 @@ def fitting(format: Format, cols: int, option: str) -> Format:
 
 def _row(target: Target, place: str) -> int:
     """Weights in a row of the matrix of a place that a tensor fills."""
-    is_turned = bool(target.turned_places) and place in target.turned_places
-    pieces = [piece for piece in target.pieces if (piece.column is not None) == is_turned or not target.turned_places]
-    return pieces[0].into.cols
+    if not target.turned_places:
+        return target.pieces[0].into.cols
+    is_turned = place in target.turned_places
+    return next(piece.into.cols for piece in target.pieces if (piece.column is not None) == is_turned)
 
 
 def _check_gate_and_up(layer: int, chosen: Mapping[str, Format], files: Mapping[str, Path]) -> None:

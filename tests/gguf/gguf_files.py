@@ -159,6 +159,13 @@ def write(
         writer.add_int32("split.tensors.count", split[2])
     if tokenizer is not None:
         _add_tokenizer(writer, tokenizer)
+    finish(writer, tensors, stored)
+
+
+def finish(
+    writer: gguf.GGUFWriter, tensors: dict[str, NDArray[np.float32]], stored: dict[str, tuple[str, Any]]
+) -> None:
+    """Writes the file: tensors in float32, but for those of `stored`."""
     for name, values in tensors.items():
         if name in stored:
             kind, raw = stored[name]

@@ -76,15 +76,7 @@ def write(
             writer.add_vocab_size(config["vocab_size"])
     for key, value in (more or {}).items():
         writer.add_key_value(f"{arch}.{key}", value, mixer_metadata.kind(value))
-    for name, values in tensors.items():
-        if name in stored:
-            writer.add_tensor(name, stored[name][1], raw_dtype=gguf.GGMLQuantizationType[stored[name][0]])
-        else:
-            writer.add_tensor(name, values.astype(np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    gguf_files.finish(writer, tensors, stored)
 
 
 def mixed(directory: Path, path: Path, twin: Path, types: gguf_files.Types, *, joined: bool = False) -> dict[str, str]:

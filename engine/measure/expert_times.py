@@ -1,0 +1,35 @@
+"""What calibrations of the CPU's kernels share: how long a call of experts takes, and what an earlier one kept."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...kernels import Ops
+from ...kernels.packed import ExpertBank
+from .kernel_rates import HIDDEN
+
+EXPERTS = 8  # of one call
+
+
+def seconds_of(ops: Ops, bank: ExpertBank, first: int, tokens: int) -> float:
+    """Seconds of a call in which each of EXPERTS experts from `first` on gets so many tokens."""
+    x = torch.ones(tokens, HIDDEN)
+    ids = ((torch.arange(EXPERTS) + first) % bank.experts).int().expand(tokens, -1).contiguous()
+    weights = torch.ones(tokens, EXPERTS)
+    start = time.perf_counter()
+    ops.experts(x, ids, weights, bank)
+    return time.perf_counter() - start
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty where there is none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
