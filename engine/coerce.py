@@ -7,6 +7,7 @@
     str           also torch.bfloat16 and torch.device("cpu"); of several values, with commas between
     Path          text, bytes and path objects; "~" is the home
     tuple         of one value or any number of them; "" is none
+    Mapping       of whole numbers to numbers; the keys may be text, as in JSON
     None          the default, where it is not a value itself
 
 Anything else, and a name that is no field, is an OptionError.
@@ -79,6 +80,8 @@ def read(name: str, value: Any, hint: Any) -> Any:
     if get_origin(hint) is tuple:
         return _many(name, value, get_args(hint)[0])
     kinds = tuple(one for one in kinds if one is not NoneType)
+    if get_origin(kinds[0]) is Mapping:
+        return _numbers_by_id(name, value)
     if isinstance(value, str) and str in kinds:
         return str(value)
     for one in sorted(kinds, key=lambda kind: kind is str):
@@ -100,6 +103,14 @@ def _many(name: str, value: Any, kind: Any) -> tuple[Any, ...]:
         return ()
     several = items(value)
     return tuple(read(name, one, kind) for one in ([value] if several is None else several))
+
+
+def _numbers_by_id(name: str, value: Any) -> dict[int, float]:
+    """A mapping of whole numbers to numbers."""
+    try:
+        return {whole(key): _number(one) for key, one in dict(value).items()}
+    except (ValueError, TypeError, OverflowError):
+        raise OptionError(f"{name} is {brief(value)}; it must map token ids to numbers") from None
 
 
 def items(value: Any) -> list[Any] | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from .placement.placement import Policy
 DTYPES = {"auto": None, "float32": "f32", "bfloat16": "bf16"}
 GRAPHED = ("memop", "hostfunc", "spin")  # ways to hand experts over in a graph (`cuda_graphs/signals.py`)
 HANDOFFS = (*GRAPHED, "eager")
+MOST_LOGPROBS = 20
 PINNED_SHARE = 0.8  # of the machine's memory, where no limit was given: what is pinned can neither move nor be swapped
 FORMAT_NAMES = ["native", *FORMATS, *(name for name in PACKED if name not in FORMATS)]
 FORMATS_HELP = ", ".join(FORMAT_NAMES)
@@ -130,6 +132,7 @@ class EngineConfig:
     profile: Path | None = option(None, SPEED, "FILE", "what headrace measure found; default in the user's cache")
     no_measure: bool = option(False, SPEED, "", "measure nothing at the first start, and predict nothing then")
     max_sequences: int = 16  # most that decode together; a command knows it from what it is asked
+    prefill_stall_ms: float | None = None  # how long a prompt may hold up text; None: prompts as fast as they can
 
     def __post_init__(self) -> None:
         _choice("kernels", self.kernels, ["auto", *BACKENDS])
@@ -143,6 +146,7 @@ class EngineConfig:
         _between("ram_limit", self.ram_limit, 0.001)
         _between("prefill_chunk", self.prefill_chunk, 1)
         _between("max_sequences", self.max_sequences, 1)
+        _between("prefill_stall_ms", self.prefill_stall_ms, 0)
         _strings("ignore_config_keys", self.ignore_config_keys)
         _strings("ignore_tensors", self.ignore_tensors)
 
@@ -236,7 +240,8 @@ class SamplingParams:
     """How tokens are chosen for one request; each field says what it is.
 
     repetition_penalty divides the positive (multiplies the negative) logits of tokens seen in prompt or completion;
-    presence_penalty is subtracted from the logits of tokens in the completion. Strings of stop are not part of the
+    presence_penalty is subtracted from the logits of tokens in the completion, frequency_penalty as often as they are
+    in it. logprobs are those of the model: before penalties, temperature and bias. Strings of stop are not part of the
     completion. Raises OptionError for a value outside its range.
     """
 
@@ -247,10 +252,14 @@ class SamplingParams:
     min_p: float = option(0.0, SAMPLING, "P", "drop tokens below this share of the likeliest; 0: off")
     repetition_penalty: float = option(1.0, SAMPLING, "X", "divides the logits of tokens seen; 1: off")
     presence_penalty: float = option(0.0, SAMPLING, "X", "taken off the logits of tokens written; 0: off")
+    frequency_penalty: float = option(0.0, SAMPLING, "X", "taken off them for each time they were written; 0: off")
     seed: int | None = option(None, SAMPLING, "N", "of the draws; default a new one each time")
     stop: tuple[str, ...] = option((), SAMPLING, "TEXT", "ends the completion")
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = option(False, SAMPLING, "", "go on past end tokens")
+    min_tokens: int = 0  # no end token is drawn before
+    logit_bias: Mapping[int, float] | None = None  # added to the logits of tokens, by id
+    logprobs: int | None = None  # how many of the likeliest tokens come with their probabilities; None: none is known
 
     def __post_init__(self) -> None:
         _strings("stop", self.stop)
@@ -264,6 +273,9 @@ class SamplingParams:
         _between("min_p", self.min_p, 0, 1)
         _between("repetition_penalty", self.repetition_penalty, 1e-6)
         _between("presence_penalty", self.presence_penalty, -1e9)
+        _between("frequency_penalty", self.frequency_penalty, -1e9)
+        _between("min_tokens", self.min_tokens, 0)
+        _between("logprobs", self.logprobs, 0, MOST_LOGPROBS)
         if self.seed is not None and not -(2**63) <= self.seed < 2**64:
             raise OptionError(f"seed is {brief(self.seed)}; it must be a whole number of at most 64 bits")
 
@@ -275,4 +287,5 @@ class SamplingParams:
     @property
     def is_plain_greedy(self) -> bool:
         """Greedy with no penalty: the argmax of the logits as they are."""
-        return self.is_greedy and self.repetition_penalty == 1 and self.presence_penalty == 0
+        changed = self.presence_penalty or self.frequency_penalty or self.logit_bias or self.min_tokens
+        return self.is_greedy and self.repetition_penalty == 1 and not changed

@@ -23,12 +23,15 @@ from ..loaders.weights.checkpoint import Progress
 from .bandwidth_model.reconcile import Reconciliation
 from .config import EngineConfig, SamplingParams
 from .core.build import Check, build
+from .core.expected_time import ExpectedPasses
 from .core.loop import Loop, Sampler
 from .core.weight_source import CheckpointFiles, WeightSource
 from .generation.admission import Params, Prompt, Prompts, as_params, as_prompts
 from .generation.completion_stream import CompletionGroup, CompletionStream
 from .generation.outputs import Completion
 from .generation.sampler import sample
+from .generation.schedule.chunk_limit import ChunkLimit
+from .generation.schedule.fair_share import DECODE_SHARE, FairShare
 from .ledger.ledger import Ledger
 
 
@@ -70,8 +73,15 @@ class LLM:
             self.ledger, parts.spec, formats, parts.kv_dtype, parts.weights, parts.devices, parts.kernels, handoff_s
         )
         self.predictions.start(parts.profile)
-        self.loop = Loop(parts, self.ledger, self.predictions.new_run, sampler)
+        self.loop = Loop(parts, self.ledger, self.predictions.new_run, sampler, *self._beside_text())
         self.admission = parts.admission
+
+    def _beside_text(self) -> tuple[ChunkLimit, FairShare]:
+        """How prompts go beside requests that generate: as fast as they can, or so that these are not held up."""
+        stall = self.config.prefill_stall_ms
+        stall_s = None if stall is None else stall / 1e3
+        limit = ChunkLimit(ExpectedPasses(self.parts, self.predictions), self.config.prefill_chunk, stall_s)
+        return limit, FairShare(0.0 if stall is None else DECODE_SHARE)
 
     @property
     def spec(self) -> ModelSpec:

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-import os
-import threading
 import time
+from collections import deque
 from collections.abc import Callable, Generator
 from collections.abc import Sequence as Seq
+from functools import partial
 from typing import cast
 
 import torch
 from torch import Tensor
 
-from ...errors import HeadraceError, MemoryNeeded
+from ...errors import MemoryNeeded
 from ...kernels import Ops
 from ..devices.host import use_torch_threads
 from ..generation.kept_states import Keeps, KeptStates
 from ..generation.outputs import Chunk, Completion
 from ..generation.request import Request
 from ..generation.sampler import WithArgmax, sample
-from ..generation.scheduler import Batch, Scheduler, make_inputs
+from ..generation.schedule.batch import DECODE, Batch
+from ..generation.schedule.chunk_limit import ChunkLimit
+from ..generation.schedule.fair_share import FairShare
+from ..generation.schedule.inputs import make_inputs
+from ..generation.schedule.scheduler import Scheduler
 from ..generation.sequence import Sequence
 from ..generation.state_slots import StateSlots
 from ..ledger.ledger import Ledger
@@ -29,51 +33,34 @@ from ..model.decoder import Output
 from ..model.kv_cache import PageTable, pages_for
 from .bookkeeping import Bookkeeping, Closed
 from .parts import EngineParts
+from .turn import Turn
 
 Sampler = Callable[[Tensor, list[Sequence], Ops], list[int]]
 
 
-class Turn:
-    """A lock for the process that made it. A forked child has neither the threads of a model, nor whoever would end the
-    pass that was under way: there it raises HeadraceError, instead of waiting for ever."""
-
-    def __init__(self) -> None:
-        self.lock, self.process = threading.RLock(), os.getpid()
-
-    @property
-    def is_elsewhere(self) -> bool:
-        """Whether this is another process than the one that made it."""
-        return os.getpid() != self.process
-
-    def check(self) -> None:
-        """Raises HeadraceError in another process."""
-        if self.is_elsewhere:
-            raise HeadraceError(
-                f"this model was loaded by process {self.process}, of which {os.getpid()} is a fork: start processes "
-                "by spawn (multiprocessing.get_context('spawn')), or load the model in the child"
-            )
-
-    def __enter__(self) -> None:
-        self.check()
-        self.lock.acquire()
-
-    def __exit__(self, *error: object) -> None:
-        self.lock.release()
-
-
 class Loop:
     """Runs a model that is built. at_start is called when a request comes and none is under way; sampler(logits,
-    sequences, ops) chooses the next token of each."""
+    sequences, ops) chooses the next token of each. limit, share: of prompts beside those that generate.
+
+    Whoever brings or cancels a request leaves a command, and waits for nobody: commands are carried out between two
+    passes."""
 
     def __init__(
-        self, parts: EngineParts, ledger: Ledger, at_start: Callable[[], None], sampler: Sampler = sample
+        self,
+        parts: EngineParts,
+        ledger: Ledger,
+        at_start: Callable[[], None],
+        sampler: Sampler = sample,
+        limit: ChunkLimit | None = None,
+        share: FairShare | None = None,
     ) -> None:
         self.parts, self.ledger, self.at_start, self.sampler = parts, ledger, at_start, sampler
         self.pages = PageTable(parts.kv_budget.pages)
         self.states = StateSlots(parts.config.max_sequences) if parts.spec.state_elements else None
         self.kept = None if self.states is None else KeptStates(self.states, parts.decoder.cache.copy_state)
         chunk, most = parts.config.prefill_chunk, parts.config.max_sequences
-        self.scheduler = Scheduler(self.pages, chunk, most, self.states)
+        self.scheduler = Scheduler(self.pages, chunk, most, self.states, limit=limit, share=share)
+        self.commands: deque[Callable[[], None]] = deque()
         self.eos_ids = parts.eos_ids
         self.books = Bookkeeping(ledger)
         self.requests: dict[int, Request] = {}
@@ -84,7 +71,7 @@ class Loop:
         try:
             for request in requests:
                 if request.is_open:
-                    self._start(request)
+                    self.start(request)
             while any(r.is_open for r in requests):
                 self._step_unless(lambda: not any(r.is_open for r in requests))
         finally:
@@ -93,7 +80,8 @@ class Loop:
     def chunks(self, request: Request) -> Generator[Chunk, None, None]:
         """A request's chunks as they come; it begins when the first is asked for, so that a stream that is never read
         takes nothing."""
-        self._start(request)
+        self.lock.check()
+        self.start(request)
         try:
             while request.chunks or request.is_open:
                 self.lock.check()
@@ -109,23 +97,40 @@ class Loop:
         self.books.settle()
         return [request.completion() for request in requests]
 
-    def _start(self, request: Request) -> None:
-        with self.lock:
-            if not self.requests:
-                self.at_start()
-            self.requests[request.sequence.id] = request
-            self.scheduler.add(request.sequence)
+    def start(self, request: Request) -> None:
+        """Lets a request run from the next pass on."""
+        self.commands.append(partial(self._take_in, request))
+
+    def cancel(self, request: Request) -> None:
+        """Ends a request before the next pass; what it computed stays known to later prompts."""
+        self.commands.append(partial(self._take_out, request))
+
+    def carry_out(self) -> None:
+        """Carries out the commands that came meanwhile. The caller has the turn."""
+        while self.commands:
+            self.commands.popleft()()
+
+    def _take_in(self, request: Request) -> None:
+        if not self.requests:
+            self.at_start()
+        self.requests[request.sequence.id] = request
+        request.sequence.ends = self.eos_ids
+        self.scheduler.add(request.sequence)
+
+    def _take_out(self, request: Request) -> None:
+        """Forgets a request; one that did not end by itself was interrupted: closed, or an error was raised."""
+        if self.requests.pop(request.sequence.id, None) is not None and request.is_open:
+            request.sequence.finish_reason = "interrupted"
+            self.scheduler.finish(request.sequence)
 
     def _end(self, requests: Seq[Request]) -> None:
-        """Forgets requests, and takes out those that did not end by themselves: closed, or an error was raised. The
-        requests that a forked child got with its memory are its parent's."""
+        """Forgets requests. Those that a forked child got with its memory are its parent's."""
         if self.lock.is_elsewhere:
             return
         with self.lock:
             for request in requests:
-                if self.requests.pop(request.sequence.id, None) is not None and request.is_open:
-                    request.sequence.finish_reason = "interrupted"
-                    self.scheduler.finish(request.sequence)
+                self.cancel(request)
+            self.carry_out()
             self.settle()
 
     def settle(self) -> None:
@@ -136,6 +141,7 @@ class Loop:
     def _step_unless(self, done: Callable[[], bool]) -> None:
         """One pass, unless another thread's pass has brought meanwhile what the caller waits for."""
         with self.lock:
+            self.carry_out()
             if not done():
                 self.step()
 
@@ -145,6 +151,7 @@ class Loop:
         Tokens are appended as soon as the pass is committed, and what may raise (a full disk under the ledger) comes
         last: an error must not cost the other requests of the pass a token.
         """
+        self.carry_out()
         start = self.books.start()
         use_torch_threads(self.parts.torch_threads)
         parts, batch = self.parts, self.scheduler.next_batch()
@@ -160,7 +167,7 @@ class Loop:
             tokens = self.sampler(out.logits, ready, self._ops(out)) if ready else []
             parts.timers.span(GPU_HBM)
         parts.main.wait()
-        self.scheduler.commit(batch)
+        self.scheduler.commit(batch, time.perf_counter() - start)
         if self.kept is not None and keeps is not None:
             self.kept.after(batch, keeps)
         for sequence, token in zip(ready, tokens, strict=True):
@@ -187,7 +194,7 @@ class Loop:
     def _open_pass(self, batch: Batch) -> Pass:
         return Pass(
             index=self.books.next_index,
-            phase="prefill" if batch.is_prefill else "decode",
+            phase=batch.phase,
             sequences=[s.id for s in batch.sequences],
             tokens=batch.tokens,
             context=sum(batch.contexts),
@@ -201,7 +208,7 @@ class Loop:
     def _is_graph(self, batch: Batch) -> bool:
         """Whether a pass is one of the decode graphs, if there are any."""
         graphed = self.parts.graphed
-        return graphed is not None and not batch.is_prefill and graphed.takes(batch.tokens)
+        return graphed is not None and batch.phase == DECODE and graphed.takes(batch.tokens)
 
     def _forward(self, inputs: Inputs, is_graph: bool) -> Output:
         """A pass. Of a graph, the pass before is booked while it runs."""
@@ -237,7 +244,7 @@ class Loop:
         keeps: Keeps | None = None if self.states is None else {}
         while sequence.pending:
             count = min(sequence.pending, self.parts.config.prefill_chunk)
-            batch = Batch([sequence], [count], is_prefill=True)
+            batch = Batch([sequence], [count])
             with torch.inference_mode(), self.parts.main.current():
                 logits = self.parts.decoder.forward(make_inputs(batch, True, keeps)).logits.cpu()
             sequence.computed += count

@@ -84,6 +84,9 @@ class Admission:
         bad = next((i for i in ids if not 0 <= i < self.vocab), None)
         if bad is not None:
             raise OptionError(f"token id {brief(bad)} is outside the vocabulary of {self.vocab} tokens")
+        bad = next((i for i in params.logit_bias or () if not 0 <= i < self.vocab), None)
+        if bad is not None:
+            raise OptionError(f"logit_bias names token {brief(bad)}, and the vocabulary has {self.vocab} tokens")
         if params.stop:
             self.need_tokenizer("stop strings")
         self._check_context(len(ids), params.max_new_tokens)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 
 from ..model.kv_cache import PAGE
-from .scheduler import Batch
+from .schedule.batch import Batch
 from .sequence import Sequence
 from .state_slots import Keep, StateSlots
 
@@ -31,16 +31,14 @@ class KeptStates:
             if sequence.restore is not None:
                 self.copy(sequence.restore, sequence.slot)
                 sequence.restore = None
-        if not batch.is_prefill:
-            return {}
-        ends = enumerate(map(_end, batch.sequences, batch.counts))
-        return {i: Keep(end, self.slots.reserve()) for i, end in ends if end}
+        ends = list(map(_end, batch.sequences, batch.counts))
+        return {i: Keep(ends[i], self.slots.reserve()) for i in range(batch.decoding, len(ends)) if ends[i]}
 
     def after(self, batch: Batch, keeps: Keeps) -> None:
         """Makes known what was kept; to be called when the pass is committed."""
         for i, keep in keeps.items():
             self.slots.name(batch.sequences[i].digests[keep.tokens // PAGE - 1], keep.slot)
-        for sequence in () if batch.is_prefill else batch.sequences:
+        for sequence in batch.sequences[: batch.decoding]:
             if sequence.computed % PAGE == 0:
                 self._keep_newest(sequence)
 

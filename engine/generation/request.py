@@ -9,11 +9,29 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from ..ledger.summary import Account
 from .outputs import Chunk, Completion
 from .sequence import Sequence
-from .stop_strings import TextBuilder
+
+
+class GrowingText(Protocol):
+    """What tokens become: `stop_strings.TextBuilder`, or what a server reads out of them besides."""
+
+    @property
+    def text(self) -> str:
+        """All of it so far."""
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string was found."""
+
+    def push(self, token: int) -> str:
+        """Adds a token; returns the text that can be shown now. Sets `stopped` once a stop string was completed."""
+
+    def finish(self) -> str:
+        """What was held back, after the last token."""
 
 
 @dataclass
@@ -21,9 +39,10 @@ class Request:
     """One prompt under way."""
 
     sequence: Sequence
-    text: TextBuilder
+    text: GrowingText
     chunks: deque[Chunk] = field(default_factory=deque)
     account: Account = field(default_factory=Account)  # of the passes that it took part in
+    error: BaseException | None = None  # that ended it
 
     @property
     def is_open(self) -> bool:
@@ -44,7 +63,8 @@ class Request:
             piece += self.text.finish()
             if self.text.stopped:  # found in what was held back until now
                 sequence.finish_reason = "stop"
-        self.chunks.append(Chunk(text=piece, token_id=token, finish_reason=sequence.finish_reason))
+        likely = sequence.logprobs[-1] if sequence.logprobs else None
+        self.chunks.append(Chunk(text=piece, token_id=token, finish_reason=sequence.finish_reason, likely=likely))
 
     def completion(self) -> Completion:
         """What there is so far."""
@@ -56,4 +76,5 @@ class Request:
             prompt_tokens=sequence.prompt_tokens,
             reused_tokens=sequence.reused,
             ledger=list(self.account.recent),
+            logprobs=list(sequence.logprobs),
         )

@@ -1,4 +1,4 @@
-"""Logits -> one token per sequence: penalties, temperature, top-k, top-p, min-p, in this order.
+"""Logits -> one token per sequence: penalties and bias, temperature, top-k, top-p, min-p, in this order.
 
 Every sequence has its own generator, so that what it draws does not depend on its neighbours in the batch. Knows logits
 and tokens, no model.
@@ -15,6 +15,7 @@ from torch import Tensor
 from ...errors import HeadraceError
 from ...kernels import Ops
 from ..config import SamplingParams
+from .outputs import Likely
 from .sequence import Sequence
 
 SHORT_LIST = 1024
@@ -42,8 +43,20 @@ def sample(logits_SV: Tensor, sequences: list[Sequence], ops: Ops) -> list[int]:
             "check the files, or compare with --kernels reference"
         )
     greedy: list[int] = ids.tolist()
-    rows = enumerate(sequences)
-    return [greedy[i] if s.params.is_plain_greedy else _sample_one(logits_SV[i].cpu(), s) for i, s in rows]
+    rows = list(enumerate(sequences))
+    found = [greedy[i] if s.params.is_plain_greedy else _sample_one(logits_SV[i].cpu(), s) for i, s in rows]
+    for i, sequence in rows:
+        if sequence.params.logprobs is not None:
+            sequence.logprobs.append(_likely(logits_SV[i].cpu(), found[i], sequence.params.logprobs))
+    return found
+
+
+def _likely(logits_V: Tensor, token: int, count: int) -> Likely:
+    """How likely a token was, and the likeliest ones."""
+    logprobs_V = logits_V.log_softmax(-1)
+    top = logprobs_V.topk(min(count, len(logprobs_V)))
+    pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
+    return Likely(float(logprobs_V[token]), tuple(pairs))
 
 
 def _sample_one(logits_V: Tensor, sequence: Sequence) -> int:
@@ -57,7 +70,8 @@ def _sample_one(logits_V: Tensor, sequence: Sequence) -> int:
 
 
 def penalise(logits_V: Tensor, sequence: Sequence) -> Tensor:
-    """Logits with the penalties applied: repetition over prompt and completion, presence over the completion."""
+    """Logits with the penalties applied: repetition over prompt and completion, presence and frequency over the
+    completion; then the bias, and no end before the least number of tokens."""
     params = sequence.params
     if params.repetition_penalty != 1:
         seen = torch.tensor(sequence.tokens).unique()
@@ -69,6 +83,22 @@ def penalise(logits_V: Tensor, sequence: Sequence) -> Tensor:
         seen = torch.tensor(sequence.completion).unique()
         logits_V = logits_V.clone()
         logits_V[seen] -= params.presence_penalty
+    if params.frequency_penalty != 0 and sequence.completion:
+        seen, counts = torch.tensor(sequence.completion).unique(return_counts=True)
+        logits_V = logits_V.clone()
+        logits_V[seen] -= params.frequency_penalty * counts
+    return _biased(logits_V, sequence)
+
+
+def _biased(logits_V: Tensor, sequence: Sequence) -> Tensor:
+    params = sequence.params
+    barred = (*sequence.ends, *params.stop_token_ids) if len(sequence.completion) < params.min_tokens else ()
+    if not params.logit_bias and not barred:
+        return logits_V
+    logits_V = logits_V.clone()
+    for token, bias in (params.logit_bias or {}).items():
+        logits_V[token] += bias
+    logits_V[list(barred)] = -torch.inf
     return logits_V
 
 

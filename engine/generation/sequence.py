@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 
 from ..config import SamplingParams
+from .outputs import Likely
 
 
 @dataclass
@@ -19,13 +20,25 @@ class Sequence:
     prompt_tokens: int
     generator: torch.Generator
     pages: list[int] = field(default_factory=list)
-    digests: list[bytes] = field(default_factory=list)  # of the full pages, see kvcache.py
+    digests: list[bytes] = field(default_factory=list)  # of the full pages, see kv_cache.py
+    prompt_digests: list[bytes] = field(default_factory=list)  # of pages that were looked up before it ran
     computed: int = 0
     slot: int = -1  # of its recurrent state, while it runs
     restore: int | None = None  # the slot that its state begins as, until its first pass
     kept: bytes | None = None  # the digest where its state was last kept while it was generating
     reused: int = 0  # prompt tokens that were in the cache already
     finish_reason: str | None = None
+    ends: tuple[int, ...] = ()  # tokens that end it, where it does not go on past them
+    logprobs: list[Likely] = field(default_factory=list)  # of its new tokens, where they are wanted
+    priority: int = 0  # lower ones run first
+    arrived: float = 0.0  # seconds of the scheduler's clock
+    admitted: float | None = None  # when it first ran
+    passed_over: int = 0  # smaller ones that were admitted while there was no room for it
+
+    @property
+    def is_decoding(self) -> bool:
+        """Whether it has one new token, of its own, to compute: no prompt, and nothing to compute again."""
+        return self.pending == 1 and self.computed >= self.prompt_tokens
 
     @property
     def completion(self) -> list[int]:

@@ -11,25 +11,17 @@ from collections.abc import Sequence
 from ...loaders.tokens.tokenizer import Tokenizer
 
 
-class TextBuilder:
-    """The growing text of one completion."""
+class StopStrings:
+    """Text that grows, up to the first stop string. text: all of it so far; stopped: whether one was found."""
 
-    def __init__(self, tokenizer: Tokenizer | None, stop: Sequence[str]) -> None:
-        self.stream = tokenizer.stream() if tokenizer is not None else None
+    def __init__(self, stop: Sequence[str]) -> None:
         self.stop = stop
         self.text = ""
         self.shown = 0
         self.stopped = False
 
-    def push(self, token: int) -> str:
-        """Adds a token; returns the text that can be shown now. Sets `stopped` once a stop string was completed."""
-        return "" if self.stream is None else self._add(self.stream.push(token), final=False)
-
-    def finish(self) -> str:
-        """Returns what was held back, after the last token."""
-        return "" if self.stream is None or self.stopped else self._add(self.stream.finish(), final=True)
-
-    def _add(self, piece: str, final: bool) -> str:
+    def add(self, piece: str, final: bool = False) -> str:
+        """What can be shown now; final: nothing more will come."""
         longest = max(map(len, self.stop), default=1)
         start = max(0, len(self.text) - longest + 1)  # a stop string cannot begin before this
         self.text += piece
@@ -48,3 +40,19 @@ class TextBuilder:
             if any(s.startswith(self.text[-size:]) for s in self.stop):
                 return size
         return 0
+
+
+class TextBuilder(StopStrings):
+    """The growing text of one completion."""
+
+    def __init__(self, tokenizer: Tokenizer | None, stop: Sequence[str]) -> None:
+        super().__init__(stop)
+        self.stream = tokenizer.stream() if tokenizer is not None else None
+
+    def push(self, token: int) -> str:
+        """Adds a token; returns the text that can be shown now. Sets `stopped` once a stop string was completed."""
+        return "" if self.stream is None else self.add(self.stream.push(token))
+
+    def finish(self) -> str:
+        """Returns what was held back, after the last token."""
+        return "" if self.stream is None or self.stopped else self.add(self.stream.finish(), final=True)

@@ -80,7 +80,7 @@ class Pass:
     """One forward pass: `tokens` new tokens of the given sequences; context is the sum of tokens in their caches."""
 
     index: int
-    phase: str  # "prefill" or "decode"
+    phase: str  # "prefill", "decode", or "mixed": prompts beside sequences that generate
     sequences: list[int]
     tokens: int
     context: int

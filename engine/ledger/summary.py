@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from .passes import Bytes, Pass, Prediction, Times, add_bytes, add_up
 
 KEPT = 4096  # passes that an account keeps whole; of older ones their sums
-PHASES = ("prefill", "decode")
+PHASES = ("prefill", "mixed", "decode")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ tokens up to its end, so that a later prompt with the same beginning takes it ov
 chat's history, a shared system prompt). Released pages keep their content until their room is needed, oldest first.
 
 One head's keys of a page are one run of bytes. A recurrent state is no page: every running sequence has a slot.
-This file knows no model and no schedule; pages are reserved when a sequence starts, so a running one never lacks room.
+This file knows no model and no schedule.
 """
 
 from __future__ import annotations
@@ -116,16 +116,20 @@ class PageTable:
         self.owners[page] = 1
         return page
 
-    def reuse(self, tokens: list[int], ends: Container[Digest] | None = None) -> tuple[list[int], list[Digest]]:
+    def reuse(
+        self, tokens: list[int], ends: Container[Digest] | None = None, memo: list[Digest] | None = None
+    ) -> tuple[list[int], list[Digest]]:
         """Takes over the longest run of known pages at the start of `tokens`, never all of them: the last token has to
-        be computed for its logits. ends: where a run may end; None: anywhere. Returns the pages and the digests of
-        their content."""
+        be computed for its logits. ends: where a run may end; None: anywhere. memo: digests of the first pages that
+        were worked out before, which grows. Returns the pages and the digests of their content."""
+        worked_out = [] if memo is None else memo
         digests: list[Digest] = []
-        for end in range(PAGE, len(tokens), PAGE):
-            digest = _extend(digests, tokens[end - PAGE : end])
-            if digest not in self.page_of:
+        for page, end in enumerate(range(PAGE, len(tokens), PAGE)):
+            if page == len(worked_out):
+                worked_out.append(_extend(worked_out, tokens[end - PAGE : end]))
+            if worked_out[page] not in self.page_of:
                 break
-            digests.append(digest)
+            digests.append(worked_out[page])
         while digests and ends is not None and digests[-1] not in ends:
             digests.pop()
         pages = [self.page_of[digest] for digest in digests]

@@ -206,7 +206,7 @@ def _huge(llm: LLM, group: str) -> str:
 
 
 def byte_table(ledger: Ledger) -> Table:
-    """Bytes per token by group, and predicted against measured time, for prefill and decode."""
+    """Bytes per token by group, and predicted against measured time, for prefill and decode, and passes of both."""
     phases = [s for s in map(ledger.summary, PHASES) if s.passes]
     table = new_table("bytes read per token")
     table.add_column("")
@@ -298,7 +298,7 @@ def _gpu_remark(llm: LLM) -> str:
 
 def run_json(llm: LLM, results: list[Completion]) -> dict[str, Any]:
     """The object that --json prints: of one completion, or with a list of them under "completions"."""
-    prefill, decode = map(llm.ledger.summary, PHASES)
+    prefill, decode = llm.ledger.summary("prefill"), llm.ledger.summary("decode")
     tiers = tier_times(decode) if len(decode.bytes) > 1 else None
     shared = {
         "prefill_tok_s": round(prefill.tok_s, 3),

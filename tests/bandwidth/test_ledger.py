@@ -72,9 +72,11 @@ def test_counted_bytes_equal_the_prediction(variant: str, checkpoints: Checkpoin
         return choice
 
     llm.parts.decoder.choose = choose
-    results = llm.generate([list(range(3, 30)), [4, 5]], SamplingParams(max_new_tokens=6, ignore_eos=True))
+    few = SamplingParams(max_new_tokens=6, ignore_eos=True)
+    results = llm.generate([list(range(3, 30)), [4, 5]], few)
+    llm.generate([list(range(40, 60))], few)
     passes = llm.ledger.passes
-    assert {p.phase for p in passes} == {"prefill", "decode"}
+    assert {p.phase for p in passes} == {"prefill", "mixed", "decode"}
     assert results[0].ledger
     assert any("head" not in p.bytes["cpu_dram"] for p in passes), "a chunk in the middle of a prompt needs no logits"
     for i, done in enumerate(passes):

@@ -1,0 +1,60 @@
+"""What a pass should take before it is known which experts it chooses: for the size of chunks beside text.
+
+Experts are counted as for uniform routing, which is the most that so many tokens can be expected to choose.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from ..bandwidth_model.reconcile import Reconciliation
+from ..experts.backend import CpuExperts
+from ..ledger.pass_bytes import EXPERTS, common_bytes
+from ..ledger.passes import CPU_DRAM, Pass
+from ..planning.articles import distinct_experts
+from .parts import EngineParts
+
+REMEMBERED = 4096  # predictions by size of a pass
+CONTEXT_STEP = 512  # contexts that count as one
+
+
+class ExpectedPasses:
+    """The passes of a model on the CPU alone; None where no rates are known, and beside a GPU, where what is copied
+    decides."""
+
+    def __init__(self, parts: EngineParts, predictions: Reconciliation) -> None:
+        self.parts, self.predictions = parts, predictions
+        self._seconds = lru_cache(REMEMBERED)(self._predict)
+
+    def seconds(self, tokens: int, rows: int, context: int) -> float | None:
+        """Of a pass with so many tokens of one prompt beside `rows` sequences that generate, each with up to so long a
+        context."""
+        return self._ask(tokens, rows, -(-context // CONTEXT_STEP) * CONTEXT_STEP, False)
+
+    def full_read(self) -> float | None:
+        """Of a pass of one token that reads every expert."""
+        return self._ask(0, 1, 0, True)
+
+    def _ask(self, tokens: int, rows: int, context: int, all_experts: bool) -> float | None:
+        model = self.predictions.pass_model
+        if model is None or not isinstance(self.parts.decoder.experts, CpuExperts):
+            return None
+        return self._seconds(id(model), tokens, rows, context, all_experts)
+
+    def _predict(self, _model: int, tokens: int, rows: int, context: int, all_experts: bool) -> float | None:
+        model, decoder = self.predictions.pass_model, self.parts.decoder
+        assert model is not None, "asked without rates"
+        assert isinstance(decoder.experts, CpuExperts)
+        spans = [(1, context + 1)] * rows + ([(tokens, context + tokens)] if tokens else [])
+        read = common_bytes(decoder.sizes, decoder.cache.sizes, spans=spans, logits=True)
+        moe, new = self.parts.spec.moe, tokens + rows
+        share = 1.0 if all_experts else distinct_experts(moe.experts, moe.top_k, new) / moe.experts
+        banks = zip(decoder.experts.banks, decoder.experts.expert_bytes, strict=True)
+        by_layer = tuple(0 if bank is None else round(share * bank.experts * size) for bank, size in banks)
+        read[CPU_DRAM][EXPERTS] = sum(by_layer)
+        done = Pass(
+            index=0, phase="mixed", sequences=list(range(len(spans))), tokens=new, bytes=read, by_layer=by_layer,
+            context=sum(context for _, context in spans),
+        )  # fmt: skip
+        found = model(done)
+        return None if found is None else found.seconds

@@ -1,0 +1,1 @@
+"""Which sequences run in the next pass, and how many tokens of each."""

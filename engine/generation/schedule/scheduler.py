@@ -1,0 +1,175 @@
+"""Requests -> batches: which sequences run in the next forward pass, and how many tokens of each.
+
+    nobody has a prompt left      every running sequence gets a token
+    nobody generates yet          prompts, up to `prefill_chunk` tokens in all
+    both                          those that generate, and beside them as many tokens of prompts as `ChunkLimit` allows;
+                                  in between passes without prompts, as `FairShare` says
+
+A sequence is admitted when there are pages for its prompt and a window of new tokens; then it grows by pages. When they
+run out, the youngest of the lowest priority has to wait: its full pages stay known as long as nobody needs their room,
+so that most of it is not computed again. Two prompts with one beginning compute it once: the second waits for the
+first. Knows pages and counts, no tensors of a model.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from ...model.kv_cache import PAGE, PageTable, pages_for
+from ..sequence import Sequence
+from ..state_slots import StateSlots
+from .batch import DECODE, Batch
+from .chunk_limit import ChunkLimit
+from .fair_share import FairShare
+from .waiting import MOST_PASSED_OVER, in_order, shared_pages
+
+WINDOW = 512  # new tokens that a sequence is sure of when it is admitted
+WATERMARK = 0.03  # of all pages, left free by admission for those that run
+MOST_PROMPTS = 2  # under way at a time, if they fill a chunk: half-computed prompts hold pages and serve nobody
+
+
+class Scheduler:
+    """Holds the sequences that wait and that run. states: slots of recurrent states, of a model that has such. limit:
+    of prompts beside others; None: `prefill_chunk` alone. share: of time for those that generate. clock: seconds."""
+
+    def __init__(
+        self,
+        pages: PageTable,
+        prefill_chunk: int,
+        max_sequences: int,
+        states: StateSlots | None = None,
+        *,
+        limit: ChunkLimit | None = None,
+        share: FairShare | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.pages, self.states = pages, states
+        self.prefill_chunk, self.max_sequences = prefill_chunk, max_sequences
+        self.limit, self.share, self.clock = limit, share or FairShare(0.0), clock
+        self.waiting: list[Sequence] = []
+        self.running: list[Sequence] = []
+        self.watermark = int(WATERMARK * len(pages.owners))
+        self.preemptions = 0
+
+    def add(self, sequence: Sequence) -> None:
+        sequence.arrived = self.clock()
+        self.waiting.append(sequence)
+
+    def next_batch(self) -> Batch | None:
+        """The next pass, or None if nothing is left to do."""
+        self._admit()
+        decoding = self._grow([s for s in self.running if s.is_decoding])
+        prompts = [s for s in self.running if not s.is_decoding]
+        if prompts and not (decoding and self.share.owes_decode):
+            return self._with_prompts(decoding, in_order(prompts, self.clock()))
+        return Batch(decoding, [1] * len(decoding), len(decoding)) if decoding else None
+
+    def _with_prompts(self, decoding: list[Sequence], prompts: list[Sequence]) -> Batch:
+        """A pass with tokens of prompts, in their order, beside those that generate."""
+        room = self.prefill_chunk
+        if decoding:
+            # The tensors of a pass have room for a chunk, or a token of every sequence.
+            room = max(1, room - len(decoding))
+            if self.limit is not None:
+                room = min(room, self.limit.tokens(len(decoding), _context(decoding + prompts[:1])))
+        chosen, counts = list(decoding), [1] * len(decoding)
+        for sequence in prompts:
+            if room == 0:
+                break
+            chosen.append(sequence)
+            counts.append(min(sequence.pending, room))
+            room -= counts[-1]
+        return Batch(chosen, counts, len(decoding))
+
+    def _admit(self) -> None:
+        """Lets those in that wait, in their order, as long as there is room and no prompt waits for nothing."""
+        blocked: list[Sequence] = []
+        for sequence in in_order(self.waiting, self.clock()) if self.waiting else ():
+            if len(self.running) >= self.max_sequences or self._has_enough_prompts():
+                return
+            if blocked and blocked[0].passed_over >= MOST_PASSED_OVER:
+                return
+            if self._is_being_computed(sequence):
+                continue
+            if not self._enter(sequence):
+                blocked.append(sequence)
+                continue
+            for one in blocked:
+                one.passed_over += 1
+
+    def _has_enough_prompts(self) -> bool:
+        """Whether more prompts would only hold pages: so many are under way, and they fill the next pass."""
+        left = [s.pending for s in self.running if not s.is_decoding]
+        return len(left) >= MOST_PROMPTS and sum(left) >= self.prefill_chunk
+
+    def _is_being_computed(self, sequence: Sequence) -> bool:
+        """Whether a running prompt computes pages now that this one can take over when they are done."""
+        prompts = [s for s in self.running if not s.is_decoding]
+        return any(PAGE * shared_pages(sequence.tokens, s.tokens) > s.computed for s in prompts)
+
+    def _enter(self, sequence: Sequence) -> bool:
+        """Gives a sequence its pages and lets it run; False if there are too few."""
+        reused, digests = self.pages.reuse(sequence.tokens, self.states, sequence.prompt_digests)
+        need = pages_for(min(sequence.longest, len(sequence.tokens) + WINDOW)) - len(reused)
+        if need + (self.watermark if self.running else 0) > self.pages.available:
+            self.pages.release(reused)
+            return False
+        sequence.pages, sequence.digests = reused + self.pages.allocate(need), digests
+        sequence.computed = len(reused) * PAGE
+        if len(sequence.tokens) == sequence.prompt_tokens:  # of one that was preempted it is known already
+            sequence.reused = sequence.computed
+            sequence.admitted = self.clock()
+        if self.states is not None:
+            sequence.slot = self.states.free.pop()
+            sequence.restore = self.states.find(digests[-1]) if digests else None
+        self.waiting.remove(sequence)
+        self.running.append(sequence)
+        return True
+
+    def _grow(self, decoding: list[Sequence]) -> list[Sequence]:
+        """Gives each its page for the next token; where there is none, the least important sequence waits. Returns
+        those that still run."""
+        for sequence in decoding:
+            while sequence in self.running and len(sequence.pages) * PAGE <= sequence.computed:
+                if self.pages.available:
+                    sequence.pages += self.pages.allocate(1)
+                else:
+                    self._preempt(max(self.running, key=lambda s: (s.priority, s.id)))
+        return [s for s in decoding if s in self.running]
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Takes its pages away; it waits, and goes on later where it was."""
+        self._leave(sequence)
+        sequence.computed, sequence.restore = 0, None
+        self.waiting.append(sequence)
+        self.preemptions += 1
+
+    def commit(self, batch: Batch, seconds: float = 0.0) -> None:
+        """Books a pass that was run: its tokens are in the cache now, and full pages become known. seconds: that it
+        took."""
+        for sequence, count in zip(batch.sequences, batch.counts, strict=True):
+            sequence.computed += count
+            self.pages.publish(sequence.tokens, sequence.pages, sequence.digests, sequence.computed)
+        self.share.booked(batch.phase, seconds)
+        if self.limit is not None and batch.phase != DECODE:
+            self.limit.saw(batch.tokens - batch.decoding, batch.decoding, _context(batch.sequences), seconds)
+
+    def finish(self, sequence: Sequence) -> None:
+        """Takes a sequence out, whatever its state, and gives its pages back."""
+        if sequence in self.running:
+            self._leave(sequence)
+        elif sequence in self.waiting:
+            self.waiting.remove(sequence)
+
+    def _leave(self, sequence: Sequence) -> None:
+        self.running.remove(sequence)
+        if self.states is not None:
+            self.states.free.append(sequence.slot)
+        self.pages.release(sequence.pages)
+        sequence.pages, sequence.digests = [], []
+
+
+def _context(sequences: list[Sequence]) -> int:
+    """Tokens of the longest cache among sequences."""
+    return max(s.computed for s in sequences)
