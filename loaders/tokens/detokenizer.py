@@ -22,11 +22,12 @@ from ...errors import TokenizerError
 Steps = list[dict[str, Any]]
 
 
-def start_stream(core: tokenizers.Tokenizer, silent: Set[str], steps: Steps) -> TextStream:
-    """A fresh stream in which the tokens `silent` give no text; steps: of the tokenizer's decoder."""
+def start_stream(core: tokenizers.Tokenizer, silent: Set[str], steps: Steps, marks: Set[int]) -> TextStream:
+    """A fresh stream in which the tokens `silent` give no text; steps: of the tokenizer's decoder; marks: ids of more
+    tokens that give none, and that no character goes on behind."""
     if [step["type"] for step in steps] == ["ByteLevel"]:
-        return _ByteStream(core, silent)
-    return _WindowStream(core, silent, {step["type"] for step in steps})
+        return _ByteStream(core, silent, marks)
+    return _WindowStream(core, silent, marks, {step["type"] for step in steps})
 
 
 def streaming_steps(core: tokenizers.Tokenizer, source: str) -> Steps:
@@ -46,16 +47,20 @@ def streaming_steps(core: tokenizers.Tokenizer, source: str) -> Steps:
 class TextStream(ABC):
     """Text that grows token by token: all `push` plus `finish` is exactly what `decode` gives for the same ids.
 
-    A character that is still incomplete is held back, so no push returns a broken one.
+    A character that is still incomplete is held back, so no push returns a broken one. Before a mark nothing is held
+    back: a character that is not complete there never will be.
     """
 
-    def __init__(self, core: tokenizers.Tokenizer, silent: Set[str]):
+    def __init__(self, core: tokenizers.Tokenizer, silent: Set[str], marks: Set[int]):
         self._core = core
         self._silent = silent
+        self._marks = marks
 
     def push(self, token_id: int) -> str:
         """The text that this token completes; often empty."""
         token = self._core.id_to_token(token_id)
+        if token_id in self._marks:
+            return self._settle(token_id)
         return "" if token is None or token in self._silent else self._take(token_id, token)
 
     @abstractmethod
@@ -66,16 +71,23 @@ class TextStream(ABC):
     def _take(self, token_id: int, token: str) -> str:
         """The text that a token completes; it is in the vocabulary and not silent."""
 
+    @abstractmethod
+    def _settle(self, token_id: int) -> str:
+        """What is held back before a mark."""
+
 
 class _ByteStream(TextStream):
     """For byte-level vocabularies: each token is a string of bytes, so this is incremental UTF-8."""
 
-    def __init__(self, core: tokenizers.Tokenizer, silent: Set[str]):
-        super().__init__(core, silent)
+    def __init__(self, core: tokenizers.Tokenizer, silent: Set[str], marks: Set[int]):
+        super().__init__(core, silent, marks)
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def _take(self, token_id: int, token: str) -> str:
         return self._utf8.decode(_bytes_of(token))
+
+    def _settle(self, token_id: int) -> str:
+        return self.finish()
 
     def finish(self) -> str:
         return self._utf8.decode(b"", final=True)
@@ -90,8 +102,8 @@ class _WindowStream(TextStream):
     whole, and one invalid byte turns all of it, complete characters too, into replacement characters.
     """
 
-    def __init__(self, core: tokenizers.Tokenizer, silent: Set[str], steps: set[str]):
-        super().__init__(core, silent)
+    def __init__(self, core: tokenizers.Tokenizer, silent: Set[str], marks: Set[int], steps: set[str]):
+        super().__init__(core, silent, marks)
         self._byte_fallback = "ByteFallback" in steps
         self._byte_level = "ByteLevel" in steps
         self._before: list[int] = []
@@ -104,6 +116,11 @@ class _WindowStream(TextStream):
         text = self._text()
         if self._byte_level and text.endswith("\ufffd"):
             return ""
+        self._before, self._held = [token_id], []
+        return text
+
+    def _settle(self, token_id: int) -> str:
+        text = self._text()
         self._before, self._held = [token_id], []
         return text
 

@@ -9,7 +9,7 @@ How text grows token by token is in detokenizer.py, how a chat becomes one promp
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -119,9 +119,11 @@ class Tokenizer:
         """Id of the token that is spelled exactly `text`, or None."""
         return self._core.token_to_id(text)
 
-    def stream(self, skip_special_tokens: bool = True) -> TextStream:
-        """A fresh incremental decoder. Raises TokenizerError if the decoder rewrites text it has already given."""
-        return start_stream(self._core, self._specials if skip_special_tokens else frozenset(), self._steps)
+    def stream(self, skip_special_tokens: bool = True, marks: Set[int] = frozenset()) -> TextStream:
+        """A fresh incremental decoder. marks: tokens that give no text and part what is before from what follows, as
+        those of a dialect. Raises TokenizerError if the decoder rewrites text it has already given."""
+        silent = self._specials if skip_special_tokens else frozenset()
+        return start_stream(self._core, silent, self._steps, marks)
 
     def render_chat(
         self,
@@ -181,6 +183,11 @@ class Tokenizer:
     @cached_property
     def _steps(self) -> list[dict[str, Any]]:
         return streaming_steps(self._core, self.source)
+
+    @cached_property
+    def added_tokens(self) -> dict[str, int]:
+        """Ids of the tokens that text is never cut within, special ones and others, by their text."""
+        return {token.content: number for number, token in self._core.get_added_tokens_decoder().items()}
 
     @property
     def special_tokens(self) -> frozenset[str]:

@@ -1,0 +1,163 @@
+"""The dialects of released models, a literal each, and which is whose."""
+
+from __future__ import annotations
+
+from .dialect import Dialect, Tags
+
+THINK = (("<think>",), ("</think>",))
+CHATML = ("<|im_start|>assistant",)
+DEEPSEEK_TURNS = ("<｜Assistant｜>", "<｜tool▁output▁end｜>", "<｜tool▁outputs▁end｜>", "</function_results>")
+
+NONE = Dialect(name="none")
+
+THINKING = Dialect(name="thinking", think=THINK, turns=(*CHATML, "<｜Assistant｜>", "<|assistant|>"))
+
+HERMES = Dialect(
+    name="hermes",
+    think=THINK,
+    call=(("<tool_call>",), ("</tool_call>",)),
+    style="json",
+    turns=(*CHATML, "<|start_of_role|>assistant<|end_of_role|>"),
+)
+
+QWEN_CODER = Dialect(
+    name="qwen-coder",
+    think=THINK,
+    section=(("<tool_call>",), ("</tool_call>",)),
+    call=(("<function=",), ()),
+    style="tags",
+    tags=Tags(
+        name_end=(">",),
+        key="<parameter=",
+        key_end=((">", None),),
+        value=("\n",),
+        value_end=("\n</parameter>", "</parameter>"),
+        end=("</function>",),
+    ),
+    drafts=False,
+    turns=CHATML,
+)
+
+DEEPSEEK_V3 = Dialect(
+    name="deepseek-v3",
+    think=THINK,
+    section=(("<｜tool▁calls▁begin｜>",), ("<｜tool▁calls▁end｜>",)),
+    call=(("<｜tool▁call▁begin｜>",), ("<｜tool▁call▁end｜>",)),
+    style="json",
+    separators=("<｜tool▁sep｜>",),
+    drafts=False,
+    turns=DEEPSEEK_TURNS,
+)
+
+_DSML = ("<｜DSML｜function_calls>", "<｜DSML｜tool_calls>"), ("</｜DSML｜function_calls>", "</｜DSML｜tool_calls>")
+
+DSML = Dialect(
+    name="deepseek-dsml",
+    think=THINK,
+    section=_DSML,
+    call=(('<｜DSML｜invoke name="',), ()),
+    style="tags",
+    tags=Tags(
+        name_end=('">',),
+        key='<｜DSML｜parameter name="',
+        key_end=(('" string="true">', True), ('" string="false">', False), ('">', None)),
+        value_end=("</｜DSML｜parameter>",),
+        end=("</｜DSML｜invoke>",),
+    ),
+    drafts=False,
+    turns=DEEPSEEK_TURNS,
+)
+
+KIMI = Dialect(
+    name="kimi",
+    think=THINK,
+    section=(
+        ("<|tool_calls_section_begin|>", "<|tool_call_section_begin|>"),
+        ("<|tool_calls_section_end|>", "<|tool_call_section_end|>"),
+    ),
+    call=(("<|tool_call_begin|>",), ("<|tool_call_end|>",)),
+    style="json",
+    separators=("<|tool_call_argument_begin|>",),
+    drafts=False,
+    ids="model",
+    stop_tokens=("<|im_end|>",),
+    turns=("<|im_assistant|>assistant<|im_middle|>",),
+)
+
+HARMONY = Dialect(
+    name="harmony",
+    style="channels",
+    stop_tokens=("<|call|>", "<|return|>"),
+    turns=("<|start|>assistant",),
+)
+
+GLM = Dialect(
+    name="glm",
+    think=THINK,
+    call=(("<tool_call>",), ("</tool_call>",)),
+    style="tags",
+    tags=Tags(
+        name_end=("\n",),
+        name_before=("<arg_key>", "</tool_call>"),
+        key="<arg_key>",
+        key_end=(("</arg_key>", None),),
+        value=("\n<arg_value>", "<arg_value>"),
+        value_end=("</arg_value>",),
+        end=("</tool_call>",),
+    ),
+    bare=True,
+    stop_tokens=("<|user|>", "<|observation|>"),
+    turns=("<|assistant|>",),
+)
+
+MINIMAX = Dialect(
+    name="minimax",
+    think=THINK,
+    section=(("<minimax:tool_call>",), ("</minimax:tool_call>",)),
+    call=(('<invoke name="',), ()),
+    style="tags",
+    tags=Tags(
+        name_end=('">',),
+        key='<parameter name="',
+        key_end=(('">', None),),
+        value_end=("</parameter>",),
+        end=("</invoke>",),
+    ),
+    drafts=False,
+    stop_tokens=("[e~[",),
+    turns=("]~b]ai",),
+)
+
+MISTRAL = Dialect(
+    name="mistral",
+    think=(("[THINK]",), ("[/THINK]",)),
+    call=(("[TOOL_CALLS]",), ()),
+    style="json",
+    separators=("[ARGS]",),
+    drafts=False,
+    ids="nine",
+    turns=("[/INST]", "[/TOOL_RESULTS]"),
+)
+
+GRANITE_3 = Dialect(
+    name="granite-3",
+    think=THINK,
+    call=(("<|tool_call|>",), ()),
+    style="json",
+    turns=("<|start_of_role|>assistant<|end_of_role|>",),
+)
+
+GEMMA_4 = Dialect(
+    name="gemma-4",
+    think=(("<|channel>thought\n", "<|channel>thought"), ("<channel|>",)),
+    call=(("<|tool_call>call:", "<|tool_call>"), ("<tool_call|>",)),
+    style="braces",
+    drafts=False,
+    stop_tokens=("<turn|>", "<|tool_response>"),
+    turns=("<|turn>model", "<tool_response|>"),
+)
+
+ALL = (
+    NONE, THINKING, HERMES, QWEN_CODER, DEEPSEEK_V3, DSML, KIMI, HARMONY, GLM, MINIMAX, MISTRAL, GRANITE_3, GEMMA_4,
+)  # fmt: skip
+NAMES = {one.name: one for one in ALL}
