@@ -1,6 +1,7 @@
 """The command line: parses, builds a config, calls. Nothing is decided here.
 
 headrace generate MODEL "prompt"      complete a prompt (several prompts: one batch; -i: a chat)
+headrace serve MODEL                  the APIs of OpenAI and Anthropic, for every client that speaks them
 headrace convert MODEL DIRECTORY      save a model packed, so that it loads without quantising
 headrace perplexity MODEL FILE        how well a model predicts a text
 headrace measure                      how fast this machine's kernels read memory
@@ -26,6 +27,7 @@ from .engine import writable
 from .engine.bench.grid import Grid
 from .engine.config import EngineConfig, SamplingParams
 from .engine.planning.options import Options
+from .engine.server.settings import ServerSettings
 from .engine.terminal import output
 from .engine.terminal.chat_options import ChatOptions
 from .engine.terminal.options import Command, Group, Values, takes
@@ -112,6 +114,17 @@ def generate(
     if chosen.interactive:
         return generate_command.chat(llm, params, chosen)
     return generate_command.complete(llm, asked, params, as_json, "" if chosen.is_chat else prompts[0])
+
+
+@command
+@model_argument
+@takes(ServerSettings, "server")
+@takes(EngineConfig, "config")
+def serve(model: str, server: Values, config: Values) -> None:
+    """Serve MODEL to clients of OpenAI's and Anthropic's APIs, on this computer."""
+    from .engine.terminal import serve_command
+
+    serve_command.serve(model, ServerSettings(**server), config)
 
 
 @command

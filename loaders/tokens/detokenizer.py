@@ -132,6 +132,16 @@ class _WindowStream(TextStream):
         return self._core.decode(self._before + self._held, skip_special_tokens=False)[len(known) :]
 
 
+def bytes_of(token: str, steps: Steps) -> bytes:
+    """The bytes that a token stands for in the middle of a text; they may be a part of a character."""
+    kinds = {step["type"] for step in steps}
+    if "ByteLevel" in kinds:
+        return _bytes_of(token)
+    if "ByteFallback" in kinds and _is_byte(token):
+        return bytes([int(token[3:5], 16)])
+    return token.replace("\u2581", " ").encode()
+
+
 def _is_byte(token: str) -> bool:
     """Whether the byte-fallback decoder reads `token` as one byte."""
     if len(token) != 6 or not token.startswith("<0x") or not token.endswith(">"):

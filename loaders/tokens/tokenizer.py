@@ -21,7 +21,7 @@ from ..files import gguf_set, recognise
 from . import template_files
 from .chat_template import ChatTemplate
 from .conversation import Message
-from .detokenizer import TextStream, start_stream, steps_of, streaming_steps
+from .detokenizer import TextStream, bytes_of, start_stream, steps_of, streaming_steps
 from .gguf.parts import parts_of
 
 ENDS = ("eos_token", "eot_token", "eom_token")  # of a text, a turn, a message
@@ -118,6 +118,11 @@ class Tokenizer:
     def token_id(self, text: str) -> int | None:
         """Id of the token that is spelled exactly `text`, or None."""
         return self._core.token_to_id(text)
+
+    def bytes_of(self, token_id: int) -> bytes:
+        """The bytes that a token stands for; none of an id outside of the vocabulary."""
+        token = self._core.id_to_token(token_id)
+        return b"" if token is None else bytes_of(token, self._steps)
 
     def stream(self, skip_special_tokens: bool = True, marks: Set[int] = frozenset()) -> TextStream:
         """A fresh incremental decoder. marks: tokens that give no text and part what is before from what follows, as

@@ -1,0 +1,80 @@
+"""Tokens of an answer to events, as they are made: reasoning, text and calls told apart, stop strings found in text.
+
+Stop strings count in what is said, not in reasoning or in arguments of calls. Runs in the thread of the engine; whoever
+reads the events may be another one.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence as Seq
+
+from ...loaders.tokens.dialects.events import CallStart, Event, Text
+from ...loaders.tokens.dialects.machine import Machine
+from ...loaders.tokens.tokenizer import Tokenizer
+from ..generation.sequence import Sequence
+from ..generation.stop_strings import StopStrings
+
+
+class AnswerText:
+    """The events of one answer. machine: reads the dialect; None: all is text."""
+
+    def __init__(self, tokenizer: Tokenizer | None, machine: Machine | None, stop: Seq[str]) -> None:
+        marks = frozenset() if machine is None else machine.marks
+        self.stream = None if tokenizer is None else tokenizer.stream(marks=marks)
+        self.machine, self.said = machine, StopStrings(stop)
+        self.sequence: Sequence | None = None
+        self.events: deque[Event] = deque()
+        self.reasoning_tokens = 0
+        self.has_calls = False
+
+    @property
+    def text(self) -> str:
+        """What is said so far."""
+        return self.said.text
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string was found."""
+        return self.said.stopped
+
+    def push(self, token: int) -> str:
+        """Takes a token in."""
+        piece = "" if self.stream is None else self.stream.push(token)
+        if self.machine is None:
+            return self._take([Text(piece)] if piece else [])
+        found = self.machine.push(token, piece)
+        self.reasoning_tokens += self.machine.in_reasoning
+        return self._take(found)
+
+    def finish(self) -> str:
+        """What was held back, after the last token."""
+        if self.stopped:
+            return ""
+        shown = ""
+        rest = "" if self.stream is None else self.stream.finish()
+        if self.machine is None:
+            shown = self._take([Text(rest)] if rest else [])
+        else:
+            is_cut = self.sequence is not None and self.sequence.finish_reason == "length"
+            shown = self._take(self.machine.finish(cut=is_cut))
+        last = self.said.add("", final=True)
+        if last:
+            self.events.append(Text(last))
+        return shown + last
+
+    def _take(self, events: list[Event]) -> str:
+        """Keeps events; of text what can be shown now."""
+        shown = ""
+        for event in events:
+            if isinstance(event, Text):
+                piece = self.said.add(event.text)
+                shown += piece
+                if piece:
+                    self.events.append(Text(piece))
+                if self.stopped:
+                    break
+            else:
+                self.has_calls |= isinstance(event, CallStart)
+                self.events.append(event)
+        return shown

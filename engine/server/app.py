@@ -1,0 +1,82 @@
+"""The server as an ASGI app: every route, and what becomes of an error."""
+
+from __future__ import annotations
+
+import logging
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ...errors import HeadraceError
+from .handlers import about, answers, tokens
+from .security import Guard, error_response
+from .service import Service
+from .wire.errors import ApiError, of_exception
+
+log = logging.getLogger("headrace")
+
+
+def make_app(service: Service) -> ASGIApp:
+    """The app of a model whose service has started."""
+    app = Starlette(
+        middleware=[Middleware(Errors)],
+        routes=routes(service),
+        exception_handlers={HTTPException: missing},
+    )
+    app.state.service = service
+    return Guard(app, service.settings)
+
+
+def routes(service: Service) -> list[BaseRoute]:
+    """By path what answers; paths of OpenAI's API also without /v1."""
+    posts = {
+        "/chat/completions": answers.chat,
+        "/completions": answers.completions,
+        "/chat/completions/input_tokens": tokens.count_chat,
+    }
+    found: list[BaseRoute] = [
+        Route(f"{start}{path}", call, methods=["POST"]) for path, call in posts.items() for start in ("/v1", "")
+    ]
+    found += [Route(path, call, methods=["POST"]) for path, call in tokens.POSTS.items()]
+    found += [Route(path, call, methods=["GET", "HEAD"]) for path, call in about.GETS.items()]
+    return found
+
+
+async def missing(request: Request, error: Exception) -> Response:
+    """What is not there, in JSON: clients look for APIs that other engines have."""
+    status = error.status_code if isinstance(error, HTTPException) else 404
+    if status == 405:
+        text = f"{request.url.path} does not take {request.method}"
+    else:
+        text = f"there is no {request.url.path} here; docs/serving.md lists what there is"
+    return error_response(ApiError(status, text, code="not_found" if status == 404 else None), request.url.path)
+
+
+class Errors:
+    """Answers what handlers raise. Starlette's own way is to log a traceback for each, and a client's mistake needs
+    none."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        has_begun = False
+
+        async def sent(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, sent)
+        except Exception as error:
+            if has_begun:
+                raise
+            if not isinstance(error, (ApiError, HeadraceError)):
+                log.exception("%s %s has failed", scope.get("method"), scope.get("path"))
+            await error_response(of_exception(error), scope["path"])(scope, receive, send)

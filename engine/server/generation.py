@@ -1,0 +1,107 @@
+"""A request as handlers see it: events as they come, and at its end what they need for an answer."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+
+from ...loaders.tokens.dialects.events import Event
+from ..generation.outputs import Chunk
+from ..generation.request import Request
+from .answer_text import AnswerText
+
+SILENT_S = 5.0  # after which a stream shows that it lives
+MOST_UNREAD = 4096  # tokens that wait for a reader, after which it is gone or too slow
+
+
+@dataclass
+class News:
+    """What came since the last time: events, and the tokens behind them. Both empty: nothing, for SILENT_S."""
+
+    events: list[Event] = field(default_factory=list)
+    chunks: list[Chunk] = field(default_factory=list)
+
+
+class Generation:
+    """One answer that is being made. cancel: ends it, if it has not ended."""
+
+    def __init__(self, request: Request, text: AnswerText, cancel: Callable[[Generation], None]) -> None:
+        self.request, self.text, self._cancel = request, text, cancel
+        text.sequence = request.sequence
+        self.submitted = time.monotonic()
+        self.first: float | None = None  # when its first token came
+        self.last: float | None = None
+        self.tokens = 0
+        self._fresh = asyncio.Event()
+        self.has_ended = False
+
+    def wake(self) -> None:
+        """Says that there may be news; from the thread of handlers."""
+        if self.request.chunks and self.first is None:
+            self.first = time.monotonic()
+        if len(self.request.chunks) > MOST_UNREAD:
+            self.cancel()
+        self._fresh.set()
+
+    def cancel(self) -> None:
+        """Ends it; what was made stays."""
+        self._cancel(self)
+
+    async def news(self) -> AsyncIterator[News]:
+        """What comes, pass by pass; raises what ended the request in an error. However it is left, the request ends."""
+        try:
+            while True:
+                is_open = self.request.is_open
+                found = self._drain()
+                if found.events or found.chunks:
+                    yield found
+                elif not is_open:
+                    break
+                else:
+                    try:
+                        await asyncio.wait_for(self._fresh.wait(), SILENT_S)
+                    except asyncio.TimeoutError:
+                        yield News()
+                    self._fresh.clear()
+            if self.request.error is not None:
+                raise self.request.error
+        finally:
+            self.has_ended = True
+            self.cancel()
+
+    def _drain(self) -> News:
+        found = News()
+        while self.request.chunks:
+            found.chunks.append(self.request.chunks.popleft())
+        while self.text.events:
+            found.events.append(self.text.events.popleft())
+        if found.chunks:
+            self.last = time.monotonic()
+            self.tokens += len(found.chunks)
+        return found
+
+    # ---- what an answer says of it
+
+    @property
+    def finish_reason(self) -> str:
+        """As OpenAI's API has it: "tool_calls" exactly where there are calls."""
+        if self.text.has_calls:
+            return "tool_calls"
+        return "length" if self.request.sequence.finish_reason == "length" else "stop"
+
+    @property
+    def prompt_tokens(self) -> int:
+        return self.request.sequence.prompt_tokens
+
+    @property
+    def cached_tokens(self) -> int:
+        """Tokens of the prompt that were in the cache already."""
+        return self.request.sequence.reused
+
+    @property
+    def queued_s(self) -> float:
+        """Seconds before it first ran; until now, where it has not."""
+        sequence = self.request.sequence
+        return max(0.0, (sequence.admitted or time.monotonic()) - self.submitted)

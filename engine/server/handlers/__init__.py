@@ -1,0 +1,1 @@
+"""What answers a request: reads it, asks the service, writes the answer of its API."""

@@ -1,0 +1,167 @@
+"""Chat and text completions."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from ....loaders.tokens.dialects.events import Text
+from .. import sse
+from ..generation import Generation
+from ..merge import merged
+from ..service import Service
+from ..wire import chat as chat_wire
+from ..wire import completions as completion_wire
+from ..wire import fields
+from ..wire.chat import ChatRequest, ChatWriter, Gathered
+from ..wire.completions import CompletionRequest, CompletionWriter
+from ..wire.errors import ApiError, of_exception
+from .common import Json, model_name, service_of
+
+
+async def chat(request: Request) -> Any:
+    """POST /v1/chat/completions"""
+    service, asked = service_of(request), fields.read(await request.body(), ChatRequest)
+    name, count = model_name(service, asked.model), fields.choices(asked)
+    ask, params = chat_wire.prompt_of(asked), chat_wire.params_of(asked, service.defaults)
+    prompt = await service.prompt(ask)
+    has_tools = asked.tools and asked.tool_choice != chat_wire.LEAVES_OUT_TOOLS
+    tools = asked.tools if has_tools else None
+
+    def start() -> list[Generation]:
+        return [
+            service.answer(prompt, nth(params, i), tools=tools, parse=True, priority=asked.priority or 0)
+            for i in range(count)
+        ]
+
+    writer = ChatWriter(asked, name, service.token_bytes)
+    if asked.stream:
+        return sse.EventStream(chat_events(writer, start(), service))
+    return Answer(start, writer.whole)
+
+
+def nth(params: Any, number: int) -> Any:
+    """Parameters of one of several answers: a seed gives each its own draws, the same every time."""
+    from dataclasses import replace
+
+    return params if params.seed is None or not number else replace(params, seed=(params.seed + number) % 2**63)
+
+
+async def chat_events(
+    writer: ChatWriter, generations: Sequence[Generation], service: Service
+) -> AsyncGenerator[bytes, None]:
+    """The events of a streamed chat."""
+    for i in range(len(generations)):
+        yield sse.event(writer.opening(i))
+    stream = merged(generations)
+    try:
+        async for i, news in stream:
+            if news is None:
+                yield sse.event(writer.closing(i, generations[i]))
+                continue
+            if not news.events and not news.chunks:
+                if not service.settings.no_keep_alive:
+                    yield sse.ALIVE
+                continue
+            for delta in writer.deltas(i, news.events, news.chunks):
+                yield sse.event(delta)
+        if writer.asked.wants_usage:
+            yield sse.event(writer.counted(generations))
+        yield sse.DONE
+    except Exception as error:  # the headers are out: the stream says it
+        yield sse.event(of_exception(error).openai())
+    finally:
+        await stream.aclose()
+
+
+async def completions(request: Request) -> Any:
+    """POST /v1/completions"""
+    service, asked = service_of(request), fields.read(await request.body(), CompletionRequest)
+    name, count = model_name(service, asked.model), fields.choices(asked)
+    asks, params = completion_wire.prompts_of(asked), completion_wire.params_of(asked, service.defaults)
+    prompts = [await service.prompt(ask) for ask in asks]
+    echoes = [service.text_of(one.ids) if asked.echo else "" for one in prompts for _ in range(count)]
+
+    def start() -> list[Generation]:
+        return [
+            service.answer(prompt, nth(params, i), priority=asked.priority or 0)
+            for prompt in prompts
+            for i in range(count)
+        ]
+
+    writer = CompletionWriter(asked, name, service.token_bytes)
+    if asked.stream:
+        return sse.EventStream(completion_events(writer, start(), echoes, service))
+    return Answer(start, lambda made, gathered: writer.whole(made, gathered, echoes))
+
+
+async def completion_events(
+    writer: CompletionWriter, generations: Sequence[Generation], echoes: Sequence[str], service: Service
+) -> AsyncGenerator[bytes, None]:
+    """The events of a streamed completion."""
+    for i, echo in enumerate(echoes):
+        if echo:
+            yield sse.event(writer.piece(i, echo, []))
+    stream = merged(generations)
+    try:
+        async for i, news in stream:
+            if news is None:
+                yield sse.event(writer.closing(i, generations[i]))
+            elif news.events or news.chunks:
+                text = "".join(one.text for one in news.events if isinstance(one, Text))
+                if text or writer.asked.logprobs is not None:
+                    yield sse.event(writer.piece(i, text, news.chunks))
+            elif not service.settings.no_keep_alive:
+                yield sse.ALIVE
+        if writer.asked.wants_usage:
+            yield sse.event(writer.counted(generations))
+        yield sse.DONE
+    except Exception as error:  # the headers are out: the stream says it
+        yield sse.event(of_exception(error).openai())
+    finally:
+        await stream.aclose()
+
+
+Whole = Callable[[Sequence[Generation], Sequence[Gathered]], dict[str, Any]]
+
+
+class Answer:
+    """A response that is made before it is sent, unless the client leaves first: then the work ends at once."""
+
+    def __init__(self, start: Callable[[], list[Generation]], whole: Whole) -> None:
+        self.generations, self.whole = start(), whole
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        work = asyncio.ensure_future(self._gather())
+        watcher = asyncio.ensure_future(sse.left(receive))
+        try:
+            await asyncio.wait({work, watcher}, return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                return
+            response: Response = work.result()
+        finally:
+            for task in (work, watcher):
+                task.cancel()
+            with contextlib.suppress(asyncio.CancelledError, Exception):
+                await work
+        await response(scope, receive, send)
+
+    async def _gather(self) -> Response:
+        gathered = [Gathered() for _ in self.generations]
+        try:
+            async for i, news in merged(self.generations):
+                if news is not None:
+                    gathered[i].add(news.events, news.chunks)
+        except Exception as error:
+            problem: ApiError = of_exception(error)
+            return Json(problem.openai(), problem.status, problem.headers)
+        return Json(self.whole(self.generations, gathered))
+
+
+Handler = Callable[[Request], Awaitable[Response]]

@@ -1,0 +1,251 @@
+"""The model as handlers use it: prompts made and checked beside the engine, answers started, counted and ended.
+
+Everything here runs in the thread of the event loop, but for what says otherwise.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from ...errors import HeadraceError, TokenizerError
+from ...loaders.tokens.dialects.choose import Choice, choose
+from ...loaders.tokens.dialects.machine import start as start_machine
+from ...loaders.tokens.tokenizer import Tokenizer
+from ..config import SamplingParams
+from ..generation.request import Request
+from ..llm import LLM
+from .answer_text import AnswerText
+from .engine_thread import EngineThread
+from .generation import Generation
+from .settings import ServerSettings
+from .wire.errors import ApiError, PromptTooLong
+
+PREPARE_S = 60.0  # for a template and its tokens; a template is a stranger's code, and may not end
+TAIL = 2000  # characters of a prompt's end that say whether reasoning is open already
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptAsk:
+    """What a prompt is made of: a conversation with tools, or text, or ids."""
+
+    messages: Sequence[Mapping[str, Any]] | None = None
+    tools: Any = None
+    arguments: Mapping[str, Any] | None = None
+    add_generation_prompt: bool = True
+    text: str | None = None
+    ids: tuple[int, ...] | None = None
+    add_special_tokens: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """A prompt as ids; tail: the end of its text, of a conversation."""
+
+    ids: list[int]
+    tail: str = ""
+
+
+class Service:
+    """One model that is served. name: in answers."""
+
+    def __init__(
+        self, llm: LLM, settings: ServerSettings, name: str, defaults: Mapping[str, Any] | None = None
+    ) -> None:
+        self.llm, self.settings, self.name = llm, settings, name
+        self.defaults = SamplingParams(**{"max_new_tokens": llm.admission.limit, **(defaults or {})})
+        self.template = settings.chat_template
+        self.choice: Choice = choose(
+            llm.tokenizer, template=self._template_text(), family=llm.parts.checkpoint.family.model_type,
+            wanted=settings.dialect,
+        )  # fmt: skip
+        self.started = time.time()
+        self.open: dict[int, Generation] = {}
+        self.ended: list[Callable[[Generation], None]] = []  # told of every answer that ended
+        self.is_closing = False
+        self.engine = EngineThread(llm.loop, self._passed)
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    # ---- life
+
+    def start(self) -> None:
+        """Begins to serve, in the event loop that runs now."""
+        self._loop = asyncio.get_running_loop()
+        self.engine.start()
+
+    async def stop(self, grace_s: float = 10.0) -> None:
+        """Takes nothing more, lets answers end for a while, then ends them."""
+        self.is_closing = True
+        end = time.monotonic() + grace_s
+        while self.open and time.monotonic() < end:
+            await asyncio.sleep(0.05)
+        for generation in list(self.open.values()):
+            generation.request.error = ApiError(503, "the server is stopping; ask again in a while")
+            generation.cancel()
+        await asyncio.to_thread(self.engine.stop)
+
+    def _passed(self) -> None:
+        """A pass is over; in the thread of the engine."""
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._wake)
+
+    def _wake(self) -> None:
+        for generation in list(self.open.values()):
+            generation.wake()
+
+    # ---- prompts
+
+    @property
+    def limit(self) -> int:
+        """Tokens that the context holds."""
+        return self.llm.admission.limit
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Raises TokenizerError where the model has none."""
+        return self.llm.admission.need_tokenizer("text prompts")
+
+    async def prompt(self, ask: PromptAsk, check: bool = True) -> Prompt:
+        """The ids of a prompt, made in another thread; raises ApiError or a HeadraceError. check: whether it fits."""
+        made = await in_time(lambda: self._make_prompt(ask), PREPARE_S)
+        if check and len(made.ids) > self.limit:
+            raise PromptTooLong(
+                len(made.ids), self.limit, "Shorten it, or start the server with a larger --max-context."
+            )
+        return made
+
+    def _make_prompt(self, ask: PromptAsk) -> Prompt:
+        if ask.ids is not None:
+            return Prompt(ids=list(ask.ids))
+        if ask.text is not None:
+            encode = self.llm.admission.encode if ask.add_special_tokens else self._encode_plain
+            return Prompt(ids=encode(ask.text))
+        text = self.render(ask)
+        return Prompt(ids=self._encode_plain(text), tail=text[-TAIL:])
+
+    def _encode_plain(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def render(self, ask: PromptAsk) -> str:
+        """The text of a conversation's prompt; runs a stranger's code."""
+        return self.tokenizer.render_chat(
+            list(ask.messages or ()), ask.add_generation_prompt, tools=ask.tools, template=self.template,
+            arguments=ask.arguments,
+        )  # fmt: skip
+
+    async def rendered(self, ask: PromptAsk) -> str:
+        """The same in another thread."""
+        return await in_time(lambda: self.render(ask), PREPARE_S)
+
+    def text_of(self, ids: Sequence[int]) -> str:
+        """Text of tokens, without special ones; "" where the model has no tokenizer."""
+        tokenizer = self.llm.tokenizer
+        return "" if tokenizer is None else tokenizer.decode(list(ids))
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes of a token."""
+        tokenizer = self.llm.tokenizer
+        return b"" if tokenizer is None else tokenizer.bytes_of(token)
+
+    def _template_text(self) -> str | None:
+        """The template that was asked for, as text."""
+        if self.template is None or "{" in self.template or self.llm.tokenizer is None:
+            return self.template
+        named = self.llm.tokenizer.templates.get(self.template)
+        return None if named is None else named.text
+
+    # ---- answers
+
+    def check_queue(self) -> None:
+        """Raises ApiError where no more requests are taken."""
+        if self.is_closing:
+            raise ApiError(503, "the server is stopping; ask again in a while", headers={"retry-after": "5"})
+        if not self.engine.is_running:
+            raise ApiError(500, "the engine has stopped; restart the server, and report what its log says")
+        if len(self.open) >= self.settings.parallel + self.settings.max_queue:
+            raise ApiError(
+                429, f"{len(self.open)} requests run or wait, and no more are taken (--max-queue); ask again later",
+                code="queue_full", headers={"retry-after": "5"},
+            )  # fmt: skip
+
+    def clamp(self, params: SamplingParams, prompt_tokens: int) -> SamplingParams:
+        """No more new tokens than the context leaves."""
+        return replace(params, max_new_tokens=max(1, min(params.max_new_tokens, self.limit + 1 - prompt_tokens)))
+
+    def answer(
+        self, prompt: Prompt, params: SamplingParams, *, tools: Any = None, parse: bool = False, priority: int = 0
+    ) -> Generation:
+        """Starts an answer. parse: reasoning and calls are told apart from text. Raises ApiError or a HeadraceError."""
+        self.check_queue()
+        params, machine, stop = self.clamp(params, len(prompt.ids)), None, params.stop
+        if parse:
+            machine = start_machine(
+                self.choice.dialect, tools=tools, prompt_tail=prompt.tail, tokenizer=self.llm.tokenizer
+            )
+            params = replace(params, stop_token_ids=(*params.stop_token_ids, *self._dialect_ends))
+        plain = self.llm.admission.request(prompt.ids, params)
+        text = AnswerText(self.llm.tokenizer, machine, plain.sequence.params.stop if stop else ())
+        request = Request(plain.sequence, text)
+        request.sequence.priority = priority
+        generation = Generation(request, text, self._end)
+        self.open[request.sequence.id] = generation
+        self.engine.submit(request)
+        return generation
+
+    @property
+    def _dialect_ends(self) -> list[int]:
+        """Tokens that end an answer in the model's dialect."""
+        tokenizer = self.llm.tokenizer
+        found = [] if tokenizer is None else map(tokenizer.token_id, self.choice.dialect.stop_tokens)
+        return [one for one in found if one is not None]
+
+    def _end(self, generation: Generation) -> None:
+        """Ends an answer, whoever wants it; told once."""
+        request = generation.request
+        if request.is_open:
+            self.engine.cancel(request)
+        if self.open.pop(request.sequence.id, None) is not None:
+            for told in self.ended:
+                told(generation)
+
+
+async def in_time(work: Callable[[], T], seconds: float) -> T:
+    """The result of work in a thread of its own, which is told to stop when its time is over; raises ApiError then.
+    Python code stops at its next step; a call of the tokenizer ends by itself."""
+    loop, done = asyncio.get_running_loop(), asyncio.Event()
+    found: list[Any] = [None, None]
+
+    def run() -> None:
+        try:
+            found[0] = work()
+        except BaseException as error:  # given to whoever waits
+            found[1] = error
+        loop.call_soon_threadsafe(done.set)
+
+    thread = threading.Thread(target=run, name="headrace-prompt", daemon=True)
+    thread.start()
+    try:
+        await asyncio.wait_for(done.wait(), seconds)
+    except asyncio.TimeoutError:
+        raise ApiError(400, f"the chat template took longer than {seconds:g} s: give other messages") from None
+    finally:
+        if not done.is_set():
+            stop_thread(thread)
+    if isinstance(found[1], (HeadraceError, ApiError)):
+        raise found[1]
+    if found[1] is not None:
+        raise TokenizerError(f"the prompt cannot be made: {type(found[1]).__name__}: {found[1]}") from found[1]
+    result: T = found[0]
+    return result
+
+
+def stop_thread(thread: threading.Thread) -> None:
+    """Raises an error in a thread that runs Python code."""
+    if thread.ident is not None and thread.is_alive():
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(TimeoutError))

@@ -1,0 +1,125 @@
+"""Fields that requests of several APIs share, and how they are read. Unknown fields are ignored, null means absent."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import msgspec
+
+from ....errors import OptionError
+from ...config import SamplingParams
+from .errors import ApiError, bad_request
+
+MOST_STOPS, MOST_CHOICES = 16, 8
+MOST_MESSAGES, MOST_TOOLS = 10_000, 1024
+EFFORTS_OFF = ("none",)
+T = TypeVar("T")
+
+
+class Sampled(msgspec.Struct, kw_only=True):
+    """How tokens are chosen, by the names that clients of OpenAI's API, vLLM and llama.cpp use."""
+
+    model: str | None = None
+    stream: bool | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    repeat_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: list[int] | None = None
+    logit_bias: dict[str, float] | None = None
+    ignore_eos: bool | None = None
+    min_tokens: int | None = None
+    priority: int | None = None
+    n: int | None = None
+    headrace: bool | None = None
+
+
+def read(body: bytes, kind: type[T]) -> T:
+    """A request of a kind; raises ApiError that names the field."""
+    try:
+        return msgspec.json.decode(body or b"{}", type=kind)
+    except msgspec.ValidationError as error:
+        message, _, place = str(error).partition(" - at `$")
+        param = place.rstrip("`").lstrip(".") or None
+        raise bad_request(f"{param or 'the request'}: {message}", param) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise bad_request(f"the body is no JSON: {error}") from None
+    except RecursionError:
+        raise bad_request("the body is nested too deeply") from None
+
+
+def choices(wanted: Sampled) -> int:
+    """How many answers are asked for."""
+    count = 1 if wanted.n is None else wanted.n
+    if not 1 <= count <= MOST_CHOICES:
+        raise bad_request(f"n is {count}; it must be from 1 to {MOST_CHOICES}", "n")
+    return count
+
+
+def sampling(wanted: Sampled, defaults: SamplingParams, new: int | None, **more: Any) -> SamplingParams:
+    """How tokens are chosen: as asked, else as the model's own defaults say. new: most new tokens; None, 0, -1: as many
+    as fit. Raises ApiError."""
+    given = {
+        "temperature": wanted.temperature,
+        "top_p": wanted.top_p,
+        "top_k": wanted.top_k,
+        "min_p": wanted.min_p,
+        "repetition_penalty": first(wanted.repetition_penalty, wanted.repeat_penalty),
+        "presence_penalty": wanted.presence_penalty,
+        "frequency_penalty": wanted.frequency_penalty,
+        "seed": wanted.seed,
+        "stop": stops(wanted.stop),
+        "stop_token_ids": wanted.stop_token_ids,
+        "logit_bias": bias(wanted.logit_bias),
+        "ignore_eos": wanted.ignore_eos,
+        "min_tokens": wanted.min_tokens,
+        "max_new_tokens": new if new is not None and new > 0 else None,
+        **more,
+    }
+    kept = {name: getattr(defaults, name) for name in SamplingParams.__dataclass_fields__}
+    try:
+        return SamplingParams(**{**kept, **{name: value for name, value in given.items() if value is not None}})
+    except OptionError as error:
+        raise ApiError(400, str(error), param=str(error).split(" ", 1)[0]) from None
+
+
+def stops(stop: str | list[str] | None) -> tuple[str, ...] | None:
+    """Stop strings; empty ones are none."""
+    if stop is None:
+        return None
+    found = tuple(one for one in ([stop] if isinstance(stop, str) else stop) if one)
+    if len(found) > MOST_STOPS:
+        raise bad_request(f"stop has {len(found)} strings; give {MOST_STOPS} at most", "stop")
+    return found
+
+
+def bias(by_id: dict[str, float] | None) -> dict[str, float] | None:
+    """Biases, which must name ids."""
+    if bad := next((key for key in by_id or () if not key.isdecimal()), None):
+        raise bad_request(f"logit_bias names {bad!r}; give token ids", "logit_bias")
+    return by_id or None
+
+
+def first(*values: T | None) -> T | None:
+    """The first that was given."""
+    return next((one for one in values if one is not None), None)
+
+
+def template_arguments(
+    effort: str | None, kwargs: dict[str, Any] | None, thinking: bool | None = None
+) -> dict[str, Any]:
+    """What goes to the template besides messages and tools. effort: of reasoning; "none" turns it off."""
+    found: dict[str, Any] = {}
+    if effort is not None:
+        found["reasoning_effort"] = effort
+        if effort in EFFORTS_OFF:
+            found |= {"enable_thinking": False, "thinking": False}
+    if thinking is not None:
+        found |= {"enable_thinking": thinking, "thinking": thinking}
+    return {**found, **(kwargs or {})}
