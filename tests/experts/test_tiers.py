@@ -191,9 +191,10 @@ def test_counted_bytes_equal_the_prediction(name: str, tmp_path: Path) -> None:
     options = placed(PLACEMENTS[name], tmp_path)
     llm = LLM("demo", device="simulated", max_context=128, prefill_chunk=16, **options)
     seen, shapes = recorded(llm)
-    prompts = [list(range(3, 43)), [4, 5], [7]]
+    prompts = [list(range(3, 43)), [4, 5], [7], list(range(50, 90))]
     params = [SamplingParams(max_new_tokens=6, ignore_eos=True, temperature=t, seed=1) for t in (0, 0.7, 0)]
-    llm.generate(prompts, params)
+    llm.generate(prompts[:3], params)
+    llm.generate(prompts[3:], params[0])
     longest = [pages_for(len(p) + 6) for p in prompts]
     assert any(not rows for _, rows in shapes.values()), "a chunk in the middle of a prompt needs no logits"
     for done in llm.ledger.passes:
