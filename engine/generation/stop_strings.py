@@ -12,21 +12,24 @@ from ...loaders.tokens.tokenizer import Tokenizer
 
 
 class StopStrings:
-    """Text that grows, up to the first stop string. text: all of it so far; stopped: whether one was found."""
+    """Text that grows, up to the first stop string. text: all of it so far; stopped: whether one was found; hit: which
+    one."""
 
     def __init__(self, stop: Sequence[str]) -> None:
         self.stop = stop
         self.text = ""
         self.shown = 0
         self.stopped = False
+        self.hit: str | None = None
 
     def add(self, piece: str, final: bool = False) -> str:
         """What can be shown now; final: nothing more will come."""
         longest = max(map(len, self.stop), default=1)
         start = max(0, len(self.text) - longest + 1)  # a stop string cannot begin before this
         self.text += piece
-        cut = min((i for i in (self.text.find(s, start) for s in self.stop) if i >= 0), default=None)
-        if cut is not None:
+        found = [(place, s) for s in self.stop if (place := self.text.find(s, start)) >= 0]
+        if found:
+            cut, self.hit = min(found)
             self.stopped = True
             self.text = self.text[:cut]
         safe = len(self.text) if final or self.stopped else len(self.text) - self._held()

@@ -13,7 +13,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ...errors import HeadraceError
-from .handlers import about, answers, tokens
+from .handlers import about, answers, other_apis, tokens
 from .security import Guard, error_response
 from .service import Service
 from .wire.errors import ApiError, of_exception
@@ -38,6 +38,10 @@ def routes(service: Service) -> list[BaseRoute]:
         "/chat/completions": answers.chat,
         "/completions": answers.completions,
         "/chat/completions/input_tokens": tokens.count_chat,
+        "/responses": other_apis.responses,
+        "/responses/input_tokens": other_apis.count_response,
+        "/messages": other_apis.messages,
+        "/messages/count_tokens": other_apis.count_tokens,
     }
     found: list[BaseRoute] = [
         Route(f"{start}{path}", call, methods=["POST"]) for path, call in posts.items() for start in ("/v1", "")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 
 from ...loaders.tokens.dialects.events import Event
@@ -49,7 +49,7 @@ class Generation:
         """Ends it; what was made stays."""
         self._cancel(self)
 
-    async def news(self) -> AsyncIterator[News]:
+    async def news(self) -> AsyncGenerator[News, None]:
         """What comes, pass by pass; raises what ended the request in an error. However it is left, the request ends."""
         try:
             while True:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, MutableMapping
+from collections.abc import AsyncGenerator, Callable, MutableMapping
 from typing import Any
 
 import msgspec
@@ -31,10 +31,15 @@ def event(data: Any, name: str | None = None) -> bytes:
 
 
 class EventStream:
-    """A response of events that `pieces` makes."""
+    """A response of events that `pieces` makes. ended: called when it is over, however, also where it never began."""
 
-    def __init__(self, pieces: AsyncGenerator[bytes, None], headers: dict[str, str] | None = None) -> None:
-        self.pieces, self.headers = pieces, {**HEADERS, **(headers or {})}
+    def __init__(
+        self,
+        pieces: AsyncGenerator[bytes, None],
+        ended: Callable[[], None] = lambda: None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        self.pieces, self.ended, self.headers = pieces, ended, {**HEADERS, **(headers or {})}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         writer = asyncio.ensure_future(self._write(send))
@@ -47,6 +52,7 @@ class EventStream:
             with contextlib.suppress(asyncio.CancelledError, OSError):
                 await writer
             await self.pieces.aclose()
+            self.ended()
 
     async def _write(self, send: Send) -> None:
         headers = [(name.encode(), value.encode()) for name, value in self.headers.items()]

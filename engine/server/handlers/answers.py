@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
@@ -12,6 +14,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from ....loaders.tokens.dialects.events import Text
+from ...config import SamplingParams
 from .. import sse
 from ..generation import Generation
 from ..merge import merged
@@ -34,22 +37,36 @@ async def chat(request: Request) -> Any:
     has_tools = asked.tools and asked.tool_choice != chat_wire.LEAVES_OUT_TOOLS
     tools = asked.tools if has_tools else None
 
-    def start() -> list[Generation]:
-        return [
-            service.answer(prompt, nth(params, i), tools=tools, parse=True, priority=asked.priority or 0)
-            for i in range(count)
-        ]
-
-    writer = ChatWriter(asked, name, service.token_bytes)
+    starts = [
+        partial(service.answer, prompt, nth(params, i), tools=tools, parse=True, priority=asked.priority or 0)
+        for i in range(count)
+    ]
+    generations, writer = started(starts), ChatWriter(asked, name, service.token_bytes)
     if asked.stream:
-        return sse.EventStream(chat_events(writer, start(), service))
-    return Answer(start, writer.whole)
+        return sse.EventStream(chat_events(writer, generations, service), partial(end, generations))
+    return Answer(generations, writer.whole)
 
 
-def nth(params: Any, number: int) -> Any:
+def started(starts: Iterable[Callable[[], Generation]]) -> list[Generation]:
+    """All of several answers, or none of them."""
+    found: list[Generation] = []
+    try:
+        for start in starts:
+            found.append(start())
+    except BaseException:
+        end(found)
+        raise
+    return found
+
+
+def end(generations: Iterable[Generation]) -> None:
+    """Ends those that have not ended."""
+    for generation in generations:
+        generation.cancel()
+
+
+def nth(params: SamplingParams, number: int) -> SamplingParams:
     """Parameters of one of several answers: a seed gives each its own draws, the same every time."""
-    from dataclasses import replace
-
     return params if params.seed is None or not number else replace(params, seed=(params.seed + number) % 2**63)
 
 
@@ -88,17 +105,15 @@ async def completions(request: Request) -> Any:
     prompts = [await service.prompt(ask) for ask in asks]
     echoes = [service.text_of(one.ids) if asked.echo else "" for one in prompts for _ in range(count)]
 
-    def start() -> list[Generation]:
-        return [
-            service.answer(prompt, nth(params, i), priority=asked.priority or 0)
-            for prompt in prompts
-            for i in range(count)
-        ]
-
-    writer = CompletionWriter(asked, name, service.token_bytes)
+    starts = [
+        partial(service.answer, prompt, nth(params, i), priority=asked.priority or 0)
+        for prompt in prompts
+        for i in range(count)
+    ]
+    generations, writer = started(starts), CompletionWriter(asked, name, service.token_bytes)
     if asked.stream:
-        return sse.EventStream(completion_events(writer, start(), echoes, service))
-    return Answer(start, lambda made, gathered: writer.whole(made, gathered, echoes))
+        return sse.EventStream(completion_events(writer, generations, echoes, service), partial(end, generations))
+    return Answer(generations, lambda made, gathered: writer.whole(made, gathered, echoes))
 
 
 async def completion_events(
@@ -134,8 +149,13 @@ Whole = Callable[[Sequence[Generation], Sequence[Gathered]], dict[str, Any]]
 class Answer:
     """A response that is made before it is sent, unless the client leaves first: then the work ends at once."""
 
-    def __init__(self, start: Callable[[], list[Generation]], whole: Whole) -> None:
-        self.generations, self.whole = start(), whole
+    def __init__(
+        self,
+        generations: list[Generation],
+        whole: Whole,
+        problem: Callable[[ApiError], dict[str, Any]] = ApiError.openai,
+    ) -> None:
+        self.generations, self.whole, self.problem = generations, whole, problem
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         work = asyncio.ensure_future(self._gather())
@@ -150,6 +170,7 @@ class Answer:
                 task.cancel()
             with contextlib.suppress(asyncio.CancelledError, Exception):
                 await work
+            end(self.generations)
         await response(scope, receive, send)
 
     async def _gather(self) -> Response:
@@ -159,9 +180,6 @@ class Answer:
                 if news is not None:
                     gathered[i].add(news.events, news.chunks)
         except Exception as error:
-            problem: ApiError = of_exception(error)
-            return Json(problem.openai(), problem.status, problem.headers)
+            told = of_exception(error)
+            return Json(self.problem(told), told.status, told.headers)
         return Json(self.whole(self.generations, gathered))
-
-
-Handler = Callable[[Request], Awaitable[Response]]

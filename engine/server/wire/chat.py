@@ -158,10 +158,12 @@ class Gathered:
         self.text, self.reasoning = "", ""
         self.calls: list[dict[str, Any]] = []
         self.chunks: list[Chunk] = []
+        self.events: list[Event] = []
 
     def add(self, events: Sequence[Event], chunks: Sequence[Chunk]) -> None:
         """Takes in what came."""
         self.chunks += chunks
+        self.events += events
         for event in events:
             if isinstance(event, Text):
                 self.text += event.text
