@@ -1,0 +1,130 @@
+"""A server in this process: the demo model behind real HTTP, which says what a test wants it to say."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+
+from headrace import LLM
+from headrace.engine.generation.sampler import sample
+from headrace.engine.generation.sequence import Sequence
+from headrace.engine.server import run
+from headrace.engine.server.service import Service
+from headrace.engine.server.settings import ServerSettings
+from headrace.kernels import Ops
+
+# As Qwen3's: calls and their results in tags, reasoning in others.
+TEMPLATE = """{%- if tools %}<|system|>
+{% if messages[0].role == 'system' %}{{ messages[0].content }}
+{% endif %}<tools>
+{% for tool in tools %}{{ tool | tojson }}
+{% endfor %}</tools>
+{% elif messages[0].role == 'system' %}<|system|>
+{{ messages[0].content }}
+{% endif %}
+{%- for message in messages %}
+{%- if message.role == 'user' %}<|user|>
+{{ message.content }}
+{% elif message.role == 'assistant' %}<|assistant|>
+{% if message.reasoning_content %}<think>
+{{ message.reasoning_content }}
+</think>
+{% endif %}{{ message.content }}
+{%- for call in message.tool_calls or [] %}
+<tool_call>
+{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}
+</tool_call>
+{%- endfor %}
+{% elif message.role == 'tool' %}<|user|>
+<tool_response>
+{{ message.content }}
+</tool_response>
+{% elif not loop.first %}{{ raise_exception('a system message comes first') }}{% endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}<|assistant|>
+{% if enable_thinking is defined and not enable_thinking %}<think>
+
+</think>
+{% endif %}{% endif %}"""
+
+
+class Script:
+    """Says `text`, then ends; draws as usual where there is none."""
+
+    def __init__(self) -> None:
+        self.text: str | None = None
+        self.llm: LLM | None = None
+
+    def __call__(self, logits_SV: Tensor, sequences: list[Sequence], ops: Ops) -> list[int]:
+        drawn = sample(logits_SV, sequences, ops)
+        if self.text is None or self.llm is None:
+            return drawn
+        assert self.llm.tokenizer is not None
+        wanted = [*self.llm.tokenizer.encode(self.text, add_special_tokens=False), self.llm.parts.eos_ids[0]]
+        return [wanted[min(len(one.completion), len(wanted) - 1)] for one in sequences]
+
+
+class Served:
+    """A server that runs. url: where; said: what the model says next."""
+
+    def __init__(self, server: run.Server, url: str, script: Script) -> None:
+        assert server.service is not None
+        self.server, self.url, self.script = server, url, script
+        self.service: Service = server.service
+
+    def says(self, text: str | None) -> None:
+        """Lets the model say a text from now on."""
+        self.script.text = text
+
+    @property
+    def llm(self) -> LLM:
+        return self.service.llm
+
+
+@contextmanager
+def serving(model: Any = "demo", options: dict[str, Any] | None = None, **settings: Any) -> Iterator[Served]:
+    """Serves a model while the block runs. options: of the model; settings: of the server."""
+    script = Script()
+    chosen = ServerSettings(**{"port": 0, "chat_template": TEMPLATE, **settings})
+    listening, ready = run.listen(chosen), threading.Event()
+    server = run.Server(chosen)
+    server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
+
+    def load(loading: run.Loading) -> Service:
+        llm = LLM(
+            model, sampler=script, progress=loading.progress, max_sequences=chosen.parallel,
+            prefill_stall_ms=chosen.prefill_stall_ms, no_measure=True, **(options or {}),
+        )  # fmt: skip
+        script.llm = llm
+        return Service(llm, chosen, "demo", {"temperature": 0.0})
+
+    def serve() -> None:
+        asyncio.run(server.run_with(load, listening, lambda _: ready.set()))
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    assert ready.wait(60), server.failure
+    try:
+        yield Served(server, run.address_of(listening), script)
+    finally:
+        server.should_exit = True
+        thread.join(60)
+        listening.close()
+        assert not thread.is_alive(), "the server does not end"
+
+
+def raw(url: str, request: bytes, seconds: float = 10.0) -> bytes:
+    """What a server answers to bytes."""
+    host, port = url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=seconds) as connection:
+        connection.sendall(request)
+        found = b""
+        while part := connection.recv(65536):
+            found += part
+    return found
