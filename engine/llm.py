@@ -27,12 +27,15 @@ from .core.expected_time import ExpectedPasses
 from .core.loop import Loop, Sampler
 from .core.weight_source import CheckpointFiles, WeightSource
 from .generation.admission import Params, Prompt, Prompts, as_params, as_prompts
+from .generation.chat import ChatCompletion, ChatStream
 from .generation.completion_stream import CompletionGroup, CompletionStream
 from .generation.outputs import Completion
 from .generation.sampler import sample
 from .generation.schedule.chunk_limit import ChunkLimit
 from .generation.schedule.fair_share import DECODE_SHARE, FairShare
 from .ledger.ledger import Ledger
+
+_RENDERING = {"chat_template": "template", "chat_template_kwargs": "arguments"}  # names within the engine
 
 
 class LLM:
@@ -126,13 +129,26 @@ class LLM:
         request = self.admission.request(prompt, as_params(params, 1)[0])
         return CompletionStream(self.loop.chunks(request), lambda: self.loop.completions([request])[0])
 
-    def chat(self, messages: Seq[Message], params: Params = None, **rendering: Any) -> Completion:
+    def chat(self, messages: Seq[Message], params: Params = None, **rendering: Any) -> ChatCompletion:
         """Answers a conversation: messages {"role": ..., "content": ...}, rendered with the model's chat template.
 
-        rendering: as of `chat_prompt`. The keys and values of a history that was answered before are reused. Raises
-        TokenizerError without a template.
+        rendering: as of `chat_prompt`; dialect: how the model writes reasoning and calls, if its template does not say
+        so. The answer's `message` goes into the conversation; the keys and values of a history that was answered before
+        are reused. Raises TokenizerError without a template.
         """
-        return self.generate([self.chat_prompt(messages, **rendering)], params)[0]
+        stream = self.chat_stream(messages, params, **rendering)
+        for _ in stream:
+            pass
+        return stream.result
+
+    def chat_stream(
+        self, messages: Seq[Message], params: Params = None, *, dialect: str | None = None, **rendering: Any
+    ) -> ChatStream:
+        """The same as it grows: an iterator of `headrace.loaders.tokens.dialects.events`. Raises what `chat` raises,
+        before the first."""
+        named = {_RENDERING.get(name, name): value for name, value in rendering.items()}
+        request, text = self.admission.answer(messages, as_params(params, 1)[0], dialect=dialect, **named)
+        return ChatStream(self.loop.chunks(request), lambda: self.loop.completions([request])[0], text)
 
     def chat_prompt(
         self,

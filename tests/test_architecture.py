@@ -16,8 +16,8 @@ ROOT = Path(__file__).parent.parent
 LAYERS = ("kernels", "loaders", "engine", "cli")  # each may import those before it, and errors
 SOURCES = [p for folder in LAYERS[:3] for p in sorted((ROOT / folder).rglob("*.py"))] + [ROOT / "cli.py"]
 PUBLIC = {
-    "LLM", "SamplingParams", "EngineConfig", "Completion", "Chunk", "HeadraceError", "OptionError", "ConfigError",
-    "CheckpointError", "TokenizerError", "HubError", "MemoryNeeded", "ContextOverflow", "DeviceError",
+    "LLM", "SamplingParams", "EngineConfig", "ChatCompletion", "Completion", "Chunk", "HeadraceError", "OptionError",
+    "ConfigError", "CheckpointError", "TokenizerError", "HubError", "MemoryNeeded", "ContextOverflow", "DeviceError",
 }  # fmt: skip
 
 

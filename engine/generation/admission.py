@@ -11,9 +11,12 @@ from typing import Any
 
 from ...errors import ContextOverflow, OptionError, TokenizerError, brief
 from ...loaders.tokens.conversation import Message
+from ...loaders.tokens.dialects.choose import choose
+from ...loaders.tokens.dialects.machine import start
 from ...loaders.tokens.tokenizer import Tokenizer
 from ..coerce import items, whole
 from ..config import SamplingParams
+from .answer_text import AnswerText
 from .request import Request
 from .sequence import Sequence, make_sequence
 from .stop_strings import TextBuilder
@@ -22,6 +25,7 @@ Prompt = str | Iterable[int]  # of numpy and torch, too
 Prompts = Prompt | Iterable[Prompt]
 OneOfParams = SamplingParams | Mapping[str, Any]
 Params = OneOfParams | Iterable[OneOfParams] | None
+TAIL = 2000  # characters of a prompt's end that say whether reasoning is open already
 STARTS = 100  # characters that hold any start token
 
 
@@ -53,6 +57,22 @@ class Admission:
         TokenizerError."""
         tokenizer = self.need_tokenizer("chat")
         return tokenizer.encode(tokenizer.render_chat(messages, **rendering), add_special_tokens=False)
+
+    def answer(
+        self, messages: Seq[Message], params: SamplingParams, *, dialect: str | None = None, **rendering: Any
+    ) -> tuple[Request, AnswerText]:
+        """A request for the answer to a conversation, and what tells its reasoning, text and calls apart, by the
+        dialect that the template writes, or `dialect`. Raises what `chat` and `request` raise."""
+        tokenizer = self.need_tokenizer("chat")
+        prompt, tools = tokenizer.render_chat(messages, **rendering), rendering.get("tools")
+        template = tokenizer.template(rendering.get("template"), bool(tools)).text
+        spoken = choose(tokenizer, template=template, wanted=dialect).dialect
+        machine = start(spoken, tools=tools, prompt_tail=prompt[-TAIL:], tokenizer=tokenizer)
+        ends = [found for text in spoken.stop_tokens if (found := tokenizer.token_id(text)) is not None]
+        params = self._with_special_stops(replace(params, stop_token_ids=(*params.stop_token_ids, *ends)))
+        text = AnswerText(tokenizer, machine, params.stop)
+        text.sequence = self.sequence(tokenizer.encode(prompt, add_special_tokens=False), params)
+        return Request(text.sequence, text), text
 
     def need_tokenizer(self, purpose: str) -> Tokenizer:
         """The tokenizer; raises TokenizerError where the model has none."""

@@ -8,9 +8,9 @@ from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 
 from ...loaders.tokens.dialects.events import Event
+from ..generation.answer_text import AnswerText
 from ..generation.outputs import Chunk
 from ..generation.request import Request
-from .answer_text import AnswerText
 
 SILENT_S = 5.0  # after which a stream shows that it lives
 MOST_UNREAD = 4096  # tokens that wait for a reader, after which it is gone or too slow

@@ -18,9 +18,9 @@ from ...loaders.tokens.dialects.choose import Choice, choose
 from ...loaders.tokens.dialects.machine import start as start_machine
 from ...loaders.tokens.tokenizer import Tokenizer
 from ..config import SamplingParams
+from ..generation.answer_text import AnswerText
 from ..generation.request import Request
 from ..llm import LLM
-from .answer_text import AnswerText
 from .engine_thread import EngineThread
 from .generation import Generation
 from .settings import ServerSettings

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import OptionError
+from ...loaders.tokens.dialects import families
 from ..option import COMMON, option
 
 CHAT = "Chat"  # a panel of --help
@@ -27,6 +28,7 @@ class ChatOptions:
     tools: Path | None = option(None, CHAT, "FILE", "functions that the model may call: JSON, as OpenAI's API has them")
     template_arg: tuple[str, ...] = option((), CHAT, "NAME=VALUE", "for the chat template, as enable_thinking=false")
     chat_template: str | None = option(None, CHAT, "NAME|FILE", "which of the model's templates, or one in a file")
+    dialect: str | None = option(None, CHAT, "NAME", "with -i: how reasoning and calls are written, if not as it says")
 
     def check(self, prompts: Sequence[str], as_json: bool) -> None:
         """Raises OptionError unless this goes with the prompts and the output that were asked for, and can be read."""
@@ -42,6 +44,10 @@ class ChatOptions:
         )
         if part and not self.is_chat:
             raise OptionError(f"--{part.replace('_', '-')} is part of a chat: add --chat, or -i")
+        if self.dialect is not None and not self.interactive:
+            raise OptionError("--dialect says how answers of -i are read: leave it out, or add -i")
+        if self.dialect is not None:
+            families.named(self.dialect)
         _ = self.start, self.settings
 
     @property

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import sys
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -25,7 +24,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from ...errors import ContextOverflow, HeadraceError, short
+from ...errors import HeadraceError
 from ...kernels.context import Context
 from .. import writable
 from ..bandwidth_model import profile as profiles
@@ -37,6 +36,7 @@ from ..generation.outputs import Completion
 from ..llm import LLM
 from ..measure import other_load
 from . import generate_report, output
+from .chat.interactive import talk
 from .chat_options import ChatOptions
 from .tables import Screen
 
@@ -204,7 +204,7 @@ def stream_to(llm: LLM, prompt: Prompt, params: SamplingParams, show: bool) -> C
     return result
 
 
-def finish(llm: LLM, results: list[Completion], as_json: bool) -> None:
+def finish(llm: LLM, results: Sequence[Completion], as_json: bool) -> None:
     """The account of a run: one JSON object, or the byte table."""
     llm.close()
     if as_json:
@@ -244,45 +244,8 @@ def asked(admission: Admission, chosen: ChatOptions, prompts: Sequence[str], par
 
 
 def chat(llm: LLM, params: SamplingParams, chosen: ChatOptions) -> int:
-    """An interactive conversation. /reset forgets the history, /exit or Ctrl-D leaves. Returns the exit status."""
-    start = chosen.start
-    messages = list(start)
-    results: list[Completion] = []
-    say("chat: /reset forgets the history, /exit leaves, Ctrl-C stops an answer", style="dim")
-    while (line := _read_line()) is not None:
-        if line == "/reset":
-            messages = list(start)
-        elif line:
-            messages.append({"role": "user", "content": line})
-            answer = _answer(llm, messages, params, chosen.settings)
-            if answer is not None:
-                results.append(answer)
+    """An interactive conversation. Returns the exit status."""
+    results = talk(llm, params, chosen, say)
     if results:
         finish(llm, results, as_json=False)
     return 0
-
-
-def _read_line() -> str | None:
-    """One line of the user; None at the end."""
-    try:
-        line = input("> " if sys.stdin.isatty() else "").strip()
-    except (EOFError, KeyboardInterrupt):
-        print()
-        return None
-    return None if line == "/exit" else line
-
-
-def _answer(
-    llm: LLM, messages: list[dict[str, Any]], params: SamplingParams, settings: dict[str, Any]
-) -> Completion | None:
-    """Streams the answer and appends it to the history; an overflow is shown and takes the question back."""
-    try:
-        result = stream_to(llm, llm.admission.chat(messages, **settings), params, show=True)
-    except HeadraceError as error:
-        say(short(str(error)), style="red")
-        if isinstance(error, ContextOverflow):
-            say("/reset forgets the history and makes room", style="dim")
-        messages.pop()
-        return None
-    messages.append({"role": "assistant", "content": result.text})
-    return result

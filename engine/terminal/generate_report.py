@@ -5,7 +5,7 @@ Text and numbers only; it computes nothing that the ledger does not hold.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
@@ -296,7 +296,7 @@ def _gpu_remark(llm: LLM) -> str:
     return f"predicted from: {'; '.join(sources)}. Launches of kernels are not counted{handed}"
 
 
-def run_json(llm: LLM, results: list[Completion]) -> dict[str, Any]:
+def run_json(llm: LLM, results: Sequence[Completion]) -> dict[str, Any]:
     """The object that --json prints: of one completion, or with a list of them under "completions"."""
     prefill, decode = llm.ledger.summary("prefill"), llm.ledger.summary("decode")
     tiers = tier_times(decode) if len(decode.bytes) > 1 else None

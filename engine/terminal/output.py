@@ -14,10 +14,13 @@ import select
 import sys
 from typing import Any
 
+from rich.style import Style
+
 from ...errors import LONGEST, short, visible
 
 BROKEN_PIPE = 141  # exit status, as shells show it of a program whose reader has gone
 PREFIX = "headrace: "
+DIM = Style(dim=True)
 # Control characters of a text, which could steer a terminal: as pictures.
 PICTURES = {c: 0x2400 + c for c in range(32) if chr(c) not in "\t\n"} | {127: 0x2421}
 PICTURES |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
@@ -93,12 +96,14 @@ def _number(stream: Any) -> int | None:
         return None
 
 
-def write(text: str) -> None:
+def write(text: str, dim: bool = False) -> None:
     """Text of a model on standard output, at once: to a terminal without characters that steer it, elsewhere as it
-    is."""
+    is. dim: less bright, on a terminal that can show that."""
     if not text:
         return
-    sys.stdout.write(text.translate(PICTURES) if sys.stdout.isatty() else text)
+    shown = text.translate(PICTURES) if sys.stdout.isatty() else text
+    is_dim = dim and sys.stdout.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
+    sys.stdout.write(DIM.render(shown) if is_dim else shown)
     sys.stdout.flush()
     begun("out", text)
 

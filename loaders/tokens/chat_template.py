@@ -8,6 +8,7 @@ This file does not know in which file of a model its template is, nor what the t
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -22,11 +23,13 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 from ...errors import TokenizerError
-from .conversation import Message, normalise, tools_of
+from .conversation import REASONING, Message, Ways, normalise, tools_of
 
 RESERVED = frozenset({"messages", "tools", "add_generation_prompt"})
-# A call whose argument shows how a template writes arguments.
-PROBE = "probed_key"
+PROBE, TOOL = "probed_key", "probed_tool"  # in messages that show how a template writes them
+THOUGHTS = (REASONING, "thinking", "reasoning")
+_READS = r"(?:\.|\[['\"]|get\(['\"])%s\b"  # a key of a message
+_TURNS = ("user", "assistant", "user")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +56,7 @@ class ChatTemplate:
         arguments = arguments or {}
         if taken := RESERVED & {*arguments}:
             raise TokenizerError(f"{min(taken)} is no argument of a template: it is given by the chat itself")
-        chat = normalise(messages, as_mapping=self._takes_mappings, developer="developer" in self.text)
+        chat = normalise(messages, self.ways)
         values = {"documents": None, **self.tokens, **arguments, "messages": chat, "tools": tools_of(tools)}
         try:
             return self._compiled.render(values, add_generation_prompt=add_generation_prompt)
@@ -70,27 +73,67 @@ class ChatTemplate:
         return _sandbox().from_string(self.text)
 
     @cached_property
+    def ways(self) -> Ways:
+        """How it reads messages, found out with a few of them: a template says so nowhere."""
+        return Ways(
+            as_mapping=self._takes_mappings(),
+            developer="developer" in self.text,
+            late_system=self._takes_late_system(),
+            joint=self._joint(),
+            thoughts=tuple(key for key in THOUGHTS if re.search(_READS % key, self.text)) or (REASONING,),
+            null_beside_calls=self._wants_null(),
+        )
+
     def _takes_mappings(self) -> bool:
         """Whether arguments of calls are to be mappings: unless that fails, or gives Python's spelling of one, and text
         does not."""
         if "tool_calls" not in self.text:
             return True
-        written = [self._probe(value) for value in ({PROBE: "x"}, json.dumps({PROBE: "x"}))]
+        written = [self._probe(_called(value)) for value in ({PROBE: "x"}, json.dumps({PROBE: "x"}))]
         return f'"{PROBE}' in written[0] or f'"{PROBE}' not in written[1]
 
-    def _probe(self, arguments: Any) -> str:
-        """What the template writes of a call with these arguments."""
-        call = {"id": "000000000", "type": "function", "function": {"name": "f", "arguments": arguments}}
-        messages = [
-            {"role": "user", "content": "a"},
-            {"role": "assistant", "content": "", "tool_calls": [call]},
-            {"role": "tool", "tool_call_id": "000000000", "name": "f", "content": "b"},
-        ]
+    def _wants_null(self) -> bool:
+        """Whether calls are written only beside content that is null, as R1's template has it."""
+        if "tool_calls" not in self.text:
+            return False
+        forms: tuple[Any, Any] = ({}, "{}")
+        with_text, with_null = (
+            any(TOOL in self._probe(_called(form, content)[:2]) for form in forms) for content in ("", None)
+        )
+        return with_null and not with_text
+
+    def _takes_late_system(self) -> bool:
+        """Whether a system message behind others is written where it stands. Some templates refuse it, leave it out, or
+        put it in front; where not even the others are written, nobody can tell."""
+        others = [{"role": role, "content": f"{PROBE}-{place}"} for place, role in enumerate(_TURNS)]
+        late = {"role": "system", "content": f"{PROBE}-late"}
+        written = self._probe([*others[:2], late, others[2]])
+        places = [written.find(one["content"]) for one in (*others[:2], late, others[2])]
+        return (-1 not in places and places == sorted(places)) or not self._probe(others)
+
+    def _joint(self) -> str:
+        """What stands between text parts: what the template itself puts there, if it reads parts, else a line break."""
+        parts = [{"type": "text", "text": f"{PROBE}-{name}"} for name in "ab"]
+        match = re.search(rf"{PROBE}-a(\s*){PROBE}-b", self._probe([{"role": "user", "content": parts}]))
+        return match.group(1) if match else "\n"
+
+    def _probe(self, messages: list[dict[str, Any]]) -> str:
+        """What the template writes of these messages; "" if it fails."""
         try:
             return self._compiled.render(messages=messages, tools=None, documents=None, **self.tokens)
         # A stranger's code: that it fails in whatever way is the answer to what is asked here.
         except Exception:
             return ""
+
+
+def _called(arguments: Any, content: str | None = "") -> list[dict[str, Any]]:
+    """A conversation in which a tool was called."""
+    call = {"id": "000000000", "type": "function", "function": {"name": TOOL, "arguments": arguments}}
+    return [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": content, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "000000000", "name": TOOL, "content": "b"},
+    ]
 
 
 # What chat templates expect of jinja beyond jinja itself. The dialect is transformers' own.

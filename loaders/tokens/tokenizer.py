@@ -145,14 +145,14 @@ class Tokenizer:
         arguments: of the template, as enable_thinking. Raises TokenizerError if there is no chat template, if a message
         is none, or if the template refuses the messages, is faulty, or tries what the sandbox forbids.
         """
-        chosen = self._choose_template(template, bool(tools))
-        return chosen.render(messages, add_generation_prompt, tools, arguments)
+        return self.template(template, bool(tools)).render(messages, add_generation_prompt, tools, arguments)
 
     def _template(self, text: str) -> ChatTemplate:
         return ChatTemplate(text=text, tokens=self.special_texts, source=self.source)
 
-    def _choose_template(self, wanted: str | None, with_tools: bool) -> ChatTemplate:
-        """A template by name, by its text, or the one that transformers takes if none is asked for."""
+    def template(self, wanted: str | None = None, with_tools: bool = False) -> ChatTemplate:
+        """A template by name, by its text, or the one that transformers takes if none is asked for. Raises
+        TokenizerError if there is none."""
         if wanted is not None and "{" in wanted:
             return self._template(wanted)
         names = [wanted] if wanted is not None else ["tool_use"] * with_tools + [template_files.DEFAULT]

@@ -27,6 +27,7 @@ from .errors import (
 
 if TYPE_CHECKING:
     from .engine.config import EngineConfig, SamplingParams
+    from .engine.generation.chat import ChatCompletion
     from .engine.generation.outputs import Chunk, Completion
     from .engine.llm import LLM
 
@@ -36,12 +37,14 @@ _WHERE = {
     "LLM": "llm",
     "EngineConfig": "config",
     "SamplingParams": "config",
+    "ChatCompletion": "generation.chat",
     "Chunk": "generation.outputs",
     "Completion": "generation.outputs",
 }
 
 __all__ = [
     "LLM",
+    "ChatCompletion",
     "CheckpointError",
     "Chunk",
     "Completion",

@@ -24,7 +24,7 @@ BITS = [
     "</invoke>", '<parameter name="city">', "call:", "analysis", "final", "assistant", "\\u12", '\\"', "\n\n",
 ]  # fmt: skip
 # Words that the answers say, and that are no part of any markup.
-WORDS = ["Hello", "world", "Hm", "Yes", "Łódź", "look", "Done", "rains", "marks", "then", "Let", "say"]
+WORDS = ["Hello", "world", "Hm", "Yes", "Łódź", "look", "Done", "rains", "marks", "then", "Let"]
 
 
 def damaged(draw: random.Random, case: Case) -> list[Token]:

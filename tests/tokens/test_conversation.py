@@ -13,7 +13,7 @@ import tokenizers
 from vocabularies import byte_level, made, save
 
 from headrace.errors import TokenizerError
-from headrace.loaders.tokens.conversation import normalise, tools_of
+from headrace.loaders.tokens.conversation import Ways, normalise, tools_of
 from headrace.loaders.tokens.tokenizer import Tokenizer
 
 WEATHER = {
@@ -84,6 +84,125 @@ def test_developer_is_the_system_unless_the_template_knows_it(chatty: tokenizers
     roles = "{% for m in messages %}{{ m.role }}{% endfor %}"
     assert made(chatty, roles).render_chat(messages) == "system"
     assert made(chatty, roles + "{# developer #}").render_chat(messages) == "developer"
+
+
+# ---- what clients send back
+
+
+THOUGHT = "{% for m in messages %}[{{ m.role }}]{{ m.reasoning_content or '' }}|{{ m.content }}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        {"reasoning_content": "hm"},
+        {"reasoning": "hm"},
+        {"reasoning_content": None, "reasoning": "hm"},
+        {"reasoning_content": "hm", "reasoning": "hm"},
+        {"reasoning_details": [{"type": "reasoning.text", "text": "hm"}, {"type": "reasoning.encrypted", "data": "x"}]},
+        {"reasoning_details": [{"type": "reasoning.summary", "summary": "hm"}]},
+        {
+            "content": [
+                {"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]},
+                {"type": "text", "text": "b"},
+            ]
+        },
+    ],
+)
+def test_reasoning_comes_by_many_names(sent: dict[str, Any], chatty: tokenizers.Tokenizer) -> None:
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", **sent}]
+    assert made(chatty, THOUGHT).render_chat(messages) == "[user]|a[assistant]hm|b"
+
+
+@pytest.mark.parametrize("key", ["thinking", "reasoning", "reasoning_content"])
+@pytest.mark.parametrize("reads", ["m.%s", "m['%s']", "m.get('%s')"])
+def test_reasoning_has_the_name_that_the_template_reads(key: str, reads: str, chatty: tokenizers.Tokenizer) -> None:
+    messages = [{"role": "assistant", "content": "b", "reasoning": "hm"}]
+    template = "{% for m in messages %}{{ " + reads % key + " }}|{{ m.content }}{% endfor %}"
+    assert made(chatty, template).render_chat(messages) == "hm|b"
+
+
+def test_a_template_with_room_for_reasoning_or_text_beside_calls_gets_both_as_one(chatty: tokenizers.Tokenizer) -> None:
+    template = (
+        "{% for m in messages %}"
+        "{% if m.tool_calls and m.thinking and m.content %}{{ raise_exception('two') }}{% endif %}"
+        "{{ m.thinking }}|{{ m.content }}{% endfor %}"
+    )
+    (message,) = called({})[1:2]
+    sent = [{**message, "content": "b", "reasoning_content": "hm"}]
+    assert made(chatty, template).render_chat(sent) == "hm\n\nb|"
+
+
+LATE = [
+    {"role": "system", "content": "s"}, {"role": "user", "content": "a"}, {"role": "system", "content": "t"},
+    {"role": "assistant", "content": "b"}, {"role": "system", "content": "u"}, {"role": "user", "content": "c"},
+]  # fmt: skip
+PLAIN = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+REFUSES = PLAIN.replace(
+    "[{{", "{% if m.role == 'system' and not loop.first %}{{ raise_exception('late') }}{% endif %}[{{"
+)
+LEAVES_OUT = PLAIN.replace("[{{ m.role }}]{{ m.content }}", "{% if m.role != 'system' or loop.first %}[{{ m.role }}]{{ m.content }}{% endif %}")  # fmt: skip  # noqa: E501
+IN_FRONT = "{% for m in messages if m.role == 'system' %}{{ m.content }}{% endfor %}" + PLAIN.replace(
+    "in messages", "in messages if m.role != 'system'"
+)
+
+
+def test_a_late_system_message_stays_where_it_is(chatty: tokenizers.Tokenizer) -> None:
+    wanted = "[system]s[user]a[system]t[assistant]b[system]u[user]c"
+    assert made(chatty, PLAIN).render_chat(LATE) == wanted
+    for template, start in ((REFUSES, "[system]s"), (LEAVES_OUT, "[system]s"), (IN_FRONT, "s")):
+        tokenizer = made(chatty, template)
+        assert tokenizer.render_chat(LATE) == f"{start}[user]a\n\nt[assistant]b[user]u\n\nc"
+        assert tokenizer.render_chat(LATE[:3]) == f"{start}[user]a\n\nt", "the prompt before begins that of later"
+        assert tokenizer.render_chat(LATE[:5]) == f"{start}[user]a\n\nt[assistant]b[user]u"
+
+
+def test_several_system_messages_in_front_are_one(chatty: tokenizers.Tokenizer) -> None:
+    messages = [LATE[0], {"role": "developer", "content": "t"}, LATE[1]]
+    assert made(chatty, REFUSES).render_chat(messages) == "[system]s\n\nt[user]a"
+
+
+def test_a_system_message_behind_a_tools_answer_is_no_part_of_it() -> None:
+    tool, late = {"role": "tool", "content": "x"}, {"role": "system", "content": "s"}
+    ways = Ways(late_system=False)
+    assert normalise([tool, late], ways) == [tool, {"role": "user", "content": "s"}]
+    assert normalise([tool, late, LATE[3]], ways) == [tool, {"role": "user", "content": "s"}, LATE[3]]
+
+
+def test_ids_that_a_client_sanitised_are_restored() -> None:
+    def sent(id: str, name: str = "get_weather") -> list[Any]:
+        call = {"id": id, "type": "function", "function": {"name": name, "arguments": "{}"}}
+        found = normalise(
+            [{"role": "assistant", "tool_calls": [call]}, {"role": "tool", "tool_call_id": id, "content": ""}]
+        )
+        assert found[0]["tool_calls"][0]["id"] == found[1]["tool_call_id"]
+        return [found[1]["tool_call_id"]]
+
+    assert sent("functions_get_weather_3") == sent("functions-get_weather-3") == ["functions.get_weather:3"]
+    for id in ("functions.get_weather:3", "call_1", "functions_get_weather", "functions_get-weather_3", "functions_3"):
+        assert sent(id) == [id], "what is not certain stays"
+
+
+def test_answers_of_tools_are_in_the_order_of_their_calls() -> None:
+    calls = [{"id": id, "function": {"name": "f"}} for id in "ab"]
+    answers = [{"role": "tool", "tool_call_id": id, "content": id} for id in "ba"]
+    messages = [{"role": "assistant", "tool_calls": calls}, *answers, {"role": "user", "content": "c"}]
+    assert [one["content"] for one in normalise(messages)] == ["", "a", "b", "c"]
+    messages[1] = {"role": "tool", "tool_call_id": "?", "content": "b"}
+    assert [one["content"] for one in normalise(messages)] == ["", "b", "a", "c"], "unless one is of no call"
+
+
+def test_parts_are_joined_as_the_template_does_it(chatty: tokenizers.Tokenizer) -> None:
+    parts = [{"type": "text", "text": "a", "cache_control": {}}, {"type": "text", "text": "b"}]
+    walks = "{% for m in messages %}{% if m.content is string %}{{ m.content }}{% else %}{% for p in m.content %}{{ p.text }}SEP{% endfor %}{% endif %}{% endfor %}"  # fmt: skip  # noqa: E501
+    for template, wanted in ((PLAIN, "[user]a\nb"), (walks.replace("SEP", ""), "ab"), (walks.replace("SEP", "{{ ' ' }}"), "a b")):  # fmt: skip  # noqa: E501
+        assert made(chatty, template).render_chat([{"role": "user", "content": parts}]) == wanted
+
+
+def test_content_beside_calls_is_null_where_the_template_wants_it(chatty: tokenizers.Tokenizer) -> None:
+    wants = "{% for m in messages %}{% if m.content is none %}{{ m.tool_calls[0].function.name }}{% else %}{{ m.content }}{% endif %}{% endfor %}"  # fmt: skip  # noqa: E501
+    assert made(chatty, wants).render_chat(called({})) == "Rain?weathernone"
+    assert made(chatty, LOOP % DUMPS).render_chat(called({})).startswith("[user]Rain?[assistant]weather")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ....errors import TokenizerError
 from ..tokenizer import Tokenizer
 from .dialect import Dialect
 from .families import (
@@ -22,10 +21,10 @@ from .families import (
     KIMI,
     MINIMAX,
     MISTRAL,
-    NAMES,
     NONE,
     QWEN_CODER,
     THINKING,
+    named,
 )
 
 # What a template spells, all of it, from what is unmistakable to what many have.
@@ -74,9 +73,7 @@ def choose(
     name of a dialect that the user asks for. Raises TokenizerError for a name that there is none of.
     """
     if wanted is not None:
-        if wanted not in NAMES:
-            raise TokenizerError(f"there is no dialect {wanted!r}: choose one of {', '.join(NAMES)}")
-        return Choice(NAMES[wanted], "name")
+        return Choice(named(wanted), "name")
     texts = [template] if template is not None else _templates(tokenizer)
     spelled = _spelled(texts)
     if spelled not in (None, THINKING):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ....errors import TokenizerError
 from .dialect import Dialect, Tags
 
 THINK = (("<think>",), ("</think>",))
@@ -161,3 +162,10 @@ ALL = (
     NONE, THINKING, HERMES, QWEN_CODER, DEEPSEEK_V3, DSML, KIMI, HARMONY, GLM, MINIMAX, MISTRAL, GRANITE_3, GEMMA_4,
 )  # fmt: skip
 NAMES = {one.name: one for one in ALL}
+
+
+def named(name: str) -> Dialect:
+    """The dialect of that name; raises TokenizerError if there is none."""
+    if name not in NAMES:
+        raise TokenizerError(f"there is no dialect {name!r}: choose one of {', '.join(NAMES)}")
+    return NAMES[name]

@@ -12,8 +12,10 @@ from collections.abc import Sequence as Seq
 from ...loaders.tokens.dialects.events import CallStart, Event, Text
 from ...loaders.tokens.dialects.machine import Machine
 from ...loaders.tokens.tokenizer import Tokenizer
-from ..generation.sequence import Sequence
-from ..generation.stop_strings import StopStrings
+from .sequence import Sequence
+from .stop_strings import StopStrings
+
+NO_TOKEN = -1
 
 
 class AnswerText:
@@ -51,13 +53,12 @@ class AnswerText:
         """What was held back, after the last token."""
         if self.stopped:
             return ""
-        shown = ""
         rest = "" if self.stream is None else self.stream.finish()
         if self.machine is None:
             shown = self._take([Text(rest)] if rest else [])
         else:
-            is_cut = self.sequence is not None and self.sequence.finish_reason == "length"
-            shown = self._take(self.machine.finish(cut=is_cut))
+            is_cut = self.sequence is not None and self.sequence.finish_reason in ("length", "interrupted")
+            shown = self._take([*self.machine.push(NO_TOKEN, rest), *self.machine.finish(cut=is_cut)])
         last = self.said.add("", final=True)
         if last:
             self.events.append(Text(last))
