@@ -38,7 +38,7 @@ from ..experts.offload_plan import OffloadPlan
 from ..experts.streaming import no_cuts
 from ..experts.tiered import TieredExperts
 from ..generation.admission import Admission
-from ..generation.state_slots import StateSlots
+from ..generation.schedule.state_slots import StateSlots
 from ..ledger.timers import Timers
 from ..measure import tile_thresholds, weight_prefetch
 from ..memory import kv_budget

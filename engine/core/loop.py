@@ -15,7 +15,6 @@ from torch import Tensor
 from ...errors import MemoryNeeded
 from ...kernels import Ops
 from ..devices.host import use_torch_threads
-from ..generation.kept_states import Keeps, KeptStates
 from ..generation.outputs import Chunk, Completion
 from ..generation.request import Request
 from ..generation.sampler import WithArgmax, sample
@@ -23,9 +22,10 @@ from ..generation.schedule.batch import DECODE, Batch
 from ..generation.schedule.chunk_limit import ChunkLimit
 from ..generation.schedule.fair_share import FairShare
 from ..generation.schedule.inputs import make_inputs
+from ..generation.schedule.kept_states import Keeps, KeptStates
 from ..generation.schedule.scheduler import Scheduler
+from ..generation.schedule.state_slots import StateSlots
 from ..generation.sequence import Sequence
-from ..generation.state_slots import StateSlots
 from ..ledger.ledger import Ledger
 from ..ledger.passes import CPU_DRAM, GPU_HBM, Bytes, Pass
 from ..model.batch import Inputs

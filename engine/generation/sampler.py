@@ -7,6 +7,7 @@ and tokens, no model.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -46,9 +47,19 @@ def sample(logits_SV: Tensor, sequences: list[Sequence], ops: Ops) -> list[int]:
     rows = list(enumerate(sequences))
     found = [greedy[i] if s.params.is_plain_greedy else _sample_one(logits_SV[i].cpu(), s) for i, s in rows]
     for i, sequence in rows:
+        if sequence.constraint is not None:
+            redraw = partial(_sample_among, logits_SV[i], sequence)
+            found[i] = sequence.constraint.settle(found[i], redraw)
         if sequence.params.logprobs is not None:
             sequence.logprobs.append(_likely(logits_SV[i].cpu(), found[i], sequence.params.logprobs))
     return found
+
+
+def _sample_among(logits_V: Tensor, sequence: Sequence, allowed_V: Tensor) -> int:
+    """A token among those that are allowed."""
+    logits_V = logits_V.cpu()
+    barred_V = ~allowed_V[: len(logits_V)]
+    return _sample_one(logits_V.masked_fill(barred_V, -torch.inf), sequence)
 
 
 def _likely(logits_V: Tensor, token: int, count: int) -> Likely:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 
 from ..config import SamplingParams
+from .grammar import Constraint
 from .outputs import Likely
 
 
@@ -29,6 +30,7 @@ class Sequence:
     reused: int = 0  # prompt tokens that were in the cache already
     finish_reason: str | None = None
     ends: tuple[int, ...] = ()  # tokens that end it, where it does not go on past them
+    constraint: Constraint | None = None  # a grammar that it follows
     logprobs: list[Likely] = field(default_factory=list)  # of its new tokens, where they are wanted
     priority: int = 0  # lower ones run first
     arrived: float = 0.0  # seconds of the scheduler's clock

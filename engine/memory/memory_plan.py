@@ -24,7 +24,7 @@ from ..devices import not_yet
 from ..devices.device import Device
 from ..experts import offload_plan
 from ..experts.offload_plan import NONE, OffloadPlan
-from ..generation.state_slots import StateSlots
+from ..generation.schedule.state_slots import StateSlots
 from ..ledger import in_formats
 from ..ledger.pass_bytes import bytes_per_token
 from ..model.batch import sizes_up_to

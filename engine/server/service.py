@@ -15,10 +15,12 @@ from typing import Any, TypeVar
 
 from ...errors import HeadraceError, TokenizerError
 from ...loaders.tokens.dialects.choose import Choice, choose
+from ...loaders.tokens.dialects.machine import Machine
 from ...loaders.tokens.dialects.machine import start as start_machine
 from ...loaders.tokens.tokenizer import Tokenizer
 from ..config import SamplingParams
 from ..generation.answer_text import AnswerText
+from ..generation.grammar import Constraint, Grammar
 from ..generation.request import Request
 from ..llm import LLM
 from .engine_thread import EngineThread
@@ -178,10 +180,29 @@ class Service:
         """No more new tokens than the context leaves."""
         return replace(params, max_new_tokens=max(1, min(params.max_new_tokens, self.limit + 1 - prompt_tokens)))
 
+    async def form(self, wish: Callable[[], Grammar | None]) -> Grammar | None:
+        """The grammar that answers are to follow, made in another thread with what it needs; raises ApiError."""
+
+        def make() -> Grammar | None:
+            found = wish()
+            if found is not None and self.llm.vocabulary is not None:
+                self.llm.vocabulary.made()
+            return found
+
+        return await in_time(make, PREPARE_S)
+
     def answer(
-        self, prompt: Prompt, params: SamplingParams, *, tools: Any = None, parse: bool = False, priority: int = 0
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        *,
+        tools: Any = None,
+        parse: bool = False,
+        priority: int = 0,
+        grammar: Grammar | None = None,
     ) -> Generation:
-        """Starts an answer. parse: reasoning and calls are told apart from text. Raises ApiError or a HeadraceError."""
+        """Starts an answer. parse: reasoning and calls are told apart from text. grammar: what it follows, behind its
+        reasoning. Raises ApiError or a HeadraceError."""
         self.check_queue()
         params, machine, stop = self.clamp(params, len(prompt.ids)), None, params.stop
         if parse:
@@ -193,10 +214,25 @@ class Service:
         text = AnswerText(self.llm.tokenizer, machine, plain.sequence.params.stop if stop else ())
         request = Request(plain.sequence, text)
         request.sequence.priority = priority
+        if grammar is not None:
+            request.sequence.constraint = self._constraint(grammar, request, machine)
         generation = Generation(request, text, self._end)
         self.open[request.sequence.id] = generation
         self.engine.submit(request)
         return generation
+
+    def _constraint(self, grammar: Grammar, request: Request, machine: Machine | None) -> Constraint:
+        """A grammar that leaves reasoning as it is."""
+        assert self.llm.vocabulary is not None, "a grammar without a tokenizer"
+        think = self.choice.dialect.think
+        opens = [] if think is None else [self.tokenizer.token_id(mark) for mark in think[0]]
+
+        def is_free(token: int) -> bool:
+            if machine is None:
+                return False
+            return machine.in_reasoning or (token in opens and not request.sequence.completion)
+
+        return self.llm.vocabulary.constraint(grammar, is_free)
 
     @property
     def _dialect_ends(self) -> list[int]:

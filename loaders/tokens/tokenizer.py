@@ -119,6 +119,10 @@ class Tokenizer:
         """Id of the token that is spelled exactly `text`, or None."""
         return self._core.token_to_id(text)
 
+    def to_json(self) -> str:
+        """All of it as the text of a tokenizer.json."""
+        return self._core.to_str()
+
     def bytes_of(self, token_id: int) -> bytes:
         """The bytes that a token stands for; none of an id outside of the vocabulary."""
         token = self._core.id_to_token(token_id)

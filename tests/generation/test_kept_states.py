@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from headrace import LLM, SamplingParams
-from headrace.engine.generation.state_slots import StateSlots
+from headrace.engine.generation.schedule.state_slots import StateSlots
 from headrace.engine.model.kv_cache import PAGE
 
 Checkpoints = Callable[[str], Path]

@@ -13,7 +13,7 @@ import torch
 from headrace import LLM, SamplingParams
 from headrace.engine.devices.device import Device
 from headrace.engine.devices.not_yet import lacking
-from headrace.engine.generation.state_slots import StateSlots
+from headrace.engine.generation.schedule.state_slots import StateSlots
 from headrace.engine.ledger.pass_bytes import CacheSizes, cache_sizes
 from headrace.engine.model.kv_cache import PAGE, States
 from headrace.engine.placement.placement import Tier

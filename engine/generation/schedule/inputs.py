@@ -10,8 +10,8 @@ from ....kernels.decoder_layer import Piece, Places
 from ...model.batch import Inputs
 from ...model.kv_cache import PAGE
 from ..sequence import Sequence
-from ..state_slots import Keep
 from .batch import Batch
+from .state_slots import Keep
 
 
 def make_inputs(batch: Batch, all_rows: bool = False, keeps: Mapping[int, Keep] | None = None) -> Inputs:

@@ -18,10 +18,10 @@ from collections.abc import Callable
 
 from ...model.kv_cache import PAGE, PageTable, pages_for
 from ..sequence import Sequence
-from ..state_slots import StateSlots
 from .batch import DECODE, Batch
 from .chunk_limit import ChunkLimit
 from .fair_share import FairShare
+from .state_slots import StateSlots
 from .waiting import MOST_PASSED_OVER, in_order, shared_pages
 
 WINDOW = 512  # new tokens that a sequence is sure of when it is admitted

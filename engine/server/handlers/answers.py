@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -15,13 +15,14 @@ from starlette.types import Receive, Scope, Send
 
 from ....loaders.tokens.dialects.events import Text
 from ...config import SamplingParams
-from .. import sse
+from ...generation.grammar import Grammar
+from .. import sse, tool_grammar
 from ..generation import Generation
 from ..merge import merged
 from ..service import Service
 from ..wire import chat as chat_wire
 from ..wire import completions as completion_wire
-from ..wire import fields
+from ..wire import fields, structured
 from ..wire.chat import ChatRequest, ChatWriter, Gathered
 from ..wire.completions import CompletionRequest, CompletionWriter
 from ..wire.errors import ApiError, of_exception
@@ -34,17 +35,38 @@ async def chat(request: Request) -> Any:
     name, count = model_name(service, asked.model), fields.choices(asked)
     ask, params = chat_wire.prompt_of(asked), chat_wire.params_of(asked, service.defaults)
     prompt = await service.prompt(ask)
-    has_tools = asked.tools and asked.tool_choice != chat_wire.LEAVES_OUT_TOOLS
-    tools = asked.tools if has_tools else None
-
-    starts = [
-        partial(service.answer, prompt, nth(params, i), tools=tools, parse=True, priority=asked.priority or 0)
-        for i in range(count)
-    ]
+    tools = None if tool_grammar.leaves_out(asked.tool_choice) else ask.tools
+    grammar = await form_of(service, asked, asked.response_format, tools, asked.tool_choice, asked.parallel_tool_calls)
+    more: dict[str, Any] = {"tools": tools, "parse": True, "priority": asked.priority or 0, "grammar": grammar}
+    starts = [partial(service.answer, prompt, nth(params, i), **more) for i in range(count)]
     generations, writer = started(starts), ChatWriter(asked, name, service.token_bytes)
     if asked.stream:
         return sse.EventStream(chat_events(writer, generations, service), partial(end, generations))
     return Answer(generations, writer.whole)
+
+
+async def form_of(
+    service: Service,
+    asked: fields.Sampled,
+    format: Mapping[str, Any] | None,
+    tools: Any = None,
+    choice: Any = None,
+    parallel: bool | None = None,
+) -> Grammar | None:
+    """The grammar of an answer: of the form that is asked for, or of a call that must come, or either of both."""
+    is_forced, only = tool_grammar.forced_names(choice)
+
+    def wish() -> Grammar | None:
+        schema = structured.schema_of(format)
+        if not is_forced and not (tools and isinstance(schema, Mapping)):
+            return structured.grammar_of(asked, format)
+        return tool_grammar.of_calls(
+            service.choice.dialect, tools, service.tokenizer, only=only,
+            several=not tool_grammar.single(parallel, choice),
+            or_else=schema if isinstance(schema, Mapping) and not is_forced else None,
+        )  # fmt: skip
+
+    return await service.form(wish)
 
 
 def started(starts: Iterable[Callable[[], Generation]]) -> list[Generation]:
@@ -105,8 +127,9 @@ async def completions(request: Request) -> Any:
     prompts = [await service.prompt(ask) for ask in asks]
     echoes = [service.text_of(one.ids) if asked.echo else "" for one in prompts for _ in range(count)]
 
+    grammar = await form_of(service, asked, None)
     starts = [
-        partial(service.answer, prompt, nth(params, i), priority=asked.priority or 0)
+        partial(service.answer, prompt, nth(params, i), priority=asked.priority or 0, grammar=grammar)
         for prompt in prompts
         for i in range(count)
     ]

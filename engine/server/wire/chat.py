@@ -17,8 +17,6 @@ from . import fields, usage
 from .errors import bad_request
 from .logprobs import chat_logprobs
 
-LEAVES_OUT_TOOLS = "none"
-
 
 class StreamOptions(msgspec.Struct, kw_only=True):
     """What a stream has besides text."""
@@ -59,10 +57,6 @@ def prompt_of(asked: ChatRequest) -> PromptAsk:
         raise bad_request("messages is empty: give at least one", "messages")
     if len(asked.messages) > fields.MOST_MESSAGES or len(asked.tools or ()) > fields.MOST_TOOLS:
         raise bad_request(f"give at most {fields.MOST_MESSAGES} messages and {fields.MOST_TOOLS} tools")
-    _check_choice(asked)
-    format = (asked.response_format or {}).get("type", "text")
-    if format != "text":
-        raise bad_request(f"response_format {format!r} is not supported: leave it out", "response_format")
     if asked.continue_final_message:
         raise bad_request("continue_final_message is not supported: leave it out", "continue_final_message")
     return PromptAsk(
@@ -71,14 +65,6 @@ def prompt_of(asked: ChatRequest) -> PromptAsk:
         arguments=fields.template_arguments(asked.reasoning_effort, asked.chat_template_kwargs, asked.enable_thinking),
         add_generation_prompt=asked.add_generation_prompt is not False,
     )
-
-
-def _check_choice(asked: ChatRequest) -> None:
-    """Choices of tools that cannot be kept are refused, not taken for "auto"."""
-    choice = asked.tool_choice
-    if choice in (None, "auto", LEAVES_OUT_TOOLS):
-        return
-    raise bad_request(f"tool_choice {choice!r} is not supported: give 'auto' or 'none'", "tool_choice")
 
 
 def params_of(asked: ChatRequest, defaults: SamplingParams) -> SamplingParams:

@@ -38,6 +38,13 @@ class Sampled(msgspec.Struct, kw_only=True):
     priority: int | None = None
     n: int | None = None
     headrace: bool | None = None
+    grammar: str | None = None
+    json_schema: dict[str, Any] | bool | None = None
+    guided_json: dict[str, Any] | bool | str | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+    structured_outputs: dict[str, Any] | None = None
 
 
 def read(body: bytes, kind: type[T]) -> T:

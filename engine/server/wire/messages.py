@@ -24,9 +24,10 @@ class Thinking(msgspec.Struct, kw_only=True):
 
 
 class OutputConfig(msgspec.Struct, kw_only=True):
-    """How much it is to think."""
+    """How much it is to think, and what form its answer has."""
 
     effort: str | None = None
+    format: dict[str, Any] | None = None
 
 
 class MessagesRequest(fields.Sampled, kw_only=True):
@@ -40,6 +41,7 @@ class MessagesRequest(fields.Sampled, kw_only=True):
     tool_choice: dict[str, Any] | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
+    output_format: dict[str, Any] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
 
@@ -49,9 +51,6 @@ def prompt_of(asked: MessagesRequest) -> PromptAsk:
         raise bad_request("messages is empty: give at least one", "messages")
     if len(asked.messages) > fields.MOST_MESSAGES or len(asked.tools or ()) > fields.MOST_TOOLS:
         raise bad_request(f"give at most {fields.MOST_MESSAGES} messages and {fields.MOST_TOOLS} tools")
-    kind = (asked.tool_choice or {}).get("type", "auto")
-    if kind not in ("auto", "none"):
-        raise bad_request(f"tool_choice {kind!r} is not supported: give 'auto' or 'none'", "tool_choice")
     thinks = None if asked.thinking is None else {"enabled": True, "disabled": False}.get(asked.thinking.type or "")
     effort = None if asked.output_config is None else asked.output_config.effort
     return PromptAsk(

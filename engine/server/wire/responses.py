@@ -35,6 +35,7 @@ class ResponsesRequest(fields.Sampled, kw_only=True):
     max_output_tokens: int | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
     reasoning: ReasoningAsk | None = None
     text: TextAsk | None = None
     previous_response_id: str | None = None
@@ -47,11 +48,6 @@ def prompt_of(asked: ResponsesRequest) -> PromptAsk:
     for name in ("previous_response_id", "conversation"):
         if getattr(asked, name) is not None:
             raise bad_request(f"{name} is not supported: this server keeps no conversations, send all of it", name)
-    if asked.tool_choice not in (None, "auto", "none"):
-        raise bad_request(f"tool_choice {asked.tool_choice!r} is not supported: give 'auto' or 'none'", "tool_choice")
-    kind = ((asked.text and asked.text.format) or {}).get("type", "text")
-    if kind != "text":
-        raise bad_request(f"text.format {kind!r} is not supported: leave it out", "text.format")
     system = [{"role": "system", "content": asked.instructions}] if asked.instructions else []
     items = [{"role": "user", "content": asked.input}] if isinstance(asked.input, str) else asked.input
     if not items:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
-from ..model.kv_cache import PAGE
-from .schedule.batch import Batch
-from .sequence import Sequence
+from ...model.kv_cache import PAGE
+from ..sequence import Sequence
+from .batch import Batch
 from .state_slots import Keep, StateSlots
 
 Keeps = Mapping[int, Keep]  # by the number of a sequence in its batch

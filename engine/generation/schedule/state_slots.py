@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass
 
-from ..model.kv_cache import Digest
+from ...model.kv_cache import Digest
 
 LEAST_KEPT = 4
 

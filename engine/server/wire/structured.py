@@ -1,0 +1,56 @@
+"""The form that an answer is to have, by the names that OpenAI's API, vLLM and llama.cpp have for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ....errors import OptionError
+from ...generation.grammar import Grammar
+from .errors import ApiError, bad_request
+from .fields import Sampled
+
+KINDS: dict[str, Callable[[Any], Grammar]] = {
+    "json": Grammar.of_schema,
+    "regex": Grammar.of_regex,
+    "choice": Grammar.of_choices,
+    "grammar": Grammar.of_lark,
+}
+ANY_OBJECT = {"type": "object"}
+
+
+def schema_of(format: Mapping[str, Any] | None) -> Mapping[str, Any] | bool | None:
+    """The schema that a format asks for; None for text. Raises ApiError."""
+    kind = (format or {}).get("type", "text")
+    if format is None or kind == "text":
+        return None
+    if kind == "json_object":
+        return format.get("schema") or ANY_OBJECT
+    if kind == "json_schema":
+        inner = format.get("json_schema")
+        schema = inner.get("schema") if isinstance(inner, Mapping) else format.get("schema")
+        if not isinstance(schema, (Mapping, bool)):
+            raise bad_request("response_format has no schema: give json_schema.schema", "response_format")
+        return schema
+    raise bad_request(
+        f"response_format {kind!r} is not supported: give text, json_object or json_schema", "response_format"
+    )
+
+
+def grammar_of(asked: Sampled, format: Mapping[str, Any] | None = None) -> Grammar | None:
+    """The grammar that a request asks for, in whatever way; raises ApiError for several, or for one that is none."""
+    given = {f"guided_{kind}": (kind, getattr(asked, f"guided_{kind}")) for kind in KINDS}
+    given |= {"grammar": ("grammar", asked.grammar), "json_schema": ("json", asked.json_schema)}
+    given |= {f"structured_outputs.{k}": (k, v) for k, v in (asked.structured_outputs or {}).items()}
+    given["response_format"] = ("json", schema_of(format))
+    wanted = {name: one for name, one in given.items() if one[1] is not None}
+    if len(wanted) > 1:
+        raise bad_request(f"{' and '.join(wanted)} all say what form the answer has: give one of them")
+    for name, (kind, value) in wanted.items():
+        if kind not in KINDS:
+            raise bad_request(f"{name} is not supported: give {', '.join(KINDS)}", name)
+        try:
+            return KINDS[kind](value)
+        except (OptionError, TypeError) as error:
+            raise ApiError(400, f"{name}: {error}", param=name) from None
+    return None

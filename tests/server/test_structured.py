@@ -1,0 +1,200 @@
+"""Answers in a form: whatever the model would say, what comes out is what was asked for."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from openai import OpenAI
+from serving import Served, serving
+
+from headrace import LLM, OptionError
+from headrace.engine.config import SamplingParams
+from headrace.engine.generation.grammar import Grammar
+
+HELLO: list[Any] = [{"role": "user", "content": "Hello there"}]
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 20},
+        "age": {"type": "integer", "minimum": 0, "maximum": 99},
+    },
+    "required": ["name", "age"],
+    "additionalProperties": False,
+}
+TOOLS: Any = [
+    {
+        "type": "function",
+        "function": {
+            "name": name,
+            "parameters": {
+                "type": "object",
+                "properties": {"place": {"enum": ["Oslo", "Rome"]}},
+                "required": ["place"],
+                "additionalProperties": False,
+            },
+        },
+    }
+    for name in ("weather", "travel")
+]
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Served]:
+    with serving() as found:
+        yield found
+
+
+@pytest.fixture
+def client(served: Served) -> Iterator[OpenAI]:
+    served.says(None)
+    with OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0) as found:
+        yield found
+
+
+def follows(text: str) -> None:
+    found = json.loads(text)
+    assert set(found) == {"name", "age"}
+    assert len(found["name"]) <= 20
+    assert 0 <= found["age"] <= 99
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0, 3.0])
+def test_a_schema(temperature: float, client: OpenAI) -> None:
+    format: Any = {"type": "json_schema", "json_schema": {"name": "person", "schema": SCHEMA}}
+    made = client.chat.completions.create(
+        model="m", messages=HELLO, response_format=format, temperature=temperature, seed=3, max_tokens=300
+    )
+    assert made.choices[0].finish_reason == "stop"
+    follows(made.choices[0].message.content or "")
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"response_format": {"type": "json_schema", "schema": SCHEMA}},
+        {"response_format": {"type": "json_object", "schema": SCHEMA}},
+        {"json_schema": SCHEMA},
+        {"guided_json": SCHEMA},
+        {"guided_json": json.dumps(SCHEMA)},
+        {"structured_outputs": {"json": SCHEMA}},
+    ],
+)
+def test_a_schema_by_any_of_its_names(more: dict[str, Any], served: Served) -> None:
+    served.says(None)
+    body = {"messages": HELLO, "max_tokens": 300, **more}
+    answer = httpx.post(f"{served.url}/v1/chat/completions", json=body, timeout=60).json()
+    follows(answer["choices"][0]["message"]["content"])
+
+
+@pytest.mark.parametrize(
+    ("more", "pattern"),
+    [
+        ({"guided_regex": "[0-9]{3}-[a-f]{2}"}, r"\d{3}-[a-f]{2}"),
+        ({"guided_choice": ["red", "green and blue"]}, "red|green and blue"),
+        ({"grammar": 'root ::= ("ab" | "cd") "!"'}, "(ab|cd)!"),
+        ({"guided_grammar": 'start: "x" /[0-9]{2,4}/ "y"'}, r"x\d{2,4}y"),
+        ({"structured_outputs": {"choice": ["one"]}}, "one"),
+    ],
+)
+def test_other_grammars(more: dict[str, Any], pattern: str, served: Served) -> None:
+    served.says(None)
+    body = {"prompt": "It is", "max_tokens": 60, **more}
+    answer = httpx.post(f"{served.url}/v1/completions", json=body, timeout=60).json()
+    assert re.fullmatch(pattern, answer["choices"][0]["text"]), answer
+
+
+def test_reasoning_comes_before_the_form(client: OpenAI, served: Served) -> None:
+    served.says('<think>\nAnything {at} all.\n</think>\n\n{"name": "Ann", "age": 7}')
+    format: Any = {"type": "json_schema", "json_schema": {"name": "person", "schema": SCHEMA}}
+    message: Any = client.chat.completions.create(model="m", messages=HELLO, response_format=format).choices[0].message
+    assert message.reasoning_content == "Anything {at} all."
+    follows(message.content)
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "travel"}}])
+def test_a_call_that_must_come(choice: Any, client: OpenAI) -> None:
+    made = client.chat.completions.create(
+        model="m", messages=HELLO, tools=TOOLS, tool_choice=choice, temperature=1, seed=5, max_tokens=200,
+        parallel_tool_calls=False,
+    )  # fmt: skip
+    (call,) = made.choices[0].message.tool_calls or ()
+    assert call.function.name in (["travel"] if choice != "required" else ["weather", "travel"])  # type: ignore[union-attr]
+    assert json.loads(call.function.arguments)["place"] in ("Oslo", "Rome")  # type: ignore[union-attr]
+    assert made.choices[0].finish_reason == "tool_calls"
+
+
+def test_a_call_that_must_come_by_the_other_api(served: Served) -> None:
+    served.says(None)
+    tools = [{"name": "travel", "input_schema": TOOLS[0]["function"]["parameters"]}]
+    body = {"messages": HELLO, "max_tokens": 200, "tools": tools, "tool_choice": {"type": "tool", "name": "travel"}}
+    answer = httpx.post(f"{served.url}/v1/messages", json=body, timeout=60).json()
+    assert answer["stop_reason"] == "tool_use"
+    assert answer["content"][0]["input"]["place"] in ("Oslo", "Rome")
+
+
+def test_a_form_beside_tools_lets_either_come(client: OpenAI, served: Served) -> None:
+    format: Any = {"type": "json_schema", "json_schema": {"name": "person", "schema": SCHEMA}}
+    ask: dict[str, Any] = {"model": "m", "messages": HELLO, "tools": TOOLS, "response_format": format}
+    served.says('<tool_call>\n{"name": "weather", "arguments": {"place": "Oslo"}}\n</tool_call>')
+    assert client.chat.completions.create(**ask).choices[0].finish_reason == "tool_calls"
+    served.says('{"name": "Ann", "age": 7}')
+    follows(client.chat.completions.create(**ask).choices[0].message.content)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"response_format": {"type": "xml"}},
+        {"response_format": {"type": "json_schema"}},
+        {"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "nothing"}}}},
+        {"grammar": "root ::= ("},
+        {"guided_regex": "["},
+        {"guided_choice": []},
+        {"guided_regex": "a", "guided_choice": ["b"]},
+        {"structured_outputs": {"magic": 1}},
+        {"tool_choice": "required"},
+        {"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "nobody"}}},
+    ],
+)
+def test_what_cannot_be_done_is_refused(wrong: dict[str, Any], served: Served) -> None:
+    answer = httpx.post(f"{served.url}/v1/chat/completions", json={"messages": HELLO, "max_tokens": 5, **wrong})
+    assert answer.status_code == 400, answer.text
+
+
+def test_a_dialect_whose_calls_cannot_be_forced_says_so() -> None:
+    with serving(dialect="qwen-coder") as served, OpenAI(base_url=f"{served.url}/v1", api_key="x") as client:
+        refused = pytest.raises(openai.BadRequestError, match="qwen-coder")
+        with refused:
+            client.chat.completions.create(model="m", messages=HELLO, tools=TOOLS, tool_choice="required")
+
+
+def test_drawing_again_among_the_allowed_draws_what_masking_would() -> None:
+    """Of two tokens that are allowed, the share of each is that of their probabilities."""
+    with LLM("demo", no_measure=True, kernels="reference") as llm:
+        assert llm.vocabulary is not None
+        likely = llm.logits("In the beginning")[-1].softmax(-1)
+        assert llm.tokenizer is not None
+        words = [llm.tokenizer.encode(text, add_special_tokens=False)[0] for text in (" of", ",")]
+        wanted = float(likely[words[0]] / likely[words].sum())
+        count = 0
+        grammar = Grammar.of_choices([llm.tokenizer.decode([one]) for one in words])
+        for seed in range(300):
+            params = SamplingParams(max_new_tokens=1, temperature=1.0, seed=seed)
+            request = llm.admission.request("In the beginning", params)
+            request.sequence.constraint = llm.vocabulary.constraint(grammar)
+            llm.loop.run([request])
+            (token,) = request.sequence.completion
+            assert token in words
+            count += token == words[0]
+    assert abs(count / 300 - wanted) < 4 * (wanted * (1 - wanted) / 300) ** 0.5
+
+
+def test_grammars_that_are_too_long_are_refused() -> None:
+    with pytest.raises(OptionError, match="characters"):
+        Grammar.of_lark('start: "a"' + " " * (2 << 20))
