@@ -86,11 +86,11 @@ class ChatTemplate:
 
     def _takes_mappings(self) -> bool:
         """Whether arguments of calls are to be mappings: unless that fails, or gives Python's spelling of one, and text
-        does not."""
+        does not. Text alone says little: a template that spells mappings in its own way may print it as it is."""
         if "tool_calls" not in self.text:
             return True
-        written = [self._probe(_called(value)) for value in ({PROBE: "x"}, json.dumps({PROBE: "x"}))]
-        return f'"{PROBE}' in written[0] or f'"{PROBE}' not in written[1]
+        mapping, text = (self._probe(_called(value)) for value in ({PROBE: "x"}, json.dumps({PROBE: "x"})))
+        return (PROBE in mapping and f"'{PROBE}'" not in mapping) or PROBE not in text
 
     def _wants_null(self) -> bool:
         """Whether calls are written only beside content that is null, as R1's template has it."""

@@ -25,9 +25,10 @@ Run = Callable[..., tuple[int, str, str]]
 COMMANDS: dict[str, dict[str, Any]] = {
     "generate": {
         "--interactive -i": False, "--chat": False, "--system": None, "--messages": None, "--tools": None,
-        "--template-arg": None, "--chat-template": None, "--max-new-tokens -n": 256, "--temperature": 0.0,
-        "--top-k": 0, "--top-p": 1.0, "--min-p": 0.0, "--repetition-penalty": 1.0, "--presence-penalty": 0.0,
-        "--seed": None, "--stop": None, "--ignore-eos": False, "--ledger": None, "--json": False,
+        "--template-arg": None, "--chat-template": None, "--dialect": None, "--max-new-tokens -n": 256,
+        "--temperature": 0.0, "--top-k": 0, "--top-p": 1.0, "--min-p": 0.0, "--repetition-penalty": 1.0,
+        "--presence-penalty": 0.0, "--frequency-penalty": 0.0, "--seed": None, "--stop": None, "--ignore-eos": False,
+        "--ledger": None, "--json": False,
         "--expert-format": "native", "--dense-format": "native", "--dtype": "auto", "--kernels": "auto",
         "--cpu-activations": "int8", "--threads": None, "--device": "auto", "--cpu-moe": False, "--n-cpu-moe": None,
         "--placement": None, "--tensor-split": None, "--vram-limit": None, "--stream-from": "auto", "--split": "auto",

@@ -125,6 +125,14 @@ def test_without_tools_nothing_is_a_call() -> None:
         machine("hermes", tools="get_weather")
 
 
+def test_a_call_that_is_none_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "headrace")
+    events(machine("hermes"), tokens(families.HERMES, HERMES_CALL.replace("weather", "fish") * 3))
+    assert [one.message for one in caplog.records] == [
+        "what looks like a call is none of a tool that was given: it stays text (hermes)"
+    ]
+
+
 def test_ids_are_made_or_taken() -> None:
     def ids(dialect: str, answer: str, seed: int = 1) -> list[str]:
         found = events(machine(dialect, seed=seed), tokens(families.NAMES[dialect], answer))

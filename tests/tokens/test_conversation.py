@@ -33,10 +33,14 @@ def called(arguments: Any) -> list[dict[str, Any]]:
     ]
 
 
-# Three ways in which released templates write the arguments of a call.
+# Ways in which released templates write the arguments of a call.
 DUMPS = "{% for c in m.tool_calls %}{{ c.function.name }}{{ c.function.arguments | tojson }}{% endfor %}"
 WALKS = (
     "{% for c in m.tool_calls %}{% for k, v in c.function.arguments.items() %}<{{ k }}>{{ v }}{% endfor %}{% endfor %}"
+)
+OWN = (
+    "{% for c in m.tool_calls %}{% set a = c.function.arguments %}{% if a is mapping %}"
+    "{% for k, v in a.items() %}{{ k }}:<{{ v }}>{% endfor %}{% else %}{{ a }}{% endif %}{% endfor %}"
 )
 JOINS = "{% for c in m.tool_calls %}{{ c.function.name + c.function.arguments }}{% endfor %}"
 PRINTS = "{% for c in m.tool_calls %}{{ c.function.arguments }}{% endfor %}"
@@ -52,6 +56,7 @@ def chatty() -> tokenizers.Tokenizer:
     ("style", "written"),
     [
         (DUMPS, '[user]Rain?[assistant]weather{"town": "Łódź", "days": 2}[tool]none'),
+        (OWN, "[user]Rain?[assistant]town:<Łódź>days:<2>[tool]none"),
         (WALKS, "[user]Rain?[assistant]<town>Łódź<days>2[tool]none"),
         (JOINS, '[user]Rain?[assistant]weather{"town": "Łódź", "days": 2}[tool]none'),
         (PRINTS, '[user]Rain?[assistant]{"town": "Łódź", "days": 2}[tool]none'),

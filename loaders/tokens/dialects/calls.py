@@ -8,6 +8,7 @@ ends a call counts within a text of its arguments only if another mark, or nothi
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Callable
 
@@ -18,6 +19,7 @@ from .json_pieces import JsonPieces
 from .lexer import Marks, Source, Wait
 from .tagged import Braces, TaggedCall
 
+log = logging.getLogger("headrace")
 HEAD = 200  # characters that a name, an id and what stands around them take at most
 ARGUMENTS = ("arguments", "parameters", "args")
 PARTS = ("name", "id", *ARGUMENTS)
@@ -33,6 +35,7 @@ class Calls:
 
     def __init__(self, source: Source, out: Output, dialect: Dialect, tools: Tools) -> None:
         self.source, self.out, self.dialect, self.tools = source, out, dialect, tools
+        self.has_refused = False
         opens, closes = dialect.section or ((), ())
         self.section_open, self.section_close = self._spelled(opens), self._spelled(closes)
         self.call_open, self.call_close = self._spelled(dialect.call[0]), self._spelled(dialect.call[1])
@@ -64,6 +67,11 @@ class Calls:
             found = yield from self._one()
         if not found:
             self.source.unpin(start)
+            if not self.has_refused:
+                log.info(
+                    "what looks like a call is none of a tool that was given: it stays text (%s)", self.dialect.name
+                )
+            self.has_refused = True
         return found
 
     def _section(self) -> Wait[bool]:
@@ -254,7 +262,7 @@ class Calls:
                         return False
                     self.start(known["name"], known.get("id"))
                     has_begun = True
-                    yield from self._encoded()
+                    others += yield from self._encoded()
                 elif key != "function" or (yield from source.character()) != "{":
                     value = yield from self._value()
                     is_late = has_begun or key in known
@@ -271,18 +279,18 @@ class Calls:
         if not has_begun and (deep or known.get("name", "") not in self.tools):
             return False
         if not has_begun:
-            self._begin_late(known)
+            self.start(known["name"], known.get("id"))
+            others += self._whole(next((known[one] for one in ARGUMENTS if one in known), ""))
         self.out.end_call()
         self.out.text(" ".join(others))
         return True
 
-    def _begin_late(self, known: dict[str, str]) -> None:
-        """A call whose arguments came before its name, or that has none."""
-        self.start(known["name"], known.get("id"))
-        literal = self.source.vocabulary.literal
-        pieces = JsonPieces(lambda text: self.out.arguments(literal(text)))
-        pieces.feed(next((known[one] for one in ARGUMENTS if one in known), ""))
+    def _whole(self, text: str) -> list[str]:
+        """Gives arguments that are there as a whole; returns what is behind them."""
+        pieces = JsonPieces(self.out.arguments)
+        rest = text[pieces.feed(text) :].strip()
         pieces.close()
+        return [rest] if rest else []
 
     def _key(self) -> Wait[str | None]:
         """A key and its colon; None if there is none."""
@@ -321,12 +329,10 @@ class Calls:
         yield from self._json(JsonPieces(found.append), self._is_stop)
         return self.source.vocabulary.literal("".join(found))
 
-    def _encoded(self) -> Wait[None]:
-        """Arguments; some models write them as a text that holds JSON."""
+    def _encoded(self) -> Wait[list[str]]:
+        """Arguments; some models write them as a text that holds JSON. Returns what that text has behind them."""
         text = yield from self._text()
-        if text is None:
-            yield from self.arguments(self._is_stop)
-            return
-        pieces = JsonPieces(self.out.arguments)
-        pieces.feed(text)
-        pieces.close()
+        if text is not None:
+            return self._whole(text)
+        yield from self.arguments(self._is_stop)
+        return []

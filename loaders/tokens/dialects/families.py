@@ -143,7 +143,7 @@ MISTRAL = Dialect(
 GRANITE_3 = Dialect(
     name="granite-3",
     think=THINK,
-    call=(("<|tool_call|>",), ()),
+    call=(("<|tool_call|>",), ("<|/tool_call|>",)),
     style="json",
     turns=("<|start_of_role|>assistant<|end_of_role|>",),
 )

@@ -42,36 +42,33 @@ class TaggedCall:
         self.source.pins = 0
         self.out.start_call(name)
         self.out.arguments("{")
-        odd = yield from self._parameters(name)
-        if not self._is_cut():
+        odd = list[str]()
+        is_closed = yield from self._parameters(name, odd.append)
+        if is_closed or not self.source.is_cut:
             self.out.arguments("}")
         self.out.end_call()
         self.out.text("".join(odd).strip())
         return True
 
-    def _is_cut(self) -> bool:
-        return self.source.is_cut and self.source.ended and self.source.at >= len(self.source.text) and not self._closed
-
-    _closed = False
-
-    def _parameters(self, tool: str) -> Wait[list[str]]:
-        """Reads what stands up to the call's end; returns what is no part of it."""
-        source, odd, seen = self.source, list[str](), set[str]()
-        self._closed = False
+    def _parameters(self, tool: str, odd: Callable[[str], None]) -> Wait[bool]:
+        """Reads what stands up to the call's end, and gives what is no part of it to `odd`. False if nothing ended
+        it."""
+        source, seen = self.source, set[str]()
         while True:
             yield from source.spaces()
             mark = yield from source.next_of(self.parts)
             if mark == self.key:
                 if not (yield from self._parameter(tool, seen)):
-                    odd.append(source.vocabulary.literal(mark))
+                    odd(source.vocabulary.literal(mark))
             elif mark in self.end:
-                self._closed = True
-                return odd
-            elif mark is not None or (yield from source.is_at_end()):
-                source.at -= len(mark or "")
-                return odd
+                return True
+            elif mark is not None:
+                source.at -= len(mark)
+                return True
+            elif (yield from source.is_at_end()):
+                return False
             else:
-                mark = yield from source.until(self.parts, odd.append)
+                mark = yield from source.until(self.parts, odd)
                 source.at -= len(mark or "")
 
     def _parameter(self, tool: str, seen: set[str]) -> Wait[bool]:
@@ -121,6 +118,7 @@ class Braces:
     def __init__(self, source: Source, out: Output, tools: Tools, stops: Marks, closers: Marks) -> None:
         self.source, self.out, self.tools, self.stops = source, out, tools, stops
         self.quote = source.vocabulary.spell(QUOTE)
+        self._json, self._key, self._rest = JsonPieces(self.out.arguments), "", ""
         self.marks, self.within = Marks([self.quote, *stops.texts]), Marks([self.quote, *closers.texts])
 
     def read(self) -> Wait[bool]:
@@ -132,7 +130,7 @@ class Braces:
         source.pins = 0
         self.out.start_call(head[0].strip())
         self._json, self._key, self._rest = JsonPieces(self.out.arguments), "", ""
-        self._bare("{")
+        self._json.feed("{")
         yield from self._pairs()
         if source.is_cut and source.ended and source.at >= len(source.text):
             self._json.cut()
