@@ -29,17 +29,18 @@ export function Chart({ shape, options, data, height, label }) {
   const look = colours.value;
 
   useEffect(() => {
-    const width = () => Math.max(120, Math.floor(place.current.clientWidth));
+    const frame = place.current;
+    const width = () => Math.max(120, Math.floor(frame.clientWidth));
     plot.current = new globalThis.uPlot(
       {
         width: width(), height, legend: { show: false }, padding: [8, 16, 0, 0],
         cursor: { x: true, y: false, points: { show: false }, drag: { x: false, y: false } },
         ...options(),
       },
-      data, place.current,
+      data, frame,
     );
     const observer = new ResizeObserver(() => plot.current?.setSize({ width: width(), height }));
-    observer.observe(place.current);
+    observer.observe(frame);
     return () => {
       observer.disconnect();
       plot.current.destroy();

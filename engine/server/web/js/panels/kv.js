@@ -14,7 +14,7 @@ export function Cache() {
   const { kv } = now;
   const counts = { own: kv.used - kv.shared, shared: kv.shared, idle: kv.idle, free: kv.free };
   const rows = [
-    ["pages", "", "share", "tokens"],
+    ["pages", "number", "share", "tokens"],
     ...KINDS.map(([kind, text]) => [
       html`<span class=${`swatch kv ${kind}`}></span>${text}`, whole(counts[kind]), percent(counts[kind] / kv.pages), whole(counts[kind] * kv.page),
     ]),

@@ -58,7 +58,7 @@ function rows(data) {
   const names = [...new Set(data.layers.flatMap((one) => one.formats))].join(", ");
   const swatch = (tier, kind) => html`<span class=${`swatch tier ${tier} ${kind}`}></span>`;
   return [
-    ["", "in", "bytes"],
+    ["what", "in", "bytes"],
     ...tiers.map((tier) => [html`${swatch(tier, "experts")}experts`, tierName(tier), bytes(total(data.layers, tier))]),
     [html`${swatch(data.main, "dense")}rest of the layers`, tierName(data.main), bytes(data.layers.reduce((sum, one) => sum + one.dense, 0))],
     ...Object.entries(data.rest).map(([name, one]) => [

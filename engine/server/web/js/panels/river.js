@@ -58,7 +58,7 @@ function legend(chosen, layers, rate) {
   ]);
   const sum = ["all", bytes(all / tokens), "100 %", time ? `${bytes(all / time)}/s` : "–"];
   const known = rate && [html`<span class="swatch line"></span>can be read`, "", "", `${bytes(rate)}/s`];
-  return [["", "a token", "share", "rate"], ...rows.reverse(), sum, ...(known ? [known] : [])];
+  return [["bytes of", "a token", "share", "rate"], ...rows.reverse(), sum, ...(known ? [known] : [])];
 }
 
 export function PhaseChoice() {
