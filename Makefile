@@ -1,5 +1,6 @@
 # make demo | make test | make check | make bench: each sets up what it needs in .venv, and does it once.
 # make target: the Triton of the machine that the GPU kernels are meant for, in a folder beside .venv, for the tests.
+# make vendor: the libraries of the page of headrace serve, anew from npm. make page-tools: what its tests in a browser need.
 # make gpu-kit: a wheel and compiled kernels for that machine, to carry there.
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ BIN := $(VENV)/bin
 COMPILERS := $(if $(filter default,$(origin CXX)),c++ g++ clang++,$(firstword $(CXX)))
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard kernels/cpu/*/*)
 
-.PHONY: demo test check bench target gpu-kit format clean
+.PHONY: demo test check bench target gpu-kit vendor page-tools format clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.run
@@ -38,6 +39,14 @@ build/target/.done: target.txt | $(VENV)/.dev
 
 gpu-kit: $(VENV)/.dev
 	$(BIN)/python benchmarks/gpu_kit.py
+
+# The page's libraries, from npm as its lock pins them. They are kept in git: who builds needs no Node.
+vendor:
+	$(PYTHON) benchmarks/vendor_page.py
+
+# What the tests of the page in a browser need besides Node and Chromium.
+page-tools:
+	cd tests/server/page/browser && npm ci --ignore-scripts --no-audit --no-fund
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

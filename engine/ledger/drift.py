@@ -35,10 +35,18 @@ class DriftWatch:
             self.passes.clear()
 
     def _compare(self, window: Summary) -> None:
-        expected = window.predicted_s
-        if expected and abs(window.measured_s / expected - 1) > TOLERANCE:
+        line = sentence(window)
+        if line is not None:
             self.told = True
-            self.tell(_line(window, expected))
+            self.tell(line)
+
+
+def sentence(window: Summary) -> str | None:
+    """How a window's time differs from its prediction, and what is behind it; None where it does not, or none is
+    known."""
+    expected = window.predicted_s
+    is_off = bool(expected) and abs(window.measured_s / (expected or 1) - 1) > TOLERANCE
+    return _line(window, expected or 0.0) if is_off else None
 
 
 def _line(window: Summary, expected: float) -> str:

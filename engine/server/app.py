@@ -13,7 +13,8 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ...errors import HeadraceError
-from .handlers import about, answers, other_apis, tokens
+from .handlers import about, answers, live, other_apis, tokens
+from .page.live import Live
 from .security import Guard, error_response
 from .service import Service
 from .wire.errors import ApiError, of_exception
@@ -28,7 +29,7 @@ def make_app(service: Service) -> ASGIApp:
         routes=routes(service),
         exception_handlers={HTTPException: missing},
     )
-    app.state.service = service
+    app.state.service, app.state.live = service, Live(service)
     return Guard(app, service.settings)
 
 
@@ -46,8 +47,8 @@ def routes(service: Service) -> list[BaseRoute]:
     found: list[BaseRoute] = [
         Route(f"{start}{path}", call, methods=["POST"]) for path, call in posts.items() for start in ("/v1", "")
     ]
-    found += [Route(path, call, methods=["POST"]) for path, call in tokens.POSTS.items()]
-    found += [Route(path, call, methods=["GET", "HEAD"]) for path, call in about.GETS.items()]
+    found += [Route(path, call, methods=["POST"]) for path, call in {**tokens.POSTS, **live.POSTS}.items()]
+    found += [Route(path, call, methods=["GET", "HEAD"]) for path, call in {**live.GETS, **about.GETS}.items()]
     return found
 
 

@@ -9,11 +9,13 @@ import threading
 from collections.abc import Callable
 
 import uvicorn
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ...errors import OptionError
 from ..llm import LLM
 from .app import make_app
+from .page import files
 from .security import Guard, error_response
 from .service import Service
 from .settings import ServerSettings
@@ -42,6 +44,11 @@ class Loading:
         await (self.app or self.guarded)(scope, receive, send)
 
     async def _not_yet(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = Headers(scope=scope)
+        if not self.settings.no_page and files.is_page(scope["path"], headers):
+            page = files.response(scope["path"], headers)
+            if page is not None:
+                return await page(scope, receive, send)
         details = {"loaded_bytes": self.done, "total_bytes": self.total}
         error = ApiError(
             503,

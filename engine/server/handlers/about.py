@@ -102,13 +102,7 @@ def slot(generation: Generation) -> dict[str, Any]:
     }
 
 
-async def root(_: Request) -> Response:
-    """GET and HEAD /: clients ask whether somebody is there."""
-    return Response("headrace serves a model here: see /v1/models\n", media_type="text/plain")
-
-
 GETS = {
-    "/": root,
     "/health": health,
     "/v1/health": health,
     "/v1/models": models,

@@ -1,0 +1,150 @@
+"""GET /live and its neighbours over HTTP: what viewers see, that nothing is made for nobody, and cancelling."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import httpx
+import pytest
+
+from headrace.engine.server.page import live as live_module
+
+JSON = {"content-type": "application/json"}
+
+
+def events(response: httpx.Response) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Name and data of every event of a stream."""
+    name = ""
+    for line in response.iter_lines():
+        if line.startswith("event: "):
+            name = line[7:]
+        elif line.startswith("data: "):
+            yield name, json.loads(line[6:])
+
+
+def complete(client: httpx.Client, tokens: int, **more: Any) -> httpx.Response:
+    body = {"prompt": "In the beginning", "max_tokens": tokens, "ignore_eos": True, "temperature": 0, **more}
+    return client.post("/v1/completions", json=body)
+
+
+def until(stream: Iterator[tuple[str, dict[str, Any]]], wanted: Any, most: int = 100) -> dict[str, Any]:
+    """The first tick of which `wanted` holds."""
+    for _ in range(most):
+        name, data = next(stream)
+        if name == "tick" and wanted(data):
+            return data
+    raise AssertionError("no snapshot had it")
+
+
+def test_a_viewer_gets_the_model_the_last_passes_and_then_what_comes(serve: Any, llm: Any) -> None:
+    client, _ = serve()
+    complete(client, 20)
+    last = llm.ledger.account.count - 1
+    with client.stream("GET", "/live") as response:
+        assert response.headers["content-type"].startswith("text/event-stream")
+        stream = events(response)
+        name, hello = next(stream)
+        assert (name, hello["model"], hello["layers"]) == ("hello", "demo", 7)
+        name, history = next(stream)
+        assert name == "history"
+        assert history["passes"][-1][0] == last
+        # The bytes of the newest pass, as the ledger has them.
+        row = dict(zip(history["columns"], history["passes"][-1][7:], strict=True))
+        booked = llm.ledger.account.recent[-1].bytes
+        assert row == {f"{tier}.{group}": size for tier, groups in booked.items() for group, size in groups.items()}
+        thread = threading.Thread(target=complete, args=(client, 30))
+        thread.start()
+        seen: list[int] = []
+        while not seen or seen[-1] < last + 30:
+            name, tick = next(stream)
+            seen += [one[0] for one in tick["passes"]]
+        thread.join()
+        assert seen == list(range(last + 1, last + 1 + len(seen))), "no pass is missing or comes twice"
+        tick = until(stream, lambda one: one["running"] == 0)
+        assert tick["ended_last"][0]["made"] == 30
+        assert tick["window"]["tokens"] >= 30
+        kv = tick["kv"]
+        assert kv["used"] + kv["idle"] + kv["free"] == kv["pages"]
+
+
+def test_nothing_is_made_while_nobody_looks(serve: Any) -> None:
+    client, service = serve()
+    complete(client, 5)
+    time.sleep(0.5)
+    live = service.ended[-1].__self__  # Totals.end
+    assert live.ended.made == 5
+    passes = service.llm.ledger.account.recent
+    assert all("predicted" not in one.__dict__ for one in list(passes)[-5:])
+
+
+def test_viewers_share_snapshots_and_are_few(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live_module, "MOST_VIEWERS", 2)
+    client, _ = serve()
+    with ExitStack() as stack:
+        streams = [events(stack.enter_context(client.stream("GET", "/live"))) for _ in range(2)]
+        found = [[until(one, lambda _: True)["t"] for _ in range(5)] for one in streams]
+        assert set(found[0]) & set(found[1]), "the same snapshot for both"
+        refused = client.get("/live")
+        assert refused.status_code == 429
+        assert refused.json()["error"]["code"] == "too_many_viewers"
+    end = time.monotonic() + 5
+    while time.monotonic() < end:
+        with client.stream("GET", "/live") as again:
+            if again.status_code == 200:
+                break
+        time.sleep(0.1)
+    assert again.status_code == 200, "who left makes room"
+
+
+def test_a_request_of_the_queue_is_cancelled_and_its_client_told(serve: Any) -> None:
+    client, service = serve()
+    answers: list[httpx.Response] = []
+    thread = threading.Thread(target=lambda: answers.append(complete(client, 100_000)))
+    with client.stream("GET", "/live") as response:
+        stream = events(response)
+        thread.start()
+        row = until(stream, lambda one: one["queue"] and one["queue"][0]["n_decoded"] > 3)["queue"][0]
+        assert row["phase"] == "decode"
+        assert row["most_new"] <= service.limit
+        start = time.monotonic()
+        found = client.post("/v1/headrace/cancel", json={"id": row["id"]})
+        assert found.json() == {"id": row["id"], "cancelled": True}
+        thread.join(10)
+        assert time.monotonic() - start < 3
+        assert answers[0].status_code == 499
+        assert answers[0].json()["error"]["code"] == "cancelled"
+        tick = until(stream, lambda one: not one["queue"])
+        assert tick["ended_last"][0]["reason"] == "cancelled"
+    assert client.post("/v1/headrace/cancel", json={"id": row["id"]}).status_code == 404
+    assert client.post("/v1/headrace/cancel", json={"id": "x"}).status_code == 400
+
+
+def test_the_ledger_and_the_placement_are_those_of_the_engine(serve: Any, llm: Any) -> None:
+    client, _ = serve()
+    complete(client, 8)
+    found = client.get("/v1/headrace/ledger?last=4").json()
+    assert [one["index"] for one in found["passes"]] == [one.index for one in list(llm.ledger.account.recent)[-4:]]
+    assert found["sums"]["decode"]["tokens"] == 4
+    for bad in ("0", "-1", "x", "99999999"):
+        assert client.get(f"/v1/headrace/ledger?last={bad}").status_code == 400
+    placed = client.get("/v1/headrace/placement").json()
+    assert [one["experts"]["cpu"] for one in placed["layers"]] == list(llm.parts.memory_plan.experts)
+    whole = sum(one["dense"] + one["experts"]["cpu"] for one in placed["layers"])
+    whole += placed["rest"]["head"]["bytes"] + placed["rest"]["final norm"]["bytes"]
+    assert whole == llm.parts.weights.nbytes
+
+
+def test_data_needs_the_key_and_the_pages_code_does_not(serve: Any) -> None:
+    client, _ = serve(api_key=("secret",))
+    for path in ("/live", "/v1/headrace/ledger", "/v1/headrace/placement"):
+        assert client.get(path).status_code == 401, path
+    assert client.post("/v1/headrace/cancel", json={"id": 0}).status_code == 401
+    assert client.get("/page/css/page.css").status_code == 200
+    assert client.get("/", headers={"accept": "text/html"}).status_code == 200
+    with client.stream("GET", "/live", headers={"authorization": "Bearer secret"}) as response:
+        assert response.status_code == 200
