@@ -28,6 +28,7 @@ class Ledger:
         self.account = Account(kept)
         self.sink: IO[str] | None = None
         self.recordings: list[list[Pass]] = []
+        self.listeners: list[Callable[[Pass], None]] = []  # told of every pass that is booked, by who booked it
         self.settle: Callable[[], None] = lambda: None
 
     @property
@@ -90,6 +91,8 @@ class Ledger:
         self.account.add(done)
         for found in self.recordings:
             found.append(done)
+        for told in self.listeners:
+            told(done)
         if self.watch is not None:
             self.watch(done)
 

@@ -13,7 +13,9 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ...errors import HeadraceError
+from .access_log import AccessLog
 from .handlers import about, answers, live, other_apis, tokens
+from .metrics import Metrics
 from .page.live import Live
 from .security import Guard, error_response
 from .service import Service
@@ -29,7 +31,8 @@ def make_app(service: Service) -> ASGIApp:
         routes=routes(service),
         exception_handlers={HTTPException: missing},
     )
-    app.state.service, app.state.live = service, Live(service)
+    app.state.service, app.state.live, app.state.metrics = service, Live(service), Metrics(service)
+    app.state.log = AccessLog(service)
     return Guard(app, service.settings)
 
 

@@ -25,6 +25,7 @@ def serve(model: str, settings: ServerSettings, config: dict[str, Any]) -> None:
     from .generate_command import ensure_profile, load_progress, say, start_up
 
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logging.getLogger("headrace.access").setLevel(logging.INFO)
     options = {**config, "max_sequences": settings.parallel, "prefill_stall_ms": settings.prefill_stall_ms}
     bars = contextlib.ExitStack()
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from importlib.metadata import version
 from typing import Any
 
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import Response
 
 from ...generation.request import Request as EngineRequest
 from ..generation import Generation
+from ..metrics import Metrics
 from ..service import Service
 from ..wire.errors import ApiError
 from .common import Json, service_of
@@ -102,6 +105,12 @@ def slot(generation: Generation) -> dict[str, Any]:
     }
 
 
+async def metrics(request: Request) -> Response:
+    """GET /metrics, as Prometheus reads it."""
+    found: Metrics = request.app.state.metrics
+    return Response(await asyncio.to_thread(found.text), media_type=CONTENT_TYPE_LATEST)
+
+
 GETS = {
     "/health": health,
     "/v1/health": health,
@@ -111,4 +120,5 @@ GETS = {
     "/models/{id:path}": model,
     "/props": props,
     "/slots": slots,
+    "/metrics": metrics,
 }

@@ -1,0 +1,138 @@
+"""GET /metrics: what Prometheus reads. Names are vLLM's behind `headrace_`, so that boards can be taken over; bytes,
+seconds of passes and the ratio to predictions are our own.
+
+Everything is read when somebody asks; a pass costs one sum, a request that ended five.
+"""
+
+from __future__ import annotations
+
+from collections import Counter as Sums
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from ..ledger.passes import Pass
+from ..ledger.summary import PHASES, summarise
+from .generation import Generation
+from .page.passes import newest
+from .page.totals import reason_of, tokens_of
+from .service import Service
+
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+LOOKED_AT = 64  # passes that the ratio to predictions is taken from
+HISTOGRAMS = {
+    "time_to_first_token_seconds": "from the request to its first token",
+    "time_per_output_token_seconds": "between tokens of a request, on average",
+    "e2e_request_latency_seconds": "from the request to its last token",
+    "request_queue_time_seconds": "until a request first ran",
+    "request_prefill_time_seconds": "from there to its first token",
+    "request_decode_time_seconds": "from its first token to its last",
+}
+
+
+class Metrics(Collector):
+    """Counts what a service does."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self.registry = CollectorRegistry()
+        self.times = {
+            name: Histogram(f"headrace_{name}", about, buckets=SECONDS, registry=self.registry)
+            for name, about in HISTOGRAMS.items()
+        }
+        self.tokens: Sums[str] = Sums()
+        self.reasons: Sums[str] = Sums()
+        self.bytes: Sums[tuple[str, str]] = Sums()
+        self.seconds: Sums[str] = Sums()
+        self.registry.register(self)
+        service.ended.append(self.end)
+        service.llm.ledger.listeners.append(self.passed)
+
+    def text(self) -> bytes:
+        """What is exposed; may take a while, and needs no particular thread."""
+        found: bytes = generate_latest(self.registry)
+        return found
+
+    def passed(self, done: Pass) -> None:
+        """A pass is booked; in the thread of the engine."""
+        self.seconds[done.phase] += done.measured_s  # type: ignore[assignment]
+        for tier, groups in done.bytes.items():
+            for group, size in groups.items():
+                self.bytes[tier, group] += size
+
+    def end(self, generation: Generation) -> None:
+        """A request has ended."""
+        found = tokens_of(generation)
+        self.tokens.update(
+            {
+                "prompt": found.prompt,
+                "generation": found.made,
+                "prefix_cache_query": found.prompt,
+                "prefix_cache_hit": found.reused,
+            }
+        )
+        self.reasons[reason_of(generation)] += 1
+        if generation.first is None:
+            return
+        begun, last = generation.submitted + generation.queued_s, generation.last or generation.first
+        seconds = {
+            "time_to_first_token_seconds": generation.first - generation.submitted,
+            "e2e_request_latency_seconds": last - generation.submitted,
+            "request_queue_time_seconds": generation.queued_s,
+            "request_prefill_time_seconds": max(0.0, generation.first - begun),
+            "request_decode_time_seconds": last - generation.first,
+        }
+        if found.made > 1:
+            seconds["time_per_output_token_seconds"] = (last - generation.first) / (found.made - 1)
+        for name, value in seconds.items():
+            self.times[name].observe(value)
+
+    def collect(self) -> Iterable[Metric]:
+        """Called by the library when somebody asks."""
+        service, loop = self.service, self.service.llm.loop
+        running = len(loop.scheduler.running)
+        yield gauge("num_requests_running", "requests that run", running)
+        yield gauge("num_requests_waiting", "requests that wait", max(0, len(service.open) - running))
+        pages = loop.pages
+        free = len(pages.free) + len(pages.idle)
+        yield gauge(
+            "kv_cache_usage_perc", "share of the cache's pages that requests hold", 1 - free / len(pages.owners)
+        )
+        yield gauge("kv_cache_pages_idle", "pages that hold known content and no request needs", len(pages.idle))
+        yield counter("num_preemptions", "requests that made room for others", {(): loop.scheduler.preemptions})
+        for name in ("prompt", "generation", "prefix_cache_query", "prefix_cache_hit"):
+            yield counter(f"{name}_tokens", f"tokens: {name.replace('_', ' ')}", {(): self.tokens[name]})
+        reasons = {(reason,): count for reason, count in self.reasons.items()}
+        yield counter("request_success", "requests that ended, by why", reasons, ["finished_reason"])
+        yield counter("bytes", "bytes read or sent by passes", dict(self.bytes), ["tier", "group"])
+        yield counter("pass_seconds", "seconds of passes", {(p,): s for p, s in self.seconds.items()}, ["phase"])
+        yield self._ratio()
+
+    def _ratio(self) -> Metric:
+        """Of the newest passes, by phase, what they took over what they should have."""
+        found = GaugeMetricFamily(
+            "headrace_measured_over_predicted", f"of the last {LOOKED_AT} passes; 1: as predicted", labels=["phase"]
+        )
+        passes = newest(self.service.llm.ledger.account.recent, 0, LOOKED_AT)
+        for phase in PHASES:
+            total = summarise(passes, phase)
+            if total.passes and total.predicted_s:
+                found.add_metric([phase], total.measured_s / total.predicted_s)
+        return found
+
+
+def gauge(name: str, about: str, value: float) -> Metric:
+    """A number that goes up and down."""
+    return GaugeMetricFamily(f"headrace_{name}", about, value=value)
+
+
+def counter(name: str, about: str, values: Mapping[Any, float], labels: Iterable[str] = ()) -> Metric:
+    """A number that only grows, by its labels."""
+    found = CounterMetricFamily(f"headrace_{name}", about, labels=list(labels))
+    for label, value in values.items():
+        found.add_metric(list(label), value)
+    return found

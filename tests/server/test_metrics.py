@@ -1,0 +1,110 @@
+"""What a server says of itself: metrics, the log, slots and properties."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from serving import Served, serving
+
+HELLO = [{"role": "user", "content": "Hello there"}]
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Served]:
+    with serving() as found:
+        yield found
+
+
+def metrics(served: Served) -> dict[str, float]:
+    """By name and labels."""
+    text = httpx.get(f"{served.url}/metrics").text
+    return {
+        f"{s.name}{sorted(s.labels.values())}": s.value for f in text_string_to_metric_families(text) for s in f.samples
+    }
+
+
+def ask(served: Served, **body: Any) -> dict[str, Any]:
+    answer = httpx.post(f"{served.url}/v1/chat/completions", json={"messages": HELLO, **body}, timeout=60)
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+def test_metrics_count_what_was_done(served: Served) -> None:
+    before = metrics(served)
+    usage = ask(served, max_tokens=7)["usage"]
+    after = metrics(served)
+
+    def grown(name: str) -> float:
+        return after[name] - before.get(name, 0)
+
+    assert grown("headrace_prompt_tokens_total[]") == usage["prompt_tokens"]
+    assert grown("headrace_generation_tokens_total[]") == 7
+    assert grown("headrace_request_success_total['length']") == 1
+    assert grown("headrace_time_to_first_token_seconds_count[]") == 1
+    read = sum(sum(p.bytes["cpu_dram"].values()) for p in list(served.llm.ledger.account.recent)[-7:])
+    counted = {name: value for name, value in after.items() if name.startswith("headrace_bytes_total['cpu_dram'")}
+    assert sum(counted.values()) - sum(before.get(name, 0) for name in counted) == read
+    assert grown("headrace_pass_seconds_total['decode']") > 0
+    assert after["headrace_num_requests_running[]"] == 0
+    assert after["headrace_kv_cache_usage_perc[]"] == 0
+
+
+def test_each_request_has_its_line(served: Served, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "headrace.access"):
+        ask(served, max_tokens=5)
+    (line,) = [r.getMessage() for r in caplog.records if r.name == "headrace.access"]
+    assert re.fullmatch(
+        r"request \d+: \d+ prompt tokens, \d+ of them cached, first token after [\d.]+ s, 5 new( at [\d.]+/s)?, length",
+        line,
+    )
+
+
+def test_a_prompt_that_nearly_was_an_earlier_one(served: Served, caplog: pytest.LogCaptureFixture) -> None:
+    words = "one two three four five six seven eight " * 30
+    messages = [[{"role": "user", "content": f"{words}{day} {words}"}] for day in ("Monday", "Tuesday")]
+    ask(served, messages=messages[0], max_tokens=1)
+    with caplog.at_level(logging.INFO, "headrace.access"):
+        ask(served, messages=messages[1], max_tokens=1)
+        ask(served, messages=messages[1], max_tokens=1)
+    misses = [r.getMessage() for r in caplog.records if "earlier request" in r.getMessage()]
+    assert len(misses) == 1
+    assert "uesday" in misses[0].split("where that had")[0]
+    assert "onday" in misses[0].split("where that had")[1]
+
+
+def test_slots_and_properties(served: Served) -> None:
+    assert httpx.get(f"{served.url}/slots").json() == []
+    props = httpx.get(f"{served.url}/props").json()
+    assert props["default_generation_settings"]["n_ctx"] == served.service.limit
+    assert props["total_slots"] == 8
+    assert props["dialect"].startswith("hermes")
+
+
+@pytest.mark.parametrize("text", ["Hello, world", "größer 你好 🙂", ""])
+def test_tokens_there_and_back(text: str, served: Served) -> None:
+    made = httpx.post(f"{served.url}/tokenize", json={"content": text, "with_pieces": True}).json()
+    ids = [one["id"] for one in made["tokens"]]
+    pieces = b"".join(bytes(p) if isinstance(p := one["piece"], list) else p.encode() for one in made["tokens"])
+    assert pieces.decode() == text
+    assert httpx.post(f"{served.url}/detokenize", json={"tokens": ids}).json()["content"] == text
+
+
+def test_templates_and_counts(served: Served) -> None:
+    prompt = httpx.post(f"{served.url}/apply-template", json={"messages": HELLO}).json()["prompt"]
+    assert prompt == "<|user|>\nHello there\n<|assistant|>\n"
+    counts = [
+        httpx.post(f"{served.url}{path}", json=body).json()["input_tokens"]
+        for path, body in (
+            ("/v1/chat/completions/input_tokens", {"messages": HELLO}),
+            ("/v1/responses/input_tokens", {"input": "Hello there"}),
+            ("/v1/messages/count_tokens", {"messages": HELLO}),
+        )
+    ]
+    tokens = httpx.post(f"{served.url}/tokenize", json={"messages": HELLO}).json()["count"]
+    assert counts == [tokens] * 3
