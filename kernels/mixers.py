@@ -1,5 +1,5 @@
-"""What takes the place of grouped-query attention in a layer: latent attention, and the gated delta rule. Each is a
-sequence of ops; what is computed says `mix`."""
+"""What takes the place of grouped-query attention in a layer: latent attention, and the gated delta rule. `mix` says
+what is computed, as a sequence of ops; a backend may run it at once."""
 
 from __future__ import annotations
 
@@ -90,10 +90,7 @@ class DeltaBlock(Block):
     def mix(self, ops: Ops, h_TD: Tensor, places: Places, wanted: bool) -> Tensor | None:
         assert places.states_S is not None, "a pass without slots of states"
         T, (H, _, v) = len(h_TD), self.state_LHkv.shape[1:]
-        qkv_TC = linear(ops, h_TD, self.qkv)
-        beta_TH, dt_TH = ops.linear(h_TD, self.ba).split([H, H], dim=1)
-        decay_TH = self.rate_H * torch.nn.functional.softplus(dt_TH + self.dt_bias_H)
-        rows = qkv_TC, decay_TH, beta_TH.sigmoid()
+        rows = linear(ops, h_TD, self.qkv), *ops.delta_gates(ops.linear(h_TD, self.ba), self.rate_H, self.dt_bias_H)
         if places.pieces:
             out_THv = torch.cat([self._piece(ops, piece, rows) for piece in places.pieces])
         else:
@@ -101,8 +98,8 @@ class DeltaBlock(Block):
             out_THv = self._recur(ops, *rows, slots)
         if not wanted:
             return None
-        z_THv = ops.linear(h_TD, self.z).view(T, H, v)
-        return (ops.rmsnorm(out_THv, self.norm_v, self.eps) * torch.nn.functional.silu(z_THv)).flatten(1)
+        gate_and_out = ops.linear(h_TD, self.z).view(T, H, v), ops.rmsnorm(out_THv, self.norm_v, self.eps)
+        return ops.glu(torch.cat(gate_and_out, dim=2).view(T * H, 2 * v)).view(T, H * v)
 
     def _piece(self, ops: Ops, piece: Piece, rows: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         qkv_TC, decay_TH, beta_TH = (row[piece.first : piece.last] for row in rows)

@@ -6,13 +6,20 @@ norms and activations are left out (they are below one percent). The article's o
 
 from __future__ import annotations
 
-from ...loaders.architecture.architecture import Architecture, Cache, Layer
+from ...loaders.architecture.architecture import Architecture, Cache, Layer, Mixer
+
+CACHE_WIDTH, STATE_WIDTH = 2, 4  # bytes of an element: bf16 keys and values, float32 states
 
 
 def layer_flops(layer: Layer) -> int:
     """Of one token in all matrices of a layer, routed experts left out; recurrent states included."""
     matrices = sum(part.elements for part in layer.parts if part.rows > 1)
-    return 2 * matrices + (layer.mixer.state_flops if layer.mixer else 0)
+    return 2 * matrices + state_flops(layer)
+
+
+def state_flops(layer: Layer) -> int:
+    """Of one token in the recurrent state of a layer."""
+    return layer.mixer.state_flops if layer.mixer else 0
 
 
 def expert_flops(layer: Layer) -> int:
@@ -31,6 +38,12 @@ def attention_flops(layer: Layer, context: int, decode: bool) -> int:
         return 0
     pair = mixer.decode_pair_flops if decode and mixer.decode_pair_flops else mixer.pair_flops
     return pair * _entries(mixer.caches[0], context)
+
+
+def intensity(mixer: Mixer) -> float:
+    """FLOPs of a decoded token's attention for a byte of its cache; with grouped queries the heads of a group."""
+    pair = mixer.pair_flops if mixer.decode_pair_flops is None else mixer.decode_pair_flops
+    return pair / (CACHE_WIDTH * mixer.caches[0].width)
 
 
 def _entries(cache: Cache, context: int) -> int:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,10 @@ from headrace.engine.ledger.pass_bytes import CacheSizes, cache_sizes
 from headrace.engine.model.kv_cache import PAGE, States
 from headrace.engine.placement.placement import Tier
 from headrace.errors import OptionError
-from headrace.kernels import reference
+from headrace.kernels import Ops, reference
+from headrace.kernels.cpu import CpuOps
+from headrace.kernels.decoder_layer import compose, compose_layers
+from headrace.kernels.isa import available_isas
 
 Checkpoints = Callable[[str], Path]
 FEW = SamplingParams(max_new_tokens=6, ignore_eos=True)
@@ -96,3 +100,62 @@ def test_what_a_gpu_has_no_kernels_for(variant: str, parts: list[str], checkpoin
 def test_a_state_beside_a_gpu_is_refused(checkpoints: Checkpoints) -> None:
     with pytest.raises(OptionError, match=r"no kernels yet for the gated delta rule: this model runs on the CPU"):
         LLM(str(checkpoints("qwen3_next")), device="simulated", cpu_moe=True, max_context=32)
+
+
+# ---- all layers in one call
+
+
+class PartByPart(CpuOps):
+    """The C++ kernels, called one by one."""
+
+    def attention_block(self, x_TD: Any, update_TD: Any, block: Any, places: Any, rows_R: Any = None) -> Any:
+        return compose(self, x_TD, update_TD, block, places, rows_R)
+
+    def layers(self, x_TD: Any, stack: Any, places: Any, rows_R: Any = None) -> Any:
+        return compose_layers(self, x_TD, stack, places, rows_R)
+
+
+def with_cpu(path: Path, ops: type[CpuOps], isa: str) -> LLM:
+    """In chunks of 24 tokens; `ops` in place of the engine's own."""
+    llm = LLM(str(path), kernels="cpu", dtype="bfloat16", max_context=160, max_sequences=2, prefill_chunk=24)
+    llm.parts.decoder.ops = ops(dataclasses.replace(llm.parts.context, isa=isa))
+    return llm
+
+
+def everything(llm: LLM) -> list[Any]:
+    """What a model says to prompts alone and together, to one whose beginning it knows, and its logits of one."""
+    long = prompt(70, 11)
+    asked = [[prompt(40, 12), long, [5]], [[*long[:64], *prompt(9, 13)]], [long]]
+    found: list[Any] = [[one.token_ids for one in llm.generate(prompts, FEW)] for prompts in asked]
+    return [*found, llm.logits(prompt(30, 14))]
+
+
+@pytest.mark.parametrize("isa", available_isas())
+@pytest.mark.parametrize("variant", NEW_KINDS)
+def test_one_call_gives_what_its_parts_give(variant: str, isa: str, checkpoints: Checkpoints) -> None:
+    """Bit for bit: prompts in chunks, steps of several sequences, states and pages that are taken over."""
+    with with_cpu(checkpoints(variant), CpuOps, isa) as fused, with_cpu(checkpoints(variant), PartByPart, isa) as parts:
+        *answers, logits = everything(fused)
+        *wanted, wanted_logits = everything(parts)
+    assert answers == wanted
+    assert torch.equal(logits, wanted_logits)
+
+
+@pytest.mark.parametrize("variant", NEW_KINDS)
+def test_a_pass_is_one_call(variant: str, checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever its layers are; of Python's ops nothing runs but what is before and behind them."""
+    called: list[str] = []
+
+    def watched(name: str, own: Callable[..., Any]) -> Callable[..., Any]:
+        def spy(self: CpuOps, *args: Any, **more: Any) -> Any:
+            called.append(name)
+            return own(self, *args, **more)
+
+        return spy
+
+    for name in [name for name in vars(Ops) if not name.startswith("_")]:
+        monkeypatch.setattr(CpuOps, name, watched(name, getattr(CpuOps, name)))
+    with LLM(str(checkpoints(variant)), kernels="cpu", max_context=64) as llm:
+        called.clear()
+        steps = len(llm.generate([prompt(9, 15)], FEW)[0].ledger)
+        assert called == ["embed", "layers", "add_rmsnorm_", "linear", "argmax"] * steps
