@@ -105,7 +105,8 @@ void bind_attention(nb::module_& m) {
                         int window, Address sinks, Address out) {
     Turn turn(context);
     attention({at<float>(q), q_stride, cache, at<int32_t>(tables), at<int32_t>(starts), at<int32_t>(contexts),
-               sequences, table_len, heads, scale, window, at<float>(sinks), at<float>(out)}, turn);
+               sequences, table_len, heads, scale, window, at<float>(sinks), at<float>(out),
+               int64_t(heads) * cache.values.d}, turn);
   }, "context"_a, nb::kw_only(), "q"_a, "q_stride"_a, "cache"_a, "tables"_a, "starts"_a, "contexts"_a, "sequences"_a,
      "table_len"_a, "heads"_a, "scale"_a, "window"_a, "sinks"_a, "out"_a, Unlocked());
   m.attr("NO_WINDOW") = NO_WINDOW;

@@ -171,7 +171,8 @@ struct AttentionArgs {
   float scale;
   int window;          // how many keys a query sees at most, its own included; NO_WINDOW: all
   const float* sinks;  // [N], null: none
-  float* out;          // [T, N, values.d]
+  float* out;          // [T, N, values.d], strided in T
+  int64_t out_stride;
 };
 void attention(const AttentionArgs& args, Turn& turn);
 
@@ -208,7 +209,7 @@ struct LatentMixer {
   Weights q, kv_a;
   const float *kv_a_bias, *kv_a_norm;
   Weights k_up, v_up;
-  Cache cache;  // keys are latents and what is rotated, values the latents in them
+  Cache cache;  // one head: keys are latents and what is rotated, values the latents in them
   Rope rope;
   float norm_eps, scale;
 };

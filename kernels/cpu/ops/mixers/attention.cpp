@@ -16,7 +16,7 @@ float* mix(const AttentionMixer& mixer, const Normed& in, Turn& turn, Stopwatch&
   if (!in.wanted) return nullptr;
   float* out = arena.take<float>(size_t(tokens) * width);
   attention({qkv, rows, mixer.cache, places.tables, places.starts, places.contexts, places.sequences, places.table_len,
-             mixer.heads, mixer.scale, mixer.window, mixer.sinks, out}, turn);
+             mixer.heads, mixer.scale, mixer.window, mixer.sinks, out, width}, turn);
   watch.lap(Part::attention);
   if (mixer.gate.data) {
     float* gate = arena.take<float>(size_t(tokens) * width);

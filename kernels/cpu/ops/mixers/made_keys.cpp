@@ -1,0 +1,135 @@
+// A prompt on keys and values that are made of the latents of its context: a cache in the arena, of some heads at a time, on
+// which attention runs as on any. It is of the type of the real cache, and the projection it is made with too.
+//
+// The up-projection of keys lies as queries want it, n numbers for each of a latent's. Keys want it the other way round, so
+// that each head's is turned over first.
+#include <algorithm>
+#include <cstring>
+#include <numeric>
+
+#include "ops/each_token.h"
+#include "ops/mixers/latent.h"
+
+namespace headrace {
+namespace {
+
+constexpr int PAGE = 32;                      // keys of a page
+constexpr size_t AT_ONCE = size_t(64) << 20;  // bytes that heads made at a time take, if they are several
+constexpr int TURNING = 16;                   // tokens whose keys take as long as turning the projection over
+
+// One sequence, and heads [head, head + count) of it.
+struct Made {
+  const LatentMixer& mixer;
+  const LatentShape& shape;
+  const FormatKernels& format;  // of the cache, real and made
+  int context;
+  const float *latents, *rotated;  // [C, l], [C, 2 r]
+  int head, count;
+
+  size_t bytes(int numbers) const { return format.row_bytes(numbers); }
+  int pages() const { return (context + PAGE - 1) / PAGE; }
+
+  // The projection of these heads turned over, [count n, l], by one head after the other.
+  Weights turn_over(Turn& turn) const {
+    const FormatKernels& from = turn.context.format(mixer.k_up.format);
+    Arena& arena = turn.team.arena;
+    const int l = shape.l, n = shape.n;
+    auto* turned = arena.take<uint8_t>(bytes(l) * count * n);
+    const size_t room = size_t(l) * (n + 1);
+    float* scratch = arena.take<float>(room * turn.team.size());
+    Counter heads;
+    turn.team.run(false, [&](int worker) {
+      float *rows = scratch + worker * room, *column = rows + size_t(l) * n;
+      for (int i = heads.next(); i < count; i = heads.next()) {
+        const uint8_t* first = mixer.k_up.data + size_t(head + i) * l * from.row_bytes(n);
+        for (int j = 0; j < l; j++) from.unpack(first + j * from.row_bytes(n), n, 1.0f, rows + size_t(j) * n);
+        for (int k = 0; k < n; k++) {
+          for (int j = 0; j < l; j++) column[j] = rows[size_t(j) * n + k];
+          format.pack(column, l, turned + (size_t(i) * n + k) * bytes(l));
+        }
+      }
+    });
+    return {mixer.cache.format, count * n, l, turned};
+  }
+
+  Weights value_rows(Turn& turn) const {
+    const size_t row = turn.context.format(mixer.v_up.format).row_bytes(shape.l);
+    return {mixer.v_up.format, count * shape.v, shape.l, mixer.v_up.data + size_t(head) * shape.v * row};
+  }
+
+  // Keys and values of all tokens of the context, [pages][heads][PAGE] rows each.
+  Cache make(Turn& turn) const {
+    Arena& arena = turn.team.arena;
+    const int n = shape.n, v = shape.v;
+    const size_t key = bytes(shape.key()), value = bytes(v), rows = size_t(pages()) * count * PAGE;
+    const Cache cache{mixer.cache.format, count, PAGE, shape.key(), arena.take<uint8_t>(rows * key),
+                      {v, value, PAGE * value, count * PAGE * value, arena.take<uint8_t>(rows * value)}};
+    const Arena::Loan loan(arena);
+    float *keys = arena.take<float>(size_t(context) * count * n), *values = arena.take<float>(size_t(context) * count * v);
+    linear(latents, shape.l, context, turn_over(turn), nullptr, keys, count * n, turn);
+    linear(latents, shape.l, context, value_rows(turn), nullptr, values, count * v, turn);
+    each_token(turn.team, context, int64_t(context) * count * (n + v), [&](int t) {
+      for (int i = 0; i < count; i++) {
+        const size_t at = (size_t(t / PAGE) * count + i) * PAGE + t % PAGE, mine = size_t(t) * count + i;
+        format.pack(keys + mine * n, n, cache.k + at * key);
+        format.pack(rotated + size_t(t) * shape.rotated, shape.rotated, cache.k + at * key + bytes(n));
+        format.pack(values + mine * v, v, cache.values.data + at * value);
+      }
+    });
+    return cache;
+  }
+};
+
+// Latents and rotated parts of a sequence's context, out of the cache.
+void load(const LatentMixer& mixer, const LatentShape& shape, const int32_t* table, int context, float* latents,
+          float* rotated, Turn& turn) {
+  const Cache& cache = mixer.cache;
+  const FormatKernels& format = turn.isa.formats[cache.format];
+  const size_t bytes = format.row_bytes(cache.d);
+  each_token(turn.team, context, int64_t(context) * cache.d, [&](int t) {
+    const size_t slot = size_t(table[t / cache.page_keys]) * cache.page_keys + t % cache.page_keys;
+    const uint8_t* row = cache.k + slot * bytes;
+    format.unpack(row, shape.l, 1.0f, latents + size_t(t) * shape.l);
+    format.unpack(row + format.row_bytes(shape.l), shape.rotated, 1.0f, rotated + size_t(t) * shape.rotated);
+  });
+}
+
+}  // namespace
+
+bool makes_keys(const LatentShape& shape, int queries, int context) {
+  const int64_t pairs = int64_t(queries) * context - int64_t(queries) * (queries - 1) / 2;
+  const int64_t fewer = pairs * (2 * shape.l - shape.n - shape.v);
+  const int64_t more = int64_t(context - queries) * shape.l * (shape.n + shape.v) + int64_t(TURNING) * shape.l * shape.n;
+  return fewer > more;
+}
+
+void attend_made(const LatentMixer& mixer, const Places& places, int s, const float* q, float* out, Turn& turn,
+                 Stopwatch& watch) {
+  Arena& arena = turn.team.arena;
+  const Arena::Loan loan(arena);
+  const LatentShape shape(mixer);
+  const FormatKernels& format = turn.isa.formats[mixer.cache.format];
+  const int first = places.starts[s], context = places.contexts[s], starts[] = {0, places.starts[s + 1] - first};
+  float *latents = arena.take<float>(size_t(context) * shape.l), *rotated = arena.take<float>(size_t(context) * shape.rotated);
+  load(mixer, shape, places.tables + size_t(s) * places.table_len, context, latents, rotated, turn);
+  watch.lap(Part::place);
+
+  const int pages = (context + PAGE - 1) / PAGE;
+  int32_t* table = arena.take<int32_t>(pages);
+  std::iota(table, table + pages, 0);
+  const size_t numbers = size_t(pages) * PAGE * (shape.n + shape.v);
+  const size_t each = size_t(pages) * PAGE * format.row_bytes(shape.key() + shape.v) + numbers * sizeof(float);
+  const int heads = int(std::clamp<size_t>(AT_ONCE / each, 1, shape.heads));
+  const int64_t q_stride = int64_t(shape.heads) * shape.key(), out_stride = int64_t(shape.heads) * shape.v;
+  for (int head = 0; head < shape.heads; head += heads) {
+    const Arena::Loan round(arena);
+    const int count = std::min(heads, shape.heads - head);
+    const Cache cache = Made{mixer, shape, format, context, latents, rotated, head, count}.make(turn);
+    watch.lap(Part::by_head);
+    attention({q + first * q_stride + int64_t(head) * shape.key(), q_stride, cache, table, starts, &context, 1, pages, count,
+               mixer.scale, NO_WINDOW, nullptr, out + first * out_stride + int64_t(head) * shape.v, out_stride}, turn);
+    watch.lap(Part::attention);
+  }
+}
+
+}  // namespace headrace
