@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 
 TURNING = 16  # tokens whose keys take as long to make as turning the projection over does
-MADE_PAGE = 32  # of keys and values that are made
+SEGMENT = 512  # tokens whose keys and values are made at once
+MADE_PAGE = 32  # of the cache that these go to
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +88,8 @@ class LatentBlock(Block):
     def _attend_made(self, ops: Ops, q_TNd: Tensor, tables_1M: Tensor, context: int) -> Tensor:
         """float32 [T, N, v] of one sequence."""
         pages = -(-context // MADE_PAGE)
-        keys, values = self._make(ops, self.rows_P1Bl[tables_1M[0].long(), 0].flatten(0, 1)[:context].float())
+        rows_Cl = self.rows_P1Bl[tables_1M[0].long(), 0].flatten(0, 1)[:context].float()
+        keys, values = self._make(ops, rows_Cl)
         k_PNBd, v_PNBd = (_paged(x.to(self.rows_P1Bl.dtype), pages) for x in (keys, values))
         small = torch.tensor([*range(pages), 0, len(q_TNd), context], dtype=torch.int32, device=q_TNd.device)
         table, starts, contexts = small.split([pages, 2, 1])
@@ -99,9 +101,10 @@ class LatentBlock(Block):
         C, N, own, rank = len(rows_Cl), self.heads, self.k_up.cols, self.rank
         turned = ops.dequantize(self.k_up).view(N, rank, own).transpose(1, 2).reshape(N * own, rank)
         up = Matrix.plain(turned.to(self.rows_P1Bl.dtype))
-        latents_Cl, rotated_Cr = rows_Cl[:, :rank], rows_Cl[:, rank:]
-        keys = ops.linear(latents_Cl, up).view(C, N, own), rotated_Cr[:, None].expand(-1, N, -1)
-        return torch.cat(keys, dim=2), ops.linear(latents_Cl, self.v_up).view(C, N, -1)
+        segments = rows_Cl[:, :rank].split(SEGMENT)
+        own_CN, values_CN = (torch.cat([ops.linear(one, to) for one in segments]) for to in (up, self.v_up))
+        keys = own_CN.view(C, N, own), rows_Cl[:, None, rank:].expand(-1, N, -1)
+        return torch.cat(keys, dim=2), values_CN.view(C, N, -1)
 
     def _keep(self, ops: Ops, h_TD: Tensor, places: Places) -> None:
         """Writes the latents and rotary keys of new tokens into the cache."""

@@ -24,11 +24,14 @@ def fused(g: Generator, T: int, N: int, d: int) -> tuple[Tensor, Tensor]:
     return buffer, buffer[:, N : 2 * N]
 
 
-def paged(g: Generator, contexts: list[int], G: int, B: int, d: int, dtype: torch.dtype) -> Inputs:
-    """Caches with every sequence's pages scattered; what no sequence has written is NaN."""
+def paged(
+    g: Generator, contexts: list[int], G: int, B: int, d: int, dtype: torch.dtype, tables: Tensor | None = None
+) -> Inputs:
+    """Caches with every sequence's pages scattered, or as `tables` says; what no sequence has written is NaN."""
     longest = max(-(-c // B) for c in contexts)
     S = len(contexts)
-    tables = torch.randperm(S * longest + 1, generator=g)[: S * longest].view(S, longest).to(torch.int32)
+    if tables is None:
+        tables = torch.randperm(S * longest + 1, generator=g)[: S * longest].view(S, longest).to(torch.int32)
     k = torch.full((S * longest + 1, G, B, d), float("nan"), dtype=dtype)
     v = k.clone()
     for s, context in enumerate(contexts):

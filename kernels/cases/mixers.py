@@ -7,10 +7,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Generator
+from torch import Generator, Tensor
 
 from ..decoder_layer import Block, Piece, Places, Router, Stack
 from ..formats import FORMATS, Format
@@ -37,21 +38,20 @@ RANK, OWN, TURNED, VALUE = 64, 32, 16, 32  # of latent attention: a latent, a ke
 K_HEADS, K_DIM, V_HEADS, V_DIM, TAPS = 2, 32, 4, 16, 4  # of the delta rule
 
 
-def common(g: Generator, source: Source, form: Format, width: int, routed: bool) -> dict[str, Any]:
+def common(g: Generator, source: Source, form: Format, width: int) -> dict[str, Any]:
     """What every block has, whose mixer gives so many values."""
     matrix = source.matrix(FORMATS["f32"], EXPERTS, HIDDEN)
     router = Router(matrix=matrix, top_k=TOP_K, scoring="softmax", renormalise=True)
     return {
         "pre_norm": normal(g, HIDDEN), "post_norm": normal(g, HIDDEN), "eps": 1e-6, "residual_scale": 0.7,
-        "o": source.matrix(form, HIDDEN, width), "o_bias": normal(g, HIDDEN) if routed else None,
-        "router": router if routed else None,
+        "o": source.matrix(form, HIDDEN, width), "o_bias": normal(g, HIDDEN), "router": router,
     }  # fmt: skip
 
 
 def latent_block(
-    g: Generator, source: Source, form: Format, contexts: list[int], low: bool, routed: bool = True
+    g: Generator, source: Source, form: Format, contexts: list[int], low: bool, tables: Tensor | None = None
 ) -> LatentBlock:
-    """low: queries by way of a small rank, and biases. Some of its pages are written."""
+    """low: queries by way of a small rank, biases, and a bf16 cache. tables: its pages, by sequence."""
     angle, rows, rank = normal(g, max(contexts), TURNED // 2), RANK + TURNED, 64
     return LatentBlock(
         heads=N,
@@ -64,18 +64,16 @@ def latent_block(
         kv_a_norm=normal(g, RANK),
         k_up=source.matrix(form, N * RANK, OWN),
         v_up=source.matrix(form, N * VALUE, RANK),
-        rows_P1Bl=paged(g, contexts, 1, PAGE, rows, torch.bfloat16 if low else torch.float32)["k"],
+        rows_P1Bl=paged(g, contexts, 1, PAGE, rows, torch.bfloat16 if low else torch.float32, tables)["k"],
         cos_Pr=angle.cos(),
         sin_Pr=angle.sin(),
         norm_eps=1e-5,
         scale=1 / math.sqrt(OWN + TURNED),
-        **common(g, source, form, N * VALUE, routed),
+        **common(g, source, form, N * VALUE),
     )
 
 
-def delta_block(
-    g: Generator, source: Source, form: Format, slots: int, in_turns: bool, routed: bool = True
-) -> DeltaBlock:
+def delta_block(g: Generator, source: Source, form: Format, slots: int, in_turns: bool) -> DeltaBlock:
     """With so many slots of state; what is in them is random."""
     keys, values = K_HEADS * K_DIM, V_HEADS * V_DIM
     channels = 2 * keys + values
@@ -93,7 +91,7 @@ def delta_block(
         norm_v=normal(g, V_DIM),
         inputs_LCw=normal(g, slots, channels, TAPS - 1),
         state_LHkv=normal(g, slots, V_HEADS, K_DIM, V_DIM),
-        **common(g, source, form, values, routed),
+        **common(g, source, form, values),
     )
 
 
@@ -128,14 +126,20 @@ def gated_block(g: Generator, source: Source, form: Format, contexts: list[int],
     return replace(block, gate=source.matrix(form, N * HEAD, HIDDEN))
 
 
+def latent(g: Generator, source: Source, form: Format, contexts: list[int], cache: Inputs, low: bool) -> Block:
+    return latent_block(g, source, form, contexts, low, cache["tables"])
+
+
+def delta(g: Generator, source: Source, form: Format, contexts: list[int], cache: Inputs, in_turns: bool) -> Block:
+    return delta_block(g, source, form, len(contexts) + 1, in_turns)
+
+
 BLOCKS: dict[str, MakeBlock] = {
     "gated attention": gated_block,
-    "latent": lambda g, source, form, contexts, cache: latent_block(g, source, form, contexts, low=False),
-    "latent low": lambda g, source, form, contexts, cache: latent_block(g, source, form, contexts, low=True),
-    "delta": lambda g, source, form, contexts, cache: delta_block(g, source, form, len(contexts) + 1, in_turns=False),
-    "delta turns": lambda g, source, form, contexts, cache: delta_block(
-        g, source, form, len(contexts) + 1, in_turns=True
-    ),
+    "latent": partial(latent, low=False),
+    "latent low": partial(latent, low=True),
+    "delta": partial(delta, in_turns=False),
+    "delta turns": partial(delta, in_turns=True),
 }
 
 
@@ -166,6 +170,9 @@ def block_cases() -> Iterator[Case]:
         yield case(kind, FORMATS["q8_0"], [1, 1, 1], [0, 7, 600])
         yield case(kind, FORMATS["q8_0"], [9, 3], [2, 0], "few rows")
         yield case(kind, FORMATS["q4_0"], [9, 1], [2, 20], "no rows")
+    for kind in ("latent", "latent low"):  # made keys of several segments, between sequences without
+        yield case(kind, FORMATS["q8_0"], [1, 140, 2], [30, 900, 0])
+        yield case(kind, FORMATS["f32"], [70, 50], [0, 5])
     for kind in ("delta", "delta turns"):
         yield case(kind, FORMATS["q8_0"], [33, 6], [0, 8], cut=16)
         yield case(kind, FORMATS["f32"], [4, 1], [60, 3], cut=4)

@@ -14,7 +14,8 @@ namespace headrace {
 namespace {
 
 constexpr int PAGE = 32;                      // keys of a page
-constexpr size_t AT_ONCE = size_t(64) << 20;  // bytes that heads made at a time take, if they are several
+constexpr int SEGMENT = 512;                  // tokens whose keys are made at once
+constexpr size_t AT_ONCE = size_t(64) << 20;  // bytes of all heads that are made at once, if they are several
 constexpr int TURNING = 16;                   // tokens whose keys take as long as turning the projection over
 
 // One sequence, and heads [head, head + count) of it.
@@ -22,9 +23,8 @@ struct Made {
   const LatentMixer& mixer;
   const LatentShape& shape;
   const FormatKernels& format;  // of the cache, real and made
-  int context;
-  const float *latents, *rotated;  // [C, l], [C, 2 r]
-  int head, count;
+  const int32_t* table;         // of the real cache
+  int context, head, count;
 
   size_t bytes(int numbers) const { return format.row_bytes(numbers); }
   int pages() const { return (context + PAGE - 1) / PAGE; }
@@ -57,42 +57,52 @@ struct Made {
     return {mixer.v_up.format, count * shape.v, shape.l, mixer.v_up.data + size_t(head) * shape.v * row};
   }
 
-  // Keys and values of all tokens of the context, [pages][heads][PAGE] rows each.
-  Cache make(Turn& turn) const {
+  // Latents and rotated parts of tokens [first, first + n): [n, l] and [n, 2 r].
+  void load(int first, int n, float* latents, float* rotated, Turn& turn) const {
+    const Cache& cache = mixer.cache;
+    each_token(turn.team, n, int64_t(n) * cache.d, [&](int t) {
+      const int at = first + t;
+      const size_t slot = size_t(table[at / cache.page_keys]) * cache.page_keys + at % cache.page_keys;
+      const uint8_t* row = cache.k + slot * bytes(cache.d);
+      format.unpack(row, shape.l, 1.0f, latents + size_t(t) * shape.l);
+      format.unpack(row + bytes(shape.l), shape.rotated, 1.0f, rotated + size_t(t) * shape.rotated);
+    });
+  }
+
+  // Keys and values of these tokens into the cache that is made.
+  void make(int first, int n, const Weights& keys_of, const Weights& values_of, const Cache& to, Turn& turn) const {
     Arena& arena = turn.team.arena;
-    const int n = shape.n, v = shape.v;
-    const size_t key = bytes(shape.key()), value = bytes(v), rows = size_t(pages()) * count * PAGE;
-    const Cache cache{mixer.cache.format, count, PAGE, shape.key(), arena.take<uint8_t>(rows * key),
-                      {v, value, PAGE * value, count * PAGE * value, arena.take<uint8_t>(rows * value)}};
     const Arena::Loan loan(arena);
-    float *keys = arena.take<float>(size_t(context) * count * n), *values = arena.take<float>(size_t(context) * count * v);
-    linear(latents, shape.l, context, turn_over(turn), nullptr, keys, count * n, turn);
-    linear(latents, shape.l, context, value_rows(turn), nullptr, values, count * v, turn);
-    each_token(turn.team, context, int64_t(context) * count * (n + v), [&](int t) {
+    const int keys_cols = keys_of.rows, values_cols = values_of.rows;
+    float *latents = arena.take<float>(size_t(n) * shape.l), *rotated = arena.take<float>(size_t(n) * shape.rotated);
+    float *keys = arena.take<float>(size_t(n) * keys_cols), *values = arena.take<float>(size_t(n) * values_cols);
+    load(first, n, latents, rotated, turn);
+    linear(latents, shape.l, n, keys_of, nullptr, keys, keys_cols, turn);
+    linear(latents, shape.l, n, values_of, nullptr, values, values_cols, turn);
+    const size_t key = bytes(shape.key()), value = bytes(shape.v);
+    each_token(turn.team, n, int64_t(n) * (keys_cols + values_cols), [&](int t) {
+      const int at = first + t;
       for (int i = 0; i < count; i++) {
-        const size_t at = (size_t(t / PAGE) * count + i) * PAGE + t % PAGE, mine = size_t(t) * count + i;
-        format.pack(keys + mine * n, n, cache.k + at * key);
-        format.pack(rotated + size_t(t) * shape.rotated, shape.rotated, cache.k + at * key + bytes(n));
-        format.pack(values + mine * v, v, cache.values.data + at * value);
+        const size_t row = (size_t(at / PAGE) * count + i) * PAGE + at % PAGE, mine = size_t(t) * count + i;
+        format.pack(keys + mine * shape.n, shape.n, to.k + row * key);
+        format.pack(rotated + size_t(t) * shape.rotated, shape.rotated, to.k + row * key + bytes(shape.n));
+        format.pack(values + mine * shape.v, shape.v, to.values.data + row * value);
       }
     });
-    return cache;
+  }
+
+  // Keys and values of the whole context, [pages][heads][PAGE] rows each.
+  Cache make_all(Turn& turn) const {
+    Arena& arena = turn.team.arena;
+    const size_t key = bytes(shape.key()), value = bytes(shape.v), rows = size_t(pages()) * count * PAGE;
+    const Cache made{mixer.cache.format, count, PAGE, shape.key(), arena.take<uint8_t>(rows * key),
+                     {shape.v, value, PAGE * value, count * PAGE * value, arena.take<uint8_t>(rows * value)}};
+    const Arena::Loan loan(arena);
+    const Weights keys_of = turn_over(turn), values_of = value_rows(turn);
+    for (int t = 0; t < context; t += SEGMENT) make(t, std::min(SEGMENT, context - t), keys_of, values_of, made, turn);
+    return made;
   }
 };
-
-// Latents and rotated parts of a sequence's context, out of the cache.
-void load(const LatentMixer& mixer, const LatentShape& shape, const int32_t* table, int context, float* latents,
-          float* rotated, Turn& turn) {
-  const Cache& cache = mixer.cache;
-  const FormatKernels& format = turn.isa.formats[cache.format];
-  const size_t bytes = format.row_bytes(cache.d);
-  each_token(turn.team, context, int64_t(context) * cache.d, [&](int t) {
-    const size_t slot = size_t(table[t / cache.page_keys]) * cache.page_keys + t % cache.page_keys;
-    const uint8_t* row = cache.k + slot * bytes;
-    format.unpack(row, shape.l, 1.0f, latents + size_t(t) * shape.l);
-    format.unpack(row + format.row_bytes(shape.l), shape.rotated, 1.0f, rotated + size_t(t) * shape.rotated);
-  });
-}
 
 }  // namespace
 
@@ -110,21 +120,19 @@ void attend_made(const LatentMixer& mixer, const Places& places, int s, const fl
   const LatentShape shape(mixer);
   const FormatKernels& format = turn.isa.formats[mixer.cache.format];
   const int first = places.starts[s], context = places.contexts[s], starts[] = {0, places.starts[s + 1] - first};
-  float *latents = arena.take<float>(size_t(context) * shape.l), *rotated = arena.take<float>(size_t(context) * shape.rotated);
-  load(mixer, shape, places.tables + size_t(s) * places.table_len, context, latents, rotated, turn);
-  watch.lap(Part::place);
-
   const int pages = (context + PAGE - 1) / PAGE;
   int32_t* table = arena.take<int32_t>(pages);
   std::iota(table, table + pages, 0);
-  const size_t numbers = size_t(pages) * PAGE * (shape.n + shape.v);
-  const size_t each = size_t(pages) * PAGE * format.row_bytes(shape.key() + shape.v) + numbers * sizeof(float);
+
+  const size_t made = size_t(pages) * PAGE * format.row_bytes(shape.key() + shape.v);
+  const size_t each = made + size_t(std::min(SEGMENT, context)) * (shape.n + shape.v) * sizeof(float);
   const int heads = int(std::clamp<size_t>(AT_ONCE / each, 1, shape.heads));
   const int64_t q_stride = int64_t(shape.heads) * shape.key(), out_stride = int64_t(shape.heads) * shape.v;
   for (int head = 0; head < shape.heads; head += heads) {
     const Arena::Loan round(arena);
     const int count = std::min(heads, shape.heads - head);
-    const Cache cache = Made{mixer, shape, format, context, latents, rotated, head, count}.make(turn);
+    const int32_t* from = places.tables + size_t(s) * places.table_len;
+    const Cache cache = Made{mixer, shape, format, from, context, head, count}.make_all(turn);
     watch.lap(Part::by_head);
     attention({q + first * q_stride + int64_t(head) * shape.key(), q_stride, cache, table, starts, &context, 1, pages, count,
                mixer.scale, NO_WINDOW, nullptr, out + first * out_stride + int64_t(head) * shape.v, out_stride}, turn);
