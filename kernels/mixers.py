@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from . import Ops
 
 
-TURNING = 16  # tokens whose keys take as long to make as turning the projection over does
+TURNING = 8  # tokens whose keys and values take as long to make as turning the projection over does
 SEGMENT = 512  # tokens whose keys and values are made at once
 MADE_PAGE = 32  # of the cache that these go to
 
@@ -55,7 +55,7 @@ class LatentBlock(Block):
         own, value = self.k_up.cols, self.v_up.rows // self.heads
         pairs = queries * context - queries * (queries - 1) // 2
         fewer = pairs * (2 * self.rank - own - value)
-        return fewer > (context - queries) * self.rank * (own + value) + TURNING * self.rank * own
+        return fewer > (context - queries + TURNING) * self.rank * (own + value)
 
     def mix(self, ops: Ops, h_TD: Tensor, places: Places, wanted: bool) -> Tensor | None:
         self._keep(ops, h_TD, places)

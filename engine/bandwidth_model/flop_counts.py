@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from ...loaders.architecture.architecture import Architecture, Cache, Layer, Mixer
 
+TURNING = 8  # tokens that keys made of latents cost besides, as `kernels/mixers.py` has it, which needs torch
 CACHE_WIDTH, STATE_WIDTH = 2, 4  # bytes of an element: bf16 keys and values, float32 states
 
 
@@ -40,10 +41,15 @@ def attention_flops(layer: Layer, context: int, decode: bool) -> int:
     return pair * _entries(mixer.caches[0], context)
 
 
-def intensity(mixer: Mixer) -> float:
-    """FLOPs of a decoded token's attention for a byte of its cache; with grouped queries the heads of a group."""
-    pair = mixer.pair_flops if mixer.decode_pair_flops is None else mixer.decode_pair_flops
-    return pair / (CACHE_WIDTH * mixer.caches[0].width)
+def intensity(mixer: Mixer, queries: int = 1, context: int = 1) -> float:
+    """FLOPs of one query's attention for a byte of its cache; with grouped queries the heads of a group. Of latents the
+    way that takes fewer of so many new tokens, the last of so many in the cache: to attend to them, or to make keys and
+    values, whose making for the new tokens counts with the matrices, in place of what it saves there."""
+    pairs = queries * context - queries * (queries - 1) // 2
+    flops = pairs * mixer.pair_flops + (context - queries + TURNING) * mixer.made_flops
+    if mixer.decode_pair_flops is not None:
+        flops = min(flops, pairs * mixer.decode_pair_flops) if mixer.made_flops else pairs * mixer.decode_pair_flops
+    return flops / (pairs * CACHE_WIDTH * mixer.caches[0].width)
 
 
 def _entries(cache: Cache, context: int) -> int:

@@ -144,7 +144,7 @@ class PassModel:
         for mixer, kind in zip(self.spec.mixers, self.model.layers, strict=True):
             if mixer.cached and kind.mixer is not None:
                 reach = context if mixer.window is None else min(context, mixer.window + queries - 1)
-                seen[flop_counts.intensity(kind.mixer)] += mixer.cached * max(1, reach)
+                seen[flop_counts.intensity(kind.mixer, queries, max(queries, context))] += mixer.cached * max(1, reach)
         return seen
 
     def _pair_flops(self, queries: int, context: int) -> int:

@@ -200,7 +200,7 @@ def _cache(layer: Layer, term: str, context: int, queries: int) -> Cache:
         read=cache_read(layer, context),
         written=cache_written(layer, queries),
         flops=queries * (pairs if has_cache else flop_counts.state_flops(layer)),
-        intensity=intensity(mixer) if mixer is not None and has_cache else None,
+        intensity=intensity(mixer, queries, context) if mixer is not None and has_cache else None,
         queries=mean_queries(queries, context),
         on_chip=queries > 1,
     )

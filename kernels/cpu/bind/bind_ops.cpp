@@ -110,6 +110,7 @@ void bind_attention(nb::module_& m) {
   }, "context"_a, nb::kw_only(), "q"_a, "q_stride"_a, "cache"_a, "tables"_a, "starts"_a, "contexts"_a, "sequences"_a,
      "table_len"_a, "heads"_a, "scale"_a, "window"_a, "sinks"_a, "out"_a, Unlocked());
   m.attr("NO_WINDOW") = NO_WINDOW;
+  m.attr("MADE_BYTES") = MADE_BYTES;
 }
 
 void bind_recurrent(nb::module_& m) {

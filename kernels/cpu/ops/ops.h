@@ -213,6 +213,7 @@ struct LatentMixer {
   Rope rope;
   float norm_eps, scale;
 };
+constexpr size_t MADE_BYTES = size_t(64) << 20;  // of keys and values that are made of latents: as many heads, one at least
 struct DeltaMixer {
   int k_heads, k_dim, v_heads, v_dim;
   bool in_turns;

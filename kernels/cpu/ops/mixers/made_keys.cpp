@@ -13,10 +13,9 @@
 namespace headrace {
 namespace {
 
-constexpr int PAGE = 32;                      // keys of a page
-constexpr int SEGMENT = 512;                  // tokens whose keys are made at once
-constexpr size_t AT_ONCE = size_t(64) << 20;  // bytes of all heads that are made at once, if they are several
-constexpr int TURNING = 16;                   // tokens whose keys take as long as turning the projection over
+constexpr int PAGE = 32;      // keys of a page
+constexpr int SEGMENT = 512;  // tokens whose keys are made at once
+constexpr int TURNING = 8;    // tokens whose keys and values take as long as turning the projection over
 
 // One sequence, and heads [head, head + count) of it.
 struct Made {
@@ -109,8 +108,7 @@ struct Made {
 bool makes_keys(const LatentShape& shape, int queries, int context) {
   const int64_t pairs = int64_t(queries) * context - int64_t(queries) * (queries - 1) / 2;
   const int64_t fewer = pairs * (2 * shape.l - shape.n - shape.v);
-  const int64_t more = int64_t(context - queries) * shape.l * (shape.n + shape.v) + int64_t(TURNING) * shape.l * shape.n;
-  return fewer > more;
+  return fewer > int64_t(context - queries + TURNING) * shape.l * (shape.n + shape.v);
 }
 
 void attend_made(const LatentMixer& mixer, const Places& places, int s, const float* q, float* out, Turn& turn,
@@ -126,7 +124,7 @@ void attend_made(const LatentMixer& mixer, const Places& places, int s, const fl
 
   const size_t made = size_t(pages) * PAGE * format.row_bytes(shape.key() + shape.v);
   const size_t each = made + size_t(std::min(SEGMENT, context)) * (shape.n + shape.v) * sizeof(float);
-  const int heads = int(std::clamp<size_t>(AT_ONCE / each, 1, shape.heads));
+  const int heads = int(std::clamp<size_t>(MADE_BYTES / each, 1, shape.heads));
   const int64_t q_stride = int64_t(shape.heads) * shape.key(), out_stride = int64_t(shape.heads) * shape.v;
   for (int head = 0; head < shape.heads; head += heads) {
     const Arena::Loan round(arena);
