@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from headrace import LLM, SamplingParams
+from headrace.engine.bandwidth_model.flop_counts import intensity
 from headrace.engine.devices.device import Device
 from headrace.engine.devices.not_yet import lacking
 from headrace.engine.generation.state_slots import StateSlots
@@ -28,6 +29,7 @@ from headrace.kernels.decoder_layer import compose, compose_layers
 from headrace.kernels.isa import available_isas
 from headrace.kernels.mixers import LatentBlock
 from headrace.kernels.packed import Matrix
+from headrace.loaders.architecture.mixers import mla
 
 Checkpoints = Callable[[str], Path]
 FEW = SamplingParams(max_new_tokens=6, ignore_eos=True)
@@ -154,6 +156,11 @@ def test_keys_are_made_where_that_takes_fewer_operations() -> None:
     assert block.makes_keys(512, 100_000)
     assert not block.makes_keys(170, 100_000), "171 tokens share what is made of each of the others"
     assert block.makes_keys(172, 100_000)
+    mixer = mla(96, block.heads, None, block.rank, nope=128, rope=16, v=128)
+    for context in (30, 52, 300, 5000):
+        for queries in range(1, context + 1, 7):
+            is_less = intensity(mixer, queries, context) < intensity(mixer)
+            assert is_less == block.makes_keys(queries, context), "predictions go by the same rule"
 
 
 # ---- all layers in one call
