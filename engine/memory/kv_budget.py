@@ -58,7 +58,7 @@ def plan(config: EngineConfig, spec: ModelSpec, page_bytes: int, left: int, work
             f"a context of {asked} tokens takes {pages_for(asked) * page_bytes / GB:.2f} GB of KV cache, "
             f"{left / GB:.2f} GB are free after the weights: {remedy}"
         )
-    budget = max(1, int(max(left, 0) * CACHE_SHARE) // page_bytes)
+    budget = max(1, int(max(left, 0) * CACHE_SHARE) // max(1, page_bytes))  # 0: recurrent layers alone
     context = asked or min(spec.context, max(PAGE, budget * PAGE))
     pages = max(pages_for(context), min(budget, pages_for(context) * config.max_sequences))
     return KVBudget(pages, context, pages * page_bytes, work)

@@ -13,6 +13,7 @@ import torch
 
 from headrace import LLM, SamplingParams
 from headrace.engine.bandwidth_model.flop_counts import intensity
+from headrace.engine.bench.random_weights import random_llm
 from headrace.engine.devices.device import Device
 from headrace.engine.devices.not_yet import lacking
 from headrace.engine.generation.state_slots import StateSlots
@@ -107,6 +108,13 @@ def test_what_a_gpu_has_no_kernels_for(variant: str, parts: list[str], checkpoin
 def test_a_state_beside_a_gpu_is_refused(checkpoints: Checkpoints) -> None:
     with pytest.raises(OptionError, match=r"no kernels yet for the gated delta rule: this model runs on the CPU"):
         LLM(str(checkpoints("qwen3_next")), device="simulated", cpu_moe=True, max_context=32)
+
+
+def test_recurrent_layers_alone_keep_no_keys(checkpoints: Checkpoints) -> None:
+    """As a model that is cut to its first layers has them."""
+    with random_llm(str(checkpoints("qwen3_next")), layers=2, max_sequences=2) as llm:
+        assert llm.parts.decoder.cache.sizes.token == 0
+        assert len(llm.generate([prompt(9, 15)], FEW)[0].token_ids) == 6
 
 
 # ---- latents, or keys and values that are made of them
