@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -81,11 +80,6 @@ class AttentionBlock(Block):
     sinks_N: Tensor | None = None  # float32
     gate: Matrix | None = None  # [N d, D]; what the heads give is weighted by the sigmoid of its product
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether a backend that runs a layer at once knows all of it."""
-        return self.gate is None
-
     def mix(self, ops: Ops, h_TD: Tensor, places: Places, wanted: bool) -> Tensor | None:
         caches = self.k_PGBd, self.v_PGBd
         qkv_THd = linear(ops, h_TD, self.qkv, self.qkv_bias).view(len(h_TD), -1, self.k_PGBd.shape[3])
@@ -96,7 +90,9 @@ class AttentionBlock(Block):
         batch = places.tables_SM, places.starts_S1, places.contexts_S
         q_TNd = qkv_THd[:, : self.heads]
         a_TN = ops.attention(q_TNd, *caches, *batch, self.scale, self.window, self.sinks_N).flatten(1)
-        return a_TN if self.gate is None else a_TN.mul_(ops.linear(h_TD, self.gate).sigmoid_())
+        if self.gate is not None:
+            ops.sigmoid_mul_(a_TN, ops.linear(h_TD, self.gate))
+        return a_TN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,11 +111,6 @@ class Stack:
 
     layers: tuple[Layer, ...]
     native: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
-
-    @cached_property
-    def is_plain(self) -> bool:
-        """Whether a backend that runs all layers at once knows all of them."""
-        return all(isinstance(layer.block, AttentionBlock) and layer.block.is_plain for layer in self.layers)
 
 
 @dataclass(frozen=True, kw_only=True)

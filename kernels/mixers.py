@@ -1,5 +1,5 @@
-"""What takes the place of grouped-query attention in a layer: latent attention, and the gated delta rule. Each is a
-sequence of ops; what is computed says `mix`."""
+"""What takes the place of grouped-query attention in a layer: latent attention, and the gated delta rule. `mix` says
+what is computed, as a sequence of ops; a backend may run it at once."""
 
 from __future__ import annotations
 
@@ -16,11 +16,17 @@ if TYPE_CHECKING:
     from . import Ops
 
 
+TURNING = 8  # tokens whose keys and values take as long to make as turning the projection over does
+SEGMENT = 512  # tokens whose keys and values are made at once
+MADE_PAGE = 32  # of the cache that these go to
+
+
 @dataclass(frozen=True, kw_only=True)
 class LatentBlock(Block):
-    """Latent attention, all of it on latents: a query goes into the space of latents by its head's part of the
-    up-projection of keys, and what is attended comes out of it by that of values. Letters besides those of
-    `reference.py`: l the rank of a latent, n the part of a head without rotation, v a value."""
+    """Latent attention. A query attends to latents themselves: it goes into their space by its head's part of the
+    up-projection of keys, and what is attended comes out of it by that of values. Or keys and values are made of the
+    latents of the context, where that takes fewer operations. Letters besides those of `reference.py`: l the rank of a
+    latent, n the part of a head without rotation, v a value."""
 
     heads: int
     q_a: Matrix | None  # [rank, D]; None: queries come straight from the hidden state
@@ -38,23 +44,71 @@ class LatentBlock(Block):
     norm_eps: float  # of the latents' norms
     scale: float  # of scores
 
+    @property
+    def rank(self) -> int:
+        return len(self.kv_a_norm)
+
+    def makes_keys(self, queries: int, context: int) -> bool:
+        """Whether keys and values are made for so many new tokens of a sequence with so many in the cache. A pair of a
+        query and a key costs n + v products less than 2 l, and one of a latent and a head l (n + v) for each token of
+        the context; that of new tokens is what their queries and outputs cost on the other way."""
+        own, value = self.k_up.cols, self.v_up.rows // self.heads
+        pairs = queries * context - queries * (queries - 1) // 2
+        fewer = pairs * (2 * self.rank - own - value)
+        return fewer > (context - queries + TURNING) * self.rank * (own + value)
+
     def mix(self, ops: Ops, h_TD: Tensor, places: Places, wanted: bool) -> Tensor | None:
-        rank = len(self.kv_a_norm)
-        self._keep(ops, h_TD, places, rank)
+        self._keep(ops, h_TD, places)
         if not wanted:
             return None
         q_TNd = self._queries(ops, h_TD, places)
+        starts, contexts = places.starts_S1.tolist(), places.contexts_S.tolist()
+        made = [self.makes_keys(starts[s + 1] - starts[s], context) for s, context in enumerate(contexts)]
+        out, s = [], 0
+        while s < len(made):  # a sequence with made keys alone, the others together
+            end = s + 1
+            while not made[s] and end < len(made) and not made[end]:
+                end += 1
+            q_tNd, tables_SM = q_TNd[starts[s] : starts[end]], places.tables_SM[s:end]
+            if made[s]:
+                out.append(self._attend_made(ops, q_tNd, tables_SM, contexts[s]))
+            else:
+                batch = tables_SM, places.starts_S1[s : end + 1] - starts[s], places.contexts_S[s:end]
+                out.append(self._attend_latents(ops, q_tNd, batch))
+            s = end
+        return torch.cat(out).flatten(1)
+
+    def _attend_latents(self, ops: Ops, q_TNd: Tensor, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        """float32 [T, N, v]; batch: page tables, starts and contexts."""
         own = self.k_up.cols
         q_TNl = torch.cat([ops.linear_by_head(q_TNd[..., :own], self.k_up), q_TNd[..., own:]], dim=2)
-        values = self.rows_P1Bl[..., :rank]
-        batch = places.tables_SM, places.starts_S1, places.contexts_S
-        return ops.linear_by_head(ops.attention(q_TNl, self.rows_P1Bl, values, *batch, self.scale), self.v_up).flatten(
-            1
-        )
+        seen_TNl = ops.attention(q_TNl, self.rows_P1Bl, self.rows_P1Bl[..., : self.rank], *batch, self.scale)
+        return ops.linear_by_head(seen_TNl, self.v_up)
 
-    def _keep(self, ops: Ops, h_TD: Tensor, places: Places, rank: int) -> None:
+    def _attend_made(self, ops: Ops, q_TNd: Tensor, tables_1M: Tensor, context: int) -> Tensor:
+        """float32 [T, N, v] of one sequence."""
+        pages = -(-context // MADE_PAGE)
+        rows_Cl = self.rows_P1Bl[tables_1M[0].long(), 0].flatten(0, 1)[:context].float()
+        keys, values = self._make(ops, rows_Cl)
+        k_PNBd, v_PNBd = (_paged(x.to(self.rows_P1Bl.dtype), pages) for x in (keys, values))
+        small = torch.tensor([*range(pages), 0, len(q_TNd), context], dtype=torch.int32, device=q_TNd.device)
+        table, starts, contexts = small.split([pages, 2, 1])
+        return ops.attention(q_TNd, k_PNBd, v_PNBd, table.view(1, -1), starts, contexts, self.scale)
+
+    def _make(self, ops: Ops, rows_Cl: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of all heads, float32 [C, N, n + 2 r] and [C, N, v]. The projection of keys lies as queries
+        want it, so it is turned over, in the type of the cache."""
+        C, N, own, rank = len(rows_Cl), self.heads, self.k_up.cols, self.rank
+        turned = ops.dequantize(self.k_up).view(N, rank, own).transpose(1, 2).reshape(N * own, rank)
+        up = Matrix.plain(turned.to(self.rows_P1Bl.dtype))
+        segments = rows_Cl[:, :rank].split(SEGMENT)
+        own_CN, values_CN = (torch.cat([ops.linear(one, to) for one in segments]) for to in (up, self.v_up))
+        keys = own_CN.view(C, N, own), rows_Cl[:, None, rank:].expand(-1, N, -1)
+        return torch.cat(keys, dim=2), values_CN.view(C, N, -1)
+
+    def _keep(self, ops: Ops, h_TD: Tensor, places: Places) -> None:
         """Writes the latents and rotary keys of new tokens into the cache."""
-        row_TL = ops.linear(h_TD, self.kv_a, self.kv_a_bias)
+        row_TL, rank = ops.linear(h_TD, self.kv_a, self.kv_a_bias), self.rank
         row_TL[:, :rank] = ops.rmsnorm(row_TL[:, :rank].contiguous(), self.kv_a_norm, self.norm_eps)
         ops.rotate_(row_TL[:, None, rank:], self.cos_Pr, self.sin_Pr, places.positions_T)
         page = self.rows_P1Bl.shape[2]
@@ -67,6 +121,13 @@ class LatentBlock(Block):
         q_TNd = ops.linear(h_TD, self.q).view(len(h_TD), self.heads, -1)
         ops.rotate_(q_TNd[..., self.k_up.cols :], self.cos_Pr, self.sin_Pr, places.positions_T)
         return q_TNd
+
+
+def _paged(x_CNd: Tensor, pages: int) -> Tensor:
+    """Keys or values as a cache of so many pages: [pages, N, MADE_PAGE, d]."""
+    _, N, d = x_CNd.shape
+    padded = torch.nn.functional.pad(x_CNd, (0, 0, 0, 0, 0, pages * MADE_PAGE - len(x_CNd)))
+    return padded.view(pages, MADE_PAGE, N, d).transpose(1, 2).contiguous()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,10 +151,7 @@ class DeltaBlock(Block):
     def mix(self, ops: Ops, h_TD: Tensor, places: Places, wanted: bool) -> Tensor | None:
         assert places.states_S is not None, "a pass without slots of states"
         T, (H, _, v) = len(h_TD), self.state_LHkv.shape[1:]
-        qkv_TC = linear(ops, h_TD, self.qkv)
-        beta_TH, dt_TH = ops.linear(h_TD, self.ba).split([H, H], dim=1)
-        decay_TH = self.rate_H * torch.nn.functional.softplus(dt_TH + self.dt_bias_H)
-        rows = qkv_TC, decay_TH, beta_TH.sigmoid()
+        rows = linear(ops, h_TD, self.qkv), *ops.delta_gates(ops.linear(h_TD, self.ba), self.rate_H, self.dt_bias_H)
         if places.pieces:
             out_THv = torch.cat([self._piece(ops, piece, rows) for piece in places.pieces])
         else:
@@ -101,8 +159,8 @@ class DeltaBlock(Block):
             out_THv = self._recur(ops, *rows, slots)
         if not wanted:
             return None
-        z_THv = ops.linear(h_TD, self.z).view(T, H, v)
-        return (ops.rmsnorm(out_THv, self.norm_v, self.eps) * torch.nn.functional.silu(z_THv)).flatten(1)
+        gate_and_out = ops.linear(h_TD, self.z).view(T, H, v), ops.rmsnorm(out_THv, self.norm_v, self.eps)
+        return ops.glu(torch.cat(gate_and_out, dim=2).view(T * H, 2 * v)).view(T, H * v)
 
     def _piece(self, ops: Ops, piece: Piece, rows: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         qkv_TC, decay_TH, beta_TH = (row[piece.first : piece.last] for row in rows)

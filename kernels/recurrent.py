@@ -31,6 +31,14 @@ def short_conv(
     return out
 
 
+def delta_gates(ba_TJ: Tensor, rate_H: Tensor, dt_bias_H: Tensor) -> tuple[Tensor, Tensor]:
+    """What the delta rule does to a state in each token, float32 [T, H] both: the logarithm of its decay,
+    rate * log(1 + e^(dt + dt_bias)), and the strength of a change, a sigmoid. ba, float32 [T, 2 H]: strengths, then
+    dt."""
+    beta_TH, dt_TH = ba_TJ.chunk(2, dim=1)
+    return rate_H * torch.nn.functional.softplus(dt_TH + dt_bias_H), beta_TH.sigmoid()
+
+
 def delta_rule(
     q_TGk: Tensor,
     k_TGk: Tensor,

@@ -23,12 +23,12 @@ from .decoder_layer import Block, Choice, Places, Router, Stack, compose, compos
 from .formats import Format
 from .packed import TORCH_DTYPES, ExpertBank, Matrix
 from .recipes import SWIGLU, Activation
-from .recurrent import delta_rule, short_conv
+from .recurrent import delta_gates, delta_rule, short_conv
 
 __all__ = [
-    "add_rmsnorm_", "argmax", "attention", "attention_block", "delta_rule", "dequantize", "embed", "experts",
-    "gated_add_", "glu", "layers", "linear", "linear_by_head", "place_qkv_", "quantize", "repack", "rmsnorm",
-    "rotate_", "route", "short_conv",
+    "add_rmsnorm_", "argmax", "attention", "attention_block", "delta_gates", "delta_rule", "dequantize", "embed",
+    "experts", "gated_add_", "glu", "layers", "linear", "linear_by_head", "place_qkv_", "quantize", "repack",
+    "rmsnorm", "rotate_", "route", "short_conv", "sigmoid_mul_",
 ]  # fmt: skip
 
 
@@ -240,6 +240,11 @@ def gated_add_(y_TD: Tensor, z_TD: Tensor, gate_T1: Tensor | None = None, to_TD:
     """y += z * sigmoid(gate) in place; without a gate y += z. to: where the sum goes instead, which may be z; y then
     stays, and on a GPU it may be memory of the host that is registered with the driver."""
     torch.add(y_TD, z_TD if gate_T1 is None else z_TD * gate_T1.sigmoid(), out=y_TD if to_TD is None else to_TD)
+
+
+def sigmoid_mul_(y_TC: Tensor, gate_TC: Tensor) -> None:
+    """y *= sigmoid(gate) in place, float32 [T, C] both."""
+    y_TC.mul_(gate_TC.sigmoid())
 
 
 def argmax(logits_SV: Tensor, to: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:

@@ -147,6 +147,11 @@ class LatentSpec:
     def work_rows(self) -> int:
         return 2 * self.q_rows + 2 * self.heads * self.cached + 2 * self.out_rows + self.q_rank + 2 * self.cached
 
+    @property
+    def made(self) -> int:
+        """Values of a head's key and value that a prompt makes of a latent."""
+        return self.nope + self.rope_dim + self.v_dim
+
 
 @dataclass(frozen=True, kw_only=True)
 class DeltaSpec:

@@ -6,13 +6,21 @@ norms and activations are left out (they are below one percent). The article's o
 
 from __future__ import annotations
 
-from ...loaders.architecture.architecture import Architecture, Cache, Layer
+from ...loaders.architecture.architecture import Architecture, Cache, Layer, Mixer
+
+TURNING = 8  # tokens that keys made of latents cost besides, as `kernels/mixers.py` has it, which needs torch
+CACHE_WIDTH, STATE_WIDTH = 2, 4  # bytes of an element: bf16 keys and values, float32 states
 
 
 def layer_flops(layer: Layer) -> int:
     """Of one token in all matrices of a layer, routed experts left out; recurrent states included."""
     matrices = sum(part.elements for part in layer.parts if part.rows > 1)
-    return 2 * matrices + (layer.mixer.state_flops if layer.mixer else 0)
+    return 2 * matrices + state_flops(layer)
+
+
+def state_flops(layer: Layer) -> int:
+    """Of one token in the recurrent state of a layer."""
+    return layer.mixer.state_flops if layer.mixer else 0
 
 
 def expert_flops(layer: Layer) -> int:
@@ -31,6 +39,17 @@ def attention_flops(layer: Layer, context: int, decode: bool) -> int:
         return 0
     pair = mixer.decode_pair_flops if decode and mixer.decode_pair_flops else mixer.pair_flops
     return pair * _entries(mixer.caches[0], context)
+
+
+def intensity(mixer: Mixer, queries: int = 1, context: int = 1) -> float:
+    """FLOPs of one query's attention for a byte of its cache; with grouped queries the heads of a group. Of latents the
+    way that takes fewer of so many new tokens, the last of so many in the cache: to attend to them, or to make keys and
+    values, whose making for the new tokens counts with the matrices, in place of what it saves there."""
+    pairs = queries * context - queries * (queries - 1) // 2
+    flops = pairs * mixer.pair_flops + (context - queries + TURNING) * mixer.made_flops
+    if mixer.decode_pair_flops is not None:
+        flops = min(flops, pairs * mixer.decode_pair_flops) if mixer.made_flops else pairs * mixer.decode_pair_flops
+    return flops / (pairs * CACHE_WIDTH * mixer.caches[0].width)
 
 
 def _entries(cache: Cache, context: int) -> int:

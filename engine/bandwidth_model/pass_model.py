@@ -14,7 +14,6 @@ Beside each other copies and the CPU's experts have what was measured, else the 
 
 from __future__ import annotations
 
-import statistics
 from collections import Counter
 from dataclasses import replace
 
@@ -51,10 +50,10 @@ class PassModel:
         self.main = GPU_HBM if machine.gpus else CPU_DRAM
         self.experts = Counter(layer.expert for layer in self.sizes.layers if layer.experts)  # -> layers with such ones
         self.token_bytes = bytes_per_token(spec, kv_dtype)
-        self.shared_by = statistics.mean(mixer.shared_by for mixer in spec.mixers)
         shared = next((layer.parts for layer in self.model.layers if layer.experts is not None), ())
         self.shared_flops = 2 * sum(part.elements for part in shared if part.group == "shared")
         self.layer_flops = sum(map(flop_counts.layer_flops, self.model.layers))
+        self.state_flops = sum(map(flop_counts.state_flops, self.model.layers))
 
     def __call__(self, done: Pass) -> Prediction | None:
         """The prediction of a pass whose bytes are booked; None for a prompt where the compute of a GPU is not known,
@@ -88,7 +87,7 @@ class PassModel:
         head = rows * flop_counts.head_flops(self.model) if on_gpu and HEAD in read else 0
         found: list[Load] = [
             Weights(self.main, self._dense(done), flops, done.tokens),
-            self._cache(done, read.get(KV, 0)),
+            *self._caches(done, read.get(KV, 0)),
             Weights(self.main, self.sizes.head.spread(read.get(HEAD, 0)), head, rows),
         ]
         if not on_gpu and (experts := read.get(EXPERTS, 0)):
@@ -116,20 +115,42 @@ class PassModel:
             sums[layer.expert] += read
         return ByFormat.sum(one.spread(read) for one, read in sums.items())
 
-    def _cache(self, done: Pass, size: int) -> Load:
+    def _caches(self, done: Pass, size: int) -> list[Load]:
         """Keys and values are written once by each token, and read by all tokens of a sequence together, each of which
-        sees those before it. A float32 cache is read as a matrix."""
+        sees those before it; each layer's with as many FLOPs for a byte as its heads make of it. States are read and
+        written by each sequence. A float32 cache is read as a matrix."""
+        rows = max(1, len(done.sequences))
+        states = min(size, 2 * flop_counts.STATE_WIDTH * self.spec.state_elements * rows)
+        found: list[Load] = []
+        if states:
+            found.append(Cache(self.main, states, 0, done.tokens * self.state_flops))
+        size -= states
         if self.main == CPU_DRAM and self.kv_dtype != torch.bfloat16:
-            return Weights(CPU_DRAM, ByFormat((("f32", size),)), 0)
-        rows, flops = max(1, len(done.sequences)), 0
-        if self.main != CPU_DRAM:
-            queries = done.tokens // rows
-            seen = done.context // rows - (queries - 1) // 2
-            layers = self.model.layers
-            flops = done.tokens * sum(flop_counts.attention_flops(layer, seen, queries == 1) for layer in layers)
+            return [*found, Weights(CPU_DRAM, ByFormat((("f32", size),)), 0)]
         written = min(size, done.tokens * self.token_bytes)
-        together = mean_queries(done.tokens / rows, done.context / rows)
-        return Cache(self.main, size - written, written, flops, self.shared_by, together)
+        queries, context = done.tokens // rows, done.context // rows
+        seen = self._seen(queries, context)
+        together, total = mean_queries(done.tokens / rows, done.context / rows), sum(seen.values())
+        for flops_a_byte, part in seen.items():
+            share = part / total
+            flops = share * done.tokens * self._pair_flops(queries, context) if self.main != CPU_DRAM else 0
+            read = share * (size - written), share * written
+            found.append(Cache(self.main, *read, flops, flops_a_byte, together))
+        return found
+
+    def _seen(self, queries: int, context: int) -> Counter[float]:
+        """By FLOPs for a byte, how much of a cache so many new tokens of a sequence see together, in elements."""
+        seen: Counter[float] = Counter()
+        for mixer, kind in zip(self.spec.mixers, self.model.layers, strict=True):
+            if mixer.cached and kind.mixer is not None:
+                reach = context if mixer.window is None else min(context, mixer.window + queries - 1)
+                seen[flop_counts.intensity(kind.mixer, queries, max(queries, context))] += mixer.cached * max(1, reach)
+        return seen
+
+    def _pair_flops(self, queries: int, context: int) -> int:
+        """Of a token in all layers' attention."""
+        seen = context - (queries - 1) // 2
+        return sum(flop_counts.attention_flops(layer, seen, queries == 1) for layer in self.model.layers)
 
     def _logit_rows(self, done: Pass) -> int:
         """Tokens whose logits are wanted."""

@@ -26,6 +26,7 @@ from ...loaders.quants.encodings import ENCODINGS
 from ..ledger.passes import FIXED, Prediction
 from .hardware import Device, End, Hardware
 
+MANY = 4096.0  # queries on a key, where attention is bound by arithmetic
 FACTOR: dict[End, float] = {"low": 1 / 0.9, "mid": 1.0, "high": 1 / 1.1}  # of a measured time, as of `Device.reads`
 
 
@@ -83,9 +84,10 @@ def _bytes_per_weight(format: str) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Cache:
-    """A bf16 cache: bytes that new tokens read, and that they write. flops: of all their queries; intensity: FLOPs of
-    one query for a byte (None: a state, no attention); queries: how many of a sequence's new tokens see a byte, on
-    average. on_chip: the keys of a prompt stay there, and its arithmetic bounds it where attention was not measured."""
+    """A bf16 cache: bytes that new tokens read, and that they write. flops: of all their queries, or in a state;
+    intensity: FLOPs of one query for a byte (None: a state, no attention); queries: how many of a sequence's new tokens
+    see a byte, on average. on_chip: the keys of a prompt stay there, and its arithmetic bounds it where attention was
+    not measured."""
 
     term: str
     read: float
@@ -97,11 +99,20 @@ class Cache:
 
     def seconds(self, machine: Hardware, end: End = "mid") -> float:
         cost = machine.memories[self.term].cache_s
-        if cost is not None and self.intensity is not None:
+        if self.intensity is None:
+            return self._of_a_state(machine, end)
+        if cost is not None:
             known = self.read * cost(self.intensity * self.queries) + self.written * cost(self.intensity)
             return known * FACTOR[end]
         read = 0.0 if self.on_chip else self.read + self.written
         return Weights(self.term, ByFormat((("bf16", read),)), self.flops).seconds(machine, end)
+
+    def _of_a_state(self, machine: Hardware, end: End) -> float:
+        """Read and written once by all new tokens, whose arithmetic is as fast as that of attention where many queries
+        meet a key; where attention was not measured it is counted with that of matrices."""
+        cost = machine.memories[self.term].cache_s
+        read = Weights(self.term, ByFormat((("bf16", self.read + self.written),)), 0).seconds(machine, end)
+        return read if cost is None else max(read, self.flops * cost(MANY) / MANY * FACTOR[end])
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from ...errors import MemoryNeeded, OptionError
-from ...kernels.cpu import EXPERT_OUT_BYTES
-from ...loaders.spec import ModelSpec
+from ...kernels.cpu import EXPERT_OUT_BYTES, MADE_BYTES
+from ...loaders.spec import LatentSpec, ModelSpec
 from ...loaders.weights.model_weights import Formats
 from ..config import EngineConfig
 from ..model.kv_cache import PAGE, pages_for
@@ -58,7 +58,7 @@ def plan(config: EngineConfig, spec: ModelSpec, page_bytes: int, left: int, work
             f"a context of {asked} tokens takes {pages_for(asked) * page_bytes / GB:.2f} GB of KV cache, "
             f"{left / GB:.2f} GB are free after the weights: {remedy}"
         )
-    budget = max(1, int(max(left, 0) * CACHE_SHARE) // page_bytes)
+    budget = max(1, int(max(left, 0) * CACHE_SHARE) // max(1, page_bytes))  # 0: recurrent layers alone
     context = asked or min(spec.context, max(PAGE, budget * PAGE))
     pages = max(pages_for(context), min(budget, pages_for(context) * config.max_sequences))
     return KVBudget(pages, context, pages * page_bytes, work)
@@ -67,10 +67,16 @@ def plan(config: EngineConfig, spec: ModelSpec, page_bytes: int, left: int, work
 def work_bytes(spec: ModelSpec, tokens: int, sequences: int, chunk: int = EXPERT_OUT_BYTES) -> int:
     """Most bytes that the activations of a pass of so many tokens take, whatever the context: hidden states,
     queries, keys and values, the products of experts (in chunks of so many bytes), logits; float32 and a copy of each
-    as kernels want it."""
+    as kernels want it. Of latents those keys and values that a prompt of the longest context makes at a time."""
     moe, mixer = spec.moe, max(mixer.work_rows for mixer in spec.mixers)
     attention = 6 * spec.hidden + mixer + 2 * moe.experts
     pairs = tokens * moe.top_k
     products = min(4 * pairs * spec.hidden, chunk)
     inner = 4 * 3 * max(moe.width, moe.shared_width, spec.dense_width) * max(pairs, tokens)
-    return 4 * tokens * attention + products + inner + 4 * max(sequences, 1) * spec.vocab
+    made = max((_made_bytes(mixer, spec.context) for mixer in spec.mixers if isinstance(mixer, LatentSpec)), default=0)
+    return 4 * tokens * attention + products + inner + 4 * max(sequences, 1) * spec.vocab + made
+
+
+def _made_bytes(mixer: LatentSpec, context: int) -> int:
+    head = 4 * context * mixer.made
+    return min(mixer.heads * head, max(MADE_BYTES, head))

@@ -17,6 +17,7 @@ from ...loaders.model_source import Source
 from ...loaders.quants import of_config, of_text
 from ...loaders.quants.encodings import ENCODINGS
 from ...loaders.quants.quant import Quant
+from ..bandwidth_model.flop_counts import CACHE_WIDTH, STATE_WIDTH
 from ..bandwidth_model.hardware import ENDS, Device, End, Hardware, Range
 from ..ledger.passes import Prediction
 from ..placement.placement import parse
@@ -27,7 +28,7 @@ from . import storage as storing
 from .articles import RuleOfThumb, rule_of_thumb
 from .layouts import Demand, Placement
 from .options import Options
-from .speed import CACHE_WIDTH, CHUNK, STATE_WIDTH, Distinct, Model, Workload, simple_seconds
+from .speed import CHUNK, Distinct, Model, Workload, simple_seconds
 from .storage import Storage
 
 GB = 1e9

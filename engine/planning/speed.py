@@ -15,9 +15,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from ...loaders.architecture.architecture import Architecture, Layer, Mixer
+from ...loaders.architecture.architecture import Architecture, Layer
 from ...loaders.quants.by_format import ByFormat
 from ..bandwidth_model import flop_counts
+from ..bandwidth_model.flop_counts import CACHE_WIDTH, STATE_WIDTH, intensity
 from ..bandwidth_model.hardware import Device, End, Hardware
 from ..bandwidth_model.profile import mean_queries
 from ..bandwidth_model.roofline import (
@@ -38,7 +39,6 @@ from .articles import distinct_experts
 from .layouts import CPU, DISK, Placement
 from .storage import LayerBytes, Storage
 
-CACHE_WIDTH, STATE_WIDTH = 2, 4  # bytes of an element: bf16 keys and values, float32 states
 CHUNK = {"cpu": 512, "gpu": 4096}  # tokens of a prompt in one pass
 Distinct = Callable[[int, int], float]  # layer, tokens -> distinct experts that they choose
 
@@ -193,12 +193,14 @@ class Model:
 def _cache(layer: Layer, term: str, context: int, queries: int) -> Cache:
     """A sequence's new tokens attend to its cache, which holds `context` then, and renew its state."""
     mixer = layer.mixer
+    has_cache = mixer is not None and bool(mixer.caches)
+    pairs = flop_counts.attention_flops(layer, context - (queries - 1) // 2, queries == 1)
     return Cache(
         term,
         read=cache_read(layer, context),
         written=cache_written(layer, queries),
-        flops=queries * flop_counts.attention_flops(layer, context - (queries - 1) // 2, queries == 1),
-        intensity=intensity(mixer) if mixer is not None and mixer.caches else None,
+        flops=queries * (pairs if has_cache else flop_counts.state_flops(layer)),
+        intensity=intensity(mixer, queries, context) if mixer is not None and has_cache else None,
         queries=mean_queries(queries, context),
         on_chip=queries > 1,
     )
@@ -220,12 +222,6 @@ def cache_written(layer: Layer, tokens: int) -> int:
         return 0
     written = tokens * sum(cache.width // cache.every for cache in layer.mixer.caches)
     return CACHE_WIDTH * written + 2 * STATE_WIDTH * layer.mixer.state
-
-
-def intensity(mixer: Mixer) -> float:
-    """FLOPs of a decoded token's attention for a byte of its cache; with grouped queries the heads of a group."""
-    pair = mixer.pair_flops if mixer.decode_pair_flops is None else mixer.decode_pair_flops
-    return pair / (CACHE_WIDTH * mixer.caches[0].width)
 
 
 def simple_seconds(model: Architecture, storage: Storage, hardware: Hardware) -> float | None:

@@ -11,8 +11,9 @@ import torch
 from torch import Generator, Tensor
 
 from .. import Ops
-from ..decoder_layer import AttentionBlock, Choice, Places, Router, compose
+from ..decoder_layer import AttentionBlock, Block, Choice, Places, Router, compose
 from ..formats import FORMATS, Format
+from ..mixers import DeltaBlock, LatentBlock
 from ..packed import Stacked
 from .case import BASIC, Case, Inputs, Source, U, normal, sum_error
 
@@ -23,11 +24,14 @@ def fused(g: Generator, T: int, N: int, d: int) -> tuple[Tensor, Tensor]:
     return buffer, buffer[:, N : 2 * N]
 
 
-def paged(g: Generator, contexts: list[int], G: int, B: int, d: int, dtype: torch.dtype) -> Inputs:
-    """Caches with every sequence's pages scattered; what no sequence has written is NaN."""
+def paged(
+    g: Generator, contexts: list[int], G: int, B: int, d: int, dtype: torch.dtype, tables: Tensor | None = None
+) -> Inputs:
+    """Caches with every sequence's pages scattered, or as `tables` says; what no sequence has written is NaN."""
     longest = max(-(-c // B) for c in contexts)
     S = len(contexts)
-    tables = torch.randperm(S * longest + 1, generator=g)[: S * longest].view(S, longest).to(torch.int32)
+    if tables is None:
+        tables = torch.randperm(S * longest + 1, generator=g)[: S * longest].view(S, longest).to(torch.int32)
     k = torch.full((S * longest + 1, G, B, d), float("nan"), dtype=dtype)
     v = k.clone()
     for s, context in enumerate(contexts):
@@ -196,9 +200,21 @@ def block_inputs(
             "places": places_of(new, old, cache["tables"], PAGE)}  # fmt: skip
 
 
-def own_cache(block: AttentionBlock) -> AttentionBlock:
+CACHES: dict[type[Block], tuple[str, ...]] = {
+    AttentionBlock: ("k_PGBd", "v_PGBd"),
+    LatentBlock: ("rows_P1Bl",),
+    DeltaBlock: ("inputs_LCw", "state_LHkv"),
+}  # fields that a block writes into
+
+
+def own_cache(block: Block) -> Block:
     """The block with a copy of its cache, to be written into."""
-    return replace(block, k_PGBd=block.k_PGBd.clone(), v_PGBd=block.v_PGBd.clone(), native={})
+    return replace(block, **{name: getattr(block, name).clone() for name in CACHES[type(block)]}, native={})
+
+
+def kept(block: Block) -> list[Tensor]:
+    """What the block's cache holds, without what nobody has written."""
+    return [getattr(block, name).nan_to_num() for name in CACHES[type(block)]]
 
 
 def block_difference(ops: Ops, i: Inputs) -> list[Tensor]:
@@ -207,7 +223,7 @@ def block_difference(ops: Ops, i: Inputs) -> list[Tensor]:
     def run(attend: Callable[..., tuple[Tensor, Tensor, Choice | None]]) -> list[Tensor]:
         x, block = i["x"].clone(), own_cache(i["block"])
         *out, choice = attend(x, i["update"], block, i["places"], i["rows"])
-        return [*out, *(choice or ()), x, block.k_PGBd.nan_to_num(), block.v_PGBd.nan_to_num()]
+        return [*out, *(choice or ()), x, *kept(block)]
 
     return [a - b for a, b in zip(run(ops.attention_block), run(partial(compose, ops)), strict=True)]
 

@@ -9,22 +9,29 @@ from functools import partial
 from torch import Generator, Tensor
 
 from .. import Ops
-from ..decoder_layer import Layer, Stack, compose_layers
+from ..decoder_layer import Block, Layer, Stack, compose_layers
 from ..formats import FORMATS, ExpertLayout, Format
 from ..packed import Mlp, Stacked
-from .attention import EXPERTS, PAGE, cache_of, own_cache, places_of, random_block, rows_of
+from .attention import EXPERTS, PAGE, cache_of, kept, own_cache, places_of, random_block, rows_of
 from .case import BASIC, Case, Inputs, Source, normal
 
 WIDTH = 64
 
 
 def random_layer(g: Generator, source: Source, form: Format, D: int, cache: Inputs, kind: str) -> Layer:
-    """dense, moe, shared (experts and a shared MLP) or gated (the same behind a gate)."""
+    """A layer with attention, of a kind as `layer_of` says."""
     caches = {name: cache[name].clone() for name in ("k", "v")}
+    block = random_block(g, source, form, D, {**cache, **caches}, "first" if kind == "dense" else "")
+    return layer_of(g, source, form, block, kind)
+
+
+def layer_of(g: Generator, source: Source, form: Format, block: Block, kind: str) -> Layer:
+    """dense, moe, shared (experts and a shared MLP) or gated (the same behind a gate), behind a block."""
+    D = block.o.rows
     layout = ExpertLayout(format=form, hidden=D, width=WIDTH)
     mlp = Mlp(gate_up=Stacked((source.matrix(form, 2 * WIDTH, D),)), down=source.matrix(form, D, WIDTH))
     return Layer(
-        block=random_block(g, source, form, D, {**cache, **caches}, "first" if kind == "dense" else ""),
+        block=block,
         bank=None if kind == "dense" else source.bank(layout, EXPERTS),
         mlp=None if kind == "moe" else mlp,
         shared_gate=source.matrix(FORMATS["f32"], 1, D) if kind == "gated" else None,
@@ -49,7 +56,7 @@ def layers_difference(ops: Ops, i: Inputs) -> list[Tensor]:
         both = zip(i["stack"].layers, blocks, strict=True)
         stack = Stack(layers=tuple(replace(layer, block=block) for layer, block in both))
         x, update, distinct = layers(i["x"].clone(), stack, i["places"], i["rows"])
-        caches = [c.nan_to_num() for block in blocks for c in (block.k_PGBd, block.v_PGBd)]
+        caches = [cache for block in blocks for cache in kept(block)]
         return [x, *([update] if len(x) else []), distinct, *caches]
 
     return [a - b for a, b in zip(run(ops.layers), run(partial(compose_layers, ops)), strict=True)]

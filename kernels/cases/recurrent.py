@@ -1,5 +1,5 @@
-"""Cases of the ops of latent and recurrent layers: rotation of views, products by head, the short convolution and the
-gated delta rule. The Triton kernels have none of them."""
+"""Cases of the ops of latent and recurrent layers: rotation of views, products by head, the short convolution, the
+gated delta rule and gates. The Triton kernels have none of them."""
 
 from __future__ import annotations
 
@@ -179,4 +179,41 @@ def delta_cases() -> Iterator[Case]:
         yield case(16, 32, 128, 128, [new], [100], bench=True)
 
 
-RECURRENT_CASES = [case for maker in (rotate_cases, by_head_cases, conv_cases, delta_cases) for case in maker()]
+def gate_cases() -> Iterator[Case]:
+    """exp is good to 2^-22 of itself, what is made of it to a few roundings more. Far below, where a sigmoid is no
+    normal number, kernels may have the smallest one."""
+    least = 2.0**-125
+
+    for T, H in ((1, 1), (3, 5), (40, 33)):
+
+        def build(g: Generator, source: Source, T: int = T, H: int = H) -> Inputs:
+            return {"ba": normal(g, T, 2 * H) * 15, "rate": -normal(g, H).exp(), "bias": normal(g, H)}
+
+        yield Case(
+            op="delta_gates",
+            name=f"{T}x{H}",
+            build=build,
+            call=lambda ops, i: list(ops.delta_gates(i["ba"], i["rate"], i["bias"])),
+            allowed=lambda i, out: [out[0].abs() * 16 * U, out[1] * 16 * U + least],
+        )
+    for T, C in ((1, 1), (3, 300), (70, 513)):
+
+        def inputs(g: Generator, source: Source, T: int = T, C: int = C) -> Inputs:
+            return {"y": normal(g, T, C), "gate": normal(g, T, C) * 15}
+
+        def call(ops: Ops, i: Inputs) -> list[Tensor]:
+            y = fresh(i, "y")
+            ops.sigmoid_mul_(y, i["gate"])
+            return [y]
+
+        yield Case(
+            op="sigmoid_mul_",
+            name=f"{T}x{C}",
+            build=inputs,
+            call=call,
+            allowed=lambda i, out: [out[0].abs() * 16 * U + i["y"].abs() * least],
+        )
+
+
+MAKERS = (rotate_cases, by_head_cases, conv_cases, delta_cases, gate_cases)
+RECURRENT_CASES = [case for maker in MAKERS for case in maker()]

@@ -19,6 +19,7 @@ from ..isa import available_isas, cpu_features
 from .backend import CpuOps
 from .host import (
     EXPERT_OUT_BYTES,
+    MADE_BYTES,
     PEAKS,
     TeamSleeps,
     advise_huge,
@@ -35,6 +36,7 @@ from .host import (
 
 __all__ = [
     "EXPERT_OUT_BYTES",
+    "MADE_BYTES",
     "PEAKS",
     "Context",
     "CpuOps",

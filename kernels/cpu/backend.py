@@ -12,11 +12,11 @@ from torch import Tensor
 from .. import _cpu, reference
 from ..blocks import ggml, rounding
 from ..context import Context
-from ..decoder_layer import AttentionBlock, Block, Choice, Places, Router, Stack, compose, compose_layers
+from ..decoder_layer import Block, Choice, Places, Router, Stack
 from ..formats import FORMATS, Format
 from ..packed import FORMAT_OF_DTYPE, ExpertBank, Matrix
 from ..recipes import SWIGLU, Activation
-from . import prepare
+from . import prepare, prepare_layers
 from .prepare import F32, I32, I64, U8, at
 
 ROUNDED_HERE = ("q8_0", "q4_0")  # the other block formats are rounded to by torch: slower, once, while loading
@@ -163,10 +163,8 @@ class CpuOps:
         places: Places,
         rows_R: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Choice | None]:
-        if not (isinstance(block, AttentionBlock) and block.is_plain):
-            return compose(self, x_TD, update_TD, block, places, rows_R)
         T, D = x_TD.shape
-        there = prepare.places(places)
+        there = prepare_layers.places(places)
         assert there.tokens == T, f"{T} tokens, {there.tokens} positions"
         x_RD, rows = _going_on(x_TD, rows_R)
         R = x_RD.shape[0]
@@ -176,7 +174,7 @@ class CpuOps:
             choice = torch.empty(R, block.router.top_k, dtype=I32), torch.empty(R, block.router.top_k)
         _cpu.attention_block(
             self.context.native,
-            prepare.block(block),
+            prepare_layers.block(block),
             there,
             x=at(x_TD, F32, T, D),
             update=0 if update_TD is None else at(update_TD, F32, T, D),
@@ -193,16 +191,14 @@ class CpuOps:
     def layers(
         self, x_TD: Tensor, stack: Stack, places: Places, rows_R: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        if not stack.is_plain:
-            return compose_layers(self, x_TD, stack, places, rows_R)
         T, D = x_TD.shape
-        there = prepare.places(places)
+        there = prepare_layers.places(places)
         assert there.tokens == T, f"{T} tokens, {there.tokens} positions"
         x_RD, rows = _going_on(x_TD, rows_R)
         update_TD, distinct_L = torch.empty(T, D), torch.empty(len(stack.layers), dtype=I32)
         _cpu.layers(
             self.context.native,
-            prepare.stack(stack),
+            prepare_layers.stack(stack),
             there,
             x=at(x_TD, F32, T, D),
             tokens=T,
@@ -217,7 +213,7 @@ class CpuOps:
     def route(self, x_TD: Tensor, router: Router) -> Choice:
         T, D = x_TD.shape
         ids, weights = torch.empty(T, router.top_k, dtype=I32), torch.empty(T, router.top_k)
-        to = prepare.router(router, D)
+        to = prepare_layers.router(router, D)
         _cpu.route(self.context.native, at(x_TD, F32, T, D), T, to, ids.data_ptr(), weights.data_ptr())
         return ids, weights
 
@@ -247,6 +243,10 @@ class CpuOps:
         T, D = y_TD.shape
         gate = 0 if gate_T1 is None else at(gate_T1, F32, T, 1)
         _cpu.gated_add(self.context.native, at(y_TD, F32, T, D), at(z_TD, F32, T, D), gate, T, D)
+
+    def sigmoid_mul_(self, y_TC: Tensor, gate_TC: Tensor) -> None:
+        T, C = y_TC.shape
+        _cpu.sigmoid_mul(self.context.native, at(y_TC, F32, T, C), at(gate_TC, F32, T, C), T, C)
 
     def rotate_(self, x_TNd: Tensor, cos_Pr: Tensor, sin_Pr: Tensor, positions_T: Tensor) -> None:
         x = prepare.head_rows(x_TNd)
@@ -287,6 +287,21 @@ class CpuOps:
             **prepare.sequences(slots_S, starts_S1, contexts_S),
         )
         return out
+
+    def delta_gates(self, ba_TJ: Tensor, rate_H: Tensor, dt_bias_H: Tensor) -> tuple[Tensor, Tensor]:
+        T, H = ba_TJ.shape[0], ba_TJ.shape[1] // 2
+        decay, beta = torch.empty(T, H), torch.empty(T, H)
+        _cpu.delta_gates(
+            self.context.native,
+            ba=at(ba_TJ, F32, T, 2 * H),
+            rate=at(rate_H, F32, H),
+            dt_bias=at(dt_bias_H, F32, H),
+            decay=decay.data_ptr(),
+            beta=beta.data_ptr(),
+            tokens=T,
+            heads=H,
+        )
+        return decay, beta
 
     def delta_rule(
         self,

@@ -16,6 +16,7 @@ from .prepare import U8, at
 
 PEAKS: dict[str, int] = _cpu.PEAKS  # of `peak_rate`, by name
 EXPERT_OUT_BYTES: int = _cpu.EXPERT_OUT_BYTES  # that `experts` takes for its products; more tokens go in chunks
+MADE_BYTES: int = _cpu.MADE_BYTES  # that keys and values made of latents take: as many heads as fit, one at least
 
 
 def advise_huge(tensor: Tensor) -> bool:

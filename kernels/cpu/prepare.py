@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 
 from .. import _cpu
-from ..decoder_layer import AttentionBlock, Layer, Places, Router, Stack
 from ..formats import FORMATS, PARTS
 from ..packed import ExpertBank, Matrix, Stacked
-from ..recipes import SWIGLU, Activation
+from ..recipes import Activation
 
 F32, I32, I64, U8 = torch.float32, torch.int32, torch.int64, torch.uint8
 CACHE_CODES = {torch.float32: FORMATS["f32"].code, torch.bfloat16: FORMATS["bf16"].code}
@@ -163,108 +162,5 @@ def limit(clip: float | None) -> float:
     return float("inf") if clip is None else clip
 
 
-def router(to: Router, D: int) -> Any:
-    assert to.matrix.cols == D, f"{D} values, a router of {to.matrix.cols} columns"
-    E, each = to.matrix.rows, to.matrix.rows // to.groups
-    assert each * to.groups == E, f"{E} experts in {to.groups} groups"
-    assert 0 < to.top_groups <= to.groups, f"{to.top_groups} of {to.groups} groups"
-    assert 0 < to.top_k <= each * to.top_groups, f"{to.top_k} of {each * to.top_groups} experts"
-    assert each > 1 or to.top_groups == to.groups or to.group_score == "max", "two best of groups of one expert"
-    return _cpu.Router(
-        matrix=matrix(to.matrix),
-        top_k=to.top_k,
-        scoring=_cpu.SCORINGS[to.scoring],
-        renormalise=to.renormalise,
-        bias=_bias(to.bias_E, to.matrix),
-        choice_bias=_bias(to.choice_bias_E, to.matrix),
-        groups=to.groups,
-        top_groups=to.top_groups,
-        top2=to.group_score == "top2",
-        scale=to.scale,
-    )
-
-
-def block(it: AttentionBlock) -> Any:
-    return it.native.get(NAME) or _block(it)
-
-
-def _block(it: AttentionBlock) -> Any:
-    G, d = it.k_PGBd.shape[1], it.k_PGBd.shape[3]
-    D, N = it.o.rows, it.heads
-    assert (it.qkv.rows, it.qkv.cols, it.o.cols) == ((N + 2 * G) * d, D, N * d), "qkv and o do not fit"
-    it.native[NAME] = _cpu.AttentionBlock(
-        heads=N,
-        pre_norm=at(it.pre_norm, F32, D),
-        post_norm=at(it.post_norm, F32, D),
-        qkv=stacked(it.qkv),
-        o=matrix(it.o),
-        qkv_bias=_bias(it.qkv_bias, it.qkv),
-        o_bias=_bias(it.o_bias, it.o),
-        q_norm=norm(it.q_norm, d, N),
-        k_norm=norm(it.k_norm, d, G),
-        cache=cache_to_write(it.k_PGBd, it.v_PGBd),
-        rope=rope(it.cos_Pr, it.sin_Pr, d),
-        eps=it.eps,
-        clip=limit(it.clip),
-        scale=it.scale,
-        residual_scale=it.residual_scale,
-        window=window(it.window),
-        sinks=sinks(it.sinks_N, N),
-        router=None if it.router is None else router(it.router, D),
-    )
-    return it.native[NAME]
-
-
-def _bias(bias: Tensor | None, of: Matrix | Stacked) -> int:
-    return 0 if bias is None else at(bias, F32, of.rows)
-
-
-def places(it: Places) -> Any:
-    return it.native.get(NAME) or _places(it)
-
-
-def _places(it: Places) -> Any:
-    (T,), (S, M) = it.positions_T.shape, it.tables_SM.shape
-    it.native[NAME] = _cpu.Places(
-        tokens=T,
-        positions=at(it.positions_T, I32, T),
-        slots=at(it.slots_T, I64, T),
-        tables=at(it.tables_SM, I32, S, M),
-        starts=at(it.starts_S1, I32, S + 1),
-        contexts=at(it.contexts_S, I32, S),
-        sequences=S,
-        table_len=M,
-    )
-    return it.native[NAME]
-
-
-def stack(it: Stack) -> Any:
-    return it.native.get(NAME) or _stack(it)
-
-
-def _stack(it: Stack) -> Any:
-    it.native[NAME] = _cpu.Stack(layers=[_layer(layer) for layer in it.layers])
-    return it.native[NAME]
-
-
-def _layer(it: Layer) -> Any:
-    D, mlp = it.block.o.rows, it.mlp
-    assert isinstance(it.block, AttentionBlock), f"a fused {type(it.block).__name__}"
-    assert (it.bank is None) == (it.block.router is None), "experts without a router, or a router without experts"
-    assert it.bank is not None or mlp is not None, "a layer with neither experts nor an MLP"
-    if it.bank is not None and it.block.router is not None:
-        assert it.bank.layout.hidden == D, f"experts of {it.bank.layout.hidden} values, not {D}"
-        assert it.bank.experts == it.block.router.matrix.rows, "another number of experts than the router's"
-    if mlp is not None:
-        shapes = mlp.gate_up.rows, mlp.gate_up.cols, mlp.down.rows
-        assert shapes == (2 * mlp.down.cols, D, D), f"an MLP of {shapes} on {D} values, {mlp.down.cols} wide"
-    gate = it.shared_gate if mlp is not None else None
-    assert gate is None or (gate.rows, gate.cols) == (1, D), "a shared gate of another shape"
-    return _cpu.DecoderLayer(
-        block=block(it.block),
-        bank=None if it.bank is None else bank(it.bank),
-        gate_up=None if mlp is None else stacked(mlp.gate_up),
-        down=None if mlp is None else matrix(mlp.down),
-        shared_gate=None if gate is None else matrix(gate),
-        activation=activation(SWIGLU if mlp is None else mlp.activation),
-    )
+def bias(it: Tensor | None, of: Matrix | Stacked) -> int:
+    return 0 if it is None else at(it, F32, of.rows)

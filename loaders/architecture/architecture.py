@@ -59,7 +59,8 @@ class Cache:
 @dataclass(frozen=True, kw_only=True)
 class Mixer:
     """The part of a layer that looks at other tokens. FLOPs are for one query and one cached entry (`pair_flops`, for a
-    prompt and, where latents are attended directly, `decode_pair_flops`) or for one token (`state_flops`)."""
+    prompt and, where latents are attended directly, `decode_pair_flops`), for one token (`state_flops`), or for keys
+    and values of one cached entry that a prompt makes anew (`made_flops`)."""
 
     kind: str
     parts: tuple[Part, ...]
@@ -68,6 +69,7 @@ class Mixer:
     pair_flops: int = 0
     decode_pair_flops: int | None = None
     state_flops: int = 0
+    made_flops: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -102,6 +102,7 @@ def mla(
         caches=tuple(caches),
         pair_flops=2 * heads * (nope + rope + v),
         decode_pair_flops=2 * heads * (2 * kv_lora + rope),
+        made_flops=2 * heads * kv_lora * (nope + v),
     )
 
 

@@ -135,16 +135,18 @@ def _mixer(meta: Metadata, index: int, hidden: int, names: set[str], parts: tupl
     if not attends and not recurrent:
         return None
     state, state_flops = _state(meta, hidden, names) if recurrent else (0, 0)
-    kind, caches, pair, decode_pair = _attention(meta, index, parts) if attends else ("recurrent", (), 0, None)
+    kind, caches, pair, decode_pair, made = _attention(meta, index, parts) if attends else ("recurrent", (), 0, None, 0)
     # The parts of the layer are with the layer: a mixer's own are asked for nowhere else.
     return Mixer(
         kind=kind, parts=(), caches=caches, state=state, pair_flops=pair, decode_pair_flops=decode_pair,
-        state_flops=state_flops,
+        state_flops=state_flops, made_flops=made,
     )  # fmt: skip
 
 
-def _attention(meta: Metadata, index: int, parts: tuple[Part, ...]) -> tuple[str, tuple[Cache, ...], int, int | None]:
-    """Kind, caches, and FLOPs of a pair in a prompt and in decode."""
+def _attention(
+    meta: Metadata, index: int, parts: tuple[Part, ...]
+) -> tuple[str, tuple[Cache, ...], int, int | None, int]:
+    """Kind, caches, FLOPs of a pair in a prompt and in decode, and of keys and values that are made of an entry."""
     heads = meta.number("attention.head_count", index)
     if heads < 1:
         raise CheckpointError(f"layer {index} attends, and {meta.arch}.attention.head_count says no heads")
@@ -158,7 +160,8 @@ def _attention(meta: Metadata, index: int, parts: tuple[Part, ...]) -> tuple[str
         out = meta.number("attention.value_length_mla", default=v)
         caches = (Cache(width=latent + rope, chosen=top), *keys)
         kind = "latent, sparse" if top else "latent"
-        return kind, caches, 2 * heads * (full + out), 2 * heads * (2 * latent + rope)
+        made = 2 * heads * latent * (full - rope + out)
+        return kind, caches, 2 * heads * (full + out), 2 * heads * (2 * latent + rope), made
     kv = meta.number("attention.head_count_kv", index, default=heads)
     window = _window(meta, index)
     if window:
@@ -169,12 +172,12 @@ def _attention(meta: Metadata, index: int, parts: tuple[Part, ...]) -> tuple[str
         every = rates[index] if index < len(rates) else 0
         recent = Cache(width=size, window=meta.number("attention.sliding_window") or None)
         older = (Cache(width=size, every=every, chosen=top if every < 128 else None),) if every else ()
-        return "compressed", (recent, *older), 4 * heads * size, None
+        return "compressed", (recent, *older), 4 * heads * size, None, 0
     rows = {part.name: part.rows for part in parts if not part.plain}
     width = rows["attn_k"] + rows.get("attn_v", rows["attn_k"]) if "attn_k" in rows else kv * (size + v)
     cache = Cache(width=width, window=window, chosen=None if window else top)
     kind = "sliding window" if window else "grouped-query"
-    return kind, (cache, *keys), 2 * heads * (size + v), None
+    return kind, (cache, *keys), 2 * heads * (size + v), None, 0
 
 
 def _window(meta: Metadata, index: int) -> int | None:

@@ -7,11 +7,13 @@ import json
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from expected_bytes import pass_bytes
 from placements import force
+from released import mixers
 
 from headrace import LLM, OptionError, SamplingParams
 from headrace.engine.bandwidth_model import tier_rates
@@ -185,6 +187,48 @@ def test_a_prompt_reads_its_cache_once_and_computes_for_every_query() -> None:
     assert seconds(100, 200, 1) == pytest.approx(token * (100 * cost(1) + 200 * cost(mean_queries(100, 200))))
     assert seconds(4, 400, 4) == pytest.approx(token * (4 + 400) * cost(1))
     assert cost(1024) == pytest.approx(2 * cost(512)), "proportional beyond what was measured"
+
+
+BF16 = Formats(experts=FORMATS["bf16"], dense=FORMATS["bf16"], embed=FORMATS["bf16"])
+MEASURED = {"1": 1e3, "8": 500.0, "512": 10.0}  # bytes/s of attention by queries on a key
+
+
+def released(config: dict[str, Any]) -> ModelSpec:
+    return spec_of(ConfigReader(config, "released"))[1]
+
+
+def test_latents_have_the_flops_that_their_heads_make_of_a_byte() -> None:
+    """16 heads on latents of 512 and 64: 1088 products a pair and head for 576 x 2 bytes. Prompts make keys of 192 and
+    values of 128, of those before the chunk and of eight more for a projection that is turned over."""
+    spec, known = released(mixers.DEEPSEEK_V2_LITE), dataclasses.replace(profile(1e30), attention=MEASURED)
+    token, row = bytes_per_token(spec, torch.bfloat16), 576 * 2
+    cost = known.cache_seconds_per_byte
+
+    def seconds(tokens: int, context: int) -> float:
+        read = {"kv": (tokens + context) * token, "head": 0}
+        return predicted(read, known, BF16, spec, tokens, 1, context).seconds
+
+    decode = 2 * 16 * 1088 / row
+    assert token == 27 * row
+    assert seconds(1, 300) == pytest.approx(301 * token * cost(decode))
+    assert seconds(20, 300) == pytest.approx(token * (20 * cost(decode) + 300 * cost(decode * mean_queries(20, 300))))
+    pairs = 200 * 300 - 200 * 199 // 2
+    made = 2 * 16 * (pairs * 320 + (100 + 8) * 512 * 256) / (pairs * row)
+    assert made < decode
+    assert seconds(200, 300) == pytest.approx(token * (200 * cost(made) + 300 * cost(made * mean_queries(200, 300))))
+
+
+def test_a_state_is_read_and_written_and_computed() -> None:
+    """Three layers of four. One token moves the state; in a prompt arithmetic counts, as fast as that of attention
+    where many queries meet a key: 512 FLOPs a byte at 10 bytes/s."""
+    spec = released(mixers.QWEN3_NEXT_80B)
+    state = 2 * 4 * spec.state_elements
+    known = dataclasses.replace(profile(1e3), attention=MEASURED)
+    assert predicted({"kv": 3 * state, "head": 0}, known, BF16, spec, 3, 3).seconds == pytest.approx(3 * state / 1e3)
+    flops = 36 * (7 * 32 * 128 * 128 + 2 * 8192 * 4)
+    found = predicted({"kv": state, "head": 0}, known, BF16, spec, 10_000, 1).seconds
+    assert found == pytest.approx(10_000 * flops / 5120)
+    assert found > state / 1e3
 
 
 def test_kernels_without_attention_in_the_profile() -> None:

@@ -11,8 +11,8 @@ from ....loaders.families import quantisation
 from ....loaders.model_source import Source
 from ....loaders.quants import of_config
 from ....loaders.quants.quant import Quant
+from ...bandwidth_model.flop_counts import CACHE_WIDTH, STATE_WIDTH
 from ..plan import sizes
-from ..speed import CACHE_WIDTH, STATE_WIDTH
 from ..storage import Storage
 from . import here, stored, text
 from .here import Here

@@ -11,11 +11,11 @@ from rich.table import Table
 from ....errors import short
 from ....loaders.architecture.architecture import GROUPS, Architecture
 from ....loaders.quants.by_format import ByFormat
+from ...bandwidth_model.flop_counts import CACHE_WIDTH, STATE_WIDTH
 from ...bandwidth_model.hardware import REACHED, Device, Range
 from ...bandwidth_model.machine_file import unknown_gpus
 from ...planning import layouts as placing
 from ...planning.plan import Plan, Rated
-from ...planning.speed import CACHE_WIDTH, STATE_WIDTH
 from ...units import GB, count, size
 from ..tables import new_table
 

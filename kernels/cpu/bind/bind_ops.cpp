@@ -50,6 +50,10 @@ void bind_pointwise(nb::module_& m) {
     Turn turn(context);
     gated_add(at<float>(y), at<float>(z), at<float>(gate), tokens, d, turn);
   }, Unlocked());
+  m.def("sigmoid_mul", [](const Context& context, Address y, Address gate, int tokens, int d) {
+    Turn turn(context);
+    sigmoid_mul(at<float>(y), at<float>(gate), tokens, d, turn);
+  }, Unlocked());
   m.def("argmax", [](const Context& context, Address logits, int rows, int n, Address values, Address ids) {
     Turn turn(context);
     argmax(at<float>(logits), rows, n, at<float>(values), at<int64_t>(ids), turn);
@@ -91,7 +95,9 @@ void bind_attention(nb::module_& m) {
   m.def("linear_by_head", [](const Context& context, Address x, int64_t token_stride, int64_t head_stride, int tokens,
                              int heads, const Weights& weight, Address y) {
     Turn turn(context);
-    linear_by_head({at<float>(x), token_stride, head_stride, tokens, heads}, weight, at<float>(y), turn);
+    const int each = weight.rows / heads;
+    linear_by_head({at<float>(x), token_stride, head_stride, tokens, heads}, weight,
+                   {at<float>(y), weight.rows, each, tokens, heads}, turn);
   }, "context"_a, nb::kw_only(), "x"_a, "token_stride"_a, "head_stride"_a, "tokens"_a, "heads"_a, "weight"_a, "y"_a,
      Unlocked());
   m.def("attention", [](const Context& context, Address q, int64_t q_stride, const Cache& cache, Address tables,
@@ -99,10 +105,12 @@ void bind_attention(nb::module_& m) {
                         int window, Address sinks, Address out) {
     Turn turn(context);
     attention({at<float>(q), q_stride, cache, at<int32_t>(tables), at<int32_t>(starts), at<int32_t>(contexts),
-               sequences, table_len, heads, scale, window, at<float>(sinks), at<float>(out)}, turn);
+               sequences, table_len, heads, scale, window, at<float>(sinks), at<float>(out),
+               int64_t(heads) * cache.values.d}, turn);
   }, "context"_a, nb::kw_only(), "q"_a, "q_stride"_a, "cache"_a, "tables"_a, "starts"_a, "contexts"_a, "sequences"_a,
      "table_len"_a, "heads"_a, "scale"_a, "window"_a, "sinks"_a, "out"_a, Unlocked());
   m.attr("NO_WINDOW") = NO_WINDOW;
+  m.attr("MADE_BYTES") = MADE_BYTES;
 }
 
 void bind_recurrent(nb::module_& m) {
@@ -113,13 +121,18 @@ void bind_recurrent(nb::module_& m) {
                 {at<int32_t>(slots), at<int32_t>(starts), at<int32_t>(contexts), sequences}}, turn);
   }, "context"_a, nb::kw_only(), "x"_a, "x_stride"_a, "weights"_a, "state"_a, "out"_a, "channels"_a, "taps"_a, "slots"_a,
      "starts"_a, "contexts"_a, "sequences"_a, Unlocked());
+  m.def("delta_gates", [](const Context& context, Address ba, Address rate, Address dt_bias, Address decay, Address beta,
+                          int tokens, int heads) {
+    Turn turn(context);
+    delta_gates({at<float>(ba), at<float>(rate), at<float>(dt_bias), at<float>(decay), at<float>(beta), tokens, heads}, turn);
+  }, "context"_a, nb::kw_only(), "ba"_a, "rate"_a, "dt_bias"_a, "decay"_a, "beta"_a, "tokens"_a, "heads"_a, Unlocked());
   m.def("delta_rule", [](const Context& context, Address q, int64_t q_stride, Address k, int64_t k_stride, Address v,
                          int64_t v_stride, Address decay, Address beta, Address state, Address out, int tokens, int groups,
                          int heads, int keys, int values, Address slots, Address starts, Address contexts,
                          int sequences) {
     Turn turn(context);
     delta_rule({at<float>(q), at<float>(k), at<float>(v), q_stride, k_stride, v_stride, at<float>(decay),
-                at<float>(beta), at<float>(state), at<float>(out), tokens, groups, heads, keys, values,
+                at<float>(beta), at<float>(state), at<float>(out), tokens, groups, heads, keys, values, false,
                 {at<int32_t>(slots), at<int32_t>(starts), at<int32_t>(contexts), sequences}}, turn);
   }, "context"_a, nb::kw_only(), "q"_a, "q_stride"_a, "k"_a, "k_stride"_a, "v"_a, "v_stride"_a, "decay"_a, "beta"_a,
      "state"_a, "out"_a, "tokens"_a, "groups"_a, "heads"_a, "keys"_a, "values"_a, "slots"_a, "starts"_a, "contexts"_a,
@@ -127,7 +140,7 @@ void bind_recurrent(nb::module_& m) {
 }
 
 void bind_layers(nb::module_& m) {
-  m.def("attention_block", [](const Context& context, const AttentionBlock& block, const Places& places, Address x,
+  m.def("attention_block", [](const Context& context, const Block& block, const Places& places, Address x,
                               Address update, int tokens, Address rows, int count, Address x_out, Address h,
                               Address ids, Address weights) {
     const Wanted wanted{at<int64_t>(rows), count, at<float>(x_out)};

@@ -1,17 +1,21 @@
 // What weights, a layer and a pass have ready: addresses and sizes, each under its name. Python cannot leave one out or
 // swap two of them, as a list of numbers would let it.
-#include "bind/address.h"
-#include "bind/bind.h"
-#include "ops/ops.h"
+#include <nanobind/stl/variant.h>
 
 #include <iterator>
 #include <stdexcept>
+
+#include "bind/address.h"
+#include "bind/bind.h"
+#include "ops/ops.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
 
 namespace headrace {
 namespace {
+
+Weights or_none(const Weights* matrix) { return matrix ? *matrix : Weights{}; }
 
 void bind_weights(nb::module_& m) {
   nb::class_<Weights>(m, "Matrix")
@@ -69,35 +73,63 @@ void bind_attention(nb::module_& m) {
       .def("__init__", [](Cache* to, int format, int groups, int page_keys, int d, Address k, const Values& values) {
         new (to) Cache{format, groups, page_keys, d, at<uint8_t>(k), values};
       }, nb::kw_only(), "format"_a, "groups"_a, "page_keys"_a, "d"_a, "k"_a, "values"_a);
-  nb::class_<AttentionBlock>(m, "AttentionBlock")
-      .def("__init__", [](AttentionBlock* to, int heads, Address pre_norm, Address post_norm, const Rows& qkv,
-                          const Weights& o, Address qkv_bias, Address o_bias, const HeadNorm& q_norm,
-                          const HeadNorm& k_norm, const Cache& cache, const Rope& rope, float eps, float clip,
-                          float scale, float residual_scale, int window, Address sinks, const Router* router) {
-        new (to) AttentionBlock{heads, at<float>(pre_norm), at<float>(post_norm), qkv, o, at<float>(qkv_bias),
-                                at<float>(o_bias), q_norm, k_norm, cache, rope, eps, clip, scale, residual_scale,
-                                window, at<float>(sinks), router ? *router : Router{}};
-      }, nb::kw_only(), "heads"_a, "pre_norm"_a, "post_norm"_a, "qkv"_a, "o"_a, "qkv_bias"_a, "o_bias"_a, "q_norm"_a,
-         "k_norm"_a, "cache"_a, "rope"_a, "eps"_a, "clip"_a, "scale"_a, "residual_scale"_a, "window"_a, "sinks"_a,
-         "router"_a.none());
+}
+
+void bind_mixers(nb::module_& m) {
+  nb::class_<AttentionMixer>(m, "AttentionMixer")
+      .def("__init__", [](AttentionMixer* to, int heads, const Rows& qkv, Address qkv_bias, const HeadNorm& q_norm,
+                          const HeadNorm& k_norm, const Cache& cache, const Rope& rope, float clip, float scale,
+                          int window, Address sinks, const Weights* gate) {
+        new (to) AttentionMixer{heads, qkv, at<float>(qkv_bias), q_norm, k_norm, cache, rope, clip, scale, window,
+                                at<float>(sinks), or_none(gate)};
+      }, nb::kw_only(), "heads"_a, "qkv"_a, "qkv_bias"_a, "q_norm"_a, "k_norm"_a, "cache"_a, "rope"_a, "clip"_a,
+         "scale"_a, "window"_a, "sinks"_a, "gate"_a.none());
+  nb::class_<LatentMixer>(m, "LatentMixer")
+      .def("__init__", [](LatentMixer* to, int heads, const Weights* q_a, Address q_a_norm, Address q_a_bias,
+                          const Weights& q, const Weights& kv_a, Address kv_a_bias, Address kv_a_norm,
+                          const Weights& k_up, const Weights& v_up, const Cache& cache, const Rope& rope,
+                          float norm_eps, float scale) {
+        new (to) LatentMixer{heads, or_none(q_a), at<float>(q_a_norm), at<float>(q_a_bias), q, kv_a,
+                             at<float>(kv_a_bias), at<float>(kv_a_norm), k_up, v_up, cache, rope, norm_eps, scale};
+      }, nb::kw_only(), "heads"_a, "q_a"_a.none(), "q_a_norm"_a, "q_a_bias"_a, "q"_a, "kv_a"_a, "kv_a_bias"_a,
+         "kv_a_norm"_a, "k_up"_a, "v_up"_a, "cache"_a, "rope"_a, "norm_eps"_a, "scale"_a);
+  nb::class_<DeltaMixer>(m, "DeltaMixer")
+      .def("__init__", [](DeltaMixer* to, int k_heads, int k_dim, int v_heads, int v_dim, bool in_turns,
+                          const Rows& qkv, const Weights& z, const Weights& ba, Address conv, int taps, Address rate,
+                          Address dt_bias, Address norm, Address inputs, Address state) {
+        new (to) DeltaMixer{k_heads, k_dim, v_heads, v_dim, in_turns, qkv, z, ba, at<float>(conv), taps,
+                            at<float>(rate), at<float>(dt_bias), at<float>(norm), at<float>(inputs), at<float>(state)};
+      }, nb::kw_only(), "k_heads"_a, "k_dim"_a, "v_heads"_a, "v_dim"_a, "in_turns"_a, "qkv"_a, "z"_a, "ba"_a, "conv"_a,
+         "taps"_a, "rate"_a, "dt_bias"_a, "norm"_a, "inputs"_a, "state"_a);
 }
 
 void bind_pass(nb::module_& m) {
+  nb::class_<Piece>(m, "Piece")
+      .def("__init__", [](Piece* to, int first, int last, int slot, int keep, Address states, Address starts,
+                          Address contexts) {
+        new (to) Piece{first, last, slot, keep, {at<int32_t>(states), at<int32_t>(starts), at<int32_t>(contexts), 1}};
+      }, nb::kw_only(), "first"_a, "last"_a, "slot"_a, "keep"_a, "states"_a, "starts"_a, "contexts"_a);
   nb::class_<Places>(m, "Places")
       .def("__init__", [](Places* to, int tokens, Address positions, Address slots, Address tables, Address starts,
-                          Address contexts, int sequences, int table_len) {
+                          Address contexts, int sequences, int table_len, Address states, const nb::list& pieces) {
         new (to) Places{tokens, at<int32_t>(positions), at<int64_t>(slots), at<int32_t>(tables), at<int32_t>(starts),
-                        at<int32_t>(contexts), sequences, table_len};
+                        at<int32_t>(contexts), sequences, table_len, at<int32_t>(states), {}};
+        for (const nb::handle piece : pieces) to->pieces.push_back(nb::cast<const Piece&>(piece));
       }, nb::kw_only(), "tokens"_a, "positions"_a, "slots"_a, "tables"_a, "starts"_a, "contexts"_a, "sequences"_a,
-         "table_len"_a)
+         "table_len"_a, "states"_a, "pieces"_a)
       .def_ro("tokens", &Places::tokens);
 }
 
-Weights or_none(const Weights* matrix) { return matrix ? *matrix : Weights{}; }
-
 void bind_layers(nb::module_& m) {
+  nb::class_<Block>(m, "Block")
+      .def("__init__", [](Block* to, Address pre_norm, Address post_norm, float eps, float residual_scale,
+                          const decltype(Block::mixer)& mixer, const Weights& o, Address o_bias, const Router* router) {
+        new (to) Block{at<float>(pre_norm), at<float>(post_norm), eps, residual_scale, mixer, o, at<float>(o_bias),
+                       router ? *router : Router{}};
+      }, nb::kw_only(), "pre_norm"_a, "post_norm"_a, "eps"_a, "residual_scale"_a, "mixer"_a, "o"_a, "o_bias"_a,
+         "router"_a.none());
   nb::class_<DecoderLayer>(m, "DecoderLayer")
-      .def("__init__", [](DecoderLayer* to, const AttentionBlock& block, const Bank* bank, const Rows* gate_up,
+      .def("__init__", [](DecoderLayer* to, const Block& block, const Bank* bank, const Rows* gate_up,
                           const Weights* down, const Weights* shared_gate, const Activation& activation) {
         new (to) DecoderLayer{block, bank ? *bank : Bank{}, gate_up ? *gate_up : Rows{}, or_none(down),
                               or_none(shared_gate), activation};
@@ -116,6 +148,7 @@ void bind_structs(nb::module_& m) {
   bind_weights(m);
   bind_router(m);
   bind_attention(m);
+  bind_mixers(m);
   bind_pass(m);
   bind_layers(m);
 }

@@ -148,7 +148,7 @@ struct Worker {
     for (int r = 0; r < rows; r++) {
       const int64_t token = a.starts[item.sequence] + item.query + (first + r) / job.group;
       const int head = item.head * job.group + (first + r) % job.group;
-      job.isa.attend_finish(total, r, job.dvp, d, a.out + (token * a.heads + head) * d);
+      job.isa.attend_finish(total, r, job.dvp, d, a.out + token * a.out_stride + int64_t(head) * d);
     }
   }
 };

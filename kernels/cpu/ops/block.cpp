@@ -3,9 +3,7 @@
 // What passes between its ops lies in the arena, so nothing is allocated from the second call on.
 #include <cstring>
 
-#include "ops/ops.h"
-#include "runtime/stopwatch.h"
-#include "runtime/turn.h"
+#include "ops/mixers/mixers.h"
 
 namespace headrace {
 namespace {
@@ -17,29 +15,21 @@ void gather(const float* x, int n, const int64_t* rows, int count, float* out) {
 
 }  // namespace
 
-void attention_block(const AttentionBlock& block, const Places& places, float* x, const float* update, int tokens,
+void attention_block(const Block& block, const Places& places, float* x, const float* update, int tokens,
                      const Wanted& wanted, float* h, int32_t* ids, float* weights, const Context& context) {
   Stopwatch watch;
   Turn turn(context);
   Arena& arena = turn.team.arena;
-  const int hidden = block.o.rows, width = block.o.cols, qkv_rows = rows_of(block.qkv), heads = qkv_rows / block.cache.d;
+  const int hidden = block.o.rows, width = block.o.cols;
   float* normed = arena.take<float>(size_t(tokens) * hidden);
   if (update)
     add_rmsnorm(x, update, block.pre_norm, normed, tokens, hidden, block.eps, block.residual_scale, turn);
   else
     rmsnorm(x, block.pre_norm, normed, tokens, hidden, block.eps, turn);
   watch.lap(Part::norm);
-  float* qkv = arena.take<float>(size_t(tokens) * qkv_rows);
-  linear(normed, hidden, tokens, block.qkv, block.qkv_bias, qkv, turn);
-  watch.lap(Part::qkv);
-  place_qkv({qkv, tokens, heads, block.cache, block.rope, places.positions, places.slots, block.q_norm, block.k_norm,
-             block.eps, block.clip}, turn);
-  watch.lap(Part::place);
-  if (wanted.rows && wanted.count == 0) return;
-  float* a = arena.take<float>(size_t(tokens) * width);
-  attention({qkv, qkv_rows, block.cache, places.tables, places.starts, places.contexts,
-             places.sequences, places.table_len, block.heads, block.scale, block.window, block.sinks, a}, turn);
-  watch.lap(Part::attention);
+  const Normed in{normed, tokens, hidden, block.eps, places, !wanted.rows || wanted.count > 0};
+  float* a = std::visit([&](const auto& mixer) { return mix(mixer, in, turn, watch); }, block.mixer);
+  if (!a) return;
   if (wanted.rows) {
     float* few = arena.take<float>(size_t(wanted.count) * width);
     gather(a, width, wanted.rows, wanted.count, few);

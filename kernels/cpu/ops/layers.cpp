@@ -62,7 +62,8 @@ void dense(const DecoderLayer& layer, const float* h, int tokens, float* update,
 void Stopwatch::add(Part part, int64_t ns) { nanoseconds[int(part)].fetch_add(ns, std::memory_order_relaxed); }
 
 std::vector<std::pair<std::string, double>> take_part_seconds() {
-  constexpr const char* NAMES[] = {"norms", "qkv", "place_qkv", "attention", "o", "route", "experts", "dense"};
+  constexpr const char* NAMES[] = {"norms",     "qkv",        "place_qkv", "by_head", "conv",    "attention",
+                                   "delta_rule", "o",         "route",     "experts", "dense"};
   static_assert(std::size(NAMES) == size_t(Part::COUNT));
   std::vector<std::pair<std::string, double>> found;
   for (size_t i = 0; i < std::size(NAMES); i++)

@@ -109,12 +109,12 @@ struct ByHead {
   const TileKernels* tiles;  // null: by dot products
   const uint8_t* weights;
   int rows, cols, parts;  // rows of a head
-  float* y;
+  const HeadRows& y;
   uint8_t* prepared;  // [N, T] of `stride`; null: x as it is
   uint8_t *acts, *scratch;  // by tiles, of each worker: a head's tokens, and what products need
   size_t bytes, stride, acts_bytes, scratch_bytes;  // of a row; of one token, or of 16 by tiles; of a worker
 
-  ByHead(const HeadRows& x_, const Weights& weight, float* y_, Turn& turn)
+  ByHead(const HeadRows& x_, const Weights& weight, const HeadRows& y_, Turn& turn)
       : x(x_), format(turn.context.format(weight.format)), weights(weight.data), y(y_) {
     Team& team = turn.team;
     rows = weight.rows / x.heads, cols = weight.cols;
@@ -140,8 +140,8 @@ struct ByHead {
     const int n = part.end - part.begin, half = (n + 1) / 2;
     const uint8_t* first = weights + (size_t(head) * rows + part.begin) * bytes;
     const RowPair pair{first, first + half * bytes, bytes, half, n - half};
-    const size_t step = size_t(x.heads) * rows;
-    float* out = y + size_t(head) * rows + part.begin;
+    const size_t step = size_t(y.token_stride);
+    float* out = y.data + head * y.head_stride + part.begin;
     const PairOut to{out, out + half, step, step};
     if (n == 0) return;
     if (tiles) return run_tiles(head, pair, to, worker);
@@ -200,7 +200,7 @@ void linear(const float* x, int64_t x_stride, int tokens, const Weights& weight,
   });
 }
 
-void linear_by_head(const HeadRows& x, const Weights& weight, float* y, Turn& turn) {
+void linear_by_head(const HeadRows& x, const Weights& weight, const HeadRows& y, Turn& turn) {
   Team& team = turn.team;
   const ByHead job(x, weight, y, turn);
   const bool solo = int64_t(weight.rows) * weight.cols * x.tokens < SMALL;

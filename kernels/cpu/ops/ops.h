@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <limits>
 #include <utility>
+#include <variant>
 #include <vector>
 
 #include "isa/table.h"
@@ -78,6 +79,7 @@ inline bool is_swiglu(const Activation& a) {
 }
 void glu(const float* gate_up, float* out, int tokens, int width, const Activation& activation, Turn& turn);
 void gated_add(float* y, const float* z, const float* gate, int tokens, int d, Turn& turn);
+void sigmoid_mul(float* y, const float* gate, int tokens, int d, Turn& turn);
 void argmax(const float* logits, int rows, int n, float* values, int64_t* ids, Turn& turn);
 
 // qkv.cpp
@@ -126,7 +128,7 @@ void linear(const float* x, int64_t x_stride, int tokens, const Weights& weight,
 void linear(const float* x, int64_t x_stride, int tokens, const Rows& rows, const float* bias, float* y, Turn& turn);
 
 // y [T, N, rows]: each head's own product, with a matrix of N times as many rows.
-void linear_by_head(const HeadRows& x, const Weights& weight, float* y, Turn& turn);
+void linear_by_head(const HeadRows& x, const Weights& weight, const HeadRows& y, Turn& turn);
 
 // recurrent.cpp
 struct Sequences {  // of one pass
@@ -141,12 +143,20 @@ struct ConvArgs {
   Sequences all;
 };
 void short_conv(const ConvArgs& args, Turn& turn);
+struct GateArgs {
+  const float* ba;               // [T, 2 heads]: strengths of a change, then what decays follow from
+  const float *rate, *dt_bias;   // [heads]
+  float *decay, *beta;           // [T, heads]
+  int tokens, heads;
+};
+void delta_gates(const GateArgs& args, Turn& turn);
 struct DeltaArgs {
   const float *q, *k, *v;  // [T, groups, keys] twice, [T, heads, values], strided in T
   int64_t q_stride, k_stride, v_stride;
   const float *decay, *beta;  // [T, heads]
   float *state, *out;         // [slots, heads, keys, values], [T, heads, values]
   int tokens, groups, heads, keys, values;
+  bool in_turns;  // head h has the keys of group h modulo groups, instead of those of its neighbours
   Sequences all;
 };
 void delta_rule(const DeltaArgs& args, Turn& turn);
@@ -161,24 +171,15 @@ struct AttentionArgs {
   float scale;
   int window;          // how many keys a query sees at most, its own included; NO_WINDOW: all
   const float* sinks;  // [N], null: none
-  float* out;          // [T, N, values.d]
+  float* out;          // [T, N, values.d], strided in T
+  int64_t out_stride;
 };
 void attention(const AttentionArgs& args, Turn& turn);
 
 // block.cpp: a layer before its experts
-struct AttentionBlock {
-  int heads;  // of queries
-  const float *pre_norm, *post_norm;
-  Rows qkv;
-  Weights o;
-  const float *qkv_bias, *o_bias;
-  HeadNorm q_norm, k_norm;
-  Cache cache;
-  Rope rope;
-  float eps, clip, scale, residual_scale;
-  int window;
-  const float* sinks;
-  Router router;
+struct Piece {  // tokens [first, last) of one sequence, behind which its state is copied into slot `keep`; below 0: nowhere
+  int first, last, slot, keep;
+  Sequences alone;
 };
 struct Places {
   int tokens;
@@ -186,13 +187,57 @@ struct Places {
   const int64_t* slots;
   const int32_t *tables, *starts, *contexts;
   int sequences, table_len;
+  const int32_t* states;      // [S]: slots of recurrent states; null: the model has none
+  std::vector<Piece> pieces;  // of the tokens, where states are kept on the way; else all are one piece
 };
-struct Wanted {  // the tokens that go on after attention; rows null: all, in place
+struct AttentionMixer {
+  int heads;  // of queries
+  Rows qkv;
+  const float* qkv_bias;
+  HeadNorm q_norm, k_norm;
+  Cache cache;
+  Rope rope;
+  float clip, scale;
+  int window;
+  const float* sinks;
+  Weights gate;  // of what the heads give; data null: none
+};
+struct LatentMixer {
+  int heads;
+  Weights q_a;  // data null: queries come straight from the hidden state
+  const float *q_a_norm, *q_a_bias;
+  Weights q, kv_a;
+  const float *kv_a_bias, *kv_a_norm;
+  Weights k_up, v_up;
+  Cache cache;  // one head: keys are latents and what is rotated, values the latents in them
+  Rope rope;
+  float norm_eps, scale;
+};
+constexpr size_t MADE_BYTES = size_t(64) << 20;  // of keys and values that are made of latents: as many heads, one at least
+struct DeltaMixer {
+  int k_heads, k_dim, v_heads, v_dim;
+  bool in_turns;
+  Rows qkv;
+  Weights z, ba;
+  const float* conv;  // [channels, taps]
+  int taps;
+  const float *rate, *dt_bias, *norm;
+  float *inputs, *state;  // [slots, channels, taps - 1], [slots, v_heads, k_dim, v_dim]
+};
+struct Block {
+  const float *pre_norm, *post_norm;
+  float eps, residual_scale;
+  std::variant<AttentionMixer, LatentMixer, DeltaMixer> mixer;
+  Weights o;
+  const float* o_bias;
+  Router router;
+};
+struct Wanted {  // the tokens that go on after the mixer; rows null: all, in place
   const int64_t* rows;
   int count;
   float* x;  // [count, D]
 };
-void attention_block(const AttentionBlock& block, const Places& places, float* x, const float* update, int tokens,
+void attention_block(const Block& block, const Places& places, float* x, const float* update, int tokens,
                      const Wanted& wanted, float* h, int32_t* ids, float* weights, const Context& context);
 
 // experts.cpp
@@ -203,7 +248,7 @@ void experts(const float* x, int tokens, const int32_t* ids, const float* weight
 
 // layers.cpp
 struct DecoderLayer {
-  AttentionBlock block;
+  Block block;
   Bank bank;                          // data null: a dense layer
   Rows gate_up;                       // of the dense or the shared MLP
   Weights down, shared_gate;          // data null: none
@@ -215,7 +260,7 @@ struct Stack {  // all layers; a class of its own, so that Python holds it and a
 struct LayersArgs {
   float* x;  // [tokens, D]
   int tokens;
-  Wanted wanted;  // after the last layer's attention
+  Wanted wanted;  // after the last layer's mixer
   float* update;      // [tokens, D]: of each layer in turn; the last one's stays
   int32_t* distinct;  // [layers]: how many experts were chosen
 };

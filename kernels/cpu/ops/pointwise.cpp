@@ -50,6 +50,20 @@ void gated_add(float* y, const float* z, const float* gate, int tokens, int d, T
   });
 }
 
+void sigmoid_mul(float* y, const float* gate, int tokens, int d, Turn& turn) {
+  constexpr int PART = 256;  // of a token's sigmoids at once
+  const Kernels& isa = turn.isa;
+  each_token(turn.team, tokens, int64_t(tokens) * d * 4, [&](int t) {
+    float open[PART];
+    for (int i = 0; i < d; i += PART) {
+      const size_t at = size_t(t) * d + i;
+      const int n = std::min(PART, d - i);
+      isa.sigmoid(gate + at, n, open);
+      for (int j = 0; j < n; j++) y[at + j] *= open[j];
+    }
+  });
+}
+
 // Every worker looks through its part of all rows; the first of equals wins, and NaN over all.
 void argmax(const float* logits, int rows, int n, float* values, int64_t* ids, Turn& turn) {
   Team& team = turn.team;

@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "formats/layout.h"
+#include "ops/each_token.h"
 #include "ops/ops.h"
 #include "runtime/turn.h"
 
@@ -67,6 +68,9 @@ struct ConvBlock {
   }
 };
 
+// log(1 + e^x), which float32 cannot tell from x beyond 20.
+float softplus(float x) { return x > 20.0f ? x : std::log1p(std::exp(x)); }
+
 // Queries and keys of all tokens at length 1, decays as factors.
 struct Prepared {
   float *q, *k, *products;  // [T, G, keys] twice, [T, G]
@@ -95,7 +99,8 @@ void prepare(const DeltaArgs& args, const Kernels& isa, const Prepared& to, int 
 // Columns [column, column + n) of a head's state through all tokens of a sequence.
 void run_columns(const DeltaArgs& args, const Kernels& isa, const Prepared& made, int s, int head, int column, int n,
                  float* scratch) {
-  const int tokens = tokens_of(args.all, s), first = args.all.starts[s], group = head / (args.heads / args.groups);
+  const int tokens = tokens_of(args.all, s), first = args.all.starts[s];
+  const int group = args.in_turns ? head % args.groups : head / (args.heads / args.groups);
   float* state = args.state + (size_t(args.all.slots[s]) * args.heads + head) * args.keys * args.values + column;
   if (begins(args.all, s))
     for (int i = 0; i < args.keys; i++) std::fill_n(state + size_t(i) * args.values, n, 0.0f);
@@ -131,6 +136,16 @@ void short_conv(const ConvArgs& args, Turn& turn) {
                 rows + size_t(worker) * args.taps}
           .run();
     }
+  });
+}
+
+void delta_gates(const GateArgs& args, Turn& turn) {
+  const int heads = args.heads;
+  each_token(turn.team, args.tokens, int64_t(args.tokens) * heads * 16, [&](int t) {
+    const float* strength = args.ba + size_t(t) * 2 * heads;
+    float *decay = args.decay + size_t(t) * heads, *beta = args.beta + size_t(t) * heads;
+    for (int h = 0; h < heads; h++) decay[h] = args.rate[h] * softplus(strength[heads + h] + args.dt_bias[h]);
+    turn.isa.sigmoid(strength, heads, beta);
   });
 }
 

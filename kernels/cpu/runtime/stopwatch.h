@@ -15,7 +15,7 @@
 
 namespace headrace {
 
-enum class Part { norm, qkv, place, attention, output, route, experts, dense, COUNT };
+enum class Part { norm, qkv, place, by_head, conv, attention, delta, output, route, experts, dense, COUNT };
 
 class Stopwatch {
  public:

@@ -44,6 +44,19 @@ class Arena {
     return static_cast<T*>(take_bytes(count * sizeof(T)));
   }
 
+  // What is taken while one lives is given back at its end: for a loop whose rounds need it one after the other.
+  class Loan {
+   public:
+    explicit Loan(Arena& arena) : arena_(arena), slabs_(arena.slabs_.size()), used_(arena.used_) {}
+    ~Loan() { arena_.used_ = arena_.slabs_.size() == slabs_ ? used_ : 0; }  // a new slab holds nothing else
+    Loan(const Loan&) = delete;
+    Loan& operator=(const Loan&) = delete;
+
+   private:
+    Arena& arena_;
+    const size_t slabs_, used_;
+  };
+
  private:
   struct Free {
     void operator()(void* p) const;

@@ -1,0 +1,30 @@
+// Grouped-query attention, with or without a gate on what the heads give.
+#include "ops/mixers/mixers.h"
+
+namespace headrace {
+
+float* mix(const AttentionMixer& mixer, const Normed& in, Turn& turn, Stopwatch& watch) {
+  Arena& arena = turn.team.arena;
+  const Places& places = in.places;
+  const int rows = rows_of(mixer.qkv), width = mixer.heads * mixer.cache.d, tokens = in.tokens;
+  float* qkv = arena.take<float>(size_t(tokens) * rows);
+  linear(in.h, in.hidden, tokens, mixer.qkv, mixer.qkv_bias, qkv, turn);
+  watch.lap(Part::qkv);
+  place_qkv({qkv, tokens, rows / mixer.cache.d, mixer.cache, mixer.rope, places.positions, places.slots, mixer.q_norm,
+             mixer.k_norm, in.eps, mixer.clip}, turn);
+  watch.lap(Part::place);
+  if (!in.wanted) return nullptr;
+  float* out = arena.take<float>(size_t(tokens) * width);
+  attention({qkv, rows, mixer.cache, places.tables, places.starts, places.contexts, places.sequences, places.table_len,
+             mixer.heads, mixer.scale, mixer.window, mixer.sinks, out, width}, turn);
+  watch.lap(Part::attention);
+  if (mixer.gate.data) {
+    float* gate = arena.take<float>(size_t(tokens) * width);
+    linear(in.h, in.hidden, tokens, mixer.gate, nullptr, gate, width, turn);
+    sigmoid_mul(out, gate, tokens, width, turn);
+    watch.lap(Part::qkv);
+  }
+  return out;
+}
+
+}  // namespace headrace

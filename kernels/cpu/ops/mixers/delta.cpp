@@ -1,0 +1,85 @@
+// The gated delta rule behind a short convolution.
+#include <cstring>
+#include <stdexcept>
+
+#include "ops/each_token.h"
+#include "ops/mixers/mixers.h"
+
+namespace headrace {
+namespace {
+
+// What the rule takes of all tokens.
+struct Taken {
+  const float *qkv, *decay, *beta;  // [T, channels], [T, heads] twice
+};
+
+int values_of(const DeltaMixer& mixer) { return mixer.v_heads * mixer.v_dim; }
+int channels_of(const DeltaMixer& mixer) { return 2 * mixer.k_heads * mixer.k_dim + values_of(mixer); }
+
+// The convolution and the rule over tokens [first, last), which are those of `all`; out [T, heads, v].
+void recur(const DeltaMixer& mixer, const Taken& rows, int first, int last, const Sequences& all, float* out, Turn& turn,
+           Stopwatch& watch) {
+  const int channels = channels_of(mixer), keys = mixer.k_heads * mixer.k_dim;
+  float* mixed = turn.team.arena.take<float>(size_t(last - first) * channels);
+  short_conv({rows.qkv + size_t(first) * channels, mixer.conv, channels, mixer.inputs, mixed, channels, mixer.taps, all}, turn);
+  watch.lap(Part::conv);
+  const size_t gate = size_t(first) * mixer.v_heads;
+  delta_rule({mixed, mixed + keys, mixed + 2 * keys, channels, channels, channels, rows.decay + gate, rows.beta + gate,
+              mixer.state, out + size_t(first) * values_of(mixer), last - first, mixer.k_heads, mixer.v_heads, mixer.k_dim,
+              mixer.v_dim, mixer.in_turns, all}, turn);
+  watch.lap(Part::delta);
+}
+
+void copy_slot(float* states, size_t size, int from, int to) {
+  std::memcpy(states + to * size, states + from * size, size * sizeof(float));
+}
+
+void run_pieces(const DeltaMixer& mixer, const Normed& in, const Taken& rows, float* out, Turn& turn, Stopwatch& watch) {
+  const Places& places = in.places;
+  const Sequences all{places.states, places.starts, places.contexts, places.sequences};
+  if (places.pieces.empty()) return recur(mixer, rows, 0, in.tokens, all, out, turn, watch);
+  for (const Piece& piece : places.pieces) {
+    recur(mixer, rows, piece.first, piece.last, piece.alone, out, turn, watch);
+    if (piece.keep < 0) continue;
+    copy_slot(mixer.inputs, size_t(channels_of(mixer)) * (mixer.taps - 1), piece.slot, piece.keep);
+    copy_slot(mixer.state, size_t(values_of(mixer)) * mixer.k_dim, piece.slot, piece.keep);
+  }
+}
+
+// out = norm(out) * silu(z), head by head.
+void gate(const DeltaMixer& mixer, const Normed& in, const float* z, float* out, Turn& turn) {
+  const int width = values_of(mixer);
+  each_token(turn.team, in.tokens, int64_t(in.tokens) * width * 4, [&](int t) {
+    for (int i = 0; i < width; i += mixer.v_dim) {
+      float* head = out + size_t(t) * width + i;
+      turn.isa.rmsnorm(head, mixer.norm, mixer.v_dim, in.eps, head);
+      turn.isa.silu_mul(z + size_t(t) * width + i, head, mixer.v_dim, head);
+    }
+  });
+}
+
+}  // namespace
+
+float* mix(const DeltaMixer& mixer, const Normed& in, Turn& turn, Stopwatch& watch) {
+  if (!in.places.states) throw std::invalid_argument("a pass without slots of states");
+  Arena& arena = turn.team.arena;
+  const int tokens = in.tokens, heads = mixer.v_heads, width = values_of(mixer);
+  float* qkv = arena.take<float>(size_t(tokens) * channels_of(mixer));
+  float* ba = arena.take<float>(size_t(tokens) * 2 * heads);
+  linear(in.h, in.hidden, tokens, mixer.qkv, nullptr, qkv, turn);
+  linear(in.h, in.hidden, tokens, mixer.ba, nullptr, ba, 2 * heads, turn);
+  watch.lap(Part::qkv);
+  float *decay = arena.take<float>(size_t(tokens) * heads), *beta = arena.take<float>(size_t(tokens) * heads);
+  delta_gates({ba, mixer.rate, mixer.dt_bias, decay, beta, tokens, heads}, turn);
+  float* out = arena.take<float>(size_t(tokens) * width);
+  run_pieces(mixer, in, {qkv, decay, beta}, out, turn, watch);
+  if (!in.wanted) return nullptr;
+  float* z = arena.take<float>(size_t(tokens) * width);
+  linear(in.h, in.hidden, tokens, mixer.z, nullptr, z, width, turn);
+  watch.lap(Part::qkv);
+  gate(mixer, in, z, out, turn);
+  watch.lap(Part::delta);
+  return out;
+}
+
+}  // namespace headrace

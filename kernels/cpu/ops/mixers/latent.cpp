@@ -1,0 +1,106 @@
+// Latent attention: decode steps and short prompts attend to latents themselves, longer prompts to keys and values that are
+// made of them (made_keys.cpp).
+//
+// A query that attends to latents lies where attention wants it, [own part in the space of latents | rotated part], from the
+// start: the product by head writes the one beside the other.
+#include "ops/mixers/latent.h"
+
+#include <cstring>
+
+#include "ops/each_token.h"
+
+namespace headrace {
+namespace {
+
+// Latents and rotary keys of the new tokens into the cache: `rows` [T, l + 2 r].
+void keep(const LatentMixer& mixer, const Normed& in, float* rows, Turn& turn) {
+  const Cache& cache = mixer.cache;
+  const FormatKernels& format = turn.isa.formats[cache.format];
+  const LatentShape shape(mixer);
+  const size_t bytes = format.row_bytes(shape.width());
+  each_token(turn.team, in.tokens, int64_t(in.tokens) * shape.width(), [&](int t) {
+    float* row = rows + size_t(t) * shape.width();
+    const size_t turned = size_t(in.places.positions[t]) * mixer.rope.r;
+    turn.isa.rmsnorm(row, mixer.kv_a_norm, shape.l, mixer.norm_eps, row);
+    turn.isa.rope(row + shape.l, mixer.rope.cos + turned, mixer.rope.sin + turned, mixer.rope.r);
+    format.pack(row, shape.width(), cache.k + size_t(in.places.slots[t]) * bytes);
+  });
+}
+
+// float32 [T, N, d], one after the other.
+HeadRows side_by_side(float* data, int tokens, int heads, int d) { return {data, int64_t(heads) * d, d, tokens, heads}; }
+
+// Queries, [T, N, n + 2 r], the last part rotated.
+float* queries(const LatentMixer& mixer, const Normed& in, Turn& turn, Stopwatch& watch) {
+  Arena& arena = turn.team.arena;
+  const LatentShape shape(mixer);
+  const float* h = in.h;
+  if (mixer.q_a.data) {
+    const int rank = mixer.q_a.rows;
+    float* low = arena.take<float>(size_t(in.tokens) * rank);
+    linear(h, in.hidden, in.tokens, mixer.q_a, mixer.q_a_bias, low, rank, turn);
+    rmsnorm(low, mixer.q_a_norm, low, in.tokens, rank, mixer.norm_eps, turn);
+    h = low;
+  }
+  float* q = arena.take<float>(size_t(in.tokens) * mixer.q.rows);
+  linear(h, mixer.q.cols, in.tokens, mixer.q, nullptr, q, mixer.q.rows, turn);
+  watch.lap(Part::qkv);
+  HeadRows rotated = side_by_side(q, in.tokens, shape.heads, shape.key());
+  rotated.data += shape.n;
+  rotate(rotated, mixer.rope, in.places.positions, turn);
+  watch.lap(Part::place);
+  return q;
+}
+
+// What sequences [begin, end) see by attending to latents; q and out as of `attend_made`.
+void attend_latents(const LatentMixer& mixer, const Places& places, int begin, int end, float* q, float* out, Turn& turn,
+                    Stopwatch& watch) {
+  Arena& arena = turn.team.arena;
+  const Arena::Loan loan(arena);
+  const LatentShape shape(mixer);
+  const int N = shape.heads, first = places.starts[begin], tokens = places.starts[end] - first, width = shape.width();
+  q += size_t(first) * N * shape.key(), out += size_t(first) * N * shape.v;
+  float *wide = arena.take<float>(size_t(tokens) * N * width), *seen = arena.take<float>(size_t(tokens) * N * shape.l);
+  linear_by_head(side_by_side(q, tokens, N, shape.key()), mixer.k_up, side_by_side(wide, tokens, N, width), turn);
+  each_token(turn.team, tokens, int64_t(tokens) * N * shape.rotated, [&](int t) {
+    for (size_t head = size_t(t) * N; head < size_t(t + 1) * N; head++)
+      std::memcpy(wide + head * width + shape.l, q + head * shape.key() + shape.n, size_t(shape.rotated) * sizeof(float));
+  });
+  watch.lap(Part::by_head);
+  int32_t* starts = arena.take<int32_t>(end - begin + 1);
+  for (int s = begin; s <= end; s++) starts[s - begin] = places.starts[s] - first;
+  attention({wide, int64_t(N) * width, mixer.cache, places.tables + size_t(begin) * places.table_len, starts,
+             places.contexts + begin, end - begin, places.table_len, N, mixer.scale, NO_WINDOW, nullptr, seen,
+             int64_t(N) * shape.l}, turn);
+  watch.lap(Part::attention);
+  linear_by_head(side_by_side(seen, tokens, N, shape.l), mixer.v_up, side_by_side(out, tokens, N, shape.v), turn);
+  watch.lap(Part::by_head);
+}
+
+}  // namespace
+
+float* mix(const LatentMixer& mixer, const Normed& in, Turn& turn, Stopwatch& watch) {
+  Arena& arena = turn.team.arena;
+  const Places& places = in.places;
+  const LatentShape shape(mixer);
+  float* rows = arena.take<float>(size_t(in.tokens) * shape.width());
+  linear(in.h, in.hidden, in.tokens, mixer.kv_a, mixer.kv_a_bias, rows, shape.width(), turn);
+  watch.lap(Part::qkv);
+  keep(mixer, in, rows, turn);
+  watch.lap(Part::place);
+  if (!in.wanted) return nullptr;
+  float *q = queries(mixer, in, turn, watch), *out = arena.take<float>(size_t(in.tokens) * shape.heads * shape.v);
+  const auto made = [&](int s) { return makes_keys(shape, places.starts[s + 1] - places.starts[s], places.contexts[s]); };
+  for (int s = 0, end; s < places.sequences; s = end) {
+    end = s + 1;
+    if (made(s)) {
+      attend_made(mixer, places, s, q, out, turn, watch);
+      continue;
+    }
+    while (end < places.sequences && !made(end)) end++;
+    attend_latents(mixer, places, s, end, q, out, turn, watch);
+  }
+  return out;
+}
+
+}  // namespace headrace

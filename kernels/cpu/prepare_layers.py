@@ -1,0 +1,226 @@
+"""What the C++ kernels are told of a model's layers and of a pass: mixers of each kind, blocks, all layers, places.
+
+As in `prepare.py`: addresses and sizes under their names, checked once and kept in `native`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from .. import _cpu
+from ..decoder_layer import AttentionBlock, Block, Layer, Piece, Places, Router, Stack
+from ..mixers import DeltaBlock, LatentBlock
+from ..recipes import SWIGLU
+from .prepare import (
+    F32,
+    I32,
+    I64,
+    NAME,
+    activation,
+    at,
+    bank,
+    bias,
+    cache,
+    cache_to_write,
+    limit,
+    matrix,
+    norm,
+    rope,
+    sinks,
+    stacked,
+    window,
+)  # fmt: skip
+
+
+def router(to: Router, D: int) -> Any:
+    assert to.matrix.cols == D, f"{D} values, a router of {to.matrix.cols} columns"
+    E, each = to.matrix.rows, to.matrix.rows // to.groups
+    assert each * to.groups == E, f"{E} experts in {to.groups} groups"
+    assert 0 < to.top_groups <= to.groups, f"{to.top_groups} of {to.groups} groups"
+    assert 0 < to.top_k <= each * to.top_groups, f"{to.top_k} of {each * to.top_groups} experts"
+    assert each > 1 or to.top_groups == to.groups or to.group_score == "max", "two best of groups of one expert"
+    return _cpu.Router(
+        matrix=matrix(to.matrix),
+        top_k=to.top_k,
+        scoring=_cpu.SCORINGS[to.scoring],
+        renormalise=to.renormalise,
+        bias=bias(to.bias_E, to.matrix),
+        choice_bias=bias(to.choice_bias_E, to.matrix),
+        groups=to.groups,
+        top_groups=to.top_groups,
+        top2=to.group_score == "top2",
+        scale=to.scale,
+    )
+
+
+def block(it: Block) -> Any:
+    return it.native.get(NAME) or _block(it)
+
+
+def _block(it: Block) -> Any:
+    D = it.o.rows
+    it.native[NAME] = _cpu.Block(
+        pre_norm=at(it.pre_norm, F32, D),
+        post_norm=at(it.post_norm, F32, D),
+        eps=it.eps,
+        residual_scale=it.residual_scale,
+        mixer=_mixer(it, D),
+        o=matrix(it.o),
+        o_bias=bias(it.o_bias, it.o),
+        router=None if it.router is None else router(it.router, D),
+    )
+    return it.native[NAME]
+
+
+def _mixer(it: Block, D: int) -> Any:
+    """The struct of the block's kind."""
+    if isinstance(it, AttentionBlock):
+        return _attention(it, D)
+    if isinstance(it, LatentBlock):
+        return _latent(it, D)
+    assert isinstance(it, DeltaBlock), f"a fused {type(it).__name__}"
+    return _delta(it, D)
+
+
+def _attention(it: AttentionBlock, D: int) -> Any:
+    G, d, N = it.k_PGBd.shape[1], it.k_PGBd.shape[3], it.heads
+    assert (it.qkv.rows, it.qkv.cols, it.o.cols) == ((N + 2 * G) * d, D, N * d), "qkv and o do not fit"
+    assert it.gate is None or (it.gate.rows, it.gate.cols) == (N * d, D), "a gate of another shape"
+    return _cpu.AttentionMixer(
+        heads=N,
+        qkv=stacked(it.qkv),
+        qkv_bias=bias(it.qkv_bias, it.qkv),
+        q_norm=norm(it.q_norm, d, N),
+        k_norm=norm(it.k_norm, d, G),
+        cache=cache_to_write(it.k_PGBd, it.v_PGBd),
+        rope=rope(it.cos_Pr, it.sin_Pr, d),
+        clip=limit(it.clip),
+        scale=it.scale,
+        window=window(it.window),
+        sinks=sinks(it.sinks_N, N),
+        gate=None if it.gate is None else matrix(it.gate),
+    )
+
+
+def _latent(it: LatentBlock, D: int) -> Any:
+    N, rank, own, turned = it.heads, len(it.kv_a_norm), it.k_up.cols, 2 * it.cos_Pr.shape[1]
+    low = D if it.q_a is None else it.q_a.rows
+    assert it.q_a is None or it.q_a.cols == D, "a projection of queries of other columns"
+    assert (it.q.rows, it.q.cols) == (N * (own + turned), low), "queries do not fit"
+    assert (it.kv_a.rows, it.kv_a.cols) == (rank + turned, D), "latents do not fit"
+    assert it.rows_P1Bl.shape[3] == rank + turned, f"latents of {rank} + {turned} in {list(it.rows_P1Bl.shape)}"
+    assert (it.k_up.rows, it.v_up.cols, it.v_up.rows) == (N * rank, rank, it.o.cols), "up-projections do not fit"
+    return _cpu.LatentMixer(
+        heads=N,
+        q_a=None if it.q_a is None else matrix(it.q_a),
+        q_a_norm=_row(it.q_a_norm, low),
+        q_a_bias=_row(it.q_a_bias, low),
+        q=matrix(it.q),
+        kv_a=matrix(it.kv_a),
+        kv_a_bias=bias(it.kv_a_bias, it.kv_a),
+        kv_a_norm=at(it.kv_a_norm, F32, rank),
+        k_up=matrix(it.k_up),
+        v_up=matrix(it.v_up),
+        cache=cache(it.rows_P1Bl, it.rows_P1Bl[..., :rank]),
+        rope=rope(it.cos_Pr, it.sin_Pr, turned),
+        norm_eps=it.norm_eps,
+        scale=it.scale,
+    )
+
+
+def _delta(it: DeltaBlock, D: int) -> Any:
+    slots, H, k, v = it.state_LHkv.shape
+    C, taps = it.conv_CW.shape
+    assert k == it.k_dim, f"keys of {it.k_dim}, a state of {k}"
+    assert H % it.k_heads == 0, f"{H} heads on {it.k_heads}"
+    assert taps > 1, f"{taps} taps"
+    assert (it.qkv.rows, it.qkv.cols) == (C, D) == (2 * it.k_heads * k + H * v, D), "channels do not fit"
+    assert (it.z.rows, it.ba.rows, it.o.cols) == (H * v, 2 * H, H * v), "gates and o do not fit"
+    assert it.z.cols == it.ba.cols == D, "gates of other columns"
+    return _cpu.DeltaMixer(
+        k_heads=it.k_heads,
+        k_dim=k,
+        v_heads=H,
+        v_dim=v,
+        in_turns=it.in_turns,
+        qkv=stacked(it.qkv),
+        z=matrix(it.z),
+        ba=matrix(it.ba),
+        conv=at(it.conv_CW, F32, C, taps),
+        taps=taps,
+        rate=at(it.rate_H, F32, H),
+        dt_bias=at(it.dt_bias_H, F32, H),
+        norm=at(it.norm_v, F32, v),
+        inputs=at(it.inputs_LCw, F32, slots, C, taps - 1),
+        state=at(it.state_LHkv, F32, slots, H, k, v),
+    )
+
+
+def _row(values: Tensor | None, size: int) -> int:
+    return 0 if values is None else at(values, F32, size)
+
+
+def places(it: Places) -> Any:
+    return it.native.get(NAME) or _places(it)
+
+
+def _places(it: Places) -> Any:
+    (T,), (S, M) = it.positions_T.shape, it.tables_SM.shape
+    it.native[NAME] = _cpu.Places(
+        tokens=T,
+        positions=at(it.positions_T, I32, T),
+        slots=at(it.slots_T, I64, T),
+        tables=at(it.tables_SM, I32, S, M),
+        starts=at(it.starts_S1, I32, S + 1),
+        contexts=at(it.contexts_S, I32, S),
+        sequences=S,
+        table_len=M,
+        states=0 if it.states_S is None else at(it.states_S, I32, S),
+        pieces=[_piece(piece) for piece in it.pieces],
+    )
+    return it.native[NAME]
+
+
+def _piece(it: Piece) -> Any:
+    return _cpu.Piece(
+        first=it.first,
+        last=it.last,
+        slot=it.slot,
+        keep=-1 if it.keep is None else it.keep,
+        states=at(it.states_S, I32, 1),
+        starts=at(it.starts_S1, I32, 2),
+        contexts=at(it.contexts_S, I32, 1),
+    )
+
+
+def stack(it: Stack) -> Any:
+    return it.native.get(NAME) or _stack(it)
+
+
+def _stack(it: Stack) -> Any:
+    it.native[NAME] = _cpu.Stack(layers=[_layer(layer) for layer in it.layers])
+    return it.native[NAME]
+
+
+def _layer(it: Layer) -> Any:
+    D, mlp = it.block.o.rows, it.mlp
+    assert (it.bank is None) == (it.block.router is None), "experts without a router, or a router without experts"
+    assert it.bank is not None or mlp is not None, "a layer with neither experts nor an MLP"
+    if it.bank is not None and it.block.router is not None:
+        assert it.bank.layout.hidden == D, f"experts of {it.bank.layout.hidden} values, not {D}"
+        assert it.bank.experts == it.block.router.matrix.rows, "another number of experts than the router's"
+    if mlp is not None:
+        shapes = mlp.gate_up.rows, mlp.gate_up.cols, mlp.down.rows
+        assert shapes == (2 * mlp.down.cols, D, D), f"an MLP of {shapes} on {D} values, {mlp.down.cols} wide"
+    gate = it.shared_gate if mlp is not None else None
+    assert gate is None or (gate.rows, gate.cols) == (1, D), "a shared gate of another shape"
+    return _cpu.DecoderLayer(
+        block=block(it.block),
+        bank=None if it.bank is None else bank(it.bank),
+        gate_up=None if mlp is None else stacked(mlp.gate_up),
+        down=None if mlp is None else matrix(mlp.down),
+        shared_gate=None if gate is None else matrix(gate),
+        activation=activation(SWIGLU if mlp is None else mlp.activation),
+    )
