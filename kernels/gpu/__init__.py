@@ -19,7 +19,7 @@ except ImportError as missing:
     raise OptionError("the GPU kernels need Triton, which is not installed: pip install 'headrace[gpu]'") from missing
 
 from ..reference import quantize, repack  # packing happens once, while loading; plain torch does it on any device
-from .attention.decode import attention
+from .attention.attention import attention
 from .attention.qkv import place_qkv_
 from .block import attention_block, layers
 from .cores.unpack import dequantize, embed

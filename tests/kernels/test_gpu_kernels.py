@@ -21,6 +21,8 @@ from headrace.kernels import FORMATS, ExpertLayout, Format, reference
 from headrace.kernels.cases.all import CASES, experts_case_of, linear_case
 from headrace.kernels.cases.block_formats import MIXES, MORE, layout_of, whole_blocks
 from headrace.kernels.cases.case import Case, Inputs, RandomSource, worst
+from headrace.kernels.cases.families import FAMILY_CASES
+from headrace.kernels.cases.recurrent import RECURRENT_CASES
 from headrace.kernels.decoder_layer import Router
 from headrace.kernels.packed import Matrix
 
@@ -68,7 +70,7 @@ class FewRows(RandomSource):
         return Matrix(format, rows, cols, few.data.repeat(-(-rows // 5), 1)[:rows].contiguous())
 
 
-SMALL = [case for case in CASES if is_small(case) and is_new(case)]
+SMALL = [case for case in (*CASES, *FAMILY_CASES, *RECURRENT_CASES) if is_small(case) and is_new(case)]
 
 
 def test_the_interpreter_is_on() -> None:
