@@ -13,6 +13,11 @@ from headrace.kernels.decoder_layer import Router
 from headrace.kernels.packed import ExpertBank, Matrix
 from headrace.kernels.recipes import Activation
 
+CORE = ("glu clamped", "decode window sinks bf16", "prefill window sinks bf16", "experts biased mxfp4 1",
+        "experts biased mxfp4 9", "route groups", "decode latents bf16", "rotate_", "by head q8_0 1", "by head q8_0 9",
+        "short_conv 2", "short_conv 512", "delta_rule")  # fmt: skip
+EACH = ("glu clamped", "route groups", "decode latents bf16", "rotate_", "by head q8_0 1", "by head q8_0 9",
+        "short_conv 512", "delta_rule")  # fmt: skip
 GPT_OSS = Activation(alpha=1.702, offset=1.0, limit=7.0)
 BF16 = torch.bfloat16
 HIDDEN, EXPERTS, TOP_K = 2880, 128, 4  # gpt-oss
@@ -48,7 +53,7 @@ def gpt_oss() -> dict[str, Any]:
         "glu clamped": lambda: gpu.glu(meta(3, 2 * HIDDEN), GPT_OSS),
         "decode window sinks bf16": partial(attend, 2),
         "prefill window sinks bf16": partial(attend, 512),
-        **{f"experts biased mxfp4 {T}": partial(mix, T) for T in (1, 9, 512)},
+        **{f"experts biased mxfp4 {T}": partial(mix, T) for T in (1, 9, 4096)},
     }
 
 

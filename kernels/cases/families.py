@@ -1,7 +1,7 @@
 """Cases of what only some families have: routers with biases, groups and sigmoid scores, other activations than SwiGLU,
 experts with biases, attention within a window, with sinks, and of latents.
 
-The Triton kernels have none of it, so these are a list of their own. Recurrent layers are in `recurrent.py`.
+Recurrent layers are in `recurrent.py`.
 """
 
 from __future__ import annotations
