@@ -66,17 +66,18 @@ def latents() -> dict[str, Any]:
     turns = meta(99, ROTATED // 2), meta(99, ROTATED // 2), ints(2)
     up = Matrix.empty(FORMATS["q8_0"], HEADS * RANK, OWN, "meta")
 
-    def attend(T: int) -> torch.Tensor:
+    def attend(T: int, cache: torch.Tensor) -> torch.Tensor:
         q_TNl, where = meta(T, HEADS, RANK + ROTATED), (ints(2, 1024), ints(3), ints(2))
-        return gpu.attention(q_TNl, rows, rows[..., :RANK], *where, 0.1)
+        return gpu.attention(q_TNl, cache, cache[..., :RANK], *where, 0.1)
 
     def by_head(T: int) -> torch.Tensor:
         return gpu.linear_by_head(meta(T, HEADS, OWN + ROTATED)[..., :OWN], up)
 
     return {
         "route groups": lambda: gpu.route(meta(1, 7168), router),
-        "decode latents bf16": partial(attend, 2),
-        "prefill latents bf16": partial(attend, 512),
+        "decode latents bf16": partial(attend, 2, rows),
+        "decode latents f32": partial(attend, 2, rows.float()),
+        "prefill latents bf16": partial(attend, 512, rows),
         "rotate_": lambda: gpu.rotate_(meta(2, HEADS, OWN + ROTATED)[..., OWN:], *turns),
         **{f"by head q8_0 {T}": partial(by_head, T) for T in (1, 9, 512)},
     }

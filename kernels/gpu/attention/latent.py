@@ -7,6 +7,7 @@ has one program for all of it, and finds its sequence from the starts.
 
 from __future__ import annotations
 
+import torch
 import triton.language as tl
 
 from .. import launch
@@ -17,6 +18,7 @@ from .softmax import halves, row_of, weigh
 
 HEADS = 16  # of a program
 KEYS = {"bf16": 32, "f32": 16}  # of one step
+CHUNK = 64  # of a product with a float32 cache: whole, its operands would take all registers; so it is read repeatedly
 
 
 @kernel("table_stride", "sequences")
@@ -24,10 +26,12 @@ def _latent(
     q_ptr, k_ptr, tables_ptr, starts_ptr, contexts_ptr, acc_ptr, best_ptr, total_ptr, q_stride, table_stride, sequences,
     n_heads, size, scale,
     PAGE: tl.constexpr, HEADS: tl.constexpr, VALUE: tl.constexpr, V_SIZE: tl.constexpr, REST: tl.constexpr,
-    WINDOW: tl.constexpr, KEYS: tl.constexpr, LEAST: tl.constexpr, SEQUENCES: tl.constexpr, PRODUCT: tl.constexpr,
+    WINDOW: tl.constexpr, KEYS: tl.constexpr, LEAST: tl.constexpr, SEQUENCES: tl.constexpr, CHUNK: tl.constexpr,
+    PRODUCT: tl.constexpr,
 ):  # fmt: skip
     """VALUE numbers of a key are a value, REST places hold the others. SEQUENCES 0: a token of each sequence, in parts;
-    else acc is what comes out."""
+    else acc is what comes out. CHUNK 0: V_SIZE places hold a value; else a program has CHUNK numbers of each value, and
+    queries and keys are multiplied so many at a time."""
     blocks = tl.cdiv(n_heads, HEADS)
     token = tl.program_id(0) // blocks
     part, parts = tl.program_id(1), tl.num_programs(1)
@@ -47,11 +51,12 @@ def _latent(
     last = tl.minimum(first + length, context)
     head = tl.program_id(0) % blocks * HEADS + tl.arange(0, HEADS)
     there = head < n_heads
-    dims, rest = tl.arange(0, V_SIZE), tl.arange(0, REST)
+    dims, rest = tl.program_id(2) * V_SIZE + tl.arange(0, V_SIZE), tl.arange(0, REST)
     own_ok, rest_ok = dims < VALUE, rest < size - VALUE
     if first < last:
         q_rows = q_ptr + token.to(tl.int64) * q_stride + head[:, None] * size
-        q = tl.load(q_rows + dims[None, :], mask=there[:, None] & own_ok[None, :], other=0.0) * scale
+        if CHUNK == 0:
+            q = tl.load(q_rows + dims[None, :], mask=there[:, None] & own_ok[None, :], other=0.0) * scale
         q_rest = tl.load(q_rows + VALUE + rest[None, :], mask=there[:, None] & rest_ok[None, :], other=0.0) * scale
         best = tl.full([HEADS], float("-inf"), tl.float32)
         total = tl.zeros([HEADS], tl.float32)
@@ -62,9 +67,18 @@ def _latent(
             ok = positions < last
             rows = row_of(table, positions, ok, 0, 1, PAGE) * size
             k = tl.load(k_ptr + rows[:, None] + dims[None, :], mask=ok[:, None] & own_ok[None, :], other=0.0)
-            k_rest = tl.load(k_ptr + rows[:, None] + VALUE + rest[None, :], mask=ok[:, None] & rest_ok[None, :], other=0.0)
+            k_rest = tl.load(
+                k_ptr + rows[:, None] + VALUE + rest[None, :], mask=ok[:, None] & rest_ok[None, :], other=0.0
+            )
             scores = halves(q_rest, tl.trans(k_rest), tl.zeros([HEADS, KEYS], tl.float32), PRODUCT, True)
-            scores = halves(q, tl.trans(k), scores, PRODUCT, True)
+            if CHUNK == 0:
+                scores = halves(q, tl.trans(k), scores, PRODUCT, True)
+            else:
+                for number in tl.static_range((VALUE + CHUNK - 1) // CHUNK):
+                    piece = number * CHUNK + tl.arange(0, CHUNK)[None, :]
+                    q = tl.load(q_rows + piece, mask=there[:, None] & (piece < VALUE), other=0.0) * scale
+                    own = tl.load(k_ptr + rows[:, None] + piece, mask=ok[:, None] & (piece < VALUE), other=0.0)
+                    scores = halves(q, tl.trans(own), scores, PRODUCT, True)
             best, old, p = weigh(best, tl.where(ok[None, :], scores, float("-inf")), False)
             acc = halves(p, k, acc * old[:, None], PRODUCT, True)
             total = total * old + tl.sum(p, axis=1)
@@ -83,13 +97,14 @@ def latent(it: Asked) -> None:
     assert it.sinks is None, "sinks beside latents"
     blocks, keys, is_decode = launch.cdiv(it.N, HEADS), KEYS[it.kind], it.T == it.S
     parts = parts_of(it.S, blocks, it.most_seen, it.q.device) if is_decode else 1
+    chunk = CHUNK if it.k_cache.dtype == torch.float32 else 0  # also where all products are of float32
     found = Parts(it.q, it.v, parts) if is_decode else None
     into = (it.out, it.out, it.out) if found is None else found.tensors
-    _latent[(it.T * blocks, parts)](
+    _latent[(it.T * blocks, parts, launch.cdiv(it.v, chunk) if chunk else 1)](
         it.q, it.k_cache, it.tables, it.starts, it.contexts, *into, it.q_stride, it.M, it.S, it.N, it.d, it.scale,
-        PAGE=it.page, HEADS=HEADS, VALUE=it.v, V_SIZE=launch.pow2(it.v, 16), REST=launch.pow2(it.d - it.v, 16),
-        WINDOW=it.window, KEYS=keys, LEAST=LEAST, SEQUENCES=0 if is_decode else launch.places(it.S), PRODUCT=it.kind,
-        num_warps=4, num_stages=2,
+        PAGE=it.page, HEADS=HEADS, VALUE=it.v, V_SIZE=chunk or launch.pow2(it.v, 16), REST=launch.pow2(it.d - it.v, 16),
+        WINDOW=it.window, KEYS=keys, LEAST=LEAST, SEQUENCES=0 if is_decode else launch.places(it.S), CHUNK=chunk,
+        PRODUCT=it.kind,        num_warps=4, num_stages=2 if chunk == 0 else 1,
     )  # fmt: skip
     if found is not None:
         found.merge(it, keys)
