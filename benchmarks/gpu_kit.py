@@ -57,7 +57,9 @@ def listed(models: Mapping[str, tuple[str, ...]], with_checks: bool) -> list[dic
 
     launch.multiprocessors = lambda _device: MULTIPROCESSORS  # type: ignore[assignment]
     with torch.inference_mode():
-        found = ahead.wanted(call for name, forms in models.items() for form in forms for call in model_calls(name, form))
+        found = ahead.wanted(
+            call for name, forms in models.items() for form in forms for call in model_calls(name, form)
+        )
         if with_checks:
             found += ahead.wanted(check_calls())
     unique = {json.dumps(written(*launch)): None for launch in found}
@@ -273,7 +275,8 @@ def compiled_anew(python: Path, wheel: Path, launches: list[dict[str, Any]]) -> 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--python", help="one of the target's version; default: python3.12, here or of pyenv")
-    parser.add_argument("--models", nargs="*", help=f"shapes, in {', '.join(FORMATS_TAKEN)}; default {' '.join(MODELS)}")
+    forms, usual = ", ".join(FORMATS_TAKEN), " ".join(MODELS)
+    parser.add_argument("--models", nargs="*", help=f"shapes, in {forms}; default {usual}")
     parser.add_argument("--checks", action="store_true", help="also what the op list's cases launch")
     given = parser.parse_args()
     wanted = find_python(given.python)

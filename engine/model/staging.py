@@ -102,7 +102,7 @@ class Parts(NamedTuple):
     places: Places
     rows: Tensor
     padding_T: Tensor | None
-    cuts: list[tuple[Tensor, ...]]
+    cuts: list[tuple[Tensor, Tensor, Tensor]]
 
     def write(self, inputs: Inputs) -> None:
         """Writes a pass of this shape."""

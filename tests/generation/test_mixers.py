@@ -71,13 +71,12 @@ def test_states_beside_a_gpu(where: dict[str, object], checkpoints: Checkpoints)
     """What plays its part has slots and kept copies of states, to which slots and pieces of a prompt come by a copy."""
     prompts = [prompt(70, 3), prompt(9, 4)]
     options = dict(max_context=128, max_sequences=2, prefill_chunk=48)
-    with load(checkpoints("qwen3_next"), **options) as plain, load(
-        checkpoints("qwen3_next"), device="simulated", **where, **options
-    ) as split:
+    with (
+        load(checkpoints("qwen3_next"), **options) as plain,
+        load(checkpoints("qwen3_next"), device="simulated", **where, **options) as split,
+    ):
         for prompts in ([prompt(70, 3), prompt(9, 4)], [[*prompt(70, 3)[:64], *prompt(5, 6)]]):
-            wanted, found = (
-                [one.token_ids for one in llm.generate(prompts, FEW)] for llm in (plain, split)
-            )
+            wanted, found = ([one.token_ids for one in llm.generate(prompts, FEW)] for llm in (plain, split))
             assert found == wanted
         kept = split.parts.decoder.cache
         assert isinstance(kept.layers[0], States)

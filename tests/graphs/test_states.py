@@ -1,5 +1,5 @@
-"""Decode steps of models with recurrent states as graphs: slots go where a step's inputs go, and rows without a sequence
-have a slot that is nobody's."""
+"""Decode steps of models with recurrent states as graphs: slots go where a step's inputs go, and rows without a
+sequence have a slot that is nobody's."""
 
 from __future__ import annotations
 
@@ -42,14 +42,17 @@ def tokens(llm: LLM, count: int) -> list[list[int]]:
 @pytest.mark.parametrize("where", [{"placement": "gpu"}, {"n_cpu_moe": 2}], ids=str)
 def test_the_same_tokens_and_bytes_as_by_hand(where: dict[str, Any], gpu: StandIn, checkpoints: Checkpoints) -> None:
     """Of a batch that fills a graph, and of one that is padded."""
-    with load(checkpoints) as plain, load(checkpoints, device="simulated", handoff="eager", **where) as eager:
-        with load(checkpoints, device="simulated", handoff="memop", **where) as graphed:
-            for count in (1, 3):
-                before = gpu.recorders[-1].replays
-                assert tokens(graphed, count) == tokens(eager, count) == tokens(plain, count)
-                assert gpu.recorders[-1].replays == before + 4, "decode steps ran without graphs"
-            for one, other in zip(eager.ledger.passes, graphed.ledger.passes, strict=True):
-                assert one.bytes == other.bytes
+    with (
+        load(checkpoints) as plain,
+        load(checkpoints, device="simulated", handoff="eager", **where) as eager,
+        load(checkpoints, device="simulated", handoff="memop", **where) as graphed,
+    ):
+        for count in (1, 3):
+            before = gpu.recorders[-1].replays
+            assert tokens(graphed, count) == tokens(eager, count) == tokens(plain, count)
+            assert gpu.recorders[-1].replays == before + 4, "decode steps ran without graphs"
+        for one, other in zip(eager.ledger.passes, graphed.ledger.passes, strict=True):
+            assert one.bytes == other.bytes
 
 
 def test_rows_without_a_sequence_change_no_other_slot(gpu: StandIn, checkpoints: Checkpoints) -> None:

@@ -165,7 +165,8 @@ def test_flags_are_read_and_written_for_the_host(compiled: Facts) -> None:
 
 
 def test_products_run_on_tensor_cores(compiled: Facts) -> None:
-    for row in rows_of(compiled, "_decode", "_latent", "_prefill", "_linear_many", "_by_head_many", "_gate_up", "_down"):
+    attention, products = ("_decode", "_latent", "_prefill"), ("_linear_many", "_by_head_many", "_gate_up", "_down")
+    for row in rows_of(compiled, *attention, *products):
         if row["kernel"] in ("_gate_up", "_down") and reads_weights_once(row):
             assert not row["matrix"], name_of(row)
         else:

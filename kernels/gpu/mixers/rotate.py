@@ -1,4 +1,4 @@
-"""Rotary embedding in place on a part of each head. Where keys and values are cached besides, see `attention/qkv.py`."""
+"""Rotary embedding in place on a part of each head. Where keys are cached in the same launch: `attention/qkv.py`."""
 
 from __future__ import annotations
 

@@ -48,7 +48,8 @@ def _short_conv(
     channel = (tl.program_id(1) * BLOCK + tl.arange(0, BLOCK))[:, None]
     tap = tl.arange(0, TAPS_2)[None, :]
     ok = (channel < channels) & (tap < TAPS)
-    x = input_at(x_ptr, state_ptr, token - first - PAST + tap, channel, ok, first, goes_on, x_stride, slot, channels, PAST)
+    place = token - first - PAST + tap
+    x = input_at(x_ptr, state_ptr, place, channel, ok, first, goes_on, x_stride, slot, channels, PAST)
     w = tl.load(w_ptr + channel * TAPS + tap, mask=ok, other=0.0)
     y = tl.sum(x * w, axis=1)[:, None]
     tl.store(y_ptr + token.to(tl.int64) * channels + channel, silu(y), mask=channel < channels)
@@ -68,9 +69,8 @@ def _keep_inputs(
     channel = (tl.program_id(1) * BLOCK + tl.arange(0, BLOCK))[:, None]
     number = tl.arange(0, PAST_2)[None, :]
     ok = (channel < channels) & (number < PAST) & (first < last)
-    x = input_at(
-        x_ptr, state_ptr, last - first - PAST + number, channel, ok, first, goes_on, x_stride, slot, channels, PAST
-    )
+    place = last - first - PAST + number
+    x = input_at(x_ptr, state_ptr, place, channel, ok, first, goes_on, x_stride, slot, channels, PAST)
     tl.debug_barrier()
     tl.store(state_ptr + (slot * channels + channel) * PAST + number, x, mask=ok)
 
