@@ -1,5 +1,5 @@
 """What `gpu_suite.py` checks: every small case of `kernels/cases/all.py`, and real shapes, against the plain twin in
-float32 on the same GPU, within the bounds of `kernels/cases/case.py`.
+float32 on the same GPU, within the bounds of `kernels/cases/case.py`. `families`: the same of what newer families have.
 """
 
 from __future__ import annotations
@@ -15,12 +15,18 @@ from headrace.kernels import FORMATS, Ops, reference
 from headrace.kernels.cases.all import CASES
 from headrace.kernels.cases.block_formats import BLOCK_CASES
 from headrace.kernels.cases.case import Case, Inputs, worst
+from headrace.kernels.cases.families import FAMILY_CASES
+from headrace.kernels.cases.recurrent import RECURRENT_CASES
 
 LARGE = ("linear bf16 512x2048x2048", "linear q8_0 512x2048x2048", "linear q4_0 512x2048x2048",
          "linear q4_0 1x65536x2048", "experts bf16 64x2048x1024 512 tokens top 8",
          "experts q8_0 64x2048x1024 512 tokens top 8", "experts q4_0 64x2048x1024 512 tokens top 8",
          "experts q4_0 64x2048x1024 16 tokens top 8", "experts q4_0 128x2048x768 1 tokens top 8",
          "argmax 1x151936")  # fmt: skip
+LARGE_OF_FAMILIES = ("experts mxfp4 32x2880x2880 1 tokens top 4 biased alpha 1.702 offset 1.0 limit 7.0",
+                     "experts mxfp4 32x2880x2880 512 tokens top 4 biased alpha 1.702 offset 1.0 limit 7.0",
+                     "linear_by_head q8_0 512x128x512x128", "delta_rule 32/16 heads 128x128 new [512] after [100]",
+                     "short_conv 8192 channels 4 taps new [512] after [100]")  # fmt: skip
 STEP = 20  # cases between two reports
 
 
@@ -41,11 +47,13 @@ def roundings(case: Case, inputs: Inputs) -> Inputs:
     """What the kernels round on a GPU, in the terms of `kernels/cases/case.py`: to bf16, where tokens are more than
     one."""
     found: Inputs = {"activations": "bf16", "tile_rows": 1}
-    if case.op in ("linear", "experts") and len(inputs["x"]) > 1:
+    if case.op in ("linear", "linear_by_head", "experts") and len(inputs["x"]) > 1:
         found["tiles"] = {form.name: 1 for form in FORMATS.values() if form.is_block or form.name == "bf16"}
     if case.op == "attention":
-        decode = len(inputs["q"]) == len(inputs["contexts"])
-        found["attention"] = 2.0**-17 if decode or inputs["k"].dtype == torch.float32 else 2.0**-8
+        q, k, v = inputs["q"], inputs["k"], inputs["v"]
+        is_latent = v.shape[3] < k.shape[3] and v.stride() == k.stride()
+        exact = is_latent or len(q) == len(inputs["contexts"]) or k.dtype == torch.float32
+        found["attention"] = 2.0**-17 if exact else 2.0**-8
     return found
 
 
@@ -77,13 +85,18 @@ def checks(ops: Ops, device: torch.device, chosen: list[Case], keep: Keep = nobo
 
 
 def named(name: str) -> list[Case]:
-    """Cases whose name contains `name`, small ones first, then those of real shapes; those of further formats only by
-    name, since their kernels are many. Packing stays with the twin, which is the GPU's own."""
-    cases = [*CASES, *BLOCK_CASES] if name else CASES
-    wanted = [c for c in cases if c.op not in ("quantize", "repack") and name in f"{c.op} {c.name}"]
+    """Cases whose name contains `name`, small ones first, then those of real shapes; those of further formats and of
+    newer families only by name, since their kernels are many. Packing stays with the twin, which is the GPU's own."""
+    families = [*FAMILY_CASES, *RECURRENT_CASES]
+    if name == "families":
+        wanted = families
+    else:
+        cases = [*CASES, *BLOCK_CASES, *families] if name else CASES
+        wanted = [c for c in cases if c.op not in ("quantize", "repack") and name in f"{c.op} {c.name}"]
     if not wanted:
         raise ValueError(f"no case is called '{name}'")
-    return [c for c in wanted if not c.bench] + [c for c in wanted if f"{c.op} {c.name}" in LARGE]
+    large = (*LARGE, *LARGE_OF_FAMILIES)
+    return [c for c in wanted if not c.bench] + [c for c in wanted if f"{c.op} {c.name}" in large]
 
 
 def failures(found: dict[str, Any]) -> list[str]:

@@ -1,12 +1,13 @@
 """Compiles every Triton kernel as the ops launch it on real shapes, for GPUs that are not there; prints JSON facts.
 
-    python benchmarks/gpu_compile.py all 90          python benchmarks/gpu_compile.py core 80 89 120
-    python benchmarks/gpu_compile.py formats 90
+    python benchmarks/gpu_compile.py all 90          python benchmarks/gpu_compile.py core 90
+    python benchmarks/gpu_compile.py formats 90      python benchmarks/gpu_compile.py each 80 89 120
 
 The ops run on `meta` tensors, which have shapes and no memory: an op that looked at a value would fail. Launches are
 recorded instead of run, and compiled for each architecture with the specialisation that the launch would have had.
-`core` leaves out launches that differ from another one in the format or in the size of a tile only; `formats` has
-experts of the formats whose kinds of codes and of scales are in `all` already, each in another company.
+`core` leaves out launches that differ from another one in the format or in the size of a tile only, `each` has one
+launch of every kernel, the one that takes most; `formats` has experts of the formats whose kinds of codes and of scales
+are in `all` already, each in another company.
 `test_gpu_compile.py` and `gpu_kernel_table.py` run this as a process of its own, since interpreted and compiled kernels
 do not mix in one, nor do two versions of Triton: which one is imported is a matter of PYTHONPATH.
 """
@@ -21,6 +22,7 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
+import gpu_families
 import machine_code
 import torch
 import triton
@@ -40,7 +42,9 @@ POINTERS = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf
 OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
 CORE = ("embed", "rmsnorm", "add_rmsnorm_", "place_qkv_", "glu", "gated_add_", "route", "argmax", "pack", "post",
         "wait", "decode bf16", "prefill bf16", "linear q4_0 1", "linear q4_0 512", "experts q4_0 1",
-        "experts bf16 9", "experts q4_0 4096", "experts q6_k 1", "experts q4_k 512")  # fmt: skip
+        "experts bf16 9", "experts q4_0 4096", "experts q6_k 1", "experts q4_k 512", *gpu_families.CORE)  # fmt: skip
+EACH = ("embed", "rmsnorm", "add_rmsnorm_", "place_qkv_", "gated_add_", "argmax", "pack", "post", "wait", "decode bf16",
+        "prefill bf16", "linear q4_0 512", "experts q4_0 1", "experts q4_0 4096", *gpu_families.EACH)  # fmt: skip
 # Of each kind of codes and of scales, one: q4_k is six_min, q6_k 2 + 4 bits and byte16, q5_0 1 + 4 bits, mxfp4 e2m1 ...
 KINDS = ("q4_k", "q6_k", "q5_0", "mxfp4", "iq4_xs", "q2_k", "q3_k", "nvfp4", "fp8", "int4_g128")
 BASIC = (("bf16", 4096), ("q8_0", 4096), ("q4_0", 4096), ("f32", 9), ("f16", 9))  # and the most tokens
@@ -53,7 +57,7 @@ def launches(jobs: str) -> list[Launch]:
     found: list[Launch] = []
     made = more_formats() if jobs == "formats" else calls()
     for label, call in made.items():
-        if jobs == "core" and label not in CORE:
+        if label not in {"core": CORE, "each": EACH}.get(jobs, made):
             continue
         with watched(lambda kernel, args, constants, label=label: found.append((label, kernel, args, constants))):
             call()
@@ -109,7 +113,7 @@ def calls() -> dict[str, Any]:
         found |= experts((name,) * 3, 1)
     for name in ("q4_k", "q6_k", "mxfp4"):
         found |= experts((name,) * 3, 9, 512)
-    return found | linears(found, "q6_k", 1) | experts(MIX, 1, 9)
+    return found | linears(found, "q6_k", 1) | experts(MIX, 1, 9) | gpu_families.calls()
 
 
 def more_formats() -> dict[str, Any]:

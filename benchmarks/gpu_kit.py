@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,8 +29,12 @@ ROOT = Path(__file__).parent.parent
 KIT = ROOT / "build" / "kit"
 PACKED = ROOT / "build" / "headrace-gpu-kit.tar.gz"
 MOST_BYTES = 40 << 20
-MODELS = ("Qwen3-30B-A3B",)
-FORMATS_TAKEN = ("q4_0", "q8_0", "bf16")
+FORMATS_TAKEN = ("q4_0", "q8_0", "bf16")  # of a model that is named
+MODELS: dict[str, tuple[str, ...]] = {  # with every kind of mixer, router and activation, and their formats
+    "Qwen3-30B-A3B": FORMATS_TAKEN, "gpt-oss-20b": ("mxfp4",), "DeepSeek-V2-Lite": ("q4_0",),
+    "GLM-4.7-Flash": ("q4_0",), "Qwen3-Next-80B-A3B": ("q4_0",),
+}  # fmt: skip
+LAYERS = 4  # as many as have every kind of a model's
 TOKENS, SEQUENCES, CONTEXT, PAGES = 4096, 16, 1 << 17, 64  # of the largest pass; pages of the cache do not matter
 VERSION = "3.12"  # of the target's Python
 MULTIPROCESSORS = 132  # of an H100 or H200
@@ -45,15 +49,17 @@ Kernels that are not in the cache, or of another commit or Triton, are compiled 
 # ---- what is launched: with torch
 
 
-def listed(models: tuple[str, ...], with_checks: bool) -> list[dict[str, Any]]:
-    """Every variant once, as JSON: module and name of the kernel, its arguments, its constants."""
+def listed(models: Mapping[str, tuple[str, ...]], with_checks: bool) -> list[dict[str, Any]]:
+    """Every variant once of models in formats, as JSON: module and name of the kernel, its arguments, its constants."""
     import torch
 
     from headrace.kernels.gpu import ahead, launch
 
     launch.multiprocessors = lambda _device: MULTIPROCESSORS  # type: ignore[assignment]
     with torch.inference_mode():
-        found = ahead.wanted(call for model in models for form in FORMATS_TAKEN for call in model_calls(model, form))
+        found = ahead.wanted(
+            call for name, forms in models.items() for form in forms for call in model_calls(name, form)
+        )
         if with_checks:
             found += ahead.wanted(check_calls())
     unique = {json.dumps(written(*launch)): None for launch in found}
@@ -88,18 +94,19 @@ def model_calls(name: str, form: str) -> Iterator[Any]:
     from headrace.loaders.weights.model_weights import allocate
 
     config = EngineConfig(expert_format=form, dense_format=form)
-    whole = imagined.cut(imagined.imagine(name, load_options(config)), 1)
+    whole = imagined.cut(imagined.imagine(name, load_options(config)), LAYERS)
     spec, place = whole.spec, torch.device("meta")
     weights, cache = allocate(spec, whole.formats, "meta"), KVCache(spec, PAGES, torch.bfloat16, place)
     device = SimpleNamespace(ops=gpu, tier=Tier.GPU0)
-    bank = weights.layers[0].experts
+    banks = [layer.experts for layer in weights.layers if layer.experts is not None]
+    bank: Any = banks[0]
     ring = SimpleNamespace(layout=bank.layout, buffers=[bank.data], piece=piece_of(bank.experts, bank.layout.bytes))
-    split = SimpleNamespace(banks={Tier.GPU0.value: bank})
+    splits = [SimpleNamespace(banks={Tier.GPU0.value: one}) for one in banks]
     decoder: Any = SimpleNamespace(
         spec=spec, weights=weights, stack=make_stack(spec, weights, cache, 4096, lambda t: t.to(place)),
         device_inputs=SimpleNamespace(table=device, device=device),
     )  # fmt: skip
-    tiered: Any = SimpleNamespace(banks=[split], ring=ring, main=device)
+    tiered: Any = SimpleNamespace(banks=splits, ring=ring, main=device)
     sizes = compile_ahead.Sizes(tokens=TOKENS, sequences=SEQUENCES, pages=pages_for(CONTEXT))
     yield from compile_ahead.calls(decoder, tiered, device, sizes)  # type: ignore[arg-type]
     K, D, i32 = spec.moe.top_k, spec.hidden, torch.int32
@@ -113,6 +120,8 @@ def check_calls() -> Iterator[Any]:
     """What the cases of every op launch, but for those that are for measuring."""
     from headrace.kernels import gpu
     from headrace.kernels.cases.all import CASES
+    from headrace.kernels.cases.families import FAMILY_CASES
+    from headrace.kernels.cases.recurrent import RECURRENT_CASES
 
     def call(case: Any) -> None:
         try:
@@ -120,7 +129,7 @@ def check_calls() -> Iterator[Any]:
         except (RuntimeError, IndexError):  # ids that no kernel wrote
             return
 
-    for case in CASES:
+    for case in (*CASES, *FAMILY_CASES, *RECURRENT_CASES):
         if not case.bench:
             yield lambda case=case: call(case)
 
@@ -266,7 +275,8 @@ def compiled_anew(python: Path, wheel: Path, launches: list[dict[str, Any]]) -> 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--python", help="one of the target's version; default: python3.12, here or of pyenv")
-    parser.add_argument("--models", nargs="*", default=MODELS, help=f"shapes; default {' '.join(MODELS)}")
+    forms, usual = ", ".join(FORMATS_TAKEN), " ".join(MODELS)
+    parser.add_argument("--models", nargs="*", help=f"shapes, in {forms}; default {usual}")
     parser.add_argument("--checks", action="store_true", help="also what the op list's cases launch")
     given = parser.parse_args()
     wanted = find_python(given.python)
@@ -275,7 +285,7 @@ def main() -> None:
     print(f"wheel: {wheel.name}, {wheel.stat().st_size / 2**20:.1f} MiB")
     python, cache = target_python(wanted, wheel), KIT / "cache"
     shutil.rmtree(cache, ignore_errors=True)
-    launches = listed(tuple(given.models), given.checks)
+    launches = listed(dict.fromkeys(given.models, FORMATS_TAKEN) if given.models else MODELS, given.checks)
     took = compile_into(cache, python, launches)
     files = kept_files(cache)
     kernels, size = sum(path.suffix == ".cubin" for path in files), sum(path.stat().st_size for path in files)

@@ -9,7 +9,7 @@ it all at once; `compose` and `compose_layers` say in terms of the other ops wha
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -125,6 +125,15 @@ class Piece:
     contexts_S: Tensor  # int32 [1]
     slot: int
     keep: int | None
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The slot of its state, its starts and its context."""
+        return self.states_S, self.starts_S1, self.contexts_S
+
+    def at(self, states_S: Tensor, starts_S1: Tensor, contexts_S: Tensor) -> Piece:
+        """The same with these tensors, of another device."""
+        return replace(self, states_S=states_S, starts_S1=starts_S1, contexts_S=contexts_S)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -286,6 +286,7 @@ def _graphs(
     assert runtime is not None, "graphs without a runtime"
     assert isinstance(tiered, TieredExperts), "graphs on the CPU alone"
     pages, spare_page = pages_for(plan.kv_budget.max_context), plan.kv_budget.pages
+    spare_slot = StateSlots(config.max_sequences).spare if checkpoint.spec.state_elements else None
     make = partial(
         GraphedDecode,
         decoder,
@@ -296,11 +297,12 @@ def _graphs(
         sequences=config.max_sequences,
         pages=pages,
         spare_page=spare_page,
+        spare_slot=spare_slot,
         timeout=HANDOFF_TIMEOUT,
     )
     digest = _digest(config, context, checkpoint, plan, decoder.cache.dtype, choice.name)
     how = verify.Start(asked=config.handoff, choice=choice, runtime=runtime, digest=digest)
-    return verify.start(how, verify.Steps(decoder, tiered, pages, spare_page), make)
+    return verify.start(how, verify.Steps(decoder, tiered, pages, spare_page, spare_slot), make)
 
 
 def _digest(

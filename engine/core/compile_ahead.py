@@ -131,6 +131,7 @@ def _places(tokens: int, sequences: int, pages: int) -> Places:
         tables_SM=i32(sequences, pages),
         starts_S1=i32(sequences + 1),
         contexts_S=i32(sequences),
+        states_S=i32(sequences),
     )
 
 

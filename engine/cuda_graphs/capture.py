@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ...errors import DeviceError, HeadraceError, first_words
+from ...kernels.decoder_layer import Places
 from ..model.batch import Inputs
 from ..model.kv_cache import PAGE
 from ..model.staging import Parts, Shape, StagingBuffer, parts
@@ -98,12 +99,24 @@ class Static:
     """The inputs of a decode step of `size` sequences with tables of `pages` pages, in places that never change.
 
     Rows without a sequence write and read the spare page, and are marked in `padding_B`. hidden: of embedding rows that
-    are looked up before the step, 0 where the step does that. A step costs one copy (`model/staging.py`).
+    are looked up before the step, 0 where the step does that. spare_slot: of recurrent states, what the spare page is
+    of the cache; None: the model has none. A step costs one copy (`model/staging.py`).
     """
 
-    def __init__(self, size: int, pages: int, spare_page: int, place: torch.device, hidden: int = 0) -> None:
-        self.size, self.pages, self.spare_page = size, pages, spare_page
-        self.shape = Shape(tokens=size, sequences=size, pages=pages, rows=size, hidden=hidden, is_padded=True)
+    def __init__(
+        self,
+        size: int,
+        pages: int,
+        spare_page: int,
+        place: torch.device,
+        hidden: int = 0,
+        spare_slot: int | None = None,
+    ) -> None:
+        self.size, self.pages, self.spare_page, self.spare_slot = size, pages, spare_page, spare_slot
+        self.shape = Shape(
+            tokens=size, sequences=size, pages=pages, rows=size, hidden=hidden, is_padded=True,
+            has_states=spare_slot is not None,
+        )  # fmt: skip
         self.staging = StagingBuffer(place, self.shape)
         self.there = torch.zeros(self.shape.nbytes, dtype=torch.uint8, device=place)
         found = parts(self.there, self.shape)
@@ -129,9 +142,19 @@ class Static:
         places.positions_T[rest], places.contexts_S[rest] = 0, 1
         places.slots_T[rest] = self.spare_page * PAGE + torch.arange(self.size - count) % PAGE
         places.tables_SM[rest] = self.spare_page
+        self._load_states(places, inputs, count)
         assert to.padding_T is not None, "padding that is not marked"
         to.padding_T.copy_(torch.arange(self.size) >= count)
         self.staging.send(self.there)
+
+    def _load_states(self, to: Places, inputs: Inputs | None, count: int) -> None:
+        """Slots of states, of a model that has such."""
+        if to.states_S is None or self.spare_slot is None:
+            return
+        to.states_S[count:] = self.spare_slot
+        if inputs is not None:
+            assert inputs.places.states_S is not None, "a step without slots of states"
+            to.states_S[:count].copy_(inputs.places.states_S)
 
     def _load_tokens(self, to: Parts, inputs: Inputs, count: int) -> None:
         """Token ids, or their rows of the embedding."""
@@ -163,8 +186,8 @@ class DecodeGraphs:
     """Decode steps of up to `sizes[-1]` sequences. `sizes` are the batch sizes of the experts, in their order.
 
     step: the forward pass, which calls `experts` and does nothing else that must happen again in a replay (so it books
-    nothing). pages: of the longest sequence. spare_page: a page of the cache that belongs to no sequence. hidden: as in
-    `Static`.
+    nothing). pages: of the longest sequence. spare_page: a page of the cache that belongs to no sequence. hidden,
+    spare_slot: as in `Static`.
     """
 
     def __init__(
@@ -178,11 +201,12 @@ class DecodeGraphs:
         spare_page: int,
         device: torch.device,
         hidden: int = 0,
+        spare_slot: int | None = None,
     ) -> None:
         assert list(sizes) == experts.batches, f"{sizes}, and experts for {experts.batches}"
         assert sorted(sizes) == list(sizes), f"sizes {sizes}"
         self.step, self.experts, self.recorder, self.sizes = step, experts, recorder, list(sizes)
-        self.statics = [Static(n, pages, spare_page, device, hidden) for n in self.sizes]
+        self.statics = [Static(n, pages, spare_page, device, hidden, spare_slot) for n in self.sizes]
         self.logits: list[Tensor] = []
         self.graphs: list[Graph] = []
 

@@ -50,7 +50,8 @@ class Captured(NamedTuple):
 
 
 class GraphedDecode:
-    """Decode steps of up to `sequences` sequences of at most `pages` pages; `spare_page` of the cache belongs to none.
+    """Decode steps of up to `sequences` sequences of at most `pages` pages; `spare_page` of the cache belongs to none,
+    nor does `spare_slot` of recurrent states, of a model that has such.
 
     Captures when it is built: each size runs once and compiles what is new. Raises DeviceError where the driver or the
     capture refuses. context: of the experts in RAM. timeout: seconds without progress after which a step counts as
@@ -68,6 +69,7 @@ class GraphedDecode:
         sequences: int,
         pages: int,
         spare_page: int,
+        spare_slot: int | None = None,
         timeout: float = TIMEOUT,
     ) -> None:
         self.decoder, self.tiered, self.runtime, self.context = decoder, tiered, runtime, context
@@ -87,6 +89,7 @@ class GraphedDecode:
             sizes=self.sizes,
             pages=pages,
             spare_page=spare_page,
+            spare_slot=spare_slot,
             device=main.device.place,
             hidden=spec.hidden if main.table is not main.device else 0,
         )

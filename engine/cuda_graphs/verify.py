@@ -10,8 +10,9 @@ early, a stale input or a wrong slot, however small it looks. Copies of experts 
 left out while steps are compared; the timed steps by hand have them. The graph comes first: what it fails to write
 into the cache must not be there already.
 
-The steps write keys and values into the spare page, which belongs to no sequence, and read them there. They are outside
-of every pass, so that nothing is booked. `auto` takes the eager path where anything fails, with the reason; a way that
+The steps write keys and values into the spare page, which belongs to no sequence, and read them there; a recurrent
+state, which a step changes, is put back before the other path takes the same step. They are outside of every pass, so
+that nothing is booked. `auto` takes the eager path where anything fails, with the reason; a way that
 was asked for is then an error.
 """
 
@@ -56,12 +57,14 @@ class Start:
 
 
 class Steps:
-    """Decode steps of one sequence that leave nothing behind. pages: of the longest sequence; spare_page: of the
-    cache."""
+    """Decode steps of one sequence that leave nothing behind, before the first sequence comes. pages: of the longest
+    sequence; spare_page: of the cache; spare_slot: of recurrent states, None: there are none."""
 
-    def __init__(self, decoder: Decoder, tiered: TieredExperts, pages: int, spare_page: int) -> None:
+    def __init__(
+        self, decoder: Decoder, tiered: TieredExperts, pages: int, spare_page: int, spare_slot: int | None = None
+    ) -> None:
         self.decoder, self.tiered = decoder, tiered
-        self.pages, self.spare_page = pages, spare_page
+        self.pages, self.spare_page, self.spare_slot = pages, spare_page, spare_slot
 
     def inputs(self, number: int) -> Inputs:
         """Of the step at a position of the spare page; every one has another token."""
@@ -73,6 +76,7 @@ class Steps:
             tables_SM=torch.full((1, self.pages), self.spare_page, dtype=ints),
             starts_S1=torch.tensor([0, 1], dtype=ints),
             contexts_S=torch.tensor([number + 1], dtype=ints),
+            states_S=None if self.spare_slot is None else torch.tensor([self.spare_slot], dtype=ints),
         )
         token = (7919 * number + 1) % self.decoder.spec.vocab
         return Inputs(ids_T=torch.tensor([token]), places=places, spans=((1, number + 1),), rows=torch.tensor([0]))
@@ -82,6 +86,16 @@ class Steps:
         logits = self.decoder.forward(self.inputs(number)).logits
         self.decoder.device_inputs.device.wait()
         return logits
+
+    def keep_state(self) -> None:
+        """Copies the state into slot 0, which is nobody's yet."""
+        if self.spare_slot is not None:
+            self.decoder.cache.copy_state(self.spare_slot, 0)
+
+    def put_back(self) -> None:
+        """The state as it was kept."""
+        if self.spare_slot is not None:
+            self.decoder.cache.copy_state(0, self.spare_slot)
 
     @contextmanager
     def without_copies(self) -> Iterator[None]:
@@ -133,10 +147,12 @@ def _checked(how: Start, steps: Steps, graphed: GraphedDecode) -> tuple[str, Sig
 def _compare(steps: Steps, graphed: GraphedDecode) -> str:
     """What differs between the two paths, or why there is no result; "" if nothing does."""
     for number in range(COMPARED):
+        steps.keep_state()
         try:
             found = graphed.forward(steps.inputs(number)).logits.cpu()
         except Exception as error:
             return f"a step as a graph failed: {first_words(error)}"
+        steps.put_back()
         with steps.without_copies():
             wanted = steps.by_hand(number).cpu()
         same = (wanted == found) | (wanted.isnan() & found.isnan())

@@ -69,11 +69,13 @@ class ExpertArena:
 
 
 def _padding(weights: ModelWeights) -> Iterator[Tensor]:
-    """The bytes behind the matrices of every expert in RAM."""
+    """The bytes of every expert in RAM that no tensor fills: behind its matrices, and behind its biases."""
     for layer in weights.layers:
         if not isinstance(layer.experts, TierBanks) or Tier.CPU.value not in layer.experts.banks:
             continue
         bank = layer.experts.banks[Tier.CPU.value]
         used = sum(bank.matrix(0, part).nbytes for part in ("gate", "up", "down"))
-        if used < bank.layout.bytes:
-            yield from (block[used:] for block in bank.data)
+        layout = bank.layout
+        for first, last in ((used, layout.bias_offset), (layout.bias_offset + layout.bias_bytes, layout.bytes)):
+            if first < last:
+                yield from (block[first:last] for block in bank.data)

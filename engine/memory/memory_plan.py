@@ -20,7 +20,6 @@ from ...loaders.weights.checkpoint import SMALLER, Checkpoint
 from ...loaders.weights.model_weights import Formats, Where
 from ..bandwidth_model.profile import Profile
 from ..config import EngineConfig
-from ..devices import not_yet
 from ..devices.device import Device
 from ..experts import offload_plan
 from ..experts.offload_plan import NONE, OffloadPlan
@@ -115,7 +114,6 @@ def plan_memory(
     if len(devices) == 1:
         return plan.placed(placing.all_on(Tier.CPU, plan.counts))
     found = plan.beside_a_gpu(profile, graphs)
-    _check_layers(devices[found.placement.main], checkpoint.spec)
     _check(found, devices)
     return found
 
@@ -240,22 +238,14 @@ class _Plan:
             needs["buffers of a pass"] = room.work_bytes
         else:
             rows = spec.hidden if table is not main else 0  # of the embedding go up instead of token ids
-            inputs = largest_pass(self.tokens, self.config.max_sequences, room.max_context, rows).nbytes
+            has_states = spec.state_elements > 0
+            inputs = largest_pass(self.tokens, self.config.max_sequences, room.max_context, rows, has_states).nbytes
             per_token = 8 * spec.hidden + 4 * spec.moe.top_k * (1 + len(spec.layers))
             needs["hand-off"] = self.tokens * per_token + inputs + self.mailbox
             needs["buffers of a pass"] = kv_budget.work_bytes(spec, self.tokens, 1) if needs["experts"] else 0
         if tier is main:
             needs[STREAM] = self._buffers(placement)
         return needs
-
-
-def _check_layers(main: Device, spec: ModelSpec) -> None:
-    """Raises OptionError for layers that a GPU's kernels do not know, by name."""
-    if parts := not_yet.lacking(main, spec):
-        raise OptionError(
-            f"{main.tier.value} ({main.name}) has no kernels yet for {', '.join(parts)}: this model runs on the CPU "
-            "(--device cpu)"
-        )
 
 
 def _check(found: MemoryPlan, devices: Mapping[Tier, Device]) -> None:

@@ -73,7 +73,8 @@ class DeviceInputs:
         if self.device.is_host:
             return {}
         first = inputs.ids_T if inputs.x_TD is None else inputs.x_TD
-        sent = (first, inputs.rows, *vars(inputs.places).values())
+        pieces = [tensor for piece in inputs.places.pieces for tensor in piece.tensors]
+        sent = (first, inputs.rows, *vars(inputs.places).values(), *pieces)
         return {H2D: {INPUTS: sum(tensor.nbytes for tensor in sent if isinstance(tensor, Tensor))}}
 
     def sample_bytes(self, greedy: int, drawn: int, vocab: int) -> Bytes:
@@ -82,10 +83,13 @@ class DeviceInputs:
         return {} if self.device.is_host else {D2H: {SAMPLES: 12 * (greedy + drawn) + 4 * vocab * drawn}}
 
 
-def largest_pass(tokens: int, sequences: int, context: int, hidden: int) -> Shape:
+def largest_pass(tokens: int, sequences: int, context: int, hidden: int, has_states: bool) -> Shape:
     """What an upload must hold: passes of up to so many tokens and sequences, the longest of `context` tokens, with
-    logits of all rows; hidden: as in `Shape`."""
-    return Shape(tokens=tokens, sequences=sequences, pages=pages_for(context), rows=tokens, hidden=hidden)
+    logits of all rows; hidden and has_states: as in `Shape`. A sequence's tokens are cut once at most."""
+    return Shape(
+        tokens=tokens, sequences=sequences, pages=pages_for(context), rows=tokens, hidden=hidden, has_states=has_states,
+        cuts=2 * sequences if has_states else 0,
+    )  # fmt: skip
 
 
 def make_device_inputs(
@@ -95,5 +99,6 @@ def make_device_inputs(
     staging = None
     if not device.is_host:
         tokens, hidden = max(config.prefill_chunk, config.max_sequences), 0 if table is device else spec.hidden
-        staging = StagingBuffer(device.place, largest_pass(tokens, config.max_sequences, context, hidden))
+        largest = largest_pass(tokens, config.max_sequences, context, hidden, spec.state_elements > 0)
+        staging = StagingBuffer(device.place, largest)
     return DeviceInputs(device=device, table=table, timers=timers, staging=staging)

@@ -1,6 +1,7 @@
 """The inputs of a pass as one block of bytes: written into one pinned buffer, sent up by one copy, taken apart there.
 
-    [ token ids, or their rows of the embedding | slots | rows ] [ positions | starts | contexts | tables ] [ padding ]
+    [ token ids, or their rows of the embedding | slots | rows ]
+    [ positions | starts | contexts | tables | slots of states, and what pieces of sequences have ] [ padding ]
 
 Seven small tensors sent one by one cost a launch and a staging copy each, about as much as all their bytes together do
 once. Every part begins at a multiple of ALIGN bytes, as a tensor of its own does, so that kernels load it alike.
@@ -8,14 +9,15 @@ once. Every part begins at a multiple of ALIGN bytes, as a tensor of its own doe
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ...kernels.decoder_layer import Places
+from ...kernels.decoder_layer import Piece, Places
 from ..devices.device import Event
 from ..ledger.pass_bytes import Span
 from .batch import Inputs
@@ -26,7 +28,8 @@ ALIGN = 64
 @dataclass(frozen=True, kw_only=True)
 class Shape:
     """Of a pass: T new tokens of S sequences, page tables of so many pages, rows whose logits are wanted. hidden: of
-    embedding rows that were looked up, 0 where token ids go instead. is_padded: with a mark for every token."""
+    embedding rows that were looked up, 0 where token ids go instead. is_padded: with a mark for every token.
+    has_states: with a slot of state for every sequence; cuts: pieces of sequences, behind which states are kept."""
 
     tokens: int
     sequences: int
@@ -34,6 +37,8 @@ class Shape:
     rows: int
     hidden: int = 0
     is_padded: bool = False
+    has_states: bool = False
+    cuts: int = 0
 
     @property
     def lengths(self) -> dict[torch.dtype, list[int]]:
@@ -43,6 +48,8 @@ class Shape:
             torch.int64: [T, self.rows] if self.hidden else [T, self.rows, T],
             torch.int32: [T, S + 1, S, S * self.pages],
         }
+        if self.has_states:
+            found[torch.int32] += [S, *[1, 2, 1] * self.cuts]  # of a piece its slot, starts and context
         if self.hidden:
             found[torch.float32] = [T * self.hidden]
         if self.is_padded:
@@ -81,18 +88,21 @@ def shape_of(inputs: Inputs) -> Shape:
     sequences, pages = inputs.places.tables_SM.shape
     hidden = 0 if inputs.x_TD is None else inputs.x_TD.shape[1]
     return Shape(
-        tokens=len(inputs.ids_T), sequences=sequences, pages=pages, rows=len(inputs.rows), hidden=hidden
+        tokens=len(inputs.ids_T), sequences=sequences, pages=pages, rows=len(inputs.rows), hidden=hidden,
+        has_states=inputs.places.states_S is not None, cuts=len(inputs.places.pieces),
     )  # fmt: skip
 
 
 class Parts(NamedTuple):
-    """Views of a block. ids are None where rows of the embedding go instead; padding: bool [T], or None."""
+    """Views of a block. ids are None where rows of the embedding go instead; padding: bool [T], or None; cuts: of every
+    piece its slot, starts and context."""
 
     ids_T: Tensor | None
     x_TD: Tensor | None
     places: Places
     rows: Tensor
     padding_T: Tensor | None
+    cuts: list[tuple[Tensor, Tensor, Tensor]]
 
     def write(self, inputs: Inputs) -> None:
         """Writes a pass of this shape."""
@@ -108,27 +118,39 @@ class Parts(NamedTuple):
         to.tables_SM.copy_(of.tables_SM)
         to.starts_S1.copy_(of.starts_S1)
         to.contexts_S.copy_(of.contexts_S)
+        if to.states_S is not None:
+            assert of.states_S is not None, "a pass without slots of states"
+            to.states_S.copy_(of.states_S)
+        for cut, piece in zip(self.cuts, of.pieces, strict=True):
+            for there, here in zip(cut, piece.tensors, strict=True):
+                there.copy_(here)
 
-    def inputs(self, ids_T: Tensor, spans: tuple[Span, ...]) -> Inputs:
-        """The pass; `ids_T` serves where the block has none."""
+    def inputs(self, ids_T: Tensor, spans: tuple[Span, ...], pieces: Sequence[Piece] = ()) -> Inputs:
+        """The pass; `ids_T` serves where the block has none, `pieces` are those of the pass in RAM."""
         ids_T = ids_T if self.ids_T is None else self.ids_T
-        return Inputs(ids_T=ids_T, places=self.places, spans=spans, rows=self.rows, x_TD=self.x_TD)
+        places = self.places
+        if pieces:
+            moved = tuple(piece.at(*cut) for piece, cut in zip(pieces, self.cuts, strict=True))
+            places = replace(places, pieces=moved)
+        return Inputs(ids_T=ids_T, places=places, spans=spans, rows=self.rows, x_TD=self.x_TD)
 
 
 def parts(block: Tensor, shape: Shape) -> Parts:
     """Takes a block (uint8) apart."""
     flat = [block[r.start : r.end].view(r.dtype).split_with_sizes(r.lengths)[::2] for r in _regions(shape)]
-    (slots, rows, *ids), (positions, starts, contexts, tables), *more = flat
+    (slots, rows, *ids), (positions, starts, contexts, tables, *states), *more = flat
     places = Places(
         positions_T=positions,
         slots_T=slots,
         tables_SM=tables.view(shape.sequences, shape.pages),
         starts_S1=starts,
         contexts_S=contexts,
+        states_S=states[0] if shape.has_states else None,
     )
+    cuts = list(zip(states[1::3], states[2::3], states[3::3], strict=True))
     x_TD = more[0][0].view(shape.tokens, shape.hidden) if shape.hidden else None
     padding_T = more[-1][0] if shape.is_padded else None
-    return Parts(ids_T=ids[0] if ids else None, x_TD=x_TD, places=places, rows=rows, padding_T=padding_T)
+    return Parts(ids_T=ids[0] if ids else None, x_TD=x_TD, places=places, rows=rows, padding_T=padding_T, cuts=cuts)
 
 
 class StagingBuffer:
@@ -169,4 +191,4 @@ class StagingBuffer:
         """A pass, on the device; token ids whose rows were looked up stay where they are."""
         shape = shape_of(inputs)
         self.open(shape).write(inputs)
-        return parts(self.send(), shape).inputs(inputs.ids_T, inputs.spans)
+        return parts(self.send(), shape).inputs(inputs.ids_T, inputs.spans, inputs.places.pieces)

@@ -1,7 +1,7 @@
 """Cases of what only some families have: routers with biases, groups and sigmoid scores, other activations than SwiGLU,
 experts with biases, attention within a window, with sinks, and of latents.
 
-The Triton kernels have none of it, so these are a list of their own. Recurrent layers are in `recurrent.py`.
+Recurrent layers are in `recurrent.py`.
 """
 
 from __future__ import annotations
@@ -184,6 +184,7 @@ def attention_cases() -> Iterator[Case]:
         yield case(5, 1, 40, 24, [2, 1], [40, 300], t, latent=True)
         yield case(70, 1, 80, 64, [2, 1], [40, 300], t, latent=True)
         yield case(20, 1, 80, 64, [1, 9], [70, 9], t, latent=True, window=8)
+        yield case(6, 1, 112, 96, [1, 1], [30, 300], t, latent=True)
     yield case(128, 1, 576, 512, [1], [200], torch.bfloat16, latent=True)
     bf16 = torch.bfloat16
     yield case(64, 8, 64, 64, [1], [32768], bf16, window=128, sinks=True, bench=True)

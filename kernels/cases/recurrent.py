@@ -1,5 +1,5 @@
 """Cases of the ops of latent and recurrent layers: rotation of views, products by head, the short convolution, the
-gated delta rule and gates. The Triton kernels have none of them."""
+gated delta rule and gates."""
 
 from __future__ import annotations
 

@@ -19,18 +19,23 @@ except ImportError as missing:
     raise OptionError("the GPU kernels need Triton, which is not installed: pip install 'headrace[gpu]'") from missing
 
 from ..reference import quantize, repack  # packing happens once, while loading; plain torch does it on any device
-from .attention.decode import attention
+from .attention.attention import attention
 from .attention.qkv import place_qkv_
 from .block import attention_block, layers
 from .cores.unpack import dequantize, embed
 from .experts.experts import experts
 from .linear import linear
+from .mixers.by_head import linear_by_head
+from .mixers.delta_rule import delta_rule
+from .mixers.rotate import rotate_
+from .mixers.short_conv import short_conv
 from .norms import add_rmsnorm_, rmsnorm
 from .pointwise import gated_add_, glu
 from .router import route
 from .sampling import argmax
 
 __all__ = [
-    "add_rmsnorm_", "argmax", "attention", "attention_block", "dequantize", "embed", "experts", "gated_add_", "glu",
-    "layers", "linear", "place_qkv_", "quantize", "repack", "rmsnorm", "route",
+    "add_rmsnorm_", "argmax", "attention", "attention_block", "delta_rule", "dequantize", "embed", "experts",
+    "gated_add_", "glu", "layers", "linear", "linear_by_head", "place_qkv_", "quantize", "repack", "rmsnorm", "rotate_",
+    "route", "short_conv",
 ]  # fmt: skip

@@ -127,6 +127,11 @@ def pow2(n: int, least: int = 1) -> int:
     return max(least, 1 << (n - 1).bit_length())
 
 
+def places(sequences: int) -> int:
+    """How many sequences a kernel has room for that finds each token's own: few variants for all numbers."""
+    return 16 if sequences <= 16 else pow2(sequences, 256)
+
+
 def cdiv(n: int, by: int) -> int:
     """n / by, rounded up."""
     return -(-n // by)

@@ -1,6 +1,8 @@
-"""SwiGLU's middle and the gated sum of the shared expert: values in, values out, nothing shared between them."""
+"""A gated MLP's middle and the gated sum of the shared expert: values in, values out, nothing shared between them."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 import triton
@@ -29,14 +31,39 @@ def silu(x):
     return x / (1.0 + exp(-x))
 
 
+@triton.jit
+def at_most(x, LIMIT: tl.constexpr):
+    """x or LIMIT, whichever is less; NaN stays what it is."""
+    return tl.where(x > LIMIT, LIMIT, x)
+
+
+@triton.jit
+def gated(gate, up, ALPHA: tl.constexpr, OFFSET: tl.constexpr, LIMIT: tl.constexpr):
+    """What `Activation` makes of a gate and an up; LIMIT 0: there is none."""
+    if LIMIT > 0:
+        gate, up = at_most(gate, LIMIT), -at_most(-at_most(up, LIMIT), LIMIT)
+    if OFFSET != 0:
+        up += OFFSET
+    if ALPHA == 1:
+        return silu(gate) * up
+    return gate / (1.0 + exp(-ALPHA * gate)) * up
+
+
+def constants_of(it: Activation) -> dict[str, float]:
+    """An activation as constants of a kernel."""
+    return dict(ALPHA=it.alpha, OFFSET=it.offset, LIMIT=0.0 if math.isinf(it.limit) else it.limit)
+
+
 @kernel()
-def _glu(x_ptr, out_ptr, width, BLOCK: tl.constexpr):
+def _glu(
+    x_ptr, out_ptr, width, ALPHA: tl.constexpr, OFFSET: tl.constexpr, LIMIT: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     ok = at < width
     gate = tl.load(x_ptr + row * 2 * width + at, mask=ok, other=0.0)
     up = tl.load(x_ptr + row * 2 * width + width + at, mask=ok, other=0.0)
-    tl.store(out_ptr + row * width + at, silu(gate) * up, mask=ok)
+    tl.store(out_ptr + row * width + at, gated(gate, up, ALPHA, OFFSET, LIMIT), mask=ok)
 
 
 @kernel()
@@ -52,11 +79,10 @@ def _gated_add(y_ptr, z_ptr, gate_ptr, to_ptr, size, GATED: tl.constexpr, BLOCK:
 
 
 def glu(gate_up_T2F: Tensor, activation: Activation = SWIGLU) -> Tensor:
-    assert activation == SWIGLU, f"{activation} on a GPU"
     T, F = gate_up_T2F.shape[0], gate_up_T2F.shape[1] // 2
     launch.check(gate_up_T2F, launch.F32, T, 2 * F)
     out = torch.empty(T, F, dtype=launch.F32, device=gate_up_T2F.device)
-    _glu[(T, launch.cdiv(F, BLOCK))](gate_up_T2F, out, F, BLOCK=BLOCK)
+    _glu[(T, launch.cdiv(F, BLOCK))](gate_up_T2F, out, F, **constants_of(activation), BLOCK=BLOCK)
     return out
 
 

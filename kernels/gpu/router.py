@@ -1,11 +1,14 @@
-"""Which experts a token goes to: the router's logits, then softmax and top k of a row, a program a token, in registers.
+"""Which experts a token goes to: the router's logits, then scores, groups and top k of a row, a program a token, in
+registers.
 
 The k best are found one after another, each a maximum and the lowest id that has it. k is small (8) and a row is a few
-hundred values, so this is less work than sorting it.
+hundred values, so this is less work than sorting it. A row is held as groups of a power of two of places, one after the
+other; the places that no expert has are never chosen.
 """
 
 from __future__ import annotations
 
+import triton
 import triton.language as tl
 from torch import Tensor
 
@@ -13,48 +16,104 @@ from ..decoder_layer import Choice, Router
 from . import launch
 from .kernel import kernel
 from .linear import linear
+from .pointwise import exp
+
+
+@triton.jit
+def scores_of(logits, ok, SCORING: tl.constexpr):
+    """Each expert's score; -inf where there is none."""
+    if SCORING == "softmax":
+        powers = tl.exp(logits - tl.max(logits, axis=0))
+        return tl.where(ok, powers / tl.sum(powers, axis=0), float("-inf"))
+    if SCORING == "sigmoid":
+        return tl.where(ok, 1.0 / (1.0 + exp(-tl.where(ok, logits, 0.0))), float("-inf"))
+    return logits
+
+
+@triton.jit
+def first_best(values, ok, places, MOST: tl.constexpr):
+    """The largest of the values that are ok, and the first place that has it. Of values that are no numbers the first
+    one, so that there is always a place."""
+    best = tl.max(tl.where(ok, values, float("-inf")), axis=0)
+    first = tl.min(tl.where(ok & (values == best), places, MOST), axis=0)
+    return best, tl.where(first == MOST, tl.min(tl.where(ok, places, MOST), axis=0), first)
+
+
+@triton.jit
+def group_scores(keys, GROUPS: tl.constexpr, SIZE: tl.constexpr, TWO: tl.constexpr):
+    """The best key of each group, or the sum of its two best: [GROUPS]."""
+    by_group = tl.reshape(keys, [GROUPS, SIZE])
+    best = tl.max(by_group, axis=1)
+    if TWO:
+        member = tl.arange(0, SIZE)[None, :]
+        first = tl.min(tl.where(by_group == best[:, None], member, SIZE), axis=1)
+        best += tl.max(tl.where(member == first[:, None], float("-inf"), by_group), axis=1)
+    return best
+
+
+@triton.jit
+def open_groups(keys, groups, TOP: tl.constexpr, GROUPS: tl.constexpr, SIZE: tl.constexpr, TWO: tl.constexpr):
+    """Which places lie in the TOP best of the groups: [GROUPS * SIZE]."""
+    group = tl.arange(0, GROUPS)
+    best, left, chosen = group_scores(keys, GROUPS, SIZE, TWO), group < groups, group < 0
+    for _ in tl.static_range(TOP):
+        _value, first = first_best(best, left, group, GROUPS)
+        chosen, left = chosen | (group == first), left & (group != first)
+    open_ = tl.broadcast_to(chosen.to(tl.int32)[:, None], [GROUPS, SIZE])
+    return tl.reshape(open_, [GROUPS * SIZE]) != 0
 
 
 @kernel()
 def _route(
-    logits_ptr, ids_ptr, weights_ptr, experts,
-    TOP_K: tl.constexpr, SOFTMAX: tl.constexpr, RENORMALISE: tl.constexpr, BLOCK: tl.constexpr, SLOTS: tl.constexpr,
+    logits_ptr, choice_ptr, ids_ptr, weights_ptr, experts, groups, scale,
+    TOP_K: tl.constexpr, SCORING: tl.constexpr, RENORMALISE: tl.constexpr, CHOICE: tl.constexpr, TOP: tl.constexpr,
+    GROUPS: tl.constexpr, SIZE: tl.constexpr, TWO: tl.constexpr, SLOTS: tl.constexpr,
 ):  # fmt: skip
+    """`groups` of `experts` / `groups` experts lie in GROUPS of SIZE places; CHOICE: with a bias of the choice alone,
+    TOP: groups that are open, of which TWO says how they are compared."""
+    MOST: tl.constexpr = 1 << 30
     token = tl.program_id(0).to(tl.int64)
-    expert, slot = tl.arange(0, BLOCK), tl.arange(0, SLOTS)
-    ok = expert < experts
-    scores = tl.load(logits_ptr + token * experts + expert, mask=ok, other=float("-inf"))
-    if SOFTMAX:
-        powers = tl.exp(scores - tl.max(scores, axis=0))
-        scores = tl.where(ok, powers / tl.sum(powers, axis=0), float("-inf"))
+    at, slot = tl.arange(0, GROUPS * SIZE), tl.arange(0, SLOTS)
+    size = experts // groups
+    expert, ok = at, at < experts
+    if GROUPS > 1:
+        expert, ok = at // SIZE * size + at % SIZE, (at % SIZE < size) & (at // SIZE < groups)
+    scores = scores_of(tl.load(logits_ptr + token * experts + expert, mask=ok, other=float("-inf")), ok, SCORING)
+    keys = scores
+    if CHOICE:
+        keys += tl.load(choice_ptr + expert, mask=ok, other=0.0)
+    if GROUPS > 1:
+        keys = tl.where(open_groups(keys, groups, TOP, GROUPS, SIZE, TWO), keys, float("-inf"))
     ids = tl.zeros([SLOTS], tl.int32)
     weights = tl.full([SLOTS], float("-inf"), tl.float32)
     for k in tl.static_range(TOP_K):
-        best = tl.max(scores, axis=0)
-        chosen = tl.min(tl.where((scores == best) & ok, expert, BLOCK), axis=0)
+        best, chosen = first_best(keys, ok, expert, MOST)
+        if CHOICE:
+            best = tl.sum(tl.where(expert == chosen, tl.where(ok, scores, 0.0), 0.0), axis=0)
         ids = tl.where(slot == k, chosen, ids)
         weights = tl.where(slot == k, best, weights)
         ok = ok & (expert != chosen)
-        scores = tl.where(ok, scores, float("-inf"))
-    if SOFTMAX:
-        weights = tl.where(slot < TOP_K, weights, 0.0)
-        if RENORMALISE:
-            weights = weights / tl.sum(weights, axis=0)
-    else:
+    if SCORING == "softmax_topk":
         powers = tl.exp(weights - tl.max(weights, axis=0))
         weights = powers / tl.sum(powers, axis=0)
+    elif RENORMALISE:
+        weights = tl.where(slot < TOP_K, weights, 0.0)
+        weights = weights / (tl.sum(weights, axis=0) + 1e-20)
     tl.store(ids_ptr + token * TOP_K + slot, ids, mask=slot < TOP_K)
-    tl.store(weights_ptr + token * TOP_K + slot, weights, mask=slot < TOP_K)
+    tl.store(weights_ptr + token * TOP_K + slot, weights * scale, mask=slot < TOP_K)
 
 
 def route(x_TD: Tensor, router: Router) -> Choice:
     (T, E), top_k = (x_TD.shape[0], router.matrix.rows), router.top_k
     assert 1 <= top_k <= E, f"top {top_k} of {E}"
-    logits_TE = linear(x_TD, router.matrix)
+    assert E % router.groups == 0, f"{E} experts in {router.groups} groups"
+    logits_TE, bias = linear(x_TD, router.matrix, router.bias_E), router.choice_bias_E
+    choice = logits_TE if bias is None else launch.check(bias, launch.F32, E)
     ids, weights = x_TD.new_empty(T, top_k, dtype=launch.I32), x_TD.new_empty(T, top_k)
     _route[(T,)](
-        logits_TE, ids, weights, E,
-        TOP_K=top_k, SOFTMAX=router.scoring == "softmax", RENORMALISE=router.renormalise,
-        BLOCK=launch.pow2(E), SLOTS=launch.pow2(top_k), num_warps=1,
+        logits_TE, choice, ids, weights, E, router.groups, float(router.scale),
+        TOP_K=top_k, SCORING=router.scoring, RENORMALISE=router.renormalise, CHOICE=bias is not None,
+        TOP=router.top_groups, GROUPS=launch.pow2(router.groups), SIZE=launch.pow2(E // router.groups),
+        TWO=router.group_score == "top2", SLOTS=launch.pow2(top_k), num_warps=1,
     )  # fmt: skip
     return ids, weights

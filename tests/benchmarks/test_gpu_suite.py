@@ -68,6 +68,11 @@ def test_a_block_moves_with_all_its_parts() -> None:
 def test_real_shapes_are_among_the_cases() -> None:
     names = [f"{c.op} {c.name}" for c in gpu_checks.named("") if c.bench]
     assert sorted(names) == sorted(gpu_checks.LARGE)
+    more = gpu_checks.named("families")
+    assert sorted(f"{c.op} {c.name}" for c in more if c.bench) == sorted(gpu_checks.LARGE_OF_FAMILIES)
+    assert {"route", "experts", "attention", "delta_rule", "short_conv", "rotate_", "linear_by_head"} <= {
+        c.op for c in more if not c.bench
+    }
 
 
 def test_checks_find_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:

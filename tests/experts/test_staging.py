@@ -22,7 +22,7 @@ from headrace.engine.model.inputs import DeviceInputs, largest_pass
 from headrace.engine.model.staging import ALIGN, Shape, StagingBuffer, parts, shape_of
 from headrace.engine.placement.placement import Tier
 from headrace.kernels import reference
-from headrace.kernels.decoder_layer import Places
+from headrace.kernels.decoder_layer import Piece, Places
 
 CPU, ELSEWHERE = torch.device("cpu"), torch.device("meta")
 SHAPES = [
@@ -30,6 +30,8 @@ SHAPES = [
     Shape(tokens=7, sequences=3, pages=5, rows=2),
     Shape(tokens=16, sequences=1, pages=3, rows=0, hidden=24),
     Shape(tokens=5, sequences=5, pages=2, rows=5, hidden=33),
+    Shape(tokens=2, sequences=2, pages=1, rows=2, has_states=True),
+    Shape(tokens=9, sequences=2, pages=3, rows=1, hidden=8, has_states=True, cuts=3),
 ]
 
 
@@ -43,7 +45,11 @@ def some_pass(shape: Shape, seed: int = 0) -> Inputs:
     T, S, longs = shape.tokens, shape.sequences, torch.int64
     places = Places(
         positions_T=some(T), slots_T=some(T, dtype=longs), tables_SM=some(S, shape.pages), starts_S1=some(S + 1),
-        contexts_S=some(S),
+        contexts_S=some(S), states_S=some(S) if shape.has_states else None,
+        pieces=tuple(
+            Piece(first=n, last=n + 1, states_S=some(1), starts_S1=some(2), contexts_S=some(1), slot=n, keep=None)
+            for n in range(shape.cuts)
+        ),
     )  # fmt: skip
     x_TD = torch.randn(T, shape.hidden, generator=generator) if shape.hidden else None
     return Inputs(
@@ -54,6 +60,8 @@ def some_pass(shape: Shape, seed: int = 0) -> Inputs:
 def tensors(inputs: Inputs) -> dict[str, Tensor]:
     found = {name: t for name, t in vars(inputs.places).items() if isinstance(t, Tensor)}
     found |= {"ids": inputs.ids_T, "rows": inputs.rows}
+    for piece in inputs.places.pieces:
+        found |= {f"{name} of the piece {piece.first}": t for name, t in vars(piece).items() if isinstance(t, Tensor)}
     return found if inputs.x_TD is None else {**found, "x": inputs.x_TD}
 
 
@@ -64,9 +72,7 @@ def is_same(one: Inputs, other: Inputs) -> bool:
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_what_comes_out_is_what_went_in(shape: Shape) -> None:
-    staging, given = StagingBuffer(CPU, SHAPES[3]), some_pass(shape, 3)
-    if shape.nbytes > SHAPES[3].nbytes:
-        staging = StagingBuffer(CPU, shape)
+    staging, given = StagingBuffer(CPU, max(shape, SHAPES[3], key=lambda one: one.nbytes)), some_pass(shape, 3)
     assert shape_of(given) == shape
     found = staging.take(given)
     assert is_same(found, given)
@@ -80,7 +86,7 @@ def test_every_part_begins_like_a_tensor_of_its_own(shape: Shape) -> None:
     block = torch.zeros(shape.nbytes + ALIGN, dtype=torch.uint8)
     block = block[-block.data_ptr() % ALIGN :][: shape.nbytes]
     found = parts(block, shape)
-    for part in tensors(found.inputs(torch.zeros(0), 0)).values():
+    for part in tensors(found.inputs(torch.zeros(0), (), some_pass(shape).places.pieces)).values():
         assert part.numel() == 0 or part.data_ptr() % ALIGN == 0 or part.data_ptr() == 0
 
 
@@ -239,7 +245,20 @@ def test_the_same_holds_for_steps_of_a_graph(heeds: bool) -> None:
 
 def test_a_buffer_for_the_largest_pass() -> None:
     """40 tokens in all of 3 sequences, the longest of 70 tokens: 3 pages; logits of every row."""
-    shape = largest_pass(40, 3, 70, hidden=8)
+    shape = largest_pass(40, 3, 70, hidden=8, has_states=False)
     assert shape == Shape(tokens=40, sequences=3, pages=3, rows=40, hidden=8)
     wanted = 40 * 8 + 40 * 8 + 192 + 64 + 64 + 64 + 40 * 8 * 4
     assert shape.nbytes == wanted
+    more = largest_pass(40, 3, 70, hidden=8, has_states=True)
+    assert more.nbytes == wanted + 64 + 6 * 3 * 64, "slots, and three parts of each of two pieces of a sequence"
+
+
+def test_rows_without_a_sequence_have_the_spare_slot() -> None:
+    static = Static(4, 6, 50, CPU, spare_slot=77)
+    given = some_pass(Shape(tokens=3, sequences=3, pages=5, rows=3, has_states=True))
+    static.load(given)
+    assert static.inputs.places.states_S is not None
+    assert given.places.states_S is not None
+    assert static.inputs.places.states_S.tolist() == [*given.places.states_S.tolist(), 77]
+    static.load(None)
+    assert static.inputs.places.states_S.tolist() == [77] * 4

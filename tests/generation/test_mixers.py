@@ -14,13 +14,9 @@ import torch
 from headrace import LLM, SamplingParams
 from headrace.engine.bandwidth_model.flop_counts import intensity
 from headrace.engine.bench.random_weights import random_llm
-from headrace.engine.devices.device import Device
-from headrace.engine.devices.not_yet import lacking
 from headrace.engine.generation.schedule.state_slots import StateSlots
 from headrace.engine.ledger.pass_bytes import CacheSizes, cache_sizes
 from headrace.engine.model.kv_cache import PAGE, States
-from headrace.engine.placement.placement import Tier
-from headrace.errors import OptionError
 from headrace.kernels import FORMATS, Ops, reference
 from headrace.kernels.cases.case import RandomSource
 from headrace.kernels.cases.mixers import latent_block
@@ -84,30 +80,22 @@ def test_the_same_prompt_again_gives_the_same(variant: str, checkpoints: Checkpo
         assert llm.generate([prompt(40, 4)], FEW)[0].token_ids == other
 
 
-def on_a_gpu(backend: str) -> Device:
-    return Device(tier=Tier.GPU0, place=torch.device("cpu"), backend=backend, ops=reference, name="X", free=1 << 30)
-
-
-@pytest.mark.parametrize(
-    ("variant", "parts"),
-    [
-        ("qwen3_moe", []),
-        ("gpt_oss", ["attention over a window", "attention sinks", "this model's router", "its activation",
-                     "biases of experts"]),
-        ("deepseek_v3", ["latent attention", "this model's router"]),
-        ("qwen3_next", ["the gated delta rule"]),
-    ],
-)  # fmt: skip
-def test_what_a_gpu_has_no_kernels_for(variant: str, parts: list[str], checkpoints: Checkpoints) -> None:
-    with load(checkpoints(variant), max_context=32) as llm:
-        assert lacking(on_a_gpu("gpu"), llm.spec) == parts
-        assert lacking(on_a_gpu("cpu"), llm.spec) == [part for part in parts if "delta" in part]
-        assert lacking(dataclasses.replace(on_a_gpu("gpu"), tier=Tier.CPU), llm.spec) == []
-
-
-def test_a_state_beside_a_gpu_is_refused(checkpoints: Checkpoints) -> None:
-    with pytest.raises(OptionError, match=r"no kernels yet for the gated delta rule: this model runs on the CPU"):
-        LLM(str(checkpoints("qwen3_next")), device="simulated", cpu_moe=True, max_context=32)
+@pytest.mark.parametrize("where", [{"cpu_moe": True}, {"n_cpu_moe": 2}, {"placement": "gpu"}], ids=str)
+def test_states_beside_a_gpu(where: dict[str, object], checkpoints: Checkpoints) -> None:
+    """What plays its part has slots and kept copies of states, to which slots and pieces of a prompt come by a copy."""
+    prompts = [prompt(70, 3), prompt(9, 4)]
+    options = dict(max_context=128, max_sequences=2, prefill_chunk=48)
+    with (
+        load(checkpoints("qwen3_next"), **options) as plain,
+        load(checkpoints("qwen3_next"), device="simulated", **where, **options) as split,
+    ):
+        for prompts in ([prompt(70, 3), prompt(9, 4)], [[*prompt(70, 3)[:64], *prompt(5, 6)]]):
+            wanted, found = ([one.token_ids for one in llm.generate(prompts, FEW)] for llm in (plain, split))
+            assert found == wanted
+        kept = split.parts.decoder.cache
+        assert isinstance(kept.layers[0], States)
+        for llm in (plain, split):
+            assert llm.ledger.passes[-6].tokens == 5, "a kept state was taken over"
 
 
 def test_recurrent_layers_alone_keep_no_keys(checkpoints: Checkpoints) -> None:

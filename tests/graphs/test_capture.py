@@ -162,11 +162,13 @@ def graphed(
 
 
 @pytest.mark.parametrize("options", [{"cpu_moe": True}, {"n_cpu_moe": 2}, {"placement": "gpu"}], ids=str)
-@pytest.mark.parametrize("variant", ["qwen3_moe", "qwen2_moe", "granitemoe"])
+@pytest.mark.parametrize(
+    "variant", ["qwen3_moe", "qwen2_moe", "granitemoe", "gpt_oss", "deepseek_v2-groups", "deepseek_v3", "qwen3_next"]
+)
 def test_decode_steps_can_be_captured(
     variant: str, options: dict[str, Any], built: Any, cuda: Cuda, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Experts in RAM, on the GPU and on both, with a shared expert and without."""
+    """Experts in RAM, on the GPU and on both, with a shared expert and without, with every kind of mixer and router."""
     llm, made = graphed(str(built.directory(variant)), cuda, monkeypatch, **options)
     with llm:
         assert len(made[0].graphs.graphs) == 3

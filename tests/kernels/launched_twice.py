@@ -19,7 +19,8 @@ from headrace.kernels.gpu.kernel import Kernel
 from headrace.kernels.gpu.norms import _rmsnorm
 
 CHOSEN = ("rmsnorm", "add_rmsnorm_", "place_qkv_", "decode bf16", "prefill bf16", "linear q4_0 1", "linear bf16 9",
-          "experts q4_0 1", "experts q4_0 9", "route", "argmax", "pack")  # fmt: skip
+          "experts q4_0 1", "experts q4_0 9", "route", "argmax", "pack", "decode window sinks bf16", "rotate_",
+          "short_conv 512", "delta_rule")  # fmt: skip
 
 
 class Recorder:

@@ -21,13 +21,16 @@ from headrace.kernels import FORMATS, ExpertLayout, Format, reference
 from headrace.kernels.cases.all import CASES, experts_case_of, linear_case
 from headrace.kernels.cases.block_formats import MIXES, MORE, layout_of, whole_blocks
 from headrace.kernels.cases.case import Case, Inputs, RandomSource, worst
+from headrace.kernels.cases.families import FAMILY_CASES
+from headrace.kernels.cases.recurrent import RECURRENT_CASES
 from headrace.kernels.decoder_layer import Router
 from headrace.kernels.packed import Matrix
 
 triton = pytest.importorskip("triton", reason="the GPU kernels need Triton", exc_type=ImportError)
 from headrace.kernels import gpu  # noqa: E402
 
-MOST_FLOPS = {"linear": 3e6, "experts": 1e6, "experts q4_0": 3e6, "attention": 1.2e7}
+MOST_FLOPS = {"linear": 3e6, "linear_by_head": 3e6, "experts": 1e6, "experts q4_0": 3e6, "attention": 1.2e7,
+              "delta_rule": 2e7}  # fmt: skip
 
 
 def is_small(case: Case) -> bool:
@@ -43,7 +46,9 @@ def is_new(case: Case) -> bool:
     activations are for kernels that round them to int8, and a block or layers are their parts in any format."""
     form = case.name.split()[0]
     if case.op in ("attention_block", "layers"):
-        return form == "f32" and "few rows" not in case.name
+        return form in ("f32", "window,", "windows,") and "few rows" not in case.name
+    if case.op == "linear_by_head" and case.name.endswith(("16x40x256", "3x33x256")):
+        return form in ("f32", "q4_0", "q6_k")
     return not (case.op in ("linear", "experts") and (form == "f16" or case.name.endswith("exact")))
 
 
@@ -68,7 +73,7 @@ class FewRows(RandomSource):
         return Matrix(format, rows, cols, few.data.repeat(-(-rows // 5), 1)[:rows].contiguous())
 
 
-SMALL = [case for case in CASES if is_small(case) and is_new(case)]
+SMALL = [case for case in (*CASES, *FAMILY_CASES, *RECURRENT_CASES) if is_small(case) and is_new(case)]
 
 
 def test_the_interpreter_is_on() -> None:
@@ -125,12 +130,8 @@ def towards_zero(values: Tensor) -> Tensor:
     return values.float().abs() * 2.0**-7
 
 
-# Of layers that a GPU refuses by name (`engine/devices/not_yet.py`).
-NOT_YET = {"rotate_", "linear_by_head", "short_conv", "delta_rule"}
-
-
 def test_every_op_is_there_and_has_a_case() -> None:
-    ops = {name for name in vars(kernels.Ops) if not name.startswith("_")} - NOT_YET
+    ops = {name for name in vars(kernels.Ops) if not name.startswith("_")}
     assert ops == set(gpu.__all__) == {case.op for case in SMALL} | {"quantize", "repack"}
     assert kernels.load("gpu") is gpu  # type: ignore[comparison-overlap]
 

@@ -80,7 +80,8 @@ def test_few_variants_serve_all_sizes() -> None:
     assert max(found.values()) <= 4, found
 
 
-def test_loading_compiles_all_that_passes_ask_for(checkpoints: Callable[[str], Path]) -> None:
-    found = child("variants_of_a_sweep.py", str(checkpoints("qwen3_moe")))
+@pytest.mark.parametrize("variant", ["qwen3_moe", "gpt_oss", "deepseek_v2-groups", "qwen3_next"])
+def test_loading_compiles_all_that_passes_ask_for(variant: str, checkpoints: Callable[[str], Path]) -> None:
+    found = child("variants_of_a_sweep.py", str(checkpoints(variant)))
     assert found["asked"] > 15
     assert found["missing"] == []

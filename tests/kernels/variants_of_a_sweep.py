@@ -21,7 +21,7 @@ import torch
 import triton
 
 from headrace.kernels import FORMATS, gpu
-from headrace.kernels.decoder_layer import AttentionBlock, Places, Router
+from headrace.kernels.decoder_layer import AttentionBlock, Block, Places, Router
 from headrace.kernels.formats import ExpertLayout
 from headrace.kernels.packed import ExpertBank, Matrix, Stacked
 
@@ -38,7 +38,7 @@ def places(tokens: int, sequences: int, pages: int) -> Places:
     return Places(
         positions_T=meta(tokens, dtype=torch.int32), slots_T=meta(tokens, dtype=torch.int64),
         tables_SM=meta(sequences, pages, dtype=torch.int32), starts_S1=meta(sequences + 1, dtype=torch.int32),
-        contexts_S=meta(sequences, dtype=torch.int32),
+        contexts_S=meta(sequences, dtype=torch.int32), states_S=meta(sequences, dtype=torch.int32),
     )  # fmt: skip
 
 
@@ -54,7 +54,7 @@ def passes(most_tokens: int, most_sequences: int, most_pages: int) -> Iterator[t
                 yield from ((tokens, sequences, pages) for pages in (1, 16, 513) if pages <= most_pages)
 
 
-def run(block: AttentionBlock, bank: ExpertBank, head: Matrix, one: tuple[int, int, int]) -> None:
+def run(block: Block, bank: ExpertBank, head: Matrix, one: tuple[int, int, int]) -> None:
     """A pass through a layer, the last one too, and the head."""
     tokens, sequences, _ = one
     hidden, top_k = len(block.pre_norm), 1 if block.router is None else block.router.top_k

@@ -7,18 +7,20 @@ tokens of S sequences could need, and each finds its sequence from the starts. B
 from __future__ import annotations
 
 import triton.language as tl
-from torch import Tensor
 
 from .. import launch
 from ..kernel import kernel
-from .softmax import attend
+from .asked import Asked
+from .softmax import attend, with_sink
 
 
 @kernel("table_stride", "sequences")
 def _prefill(
-    q_ptr, k_ptr, v_ptr, tables_ptr, starts_ptr, contexts_ptr, out_ptr, q_stride, table_stride, sequences, groups, size,
-    scale, N_HEADS: tl.constexpr, GROUP: tl.constexpr, PAGE: tl.constexpr, QUERIES: tl.constexpr, SIZE: tl.constexpr,
-    KEYS: tl.constexpr, SEQUENCES: tl.constexpr, PRODUCT: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, tables_ptr, starts_ptr, contexts_ptr, sinks_ptr, out_ptr, q_stride, table_stride, sequences,
+    groups, size, scale,
+    N_HEADS: tl.constexpr, GROUP: tl.constexpr, PAGE: tl.constexpr, QUERIES: tl.constexpr, SIZE: tl.constexpr,
+    VALUE: tl.constexpr, V_SIZE: tl.constexpr, WINDOW: tl.constexpr, SINKS: tl.constexpr, KEYS: tl.constexpr,
+    SEQUENCES: tl.constexpr, PRODUCT: tl.constexpr,
 ):  # fmt: skip
     head = tl.program_id(1)
     every = tl.arange(0, SEQUENCES)
@@ -32,43 +34,44 @@ def _prefill(
         context = tl.load(contexts_ptr + sequence)
         token = start + (tl.program_id(0) - before) * QUERIES + tl.arange(0, QUERIES)
         place = context - end + token  # of each query in its sequence
-        dims = tl.arange(0, SIZE)
+        dims, v_dims = tl.arange(0, SIZE), tl.arange(0, V_SIZE)
+        v_size = size
+        if VALUE > 0:
+            v_size = VALUE
         ok = (token < end)[:, None] & (dims < size)[None, :]
         at = token.to(tl.int64)[:, None]
         q = tl.load(q_ptr + at * q_stride + head * size + dims[None, :], mask=ok, other=0.0) * scale
         best = tl.full([QUERIES], float("-inf"), tl.float32)
         total = tl.zeros([QUERIES], tl.float32)
-        acc = tl.zeros([QUERIES, SIZE], tl.float32)
+        acc = tl.zeros([QUERIES, V_SIZE], tl.float32)
         table = tables_ptr + sequence * table_stride
         last = tl.minimum(context, tl.max(place, axis=0) + 1)
-        for first in range(0, last, KEYS):
+        begin = 0
+        if WINDOW > 0:
+            begin = tl.maximum(tl.min(place, axis=0) - WINDOW + 1, 0) // KEYS * KEYS
+        for first in range(begin, last, KEYS):
             positions = first + tl.arange(0, KEYS)
             seen = positions[None, :] <= place[:, None]
+            if WINDOW > 0:
+                seen = seen & (positions[None, :] > place[:, None] - WINDOW)
             best, total, acc = attend(
                 q, best, total, acc, k_ptr, v_ptr, table, positions, seen, positions < last, head // GROUP, groups,
-                size, dims, PAGE, PRODUCT, False,
+                size, dims, v_size, v_dims, PAGE, PRODUCT, False, WINDOW > 0, VALUE,
             )  # fmt: skip
-        tl.store(out_ptr + (at * N_HEADS + head) * size + dims[None, :], acc / total[:, None], mask=ok)
+        if SINKS:
+            total, kept = with_sink(best, total, tl.load(sinks_ptr + head))
+            acc *= kept[:, None]
+        v_ok = (token < end)[:, None] & (v_dims < v_size)[None, :]
+        tl.store(out_ptr + (at * N_HEADS + head) * v_size + v_dims[None, :], acc / total[:, None], mask=v_ok)
 
 
-def prefill(
-    q_TNd: Tensor,
-    k_PGBd: Tensor,
-    v_PGBd: Tensor,
-    tables_SM: Tensor,
-    starts_S1: Tensor,
-    contexts_S: Tensor,
-    scale: float,
-    out_TNd: Tensor,
-    kind: launch.Product,
-) -> None:
-    """Writes the attention of T new tokens to `out`; `scale` is in units of log2(e), the rest is checked."""
-    T, N, d = q_TNd.shape
-    S, M = tables_SM.shape
-    G, page, _ = launch.caches(k_PGBd, v_PGBd)
-    queries, keys, warps = (128, 64, 8) if kind == "bf16" else (16, 32, 4)
-    _prefill[(T // queries + S, N)](
-        q_TNd, k_PGBd, v_PGBd, tables_SM, starts_S1, contexts_S, out_TNd, launch.heads(q_TNd), M, S, G, d, scale,
-        N_HEADS=N, GROUP=N // G, PAGE=page, QUERIES=queries, SIZE=launch.pow2(d, 16), KEYS=keys,
-        SEQUENCES=16 if S <= 16 else launch.pow2(S, 256), PRODUCT=kind, num_warps=warps, num_stages=2,
+def prefill(it: Asked) -> None:
+    """Writes the attention of T new tokens."""
+    queries, keys, warps = (128, 64, 8) if it.kind == "bf16" else (16, 32, 4)
+    _prefill[(it.T // queries + it.S, it.N)](
+        it.q, it.k_cache, it.v_cache, it.tables, it.starts, it.contexts, it.sinks_or_any, it.out, it.q_stride, it.M,
+        it.S, it.G, it.d, it.scale,
+        N_HEADS=it.N, GROUP=it.N // it.G, PAGE=it.page, QUERIES=queries, **it.widths, WINDOW=it.window,
+        SINKS=it.sinks is not None, KEYS=keys, SEQUENCES=launch.places(it.S), PRODUCT=it.kind, num_warps=warps,
+        num_stages=2,
     )  # fmt: skip

@@ -27,20 +27,47 @@ def halves(a, b, sums, PRODUCT: tl.constexpr, EXACT: tl.constexpr):
 
 
 @triton.jit
-def attend(
-    q, best, total, acc, k_ptr, v_ptr, table_ptr, positions, visible, key_ok, group, groups, size, dims,
-    PAGE: tl.constexpr, PRODUCT: tl.constexpr, EXACT: tl.constexpr,
-):  # fmt: skip
-    """The state after the keys at `positions` [n]; `key_ok` [n] are in the cache, `visible` [m or 1, n] may be seen."""
+def row_of(table_ptr, positions, key_ok, group, groups, PAGE: tl.constexpr):
+    """Which row of the cache has the key at each position of a sequence, of one group's: int64."""
     page = tl.load(table_ptr + positions // PAGE, mask=key_ok, other=0).to(tl.int64)
-    rows = ((page * groups + group) * PAGE + positions % PAGE) * size
+    return (page * groups + group) * PAGE + positions % PAGE
+
+
+@triton.jit
+def weigh(best, scores, SOME_SEE_NONE: tl.constexpr):
+    """The maximum with these scores, what the sums so far are worth beside it, and the weights of the scores."""
+    new = tl.maximum(best, tl.max(scores, axis=1))
+    least = new
+    if SOME_SEE_NONE:  # -inf less -inf is no number
+        least = tl.where(new == float("-inf"), 0.0, new)
+    return new, tl.exp2(best - least), tl.exp2(scores - least[:, None])
+
+
+@triton.jit
+def with_sink(best, total, sink):
+    """The sum of weights with a sink's, which has no value; and what the sums of values are worth beside it."""
+    sink *= 1.4426950408889634
+    new = tl.maximum(best, sink)
+    kept = tl.exp2(best - new)
+    return total * kept + tl.exp2(sink - new), kept
+
+
+@triton.jit
+def attend(
+    q, best, total, acc, k_ptr, v_ptr, table_ptr, positions, visible, key_ok, group, groups, size, dims, v_size, v_dims,
+    PAGE: tl.constexpr, PRODUCT: tl.constexpr, EXACT: tl.constexpr, SOME_SEE_NONE: tl.constexpr, VALUE: tl.constexpr,
+):  # fmt: skip
+    """The state after the keys at `positions` [n]; `key_ok` [n] are in the cache, `visible` [m or 1, n] may be seen.
+    SOME_SEE_NONE: there may be rows that have seen no key yet. VALUE: 0 where a value is as wide as a key."""
+    place = row_of(table_ptr, positions, key_ok, group, groups, PAGE)
+    rows = place * size
     mask = key_ok[:, None] & (dims < size)[None, :]
     k = tl.load(k_ptr + rows[:, None] + dims[None, :], mask=mask, other=0.0)
     scores = halves(q, tl.trans(k), tl.zeros([q.shape[0], positions.shape[0]], tl.float32), PRODUCT, EXACT)
-    scores = tl.where(visible, scores, float("-inf"))
-    new = tl.maximum(best, tl.max(scores, axis=1))
-    old = tl.exp2(best - new)
-    p = tl.exp2(scores - new[:, None])
-    v = tl.load(v_ptr + rows[:, None] + dims[None, :], mask=mask, other=0.0)
+    new, old, p = weigh(best, tl.where(visible, scores, float("-inf")), SOME_SEE_NONE)
+    v_rows, v_mask = rows, mask
+    if VALUE > 0:
+        v_rows, v_mask = place * v_size, key_ok[:, None] & (v_dims < v_size)[None, :]
+    v = tl.load(v_ptr + v_rows[:, None] + v_dims[None, :], mask=v_mask, other=0.0)
     acc = halves(p, v, acc * old[:, None], PRODUCT, EXACT)
     return new, total * old + tl.sum(p, axis=1), acc

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from ... import formats
 from ...packed import ExpertBank
 from .. import launch
+from ..pointwise import constants_of
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,9 @@ class Part:
 
 @dataclass(frozen=True)
 class Blocks:
-    """Rows of `up` lie `offset` elements behind those of `gate`, where both have one format."""
+    """Rows of `up` lie `offset` elements behind those of `gate`, where both have one format. constants: BIASED and the
+    activation. biases: float32, from the first expert's on: of gate, up and down, one behind the other; `bias_step`
+    lead from an expert to the next. Without biases nothing of it is read."""
 
     hidden: int
     width: int
@@ -33,6 +38,9 @@ class Blocks:
     up: Part
     down: Part
     offset: int
+    biases: Tensor
+    bias_step: int
+    constants: dict[str, float]
 
 
 def blocks_of(bank: ExpertBank) -> Blocks:
@@ -48,7 +56,11 @@ def _blocks(bank: ExpertBank) -> Blocks:
     launch.check(bank.data, launch.U8, bank.experts, layout.bytes)
     gate, up, down = (_part(bank, part) for part in formats.PARTS)
     offset = layout.offset("up") // gate.rows.values.element_size()
-    return Blocks(layout.hidden, layout.width, bank.experts, gate, up, down, offset)
+    biases = bank.data.view(launch.F32)[..., layout.bias_offset // 4 if layout.biased else 0 :]
+    constants = dict(BIASED=layout.biased, **constants_of(layout.activation))
+    return Blocks(
+        layout.hidden, layout.width, bank.experts, gate, up, down, offset, biases, layout.bytes // 4, constants
+    )  # fmt: skip
 
 
 def _part(bank: ExpertBank, part: formats.Part) -> Part:

@@ -1,10 +1,10 @@
 """Experts of many tokens: pairs grouped by expert, tiles of BLOCK_M pairs on tensor cores, the sum over k at the end.
 
     group       order, starts                                              (`grouping.py`)
-    _gate_up    h[m] = silu(gate x) * (up x)        for the m-th pair in the order; gate and up rows of one format
+    _gate_up    h[m] = gated(gate x, up x)          for the m-th pair in the order; gate and up rows of one format
                                                     alternate, so that one product gives both and a thread holds the two
                                                     it multiplies; of two formats there are two products
-    _down       z[pair] = weight[pair] * down h[m]
+    _down       z[pair] = weight[pair] * down h[m]   biases, where a bank has them, are added to all three products
     _combine    y[t] = z[t, 0] + z[t, 1] + ...      in this order, without choices of expert -1, which nobody computed
 
 The grid knows shapes only: (experts * blocks of rows, LANES). A program takes every LANES-th block of its expert's
@@ -21,18 +21,18 @@ from .. import launch
 from ..cores.many import multiply
 from ..kernel import kernel
 from ..linear import tile_of
-from ..pointwise import silu
+from ..pointwise import gated
 from .blocks import Blocks
 from .grouping import group
 
 
 @kernel()
 def _gate_up(
-    x_ptr, order_ptr, starts_ptr, w_ptr, s_ptr, up_w_ptr, up_s_ptr, h_ptr, width, hidden, stride, block, up_stride,
-    up_block, up,
+    x_ptr, order_ptr, starts_ptr, w_ptr, s_ptr, up_w_ptr, up_s_ptr, bias_ptr, h_ptr, width, hidden, stride, block,
+    up_stride, up_block, up, bias_step,
     TOP_K: tl.constexpr, EVEN: tl.constexpr, WHOLE: tl.constexpr, FORMAT: tl.constexpr, UP_WHOLE: tl.constexpr,
-    UP_FORMAT: tl.constexpr, PRODUCT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    UP_FORMAT: tl.constexpr, BIASED: tl.constexpr, ALPHA: tl.constexpr, OFFSET: tl.constexpr, LIMIT: tl.constexpr,
+    PRODUCT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     HALF: tl.constexpr = BLOCK_N // 2
     blocks = tl.cdiv(width, HALF)
@@ -62,14 +62,18 @@ def _gate_up(
                 x, ok, up_w_ptr, up_s_ptr, up_rows, at < width, hidden, EVEN, UP_WHOLE, UP_FORMAT, BLOCK_M, HALF,
                 BLOCK_K, PRODUCT,
             )  # fmt: skip
-        h = (silu(g) * u).to(h_ptr.dtype.element_ty)
+        if BIASED:
+            biases = bias_ptr + expert.to(tl.int64) * bias_step + at
+            g += tl.load(biases, mask=at < width, other=0.0)[None, :]
+            u += tl.load(biases + width, mask=at < width, other=0.0)[None, :]
+        h = gated(g, u, ALPHA, OFFSET, LIMIT).to(h_ptr.dtype.element_ty)
         tl.store(h_ptr + place.to(tl.int64)[:, None] * width + at[None, :], h, mask=ok[:, None] & (at < width)[None, :])
 
 
 @kernel()
 def _down(
-    h_ptr, order_ptr, starts_ptr, weights_ptr, w_ptr, s_ptr, z_ptr, hidden, width, stride, block,
-    EVEN: tl.constexpr, WHOLE: tl.constexpr, FORMAT: tl.constexpr, PRODUCT: tl.constexpr,
+    h_ptr, order_ptr, starts_ptr, weights_ptr, w_ptr, s_ptr, bias_ptr, z_ptr, hidden, width, stride, block, bias_step,
+    EVEN: tl.constexpr, WHOLE: tl.constexpr, FORMAT: tl.constexpr, BIASED: tl.constexpr, PRODUCT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     blocks = tl.cdiv(hidden, BLOCK_N)
@@ -86,6 +90,9 @@ def _down(
             h_ptr + place.to(tl.int64) * width, ok, w_ptr, s_ptr, there, row < hidden, width, EVEN, WHOLE, FORMAT,
             BLOCK_M, BLOCK_N, BLOCK_K, PRODUCT,
         )  # fmt: skip
+        if BIASED:
+            biases = bias_ptr + expert.to(tl.int64) * bias_step + 2 * width
+            sums += tl.load(biases + row, mask=row < hidden, other=0.0)[None, :]
         z = sums * tl.load(weights_ptr + pair, mask=ok, other=0.0)[:, None]
         into = z_ptr + pair.to(tl.int64)[:, None] * hidden + row[None, :]
         tl.store(into, z, mask=ok[:, None] & (row < hidden)[None, :])
@@ -114,8 +121,9 @@ def experts_many(x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor, blocks: Block
     down, tile = blocks.down, tile_of(T * K / E, last, blocks.down.format)
     z = torch.empty(T * K, D, dtype=launch.F32, device=device)
     _down[(E * launch.cdiv(D, tile["BLOCK_N"]), lanes)](
-        h, order, starts, weights_TK, down.rows.values, down.rows.scales, z, D, F, down.rows.stride, down.size,
-        EVEN=F % tile["BLOCK_K"] == 0, WHOLE=down.rows.whole, FORMAT=down.name, PRODUCT=last, **tile,
+        h, order, starts, weights_TK, down.rows.values, down.rows.scales, blocks.biases, z, D, F, down.rows.stride,
+        down.size, blocks.bias_step, EVEN=F % tile["BLOCK_K"] == 0, WHOLE=down.rows.whole, FORMAT=down.name,
+        BIASED=blocks.constants["BIASED"], PRODUCT=last, **tile,
     )  # fmt: skip
     _combine[(T, launch.cdiv(D, 1024))](z, ids_TK, out_TD, D, TOP_K=K, BLOCK=1024)
 
@@ -128,7 +136,7 @@ def _up(x_TD: Tensor, order: Tensor, starts: Tensor, blocks: Blocks, h: Tensor, 
     tile = tile_of(len(order) / E, kind, up.format if up.format.is_block else gate.format)
     _gate_up[(E * launch.cdiv(F, tile["BLOCK_N"] // 2), lanes)](
         launch.operand(x_TD, kind), order, starts, gate.rows.values, gate.rows.scales, up.rows.values, up.rows.scales,
-        h, F, D, gate.rows.stride, gate.size, up.rows.stride, up.size, blocks.offset,
+        blocks.biases, h, F, D, gate.rows.stride, gate.size, up.rows.stride, up.size, blocks.offset, blocks.bias_step,
         TOP_K=K, EVEN=D % tile["BLOCK_K"] == 0, WHOLE=gate.rows.whole, FORMAT=gate.name, UP_WHOLE=up.rows.whole,
-        UP_FORMAT=up.name, PRODUCT=kind, **tile,
+        UP_FORMAT=up.name, **blocks.constants, PRODUCT=kind, **tile,
     )  # fmt: skip

@@ -1,11 +1,13 @@
 """Experts of one token: a question of bytes, so float32 arithmetic on weights that are read once, 16 bytes a load.
 
-    _gate_up   h[k, f] = silu(gate_k[f] . x) * (up_k[f] . x)      program: one choice, ROWS / 2 values; gate and up rows
+    _gate_up   h[k, f] = gated(gate_k[f] . x, up_k[f] . x)        program: one choice, ROWS / 2 values; gate and up rows
                                                                    of one format alternate, so that both sums end in
                                                                    one thread, those of two are one after the other
     _down      y[r] = sum_k weight[k] * (down_k[r] . h[k])         program: ROWS rows of y. The rows of all k choices
                                                                    count as one long row, so that short ones (432
                                                                    bytes at width 768 in q4_0) still fill every load
+
+Biases, where a bank has them, are added to the three products; they lie behind the weights of an expert.
 
 A choice of expert -1 is another bank's: its rows are masked, h is 0, and nothing of this bank is read for it.
 No program waits for another and nothing is added to memory twice: the order of sums is fixed.
@@ -20,7 +22,7 @@ from .. import launch
 from ..cores.constants import about, runs_of
 from ..cores.few import granule_dots, row_dots
 from ..kernel import kernel
-from ..pointwise import silu
+from ..pointwise import gated
 from .blocks import Blocks, Part
 
 UP_ROWS, DOWN_ROWS = 8, 4  # of a program
@@ -28,9 +30,11 @@ UP_ROWS, DOWN_ROWS = 8, 4  # of a program
 
 @kernel()
 def _gate_up(
-    x_ptr, ids_ptr, w_ptr, s_ptr, up_w_ptr, up_s_ptr, h_ptr, width, hidden, stride, block, up_stride, up_block, up,
+    x_ptr, ids_ptr, w_ptr, s_ptr, up_w_ptr, up_s_ptr, bias_ptr, h_ptr, width, hidden, stride, block, up_stride,
+    up_block, up, bias_step,
     WIDTH: tl.constexpr, WHOLE: tl.constexpr, FORMAT: tl.constexpr, UP_WIDTH: tl.constexpr, UP_WHOLE: tl.constexpr,
-    UP_FORMAT: tl.constexpr, ROWS: tl.constexpr, GRANULES: tl.constexpr,
+    UP_FORMAT: tl.constexpr, BIASED: tl.constexpr, ALPHA: tl.constexpr, OFFSET: tl.constexpr, LIMIT: tl.constexpr,
+    ROWS: tl.constexpr, GRANULES: tl.constexpr,
 ):  # fmt: skip
     choice = tl.program_id(1)
     expert = tl.load(ids_ptr + choice).to(tl.int64)
@@ -47,14 +51,18 @@ def _gate_up(
         rows, up_rows = there * block + at * stride, there * up_block + at * up_stride
         g = row_dots(x_ptr, w_ptr, s_ptr, rows, ok, hidden, WIDTH, WHOLE, FORMAT, ROWS // 2, GRANULES)
         u = row_dots(x_ptr, up_w_ptr, up_s_ptr, up_rows, ok, hidden, UP_WIDTH, UP_WHOLE, UP_FORMAT, ROWS // 2, GRANULES)
-    tl.store(h_ptr + choice * width + at, silu(g) * u, mask=at < width)
+    if BIASED:
+        biases, mine = bias_ptr + there * bias_step + at, (at < width) & (expert >= 0)
+        g += tl.load(biases, mask=mine, other=0.0)
+        u += tl.load(biases + width, mask=mine, other=0.0)
+    tl.store(h_ptr + choice * width + at, gated(g, u, ALPHA, OFFSET, LIMIT), mask=at < width)
 
 
 @kernel()
 def _down(
-    h_ptr, ids_ptr, weights_ptr, w_ptr, s_ptr, y_ptr, hidden, width, stride, block,
+    h_ptr, ids_ptr, weights_ptr, w_ptr, s_ptr, bias_ptr, y_ptr, hidden, width, stride, block, bias_step,
     TOP_K: tl.constexpr, ROW_GRANULES: tl.constexpr, WIDTH: tl.constexpr, WHOLE: tl.constexpr, FORMAT: tl.constexpr,
-    ROWS: tl.constexpr, GRANULES: tl.constexpr,
+    BIASED: tl.constexpr, ROWS: tl.constexpr, GRANULES: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     sums = tl.zeros([ROWS, GRANULES], tl.float32)
@@ -70,7 +78,14 @@ def _down(
             row < hidden, width, WIDTH, WHOLE, FORMAT, ROWS, GRANULES,
         )  # fmt: skip
         sums += part * tl.load(weights_ptr + choice, mask=ok, other=0.0)[None, :]
-    tl.store(y_ptr + row, tl.sum(sums, axis=1), mask=row < hidden)
+    y = tl.sum(sums, axis=1)
+    if BIASED:
+        for k in tl.static_range(TOP_K):
+            expert = tl.load(ids_ptr + k).to(tl.int64)
+            mine = (row < hidden) & (expert >= 0)
+            biases = bias_ptr + tl.maximum(expert, 0) * bias_step + 2 * width
+            y += tl.load(weights_ptr + k) * tl.load(biases + row, mask=mine, other=0.0)
+    tl.store(y_ptr + row, y, mask=row < hidden)
 
 
 def _up_rows(gate: Part, up: Part) -> int:
@@ -85,12 +100,13 @@ def experts_one(x_1D: Tensor, ids_1K: Tensor, weights_1K: Tensor, blocks: Blocks
     gate, up, down, h_KF = blocks.gate, blocks.up, blocks.down, x_1D.new_empty(K, F)
     tile, more = launch.one_token(_up_rows(gate, up), gate.rows.granules), up.rows.granules
     _gate_up[(launch.cdiv(F, tile["ROWS"] // 2), K)](
-        x_1D, ids_1K, gate.rows.words, gate.rows.scales, up.rows.words, up.rows.scales, h_KF, F, D,
-        gate.rows.stride, gate.size, up.rows.stride, up.size, blocks.offset, **gate.rows.granules, FORMAT=gate.name,
-        UP_WIDTH=more["WIDTH"], UP_WHOLE=more["WHOLE"], UP_FORMAT=up.name, **tile,
+        x_1D, ids_1K, gate.rows.words, gate.rows.scales, up.rows.words, up.rows.scales, blocks.biases, h_KF, F, D,
+        gate.rows.stride, gate.size, up.rows.stride, up.size, blocks.offset, blocks.bias_step, **gate.rows.granules,
+        FORMAT=gate.name, UP_WIDTH=more["WIDTH"], UP_WHOLE=more["WHOLE"], UP_FORMAT=up.name, **blocks.constants, **tile,
     )  # fmt: skip
     tile, rows = launch.one_token(DOWN_ROWS, down.rows.granules), down.rows
     _down[(launch.cdiv(D, tile["ROWS"]),)](
-        h_KF, ids_1K, weights_1K, rows.words, rows.scales, out_1D, D, F, rows.stride, down.size, TOP_K=K,
-        ROW_GRANULES=launch.cdiv(F, rows.granules["WIDTH"]), **rows.granules, FORMAT=down.name, **tile,
+        h_KF, ids_1K, weights_1K, rows.words, rows.scales, blocks.biases, out_1D, D, F, rows.stride, down.size,
+        blocks.bias_step, TOP_K=K, ROW_GRANULES=launch.cdiv(F, rows.granules["WIDTH"]), **rows.granules,
+        FORMAT=down.name, BIASED=blocks.constants["BIASED"], **tile,
     )  # fmt: skip

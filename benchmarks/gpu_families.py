@@ -1,0 +1,98 @@
+"""What newer families ask of the Triton kernels, on the shapes of real models, for `gpu_compile.py`: gpt-oss-120b,
+DeepSeek-V3 and Qwen3-Next-80B-A3B. Tensors have no memory."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+
+from headrace.kernels import FORMATS, ExpertLayout, gpu
+from headrace.kernels.decoder_layer import Router
+from headrace.kernels.packed import ExpertBank, Matrix
+from headrace.kernels.recipes import Activation
+
+CORE = ("glu clamped", "decode window sinks bf16", "prefill window sinks bf16", "experts biased mxfp4 1",
+        "experts biased mxfp4 9", "route groups", "decode latents bf16", "rotate_", "by head q8_0 1", "by head q8_0 9",
+        "short_conv 2", "short_conv 512", "delta_rule")  # fmt: skip
+EACH = ("glu clamped", "route groups", "decode latents bf16", "rotate_", "by head q8_0 1", "by head q8_0 9",
+        "short_conv 512", "delta_rule")  # fmt: skip
+GPT_OSS = Activation(alpha=1.702, offset=1.0, limit=7.0)
+BF16 = torch.bfloat16
+HIDDEN, EXPERTS, TOP_K = 2880, 128, 4  # gpt-oss
+HEADS, RANK, ROTATED, OWN, V = 128, 512, 64, 128, 128  # DeepSeek
+CHANNELS, K_HEADS, V_HEADS, SIZE = 8192, 16, 32, 128  # Qwen3-Next
+
+
+def meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.empty(*shape, dtype=dtype, device="meta")
+
+
+ints = partial(meta, dtype=torch.int32)
+
+
+def calls() -> dict[str, Any]:
+    """Ops by a label that says on which shapes: tokens at the end, where they make a difference."""
+    return gpt_oss() | latents() | deltas()
+
+
+def gpt_oss() -> dict[str, Any]:
+    cache = (meta(64, 8, 32, 64, dtype=BF16),) * 2
+    layout = ExpertLayout(format=FORMATS["mxfp4"], hidden=HIDDEN, width=HIDDEN, biased=True, activation=GPT_OSS)
+    bank = ExpertBank.empty(layout, EXPERTS, "meta")
+
+    def attend(T: int) -> torch.Tensor:
+        where = ints(2, 1024), ints(3), ints(2)
+        return gpu.attention(meta(T, 64, 64), *cache, *where, 0.1, window=128, sinks_N=meta(64))
+
+    def mix(T: int) -> torch.Tensor:
+        return gpu.experts(meta(T, HIDDEN), ints(T, TOP_K), meta(T, TOP_K), bank)
+
+    return {
+        "glu clamped": lambda: gpu.glu(meta(3, 2 * HIDDEN), GPT_OSS),
+        "decode window sinks bf16": partial(attend, 2),
+        "prefill window sinks bf16": partial(attend, 512),
+        **{f"experts biased mxfp4 {T}": partial(mix, T) for T in (1, 9, 4096)},
+    }
+
+
+def latents() -> dict[str, Any]:
+    rows = meta(64, 1, 32, RANK + ROTATED, dtype=BF16)
+    router = Router(
+        matrix=Matrix.empty(FORMATS["f32"], 256, 7168, "meta"), top_k=8, scoring="sigmoid", renormalise=True,
+        choice_bias_E=meta(256), groups=8, top_groups=4, scale=2.5,
+    )  # fmt: skip
+    turns = meta(99, ROTATED // 2), meta(99, ROTATED // 2), ints(2)
+    up = Matrix.empty(FORMATS["q8_0"], HEADS * RANK, OWN, "meta")
+
+    def attend(T: int, cache: torch.Tensor) -> torch.Tensor:
+        q_TNl, where = meta(T, HEADS, RANK + ROTATED), (ints(2, 1024), ints(3), ints(2))
+        return gpu.attention(q_TNl, cache, cache[..., :RANK], *where, 0.1)
+
+    def by_head(T: int) -> torch.Tensor:
+        return gpu.linear_by_head(meta(T, HEADS, OWN + ROTATED)[..., :OWN], up)
+
+    return {
+        "route groups": lambda: gpu.route(meta(1, 7168), router),
+        "decode latents bf16": partial(attend, 2, rows),
+        "decode latents f32": partial(attend, 2, rows.float()),
+        "prefill latents bf16": partial(attend, 512, rows),
+        "rotate_": lambda: gpu.rotate_(meta(2, HEADS, OWN + ROTATED)[..., OWN:], *turns),
+        **{f"by head q8_0 {T}": partial(by_head, T) for T in (1, 9, 512)},
+    }
+
+
+def deltas() -> dict[str, Any]:
+    inputs, state = meta(5, CHANNELS, 3), meta(5, V_HEADS, SIZE, SIZE)
+
+    def convolve(T: int) -> torch.Tensor:
+        return gpu.short_conv(meta(T, CHANNELS), meta(CHANNELS, 4), inputs, ints(2), ints(3), ints(2))
+
+    def change(T: int) -> torch.Tensor:
+        q, k, v = meta(T, CHANNELS).split([K_HEADS * SIZE, K_HEADS * SIZE, V_HEADS * SIZE], dim=1)
+        heads = q.view(T, K_HEADS, SIZE), k.view(T, K_HEADS, SIZE), v.view(T, V_HEADS, SIZE)
+        return gpu.delta_rule(*heads, meta(T, V_HEADS), meta(T, V_HEADS), state, ints(2), ints(3), ints(2))
+
+    made = {f"short_conv {T}": partial(convolve, T) for T in (2, 512)}
+    return made | {"delta_rule": partial(change, 2)}

@@ -1,0 +1,110 @@
+"""Attention over latents: all heads read the same keys, and a value is the first part of its key, read once for both.
+
+A key is long (512 numbers, and 64 that are rotated), so a tile is of HEADS heads of one token, and products are of its
+two parts. A program has a part of what the token sees, as in decode; where there are more tokens than sequences each
+has one program for all of it, and finds its sequence from the starts.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton.language as tl
+
+from .. import launch
+from ..kernel import kernel
+from .asked import Asked
+from .merge import LEAST, Parts, part_length, parts_of, seen_of
+from .softmax import halves, row_of, weigh
+
+HEADS = 16  # of a program
+KEYS = {"bf16": 32, "f32": 16}  # of one step
+CHUNK = 64  # of a product with a float32 cache: whole, its operands would take all registers; so it is read repeatedly
+
+
+@kernel("table_stride", "sequences")
+def _latent(
+    q_ptr, k_ptr, tables_ptr, starts_ptr, contexts_ptr, acc_ptr, best_ptr, total_ptr, q_stride, table_stride, sequences,
+    n_heads, size, scale,
+    PAGE: tl.constexpr, HEADS: tl.constexpr, VALUE: tl.constexpr, V_SIZE: tl.constexpr, REST: tl.constexpr,
+    WINDOW: tl.constexpr, KEYS: tl.constexpr, LEAST: tl.constexpr, SEQUENCES: tl.constexpr, CHUNK: tl.constexpr,
+    PRODUCT: tl.constexpr,
+):  # fmt: skip
+    """VALUE numbers of a key are a value, REST places hold the others. SEQUENCES 0: a token of each sequence, in parts;
+    else acc is what comes out. CHUNK 0: V_SIZE places hold a value; else a program has CHUNK numbers of each value, and
+    queries and keys are multiplied so many at a time."""
+    blocks = tl.cdiv(n_heads, HEADS)
+    token = tl.program_id(0) // blocks
+    part, parts = tl.program_id(1), tl.num_programs(1)
+    sequence = token
+    if SEQUENCES > 0:
+        every = tl.arange(0, SEQUENCES)
+        ends = tl.load(starts_ptr + 1 + every, mask=every < sequences, other=2147483647)
+        sequence = tl.sum((ends <= token).to(tl.int32), axis=0)
+    context = tl.load(contexts_ptr + sequence)
+    if SEQUENCES > 0:
+        context += token + 1 - tl.load(starts_ptr + sequence + 1)  # up to this token
+    seen = seen_of(context, WINDOW)
+    length = seen
+    if SEQUENCES == 0:
+        length = part_length(seen, parts, LEAST, KEYS)
+    first = context - seen + part * length
+    last = tl.minimum(first + length, context)
+    head = tl.program_id(0) % blocks * HEADS + tl.arange(0, HEADS)
+    there = head < n_heads
+    dims, rest = tl.program_id(2) * V_SIZE + tl.arange(0, V_SIZE), tl.arange(0, REST)
+    own_ok, rest_ok = dims < VALUE, rest < size - VALUE
+    if first < last:
+        q_rows = q_ptr + token.to(tl.int64) * q_stride + head[:, None] * size
+        if CHUNK == 0:
+            q = tl.load(q_rows + dims[None, :], mask=there[:, None] & own_ok[None, :], other=0.0) * scale
+        q_rest = tl.load(q_rows + VALUE + rest[None, :], mask=there[:, None] & rest_ok[None, :], other=0.0) * scale
+        best = tl.full([HEADS], float("-inf"), tl.float32)
+        total = tl.zeros([HEADS], tl.float32)
+        acc = tl.zeros([HEADS, V_SIZE], tl.float32)
+        table = tables_ptr + sequence * table_stride
+        for start in range(first, last, KEYS):
+            positions = start + tl.arange(0, KEYS)
+            ok = positions < last
+            rows = row_of(table, positions, ok, 0, 1, PAGE) * size
+            k = tl.load(k_ptr + rows[:, None] + dims[None, :], mask=ok[:, None] & own_ok[None, :], other=0.0)
+            k_rest = tl.load(
+                k_ptr + rows[:, None] + VALUE + rest[None, :], mask=ok[:, None] & rest_ok[None, :], other=0.0
+            )
+            scores = halves(q_rest, tl.trans(k_rest), tl.zeros([HEADS, KEYS], tl.float32), PRODUCT, True)
+            if CHUNK == 0:
+                scores = halves(q, tl.trans(k), scores, PRODUCT, True)
+            else:
+                for number in tl.static_range((VALUE + CHUNK - 1) // CHUNK):
+                    piece = number * CHUNK + tl.arange(0, CHUNK)[None, :]
+                    q = tl.load(q_rows + piece, mask=there[:, None] & (piece < VALUE), other=0.0) * scale
+                    own = tl.load(k_ptr + rows[:, None] + piece, mask=ok[:, None] & (piece < VALUE), other=0.0)
+                    scores = halves(q, tl.trans(own), scores, PRODUCT, True)
+            best, old, p = weigh(best, tl.where(ok[None, :], scores, float("-inf")), False)
+            acc = halves(p, k, acc * old[:, None], PRODUCT, True)
+            total = total * old + tl.sum(p, axis=1)
+        out = ((token * n_heads + head) * parts + part).to(tl.int64)
+        if SEQUENCES > 0:
+            acc /= total[:, None]
+        else:
+            tl.store(best_ptr + out, best, mask=there)
+            tl.store(total_ptr + out, total, mask=there)
+        tl.store(acc_ptr + out[:, None] * VALUE + dims[None, :], acc, mask=there[:, None] & own_ok[None, :])
+
+
+def latent(it: Asked) -> None:
+    """Writes the attention of tokens over latents."""
+    assert it.G == 1, f"latents of {it.G} groups"
+    assert it.sinks is None, "sinks beside latents"
+    blocks, keys, is_decode = launch.cdiv(it.N, HEADS), KEYS[it.kind], it.T == it.S
+    parts = parts_of(it.S, blocks, it.most_seen, it.q.device) if is_decode else 1
+    chunk = CHUNK if it.k_cache.dtype == torch.float32 else 0  # also where all products are of float32
+    found = Parts(it.q, it.v, parts) if is_decode else None
+    into = (it.out, it.out, it.out) if found is None else found.tensors
+    _latent[(it.T * blocks, parts, launch.cdiv(it.v, chunk) if chunk else 1)](
+        it.q, it.k_cache, it.tables, it.starts, it.contexts, *into, it.q_stride, it.M, it.S, it.N, it.d, it.scale,
+        PAGE=it.page, HEADS=HEADS, VALUE=it.v, V_SIZE=chunk or launch.pow2(it.v, 16), REST=launch.pow2(it.d - it.v, 16),
+        WINDOW=it.window, KEYS=keys, LEAST=LEAST, SEQUENCES=0 if is_decode else launch.places(it.S), CHUNK=chunk,
+        PRODUCT=it.kind,        num_warps=4, num_stages=2 if chunk == 0 else 1,
+    )  # fmt: skip
+    if found is not None:
+        found.merge(it, keys)

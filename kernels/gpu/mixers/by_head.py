@@ -1,0 +1,72 @@
+"""Each head's own product: y[t, n] = x[t, n] @ w_n.T, with packed weights, one head's rows after the other's.
+
+As `linear.py`: one token by `row_dots`, more by tiles on tensor cores; the head is a coordinate of the program.
+"""
+
+from __future__ import annotations
+
+import triton.language as tl
+from torch import Tensor
+
+from ...packed import Matrix
+from .. import launch
+from ..cores.few import row_dots
+from ..cores.many import multiply
+from ..kernel import kernel
+from ..linear import ROWS, tile_of
+
+
+@kernel()
+def _by_head_one(
+    x_ptr, w_ptr, s_ptr, y_ptr, rows, cols, head_stride, stride,
+    WIDTH: tl.constexpr, WHOLE: tl.constexpr, FORMAT: tl.constexpr, ROWS: tl.constexpr, GRANULES: tl.constexpr,
+):  # fmt: skip
+    head = tl.program_id(1).to(tl.int64)
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    ok = row < rows
+    at = (head * rows + row) * stride
+    y = row_dots(x_ptr + head * head_stride, w_ptr, s_ptr, at, ok, cols, WIDTH, WHOLE, FORMAT, ROWS, GRANULES)
+    tl.store(y_ptr + head * rows + row, y, mask=ok)
+
+
+@kernel("tokens")
+def _by_head_many(
+    x_ptr, w_ptr, s_ptr, y_ptr, tokens, heads, rows, cols, x_stride, head_stride, stride,
+    EVEN: tl.constexpr, WHOLE: tl.constexpr, FORMAT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr, PRODUCT: tl.constexpr,
+):  # fmt: skip
+    """Programs of neighbouring rows and the same tokens of one head run together."""
+    blocks, head = tl.cdiv(rows, BLOCK_N), tl.program_id(1).to(tl.int64)
+    row = tl.program_id(0) % blocks * BLOCK_N + tl.arange(0, BLOCK_N)
+    token = tl.program_id(0) // blocks * BLOCK_M + tl.arange(0, BLOCK_M)
+    token_ok, row_ok = token < tokens, row < rows
+    x_rows = x_ptr + token.to(tl.int64) * x_stride + head * head_stride
+    y = multiply(
+        x_rows, token_ok, w_ptr, s_ptr, (head * rows + row) * stride, row_ok, cols, EVEN, WHOLE, FORMAT, BLOCK_M,
+        BLOCK_N, BLOCK_K, PRODUCT,
+    )  # fmt: skip
+    into = y_ptr + (token.to(tl.int64)[:, None] * heads + head) * rows + row[None, :]
+    tl.store(into, y, mask=token_ok[:, None] & row_ok[None, :])
+
+
+def linear_by_head(x_TNc: Tensor, weight: Matrix) -> Tensor:
+    (T, N, C), form = x_TNc.shape, weight.format
+    assert x_TNc.dtype == launch.F32, f"{x_TNc.dtype}"
+    assert weight.cols == C, f"{C} values, {weight.cols} columns"
+    assert weight.rows % N == 0, f"{weight.rows} rows for {N} heads"
+    assert C == 1 or x_TNc.stride(2) == 1, f"strides {x_TNc.stride()}"
+    R, w = weight.rows // N, launch.packed(weight)
+    y = x_TNc.new_empty(T, N, R)
+    if T == 1:
+        one = launch.one_token(ROWS, w.granules)
+        _by_head_one[(launch.cdiv(R, one["ROWS"]), N)](
+            x_TNc, w.words, w.scales, y, R, C, x_TNc.stride(1), w.stride, **w.granules, FORMAT=form.name, **one
+        )  # fmt: skip
+        return y
+    kind = launch.product_of(form)
+    x, tile = launch.operand(x_TNc, kind), tile_of(T, kind, form)
+    _by_head_many[(launch.cdiv(R, tile["BLOCK_N"]) * launch.cdiv(T, tile["BLOCK_M"]), N)](
+        x, w.values, w.scales, y, T, N, R, C, x.stride(0), x.stride(1), w.stride,
+        EVEN=C % tile["BLOCK_K"] == 0, WHOLE=w.whole, FORMAT=form.name, PRODUCT=kind, **tile,
+    )  # fmt: skip
+    return y

@@ -1,0 +1,48 @@
+"""Models of the newer families with all layers computed by the Triton kernels, in the interpreter: prompts in chunks,
+one of them a single token, and decode steps of two sequences. Tiny models of two layers, and products of few tokens by
+tiles, where a GPU takes them one by one: the interpreter takes its time for each program."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+
+pytest.importorskip("triton", reason="the GPU kernels need Triton", exc_type=ImportError)
+from headrace import LLM, SamplingParams
+
+TOLERANCE = 1e-4  # as against transformers; a state that every token changes magnifies rounding, of either side
+# Every kind of mixer and of router once; the window is of 8 tokens.
+MODELS: dict[str, dict[str, Any]] = {
+    "gpt_oss": {},
+    "deepseek_v2-groups": {},
+    "deepseek_v3-bias": {},
+    "qwen3_5_moe_text": {"layer_types": ["linear_attention", "full_attention"]},
+}
+
+
+def prompt(length: int, seed: int) -> list[int]:
+    return torch.randint(3, 160, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+@pytest.mark.parametrize("variant", MODELS)
+def test_logits_and_tokens_are_those_of_the_reference(
+    variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.import_module("headrace.kernels.gpu.linear"), "FEW", 1)
+    tiny.build(variant, tmp_path, num_hidden_layers=2, **MODELS[variant])
+    options: dict[str, Any] = dict(dtype="float32", kernels="reference", max_context=64, max_sequences=2)
+    ids, params = prompt(12, 1), SamplingParams(max_new_tokens=2, ignore_eos=True)
+    with LLM(str(tmp_path), prefill_chunk=11, **options) as plain:
+        wanted, said = plain.logits(ids), plain.generate([ids[:9], ids[4:5]], params)
+    with LLM(str(tmp_path), prefill_chunk=11, device="simulated:gpu", placement="gpu", **options) as on_gpu:
+        assert on_gpu.parts.main.backend == "gpu"
+        found, told = on_gpu.logits(ids), on_gpu.generate([ids[:9], ids[4:5]], params)
+        assert set(on_gpu.ledger.passes[-1].bytes) == {"d2h", "gpu_hbm", "h2d"}, "something was left to the CPU"
+    assert wanted.abs().max() > 1, "logits near zero would hide mistakes"
+    assert (found - wanted).abs().max() < TOLERANCE * (2 if variant.startswith("qwen3_5") else 1)
+    assert [one.token_ids for one in told] == [one.token_ids for one in said]
