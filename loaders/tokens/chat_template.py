@@ -121,6 +121,8 @@ class ChatTemplate:
         """What the template writes of these messages; "" if it fails."""
         try:
             return self._compiled.render(messages=messages, tools=None, documents=None, **self.tokens)
+        except TimeoutError:  # whoever waits for a template that does not end stops it so
+            raise
         # A stranger's code: that it fails in whatever way is the answer to what is asked here.
         except Exception:
             return ""
