@@ -43,6 +43,7 @@ class LatentBlock(Block):
     sin_Pr: Tensor
     norm_eps: float  # of the latents' norms
     scale: float  # of scores
+    may_make_keys: bool = True  # else latents are attended whatever it costs, and no value of a tensor is asked for
 
     @property
     def rank(self) -> int:
@@ -62,6 +63,9 @@ class LatentBlock(Block):
         if not wanted:
             return None
         q_TNd = self._queries(ops, h_TD, places)
+        if not self.may_make_keys:
+            batch = places.tables_SM, places.starts_S1, places.contexts_S
+            return self._attend_latents(ops, q_TNd, batch).flatten(1)
         starts, contexts = places.starts_S1.tolist(), places.contexts_S.tolist()
         made = [self.makes_keys(starts[s + 1] - starts[s], context) for s, context in enumerate(contexts)]
         out, s = [], 0

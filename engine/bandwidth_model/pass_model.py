@@ -148,9 +148,9 @@ class PassModel:
         return seen
 
     def _pair_flops(self, queries: int, context: int) -> int:
-        """Of a token in all layers' attention."""
+        """Of a token in all layers' attention on a GPU, which attends to latents in prompts too."""
         seen = context - (queries - 1) // 2
-        return sum(flop_counts.attention_flops(layer, seen, queries == 1) for layer in self.model.layers)
+        return sum(flop_counts.attention_flops(layer, seen, decode=True) for layer in self.model.layers)
 
     def _logit_rows(self, done: Pass) -> int:
         """Tokens whose logits are wanted."""

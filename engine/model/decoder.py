@@ -62,7 +62,8 @@ class Decoder:
         self.experts = experts
         self.cache = cache
         self.device_inputs = device_inputs
-        self.stack: Stack = make_stack(spec, weights, cache, max_context, device_inputs.device.put)
+        device = device_inputs.device
+        self.stack: Stack = make_stack(spec, weights, cache, max_context, device.put, device.is_host)
         self.sizes = dense_sizes(weights)
         self.choose: Choose | None = None  # what becomes of the router's choice in a layer, for a test
 

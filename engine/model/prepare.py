@@ -4,6 +4,7 @@ load."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -21,14 +22,27 @@ Turns = tuple[Tensor, Tensor]  # cos and sin
 
 
 def make_stack(
-    spec: ModelSpec, weights: ModelWeights, cache: KVCache, max_context: int, put: Callable[[Tensor], Tensor]
+    spec: ModelSpec,
+    weights: ModelWeights,
+    cache: KVCache,
+    max_context: int,
+    put: Callable[[Tensor], Tensor],
+    is_host: bool = True,
 ) -> Stack:
-    """All layers, for positions below `max_context`; `put` brings a tensor to the device of the weights."""
+    """All layers, for positions below `max_context`; `put` brings a tensor to the device of the weights, which is the
+    host or not."""
     ropes = {mixer.rope for mixer in spec.mixers if not isinstance(mixer, DeltaSpec)}
     tables = {one: rope.tables(one, max_context) for one in ropes}
     turns = {one: (put(cos), put(sin)) for one, (cos, sin) in tables.items()}
-    layers = zip(spec.layers, weights.layers, cache.layers, strict=True)
-    return Stack(layers=tuple(_layer(spec, *one, turns) for one in layers))
+    layers = [_layer(spec, *one, turns) for one in zip(spec.layers, weights.layers, cache.layers, strict=True)]
+    return Stack(layers=tuple(layers if is_host else map(_on_latents_alone, layers)))
+
+
+def _on_latents_alone(layer: Layer) -> Layer:
+    """A GPU has no room for keys and values that are made, and which prompts want them says a value on the host."""
+    if not isinstance(layer.block, LatentBlock):
+        return layer
+    return replace(layer, block=replace(layer.block, may_make_keys=False))
 
 
 def _layer(

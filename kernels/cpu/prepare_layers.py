@@ -127,6 +127,7 @@ def _latent(it: LatentBlock, D: int) -> Any:
         rope=rope(it.cos_Pr, it.sin_Pr, turned),
         norm_eps=it.norm_eps,
         scale=it.scale,
+        may_make_keys=it.may_make_keys,
     )
 
 

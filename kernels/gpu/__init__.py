@@ -18,7 +18,8 @@ except ImportError as missing:
 
     raise OptionError("the GPU kernels need Triton, which is not installed: pip install 'headrace[gpu]'") from missing
 
-from ..reference import quantize, repack  # packing happens once, while loading; plain torch does it on any device
+# Packing happens once, while loading; gates are a few numbers a token. Plain torch does both on any device.
+from ..reference import delta_gates, quantize, repack, sigmoid_mul_
 from .attention.attention import attention
 from .attention.qkv import place_qkv_
 from .block import attention_block, layers
@@ -35,7 +36,7 @@ from .router import route
 from .sampling import argmax
 
 __all__ = [
-    "add_rmsnorm_", "argmax", "attention", "attention_block", "delta_rule", "dequantize", "embed", "experts",
-    "gated_add_", "glu", "layers", "linear", "linear_by_head", "place_qkv_", "quantize", "repack", "rmsnorm", "rotate_",
-    "route", "short_conv",
+    "add_rmsnorm_", "argmax", "attention", "attention_block", "delta_gates", "delta_rule", "dequantize", "embed",
+    "experts", "gated_add_", "glu", "layers", "linear", "linear_by_head", "place_qkv_", "quantize", "repack", "rmsnorm",
+    "rotate_", "route", "short_conv", "sigmoid_mul_",
 ]  # fmt: skip

@@ -88,11 +88,13 @@ void bind_mixers(nb::module_& m) {
       .def("__init__", [](LatentMixer* to, int heads, const Weights* q_a, Address q_a_norm, Address q_a_bias,
                           const Weights& q, const Weights& kv_a, Address kv_a_bias, Address kv_a_norm,
                           const Weights& k_up, const Weights& v_up, const Cache& cache, const Rope& rope,
-                          float norm_eps, float scale) {
+                          float norm_eps, float scale, bool may_make_keys) {
         new (to) LatentMixer{heads, or_none(q_a), at<float>(q_a_norm), at<float>(q_a_bias), q, kv_a,
-                             at<float>(kv_a_bias), at<float>(kv_a_norm), k_up, v_up, cache, rope, norm_eps, scale};
+                             at<float>(kv_a_bias), at<float>(kv_a_norm), k_up, v_up, cache, rope, norm_eps, scale,
+                             may_make_keys};
       }, nb::kw_only(), "heads"_a, "q_a"_a.none(), "q_a_norm"_a, "q_a_bias"_a, "q"_a, "kv_a"_a, "kv_a_bias"_a,
-         "kv_a_norm"_a, "k_up"_a, "v_up"_a, "cache"_a, "rope"_a, "norm_eps"_a, "scale"_a);
+         "kv_a_norm"_a, "k_up"_a, "v_up"_a, "cache"_a, "rope"_a, "norm_eps"_a, "scale"_a,
+         "may_make_keys"_a);
   nb::class_<DeltaMixer>(m, "DeltaMixer")
       .def("__init__", [](DeltaMixer* to, int k_heads, int k_dim, int v_heads, int v_dim, bool in_turns,
                           const Rows& qkv, const Weights& z, const Weights& ba, Address conv, int taps, Address rate,

@@ -212,6 +212,7 @@ struct LatentMixer {
   Cache cache;  // one head: keys are latents and what is rotated, values the latents in them
   Rope rope;
   float norm_eps, scale;
+  bool may_make_keys;
 };
 constexpr size_t MADE_BYTES = size_t(64) << 20;  // of keys and values that are made of latents: as many heads, one at least
 struct DeltaMixer {

@@ -90,7 +90,9 @@ float* mix(const LatentMixer& mixer, const Normed& in, Turn& turn, Stopwatch& wa
   watch.lap(Part::place);
   if (!in.wanted) return nullptr;
   float *q = queries(mixer, in, turn, watch), *out = arena.take<float>(size_t(in.tokens) * shape.heads * shape.v);
-  const auto made = [&](int s) { return makes_keys(shape, places.starts[s + 1] - places.starts[s], places.contexts[s]); };
+  const auto made = [&](int s) {
+    return mixer.may_make_keys && makes_keys(shape, places.starts[s + 1] - places.starts[s], places.contexts[s]);
+  };
   for (int s = 0, end; s < places.sequences; s = end) {
     end = s + 1;
     if (made(s)) {
