@@ -13,10 +13,10 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ...errors import HeadraceError
-from .access_log import AccessLog
 from .handlers import about, answers, live, other_apis, tokens
-from .metrics import Metrics
 from .page.live import Live
+from .reports.access_log import AccessLog
+from .reports.metrics import Metrics
 from .security import Guard, error_response
 from .service import Service
 from .wire.errors import ApiError, of_exception

@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from ...generation.request import Request as EngineRequest
 from ..generation import Generation
-from ..metrics import Metrics
+from ..reports.metrics import Metrics
 from ..service import Service
 from ..wire.errors import ApiError
 from .common import Json, service_of

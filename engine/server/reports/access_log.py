@@ -10,11 +10,11 @@ from __future__ import annotations
 import logging
 from collections import deque
 
-from ..generation.schedule.waiting import shared_pages
-from ..model.kv_cache import PAGE
-from .generation import Generation
-from .page.totals import reason_of
-from .service import Service
+from ...generation.schedule.waiting import shared_pages
+from ...model.kv_cache import PAGE
+from ..generation import Generation
+from ..page.totals import reason_of
+from ..service import Service
 
 log = logging.getLogger("headrace.access")
 REMEMBERED = 16  # prompts that a new one is compared with

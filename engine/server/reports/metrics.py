@@ -15,12 +15,12 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from ..ledger.passes import Pass
-from ..ledger.summary import PHASES, summarise
-from .generation import Generation
-from .page.passes import newest
-from .page.totals import reason_of, tokens_of
-from .service import Service
+from ...ledger.passes import Pass
+from ...ledger.summary import PHASES, summarise
+from ..generation import Generation
+from ..page.passes import newest
+from ..page.totals import reason_of, tokens_of
+from ..service import Service
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 LOOKED_AT = 64  # passes that the ratio to predictions is taken from
