@@ -38,6 +38,7 @@ from .layers import layers_difference, random_layer
 
 GPT_OSS = Activation(alpha=1.702, offset=1.0, limit=7.0)
 CLAMPED = Activation(limit=0.75)
+BF16 = torch.bfloat16
 
 
 def route_cases() -> Iterator[Case]:
@@ -161,7 +162,7 @@ def attention_cases() -> Iterator[Case]:
             return [ops.attention(i["q"], i["k"], i["v"], *batch, i["scale"], window, i["sinks"])]
 
         seen = [min(c, (window or c) + n - 1) for n, c in zip(new, contexts, strict=True)]
-        last = (p + 1 for n, c in zip(new, contexts, strict=True) for p in range(c - n, c))
+        last = (p for n, c in zip(new, contexts, strict=True) for p in range(c - n + 1, c + 1))
         pairs = sum(min(keys, window or keys) for keys in last)
         kind = f"{' latent' * latent}{f' window {window}' if window else ''}{' sinks' * sinks}"
         return Case(
@@ -185,13 +186,12 @@ def attention_cases() -> Iterator[Case]:
         yield case(70, 1, 80, 64, [2, 1], [40, 300], t, latent=True)
         yield case(20, 1, 80, 64, [1, 9], [70, 9], t, latent=True, window=8)
         yield case(6, 1, 112, 96, [1, 1], [30, 300], t, latent=True)
-    yield case(128, 1, 576, 512, [1], [200], torch.bfloat16, latent=True)
-    bf16 = torch.bfloat16
-    yield case(64, 8, 64, 64, [1], [32768], bf16, window=128, sinks=True, bench=True)
-    yield case(64, 8, 64, 64, [512], [4096], bf16, window=128, sinks=True, bench=True)
+    yield case(128, 1, 576, 512, [1], [200], BF16, latent=True)
+    for new, context in ((1, 32768), (512, 4096)):
+        yield case(64, 8, 64, 64, [new], [context], BF16, window=128, sinks=True, bench=True)
     for heads in (16, 64, 128):
-        yield case(heads, 1, 576, 512, [1], [8192], bf16, latent=True, B=32, bench=True)
-    yield case(128, 1, 576, 512, [64], [2048], bf16, latent=True, B=32, bench=True)
+        yield case(heads, 1, 576, 512, [1], [8192], BF16, latent=True, B=32, bench=True)
+    yield case(128, 1, 576, 512, [64], [2048], BF16, latent=True, B=32, bench=True)
 
 
 def block_cases() -> Iterator[Case]:

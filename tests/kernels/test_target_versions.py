@@ -35,7 +35,8 @@ def test_the_folder_is_what_is_imported() -> None:
 def test_cases_are_right() -> None:
     """The kernels whose products, sums and masks a compiler could see differently; others are the same in both."""
     chosen = "test_any_bytes or (test_format and (q4_k or q6_k or mxfp4))"
-    chosen += " or (test_case and (linear or experts or route or attention) and not attention_block)"
+    kinds = "linear or experts or route or attention or delta_rule or short_conv or rotate_"
+    chosen += f" or (test_case and ({kinds}) and not attention_block)"
     said = run("-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", "-k", chosen,
                str(HERE / "test_gpu_kernels.py"))  # fmt: skip
     assert " passed" in said

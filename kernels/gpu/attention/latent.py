@@ -8,9 +8,11 @@ has one program for all of it, and finds its sequence from the starts.
 from __future__ import annotations
 
 import torch
+import triton
 import triton.language as tl
 
 from .. import launch
+from ..cores.sequences import sequence_of
 from ..kernel import kernel
 from .asked import Asked
 from .merge import LEAST, Parts, part_length, parts_of, seen_of
@@ -19,6 +21,41 @@ from .softmax import halves, row_of, weigh
 HEADS = 16  # of a program
 KEYS = {"bf16": 32, "f32": 16}  # of one step
 CHUNK = 64  # of a product with a float32 cache: whole, its operands would take all registers; so it is read repeatedly
+
+
+@triton.jit
+def keys_of(
+    token, sequence, starts_ptr, contexts_ptr,
+    SEQUENCES: tl.constexpr, WINDOW: tl.constexpr, KEYS: tl.constexpr, LEAST: tl.constexpr,
+):  # fmt: skip
+    """The keys [first, last) of a program: a part of what its token sees, or all of it."""
+    context = tl.load(contexts_ptr + sequence)
+    if SEQUENCES > 0:
+        context += token + 1 - tl.load(starts_ptr + sequence + 1)  # up to this token
+    seen = seen_of(context, WINDOW)
+    length = seen
+    if SEQUENCES == 0:
+        length = part_length(seen, tl.num_programs(1), LEAST, KEYS)
+    first = context - seen + tl.program_id(1) * length
+    return first, tl.minimum(first + length, context)
+
+
+@triton.jit
+def tile(rows, at, rows_ok, ok):
+    """Numbers `at` of rows [n, 1], where both are there."""
+    return tl.load(rows + at[None, :], mask=rows_ok[:, None] & ok[None, :], other=0.0)
+
+
+@triton.jit
+def in_chunks(
+    q_rows, k_rows, there, ok, scores, scale, VALUE: tl.constexpr, CHUNK: tl.constexpr, PRODUCT: tl.constexpr
+):  # fmt: skip
+    """scores + the products of the first VALUE numbers of queries and keys, CHUNK at a time."""
+    for number in tl.static_range((VALUE + CHUNK - 1) // CHUNK):
+        piece = number * CHUNK + tl.arange(0, CHUNK)
+        q = tile(q_rows, piece, there, piece < VALUE) * scale
+        scores = halves(q, tl.trans(tile(k_rows, piece, ok, piece < VALUE)), scores, PRODUCT, True)
+    return scores
 
 
 @kernel("table_stride", "sequences")
@@ -34,21 +71,8 @@ def _latent(
     queries and keys are multiplied so many at a time."""
     blocks = tl.cdiv(n_heads, HEADS)
     token = tl.program_id(0) // blocks
-    part, parts = tl.program_id(1), tl.num_programs(1)
-    sequence = token
-    if SEQUENCES > 0:
-        every = tl.arange(0, SEQUENCES)
-        ends = tl.load(starts_ptr + 1 + every, mask=every < sequences, other=2147483647)
-        sequence = tl.sum((ends <= token).to(tl.int32), axis=0)
-    context = tl.load(contexts_ptr + sequence)
-    if SEQUENCES > 0:
-        context += token + 1 - tl.load(starts_ptr + sequence + 1)  # up to this token
-    seen = seen_of(context, WINDOW)
-    length = seen
-    if SEQUENCES == 0:
-        length = part_length(seen, parts, LEAST, KEYS)
-    first = context - seen + part * length
-    last = tl.minimum(first + length, context)
+    sequence = sequence_of(token, starts_ptr, sequences, SEQUENCES)
+    first, last = keys_of(token, sequence, starts_ptr, contexts_ptr, SEQUENCES, WINDOW, KEYS, LEAST)
     head = tl.program_id(0) % blocks * HEADS + tl.arange(0, HEADS)
     there = head < n_heads
     dims, rest = tl.program_id(2) * V_SIZE + tl.arange(0, V_SIZE), tl.arange(0, REST)
@@ -56,8 +80,8 @@ def _latent(
     if first < last:
         q_rows = q_ptr + token.to(tl.int64) * q_stride + head[:, None] * size
         if CHUNK == 0:
-            q = tl.load(q_rows + dims[None, :], mask=there[:, None] & own_ok[None, :], other=0.0) * scale
-        q_rest = tl.load(q_rows + VALUE + rest[None, :], mask=there[:, None] & rest_ok[None, :], other=0.0) * scale
+            q = tile(q_rows, dims, there, own_ok) * scale
+        q_rest = tile(q_rows + VALUE, rest, there, rest_ok) * scale
         best = tl.full([HEADS], float("-inf"), tl.float32)
         total = tl.zeros([HEADS], tl.float32)
         acc = tl.zeros([HEADS, V_SIZE], tl.float32)
@@ -65,24 +89,17 @@ def _latent(
         for start in range(first, last, KEYS):
             positions = start + tl.arange(0, KEYS)
             ok = positions < last
-            rows = row_of(table, positions, ok, 0, 1, PAGE) * size
-            k = tl.load(k_ptr + rows[:, None] + dims[None, :], mask=ok[:, None] & own_ok[None, :], other=0.0)
-            k_rest = tl.load(
-                k_ptr + rows[:, None] + VALUE + rest[None, :], mask=ok[:, None] & rest_ok[None, :], other=0.0
-            )
+            k_rows = k_ptr + (row_of(table, positions, ok, 0, 1, PAGE) * size)[:, None]
+            k, k_rest = tile(k_rows, dims, ok, own_ok), tile(k_rows + VALUE, rest, ok, rest_ok)
             scores = halves(q_rest, tl.trans(k_rest), tl.zeros([HEADS, KEYS], tl.float32), PRODUCT, True)
             if CHUNK == 0:
                 scores = halves(q, tl.trans(k), scores, PRODUCT, True)
             else:
-                for number in tl.static_range((VALUE + CHUNK - 1) // CHUNK):
-                    piece = number * CHUNK + tl.arange(0, CHUNK)[None, :]
-                    q = tl.load(q_rows + piece, mask=there[:, None] & (piece < VALUE), other=0.0) * scale
-                    own = tl.load(k_ptr + rows[:, None] + piece, mask=ok[:, None] & (piece < VALUE), other=0.0)
-                    scores = halves(q, tl.trans(own), scores, PRODUCT, True)
+                scores = in_chunks(q_rows, k_rows, there, ok, scores, scale, VALUE, CHUNK, PRODUCT)
             best, old, p = weigh(best, tl.where(ok[None, :], scores, float("-inf")), False)
             acc = halves(p, k, acc * old[:, None], PRODUCT, True)
             total = total * old + tl.sum(p, axis=1)
-        out = ((token * n_heads + head) * parts + part).to(tl.int64)
+        out = ((token * n_heads + head) * tl.num_programs(1) + tl.program_id(1)).to(tl.int64)
         if SEQUENCES > 0:
             acc /= total[:, None]
         else:
@@ -104,7 +121,7 @@ def latent(it: Asked) -> None:
         it.q, it.k_cache, it.tables, it.starts, it.contexts, *into, it.q_stride, it.M, it.S, it.N, it.d, it.scale,
         PAGE=it.page, HEADS=HEADS, VALUE=it.v, V_SIZE=chunk or launch.pow2(it.v, 16), REST=launch.pow2(it.d - it.v, 16),
         WINDOW=it.window, KEYS=keys, LEAST=LEAST, SEQUENCES=0 if is_decode else launch.places(it.S), CHUNK=chunk,
-        PRODUCT=it.kind,        num_warps=4, num_stages=2 if chunk == 0 else 1,
+        PRODUCT=it.kind, num_warps=4, num_stages=2 if chunk == 0 else 1,
     )  # fmt: skip
     if found is not None:
         found.merge(it, keys)

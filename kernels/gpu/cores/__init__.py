@@ -1,1 +1,1 @@
-"""What all products share: unpacking of stored weights, dots of few tokens, tiles of many."""
+"""What kernels share: unpacking of stored weights, dots of few tokens, tiles of many, the sequence of a token."""

@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import launch
+from ..cores.sequences import sequence_of
 from ..kernel import kernel
 from ..pointwise import silu
 from .slots import rows, sequences, span_of
@@ -38,11 +39,7 @@ def _short_conv(
     """SEQUENCES 0: a token of each sequence, whose state is brought up to date."""
     PAST: tl.constexpr = TAPS - 1
     token = tl.program_id(0)
-    sequence = token
-    if SEQUENCES > 0:
-        every = tl.arange(0, SEQUENCES)
-        ends = tl.load(starts_ptr + 1 + every, mask=every < sequences, other=2147483647)
-        sequence = tl.sum((ends <= token).to(tl.int32), axis=0)
+    sequence = sequence_of(token, starts_ptr, sequences, SEQUENCES)
     first, _last, goes_on = span_of(starts_ptr, contexts_ptr, sequence)
     slot = tl.load(slots_ptr + sequence).to(tl.int64)
     channel = (tl.program_id(1) * BLOCK + tl.arange(0, BLOCK))[:, None]
