@@ -75,6 +75,7 @@ def test_a_viewer_gets_the_model_the_last_passes_and_then_what_comes(serve: Any,
 
 def test_nothing_is_made_while_nobody_looks(serve: Any) -> None:
     client, service = serve()
+    assert client.head("/live").headers["content-type"].startswith("text/event-stream")
     complete(client, 5)
     time.sleep(0.5)
     live = next(one.__self__ for one in service.ended if isinstance(one.__self__, Totals))
