@@ -126,6 +126,18 @@ def test_a_request_of_the_queue_is_cancelled_and_its_client_told(serve: Any) -> 
     assert client.post("/v1/headrace/cancel", json={"id": "x"}).status_code == 400
 
 
+def test_a_row_says_where_its_prompt_parted_from_an_earlier_one(serve: Any) -> None:
+    client, _ = serve()
+    same = list(range(300, 500))
+    complete(client, 2, prompt=[*same, *range(600, 800)])
+    complete(client, 2, prompt=[*same, *range(900, 1100)])
+    with client.stream("GET", "/live") as response:
+        newest, before = until(events(response), lambda one: len(one["ended_last"]) == 2)["ended_last"]
+    assert newest["miss"].startswith("the prompt is that of an earlier request for 200 tokens")
+    assert newest["cached"] == 192, "whole pages"
+    assert before["miss"] is None
+
+
 def test_the_ledger_and_the_placement_are_those_of_the_engine(serve: Any, llm: Any) -> None:
     client, _ = serve()
     complete(client, 8)
