@@ -31,8 +31,8 @@ def make_app(service: Service) -> ASGIApp:
         routes=routes(service),
         exception_handlers={HTTPException: missing},
     )
-    app.state.service, app.state.live, app.state.metrics = service, Live(service), Metrics(service)
-    app.state.log = AccessLog(service)
+    app.state.service, app.state.metrics, app.state.log = service, Metrics(service), AccessLog(service)
+    app.state.live = Live(service, app.state.log.misses)
     return Guard(app, service.settings)
 
 

@@ -36,6 +36,8 @@ def live_of(request: Request) -> Live:
 
 async def live(request: Request) -> Any:
     """GET /live: events of what the model is (hello), its last passes (history), and how it does (tick)."""
+    if request.method == "HEAD":
+        return Response(headers=sse.HEADERS)
     return sse.EventStream(live_of(request).watch())
 
 

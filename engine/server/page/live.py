@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
 from .. import sse
@@ -30,10 +30,11 @@ PAGES_EVERY = 5  # snapshots; owners of pages are counted one by one
 
 
 class Live:
-    """Everyone who looks at a model, and what they are shown."""
+    """Everyone who looks at a model, and what they are shown. misses: by id of a request where its prompt parted from
+    an earlier one."""
 
-    def __init__(self, service: Service) -> None:
-        self.service, self.totals = service, Totals()
+    def __init__(self, service: Service, misses: Mapping[int, str]) -> None:
+        self.service, self.totals, self.misses = service, Totals(), misses
         self.facts = about_model.Facts(service)
         self.rows = Rows(service.llm.parts.memory_plan.experts)
         self.viewers: set[asyncio.Queue[bytes]] = set()
@@ -105,7 +106,7 @@ class Live:
             "waiting": sum(one["phase"] == "waiting" for one in queue),
             **self.totals.now(generations, now),
             "queue": queue,
-            "ended_last": list(self.totals.recent),
+            "ended_last": [{**one, "miss": self.misses.get(one["id"])} for one in self.totals.recent],
         }
 
     def _finish(self, made: dict[str, Any]) -> bytes:

@@ -85,7 +85,8 @@ class Totals:
         passed = at - since
         return {
             "decode_tok_s": rounded((total.made - before.made) / passed) if passed else 0.0,
-            "prefill_tok_s": rounded((total.computed - before.computed) / passed) if passed else 0.0,
+            # A request that gave its pages back computes its prompt again.
+            "prefill_tok_s": rounded(max(0, total.computed - before.computed) / passed) if passed else 0.0,
             "ttft_ms": rounded(self.ttft_ms),
             "made": total.made,
             "computed": total.computed,

@@ -28,6 +28,7 @@ class AccessLog:
     def __init__(self, service: Service) -> None:
         self.service = service
         self.prompts: deque[list[int]] = deque(maxlen=REMEMBERED)
+        self.misses: dict[int, str] = {}  # of the newest requests that had one, by id
         service.ended.append(self.end)
 
     def end(self, generation: Generation) -> None:
@@ -35,6 +36,9 @@ class AccessLog:
         log.info("%s", self.line(generation))
         if miss := self.near_miss(generation):
             log.info("  %s", miss)
+            self.misses[generation.request.sequence.id] = miss
+            while len(self.misses) > REMEMBERED:
+                del self.misses[next(iter(self.misses))]
         sequence = generation.request.sequence
         if sequence.prompt_tokens >= NEAR:
             self.prompts.append(sequence.tokens)

@@ -75,6 +75,7 @@ def test_a_viewer_gets_the_model_the_last_passes_and_then_what_comes(serve: Any,
 
 def test_nothing_is_made_while_nobody_looks(serve: Any) -> None:
     client, service = serve()
+    assert client.head("/live").headers["content-type"].startswith("text/event-stream")
     complete(client, 5)
     time.sleep(0.5)
     live = next(one.__self__ for one in service.ended if isinstance(one.__self__, Totals))
@@ -123,6 +124,18 @@ def test_a_request_of_the_queue_is_cancelled_and_its_client_told(serve: Any) -> 
         assert tick["ended_last"][0]["reason"] == "cancelled"
     assert client.post("/v1/headrace/cancel", json={"id": row["id"]}).status_code == 404
     assert client.post("/v1/headrace/cancel", json={"id": "x"}).status_code == 400
+
+
+def test_a_row_says_where_its_prompt_parted_from_an_earlier_one(serve: Any) -> None:
+    client, _ = serve()
+    same = list(range(300, 500))
+    complete(client, 2, prompt=[*same, *range(600, 800)])
+    complete(client, 2, prompt=[*same, *range(900, 1100)])
+    with client.stream("GET", "/live") as response:
+        newest, before = until(events(response), lambda one: len(one["ended_last"]) == 2)["ended_last"]
+    assert newest["miss"].startswith("the prompt is that of an earlier request for 200 tokens")
+    assert newest["cached"] == 192, "whole pages"
+    assert before["miss"] is None
 
 
 def test_the_ledger_and_the_placement_are_those_of_the_engine(serve: Any, llm: Any) -> None:

@@ -2,6 +2,7 @@
 import { call } from "../lib/api.js";
 import { events } from "../lib/sse.js";
 
+const SHOWN_MS = 60; // how often an answer that grows is shown: its Markdown is read anew each time
 const NUMBERS = ["temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_tokens", "seed"];
 
 /** What was chosen in the drawer; what is empty is left to the model's own defaults. */
@@ -61,15 +62,15 @@ function take(message, data) {
   if (data.headrace) message.ledger = data.headrace;
 }
 
-/** The whole message. show(message): called once a frame while it grows. Errors are part of it. */
+/** The whole message. show(message): called now and then while it grows. Errors are part of it. */
 export async function answer(conversation, facts, stop, show) {
   const message = { role: "assistant", content: "", reasoning: "", calls: [] };
-  let frame = 0;
+  let timer = 0;
   const later = () => {
-    frame ||= requestAnimationFrame(() => {
-      frame = 0;
+    timer ||= setTimeout(() => {
+      timer = 0;
       show({ ...message, calls: [...message.calls] });
-    });
+    }, SHOWN_MS);
   };
   try {
     const [path, body] = requestOf(conversation, facts);
@@ -84,7 +85,7 @@ export async function answer(conversation, facts, stop, show) {
     else if (error instanceof SyntaxError) message.error = `the tools are no JSON: ${error.message}`;
     else message.error = error.message;
   } finally {
-    cancelAnimationFrame(frame);
+    clearTimeout(timer);
   }
   return message;
 }

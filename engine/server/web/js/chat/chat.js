@@ -36,6 +36,7 @@ function Bar() {
 function Messages() {
   const { messages, id } = current.value;
   const growing = draft.value;
+  void isDrawn.value; // the drawer takes room: what was at the end stays there
   const place = useRef(null);
   const sticks = useRef(true);
   useEffect(() => {

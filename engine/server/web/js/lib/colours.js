@@ -5,6 +5,7 @@ export const theme = { change: 0 };
 
 const probe = document.createElement("span");
 probe.hidden = true;
+probe.className = "probe";
 
 /** A custom property of the style sheet as a colour that a canvas takes. */
 export function colour(name) {

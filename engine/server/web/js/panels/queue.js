@@ -46,7 +46,8 @@ function Ended({ one }) {
   return html`<tr class="ended">
     <th scope="row">${one.id}</th>
     <td>${REASONS[one.reason] ?? one.reason}</td>
-    <td>${whole(one.made)} tokens, the first after ${milliseconds(one.ttft_ms)}</td>
+    <td class="story">${whole(one.made)} tokens, the first after ${milliseconds(one.ttft_ms)}
+      ${one.miss && html`<span class="miss">not from the cache: ${one.miss}</span>`}</td>
     <td class="n">${whole(one.prompt)}</td>
     <td class="n">${whole(one.cached)}</td>
     <td class="n">${number(one.tok_s)}</td>

@@ -87,7 +87,7 @@ export function River() {
     series: [
       {},
       ...[...layers].reverse().map((one) => ({
-        label: one.key, fill: () => colour(one.variable), stroke: () => colour("panel"), width: 0.5, points: { show: false },
+        label: one.key, fill: () => colour(one.variable), stroke: () => colour(one.variable), width: 1, points: { show: false },
       })),
       ...(isSeen ? [{ label: "ceiling", stroke: () => colour("ceiling"), width: 1.5, dash: [5, 4], points: { show: false } }] : []),
     ],
