@@ -2,8 +2,8 @@
 
     decode    one stream through the server, with a viewer of the page, over `LLM.stream`, in turns: median of ratios
     prefix    a long prompt again: passes until its first token
-    gap       the longest wait of a stream for a token while a long prompt is computed, over the limit; /health meanwhile
-    clients   tokens per second of eight streams together over one's; the same for `generate` of eight prompts and of one
+    gap       the longest wait of a stream for a token while a long prompt is computed, over the limit; /health then
+    clients   tokens per second of eight streams together over one's; the same for `generate` of eight prompts and one
 
 python benchmarks/serving.py [--layers 12] [--prompt 20000] [--json FILE]
 """
