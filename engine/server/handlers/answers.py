@@ -16,13 +16,14 @@ from starlette.types import Receive, Scope, Send
 from ....loaders.tokens.dialects.events import Text
 from ...config import SamplingParams
 from ...generation.grammar import Grammar
-from .. import sse, tool_grammar
+from .. import sse
 from ..generation import Generation
 from ..merge import merged
 from ..service import Service
+from ..structured import calls, formats
 from ..wire import chat as chat_wire
 from ..wire import completions as completion_wire
-from ..wire import fields, structured
+from ..wire import fields
 from ..wire.chat import ChatRequest, ChatWriter, Gathered
 from ..wire.completions import CompletionRequest, CompletionWriter
 from ..wire.errors import ApiError, of_exception
@@ -35,7 +36,7 @@ async def chat(request: Request) -> Any:
     name, count = model_name(service, asked.model), fields.choices(asked)
     ask, params = chat_wire.prompt_of(asked), chat_wire.params_of(asked, service.defaults)
     prompt = await service.prompt(ask)
-    tools = None if tool_grammar.leaves_out(asked.tool_choice) else ask.tools
+    tools = None if calls.leaves_out(asked.tool_choice) else ask.tools
     grammar = await form_of(service, asked, asked.response_format, tools, asked.tool_choice, asked.parallel_tool_calls)
     more: dict[str, Any] = {"tools": tools, "parse": True, "priority": asked.priority or 0, "grammar": grammar}
     starts = [partial(service.answer, prompt, nth(params, i), **more) for i in range(count)]
@@ -54,15 +55,15 @@ async def form_of(
     parallel: bool | None = None,
 ) -> Grammar | None:
     """The grammar of an answer: of the form that is asked for, or of a call that must come, or either of both."""
-    is_forced, only = tool_grammar.forced_names(choice)
+    is_forced, only = calls.forced_names(choice)
 
     def wish() -> Grammar | None:
-        schema = structured.schema_of(format)
+        schema = formats.schema_of(format)
         if not is_forced and not (tools and isinstance(schema, Mapping)):
-            return structured.grammar_of(asked, format)
-        return tool_grammar.of_calls(
+            return formats.grammar_of(asked, format)
+        return calls.of_calls(
             service.choice.dialect, tools, service.tokenizer, only=only,
-            several=not tool_grammar.single(parallel, choice),
+            several=not calls.single(parallel, choice),
             or_else=schema if isinstance(schema, Mapping) and not is_forced else None,
         )  # fmt: skip
 

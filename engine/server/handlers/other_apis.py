@@ -12,7 +12,7 @@ from ....loaders.tokens.dialects.events import Event
 from .. import sse
 from ..generation import Generation
 from ..service import Service
-from ..tool_grammar import leaves_out
+from ..structured.calls import leaves_out
 from ..wire import fields
 from ..wire import messages as messages_wire
 from ..wire import responses as responses_wire

@@ -7,8 +7,8 @@ from typing import Any
 
 from ....errors import OptionError
 from ...generation.grammar import Grammar
-from .errors import ApiError, bad_request
-from .fields import Sampled
+from ..wire.errors import ApiError, bad_request
+from ..wire.fields import Sampled
 
 KINDS: dict[str, Callable[[Any], Grammar]] = {
     "json": Grammar.of_schema,

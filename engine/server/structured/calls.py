@@ -10,11 +10,11 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ...loaders.tokens.conversation import tools_of
-from ...loaders.tokens.dialects.dialect import Dialect
-from ...loaders.tokens.tokenizer import Tokenizer
-from ..generation.grammar import BLANKS, Grammar
-from .wire.errors import bad_request
+from ....loaders.tokens.conversation import tools_of
+from ....loaders.tokens.dialects.dialect import Dialect
+from ....loaders.tokens.tokenizer import Tokenizer
+from ...generation.grammar import BLANKS, Grammar
+from ..wire.errors import bad_request
 
 Schema = Mapping[str, Any]
 

@@ -1,0 +1,1 @@
+"""Answers in a form that a request asks for: grammars of text, and of calls."""
