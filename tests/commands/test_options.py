@@ -36,6 +36,18 @@ COMMANDS: dict[str, dict[str, Any]] = {
         "--offline": False, "--cache-dir": None, "--ignore-config-keys": "", "--ignore-tensors": "", "--profile": None,
         "--no-measure": False, "--ram-limit": None,
     },
+    "serve": {
+        "--host": "127.0.0.1", "--port": 8000, "--parallel": 8, "--api-key": None, "--api-key-file": None,
+        "--no-auth": False, "--served-name": None, "--strict-model": False, "--cors-origin": None, "--max-queue": 64,
+        "--no-page": False, "--no-keep-alive": False, "--dialect": None, "--chat-template": None,
+        "--prefill-stall-ms": 1000.0,
+        "--expert-format": "native", "--dense-format": "native", "--dtype": "auto", "--kernels": "auto",
+        "--cpu-activations": "int8", "--threads": None, "--device": "auto", "--cpu-moe": False, "--n-cpu-moe": None,
+        "--placement": None, "--tensor-split": None, "--vram-limit": None, "--stream-from": "auto", "--split": "auto",
+        "--pinned-limit": None, "--handoff": "auto", "--max-context": None, "--prefill-chunk": 512, "--revision": None,
+        "--offline": False, "--cache-dir": None, "--ignore-config-keys": "", "--ignore-tensors": "", "--profile": None,
+        "--no-measure": False, "--ram-limit": None,
+    },
     "convert": {
         "--expert-format": "q4_0", "--dense-format": "native", "--dtype": "auto", "--revision": None,
         "--offline": False, "--cache-dir": None, "--ignore-config-keys": "", "--ignore-tensors": "",
@@ -75,6 +87,7 @@ COMMANDS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 ARGUMENTS = {
     "generate": ["model", "prompts"],
+    "serve": ["model"],
     "convert": ["model", "directory"],
     "perplexity": ["model", "file"],
     "measure": [],
