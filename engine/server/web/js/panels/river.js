@@ -122,7 +122,7 @@ function ceilingInWords(shown, rate, near, isRate) {
   const measured = `the ${bytes(rate)}/s that this machine was measured at`;
   return isRate
     ? `${measured}, for ${tierName(shown)}.`
-    : `what ${tierName(shown)} could have read in the time of a token, ${bytes(near)} in the middle, at ${measured}.`;
+    : `what ${tierName(shown)} could have read in the time of a token (median ${bytes(near)}), at ${measured}.`;
 }
 
 function table(chosen, layers) {
