@@ -17,6 +17,7 @@ from ...errors import HeadraceError, TokenizerError
 from ...loaders.tokens.dialects.choose import Choice, choose
 from ...loaders.tokens.dialects.machine import Machine
 from ...loaders.tokens.dialects.machine import start as start_machine
+from ...loaders.tokens.template_files import named_or_in_file
 from ...loaders.tokens.tokenizer import Tokenizer
 from ..config import SamplingParams
 from ..generation.answer_text import AnswerText
@@ -62,7 +63,7 @@ class Service:
     ) -> None:
         self.llm, self.settings, self.name = llm, settings, name
         self.defaults = SamplingParams(**{"max_new_tokens": llm.admission.limit, **(defaults or {})})
-        self.template = settings.chat_template
+        self.template = named_or_in_file(settings.chat_template)
         self.choice: Choice = choose(
             llm.tokenizer, template=self._template_text(), family=llm.parts.checkpoint.family.model_type,
             wanted=settings.dialect,

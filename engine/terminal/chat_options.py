@@ -11,6 +11,7 @@ from typing import Any
 
 from ...errors import OptionError
 from ...loaders.tokens.dialects import families
+from ...loaders.tokens.template_files import named_or_in_file
 from ..option import COMMON, option
 
 CHAT = "Chat"  # a panel of --help
@@ -73,7 +74,7 @@ class ChatOptions:
         tools = _read_json(self.tools, "--tools") if self.tools is not None else self._request.get("tools")
         return {
             "tools": tools.get("tools") if isinstance(tools, dict) else tools,
-            "template": self._template(),
+            "template": named_or_in_file(self.chat_template),
             "arguments": {**(self._request.get("chat_template_kwargs") or {}), **given},
         }
 
@@ -85,16 +86,6 @@ class ChatOptions:
         if self.messages is not None and not isinstance(found.get("messages"), list):
             raise OptionError(f'--messages: {self.messages} holds no list of messages, nor an object with "messages"')
         return found
-
-    def _template(self) -> str | None:
-        """The name or the text of a template."""
-        wanted = self.chat_template
-        if wanted is None or not Path(wanted).is_file():
-            return wanted
-        try:
-            return Path(wanted).read_text(encoding="utf-8")
-        except (OSError, ValueError) as error:
-            raise OptionError(f"--chat-template: {wanted} cannot be read ({error}): give a jinja file") from error
 
 
 def _argument(text: str) -> tuple[str, Any]:

@@ -64,3 +64,14 @@ def read(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise TokenizerError(f"{path} cannot be read: {error}; fetch the file again") from error
+
+
+def named_or_in_file(wanted: str | None) -> str | None:
+    """What a user says of a template: the text of a file where there is one of that name, else as it is. Raises
+    TokenizerError for a file that cannot be read."""
+    if wanted is None or "{" in wanted or not Path(wanted).is_file():
+        return wanted
+    try:
+        return Path(wanted).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise TokenizerError(f"chat template {wanted} cannot be read ({error}): give a jinja file") from error
