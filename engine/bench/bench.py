@@ -107,7 +107,12 @@ def _decode(llm: LLM, new: int, batch: int, depth: int) -> Once:
     prompts = [_prompt(llm, max(depth, 1), ("before", i)) for i in range(batch)]
     _passes(llm, prompts, SamplingParams(max_new_tokens=min(new, 4) + 1, ignore_eos=True), "decode")
     params = SamplingParams(max_new_tokens=new + 1, ignore_eos=True)  # the first new token comes from prefill
-    return lambda turn: _passes(llm, prompts, params, "decode")
+
+    def once(turn: int) -> list[Pass]:
+        """Steps of the whole batch: prompts of large ones take several passes, and those that came first end first."""
+        return [p for p in _passes(llm, prompts, params, "decode") if len(p.sequences) == batch]
+
+    return once
 
 
 def _timed(llm: LLM, once: Once, turn: int) -> list[Pass]:

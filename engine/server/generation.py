@@ -11,7 +11,7 @@ from ...loaders.tokens.dialects.events import Event
 from ..generation.answer_text import AnswerText
 from ..generation.outputs import Chunk
 from ..generation.request import Request
-from .wire.errors import ApiError
+from .wire.errors import ApiError, engine_failed
 
 SILENT_S = 5.0  # after which a stream shows that it lives
 MOST_UNREAD = 4096  # tokens that wait for a reader, after which it is gone or too slow
@@ -67,7 +67,7 @@ class Generation:
                         yield News()
                     self._fresh.clear()
             if self.request.error is not None:
-                raise self.request.error
+                raise engine_failed(self.request.error)
             constraint = self.request.sequence.constraint
             if constraint is not None and constraint.error:
                 raise ApiError(400, f"the grammar could not be followed: {constraint.error}")

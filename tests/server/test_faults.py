@@ -13,6 +13,7 @@ import httpx
 import pytest
 from serving import Served, raw, serving
 
+from headrace import HeadraceError
 from headrace.engine.server import security, service
 
 HELLO = [{"role": "user", "content": "Hello there"}]
@@ -123,6 +124,16 @@ def test_a_pass_that_fails_ends_its_requests_and_no_others(served: Served, monke
     assert "[DONE]" not in stream.text
     assert "event: error" in message.text
     assert httpx.post(f"{served.url}/v1/chat/completions", json={**LONG, "max_tokens": 2}).status_code == 200
+
+
+def test_a_models_own_failure_is_not_the_clients(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise HeadraceError("the model gave logits that are not finite")
+
+    monkeypatch.setattr(served.llm.loop, "step", fail)
+    answer = httpx.post(f"{served.url}/v1/chat/completions", json=LONG)
+    assert answer.status_code == 500
+    assert "not finite" in answer.json()["error"]["message"]
 
 
 def test_a_template_that_never_ends_is_stopped(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ....errors import ContextOverflow, HeadraceError
+from ....errors import ContextOverflow, HeadraceError, first_words
 
 KINDS = {
     400: "invalid_request_error", 401: "authentication_error", 403: "permission_error", 404: "not_found_error",
@@ -70,6 +70,11 @@ class PromptTooLong(ApiError):
 def bad_request(message: str, param: str | None = None) -> ApiError:
     """A request that cannot be answered as it is."""
     return ApiError(400, message, param=param)
+
+
+def engine_failed(error: BaseException) -> ApiError:
+    """What ended a request while it ran: none of its client's mistakes, whatever kind of error it is."""
+    return error if isinstance(error, ApiError) else ApiError(500, f"the engine failed: {first_words(error)}")
 
 
 def of_exception(error: BaseException) -> ApiError:
