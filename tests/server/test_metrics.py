@@ -108,3 +108,14 @@ def test_templates_and_counts(served: Served) -> None:
     ]
     tokens = httpx.post(f"{served.url}/tokenize", json={"messages": HELLO}).json()["count"]
     assert counts == [tokens] * 3
+
+
+def test_the_document_names_what_is_there(served: Served) -> None:
+    found = httpx.get(f"{served.url}/openapi.json").json()
+    for path, methods in found["paths"].items():
+        for method in methods:
+            answer = httpx.request(method.upper(), served.url + path, json={} if method == "post" else None)
+            assert answer.status_code not in (404, 405), path
+    wanted = found["paths"]["/v1/chat/completions"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    name = wanted["$ref"].rpartition("/")[2]
+    assert found["components"]["schemas"][name]["required"] == ["messages"]

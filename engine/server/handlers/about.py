@@ -111,6 +111,13 @@ async def metrics(request: Request) -> Response:
     return Response(await asyncio.to_thread(found.text), media_type=CONTENT_TYPE_LATEST)
 
 
+async def openapi(_: Request) -> Response:
+    """GET /openapi.json"""
+    from ..openapi import document
+
+    return Json(document())
+
+
 GETS = {
     "/health": health,
     "/v1/health": health,
@@ -121,4 +128,5 @@ GETS = {
     "/props": props,
     "/slots": slots,
     "/metrics": metrics,
+    "/openapi.json": openapi,
 }
