@@ -83,6 +83,7 @@ class Generation:
             found.events.append(self.text.events.popleft())
         if found.chunks:
             self.last = time.monotonic()
+            self.first = self.first or self.last
             self.tokens += len(found.chunks)
         return found
 

@@ -140,9 +140,13 @@ def serve(
     """Serves a model until it is told to stop. Raises what loading it raises."""
     listening = listen(settings)
     server = Server(settings)
-    with listening:
+    try:
         asyncio.run(
             server.run_with(
                 lambda loading: make(load(loading)), listening, lambda found: ready(found, address_of(listening))
             )
         )
+    finally:
+        listening.close()
+        if server.service is not None:
+            server.service.llm.close()
