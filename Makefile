@@ -58,8 +58,9 @@ $(VENV)/.run: $(SOURCES) | $(VENV)/pyvenv.cfg
 	$(BIN)/pip install -q -c constraints.txt -e .
 	@touch $@
 
+# Of the package that is there only what developing needs more: installing it anew would compile everything a second time.
 $(VENV)/.dev: $(VENV)/.run
-	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install -q -c constraints.txt 'headrace[dev]'
 	@touch $@
 
 $(VENV)/pyvenv.cfg:
