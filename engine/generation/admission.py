@@ -12,6 +12,7 @@ from typing import Any
 from ...errors import ContextOverflow, OptionError, TokenizerError, brief
 from ...loaders.tokens.conversation import Message
 from ...loaders.tokens.dialects.choose import choose
+from ...loaders.tokens.dialects.dialect import Dialect
 from ...loaders.tokens.dialects.machine import start
 from ...loaders.tokens.tokenizer import Tokenizer
 from ..coerce import items, whole
@@ -67,12 +68,26 @@ class Admission:
         prompt, tools = tokenizer.render_chat(messages, **rendering), rendering.get("tools")
         template = tokenizer.template(rendering.get("template"), bool(tools)).text
         spoken = choose(tokenizer, template=template, wanted=dialect).dialect
-        machine = start(spoken, tools=tools, prompt_tail=prompt[-TAIL:], tokenizer=tokenizer)
-        ends = [found for text in spoken.stop_tokens if (found := tokenizer.token_id(text)) is not None]
-        params = self._with_special_stops(replace(params, stop_token_ids=(*params.stop_token_ids, *ends)))
-        text = AnswerText(tokenizer, machine, params.stop)
-        text.sequence = self.sequence(tokenizer.encode(prompt, add_special_tokens=False), params)
+        return self.told_apart(tokenizer.encode(prompt, add_special_tokens=False), params, spoken, tools, prompt)
+
+    def told_apart(
+        self, ids: list[int], params: SamplingParams, dialect: Dialect | None, tools: Any = None, prompt: str = ""
+    ) -> tuple[Request, AnswerText]:
+        """A request for what follows ids, and the events of its answer. dialect: how reasoning and calls are written;
+        None: all is text. prompt: the text of a conversation's prompt. Raises what `request` raises."""
+        machine = None
+        if dialect is not None:
+            machine = start(dialect, tools=tools, prompt_tail=prompt[-TAIL:], tokenizer=self.tokenizer)
+            params = replace(params, stop_token_ids=(*params.stop_token_ids, *self._ids_of(dialect.stop_tokens)))
+        params = self._with_special_stops(params)
+        text = AnswerText(self.tokenizer, machine, params.stop)
+        text.sequence = self.sequence(ids, params)
         return Request(text.sequence, text), text
+
+    def _ids_of(self, texts: Iterable[str]) -> list[int]:
+        """Ids of those texts that are tokens."""
+        found = [] if self.tokenizer is None else map(self.tokenizer.token_id, texts)
+        return [one for one in found if one is not None]
 
     def need_tokenizer(self, purpose: str) -> Tokenizer:
         """The tokenizer; raises TokenizerError where the model has none."""
@@ -92,9 +107,8 @@ class Admission:
         """A stop string that is a special token stops by its id: it never shows in the text."""
         if self.tokenizer is None or not (special := [s for s in params.stop if self.tokenizer.is_special(s)]):
             return params
-        ids = [found for text in special if (found := self.tokenizer.token_id(text)) is not None]
         text = tuple(s for s in params.stop if s not in special)
-        return replace(params, stop=text, stop_token_ids=(*params.stop_token_ids, *ids))
+        return replace(params, stop=text, stop_token_ids=(*params.stop_token_ids, *self._ids_of(special)))
 
     def sequence(self, prompt: Prompt, params: SamplingParams) -> Sequence:
         """Its sequence alone."""

@@ -31,8 +31,9 @@ def make_app(service: Service) -> ASGIApp:
         routes=routes(service),
         exception_handlers={HTTPException: missing},
     )
-    app.state.service, app.state.metrics, app.state.log = service, Metrics(service), AccessLog(service)
+    app.state.service, app.state.log = service, AccessLog(service)
     app.state.live = Live(service, app.state.log.misses)
+    app.state.metrics = Metrics(service, app.state.live.totals)
     return Guard(app, service.settings)
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-import time
 from collections.abc import Callable
 
 from ..core.loop import Loop
@@ -28,7 +27,6 @@ class EngineThread:
         self.open: dict[int, Request] = {}
         self.failure: BaseException | None = None  # of the newest pass, if it failed
         self.is_running = False
-        self.last_pass = time.monotonic()
         self._wake = threading.Event()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="headrace-engine", daemon=True)
@@ -86,7 +84,6 @@ class EngineThread:
             log.exception("a pass has failed")
             self.failure = error
             self._fail(error)
-        self.last_pass = time.monotonic()
         self._forget_ended()
         self.on_pass()
 

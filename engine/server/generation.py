@@ -30,13 +30,11 @@ class Generation:
 
     def __init__(self, request: Request, text: AnswerText, cancel: Callable[[Generation], None]) -> None:
         self.request, self.text, self._cancel = request, text, cancel
-        text.sequence = request.sequence
         self.submitted = time.monotonic()
         self.first: float | None = None  # when its first token came
         self.last: float | None = None
         self.tokens = 0
         self._fresh = asyncio.Event()
-        self.has_ended = False
 
     def wake(self) -> None:
         """Says that there may be news; from the thread of handlers."""
@@ -72,7 +70,6 @@ class Generation:
             if constraint is not None and constraint.error:
                 raise ApiError(400, f"the grammar could not be followed: {constraint.error}")
         finally:
-            self.has_ended = True
             self.cancel()
 
     def _drain(self) -> News:

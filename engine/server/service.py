@@ -16,11 +16,9 @@ from typing import Any, TypeVar
 from ...errors import HeadraceError, TokenizerError
 from ...loaders.tokens.dialects.choose import Choice, choose
 from ...loaders.tokens.dialects.machine import Machine
-from ...loaders.tokens.dialects.machine import start as start_machine
 from ...loaders.tokens.template_files import named_or_in_file
 from ...loaders.tokens.tokenizer import Tokenizer
 from ..config import SamplingParams
-from ..generation.answer_text import AnswerText
 from ..generation.grammar import Constraint, Grammar
 from ..generation.request import Request
 from ..llm import LLM
@@ -30,7 +28,6 @@ from .settings import ServerSettings
 from .wire.errors import ApiError, PromptTooLong
 
 PREPARE_S = 60.0  # for a template and its tokens; a template is a stranger's code, and may not end
-TAIL = 2000  # characters of a prompt's end that say whether reasoning is open already
 T = TypeVar("T")
 
 
@@ -49,10 +46,10 @@ class PromptAsk:
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """A prompt as ids; tail: the end of its text, of a conversation."""
+    """A prompt as ids; text: of a conversation's prompt."""
 
     ids: list[int]
-    tail: str = ""
+    text: str = ""
 
 
 class Service:
@@ -130,7 +127,7 @@ class Service:
             encode = self.llm.admission.encode if ask.add_special_tokens else self._encode_plain
             return Prompt(ids=encode(ask.text))
         text = self.render(ask)
-        return Prompt(ids=self._encode_plain(text), tail=text[-TAIL:])
+        return Prompt(ids=self._encode_plain(text), text=text)
 
     def _encode_plain(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False)
@@ -181,12 +178,12 @@ class Service:
         """No more new tokens than the context leaves."""
         return replace(params, max_new_tokens=max(1, min(params.max_new_tokens, self.limit + 1 - prompt_tokens)))
 
-    async def form(self, wish: Callable[[], Grammar | None]) -> Grammar | None:
+    async def form(self, wish: Callable[[], Grammar]) -> Grammar:
         """The grammar that answers are to follow, made in another thread with what it needs; raises ApiError."""
 
-        def make() -> Grammar | None:
+        def make() -> Grammar:
             found = wish()
-            if found is not None and self.llm.vocabulary is not None:
+            if self.llm.vocabulary is not None:
                 self.llm.vocabulary.made()
             return found
 
@@ -205,18 +202,11 @@ class Service:
         """Starts an answer. parse: reasoning and calls are told apart from text. grammar: what it follows, behind its
         reasoning. Raises ApiError or a HeadraceError."""
         self.check_queue()
-        params, machine, stop = self.clamp(params, len(prompt.ids)), None, params.stop
-        if parse:
-            machine = start_machine(
-                self.choice.dialect, tools=tools, prompt_tail=prompt.tail, tokenizer=self.llm.tokenizer
-            )
-            params = replace(params, stop_token_ids=(*params.stop_token_ids, *self._dialect_ends))
-        plain = self.llm.admission.request(prompt.ids, params)
-        text = AnswerText(self.llm.tokenizer, machine, plain.sequence.params.stop if stop else ())
-        request = Request(plain.sequence, text)
+        params, dialect = self.clamp(params, len(prompt.ids)), self.choice.dialect if parse else None
+        request, text = self.llm.admission.told_apart(prompt.ids, params, dialect, tools, prompt.text)
         request.sequence.priority = priority
         if grammar is not None:
-            request.sequence.constraint = self._constraint(grammar, request, machine)
+            request.sequence.constraint = self._constraint(grammar, request, text.machine)
         generation = Generation(request, text, self._end)
         self.open[request.sequence.id] = generation
         self.engine.submit(request)
@@ -234,13 +224,6 @@ class Service:
             return machine.in_reasoning or (token in opens and not request.sequence.completion)
 
         return self.llm.vocabulary.constraint(grammar, is_free)
-
-    @property
-    def _dialect_ends(self) -> list[int]:
-        """Tokens that end an answer in the model's dialect."""
-        tokenizer = self.llm.tokenizer
-        found = [] if tokenizer is None else map(tokenizer.token_id, self.choice.dialect.stop_tokens)
-        return [one for one in found if one is not None]
 
     def _end(self, generation: Generation) -> None:
         """Ends an answer, whoever wants it; told once."""

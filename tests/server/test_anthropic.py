@@ -9,7 +9,7 @@ import anthropic
 import httpx
 import pytest
 from anthropic import Anthropic
-from serving import Served, serving
+from serving import Served
 
 from headrace.engine.server.wire import fields
 from headrace.engine.server.wire.messages import MessagesRequest, prompt_of
@@ -24,12 +24,6 @@ TOOLS: list[Any] = [
 ]
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"place": "Oslo"}}\n</tool_call>'
 HELLO: list[Any] = [{"role": "user", "content": "Hello there"}]
-
-
-@pytest.fixture(scope="module")
-def served() -> Iterator[Served]:
-    with serving() as found:
-        yield found
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -24,20 +23,6 @@ TOOLS = [
 ]
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"place": "Oslo", "days": 2}}\n</tool_call>'
 HELLO: list[Any] = [{"role": "user", "content": "Hello there"}]
-
-
-@pytest.fixture(scope="module")
-def served() -> Iterator[Served]:
-    with serving() as found:
-        yield found
-
-
-@pytest.fixture
-def client(served: Served) -> Iterator[OpenAI]:
-    served.says(None)
-    with OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0) as found:
-        yield found
-    assert not served.service.open
 
 
 def test_models(client: OpenAI, served: Served) -> None:

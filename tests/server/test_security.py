@@ -17,12 +17,6 @@ BODY = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
 
 
 @pytest.fixture(scope="module")
-def served() -> Iterator[Served]:
-    with serving() as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
 def locked() -> Iterator[Served]:
     with serving(api_key=("one", "two")) as found:
         yield found

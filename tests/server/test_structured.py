@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -42,19 +41,6 @@ TOOLS: Any = [
     }
     for name in ("weather", "travel")
 ]
-
-
-@pytest.fixture(scope="module")
-def served() -> Iterator[Served]:
-    with serving() as found:
-        yield found
-
-
-@pytest.fixture
-def client(served: Served) -> Iterator[OpenAI]:
-    served.says(None)
-    with OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0) as found:
-        yield found
 
 
 def follows(text: str) -> None:

@@ -13,7 +13,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from ....loaders.tokens.dialects.events import Text
 from ...config import SamplingParams
 from ...generation.grammar import Grammar
 from .. import sse
@@ -42,7 +41,7 @@ async def chat(request: Request) -> Any:
     starts = [partial(service.answer, prompt, nth(params, i), **more) for i in range(count)]
     generations, writer = started(starts), ChatWriter(asked, name, service.token_bytes)
     if asked.stream:
-        return sse.EventStream(chat_events(writer, generations, service), partial(end, generations))
+        return sse.EventStream(events(writer, generations, service), partial(end, generations))
     return Answer(generations, writer.whole)
 
 
@@ -56,18 +55,16 @@ async def form_of(
 ) -> Grammar | None:
     """The grammar of an answer: of the form that is asked for, or of a call that must come, or either of both."""
     is_forced, only = calls.forced_names(choice)
-
-    def wish() -> Grammar | None:
-        schema = formats.schema_of(format)
-        if not is_forced and not (tools and isinstance(schema, Mapping)):
-            return formats.grammar_of(asked, format)
-        return calls.of_calls(
-            service.choice.dialect, tools, service.tokenizer, only=only,
+    schema = formats.schema_of(format)
+    if not is_forced and not (tools and isinstance(schema, Mapping)):
+        wish: Callable[[], Grammar] | None = formats.wish_of(asked, format)
+    else:
+        wish = partial(
+            calls.of_calls, service.choice.dialect, tools, service.tokenizer, only=only,
             several=not calls.single(parallel, choice),
             or_else=schema if isinstance(schema, Mapping) and not is_forced else None,
         )  # fmt: skip
-
-    return await service.form(wish)
+    return None if wish is None else await service.form(wish)
 
 
 def started(starts: Iterable[Callable[[], Generation]]) -> list[Generation]:
@@ -93,24 +90,22 @@ def nth(params: SamplingParams, number: int) -> SamplingParams:
     return params if params.seed is None or not number else replace(params, seed=(params.seed + number) % 2**63)
 
 
-async def chat_events(
-    writer: ChatWriter, generations: Sequence[Generation], service: Service
+async def events(
+    writer: ChatWriter | CompletionWriter, generations: Sequence[Generation], service: Service
 ) -> AsyncGenerator[bytes, None]:
-    """The events of a streamed chat."""
-    for i in range(len(generations)):
-        yield sse.event(writer.opening(i))
+    """The events of a stream of several answers."""
+    for opening in writer.openings(len(generations)):
+        yield sse.event(opening)
     stream = merged(generations)
     try:
         async for i, news in stream:
             if news is None:
                 yield sse.event(writer.closing(i, generations[i]))
-                continue
-            if not news.events and not news.chunks:
-                if not service.settings.no_keep_alive:
-                    yield sse.ALIVE
-                continue
-            for delta in writer.deltas(i, news.events, news.chunks):
-                yield sse.event(delta)
+            elif news.events or news.chunks:
+                for delta in writer.deltas(i, news.events, news.chunks):
+                    yield sse.event(delta)
+            elif not service.settings.no_keep_alive:
+                yield sse.ALIVE
         if writer.asked.wants_usage:
             yield sse.event(writer.counted(generations))
         yield sse.DONE
@@ -134,37 +129,10 @@ async def completions(request: Request) -> Any:
         for prompt in prompts
         for i in range(count)
     ]
-    generations, writer = started(starts), CompletionWriter(asked, name, service.token_bytes)
+    generations, writer = started(starts), CompletionWriter(asked, name, service.token_bytes, echoes)
     if asked.stream:
-        return sse.EventStream(completion_events(writer, generations, echoes, service), partial(end, generations))
-    return Answer(generations, lambda made, gathered: writer.whole(made, gathered, echoes))
-
-
-async def completion_events(
-    writer: CompletionWriter, generations: Sequence[Generation], echoes: Sequence[str], service: Service
-) -> AsyncGenerator[bytes, None]:
-    """The events of a streamed completion."""
-    for i, echo in enumerate(echoes):
-        if echo:
-            yield sse.event(writer.piece(i, echo, []))
-    stream = merged(generations)
-    try:
-        async for i, news in stream:
-            if news is None:
-                yield sse.event(writer.closing(i, generations[i]))
-            elif news.events or news.chunks:
-                text = "".join(one.text for one in news.events if isinstance(one, Text))
-                if text or writer.asked.logprobs is not None:
-                    yield sse.event(writer.piece(i, text, news.chunks))
-            elif not service.settings.no_keep_alive:
-                yield sse.ALIVE
-        if writer.asked.wants_usage:
-            yield sse.event(writer.counted(generations))
-        yield sse.DONE
-    except Exception as error:  # the headers are out: the stream says it
-        yield sse.event(of_exception(error).openai())
-    finally:
-        await stream.aclose()
+        return sse.EventStream(events(writer, generations, service), partial(end, generations))
+    return Answer(generations, writer.whole)
 
 
 Whole = Callable[[Sequence[Generation], Sequence[Gathered]], dict[str, Any]]

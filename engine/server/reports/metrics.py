@@ -19,7 +19,7 @@ from ...ledger.passes import Pass
 from ...ledger.summary import PHASES, summarise
 from ..generation import Generation
 from ..page.passes import newest
-from ..page.totals import reason_of, tokens_of
+from ..page.totals import Totals
 from ..service import Service
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
@@ -37,15 +37,13 @@ HISTOGRAMS = {
 class Metrics(Collector):
     """Counts what a service does."""
 
-    def __init__(self, service: Service) -> None:
-        self.service = service
+    def __init__(self, service: Service, totals: Totals) -> None:
+        self.service, self.totals = service, totals
         self.registry = CollectorRegistry()
         self.times = {
             name: Histogram(f"headrace_{name}", about, buckets=SECONDS, registry=self.registry)
             for name, about in HISTOGRAMS.items()
         }
-        self.tokens: Sums[str] = Sums()
-        self.reasons: Sums[str] = Sums()
         self.bytes: Sums[tuple[str, str]] = Sums()
         self.seconds: Sums[str] = Sums()
         self.registry.register(self)
@@ -66,16 +64,6 @@ class Metrics(Collector):
 
     def end(self, generation: Generation) -> None:
         """A request has ended."""
-        found = tokens_of(generation)
-        self.tokens.update(
-            {
-                "prompt": found.prompt,
-                "generation": found.made,
-                "prefix_cache_query": found.prompt,
-                "prefix_cache_hit": found.reused,
-            }
-        )
-        self.reasons[reason_of(generation)] += 1
         if generation.first is None:
             return
         begun, last = generation.submitted + generation.queued_s, generation.last or generation.first
@@ -86,8 +74,9 @@ class Metrics(Collector):
             "request_prefill_time_seconds": max(0.0, generation.first - begun),
             "request_decode_time_seconds": last - generation.first,
         }
-        if found.made > 1:
-            seconds["time_per_output_token_seconds"] = (last - generation.first) / (found.made - 1)
+        made = len(generation.request.sequence.completion)
+        if made > 1:
+            seconds["time_per_output_token_seconds"] = (last - generation.first) / (made - 1)
         for name, value in seconds.items():
             self.times[name].observe(value)
 
@@ -104,9 +93,14 @@ class Metrics(Collector):
         )
         yield gauge("kv_cache_pages_idle", "pages that hold known content and no request needs", len(pages.idle))
         yield counter("num_preemptions", "requests that made room for others", {(): loop.scheduler.preemptions})
-        for name in ("prompt", "generation", "prefix_cache_query", "prefix_cache_hit"):
-            yield counter(f"{name}_tokens", f"tokens: {name.replace('_', ' ')}", {(): self.tokens[name]})
-        reasons = {(reason,): count for reason, count in self.reasons.items()}
+        ended = self.totals.ended
+        tokens = {
+            "prompt": ended.prompt, "generation": ended.made, "prefix_cache_query": ended.prompt,
+            "prefix_cache_hit": ended.reused,
+        }  # fmt: skip
+        for name, count in tokens.items():
+            yield counter(f"{name}_tokens", f"tokens: {name.replace('_', ' ')}", {(): count})
+        reasons = {(reason,): count for reason, count in self.totals.reasons.items()}
         yield counter("request_success", "requests that ended, by why", reasons, ["finished_reason"])
         yield counter("bytes", "bytes read or sent by passes", dict(self.bytes), ["tier", "group"])
         yield counter("pass_seconds", "seconds of passes", {(p,): s for p, s in self.seconds.items()}, ["phase"])

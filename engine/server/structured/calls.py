@@ -7,7 +7,7 @@ for "auto".
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from ....loaders.tokens.conversation import tools_of
@@ -103,6 +103,3 @@ def single(parallel: bool | None, choice: Any) -> bool:
     """Whether at most one call may come."""
     disabled = isinstance(choice, Mapping) and choice.get("disable_parallel_tool_use") is True
     return parallel is False or disabled
-
-
-Tools = Sequence[Mapping[str, Any]]

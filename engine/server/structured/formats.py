@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from ....errors import OptionError
@@ -37,8 +38,9 @@ def schema_of(format: Mapping[str, Any] | None) -> Mapping[str, Any] | bool | No
     )
 
 
-def grammar_of(asked: Sampled, format: Mapping[str, Any] | None = None) -> Grammar | None:
-    """The grammar that a request asks for, in whatever way; raises ApiError for several, or for one that is none."""
+def wish_of(asked: Sampled, format: Mapping[str, Any] | None = None) -> Callable[[], Grammar] | None:
+    """What makes the grammar that a request asks for, in whatever way; None: it asks for none. Raises ApiError for
+    several, or for a kind that there is none of; so does what is returned for a grammar that is none."""
     given = {f"guided_{kind}": (kind, getattr(asked, f"guided_{kind}")) for kind in KINDS}
     given |= {"grammar": ("grammar", asked.grammar), "json_schema": ("json", asked.json_schema)}
     given |= {f"structured_outputs.{k}": (k, v) for k, v in (asked.structured_outputs or {}).items()}
@@ -49,8 +51,12 @@ def grammar_of(asked: Sampled, format: Mapping[str, Any] | None = None) -> Gramm
     for name, (kind, value) in wanted.items():
         if kind not in KINDS:
             raise bad_request(f"{name} is not supported: give {', '.join(KINDS)}", name)
-        try:
-            return KINDS[kind](value)
-        except (OptionError, TypeError) as error:
-            raise ApiError(400, f"{name}: {error}", param=name) from None
+        return partial(_make, name, KINDS[kind], value)
     return None
+
+
+def _make(name: str, kind: Callable[[Any], Grammar], value: Any) -> Grammar:
+    try:
+        return kind(value)
+    except (OptionError, TypeError) as error:
+        raise ApiError(400, f"{name}: {error}", param=name) from None

@@ -6,8 +6,6 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import msgspec
-
 from ....loaders.tokens.dialects.events import CallArguments, CallStart, Event, Reasoning, Text
 from ...config import SamplingParams
 from ...generation.outputs import Chunk
@@ -18,19 +16,12 @@ from .errors import bad_request
 from .logprobs import chat_logprobs
 
 
-class StreamOptions(msgspec.Struct, kw_only=True):
-    """What a stream has besides text."""
-
-    include_usage: bool | None = None
-
-
-class ChatRequest(fields.Sampled, kw_only=True):
+class ChatRequest(fields.Streamed, kw_only=True):
     """The body of a request."""
 
     messages: list[dict[str, Any]]
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
-    stream_options: StreamOptions | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
@@ -45,18 +36,10 @@ class ChatRequest(fields.Sampled, kw_only=True):
     return_progress: bool | None = None
     timings_per_token: bool | None = None
 
-    @property
-    def wants_usage(self) -> bool:
-        """Whether a stream ends with a chunk of counts."""
-        return bool(self.stream_options and self.stream_options.include_usage)
-
 
 def prompt_of(asked: ChatRequest) -> PromptAsk:
     """What the prompt is made of; raises ApiError for what cannot be done."""
-    if not asked.messages:
-        raise bad_request("messages is empty: give at least one", "messages")
-    if len(asked.messages) > fields.MOST_MESSAGES or len(asked.tools or ()) > fields.MOST_TOOLS:
-        raise bad_request(f"give at most {fields.MOST_MESSAGES} messages and {fields.MOST_TOOLS} tools")
+    fields.check_sizes(asked.messages, asked.tools)
     if asked.continue_final_message:
         raise bad_request("continue_final_message is not supported: leave it out", "continue_final_message")
     return PromptAsk(
@@ -86,9 +69,9 @@ class ChatWriter:
         head = {"id": self.id, "object": "chat.completion.chunk", "created": self.created, "model": self.model}
         return {**head, "choices": choices, **more}
 
-    def opening(self, index: int) -> dict[str, Any]:
-        """The first chunk of a choice."""
-        return self.chunk([self._choice(index, {"role": "assistant", "content": ""})])
+    def openings(self, count: int) -> list[dict[str, Any]]:
+        """The first chunk of each choice."""
+        return [self.chunk([self._choice(i, {"role": "assistant", "content": ""})]) for i in range(count)]
 
     def deltas(self, index: int, events: Sequence[Event], chunks: Sequence[Chunk]) -> list[dict[str, Any]]:
         """What events and tokens add to a choice."""

@@ -6,12 +6,13 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from ....loaders.tokens.dialects.events import Event, Text
 from ...config import SamplingParams
 from ...generation.outputs import Chunk
 from ..generation import Generation
 from ..service import PromptAsk
 from . import fields, usage
-from .chat import Gathered, StreamOptions
+from .chat import Gathered
 from .errors import bad_request
 from .logprobs import completion_logprobs
 
@@ -19,22 +20,16 @@ MOST_PROMPTS = 64
 DEFAULT_NEW = 16  # of OpenAI's API, where nothing is said
 
 
-class CompletionRequest(fields.Sampled, kw_only=True):
+class CompletionRequest(fields.Streamed, kw_only=True):
     """The body of a request."""
 
     prompt: str | list[str | int | list[int]]
     max_tokens: int | None = None
-    stream_options: StreamOptions | None = None
     echo: bool | None = None
     suffix: str | None = None
     best_of: int | None = None
     logprobs: int | None = None
     add_special_tokens: bool | None = None
-
-    @property
-    def wants_usage(self) -> bool:
-        """Whether a stream ends with a chunk of counts."""
-        return bool(self.stream_options and self.stream_options.include_usage)
 
 
 def prompts_of(asked: CompletionRequest) -> list[PromptAsk]:
@@ -61,10 +56,11 @@ def params_of(asked: CompletionRequest, defaults: SamplingParams) -> SamplingPar
 
 
 class CompletionWriter:
-    """Events of choices to the chunks of a stream, and to a whole answer. decode: a token's bytes."""
+    """Events of choices to the chunks of a stream, and to a whole answer. decode: a token's bytes. echoes: by choice
+    the text of its prompt, "" where it is not wanted."""
 
-    def __init__(self, asked: CompletionRequest, model: str, decode: Any) -> None:
-        self.asked, self.model, self.decode = asked, model, decode
+    def __init__(self, asked: CompletionRequest, model: str, decode: Any, echoes: Sequence[str]) -> None:
+        self.asked, self.model, self.decode, self.echoes = asked, model, decode, echoes
         self.id, self.created = usage.new_id("cmpl"), int(time.time())
         self.lengths: dict[int, int] = {}
 
@@ -73,7 +69,16 @@ class CompletionWriter:
         head = {"id": self.id, "object": "text_completion", "created": self.created, "model": self.model}
         return {**head, "choices": choices, **more}
 
-    def piece(self, index: int, text: str, chunks: Sequence[Chunk]) -> dict[str, Any]:
+    def openings(self, count: int) -> list[dict[str, Any]]:
+        """The prompts, where they are wanted."""
+        return [self._piece(i, echo, []) for i, echo in enumerate(self.echoes[:count]) if echo]
+
+    def deltas(self, index: int, events: Sequence[Event], chunks: Sequence[Chunk]) -> list[dict[str, Any]]:
+        """What events and tokens add to a choice."""
+        text = "".join(one.text for one in events if isinstance(one, Text))
+        return [self._piece(index, text, chunks)] if text or self.asked.logprobs is not None else []
+
+    def _piece(self, index: int, text: str, chunks: Sequence[Chunk]) -> dict[str, Any]:
         """What a choice grows by."""
         start = self.lengths.get(index, 0)
         self.lengths[index] = start + len(text)
@@ -92,13 +97,11 @@ class CompletionWriter:
         likely = completion_logprobs(chunks, self.decode, start) if self.asked.logprobs is not None else None
         return {"index": index, "text": text, "logprobs": likely, "finish_reason": reason}
 
-    def whole(
-        self, generations: Sequence[Generation], gathered: Sequence[Gathered], echoes: Sequence[str]
-    ) -> dict[str, Any]:
-        """The answer of a request that streams nothing. echoes: texts of the prompts, where they are wanted."""
+    def whole(self, generations: Sequence[Generation], gathered: Sequence[Gathered]) -> dict[str, Any]:
+        """The answer of a request that streams nothing."""
         choices = [
             self._choice(i, echo + one.text, one.chunks, len(echo), generation.finish_reason)
-            for i, (generation, one, echo) in enumerate(zip(generations, gathered, echoes, strict=True))
+            for i, (generation, one, echo) in enumerate(zip(generations, gathered, self.echoes, strict=True))
         ]
         extras = usage.extras(generations[0], bool(self.asked.headrace))
         return self.chunk(choices, usage=usage.openai(generations), **extras)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import msgspec
@@ -47,6 +49,31 @@ class Sampled(msgspec.Struct, kw_only=True):
     structured_outputs: dict[str, Any] | None = None
 
 
+class StreamOptions(msgspec.Struct, kw_only=True):
+    """What a stream has besides text."""
+
+    include_usage: bool | None = None
+
+
+class Streamed(Sampled, kw_only=True):
+    """What requests of OpenAI's chat and completions have in common."""
+
+    stream_options: StreamOptions | None = None
+
+    @property
+    def wants_usage(self) -> bool:
+        """Whether a stream ends with a chunk of counts."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+
+def check_sizes(messages: Sequence[Any], tools: Sequence[Any] | None) -> None:
+    """Raises ApiError for no message, or more messages or tools than anybody needs."""
+    if not messages:
+        raise bad_request("messages is empty: give at least one", "messages")
+    if len(messages) > MOST_MESSAGES or len(tools or ()) > MOST_TOOLS:
+        raise bad_request(f"give at most {MOST_MESSAGES} messages and {MOST_TOOLS} tools")
+
+
 def read(body: bytes, kind: type[T]) -> T:
     """A request of a kind; raises ApiError that names the field."""
     try:
@@ -89,9 +116,8 @@ def sampling(wanted: Sampled, defaults: SamplingParams, new: int | None, **more:
         "max_new_tokens": new if new is not None and new > 0 else None,
         **more,
     }
-    kept = {name: getattr(defaults, name) for name in SamplingParams.__dataclass_fields__}
     try:
-        return SamplingParams(**{**kept, **{name: value for name, value in given.items() if value is not None}})
+        return replace(defaults, **{name: value for name, value in given.items() if value is not None})
     except OptionError as error:
         raise ApiError(400, str(error), param=str(error).split(" ", 1)[0]) from None
 

@@ -47,10 +47,7 @@ class MessagesRequest(fields.Sampled, kw_only=True):
 
 def prompt_of(asked: MessagesRequest) -> PromptAsk:
     """What the prompt is made of; raises ApiError for what cannot be done."""
-    if not asked.messages:
-        raise bad_request("messages is empty: give at least one", "messages")
-    if len(asked.messages) > fields.MOST_MESSAGES or len(asked.tools or ()) > fields.MOST_TOOLS:
-        raise bad_request(f"give at most {fields.MOST_MESSAGES} messages and {fields.MOST_TOOLS} tools")
+    fields.check_sizes(asked.messages, asked.tools)
     thinks = None if asked.thinking is None else {"enabled": True, "disabled": False}.get(asked.thinking.type or "")
     effort = None if asked.output_config is None else asked.output_config.effort
     return PromptAsk(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -88,13 +88,28 @@ class Served:
 
 
 @contextmanager
+def running(settings: ServerSettings, load: Callable[[run.Loading], Service]) -> Iterator[tuple[run.Server, str]]:
+    """A server in a thread of its own, and where it is. load: makes what is served."""
+    listening, ready, server = run.listen(settings), threading.Event(), run.Server(settings)
+    server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
+    serve = server.run_with(load, listening, lambda _: ready.set())
+    thread = threading.Thread(target=lambda: asyncio.run(serve), daemon=True)
+    thread.start()
+    assert ready.wait(60), server.failure
+    try:
+        yield server, run.address_of(listening)
+    finally:
+        server.should_exit = True
+        thread.join(60)
+        listening.close()
+        assert not thread.is_alive(), "the server does not end"
+
+
+@contextmanager
 def serving(model: Any = "demo", options: dict[str, Any] | None = None, **settings: Any) -> Iterator[Served]:
     """Serves a model while the block runs. options: of the model; settings: of the server."""
     script = Script()
     chosen = ServerSettings(**{"port": 0, "chat_template": TEMPLATE, **settings})
-    listening, ready = run.listen(chosen), threading.Event()
-    server = run.Server(chosen)
-    server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
 
     def load(loading: run.Loading) -> Service:
         llm = LLM(
@@ -104,19 +119,8 @@ def serving(model: Any = "demo", options: dict[str, Any] | None = None, **settin
         script.llm = llm
         return Service(llm, chosen, "demo", {"temperature": 0.0})
 
-    def serve() -> None:
-        asyncio.run(server.run_with(load, listening, lambda _: ready.set()))
-
-    thread = threading.Thread(target=serve, daemon=True)
-    thread.start()
-    assert ready.wait(60), server.failure
-    try:
-        yield Served(server, run.address_of(listening), script)
-    finally:
-        server.should_exit = True
-        thread.join(60)
-        listening.close()
-        assert not thread.is_alive(), "the server does not end"
+    with running(chosen, load) as (server, url):
+        yield Served(server, url, script)
 
 
 def raw(url: str, request: bytes, seconds: float = 10.0) -> bytes:
