@@ -1,10 +1,11 @@
-# What both calls on a GPU share (gpu_first_call.sh, gpu_second_call.sh): sourced with the kit's folder as $1. LIMIT is the
+# What both calls on a GPU share (gpu_first_call.sh, gpu_second_call.sh): sourced with the kit's file as $1. LIMIT is the
 # time of the whole call in seconds; results go into the folder $OUT, a file for each part.
-if [ $# -lt 1 ] || [ ! -d "$1" ] || [ ! -d "${OUT:-}" ]; then
-  echo "usage: OUT=FOLDER bash $0 KIT    KIT holds headrace-*.whl and triton-cache.tar.gz (make gpu-kit), OUT takes the results" >&2
+if [ $# -lt 1 ] || [ ! -f "$1" ] || [ ! -d "${OUT:-}" ]; then
+  echo "usage: OUT=FOLDER bash $0 KIT    KIT is what make gpu-kit wrote, headrace-gpu-kit.tar.gz; OUT takes the results" >&2
   exit 2
 fi
-KIT=$(cd "$1" && pwd)
+KIT=$(mktemp -d)
+tar -C "$KIT" -xzf "$1" || exit 2
 shift
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 SITE=$(mktemp -d)
@@ -49,5 +50,5 @@ prepare() {
     limited 120 "$PYTHON" -m pip install -q --no-build-isolation --no-deps --target "$SITE" "$ROOT"
   }
   local cache=${TRITON_CACHE_DIR:-$HOME/.triton/cache}
-  mkdir -p "$cache" && tar -C "$cache" -xzf "$KIT/triton-cache.tar.gz" || say "no kernels that were compiled before"
+  mkdir -p "$cache" && cp -rn "$KIT/cache/." "$cache" || say "no kernels that were compiled before"
 }

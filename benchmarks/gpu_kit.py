@@ -32,7 +32,7 @@ MOST_BYTES = 40 << 20
 FORMATS_TAKEN = ("q4_0", "q8_0", "bf16")  # of a model that is named
 MODELS: dict[str, tuple[str, ...]] = {  # with every kind of mixer, router and activation, and their formats
     "Qwen3-30B-A3B": FORMATS_TAKEN, "gpt-oss-20b": ("mxfp4",), "DeepSeek-V2-Lite": ("q4_0",),
-    "GLM-4.7-Flash": ("q4_0",), "Qwen3-Next-80B-A3B": ("q4_0",),
+    "GLM-4.7-Flash": ("q4_0",), "Qwen3-Next-80B-A3B": ("q4_0",), "demo": ("bf16",),
 }  # fmt: skip
 LAYERS = 4  # as many as have every kind of a model's
 TOKENS, SEQUENCES, CONTEXT, PAGES = 4096, 16, 1 << 17, 64  # of the largest pass; pages of the cache do not matter

@@ -19,6 +19,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -113,6 +115,7 @@ def each_way(ways: dict[str, dict[str, Any]], run: Callable[[dict[str, Any]], An
         try:
             yield name, run({"handoff": "eager", **options})
         except Exception as error:  # Triton's compiler and launcher raise all kinds
+            traceback.print_exc(file=sys.stdout)
             yield name, f"{type(error).__name__}: {error}"
 
 

@@ -3,8 +3,8 @@
 # and graphs against each other, and a look into two kernels. After one in which something broke: name what broke, and
 # it alone is run once more, each launch waited for, so that an error is raised where it happens.
 #
-#     OUT=FOLDER bash benchmarks/gpu_second_call.sh dist/gpu-kit
-#     OUT=FOLDER bash benchmarks/gpu_second_call.sh dist/gpu-kit models:cpu-moe micro:across
+#     OUT=FOLDER bash benchmarks/gpu_second_call.sh build/headrace-gpu-kit.tar.gz
+#     OUT=FOLDER bash benchmarks/gpu_second_call.sh build/headrace-gpu-kit.tar.gz models:cpu-moe micro:across
 LIMIT=290
 source "$(dirname "${BASH_SOURCE[0]}")/gpu_call.sh"
 

@@ -8,7 +8,6 @@ import os
 import re
 import subprocess
 import sys
-import tarfile
 import time
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import torch
 from busy import HANG_S
 
 pytest.importorskip("triton", reason="the GPU kernels need Triton", exc_type=ImportError)
+import gpu_kit
 import gpu_suite
 
 from headrace.engine.bench import passport
@@ -214,15 +214,17 @@ def test_every_part_is_less_than_two_minutes_and_can_say_what_failed() -> None:
 
 
 @pytest.fixture
-def machine(tmp_path: Path) -> dict[str, str]:
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """A kit, a folder for results, and a Python that notes what it is asked for; `handoff` ends badly."""
-    kit, out, python = tmp_path / "kit", tmp_path / "out", tmp_path / "python"
-    kit.mkdir()
+    out, python = tmp_path / "out", tmp_path / "python"
     out.mkdir()
-    (kit / "headrace-0.1.0-cp312-cp312-linux_x86_64.whl").touch()
-    (tmp_path / "kernel.cubin").write_text("machine code")
-    with tarfile.open(kit / "triton-cache.tar.gz", "w:gz") as tar:
-        tar.add(tmp_path / "kernel.cubin", "ABC/kernel.cubin")
+    wheel, kernel = tmp_path / "headrace-0.1.0-cp312-cp312-linux_x86_64.whl", tmp_path / "kept/ABC/kernel.cubin"
+    wheel.touch()
+    kernel.parent.mkdir(parents=True)
+    kernel.write_text("machine code")
+    kit = tmp_path / gpu_kit.PACKED.name
+    monkeypatch.setattr(gpu_kit, "KIT", tmp_path)
+    gpu_kit.pack_kit(wheel, tmp_path / "kept", kit)
     python.write_text(
         "#!/bin/bash\n"
         'echo "$CUDA_LAUNCH_BLOCKING $*" >> "$LOG"\n'
