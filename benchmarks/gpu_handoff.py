@@ -75,7 +75,7 @@ def show(found: dict[str, Any]) -> list[str]:
         return [f"hand-off: {found['skipped']}"]
     lines = []
     for name, trial in found.items():
-        if name in ("memop", "hostfunc", "eager"):
+        if name in ("memop", "hostfunc", "spin", "eager"):
             lines.append(f"hand-off {name:10} " + (f"{trial['us']:8.1f} us a job" if trial["us"] else trial["problem"]))
     if "pinning" in found:
         pin = found["pinning"]

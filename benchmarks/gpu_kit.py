@@ -37,6 +37,12 @@ MODELS: dict[str, tuple[str, ...]] = {  # with every kind of mixer, router and a
 LAYERS = 4  # as many as have every kind of a model's
 TOKENS, SEQUENCES, CONTEXT, PAGES = 4096, 16, 1 << 17, 64  # of the largest pass; pages of the cache do not matter
 VERSION = "3.12"  # of the target's Python
+DRIVER_FUNCTIONS = (
+    "cuCtxGetCurrent", "cuCtxGetDevice", "cuCtxSetCurrent", "cuCtxSetLimit", "cuCtxGetLimit", "cuDeviceGet",
+    "cuDeviceGetAttribute", "cuDevicePrimaryCtxRetain", "cuFuncGetAttribute", "cuFuncSetAttribute",
+    "cuFuncSetCacheConfig", "cuGetErrorString", "cuInit", "cuLaunchKernelEx", "cuModuleGetFunction", "cuModuleLoadData",
+    "cuOccupancyMaxActiveClusters", "cuPointerGetAttribute", "cuTensorMapEncodeTiled",
+)  # fmt: skip
 MULTIPROCESSORS = 132  # of an H100 or H200
 JOBS = os.cpu_count() or 1
 USE = """On the machine with the GPU, in the folder of the unpacked kit:
@@ -142,7 +148,6 @@ def fill(launches: list[dict[str, Any]]) -> None:
     import no_torch
 
     no_torch.use()
-    sys.setdlopenflags(os.RTLD_LAZY)  # the stub has none of the driver's functions, and none is called
     import importlib
 
     import stub_cuda
@@ -162,8 +167,7 @@ def fill(launches: list[dict[str, Any]]) -> None:
 
 def compile_into(cache: Path, python: Path, launches: list[dict[str, Any]], site: Path | None = None) -> float:
     """Fills a cache by several processes; the seconds it took. site: a folder that has headrace, else python's own."""
-    start, env = time.monotonic(), {k: v for k, v in os.environ.items() if not k.startswith(("TRITON_", "PYTHON"))}
-    env |= {"TRITON_CACHE_DIR": str(cache), "TRITON_LIBCUDA_PATH": str(stub_library().parent), "PYTHONSAFEPATH": "1"}
+    start, env = time.monotonic(), environment(cache)
     folders = [ROOT / "benchmarks", *([] if site is None else [site])]
     env["PYTHONPATH"] = os.pathsep.join(map(str, folders))
     code = "import json, sys, gpu_kit; gpu_kit.fill(json.load(sys.stdin))"
@@ -182,12 +186,22 @@ def compile_into(cache: Path, python: Path, launches: list[dict[str, Any]], site
     return time.monotonic() - start
 
 
+def environment(cache: Path) -> dict[str, str]:
+    """That of a process which compiles into `cache`, against the driver that does nothing. Launchers are loaded here,
+    too, as the target will."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("TRITON_", "PYTHON"))}
+    stub = str(stub_library().parent)
+    more = {"TRITON_CACHE_DIR": str(cache), "TRITON_LIBCUDA_PATH": stub, "LD_LIBRARY_PATH": stub, "PYTHONSAFEPATH": "1"}
+    return env | more
+
+
 def stub_library() -> Path:
-    """A libcuda.so.1 that has nothing, which launchers are linked with."""
+    """A libcuda.so.1 that launchers are linked with: it has the functions that they call, so that the linker notes that
+    they need it, and every one of them fails."""
     path, source = KIT / "stub" / "libcuda.so.1", KIT / "stub" / "stub.c"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        source.write_text("int cuInit(unsigned flags) { return 0; }\n")
+        source.write_text("".join(f"int {name}(void) {{ return 1; }}\n" for name in DRIVER_FUNCTIONS))
         flags = ["-shared", "-fPIC", "-Wl,-soname,libcuda.so.1"]
         subprocess.run(["gcc", *flags, str(source), "-o", str(path)], check=True)
     return path
@@ -260,16 +274,22 @@ def pack_kit(wheel: Path, cache: Path, into: Path) -> int:
 
 
 def compiled_anew(python: Path, wheel: Path, launches: list[dict[str, Any]]) -> tuple[int, float]:
-    """How many kernels of the packed cache are compiled again by headrace in another folder, and the seconds of it."""
+    """How many files of the packed cache, kernels and launchers, are made again by headrace in another folder, and the
+    seconds of it."""
     site, unpacked = KIT / "elsewhere", KIT / "unpacked"
     for folder in (site, unpacked):
         shutil.rmtree(folder, ignore_errors=True)
     run(python, "-m", "pip", "install", "-q", "--no-deps", "--target", site, wheel)
     with tarfile.open(PACKED) as tar:
         tar.extractall(unpacked, filter="data")
-    before = len(list(unpacked.rglob("*.cubin")))
+    before = written_at(unpacked)
     took = compile_into(unpacked / "cache", python, launches, site)
-    return len(list(unpacked.rglob("*.cubin"))) - before, took
+    return len(written_at(unpacked) - before), took
+
+
+def written_at(cache: Path) -> set[tuple[Path, int]]:
+    """Machine code and launchers of a cache, and when each was written."""
+    return {(path, path.stat().st_mtime_ns) for path in kept_files(cache) if path.suffix != ".json"}
 
 
 def main() -> None:
@@ -293,7 +313,7 @@ def main() -> None:
     print(f"kit: {PACKED.relative_to(ROOT)}, {pack_kit(wheel, cache, PACKED) / 2**20:.1f} MiB")
     anew, took = compiled_anew(python, wheel, launches)
     if anew:
-        raise SystemExit(f"{anew} of its kernels are compiled again where headrace lies in another folder")
+        raise SystemExit(f"{anew} of its files are made again where headrace lies in another folder")
     print(f"from another folder: none compiled again, loaded in {took:.0f} s\n{USE}")
 
 

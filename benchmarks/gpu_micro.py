@@ -7,6 +7,7 @@ across      is a copy that crosses from one registered piece of memory into the 
 slice       can a copy from a part of registered memory be captured, and one from its beginning?
 nodes       microseconds of a graph's node: a kernel, one of a single warp, one with programmatic dependent launch, a
             copy of 8 KB and a kernel, a kernel that reads the 8 KB where they lie in RAM
+wake        microseconds from a graph's end until the host goes on, where it sleeps, and where it spins
 eager       microseconds of a launch without a graph, by Triton and by torch
 pauses      microseconds of an op of the CPU's team after pauses, in a step and not (`team_pauses.py`)
 
@@ -192,6 +193,31 @@ def _node(call: Callable[[], Any]) -> dict[str, float]:
     return {"us": round(us, 2), "launch_us": round(statistics.median(launched) * 1e6, 1)}
 
 
+def wake() -> dict[str, float]:
+    """Microseconds that the host sees beyond those of the device, for a graph of some milliseconds."""
+    from gpu_table import captured
+
+    x = torch.zeros(SMALL // 4, device="cuda")
+    graph = captured([lambda: add_one[(1,)](x, N=SMALL // 4, num_warps=8)] * 8 * CHAIN)
+    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    found = {}
+    for name, sleeps in (("sleeping", True), ("spinning", False)):
+        over, beyond = torch.cuda.Event(blocking=sleeps), []
+        for _ in range(REPLAYS):
+            torch.cuda.synchronize()
+            begin = time.perf_counter()
+            start.record()
+            graph.replay()
+            stop.record()
+            over.record()
+            over.synchronize()
+            host = time.perf_counter() - begin
+            stop.synchronize()
+            beyond.append(host * 1e6 - start.elapsed_time(stop) * 1e3)
+        found[name] = round(statistics.median(beyond), 1)
+    return found
+
+
 def eager() -> dict[str, float]:
     """Microseconds from call to call."""
     x = torch.zeros(SMALL // 4, device="cuda")
@@ -221,7 +247,7 @@ def pauses() -> dict[str, Any]:
 
 
 QUESTIONS: dict[str, Callable[[], Any]] = {
-    one.__name__: one for one in (memory, across, slice, nodes, eager, pauses)
+    one.__name__: one for one in (memory, across, slice, nodes, wake, eager, pauses)
 }  # fmt: skip
 
 

@@ -11,6 +11,7 @@ models      a model of random weights, decode and prefill, by graphs first (`gpu
             another colon a test, as models:cpu-moe:batch 1
 variants    the same in bf16, by hand, and without early copies: likewise
 placements  the same under other placements: likewise
+profile     which kernels a step of a model takes, and how long each (`gpu_profile.py`): a setup
 table       kernels beside a copy and a large product (`gpu_table.py`): rows
 checks      every case against the plain twin in float32 on the same GPU (`gpu_checks.py`): cases
 same        the same tokens and logits under several placements, and by graphs (`gpu_same.py`): ways
@@ -94,6 +95,19 @@ def models(task: Task, keep: Keep) -> Found:
     )  # fmt: skip
 
 
+def profile(task: Task, keep: Keep) -> Found:
+    import gpu_models
+    import gpu_profile
+
+    if not on_gpu(task):
+        return SKIPPED
+    args = task.args
+    by_graphs = [one for one in gpu_models.setups(args.handoff)["models"] if one.handoff != "eager"]
+    tests = gpu_models.Tests(prompts=tuple(args.prompts), batches=tuple(args.batches))
+    chosen, layers = gpu_models.named(by_graphs, task.name), args.layers or gpu_profile.LAYERS
+    return gpu_profile.measure(task.device, chosen, tests, args.model or gpu_models.MODEL, layers, keep)
+
+
 def table(task: Task, keep: Keep) -> Found:
     import gpu_rows
     import gpu_table
@@ -151,6 +165,7 @@ PARTS = {
     "models": Part(models, "gpu_models", 119),
     "variants": Part(models, "gpu_models", 119),
     "placements": Part(models, "gpu_models", 119),
+    "profile": Part(profile, "gpu_profile", 119),
     "table": Part(table, "gpu_table", 119),
     "checks": Part(checks, "gpu_checks", 119),
     "same": Part(same, "gpu_same", 119),

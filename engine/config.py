@@ -91,7 +91,8 @@ class EngineConfig:
     """How a model is loaded and run; each field says what it is. None and "auto" are resolved for the machine and the
     model.
 
-    device "auto" is a GPU if an option about GPUs is given, else the CPU; "simulated:KERNELS" says whose kernels the
+    device "auto" is the first GPU that can be used, without one the CPU, unless an option about GPUs is given, which
+    then has none to be about; "simulated:KERNELS" says whose kernels the
     RAM that plays the GPU has. cpu_moe, n_cpu_moe and placement say one thing in three ways: give one. cpu_activations
     holds for the whole process: "int8" rounds per 32 values, in matrix tiles per 256 and the weights too; "bf16" rounds
     nothing to less than bfloat16. dtype is also the type of the KV cache. Raises OptionError for a value that cannot be

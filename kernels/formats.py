@@ -32,6 +32,7 @@ This file knows sizes only. It imports nothing of ours; `reference.py`, `cpu/` a
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 from .recipes import SWIGLU, Activation
@@ -294,7 +295,7 @@ class ExpertLayout:
         """Bytes from the begin of an expert to a part."""
         return sum(self.part_bytes(before) for before in PARTS[: PARTS.index(part)])
 
-    @property
+    @cached_property  # asked for every layer of every pass
     def bytes(self) -> int:
         """Bytes of one expert, padding included: what one activation of it reads."""
         return self.bias_offset + align_up(self.bias_bytes, EXPERT_ALIGN)

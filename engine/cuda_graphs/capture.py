@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from ...errors import DeviceError, HeadraceError, first_words
-from ...kernels.decoder_layer import Places
 from ..model.batch import Inputs
 from ..model.kv_cache import PAGE
 from ..model.staging import Parts, Shape, StagingBuffer, parts
@@ -122,42 +121,44 @@ class Static:
         found = parts(self.there, self.shape)
         assert found.padding_T is not None, "padding that is not marked"
         self.inputs, self.padding_B = found.inputs(torch.zeros(size, dtype=torch.int64), ()), found.padding_T
+        self.count = -1  # sequences of the last step: rows behind them are as they are to be
         self.load(None)
 
     def load(self, inputs: Inputs | None) -> None:
         """Brings the inputs of a step into their places; None: no sequences at all."""
         to, count = self.staging.open(self.shape), 0 if inputs is None else len(inputs.ids_T)
+        if count != self.count:
+            self._pad(to, count)
+            self.count = count
+        if inputs is not None:
+            self._load(to, inputs, count)
+        self.staging.send(self.there)
+
+    def _pad(self, to: Parts, count: int) -> None:
+        """What does not change from step to step of so many sequences."""
         places, rest = to.places, slice(count, self.size)
         places.starts_S1.copy_(torch.arange(self.size + 1))
         to.rows.copy_(torch.arange(self.size))
-        if inputs is not None:
-            now = inputs.places
-            places.slots_T[:count].copy_(now.slots_T)
-            places.positions_T[:count].copy_(now.positions_T)
-            places.contexts_S[:count].copy_(now.contexts_S)
-            places.tables_SM[:count, : now.tables_SM.shape[1]].copy_(now.tables_SM)
-            self._load_tokens(to, inputs, count)
         if to.ids_T is not None:
             to.ids_T[rest] = 0
         places.positions_T[rest], places.contexts_S[rest] = 0, 1
         places.slots_T[rest] = self.spare_page * PAGE + torch.arange(self.size - count) % PAGE
         places.tables_SM[rest] = self.spare_page
-        self._load_states(places, inputs, count)
+        if places.states_S is not None and self.spare_slot is not None:
+            places.states_S[rest] = self.spare_slot
         assert to.padding_T is not None, "padding that is not marked"
         to.padding_T.copy_(torch.arange(self.size) >= count)
-        self.staging.send(self.there)
 
-    def _load_states(self, to: Places, inputs: Inputs | None, count: int) -> None:
-        """Slots of states, of a model that has such."""
-        if to.states_S is None or self.spare_slot is None:
-            return
-        to.states_S[count:] = self.spare_slot
-        if inputs is not None:
-            assert inputs.places.states_S is not None, "a step without slots of states"
-            to.states_S[:count].copy_(inputs.places.states_S)
-
-    def _load_tokens(self, to: Parts, inputs: Inputs, count: int) -> None:
-        """Token ids, or their rows of the embedding."""
+    def _load(self, to: Parts, inputs: Inputs, count: int) -> None:
+        """The sequences' own rows."""
+        places, now = to.places, inputs.places
+        places.slots_T[:count].copy_(now.slots_T)
+        places.positions_T[:count].copy_(now.positions_T)
+        places.contexts_S[:count].copy_(now.contexts_S)
+        places.tables_SM[:count, : now.tables_SM.shape[1]].copy_(now.tables_SM)
+        if places.states_S is not None:
+            assert now.states_S is not None, "a step without slots of states"
+            places.states_S[:count].copy_(now.states_S)
         if to.ids_T is not None:
             to.ids_T[:count].copy_(inputs.ids_T)
         if to.x_TD is not None:

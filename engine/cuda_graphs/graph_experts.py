@@ -57,11 +57,11 @@ class GraphedExperts:
         self.timed: list[Spans] = []  # by size, where steps are timed
         self.main, self.mail, self.batches = main, mail, list(sizes)
         self.banks: dict[int, ExpertBank] = {}
-        self.local: dict[int, Tensor] = {}
+        self.local: dict[int, Tensor | None] = {}  # None: experts have the same numbers there
         for layer, split in enumerate(tiered.banks):
             if split is not None and placement.main.value in split.banks:
                 self.banks[layer] = split.banks[placement.main.value]
-                self.local[layer] = numbers(placement, layer, placement.main, main)
+                self.local[layer] = _numbers_here(placement, layer, main)
         self.chosen: dict[int, Tensor] = {}  # of the step that is captured: layer -> ids
         in_slots = {} if mail is None else {layer: n for layer, n in mail.numbers.items() if layer not in self.banks}
         self.in_slots, self.slots_L = list(in_slots), torch.tensor(list(in_slots.values()), dtype=torch.int64)
@@ -100,7 +100,9 @@ class GraphedExperts:
     def _here(self, layer: int, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> Tensor:
         """This GPU's part; rows without a sequence read nothing."""
         assert self.padding_B is not None, "submit before use"
-        local_TK = self.local[layer][ids_TK.long()]
+        local_E, local_TK = self.local[layer], ids_TK
+        if local_E is not None:
+            local_TK = local_E[ids_TK.long()]
         if len(x_TD) > 1:  # a step of one sequence has no other rows
             local_TK = local_TK.masked_fill(self.padding_B.unsqueeze(1), -1)
         part_TD: Tensor = self.main.ops.experts(x_TD, local_TK, weights_TK, self.banks[layer])
@@ -138,6 +140,12 @@ class GraphedExperts:
         if self.mail is not None and self.in_slots:
             found.append(self.mail.mailbox.ids(batch)[self.slots_L, :count])
         return Choices([*self.banks, *self.in_slots], torch.cat(found))
+
+
+def _numbers_here(placement: Placement, layer: int, main: Device) -> Tensor | None:
+    """`numbers` of the main device; None where it has all experts: two launches less in every layer of a step."""
+    here = placement.local_ids(layer, placement.main)
+    return None if list(here) == list(range(len(here))) else numbers(placement, layer, placement.main, main)
 
 
 def numbers(placement: Placement, layer: int, tier: Tier, there: Device) -> Tensor:

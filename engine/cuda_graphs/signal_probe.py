@@ -1,9 +1,10 @@
 """Tries one hand-off here, as a program with the arguments WAY LIBRARY DEVICE LAYERS.
 
-Says in lines of JSON how far it is ({"stage": ...}) and what came out ({"us": ...} of a job, or {"problem": ...}).
-Whoever started it kills it where a stage does not end (`signals.py`): first a job by itself, then a graph of one
-job for each layer, launched three times, then timed. The jobs choose no experts, so the time is that of the
-hand-off alone. Exits by `os._exit`: a stream that hangs would hold up any other way out.
+Waits for a line of its standard input: until then others may be at work. Then says in lines of JSON how far it is
+({"stage": ...}) and what came out ({"us": ...} of a job, or {"problem": ...}). Whoever started it kills it where a
+stage does not end (`signals.py`): first a job by itself, then a graph of one job for each layer, launched three times,
+then timed. The jobs choose no experts, so the time is that of the hand-off alone. Exits by `os._exit`: a stream that
+hangs would hold up any other way out.
 """
 
 from __future__ import annotations
@@ -97,6 +98,8 @@ def captured(way: signals.Signals, driver: Driver, mailbox: Mailbox, stream: int
 
 def main() -> None:
     name, library, device, layers = sys.argv[1:]
+    if not sys.stdin.readline():  # whoever started it is gone
+        return
     try:
         run(name, library, int(device), int(layers))
     except HeadraceError as error:

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -197,30 +197,44 @@ def told(trials: Mapping[str, Trial]) -> str:
 
 def probe(library: str = LIBRARY, device: int = 0, layers: int = 48, stage: float = STAGE) -> dict[str, Trial]:
     """Tries every way, each in a process of its own that is killed when one of its stages takes longer than `stage`
-    seconds. Takes a few seconds. Never raises: what failed is in the trials."""
-    return {name: _tried(name, library, device, layers, stage) for name in VARIANTS}
-
-
-def _tried(name: str, library: str, device: int, layers: int, limit: float) -> Trial:
-    """A trial, also where no process can be started."""
+    seconds. All processes are started at once, since they load torch first, and are asked one after another. Takes a
+    few seconds. Never raises: what failed is in the trials."""
+    started = {name: _started(name, library, device, layers) for name in VARIANTS}
     try:
-        return _try(name, library, device, layers, limit)
+        return {name: _tried(name, process, stage) for name, process in started.items()}
+    finally:
+        for process in started.values():
+            if isinstance(process, subprocess.Popen):
+                process.kill()
+                process.communicate()
+
+
+def _started(name: str, library: str, device: int, layers: int) -> subprocess.Popen[bytes] | Exception:
+    """The process of a way, which waits until it is asked; or why it could not be started."""
+    module = "headrace.engine.cuda_graphs.signal_probe"
+    command = [sys.executable, "-m", module, name, library, str(device), str(layers)]
+    pipe = subprocess.PIPE
+    try:
+        return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, bufsize=0)
+    except Exception as error:
+        return error
+
+
+def _tried(name: str, process: subprocess.Popen[bytes] | Exception, limit: float) -> Trial:
+    """A trial, also where there is no process, or none that can be asked."""
+    try:
+        if isinstance(process, Exception):
+            raise process
+        return _try(name, process, limit)
     except Exception as error:
         return Trial(name=name, problem=f"the probe could not be run: {first_words(error)}")
 
 
-def _try(name: str, library: str, device: int, layers: int, limit: float) -> Trial:
-    command = [
-        sys.executable,
-        "-m",
-        "headrace.engine.cuda_graphs.signal_probe",
-        name,
-        library,
-        str(device),
-        str(layers),
-    ]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0)
+def _try(name: str, process: subprocess.Popen[bytes], limit: float) -> Trial:
     stage, allowed = "start", START
+    assert process.stdin is not None
+    with suppress(BrokenPipeError):  # it ended before it was asked, and said why
+        process.stdin.write(b"\n")
     try:
         assert process.stdout is not None
         while (line := _line(process, allowed)) is not None:
@@ -235,8 +249,8 @@ def _try(name: str, library: str, device: int, layers: int, limit: float) -> Tri
             return Trial(name=name, problem=f"no answer within {allowed:g} s ({stage})")
         return Trial(name=name, problem=f"the probe ended ({stage}): {_last_words(process)}")
     finally:
-        process.kill()
-        process.communicate()
+        process.kill()  # before the next one is asked
+        process.wait()
 
 
 def _said(line: bytes) -> dict[str, Any]:

@@ -26,6 +26,8 @@ from ..placement.placement import Tier
 from ..placement.tier_memory import of_gpu
 from .cuda_driver import take_more_queues
 
+NO_TRITON = "its kernels need Triton, which is not installed: pip install 'headrace[gpu]'"
+OLDEST = (8, 0)  # compute capability that the kernels are written for
 INSTALL = "install a CUDA build of torch, or take --device cpu (--device simulated tries a placement in RAM)"
 
 
@@ -90,10 +92,13 @@ def ram(ops: kernels.Ops, name: str, config: EngineConfig) -> Device:
 def find(config: EngineConfig, host: Device) -> dict[Tier, Device]:
     """The devices that the options ask for, RAM among them; RAM alone is a run on the CPU.
 
-    Raises OptionError for a GPU that is not there, with what is, and for kernels that cannot be had.
+    "auto" is the first GPU where there is one that can be used. Raises OptionError for a GPU that is not there, with
+    what is, and for kernels that cannot be had.
     """
     device = config.device
-    if device == "cpu" or config.policy.kind == "cpu" or (device == "auto" and not config.wants_gpu):
+    if device == "cpu" or config.policy.kind == "cpu":
+        return {Tier.CPU: host}
+    if device == "auto" and not config.wants_gpu and why_no_gpu():
         return {Tier.CPU: host}
     count = 2 if config.shares is not None or config.policy.kind == "file" else 1
     if device.startswith("simulated"):
@@ -101,6 +106,23 @@ def find(config: EngineConfig, host: Device) -> dict[Tier, Device]:
     else:
         found = _gpus(config, count)
     return {Tier.CPU: host, **{one.tier: one for one in found}}
+
+
+def why_no_gpu() -> str:
+    """Why the first GPU is not used where nobody asked for it; "" where it is."""
+    if not torch.cuda.is_available() or not torch.cuda.device_count():
+        return "torch sees none"
+    if not _has_triton():
+        return NO_TRITON
+    capability = torch.cuda.get_device_capability(0)
+    if capability < OLDEST:
+        has, needed = (f"{major}.{minor}" for major, minor in (capability, OLDEST))
+        return f"it is of compute capability {has}, and the kernels need {needed}"
+    return ""
+
+
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
 
 
 def _simulated(tier: Tier, config: EngineConfig, host: Device) -> Device:
@@ -127,8 +149,8 @@ def _gpus(config: EngineConfig, count: int) -> list[Device]:
         raise OptionError(
             f"tensor_split needs cuda:{first} and cuda:{first + 1}, torch sees {there} GPU(s): leave it out"
         )
-    if config.kernels != "reference" and importlib.util.find_spec("triton") is None:
-        raise OptionError(f"{asked}, and its kernels need Triton, which is not installed: pip install 'headrace[gpu]'")
+    if config.kernels != "reference" and not _has_triton():
+        raise OptionError(f"{asked}, and {NO_TRITON}")
     name = "reference" if config.kernels == "reference" else "gpu"
     numbers = range(first, min(first + count, there))
     return [_gpu(tier, n, name, config) for tier, n in zip((Tier.GPU0, Tier.GPU1), numbers, strict=False)]

@@ -18,7 +18,7 @@ from ...loaders.quants.by_format import ByFormat
 from ...loaders.weights.model_weights import TierBanks
 from ..bandwidth_model import contention
 from ..bandwidth_model.profile import Profile
-from ..devices.device import Device
+from ..devices.device import Device, why_no_gpu
 from ..devices.host import HUGE_FROM, quota
 from ..generation.outputs import Completion
 from ..ledger import in_formats
@@ -63,7 +63,7 @@ def startup_table(llm: LLM) -> Table:
     for row in rows:
         table.add_row(*row.cells)
     if llm.config.device == "auto" and len(llm.parts.devices) == 1 and torch.cuda.is_available():
-        table.caption = "there is a GPU, and nothing asked for it: --device cuda, or an option that places experts"
+        table.caption = f"there is a GPU, which is not used: {why_no_gpu()}"
     return table
 
 

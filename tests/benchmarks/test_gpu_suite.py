@@ -24,6 +24,7 @@ import gpu_checks
 import gpu_handoff
 import gpu_measure
 import gpu_micro
+import gpu_profile
 import gpu_rows
 import gpu_same
 import gpu_table
@@ -232,14 +233,14 @@ def test_the_hand_off_is_measured_through_a_driver(library: str, monkeypatch: py
     assert found["driver"] == {"cuda": (13, 1), **attributes}
     assert found["pinning"]["pinned"] == found["pinning"]["bytes"] == 256 << 20
     lines = gpu_handoff.show(found)
-    assert [line.split()[0] for line in lines] == ["hand-off"] * 3 + ["pinned"]
+    assert [line.split()[0] for line in lines] == ["hand-off"] * 4 + ["pinned"]
 
 
 def test_without_a_driver_the_hand_off_says_why() -> None:
     found = gpu_handoff.measure(0, "libno-such-driver.so.1")
     assert "no NVIDIA driver" in found["memop"]["problem"]
     assert "no hand-off between GPU and CPU works here" in found["problem"]
-    assert len(gpu_handoff.show(found)) == 4
+    assert len(gpu_handoff.show(found)) == 5
     assert gpu_handoff.show({"skipped": "not built"}) == ["hand-off: not built"]
 
 
@@ -342,15 +343,50 @@ def test_a_way_that_fails_costs_no_other() -> None:
     assert set(found.values()) == {7}
 
 
+def test_another_token_is_weighed_on_the_cpu() -> None:
+    """Behind the demo's prompt: at step 9 two tokens are 0.002 logits apart, at step 5 the second is far behind."""
+    first = [272, 260, 291, 482, 12, 270, 260, 291, 567, 83]
+    assert gpu_same.parting(first, first) is None
+    near, far = gpu_same.parting(first, [*first[:9], 272]), gpu_same.parting(first, [*first[:5], 391, *first[6:]])
+    assert near is not None
+    assert (near["step"], near["near_tie"]) == (9, True)
+    assert far is not None
+    assert (far["step"], far["near_tie"]) == (5, False)
+    assert far["lead"] > 1
+
+
+def traced(ts: float, dur: float, name: str, correlation: int, cat: str = "kernel", **args: Any) -> dict[str, Any]:
+    return {"cat": cat, "name": name, "ts": ts, "dur": dur, "args": {"correlation": correlation, **args}}
+
+
+def test_a_profile_has_the_kernels_of_each_launch_of_a_graph() -> None:
+    """Two launches of a graph, out of order, beside a kernel that no graph launched and an event of the host."""
+    shape = {"grid": [4, 1, 1], "block": [64, 1, 1]}
+    events = [traced(0, 5, "cudaGraphLaunch", 1, "cuda_runtime"), traced(50, 5, "cudaGraphLaunch", 2, "cuda_runtime"),
+              traced(60, 3.0, "_down", 2, **shape), traced(10, 1.0, "_down", 1, **shape), traced(8, 2.0, "_route", 1),
+              traced(13, 4.0, "Memcpy DtoH", 1, "gpu_memcpy"), traced(70, 9.0, "_route", 7),
+              {"ph": "M", "name": "process_name"}]  # fmt: skip
+    found = gpu_profile.rows(gpu_profile._replays(events))
+    assert (found["steps"], found["span_ms"], found["busy_ms"]) == (2, pytest.approx(0.006), pytest.approx(0.005))
+    assert found["kernels"][0] == {"kernel": "_down 4x1x1 of 64", "count": 1.0, "us": 2.0, "us_of_a_step": 2.0}
+    assert [row["count"] for row in found["kernels"]] == [1.0, 0.5, 0.5]
+    whole = {"layers": 3, "setups": {"gpu": {"tg": found, "pp": gpu_profile.rows([])}}}
+    assert gpu_profile.failures(whole) == ["gpu, pp: no graph was launched"]
+    assert gpu_profile.show(whole)[0] == "gpu, 3 layers, tg: 0.006 ms, at work 0.005, 2 launches"
+
+
 def test_what_is_not_the_same_is_named() -> None:
     assert gpu_same.differs([1, 2, 3], [1, 2, 4]) == 2
     assert gpu_same.differs([1, 2], [1, 2]) is None
     first = torch.ones(3, 4)
     assert gpu_same.distance(first, first * torch.tensor([[1.5], [1.1], [1.0]])) == pytest.approx(0.1)
-    found = {"tokens": {"a": None, "b": 7, "c": "DeviceError: gone"}, "logits": {"a": 0.0, "b": 0.2, "c": float("nan")},
+    parted = {"step": 7, "lead": 1.5, "allowed": 0.25, "near_tie": False}
+    tokens = {"a": None, "b": parted, "c": "DeviceError: gone", "d": {**parted, "lead": 0.1, "near_tie": True}}
+    found = {"tokens": tokens, "logits": {"a": 0.0, "b": 0.2, "c": float("nan")},
              "allowed": 0.1, "graph_steps": {"a": 63, "b": "", "c": ""}}  # fmt: skip
     assert gpu_same.failures(found) == [
-        "demo, b: another token at step 7", "demo, c: DeviceError: gone", "demo, b: no graph ran",
+        "demo, b: another token at step 7, +1.500 logits apart, where roundings explain 0.250",
+        "demo, c: DeviceError: gone", "demo, b: no graph ran",
         "Qwen3-30B-A3B, b: logits off by 20.00%", "Qwen3-30B-A3B, c: logits off by nan%",
     ]  # fmt: skip
     assert len(gpu_same.show(found)) == 6

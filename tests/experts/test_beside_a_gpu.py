@@ -17,12 +17,13 @@ import torch
 from busy import HANG_S, regions, undisturbed
 from stand_in_gpu import StandIn
 
-from headrace import LLM, DeviceError, OptionError, SamplingParams
+from headrace import LLM, DeviceError, EngineConfig, OptionError, SamplingParams
 from headrace.engine.bench.random_weights import random_llm
 from headrace.engine.core import build as build_module
 from headrace.engine.cuda_graphs import saved_trials, signal_choice, signals
 from headrace.engine.cuda_graphs.gpu_runtime import find
 from headrace.engine.cuda_graphs.signals import VARIANTS, Trial
+from headrace.engine.devices import device as devices
 from headrace.engine.measure import tile_thresholds
 from headrace.engine.placement.placement import Tier
 from headrace.engine.terminal import generate_report
@@ -184,13 +185,55 @@ def test_a_team_leaves_a_core_to_python_where_layers_run_by_hand() -> None:
     assert build_module.leave_a_core(Context(threads=4), reference).threads == 4  # type: ignore[arg-type]
 
 
-def test_a_gpu_that_nobody_asked_for_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`auto` goes on taking the CPU, and says how to use the GPU."""
+@pytest.fixture
+def one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _number: (9, 0))
+
+
+def test_auto_takes_the_gpu_that_is_there(one_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[EngineConfig] = []
+
+    def of_these(config: EngineConfig, count: int) -> list[devices.Device]:
+        asked.append(config)
+        return [
+            devices._simulated(Tier.GPU0, EngineConfig(device="simulated"), devices.ram(reference, "reference", config))
+        ]
+
+    monkeypatch.setattr(devices, "_gpus", of_these)
+    with LLM("demo", max_context=64) as llm:
+        assert llm.parts.main.tier is Tier.GPU0
+        assert generate_report.startup_table(llm).caption is None
+    assert [config.device for config in asked] == ["auto"]
+    for without in ({"device": "cpu"}, {"placement": "cpu"}):
+        with LLM("demo", max_context=64, **without) as llm:
+            assert list(llm.parts.devices) == [Tier.CPU]
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "value", "reason"),
+    [
+        (devices, "_has_triton", False, "its kernels need Triton, which is not installed: pip install"),
+        (torch.cuda, "get_device_capability", (7, 5), "it is of compute capability 7.5, and the kernels need 8.0"),
+    ],
+)
+def test_a_gpu_that_cannot_be_used_is_named(
+    one_gpu: None, monkeypatch: pytest.MonkeyPatch, module: Any, name: str, value: Any, reason: str
+) -> None:
+    """`auto` takes the CPU then, and says why."""
+    monkeypatch.setattr(module, name, lambda *_: value)
     for device, is_said in (("auto", True), ("cpu", False)):
         with LLM("demo", max_context=64, device=device) as llm:
+            assert list(llm.parts.devices) == [Tier.CPU]
             caption = str(generate_report.startup_table(llm).caption)
-            assert ("there is a GPU, and nothing asked for it: --device cuda" in caption) == is_said
+            assert (f"there is a GPU, which is not used: {reason}" in caption) == is_said
+
+
+def test_without_a_gpu_auto_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with LLM("demo", max_context=64) as llm:
+        assert generate_report.startup_table(llm).caption is None
 
 
 # ---- the choice

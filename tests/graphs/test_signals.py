@@ -192,6 +192,10 @@ def test_a_lost_worker_frees_the_stream(driver: Driver, mailbox: Mailbox) -> Non
 # Probe and choice
 
 
+def tried(name: str, library: str, layers: int = 4, limit: float = HANG_S) -> Trial:
+    return signals._tried(name, signals._started(name, library, 0, layers), limit)
+
+
 def test_the_probe_times_every_way(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_CUDA_HOST_US", "3000")
     trials = signals.probe(library, layers=4, stage=HANG_S)
@@ -206,19 +210,35 @@ def test_the_probe_times_every_way(library: str, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(("where", "stage"), [("eager", signals.FIRST_JOB), ("graph", signals.CAPTURED)])
 def test_a_way_that_hangs_is_killed(library: str, monkeypatch: pytest.MonkeyPatch, where: str, stage: str) -> None:
     monkeypatch.setenv("FAKE_CUDA_HANG", where)
-    trial = signals._try("memop", library, 0, 4, 1.0)
+    trial = tried("memop", library, limit=1.0)
     assert trial == Trial(name="memop", problem=f"no answer within 1 s ({stage})")
 
 
 def test_what_the_device_lacks_is_said(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_CUDA_NO_MEMOPS", "1")
-    trial = signals._try("memop", library, 0, 4, HANG_S)
+    trial = tried("memop", library)
     assert "no 64-bit memory operations" in trial.problem
-    assert "no NVIDIA driver" in signals._try("eager", "libno-such-driver.so.1", 0, 4, HANG_S).problem
+    assert "no NVIDIA driver" in tried("eager", "libno-such-driver.so.1").problem
+
+
+def test_probes_are_started_together_and_asked_one_after_another(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Each says that it is there before one is asked; whoever is asked says who began and who ended before."""
+    program, log = tmp_path / "probe", tmp_path / "log"
+    program.write_text(
+        f'#!/bin/sh\necho "$3 there" >> {log}\nread line\nuntil [ $(grep -c there {log}) = 4 ]; do sleep 0.01; done\n'
+        f'echo "$3 begins" >> {log}\nsleep 0.05\necho "$3 ends" >> {log}\necho \'{{"us": 1.0}}\'\n'
+    )
+    program.chmod(0o755)
+    monkeypatch.setattr(signals.sys, "executable", str(program))
+    assert all(trial.us == 1.0 for trial in signals.probe("none").values())
+    said = [line for line in log.read_text().splitlines() if "there" not in line]
+    assert said == [f"{name} {what}" for name in VARIANTS for what in ("begins", "ends")]
 
 
 def test_a_probe_that_dies_is_said(library: str) -> None:
-    trial = signals._try("memop", library, 0, -3, HANG_S)
+    trial = tried("memop", library, layers=-3)
     assert trial.problem.startswith("the probe ended (start): IndexError")
 
 

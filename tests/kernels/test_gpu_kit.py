@@ -54,10 +54,7 @@ def test_newer_families_have_theirs(model: str, kernels: set[str], monkeypatch: 
 def test_kernels_are_compiled_without_torch(launches: list[dict[str, Any]], tmp_path: Path) -> None:
     """And their launchers are built, so that the target needs no compiler of C."""
     folders = [gpu_kit.ROOT / "benchmarks", gpu_kit.ROOT / "src", target_versions.folder()]
-    env = {k: v for k, v in os.environ.items() if not k.startswith("TRITON_")} | {
-        "TRITON_CACHE_DIR": str(tmp_path / "cache"), "TRITON_LIBCUDA_PATH": str(gpu_kit.stub_library().parent),
-        "PYTHONPATH": os.pathsep.join(map(str, folders)),
-    }  # fmt: skip
+    env = {**gpu_kit.environment(tmp_path / "cache"), "PYTHONPATH": os.pathsep.join(map(str, folders))}
     chosen = [next(one for one in launches if one["name"] == name) for name in ("_add_rmsnorm", "_route")]
     code = "import json, sys, gpu_kit; gpu_kit.fill(json.load(sys.stdin))"
     done = subprocess.run(
