@@ -9,4 +9,5 @@ NB_MODULE(_cpu, m) {
   headrace::bind_structs(m);
   headrace::bind_ops(m);
   headrace::bind_mailbox(m);
+  headrace::bind_replay(m);
 }

@@ -9,5 +9,6 @@ void bind_machine(nanobind::module_& m);
 void bind_structs(nanobind::module_& m);
 void bind_ops(nanobind::module_& m);
 void bind_mailbox(nanobind::module_& m);
+void bind_replay(nanobind::module_& m);
 
 }  // namespace headrace

@@ -1,0 +1,69 @@
+"""Policies that never move anything: what lies where is decided before the first token."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import product
+
+from .protocol import NOTHING, Asked, Key, Moves, Shape
+
+
+class Fixed:
+    """`start` says it all."""
+
+    name = "fixed"
+
+    def layer(self, asked: Asked) -> Moves:
+        return NOTHING
+
+
+class AllInRam(Fixed):
+    """Nothing is resident."""
+
+    name = "all-ram"
+
+    def start(self, shape: Shape, budget: int) -> Iterable[Key]:
+        return ()
+
+
+class FirstLayers(Fixed):
+    """The experts of the first layers stay in RAM, and those of as many last layers as fit are resident: what
+    `--n-cpu-moe` does."""
+
+    name = "first-layers"
+
+    def start(self, shape: Shape, budget: int) -> Iterable[Key]:
+        for layer in reversed(range(shape.layers)):
+            budget -= shape.experts[layer] * shape.expert_bytes[layer]
+            if budget < 0:
+                return
+            yield from product([layer], range(shape.experts[layer]))
+
+
+class Uniform(Fixed):
+    """The same share of every layer, its first experts: they are as good as any if all are chosen equally often."""
+
+    name = "uniform"
+
+    def start(self, shape: Shape, budget: int) -> Iterable[Key]:
+        for layer, slots in enumerate(shape.slots(budget)):
+            yield from product([layer], range(slots))
+
+
+class Frequency(Fixed):
+    """Those that were chosen most often for their bytes, of all layers. counts: by layer and expert, of a trace."""
+
+    name = "frequency"
+
+    def __init__(self, counts: Sequence[Sequence[float]]) -> None:
+        self.counts = counts
+
+    def start(self, shape: Shape, budget: int) -> Iterable[Key]:
+        def worth(key: Key) -> float:
+            return self.counts[key[0]][key[1]] / shape.expert_bytes[key[0]]
+
+        keys = [key for layer, count in enumerate(shape.experts) for key in product([layer], range(count))]
+        for key in sorted(keys, key=worth, reverse=True):
+            if shape.expert_bytes[key[0]] <= budget:
+                budget -= shape.expert_bytes[key[0]]
+                yield key

@@ -1,0 +1,114 @@
+"""What a policy is asked and what it may answer.
+
+A policy says at the start which experts are resident in the fast memory, within a budget of bytes. Then it is asked at
+every layer of every pass, when the pass has chosen its experts and before they are computed. A chosen expert that is
+resident is used where it lies. Of those that are missing the policy says which come:
+
+    fetch    over the link now: computed in the fast memory, and resident from now on
+    admit    over the link when the layer is done: the CPU computes it now, and it is resident then
+    neither  the CPU computes it
+
+    prefetch experts of any layer that come without being asked for, after this layer
+    evict    residents that make room: one that is chosen now goes when the layer is done, others before
+
+What an answer costs is not the policy's affair. It may keep whatever it likes of what it saw; `name` is what people
+call it. A policy of one's own is a class with these two methods (docs/policies.md has one).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence, Set
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from ...errors import HeadraceError
+
+Key = tuple[int, int]  # layer, counted over layers with experts; expert
+
+
+class PolicyError(HeadraceError):
+    """A policy answered what cannot be done."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Of a model, by layer with experts: how many there are, and the bytes of one."""
+
+    experts: tuple[int, ...]
+    expert_bytes: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        assert len(self.experts) == len(self.expert_bytes), f"{self.experts}, {self.expert_bytes}"
+
+    @property
+    def layers(self) -> int:
+        return len(self.experts)
+
+    @property
+    def nbytes(self) -> int:
+        """Of all experts."""
+        return sum(count * size for count, size in zip(self.experts, self.expert_bytes, strict=True))
+
+    def slots(self, budget: int) -> list[int]:
+        """The budget in experts, the same number for each layer as far as bytes and experts allow; what is left goes
+        to the first layers, one each."""
+        return _even(self.experts, self.expert_bytes, budget)
+
+
+def _even(experts: tuple[int, ...], sizes: tuple[int, ...], budget: int) -> list[int]:
+    slots = [0] * len(experts)
+    open_ = {layer for layer, count in enumerate(experts) if count}
+    while open_ and (each := budget // sum(sizes[layer] for layer in open_)):
+        for layer in sorted(open_):
+            more = min(each, experts[layer] - slots[layer])
+            slots[layer] += more
+            budget -= more * sizes[layer]
+        open_ = {layer for layer in open_ if slots[layer] < experts[layer]}
+    for layer in sorted(open_):
+        if sizes[layer] <= budget:
+            slots[layer] += 1
+            budget -= sizes[layer]
+    return slots
+
+
+class Asked(NamedTuple):
+    """A layer of a pass. step: of the pass, from 0; chosen: the experts of all its tokens, each once, in rising order;
+    residents: by layer the experts that are there now; room: bytes that are free. Not to be changed."""
+
+    step: int
+    layer: int
+    chosen: tuple[int, ...]
+    residents: Sequence[Set[int]]
+    room: int
+
+    @property
+    def resident(self) -> Set[int]:
+        """Of this layer."""
+        return self.residents[self.layer]
+
+    @property
+    def missing(self) -> list[int]:
+        """Chosen and not resident."""
+        return [expert for expert in self.chosen if expert not in self.resident]
+
+
+class Moves(NamedTuple):
+    """An answer. fetch and admit: experts of the layer that was asked about, chosen and missing."""
+
+    fetch: tuple[int, ...] = ()
+    admit: tuple[int, ...] = ()
+    prefetch: tuple[Key, ...] = ()
+    evict: tuple[Key, ...] = ()
+
+
+NOTHING = Moves()
+
+
+class Policy(Protocol):
+    name: str
+
+    def start(self, shape: Shape, budget: int) -> Iterable[Key]:
+        """The experts that are resident at the start, of at most `budget` bytes."""
+
+    def layer(self, asked: Asked) -> Moves:
+        """What is to happen."""

@@ -1,0 +1,83 @@
+"""Policies by name: those of the box, and what other packages offer as entry points of the group "headrace.policies".
+
+An entry point is a function that takes what is known (`Known`) and gives a policy, as the functions here do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import TypeVar
+
+from ...errors import OptionError
+from .ahead import NextLayer, Split
+from .fixed import AllInRam, FirstLayers, Frequency, Uniform
+from .frequency import AgedLfu, Classes
+from .optimum import Belady
+from .protocol import Policy
+from .recency import AdmitOnSecondMiss, Lru, SegmentedLru
+
+GROUP = "headrace.policies"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """What a policy may be made of; None where it is not known. counts: by layer and expert how often it was chosen
+    in a trace; future: of every pass, by layer, the experts that it will choose; fetched: by missing experts of a layer
+    how many to fetch, so that link and CPU are done together."""
+
+    counts: Sequence[Sequence[float]] | None = None
+    future: Iterable[Sequence[Sequence[int]]] | None = None
+    fetched: Sequence[int] | None = None
+
+
+T = TypeVar("T")
+Make = Callable[[Known], Policy]
+
+
+def _frequency(known: Known) -> Policy:
+    return Frequency(_needed("frequency", known.counts, "how often experts are chosen: give a trace"))
+
+
+def _belady(known: Known) -> Policy:
+    return Belady(_needed("belady", known.future, "the future: it is for replays alone"))
+
+
+def _split(known: Known) -> Policy:
+    return Split(_needed("split", known.fetched, "rates of link and CPU: run headrace measure, or name the hardware"))
+
+
+def _needed(name: str, value: T | None, what: str) -> T:
+    if value is None:
+        raise OptionError(f"policy '{name}' needs {what}")
+    return value
+
+
+BOX: dict[str, Make] = {
+    "all-ram": lambda _: AllInRam(), "first-layers": lambda _: FirstLayers(), "uniform": lambda _: Uniform(),
+    "frequency": _frequency, "lru": lambda _: Lru(), "lfu": lambda _: AgedLfu(), "slru": lambda _: SegmentedLru(),
+    "admit2": lambda _: AdmitOnSecondMiss(), "classes": lambda _: Classes(), "next-layer": lambda _: NextLayer(),
+    "split": _split, "belady": _belady,
+}  # fmt: skip
+
+
+def names() -> list[str]:
+    """Of all that there are."""
+    return [*BOX, *(point.name for point in entry_points(group=GROUP) if point.name not in BOX)]
+
+
+def make(name: str, known: Known) -> Policy:
+    """Raises OptionError for a name that there is not, for one that needs what is not known, and where another
+    package's policy cannot be loaded."""
+    if name in BOX:
+        return BOX[name](known)
+    for point in entry_points(group=GROUP):
+        if point.name == name:
+            try:
+                policy: Policy = point.load()(known)
+            except Exception as error:  # whatever that package raises
+                problem = f"{type(error).__name__}: {error}"
+                raise OptionError(f"policy '{name}' of {point.value} cannot be made ({problem})") from error
+            return policy
+    raise OptionError(f"there is no policy '{name}': take one of {', '.join(names())}")

@@ -1,0 +1,124 @@
+"""What is resident in the fast memory, as a policy wants it: carries its answers out, refuses what cannot be, counts.
+
+Used by a replay and by the engine, so that both count alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+
+from .protocol import Asked, Key, Moves, Policy, PolicyError, Shape
+
+
+@dataclass
+class Counts:
+    """Of layers and passes so far. Choices count once for a pass and layer, however many of its tokens chose an expert.
+
+    hits: were resident; early: of those that a prefetch brought, the first use; fetched, admitted: came over the link
+    for a choice, at once or behind it; prefetched: came without one; on_cpu: computed by the CPU; evicted. *_bytes: of
+    the same experts.
+    """
+
+    hits: int = 0
+    early: int = 0
+    fetched: int = 0
+    admitted: int = 0
+    prefetched: int = 0
+    on_cpu: int = 0
+    evicted: int = 0
+    gpu_bytes: int = 0
+    link_bytes: int = 0
+    cpu_bytes: int = 0
+
+    @property
+    def choices(self) -> int:
+        return self.hits + self.early + self.fetched + self.on_cpu
+
+    @property
+    def hit_rate(self) -> float:
+        """Of choices those that were resident because they had stayed."""
+        return self.hits / self.choices if self.choices else 0.0
+
+    def add(self, other: Counts) -> None:
+        for field in fields(self):
+            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
+
+
+class Residents:
+    """Raises PolicyError where the policy's start does not fit, or an answer cannot be carried out."""
+
+    def __init__(self, policy: Policy, shape: Shape, budget: int) -> None:
+        self.policy, self.shape, self.budget = policy, shape, budget
+        self.by_layer: list[set[int]] = [set() for _ in shape.experts]
+        self.unused: set[Key] = set()  # prefetched, and not chosen since
+        self.used = 0
+        for key in policy.start(shape, budget):
+            self._bring(key)
+        self._fits("at the start")
+
+    def layer(self, step: int, layer: int, chosen: tuple[int, ...]) -> tuple[Moves, Counts]:
+        """Asks the policy about a layer of a pass, and does what it says; chosen in rising order, each once."""
+        resident, size = self.by_layer[layer], self.shape.expert_bytes[layer]
+        asked = Asked(step, layer, chosen, self.by_layer, self.budget - self.used)
+        missing = asked.missing
+        early = self._first_uses(layer, chosen, resident)
+        moves = self.policy.layer(asked)
+        self._check(moves, missing)
+        late = [key for key in moves.evict if key[0] == layer and key[1] in chosen]
+        self._evict(key for key in moves.evict if key not in late)
+        for expert in moves.fetch:
+            self._bring((layer, expert))
+        self._fits("while it fetches")
+        self._evict(late)
+        for key in [*((layer, expert) for expert in moves.admit), *moves.prefetch]:
+            self._bring(key)
+        self.unused.update(moves.prefetch)
+        self._fits("when the layer is done")
+        on_cpu, hits = len(missing) - len(moves.fetch), len(chosen) - len(missing) - early
+        brought = sum(self.shape.expert_bytes[n] for n, _ in moves.prefetch)
+        return moves, Counts(
+            hits=hits, early=early, fetched=len(moves.fetch), admitted=len(moves.admit),
+            prefetched=len(moves.prefetch), on_cpu=on_cpu, evicted=len(moves.evict),
+            gpu_bytes=(len(chosen) - on_cpu) * size, cpu_bytes=on_cpu * size,
+            link_bytes=(len(moves.fetch) + len(moves.admit)) * size + brought,
+        )  # fmt: skip
+
+    def _first_uses(self, layer: int, chosen: tuple[int, ...], resident: set[int]) -> int:
+        if not self.unused:
+            return 0
+        first = {(layer, expert) for expert in chosen if expert in resident} & self.unused
+        self.unused -= first
+        return len(first)
+
+    def _check(self, moves: Moves, missing: list[int]) -> None:
+        asked_for = [*moves.fetch, *moves.admit]
+        if len(set(asked_for)) < len(asked_for) or not set(asked_for) <= set(missing):
+            raise PolicyError(
+                f"policy {self.policy.name} fetches {sorted(asked_for)}, and {missing} are missing: fetch or admit of "
+                "these, each once"
+            )
+
+    def _bring(self, key: Key) -> None:
+        layer, expert = key
+        if not (0 <= layer < self.shape.layers and 0 <= expert < self.shape.experts[layer]):
+            raise PolicyError(f"policy {self.policy.name} brings expert {expert} of layer {layer}, which there is not")
+        if expert in self.by_layer[layer]:
+            raise PolicyError(f"policy {self.policy.name} brings expert {expert} of layer {layer}, which is resident")
+        self.by_layer[layer].add(expert)
+        self.used += self.shape.expert_bytes[layer]
+
+    def _evict(self, keys: Iterable[Key]) -> None:
+        for layer, expert in keys:
+            if not 0 <= layer < self.shape.layers or expert not in self.by_layer[layer]:
+                raise PolicyError(f"policy {self.policy.name} evicts expert {expert} of layer {layer}, not resident")
+            self.by_layer[layer].remove(expert)
+            self.unused.discard((layer, expert))
+            self.used -= self.shape.expert_bytes[layer]
+
+    def _fits(self, when: str) -> None:
+        if self.used > self.budget:
+            raise PolicyError(
+                f"policy {self.policy.name} has {self.used} bytes of experts resident {when}, of {self.budget} that it "
+                "may have: evict first"
+            )

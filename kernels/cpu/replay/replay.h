@@ -1,0 +1,83 @@
+// A trace through one of the policies of engine/policies, a hundred times as fast as their Python does it: the same
+// residents, counts and seconds (tests/policies/test_fast_replay.py).
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace headrace {
+
+// What a policy is, by number; as engine/policies/fast.py has them.
+enum class PolicyKind : int { fixed, lru, lfu, slru, admit2, classes, split, belady };
+
+struct ReplayTrace {
+  int layers;
+  int64_t passes;
+  const int32_t* experts;    // by layer
+  const int64_t* sizes;      // by layer, bytes of one expert
+  const int64_t* offsets;    // [passes * layers + 1] into `chosen`
+  const uint16_t* chosen;    // of each pass and layer, each once, in rising order
+};
+
+struct ReplayPolicy {
+  PolicyKind kind;
+  int64_t budget;             // bytes
+  const int64_t* slots;       // by layer; of kinds that have slots
+  const uint8_t* at_start;    // by layer and expert, whether it is resident; belady has its own start
+  std::vector<int64_t> fetched;  // split: by missing experts how many to fetch
+  double age, protected_share;
+  int64_t window;
+};
+
+// Bytes a second, and seconds of a pass besides; 0 bytes a second: time is not asked for.
+struct ReplayRates {
+  double cpu, link, gpu, fixed_s;
+};
+
+struct ReplayCounts {
+  int64_t hits = 0, fetched = 0, admitted = 0, on_cpu = 0, evicted = 0, gpu_bytes = 0, link_bytes = 0, cpu_bytes = 0;
+  double seconds = 0;
+};
+
+ReplayCounts replay(const ReplayTrace& trace, const ReplayPolicy& policy, const ReplayRates& rates);
+
+// What all kinds share: by layer the place of its first expert among all.
+std::vector<int64_t> first_places(const ReplayTrace& trace);
+
+// Moves of a layer of a pass.
+struct ReplayMoves {
+  int64_t hits = 0, missing = 0, fetched = 0, admitted = 0, evicted = 0;
+};
+
+// Those with slots and those that never move, and the optimum, each a state that is asked layer by layer.
+class Slotted {
+ public:
+  Slotted(const ReplayTrace& trace, const ReplayPolicy& policy);
+  ReplayMoves layer(int64_t step, int layer, const uint16_t* chosen, int count);
+
+ private:
+  struct Worth {
+    double first;
+    int64_t last;
+    bool operator<(const Worth& other) const {
+      return first < other.first || (first == other.first && last < other.last);
+    }
+  };
+
+  void see(int64_t step, int layer, const uint16_t* chosen, int count);
+  void protect(int64_t step, int layer, const uint16_t* chosen, int count);
+  void want(int64_t step, int layer);
+  Worth worth(int64_t place) const;
+  double class_of(int64_t place) const;
+  int64_t worst(int layer) const;
+
+  const ReplayTrace& trace_;
+  const ReplayPolicy& policy_;
+  std::vector<int64_t> first_, there_, last_, missed_, guarded_;
+  std::vector<double> counts_;
+  std::vector<uint8_t> resident_, chosen_;
+  std::vector<uint16_t> coming_;
+  int64_t counted_from_ = 0;
+};
+
+}  // namespace headrace
