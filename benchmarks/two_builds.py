@@ -63,10 +63,10 @@ def serve(options: argparse.Namespace) -> None:
     found: dict[str, list[float]] = {phase: [] for phase in PHASES}
     tokens = 0
 
-    def watched_forward(inputs: Any) -> Any:
+    def watched_forward(inputs: Any, *rest: Any) -> Any:
         nonlocal tokens
         tokens = len(inputs.ids_T)
-        return forward(inputs)
+        return forward(inputs, *rest)
 
     def watched_step() -> None:
         start = clock()

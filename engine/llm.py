@@ -26,6 +26,7 @@ from .core.build import Check, build
 from .core.expected_time import ExpectedPasses
 from .core.loop import Loop, Sampler
 from .core.weight_source import CheckpointFiles, WeightSource
+from .experts.counts import Counted
 from .generation.admission import Params, Prompt, Prompts, as_params, as_prompts
 from .generation.chat import ChatCompletion, ChatStream
 from .generation.completion_stream import CompletionGroup, CompletionStream
@@ -179,6 +180,12 @@ class LLM:
         Raises ContextOverflow if the text is longer than the context.
         """
         return self.loop.logits(self.admission.sequence(token_ids, SamplingParams(max_new_tokens=1)))
+
+    @property
+    def expert_counts(self) -> Counted:
+        """How many tokens were routed to each expert so far: int64 [layers, experts], a copy. For any thread."""
+        self.ledger.settle()
+        return self.loop.counts.snapshot()
 
     def time_tiers(self, wanted: bool = True) -> None:
         """From now on passes say how long each tier worked, what the GPU waited for and what overlapped

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from .context import Context
-    from .decoder_layer import Block, Choice, Places, Router, Stack
+    from .decoder_layer import Block, Choice, Places, Router, Stack, Tally
     from .packed import ExpertBank, Matrix
     from .recipes import Activation
 
@@ -44,7 +44,7 @@ class Ops(Protocol):
     def attention_block(self, x_TD: Tensor, update_TD: Tensor | None, block: Block, places: Places,
     rows_R: Tensor | None = None) -> tuple[Tensor, Tensor, Choice | None]: ...
     def layers(self, x_TD: Tensor, stack: Stack, places: Places, rows_R: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]: ...
+    tally: Tally | None = None) -> tuple[Tensor, Tensor, Tensor]: ...
     def rotate_(self, x_TNd: Tensor, cos_Pr: Tensor, sin_Pr: Tensor, positions_T: Tensor) -> None: ...
     def linear_by_head(self, x_TNc: Tensor, weight: Matrix) -> Tensor: ...
     def short_conv(self, x_TC: Tensor, weight_CW: Tensor, state_LCw: Tensor, slots_S: Tensor, starts_S1: Tensor,

@@ -150,6 +150,29 @@ class Places:
     native: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Tally:
+    """Where `layers` says which experts were chosen. counts: grows by one for each choice; the first plane has those of
+    prompts' tokens, the second those of the pass's first `decoding` tokens. ids, weights: the choices themselves, if
+    they are wanted; rows of dense layers, and of tokens that did not go on, stay as they are."""
+
+    counts_2LE: Tensor  # int64
+    decoding: int = 0
+    ids_LTK: Tensor | None = None  # int32
+    weights_LTK: Tensor | None = None  # float32
+
+    def take(self, layer: int, choice: Choice) -> None:
+        """Takes in what a layer's tokens chose."""
+        ids_TK, weights_TK = choice
+        for plane, rows in ((0, ids_TK[self.decoding :]), (1, ids_TK[: self.decoding])):
+            ids = rows.flatten().long()
+            self.counts_2LE[plane, layer].scatter_add_(0, ids, torch.ones_like(ids))
+        if self.ids_LTK is not None:
+            self.ids_LTK[layer, : len(ids_TK)] = ids_TK
+        if self.weights_LTK is not None:
+            self.weights_LTK[layer, : len(ids_TK)] = weights_TK
+
+
 def linear(ops: Ops, x_TC: Tensor, weights: Stacked, bias_R: Tensor | None = None) -> Tensor:
     """x @ weights.T + bias, float32 [T, R]: the products of all parts side by side."""
     if len(weights.parts) == 1:
@@ -177,7 +200,7 @@ def compose(
 
 
 def compose_layers(
-    ops: Ops, x_TD: Tensor, stack: Stack, places: Places, rows_R: Tensor | None
+    ops: Ops, x_TD: Tensor, stack: Stack, places: Places, rows_R: Tensor | None, tally: Tally | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`layers` as the sequence of ops that it stands for: x, the last update, and of each layer how many different
     experts were chosen, int32 [L]."""
@@ -193,6 +216,8 @@ def compose_layers(
         assert layer.bank is not None, f"layer {i} has a router and no experts"
         seen_E = torch.zeros(layer.bank.experts, dtype=torch.int32, device=x_TD.device)
         distinct_L[i] = seen_E.scatter_(0, choice[0].flatten().long(), 1).sum()
+        if tally is not None:
+            tally.take(i, choice)
         update_TD = ops.experts(h_TD, *choice, layer.bank)
         if layer.mlp is not None:
             gate_T1 = None if layer.shared_gate is None else ops.linear(h_TD, layer.shared_gate)

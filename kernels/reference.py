@@ -19,7 +19,7 @@ from torch import Tensor
 
 from . import blocks
 from .blocks import ggml, rounding
-from .decoder_layer import Block, Choice, Places, Router, Stack, compose, compose_layers
+from .decoder_layer import Block, Choice, Places, Router, Stack, Tally, compose, compose_layers
 from .formats import Format
 from .packed import TORCH_DTYPES, ExpertBank, Matrix
 from .recipes import SWIGLU, Activation
@@ -180,14 +180,17 @@ def attention_block(
     return compose(sys.modules[__name__], x_TD, update_TD, block, places, rows_R)
 
 
-def layers(x_TD: Tensor, stack: Stack, places: Places, rows_R: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def layers(
+    x_TD: Tensor, stack: Stack, places: Places, rows_R: Tensor | None = None, tally: Tally | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """A whole decoder between embedding and final norm: for each layer x += attention, x += experts or MLP, in place.
 
     Returns x and the last layer's update, still to be added to it (float32 [T, D] both), and how many distinct experts
     each layer chose (int32 [layers], 0 for a dense one). With `rows`, int64 [R], only these tokens go on after the last
     attention: both are then [R, D], and the last layer's experts see no others; an empty one only writes the cache.
+    tally: takes in who chose which expert.
     """
-    return compose_layers(sys.modules[__name__], x_TD, stack, places, rows_R)
+    return compose_layers(sys.modules[__name__], x_TD, stack, places, rows_R, tally)
 
 
 def route(x_TD: Tensor, router: Router) -> Choice:

@@ -135,13 +135,13 @@ def _decode(llm: LLM, batch: int) -> list[tuple[float, float]]:
     inside: list[float] = []
     forward = llm.parts.decoder.forward
 
-    def timed(inputs: Any) -> Any:
+    def timed(inputs: Any, *rest: Any) -> Any:
         start = time.perf_counter()
-        logits = forward(inputs)
+        logits = forward(inputs, *rest)
         inside.append(time.perf_counter() - start)
         return logits
 
-    llm.parts.decoder.forward = timed  # type: ignore[method-assign]
+    llm.parts.decoder.forward = timed  # type: ignore[method-assign,assignment]
     params = SamplingParams(max_new_tokens=TOKENS + 1, ignore_eos=True)
     try:
         with llm.ledger.recording() as passes:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+from ..experts.counts import ExpertCounts
 from ..ledger.ledger import Ledger
 from ..ledger.passes import Bytes, Pass, Times, add_bytes
 from ..ledger.summary import Account
@@ -25,19 +26,20 @@ from ..model.decoder import Output
 
 class Closed(NamedTuple):
     """A pass that is over, and what is to be booked of it: what it read, what sampling took, the accounts of its
-    requests."""
+    requests; the first `decoding` of its tokens were generated."""
 
     done: Pass
     out: Output
     sampled: Bytes
     accounts: Sequence[Account]
+    decoding: int = 0
 
 
 class Bookkeeping:
-    """Of one model's passes, in their order."""
+    """Of one model's passes, in their order. counts: of its experts."""
 
-    def __init__(self, ledger: Ledger) -> None:
-        self.ledger = ledger
+    def __init__(self, ledger: Ledger, counts: ExpertCounts) -> None:
+        self.ledger, self.counts = ledger, counts
         self.kept: Closed | None = None
         self.unwritten: list[Pass] = []
         self.after_s = 0.0
@@ -75,14 +77,14 @@ class Bookkeeping:
         with self.lock:
             closed, self.kept = self.kept, None
             if closed is not None:
-                _assemble(closed)
+                self._assemble(closed)
                 self._enter(closed)
 
     def book(self, closed: Closed, times_of: Callable[[float], Times] | None = None) -> None:
         """Books a pass outside of any: its own time grows by what that takes. times_of: says what its seconds went to,
         if that was not asked yet."""
         start = time.perf_counter()
-        _assemble(closed)
+        self._assemble(closed)
         end = time.perf_counter()
         done, spent = closed.done, end - start
         done.measured_s += spent
@@ -92,6 +94,17 @@ class Bookkeeping:
             done.times = replace(done.times, outside_s=done.times.outside_s + spent)
         self._enter(closed)
         self.after_s += time.perf_counter() - end
+
+    def _assemble(self, closed: Closed) -> None:
+        """Adds up what the pass read, and counts what it chose."""
+        done, out = closed.done, closed.out
+        add_bytes(done.bytes, out.read)
+        add_bytes(done.bytes, closed.sampled)
+        done.layers, done.by_layer = out.layers(), out.by_layer
+        for work in done.layers:
+            add_bytes(done.bytes, work.bytes)
+        if not out.is_counted:
+            self.counts.add(out.chosen(), closed.decoding)
 
     def _enter(self, closed: Closed) -> None:
         self.ledger.add(closed.done)
@@ -108,13 +121,3 @@ class Bookkeeping:
         for done in passes:
             self.ledger.write(done)
         self.after_s += time.perf_counter() - start
-
-
-def _assemble(closed: Closed) -> None:
-    """Adds up what the pass read."""
-    done = closed.done
-    add_bytes(done.bytes, closed.out.read)
-    add_bytes(done.bytes, closed.sampled)
-    done.layers, done.by_layer = closed.out.layers(), closed.out.by_layer
-    for work in done.layers:
-        add_bytes(done.bytes, work.bytes)

@@ -15,6 +15,7 @@ from torch import Tensor
 from ...errors import MemoryNeeded
 from ...kernels import Ops
 from ..devices.host import use_torch_threads
+from ..experts.counts import ExpertCounts
 from ..generation.outputs import Chunk, Completion
 from ..generation.request import Request
 from ..generation.sampler import WithArgmax, sample
@@ -62,7 +63,8 @@ class Loop:
         self.scheduler = Scheduler(self.pages, chunk, most, self.states, limit=limit, share=share)
         self.commands: deque[Callable[[], None]] = deque()
         self.eos_ids = parts.eos_ids
-        self.books = Bookkeeping(ledger)
+        self.counts = ExpertCounts(len(parts.spec.layers), parts.spec.moe.experts)
+        self.books = Bookkeeping(ledger, self.counts)
         self.requests: dict[int, Request] = {}
         self.lock = Turn()  # held for a pass
 
@@ -162,7 +164,7 @@ class Loop:
         parts.timers.begin()
         with torch.inference_mode(), parts.main.current():
             keeps = None if self.kept is None else self.kept.before(batch, self.scheduler.running)
-            out = self._forward(make_inputs(batch, keeps=keeps), is_graph)
+            out = self._forward(make_inputs(batch, keeps=keeps), is_graph, batch.decoding)
             ready = [batch.sequences[i] for i in batch.ready]
             tokens = self.sampler(out.logits, ready, self._ops(out)) if ready else []
             parts.timers.span(GPU_HBM)
@@ -178,7 +180,7 @@ class Loop:
             self.requests[sequence.id].push(self.eos_ids)
             if sequence.finish_reason is not None:
                 self.scheduler.finish(sequence)
-        closed = Closed(done, out, self._sampled(ready), accounts)
+        closed = Closed(done, out, self._sampled(ready), accounts, batch.decoding)
         if is_graph:
             done.times = parts.timers.end(done.measured_s)
             self.books.keep(closed)
@@ -210,12 +212,12 @@ class Loop:
         graphed = self.parts.graphed
         return graphed is not None and batch.phase == DECODE and graphed.takes(batch.tokens)
 
-    def _forward(self, inputs: Inputs, is_graph: bool) -> Output:
-        """A pass. Of a graph, the pass before is booked while it runs."""
+    def _forward(self, inputs: Inputs, is_graph: bool, decoding: int) -> Output:
+        """A pass, whose first `decoding` tokens were generated. Of a graph, the pass before is booked while it runs."""
         parts = self.parts
         if len(parts.devices) == 1:
             start = time.perf_counter()
-            out = parts.decoder.forward(inputs)
+            out = parts.decoder.forward(inputs, self.counts.tally(decoding))
             parts.timers.spend(CPU_DRAM, time.perf_counter() - start)
             return out
         if is_graph and parts.graphed is not None:

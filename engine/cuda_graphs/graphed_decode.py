@@ -191,7 +191,8 @@ class GraphedDecode:
         number = self.graphs.number_for(count)
         assert number is not None, f"{count} sequences, captured for {self.sizes}"
         chosen = self.experts.choices(number, count, self.results.places[number].ids_LBK)
-        return Output(logits, read, partial(self._layers, chosen), self.results.likeliest(number, count))
+        likeliest = self.results.likeliest(number, count)
+        return Output(logits, read, partial(self._layers, chosen), likeliest, chosen=chosen.each)
 
     def _cpu_seconds(self) -> float:
         """Of the mailbox's work, by its own clock."""

@@ -22,13 +22,15 @@ from ..ledger.passes import CPU_DRAM, LayerWork
 
 class Chosen(NamedTuple):
     """What a layer that ran had to do with: its tokens' choices, which are in host memory when its device is done; how
-    many experts of RAM were copied to the GPU, whether all chosen ones were, and how many that nobody chose."""
+    many experts of RAM were copied to the GPU, whether all chosen ones were, and how many that nobody chose. weights:
+    of the choices, float32 [T, K] on any device, where they are known."""
 
     layer: int
     ids_TK: Tensor
     copied: int = 0
     is_streamed: bool = False
     unchosen: int = 0
+    weights_TK: Tensor | None = None
 
 
 class ExpertBackend(Protocol):
@@ -63,7 +65,7 @@ class CpuExperts:
     def submit(self, layer: int, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> Job:
         bank = self.banks[layer]
         assert bank is not None, f"layer {layer} is dense"
-        return Job([self.ops.experts(x_TD, ids_TK, weights_TK, bank)], Chosen(layer, ids_TK))
+        return Job([self.ops.experts(x_TD, ids_TK, weights_TK, bank)], Chosen(layer, ids_TK, weights_TK=weights_TK))
 
     def collect(self, job: Job) -> tuple[Tensor, Chosen]:
         return job.parts[0], job.chosen

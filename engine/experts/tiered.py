@@ -140,7 +140,7 @@ class TieredExperts:
                 parts.append(self._on_ring(layer, x_TD, ids_TK, weights_TK, copied, is_streamed))
             if is_streamed:
                 self._prefetch_next(layer, len(copied))
-        return Job(parts, Chosen(layer, ids, len(copied), is_streamed, unchosen))
+        return Job(parts, Chosen(layer, ids, len(copied), is_streamed, unchosen, weights_TK))
 
     def _to_copy(self, layer: int, ids_TK: Tensor) -> list[int]:
         """Waits for the choices; the numbers of the experts in RAM that are to be copied, the first of the chosen."""
@@ -239,7 +239,7 @@ class TieredExperts:
     def work(self, chosen: Chosen) -> LayerWork:
         """What a layer read and sent: the first `copied` of its chosen experts in RAM went to the main device, and
         `unchosen` that nobody chose."""
-        layer, ids_TK, copied, is_streamed, unchosen = chosen
+        layer, ids_TK, copied, is_streamed, unchosen, _ = chosen
         counts, pairs = self._served(layer, ids_TK, copied)
         found: defaultdict[str, dict[str, int]] = defaultdict(dict)
         for tier, count in counts.items():

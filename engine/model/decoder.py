@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from ...kernels import Ops
-from ...kernels.decoder_layer import Choice, Layer, Stack, mlp
+from ...kernels.decoder_layer import Choice, Layer, Stack, Tally, mlp
 from ...loaders.spec import ModelSpec
 from ...loaders.weights.model_weights import ModelWeights
 from ..experts.backend import Chosen, CpuExperts, ExpertBackend
@@ -34,13 +34,16 @@ class Output(NamedTuple):
     """Of a pass. logits: float32 [rows, vocabulary]. read: its bytes as the ledger has them, but for those of `layers`:
     what the experts of each layer read and sent, to be asked when the device is done. likeliest: of each row the
     largest logit and where it stands, if they are in memory of the host already. by_layer: bytes of each layer's
-    experts, where they are in `read`."""
+    experts, where they are in `read`. chosen: what each layer chose, to be asked as `layers`. is_counted: by the call
+    of all layers, which tells choices only where they are wanted."""
 
     logits: Tensor
     read: Bytes
     layers: Callable[[], list[LayerWork]] = list
     likeliest: tuple[Tensor, Tensor] | None = None
     by_layer: tuple[int, ...] = ()
+    chosen: Callable[[], list[Chosen]] = list
+    is_counted: bool = False
 
 
 class Decoder:
@@ -67,15 +70,17 @@ class Decoder:
         self.sizes = dense_sizes(weights)
         self.choose: Choose | None = None  # what becomes of the router's choice in a layer, for a test
 
-    def forward(self, inputs: Inputs) -> Output:
-        """Runs the new tokens through all layers, writing their keys and values."""
+    def forward(self, inputs: Inputs, tally: Tally | None = None) -> Output:
+        """Runs the new tokens through all layers, writing their keys and values. tally: takes in who chose which
+        expert, where all layers are one call."""
         entered, read = self.enter(inputs)
         inputs = self.device_inputs.take(entered)
         if self.choose is None and isinstance(self.experts, CpuExperts):
-            return self._fused(inputs, self.experts, read)
+            return self._fused(inputs, self.experts, read, tally)
         experts = self.experts if self.choose is None else ForcedChoice(self.experts, self.choose)
         x_TD, update_TD, chosen = self.layers(self._embed(inputs), inputs, experts)
-        return Output(self._head(x_TD, update_TD), read, lambda: [experts.work(one) for one in chosen])
+        logits = self._head(x_TD, update_TD)
+        return Output(logits, read, lambda: [experts.work(one) for one in chosen], chosen=lambda: chosen)
 
     def enter(self, inputs: Inputs) -> tuple[Inputs, Bytes]:
         """What a pass does before its device has a part: looks up embedding rows that lie elsewhere. Besides, what the
@@ -120,13 +125,13 @@ class Decoder:
         self.ops.gated_add_(y_TD, shared_TD, gate_T1, shared_TD)  # y may be memory of the host, to be read once
         return shared_TD, chosen
 
-    def _fused(self, inputs: Inputs, experts: CpuExperts, read: Bytes) -> Output:
+    def _fused(self, inputs: Inputs, experts: CpuExperts, read: Bytes, tally: Tally | None) -> Output:
         """`forward` where all experts lie beside attention: all layers in one call, of which `layers` is the twin."""
         x_TD = self._embed(inputs)
-        x_TD, update_TD, distinct_L = self.ops.layers(x_TD, self.stack, inputs.places, inputs.wanted_rows)
+        x_TD, update_TD, distinct_L = self.ops.layers(x_TD, self.stack, inputs.places, inputs.wanted_rows, tally)
         by_layer = experts.bytes_of(distinct_L.tolist())
         add_bytes(read, {CPU_DRAM: {EXPERTS: sum(by_layer)}})
-        return Output(self._head(x_TD, update_TD), read, by_layer=by_layer)
+        return Output(self._head(x_TD, update_TD), read, by_layer=by_layer, is_counted=tally is not None)
 
     def _embed(self, inputs: Inputs) -> Tensor:
         return self.device_inputs.embed(self.weights.embed, inputs, self.spec.embedding_scale)

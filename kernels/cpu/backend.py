@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import _cpu, reference
 from ..blocks import ggml, rounding
 from ..context import Context
-from ..decoder_layer import Block, Choice, Places, Router, Stack
+from ..decoder_layer import Block, Choice, Places, Router, Stack, Tally
 from ..formats import FORMATS, Format
 from ..packed import FORMAT_OF_DTYPE, ExpertBank, Matrix
 from ..recipes import SWIGLU, Activation
@@ -189,7 +189,7 @@ class CpuOps:
         return x_RD, h_RD, choice
 
     def layers(
-        self, x_TD: Tensor, stack: Stack, places: Places, rows_R: Tensor | None = None
+        self, x_TD: Tensor, stack: Stack, places: Places, rows_R: Tensor | None = None, tally: Tally | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         T, D = x_TD.shape
         there = prepare_layers.places(places)
@@ -207,6 +207,7 @@ class CpuOps:
             x_out=x_RD.data_ptr(),
             update=update_TD.data_ptr(),
             distinct=distinct_L.data_ptr(),
+            **prepare_layers.tally(tally, stack, T),
         )
         return x_RD, update_TD[: x_RD.shape[0]], distinct_L
 

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from .. import _cpu
-from ..decoder_layer import AttentionBlock, Block, Layer, Piece, Places, Router, Stack
+from ..decoder_layer import AttentionBlock, Block, Layer, Piece, Places, Router, Stack, Tally
 from ..mixers import DeltaBlock, LatentBlock
 from ..recipes import SWIGLU
 from .prepare import (
@@ -203,6 +203,33 @@ def stack(it: Stack) -> Any:
 def _stack(it: Stack) -> Any:
     it.native[NAME] = _cpu.Stack(layers=[_layer(layer) for layer in it.layers])
     return it.native[NAME]
+
+
+NO_TALLY = {"counts": 0, "experts": 0, "decoding": 0, "ids": 0, "weights": 0}
+
+
+def tally(it: Tally | None, to: Stack, T: int) -> dict[str, int]:
+    """Where choices of T tokens go, by the names of `layers`."""
+    if it is None:
+        return NO_TALLY
+    E, L = it.counts_2LE.shape[2], len(to.layers)
+    experts, K = to.native.get("most") or _most(to)
+    assert experts <= E, f"counts of {E} experts, a layer of {experts}"
+    return {
+        "counts": at(it.counts_2LE, I64, 2, L, E),
+        "experts": E,
+        "decoding": it.decoding,
+        "ids": 0 if it.ids_LTK is None else at(it.ids_LTK, I32, L, T, K),
+        "weights": 0 if it.weights_LTK is None else at(it.weights_LTK, F32, L, T, K),
+    }
+
+
+def _most(it: Stack) -> tuple[int, int]:
+    """Experts of a layer, and of a token in it, at most."""
+    routers = [layer.block.router for layer in it.layers if layer.block.router is not None]
+    most = max((to.matrix.rows for to in routers), default=0), max((to.top_k for to in routers), default=0)
+    it.native["most"] = most
+    return most
 
 
 def _layer(it: Layer) -> Any:

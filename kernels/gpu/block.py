@@ -6,7 +6,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from .. import load
-from ..decoder_layer import Block, Choice, Places, Stack, compose, compose_layers
+from ..decoder_layer import Block, Choice, Places, Stack, Tally, compose, compose_layers
 
 
 def attention_block(
@@ -15,5 +15,7 @@ def attention_block(
     return compose(load("gpu"), x_TD, update_TD, block, places, rows_R)
 
 
-def layers(x_TD: Tensor, stack: Stack, places: Places, rows_R: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    return compose_layers(load("gpu"), x_TD, stack, places, rows_R)
+def layers(
+    x_TD: Tensor, stack: Stack, places: Places, rows_R: Tensor | None = None, tally: Tally | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    return compose_layers(load("gpu"), x_TD, stack, places, rows_R, tally)

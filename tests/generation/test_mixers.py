@@ -168,8 +168,8 @@ class PartByPart(CpuOps):
     def attention_block(self, x_TD: Any, update_TD: Any, block: Any, places: Any, rows_R: Any = None) -> Any:
         return compose(self, x_TD, update_TD, block, places, rows_R)
 
-    def layers(self, x_TD: Any, stack: Any, places: Any, rows_R: Any = None) -> Any:
-        return compose_layers(self, x_TD, stack, places, rows_R)
+    def layers(self, x_TD: Any, stack: Any, places: Any, rows_R: Any = None, tally: Any = None) -> Any:
+        return compose_layers(self, x_TD, stack, places, rows_R, tally)
 
 
 def with_cpu(path: Path, ops: type[CpuOps], isa: str) -> LLM:

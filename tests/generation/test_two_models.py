@@ -93,9 +93,9 @@ def test_torch_computes_with_the_threads_of_the_model_whose_pass_it_is() -> None
     for llm in (reference, fast):
         forward = llm.parts.decoder.forward
 
-        def noted(inputs: Any, forward: Any = forward) -> torch.Tensor:
+        def noted(inputs: Any, *rest: Any, forward: Any = forward) -> torch.Tensor:
             seen.append(torch.get_num_threads())
-            result: torch.Tensor = forward(inputs)
+            result: torch.Tensor = forward(inputs, *rest)
             return result
 
         llm.parts.decoder.forward = noted  # type: ignore[method-assign]

@@ -92,9 +92,9 @@ class GraphDecoder:
     def step(self, inputs: Inputs) -> Tensor:
         return self.decoder.run(inputs, Answers(self.experts))
 
-    def run(self, inputs: Inputs) -> Output:
+    def run(self, inputs: Inputs, *rest: Any) -> Output:
         if len(inputs.ids_T) > len(inputs.rows) or len(inputs.ids_T) > self.graphs.sizes[-1]:
-            return self.forward(inputs)
+            return self.forward(inputs, *rest)
         self.steps += 1
         return Output(self.graphs.run(inputs).clone(), {})
 

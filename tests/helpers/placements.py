@@ -77,9 +77,9 @@ def recorded(llm: LLM) -> tuple[dict[int, dict[int, list[int]]], dict[int, tuple
         seen[llm.ledger.count][index] = choice[0].unique().tolist()
         return choice
 
-    def record(inputs: Any) -> torch.Tensor:
+    def record(inputs: Any, *rest: Any) -> torch.Tensor:
         shapes[llm.ledger.count] = (inputs.places.contexts_S.tolist(), len(inputs.rows))
-        return forward(inputs)
+        return forward(inputs, *rest)
 
     llm.parts.decoder.choose, llm.parts.decoder.forward = choose, record  # type: ignore[method-assign]
     return seen, shapes

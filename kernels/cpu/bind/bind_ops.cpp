@@ -149,11 +149,13 @@ void bind_layers(nb::module_& m) {
   }, "context"_a, "block"_a, "places"_a, nb::kw_only(), "x"_a, "update"_a, "tokens"_a, "rows"_a, "count"_a, "x_out"_a,
      "h"_a, "ids"_a, "weights"_a, Unlocked());
   m.def("layers", [](const Context& context, const Stack& stack, const Places& places, Address x, int tokens,
-                     Address rows, int count, Address x_out, Address update, Address distinct) {
+                     Address rows, int count, Address x_out, Address update, Address distinct, Address counts,
+                     int experts, int decoding, Address ids, Address weights) {
     layers(stack, places, {at<float>(x), tokens, {at<int64_t>(rows), count, at<float>(x_out)}, at<float>(update),
-                           at<int32_t>(distinct)}, context);
+                           at<int32_t>(distinct), {at<int64_t>(counts), experts, decoding, at<int32_t>(ids),
+                                                   at<float>(weights)}}, context);
   }, "context"_a, "stack"_a, "places"_a, nb::kw_only(), "x"_a, "tokens"_a, "rows"_a, "count"_a, "x_out"_a, "update"_a,
-     "distinct"_a, Unlocked());
+     "distinct"_a, "counts"_a, "experts"_a, "decoding"_a, "ids"_a, "weights"_a, Unlocked());
 }
 
 }  // namespace

@@ -26,6 +26,16 @@ int count_distinct(const int32_t* ids, size_t n, int experts) {
   return count;
 }
 
+// Adds the choices of a layer's tokens to its counts. A reader in another thread may see part of them.
+void count(const int32_t* ids, int tokens, int top_k, const Tally& tally, size_t layer, size_t layers) {
+  if (!tally.counts) return;
+  const size_t all = size_t(tokens) * top_k, decoding = size_t(std::min(tokens, tally.decoding)) * top_k;
+  int64_t* prompts = tally.counts + layer * tally.experts;
+  int64_t* generating = prompts + layers * tally.experts;
+  for (size_t i = 0; i < decoding; i++) generating[ids[i]]++;
+  for (size_t i = decoding; i < all; i++) prompts[ids[i]]++;
+}
+
 // out = down(glu(gate h, up h))
 void mlp(const DecoderLayer& layer, const float* h, int tokens, float* out, Turn& turn) {
   Arena& arena = turn.team.arena;
@@ -75,21 +85,23 @@ void layers(const Stack& stack, const Places& places, const LayersArgs& args, co
   int top_k = 0;
   for (const DecoderLayer& layer : stack.layers) top_k = std::max(top_k, layer.block.router.top_k);
   const size_t chosen = size_t(args.tokens) * top_k;
-  const std::unique_ptr<float[]> h(new float[size_t(args.tokens) * stack.layers[0].block.o.rows]), weights(new float[chosen]);
-  const std::unique_ptr<int32_t[]> ids(new int32_t[chosen]);
+  const std::unique_ptr<float[]> h(new float[size_t(args.tokens) * stack.layers[0].block.o.rows]), own_weights(new float[chosen]);
+  const std::unique_ptr<int32_t[]> own_ids(new int32_t[chosen]);
   const float* update = nullptr;
   for (size_t i = 0; i < stack.layers.size(); i++) {
     const DecoderLayer& layer = stack.layers[i];
     const bool last = i + 1 == stack.layers.size();
+    int32_t* ids = args.tally.ids ? args.tally.ids + i * chosen : own_ids.get();
+    float* weights = args.tally.weights ? args.tally.weights + i * chosen : own_weights.get();
     const Wanted wanted = last ? args.wanted : Wanted{nullptr, args.tokens, nullptr};
-    attention_block(layer.block, places, args.x, update, args.tokens, wanted, h.get(), ids.get(), weights.get(),
-                    context);
+    attention_block(layer.block, places, args.x, update, args.tokens, wanted, h.get(), ids, weights, context);
     args.distinct[i] = 0;
     if (wanted.count == 0) return;
     if (layer.bank.data) {
       const int k = layer.block.router.top_k;
-      args.distinct[i] = count_distinct(ids.get(), size_t(wanted.count) * k, layer.bank.experts);
-      experts(h.get(), wanted.count, ids.get(), weights.get(), k, layer.bank, args.update, context);
+      args.distinct[i] = count_distinct(ids, size_t(wanted.count) * k, layer.bank.experts);
+      count(ids, wanted.count, k, args.tally, i, stack.layers.size());
+      experts(h.get(), wanted.count, ids, weights, k, layer.bank, args.update, context);
     }
     if (layer.down.data) {
       Stopwatch watch;

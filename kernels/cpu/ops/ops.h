@@ -258,12 +258,19 @@ struct DecoderLayer {
 struct Stack {  // all layers; a class of its own, so that Python holds it and a call converts no list
   std::vector<DecoderLayer> layers;
 };
+struct Tally {  // who chose which expert, for whoever asks; every pointer may be null
+  int64_t* counts;            // [2, layers, experts]: grows by choices of prompts' tokens, then of the first `decoding`
+  int experts, decoding;
+  int32_t* ids;               // [layers, tokens, top_k]: of the tokens that went on, as `route` gives them
+  float* weights;
+};
 struct LayersArgs {
   float* x;  // [tokens, D]
   int tokens;
   Wanted wanted;  // after the last layer's mixer
   float* update;      // [tokens, D]: of each layer in turn; the last one's stays
   int32_t* distinct;  // [layers]: how many experts were chosen
+  Tally tally;
 };
 void layers(const Stack& stack, const Places& places, const LayersArgs& args, const Context& context);
 
