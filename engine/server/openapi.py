@@ -25,7 +25,10 @@ REQUESTS: dict[str, type] = {
     "/detokenize": DetokenizeRequest,
     "/apply-template": ChatRequest,
 }
-LOOKS = ("/v1/models", "/health", "/props", "/slots", "/v1/headrace/ledger", "/v1/headrace/placement")
+LOOKS = (
+    "/v1/models", "/health", "/props", "/slots", "/v1/headrace/ledger", "/v1/headrace/placement",
+    "/v1/headrace/experts",
+)  # fmt: skip
 STREAMED = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages")
 ANY_JSON: dict[str, Any] = {"application/json": {"schema": {"type": ["object", "array"]}}}
 ERRORS = {

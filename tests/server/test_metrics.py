@@ -48,6 +48,23 @@ def test_metrics_count_what_was_done(served: Served) -> None:
     assert after["headrace_kv_cache_usage_perc[]"] == 0
 
 
+def test_metrics_say_of_experts_few_numbers_that_add_up(served: Served) -> None:
+    before = metrics(served)
+    usage = ask(served, max_tokens=9)["usage"]
+    after = metrics(served)
+    spec = served.llm.spec
+    name = "headrace_expert_choices_total['cpu_dram', '{}']"
+    generated = after[name.format("generated")] - before.get(name.format("generated"), 0)
+    assert generated == (usage["completion_tokens"] - 1) * spec.moe.top_k * spec.moe_layers
+    assert after[name.format("prompt")] > before.get(name.format("prompt"), 0)
+    shares = [after[f"headrace_expert_share_of_hottest['{percent}']"] for percent in (1, 5, 10, 20, 50)]
+    assert shares == sorted(shares)
+    counts = sorted(served.llm.expert_counts.all_LE.flatten().tolist(), reverse=True)
+    assert shares[-1] == pytest.approx(sum(counts[: len(counts) // 2]) / sum(counts))
+    assert shares[-1] > 0.5, "the hotter half takes more than half"
+    assert len([one for one in after if "headrace_expert_" in one]) == 2 + 5, "no series for each expert"
+
+
 def test_each_request_has_its_line(served: Served, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "headrace.access"):
         ask(served, max_tokens=5)

@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from ...ledger.summary import PHASES, summarise
 from .. import sse
+from ..page import experts as routed
 from ..page import files
 from ..page.live import Live
 from ..page.passes import as_json, newest
@@ -65,6 +66,11 @@ async def placement(request: Request) -> Response:
     return Json(live_of(request).facts.placement)
 
 
+async def experts(request: Request) -> Response:
+    """GET /v1/headrace/experts: how many tokens every expert of every layer served, and where it lies."""
+    return Json(await asyncio.to_thread(routed.as_json, service_of(request)))
+
+
 async def cancel(request: Request) -> Response:
     """POST /v1/headrace/cancel {"id": N}: ends a request, whose client is told."""
     service, asked = service_of(request), fields.read(await request.body(), CancelRequest)
@@ -96,5 +102,6 @@ GETS = {
     "/live": live,
     "/v1/headrace/ledger": ledger,
     "/v1/headrace/placement": placement,
+    "/v1/headrace/experts": experts,
 }
 POSTS = {"/v1/headrace/cancel": cancel}

@@ -15,6 +15,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from ...experts.counts import by_tier, hottest
 from ...ledger.passes import Pass
 from ...ledger.summary import PHASES, summarise
 from ..generation import Generation
@@ -23,6 +24,7 @@ from ..page.totals import Totals
 from ..service import Service
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+HOTTEST = (1, 5, 10, 20, 50)  # per cent of the experts whose share of the choices is told
 LOOKED_AT = 64  # passes that the ratio to predictions is taken from
 HISTOGRAMS = {
     "time_to_first_token_seconds": "from the request to its first token",
@@ -105,6 +107,28 @@ class Metrics(Collector):
         yield counter("bytes", "bytes read or sent by passes", dict(self.bytes), ["tier", "group"])
         yield counter("pass_seconds", "seconds of passes", {(p,): s for p, s in self.seconds.items()}, ["phase"])
         yield self._ratio()
+        yield from self._experts()
+
+    def _experts(self) -> Iterable[Metric]:
+        """Which experts were chosen, in a few numbers: a series for each expert would be thousands."""
+        found, placement = self.service.llm.expert_counts, self.service.llm.parts.placement
+        planes = {"prompt": found.prompt_LE, "generated": found.generated_LE}
+        choices = {
+            (phase, tier.channel): count
+            for phase, counts_LE in planes.items()
+            for tier, count in by_tier(counts_LE, placement).items()
+        }
+        yield counter("expert_choices", "experts chosen by tokens, by where they lie", choices, ["tokens", "tier"])
+        held = GaugeMetricFamily(
+            "headrace_expert_share_of_hottest",
+            "share of all choices that fell on the hottest experts, so many per cent of all",
+            labels=["percent"],
+        )
+        shares = hottest(found.all_LE, placement, [percent / 100 for percent in HOTTEST])
+        for percent, share in zip(HOTTEST, shares, strict=True):
+            if share is not None:
+                held.add_metric([str(percent)], share)
+        yield held
 
     def _ratio(self) -> Metric:
         """Of the newest passes, by phase, what they took over what they should have."""

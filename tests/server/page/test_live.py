@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import threading
 import time
@@ -11,7 +12,10 @@ from typing import Any
 
 import httpx
 import pytest
+import torch
 
+from headrace.engine.placement.placement import Placement, Tier
+from headrace.engine.server.page import experts
 from headrace.engine.server.page import live as live_module
 from headrace.engine.server.page.totals import Totals
 
@@ -153,9 +157,33 @@ def test_the_ledger_and_the_placement_are_those_of_the_engine(serve: Any, llm: A
     assert whole == llm.parts.weights.nbytes
 
 
+def unpacked(text: str, layers: int) -> torch.Tensor:
+    return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.float64).view(layers, -1)
+
+
+def test_counts_of_experts_are_those_of_the_engine(serve: Any, llm: Any) -> None:
+    client, _ = serve()
+    before = client.get("/v1/headrace/experts").json()
+    complete(client, 8)
+    found = client.get("/v1/headrace/experts").json()
+    assert (found["layers"], found["experts"], found["top_k"]) == (7, llm.spec.moe.experts, llm.spec.moe.top_k)
+    for name, plane in (("prompt", llm.expert_counts.prompt_LE), ("generated", llm.expert_counts.generated_LE)):
+        assert torch.equal(unpacked(found[name], 7), plane.double()), name
+    grown = unpacked(found["generated"], 7) - unpacked(before["generated"], 7)
+    assert grown.sum() == 7 * llm.spec.moe.top_k * llm.spec.moe_layers
+    assert found["passes"] - before["passes"] == 8
+    assert {found["tiers"][one] for one in base64.b64decode(found["where"])} == {"cpu"}
+
+
+def test_experts_of_dense_layers_lie_nowhere() -> None:
+    rows = ((), (Tier.CPU, Tier.GPU0, Tier.GPU1))
+    placed = Placement(name="", main=Tier.GPU0, experts=rows)
+    assert experts.where(placed, 3) == bytes([255, 255, 255, 2, 0, 1])
+
+
 def test_data_needs_the_key_and_the_pages_code_does_not(serve: Any) -> None:
     client, _ = serve(api_key=("secret",))
-    for path in ("/live", "/v1/headrace/ledger", "/v1/headrace/placement"):
+    for path in ("/live", "/v1/headrace/ledger", "/v1/headrace/placement", "/v1/headrace/experts"):
         assert client.get(path).status_code == 401, path
     assert client.post("/v1/headrace/cancel", json={"id": 0}).status_code == 401
     assert client.get("/page/css/page.css").status_code == 200

@@ -8,6 +8,7 @@ import { start as startSession } from "./chat/session.js";
 import { KeyDialog } from "./key.js";
 import { Cache } from "./panels/kv.js";
 import { Experts } from "./panels/experts.js";
+import { Hot } from "./panels/hot.js";
 import { Now } from "./panels/now.js";
 import { Placement } from "./panels/placement.js";
 import { Queue } from "./panels/queue.js";
@@ -54,6 +55,7 @@ function Page() {
         <${Now} /><${River} /><${Truth} /><${Queue} />
         <div class="pile"><${Cache} /><${Experts} /></div>
         <${Placement} />
+        <${Hot} />
       </div>
     </main>
     <${KeyDialog} />

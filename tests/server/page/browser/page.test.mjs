@@ -9,7 +9,7 @@ before(async () => {
 });
 after(() => browser.close());
 
-const PANELS = ["Chat", "Now", "River", "Truth", "Queue", "KV cache", "Placement", "Experts by layer"];
+const PANELS = ["Chat", "Now", "River", "Truth", "Queue", "KV cache", "Placement", "Experts by layer", "Hot experts"];
 
 test("a question is answered, and its bytes are those of the ledger", async () => {
   const { page, context, faults } = await open(browser);
@@ -39,6 +39,7 @@ for (const [name, media] of [
     await ask(page, "And it came to pass");
     await page.getByRole("button", { name: "settings" }).click();
     await page.locator("#placement table").waitFor();
+    await page.locator("#hot .map").waitFor();
     await page.evaluate(AXE);
     const found = await page.evaluate(() => globalThis.axe.run());
     const words = found.violations.map((one) => `${one.id}: ${one.nodes.map((node) => `${node.html} ${node.failureSummary}`).join("\n")}`);
@@ -85,6 +86,33 @@ test("keys: Enter sends, Escape stops, arrows read the map", async () => {
   assert.match(await page.locator("#heat-at").innerText(), /^layer 1, pass \d+ \(.*\): about .* of 16 experts/);
   await page.waitForFunction(() => document.querySelectorAll(".queue progress").length === 0);
   assert.match(await page.locator(".queue .ended").first().innerText(), /cancelled/);
+  assert.deepEqual(faults, []);
+  await context.close();
+});
+
+test("hot experts: the map, its orders, and its table are what the server counted", async () => {
+  const { page, context, faults } = await open(browser);
+  await limit(page, 8);
+  await ask(page, "In the beginning");
+  await page.locator("#hot .map").focus();
+  await page.keyboard.press("ArrowDown");
+  assert.match(await page.locator("#hot-at").innerText(), /^layer 0, expert 0: [\d,]+ tokens, .* % of the layer's, .* in RAM$/);
+  await page.keyboard.press("ArrowRight");
+  await page.keyboard.press("ArrowDown");
+  assert.match(await page.locator("#hot-at").innerText(), /^layer 1, expert 1: /);
+  await page.locator("#hot").getByLabel("order of experts").selectOption("heat");
+  await page.locator("#hot .map").focus();
+  await page.keyboard.press("ArrowLeft");
+  assert.match(await page.locator("#hot-at").innerText(), /rank 1, in RAM$/);
+  assert.match(await page.locator("#hot .curve").getAttribute("aria-label"), /the hottest 50 % of the experts take \d/);
+  const counts = await (await fetch(`${PAGE_URL}/v1/headrace/experts`)).json();
+  const numbers = (text) => new Float64Array(Uint8Array.from(atob(text), (one) => one.charCodeAt(0)).buffer);
+  await page.locator("#hot").getByLabel("chosen by tokens of").selectOption("generated");
+  await page.getByRole("button", { name: "Hot experts as a table" }).click();
+  const sum = numbers(counts.generated).subarray(0, counts.experts).reduce((a, b) => a + b, 0).toLocaleString("en");
+  const row = page.locator("#hot tbody tr").first();
+  await page.waitForFunction((text) => document.querySelector("#hot tbody tr td")?.textContent === text, sum);
+  assert.equal(await row.locator("th").innerText(), "0");
   assert.deepEqual(faults, []);
   await context.close();
 });

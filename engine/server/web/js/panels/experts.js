@@ -9,8 +9,8 @@ import { Panel } from "./frame.js";
 const CELL = 3; // pixels of a pass
 const rowHeight = (layers) => Math.max(3, Math.min(14, Math.floor(200 / Math.max(1, layers))));
 
-/** 256 colours from nothing to all of a layer's experts; what little is read can be told apart. */
-function palette() {
+/** 256 colours from nothing to all, [red, green, blue]; what is little can be told apart. */
+export function palette() {
   const ends = ["heat-0", "heat-1", "heat-2"].map((name) => colour(name).match(/[\d.]+/g).slice(0, 3).map(Number));
   return Array.from({ length: 256 }, (_, i) => {
     const at = 2 * Math.sqrt(i / 255);
@@ -94,7 +94,7 @@ export function Experts() {
             onPointerMove=${under} onPointerLeave=${() => point(null)}></canvas>
         </div>
         <p class="scale"><span>0</span><span class="ramp" aria-hidden="true"></span><span>all</span></p>
-        <p id="heat-at" class="hint" aria-live="polite">${chosen ? inWords(chosen, at.layer) : "Rows: layers, the first on top. Columns: passes, the newest at the right. Colour: how much of the layer's routed experts a pass read. Which ones is not counted."}</p>`
+        <p id="heat-at" class="hint" aria-live="polite">${chosen ? inWords(chosen, at.layer) : "Rows: layers, the first on top. Columns: passes, the newest at the right. Colour: how much of the layer's routed experts a pass read."}</p>`
       : html`<p class="empty">This model has no routed experts.</p>`}
   <//>`;
 }
