@@ -9,6 +9,7 @@ headrace plan MODEL                   what fits where and how fast, before a dow
 headrace inspect MODEL                what a model is, from its headers, and what runs it here
 headrace bench MODEL                  how fast, against what the bytes allow; --random-weights: without a download
 headrace doctor [MODEL]               what slows this machine down, what that costs, what to do first
+headrace trace record MODEL           which experts every token chooses, kept in a file; trace stats FILE: in numbers
 """
 
 from __future__ import annotations
@@ -111,9 +112,13 @@ def generate(
     if ledger is not None:
         llm.ledger.open(ledger)
         llm.time_tiers()
-    if chosen.interactive:
-        return generate_command.chat(llm, params, chosen)
-    return generate_command.complete(llm, asked, params, as_json, "" if chosen.is_chat else prompts[0])
+    try:
+        if chosen.interactive:
+            return generate_command.chat(llm, params, chosen)
+        return generate_command.complete(llm, asked, params, as_json, "" if chosen.is_chat else prompts[0])
+    finally:
+        if config["trace"] is not None:
+            llm.close()
 
 
 @command
@@ -152,7 +157,7 @@ def convert(model: str, directory: Path, config: Values) -> None:
 @model_argument
 @click.argument("file", metavar="FILE", type=Path, help="UTF-8 text")
 @click.option("--window", metavar="TOKENS", default=512, show_default=True, help="in a window; windows do not overlap")
-@takes(EngineConfig, "config", leave_out=["max_context", "prefill_chunk"])
+@takes(EngineConfig, "config", leave_out=["max_context", "prefill_chunk", "trace"])
 @json_flag
 def perplexity(model: str, file: Path, window: int, config: Values, as_json: bool) -> None:
     """Measure how well MODEL predicts the text in FILE."""
@@ -244,6 +249,8 @@ def bench(
     if save_to is not None:
         writable.check(save_to, "the result")
     old = None if compare is None else bench_report.load(compare)
+    if config["trace"] is not None and len(tests.placements) > 1:
+        raise OptionError("--trace records one model, and --placement loads it several times: give one placement")
     options = {**config, "max_context": tests.context, "max_sequences": tests.sequences}
     load = partial(bench_command.load, model, options, random_weights, layers)
     return bench_command.run(load, model, tests, save_to=save_to, old=old)
@@ -314,6 +321,35 @@ def inspect(model: str, as_json: bool, where: Values) -> int:
     from .engine.terminal.inspect import inspect_command
 
     return inspect_command.show(model, where, as_json=as_json)
+
+
+@app.group(cls=Group, no_args_is_help=True)
+def trace() -> None:
+    """Record which experts a model's tokens choose, and sum it up."""
+
+
+@trace.command(cls=Command)
+@model_argument
+@click.option("--prompts", metavar="FILE", type=Path, required=True, help="UTF-8 text, a prompt a line")
+@click.option("--output", "-o", metavar="FILE", type=Path, required=True, help="where the trace goes")
+@takes(SamplingParams, "sampling")
+@takes(EngineConfig, "config", leave_out=["trace"])
+def record(model: str, prompts: Path, output: Path, sampling: Values, config: Values) -> int:
+    """Complete all prompts of a file with MODEL, and keep which experts every token chose in every layer."""
+    from .engine.terminal.trace import record_command
+
+    params, texts = SamplingParams(**sampling), record_command.prompts_of(prompts)
+    return record_command.run(_load(model, False, {**config, "trace": output}), texts, params, output)
+
+
+@trace.command(cls=Command)
+@click.argument("file", metavar="FILE", type=Path, help="that --trace or trace record wrote")
+@json_flag
+def stats(file: Path, as_json: bool) -> int:
+    """Sum up a trace: hot experts, how soon they come again, how many a batch needs, how a layer tells the next."""
+    from .engine.terminal.trace import stats_command
+
+    return stats_command.show(file, as_json=as_json)
 
 
 def main() -> None:

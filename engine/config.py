@@ -132,6 +132,7 @@ class EngineConfig:
     handoff: str = option("auto", SPEED, "WAY", "GPU to CPU in decode: auto, eager; graphs by memop, hostfunc, spin")
     profile: Path | None = option(None, SPEED, "FILE", "what headrace measure found; default in the user's cache")
     no_measure: bool = option(False, SPEED, "", "measure nothing at the first start, and predict nothing then")
+    trace: Path | None = option(None, SPEED, "FILE", "record which experts every token chose (docs/traces.md)")
     max_sequences: int = 16  # most that decode together; a command knows it from what it is asked
     prefill_stall_ms: float | None = None  # how long a prompt may hold up text; None: prompts as fast as they can
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -36,6 +37,8 @@ from .generation.sampler import sample
 from .generation.schedule.chunk_limit import ChunkLimit
 from .generation.schedule.fair_share import DECODE_SHARE, FairShare
 from .ledger.ledger import Ledger
+from .traces import writer
+from .traces.recorder import Recorder, make_header
 
 _RENDERING = {"chat_template": "template", "chat_template_kwargs": "arguments"}  # names within the engine
 
@@ -69,6 +72,8 @@ class LLM:
             if call is not None and not callable(call):
                 raise OptionError(f"{name} is {brief(call)}; it must be a function")
         self.config = EngineConfig(**options)
+        if self.config.trace is not None:
+            writer.check(self.config.trace)
         self.source = _source(model)
         self.parts = parts = build(self.source, self.config, progress, check, compiling)
         self.ledger = Ledger()
@@ -78,7 +83,8 @@ class LLM:
             self.ledger, parts.spec, formats, parts.kv_dtype, parts.weights, parts.devices, parts.kernels, handoff_s
         )
         self.predictions.start(parts.profile)
-        self.loop = Loop(parts, self.ledger, self.predictions.new_run, sampler, *self._beside_text())
+        self.recorder = None if self.config.trace is None else self._recorder(self.config.trace)
+        self.loop = Loop(parts, self.ledger, self.predictions.new_run, sampler, *self._beside_text(), self.recorder)
         self.admission = parts.admission
         tokenizer = parts.tokenizer
         self.vocabulary = None if tokenizer is None else Vocabulary(tokenizer, parts.spec.vocab, parts.eos_ids)
@@ -89,6 +95,12 @@ class LLM:
         stall_s = None if stall is None else stall / 1e3
         limit = ChunkLimit(ExpectedPasses(self.parts, self.predictions), self.config.prefill_chunk, stall_s)
         return limit, FairShare(0.0 if stall is None else DECODE_SHARE)
+
+    def _recorder(self, path: Path) -> Recorder:
+        """A trace that is open; closing the model ends it."""
+        parts, given = self.parts, getattr(self.source, "model", None)
+        name = Path(given).name if isinstance(given, str) else parts.spec.family
+        return Recorder(path, make_header(name, parts.spec, parts.checkpoint.formats, parts.weights))
 
     @property
     def spec(self) -> ModelSpec:
@@ -197,14 +209,17 @@ class LLM:
             self.parts.timers.is_on = wanted
 
     def close(self) -> None:
-        """Closes the ledger file, if one is open; ends the hand-off's threads and pinning, after which a model with
-        graphs cannot decode. The memory goes with the object. Nothing of it in a forked child, whose parent goes on."""
+        """Closes the ledger file and the trace, if there are such; ends the hand-off's threads and pinning, after which
+        a model with graphs cannot decode. The memory goes with the object. Nothing of it in a forked child, whose
+        parent goes on. Raises OptionError where the trace could not be written to its end."""
         if self.loop.lock.is_elsewhere:
             return
         self.loop.settle()
         self.ledger.close()
         with self.loop.lock:
             self.parts.close()
+        if self.recorder is not None:
+            self.recorder.close()
 
     def __enter__(self) -> LLM:
         return self

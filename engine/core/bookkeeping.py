@@ -17,29 +17,33 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+from ...kernels.decoder_layer import Tally
 from ..experts.counts import ExpertCounts
 from ..ledger.ledger import Ledger
 from ..ledger.passes import Bytes, Pass, Times, add_bytes
 from ..ledger.summary import Account
+from ..model.batch import Inputs
 from ..model.decoder import Output
+from ..traces.recorder import Recorder
 
 
 class Closed(NamedTuple):
     """A pass that is over, and what is to be booked of it: what it read, what sampling took, the accounts of its
-    requests; the first `decoding` of its tokens were generated."""
+    requests; what went in, of which the first `decoding` tokens were generated."""
 
     done: Pass
     out: Output
     sampled: Bytes
     accounts: Sequence[Account]
-    decoding: int = 0
+    inputs: Inputs
+    decoding: int
 
 
 class Bookkeeping:
-    """Of one model's passes, in their order. counts: of its experts."""
+    """Of one model's passes, in their order. counts: of its experts. recorder: of a trace, if one is wanted."""
 
-    def __init__(self, ledger: Ledger, counts: ExpertCounts) -> None:
-        self.ledger, self.counts = ledger, counts
+    def __init__(self, ledger: Ledger, counts: ExpertCounts, recorder: Recorder | None = None) -> None:
+        self.ledger, self.counts, self.recorder = ledger, counts, recorder
         self.kept: Closed | None = None
         self.unwritten: list[Pass] = []
         self.after_s = 0.0
@@ -103,8 +107,12 @@ class Bookkeeping:
         done.layers, done.by_layer = out.layers(), out.by_layer
         for work in done.layers:
             add_bytes(done.bytes, work.bytes)
-        if not out.is_counted:
-            self.counts.add(out.chosen(), closed.decoding)
+        chosen = out.chosen() if out.tally is None else out.tally
+        if not isinstance(chosen, Tally):
+            self.counts.add(chosen, closed.decoding)
+        if self.recorder is not None:
+            inputs = closed.inputs
+            self.recorder.take(done.index, done.sequences, inputs.spans, closed.decoding, inputs.rows, chosen)
 
     def _enter(self, closed: Closed) -> None:
         self.ledger.add(closed.done)

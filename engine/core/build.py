@@ -299,6 +299,7 @@ def _graphs(
         spare_page=spare_page,
         spare_slot=spare_slot,
         timeout=HANDOFF_TIMEOUT,
+        with_weights=config.trace is not None,
     )
     digest = _digest(config, context, checkpoint, plan, decoder.cache.dtype, choice.name)
     how = verify.Start(asked=config.handoff, choice=choice, runtime=runtime, digest=digest)

@@ -32,6 +32,7 @@ from ..ledger.passes import CPU_DRAM, GPU_HBM, Bytes, Pass
 from ..model.batch import Inputs
 from ..model.decoder import Output
 from ..model.kv_cache import PageTable, pages_for
+from ..traces.recorder import Recorder
 from .bookkeeping import Bookkeeping, Closed
 from .parts import EngineParts
 from .turn import Turn
@@ -41,7 +42,8 @@ Sampler = Callable[[Tensor, list[Sequence], Ops], list[int]]
 
 class Loop:
     """Runs a model that is built. at_start is called when a request comes and none is under way; sampler(logits,
-    sequences, ops) chooses the next token of each. limit, share: of prompts beside those that generate.
+    sequences, ops) chooses the next token of each. limit, share: of prompts beside those that generate. recorder: of a
+    trace.
 
     Whoever brings or cancels a request leaves a command, and waits for nobody: commands are carried out between two
     passes."""
@@ -54,6 +56,7 @@ class Loop:
         sampler: Sampler = sample,
         limit: ChunkLimit | None = None,
         share: FairShare | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
         self.parts, self.ledger, self.at_start, self.sampler = parts, ledger, at_start, sampler
         self.pages = PageTable(parts.kv_budget.pages)
@@ -64,7 +67,7 @@ class Loop:
         self.commands: deque[Callable[[], None]] = deque()
         self.eos_ids = parts.eos_ids
         self.counts = ExpertCounts(len(parts.spec.layers), parts.spec.moe.experts)
-        self.books = Bookkeeping(ledger, self.counts)
+        self.books = Bookkeeping(ledger, self.counts, recorder)
         self.requests: dict[int, Request] = {}
         self.lock = Turn()  # held for a pass
 
@@ -164,7 +167,8 @@ class Loop:
         parts.timers.begin()
         with torch.inference_mode(), parts.main.current():
             keeps = None if self.kept is None else self.kept.before(batch, self.scheduler.running)
-            out = self._forward(make_inputs(batch, keeps=keeps), is_graph, batch.decoding)
+            inputs = make_inputs(batch, keeps=keeps)
+            out = self._forward(inputs, is_graph, batch.decoding)
             ready = [batch.sequences[i] for i in batch.ready]
             tokens = self.sampler(out.logits, ready, self._ops(out)) if ready else []
             parts.timers.span(GPU_HBM)
@@ -180,7 +184,7 @@ class Loop:
             self.requests[sequence.id].push(self.eos_ids)
             if sequence.finish_reason is not None:
                 self.scheduler.finish(sequence)
-        closed = Closed(done, out, self._sampled(ready), accounts, batch.decoding)
+        closed = Closed(done, out, self._sampled(ready), accounts, inputs, batch.decoding)
         if is_graph:
             done.times = parts.timers.end(done.measured_s)
             self.books.keep(closed)
@@ -217,7 +221,8 @@ class Loop:
         parts = self.parts
         if len(parts.devices) == 1:
             start = time.perf_counter()
-            out = parts.decoder.forward(inputs, self.counts.tally(decoding))
+            kept = None if self.books.recorder is None else (len(inputs.ids_T), parts.spec.moe.top_k)
+            out = parts.decoder.forward(inputs, self.counts.tally(decoding, kept))
             parts.timers.spend(CPU_DRAM, time.perf_counter() - start)
             return out
         if is_graph and parts.graphed is not None:

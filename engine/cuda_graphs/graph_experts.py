@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ...kernels.decoder_layer import Choice
 from ...kernels.packed import ExpertBank
 from ..devices.device import Device
 from ..experts.backend import Chosen
@@ -24,6 +25,7 @@ from ..ledger.passes import GPU_HBM, H2D, LayerWork
 from ..ledger.timers import Spans
 from ..placement.placement import Placement, Tier
 from .mailbox_experts import MailboxExperts, Posted
+from .step_results import Places
 
 
 class Work(NamedTuple):
@@ -36,15 +38,17 @@ class Work(NamedTuple):
 
 
 class Choices(NamedTuple):
-    """Of a step that is over, by layer: int32 [layers, rows, K] in memory of its own."""
+    """Of a step that is over, by layer: int32 [layers, rows, K] in memory of its own; weights: float32, if wanted."""
 
     layers: list[int]
     ids_LTK: Tensor
+    weights_LTK: Tensor | None = None
 
     def each(self) -> list[Chosen]:
         """A layer each, in their order."""
-        found = zip(self.layers, self.ids_LTK, strict=True)
-        return [Chosen(layer, ids_TK) for layer, ids_TK in sorted(found, key=lambda one: one[0])]
+        weights = [None] * len(self.layers) if self.weights_LTK is None else self.weights_LTK
+        found = zip(self.layers, self.ids_LTK, weights, strict=True)
+        return [Chosen(layer, ids, weights_TK=of) for layer, ids, of in sorted(found, key=lambda one: one[0])]
 
 
 class GraphedExperts:
@@ -62,7 +66,7 @@ class GraphedExperts:
             if split is not None and placement.main.value in split.banks:
                 self.banks[layer] = split.banks[placement.main.value]
                 self.local[layer] = _numbers_here(placement, layer, main)
-        self.chosen: dict[int, Tensor] = {}  # of the step that is captured: layer -> ids
+        self.chosen: dict[int, Choice] = {}  # of the step that is captured, by layer
         in_slots = {} if mail is None else {layer: n for layer, n in mail.numbers.items() if layer not in self.banks}
         self.in_slots, self.slots_L = list(in_slots), torch.tensor(list(in_slots.values()), dtype=torch.int64)
         self.batch: int | None = None
@@ -94,7 +98,7 @@ class GraphedExperts:
             posted = self.mail.submit(layer, x_TD, ids_TK, weights_TK)
         if layer not in self.banks:
             return Work(layer, ids_TK, None, posted)
-        self.chosen[layer] = ids_TK
+        self.chosen[layer] = ids_TK, weights_TK
         return Work(layer, ids_TK, self._here(layer, x_TD, ids_TK, weights_TK), posted)
 
     def _here(self, layer: int, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> Tensor:
@@ -133,13 +137,16 @@ class GraphedExperts:
         """As of a step by hand, where nothing is copied."""
         return self.tiered.work(chosen)
 
-    def choices(self, batch: int, count: int, here_LBK: Tensor) -> Choices:
+    def choices(self, batch: int, count: int, here: Places, with_weights: bool = False) -> Choices:
         """What the first `count` rows of the last step of this size chose. here: of the layers of `banks`; in slots
         lie those of the others, whose experts are all in RAM, numbered as in the model."""
-        found = [here_LBK[:, :count]] if self.banks else []
+        ids = [here.ids_LBK[:, :count]] if self.banks else []
+        weights = [here.weights_LBK[:, :count]] if self.banks else []
         if self.mail is not None and self.in_slots:
-            found.append(self.mail.mailbox.ids(batch)[self.slots_L, :count])
-        return Choices([*self.banks, *self.in_slots], torch.cat(found))
+            ids.append(self.mail.mailbox.ids(batch)[self.slots_L, :count])
+            if with_weights:
+                weights.append(self.mail.mailbox.weights(batch)[self.slots_L, :count])
+        return Choices([*self.banks, *self.in_slots], torch.cat(ids), torch.cat(weights) if with_weights else None)
 
 
 def _numbers_here(placement: Placement, layer: int, main: Device) -> Tensor | None:

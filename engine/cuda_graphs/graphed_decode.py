@@ -55,7 +55,7 @@ class GraphedDecode:
 
     Captures when it is built: each size runs once and compiles what is new. Raises DeviceError where the driver or the
     capture refuses. context: of the experts in RAM. timeout: seconds without progress after which a step counts as
-    failed.
+    failed. with_weights: steps bring the weights of choices too, for a trace.
     """
 
     def __init__(
@@ -71,6 +71,7 @@ class GraphedDecode:
         spare_page: int,
         spare_slot: int | None = None,
         timeout: float = TIMEOUT,
+        with_weights: bool = False,
     ) -> None:
         self.decoder, self.tiered, self.runtime, self.context = decoder, tiered, runtime, context
         self.sizes, self.timeout = sizes_up_to(_most(sequences, tiered)), timeout
@@ -81,7 +82,7 @@ class GraphedDecode:
         self.timers = tiered.timers
         self.kept: dict[bool, Captured] = {}  # steps with stamps, and without, while the others are in use
         self.experts = GraphedExperts(tiered, mail, self.sizes)
-        self.results = StepResults(runtime.driver, self.sizes, list(self.experts.banks), spec.moe.top_k)
+        self.results = StepResults(runtime.driver, self.sizes, list(self.experts.banks), spec.moe.top_k, with_weights)
         self.graphs = DecodeGraphs(
             self._step,
             self.experts,
@@ -190,7 +191,7 @@ class GraphedDecode:
             self.timers.add(self.experts.spans)
         number = self.graphs.number_for(count)
         assert number is not None, f"{count} sequences, captured for {self.sizes}"
-        chosen = self.experts.choices(number, count, self.results.places[number].ids_LBK)
+        chosen = self.experts.choices(number, count, self.results.places[number], self.results.with_weights)
         likeliest = self.results.likeliest(number, count)
         return Output(logits, read, partial(self._layers, chosen), likeliest, chosen=chosen.each)
 

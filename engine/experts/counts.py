@@ -61,9 +61,14 @@ class ExpertCounts:
     def __init__(self, layers: int, experts: int) -> None:
         self.counts_2LE = torch.zeros(2, layers, experts, dtype=torch.int64)
 
-    def tally(self, decoding: int) -> Tally:
-        """What the call of a pass counts into, of whose tokens the first `decoding` were generated."""
-        return Tally(counts_2LE=self.counts_2LE, decoding=decoding)
+    def tally(self, decoding: int, kept: tuple[int, int] | None = None) -> Tally:
+        """What the call of a pass counts into, of whose tokens the first `decoding` were generated. kept: its tokens,
+        and experts of one, if the choices themselves are wanted."""
+        if kept is None:
+            return Tally(counts_2LE=self.counts_2LE, decoding=decoding)
+        shape = self.counts_2LE.shape[1], *kept
+        ids, weights = torch.empty(shape, dtype=torch.int32), torch.empty(shape)
+        return Tally(counts_2LE=self.counts_2LE, decoding=decoding, ids_LTK=ids, weights_LTK=weights)
 
     def add(self, layers: Sequence[Chosen], decoding: int) -> None:
         """Takes in what the layers of a pass chose, in memory of the host; decoding: as in `tally`."""

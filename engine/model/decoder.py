@@ -34,8 +34,8 @@ class Output(NamedTuple):
     """Of a pass. logits: float32 [rows, vocabulary]. read: its bytes as the ledger has them, but for those of `layers`:
     what the experts of each layer read and sent, to be asked when the device is done. likeliest: of each row the
     largest logit and where it stands, if they are in memory of the host already. by_layer: bytes of each layer's
-    experts, where they are in `read`. chosen: what each layer chose, to be asked as `layers`. is_counted: by the call
-    of all layers, which tells choices only where they are wanted."""
+    experts, where they are in `read`. chosen: what each layer chose, to be asked as `layers`. tally: what the
+    call of all layers has counted, with the choices where they are wanted; then `chosen` has none."""
 
     logits: Tensor
     read: Bytes
@@ -43,7 +43,7 @@ class Output(NamedTuple):
     likeliest: tuple[Tensor, Tensor] | None = None
     by_layer: tuple[int, ...] = ()
     chosen: Callable[[], list[Chosen]] = list
-    is_counted: bool = False
+    tally: Tally | None = None
 
 
 class Decoder:
@@ -131,7 +131,7 @@ class Decoder:
         x_TD, update_TD, distinct_L = self.ops.layers(x_TD, self.stack, inputs.places, inputs.wanted_rows, tally)
         by_layer = experts.bytes_of(distinct_L.tolist())
         add_bytes(read, {CPU_DRAM: {EXPERTS: sum(by_layer)}})
-        return Output(self._head(x_TD, update_TD), read, by_layer=by_layer, is_counted=tally is not None)
+        return Output(self._head(x_TD, update_TD), read, by_layer=by_layer, tally=tally)
 
     def _embed(self, inputs: Inputs) -> Tensor:
         return self.device_inputs.embed(self.weights.embed, inputs, self.spec.embedding_scale)

@@ -45,6 +45,8 @@ def run(
         generate_command.ensure_profile(llm)
         llm.predictions.tell = lambda text: None  # the table shows it
         rows += bench.run(llm, tests, placement, lambda text: generate_command.say(text, "dim"))
+        if llm.recorder is not None:
+            llm.close()
     assert llm is not None, "no placement"
     found = bench_report.as_json(llm, model, rows)
     if save_to is not None:

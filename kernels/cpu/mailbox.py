@@ -127,6 +127,13 @@ class Mailbox:
         shape, strides = (len(self.banks), tokens, self.top_k), (size // 4, self.top_k, 1)
         return self.memory.view(torch.int32).as_strided(shape, strides, first // 4)
 
+    def weights(self, batch: int) -> Tensor:
+        """Their weights: float32, as `ids`."""
+        _, weights, _, _, size = self.shape.parts(batch)
+        first, tokens = int(self.shape.offset(0, batch)) + weights, self.batches[batch]
+        shape, strides = (len(self.banks), tokens, self.top_k), (size // 4, self.top_k, 1)
+        return self.memory.view(torch.float32).as_strided(shape, strides, first // 4)
+
     def begin(self, batch: int, patient: bool = False) -> None:
         """Tells the coordinator that a step of this batch is about to run: all its layers in turn. patient: there may
         be any time between two of them, as in a first run, which compiles kernels."""

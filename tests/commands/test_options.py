@@ -34,7 +34,7 @@ COMMANDS: dict[str, dict[str, Any]] = {
         "--placement": None, "--tensor-split": None, "--vram-limit": None, "--stream-from": "auto", "--split": "auto",
         "--pinned-limit": None, "--handoff": "auto", "--max-context": None, "--prefill-chunk": 512, "--revision": None,
         "--offline": False, "--cache-dir": None, "--ignore-config-keys": "", "--ignore-tensors": "", "--profile": None,
-        "--no-measure": False, "--ram-limit": None,
+        "--no-measure": False, "--ram-limit": None, "--trace": None,
     },
     "serve": {
         "--host": "127.0.0.1", "--port": 8000, "--parallel": 8, "--api-key": None, "--api-key-file": None,
@@ -46,7 +46,7 @@ COMMANDS: dict[str, dict[str, Any]] = {
         "--placement": None, "--tensor-split": None, "--vram-limit": None, "--stream-from": "auto", "--split": "auto",
         "--pinned-limit": None, "--handoff": "auto", "--max-context": None, "--prefill-chunk": 512, "--revision": None,
         "--offline": False, "--cache-dir": None, "--ignore-config-keys": "", "--ignore-tensors": "", "--profile": None,
-        "--no-measure": False, "--ram-limit": None,
+        "--no-measure": False, "--ram-limit": None, "--trace": None,
     },
     "convert": {
         "--expert-format": "q4_0", "--dense-format": "native", "--dtype": "auto", "--revision": None,
@@ -71,7 +71,7 @@ COMMANDS: dict[str, dict[str, Any]] = {
         "--json": None, "--compare": None, "--expert-format": "native", "--dense-format": "native", "--dtype": "auto",
         "--cpu-activations": "int8", "--threads": None, "--prefill-chunk": 512, "--revision": None, "--offline": False,
         "--cache-dir": None, "--ignore-config-keys": "", "--ignore-tensors": "", "--profile": None,
-        "--no-measure": False, "--ram-limit": None,
+        "--no-measure": False, "--ram-limit": None, "--trace": None,
     },
     "doctor": {
         "--random-weights": False, "--expert-format": "native", "--dense-format": "native", "--threads": None,
@@ -84,6 +84,18 @@ COMMANDS: dict[str, dict[str, Any]] = {
         "--revision": None, "--offline": False, "--cache-dir": None,
     },
     "inspect": {"--json": False, "--revision": None, "--offline": False, "--cache-dir": None},
+    "trace record": {
+        "--prompts": None, "--output -o": None, "--max-new-tokens -n": 256,
+        "--temperature": 0.0, "--top-k": 0, "--top-p": 1.0, "--min-p": 0.0, "--repetition-penalty": 1.0,
+        "--presence-penalty": 0.0, "--frequency-penalty": 0.0, "--seed": None, "--stop": None, "--ignore-eos": False,
+        "--expert-format": "native", "--dense-format": "native", "--dtype": "auto", "--kernels": "auto",
+        "--cpu-activations": "int8", "--threads": None, "--device": "auto", "--cpu-moe": False, "--n-cpu-moe": None,
+        "--placement": None, "--tensor-split": None, "--vram-limit": None, "--stream-from": "auto", "--split": "auto",
+        "--pinned-limit": None, "--handoff": "auto", "--max-context": None, "--prefill-chunk": 512, "--revision": None,
+        "--offline": False, "--cache-dir": None, "--ignore-config-keys": "", "--ignore-tensors": "", "--profile": None,
+        "--no-measure": False, "--ram-limit": None,
+    },
+    "trace stats": {"--json": False},
 }  # fmt: skip
 ARGUMENTS = {
     "generate": ["model", "prompts"],
@@ -95,22 +107,33 @@ ARGUMENTS = {
     "doctor": ["model"],
     "plan": ["model"],
     "inspect": ["model"],
+    "trace record": ["model"],
+    "trace stats": ["file"],
 }
+
+
+def commands(group: click.Group = cli.app, start: str = "") -> dict[str, click.Command]:
+    """All commands by their words, those of groups too."""
+    found: dict[str, click.Command] = {}
+    for name, one in group.commands.items():
+        found |= commands(one, f"{start}{name} ") if isinstance(one, click.Group) else {start + name: one}
+    return found
 
 
 def parameters(command: str, kind: str) -> list[Any]:
     """The options or the arguments of a command, as click made them."""
-    return [one for one in cli.app.commands[command].params if one.param_type_name == kind]
+    return [one for one in commands()[command].params if one.param_type_name == kind]
 
 
 def test_every_command_is_listed_here() -> None:
-    assert set(cli.app.commands) == set(COMMANDS) == set(ARGUMENTS)
+    assert set(commands()) == set(COMMANDS) == set(ARGUMENTS)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_no_option_is_lost_and_none_changes(command: str) -> None:
-    context = click.Context(cli.app.commands[command])
-    found = {" ".join(sorted(one.opts)): one.get_default(context) for one in parameters(command, "option")}
+    context = click.Context(commands()[command])
+    options = parameters(command, "option")
+    found = {" ".join(sorted(one.opts)): None if one.required else one.get_default(context) for one in options}
     assert found == COMMANDS[command]
     assert [one.name for one in parameters(command, "argument")] == ARGUMENTS[command]
 
@@ -141,7 +164,7 @@ def panels(text: str) -> dict[str, list[str]]:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_says_every_option_in_full(command: str, width: int, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", str(width))
-    status, out, _ = run(command, "--help")
+    status, out, _ = run(*command.split(), "--help")
     assert status == 0
     assert "..." not in out.replace(",...", "").replace("]...", "")
     shown = panels(out)
@@ -177,6 +200,7 @@ ENGINE = {
     "--cache-dir kept": {"cache_dir": Path("kept")}, "--ignore-config-keys a,b,": {"ignore_config_keys": ("a", "b")},
     "--ignore-tensors mtp.*": {"ignore_tensors": ("mtp.*",)},
     "--profile kept.json": {"profile": Path("kept.json")}, "--no-measure": {"no_measure": True},
+    "--trace run.trace": {"trace": Path("run.trace")},
 }  # fmt: skip
 SAMPLING = {
     "-n 7": {"max_new_tokens": 7}, "--temperature 0.5": {"temperature": 0.5}, "--top-k 4": {"top_k": 4},

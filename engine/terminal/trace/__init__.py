@@ -1,0 +1,1 @@
+"""`headrace trace` in a terminal."""

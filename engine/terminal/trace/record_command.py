@@ -1,0 +1,35 @@
+"""`headrace trace record`: runs a model on prompts and keeps what it routed. The text goes nowhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ....errors import OptionError
+from ...config import SamplingParams
+from ...traces import reader
+from ..generate_command import say
+
+
+def prompts_of(path: Path) -> list[str]:
+    """The prompts of a file, one a line; empty lines are none. Raises OptionError where there is none."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise OptionError(f"cannot read {path}: {reason}; give a UTF-8 text file, a prompt a line") from error
+    found = [line for line in lines if line.strip()]
+    if not found:
+        raise OptionError(f"{path} has no prompt: write one on each line")
+    return found
+
+
+def run(llm: Any, prompts: list[str], params: SamplingParams, to: Path) -> int:
+    """Completes all prompts, closes the model and with it the trace, and says what there is."""
+    with llm:
+        llm.generate(prompts, params)
+    found = reader.read(to)
+    prompt = len(found) - int(found.generated.sum())
+    lost = f", {found.lost} tokens were left out" if found.lost else ""
+    say(f"wrote {to}: {prompt} tokens of prompts, {len(found) - prompt} generated{lost}; headrace trace stats {to}")
+    return 0
