@@ -1,6 +1,7 @@
 """Distinct experts of a batch from recorded routing instead of from uniform odds.
 
-A trace is a JSON file {"ids": [layer][token][top_k]}: for each layer with experts the ids that every token chose.
+A trace is a file that `headrace trace record` wrote, or a JSON file {"ids": [layer][token][top_k]}: for each layer with
+experts the ids that every token chose.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from ...errors import OptionError
 from ...loaders.architecture.architecture import Architecture
 from .articles import distinct_in_trace
 from .speed import Distinct
+
+RECORDED = b"HRTRACE1"
 
 
 def load(path: Path, model: Architecture) -> Distinct:
@@ -42,6 +45,10 @@ def load(path: Path, model: Architecture) -> Distinct:
 
 
 def _read(path: Path) -> list[list[list[int]]]:
+    if _is_recorded(path):
+        from ..traces import reader  # numpy takes a while, and no other plan needs it
+
+        return [[token for token in layer if token[0] >= 0] for layer in reader.read(path).ids.tolist()]
     try:
         values: Any = json.loads(path.read_text(encoding="utf-8"))
         ids = values["ids"]
@@ -53,3 +60,12 @@ def _read(path: Path) -> list[list[list[int]]]:
     if not whole or not ids or not all(ids):
         raise OptionError(f"{path} is no routing trace: ids must be lists of whole numbers, with at least one token")
     return list(ids)
+
+
+def _is_recorded(path: Path) -> bool:
+    """Whether a file begins as those of `headrace trace record` do."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(RECORDED)) == RECORDED
+    except OSError:  # said by whoever reads it
+        return False

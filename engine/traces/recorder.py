@@ -71,7 +71,7 @@ class Given(NamedTuple):
 class Step(NamedTuple):
     """A pass, as `Recorder.take` was given it."""
 
-    index: int
+    number: int
     sequences: Sequence[int]
     spans: Sequence[Span]
     decoding: int
@@ -131,7 +131,7 @@ class Recorder:
         found = [self._choices(step, T) for step, T in zip(steps, counts, strict=True)]
         ids, weights = (np.concatenate(some, axis=1) for some in zip(*found, strict=True))
         return Columns(
-            np.repeat(np.array([step.index for step in steps], np.uint32), counts),
+            np.repeat(np.array([step.number for step in steps], np.uint32), counts),
             np.repeat(np.array([s for step in steps for s in step.sequences], np.uint32), [new for new, _ in spans]),
             np.concatenate([np.arange(end - new, end, dtype=np.uint32) for new, end in spans]),
             np.repeat(np.array([1, 0] * len(steps), np.uint8), runs),

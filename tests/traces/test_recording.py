@@ -17,8 +17,11 @@ from routing import LENGTH, PARAMS, PROMPTS, Row, Watch, load_demo, run, split_l
 from headrace import LLM, OptionError, SamplingParams
 from headrace.engine.cuda_graphs import signals
 from headrace.engine.cuda_graphs.signals import VARIANTS, Trial
+from headrace.engine.planning import routing_trace
 from headrace.engine.traces import reader, recorder
+from headrace.engine.traces.layout import MAGIC
 from headrace.engine.traces.reader import Trace
+from headrace.loaders import model_source
 
 Run = Callable[..., tuple[int, str, str]]
 Rows = dict[tuple[int, int], list[Row]]  # by layer and position
@@ -178,3 +181,16 @@ def test_prompts_that_are_none(text: str | None, said: str, tmp_path: Path, run:
     status, _, err = run("trace", "record", "demo", "--prompts", path, "-o", tmp_path / "t")
     assert status == 1
     assert said in err
+
+
+def test_a_plan_takes_different_experts_from_it(tmp_path: Path) -> None:
+    with load_demo(trace=tmp_path / "t") as llm:
+        run(llm)
+    trace = reader.read(tmp_path / "t")
+    distinct = routing_trace.load(tmp_path / "t", model_source.find("demo").described.architecture)
+    first = trace.header.layers[0]
+    runs = [trace.ids[0, i : i + 4] for i in range(0, len(trace) - 3, 4)]
+    assert distinct(first, 4) == pytest.approx(np.mean([len(np.unique(one)) for one in runs]))
+    last = (trace.ids[-1][:, 0] >= 0).sum()
+    assert distinct(trace.header.layers[-1], 10_000) == len(np.unique(trace.ids[-1])) - 1, f"all {last} that were there"
+    assert routing_trace.RECORDED == MAGIC
