@@ -345,11 +345,12 @@ def record(model: str, prompts: Path, output: Path, sampling: Values, config: Va
 @trace.command(cls=Command)
 @click.argument("file", metavar="FILE", type=Path, help="that --trace or trace record wrote")
 @json_flag
-def stats(file: Path, as_json: bool) -> int:
+@a_file("--plot", help="write a figure to this .png or .svg")
+def stats(file: Path, as_json: bool, plot: Path | None) -> int:
     """Sum up a trace: hot experts, how soon they come again, how many a batch needs, how a layer tells the next."""
     from .engine.terminal.trace import stats_command
 
-    return stats_command.show(file, as_json=as_json)
+    return stats_command.show(file, as_json=as_json, plot_to=plot)
 
 
 def main() -> None:

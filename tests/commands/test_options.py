@@ -95,7 +95,7 @@ COMMANDS: dict[str, dict[str, Any]] = {
         "--offline": False, "--cache-dir": None, "--ignore-config-keys": "", "--ignore-tensors": "", "--profile": None,
         "--no-measure": False, "--ram-limit": None,
     },
-    "trace stats": {"--json": False},
+    "trace stats": {"--json": False, "--plot": None},
 }  # fmt: skip
 ARGUMENTS = {
     "generate": ["model", "prompts"],

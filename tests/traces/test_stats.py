@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from headrace import OptionError
+from headrace.engine.terminal.trace import stats_plot
+from headrace.engine.terminal.trace.stats_plot import heat
 from headrace.engine.traces.layout import Header, pack_choices
 from headrace.engine.traces.reader import Trace
 from headrace.engine.traces.stats import stats
@@ -90,3 +95,21 @@ def test_a_trace_without_tokens_has_numbers_too() -> None:
     found = stats(none)
     assert (found.tokens, found.batches, found.next_layer) == (0, {}, None)
     assert found.layers[0].choices == 0
+
+
+def test_heat_is_sorted_multiples_of_an_even_share() -> None:
+    trace = trace_of([[[0, 1], [1, 3], [1, 2]], [[-1, -1], [-1, -1], [-1, -1]]], 4, [1, 1, 1], [0, 1, 2])
+    assert heat(trace).tolist() == [[2, pytest.approx(2 / 3), pytest.approx(2 / 3), pytest.approx(2 / 3)], [0, 0, 0, 0]]
+
+
+def test_a_picture(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    trace = trace_of([[[t % 8] for t in range(40)]], 8, [1] * 40, range(40))
+    for name in ("plot.png", "plot.svg"):
+        stats_plot.save(trace, stats(trace), tmp_path / name)
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+    assert "<svg" in (tmp_path / "plot.svg").read_text()
+    with pytest.raises(OptionError, match=r"\.png or \.svg"):
+        stats_plot.save(trace, stats(trace), tmp_path / "plot.txt")
+    with pytest.raises(OptionError, match="the trace has none"):
+        stats_plot.save(trace, replace(stats(trace), tokens=0), tmp_path / "plot.png")

@@ -23,19 +23,20 @@ def check(path: Path) -> None:
         raise OptionError(f"--plot {path}: give a name that ends in {' or '.join(KINDS)}")
     if not path.absolute().parent.is_dir():
         raise OptionError(f"--plot {path}: there is no directory {path.absolute().parent}")
-    _pyplot()
+    pyplot()
     writable.check(path, "the plot")
 
 
-def _pyplot() -> Any:
+def pyplot() -> Any:
+    """What draws; raises OptionError where it is not installed."""
     try:
         import matplotlib
     except ImportError as error:
         raise OptionError("--plot needs matplotlib, which is not installed: pip install 'headrace[plot]'") from error
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot as found
 
-    return pyplot
+    return found
 
 
 def save(plan: Plan, path: Path) -> None:
@@ -43,8 +44,8 @@ def save(plan: Plan, path: Path) -> None:
     check(path)
     if plan.best is None or plan.best.decode is None:
         raise OptionError("--plot needs times: name a machine that the model fits with --hardware")
-    pyplot = _pyplot()
-    figure, axes = pyplot.subplots(1, 3, figsize=(16, 5))
+    draws = pyplot()
+    figure, axes = draws.subplots(1, 3, figsize=(16, 5))
     _stacked(axes[0], plan)
     _over_batch(axes[1], plan)
     _over_context(axes[2], plan)
@@ -55,7 +56,7 @@ def save(plan: Plan, path: Path) -> None:
     except OSError as error:
         raise writable.refusal(path, "the plot", error) from error
     finally:
-        pyplot.close(figure)
+        draws.close(figure)
 
 
 def _stacked(axis: Any, plan: Plan) -> None:

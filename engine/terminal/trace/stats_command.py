@@ -13,13 +13,19 @@ from rich.table import Table
 from ...traces import reader
 from ...traces.reader import Trace
 from ...traces.stats import Stats, stats
+from ..plan import plan_plot
 from ..tables import Screen, new_table
+from . import stats_plot
 
 
-def show(path: Path, *, as_json: bool = False) -> int:
-    """Prints the numbers; the exit status is 1 where the file could not be read to its end."""
+def show(path: Path, *, as_json: bool = False, plot_to: Path | None = None) -> int:
+    """Prints the numbers, and draws them; the exit status is 1 where the file could not be read to its end."""
+    if plot_to is not None:
+        plan_plot.check(plot_to)
     trace = reader.read(path)
     found = stats(trace)
+    if plot_to is not None:
+        stats_plot.save(trace, found, plot_to)
     if as_json:
         print(json.dumps(to_json(trace, found)))
     else:
@@ -57,7 +63,7 @@ def pieces(path: Path, trace: Trace, found: Stats) -> Iterator[str | Table]:
 
 def _by_layer(found: Stats) -> Table:
     table = new_table(
-        "by layer", "layer", "hot tenth", "hottest", "of tokens", "unused", "effective", "as before", "again after"
+        "by layer", "layer", "hot tenth", "hottest", "of tokens", "unused", "spread", "as before", "again"
     )
     for one in found.layers:
         table.add_row(
