@@ -9,7 +9,8 @@ headrace plan MODEL                   what fits where and how fast, before a dow
 headrace inspect MODEL                what a model is, from its headers, and what runs it here
 headrace bench MODEL                  how fast, against what the bytes allow; --random-weights: without a download
 headrace doctor [MODEL]               what slows this machine down, what that costs, what to do first
-headrace trace record MODEL           which experts every token chooses, kept in a file; trace stats FILE: in numbers
+headrace trace record MODEL           which experts every token chooses, kept in a file; trace stats FILE: in numbers;
+                                      trace replay FILE: what policies of placement would have made of it
 """
 
 from __future__ import annotations
@@ -30,24 +31,16 @@ from .engine.config import EngineConfig, SamplingParams
 from .engine.planning.options import Options
 from .engine.server.settings import ServerSettings
 from .engine.terminal import output
+from .engine.terminal.arguments import HUB, a_file, json_flag, model_argument
 from .engine.terminal.chat_options import ChatOptions
+from .engine.terminal.load import load_model
 from .engine.terminal.options import Command, Group, Values, takes
+from .engine.terminal.trace.group import trace
 from .errors import HeadraceError, OptionError, short, visible
 
-Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
-
-
-def a_file(*names: str, help: str) -> Decorator:
-    """An option that takes a path."""
-    return click.option(*names, metavar="FILE", type=Path, default=None, help=help)
-
-
-model_argument = click.argument("model", metavar="MODEL", help="directory, hub id, or 'demo'")
-json_flag = click.option("--json", "as_json", is_flag=True, help="print one JSON object instead of text and tables")
 random_weights_flag = click.option(
     "--random-weights", is_flag=True, help="shape of MODEL from its config, weights made in RAM"
 )
-HUB = ("revision", "offline", "cache_dir")
 
 
 @click.group(cls=Group, context_settings={"max_content_width": 120}, no_args_is_help=True)
@@ -57,21 +50,7 @@ def app() -> None:
 
 
 command: Callable[[Callable[..., Any]], click.Command] = app.command(cls=Command)
-
-
-def _load(model: str, quiet: bool, options: dict[str, Any], check: Any = None) -> Any:
-    """The loaded model, with a progress bar and the start-up table unless `quiet`. check: of what is to be run."""
-    from .engine.llm import LLM
-    from .engine.terminal import generate_command
-
-    if quiet:
-        llm = LLM(model, check=check, **options)
-        generate_command.say_notes(llm)
-        return llm
-    with generate_command.load_progress() as bars:
-        llm = LLM(model, **bars, check=check, **options)
-    generate_command.start_up(llm)
-    return llm
+app.add_command(trace)
 
 
 @command
@@ -106,7 +85,7 @@ def generate(
     def check(admission: Any) -> None:
         asked.extend(generate_command.asked(admission, chosen, prompts, params))
 
-    llm = _load(model, as_json, config, check)
+    llm = load_model(model, as_json, config, check)
     generate_command.ensure_profile(llm)
     generate_command.watch(llm)
     if ledger is not None:
@@ -147,7 +126,7 @@ def convert(model: str, directory: Path, config: Values) -> None:
     from .loaders.weights import converted
 
     converted.check_destination(directory)
-    llm = _load(model, False, {**config, "max_context": 1})
+    llm = load_model(model, False, {**config, "max_context": 1})
     parts = llm.parts
     converted.save(parts.checkpoint.directory, directory, parts.weights, parts.checkpoint.formats)
     generate_command.say(f"wrote {directory}; use it as: headrace generate {directory} ...")
@@ -175,7 +154,7 @@ def perplexity(model: str, file: Path, window: int, config: Values, as_json: boo
         ids.extend(admission.encode(text))
         check(ids, window, admission.limit)
 
-    llm = _load(model, as_json, config, check_text)
+    llm = load_model(model, as_json, config, check_text)
     found = measure(llm, ids, window)
     print(json.dumps(asdict(found)) if as_json else f"perplexity {found.value:.4f} over {found.tokens} tokens")
 
@@ -262,7 +241,8 @@ def bench(
 @takes(EngineConfig, "config", only=["expert_format", "dense_format", "threads", "profile", *HUB])
 def doctor(model: str | None, random_weights: bool, config: Values) -> int:
     """Say what slows this machine down; with MODEL what each cause costs in tokens per second, and what to do first."""
-    from .engine.terminal import bench_command, doctor_command
+    from .engine.terminal import bench_command
+    from .engine.terminal.doctor import doctor_command
 
     if model is None:
         if random_weights:
@@ -321,36 +301,6 @@ def inspect(model: str, as_json: bool, where: Values) -> int:
     from .engine.terminal.inspect import inspect_command
 
     return inspect_command.show(model, where, as_json=as_json)
-
-
-@app.group(cls=Group, no_args_is_help=True)
-def trace() -> None:
-    """Record which experts a model's tokens choose, and sum it up."""
-
-
-@trace.command(cls=Command)
-@model_argument
-@click.option("--prompts", metavar="FILE", type=Path, required=True, help="UTF-8 text, a prompt a line")
-@click.option("--output", "-o", metavar="FILE", type=Path, required=True, help="where the trace goes")
-@takes(SamplingParams, "sampling")
-@takes(EngineConfig, "config", leave_out=["trace"])
-def record(model: str, prompts: Path, output: Path, sampling: Values, config: Values) -> int:
-    """Complete all prompts of a file with MODEL, and keep which experts every token chose in every layer."""
-    from .engine.terminal.trace import record_command
-
-    params, texts = SamplingParams(**sampling), record_command.prompts_of(prompts)
-    return record_command.run(_load(model, False, {**config, "trace": output}), texts, params, output)
-
-
-@trace.command(cls=Command)
-@click.argument("file", metavar="FILE", type=Path, help="that --trace or trace record wrote")
-@json_flag
-@a_file("--plot", help="write a figure to this .png or .svg")
-def stats(file: Path, as_json: bool, plot: Path | None) -> int:
-    """Sum up a trace: hot experts, how soon they come again, how many a batch needs, how a layer tells the next."""
-    from .engine.terminal.trace import stats_command
-
-    return stats_command.show(file, as_json=as_json, plot_to=plot)
 
 
 def main() -> None:

@@ -9,5 +9,6 @@ recorded trace and in the engine.
     ahead       those that fetch before, or only a part of what is missing
     optimum     the best that can be, for who knows the future
     registry    policies by name, those of others too
-    replay      a trace through a policy: counts, bytes, seconds
+    slotted     what those share that have slots in every layer
+    replay/     a trace through a policy: counts, bytes, seconds
 """

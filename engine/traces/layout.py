@@ -31,14 +31,16 @@ LEVEL = 1  # of zlib: a third of the size for a few ms a megabyte
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """What was recorded: of which model, in which shape. layers: the numbers of those with experts; most_weight: the
-    largest weight that a choice can have; digest: of the model (`recorder.py`)."""
+    """What was recorded: of which model, in which shape. layers: the numbers of those with experts, expert_bytes: the
+    bytes of one expert of each; most_weight: the largest weight that a choice can have; digest: of the model
+    (`recorder.py`)."""
 
     model: str
     family: str
     digest: str
     formats: dict[str, str]
     layers: list[int]
+    expert_bytes: list[int]
     experts: int
     top_k: int
     most_weight: float

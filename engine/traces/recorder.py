@@ -22,6 +22,7 @@ from ...kernels.decoder_layer import Tally
 from ...loaders.spec import ModelSpec, MoeSpec
 from ...loaders.weights.model_weights import Formats, ModelWeights
 from ..experts.backend import Chosen
+from ..ledger import in_formats
 from ..ledger.pass_bytes import Span
 from .layout import Columns, Header, pack_choices
 from .writer import Writer
@@ -31,17 +32,28 @@ SAMPLE = 4096  # bytes of each router that a model is known by
 
 
 def make_header(name: str, spec: ModelSpec, formats: Formats, weights: ModelWeights) -> Header:
-    """What a trace of a model says of it. Raises OptionError for one of too many experts."""
+    """What a trace of a model says of it. Raises OptionError for one of too many experts, or of none."""
+    return _header(name, spec, formats, digest(spec, weights))
+
+
+def made_up_header(name: str, spec: ModelSpec, formats: Formats, kind: str) -> Header:
+    """The same of a trace that nobody recorded; kind: of `synthetic.py`."""
+    return _header(f"{name}, made up: {kind}", spec, formats, "")
+
+
+def _header(name: str, spec: ModelSpec, formats: Formats, digest: str) -> Header:
     kinds = [layer.ffn for layer in spec.layers if isinstance(layer.ffn, MoeSpec)]
-    most = max(one.experts for one in kinds)
-    if most >= MOST_EXPERTS:
-        raise OptionError(f"a trace holds layers of fewer than {MOST_EXPERTS} experts; this model has {most}")
+    most = max((one.experts for one in kinds), default=0)
+    if not 0 < most < MOST_EXPERTS:
+        raise OptionError(f"a trace holds layers of 1 to {MOST_EXPERTS - 1} experts; this model has {most}")
+    layers, sizes = [i for i, is_moe in enumerate(spec.is_moe) if is_moe], in_formats.of_model(spec, formats).layers
     return Header(
         model=name,
         family=spec.family,
-        digest=digest(spec, weights),
+        digest=digest,
         formats={"experts": formats.experts.name, "dense": formats.dense.name},
-        layers=[i for i, is_moe in enumerate(spec.is_moe) if is_moe],
+        layers=layers,
+        expert_bytes=[int(sizes[layer].expert.total) for layer in layers],
         experts=most,
         top_k=max(one.top_k for one in kinds),
         most_weight=max(one.scale for one in kinds),

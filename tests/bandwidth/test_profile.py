@@ -16,7 +16,8 @@ from headrace.engine.bandwidth_model import profile as profiles
 from headrace.engine.bandwidth_model.profile import STALE, Profile, load_profile, profile_path, save_profile
 from headrace.engine.bench import calibrate
 from headrace.engine.measure import other_load
-from headrace.engine.terminal import doctor_command, generate_command
+from headrace.engine.terminal import generate_command
+from headrace.engine.terminal.doctor import doctor_command
 from headrace.kernels import isa
 from headrace.kernels.context import Context
 

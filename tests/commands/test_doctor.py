@@ -14,7 +14,7 @@ from headrace.engine.bench.doctor import Step
 from headrace.engine.bench.system_facts import Facts
 from headrace.engine.devices import pcie
 from headrace.engine.devices.pcie import PciLink
-from headrace.engine.terminal import doctor_table
+from headrace.engine.terminal.doctor import doctor_table
 from headrace.kernels.context import Context
 
 GOOD = Facts(

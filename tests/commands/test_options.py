@@ -15,7 +15,8 @@ import pytest
 
 from headrace import EngineConfig, SamplingParams, cli
 from headrace.engine import llm
-from headrace.engine.terminal import bench_command, doctor_command, generate_command
+from headrace.engine.terminal import bench_command, generate_command
+from headrace.engine.terminal.doctor import doctor_command
 from headrace.engine.terminal.options import takes
 
 # (exit status, standard output, standard error) of a command
@@ -96,6 +97,11 @@ COMMANDS: dict[str, dict[str, Any]] = {
         "--no-measure": False, "--ram-limit": None,
     },
     "trace stats": {"--json": False, "--plot": None},
+    "trace replay": {"--policy": None, "--vram": None, "--hardware": None, "--with-prompts": False, "--json": False},
+    "trace make": {
+        "--output -o": None, "--kind": "topics", "--tokens": 1000, "--seed": 0, "--expert-format": "native",
+        "--revision": None, "--offline": False, "--cache-dir": None,
+    },
 }  # fmt: skip
 ARGUMENTS = {
     "generate": ["model", "prompts"],
@@ -109,6 +115,8 @@ ARGUMENTS = {
     "inspect": ["model"],
     "trace record": ["model"],
     "trace stats": ["file"],
+    "trace replay": ["file"],
+    "trace make": ["model"],
 }
 
 

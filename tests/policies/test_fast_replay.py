@@ -10,13 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headrace.engine.policies import fast, frequency, recency
-from headrace.engine.policies.choices import Choices, counts_of, of_batches
+from headrace.engine.policies import frequency, recency
 from headrace.engine.policies.fixed import Uniform
 from headrace.engine.policies.protocol import Moves, PolicyError, Shape
 from headrace.engine.policies.recency import Lru
 from headrace.engine.policies.registry import BOX, Known, make
-from headrace.engine.policies.replay import Rates, Replayed, replay
+from headrace.engine.policies.replay import fast
+from headrace.engine.policies.replay.choices import Choices, counts_of, of_batches
+from headrace.engine.policies.replay.replay import Rates, Replayed, replay
 
 RATES = Rates(cpu=3e8, link=1e8, gpu=9e8, fixed_s=1e-4)
 IN_CPP = [name for name in BOX if name != "next-layer"]
@@ -57,8 +58,8 @@ def test_the_same_to_the_count(name: str, batch: int) -> None:
 @settings(max_examples=50, deadline=None)
 @given(st.data())
 def test_the_same_on_odd_traces(data: st.DataObject) -> None:
-    shape = Shape(tuple(data.draw(st.lists(st.integers(3, 7), min_size=1, max_size=3))), (7, 20, 11)[:3])
-    shape = Shape(shape.experts, (7, 20, 11)[: shape.layers]) if len(shape.expert_bytes) != shape.layers else shape
+    experts = data.draw(st.lists(st.integers(3, 7), min_size=1, max_size=3))
+    shape = Shape(tuple(experts), (7, 20, 11)[: len(experts)])
     tokens = data.draw(st.integers(1, 25))
     rows = [[data.draw(st.permutations(range(count)))[:3] for count in shape.experts] for _ in range(tokens)]
     choices = of_batches(np.array(rows), data.draw(st.integers(1, 3)))

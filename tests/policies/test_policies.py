@@ -17,14 +17,14 @@ from hypothesis import strategies as st
 from headrace import OptionError
 from headrace.engine.policies import recency
 from headrace.engine.policies.ahead import NextLayer, Split
-from headrace.engine.policies.choices import counts_of, of_batches, of_passes
 from headrace.engine.policies.fixed import Frequency, Uniform
 from headrace.engine.policies.frequency import AGE, AgedLfu, Classes
 from headrace.engine.policies.optimum import Belady
 from headrace.engine.policies.protocol import NOTHING, Asked, Key, Moves, PolicyError, Shape
 from headrace.engine.policies.recency import AdmitOnSecondMiss, Lru, SegmentedLru
 from headrace.engine.policies.registry import BOX, Known, make, names
-from headrace.engine.policies.replay import Rates, replay
+from headrace.engine.policies.replay.choices import counts_of, of_batches, of_passes
+from headrace.engine.policies.replay.replay import Rates, replay
 from headrace.engine.policies.residents import Counts, Residents
 
 Trace = list[list[tuple[int, ...]]]
@@ -294,6 +294,9 @@ def test_a_trace_in_passes() -> None:
     assert list(of_passes(ids, np.array([4, 9, 9]))) == [[(1, 3), (0, 2)], [(0, 1, 2, 5), (0, 2, 7)]]
     assert (of_batches(ids, 2).passes, of_batches(ids, 2).tokens) == (2, 3)
     assert counts_of(ids, Shape((8, 8), (1, 1)))[1] == [2, 0, 3, 0, 0, 0, 0, 1]
+    ids[1, 1] = -1  # did not go through the last layer
+    assert list(of_batches(ids)) == [[(1, 3), (0, 2)], [(1, 2), ()], [(0, 5), (2, 7)]]
+    assert counts_of(ids, Shape((8, 8), (1, 1)))[1] == [1, 0, 2, 0, 0, 0, 0, 1]
 
 
 def test_seconds_by_rates() -> None:

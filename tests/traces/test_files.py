@@ -21,7 +21,8 @@ from headrace.engine.traces.writer import Writer
 
 def header(**more: Any) -> Header:
     values: dict[str, Any] = {
-        "model": "m", "family": "f", "digest": "d", "formats": {"experts": "q4_0"}, "layers": [1, 2, 4], "experts": 16,
+        "model": "m", "family": "f", "digest": "d", "formats": {"experts": "q4_0"}, "layers": [1, 2, 4],
+        "expert_bytes": [10, 10, 20], "experts": 16,
         "top_k": 2, "most_weight": 1.0, "version": "0",
     }  # fmt: skip
     return Header(**{**values, **more})

@@ -23,7 +23,8 @@ def trace_of(
     """ids: [layers][tokens][top_k], -1 for none."""
     given = np.array(ids, np.int32)
     header = Header(
-        model="m", family="f", digest="", formats={"experts": "f32"}, layers=list(range(len(ids))), experts=experts,
+        model="m", family="f", digest="", formats={"experts": "f32"}, layers=list(range(len(ids))),
+        expert_bytes=[10] * len(ids), experts=experts,
         top_k=given.shape[2], most_weight=1.0, version="0",
     )  # fmt: skip
     choices = pack_choices(header, np.where(given < 0, experts, given), np.full(given.shape, 0.5, np.float32))

@@ -9,15 +9,15 @@ from dataclasses import asdict
 
 import numpy as np
 
-from ...kernels import _cpu
-from . import frequency, recency
-from .ahead import Split
+from ....kernels import _cpu
+from .. import frequency, recency
+from ..ahead import Split
+from ..fixed import AllInRam, FirstLayers, Frequency, Uniform
+from ..optimum import Belady
+from ..protocol import Policy, PolicyError, Shape
+from ..residents import Counts
 from .choices import Choices
-from .fixed import AllInRam, FirstLayers, Frequency, Uniform
-from .optimum import Belady
-from .protocol import Policy, PolicyError, Shape
 from .replay import Rates, Replayed, replay
-from .residents import Counts
 
 KINDS: dict[type, int] = {
     AllInRam: 0, FirstLayers: 0, Uniform: 0, Frequency: 0, recency.Lru: 1, frequency.AgedLfu: 2,

@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from .protocol import Policy, Shape
-from .residents import Counts, Residents
+from ..protocol import Policy, Shape
+from ..residents import Counts, Residents
 
 
 @dataclass(frozen=True, kw_only=True)

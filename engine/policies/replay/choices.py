@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from .protocol import Shape
+from ..protocol import Shape
 
 Ids = NDArray[np.integer]
 Pass = list[tuple[int, ...]]  # by layer, in rising order
@@ -43,15 +43,17 @@ def of_batches(ids_TLK: Ids, batch: int = 1) -> Choices:
 
 
 def of_passes(ids_TLK: Ids, pass_T: Ids) -> Choices:
-    """The tokens of a pass are computed together. pass_T: rising, the pass of every token."""
+    """The tokens of a pass are computed together. pass_T: rising, the pass of every token. An id of -1 is none: the
+    token did not go through that layer."""
     (T, L, K), numbers = ids_TLK.shape, np.unique(pass_T)
-    if len(numbers) == T:  # one token each: its experts are different already
+    there_TLK = ids_TLK >= 0
+    if len(numbers) == T and there_TLK.all():  # one token each: its experts are different already
         rows = np.sort(ids_TLK.astype(np.uint16), axis=-1)
         return Choices(layers=L, tokens=T, offsets=np.arange(T * L + 1, dtype=np.int64) * K, chosen=rows.ravel())
     most = int(ids_TLK.max(initial=0)) + 1
     row_T = np.searchsorted(numbers, pass_T)
     key_TLK = ((row_T[:, None] * L + np.arange(L)) * most)[:, :, None] + ids_TLK
-    keys = np.unique(key_TLK)
+    keys = np.unique(key_TLK[there_TLK])
     starts = np.arange(len(numbers) * L + 1, dtype=np.int64) * most
     offsets = np.searchsorted(keys, starts).astype(np.int64)
     return Choices(layers=L, tokens=T, offsets=offsets, chosen=(keys % most).astype(np.uint16))
@@ -60,6 +62,6 @@ def of_passes(ids_TLK: Ids, pass_T: Ids) -> Choices:
 def counts_of(ids_TLK: Ids, shape: Shape) -> list[list[float]]:
     """By layer and expert how many tokens chose it."""
     return [
-        np.bincount(ids_TLK[:, layer].ravel(), minlength=count).astype(float).tolist()
-        for layer, count in enumerate(shape.experts)
+        np.bincount(ids[ids >= 0], minlength=count).astype(float).tolist()
+        for ids, count in zip(ids_TLK.swapaxes(0, 1), shape.experts, strict=True)
     ]

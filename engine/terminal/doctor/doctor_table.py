@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from ..bandwidth_model import contention
-from ..bandwidth_model.profile import Profile
-from ..bench.doctor import Loss, Step
-from .tables import new_table
+from ...bandwidth_model import contention
+from ...bandwidth_model.profile import Profile
+from ...bench.doctor import Loss, Step
+from ..tables import new_table
 
 
 def table(losses: list[Loss]) -> Table:

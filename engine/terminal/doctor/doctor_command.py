@@ -7,13 +7,14 @@ from pathlib import Path
 
 import torch
 
-from ...errors import OptionError
-from ...kernels.context import Context
-from ..bandwidth_model.profile import Profile, load_profile
-from ..bench import doctor
-from ..llm import LLM
-from . import bench_report, doctor_table, generate_command
-from .tables import Screen
+from ....errors import OptionError
+from ....kernels.context import Context
+from ...bandwidth_model.profile import Profile, load_profile
+from ...bench import doctor
+from ...llm import LLM
+from .. import bench_report, generate_command
+from ..tables import Screen
+from . import doctor_table
 
 
 def run(load: Callable[[], LLM] | None, file: Path | None = None) -> int:

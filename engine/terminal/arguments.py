@@ -1,0 +1,21 @@
+"""Arguments and flags that several commands have, and no dataclass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+HUB = ("revision", "offline", "cache_dir")  # fields of the config that say where a model is looked for
+
+
+def a_file(*names: str, help: str) -> Decorator:
+    """An option that takes a path."""
+    return click.option(*names, metavar="FILE", type=Path, default=None, help=help)
+
+
+model_argument = click.argument("model", metavar="MODEL", help="directory, hub id, or 'demo'")
+json_flag = click.option("--json", "as_json", is_flag=True, help="print one JSON object instead of text and tables")

@@ -1,0 +1,1 @@
+"""`headrace doctor` in a terminal."""

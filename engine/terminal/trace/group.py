@@ -1,0 +1,73 @@
+"""`headrace trace`: its commands, each of which imports what it needs when it runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ...config import EngineConfig, SamplingParams
+from ...traces.kinds import KINDS
+from ..arguments import HUB, a_file, json_flag, model_argument
+from ..load import load_model
+from ..options import Command, Group, Values, takes
+
+
+@click.group(cls=Group, no_args_is_help=True)
+def trace() -> None:
+    """Record which experts a model's tokens choose, and sum it up."""
+
+
+@trace.command(cls=Command)
+@model_argument
+@click.option("--prompts", metavar="FILE", type=Path, required=True, help="UTF-8 text, a prompt a line")
+@click.option("--output", "-o", metavar="FILE", type=Path, required=True, help="where the trace goes")
+@takes(SamplingParams, "sampling")
+@takes(EngineConfig, "config", leave_out=["trace"])
+def record(model: str, prompts: Path, output: Path, sampling: Values, config: Values) -> int:
+    """Complete all prompts of a file with MODEL, and keep which experts every token chose in every layer."""
+    from . import record_command
+
+    params, texts = SamplingParams(**sampling), record_command.prompts_of(prompts)
+    return record_command.run(load_model(model, False, {**config, "trace": output}), texts, params, output)
+
+
+@trace.command(cls=Command)
+@click.argument("file", metavar="FILE", type=Path, help="that --trace or trace record wrote")
+@json_flag
+@a_file("--plot", help="write a figure to this .png or .svg")
+def stats(file: Path, as_json: bool, plot: Path | None) -> int:
+    """Sum up a trace: hot experts, how soon they come again, how many a batch needs, how a layer tells the next."""
+    from . import stats_command
+
+    return stats_command.show(file, as_json=as_json, plot_to=plot)
+
+
+@trace.command(cls=Command)
+@click.argument("file", metavar="FILE", type=Path, help="that --trace, trace record or trace make wrote")
+@click.option("--policy", metavar="NAMES", default=None, help="separated by commas; docs/policies.md has all of them")
+@click.option("--vram", metavar="SIZES", default=None, help="for experts: 8GB,16GB or shares of them, 10%,25%")
+@click.option("--hardware", metavar="PARTS", default=None, help="rtx-4090,ddr5-5600-2ch, or a file; this machine")
+@click.option("--with-prompts", is_flag=True, help="prompts too, not only tokens that were generated")
+@json_flag
+def replay(
+    file: Path, policy: str | None, vram: str | None, hardware: str | None, with_prompts: bool, as_json: bool
+) -> int:
+    """Replay a trace through policies of which experts lie in a fast memory: hits, bytes, tokens/s."""
+    from . import replay_command
+
+    return replay_command.show(file, policy, vram, hardware, with_prompts=with_prompts, as_json=as_json)
+
+
+@trace.command(cls=Command)
+@model_argument
+@click.option("--output", "-o", metavar="FILE", type=Path, required=True, help="where the trace goes")
+@click.option("--kind", type=click.Choice(KINDS), default="topics", show_default=True, help="how experts are chosen")
+@click.option("--tokens", metavar="N", default=1000, show_default=True, help="that are made up")
+@click.option("--seed", metavar="N", default=0, show_default=True, help="of the random numbers")
+@takes(EngineConfig, "config", only=["expert_format", *HUB])
+def make(model: str, output: Path, kind: str, tokens: int, seed: int, config: Values) -> int:
+    """Make up a trace in the shape of MODEL, of which only the config is needed."""
+    from . import make_command
+
+    return make_command.run(model, output, kind=kind, tokens=tokens, seed=seed, config=config)

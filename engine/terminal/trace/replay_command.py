@@ -1,0 +1,79 @@
+"""`headrace trace replay` in a terminal: what policies would have done with a trace; everything to standard output."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from ....errors import OptionError
+from ...bandwidth_model import machine_file
+from ...planning import replays
+from ...policies.replay.replay import Replayed
+from ...traces import reader
+from ...units import size
+from ..tables import Screen, new_table
+
+
+def show(
+    path: Path, policies: str | None, budgets: str | None, hardware: str | None, *, with_prompts: bool, as_json: bool
+) -> int:
+    """Replays and prints; the exit status is 1 where the file could not be read to its end."""
+    trace = reader.read(path)
+    names = [word.strip() for word in (policies or replays.USUAL).split(",") if word.strip()]
+    if not names:
+        raise OptionError("--policy names no policy; lru,admit2 are two")
+    found = replays.of_trace(trace, machine_file.find(hardware), with_prompts)
+    rows = list(found.rows(names, replays.budgets_of(budgets, found.shape)))
+    if as_json:
+        print(json.dumps({**asdict(trace.header), "damage": trace.damage or None, "rows": list(map(as_row, rows))}))
+        return 1 if trace.damage else 0
+    out = Screen()
+    header, tokens = trace.header, found.choices.tokens
+    out.print(
+        f"{header.model}: {tokens} tokens in {found.choices.passes} passes, {len(header.layers)} layers of "
+        f"{header.experts} experts, {size(found.shape.nbytes)} in {header.formats['experts']}",
+        soft_wrap=True,
+    )  # fmt: skip
+    if trace.damage:
+        out.print(f"{path} was read up to here: {trace.damage}", soft_wrap=True)
+    if found.rates is None:
+        out.print(
+            "no tokens/s: that takes the rates of a CPU, a GPU and its link (headrace measure, or --hardware "
+            "rtx-4090,ddr5-5600-2ch)", soft_wrap=True,
+        )  # fmt: skip
+    out.print(table(rows))
+    return 1 if trace.damage else 0
+
+
+def as_row(row: Replayed) -> dict[str, Any]:
+    """One object; bytes and counts are of the whole trace."""
+    return {
+        "policy": row.policy, "budget": row.budget, "passes": row.passes, "tokens": row.tokens,
+        "hit_rate": row.counts.hit_rate, **asdict(row.counts), "seconds": row.seconds, "tok_s": row.tokens_per_s,
+    }  # fmt: skip
+
+
+def table(rows: list[Replayed]) -> Table:
+    """A row for each budget and policy; shares are of choices, bytes per token, `of best` hits over the optimum's."""
+    columns = ["budget", "policy", "hits", "fetched", "CPU", "link/token", "DRAM/token"]
+    best = {row.budget: row.counts.hit_rate for row in rows if row.policy == "belady"}
+    timed = any(row.seconds for row in rows)
+    shown = new_table(
+        "replay", *columns, *(["of best"] if best else []), *(["tok/s"] if timed else []),
+    )  # fmt: skip
+    for row in rows:
+        counts, each = row.counts, max(1, row.counts.choices)
+        cells = [
+            size(row.budget), row.policy, f"{counts.hit_rate:.1%}", f"{(counts.fetched + counts.admitted) / each:.1%}",
+            f"{counts.on_cpu / each:.1%}", size(counts.link_bytes / row.tokens), size(counts.cpu_bytes / row.tokens),
+        ]  # fmt: skip
+        if best:
+            cells.append(f"{counts.hit_rate / best[row.budget]:.0%}" if best.get(row.budget) else "-")
+        if timed:
+            cells.append("-" if row.tokens_per_s is None else f"{row.tokens_per_s:.1f}")
+        shown.add_row(*cells)
+    return shown

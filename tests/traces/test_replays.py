@@ -1,0 +1,146 @@
+"""Traces that are made up, and recorded ones through policies: the commands, their numbers, and what they refuse."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from headrace import LLM, OptionError, SamplingParams
+from headrace.engine.bandwidth_model import hardware
+from headrace.engine.planning import replays
+from headrace.engine.policies.protocol import Shape
+from headrace.engine.traces import reader, synthetic
+
+Run = Any
+MACHINE = "rtx-4090,ddr5-5600-2ch"
+
+
+@pytest.mark.parametrize("kind", synthetic.KINDS)
+def test_made_up_ids_are_different_and_as_skewed_as_said(kind: str) -> None:
+    drawn = list(synthetic.draw(kind, layers=3, experts=32, top_k=4, tokens=3000, seed=1))
+    ids = np.concatenate(drawn)
+    assert ids.shape == (3000, 3, 4)
+    assert all(len(set(row)) == 4 for row in ids[:200].reshape(-1, 4).tolist())
+    assert ids.min() == 0
+    assert ids.max() == 31
+    shares = np.sort(np.bincount(ids[:, 1].ravel(), minlength=32) / ids[:, 1].size)[::-1]
+    assert (shares[:3].sum() > 0.25) == (kind == "zipf"), shares[:3]
+    again = np.concatenate(list(synthetic.draw(kind, layers=3, experts=32, top_k=4, tokens=3000, seed=1)))
+    assert np.array_equal(ids, again)
+
+
+def test_topics_stay_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within one topic experts are as skewed as zipf's, over all of them they are not; pieces go on where one ended."""
+    monkeypatch.setattr(synthetic, "STAY", 500)
+    monkeypatch.setattr(synthetic, "AT_ONCE", 64 * 2 * 40)
+    ids = np.concatenate(list(synthetic.draw("topics", layers=2, experts=64, top_k=4, tokens=4000, seed=2)))
+    assert len(ids) == 4000
+
+    def hottest(part: Any) -> float:
+        counts = np.sort(np.bincount(part[:, 0].ravel(), minlength=64))[::-1]
+        return float(counts[:4].sum() / counts.sum())
+
+    parts = [hottest(ids[n : n + 100]) for n in range(0, 4000, 100)]
+    assert np.median(parts) > hottest(ids) * 1.3
+
+
+def test_a_trace_is_made_up_and_replayed(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "made.trace"
+    status, out, err = run("trace", "make", "Qwen3-30B-A3B", "-o", str(path), "--tokens", "40", "--kind", "zipf",
+                           "--expert-format", "q4_0")  # fmt: skip
+    assert (status, out) == (0, ""), err
+    trace = reader.read(path)
+    assert trace.header.model == "Qwen3-30B-A3B, made up: zipf"
+    assert trace.header.expert_bytes == [2654208] * 48
+    assert (len(trace), trace.generated.all(), trace.damage) == (40, True, "")
+    names = "uniform,lru,next-layer,split,belady"
+    status, out, err = run("trace", "replay", str(path), "--policy", names, "--vram", "4GB,25%", "--json", "--hardware",
+                           MACHINE)  # fmt: skip
+    assert status == 0, err
+    rows = json.loads(out)["rows"]
+    assert [(row["policy"], row["budget"]) for row in rows[:6:5]] == [("uniform", 4 * 10**9), ("uniform", 4076863488)]
+    for row in rows:
+        assert row["hits"] + row["early"] + row["fetched"] + row["on_cpu"] == 40 * 48 * 8, row
+        assert row["tok_s"] > 0
+    best = {row["budget"]: row["hits"] for row in rows if row["policy"] == "belady"}
+    assert all(row["hits"] <= best[row["budget"]] for row in rows)
+    status, out, err = run("trace", "replay", str(path), "--hardware", MACHINE, "--vram", "10%")
+    assert status == 0, err
+    assert "40 tokens in 40 passes, 48 layers of 128 experts" in out
+    assert "of best" in out
+    assert "tok/s" in out
+
+
+def test_passes_are_as_they_were_recorded(tmp_path: Path, run: Run) -> None:
+    """Two sequences: tokens of a pass together, prompts only where they are asked for."""
+    path = tmp_path / "run.trace"
+    with LLM("demo", trace=path, max_sequences=2) as llm:
+        llm.generate(["In the beginning", "Behold,"], SamplingParams(max_new_tokens=9, ignore_eos=True))
+        experts = llm.spec.layers[0].ffn
+    trace = reader.read(path)
+    machine = hardware.parse(MACHINE)
+    decoded, all_ = replays.of_trace(trace, machine), replays.of_trace(trace, machine, with_prompts=True)
+    assert decoded.choices.tokens == int(trace.generated.sum())
+    assert all_.choices.tokens == len(trace) > decoded.choices.tokens
+    assert decoded.choices.passes == len(set(trace.passes[trace.generated].tolist())) < decoded.choices.tokens
+    (row,) = decoded.rows(["all-ram"], [0])
+    together = 0
+    for number in set(trace.passes[trace.generated].tolist()):
+        tokens = np.flatnonzero(trace.generated & (trace.passes == number))
+        together += sum(len(set(layer[tokens].ravel().tolist()) - {-1}) for layer in trace.ids)
+    assert row.counts.on_cpu == together
+    assert row.counts.cpu_bytes == together * decoded.shape.expert_bytes[0]
+    assert decoded.shape.experts[0] == experts.experts
+    status, out, err = run("trace", "replay", str(path), "--vram", "50%", "--with-prompts")
+    assert status == 0, err
+    assert f"{len(trace)} tokens in" in out
+
+
+def test_a_bigger_cache_is_useless_where_all_are_chosen_equally_often(tmp_path: Path, run: Run) -> None:
+    """A second GPU's 24 GB for a model of 600 GB: few hits where routing is uniform, many where topics stay."""
+    gained = {}
+    for kind in ("uniform", "zipf"):
+        path = tmp_path / kind
+        assert run("trace", "make", "Qwen3-30B-A3B", "-o", str(path), "--tokens", "150", "--kind", kind)[0] == 0
+        found = replays.of_trace(reader.read(path), hardware.parse(MACHINE))
+        four = int(0.04 * found.shape.nbytes)
+        none, some = found.rows(["frequency"], [0, four])
+        assert none.tokens_per_s
+        assert some.tokens_per_s
+        gained[kind] = some.counts.hit_rate, some.tokens_per_s / none.tokens_per_s
+    assert gained["uniform"][0] < 0.1
+    assert gained["zipf"][0] > 2 * gained["uniform"][0]
+    assert 1 < gained["uniform"][1] < gained["zipf"][1]
+
+
+def test_what_cannot_be_replayed_is_said(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "made.trace"
+    assert run("trace", "make", "Qwen3-30B-A3B", "-o", str(path), "--tokens", "3")[0] == 0
+    for options, said in (
+        (["--policy", "mru"], "there is no policy 'mru': take one of all-ram, first-layers"),
+        (["--policy", " , "], "--policy names no policy"),
+        (["--vram", "8TB"], "--vram has '8TB'; give gigabytes or shares"),
+        (["--policy", "split"], "policy 'split' needs rates of link and CPU"),
+    ):
+        status, _, err = run("trace", "replay", str(path), *options)
+        assert (status, said in err) == (1, True), err
+    status, _, err = run("trace", "make", "Qwen3-30B-A3B", "-o", str(path), "--tokens", "0")
+    assert "--tokens is 0" in err
+    assert status == 1
+    with LLM("demo", trace=tmp_path / "one") as llm:
+        llm.generate(["In"], SamplingParams(max_new_tokens=1))
+    with pytest.raises(OptionError, match="no generated token: add --with-prompts"):
+        replays.of_trace(reader.read(tmp_path / "one"), None)
+
+
+def test_budgets() -> None:
+    shape = Shape((4,), (10**9,))
+    assert replays.budgets_of("8GB, 1.5,25%", shape) == [8 * 10**9, 15 * 10**8, 10**9]
+    assert replays.budgets_of(None, shape) == [4 * 10**8, 10**9, 2 * 10**9]
+    for wrong in ("", "x", "8GB,", "-1GB"):
+        with pytest.raises(OptionError, match="--vram has"):
+            replays.budgets_of(wrong, shape)
