@@ -12,6 +12,7 @@ from collections.abc import Sequence as Seq
 from ...loaders.tokens.dialects.events import CallStart, Event, Text
 from ...loaders.tokens.dialects.machine import Machine
 from ...loaders.tokens.tokenizer import Tokenizer
+from .held_calls import HeldCalls
 from .sequence import Sequence
 from .stop_strings import StopStrings
 
@@ -25,6 +26,7 @@ class AnswerText:
         marks = frozenset() if machine is None else machine.marks
         self.stream = None if tokenizer is None else tokenizer.stream(marks=marks)
         self.machine, self.said = machine, StopStrings(stop)
+        self.held: HeldCalls | None = None  # a grammar that sleeps until a call begins
         self.sequence: Sequence | None = None
         self.events: deque[Event] = deque()
         self.reasoning_tokens = 0
@@ -47,6 +49,8 @@ class AnswerText:
             return self._take([Text(piece)] if piece else [])
         found = self.machine.push(token, piece)
         self.reasoning_tokens += self.machine.in_reasoning
+        if self.held is not None:
+            self.held.saw(self.machine.spelled(token, piece))
         return self._take(found)
 
     def finish(self) -> str:

@@ -8,19 +8,25 @@ allowed. With a temperature alone this draws exactly what masking before every d
 from __future__ import annotations
 
 import json
+import re
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy
 import torch
 from torch import Tensor
 
 from ...errors import OptionError, short
+from ...loaders.tokens.dialects.forms.lark import BLANKS
+from ...loaders.tokens.dialects.lexer import is_tag
 from ...loaders.tokens.tokenizer import Tokenizer
 
-BLANKS = r"[ \n]{0,16}"  # between what JSON consists of; without a bound some models write blanks for ever
 MOST_SCHEMA = 1 << 20  # characters
+MOST_KEPT = 32  # grammars that are compiled
+T = TypeVar("T")
 
 
 def library() -> Any:
@@ -34,13 +40,24 @@ def library() -> Any:
     return llguidance
 
 
-class Grammar:
-    """A grammar by its text; checked when it is made. Raises OptionError that says what is wrong."""
+@dataclass(frozen=True)
+class Waking:
+    """What wakes a grammar that sleeps (`held_calls.py`): a pattern of the text that the reader of a dialect sees, and
+    the sign that it ends with. repeats: whether it sleeps again at its end; else the answer ends there."""
 
-    def __init__(self, text: str) -> None:
+    pattern: re.Pattern[str]
+    last: str
+    repeats: bool
+
+
+class Grammar:
+    """A grammar by its text; checked when it is made. waking: behind what it holds; None: from the beginning on. Raises
+    OptionError that says what is wrong."""
+
+    def __init__(self, text: str, waking: Waking | None = None) -> None:
         if len(text) > MOST_SCHEMA:
             raise OptionError(f"the grammar has {len(text)} characters; give {MOST_SCHEMA} at most")
-        self.text = text
+        self.text, self.waking = text, waking
         is_error, messages = library().LLMatcher.validate_grammar_with_warnings(text)
         if is_error:
             raise OptionError(f"the grammar cannot be used: {short(' '.join(messages), 200)}")
@@ -60,7 +77,7 @@ class Grammar:
         return cls(library().LLMatcher.grammar_from_regex(pattern))
 
     @classmethod
-    def of_lark(cls, text: str) -> Grammar:
+    def of_lark(cls, text: str, waking: Waking | None = None) -> Grammar:
         """What a grammar in Lark's syntax allows, or in llama.cpp's GBNF."""
         if "::=" in text:
             from llguidance.gbnf_to_lark import gbnf_to_lark
@@ -69,7 +86,7 @@ class Grammar:
                 text = gbnf_to_lark(text)
             except Exception as error:  # of a parser that promises no kind of error
                 raise OptionError(f"the GBNF grammar cannot be read: {short(str(error), 200)}") from None
-        return cls(library().LLMatcher.grammar_from_lark(text))
+        return cls(library().LLMatcher.grammar_from_lark(text), waking)
 
     @classmethod
     def of_choices(cls, choices: Sequence[str]) -> Grammar:
@@ -84,21 +101,63 @@ class Vocabulary:
     Threads may ask at the same time."""
 
     def __init__(self, tokenizer: Tokenizer, size: int, ends: Sequence[int]) -> None:
-        self._tokenizer, self._size, self._ends = tokenizer, size, list(ends)
+        self.tokenizer, self.ends = tokenizer, tuple(ends)
+        self._size = size
         self._lock = threading.Lock()
         self._made: Any = None
+        self._matchers: OrderedDict[str, Any] = OrderedDict()  # at their beginning, by the texts of their grammars
+        self._grammars: OrderedDict[str, Grammar | None] = OrderedDict()
 
     def made(self) -> Any:
         """The library's tokenizer."""
         with self._lock:
             if self._made is None:
-                size = max(self._size, self._tokenizer.vocab_size)
-                self._made = library().LLTokenizer(self._tokenizer.to_json(), n_vocab=size, eos_token=self._ends)
+                size = max(self._size, self.tokenizer.vocab_size)
+                text = _with_marks(self.tokenizer.to_json())
+                self._made = library().LLTokenizer(text, n_vocab=size, eos_token=list(self.ends))
             return self._made
+
+    def kept(self, key: str, make: Callable[[], Grammar | None]) -> Grammar | None:
+        """The grammar of that key, made where it is not among the last ones."""
+        return self._among(self._grammars, key, make)
+
+    def matcher(self, grammar: Grammar) -> Any:
+        """What follows a grammar from its beginning on. The grammar is compiled once, as long as it is among the last
+        ones."""
+        made = self.made()
+        found = self._among(self._matchers, grammar.text, lambda: library().LLMatcher(made, grammar.text, log_level=0))
+        return found.deep_copy()
+
+    def _among(self, last: OrderedDict[str, T], key: str, make: Callable[[], T]) -> T:
+        """What is known by a key, or is made now; the last MOST_KEPT are known. Two threads may make the same."""
+        with self._lock:
+            if key in last:
+                last.move_to_end(key)
+                return last[key]
+        found = make()
+        with self._lock:
+            last[key] = found
+            while len(last) > MOST_KEPT:
+                last.popitem(last=False)
+        return found
+
+    def tokens_of(self, text: str) -> list[int]:
+        """Some tokens that spell a text."""
+        found: list[int] = self.made().tokenize_str(text)
+        return found
 
     def constraint(self, grammar: Grammar, is_free: Callable[[int], bool] = lambda _: False) -> Constraint:
         """A grammar for one answer. is_free: whether a token is none of what the grammar is about, as of reasoning."""
-        return Constraint(library().LLMatcher(self.made(), grammar.text, log_level=0), self._ends, is_free)
+        return Constraint(self.matcher(grammar), self.ends, is_free)
+
+
+def _with_marks(tokenizer: str) -> str:
+    """A tokenizer whose marks, as <tool_call>, are special: a text that only looks like one is none, as for those who
+    read answers."""
+    whole = json.loads(tokenizer)
+    for token in whole.get("added_tokens") or ():
+        token["special"] = token["special"] or is_tag(token["content"])
+    return json.dumps(whole)
 
 
 class Constraint:
@@ -109,20 +168,28 @@ class Constraint:
         self.error = ""
         self.masked = 0  # tokens that were drawn a second time
 
+    @property
+    def is_awake(self) -> bool:
+        """Whether it has a say now."""
+        return True
+
     def settle(self, token: int, redraw: Callable[[Tensor], int]) -> int:
         """The token that is taken for one that was drawn. redraw: draws among those that a mask allows (bool [V])."""
         if self._is_free(token):
             return token
         matcher = self._matcher
+        if matcher.is_stopped():
+            is_over = not matcher.is_error()
+            return (token if token in self._ends else self._ends[0]) if is_over else self._fail(token)
         if matcher.validate_tokens([token]) != 1:
-            token = self._ends[0] if matcher.is_error() else redraw(self._mask())
+            token = redraw(self._mask())
             self.masked += 1
-        if matcher.is_stopped() and token in self._ends:
-            return token
-        if not matcher.consume_token(token):
-            self.error = matcher.get_error() or "no token goes on"
-            return self._ends[0]
-        return token
+        return token if matcher.consume_token(token) else self._fail(token)
+
+    def _fail(self, token: int) -> int:
+        """What is taken where the grammar cannot go on: the answer ends, with an error."""
+        self.error = self._matcher.get_error() or f"token {token} is not allowed, and no other goes on"
+        return self._ends[0]
 
     def _mask(self) -> Tensor:
         bits = numpy.frombuffer(self._matcher.compute_bitmask(), dtype=numpy.uint8)

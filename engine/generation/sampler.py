@@ -47,7 +47,7 @@ def sample(logits_SV: Tensor, sequences: list[Sequence], ops: Ops) -> list[int]:
     rows = list(enumerate(sequences))
     found = [greedy[i] if s.params.is_plain_greedy else _sample_one(logits_SV[i].cpu(), s) for i, s in rows]
     for i, sequence in rows:
-        if sequence.constraint is not None:
+        if sequence.constraint is not None and sequence.constraint.is_awake:
             redraw = partial(_sample_among, logits_SV[i], sequence)
             found[i] = sequence.constraint.settle(found[i], redraw)
         if sequence.params.logprobs is not None:

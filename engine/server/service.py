@@ -11,15 +11,17 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
 from ...errors import HeadraceError, TokenizerError
 from ...loaders.tokens.dialects.choose import Choice, choose
-from ...loaders.tokens.dialects.machine import Machine
 from ...loaders.tokens.template_files import named_or_in_file
 from ...loaders.tokens.tokenizer import Tokenizer
 from ..config import SamplingParams
+from ..generation.answer_text import AnswerText
 from ..generation.grammar import Constraint, Grammar
+from ..generation.held_calls import HeldCalls
 from ..generation.request import Request
 from ..llm import LLM
 from .engine_thread import EngineThread
@@ -178,16 +180,16 @@ class Service:
         """No more new tokens than the context leaves."""
         return replace(params, max_new_tokens=max(1, min(params.max_new_tokens, self.limit + 1 - prompt_tokens)))
 
-    async def form(self, wish: Callable[[], Grammar]) -> Grammar:
+    async def form(self, wish: Callable[[], Grammar | None]) -> Grammar | None:
         """The grammar that answers are to follow, made in another thread with what it needs; raises ApiError."""
 
-        def make() -> Grammar:
+        def make() -> Grammar | None:
             found = wish()
-            if self.llm.vocabulary is not None:
-                self.llm.vocabulary.made()
+            if self.llm.vocabulary is not None and found is not None:
+                self.llm.vocabulary.matcher(found)
             return found
 
-        return await in_time(make, PREPARE_S)
+        return await in_time(make, PREPARE_S, "the grammar", "give a smaller schema, or fewer tools")
 
     def answer(
         self,
@@ -206,24 +208,30 @@ class Service:
         request, text = self.llm.admission.told_apart(prompt.ids, params, dialect, tools, prompt.text)
         request.sequence.priority = priority
         if grammar is not None:
-            request.sequence.constraint = self._constraint(grammar, request, text.machine)
+            request.sequence.constraint = self._constraint(grammar, request, text)
         generation = Generation(request, text, self._end)
         self.open[request.sequence.id] = generation
         self.engine.submit(request)
         return generation
 
-    def _constraint(self, grammar: Grammar, request: Request, machine: Machine | None) -> Constraint:
+    def _constraint(self, grammar: Grammar, request: Request, text: AnswerText) -> Constraint:
         """A grammar that leaves reasoning as it is."""
-        assert self.llm.vocabulary is not None, "a grammar without a tokenizer"
-        think = self.choice.dialect.think
-        opens = [] if think is None else [self.tokenizer.token_id(mark) for mark in think[0]]
+        vocabulary, machine, dialect = self.llm.vocabulary, text.machine, self.choice.dialect
+        assert vocabulary is not None, "a grammar without a tokenizer"
+        if grammar.waking is not None:
+            held = text.held = HeldCalls(
+                partial(vocabulary.matcher, grammar), vocabulary.tokens_of, vocabulary.ends, grammar.waking,
+                lambda: dialect.drafts and machine is not None and machine.in_reasoning,
+            )  # fmt: skip
+            return held
+        opens = [] if dialect.think is None else [self.tokenizer.token_id(mark) for mark in dialect.think[0]]
 
         def is_free(token: int) -> bool:
-            if machine is None:
+            if machine is None or dialect.style == "channels":  # there reasoning is part of the grammar
                 return False
             return machine.in_reasoning or (token in opens and not request.sequence.completion)
 
-        return self.llm.vocabulary.constraint(grammar, is_free)
+        return vocabulary.constraint(grammar, is_free)
 
     def _end(self, generation: Generation) -> None:
         """Ends an answer, whoever wants it; told once."""
@@ -235,9 +243,12 @@ class Service:
                 told(generation)
 
 
-async def in_time(work: Callable[[], T], seconds: float) -> T:
+async def in_time(
+    work: Callable[[], T], seconds: float, what: str = "the chat template", remedy: str = "give other messages"
+) -> T:
     """The result of work in a thread of its own, which is told to stop when its time is over; raises ApiError then.
-    Python code stops at its next step; a call of the tokenizer ends by itself."""
+    what: takes so long; remedy: what to do then. Python code stops at its next step; a call of the tokenizer ends by
+    itself."""
     loop, done = asyncio.get_running_loop(), asyncio.Event()
     found: list[Any] = [None, None]
 
@@ -253,7 +264,7 @@ async def in_time(work: Callable[[], T], seconds: float) -> T:
     try:
         await asyncio.wait_for(done.wait(), seconds)
     except asyncio.TimeoutError:
-        raise ApiError(400, f"the chat template took longer than {seconds:g} s: give other messages") from None
+        raise ApiError(400, f"{what} took longer than {seconds:g} s: {remedy}") from None
     finally:
         if not done.is_set():
             stop_thread(thread)

@@ -14,7 +14,8 @@ from serving import Served, serving
 
 from headrace import LLM, OptionError
 from headrace.engine.config import SamplingParams
-from headrace.engine.generation.grammar import Grammar
+from headrace.engine.generation.grammar import Grammar, Waking
+from headrace.engine.generation.held_calls import HeldCalls
 
 HELLO: list[Any] = [{"role": "user", "content": "Hello there"}]
 SCHEMA = {
@@ -153,9 +154,82 @@ def test_what_cannot_be_done_is_refused(wrong: dict[str, Any], served: Served) -
     assert answer.status_code == 400, answer.text
 
 
+AUTO: dict[str, Any] = {"model": "m", "messages": HELLO, "tools": TOOLS, "temperature": 1, "max_tokens": 200}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_call_that_may_come_is_held_to_its_tool(seed: int, client: OpenAI, served: Served) -> None:
+    served.says("I look.\n\n<tool_call>", and_more=True)
+    made = client.chat.completions.create(**AUTO, seed=seed).choices[0]
+    assert made.message.content.startswith("I look.")
+    call = made.message.tool_calls[0]
+    assert json.loads(call.function.arguments)["place"] in ("Oslo", "Rome")
+
+
+def test_the_answer_ends_behind_the_only_call(client: OpenAI, served: Served) -> None:
+    served.says("<tool_call>", and_more=True)
+    made = client.chat.completions.create(**AUTO, seed=1, parallel_tool_calls=False)
+    assert made.choices[0].message.tool_calls
+    assert not made.choices[0].message.content
+    assert made.usage.completion_tokens < 200
+
+
+def test_what_is_no_call_stays_free(client: OpenAI, served: Served) -> None:
+    """Text without the mark, a mark that something else follows, a draft within reasoning."""
+    for text in ("Just text.", "The <tool_call> mark.", "<think>\nA <tool_call> {3} is a draft.\n</think>\n\nYes."):
+        served.says(text)
+        made = client.chat.completions.create(**AUTO).choices[0]
+        assert not made.message.tool_calls
+        assert made.message.content == text.rpartition("\n\n")[2]
+
+
+def test_a_schema_that_there_is_no_grammar_of_leaves_its_tool_free(client: OpenAI, served: Served) -> None:
+    odd = {"type": "function", "function": {"name": "odd", "parameters": {"type": "object", "$ref": "#/nowhere"}}}
+    served.says('<tool_call>\n{"name": "', and_more=True)
+    made = client.chat.completions.create(**{**AUTO, "tools": [*TOOLS, odd]}, seed=1).choices[0]
+    assert made.message.tool_calls[0].function.name in ("weather", "travel", "odd")
+
+
+@pytest.mark.parametrize(
+    "dialect",
+    [
+        "qwen-coder", "glm", "minimax", "deepseek-v3", "deepseek-dsml", "kimi", "harmony", "gemma-4", "granite-3",
+        "mistral",
+    ],
+)  # fmt: skip
+def test_a_call_that_must_come_in_any_dialect(dialect: str) -> None:
+    with serving(dialect=dialect) as served, OpenAI(base_url=f"{served.url}/v1", api_key="x") as client:
+        made = client.chat.completions.create(
+            model="m", messages=HELLO, tools=TOOLS, temperature=1, seed=5, max_tokens=400,
+            tool_choice={"type": "function", "function": {"name": "travel"}},
+        )  # fmt: skip
+        (call,) = made.choices[0].message.tool_calls
+        assert call.function.name == "travel"
+        assert json.loads(call.function.arguments)["place"] in ("Oslo", "Rome")
+        assert not made.choices[0].message.content
+
+
+def test_a_grammar_that_sleeps_is_asked_nothing() -> None:
+    def never(*_: Any) -> Any:
+        raise AssertionError("a sleeping grammar was asked")
+
+    held = HeldCalls(never, never, (0,), Waking(re.compile("<tool_call>"), ">", True))
+    held.settle = never  # type: ignore[method-assign]
+    params = SamplingParams(max_new_tokens=4)
+    with LLM("demo", no_measure=True, kernels="reference") as llm:
+        alone = llm.generate("In the beginning", params)[0].token_ids
+        request = llm.admission.request("In the beginning", params)
+        request.sequence.constraint = held
+        llm.loop.run([request])
+    assert request.sequence.completion == alone
+    for text in ("Text <tool", "_call no", "> and so on"):
+        held.saw(text)
+    assert not held.is_awake
+
+
 def test_a_dialect_whose_calls_cannot_be_forced_says_so() -> None:
-    with serving(dialect="qwen-coder") as served, OpenAI(base_url=f"{served.url}/v1", api_key="x") as client:
-        refused = pytest.raises(openai.BadRequestError, match="qwen-coder")
+    with serving(dialect="thinking") as served, OpenAI(base_url=f"{served.url}/v1", api_key="x") as client:
+        refused = pytest.raises(openai.BadRequestError, match="thinking")
         with refused:
             client.chat.completions.create(model="m", messages=HELLO, tools=TOOLS, tool_choice="required")
 

@@ -56,14 +56,16 @@ async def form_of(
     """The grammar of an answer: of the form that is asked for, or of a call that must come, or either of both."""
     is_forced, only = calls.forced_names(choice)
     schema = formats.schema_of(format)
-    if not is_forced and not (tools and isinstance(schema, Mapping)):
-        wish: Callable[[], Grammar] | None = formats.wish_of(asked, format)
+    several, vocabulary, dialect = not calls.single(parallel, choice), service.llm.vocabulary, service.choice.dialect
+    wish: Callable[[], Grammar | None] | None = None
+    if is_forced or (tools and isinstance(schema, Mapping)):
+        assert vocabulary is not None, "tools without a tokenizer"
+        other = schema if isinstance(schema, Mapping) and not is_forced else None
+        wish = partial(calls.of_calls, dialect, tools, vocabulary, only=only, several=several, or_else=other)
     else:
-        wish = partial(
-            calls.of_calls, service.choice.dialect, tools, service.tokenizer, only=only,
-            several=not calls.single(parallel, choice),
-            or_else=schema if isinstance(schema, Mapping) and not is_forced else None,
-        )  # fmt: skip
+        wish = formats.wish_of(asked, format)
+        if wish is None and tools and vocabulary is not None:
+            wish = partial(calls.held, dialect, tools, vocabulary, several)
     return None if wish is None else await service.form(wish)
 
 

@@ -1,28 +1,32 @@
-"""Grammars for calls of tools, in the words of the model's dialect: a call that must come, or the call of one tool.
-
-Only of dialects whose calls are JSON between marks. The others are refused by name, so that a choice is never taken
-for "auto".
+"""Grammars for calls of tools, in the words of the model's dialect: a call that must come, or the call of one tool, or
+calls that may come and are then held to their tools.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import logging
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ....errors import OptionError
 from ....loaders.tokens.conversation import tools_of
 from ....loaders.tokens.dialects.dialect import Dialect
-from ....loaders.tokens.tokenizer import Tokenizer
-from ...generation.grammar import BLANKS, Grammar
+from ....loaders.tokens.dialects.forms.calls import CallGrammar, grammar_of
+from ....loaders.tokens.dialects.machine import marks_of
+from ...generation.grammar import Grammar, Vocabulary, Waking
 from ..wire.errors import bad_request
 
 Schema = Mapping[str, Any]
+Functions = Sequence[Mapping[str, Any]]
+log = logging.getLogger("headrace")
 
 
 def of_calls(
     dialect: Dialect,
     tools: Any,
-    tokenizer: Tokenizer,
+    vocabulary: Vocabulary,
     *,
     only: str | None = None,
     several: bool = True,
@@ -30,47 +34,68 @@ def of_calls(
 ) -> Grammar:
     """One call or several. only: of this tool; or_else: or an answer of this schema instead. Raises ApiError where
     that cannot be had, OptionError for schemas that cannot be used."""  # fmt: skip
-    opens, closes = dialect.call
-    if dialect.style != "json" or dialect.separators or not opens:
+    if not dialect.forms:
         raise bad_request(
             f"tool_choice: calls cannot be forced in the dialect of this model ({dialect.name}): give 'auto' or 'none'",
             "tool_choice",
         )
-    named = [tool["function"] for tool in tools_of(tools) or () if only in (None, tool["function"]["name"])]
+    named = [tool for tool in tools_of(tools) or () if only in (None, tool["function"]["name"])]
     if not named:
         known = f"there is no tool {only!r}" if only else "there are no tools"
         raise bad_request(f"tool_choice asks for a call, and {known}: give tools", "tool_choice")
-    call = {"anyOf": [_schema(one) for one in named], "x-guidance": {"whitespace_pattern": BLANKS}}
-    begin, end = _mark(opens[0], tokenizer), (_mark(closes[0], tokenizer) if closes else '""')
-    lines = [
-        f"start: calls{' | answer' if or_else is not None else ''}",
-        f"calls: call{' (BREAK call)*' if several and only is None else ''}",
-        f"call: {begin} BREAK json BREAK {end}",
-        f"json: %json {json.dumps(call)}",
-        r"BREAK: /\n?/",
-    ]
-    if or_else is not None:
-        lines.append(f"answer: %json {json.dumps({**or_else, 'x-guidance': {'whitespace_pattern': BLANKS}})}")
-    return Grammar.of_lark("\n".join(lines))
+    marks, many = marks_of(dialect, vocabulary.tokenizer), several and only is None
+    made = grammar_of(dialect, named, marks, several=many, or_else=or_else, ends=vocabulary.ends)
+    return Grammar.of_lark(made.text)
 
 
-def _schema(function: Schema) -> dict[str, Any]:
-    """A call of a function as JSON: its name, then its arguments."""
-    return {
-        "type": "object",
-        "properties": {
-            "name": {"const": function["name"]},
-            "arguments": function.get("parameters") or {"type": "object"},
-        },
-        "required": ["name", "arguments"],
-        "additionalProperties": False,
-    }
+def held(dialect: Dialect, tools: Any, vocabulary: Vocabulary, several: bool) -> Grammar | None:
+    """What holds calls to their tools where the model decides whether it calls any; None where that cannot be had. A
+    tool whose schema cannot be used may be called with any object."""
+    functions = tools_of(tools)
+    if not dialect.forms or not functions:
+        return None
+    key = f"{dialect.name} {several} {json.dumps(functions, sort_keys=True)}"
+    return vocabulary.kept(key, lambda: _held(dialect, functions, vocabulary, several))
 
 
-def _mark(text: str, tokenizer: Tokenizer) -> str:
-    """A mark in a grammar: a special token by its number, else its text."""
-    number = tokenizer.token_id(text) if tokenizer.is_special(text) else None
-    return json.dumps(text) if number is None else f"<[{number}]>"
+def _held(dialect: Dialect, functions: Functions, vocabulary: Vocabulary, several: bool) -> Grammar | None:
+    for tools in (functions, None, [_loose(tool) for tool in functions]):
+        try:
+            if tools is None:
+                tools = [_usable(dialect, tool, vocabulary) for tool in functions]
+            return _awake_behind(_asleep(dialect, tools, vocabulary, several), dialect, vocabulary)
+        except OptionError as error:
+            reason = error
+    log.warning("calls are not held to the schemas of the tools: %s", reason)
+    return None
+
+
+def _asleep(dialect: Dialect, tools: Functions, vocabulary: Vocabulary, several: bool) -> CallGrammar:
+    marks = marks_of(dialect, vocabulary.tokenizer)
+    return grammar_of(dialect, tools, marks, several=several, asleep=True, ends=vocabulary.ends)
+
+
+def _usable(dialect: Dialect, tool: Mapping[str, Any], vocabulary: Vocabulary) -> Mapping[str, Any]:
+    """A tool as it is, or without a schema where there is no grammar of that."""
+    try:
+        Grammar.of_lark(_asleep(dialect, [tool], vocabulary, several=False).text)
+        return tool
+    except OptionError as error:
+        log.warning("calls of %s are not held to its schema: %s", tool["function"]["name"], error)
+        return _loose(tool)
+
+
+def _loose(tool: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {"function": {"name": tool["function"]["name"], "parameters": {"type": "object"}}}
+
+
+def _awake_behind(made: CallGrammar, dialect: Dialect, vocabulary: Vocabulary) -> Grammar:
+    """A grammar that sleeps until its text was written."""
+    marks = marks_of(dialect, vocabulary.tokenizer)
+    wakes, header = marks.spell(made.wakes), re.escape(marks.spell(made.header))
+    pattern = f"{header}[^\ud800-\udfff]*?" if header else ""
+    waking = Waking(re.compile(pattern + re.escape(wakes)), wakes[-1], made.repeats)
+    return Grammar.of_lark(made.text, waking)
 
 
 def forced_names(choice: Any) -> tuple[bool, str | None]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Texts = tuple[str, ...]
+LINE, NUMBER = "\x00", "\x01"  # in the texts of a form: a line break that may be missing, and a number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,31 @@ class Tags:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Form:
+    """How a model that is held to its tools writes calls: of all that is understood, the way it was trained on.
+
+    begin, end: around all calls of an answer. before, behind: around the name of one; after: behind its arguments.
+    between: two calls. wakes: the part of `begin` and `before` behind which nothing but a call can come. lead: what may
+    stand before calls, as two texts with any text between. value: between the mark behind a key and its value, gap:
+    behind the mark that ends a value, of dialects with `Tags`. needs: marks that must be tokens of the vocabulary;
+    lacks: and must not.
+    """
+
+    begin: str = ""
+    end: str = ""
+    before: str
+    behind: str = ""
+    after: str = ""
+    between: str = ""
+    wakes: str
+    lead: tuple[str, str] | None = None
+    value: str = ""
+    gap: str = ""
+    needs: Texts = ()
+    lacks: Texts = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Dialect:
     """How a family of models writes answers.
 
@@ -40,6 +66,7 @@ class Dialect:
     drafts: whether calls within reasoning are drafts, except where the answer ends with them; else they end it.
     ids: whose the ids of calls are: "made" here, as nine characters ("nine"), or of the "model".
     stop_tokens: tokens that end an answer besides the model's own. turns: what a prompt has before the answer.
+    forms: how calls are written where a grammar says so, one way or several (`forms/`).
     """
 
     name: str
@@ -54,6 +81,7 @@ class Dialect:
     ids: Literal["made", "nine", "model"] = "made"
     stop_tokens: Texts = ()
     turns: Texts = ()
+    forms: tuple[Form, ...] = ()
 
     @property
     def opens_call(self) -> Texts:

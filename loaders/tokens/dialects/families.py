@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from ....errors import TokenizerError
-from .dialect import Dialect, Tags
+from .dialect import LINE, NUMBER, Dialect, Form, Tags
 
 THINK = (("<think>",), ("</think>",))
 CHATML = ("<|im_start|>assistant",)
 DEEPSEEK_TURNS = ("<｜Assistant｜>", "<｜tool▁output▁end｜>", "<｜tool▁outputs▁end｜>", "</function_results>")
+
+_NAME, _ARGUMENTS = '{"name": "', '", "arguments": '
 
 NONE = Dialect(name="none")
 
@@ -19,6 +21,15 @@ HERMES = Dialect(
     call=(("<tool_call>",), ("</tool_call>",)),
     style="json",
     turns=(*CHATML, "<|start_of_role|>assistant<|end_of_role|>"),
+    forms=(
+        Form(
+            before=f"<tool_call>\n{_NAME}",
+            behind=_ARGUMENTS,
+            after="}\n</tool_call>",
+            between="\n",
+            wakes="<tool_call>",
+        ),
+    ),
 )
 
 QWEN_CODER = Dialect(
@@ -37,6 +48,17 @@ QWEN_CODER = Dialect(
     ),
     drafts=False,
     turns=CHATML,
+    forms=(
+        Form(
+            before="<tool_call>\n<function=",
+            behind=">\n",
+            after="\n</tool_call>",
+            between="\n",
+            wakes="<tool_call>",
+            value="\n",
+            gap="\n",
+        ),
+    ),
 )
 
 DEEPSEEK_V3 = Dialect(
@@ -48,6 +70,21 @@ DEEPSEEK_V3 = Dialect(
     separators=("<｜tool▁sep｜>",),
     drafts=False,
     turns=DEEPSEEK_TURNS,
+    forms=tuple(
+        Form(
+            begin="<｜tool▁calls▁begin｜>",
+            end="<｜tool▁calls▁end｜>",
+            before=f"<｜tool▁call▁begin｜>{before}",
+            behind=behind,
+            after=f"{after}<｜tool▁call▁end｜>",
+            between=LINE,
+            wakes="<｜tool▁calls▁begin｜>",
+        )
+        for before, behind, after in (
+            ("", "<｜tool▁sep｜>", ""),  # V3.1
+            ("function<｜tool▁sep｜>", "\n```json\n", "\n```"),
+        )
+    ),
 )
 
 _DSML = ("<｜DSML｜function_calls>", "<｜DSML｜tool_calls>"), ("</｜DSML｜function_calls>", "</｜DSML｜tool_calls>")
@@ -67,6 +104,18 @@ DSML = Dialect(
     ),
     drafts=False,
     turns=DEEPSEEK_TURNS,
+    forms=tuple(
+        Form(
+            begin=f"{begin}\n",
+            end=end,
+            before='<｜DSML｜invoke name="',
+            behind='">\n',
+            after="\n",
+            gap="\n",
+            wakes=begin,
+        )
+        for begin, end in zip(*_DSML, strict=True)
+    ),
 )
 
 KIMI = Dialect(
@@ -83,6 +132,17 @@ KIMI = Dialect(
     ids="model",
     stop_tokens=("<|im_end|>",),
     turns=("<|im_assistant|>assistant<|im_middle|>",),
+    forms=(
+        Form(
+            begin="<|tool_calls_section_begin|>",
+            end="<|tool_calls_section_end|>",
+            before="<|tool_call_begin|>functions.",
+            behind=f":{NUMBER}<|tool_call_argument_begin|>",
+            after="<|tool_call_end|>",
+            between=LINE,
+            wakes="<|tool_calls_section_begin|>",
+        ),
+    ),
 )
 
 HARMONY = Dialect(
@@ -90,6 +150,21 @@ HARMONY = Dialect(
     style="channels",
     stop_tokens=("<|call|>", "<|return|>"),
     turns=("<|start|>assistant",),
+    forms=tuple(
+        Form(
+            before=f"{channel}to=functions.",
+            behind=behind,
+            after="<|call|>",
+            wakes="to=functions.",
+            lead=("<|channel|>analysis<|message|>", "<|end|><|start|>assistant"),
+        )
+        for channel, behind in (
+            ("<|channel|>commentary ", " <|constrain|>json<|message|>"),
+            ("<|channel|>commentary ", "<|message|>"),
+            (" ", "<|channel|>commentary <|constrain|>json<|message|>"),
+            (" ", "<|channel|>commentary json<|message|>"),
+        )
+    ),
 )
 
 GLM = Dialect(
@@ -109,6 +184,11 @@ GLM = Dialect(
     bare=True,
     stop_tokens=("<|user|>", "<|observation|>"),
     turns=("<|assistant|>",),
+    forms=(
+        Form(
+            before="<tool_call>", behind=LINE, between=LINE, wakes="<tool_call>", value=f"{LINE}<arg_value>", gap=LINE
+        ),
+    ),
 )
 
 MINIMAX = Dialect(
@@ -127,6 +207,17 @@ MINIMAX = Dialect(
     drafts=False,
     stop_tokens=("[e~[",),
     turns=("]~b]ai",),
+    forms=(
+        Form(
+            begin="<minimax:tool_call>\n",
+            end="</minimax:tool_call>",
+            before='<invoke name="',
+            behind='">\n',
+            after="\n",
+            gap="\n",
+            wakes="<minimax:tool_call>",
+        ),
+    ),
 )
 
 MISTRAL = Dialect(
@@ -138,6 +229,19 @@ MISTRAL = Dialect(
     drafts=False,
     ids="nine",
     turns=("[/INST]", "[/TOOL_RESULTS]"),
+    forms=(
+        Form(before="[TOOL_CALLS]", behind="[ARGS]", wakes="[TOOL_CALLS]", needs=("[ARGS]",)),
+        Form(
+            begin="[TOOL_CALLS][",
+            end="]",
+            before=_NAME,
+            behind=_ARGUMENTS,
+            after="}",
+            between=", ",
+            wakes="[TOOL_CALLS]",
+            lacks=("[ARGS]",),
+        ),
+    ),
 )
 
 GRANITE_3 = Dialect(
@@ -146,6 +250,17 @@ GRANITE_3 = Dialect(
     call=(("<|tool_call|>",), ("<|/tool_call|>",)),
     style="json",
     turns=("<|start_of_role|>assistant<|end_of_role|>",),
+    forms=(
+        Form(
+            begin="<|tool_call|>[",
+            end="]",
+            before=_NAME,
+            behind=_ARGUMENTS,
+            after="}",
+            between=", ",
+            wakes="<|tool_call|>",
+        ),
+    ),
 )
 
 GEMMA_4 = Dialect(
@@ -156,6 +271,7 @@ GEMMA_4 = Dialect(
     drafts=False,
     stop_tokens=("<turn|>", "<|tool_response>"),
     turns=("<|turn>model", "<tool_response|>"),
+    forms=(Form(before="<|tool_call>call:", after="<tool_call|>", wakes="<|tool_call>"),),
 )
 
 ALL = (

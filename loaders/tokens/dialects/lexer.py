@@ -26,7 +26,7 @@ class Vocabulary:
 
     def __init__(self, texts: Iterable[str], tokens: Mapping[str, int]) -> None:
         everything = tuple(texts)
-        found = sorted((t for t in tokens if _is_tag(t) and any(t in one for one in everything)), key=len, reverse=True)
+        found = sorted((t for t in tokens if is_tag(t) and any(t in one for one in everything)), key=len, reverse=True)
         self._spelled = {text: chr(FIRST + place) for place, text in enumerate(found)}
         self._of_id = {tokens[text]: (text, sign) for text, sign in self._spelled.items()}
         self._literal = {ord(sign): text for text, sign in self._spelled.items()}
@@ -49,12 +49,16 @@ class Vocabulary:
             text = text.replace(token, sign)
         return text
 
+    def token_of(self, sign: str) -> int | None:
+        """The token that a character of a spelled text stands for, None for one that is text."""
+        return next((token for token, (_, one) in self._of_id.items() if one == sign), None)
+
     def literal(self, text: str) -> str:
         """Text as a person reads it."""
         return text if text.isascii() else text.translate(self._literal)
 
 
-def _is_tag(token: str) -> bool:
+def is_tag(token: str) -> bool:
     """Whether a token may be a mark: vocabularies have runs of blanks and letters as tokens, too."""
     return len(token) > 2 and any(sign in token for sign in "<[|｜")
 

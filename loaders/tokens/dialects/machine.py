@@ -47,10 +47,15 @@ def start(
     of calls come from. Raises TokenizerError for tools that are none.
     """
     known = Tools(tools_of(tools))
-    vocabulary = Vocabulary(_texts(dialect), {} if tokenizer is None else tokenizer.added_tokens)
+    vocabulary = marks_of(dialect, tokenizer)
     machine = Machine(dialect, known, vocabulary, chance or random.SystemRandom())
     machine.begin(_answer_so_far(dialect, prompt_tail))
     return machine
+
+
+def marks_of(dialect: Dialect, tokenizer: Tokenizer | None) -> Vocabulary:
+    """Which marks of a dialect are tokens."""
+    return Vocabulary(_texts(dialect), {} if tokenizer is None else tokenizer.added_tokens)
 
 
 class Machine:
@@ -87,8 +92,12 @@ class Machine:
     def push(self, token_id: int, piece: str) -> list[Event]:
         """What a token adds. piece: the text that it completes, as `Tokenizer.stream` gives it; "" for special tokens.
         A token that ends the answer may be left out."""
-        self._source.add(self._source.vocabulary.text_of(token_id, piece))
+        self._source.add(self.spelled(token_id, piece))
         return self._run()
+
+    def spelled(self, token_id: int, piece: str) -> str:
+        """What a token adds to the text in which marks are looked for (`lexer.py`)."""
+        return self._source.vocabulary.text_of(token_id, piece)
 
     def finish(self, cut: bool = False) -> list[Event]:
         """What was waited for, after the last token. Arguments that are not complete are completed; cut: they are left

@@ -55,10 +55,11 @@ TEMPLATE = """{%- if tools %}<|system|>
 
 
 class Script:
-    """Says `text`, then ends; draws as usual where there is none."""
+    """Says `text`, then ends; draws as usual where there is none. begins: goes on as usual behind the text."""
 
     def __init__(self) -> None:
         self.text: str | None = None
+        self.begins = False
         self.llm: LLM | None = None
 
     def __call__(self, logits_SV: Tensor, sequences: list[Sequence], ops: Ops) -> list[int]:
@@ -67,7 +68,12 @@ class Script:
             return drawn
         assert self.llm.tokenizer is not None
         wanted = [*self.llm.tokenizer.encode(self.text, add_special_tokens=False), self.llm.parts.eos_ids[0]]
-        return [wanted[min(len(one.completion), len(wanted) - 1)] for one in sequences]
+        said = [len(one.completion) for one in sequences]
+        if self.begins:
+            return [
+                wanted[n] if n < len(wanted) - 1 else token for n, token in zip(said, drawn, strict=True)
+            ]  # fmt: skip
+        return [wanted[min(n, len(wanted) - 1)] for n in said]
 
 
 class Served:
@@ -78,9 +84,9 @@ class Served:
         self.server, self.url, self.script = server, url, script
         self.service: Service = server.service
 
-    def says(self, text: str | None) -> None:
-        """Lets the model say a text from now on."""
-        self.script.text = text
+    def says(self, text: str | None, and_more: bool = False) -> None:
+        """Lets the model say a text from now on; and_more: and go on as it likes."""
+        self.script.text, self.script.begins = text, and_more
 
     @property
     def llm(self) -> LLM:
