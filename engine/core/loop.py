@@ -69,6 +69,7 @@ class Loop:
         self.counts = ExpertCounts(len(parts.spec.layers), parts.spec.moe.experts)
         self.books = Bookkeeping(ledger, self.counts, recorder)
         self.requests: dict[int, Request] = {}
+        self.joins_forced = True  # whether tokens that a grammar forces share a pass
         self.lock = Turn()  # held for a pass
 
     def run(self, requests: Seq[Request]) -> None:
@@ -182,6 +183,7 @@ class Loop:
         accounts = [self.requests[sequence.id].account for sequence in batch.sequences]
         for sequence in ready:
             self.requests[sequence.id].push(self.eos_ids)
+            self._force(self.requests[sequence.id])
             if sequence.finish_reason is not None:
                 self.scheduler.finish(sequence)
         closed = Closed(done, out, self._sampled(ready), accounts, inputs, batch.decoding)
@@ -191,6 +193,26 @@ class Loop:
         else:
             self.books.book(closed, parts.timers.end)
         self.books.write()
+
+    def _force(self, request: Request) -> None:
+        """Appends the tokens that a grammar leaves no choice in: the next pass computes them together. Not where the
+        likelihood of each is wanted: then the sampler takes them one by one."""
+        sequence, constraint = request.sequence, request.sequence.constraint
+        if (
+            constraint is None
+            or not constraint.is_awake
+            or not self.joins_forced
+            or sequence.params.logprobs is not None
+        ):
+            return
+        for token in constraint.forced() if request.is_open else ():
+            if not constraint.follow(token):
+                return
+            sequence.tokens.append(token)
+            sequence.forced += 1
+            request.push(self.eos_ids)
+            if not request.is_open:
+                return
 
     def _ops(self, out: Output) -> Ops:
         """What the sampler computes with."""
@@ -204,6 +226,7 @@ class Loop:
             sequences=[s.id for s in batch.sequences],
             tokens=batch.tokens,
             context=sum(batch.contexts),
+            forced=batch.forced,
         )
 
     def _sampled(self, ready: list[Sequence]) -> Bytes:
@@ -214,7 +237,8 @@ class Loop:
     def _is_graph(self, batch: Batch) -> bool:
         """Whether a pass is one of the decode graphs, if there are any."""
         graphed = self.parts.graphed
-        return graphed is not None and batch.phase == DECODE and graphed.takes(batch.tokens)
+        is_plain = batch.phase == DECODE and not batch.forced
+        return graphed is not None and is_plain and graphed.takes(batch.tokens)
 
     def _forward(self, inputs: Inputs, is_graph: bool, decoding: int) -> Output:
         """A pass, whose first `decoding` tokens were generated. Of a graph, the pass before is booked while it runs."""

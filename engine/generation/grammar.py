@@ -13,6 +13,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, TypeVar
 
 import numpy
@@ -109,12 +110,18 @@ class Vocabulary:
         self._grammars: OrderedDict[str, Grammar | None] = OrderedDict()
 
     def made(self) -> Any:
-        """The library's tokenizer."""
+        """The library's tokenizer. Raises OptionError for a tokenizer that the library cannot read."""
         with self._lock:
             if self._made is None:
                 size = max(self._size, self.tokenizer.vocab_size)
                 text = _with_marks(self.tokenizer.to_json())
-                self._made = library().LLTokenizer(text, n_vocab=size, eos_token=list(self.ends))
+                make = library().LLTokenizer
+                try:
+                    self._made = make(text, n_vocab=size, eos_token=list(self.ends))
+                except Exception as error:  # of a library that promises no kind of error
+                    raise OptionError(
+                        f"answers cannot follow a grammar with this tokenizer ({short(str(error), 100)}): leave it out"
+                    ) from None
             return self._made
 
     def kept(self, key: str, make: Callable[[], Grammar | None]) -> Grammar | None:
@@ -146,9 +153,13 @@ class Vocabulary:
         found: list[int] = self.made().tokenize_str(text)
         return found
 
-    def constraint(self, grammar: Grammar, is_free: Callable[[int], bool] = lambda _: False) -> Constraint:
-        """A grammar for one answer. is_free: whether a token is none of what the grammar is about, as of reasoning."""
-        return Constraint(self.matcher(grammar), self.ends, is_free)
+    def constraint(
+        self, grammar: Grammar, is_free: Callable[[], bool] = lambda: False, openers: Sequence[str] = ()
+    ) -> Constraint:
+        """A grammar for one answer. is_free: whether what is written now is none of what the grammar is about, as
+        reasoning; openers: marks with which that may begin."""
+        marks = [self.tokenizer.encode(one, add_special_tokens=False) for one in openers]
+        return Constraint(self.matcher(grammar), self.ends, is_free, marks)
 
 
 def _with_marks(tokenizer: str) -> str:
@@ -163,8 +174,11 @@ def _with_marks(tokenizer: str) -> str:
 class Constraint:
     """A grammar on its way through one answer. error: why it could not go on, "" as long as it does."""
 
-    def __init__(self, matcher: Any, ends: Sequence[int], is_free: Callable[[int], bool]) -> None:
+    def __init__(
+        self, matcher: Any, ends: Sequence[int], is_free: Callable[[], bool], openers: Sequence[list[int]] = ()
+    ) -> None:
         self._matcher, self._ends, self._is_free = matcher, ends, is_free
+        self._openers, self._opening = openers, list[int]()  # that an answer may begin with; what is left of one
         self.error = ""
         self.masked = 0  # tokens that were drawn a second time
 
@@ -175,9 +189,16 @@ class Constraint:
 
     def settle(self, token: int, redraw: Callable[[Tensor], int]) -> int:
         """The token that is taken for one that was drawn. redraw: draws among those that a mask allows (bool [V])."""
-        if self._is_free(token):
+        if self._opening:
+            return self._opening.pop(0)
+        matcher, openers = self._matcher, self._openers
+        self._openers = ()
+        opener = next((one for one in openers if one[:1] == [token]), None)
+        if opener is not None and matcher.validate_tokens([token]) != 1:
+            self._opening = opener[1:]
             return token
-        matcher = self._matcher
+        if self._is_free():
+            return token
         if matcher.is_stopped():
             is_over = not matcher.is_error()
             return (token if token in self._ends else self._ends[0]) if is_over else self._fail(token)
@@ -185,6 +206,25 @@ class Constraint:
             token = redraw(self._mask())
             self.masked += 1
         return token if matcher.consume_token(token) else self._fail(token)
+
+    def forced(self) -> list[int]:
+        """The tokens that follow whatever is drawn, as the tokenizer would cut their text; none where there is a
+        choice."""
+        if not self.is_awake or self._opening or self._is_free():
+            return []
+        found: list[int] = self._matcher.compute_ff_tokens()
+        return list(takewhile(lambda token: token not in self._ends, found))
+
+    def follow(self, token: int) -> bool:
+        """Takes a token that is forced. False if it is not, after all."""
+        if not self.is_awake or self._matcher.validate_tokens([token]) != 1:
+            return False
+        return bool(self._matcher.consume_token(token))
+
+    def next_forced(self) -> int | None:
+        """The token that is forced now, where each has a pass of its own; None: one is to be drawn."""
+        found = next(iter(self.forced()), None)
+        return found if found is not None and self.follow(found) else None
 
     def _fail(self, token: int) -> int:
         """What is taken where the grammar cannot go on: the answer ends, with an error."""

@@ -31,7 +31,7 @@ class HeldCalls(Constraint):
         waking: Waking,
         is_draft: Callable[[], bool] = lambda: False,
     ) -> None:
-        super().__init__(None, ends, lambda _: False)
+        super().__init__(None, ends, lambda: False)
         self._make, self._tokens_of, self._waking, self._is_draft = make, tokens_of, waking, is_draft
         self._tail = ""
 

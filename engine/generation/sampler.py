@@ -44,15 +44,22 @@ def sample(logits_SV: Tensor, sequences: list[Sequence], ops: Ops) -> list[int]:
             "check the files, or compare with --kernels reference"
         )
     greedy: list[int] = ids.tolist()
-    rows = list(enumerate(sequences))
-    found = [greedy[i] if s.params.is_plain_greedy else _sample_one(logits_SV[i].cpu(), s) for i, s in rows]
-    for i, sequence in rows:
-        if sequence.constraint is not None and sequence.constraint.is_awake:
-            redraw = partial(_sample_among, logits_SV[i], sequence)
-            found[i] = sequence.constraint.settle(found[i], redraw)
+    found = [_next(logits_SV[i], greedy[i], sequence) for i, sequence in enumerate(sequences)]
+    for i, sequence in enumerate(sequences):
         if sequence.params.logprobs is not None:
             sequence.logprobs.append(_likely(logits_SV[i].cpu(), found[i], sequence.params.logprobs))
     return found
+
+
+def _next(logits_V: Tensor, greedy: int, sequence: Sequence) -> int:
+    """The next token of a sequence; greedy: the likeliest one."""
+    constraint = sequence.constraint
+    if constraint is None or not constraint.is_awake:
+        return greedy if sequence.params.is_plain_greedy else _sample_one(logits_V.cpu(), sequence)
+    if sequence.completion and (forced := constraint.next_forced()) is not None:
+        return forced  # nothing is drawn: what the others of the answer draw does not depend on it
+    drawn = greedy if sequence.params.is_plain_greedy else _sample_one(logits_V.cpu(), sequence)
+    return constraint.settle(drawn, partial(_sample_among, logits_V, sequence))
 
 
 def _sample_among(logits_V: Tensor, sequence: Sequence, allowed_V: Tensor) -> int:

@@ -24,6 +24,7 @@ class Sequence:
     digests: list[bytes] = field(default_factory=list)  # of the full pages, see kv_cache.py
     prompt_digests: list[bytes] = field(default_factory=list)  # of pages that were looked up before it ran
     computed: int = 0
+    forced: int = 0  # tokens at its end that a grammar leaves no choice in, not computed yet, beside the one before
     slot: int = -1  # of its recurrent state, while it runs
     restore: int | None = None  # the slot that its state begins as, until its first pass
     kept: bytes | None = None  # the digest where its state was last kept while it was generating
@@ -39,8 +40,9 @@ class Sequence:
 
     @property
     def is_decoding(self) -> bool:
-        """Whether it has one new token, of its own, to compute: no prompt, and nothing to compute again."""
-        return self.pending == 1 and self.computed >= self.prompt_tokens
+        """Whether it has new tokens of its own to compute, one and those that a grammar forces behind it: no prompt,
+        and nothing to compute again."""
+        return self.pending == 1 + self.forced and self.computed >= self.prompt_tokens
 
     @property
     def completion(self) -> list[int]:

@@ -77,13 +77,15 @@ class LayerWork:
 
 @dataclass(kw_only=True)
 class Pass:
-    """One forward pass: `tokens` new tokens of the given sequences; context is the sum of tokens in their caches."""
+    """One forward pass: `tokens` new tokens of the given sequences; context is the sum of tokens in their caches.
+    forced: of those tokens, how many a grammar left no choice in; each saved its sequence a pass."""
 
     index: int
     phase: str  # "prefill", "decode", or "mixed": prompts beside sequences that generate
     sequences: list[int]
     tokens: int
     context: int
+    forced: int = 0
     bytes: Bytes = field(default_factory=dict)
     layers: list[LayerWork] = field(default_factory=list)  # where experts have several tiers
     by_layer: tuple[int, ...] = ()  # else bytes of each layer's experts, of those that were read in one call
@@ -117,6 +119,7 @@ class Pass:
             "sequences": self.sequences,
             "tokens": self.tokens,
             "context": self.context,
+            **({"forced": self.forced} if self.forced else {}),
             "bytes": {tier: {**groups, "total": self.total(tier)} for tier, groups in self.bytes.items()},
             "predicted_ms": ms(self.predicted_s),
             "measured_ms": ms(self.measured_s),

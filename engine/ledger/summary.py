@@ -14,7 +14,8 @@ PHASES = ("prefill", "mixed", "decode")
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """Sums over the passes of one phase. Rates are tokens per second; bytes and times are per token."""
+    """Sums over the passes of one phase. Rates are tokens per second; bytes and times are per token. forced: tokens
+    that grammars forced, which saved their sequences as many passes."""
 
     phase: str
     passes: int
@@ -23,6 +24,7 @@ class Summary:
     predicted: Prediction | None
     bytes: Bytes
     times: Times | None
+    forced: int = 0
 
     @property
     def predicted_s(self) -> float | None:
@@ -66,6 +68,7 @@ def summarise(passes: Iterable[Pass], phase: str) -> Summary:
         predicted=_all_predictions([p.predicted for p in chosen]),
         bytes=sums,
         times=_all_times([p.times for p in chosen]),
+        forced=sum(p.forced for p in chosen),
     )
 
 
@@ -84,6 +87,7 @@ def join(one: Summary, other: Summary) -> Summary:
         predicted=_all_predictions([one.predicted, other.predicted]),
         bytes=sums,
         times=_all_times([one.times, other.times]),
+        forced=one.forced + other.forced,
     )
 
 

@@ -6,6 +6,7 @@ Everything here runs in the thread of the event loop, but for what says otherwis
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import threading
 import time
@@ -14,7 +15,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
-from ...errors import HeadraceError, TokenizerError
+from ...errors import HeadraceError, OptionError, TokenizerError
 from ...loaders.tokens.dialects.choose import Choice, choose
 from ...loaders.tokens.template_files import named_or_in_file
 from ...loaders.tokens.tokenizer import Tokenizer
@@ -22,7 +23,6 @@ from ..config import SamplingParams
 from ..generation.answer_text import AnswerText
 from ..generation.grammar import Constraint, Grammar
 from ..generation.held_calls import HeldCalls
-from ..generation.request import Request
 from ..llm import LLM
 from .engine_thread import EngineThread
 from .generation import Generation
@@ -80,6 +80,15 @@ class Service:
         """Begins to serve, in the event loop that runs now."""
         self._loop = asyncio.get_running_loop()
         self.engine.start()
+        if (
+            self.choice.dialect.forms and self.llm.vocabulary is not None
+        ):  # before the first request with tools needs it
+            threading.Thread(target=self._prepare_grammars, name="headrace-vocabulary", daemon=True).start()
+
+    def _prepare_grammars(self) -> None:
+        with contextlib.suppress(OptionError):  # said where a grammar is asked for
+            if self.llm.vocabulary is not None:
+                self.llm.vocabulary.made()
 
     async def stop(self, grace_s: float = 10.0) -> None:
         """Takes nothing more, lets answers end for a while, then ends them."""
@@ -208,13 +217,13 @@ class Service:
         request, text = self.llm.admission.told_apart(prompt.ids, params, dialect, tools, prompt.text)
         request.sequence.priority = priority
         if grammar is not None:
-            request.sequence.constraint = self._constraint(grammar, request, text)
+            request.sequence.constraint = self._constraint(grammar, text)
         generation = Generation(request, text, self._end)
         self.open[request.sequence.id] = generation
         self.engine.submit(request)
         return generation
 
-    def _constraint(self, grammar: Grammar, request: Request, text: AnswerText) -> Constraint:
+    def _constraint(self, grammar: Grammar, text: AnswerText) -> Constraint:
         """A grammar that leaves reasoning as it is."""
         vocabulary, machine, dialect = self.llm.vocabulary, text.machine, self.choice.dialect
         assert vocabulary is not None, "a grammar without a tokenizer"
@@ -224,14 +233,9 @@ class Service:
                 lambda: dialect.drafts and machine is not None and machine.in_reasoning,
             )  # fmt: skip
             return held
-        opens = [] if dialect.think is None else [self.tokenizer.token_id(mark) for mark in dialect.think[0]]
-
-        def is_free(token: int) -> bool:
-            if machine is None or dialect.style == "channels":  # there reasoning is part of the grammar
-                return False
-            return machine.in_reasoning or (token in opens and not request.sequence.completion)
-
-        return vocabulary.constraint(grammar, is_free)
+        if machine is None or dialect.style == "channels":  # there reasoning is part of the grammar
+            return vocabulary.constraint(grammar)
+        return vocabulary.constraint(grammar, lambda: machine.in_reasoning, dialect.think[0] if dialect.think else ())
 
     def _end(self, generation: Generation) -> None:
         """Ends an answer, whoever wants it; told once."""

@@ -65,6 +65,18 @@ def test_metrics_say_of_experts_few_numbers_that_add_up(served: Served) -> None:
     assert len([one for one in after if "headrace_expert_" in one]) == 2 + 5, "no series for each expert"
 
 
+def test_what_a_grammar_forced_is_counted(served: Served) -> None:
+    before = metrics(served)
+    answer = ask(served, max_tokens=60, headrace=True, guided_regex="[ab] and nothing else is ever said here")
+    choice = answer["choices"][0]
+    assert choice["message"]["content"][1:] == " and nothing else is ever said here"
+    forced = metrics(served)["headrace_forced_tokens_total[]"] - before["headrace_forced_tokens_total[]"]
+    decode = answer["headrace"]["decode"]
+    assert forced == decode["forced"] > 3
+    assert decode["tokens"] == decode["passes"] + forced
+    assert answer["usage"]["completion_tokens"] == decode["tokens"] + 1
+
+
 def test_each_request_has_its_line(served: Served, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "headrace.access"):
         ask(served, max_tokens=5)

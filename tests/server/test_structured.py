@@ -175,8 +175,8 @@ def test_the_answer_ends_behind_the_only_call(client: OpenAI, served: Served) ->
 
 
 def test_what_is_no_call_stays_free(client: OpenAI, served: Served) -> None:
-    """Text without the mark, a mark that something else follows, a draft within reasoning."""
-    for text in ("Just text.", "The <tool_call> mark.", "<think>\nA <tool_call> {3} is a draft.\n</think>\n\nYes."):
+    """Text without the mark, a draft within reasoning."""
+    for text in ("Just text.", "<think>\nA <tool_call> {3} is a draft.\n</think>\n\nYes."):
         served.says(text)
         made = client.chat.completions.create(**AUTO).choices[0]
         assert not made.message.tool_calls

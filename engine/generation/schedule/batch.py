@@ -13,7 +13,8 @@ PREFILL, MIXED, DECODE = "prefill", "mixed", "decode"
 @dataclass(frozen=True)
 class Batch:
     """For each sequence, how many of its next tokens go through the model. The first `decoding` of them generate: they
-    have one new token each. The others are prompts, or what has to be computed again."""
+    have one new token each, and those that a grammar forces behind it. The others are prompts, or what has to be
+    computed again."""
 
     sequences: list[Sequence]
     counts: list[int]
@@ -29,6 +30,11 @@ class Batch:
     @property
     def tokens(self) -> int:
         return sum(self.counts)
+
+    @property
+    def forced(self) -> int:
+        """Tokens of those that generate which need no pass of their own."""
+        return sum(self.counts[: self.decoding]) - self.decoding
 
     @property
     def contexts(self) -> list[int]:

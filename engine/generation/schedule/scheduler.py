@@ -63,17 +63,17 @@ class Scheduler:
         prompts = [s for s in self.running if not s.is_decoding]
         if prompts and not (decoding and self.share.owes_decode):
             return self._with_prompts(decoding, in_order(prompts, self.clock()))
-        return Batch(decoding, [1] * len(decoding), len(decoding)) if decoding else None
+        return Batch(decoding, self._counts(decoding), len(decoding)) if decoding else None
 
     def _with_prompts(self, decoding: list[Sequence], prompts: list[Sequence]) -> Batch:
         """A pass with tokens of prompts, in their order, beside those that generate."""
+        chosen, counts = list(decoding), self._counts(decoding)
         room = self.prefill_chunk
         if decoding:
             # The tensors of a pass have room for a chunk, or a token of every sequence.
-            room = max(1, room - len(decoding))
+            room = max(1, room - sum(counts))
             if self.limit is not None:
                 room = min(room, self.limit.tokens(len(decoding), _context(decoding + prompts[:1])))
-        chosen, counts = list(decoding), [1] * len(decoding)
         for sequence in prompts:
             if room == 0:
                 break
@@ -81,6 +81,14 @@ class Scheduler:
             counts.append(min(sequence.pending, room))
             room -= counts[-1]
         return Batch(chosen, counts, len(decoding))
+
+    def _counts(self, decoding: list[Sequence]) -> list[int]:
+        """How many tokens of each that generates: one, and what is forced behind it, as far as there is room."""
+        room, counts = self.prefill_chunk - len(decoding) - 1, []  # one is for a prompt beside them
+        for sequence in decoding:
+            counts.append(1 + min(sequence.forced, max(0, room)))
+            room -= counts[-1] - 1
+        return counts
 
     def _admit(self) -> None:
         """Lets those in that wait, in their order, as long as there is room and no prompt waits for nothing."""
@@ -128,10 +136,10 @@ class Scheduler:
         return True
 
     def _grow(self, decoding: list[Sequence]) -> list[Sequence]:
-        """Gives each its page for the next token; where there is none, the least important sequence waits. Returns
+        """Gives each its pages for the next tokens; where there is none, the least important sequence waits. Returns
         those that still run."""
         for sequence in decoding:
-            while sequence in self.running and len(sequence.pages) * PAGE <= sequence.computed:
+            while sequence in self.running and len(sequence.pages) * PAGE <= sequence.computed + sequence.forced:
                 if self.pages.available:
                     sequence.pages += self.pages.allocate(1)
                 else:
@@ -141,7 +149,7 @@ class Scheduler:
     def _preempt(self, sequence: Sequence) -> None:
         """Takes its pages away; it waits, and goes on later where it was."""
         self._leave(sequence)
-        sequence.computed, sequence.restore = 0, None
+        sequence.computed, sequence.forced, sequence.restore = 0, 0, None
         self.waiting.append(sequence)
         self.preemptions += 1
 
@@ -150,10 +158,12 @@ class Scheduler:
         took."""
         for sequence, count in zip(batch.sequences, batch.counts, strict=True):
             sequence.computed += count
+            sequence.forced = max(0, sequence.forced - count)
             self.pages.publish(sequence.tokens, sequence.pages, sequence.digests, sequence.computed)
         self.share.booked(batch.phase, seconds)
         if self.limit is not None and batch.phase != DECODE:
-            self.limit.saw(batch.tokens - batch.decoding, batch.decoding, _context(batch.sequences), seconds)
+            prompts = batch.tokens - batch.decoding - batch.forced
+            self.limit.saw(prompts, batch.decoding, _context(batch.sequences), seconds)
 
     def finish(self, sequence: Sequence) -> None:
         """Takes a sequence out, whatever its state, and gives its pages back."""

@@ -48,6 +48,7 @@ class Metrics(Collector):
         }
         self.bytes: Sums[tuple[str, str]] = Sums()
         self.seconds: Sums[str] = Sums()
+        self.forced = 0
         self.registry.register(self)
         service.ended.append(self.end)
         service.llm.ledger.listeners.append(self.passed)
@@ -60,6 +61,7 @@ class Metrics(Collector):
     def passed(self, done: Pass) -> None:
         """A pass is booked; in the thread of the engine."""
         self.seconds[done.phase] += done.measured_s  # type: ignore[assignment]
+        self.forced += done.forced
         for tier, groups in done.bytes.items():
             for group, size in groups.items():
                 self.bytes[tier, group] += size
@@ -106,6 +108,7 @@ class Metrics(Collector):
         yield counter("request_success", "requests that ended, by why", reasons, ["finished_reason"])
         yield counter("bytes", "bytes read or sent by passes", dict(self.bytes), ["tier", "group"])
         yield counter("pass_seconds", "seconds of passes", {(p,): s for p, s in self.seconds.items()}, ["phase"])
+        yield counter("forced_tokens", "tokens that grammars forced, each of which saved a pass", {(): self.forced})
         yield self._ratio()
         yield from self._experts()
 

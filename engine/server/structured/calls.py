@@ -54,6 +54,11 @@ def held(dialect: Dialect, tools: Any, vocabulary: Vocabulary, several: bool) ->
     functions = tools_of(tools)
     if not dialect.forms or not functions:
         return None
+    try:
+        vocabulary.made()
+    except OptionError as error:
+        log.warning("calls are not held to the schemas of the tools: %s", error)
+        return None
     key = f"{dialect.name} {several} {json.dumps(functions, sort_keys=True)}"
     return vocabulary.kept(key, lambda: _held(dialect, functions, vocabulary, several))
 

@@ -66,6 +66,7 @@ def read(generation: Generation) -> dict[str, Any]:
             found[phase] = {
                 "passes": total.passes,
                 "tokens": total.tokens,
+                "forced": total.forced,
                 "bytes": total.bytes,
                 "measured_ms": round(total.measured_s * 1e3, 3),
                 "predicted_ms": None if total.predicted_s is None else round(total.predicted_s * 1e3, 3),

@@ -63,17 +63,17 @@ class Script:
         self.llm: LLM | None = None
 
     def __call__(self, logits_SV: Tensor, sequences: list[Sequence], ops: Ops) -> list[int]:
-        drawn = sample(logits_SV, sequences, ops)
         if self.text is None or self.llm is None:
-            return drawn
+            return sample(logits_SV, sequences, ops)
         assert self.llm.tokenizer is not None
-        wanted = [*self.llm.tokenizer.encode(self.text, add_special_tokens=False), self.llm.parts.eos_ids[0]]
-        said = [len(one.completion) for one in sequences]
-        if self.begins:
-            return [
-                wanted[n] if n < len(wanted) - 1 else token for n, token in zip(said, drawn, strict=True)
-            ]  # fmt: skip
-        return [wanted[min(n, len(wanted) - 1)] for n in said]
+        wanted = self.llm.tokenizer.encode(self.text, add_special_tokens=False)
+        wanted += [] if self.begins else [self.llm.parts.eos_ids[0]]
+        logits_SV = logits_SV.clone()
+        for row_V, one in zip(logits_SV, sequences, strict=True):
+            said = len(one.completion)
+            if said < len(wanted) or not self.begins:
+                row_V[wanted[min(said, len(wanted) - 1)]] = 1e4
+        return sample(logits_SV, sequences, ops)
 
 
 class Served:
