@@ -7,7 +7,7 @@
     str           also torch.bfloat16 and torch.device("cpu"); of several values, with commas between
     Path          text, bytes and path objects; "~" is the home
     tuple         of one value or any number of them; "" is none
-    Mapping       of whole numbers to numbers; the keys may be text, as in JSON
+    Mapping       of whole numbers to numbers; the keys may be text, as in JSON. Where text is meant: its JSON
     None          the default, where it is not a value itself
 
 Anything else, and a name that is no field, is an OptionError.
@@ -16,6 +16,7 @@ Anything else, and a name that is no field, is an OptionError.
 from __future__ import annotations
 
 import functools
+import json
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
@@ -80,11 +81,13 @@ def read(name: str, value: Any, hint: Any) -> Any:
     if get_origin(hint) is tuple:
         return _many(name, value, get_args(hint)[0])
     kinds = tuple(one for one in kinds if one is not NoneType)
+    if len(kinds) > 1 and isinstance(value, Mapping) and any(get_origin(one) is Mapping for one in kinds):
+        return _as_json(name, value)
     if get_origin(kinds[0]) is Mapping:
         return _numbers_by_id(name, value)
     if isinstance(value, str) and str in kinds:
         return str(value)
-    for one in sorted(kinds, key=lambda kind: kind is str):
+    for one in sorted((one for one in kinds if one in READERS), key=lambda kind: kind is str):
         try:
             return READERS[one](value)
         except (ValueError, TypeError, OverflowError, RuntimeError, AttributeError):
@@ -111,6 +114,14 @@ def _numbers_by_id(name: str, value: Any) -> dict[int, float]:
         return {whole(key): _number(one) for key, one in dict(value).items()}
     except (ValueError, TypeError, OverflowError):
         raise OptionError(f"{name} is {brief(value)}; it must map token ids to numbers") from None
+
+
+def _as_json(name: str, value: Any) -> str:
+    """The JSON text of a mapping."""
+    try:
+        return json.dumps(value)
+    except (TypeError, ValueError, RecursionError):
+        raise OptionError(f"{name} is {brief(value)}, which is no JSON: give text, or what JSON can say") from None
 
 
 def items(value: Any) -> list[Any] | None:

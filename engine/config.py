@@ -12,12 +12,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..errors import OptionError, brief
 from ..kernels import BACKENDS, FORMATS, limits
 from ..loaders.quants.recipes import PACKED
 from .coerce import by_meaning
-from .option import COMMON, MODEL, PLACEMENT, SAMPLING, SPEED, option, words
+from .option import COMMON, MODEL, PLACEMENT, SAMPLING, SPEED, file_or_text, option, words
 from .placement import placement as placing
 from .placement.placement import Policy
 
@@ -244,7 +245,9 @@ class SamplingParams:
     repetition_penalty divides the positive (multiplies the negative) logits of tokens seen in prompt or completion;
     presence_penalty is subtracted from the logits of tokens in the completion, frequency_penalty as often as they are
     in it. logprobs are those of the model: before penalties, temperature and bias. Strings of stop are not part of the
-    completion. Raises OptionError for a value outside its range.
+    completion. json_schema: as JSON text, or as a dict; grammar: a text with "::=" is llama.cpp's GBNF, one with a rule
+    `start:` is Lark, any other one is a regular expression of the whole answer. Raises OptionError for a value outside
+    its range.
     """
 
     max_new_tokens: int = option(256, COMMON, "TOKENS", "most to write", short="-n")
@@ -259,11 +262,19 @@ class SamplingParams:
     stop: tuple[str, ...] = option((), SAMPLING, "TEXT", "ends the completion")
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = option(False, SAMPLING, "", "go on past end tokens")
+    json_schema: str | Mapping[str, Any] | None = option(
+        None, SAMPLING, "FILE|TEXT", "of the JSON that the answer is to be", read=file_or_text
+    )
+    grammar: str | None = option(
+        None, SAMPLING, "FILE|TEXT", "that the answer follows: a regular expression, Lark or GBNF", read=file_or_text
+    )
     min_tokens: int = 0  # no end token is drawn before
     logit_bias: Mapping[int, float] | None = None  # added to the logits of tokens, by id
     logprobs: int | None = None  # how many of the likeliest tokens come with their probabilities; None: none is known
 
     def __post_init__(self) -> None:
+        if self.json_schema is not None and self.grammar is not None:
+            raise OptionError("json_schema and grammar both say what form the answer has: give one of them")
         _strings("stop", self.stop)
         for token in self.stop_token_ids:
             _between("stop_token_ids", token, 0)

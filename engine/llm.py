@@ -31,7 +31,6 @@ from .experts.counts import Counted
 from .generation.admission import Params, Prompt, Prompts, as_params, as_prompts
 from .generation.chat import ChatCompletion, ChatStream
 from .generation.completion_stream import CompletionGroup, CompletionStream
-from .generation.grammar import Vocabulary
 from .generation.outputs import Completion
 from .generation.sampler import sample
 from .generation.schedule.chunk_limit import ChunkLimit
@@ -86,8 +85,7 @@ class LLM:
         self.recorder = None if self.config.trace is None else self._recorder(self.config.trace)
         self.loop = Loop(parts, self.ledger, self.predictions.new_run, sampler, *self._beside_text(), self.recorder)
         self.admission = parts.admission
-        tokenizer = parts.tokenizer
-        self.vocabulary = None if tokenizer is None else Vocabulary(tokenizer, parts.spec.vocab, parts.eos_ids)
+        self.vocabulary = parts.admission.vocabulary
 
     def _beside_text(self) -> tuple[ChunkLimit, FairShare]:
         """How prompts go beside requests that generate: as fast as they can, or so that these are not held up."""

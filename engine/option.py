@@ -5,11 +5,16 @@ The command line makes its options of these fields (`terminal/options.py`). This
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import field, fields
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from ..errors import OptionError
+
 T = TypeVar("T")
+_FILE = re.compile(r"[^\s{}]+\.(json|lark|gbnf|ebnf|txt|regex)")  # what can only be meant as a file's name
 
 # The panels of --help. What a newcomer needs stands in the first one, with the command's own options.
 COMMON = None
@@ -57,3 +62,20 @@ def options_of(kind: type[Any]) -> dict[str, Option]:
 def words(_: str, text: str) -> tuple[str, ...]:
     """Names separated by commas."""
     return tuple(word for word in text.split(",") if word)
+
+
+def file_or_text(name: str, given: str | None) -> str | None:
+    """What a file holds, or a text itself. Raises OptionError for a file that cannot be read."""
+    if given is None:
+        return None
+    try:
+        if not Path(given).is_file() and not _FILE.fullmatch(given):
+            return given
+        return Path(given).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise OptionError(f"{name}: {given} is no UTF-8 text ({error.reason}): give another file") from error
+    except (OSError, ValueError) as error:
+        if not _FILE.fullmatch(given):
+            return given  # too long for a name, or with signs that none has
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise OptionError(f"{name}: cannot read {given}: {reason}; give a file, or the text itself") from error

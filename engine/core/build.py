@@ -50,7 +50,7 @@ from ..model.inputs import make_device_inputs
 from ..model.kv_cache import KVCache, pages_for
 from ..placement.placement import Tier
 from .compile_ahead import compile_ahead
-from .parts import EngineParts
+from .parts import EngineParts, end_ids
 from .weight_source import Target, WeightSource
 
 log = logging.getLogger("headrace")
@@ -147,7 +147,8 @@ def _load_tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:
 def _admission(checkpoint: Checkpoint, tokenizer: Tokenizer | None, plan: MemoryPlan) -> Admission:
     """Which prompts may run, in the context that was decided on."""
     spec = checkpoint.spec
-    return Admission(tokenizer, checkpoint.directory, spec.vocab, plan.kv_budget.max_context, spec.context)
+    limit, ends = plan.kv_budget.max_context, end_ids(spec, tokenizer)
+    return Admission(tokenizer, checkpoint.directory, spec.vocab, limit, spec.context, ends)
 
 
 def _beside_a_gpu(

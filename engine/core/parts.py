@@ -78,9 +78,8 @@ class EngineParts:
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
-        """Tokens that end a completion: those of config, generation config and tokenizer together."""
-        named = () if self.tokenizer is None else self.tokenizer.eos_ids
-        return tuple(dict.fromkeys((*self.spec.eos_ids, *named)))
+        """Tokens that end a completion."""
+        return end_ids(self.spec, self.tokenizer)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -96,3 +95,9 @@ class EngineParts:
             self.graphed.close()
         if self.expert_arena is not None:
             self.expert_arena.close()
+
+
+def end_ids(spec: ModelSpec, tokenizer: Tokenizer | None) -> tuple[int, ...]:
+    """Tokens that end a completion: those of config, generation config and tokenizer together."""
+    named = () if tokenizer is None else tokenizer.eos_ids
+    return tuple(dict.fromkeys((*spec.eos_ids, *named)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from ...loaders.tokens.tokenizer import Tokenizer
 from ..coerce import items, whole
 from ..config import SamplingParams
 from .answer_text import AnswerText
+from .grammar import Constraint, Grammar, Vocabulary
+from .held_calls import HeldCalls
 from .request import Request
 from .sequence import Sequence, make_sequence
 from .stop_strings import TextBuilder
@@ -32,10 +35,19 @@ STARTS = 100  # characters that hold any start token
 
 class Admission:
     """Makes requests for one model. directory: of its files, for messages. vocab: tokens that it knows. limit: tokens
-    of the longest sequence; trained: what the model allows."""
+    of the longest sequence; trained: what the model allows. ends: tokens that end an answer."""
 
-    def __init__(self, tokenizer: Tokenizer | None, directory: Path, vocab: int, limit: int, trained: int) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer | None,
+        directory: Path,
+        vocab: int,
+        limit: int,
+        trained: int,
+        ends: Seq[int] = (),
+    ) -> None:
         self.tokenizer, self.directory = tokenizer, directory
+        self.vocabulary = None if tokenizer is None else Vocabulary(tokenizer, vocab, ends)
         self.vocab, self.limit, self.trained = vocab, limit, trained
         self.ids = count()
 
@@ -82,6 +94,8 @@ class Admission:
         params = self._with_special_stops(params)
         text = AnswerText(self.tokenizer, machine, params.stop)
         text.sequence = self.sequence(ids, params)
+        if dialect is not None and (form := Grammar.of_params(params)) is not None:
+            text.sequence.constraint = self.constraint(form, text, dialect)
         return Request(text.sequence, text), text
 
     def _ids_of(self, texts: Iterable[str]) -> list[int]:
@@ -124,7 +138,29 @@ class Admission:
         if params.stop:
             self.need_tokenizer("stop strings")
         self._check_context(len(ids), params.max_new_tokens)
-        return make_sequence(next(self.ids), ids, params)
+        made = make_sequence(next(self.ids), ids, params)
+        if (form := Grammar.of_params(params)) is not None:
+            made.constraint = self.constraint(form)
+        return made
+
+    def constraint(
+        self, grammar: Grammar, text: AnswerText | None = None, dialect: Dialect | None = None
+    ) -> Constraint:
+        """A grammar for one answer. text, dialect: of an answer that is told apart: its reasoning stays as it is, and
+        so does what comes before the calls that a grammar waits for. Raises OptionError for a tokenizer that there are
+        no grammars with."""
+        self.need_tokenizer("grammars")
+        vocabulary, machine = self.vocabulary, None if text is None else text.machine
+        assert vocabulary is not None, "a tokenizer without a vocabulary"
+        if grammar.waking is not None and text is not None:
+            held = text.held = HeldCalls(
+                partial(vocabulary.matcher, grammar), vocabulary.tokens_of, vocabulary.ends, grammar.waking,
+                lambda: dialect is not None and dialect.drafts and machine is not None and machine.in_reasoning,
+            )  # fmt: skip
+            return held
+        if machine is None or dialect is None or dialect.style == "channels":  # there reasoning is part of the grammar
+            return vocabulary.constraint(grammar)
+        return vocabulary.constraint(grammar, lambda: machine.in_reasoning, dialect.think[0] if dialect.think else ())
 
     def _check_context(self, prompt: int, new: int) -> None:
         longest, limit = prompt + new, self.limit

@@ -8,6 +8,7 @@ allowed. With a temperature alone this draws exactly what masking before every d
 from __future__ import annotations
 
 import json
+import logging
 import re
 import threading
 from collections import OrderedDict
@@ -24,8 +25,11 @@ from ...errors import OptionError, short
 from ...loaders.tokens.dialects.forms.lark import BLANKS
 from ...loaders.tokens.dialects.lexer import is_tag
 from ...loaders.tokens.tokenizer import Tokenizer
+from ..config import SamplingParams
 
 MOST_SCHEMA = 1 << 20  # characters
+log = logging.getLogger("headrace")
+_LARK = re.compile(r"^\s*\??start\s*(\[[^\]]*\])?\s*:", re.MULTILINE)
 MOST_KEPT = 32  # grammars that are compiled
 T = TypeVar("T")
 
@@ -78,7 +82,7 @@ class Grammar:
         return cls(library().LLMatcher.grammar_from_regex(pattern))
 
     @classmethod
-    def of_lark(cls, text: str, waking: Waking | None = None) -> Grammar:
+    def of_lark(cls, text: str) -> Grammar:
         """What a grammar in Lark's syntax allows, or in llama.cpp's GBNF."""
         if "::=" in text:
             from llguidance.gbnf_to_lark import gbnf_to_lark
@@ -87,7 +91,31 @@ class Grammar:
                 text = gbnf_to_lark(text)
             except Exception as error:  # of a parser that promises no kind of error
                 raise OptionError(f"the GBNF grammar cannot be read: {short(str(error), 200)}") from None
+        return cls.of_rules(text)
+
+    @classmethod
+    def of_rules(cls, text: str, waking: Waking | None = None) -> Grammar:
+        """What a grammar in Lark's syntax allows, whatever its texts look like."""
         return cls(library().LLMatcher.grammar_from_lark(text), waking)
+
+    @classmethod
+    def of_text(cls, text: str) -> Grammar:
+        """What a text says that may be any of these: GBNF, Lark, or a regular expression."""
+        return cls.of_lark(text) if "::=" in text or _LARK.search(text) else cls.of_regex(text)
+
+    @classmethod
+    def of_params(cls, params: SamplingParams) -> Grammar | None:
+        """The form that an answer is to have by its parameters; None: any. Raises OptionError that names the field."""
+        wanted: tuple[tuple[str, Any, Callable[[Any], Grammar]], ...] = (
+            ("json_schema", params.json_schema, cls.of_schema), ("grammar", params.grammar, cls.of_text),
+        )  # fmt: skip
+        for name, value, make in wanted:
+            if value is not None:
+                try:
+                    return make(value)
+                except OptionError as error:
+                    raise OptionError(f"{name}: {error}") from None
+        return None
 
     @classmethod
     def of_choices(cls, choices: Sequence[str]) -> Grammar:
@@ -229,6 +257,7 @@ class Constraint:
     def _fail(self, token: int) -> int:
         """What is taken where the grammar cannot go on: the answer ends, with an error."""
         self.error = self._matcher.get_error() or f"token {token} is not allowed, and no other goes on"
+        log.warning("the grammar could not be followed: %s", self.error)
         return self._ends[0]
 
     def _mask(self) -> Tensor:

@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, TypeVar
 
 from ...errors import HeadraceError, OptionError, TokenizerError
@@ -20,9 +19,7 @@ from ...loaders.tokens.dialects.choose import Choice, choose
 from ...loaders.tokens.template_files import named_or_in_file
 from ...loaders.tokens.tokenizer import Tokenizer
 from ..config import SamplingParams
-from ..generation.answer_text import AnswerText
-from ..generation.grammar import Constraint, Grammar
-from ..generation.held_calls import HeldCalls
+from ..generation.grammar import Grammar
 from ..llm import LLM
 from .engine_thread import EngineThread
 from .generation import Generation
@@ -217,25 +214,11 @@ class Service:
         request, text = self.llm.admission.told_apart(prompt.ids, params, dialect, tools, prompt.text)
         request.sequence.priority = priority
         if grammar is not None:
-            request.sequence.constraint = self._constraint(grammar, text)
+            request.sequence.constraint = self.llm.admission.constraint(grammar, text, dialect)
         generation = Generation(request, text, self._end)
         self.open[request.sequence.id] = generation
         self.engine.submit(request)
         return generation
-
-    def _constraint(self, grammar: Grammar, text: AnswerText) -> Constraint:
-        """A grammar that leaves reasoning as it is."""
-        vocabulary, machine, dialect = self.llm.vocabulary, text.machine, self.choice.dialect
-        assert vocabulary is not None, "a grammar without a tokenizer"
-        if grammar.waking is not None:
-            held = text.held = HeldCalls(
-                partial(vocabulary.matcher, grammar), vocabulary.tokens_of, vocabulary.ends, grammar.waking,
-                lambda: dialect.drafts and machine is not None and machine.in_reasoning,
-            )  # fmt: skip
-            return held
-        if machine is None or dialect.style == "channels":  # there reasoning is part of the grammar
-            return vocabulary.constraint(grammar)
-        return vocabulary.constraint(grammar, lambda: machine.in_reasoning, dialect.think[0] if dialect.think else ())
 
     def _end(self, generation: Generation) -> None:
         """Ends an answer, whoever wants it; told once."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 
 from headrace import EngineConfig, SamplingParams, cli
 from headrace.engine import llm
+from headrace.engine.core.weight_source import CheckpointFiles
 from headrace.engine.terminal import bench_command, generate_command
 from headrace.engine.terminal.doctor import doctor_command
 from headrace.engine.terminal.options import takes
@@ -29,7 +31,7 @@ COMMANDS: dict[str, dict[str, Any]] = {
         "--template-arg": None, "--chat-template": None, "--dialect": None, "--max-new-tokens -n": 256,
         "--temperature": 0.0, "--top-k": 0, "--top-p": 1.0, "--min-p": 0.0, "--repetition-penalty": 1.0,
         "--presence-penalty": 0.0, "--frequency-penalty": 0.0, "--seed": None, "--stop": None, "--ignore-eos": False,
-        "--ledger": None, "--json": False,
+        "--json-schema": None, "--grammar": None, "--ledger": None, "--json": False,
         "--expert-format": "native", "--dense-format": "native", "--dtype": "auto", "--kernels": "auto",
         "--cpu-activations": "int8", "--threads": None, "--device": "auto", "--cpu-moe": False, "--n-cpu-moe": None,
         "--placement": None, "--tensor-split": None, "--vram-limit": None, "--stream-from": "auto", "--split": "auto",
@@ -216,6 +218,7 @@ SAMPLING = {
     "--repetition-penalty 1.1": {"repetition_penalty": 1.1}, "--presence-penalty 0.2": {"presence_penalty": 0.2},
     "--seed 11": {"seed": 11},
     "--stop one --stop two": {"stop": ("one", "two")}, "--ignore-eos": {"ignore_eos": True},
+    '--json-schema {"type":"null"}': {"json_schema": '{"type":"null"}'},
 }  # fmt: skip
 
 
@@ -303,3 +306,68 @@ def test_what_plan_refuses(arguments: list[str], said: str, run: Run) -> None:
     status, _, err = run("plan", "m", *arguments)
     assert status == 1
     assert said in err
+
+
+# ---- the form of an answer
+
+OBJECT = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"], "additionalProperties": False}
+
+
+def says(run: Run, *options: str) -> str:
+    status, out, err = run(
+        "generate", "demo", "It is", "--temperature", 1, "--seed", 3, "--no-measure", "-n", 100, *options
+    )
+    assert status == 0, err
+    return out.removesuffix("\n")
+
+
+@pytest.mark.parametrize("in_a_file", [False, True])
+@pytest.mark.parametrize(
+    ("option", "text", "pattern"),
+    [
+        ("--json-schema", json.dumps(OBJECT), r"\{\s*\"a\"\s*:\s*(true|false)\s*\}"),
+        ("--grammar", "(ab|cd)+ef", "(ab|cd)+ef"),
+        ("--grammar", 'root ::= ("ab" | "cd") "!"', "(ab|cd)!"),
+        ("--grammar", 'start: "x" /[0-9]{2,4}/ "y"', r"x\d{2,4}y"),
+    ],
+)
+def test_the_answer_has_the_form(
+    option: str, text: str, pattern: str, in_a_file: bool, run: Run, tmp_path: Path
+) -> None:
+    if in_a_file:
+        (tmp_path / "form").write_text(text)
+    assert re.fullmatch(pattern, says(run, option, str(tmp_path / "form") if in_a_file else text))
+
+
+def test_the_form_in_python() -> None:
+    with llm.LLM("demo", no_measure=True) as demo:
+        each = [SamplingParams(json_schema=OBJECT), SamplingParams(grammar="yes|no"), SamplingParams(max_new_tokens=5)]
+        first, second, third = demo.generate(["It is", "And", "It is"], each)
+        assert isinstance(json.loads(first.text)["a"], bool)
+        assert second.text in ("yes", "no")
+        assert third.text == demo.generate("It is", SamplingParams(max_new_tokens=5))[0].text
+        answer = demo.chat([{"role": "user", "content": "Hello"}], SamplingParams(grammar="yes|no"))
+        assert answer.text in ("yes", "no")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--json-schema", "{"], "json_schema: the JSON schema cannot be used"),
+        (["--json-schema", '{"type": "nothing"}'], "json_schema: the JSON schema cannot be used: the grammar"),
+        (["--json-schema", "nowhere.json"], "--json-schema: cannot read nowhere.json: No such file or directory"),
+        (["--grammar", "nowhere.gbnf"], "--grammar: cannot read nowhere.gbnf"),
+        (["--grammar", "["], "grammar: the grammar cannot be used"),
+        (["--grammar", "root ::= ("], "grammar: the GBNF grammar cannot be read"),
+        (["--grammar", "start: ("], "grammar: the grammar cannot be used"),
+        (["--grammar", "a", "--json-schema", "{}"], "json_schema and grammar both say what form the answer has"),
+    ],
+)
+def test_forms_that_are_none_are_refused_before_weights_are_read(
+    options: list[str], said: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(CheckpointFiles, "load", MagicMock(side_effect=AssertionError("weights were read")))
+    status, out, err = run("generate", "demo", "It is", *options)
+    assert (status, out) == (1, "")
+    assert said in err
+    assert len(err.splitlines()) == 1

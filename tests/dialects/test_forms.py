@@ -209,7 +209,7 @@ def test_what_is_allowed_is_read_as_calls(dialect: Dialect, with_marks: bool, as
     if dialect.style == "channels" and not with_marks and not asleep:
         pytest.skip("analysis without end: nothing but chance spells the mark")
     grammar = made(dialect, with_marks, asleep=asleep, several=not is_hard)
-    form = Grammar.of_lark(grammar.text)
+    form = Grammar.of_rules(grammar.text)
     for seed in range(20):
         prefix = begun(dialect) if asleep else ""
         said = says(vocab, form, random.Random(seed), snippets(dialect, with_marks), prefix)

@@ -45,7 +45,7 @@ def of_calls(
         raise bad_request(f"tool_choice asks for a call, and {known}: give tools", "tool_choice")
     marks, many = marks_of(dialect, vocabulary.tokenizer), several and only is None
     made = grammar_of(dialect, named, marks, several=many, or_else=or_else, ends=vocabulary.ends)
-    return Grammar.of_lark(made.text)
+    return Grammar.of_rules(made.text)
 
 
 def held(dialect: Dialect, tools: Any, vocabulary: Vocabulary, several: bool) -> Grammar | None:
@@ -83,7 +83,7 @@ def _asleep(dialect: Dialect, tools: Functions, vocabulary: Vocabulary, several:
 def _usable(dialect: Dialect, tool: Mapping[str, Any], vocabulary: Vocabulary) -> Mapping[str, Any]:
     """A tool as it is, or without a schema where there is no grammar of that."""
     try:
-        Grammar.of_lark(_asleep(dialect, [tool], vocabulary, several=False).text)
+        Grammar.of_rules(_asleep(dialect, [tool], vocabulary, several=False).text)
         return tool
     except OptionError as error:
         log.warning("calls of %s are not held to its schema: %s", tool["function"]["name"], error)
@@ -100,7 +100,7 @@ def _awake_behind(made: CallGrammar, dialect: Dialect, vocabulary: Vocabulary) -
     wakes, header = marks.spell(made.wakes), re.escape(marks.spell(made.header))
     pattern = f"{header}[^\ud800-\udfff]*?" if header else ""
     waking = Waking(re.compile(pattern + re.escape(wakes)), wakes[-1], made.repeats)
-    return Grammar.of_lark(made.text, waking)
+    return Grammar.of_rules(made.text, waking)
 
 
 def forced_names(choice: Any) -> tuple[bool, str | None]:
