@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf_model
+import grammar_cost
 import interleave
 import predict_grid
 import pytest
@@ -17,6 +18,7 @@ import result_file
 import roofline
 import whole_model
 
+from headrace import LLM
 from headrace.engine.bandwidth_model.profile import Profile
 from headrace.engine.bench.cpu_generation import generation
 from headrace.engine.bench.passport import passport
@@ -244,3 +246,14 @@ def test_generations_of_processors(vendor: str, family: int, model: int, name: s
 def test_a_passport_says_no_folders_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["/a/b/vs_peers.py", "--llama-python", "/home/me/v/bin/python", "--layers", "8"])
     assert passport(Context())["command"] == "vs_peers.py --llama-python python --layers 8"
+
+
+def test_the_cost_of_a_grammar_is_measured_in_turns() -> None:
+    """That it runs, and what it gives; the demo's figures mean nothing."""
+    with LLM("demo", no_measure=True) as llm:
+        found = grammar_cost.measure(llm, 12, 2)
+    assert {name for name in found if name.endswith("_over_free")} == {
+        "asleep_over_free", "awake_over_free", "schema_over_free",
+    }  # fmt: skip
+    assert all(len(each) == 2 and min(each) > 0 for name, each in found.items() if name.endswith("ratios"))
+    assert found["step_ms"] > 0
