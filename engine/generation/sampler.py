@@ -44,22 +44,25 @@ def sample(logits_SV: Tensor, sequences: list[Sequence], ops: Ops) -> list[int]:
             "check the files, or compare with --kernels reference"
         )
     greedy: list[int] = ids.tolist()
-    found = [_next(logits_SV[i], greedy[i], sequence) for i, sequence in enumerate(sequences)]
+    found = [_next(logits_SV, i, greedy[i], sequence) for i, sequence in enumerate(sequences)]
     for i, sequence in enumerate(sequences):
         if sequence.params.logprobs is not None:
             sequence.logprobs.append(_likely(logits_SV[i].cpu(), found[i], sequence.params.logprobs))
     return found
 
 
-def _next(logits_V: Tensor, greedy: int, sequence: Sequence) -> int:
-    """The next token of a sequence; greedy: the likeliest one."""
+def _next(logits_SV: Tensor, row: int, greedy: int, sequence: Sequence) -> int:
+    """The next token of a sequence, from its row of logits; greedy: the likeliest one."""
     constraint = sequence.constraint
-    if constraint is None or not constraint.is_awake:
-        return greedy if sequence.params.is_plain_greedy else _sample_one(logits_V.cpu(), sequence)
-    if sequence.completion and (forced := constraint.next_forced()) is not None:
-        return forced  # nothing is drawn: what the others of the answer draw does not depend on it
-    drawn = greedy if sequence.params.is_plain_greedy else _sample_one(logits_V.cpu(), sequence)
-    return constraint.settle(drawn, partial(_sample_among, logits_V, sequence))
+    is_held = constraint is not None and constraint.is_awake
+    if constraint is not None and is_held and len(sequence.tokens) > sequence.prompt_tokens:
+        forced = constraint.next_forced()
+        if forced is not None:  # nothing is drawn: later draws do not depend on how many passes there were
+            return forced
+    drawn = greedy if sequence.params.is_plain_greedy else _sample_one(logits_SV[row].cpu(), sequence)
+    if constraint is None or not is_held:
+        return drawn
+    return constraint.settle(drawn, partial(_sample_among, logits_SV[row], sequence))
 
 
 def _sample_among(logits_V: Tensor, sequence: Sequence, allowed_V: Tensor) -> int:

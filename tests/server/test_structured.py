@@ -209,6 +209,37 @@ def test_a_call_that_must_come_in_any_dialect(dialect: str) -> None:
         assert not made.choices[0].message.content
 
 
+def test_a_form_where_answers_have_headers() -> None:
+    format: Any = {"type": "json_schema", "json_schema": {"name": "person", "schema": SCHEMA}}
+    with serving(dialect="harmony") as served, OpenAI(base_url=f"{served.url}/v1", api_key="x") as client:
+        ask: dict[str, Any] = {"model": "m", "messages": HELLO, "max_tokens": 300, "response_format": format}
+        for thought in ("", "<|channel|>analysis<|message|>Hm, {odd}.<|end|><|start|>assistant"):
+            served.says(f"{thought}<|channel|>final<|message|>", and_more=True)
+            message: Any = client.chat.completions.create(**ask).choices[0].message
+            follows(message.content)
+            assert message.model_extra.get("reasoning_content") == ("Hm, {odd}." if thought else None)
+        message = client.chat.completions.create(**ask, tools=TOOLS).choices[0].message
+        follows(message.content)
+
+
+@pytest.mark.parametrize("dialect", ["deepseek-v3", "kimi", "minimax"])
+def test_calls_that_may_come_in_a_section_come_one_after_the_other(dialect: str) -> None:
+    """The whole section is held, to its end; with only one call allowed, it has one."""
+    begin = {"deepseek-v3": "<｜tool▁calls▁begin｜>", "kimi": "<|tool_calls_section_begin|>"}.get(
+        dialect, "<minimax:tool_call>"
+    )
+    with serving(dialect=dialect) as served, OpenAI(base_url=f"{served.url}/v1", api_key="x") as client:
+        for several in (True, False):
+            served.says(f"I look.{begin}", and_more=True)
+            made = client.chat.completions.create(**{**AUTO, "max_tokens": 900}, seed=2, parallel_tool_calls=several)
+            calls = made.choices[0].message.tool_calls
+            assert len(calls) == 1 or several
+            if made.usage.total_tokens > 1000:  # the context is full, the last call is cut
+                calls = calls[:-1]
+            assert calls
+            assert all(json.loads(one.function.arguments)["place"] in ("Oslo", "Rome") for one in calls)
+
+
 def test_a_grammar_that_sleeps_is_asked_nothing() -> None:
     def never(*_: Any) -> Any:
         raise AssertionError("a sleeping grammar was asked")

@@ -64,6 +64,8 @@ async def form_of(
         wish = partial(calls.of_calls, dialect, tools, vocabulary, only=only, several=several, or_else=other)
     else:
         wish = formats.wish_of(asked, format)
+        if isinstance(schema, Mapping) and vocabulary is not None and dialect.style == "channels":
+            wish = partial(calls.of_answer, dialect, schema, vocabulary)
         if wish is None and tools and vocabulary is not None:
             wish = partial(calls.held, dialect, tools, vocabulary, several)
     return None if wish is None else await service.form(wish)

@@ -48,6 +48,12 @@ def of_calls(
     return Grammar.of_rules(made.text)
 
 
+def of_answer(dialect: Dialect, schema: Schema, vocabulary: Vocabulary) -> Grammar:
+    """An answer of a schema where answers have headers, and what is thought before has one too."""
+    marks = marks_of(dialect, vocabulary.tokenizer)
+    return Grammar.of_rules(grammar_of(dialect, [], marks, or_else=schema, ends=vocabulary.ends).text)
+
+
 def held(dialect: Dialect, tools: Any, vocabulary: Vocabulary, several: bool) -> Grammar | None:
     """What holds calls to their tools where the model decides whether it calls any; None where that cannot be had. A
     tool whose schema cannot be used may be called with any object."""

@@ -37,8 +37,8 @@ class Form:
     begin, end: around all calls of an answer. before, behind: around the name of one; after: behind its arguments.
     between: two calls. wakes: the part of `begin` and `before` behind which nothing but a call can come. lead: what may
     stand before calls, as two texts with any text between. value: between the mark behind a key and its value, gap:
-    behind the mark that ends a value, of dialects with `Tags`. needs: marks that must be tokens of the vocabulary;
-    lacks: and must not.
+    behind the mark that ends a value, of dialects with `Tags`. answer: before an answer that is no call. needs: marks
+    that must be tokens of the vocabulary; lacks: and must not.
     """
 
     begin: str = ""
@@ -51,6 +51,7 @@ class Form:
     lead: tuple[str, str] | None = None
     value: str = ""
     gap: str = ""
+    answer: str = ""
     needs: Texts = ()
     lacks: Texts = ()
 

@@ -157,6 +157,7 @@ HARMONY = Dialect(
             after="<|call|>",
             wakes="to=functions.",
             lead=("<|channel|>analysis<|message|>", "<|end|><|start|>assistant"),
+            answer="<|channel|>final<|message|>",
         )
         for channel, behind in (
             ("<|channel|>commentary ", " <|constrain|>json<|message|>"),

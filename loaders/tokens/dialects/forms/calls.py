@@ -43,9 +43,12 @@ def grammar_of(
     or_else: Any = None,
     ends: Sequence[int] = (),
 ) -> CallGrammar:
-    """A grammar of a call of one of the tools, or of several. asleep: it holds only behind the text that wakes it, and
-    knows nothing of what keywords it does not know. or_else: or of an answer of this schema. ends: tokens that end an
-    answer. Raises OptionError for what cannot be written."""
+    """A grammar of a call of one of the tools, or of several.
+
+    asleep: it holds only behind the text that wakes it, and keywords that it does not know say nothing. or_else: or of
+    an answer of this schema; without tools of such an answer alone. ends: tokens that end an answer. Raises OptionError
+    for what cannot be written.
+    """
     lark, known = Lark(vocabulary, ends, is_lenient=asleep), Tools([dict(one) for one in tools])
     forms = [form for form in dialect.forms if _goes_with(form, vocabulary)]
     if not forms:
@@ -55,9 +58,9 @@ def grammar_of(
         forms = [form for form in forms if _so_far(form) == _so_far(forms[0])]
     many = several and not has_header and (is_section or not asleep)
     writer = _Writer(lark, dialect, known)
-    ways = [writer.calls(form, many, asleep) for form in forms]
+    ways = [writer.calls(form, many, asleep) for form in forms if known]
     if or_else is not None:
-        ways.append(lark.json(or_else))
+        ways.append(f"{lark.text(forms[0].answer)} {lark.json(or_else)}" if forms[0].answer else lark.json(or_else))
     lead = None if asleep else forms[0].lead
     start = lark.rule(" | ".join(ways))
     if lead is not None:
