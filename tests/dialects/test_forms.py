@@ -215,3 +215,17 @@ def test_what_is_allowed_is_read_as_calls(dialect: Dialect, with_marks: bool, as
         said = says(vocab, form, random.Random(seed), snippets(dialect, with_marks), prefix)
         found = [one for one in read(dialect, with_marks, said) if one[0] != "think"]
         check(found, vocab.tokenizer.decode(said, skip_special_tokens=False))
+
+
+@pytest.mark.parametrize("dialect", HELD, ids=lambda one: one.name)
+def test_a_grammar_grows_with_what_its_tools_have(dialect: Dialect) -> None:
+    """Not with the ways to leave parameters out."""
+
+    def size(count: int) -> int:
+        many = {f"parameter_{number}": {"type": "string"} for number in range(count)}
+        return len(made(dialect, True, [tool("many", thing(**many))], asleep=True).text)
+
+    assert size(40) < 3 * size(20)
+    Grammar.of_rules(
+        made(dialect, True, [tool("many", thing(**{f"p{i}": {"type": "string"} for i in range(40)}))]).text
+    )

@@ -43,6 +43,8 @@ TOOLS: Any = [
     for name in ("weather", "travel")
 ]
 
+ODD = {"type": "object", "$ref": "#/nowhere"}  # no grammar can be made of it
+
 
 def follows(text: str) -> None:
     found = json.loads(text)
@@ -146,6 +148,7 @@ def test_a_form_beside_tools_lets_either_come(client: OpenAI, served: Served) ->
         {"guided_regex": "a", "guided_choice": ["b"]},
         {"structured_outputs": {"magic": 1}},
         {"tool_choice": "required"},
+        {"tools": [{"type": "function", "function": {"name": "odd", "parameters": ODD}}], "tool_choice": "required"},
         {"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "nobody"}}},
     ],
 )
@@ -184,7 +187,7 @@ def test_what_is_no_call_stays_free(client: OpenAI, served: Served) -> None:
 
 
 def test_a_schema_that_there_is_no_grammar_of_leaves_its_tool_free(client: OpenAI, served: Served) -> None:
-    odd = {"type": "function", "function": {"name": "odd", "parameters": {"type": "object", "$ref": "#/nowhere"}}}
+    odd = {"type": "function", "function": {"name": "odd", "parameters": ODD}}
     served.says('<tool_call>\n{"name": "', and_more=True)
     made = client.chat.completions.create(**{**AUTO, "tools": [*TOOLS, odd]}, seed=1).choices[0]
     assert made.message.tool_calls[0].function.name in ("weather", "travel", "odd")

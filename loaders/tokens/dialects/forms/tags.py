@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from .....errors import OptionError, brief
@@ -46,6 +47,7 @@ class TagArguments:
         self.names = list(self.named)
         self.more = form.gap + self.tags.key  # what follows a value's end: another key, or the end
         self.last = form.gap + self.tags.end[0]
+        self._rules: dict[int, str] = {}  # by the place of the first key that may come
         self.saying = {says for _, says in self.tags.key_end} - {None}
 
     def body(self) -> str:
@@ -58,10 +60,12 @@ class TagArguments:
 
     def _from(self, place: int) -> str:
         """What follows the mark before a key, of which the earlier ones are written or left out."""
-        ways = [self._with(place)]
-        if self.names[place] not in self.needed and place + 1 < len(self.names):
-            ways.append(self._from(place + 1))
-        return self.lark.rule(" | ".join(ways))
+        if place not in self._rules:
+            ways = [self._with(place)]
+            if self.names[place] not in self.needed and place + 1 < len(self.names):
+                ways.append(self._from(place + 1))
+            self._rules[place] = self.lark.rule(" | ".join(ways))
+        return self._rules[place]
 
     def _with(self, place: int) -> str:
         name = self.names[place]
@@ -134,8 +138,9 @@ class TagArguments:
         return found
 
     def _text(self, schema: Mapping[str, Any]) -> Value:
-        return Value(True, self.lark.without(self._places(), schemas.text_limits(schema)), True)
+        return Value(True, self.lark.without(self._places, schemas.text_limits(schema)), True)
 
+    @cached_property
     def _places(self) -> list[str]:
         """Where a reader would end a text: patterns of marks that are no tokens, since text has no tokens."""
         section = self.dialect.section or ((), ())
