@@ -169,7 +169,7 @@ class Loop:
         with torch.inference_mode(), parts.main.current():
             keeps = None if self.kept is None else self.kept.before(batch, self.scheduler.running)
             inputs = make_inputs(batch, keeps=keeps)
-            out = self._forward(inputs, is_graph, batch.decoding)
+            out = self._forward(inputs, is_graph, batch.generated)
             ready = [batch.sequences[i] for i in batch.ready]
             tokens = self.sampler(out.logits, ready, self._ops(out)) if ready else []
             parts.timers.span(GPU_HBM)
@@ -186,7 +186,7 @@ class Loop:
             self._force(self.requests[sequence.id])
             if sequence.finish_reason is not None:
                 self.scheduler.finish(sequence)
-        closed = Closed(done, out, self._sampled(ready), accounts, inputs, batch.decoding)
+        closed = Closed(done, out, self._sampled(ready), accounts, inputs, batch.generated)
         if is_graph:
             done.times = parts.timers.end(done.measured_s)
             self.books.keep(closed)

@@ -32,9 +32,14 @@ class Batch:
         return sum(self.counts)
 
     @property
+    def generated(self) -> int:
+        """Tokens of those that generate, which are the first of the pass."""
+        return sum(self.counts[: self.decoding])
+
+    @property
     def forced(self) -> int:
-        """Tokens of those that generate which need no pass of their own."""
-        return sum(self.counts[: self.decoding]) - self.decoding
+        """Those of them that need no pass of their own."""
+        return self.generated - self.decoding
 
     @property
     def contexts(self) -> list[int]:
