@@ -126,7 +126,7 @@ class Loop:
     def _take_out(self, request: Request) -> None:
         """Forgets a request; one that did not end by itself was interrupted: closed, or an error was raised."""
         if self.requests.pop(request.sequence.id, None) is not None and request.is_open:
-            request.sequence.finish_reason = "interrupted"
+            request.interrupt()
             self.scheduler.finish(request.sequence)
 
     def _end(self, requests: Seq[Request]) -> None:

@@ -21,6 +21,7 @@ from ..config import SamplingParams
 from .answer_text import AnswerText
 from .grammar import Constraint, Grammar, Vocabulary
 from .held_calls import HeldCalls
+from .own_answers import OwnAnswers, PromptIds
 from .request import Request
 from .sequence import Sequence, make_sequence
 from .stop_strings import TextBuilder
@@ -50,6 +51,7 @@ class Admission:
         self.vocabulary = None if tokenizer is None else Vocabulary(tokenizer, vocab, ends)
         self.vocab, self.limit, self.trained = vocab, limit, trained
         self.ids = count()
+        self.own_answers = None if tokenizer is None else OwnAnswers(tokenizer)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text with the special tokens that the model expects, and one BOS where the text spells it;
@@ -68,8 +70,12 @@ class Admission:
     def chat(self, messages: Seq[Message], **rendering: Any) -> list[int]:
         """Token ids of a conversation, ready for the answer; rendering: as of `Tokenizer.render_chat`. Raises
         TokenizerError."""
-        tokenizer = self.need_tokenizer("chat")
-        return tokenizer.encode(tokenizer.render_chat(messages, **rendering), add_special_tokens=False)
+        return self.chat_ids(self.need_tokenizer("chat").render_chat(messages, **rendering)).ids
+
+    def chat_ids(self, prompt: str) -> PromptIds:
+        """Token ids of a conversation's prompt, with the model's own tokens for its answers. Raises TokenizerError."""
+        ids = self.need_tokenizer("chat").encode(prompt, add_special_tokens=False)
+        return PromptIds(ids=ids) if self.own_answers is None else self.own_answers.splice(ids)
 
     def answer(
         self, messages: Seq[Message], params: SamplingParams, *, dialect: str | None = None, **rendering: Any
@@ -80,23 +86,26 @@ class Admission:
         prompt, tools = tokenizer.render_chat(messages, **rendering), rendering.get("tools")
         template = tokenizer.template(rendering.get("template"), bool(tools)).text
         spoken = choose(tokenizer, template=template, wanted=dialect).dialect
-        return self.told_apart(tokenizer.encode(prompt, add_special_tokens=False), params, spoken, tools, prompt)
+        return self.told_apart(self.chat_ids(prompt), params, spoken, tools, prompt)
 
     def told_apart(
-        self, ids: list[int], params: SamplingParams, dialect: Dialect | None, tools: Any = None, prompt: str = ""
+        self, made: PromptIds, params: SamplingParams, dialect: Dialect | None, tools: Any = None, prompt: str = ""
     ) -> tuple[Request, AnswerText]:
-        """A request for what follows ids, and the events of its answer. dialect: how reasoning and calls are written;
-        None: all is text. prompt: the text of a conversation's prompt. Raises what `request` raises."""
+        """A request for what follows a prompt, and the events of its answer. dialect: how reasoning and calls are
+        written; None: all is text. prompt: the text of a conversation's prompt. Raises what `request` raises."""
         machine = None
         if dialect is not None:
             machine = start(dialect, tools=tools, prompt_tail=prompt[-TAIL:], tokenizer=self.tokenizer)
             params = replace(params, stop_token_ids=(*params.stop_token_ids, *self._ids_of(dialect.stop_tokens)))
         params = self._with_special_stops(params)
         text = AnswerText(self.tokenizer, machine, params.stop)
-        text.sequence = self.sequence(ids, params)
+        text.sequence = self.sequence(made.ids, params)
+        text.sequence.spliced = made.answers
         if dialect is not None and (form := Grammar.of_params(params)) is not None:
             text.sequence.constraint = self.constraint(form, text, dialect)
-        return Request(text.sequence, text), text
+        own, place = self.own_answers, made.place
+        keep = None if own is None or place is None else partial(own.keep, place)
+        return Request(text.sequence, text, keep=keep), text
 
     def _ids_of(self, texts: Iterable[str]) -> list[int]:
         """Ids of those texts that are tokens."""

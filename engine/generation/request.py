@@ -7,7 +7,7 @@ a completion ends; knows tokens and text, no model.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -43,6 +43,7 @@ class Request:
     chunks: deque[Chunk] = field(default_factory=deque)
     account: Account = field(default_factory=Account)  # of the passes that it took part in
     error: BaseException | None = None  # that ended it
+    keep: Callable[[list[int]], None] | None = None  # takes the new tokens at the end
 
     @property
     def is_open(self) -> bool:
@@ -65,6 +66,17 @@ class Request:
                 sequence.finish_reason = "stop"
         likely = sequence.logprobs[-1] if sequence.logprobs else None
         self.chunks.append(Chunk(text=piece, token_id=token, finish_reason=sequence.finish_reason, likely=likely))
+        if not self.is_open:
+            self._ended()
+
+    def interrupt(self) -> None:
+        """Ends it where it is."""
+        self.sequence.finish_reason = "interrupted"
+        self._ended()
+
+    def _ended(self) -> None:
+        if self.keep is not None:
+            self.keep(self.sequence.completion)
 
     def completion(self) -> Completion:
         """What there is so far."""

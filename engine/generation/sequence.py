@@ -29,6 +29,7 @@ class Sequence:
     restore: int | None = None  # the slot that its state begins as, until its first pass
     kept: bytes | None = None  # the digest where its state was last kept while it was generating
     reused: int = 0  # prompt tokens that were in the cache already
+    spliced: int = 0  # answers in its prompt that have the model's own tokens, see own_answers.py
     finish_reason: str | None = None
     ends: tuple[int, ...] = ()  # tokens that end it, where it does not go on past them
     constraint: Constraint | None = None  # a grammar that it follows

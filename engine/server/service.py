@@ -20,6 +20,7 @@ from ...loaders.tokens.template_files import named_or_in_file
 from ...loaders.tokens.tokenizer import Tokenizer
 from ..config import SamplingParams
 from ..generation.grammar import Grammar
+from ..generation.own_answers import PromptIds
 from ..llm import LLM
 from .engine_thread import EngineThread
 from .generation import Generation
@@ -47,8 +48,12 @@ class PromptAsk:
 class Prompt:
     """A prompt as ids; text: of a conversation's prompt."""
 
-    ids: list[int]
+    made: PromptIds
     text: str = ""
+
+    @property
+    def ids(self) -> list[int]:
+        return self.made.ids
 
 
 class Service:
@@ -130,12 +135,12 @@ class Service:
 
     def _make_prompt(self, ask: PromptAsk) -> Prompt:
         if ask.ids is not None:
-            return Prompt(ids=list(ask.ids))
+            return Prompt(made=PromptIds(ids=list(ask.ids)))
         if ask.text is not None:
             encode = self.llm.admission.encode if ask.add_special_tokens else self._encode_plain
-            return Prompt(ids=encode(ask.text))
+            return Prompt(made=PromptIds(ids=encode(ask.text)))
         text = self.render(ask)
-        return Prompt(ids=self._encode_plain(text), text=text)
+        return Prompt(made=self.llm.admission.chat_ids(text), text=text)
 
     def _encode_plain(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False)
@@ -211,7 +216,7 @@ class Service:
         reasoning. Raises ApiError or a HeadraceError."""
         self.check_queue()
         params, dialect = self.clamp(params, len(prompt.ids)), self.choice.dialect if parse else None
-        request, text = self.llm.admission.told_apart(prompt.ids, params, dialect, tools, prompt.text)
+        request, text = self.llm.admission.told_apart(prompt.made, params, dialect, tools, prompt.text)
         request.sequence.priority = priority
         if grammar is not None:
             request.sequence.constraint = self.llm.admission.constraint(grammar, text, dialect)

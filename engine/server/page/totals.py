@@ -45,6 +45,7 @@ class Totals:
 
     def __init__(self) -> None:
         self.ended = Tokens()
+        self.spliced = 0  # answers in prompts that had the model's own tokens
         self.reasons: Counter[str] = Counter()
         self.recent: deque[dict[str, Any]] = deque(maxlen=KEPT)
         self.ttft_ms: float | None = None  # of the newest request that had a first token
@@ -54,6 +55,7 @@ class Totals:
         """A request has ended."""
         found, reason = tokens_of(generation), reason_of(generation)
         self.ended += found
+        self.spliced += generation.request.sequence.spliced
         self.reasons[reason] += 1
         first, last = generation.first, generation.last
         seconds = (last or 0.0) - first if first is not None and last is not None else 0.0

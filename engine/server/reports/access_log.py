@@ -48,6 +48,8 @@ class AccessLog:
         sequence = generation.request.sequence
         made, first, last = len(sequence.completion), generation.first, generation.last
         parts = [f"request {sequence.id}: {sequence.prompt_tokens} prompt tokens, {sequence.reused} of them cached"]
+        if sequence.spliced:
+            parts.append(f"{sequence.spliced} answer{'s' if sequence.spliced > 1 else ''} in the model's own tokens")
         if first is not None:
             parts.append(f"first token after {first - generation.submitted:.2f} s")
         rate = (made - 1) / (last - first) if first is not None and last is not None and last > first else 0.0

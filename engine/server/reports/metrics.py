@@ -104,6 +104,8 @@ class Metrics(Collector):
         }  # fmt: skip
         for name, count in tokens.items():
             yield counter(f"{name}_tokens", f"tokens: {name.replace('_', ' ')}", {(): count})
+        spliced = {(): self.totals.spliced}
+        yield counter("spliced_answers", "earlier answers in prompts that had the model's own tokens", spliced)
         reasons = {(reason,): count for reason, count in self.totals.reasons.items()}
         yield counter("request_success", "requests that ended, by why", reasons, ["finished_reason"])
         yield counter("bytes", "bytes read or sent by passes", dict(self.bytes), ["tier", "group"])

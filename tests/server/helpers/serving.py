@@ -55,10 +55,11 @@ TEMPLATE = """{%- if tools %}<|system|>
 
 
 class Script:
-    """Says `text`, then ends; draws as usual where there is none. begins: goes on as usual behind the text."""
+    """Says `text`, also as ids, then ends; draws as usual where there is none. begins: goes on as usual behind the
+    text."""
 
     def __init__(self) -> None:
-        self.text: str | None = None
+        self.text: str | list[int] | None = None
         self.begins = False
         self.llm: LLM | None = None
 
@@ -66,13 +67,14 @@ class Script:
         if self.text is None or self.llm is None:
             return sample(logits_SV, sequences, ops)
         assert self.llm.tokenizer is not None
-        wanted = self.llm.tokenizer.encode(self.text, add_special_tokens=False)
+        said = self.text
+        wanted = self.llm.tokenizer.encode(said, add_special_tokens=False) if isinstance(said, str) else list(said)
         wanted += [] if self.begins else [self.llm.parts.eos_ids[0]]
         logits_SV = logits_SV.clone()
         for row_V, one in zip(logits_SV, sequences, strict=True):
-            said = len(one.completion)
-            if said < len(wanted) or not self.begins:
-                row_V[wanted[min(said, len(wanted) - 1)]] = 1e4
+            done = len(one.completion)
+            if done < len(wanted) or not self.begins:
+                row_V[wanted[min(done, len(wanted) - 1)]] = 1e4
         return sample(logits_SV, sequences, ops)
 
 
@@ -84,8 +86,8 @@ class Served:
         self.server, self.url, self.script = server, url, script
         self.service: Service = server.service
 
-    def says(self, text: str | None, and_more: bool = False) -> None:
-        """Lets the model say a text from now on; and_more: and go on as it likes."""
+    def says(self, text: str | list[int] | None, and_more: bool = False) -> None:
+        """Lets the model say a text from now on, or these tokens; and_more: and go on as it likes."""
         self.script.text, self.script.begins = text, and_more
 
     @property
