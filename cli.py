@@ -136,7 +136,7 @@ def convert(model: str, directory: Path, config: Values) -> None:
 @model_argument
 @click.argument("file", metavar="FILE", type=Path, help="UTF-8 text")
 @click.option("--window", metavar="TOKENS", default=512, show_default=True, help="in a window; windows do not overlap")
-@takes(EngineConfig, "config", leave_out=["max_context", "prefill_chunk", "trace"])
+@takes(EngineConfig, "config", leave_out=["max_context", "prefill_chunk", "kv_disk", "trace"])
 @json_flag
 def perplexity(model: str, file: Path, window: int, config: Values, as_json: bool) -> None:
     """Measure how well MODEL predicts the text in FILE."""
@@ -209,7 +209,7 @@ def measure(config: Values, rounds: int, quick: bool, formats: str, as_json: boo
 @takes(Grid, "grid")
 @random_weights_flag
 @click.option("--layers", metavar="N", type=int, default=None, help="with --random-weights: so many layers only")
-@takes(EngineConfig, "config", leave_out=["kernels", "placement", "cpu_moe", "n_cpu_moe", "max_context"])
+@takes(EngineConfig, "config", leave_out=["kernels", "placement", "cpu_moe", "n_cpu_moe", "max_context", "kv_disk"])
 @a_file("--json", "save_to", help="write the result to this file")
 @a_file("--compare", help="an old result: exit 1 if a test is 5 % slower")
 def bench(

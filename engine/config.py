@@ -8,6 +8,7 @@ where the machine and the model are known. These fields are the command line's o
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ DTYPES = {"auto": None, "float32": "f32", "bfloat16": "bf16"}
 GRAPHED = ("memop", "hostfunc", "spin")  # ways to hand experts over in a graph (`cuda_graphs/signals.py`)
 HANDOFFS = (*GRAPHED, "eager")
 MOST_LOGPROBS = 20
+KV_DISK_GB = 20  # where no limit was given
 PINNED_SHARE = 0.8  # of the machine's memory, where no limit was given: what is pinned can neither move nor be swapped
 FORMAT_NAMES = ["native", *FORMATS, *(name for name in PACKED if name not in FORMATS)]
 FORMATS_HELP = ", ".join(FORMAT_NAMES)
@@ -80,6 +82,20 @@ def parse_limit(asked: float | str | None) -> tuple[float, str]:
     return number, unit
 
 
+def parse_kv_disk(asked: str) -> tuple[Path, float]:
+    """A folder, and the GB that it may take. Raises OptionError."""
+    folder, colon, size = asked.rpartition(":")
+    if not colon or os.sep in size:  # the folder alone
+        folder, size = asked, str(KV_DISK_GB)
+    try:
+        limit = float(size.upper().removesuffix("GB"))
+    except ValueError:
+        limit = 0.0
+    if not folder or not 0 < limit < math.inf:
+        raise OptionError(f"kv_disk is {asked!r}; give a folder, and behind a colon the GB it may take: DIR, or DIR:50")
+    return Path(folder).expanduser(), limit
+
+
 def _strings(name: str, many: tuple[str, ...]) -> None:
     """Raises OptionError for an empty string among others."""
     if "" in many:
@@ -109,6 +125,9 @@ class EngineConfig:
     dtype: str = option("auto", MODEL, "TYPE", "what 'native' means: auto (as stored), float32 or bfloat16")
     max_context: int | None = option(None, MODEL, "TOKENS", "longest prompt plus completion; default what fits")
     ram_limit: float | None = option(None, MODEL, "GB", "RAM that may be taken, whatever is said to be free")
+    kv_disk: str | Path | None = option(
+        None, MODEL, "DIR[:GB]", f"keep the KV cache of prompts there, {KV_DISK_GB} GB at most"
+    )
     revision: str | None = option(None, MODEL, "NAME", "branch, tag or commit of a hub model")
     offline: bool = option(False, MODEL, "", "use only what was downloaded before")
     cache_dir: Path | None = option(None, MODEL, "DIRECTORY", "where hub downloads are kept")
@@ -147,6 +166,8 @@ class EngineConfig:
         self._check_placement()
         _between("max_context", self.max_context, 1)
         _between("ram_limit", self.ram_limit, 0.001)
+        if self.kv_disk is not None:
+            parse_kv_disk(str(self.kv_disk))
         _between("prefill_chunk", self.prefill_chunk, 1)
         _between("max_sequences", self.max_sequences, 1)
         _between("prefill_stall_ms", self.prefill_stall_ms, 0)

@@ -25,6 +25,7 @@ from .bandwidth_model.reconcile import Reconciliation
 from .config import EngineConfig, SamplingParams
 from .core.build import Check, build
 from .core.expected_time import ExpectedPasses
+from .core.kv_on_disk import check_folder
 from .core.loop import Loop, Sampler
 from .core.weight_source import CheckpointFiles, WeightSource
 from .experts.counts import Counted
@@ -73,6 +74,7 @@ class LLM:
         self.config = EngineConfig(**options)
         if self.config.trace is not None:
             writer.check(self.config.trace)
+        check_folder(self.config)
         self.source = _source(model)
         self.parts = parts = build(self.source, self.config, progress, check, compiling)
         self.ledger = Ledger()
@@ -215,6 +217,7 @@ class LLM:
         self.loop.settle()
         self.ledger.close()
         with self.loop.lock:
+            self.loop.close()
             self.parts.close()
         if self.recorder is not None:
             self.recorder.close()

@@ -31,9 +31,10 @@ from ..ledger.ledger import Ledger
 from ..ledger.passes import CPU_DRAM, GPU_HBM, Bytes, Pass
 from ..model.batch import Inputs
 from ..model.decoder import Output
-from ..model.kv_cache import PageTable, pages_for
+from ..model.kv_cache import PAGE, PageTable, pages_for
 from ..traces.recorder import Recorder
 from .bookkeeping import Bookkeeping, Closed
+from .kv_on_disk import open_disk
 from .parts import EngineParts
 from .turn import Turn
 
@@ -62,8 +63,9 @@ class Loop:
         self.pages = PageTable(parts.kv_budget.pages)
         self.states = StateSlots(parts.config.max_sequences) if parts.spec.state_elements else None
         self.kept = None if self.states is None else KeptStates(self.states, parts.decoder.cache.copy_state)
+        self.disk = open_disk(parts, self.pages, self.states)
         chunk, most = parts.config.prefill_chunk, parts.config.max_sequences
-        self.scheduler = Scheduler(self.pages, chunk, most, self.states, limit=limit, share=share)
+        self.scheduler = Scheduler(self.pages, chunk, most, self.states, limit=limit, share=share, disk=self.disk)
         self.commands: deque[Callable[[], None]] = deque()
         self.eos_ids = parts.eos_ids
         self.counts = ExpertCounts(len(parts.spec.layers), parts.spec.moe.experts)
@@ -127,7 +129,18 @@ class Loop:
         """Forgets a request; one that did not end by itself was interrupted: closed, or an error was raised."""
         if self.requests.pop(request.sequence.id, None) is not None and request.is_open:
             request.interrupt()
-            self.scheduler.finish(request.sequence)
+            self._finish(request.sequence)
+
+    def _finish(self, sequence: Sequence) -> None:
+        """Takes a sequence out of the passes; the state that a next turn goes on from is kept."""
+        if self.disk is not None:
+            self.disk.keep_state(sequence.kept)
+        self.scheduler.finish(sequence)
+
+    def close(self) -> None:
+        """Writes what is to be kept on disk. The caller has the turn."""
+        if self.disk is not None:
+            self.disk.close()
 
     def _end(self, requests: Seq[Request]) -> None:
         """Forgets requests. Those that a forked child got with its memory are its parent's."""
@@ -160,8 +173,9 @@ class Loop:
         self.carry_out()
         start = self.books.start()
         use_torch_threads(self.parts.torch_threads)
-        parts, batch = self.parts, self.scheduler.next_batch()
-        assert batch is not None, "a sequence is unfinished, but nothing can run"
+        parts, batch = self.parts, self._next_batch()
+        if batch is None:
+            return
         done, is_graph = self._open_pass(batch), parts.graphed is not None and self._is_graph(batch)
         if self.books.kept is not None and not is_graph:
             self.books.settle_meanwhile()
@@ -175,8 +189,7 @@ class Loop:
             parts.timers.span(GPU_HBM)
         parts.main.wait()
         self.scheduler.commit(batch, time.perf_counter() - start)
-        if self.kept is not None and keeps is not None:
-            self.kept.after(batch, keeps)
+        self._keep(batch, keeps)
         for sequence, token in zip(ready, tokens, strict=True):
             sequence.tokens.append(token)
         done.measured_s = time.perf_counter() - start
@@ -185,7 +198,7 @@ class Loop:
             self.requests[sequence.id].push(self.eos_ids)
             self._force(self.requests[sequence.id])
             if sequence.finish_reason is not None:
-                self.scheduler.finish(sequence)
+                self._finish(sequence)
         closed = Closed(done, out, self._sampled(ready), accounts, inputs, batch.generated)
         if is_graph:
             done.times = parts.timers.end(done.measured_s)
@@ -213,6 +226,26 @@ class Loop:
             request.push(self.eos_ids)
             if not request.is_open:
                 return
+
+    def _next_batch(self) -> Batch | None:
+        """The next pass. None: all that could run waits for the disk, and has waited a moment."""
+        if self.disk is not None:
+            self.disk.put_in()
+        batch = self.scheduler.next_batch()
+        if batch is None and self.disk is not None and any(s.is_being_read for s in self.scheduler.waiting):
+            self.disk.wait()
+            return None
+        assert batch is not None, "a sequence is unfinished, but nothing can run"
+        return batch
+
+    def _keep(self, batch: Batch, keeps: Keeps | None) -> None:
+        """Makes known which recurrent states were kept in a pass."""
+        if self.kept is None or keeps is None:
+            return
+        self.kept.after(batch, keeps)
+        if self.disk is not None:
+            for i, keep in keeps.items():
+                self.disk.keep_state(batch.sequences[i].digests[keep.tokens // PAGE - 1])
 
     def _ops(self, out: Output) -> Ops:
         """What the sampler computes with."""

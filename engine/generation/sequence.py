@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 
 from ..config import SamplingParams
+from .disk.reader import Fetch
 from .grammar import Constraint
 from .outputs import Likely
 
@@ -23,6 +24,7 @@ class Sequence:
     pages: list[int] = field(default_factory=list)
     digests: list[bytes] = field(default_factory=list)  # of the full pages, see kv_cache.py
     prompt_digests: list[bytes] = field(default_factory=list)  # of pages that were looked up before it ran
+    fetch: Fetch | None = None  # of what is on disk, while it waits
     computed: int = 0
     forced: int = 0  # tokens at its end that a grammar leaves no choice in, not computed yet, beside the one before
     slot: int = -1  # of its recurrent state, while it runs
@@ -44,6 +46,11 @@ class Sequence:
         """Whether it has new tokens of its own to compute, one and those that a grammar forces behind it: no prompt,
         and nothing to compute again."""
         return self.pending == 1 + self.forced and self.computed >= self.prompt_tokens
+
+    @property
+    def is_being_read(self) -> bool:
+        """Whether it waits for pages from the disk."""
+        return self.fetch is not None and not self.fetch.is_done
 
     @property
     def completion(self) -> list[int]:

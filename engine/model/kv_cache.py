@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections import OrderedDict
-from collections.abc import Container
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 
 import torch
@@ -80,6 +80,16 @@ class KVCache:
 
         self.layers = [layer(mixer) for mixer in spec.mixers]
 
+    def page_parts(self, page: int) -> list[Tensor]:
+        """What a page holds of every layer, each contiguous: views."""
+        keys = [one for layer in self.layers if isinstance(layer, KeysAndValues) for one in (layer.k, layer.v)]
+        latents = [layer.rows for layer in self.layers if isinstance(layer, Latents)]
+        return [one[page] for one in (*keys, *latents)]
+
+    def state_parts(self, slot: int) -> list[Tensor]:
+        """The recurrent state in a slot, of every layer that has one: views."""
+        return [one[slot] for layer in self.layers if isinstance(layer, States) for one in (layer.inputs, layer.state)]
+
     def copy_state(self, slot: int, to: int) -> None:
         """Copies the recurrent state of a slot into another one, in every layer that has such."""
         for layer in self.layers:
@@ -96,6 +106,8 @@ class PageTable:
         self.digest_of: dict[int, Digest] = {}
         self.page_of: dict[Digest, int] = {}
         self.idle: OrderedDict[int, None] = OrderedDict()  # known pages without an owner, least recently used first
+        self.taken = [0] * pages  # how often each was handed out: a page with the same number has the same content
+        self.on_known: Callable[[int, list[Digest]], None] | None = None  # a page, and digests up to its own
 
     @property
     def available(self) -> int:
@@ -114,6 +126,15 @@ class PageTable:
             page, _ = self.idle.popitem(last=False)
             del self.page_of[self.digest_of.pop(page)]
         self.owners[page] = 1
+        self.taken[page] += 1
+        return page
+
+    def adopt(self, digest: Digest) -> int:
+        """A page for content that is known under a digest, and comes from elsewhere; it is nobody's."""
+        page = self._take()
+        self.owners[page] = 0
+        self.page_of[digest], self.digest_of[page] = page, digest
+        self.idle[page] = None
         return page
 
     def reuse(
@@ -134,9 +155,13 @@ class PageTable:
             digests.pop()
         pages = [self.page_of[digest] for digest in digests]
         for page in pages:
-            self.idle.pop(page, None)
-            self.owners[page] += 1
+            self.hold(page)
         return pages, digests
+
+    def hold(self, page: int) -> None:
+        """One owner more of a known page."""
+        self.idle.pop(page, None)
+        self.owners[page] += 1
 
     def publish(self, tokens: list[int], pages: list[int], digests: list[Digest], computed: int) -> None:
         """Makes full pages known, now that the keys and values of `computed` tokens are written. `digests` are those of
@@ -147,6 +172,8 @@ class PageTable:
             if digest not in self.page_of:
                 self.page_of[digest] = pages[i]
                 self.digest_of[pages[i]] = digest
+                if self.on_known is not None:
+                    self.on_known(pages[i], digests)
 
     def release(self, pages: list[int]) -> None:
         """Gives pages back; those with known content stay idle until their room is needed."""
@@ -157,6 +184,13 @@ class PageTable:
                     self.idle[page] = None
                 else:
                     self.free.append(page)
+
+
+def work_out(tokens: list[int], memo: list[Digest]) -> list[Digest]:
+    """Digests of all pages of a prompt that could be taken over; memo: of the first ones, which grows."""
+    for end in range(PAGE * (len(memo) + 1), len(tokens), PAGE):
+        memo.append(_extend(memo, tokens[end - PAGE : end]))
+    return memo[: max(0, len(tokens) - 1) // PAGE]
 
 
 def _extend(before: list[Digest], tokens: list[int]) -> Digest:

@@ -37,7 +37,7 @@ COMMANDS: dict[str, dict[str, Any]] = {
         "--placement": None, "--tensor-split": None, "--vram-limit": None, "--stream-from": "auto", "--split": "auto",
         "--pinned-limit": None, "--handoff": "auto", "--max-context": None, "--prefill-chunk": 512, "--revision": None,
         "--offline": False, "--cache-dir": None, "--ignore-config-keys": "", "--ignore-tensors": "", "--profile": None,
-        "--no-measure": False, "--ram-limit": None, "--trace": None,
+        "--no-measure": False, "--ram-limit": None, "--kv-disk": None, "--trace": None,
     },
     "serve": {
         "--host": "127.0.0.1", "--port": 8000, "--parallel": 8, "--api-key": None, "--api-key-file": None,
@@ -49,7 +49,7 @@ COMMANDS: dict[str, dict[str, Any]] = {
         "--placement": None, "--tensor-split": None, "--vram-limit": None, "--stream-from": "auto", "--split": "auto",
         "--pinned-limit": None, "--handoff": "auto", "--max-context": None, "--prefill-chunk": 512, "--revision": None,
         "--offline": False, "--cache-dir": None, "--ignore-config-keys": "", "--ignore-tensors": "", "--profile": None,
-        "--no-measure": False, "--ram-limit": None, "--trace": None,
+        "--no-measure": False, "--ram-limit": None, "--kv-disk": None, "--trace": None,
     },
     "convert": {
         "--expert-format": "q4_0", "--dense-format": "native", "--dtype": "auto", "--revision": None,
@@ -205,7 +205,7 @@ ENGINE = {
     "--vram-limit 7.5": {"vram_limit": 7.5}, "--stream-from 64": {"stream_from": "64"}, "--split 2": {"split": "2"},
     "--pinned-limit 50%": {"pinned_limit": "50%"}, "--handoff eager": {"handoff": "eager"},
     "--max-context 99": {"max_context": 99}, "--prefill-chunk 64": {"prefill_chunk": 64},
-    "--ram-limit 12.5": {"ram_limit": 12.5},
+    "--ram-limit 12.5": {"ram_limit": 12.5}, "--kv-disk kept:5": {"kv_disk": "kept:5"},
     "--revision v2": {"revision": "v2"}, "--offline": {"offline": True},
     "--cache-dir kept": {"cache_dir": Path("kept")}, "--ignore-config-keys a,b,": {"ignore_config_keys": ("a", "b")},
     "--ignore-tensors mtp.*": {"ignore_tensors": ("mtp.*",)},

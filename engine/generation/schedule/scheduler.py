@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 from ...model.kv_cache import PAGE, PageTable, pages_for
 from ..sequence import Sequence
@@ -29,9 +30,21 @@ WATERMARK = 0.03  # of all pages, left free by admission for those that run
 MOST_PROMPTS = 2  # under way at a time, if they fill a chunk: half-computed prompts hold pages and serve nobody
 
 
+class Disk(Protocol):
+    """Pages outside of memory, for sequences that wait."""
+
+    def has_read(self, sequence: Sequence, room: int) -> bool:
+        """Whether what there is of a sequence's beginning is known in memory; it waits until then. room: pages that may
+        be taken for it."""
+
+    def let_go(self, sequence: Sequence) -> None:
+        """It waits no more."""
+
+
 class Scheduler:
     """Holds the sequences that wait and that run. states: slots of recurrent states, of a model that has such. limit:
-    of prompts beside others; None: `prefill_chunk` alone. share: of time for those that generate. clock: seconds."""
+    of prompts beside others; None: `prefill_chunk` alone. share: of time for those that generate. clock: seconds.
+    disk: what is kept besides pages in memory."""
 
     def __init__(
         self,
@@ -43,10 +56,12 @@ class Scheduler:
         limit: ChunkLimit | None = None,
         share: FairShare | None = None,
         clock: Callable[[], float] = time.monotonic,
+        disk: Disk | None = None,
     ) -> None:
         self.pages, self.states = pages, states
         self.prefill_chunk, self.max_sequences = prefill_chunk, max_sequences
         self.limit, self.share, self.clock = limit, share or FairShare(0.0), clock
+        self.disk = disk
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self.watermark = int(WATERMARK * len(pages.owners))
@@ -98,7 +113,7 @@ class Scheduler:
                 return
             if blocked and blocked[0].passed_over >= MOST_PASSED_OVER:
                 return
-            if self._is_being_computed(sequence):
+            if self._is_being_computed(sequence) or self._is_being_read(sequence):
                 continue
             if not self._enter(sequence):
                 blocked.append(sequence)
@@ -116,6 +131,12 @@ class Scheduler:
         prompts = [s for s in self.running if not s.is_decoding]
         return any(PAGE * shared_pages(sequence.tokens, s.tokens) > s.computed for s in prompts)
 
+    def _is_being_read(self, sequence: Sequence) -> bool:
+        """Whether pages that it can take over come from the disk."""
+        if self.disk is None:
+            return False
+        return not self.disk.has_read(sequence, self.pages.available - (self.watermark if self.running else 0))
+
     def _enter(self, sequence: Sequence) -> bool:
         """Gives a sequence its pages and lets it run; False if there are too few."""
         reused, digests = self.pages.reuse(sequence.tokens, self.states, sequence.prompt_digests)
@@ -131,7 +152,7 @@ class Scheduler:
         if self.states is not None:
             sequence.slot = self.states.free.pop()
             sequence.restore = self.states.find(digests[-1]) if digests else None
-        self.waiting.remove(sequence)
+        self._leave_queue(sequence)
         self.running.append(sequence)
         return True
 
@@ -149,7 +170,7 @@ class Scheduler:
     def _preempt(self, sequence: Sequence) -> None:
         """Takes its pages away; it waits, and goes on later where it was."""
         self._leave(sequence)
-        sequence.computed, sequence.forced, sequence.restore = 0, 0, None
+        sequence.computed, sequence.forced, sequence.restore, sequence.fetch = 0, 0, None, None
         self.waiting.append(sequence)
         self.preemptions += 1
 
@@ -170,7 +191,12 @@ class Scheduler:
         if sequence in self.running:
             self._leave(sequence)
         elif sequence in self.waiting:
-            self.waiting.remove(sequence)
+            self._leave_queue(sequence)
+
+    def _leave_queue(self, sequence: Sequence) -> None:
+        self.waiting.remove(sequence)
+        if self.disk is not None:
+            self.disk.let_go(sequence)
 
     def _leave(self, sequence: Sequence) -> None:
         self.running.remove(sequence)

@@ -32,6 +32,7 @@ class StateSlots:
         self.room = list(range(self.count(sequences) - 1, sequences, -1))
         self.unnamed: list[int] = []
         self.slot_of: OrderedDict[Digest, int] = OrderedDict()
+        self.taken = [0] * self.count(sequences)  # how often each was reserved: with the same number, the same content
 
     @staticmethod
     def count(sequences: int) -> int:
@@ -51,6 +52,7 @@ class StateSlots:
         """A slot for a copy that is being made: nobody finds it before `name`."""
         slot = self.room.pop() if self.room else self.slot_of.popitem(last=False)[1]
         self.unnamed.append(slot)
+        self.taken[slot] += 1
         return slot
 
     def name(self, digest: Digest, slot: int) -> None:

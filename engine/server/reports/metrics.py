@@ -113,6 +113,14 @@ class Metrics(Collector):
         yield counter("forced_tokens", "tokens that grammars forced, each of which saved a pass", {(): self.forced})
         yield self._ratio()
         yield from self._experts()
+        yield from self._disk()
+
+    def _disk(self) -> Iterable[Metric]:
+        """What of the KV cache is in files."""
+        if (disk := self.service.llm.loop.disk) is not None:
+            yield gauge("kv_disk_bytes", "bytes of the KV cache's files", disk.files.bytes)
+            ways = {("read",): disk.restored, ("written",): disk.writer.written}
+            yield counter("kv_disk_pages", "pages and states of the KV cache, to and from files", ways, ["way"])
 
     def _experts(self) -> Iterable[Metric]:
         """Which experts were chosen, in a few numbers: a series for each expert would be thousands."""

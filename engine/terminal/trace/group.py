@@ -23,7 +23,7 @@ def trace() -> None:
 @click.option("--prompts", metavar="FILE", type=Path, required=True, help="UTF-8 text, a prompt a line")
 @click.option("--output", "-o", metavar="FILE", type=Path, required=True, help="where the trace goes")
 @takes(SamplingParams, "sampling")
-@takes(EngineConfig, "config", leave_out=["trace"])
+@takes(EngineConfig, "config", leave_out=["kv_disk", "trace"])
 def record(model: str, prompts: Path, output: Path, sampling: Values, config: Values) -> int:
     """Complete all prompts of a file with MODEL, and keep which experts every token chose in every layer."""
     from . import record_command
