@@ -2,7 +2,8 @@
 
 A page holds `PAGE` tokens of all layers. Sequences own pages through a table; a full page is known by a digest of the
 tokens up to its end, so that a later prompt with the same beginning takes it over instead of computing it again (a
-chat's history, a shared system prompt). Released pages keep their content until their room is needed, oldest first.
+chat's history, a shared system prompt). Released pages keep their content until their room is needed
+(`idle_pages.py` says which goes first).
 
 One head's keys of a page are one run of bytes. A recurrent state is no page: every running sequence has a slot.
 This file knows no model and no schedule.
@@ -12,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections import OrderedDict
 from collections.abc import Callable, Container
 from dataclasses import dataclass
 
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ...loaders.spec import AttentionSpec, LatentSpec, MixerSpec, ModelSpec
 from ..ledger.pass_bytes import cache_sizes
+from .idle_pages import IdlePages
 
 PAGE = 32
 Digest = bytes
@@ -105,7 +106,8 @@ class PageTable:
         self.owners = [0] * pages
         self.digest_of: dict[int, Digest] = {}
         self.page_of: dict[Digest, int] = {}
-        self.idle: OrderedDict[int, None] = OrderedDict()  # known pages without an owner, least recently used first
+        self.idle = IdlePages()  # known pages without an owner
+        self.found = [False] * pages  # whether content was taken over by a prompt since it was computed
         self.taken = [0] * pages  # how often each was handed out: a page with the same number has the same content
         self.on_known: Callable[[int, list[Digest]], None] | None = None  # a page, and digests up to its own
 
@@ -115,7 +117,7 @@ class PageTable:
         return len(self.free) + len(self.idle)
 
     def allocate(self, count: int) -> list[int]:
-        """Takes pages, forgetting the oldest idle content if need be; the caller has looked at `available`."""
+        """Takes pages, forgetting idle content if need be; the caller has looked at `available`."""
         assert count <= self.available, f"{count} pages asked, {self.available} available"
         return [self._take() for _ in range(count)]
 
@@ -123,10 +125,11 @@ class PageTable:
         if self.free:
             page = self.free.pop()
         else:
-            page, _ = self.idle.popitem(last=False)
+            page = self.idle.pop()
             del self.page_of[self.digest_of.pop(page)]
         self.owners[page] = 1
         self.taken[page] += 1
+        self.found[page] = False
         return page
 
     def adopt(self, digest: Digest) -> int:
@@ -134,7 +137,7 @@ class PageTable:
         page = self._take()
         self.owners[page] = 0
         self.page_of[digest], self.digest_of[page] = page, digest
-        self.idle[page] = None
+        self.idle.add(page, was_found=False)
         return page
 
     def reuse(
@@ -159,9 +162,10 @@ class PageTable:
         return pages, digests
 
     def hold(self, page: int) -> None:
-        """One owner more of a known page."""
-        self.idle.pop(page, None)
+        """One owner more of a known page, which a prompt takes over."""
+        self.idle.remove(page)
         self.owners[page] += 1
+        self.found[page] = True
 
     def publish(self, tokens: list[int], pages: list[int], digests: list[Digest], computed: int) -> None:
         """Makes full pages known, now that the keys and values of `computed` tokens are written. `digests` are those of
@@ -181,7 +185,7 @@ class PageTable:
             self.owners[page] -= 1
             if self.owners[page] == 0:
                 if page in self.digest_of:
-                    self.idle[page] = None
+                    self.idle.add(page, self.found[page])
                 else:
                     self.free.append(page)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from headrace.engine.model.kv_cache import PAGE, PageTable, pages_for
@@ -60,6 +62,56 @@ def test_the_least_recently_used_content_goes_first() -> None:
     table.allocate(3)
     assert len(table.reuse(tokens(1.5, 0))[0]) == 1
     assert table.reuse(tokens(1.5, 500))[0] == []
+
+
+def serve(table: PageTable, prompt: list[int]) -> int:
+    """A sequence from its beginning to its end; how many of its pages were known."""
+    pages, digests = table.reuse(prompt)
+    known = len(pages)
+    pages += table.allocate(pages_for(len(prompt)) - known)
+    table.publish(prompt, pages, digests, len(prompt))
+    table.release(pages)
+    return known
+
+
+def test_titles_do_not_push_out_a_system_prompt_that_is_in_use() -> None:
+    """However many come between two turns; each is asked for once."""
+    table, system = PageTable(40), tokens(20)
+    assert serve(table, [*system, *tokens(1.5, 5000)]) == 0
+    assert serve(table, [*system, *tokens(1.5, 6000)]) == 20
+    for number in range(100):
+        assert serve(table, tokens(2.5, 10_000 + 1000 * number)) == 0
+    assert serve(table, [*system, *tokens(1.5, 7000)]) == 20
+
+
+def test_what_was_useful_once_makes_room_for_what_is_useful_now() -> None:
+    """Pages that were found again take two thirds at most: a second system prompt finds its place, and a third one."""
+    table = PageTable(40)
+    for start in (0, 100_000, 200_000):
+        system = tokens(20, start)
+        known = [serve(table, [*system, *tokens(1.5, start + 5000 + 100 * turn)]) for turn in range(4)]
+        assert known == [0, 20, 20, 20]
+        assert len(table.idle.again) <= 2 / 3 * 40 + 20
+    assert serve(table, [*tokens(20, 0), 7]) < 20, "the first one has made room"
+
+
+def test_every_page_is_somewhere_and_only_there() -> None:
+    """Whatever prompts come, in whatever order."""
+    chance, table = random.Random(4), PageTable(24)
+    open_ones: list[list[int]] = []
+    for _ in range(2000):
+        if open_ones and (chance.random() < 0.5 or table.available < 8):
+            table.release(open_ones.pop(chance.randrange(len(open_ones))))
+        else:
+            prompt = tokens(chance.uniform(0.5, 5), 1000 * chance.randrange(6))
+            pages, digests = table.reuse(prompt)
+            pages += table.allocate(pages_for(len(prompt)) - len(pages))
+            table.publish(prompt, pages, digests, len(prompt))
+            open_ones.append(pages)
+        owned = [page for page, owners in enumerate(table.owners) if owners]
+        assert sorted([*table.free, *table.idle.new, *table.idle.again, *owned]) == list(range(24))
+        assert all(table.page_of[digest] == page for page, digest in table.digest_of.items())
+        assert {*table.idle.new, *table.idle.again} <= table.digest_of.keys()
 
 
 def test_shared_pages_live_until_their_last_owner_leaves() -> None:

@@ -358,7 +358,7 @@ def test_the_cache_is_too_small_for_what_is_held(checkpoints: Checkpoints, tmp_p
         table, digests = llm.loop.pages, llm.loop.pages.reuse(ids)[1]
         table.release([table.page_of[one] for one in digests])
         room = table.allocate(len(table.free))
-        table.idle.move_to_end(table.page_of[digests[1]], last=False)
+        table.idle.again.move_to_end(table.page_of[digests[1]], last=False)
         room += table.allocate(1)
         assert digests[1] not in table.page_of
         damage(Path(disk_of(llm).files.path(digests[1])), "a bit")
