@@ -1,6 +1,6 @@
 # make demo | make test | make check | make bench: each sets up what it needs in .venv, and does it once.
 # make target: the Triton of the machine that the GPU kernels are meant for, in a folder beside .venv, for the tests.
-# make vendor: the libraries of the page of headrace serve, anew from npm. make page-tools: what its tests in a browser need.
+# make vendor: the libraries of the page of headrace serve, anew from npm. make node-tools: what tests with Node need.
 # make gpu-kit: a wheel and compiled kernels for that machine, to carry there.
 
 PYTHON ?= python3
@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 COMPILERS := $(if $(filter default,$(origin CXX)),c++ g++ clang++,$(firstword $(CXX)))
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard kernels/cpu/*/*)
 
-.PHONY: demo test check bench target gpu-kit vendor page-tools format clean
+.PHONY: demo test check bench target gpu-kit vendor node-tools format clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.run
@@ -44,9 +44,11 @@ gpu-kit: $(VENV)/.dev
 vendor:
 	$(PYTHON) benchmarks/vendor_page.py
 
-# What the tests of the page in a browser need besides Node and Chromium.
-page-tools:
-	cd tests/server/page/browser && npm ci --ignore-scripts --no-audit --no-fund
+# What tests with Node need: clients of the server, and besides Chromium what drives the page. What is installed by half is removed.
+node-tools:
+	@for d in tests/server/node tests/server/page/browser; do \
+	  (cd $$d && timeout 120 npm ci --ignore-scripts --no-audit --no-fund --fetch-retries 1 --fetch-timeout 20000) || { \
+	    rm -rf $$d/node_modules; echo "npm cannot install what $$d needs: its tests are skipped"; exit 1; }; done
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

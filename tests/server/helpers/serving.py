@@ -54,28 +54,41 @@ TEMPLATE = """{%- if tools %}<|system|>
 {% endif %}{% endif %}"""
 
 
+Said = str | list[int] | None | Callable[[str], str | None]  # a text or ids, or one by the prompt; None: its own words
+
+
 class Script:
-    """Says `text`, also as ids, then ends; draws as usual where there is none. begins: goes on as usual behind the
-    text."""
+    """Says `text`, also as ids or by the prompt, then ends; draws as usual where there is none. begins: goes on as
+    usual behind the text."""
 
     def __init__(self) -> None:
-        self.text: str | list[int] | None = None
+        self.text: Said = None
         self.begins = False
         self.llm: LLM | None = None
 
     def __call__(self, logits_SV: Tensor, sequences: list[Sequence], ops: Ops) -> list[int]:
         if self.text is None or self.llm is None:
             return sample(logits_SV, sequences, ops)
-        assert self.llm.tokenizer is not None
-        said = self.text
-        wanted = self.llm.tokenizer.encode(said, add_special_tokens=False) if isinstance(said, str) else list(said)
-        wanted += [] if self.begins else [self.llm.parts.eos_ids[0]]
         logits_SV = logits_SV.clone()
         for row_V, one in zip(logits_SV, sequences, strict=True):
-            done = len(one.completion)
-            if done < len(wanted) or not self.begins:
-                row_V[wanted[min(done, len(wanted) - 1)]] = 1e4
+            token = self._next(one)
+            if token is not None:
+                row_V[token] = 1e4
         return sample(logits_SV, sequences, ops)
+
+    def _next(self, one: Sequence) -> int | None:
+        """The token that a sequence is to get; None: as usual."""
+        assert self.llm is not None
+        assert self.llm.tokenizer is not None
+        tokenizer, text = self.llm.tokenizer, self.text
+        if callable(text):
+            text = text(tokenizer.decode(one.tokens[: one.prompt_tokens], skip_special_tokens=False))
+        if text is None:
+            return None
+        wanted = tokenizer.encode(text, add_special_tokens=False) if isinstance(text, str) else list(text)
+        wanted += [] if self.begins else [self.llm.parts.eos_ids[0]]
+        done = len(one.completion)
+        return None if done >= len(wanted) and self.begins else wanted[min(done, len(wanted) - 1)]
 
 
 class Served:
@@ -86,8 +99,9 @@ class Served:
         self.server, self.url, self.script = server, url, script
         self.service: Service = server.service
 
-    def says(self, text: str | list[int] | None, and_more: bool = False) -> None:
-        """Lets the model say a text from now on, or these tokens; and_more: and go on as it likes."""
+    def says(self, text: Said, and_more: bool = False) -> None:
+        """Lets the model say a text from now on, these tokens, or one for each prompt; and_more: and go on as it
+        likes."""
         self.script.text, self.script.begins = text, and_more
 
     @property

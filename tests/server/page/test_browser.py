@@ -1,4 +1,4 @@
-"""The page in Chromium, by the tests in browser/: where Node, Chromium and `make page-tools` are there."""
+"""The page in Chromium, by the tests in browser/: where Node, Chromium and `make node-tools` are there."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def missing() -> str:
     if CHROMIUM is None:
         return "there is no chromium"
     if not (BROWSER / "node_modules" / "playwright-core").is_dir():
-        return "playwright is not there: make page-tools"
+        return "playwright is not there: make node-tools"
     return ""
 
 
