@@ -20,7 +20,6 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 from typing import Any
 
 import result_file
@@ -32,6 +31,7 @@ from headrace.engine.generation.schedule.chunk_limit import FULL_READ
 from headrace.engine.server import run
 from headrace.engine.server.service import Service
 from headrace.engine.server.settings import ServerSettings
+from headrace.kernels.context import Context
 
 NEW, ROUNDS, EIGHT = 64, 7, 8
 STALL_MS = 1000.0
@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--format", default="q4_0")
     parser.add_argument("--prompt", type=int, default=20_000)
     parser.add_argument("--only", choices=("decode", "clients", "long_prompt"))
-    parser.add_argument("--json", type=Path)
+    result_file.add_option(parser, "serving")
     parser.add_argument("--client", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.client:
@@ -53,8 +53,7 @@ def main() -> None:
     found = measure(args)
     for name, value in found.items():
         print(f"{name:28} {value}")
-    if args.json:
-        result_file.write(args.json, {"passport": passport.passport(), "model": args.model, **found})
+    result_file.write(args.json, "serving", {"passport": passport.passport(Context()), "model": args.model, **found})
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:

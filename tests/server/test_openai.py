@@ -167,6 +167,22 @@ def test_completions(client: OpenAI) -> None:
     assert len(ids.logprobs.tokens or ()) == 2
 
 
+@pytest.mark.parametrize("prompt", [["Hello", 5], ["Hello", [5]], [[5], 6], [5, "Hello"], [[5], "Hello"]])
+def test_prompts_of_two_kinds(prompt: Any, client: OpenAI) -> None:
+    """A text and a list of ids are two prompts; an id beside a text is neither."""
+    if all(isinstance(one, str | list) for one in prompt):
+        assert len(client.completions.create(model="m", prompt=prompt, max_tokens=1).choices) == 2
+    else:
+        with pytest.raises(openai.BadRequestError, match="prompt mixes texts and ids"):
+            client.completions.create(model="m", prompt=prompt)
+
+
+@pytest.mark.parametrize("token", [-1, 2**40])
+def test_an_id_that_no_token_has(token: int, client: OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="outside the vocabulary"):
+        client.completions.create(model="m", prompt=[5, token], echo=True)
+
+
 def test_a_repeated_prefix_is_not_computed_again(client: OpenAI) -> None:
     long: list[Any] = [{"role": "user", "content": "word " * 200}]
     first = client.chat.completions.create(model="m", messages=long, max_tokens=2).usage

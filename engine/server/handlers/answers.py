@@ -125,15 +125,16 @@ async def completions(request: Request) -> Any:
     name, count = model_name(service, asked.model), fields.choices(asked)
     asks, params = completion_wire.prompts_of(asked), completion_wire.params_of(asked, service.defaults)
     prompts = [await service.prompt(ask) for ask in asks]
-    echoes = [service.text_of(one.ids) if asked.echo else "" for one in prompts for _ in range(count)]
-
     grammar = await form_of(service, asked, None)
     starts = [
         partial(service.answer, prompt, nth(params, i), priority=asked.priority or 0, grammar=grammar)
         for prompt in prompts
         for i in range(count)
     ]
-    generations, writer = started(starts), CompletionWriter(asked, name, service.token_bytes, echoes)
+    generations = started(starts)
+    # Behind the check of ids that came as such.
+    echoes = [service.text_of(one.ids) if asked.echo else "" for one in prompts for _ in range(count)]
+    writer = CompletionWriter(asked, name, service.token_bytes, echoes)
     if asked.stream:
         return sse.EventStream(events(writer, generations, service), partial(end, generations))
     return Answer(generations, writer.whole)

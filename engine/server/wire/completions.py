@@ -44,9 +44,16 @@ def prompts_of(asked: CompletionRequest) -> list[PromptAsk]:
         raise bad_request(f"prompt has {len(many)} texts; give at most {MOST_PROMPTS}", "prompt")
     special = asked.add_special_tokens is not False
     return [
-        PromptAsk(text=one, add_special_tokens=special) if isinstance(one, str) else PromptAsk(ids=tuple(one))
+        PromptAsk(text=one, add_special_tokens=special) if isinstance(one, str) else PromptAsk(ids=_ids(one))
         for one in many
     ]
+
+
+def _ids(prompt: Any) -> tuple[int, ...]:
+    """A prompt that is given as ids."""
+    if not isinstance(prompt, list) or not all(isinstance(one, int) for one in prompt):
+        raise bad_request("prompt mixes texts and ids: give a text, a list of texts, ids, or a list of ids", "prompt")
+    return tuple(prompt)
 
 
 def params_of(asked: CompletionRequest, defaults: SamplingParams) -> SamplingParams:
