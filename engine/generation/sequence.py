@@ -37,6 +37,7 @@ class Sequence:
     constraint: Constraint | None = None  # a grammar that it follows
     logprobs: list[Likely] = field(default_factory=list)  # of its new tokens, where they are wanted
     priority: int = 0  # lower ones run first
+    salt: bytes = b""  # it shares pages with sequences of the same one alone
     arrived: float = 0.0  # seconds of the scheduler's clock
     admitted: float | None = None  # when it first ran
     passed_over: int = 0  # smaller ones that were admitted while there was no room for it

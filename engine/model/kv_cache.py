@@ -141,16 +141,21 @@ class PageTable:
         return page
 
     def reuse(
-        self, tokens: list[int], ends: Container[Digest] | None = None, memo: list[Digest] | None = None
+        self,
+        tokens: list[int],
+        ends: Container[Digest] | None = None,
+        memo: list[Digest] | None = None,
+        salt: Digest = b"",
     ) -> tuple[list[int], list[Digest]]:
         """Takes over the longest run of known pages at the start of `tokens`, never all of them: the last token has to
         be computed for its logits. ends: where a run may end; None: anywhere. memo: digests of the first pages that
-        were worked out before, which grows. Returns the pages and the digests of their content."""
+        were worked out before, which grows. salt: pages of another one are not found. Returns the pages and the digests
+        of their content."""
         worked_out = [] if memo is None else memo
         digests: list[Digest] = []
         for page, end in enumerate(range(PAGE, len(tokens), PAGE)):
             if page == len(worked_out):
-                worked_out.append(_extend(worked_out, tokens[end - PAGE : end]))
+                worked_out.append(_extend(worked_out, tokens[end - PAGE : end], salt))
             if worked_out[page] not in self.page_of:
                 break
             digests.append(worked_out[page])
@@ -167,11 +172,13 @@ class PageTable:
         self.owners[page] += 1
         self.found[page] = True
 
-    def publish(self, tokens: list[int], pages: list[int], digests: list[Digest], computed: int) -> None:
+    def publish(
+        self, tokens: list[int], pages: list[int], digests: list[Digest], computed: int, salt: Digest = b""
+    ) -> None:
         """Makes full pages known, now that the keys and values of `computed` tokens are written. `digests` are those of
         the sequence's first pages, and grow; a page whose content another page already has stays private."""
         for i in range(len(digests), computed // PAGE):
-            digest = _extend(digests, tokens[i * PAGE : (i + 1) * PAGE])
+            digest = _extend(digests, tokens[i * PAGE : (i + 1) * PAGE], salt)
             digests.append(digest)
             if digest not in self.page_of:
                 self.page_of[digest] = pages[i]
@@ -190,14 +197,20 @@ class PageTable:
                     self.free.append(page)
 
 
-def work_out(tokens: list[int], memo: list[Digest]) -> list[Digest]:
-    """Digests of all pages of a prompt that could be taken over; memo: of the first ones, which grows."""
+def work_out(tokens: list[int], memo: list[Digest], salt: Digest = b"") -> list[Digest]:
+    """Digests of all pages of a prompt that could be taken over; memo: of the first ones, which grows. salt: what they
+    begin with."""
     for end in range(PAGE * (len(memo) + 1), len(tokens), PAGE):
-        memo.append(_extend(memo, tokens[end - PAGE : end]))
+        memo.append(_extend(memo, tokens[end - PAGE : end], salt))
     return memo[: max(0, len(tokens) - 1) // PAGE]
 
 
-def _extend(before: list[Digest], tokens: list[int]) -> Digest:
-    """The digest of a page: of its tokens and of everything before them."""
-    last = before[-1] if before else b""
+def salted(text: str) -> Digest:
+    """What the digests of prompts begin with that share nothing with prompts of another text."""
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def _extend(before: list[Digest], tokens: list[int], salt: Digest) -> Digest:
+    """The digest of a page: of its tokens and of everything before them, which begins with the salt."""
+    last = before[-1] if before else salt
     return hashlib.blake2b(last + array("q", tokens).tobytes(), digest_size=16).digest()

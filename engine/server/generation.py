@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from ...loaders.tokens.dialects.events import Event
 from ..generation.answer_text import AnswerText
@@ -19,17 +20,27 @@ MOST_UNREAD = 4096  # tokens that wait for a reader, after which it is gone or t
 
 @dataclass
 class News:
-    """What came since the last time: events, and the tokens behind them. Both empty: nothing, for SILENT_S."""
+    """What came since the last time: events, and the tokens behind them; how far the prompt is, where that is wanted
+    and new. All empty: nothing, for SILENT_S."""
 
     events: list[Event] = field(default_factory=list)
     chunks: list[Chunk] = field(default_factory=list)
+    progress: dict[str, Any] | None = None
 
 
 class Generation:
-    """One answer that is being made. cancel: ends it, if it has not ended."""
+    """One answer that is being made. cancel: ends it, if it has not ended. shows_progress: news tell how far the prompt
+    is."""
 
-    def __init__(self, request: Request, text: AnswerText, cancel: Callable[[Generation], None]) -> None:
-        self.request, self.text, self._cancel = request, text, cancel
+    def __init__(
+        self,
+        request: Request,
+        text: AnswerText,
+        cancel: Callable[[Generation], None],
+        shows_progress: bool = False,
+    ) -> None:
+        self.request, self.text, self._cancel, self.shows_progress = request, text, cancel, shows_progress
+        self._shown = -1  # tokens of the prompt that were computed when that was last told
         self.submitted = time.monotonic()
         self.first: float | None = None  # when its first token came
         self.last: float | None = None
@@ -54,7 +65,7 @@ class Generation:
             while True:
                 is_open = self.request.is_open
                 found = self._drain()
-                if found.events or found.chunks:
+                if found.events or found.chunks or found.progress:
                     yield found
                 elif not is_open:
                     break
@@ -82,7 +93,25 @@ class Generation:
             self.last = time.monotonic()
             self.first = self.first or self.last
             self.tokens += len(found.chunks)
+        if self.shows_progress:
+            found.progress = self._progress()
         return found
+
+    def _progress(self) -> dict[str, Any] | None:
+        """How far the prompt is, by llama.cpp's names, cached tokens included; None where that is known already. One
+        that makes room for another stays where it was until it is further again."""
+        sequence = self.request.sequence
+        done = min(sequence.computed, sequence.prompt_tokens)
+        if sequence.admitted is None or done <= self._shown:
+            return None
+        self._shown = done
+        seconds = time.monotonic() - self.submitted - self.queued_s
+        return {
+            "total": sequence.prompt_tokens,
+            "cache": sequence.reused,
+            "processed": done,
+            "time_ms": round(seconds * 1e3),
+        }
 
     # ---- what an answer says of it
 

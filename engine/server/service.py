@@ -22,6 +22,7 @@ from ..config import SamplingParams
 from ..generation.grammar import Grammar
 from ..generation.own_answers import PromptIds
 from ..llm import LLM
+from ..model.kv_cache import salted
 from .engine_thread import EngineThread
 from .generation import Generation
 from .settings import ServerSettings
@@ -39,6 +40,7 @@ class PromptAsk:
     tools: Any = None
     arguments: Mapping[str, Any] | None = None
     add_generation_prompt: bool = True
+    continues: bool = False  # the last message is gone on with
     text: str | None = None
     ids: tuple[int, ...] | None = None
     add_special_tokens: bool = True
@@ -149,7 +151,7 @@ class Service:
         """The text of a conversation's prompt; runs a stranger's code."""
         return self.tokenizer.render_chat(
             list(ask.messages or ()), ask.add_generation_prompt, tools=ask.tools, template=self.template,
-            arguments=ask.arguments,
+            arguments=ask.arguments, continues=ask.continues,
         )  # fmt: skip
 
     async def rendered(self, ask: PromptAsk) -> str:
@@ -210,17 +212,20 @@ class Service:
         tools: Any = None,
         parse: bool = False,
         priority: int = 0,
+        salt: str | None = None,
         grammar: Grammar | None = None,
+        shows_progress: bool = False,
     ) -> Generation:
-        """Starts an answer. parse: reasoning and calls are told apart from text. grammar: what it follows, behind its
-        reasoning. Raises ApiError or a HeadraceError."""
+        """Starts an answer. parse: reasoning and calls are told apart from text. salt: it shares no cached prefix with
+        answers of another one. grammar: what it follows, behind its reasoning. shows_progress: news tell how far the
+        prompt is. Raises ApiError or a HeadraceError."""
         self.check_queue()
         params, dialect = self.clamp(params, len(prompt.ids)), self.choice.dialect if parse else None
         request, text = self.llm.admission.told_apart(prompt.made, params, dialect, tools, prompt.text)
-        request.sequence.priority = priority
+        request.sequence.priority, request.sequence.salt = priority, salted(salt) if salt else b""
         if grammar is not None:
             request.sequence.constraint = self.llm.admission.constraint(grammar, text, dialect)
-        generation = Generation(request, text, self._end)
+        generation = Generation(request, text, self._end, shows_progress)
         self.open[request.sequence.id] = generation
         self.engine.submit(request)
         return generation

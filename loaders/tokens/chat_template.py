@@ -29,6 +29,7 @@ RESERVED = frozenset({"messages", "tools", "add_generation_prompt"})
 PROBE, TOOL = "probed_key", "probed_tool"  # in messages that show how a template writes them
 THOUGHTS = (REASONING, "thinking", "reasoning")
 _READS = r"(?:\.|\[['\"]|get\(['\"])%s\b"  # a key of a message
+END = "\ue000END\ue000"  # behind the text of a message that goes on; of characters that mean nothing
 _TURNS = ("user", "assistant", "user")
 
 
@@ -46,9 +47,11 @@ class ChatTemplate:
         add_generation_prompt: bool,
         tools: Any = None,
         arguments: Mapping[str, Any] | None = None,
+        *,
+        continues: bool = False,
     ) -> str:
         """The prompt for `messages`. tools: functions that may be called. arguments: what else the template reads, as
-        enable_thinking.
+        enable_thinking. continues: it ends with the text of the last message, which the model goes on with.
 
         Raises TokenizerError if a message or tool is none, if the template refuses the messages, is faulty, or tries
         what the sandbox forbids.
@@ -57,9 +60,11 @@ class ChatTemplate:
         if taken := RESERVED & {*arguments}:
             raise TokenizerError(f"{min(taken)} is no argument of a template: it is given by the chat itself")
         chat = normalise(messages, self.ways)
+        if continues:
+            chat[-1] = _open(chat[-1])
         values = {"documents": None, **self.tokens, **arguments, "messages": chat, "tools": tools_of(tools)}
         try:
-            return self._compiled.render(values, add_generation_prompt=add_generation_prompt)
+            text = self._compiled.render(values, add_generation_prompt=add_generation_prompt)
         # A template is a stranger's code: besides jinja's errors it can raise whatever its expressions raise.
         except Exception as error:
             kind = "does what the sandbox forbids" if isinstance(error, SecurityError) else "failed"
@@ -67,6 +72,12 @@ class ChatTemplate:
                 f"the chat template of {self.source} {kind}: {error or type(error).__name__}; "
                 "check the roles and their order, or give the prompt as plain text"
             ) from error
+        if not continues:
+            return text
+        said, end, _ = text.rpartition(END)
+        if not end:
+            raise TokenizerError(f"the chat template of {self.source} leaves the last message out: it cannot go on")
+        return said
 
     @cached_property
     def _compiled(self) -> Template:
@@ -126,6 +137,13 @@ class ChatTemplate:
         # A stranger's code: that it fails in whatever way is the answer to what is asked here.
         except Exception:
             return ""
+
+
+def _open(message: dict[str, Any]) -> dict[str, Any]:
+    """A message that goes on behind its text."""
+    if message.get("tool_calls"):
+        raise TokenizerError("the last message of the chat calls tools: only text can be gone on with")
+    return {**message, "content": f"{message['content'] or ''}{END}"}
 
 
 def _called(arguments: Any, content: str | None = "") -> list[dict[str, Any]]:

@@ -142,14 +142,17 @@ class Tokenizer:
         tools: Any = None,
         template: str | None = None,
         arguments: Mapping[str, Any] | None = None,
+        continues: bool = False,
     ) -> str:
         """The prompt for `messages`, special tokens spelled out: encode it with add_special_tokens=False.
 
         tools: functions that the model may call. template: the name of one of `templates`, or a template's own text.
-        arguments: of the template, as enable_thinking. Raises TokenizerError if there is no chat template, if a message
+        arguments: of the template, as enable_thinking. continues: it ends with the text of the last message, which the
+        model goes on with. Raises TokenizerError if there is no chat template, if a message
         is none, or if the template refuses the messages, is faulty, or tries what the sandbox forbids.
         """
-        return self.template(template, bool(tools)).render(messages, add_generation_prompt, tools, arguments)
+        found = self.template(template, bool(tools))
+        return found.render(messages, add_generation_prompt, tools, arguments, continues=continues)
 
     def _template(self, text: str) -> ChatTemplate:
         return ChatTemplate(text=text, tokens=self.special_texts, source=self.source)

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from headrace.engine.model.kv_cache import PAGE, PageTable, pages_for
+from headrace.engine.model.kv_cache import PAGE, PageTable, pages_for, salted
 
 
 def fill(table: PageTable, tokens: list[int]) -> list[int]:
@@ -140,3 +140,15 @@ def test_twins_computed_at_the_same_time_both_work_and_one_is_known() -> None:
 def test_more_than_there_is_is_our_own_mistake() -> None:
     with pytest.raises(AssertionError, match="3 pages asked, 2 available"):
         PageTable(2).allocate(3)
+
+
+def test_pages_of_another_salt_are_not_found() -> None:
+    table, salts = PageTable(12), [b"", salted("one"), salted("two")]
+    for salt in salts[:2]:
+        pages, digests = table.reuse(tokens(2.5), salt=salt)
+        assert pages == []
+        pages = table.allocate(3)
+        table.publish(tokens(2.5), pages, digests, len(tokens(2.5)), salt)
+    found = [table.reuse(tokens(2.5), salt=salt)[0] for salt in salts]
+    assert [len(pages) for pages in found] == [2, 2, 0]
+    assert not {*found[0]} & {*found[1]}

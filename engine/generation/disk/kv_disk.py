@@ -64,7 +64,7 @@ class KVDisk:
         a time: what is read for many that wait would push out what is read for the first. room: pages that may be
         taken; where that is too little nothing is read yet."""
         if sequence.fetch is None or (sequence.fetch.is_queued and self.current is None):
-            sequence.fetch = self._ask(work_out(sequence.tokens, sequence.prompt_digests), room)
+            sequence.fetch = self._ask(work_out(sequence.tokens, sequence.prompt_digests, sequence.salt), room)
         if sequence.fetch is None:
             return True
         if sequence.fetch.is_done:

@@ -129,7 +129,8 @@ class Scheduler:
     def _is_being_computed(self, sequence: Sequence) -> bool:
         """Whether a running prompt computes pages now that this one can take over when they are done."""
         prompts = [s for s in self.running if not s.is_decoding]
-        return any(PAGE * shared_pages(sequence.tokens, s.tokens) > s.computed for s in prompts)
+        alike = [s for s in prompts if s.salt == sequence.salt]
+        return any(PAGE * shared_pages(sequence.tokens, s.tokens) > s.computed for s in alike)
 
     def _is_being_read(self, sequence: Sequence) -> bool:
         """Whether pages that it can take over come from the disk."""
@@ -139,7 +140,7 @@ class Scheduler:
 
     def _enter(self, sequence: Sequence) -> bool:
         """Gives a sequence its pages and lets it run; False if there are too few."""
-        reused, digests = self.pages.reuse(sequence.tokens, self.states, sequence.prompt_digests)
+        reused, digests = self.pages.reuse(sequence.tokens, self.states, sequence.prompt_digests, sequence.salt)
         need = pages_for(min(sequence.longest, len(sequence.tokens) + WINDOW)) - len(reused)
         if need + (self.watermark if self.running else 0) > self.pages.available:
             self.pages.release(reused)
@@ -180,7 +181,7 @@ class Scheduler:
         for sequence, count in zip(batch.sequences, batch.counts, strict=True):
             sequence.computed += count
             sequence.forced = max(0, sequence.forced - count)
-            self.pages.publish(sequence.tokens, sequence.pages, sequence.digests, sequence.computed)
+            self.pages.publish(sequence.tokens, sequence.pages, sequence.digests, sequence.computed, sequence.salt)
         self.share.booked(batch.phase, seconds)
         if self.limit is not None and batch.phase != DECODE:
             prompts = batch.tokens - batch.decoding - batch.forced

@@ -22,7 +22,7 @@ from ..service import Service
 from ..structured import calls, formats
 from ..wire import chat as chat_wire
 from ..wire import completions as completion_wire
-from ..wire import fields
+from ..wire import fields, usage
 from ..wire.chat import ChatRequest, ChatWriter, Gathered
 from ..wire.completions import CompletionRequest, CompletionWriter
 from ..wire.errors import ApiError, of_exception
@@ -37,12 +37,17 @@ async def chat(request: Request) -> Any:
     prompt = await service.prompt(ask)
     tools = None if calls.leaves_out(asked.tool_choice) else ask.tools
     grammar = await form_of(service, asked, asked.response_format, tools, asked.tool_choice, asked.parallel_tool_calls)
-    more: dict[str, Any] = {"tools": tools, "parse": True, "priority": asked.priority or 0, "grammar": grammar}
+    more: dict[str, Any] = {"tools": tools, "parse": True, "grammar": grammar, **streaming(asked)}
     starts = [partial(service.answer, prompt, nth(params, i), **more) for i in range(count)]
     generations, writer = started(starts), ChatWriter(asked, name, service.token_bytes)
     if asked.stream:
         return sse.EventStream(events(writer, generations, service), partial(end, generations))
     return Answer(generations, writer.whole)
+
+
+def streaming(asked: fields.Streamed) -> dict[str, Any]:
+    """What an answer is started with that may be streamed."""
+    return {**fields.running(asked), "shows_progress": bool(asked.stream and asked.return_progress)}
 
 
 async def form_of(
@@ -105,10 +110,14 @@ async def events(
         async for i, news in stream:
             if news is None:
                 yield sse.event(writer.closing(i, generations[i]))
-            elif news.events or news.chunks:
+                continue
+            if news.progress:
+                yield sse.event(writer.progressed(i, news.progress))
+            if news.events or news.chunks:
+                times = {"timings": usage.timings(generations[i])} if writer.asked.timings_per_token else {}
                 for delta in writer.deltas(i, news.events, news.chunks):
-                    yield sse.event(delta)
-            elif not service.settings.no_keep_alive:
+                    yield sse.event(delta | times)
+            elif not news.progress and not service.settings.no_keep_alive:
                 yield sse.ALIVE
         if writer.asked.wants_usage:
             yield sse.event(writer.counted(generations))
@@ -127,7 +136,7 @@ async def completions(request: Request) -> Any:
     prompts = [await service.prompt(ask) for ask in asks]
     grammar = await form_of(service, asked, None)
     starts = [
-        partial(service.answer, prompt, nth(params, i), priority=asked.priority or 0, grammar=grammar)
+        partial(service.answer, prompt, nth(params, i), grammar=grammar, **streaming(asked))
         for prompt in prompts
         for i in range(count)
     ]

@@ -35,7 +35,7 @@ async def messages(request: Request) -> Any:
     tools = None if leaves_out(asked.tool_choice) else ask.tools
     format = (asked.output_config and asked.output_config.format) or asked.output_format
     grammar = await form_of(service, asked, format, tools, asked.tool_choice)
-    generation = service.answer(prompt, params, tools=tools, parse=True, priority=asked.priority or 0, grammar=grammar)
+    generation = service.answer(prompt, params, tools=tools, parse=True, grammar=grammar, **fields.running(asked))
     writer = MessagesWriter(name, generation)
     if asked.stream:
         return sse.EventStream(message_events(writer, service), generation.cancel, {"request-id": new_id("req")})
@@ -92,7 +92,7 @@ async def responses(request: Request) -> Any:
     tools = None if leaves_out(asked.tool_choice) else ask.tools
     format = None if asked.text is None else asked.text.format
     grammar = await form_of(service, asked, format, tools, asked.tool_choice, asked.parallel_tool_calls)
-    generation = service.answer(prompt, params, tools=tools, parse=True, priority=asked.priority or 0, grammar=grammar)
+    generation = service.answer(prompt, params, tools=tools, parse=True, grammar=grammar, **fields.running(asked))
     writer = ResponsesWriter(asked, name, generation)
     if asked.stream:
         return sse.EventStream(response_events(writer, service), generation.cancel)

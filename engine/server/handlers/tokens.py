@@ -29,6 +29,7 @@ class TokenizeRequest(msgspec.Struct, kw_only=True):
     return_token_strs: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
 
 
 class DetokenizeRequest(msgspec.Struct, kw_only=True):
@@ -58,7 +59,7 @@ async def tokenize(request: Request) -> Response:
 def _chat(asked: TokenizeRequest) -> PromptAsk:
     return PromptAsk(
         messages=asked.messages, tools=asked.tools or None, arguments=asked.chat_template_kwargs,
-        add_generation_prompt=asked.add_generation_prompt is not False,
+        **fields.prompt_end(asked.add_generation_prompt, asked.continue_final_message),
     )  # fmt: skip
 
 

@@ -40,7 +40,7 @@ class AccessLog:
             while len(self.misses) > REMEMBERED:
                 del self.misses[next(iter(self.misses))]
         sequence = generation.request.sequence
-        if sequence.prompt_tokens >= NEAR:
+        if sequence.prompt_tokens >= NEAR and not sequence.salt:
             self.prompts.append(sequence.tokens)
 
     def line(self, generation: Generation) -> str:
@@ -59,11 +59,11 @@ class AccessLog:
 
     def near_miss(self, generation: Generation) -> str:
         """Where a prompt parts from the earlier one that it shares most with, if more was shared than could be used; ""
-        where nothing was lost."""
+        where nothing was lost, or it shares nothing because of its salt."""
         sequence = generation.request.sequence
         prompt = sequence.tokens[: sequence.prompt_tokens]
         best = max(self.prompts, key=lambda one: shared_pages(prompt, one), default=None)
-        if best is None or sequence.admitted is None:
+        if best is None or sequence.admitted is None or sequence.salt:
             return ""
         same = _common(prompt, best)
         lost = len(prompt) - same

@@ -12,7 +12,6 @@ from ...generation.outputs import Chunk
 from ..generation import Generation
 from ..service import PromptAsk
 from . import fields, usage
-from .errors import bad_request
 from .logprobs import chat_logprobs
 
 
@@ -33,20 +32,16 @@ class ChatRequest(fields.Streamed, kw_only=True):
     top_logprobs: int | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
-    return_progress: bool | None = None
-    timings_per_token: bool | None = None
 
 
 def prompt_of(asked: ChatRequest) -> PromptAsk:
     """What the prompt is made of; raises ApiError for what cannot be done."""
     fields.check_sizes(asked.messages, asked.tools)
-    if asked.continue_final_message:
-        raise bad_request("continue_final_message is not supported: leave it out", "continue_final_message")
     return PromptAsk(
         messages=asked.messages,
         tools=asked.tools or None,
         arguments=fields.template_arguments(asked.reasoning_effort, asked.chat_template_kwargs, asked.enable_thinking),
-        add_generation_prompt=asked.add_generation_prompt is not False,
+        **fields.prompt_end(asked.add_generation_prompt, asked.continue_final_message),
     )
 
 
@@ -80,6 +75,10 @@ class ChatWriter:
             found = found or [self._choice(index, {})]
             found[0]["logprobs"] = chat_logprobs(chunks, self.decode)
         return [self.chunk([one]) for one in found]
+
+    def progressed(self, index: int, progress: dict[str, Any]) -> dict[str, Any]:
+        """How far the prompt of a choice is."""
+        return self.chunk([self._choice(index, {})], prompt_progress=progress)
 
     def closing(self, index: int, generation: Generation) -> dict[str, Any]:
         """The last chunk of a choice."""

@@ -91,6 +91,10 @@ class CompletionWriter:
         self.lengths[index] = start + len(text)
         return self.chunk([self._choice(index, text, chunks, start, None)])
 
+    def progressed(self, index: int, progress: dict[str, Any]) -> dict[str, Any]:
+        """How far the prompt of a choice is."""
+        return self.chunk([self._choice(index, "", [], 0, None)], prompt_progress=progress)
+
     def closing(self, index: int, generation: Generation) -> dict[str, Any]:
         """The last chunk of a choice."""
         choice = self._choice(index, "", [], 0, generation.finish_reason)

@@ -38,6 +38,7 @@ class Sampled(msgspec.Struct, kw_only=True):
     ignore_eos: bool | None = None
     min_tokens: int | None = None
     priority: int | None = None
+    cache_salt: str | None = None
     n: int | None = None
     headrace: bool | None = None
     grammar: str | None = None
@@ -59,6 +60,8 @@ class Streamed(Sampled, kw_only=True):
     """What requests of OpenAI's chat and completions have in common."""
 
     stream_options: StreamOptions | None = None
+    return_progress: bool | None = None
+    timings_per_token: bool | None = None
 
     @property
     def wants_usage(self) -> bool:
@@ -72,6 +75,23 @@ def check_sizes(messages: Sequence[Any], tools: Sequence[Any] | None) -> None:
         raise bad_request("messages is empty: give at least one", "messages")
     if len(messages) > MOST_MESSAGES or len(tools or ()) > MOST_TOOLS:
         raise bad_request(f"give at most {MOST_MESSAGES} messages and {MOST_TOOLS} tools")
+
+
+def prompt_end(add_generation_prompt: bool | None, continue_final_message: bool | None) -> dict[str, Any]:
+    """How a conversation's prompt ends: with what opens an answer, unless that is not wanted, or with the text of the
+    last message. Raises ApiError for both."""
+    if continue_final_message and add_generation_prompt:
+        raise bad_request(
+            "continue_final_message and add_generation_prompt exclude each other: give one of them",
+            "continue_final_message",
+        )
+    continues = bool(continue_final_message)
+    return {"add_generation_prompt": not continues and add_generation_prompt is not False, "continues": continues}
+
+
+def running(wanted: Sampled) -> dict[str, Any]:
+    """What an answer is started with, by any API: before whom it runs, and with whom it shares."""
+    return {"priority": wanted.priority or 0, "salt": wanted.cache_salt}
 
 
 def read(body: bytes, kind: type[T]) -> T:

@@ -234,6 +234,16 @@ def test_two_equal_prompts_are_computed_once() -> None:
     assert other.reused == 5000 // PAGE * PAGE
 
 
+def test_equal_prompts_of_different_salts_do_not_wait_for_each_other() -> None:
+    engine = Engine()
+    one, other = engine.add(prompt(5000, 1), 3), engine.add(prompt(5000, 1), 3)
+    other.salt = b"another"
+    engine.run()
+    assert sum(b.tokens - b.decoding for b in engine.batches) == 10_000
+    assert one.completion == other.completion
+    assert other.reused == 0
+
+
 @pytest.mark.parametrize(
     ("one", "other", "pages"),
     [
