@@ -6,8 +6,9 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...loaders.tokens.dialects.events import CallArguments, CallStart, Event, Reasoning
+from ...loaders.tokens.dialects.events import Event
 from .answer_text import AnswerText
+from .blocks import THINKING, Blocks
 from .outputs import Chunk, Completion
 
 
@@ -36,8 +37,7 @@ class ChatStream(Iterator[Event]):
         self, chunks: Generator[Chunk, None, None], completion: Callable[[], Completion], text: AnswerText
     ) -> None:
         self._chunks, self._completion, self._text = chunks, completion, text
-        self._reasoning: list[str] = []
-        self._calls: list[dict[str, Any]] = []
+        self._blocks = Blocks()
 
     def __next__(self) -> Event:
         while not self._text.events:
@@ -46,12 +46,7 @@ class ChatStream(Iterator[Event]):
 
     def _take(self) -> Event:
         event = self._text.events.popleft()
-        if isinstance(event, Reasoning):
-            self._reasoning.append(event.text)
-        elif isinstance(event, CallStart):
-            self._calls.append({"id": event.id, "type": "function", "function": {"name": event.name, "arguments": ""}})
-        elif isinstance(event, CallArguments):
-            self._calls[event.index]["function"]["arguments"] += event.piece
+        self._blocks.gather([event])
         return event
 
     def close(self) -> None:
@@ -68,4 +63,4 @@ class ChatStream(Iterator[Event]):
     def result(self) -> ChatCompletion:
         """The answer so far."""
         made = self._completion()
-        return ChatCompletion(**vars(made), reasoning="".join(self._reasoning), tool_calls=self._calls)
+        return ChatCompletion(**vars(made), reasoning=self._blocks.text_of(THINKING), tool_calls=self._blocks.calls)

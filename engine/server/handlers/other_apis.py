@@ -39,7 +39,7 @@ async def messages(request: Request) -> Any:
     writer = MessagesWriter(name, generation)
     if asked.stream:
         return sse.EventStream(message_events(writer, service), generation.cancel, {"request-id": new_id("req")})
-    return Answer([generation], lambda _, gathered: writer.whole(gathered[0].events), _anthropic_error)
+    return Answer([generation], lambda _, gathered: writer.whole(gathered[0].blocks), _anthropic_error)
 
 
 def _anthropic_error(error: ApiError) -> dict[str, Any]:
@@ -96,7 +96,7 @@ async def responses(request: Request) -> Any:
     writer = ResponsesWriter(asked, name, generation)
     if asked.stream:
         return sse.EventStream(response_events(writer, service), generation.cancel)
-    return Answer([generation], lambda _, gathered: writer.whole(gathered[0].events))
+    return Answer([generation], lambda _, gathered: writer.whole(gathered[0].blocks))
 
 
 async def response_events(writer: ResponsesWriter, service: Service) -> AsyncGenerator[bytes, None]:

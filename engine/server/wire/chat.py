@@ -8,6 +8,7 @@ from typing import Any
 
 from ....loaders.tokens.dialects.events import CallArguments, CallStart, Event, Reasoning, Text
 from ...config import SamplingParams
+from ...generation.blocks import TEXT, THINKING, Blocks
 from ...generation.outputs import Chunk
 from ..generation import Generation
 from ..service import PromptAsk
@@ -120,36 +121,26 @@ def delta_of(event: Event) -> dict[str, Any] | None:
 
 
 class Gathered:
-    """A whole answer, from its events."""
+    """A whole answer, from its news."""
 
     def __init__(self) -> None:
-        self.text, self.reasoning = "", ""
-        self.calls: list[dict[str, Any]] = []
+        self.blocks = Blocks()
         self.chunks: list[Chunk] = []
-        self.events: list[Event] = []
 
     def add(self, events: Sequence[Event], chunks: Sequence[Chunk]) -> None:
         """Takes in what came."""
+        self.blocks.gather(events)
         self.chunks += chunks
-        self.events += events
-        for event in events:
-            if isinstance(event, Text):
-                self.text += event.text
-            elif isinstance(event, Reasoning):
-                self.reasoning += event.text
-            elif isinstance(event, CallStart):
-                self.calls.append({"id": event.id, "name": event.name, "arguments": ""})
-            elif isinstance(event, CallArguments):
-                self.calls[event.index]["arguments"] += event.piece
+
+    @property
+    def text(self) -> str:
+        """What is said."""
+        return self.blocks.text_of(TEXT)
 
     def message(self) -> dict[str, Any]:
         """As the chat API has it."""
-        found: dict[str, Any] = {"role": "assistant", "content": self.text or (None if self.calls else "")}
-        if self.reasoning:
-            found |= {"reasoning_content": self.reasoning, "reasoning": self.reasoning}
-        if self.calls:
-            found["tool_calls"] = [
-                {"id": one["id"], "type": "function", "function": {"name": one["name"], "arguments": one["arguments"]}}
-                for one in self.calls
-            ]
-        return found
+        thought, calls = self.blocks.text_of(THINKING), self.blocks.calls
+        found: dict[str, Any] = {"role": "assistant", "content": self.text or (None if calls else "")}
+        if thought:
+            found |= {"reasoning_content": thought, "reasoning": thought}
+        return found | ({"tool_calls": calls} if calls else {})

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from ....loaders.tokens.dialects.events import Event
+from ...generation.blocks import CALL, TEXT, THINKING, Block, Blocks, Change
 from .. import sse
 from ..generation import Generation
 from . import usage
-from .blocks import CALL, TEXT, THINKING, Block, Blocks, Change
 
 SIGNATURE = "headrace"  # clients send thinking back only with one
 
@@ -42,11 +42,9 @@ class MessagesWriter:
         yield _event("message_delta", delta=delta, usage=self._usage(), **self._extras())
         yield _event("message_stop")
 
-    def whole(self, events: list[Event]) -> dict[str, Any]:
+    def whole(self, blocks: Blocks) -> dict[str, Any]:
         """The answer of a request that streams nothing."""
-        for _ in self.blocks.add(events):
-            pass
-        content = [_whole(one) for one in self.blocks.all]
+        content = [_whole(one) for one in blocks.all]
         return {**self._message(content, self.stop_reason, self._usage()), **self._extras()}
 
     def _message(self, content: list[Any], reason: str | None, counts: dict[str, Any]) -> dict[str, Any]:

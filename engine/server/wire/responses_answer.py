@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from ....loaders.tokens.dialects.events import Event
+from ...generation.blocks import CALL, TEXT, THINKING, Block, Blocks, Change
 from .. import sse
 from ..generation import Generation
 from . import usage
-from .blocks import CALL, TEXT, THINKING, Block, Blocks, Change
 from .responses import ResponsesRequest
 
 
@@ -45,16 +45,15 @@ class ResponsesWriter:
         response = self._response("failed", []) | {"error": {"code": "server_error", "message": message}}
         return self._event("response.failed", response=response)
 
-    def whole(self, events: list[Event]) -> dict[str, Any]:
+    def whole(self, blocks: Blocks) -> dict[str, Any]:
         """The answer of a request that streams nothing."""
-        for _ in self.blocks.add(events):
-            pass
+        self.blocks = blocks
         return self.finished()
 
     def finished(self) -> dict[str, Any]:
         """The response at its end."""
         is_cut = self.generation.request.sequence.finish_reason == "length"
-        found = self._response("incomplete" if is_cut else "completed", [_item(one) for one in self.blocks.all])
+        found = self._response("incomplete" if is_cut else "completed", [self._item(one) for one in self.blocks.all])
         if is_cut:
             found["incomplete_details"] = {"reason": "max_output_tokens"}
         counts = usage.openai([self.generation])
@@ -89,45 +88,44 @@ class ResponsesWriter:
         elif change.piece is None:
             yield from self._ended(block)
         else:
-            yield self._event(f"{_kind(block)}.delta", **_place(block), delta=change.piece)
+            yield self._event(f"{_kind(block)}.delta", **self._place(block), delta=change.piece)
 
     def _begun(self, block: Block) -> Iterator[bytes]:
-        yield self._event("response.output_item.added", output_index=block.index, item=_item(block, False))
+        yield self._event("response.output_item.added", output_index=block.index, item=self._item(block, False))
         if block.kind == TEXT:
             part = {"type": "output_text", "text": "", "annotations": []}
-            yield self._event("response.content_part.added", **_place(block), part=part)
+            yield self._event("response.content_part.added", **self._place(block), part=part)
 
     def _ended(self, block: Block) -> Iterator[bytes]:
         content = "arguments" if block.kind == CALL else "text"
         named = {"name": block.name} if block.kind == CALL else {}
-        yield self._event(f"{_kind(block)}.done", **_place(block), **{content: block.content}, **named)
+        yield self._event(f"{_kind(block)}.done", **self._place(block), **{content: block.content}, **named)
         if block.kind == TEXT:
             part = {"type": "output_text", "text": block.content, "annotations": []}
-            yield self._event("response.content_part.done", **_place(block), part=part)
-        yield self._event("response.output_item.done", output_index=block.index, item=_item(block))
+            yield self._event("response.content_part.done", **self._place(block), part=part)
+        yield self._event("response.output_item.done", output_index=block.index, item=self._item(block))
+
+    def _item_id(self, block: Block) -> str:
+        return f"{self.id}-{block.index}"
+
+    def _place(self, block: Block) -> dict[str, Any]:
+        place = {"item_id": self._item_id(block), "output_index": block.index}
+        return place if block.kind == CALL else {**place, "content_index": 0}
+
+    def _item(self, block: Block, is_done: bool = True) -> dict[str, Any]:
+        """A block as an item of the output."""
+        head = {"id": self._item_id(block), "status": "completed" if is_done else "in_progress"}
+        content = block.content if is_done else ""
+        if block.kind == CALL:
+            return {**head, "type": "function_call", "call_id": block.id, "name": block.name, "arguments": content}
+        if block.kind == THINKING:
+            parts = [{"type": "reasoning_text", "text": content}] if is_done else []
+            return {**head, "type": "reasoning", "summary": [], "content": parts}
+        said = [{"type": "output_text", "text": content, "annotations": []}] if is_done else []
+        return {**head, "type": "message", "role": "assistant", "content": said}
 
 
 def _kind(block: Block) -> str:
     """The name of the events that a block grows by."""
     kinds = {CALL: "function_call_arguments", THINKING: "reasoning_text", TEXT: "output_text"}
     return f"response.{kinds[block.kind]}"
-
-
-def _place(block: Block) -> dict[str, Any]:
-    place = {"item_id": block.item, "output_index": block.index}
-    return place if block.kind == CALL else {**place, "content_index": 0}
-
-
-def _item(block: Block, is_done: bool = True) -> dict[str, Any]:
-    """A block as an item of the output."""
-    status, content = ("completed" if is_done else "in_progress"), (block.content if is_done else "")
-    if block.kind == CALL:
-        return {
-            "id": block.item, "type": "function_call", "call_id": block.id, "name": block.name, "arguments": content,
-            "status": status,
-        }  # fmt: skip
-    if block.kind == THINKING:
-        parts = [{"type": "reasoning_text", "text": content}] if is_done else []
-        return {"id": block.item, "type": "reasoning", "summary": [], "content": parts, "status": status}
-    said = [{"type": "output_text", "text": content, "annotations": []}] if is_done else []
-    return {"id": block.item, "type": "message", "role": "assistant", "status": status, "content": said}

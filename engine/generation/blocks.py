@@ -1,13 +1,13 @@
-"""An answer as blocks, one after the other: thinking, text, a call. Two of the APIs stream it so."""
+"""An answer as blocks, one after the other: thinking, text, a call. Whole answers are read out of them, and two of the
+APIs stream them so."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
-from ....loaders.tokens.dialects.events import CallArguments, CallStart, Event, Reasoning, Text
-from .usage import new_id
+from ...loaders.tokens.dialects.events import CallArguments, CallStart, Event, Reasoning, Text
 
 THINKING, TEXT, CALL = "thinking", "text", "call"
 
@@ -21,7 +21,6 @@ class Block:
     content: str = ""
     id: str = ""
     name: str = ""
-    item: str = field(default_factory=lambda: new_id("item"))
 
 
 class Change(NamedTuple):
@@ -51,6 +50,24 @@ class Blocks:
                 yield self._begin(Block(len(self.all), CALL, id=event.id, name=event.name))
             elif isinstance(event, CallArguments):
                 yield from self._grow(CALL, event.piece)
+
+    def gather(self, events: Iterable[Event]) -> None:
+        """Takes events in, for whoever reads the blocks alone."""
+        for _ in self.add(events):
+            pass
+
+    def text_of(self, kind: str) -> str:
+        """All that is said, or thought."""
+        return "".join(one.content for one in self.all if one.kind == kind)
+
+    @property
+    def calls(self) -> list[dict[str, Any]]:
+        """The calls as OpenAI's API has them, arguments as JSON text."""
+        return [
+            {"id": one.id, "type": "function", "function": {"name": one.name, "arguments": one.content}}
+            for one in self.all
+            if one.kind == CALL
+        ]
 
     def _grow(self, kind: str, piece: str) -> Iterator[Change]:
         if self._open is None or self._open.kind != kind:
