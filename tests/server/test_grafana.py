@@ -34,7 +34,7 @@ def test_every_metric_that_it_asks_for_is_there(labels: dict[str, set[str]]) -> 
         assert names, title
         # The ratio to predictions is there only where the machine was measured.
         assert names <= {*labels, "headrace_measured_over_predicted"}, title
-        grouped = {one for group in re.findall(r"by \((\w+)\)", expression) for one in group.split(", ")}
+        grouped = {one for group in re.findall(r"by \(([\w, ]+)\)", expression) for one in group.split(", ")}
         there = set[str]().union(*(labels[name] for name in names & {*labels}))
         assert grouped <= there | FROM_PROMETHEUS, title
 
