@@ -91,6 +91,7 @@ COMMANDS: dict[str, dict[str, Any]] = {
         "--prompts": None, "--output -o": None, "--max-new-tokens -n": 256,
         "--temperature": 0.0, "--top-k": 0, "--top-p": 1.0, "--min-p": 0.0, "--repetition-penalty": 1.0,
         "--presence-penalty": 0.0, "--frequency-penalty": 0.0, "--seed": None, "--stop": None, "--ignore-eos": False,
+        "--json-schema": None, "--grammar": None,
         "--expert-format": "native", "--dense-format": "native", "--dtype": "auto", "--kernels": "auto",
         "--cpu-activations": "int8", "--threads": None, "--device": "auto", "--cpu-moe": False, "--n-cpu-moe": None,
         "--placement": None, "--tensor-split": None, "--vram-limit": None, "--stream-from": "auto", "--split": "auto",

@@ -14,7 +14,7 @@ from ...bandwidth_model import machine_file
 from ...planning import replays
 from ...policies.replay.replay import Replayed
 from ...traces import reader
-from ...units import size
+from ...units import GB, size
 from ..tables import Screen, new_table
 
 
@@ -58,18 +58,19 @@ def as_row(row: Replayed) -> dict[str, Any]:
 
 
 def table(rows: list[Replayed]) -> Table:
-    """A row for each budget and policy; shares are of choices, bytes per token, `of best` hits over the optimum's."""
-    columns = ["budget", "policy", "hits", "fetched", "CPU", "link/token", "DRAM/token"]
+    """A row for each budget and policy; hits and what the CPU computed are shares of choices."""
     best = {row.budget: row.counts.hit_rate for row in rows if row.policy == "belady"}
     timed = any(row.seconds for row in rows)
+    columns = ["budget", "policy", "hits", "CPU", "link", "DRAM"]
     shown = new_table(
-        "replay", *columns, *(["of best"] if best else []), *(["tok/s"] if timed else []),
+        "replay; link and DRAM in GB a token" + ("; best: belady's hits" if best else ""),
+        *columns, *(["of best"] if best else []), *(["tok/s"] if timed else []),
     )  # fmt: skip
     for row in rows:
         counts, each = row.counts, max(1, row.counts.choices)
         cells = [
-            size(row.budget), row.policy, f"{counts.hit_rate:.1%}", f"{(counts.fetched + counts.admitted) / each:.1%}",
-            f"{counts.on_cpu / each:.1%}", size(counts.link_bytes / row.tokens), size(counts.cpu_bytes / row.tokens),
+            f"{row.budget / GB:.3g} GB", row.policy, f"{counts.hit_rate:.1%}", f"{counts.on_cpu / each:.1%}",
+            f"{counts.link_bytes / GB / row.tokens:.3f}", f"{counts.cpu_bytes / GB / row.tokens:.3f}",
         ]  # fmt: skip
         if best:
             cells.append(f"{counts.hit_rate / best[row.budget]:.0%}" if best.get(row.budget) else "-")
