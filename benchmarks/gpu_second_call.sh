@@ -1,6 +1,6 @@
 #!/bin/bash
 # The second call on a GPU, within 5 minutes. After a first one that went well: every case against its twin, placements
-# and graphs against each other, and a look into two kernels. After one in which something broke: name what broke, and
+# and graphs against each other, a model in bf16, and a look into two kernels where time is left. After one in which something broke: name what broke, and
 # it alone is run once more, each launch waited for, so that an error is raised where it happens.
 #
 #     OUT=FOLDER bash benchmarks/gpu_second_call.sh build/headrace-gpu-kit.tar.gz
@@ -23,8 +23,9 @@ if [ $# -gt 0 ]; then
     part "again-$(tr -c 'a-zA-Z0-9_\n-' - <<<"$what")" 120 --only "$what"
   done
 else
-  part checks 100 --only checks
-  part same 100 --only same
+  part checks 105 --only checks
+  part same 85 --only same
+  part bf16 70 --only "variants:gpu bf16"
   counters experts "_gate_up|_down" "experts q4_0 128x2048x768, 1 tokens"
   counters attention "_decode|_merge" "attention 32/4 heads of 128, 1 new of 4096"
 fi

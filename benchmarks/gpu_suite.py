@@ -143,7 +143,7 @@ def same(task: Task, keep: Keep) -> Found:
 def measure(task: Task, keep: Keep) -> Found:
     import gpu_measure
 
-    return gpu_measure.measure() if on_gpu(task) else SKIPPED
+    return gpu_measure.measure(task.args.quick) if on_gpu(task) else SKIPPED
 
 
 def on_gpu(task: Task) -> bool:
@@ -236,6 +236,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, help="a limit of time for each part, where its own is longer")
     parser.add_argument("--device", default="cuda", help="cuda, cuda:N or simulated")
     parser.add_argument("--rounds", type=int, default=3, help="rounds a row of the table is timed in")
+    parser.add_argument("--quick", action="store_true", help="measure: under 20 seconds, fewer rounds")
     parser.add_argument("--model", help="of the models: a name of the catalogue, a hub id or a config.json")
     parser.add_argument("--layers", type=int, help="so many layers of the models only")
     parser.add_argument("--handoff", default="memop", help="by which models' graphs hand over: memop, hostfunc")

@@ -245,18 +245,19 @@ def call(machine: dict[str, str], script: str, *what: str) -> tuple[str, list[st
 
 def test_the_first_call_runs_every_part_into_a_file_of_its_own(machine: dict[str, str], tmp_path: Path) -> None:
     said, asked, results = call(machine, "gpu_first_call.sh")
-    assert results == ["bf16.json", "environment.txt", "handoff.json", "micro.json", "models.json", "table.json"]
+    parts = ["handoff", "measure", "micro", "models", "profile", "table"]
+    assert results == sorted(["environment.txt", *(f"{part}.json" for part in parts)])
     assert (tmp_path / "cache/ABC/kernel.cubin").read_text() == "machine code"
     assert any("pip install" in line and "headrace-0.1.0" in line for line in asked)
     only = [re.split("--only ", line)[1] for line in asked if "gpu_suite.py" in line]
-    assert only == ["micro", "handoff", "models", "variants:gpu bf16", "table --rounds 2"]
+    assert only == ["micro", "handoff", "measure", "models", "profile", "table --rounds 2"]
     assert "== handoff ended with status 1" in said
     assert "== end" in said
 
 
 def test_the_second_call_checks_or_repeats_what_broke(machine: dict[str, str]) -> None:
     _, asked, results = call(machine, "gpu_second_call.sh")
-    assert {"checks.json", "same.json"} <= set(results)
+    assert {"checks.json", "same.json", "bf16.json"} <= set(results)
     assert all(line.startswith(" ") for line in asked), "launches are not waited for"
     Path(machine["LOG"]).unlink()
     _, asked, results = call(machine, "gpu_second_call.sh", "models:cpu-moe q4_0, memop", "micro:across")
@@ -270,7 +271,7 @@ def test_calls_ask_only_for_what_there_is_and_end_in_time() -> None:
         text = (BENCHMARKS / script).read_text()
         limit = int(re.findall(r"^LIMIT=(\d+)", text, re.MULTILINE)[0])
         assert limit < most
-        parts = re.findall(r"^ *part (\w+) (\d+) --only (\S+|\"[^\"]+\")", text, re.MULTILINE)
+        parts = re.findall(r"^ *part (\w+) (\d+) (?:--quick )?--only (\S+|\"[^\"]+\")", text, re.MULTILINE)
         assert len(parts) >= 2
         assert sum(int(seconds) for _, seconds, _ in parts) < limit - 15, script
         for _, _, only in parts:
