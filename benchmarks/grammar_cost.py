@@ -25,7 +25,8 @@ import result_file
 from headrace import LLM, SamplingParams
 from headrace.engine.bench import passport
 from headrace.engine.generation.answer_text import AnswerText
-from headrace.engine.generation.grammar import Grammar
+from headrace.engine.generation.grammars.grammar import Grammar
+from headrace.engine.generation.own_answers import PromptIds
 from headrace.engine.server.structured.calls import held
 from headrace.loaders.tokens.dialects.families import HERMES
 
@@ -96,7 +97,7 @@ def constrain(llm: LLM, text: AnswerText, grammar: Grammar) -> None:
 def step_s(llm: LLM, new: int, prepare: Callable[[AnswerText], None]) -> float:
     """The median time from one token of an answer to the next: a pass and all that is done beside it."""
     params = SamplingParams(max_new_tokens=new, ignore_eos=True)
-    request, text = llm.admission.told_apart(llm.encode(PROMPT), params, HERMES, TOOLS)
+    request, text = llm.admission.told_apart(PromptIds(ids=llm.encode(PROMPT)), params, HERMES, TOOLS)
     prepare(text)
     times = [time.perf_counter() for _ in llm.loop.chunks(request)]
     return statistics.median(after - before for before, after in itertools.pairwise(times))

@@ -19,8 +19,8 @@ from ...loaders.tokens.tokenizer import Tokenizer
 from ..coerce import items, whole
 from ..config import SamplingParams
 from .answer_text import AnswerText
-from .grammar import Constraint, Grammar, Vocabulary
-from .held_calls import HeldCalls
+from .grammars.grammar import Constraint, Grammar, Vocabulary
+from .grammars.held_calls import HeldCalls
 from .own_answers import OwnAnswers, PromptIds
 from .request import Request
 from .sequence import Sequence, make_sequence

@@ -12,7 +12,7 @@ from collections.abc import Sequence as Seq
 from ...loaders.tokens.dialects.events import CallStart, Event, Text
 from ...loaders.tokens.dialects.machine import Machine
 from ...loaders.tokens.tokenizer import Tokenizer
-from .held_calls import HeldCalls
+from .grammars.held_calls import HeldCalls
 from .sequence import Sequence
 from .stop_strings import StopStrings
 

@@ -8,7 +8,7 @@ import torch
 
 from ..config import SamplingParams
 from .disk.reader import Fetch
-from .grammar import Constraint
+from .grammars.grammar import Constraint
 from .outputs import Likely
 
 

@@ -19,7 +19,7 @@ from ...loaders.tokens.dialects.choose import Choice, choose
 from ...loaders.tokens.template_files import named_or_in_file
 from ...loaders.tokens.tokenizer import Tokenizer
 from ..config import SamplingParams
-from ..generation.grammar import Grammar
+from ..generation.grammars.grammar import Grammar
 from ..generation.own_answers import PromptIds
 from ..llm import LLM
 from ..model.kv_cache import salted

@@ -17,7 +17,7 @@ import tokenizers
 from reading import TOKENS, brief, events
 from tokenizers import decoders, models, pre_tokenizers
 
-from headrace.engine.generation.grammar import Grammar, Vocabulary
+from headrace.engine.generation.grammars.grammar import Grammar, Vocabulary
 from headrace.loaders.tokens.dialects import families
 from headrace.loaders.tokens.dialects.dialect import Dialect
 from headrace.loaders.tokens.dialects.forms.calls import CallGrammar, grammar_of

@@ -165,7 +165,7 @@ def test_a_group_that_ran_may_run_again(llm: LLM) -> None:
 def test_an_error_in_a_pass_leaves_no_request_behind(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     free = llm.loop.pages.available
 
-    def broken(inputs: object) -> torch.Tensor:
+    def broken(*inputs: object) -> torch.Tensor:
         raise RuntimeError("broken")
 
     with monkeypatch.context() as patch:

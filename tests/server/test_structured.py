@@ -14,8 +14,8 @@ from serving import Served, serving
 
 from headrace import LLM, OptionError
 from headrace.engine.config import SamplingParams
-from headrace.engine.generation.grammar import Grammar, Waking
-from headrace.engine.generation.held_calls import HeldCalls
+from headrace.engine.generation.grammars.grammar import Grammar, Waking
+from headrace.engine.generation.grammars.held_calls import HeldCalls
 
 HELLO: list[Any] = [{"role": "user", "content": "Hello there"}]
 SCHEMA = {

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from ...config import SamplingParams
-from ...generation.grammar import Grammar
+from ...generation.grammars.grammar import Grammar
 from .. import sse
 from ..generation import Generation
 from ..merge import merged

@@ -15,7 +15,7 @@ from ....loaders.tokens.conversation import tools_of
 from ....loaders.tokens.dialects.dialect import Dialect
 from ....loaders.tokens.dialects.forms.calls import CallGrammar, grammar_of
 from ....loaders.tokens.dialects.machine import marks_of
-from ...generation.grammar import Grammar, Vocabulary, Waking
+from ...generation.grammars.grammar import Grammar, Vocabulary, Waking
 from ..wire.errors import bad_request
 
 Schema = Mapping[str, Any]

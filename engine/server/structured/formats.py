@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from ....errors import OptionError
-from ...generation.grammar import Grammar
+from ...generation.grammars.grammar import Grammar
 from ..wire.errors import ApiError, bad_request
 from ..wire.fields import Sampled
 

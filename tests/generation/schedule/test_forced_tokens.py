@@ -13,7 +13,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
 from headrace import LLM, SamplingParams
-from headrace.engine.generation.grammar import Grammar
+from headrace.engine.generation.grammars.grammar import Grammar
 from headrace.engine.generation.request import Request
 from headrace.engine.generation.schedule.batch import DECODE, Batch
 from headrace.engine.generation.schedule.scheduler import Scheduler

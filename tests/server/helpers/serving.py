@@ -18,6 +18,7 @@ from headrace.engine.server import run
 from headrace.engine.server.service import Service
 from headrace.engine.server.settings import ServerSettings
 from headrace.kernels import Ops
+from headrace.loaders.tokens.tokenizer import Tokenizer
 
 # As Qwen3's: calls and their results in tags, reasoning in others.
 TEMPLATE = """{%- if tools %}<|system|>
@@ -87,8 +88,17 @@ class Script:
             return None
         wanted = tokenizer.encode(text, add_special_tokens=False) if isinstance(text, str) else list(text)
         wanted += [] if self.begins else [self.llm.parts.eos_ids[0]]
-        done = len(one.completion)
+        done = said_so_far(tokenizer, wanted, list(one.completion))
         return None if done >= len(wanted) and self.begins else wanted[min(done, len(wanted) - 1)]
+
+
+def said_so_far(tokenizer: Tokenizer, wanted: list[int], completion: list[int]) -> int:
+    """How many of the wanted tokens an answer has. A grammar may have forced some, in other tokens of the same text."""
+    if completion == wanted[: len(completion)]:
+        return len(completion)
+    text = tokenizer.decode(completion, skip_special_tokens=False)
+    texts = (tokenizer.decode(wanted[:n], skip_special_tokens=False) for n in range(len(wanted) + 1))
+    return next((n for n, one in enumerate(texts) if one == text), len(completion))
 
 
 class Served:

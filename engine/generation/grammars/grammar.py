@@ -21,11 +21,11 @@ import numpy
 import torch
 from torch import Tensor
 
-from ...errors import OptionError, short
-from ...loaders.tokens.dialects.forms.lark import BLANKS
-from ...loaders.tokens.dialects.lexer import is_tag
-from ...loaders.tokens.tokenizer import Tokenizer
-from ..config import SamplingParams
+from ....errors import OptionError, short
+from ....loaders.tokens.dialects.forms.lark import BLANKS
+from ....loaders.tokens.dialects.lexer import is_tag
+from ....loaders.tokens.tokenizer import Tokenizer
+from ...config import SamplingParams
 
 MOST_SCHEMA = 1 << 20  # characters
 log = logging.getLogger("headrace")

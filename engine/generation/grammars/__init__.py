@@ -1,0 +1,1 @@
+"""Answers that follow a grammar, whole or from a mark on."""
