@@ -10,7 +10,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Any of these will do, unless CXX says which (make itself sets CXX to g++ by default).
 COMPILERS := $(if $(filter default,$(origin CXX)),c++ g++ clang++,$(firstword $(CXX)))
-SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard kernels/cpu/*/*)
+# What is compiled, and how; not what Python leaves beside it, which is newer after every first run.
+CPP := $(filter %.cpp %.h %.inl,$(wildcard kernels/cpu/*/* kernels/cpu/*/*/*))
+SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(CPP)
 
 .PHONY: demo test check bench target gpu-kit vendor node-tools format clean
 .DELETE_ON_ERROR:

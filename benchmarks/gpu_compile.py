@@ -5,6 +5,8 @@
 
 The ops run on `meta` tensors, which have shapes and no memory: an op that looked at a value would fail. Launches are
 recorded instead of run, and compiled for each architecture with the specialisation that the launch would have had.
+What a compiler made of a launch is kept in machine_code.jsonl under a digest of all that it follows from (source,
+constants, types, options, target, versions), so that only what changed is compiled; --anew compiles all of it.
 `core` leaves out launches that differ from another one in the format or in the size of a tile only, `each` has one
 launch of every kernel, the one that takes most; `formats` has experts of the formats whose kinds of codes and of scales
 are in `all` already, each in another company.
@@ -14,12 +16,15 @@ do not mix in one, nor do two versions of Triton: which one is imported is a mat
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import json
 import re
 import sys
 from collections import Counter
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import gpu_families
@@ -32,19 +37,21 @@ from triton.compiler import ASTSource
 from headrace.kernels import FORMATS, ExpertLayout, gpu
 from headrace.kernels.decoder_layer import Router
 from headrace.kernels.gpu import spin
-from headrace.kernels.gpu.kernel import Kernel, watched
+from headrace.kernels.gpu.kernel import Kernel, settle_key, watched
 from headrace.kernels.gpu.pack import pack
 from headrace.kernels.packed import ExpertBank, Matrix
 
 Launch = tuple[str, Kernel, tuple[Any, ...], dict[str, Any]]
 POINTERS = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.uint8: "*u8",
             torch.int32: "*i32", torch.int64: "*i64"}  # fmt: skip
+KEPT, ANEW = Path(__file__).with_name("machine_code.jsonl"), "--anew"
 OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
 CORE = ("embed", "rmsnorm", "add_rmsnorm_", "place_qkv_", "glu", "gated_add_", "route", "argmax", "pack", "post",
         "wait", "decode bf16", "prefill bf16", "linear q4_0 1", "linear q4_0 512", "experts q4_0 1",
         "experts bf16 9", "experts q4_0 4096", "experts q6_k 1", "experts q4_k 512", *gpu_families.CORE)  # fmt: skip
 EACH = ("embed", "rmsnorm", "add_rmsnorm_", "place_qkv_", "gated_add_", "argmax", "pack", "post", "wait", "decode bf16",
         "prefill bf16", "linear q4_0 512", "experts q4_0 1", "experts q4_0 4096", *gpu_families.EACH)  # fmt: skip
+SAMPLE = ("add_rmsnorm_", "experts q4_0 1")  # in all of these
 # Of each kind of codes and of scales, one: q4_k is six_min, q6_k 2 + 4 bits and byte16, q5_0 1 + 4 bits, mxfp4 e2m1 ...
 KINDS = ("q4_k", "q6_k", "q5_0", "mxfp4", "iq4_xs", "q2_k", "q3_k", "nvfp4", "fp8", "int4_g128")
 BASIC = (("bf16", 4096), ("q8_0", 4096), ("q4_0", 4096), ("f32", 9), ("f16", 9))  # and the most tokens
@@ -57,7 +64,7 @@ def launches(jobs: str) -> list[Launch]:
     found: list[Launch] = []
     made = more_formats() if jobs == "formats" else calls()
     for label, call in made.items():
-        if label not in {"core": CORE, "each": EACH}.get(jobs, made):
+        if label not in {"core": CORE, "each": EACH, "sample": SAMPLE}.get(jobs, made):
             continue
         with watched(lambda kernel, args, constants, label=label: found.append((label, kernel, args, constants))):
             call()
@@ -163,6 +170,7 @@ def experts(names: tuple[str, str, str], *counts: int) -> dict[str, Any]:
 def source_of(kernel: Kernel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ASTSource:
     """The kernel with the types and the alignments that a launch with these arguments compiles for."""
     function = kernel.function
+    settle_key(function)
     given = dict(zip(function.arg_names, args, strict=False)) | {k: v for k, v in kwargs.items() if k not in OPTIONS}
     assert set(given) == set(function.arg_names), f"{kernel.__name__}: {set(function.arg_names) ^ set(given)}"
     signature, constants, attributes = {}, {}, {}
@@ -182,14 +190,29 @@ def source_of(kernel: Kernel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     return ASTSource(function, signature, constants, attributes)
 
 
-def facts(label: str, kernel: Kernel, source: ASTSource, options: dict[str, Any], target: int) -> dict[str, Any]:
+def key_of(kernel: Kernel, source: ASTSource, options: dict[str, Any], target: int) -> str:
+    """A digest of all that `facts` follow from, how they are read included."""
+    reading = inspect.getsource(facts) + Path(machine_code.__file__).read_text(encoding="utf-8")
+    parts = (triton.__version__, kernel.__name__, source.hash(), sorted(options.items()), target, reading)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def kept() -> dict[str, dict[str, Any]]:
+    """By such a digest the facts that are kept."""
+    if not KEPT.exists():
+        return {}
+    rows = map(json.loads, KEPT.read_text(encoding="utf-8").splitlines())
+    return {row["key"]: row for row in rows}
+
+
+def facts(kernel: Kernel, source: ASTSource, options: dict[str, Any], target: int) -> dict[str, Any]:
     """Compiles, and reads the assembler and the machine code."""
     done = triton.compile(source, target=GPUTarget("cuda", target, 32), options=options)
     ptx, cubin = done.asm["ptx"], done.asm["cubin"]
     loads = re.findall(r"ld\.global\S*|cp\.async\.c[ag]\.shared\.global[^;]*", ptx)
     constants = {kernel.function.arg_names[path[0]]: value for path, value in source.constants.items()}
     return {
-        "label": label, "kernel": kernel.__name__, "target": target, "triton": triton.__version__,
+        "kernel": kernel.__name__, "target": target, "triton": triton.__version__,
         "shared": done.metadata.shared, "warps": done.metadata.num_warps, "constants": constants,
         "loads": Counter(re.sub(r"\[[^]]*\]", "", load) for load in loads),
         "matrix": sorted(set(re.findall(r"\b((?:wg)?mma)\S*\.(m\d+n\d+k\d+\S*)", ptx))),
@@ -202,14 +225,16 @@ def facts(label: str, kernel: Kernel, source: ASTSource, options: dict[str, Any]
 
 
 def main() -> None:
-    seen = set()
-    for label, kernel, args, kwargs in launches(sys.argv[1]):
+    jobs, *targets = [word for word in sys.argv[1:] if word != ANEW]
+    known, seen = {} if ANEW in sys.argv else kept(), set()
+    for label, kernel, args, kwargs in launches(jobs):
         source, options = source_of(kernel, args, kwargs), {k: v for k, v in kwargs.items() if k in OPTIONS}
-        for target in map(int, sys.argv[2:]):
-            key = (source.hash(), str(options), target)
+        for target in map(int, targets):
+            key = key_of(kernel, source, options, target)
             if key not in seen:
                 seen.add(key)
-                print(json.dumps(facts(label, kernel, source, options, target)), flush=True)
+                found = known.get(key) or facts(kernel, source, options, target)
+                print(json.dumps({**found, "key": key, "label": label}), flush=True)
 
 
 if __name__ == "__main__":

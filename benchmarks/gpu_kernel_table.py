@@ -4,6 +4,7 @@
     python benchmarks/gpu_kernel_table.py build/target            beside it the one in that folder
     python benchmarks/gpu_kernel_table.py --formats               of the formats that are left out otherwise
     python benchmarks/gpu_kernel_table.py --save FILE / --before FILE      keep what was found / show it too
+    python benchmarks/gpu_kernel_table.py build/target --keep     what tests look at into machine_code.jsonl
 
 `build/target` is what `make target` fills: the versions of the machine that the kernels are meant for. In a cell:
 barriers in the inner loop that has most, instructions of the longest inner loop for each weight, registers of a thread
@@ -17,26 +18,50 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
+KEPT = Path(__file__).with_name("machine_code.jsonl")
+TARGETS = (80, 89, 90, 120)
+OTHERS = tuple(target for target in TARGETS if target != 90)
 Row = dict[str, Any]
 Rows = dict[tuple[str, str], dict[str, Row]]  # by kernel and launch, then by version
 
 
-def compile_all(folder: str | None, jobs: str = "all", targets: tuple[int, ...] = (90,)) -> list[Row]:
-    """Facts of every launch from the Triton in a folder, or the installed one, in a process of its own. Raises
-    RuntimeError with the end of what that process says."""
+def compile_all(
+    folder: str | None, jobs: str = "all", targets: tuple[int, ...] = (90,), is_anew: bool = False
+) -> list[Row]:
+    """Facts of every launch from the Triton in a folder, or the installed one, in a process of its own; is_anew:
+    also of those that are kept. Raises RuntimeError with the end of what that process says."""
     env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     env |= {"TRITON_CACHE_DIR": str(ROOT / "build" / "triton-cache"), "TRITON_DEFAULT_FP_FUSION": "1"}
     if folder is not None:
         env["PYTHONPATH"] = str(Path(folder).resolve())
     command = [sys.executable, str(ROOT / "benchmarks" / "gpu_compile.py"), jobs, *map(str, targets)]
+    command += ["--anew"] if is_anew else []
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(done.stderr[-3000:])
     return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def tested(folder: str) -> Iterator[list[Row]]:
+    """What the tests look at: everything by the target's Triton, by the installed one what differs in more than the
+    format, and for other GPUs one launch of every kernel."""
+    with ThreadPoolExecutor() as pool:
+        jobs = ((folder, "all", (90,)), (None, "core", (90,)), (None, "each", OTHERS))
+        yield from pool.map(lambda job: compile_all(*job), jobs)
+
+
+def keep(folder: str) -> int:
+    """Writes what the tests look at, and nothing else, for whoever does not change it; how many launches."""
+    rows = {row["key"]: row for found in tested(folder) for row in found}
+    lines = [json.dumps(rows[key], separators=(",", ":"), sort_keys=True) for key in sorted(rows)]
+    KEPT.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return len(rows)
 
 
 def weights_of_a_step(row: Row) -> int:
@@ -90,7 +115,11 @@ def main() -> None:
     parser.add_argument("--save", type=Path, metavar="FILE", help="keep what was found")
     parser.add_argument("--before", type=Path, metavar="FILE", help="show what was kept beside it")
     parser.add_argument("--formats", action="store_true", help="the formats that are left out otherwise")
+    parser.add_argument("--keep", action="store_true", help="write machine_code.jsonl anew")
     given = parser.parse_args()
+    if given.keep:
+        print(f"{keep(*given.folders)} launches are kept in {KEPT.name}")
+        return
     jobs = "formats" if given.formats else "all"
     rows: Rows = {}
     found = {facts[0]["triton"]: facts for facts in (compile_all(folder, jobs) for folder in [None, *given.folders])}

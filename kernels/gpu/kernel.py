@@ -43,6 +43,23 @@ def watched(take: Take) -> Iterator[None]:
         _watched.take = before
 
 
+def settle_key(function: Any) -> None:
+    """Has Triton work out what it knows a function by, those that it calls first.
+
+    Triton puts the constants of a called function into the caller's key only if the called one was known before
+    (`DependenciesFinder._update_hash` of 3.6 and 3.7). Else the key, and with it what the cache on disk is asked for,
+    would depend on which kernel came first: a start in another order would compile what is there.
+    """
+    if function.hash is not None:
+        return
+    names, known = inspect.unwrap(function.fn).__code__.co_names, function.__globals__
+    places = [known, *(vars(known[name]) for name in names if inspect.ismodule(known.get(name)))]
+    for called in (place.get(name) for place in places for name in names):
+        if isinstance(called, triton.runtime.jit.JITCallable) and called is not function:
+            settle_key(called)
+    assert function.cache_key
+
+
 class Variant(NamedTuple):
     """A compiled kernel as it is launched: run(grid x, y, z, stream, *handles, *arguments, *constants)."""
 
@@ -82,6 +99,7 @@ class Kernel:
         key = self.key(device, args, constants)
         known = self.known.get(key)
         if known is None:
+            settle_key(self.function)
             self._keep(key, self.function[grid](*args, **constants), constants)  # launches too
             return
         run, handles, values = known
@@ -102,6 +120,7 @@ class Kernel:
         key = self.key(driver.active.get_current_device(), args, constants)
         if key in self.known:
             return False
+        settle_key(self.function)
         self._keep(key, self.function.run(*args, grid=(1,), warmup=True, **constants), constants)
         return True
 

@@ -4,13 +4,17 @@ By the Triton of the machine that the kernels are meant for, which `make target`
 for its GPU. By the one that is installed: the launches that differ in more than the format or the size of a tile, and
 for other GPUs one launch of every kernel. So of a format that has no launch of its own in `gpu_compile.CORE` nothing is
 said here about the installed version; `benchmarks/gpu_kernel_table.py` compares both in all. Nothing needs a GPU: see
-`benchmarks/gpu_compile.py`. What is compiled is kept in build/.
+`benchmarks/gpu_compile.py`. What compilers made of a launch is kept in benchmarks/machine_code.jsonl until something
+changes that it follows from; a few launches are compiled anew and must be what is kept.
 """
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,14 +22,14 @@ import target_versions
 
 pytest.importorskip("triton", reason="the GPU kernels need Triton", exc_type=ImportError)
 from gpu_bounds import BOUNDS
-from gpu_kernel_table import barriers, compile_all, instructions_a_weight
+from gpu_kernel_table import KEPT, OTHERS, TARGETS, barriers, compile_all, instructions_a_weight
 
 from headrace.kernels import gpu
 from headrace.kernels.gpu import pack, spin  # noqa: F401 (their kernels count too)
 from headrace.kernels.gpu.cores.constants import about
 from headrace.kernels.gpu.kernel import Kernel
 
-TARGETS = (80, 89, 90, 120)
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SHARED = {80: 163 << 10, 89: 99 << 10, 90: 227 << 10, 120: 99 << 10}  # bytes that one program may have
 Facts = list[dict[str, Any]]
 
@@ -35,10 +39,7 @@ def compiled(request: pytest.FixtureRequest) -> Facts:
     """What was compiled, a row for each kernel, launch and architecture; with the target's version for sm_90 alone."""
     if request.param == "target":
         return compile_all(str(target_versions.folder()))
-    others = tuple(target for target in TARGETS if target != 90)
-    with ThreadPoolExecutor() as pool:
-        return [row for rows in pool.map(lambda job: compile_all(None, *job), (("core", (90,)), ("each", others)))
-                for row in rows]  # fmt: skip
+    return [*compile_all(None, "core", (90,)), *compile_all(None, "each", OTHERS)]
 
 
 def kernels() -> set[str]:
@@ -61,6 +62,18 @@ def name_of(row: dict[str, Any]) -> str:
 def reads_weights_once(row: dict[str, Any]) -> bool:
     """Whether a launch is a matter of bytes: one token, or decode attention."""
     return row["label"].endswith(" 1") or row["kernel"] in ("_decode", "_latent", "_merge")
+
+
+def test_what_is_kept_is_what_compilers_make(compiled: Facts) -> None:
+    """A few launches are compiled now; and everything is kept, so that nobody waits for what did not change."""
+    targets = sorted({row["target"] for row in compiled})
+    folder = str(target_versions.folder()) if targets == [90] else None
+    anew = compile_all(folder, "sample", tuple(targets), is_anew=True)
+    known = {row["key"]: row for row in map(json.loads, KEPT.read_text(encoding="utf-8").splitlines())}
+    assert len(anew) >= len(targets)
+    assert [known.get(row["key"]) for row in anew] == anew
+    missing = sorted({name_of(row) for row in compiled if row["key"] not in known})
+    assert not missing, f"run python benchmarks/gpu_kernel_table.py build/target --keep: {missing[:5]}"
 
 
 def test_every_kernel_compiles_everywhere(compiled: Facts) -> None:
@@ -194,3 +207,25 @@ def test_sums_have_a_fixed_order(compiled: Facts) -> None:
     """No kernel adds to memory that another program adds to."""
     for row in compiled:
         assert row["atomics"] == 0, name_of(row)
+
+
+@pytest.mark.parametrize("version", ["installed", "target"])
+def test_a_kernel_is_known_by_the_same_key_whatever_came_before(version: str) -> None:
+    """Else the cache on disk would have it for one order of launches alone."""
+    code = (
+        "import sys, gpu_compile\n"
+        "found = {label: gpu_compile.source_of(*rest) for label, *rest in gpu_compile.launches('core')\n"
+        "         if label in sys.argv[1:]}\n"
+        "print(found['linear q4_0 1'].hash(), found['experts q4_0 1'].hash())\n"
+    )
+    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    folders = [BENCHMARKS, *([target_versions.folder()] if version == "target" else [])]
+    env["PYTHONPATH"] = os.pathsep.join(map(str, folders))
+    orders = (("linear q4_0 1", "experts q4_0 1"), ("embed", "linear q4_0 1", "experts q4_0 1", "linear q4_0 512"))
+    said = {
+        subprocess.run(
+            [sys.executable, "-c", code, *labels], env=env, capture_output=True, text=True, check=True
+        ).stdout
+        for labels in orders
+    }
+    assert len(said) == 1, said
