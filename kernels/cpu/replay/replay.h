@@ -2,6 +2,7 @@
 // residents, counts and seconds (tests/policies/test_fast_replay.py).
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
@@ -58,9 +59,10 @@ class Slotted {
  private:
   struct Worth {
     double first;
-    int64_t last;
+    int64_t last, place;
     bool operator<(const Worth& other) const {
-      return first < other.first || (first == other.first && last < other.last);
+      if (first != other.first) return first < other.first;
+      return last != other.last ? last < other.last : place < other.place;
     }
   };
 
@@ -69,11 +71,12 @@ class Slotted {
   void want(int64_t step, int layer);
   Worth worth(int64_t place) const;
   double class_of(int64_t place) const;
-  int64_t worst(int layer) const;
+  size_t worst(int layer) const;
 
   const ReplayTrace& trace_;
   const ReplayPolicy& policy_;
-  std::vector<int64_t> first_, there_, last_, missed_, guarded_;
+  std::vector<int64_t> first_, last_, missed_, guarded_;
+  std::vector<std::vector<int64_t>> there_;  // by layer the places of its residents, in any order
   std::vector<double> counts_;
   std::vector<uint8_t> resident_, chosen_;
   std::vector<uint16_t> coming_;

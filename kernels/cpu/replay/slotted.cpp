@@ -1,6 +1,7 @@
 // Policies that have a number of slots in every layer, as engine/policies/slotted.py and its subclasses.
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <limits>
 
 #include "replay/replay.h"
@@ -10,6 +11,7 @@ namespace {
 
 constexpr double MOST_GAIN = 18446744073709551616.0;  // 2^64: counts are scaled before they grow out of a double
 constexpr int64_t NEVER = -1;
+constexpr size_t NOBODY = SIZE_MAX;
 
 }  // namespace
 
@@ -20,7 +22,7 @@ std::vector<int64_t> first_places(const ReplayTrace& trace) {
 }
 
 Slotted::Slotted(const ReplayTrace& trace, const ReplayPolicy& policy)
-    : trace_(trace), policy_(policy), first_(first_places(trace)), there_(trace.layers, 0) {
+    : trace_(trace), policy_(policy), first_(first_places(trace)), there_(trace.layers) {
   const size_t all = size_t(first_.back());
   last_.assign(all, NEVER);
   missed_.assign(all, -policy.window - 1);
@@ -29,7 +31,8 @@ Slotted::Slotted(const ReplayTrace& trace, const ReplayPolicy& policy)
   resident_.assign(policy.at_start, policy.at_start + all);
   chosen_.assign(all, 0);
   for (int layer = 0; layer < trace.layers; ++layer)
-    there_[layer] = std::count(resident_.begin() + first_[layer], resident_.begin() + first_[layer + 1], 1);
+    for (int64_t place = first_[layer]; place < first_[layer + 1]; ++place)
+      if (resident_[place]) there_[layer].push_back(place);
 }
 
 ReplayMoves Slotted::layer(int64_t step, int layer, const uint16_t* chosen, int count) {
@@ -48,16 +51,19 @@ ReplayMoves Slotted::layer(int64_t step, int layer, const uint16_t* chosen, int 
   const size_t wanted = coming_.size();
   for (size_t i = 0; i < wanted; ++i) {
     const int64_t place = first + coming_[i];
-    if (there_[layer] >= policy_.slots[layer]) {
-      const int64_t leaves = worst(layer);
-      if (leaves < 0) break;
+    if (int64_t(there_[layer].size()) >= policy_.slots[layer]) {
+      const size_t at = worst(layer);
+      if (at == NOBODY) break;
+      int64_t& leaves = there_[layer][at];
       if (policy_.kind == PolicyKind::classes && class_of(place) < class_of(leaves)) break;
       resident_[leaves] = 0;
-      --there_[layer];
+      guarded_[leaves] = NEVER;
+      leaves = place;
       ++moves.evicted;
+    } else {
+      there_[layer].push_back(place);
     }
     resident_[place] = 1;
-    ++there_[layer];
     ++moves.fetched;
   }
   for (int i = 0; i < count; ++i) chosen_[first + chosen[i]] = 0;
@@ -85,12 +91,9 @@ void Slotted::see(int64_t step, int layer, const uint16_t* chosen, int count) {
 
 // Residents that were used again, as many as their share of the slots; the oldest lose their protection.
 void Slotted::protect(int64_t step, int layer, const uint16_t* chosen, int count) {
-  const int64_t first = first_[layer], end = first_[layer + 1];
+  const int64_t first = first_[layer];
   int64_t guarded = 0;
-  for (int64_t place = first; place < end; ++place) {
-    if (!resident_[place]) guarded_[place] = NEVER;
-    guarded += guarded_[place] != NEVER;
-  }
+  for (const int64_t place : there_[layer]) guarded += guarded_[place] != NEVER;
   for (int i = 0; i < count; ++i) {
     const int64_t place = first + chosen[i];
     if (!resident_[place]) continue;
@@ -100,8 +103,12 @@ void Slotted::protect(int64_t step, int layer, const uint16_t* chosen, int count
   const int64_t most = int64_t(policy_.protected_share * double(policy_.slots[layer]));
   for (; guarded > most; --guarded) {
     int64_t oldest = NEVER;
-    for (int64_t place = first; place < end; ++place)
-      if (guarded_[place] != NEVER && (oldest == NEVER || guarded_[place] < guarded_[oldest])) oldest = place;
+    for (const int64_t place : there_[layer]) {
+      if (guarded_[place] == NEVER) continue;
+      const bool is_older = oldest == NEVER || guarded_[place] < guarded_[oldest] ||
+                            (guarded_[place] == guarded_[oldest] && place < oldest);
+      if (is_older) oldest = place;
+    }
     guarded_[oldest] = NEVER;
   }
 }
@@ -131,21 +138,22 @@ double Slotted::class_of(int64_t place) const {
 
 Slotted::Worth Slotted::worth(int64_t place) const {
   switch (policy_.kind) {
-    case PolicyKind::lfu: return {counts_[place], last_[place]};
-    case PolicyKind::classes: return {class_of(place), last_[place]};
-    case PolicyKind::slru: return {guarded_[place] != NEVER ? 1.0 : 0.0, last_[place]};
-    default: return {0.0, last_[place]};
+    case PolicyKind::lfu: return {counts_[place], last_[place], place};
+    case PolicyKind::classes: return {class_of(place), last_[place], place};
+    case PolicyKind::slru: return {guarded_[place] != NEVER ? 1.0 : 0.0, last_[place], place};
+    default: return {0.0, last_[place], place};
   }
 }
 
-// The resident that is worth least and is not chosen now; -1: there is none.
-int64_t Slotted::worst(int layer) const {
-  int64_t found = -1;
+// Where in the list of residents the one is that is worth least and is not chosen now.
+size_t Slotted::worst(int layer) const {
+  const std::vector<int64_t>& there = there_[layer];
+  size_t found = NOBODY;
   Worth least{};
-  for (int64_t place = first_[layer]; place < first_[layer + 1]; ++place) {
-    if (!resident_[place] || chosen_[place]) continue;
-    const Worth its = worth(place);
-    if (found < 0 || its < least) found = place, least = its;
+  for (size_t at = 0; at < there.size(); ++at) {
+    if (chosen_[there[at]]) continue;
+    const Worth its = worth(there[at]);
+    if (found == NOBODY || its < least) found = at, least = its;
   }
   return found;
 }
