@@ -31,6 +31,7 @@ import gpu_families
 import machine_code
 import torch
 import triton
+from gpu_kernel_table import KEPT
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -44,7 +45,7 @@ from headrace.kernels.packed import ExpertBank, Matrix
 Launch = tuple[str, Kernel, tuple[Any, ...], dict[str, Any]]
 POINTERS = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.uint8: "*u8",
             torch.int32: "*i32", torch.int64: "*i64"}  # fmt: skip
-KEPT, ANEW = Path(__file__).with_name("machine_code.jsonl"), "--anew"
+ANEW = "--anew"
 OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
 CORE = ("embed", "rmsnorm", "add_rmsnorm_", "place_qkv_", "glu", "gated_add_", "route", "argmax", "pack", "post",
         "wait", "decode bf16", "prefill bf16", "linear q4_0 1", "linear q4_0 512", "experts q4_0 1",

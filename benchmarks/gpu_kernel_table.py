@@ -18,7 +18,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -48,17 +47,17 @@ def compile_all(
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def tested(folder: str) -> Iterator[list[Row]]:
-    """What the tests look at: everything by the target's Triton, by the installed one what differs in more than the
-    format, and for other GPUs one launch of every kernel."""
-    with ThreadPoolExecutor() as pool:
-        jobs = ((folder, "all", (90,)), (None, "core", (90,)), (None, "each", OTHERS))
-        yield from pool.map(lambda job: compile_all(*job), jobs)
+def rows_for_tests(folder: str | None) -> list[Row]:
+    """What the tests look at: everything by the target's Triton, which is in a folder; by the installed one what
+    differs in more than the format, and for other GPUs one launch of every kernel."""
+    jobs = (("all", (90,)),) if folder is not None else (("core", (90,)), ("each", OTHERS))
+    return [row for job in jobs for row in compile_all(folder, *job)]
 
 
 def keep(folder: str) -> int:
     """Writes what the tests look at, and nothing else, for whoever does not change it; how many launches."""
-    rows = {row["key"]: row for found in tested(folder) for row in found}
+    with ThreadPoolExecutor() as pool:
+        rows = {row["key"]: row for found in pool.map(rows_for_tests, (folder, None)) for row in found}
     lines = [json.dumps(rows[key], separators=(",", ":"), sort_keys=True) for key in sorted(rows)]
     KEPT.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return len(rows)

@@ -46,8 +46,7 @@ class Uniform(Fixed):
     name = "uniform"
 
     def start(self, shape: Shape, budget: int) -> Iterable[Key]:
-        for layer, slots in enumerate(shape.slots(budget)):
-            yield from product([layer], range(slots))
+        return shape.first_of_each(budget)
 
 
 class Frequency(Fixed):

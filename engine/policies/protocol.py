@@ -54,6 +54,10 @@ class Shape:
         to the first layers, one each."""
         return _even(self.experts, self.expert_bytes, budget)
 
+    def first_of_each(self, budget: int) -> list[Key]:
+        """As many experts of each layer as it has slots, the first ones."""
+        return [(layer, expert) for layer, slots in enumerate(self.slots(budget)) for expert in range(slots)]
+
 
 def _even(experts: tuple[int, ...], sizes: tuple[int, ...], budget: int) -> list[int]:
     slots = [0] * len(experts)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from itertools import product
 
 from .protocol import Asked, Key, Moves, Shape
 
 
-class Slotted:
+class Slotted(ABC):
     """Every layer has its own slots, filled with its first experts at the start. A subclass says who of the residents
     is worth least (`worth`), which of the missing come at all (`wanted`), and remembers what was chosen (`seen`)."""
 
@@ -17,11 +17,13 @@ class Slotted:
     def start(self, shape: Shape, budget: int) -> Iterable[Key]:
         self.shape, self.slots = shape, shape.slots(budget)
         self.begin()
-        return [key for layer, slots in enumerate(self.slots) for key in product([layer], range(slots))]
+        return shape.first_of_each(budget)
 
+    @abstractmethod
     def begin(self) -> None:
         """Before the first layer."""
 
+    @abstractmethod
     def seen(self, asked: Asked) -> None:
         """A layer chose; called before the others."""
 
@@ -29,9 +31,9 @@ class Slotted:
         """Of the missing those that are to come, the most wanted first."""
         return list(missing)
 
+    @abstractmethod
     def worth(self, layer: int, expert: int) -> tuple[float, ...]:
         """Who has least leaves first."""
-        raise NotImplementedError
 
     def may_replace(self, layer: int, expert: int, victim: int) -> bool:
         """Whether one that comes is worth the one that would leave."""

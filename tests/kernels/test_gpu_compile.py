@@ -22,7 +22,7 @@ import target_versions
 
 pytest.importorskip("triton", reason="the GPU kernels need Triton", exc_type=ImportError)
 from gpu_bounds import BOUNDS
-from gpu_kernel_table import KEPT, OTHERS, TARGETS, barriers, compile_all, instructions_a_weight
+from gpu_kernel_table import KEPT, TARGETS, barriers, compile_all, instructions_a_weight, rows_for_tests
 
 from headrace.kernels import gpu
 from headrace.kernels.gpu import pack, spin  # noqa: F401 (their kernels count too)
@@ -37,9 +37,7 @@ Facts = list[dict[str, Any]]
 @pytest.fixture(scope="module", params=["installed", "target"])
 def compiled(request: pytest.FixtureRequest) -> Facts:
     """What was compiled, a row for each kernel, launch and architecture; with the target's version for sm_90 alone."""
-    if request.param == "target":
-        return compile_all(str(target_versions.folder()))
-    return [*compile_all(None, "core", (90,)), *compile_all(None, "each", OTHERS)]
+    return rows_for_tests(str(target_versions.folder()) if request.param == "target" else None)
 
 
 def kernels() -> set[str]:

@@ -14,8 +14,8 @@ from .. import frequency, recency
 from ..ahead import Split
 from ..fixed import AllInRam, FirstLayers, Frequency, Uniform
 from ..optimum import Belady
-from ..protocol import Policy, PolicyError, Shape
-from ..residents import Counts
+from ..protocol import Policy, Shape
+from ..residents import Counts, Residents
 from .choices import Choices
 from .replay import Rates, Replayed, replay
 
@@ -51,11 +51,9 @@ def _cpp(
     experts, sizes = np.array(shape.experts, np.int32), np.array(shape.expert_bytes, np.int64)
     first = np.concatenate([[0], np.cumsum(experts, dtype=np.int64)])
     at_start = np.zeros(int(first[-1]), np.uint8)
-    keys = [] if isinstance(policy, Belady) else list(policy.start(shape, budget))
-    for layer, expert in keys:
-        at_start[first[layer] + expert] = 1
-    if (used := sum(shape.expert_bytes[layer] for layer, _ in keys)) > budget:
-        raise PolicyError(f"policy {policy.name} has {used} bytes of experts resident at the start, of {budget}")
+    if not isinstance(policy, Belady):  # its own start is in C++
+        for layer, there in enumerate(Residents(policy, shape, budget).by_layer):
+            at_start[first[layer] + np.array(sorted(there), np.int64)] = 1
     slots = np.array(shape.slots(budget), np.int64)
     offsets, chosen = np.ascontiguousarray(choices.offsets), np.ascontiguousarray(choices.chosen)
     return dict(

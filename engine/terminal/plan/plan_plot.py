@@ -50,6 +50,11 @@ def save(plan: Plan, path: Path) -> None:
     _over_batch(axes[1], plan)
     _over_context(axes[2], plan)
     figure.suptitle(f"{plan.source.name} on {plan.hardware.name if plan.hardware else ''}")
+    write(draws, figure, path)
+
+
+def write(draws: Any, figure: Any, path: Path) -> None:
+    """Writes a figure that `pyplot` drew; raises OptionError where the file cannot be written."""
     figure.tight_layout()
     try:
         figure.savefig(path)

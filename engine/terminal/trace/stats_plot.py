@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from ....errors import OptionError
-from ... import writable
 from ...traces.reader import Trace
 from ...traces.stats import Stats
 from ..plan import plan_plot
@@ -24,13 +23,7 @@ def save(trace: Trace, found: Stats, path: Path) -> None:
     _heat(figure, axes[0], trace)
     _different(axes[1], trace, found)
     figure.suptitle(f"{trace.header.model}: routing of {found.tokens} tokens")
-    figure.tight_layout()
-    try:
-        figure.savefig(path)
-    except OSError as error:
-        raise writable.refusal(path, "the plot", error) from error
-    finally:
-        draws.close(figure)
+    plan_plot.write(draws, figure, path)
 
 
 def heat(trace: Trace) -> np.ndarray[Any, np.dtype[np.float64]]:
