@@ -28,6 +28,7 @@ GRAPHED = ("memop", "hostfunc", "spin")  # ways to hand experts over in a graph 
 HANDOFFS = (*GRAPHED, "eager")
 MOST_LOGPROBS = 20
 KV_DISK_GB = 20  # where no limit was given
+GPU_ALONE = ("tensor_split", "vram_limit", "pinned_limit")  # options that can only be meant for a GPU
 PINNED_SHARE = 0.8  # of the machine's memory, where no limit was given: what is pinned can neither move nor be swapped
 FORMAT_NAMES = ["native", *FORMATS, *(name for name in PACKED if name not in FORMATS)]
 FORMATS_HELP = ", ".join(FORMAT_NAMES)
@@ -66,7 +67,7 @@ def _count_or(name: str, value: int | str, minimum: int, words: list[str]) -> No
         )
 
 
-def parse_limit(asked: float | str | None) -> tuple[float, str]:
+def parse_limit(asked: float | str | None, name: str = "pinned_limit") -> tuple[float, str]:
     """A limit of memory as a number and what it counts: "GB", or "%" of what there is; None: the default share. Raises
     OptionError for anything else."""
     if asked is None:
@@ -78,7 +79,7 @@ def parse_limit(asked: float | str | None) -> tuple[float, str]:
         number = -1.0
     unit = "%" if text.endswith("%") else "GB"
     if isinstance(asked, bool) or not 0 <= number < math.inf or (unit == "%" and number > 100):
-        raise OptionError(f"pinned_limit is {asked!r}; give GB from 0 on, or a share of memory such as 50%")
+        raise OptionError(f"{name} is {asked!r}; give GB from 0 on, or a share such as 50%")
     return number, unit
 
 
@@ -137,18 +138,26 @@ class EngineConfig:
     device: str = option("auto", PLACEMENT, "DEVICE", "of all but experts: auto, cpu, cuda, cuda:N, simulated (in RAM)")
     cpu_moe: bool = option(False, PLACEMENT, "", "beside a GPU: all routed experts in RAM")
     n_cpu_moe: int | str | None = option(None, PLACEMENT, "N|auto", "those of the first N layers; auto: as few as fit")
+    policy: str | None = option(
+        None, PLACEMENT, "NAME", "all experts in RAM, and a cache in VRAM that this policy rules (docs/policies.md)"
+    )
+    expert_cache: float | str | None = option(
+        None, PLACEMENT, "GB|SHARE%", "VRAM of that cache, also as a share of all experts; default what is left"
+    )
+    policy_trace: Path | None = option(None, PLACEMENT, "FILE", "a trace that the policy learns from")
     tensor_split: str | None = option(None, PLACEMENT, "A,B", "deal layers in VRAM out over two GPUs; 0,1: the second")
     vram_limit: float | None = option(None, PLACEMENT, "GB", "most to take of each GPU; default what is free, less 1")
     pinned_limit: float | str | None = option(
         None, PLACEMENT, "GB|SHARE%", f"most of the experts in RAM to pin; 0: none; default {PINNED_SHARE:.0%}"
     )
 
+    link_limit: float | None = option(None, PLACEMENT, "GB/S", "of a simulated GPU: how fast experts are copied to it")
+
     threads: int | None = option(None, SPEED, "N", "CPU threads; default one per core")
     kernels: str = option("auto", SPEED, "NAME", "of the CPU: auto (C++), cpu or reference (plain torch)")
     cpu_activations: str = option("int8", SPEED, "TYPE", "with quantised weights: int8, or bf16 (exact, slower)")
     prefill_chunk: int = option(512, SPEED, "TOKENS", "most prompt tokens in one forward pass")
     stream_from: int | str = option("auto", SPEED, "N|never|auto", "copy experts to the GPU from N tokens a pass on")
-    split: int | str = option("auto", SPEED, "N|auto", "with fewer tokens: copy N of a layer's chosen experts in RAM")
     handoff: str = option("auto", SPEED, "WAY", "GPU to CPU in decode: auto, eager; graphs by memop, hostfunc, spin")
     profile: Path | None = option(None, SPEED, "FILE", "what headrace measure found; default in the user's cache")
     no_measure: bool = option(False, SPEED, "", "measure nothing at the first start, and predict nothing then")
@@ -187,27 +196,41 @@ class EngineConfig:
         self._check_cpu(asked)
         _between("vram_limit", self.vram_limit, 0.001)
         _count_or("stream_from", self.stream_from, 1, ["auto", "never"])
-        _count_or("split", self.split, 0, ["auto"])
-        if self.wants_graphs and self.copies_in_decode:
-            graphs = f"handoff {self.handoff!r} makes decode steps graphs, which copy none"
-            raise OptionError(f"split copies experts in decode, and {graphs}: leave one out")
+        self._check_policy(asked)
         parse_limit(self.pinned_limit)
-        if self.shares is not None and self.policy.kind in ("cpu", "file"):
+        if self.shares is not None and self.asked_placement.kind in ("cpu", "file"):
             raise OptionError(f"tensor_split deals out layers that a policy puts into VRAM; {asked[0]} does not")
-        if self.shares is not None and self.policy == Policy("layers"):
+        if self.shares is not None and self.asked_placement == Policy("layers"):
             raise OptionError("tensor_split deals out experts in VRAM, and cpu_moe keeps all in RAM: leave one out")
+
+    def _check_policy(self, asked: list[str]) -> None:
+        """A policy has all experts in RAM and one GPU; what is about it needs one."""
+        _between("link_limit", self.link_limit, 1e-6)
+        if self.link_limit is not None and not self.device.startswith("simulated"):
+            raise OptionError("link_limit is about a GPU that is played: take device 'simulated', or leave it out")
+        if self.policy is None:
+            about = [name for name in ("expert_cache", "policy_trace") if getattr(self, name) is not None]
+            if about:
+                raise OptionError(f"{about[0]} is about a policy: give one (policy 'lru'), or leave it out")
+            return
+        if self.expert_cache is not None:
+            parse_limit(self.expert_cache, "expert_cache")
+        if asked and self.asked_placement != Policy("layers"):
+            raise OptionError(f"policy and {asked[0]} both say where experts lie: give one of them")
+        if self.tensor_split is not None:
+            raise OptionError("policy has its cache on one GPU, and tensor_split deals out over two: leave one out")
 
     def _check_cpu(self, asked: list[str]) -> None:
         """Without a GPU nothing can be asked of one; and the other way round."""
-        others = [name for name in ("tensor_split", "vram_limit", "pinned_limit") if getattr(self, name) is not None]
-        others += [name for name in ("stream_from", "split", "handoff") if getattr(self, name) != "auto"]
-        if self.policy.kind == "cpu" and (others or self.device not in ("auto", "cpu")):
+        others = [name for name in ("policy", *GPU_ALONE) if getattr(self, name) is not None]
+        others += [name for name in ("stream_from", "handoff") if getattr(self, name) != "auto"]
+        if self.asked_placement.kind == "cpu" and (others or self.device not in ("auto", "cpu")):
             raise OptionError(f"placement 'cpu' leaves out every GPU: leave out {(others or ['device'])[0]}")
-        if self.device == "cpu" and self.policy.kind != "cpu" and (asked or others):
+        if self.device == "cpu" and self.asked_placement.kind != "cpu" and (asked or others):
             raise OptionError(f"{(asked or others)[0]} is about a GPU, and device is 'cpu': leave one out")
 
     @property
-    def policy(self) -> Policy:
+    def asked_placement(self) -> Policy:
         """Which experts are to lie where, beside a GPU; "auto" if nothing was said."""
         if self.placement is not None:
             return placing.parse(str(self.placement))
@@ -237,20 +260,22 @@ class EngineConfig:
     @property
     def wants_gpu(self) -> bool:
         """Whether an option can only be meant for a GPU."""
-        said = [self.cpu_moe, self.n_cpu_moe, self.placement, self.tensor_split, self.vram_limit, self.pinned_limit]
-        chosen = [one != "auto" for one in (self.stream_from, self.split, self.handoff)]
+        said = [self.cpu_moe, self.n_cpu_moe, self.placement, self.policy, *(getattr(self, name) for name in GPU_ALONE)]
+        chosen = [one != "auto" for one in (self.stream_from, self.handoff)]
         asked = any(one is not None and one is not False for one in said) or any(chosen)
-        return self.policy.kind != "cpu" and asked
+        return self.asked_placement.kind != "cpu" and asked
 
     @property
     def wants_graphs(self) -> bool:
         """Whether decode steps are to be graphs."""
         return self.handoff in GRAPHED
 
-    @property
-    def copies_in_decode(self) -> bool:
-        """Whether decode steps were asked to copy experts."""
-        return str(self.split) not in ("auto", "0")
+    def cache_bytes(self, experts: int) -> int | None:
+        """expert_cache in bytes, of a model whose experts take so many; None: what is left of VRAM."""
+        if self.expert_cache is None:
+            return None
+        number, unit = parse_limit(self.expert_cache, "expert_cache")
+        return min(experts, int(number / 100 * experts if unit == "%" else number * 1e9))
 
     @property
     def plain_format(self) -> str:

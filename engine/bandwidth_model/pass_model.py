@@ -171,7 +171,8 @@ class PassModel:
 
     def _layer(self, work: LayerWork, is_decode: bool) -> list[Step] | None:
         """One layer's experts on all tiers, with the shared one."""
-        down, up = Link(D2H, _total(work.bytes, D2H)), Link(H2D, _total(work.bytes, H2D) - work.copied)
+        crossing = _total(work.bytes, H2D) - work.copied - work.behind
+        down, up = Link(D2H, _total(work.bytes, D2H)), Link(H2D, crossing)
         shared = Weights(GPU_HBM, self.sizes.layers[work.layer].shared, work.tokens * self.shared_flops)
         here, copies = (self._experts(work, GPU_HBM), shared), Link(H2D, work.copied)
         crossed = _total(work.bytes, D2D)

@@ -65,7 +65,7 @@ class Row:
 def placed(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options that load a model for placement `name`; what is about GPUs is left out on the CPU."""
     if name == "cpu":
-        gpu_alone = {"tensor_split": None, "vram_limit": None, "stream_from": "auto", "split": "auto"}
+        gpu_alone = {"tensor_split": None, "vram_limit": None, "stream_from": "auto", "policy": None}
         return {"device": "cpu", "placement": None, **gpu_alone, "pinned_limit": None, "handoff": "auto"}
     policy = parse(name)
     may_split = policy.kind == "auto" or (policy.kind == "layers" and policy.layers is not None)

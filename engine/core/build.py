@@ -33,6 +33,7 @@ from ..devices import device as devices
 from ..devices import host, streams
 from ..devices.device import Device
 from ..experts.backend import CpuExperts, ExpertBackend
+from ..experts.cache.cached_experts import CachedExperts, cached
 from ..experts.host_buffers import HostBuffers
 from ..experts.offload_plan import OffloadPlan
 from ..experts.streaming import no_cuts
@@ -49,6 +50,7 @@ from ..model.decoder import Decoder
 from ..model.inputs import make_device_inputs
 from ..model.kv_cache import KVCache, pages_for
 from ..placement.placement import Tier
+from . import expert_policy
 from .compile_ahead import compile_ahead
 from .parts import EngineParts, end_ids
 from .weight_source import Target, WeightSource
@@ -83,6 +85,7 @@ def build(
     gpu = found.get(Tier.GPU0)
     runtime, problem = (None, "there is no GPU") if gpu is None else gpu_runtime.find(gpu)
     plan = plan_memory(config, checkpoint, kv_dtype, found, profile, signal_choice.may_capture(config, runtime))
+    policy = None if gpu is None else expert_policy.make(config, checkpoint, gpu, profile)
     admission = _admission(checkpoint, tokenizer, plan)
     if check is not None:
         check(admission)
@@ -95,13 +98,12 @@ def build(
         plan = replace(plan, offload=without_blocking_copies(plan.offload, main.is_cuda, arena))
     timers = Timers(streams.of(main)[0] if len(found) > 1 else None)
     experts, host_buffers = _experts(config, checkpoint, weights, plan, found, ops, timers, arena)
+    if policy is not None and isinstance(experts, TieredExperts):
+        experts = cached(experts, policy, plan.expert_cache)
     decoder = _decoder(config, checkpoint, weights, plan, found, experts, kv_dtype, timers)
     compile_ahead(config, plan.kv_budget.max_context, decoder, found, compiling)
     graphed, choice = _graphs(config, context, checkpoint, plan, decoder, choice, runtime)
-    if graphed is not None:
-        graphed.tiered.offload = plan.offload.in_graphs()
-        plan = replace(plan, offload=graphed.tiered.offload)
-    elif main.is_cuda and Tier.CPU in plan.placement.tiers and config.threads is None:
+    if graphed is None and main.is_cuda and Tier.CPU in plan.placement.tiers and config.threads is None:
         context = leave_a_core(context, ops)
     return EngineParts(
         config=config, kernels=name, context=context, torch_threads=torch_threads, ops=ops, devices=found,
@@ -109,6 +111,7 @@ def build(
         kv_dtype=kv_dtype, profile=profile, memory_plan=plan, weights=weights, huge_pages=granted.huge_pages,
         nodes=granted.nodes, timers=timers, decoder=decoder, runtime=runtime, expert_arena=arena,
         host_buffers=host_buffers, signal_choice=choice, graphed=graphed,
+        expert_cache=experts.cache if isinstance(experts, CachedExperts) else None,
     )  # fmt: skip
 
 
@@ -311,9 +314,7 @@ def _digest(
     config: EngineConfig, context: Context, checkpoint: Checkpoint, plan: MemoryPlan, kv_dtype: torch.dtype, way: str
 ) -> str:
     """What times of a decode step hold for, besides GPU, driver and kernels."""
-    offload = plan.offload
-    split = offload.split if isinstance(offload.split, int) else "tables"
-    copies = offload.stream_from, split, offload.split_most, offload.piece
+    copies = plan.offload.stream_from, plan.offload.piece
     room = plan.kv_budget.max_context, config.max_sequences, kv_dtype
     where = plan.placement.experts
     return saved_trials.digest(way, checkpoint.spec, checkpoint.formats, where, copies, room, context)

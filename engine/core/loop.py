@@ -284,6 +284,8 @@ class Loop:
             return out
         if is_graph and parts.graphed is not None:
             return parts.graphed.forward(inputs, self.books.settle_meanwhile)
+        if parts.expert_cache is not None:
+            parts.expert_cache.begin(decoding)
         return parts.decoder.forward(inputs)
 
     def logits(self, sequence: Sequence) -> Tensor:
@@ -306,6 +308,8 @@ class Loop:
 
     def _chunk_logits(self, sequence: Sequence) -> Generator[Tensor, None, None]:
         keeps: Keeps | None = None if self.states is None else {}
+        if self.parts.expert_cache is not None:
+            self.parts.expert_cache.begin(0)
         while sequence.pending:
             count = min(sequence.pending, self.parts.config.prefill_chunk)
             batch = Batch([sequence], [count])

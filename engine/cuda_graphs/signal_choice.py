@@ -73,8 +73,6 @@ def obstacle(
     if config.kernels == "reference":
         return Obstacle("experts that a graph asks for are computed by the C++ kernels, and kernels is 'reference'",
                         "kernels 'cpu'")  # fmt: skip
-    if Tier.CPU in placement.tiers and config.copies_in_decode:
-        return Obstacle(f"split {config.split} copies experts in decode, which graphs do not", "leave out split")
     if Tier.CPU in placement.tiers and offload.streams(1):
         return Obstacle(
             "stream_from 1 copies the experts of every step, which graphs do not", "a stream_from of 2 or more"

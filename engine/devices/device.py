@@ -34,7 +34,7 @@ INSTALL = "install a CUDA build of torch, or take --device cpu (--device simulat
 @dataclass(frozen=True, kw_only=True)
 class Device:
     """One tier. `place`: torch's device; `backend`: which kernels compute there; `free`: bytes that may be
-    taken."""
+    taken; `link_bytes_s`: of one that is played, how fast experts are copied to it (None: as fast as RAM)."""
 
     tier: Tier
     place: torch.device
@@ -42,6 +42,7 @@ class Device:
     ops: kernels.Ops
     name: str
     free: int
+    link_bytes_s: float | None = None
 
     @property
     def is_cuda(self) -> bool:
@@ -96,11 +97,11 @@ def find(config: EngineConfig, host: Device) -> dict[Tier, Device]:
     what is, and for kernels that cannot be had.
     """
     device = config.device
-    if device == "cpu" or config.policy.kind == "cpu":
+    if device == "cpu" or config.asked_placement.kind == "cpu":
         return {Tier.CPU: host}
     if device == "auto" and not config.wants_gpu and why_no_gpu():
         return {Tier.CPU: host}
-    count = 2 if config.shares is not None or config.policy.kind == "file" else 1
+    count = 2 if config.shares is not None or config.asked_placement.kind == "file" else 1
     if device.startswith("simulated"):
         found = [_simulated(tier, config, host) for tier in (Tier.GPU0, Tier.GPU1)[:count]]
     else:
@@ -131,7 +132,9 @@ def _simulated(tier: Tier, config: EngineConfig, host: Device) -> Device:
         raise OptionError("device 'simulated:gpu' runs the Triton kernels in numpy: set TRITON_INTERPRET=1 before")
     ops = host.ops if name == host.backend else kernels.load(name)
     free = _limited(config, host.free)
-    return Device(tier=tier, place=torch.device("cpu"), backend=name, ops=ops, name="simulated", free=free)
+    link = None if config.link_limit is None else config.link_limit * GB
+    place = torch.device("cpu")
+    return Device(tier=tier, place=place, backend=name, ops=ops, name="simulated", free=free, link_bytes_s=link)
 
 
 def _gpus(config: EngineConfig, count: int) -> list[Device]:

@@ -20,10 +20,21 @@ from ..ledger.pass_bytes import EXPERTS
 from ..ledger.passes import CPU_DRAM, LayerWork
 
 
+class Moved(NamedTuple):
+    """What a layer had to do with the cache, for the account. there: its experts that were computed in VRAM; fetched:
+    how many of them came for it; behind: bytes that came behind it, of any layer; calls: how often the places of its
+    choices were sent up."""
+
+    there: frozenset[int]
+    fetched: int = 0
+    behind: int = 0
+    calls: int = 0
+
+
 class Chosen(NamedTuple):
     """What a layer that ran had to do with: its tokens' choices, which are in host memory when its device is done; how
     many experts of RAM were copied to the GPU, whether all chosen ones were, and how many that nobody chose. weights:
-    of the choices, float32 [T, K] on any device, where they are known."""
+    of the choices, float32 [T, K] on any device, where they are known. moved: what a cache of experts had to do."""
 
     layer: int
     ids_TK: Tensor
@@ -31,6 +42,7 @@ class Chosen(NamedTuple):
     is_streamed: bool = False
     unchosen: int = 0
     weights_TK: Tensor | None = None
+    moved: Moved | None = None
 
 
 class ExpertBackend(Protocol):

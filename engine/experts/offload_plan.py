@@ -1,12 +1,10 @@
-"""Which experts in RAM go to the GPU to be computed there: all chosen ones of a pass with many tokens (streaming), some
-of those of a decode step (split decode), none.
+"""Whether the experts in RAM that a pass chose go to the GPU to be computed there: all of them (streaming), or none.
 
     streaming pays where    distinct experts * bytes / link  <  the CPU's time for these tokens and experts
                                                                 + hidden states there and back over the link
 
 The copies take longer than computing from them, so that the GPU's own time does not count. Either side is idle while
-the other works, so that both have their rates alone; only split decode needs what they get together
-(`bandwidth_model/split_decode.py`). With t tokens of even routing a layer of E experts, k a token, has E (1 - (1 -
+the other works, so that both have their rates alone. With t tokens of even routing a layer of E experts, k a token, has E (1 - (1 -
 k/E)^t) distinct ones. With many tokens a layer chooses nearly all of its experts; where the layer before did, its
 first ones are copied before it has chosen. One `OffloadPlan` decides in the run and in predictions of bytes alike.
 """
@@ -15,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 from ...kernels import ExpertLayout
 from ...kernels.context import THREADS, Context
@@ -24,7 +21,7 @@ from ...loaders.spec import ModelSpec
 from ..bandwidth_model.hardware import core_flops
 from ..bandwidth_model.link_rate import LinkRate, link_rate
 from ..bandwidth_model.profile import Profile
-from ..bandwidth_model.split_decode import Expert, best_fetch, curves, shared_how
+from ..bandwidth_model.split_decode import Expert
 from ..config import EngineConfig
 from ..devices.device import Device
 from ..placement.placement import Placement, Tier
@@ -32,7 +29,6 @@ from .streaming import piece_of, prefetch_experts
 
 F32 = 4
 PREFETCH_SHARE = 0.95  # of a layer's experts in RAM chosen: then the next layer is taken to choose as many
-NO_COPIES = "decode steps are graphs, which copy no experts"
 
 
 @dataclass(frozen=True)
@@ -49,42 +45,13 @@ class MeanExpert:
         return cls(mean.total, dict(mean.parts))
 
 
-class FetchTables:
-    """By tokens of a pass: chosen experts in RAM -> how many of them to copy."""
-
-    def __init__(self, spec: ModelSpec, expert: Expert, profile: Profile, link: LinkRate) -> None:
-        self.curves = partial(curves, profile, expert, link)
-        self.spec = spec
-        self.tables: dict[int, tuple[int, ...]] = {}
-
-    def __call__(self, tokens: int, chosen: int) -> int:
-        return self._table(tokens)[chosen]
-
-    def pays(self, tokens: int) -> bool:
-        """Whether there is any number of experts of which some should be copied."""
-        return any(self._table(tokens))
-
-    def _table(self, tokens: int) -> tuple[int, ...]:
-        if tokens not in self.tables:
-            self.tables[tokens] = self._make(tokens)
-        return self.tables[tokens]
-
-    def _make(self, tokens: int) -> tuple[int, ...]:
-        most = min(self.spec.moe.experts, tokens * self.spec.moe.top_k)
-        found = self.curves(each_of(self.spec, tokens), most)
-        return (0,) * (most + 1) if found is None else best_fetch(found)
-
-
 @dataclass(frozen=True, kw_only=True)
 class OffloadPlan:
-    """What is copied. stream_from: tokens of a layer from which on all chosen experts in RAM are; None: never. split:
-    how many are with fewer tokens, up to `split_most`: a number, or by tables. piece: experts of a buffer. expert:
-    bytes of the largest. prefetch_share: of a streamed layer's experts in RAM that must have been chosen for the next
+    """What is copied. stream_from: tokens of a layer from which on all chosen experts in RAM are; None: never. piece:
+    experts of a buffer. expert: bytes of the largest. prefetch_share: of a streamed layer's experts in RAM that must have been chosen for the next
     layer's first ones to be copied unasked; None: never. notes: what was decided and why, for people."""
 
     stream_from: int | None = None
-    split: int | FetchTables = 0
-    split_most: int = 0
     piece: int = 0
     expert: int = 0
     hidden: int = 0
@@ -94,18 +61,6 @@ class OffloadPlan:
     def streams(self, tokens: int) -> bool:
         """Whether a layer of so many tokens leaves the CPU nothing."""
         return self.stream_from is not None and tokens >= self.stream_from
-
-    def fetched(self, tokens: int, chosen: int) -> int:
-        """How many of a layer's distinct chosen experts in RAM are copied."""
-        if self.streams(tokens):
-            return chosen
-        if not self.may_split(tokens):
-            return 0
-        return self.split(tokens, chosen) if isinstance(self.split, FetchTables) else min(self.split, chosen)
-
-    def may_split(self, tokens: int) -> bool:
-        """Whether a layer of so many tokens that is not streamed may have experts copied."""
-        return self.split != 0 and tokens <= self.split_most
 
     def prefetches(self, chosen: int, in_ram: int) -> bool:
         """Whether the first experts of the next layer are copied before its choices, by those of a streamed layer."""
@@ -121,16 +76,9 @@ class OffloadPlan:
             self, prefetch_share=None, notes=(*self.notes, f"no expert is copied before it was chosen: {why}")
         )
 
-    def in_graphs(self) -> OffloadPlan:
-        """The same where decode steps turned out to be graphs."""
-        if self.split == 0:
-            return self
-        notes = (*self.notes[:1], f"split decode: 0 ({NO_COPIES})", *self.notes[2:])
-        return replace(self, split=0, split_most=0, notes=notes)
-
     def buffer_bytes(self, tokens: int) -> int:
         """What the GPU holds for it: two buffers, and the sum of up to so many tokens; 0 where nothing is copied."""
-        if self.split == 0 and not self.streams(tokens):
+        if not self.streams(tokens):
             return 0
         return 2 * self.piece * self.expert + tokens * self.hidden * F32
 
@@ -158,17 +106,13 @@ def plan(
     link = link_rate(profile, main.place) if main.is_cuda else None
     largest, mean = max(layout.bytes for layout in layouts), MeanExpert.of(layouts)
     first, why = _stream_from(config, spec, mean, link, profile, most)
-    split, why_split = _split(config, spec, mean, link, profile)
     when = "no pass" if first is None else f"passes from {first} tokens on"
-    share = split if isinstance(split, int) else "by table"
     return OffloadPlan(
         stream_from=first,
-        split=split,
-        split_most=config.max_sequences,
         piece=piece_of(spec.moe.experts, largest),
         expert=largest,
         hidden=spec.hidden,
-        notes=(f"experts in RAM are copied to gpu0 in {when} ({why})", f"split decode: {share} ({why_split})"),
+        notes=(f"experts in RAM are copied to gpu0 in {when} ({why})",),
     )
 
 
@@ -189,23 +133,6 @@ def _stream_from(
     first = crossover(spec, expert, profile, link.bytes_s, most, context)
     more = f"; with up to {most} the CPU is faster" if first is None else ""
     return first, f"link {link.source}; {cpu_source(profile, context)}{more}"
-
-
-def _split(
-    config: EngineConfig, spec: ModelSpec, expert: Expert, link: LinkRate | None, profile: Profile | None
-) -> tuple[int | FetchTables, str]:
-    if config.split != "auto":
-        return int(config.split), "as asked"
-    if config.wants_graphs:
-        return 0, NO_COPIES
-    if link is None:
-        return 0, "a simulated GPU has no link; --split N tries it"
-    if profile is None or not link.is_measured or not link.gpu_bytes_s:
-        return 0, "not measured: link, GPU memory or CPU (headrace measure)"
-    tables = FetchTables(spec, expert, profile, link)
-    if not any(tables.pays(tokens) for tokens in range(1, config.max_sequences + 1)):
-        return 0, "would gain less than 10 % over the CPU alone, or the GPU alone"
-    return tables, f"from measured rates; {shared_how(expert, profile, link)}"
 
 
 # ---- the threshold

@@ -65,18 +65,6 @@ class Piece(NamedTuple):
     runs: tuple[Run, ...]
 
 
-def in_order(numbers: Sequence[int], piece: int) -> list[Piece]:
-    """Pieces of experts side by side, each at its rank among `numbers`: as few as there can be."""
-    found = []
-    for first in range(0, len(numbers), piece):
-        mine, at, copies = numbers[first : first + piece], 0, []
-        for number, count in runs(mine):
-            copies.append(Run(at, number, count))
-            at += count
-        found.append(Piece(first, len(mine), tuple(copies)))
-    return found
-
-
 def by_number(numbers: Sequence[int], piece: int, experts: int) -> list[Piece]:
     """Pieces of a bank of so many experts, each at its number: which piece an expert is in does not depend on the
     others."""
@@ -99,15 +87,6 @@ def chosen_numbers(local_TK: Tensor, experts: int) -> list[int]:
     counts = torch.bincount(local_TK.flatten() + 1, minlength=experts + 1)
     found: list[int] = counts[1:].nonzero().flatten().tolist()
     return found
-
-
-def ranks(ids_TK: Tensor, in_ram_E: Tensor) -> Tensor:
-    """Of each choice, its expert's place among the chosen experts in RAM in rising order, or -1: int32 [tokens,
-    choices]. in_ram: int32 [experts], 1 for those in RAM."""
-    ids = ids_TK.long()
-    chosen_E = torch.zeros_like(in_ram_E).index_fill_(0, ids.flatten(), 1).mul_(in_ram_E)
-    rank_E = chosen_E.cumsum(0, dtype=torch.int32).mul_(chosen_E).sub_(1)
-    return rank_E[ids]
 
 
 class Filled(NamedTuple):

@@ -5,9 +5,9 @@
     collect   y = part of gpu0; y += part of gpu1; y += part of copied experts; y += part of the CPU
                                                                               in this order, whichever is done first
 
-Where `offload_plan.py` says that chosen experts of RAM are computed on the GPU, all of them or some, submit waits for
-the ids, then gives the CPU the others and starts the copies (`streaming.py`): also the first ones of the next layer,
-where that layer will choose nearly all.
+Where `offload_plan.py` says that the chosen experts of RAM are computed on the GPU, submit waits for the ids, then starts
+the copies (`streaming.py`): also the first ones of the next layer, where that layer will choose nearly all. A cache of
+experts beside them: `cache/`.
 
 Every tier gets the ids as its bank numbers them, -1 for experts of other tiers, which its kernel skips; within a part
 the sum runs over a token's choices in order. So a placement gives the same bits every time; two placements differ in
@@ -39,7 +39,7 @@ from ..placement.placement import Placement, Tier
 from .backend import Chosen, Job
 from .host_buffers import HostBuffers
 from .offload_plan import NONE, OffloadPlan, next_in_ram
-from .streaming import Cuts, Ring, by_number, chosen_numbers, in_order, no_cuts, ranks
+from .streaming import Cuts, Ring, by_number, chosen_numbers, no_cuts
 
 F32, I32 = 4, 4  # bytes
 
@@ -70,10 +70,10 @@ class TieredExperts:
         self.offload = offload
         self.timers = Timers() if timers is None else timers
         self.here = self.main.tier.channel
+        self.streams = streams.of(self.main)
         self.second = self._second()
         self.ring = self._ring() if offload.buffer_bytes(host_buffers.tokens) and Tier.CPU in placement.tiers else None
         self.numbers = [self._numbers(layer) for layer in range(len(banks))] if self.ring is not None else []
-        self.in_ram = [(numbers_E >= 0).to(torch.int32) for numbers_E in self.numbers]
         self.last = -1  # the layer that was submitted last
 
     def _tables(self, layer: int) -> dict[Tier, Tensor]:
@@ -95,7 +95,7 @@ class TieredExperts:
         if not banks:
             return None
         largest = max((bank.layout for bank in banks), key=lambda layout: layout.bytes)
-        (main, side), piece = streams.of(self.main), self.offload.piece
+        (main, side), piece = self.streams, self.offload.piece
         ops, place = self.main.ops, self.main.place
         return Ring(largest, piece, ops, place, main, side, self.timers, self.here, self.cuts)
 
@@ -105,70 +105,60 @@ class TieredExperts:
 
     def submit(self, layer: int, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> Job:
         """Starts every tier's part. Tensors are on the main device."""
-        if self.running is not None:  # an error came between submit and collect: its worker may still use the buffers
-            self.running.exception()
-            self.running = None
-        if layer <= self.last and self.ring is not None:  # another pass
-            self.ring.forget()
-        self.last = layer
+        self.begin_layer(layer)
         tiers, T = self.placement.tiers_of(layer), len(x_TD)
         in_ram = Tier.CPU in tiers
         is_streamed = in_ram and self.offload.streams(T)
-        is_copied = is_streamed or (in_ram and self.offload.may_split(T))
-        work = None
         self.timers.span(self.here)
         if in_ram and not is_streamed:
             work = self.host_buffers.down(layer, x_TD, ids_TK, weights_TK)
             ids = work[1]
-            if not is_copied:
-                self.running = self.worker.submit(self._on_cpu, layer, *work)
+            self.running = self.worker.submit(self._on_cpu, layer, *work)
         else:
             ids = self.host_buffers.ids_down(layer, ids_TK)
         if is_streamed:
             self.host_buffers.event.set()
         self.timers.span(D2H)
         parts = [self._on_gpu(tier, layer, x_TD, ids_TK, weights_TK) for tier in tiers if tier is not Tier.CPU]
-        copied, unchosen = [], 0
-        if is_copied:
-            self.timers.span(self.here)
-            copied = self._to_copy(layer, ids)
-            self.timers.span(wait(H2D))  # what to copy must be known first
-            if work is not None:
-                self.running = self.worker.submit(self._on_cpu, layer, *work, copied[-1] if copied else -1)
-            unchosen = self._unchosen(layer, copied)
-            if copied:
-                parts.append(self._on_ring(layer, x_TD, ids_TK, weights_TK, copied, is_streamed))
-            if is_streamed:
-                self._prefetch_next(layer, len(copied))
-        return Job(parts, Chosen(layer, ids, len(copied), is_streamed, unchosen, weights_TK))
-
-    def _to_copy(self, layer: int, ids_TK: Tensor) -> list[int]:
-        """Waits for the choices; the numbers of the experts in RAM that are to be copied, the first of the chosen."""
-        self.host_buffers.event.wait()
-        local_TK = self.local[layer][Tier.CPU][ids_TK.long()]
-        numbers = chosen_numbers(local_TK, self.placement.count(layer, Tier.CPU))
-        return numbers[: self.offload.fetched(len(ids_TK), len(numbers))]
-
-    def _on_ring(
-        self, layer: int, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor, numbers: list[int], is_streamed: bool
-    ) -> Tensor:
-        """The part of experts that are copied to the GPU: by number where the next layer's may be there early, else in
-        as few pieces as there can be."""
-        ring, bank = self.ring, self._bank(layer, Tier.CPU)
-        assert ring is not None, "copies without buffers"
-        y_TD = torch.zeros_like(x_TD)
+        copied, unchosen = 0, 0
         if is_streamed:
-            places, pieces = self.numbers[layer][ids_TK.long()], by_number(numbers, ring.piece, bank.experts)
-        else:
-            places, pieces = ranks(ids_TK, self.in_ram[layer]), in_order(numbers, ring.piece)
-        ring.add(y_TD, x_TD, places, weights_TK, bank, pieces)
-        return y_TD
+            part_TD, copied, unchosen = self._streamed(layer, x_TD, ids_TK, ids, weights_TK)
+            parts.append(part_TD)
+        return Job(parts, Chosen(layer, ids, copied, is_streamed, unchosen, weights_TK))
+
+    def begin_layer(self, layer: int) -> None:
+        """Nothing of another layer is under way, nor of another pass."""
+        if self.running is not None:  # an error came between submit and collect: its worker may still use the buffers
+            self.running.exception()
+            self.running = None
+        if layer <= self.last and self.ring is not None:  # another pass
+            self.ring.forget()
+        self.last = layer
+
+    def _streamed(
+        self, layer: int, x_TD: Tensor, ids_TK: Tensor, host_TK: Tensor, weights_TK: Tensor
+    ) -> tuple[Tensor, int, int]:
+        """The part of all chosen experts in RAM, which are copied to the GPU by number, since the next layer's may be
+        there early; how many that are, and how many came that nobody chose. Waits for the choices."""
+        ring, bank = self.ring, self.bank_in_ram(layer)
+        assert ring is not None, "copies without buffers"
+        self.timers.span(self.here)
+        self.host_buffers.event.wait()
+        local_TK = self.local[layer][Tier.CPU][host_TK.long()]
+        numbers = chosen_numbers(local_TK, bank.experts)
+        self.timers.span(wait(H2D))  # what to copy must be known first
+        unchosen, y_TD = self._unchosen(layer, numbers), torch.zeros_like(x_TD)
+        if numbers:
+            places = self.numbers[layer][ids_TK.long()]
+            ring.add(y_TD, x_TD, places, weights_TK, bank, by_number(numbers, ring.piece, bank.experts))
+        self._prefetch_next(layer, len(numbers))
+        return y_TD, len(numbers), unchosen
 
     def _unchosen(self, layer: int, numbers: list[int]) -> int:
         """How many experts of a layer were copied early and are not among its choices."""
         if self.ring is None:
             return 0
-        prefetched = self.ring.fetched(self._bank(layer, Tier.CPU))
+        prefetched = self.ring.fetched(self.bank_in_ram(layer))
         return prefetched - sum(number < prefetched for number in numbers)
 
     def _prefetch_next(self, layer: int, copied: int) -> None:
@@ -176,7 +166,7 @@ class TieredExperts:
         if self.ring is not None and self.offload.prefetches(copied, self.placement.count(layer, Tier.CPU)):
             following = next_in_ram(self.placement, layer)
             if following is not None:
-                self.ring.fetch(self._bank(following, Tier.CPU))
+                self.ring.fetch(self.bank_in_ram(following))
 
     def _on_gpu(self, tier: Tier, layer: int, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> Tensor:
         """One GPU's part, on that GPU."""
@@ -194,21 +184,29 @@ class TieredExperts:
                 self.second.span(GPU1_HBM)
             return part_TD
 
-    @torch.inference_mode()
-    def _on_cpu(self, layer: int, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor, copied: int = -1) -> bool:
-        """The CPU's part, in the worker thread, without the chosen experts up to number `copied`; whether anything is
-        left."""
+    def _on_cpu(self, layer: int, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> bool:
+        """The CPU's part, in the worker thread; whether there is any."""
         self.host_buffers.event.wait()
-        start = time.perf_counter()
         local_TK = self.local[layer][Tier.CPU][ids_TK.long()]
-        if copied >= 0:
-            local_TK = local_TK.masked_fill(local_TK <= copied, -1)
         if not bool((local_TK >= 0).any()):
             return False
-        y_TD = self.devices[Tier.CPU].ops.experts(x_TD, local_TK, weights_TK, self._bank(layer, Tier.CPU))
+        return self._compute(layer, x_TD, local_TK, weights_TK)
+
+    def start_cpu(self, layer: int, x_TD: Tensor, local_TK: Tensor, weights_TK: Tensor) -> None:
+        """The worker computes these experts of the bank in RAM, -1 for none; all tensors are there already."""
+        self.running = self.worker.submit(self._compute, layer, x_TD, local_TK, weights_TK)
+
+    @torch.inference_mode()
+    def _compute(self, layer: int, x_TD: Tensor, local_TK: Tensor, weights_TK: Tensor) -> bool:
+        start = time.perf_counter()
+        y_TD = self.devices[Tier.CPU].ops.experts(x_TD, local_TK, weights_TK, self.bank_in_ram(layer))
         self.host_buffers.y_TD[: len(y_TD)].copy_(y_TD)
         self.timers.spend(CPU_DRAM, time.perf_counter() - start)
         return True
+
+    def bank_in_ram(self, layer: int) -> ExpertBank:
+        """The experts of a layer that lie in RAM."""
+        return self._bank(layer, Tier.CPU)
 
     def _bank(self, layer: int, tier: Tier) -> ExpertBank:
         banks = self.banks[layer]
@@ -239,24 +237,24 @@ class TieredExperts:
     def work(self, chosen: Chosen) -> LayerWork:
         """What a layer read and sent: the first `copied` of its chosen experts in RAM went to the main device, and
         `unchosen` that nobody chose."""
-        layer, ids_TK, copied, is_streamed, unchosen, _ = chosen
+        layer, ids_TK, copied, is_streamed, unchosen = chosen[:5]
         counts, pairs = self._served(layer, ids_TK, copied)
         found: defaultdict[str, dict[str, int]] = defaultdict(dict)
         for tier, count in counts.items():
             found[tier.channel][EXPERTS] = count * self._bank(layer, tier).layout.bytes
-        size = copied * self._bank(layer, Tier.CPU).layout.bytes if copied else 0
+        size = copied * self.bank_in_ram(layer).layout.bytes if copied else 0
         if size:
             found[self.here][EXPERTS] = found[self.here].get(EXPERTS, 0) + size
         (T, K), D = ids_TK.shape, self.host_buffers.x_TD.shape[1]
         hidden, routing = T * D * F32, T * K * (I32 + F32)
         if Tier.CPU in counts and not is_streamed:
             found[D2H] = {EXPERTS: hidden, ROUTING: routing}
-            found[H2D] = {EXPERTS: size + (hidden if counts[Tier.CPU] else 0)}
+            found[H2D] = {EXPERTS: hidden if counts[Tier.CPU] else 0}
         else:
             found[D2H] = {ROUTING: T * K * I32}
             found[H2D] = {EXPERTS: size}
         if unchosen:
-            found[H2D][UNCHOSEN] = unchosen * self._bank(layer, Tier.CPU).layout.bytes
+            found[H2D][UNCHOSEN] = unchosen * self.bank_in_ram(layer).layout.bytes
         if Tier.GPU1 in counts:
             found[D2D] = {EXPERTS: 2 * hidden, ROUTING: routing}
         return LayerWork(layer=layer, tokens=T, bytes=dict(found), pairs=pairs, copied=size, is_streamed=is_streamed)

@@ -65,7 +65,8 @@ def in_turn(terms: dict[str, float]) -> Prediction:
 class LayerWork:
     """What a layer's experts were to the tiers in one pass. bytes: read and sent, by tier and group. pairs: by memory,
     choices of tokens that its experts served. copied: bytes of experts that went from RAM to the main device, part of
-    its bytes; is_streamed: all chosen ones of RAM did, as with many tokens."""
+    its bytes; is_streamed: all chosen ones of RAM did, as with many tokens. behind: bytes that went there for nobody in
+    particular, behind the layer's work."""
 
     layer: int
     tokens: int
@@ -73,6 +74,7 @@ class LayerWork:
     pairs: dict[str, int]
     copied: int = 0
     is_streamed: bool = False
+    behind: int = 0
 
 
 @dataclass(kw_only=True)

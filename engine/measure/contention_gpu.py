@@ -23,7 +23,7 @@ from ..bandwidth_model.contention import down_name, experts_name, up_name
 from ..devices.cuda_driver import Driver
 from ..devices.host import cpu_kernels
 from ..devices.streams import Stream
-from ..experts.streaming import cut, fill, in_order, piece_of
+from ..experts.streaming import Piece, Run, cut, fill, piece_of
 from ..memory.pinned import Arena, Pins
 from . import contention
 from .contention import Copies, Way
@@ -98,13 +98,18 @@ def _kernel(context: Context, format: str, arena: torch.Tensor) -> Way:
 def _upward(bank: ExpertBank, buffers: list[ExpertBank], stream: Stream) -> Copies:
     """Every other expert, so that each is a copy of its own, as those of a router are."""
     count = buffers[0].experts
-    pieces = cycle(in_order(range(0, bank.experts // (2 * count) * 2 * count, 2), count))
+    pieces = cycle([_every_other(first, count) for first in range(0, bank.experts - 2 * count + 1, 2 * count)])
     targets = cycle(buffers)
 
     def give() -> None:
         fill(next(targets).data, bank, next(pieces))
 
     return Copies(stream, give, buffers[0].nbytes)
+
+
+def _every_other(first: int, count: int) -> Piece:
+    """A full buffer of experts from `first` on, no two of which are neighbours."""
+    return Piece(0, count, tuple(Run(at, first + 2 * at, 1) for at in range(count)))
 
 
 def _downward(buffer: ExpertBank, bank: ExpertBank, stream: Stream) -> Copies:

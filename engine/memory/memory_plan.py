@@ -40,6 +40,7 @@ from .kv_budget import KVBudget
 
 DEFAULT_CONTEXT = 4096  # beside a GPU, where more cache is fewer experts, and nobody said
 CACHE_SHARE = 0.1  # of a GPU: what the caches of further sequences may take before experts
+EXPERT_CACHE = "expert cache"
 STREAM = "stream buffers"  # what is needed for experts that are copied to a GPU
 
 
@@ -54,6 +55,7 @@ class MemoryPlan:
     experts: tuple[int, ...]  # bytes of each layer's
     offload: OffloadPlan = NONE
     spare_pages: int = 0  # of the cache, beyond those of the budget: for rows of a graph without a sequence
+    expert_cache: int = 0  # bytes in VRAM for experts that a policy moves
 
     @property
     def bytes_in_ram(self) -> list[int]:
@@ -132,7 +134,7 @@ class _Plan:
         self.page = PAGE * bytes_per_token(self.spec, dtype)
         self.states = 4 * self.spec.state_elements * StateSlots.count(config.max_sequences)
         self.work = self.states + kv_budget.work_bytes(self.spec, config.prefill_chunk, config.max_sequences)
-        self.offload, self.buffers, self.mailbox, self.spare_pages = NONE, 0, 0, 0
+        self.offload, self.buffers, self.mailbox, self.spare_pages, self.cache = NONE, 0, 0, 0, 0
 
     def beside_a_gpu(self, profile: Profile | None, graphs: bool) -> MemoryPlan:
         """What copies and graphs need is added up, then experts are placed."""
@@ -147,11 +149,13 @@ class _Plan:
             sizes_B = sizes_up_to(config.max_sequences)
             self.work += self.page + kv_budget.work_bytes(spec, sizes_B[-1], sizes_B[-1])
             self.mailbox = mailbox_bytes(spec.moe_layers, spec.moe.top_k, spec.hidden, sizes_B)
-        return self._auto() if config.policy.kind == "auto" else self._asked()
+        if config.policy is not None:
+            return self._cached()
+        return self._auto() if config.asked_placement.kind == "auto" else self._asked()
 
     def _asked(self) -> MemoryPlan:
         """The placement that was asked for."""
-        policy, layers = self.config.policy, len(self.counts)
+        policy, layers = self.config.asked_placement, len(self.counts)
         if policy.file is not None:
             placement = placement_file.read(policy.file, self.counts, list(self.devices))
         else:
@@ -168,15 +172,29 @@ class _Plan:
         left = self.devices[placement.main].free - sum(weights.values()) - self._buffers(placement) - self.work
         return self._fit(placement, kv_budget.plan(self.config, self.spec, self.page, left, self.work))
 
-    def _auto(self) -> MemoryPlan:
-        """The cache first, for one sequence of the context, and for more within its share; then experts as they fit."""
+    def _cached(self) -> MemoryPlan:
+        """All experts in RAM, and places for some of them in what the cache of keys and values leaves of VRAM."""
+        placement, (room, left) = placing.n_cpu_moe(self.counts, len(self.counts)), self._room()
+        left -= self._buffers(placement) + (self.storage.held if self._table(placement) is Tier.GPU0 else 0)
+        experts = sum(self.sizes)
+        asked = self.config.cache_bytes(experts)
+        self.cache = max(0, min(left, experts)) if asked is None else asked
+        return self._fit(placement, room)
+
+    def _room(self) -> tuple[KVBudget, int]:
+        """The cache of keys and values, for one sequence of the context, and for more within its share; and the bytes
+        that it leaves for experts."""
         spec, main = self.spec, self.devices[Tier.GPU0]
         kv_budget.check_context(self.config.max_context, spec)
         context = self.config.max_context or min(spec.context, DEFAULT_CONTEXT)
         one, shared = pages_for(context), int(main.free * CACHE_SHARE) // self.page
         pages = max(one, min(one * self.config.max_sequences, shared))
         room = KVBudget(pages, context, pages * self.page, self.work)
-        left = main.free - self.storage.common - room.kv_bytes - self.work
+        return room, main.free - self.storage.common - room.kv_bytes - self.work
+
+    def _auto(self) -> MemoryPlan:
+        """The cache first, then experts as they fit."""
+        room, left = self._room()
         placement = self._filled(left)
         if self._buffers(placement):
             placement = self._filled(left - self.buffers)
@@ -226,6 +244,7 @@ class _Plan:
             experts=self.sizes,
             offload=self.offload,
             spare_pages=self.spare_pages,
+            expert_cache=self.cache,
         )
 
     def _needs(self, placement: Placement, room: KVBudget, tier: Tier, table: Tier) -> dict[str, int]:
@@ -244,7 +263,7 @@ class _Plan:
             needs["hand-off"] = self.tokens * per_token + inputs + self.mailbox
             needs["buffers of a pass"] = kv_budget.work_bytes(spec, self.tokens, 1) if needs["experts"] else 0
         if tier is main:
-            needs[STREAM] = self._buffers(placement)
+            needs[STREAM], needs[EXPERT_CACHE] = self._buffers(placement), self.cache
         return needs
 
 
@@ -262,7 +281,8 @@ def _require(memory: TierMemory, what: str, placement: Placement) -> None:
     needs, limit = memory.needed, memory.available or 0.0
     parts = ", ".join(f"{name} {size(needed)}" for name, needed in needs.items())
     fewer = "place fewer experts there (--n-cpu-moe auto), " if what.startswith("gpu") and "experts" in needs else ""
-    fewer += "copy none there (--stream-from never --split 0), " if STREAM in needs else ""
+    fewer += "copy none there (--stream-from never), " if STREAM in needs else ""
+    fewer += "give experts less of it (--expert-cache), " if EXPERT_CACHE in needs else ""
     raise MemoryNeeded(
         f"placement {placement.name}: {what} would hold {size(memory.total)} ({parts}), {size(max(0.0, limit))} can be "
         f"taken: {fewer}lower --max-context, or {SMALLER}"

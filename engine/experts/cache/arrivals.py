@@ -1,0 +1,55 @@
+"""Experts on their way from RAM to their places in VRAM: copies on a stream of their own, and which have arrived.
+
+Nothing waits for a copy that was not asked for by the layer that needs it: an expert that is still on its way when its
+layer chooses it is computed in RAM, where it lies too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ....kernels.packed import ExpertBank
+from ...devices.streams import Stream
+from ...ledger.passes import H2D
+from ...ledger.timers import Spans
+from ...policies.protocol import Key
+from .slots import Slots
+
+
+class Arrivals:
+    """banks: by layer with experts, all of them in RAM. main: the stream that reads the places, side: that of the
+    copies. A copy waits for all that main was given before it, which may still read what lay there."""
+
+    def __init__(
+        self, slots: Slots, banks: Sequence[ExpertBank], main: Stream, side: Stream, spans: Spans | None = None
+    ) -> None:
+        self.slots, self.banks = slots, banks
+        self.main, self.side, self.spans = main, side, spans
+        self.coming: dict[Key, Any] = {}  # until when, as an event of the side stream
+
+    def bring(self, keys: Sequence[Key]) -> Any:
+        """Starts the copies of experts; the event that has come when all are there."""
+        self.side.wait(self.main.record())
+        self._span(None)
+        for layer, expert in keys:
+            self.side.copy(self.slots.take((layer, expert)), self.banks[layer].data[expert])
+        self._span(H2D)
+        event = self.side.record()
+        self.coming.update(dict.fromkeys(keys, event))
+        return event
+
+    def missing(self, layer: int) -> list[int]:
+        """The experts of a layer that are still on their way."""
+        if not self.coming:
+            return []
+        self.coming = {key: event for key, event in self.coming.items() if not self.side.reached(event)}
+        return [expert for n, expert in self.coming if n == layer]
+
+    def forget(self, key: Key) -> None:
+        """An expert leaves, arrived or not: copies to its place come after its own."""
+        self.coming.pop(key, None)
+
+    def _span(self, what: str | None) -> None:
+        if self.spans is not None:
+            self.spans.span(what)
