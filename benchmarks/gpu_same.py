@@ -32,7 +32,7 @@ from graph_steps import GraphSteps
 STEPS, PROMPT = 64, "In the beginning"
 SHAPE, LAYERS, TOKENS = "Qwen3-30B-A3B", 2, 48
 ROUNDINGS, SIGMAS = 10, 6.0
-ALONE: dict[str, Any] = {"stream_from": "never", "split": 0}
+ALONE: dict[str, Any] = {"stream_from": "never"}
 WAYS: dict[str, dict[str, Any]] = {
     "all on the GPU": {"placement": "gpu"},
     "all on the GPU, graphs": {"placement": "gpu", "handoff": "auto"},
@@ -40,8 +40,8 @@ WAYS: dict[str, dict[str, Any]] = {
     "half, graphs": {"n_cpu_moe": 3, "handoff": "auto", **ALONE},
     "experts in RAM": {"cpu_moe": True, **ALONE},
     "half": {"n_cpu_moe": 3, **ALONE},
-    "experts in RAM, prompts streamed": {"cpu_moe": True, "stream_from": "2", "split": 0},
-    "experts in RAM, split decode": {"cpu_moe": True, "split": 1},
+    "experts in RAM, prompts streamed": {"cpu_moe": True, "stream_from": "2"},
+    "experts in RAM, some cached": {"policy": "lru", "expert_cache": "30%"},
 }  # by hand, where no hand-off is said
 
 

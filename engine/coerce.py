@@ -8,6 +8,7 @@
     Path          text, bytes and path objects; "~" is the home
     tuple         of one value or any number of them; "" is none
     Mapping       of whole numbers to numbers; the keys may be text, as in JSON. Where text is meant: its JSON
+    a protocol    an object that has its methods, as it is
     None          the default, where it is not a value itself
 
 Anything else, and a name that is no field, is an OptionError.
@@ -85,6 +86,8 @@ def read(name: str, value: Any, hint: Any) -> Any:
         return _as_json(name, value)
     if get_origin(kinds[0]) is Mapping:
         return _numbers_by_id(name, value)
+    if any(getattr(one, "_is_protocol", False) and isinstance(value, one) for one in kinds):
+        return value
     if isinstance(value, str) and str in kinds:
         return str(value)
     for one in sorted((one for one in kinds if one in READERS), key=lambda kind: kind is str):
@@ -92,7 +95,8 @@ def read(name: str, value: Any, hint: Any) -> Any:
             return READERS[one](value)
         except (ValueError, TypeError, OverflowError, RuntimeError, AttributeError):
             continue
-    raise OptionError(f"{name} is {brief(value)}; it must be {' or '.join(WANTED[one] for one in kinds)}")
+    wanted = " or ".join(WANTED.get(one) or f"a {one.__name__}" for one in kinds)
+    raise OptionError(f"{name} is {brief(value)}; it must be {wanted}")
 
 
 def _kinds(hint: Any) -> tuple[Any, ...]:

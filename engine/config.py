@@ -22,6 +22,7 @@ from .coerce import by_meaning
 from .option import COMMON, MODEL, PLACEMENT, SAMPLING, SPEED, file_or_text, option, words
 from .placement import placement as placing
 from .placement.placement import Policy
+from .policies.protocol import Policy as ExpertPolicy
 
 DTYPES = {"auto": None, "float32": "f32", "bfloat16": "bf16"}
 GRAPHED = ("memop", "hostfunc", "spin")  # ways to hand experts over in a graph (`cuda_graphs/signals.py`)
@@ -138,7 +139,7 @@ class EngineConfig:
     device: str = option("auto", PLACEMENT, "DEVICE", "of all but experts: auto, cpu, cuda, cuda:N, simulated (in RAM)")
     cpu_moe: bool = option(False, PLACEMENT, "", "beside a GPU: all routed experts in RAM")
     n_cpu_moe: int | str | None = option(None, PLACEMENT, "N|auto", "those of the first N layers; auto: as few as fit")
-    policy: str | None = option(
+    policy: str | ExpertPolicy | None = option(
         None, PLACEMENT, "NAME", "all experts in RAM, and a cache in VRAM that this policy rules (docs/policies.md)"
     )
     expert_cache: float | str | None = option(

@@ -50,6 +50,7 @@ from ..model.decoder import Decoder
 from ..model.inputs import make_device_inputs
 from ..model.kv_cache import KVCache, pages_for
 from ..placement.placement import Tier
+from ..policies.protocol import Policy
 from . import expert_policy
 from .compile_ahead import compile_ahead
 from .parts import EngineParts, end_ids
@@ -97,9 +98,7 @@ def build(
         arena.finish()
         plan = replace(plan, offload=without_blocking_copies(plan.offload, main.is_cuda, arena))
     timers = Timers(streams.of(main)[0] if len(found) > 1 else None)
-    experts, host_buffers = _experts(config, checkpoint, weights, plan, found, ops, timers, arena)
-    if policy is not None and isinstance(experts, TieredExperts):
-        experts = cached(experts, policy, plan.expert_cache)
+    experts, host_buffers = _experts(config, checkpoint, weights, plan, found, ops, timers, arena, policy)
     decoder = _decoder(config, checkpoint, weights, plan, found, experts, kv_dtype, timers)
     compile_ahead(config, plan.kv_budget.max_context, decoder, found, compiling)
     graphed, choice = _graphs(config, context, checkpoint, plan, decoder, choice, runtime)
@@ -111,7 +110,6 @@ def build(
         kv_dtype=kv_dtype, profile=profile, memory_plan=plan, weights=weights, huge_pages=granted.huge_pages,
         nodes=granted.nodes, timers=timers, decoder=decoder, runtime=runtime, expert_arena=arena,
         host_buffers=host_buffers, signal_choice=choice, graphed=graphed,
-        expert_cache=experts.cache if isinstance(experts, CachedExperts) else None,
     )  # fmt: skip
 
 
@@ -234,8 +232,10 @@ def _experts(
     ops: Ops,
     timers: Timers,
     arena: ExpertArena | None,
+    policy: Policy | None,
 ) -> tuple[ExpertBackend, HostBuffers | None]:
-    """The experts: all in RAM, or on the tiers of the placement, with the buffers between GPU and CPU."""
+    """The experts: all in RAM, or on the tiers of the placement, with the buffers between GPU and CPU; with a policy
+    beside a cache."""
     banks, spec = [layer.experts for layer in weights.layers], checkpoint.spec
     if len(found) == 1:
         whole = [bank for bank in banks if not isinstance(bank, TierBanks)]
@@ -251,7 +251,8 @@ def _experts(
         top_k=spec.moe.top_k,
     )
     cuts = no_cuts if arena is None else arena.cuts
-    return TieredExperts(split, plan.placement, found, host_buffers, plan.offload, timers, cuts), host_buffers
+    tiered = TieredExperts(split, plan.placement, found, host_buffers, plan.offload, timers, cuts)
+    return tiered if policy is None else cached(tiered, policy, plan.expert_cache), host_buffers
 
 
 def _decoder(
@@ -286,15 +287,15 @@ def _graphs(
     found."""
     if choice is None or choice.name == signal_choice.EAGER:
         return None, choice
-    tiered = decoder.experts
+    experts = decoder.experts
     assert runtime is not None, "graphs without a runtime"
-    assert isinstance(tiered, TieredExperts), "graphs on the CPU alone"
+    assert isinstance(experts, TieredExperts | CachedExperts), "graphs on the CPU alone"
     pages, spare_page = pages_for(plan.kv_budget.max_context), plan.kv_budget.pages
     spare_slot = StateSlots(config.max_sequences).spare if checkpoint.spec.state_elements else None
     make = partial(
         GraphedDecode,
         decoder,
-        tiered,
+        experts,
         choice,
         runtime,
         context=context,
@@ -307,7 +308,10 @@ def _graphs(
     )
     digest = _digest(config, context, checkpoint, plan, decoder.cache.dtype, choice.name)
     how = verify.Start(asked=config.handoff, choice=choice, runtime=runtime, digest=digest)
-    return verify.start(how, verify.Steps(decoder, tiered, pages, spare_page, spare_slot), make)
+    found = verify.start(how, verify.Steps(decoder, pages, spare_page, spare_slot), make)
+    if found[0] is not None and isinstance(experts, CachedExperts):
+        experts.cache.answer_late()
+    return found
 
 
 def _digest(

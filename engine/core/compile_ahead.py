@@ -24,6 +24,7 @@ from ...kernels.packed import ExpertBank, Matrix
 from ...loaders.weights.checkpoint import Progress
 from ..config import EngineConfig
 from ..devices.device import Device
+from ..experts.cache.cached_experts import CachedExperts
 from ..experts.tiered import TieredExperts
 from ..model.decoder import Decoder
 from ..model.kv_cache import pages_for
@@ -147,9 +148,11 @@ def banks_on(tiered: TieredExperts, tier: Tier) -> list[ExpertBank]:
     return different(banks)
 
 
-def calls(decoder: Decoder, tiered: TieredExperts, device: Device, sizes: Sizes) -> Iterator[Call]:
+def calls(decoder: Decoder, experts: TieredExperts | CachedExperts, device: Device, sizes: Sizes) -> Iterator[Call]:
     """All that passes of these sizes ask of a GPU: experts, and on the main one all else."""
-    for bank in banks_on(tiered, device.tier):
+    tiered = experts.tiered if isinstance(experts, CachedExperts) else experts
+    places = experts.cache.slots.banks if isinstance(experts, CachedExperts) else []
+    for bank in different([*banks_on(tiered, device.tier), *places]):
         yield from expert_calls(device.ops, bank, decoder.spec.moe.top_k, sizes.tokens)
     if device is tiered.main:
         for layer in different(decoder.stack.layers):
@@ -166,8 +169,8 @@ def compile_ahead(
 ) -> None:
     """Compiles what passes on the GPUs of a run will launch; `context`: tokens of the longest sequence. progress:
     called with kernels done and in all. Nothing to do without a GPU that has Triton's kernels."""
-    tiered, gpus = decoder.experts, [d for d in devices.values() if d.is_cuda and d.backend == "gpu"]
-    if not gpus or not isinstance(tiered, TieredExperts):
+    experts, gpus = decoder.experts, [d for d in devices.values() if d.is_cuda and d.backend == "gpu"]
+    if not gpus or not isinstance(experts, TieredExperts | CachedExperts):
         return
     from ...kernels.gpu import ahead
 
@@ -175,7 +178,7 @@ def compile_ahead(
     sizes = Sizes(tokens=tokens, sequences=config.max_sequences, pages=pages_for(context))
     for device in gpus:
         with device.current(), torch.inference_mode():
-            found = ahead.compile_all(ahead.wanted(calls(decoder, tiered, device, sizes)), progress)
+            found = ahead.compile_all(ahead.wanted(calls(decoder, experts, device, sizes)), progress)
         if found.failed:
             log.warning(
                 f"{len(found.failed)} kernels could not be compiled for {device.name}, and a pass that needs one will "

@@ -24,8 +24,8 @@ from ..traces import reader
 def make(config: EngineConfig, checkpoint: Checkpoint, gpu: Device, profile: Profile | None) -> Policy | None:
     """The policy that was asked for; None: none was. Raises OptionError for one that there is not, or that lacks what
     it is made of, and for a trace of another model."""
-    if config.policy is None:
-        return None
+    if config.policy is None or not isinstance(config.policy, str):
+        return config.policy
     spec, known = checkpoint.spec, Known()
     if config.policy_trace is not None:
         known = _of_trace(config.policy_trace, spec)

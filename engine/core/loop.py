@@ -282,10 +282,10 @@ class Loop:
             out = parts.decoder.forward(inputs, self.counts.tally(decoding, kept))
             parts.timers.spend(CPU_DRAM, time.perf_counter() - start)
             return out
-        if is_graph and parts.graphed is not None:
-            return parts.graphed.forward(inputs, self.books.settle_meanwhile)
         if parts.expert_cache is not None:
             parts.expert_cache.begin(decoding)
+        if is_graph and parts.graphed is not None:
+            return parts.graphed.forward(inputs, self.books.settle_meanwhile)
         return parts.decoder.forward(inputs)
 
     def logits(self, sequence: Sequence) -> Tensor:

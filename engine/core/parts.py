@@ -19,6 +19,7 @@ from ..cuda_graphs.gpu_runtime import Runtime
 from ..cuda_graphs.graphed_decode import GraphedDecode
 from ..cuda_graphs.signals import SignalChoice
 from ..devices.device import Device
+from ..experts.cache.cached_experts import CachedExperts
 from ..experts.cache.expert_cache import ExpertCache
 from ..experts.host_buffers import HostBuffers
 from ..generation.admission import Admission
@@ -35,7 +36,7 @@ class EngineParts:
     """What a model runs with. kernels: the name of the backend of `ops`; context: how the C++ kernels compute;
     torch_threads: how many torch has in its passes. profile: this machine's measured rates, if there are any.
     huge_pages: by tensor whether the system granted them; nodes: of memory that weights are dealt out over. The
-    last six are of a run beside a GPU."""
+    last five are of a run beside a GPU."""
 
     config: EngineConfig
     kernels: str
@@ -59,7 +60,6 @@ class EngineParts:
     host_buffers: HostBuffers | None
     signal_choice: SignalChoice | None
     graphed: GraphedDecode | None
-    expert_cache: ExpertCache | None
 
     @property
     def spec(self) -> ModelSpec:
@@ -68,6 +68,12 @@ class EngineParts:
     @property
     def placement(self) -> Placement:
         return self.memory_plan.placement
+
+    @property
+    def expert_cache(self) -> ExpertCache | None:
+        """The experts that a policy moves, if there is one."""
+        experts = self.decoder.experts
+        return experts.cache if isinstance(experts, CachedExperts) else None
 
     @property
     def kv_budget(self) -> KVBudget:

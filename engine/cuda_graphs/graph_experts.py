@@ -20,10 +20,12 @@ from ...kernels.decoder_layer import Choice
 from ...kernels.packed import ExpertBank
 from ..devices.device import Device
 from ..experts.backend import Chosen
+from ..experts.cache.cached_experts import CachedExperts
 from ..experts.tiered import TieredExperts
 from ..ledger.passes import GPU_HBM, H2D, LayerWork
 from ..ledger.timers import Spans
 from ..placement.placement import Placement, Tier
+from .cached_steps import CachedSteps
 from .mailbox_experts import MailboxExperts, Posted
 from .step_results import Places
 
@@ -52,12 +54,19 @@ class Choices(NamedTuple):
 
 
 class GraphedExperts:
-    """tiered: the same experts outside of graphs. `mail` has every layer with experts in RAM, None where no layer has;
-    `sizes` are the batch sizes."""
+    """experts: the same outside of graphs. `mail` has every layer with experts in RAM, None where no layer has;
+    `sizes` are the batch sizes. steps: of a cache, if there is one."""
 
-    def __init__(self, tiered: TieredExperts, mail: MailboxExperts | None, sizes: Sequence[int]) -> None:
+    def __init__(
+        self,
+        experts: TieredExperts | CachedExperts,
+        mail: MailboxExperts | None,
+        sizes: Sequence[int],
+        steps: CachedSteps | None = None,
+    ) -> None:
+        tiered = experts.tiered if isinstance(experts, CachedExperts) else experts
         placement, main = tiered.placement, tiered.main
-        self.tiered, self.timers = tiered, tiered.timers
+        self.outside, self.timers = experts, tiered.timers
         self.timed: list[Spans] = []  # by size, where steps are timed
         self.main, self.mail, self.batches = main, mail, list(sizes)
         self.banks: dict[int, ExpertBank] = {}
@@ -66,6 +75,8 @@ class GraphedExperts:
             if split is not None and placement.main.value in split.banks:
                 self.banks[layer] = split.banks[placement.main.value]
                 self.local[layer] = _numbers_here(placement, layer, main)
+            elif split is not None and steps is not None and (bank := steps.bank(layer)) is not None:
+                self.banks[layer], self.local[layer] = bank, steps.here(layer)
         self.chosen: dict[int, Choice] = {}  # of the step that is captured, by layer
         in_slots = {} if mail is None else {layer: n for layer, n in mail.numbers.items() if layer not in self.banks}
         self.in_slots, self.slots_L = list(in_slots), torch.tensor(list(in_slots.values()), dtype=torch.int64)
@@ -135,7 +146,7 @@ class GraphedExperts:
 
     def work(self, chosen: Chosen) -> LayerWork:
         """As of a step by hand, where nothing is copied."""
-        return self.tiered.work(chosen)
+        return self.outside.work(chosen)
 
     def choices(self, batch: int, count: int, here: Places, with_weights: bool = False) -> Choices:
         """What the first `count` rows of the last step of this size chose. here: of the layers of `banks`; in slots

@@ -26,6 +26,9 @@ from ...kernels.cpu.mailbox import TIMEOUT, Mailbox
 from ...kernels.packed import ExpertBank
 from ...loaders.weights.model_weights import TierBanks
 from ..devices.cuda_driver import Driver
+from ..devices.device import Device
+from ..experts.backend import Chosen
+from ..experts.cache.cached_experts import CachedExperts
 from ..experts.tiered import TieredExperts
 from ..ledger.passes import CPU_DRAM, GPU_HBM, LayerWork
 from ..ledger.timers import Spans
@@ -33,9 +36,10 @@ from ..model.batch import Inputs, sizes_up_to
 from ..model.decoder import Decoder, Output
 from ..placement.placement import Placement, Tier
 from . import signals
+from .cached_steps import CachedSteps
 from .capture import DecodeGraphs, Graph, nothing
 from .gpu_runtime import Runtime
-from .graph_experts import Choices, GraphedExperts, numbers
+from .graph_experts import GraphedExperts, numbers
 from .mailbox_experts import MailboxExperts
 from .signals import SignalChoice
 from .step_results import StepResults
@@ -61,7 +65,7 @@ class GraphedDecode:
     def __init__(
         self,
         decoder: Decoder,
-        tiered: TieredExperts,
+        experts: TieredExperts | CachedExperts,
         way: SignalChoice,
         runtime: Runtime,
         *,
@@ -73,6 +77,8 @@ class GraphedDecode:
         timeout: float = TIMEOUT,
         with_weights: bool = False,
     ) -> None:
+        tiered = experts.tiered if isinstance(experts, CachedExperts) else experts
+        self.steps = CachedSteps(experts.cache, tiered.main) if isinstance(experts, CachedExperts) else None
         self.decoder, self.tiered, self.runtime, self.context = decoder, tiered, runtime, context
         self.sizes, self.timeout = sizes_up_to(_most(sequences, tiered)), timeout
         self.recorder = runtime.recorder()
@@ -81,7 +87,7 @@ class GraphedDecode:
         self.mailbox = None if mail is None else mail.mailbox
         self.timers = tiered.timers
         self.kept: dict[bool, Captured] = {}  # steps with stamps, and without, while the others are in use
-        self.experts = GraphedExperts(tiered, mail, self.sizes)
+        self.experts = GraphedExperts(experts, mail, self.sizes, self.steps)
         self.results = StepResults(runtime.driver, self.sizes, list(self.experts.banks), spec.moe.top_k, with_weights)
         self.graphs = DecodeGraphs(
             self._step,
@@ -149,14 +155,21 @@ class GraphedDecode:
             mailbox.close()
             raise
         self._release = weakref.finalize(self, _close, mailbox, runtime.driver)
-        split = [layer for layer in in_ram if placement.tiers_of(layer) != (Tier.CPU,)]
         return MailboxExperts(
             mailbox,
             signals.make(way.name, runtime.driver, mailbox),
             lambda: self.recorder.handle,
-            {layer: numbers(placement, layer, Tier.CPU, main) for layer in split},
+            self._in_ram(list(in_ram), placement, main),
             runtime.pack,
         )
+
+    def _in_ram(self, layers: Sequence[int], placement: Placement, main: Device) -> dict[int, Tensor]:
+        """Of layers that have some experts elsewhere, on the device: the number in RAM of those that the CPU is to
+        compute."""
+        if self.steps is not None:
+            return {layer: self.steps.in_ram(layer) for layer in layers if self.steps.bank(layer) is not None}
+        split = [layer for layer in layers if placement.tiers_of(layer) != (Tier.CPU,)]
+        return {layer: numbers(placement, layer, Tier.CPU, main) for layer in split}
 
     def _mailbox(self, in_ram: dict[int, ExpertBank]) -> Mailbox:
         return Mailbox(
@@ -183,8 +196,10 @@ class GraphedDecode:
         count = len(inputs.ids_T)
         assert len(inputs.rows) == count, f"{len(inputs.rows)} rows of logits for {count} sequences"
         (entered, read), before = self.decoder.enter(inputs), self._cpu_seconds()
+        if self.steps is not None:
+            self.steps.refresh()
         self.timers.span(None)
-        logits = self.graphs.run(entered, meanwhile)
+        logits = self.graphs.run(entered, partial(self._meanwhile, meanwhile))
         self.timers.span(None)
         self.timers.spend(CPU_DRAM, self._cpu_seconds() - before)
         if self.experts.spans is not None:
@@ -192,16 +207,24 @@ class GraphedDecode:
         number = self.graphs.number_for(count)
         assert number is not None, f"{count} sequences, captured for {self.sizes}"
         chosen = self.experts.choices(number, count, self.results.places[number], self.results.with_weights)
-        likeliest = self.results.likeliest(number, count)
-        return Output(logits, read, partial(self._layers, chosen), likeliest, chosen=chosen.each)
+        likeliest, each = self.results.likeliest(number, count), chosen.each
+        if self.steps is not None:
+            each = self.steps.over(each)
+        return Output(logits, read, partial(self._layers, each), likeliest, chosen=each)
+
+    def _meanwhile(self, books: Callable[[], None]) -> None:
+        """What the host does while the device works: books of the step before, and the policy of a cache."""
+        books()
+        if self.steps is not None:
+            self.steps.meanwhile()
 
     def _cpu_seconds(self) -> float:
         """Of the mailbox's work, by its own clock."""
         return 0.0 if self.mailbox is None else self.mailbox.busy_s
 
-    def _layers(self, chosen: Choices) -> list[LayerWork]:
+    def _layers(self, each: Callable[[], list[Chosen]]) -> list[LayerWork]:
         """What the experts of a step read, and what crossed for them; the same account as of a step by hand."""
-        return [self.experts.work(one) for one in chosen.each()]
+        return [self.experts.work(one) for one in each()]
 
     def close(self) -> None:
         """Ends the mailbox's threads and takes registrations back; no step may be under way."""

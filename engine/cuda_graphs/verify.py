@@ -6,9 +6,8 @@
 
 Bits, and no tolerance: both paths run the same kernels on the same shapes (the tables are as wide as a graph's), the
 CPU's part is the same C++ from both sides, and every sum has one order. So a difference is a job that was read too
-early, a stale input or a wrong slot, however small it looks. Copies of experts would bring other kernels in and are
-left out while steps are compared; the timed steps by hand have them. The graph comes first: what it fails to write
-into the cache must not be there already.
+early, a stale input or a wrong slot, however small it looks. The graph comes first: what it fails to write into the
+cache must not be there already.
 
 The steps write keys and values into the spare page, which belongs to no sequence, and read them there; a recurrent
 state, which a step changes, is put back before the other path takes the same step. They are outside of every pass, so
@@ -20,8 +19,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -29,8 +27,6 @@ from torch import Tensor
 
 from ...errors import DeviceError, first_words
 from ...kernels.decoder_layer import Places
-from ..experts.offload_plan import NONE
-from ..experts.tiered import TieredExperts
 from ..model.batch import Inputs
 from ..model.decoder import Decoder
 from ..model.kv_cache import PAGE
@@ -60,10 +56,8 @@ class Steps:
     """Decode steps of one sequence that leave nothing behind, before the first sequence comes. pages: of the longest
     sequence; spare_page: of the cache; spare_slot: of recurrent states, None: there are none."""
 
-    def __init__(
-        self, decoder: Decoder, tiered: TieredExperts, pages: int, spare_page: int, spare_slot: int | None = None
-    ) -> None:
-        self.decoder, self.tiered = decoder, tiered
+    def __init__(self, decoder: Decoder, pages: int, spare_page: int, spare_slot: int | None = None) -> None:
+        self.decoder = decoder
         self.pages, self.spare_page, self.spare_slot = pages, spare_page, spare_slot
 
     def inputs(self, number: int) -> Inputs:
@@ -96,15 +90,6 @@ class Steps:
         """The state as it was kept."""
         if self.spare_slot is not None:
             self.decoder.cache.copy_state(0, self.spare_slot)
-
-    @contextmanager
-    def without_copies(self) -> Iterator[None]:
-        """Steps by hand leave every expert in RAM to the CPU."""
-        offload, self.tiered.offload = self.tiered.offload, NONE
-        try:
-            yield
-        finally:
-            self.tiered.offload = offload
 
 
 def start(how: Start, steps: Steps, build: Callable[[], GraphedDecode]) -> tuple[GraphedDecode | None, SignalChoice]:
@@ -153,8 +138,7 @@ def _compare(steps: Steps, graphed: GraphedDecode) -> str:
         except Exception as error:
             return f"a step as a graph failed: {first_words(error)}"
         steps.put_back()
-        with steps.without_copies():
-            wanted = steps.by_hand(number).cpu()
+        wanted = steps.by_hand(number).cpu()
         same = (wanted == found) | (wanted.isnan() & found.isnan())
         if not bool(same.all()):
             off, most = float((wanted - found).abs().max()), float(wanted.abs().max())

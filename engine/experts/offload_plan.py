@@ -4,9 +4,10 @@
                                                                 + hidden states there and back over the link
 
 The copies take longer than computing from them, so that the GPU's own time does not count. Either side is idle while
-the other works, so that both have their rates alone. With t tokens of even routing a layer of E experts, k a token, has E (1 - (1 -
-k/E)^t) distinct ones. With many tokens a layer chooses nearly all of its experts; where the layer before did, its
-first ones are copied before it has chosen. One `OffloadPlan` decides in the run and in predictions of bytes alike.
+the other works, so that both have their rates alone. With t tokens of even routing a layer of E experts, k a token, has
+E (1 - (1 - k/E)^t) distinct ones. With many tokens a layer chooses nearly all of its experts; where the layer before
+did, its first ones are copied before it has chosen. One `OffloadPlan` decides in the run and in predictions of bytes
+alike.
 """
 
 from __future__ import annotations
@@ -48,8 +49,9 @@ class MeanExpert:
 @dataclass(frozen=True, kw_only=True)
 class OffloadPlan:
     """What is copied. stream_from: tokens of a layer from which on all chosen experts in RAM are; None: never. piece:
-    experts of a buffer. expert: bytes of the largest. prefetch_share: of a streamed layer's experts in RAM that must have been chosen for the next
-    layer's first ones to be copied unasked; None: never. notes: what was decided and why, for people."""
+    experts of a buffer. expert: bytes of the largest. prefetch_share: of a streamed layer's experts in RAM that must
+    have been chosen for the next layer's first ones to be copied unasked; None: never. notes: what was decided and
+    why, for people."""
 
     stream_from: int | None = None
     piece: int = 0

@@ -5,9 +5,9 @@
     collect   y = part of gpu0; y += part of gpu1; y += part of copied experts; y += part of the CPU
                                                                               in this order, whichever is done first
 
-Where `offload_plan.py` says that the chosen experts of RAM are computed on the GPU, submit waits for the ids, then starts
-the copies (`streaming.py`): also the first ones of the next layer, where that layer will choose nearly all. A cache of
-experts beside them: `cache/`.
+Where `offload_plan.py` says that the chosen experts of RAM are computed on the GPU, submit waits for the ids, then
+starts the copies (`streaming.py`): also the first ones of the next layer, where that layer will choose nearly all. A
+cache of experts beside them: `cache/`.
 
 Every tier gets the ids as its bank numbers them, -1 for experts of other tiers, which its kernel skips; within a part
 the sum runs over a token's choices in order. So a placement gives the same bits every time; two placements differ in

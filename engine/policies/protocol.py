@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from ...errors import HeadraceError
 
@@ -108,6 +108,7 @@ class Moves(NamedTuple):
 NOTHING = Moves()
 
 
+@runtime_checkable
 class Policy(Protocol):
     name: str
 

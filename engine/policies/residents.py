@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 from .protocol import Asked, Key, Moves, Policy, PolicyError, Shape
 
@@ -43,6 +44,13 @@ class Counts:
     def add(self, other: Counts) -> None:
         for field in fields(self):
             setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
+
+
+class Snapshot(NamedTuple):
+    """By layer what was resident, and what of it was prefetched and not chosen since."""
+
+    by_layer: list[set[int]]
+    unused: set[Key]
 
 
 class Residents:
@@ -82,6 +90,42 @@ class Residents:
             prefetched=len(moves.prefetch), on_cpu=on_cpu, evicted=len(moves.evict),
             gpu_bytes=(len(chosen) - on_cpu) * size, cpu_bytes=on_cpu * size,
             link_bytes=(len(moves.fetch) + len(moves.admit)) * size + brought,
+        )  # fmt: skip
+
+    def snapshot(self) -> Snapshot:
+        """What is resident now."""
+        return Snapshot([set(there) for there in self.by_layer], set(self.unused))
+
+    def count(self, layer: int, chosen: tuple[int, ...], then: Snapshot | None = None) -> Counts:
+        """What a layer of a pass finds where nothing comes while it runs, and the policy is asked later (`answer`).
+        then: what was resident when the pass ran, if that may have changed since."""
+        resident, size = (self.by_layer if then is None else then.by_layer)[layer], self.shape.expert_bytes[layer]
+        here = [expert for expert in chosen if expert in resident]
+        unused = self.unused if then is None else then.unused
+        first = {(layer, expert) for expert in here} & unused if unused else set()
+        self.unused -= first
+        on_cpu = len(chosen) - len(here)
+        return Counts(
+            hits=len(here) - len(first), early=len(first), on_cpu=on_cpu, gpu_bytes=len(here) * size,
+            cpu_bytes=on_cpu * size,
+        )  # fmt: skip
+
+    def answer(self, step: int, layer: int, chosen: tuple[int, ...]) -> tuple[Moves, Counts]:
+        """Asks the policy about a layer of a pass that is over, and does what it says: what it fetches comes for later
+        passes, as what it admits."""
+        asked = Asked(step, layer, chosen, self.by_layer, self.budget - self.used)
+        missing, moves = asked.missing, self.policy.layer(asked)
+        self._check(moves, missing)
+        moves = moves._replace(fetch=(), admit=(*moves.fetch, *moves.admit))
+        self._evict(moves.evict)
+        coming = [*((layer, expert) for expert in moves.admit), *moves.prefetch]
+        for key in coming:
+            self._bring(key)
+        self.unused.update(moves.prefetch)
+        self._fits("behind a pass")
+        return moves, Counts(
+            admitted=len(moves.admit), prefetched=len(moves.prefetch), evicted=len(moves.evict),
+            link_bytes=sum(self.shape.expert_bytes[n] for n, _ in coming),
         )  # fmt: skip
 
     def _first_uses(self, layer: int, chosen: tuple[int, ...], resident: set[int]) -> int:

@@ -24,6 +24,7 @@ from headrace.engine.terminal.options import takes
 # (exit status, standard output, standard error) of a command
 Run = Callable[..., tuple[int, str, str]]
 
+CACHED = {"--policy": None, "--expert-cache": None, "--policy-trace": None, "--link-limit": None}
 # By command its options, with the value of one that is left out. Scripts rely on them: an option may come, none may go.
 COMMANDS: dict[str, dict[str, Any]] = {
     "generate": {
@@ -34,7 +35,7 @@ COMMANDS: dict[str, dict[str, Any]] = {
         "--json-schema": None, "--grammar": None, "--ledger": None, "--json": False,
         "--expert-format": "native", "--dense-format": "native", "--dtype": "auto", "--kernels": "auto",
         "--cpu-activations": "int8", "--threads": None, "--device": "auto", "--cpu-moe": False, "--n-cpu-moe": None,
-        "--placement": None, "--tensor-split": None, "--vram-limit": None, "--stream-from": "auto", "--split": "auto",
+        "--placement": None, "--tensor-split": None, "--vram-limit": None, "--stream-from": "auto", **CACHED,
         "--pinned-limit": None, "--handoff": "auto", "--max-context": None, "--prefill-chunk": 512, "--revision": None,
         "--offline": False, "--cache-dir": None, "--ignore-config-keys": "", "--ignore-tensors": "", "--profile": None,
         "--no-measure": False, "--ram-limit": None, "--kv-disk": None, "--trace": None,
@@ -46,7 +47,7 @@ COMMANDS: dict[str, dict[str, Any]] = {
         "--prefill-stall-ms": 1000.0,
         "--expert-format": "native", "--dense-format": "native", "--dtype": "auto", "--kernels": "auto",
         "--cpu-activations": "int8", "--threads": None, "--device": "auto", "--cpu-moe": False, "--n-cpu-moe": None,
-        "--placement": None, "--tensor-split": None, "--vram-limit": None, "--stream-from": "auto", "--split": "auto",
+        "--placement": None, "--tensor-split": None, "--vram-limit": None, "--stream-from": "auto", **CACHED,
         "--pinned-limit": None, "--handoff": "auto", "--max-context": None, "--prefill-chunk": 512, "--revision": None,
         "--offline": False, "--cache-dir": None, "--ignore-config-keys": "", "--ignore-tensors": "", "--profile": None,
         "--no-measure": False, "--ram-limit": None, "--kv-disk": None, "--trace": None,
@@ -59,7 +60,7 @@ COMMANDS: dict[str, dict[str, Any]] = {
         "--window": 512, "--json": False, "--expert-format": "native", "--dense-format": "native", "--dtype": "auto",
         "--kernels": "auto", "--cpu-activations": "int8", "--threads": None, "--device": "auto", "--cpu-moe": False,
         "--n-cpu-moe": None, "--placement": None, "--tensor-split": None, "--vram-limit": None, "--stream-from": "auto",
-        "--split": "auto", "--pinned-limit": None, "--handoff": "auto", "--revision": None, "--offline": False,
+        **CACHED, "--pinned-limit": None, "--handoff": "auto", "--revision": None, "--offline": False,
         "--cache-dir": None, "--ignore-config-keys": "", "--ignore-tensors": "", "--profile": None,
         "--no-measure": False, "--ram-limit": None,
     },
@@ -70,7 +71,7 @@ COMMANDS: dict[str, dict[str, Any]] = {
     "bench": {
         "--prompt -p": "512", "--new -n": "128", "--batch -b": "1", "--depth -d": "0", "--rounds -r": 5,
         "--placement": "cpu", "--device": "auto", "--tensor-split": None, "--vram-limit": None, "--stream-from": "auto",
-        "--split": "auto", "--pinned-limit": None, "--handoff": "auto", "--random-weights": False, "--layers": None,
+        **CACHED, "--pinned-limit": None, "--handoff": "auto", "--random-weights": False, "--layers": None,
         "--json": None, "--compare": None, "--expert-format": "native", "--dense-format": "native", "--dtype": "auto",
         "--cpu-activations": "int8", "--threads": None, "--prefill-chunk": 512, "--revision": None, "--offline": False,
         "--cache-dir": None, "--ignore-config-keys": "", "--ignore-tensors": "", "--profile": None,
@@ -94,7 +95,7 @@ COMMANDS: dict[str, dict[str, Any]] = {
         "--json-schema": None, "--grammar": None,
         "--expert-format": "native", "--dense-format": "native", "--dtype": "auto", "--kernels": "auto",
         "--cpu-activations": "int8", "--threads": None, "--device": "auto", "--cpu-moe": False, "--n-cpu-moe": None,
-        "--placement": None, "--tensor-split": None, "--vram-limit": None, "--stream-from": "auto", "--split": "auto",
+        "--placement": None, "--tensor-split": None, "--vram-limit": None, "--stream-from": "auto", **CACHED,
         "--pinned-limit": None, "--handoff": "auto", "--max-context": None, "--prefill-chunk": 512, "--revision": None,
         "--offline": False, "--cache-dir": None, "--ignore-config-keys": "", "--ignore-tensors": "", "--profile": None,
         "--no-measure": False, "--ram-limit": None,
@@ -203,7 +204,9 @@ ENGINE = {
     "--cpu-activations bf16": {"cpu_activations": "bf16"}, "--threads 3": {"threads": 3},
     "--device cuda:1": {"device": "cuda:1"}, "--cpu-moe": {"cpu_moe": True}, "--n-cpu-moe 5": {"n_cpu_moe": "5"},
     "--placement gpu": {"placement": "gpu"}, "--tensor-split 3,2": {"tensor_split": "3,2"},
-    "--vram-limit 7.5": {"vram_limit": 7.5}, "--stream-from 64": {"stream_from": "64"}, "--split 2": {"split": "2"},
+    "--vram-limit 7.5": {"vram_limit": 7.5}, "--stream-from 64": {"stream_from": "64"},
+    "--policy lru": {"policy": "lru"}, "--expert-cache 40%": {"expert_cache": "40%"},
+    "--policy-trace old.trace": {"policy_trace": Path("old.trace")}, "--link-limit 25": {"link_limit": 25},
     "--pinned-limit 50%": {"pinned_limit": "50%"}, "--handoff eager": {"handoff": "eager"},
     "--max-context 99": {"max_context": 99}, "--prefill-chunk 64": {"prefill_chunk": 64},
     "--ram-limit 12.5": {"ram_limit": 12.5}, "--kv-disk kept:5": {"kv_disk": "kept:5"},

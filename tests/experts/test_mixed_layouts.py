@@ -25,9 +25,9 @@ from headrace.kernels.packed import ExpertBank
 # Rows of down are 64 wide: in q5_0, and in q8_0 where it gets more.
 MIXED = {"expert_format": "q4_k_m", "dense_format": "q4_k_m"}
 MOVES: dict[str, dict[str, Any]] = {
-    "none": {"stream_from": "never", "split": 0},
+    "none": {"stream_from": "never"},
     "streamed": {"stream_from": 2},
-    "split": {"split": 2},
+    "cached": {"stream_from": "never", "cpu_moe": None, "policy": "lru", "expert_cache": "30%"},
 }
 PROMPTS = ["In the beginning", "And it came to pass, when the children", "Behold,"]
 GREEDY = SamplingParams(max_new_tokens=8, ignore_eos=True)

@@ -29,7 +29,6 @@ from headrace.engine.experts.streaming import (
     by_number,
     chosen_numbers,
     cut,
-    in_order,
     prefetch_experts,
 )
 from headrace.engine.experts.tiered import TieredExperts
@@ -49,7 +48,6 @@ EXPERTS, TOKENS, TOP_K, PIECE = 11, 7, 4, 3
 def test_pieces_worked_out_by_hand() -> None:
     """Eight experts, buffers of three; 0, 1, 4, 7 are chosen."""
     chosen = [0, 1, 4, 7]
-    assert in_order(chosen, 3) == [Piece(0, 3, (Run(0, 0, 2), Run(2, 4, 1))), Piece(3, 1, (Run(0, 7, 1),))]
     assert by_number(chosen, 3, 8) == [
         Piece(0, 3, (Run(0, 0, 2),)), Piece(3, 3, (Run(1, 4, 1),)), Piece(6, 2, (Run(1, 7, 1),)),
     ]  # fmt: skip
@@ -151,16 +149,6 @@ def test_what_was_copied_for_another_bank_is_not_used() -> None:
     ring.fetch(work[0][0])
     ring.forget()
     assert ring.fetched(work[0][0]) == 0
-
-
-def test_pieces_side_by_side_do_not_use_pieces_by_number() -> None:
-    """The second expert is chosen alone: at place 0 of a piece in order, where the early copy has the first one."""
-    bank, x, _, weights = layers()[0]
-    ring, y = ring_of(HostStream(), HostStream()), torch.zeros_like(x)
-    ring.fetch(bank)
-    ranks = torch.zeros(TOKENS, TOP_K, dtype=torch.int32)
-    ring.add(y, x, ranks, weights, bank, in_order([1], PIECE))
-    assert torch.allclose(y, reference.experts(x, ranks + 1, weights, bank), atol=1e-5)
 
 
 def test_the_order_on_cuda_streams(monkeypatch: pytest.MonkeyPatch) -> None:

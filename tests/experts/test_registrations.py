@@ -39,14 +39,13 @@ def placed(runs: Iterable[Run]) -> list[tuple[int, int]]:
 
 
 def ways(experts: int, size: int) -> Iterator[streaming.Piece]:
-    """What the ring copies of a layer: all its experts, those that were chosen by number, and in order."""
+    """What the ring copies of a layer: all its experts, and those that were chosen."""
     piece, chosen = (
         streaming.piece_of(experts, size),
         sorted(random.Random(1).sample(range(experts), experts * 9 // 10)),
     )
     yield from streaming.cut(piece, experts)
     yield from streaming.by_number(chosen, piece, experts)
-    yield from streaming.in_order(chosen, piece)
 
 
 @pytest.mark.parametrize("format", ["q4_0", "q8_0", "bf16"])

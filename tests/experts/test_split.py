@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import pytest
 import torch
@@ -11,7 +10,6 @@ import torch
 from headrace.engine.bandwidth_model.link_rate import LinkRate, link_rate
 from headrace.engine.bandwidth_model.profile import Profile
 from headrace.engine.bandwidth_model.split_decode import Curves, best_fetch, curves, shared_how
-from headrace.engine.experts.offload_plan import FetchTables
 from headrace.kernels import FORMATS, ExpertLayout
 
 LAYOUT = ExpertLayout(format=FORMATS["bf16"], hidden=32, width=16)  # 3072 bytes
@@ -133,24 +131,3 @@ def test_curves_follow_what_was_measured_together(profile: Profile) -> None:
 )
 def test_no_curves_without_measured_rates(link: LinkRate, profile: Profile) -> None:
     assert curves(measured(profile, 8e9, 10e9), LAYOUT, link, 1.0, 3) is None
-
-
-class Spec:
-    hidden = 32
-
-    class moe:
-        experts, top_k, width = 64, 8, 16
-
-
-def test_tables_of_a_run(profile: Profile) -> None:
-    """The CPU 5 GB/s, the link 4, reads 10: of 8 experts 3 are copied (5 / 5 = 1, 4 / 4 = 1 would take 4: max(4 / 5,
-    4 / 4) = 1.0; 3: max(5 / 5, 3 / 4) = 1.0, the smaller one). At the memory's limit nothing is."""
-    spec: Any = Spec
-    tables = FetchTables(spec, LAYOUT, measured(profile, 5e9, 10e9), LINK)
-    assert tables(1, 8) == 3
-    assert tables(1, 0) == 0
-    assert tables.pays(1)
-    assert len(tables._table(2)) == 17
-    full = FetchTables(spec, LAYOUT, measured(profile, 9.5e9, 10e9), LINK)
-    assert not full.pays(1)
-    assert full(1, 8) == 0

@@ -27,8 +27,8 @@ from headrace.engine.devices import streams
 from headrace.engine.devices.pcie import PciLink
 from headrace.engine.devices.streams import HostStream
 from headrace.engine.experts import offload_plan
-from headrace.engine.experts.offload_plan import FetchTables, OffloadPlan, cpu_seconds, crossover, distinct_of
-from headrace.engine.experts.streaming import Ring, chosen_numbers, in_order, piece_of, ranks, runs
+from headrace.engine.experts.offload_plan import OffloadPlan, cpu_seconds, crossover, distinct_of
+from headrace.engine.experts.streaming import Ring, by_number, chosen_numbers, piece_of, runs
 from headrace.engine.model.kv_cache import pages_for
 from headrace.engine.placement.placement import Tier
 from headrace.engine.terminal import generate_report
@@ -57,25 +57,15 @@ def test_how_many_experts_a_buffer_holds() -> None:
     assert piece_of(8, 100 << 20) == 1, "one that is larger than a piece"
 
 
-def test_ranks_on_the_device_are_those_of_the_host() -> None:
-    """Experts 1, 3, 4, 6 lie in RAM as numbers 0 to 3; 1, 4 and 6 are chosen: ranks 0, 1, 2."""
-    in_ram = torch.tensor([0, 1, 0, 1, 1, 0, 1], dtype=torch.int32)
-    local = torch.tensor([-1, 0, -1, 1, 2, -1, 3], dtype=torch.int32)
-    ids = torch.tensor([[6, 0], [1, 4], [4, 5]], dtype=torch.int32)
-    assert ranks(ids, in_ram).tolist() == [[2, -1], [0, 1], [1, -1]]
-    assert chosen_numbers(local[ids.long()], 4) == [0, 2, 3]
-
-
 def streamed(main: Any, side: Any, rounds: int = 6) -> tuple[list[torch.Tensor], torch.Tensor]:
     """The same layer several times through a ring of 2 x 3 experts: the sums of each, and what they should be."""
     bank, x, ids, weights = layer_of(11, 7, 4)
-    everything = torch.ones(11, dtype=torch.int32)
     numbers = chosen_numbers(ids, 11)
     assert len(numbers) > 6, "more than both buffers hold"
     ring = Ring(bank.layout, 3, reference, torch.device("cpu"), main, side)  # type: ignore[arg-type]
     sums = [torch.zeros_like(x) for _ in range(rounds)]
     for y in sums:
-        ring.add(y, x, ranks(ids, everything), weights, bank, in_order(numbers, 3))
+        ring.add(y, x, ids, weights, bank, by_number(numbers, 3, 11))
     for stream in (side, main):
         if isinstance(stream, SlowStream):
             stream.end()
@@ -105,7 +95,7 @@ def test_in_ram_everything_is_done_at_once() -> None:
 
 
 def test_one_copy_for_each_run_of_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Numbers 0 1 2 | 5 6 9 | 10 through buffers of three: runs 0-2, 5-6, 9, 10."""
+    """Numbers 0 1 2 | 5 | 6 | 9 10 through buffers of three: runs 0-2, 5, 6, 9-10."""
     bank, x, _, _ = layer_of(11, 1, 1)
     seen: list[int] = []
     plain = torch.Tensor.copy_
@@ -118,8 +108,8 @@ def test_one_copy_for_each_run_of_neighbours(monkeypatch: pytest.MonkeyPatch) ->
     ring = Ring(bank.layout, 3, reference, torch.device("cpu"), HostStream(), HostStream())  # type: ignore[arg-type]
     monkeypatch.setattr(torch.Tensor, "copy_", copy)
     nobody = torch.full((1, 1), -1, dtype=torch.int32)
-    ring.add(torch.zeros_like(x), x, nobody, torch.ones(1, 1), bank, in_order([0, 1, 2, 5, 6, 9, 10], 3))
-    assert seen == [3, 2, 1, 1]
+    ring.add(torch.zeros_like(x), x, nobody, torch.ones(1, 1), bank, by_number([0, 1, 2, 5, 6, 9, 10], 3, 11))
+    assert seen == [3, 1, 1, 2]
 
 
 def test_the_order_on_cuda_streams(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,7 +120,7 @@ def test_the_order_on_cuda_streams(monkeypatch: pytest.MonkeyPatch) -> None:
     main, side = streams.of(device)
     ring = Ring(bank.layout, 2, reference, torch.device("cpu"), main, side)  # type: ignore[arg-type]
     y = torch.zeros_like(x)
-    ring.add(y, x, ids, weights, bank, in_order(list(range(5)), 2))
+    ring.add(y, x, ids, weights, bank, by_number(range(5), 2, 5))
     assert is_right([y], reference.experts(x, ids, weights, bank))
     assert log.lines == [
         "main sets 0", "main sets 1",
@@ -157,9 +147,6 @@ def cpu_only() -> dict[str, list[list[int]]]:
 MOVES: dict[str, dict[str, Any]] = {
     "streamed prompts": {"stream_from": 4},
     "all streamed": {"stream_from": 1},
-    "split": {"split": 1},
-    "both": {"stream_from": 3, "split": 3},
-    "split of all": {"split": 99},
 }
 
 
@@ -308,21 +295,13 @@ def test_what_is_decided_for_a_gpu(profile: Profile, monkeypatch: pytest.MonkeyP
     assert found.stream_from == crossover(spec, layout, fast, 4e9, 512, Context())
     assert found.stream_from is not None
     assert f"passes from {found.stream_from} tokens on (link 4.0 GB/s measured; CPU measured)" in found.notes[0]
-    assert "by table" in found.notes[1]
-    assert "together no more than a plain read, assumed: headrace measure" in found.notes[1]
     old = decided(dataclasses.replace(fast, kernels="other"))
     assert "CPU measured, with other kernels (headrace measure)" in old.notes[0]
     pair = {"experts bf16": 9e9, "gpu0 h2d pinned": 3e9, "experts bf16 alone": 1e10, "gpu0 h2d pinned alone": 4e9}
     both = decided(dataclasses.replace(fast, together={"experts bf16 + gpu0 h2d pinned": pair}))
     assert both.stream_from == found.stream_from, "alone, all go over the link or none does"
-    assert "the CPU keeps 90% of its rate and the link 75%, measured" in both.notes[1]
-    assert found.fetched(1, 4) == FetchTables(spec, layout, fast, link_rate(fast, devices[Tier.GPU0].place))(1, 4) == 1
-    assert found.fetched(found.stream_from, 9) == 9
-    assert found.fetched(17, 9) == 0, "between decode and streaming"
     nominal_link = decided(rates(profile))
     assert "not measured, 80% of PCIe 3.0 x16, a guess" in nominal_link.notes[0]
-    assert nominal_link.split == 0
-    assert "not measured: link, GPU memory or CPU" in nominal_link.notes[1]
     flops = core_flops("avx512").times(8).mid
     monkeypatch.setattr(offload_plan, "assumed_flops", lambda context: flops)
     link = nominal(None).bytes_s
@@ -341,13 +320,7 @@ def test_what_is_decided_for_a_gpu(profile: Profile, monkeypatch: pytest.MonkeyP
     slow = decided(rates(profile, copies={**copies, "gpu0 h2d pinned": 1e6}))
     assert slow.stream_from is None
     assert "with up to 512 the CPU is faster" in slow.notes[0]
-    bound = decided(dataclasses.replace(profile, copies=copies, stream=10e9))  # at the memory's limit with any tokens
-    assert (bound.split, bound.notes[1]) == (
-        0,
-        "split decode: 0 (would gain less than 10 % over the CPU alone, or the GPU alone)",
-    )
-    asked = decided(None, stream_from="never", split=2)
-    assert (asked.stream_from, asked.split) == (None, 2)
+    assert decided(None, stream_from="never").stream_from is None
 
 
 def test_rates_of_a_link(profile: Profile) -> None:
@@ -381,10 +354,6 @@ def test_a_link_is_found_by_its_address(profile: Profile, monkeypatch: pytest.Mo
         ({"stream_from": 0}, "stream_from is 0; give a whole number of at least 1, or auto or never"),
         ({"stream_from": "sometimes"}, "stream_from is 'sometimes'"),
         ({"stream_from": True}, "stream_from is True"),
-        ({"split": "-1"}, "split is '-1'; give a whole number of at least 0, or auto"),
-        ({"split": 1.5}, "split is 1.5"),
-        ({"split": 2, "handoff": "memop"}, "handoff 'memop' makes decode steps graphs, which copy none"),
-        ({"split": 1, "device": "cpu"}, "split is about a GPU, and device is 'cpu'"),
         ({"stream_from": 8, "placement": "cpu"}, "placement 'cpu' leaves out every GPU: leave out stream_from"),
     ],
 )
@@ -395,7 +364,6 @@ def test_options_that_cannot_be(options: dict[str, Any], message: str) -> None:
 
 def test_an_option_about_copies_asks_for_a_gpu() -> None:
     assert EngineConfig(stream_from="64").wants_gpu
-    assert EngineConfig(split=0).wants_gpu
     assert not EngineConfig().wants_gpu
 
 
@@ -418,7 +386,7 @@ def test_buffers_are_counted(tmp_path: Path) -> None:
     limited = LLM("demo", vram_limit=0.012, **common)
     assert limited.parts.memory_plan.memory[Tier.GPU0].total <= 0.012e9
     assert "stream buffers" in limited.parts.memory_plan.memory[Tier.GPU0].needed
-    with pytest.raises(MemoryNeeded, match=r"stream buffers .*copy none there \(--stream-from never --split 0\)"):
+    with pytest.raises(MemoryNeeded, match=r"stream buffers .*copy none there \(--stream-from never\)"):
         LLM("demo", cpu_moe=True, vram_limit=0.004, **common)
 
 
@@ -428,13 +396,11 @@ def test_the_start_up_table_says_what_was_decided(run: Run) -> None:
     assert (
         "experts in RAM are copied to gpu0 in no pass (a simulated GPU has no link; --stream-from N tries it)" in title
     )
-    assert "split decode: 0 (a simulated GPU has no link" in title
-    where = ["--device", "simulated", "--cpu-moe", "--stream-from", "2", "--split", "1"]
+    where = ["--device", "simulated", "--cpu-moe", "--stream-from", "2"]
     status, _, err = run("generate", "demo", "In the beginning", "-n", "4", *where)
     assert status == 0, err
     text = folded(err)
     assert "in passes from 2 tokens on (as asked)" in text
-    assert "split decode: 1 (as asked)" in text
     assert "stream buffers" in text
     assert "h2d experts" in text
     status, _, err = run("generate", "demo", "x", "--stream-from", "2", "--device", "cpu")
@@ -443,7 +409,7 @@ def test_the_start_up_table_says_what_was_decided(run: Run) -> None:
 
 
 def test_nothing_is_copied_by_default() -> None:
-    assert OffloadPlan().fetched(512, 8) == 0
+    assert not OffloadPlan().streams(512)
     assert OffloadPlan().buffer_bytes(512) == 0
 
 
@@ -453,7 +419,7 @@ def test_streamed_by_the_triton_kernels_in_the_interpreter(checkpoints: Checkpoi
     options: dict[str, Any] = dict(dtype="float32", kernels="reference", max_context=32)
     model = str(checkpoints("qwen2_moe"))
     plain = LLM(model, **options)
-    moved = LLM(model, device="simulated:gpu", cpu_moe=True, stream_from=2, split=1, **options)
+    moved = LLM(model, device="simulated:gpu", cpu_moe=True, stream_from=1, **options)
     assert moved.parts.main.backend == "gpu"
     one, two = plain.logits(ids), moved.logits(ids)
     assert (one - two).abs().max() < 1e-4 * one.abs().max()

@@ -24,7 +24,6 @@ from headrace.engine.cuda_graphs.capture import Static
 from headrace.engine.cuda_graphs.mailbox_experts import MailboxExperts, Posted
 from headrace.engine.cuda_graphs.saved_trials import StepTimes
 from headrace.engine.cuda_graphs.signals import VARIANTS, Trial
-from headrace.engine.experts.offload_plan import OffloadPlan
 from headrace.engine.experts.tiered import TieredExperts
 from headrace.engine.model.kv_cache import KeysAndValues, KVCache
 from headrace.engine.terminal import generate_report
@@ -345,17 +344,15 @@ def test_what_auto_does_not_try(gpu: StandIn, pace: Pace, monkeypatch: pytest.Mo
     many: dict[str, Any] = {"cpu_moe": False, "n_cpu_moe": 2, "tensor_split": "1,1"}
     for options, reason in (
         (many, "graphs are of one GPU, and placement n-cpu-moe=2"),
-        ({"split": 2}, "split 2 copies experts in decode, which graphs do not"),
         ({"stream_from": 1}, "stream_from 1 copies the experts of every step, which graphs do not"),
         ({"kernels": "reference"}, "computed by the C++ kernels, and kernels is 'reference'"),
     ):
         with load(**options) as llm:
             assert llm.parts.graphed is None
             assert reason in title(llm)
-        if "split" not in options:
-            told = f"handoff is 'memop': .*{re.escape(reason)}.*: take handoff 'eager', or "
-            with pytest.raises(OptionError, match=told):
-                load(handoff="memop", **options)
+        told = f"handoff is 'memop': .*{re.escape(reason)}.*: take handoff 'eager', or "
+        with pytest.raises(OptionError, match=told):
+            load(handoff="memop", **options)
     broken = {name: Trial(name=name, problem="hangs") for name in VARIANTS}
     monkeypatch.setattr(signals, "probe", lambda *_: broken)
     saved_trials.path().unlink(missing_ok=True)
@@ -381,23 +378,6 @@ def test_decode_steps_whose_experts_are_streamed_go_by_hand(gpu: StandIn) -> Non
             assert [r.token_ids for r in found] == [r.token_ids for r in wanted]
         assert gpu.recorders[0].replays == before + 7
         assert [p.bytes for p in llm.ledger.passes] == [p.bytes for p in plain.ledger.passes]
-
-
-def test_copies_that_nobody_asked_for_make_way_for_graphs(
-    gpu: StandIn, pace: Pace, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """`split auto` had found copies that pay beside the eager path: where graphs are faster, they are taken out."""
-    pace(0.004, 0.003)
-    monkeypatch.setattr(
-        "headrace.engine.experts.offload_plan.plan",
-        lambda *_: OffloadPlan(split=1, split_most=3, piece=4, expert=32 * 3 * 256 * 2, hidden=256, notes=("a", "b")),
-    )
-    with load() as llm, load(handoff="eager") as plain:
-        assert llm.parts.graphed is not None
-        assert llm.parts.memory_plan.offload.split == 0
-        assert "split decode: 0 (decode steps are graphs, which copy no experts)" in title(llm)
-        steps = [one.generate(PROMPTS[0], GREEDY)[0].ledger[-1].bytes for one in (llm, plain)]
-        assert steps[0]["h2d"]["experts"] < steps[1]["h2d"]["experts"]
 
 
 # ---- no trace

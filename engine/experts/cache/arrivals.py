@@ -6,7 +6,7 @@ layer chooses it is computed in RAM, where it lies too.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from ....kernels.packed import ExpertBank
@@ -39,12 +39,11 @@ class Arrivals:
         self.coming.update(dict.fromkeys(keys, event))
         return event
 
-    def missing(self, layer: int) -> list[int]:
-        """The experts of a layer that are still on their way."""
-        if not self.coming:
-            return []
-        self.coming = {key: event for key, event in self.coming.items() if not self.side.reached(event)}
-        return [expert for n, expert in self.coming if n == layer]
+    def missing(self) -> Collection[Key]:
+        """The experts that are still on their way."""
+        if self.coming:
+            self.coming = {key: event for key, event in self.coming.items() if not self.side.reached(event)}
+        return self.coming.keys()
 
     def forget(self, key: Key) -> None:
         """An expert leaves, arrived or not: copies to its place come after its own."""

@@ -47,7 +47,7 @@ class CachedExperts:
         use = self.cache.ask(layer, ids)
         self._start_cpu(layer, use, x, ids, weights)
         parts = self._on_gpu(layer, use, x_TD, ids, weights_TK)
-        moved = self.cache.behind(use)._replace(calls=len(parts))
+        moved = self.cache.behind(use)._replace(places=len(parts) * ids.nbytes)
         return Job(parts, Chosen(layer, ids, weights_TK=weights_TK, moved=moved))
 
     def _start_cpu(self, layer: int, use: Use, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> None:
@@ -95,7 +95,7 @@ class CachedExperts:
         up = copied + moved.behind + (hidden if CPU_DRAM in experts else 0)
         found: dict[str, dict[str, int]] = {tier: {EXPERTS: count * size} for tier, count in experts.items()}
         found[D2H] = {EXPERTS: hidden, ROUTING: T * K * (I32 + F32)}
-        found[H2D] = {EXPERTS: up, ROUTING: moved.calls * T * K * I32}
+        found[H2D] = {EXPERTS: up, ROUTING: moved.places}
         served = {tier: sum(of.values()) for tier, of in pairs.items()}
         return LayerWork(layer=chosen.layer, tokens=T, bytes=found, pairs=served, copied=copied,
                          behind=moved.behind)  # fmt: skip

@@ -21,12 +21,14 @@ from ...policies.protocol import NOTHING, Key, Moves, Policy, Shape
 from ...policies.residents import Counts, Residents
 from ..backend import Moved
 from .arrivals import Arrivals
+from .late_answers import LateAnswers
 from .slots import ABSENT, Slots, pool_sizes
 
 
 class Use(NamedTuple):
     """What a layer finds. here: int32 [experts], the place of those that can be read at once, -1 for others; fetched:
-    the same of those that are on their way, and can be read when `ready` has come. leaving, coming: behind the layer."""
+    the same of those that are on their way, and can be read when `ready` has come. leaving, coming: what goes and comes
+    behind the layer."""
 
     here: Tensor
     fetched: Tensor | None
@@ -58,12 +60,29 @@ class ExpertCache:
         self.slots = Slots(self.shape, layouts, pool_sizes(self.shape, layouts, start, budget), device)
         self.arrivals = Arrivals(self.slots, banks, *streams, spans)
         streams[0].wait(self.arrivals.bring(start))
-        self.counts, self.late, self.steps, self.generating = Counts(), 0, -1, 0
+        self.counts, self.late_arrivals, self.steps, self.generating = Counts(), 0, -1, 0
+        self.late: LateAnswers | None = None
 
     def begin(self, generating: int) -> None:
         """A pass begins, whose first tokens, so many, are generated ones."""
+        if self.late is not None:
+            self.late.begin()
+            self.carry_out()
         self.generating = generating
         self.steps += generating > 0
+
+    def answer_late(self) -> None:
+        """From now on the policy is asked when a pass is over, since passes are graphs."""
+        self.late = LateAnswers(self.residents, self.counts)
+
+    def carry_out(self) -> int:
+        """What a late answer said becomes copies; their bytes. No pass may be under way."""
+        leaving, coming = ((), ()) if self.late is None else self.late.take()
+        for key in leaving:
+            self._leave(key)
+        if coming:
+            self.arrivals.bring(coming)
+        return self.size_of(coming)
 
     def ask(self, layer: int, ids_TK: Tensor) -> Use:
         """A layer of the model has chosen: ids int32 [tokens, choices] in RAM. Those leave that nobody chose, and those
@@ -79,7 +98,7 @@ class ExpertCache:
             return Use(here, None, None, leaving, coming)
         ready = self.arrivals.bring([(number, expert) for expert in moves.fetch])
         fetched, at = torch.full_like(here, ABSENT), torch.tensor(moves.fetch)
-        fetched[at] = self.slots.of[number][at]
+        fetched[at] = self.slots.of_LE[number, at]
         return Use(here, fetched, ready, leaving, coming)
 
     def behind(self, use: Use) -> Moved:
@@ -90,8 +109,11 @@ class ExpertCache:
             self.arrivals.bring(use.coming)
         there = use.here >= 0 if use.fetched is None else (use.here >= 0) | (use.fetched >= 0)
         fetched = 0 if use.fetched is None else int((use.fetched >= 0).sum())
-        size = sum(self.shape.expert_bytes[layer] for layer, _ in use.coming)
-        return Moved(frozenset(there.nonzero().flatten().tolist()), fetched, size)
+        return Moved(frozenset(there.nonzero().flatten().tolist()), fetched, self.size_of(use.coming))
+
+    def size_of(self, keys: Sequence[Key]) -> int:
+        """Bytes of experts."""
+        return sum(self.shape.expert_bytes[layer] for layer, _ in keys)
 
     def bank(self, layer: int) -> ExpertBank | None:
         """The places for experts of a layer of the model; None: there are none."""
@@ -101,22 +123,38 @@ class ExpertCache:
         """What generated tokens chose, each expert once, and what the policy says to it."""
         if not self.generating:
             return (), NOTHING
-        chosen = tuple(sorted(set(ids_TK[: self.generating].flatten().tolist())))
+        chosen = chosen_of(ids_TK[: self.generating])
+        if self.late is not None:
+            self.late.layer(self.steps, number, chosen)
+            return chosen, NOTHING
         moves, counts = self.residents.layer(self.steps, number, chosen)
         self.counts.add(counts)
         return chosen, moves
 
+    def places(self) -> Tensor:
+        """The place of every expert that has arrived, -1 for others: int32 [layers with experts, experts], in RAM."""
+        here_LE = self.slots.of_LE.clone()
+        for key in self.arrivals.missing():
+            here_LE[key] = ABSENT
+        return here_LE
+
     def _there(self, number: int, chosen: Sequence[int]) -> Tensor:
         """The places of a layer's experts that have arrived."""
-        here = self.slots.of[number].clone()
-        for expert in self.arrivals.missing(number):
-            here[expert] = ABSENT
-            self.late += expert in chosen
-        return here
+        here_E = self.slots.of_LE[number].clone()
+        for layer, expert in self.arrivals.missing():
+            if layer == number:
+                here_E[expert] = ABSENT
+                self.late_arrivals += expert in chosen
+        return here_E
 
     def _leave(self, key: Key) -> None:
         self.arrivals.forget(key)
         self.slots.give_back(key)
+
+
+def chosen_of(ids_TK: Tensor) -> tuple[int, ...]:
+    """The different experts among choices, rising."""
+    return tuple(sorted(set(ids_TK.flatten().tolist())))
 
 
 def shape_of(layouts: Sequence[ExpertLayout], banks: Sequence[ExpertBank]) -> Shape:

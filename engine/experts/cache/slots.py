@@ -49,7 +49,7 @@ class Slots:
         self.free: Mapping[ExpertLayout, list[int]] = {
             layout: list(range(size))[::-1] for layout, size in pools.items()
         }
-        self.of = [torch.full((experts,), ABSENT, dtype=torch.int32) for experts in shape.experts]  # in RAM
+        self.of_LE = torch.full((shape.layers, max(shape.experts)), ABSENT, dtype=torch.int32)  # in RAM
 
     @property
     def nbytes(self) -> int:
@@ -67,11 +67,11 @@ class Slots:
                 "many bytes of each as at the start"
             )
         number = free.pop()
-        self.of[layer][expert] = number
+        self.of_LE[layer, expert] = number
         return bank.data[number]
 
     def give_back(self, key: Key) -> None:
         """An expert leaves."""
         layer, expert = key
-        self.free[self.layouts[layer]].append(int(self.of[layer][expert]))
-        self.of[layer][expert] = ABSENT
+        self.free[self.layouts[layer]].append(int(self.of_LE[layer, expert]))
+        self.of_LE[layer, expert] = ABSENT

@@ -6,15 +6,20 @@ It is the engine's own code that counts (`residents.py`). Time is that of the ex
 
 where admitted and prefetched bytes come behind a layer and delay no one, as long as the link is not busier than the
 pass is long: pass = max(sum of layers, link bytes / link rate).
+
+Where passes are graphs on a GPU nothing comes while one runs: its layers find what the passes before the last one left
+(`late`), and the policy is asked about a pass while the next one runs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from ..protocol import Policy, Shape
 from ..residents import Counts, Residents
+
+Passes = Iterable[Sequence[tuple[int, ...]]]  # by pass and layer the experts that were chosen, each once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,24 +50,42 @@ class Replayed:
 
 
 def replay(
-    policy: Policy, shape: Shape, budget: int, trace: Iterable[Sequence[tuple[int, ...]]],
-    *, tokens: int, rates: Rates | None = None,
+    policy: Policy, shape: Shape, budget: int, trace: Passes,
+    *, tokens: int, rates: Rates | None = None, late: bool = False,
 ) -> Replayed:  # fmt: skip
     """Runs the passes of a trace; tokens: how many they have. Raises PolicyError where an answer cannot be carried
     out."""
-    residents, total, seconds, number = Residents(policy, shape, budget), Counts(), 0.0, 0
-    for number, chosen in enumerate(trace, 1):
-        layers, link = 0.0, 0
-        for layer, experts in enumerate(chosen):
-            moves, counts = residents.layer(number - 1, layer, experts)
+    residents, total, seconds, passes = Residents(policy, shape, budget), Counts(), 0.0, 0
+    for layers, behind in (_late if late else _at_once)(residents, trace):
+        passes += 1
+        busy, link = 0.0, behind.link_bytes
+        total.add(behind)
+        for counts, size in zip(layers, shape.expert_bytes, strict=True):
             total.add(counts)
             if rates is not None:
-                fetched = len(moves.fetch) * shape.expert_bytes[layer]
-                layers += max(counts.cpu_bytes / rates.cpu, fetched / rates.link + counts.gpu_bytes / rates.gpu)
+                here = counts.fetched * size / rates.link + counts.gpu_bytes / rates.gpu
+                busy += max(counts.cpu_bytes / rates.cpu, here)
                 link += counts.link_bytes
         if rates is not None:
-            seconds += max(layers, link / rates.link) + rates.fixed_s
+            seconds += max(busy, link / rates.link) + rates.fixed_s
     return Replayed(
-        policy=policy.name, budget=budget, passes=number, tokens=tokens, counts=total,
+        policy=policy.name, budget=budget, passes=passes, tokens=tokens, counts=total,
         seconds=None if rates is None else seconds,
     )  # fmt: skip
+
+
+def _at_once(residents: Residents, trace: Passes) -> Iterator[tuple[list[Counts], Counts]]:
+    """Of each pass what its layers did, and what came behind it: nothing."""
+    for step, chosen in enumerate(trace):
+        yield [residents.layer(step, layer, experts)[1] for layer, experts in enumerate(chosen)], Counts()
+
+
+def _late(residents: Residents, trace: Passes) -> Iterator[tuple[list[Counts], Counts]]:
+    """The same where the policy is asked about the pass before when a pass was counted."""
+    before: Sequence[tuple[int, ...]] = ()
+    for step, chosen in enumerate(trace):
+        found, behind = [residents.count(layer, experts) for layer, experts in enumerate(chosen)], Counts()
+        for layer, experts in enumerate(before):
+            behind.add(residents.answer(step - 1, layer, experts)[1])
+        yield found, behind
+        before = chosen

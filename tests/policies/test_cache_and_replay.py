@@ -1,0 +1,130 @@
+"""The expert cache in the engine does what a replay of the same tokens says, to the count, and changes no token."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import stand_in_gpu
+from cached import load, made, recorded, replayed, say
+
+from headrace.engine.cuda_graphs import signals, verify
+from headrace.engine.cuda_graphs.saved_trials import StepTimes
+from headrace.engine.cuda_graphs.signals import VARIANTS, Trial
+from headrace.engine.planning.replays import Replays
+from headrace.engine.policies import registry
+from headrace.engine.policies.protocol import Asked, Moves, Shape
+
+Recorded = tuple[list[list[int]], Replays]
+SHARES = (0.07, 0.3, 0.65)  # of all experts: less than a step's choices, some of them, most
+WORKS = {name: Trial(name=name, us=us) for name, us in zip(VARIANTS, (5.0, 60.0, 9.0, 3.0), strict=True)}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Recorded]:
+    """By batch what the demo model says alone on the CPU, and its routing."""
+    folder = tmp_path_factory.mktemp("traces")
+    return {batch: recorded(folder / f"{batch}.trace", batch) for batch in (1, 4)}
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("name", registry.BOX)
+def test_every_policy_counts_as_its_replay(name: str, batch: int, runs: dict[int, Recorded]) -> None:
+    said, of = runs[batch]
+    for share in SHARES:
+        budget = int(share * of.shape.nbytes)
+        with load(made(name, of), expert_cache=budget / 1e9) as llm:
+            assert say(llm, batch) == said
+            cache = llm.parts.expert_cache
+            assert cache is not None
+            assert cache.budget == budget
+            assert cache.counts == replayed(made(name, of), of, budget).counts
+            assert cache.late_arrivals == 0
+            assert cache.slots.nbytes <= budget
+
+
+class Unsteady:
+    """A policy without sense: it brings and evicts by chance, here and ahead, and keeps within its budget."""
+
+    name = "unsteady"
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def start(self, shape: Shape, budget: int) -> list[tuple[int, int]]:
+        self.random, self.shape = random.Random(self.seed), shape
+        return shape.first_of_each(budget // 2)
+
+    def layer(self, asked: Asked) -> Moves:
+        flip, size, room = self.random, self.shape.expert_bytes[asked.layer], asked.room
+        there = [(n, e) for n, of in enumerate(asked.residents) for e in sorted(of)]
+        evict = flip.sample(there, min(len(there), flip.randrange(4)))
+        early = [key for key in evict if not (key[0] == asked.layer and key[1] in asked.chosen)]
+        missing = flip.sample(asked.missing, len(asked.missing))
+        fetch = missing[: min(flip.randrange(4), (room + len(early) * size) // size)]
+        left = room + (len(evict) - len(fetch)) * size
+        admit = missing[len(fetch) :][: min(flip.randrange(3), max(0, left // size))]
+        left -= len(admit) * size
+        after = (asked.layer + 1) % len(asked.residents)
+        absent = [e for e in range(self.shape.experts[after]) if e not in asked.residents[after]]
+        ahead = [] if after == asked.layer else flip.sample(absent, min(flip.randrange(3), left // size, len(absent)))
+        return Moves(tuple(fetch), tuple(admit), tuple((after, e) for e in ahead), tuple(evict))
+
+
+@pytest.mark.parametrize("chunk", [3, 512])
+@pytest.mark.parametrize("seed", range(6))
+def test_whatever_a_policy_does_no_token_changes(seed: int, chunk: int, runs: dict[int, Recorded]) -> None:
+    """Prompts in chunks beside text that is generated; slots that change hands while a layer uses them."""
+    said, of = runs[4]
+    with load(Unsteady(seed), expert_cache="40%", prefill_chunk=chunk, max_sequences=4) as llm:
+        assert say(llm, 4) == said
+        cache = llm.parts.expert_cache
+        assert cache is not None
+        if chunk == 512:  # in chunks, passes are others than those of the trace
+            assert cache.counts == replayed(Unsteady(seed), of, cache.budget).counts
+        assert cache.counts.fetched
+        assert cache.counts.admitted
+        assert cache.counts.prefetched
+
+
+# ---- where steps are graphs
+
+
+@pytest.fixture
+def gpu(library: str, log: Path, monkeypatch: pytest.MonkeyPatch) -> stand_in_gpu.StandIn:
+    """The stand-in, with the probe's answer known, and graphs that are faster than steps by hand."""
+    monkeypatch.setattr(signals, "probe", lambda *_: WORKS)
+    monkeypatch.setattr(verify, "_time", lambda *_: StepTimes(graph_s=0.003, eager_s=0.004))
+    return stand_in_gpu.install(monkeypatch, library)
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("name", [name for name in registry.BOX if name != "belady"])
+def test_steps_that_are_graphs_count_as_a_late_replay(
+    name: str, batch: int, runs: dict[int, Recorded], gpu: stand_in_gpu.StandIn
+) -> None:
+    said, of = runs[batch]
+    budget = int(0.3 * of.shape.nbytes)
+    with load(made(name, of), expert_cache=budget / 1e9, max_sequences=4) as llm:
+        assert llm.parts.graphed is not None
+        assert say(llm, batch) == said
+        assert gpu.recorders[0].replays > 10
+        cache = llm.parts.expert_cache
+        assert cache is not None
+        cache.begin(0)  # the last pass is counted when another begins
+        assert cache.counts == replayed(made(name, of), of, budget, late=True).counts
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_policy_without_sense_behind_graphs(seed: int, runs: dict[int, Recorded], gpu: stand_in_gpu.StandIn) -> None:
+    said, of = runs[4]
+    with load(Unsteady(seed), expert_cache="40%", max_sequences=4) as llm:
+        assert llm.parts.graphed is not None
+        assert say(llm, 4) == said
+        cache = llm.parts.expert_cache
+        assert cache is not None
+        cache.begin(0)
+        assert cache.counts == replayed(Unsteady(seed), of, cache.budget, late=True).counts
+        assert cache.counts.admitted
+        assert cache.counts.prefetched
