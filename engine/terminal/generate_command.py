@@ -31,6 +31,7 @@ from ..bandwidth_model import profile as profiles
 from ..bandwidth_model.profile import ELSEWHERE, STALE, Profile
 from ..bench import calibrate
 from ..config import SamplingParams
+from ..experts.cache import report
 from ..generation.admission import Admission, Prompt
 from ..generation.outputs import Completion
 from ..llm import LLM
@@ -212,6 +213,8 @@ def finish(llm: LLM, results: Sequence[Completion], as_json: bool) -> None:
         return
     notes.print()
     notes.print(generate_report.byte_table(llm.ledger))
+    if llm.parts.expert_cache is not None:
+        say(report.so_far(llm.parts.expert_cache), style="dim")
     remark = generate_report.remark(llm)
     if remark:
         say(remark, style="dim")

@@ -20,6 +20,7 @@ from ..bandwidth_model import contention
 from ..bandwidth_model.profile import Profile
 from ..devices.device import Device, why_no_gpu
 from ..devices.host import HUGE_FROM, quota
+from ..experts.cache import report
 from ..generation.outputs import Completion
 from ..ledger import in_formats
 from ..ledger.ledger import Ledger
@@ -84,6 +85,8 @@ def _tiers(llm: LLM) -> list[str]:
             lines.append(f"{tier.value}: {device.name}, {size(taken)} of the {size(device.free)} that may be taken")
     if any(Tier.CPU in row for row in llm.parts.placement.experts):
         lines += llm.parts.memory_plan.offload.notes
+    if llm.parts.expert_cache is not None:
+        lines.append(report.at_start(llm.parts.expert_cache))
     return lines + _pinning(llm)
 
 
@@ -308,6 +311,7 @@ def run_json(llm: LLM, results: Sequence[Completion]) -> dict[str, Any]:
         "predicted_tok_s": None if decode.predicted_tok_s is None else round(decode.predicted_tok_s, 3),
         "residual_ms": None if decode.residual_ms is None else round(decode.residual_ms, 4),
         "tiers": None if tiers is None else asdict(tiers),
+        **({} if llm.parts.expert_cache is None else {"expert_cache": report.as_json(llm.parts.expert_cache)}),
     }
     each = [completion_json(r) for r in results]
     return {**each[0], **shared} if len(each) == 1 else {"completions": each, **shared}

@@ -27,7 +27,6 @@ MIXED = {"expert_format": "q4_k_m", "dense_format": "q4_k_m"}
 MOVES: dict[str, dict[str, Any]] = {
     "none": {"stream_from": "never"},
     "streamed": {"stream_from": 2},
-    "cached": {"stream_from": "never", "cpu_moe": None, "policy": "lru", "expert_cache": "30%"},
 }
 PROMPTS = ["In the beginning", "And it came to pass, when the children", "Behold,"]
 GREEDY = SamplingParams(max_new_tokens=8, ignore_eos=True)
@@ -59,6 +58,17 @@ def test_the_tokens_are_those_of_the_cpu_alone(name: str, moved: str, alone: lis
     with load(device="simulated", **placed(PLACEMENTS[name], tmp_path), **MOVES[moved]) as llm:
         assert len({size for size in sizes(llm) if size}) == 2
         assert tokens(llm) == alone
+
+
+@pytest.mark.parametrize("policy", ["lru", "first-layers", "next-layer"])
+@pytest.mark.parametrize("share", ["10%", "30%", "100%"])
+def test_a_cache_has_a_pool_for_each_layout(policy: str, share: str, alone: list[list[int]]) -> None:
+    with load(device="simulated", policy=policy, expert_cache=share) as llm:
+        assert tokens(llm) == alone
+        cache = llm.parts.expert_cache
+        assert cache is not None
+        assert len({bank.layout for bank in cache.slots.banks if bank is not None}) == 2
+        assert cache.slots.nbytes <= cache.budget
 
 
 def test_buffers_are_for_the_largest_and_bytes_each_layers_own() -> None:

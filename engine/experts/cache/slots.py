@@ -52,9 +52,18 @@ class Slots:
         self.of_LE = torch.full((shape.layers, max(shape.experts)), ABSENT, dtype=torch.int32)  # in RAM
 
     @property
+    def pools(self) -> list[ExpertBank]:
+        """The places, one bank for each layout that has any."""
+        return list({id(bank): bank for bank in self.banks if bank is not None}.values())
+
+    @property
     def nbytes(self) -> int:
-        pools = {layout: bank.nbytes for layout, bank in zip(self.layouts, self.banks, strict=True) if bank}
-        return sum(pools.values())
+        return sum(bank.nbytes for bank in self.pools)
+
+    @property
+    def count(self) -> int:
+        """Of all places."""
+        return sum(bank.experts for bank in self.pools)
 
     def take(self, key: Key) -> Tensor:
         """A place for an expert: uint8 [bytes of one], on the device."""

@@ -114,6 +114,18 @@ class Metrics(Collector):
         yield self._ratio()
         yield from self._experts()
         yield from self._disk()
+        yield from self._cache()
+
+    def _cache(self) -> Iterable[Metric]:
+        """What a cache of experts did, as a replay counts it."""
+        if (cache := self.service.llm.parts.expert_cache) is not None:
+            counts = cache.counts
+            found = {("hit",): counts.hits, ("prefetched",): counts.early, ("fetched",): counts.fetched,
+                     ("cpu",): counts.on_cpu}  # fmt: skip
+            yield counter("expert_cache_choices", "experts that layers of passes chose, by how", found, ["way"])
+            yield counter("expert_cache_link_bytes", "bytes of experts that came", {(): counts.link_bytes})
+            yield counter("expert_cache_evicted", "experts that left", {(): counts.evicted})
+            yield gauge("expert_cache_bytes", "bytes of its places", cache.slots.nbytes)
 
     def _disk(self) -> Iterable[Metric]:
         """What of the KV cache is in files."""

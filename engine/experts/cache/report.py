@@ -1,0 +1,46 @@
+"""What a cache of experts did, for people and for programs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from ...units import size
+from .expert_cache import ExpertCache
+
+
+def at_start(cache: ExpertCache) -> str:
+    """One line: what it is."""
+    places, experts = cache.slots.count, sum(cache.shape.experts)
+    when = "at every layer" if cache.late is None else "while the next step runs, which is a graph"
+    taken = f"{size(cache.slots.nbytes)} for {places} of {experts} experts"
+    return f"expert cache: policy {cache.policy.name}, {taken}; asked {when}"
+
+
+def so_far(cache: ExpertCache) -> str:
+    """One line: what it did."""
+    counts = cache.counts
+    if not counts.choices:
+        return f"expert cache, policy {cache.policy.name}: no token was generated"
+    came = counts.fetched + counts.admitted + counts.prefetched
+    late = f"; {cache.late_arrivals} were still on their way when they were chosen" if cache.late_arrivals else ""
+    return (
+        f"expert cache, policy {cache.policy.name}: {counts.hit_rate:.1%} of {counts.choices} choices were there, "
+        f"{counts.on_cpu / counts.choices:.1%} went to the CPU; {came} experts came ({size(counts.link_bytes)}), "
+        f"{counts.evicted} left{late}"
+    )
+
+
+def as_json(cache: ExpertCache) -> dict[str, Any]:
+    """The same for programs; bytes, and counts of `policies/residents.py`."""
+    counts = cache.counts
+    return {
+        "policy": cache.policy.name,
+        "budget_bytes": cache.budget,
+        "taken_bytes": cache.slots.nbytes,
+        "resident": int((cache.slots.of_LE >= 0).sum()),
+        "late_arrivals": cache.late_arrivals,
+        "hit_rate": round(counts.hit_rate, 6),
+        "choices": counts.choices,
+        **asdict(counts),
+    }
