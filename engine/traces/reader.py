@@ -4,6 +4,7 @@ so."""
 from __future__ import annotations
 
 import json
+import os
 import zlib
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -61,6 +62,19 @@ def read(path: Path) -> Trace:
             return _read(file, path)
     except OSError as error:
         raise OptionError(f"cannot read the trace {path}: {error.strerror}") from error
+
+
+def glance(path: Path) -> tuple[Header, int | None]:
+    """The header of a trace, and how many tokens it has; None: it has no end. Raises as `read` does."""
+    try:
+        with Path(path).open("rb") as file:
+            header = _header(file, path)
+            file.seek(-min(BLOCK.size, file.seek(0, os.SEEK_END)), os.SEEK_END)
+            end = file.read()
+    except OSError as error:
+        raise OptionError(f"cannot read the trace {path}: {error.strerror}") from error
+    kind, tokens, *_ = BLOCK.unpack(end)
+    return header, tokens if kind == DONE else None
 
 
 def _read(file: IO[bytes], path: Path) -> Trace:

@@ -188,7 +188,7 @@ def every(trace: Trace, shape: Shape) -> list[Any]:
     ids = [
         [sum(expert in step[layer] for step in trace) for expert in range(n)] for layer, n in enumerate(shape.experts)
     ]
-    known = Known(counts=ids, future=trace, fetched=[0, 0, 1, 1, 2])
+    known = Known(counts=ids, future=trace, fetched=[0, 0, 1, 1, 2], store_bytes=40)
     return [make(name, known) for name in BOX]
 
 
@@ -202,7 +202,7 @@ def test_no_policy_beats_the_optimum(trace: Trace, slots: int) -> None:
         took = counts(policy, trace, slots, shape)
         assert took.hits <= best.hits, policy.name
         assert took.choices == chosen, policy.name
-        assert took.gpu_bytes + took.cpu_bytes == 10 * chosen, policy.name
+        assert took.gpu_bytes + took.cpu_bytes + took.store_bytes == 10 * chosen, policy.name
         assert took.link_bytes == 10 * (took.fetched + took.admitted + took.prefetched), policy.name
 
 
@@ -277,11 +277,14 @@ def test_policies_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
         make("mine", Known())
     with pytest.raises(OptionError, match="there is no policy 'mru': take one of all-ram, first-layers"):
         make("mru", Known())
-    for name, needs in (("frequency", "give a trace"), ("belady", "the future"), ("split", "run headrace measure")):
+    for name, needs in (
+        ("frequency", "give a trace"), ("belady", "the future"), ("split", "run headrace measure"),
+        ("second-gpu", "give --second-vram"),
+    ):  # fmt: skip
         with pytest.raises(OptionError, match=f"policy '{name}' needs .*{needs}"):
             make(name, Known())
     for name in BOX:
-        assert make(name, Known(counts=[[1.0]], future=[], fetched=[0])).name == name
+        assert make(name, Known(counts=[[1.0]], future=[], fetched=[0], store_bytes=1)).name == name
 
 
 # ---- replay

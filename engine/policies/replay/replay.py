@@ -2,7 +2,7 @@
 
 It is the engine's own code that counts (`residents.py`). Time is that of the experts alone, by rates:
 
-    layer = max(cpu bytes / cpu rate, fetched bytes / link rate + gpu bytes / gpu rate)
+    layer = max(cpu bytes / cpu rate, fetched bytes / link rate + gpu bytes / gpu rate, store bytes / store rate)
 
 where admitted and prefetched bytes come behind a layer and delay no one, as long as the link is not busier than the
 pass is long: pass = max(sum of layers, link bytes / link rate).
@@ -13,19 +13,34 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from ..protocol import Policy, Shape
+from ....errors import OptionError
+from ..protocol import Policy, Shape, Storing
 from ..residents import Counts, Residents
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rates:
-    """Bytes per second: of experts that the CPU computes, over the link, of experts that the GPU computes; seconds of
-    a pass besides (`fixed_s`)."""
+    """Bytes per second: of experts that the CPU computes, over the link, of experts that the GPU computes, of those
+    that a second GPU does (`store`; 0: there is none); seconds of a pass besides (`fixed_s`). in_turn: the memories
+    work one after another, as in an article's sum, and not at the same time."""
 
     cpu: float
     link: float
     gpu: float
     fixed_s: float = 0.0
+    store: float = 0.0
+    in_turn: bool = False
+
+    def of_layer(self, fetched: int, counts: Counts) -> float:
+        """Seconds of a layer; fetched: bytes over the link before it."""
+        stored = counts.store_bytes / self.store if counts.store_bytes else 0.0
+        each = counts.cpu_bytes / self.cpu, fetched / self.link + counts.gpu_bytes / self.gpu, stored
+        return sum(each) if self.in_turn else max(each)
+
+    def check(self, policy: Policy) -> None:
+        """Raises OptionError where a policy uses a memory whose rate is not known."""
+        if isinstance(policy, Storing) and policy.store_bytes and not self.store:
+            raise OptionError(f"policy '{policy.name}' needs the rate of a second GPU: name two, as in 2x rtx-3090")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +64,9 @@ def replay(
     *, tokens: int, rates: Rates | None = None,
 ) -> Replayed:  # fmt: skip
     """Runs the passes of a trace; tokens: how many they have. Raises PolicyError where an answer cannot be carried
-    out."""
+    out, OptionError where a second GPU's rate is not known."""
+    if rates is not None:
+        rates.check(policy)
     residents, total, seconds, number = Residents(policy, shape, budget), Counts(), 0.0, 0
     for number, chosen in enumerate(trace, 1):
         layers, link = 0.0, 0
@@ -58,7 +75,7 @@ def replay(
             total.add(counts)
             if rates is not None:
                 fetched = len(moves.fetch) * shape.expert_bytes[layer]
-                layers += max(counts.cpu_bytes / rates.cpu, fetched / rates.link + counts.gpu_bytes / rates.gpu)
+                layers += rates.of_layer(fetched, counts)
                 link += counts.link_bytes
         if rates is not None:
             seconds += max(layers, link / rates.link) + rates.fixed_s
