@@ -109,7 +109,8 @@ def rates_of(hardware: Hardware, format: str) -> Rates | None:
     if hardware.cpu is None or gpu is None or gpu.link is None:
         return None
     cpu, memory, *others = (device.reads(format, experts=True).mid for device in (hardware.cpu, *hardware.gpus))
-    return Rates(cpu=cpu, link=gpu.link.mid, gpu=memory, store=others[0] if others else 0.0)
+    ram = max(cpu, hardware.cpu.bandwidth.mid)
+    return Rates(cpu=cpu, link=gpu.link.mid, gpu=memory, store=others[0] if others else 0.0, ram=ram)
 
 
 def _fetched(hardware: Hardware, rates: Rates, shape: Shape, top_k: int, format: str) -> list[int]:

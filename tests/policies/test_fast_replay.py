@@ -21,7 +21,7 @@ from headrace.engine.policies.replay.choices import Choices, counts_of, of_batch
 from headrace.engine.policies.replay.replay import Rates, Replayed, replay
 
 RATES = Rates(cpu=3e8, link=1e8, gpu=9e8, fixed_s=1e-4, store=4e8)
-IN_TURN = replace(RATES, in_turn=True)
+OTHERS = (replace(RATES, in_turn=True), replace(RATES, ram=3.5e8), replace(RATES, ram=1e8))
 
 
 def skewed(tokens: int, shape: Shape, top_k: int, seed: int) -> Any:
@@ -60,8 +60,9 @@ def test_the_same_to_the_count(name: str, batch: int) -> None:
         quick, slow = both(name, shape, int(share * shape.nbytes), choices, counts_of(ids, shape))
         assert quick.counts == slow.counts, share
         assert quick.seconds == pytest.approx(slow.seconds)
-        quick, slow = both(name, shape, int(share * shape.nbytes), choices, counts_of(ids, shape), IN_TURN)
-        assert quick.seconds == pytest.approx(slow.seconds)
+        for rates in OTHERS:
+            quick, slow = both(name, shape, int(share * shape.nbytes), choices, counts_of(ids, shape), rates)
+            assert quick.seconds == pytest.approx(slow.seconds)
         assert (quick.policy, quick.passes, quick.tokens) == (slow.policy, slow.passes, slow.tokens)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -318,6 +319,22 @@ def test_seconds_by_rates() -> None:
     assert found.seconds == pytest.approx(10.0)
     assert found.tokens_per_s == pytest.approx(0.4)
     assert replay(Says(), ONE, 20, [[(0,)]], tokens=1).tokens_per_s is None
+
+
+def test_cpu_and_link_read_one_ram() -> None:
+    """Of two missing ones one comes at 5 bytes a second, the CPU takes 2 a second for the other, and RAM gives both
+    together 4; behind a layer only what the pass leaves of it."""
+    rates = Rates(cpu=2.0, link=5.0, gpu=20.0, ram=4.0)
+
+    def seconds(moves: Moves, ram: float = 4.0) -> float | None:
+        return replay(Says(moves), ONE, 30, [[(3, 4)]], tokens=1, rates=replace(rates, ram=ram)).seconds
+
+    assert seconds(Moves(fetch=(3,))) == pytest.approx(10 / 2)
+    assert seconds(Moves(fetch=(3,)), ram=2.5) == pytest.approx(20 / 2.5)
+    assert seconds(Moves(fetch=(3, 4)), ram=2.5) == pytest.approx(20 / 2.5)
+    assert seconds(Moves()) == pytest.approx(20 / 2)
+    assert seconds(Moves(admit=(3, 4)), ram=2.5) == pytest.approx(40 / 2.5)
+    assert seconds(Moves(admit=(3, 4)), ram=0.0) == pytest.approx(20 / 2)
 
 
 def test_a_uniform_trace_makes_no_cache_worth_it_and_a_skewed_one_does() -> None:

@@ -2,10 +2,12 @@
 
 It is the engine's own code that counts (`residents.py`). Time is that of the experts alone, by rates:
 
-    layer = max(cpu bytes / cpu rate, fetched bytes / link rate + gpu bytes / gpu rate, store bytes / store rate)
+    layer = max(cpu bytes / cpu rate, fetched bytes / link rate + gpu bytes / gpu rate, store bytes / store rate,
+                (cpu bytes + fetched bytes) / RAM rate)
 
 where admitted and prefetched bytes come behind a layer and delay no one, as long as the link is not busier than the
-pass is long: pass = max(sum of layers, link bytes / link rate).
+pass is long: pass = max(sum of layers, link bytes / link rate, (cpu bytes + link bytes) / RAM rate). What the CPU reads
+and what the link brings come out of the same RAM.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ from ..residents import Counts, Residents
 class Rates:
     """Bytes per second: of experts that the CPU computes, over the link, of experts that the GPU computes, of those
     that a second GPU does (`store`; 0: there is none); seconds of a pass besides (`fixed_s`). in_turn: the memories
-    work one after another, as in an article's sum, and not at the same time."""
+    work one after another, as in an article's sum, and not at the same time. ram: what CPU and link can read together;
+    0: they do not hold each other up."""
 
     cpu: float
     link: float
@@ -30,12 +33,20 @@ class Rates:
     fixed_s: float = 0.0
     store: float = 0.0
     in_turn: bool = False
+    ram: float = 0.0
 
     def of_layer(self, fetched: int, counts: Counts) -> float:
         """Seconds of a layer; fetched: bytes over the link before it."""
         stored = counts.store_bytes / self.store if counts.store_bytes else 0.0
         each = counts.cpu_bytes / self.cpu, fetched / self.link + counts.gpu_bytes / self.gpu, stored
-        return sum(each) if self.in_turn else max(each)
+        shared = (counts.cpu_bytes + fetched) / self.ram if self.ram else 0.0
+        return sum(each) if self.in_turn else max(*each, shared)
+
+    def of_pass(self, layers: float, cpu: int, link: int) -> float:
+        """Seconds of a pass; layers: the sum of its layers, cpu and link: bytes that the CPU read and the link brought,
+        at once or behind a layer."""
+        shared = (cpu + link) / self.ram if self.ram else 0.0
+        return max(layers, link / self.link, shared) + self.fixed_s
 
     def check(self, policy: Policy) -> None:
         """Raises OptionError where a policy uses a memory whose rate is not known."""
@@ -69,7 +80,7 @@ def replay(
         rates.check(policy)
     residents, total, seconds, number = Residents(policy, shape, budget), Counts(), 0.0, 0
     for number, chosen in enumerate(trace, 1):
-        layers, link = 0.0, 0
+        layers, link, before = 0.0, 0, total.cpu_bytes
         for layer, experts in enumerate(chosen):
             moves, counts = residents.layer(number - 1, layer, experts)
             total.add(counts)
@@ -78,7 +89,7 @@ def replay(
                 layers += rates.of_layer(fetched, counts)
                 link += counts.link_bytes
         if rates is not None:
-            seconds += max(layers, link / rates.link) + rates.fixed_s
+            seconds += rates.of_pass(layers, total.cpu_bytes - before, link)
     return Replayed(
         policy=policy.name, budget=budget, passes=number, tokens=tokens, counts=total,
         seconds=None if rates is None else seconds,

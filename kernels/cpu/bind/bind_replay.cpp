@@ -30,7 +30,7 @@ std::map<std::string, double> run_replay(int kind, int64_t budget, Address slots
       PolicyKind(kind),   budget, at<const int64_t>(slots), at<const uint8_t>(at_start), at<const uint8_t>(stored),
       std::move(fetched), age,    protected_share,          window,                      followers};
   const ReplayCounts c = replay(
-      trace, policy, {rates.at(0), rates.at(1), rates.at(2), rates.at(3), rates.at(4), rates.at(5) != 0});
+      trace, policy, {rates.at(0), rates.at(1), rates.at(2), rates.at(3), rates.at(4), rates.at(5) != 0, rates.at(6)});
   return {{"hits", double(c.hits)},
           {"early", double(c.early)},
           {"fetched", double(c.fetched)},

@@ -143,8 +143,15 @@ void book(ReplayCounts& to, const ReplayMoves& moves, int64_t size, int64_t afte
   link += (moves.fetched + moves.admitted) * size + moves.prefetched * after;
   if (rates.cpu <= 0) return;
   const double by_cpu = double(cpu) / rates.cpu, by_store = stored > 0 ? double(stored) / rates.store : 0.0;
-  const double by_gpu = double(moves.fetched * size) / rates.link + double(gpu) / rates.gpu;
-  layers += rates.in_turn ? by_cpu + by_gpu + by_store : std::max({by_cpu, by_gpu, by_store});
+  const double fetched = double(moves.fetched * size), by_gpu = fetched / rates.link + double(gpu) / rates.gpu;
+  const double by_ram = rates.ram > 0 ? (double(cpu) + fetched) / rates.ram : 0.0;
+  layers += rates.in_turn ? by_cpu + by_gpu + by_store : std::max({by_cpu, by_gpu, by_store, by_ram});
+}
+
+// What a pass cannot be shorter than: all that comes over the link, and what RAM is read for.
+double least_seconds(const ReplayRates& rates, int64_t cpu, int64_t link) {
+  const double by_link = double(link) / rates.link;
+  return rates.ram > 0 ? std::max(by_link, double(cpu + link) / rates.ram) : by_link;
 }
 
 template <class Policy>
@@ -153,6 +160,7 @@ ReplayCounts run(const ReplayTrace& trace, Policy& policy, const ReplayRates& ra
   for (int64_t step = 0; step < trace.passes; ++step) {
     double layers = 0;
     int64_t link = 0;
+    const int64_t before = counts.cpu_bytes;
     for (int layer = 0; layer < trace.layers; ++layer) {
       const int64_t* at = trace.offsets + step * trace.layers + layer;
       const int64_t after = layer + 1 < trace.layers ? trace.sizes[layer + 1] : 0;
@@ -160,7 +168,7 @@ ReplayCounts run(const ReplayTrace& trace, Policy& policy, const ReplayRates& ra
            rates, layers, link);
     }
     counts.link_bytes += link;
-    if (rates.cpu > 0) counts.seconds += std::max(layers, double(link) / rates.link) + rates.fixed_s;
+    if (rates.cpu > 0) counts.seconds += std::max(layers, least_seconds(rates, counts.cpu_bytes - before, link)) + rates.fixed_s;
   }
   return counts;
 }

@@ -33,10 +33,11 @@ struct ReplayPolicy {
 };
 
 // Bytes a second, and seconds of a pass besides; 0 bytes a second: time is not asked for. in_turn: the memories of a
-// layer are read one after another.
+// layer are read one after another. ram: what the CPU and the link read together; 0: nothing holds them up.
 struct ReplayRates {
   double cpu, link, gpu, fixed_s, store;
   bool in_turn;
+  double ram;
 };
 
 struct ReplayCounts {
