@@ -151,7 +151,7 @@ def test_the_simplest_of_those_that_are_as_fast(
     assert (EQUAL, GAIN) == (0.01, 0.03)
 
     def rows(recent: Any, names: Any, budget: int) -> Any:
-        return iter([row(name, speeds[name]) for name in names])
+        return [row(name, speeds[name]) for name in names]
 
     monkeypatch.setattr(best_policy, "_rows", rows)
     assert choose(replays, 1, candidates=list(speeds)).choice == choice
