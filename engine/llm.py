@@ -98,9 +98,14 @@ class LLM:
 
     def _recorder(self, path: Path) -> Recorder:
         """A trace that is open; closing the model ends it."""
-        parts, given = self.parts, getattr(self.source, "model", None)
-        name = Path(given).name if isinstance(given, str) else parts.spec.family
-        return Recorder(path, make_header(name, parts.spec, parts.checkpoint.formats, parts.weights))
+        parts = self.parts
+        return Recorder(path, make_header(self.name, parts.spec, parts.checkpoint.formats, parts.weights))
+
+    @property
+    def name(self) -> str:
+        """What people call the model: its directory's or its file's name, or the family's where there is none."""
+        given = getattr(self.source, "model", None)
+        return Path(given).name if isinstance(given, str) else self.parts.spec.family
 
     @property
     def spec(self) -> ModelSpec:

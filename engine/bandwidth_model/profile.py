@@ -228,12 +228,17 @@ def hardware_key(context: Context) -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
 
 
-def profile_path(key: str) -> Path:
-    """Where the profile of some hardware is kept, and beside it whatever else is measured once."""
+def cache_folder() -> Path:
+    """The user's, of what headrace keeps for later starts."""
     home = os.path.expanduser("~")
     if home == "~":  # a user without one, as containers have them
         home = f"/tmp/headrace-{os.getuid()}"
-    return Path(os.environ.get("XDG_CACHE_HOME") or f"{home}/.cache") / "headrace" / f"machine-{key}.json"
+    return Path(os.environ.get("XDG_CACHE_HOME") or f"{home}/.cache") / "headrace"
+
+
+def profile_path(key: str) -> Path:
+    """Where the profile of some hardware is kept, and beside it whatever else is measured once."""
+    return cache_folder() / f"machine-{key}.json"
 
 
 def load_profile(context: Context, file: Path | None = None) -> Profile | None:

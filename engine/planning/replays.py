@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from ..policies.registry import Known
 from ..policies.replay import fast
 from ..policies.replay.choices import Choices, counts_of, of_passes
 from ..policies.replay.replay import Rates, Replayed
+from ..traces.layout import Header
 from ..traces.reader import Trace
 from ..units import GB
 
@@ -41,30 +42,75 @@ class Replays:
             for name in policies:
                 yield fast.replayed(registry.make(name, self.known), self.shape, budget, self.choices, self.rates)
 
+    def halves(self) -> tuple[Replays, Replays]:
+        """The first half of the passes and the others, both with the counts of the first: what is learned from a trace
+        is tried on what was not in it. Raises OptionError for a single pass."""
+        passes = self.choices.passes
+        if passes < 2:
+            raise OptionError("the trace has one pass, and half of it is to be learned from: record more")
+        parts = self.choices.between(0, passes // 2), self.choices.between(passes // 2, passes)
+        counts = parts[0].counts(self.shape.experts)
+        first, second = (
+            replace(self, choices=part, known=replace(self.known, counts=counts, future=part)) for part in parts
+        )
+        return first, second
 
-def of_trace(trace: Trace, hardware: Hardware | None, with_prompts: bool = False) -> Replays:
-    """The tokens that were generated, or all. Raises OptionError where there is none."""
+
+def of_trace(
+    trace: Trace, hardware: Hardware | None, with_prompts: bool = False,
+    *, second_vram: int | None = None, dense_bytes: int = 0, in_turn: bool = False,
+) -> Replays:  # fmt: skip
+    """The tokens that were generated, or all, as they were recorded, on a machine. second_vram: bytes for experts on a
+    second GPU, default all of it; dense_bytes: of other weights that a pass reads on the first one. Raises OptionError
+    where there is no token, or no second GPU."""
+    header, format = trace.header, trace.header.formats["experts"]
+    shape = shape_of(header)
+    rates = None if hardware is None else rates_of(hardware, format)
+    if hardware is None or rates is None:
+        return of_run(trace, shape, rates, store_bytes=second_vram, with_prompts=with_prompts)
+    if second_vram is not None and len(hardware.gpus) < 2:
+        raise OptionError(f"--second-vram needs two GPUs, and {hardware.name} has one: name two, as in 2x rtx-3090")
+    dense = hardware.gpus[0].reads(header.formats["dense"], experts=False).mid
+    fixed_s = rates.fixed_s + dense_bytes / dense
+    store = second_vram if len(hardware.gpus) < 2 or second_vram is not None else hardware.gpus[1].memory
+    return of_run(
+        trace, shape, replace(rates, fixed_s=fixed_s, in_turn=in_turn), store_bytes=store, with_prompts=with_prompts,
+        fetched=_fetched(hardware, rates, shape, header.top_k, format),
+    )  # fmt: skip
+
+
+def of_run(
+    trace: Trace, shape: Shape, rates: Rates | None,
+    *, fetched: Sequence[int] | None = None, store_bytes: int | None = None, with_prompts: bool = False,
+) -> Replays:  # fmt: skip
+    """A trace as a run of other formats and of its own rates sees it. shape: of that run; fetched, store_bytes: as
+    `registry.Known` has them. Raises OptionError where there is no token, or the shape is of another model."""
     wanted = np.ones(len(trace), bool) if with_prompts else trace.generated
     if not wanted.any():
         raise OptionError("the trace has no generated token: add --with-prompts, or record more")
-    header = trace.header
-    shape = Shape((header.experts,) * len(header.layers), tuple(header.expert_bytes))
+    if len(trace.header.layers) != shape.layers or trace.header.experts != max(shape.experts):
+        kind = f"{len(trace.header.layers)} layers of {trace.header.experts} experts"
+        raise OptionError(f"the trace is of {kind}, the model has {shape.layers} of {max(shape.experts)}: record it")
     ids_TLK = trace.ids[:, wanted].swapaxes(0, 1)
-    choices, format = of_passes(ids_TLK, trace.passes[wanted]), header.formats["experts"]
-    rates = None if hardware is None else rates_of(hardware, format)
-    fetched = None if hardware is None or rates is None else _fetched(hardware, rates, shape, header.top_k, format)
-    known = Known(counts=counts_of(ids_TLK, shape), future=choices, fetched=fetched)
+    choices = of_passes(ids_TLK, trace.passes[wanted])
+    known = Known(counts=counts_of(ids_TLK, shape), future=choices, fetched=fetched, store_bytes=store_bytes)
     return Replays(shape=shape, choices=choices, known=known, rates=rates)
 
 
+def shape_of(header: Header) -> Shape:
+    """Of the model as it was when it was recorded."""
+    return Shape((header.experts,) * len(header.layers), tuple(header.expert_bytes))
+
+
 def rates_of(hardware: Hardware, format: str) -> Rates | None:
-    """Of the first GPU, its link and the CPU; None where the machine lacks one of them."""
+    """Of the first GPU, its link and the CPU, and of a second GPU if there is one; None where the machine lacks one of
+    the first three."""
     gpu = hardware.gpus[0] if hardware.gpus else None
     if hardware.cpu is None or gpu is None or gpu.link is None:
         return None
-    reads = (device.reads(format, experts=True).mid for device in (hardware.cpu, gpu))
-    cpu, memory = reads
-    return Rates(cpu=cpu, link=gpu.link.mid, gpu=memory)
+    cpu, memory, *others = (device.reads(format, experts=True).mid for device in (hardware.cpu, *hardware.gpus))
+    ram = max(cpu, hardware.cpu.bandwidth.mid)
+    return Rates(cpu=cpu, link=gpu.link.mid, gpu=memory, store=others[0] if others else 0.0, ram=ram)
 
 
 def _fetched(hardware: Hardware, rates: Rates, shape: Shape, top_k: int, format: str) -> list[int]:
@@ -92,9 +138,14 @@ def budgets_of(text: str | None, shape: Shape) -> list[int]:
     return [_budget(word.strip(), shape) for word in text.split(",")]
 
 
-def _budget(word: str, shape: Shape) -> int:
+def bytes_of(option: str, text: str | None, shape: Shape) -> int | None:
+    """Bytes of one such word; None without one. Raises OptionError, which names the option."""
+    return None if text is None else _budget(text.strip(), shape, option)
+
+
+def _budget(word: str, shape: Shape, option: str = "--vram") -> int:
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(%|GB|)", word, re.IGNORECASE)
     if found is None:
-        raise OptionError(f"--vram has '{word}'; give gigabytes or shares of all experts, as 8GB,16GB or 10%,25%")
+        raise OptionError(f"{option} has '{word}'; give gigabytes or shares of all experts, as 8GB or 25%")
     number = float(found[1])
     return int(number / 100 * shape.nbytes if found[2] == "%" else number * GB)

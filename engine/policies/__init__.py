@@ -7,6 +7,7 @@ recorded trace and in the engine.
     recency     those that go by what was used lately
     frequency   those that go by how often
     ahead       those that fetch before, or only a part of what is missing
+    second_gpu  experts in a second GPU's memory too
     optimum     the best that can be, for who knows the future
     registry    policies by name, those of others too
     slotted     what those share that have slots in every layer

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from itertools import product
 
 from .protocol import NOTHING, Asked, Key, Moves, Shape
@@ -58,11 +58,20 @@ class Frequency(Fixed):
         self.counts = counts
 
     def start(self, shape: Shape, budget: int) -> Iterable[Key]:
-        def worth(key: Key) -> float:
-            return self.counts[key[0]][key[1]] / shape.expert_bytes[key[0]]
+        return hottest(shape, budget, self.counts)
 
-        keys = [key for layer, count in enumerate(shape.experts) for key in product([layer], range(count))]
-        for key in sorted(keys, key=worth, reverse=True):
-            if shape.expert_bytes[key[0]] <= budget:
-                budget -= shape.expert_bytes[key[0]]
-                yield key
+
+def hottest(
+    shape: Shape, budget: int, counts: Sequence[Sequence[float]], without: Set[Key] = frozenset()
+) -> Iterator[Key]:  # fmt: skip
+    """As many experts as fit, those that were chosen most often for their bytes first; of equal ones those of the first
+    layers."""
+
+    def worth(key: Key) -> float:
+        return counts[key[0]][key[1]] / shape.expert_bytes[key[0]]
+
+    keys = [key for layer, count in enumerate(shape.experts) for key in product([layer], range(count))]
+    for key in sorted((key for key in keys if key not in without), key=worth, reverse=True):
+        if shape.expert_bytes[key[0]] <= budget:
+            budget -= shape.expert_bytes[key[0]]
+            yield key

@@ -11,6 +11,9 @@ resident is used where it lies. Of those that are missing the policy says which 
     prefetch experts of any layer that come without being asked for, after this layer
     evict    residents that make room: one that is chosen now goes when the layer is done, others before
 
+A policy may have more experts in a second fast memory (`Storing`), of another GPU, which computes those of the missing
+that lie there and do not come: they never move.
+
 What an answer costs is not the policy's affair. It may keep whatever it likes of what it saw; `name` is what people
 call it. A policy of one's own is a class with these two methods (docs/policies.md has one).
 """
@@ -117,3 +120,14 @@ class Policy(Protocol):
 
     def layer(self, asked: Asked) -> Moves:
         """What is to happen."""
+
+
+@runtime_checkable
+class Storing(Protocol):
+    """What a policy has besides that uses a second fast memory. store_bytes: what it may hold; store: the experts in
+    it, asked for once, behind `start`."""
+
+    store_bytes: int
+
+    def store(self) -> Iterable[Key]:
+        """They stay to the end."""

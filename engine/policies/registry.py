@@ -17,6 +17,7 @@ from .frequency import AgedLfu, Classes
 from .optimum import Belady
 from .protocol import Policy
 from .recency import AdmitOnSecondMiss, Lru, SegmentedLru
+from .second_gpu import SecondGpu
 
 GROUP = "headrace.policies"
 
@@ -25,11 +26,12 @@ GROUP = "headrace.policies"
 class Known:
     """What a policy may be made of; None where it is not known. counts: by layer and expert how often it was chosen
     in a trace; future: of every pass, by layer, the experts that it will choose; fetched: by missing experts of a layer
-    how many to fetch, so that link and CPU are done together."""
+    how many to fetch, so that link and CPU are done together; store_bytes: of a second GPU's memory, for experts."""
 
     counts: Sequence[Sequence[float]] | None = None
     future: Iterable[Sequence[Sequence[int]]] | None = None
     fetched: Sequence[int] | None = None
+    store_bytes: int | None = None
 
 
 T = TypeVar("T")
@@ -48,6 +50,11 @@ def _split(known: Known) -> Policy:
     return Split(_needed("split", known.fetched, "rates of link and CPU: run headrace measure, or name the hardware"))
 
 
+def _second_gpu(known: Known) -> Policy:
+    bytes_ = _needed("second-gpu", known.store_bytes, "the memory of a second GPU: give --second-vram, as in 24GB")
+    return SecondGpu(bytes_, known.counts)
+
+
 def _needed(name: str, value: T | None, what: str) -> T:
     if value is None:
         raise OptionError(f"policy '{name}' needs {what}")
@@ -58,7 +65,7 @@ BOX: dict[str, Make] = {
     "all-ram": lambda _: AllInRam(), "first-layers": lambda _: FirstLayers(), "uniform": lambda _: Uniform(),
     "frequency": _frequency, "lru": lambda _: Lru(), "lfu": lambda _: AgedLfu(), "slru": lambda _: SegmentedLru(),
     "admit2": lambda _: AdmitOnSecondMiss(), "classes": lambda _: Classes(), "next-layer": lambda _: NextLayer(),
-    "split": _split, "belady": _belady,
+    "split": _split, "second-gpu": _second_gpu, "belady": _belady,
 }  # fmt: skip
 
 

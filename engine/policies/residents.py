@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
-from .protocol import Asked, Key, Moves, Policy, PolicyError, Shape
+from .protocol import Asked, Key, Moves, Policy, PolicyError, Shape, Storing
 
 
 @dataclass
@@ -17,8 +17,8 @@ class Counts:
     """Of layers and passes so far. Choices count once for a pass and layer, however many of its tokens chose an expert.
 
     hits: were resident; early: of those that a prefetch brought, the first use; fetched, admitted: came over the link
-    for a choice, at once or behind it; prefetched: came without one; on_cpu: computed by the CPU; evicted. *_bytes: of
-    the same experts.
+    for a choice, at once or behind it; prefetched: came without one; on_cpu: computed by the CPU; evicted; store_hits:
+    were missing, and computed where a second fast memory has them. *_bytes: of the same experts.
     """
 
     hits: int = 0
@@ -31,15 +31,22 @@ class Counts:
     gpu_bytes: int = 0
     link_bytes: int = 0
     cpu_bytes: int = 0
+    store_hits: int = 0
+    store_bytes: int = 0
 
     @property
     def choices(self) -> int:
-        return self.hits + self.early + self.fetched + self.on_cpu
+        return self.hits + self.early + self.fetched + self.on_cpu + self.store_hits
 
     @property
     def hit_rate(self) -> float:
         """Of choices those that were resident because they had stayed."""
         return self.hits / self.choices if self.choices else 0.0
+
+    @property
+    def store_rate(self) -> float:
+        """Of choices those that a second fast memory answered."""
+        return self.store_hits / self.choices if self.choices else 0.0
 
     def add(self, other: Counts) -> None:
         for field in fields(self):
@@ -64,6 +71,9 @@ class Residents:
         for key in policy.start(shape, budget):
             self._bring(key)
         self._fits("at the start")
+        self.stored: list[set[int]] = [set() for _ in shape.experts]  # in a second fast memory
+        if isinstance(policy, Storing):
+            self._fill(policy)
 
     def layer(self, step: int, layer: int, chosen: tuple[int, ...]) -> tuple[Moves, Counts]:
         """Asks the policy about a layer of a pass, and does what it says; chosen in rising order, each once."""
@@ -83,12 +93,14 @@ class Residents:
             self._bring(key)
         self.unused.update(moves.prefetch)
         self._fits("when the layer is done")
-        on_cpu, hits = len(missing) - len(moves.fetch), len(chosen) - len(missing) - early
+        stored = len(self.stored[layer].intersection(missing).difference(moves.fetch))
+        on_cpu, hits = len(missing) - len(moves.fetch) - stored, len(chosen) - len(missing) - early
         brought = sum(self.shape.expert_bytes[n] for n, _ in moves.prefetch)
         return moves, Counts(
             hits=hits, early=early, fetched=len(moves.fetch), admitted=len(moves.admit),
             prefetched=len(moves.prefetch), on_cpu=on_cpu, evicted=len(moves.evict),
-            gpu_bytes=(len(chosen) - on_cpu) * size, cpu_bytes=on_cpu * size,
+            gpu_bytes=(len(chosen) - on_cpu - stored) * size, cpu_bytes=on_cpu * size,
+            store_hits=stored, store_bytes=stored * size,
             link_bytes=(len(moves.fetch) + len(moves.admit)) * size + brought,
         )  # fmt: skip
 
@@ -104,10 +116,11 @@ class Residents:
         unused = self.unused if then is None else then.unused
         first = {(layer, expert) for expert in here} & unused if unused else set()
         self.unused -= first
-        on_cpu = len(chosen) - len(here)
+        stored = len(self.stored[layer].intersection(chosen).difference(here))
+        on_cpu = len(chosen) - len(here) - stored
         return Counts(
             hits=len(here) - len(first), early=len(first), on_cpu=on_cpu, gpu_bytes=len(here) * size,
-            cpu_bytes=on_cpu * size,
+            cpu_bytes=on_cpu * size, store_hits=stored, store_bytes=stored * size,
         )  # fmt: skip
 
     def answer(self, step: int, layer: int, chosen: tuple[int, ...]) -> tuple[Moves, Counts]:
@@ -127,6 +140,19 @@ class Residents:
             admitted=len(moves.admit), prefetched=len(moves.prefetch), evicted=len(moves.evict),
             link_bytes=sum(self.shape.expert_bytes[n] for n, _ in coming),
         )  # fmt: skip
+
+    def _fill(self, policy: Storing) -> None:
+        """Of the second fast memory, once."""
+        used, name = 0, self.policy.name
+        for layer, expert in policy.store():
+            if not (0 <= layer < self.shape.layers and 0 <= expert < self.shape.experts[layer]):
+                raise PolicyError(f"policy {name} stores expert {expert} of layer {layer}, which there is not")
+            if expert in self.stored[layer]:
+                raise PolicyError(f"policy {name} stores expert {expert} of layer {layer} twice")
+            self.stored[layer].add(expert)
+            used += self.shape.expert_bytes[layer]
+        if used > policy.store_bytes:
+            raise PolicyError(f"policy {name} stores {used} bytes of experts, of {policy.store_bytes} that it may")
 
     def _first_uses(self, layer: int, chosen: tuple[int, ...], resident: set[int]) -> int:
         if not self.unused:

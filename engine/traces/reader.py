@@ -4,7 +4,10 @@ so."""
 from __future__ import annotations
 
 import json
+import os
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import IO, Any
@@ -56,9 +59,25 @@ class Trace:
 
 def read(path: Path) -> Trace:
     """Reads a trace. Raises OptionError for a file that is none, or cannot be read."""
+    with _opened(path) as file:
+        return _read(file, path)
+
+
+def glance(path: Path) -> tuple[Header, int | None]:
+    """The header of a trace, and how many tokens it has; None: it has no end. Raises as `read` does."""
+    with _opened(path) as file:
+        header = _header(file, path)
+        file.seek(-BLOCK.size, os.SEEK_END)  # a header alone is longer
+        kind, tokens, *_ = BLOCK.unpack(file.read())
+    return header, tokens if kind == DONE else None
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    """Raises OptionError where it cannot be read."""
     try:
         with Path(path).open("rb") as file:
-            return _read(file, path)
+            yield file
     except OSError as error:
         raise OptionError(f"cannot read the trace {path}: {error.strerror}") from error
 

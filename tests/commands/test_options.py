@@ -89,7 +89,7 @@ COMMANDS: dict[str, dict[str, Any]] = {
     },
     "inspect": {"--json": False, "--revision": None, "--offline": False, "--cache-dir": None},
     "trace record": {
-        "--prompts": None, "--output -o": None, "--max-new-tokens -n": 256,
+        "--prompts": None, "--output -o": None, "--store": False, "--max-new-tokens -n": 256,
         "--temperature": 0.0, "--top-k": 0, "--top-p": 1.0, "--min-p": 0.0, "--repetition-penalty": 1.0,
         "--presence-penalty": 0.0, "--frequency-penalty": 0.0, "--seed": None, "--stop": None, "--ignore-eos": False,
         "--json-schema": None, "--grammar": None,
@@ -101,7 +101,11 @@ COMMANDS: dict[str, dict[str, Any]] = {
         "--no-measure": False, "--ram-limit": None,
     },
     "trace stats": {"--json": False, "--plot": None},
-    "trace replay": {"--policy": None, "--vram": None, "--hardware": None, "--with-prompts": False, "--json": False},
+    "trace replay": {
+        "--policy": None, "--vram": None, "--hardware": None, "--second-vram": None, "--dense": "0", "--model": "full",
+        "--hold-out": False, "--with-prompts": False, "--json": False,
+    },
+    "trace list": {"--json": False},
     "trace make": {
         "--output -o": None, "--kind": "topics", "--tokens": 1000, "--seed": 0, "--expert-format": "native",
         "--revision": None, "--offline": False, "--cache-dir": None,
@@ -120,6 +124,7 @@ ARGUMENTS = {
     "trace record": ["model"],
     "trace stats": ["file"],
     "trace replay": ["file"],
+    "trace list": [],
     "trace make": ["model"],
 }
 

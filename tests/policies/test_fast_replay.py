@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headrace.engine.policies import frequency, recency
+from headrace.engine.policies import ahead, frequency, recency
 from headrace.engine.policies.fixed import Uniform
 from headrace.engine.policies.protocol import Moves, PolicyError, Shape
 from headrace.engine.policies.recency import Lru
@@ -19,8 +20,8 @@ from headrace.engine.policies.replay import fast
 from headrace.engine.policies.replay.choices import Choices, counts_of, of_batches
 from headrace.engine.policies.replay.replay import Rates, Replayed, replay
 
-RATES = Rates(cpu=3e8, link=1e8, gpu=9e8, fixed_s=1e-4)
-IN_CPP = [name for name in BOX if name != "next-layer"]
+RATES = Rates(cpu=3e8, link=1e8, gpu=9e8, fixed_s=1e-4, store=4e8)
+OTHERS = (replace(RATES, in_turn=True), replace(RATES, ram=3.5e8), replace(RATES, ram=1e8))
 
 
 def skewed(tokens: int, shape: Shape, top_k: int, seed: int) -> Any:
@@ -35,23 +36,33 @@ def skewed(tokens: int, shape: Shape, top_k: int, seed: int) -> Any:
     return ids
 
 
-def both(name: str, shape: Shape, budget: int, choices: Choices, counts: Any) -> tuple[Replayed, Replayed]:
-    known = Known(counts=counts, future=choices, fetched=[0, 0, 1, 2, 2])
-    slow = replay(make(name, known), shape, budget, choices, tokens=choices.tokens, rates=RATES)
-    return fast.replayed(make(name, known), shape, budget, choices, RATES), slow
+def both(
+    name: str, shape: Shape, budget: int, choices: Choices, counts: Any, rates: Rates = RATES
+) -> tuple[Replayed, Replayed]:
+    """In C++, and in Python; a second GPU holds a sixth of all experts."""
+    known = Known(counts=counts, future=choices, fetched=[0, 0, 1, 2, 2], store_bytes=shape.nbytes // 6)
+    slow = replay(make(name, known), shape, budget, choices, tokens=choices.tokens, rates=rates)
+    return fast.replayed(make(name, known), shape, budget, choices, rates), slow
 
 
-@pytest.mark.parametrize("name", IN_CPP)
+def test_all_of_the_box_are_in_it() -> None:
+    known = Known(counts=[], future=[], fetched=[0], store_bytes=1)
+    assert {type(make(name, known)) for name in BOX} == set(fast.KINDS)
+
+
+@pytest.mark.parametrize("name", BOX)
 @pytest.mark.parametrize("batch", [1, 4])
 def test_the_same_to_the_count(name: str, batch: int) -> None:
     shape = Shape((16, 24, 16), (10, 10, 30))
     ids = skewed(300, shape, 3, seed=batch)
     choices = of_batches(ids, batch)
-    assert type(make(name, Known(counts=[], future=[], fetched=[0]))) in fast.KINDS
     for share in (0.0, 0.1, 0.35, 0.8, 1.0):
         quick, slow = both(name, shape, int(share * shape.nbytes), choices, counts_of(ids, shape))
         assert quick.counts == slow.counts, share
         assert quick.seconds == pytest.approx(slow.seconds)
+        for rates in OTHERS:
+            quick, slow = both(name, shape, int(share * shape.nbytes), choices, counts_of(ids, shape), rates)
+            assert quick.seconds == pytest.approx(slow.seconds)
         assert (quick.policy, quick.passes, quick.tokens) == (slow.policy, slow.passes, slow.tokens)
 
 
@@ -64,7 +75,7 @@ def test_the_same_on_odd_traces(data: st.DataObject) -> None:
     rows = [[data.draw(st.permutations(range(count)))[:3] for count in shape.experts] for _ in range(tokens)]
     choices = of_batches(np.array(rows), data.draw(st.integers(1, 3)))
     budget = data.draw(st.integers(0, shape.nbytes))
-    for name in IN_CPP:
+    for name in BOX:
         quick, slow = both(name, shape, budget, choices, counts_of(np.array(rows), shape))
         assert quick.counts == slow.counts, name
 
@@ -97,6 +108,18 @@ def test_a_start_that_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(Uniform, "start", lambda self, shape, budget: [(0, 0), (0, 1)])
     with pytest.raises(PolicyError, match="policy uniform has 20 bytes of experts resident at the start, of 10"):
         fast.replayed(Uniform(), Shape((8,), (10,)), 10, of_batches(np.array([[[5]]])))
+
+
+def test_what_follows_is_counted_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More ahead than fits, and none."""
+    shape = Shape((12, 10, 14), (10, 20, 10))
+    ids = skewed(400, shape, 3, seed=5)
+    for followers in (0, 1, 9):
+        monkeypatch.setattr(ahead, "FOLLOWERS", followers)
+        for batch in (1, 3):
+            quick, slow = both("next-layer", shape, 150, of_batches(ids, batch), None)
+            assert quick.counts == slow.counts, followers
+            assert bool(quick.counts.prefetched) == bool(quick.counts.early) == bool(followers)
 
 
 @pytest.mark.alone

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -188,7 +189,7 @@ def every(trace: Trace, shape: Shape) -> list[Any]:
     ids = [
         [sum(expert in step[layer] for step in trace) for expert in range(n)] for layer, n in enumerate(shape.experts)
     ]
-    known = Known(counts=ids, future=trace, fetched=[0, 0, 1, 1, 2])
+    known = Known(counts=ids, future=trace, fetched=[0, 0, 1, 1, 2], store_bytes=40)
     return [make(name, known) for name in BOX]
 
 
@@ -202,7 +203,7 @@ def test_no_policy_beats_the_optimum(trace: Trace, slots: int) -> None:
         took = counts(policy, trace, slots, shape)
         assert took.hits <= best.hits, policy.name
         assert took.choices == chosen, policy.name
-        assert took.gpu_bytes + took.cpu_bytes == 10 * chosen, policy.name
+        assert took.gpu_bytes + took.cpu_bytes + took.store_bytes == 10 * chosen, policy.name
         assert took.link_bytes == 10 * (took.fetched + took.admitted + took.prefetched), policy.name
 
 
@@ -277,11 +278,14 @@ def test_policies_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
         make("mine", Known())
     with pytest.raises(OptionError, match="there is no policy 'mru': take one of all-ram, first-layers"):
         make("mru", Known())
-    for name, needs in (("frequency", "give a trace"), ("belady", "the future"), ("split", "run headrace measure")):
+    for name, needs in (
+        ("frequency", "give a trace"), ("belady", "the future"), ("split", "run headrace measure"),
+        ("second-gpu", "give --second-vram"),
+    ):  # fmt: skip
         with pytest.raises(OptionError, match=f"policy '{name}' needs .*{needs}"):
             make(name, Known())
     for name in BOX:
-        assert make(name, Known(counts=[[1.0]], future=[], fetched=[0])).name == name
+        assert make(name, Known(counts=[[1.0]], future=[], fetched=[0], store_bytes=1)).name == name
 
 
 # ---- replay
@@ -315,6 +319,22 @@ def test_seconds_by_rates() -> None:
     assert found.seconds == pytest.approx(10.0)
     assert found.tokens_per_s == pytest.approx(0.4)
     assert replay(Says(), ONE, 20, [[(0,)]], tokens=1).tokens_per_s is None
+
+
+def test_cpu_and_link_read_one_ram() -> None:
+    """Of two missing ones one comes at 5 bytes a second, the CPU takes 2 a second for the other, and RAM gives both
+    together 4; behind a layer only what the pass leaves of it."""
+    rates = Rates(cpu=2.0, link=5.0, gpu=20.0, ram=4.0)
+
+    def seconds(moves: Moves, ram: float = 4.0) -> float | None:
+        return replay(Says(moves), ONE, 30, [[(3, 4)]], tokens=1, rates=replace(rates, ram=ram)).seconds
+
+    assert seconds(Moves(fetch=(3,))) == pytest.approx(10 / 2)
+    assert seconds(Moves(fetch=(3,)), ram=2.5) == pytest.approx(20 / 2.5)
+    assert seconds(Moves(fetch=(3, 4)), ram=2.5) == pytest.approx(20 / 2.5)
+    assert seconds(Moves()) == pytest.approx(20 / 2)
+    assert seconds(Moves(admit=(3, 4)), ram=2.5) == pytest.approx(40 / 2.5)
+    assert seconds(Moves(admit=(3, 4)), ram=0.0) == pytest.approx(20 / 2)
 
 
 def test_a_uniform_trace_makes_no_cache_worth_it_and_a_skewed_one_does() -> None:

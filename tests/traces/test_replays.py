@@ -117,6 +117,83 @@ def test_a_bigger_cache_is_useless_where_all_are_chosen_equally_often(tmp_path: 
     assert 1 < gained["uniform"][1] < gained["zipf"][1]
 
 
+def replayed(run: Run, path: Path, *options: object) -> dict[str, Any]:
+    """The object of --json."""
+    status, out, err = run("trace", "replay", path, "--json", *options)
+    assert status == 0, err
+    found: dict[str, Any] = json.loads(out)
+    return found
+
+
+def test_auto_says_which_policy_is_the_best_and_why(tmp_path: Path, run: Run) -> None:
+    path = tmp_path / "made.trace"
+    made = ("trace", "make", "Qwen3-30B-A3B", "-o", path, "--kind", "zipf", "--tokens", "60")
+    assert run(*made, "--expert-format", "q4_0")[0] == 0
+    options = ("--policy", "auto", "--vram", "1GB,25%", "--hardware", MACHINE)
+    found = replayed(run, path, *options)
+    assert [one["budget"] for one in found["auto"]] == [10**9, 4076863488]
+    for one in found["auto"]:
+        rows = {row["policy"]: row for row in found["rows"] if row["budget"] == one["budget"]}
+        assert one["compared"]["chosen"]["policy"] == one["choice"]
+        assert one["compared"]["chosen"]["tok_s"] == rows[one["choice"]]["tok_s"]
+        assert one["compared"]["all_ram"]["tok_s"] == rows["all-ram"]["tok_s"]
+        assert one["gain"] == pytest.approx(rows[one["choice"]]["tok_s"] / rows["all-ram"]["tok_s"] - 1)
+        assert one["choice"] != "belady" == one["compared"]["optimum"]["policy"]
+        assert rows["belady"]["tokens"] == 30
+    status, out, err = run("trace", "replay", path, *options)
+    assert status == 0, err
+    for one in found["auto"]:
+        assert all(reason in out for reason in one["reasons"])
+    assert f"auto for 1.00 GB: {found['auto'][0]['choice']}" in out
+    for wrong, said in (
+        (["--policy", "lru,auto"], "--policy is lru,auto, and auto compares all that there are: give it alone"),
+        (["--policy", "auto"], "policy 'auto' goes by tokens/s: that takes rates of a CPU"),
+    ):
+        status, _, err = run("trace", "replay", path, *wrong)
+        assert (status, said in err) == (1, True), err
+
+
+def test_a_second_gpu_of_the_command(tmp_path: Path, run: Run) -> None:
+    """The article's machine: with uniform routing half a token a second for 24 of the 571 GB of Kimi K2's experts."""
+    path, box = tmp_path / "made.trace", tmp_path / "box.json"
+    gpu = {"memory_gb": 24, "bandwidth_gbs": 935, "sustained_gbs": 935, "pcie": "4.0x16"}
+    box.write_text(json.dumps({"gpus": [gpu, gpu], "cpu": {"bandwidth_gbs": 409, "sustained_gbs": 409}}))
+    assert run("trace", "make", "Kimi-K2", "-o", path, "--kind", "uniform", "--tokens", "60", "--expert-format",
+               "q4_0")[0] == 0  # fmt: skip
+    asked = ("--policy", "all-ram,second-gpu", "--vram", "0GB", "--hardware", box, "--hold-out", "--model", "simple")
+    none, some = replayed(run, path, *asked, "--dense", "5.76GB")["rows"]
+    assert none["tokens"] == 30
+    assert some["store_rate"] == pytest.approx(0.042, abs=0.004)
+    assert 0.4 < some["tok_s"] - none["tok_s"] < 0.8
+    read = none["cpu_bytes"] / 30
+    assert none["tok_s"] == pytest.approx(1 / (read / 409e9 + 5.76e9 / 935e9))
+    less = replayed(run, path, *asked, "--dense", "5.76GB", "--second-vram", "12GB")["rows"][1]
+    assert less["store_rate"] == pytest.approx(0.021, abs=0.003)
+    assert replayed(run, path, *asked)["rows"][0]["tok_s"] == pytest.approx(409e9 / read)
+    status, out, _ = run("trace", "replay", path, *asked)
+    assert status == 0
+    assert "GPU 2" in out
+    for wrong, said in (
+        (["--second-vram", "x"], "--second-vram has 'x'; give gigabytes or shares"),
+        (["--dense", "x"], "--dense has 'x'; give gigabytes"),
+        (["--second-vram", "8GB", "--hardware", MACHINE], "--second-vram needs two GPUs, and rtx-4090"),
+        (["--policy", "second-gpu"], "policy 'second-gpu' needs the memory of a second GPU: give --second-vram"),
+    ):
+        status, _, err = run("trace", "replay", path, *wrong)
+        assert (status, said in err) == (1, True), err
+
+
+def test_what_is_learned_from_one_half_is_tried_on_the_other(tmp_path: Path, run: Run) -> None:
+    """By chance some experts of a short uniform trace are hot; in its other half they are not."""
+    path = tmp_path / "made.trace"
+    assert run("trace", "make", "Qwen3-30B-A3B", "-o", path, "--kind", "uniform", "--tokens", "60")[0] == 0
+    asked = ("--policy", "frequency", "--vram", "5%")
+    (seen,), (unseen,) = (replayed(run, path, *asked, *more)["rows"] for more in ([], ["--hold-out"]))
+    assert (seen["tokens"], unseen["tokens"]) == (60, 30)
+    assert seen["hit_rate"] > 0.08
+    assert unseen["hit_rate"] == pytest.approx(0.05, abs=0.01)
+
+
 def test_what_cannot_be_replayed_is_said(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "made.trace"
     assert run("trace", "make", "Qwen3-30B-A3B", "-o", str(path), "--tokens", "3")[0] == 0

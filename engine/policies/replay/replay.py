@@ -2,10 +2,12 @@
 
 It is the engine's own code that counts (`residents.py`). Time is that of the experts alone, by rates:
 
-    layer = max(cpu bytes / cpu rate, fetched bytes / link rate + gpu bytes / gpu rate)
+    layer = max(cpu bytes / cpu rate, fetched bytes / link rate + gpu bytes / gpu rate, store bytes / store rate,
+                (cpu bytes + fetched bytes) / RAM rate)
 
 where admitted and prefetched bytes come behind a layer and delay no one, as long as the link is not busier than the
-pass is long: pass = max(sum of layers, link bytes / link rate).
+pass is long: pass = max(sum of layers, link bytes / link rate, (cpu bytes + link bytes) / RAM rate). What the CPU reads
+and what the link brings come out of the same RAM.
 
 Where passes are graphs on a GPU nothing comes while one runs: its layers find what the passes before the last one left
 (`late`), and the policy is asked about a pass while the next one runs.
@@ -16,7 +18,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from ..protocol import Policy, Shape
+from ....errors import OptionError
+from ..protocol import Policy, Shape, Storing
 from ..residents import Counts, Residents
 
 Passes = Iterable[Sequence[tuple[int, ...]]]  # by pass and layer the experts that were chosen, each once
@@ -24,13 +27,36 @@ Passes = Iterable[Sequence[tuple[int, ...]]]  # by pass and layer the experts th
 
 @dataclass(frozen=True, kw_only=True)
 class Rates:
-    """Bytes per second: of experts that the CPU computes, over the link, of experts that the GPU computes; seconds of
-    a pass besides (`fixed_s`)."""
+    """Bytes per second: of experts that the CPU computes, over the link, of experts that the GPU computes, of those
+    that a second GPU does (`store`; 0: there is none); seconds of a pass besides (`fixed_s`). in_turn: the memories
+    work one after another, as in an article's sum, and not at the same time. ram: what CPU and link can read together;
+    0: they do not hold each other up."""
 
     cpu: float
     link: float
     gpu: float
     fixed_s: float = 0.0
+    store: float = 0.0
+    in_turn: bool = False
+    ram: float = 0.0
+
+    def of_layer(self, fetched: int, counts: Counts) -> float:
+        """Seconds of a layer; fetched: bytes over the link before it."""
+        stored = counts.store_bytes / self.store if counts.store_bytes else 0.0
+        each = counts.cpu_bytes / self.cpu, fetched / self.link + counts.gpu_bytes / self.gpu, stored
+        shared = (counts.cpu_bytes + fetched) / self.ram if self.ram else 0.0
+        return sum(each) if self.in_turn else max(*each, shared)
+
+    def of_pass(self, layers: float, cpu: int, link: int) -> float:
+        """Seconds of a pass; layers: the sum of its layers, cpu and link: bytes that the CPU read and the link brought,
+        at once or behind a layer."""
+        shared = (cpu + link) / self.ram if self.ram else 0.0
+        return max(layers, link / self.link, shared) + self.fixed_s
+
+    def check(self, policy: Policy) -> None:
+        """Raises OptionError where a policy uses a memory whose rate is not known."""
+        if isinstance(policy, Storing) and policy.store_bytes and not self.store:
+            raise OptionError(f"policy '{policy.name}' needs the rate of a second GPU: name two, as in 2x rtx-3090")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,20 +80,21 @@ def replay(
     *, tokens: int, rates: Rates | None = None, late: bool = False,
 ) -> Replayed:  # fmt: skip
     """Runs the passes of a trace; tokens: how many they have. Raises PolicyError where an answer cannot be carried
-    out."""
+    out, OptionError where a second GPU's rate is not known."""
+    if rates is not None:
+        rates.check(policy)
     residents, total, seconds, passes = Residents(policy, shape, budget), Counts(), 0.0, 0
     for layers, behind in (_late if late else _at_once)(residents, trace):
         passes += 1
-        busy, link = 0.0, behind.link_bytes
+        busy, link, before = 0.0, behind.link_bytes, total.cpu_bytes
         total.add(behind)
         for counts, size in zip(layers, shape.expert_bytes, strict=True):
             total.add(counts)
             if rates is not None:
-                here = counts.fetched * size / rates.link + counts.gpu_bytes / rates.gpu
-                busy += max(counts.cpu_bytes / rates.cpu, here)
+                busy += rates.of_layer(counts.fetched * size, counts)
                 link += counts.link_bytes
         if rates is not None:
-            seconds += max(busy, link / rates.link) + rates.fixed_s
+            seconds += rates.of_pass(busy, total.cpu_bytes - before, link)
     return Replayed(
         policy=policy.name, budget=budget, passes=passes, tokens=tokens, counts=total,
         seconds=None if rates is None else seconds,

@@ -14,7 +14,7 @@ from ...bench import doctor
 from ...llm import LLM
 from .. import bench_report, generate_command
 from ..tables import Screen
-from . import doctor_table
+from . import doctor_table, kept_traces
 
 
 def run(load: Callable[[], LLM] | None, file: Path | None = None) -> int:
@@ -39,6 +39,8 @@ def run(load: Callable[[], LLM] | None, file: Path | None = None) -> int:
         )
     if losses:
         out.print(doctor_table.table(losses))
+    for line in kept_traces.lines(llm):
+        out.print(line, soft_wrap=True)
     return 0
 
 

@@ -21,15 +21,29 @@ def trace() -> None:
 @trace.command(cls=Command)
 @model_argument
 @click.option("--prompts", metavar="FILE", type=Path, required=True, help="UTF-8 text, a prompt a line")
-@click.option("--output", "-o", metavar="FILE", type=Path, required=True, help="where the trace goes")
+@click.option("--output", "-o", metavar="FILE", type=Path, default=None, help="where it goes; default as --store")
+@click.option("--store", is_flag=True, help="keep it in the user's cache, as this model's trace")
 @takes(SamplingParams, "sampling")
 @takes(EngineConfig, "config", leave_out=["kv_disk", "trace"])
-def record(model: str, prompts: Path, output: Path, sampling: Values, config: Values) -> int:
+def record(
+    model: str, prompts: Path, output: Path | None, store: bool, sampling: Values, config: Values
+) -> int:  # fmt: skip
     """Complete all prompts of a file with MODEL, and keep which experts every token chose in every layer."""
     from . import record_command
 
     params, texts = SamplingParams(**sampling), record_command.prompts_of(prompts)
-    return record_command.run(load_model(model, False, {**config, "trace": output}), texts, params, output)
+    to = record_command.file_for(output)
+    llm = load_model(model, False, {**config, "trace": to})
+    return record_command.run(llm, texts, params, to, is_named=output is not None, store=store)
+
+
+@trace.command("list", cls=Command)
+@json_flag
+def list_(as_json: bool) -> int:
+    """List the traces that are kept for models in the user's cache."""
+    from . import list_command
+
+    return list_command.show(as_json=as_json)
 
 
 @trace.command(cls=Command)
@@ -45,18 +59,26 @@ def stats(file: Path, as_json: bool, plot: Path | None) -> int:
 
 @trace.command(cls=Command)
 @click.argument("file", metavar="FILE", type=Path, help="that --trace, trace record or trace make wrote")
-@click.option("--policy", metavar="NAMES", default=None, help="separated by commas; docs/policies.md has all of them")
+@click.option("--policy", metavar="NAMES", default=None, help="separated by commas (docs/policies.md); auto: the best")
 @click.option("--vram", metavar="SIZES", default=None, help="for experts: 8GB,16GB or shares of them, 10%,25%")
 @click.option("--hardware", metavar="PARTS", default=None, help="rtx-4090,ddr5-5600-2ch, or a file; this machine")
+@click.option("--second-vram", metavar="SIZE", default=None, help="for experts on a second GPU; default all of it")
+@click.option("--dense", metavar="SIZE", default="0", help="other weights that a pass reads on the GPU, as 6GB")
+@click.option("--model", type=click.Choice(["full", "simple"]), default="full", help="simple: memory after memory")
+@click.option("--hold-out", is_flag=True, help="learn from the first half, replay the second")
 @click.option("--with-prompts", is_flag=True, help="prompts too, not only tokens that were generated")
 @json_flag
 def replay(
-    file: Path, policy: str | None, vram: str | None, hardware: str | None, with_prompts: bool, as_json: bool
-) -> int:
+    file: Path, policy: str | None, vram: str | None, hardware: str | None, second_vram: str | None, dense: str,
+    model: str, hold_out: bool, with_prompts: bool, as_json: bool,
+) -> int:  # fmt: skip
     """Replay a trace through policies of which experts lie in a fast memory: hits, bytes, tokens/s."""
     from . import replay_command
 
-    return replay_command.show(file, policy, vram, hardware, with_prompts=with_prompts, as_json=as_json)
+    machine = replay_command.Machine(hardware=hardware, second_vram=second_vram, dense=dense, in_turn=model == "simple")
+    return replay_command.show(
+        file, policy, vram, machine, hold_out=hold_out, with_prompts=with_prompts, as_json=as_json
+    )
 
 
 @trace.command(cls=Command)

@@ -7,7 +7,8 @@ from typing import Any
 
 from ....errors import OptionError
 from ...config import SamplingParams
-from ...traces import reader
+from ...traces import reader, stored
+from ...units import size
 from ..generate_command import say
 
 
@@ -24,12 +25,29 @@ def prompts_of(path: Path) -> list[str]:
     return found
 
 
-def run(llm: Any, prompts: list[str], params: SamplingParams, to: Path) -> int:
-    """Completes all prompts, closes the model and with it the trace, and says what there is."""
-    with llm:
-        llm.generate(prompts, params)
-    found = reader.read(to)
+def file_for(output: Path | None) -> Path:
+    """Where to record: what the user named, else in the user's cache. Raises OptionError."""
+    return stored.new_file() if output is None else output
+
+
+def run(
+    llm: Any, prompts: list[str], params: SamplingParams, to: Path, *, is_named: bool = True, store: bool = False
+) -> int:  # fmt: skip
+    """Completes all prompts, closes the model and with it the trace, and says what there is. store: keep it as the
+    model's trace too; one for which nobody named a file is kept anyway."""
+    is_kept = store or not is_named
+    try:
+        with llm:
+            llm.generate(prompts, params)
+        found = reader.read(to)
+        kept = stored.keep(to, move=not is_named) if is_kept else to
+    finally:
+        if not is_named:
+            to.unlink(missing_ok=True)
     prompt = len(found) - int(found.generated.sum())
     lost = f", {found.lost} tokens were left out" if found.lost else ""
+    to = to if is_named else kept
     say(f"wrote {to}: {prompt} tokens of prompts, {len(found) - prompt} generated{lost}; headrace trace stats {to}")
+    if is_kept:
+        say(f"kept for {found.header.model}, {size(kept.stat().st_size)}; headrace trace list")
     return 0

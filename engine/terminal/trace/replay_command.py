@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,25 +11,53 @@ from rich.table import Table
 
 from ....errors import OptionError
 from ...bandwidth_model import machine_file
-from ...planning import replays
+from ...planning import best_policy, replays
+from ...planning.replays import Replays
 from ...policies.replay.replay import Replayed
 from ...traces import reader
+from ...traces.reader import Trace
 from ...units import GB, size
 from ..tables import Screen, new_table
+from . import auto_report
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """As the command line says it. hardware: as `machine_file.find` takes it; second_vram, dense: sizes."""
+
+    hardware: str | None
+    second_vram: str | None
+    dense: str
+    in_turn: bool
+
+    def replays(self, trace: Trace, with_prompts: bool) -> Replays:
+        """The trace on it. Raises OptionError."""
+        shape = replays.shape_of(trace.header)
+        return replays.of_trace(
+            trace, machine_file.find(self.hardware), with_prompts, in_turn=self.in_turn,
+            second_vram=replays.bytes_of("--second-vram", self.second_vram, shape),
+            dense_bytes=replays.bytes_of("--dense", self.dense, shape) or 0,
+        )  # fmt: skip
 
 
 def show(
-    path: Path, policies: str | None, budgets: str | None, hardware: str | None, *, with_prompts: bool, as_json: bool
-) -> int:
+    path: Path, policies: str | None, budgets: str | None, machine: Machine,
+    *, hold_out: bool, with_prompts: bool, as_json: bool,
+) -> int:  # fmt: skip
     """Replays and prints; the exit status is 1 where the file could not be read to its end."""
     trace = reader.read(path)
     names = [word.strip() for word in (policies or replays.USUAL).split(",") if word.strip()]
     if not names:
         raise OptionError("--policy names no policy; lru,admit2 are two")
-    found = replays.of_trace(trace, machine_file.find(hardware), with_prompts)
-    rows = list(found.rows(names, replays.budgets_of(budgets, found.shape)))
+    found = machine.replays(trace, with_prompts)
+    sizes = replays.budgets_of(budgets, found.shape)
+    best = [best_policy.choose(found, budget) for budget in sizes] if _is_auto(names) else []
+    shown = found.halves()[1] if hold_out else found
+    rows = [row for one in best for row in one.rows] if best else list(shown.rows(names, sizes))
     if as_json:
-        print(json.dumps({**asdict(trace.header), "damage": trace.damage or None, "rows": list(map(as_row, rows))}))
+        said = {"auto": list(map(auto_report.as_json, best))} if best else {}
+        rows_ = list(map(as_row, rows))
+        print(json.dumps({**asdict(trace.header), "damage": trace.damage or None, **said, "rows": rows_}))
         return 1 if trace.damage else 0
     out = Screen()
     header, tokens = trace.header, found.choices.tokens
@@ -46,22 +74,32 @@ def show(
             "rtx-4090,ddr5-5600-2ch)", soft_wrap=True,
         )  # fmt: skip
     out.print(table(rows))
+    for one in best:
+        auto_report.show(out, one)
     return 1 if trace.damage else 0
+
+
+def _is_auto(names: list[str]) -> bool:
+    """Whether the best is asked for. Raises OptionError where others are too."""
+    if "auto" in names and len(names) > 1:
+        raise OptionError(f"--policy is {','.join(names)}, and auto compares all that there are: give it alone")
+    return names == ["auto"]
 
 
 def as_row(row: Replayed) -> dict[str, Any]:
     """One object; bytes and counts are of the whole trace."""
     return {
         "policy": row.policy, "budget": row.budget, "passes": row.passes, "tokens": row.tokens,
-        "hit_rate": row.counts.hit_rate, **asdict(row.counts), "seconds": row.seconds, "tok_s": row.tokens_per_s,
+        "hit_rate": row.counts.hit_rate, "store_rate": row.counts.store_rate,
+        **asdict(row.counts), "seconds": row.seconds, "tok_s": row.tokens_per_s,
     }  # fmt: skip
 
 
 def table(rows: list[Replayed]) -> Table:
     """A row for each budget and policy; hits and what the CPU computed are shares of choices."""
     best = {row.budget: row.counts.hit_rate for row in rows if row.policy == "belady"}
-    timed = any(row.seconds for row in rows)
-    columns = ["budget", "policy", "hits", "CPU", "link", "DRAM"]
+    timed, stored = any(row.seconds for row in rows), any(row.counts.store_hits for row in rows)
+    columns = ["budget", "policy", "hits", *(["GPU 2"] if stored else []), "CPU", "link", "DRAM"]
     shown = new_table(
         "replay; link and DRAM in GB a token" + ("; best: belady's hits" if best else ""),
         *columns, *(["of best"] if best else []), *(["tok/s"] if timed else []),
@@ -69,7 +107,8 @@ def table(rows: list[Replayed]) -> Table:
     for row in rows:
         counts, each = row.counts, max(1, row.counts.choices)
         cells = [
-            f"{row.budget / GB:.3g} GB", row.policy, f"{counts.hit_rate:.1%}", f"{counts.on_cpu / each:.1%}",
+            f"{row.budget / GB:.3g} GB", row.policy, f"{counts.hit_rate:.1%}",
+            *([f"{counts.store_rate:.1%}"] if stored else []), f"{counts.on_cpu / each:.1%}",
             f"{counts.link_bytes / GB / row.tokens:.3f}", f"{counts.cpu_bytes / GB / row.tokens:.3f}",
         ]  # fmt: skip
         if best:

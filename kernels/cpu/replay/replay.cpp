@@ -123,21 +123,35 @@ class Belady {
   std::priority_queue<Entry> farthest_;
 };
 
-// What a layer of a pass moved, added to the counts; its seconds and its bytes on the link.
-void book(ReplayCounts& to, const ReplayMoves& moves, int64_t size, const ReplayRates& rates, double& layers,
-          int64_t& link) {
-  const int64_t on_cpu = moves.missing - moves.fetched;
-  const int64_t gpu = (moves.hits + moves.fetched) * size, cpu = on_cpu * size;
-  to.hits += moves.hits;
+// What a layer of a pass moved, added to the counts; its seconds and its bytes on the link. after: bytes of an expert
+// of the next layer.
+void book(ReplayCounts& to, const ReplayMoves& moves, int64_t size, int64_t after, const ReplayRates& rates,
+          double& layers, int64_t& link) {
+  const int64_t on_cpu = moves.missing - moves.fetched - moves.stored;
+  const int64_t gpu = (moves.hits + moves.fetched) * size, cpu = on_cpu * size, stored = moves.stored * size;
+  to.hits += moves.hits - moves.early;
+  to.early += moves.early;
   to.fetched += moves.fetched;
   to.admitted += moves.admitted;
+  to.prefetched += moves.prefetched;
   to.evicted += moves.evicted;
   to.on_cpu += on_cpu;
+  to.store_hits += moves.stored;
   to.gpu_bytes += gpu;
   to.cpu_bytes += cpu;
-  link += (moves.fetched + moves.admitted) * size;
-  if (rates.cpu > 0)
-    layers += std::max(double(cpu) / rates.cpu, double(moves.fetched * size) / rates.link + double(gpu) / rates.gpu);
+  to.store_bytes += stored;
+  link += (moves.fetched + moves.admitted) * size + moves.prefetched * after;
+  if (rates.cpu <= 0) return;
+  const double by_cpu = double(cpu) / rates.cpu, by_store = stored > 0 ? double(stored) / rates.store : 0.0;
+  const double fetched = double(moves.fetched * size), by_gpu = fetched / rates.link + double(gpu) / rates.gpu;
+  const double by_ram = rates.ram > 0 ? (double(cpu) + fetched) / rates.ram : 0.0;
+  layers += rates.in_turn ? by_cpu + by_gpu + by_store : std::max({by_cpu, by_gpu, by_store, by_ram});
+}
+
+// What a pass cannot be shorter than: all that comes over the link, and what RAM is read for.
+double least_seconds(const ReplayRates& rates, int64_t cpu, int64_t link) {
+  const double by_link = double(link) / rates.link;
+  return rates.ram > 0 ? std::max(by_link, double(cpu + link) / rates.ram) : by_link;
 }
 
 template <class Policy>
@@ -146,13 +160,15 @@ ReplayCounts run(const ReplayTrace& trace, Policy& policy, const ReplayRates& ra
   for (int64_t step = 0; step < trace.passes; ++step) {
     double layers = 0;
     int64_t link = 0;
+    const int64_t before = counts.cpu_bytes;
     for (int layer = 0; layer < trace.layers; ++layer) {
       const int64_t* at = trace.offsets + step * trace.layers + layer;
-      book(counts, policy.layer(step, layer, trace.chosen + at[0], int(at[1] - at[0])), trace.sizes[layer], rates,
-           layers, link);
+      const int64_t after = layer + 1 < trace.layers ? trace.sizes[layer + 1] : 0;
+      book(counts, policy.layer(step, layer, trace.chosen + at[0], int(at[1] - at[0])), trace.sizes[layer], after,
+           rates, layers, link);
     }
     counts.link_bytes += link;
-    if (rates.cpu > 0) counts.seconds += std::max(layers, double(link) / rates.link) + rates.fixed_s;
+    if (rates.cpu > 0) counts.seconds += std::max(layers, least_seconds(rates, counts.cpu_bytes - before, link)) + rates.fixed_s;
   }
   return counts;
 }

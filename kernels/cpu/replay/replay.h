@@ -4,12 +4,13 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 namespace headrace {
 
-// What a policy is, by number; as engine/policies/fast.py has them.
-enum class PolicyKind : int { fixed, lru, lfu, slru, admit2, classes, split, belady };
+// What a policy is, by number; as engine/policies/replay/fast.py has them.
+enum class PolicyKind : int { fixed, lru, lfu, slru, admit2, classes, split, belady, next_layer };
 
 struct ReplayTrace {
   int layers;
@@ -25,18 +26,23 @@ struct ReplayPolicy {
   int64_t budget;             // bytes
   const int64_t* slots;       // by layer; of kinds that have slots
   const uint8_t* at_start;    // by layer and expert, whether it is resident; belady has its own start
+  const uint8_t* stored;      // by layer and expert, whether it lies in a second fast memory
   std::vector<int64_t> fetched;  // split: by missing experts how many to fetch
   double age, protected_share;
-  int64_t window;
+  int64_t window, followers;  // followers: next_layer: experts of the next layer that come for a layer
 };
 
-// Bytes a second, and seconds of a pass besides; 0 bytes a second: time is not asked for.
+// Bytes a second, and seconds of a pass besides; 0 bytes a second: time is not asked for. in_turn: the memories of a
+// layer are read one after another. ram: what the CPU and the link read together; 0: nothing holds them up.
 struct ReplayRates {
-  double cpu, link, gpu, fixed_s;
+  double cpu, link, gpu, fixed_s, store;
+  bool in_turn;
+  double ram;
 };
 
 struct ReplayCounts {
-  int64_t hits = 0, fetched = 0, admitted = 0, on_cpu = 0, evicted = 0, gpu_bytes = 0, link_bytes = 0, cpu_bytes = 0;
+  int64_t hits = 0, early = 0, fetched = 0, admitted = 0, prefetched = 0, on_cpu = 0, evicted = 0, gpu_bytes = 0,
+          link_bytes = 0, cpu_bytes = 0, store_hits = 0, store_bytes = 0;
   double seconds = 0;
 };
 
@@ -45,9 +51,29 @@ ReplayCounts replay(const ReplayTrace& trace, const ReplayPolicy& policy, const 
 // What all kinds share: by layer the place of its first expert among all.
 std::vector<int64_t> first_places(const ReplayTrace& trace);
 
-// Moves of a layer of a pass.
+// Moves of a layer of a pass. hits: `early` ones too; missing: `stored` ones too; prefetched: of the next layer.
 struct ReplayMoves {
-  int64_t hits = 0, missing = 0, fetched = 0, admitted = 0, evicted = 0;
+  int64_t hits = 0, early = 0, missing = 0, stored = 0, fetched = 0, admitted = 0, prefetched = 0, evicted = 0;
+};
+
+// What the experts of a layer are followed by in the next one, counted (engine/policies/ahead.py).
+class Followers {
+ public:
+  explicit Followers(const ReplayTrace& trace);
+  void see(int layer, const uint16_t* chosen, int count);
+
+  // Of the next layer as many experts as this one chose, the likeliest first.
+  const std::vector<uint16_t>& likely(int layer, const uint16_t* chosen, int count);
+
+ private:
+  uint32_t* row(int layer, int expert) { return &counts_[size_t(at_[layer] + expert * trace_.experts[layer + 1])]; }
+
+  const ReplayTrace& trace_;
+  std::vector<int64_t> at_;        // by layer where its rows begin
+  std::vector<uint32_t> counts_;   // of each layer but the last [experts, experts of the next one]
+  std::vector<int64_t> odds_;
+  std::vector<uint16_t> before_, likely_;  // before_: what the last layer chose
+  int before_layer_ = -1;
 };
 
 // Those with slots and those that never move, and the optimum, each a state that is asked layer by layer.
@@ -66,6 +92,9 @@ class Slotted {
     }
   };
 
+  void bring(int64_t step, int layer, const uint16_t* chosen, int count, ReplayMoves& moves);
+  void prefetch(int layer, const uint16_t* chosen, int count, ReplayMoves& moves);
+  int64_t oldest_unlikely(int layer) const;
   void see(int64_t step, int layer, const uint16_t* chosen, int count);
   void protect(int64_t step, int layer, const uint16_t* chosen, int count);
   void want(int64_t step, int layer);
@@ -78,8 +107,9 @@ class Slotted {
   std::vector<int64_t> first_, last_, missed_, guarded_;
   std::vector<std::vector<int64_t>> there_;  // by layer the places of its residents, in any order
   std::vector<double> counts_;
-  std::vector<uint8_t> resident_, chosen_;
+  std::vector<uint8_t> resident_, chosen_, unused_, is_likely_;  // unused_: was prefetched, and not chosen since
   std::vector<uint16_t> coming_;
+  std::unique_ptr<Followers> followers_;  // of next_layer
   int64_t counted_from_ = 0;
 };
 

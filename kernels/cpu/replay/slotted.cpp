@@ -30,6 +30,11 @@ Slotted::Slotted(const ReplayTrace& trace, const ReplayPolicy& policy)
   counts_.assign(all, 0.0);
   resident_.assign(policy.at_start, policy.at_start + all);
   chosen_.assign(all, 0);
+  unused_.assign(all, 0);
+  if (policy.kind == PolicyKind::next_layer) {
+    is_likely_.assign(all, 0);
+    followers_ = std::make_unique<Followers>(trace);
+  }
   for (int layer = 0; layer < trace.layers; ++layer)
     for (int64_t place = first_[layer]; place < first_[layer + 1]; ++place)
       if (resident_[place]) there_[layer].push_back(place);
@@ -39,24 +44,38 @@ ReplayMoves Slotted::layer(int64_t step, int layer, const uint16_t* chosen, int 
   ReplayMoves moves;
   const int64_t first = first_[layer];
   coming_.clear();
-  for (int i = 0; i < count; ++i)
-    if (!resident_[first + chosen[i]]) coming_.push_back(chosen[i]);
+  for (int i = 0; i < count; ++i) {
+    const int64_t place = first + chosen[i];
+    if (!resident_[place]) {
+      coming_.push_back(chosen[i]);
+      moves.stored += policy_.stored[place];
+    } else if (unused_[place]) {
+      unused_[place] = 0;
+      ++moves.early;
+    }
+  }
   moves.missing = int64_t(coming_.size());
   moves.hits = count - moves.missing;
   if (policy_.kind == PolicyKind::fixed) return moves;
   see(step, layer, chosen, count);
-  if (coming_.empty()) return moves;
+  if (!coming_.empty()) bring(step, layer, chosen, count, moves);
+  if (followers_ && layer + 1 < trace_.layers) prefetch(layer, chosen, count, moves);
+  return moves;
+}
+
+// Of the missing those that are wanted, each in a free slot or in the place of the one that is worth least.
+void Slotted::bring(int64_t step, int layer, const uint16_t* chosen, int count, ReplayMoves& moves) {
+  const int64_t first = first_[layer];
   want(step, layer);
   for (int i = 0; i < count; ++i) chosen_[first + chosen[i]] = 1;
-  const size_t wanted = coming_.size();
-  for (size_t i = 0; i < wanted; ++i) {
-    const int64_t place = first + coming_[i];
+  for (const uint16_t expert : coming_) {
+    const int64_t place = first + expert;
     if (int64_t(there_[layer].size()) >= policy_.slots[layer]) {
       const size_t at = worst(layer);
       if (at == NOBODY) break;
       int64_t& leaves = there_[layer][at];
       if (policy_.kind == PolicyKind::classes && class_of(place) < class_of(leaves)) break;
-      resident_[leaves] = 0;
+      resident_[leaves] = unused_[leaves] = 0;
       guarded_[leaves] = NEVER;
       leaves = place;
       ++moves.evicted;
@@ -67,7 +86,6 @@ ReplayMoves Slotted::layer(int64_t step, int layer, const uint16_t* chosen, int 
     ++moves.fetched;
   }
   for (int i = 0; i < count; ++i) chosen_[first + chosen[i]] = 0;
-  return moves;
 }
 
 // A choice now is worth 2^(step / age) of one at the start: the same as halving all others.
@@ -79,6 +97,7 @@ void Slotted::see(int64_t step, int layer, const uint16_t* chosen, int count) {
     });
   }
   for (int i = 0; i < count; ++i) last_[first + chosen[i]] = step;
+  if (followers_) followers_->see(layer, chosen, count);
   if (policy_.kind == PolicyKind::slru) protect(step, layer, chosen, count);
   if (policy_.kind != PolicyKind::lfu && policy_.kind != PolicyKind::classes) return;
   const double gain = std::pow(2.0, double(step - counted_from_) / policy_.age);
