@@ -145,6 +145,9 @@ class EngineConfig:
     expert_cache: float | str | None = option(
         None, PLACEMENT, "GB|SHARE%", "VRAM of that cache, also as a share of all experts; default what is left"
     )
+    second_vram: float | None = option(
+        None, PLACEMENT, "GB", "of a second GPU: what it stores of the experts, for policies that use one (second-gpu)"
+    )
     policy_trace: Path | None = option(None, PLACEMENT, "FILE", "a trace that the policy learns from")
     tensor_split: str | None = option(None, PLACEMENT, "A,B", "deal layers in VRAM out over two GPUs; 0,1: the second")
     vram_limit: float | None = option(None, PLACEMENT, "GB", "most to take of each GPU; default what is free, less 1")
@@ -210,10 +213,12 @@ class EngineConfig:
         if self.link_limit is not None and not self.device.startswith("simulated"):
             raise OptionError("link_limit is about a GPU that is played: take device 'simulated', or leave it out")
         if self.policy is None:
-            about = [name for name in ("expert_cache", "policy_trace") if getattr(self, name) is not None]
+            names = "expert_cache", "second_vram", "policy_trace"
+            about = [name for name in names if getattr(self, name) is not None]
             if about:
                 raise OptionError(f"{about[0]} is about a policy: give one (policy 'lru'), or leave it out")
             return
+        _between("second_vram", self.second_vram, 0.001)
         if self.expert_cache is not None:
             parse_limit(self.expert_cache, "expert_cache")
         if asked and self.asked_placement != Policy("layers"):
@@ -243,6 +248,11 @@ class EngineConfig:
     def ram_bytes(self) -> int | None:
         """ram_limit in bytes; None: what the system says is free."""
         return None if self.ram_limit is None else int(self.ram_limit * 1e9)
+
+    @property
+    def has_two_gpus(self) -> bool:
+        """Whether what is asked for may use a second GPU."""
+        return self.shares is not None or self.second_vram is not None or self.asked_placement.kind == "file"
 
     @property
     def shares(self) -> tuple[float, float] | None:

@@ -50,7 +50,6 @@ from ..model.decoder import Decoder
 from ..model.inputs import make_device_inputs
 from ..model.kv_cache import KVCache, pages_for
 from ..placement.placement import Tier
-from ..policies.protocol import Policy
 from . import expert_policy
 from .compile_ahead import compile_ahead
 from .parts import EngineParts, end_ids
@@ -86,7 +85,7 @@ def build(
     gpu = found.get(Tier.GPU0)
     runtime, problem = (None, "there is no GPU") if gpu is None else gpu_runtime.find(gpu)
     plan = plan_memory(config, checkpoint, kv_dtype, found, profile, signal_choice.may_capture(config, runtime))
-    policy = None if gpu is None else expert_policy.make(config, checkpoint, gpu, profile)
+    policy = expert_policy.find(config, checkpoint, found, profile, plan.expert_cache)
     admission = _admission(checkpoint, tokenizer, plan)
     if check is not None:
         check(admission)
@@ -232,7 +231,7 @@ def _experts(
     ops: Ops,
     timers: Timers,
     arena: ExpertArena | None,
-    policy: Policy | None,
+    policy: expert_policy.Make | None,
 ) -> tuple[ExpertBackend, HostBuffers | None]:
     """The experts: all in RAM, or on the tiers of the placement, with the buffers between GPU and CPU; with a policy
     beside a cache."""
@@ -252,7 +251,10 @@ def _experts(
     )
     cuts = no_cuts if arena is None else arena.cuts
     tiered = TieredExperts(split, plan.placement, found, host_buffers, plan.offload, timers, cuts)
-    return tiered if policy is None else cached(tiered, policy, plan.expert_cache), host_buffers
+    if policy is None:
+        return tiered, host_buffers
+    made, why = policy(weights)
+    return cached(tiered, made, plan.expert_cache, why), host_buffers
 
 
 def _decoder(

@@ -2,60 +2,117 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from ...errors import OptionError
 from ...kernels import ExpertLayout
-from ...loaders.spec import ModelSpec, MoeSpec
+from ...loaders.quants.by_format import ByFormat
+from ...loaders.spec import MoeSpec
 from ...loaders.weights.checkpoint import Checkpoint
+from ...loaders.weights.model_weights import ModelWeights
 from ..bandwidth_model.link_rate import LinkRate, link_rate
 from ..bandwidth_model.profile import Profile
 from ..bandwidth_model.split_decode import best_fetch, curves
 from ..config import EngineConfig
 from ..devices.device import Device
 from ..experts.offload_plan import MeanExpert
-from ..planning import replays
+from ..ledger.pass_bytes import dense_sizes
+from ..placement.placement import Tier
+from ..planning import best_policy, replays
+from ..planning.replays import Replays
 from ..policies import registry
-from ..policies.protocol import Policy
+from ..policies.fixed import Uniform
+from ..policies.protocol import Policy, Shape
 from ..policies.registry import Known
-from ..traces import reader
+from ..policies.replay.replay import Rates
+from ..traces import reader, recorder, stored
+from ..units import GB
+
+AUTO = "auto"
+Why = tuple[str, ...]  # a choice that was made for the user has its reasons, a plain sentence each
+Make = Callable[[ModelWeights], tuple[Policy, Why]]
 
 
-def make(config: EngineConfig, checkpoint: Checkpoint, gpu: Device, profile: Profile | None) -> Policy | None:
-    """The policy that was asked for; None: none was. Raises OptionError for one that there is not, or that lacks what
-    it is made of, and for a trace of another model."""
-    if config.policy is None or not isinstance(config.policy, str):
-        return config.policy
-    spec, known = checkpoint.spec, Known()
-    if config.policy_trace is not None:
-        known = _of_trace(config.policy_trace, spec)
-    return registry.make(config.policy, Known(counts=known.counts, future=known.future,
-                                              fetched=_fetched(checkpoint, gpu, profile)))  # fmt: skip
-
-
-def _of_trace(path: Path, spec: ModelSpec) -> Known:
-    """What a trace of this model says. Raises OptionError for one of another model."""
-    trace = reader.read(path)
-    kinds = [layer.ffn for layer in spec.layers if isinstance(layer.ffn, MoeSpec)]
-    layers, experts = [i for i, is_moe in enumerate(spec.is_moe) if is_moe], max(one.experts for one in kinds)
-    header = trace.header
-    if list(header.layers) != layers or header.experts != experts:
-        raise OptionError(
-            f"{path} is of {header.model}, with {len(header.layers)} layers of {header.experts} experts, and this "
-            f"model has {len(layers)} of {experts}: record one (headrace trace record)"
-        )
-    return replays.of_trace(trace, None).known
-
-
-def _fetched(checkpoint: Checkpoint, gpu: Device, profile: Profile | None) -> tuple[int, ...] | None:
-    """By missing experts of a layer how many to fetch beside the CPU, in a step of one token; None: rates of CPU or
-    link are not known."""
-    link = _link(gpu, profile)
-    if profile is None or link is None:
+def find(config: EngineConfig, checkpoint: Checkpoint, found: Mapping[Tier, Device], profile: Profile | None,
+         budget: int) -> Make | None:  # fmt: skip
+    """What makes the policy that was asked for when the weights are loaded, by which a model's trace is known; None:
+    none was. budget: bytes of the cache. Raises OptionError for a policy that there is not, or that lacks what it is
+    made of, and for a trace of another model."""
+    gpu, asked = found.get(Tier.GPU0), config.policy
+    if gpu is None or asked is None:
         return None
-    spec = checkpoint.spec
-    found = curves(profile, MeanExpert.of(layouts_of(checkpoint)), link, 1.0, spec.moe.top_k)
-    return None if found is None else best_fetch(found)
+    if not isinstance(asked, str):
+        return lambda weights: (asked, ())
+    run = _Run(config, checkpoint, gpu, profile)
+    if asked == AUTO:
+        run.check_rates()
+        return partial(run.best, budget)
+    known = Known() if config.policy_trace is None else run.of_trace(config.policy_trace).known
+    policy = registry.make(asked, replace(known, fetched=run.fetched, store_bytes=run.store_bytes))
+    return lambda weights: (policy, ())
+
+
+class _Run:
+    """A model on this machine, as policies see it."""
+
+    def __init__(self, config: EngineConfig, checkpoint: Checkpoint, gpu: Device, profile: Profile | None) -> None:
+        self.config, self.checkpoint, self.profile = config, checkpoint, profile
+        self.link, self.layouts = _link(gpu, profile), layouts_of(checkpoint)
+        self.store_bytes = None if config.second_vram is None else int(config.second_vram * GB)
+        self.fetched = self._fetched()
+
+    def check_rates(self) -> None:
+        """Raises OptionError where a replay cannot say how fast a policy is."""
+        if self.profile is None or self.link is None or not self.link.gpu_bytes_s:
+            raise OptionError(
+                "policy 'auto' goes by rates of the CPU, the GPU's memory and its link, which are not all known here: "
+                "run headrace measure, or name a policy"
+            )
+
+    def best(self, budget: int, weights: ModelWeights) -> tuple[Policy, Why]:
+        """The best one for a budget by the trace of this model that is kept, or that was given; without one the same
+        share of every layer, which moves nothing."""
+        digest = recorder.digest(self.checkpoint.spec, weights)
+        path = self.config.policy_trace or stored.stored_trace(digest)
+        if path is None:
+            name = self.checkpoint.directory.name
+            return Uniform(), (f"policy auto: uniform, as long as {stored.advice(digest, name)}",)
+        replays = self.of_trace(path, self._rates(weights))
+        found = best_policy.choose(replays, budget)
+        return registry.make(found.choice, replays.known), tuple(f"policy auto: {one}" for one in found.reasons)
+
+    def of_trace(self, path: Path, rates: Rates | None = None) -> Replays:
+        """A trace as this run sees it. Raises OptionError for one of another model."""
+        banks = [layer.ffn.experts for layer in self.checkpoint.spec.layers if isinstance(layer.ffn, MoeSpec)]
+        shape = Shape(tuple(banks), tuple(layout.bytes for layout in self.layouts))
+        try:
+            return replays.of_run(
+                reader.read(path), shape, rates, fetched=self.fetched, store_bytes=self.store_bytes
+            )  # fmt: skip
+        except OptionError as error:
+            raise OptionError(f"{path}: {error}") from error
+
+    def _rates(self, weights: ModelWeights) -> Rates:
+        """Of the CPU, the link and the GPU; besides, what the GPU reads of the other weights in each pass."""
+        assert self.profile is not None, "rates that were not checked"
+        assert self.link is not None, "rates that were not checked"
+        read, gpu, sizes = MeanExpert.of(self.layouts), self.link.gpu_bytes_s, dense_sizes(weights)
+        cpu = self.profile.experts_rate(ByFormat.of(read.bytes_by_format))
+        return Rates(
+            cpu=cpu, link=self.link.bytes_s, gpu=gpu, store=gpu if self.store_bytes else 0.0,
+            fixed_s=(sizes.layers + sizes.head) / gpu, ram=max(cpu, self.profile.stream),
+        )  # fmt: skip
+
+    def _fetched(self) -> tuple[int, ...] | None:
+        """By missing experts of a layer how many to fetch beside the CPU, in a step of one token; None: rates of CPU or
+        link are not known."""
+        if self.profile is None or self.link is None:
+            return None
+        found = curves(self.profile, MeanExpert.of(self.layouts), self.link, 1.0, self.checkpoint.spec.moe.top_k)
+        return None if found is None else best_fetch(found)
 
 
 def _link(gpu: Device, profile: Profile | None) -> LinkRate | None:

@@ -101,7 +101,7 @@ def find(config: EngineConfig, host: Device) -> dict[Tier, Device]:
         return {Tier.CPU: host}
     if device == "auto" and not config.wants_gpu and why_no_gpu():
         return {Tier.CPU: host}
-    count = 2 if config.shares is not None or config.asked_placement.kind == "file" else 1
+    count = 2 if config.has_two_gpus else 1
     if device.startswith("simulated"):
         found = [_simulated(tier, config, host) for tier in (Tier.GPU0, Tier.GPU1)[:count]]
     else:
@@ -148,10 +148,11 @@ def _gpus(config: EngineConfig, count: int) -> list[Device]:
     first = int(config.device.partition(":")[2] or 0)
     if first >= there:
         raise OptionError(f"{asked}, but torch sees {there} GPU(s), cuda:0 to cuda:{there - 1}: choose one of them")
-    if config.shares is not None and first + 2 > there:
-        raise OptionError(
-            f"tensor_split needs cuda:{first} and cuda:{first + 1}, torch sees {there} GPU(s): leave it out"
-        )
+    for name in ("tensor_split", "second_vram"):
+        if getattr(config, name) is not None and first + 2 > there:
+            raise OptionError(
+                f"{name} needs cuda:{first} and cuda:{first + 1}, torch sees {there} GPU(s): leave it out"
+            )
     if config.kernels != "reference" and not _has_triton():
         raise OptionError(f"{asked}, and {NO_TRITON}")
     name = "reference" if config.kernels == "reference" else "gpu"

@@ -23,12 +23,13 @@ from ..ledger.passes import CPU_DRAM, LayerWork
 class Moved(NamedTuple):
     """What a layer had to do with the cache, for the account. there: its experts that were computed in VRAM; fetched:
     how many of them came for it; behind: bytes that came behind it, of any layer; places: bytes of tables and
-    places of choices that were sent up for it."""
+    places of choices that were sent up for it; stored: its experts that a second GPU computed."""
 
     there: frozenset[int]
     fetched: int = 0
     behind: int = 0
     places: int = 0
+    stored: frozenset[int] = frozenset()
 
 
 class Chosen(NamedTuple):

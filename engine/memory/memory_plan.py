@@ -232,7 +232,8 @@ class _Plan:
         """What every tier will hold; of RAM as much as is free may be taken, less what is not ours."""
         table = self._table(placement)
         memory = {}
-        for tier in dict.fromkeys((*placement.tiers, Tier.CPU)):
+        stores = () if self.config.second_vram is None else (Tier.GPU1,)
+        for tier in dict.fromkeys((*placement.tiers, *stores, Tier.CPU)):
             free = self.devices[tier].free
             needs = self._needs(placement, room, tier, table)
             memory[tier] = of_needs(needs, of_free(free) if tier is Tier.CPU else free)
@@ -262,6 +263,8 @@ class _Plan:
             per_token = 8 * spec.hidden + 4 * spec.moe.top_k * (1 + len(spec.layers))
             needs["hand-off"] = self.tokens * per_token + inputs + self.mailbox
             needs["buffers of a pass"] = kv_budget.work_bytes(spec, self.tokens, 1) if needs["experts"] else 0
+        if tier is Tier.GPU1 and self.config.second_vram is not None:
+            needs["stored experts"] = int(self.config.second_vram * 1e9)
         if tier is main:
             needs[STREAM], needs[EXPERT_CACHE] = self._buffers(placement), self.cache
         return needs

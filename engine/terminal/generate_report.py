@@ -86,7 +86,7 @@ def _tiers(llm: LLM) -> list[str]:
     if any(Tier.CPU in row for row in llm.parts.placement.experts):
         lines += llm.parts.memory_plan.offload.notes
     if llm.parts.expert_cache is not None:
-        lines.append(report.at_start(llm.parts.expert_cache))
+        lines += report.at_start(llm.parts.expert_cache)
     return lines + _pinning(llm)
 
 

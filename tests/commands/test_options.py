@@ -24,7 +24,7 @@ from headrace.engine.terminal.options import takes
 # (exit status, standard output, standard error) of a command
 Run = Callable[..., tuple[int, str, str]]
 
-CACHED = {"--policy": None, "--expert-cache": None, "--policy-trace": None, "--link-limit": None}
+CACHED = {"--policy": None, "--expert-cache": None, "--second-vram": None, "--policy-trace": None, "--link-limit": None}
 # By command its options, with the value of one that is left out. Scripts rely on them: an option may come, none may go.
 COMMANDS: dict[str, dict[str, Any]] = {
     "generate": {
@@ -211,6 +211,7 @@ ENGINE = {
     "--placement gpu": {"placement": "gpu"}, "--tensor-split 3,2": {"tensor_split": "3,2"},
     "--vram-limit 7.5": {"vram_limit": 7.5}, "--stream-from 64": {"stream_from": "64"},
     "--policy lru": {"policy": "lru"}, "--expert-cache 40%": {"expert_cache": "40%"},
+    "--second-vram 24": {"second_vram": 24},
     "--policy-trace old.trace": {"policy_trace": Path("old.trace")}, "--link-limit 25": {"link_limit": 25},
     "--pinned-limit 50%": {"pinned_limit": "50%"}, "--handoff eager": {"handoff": "eager"},
     "--max-context 99": {"max_context": 99}, "--prefill-chunk 64": {"prefill_chunk": 64},

@@ -9,7 +9,7 @@ from headrace import LLM, SamplingParams
 from headrace.engine.planning import replays
 from headrace.engine.planning.replays import Replays
 from headrace.engine.policies import registry
-from headrace.engine.policies.protocol import Policy
+from headrace.engine.policies.protocol import Policy, Storing
 from headrace.engine.policies.registry import Known
 from headrace.engine.policies.replay.replay import Replayed, replay
 from headrace.engine.traces import reader
@@ -21,7 +21,9 @@ PARAMS = SamplingParams(max_new_tokens=20, ignore_eos=True)
 
 def load(policy: str | Policy | None, **options: Any) -> LLM:
     """Beside a GPU that is played; None: on the CPU alone."""
-    beside = {} if policy is None else {"device": "simulated", "policy": policy}
+    beside: dict[str, Any] = {} if policy is None else {"device": "simulated", "policy": policy}
+    if isinstance(policy, Storing):
+        beside["second_vram"] = max(0.001, policy.store_bytes / 1e9)
     return LLM("demo", **{"max_context": 96, **beside, **options})
 
 
@@ -40,7 +42,8 @@ def recorded(path: Path, batch: int, **options: Any) -> tuple[list[list[int]], R
 
 def made(name: str, of: Replays) -> Policy:
     """A policy of the box, of what a trace says."""
-    return registry.make(name, Known(counts=of.known.counts, future=of.known.future, fetched=FETCHED))
+    known = Known(counts=of.known.counts, future=of.known.future, fetched=FETCHED, store_bytes=of.shape.nbytes // 5)
+    return registry.make(name, known)
 
 
 def replayed(policy: Policy, of: Replays, budget: int, late: bool = False) -> Replayed:

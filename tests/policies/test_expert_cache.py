@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from placements import force
 from slow_stream import SlowStream, layer_of
 
 from headrace import LLM, MemoryNeeded, OptionError, SamplingParams
+from headrace.engine.bandwidth_model.profile import Profile
 from headrace.engine.config import EngineConfig
 from headrace.engine.devices.streams import HostStream, PacedStream
 from headrace.engine.experts.cache.arrivals import Arrivals
@@ -23,6 +25,8 @@ from headrace.engine.placement.placement import Tier
 from headrace.engine.planning.replays import Replays
 from headrace.engine.policies.protocol import Asked, Key, Moves, PolicyError, Shape
 from headrace.engine.policies.replay.replay import Rates, replay
+from headrace.engine.terminal import generate_report
+from headrace.engine.traces import stored
 from headrace.kernels import FORMATS, ExpertLayout
 
 Checkpoints = Callable[[str], Path]
@@ -186,6 +190,35 @@ def test_bytes_of_a_step_worked_out_by_hand(checkpoints: Checkpoints) -> None:
     assert [(work.copied, work.behind) for work in first.layers] == [(expert, expert), (0, expert)]
 
 
+class Stores(Says):
+    """The same, and experts on a second GPU."""
+
+    store_bytes = 1 << 20
+
+    def store(self) -> Iterable[Key]:
+        return [(0, 0), (0, 3), (1, 1)]
+
+
+def test_bytes_of_a_step_with_a_store_on_a_second_gpu(checkpoints: Checkpoints) -> None:
+    """Of the first layer's 0, 3, 7 the GPU has 3, the store 0 (and 3, which is nearer): 7 is the CPU's. Of the second's
+    1, 2, 4 the store has 1."""
+    options: dict[str, Any] = {"device": "simulated", "dtype": "bfloat16", "expert_cache": "50%", "second_vram": 0.001}
+    llm = LLM(str(checkpoints("qwen3_moe")), policy=Stores([(0, 3)], {}), **options)
+    force(llm, [[0, 3, 7], [1, 2, 4]])
+    step = llm.generate([[5, 6]], SamplingParams(max_new_tokens=2, ignore_eos=True))[0].ledger[-1]
+    expert, hidden = 3 * 32 * 64 * 2, 64 * 4
+    assert [work.pairs for work in step.layers] == [
+        {"gpu1_hbm": 1, "gpu_hbm": 1, "cpu_dram": 1}, {"gpu1_hbm": 1, "cpu_dram": 2},
+    ]  # fmt: skip
+    assert step.bytes["gpu1_hbm"] == {"experts": 2 * expert}
+    assert step.bytes["d2d"] == {"experts": 4 * hidden, "routing": 2 * 3 * 4}
+    assert step.bytes["h2d"]["routing"] == 3 * 3 * 4, "places: of what the GPU has, and of what the store has in either"
+    assert step.bytes["cpu_dram"]["experts"] == 3 * expert
+    assert llm.parts.expert_cache is not None
+    assert llm.parts.expert_cache.counts.store_bytes == 2 * expert
+    assert llm.parts.memory_plan.memory[Tier.GPU1].needed["stored experts"] == 1_000_000
+
+
 def test_prompts_use_what_is_there_and_move_nothing() -> None:
     with load("lru", expert_cache="40%") as llm:
         llm.logits(list(range(5, 40)))
@@ -259,7 +292,7 @@ def test_policies_that_cannot_be(tmp_path: Path, checkpoints: Checkpoints) -> No
         load("frequency")
     with LLM(str(checkpoints("qwen3_moe")), trace=tmp_path / "other.trace") as llm:
         llm.generate([[5, 6]], SamplingParams(max_new_tokens=3, ignore_eos=True))
-    with pytest.raises(OptionError, match=r"other.trace is of .*, with 2 layers of 8 experts, and this model has 7 of"):
+    with pytest.raises(OptionError, match=r"other.trace: the trace is of 2 layers of 8 experts, the model has 7 of 16"):
         load("frequency", policy_trace=tmp_path / "other.trace")
 
 
@@ -279,3 +312,45 @@ def test_a_policy_that_learns_from_a_trace(said: tuple[list[list[int]], Replays]
 def test_a_start_that_does_not_fit() -> None:
     with pytest.raises(PolicyError, match=r"policy says has .* bytes of experts resident at the start"):
         load(Says([(0, 0), (0, 1)], {}), expert_cache="1%")
+
+
+# ---- a policy that is chosen
+
+
+def test_auto_takes_the_best_of_a_trace_that_is_kept(profile: Profile, tmp_path: Path) -> None:
+    """Without a trace nothing moves, and it says what to do; with one the choice is a replay's, with its reasons."""
+    options: dict[str, Any] = {"expert_cache": "40%", "link_limit": 5}
+    with load("auto", **options) as llm:
+        cache = llm.parts.expert_cache
+        assert cache is not None
+        assert cache.policy.name == "uniform"
+        (why,) = cache.why
+        assert re.fullmatch(r"policy auto: uniform, as long as no trace is kept for \S+: headrace trace record .*", why)
+        assert why in str(generate_report.startup_table(llm).title)
+    with load(None, trace=tmp_path / "run.trace") as llm:
+        wanted = say(llm, 1)
+    stored.keep(tmp_path / "run.trace", move=False)
+    with load("auto", **options) as llm:
+        assert say(llm, 1) == wanted
+        cache = llm.parts.expert_cache
+        assert cache is not None
+        assert cache.why[0].startswith(f"policy auto: {cache.policy.name} for ")
+        assert any("belady" in one for one in cache.why)
+    with load("auto", policy_trace=tmp_path / "run.trace", **options) as llm:
+        assert llm.parts.expert_cache is not None
+        assert llm.parts.expert_cache.why == cache.why
+
+
+def test_auto_needs_rates(profile: Profile) -> None:
+    with pytest.raises(OptionError, match=r"policy 'auto' goes by rates .*: run headrace measure, or name a policy"):
+        load("auto", expert_cache="40%")
+
+
+def test_split_fetches_by_the_rates_of_this_machine(profile: Profile) -> None:
+    """Reads of 10 GB/s, of which a link of 4 leaves 6: of six missing ones some come."""
+    with load("split", expert_cache="40%", link_limit=4) as llm:
+        policy: Any = llm.parts.expert_cache and llm.parts.expert_cache.policy
+        assert policy.name == "split"
+        assert len(policy.fetched) == llm.spec.moe.top_k + 1
+    with pytest.raises(OptionError, match="policy 'split' needs rates of link and CPU"):
+        load("split", expert_cache="40%")

@@ -11,26 +11,29 @@ its experts are copied goes as without a cache (`tiered.py`); its generated toke
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from ...ledger.pass_bytes import EXPERTS, ROUTING
-from ...ledger.passes import CPU_DRAM, D2H, H2D, LayerWork
+from ...ledger.passes import CPU_DRAM, D2D, D2H, GPU1_HBM, H2D, LayerWork
 from ...ledger.timers import wait
 from ...placement.placement import Tier
 from ...policies.protocol import Policy
 from ..backend import Chosen, Job, Moved
 from ..tiered import F32, I32, TieredExperts
 from .expert_cache import ExpertCache, Use
+from .slots import ABSENT
+from .store import Store
 
 
 class CachedExperts:
     """`tiered`: all experts in RAM, beside a GPU or what plays one. As an `ExpertBackend`."""
 
-    def __init__(self, tiered: TieredExperts, cache: ExpertCache) -> None:
-        self.tiered, self.cache = tiered, cache
+    def __init__(self, tiered: TieredExperts, cache: ExpertCache, store: Store | None = None) -> None:
+        self.tiered, self.cache, self.store = tiered, cache, store
 
     def submit(self, layer: int, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> Job:
         """Starts a layer's work on both sides; shapes as of `TieredExperts.submit`."""
@@ -45,15 +48,46 @@ class CachedExperts:
         tiered.timers.span(D2H)
         tiered.host_buffers.event.wait()
         use = self.cache.ask(layer, ids)
-        self._start_cpu(layer, use, x, ids, weights)
+        elsewhere = use.here if use.fetched is None else torch.maximum(use.here, use.fetched)
+        stored_TK = self._in_store(layer, ids, elsewhere)
+        self._start_cpu(layer, elsewhere, stored_TK, (x, ids, weights))
         parts = self._on_gpu(layer, use, x_TD, ids, weights_TK)
-        moved = self.cache.behind(use)._replace(places=len(parts) * ids.nbytes)
+        places = (len(parts) + (stored_TK is not None)) * ids.nbytes
+        if stored_TK is not None:
+            parts.append(self._on_store(layer, x_TD, stored_TK, weights_TK))
+        moved = self.cache.behind(use)._replace(places=places, stored=_rows_of(ids, stored_TK))
         return Job(parts, Chosen(layer, ids, weights_TK=weights_TK, moved=moved))
 
-    def _start_cpu(self, layer: int, use: Use, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> None:
+    def _in_store(self, layer: int, ids_TK: Tensor, elsewhere_E: Tensor) -> Tensor | None:
+        """The numbers of choices in the second GPU's store that are nowhere nearer, -1 for others; None: there are
+        none."""
+        if self.store is None:
+            return None
+        numbers_E = torch.where(elsewhere_E < 0, self.store.numbers[self.cache.number[layer]], ABSENT)
+        local_TK = numbers_E[ids_TK.long()]
+        return local_TK if bool((local_TK >= 0).any()) else None
+
+    def _on_store(self, layer: int, x_TD: Tensor, local_TK: Tensor, weights_TK: Tensor) -> Tensor:
+        """The second GPU's part, there."""
+        tiered, store = self.tiered, self.store
+        assert store is not None, "a part of no store"
+        tiered.timers.span(tiered.here)
+        if tiered.second is not None:
+            tiered.second.span(None)
+        part_TD = store.sum_of(self.cache.number[layer], x_TD, local_TK, weights_TK)
+        if tiered.second is not None:
+            tiered.second.span(GPU1_HBM)
+        tiered.timers.span(D2D)
+        return part_TD
+
+    def _start_cpu(
+        self, layer: int, elsewhere_E: Tensor, stored_TK: Tensor | None, work: tuple[Tensor, Tensor, Tensor]
+    ) -> None:
         """The worker computes what is neither in VRAM nor on its way for this layer, if anything is left."""
-        elsewhere = use.here if use.fetched is None else torch.maximum(use.here, use.fetched)
-        local_TK = torch.where(elsewhere[ids_TK.long()] < 0, ids_TK, -1)
+        x_TD, ids_TK, weights_TK = work
+        local_TK = torch.where(elsewhere_E[ids_TK.long()] < 0, ids_TK, ABSENT)
+        if stored_TK is not None:
+            local_TK = torch.where(stored_TK < 0, local_TK, ABSENT)
         if bool((local_TK >= 0).any()):
             self.tiered.start_cpu(layer, x_TD, local_TK, weights_TK)
 
@@ -95,6 +129,8 @@ class CachedExperts:
         up = copied + moved.behind + (hidden if CPU_DRAM in experts else 0)
         found: dict[str, dict[str, int]] = {tier: {EXPERTS: count * size} for tier, count in experts.items()}
         found[D2H] = {EXPERTS: hidden, ROUTING: T * K * (I32 + F32)}
+        if moved.stored:
+            found[D2D] = {EXPERTS: 2 * hidden, ROUTING: T * K * F32}
         found[H2D] = {EXPERTS: up, ROUTING: moved.places}
         served = {tier: sum(of.values()) for tier, of in pairs.items()}
         return LayerWork(layer=chosen.layer, tokens=T, bytes=found, pairs=served, copied=copied,
@@ -105,15 +141,24 @@ class CachedExperts:
         pairs: defaultdict[str, dict[int, int]] = defaultdict(dict)
         different, counts = chosen.ids_TK.unique(return_counts=True)
         for expert, count in zip(different.tolist(), counts.tolist(), strict=True):
-            pairs[Tier.GPU0.channel if expert in moved.there else CPU_DRAM][expert] = count
+            memory = GPU1_HBM if expert in moved.stored else CPU_DRAM
+            pairs[self.tiered.here if expert in moved.there else memory][expert] = count
         return dict(pairs)
 
 
-def cached(tiered: TieredExperts, policy: Policy, budget: int) -> CachedExperts:
-    """A cache of so many bytes on the main device, beside experts that are all in RAM."""
+def _rows_of(ids_TK: Tensor, local_TK: Tensor | None) -> frozenset[int]:
+    """The experts among choices that have a number."""
+    return frozenset() if local_TK is None else frozenset(ids_TK[local_TK >= 0].tolist())
+
+
+def cached(tiered: TieredExperts, policy: Policy, budget: int, why: Sequence[str] = ()) -> CachedExperts:
+    """A cache of so many bytes on the main device, beside experts that are all in RAM. why: the policy was chosen."""
     layers = [layer for layer, banks in enumerate(tiered.banks) if banks is not None]
     banks = [tiered.bank_in_ram(layer) for layer in layers]
     layouts, (main, side) = [bank.layout for bank in banks], tiered.streams
     spans = None if tiered.timers.main is None else tiered.timers.beside(side)
     cache = ExpertCache(policy, budget, layers, layouts, banks, tiered.main.place, (main, side), spans)
-    return CachedExperts(tiered, cache)
+    cache.why = tuple(why)
+    stored, second = cache.residents.stored, tiered.devices.get(Tier.GPU1)
+    assert second is not None or not any(stored), "a store without a second GPU"
+    return CachedExperts(tiered, cache, Store(stored, banks, second) if second is not None and any(stored) else None)

@@ -62,6 +62,7 @@ class ExpertCache:
         streams[0].wait(self.arrivals.bring(start))
         self.counts, self.late_arrivals, self.steps, self.generating = Counts(), 0, -1, 0
         self.late: LateAnswers | None = None
+        self.why: tuple[str, ...] = ()  # this policy, where nobody named it; for people
 
     def begin(self, generating: int) -> None:
         """A pass begins, whose first tokens, so many, are generated ones."""

@@ -9,12 +9,12 @@ from ...units import size
 from .expert_cache import ExpertCache
 
 
-def at_start(cache: ExpertCache) -> str:
-    """One line: what it is."""
+def at_start(cache: ExpertCache) -> list[str]:
+    """What it is, and why, a line each."""
     places, experts = cache.slots.count, sum(cache.shape.experts)
     when = "at every layer" if cache.late is None else "while the next step runs, which is a graph"
     taken = f"{size(cache.slots.nbytes)} for {places} of {experts} experts"
-    return f"expert cache: policy {cache.policy.name}, {taken}; asked {when}"
+    return [f"expert cache: policy {cache.policy.name}, {taken}; asked {when}", *cache.why]
 
 
 def so_far(cache: ExpertCache) -> str:
