@@ -66,7 +66,14 @@ class PassModel:
             if found is None:
                 return None
             steps += found
-        return predict([*steps, in_turn(self._overhead(done))], self.machine)
+        found = predict([*steps, in_turn(self._overhead(done))], self.machine)
+        behind = sum(work.behind for work in done.layers)
+        return self._with_copies(found, behind) if behind else found
+
+    def _with_copies(self, found: Prediction, behind: int) -> Prediction:
+        """With experts that came behind layers, for nobody: a pass is no shorter than its link is busy."""
+        link_s = found.terms.get(H2D, 0.0) + Link(H2D, behind).seconds(self.machine)
+        return Prediction(terms={**found.terms, H2D: link_s}, seconds=max(found.seconds, link_s))
 
     def _links(self, done: Pass) -> list[Load]:
         """What a pass sends besides layers, and embedding rows that lie in RAM beside a GPU."""

@@ -88,10 +88,9 @@ class _Run:
         """A trace as this run sees it. Raises OptionError for one of another model."""
         banks = [layer.ffn.experts for layer in self.checkpoint.spec.layers if isinstance(layer.ffn, MoeSpec)]
         shape = Shape(tuple(banks), tuple(layout.bytes for layout in self.layouts))
+        trace = reader.read(path)
         try:
-            return replays.of_run(
-                reader.read(path), shape, rates, fetched=self.fetched, store_bytes=self.store_bytes
-            )  # fmt: skip
+            return replays.of_run(trace, shape, rates, fetched=self.fetched, store_bytes=self.store_bytes)
         except OptionError as error:
             raise OptionError(f"{path}: {error}") from error
 

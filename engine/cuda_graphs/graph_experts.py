@@ -21,11 +21,11 @@ from ...kernels.packed import ExpertBank
 from ..devices.device import Device
 from ..experts.backend import Chosen
 from ..experts.cache.cached_experts import CachedExperts
+from ..experts.cache.graph_steps import CachedSteps
 from ..experts.tiered import TieredExperts
 from ..ledger.passes import GPU_HBM, H2D, LayerWork
 from ..ledger.timers import Spans
 from ..placement.placement import Placement, Tier
-from .cached_steps import CachedSteps
 from .mailbox_experts import MailboxExperts, Posted
 from .step_results import Places
 

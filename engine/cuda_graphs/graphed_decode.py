@@ -29,6 +29,7 @@ from ..devices.cuda_driver import Driver
 from ..devices.device import Device
 from ..experts.backend import Chosen
 from ..experts.cache.cached_experts import CachedExperts
+from ..experts.cache.graph_steps import CachedSteps
 from ..experts.tiered import TieredExperts
 from ..ledger.passes import CPU_DRAM, GPU_HBM, LayerWork
 from ..ledger.timers import Spans
@@ -36,7 +37,6 @@ from ..model.batch import Inputs, sizes_up_to
 from ..model.decoder import Decoder, Output
 from ..placement.placement import Placement, Tier
 from . import signals
-from .cached_steps import CachedSteps
 from .capture import DecodeGraphs, Graph, nothing
 from .gpu_runtime import Runtime
 from .graph_experts import GraphedExperts, numbers

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import stand_in_gpu
 import torch
+from cached import Fetches
 from placements import force
 
 from headrace import LLM, SamplingParams
@@ -30,12 +31,14 @@ from headrace.engine.ledger.passes import Pass, Prediction, Times
 from headrace.engine.ledger.residual import causes, tier_times
 from headrace.engine.ledger.summary import summarise
 from headrace.engine.placement.placement import Tier
+from headrace.engine.policies.protocol import Asked, Moves
 from headrace.engine.terminal import bench_report
 from headrace.kernels import reference
 
 Checkpoints = Callable[[str], Path]
 EXPERT = 3 * 32 * 64 * 2  # bytes in bf16
 HIDDEN, PAIR = 64 * 4, 4 + 4  # bytes of a token's hidden state; of a choice and its weight
+PLACES = 3 * 4  # of a token's choices, which go up where some are cached
 HBM, HBM1, UP, DOWN, ACROSS, CPU = 1e9, 0.5e9, 1e8, 0.5e8, 0.25e8, 1e10  # the profile fixture's CPU
 FIXED = 1e-3
 
@@ -149,13 +152,13 @@ def test_a_streamed_prompt_by_hand(bound: str, flops: float, checkpoints: Checkp
         assert (streamed.copied, streamed.pairs) == (3 * EXPERT, {"gpu_hbm": 12})
 
 
-def test_a_split_step_by_hand(checkpoints: Checkpoints, profile: Profile) -> None:
+def test_a_step_that_fetches_by_hand(checkpoints: Checkpoints, profile: Profile) -> None:
     """Two of three experts are copied; the CPU has beside them what a plain read leaves: 10 GB/s less the link's."""
-    with load(checkpoints, "qwen3_moe", [[0, 3, 7], [1, 2, 4]], cpu_moe=True, split=2) as llm:
+    with load(checkpoints, "qwen3_moe", [[0, 3, 7], [1, 2, 4]], policy=Fetches(2)) as llm:
         up = 4e9
         llm.predictions.use_rates(rates(profile, up=up))
         step = run(llm)[-1]
-        cpu_side = (HIDDEN + 3 * PAIR) / DOWN + EXPERT / (CPU - up) + HIDDEN / up
+        cpu_side = (HIDDEN + 3 * PAIR) / DOWN + EXPERT / (CPU - up) + (HIDDEN + PLACES) / up
         gpu_side = 2 * EXPERT / up + 2 * EXPERT / HBM
         assert step.predicted is not None
         assert step.predicted.overlap_s == pytest.approx(2 * min(cpu_side, gpu_side))
@@ -166,18 +169,37 @@ def test_a_split_step_by_hand(checkpoints: Checkpoints, profile: Profile) -> Non
         assert run(llm)[-1].predicted is None, "copies could take all of the memory's bandwidth"
 
 
-def test_a_split_step_beside_what_was_measured(checkpoints: Checkpoints, profile: Profile) -> None:
+def test_a_step_that_fetches_beside_what_was_measured(checkpoints: Checkpoints, profile: Profile) -> None:
     """The CPU keeps 80 % of its rate beside copies, which keep half of theirs."""
-    with load(checkpoints, "qwen3_moe", [[0, 3, 7], [1, 2, 4]], cpu_moe=True, split=2) as llm:
+    with load(checkpoints, "qwen3_moe", [[0, 3, 7], [1, 2, 4]], policy=Fetches(2)) as llm:
         name = llm.parts.checkpoint.formats.experts.name
         llm.predictions.use_rates(rates(profile, kept={name: (0.8, 0.5)}))
         step = run(llm)[-1]
-        cpu_side = (HIDDEN + 3 * PAIR) / DOWN + EXPERT / (0.8 * CPU) + HIDDEN / UP
+        cpu_side = (HIDDEN + 3 * PAIR) / DOWN + EXPERT / (0.8 * CPU) + (HIDDEN + PLACES) / UP
         gpu_side = 2 * EXPERT / (0.5 * UP) + 2 * EXPERT / HBM
         assert step.predicted is not None
         assert step.predicted.overlap_s == pytest.approx(2 * min(cpu_side, gpu_side))
         others = (step.total("h2d") - 4 * EXPERT) / UP
         assert step.predicted.terms["h2d"] == pytest.approx(4 * EXPERT / (0.5 * UP) + others)
+
+
+def test_what_comes_behind_layers_delays_a_pass_that_is_shorter(checkpoints: Checkpoints, profile: Profile) -> None:
+    """Three experts a layer are admitted: over a slow link they take longer than all else, over a fast one nothing."""
+
+    class Admits(Fetches):
+        def layer(self, asked: Asked) -> Moves:
+            return Moves(admit=tuple(asked.missing)) if asked.step == 0 else Moves()
+
+    for up in (1e6, 1e12):
+        with load(checkpoints, "qwen3_moe", [[0, 3, 7], [1, 2, 4]], policy=Admits(0)) as llm:
+            llm.predictions.use_rates(rates(profile, up=up))
+            step = next(one for one in run(llm) if one.phase == "decode")
+            assert step.predicted is not None
+            assert sum(work.behind for work in step.layers) == 6 * EXPERT
+            assert step.predicted.terms["h2d"] == pytest.approx(step.total("h2d") / up)
+            crossing = step.total("h2d") / up
+            others = sum(step.predicted.terms.values()) - 6 * EXPERT / up
+            assert step.predicted.seconds == pytest.approx(max(crossing, others))
 
 
 def test_a_second_gpu_works_beside(checkpoints: Checkpoints, profile: Profile) -> None:

@@ -22,7 +22,7 @@ from headrace.engine.cuda_graphs import signals
 from headrace.engine.cuda_graphs.signals import VARIANTS, Trial
 from headrace.engine.devices import streams
 from headrace.engine.devices.streams import CudaStream, HostStream
-from headrace.engine.experts.streaming import Ring, chosen_numbers, in_order, ranks
+from headrace.engine.experts.streaming import Ring, by_number, chosen_numbers
 from headrace.engine.ledger.ledger import Ledger
 from headrace.engine.ledger.passes import Pass, Times
 from headrace.engine.ledger.summary import summarise
@@ -138,7 +138,7 @@ def streamed(copies_s: float, computes_s: float) -> Times:
     y = torch.zeros_like(x)
     start = time.perf_counter()
     timers.begin()
-    ring.add(y, x, ranks(ids, torch.ones(12, dtype=torch.int32)), weights, bank, in_order(numbers, 3))
+    ring.add(y, x, ids, weights, bank, by_number(numbers, 3, 12))
     timers.span("gpu_hbm")
     side.end()
     main.end()
@@ -241,10 +241,21 @@ def test_a_slow_gpu_hides_the_cpu(tmp_path: Path) -> None:
 # ---- whole models
 
 
-@pytest.mark.parametrize("moved", [{}, {"stream_from": 2, "split": 1}])
+@pytest.mark.parametrize("moved", [{}, {"stream_from": 2}])
 @pytest.mark.parametrize("name", PLACEMENTS)
 def test_every_placement_says_where_its_time_went(name: str, moved: dict[str, Any], tmp_path: Path) -> None:
     with LLM("demo", device="simulated", max_context=64, **placed(PLACEMENTS[name], tmp_path), **moved) as llm:
+        for one in decode(llm):
+            assert one.times is not None
+            worked = {tier for tier, groups in one.bytes.items() if sum(groups.values())}
+            assert {tier for tier, seconds in one.times.busy.items() if seconds > 0} == worked
+
+
+@pytest.mark.parametrize("link", [None, 0.2])
+@pytest.mark.parametrize("policy", ["lru", "admit2", "next-layer"])
+def test_a_cache_says_where_its_time_went(policy: str, link: float | None) -> None:
+    options: dict[str, Any] = {"policy": policy, "expert_cache": "30%", "link_limit": link}
+    with LLM("demo", device="simulated", max_context=64, **options) as llm:
         for one in decode(llm):
             assert one.times is not None
             worked = {tier for tier, groups in one.bytes.items() if sum(groups.values())}

@@ -9,10 +9,27 @@ from headrace import LLM, SamplingParams
 from headrace.engine.planning import replays
 from headrace.engine.planning.replays import Replays
 from headrace.engine.policies import registry
-from headrace.engine.policies.protocol import Policy, Storing
+from headrace.engine.policies.protocol import Asked, Key, Moves, Policy, Shape, Storing
 from headrace.engine.policies.registry import Known
 from headrace.engine.policies.replay.replay import Replayed, replay
 from headrace.engine.traces import reader
+
+
+class Fetches:
+    """Of a layer's missing experts the first `count` come, and leave behind it."""
+
+    name = "fetches"
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def start(self, shape: Shape, budget: int) -> tuple[Key, ...]:
+        return ()
+
+    def layer(self, asked: Asked) -> Moves:
+        coming = tuple(asked.missing[: self.count])
+        return Moves(fetch=coming, evict=tuple((asked.layer, expert) for expert in coming))
+
 
 PROMPTS = ["In the beginning", "And it came to pass, when the children", "Behold,", "The"]
 FETCHED = [0, 0, 1, 1, 2, 2, 3]

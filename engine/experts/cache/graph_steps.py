@@ -1,7 +1,7 @@
 """A cache of experts behind steps that are graphs: where experts lie is a table on the device, which a step only reads.
 
     refresh       before a step: the table says what has arrived, and what has left
-    meanwhile     the policy answers for the step before (`experts/cache/late_answers.py`)
+    meanwhile     the policy answers for the step before (`late_answers.py`)
     over          behind it: copies start, into places that no table names
 
 A graph has the addresses of the tables and the places, not what is in them, so that nothing is captured anew. An expert
@@ -17,13 +17,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...kernels.packed import ExpertBank
-from ..devices.device import Device
-from ..experts.backend import Chosen, Moved
-from ..experts.cache.expert_cache import ExpertCache, chosen_of
-from ..experts.cache.late_answers import Choices
-from ..experts.cache.slots import ABSENT
-from ..policies.residents import Snapshot
+from ....kernels.packed import ExpertBank
+from ...devices.device import Device
+from ...policies.residents import Snapshot
+from ..backend import Chosen, Moved
+from .expert_cache import ExpertCache, chosen_of
+from .late_answers import Choices
+from .slots import ABSENT
 
 
 class Found(NamedTuple):
