@@ -27,10 +27,10 @@ Passes = Iterable[Sequence[tuple[int, ...]]]  # by pass and layer the experts th
 
 @dataclass(frozen=True, kw_only=True)
 class Rates:
-    """Bytes per second: of experts that the CPU computes, over the link, of experts that the GPU computes, of those
-    that a second GPU does (`store`; 0: there is none); seconds of a pass besides (`fixed_s`). in_turn: the memories
-    work one after another, as in an article's sum, and not at the same time. ram: what CPU and link can read together;
-    0: they do not hold each other up."""
+    """Bytes per second. cpu: of experts that the CPU computes; link: to the GPU; gpu: of experts that it computes;
+    store: of those that a second GPU does, its memory's rate, or its link's if they are read over that (0: there is no
+    second one); ram: what CPU and link can read together (0: they do not hold each other up). fixed_s: seconds of a
+    pass besides. in_turn: the memories work one after another, as in an article's sum, and not at the same time."""
 
     cpu: float
     link: float

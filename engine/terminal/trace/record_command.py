@@ -49,5 +49,5 @@ def run(
     to = to if is_named else kept
     say(f"wrote {to}: {prompt} tokens of prompts, {len(found) - prompt} generated{lost}; headrace trace stats {to}")
     if is_kept:
-        say(f"kept for {found.header.model}, {size(kept.stat().st_size)}; headrace trace list")
+        say(f"kept for {found.header.model}: {size(kept.stat().st_size)}; headrace trace replay {kept} --policy auto")
     return 0
