@@ -66,9 +66,9 @@ class PassModel:
             if found is None:
                 return None
             steps += found
-        found = predict([*steps, in_turn(self._overhead(done))], self.machine)
+        whole = predict([*steps, in_turn(self._overhead(done))], self.machine)
         behind = sum(work.behind for work in done.layers)
-        return self._with_copies(found, behind) if behind else found
+        return self._with_copies(whole, behind) if behind else whole
 
     def _with_copies(self, found: Prediction, behind: int) -> Prediction:
         """With experts that came behind layers, for nobody: a pass is no shorter than its link is busy."""
