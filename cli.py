@@ -222,7 +222,7 @@ def bench(
     compare: Path | None,
 ) -> int:
     """Measure prefill and decode speed of MODEL, with bytes, prediction, residual and share of the ceiling."""
-    from .engine.terminal import bench_command, bench_report
+    from .engine.terminal.bench import bench_command, bench_report
 
     tests = Grid(**grid)
     if save_to is not None:
@@ -241,7 +241,7 @@ def bench(
 @takes(EngineConfig, "config", only=["expert_format", "dense_format", "threads", "profile", *HUB])
 def doctor(model: str | None, random_weights: bool, config: Values) -> int:
     """Say what slows this machine down; with MODEL what each cause costs in tokens per second, and what to do first."""
-    from .engine.terminal import bench_command
+    from .engine.terminal.bench import bench_command
     from .engine.terminal.doctor import doctor_command
 
     if model is None:

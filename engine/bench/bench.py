@@ -13,10 +13,11 @@ from __future__ import annotations
 import random
 import statistics
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..bandwidth_model import tier_rates
+from ...loaders.quants.by_format import ByFormat
+from ..bandwidth_model import roofline, tier_rates
 from ..bandwidth_model.pass_model import PassModel
 from ..config import SamplingParams
 from ..ledger import in_formats
@@ -37,7 +38,8 @@ class Row:
     """One test. Rates are tokens per second of all sequences together, by round; bytes and times are per token.
 
     whole_tok_s: what the uncut model would do, where layers were left out; None where all ran. tiers: where the time
-    goes in a run with a GPU.
+    goes in a run with a GPU. crossover: of decode, sequences from which arithmetic is predicted to bound the weights of
+    "dense" and of "experts", where rates are known.
     """
 
     test: str
@@ -51,6 +53,7 @@ class Row:
     share_of_ceiling: float | None
     whole_tok_s: float | None
     tiers: TierTimes | None = None
+    crossover: dict[str, float] = field(default_factory=dict)
 
     @property
     def tok_s(self) -> float:
@@ -168,7 +171,27 @@ def _row(
         share_of_ceiling=_share(llm, per_token, rate),
         whole_tok_s=_of_the_whole(llm, typical.tok_s, rounds[0], phase),
         tiers=tier_times(summarise(timed, phase)),
+        crossover=crossovers(llm, per_token) if phase == "decode" else {},
     )
+
+
+def crossovers(llm: LLM, read: Bytes) -> dict[str, float]:
+    """By group: sequences from which arithmetic bounds its weights, in the memory that most of its bytes were read
+    from. With many sequences an expert has top_k of `experts` parts of their tokens."""
+    model = llm.predictions.pass_model
+    if model is None:
+        return {}
+    groups = {DENSE: ByFormat.sum([model.sizes.dense, model.sizes.head])}
+    if model.experts:
+        groups[EXPERTS] = ByFormat.sum(one.times(layers) for one, layers in model.experts.items())
+    memories, found = model.machine.memories, {}
+    for group, weights in groups.items():
+        term = max(memories, key=lambda name: read.get(name, {}).get(group, 0))
+        tokens = roofline.crossover(weights, term, model.machine, group == EXPERTS)
+        if tokens is not None:
+            moe = model.spec.moe
+            found[group] = tokens * moe.experts / moe.top_k if group == EXPERTS else tokens
+    return found
 
 
 def _share(llm: LLM, per_token: Bytes, rate: float) -> float | None:

@@ -28,7 +28,7 @@ from headrace.engine.experts.offload_plan import NONE
 from headrace.engine.llm import LLM
 from headrace.engine.memory import pinned
 from headrace.engine.placement.placement import Tier
-from headrace.engine.terminal import bench_report
+from headrace.engine.terminal.bench import bench_report
 from headrace.kernels import reference
 from headrace.kernels.context import Context
 from headrace.loaders import memory

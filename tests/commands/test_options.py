@@ -17,7 +17,8 @@ import pytest
 from headrace import EngineConfig, SamplingParams, cli
 from headrace.engine import llm
 from headrace.engine.core.weight_source import CheckpointFiles
-from headrace.engine.terminal import bench_command, generate_command
+from headrace.engine.terminal import generate_command
+from headrace.engine.terminal.bench import bench_command
 from headrace.engine.terminal.doctor import doctor_command
 from headrace.engine.terminal.options import takes
 

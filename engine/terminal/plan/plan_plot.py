@@ -7,61 +7,27 @@ from pathlib import Path
 from typing import Any
 
 from ....errors import OptionError
-from ... import writable
 from ...planning import layouts as placing
 from ...planning.articles import expert_crossover_batch
 from ...planning.plan import Plan, best_of, needs, rate
 from ...planning.speed import Model, Workload
+from .. import plots
 
-KINDS = (".png", ".svg")
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-
-
-def check(path: Path) -> None:
-    """Raises OptionError, before anything is computed, if a plot cannot be written there."""
-    if path.suffix.lower() not in KINDS:
-        raise OptionError(f"--plot {path}: give a name that ends in {' or '.join(KINDS)}")
-    if not path.absolute().parent.is_dir():
-        raise OptionError(f"--plot {path}: there is no directory {path.absolute().parent}")
-    pyplot()
-    writable.check(path, "the plot")
-
-
-def pyplot() -> Any:
-    """What draws; raises OptionError where it is not installed."""
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise OptionError("--plot needs matplotlib, which is not installed: pip install 'headrace[plot]'") from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as found
-
-    return found
 
 
 def save(plan: Plan, path: Path) -> None:
     """Writes the figure; raises OptionError where there is nothing to draw, or the file cannot be written."""
-    check(path)
+    plots.check(path)
     if plan.best is None or plan.best.decode is None:
         raise OptionError("--plot needs times: name a machine that the model fits with --hardware")
-    draws = pyplot()
+    draws = plots.pyplot()
     figure, axes = draws.subplots(1, 3, figsize=(16, 5))
     _stacked(axes[0], plan)
     _over_batch(axes[1], plan)
     _over_context(axes[2], plan)
     figure.suptitle(f"{plan.source.name} on {plan.hardware.name if plan.hardware else ''}")
-    write(draws, figure, path)
-
-
-def write(draws: Any, figure: Any, path: Path) -> None:
-    """Writes a figure that `pyplot` drew; raises OptionError where the file cannot be written."""
-    figure.tight_layout()
-    try:
-        figure.savefig(path)
-    except OSError as error:
-        raise writable.refusal(path, "the plot", error) from error
-    finally:
-        draws.close(figure)
+    plots.write(draws, figure, path)
 
 
 def _stacked(axis: Any, plan: Plan) -> None:

@@ -10,20 +10,20 @@ import numpy as np
 from ....errors import OptionError
 from ...traces.reader import Trace
 from ...traces.stats import Stats
-from ..plan import plan_plot
+from .. import plots
 
 
 def save(trace: Trace, found: Stats, path: Path) -> None:
     """Writes the figure; raises OptionError where there is nothing to draw, or the file cannot be written."""
-    plan_plot.check(path)
+    plots.check(path)
     if not found.tokens:
         raise OptionError("--plot needs tokens, and the trace has none: record more")
-    draws = plan_plot.pyplot()
+    draws = plots.pyplot()
     figure, axes = draws.subplots(1, 2, figsize=(14, 5))
     _heat(figure, axes[0], trace)
     _different(axes[1], trace, found)
     figure.suptitle(f"{trace.header.model}: routing of {found.tokens} tokens")
-    plan_plot.write(draws, figure, path)
+    plots.write(draws, figure, path)
 
 
 def heat(trace: Trace) -> np.ndarray[Any, np.dtype[np.float64]]:

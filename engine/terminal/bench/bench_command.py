@@ -8,13 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ...errors import OptionError
-from ..bench import bench
-from ..bench.grid import Grid
-from ..bench.random_weights import random_llm
-from ..llm import LLM
-from . import bench_report, generate_command, generate_report
-from .tables import Screen
+from ....errors import OptionError
+from ...bench import bench
+from ...bench.grid import Grid
+from ...bench.random_weights import random_llm
+from ...llm import LLM
+from .. import generate_command, generate_report
+from ..tables import Screen
+from . import bench_report
 
 WIDE = 120  # columns of a file or a pipe, which have no width of their own
 

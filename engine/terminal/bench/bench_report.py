@@ -9,16 +9,16 @@ from typing import Any
 
 from rich.table import Table
 
-from ...errors import OptionError
-from .. import writable
-from ..bench.bench import Row
-from ..bench.passport import passport
-from ..bench.random_weights import RandomWeights, is_cut, whole_spec
-from ..ledger.passes import CHANNELS, FIXED, MEMORIES
-from ..ledger.residual import TierTimes
-from ..llm import LLM
-from ..units import size
-from .tables import new_table
+from ....errors import OptionError
+from ... import writable
+from ...bench.bench import Row
+from ...bench.passport import passport
+from ...bench.random_weights import RandomWeights, is_cut, whole_spec
+from ...ledger.passes import CHANNELS, FIXED, MEMORIES
+from ...ledger.residual import TierTimes
+from ...llm import LLM
+from ...units import size
+from ..tables import new_table
 
 SLOWER = 0.05  # a test has become slower if it lost more than this
 KEY = ("test", "batch", "depth", "placement")
@@ -127,6 +127,7 @@ def as_json(llm: LLM, model: str, rows: list[Row]) -> dict[str, Any]:
         "random_weights": isinstance(llm.source, RandomWeights),
         "formats": llm.parts.checkpoint.formats.names,
         "weight_bytes": llm.parts.weights.nbytes,
+        "gpus": [one.name for one in llm.parts.devices.values() if not one.is_host],
         "profile": None
         if llm.predictions.profile is None
         else {"date": llm.predictions.profile.date, "stream": llm.predictions.profile.stream},
