@@ -16,17 +16,21 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ...errors import MemoryNeeded, OptionError
 from ...loaders.quants.by_format import ByFormat
 from ..bandwidth_model import roofline, tier_rates
 from ..bandwidth_model.pass_model import PassModel
 from ..config import SamplingParams
+from ..generation.schedule.scheduler import WATERMARK
 from ..ledger import in_formats
 from ..ledger.pass_bytes import DENSE, EXPERTS, KV
 from ..ledger.passes import CPU_DRAM, Bytes, Pass
 from ..ledger.residual import TierTimes, tier_times
 from ..ledger.summary import summarise
 from ..llm import LLM
+from ..model.kv_cache import pages_for
 from ..placement.placement import parse
+from ..units import size
 from .grid import Grid
 from .random_weights import is_cut, whole_spec
 
@@ -65,6 +69,36 @@ class Row:
         return None if self.predicted_tok_s is None else self.tok_s / self.predicted_tok_s - 1
 
 
+def room(tests: Grid) -> dict[str, int]:
+    """The options that give a cache room for all tests: a few sequences more than decode together, where the pages that
+    admission leaves free are as many."""
+    pages, sequences = pages_for(tests.context), tests.sequences
+    while _free(sequences * pages, tests) < _pages(tests):
+        sequences += 1
+    return {"max_context": tests.context, "max_sequences": sequences}
+
+
+def _pages(tests: Grid) -> int:
+    """Of the largest batch at its end."""
+    return tests.sequences * pages_for(tests.longest)
+
+
+def _free(pages: int, tests: Grid) -> int:
+    """Those that its last sequence finds."""
+    return pages if tests.sequences == 1 else pages - int(WATERMARK * pages)
+
+
+def _check_room(llm: LLM, tests: Grid) -> None:
+    """Raises MemoryNeeded where the largest batch would never decode together."""
+    budget = llm.parts.kv_budget
+    if _free(budget.pages, tests) < _pages(tests):
+        page = budget.kv_bytes / budget.pages
+        raise MemoryNeeded(
+            f"{tests.sequences} sequences of {tests.longest} tokens take {size(_pages(tests) * page)} of KV cache, "
+            f"{size(_free(budget.pages, tests) * page)} are there: lower --batch, --depth or --new"
+        )
+
+
 def placed(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options that load a model for placement `name`; what is about GPUs is left out on the CPU."""
     if name == "cpu":
@@ -78,7 +112,9 @@ def placed(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
 def run(
     llm: LLM, tests: Grid, placement: str = "cpu", tell: Callable[[str], None] = lambda text: None
 ) -> Iterator[Row]:
-    """Runs every test on a model that was placed so, and yields its row; `tell` is given the name of each before."""
+    """Runs every test on a model that was placed so, and yields its row; `tell` is given the name of each before.
+    Raises MemoryNeeded where the cache has no room for the largest batch."""
+    _check_room(llm, tests)
     for prompt in filter(None, tests.prompt):
         tell(f"{placement}: prompt of {prompt} tokens")
         once = _prefill(llm, prompt)
@@ -113,7 +149,12 @@ def _decode(llm: LLM, new: int, batch: int, depth: int) -> Once:
 
     def once(turn: int) -> list[Pass]:
         """Steps of the whole batch: prompts of large ones take several passes, and those that came first end first."""
-        return [p for p in _passes(llm, prompts, params, "decode") if len(p.sequences) == batch]
+        found = [p for p in _passes(llm, prompts, params, "decode") if len(p.sequences) == batch]
+        if not found:
+            raise OptionError(
+                f"of {batch} sequences the first was done, with --new {new}, before the last one began: give more"
+            )
+        return found
 
     return once
 

@@ -23,6 +23,7 @@ from ..units import GB
 
 USUAL = "all-ram,uniform,frequency,lru,lfu,admit2,classes,belady"
 SHARES = (0.1, 0.25, 0.5)  # of all experts, where no budget is said
+CURVE = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8)  # the same for a picture
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,11 +85,11 @@ def _fetched(hardware: Hardware, rates: Rates, shape: Shape, top_k: int, format:
     return list(best_fetch(curves))
 
 
-def budgets_of(text: str | None, shape: Shape) -> list[int]:
-    """Bytes of "8GB,16GB", "8,16" (GB) or "10%,25%" of all experts; without text the usual shares. Raises
+def budgets_of(text: str | None, shape: Shape, shares: Sequence[float] = SHARES) -> list[int]:
+    """Bytes of "8GB,16GB", "8,16" (GB) or "10%,25%" of all experts; without text these shares. Raises
     OptionError."""
     if text is None:
-        return [int(share * shape.nbytes) for share in SHARES]
+        return [int(share * shape.nbytes) for share in shares]
     return [_budget(word.strip(), shape) for word in text.split(",")]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -144,12 +145,20 @@ def save(found: dict[str, Any], path: Path) -> None:
         raise writable.refusal(path, "the result", error) from error
 
 
+def _is_row(row: dict[str, Any]) -> bool:
+    """Whether it has a test's name and numbers. Raises KeyError and TypeError for what is none."""
+    rates = [row["tok_s"], *(row.get("rounds") or []), row.get("predicted_tok_s") or 1.0]
+    is_named = isinstance(row["test"], str) and isinstance(row["placement"], str)
+    is_counted = isinstance(row["batch"], int) and isinstance(row["depth"], int) and row["batch"] > 0
+    return is_named and is_counted and all(0 < rate < math.inf for rate in rates)
+
+
 def load(path: Path) -> dict[str, Any]:
     """An old result; raises OptionError for a file that is none."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        rows = [row["tok_s"] > 0 and [row[key] for key in KEY] for row in found["rows"]]
-        if rows and all(rows) and all(key in found for key in (*MODEL, "passport")):
+        is_one = isinstance(found["passport"], dict) and isinstance(found["formats"], dict)
+        if found["rows"] and all(map(_is_row, found["rows"])) and is_one and all(key in found for key in MODEL):
             return dict(found)
     except OSError as error:
         raise OptionError(f"cannot read {path}: {error.strerror}; name a result of headrace bench --json") from error

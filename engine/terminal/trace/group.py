@@ -50,13 +50,20 @@ def stats(file: Path, as_json: bool, plot: Path | None) -> int:
 @click.option("--hardware", metavar="PARTS", default=None, help="rtx-4090,ddr5-5600-2ch, or a file; this machine")
 @click.option("--with-prompts", is_flag=True, help="prompts too, not only tokens that were generated")
 @json_flag
+@a_file("--plot", help="draw hits and tokens/s over the memory's size to this .png or .svg")
 def replay(
-    file: Path, policy: str | None, vram: str | None, hardware: str | None, with_prompts: bool, as_json: bool
+    file: Path,
+    policy: str | None,
+    vram: str | None,
+    hardware: str | None,
+    with_prompts: bool,
+    as_json: bool,
+    plot: Path | None,
 ) -> int:
     """Replay a trace through policies of which experts lie in a fast memory: hits, bytes, tokens/s."""
     from . import replay_command
 
-    return replay_command.show(file, policy, vram, hardware, with_prompts=with_prompts, as_json=as_json)
+    return replay_command.show(file, policy, vram, hardware, with_prompts=with_prompts, as_json=as_json, plot_to=plot)
 
 
 @trace.command(cls=Command)

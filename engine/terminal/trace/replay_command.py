@@ -14,23 +14,50 @@ from ...bandwidth_model import machine_file
 from ...planning import replays
 from ...policies.replay.replay import Replayed
 from ...traces import reader
+from ...traces.reader import Trace
 from ...units import GB, size
+from .. import plots
 from ..tables import Screen, new_table
+from . import replay_plot
 
 
 def show(
-    path: Path, policies: str | None, budgets: str | None, hardware: str | None, *, with_prompts: bool, as_json: bool
+    path: Path,
+    policies: str | None,
+    budgets: str | None,
+    hardware: str | None,
+    *,
+    with_prompts: bool,
+    as_json: bool,
+    plot_to: Path | None = None,
 ) -> int:
-    """Replays and prints; the exit status is 1 where the file could not be read to its end."""
+    """Replays, prints and draws; the exit status is 1 where the file could not be read to its end. A picture has the
+    optimum, and without budgets more of them."""
+    if plot_to is not None:
+        plots.check(plot_to)
     trace = reader.read(path)
     names = [word.strip() for word in (policies or replays.USUAL).split(",") if word.strip()]
     if not names:
         raise OptionError("--policy names no policy; lru,admit2 are two")
-    found = replays.of_trace(trace, machine_file.find(hardware), with_prompts)
-    rows = list(found.rows(names, replays.budgets_of(budgets, found.shape)))
+    machine = machine_file.find(hardware)
+    found = replays.of_trace(trace, machine, with_prompts)
+    sizes = replays.budgets_of(budgets, found.shape, replays.SHARES if plot_to is None else replays.CURVE)
+    if plot_to is not None:
+        replay_plot.check(plot_to, sizes)
+        names += [] if replay_plot.CEILING in names else [replay_plot.CEILING]
+    rows = list(found.rows(names, sizes))
     if as_json:
         print(json.dumps({**asdict(trace.header), "damage": trace.damage or None, "rows": list(map(as_row, rows))}))
-        return 1 if trace.damage else 0
+    else:
+        _print(path, trace, found, rows)
+    if plot_to is not None:
+        where = "" if machine is None or found.rates is None else f" on {machine.name}"
+        title = f"{trace.header.model}: {found.choices.tokens} tokens{where}"
+        replay_plot.save(rows, found.shape.nbytes, title, plot_to)
+    return 1 if trace.damage else 0
+
+
+def _print(path: Path, trace: Trace, found: replays.Replays, rows: list[Replayed]) -> None:
     out = Screen()
     header, tokens = trace.header, found.choices.tokens
     out.print(
@@ -46,7 +73,6 @@ def show(
             "rtx-4090,ddr5-5600-2ch)", soft_wrap=True,
         )  # fmt: skip
     out.print(table(rows))
-    return 1 if trace.damage else 0
 
 
 def as_row(row: Replayed) -> dict[str, Any]:
