@@ -4,6 +4,7 @@ predicted."""
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ Value = Callable[[Point], float | None]
 LINES = {"dense": ":", "experts": "-."}  # of crossovers, by group of weights
 FEW, SHORT = 2, 20  # curves, and letters of their names, that leave room for a legend beside them
 LINE = 0.19  # inches of a line of a legend
+LETTERS = 64  # of a title over one picture
 FAR = 2.0  # times the largest batch: a crossover beyond is said, not drawn
 
 
@@ -46,7 +48,7 @@ def save(results: Sequence[dict[str, Any]], files: Sequence[str], path: Path) ->
             _over_batch(next(axes), panel)
         else:
             _over_depth(next(axes), panel)
-    figure.suptitle(bench_curves.title(results))
+    figure.suptitle(textwrap.fill(bench_curves.title(results), LETTERS * count), fontsize=11)
     plots.write(draws, figure, path)
 
 
