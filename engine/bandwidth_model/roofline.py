@@ -83,12 +83,16 @@ def _bytes_per_weight(format: str) -> float:
     return FORMATS[format].row_bytes(4096) / 4096 if known is None else known.bytes_per_weight
 
 
-def crossover(read: ByFormat, term: str, machine: Hardware, experts: bool = False) -> float | None:
-    """Tokens from which arithmetic bounds these weights, and below which reading does: where the time of many tokens,
+def crossover(read: ByFormat, count: float, term: str, machine: Hardware, experts: bool = False) -> float | None:
+    """Tokens from which arithmetic bounds so many weights, and below which reading does: where the time of many tokens,
     which grows with their number, would come to that of one. None: never, or the compute is not known."""
-    flops = 2 * sum(size / _bytes_per_weight(name) for name, size in read.parts)
-    one, many = (Weights(term, read, flops * n, n, experts).seconds(machine) for n in (1.0, MANY_TOKENS))
+    one, many = (Weights(term, read, 2 * count * n, n, experts).seconds(machine) for n in (1.0, MANY_TOKENS))
     return MANY_TOKENS * one / many if many > one else None
+
+
+def weights_of(read: ByFormat) -> float:
+    """How many weights these bytes hold, of formats that the engine has."""
+    return sum(size / _bytes_per_weight(name) for name, size in read.parts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -228,7 +228,8 @@ def crossovers(llm: LLM, read: Bytes) -> dict[str, float]:
     memories, found = model.machine.memories, {}
     for group, weights in groups.items():
         term = max(memories, key=lambda name: read.get(name, {}).get(group, 0))
-        tokens = roofline.crossover(weights, term, model.machine, group == EXPERTS)
+        count = roofline.weights_of(weights)
+        tokens = roofline.crossover(weights, count, term, model.machine, group == EXPERTS)
         if tokens is not None:
             moe = model.spec.moe
             found[group] = tokens * moe.experts / moe.top_k if group == EXPERTS else tokens

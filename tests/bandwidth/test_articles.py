@@ -138,12 +138,13 @@ def test_the_roofline_crosses_over_where_the_article_does() -> None:
                  flops=exactly(H100_PEAK))  # fmt: skip
     machine, weights = Hardware(name="h100", gpus=(gpu,)), ByFormat((("bf16", 1e6),))
     expected = articles.crossover_batch(H100_PEAK, H100_BANDWIDTH)
-    assert roofline.crossover(weights, GPU_HBM, machine) == pytest.approx(expected)
+    assert roofline.crossover(weights, 5e5, GPU_HBM, machine) == pytest.approx(expected)
     assert round(expected) == 286
-    packed = roofline.crossover(ByFormat((("q8_0", 1e6),)), GPU_HBM, machine)
-    assert packed == pytest.approx(expected * FORMATS["q8_0"].row_bytes(4096) / 8192)
+    packed = ByFormat((("q8_0", 1e6),))
+    found = roofline.crossover(packed, roofline.weights_of(packed), GPU_HBM, machine)
+    assert found == pytest.approx(expected * FORMATS["q8_0"].row_bytes(4096) / 8192)
     unknown = Hardware(name="?", gpus=(replace(gpu, flops=None),))
-    assert roofline.crossover(weights, GPU_HBM, unknown) is None
+    assert roofline.crossover(weights, 5e5, GPU_HBM, unknown) is None
 
 
 def test_mixtral_is_not_8_times_7() -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ....errors import OptionError
+from ...bandwidth_model import roofline
+from ...placement.placement import channel
 from ...planning import layouts as placing
-from ...planning.articles import expert_crossover_batch
 from ...planning.plan import Plan, best_of, needs, rate
 from ...planning.speed import Model, Workload
 from .. import plots
@@ -63,14 +64,13 @@ def crossover_batch(plan: Plan) -> float | None:
     layers = plan.model.moe_layers
     if not layers:
         return None
-    tier = plan.best.placement.experts[layers[-1]]
-    device = plan.hardware.gpus[int(tier[3:])] if tier.startswith("gpu") else plan.hardware.cpu
-    experts = plan.model.layers[layers[-1]].experts
-    if device is None or device.flops is None or experts is None:
+    tier, experts = plan.best.placement.experts[layers[-1]], plan.model.layers[layers[-1]].experts
+    term = channel(tier if tier.startswith("gpu") else "cpu")
+    if experts is None or term not in plan.hardware.memories:
         return None
-    one = plan.storage.layers[layers[-1]].expert_in
-    width, bandwidth = one.total / experts.elements, device.mean_rate(one, True)
-    return expert_crossover_batch(device.flops.mid, bandwidth, experts.count, experts.top_k, width)
+    read = plan.storage.layers[layers[-1]].expert_in
+    tokens = roofline.crossover(read, experts.elements, term, plan.hardware, experts=True)
+    return None if tokens is None else tokens * experts.count / experts.top_k
 
 
 def _over_context(axis: Any, plan: Plan) -> None:
