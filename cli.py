@@ -205,34 +205,45 @@ def measure(config: Values, rounds: int, quick: bool, formats: str, as_json: boo
 
 
 @command
-@model_argument
+@click.argument("model", metavar="[MODEL]", required=False, help="directory, hub id, or 'demo'; none with --from alone")
 @takes(Grid, "grid")
 @random_weights_flag
 @click.option("--layers", metavar="N", type=int, default=None, help="with --random-weights: so many layers only")
 @takes(EngineConfig, "config", leave_out=["kernels", "placement", "cpu_moe", "n_cpu_moe", "max_context", "kv_disk"])
-@a_file("--json", "save_to", help="write the result to this file")
-@a_file("--compare", help="an old result: exit 1 if a test is 5 % slower")
+@a_file("--json", "save_to", help="write the result to this file", panel="Results")
+@a_file("--compare", help="an old result: exit 1 if a test is 5 % slower", panel="Results")
+@a_file("--plot", help="draw speed over several --batch or --depth to this .png or .svg", panel="Results")
+@a_file("--from", "beside", help="a result of --json that --plot draws too", panel="Results", repeats=True)
 def bench(
-    model: str,
+    model: str | None,
     grid: Values,
     random_weights: bool,
     layers: int | None,
     config: Values,
     save_to: Path | None,
     compare: Path | None,
+    plot: Path | None,
+    beside: tuple[Path, ...],
 ) -> int:
     """Measure prefill and decode speed of MODEL, with bytes, prediction, residual and share of the ceiling."""
-    from .engine.terminal import bench_command, bench_report
+    from .engine.bench.bench import room
+    from .engine.terminal.bench import bench_command, bench_report
 
+    if beside and plot is None:
+        raise OptionError("--from says what is drawn: add --plot FILE.png")
+    if model is None:
+        if not beside or plot is None or save_to or compare:
+            raise OptionError("no model: headrace bench MODEL, or headrace bench --plot FILE.png --from RESULT.json")
+        return bench_command.draw(beside, plot)
     tests = Grid(**grid)
     if save_to is not None:
         writable.check(save_to, "the result")
     old = None if compare is None else bench_report.load(compare)
+    draw = bench_command.plotting(plot, tests, beside)
     if config["trace"] is not None and len(tests.placements) > 1:
         raise OptionError("--trace records one model, and --placement loads it several times: give one placement")
-    options = {**config, "max_context": tests.context, "max_sequences": tests.sequences}
-    load = partial(bench_command.load, model, options, random_weights, layers)
-    return bench_command.run(load, model, tests, save_to=save_to, old=old)
+    load = partial(bench_command.load, model, {**config, **room(tests)}, random_weights, layers)
+    return bench_command.run(load, model, tests, save_to=save_to, old=old, plot=draw)
 
 
 @command
@@ -241,7 +252,7 @@ def bench(
 @takes(EngineConfig, "config", only=["expert_format", "dense_format", "threads", "profile", *HUB])
 def doctor(model: str | None, random_weights: bool, config: Values) -> int:
     """Say what slows this machine down; with MODEL what each cause costs in tokens per second, and what to do first."""
-    from .engine.terminal import bench_command
+    from .engine.terminal.bench import bench_command
     from .engine.terminal.doctor import doctor_command
 
     if model is None:

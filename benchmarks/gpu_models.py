@@ -113,7 +113,7 @@ def run(setup: Setup, tests: Tests, device: str, model: str, layers: int | None,
         placement = f"n-cpu-moe={_layers(model, layers) // 2}"
     with random_llm(
         model, layers=layers, device=device, placement=placement, expert_format=setup.format, handoff=setup.handoff,
-        vram_limit=setup.vram_limit, max_context=grid.context, max_sequences=grid.sequences,
+        vram_limit=setup.vram_limit, **bench.room(grid),
         prefill_chunk=max(tests.prompts, default=512),
     ) as llm:  # fmt: skip
         if not setup.early:

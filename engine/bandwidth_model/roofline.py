@@ -27,6 +27,7 @@ from ..ledger.passes import FIXED, Prediction
 from .hardware import Device, End, Hardware
 
 MANY = 4096.0  # queries on a key, where attention is bound by arithmetic
+MANY_TOKENS = float(1 << 20)  # beyond all that was measured, where a kernel's time is proportional to the tokens
 FACTOR: dict[End, float] = {"low": 1 / 0.9, "mid": 1.0, "high": 1 / 1.1}  # of a measured time, as of `Device.reads`
 
 
@@ -80,6 +81,18 @@ class Weights:
 def _bytes_per_weight(format: str) -> float:
     known = ENCODINGS.get(format)
     return FORMATS[format].row_bytes(4096) / 4096 if known is None else known.bytes_per_weight
+
+
+def crossover(read: ByFormat, count: float, term: str, machine: Hardware, experts: bool = False) -> float | None:
+    """Tokens from which arithmetic bounds so many weights, and below which reading does: where the time of many tokens,
+    which grows with their number, would come to that of one. None: never, or the compute is not known."""
+    one, many = (Weights(term, read, 2 * count * n, n, experts).seconds(machine) for n in (1.0, MANY_TOKENS))
+    return MANY_TOKENS * one / many if many > one else None
+
+
+def weights_of(read: ByFormat) -> float:
+    """How many weights these bytes hold, of formats that the engine has."""
+    return sum(size / _bytes_per_weight(name) for name, size in read.parts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,19 +13,24 @@ from __future__ import annotations
 import random
 import statistics
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..bandwidth_model import tier_rates
+from ...errors import MemoryNeeded, OptionError
+from ...loaders.quants.by_format import ByFormat
+from ..bandwidth_model import roofline, tier_rates
 from ..bandwidth_model.pass_model import PassModel
 from ..config import SamplingParams
+from ..generation.schedule.scheduler import WATERMARK
 from ..ledger import in_formats
 from ..ledger.pass_bytes import DENSE, EXPERTS, KV
 from ..ledger.passes import CPU_DRAM, Bytes, Pass
 from ..ledger.residual import TierTimes, tier_times
 from ..ledger.summary import summarise
 from ..llm import LLM
+from ..model.kv_cache import pages_for
 from ..placement.placement import parse
+from ..units import size
 from .grid import Grid
 from .random_weights import is_cut, whole_spec
 
@@ -37,7 +42,8 @@ class Row:
     """One test. Rates are tokens per second of all sequences together, by round; bytes and times are per token.
 
     whole_tok_s: what the uncut model would do, where layers were left out; None where all ran. tiers: where the time
-    goes in a run with a GPU.
+    goes in a run with a GPU. crossover: of decode, sequences from which arithmetic is predicted to bound the weights of
+    "dense" and of "experts", where rates are known.
     """
 
     test: str
@@ -51,6 +57,7 @@ class Row:
     share_of_ceiling: float | None
     whole_tok_s: float | None
     tiers: TierTimes | None = None
+    crossover: dict[str, float] = field(default_factory=dict)
 
     @property
     def tok_s(self) -> float:
@@ -60,6 +67,36 @@ class Row:
     def error(self) -> float | None:
         """Predicted time over measured time, less one: above 0 is a model that is slower than the machine."""
         return None if self.predicted_tok_s is None else self.tok_s / self.predicted_tok_s - 1
+
+
+def room(tests: Grid) -> dict[str, int]:
+    """The options that give a cache room for all tests: a few sequences more than decode together, where the pages that
+    admission leaves free are as many."""
+    pages, sequences = pages_for(tests.context), tests.sequences
+    while _free(sequences * pages, tests) < _pages(tests):
+        sequences += 1
+    return {"max_context": tests.context, "max_sequences": sequences}
+
+
+def _pages(tests: Grid) -> int:
+    """Of the largest batch at its end."""
+    return tests.sequences * pages_for(tests.longest)
+
+
+def _free(pages: int, tests: Grid) -> int:
+    """Those that its last sequence finds."""
+    return pages if tests.sequences == 1 else pages - int(WATERMARK * pages)
+
+
+def _check_room(llm: LLM, tests: Grid) -> None:
+    """Raises MemoryNeeded where the largest batch would never decode together."""
+    budget = llm.parts.kv_budget
+    if _free(budget.pages, tests) < _pages(tests):
+        page = budget.kv_bytes / budget.pages
+        raise MemoryNeeded(
+            f"{tests.sequences} sequences of {tests.longest} tokens take {size(_pages(tests) * page)} of KV cache, "
+            f"{size(_free(budget.pages, tests) * page)} are there: lower --batch, --depth or --new"
+        )
 
 
 def placed(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -75,7 +112,9 @@ def placed(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
 def run(
     llm: LLM, tests: Grid, placement: str = "cpu", tell: Callable[[str], None] = lambda text: None
 ) -> Iterator[Row]:
-    """Runs every test on a model that was placed so, and yields its row; `tell` is given the name of each before."""
+    """Runs every test on a model that was placed so, and yields its row; `tell` is given the name of each before.
+    Raises MemoryNeeded where the cache has no room for the largest batch."""
+    _check_room(llm, tests)
     for prompt in filter(None, tests.prompt):
         tell(f"{placement}: prompt of {prompt} tokens")
         once = _prefill(llm, prompt)
@@ -110,7 +149,12 @@ def _decode(llm: LLM, new: int, batch: int, depth: int) -> Once:
 
     def once(turn: int) -> list[Pass]:
         """Steps of the whole batch: prompts of large ones take several passes, and those that came first end first."""
-        return [p for p in _passes(llm, prompts, params, "decode") if len(p.sequences) == batch]
+        found = [p for p in _passes(llm, prompts, params, "decode") if len(p.sequences) == batch]
+        if not found:
+            raise OptionError(
+                f"of {batch} sequences the first was done, with --new {new}, before the last one began: give more"
+            )
+        return found
 
     return once
 
@@ -168,7 +212,28 @@ def _row(
         share_of_ceiling=_share(llm, per_token, rate),
         whole_tok_s=_of_the_whole(llm, typical.tok_s, rounds[0], phase),
         tiers=tier_times(summarise(timed, phase)),
+        crossover=crossovers(llm, per_token) if phase == "decode" else {},
     )
+
+
+def crossovers(llm: LLM, read: Bytes) -> dict[str, float]:
+    """By group: sequences from which arithmetic bounds its weights, in the memory that most of its bytes were read
+    from. With many sequences an expert has top_k of `experts` parts of their tokens."""
+    model = llm.predictions.pass_model
+    if model is None:
+        return {}
+    groups = {DENSE: ByFormat.sum([model.sizes.dense, model.sizes.head])}
+    if model.experts:
+        groups[EXPERTS] = ByFormat.sum(one.times(layers) for one, layers in model.experts.items())
+    memories, found = model.machine.memories, {}
+    for group, weights in groups.items():
+        term = max(memories, key=lambda name: read.get(name, {}).get(group, 0))
+        count = roofline.weights_of(weights)
+        tokens = roofline.crossover(weights, count, term, model.machine, group == EXPERTS)
+        if tokens is not None:
+            moe = model.spec.moe
+            found[group] = tokens * moe.experts / moe.top_k if group == EXPERTS else tokens
+    return found
 
 
 def _share(llm: LLM, per_token: Bytes, rate: float) -> float | None:

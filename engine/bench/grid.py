@@ -50,7 +50,12 @@ class Grid:
     @property
     def context(self) -> int:
         """Tokens that the longest sequence comes to."""
-        return max(*self.prompt, *(max(d, 1) + n for d in self.depth for n in self.new))
+        return max(*self.prompt, self.longest)
+
+    @property
+    def longest(self) -> int:
+        """Tokens that the longest sequence that decodes comes to."""
+        return max(max(d, 1) + n for d in self.depth for n in self.new)
 
     @property
     def sequences(self) -> int:

@@ -15,15 +15,13 @@ from dataclasses import astuple, dataclass, fields, replace
 
 from ...errors import OptionError
 from ..policies import registry
-from ..policies.replay import fast
 from ..policies.replay.replay import Replayed
 from ..policies.residents import Counts
 from ..units import size
-from .replays import Replays
+from .replays import CEILING, Replays
 
 FIXED = ("all-ram", "uniform", "first-layers", "frequency", "second-gpu")  # the simplest first
 MOVING = ("lru", "split", "lfu", "slru", "admit2", "classes", "next-layer")
-CEILING = "belady"
 EQUAL, GAIN = 0.01, 0.03
 MOST_PASSES, FEW_PASSES = 2048, 64  # the last so many are looked at; fewer than that compared: a guess
 
@@ -90,7 +88,7 @@ def choose(replays: Replays, budget: int, candidates: Sequence[str] = (*FIXED, *
     twice, more = min(2 * budget, replays.shape.nbytes), None
     if budget < twice:
         more = _simplest(_rows(recent, names, twice))
-    ceiling = _row(recent[1], CEILING, budget)
+    ceiling = recent[1].row(CEILING, budget)
     return Best(
         budget=budget, choice=chosen.policy, rows=(*rows, ceiling), fixed=fixed, moving=moving, more=more
     )  # fmt: skip
@@ -118,15 +116,11 @@ def _rows(recent: tuple[Replays, Replays, Replays], names: Sequence[str], budget
 
     def row(name: str) -> Replayed:
         if name in FIXED:
-            return _row(second, name, budget)
-        return _rest(_row(both, name, budget), _row(first, name, budget))
+            return second.row(name, budget)
+        return _rest(both.row(name, budget), first.row(name, budget))
 
     with ThreadPoolExecutor() as pool:
         return list(pool.map(row, names))
-
-
-def _row(replays: Replays, name: str, budget: int) -> Replayed:
-    return fast.replayed(registry.make(name, replays.known), replays.shape, budget, replays.choices, replays.rates)
 
 
 def _rest(whole: Replayed, start: Replayed) -> Replayed:

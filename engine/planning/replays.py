@@ -22,25 +22,34 @@ from ..traces.layout import Header
 from ..traces.reader import Trace
 from ..units import GB
 
+CEILING = "belady"  # no policy that brings experts when they are chosen has more hits
 USUAL = "all-ram,uniform,frequency,lru,lfu,admit2,classes,belady"
 SHARES = (0.1, 0.25, 0.5)  # of all experts, where no budget is said
+CURVE = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8)  # the same for a picture
 
 
 @dataclass(frozen=True, kw_only=True)
 class Replays:
-    """A trace as policies see it. known: what they may be made of."""
+    """A trace as policies see it. known: what they may be made of. late: they answer a pass later, as where passes are
+    graphs; but for the optimum, which stays the ceiling."""
 
     shape: Shape
     choices: Choices
     known: Known
     rates: Rates | None
+    late: bool = False
 
     def rows(self, policies: Sequence[str], budgets: Sequence[int]) -> Iterator[Replayed]:
         """Each policy with each budget, in bytes. Raises OptionError for a policy that cannot be made, PolicyError
         where one answers what cannot be done."""
         for budget in budgets:
             for name in policies:
-                yield fast.replayed(registry.make(name, self.known), self.shape, budget, self.choices, self.rates)
+                yield self.row(name, budget)
+
+    def row(self, policy: str, budget: int) -> Replayed:
+        """One of them."""
+        late = self.late and policy != CEILING
+        return fast.replayed(registry.make(policy, self.known), self.shape, budget, self.choices, self.rates, late)
 
     def halves(self) -> tuple[Replays, Replays]:
         """The first half of the passes and the others, both with the counts of the first: what is learned from a trace
@@ -58,7 +67,7 @@ class Replays:
 
 def of_trace(
     trace: Trace, hardware: Hardware | None, with_prompts: bool = False,
-    *, second_vram: int | None = None, dense_bytes: int = 0, in_turn: bool = False,
+    *, second_vram: int | None = None, dense_bytes: int = 0, in_turn: bool = False, late: bool = False,
 ) -> Replays:  # fmt: skip
     """The tokens that were generated, or all, as they were recorded, on a machine. second_vram: bytes for experts on a
     second GPU, default all of it; dense_bytes: of other weights that a pass reads on the first one. Raises OptionError
@@ -67,7 +76,7 @@ def of_trace(
     shape = shape_of(header)
     rates = None if hardware is None else rates_of(hardware, format)
     if hardware is None or rates is None:
-        return of_run(trace, shape, rates, store_bytes=second_vram, with_prompts=with_prompts)
+        return of_run(trace, shape, rates, store_bytes=second_vram, with_prompts=with_prompts, late=late)
     if second_vram is not None and len(hardware.gpus) < 2:
         raise OptionError(f"--second-vram needs two GPUs, and {hardware.name} has one: name two, as in 2x rtx-3090")
     dense = hardware.gpus[0].reads(header.formats["dense"], experts=False).mid
@@ -75,13 +84,14 @@ def of_trace(
     store = second_vram if len(hardware.gpus) < 2 or second_vram is not None else hardware.gpus[1].memory
     return of_run(
         trace, shape, replace(rates, fixed_s=fixed_s, in_turn=in_turn), store_bytes=store, with_prompts=with_prompts,
-        fetched=_fetched(hardware, rates, shape, header.top_k, format),
+        fetched=_fetched(hardware, rates, shape, header.top_k, format), late=late,
     )  # fmt: skip
 
 
 def of_run(
     trace: Trace, shape: Shape, rates: Rates | None,
     *, fetched: Sequence[int] | None = None, store_bytes: int | None = None, with_prompts: bool = False,
+    late: bool = False,
 ) -> Replays:  # fmt: skip
     """A trace as a run of other formats and of its own rates sees it. shape: of that run; fetched, store_bytes: as
     `registry.Known` has them. Raises OptionError where there is no token, or the shape is of another model."""
@@ -94,7 +104,7 @@ def of_run(
     ids_TLK = trace.ids[:, wanted].swapaxes(0, 1)
     choices = of_passes(ids_TLK, trace.passes[wanted])
     known = Known(counts=counts_of(ids_TLK, shape), future=choices, fetched=fetched, store_bytes=store_bytes)
-    return Replays(shape=shape, choices=choices, known=known, rates=rates)
+    return Replays(shape=shape, choices=choices, known=known, rates=rates, late=late)
 
 
 def shape_of(header: Header) -> Shape:
@@ -130,11 +140,11 @@ def _fetched(hardware: Hardware, rates: Rates, shape: Shape, top_k: int, format:
     return list(best_fetch(curves))
 
 
-def budgets_of(text: str | None, shape: Shape) -> list[int]:
-    """Bytes of "8GB,16GB", "8,16" (GB) or "10%,25%" of all experts; without text the usual shares. Raises
+def budgets_of(text: str | None, shape: Shape, shares: Sequence[float] = SHARES) -> list[int]:
+    """Bytes of "8GB,16GB", "8,16" (GB) or "10%,25%" of all experts; without text these shares. Raises
     OptionError."""
     if text is None:
-        return [int(share * shape.nbytes) for share in SHARES]
+        return [int(share * shape.nbytes) for share in shares]
     return [_budget(word.strip(), shape) for word in text.split(",")]
 
 

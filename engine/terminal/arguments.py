@@ -8,13 +8,16 @@ from typing import Any
 
 import click
 
+from .options import FieldOption
+
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 HUB = ("revision", "offline", "cache_dir")  # fields of the config that say where a model is looked for
 
 
-def a_file(*names: str, help: str) -> Decorator:
-    """An option that takes a path."""
-    return click.option(*names, metavar="FILE", type=Path, default=None, help=help)
+def a_file(*names: str, help: str, panel: str | None = None, repeats: bool = False) -> Decorator:
+    """An option that takes a path, or several; panel: of --help."""
+    more = {"multiple": True, "help": f"{help}; may be repeated"} if repeats else {"help": help}
+    return click.option(*names, metavar="FILE", type=Path, default=None, cls=FieldOption, panel=panel, **more)
 
 
 model_argument = click.argument("model", metavar="MODEL", help="directory, hub id, or 'demo'")

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from .reader import Trace
 
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # tokens of a batch, or of a window
+AGAIN = (*SIZES, 512, 1024)  # tokens within which an expert is chosen again
 DRAWS = 64  # batches, or windows, that a mean is taken of
 MOST_TOKENS = 8192  # that the next layer is predicted of
 HOT = 0.1  # the share of a layer's experts that "the hottest" are
@@ -50,7 +51,8 @@ class NextLayer:
 @dataclass(frozen=True, kw_only=True)
 class Stats:
     """Of a trace. batches: mean different experts of a layer that so many tokens of anywhere chose; windows: that so
-    many tokens after each other did."""
+    many tokens after each other did. again: by tokens, the share of choices whose expert was chosen at most so many
+    tokens of the trace before, by layer."""
 
     tokens: int
     generated: int
@@ -58,6 +60,7 @@ class Stats:
     layers: tuple[LayerStats, ...]
     batches: dict[int, float]
     windows: dict[int, float]
+    again: dict[int, tuple[float, ...]]
     next_layer: NextLayer | None
 
 
@@ -74,6 +77,7 @@ def stats(trace: Trace) -> Stats:
         layers=tuple(_layer(number, layer, trace, after) for number, layer in zip(numbers, ids, strict=True)),
         batches=_different(whole, trace.header.experts, np.random.default_rng(0).permutation(len(trace))),
         windows=_different(whole, trace.header.experts, order),
+        again=_again(list(ids)),
         next_layer=_next_layer(whole, trace.header.experts),
     )
 
@@ -117,6 +121,14 @@ def _gaps(ids: Ids) -> NDArray[np.intp]:
     experts, tokens = experts[order], tokens[order]
     gaps: NDArray[np.intp] = np.diff(tokens)[np.diff(experts) == 0]
     return gaps
+
+
+def _again(layers: Sequence[Ids]) -> dict[int, tuple[float, ...]]:
+    """By number of tokens, as far as layers have them; layers without a choice are left out."""
+    there = [found for ids in layers if len(found := ids[ids[:, 0] >= 0])]
+    each = [(_gaps(ids), ids.size) for ids in there]
+    longest = max(map(len, there), default=0)
+    return {n: tuple(float((gaps <= n).sum() / total) for gaps, total in each) for n in AGAIN if n < longest}
 
 
 def _different(layers: Sequence[Ids], experts: int, order: NDArray[np.intp]) -> dict[int, float]:

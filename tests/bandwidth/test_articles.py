@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from headrace import OptionError
-from headrace.engine.bandwidth_model import flop_counts
+from headrace.engine.bandwidth_model import flop_counts, roofline
+from headrace.engine.bandwidth_model.hardware import Device, Hardware, exactly
+from headrace.engine.ledger.passes import GPU_HBM
 from headrace.engine.planning import articles
 from headrace.engine.planning.articles import Decoder
+from headrace.kernels import FORMATS
 from headrace.loaders.architecture import catalogue
 from headrace.loaders.architecture.readers import read
+from headrace.loaders.quants.by_format import ByFormat
 
 GB, TB = 1e9, 1e12
 QWEN3 = Decoder(hidden=2048, width=768, experts=128, top_k=8, layers=48, vocab=151936, heads=32)
@@ -124,6 +130,21 @@ def test_what_the_authors_measured_is_seventy_percent() -> None:
 def test_crossover_batch() -> None:
     assert round(articles.crossover_batch(H100_PEAK, H100_BANDWIDTH)) == 286
     assert articles.expert_crossover_batch(H100_PEAK, H100_BANDWIDTH, 128, 8) == pytest.approx(285.7 * 16, rel=1e-3)
+
+
+def test_the_roofline_crosses_over_where_the_article_does() -> None:
+    """286 tokens for bf16; a format of half the bytes half as soon; never where the compute is not known."""
+    gpu = Device(name="h100", kind="gpu", memory=None, nominal=H100_BANDWIDTH, bandwidth=exactly(H100_BANDWIDTH),
+                 flops=exactly(H100_PEAK))  # fmt: skip
+    machine, weights = Hardware(name="h100", gpus=(gpu,)), ByFormat((("bf16", 1e6),))
+    expected = articles.crossover_batch(H100_PEAK, H100_BANDWIDTH)
+    assert roofline.crossover(weights, 5e5, GPU_HBM, machine) == pytest.approx(expected)
+    assert round(expected) == 286
+    packed = ByFormat((("q8_0", 1e6),))
+    found = roofline.crossover(packed, roofline.weights_of(packed), GPU_HBM, machine)
+    assert found == pytest.approx(expected * FORMATS["q8_0"].row_bytes(4096) / 8192)
+    unknown = Hardware(name="?", gpus=(replace(gpu, flops=None),))
+    assert roofline.crossover(weights, 5e5, GPU_HBM, unknown) is None
 
 
 def test_mixtral_is_not_8_times_7() -> None:

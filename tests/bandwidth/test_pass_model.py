@@ -32,7 +32,7 @@ from headrace.engine.ledger.residual import causes, tier_times
 from headrace.engine.ledger.summary import summarise
 from headrace.engine.placement.placement import Tier
 from headrace.engine.policies.protocol import Asked, Moves
-from headrace.engine.terminal import bench_report
+from headrace.engine.terminal.bench import bench_report
 from headrace.kernels import reference
 
 Checkpoints = Callable[[str], Path]

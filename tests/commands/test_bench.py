@@ -27,8 +27,10 @@ from headrace.engine.devices.device import ram
 from headrace.engine.experts.offload_plan import NONE
 from headrace.engine.llm import LLM
 from headrace.engine.memory import pinned
+from headrace.engine.model.kv_cache import PAGE
 from headrace.engine.placement.placement import Tier
-from headrace.engine.terminal import bench_report
+from headrace.engine.terminal.bench import bench_curves, bench_plot, bench_report
+from headrace.engine.terminal.bench.bench_curves import Result
 from headrace.kernels import reference
 from headrace.kernels.context import Context
 from headrace.loaders import memory
@@ -327,3 +329,190 @@ def test_overhead_is_measured() -> None:
     assert set(found.layer_batch) == {"4", "128"}
     assert 0 <= found.layer_s < 0.1
     assert 0 <= found.shared_s < 0.1
+
+
+# ---- room for the largest batch
+
+
+@pytest.mark.parametrize(("batch", "depth", "new"), [(40, 64, 32), (64, 0, 31), (17, 300, 20), (1, 250, 4)])
+def test_the_largest_batch_decodes_together(batch: int, depth: int, new: int, profile: Profile) -> None:
+    """Admission leaves pages free: a cache of no more than the sequences' own would never hold the last one."""
+    tests = Grid(prompt=(0,), new=(new,), batch=(batch,), depth=(depth,), rounds=1)
+    llm = random_llm({**CONFIG, "max_position_embeddings": 512}, **bench.room(tests))
+    (row,) = bench.run(llm, tests)
+    assert (row.batch, row.depth) == (batch, depth)
+    assert max(len(p.sequences) for p in llm.ledger.passes) == batch
+
+
+def test_a_cache_without_room_is_said_before_anything_runs(profile: Profile) -> None:
+    tests = Grid(prompt=(0,), new=(4,), batch=(3,), depth=(60,), rounds=1)
+    llm = random_llm(max_context=64, max_sequences=2)
+    with pytest.raises(MemoryNeeded, match=r"3 sequences of 64 tokens take .* lower --batch, --depth or --new"):
+        next(bench.run(llm, tests))
+    assert not llm.ledger.passes
+
+
+def test_too_few_tokens_for_a_batch_are_said(profile: Profile) -> None:
+    """A page of each of 24 prompts is computed again in every round, more than a pass takes."""
+    tests = Grid(prompt=(0,), new=(1,), batch=(24,), depth=(PAGE,), rounds=1)
+    llm = random_llm(**bench.room(tests))
+    with pytest.raises(
+        OptionError, match="of 24 sequences the first was done, with --new 1, before the last one began"
+    ):
+        list(bench.run(llm, tests))
+
+
+def test_crossovers_are_where_many_tokens_take_as_long_as_one(profile: Profile) -> None:
+    """Kernels that are 4 times as slow with 16 tokens as with one: arithmetic bounds from 4 tokens on, experts of
+    which a token chooses 3 of 8 from 4 * 8 / 3."""
+    slower = {name: rate / 4 for name, rate in profile.linear.items()}
+    llm = random_llm()
+    llm.predictions.use_profile(dataclasses.replace(profile, batch={"16": slower}, crowd={"16": slower}))
+    prefill, decode = bench.run(llm, Grid(prompt=(8,), new=(4,), rounds=1))
+    assert decode.crossover == pytest.approx({"dense": 4, "experts": 4 * 8 / 3})
+    assert prefill.crossover == {}
+    llm.predictions.use_profile(profile)  # as fast with 16 as with one, and proportional from there
+    assert bench.crossovers(llm, {}) == pytest.approx({"dense": 16, "experts": 16 * 8 / 3})
+    llm.predictions.use_profile(None)
+    assert bench.crossovers(llm, {}) == {}
+
+
+# ---- pictures
+
+
+def measured(batch: int, depth: int, tok_s: float, **more: Any) -> dict[str, Any]:
+    row = {"test": "tg8", "batch": batch, "depth": depth, "placement": "cpu", "tok_s": tok_s}
+    return {**row, "rounds": [tok_s - 5, tok_s, tok_s + 10], "predicted_tok_s": 2 * tok_s, **more}
+
+
+OVER_BATCH = result(rows=[measured(b, 0, 100.0 * b, crossover={"dense": 3.5}) for b in (4, 1, 2)])
+OVER_DEPTH = result(rows=[measured(1, d, 100.0 - d / 100) for d in (0, 1024, 4096)])
+
+
+def test_a_curve_has_what_was_measured_and_predicted() -> None:
+    (found,) = bench_curves.panels([Result(found=OVER_BATCH)])
+    (curve,) = found.curves
+    assert (found.axis, found.same, curve.label) == ("batch", "cpu, tg8, depth 0", "")
+    assert [(p.at, p.tok_s, p.low, p.high, p.predicted_tok_s) for p in curve.points] == [
+        (1, 100, 95, 110, 200), (2, 200, 195, 210, 400), (4, 400, 395, 410, 800),
+    ]  # fmt: skip
+    assert [(p.step_s, p.predicted_s) for p in curve.points] == [(0.01, 0.005)] * 3
+    assert curve.crossover == {"dense": 3.5}
+    (found,) = bench_curves.panels([Result(found=OVER_DEPTH)])
+    assert [(p.at, p.tok_s) for p in found.curves[0].points] == [(0, 100), (1024, 89.76), (4096, 59.04)]
+    assert (found.axis, found.same) == ("depth", "cpu, tg8, batch 1")
+
+
+def test_both_were_measured_both_are_drawn() -> None:
+    """Prompts and tests of one point have no curve; placements have one each."""
+    rows = [measured(b, d, 10.0 * b - d, placement=p) for b in (1, 8) for d in (0, 4) for p in ("cpu", "gpu")]
+    rows += [measured(1, 0, 500.0, test="pp512"), measured(2, 99, 10.0)]
+    batch, depth = bench_curves.panels([Result(found=result(rows=rows))])
+    assert [one.label for one in batch.curves] == ["cpu, depth 0", "gpu, depth 0", "cpu, depth 4", "gpu, depth 4"]
+    assert [one.label for one in depth.curves] == ["cpu, batch 1", "gpu, batch 1", "cpu, batch 8", "gpu, batch 8"]
+    assert batch.same == depth.same == "tg8"
+    assert [p.tok_s for p in depth.curves[3].points] == [80, 76]
+
+
+def test_what_is_not_known_is_not_drawn() -> None:
+    rows = [{**measured(b, 0, 10.0), "predicted_tok_s": None, "rounds": None} for b in (1, 2)]
+    (found,) = bench_curves.panels([Result(found=result(rows=rows))])
+    first = found.curves[0].points[0]
+    assert (first.predicted_tok_s, first.predicted_s, first.low, first.high) == (None, None, 10, 10)
+    assert found.curves[0].crossover == {}
+
+
+def test_results_are_named_by_their_machines() -> None:
+    """And by more only where the machine is not enough."""
+    other = {**OVER_BATCH, "passport": {"cpu": "two", "isa": "avx2", "threads": 8}, "gpus": ["H200"]}
+    here, there = bench_curves.named([OVER_BATCH, other], ["a.json", "b.json"])
+    assert (here.name, there.name) == ("one, 2 threads, amx", "H200 + two, 8 threads, avx2")
+    assert bench_curves.title([OVER_BATCH, other]) == "m, 4 layers, experts None, dense None"
+    assert [one.name for one in bench_curves.named([OVER_BATCH], ["a.json"])] == [""]
+    assert bench_curves.title([OVER_BATCH]).endswith("one, 2 threads, amx")
+    twice = bench_curves.named([OVER_BATCH, OVER_BATCH], ["a.json", "b.json"])
+    assert [one.name for one in twice] == ["a.json", "b.json"]
+    models = bench_curves.named([OVER_BATCH, {**OVER_BATCH, "model": "./n"}, other], ["a.json", "b.json", "c.json"])
+    assert [one.name for one in models] == ["one, 2 threads, amx, m", "one, 2 threads, amx, n", other_name(there)]
+    (panel,) = bench_curves.panels(twice)
+    assert [curve.label for curve in panel.curves] == ["a.json", "b.json"]
+    assert bench_plot.marks(panel.curves) == [("dense", 3.5, "black")]
+
+
+def other_name(there: Result) -> str:
+    return f"{there.name}, m"
+
+
+def save_all(folder: Path, **results: dict[str, Any]) -> list[Path]:
+    for name, found in results.items():
+        bench_report.save(found, folder / f"{name}.json")
+    return [folder / f"{name}.json" for name in results]
+
+
+def test_results_of_several_machines_are_drawn_without_a_run(run: Run, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    batch, depth = save_all(tmp_path, batch=OVER_BATCH, depth=OVER_DEPTH)
+    picture = tmp_path / "all.svg"
+    status, out, err = run("bench", "--plot", picture, "--from", batch, "--from", depth)
+    assert (status, out, err) == (0, "", "")
+    assert "</svg>" in picture.read_text()
+
+
+def test_a_run_is_drawn_beside_old_results(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib")
+    drawn: list[list[dict[str, Any]]] = []
+    save = bench_plot.save
+    monkeypatch.setattr(bench_plot, "save", lambda found, *rest: (drawn.append(found), save(found, *rest)))
+    (old,) = save_all(tmp_path, old=OVER_BATCH)
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    command = ("bench", tmp_path / "config.json", "--random-weights", "-p", 0, "-n", 2, "-b", "1,2", "-d", "0,40")
+    status, _, err = run(*command, "-r", 1, "--threads", 1, "--plot", tmp_path / "a.png", "--from", old)
+    assert status == 0, err
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    ((found, beside),) = drawn
+    assert [(row["batch"], row["depth"]) for row in found["rows"]] == [(1, 0), (2, 0), (1, 40), (2, 40)]
+    assert found["gpus"] == []
+    assert beside == OVER_BATCH
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("demo", "--plot", "x.png"), "measure several, -b 1,4,16 or --depth 0,1024,4096"),
+        (("demo", "--plot", "x.png", "-b", "2,2"), "measure several"),
+        (("demo", "--plot", "x.png", "-b", "1,2", "-n", 0), "measure several"),
+        (("demo", "--plot", "x.gif", "-b", "1,2"), "--plot x.gif: give a name that ends in .png or .svg"),
+        (("demo", "--from", "x.json"), "--from says what is drawn: add --plot"),
+        (("--plot", "x.png"), "no model: headrace bench MODEL, or headrace bench --plot FILE.png --from RESULT.json"),
+        ((), "no model"),
+        (("--plot", "x.png", "--from", "/nowhere.json"), "cannot read /nowhere.json"),
+        (("--plot", "x.png", "--from", "point.json"), "point.json has no curve to draw"),
+        (("--plot", "x.png", "--from", "point.json", "--json", "y.json"), "no model"),
+        (("--plot", "x.png", "--from", "other.json"), "other.json is no result of headrace bench --json"),
+        (("demo", "-b", "1,2", "--plot", "x.png", "--from", "other.json"), "other.json is no result"),
+    ],
+)
+def test_pictures_that_cannot_be(
+    run: Run, options: tuple[Any, ...], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib")
+    monkeypatch.chdir(tmp_path)
+    save_all(tmp_path, point=result(rows=[measured(1, 0, 10.0)]))
+    (tmp_path / "other.json").write_text("{}")
+    status, out, err = run("bench", *options)
+    assert (status, out) == (1, "")
+    assert message in folded(err)
+    assert not (tmp_path / "x.png").exists()
+
+
+@pytest.mark.parametrize(
+    "row",
+    [{"batch": "two"}, {"batch": 0}, {"depth": None}, {"tok_s": float("inf")}, {"tok_s": "5"}, {"rounds": [1.0, "x"]},
+     {"rounds": 3}, {"rounds": [-1.0]}, {"predicted_tok_s": float("nan")}, {"test": 5}, {"placement": None}],
+)  # fmt: skip
+def test_rows_that_are_none(row: dict[str, Any], tmp_path: Path) -> None:
+    (path,) = save_all(tmp_path, old=result(rows=[measured(1, 0, 10.0)]))
+    assert bench_report.load(path)["rows"] == [measured(1, 0, 10.0)]
+    save_all(tmp_path, old=result(rows=[{**measured(1, 0, 10.0), **row}]))
+    with pytest.raises(OptionError, match=r"old\.json is no result"):
+        bench_report.load(path)

@@ -17,7 +17,8 @@ import pytest
 from headrace import EngineConfig, SamplingParams, cli
 from headrace.engine import llm
 from headrace.engine.core.weight_source import CheckpointFiles
-from headrace.engine.terminal import bench_command, generate_command
+from headrace.engine.terminal import generate_command
+from headrace.engine.terminal.bench import bench_command
 from headrace.engine.terminal.doctor import doctor_command
 from headrace.engine.terminal.options import takes
 
@@ -72,7 +73,8 @@ COMMANDS: dict[str, dict[str, Any]] = {
         "--prompt -p": "512", "--new -n": "128", "--batch -b": "1", "--depth -d": "0", "--rounds -r": 5,
         "--placement": "cpu", "--device": "auto", "--tensor-split": None, "--vram-limit": None, "--stream-from": "auto",
         **CACHED, "--pinned-limit": None, "--handoff": "auto", "--random-weights": False, "--layers": None,
-        "--json": None, "--compare": None, "--expert-format": "native", "--dense-format": "native", "--dtype": "auto",
+        "--json": None, "--compare": None, "--plot": None, "--from": None,
+        "--expert-format": "native", "--dense-format": "native", "--dtype": "auto",
         "--cpu-activations": "int8", "--threads": None, "--prefill-chunk": 512, "--revision": None, "--offline": False,
         "--cache-dir": None, "--ignore-config-keys": "", "--ignore-tensors": "", "--profile": None,
         "--no-measure": False, "--ram-limit": None, "--trace": None,
@@ -103,7 +105,7 @@ COMMANDS: dict[str, dict[str, Any]] = {
     "trace stats": {"--json": False, "--plot": None},
     "trace replay": {
         "--policy": None, "--vram": None, "--hardware": None, "--second-vram": None, "--dense": "0", "--model": "full",
-        "--hold-out": False, "--with-prompts": False, "--json": False,
+        "--graphs": False, "--hold-out": False, "--with-prompts": False, "--json": False, "--plot": None,
     },
     "trace list": {"--json": False},
     "trace make": {

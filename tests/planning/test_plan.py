@@ -29,6 +29,7 @@ from headrace.engine.planning.articles import distinct_experts
 from headrace.engine.planning.options import Options
 from headrace.engine.planning.plan import Plan, make, refuse_if_too_large
 from headrace.engine.planning.speed import Model, Workload, cache_read, cache_traffic, cache_written
+from headrace.engine.terminal.plan.plan_plot import crossover_batch
 from headrace.engine.terminal.plan.plan_report import as_json, n_cpu_moe
 from headrace.kernels import FORMATS, ExpertLayout
 from headrace.kernels.context import Context
@@ -550,6 +551,14 @@ def test_a_plan_needs_no_torch_and_answers_at_once(checkpoints: Any, cache_home:
         took.append(now.children_user - before.children_user + now.children_system - before.children_system)
         assert done.returncode == 0, done.stderr or "torch was imported"
     assert min(took) < 2
+
+
+def test_a_picture_says_from_how_many_sequences_experts_are_bound_by_compute() -> None:
+    """A token takes 8 of 128 experts; q4_0 has 18 bytes for 32 weights."""
+    for hw, device in ((machine(gpus=0), 1e12 / 100e9), (machine(vram=80), 1e15 / 1000e9)):
+        found = plan("Qwen3-30B-A3B", hw)
+        assert crossover_batch(found) == pytest.approx(device * 18 / 32 / 2 * 128 / 8)
+    assert crossover_batch(plan("Qwen3-30B-A3B", Hardware(name="?", cpu=plain("cpu", 100, 100)))) is None
 
 
 def test_a_plot_is_written(run: Run, tmp_path: Path) -> None:

@@ -8,11 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from terminal import folded
 
 from headrace import LLM, OptionError, SamplingParams
 from headrace.engine.bandwidth_model import hardware
 from headrace.engine.planning import replays
 from headrace.engine.policies.protocol import Shape
+from headrace.engine.policies.replay.replay import Replayed
+from headrace.engine.policies.residents import Counts
+from headrace.engine.terminal.trace import replay_plot
 from headrace.engine.traces import reader, synthetic
 
 Run = Any
@@ -221,3 +225,75 @@ def test_budgets() -> None:
     for wrong in ("", "x", "8GB,", "-1GB"):
         with pytest.raises(OptionError, match="--vram has"):
             replays.budgets_of(wrong, shape)
+
+
+def test_graphs_answer_a_step_later(run: Run, tmp_path: Path) -> None:
+    """As the engine does where steps are graphs: fewer hits for who moves, the same for who does not, and the ceiling
+    stays."""
+    path = tmp_path / "made.trace"
+    assert run("trace", "make", "Qwen3-30B-A3B", "-o", str(path), "--tokens", "40", "--kind", "topics")[0] == 0
+    names = "uniform,lru,belady"
+    plain, late = (
+        {row["policy"]: row for row in replayed(run, path, "--policy", names, "--vram", "25%", *more)["rows"]}
+        for more in ([], ["--graphs"])
+    )
+    assert late["lru"]["hits"] < plain["lru"]["hits"]
+    assert (late["lru"]["fetched"], late["lru"]["admitted"] > 0) == (0, True)
+    assert [late[name]["hits"] for name in ("uniform", "belady")] == [
+        plain[name]["hits"] for name in ("uniform", "belady")
+    ]
+
+
+def row_of(policy: str, budget: int, hits: int, seconds: float | None) -> Replayed:
+    counts = Counts(hits=hits, on_cpu=10 - hits)
+    return Replayed(policy=policy, budget=budget, passes=5, tokens=5, counts=counts, seconds=seconds)
+
+
+def test_curves_are_by_policy_and_rising_size() -> None:
+    rows = [row_of("lru", 30, 6, 2.0), row_of("belady", 30, 8, 1.0), row_of("lru", 10, 1, 5.0)]
+    lru, best = replay_plot.curves(rows)
+    assert (lru.policy, lru.budgets, lru.hits, lru.tok_s) == ("lru", (10, 30), (0.1, 0.6), (1.0, 2.5))
+    assert (best.policy, best.budgets, best.hits, best.tok_s) == ("belady", (30,), (0.8,), (5.0,))
+    (untimed,) = replay_plot.curves([row_of("lru", 10, 1, None), row_of("lru", 20, 1, 1.0)])
+    assert untimed.tok_s is None
+
+
+def test_a_picture_of_policies(run: Run, tmp_path: Path) -> None:
+    """Eight sizes where none is named, and the optimum in any case."""
+    pytest.importorskip("matplotlib")
+    path, picture = tmp_path / "made.trace", tmp_path / "policies.svg"
+    assert run("trace", "make", "Qwen3-30B-A3B", "-o", str(path), "--tokens", "3")[0] == 0
+    status, out, err = run("trace", "replay", path, "--policy", "uniform", "--json", "--plot", picture)
+    assert status == 0, err
+    rows = json.loads(out)["rows"]
+    assert [row["policy"] for row in rows] == ["uniform", "belady"] * 8
+    whole = sum(reader.read(path).header.expert_bytes) * 128
+    assert sorted({round(row["budget"] / whole, 3) for row in rows}) == [*replays.CURVE]
+    assert "</svg>" in picture.read_text()
+    picture.unlink()
+    status, out, err = run("trace", "replay", path, "--policy", "lru,all-ram", "--vram", "1GB,2GB", "--plot", picture,
+                           "--hardware", MACHINE)  # fmt: skip
+    assert status == 0, err
+    assert out.count("all-ram") == out.count("belady") - 1 == 2, "the title names it too"
+    assert picture.is_file()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--plot", "x.pdf"], "give a name that ends in .png or .svg"),
+        (["--plot", "nowhere/x.png"], "there is no directory"),
+        (["--plot", "x.png", "--vram", "8GB"], "--plot draws curves over the size of the memory: give several to"),
+        (["--plot", "x.png", "--vram", "10%,10%"], "give several to --vram"),
+    ],
+)
+def test_pictures_of_policies_that_cannot_be(
+    options: list[str], message: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib")
+    monkeypatch.chdir(tmp_path)
+    assert run("trace", "make", "Qwen3-30B-A3B", "-o", "made.trace", "--tokens", "3")[0] == 0
+    status, out, err = run("trace", "replay", "made.trace", *options)
+    assert (status, out) == (1, "")
+    assert message in folded(err)
+    assert not (tmp_path / "x.png").exists()

@@ -84,6 +84,16 @@ def test_layers_that_tokens_left_out_are_counted_where_they_did_not() -> None:
     assert found.batches == {1: 2.0, 2: 2.0}, "of the first layer alone"
 
 
+def test_how_soon_an_expert_is_chosen_again() -> None:
+    """Of a0 b0 a1 b1 a2 in the first layer: gaps 2 1 (expert 0), 2 2 (expert 1), 2 (expert 2); the second layer went
+    round four experts."""
+    ids = [[[0, 1], [2, 3], [1, 0], [2, 0], [4, 1]], [[0, 1], [2, 3], [0, 1], [2, 3], [0, 1]]]
+    found = stats(trace_of(ids, 10, [7, 8, 7, 8, 7], [0, 0, 1, 1, 2]))
+    assert found.again == {1: (0.1, 0.0), 2: (0.5, 0.6), 4: (0.5, 0.6)}
+    left_out = stats(trace_of([*ids, [[-1, -1]] * 5], 10, [7, 8, 7, 8, 7], [0, 0, 1, 1, 2]))
+    assert left_out.again == found.again, "a layer that no token went through has no share"
+
+
 def test_a_trace_without_tokens_has_numbers_too() -> None:
     empty = trace_of([[[0, 1]]], 4, [1], [0])
     none = Trace(
@@ -94,7 +104,7 @@ def test_a_trace_without_tokens_has_numbers_too() -> None:
         }
     )
     found = stats(none)
-    assert (found.tokens, found.batches, found.next_layer) == (0, {}, None)
+    assert (found.tokens, found.batches, found.again, found.next_layer) == (0, {}, {}, None)
     assert found.layers[0].choices == 0
 
 
@@ -106,8 +116,9 @@ def test_heat_is_sorted_multiples_of_an_even_share() -> None:
 def test_a_picture(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     trace = trace_of([[[t % 8] for t in range(40)]], 8, [1] * 40, range(40))
-    for name in ("plot.png", "plot.svg"):
-        stats_plot.save(trace, stats(trace), tmp_path / name)
+    one = trace_of([[[3]]], 8, [1], [0])
+    for drawn, name in ((trace, "plot.png"), (one, "plot.svg")):
+        stats_plot.save(drawn, stats(drawn), tmp_path / name)
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
     assert "<svg" in (tmp_path / "plot.svg").read_text()
     with pytest.raises(OptionError, match=r"\.png or \.svg"):

@@ -28,15 +28,15 @@ NO_TIME = Rates(cpu=0.0, link=0.0, gpu=0.0)
 
 
 def replayed(
-    policy: Policy, shape: Shape, budget: int, choices: Choices, rates: Rates | None = None
+    policy: Policy, shape: Shape, budget: int, choices: Choices, rates: Rates | None = None, late: bool = False
 ) -> Replayed:  # fmt: skip
-    """A trace through a policy, by C++ where it has it. Raises PolicyError where a start does not fit, or an answer
-    cannot be carried out, OptionError where a second GPU's rate is not known."""
+    """A trace through a policy, by C++ where it has it; `late` answers are Python's. Raises PolicyError where a start
+    does not fit, or an answer cannot be carried out, OptionError where a second GPU's rate is not known."""
     kind = KINDS.get(type(policy))
     if rates is not None:
         rates.check(policy)
-    if kind is None:
-        return replay(policy, shape, budget, choices, tokens=choices.tokens, rates=rates)
+    if kind is None or late:
+        return replay(policy, shape, budget, choices, tokens=choices.tokens, rates=rates, late=late)
     found = _cpp(policy, kind, shape, budget, choices, rates or NO_TIME)
     seconds = found.pop("seconds")
     return Replayed(

@@ -12,7 +12,8 @@ from ....kernels.context import Context
 from ...bandwidth_model.profile import Profile, load_profile
 from ...bench import doctor
 from ...llm import LLM
-from .. import bench_report, generate_command
+from .. import generate_command
+from ..bench import bench_report
 from ..tables import Screen
 from . import doctor_table, kept_traces
 

@@ -11,6 +11,7 @@ from ....loaders import model_source
 from ...bandwidth_model import machine_file
 from ...planning.options import Options
 from ...planning.plan import make, refuse_if_too_large
+from .. import plots
 from ..tables import Screen
 from . import article_tables, plan_report
 
@@ -29,9 +30,7 @@ def show(
     """Plans and prints; `where` is how to look for a model on the hub; `shorten`: a context longer than the model has
     is cut. Raises MemoryNeeded, after printing, if the model fits nowhere."""
     if plot_to is not None:
-        from . import plan_plot
-
-        plan_plot.check(plot_to)
+        plots.check(plot_to)
     machine = machine_file.find(hardware)
     source = model_source.find(model, **where)
     longest = source.described.architecture.context
@@ -51,6 +50,8 @@ def show(
             out.print(piece, soft_wrap=isinstance(piece, str))
     refuse_if_too_large(plan)
     if plot_to is not None:
+        from . import plan_plot
+
         plan_plot.save(plan, plot_to)
     return 0
 

@@ -7,61 +7,28 @@ from pathlib import Path
 from typing import Any
 
 from ....errors import OptionError
-from ... import writable
+from ...bandwidth_model import roofline
+from ...placement.placement import channel
 from ...planning import layouts as placing
-from ...planning.articles import expert_crossover_batch
 from ...planning.plan import Plan, best_of, needs, rate
 from ...planning.speed import Model, Workload
+from .. import plots
 
-KINDS = (".png", ".svg")
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-
-
-def check(path: Path) -> None:
-    """Raises OptionError, before anything is computed, if a plot cannot be written there."""
-    if path.suffix.lower() not in KINDS:
-        raise OptionError(f"--plot {path}: give a name that ends in {' or '.join(KINDS)}")
-    if not path.absolute().parent.is_dir():
-        raise OptionError(f"--plot {path}: there is no directory {path.absolute().parent}")
-    pyplot()
-    writable.check(path, "the plot")
-
-
-def pyplot() -> Any:
-    """What draws; raises OptionError where it is not installed."""
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise OptionError("--plot needs matplotlib, which is not installed: pip install 'headrace[plot]'") from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as found
-
-    return found
 
 
 def save(plan: Plan, path: Path) -> None:
     """Writes the figure; raises OptionError where there is nothing to draw, or the file cannot be written."""
-    check(path)
+    plots.check(path)
     if plan.best is None or plan.best.decode is None:
         raise OptionError("--plot needs times: name a machine that the model fits with --hardware")
-    draws = pyplot()
+    draws = plots.pyplot()
     figure, axes = draws.subplots(1, 3, figsize=(16, 5))
     _stacked(axes[0], plan)
     _over_batch(axes[1], plan)
     _over_context(axes[2], plan)
     figure.suptitle(f"{plan.source.name} on {plan.hardware.name if plan.hardware else ''}")
-    write(draws, figure, path)
-
-
-def write(draws: Any, figure: Any, path: Path) -> None:
-    """Writes a figure that `pyplot` drew; raises OptionError where the file cannot be written."""
-    figure.tight_layout()
-    try:
-        figure.savefig(path)
-    except OSError as error:
-        raise writable.refusal(path, "the plot", error) from error
-    finally:
-        draws.close(figure)
+    plots.write(draws, figure, path)
 
 
 def _stacked(axis: Any, plan: Plan) -> None:
@@ -97,14 +64,13 @@ def crossover_batch(plan: Plan) -> float | None:
     layers = plan.model.moe_layers
     if not layers:
         return None
-    tier = plan.best.placement.experts[layers[-1]]
-    device = plan.hardware.gpus[int(tier[3:])] if tier.startswith("gpu") else plan.hardware.cpu
-    experts = plan.model.layers[layers[-1]].experts
-    if device is None or device.flops is None or experts is None:
+    tier, experts = plan.best.placement.experts[layers[-1]], plan.model.layers[layers[-1]].experts
+    term = channel(tier if tier.startswith("gpu") else "cpu")
+    if experts is None or term not in plan.hardware.memories:
         return None
-    one = plan.storage.layers[layers[-1]].expert_in
-    width, bandwidth = one.total / experts.elements, device.mean_rate(one, True)
-    return expert_crossover_batch(device.flops.mid, bandwidth, experts.count, experts.top_k, width)
+    read = plan.storage.layers[layers[-1]].expert_in
+    tokens = roofline.crossover(read, experts.elements, term, plan.hardware, experts=True)
+    return None if tokens is None else tokens * experts.count / experts.top_k
 
 
 def _over_context(axis: Any, plan: Plan) -> None:

@@ -12,13 +12,15 @@ from rich.table import Table
 from ....errors import OptionError
 from ...bandwidth_model import machine_file
 from ...planning import best_policy, replays
+from ...planning.best_policy import Best
 from ...planning.replays import Replays
 from ...policies.replay.replay import Replayed
 from ...traces import reader
 from ...traces.reader import Trace
 from ...units import GB, size
+from .. import plots
 from ..tables import Screen, new_table
-from . import auto_report
+from . import auto_report, replay_plot
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +31,7 @@ class Machine:
     second_vram: str | None
     dense: str
     in_turn: bool
+    graphs: bool
 
     def replays(self, trace: Trace, with_prompts: bool) -> Replays:
         """The trace on it. Raises OptionError."""
@@ -36,21 +39,27 @@ class Machine:
         return replays.of_trace(
             trace, machine_file.find(self.hardware), with_prompts, in_turn=self.in_turn,
             second_vram=replays.bytes_of("--second-vram", self.second_vram, shape),
-            dense_bytes=replays.bytes_of("--dense", self.dense, shape) or 0,
+            dense_bytes=replays.bytes_of("--dense", self.dense, shape) or 0, late=self.graphs,
         )  # fmt: skip
 
 
 def show(
     path: Path, policies: str | None, budgets: str | None, machine: Machine,
-    *, hold_out: bool, with_prompts: bool, as_json: bool,
+    *, hold_out: bool, with_prompts: bool, as_json: bool, plot_to: Path | None = None,
 ) -> int:  # fmt: skip
-    """Replays and prints; the exit status is 1 where the file could not be read to its end."""
+    """Replays, prints and draws; the exit status is 1 where the file could not be read to its end. A picture has the
+    optimum, and without budgets more of them."""
+    if plot_to is not None:
+        plots.check(plot_to)
     trace = reader.read(path)
     names = [word.strip() for word in (policies or replays.USUAL).split(",") if word.strip()]
     if not names:
         raise OptionError("--policy names no policy; lru,admit2 are two")
     found = machine.replays(trace, with_prompts)
-    sizes = replays.budgets_of(budgets, found.shape)
+    sizes = replays.budgets_of(budgets, found.shape, replays.SHARES if plot_to is None else replays.CURVE)
+    if plot_to is not None:
+        replay_plot.check(plot_to, sizes)
+        names += [] if replays.CEILING in names or _is_auto(names) else [replays.CEILING]
     best = [best_policy.choose(found, budget) for budget in sizes] if _is_auto(names) else []
     shown = found.halves()[1] if hold_out else found
     rows = [row for one in best for row in one.rows] if best else list(shown.rows(names, sizes))
@@ -58,7 +67,17 @@ def show(
         said = {"auto": list(map(auto_report.as_json, best))} if best else {}
         rows_ = list(map(as_row, rows))
         print(json.dumps({**asdict(trace.header), "damage": trace.damage or None, **said, "rows": rows_}))
-        return 1 if trace.damage else 0
+    else:
+        _print(path, trace, found, rows, best)
+    if plot_to is not None:
+        parts = None if found.rates is None else machine_file.find(machine.hardware)
+        where = "" if parts is None else f" on {parts.name}"
+        title = f"{trace.header.model}: {found.choices.tokens} tokens{where}"
+        replay_plot.save(rows, found.shape.nbytes, title, plot_to)
+    return 1 if trace.damage else 0
+
+
+def _print(path: Path, trace: Trace, found: Replays, rows: list[Replayed], best: list[Best]) -> None:
     out = Screen()
     header, tokens = trace.header, found.choices.tokens
     out.print(
@@ -76,7 +95,6 @@ def show(
     out.print(table(rows))
     for one in best:
         auto_report.show(out, one)
-    return 1 if trace.damage else 0
 
 
 def _is_auto(names: list[str]) -> bool:

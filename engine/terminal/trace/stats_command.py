@@ -13,7 +13,7 @@ from rich.table import Table
 from ...traces import reader
 from ...traces.reader import Trace
 from ...traces.stats import Stats, stats
-from ..plan import plan_plot
+from .. import plots
 from ..tables import Screen, new_table
 from . import stats_plot
 
@@ -21,7 +21,7 @@ from . import stats_plot
 def show(path: Path, *, as_json: bool = False, plot_to: Path | None = None) -> int:
     """Prints the numbers, and draws them; the exit status is 1 where the file could not be read to its end."""
     if plot_to is not None:
-        plan_plot.check(plot_to)
+        plots.check(plot_to)
     trace = reader.read(path)
     found = stats(trace)
     if plot_to is not None:

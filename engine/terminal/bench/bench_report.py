@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from ...errors import OptionError
-from .. import writable
-from ..bench.bench import Row
-from ..bench.passport import passport
-from ..bench.random_weights import RandomWeights, is_cut, whole_spec
-from ..ledger.passes import CHANNELS, FIXED, MEMORIES
-from ..ledger.residual import TierTimes
-from ..llm import LLM
-from ..units import size
-from .tables import new_table
+from ....errors import OptionError
+from ... import writable
+from ...bench.bench import Row
+from ...bench.passport import passport
+from ...bench.random_weights import RandomWeights, is_cut, whole_spec
+from ...ledger.passes import CHANNELS, FIXED, MEMORIES
+from ...ledger.residual import TierTimes
+from ...llm import LLM
+from ...units import size
+from ..tables import new_table
 
 SLOWER = 0.05  # a test has become slower if it lost more than this
 KEY = ("test", "batch", "depth", "placement")
@@ -127,6 +128,7 @@ def as_json(llm: LLM, model: str, rows: list[Row]) -> dict[str, Any]:
         "random_weights": isinstance(llm.source, RandomWeights),
         "formats": llm.parts.checkpoint.formats.names,
         "weight_bytes": llm.parts.weights.nbytes,
+        "gpus": [one.name for one in llm.parts.devices.values() if not one.is_host],
         "profile": None
         if llm.predictions.profile is None
         else {"date": llm.predictions.profile.date, "stream": llm.predictions.profile.stream},
@@ -143,12 +145,20 @@ def save(found: dict[str, Any], path: Path) -> None:
         raise writable.refusal(path, "the result", error) from error
 
 
+def _is_row(row: dict[str, Any]) -> bool:
+    """Whether it has a test's name and numbers. Raises KeyError and TypeError for what is none."""
+    rates = [row["tok_s"], *(row.get("rounds") or []), row.get("predicted_tok_s") or 1.0]
+    is_named = isinstance(row["test"], str) and isinstance(row["placement"], str)
+    is_counted = isinstance(row["batch"], int) and isinstance(row["depth"], int) and row["batch"] > 0
+    return is_named and is_counted and all(0 < rate < math.inf for rate in rates)
+
+
 def load(path: Path) -> dict[str, Any]:
     """An old result; raises OptionError for a file that is none."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        rows = [row["tok_s"] > 0 and [row[key] for key in KEY] for row in found["rows"]]
-        if rows and all(rows) and all(key in found for key in (*MODEL, "passport")):
+        is_one = isinstance(found["passport"], dict) and isinstance(found["formats"], dict)
+        if found["rows"] and all(map(_is_row, found["rows"])) and is_one and all(key in found for key in MODEL):
             return dict(found)
     except OSError as error:
         raise OptionError(f"cannot read {path}: {error.strerror}; name a result of headrace bench --json") from error

@@ -1,20 +1,21 @@
-"""`headrace bench` in a terminal: loads, runs, shows, saves, compares. The table goes to standard output."""
+"""`headrace bench` in a terminal: loads, runs, shows, saves, draws, compares. The table goes to standard output."""
 
 from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...errors import OptionError
-from ..bench import bench
-from ..bench.grid import Grid
-from ..bench.random_weights import random_llm
-from ..llm import LLM
-from . import bench_report, generate_command, generate_report
-from .tables import Screen
+from ....errors import OptionError
+from ...bench import bench
+from ...bench.grid import Grid
+from ...bench.random_weights import random_llm
+from ...llm import LLM
+from .. import generate_command, generate_report
+from ..tables import Screen
+from . import bench_curves, bench_plot, bench_report
 
 WIDE = 120  # columns of a file or a pipe, which have no width of their own
 
@@ -31,11 +32,24 @@ def load(model: str, options: dict[str, Any], is_random: bool, layers: int | Non
     return llm
 
 
+def draw(files: Sequence[Path], path: Path) -> int:
+    """One picture of results that files have; nothing runs. Returns the exit status."""
+    bench_plot.check(path, None)
+    bench_plot.save([bench_report.load(file) for file in files], [file.name for file in files], path)
+    return 0
+
+
 def run(
-    load_as: Callable[[str], LLM], model: str, tests: Grid, *, save_to: Path | None, old: dict[str, Any] | None
+    load_as: Callable[[str], LLM],
+    model: str,
+    tests: Grid,
+    *,
+    save_to: Path | None,
+    old: dict[str, Any] | None,
+    plot: Callable[[dict[str, Any]], None] | None = None,
 ) -> int:
     """Runs the tests on the model as each placement loads it, one at a time, and shows them; returns the exit status, 1
-    if a test became slower than in `old`."""
+    if a test became slower than in `old`. plot: draws the result."""
     rows: list[bench.Row] = []
     llm: LLM | None = None
     for placement in tests.placements:
@@ -51,6 +65,19 @@ def run(
     found = bench_report.as_json(llm, model, rows)
     if save_to is not None:
         bench_report.save(found, save_to)
+    _show(llm, rows)
+    if plot is not None:
+        plot(found)
+    if old is None:
+        return 0
+    lines, status = bench_report.compare(old, found)
+    for line in lines:
+        generate_command.say(line)
+    return status
+
+
+def _show(llm: LLM, rows: list[bench.Row]) -> None:
+    """The tables, and what a reader of them must know."""
     width = None if sys.stdout.isatty() else WIDE
     out = Screen(width=width)
     out.print(bench_report.table(llm, rows))
@@ -61,9 +88,14 @@ def run(
         generate_command.say(line, "dim")
     if len(llm.parts.devices) > 1:
         generate_command.say(str(generate_report.remark(llm)), "dim")
-    if old is None:
-        return 0
-    lines, status = bench_report.compare(old, found)
-    for line in lines:
-        generate_command.say(line)
-    return status
+
+
+def plotting(path: Path | None, tests: Grid, beside: Sequence[Path]) -> Callable[[dict[str, Any]], None] | None:
+    """What draws a result, and those of the files beside it; None without a path. Raises OptionError, before anything
+    runs, for what will not be drawn."""
+    if path is None:
+        return None
+    bench_plot.check(path, tests)
+    others, names = [bench_report.load(file) for file in beside], [file.name for file in beside]
+    bench_curves.check(others, names)
+    return lambda found: bench_plot.save([found, *others], ["now", *names], path)

@@ -1,0 +1,1 @@
+"""`headrace bench` in a terminal: tables, results in files, pictures."""
