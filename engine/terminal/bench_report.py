@@ -165,7 +165,7 @@ def compare(old: dict[str, Any], new: dict[str, Any]) -> tuple[list[str], int]:
     Raises OptionError if the two are of different machines or models, or share no test.
     """
     differing = [f"{key} {old[key]!r}, now {new[key]!r}" for key in MODEL if old[key] != new[key]]
-    if old.get(EXPERTS, new[EXPERTS]) != new[EXPERTS]:
+    if EXPERTS in old and EXPERTS in new and old[EXPERTS] != new[EXPERTS]:
         differing.append(f"{EXPERTS} {old[EXPERTS]!r}, now {new[EXPERTS]!r}")
     then, now = old["passport"], new["passport"]
     differing += [f"{k} {then.get(k)!r}, now {now.get(k)!r}" for k in MACHINE if then.get(k) != now.get(k)]
