@@ -82,6 +82,7 @@ def test_a_sweep_that_cannot_be_is_refused_at_once(
         (["--sweep", "experts-per-token", "--experts-per-token", "2"], "both say experts-per-token: give one of them"),
         (["--sweep", "expert-format", "--expert-format", "q8_0"], "both say expert-format: give one of them"),
         (["--plot", "x.png"], "--plot draws a sweep: add --sweep"),
+        (["--rounds", "3"], "--rounds is 3, and only a sweep has rounds: add --sweep"),
         (["--sweep", "expert-format", "--plot", "x.pdf"], ".png or .svg"),
         (["--sweep", "expert-format", "--rounds", "0"], "--rounds is 0: give at least 1"),
         (["--sweep", "expert-format", "--window", "5000"], "window is 5000, the context holds"),
@@ -144,7 +145,15 @@ def test_the_table_has_a_row_for_each_setting(run: Run, text: Path) -> None:
     lines = [line.split() for line in out.splitlines() if "MB" in line]
     assert [line[:2] for line in lines] == [["2", "bf16"], ["4", "*"]]
     assert lines[1][-1] == "+0.00±0.00"
-    assert err.count("round 1 of 1: experts-per-token") == 2
+    assert err.count("round 1 of 1: experts-per-token") == err.count("tokens/s of a prompt") == 2
+
+
+def test_a_text_of_two_tokens_is_enough(run: Run, tmp_path: Path) -> None:
+    (short := tmp_path / "short.txt").write_text("In the")
+    status, out, err = run("perplexity", "demo", short, "--sweep", "experts-per-token=3", "--json")
+    assert status == 0, err
+    row = json.loads(out)["rows"][0]
+    assert (row["perplexity"]["tokens"], row["perplexity"]["error"], row["change_error"]) == (1, None, None)
 
 
 def test_a_warning_of_every_load_comes_once(

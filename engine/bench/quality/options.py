@@ -32,6 +32,8 @@ class Asked:
     def __post_init__(self) -> None:
         if self.rounds < 1:
             raise OptionError(f"--rounds is {self.rounds}: give at least 1")
+        if self.rounds > 1 and not self.sweep:
+            raise OptionError(f"--rounds is {self.rounds}, and only a sweep has rounds: add --sweep")
         if self.plot is not None and not self.sweep:
             raise OptionError("--plot draws a sweep: add --sweep, as in --sweep experts-per-token,expert-format")
         _ = self.axes

@@ -111,7 +111,8 @@ def run(
     asked: Asked,
     tell: Callable[[str], None] = lambda line: None,
 ) -> Sweep:
-    """Loads, scores and times every setting, one at a time; `tell` is given the name of each before."""
+    """Loads, scores and times every setting, one at a time; `tell` is given the name of each before, and what it gave
+    behind, so that a sweep that does not come to its end was not for nothing."""
     seen = [_Seen() for _ in all_settings]
     about: dict[str, Any] = {}
     for turn in range(asked.rounds):
@@ -119,6 +120,7 @@ def run(
         for i in order:
             tell(f"round {turn + 1} of {asked.rounds}: {named(all_settings[i])}")
             about = _visit(load, all_settings[i], text, asked, seen[i])
+            tell(_said(seen[i]))
             gc.collect()  # the memory of this one goes before the next one is loaded
     base = next((i for i, one in enumerate(seen) if one.facts["experts_per_token"] == trained), 0)
     points = tuple(_point(one, seen[base], trained) for one in seen)
@@ -128,6 +130,13 @@ def run(
 def named(setting: Setting) -> str:
     """A setting as its options."""
     return ", ".join(f"{name.replace('_', '-')} {value}" for name, value in setting.items())
+
+
+def _said(seen: _Seen) -> str:
+    """What a setting gave so far, in a line."""
+    scored: Perplexity = seen.facts["perplexity"]
+    prefill, decode = (statistics.median(many) for many in list(zip(*seen.speeds, strict=True))[:2])
+    return f"perplexity {scored.value:.4f}, {prefill:.0f} tokens/s of a prompt, {decode:.1f} of generated text"
 
 
 def _opened(model: str, config: Setting) -> Checkpoint:
@@ -162,7 +171,8 @@ def _speeds(llm: LLM, ids: list[int]) -> list[Speed]:
     limit = llm.parts.kv_budget.max_context
     length = max(1, min(PROMPT, limit // 2, len(ids) // (REPEATS + 1)))
     params = SamplingParams(max_new_tokens=max(2, min(NEW, limit - length)), ignore_eos=True)
-    return [_speed(llm, ids[i * length : (i + 1) * length], params) for i in range(REPEATS + 1)][1:]
+    starts = [i * length % (len(ids) - length + 1) for i in range(REPEATS + 1)]
+    return [_speed(llm, ids[start : start + length], params) for start in starts][1:]
 
 
 def _speed(llm: LLM, prompt: list[int], params: SamplingParams) -> Speed:
