@@ -15,7 +15,7 @@ from headrace import LLM, OptionError
 from headrace.engine.bench.quality import sweep as sweeping
 from headrace.engine.bench.quality.options import FORMATS, Asked, parse
 from headrace.engine.bench.quality.perplexity import Perplexity, perplexity
-from headrace.engine.bench.quality.sweep import Point, Sweep, settings, usual
+from headrace.engine.bench.quality.sweep import REPEATS, Point, Sweep, settings, usual
 from headrace.engine.core.weight_source import CheckpointFiles
 from headrace.engine.terminal.perplexity import sweep_plot, sweep_report
 from headrace.kernels.packed import ExpertBank
@@ -128,6 +128,8 @@ def test_rows_are_what_runs_of_one_setting_give(run: Run, text: Path, tmp_path: 
         assert row["expert_bytes"] == sum(bank.nbytes for bank in banks if isinstance(bank, ExpertBank))
         assert row["prefill_tok_s"] > 0
         assert row["decode_tok_s"] > 0
+        assert len(row["prefill_samples"]) == len(row["decode_samples"]) == 2 * REPEATS
+        assert min(row["decode_samples"]) <= row["decode_tok_s"] <= max(row["decode_samples"])
         base = rows[4, "native"]["perplexity"]["value"]
         assert row["change"] == pytest.approx(wanted.value / base - 1)
     assert rows[1, "native"]["expert_bytes"] == rows[4, "native"]["expert_bytes"] == 7 * 16 * 3 * 64 * 256 * 2
@@ -178,8 +180,8 @@ def point(count: int, name: str, value: float) -> Point:
     )
     return Point(
         experts_per_token=count, is_trained=count == 4, expert_format=name, stored_as="bf16", expert_bytes=1000,
-        bytes_per_token=100 * count, prefill_tok_s=50.0, decode_tok_s=10.0 / count, perplexity=scored, change=0.0,
-        change_error=None,
+        bytes_per_token=100 * count, prefill_tok_s=50.0, decode_tok_s=10.0 / count, prefill_samples=(50.0,),
+        decode_samples=(10.0 / count,), perplexity=scored, change=0.0, change_error=None,
     )  # fmt: skip
 
 

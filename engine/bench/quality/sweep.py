@@ -35,8 +35,9 @@ Setting = dict[str, Any]  # fields of `EngineConfig`
 @dataclass(frozen=True, kw_only=True)
 class Point:
     """What one setting gave. expert_format: as asked for, stored_as: what most experts have; expert_bytes: of all
-    routed experts; bytes_per_token: that a decoded token read; rates are tokens per second, medians. change: of the
-    perplexity against that of the base, as a share, and its standard error from the differences of each token."""
+    routed experts; bytes_per_token: that a decoded token read; rates are tokens per second, medians of the samples.
+    change: of the perplexity against that of the base, as a share, and its standard error from the differences of each
+    token."""
 
     experts_per_token: int
     is_trained: bool
@@ -46,6 +47,8 @@ class Point:
     bytes_per_token: int
     prefill_tok_s: float
     decode_tok_s: float
+    prefill_samples: tuple[float, ...]
+    decode_samples: tuple[float, ...]
     perplexity: Perplexity
     change: float
     change_error: float | None
@@ -196,4 +199,6 @@ def _point(seen: _Seen, base: _Seen, trained: int) -> Point:
         bytes_per_token=round(statistics.mean(one.read for one in seen.speeds)),
         prefill_tok_s=statistics.median(one.prefill for one in seen.speeds),
         decode_tok_s=statistics.median(one.decode for one in seen.speeds),
+        prefill_samples=tuple(one.prefill for one in seen.speeds),
+        decode_samples=tuple(one.decode for one in seen.speeds),
     )
