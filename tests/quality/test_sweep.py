@@ -205,6 +205,7 @@ def test_a_plot_is_drawn(name: str, tmp_path: Path) -> None:
         sweep_plot.save(made_up(*points), tmp_path / name, "model")
         start = b"\x89PNG" if name.endswith("png") else b"<?xml"
         assert (tmp_path / name).read_bytes().startswith(start)
+    sweep_plot.save(made_up(point(4, "q8_0", 20.0)), tmp_path / name, "model", [sweep_plot.BYTES])
     with pytest.raises(OptionError, match="cannot write the plot"):
         sweep_plot.save(made_up(point(4, "q8_0", 20.0)), tmp_path / "missing" / name, "model")
 

@@ -12,22 +12,23 @@ from ..plan import plan_plot
 from . import sweep_report
 
 Across = Callable[[Point], float]
+# What perplexity is drawn over, with the name of that axis.
+SPEED: tuple[str, Across] = ("decode, tokens/s (faster to the right)", lambda point: point.decode_tok_s)
+BYTES: tuple[str, Across] = ("MB read for a decoded token", lambda point: point.bytes_per_token / MB)
 
 
-def save(found: Sweep, path: Path, model: str) -> None:
-    """Writes the figure; raises OptionError where it cannot be written."""
+def save(found: Sweep, path: Path, model: str, over: Sequence[tuple[str, Across]] = (SPEED, BYTES)) -> None:
+    """Writes the figure, with a part for each of `over`; raises OptionError where it cannot be written."""
     draws = plan_plot.pyplot()
-    figure, axes = draws.subplots(1, 2, figsize=(13, 5.5), sharey=True)
-    _curves(axes[0], found, lambda point: point.decode_tok_s)
-    axes[0].set(xlabel="decode, tokens/s (faster to the right)", ylabel="perplexity (better below)")
-    _curves(axes[1], found, lambda point: point.bytes_per_token / MB)
-    axes[1].set(xlabel="MB read for a decoded token")
-    for axis in axes:
-        axis.set_yscale("log")
+    figure, axes = draws.subplots(1, len(over), figsize=(6.5 * len(over), 5.5), sharey=True, squeeze=False)
+    for axis, (name, across) in zip(axes[0], over, strict=True):
+        _curves(axis, found, across)
+        axis.set(xlabel=name, yscale="log")
         axis.yaxis.set_major_formatter("{x:.4g}")
         axis.yaxis.set_minor_formatter("{x:.4g}")
         axis.grid(visible=True, which="both", alpha=0.25)
-    figure.suptitle(f"{model}: quality over speed; a star has the {found.trained} experts a token of training")
+    axes[0][0].set_ylabel("perplexity (better below)")
+    figure.suptitle(f"{model}: a star has the {found.trained} experts a token of training")
     plan_plot.write(draws, figure, path)
 
 
@@ -42,9 +43,9 @@ def lines(found: Sweep) -> dict[str, list[Point]]:
 
 
 def _curves(axis: Any, found: Sweep, across: Across) -> None:
-    curves = lines(found)
-    for name, points in curves.items():
-        _curve(axis, name, points, across, by_number=len(points) == 1 or name == sweep_report.format_of(points[0]))
+    by_number = len({point.experts_per_token for point in found.points}) > 1
+    for name, points in lines(found).items():
+        _curve(axis, name, points, across, by_number)
     axis.legend()
 
 
@@ -52,7 +53,7 @@ def _curve(axis: Any, name: str, points: Sequence[Point], across: Across, by_num
     """One line with bars of the standard error; by_number: points say their experts a token, else their format."""
     places, values = [across(p) for p in points], [p.perplexity.value for p in points]
     errors = [p.perplexity.error or 0.0 for p in points]
-    drawn = axis.errorbar(places, values, yerr=errors, marker="o", markersize=4, capsize=2, label=name)
+    drawn = axis.errorbar(places, values, yerr=errors, marker="o", markersize=4, elinewidth=0.7, capsize=2, label=name)
     for point, place, value in zip(points, places, values, strict=True):
         if point.is_trained:
             axis.plot([place], [value], marker="*", markersize=14, color=drawn.lines[0].get_color())
