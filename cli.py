@@ -27,6 +27,7 @@ import click
 
 from .engine import writable
 from .engine.bench.grid import Grid
+from .engine.bench.quality.options import Asked
 from .engine.config import EngineConfig, SamplingParams
 from .engine.planning.options import Options
 from .engine.server.settings import ServerSettings
@@ -135,28 +136,14 @@ def convert(model: str, directory: Path, config: Values) -> None:
 @command
 @model_argument
 @click.argument("file", metavar="FILE", type=Path, help="UTF-8 text")
-@click.option("--window", metavar="TOKENS", default=512, show_default=True, help="in a window; windows do not overlap")
+@takes(Asked, "asked")
 @takes(EngineConfig, "config", leave_out=["max_context", "prefill_chunk", "kv_disk", "trace"])
 @json_flag
-def perplexity(model: str, file: Path, window: int, config: Values, as_json: bool) -> None:
-    """Measure how well MODEL predicts the text in FILE."""
-    from .engine.bench.perplexity import check
-    from .engine.bench.perplexity import perplexity as measure
+def perplexity(model: str, file: Path, asked: Values, config: Values, as_json: bool) -> int:
+    """Measure how well MODEL predicts the text in FILE; --sweep: with more or fewer experts, in other formats."""
+    from .engine.terminal.perplexity import perplexity_command
 
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise OptionError(f"cannot read {file}: {reason}; give a UTF-8 text file") from error
-    ids: list[int] = []
-
-    def check_text(admission: Any) -> None:
-        ids.extend(admission.encode(text))
-        check(ids, window, admission.limit)
-
-    llm = load_model(model, as_json, config, check_text)
-    found = measure(llm, ids, window)
-    print(json.dumps(asdict(found)) if as_json else f"perplexity {found.value:.4f} over {found.tokens} tokens")
+    return perplexity_command.show(model, file, Asked(**asked), config, as_json=as_json)
 
 
 @command

@@ -41,7 +41,7 @@ from peer_llama import Llama
 
 from headrace import LLM, SamplingParams
 from headrace.engine.bench.passport import passport
-from headrace.engine.bench.perplexity import perplexity
+from headrace.engine.bench.quality.perplexity import perplexity
 from headrace.engine.generation.sampler import sample
 from headrace.engine.memory import kv_budget
 from headrace.kernels.context import Context

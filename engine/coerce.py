@@ -39,7 +39,7 @@ ALIASES = {
     "n_threads": "threads", "num_threads": "threads", "max_num_seqs": "max_sequences", "random_seed": "seed",
     "stop_strings": "stop", "stop_sequences": "stop", "repeat_penalty": "repetition_penalty", "temp": "temperature",
     "quantization": "expert_format", "torch_dtype": "dtype", "download_dir": "cache_dir", "device_map": "device",
-    "local_files_only": "offline",
+    "local_files_only": "offline", "num_experts_per_tok": "experts_per_token",
 }  # fmt: skip
 
 

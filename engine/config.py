@@ -125,6 +125,9 @@ class EngineConfig:
 
     dense_format: str = option("native", MODEL, "FORMAT", f"of attention, shared experts and head: {FORMATS_HELP}")
     dtype: str = option("auto", MODEL, "TYPE", "what 'native' means: auto (as stored), float32 or bfloat16")
+    experts_per_token: int | None = option(
+        None, MODEL, "N", "experts that a token uses, from 1 to twice the trained number; default that"
+    )
     max_context: int | None = option(None, MODEL, "TOKENS", "longest prompt plus completion; default what fits")
     ram_limit: float | None = option(None, MODEL, "GB", "RAM that may be taken, whatever is said to be free")
     kv_disk: str | Path | None = option(
@@ -175,6 +178,7 @@ class EngineConfig:
         _choice("expert_format", self.expert_format, FORMAT_NAMES)
         _choice("dense_format", self.dense_format, FORMAT_NAMES)
         _choice("cpu_activations", self.cpu_activations, ["int8", "bf16"])
+        _between("experts_per_token", self.experts_per_token, 1)
         _threads(self.threads)
         self._check_placement()
         _between("max_context", self.max_context, 1)

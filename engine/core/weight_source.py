@@ -80,6 +80,7 @@ def load_options(config: EngineConfig) -> LoadOptions:
         expert_format=config.expert_format,
         dense_format=config.dense_format,
         plain_format=config.plain_format,
+        experts_per_token=config.experts_per_token,
         ignore_config_keys=config.ignore_config_keys,
         ignore_tensors=config.ignore_tensors,
     )

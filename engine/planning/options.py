@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ...errors import OptionError
-from ..option import COMMON, option
+from ..option import COMMON, MODEL, option
 from ..placement.placement import PLACES
 
 
@@ -19,6 +19,7 @@ class Options:
     prompt: int = option(512, COMMON, "TOKENS", "of the prompt that prefill is timed for")
     placement: str = option("auto", COMMON, "WHERE", f"where the experts lie: {PLACES}, NAME.json")
     model: str = option("full", COMMON, "NAME", "how time is predicted: full, simple (bytes over nominal bandwidths)")
+    experts_per_token: int | None = option(None, MODEL, "N", "experts that a token uses; default as trained")
 
     def __post_init__(self) -> None:
         for name in ("context", "batch", "prompt"):

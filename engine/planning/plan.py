@@ -26,6 +26,7 @@ from . import layouts as placing
 from . import of_headers as headers
 from . import storage as storing
 from .articles import RuleOfThumb, rule_of_thumb
+from .experts_per_token import with_experts
 from .layouts import Demand, Placement
 from .options import Options
 from .speed import CHUNK, Distinct, Model, Workload, simple_seconds
@@ -103,6 +104,7 @@ class Plan:
 
 def make(source: Source, hardware: Hardware | None, options: Options, distinct: Distinct | None = None) -> Plan:
     """Plans a model. Raises OptionError for what cannot be, as a context that the model does not have."""
+    source = with_experts(source, options.experts_per_token)
     model = source.described.architecture
     if options.context > model.context:
         raise OptionError(f"--context is {options.context}, {source.name} allows at most {model.context} tokens")

@@ -6,6 +6,7 @@ import difflib
 
 from ...errors import ConfigError
 from ..spec import ModelSpec
+from . import experts_per_token as used
 from .config_reader import ConfigReader
 from .deepseek import DEEPSEEK_V2, DEEPSEEK_V3, GLM4_MOE_LITE, KIMI_K2
 from .family import Family, TensorNames
@@ -46,7 +47,10 @@ def find_family(config: ConfigReader) -> Family:
     )
 
 
-def spec_of(config: ConfigReader) -> tuple[Family, ModelSpec]:
-    """Family and spec of a config."""
+def spec_of(config: ConfigReader, experts_per_token: int | None = None) -> tuple[Family, ModelSpec]:
+    """Family and spec of a config. experts_per_token: in place of the config's number, which a note says; raises
+    OptionError for one that the model cannot use."""
     family = find_family(config)
-    return family, read_spec(family, config)
+    spec, notes = used.with_experts(read_spec(family, config), experts_per_token, config.source)
+    config.notes += notes
+    return family, spec

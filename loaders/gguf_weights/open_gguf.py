@@ -50,7 +50,7 @@ def open_gguf(path: Path, options: LoadOptions) -> Checkpoint:
             "plan predicts its speed"
         )
     config = ConfigReader(values, str(path), options.ignore_config_keys)
-    family, spec = spec_of(config)
+    family, spec = spec_of(config, options.experts_per_token)
     found = _without_ignored(gguf_entries.read(gguf_set.files_of(path)), options.ignore_tensors, config.notes)
     found = _as_matrices(_without_extra_layers(found, Metadata(values=header.metadata, arch=arch), spec, config.notes))
     names = names_of(found)

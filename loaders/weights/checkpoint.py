@@ -65,7 +65,7 @@ def open_directory(directory: Path, options: LoadOptions) -> Checkpoint:
     config = ConfigReader.open(directory / "config.json", options.ignore_config_keys)
     config.values, taken = text_part(quantisation.with_file_beside(config.values, directory))
     config.notes += taken
-    family, spec = spec_of(config)
+    family, spec = spec_of(config, options.experts_per_token)
     spec = _with_generation_config(spec, directory)
     if converted.is_converted(directory):
         formats = converted.read_formats(directory, options.expert_format, options.dense_format)

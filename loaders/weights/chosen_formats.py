@@ -41,11 +41,13 @@ PART_NAMES = {
 
 @dataclass(frozen=True, kw_only=True)
 class LoadOptions:
-    """How to load. Formats are names of `NAMES`; "native": as the checkpoint has it."""
+    """How to load. Formats are names of `NAMES`; "native": as the checkpoint has it. experts_per_token: that are used;
+    None: as trained."""
 
     expert_format: str = "native"
     dense_format: str = "native"
     plain_format: str = "native"  # what "native" stands for, where it is not as stored
+    experts_per_token: int | None = None
     ignore_config_keys: Collection[str] = field(default_factory=tuple)
     ignore_tensors: Collection[str] = field(default_factory=tuple)  # names, or patterns of them
 

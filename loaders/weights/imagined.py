@@ -48,7 +48,7 @@ def imagine(model: str | dict[str, Any], options: LoadOptions, **where: Any) -> 
         )
     config = {key: value for key, value in source.config.items() if key not in PACKED}
     reader = ConfigReader(config, source.name, options.ignore_config_keys)
-    found, spec = spec_of(reader)
+    found, spec = spec_of(reader, options.experts_per_token)
     of_file = source.gguf is not None and source.tensors is not None
     formats = _of_file(source, spec, options) if of_file else _formats(config, found, spec, options)
     return Checkpoint(

@@ -184,7 +184,7 @@ def test_perplexity(run: Run, talker: Path, tmp_path: Path) -> None:
     assert found["tokens"] == 184 - 3  # the first token of each window is not scored
     assert 1 < found["value"] < math.inf
     status, out, _ = run("perplexity", talker, text, "--window", 64)
-    assert out == f"perplexity {found['value']:.4f} over {found['tokens']} tokens\n"
+    assert out.startswith(f"perplexity {found['value']:.4f} +- {found['error']:.4f} over {found['tokens']} tokens, ")
     (empty := tmp_path / "empty.txt").write_text("")
     status, _, err = run("perplexity", talker, empty)
     assert status == 1

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from headrace import LLM, SamplingParams
-from headrace.engine.bench.perplexity import perplexity
+from headrace.engine.bench.quality.perplexity import perplexity
 from headrace.kernels.isa import available_isas
 from headrace.loaders.hub.locate import DEMO_DIRECTORY
 

@@ -25,6 +25,7 @@ SLOWER = 0.05  # a test has become slower if it lost more than this
 KEY = ("test", "batch", "depth", "placement")
 MACHINE = ("cpu", "isa", "threads")  # a speed is compared on the same ones only
 MODEL = ("model", "layers", "formats")
+EXPERTS = "experts_per_token"  # an older result does not say it
 
 
 def table(llm: LLM, rows: list[Row]) -> Table:
@@ -125,6 +126,7 @@ def as_json(llm: LLM, model: str, rows: list[Row]) -> dict[str, Any]:
         "family": llm.spec.family,
         "layers": len(llm.spec.layers),
         "whole_layers": _layers(llm),
+        "experts_per_token": llm.spec.moe.top_k,
         "random_weights": isinstance(llm.source, RandomWeights),
         "formats": llm.parts.checkpoint.formats.names,
         "weight_bytes": llm.parts.weights.nbytes,
@@ -173,6 +175,8 @@ def compare(old: dict[str, Any], new: dict[str, Any]) -> tuple[list[str], int]:
     Raises OptionError if the two are of different machines or models, or share no test.
     """
     differing = [f"{key} {old[key]!r}, now {new[key]!r}" for key in MODEL if old[key] != new[key]]
+    if EXPERTS in old and EXPERTS in new and old[EXPERTS] != new[EXPERTS]:
+        differing.append(f"{EXPERTS} {old[EXPERTS]!r}, now {new[EXPERTS]!r}")
     then, now = old["passport"], new["passport"]
     differing += [f"{k} {then.get(k)!r}, now {now.get(k)!r}" for k in MACHINE if then.get(k) != now.get(k)]
     if differing:

@@ -9,6 +9,7 @@ from typing import Any
 
 from ....loaders import model_source
 from ...bandwidth_model import machine_file
+from ...planning.experts_per_token import with_experts
 from ...planning.options import Options
 from ...planning.plan import make, refuse_if_too_large
 from .. import plots
@@ -40,7 +41,8 @@ def show(
     if trace_from is not None:
         from ...planning import routing_trace
 
-        distinct = routing_trace.load(trace_from, source.described.architecture)
+        run = with_experts(source, options.experts_per_token)
+        distinct = routing_trace.load(trace_from, run.described.architecture)
     plan = make(source, machine, options, distinct)
     if as_json:
         print(json.dumps(plan_report.as_json(plan)))

@@ -1,0 +1,1 @@
+"""How well a model predicts a text, and what its size and its experts do to that."""

@@ -1,0 +1,1 @@
+"""What `headrace perplexity` prints and draws."""
