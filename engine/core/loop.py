@@ -28,7 +28,7 @@ from ..generation.schedule.scheduler import Scheduler
 from ..generation.schedule.state_slots import StateSlots
 from ..generation.sequence import Sequence
 from ..ledger.ledger import Ledger
-from ..ledger.passes import CPU_DRAM, GPU_HBM, Bytes, Pass
+from ..ledger.passes import CPU_DRAM, DISK, GPU_HBM, Bytes, Pass
 from ..model.batch import Inputs
 from ..model.decoder import Output
 from ..model.kv_cache import PAGE, PageTable, pages_for
@@ -276,14 +276,14 @@ class Loop:
     def _forward(self, inputs: Inputs, is_graph: bool, decoding: int) -> Output:
         """A pass, whose first `decoding` tokens were generated. Of a graph, the pass before is booked while it runs."""
         parts = self.parts
+        if parts.expert_cache is not None:
+            parts.expert_cache.begin(decoding)
         if len(parts.devices) == 1:
             start = time.perf_counter()
             kept = None if self.books.recorder is None else (len(inputs.ids_T), parts.spec.moe.top_k)
             out = parts.decoder.forward(inputs, self.counts.tally(decoding, kept))
-            parts.timers.spend(CPU_DRAM, time.perf_counter() - start)
+            parts.timers.spend(CPU_DRAM, time.perf_counter() - start - parts.timers.spent.get(DISK, 0.0))
             return out
-        if parts.expert_cache is not None:
-            parts.expert_cache.begin(decoding)
         if is_graph and parts.graphed is not None:
             return parts.graphed.forward(inputs, self.books.settle_meanwhile)
         return parts.decoder.forward(inputs)

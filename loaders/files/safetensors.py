@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -67,11 +67,14 @@ def _begun(path: Path) -> str | None:
     return None if what is None else f"it {what}"
 
 
-def read_rows(entry: Entry, first: int, rows: int) -> Tensor:
+ReadInto = Callable[[Entry, int, Tensor], None]  # of a tensor the bytes from one on, into a uint8 buffer
+
+
+def read_rows(entry: Entry, first: int, rows: int, read: ReadInto | None = None) -> Tensor:
     """Rows [first, first + rows) of a tensor seen as [everything else, last dimension]: [rows, last], freshly read;
-    blocks as their bytes, uint8 [rows, row_bytes]."""
+    blocks as their bytes, uint8 [rows, row_bytes]. read: how bytes come; None: `read_into`."""
     buffer = torch.empty(rows * entry.row_bytes, dtype=torch.uint8)
-    read_into(entry, first * entry.row_bytes, buffer)
+    (read or read_into)(entry, first * entry.row_bytes, buffer)
     return buffer.view(entry.dtype).view(rows, -1)
 
 
