@@ -97,6 +97,8 @@ class Loop:
                     yield request.chunks.popleft()
                 else:
                     self._step_unless(lambda: bool(request.chunks) or not request.is_open)
+            if request.error is not None:  # of another request's pass, in which it was
+                raise request.error
         finally:
             self._end([request])
 
@@ -162,7 +164,22 @@ class Loop:
         with self.lock:
             self.carry_out()
             if not done():
-                self.step()
+                try:
+                    self.step()
+                except Exception as error:
+                    self._end_spoiled(error)
+                    raise
+
+    def _end_spoiled(self, error: Exception) -> None:
+        """A pass has failed half-way. The next one writes the same keys and values anew, but recurrent states have moved
+        on: no request of the pass can go on with them."""
+        if self.states is None:
+            return
+        running = {sequence.id for sequence in self.scheduler.running}
+        for request in [one for id, one in self.requests.items() if id in running]:
+            request.error = error
+            self.cancel(request)
+        self.carry_out()
 
     def step(self) -> None:
         """One forward pass; every request that got a token keeps it until its owner asks.
