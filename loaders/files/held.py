@@ -2,8 +2,9 @@
 
 A file that is held stays readable when its name is removed or given to another file, whose bytes are never mixed in;
 one that is changed in place is refused. Direct reads (O_DIRECT) leave no copy in the page cache, which would take the
-RAM that a limit forbids. They want whole blocks at both ends, so they go through a buffer of each thread. Where the
-file system refuses them reads are plain, and the system is told after each to forget what it kept.
+RAM that a limit forbids. They want whole blocks at both ends: what begins and ends otherwise, in the file or in memory,
+goes through a buffer of each thread. Where the file system refuses direct reads they are plain, and the system is told
+after each to forget what it kept.
 """
 
 from __future__ import annotations
@@ -102,18 +103,26 @@ class HeldFile:
         changed, or is too short."""
         for start in range(0, len(into), PIECE):
             part = into[start : start + PIECE]
-            skip = self._read(offset + start, len(part))
+            if self._is_whole(offset + start, part):
+                self._read(offset + start, len(part), part.numpy().data)
+                self.check()
+                continue
+            skip = self._read(offset + start, len(part), self.bounce.view)
             self.check()  # after the read: what came before a change is right
             part.copy_(self.bounce.tensor[skip : skip + len(part)])
 
-    def _read(self, offset: int, count: int) -> int:
-        """Reads `count` bytes into the buffer; where in it they begin."""
+    def _is_whole(self, offset: int, into: Tensor) -> bool:
+        """Whether a direct read can fill it without a buffer between, or a plain one."""
+        return not self.is_direct or not (offset % BLOCK or len(into) % BLOCK or into.data_ptr() % BLOCK)
+
+    def _read(self, offset: int, count: int, into: memoryview) -> int:
+        """Reads `count` bytes into a buffer; where in it they begin."""
         skip = offset % BLOCK if self.is_direct else 0
         begin, need, done = offset - skip, skip + count, 0
         span = -(-need // BLOCK) * BLOCK if self.is_direct else need
         while done < need:
             before = done
-            done += self._try(self.bounce.view[done:span], begin + done)
+            done += self._try(into[done:span], begin + done)
             if done < need and self.is_direct:
                 done -= done % BLOCK  # interrupted: goes on with a whole block
             if done <= before:

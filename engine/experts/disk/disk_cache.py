@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from torch import Tensor, device
+from torch import Tensor
 
 from ....kernels.packed import ExpertBank
 from ...policies.protocol import NOTHING, Key, Moves, Policy
@@ -49,7 +49,7 @@ class DiskCache:
         self.residents = Residents(policy, self.shape, budget)
         self.first = [(layer, e) for layer, there in enumerate(self.residents.by_layer) for e in sorted(there)]
         sizes = pool_sizes(self.shape, files.layouts, self.first, budget)
-        self.slots = Slots(self.shape, files.layouts, sizes, device("cpu"))
+        self.slots = Slots(self.shape, files.layouts, sizes, None)
         self.coming: dict[Key, Reading] = {}
         self.counts, self.late_arrivals, self.steps, self.generating = Counts(), 0, -1, 0
         self.bytes_s: float | None = None  # of the disk, where it was measured

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
-THREADS = 8
+THREADS = 4
 SLOW_S = 10.0
 Step = Callable[[], None]
 log = logging.getLogger("headrace")

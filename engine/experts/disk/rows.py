@@ -34,11 +34,16 @@ class Rows:
         self.ops, self.x_TD, (self.T, self.K) = ops, x_TD, ids_TK.shape
         self.ids_P = ids_TK.flatten().long()
         self.rows_PD = torch.empty(self.T * self.K, x_TD.shape[1])
-        self.experts = experts
+        self.experts, self.chosen = experts, ids_TK[0].tolist() if self.T == 1 else []
         self.most = max(1, EXPERT_OUT_BYTES // (self.K * (x_TD.shape[1] + SPARE) * F32))
 
     def add(self, experts: Sequence[int], places: Tensor, bank: ExpertBank) -> None:
         """Computes the rows of some experts, which lie in these places of a bank."""
+        if self.T == 1:
+            at_N = torch.tensor([self.chosen.index(expert) for expert in experts])
+            x_ND, ones_N1 = self.x_TD.repeat(len(experts), 1), torch.ones(len(experts), 1)
+            self.rows_PD[at_N] = self.ops.experts(x_ND, places.int().unsqueeze(1), ones_N1, bank)
+            return
         local_E = torch.full((self.experts,), -1, dtype=torch.int32)
         local_E[torch.tensor(experts)] = places.int()
         local_P = local_E[self.ids_P]

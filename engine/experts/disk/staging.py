@@ -30,5 +30,5 @@ class Staging:
     """The blocks of all layouts."""
 
     def __init__(self, layouts: Sequence[ExpertLayout]) -> None:
-        self.banks = {layout: ExpertBank.empty(layout, blocks(layout)) for layout in dict.fromkeys(layouts)}
+        self.banks = {layout: ExpertBank.on_a_page(layout, blocks(layout)) for layout in dict.fromkeys(layouts)}
         self.free = {layout: list(range(bank.experts)) for layout, bank in self.banks.items()}
