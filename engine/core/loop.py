@@ -171,8 +171,8 @@ class Loop:
                     raise
 
     def _end_spoiled(self, error: Exception) -> None:
-        """A pass has failed half-way. The next one writes the same keys and values anew, but recurrent states have moved
-        on: no request of the pass can go on with them."""
+        """A pass has failed half-way. The next one writes the same keys and values anew, but recurrent states have
+        moved on: no request of the pass can go on with them."""
         if self.states is None:
             return
         running = {sequence.id for sequence in self.scheduler.running}

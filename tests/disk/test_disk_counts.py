@@ -41,7 +41,7 @@ def cache_of(llm: LLM) -> DiskCache:
 
 
 @pytest.mark.parametrize("batch", [1, 4])
-@pytest.mark.parametrize("name", registry.BOX)
+@pytest.mark.parametrize("name", [name for name in registry.BOX if name != "second-gpu"])
 def test_every_policy_counts_as_its_replay_and_changes_no_bit(
     name: str, batch: int, runs: dict[int, Recorded], logits: torch.Tensor
 ) -> None:
