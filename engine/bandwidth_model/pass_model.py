@@ -74,7 +74,7 @@ class PassModel:
         or where copies leave the CPU none of the memory's bandwidth."""
         if done.tokens > len(done.sequences) and any(gpu.flops is None for gpu in self.machine.gpus):
             return None
-        if self.main == CPU_DRAM and DISK in done.bytes:
+        if self.main == CPU_DRAM and done.layers:
             return self._from_disk(done)
         steps = [in_turn(*self._links(done), *self._common(done))]
         for work in done.layers:
@@ -94,12 +94,13 @@ class PassModel:
     def _from_disk(self, done: Pass) -> Prediction | None:
         """A pass whose experts are read from a disk while those that are there are computed; None where its rate is not
         known."""
-        if DISK not in self.machine.links:
+        read = done.total(DISK)
+        if read and DISK not in self.machine.links:
             return None
         common = self._common(done)
         experts = [load for load in common if isinstance(load, Weights) and load.experts]
         others = [load for load in common if load not in experts]
-        reading = side_by_side((Link(DISK, done.total(DISK)),), tuple(experts))
+        reading = side_by_side((Link(DISK, read),) if read else (), tuple(experts))
         return predict([in_turn(*others), reading, in_turn(self._overhead(done))], self.machine)
 
     def _links(self, done: Pass) -> list[Load]:

@@ -23,13 +23,14 @@ from headrace.engine.experts.disk.disk_cache import DiskCache
 from headrace.engine.ledger.passes import CPU_DRAM, DISK
 from headrace.engine.placement.placement import Tier
 from headrace.errors import MemoryNeeded, OptionError
+from headrace.loaders import model_source
 from headrace.loaders.weights import converted
 
-CONFIG: dict[str, Any] = dict(
-    model_type="qwen3_moe", hidden_size=512, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
-    head_dim=64, moe_intermediate_size=512, intermediate_size=512, num_experts=64, num_experts_per_tok=4,
-    norm_topk_prob=True, vocab_size=1000, max_position_embeddings=512, rms_norm_eps=1e-6, tie_word_embeddings=False,
-)  # fmt: skip
+CONFIG: dict[str, Any] = {
+    **model_source.find("Qwen3-30B-A3B").config, "hidden_size": 512, "num_hidden_layers": 4, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 64, "moe_intermediate_size": 512, "intermediate_size": 512,
+    "num_experts": 64, "num_experts_per_tok": 4, "vocab_size": 1000, "max_position_embeddings": 512,
+}  # fmt: skip
 LIMIT_GB = 0.12  # of a model with 214 MB of experts
 SLACK = 25_000_000  # the interpreter's own, and what the allocator keeps
 RUN = f"""
@@ -136,6 +137,10 @@ def test_the_command(run: Run) -> None:
     assert json.loads(found[1])["text"] == json.loads(plain[1])["text"]
     assert json.loads(found[1])["expert_cache"]["policy"] == "lru"
     status, _, said = run("generate", "demo", "In the beginning", "-n", "8", "--placement", "disk")
+    assert status == 0
+    assert "all experts fit into RAM" in said
+    less = "--placement", "disk", "--expert-cache", "10%"
+    status, _, said = run("generate", "demo", "In the beginning", "-n", "8", *less)
     assert status == 0
     for what in ("experts stay on the disk", "buffers for reading", "disk experts", "expert cache, policy lru"):
         assert what in " ".join(said.split()), what

@@ -55,6 +55,8 @@ def notes(cache: DiskCache, top_k: int, rate: float | None) -> list[str]:
     files, resident = cache.files, [len(there) for there in cache.residents.by_layer]
     experts = cache.shape.nbytes
     kept, of = f"{size(cache.budget)} of {size(experts)} of experts", f"policy {cache.policy.name}"
+    if all(there == experts for there, experts in zip(resident, cache.shape.experts, strict=True)):
+        return ["all experts fit into RAM, and none is read after the start: without --placement disk it is faster"]
     lines = [f"experts stay on the disk; RAM holds up to {kept} ({of}), the others are read when they are chosen"]
     if files.held.refused:
         lines.append(f"the file system refuses direct reads ({files.held.refused}): reads go through the page cache")
