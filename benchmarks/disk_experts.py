@@ -5,6 +5,7 @@ random model of a real shape, converted, whose next tokens are drawn, so that ro
     reading    the same of whole experts by the engine's reads, nothing computed
     decode     tokens a second of one sequence; read: GB a second of the disk that its ledger counts
     share      of the ceiling: seconds in which the disk gives a token's bytes at the raw rate, over seconds of a token
+    in RAM     tokens a second with all experts there; both: the share of the lower of the two ceilings
 
 All of a round follow each other, raw before and after decode; medians over rounds. Needs the model's size on the disk
 and once in RAM.
@@ -66,9 +67,10 @@ def asked() -> argparse.Namespace:
     parser.add_argument("--cache", default="25%", help="RAM for experts")
     parser.add_argument("--policy", default="lru", help="several: separated by commas")
     parser.add_argument("--tokens", type=int, default=48)
+    parser.add_argument("--warm", type=int, default=16, help="tokens before, which fill the cache")
     parser.add_argument("--prompt", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", default="1,2,4,8,16", help="of raw reads")
+    parser.add_argument("--threads", default="1,2,4,8,16", help="of raw reads; the ceiling is that of 4")
     parser.add_argument("--folder", type=Path, help="on the disk to be measured; default the system's temporary one")
     result_file.add_option(parser, WHAT)
     return parser.parse_args()
@@ -95,26 +97,31 @@ def measured(args: argparse.Namespace, model: Path) -> Iterator[dict[str, float]
     counts = [int(count) for count in args.threads.split(",")]
     for number in range(args.rounds):
         found: dict[str, float] = {f"raw {count} threads GB/s": raw(path, count) / 1e9 for count in counts}
+        with LLM(model, device="cpu", **options_of(args)) as llm:
+            found["decode in RAM tok/s"] = decode(args, llm, number, "in RAM")["decode in RAM tok/s"]
         for policy in args.policy.split(","):
             with loaded(args, model, policy) as (llm, experts):
-                before = max(raw(path, count) for count in counts if count >= 8)
+                before = raw(path, 4)
                 found[f"reading {policy} GB/s"] = speed.measure(experts.cache, experts.staging) / 1e9
                 found |= decode(args, llm, number, policy)
-                after = max(raw(path, count) for count in counts if count >= 8)
+                after = raw(path, 4)
                 rate = (before + after) / 2
                 found[f"share {policy}"] = found[f"read {policy} GB/s"] * 1e9 / rate
+                slower = found[f"decode {policy} tok/s"] / found["decode in RAM tok/s"]
+                found[f"both {policy}"] = max(found[f"share {policy}"], slower)
                 found |= prefill(args, llm, number, policy, rate)
         print(f"round {number}: " + ", ".join(f"{name} {value:.3g}" for name, value in found.items()), flush=True)
         yield found
 
 
+def options_of(args: argparse.Namespace) -> dict[str, Any]:
+    context = args.prompt + args.tokens + 64
+    return {"max_context": context, "max_sequences": 1, "no_measure": True, "sampler": RandomSampler()}
+
+
 @contextmanager
 def loaded(args: argparse.Namespace, model: Path, policy: str) -> Iterator[tuple[LLM, DiskExperts]]:
-    context = args.prompt + args.tokens + 64
-    options: dict[str, Any] = {"max_context": context, "max_sequences": 1, "no_measure": True}
-    with LLM(
-        model, placement="disk", policy=policy, expert_cache=args.cache, sampler=RandomSampler(), **options
-    ) as llm:
+    with LLM(model, placement="disk", policy=policy, expert_cache=args.cache, **options_of(args)) as llm:
         experts = llm.parts.decoder.experts
         assert isinstance(experts, DiskExperts)
         yield llm, experts
@@ -122,8 +129,8 @@ def loaded(args: argparse.Namespace, model: Path, policy: str) -> Iterator[tuple
 
 def decode(args: argparse.Namespace, llm: LLM, seed: int, policy: str) -> dict[str, float]:
     """One sequence; its first tokens fill the cache."""
-    prompt = random.Random(seed).choices(range(1000, 100_000), k=8)
-    llm.generate([prompt], SamplingParams(max_new_tokens=16, ignore_eos=True))
+    prompt = random.Random(seed).choices(range(1000, llm.spec.vocab), k=8)
+    llm.generate([prompt], SamplingParams(max_new_tokens=args.warm, ignore_eos=True))
     with llm.ledger.recording() as passes:
         llm.generate([prompt[::-1]], SamplingParams(max_new_tokens=args.tokens, ignore_eos=True))
     steps = [one for one in passes if one.phase == "decode"]
@@ -136,7 +143,7 @@ def decode(args: argparse.Namespace, llm: LLM, seed: int, policy: str) -> dict[s
 
 
 def prefill(args: argparse.Namespace, llm: LLM, seed: int, policy: str, rate: float) -> dict[str, float]:
-    prompt = random.Random(seed + 1000).choices(range(1000, 100_000), k=args.prompt)
+    prompt = random.Random(seed + 1000).choices(range(1000, llm.spec.vocab), k=args.prompt)
     with llm.ledger.recording() as passes:
         llm.generate([prompt], SamplingParams(max_new_tokens=1, ignore_eos=True))
     seconds, read = sum(one.measured_s for one in passes), sum(one.total(DISK) for one in passes)
