@@ -55,8 +55,14 @@ def main() -> None:
     rows = summed_up(rounds)
     for row in rows:
         print("  ".join(f"{name} {value}" for name, value in row.items()))
-    shown = {"model": args.model, "layers": args.layers, "format": args.format, "cache": args.cache, "rows": rows}
-    result_file.write(args.json, WHAT, {"passport": passport.passport(Context()), **shown})
+    shown = {
+        "model": args.model,
+        "layers": args.layers,
+        "format": args.format,
+        "cache": args.cache,
+        "threads": args.compute_threads,
+    }
+    result_file.write(args.json, WHAT, {"passport": passport.passport(Context()), **shown, "rows": rows})
 
 
 def asked() -> argparse.Namespace:
@@ -71,6 +77,7 @@ def asked() -> argparse.Namespace:
     parser.add_argument("--prompt", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", default="1,2,4,8,16", help="of raw reads; the ceiling is that of 4")
+    parser.add_argument("--compute-threads", type=int, help="of the CPU's kernels; default one per core")
     parser.add_argument("--folder", type=Path, help="on the disk to be measured; default the system's temporary one")
     result_file.add_option(parser, WHAT)
     return parser.parse_args()
@@ -116,7 +123,8 @@ def measured(args: argparse.Namespace, model: Path) -> Iterator[dict[str, float]
 
 def options_of(args: argparse.Namespace) -> dict[str, Any]:
     context = args.prompt + args.tokens + 64
-    return {"max_context": context, "max_sequences": 1, "no_measure": True, "sampler": RandomSampler()}
+    shared = {"max_context": context, "max_sequences": 1, "no_measure": True, "sampler": RandomSampler()}
+    return {**shared, "threads": args.compute_threads}
 
 
 @contextmanager

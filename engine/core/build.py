@@ -103,7 +103,7 @@ def build(
     decoder = _decoder(config, checkpoint, weights, plan, found, experts, kv_dtype, timers)
     compile_ahead(config, plan.kv_budget.max_context, decoder, found, compiling)
     graphed, choice = _graphs(config, context, checkpoint, plan, decoder, choice, runtime)
-    if graphed is None and main.is_cuda and Tier.CPU in plan.placement.tiers and config.threads is None:
+    if graphed is None and config.threads is None and shares_cores(main, plan):
         context = leave_a_core(context, ops)
     return EngineParts(
         config=config, kernels=name, context=context, torch_threads=torch_threads, ops=ops, devices=found,
@@ -213,6 +213,12 @@ def without_blocking_copies(offload: OffloadPlan, is_cuda: bool, arena: ExpertAr
     if not is_cuda or offload.stream_from is None or arena.is_whole:
         return offload
     return offload.without_prefetch("experts in RAM are not all pinned, and a copy holds up other work")
+
+
+def shares_cores(main: Device, plan: MemoryPlan) -> bool:
+    """Whether others of this process work beside the CPU's ops: who launches kernels, or who reads experts."""
+    tiers = plan.placement.tiers
+    return Tier.DISK in tiers or (main.is_cuda and Tier.CPU in tiers)
 
 
 def leave_a_core(context: Context, ops: Ops) -> Context:
