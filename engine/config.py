@@ -143,10 +143,10 @@ class EngineConfig:
     cpu_moe: bool = option(False, PLACEMENT, "", "beside a GPU: all routed experts in RAM")
     n_cpu_moe: int | str | None = option(None, PLACEMENT, "N|auto", "those of the first N layers; auto: as few as fit")
     policy: str | ExpertPolicy | None = option(
-        None, PLACEMENT, "NAME", "all experts in RAM, and a cache in VRAM that this policy rules (docs/policies.md)"
+        None, PLACEMENT, "NAME", "of a cache in VRAM of experts in RAM, or in RAM of those on disk (docs/policies.md)"
     )
     expert_cache: float | str | None = option(
-        None, PLACEMENT, "GB|SHARE%", "VRAM of that cache, also as a share of all experts; default what is left"
+        None, PLACEMENT, "GB|SHARE%", "memory of that cache, also as a share of all experts; default what is left"
     )
     second_vram: float | None = option(
         None, PLACEMENT, "GB", "of a second GPU: what it stores of the experts, for policies that use one (second-gpu)"
@@ -212,11 +212,12 @@ class EngineConfig:
             raise OptionError("tensor_split deals out experts in VRAM, and cpu_moe keeps all in RAM: leave one out")
 
     def _check_policy(self, asked: list[str]) -> None:
-        """A policy has all experts in RAM and one GPU; what is about it needs one."""
+        """A policy has all experts in RAM and one GPU, or on disk; what is about it needs one, or has `lru` on disk."""
         _between("link_limit", self.link_limit, 1e-6)
         if self.link_limit is not None and not self.device.startswith("simulated"):
             raise OptionError("link_limit is about a GPU that is played: take device 'simulated', or leave it out")
-        if self.policy is None:
+        is_on_disk = self.asked_placement.kind == "disk"
+        if self.policy is None and not is_on_disk:
             names = "expert_cache", "second_vram", "policy_trace"
             about = [name for name in names if getattr(self, name) is not None]
             if about:
@@ -225,18 +226,23 @@ class EngineConfig:
         _between("second_vram", self.second_vram, 0.001)
         if self.expert_cache is not None:
             parse_limit(self.expert_cache, "expert_cache")
-        if asked and self.asked_placement != Policy("layers"):
+        if asked and not is_on_disk and self.asked_placement != Policy("layers"):
             raise OptionError(f"policy and {asked[0]} both say where experts lie: give one of them")
         if self.tensor_split is not None:
             raise OptionError("policy has its cache on one GPU, and tensor_split deals out over two: leave one out")
 
     def _check_cpu(self, asked: list[str]) -> None:
         """Without a GPU nothing can be asked of one; and the other way round."""
-        others = [name for name in ("policy", *GPU_ALONE) if getattr(self, name) is not None]
+        is_on_disk, is_on_cpu = self.asked_placement.kind == "disk", self.asked_placement.kind in ("cpu", "disk")
+        others = [name for name in GPU_ALONE if getattr(self, name) is not None]
+        more = "second_vram" if is_on_disk else "policy"  # a policy rules the RAM of experts on a disk, too
+        others += [more] if getattr(self, more) is not None else []
         others += [name for name in ("stream_from", "handoff") if getattr(self, name) != "auto"]
-        if self.asked_placement.kind == "cpu" and (others or self.device not in ("auto", "cpu")):
-            raise OptionError(f"placement 'cpu' leaves out every GPU: leave out {(others or ['device'])[0]}")
-        if self.device == "cpu" and self.asked_placement.kind != "cpu" and (asked or others):
+        if is_on_cpu and (others or self.device not in ("auto", "cpu")):
+            raise OptionError(
+                f"placement {self.placement!r} leaves out every GPU: leave out {(others or ['device'])[0]}"
+            )
+        if self.device == "cpu" and not is_on_cpu and (asked or others):
             raise OptionError(f"{(asked or others)[0]} is about a GPU, and device is 'cpu': leave one out")
 
     @property
@@ -278,7 +284,7 @@ class EngineConfig:
         said = [self.cpu_moe, self.n_cpu_moe, self.placement, self.policy, *(getattr(self, name) for name in GPU_ALONE)]
         chosen = [one != "auto" for one in (self.stream_from, self.handoff)]
         asked = any(one is not None and one is not False for one in said) or any(chosen)
-        return self.asked_placement.kind != "cpu" and asked
+        return self.asked_placement.kind not in ("cpu", "disk") and asked
 
     @property
     def wants_graphs(self) -> bool:
@@ -286,7 +292,7 @@ class EngineConfig:
         return self.handoff in GRAPHED
 
     def cache_bytes(self, experts: int) -> int | None:
-        """expert_cache in bytes, of a model whose experts take so many; None: what is left of VRAM."""
+        """expert_cache in bytes, of a model whose experts take so many; None: what is left."""
         if self.expert_cache is None:
             return None
         number, unit = parse_limit(self.expert_cache, "expert_cache")

@@ -17,6 +17,7 @@ from torch import Tensor
 from .formats import FORMATS, PARTS, ExpertLayout, Format, Part
 from .recipes import SWIGLU, Activation
 
+PAGE = 4096
 TORCH_DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 FORMAT_OF_DTYPE = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
@@ -106,6 +107,15 @@ class ExpertBank:
     def empty(cls, layout: ExpertLayout, experts: int, device: str = "cpu") -> ExpertBank:
         """An uninitialised bank whose first block starts on a 64-byte boundary; `meta` takes no memory."""
         return cls(layout, torch.empty(experts, layout.bytes, dtype=torch.uint8, device=device))
+
+    @classmethod
+    def on_a_page(cls, layout: ExpertLayout, experts: int) -> ExpertBank:
+        """The same in RAM, the first block on a page: where blocks are whole pages, a file can be read right into
+        them."""
+        size = experts * layout.bytes
+        memory = torch.empty(size + PAGE, dtype=torch.uint8)
+        first = -memory.data_ptr() % PAGE
+        return cls(layout, memory[first : first + size].view(experts, layout.bytes))
 
     @property
     def experts(self) -> int:

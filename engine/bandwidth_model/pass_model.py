@@ -6,7 +6,8 @@
               second GPU)
     stream  = ids down + max(copies,  experts here + shared expert,  second GPU): one is copied, another computed
 
-On the CPU alone all experts are one load, read in turn with the rest. Bytes are those of the routing that happened,
+On the CPU alone all experts are one load, read in turn with the rest; of those that come from a disk the longer one
+of reading and computing counts. Bytes are those of the routing that happened,
 each format's at its own rate: an expert of several formats, or of a layer with others, is the sum over them.
 Beside each other copies and the CPU's experts have what was measured, else the CPU what copies leave of a plain read
 (`split_decode.py`). Not counted: launches of the GPU's kernels, and a hand-off whose cost is not known.
@@ -25,7 +26,20 @@ from ...loaders.spec import ModelSpec
 from ...loaders.weights.model_weights import Formats
 from ..ledger import in_formats
 from ..ledger.pass_bytes import DENSE, EXPERTS, HEAD, INPUTS, KV, bytes_per_token
-from ..ledger.passes import CPU_DRAM, D2D, D2H, GPU1_HBM, GPU_HBM, H2D, HANDOFF, Bytes, LayerWork, Pass, Prediction
+from ..ledger.passes import (
+    CPU_DRAM,
+    D2D,
+    D2H,
+    DISK,
+    GPU1_HBM,
+    GPU_HBM,
+    H2D,
+    HANDOFF,
+    Bytes,
+    LayerWork,
+    Pass,
+    Prediction,
+)
 from . import flop_counts, split_decode
 from .hardware import Hardware, exactly
 from .profile import mean_queries
@@ -60,6 +74,8 @@ class PassModel:
         or where copies leave the CPU none of the memory's bandwidth."""
         if done.tokens > len(done.sequences) and any(gpu.flops is None for gpu in self.machine.gpus):
             return None
+        if self.main == CPU_DRAM and done.layers:
+            return self._from_disk(done)
         steps = [in_turn(*self._links(done), *self._common(done))]
         for work in done.layers:
             found = self._layer(work, done.phase == "decode")
@@ -74,6 +90,18 @@ class PassModel:
         """With experts that came behind layers, for nobody: a pass is no shorter than its link is busy."""
         link_s = found.terms.get(H2D, 0.0) + Link(H2D, behind).seconds(self.machine)
         return Prediction(terms={**found.terms, H2D: link_s}, seconds=max(found.seconds, link_s))
+
+    def _from_disk(self, done: Pass) -> Prediction | None:
+        """A pass whose experts are read from a disk while those that are there are computed; None where its rate is not
+        known."""
+        read = done.total(DISK)
+        if read and DISK not in self.machine.links:
+            return None
+        common = self._common(done)
+        experts = [load for load in common if isinstance(load, Weights) and load.experts]
+        others = [load for load in common if load not in experts]
+        reading = side_by_side((Link(DISK, read),) if read else (), tuple(experts))
+        return predict([in_turn(*others), reading, in_turn(self._overhead(done))], self.machine)
 
     def _links(self, done: Pass) -> list[Load]:
         """What a pass sends besides layers, and embedding rows that lie in RAM beside a GPU."""

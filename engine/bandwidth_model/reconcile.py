@@ -44,6 +44,7 @@ class Reconciliation:
         self.profile: Profile | None = None
         self.doubt: str | None = None
         self.pass_model: PassModel | None = None
+        self.disk_bytes_s: float | None = None  # of a disk that experts stay on
         self.unpredicted = ""  # why there is no prediction beside a GPU
 
     @property
@@ -77,7 +78,7 @@ class Reconciliation:
             if len(self.devices) > 1:
                 machine = tier_rates.find(profile, self.devices)
             elif profile is not None:
-                machine = tier_rates.of_cpu(profile)
+                machine = tier_rates.of_cpu(profile, self.disk_bytes_s)
         except tier_rates.Unknown as reason:
             self.unpredicted = str(reason)
         self.use_rates(machine)

@@ -39,9 +39,14 @@ class Unknown(Exception):
     """A rate that is needed is neither measured nor known; its text says which."""
 
 
-def of_cpu(profile: Profile) -> Hardware:
-    """The machine of a run on the CPU alone. What a pass costs is as measured, 0 too."""
-    return replace(machine_file.of_profile(profile), fixed=exactly(profile.pass_s))
+def of_cpu(profile: Profile, disk_bytes_s: float | None = None) -> Hardware:
+    """The machine of a run on the CPU alone, and of a disk that gives experts so fast. What a pass costs is as
+    measured, 0 too."""
+    disk = None
+    if disk_bytes_s is not None:
+        bandwidth = exactly(disk_bytes_s)
+        disk = hardware.Device(name="disk", kind="disk", memory=None, nominal=disk_bytes_s, bandwidth=bandwidth)
+    return replace(machine_file.of_profile(profile), fixed=exactly(profile.pass_s), disk=disk)
 
 
 def find(profile: Profile | None, devices: Mapping[Tier, Device]) -> Hardware:

@@ -50,8 +50,9 @@ from ..model.decoder import Decoder
 from ..model.inputs import make_device_inputs
 from ..model.kv_cache import KVCache, pages_for
 from ..placement.placement import Tier
-from . import expert_policy
+from . import expert_policy, on_disk
 from .compile_ahead import compile_ahead
+from .on_disk import OnDisk
 from .parts import EngineParts, end_ids
 from .weight_source import Target, WeightSource
 
@@ -86,6 +87,7 @@ def build(
     runtime, problem = (None, "there is no GPU") if gpu is None else gpu_runtime.find(gpu)
     plan = plan_memory(config, checkpoint, kv_dtype, found, profile, signal_choice.may_capture(config, runtime))
     policy = expert_policy.find(config, checkpoint, found, profile, plan.expert_cache)
+    disk = on_disk.open_files(config, checkpoint, plan, ops, progress)
     admission = _admission(checkpoint, tokenizer, plan)
     if check is not None:
         check(admission)
@@ -97,11 +99,11 @@ def build(
         arena.finish()
         plan = replace(plan, offload=without_blocking_copies(plan.offload, main.is_cuda, arena))
     timers = Timers(streams.of(main)[0] if len(found) > 1 else None)
-    experts, host_buffers = _experts(config, checkpoint, weights, plan, found, ops, timers, arena, policy)
+    experts, host_buffers = _experts(config, checkpoint, weights, plan, found, ops, timers, arena, policy, disk)
     decoder = _decoder(config, checkpoint, weights, plan, found, experts, kv_dtype, timers)
     compile_ahead(config, plan.kv_budget.max_context, decoder, found, compiling)
     graphed, choice = _graphs(config, context, checkpoint, plan, decoder, choice, runtime)
-    if graphed is None and main.is_cuda and Tier.CPU in plan.placement.tiers and config.threads is None:
+    if graphed is None and config.threads is None and shares_cores(main, plan):
         context = leave_a_core(context, ops)
     return EngineParts(
         config=config, kernels=name, context=context, torch_threads=torch_threads, ops=ops, devices=found,
@@ -213,6 +215,12 @@ def without_blocking_copies(offload: OffloadPlan, is_cuda: bool, arena: ExpertAr
     return offload.without_prefetch("experts in RAM are not all pinned, and a copy holds up other work")
 
 
+def shares_cores(main: Device, plan: MemoryPlan) -> bool:
+    """Whether others of this process work beside the CPU's ops: who launches kernels, or who reads experts."""
+    tiers = plan.placement.tiers
+    return Tier.DISK in tiers or (main.is_cuda and Tier.CPU in tiers)
+
+
 def leave_a_core(context: Context, ops: Ops) -> Context:
     """One thread fewer for the CPU's ops, if there are more than two: where layers run by hand, Python launches a
     layer's kernels on the GPU beside the team that computes its experts. A team on every core waits for the one of its
@@ -232,9 +240,12 @@ def _experts(
     timers: Timers,
     arena: ExpertArena | None,
     policy: expert_policy.Make | None,
+    disk: OnDisk | None,
 ) -> tuple[ExpertBackend, HostBuffers | None]:
-    """The experts: all in RAM, or on the tiers of the placement, with the buffers between GPU and CPU; with a policy
-    beside a cache."""
+    """The experts: all in RAM, in files, or on the tiers of the placement, with the buffers between GPU and CPU; beside
+    a cache in VRAM where a policy rules one."""
+    if disk is not None:
+        return disk.make(plan, timers), None
     banks, spec = [layer.experts for layer in weights.layers], checkpoint.spec
     if len(found) == 1:
         whole = [bank for bank in banks if not isinstance(bank, TierBanks)]

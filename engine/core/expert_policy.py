@@ -25,13 +25,14 @@ from ..planning import best_policy, replays
 from ..planning.replays import Replays
 from ..policies import registry
 from ..policies.fixed import Uniform
-from ..policies.protocol import Policy, Shape
+from ..policies.protocol import Policy, Shape, Storing
 from ..policies.registry import Known
 from ..policies.replay.replay import Rates
 from ..traces import reader, recorder, stored
 from ..units import GB
 
 AUTO = "auto"
+ON_DISK = "lru"  # of experts on a disk, where no policy was named
 Why = tuple[str, ...]  # a choice that was made for the user has its reasons, a plain sentence each
 Make = Callable[[ModelWeights], tuple[Policy, Why]]
 
@@ -53,6 +54,26 @@ def find(config: EngineConfig, checkpoint: Checkpoint, found: Mapping[Tier, Devi
     known = Known() if config.policy_trace is None else run.of_trace(config.policy_trace).known
     policy = registry.make(asked, replace(known, fetched=run.fetched, store_bytes=run.store_bytes))
     return lambda weights: (policy, ())
+
+
+def for_disk(config: EngineConfig, checkpoint: Checkpoint) -> Policy:
+    """The policy of a cache in RAM of experts on a disk. What is missing has to come either way, so that a policy that
+    asks how many to fetch is told all. Raises OptionError as `find`, and for a policy of a second GPU."""
+    asked, layouts = config.policy, layouts_of(checkpoint)
+    if asked is None or asked == AUTO:
+        asked = ON_DISK
+    banks = [layer.ffn.experts for layer in checkpoint.spec.layers if isinstance(layer.ffn, MoeSpec)]
+    every, known = tuple(range(checkpoint.spec.moe.experts + 1)), Known()
+    if config.policy_trace is not None:
+        shape = Shape(tuple(banks), tuple(layout.bytes for layout in layouts))
+        try:
+            known = replays.of_run(reader.read(config.policy_trace), shape, None).known
+        except OptionError as error:
+            raise OptionError(f"{config.policy_trace}: {error}") from error
+    policy = registry.make(asked, replace(known, fetched=every, store_bytes=0)) if isinstance(asked, str) else asked
+    if isinstance(policy, Storing):
+        raise OptionError(f"policy '{policy.name}' is about a second GPU, and experts lie on a disk: name another one")
+    return policy
 
 
 class _Run:

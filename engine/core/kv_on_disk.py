@@ -15,6 +15,7 @@ from torch import Tensor
 from ...kernels.isa import kernels_digest
 from .. import writable
 from ..config import EngineConfig, parse_kv_disk
+from ..experts.disk.disk_cache import DiskCache
 from ..generation.disk.kv_disk import KVDisk
 from ..generation.disk.page_files import PageFiles
 from ..generation.schedule.state_slots import StateSlots
@@ -55,8 +56,12 @@ def fingerprint(parts: EngineParts) -> bytes:
         main.backend, main.name if main.is_cuda else "", torch.__version__,
     )  # fmt: skip
     found = hashlib.blake2b(repr(told).encode(), digest_size=16)
+    if isinstance(parts.expert_cache, DiskCache):
+        found.update(repr(parts.expert_cache.files.held.identity).encode())
     for name, tensor in parts.weights.named().items():
         found.update(name.encode())
+        if tensor.is_meta:  # experts that stay in the files
+            continue
         found.update(_samples(tensor))
     return found.digest()
 

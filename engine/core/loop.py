@@ -28,7 +28,7 @@ from ..generation.schedule.scheduler import Scheduler
 from ..generation.schedule.state_slots import StateSlots
 from ..generation.sequence import Sequence
 from ..ledger.ledger import Ledger
-from ..ledger.passes import CPU_DRAM, GPU_HBM, Bytes, Pass
+from ..ledger.passes import CPU_DRAM, DISK, GPU_HBM, Bytes, Pass
 from ..model.batch import Inputs
 from ..model.decoder import Output
 from ..model.kv_cache import PAGE, PageTable, pages_for
@@ -97,6 +97,8 @@ class Loop:
                     yield request.chunks.popleft()
                 else:
                     self._step_unless(lambda: bool(request.chunks) or not request.is_open)
+            if request.error is not None:  # of another request's pass, in which it was
+                raise request.error
         finally:
             self._end([request])
 
@@ -162,7 +164,22 @@ class Loop:
         with self.lock:
             self.carry_out()
             if not done():
-                self.step()
+                try:
+                    self.step()
+                except Exception as error:
+                    self._end_spoiled(error)
+                    raise
+
+    def _end_spoiled(self, error: Exception) -> None:
+        """A pass has failed half-way. The next one writes the same keys and values anew, but recurrent states have
+        moved on: no request of the pass can go on with them."""
+        if self.states is None:
+            return
+        running = {sequence.id for sequence in self.scheduler.running}
+        for request in [one for id, one in self.requests.items() if id in running]:
+            request.error = error
+            self.cancel(request)
+        self.carry_out()
 
     def step(self) -> None:
         """One forward pass; every request that got a token keeps it until its owner asks.
@@ -276,14 +293,14 @@ class Loop:
     def _forward(self, inputs: Inputs, is_graph: bool, decoding: int) -> Output:
         """A pass, whose first `decoding` tokens were generated. Of a graph, the pass before is booked while it runs."""
         parts = self.parts
+        if parts.expert_cache is not None:
+            parts.expert_cache.begin(decoding)
         if len(parts.devices) == 1:
             start = time.perf_counter()
             kept = None if self.books.recorder is None else (len(inputs.ids_T), parts.spec.moe.top_k)
             out = parts.decoder.forward(inputs, self.counts.tally(decoding, kept))
-            parts.timers.spend(CPU_DRAM, time.perf_counter() - start)
+            parts.timers.spend(CPU_DRAM, time.perf_counter() - start - parts.timers.spent.get(DISK, 0.0))
             return out
-        if parts.expert_cache is not None:
-            parts.expert_cache.begin(decoding)
         if is_graph and parts.graphed is not None:
             return parts.graphed.forward(inputs, self.books.settle_meanwhile)
         return parts.decoder.forward(inputs)

@@ -21,6 +21,8 @@ from ..cuda_graphs.signals import SignalChoice
 from ..devices.device import Device
 from ..experts.cache.cached_experts import CachedExperts
 from ..experts.cache.expert_cache import ExpertCache
+from ..experts.disk.disk_cache import DiskCache
+from ..experts.disk.disk_experts import DiskExperts
 from ..experts.host_buffers import HostBuffers
 from ..generation.admission import Admission
 from ..ledger.timers import Timers
@@ -70,10 +72,10 @@ class EngineParts:
         return self.memory_plan.placement
 
     @property
-    def expert_cache(self) -> ExpertCache | None:
-        """The experts that a policy moves, if there is one."""
+    def expert_cache(self) -> ExpertCache | DiskCache | None:
+        """The experts that a policy moves, if there is one: in VRAM, or in RAM of those on a disk."""
         experts = self.decoder.experts
-        return experts.cache if isinstance(experts, CachedExperts) else None
+        return experts.cache if isinstance(experts, CachedExperts | DiskExperts) else None
 
     @property
     def kv_budget(self) -> KVBudget:
@@ -95,10 +97,20 @@ class EngineParts:
         found = [*self.checkpoint.notes, *(() if self.tokenizer is None else self.tokenizer.notes)]
         if self.signal_choice is not None and self.signal_choice.fell_back:
             found.append(f"decode steps run without graphs: {self.signal_choice.reason}")
+        if isinstance(self.expert_cache, DiskCache):
+            found += self.expert_cache.notes
         return tuple(found)
 
+    @property
+    def disk_bytes_s(self) -> float | None:
+        """Of the disk that experts stay on, where it was measured."""
+        return self.expert_cache.bytes_s if isinstance(self.expert_cache, DiskCache) else None
+
     def close(self) -> None:
-        """Ends the threads of graphs and pinning, after which a model with graphs cannot decode."""
+        """Ends the threads of graphs, pinning and reading, after which a model with graphs, or with experts on a disk,
+        cannot decode."""
+        if isinstance(self.expert_cache, DiskCache):
+            self.expert_cache.close()
         if self.graphed is not None:
             self.graphed.close()
         if self.expert_arena is not None:

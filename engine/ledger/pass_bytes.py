@@ -29,7 +29,8 @@ EXPERTS, DENSE, KV, HEAD = "experts", "dense", "kv", "head"
 # What crosses a link besides hidden states of experts: choices and their weights, a pass's inputs, what sampling needs,
 # experts that were copied before it was known that nobody would choose them.
 ROUTING, INPUTS, SAMPLES, UNCHOSEN = "routing", "inputs", "samples", "unchosen"
-GROUPS = (EXPERTS, UNCHOSEN, DENSE, KV, HEAD, ROUTING, INPUTS, SAMPLES)
+PREFETCHED = "prefetched"  # experts that came from a disk behind a layer, for one that may choose them
+GROUPS = (EXPERTS, UNCHOSEN, PREFETCHED, DENSE, KV, HEAD, ROUTING, INPUTS, SAMPLES)
 
 
 @dataclass(frozen=True)

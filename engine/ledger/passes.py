@@ -16,11 +16,11 @@ from functools import cached_property
 from typing import Any
 
 Bytes = dict[str, dict[str, int]]  # tier -> group -> bytes
-# Memories that are read, and links that are crossed: host to device, back, and from GPU to GPU.
+# Memories that are read, and links that are crossed: host to device, back, from GPU to GPU, and from a disk.
 CPU_DRAM, GPU_HBM, GPU1_HBM = "cpu_dram", "gpu_hbm", "gpu1_hbm"
-H2D, D2H, D2D = "h2d", "d2h", "d2d"
+H2D, D2H, D2D, DISK = "h2d", "d2h", "d2d", "disk"
 MEMORIES = (GPU_HBM, GPU1_HBM, CPU_DRAM)
-CHANNELS = (*MEMORIES, H2D, D2H, D2D)
+CHANNELS = (*MEMORIES, H2D, D2H, D2D, DISK)
 # Terms of a prediction that no tier causes: layers and the pass; handing a layer's experts from a GPU to the CPU.
 FIXED, HANDOFF = "fixed", "handoff"
 
@@ -89,7 +89,7 @@ class Pass:
     context: int
     forced: int = 0
     bytes: Bytes = field(default_factory=dict)
-    layers: list[LayerWork] = field(default_factory=list)  # where experts have several tiers
+    layers: list[LayerWork] = field(default_factory=list)  # where experts have several tiers, or stay on a disk
     by_layer: tuple[int, ...] = ()  # else bytes of each layer's experts, of those that were read in one call
     expect: Callable[[Pass], Prediction | None] | None = None  # says `predicted`
     measured_s: float = 0.0

@@ -16,12 +16,14 @@ from ...kernels.cpu.mailbox import mailbox_bytes
 from ...kernels.scratch import GPU_EXPERT_BYTES
 from ...loaders.quants.by_format import ByFormat
 from ...loaders.spec import ModelSpec
+from ...loaders.weights.by_expert.stored import StoredExperts
 from ...loaders.weights.checkpoint import SMALLER, Checkpoint
 from ...loaders.weights.model_weights import Formats, Where
 from ..bandwidth_model.profile import Profile
 from ..config import EngineConfig
 from ..devices.device import Device
 from ..experts import offload_plan
+from ..experts.disk import rows, staging
 from ..experts.offload_plan import NONE, OffloadPlan
 from ..generation.schedule.state_slots import StateSlots
 from ..ledger import in_formats
@@ -38,9 +40,10 @@ from ..units import size
 from . import kv_budget
 from .kv_budget import KVBudget
 
-DEFAULT_CONTEXT = 4096  # beside a GPU, where more cache is fewer experts, and nobody said
-CACHE_SHARE = 0.1  # of a GPU: what the caches of further sequences may take before experts
+DEFAULT_CONTEXT = 4096  # beside a GPU, and of experts on a disk, where more cache is fewer experts, and nobody said
+CACHE_SHARE = 0.1  # of that memory: what the caches of further sequences may take before experts
 EXPERT_CACHE = "expert cache"
+READING = "buffers for reading"  # of experts that stay on a disk
 STREAM = "stream buffers"  # what is needed for experts that are copied to a GPU
 
 
@@ -55,7 +58,7 @@ class MemoryPlan:
     experts: tuple[int, ...]  # bytes of each layer's
     offload: OffloadPlan = NONE
     spare_pages: int = 0  # of the cache, beyond those of the budget: for rows of a graph without a sequence
-    expert_cache: int = 0  # bytes in VRAM for experts that a policy moves
+    expert_cache: int = 0  # bytes for experts that a policy moves: in VRAM, or in RAM of experts on a disk
 
     @property
     def bytes_in_ram(self) -> list[int]:
@@ -64,13 +67,14 @@ class MemoryPlan:
 
     def where(self, devices: Mapping[Tier, Device]) -> Where | None:
         """Where the weights are to be allocated; None where all is RAM and nothing is split."""
-        if self.placement.main is Tier.CPU:
+        if self.placement.main is Tier.CPU and Tier.DISK not in self.placement.tiers:
             return None
+        in_files = {Tier.DISK.value: "meta"} if Tier.DISK in self.placement.tiers else {}
         return Where(
             common=str(devices[self.placement.main].place),
             embed=str(devices[self.table].place),
             experts=[[tier.value for tier in row] for row in self.placement.experts],
-            tiers={tier.value: str(device.place) for tier, device in devices.items()},
+            tiers={**{tier.value: str(device.place) for tier, device in devices.items()}, **in_files},
         )
 
 
@@ -113,6 +117,8 @@ def plan_memory(
     what it would have to hold.
     """
     plan = _Plan(config, checkpoint, dtype, devices)
+    if config.asked_placement.kind == "disk":
+        return plan.on_disk()
     if len(devices) == 1:
         return plan.placed(placing.all_on(Tier.CPU, plan.counts))
     found = plan.beside_a_gpu(profile, graphs)
@@ -135,6 +141,23 @@ class _Plan:
         self.states = 4 * self.spec.state_elements * StateSlots.count(config.max_sequences)
         self.work = self.states + kv_budget.work_bytes(self.spec, config.prefill_chunk, config.max_sequences)
         self.offload, self.buffers, self.mailbox, self.spare_pages, self.cache = NONE, 0, 0, 0, 0
+
+    def on_disk(self) -> MemoryPlan:
+        """Experts stay in the file: RAM holds everything else, and of them as many as what is left of it holds."""
+        config, spec, storage = self.config, self.spec, self.storage
+        if not self.checkpoint.entries:
+            raise OptionError("--placement disk reads experts from a model's files, and random weights have none")
+        stored = StoredExperts(self.checkpoint)
+        self.buffers = staging.nbytes(stored.layouts, stored.is_straight)
+        self.work += rows.nbytes(self.tokens, spec.moe.top_k, spec.hidden)
+        placement, free = placing.on_disk(self.counts), int(of_free(self.devices[Tier.CPU].free))
+        room = self._kv_budget(free)
+        left = free - storage.common - storage.held - room.kv_bytes - self.work - self.buffers
+        asked, experts = config.cache_bytes(sum(self.sizes)), sum(self.sizes)
+        self.cache = max(0, min(left, experts)) if asked is None else asked
+        found = self._fit(placement, room)
+        _require(found.memory[Tier.CPU], "RAM", placement)
+        return found
 
     def beside_a_gpu(self, profile: Profile | None, graphs: bool) -> MemoryPlan:
         """What copies and graphs need is added up, then experts are placed."""
@@ -184,13 +207,17 @@ class _Plan:
     def _room(self) -> tuple[KVBudget, int]:
         """The cache of keys and values, for one sequence of the context, and for more within its share; and the bytes
         that it leaves for experts."""
-        spec, main = self.spec, self.devices[Tier.GPU0]
-        kv_budget.check_context(self.config.max_context, spec)
-        context = self.config.max_context or min(spec.context, DEFAULT_CONTEXT)
-        one, shared = pages_for(context), int(main.free * CACHE_SHARE) // self.page
-        pages = max(one, min(one * self.config.max_sequences, shared))
-        room = KVBudget(pages, context, pages * self.page, self.work)
+        main = self.devices[Tier.GPU0]
+        room = self._kv_budget(main.free)
         return room, main.free - self.storage.common - room.kv_bytes - self.work
+
+    def _kv_budget(self, free: int) -> KVBudget:
+        """The cache of keys and values where experts take what it leaves: of one sequence, of more within a share."""
+        kv_budget.check_context(self.config.max_context, self.spec)
+        context = self.config.max_context or min(self.spec.context, DEFAULT_CONTEXT)
+        one, shared = pages_for(context), int(free * CACHE_SHARE) // max(1, self.page)
+        pages = max(one, min(one * self.config.max_sequences, shared))
+        return KVBudget(pages, context, pages * self.page, self.work)
 
     def _auto(self) -> MemoryPlan:
         """The cache first, then experts as they fit."""
@@ -231,9 +258,12 @@ class _Plan:
     def _fit(self, placement: Placement, room: KVBudget) -> MemoryPlan:
         """What every tier will hold; of RAM as much as is free may be taken, less what is not ours."""
         table = self._table(placement)
-        memory = {}
+        memory: dict[Tier, TierMemory] = {}
         stores = () if self.config.second_vram is None else (Tier.GPU1,)
         for tier in dict.fromkeys((*placement.tiers, *stores, Tier.CPU)):
+            if tier is Tier.DISK:
+                memory[tier] = of_needs({"experts": sum(self.sizes)}, None)
+                continue
             free = self.devices[tier].free
             needs = self._needs(placement, room, tier, table)
             memory[tier] = of_needs(needs, of_free(free) if tier is Tier.CPU else free)
@@ -267,6 +297,7 @@ class _Plan:
             needs["stored experts"] = int(self.config.second_vram * 1e9)
         if tier is main:
             needs[STREAM], needs[EXPERT_CACHE] = self._buffers(placement), self.cache
+            needs[READING] = self.buffers if tier is Tier.CPU else 0
         return needs
 
 

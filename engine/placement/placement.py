@@ -33,6 +33,7 @@ class Tier(str, Enum):
     GPU0 = "gpu0"
     GPU1 = "gpu1"
     CPU = "cpu"
+    DISK = "disk"  # computed by the CPU, from RAM
 
     @property
     def channel(self) -> str:
@@ -75,6 +76,11 @@ class Placement:
 def all_on(tier: Tier, counts: Sequence[int]) -> Placement:
     """Everything on one tier; `counts`: experts by layer."""
     return Placement(name=tier.value, main=tier, experts=tuple((tier,) * count for count in counts))
+
+
+def on_disk(counts: Sequence[int]) -> Placement:
+    """The experts in the model's file, everything else in RAM."""
+    return Placement(name="disk", main=Tier.CPU, experts=tuple((Tier.DISK,) * count for count in counts))
 
 
 def n_cpu_moe(counts: Sequence[int], layers: int) -> Placement:
@@ -157,7 +163,7 @@ def bytes_by_layer(placement: Placement, sizes: Sequence[int], tier: Tier) -> li
 
 
 class Policy(NamedTuple):
-    """What was asked for. kind: "cpu", "auto", "layers" (the experts of so many layers in RAM; None: of all),
+    """What was asked for. kind: "cpu", "disk", "auto", "layers" (the experts of so many layers in RAM; None: of all),
     "file"."""
 
     kind: str
@@ -166,11 +172,14 @@ class Policy(NamedTuple):
 
 
 def parse(text: str) -> Policy:
-    """The policy that --placement names: cpu, gpu, auto, cpu-moe, n-cpu-moe=N, or a .json file."""
+    """The policy that --placement names: cpu, disk, gpu, auto, cpu-moe, n-cpu-moe=N, or a .json file."""
     if text.lower().endswith(".json"):
         return Policy("file", file=Path(text))
     word, _, number = text.strip().lower().replace("_", "-").partition("=")
-    simple = {"cpu": Policy("cpu"), "auto": Policy("auto"), "gpu": Policy("layers", 0), "cpu-moe": Policy("layers")}
+    simple = {
+        "cpu": Policy("cpu"), "disk": Policy("disk"), "auto": Policy("auto"), "gpu": Policy("layers", 0),
+        "cpu-moe": Policy("layers"),
+    }  # fmt: skip
     if word in simple and not number:
         return simple[word]
     if word == "n-cpu-moe":
@@ -178,7 +187,7 @@ def parse(text: str) -> Policy:
     raise OptionError(f"--placement is {text!r}{nearest(word, [*simple, 'n-cpu-moe'])}; {CHOICES}")
 
 
-PLACES = "auto, cpu, gpu, cpu-moe, n-cpu-moe=N"
+PLACES = "auto, cpu, disk, gpu, cpu-moe, n-cpu-moe=N"
 CHOICES = f"there are {PLACES}, and a file NAME.json"
 
 

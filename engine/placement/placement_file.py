@@ -99,7 +99,7 @@ class _File:
         raise self._error(where, one, 'give a number from 0 on, a range such as "3-7", a list of these, or "all"')
 
     def _tier(self, value: Any, where: str) -> Tier:
-        names = [tier.value for tier in Tier]
+        names = [tier.value for tier in Tier if tier is not Tier.DISK]
         if value not in names:
             raise self._error(where, value, f"there are {', '.join(names)}{nearest(str(value), names)}")
         tier = Tier(value)

@@ -188,11 +188,13 @@ def choices(storage: Storage, hardware: Hardware, demand: Demand) -> list[Placem
 
 
 def named(text: str, storage: Storage, hardware: Hardware, demand: Demand) -> Placement:
-    """The placement that --placement asks for: cpu, gpu, cpu-moe, n-cpu-moe=N, or a file."""
+    """The placement that --placement asks for: cpu, disk, gpu, cpu-moe, n-cpu-moe=N, or a file."""
     policy, count = parse(text), len(storage.layers)
     if hardware.cpu is None and policy.kind != "file" and policy != Policy("layers", 0):
         raise OptionError(f"--placement {text} needs RAM, and {hardware.name} names no CPU: add one to --hardware")
-    if policy.kind == "cpu":
+    if policy.kind == "disk" and hardware.disk is None:
+        raise OptionError(f"--placement disk needs a disk, and {hardware.name} names none: add one to --hardware")
+    if policy.kind in ("cpu", "disk"):
         return on_cpu(storage, hardware, demand)
     if not hardware.gpus:
         raise OptionError(f"--placement {text} needs a GPU, and {hardware.name} has none: add one to --hardware")

@@ -29,7 +29,7 @@ from ..ledger.passes import CHANNELS
 from ..ledger.residual import tier_times
 from ..ledger.summary import PHASES, Summary
 from ..llm import LLM
-from ..memory.memory_plan import STREAM
+from ..memory.memory_plan import EXPERT_CACHE, READING, STREAM
 from ..placement.placement import Tier
 from ..units import GB, size
 from .tables import new_table
@@ -109,9 +109,12 @@ def placement_rows(llm: LLM) -> list[TableRow]:
     rows.append(TableRow(work, place, "f32", f"<= {size(llm.parts.kv_budget.work_bytes)}", kernel))
     if len(llm.parts.devices) > 1:
         rows += _hand_off_rows(llm)
-    buffers = llm.parts.memory_plan.memory[llm.parts.placement.main].needed.get(STREAM)
-    if buffers:
-        rows.append(TableRow(STREAM, place, formats.names["experts"], size(buffers), kernel))
+    needed = llm.parts.memory_plan.memory[llm.parts.placement.main].needed
+    rows += [
+        TableRow(what, place, formats.names["experts"], size(needed[what]), kernel)
+        for what in (STREAM, READING, *((EXPERT_CACHE,) if Tier.DISK in llm.parts.placement.tiers else ()))
+        if what in needed
+    ]
     return rows
 
 
@@ -148,7 +151,7 @@ def _expert_rows(llm: LLM) -> Iterator[TableRow]:
     """The routed experts, a row for every tier that has some."""
     banks = [layer.experts for layer in llm.parts.weights.layers if layer.experts is not None]
     for tier in llm.parts.placement.tiers:
-        if len(llm.parts.devices) == 1:
+        if len(llm.parts.devices) == 1 and tier is not Tier.DISK:
             mine, group = [bank for bank in banks if isinstance(bank, ExpertBank)], "experts"
             what = f"{len(mine)} x {llm.spec.moe.experts} experts"
         else:
@@ -156,7 +159,10 @@ def _expert_rows(llm: LLM) -> Iterator[TableRow]:
             group, what = f"experts.{tier.value}", f"{sum(bank.experts for bank in mine)} experts"
         if mine:
             read = ByFormat.sum(ByFormat.of(bank.layout.bytes_by_format).times(bank.experts) for bank in mine)
-            yield _row(llm, llm.parts.devices[tier], what, read, group, is_experts=True)
+            if tier is Tier.DISK:
+                yield TableRow(what, "disk", _formats(read), size(round(read.total)), _kernel(llm.parts.main))
+            else:
+                yield _row(llm, llm.parts.devices[tier], what, read, group, is_experts=True)
 
 
 def _row(llm: LLM, device: Device, what: str, held: ByFormat, group: str, is_experts: bool = False) -> TableRow:

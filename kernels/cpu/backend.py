@@ -349,6 +349,14 @@ class CpuOps:
         _cpu.experts(self.context.native, *chosen, prepare.bank(bank), out.data_ptr())
         return out
 
+    def weighted_rows(self, rows_TKD: Tensor, weights_TK: Tensor) -> Tensor:
+        """What `experts` does last: y[t] = sum_k weights[t, k] * rows[t, k], float32 [T, D], with the same bits."""
+        T, K, D = rows_TKD.shape
+        out = torch.empty(T, D)
+        _cpu.weighted_rows(self.context.native, at(rows_TKD, F32, T, K, D), at(weights_TK, F32, T, K), T, K, D,
+                           out.data_ptr())  # fmt: skip
+        return out
+
 
 def _going_on(x_TD: Tensor, rows_R: Tensor | None) -> tuple[Tensor, int]:
     """Where x of the tokens goes that go on after attention, and the address of their rows; x itself and 0: all."""

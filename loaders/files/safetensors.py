@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from .entry import Entry
 from .headers import Stored, shown
 from .weight_files import WeightSet, several
 
-ALIGN = 64
+ALIGN, PAGE = 64, 4096
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
@@ -67,11 +67,14 @@ def _begun(path: Path) -> str | None:
     return None if what is None else f"it {what}"
 
 
-def read_rows(entry: Entry, first: int, rows: int) -> Tensor:
+ReadInto = Callable[[Entry, int, Tensor], None]  # of a tensor the bytes from one on, into a uint8 buffer
+
+
+def read_rows(entry: Entry, first: int, rows: int, read: ReadInto | None = None) -> Tensor:
     """Rows [first, first + rows) of a tensor seen as [everything else, last dimension]: [rows, last], freshly read;
-    blocks as their bytes, uint8 [rows, row_bytes]."""
+    blocks as their bytes, uint8 [rows, row_bytes]. read: how bytes come; None: `read_into`."""
     buffer = torch.empty(rows * entry.row_bytes, dtype=torch.uint8)
-    read_into(entry, first * entry.row_bytes, buffer)
+    (read or read_into)(entry, first * entry.row_bytes, buffer)
     return buffer.view(entry.dtype).view(rows, -1)
 
 
@@ -108,9 +111,9 @@ def read_set(directory: Path, files: WeightSet) -> dict[str, Entry]:
 
 
 def write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Writes tensors one after the other; no copy is made in memory. Those of a multiple of 64 bytes come first, so
-    that they start on 64-byte boundaries (the format allows no gaps)."""
-    tensors = dict(sorted(tensors.items(), key=lambda item: item[1].nbytes % ALIGN != 0))
+    """Writes tensors one after the other; no copy is made in memory. Those of whole pages come first, then those of a
+    multiple of 64 bytes, so that they start on a page, or on a 64-byte boundary (the format allows no gaps)."""
+    tensors = dict(sorted(tensors.items(), key=lambda item: (item[1].nbytes % PAGE != 0, item[1].nbytes % ALIGN != 0)))
     header: dict[str, Any] = {"__metadata__": metadata}
     offset = 0
     for name, tensor in tensors.items():
@@ -121,7 +124,7 @@ def write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> N
         }
         offset += tensor.nbytes
     blob = json.dumps(header).encode()
-    blob += b" " * (-(len(blob) + 8) % ALIGN)
+    blob += b" " * (-(len(blob) + 8) % PAGE)
     with path.open("wb") as file:
         file.write(len(blob).to_bytes(8, "little") + blob)
         for tensor in tensors.values():

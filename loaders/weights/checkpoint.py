@@ -23,6 +23,7 @@ from ..families.config_reader import ConfigReader
 from ..files import recognise, safetensors
 from ..files.entry import Entry
 from ..files.read_ahead import in_order
+from ..files.safetensors import ReadInto
 from ..memory import require_memory
 from ..spec import ModelSpec
 from . import chosen_formats, converted, whole_model
@@ -33,6 +34,7 @@ from .targets import Target, targets
 
 CHUNK_BYTES = 32 << 20
 SMALLER = "choose a smaller --expert-format or --dense-format (q8_0, q4_0), or free memory"
+ON_DISK = "--placement disk"
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
 
@@ -101,16 +103,17 @@ def load_weights(
     activations), counted in the memory check; `prepare` sees the memory after it is reserved and before it is filled,
     `filled` every part of it that has its final bytes. `free`: bytes of RAM that may be taken; None: what is free.
 
-    With `where` the caller has checked the memory of every tier.
+    With `where` the caller has checked the memory of every tier. What lies on the meta device is not loaded.
     """
     if where is None:
-        require_memory({"weights": checkpoint.weight_bytes, "KV cache and activations": extra}, SMALLER, free)
+        remedy = f"{SMALLER}, or leave experts in the file ({ON_DISK})"
+        require_memory({"weights": checkpoint.weight_bytes, "KV cache and activations": extra}, remedy, free)
     weights = allocate(checkpoint.spec, checkpoint.formats, where=where)
     if prepare is not None:
         prepare(weights)
     tasks = list(_tasks(checkpoint, weights))
     total, done = sum(t.nbytes for t in tasks), 0
-    for task, rows in in_order(tasks, _Task.read):
+    for task, rows in in_order(tasks, Task.read):
         if rows is not None:
             task.put(rows, ops)
         if filled is not None:
@@ -135,7 +138,7 @@ def _order_halves(wanted: Mapping[str, Target]) -> None:
 
 
 @dataclass(frozen=True)
-class _Task:
+class Task:
     """Rows to read, first, first + step, ..., and the matrix that they fill; with a column, a matrix that is stored the
     other way round. change: what becomes of the values."""
 
@@ -159,22 +162,28 @@ class _Task:
             return False
         return self.entry.dtype == torch.uint8 or FORMAT_OF_DTYPE.get(self.entry.dtype) == self.into.format.name
 
-    def read(self) -> torch.Tensor | None:
-        """The rows, or None where they could be read straight into their place."""
+    @property
+    def is_straight(self) -> bool:
+        """Whether the bytes that are wanted are one run of the file's."""
+        return self.column is None and self.step == 1 and self.entry.packed is None and self.is_packed
+
+    def read(self, by: ReadInto | None = None) -> torch.Tensor | None:
+        """The rows, or None where they could be read straight into their place. by: how bytes come from the file; a
+        weight that several tensors hold reads them its own way."""
         if self.column is not None:
-            rows = self._rows(self.into.cols)
+            rows = self._rows(self.into.cols, by)
             return rows if self.entry.blocks else self._columns(rows)
         if self.step > 1:
-            return self._rows(self.step * (self.into.rows - 1) + 1)[:: self.step].contiguous()
-        if self.entry.packed is not None or not self.is_packed or self.into.data.device.type != "cpu":
-            return self._rows(self.into.rows)
-        safetensors.read_into(self.entry, self.first * self.entry.row_bytes, self.into.data.view(-1))
+            return self._rows(self.step * (self.into.rows - 1) + 1, by)[:: self.step].contiguous()
+        if not self.is_straight or self.into.data.device.type != "cpu":
+            return self._rows(self.into.rows, by)
+        (by or safetensors.read_into)(self.entry, self.first * self.entry.row_bytes, self.into.data.view(-1))
         return None
 
-    def _rows(self, count: int) -> torch.Tensor:
+    def _rows(self, count: int, by: ReadInto | None) -> torch.Tensor:
         """So many rows from the first on, as they are stored, or as a quantised weight is packed."""
         packed = self.entry.packed
-        return packed.rows(self.first, count) if packed else safetensors.read_rows(self.entry, self.first, count)
+        return packed.rows(self.first, count) if packed else safetensors.read_rows(self.entry, self.first, count, by)
 
     def _columns(self, rows: torch.Tensor) -> torch.Tensor:
         """The columns that are wanted, as rows."""
@@ -218,7 +227,7 @@ def _in_format(packed: torch.Tensor, stored: Format, into: Matrix, ops: Ops) -> 
     return ops.quantize(ops.dequantize(Matrix(stored, into.rows, into.cols, packed)), into.format)
 
 
-def _tasks(checkpoint: Checkpoint, weights: ModelWeights) -> Iterator[_Task]:
+def _tasks(checkpoint: Checkpoint, weights: ModelWeights) -> Iterator[Task]:
     """Every piece of every tensor in file order, cut into chunks; proves that each target is filled exactly once."""
     if checkpoint.is_converted:
         wanted = converted.targets(weights)
@@ -226,14 +235,15 @@ def _tasks(checkpoint: Checkpoint, weights: ModelWeights) -> Iterator[_Task]:
         wanted = targets(checkpoint.spec, checkpoint.names, weights)
     for name in sorted(wanted, key=lambda n: (checkpoint.entries[n].path, checkpoint.entries[n].offset)):
         entry, target = checkpoint.entries[name], wanted[name]
-        tasks = [_Task(entry, p.first, p.into, p.column, p.step, target.change) for p in target.pieces]
+        tasks = [Task(entry, p.first, p.into, p.column, p.step, target.change) for p in target.pieces]
         covered = sum(task.nbytes for task in tasks)
         assert covered == entry.nbytes, f"{name}: pieces cover {covered} of {entry.nbytes} bytes"
         for task in tasks:
-            yield from _chunks(task)
+            if not task.into.data.is_meta:  # that stays in the file
+                yield from chunks(task)
 
 
-def _chunks(task: _Task) -> Iterator[_Task]:
+def chunks(task: Task) -> Iterator[Task]:
     """A task in parts of `CHUNK_BYTES`, but for a matrix that is stored the other way round."""
     if task.column is not None:
         yield task

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ...errors import CheckpointError, OptionError
 from ...kernels import FORMATS
-from ...kernels.packed import Matrix
+from ...kernels.packed import ExpertBank, Matrix
 from ..files import safetensors
 from ..files.entry import Entry
 from ..spec import ModelSpec
@@ -88,6 +88,12 @@ def targets(weights: ModelWeights) -> dict[str, Target]:
             pieces = tuple(Piece(first, _as_bytes(data)) for first, data in split.runs())
             found[f"layers.{i}.experts"] = Target((split.experts, split.layout.bytes), pieces)
     return found
+
+
+def of_bank(bank: ExpertBank, layer: int) -> Iterator[tuple[str, Target]]:
+    """The experts of a layer, one row each."""
+    pieces = tuple(Piece(e, _as_bytes(bank.data[e : e + 1])) for e in range(bank.experts))
+    yield f"layers.{layer}.experts", Target((bank.experts, bank.layout.bytes), pieces)
 
 
 def _as_bytes(tensor: Tensor) -> Matrix:

@@ -41,15 +41,20 @@ def _layer(spec: ModelSpec, names: TensorNames, layer: LayerWeights, index: int,
             yield names.router_bias, vector(layer.router_bias)
         if layer.choice_bias is not None:
             yield names.choice_bias, vector(layer.choice_bias)
-        yield from _experts(names, layer.experts, at)
-        if layer.experts.layout.biased:
-            yield from _expert_biases(names, layer.experts)
+        yield from of_bank(names, layer.experts, at)
         if layer.mlp is not None:
             yield from _mlp(layer.mlp, names.shared_gate, names.shared_up, names.shared_down, at)
         if layer.shared_gate is not None:
             yield names.shared_expert_gate, whole(layer.shared_gate)
     elif layer.mlp is not None:
         yield from _mlp(layer.mlp, names.mlp_gate, names.mlp_up, names.mlp_down, at)
+
+
+def of_bank(names: TensorNames, bank: ExpertBank | TierBanks, at: str) -> Named:
+    """Of a layer's routed experts. at: the layer's number and a point."""
+    yield from _experts(names, bank, at)
+    if bank.layout.biased:
+        yield from _expert_biases(names, bank)
 
 
 def _experts(names: TensorNames, bank: ExpertBank | TierBanks, at: str) -> Named:

@@ -6,32 +6,40 @@ from dataclasses import asdict
 from typing import Any
 
 from ...units import size
+from ..disk.disk_cache import DiskCache
 from .expert_cache import ExpertCache
 
+Cache = ExpertCache | DiskCache
 
-def at_start(cache: ExpertCache) -> list[str]:
+
+def at_start(cache: Cache) -> list[str]:
     """What it is, and why, a line each."""
     places, experts = cache.slots.count, sum(cache.shape.experts)
-    when = "at every layer" if cache.late is None else "while the next step runs, which is a graph"
+    when = (
+        "at every layer"
+        if isinstance(cache, DiskCache) or cache.late is None
+        else "while the next step runs, which is a graph"
+    )
     taken = f"{size(cache.slots.nbytes)} for {places} of {experts} experts"
     return [f"expert cache: policy {cache.policy.name}, {taken}; asked {when}", *cache.why]
 
 
-def so_far(cache: ExpertCache) -> str:
+def so_far(cache: Cache) -> str:
     """One line: what it did."""
     counts = cache.counts
     if not counts.choices:
         return f"expert cache, policy {cache.policy.name}: no token was generated"
     came = counts.fetched + counts.admitted + counts.prefetched
     late = f"; {cache.late_arrivals} were still on their way when they were chosen" if cache.late_arrivals else ""
+    others = "were read for once" if isinstance(cache, DiskCache) else "went to the CPU"
     return (
         f"expert cache, policy {cache.policy.name}: {counts.hit_rate:.1%} of {counts.choices} choices were there, "
-        f"{counts.on_cpu / counts.choices:.1%} went to the CPU; {came} experts came ({size(counts.link_bytes)}), "
+        f"{counts.on_cpu / counts.choices:.1%} {others}; {came} experts came ({size(counts.link_bytes)}), "
         f"{counts.evicted} left{late}"
     )
 
 
-def as_json(cache: ExpertCache) -> dict[str, Any]:
+def as_json(cache: Cache) -> dict[str, Any]:
     """The same for programs; bytes, and counts of `policies/residents.py`."""
     counts = cache.counts
     return {

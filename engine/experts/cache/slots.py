@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -37,14 +38,15 @@ def pool_sizes(shape: Shape, layouts: Sequence[ExpertLayout], start: Iterable[Ke
 
 
 class Slots:
-    """The places of all layers on one device. sizes: by layer the places of its layout's pool. Raises PolicyError where
-    a policy wants more experts of a layout than its pool holds."""
+    """The places of all layers on one device; None: in RAM, where files are read into them. sizes: by layer the places
+    of its layout's pool. Raises PolicyError where a policy wants more experts of a layout than its pool holds."""
 
     def __init__(
-        self, shape: Shape, layouts: Sequence[ExpertLayout], sizes: Sequence[int], device: torch.device
+        self, shape: Shape, layouts: Sequence[ExpertLayout], sizes: Sequence[int], device: torch.device | None
     ) -> None:
         pools = dict(zip(layouts, sizes, strict=True))
-        made = {layout: ExpertBank.empty(layout, size, str(device)) for layout, size in pools.items() if size}
+        empty = ExpertBank.on_a_page if device is None else partial(ExpertBank.empty, device=str(device))
+        made = {layout: empty(layout, size) for layout, size in pools.items() if size}
         self.layouts, self.banks = list(layouts), [made.get(layout) for layout in layouts]
         self.free: Mapping[ExpertLayout, list[int]] = {
             layout: list(range(size))[::-1] for layout, size in pools.items()

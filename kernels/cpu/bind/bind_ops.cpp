@@ -50,6 +50,11 @@ void bind_pointwise(nb::module_& m) {
     Turn turn(context);
     gated_add(at<float>(y), at<float>(z), at<float>(gate), tokens, d, turn);
   }, Unlocked());
+  m.def("weighted_rows", [](const Context& context, Address rows, Address weights, int tokens, int top_k, int d,
+                            Address y) {
+    Turn turn(context);
+    weighted_rows(at<float>(rows), at<float>(weights), tokens, top_k, d, at<float>(y), turn);
+  }, Unlocked());
   m.def("sigmoid_mul", [](const Context& context, Address y, Address gate, int tokens, int d) {
     Turn turn(context);
     sigmoid_mul(at<float>(y), at<float>(gate), tokens, d, turn);

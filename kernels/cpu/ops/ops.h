@@ -79,6 +79,8 @@ inline bool is_swiglu(const Activation& a) {
 }
 void glu(const float* gate_up, float* out, int tokens, int width, const Activation& activation, Turn& turn);
 void gated_add(float* y, const float* z, const float* gate, int tokens, int d, Turn& turn);
+// y[t] = sum_k weights[t, k] * rows[t, k], in the order of k. rows: [tokens, top_k, d].
+void weighted_rows(const float* rows, const float* weights, int tokens, int top_k, int d, float* y, Turn& turn);
 void sigmoid_mul(float* y, const float* gate, int tokens, int d, Turn& turn);
 void argmax(const float* logits, int rows, int n, float* values, int64_t* ids, Turn& turn);
 

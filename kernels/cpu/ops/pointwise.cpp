@@ -1,6 +1,7 @@
-// Ops that treat one token's row at a time: norms, GLU, gated sum, the largest logit.
+// Ops that treat one token's row at a time: norms, GLU, sums of rows, the largest logit.
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include "ops/each_token.h"
 #include "ops/ops.h"
@@ -47,6 +48,17 @@ void gated_add(float* y, const float* z, const float* gate, int tokens, int d, T
       isa.gated_add(y + at, z + at, gate[t], d);
     else
       isa.add_scaled(y + at, z + at, 1.0f, d);
+  });
+}
+
+// What `experts` does last, of rows that came in several parts: the same sum in the same order.
+void weighted_rows(const float* rows, const float* weights, int tokens, int top_k, int d, float* y, Turn& turn) {
+  const Kernels& isa = turn.isa;
+  int32_t* at = turn.team.arena.take<int32_t>(size_t(tokens) * top_k);
+  std::iota(at, at + size_t(tokens) * top_k, 0);
+  each_token(turn.team, tokens, int64_t(tokens) * top_k * d, [&](int t) {
+    const size_t first = size_t(t) * top_k;
+    isa.weighted_sum(rows, size_t(d), at + first, weights + first, top_k, d, y + size_t(t) * d);
   });
 }
 

@@ -1,0 +1,48 @@
+"""Opens the experts of a model that stay in its files, and fills the RAM that some of them may take."""
+
+from __future__ import annotations
+
+from ...kernels import Ops
+from ...loaders.weights.by_expert.stored import StoredExperts
+from ...loaders.weights.checkpoint import Checkpoint, Progress
+from ..config import EngineConfig
+from ..devices.host import cpu_kernels
+from ..experts.disk import speed
+from ..experts.disk.disk_cache import DiskCache
+from ..experts.disk.disk_experts import DiskExperts
+from ..experts.disk.files import ExpertFiles
+from ..experts.disk.reads import Reads
+from ..ledger.timers import Timers
+from ..memory.memory_plan import MemoryPlan
+from ..placement.placement import Tier
+from . import expert_policy
+
+
+class OnDisk:
+    """The files of experts that stay there, held open from before anything is loaded from them, and who rules the cache
+    before them. progress: told what is read at the start. Raises OptionError for a policy that cannot be."""
+
+    def __init__(self, config: EngineConfig, checkpoint: Checkpoint, ops: Ops, progress: Progress | None) -> None:
+        self.config, self.ops, self.progress = config, ops, progress
+        self.policy = expert_policy.for_disk(config, checkpoint)
+        self.files = ExpertFiles(StoredExperts(checkpoint), ops)
+
+    def make(self, plan: MemoryPlan, timers: Timers) -> DiskExperts:
+        """The experts, with those of the policy's start in RAM. Measures the disk, unless nothing is to be measured.
+        Raises CheckpointError where a file was replaced while the rest of the model was loaded."""
+        self.files.check_names()
+        cache = DiskCache(self.policy, plan.expert_cache, self.files, Reads())
+        for bank in cache.slots.pools:
+            cpu_kernels().advise_huge(bank.data)
+        cache.fill(self.progress)
+        experts = DiskExperts(cache, self.ops, timers)
+        cache.bytes_s = None if self.config.no_measure else speed.measure(cache, experts.staging)
+        cache.notes = speed.notes(cache, self.files.stored.top_k, cache.bytes_s)
+        return experts
+
+
+def open_files(
+    config: EngineConfig, checkpoint: Checkpoint, plan: MemoryPlan, ops: Ops, progress: Progress | None
+) -> OnDisk | None:
+    """None where no experts stay on a disk."""
+    return OnDisk(config, checkpoint, ops, progress) if Tier.DISK in plan.placement.tiers else None

@@ -1,0 +1,191 @@
+"""The experts that a policy keeps in RAM of a model whose experts stay in the file, and those on their way there.
+
+The policy and the count are those of a replay (`policies/residents.py`). What is resident has a place in RAM; whether
+its bytes have come is known here alone: a layer that needs it waits. A read that failed is begun anew when its expert
+is chosen again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from ....kernels.packed import ExpertBank
+from ...policies.protocol import NOTHING, Key, Moves, Policy
+from ...policies.residents import Counts, Residents
+from ..cache.slots import ABSENT, Slots, pool_sizes
+from .files import ExpertFiles
+from .reads import Reading, Reads
+
+AT_ONCE = 64  # reads that are queued together at the start
+
+
+@dataclass
+class Use:
+    """What a layer finds. number: of the layer among those with experts. ready: chosen experts that are in RAM; coming:
+    those that get a place there and are read; others: those that are read for this layer alone. admit: of these, those
+    that get a place behind the layer. read, ahead: experts of this layer, and bytes of any, that are read."""
+
+    number: int
+    ready: list[int]
+    coming: dict[int, Reading]
+    others: list[int]
+    leaving: Sequence[Key]
+    moves: Moves
+    read: int
+    ahead: int = 0
+    held: dict[int, Tensor] = field(default_factory=dict)  # bytes of admitted experts, until they get their place
+
+
+class DiskCache:
+    """policy, budget: in bytes, as of `ExpertCache`. Raises PolicyError for a start that does not fit."""
+
+    def __init__(self, policy: Policy, budget: int, files: ExpertFiles, reads: Reads) -> None:
+        self.policy, self.budget, self.files, self.reads = policy, budget, files, reads
+        self.shape = files.shape
+        self.number = {layer: number for number, layer in enumerate(files.stored.layers)}
+        self.residents = Residents(policy, self.shape, budget)
+        self.first = [(layer, e) for layer, there in enumerate(self.residents.by_layer) for e in sorted(there)]
+        sizes = pool_sizes(self.shape, files.layouts, self.first, budget)
+        self.slots = Slots(self.shape, files.layouts, sizes, None)
+        self.coming: dict[Key, Reading] = {}
+        self.counts, self.late_arrivals, self.steps, self.generating = Counts(), 0, -1, 0
+        self.bytes_s: float | None = None  # of the disk, where it was measured
+        self.notes: list[str] = []  # for people
+        self.why: tuple[str, ...] = ()  # this policy, where nobody named it; for people
+
+    def fill(self, progress: Callable[[int, int], None] | None = None) -> None:
+        """Reads what is resident at the start. progress: bytes done, bytes in all."""
+        sizes = self.files.read_bytes
+        total, done = sum(sizes[layer] for layer, _ in self.first), 0
+        for at in range(0, len(self.first), AT_ONCE):
+            keys = self.first[at : at + AT_ONCE]
+            for key in keys:
+                self._bring(key)
+            for key in keys:
+                self._await(key)
+            done += sum(sizes[layer] for layer, _ in keys)
+            if progress is not None:
+                progress(done, total)
+
+    def _await(self, key: Key) -> None:
+        reading = self.coming[key]
+        self.reads.wait([reading])
+        del self.coming[key]
+        if reading.error is not None:
+            raise reading.error
+
+    def begin(self, generating: int) -> None:
+        """A pass begins, whose first tokens, so many, are generated ones."""
+        self.generating = generating
+        self.steps += generating > 0
+
+    def bank(self, number: int) -> ExpertBank | None:
+        """The places for a layer's experts; None: there are none."""
+        return self.slots.banks[number]
+
+    def places(self, number: int) -> Tensor:
+        """By expert of a layer its place, or ABSENT: int32 [experts]."""
+        return self.slots.of_LE[number]
+
+    def ask(self, layer: int, ids_TK: Tensor) -> Use:
+        """A layer of the model has chosen: ids int32 [tokens, choices]. Those leave that nobody chose, and what is
+        fetched is on its way; `behind` does the rest."""
+        number = self.number[layer]
+        chosen, moves = self._moves(number, ids_TK)
+        leaving = [key for key in moves.evict if key[0] == number and key[1] in chosen]
+        for key in moves.evict:
+            if key not in leaving:
+                self._leave(key)
+        for expert in moves.fetch:
+            self._bring((number, expert))
+        wanted = sorted(set(ids_TK.flatten().tolist()))
+        found = Use(number, [], {}, [], leaving, moves, len(moves.fetch))
+        for expert in wanted:
+            self._sort(found, expert)
+        found.read += len(found.others)
+        return found
+
+    def _sort(self, use: Use, expert: int) -> None:
+        """Where a chosen expert is."""
+        key = use.number, expert
+        if int(self.slots.of_LE[use.number, expert]) == ABSENT:
+            use.others.append(expert)
+            return
+        reading = self.coming.get(key)
+        if reading is not None and reading.is_done:
+            del self.coming[key]
+            reading = None if reading.error is None else self._again(use, key)
+        if reading is None:
+            use.ready.append(expert)
+            return
+        if expert not in use.moves.fetch:
+            self.late_arrivals += 1
+            self.reads.hurry(reading)
+        use.coming[expert] = reading
+
+    def _again(self, use: Use, key: Key) -> Reading:
+        """Reads an expert whose place has never got its bytes."""
+        use.read += 1
+        return self._read(key)
+
+    def arrived(self, use: Use, expert: int) -> None:
+        """One that was waited for is there, or its read has failed: raises what it failed of."""
+        reading = use.coming.pop(expert)
+        if reading.error is not None:
+            raise reading.error
+        self.coming.pop((use.number, expert), None)
+        use.ready.append(expert)
+
+    def behind(self, use: Use) -> None:
+        """The layer is done, or has failed: those leave that it chose, and others come."""
+        for key in use.leaving:
+            self._leave(key)
+        for expert in use.moves.admit:
+            key = use.number, expert
+            if expert in use.held:
+                self.slots.take(key).copy_(use.held.pop(expert))
+            else:
+                use.ahead += self._bring(key, is_ahead=True)
+        for key in use.moves.prefetch:
+            use.ahead += self._bring(key, is_ahead=True)
+
+    def _moves(self, number: int, ids_TK: Tensor) -> tuple[tuple[int, ...], Moves]:
+        """What generated tokens chose, each expert once, and what the policy says to it."""
+        if not self.generating:
+            return (), NOTHING
+        chosen = tuple(sorted(set(ids_TK[: self.generating].flatten().tolist())))
+        moves, counts = self.residents.layer(self.steps, number, chosen)
+        self.counts.add(counts)
+        return chosen, moves
+
+    def _bring(self, key: Key, is_ahead: bool = False) -> int:
+        """Gives an expert a place and begins to read it; how many bytes that is."""
+        self.slots.take(key)
+        self._read(key, is_ahead)
+        return self.files.read_bytes[key[0]]
+
+    def _read(self, key: Key, is_ahead: bool = False) -> Reading:
+        layer, expert = key
+        bank = self.slots.banks[layer]
+        assert bank is not None, "a place in no bank"
+        reading = self.files.reading(key, bank.data[int(self.slots.of_LE[layer, expert])])
+        self.coming[key] = reading
+        self.reads.start(reading, is_ahead)
+        return reading
+
+    def _leave(self, key: Key) -> None:
+        """An expert leaves; nothing is written to its place any more."""
+        if int(self.slots.of_LE[key]) == ABSENT:  # it found none: an error came before
+            return
+        reading = self.coming.pop(key, None)
+        if reading is not None:
+            self.reads.stop(reading)
+        self.slots.give_back(key)
+
+    def close(self) -> None:
+        """Ends the reads, and closes the files."""
+        self.reads.close()
+        self.files.close()

@@ -1,0 +1,1 @@
+"""Single experts of a checkpoint, read when they are wanted."""
