@@ -118,7 +118,7 @@ def placed_bytes(
     prefetched: set[int] = set()  # layers whose first experts are copied before they are chosen
     for layer, ids in enumerate(chosen):
         here = [placement.experts[layer][e] for e in ids]
-        copied = offload.fetched(_tokens(spec, shape, layer), here.count(Tier.CPU)) if Tier.CPU in here else 0
+        copied = here.count(Tier.CPU) if offload.streams(_tokens(spec, shape, layer)) else 0
         for tier in placement.tiers_of(layer):
             add(tier.channel, EXPERTS, (here.count(tier) - (copied if tier is Tier.CPU else 0)) * layout.bytes)
         if copied:
@@ -170,7 +170,7 @@ def _add_links(
         if Tier.CPU in tiers and not offload.streams(tokens):
             add(D2H, EXPERTS, hidden)
             add(D2H, ROUTING, routing)
-            if in_ram > offload.fetched(tokens, in_ram):
+            if in_ram:
                 add(H2D, EXPERTS, hidden)
         else:
             add(D2H, ROUTING, routing // 2)
