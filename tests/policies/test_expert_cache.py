@@ -246,6 +246,29 @@ def test_tokens_beside_a_streamed_prompt_are_told_to_the_policy() -> None:
         assert cache.steps + 1 == sum(one.phase != "prefill" for one in llm.ledger.passes)
 
 
+def test_a_layer_that_fails_leaves_the_cache_whole(said: tuple[list[list[int]], Replays]) -> None:
+    """Experts that were to leave behind it have left, and those that were to come are there."""
+    with load(made("admit2", said[1]), expert_cache="30%") as llm:
+        cache, experts = llm.parts.expert_cache, llm.parts.decoder.experts
+        assert cache is not None
+        inner, calls = experts._on_gpu, [0]  # type: ignore[attr-defined]
+
+        def broken(*args: Any) -> Any:
+            calls[0] += 1
+            if calls[0] % 40 == 0:
+                raise RuntimeError("broken")
+            return inner(*args)
+
+        experts._on_gpu = broken  # type: ignore[attr-defined]
+        for _ in range(5):
+            with pytest.raises(RuntimeError, match="broken"):
+                say(llm, 1)
+            there = [set(row.nonzero().flatten().tolist()) for row in cache.slots.of_LE >= 0]
+            assert there == cache.residents.by_layer
+        experts._on_gpu = inner  # type: ignore[attr-defined]
+        assert say(llm, 1) == said[0]
+
+
 # ---- memory and options
 
 

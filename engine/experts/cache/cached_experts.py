@@ -48,15 +48,27 @@ class CachedExperts:
         tiered.timers.span(D2H)
         tiered.host_buffers.event.wait()
         use = self.cache.ask(layer, ids)
-        elsewhere = use.here if use.fetched is None else torch.maximum(use.here, use.fetched)
-        stored_TK = self._in_store(layer, ids, elsewhere)
-        self._start_cpu(layer, elsewhere, stored_TK, (x, ids, weights))
-        parts = self._on_gpu(layer, use, x_TD, ids, weights_TK)
-        places = (len(parts) + (stored_TK is not None)) * ids.nbytes
+        try:
+            parts, places, stored = self._parts(layer, use, (x_TD, weights_TK), (x, ids, weights))
+        finally:  # also after an error: what the policy said has to become true
+            moved = self.cache.behind(use)
+        moved = moved._replace(places=places, stored=stored)
+        return Job(parts, Chosen(layer, ids, weights_TK=weights_TK, moved=moved))
+
+    def _parts(
+        self, layer: int, use: Use, here: tuple[Tensor, Tensor], down: tuple[Tensor, Tensor, Tensor]
+    ) -> tuple[list[Tensor], int, frozenset[int]]:
+        """Starts all parts; bytes of places that went up, and the experts of the second GPU's store. here: x and weights
+        on the main device; down: x, ids and weights in RAM."""
+        (x_TD, weights_TK), ids_TK = here, down[1]
+        elsewhere_E = use.here if use.fetched is None else torch.maximum(use.here, use.fetched)
+        stored_TK = self._in_store(layer, ids_TK, elsewhere_E)
+        self._start_cpu(layer, elsewhere_E, stored_TK, down)
+        parts = self._on_gpu(layer, use, x_TD, ids_TK, weights_TK)
+        places = (len(parts) + (stored_TK is not None)) * ids_TK.nbytes
         if stored_TK is not None:
             parts.append(self._on_store(layer, x_TD, stored_TK, weights_TK))
-        moved = self.cache.behind(use)._replace(places=places, stored=_rows_of(ids, stored_TK))
-        return Job(parts, Chosen(layer, ids, weights_TK=weights_TK, moved=moved))
+        return parts, places, _rows_of(ids_TK, stored_TK)
 
     def _in_store(self, layer: int, ids_TK: Tensor, elsewhere_E: Tensor) -> Tensor | None:
         """The numbers of choices in the second GPU's store that are nowhere nearer, -1 for others; None: there are
