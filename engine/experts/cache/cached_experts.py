@@ -58,8 +58,8 @@ class CachedExperts:
     def _parts(
         self, layer: int, use: Use, here: tuple[Tensor, Tensor], down: tuple[Tensor, Tensor, Tensor]
     ) -> tuple[list[Tensor], int, frozenset[int]]:
-        """Starts all parts; bytes of places that went up, and the experts of the second GPU's store. here: x and weights
-        on the main device; down: x, ids and weights in RAM."""
+        """Starts all parts; bytes of places that went up, and the experts of the second GPU's store. here: x and
+        weights on the main device; down: x, ids and weights in RAM."""
         (x_TD, weights_TK), ids_TK = here, down[1]
         elsewhere_E = use.here if use.fetched is None else torch.maximum(use.here, use.fetched)
         stored_TK = self._in_store(layer, ids_TK, elsewhere_E)
