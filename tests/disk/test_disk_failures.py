@@ -279,7 +279,7 @@ def test_without_direct_reads_the_system_is_told_to_forget(
     monkeypatch.setattr(held, "_open", open_)
     monkeypatch.setattr(held, "pread", pread)
     monkeypatch.setattr(os, "posix_fadvise", advise)
-    with LLM(model, placement="disk", max_context=64) as llm:
+    with LLM(model, placement="disk", expert_cache="25%", max_context=64) as llm:
         assert any("refuses direct reads (Invalid argument)" in note for note in llm.notes)
         assert llm.generate([PROMPT], PARAMS)[0].token_ids == said
     assert forgotten[0]
