@@ -17,17 +17,17 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import result_file
 
 from headrace import LLM, SamplingParams
-from headrace.engine.bench import passport
+from headrace.engine.bench.passport import passport
 from headrace.engine.generation.answer_text import AnswerText
 from headrace.engine.generation.grammars.grammar import Grammar
 from headrace.engine.generation.own_answers import PromptIds
 from headrace.engine.server.structured.calls import held
+from headrace.kernels.context import Context
 from headrace.loaders.tokens.dialects.families import HERMES
 
 PROMPT = "The wheel turns as fast as the water arrives. "
@@ -58,14 +58,14 @@ def main() -> None:
     parser.add_argument("model", nargs="?", default="demo")
     parser.add_argument("--new", type=int, default=64, help="tokens of each answer")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--json", type=Path)
+    result_file.add_option(parser, "grammar-cost")
     args = parser.parse_args()
     with LLM(args.model, no_measure=True) as llm:
         found = measure(llm, args.new, args.rounds)
     for name, value in found.items():
         print(f"{name:24} {value}")
     if args.json:
-        result_file.write(args.json, {"passport": passport.passport(), "model": args.model, **found})
+        result_file.write(args.json, "grammar-cost", {"passport": passport(Context()), "model": args.model, **found})
 
 
 def measure(llm: LLM, new: int, rounds: int) -> dict[str, Any]:

@@ -23,8 +23,9 @@ from typing import Any
 import result_file
 
 from headrace import LLM, SamplingParams
-from headrace.engine.bench import passport
+from headrace.engine.bench.passport import passport
 from headrace.engine.bench.random_weights import random_llm
+from headrace.kernels.context import Context
 
 ONE = SamplingParams(max_new_tokens=1)
 
@@ -39,7 +40,7 @@ def main() -> None:
     parser.add_argument(
         "--folder", type=Path, help="on the disk that is to be measured; default the system's temporary"
     )
-    parser.add_argument("--json", type=Path)
+    result_file.add_option(parser, "kv-disk")
     args = parser.parse_args()
     rounds = []
     for number in range(args.rounds):
@@ -53,7 +54,7 @@ def main() -> None:
     for name, value in found.items():
         print(f"{name:28} {value}")
     if args.json:
-        result_file.write(args.json, {"passport": passport.passport(), "model": args.model, **found})
+        result_file.write(args.json, "kv-disk", {"passport": passport(Context()), "model": args.model, **found})
 
 
 def measure(args: argparse.Namespace, seed: int, folder: Path) -> dict[str, float]:

@@ -363,7 +363,7 @@ def main() -> None:
     result_file.add_option(parser, "predict")
     args = parser.parse_args()
     profile = the_profile(args.profile)
-    path = result_file.asked(args.json, "predict", passport())  # results that are there are merged
+    path = result_file.asked(args.json, "predict", passport(Context()))  # results that are there are merged
     new: list[Point] = []
     for shape in args.only:
         for format in args.formats:
