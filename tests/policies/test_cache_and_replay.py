@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import stand_in_gpu
@@ -86,6 +87,19 @@ def test_whatever_a_policy_does_no_token_changes(seed: int, chunk: int, runs: di
         assert cache.counts.fetched
         assert cache.counts.admitted
         assert cache.counts.prefetched
+
+
+def test_the_policy_of_the_docs_runs_in_the_engine(runs: dict[int, Recorded]) -> None:
+    said, of = runs[1]
+    text = (Path(__file__).parents[2] / "docs/policies.md").read_text(encoding="utf-8")
+    there: dict[str, Any] = {}
+    exec(text.split("```python\n")[1].split("```")[0], there)
+    with load(there["KeepTheRepeated"](), expert_cache="30%") as llm:
+        assert say(llm, 1) == said
+        cache = llm.parts.expert_cache
+        assert cache is not None
+        assert cache.counts == replayed(there["KeepTheRepeated"](), of, cache.budget).counts
+        assert cache.counts.fetched
 
 
 # ---- where steps are graphs
