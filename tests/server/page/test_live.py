@@ -8,16 +8,19 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
 import torch
 
+from headrace import LLM
 from headrace.engine.placement.placement import Placement, Tier
 from headrace.engine.server.page import experts
 from headrace.engine.server.page import live as live_module
 from headrace.engine.server.page.totals import Totals
+from headrace.engine.server.reports.metrics import Metrics
 
 JSON = {"content-type": "application/json"}
 
@@ -179,6 +182,26 @@ def test_experts_of_dense_layers_lie_nowhere() -> None:
     rows = ((), (Tier.CPU, Tier.GPU0, Tier.GPU1))
     placed = Placement(name="", main=Tier.GPU0, experts=rows)
     assert experts.where(placed, 3) == bytes([255, 255, 255, 2, 0, 1])
+
+
+def test_a_cache_of_experts_says_what_is_there_now() -> None:
+    """The page's map has experts of the cache in its memory; programs have the counts of the policy."""
+    with LLM("demo", device="simulated", policy="lru", expert_cache="30%", max_context=64) as llm:
+        llm.generate([[5, 6, 7]], {"max_new_tokens": 9, "ignore_eos": True})
+        cache = llm.parts.expert_cache
+        assert cache is not None
+        service: Any = SimpleNamespace(llm=llm)
+        found = experts.as_json(service)
+        where = [found["tiers"][one] for one in base64.b64decode(found["where"])]
+        there = [[where[layer * 16 + e] == "gpu0" for e in range(16)] for layer in range(7)]
+        assert there == (cache.slots.of_LE >= 0).tolist()
+        assert found["cache"]["hits"] == cache.counts.hits
+        assert found["cache"]["resident"] == sum(map(sum, there)) == 33
+        metrics: Any = SimpleNamespace(service=service)
+        told = {one.name: [s.value for s in one.samples] for one in Metrics._cache(metrics)}
+        counts = cache.counts
+        assert told["headrace_expert_cache_choices"] == [counts.hits, counts.early, counts.fetched, counts.on_cpu]
+        assert told["headrace_expert_cache_link_bytes"] == [counts.link_bytes]
 
 
 def test_data_needs_the_key_and_the_pages_code_does_not(serve: Any) -> None:
