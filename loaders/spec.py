@@ -15,12 +15,13 @@ from typing import Literal
 from ..kernels.recipes import SWIGLU, Activation, GroupScore, Scoring
 
 QkNorm = Literal["none", "head", "full"]
-RopeKind = Literal["default", "linear", "llama3", "yarn"]
+RopeKind = Literal["default", "linear", "llama3", "yarn", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class RopeSpec:
-    """Rotary embedding: rotate-half pairs over the first `rotary_dim` dims of a head; see `engine/model/rope.py`."""
+    """Rotary embedding: rotate-half pairs over the first `rotary_dim` dims of a head; see `engine/model/rope.py`. A
+    `kind` of "none" turns nothing."""
 
     theta: float
     rotary_dim: int
@@ -38,6 +39,9 @@ class RopeSpec:
     def extended_context(self) -> int:
         """Tokens that yarn stretches the trained context to; configs often leave max_position_embeddings below it."""
         return int(self.original_context * self.factor) if self.kind == "yarn" else 0
+
+
+NO_ROPE = RopeSpec(theta=1.0, rotary_dim=2, kind="none")
 
 
 @dataclass(frozen=True, kw_only=True)

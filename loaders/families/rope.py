@@ -27,18 +27,19 @@ PLAIN = ("dynamic", "mrope", None)
 FOREIGN = frozenset({"factor", TRAINED, "short_factor", "long_factor", *OPTIONAL["yarn"], *KINDS["llama3"]})
 
 
-def read_rope(config: ConfigReader, head_dim: int, partial: bool = False) -> RopeSpec:
+def read_rope(config: ConfigReader, head_dim: int, partial: bool = False, dims: str | None = None) -> RopeSpec:
     """The rope of a config; refuses a kind or key that is not supported. partial: the config must say how many of a
-    head's dims are rotated."""
+    head's dims are rotated. dims: a key that may say it, beside their share of the head."""
     try:
-        return _read(config, head_dim, partial)
+        return _read(config, head_dim, partial, dims)
     except ConfigError as error:
         config.refuse(error)
         return RopeSpec(theta=1.0, rotary_dim=head_dim)
 
 
-def _read(config: ConfigReader, head_dim: int, partial: bool) -> RopeSpec:
-    values = _merged(config)
+def _read(config: ConfigReader, head_dim: int, partial: bool, dims: str | None) -> RopeSpec:
+    rotated = config.integer(dims, maximum=head_dim) if dims and config.get(dims) is not None else None
+    values = _merged(config, {} if rotated is None else {"partial_rotary_factor": rotated / head_dim})
     kind = values.get("rope_type", "default")
     kind = "default" if kind in PLAIN else kind
     if not isinstance(kind, str) or kind not in KINDS:
@@ -97,10 +98,10 @@ def _rotary_dim(config: ConfigReader, head_dim: int, share: float) -> int:
     return rotary
 
 
-def _merged(config: ConfigReader) -> dict[str, Any]:
-    """Both spellings in one dict; a disagreement is an error."""
+def _merged(config: ConfigReader, more: dict[str, Any]) -> dict[str, Any]:
+    """Both spellings in one dict, and what another key says; a disagreement is an error."""
     merged: dict[str, Any] = {}
-    sources = [{k: config.get(k) for k in ("rope_theta", "partial_rotary_factor")}]
+    sources = [more, {k: config.get(k) for k in ("rope_theta", "partial_rotary_factor")}]
     for name in ("rope_parameters", "rope_scaling"):
         source = config.get(name)
         if not isinstance(source, dict | None):
