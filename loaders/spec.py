@@ -48,7 +48,8 @@ NO_ROPE = RopeSpec(theta=1.0, rotary_dim=2, kind="none")
 class AttentionSpec:
     """Grouped-query attention. `qk_norm`: RMSNorm per head, or over all heads at once; `clip`: q, k, v into +-clip;
     `window`: tokens that a query sees, itself included; `sinks`: a score more for each head, without a value;
-    `gate`: what the heads give is weighted by the sigmoid of a projection."""
+    `gate`: what the heads give is weighted by the sigmoid of a projection; `norms_last`: queries and keys are rotated
+    before their norms."""
 
     heads: int
     kv_heads: int
@@ -62,6 +63,7 @@ class AttentionSpec:
     window: int | None = None
     sinks: bool = False
     gate: bool = False
+    norms_last: bool = False
 
     @property
     def q_rows(self) -> int:

@@ -142,6 +142,7 @@ class Family:
     output_bias: bool | Key = False
     qk_norm: QkNorm = "none"
     qk_norm_if: Key | None = None  # else always
+    norms_last: bool = False  # of queries and keys, behind the rotation
     partial_rope: bool = False
     rotary_dim: str | None = None  # a key with the number of rotated dims, instead of their share
     neighbours: bool = False

@@ -51,6 +51,7 @@ def _read_attention(family: Family, config: ConfigReader) -> AttentionSpec:
         clip=None if clip is None or family.clip is None else config.positive(family.clip.name, clip),
         sinks=family.sinks,
         gate=family.output_gate,
+        norms_last=family.norms_last,
     )
 
 
