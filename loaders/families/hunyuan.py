@@ -23,9 +23,16 @@ HUNYUAN_V1_MOE = Family(
         "use_rotary_pos_emb": (True, None),
     },
     unused=(
-        "cla_share_factor", "dense_list", "mask_init_id", "num_media_embeds",
-        "org_vocab_size", "pad_id", "pool_type", "sep_id", "eod_token_id",
-    ),  # fmt: skip
+        "cla_share_factor",
+        "dense_list",
+        "mask_init_id",
+        "num_media_embeds",
+        "org_vocab_size",
+        "pad_id",
+        "pool_type",
+        "sep_id",
+        "eod_token_id",
+    ),
     tensors=TensorNames(
         q_norm="self_attn.query_layernorm.weight",
         k_norm="self_attn.key_layernorm.weight",

@@ -1,4 +1,4 @@
-"""MiniMax-M2, M2.1, M2.5, M2.7. Queries and keys are normalised over their full width, and a part of each is rotated."""
+"""MiniMax-M2, M2.1, M2.5, M2.7. Queries and keys are normalised over their full width, and rotated in part."""
 
 from .family import Family, TensorNames
 

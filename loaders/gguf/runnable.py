@@ -42,8 +42,8 @@ CHANGING = (
 
 def family_of(metadata: Mapping[str, Any], tensors: Sequence[Stored], arch: str) -> str:
     """The family of an arch that runs, else the arch. The two generations of latent attention are one arch, told apart
-    by the router's scores; where nothing is said of them, by the bias of a choice, which the second one has. Granite-MoE
-    with a shared expert is told by its tensors."""
+    by the router's scores; where nothing is said of them, by the bias of a choice, which the second one has. A
+    Granite-MoE with a shared expert is told by its tensors."""
     if arch == "granitemoe" and any("ffn_gate_shexp" in tensor.name for tensor in tensors):
         return "granitemoeshared"
     if arch != "deepseek2":

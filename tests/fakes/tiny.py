@@ -31,6 +31,7 @@ DELTA: dict[str, Any] = dict(
     linear_num_value_heads=4,
 )  # fmt: skip
 LINEAR = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}
+ALPHA = {"rope_type": "dynamic", "type": "dynamic", "alpha": 1000.0, "factor": 1.0, "rope_theta": 10000.0}
 HALF = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
 # Some dense layers, then experts whose choice is biased, beside a shared one.
 BIASED: dict[str, Any] = dict(
@@ -148,7 +149,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     ),
     "hunyuan_v1_moe": dict(
         BASE, head_dim=24, intermediate_size=40, num_experts=8, moe_topk=3, tie_word_embeddings=True,
-        rope_parameters={"rope_type": "dynamic", "type": "dynamic", "alpha": 1000.0, "factor": 1.0, "rope_theta": 10000.0},
+        rope_parameters=ALPHA,
     ),
 }  # fmt: skip
 

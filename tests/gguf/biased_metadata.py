@@ -1,5 +1,5 @@
-"""The metadata that llama.cpp's converter writes for families of plain attention that have dense layers, a shared expert
-or a biased choice: GLM-4.5, MiniMax-M2, dots.llm1, ERNIE-4.5, K-EXAONE, Hunyuan."""
+"""The metadata that llama.cpp's converter writes for families of plain attention that have dense layers, a shared
+expert or a biased choice: GLM-4.5, MiniMax-M2, dots.llm1, ERNIE-4.5, K-EXAONE, Hunyuan."""
 
 from __future__ import annotations
 

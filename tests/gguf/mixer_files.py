@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import gguf
 import biased_metadata
+import gguf
 import gguf_files
 import mixer_metadata
 import numpy as np
