@@ -79,11 +79,14 @@ class AttentionBlock(Block):
     window: int | None = None  # tokens that a query sees, itself included; None: all
     sinks_N: Tensor | None = None  # float32
     gate: Matrix | None = None  # [N d, D]; what the heads give is weighted by the sigmoid of its product
+    first: tuple[Tensor, Tensor] | None = None  # cos and sin of a turn before the norms; the other then turns nothing
 
     def mix(self, ops: Ops, h_TD: Tensor, places: Places, wanted: bool) -> Tensor | None:
         caches = self.k_PGBd, self.v_PGBd
         qkv_THd = linear(ops, h_TD, self.qkv, self.qkv_bias).view(len(h_TD), -1, self.k_PGBd.shape[3])
         turns = self.cos_Pr, self.sin_Pr, places.positions_T
+        if self.first is not None:
+            ops.rotate_(qkv_THd[:, : qkv_THd.shape[1] - self.k_PGBd.shape[1]], *self.first, places.positions_T)
         ops.place_qkv_(qkv_THd, *caches, places.slots_T, *turns, self.q_norm, self.k_norm, self.eps, self.clip)
         if not wanted:
             return None

@@ -15,12 +15,13 @@ from typing import Literal
 from ..kernels.recipes import SWIGLU, Activation, GroupScore, Scoring
 
 QkNorm = Literal["none", "head", "full"]
-RopeKind = Literal["default", "linear", "llama3", "yarn"]
+RopeKind = Literal["default", "linear", "llama3", "yarn", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class RopeSpec:
-    """Rotary embedding: rotate-half pairs over the first `rotary_dim` dims of a head; see `engine/model/rope.py`."""
+    """Rotary embedding: rotate-half pairs over the first `rotary_dim` dims of a head; see `engine/model/rope.py`. A
+    `kind` of "none" turns nothing."""
 
     theta: float
     rotary_dim: int
@@ -40,11 +41,15 @@ class RopeSpec:
         return int(self.original_context * self.factor) if self.kind == "yarn" else 0
 
 
+NO_ROPE = RopeSpec(theta=1.0, rotary_dim=2, kind="none")
+
+
 @dataclass(frozen=True, kw_only=True)
 class AttentionSpec:
     """Grouped-query attention. `qk_norm`: RMSNorm per head, or over all heads at once; `clip`: q, k, v into +-clip;
     `window`: tokens that a query sees, itself included; `sinks`: a score more for each head, without a value;
-    `gate`: what the heads give is weighted by the sigmoid of a projection."""
+    `gate`: what the heads give is weighted by the sigmoid of a projection; `norms_last`: queries and keys are rotated
+    before their norms."""
 
     heads: int
     kv_heads: int
@@ -58,6 +63,7 @@ class AttentionSpec:
     window: int | None = None
     sinks: bool = False
     gate: bool = False
+    norms_last: bool = False
 
     @property
     def q_rows(self) -> int:

@@ -12,7 +12,17 @@ from torch import Tensor
 from ...kernels.decoder_layer import AttentionBlock, Block, Layer, Router, Stack
 from ...kernels.mixers import DeltaBlock, LatentBlock
 from ...kernels.packed import ExpertBank
-from ...loaders.spec import AttentionSpec, DeltaSpec, LatentSpec, LayerSpec, MixerSpec, ModelSpec, MoeSpec, RopeSpec
+from ...loaders.spec import (
+    NO_ROPE,
+    AttentionSpec,
+    DeltaSpec,
+    LatentSpec,
+    LayerSpec,
+    MixerSpec,
+    ModelSpec,
+    MoeSpec,
+    RopeSpec,
+)
 from ...loaders.weights.mixers import AttentionWeights, DeltaWeights, LatentWeights, MixerWeights
 from ...loaders.weights.model_weights import LayerWeights, ModelWeights
 from . import rope
@@ -31,7 +41,7 @@ def make_stack(
 ) -> Stack:
     """All layers, for positions below `max_context`; `put` brings a tensor to the device of the weights, which is the
     host or not."""
-    ropes = {mixer.rope for mixer in spec.mixers if not isinstance(mixer, DeltaSpec)}
+    ropes = {mixer.rope for mixer in spec.mixers if not isinstance(mixer, DeltaSpec)} | {NO_ROPE}
     tables = {one: rope.tables(one, max_context) for one in ropes}
     turns = {one: (put(cos), put(sin)) for one, (cos, sin) in tables.items()}
     layers = [_layer(spec, *one, turns) for one in zip(spec.layers, weights.layers, cache.layers, strict=True)]
@@ -74,7 +84,7 @@ def _block(
 ) -> Block:
     """The block of a layer's kind of mixer."""
     if isinstance(mixer, AttentionSpec) and isinstance(it, AttentionWeights) and isinstance(cache, KeysAndValues):
-        return _attention(mixer, it, cache, turns[mixer.rope], common)
+        return _attention(mixer, it, cache, turns, common)
     if isinstance(mixer, LatentSpec) and isinstance(it, LatentWeights) and isinstance(cache, Latents):
         return _latent(mixer, it, cache, turns[mixer.rope], common)
     assert isinstance(mixer, DeltaSpec)
@@ -84,12 +94,16 @@ def _block(
 
 
 def _attention(
-    mixer: AttentionSpec, it: AttentionWeights, cache: KeysAndValues, turns: Turns, common: dict[str, Any]
-) -> AttentionBlock:
+    mixer: AttentionSpec, it: AttentionWeights, cache: KeysAndValues, turns: Mapping[RopeSpec, Turns],
+    common: dict[str, Any],
+) -> AttentionBlock:  # fmt: skip
+    """Where norms come last, the turn goes first, and the one behind the norms does nothing."""
+    cos, sin = turns[NO_ROPE if mixer.norms_last else mixer.rope]
     return AttentionBlock(
         heads=mixer.heads, qkv=it.qkv, qkv_bias=it.qkv_bias, q_norm=it.q_norm, k_norm=it.k_norm, o=it.o,
-        o_bias=it.o_bias, k_PGBd=cache.k, v_PGBd=cache.v, cos_Pr=turns[0], sin_Pr=turns[1], clip=mixer.clip,
-        scale=mixer.scale, window=mixer.window, sinks_N=it.sinks, gate=it.gate, **common,
+        o_bias=it.o_bias, k_PGBd=cache.k, v_PGBd=cache.v, cos_Pr=cos, sin_Pr=sin, clip=mixer.clip,
+        scale=mixer.scale, window=mixer.window, sinks_N=it.sinks, gate=it.gate,
+        first=turns[mixer.rope] if mixer.norms_last else None, **common,
     )  # fmt: skip
 
 

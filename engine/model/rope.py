@@ -23,6 +23,8 @@ def tables(rope: RopeSpec, positions: int) -> tuple[Tensor, Tensor]:
 
 def frequencies(rope: RopeSpec) -> Tensor:
     """Radians per position of each rotated pair, float32 [rotary_dim / 2]."""
+    if rope.kind == "none":
+        return torch.zeros(rope.rotary_dim // 2)
     plain = 1.0 / (rope.theta ** (torch.arange(0, rope.rotary_dim, 2, dtype=torch.float32) / rope.rotary_dim))
     if rope.kind == "linear":
         return plain / rope.factor

@@ -195,7 +195,8 @@ def attention_cases() -> Iterator[Case]:
 
 
 def block_cases() -> Iterator[Case]:
-    """The fused op with a window, sinks, and a router of another kind: the same bits as from its parts."""
+    """The fused op with a window, sinks, and a router of another kind, or with norms behind the turn: the same bits as
+    from its parts."""
     routers: list[dict[str, Any]] = [
         {"scoring": "sigmoid", "groups": 4, "top_groups": 2, "scale": 2.5},
         {"scoring": "softmax_topk"},
@@ -207,14 +208,25 @@ def block_cases() -> Iterator[Case]:
         router = replace(i["block"].router, bias_E=normal(g, E), choice_bias_E=normal(g, E), **more)
         return {**i, "block": replace(i["block"], window=6, sinks_N=normal(g, N), router=router, native={})}
 
-    for more in routers:
-        for new, old in (([1], [40]), ([9, 1], [0, 600])):
+    def turned_first(g: Generator, source: Source, new: list[int], old: list[int]) -> Inputs:
+        i = block_inputs(g, source, FORMATS["q8_0"], 96, new, old, "")
+        angle = normal(g, *i["block"].cos_Pr.shape)
+        return {**i, "block": replace(i["block"], first=(angle.cos(), angle.sin()), native={})}
+
+    for new, old in (([1], [40]), ([9, 1], [0, 600])):
+        for more in routers:
             yield Case(
                 op="attention_block",
                 name=f"window, sinks, {more['scoring']} new {new} after {old}",
                 build=partial(build, more=more, new=new, old=old),
                 call=block_difference,
             )
+        yield Case(
+            op="attention_block",
+            name=f"turned first new {new} after {old}",
+            build=partial(turned_first, new=new, old=old),
+            call=block_difference,
+        )
 
 
 def layers_cases() -> Iterator[Case]:

@@ -101,6 +101,7 @@ def _attention(it: AttentionBlock, D: int) -> Any:
         window=window(it.window),
         sinks=sinks(it.sinks_N, N),
         gate=None if it.gate is None else matrix(it.gate),
+        first=None if it.first is None else rope(*it.first, d),
     )
 
 

@@ -56,6 +56,16 @@ def solar_open(c: ConfigReader) -> Architecture:
     return decoder(c, _plain(c, qkv_bias=flag(c, "attention_bias")), [feed] * layer_count(c))
 
 
+def exaone_moe(c: ConfigReader) -> Architecture:
+    """K-EXAONE: most layers over a window."""
+    count, hidden, heads = layer_count(c), c.integer("hidden_size"), c.integer("num_attention_heads")
+    kinds = listed(c, "layer_types", count, WINDOWED) or c.require("layer_types")
+    full = gqa(hidden, heads, kv_heads(c), head_dim(c), qk_norm="head")
+    window = c.get("sliding_window")
+    swa = gqa(hidden, heads, kv_heads(c), head_dim(c), qk_norm="head", window=window) if window else full
+    return decoder(c, [swa if kind == WINDOWED[0] else full for kind in kinds], _deepseek_feeds(c))
+
+
 def hy_v3(c: ConfigReader) -> Architecture:
     return decoder(c, _plain(c, qk_norm="head"), _deepseek_feeds(c, default=1))
 

@@ -31,6 +31,7 @@ READERS: dict[str, Read] = {
     "deepseek_v4": latent.deepseek_v4,
     "dots1": grouped.dots1,
     "ernie4_5_moe": grouped.ernie4_5_moe,
+    "exaone_moe": grouped.exaone_moe,
     "gemma4": grouped.gemma4,
     "glm4_moe": grouped.glm4_moe,
     "glm4_moe_lite": latent.deepseek,

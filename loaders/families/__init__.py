@@ -7,11 +7,16 @@ import difflib
 from ...errors import ConfigError
 from ..spec import ModelSpec
 from . import experts_per_token as used
+from .biased_choice import DOTS1, GLM4_MOE, HY_V3, SOLAR_OPEN
 from .config_reader import ConfigReader
 from .deepseek import DEEPSEEK_V2, DEEPSEEK_V3, GLM4_MOE_LITE, KIMI_K2
+from .ernie import ERNIE4_5_MOE
+from .exaone_moe import EXAONE_MOE
 from .family import Family, TensorNames
 from .gpt_oss import GPT_OSS
-from .granitemoe import GRANITEMOE
+from .granitemoe import GRANITEMOE, GRANITEMOESHARED
+from .hunyuan import HUNYUAN_V1_MOE
+from .minimax_m2 import MINIMAX_M2
 from .mixtral import MIXTRAL
 from .olmoe import OLMOE
 from .qwen2_moe import QWEN2_MOE
@@ -25,7 +30,8 @@ FAMILIES: dict[str, Family] = {
     f.model_type: f
     for f in (
         QWEN3_MOE, QWEN2_MOE, MIXTRAL, OLMOE, GRANITEMOE, GPT_OSS, DEEPSEEK_V2, DEEPSEEK_V3, KIMI_K2, GLM4_MOE_LITE,
-        QWEN3_NEXT, QWEN3_5_MOE,
+        QWEN3_NEXT, QWEN3_5_MOE, GLM4_MOE, MINIMAX_M2, DOTS1, SOLAR_OPEN, HY_V3, ERNIE4_5_MOE, GRANITEMOESHARED,
+        EXAONE_MOE, HUNYUAN_V1_MOE,
     )
 }  # fmt: skip
 

@@ -25,6 +25,7 @@ BOOKKEEPING = """
     use_return_dict output_attentions output_hidden_states output_router_logits output_scores torchscript pruned_heads
     chunk_size_feed_forward attn_implementation use_cache use_flash_attn* use_bfloat16 use_fused_* fused_*
     cache_implementation max_window_layers *_token_id *_token_ids *_token_index mrope_* mtp_* num_nextn_predict_layers
+    num_mtp_* use_mtp
 """
 TRAINING = """
     *dropout* initializer_* *init_std* init_method* *aux_loss* *z_loss* *_loss_coef* router_jitter_noise

@@ -82,6 +82,7 @@ class TensorNames:
     router: str = "mlp.gate.weight"
     router_bias: str = "mlp.router.bias"
     choice_bias: str = "mlp.gate.e_score_correction_bias"
+    choice_bias_is_row: bool = False  # [1, experts]
     expert_gate: str | None = "mlp.experts.{e}.gate_proj.weight"
     expert_up: str | None = "mlp.experts.{e}.up_proj.weight"
     expert_down: str = "mlp.experts.{e}.down_proj.weight"
@@ -98,6 +99,7 @@ class TensorNames:
     shared_gate: str = "mlp.shared_expert.gate_proj.weight"
     shared_up: str = "mlp.shared_expert.up_proj.weight"
     shared_down: str = "mlp.shared_expert.down_proj.weight"
+    shared_gate_up: str | None = None  # gate rows first, then up
     shared_expert_gate: str = "mlp.shared_expert_gate.weight"
 
 
@@ -107,8 +109,12 @@ class Family:
 
     mixer: what looks at other tokens; "delta": a gated delta rule, with attention in every so many layers. windowed:
     layers that `layer_types` calls sliding see `sliding_window` tokens. grouped_choice: `n_group` and `topk_group` say
-    how the router chooses. leading_dense: the first `first_k_dense_replace` layers are dense. shared_experts: how many
-    experts wide the shared one is."""
+    how the router chooses. leading_dense: the first `first_k_dense_replace` layers are dense. range_of_experts: of the
+    layers from `moe_layer_start_index` to `moe_layer_end_index` every `moe_layer_interval`-th has experts.
+    shared_experts: how many experts wide the shared one is. partial_rope: the config must say how many dims of a head
+    are rotated. neighbours: the rope turns dims 2i and 2i + 1, not i and i + half. full_without_rope: layers that see
+    everything rotate nothing, unless all of them do. by_layer: keys that may be lists with the same value for each
+    layer. unused: keys of released configs that nothing is computed with."""
 
     model_type: str
     architecture: str
@@ -119,6 +125,8 @@ class Family:
     mixer: Literal["attention", "latent", "delta"] = "attention"
     dense_width: str | None = None
     leading_dense: bool = False
+    range_of_experts: bool = False
+    top_k: str = "num_experts_per_tok"
     shared_width: str | None = None
     shared_experts: str | None = None
     shared_gate: bool = False
@@ -133,6 +141,12 @@ class Family:
     qkv_bias: bool | Key = False
     output_bias: bool | Key = False
     qk_norm: QkNorm = "none"
+    qk_norm_if: Key | None = None  # else always
+    norms_last: bool = False  # of queries and keys, behind the rotation
+    partial_rope: bool = False
+    rotary_dim: str | None = None  # a key with the number of rotated dims, instead of their share
+    neighbours: bool = False
+    full_without_rope: bool = False
     clip: Key | None = None
     windowed: bool = False
     sinks: bool = False
@@ -144,5 +158,7 @@ class Family:
     logits_divisor: Key | None = None
     tied_head: bool | Key = Key("tie_word_embeddings", False)
     window_needs_switch: bool = False  # `sliding_window` counts only where `use_sliding_window` is true
+    by_layer: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
     implied: Mapping[str, Collection[Any]] = field(default_factory=dict)  # keys, and the values that are computed with
     tensors: TensorNames = TensorNames()

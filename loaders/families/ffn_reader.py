@@ -31,7 +31,7 @@ def read_ffns(family: Family, config: ConfigReader, count: int) -> list[FfnSpec]
 def _read_moe(family: Family, config: ConfigReader) -> MoeSpec:
     moe = MoeSpec(
         experts=config.integer(*family.experts, maximum=MAX_EXPERTS),
-        top_k=config.integer("num_experts_per_tok"),
+        top_k=config.integer(family.top_k),
         width=config.integer(family.expert_width),
         scoring=family.scoring,
         renormalise=read_flag(config, family.renormalise),
@@ -44,7 +44,7 @@ def _read_moe(family: Family, config: ConfigReader) -> MoeSpec:
         shared_gate=family.shared_gate,
     )
     if moe.top_k > moe.experts:
-        raise config.bad("num_experts_per_tok", moe.top_k, f"at most the {moe.experts} experts there are")
+        raise config.bad(family.top_k, moe.top_k, f"at most the {moe.experts} experts there are")
     return _with_groups(family, config, moe) if family.grouped_choice else moe
 
 
@@ -74,17 +74,19 @@ def _read_activation(family: Family, config: ConfigReader) -> Activation:
 
 def _shared_width(family: Family, config: ConfigReader) -> int:
     if family.shared_width:
-        return config.integer(family.shared_width)
+        return 0 if config.get(family.shared_width) == 0 else config.integer(family.shared_width)
     if family.shared_experts is None or not config.get(family.shared_experts):
         return 0
     return config.integer(family.shared_experts) * config.integer(family.expert_width)
 
 
 def _read_layers(family: Family, config: ConfigReader, count: int) -> list[bool]:
-    """Which layers have experts: all behind the first dense ones; or every `decoder_sparse_step`-th, but for
-    `mlp_only_layers`."""
+    """Which layers have experts: all behind the first dense ones; or in a range; or every `decoder_sparse_step`-th, but
+    for `mlp_only_layers`."""
     if family.leading_dense:
         return _behind_dense(config, count)
+    if family.range_of_experts:
+        return _within_range(config, count)
     if family.dense_width is None:
         return [True] * count
     step, dense = config.integer("decoder_sparse_step"), config.get("mlp_only_layers")
@@ -105,3 +107,14 @@ def _behind_dense(config: ConfigReader, count: int) -> list[bool]:
         return [kind == "sparse" for kind in kinds]
     first = 0 if first == 0 else config.integer("first_k_dense_replace")
     return [i >= first for i in range(count)]
+
+
+def _within_range(config: ConfigReader, count: int) -> list[bool]:
+    """Every `moe_layer_interval`-th layer of a range, whose end is the last layer where it is -1 or not there."""
+    step = config.integer("moe_layer_interval")
+    first, last = config.require("moe_layer_start_index"), config.get("moe_layer_end_index")
+    last = count - 1 if last in (None, -1) else last
+    for name, value in (("moe_layer_start_index", first), ("moe_layer_end_index", last)):
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < count:
+            raise config.bad(name, value, f"the number of one of the {count} layers")
+    return [first <= i <= last and (i + 1) % step == 0 for i in range(count)]

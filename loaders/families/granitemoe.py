@@ -1,4 +1,7 @@
-"""Granite-MoE: 3.1-1b-a400m, 3.1-3b-a800m. Four multipliers, fused expert tensors, usually a tied head."""
+"""Granite-MoE: 3.1-1b-a400m, 3.1-3b-a800m. Four multipliers, fused expert tensors, usually a tied head. Granite-MoE
+with a shared expert beside them."""
+
+from dataclasses import replace
 
 from .family import Family, Key, TensorNames
 
@@ -22,5 +25,16 @@ GRANITEMOE = Family(
         expert_up=None,
         fused_gate_up="block_sparse_moe.input_linear.weight",
         expert_down="block_sparse_moe.output_linear.weight",
+    ),
+)
+GRANITEMOESHARED = replace(
+    GRANITEMOE,
+    model_type="granitemoeshared",
+    architecture="GraniteMoeSharedForCausalLM",
+    shared_width="shared_intermediate_size",
+    tensors=replace(
+        GRANITEMOE.tensors,
+        shared_gate_up="shared_mlp.input_linear.weight",
+        shared_down="shared_mlp.output_linear.weight",
     ),
 )

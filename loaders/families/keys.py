@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from .config_reader import ConfigReader
 from .family import Key
 
@@ -20,3 +22,14 @@ def read_flag(config: ConfigReader, value: bool | Key) -> bool:
 
 def read_scale(config: ConfigReader, key: Key | None) -> float:
     return 1.0 if key is None else config.number(key.name)
+
+
+def same_in_every_layer(config: ConfigReader, names: tuple[str, ...]) -> dict[str, Any]:
+    """The config's values, with one in place of a list that has it for each layer; refuses lists of several."""
+    values = dict(config.values)
+    for name in names:
+        if isinstance(listed := values.get(name), list):
+            if not listed or any(value != listed[0] for value in listed):
+                raise config.bad(name, listed, "the same in every layer")
+            values[name] = listed[0]
+    return values

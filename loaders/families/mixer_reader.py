@@ -23,7 +23,7 @@ def read_mixers(family: Family, config: ConfigReader, count: int) -> list[MixerS
     if family.mixer == "delta":
         return [_read_delta(config) if linear else attention for linear in _linear_layers(config, count)]
     if family.windowed:
-        return window.with_windows(config, attention, count)
+        return window.with_windows(config, attention, count, family.full_without_rope)
     window.check_layer_types(config)
     return [attention] * count
 
@@ -38,18 +38,20 @@ def _read_attention(family: Family, config: ConfigReader) -> AttentionSpec:
         raise config.bad("num_attention_heads", heads, f"a divisor of hidden_size = {hidden}, or a head_dim")
     head_dim = hidden // heads if config.get("head_dim") is None else config.integer("head_dim")
     clip = config.get(family.clip.name) if family.clip else None
+    has_norm = family.qk_norm_if is None or read_flag(config, family.qk_norm_if)
     return AttentionSpec(
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
         scale=config.number(family.attention_scale.name) if family.attention_scale else head_dim**-0.5,
-        rope=read_rope(config, head_dim, partial=family.mixer == "delta"),
+        rope=read_rope(config, head_dim, family.partial_rope or family.mixer == "delta", family.rotary_dim),
         qkv_bias=read_flag(config, family.qkv_bias),
         output_bias=read_flag(config, family.output_bias),
-        qk_norm=family.qk_norm,
+        qk_norm=family.qk_norm if has_norm else "none",
         clip=None if clip is None or family.clip is None else config.positive(family.clip.name, clip),
         sinks=family.sinks,
         gate=family.output_gate,
+        norms_last=family.norms_last,
     )
 
 

@@ -79,7 +79,7 @@ def _method(q: Config) -> Quantisation:
 
 def _fp8(q: Config) -> Quantisation:
     kind = str(q.get("fmt") or "e4m3")
-    if kind != "e4m3":
+    if kind not in ("e4m3", "float8_e4m3fn"):  # as DeepSeek and as MiniMax call it
         raise _NotRun(f"fp8 of the kind {short(kind, 20)}")
     return Quantisation(method="fp8", tile=_tile(q.get("weight_block_size")))
 

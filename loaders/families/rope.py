@@ -22,24 +22,27 @@ KINDS: dict[str, frozenset[str]] = {
 }
 OPTIONAL = {"yarn": frozenset({"beta_fast", "beta_slow", "truncate", "attention_factor", "mscale", "mscale_all_dim"})}
 COMMON = frozenset({"rope_theta", "partial_rotary_factor", "rope_type"})
-# dynamic stretches past max_position_embeddings, where the context ends; mrope gives text the positions that it has.
+# dynamic stretches past max_position_embeddings, where the context ends, unless it has an alpha: then theta is another
+# one, everywhere. mrope gives text the positions that it has.
 PLAIN = ("dynamic", "mrope", None)
 FOREIGN = frozenset({"factor", TRAINED, "short_factor", "long_factor", *OPTIONAL["yarn"], *KINDS["llama3"]})
 
 
-def read_rope(config: ConfigReader, head_dim: int, partial: bool = False) -> RopeSpec:
+def read_rope(config: ConfigReader, head_dim: int, partial: bool = False, dims: str | None = None) -> RopeSpec:
     """The rope of a config; refuses a kind or key that is not supported. partial: the config must say how many of a
-    head's dims are rotated."""
+    head's dims are rotated. dims: a key that may say it, beside their share of the head."""
     try:
-        return _read(config, head_dim, partial)
+        return _read(config, head_dim, partial, dims)
     except ConfigError as error:
         config.refuse(error)
         return RopeSpec(theta=1.0, rotary_dim=head_dim)
 
 
-def _read(config: ConfigReader, head_dim: int, partial: bool) -> RopeSpec:
-    values = _merged(config)
+def _read(config: ConfigReader, head_dim: int, partial: bool, dims: str | None) -> RopeSpec:
+    rotated = config.integer(dims, maximum=head_dim) if dims and config.get(dims) is not None else None
+    values = _merged(config, {} if rotated is None else {"partial_rotary_factor": rotated / head_dim})
     kind = values.get("rope_type", "default")
+    stretched = _stretched(config, values, head_dim) if kind == "dynamic" and "alpha" in values else 1.0
     kind = "default" if kind in PLAIN else kind
     if not isinstance(kind, str) or kind not in KINDS:
         raise config.bad("rope_type", kind, ", ".join(KINDS))
@@ -57,7 +60,7 @@ def _read(config: ConfigReader, head_dim: int, partial: bool) -> RopeSpec:
         config.require("partial_rotary_factor")
     number = {k: config.positive(k, values[k]) for k in used - {"rope_type", "truncate"} if k in values}
     return RopeSpec(
-        theta=number["rope_theta"],
+        theta=number["rope_theta"] * stretched,
         rotary_dim=_rotary_dim(config, head_dim, number.get("partial_rotary_factor", 1.0)),
         kind=kind,  # type: ignore[arg-type]  # checked against KINDS above
         factor=number.get("factor", 1.0),
@@ -69,6 +72,12 @@ def _read(config: ConfigReader, head_dim: int, partial: bool) -> RopeSpec:
         truncate=_truncate(config, values),
         attention_factor=_attention_factor(number) if kind == "yarn" else 1.0,
     )
+
+
+def _stretched(config: ConfigReader, values: dict[str, Any], head_dim: int) -> float:
+    """What an alpha multiplies theta by, whatever the context. Source: Hunyuan-A13B's published model."""
+    alpha = config.positive("alpha", values.pop("alpha"))
+    return alpha ** (head_dim / (head_dim - 2)) if head_dim > 2 else 1.0
 
 
 def _check_rest(config: ConfigReader, kind: str, rest: dict[str, Any]) -> None:
@@ -97,10 +106,10 @@ def _rotary_dim(config: ConfigReader, head_dim: int, share: float) -> int:
     return rotary
 
 
-def _merged(config: ConfigReader) -> dict[str, Any]:
-    """Both spellings in one dict; a disagreement is an error."""
+def _merged(config: ConfigReader, more: dict[str, Any]) -> dict[str, Any]:
+    """Both spellings in one dict, and what another key says; a disagreement is an error."""
     merged: dict[str, Any] = {}
-    sources = [{k: config.get(k) for k in ("rope_theta", "partial_rotary_factor")}]
+    sources = [more, {k: config.get(k) for k in ("rope_theta", "partial_rotary_factor")}]
     for name in ("rope_parameters", "rope_scaling"):
         source = config.get(name)
         if not isinstance(source, dict | None):

@@ -10,13 +10,15 @@ from . import quantisation, said_twice, window
 from .config_reader import ConfigReader
 from .family import Family
 from .ffn_reader import read_ffns
-from .keys import MAX_LAYERS, read_flag, read_scale
+from .keys import MAX_LAYERS, read_flag, read_scale, same_in_every_layer
 from .mixer_reader import read_mixers
 
 
 def read_spec(family: Family, config: ConfigReader) -> ModelSpec:
     """The spec of a checkpoint of `family`; raises ConfigError for a missing, unknown or unsupported value."""
     quantisation.read(config)
+    config.values = same_in_every_layer(config, family.by_layer)
+    config.seen.update(family.unused)
     config.only("hidden_act", ("silu", "swish"))
     for name, values in family.implied.items():
         config.only(name, values)

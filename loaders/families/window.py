@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..spec import AttentionSpec, MixerSpec
+from ..spec import NO_ROPE, AttentionSpec, MixerSpec
 from .config_reader import ConfigReader
 
 FULL, SLIDING = "full_attention", "sliding_attention"
@@ -35,11 +35,18 @@ def check_layer_types(config: ConfigReader) -> None:
         config.refuse(config.bad("layer_types", odd[0], f"{FULL} or {SLIDING}"))
 
 
-def with_windows(config: ConfigReader, attention: AttentionSpec, count: int) -> list[MixerSpec]:
+def with_windows(
+    config: ConfigReader, attention: AttentionSpec, count: int, full_without_rope: bool = False
+) -> list[MixerSpec]:
     """The attention of so many layers, over `sliding_window` tokens where `layer_types` says so; without a list every
-    other layer from the first on."""
-    kinds, size = config.get("layer_types"), config.integer("sliding_window")
+    other layer from the first on. full_without_rope: layers that see everything rotate nothing, and the list must be
+    there; without a window all of them see everything, and rotate."""
+    kinds = config.require("layer_types") if full_without_rope else config.get("layer_types")
+    if full_without_rope and config.get("sliding_window") is None:
+        return [attention] * count
+    size = config.integer("sliding_window")
+    full = replace(attention, rope=NO_ROPE) if full_without_rope else attention
     kinds = [SLIDING if i % 2 == 0 else FULL for i in range(count)] if kinds is None else kinds
     if not isinstance(kinds, list) or len(kinds) < count or set(kinds[:count]) - {FULL, SLIDING}:
         raise config.bad("layer_types", kinds, f"a list of {count} times {FULL} or {SLIDING}")
-    return [replace(attention, window=size) if kind == SLIDING else attention for kind in kinds[:count]]
+    return [replace(attention, window=size) if kind == SLIDING else full for kind in kinds[:count]]

@@ -8,8 +8,8 @@ from typing import Any
 from ...errors import CheckpointError
 from ..families.family import Family
 from ..families.mixer_reader import LINEAR
-from ..families.window import FULL
-from .of_tensors import Metadata
+from ..families.window import FULL, SLIDING
+from .of_tensors import Metadata, layers_of, window_of
 
 # Archs whose range of stretched frequencies is not rounded to whole dims.
 NOT_ROUNDED = ("gpt-oss",)
@@ -24,6 +24,9 @@ def of(family: Family, meta: Metadata) -> dict[str, Any]:
     found = _grouped(meta)
     if family.windowed:
         found["sliding_window"] = meta.number("attention.sliding_window")
+    if family.full_without_rope:
+        sees = [window_of(meta, layer) for layer in range(layers_of(meta))]
+        found["layer_types"] = [SLIDING if window else FULL for window in sees]
     if family.mixer == "delta":
         found |= _delta(meta)
     return found

@@ -163,7 +163,7 @@ def _attention(
         made = 2 * heads * latent * (full - rope + out)
         return kind, caches, 2 * heads * (full + out), 2 * heads * (2 * latent + rope), made
     kv = meta.number("attention.head_count_kv", index, default=heads)
-    window = _window(meta, index)
+    window = window_of(meta, index)
     if window:
         size = meta.number("attention.key_length_swa", default=size)
         v = meta.number("attention.value_length_swa", default=v)
@@ -180,7 +180,7 @@ def _attention(
     return kind, (cache, *keys), 2 * heads * (size + v), None, 0
 
 
-def _window(meta: Metadata, index: int) -> int | None:
+def window_of(meta: Metadata, index: int) -> int | None:
     """Tokens that a layer looks back; None: all, also where nothing says which layers do not."""
     window = meta.number("attention.sliding_window") or CHUNKS.get(meta.arch, 0)
     pattern = meta.get("attention.sliding_window_pattern") or PATTERNS.get(meta.arch)

@@ -22,6 +22,8 @@ from .of_tensors import Metadata
 ARCHS = {
     "granitemoe": "granitemoe", "llama": "mixtral", "olmoe": "olmoe", "qwen2moe": "qwen2_moe", "qwen3moe": "qwen3_moe",
     "gpt-oss": "gpt_oss", "deepseek2": "deepseek_v3", "qwen3next": "qwen3_next", "qwen35moe": "qwen3_5_moe",
+    "glm4moe": "glm4_moe", "minimax-m2": "minimax_m2", "dots1": "dots1", "ernie4_5-moe": "ernie4_5_moe",
+    "exaone-moe": "exaone_moe", "hunyuan-moe": "hunyuan_v1_moe",
 }  # fmt: skip
 DIVIDED = ("qwen3_moe", "qwen3_next")  # weights of experts are divided by their sum, which metadata leave out
 SOFTMAX, SIGMOID = 1, 2  # how scores are made of logits, as metadata say it
@@ -40,7 +42,10 @@ CHANGING = (
 
 def family_of(metadata: Mapping[str, Any], tensors: Sequence[Stored], arch: str) -> str:
     """The family of an arch that runs, else the arch. The two generations of latent attention are one arch, told apart
-    by the router's scores; where nothing is said of them, by the bias of a choice, which the second one has."""
+    by the router's scores; where nothing is said of them, by the bias of a choice, which the second one has. A
+    Granite-MoE with a shared expert is told by its tensors."""
+    if arch == "granitemoe" and any("ffn_gate_shexp" in tensor.name for tensor in tensors):
+        return "granitemoeshared"
     if arch != "deepseek2":
         return ARCHS.get(arch, arch)
     gating = metadata.get(f"{arch}.expert_gating_func")
@@ -73,7 +78,7 @@ def config(metadata: Mapping[str, Any], tensors: Sequence[Stored], model: Archit
         "rope_theta": meta.get("rope.freq_base") or 10000.0,
         "hidden_act": "silu",
         "tie_word_embeddings": model.tied_head,
-        "num_experts_per_tok": experts.top_k,
+        family.top_k: experts.top_k,
         family.experts[0]: experts.count,
         family.expert_width: experts.width,
     }
@@ -87,8 +92,11 @@ def config(metadata: Mapping[str, Any], tensors: Sequence[Stored], model: Archit
         values[family.renormalise.name] = model.family in DIVIDED if said is None else bool(said)
     elif said is not None:
         values["norm_topk_prob"] = bool(said)
+    shared = next((s[0] for n, s in shapes.items() if n.endswith("ffn_gate_shexp.weight")), 0)
     if family.shared_width:
-        values[family.shared_width] = next((s[0] for n, s in shapes.items() if n.endswith("ffn_gate_shexp.weight")), 0)
+        values[family.shared_width] = shared
+    if family.shared_experts is not None:
+        values[family.shared_experts] = meta.number("expert_shared_count") or shared // experts.width
     return values | _dense_layers(family, meta, model, shapes) | _scales(family, meta) | mixer_keys.of(family, meta)
 
 
@@ -98,8 +106,11 @@ def _scoring(family: Family, gating: int) -> str:
 
 
 def _biases(family: Family, names: Collection[str]) -> dict[str, Any]:
-    """Whether projections have biases, where the family's config says that. names: of tensors, without their layers."""
-    tensors = {"attn_q.bias": family.qkv_bias, "attn_output.bias": family.output_bias}
+    """Whether projections have biases, and queries and keys norms, where the family's config says that. names: of
+    tensors, without their layers."""
+    tensors = {
+        "attn_output.bias": family.output_bias, "attn_q.bias": family.qkv_bias, "attn_q_norm.weight": family.qk_norm_if
+    }  # fmt: skip
     return {key.name: tensor in names for tensor, key in tensors.items() if isinstance(key, Key)}
 
 
@@ -115,6 +126,12 @@ def _dense_layers(
     found: dict[str, Any] = {family.dense_width: width or meta.number("feed_forward_length") or experts.width}
     if family.leading_dense:
         return found | {"first_k_dense_replace": len(dense)}
+    if family.range_of_experts:
+        sparse = [i for i in range(len(model.layers)) if i not in dense]
+        step = meta.number("interleave_moe_layer_step") or 1
+        return found | {
+            "moe_layer_start_index": sparse[0], "moe_layer_end_index": sparse[-1], "moe_layer_interval": step
+        }  # fmt: skip
     return found | {"decoder_sparse_step": 1, "mlp_only_layers": dense}
 
 
@@ -129,8 +146,6 @@ def _scales(family: Family, meta: Metadata) -> dict[str, Any]:
     found = {key.name: meta.get(name) or 1.0 for key, name in keys.items() if key is not None}
     if family.weight_scale is not None:
         found[family.weight_scale.name] = meta.get("expert_weights_scale") or 1.0
-    if family.shared_experts is not None:
-        found[family.shared_experts] = meta.number("expert_shared_count")
     if family.grouped_choice:
         found["n_group"] = meta.number("expert_group_count") or 1
         found["topk_group"] = meta.number("expert_group_used_count") or 1

@@ -31,8 +31,9 @@ from ..weights.model_weights import Formats, allocate
 from ..weights.targets import Target, targets
 from . import entries as gguf_entries
 
-# Archs whose converters put the rows of a query's or key's head in pairs, for a rope that turns neighbours.
-PAIRED = ("llama", "granitemoe")
+# Archs whose converters put the rows of a query's or key's head in pairs, for a rope that turns neighbours; ERNIE has
+# them so.
+PAIRED = ("llama", "granitemoe", "ernie4_5-moe")
 LAYER = re.compile(r"blk\.(\d{1,9})\.")  # of a name: what has no such number is no tensor of a layer
 SHARED_GATE = "ffn_gate_inp_shexp.weight"  # stored as a vector
 

@@ -85,7 +85,7 @@ def open_directory(directory: Path, options: LoadOptions) -> Checkpoint:
         check_entry(found.entries[name], target)
     return Checkpoint(
         directory=directory, family=family, spec=found.spec, names=found.names, formats=formats, entries=found.entries,
-        is_converted=False, notes=tuple(config.notes),
+        is_converted=False, notes=tuple(config.notes), pairs_of_halves=family.neighbours,
     )  # fmt: skip
 
 

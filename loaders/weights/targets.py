@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import accumulate
 
 from ...kernels.formats import Part
@@ -40,10 +41,11 @@ def _layer(spec: ModelSpec, names: TensorNames, layer: LayerWeights, index: int,
         if layer.router_bias is not None:
             yield names.router_bias, vector(layer.router_bias)
         if layer.choice_bias is not None:
-            yield names.choice_bias, vector(layer.choice_bias)
+            bias = vector(layer.choice_bias)
+            yield names.choice_bias, replace(bias, shape=(1, *bias.shape)) if names.choice_bias_is_row else bias
         yield from of_bank(names, layer.experts, at)
         if layer.mlp is not None:
-            yield from _mlp(layer.mlp, names.shared_gate, names.shared_up, names.shared_down, at)
+            yield from _shared(names, layer.mlp, at)
         if layer.shared_gate is not None:
             yield names.shared_expert_gate, whole(layer.shared_gate)
     elif layer.mlp is not None:
@@ -111,6 +113,18 @@ def _turned(pieces: tuple[Piece, ...], rows: int) -> tuple[Piece, ...]:
         Piece(piece.first // rows * piece.into.cols, piece.into, column=piece.first % rows, step=piece.step)
         for piece in pieces
     )
+
+
+def _shared(names: TensorNames, mlp: Mlp, at: str) -> Named:
+    """The shared expert, its gate and up apart or one below the other."""
+    if names.shared_gate_up is None:
+        yield from _mlp(mlp, names.shared_gate, names.shared_up, names.shared_down, at)
+        return
+    width = mlp.down.cols
+    halves = [mlp.gate_up.slice_rows(0, width), mlp.gate_up.slice_rows(width, 2 * width)]
+    places = (at + "mlp_gate", at + "mlp_up")
+    yield names.shared_gate_up, Target((2 * width, halves[0].cols), _stack(halves), "dense", places)
+    yield names.shared_down, whole(mlp.down, "dense", at + "mlp_down")
 
 
 def _mlp(mlp: Mlp, gate: str, up: str, down: str, at: str) -> Named:

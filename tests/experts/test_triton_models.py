@@ -16,13 +16,18 @@ pytest.importorskip("triton", reason="the GPU kernels need Triton", exc_type=Imp
 from headrace import LLM, SamplingParams
 
 TOLERANCE = 1e-4  # as against transformers; a state that every token changes magnifies rounding, of either side
-# Every kind of mixer and of router once; the window is of 8 tokens.
+# Every kind of mixer and of router once; the window is of 8 tokens. Layers without a rotation, and with norms behind
+# it.
 MODELS: dict[str, dict[str, Any]] = {
     "gpt_oss": {},
     "deepseek_v2-groups": {},
     "deepseek_v3-bias": {},
     "qwen3_5_moe_text": {"layer_types": ["linear_attention", "full_attention"]},
-}
+    "exaone_moe": {
+        "layer_types": ["sliding_attention", "full_attention"], "mlp_layer_types": ["dense", "sparse"],
+    },
+    "hunyuan_v1_moe": {},
+}  # fmt: skip
 
 
 def prompt(length: int, seed: int) -> list[int]:

@@ -31,6 +31,12 @@ DELTA: dict[str, Any] = dict(
     linear_num_value_heads=4,
 )  # fmt: skip
 LINEAR = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}
+ALPHA = {"rope_type": "dynamic", "type": "dynamic", "alpha": 1000.0, "factor": 1.0, "rope_theta": 10000.0}
+HALF = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
+# Some dense layers, then experts whose choice is biased, beside a shared one.
+BIASED: dict[str, Any] = dict(
+    BASE, head_dim=24, intermediate_size=96, moe_intermediate_size=40, num_experts_per_tok=3, norm_topk_prob=True,
+)  # fmt: skip
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "qwen3_moe": dict(
@@ -92,6 +98,59 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "qwen3_next": dict(DELTA, intermediate_size=96, norm_topk_prob=True),
     "qwen3_next-dense": dict(DELTA, intermediate_size=96, norm_topk_prob=False, mlp_only_layers=[1], rope_theta=1e6),
     "qwen3_5_moe_text": dict(DELTA),
+    "glm4_moe": dict(
+        BIASED, n_routed_experts=10, n_shared_experts=1, first_k_dense_replace=1, routed_scaling_factor=2.5,
+        use_qk_norm=True, attention_bias=True, num_mtp_layers=1, rope_parameters=HALF,
+    ),
+    "glm4_moe-air": dict(
+        BIASED, n_routed_experts=12, n_shared_experts=2, first_k_dense_replace=2, routed_scaling_factor=1.0,
+        use_qk_norm=False, attention_bias=True, num_mtp_layers=0, n_group=3, topk_group=2, rope_parameters=HALF,
+    ),
+    "minimax_m2": dict(
+        BASE, head_dim=24, rotary_dim=16, intermediate_size=40, num_local_experts=9, num_experts_per_tok=3,
+        rope_theta=10000.0,
+    ),
+    "dots1": dict(
+        BIASED, n_routed_experts=10, n_shared_experts=2, first_k_dense_replace=1, routed_scaling_factor=2.5,
+        sliding_window=None, n_group=1, topk_group=1, rope_theta=10000.0,
+    ),
+    "dots1-bias": dict(
+        BIASED, n_routed_experts=9, n_shared_experts=1, first_k_dense_replace=0, routed_scaling_factor=1.3,
+        sliding_window=None, n_group=3, topk_group=2, attention_bias=True, rope_theta=10000.0,
+    ),
+    "solar_open": dict(
+        BIASED, n_routed_experts=10, n_shared_experts=1, routed_scaling_factor=1.7, rope_theta=10000.0
+    ),
+    "solar_open-bias": dict(
+        BIASED, n_routed_experts=9, n_shared_experts=2, routed_scaling_factor=1.0, n_group=3, topk_group=2,
+        attention_bias=True, rope_parameters=YARN,
+    ),
+    "hy_v3": dict(
+        BIASED, num_experts=10, num_shared_experts=1, router_scaling_factor=2.8, rope_theta=10000.0,
+        mlp_layer_types=["dense", "sparse", "sparse"],
+    ),
+    "ernie4_5_moe": dict(
+        BASE, head_dim=24, intermediate_size=96, moe_intermediate_size=40, moe_num_experts=9, moe_k=3,
+        moe_num_shared_experts=2, moe_layer_start_index=1, tie_word_embeddings=True, rope_theta=10000.0,
+    ),
+    "ernie4_5_moe-alone": dict(
+        BASE, intermediate_size=96, moe_intermediate_size=40, moe_num_experts=8, moe_k=3, moe_num_shared_experts=0,
+        moe_layer_start_index=1, moe_layer_end_index=3, moe_layer_interval=2, num_hidden_layers=5,
+        tie_word_embeddings=False, rope_theta=10000.0,
+    ),
+    "granitemoeshared": dict(
+        BASE, intermediate_size=40, num_local_experts=6, num_experts_per_tok=3, embedding_multiplier=3.0,
+        residual_multiplier=0.7, attention_multiplier=0.21, logits_scaling=1.9, tie_word_embeddings=True,
+        shared_intermediate_size=48,
+    ),
+    "exaone_moe": dict(
+        BIASED, num_experts=10, num_shared_experts=1, first_k_dense_replace=1, routed_scaling_factor=2.5,
+        num_hidden_layers=4, sliding_window=8, sliding_window_pattern=4, rope_theta=10000.0,
+    ),
+    "hunyuan_v1_moe": dict(
+        BASE, head_dim=24, intermediate_size=40, num_experts=8, moe_topk=3, tie_word_embeddings=True,
+        rope_parameters=ALPHA,
+    ),
 }  # fmt: skip
 
 

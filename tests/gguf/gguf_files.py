@@ -20,6 +20,7 @@ from headrace.kernels.blocks.ggml import FILE_BLOCKS
 Types = Callable[[str], str]  # a tensor's GGUF name -> its type
 ARCHS = {
     "qwen3_moe": "qwen3moe", "qwen2_moe": "qwen2moe", "mixtral": "llama", "olmoe": "olmoe", "granitemoe": "granitemoe",
+    "granitemoeshared": "granitemoe",
 }  # fmt: skip
 PAIRED = ("llama", "granitemoe")  # whose converters put the rows of a head in pairs
 ROLES = {
@@ -29,7 +30,8 @@ ROLES = {
     "block_sparse_moe.gate": "ffn_gate_inp", "block_sparse_moe.router.layer": "ffn_gate_inp",
     "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
     "mlp.shared_expert.gate_proj": "ffn_gate_shexp", "mlp.shared_expert.up_proj": "ffn_up_shexp",
-    "mlp.shared_expert.down_proj": "ffn_down_shexp", "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
+    "mlp.shared_expert.down_proj": "ffn_down_shexp", "shared_mlp.output_linear": "ffn_down_shexp",
+    "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
 }  # fmt: skip
 OUTSIDE = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 EXPERTS = {"gate_proj": "gate", "up_proj": "up", "down_proj": "down", "w1": "gate", "w3": "up", "w2": "down"}
@@ -73,6 +75,9 @@ def _place(name: str, values: NDArray[np.float32], found: dict[str, Any]) -> Non
     elif role == "block_sparse_moe.input_linear":
         half = values.shape[1] // 2
         found[f"{at}ffn_gate_exps.weight"], found[f"{at}ffn_up_exps.weight"] = values[:, :half], values[:, half:]
+    elif role == "shared_mlp.input_linear":
+        half = len(values) // 2
+        found[f"{at}ffn_gate_shexp.weight"], found[f"{at}ffn_up_shexp.weight"] = values[:half], values[half:]
     elif role == "block_sparse_moe.output_linear":
         found[f"{at}ffn_down_exps.weight"] = values
     else:

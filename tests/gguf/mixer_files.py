@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import biased_metadata
 import gguf
 import gguf_files
 import mixer_metadata
@@ -24,6 +25,7 @@ Named = Iterator[tuple[str, Array]]
 ARCHS = {
     "gpt_oss": "gpt-oss", "deepseek_v2": "deepseek2", "deepseek_v3": "deepseek2", "kimi_k2": "deepseek2",
     "glm4_moe_lite": "deepseek2", "qwen3_next": "qwen3next", "qwen3_5_moe_text": "qwen35moe",
+    **biased_metadata.ARCHS,
 }  # fmt: skip
 JOINED = ("kv_b_proj.weight", "in_proj_qkvz.weight")
 EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.(\w+\.weight)")
@@ -39,7 +41,9 @@ def read(directory: Path, *, joined: bool = False) -> tuple[dict[str, Any], dict
     arch = ARCHS[config["model_type"]]
     codes = {name: code for code, name in gguf.MODEL_ARCH_NAMES.items()}
     table = gguf.get_tensor_name_map(codes[arch], config["num_hidden_layers"])
-    change = {"gpt-oss": _gpt_oss, "deepseek2": _latent, "qwen3next": _delta, "qwen35moe": _delta_in_turns}[arch]
+    change = {"gpt-oss": _gpt_oss, "deepseek2": _latent, "qwen3next": _delta, "qwen35moe": _delta_in_turns}.get(
+        arch, _biased
+    )
     found: dict[str, Array] = {}
     for name, values in _stacked(stored).items():
         if joined and name.endswith(JOINED):
@@ -104,6 +108,14 @@ def _stacked(stored: dict[str, Array]) -> dict[str, Array]:
         else:
             found[name] = values
     return found | {name: np.stack([every[e] for e in sorted(every)]) for name, every in single.items()}
+
+
+def _biased(_: dict[str, Any], name: str, values: Array) -> Named:
+    """The bias of a choice is a vector, and a bias by its name."""
+    if name.endswith("e_score_correction_bias"):
+        yield name.replace("_bias", ".bias"), values.reshape(-1)
+    else:
+        yield name, values
 
 
 def _gpt_oss(_: dict[str, Any], name: str, values: Array) -> Named:

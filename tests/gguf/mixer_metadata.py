@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import biased_metadata
 import gguf
 
 SCORING = {"sigmoid": gguf.ExpertGatingFuncType.SIGMOID, "softmax": gguf.ExpertGatingFuncType.SOFTMAX}
@@ -19,6 +20,9 @@ def kind(value: Any) -> gguf.GGUFValueType:
 
 def add(writer: gguf.GGUFWriter, arch: str, config: dict[str, Any], older: bool) -> None:
     """All of them but the tokenizer's. older: of a file with joined up-projections of latents."""
+    if arch in biased_metadata.ARCHS.values():
+        biased_metadata.add(writer, arch, config)
+        return
     _common(writer, config)
     _rope(writer, config.get("rope_parameters") or {})
     if arch == "gpt-oss":

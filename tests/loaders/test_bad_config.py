@@ -15,9 +15,13 @@ from headrace import LLM, CheckpointError, ConfigError, HubError
 Checkpoints = Callable[[str], Path]
 Make = Callable[..., Path]
 FAMILIES = ["qwen3_moe", "qwen2_moe", "mixtral", "olmoe", "granitemoe", "gpt_oss", "deepseek_v2", "deepseek_v3",
-            "glm4_moe_lite", "qwen3_next", "qwen3_5_moe_text"]  # fmt: skip
+            "glm4_moe_lite", "qwen3_next", "qwen3_5_moe_text", "glm4_moe", "minimax_m2", "dots1", "solar_open", "hy_v3",
+            "ernie4_5_moe", "granitemoeshared", "exaone_moe", "hunyuan_v1_moe"]  # fmt: skip
 LATENT = ["kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "n_routed_experts",
           "moe_intermediate_size", "intermediate_size", "routed_scaling_factor"]  # fmt: skip
+BIASED = ["hidden_act", "moe_intermediate_size", "norm_topk_prob", "routed_scaling_factor", "attention_bias"]
+# Families with a name of their own for the experts that a token takes.
+TAKEN = {"ernie4_5_moe": "moe_k", "hunyuan_v1_moe": "moe_topk"}
 DELTA = ["linear_num_key_heads", "linear_num_value_heads", "linear_key_head_dim", "linear_value_head_dim",
          "linear_conv_kernel_dim", "moe_intermediate_size", "shared_expert_intermediate_size",
          "num_experts"]  # fmt: skip
@@ -38,6 +42,19 @@ REQUIRED = {
     "glm4_moe_lite": [*LATENT, "norm_topk_prob"],
     "qwen3_next": [*DELTA, "norm_topk_prob", "decoder_sparse_step"],
     "qwen3_5_moe_text": DELTA,
+    "glm4_moe": [*BIASED, "n_routed_experts", "first_k_dense_replace", "intermediate_size", "use_qk_norm"],
+    "minimax_m2": ["hidden_act", "intermediate_size", "num_local_experts"],
+    "dots1": [*BIASED, "n_routed_experts", "first_k_dense_replace", "intermediate_size"],
+    "solar_open": [*BIASED, "n_routed_experts"],
+    "hy_v3": ["hidden_act", "moe_intermediate_size", "num_experts", "intermediate_size", "router_scaling_factor",
+              "attention_bias"],
+    "ernie4_5_moe": ["hidden_act", "moe_intermediate_size", "moe_num_experts", "intermediate_size",
+                     "moe_layer_start_index", "moe_layer_interval"],
+    "granitemoeshared": ["hidden_act", "intermediate_size", "num_local_experts", "shared_intermediate_size",
+                         "attention_multiplier", "embedding_multiplier", "residual_multiplier", "logits_scaling"],
+    "exaone_moe": ["hidden_act", "moe_intermediate_size", "num_experts", "intermediate_size", "layer_types",
+                   "norm_topk_prob", "routed_scaling_factor"],
+    "hunyuan_v1_moe": ["hidden_act", "intermediate_size", "num_experts", "attention_bias"],
 }  # fmt: skip
 EVERYWHERE = ["model_type", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "rms_norm_eps",
               "max_position_embeddings", "num_experts_per_tok"]  # fmt: skip
@@ -53,6 +70,7 @@ def check_config(checkpoints: Checkpoints, variant: str, changes: dict[str, Any]
 @pytest.mark.parametrize(("family", "key"), [(f, k) for f in FAMILIES for k in (*EVERYWHERE, *REQUIRED[f])])
 def test_required_key(family: str, key: str, checkpoints: Checkpoints, tmp_path: Path) -> None:
     """A class default of a model library is not the checkpoint's value, so a missing key is never filled in."""
+    key = TAKEN.get(family, key) if key == "num_experts_per_tok" else key
     named = "num_experts" if (family, key) == ("qwen3_moe", "num_local_experts") else key
     with refused(ConfigError, "config.json", named):
         check_config(checkpoints, family, {key: ABSENT}, tmp_path)

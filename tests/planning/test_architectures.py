@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from released.biased import BIASED
 from released.mixers import MIXERS
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -164,6 +165,9 @@ SMALL: dict[str, dict[str, Any]] = {
     "granitemoeshared": dict(
         intermediate_size=40, num_local_experts=8, num_experts_per_tok=3, shared_intermediate_size=48
     ),
+    "exaone_moe": dict(
+        DEEP, num_experts=8, num_shared_experts=1, first_k_dense_replace=1, sliding_window=8, sliding_window_pattern=4
+    ),
     "ernie4_5_moe": dict(
         intermediate_size=96, moe_intermediate_size=40, moe_num_experts=8, moe_k=3, moe_num_shared_experts=2,
         moe_layer_start_index=1, moe_layer_end_index=3,
@@ -242,12 +246,15 @@ def test_what_runs_is_described_by_its_spec(variant: str, checkpoints: Any) -> N
     assert described.objections == () == described.unknown_keys
 
 
-@pytest.mark.parametrize("name", MIXERS)
+RELEASED = {**MIXERS, **BIASED}
+
+
+@pytest.mark.parametrize("name", RELEASED)
 def test_readers_of_families_that_run_say_what_specs_say(name: str) -> None:
     """A plan is made of configs too that cannot be run, so families with latents, windows or states have a reader."""
-    values, _ = text_part(MIXERS[name])
+    values, _ = text_part(RELEASED[name])
     of_run = of_spec(spec_of(ConfigReader(values, name))[1])
-    described = read(MIXERS[name], name)
+    described = read(RELEASED[name], name)
     assert replace(described.architecture, family=of_run.family) == of_run
     assert described.objections == () == described.unknown_keys
 
@@ -255,7 +262,7 @@ def test_readers_of_families_that_run_say_what_specs_say(name: str) -> None:
 def test_every_family_that_runs_is_tested() -> None:
     """Of Kimi-K2 transformers has no class of its own; it is DeepSeek-V3's."""
     assert {name.split("-")[0].removesuffix("_text") for name in tiny.VARIANTS} | {"kimi_k2"} == set(FAMILIES)
-    read_for_plans = {str(text_part(config)[0]["model_type"]).removesuffix("_text") for config in MIXERS.values()}
+    read_for_plans = {str(text_part(config)[0]["model_type"]).removesuffix("_text") for config in RELEASED.values()}
     assert set(FAMILIES) & set(READERS) == read_for_plans
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from released.biased import BIASED
 from released.mixers import MIXERS
 
 from headrace import OptionError
@@ -159,7 +160,8 @@ def test_random_weights_of_every_kind_of_layer_run(shape: str) -> None:
     [
         "gpt-oss-20b", "gpt-oss-120b", "DeepSeek-V2-Lite", "DeepSeek-V2", "DeepSeek-V3", "deepseek-ai/DeepSeek-R1",
         "Kimi-K2", "Kimi-K2-Thinking", "Moonlight-16B-A3B", "GLM-4.7-Flash", "Qwen3-Next-80B-A3B", "Qwen3.5-35B-A3B",
-        "Qwen/Qwen3.6-35B-A3B", "Qwen3.5-122B-A10B", "Qwen3.5-397B-A17B",
+        "Qwen/Qwen3.6-35B-A3B", "Qwen3.5-122B-A10B", "Qwen3.5-397B-A17B", "GLM-4.5", "GLM-4.6", "GLM-4.5-Air",
+        "MiniMax-M2", "dots.llm1", "Solar-Open-100B", "Hy3", "ERNIE-4.5-21B-A3B", "ERNIE-4.5-300B-A47B", "Hunyuan-A13B",
     ],
 )  # fmt: skip
 def test_models_of_the_catalogue_can_be_run_with_random_weights(name: str) -> None:
@@ -171,10 +173,14 @@ def test_models_of_the_catalogue_can_be_run_with_random_weights(name: str) -> No
         "Kimi-K2": "kimi-k2", "Kimi-K2-Thinking": "kimi-k2-thinking", "Moonlight-16B-A3B": "moonlight-16b-a3b",
         "GLM-4.7-Flash": "glm-4.7-flash", "Qwen3-Next-80B-A3B": "qwen3-next-80b-a3b",
         "Qwen3.5-35B-A3B": "qwen3.6-35b-a3b", "Qwen/Qwen3.6-35B-A3B": "qwen3.6-35b-a3b",
+        "GLM-4.5": "glm-4.5", "GLM-4.6": "glm-4.6", "GLM-4.5-Air": "glm-4.5-air", "MiniMax-M2": "minimax-m2",
+        "dots.llm1": "dots.llm1", "Solar-Open-100B": "solar-open-100b", "Hy3": "hy3",
+        "ERNIE-4.5-21B-A3B": "ernie-4.5-21b-a3b", "ERNIE-4.5-300B-A47B": "ernie-4.5-300b-a47b",
+        "Hunyuan-A13B": "hunyuan-a13b",
     }  # fmt: skip
     assert model_source.of_config(catalogue.find(name).config, name, name).described.objections == ()
     if name in released:
-        config, _ = text_part(MIXERS[released[name]])
+        config, _ = text_part({**MIXERS, **BIASED}[released[name]])
         assert replace(found.spec, eos_ids=()) == replace(spec_of(ConfigReader(config, name))[1], eos_ids=())
 
 

@@ -79,11 +79,11 @@ void bind_mixers(nb::module_& m) {
   nb::class_<AttentionMixer>(m, "AttentionMixer")
       .def("__init__", [](AttentionMixer* to, int heads, const Rows& qkv, Address qkv_bias, const HeadNorm& q_norm,
                           const HeadNorm& k_norm, const Cache& cache, const Rope& rope, float clip, float scale,
-                          int window, Address sinks, const Weights* gate) {
+                          int window, Address sinks, const Weights* gate, const Rope* first) {
         new (to) AttentionMixer{heads, qkv, at<float>(qkv_bias), q_norm, k_norm, cache, rope, clip, scale, window,
-                                at<float>(sinks), or_none(gate)};
+                                at<float>(sinks), or_none(gate), first ? *first : Rope{}};
       }, nb::kw_only(), "heads"_a, "qkv"_a, "qkv_bias"_a, "q_norm"_a, "k_norm"_a, "cache"_a, "rope"_a, "clip"_a,
-         "scale"_a, "window"_a, "sinks"_a, "gate"_a.none());
+         "scale"_a, "window"_a, "sinks"_a, "gate"_a.none(), "first"_a.none());
   nb::class_<LatentMixer>(m, "LatentMixer")
       .def("__init__", [](LatentMixer* to, int heads, const Weights* q_a, Address q_a_norm, Address q_a_bias,
                           const Weights& q, const Weights& kv_a, Address kv_a_bias, Address kv_a_norm,

@@ -203,6 +203,7 @@ struct AttentionMixer {
   int window;
   const float* sinks;
   Weights gate;  // of what the heads give; data null: none
+  Rope first;    // before the norms of heads, with `rope` turning nothing; r 0: none
 };
 struct LatentMixer {
   int heads;

@@ -10,6 +10,8 @@ float* mix(const AttentionMixer& mixer, const Normed& in, Turn& turn, Stopwatch&
   float* qkv = arena.take<float>(size_t(tokens) * rows);
   linear(in.h, in.hidden, tokens, mixer.qkv, mixer.qkv_bias, qkv, turn);
   watch.lap(Part::qkv);
+  const int d = mixer.cache.d;
+  if (mixer.first.r) rotate({qkv, rows, d, tokens, rows / d - mixer.cache.groups}, mixer.first, places.positions, turn);
   place_qkv({qkv, tokens, rows / mixer.cache.d, mixer.cache, mixer.rope, places.positions, places.slots, mixer.q_norm,
              mixer.k_norm, in.eps, mixer.clip}, turn);
   watch.lap(Part::place);
