@@ -49,6 +49,7 @@ from ..model.decoder import Decoder
 from ..model.inputs import make_device_inputs
 from ..model.kv_cache import KVCache, pages_for
 from ..placement.placement import Tier
+from . import gpu_gaps
 from .compile_ahead import compile_ahead
 from .parts import EngineParts, end_ids
 from .weight_source import Target, WeightSource
@@ -75,7 +76,7 @@ def build(
     torch_threads = host.torch_threads(name, config.threads)
     host.use_torch_threads(torch_threads)
     found = devices.find(config, devices.ram(ops, name, config))
-    checkpoint = source.open(config, found, show_progress=progress is not None)
+    checkpoint = gpu_gaps.checked(source.open(config, found, show_progress=progress is not None), found)
     if name == "cpu":
         context, ops, found = _with_thresholds(config, context, ops, found, checkpoint)
     tokenizer = _load_tokenizer(checkpoint)
