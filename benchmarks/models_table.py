@@ -24,7 +24,6 @@ MISSING = {
     "bailing_hybrid": "Kimi delta attention",
     "deepseek_v32": "the indexer that chooses keys",
     "deepseek_v4": "compressed attention, several residual streams",
-    "gemma4": "norms behind attention and MLP, a dense MLP beside the experts, GeGLU",
     "glm5_next": "Kimi delta attention, the indexer, several residual streams",
     "glm_moe_dsa": "the indexer that chooses keys",
     "granitemoehybrid": "Mamba 2",

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .packed import ExpertBank, Matrix, Mlp, Stacked
+from .packed import ExpertBank, Matrix, Mlp, Stacked, Tail
 from .recipes import GroupScore, Scoring
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ class Router:
     top_groups: int = 1
     group_score: GroupScore = "top2"
     scale: float = 1.0  # of the weights
+    factors_E: Tensor | None = None  # float32, of each expert's weight besides
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +54,8 @@ class Block(ABC):
     eps: float
     residual_scale: float  # of what is added to the residual stream
     router: Router | None
+    out_norm: Tensor | None = None  # float32 [D], of what is projected back, before the residual sum
+    router_norm: Tensor | None = None  # float32 [D], of the residual sum before the router; None: it sees `post_norm`'s
     native: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)  # what a backend keeps of it
 
     @abstractmethod
@@ -80,14 +83,20 @@ class AttentionBlock(Block):
     sinks_N: Tensor | None = None  # float32
     gate: Matrix | None = None  # [N d, D]; what the heads give is weighted by the sigmoid of its product
     first: tuple[Tensor, Tensor] | None = None  # cos and sin of a turn before the norms; the other then turns nothing
+    v_norm: Tensor | None = None  # float32 [d]
+    shared: bool = False  # keys serve as values, see `place_qkv_`: qkv is [(N + G) d, D]
 
     def mix(self, ops: Ops, h_TD: Tensor, places: Places, wanted: bool) -> Tensor | None:
         caches = self.k_PGBd, self.v_PGBd
         qkv_THd = linear(ops, h_TD, self.qkv, self.qkv_bias).view(len(h_TD), -1, self.k_PGBd.shape[3])
         turns = self.cos_Pr, self.sin_Pr, places.positions_T
         if self.first is not None:
-            ops.rotate_(qkv_THd[:, : qkv_THd.shape[1] - self.k_PGBd.shape[1]], *self.first, places.positions_T)
-        ops.place_qkv_(qkv_THd, *caches, places.slots_T, *turns, self.q_norm, self.k_norm, self.eps, self.clip)
+            moved = qkv_THd.shape[1] - (0 if self.shared else self.k_PGBd.shape[1])
+            ops.rotate_(qkv_THd[:, :moved], *self.first, places.positions_T)
+        ops.place_qkv_(
+            qkv_THd, *caches, places.slots_T, *turns, self.q_norm, self.k_norm, self.eps, self.clip, self.v_norm,
+            self.shared,
+        )  # fmt: skip
         if not wanted:
             return None
         batch = places.tables_SM, places.starts_S1, places.contexts_S
@@ -106,6 +115,7 @@ class Layer:
     bank: ExpertBank | None
     mlp: Mlp | None
     shared_gate: Matrix | None  # [1, D] of the shared MLP
+    tail: Tail | None = None  # only with experts and an MLP that has no gate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,8 +208,14 @@ def compose(
         return x_TD[:0], h_TD[:0], None
     if rows_R is not None:
         a_TN, x_TD = a_TN[rows_R], x_TD[rows_R]
-    h_TD = ops.add_rmsnorm_(x_TD, ops.linear(a_TN, block.o, block.o_bias), block.post_norm, *norm)
-    return x_TD, h_TD, None if block.router is None else ops.route(h_TD, block.router)
+    a_TD = ops.linear(a_TN, block.o, block.o_bias)
+    if block.out_norm is not None:
+        a_TD = ops.rmsnorm(a_TD, block.out_norm, block.eps)
+    h_TD = ops.add_rmsnorm_(x_TD, a_TD, block.post_norm, *norm)
+    if block.router is None:
+        return x_TD, h_TD, None
+    seen_TD = h_TD if block.router_norm is None else ops.rmsnorm(x_TD, block.router_norm, block.eps)
+    return x_TD, h_TD, ops.route(seen_TD, block.router)
 
 
 def compose_layers(
@@ -222,11 +238,30 @@ def compose_layers(
         if tally is not None:
             tally.take(i, choice)
         update_TD = ops.experts(h_TD, *choice, layer.bank)
-        if layer.mlp is not None:
+        if layer.tail is not None:
+            beside_TD = beside(ops, x_TD, layer, layer.tail)
+            update_TD = finish_(ops, x_TD, update_TD, beside_TD, layer.tail, layer.block.eps)
+        elif layer.mlp is not None:
             gate_T1 = None if layer.shared_gate is None else ops.linear(h_TD, layer.shared_gate)
             ops.gated_add_(update_TD, mlp(ops, layer.mlp, h_TD), gate_T1)
     assert update_TD is not None, "a model without layers"
     return x_TD, update_TD, distinct_L
+
+
+def beside(ops: Ops, x_TD: Tensor, layer: Layer, tail: Tail) -> Tensor:
+    """The MLP of a layer with norms of its own, of the residual stream after attention: float32 [T, D], normed."""
+    eps = layer.block.eps
+    return ops.rmsnorm(mlp(ops, layer.mlp, ops.rmsnorm(x_TD, tail.mlp_in, eps)), tail.mlp_out, eps)
+
+
+def finish_(ops: Ops, x_TD: Tensor, experts_TD: Tensor, beside_TD: Tensor, tail: Tail, eps: float) -> Tensor:
+    """What such a layer adds to the residual stream, float32 [T, D]: the normed sum of `beside`, which is overwritten,
+    and of normed experts. Both x, in place, and what comes out are multiplied by the layer's scale."""
+    ops.gated_add_(beside_TD, ops.rmsnorm(experts_TD, tail.experts_out, eps))
+    update_TD = ops.rmsnorm(beside_TD, tail.out, eps)
+    ops.scale_(x_TD, tail.scale)
+    ops.scale_(update_TD, tail.scale)
+    return update_TD
 
 
 def mlp(ops: Ops, weights: Mlp | None, h_TD: Tensor) -> Tensor:

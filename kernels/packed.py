@@ -1,4 +1,5 @@
-"""Packed weights as the ops take them: a `Matrix`, several `Stacked`, an `Mlp`, or the `ExpertBank` of one layer.
+"""Packed weights as the ops take them: a `Matrix`, several `Stacked`, an `Mlp`, or the `ExpertBank` of one layer; the
+norms of some layers' `Tail` go with them.
 
 They are a `Format` and a tensor of bytes; none says on which device the bytes lie, nor how they are unpacked. What a
 backend is told of one it checks at the first use and keeps in `native`, under its name: in a decode step, where all
@@ -148,3 +149,16 @@ class Mlp:
     gate_up: Stacked
     down: Matrix
     activation: Activation = SWIGLU
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tail:
+    """The end of a layer whose MLP and experts are normed each for itself: norms, float32 [D] all, in front of the MLP
+    (the experts' is the block's `post_norm`), behind it, behind the experts, and behind the sum of both. With that sum
+    in it the residual stream is multiplied by `scale`, float32 [1]."""
+
+    mlp_in: Tensor
+    mlp_out: Tensor
+    experts_out: Tensor
+    out: Tensor
+    scale: Tensor

@@ -3,6 +3,7 @@ between the two products of a gated MLP."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,13 +14,17 @@ GroupScore = Literal["max", "top2"]
 
 @dataclass(frozen=True, kw_only=True)
 class Activation:
-    """(up + offset) * gate * sigmoid(alpha * gate), of a gate that is at most `limit` and an up within +-limit.
+    """(up + offset) * gate * sigmoid(alpha * (gate + cubic * gate^3)), of a gate that is at most `limit` and an up
+    within +-limit.
 
-    The defaults are SwiGLU (arXiv 2002.05202), which clamps nothing; gpt-oss has alpha 1.702, offset 1, limit 7."""
+    The defaults are SwiGLU (arXiv 2002.05202), which clamps nothing; gpt-oss has alpha 1.702, offset 1, limit 7. GeGLU
+    is there with a tanh in place of the error function (arXiv 1606.08415): 1/2 (1 + tanh(x)) is sigmoid(2 x)."""
 
     alpha: float = 1.0
     offset: float = 0.0
     limit: float = float("inf")
+    cubic: float = 0.0
 
 
 SWIGLU = Activation()
+GEGLU = Activation(alpha=2 * (2 / math.pi) ** 0.5, cubic=0.044715)

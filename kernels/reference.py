@@ -28,7 +28,7 @@ from .recurrent import delta_gates, delta_rule, short_conv
 __all__ = [
     "add_rmsnorm_", "argmax", "attention", "attention_block", "delta_gates", "delta_rule", "dequantize", "embed",
     "experts", "gated_add_", "glu", "layers", "linear", "linear_by_head", "place_qkv_", "quantize", "repack",
-    "rmsnorm", "rotate_", "route", "short_conv", "sigmoid_mul_",
+    "rmsnorm", "rotate_", "route", "scale_", "short_conv", "sigmoid_mul_",
 ]  # fmt: skip
 
 
@@ -94,24 +94,31 @@ def place_qkv_(
     k_norm: Tensor | None,
     eps: float,
     clip: float | None,
+    v_norm: Tensor | None = None,
+    shared: bool = False,
 ) -> None:
     """Makes queries, keys and values of a fused projection ready for attention: norms, clips and rotates them in place,
     and stores keys and values in one layer's cache.
 
     qkv float32 [T, H, d] with H = N + 2 G heads: queries, keys, values. The norm weights are float32 [d] (every head on
-    its own) or [N d] and [G d] (all heads as one row); both or neither. `clip` bounds all values to +- clip. cos and
+    its own) or [N d] and [G d] (all heads as one row); both or neither; v_norm [d], of values, only beside norms of
+    heads. shared: keys serve as values, as they are before their norm; H is then N + G, and what qkv holds of keys
+    afterwards is of no use. `clip` bounds all values to +- clip. cos and
     sin are float32 [positions, r]; positions int32 [T]. The cache is float32 or bfloat16 [P, G, B, d]; slots int64 [T]:
     slot = page * B + place in the page.
     """
     G = k_PGBd.shape[1]
-    q, k, v = qkv_THd.split([qkv_THd.shape[1] - 2 * G, G, G], dim=1)
-    for heads, weight in ((q, q_norm), (k, k_norm)):
+    N = qkv_THd.shape[1] - (G if shared else 2 * G)
+    q, k = qkv_THd[:, :N], qkv_THd[:, N : N + G]
+    v = k.clone() if shared else qkv_THd[:, N + G :]
+    for heads, weight in ((q, q_norm), (k, k_norm), (v, v_norm)):
         if weight is not None:
             rows = heads.reshape(len(heads), -1, len(weight))
             heads.copy_(rmsnorm(rows, weight, eps).view(heads.shape))
     if clip is not None:
-        qkv_THd.clamp_(-clip, clip)
-    rotate_(qkv_THd[:, : qkv_THd.shape[1] - G], cos_Pr, sin_Pr, positions_T)
+        for heads in (q, k, v):
+            heads.clamp_(-clip, clip)
+    rotate_(qkv_THd[:, : N + G], cos_Pr, sin_Pr, positions_T)
     pages, places = slots_T // k_PGBd.shape[2], slots_T % k_PGBd.shape[2]
     k_PGBd[pages, :, places] = k.to(k_PGBd.dtype)
     v_PGBd[pages, :, places] = v.to(v_PGBd.dtype)
@@ -201,7 +208,8 @@ def route(x_TD: Tensor, router: Router) -> Choice:
     chosen; their weights are the scores, divided by their sum if `renormalise`. With groups, a token chooses among the
     experts of the `top_groups` groups alone whose best biased score, or the sum of whose two best, is largest.
     softmax_topk: the top k logits, softmax over those k alone. Equal scores: the lower id first. All weights are
-    multiplied by `scale`. Source of bias and groups: DeepSeek-V3 (arXiv 2412.19437, 2.1.2).
+    multiplied by `scale`, and each by its expert's factor, if there are such. Source of bias and groups: DeepSeek-V3
+    (arXiv 2412.19437, 2.1.2).
     """
     logits_TE = linear(x_TD, router.matrix, router.bias_E)
     scores = _SCORES[router.scoring](logits_TE)
@@ -213,7 +221,10 @@ def route(x_TD: Tensor, router: Router) -> Choice:
         weights = weights.softmax(-1)
     elif router.renormalise:
         weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
-    return ids.to(torch.int32).contiguous(), weights * router.scale
+    weights = weights * router.scale
+    if router.factors_E is not None:
+        weights = weights * router.factors_E[ids]
+    return ids.to(torch.int32).contiguous(), weights
 
 
 _SCORES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -236,7 +247,8 @@ def glu(gate_up_T2F: Tensor, activation: Activation = SWIGLU) -> Tensor:
     """A gated MLP's middle of gates (first half) and ups (second half): float32 [T, F]; see `Activation`."""
     gate, up = gate_up_T2F.chunk(2, dim=-1)
     gate, up = gate.clamp(max=activation.limit), up.clamp(-activation.limit, activation.limit)
-    return (up + activation.offset) * gate * torch.sigmoid(activation.alpha * gate)
+    curved = gate * (1 + activation.cubic * gate * gate) if activation.cubic else gate
+    return (up + activation.offset) * gate * torch.sigmoid(activation.alpha * curved)
 
 
 def gated_add_(y_TD: Tensor, z_TD: Tensor, gate_T1: Tensor | None = None, to_TD: Tensor | None = None) -> None:
@@ -248,6 +260,11 @@ def gated_add_(y_TD: Tensor, z_TD: Tensor, gate_T1: Tensor | None = None, to_TD:
 def sigmoid_mul_(y_TC: Tensor, gate_TC: Tensor) -> None:
     """y *= sigmoid(gate) in place, float32 [T, C] both."""
     y_TC.mul_(gate_TC.sigmoid())
+
+
+def scale_(x_TC: Tensor, by_1: Tensor) -> None:
+    """x *= by in place: float32 [T, C], and float32 [1]."""
+    x_TC.mul_(by_1)
 
 
 def argmax(logits_SV: Tensor, to: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from typing import Literal
 from ..kernels.recipes import SWIGLU, Activation, GroupScore, Scoring
 
 QkNorm = Literal["none", "head", "full"]
-RopeKind = Literal["default", "linear", "llama3", "yarn", "none"]
+RopeKind = Literal["default", "linear", "llama3", "yarn", "proportional", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +34,7 @@ class RopeSpec:
     beta_slow: float = 1.0  # yarn
     truncate: bool = True  # yarn: round the correction range to whole dims
     attention_factor: float = 1.0  # yarn: cos and sin are multiplied by it
+    share: float = 1.0  # proportional: of the pairs that are turned, the first ones; the others stay as they are
 
     @property
     def extended_context(self) -> int:
@@ -49,7 +50,8 @@ class AttentionSpec:
     """Grouped-query attention. `qk_norm`: RMSNorm per head, or over all heads at once; `clip`: q, k, v into +-clip;
     `window`: tokens that a query sees, itself included; `sinks`: a score more for each head, without a value;
     `gate`: what the heads give is weighted by the sigmoid of a projection; `norms_last`: queries and keys are rotated
-    before their norms."""
+    before their norms; `v_norm`: RMSNorm of values per head, without weights; `own_values`: without them keys before
+    their norm serve as values."""
 
     heads: int
     kv_heads: int
@@ -64,6 +66,8 @@ class AttentionSpec:
     sinks: bool = False
     gate: bool = False
     norms_last: bool = False
+    v_norm: bool = False
+    own_values: bool = True
 
     @property
     def q_rows(self) -> int:
@@ -75,8 +79,8 @@ class AttentionSpec:
 
     @property
     def qkv_rows(self) -> int:
-        """Rows of the stacked projection [q | k | v]."""
-        return self.q_rows + 2 * self.kv_rows
+        """Rows of the stacked projection [q | k | v], or [q | k]."""
+        return self.q_rows + (2 if self.own_values else 1) * self.kv_rows
 
     @property
     def cached(self) -> int:
@@ -236,14 +240,18 @@ class MoeSpec:
     expert_bias: bool = False
     shared_width: int = 0
     shared_gate: bool = False  # the shared expert is weighted by sigmoid(x . gate)
+    factors: bool = False  # each expert's weight is multiplied by a number of its own
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerSpec:
-    """One layer: what looks at other tokens, then what every token goes through alone."""
+    """One layer: what looks at other tokens, then what every token goes through alone. own_norms: what the mixer gives,
+    the MLP, the experts, and the sum of both have norms behind them, MLP, experts and router one each in front, and at
+    last the residual stream is multiplied by a number of the layer's own."""
 
     mixer: MixerSpec
     ffn: DenseSpec | MoeSpec
+    own_norms: bool = False
 
     @property
     def is_moe(self) -> bool:
@@ -264,6 +272,7 @@ class ModelSpec:
     embedding_scale: float = 1.0
     residual_scale: float = 1.0
     logits_divisor: float = 1.0
+    logits_cap: float | None = None  # logits become cap * tanh(logits / cap)
     eos_ids: tuple[int, ...] = ()
 
     @cached_property

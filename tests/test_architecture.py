@@ -88,7 +88,7 @@ def test_loaders_take_only_packed_weights_from_kernels() -> None:
                 assert {a.name for a in node.names} <= {
                     "FORMATS", "ExpertBank", "ExpertLayout", "Format", "Matrix", "Mlp", "Ops", "FORMAT_OF_DTYPE",
                     "limits", "blocks", "FILE_BLOCKS", "PARTS", "Part", "Stacked", "BLOCK", "Activation",
-                    "GroupScore", "SWIGLU", "Scoring",
+                    "GroupScore", "SWIGLU", "GEGLU", "Scoring", "Tail",
                 }  # fmt: skip
 
 

@@ -50,7 +50,7 @@ from ..model.decoder import Decoder
 from ..model.inputs import make_device_inputs
 from ..model.kv_cache import KVCache, pages_for
 from ..placement.placement import Tier
-from . import expert_policy, on_disk
+from . import expert_policy, gpu_gaps, on_disk
 from .compile_ahead import compile_ahead
 from .on_disk import OnDisk
 from .parts import EngineParts, end_ids
@@ -78,7 +78,7 @@ def build(
     torch_threads = host.torch_threads(name, config.threads)
     host.use_torch_threads(torch_threads)
     found = devices.find(config, devices.ram(ops, name, config))
-    checkpoint = source.open(config, found, show_progress=progress is not None)
+    checkpoint = gpu_gaps.checked(source.open(config, found, show_progress=progress is not None), found)
     if name == "cpu":
         context, ops, found = _with_thresholds(config, context, ops, found, checkpoint)
     tokenizer = _load_tokenizer(checkpoint)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from ...kernels import Ops
-from ...kernels.decoder_layer import Choice, Layer, Stack, Tally, mlp
+from ...kernels.decoder_layer import Choice, Layer, Stack, Tally, beside, finish_, mlp
 from ...loaders.spec import ModelSpec
 from ...loaders.weights.model_weights import ModelWeights
 from ..experts.backend import Chosen, CpuExperts, ExpertBackend
@@ -107,16 +107,20 @@ class Decoder:
             if choice is None:
                 update_TD = mlp(self.ops, layer.mlp, h_TD)
             else:
-                update_TD, one = self._experts(i, layer, h_TD, choice, experts)
+                update_TD, one = self._experts(i, layer, x_TD, h_TD, choice, experts)
                 chosen.append(one)
         assert update_TD is not None, "a model without layers"
         return x_TD, update_TD, chosen
 
     def _experts(
-        self, index: int, layer: Layer, h_TD: Tensor, choice: Choice, experts: ExpertBackend
+        self, index: int, layer: Layer, x_TD: Tensor, h_TD: Tensor, choice: Choice, experts: ExpertBackend
     ) -> tuple[Tensor, Chosen]:
-        """A layer's routed experts, with the shared one computed meanwhile: float32 [T, D]."""
+        """A layer's routed experts, with the shared one computed meanwhile: float32 [T, D]. x: the residual stream."""
         job = experts.submit(index, h_TD, *choice)
+        if layer.tail is not None:
+            beside_TD = beside(self.ops, x_TD, layer, layer.tail)
+            y_TD, chosen = experts.collect(job)
+            return finish_(self.ops, x_TD, y_TD, beside_TD, layer.tail, layer.block.eps), chosen
         if layer.mlp is None:
             return experts.collect(job)
         shared_TD = mlp(self.ops, layer.mlp, h_TD)
@@ -145,6 +149,8 @@ class Decoder:
         logits = ops.linear(h_TD, self.weights.head)
         if spec.logits_divisor != 1:
             logits.div_(spec.logits_divisor)
+        if spec.logits_cap is not None:
+            logits.div_(spec.logits_cap).tanh_().mul_(spec.logits_cap)
         return logits
 
 

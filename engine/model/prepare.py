@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ...kernels.decoder_layer import AttentionBlock, Block, Layer, Router, Stack
@@ -41,10 +42,12 @@ def make_stack(
 ) -> Stack:
     """All layers, for positions below `max_context`; `put` brings a tensor to the device of the weights, which is the
     host or not."""
+    sizes = {mixer.head_dim for mixer in spec.mixers if isinstance(mixer, AttentionSpec) and mixer.v_norm}
+    ones = {size: put(torch.ones(size)) for size in sizes}
     ropes = {mixer.rope for mixer in spec.mixers if not isinstance(mixer, DeltaSpec)} | {NO_ROPE}
     tables = {one: rope.tables(one, max_context) for one in ropes}
     turns = {one: (put(cos), put(sin)) for one, (cos, sin) in tables.items()}
-    layers = [_layer(spec, *one, turns) for one in zip(spec.layers, weights.layers, cache.layers, strict=True)]
+    layers = [_layer(spec, *one, turns, ones) for one in zip(spec.layers, weights.layers, cache.layers, strict=True)]
     return Stack(layers=tuple(layers if is_host else map(_on_latents_alone, layers)))
 
 
@@ -56,7 +59,12 @@ def _on_latents_alone(layer: Layer) -> Layer:
 
 
 def _layer(
-    spec: ModelSpec, layer: LayerSpec, weights: LayerWeights, cache: LayerCache, turns: Mapping[RopeSpec, Turns]
+    spec: ModelSpec,
+    layer: LayerSpec,
+    weights: LayerWeights,
+    cache: LayerCache,
+    turns: Mapping[RopeSpec, Turns],
+    ones: Mapping[int, Tensor],
 ) -> Layer:
     bank = weights.experts if isinstance(weights.experts, ExpertBank) else None  # else the backend has it
     common = {
@@ -64,10 +72,14 @@ def _layer(
         "post_norm": weights.mlp_norm,
         "eps": spec.norm_eps,
         "residual_scale": spec.residual_scale,
+        "out_norm": weights.out_norm,
+        "router_norm": weights.router_norm,
         "router": None if not isinstance(layer.ffn, MoeSpec) else _router(layer.ffn, weights),
     }
     block = _block(layer.mixer, weights.mixer, cache, turns, common)
-    return Layer(block=block, bank=bank, mlp=weights.mlp, shared_gate=weights.shared_gate)
+    if isinstance(block, AttentionBlock) and isinstance(layer.mixer, AttentionSpec) and layer.mixer.v_norm:
+        block = replace(block, v_norm=ones[layer.mixer.head_dim])
+    return Layer(block=block, bank=bank, mlp=weights.mlp, shared_gate=weights.shared_gate, tail=weights.tail)
 
 
 def _router(moe: MoeSpec, weights: LayerWeights) -> Router:
@@ -75,7 +87,7 @@ def _router(moe: MoeSpec, weights: LayerWeights) -> Router:
     return Router(
         matrix=weights.router, bias_E=weights.router_bias, choice_bias_E=weights.choice_bias, top_k=moe.top_k,
         scoring=moe.scoring, renormalise=moe.renormalise, groups=moe.groups, top_groups=moe.top_groups,
-        group_score=moe.group_score, scale=moe.scale,
+        group_score=moe.group_score, scale=moe.scale, factors_E=weights.factors,
     )  # fmt: skip
 
 
@@ -102,7 +114,7 @@ def _attention(
     return AttentionBlock(
         heads=mixer.heads, qkv=it.qkv, qkv_bias=it.qkv_bias, q_norm=it.q_norm, k_norm=it.k_norm, o=it.o,
         o_bias=it.o_bias, k_PGBd=cache.k, v_PGBd=cache.v, cos_Pr=cos, sin_Pr=sin, clip=mixer.clip,
-        scale=mixer.scale, window=mixer.window, sinks_N=it.sinks, gate=it.gate,
+        scale=mixer.scale, window=mixer.window, sinks_N=it.sinks, gate=it.gate, shared=not mixer.own_values,
         first=turns[mixer.rope] if mixer.norms_last else None, **common,
     )  # fmt: skip
 

@@ -32,6 +32,9 @@ def frequencies(rope: RopeSpec) -> Tensor:
         return _llama3(plain, rope)
     if rope.kind == "yarn":
         return _yarn(plain, rope)
+    if rope.kind == "proportional":
+        plain[int(rope.share * rope.rotary_dim / 2) :] = 0.0
+        return plain / rope.factor
     return plain
 
 

@@ -52,40 +52,53 @@ def attention_error(i: Inputs, out: list[Tensor]) -> list[Tensor | float]:
     return [float((2 * score + sum_error(context) + rounded + 2**-21) * values.abs().max())]
 
 
+def place_qkv_case(
+    T: int, N: int, G: int, d: int, r: int, B: int, norm: str, clip: float | None, t: torch.dtype,
+    values: str = "",
+) -> Case:  # fmt: skip
+    """values: "normed", "shared" with keys, or both."""
+
+    def build(g: Generator, source: Source) -> Inputs:
+        sizes = {"": (), "head": (d, d), "row": (N * d, G * d)}[norm]
+        angle = normal(g, 50, r)
+        return {
+            "qkv": normal(g, T, N + (1 if "shared" in values else 2) * G, d) * 3,
+            "cache": torch.zeros(-(-T // B) + 2, G, B, d, dtype=t),
+            "slots": torch.randperm((-(-T // B) + 2) * B, generator=g)[:T],
+            "tables": (angle.cos(), angle.sin(), torch.randint(50, (T,), generator=g, dtype=torch.int32)),
+            "norms": [normal(g, size) for size in sizes] or [None, None],
+            "v_norm": normal(g, d) if "normed" in values else None,
+        }
+
+    def call(ops: Ops, i: Inputs) -> list[Tensor]:
+        qkv, k, v = i["qkv"].clone(), i["cache"].clone(), i["cache"].clone()
+        (cos, sin, at), (q_norm, k_norm) = i["tables"], i["norms"]
+        more = i["v_norm"], "shared" in values
+        ops.place_qkv_(qkv, k, v, i["slots"], cos, sin, at, q_norm, k_norm, 1e-6, clip, *more)
+        return [qkv[:, :N] if "shared" in values else qkv, k, v]
+
+    def allowed(i: Inputs, out: list[Tensor]) -> list[Tensor | float]:
+        """A norm as `relative`, a rotation 4 u of the larger of a pair; a stored key may fall to the next bf16."""
+        lost = ((max(N, G) * d if norm == "row" else d) / 4 + 24 if norm else 0) + 6
+        size = out[0].abs().amax(-1, keepdim=True) * lost * U + out[0] * 0
+        if "normed" not in values:
+            size[:, N + G :] = 0
+        key, value = (
+            c.float().abs().amax(-1, keepdim=True) * lost * U
+            + (c.float().abs() * 2.0**-7 if t == torch.bfloat16 else c * 0)
+            for c in out[1:]
+        )
+        return [size, key, value if "normed" in values else 0.0]
+
+    kind = f"{norm or 'no'} norm{'' if clip is None else ' clipped'}"
+    name = f"{str(t)[6:]} {T}x{N}+2x{G}x{d} rotating {2 * r} page {B} {kind}{values and f' values {values}'}"
+    return Case(op="place_qkv_", name=name, build=build, call=call, allowed=allowed)
+
+
 def place_qkv_cases() -> Iterator[Case]:
     """One projection's heads: with and without norms, clipping, a rotated part; the whole buffer and cache compared."""
 
-    def case(T: int, N: int, G: int, d: int, r: int, B: int, norm: str, clip: float | None, t: torch.dtype) -> Case:
-        def build(g: Generator, source: Source) -> Inputs:
-            sizes = {"": (), "head": (d, d), "row": (N * d, G * d)}[norm]
-            angle = normal(g, 50, r)
-            return {
-                "qkv": normal(g, T, N + 2 * G, d) * 3,
-                "cache": torch.zeros(-(-T // B) + 2, G, B, d, dtype=t),
-                "slots": torch.randperm((-(-T // B) + 2) * B, generator=g)[:T],
-                "tables": (angle.cos(), angle.sin(), torch.randint(50, (T,), generator=g, dtype=torch.int32)),
-                "norms": [normal(g, size) for size in sizes] or [None, None],
-            }
-
-        def call(ops: Ops, i: Inputs) -> list[Tensor]:
-            qkv, k, v = i["qkv"].clone(), i["cache"].clone(), i["cache"].clone()
-            (cos, sin, at), (q_norm, k_norm) = i["tables"], i["norms"]
-            ops.place_qkv_(qkv, k, v, i["slots"], cos, sin, at, q_norm, k_norm, 1e-6, clip)
-            return [qkv, k, v]
-
-        def allowed(i: Inputs, out: list[Tensor]) -> list[Tensor | float]:
-            """A norm as `relative`, a rotation 4 u of the larger of a pair; a stored key may fall to the next bf16."""
-            lost = ((max(N, G) * d if norm == "row" else d) / 4 + 24 if norm else 0) + 6
-            qkv, k, _ = out
-            size = qkv.abs().amax(-1, keepdim=True) * lost * U + qkv * 0
-            size[:, N + G :] = 0
-            key = k.float().abs().amax(-1, keepdim=True) * lost * U
-            return [size, key + (k.float().abs() * 2.0**-7 if t == torch.bfloat16 else k * 0), 0.0]
-
-        kind = f"{norm or 'no'} norm{'' if clip is None else ' clipped'}"
-        name = f"{str(t)[6:]} {T}x{N}+2x{G}x{d} rotating {2 * r} page {B} {kind}"
-        return Case(op="place_qkv_", name=name, build=build, call=call, allowed=allowed)
-
+    case = place_qkv_case
     f32, bf16 = torch.float32, torch.bfloat16
     for t in (f32, bf16):
         yield case(1, 1, 1, 16, 8, 16, "", None, t)

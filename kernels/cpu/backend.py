@@ -99,10 +99,13 @@ class CpuOps:
         k_norm: Tensor | None,
         eps: float,
         clip: float | None,
+        v_norm: Tensor | None = None,
+        shared: bool = False,
     ) -> None:
         (T, H, d), G = qkv_THd.shape, k_PGBd.shape[1]
+        N = H - (G if shared else 2 * G)
         assert k_PGBd.shape[3] == d, f"heads of {d} for a cache of {k_PGBd.shape[3]}"
-        assert H > 2 * G, f"{H} heads with {G} of keys and of values"
+        assert N > 0, f"{H} heads with {G} of keys and of values"
         assert (q_norm is None) == (k_norm is None), "a norm for queries or keys alone"
         _cpu.place_qkv(
             self.context.native,
@@ -113,8 +116,10 @@ class CpuOps:
             rope=prepare.rope(cos_Pr, sin_Pr, d),
             positions=at(positions_T, I32, T),
             slots=at(slots_T, I64, T),
-            q_norm=prepare.norm(q_norm, d, H - 2 * G),
+            q_norm=prepare.norm(q_norm, d, N),
             k_norm=prepare.norm(k_norm, d, G),
+            v_norm=prepare.norm(v_norm, d, 1),
+            shared=shared,
             eps=eps,
             clip=prepare.limit(clip),
         )
@@ -248,6 +253,10 @@ class CpuOps:
     def sigmoid_mul_(self, y_TC: Tensor, gate_TC: Tensor) -> None:
         T, C = y_TC.shape
         _cpu.sigmoid_mul(self.context.native, at(y_TC, F32, T, C), at(gate_TC, F32, T, C), T, C)
+
+    def scale_(self, x_TC: Tensor, by_1: Tensor) -> None:
+        T, C = x_TC.shape
+        _cpu.scale(self.context.native, at(x_TC, F32, T, C), at(by_1, F32, 1), T, C)
 
     def rotate_(self, x_TNd: Tensor, cos_Pr: Tensor, sin_Pr: Tensor, positions_T: Tensor) -> None:
         x = prepare.head_rows(x_TNd)

@@ -84,7 +84,7 @@ def _stacked(it: Stacked) -> Any:
 
 @cache_of_values
 def activation(it: Activation) -> Any:
-    return _cpu.Activation(alpha=it.alpha, offset=it.offset, limit=it.limit)
+    return _cpu.Activation(alpha=it.alpha, offset=it.offset, limit=it.limit, cubic=it.cubic)
 
 
 def bank(it: ExpertBank) -> Any:

@@ -12,6 +12,7 @@ from torch import Tensor
 from .. import _cpu
 from ..decoder_layer import AttentionBlock, Block, Layer, Piece, Places, Router, Stack, Tally
 from ..mixers import DeltaBlock, LatentBlock
+from ..packed import Tail
 from ..recipes import SWIGLU
 from .prepare import (
     F32,
@@ -52,6 +53,7 @@ def router(to: Router, D: int) -> Any:
         top_groups=to.top_groups,
         top2=to.group_score == "top2",
         scale=to.scale,
+        factors=0 if to.factors_E is None else at(to.factors_E, F32, E),
     )
 
 
@@ -69,6 +71,8 @@ def _block(it: Block) -> Any:
         mixer=_mixer(it, D),
         o=matrix(it.o),
         o_bias=bias(it.o_bias, it.o),
+        out_norm=_row(it.out_norm, D),
+        router_norm=_row(it.router_norm, D),
         router=None if it.router is None else router(it.router, D),
     )
     return it.native[NAME]
@@ -86,14 +90,18 @@ def _mixer(it: Block, D: int) -> Any:
 
 def _attention(it: AttentionBlock, D: int) -> Any:
     G, d, N = it.k_PGBd.shape[1], it.k_PGBd.shape[3], it.heads
-    assert (it.qkv.rows, it.qkv.cols, it.o.cols) == ((N + 2 * G) * d, D, N * d), "qkv and o do not fit"
+    H = N + (G if it.shared else 2 * G)
+    assert (it.qkv.rows, it.qkv.cols, it.o.cols) == (H * d, D, N * d), "qkv and o do not fit"
     assert it.gate is None or (it.gate.rows, it.gate.cols) == (N * d, D), "a gate of another shape"
+    assert it.first is None or not it.shared, "keys that are turned before they serve as values"
     return _cpu.AttentionMixer(
         heads=N,
         qkv=stacked(it.qkv),
         qkv_bias=bias(it.qkv_bias, it.qkv),
         q_norm=norm(it.q_norm, d, N),
         k_norm=norm(it.k_norm, d, G),
+        v_norm=norm(it.v_norm, d, 1),
+        shared=it.shared,
         cache=cache_to_write(it.k_PGBd, it.v_PGBd),
         rope=rope(it.cos_Pr, it.sin_Pr, d),
         clip=limit(it.clip),
@@ -252,4 +260,13 @@ def _layer(it: Layer) -> Any:
         down=None if mlp is None else matrix(mlp.down),
         shared_gate=None if gate is None else matrix(gate),
         activation=activation(SWIGLU if mlp is None else mlp.activation),
+        tail=None if it.tail is None else _tail(it.tail, D, it),
     )
+
+
+def _tail(it: Tail, D: int, of: Layer) -> Any:
+    assert of.bank is not None, "norms of experts that are not there"
+    assert of.mlp is not None, "norms of an MLP that is not there"
+    assert of.shared_gate is None, "norms of an MLP with a gate"
+    rows = {name: at(getattr(it, name), F32, D) for name in ("mlp_in", "mlp_out", "experts_out", "out")}
+    return _cpu.Tail(**rows, scale=at(it.scale, F32, 1))

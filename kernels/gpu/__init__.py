@@ -4,6 +4,9 @@ Each wrapper checks, allocates its result and launches. None looks at a value, s
 alone decide how many programs run, so all can be captured in a CUDA graph (run once before: the first call compiles).
 Tensors are on the GPU, or on the CPU with TRITON_INTERPRET=1, which runs the kernels in numpy for the tests.
 
+Not there yet, and refused by `engine/core/gpu_gaps.py` before a model is loaded: norms of values, keys that serve as
+values, factors of experts' weights, GeGLU.
+
 Differences from the twin: with more than one token, weights of bf16, q8_0 and q4_0 meet activations rounded to bf16 on
 tensor cores, and with a bf16 cache attention does too (`cases/case.py` knows the error this allows); all else is
 float32.
@@ -19,7 +22,7 @@ except ImportError as missing:
     raise OptionError("the GPU kernels need Triton, which is not installed: pip install 'headrace[gpu]'") from missing
 
 # Packing happens once, while loading; gates are a few numbers a token. Plain torch does both on any device.
-from ..reference import delta_gates, quantize, repack, sigmoid_mul_
+from ..reference import delta_gates, quantize, repack, scale_, sigmoid_mul_
 from .attention.attention import attention
 from .attention.qkv import place_qkv_
 from .block import attention_block, layers
@@ -38,5 +41,5 @@ from .sampling import argmax
 __all__ = [
     "add_rmsnorm_", "argmax", "attention", "attention_block", "delta_gates", "delta_rule", "dequantize", "embed",
     "experts", "gated_add_", "glu", "layers", "linear", "linear_by_head", "place_qkv_", "quantize", "repack", "rmsnorm",
-    "rotate_", "route", "short_conv", "sigmoid_mul_",
+    "rotate_", "route", "scale_", "short_conv", "sigmoid_mul_",
 ]  # fmt: skip

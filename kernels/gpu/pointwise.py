@@ -51,6 +51,7 @@ def gated(gate, up, ALPHA: tl.constexpr, OFFSET: tl.constexpr, LIMIT: tl.constex
 
 def constants_of(it: Activation) -> dict[str, float]:
     """An activation as constants of a kernel."""
+    assert it.cubic == 0, "an activation with a cube has no kernel here"
     return dict(ALPHA=it.alpha, OFFSET=it.offset, LIMIT=0.0 if math.isinf(it.limit) else it.limit)
 
 

@@ -106,6 +106,7 @@ def _route(
 def route(x_TD: Tensor, router: Router) -> Choice:
     (T, E), top_k = (x_TD.shape[0], router.matrix.rows), router.top_k
     assert 1 <= top_k <= E, f"top {top_k} of {E}"
+    assert router.factors_E is None, "weights of experts have no factors here"
     assert E % router.groups == 0, f"{E} experts in {router.groups} groups"
     logits_TE, bias = linear(x_TD, router.matrix, router.bias_E), router.choice_bias_E
     choice = logits_TE if bias is None else launch.check(bias, launch.F32, E)

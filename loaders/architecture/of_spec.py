@@ -9,7 +9,7 @@ from __future__ import annotations
 from ..families.config_reader import ConfigReader
 from ..families.family import Family, Key
 from ..spec import AttentionSpec, DenseSpec, LatentSpec, LayerSpec, MixerSpec, ModelSpec
-from .architecture import Architecture, Experts, Layer, Mixer, Part, mlp, router, vector
+from .architecture import Architecture, Experts, Group, Layer, Mixer, Part, mlp, router, vector
 from .common import alternate, decoder, dense, dense_by_step, flag, head_dim, kv_heads, layer_count, routed
 from .common import sparse as sparse_feed
 from .mixers import gated_deltanet, gqa, mla
@@ -32,7 +32,10 @@ def _layer(hidden: int, layer: LayerSpec) -> Layer:
     mixer, ffn, norms = _mixer(hidden, layer.mixer), layer.ffn, (vector(hidden), vector(hidden))
     if isinstance(ffn, DenseSpec):
         return Layer(mixer=mixer, parts=(*mixer.parts, *mlp("dense", hidden, ffn.width), *norms), experts=None)
-    shared = mlp("shared", hidden, ffn.shared_width) if ffn.shared_width else ()
+    beside: Group = "dense" if layer.own_norms else "shared"
+    shared = mlp(beside, hidden, ffn.shared_width) if ffn.shared_width else ()
+    if layer.own_norms:
+        norms = (vector(hidden + ffn.experts, "router"), vector(7 * hidden + 1))
     gate = (Part("router", 1, hidden, plain=True),) if ffn.shared_gate else ()
     routing = router(hidden, ffn.experts, ffn.choice_bias)
     routing += (vector(ffn.experts, "router"),) if ffn.router_bias else ()
@@ -46,6 +49,7 @@ def _mixer(hidden: int, it: MixerSpec) -> Mixer:
         return gqa(
             hidden, it.heads, it.kv_heads, it.head_dim, qkv_bias=it.qkv_bias, output_bias=it.output_bias,
             qk_norm=it.qk_norm, window=it.window, output_gate=it.gate, sinks=it.sinks,
+            own_values=it.own_values,
         )  # fmt: skip
     if isinstance(it, LatentSpec):
         rank = it.q_rank or None

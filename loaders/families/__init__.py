@@ -13,6 +13,7 @@ from .deepseek import DEEPSEEK_V2, DEEPSEEK_V3, GLM4_MOE_LITE, KIMI_K2
 from .ernie import ERNIE4_5_MOE
 from .exaone_moe import EXAONE_MOE
 from .family import Family, TensorNames
+from .gemma4 import GEMMA4
 from .gpt_oss import GPT_OSS
 from .granitemoe import GRANITEMOE, GRANITEMOESHARED
 from .hunyuan import HUNYUAN_V1_MOE
@@ -31,7 +32,7 @@ FAMILIES: dict[str, Family] = {
     for f in (
         QWEN3_MOE, QWEN2_MOE, MIXTRAL, OLMOE, GRANITEMOE, GPT_OSS, DEEPSEEK_V2, DEEPSEEK_V3, KIMI_K2, GLM4_MOE_LITE,
         QWEN3_NEXT, QWEN3_5_MOE, GLM4_MOE, MINIMAX_M2, DOTS1, SOLAR_OPEN, HY_V3, ERNIE4_5_MOE, GRANITEMOESHARED,
-        EXAONE_MOE, HUNYUAN_V1_MOE,
+        EXAONE_MOE, HUNYUAN_V1_MOE, GEMMA4,
     )
 }  # fmt: skip
 

@@ -92,6 +92,14 @@ class TensorNames:
     expert_up_bias: str | None = None
     expert_down_bias: str | None = None
     fused_gate_up_bias: str | None = None
+    out_norm: str = "post_attention_layernorm.weight"  # these eight: of layers with norms of their own
+    router_norm: str = "router.scale"
+    factors: str = "router.per_expert_scale"
+    mlp_in: str = "pre_feedforward_layernorm.weight"
+    mlp_out: str = "post_feedforward_layernorm_1.weight"
+    experts_out: str = "post_feedforward_layernorm_2.weight"
+    ffn_out: str = "post_feedforward_layernorm.weight"
+    layer_scale: str = "layer_scalar"
     experts_turned: bool = False  # [experts, in, out] instead of [experts, out, in]
     mlp_gate: str = "mlp.gate_proj.weight"
     mlp_up: str = "mlp.up_proj.weight"
@@ -109,7 +117,9 @@ class Family:
 
     mixer: what looks at other tokens; "delta": a gated delta rule, with attention in every so many layers. windowed:
     layers that `layer_types` calls sliding see `sliding_window` tokens. grouped_choice: `n_group` and `topk_group` say
-    how the router chooses. leading_dense: the first `first_k_dense_replace` layers are dense. range_of_experts: of the
+    how the router chooses. own_norms: as in `LayerSpec`, with a factor for each expert; full_attention: layers that do
+    not slide have heads of other sizes and another rope, whose keys may serve as values; values are normed.
+    leading_dense: the first `first_k_dense_replace` layers are dense. range_of_experts: of the
     layers from `moe_layer_start_index` to `moe_layer_end_index` every `moe_layer_interval`-th has experts.
     shared_experts: how many experts wide the shared one is. partial_rope: the config must say how many dims of a head
     are rotated. neighbours: the rope turns dims 2i and 2i + 1, not i and i + half. full_without_rope: layers that see
@@ -137,6 +147,7 @@ class Family:
     weight_scale: Key | None = None
     activation: Activation = SWIGLU
     activation_limit: Key | None = None
+    activation_names: tuple[str, tuple[str, ...]] = ("hidden_act", ("silu", "swish"))
     expert_bias: bool = False
     qkv_bias: bool | Key = False
     output_bias: bool | Key = False
@@ -151,11 +162,14 @@ class Family:
     windowed: bool = False
     sinks: bool = False
     output_gate: bool = False
-    attention_scale: Key | None = None
+    own_norms: bool = False
+    full_attention: bool = False
+    attention_scale: Key | float | None = None
     latent_norm_eps: float | None = None  # of the norms of latents, where it is not the model's
-    embedding_scale: Key | None = None
+    embedding_scale: Key | Literal["root of hidden"] | None = None
     residual_scale: Key | None = None
     logits_divisor: Key | None = None
+    logits_cap: Key | None = None
     tied_head: bool | Key = Key("tie_word_embeddings", False)
     window_needs_switch: bool = False  # `sliding_window` counts only where `use_sliding_window` is true
     by_layer: tuple[str, ...] = ()

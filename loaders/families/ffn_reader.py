@@ -42,6 +42,7 @@ def _read_moe(family: Family, config: ConfigReader) -> MoeSpec:
         expert_bias=family.expert_bias,
         shared_width=_shared_width(family, config),
         shared_gate=family.shared_gate,
+        factors=family.own_norms,
     )
     if moe.top_k > moe.experts:
         raise config.bad(family.top_k, moe.top_k, f"at most the {moe.experts} experts there are")

@@ -6,9 +6,9 @@ from __future__ import annotations
 import math
 
 from ..spec import AttentionSpec, DeltaSpec, LatentSpec, MixerSpec, RopeSpec
-from . import window
+from . import layer_kinds, window
 from .config_reader import ConfigReader
-from .family import Family
+from .family import Family, Key
 from .keys import read_flag
 from .rope import read_rope
 
@@ -20,6 +20,8 @@ def read_mixers(family: Family, config: ConfigReader, count: int) -> list[MixerS
     if family.mixer == "latent":
         return [_read_latent(family, config)] * count
     attention = _read_attention(family, config)
+    if family.full_attention:
+        return layer_kinds.by_kind(config, attention, count)
     if family.mixer == "delta":
         return [_read_delta(config) if linear else attention for linear in _linear_layers(config, count)]
     if family.windowed:
@@ -43,8 +45,10 @@ def _read_attention(family: Family, config: ConfigReader) -> AttentionSpec:
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
-        scale=config.number(family.attention_scale.name) if family.attention_scale else head_dim**-0.5,
-        rope=read_rope(config, head_dim, family.partial_rope or family.mixer == "delta", family.rotary_dim),
+        scale=_scale(family, config, head_dim),
+        rope=read_rope(
+            config, head_dim, family.partial_rope or family.mixer == "delta", family.rotary_dim, kind=_kind(family)
+        ),
         qkv_bias=read_flag(config, family.qkv_bias),
         output_bias=read_flag(config, family.output_bias),
         qk_norm=family.qk_norm if has_norm else "none",
@@ -52,7 +56,20 @@ def _read_attention(family: Family, config: ConfigReader) -> AttentionSpec:
         sinks=family.sinks,
         gate=family.output_gate,
         norms_last=family.norms_last,
+        v_norm=family.full_attention,
     )
+
+
+def _kind(family: Family) -> str:
+    """The layers that `_read_attention` is of, where there are two kinds."""
+    return window.SLIDING if family.full_attention else window.FULL
+
+
+def _scale(family: Family, config: ConfigReader, head_dim: int) -> float:
+    """What scores are multiplied by."""
+    if isinstance(family.attention_scale, Key):
+        return config.number(family.attention_scale.name)
+    return head_dim**-0.5 if family.attention_scale is None else family.attention_scale
 
 
 def _read_latent(family: Family, config: ConfigReader) -> LatentSpec:

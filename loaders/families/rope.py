@@ -19,8 +19,12 @@ KINDS: dict[str, frozenset[str]] = {
     "linear": frozenset({"factor"}),
     "llama3": frozenset({"factor", TRAINED, "low_freq_factor", "high_freq_factor"}),
     "yarn": frozenset({"factor", TRAINED}),
+    "proportional": frozenset(),
 }
-OPTIONAL = {"yarn": frozenset({"beta_fast", "beta_slow", "truncate", "attention_factor", "mscale", "mscale_all_dim"})}
+OPTIONAL = {
+    "proportional": frozenset({"factor"}),
+    "yarn": frozenset({"beta_fast", "beta_slow", "truncate", "attention_factor", "mscale", "mscale_all_dim"}),
+}
 COMMON = frozenset({"rope_theta", "partial_rotary_factor", "rope_type"})
 # dynamic stretches past max_position_embeddings, where the context ends, unless it has an alpha: then theta is another
 # one, everywhere. mrope gives text the positions that it has.
@@ -28,19 +32,26 @@ PLAIN = ("dynamic", "mrope", None)
 FOREIGN = frozenset({"factor", TRAINED, "short_factor", "long_factor", *OPTIONAL["yarn"], *KINDS["llama3"]})
 
 
-def read_rope(config: ConfigReader, head_dim: int, partial: bool = False, dims: str | None = None) -> RopeSpec:
+def read_rope(
+    config: ConfigReader,
+    head_dim: int,
+    partial: bool = False,
+    dims: str | None = None,
+    kind: str = "full_attention",
+) -> RopeSpec:
     """The rope of a config; refuses a kind or key that is not supported. partial: the config must say how many of a
-    head's dims are rotated. dims: a key that may say it, beside their share of the head."""
+    head's dims are rotated. dims: a key that may say it, beside their share of the head. kind: of the layers, where
+    each kind has settings of its own."""
     try:
-        return _read(config, head_dim, partial, dims)
+        return _read(config, head_dim, partial, dims, kind)
     except ConfigError as error:
         config.refuse(error)
         return RopeSpec(theta=1.0, rotary_dim=head_dim)
 
 
-def _read(config: ConfigReader, head_dim: int, partial: bool, dims: str | None) -> RopeSpec:
+def _read(config: ConfigReader, head_dim: int, partial: bool, dims: str | None, layers: str) -> RopeSpec:
     rotated = config.integer(dims, maximum=head_dim) if dims and config.get(dims) is not None else None
-    values = _merged(config, {} if rotated is None else {"partial_rotary_factor": rotated / head_dim})
+    values = _merged(config, {} if rotated is None else {"partial_rotary_factor": rotated / head_dim}, layers)
     kind = values.get("rope_type", "default")
     stretched = _stretched(config, values, head_dim) if kind == "dynamic" and "alpha" in values else 1.0
     kind = "default" if kind in PLAIN else kind
@@ -59,9 +70,10 @@ def _read(config: ConfigReader, head_dim: int, partial: bool, dims: str | None) 
     if partial and "partial_rotary_factor" not in values:
         config.require("partial_rotary_factor")
     number = {k: config.positive(k, values[k]) for k in used - {"rope_type", "truncate"} if k in values}
+    share = number.get("partial_rotary_factor", 1.0)
     return RopeSpec(
         theta=number["rope_theta"] * stretched,
-        rotary_dim=_rotary_dim(config, head_dim, number.get("partial_rotary_factor", 1.0)),
+        rotary_dim=_rotary_dim(config, head_dim, 1.0 if kind == "proportional" else share),
         kind=kind,  # type: ignore[arg-type]  # checked against KINDS above
         factor=number.get("factor", 1.0),
         original_context=int(number.get(TRAINED, 0)) if TRAINED in KINDS[kind] else 0,
@@ -71,6 +83,7 @@ def _read(config: ConfigReader, head_dim: int, partial: bool, dims: str | None) 
         beta_slow=number.get("beta_slow", 1.0),
         truncate=_truncate(config, values),
         attention_factor=_attention_factor(number) if kind == "yarn" else 1.0,
+        share=_rotary_dim(config, head_dim, share) / head_dim if kind == "proportional" else 1.0,
     )
 
 
@@ -106,7 +119,7 @@ def _rotary_dim(config: ConfigReader, head_dim: int, share: float) -> int:
     return rotary
 
 
-def _merged(config: ConfigReader, more: dict[str, Any]) -> dict[str, Any]:
+def _merged(config: ConfigReader, more: dict[str, Any], layers: str) -> dict[str, Any]:
     """Both spellings in one dict, and what another key says; a disagreement is an error."""
     merged: dict[str, Any] = {}
     sources = [more, {k: config.get(k) for k in ("rope_theta", "partial_rotary_factor")}]
@@ -114,7 +127,7 @@ def _merged(config: ConfigReader, more: dict[str, Any]) -> dict[str, Any]:
         source = config.get(name)
         if not isinstance(source, dict | None):
             raise config.bad(name, source, "an object or null")
-        sources.append(_named(config, source or {}))
+        sources.append(_named(config, source or {}, layers))
     for source in sources:
         for key, value in source.items():
             if value is not None and merged.setdefault(key, value) != value:
@@ -122,10 +135,10 @@ def _merged(config: ConfigReader, more: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _named(config: ConfigReader, values: dict[str, Any]) -> dict[str, Any]:
-    """Settings by today's names: those of full attention where layers have theirs, and `type`, unless both are there,
+def _named(config: ConfigReader, values: dict[str, Any], layers: str) -> dict[str, Any]:
+    """Settings by today's names: those of a kind of layers where kinds have theirs, and `type`, unless both are there,
     as rope_type."""
-    inner = values.get("full_attention")
+    inner = values.get(layers, values.get("full_attention"))
     values = dict(inner if isinstance(inner, dict) else values)
     older, newer = values.pop("type", None), values.get("rope_type")
     if newer is not None and older not in (newer, *PLAIN):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from ...errors import ConfigError
@@ -19,7 +20,7 @@ def read_spec(family: Family, config: ConfigReader) -> ModelSpec:
     quantisation.read(config)
     config.values = same_in_every_layer(config, family.by_layer)
     config.seen.update(family.unused)
-    config.only("hidden_act", ("silu", "swish"))
+    config.only(*family.activation_names)
     for name, values in family.implied.items():
         config.only(name, values)
     count = config.integer("num_hidden_layers", maximum=MAX_LAYERS)
@@ -34,17 +35,32 @@ def read_spec(family: Family, config: ConfigReader) -> ModelSpec:
         hidden=config.integer("hidden_size"),
         context=context,
         norm_eps=config.number("rms_norm_eps"),
-        layers=tuple(LayerSpec(mixer=mixer, ffn=ffn) for mixer, ffn in zip(mixers, ffns, strict=True)),
+        layers=tuple(
+            LayerSpec(mixer=mixer, ffn=ffn, own_norms=family.own_norms) for mixer, ffn in zip(mixers, ffns, strict=True)
+        ),
         tied_head=read_flag(config, family.tied_head),
-        embedding_scale=read_scale(config, family.embedding_scale),
+        embedding_scale=_embedding_scale(family, config),
         residual_scale=read_scale(config, family.residual_scale),
         logits_divisor=read_scale(config, family.logits_divisor),
+        logits_cap=_logits_cap(family, config),
         eos_ids=_read_eos(config),
     )
     said_twice.check(config, spec)
     said_twice.read_over_contexts(config)
     config.finish()
     return spec
+
+
+def _embedding_scale(family: Family, config: ConfigReader) -> float:
+    if family.embedding_scale == "root of hidden":
+        return math.sqrt(config.integer("hidden_size"))
+    return read_scale(config, family.embedding_scale)
+
+
+def _logits_cap(family: Family, config: ConfigReader) -> float | None:
+    if family.logits_cap is None or config.get(family.logits_cap.name) is None:
+        return None
+    return config.number(family.logits_cap.name)
 
 
 def _ropes(mixers: list[MixerSpec]) -> list[RopeSpec]:

@@ -3,6 +3,7 @@ a window, latent attention, a delta rule; and how positions are rotated."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from ...errors import CheckpointError
@@ -17,8 +18,14 @@ NOT_ROUNDED = ("gpt-oss",)
 IN_TURNS = ("qwen35moe",)
 
 
-def of(family: Family, meta: Metadata) -> dict[str, Any]:
-    """The keys of a family's mixers."""
+# Of the pairs of a head that sees everything, those that are turned: metadata leave it out, a tensor says it.
+TURNED = 0.25
+
+
+def of(family: Family, meta: Metadata, names: Collection[str]) -> dict[str, Any]:
+    """The keys of a family's mixers; names: of the file's tensors."""
+    if family.full_attention:
+        return _of_two_kinds(meta, names)
     if family.mixer == "latent":
         return _latent(meta)
     found = _grouped(meta)
@@ -40,8 +47,42 @@ def _grouped(meta: Metadata) -> dict[str, Any]:
         "num_key_value_heads": meta.number("attention.head_count_kv", default=heads),
         "head_dim": size,
         "rope_scaling": _rope_scaling(meta),
-        "partial_rotary_factor": meta.number("rope.dimension_count", default=size) / max(size, 1),
+        "partial_rotary_factor": _turned(meta, "", size),
     }
+
+
+def _of_two_kinds(meta: Metadata, names: Collection[str]) -> dict[str, Any]:
+    """Layers over a window and such that see everything; keys and values by layer, or of all layers alike."""
+    pattern, count = meta.get("attention.sliding_window_pattern"), meta.number("block_count")
+    if not isinstance(pattern, list) or len(pattern) < count or all(pattern[:count]) or not any(pattern[:count]):
+        raise CheckpointError("it does not say which layers see a window, and which see everything")
+    kinds = [SLIDING if slides else FULL for slides in pattern[:count]]
+    slides, full = kinds.index(SLIDING), kinds.index(FULL)
+    bases = {SLIDING: meta.get("rope.freq_base_swa") or 10000.0, FULL: meta.get("rope.freq_base") or 10000.0}
+    size = meta.number("attention.key_length_swa")
+    return {
+        "num_attention_heads": meta.number("attention.head_count"),
+        "num_key_value_heads": meta.number("attention.head_count_kv", slides),
+        "num_global_key_value_heads": meta.number("attention.head_count_kv", full),
+        "head_dim": size,
+        "global_head_dim": meta.number("attention.key_length"),
+        "attention_k_eq_v": f"blk.{full}.attn_v.weight" not in names,
+        "layer_types": kinds,
+        "sliding_window": meta.number("attention.sliding_window"),
+        "rope_theta": None,
+        "rope_parameters": {
+            SLIDING: {"rope_theta": bases[SLIDING], "partial_rotary_factor": _turned(meta, "_swa", size)},
+            FULL: {"rope_type": "proportional", "rope_theta": bases[FULL], "partial_rotary_factor": TURNED},
+        },
+        "enable_moe_block": True,
+        "hidden_size_per_layer_input": meta.number("embedding_length_per_layer_input"),
+        "num_kv_shared_layers": meta.number("attention.shared_kv_layers"),
+    }
+
+
+def _turned(meta: Metadata, kind: str, size: int) -> float:
+    """The share of a head that is turned."""
+    return meta.number(f"rope.dimension_count{kind}", default=size) / max(size, 1)
 
 
 def _latent(meta: Metadata) -> dict[str, Any]:

@@ -23,7 +23,7 @@ ARCHS = {
     "granitemoe": "granitemoe", "llama": "mixtral", "olmoe": "olmoe", "qwen2moe": "qwen2_moe", "qwen3moe": "qwen3_moe",
     "gpt-oss": "gpt_oss", "deepseek2": "deepseek_v3", "qwen3next": "qwen3_next", "qwen35moe": "qwen3_5_moe",
     "glm4moe": "glm4_moe", "minimax-m2": "minimax_m2", "dots1": "dots1", "ernie4_5-moe": "ernie4_5_moe",
-    "exaone-moe": "exaone_moe", "hunyuan-moe": "hunyuan_v1_moe",
+    "exaone-moe": "exaone_moe", "hunyuan-moe": "hunyuan_v1_moe", "gemma4": "gemma4",
 }  # fmt: skip
 DIVIDED = ("qwen3_moe", "qwen3_next")  # weights of experts are divided by their sum, which metadata leave out
 SOFTMAX, SIGMOID = 1, 2  # how scores are made of logits, as metadata say it
@@ -38,6 +38,8 @@ CHANGING = (
     "moe_every_n_layers", "router_logit_softcapping", "rope.freq_base_swa", "rope.scaling.alpha",
     "rope.scaling.yarn_attn_factor", "rope.scaling.yarn_ext_factor", "swiglu_clamp_exp", "swiglu_clamp_shexp",
 )  # fmt: skip
+
+OF_TWO_KINDS = ("rope.freq_base_swa",)  # which families with two kinds of attention read
 
 
 def family_of(metadata: Mapping[str, Any], tensors: Sequence[Stored], arch: str) -> str:
@@ -76,13 +78,14 @@ def config(metadata: Mapping[str, Any], tensors: Sequence[Stored], model: Archit
         "num_hidden_layers": len(model.layers),
         "rms_norm_eps": meta.get("attention.layer_norm_rms_epsilon") or 1e-6,
         "rope_theta": meta.get("rope.freq_base") or 10000.0,
-        "hidden_act": "silu",
+        family.activation_names[0]: family.activation_names[1][0],
         "tie_word_embeddings": model.tied_head,
         family.top_k: experts.top_k,
         family.experts[0]: experts.count,
         family.expert_width: experts.width,
     }
-    values |= {name: value for name in CHANGING if (value := meta.get(name)) is not None}
+    changing = [name for name in CHANGING if not (family.full_attention and name in OF_TWO_KINDS)]
+    values |= {name: value for name in changing if (value := meta.get(name)) is not None}
     if (causal := meta.get("attention.causal")) is not None:
         values["is_causal"] = causal
     if gating := meta.get("expert_gating_func"):
@@ -92,12 +95,14 @@ def config(metadata: Mapping[str, Any], tensors: Sequence[Stored], model: Archit
         values[family.renormalise.name] = model.family in DIVIDED if said is None else bool(said)
     elif said is not None:
         values["norm_topk_prob"] = bool(said)
-    shared = next((s[0] for n, s in shapes.items() if n.endswith("ffn_gate_shexp.weight")), 0)
+    beside = ".ffn_gate.weight" if family.own_norms else ".ffn_gate_shexp.weight"
+    shared = next((s[0] for n, s in shapes.items() if n.endswith(beside)), 0)
     if family.shared_width:
         values[family.shared_width] = shared
     if family.shared_experts is not None:
         values[family.shared_experts] = meta.number("expert_shared_count") or shared // experts.width
-    return values | _dense_layers(family, meta, model, shapes) | _scales(family, meta) | mixer_keys.of(family, meta)
+    values |= _dense_layers(family, meta, model, shapes) | _scales(family, meta)
+    return values | mixer_keys.of(family, meta, shapes)
 
 
 def _scoring(family: Family, gating: int) -> str:
@@ -143,7 +148,7 @@ def _scales(family: Family, meta: Metadata) -> dict[str, Any]:
         family.residual_scale: "residual_scale",
         family.logits_divisor: "logit_scale",
     }
-    found = {key.name: meta.get(name) or 1.0 for key, name in keys.items() if key is not None}
+    found = {key.name: meta.get(name) or 1.0 for key, name in keys.items() if isinstance(key, Key)}
     if family.weight_scale is not None:
         found[family.weight_scale.name] = meta.get("expert_weights_scale") or 1.0
     if family.grouped_choice:

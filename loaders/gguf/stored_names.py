@@ -22,6 +22,7 @@ NAMES = TensorNames(
 )  # fmt: skip
 FUSED = "ffn_gate_up_exps.weight"
 POST_NORM = "post_attention_norm.weight"
+EXPERTS_IN = "pre_ffw_norm_2.weight"  # in front of the experts of layers with norms of each part's own
 LATENT = LatentNames(
     q="attn_q", q_a="attn_q_a", q_a_norm="attn_q_a_norm.weight", q_b="attn_q_b", kv_a="attn_kv_a_mqa",
     kv_a_norm="attn_kv_a_norm.weight", kv_b=None, k_up="attn_k_b", v_up="attn_v_b", o="attn_output",
@@ -39,7 +40,19 @@ def names_of(found: Collection[str]) -> TensorNames:
     names = replace(NAMES, latent=_latent(ends), delta=_delta(ends))
     if POST_NORM in ends and NAMES.mlp_norm not in ends:
         names = replace(names, mlp_norm=POST_NORM)
+    if EXPERTS_IN in ends:
+        names = _own_norms(names)
     return _experts(names, ends)
+
+
+def _own_norms(names: TensorNames) -> TensorNames:
+    """With norms of each part's own; the MLP beside the experts has the names of a dense one."""
+    return replace(
+        names, mlp_norm=EXPERTS_IN, out_norm=POST_NORM, mlp_in="ffn_norm.weight", mlp_out="post_ffw_norm_1.weight",
+        experts_out="post_ffw_norm_2.weight", ffn_out="post_ffw_norm.weight", layer_scale="layer_output_scale.weight",
+        router_norm="ffn_gate_inp.scale", factors="ffn_down_exps.scale", shared_gate=names.mlp_gate,
+        shared_up=names.mlp_up, shared_down=names.mlp_down,
+    )  # fmt: skip
 
 
 def _experts(names: TensorNames, ends: Collection[str]) -> TensorNames:

@@ -30,6 +30,7 @@ from ..weights.chosen_formats import LoadOptions
 from ..weights.model_weights import Formats, allocate
 from ..weights.targets import Target, targets
 from . import entries as gguf_entries
+from . import rope_factors
 
 # Archs whose converters put the rows of a query's or key's head in pairs, for a rope that turns neighbours; ERNIE has
 # them so.
@@ -54,6 +55,7 @@ def open_gguf(path: Path, options: LoadOptions) -> Checkpoint:
     family, spec = spec_of(config, options.experts_per_token)
     found = _without_ignored(gguf_entries.read(gguf_set.files_of(path)), options.ignore_tensors, config.notes)
     found = _as_matrices(_without_extra_layers(found, Metadata(values=header.metadata, arch=arch), spec, config.notes))
+    found = rope_factors.checked(path, found, spec)
     names = names_of(found)
     wanted = _targets(spec, names)
     _check_all_there(path, wanted, found, arch)

@@ -217,6 +217,7 @@ class Task:
 CHANGES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "plus one": lambda x: x + 1,
     "minus exp": lambda x: -x.exp(),
+    "over root": lambda x: x * x.shape[-1] ** -0.5,  # of a router's norm: what comes out is divided by the root
 }
 
 

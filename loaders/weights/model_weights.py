@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ...kernels import FORMATS, ExpertLayout, Format
 from ...kernels.formats import PARTS, Part
-from ...kernels.packed import ExpertBank, Matrix, Mlp, Stacked
+from ...kernels.packed import ExpertBank, Matrix, Mlp, Stacked, Tail
 from ...kernels.recipes import Activation
 from ..spec import DenseSpec, ModelSpec, MoeSpec
 from . import mixers
@@ -136,8 +136,8 @@ class Where:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerWeights:
-    """One decoder layer. Norms and biases float32; `router` and `experts` are None in a dense layer, and `mlp` is then
-    the dense MLP; else `mlp` is the shared expert, or None."""
+    """One decoder layer; norms behind its parts are as in `Block` and `Tail`. Norms and biases float32; `router` and
+    `experts` are None in a dense layer, and `mlp` is then the dense MLP; else `mlp` is the shared expert, or None."""
 
     attn_norm: Tensor
     mixer: MixerWeights
@@ -148,6 +148,10 @@ class LayerWeights:
     experts: ExpertBank | TierBanks | None
     mlp: Mlp | None
     shared_gate: Matrix | None
+    out_norm: Tensor | None
+    router_norm: Tensor | None
+    factors: Tensor | None
+    tail: Tail | None
 
     def keeping(self) -> Iterator[Tensor | Matrix]:
         """Of `parts`, what a pass reads that only keeps keys and values, or states."""
@@ -209,6 +213,8 @@ def parts_of(name: str, value: Any) -> Iterator[tuple[str, Tensor | Matrix | Exp
     elif isinstance(value, Mlp):
         yield from parts_of(f"{name}.gate_up", value.gate_up)
         yield f"{name}.down", value.down
+    elif isinstance(value, Tail):
+        yield from ((f"{name}.{own}", part) for own, part in vars(value).items())
     elif isinstance(value, get_args(MixerWeights)):
         for own, part in vars(value).items():
             yield from parts_of(own, part)
@@ -280,7 +286,16 @@ def _allocate_layer(make: _Allocator, spec: ModelSpec, formats: Formats, index: 
         experts=make.bank(formats.layout(spec, index), moe.experts, index) if moe else None,
         mlp=_allocate_mlp(make, dense, hidden, width, ffn.activation) if width else None,
         shared_gate=make.matrix(f32, 1, hidden) if moe and moe.shared_gate else None,
+        out_norm=make.vector(hidden) if layer.own_norms else None,
+        router_norm=make.vector(hidden) if layer.own_norms else None,
+        factors=make.vector(moe.experts) if moe and moe.factors else None,
+        tail=_allocate_tail(make, hidden) if layer.own_norms else None,
     )
+
+
+def _allocate_tail(make: _Allocator, hidden: int) -> Tail:
+    mlp_in, mlp_out, experts_out, out = (make.vector(hidden) for _ in range(4))
+    return Tail(mlp_in=mlp_in, mlp_out=mlp_out, experts_out=experts_out, out=out, scale=make.vector(1))
 
 
 def _allocate_mlp(make: _Allocator, format_of: FormatOf, hidden: int, width: int, activation: Activation) -> Mlp:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from itertools import accumulate
 
 from ...kernels.formats import Part
-from ...kernels.packed import ExpertBank, Matrix, Mlp
+from ...kernels.packed import ExpertBank, Matrix, Mlp, Tail
 from ..families.family import TensorNames
 from ..spec import ModelSpec
 from . import mixers
@@ -35,6 +35,8 @@ def _layer(spec: ModelSpec, names: TensorNames, layer: LayerWeights, index: int,
     at = f"{index}."
     yield names.attn_norm, vector(layer.attn_norm, norm)
     yield names.mlp_norm, vector(layer.mlp_norm, norm)
+    if layer.tail is not None:
+        yield from _own_norms(names, layer, layer.tail, norm)
     yield from mixers.targets(spec.layers[index].mixer, names, layer.mixer, at, norm)
     if layer.router is not None and layer.experts is not None:
         yield names.router, whole(layer.router)
@@ -57,6 +59,24 @@ def of_bank(names: TensorNames, bank: ExpertBank | TierBanks, at: str) -> Named:
     yield from _experts(names, bank, at)
     if bank.layout.biased:
         yield from _expert_biases(names, bank)
+
+
+def _own_norms(names: TensorNames, layer: LayerWeights, tail: Tail, norm: Change) -> Named:
+    """What a layer with norms behind its parts has more."""
+    for name, weights in (
+        (names.out_norm, layer.out_norm),
+        (names.mlp_in, tail.mlp_in),
+        (names.mlp_out, tail.mlp_out),
+        (names.experts_out, tail.experts_out),
+        (names.ffn_out, tail.out),
+    ):
+        if weights is not None:
+            yield name, vector(weights, norm)
+    if layer.router_norm is not None:
+        yield names.router_norm, vector(layer.router_norm, "over root")
+    if layer.factors is not None:
+        yield names.factors, vector(layer.factors)
+    yield names.layer_scale, vector(tail.scale)
 
 
 def _experts(names: TensorNames, bank: ExpertBank | TierBanks, at: str) -> Named:

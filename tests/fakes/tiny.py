@@ -37,6 +37,10 @@ HALF = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 
 BIASED: dict[str, Any] = dict(
     BASE, head_dim=24, intermediate_size=96, moe_intermediate_size=40, num_experts_per_tok=3, norm_topk_prob=True,
 )  # fmt: skip
+TWO_ROPES = {
+    "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+    "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1e6},
+}  # fmt: skip
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "qwen3_moe": dict(
@@ -151,6 +155,18 @@ VARIANTS: dict[str, dict[str, Any]] = {
         BASE, head_dim=24, intermediate_size=40, num_experts=8, moe_topk=3, tie_word_embeddings=True,
         rope_parameters=ALPHA,
     ),
+    "gemma4_text": dict(
+        BASE, num_hidden_layers=4, head_dim=24, global_head_dim=40, num_global_key_value_heads=1, enable_moe_block=True,
+        num_experts=8, top_k_experts=3, attention_k_eq_v=True, sliding_window=8, hidden_size_per_layer_input=0,
+        intermediate_size=96, moe_intermediate_size=44, final_logit_softcapping=3.0,
+        layer_types=["sliding_attention", "full_attention"] * 2, rope_parameters=TWO_ROPES,
+    ),
+    "gemma4_text-values": dict(
+        BASE, num_hidden_layers=3, head_dim=32, global_head_dim=48, enable_moe_block=True, num_experts=7,
+        top_k_experts=2, attention_k_eq_v=False, sliding_window=5, hidden_size_per_layer_input=0, intermediate_size=80,
+        moe_intermediate_size=36, tie_word_embeddings=False,
+        layer_types=["sliding_attention", "sliding_attention", "full_attention"], rope_parameters=TWO_ROPES,
+    ),
 }  # fmt: skip
 
 
@@ -159,7 +175,7 @@ def randomise(model: PreTrainedModel, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in model.state_dict().items():
         noise = torch.randn(tensor.shape, generator=generator)
-        if "norm" in name:
+        if "norm" in name or name.endswith(("layer_scalar", "router.scale", "per_expert_scale")):
             tensor.copy_(1 + 0.1 * noise)
         elif name.endswith("e_score_correction_bias"):
             tensor.copy_(0.1 * noise)

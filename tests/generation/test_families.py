@@ -124,13 +124,20 @@ class Recorder:
             self.llm.logits(ids)
 
 
-@pytest.mark.parametrize("variant", ["qwen3_moe", "qwen2_moe", "mixtral", "olmoe", "granitemoe"])
+# The MLP beside the experts has three more. Scores are products of normed queries and keys, d = 40 numbers near 1 that
+# were rounded, and are not divided by the root of d: both put them off by 2^-8 sqrt(d / 12), and weights by as much of
+# themselves.
+ROUNDINGS = {"gemma4_text": 9 + 2 * 40 / 12}
+
+
+@pytest.mark.parametrize("variant", ["qwen3_moe", "qwen2_moe", "mixtral", "olmoe", "granitemoe", "gemma4_text"])
 def test_bf16_layers_are_within_rounding_of_float32_when_routing_is_forced(
     variant: str, checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """bfloat16 has 8 significant bits: a rounding changes a number by at most 2^-8 of itself. On the way to a layer's
     output lie one rounding for the embedding and six for each layer passed (qkv, cache, o, gate, up, down). Their
     errors have random signs, so they add in squares: relative error in the 2-norm under 2^-8 * sqrt(1 + 6 * layers)."""
+    of_a_layer = ROUNDINGS.get(variant, 6)
     ids = prompt(48, 5)
     exact = load(checkpoints(variant))
     wanted = Recorder(exact)
@@ -141,5 +148,5 @@ def test_bf16_layers_are_within_rounding_of_float32_when_routing_is_forced(
     assert len(got.outputs) == len(wanted.outputs) == len(exact.spec.layers)
     for depth, (a, b) in enumerate(zip(got.outputs, wanted.outputs, strict=True)):
         error = float((a - b).norm() / b.norm())
-        assert error < 2**-8 * (1 + 6 * (depth + 1)) ** 0.5, f"layer {depth}: relative error {error:.2e}"
+        assert error < 2**-8 * (1 + of_a_layer * (depth + 1)) ** 0.5, f"layer {depth}: relative error {error:.2e}"
         assert error > 0, "the fast model is not the float32 one"

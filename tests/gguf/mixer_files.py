@@ -25,7 +25,7 @@ Named = Iterator[tuple[str, Array]]
 ARCHS = {
     "gpt_oss": "gpt-oss", "deepseek_v2": "deepseek2", "deepseek_v3": "deepseek2", "kimi_k2": "deepseek2",
     "glm4_moe_lite": "deepseek2", "qwen3_next": "qwen3next", "qwen3_5_moe_text": "qwen35moe",
-    **biased_metadata.ARCHS,
+    "gemma4_text": "gemma4", **biased_metadata.ARCHS,
 }  # fmt: skip
 JOINED = ("kv_b_proj.weight", "in_proj_qkvz.weight")
 EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.(\w+\.weight)")
@@ -41,9 +41,10 @@ def read(directory: Path, *, joined: bool = False) -> tuple[dict[str, Any], dict
     arch = ARCHS[config["model_type"]]
     codes = {name: code for code, name in gguf.MODEL_ARCH_NAMES.items()}
     table = gguf.get_tensor_name_map(codes[arch], config["num_hidden_layers"])
-    change = {"gpt-oss": _gpt_oss, "deepseek2": _latent, "qwen3next": _delta, "qwen35moe": _delta_in_turns}.get(
-        arch, _biased
-    )
+    change = {
+        "gpt-oss": _gpt_oss, "deepseek2": _latent, "qwen3next": _delta, "qwen35moe": _delta_in_turns,
+        "gemma4": _gemma4,
+    }.get(arch, _biased)  # fmt: skip
     found: dict[str, Array] = {}
     for name, values in _stacked(stored).items():
         if joined and name.endswith(JOINED):
@@ -51,9 +52,11 @@ def read(directory: Path, *, joined: bool = False) -> tuple[dict[str, Any], dict
         else:
             changed = change(config, name, values)
         for its_name, its_values in changed:
-            placed = table.get_name(its_name, try_suffixes=(".weight", ".bias"))
+            placed = table.get_name(its_name, try_suffixes=(".weight", ".bias", ".scale"))
             assert placed is not None, f"no GGUF name of {its_name}"
             found[placed] = np.ascontiguousarray(its_values)
+    if arch == "gemma4":
+        found["rope_freqs.weight"] = _rope_factors(config)
     return config, found
 
 
@@ -66,14 +69,15 @@ def write(
     older: bool = False,
     more: dict[str, Any] | None = None,
     no_vocabulary: bool = False,
+    windows: object = None,
 ) -> None:
     """A GGUF file of float32 tensors, but for those of `stored`: (type, uint8 rows). older: sizes of heads as files
     with joined up-projections have them. more: metadata besides, by their names behind the arch. no_vocabulary: the
-    file says that it has none, which llama.cpp asks for."""
+    file says that it has none, which llama.cpp asks for. windows: which layers see one, instead of what is right."""
     stored = stored or {}
     arch = ARCHS[config["model_type"]]
     writer = gguf.GGUFWriter(path, arch)
-    mixer_metadata.add(writer, arch, config, older)
+    mixer_metadata.add(writer, arch, config if windows is None else {**config, "windows": windows}, older)
     if no_vocabulary:
         writer.add_tokenizer_model("none")
         if arch != "deepseek2":  # which has it anyway
@@ -135,6 +139,25 @@ def _gpt_oss(_: dict[str, Any], name: str, values: Array) -> Named:
         yield name + ".weight", values.swapaxes(1, 2)
     else:
         yield name, values
+
+
+def _gemma4(_: dict[str, Any], name: str, values: Array) -> Named:
+    """Experts and the layer's number are weights; what a router's input and its weights are multiplied by, scales."""
+    if name.endswith("router.scale"):
+        yield name.replace("router.scale", "router.proj.scale"), values
+    elif name.endswith("router.per_expert_scale"):
+        yield name.replace("router.per_expert_scale", "experts.down_proj.scale"), values
+    elif name.endswith("layer_scalar") or ".experts." in name:
+        yield name + ".weight", values
+    else:
+        yield name, values
+
+
+def _rope_factors(config: dict[str, Any]) -> Array:
+    """What frequencies of the layers that see everything are divided by."""
+    pairs = mixer_metadata.full_size(config) // 2
+    turned = int(2 * pairs * config["rope_parameters"]["full_attention"]["partial_rotary_factor"] / 2)
+    return np.array([1.0] * turned + [1e30] * (pairs - turned), dtype=np.float32)
 
 
 def _latent(config: dict[str, Any], name: str, values: Array) -> Named:

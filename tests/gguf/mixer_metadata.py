@@ -23,6 +23,9 @@ def add(writer: gguf.GGUFWriter, arch: str, config: dict[str, Any], older: bool)
     if arch in biased_metadata.ARCHS.values():
         biased_metadata.add(writer, arch, config)
         return
+    if arch == "gemma4":
+        _gemma4(writer, config)
+        return
     _common(writer, config)
     _rope(writer, config.get("rope_parameters") or {})
     if arch == "gpt-oss":
@@ -44,7 +47,7 @@ def _common(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     counts = ("num_local_experts", "num_experts", "n_routed_experts")
     writer.add_expert_count(next(config[key] for key in counts if config.get(key)))
-    writer.add_expert_used_count(config["num_experts_per_tok"])
+    writer.add_expert_used_count(config.get("num_experts_per_tok") or config["top_k_experts"])
     if config.get("n_group") is not None:
         writer.add_expert_group_count(config["n_group"])
         writer.add_expert_group_used_count(config["topk_group"])
@@ -54,6 +57,37 @@ def _common(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
         writer.add_head_count_kv(config["num_key_value_heads"])
         writer.add_key_length(config["head_dim"])
         writer.add_value_length(config["head_dim"])
+
+
+def full_size(config: dict[str, Any]) -> int:
+    """The size of a head that sees everything; transformers saves it as an entry of each such layer."""
+    return int(_of_full(config).get("head_dim") or config["global_head_dim"])
+
+
+def _of_full(config: dict[str, Any]) -> dict[str, Any]:
+    full = config["layer_types"].index("full_attention")
+    own: dict[str, Any] = (config.get("per_layer_config") or {}).get(str(full), {})
+    return own
+
+
+def _gemma4(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
+    slides = [kind == "sliding_attention" for kind in config["layer_types"]]
+    groups, of_full = config["num_key_value_heads"], _of_full(config).get("num_key_value_heads")
+    _common(writer, {**config, "kv_lora_rank": None})
+    writer.add_head_count_kv([groups if one or not of_full else of_full for one in slides])
+    for add in (writer.add_key_length, writer.add_value_length, writer.add_rope_dimension_count):
+        add(full_size(config))
+    for add in (writer.add_key_length_swa, writer.add_value_length_swa, writer.add_rope_dimension_count_swa):
+        add(config["head_dim"])
+    writer.add_sliding_window(config["sliding_window"])
+    writer.add_sliding_window_pattern(config.get("windows", slides))
+    writer.add_rope_freq_base(config["rope_parameters"]["full_attention"]["rope_theta"])
+    writer.add_rope_freq_base_swa(config["rope_parameters"]["sliding_attention"]["rope_theta"])
+    writer.add_expert_feed_forward_length(config["moe_intermediate_size"])
+    writer.add_embedding_length_per_layer_input(config["hidden_size_per_layer_input"])
+    writer.add_shared_kv_layers(config["num_kv_shared_layers"])
+    if cap := config.get("final_logit_softcapping"):
+        writer.add_final_logit_softcapping(cap)
 
 
 def _rope(writer: gguf.GGUFWriter, rope: dict[str, Any]) -> None:

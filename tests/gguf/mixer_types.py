@@ -37,6 +37,16 @@ MIXES: dict[str, tuple[str, dict[str, int], dict[str, str]]] = {
             "ffn_up_shexp": "Q4_K", "ffn_down_shexp": "Q6_K",
         },
     ),
+    "gemma 4": (
+        "gemma4_text",
+        {"hidden_size": 256, "head_dim": 64, "global_head_dim": 128, "moe_intermediate_size": 96,
+         "intermediate_size": 256},
+        {
+            "token_embd": "Q6_K", "attn_q": "Q4_K", "attn_k": "Q4_K", "attn_v": "Q6_K", "attn_output": "Q4_K",
+            "ffn_gate_up_exps": "Q4_K", "ffn_down_exps": "Q5_1/Q8_0", "ffn_gate": "Q4_K", "ffn_up": "Q4_K",
+            "ffn_down": "Q6_K",
+        },
+    ),
     "qwen3.6, a dynamic mix": (
         "qwen3_5_moe_text",
         {"hidden_size": 256, "head_dim": 64, "moe_intermediate_size": 512, "shared_expert_intermediate_size": 256,

@@ -103,7 +103,10 @@ REFUSED = {
     "attention.temperature_scale": (0.1, "attention.temperature_scale = 0.1"),
     "swiglu_clamp_exp": (10.0, "swiglu_clamp_exp = 10.0"),
     "attention.causal": (False, "is_causal is false, supported is True"),
-    "rope.scaling.type": ("longrope", 'rope_type is "longrope", supported is default, linear, llama3, yarn'),
+    "rope.scaling.type": (
+        "longrope",
+        'rope_type is "longrope", supported is default, linear, llama3, yarn, proportional',
+    ),
     "expert_weights_norm": (True, "norm_topk_prob is true, supported is false or null"),
 }
 
@@ -159,7 +162,8 @@ def test_a_file_without_a_tensor_or_with_one_more_is_refused(released: Callable[
     for variant, name in (
         ("gpt_oss", "blk.1.attn_sinks.weight"), ("gpt_oss", "blk.0.ffn_down_exps.bias"),
         ("deepseek_v3", "blk.2.attn_v_b.weight"), ("qwen3_next", "blk.0.ssm_dt.bias"),
-        ("qwen3_5_moe_text", "blk.0.ssm_a"),
+        ("qwen3_5_moe_text", "blk.0.ssm_a"), ("gemma4_text", "blk.0.ffn_down_exps.scale"),
+        ("gemma4_text", "blk.1.layer_output_scale.weight"), ("gemma4_text", "blk.2.post_ffw_norm_1.weight"),
     ):  # fmt: skip
         config, tensors = mixer_files.read(released(variant))
         mixer_files.write(tmp_path / "m.gguf", config, {n: t for n, t in tensors.items() if n != name})
@@ -168,4 +172,29 @@ def test_a_file_without_a_tensor_or_with_one_more_is_refused(released: Callable[
     config, tensors = mixer_files.read(released("deepseek_v3"))
     mixer_files.write(tmp_path / "m.gguf", config, tensors | {"blk.0.indexer.proj.weight": np.zeros((4, 64))})
     with pytest.raises(CheckpointError, match=r"does not use for 'deepseek2': blk\.0\.indexer\.proj\.weight"):
+        open_gguf(tmp_path / "m.gguf", LoadOptions())
+
+
+def test_turns_of_a_part_of_each_head_are_checked(released: Callable[[str], Path], tmp_path: Path) -> None:
+    """A quarter of the pairs is turned, which a tensor says, and metadata do not."""
+    name, path = "rope_freqs.weight", tmp_path / "m.gguf"
+    config, tensors = mixer_files.read(released("gemma4_text"))
+    assert tensors[name].tolist() == [1.0] * 5 + [np.float32(1e30)] * 15
+    mixer_files.write(path, config, {n: t for n, t in tensors.items() if n != name})
+    with pytest.raises(CheckpointError, match=f"has no '{name}', which says what is turned of a head"):
+        open_gguf(path, LoadOptions())
+    for turned, pairs in ((6, 20), (4, 20), (20, 20), (5, 16)):
+        values = np.array([1.0] * turned + [1e30] * (pairs - turned), dtype=np.float32)
+        mixer_files.write(path, config, tensors | {name: values})
+        with pytest.raises(CheckpointError, match=r"supported where it has 20 values, 5 of 1 and the others 1e\+20 or"):
+            open_gguf(path, LoadOptions())
+
+
+@pytest.mark.parametrize("pattern", [[True] * 4, [False] * 4, [True], 2])
+def test_which_layers_see_a_window_must_be_said(
+    pattern: object, released: Callable[[str], Path], tmp_path: Path
+) -> None:
+    config, tensors = mixer_files.read(released("gemma4_text"))
+    mixer_files.write(tmp_path / "m.gguf", config, tensors, windows=pattern)
+    with pytest.raises(CheckpointError, match="does not say which layers see a window, and which see everything"):
         open_gguf(tmp_path / "m.gguf", LoadOptions())

@@ -1,5 +1,5 @@
-"""Released configs of gpt-oss, DeepSeek, Kimi, Moonlight, GLM-4.7-Flash, Qwen3-Next and Qwen3.6 against what is known
-of these models, and what of such a config is refused."""
+"""Released configs of gpt-oss, DeepSeek, Kimi, Moonlight, GLM-4.7-Flash, Qwen3-Next, Qwen3.6 and Gemma 4 against what
+is known of these models, and what of such a config is refused."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from released.mixers import (
     DEEPSEEK_V2,
     DEEPSEEK_V2_LITE,
     DEEPSEEK_V3,
+    GEMMA_4_26B,
     GLM_47_FLASH,
     GPT_OSS_20B,
     KIMI_K2,
@@ -25,6 +26,7 @@ from released.mixers import (
 )
 
 from headrace.errors import ConfigError
+from headrace.kernels.recipes import GEGLU
 from headrace.loaders.architecture.by_name.text_part import text_part
 from headrace.loaders.families import spec_of
 from headrace.loaders.families.config_reader import ConfigReader
@@ -55,6 +57,7 @@ def latent(values: dict[str, Any], **changes: Any) -> LatentSpec:
         ("kimi-k2-thinking", 1026.408e9, 1014.686e9), ("kimi-k2.5", 1026.408e9, 1014.686e9),
         ("moonlight-16b-a3b", 15.960e9, 14.395e9), ("glm-4.7-flash", 29.943e9, 27.783e9),
         ("qwen3-next-80b-a3b", 79.674e9, 77.309e9), ("qwen3.6-35b-a3b", 34.661e9, 32.212e9),
+        ("gemma-4-26b-a4b", 25.233e9, 22.838e9),
     ],
 )  # fmt: skip
 def test_a_released_config_asks_for_as_many_parameters_as_the_model_has(name: str, total: float, routed: float) -> None:
@@ -142,6 +145,37 @@ def test_delta_rules_of_qwen() -> None:
     assert spec(QWEN3_NEXT_80B).moe.top_k == 10
 
 
+def test_gemma_4() -> None:
+    found = spec(GEMMA_4_26B)
+    assert [mixer.window for mixer in found.mixers] == ([1024] * 5 + [None]) * 5
+    sliding, full = found.mixers[0], found.mixers[5]
+    assert isinstance(sliding, AttentionSpec)
+    assert isinstance(full, AttentionSpec)
+    assert (sliding.heads, sliding.kv_heads, sliding.head_dim, sliding.own_values) == (16, 8, 256, True)
+    assert (full.heads, full.kv_heads, full.head_dim, full.own_values) == (16, 2, 512, False)
+    assert sliding.scale == full.scale == 1.0
+    assert [one.v_norm for one in (sliding, full)] == [True, True]
+    assert (sliding.rope.kind, sliding.rope.theta, sliding.rope.rotary_dim) == ("default", 1e4, 256)
+    assert (full.rope.kind, full.rope.theta, full.rope.rotary_dim, full.rope.share) == ("proportional", 1e6, 512, 0.25)
+    assert (found.moe.experts, found.moe.top_k, found.moe.shared_width, found.moe.factors) == (128, 8, 2112, True)
+    assert found.moe.activation == GEGLU
+    assert (found.logits_cap, found.tied_head, found.embedding_scale) == (30.0, True, math.sqrt(2816))
+    assert all(layer.own_norms for layer in found.layers)
+
+
+def test_layers_of_gemma_4_by_other_keys() -> None:
+    """Without a list every sixth layer sees everything, and the last; sizes as entries of layers, as saved today."""
+    fewer = {"num_hidden_layers": 8, "layer_types": ...}
+    assert [mixer.window for mixer in spec(GEMMA_4_26B, **fewer).mixers] == [1024] * 5 + [None, 1024, None]
+    own = {str(i): {"head_dim": 512, "num_key_value_heads": 2} for i in range(5, 30, 6)}
+    other = {"global_head_dim": ..., "num_global_key_value_heads": ..., "per_layer_config": own}
+    assert spec(GEMMA_4_26B, **other) == spec(GEMMA_4_26B)
+    apart = spec(GEMMA_4_26B, attention_k_eq_v=False).mixers[5]
+    assert isinstance(apart, AttentionSpec)
+    assert (apart.kv_heads, apart.own_values) == (8, True)
+    assert spec(GEMMA_4_26B, final_logit_softcapping=None).logits_cap is None
+
+
 def test_a_wrapper_is_its_text_model_with_a_note() -> None:
     for config, text in ((KIMI_K25, KIMI_K2_THINKING), (QWEN36_35B, QWEN36_35B["text_config"])):
         values, notes = text_part(config)
@@ -184,6 +218,22 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("qwen3.6-35b-a3b", {"output_gate_type": "sigmoid"}, 'output_gate_type is "sigmoid", supported is "silu"'),
     ("qwen3.6-35b-a3b", {"norm_topk_prob": False}, "norm_topk_prob is false, supported is True"),
     ("qwen3.6-35b-a3b", {"mlp_only_layers": [3]}, "mlp_only_layers = [3]"),
+    ("gemma-4-26b-a4b", {"hidden_activation": "silu"}, 'supported is "gelu_pytorch_tanh"'),
+    ("gemma-4-26b-a4b", {"enable_moe_block": False}, "enable_moe_block is false, supported is true"),
+    ("gemma-4-26b-a4b", {"hidden_size_per_layer_input": 256}, "hidden_size_per_layer_input is 256, supported is 0"),
+    ("gemma-4-26b-a4b", {"num_kv_shared_layers": 4}, "num_kv_shared_layers is 4, supported is 0 or null"),
+    ("gemma-4-26b-a4b", {"use_bidirectional_attention": "all"}, 'is "all", supported is "vision" or null'),
+    ("gemma-4-26b-a4b", {"use_double_wide_mlp": True}, "use_double_wide_mlp is true, supported is false or null"),
+    ("gemma-4-26b-a4b", {"attention_bias": True}, "attention_bias is true, supported is false or null"),
+    ("gemma-4-26b-a4b", {"layer_types": ["sliding_attention"] * 30}, "full_attention for the last layer"),
+    ("gemma-4-26b-a4b", {"layer_types": ["chunked_attention"] * 30}, "a list of 30 times full_attention or sliding"),
+    ("gemma-4-26b-a4b", {"num_global_key_value_heads": 3}, "a divisor of num_attention_heads = 16"),
+    ("gemma-4-26b-a4b", {"global_head_dim": ...}, "has no 'global_head_dim'"),
+    ("gemma-4-26b-a4b", {"per_layer_config": {"3": {"head_dim": 64}}}, "for all layers of full_attention alone"),
+    ("gemma-4-26b-a4b", {"per_layer_config": {"5": {"window": 64}}}, "for all layers of full_attention alone"),
+    ("gemma-4-26b-a4b", {"top_k_experts": 129}, "top_k_experts is 129, supported is at most the 128 experts"),
+    ("gemma-4-26b-a4b", {"intermediate_size": ...}, "has no 'intermediate_size'"),
+    ("gemma-4-26b-a4b", {"router_scale": 2.0}, "router_scale = 2.0"),
 ]  # fmt: skip
 
 

@@ -59,6 +59,10 @@ void bind_pointwise(nb::module_& m) {
     Turn turn(context);
     sigmoid_mul(at<float>(y), at<float>(gate), tokens, d, turn);
   }, Unlocked());
+  m.def("scale", [](const Context& context, Address x, Address by, int tokens, int d) {
+    Turn turn(context);
+    scale(at<float>(x), at<float>(by), tokens, d, turn);
+  }, Unlocked());
   m.def("argmax", [](const Context& context, Address logits, int rows, int n, Address values, Address ids) {
     Turn turn(context);
     argmax(at<float>(logits), rows, n, at<float>(values), at<int64_t>(ids), turn);
@@ -85,12 +89,12 @@ void bind_matrices(nb::module_& m) {
 void bind_attention(nb::module_& m) {
   m.def("place_qkv", [](const Context& context, Address qkv, int tokens, int heads, const Cache& cache,
                         const Rope& rope, Address positions, Address slots, const HeadNorm& q_norm,
-                        const HeadNorm& k_norm, float eps, float clip) {
+                        const HeadNorm& k_norm, const HeadNorm& v_norm, float eps, float clip, bool shared) {
     Turn turn(context);
     place_qkv({at<float>(qkv), tokens, heads, cache, rope, at<int32_t>(positions), at<int64_t>(slots), q_norm, k_norm,
-               eps, clip}, turn);
+               v_norm, eps, clip, shared}, turn);
   }, "context"_a, nb::kw_only(), "qkv"_a, "tokens"_a, "heads"_a, "cache"_a, "rope"_a, "positions"_a, "slots"_a,
-     "q_norm"_a, "k_norm"_a, "eps"_a, "clip"_a, Unlocked());
+     "q_norm"_a, "k_norm"_a, "v_norm"_a, "eps"_a, "clip"_a, "shared"_a, Unlocked());
   m.def("rotate", [](const Context& context, Address x, int64_t token_stride, int64_t head_stride, int tokens, int heads,
                      const Rope& rope, Address positions) {
     Turn turn(context);

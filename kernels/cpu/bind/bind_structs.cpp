@@ -33,9 +33,9 @@ void bind_weights(nb::module_& m) {
         }
       }, nb::kw_only(), "parts"_a);
   nb::class_<Activation>(m, "Activation")
-      .def("__init__", [](Activation* to, float alpha, float offset, float limit) {
-        new (to) Activation{alpha, offset, limit};
-      }, nb::kw_only(), "alpha"_a, "offset"_a, "limit"_a);
+      .def("__init__", [](Activation* to, float alpha, float offset, float limit, float cubic) {
+        new (to) Activation{alpha, offset, limit, cubic};
+      }, nb::kw_only(), "alpha"_a, "offset"_a, "limit"_a, "cubic"_a);
   nb::class_<Bank>(m, "Bank")
       .def("__init__", [](Bank* to, int gate, int up, int down, int experts, int hidden, int width, size_t bytes,
                           size_t bias_offset, const Activation& activation, Address data) {
@@ -47,11 +47,11 @@ void bind_weights(nb::module_& m) {
 void bind_router(nb::module_& m) {
   nb::class_<Router>(m, "Router")
       .def("__init__", [](Router* to, const Weights& matrix, int top_k, int scoring, bool renormalise, Address bias,
-                          Address choice_bias, int groups, int top_groups, bool top2, float scale) {
+                          Address choice_bias, int groups, int top_groups, bool top2, float scale, Address factors) {
         new (to) Router{matrix, top_k, Scoring(scoring), renormalise, at<float>(bias), at<float>(choice_bias),
-                        groups, top_groups, top2, scale};
+                        groups, top_groups, top2, scale, at<float>(factors)};
       }, nb::kw_only(), "matrix"_a, "top_k"_a, "scoring"_a, "renormalise"_a, "bias"_a, "choice_bias"_a, "groups"_a,
-         "top_groups"_a, "top2"_a, "scale"_a);
+         "top_groups"_a, "top2"_a, "scale"_a, "factors"_a);
   nb::dict scorings;
   for (const auto& [name, code] : SCORINGS) scorings[name] = int(code);
   m.attr("SCORINGS") = scorings;
@@ -78,12 +78,13 @@ void bind_attention(nb::module_& m) {
 void bind_mixers(nb::module_& m) {
   nb::class_<AttentionMixer>(m, "AttentionMixer")
       .def("__init__", [](AttentionMixer* to, int heads, const Rows& qkv, Address qkv_bias, const HeadNorm& q_norm,
-                          const HeadNorm& k_norm, const Cache& cache, const Rope& rope, float clip, float scale,
-                          int window, Address sinks, const Weights* gate, const Rope* first) {
-        new (to) AttentionMixer{heads, qkv, at<float>(qkv_bias), q_norm, k_norm, cache, rope, clip, scale, window,
-                                at<float>(sinks), or_none(gate), first ? *first : Rope{}};
-      }, nb::kw_only(), "heads"_a, "qkv"_a, "qkv_bias"_a, "q_norm"_a, "k_norm"_a, "cache"_a, "rope"_a, "clip"_a,
-         "scale"_a, "window"_a, "sinks"_a, "gate"_a.none(), "first"_a.none());
+                          const HeadNorm& k_norm, const HeadNorm& v_norm, bool shared, const Cache& cache,
+                          const Rope& rope, float clip, float scale, int window, Address sinks, const Weights* gate,
+                          const Rope* first) {
+        new (to) AttentionMixer{heads, qkv, at<float>(qkv_bias), q_norm, k_norm, v_norm, shared, cache, rope, clip,
+                                scale, window, at<float>(sinks), or_none(gate), first ? *first : Rope{}};
+      }, nb::kw_only(), "heads"_a, "qkv"_a, "qkv_bias"_a, "q_norm"_a, "k_norm"_a, "v_norm"_a, "shared"_a, "cache"_a,
+         "rope"_a, "clip"_a, "scale"_a, "window"_a, "sinks"_a, "gate"_a.none(), "first"_a.none());
   nb::class_<LatentMixer>(m, "LatentMixer")
       .def("__init__", [](LatentMixer* to, int heads, const Weights* q_a, Address q_a_norm, Address q_a_bias,
                           const Weights& q, const Weights& kv_a, Address kv_a_bias, Address kv_a_norm,
@@ -125,18 +126,24 @@ void bind_pass(nb::module_& m) {
 void bind_layers(nb::module_& m) {
   nb::class_<Block>(m, "Block")
       .def("__init__", [](Block* to, Address pre_norm, Address post_norm, float eps, float residual_scale,
-                          const decltype(Block::mixer)& mixer, const Weights& o, Address o_bias, const Router* router) {
+                          const decltype(Block::mixer)& mixer, const Weights& o, Address o_bias, Address out_norm,
+                          Address router_norm, const Router* router) {
         new (to) Block{at<float>(pre_norm), at<float>(post_norm), eps, residual_scale, mixer, o, at<float>(o_bias),
-                       router ? *router : Router{}};
+                       at<float>(out_norm), at<float>(router_norm), router ? *router : Router{}};
       }, nb::kw_only(), "pre_norm"_a, "post_norm"_a, "eps"_a, "residual_scale"_a, "mixer"_a, "o"_a, "o_bias"_a,
-         "router"_a.none());
+         "out_norm"_a, "router_norm"_a, "router"_a.none());
+  nb::class_<Tail>(m, "Tail")
+      .def("__init__", [](Tail* to, Address mlp_in, Address mlp_out, Address experts_out, Address out, Address scale) {
+        new (to) Tail{at<float>(mlp_in), at<float>(mlp_out), at<float>(experts_out), at<float>(out), at<float>(scale)};
+      }, nb::kw_only(), "mlp_in"_a, "mlp_out"_a, "experts_out"_a, "out"_a, "scale"_a);
   nb::class_<DecoderLayer>(m, "DecoderLayer")
       .def("__init__", [](DecoderLayer* to, const Block& block, const Bank* bank, const Rows* gate_up,
-                          const Weights* down, const Weights* shared_gate, const Activation& activation) {
+                          const Weights* down, const Weights* shared_gate, const Activation& activation,
+                          const Tail* tail) {
         new (to) DecoderLayer{block, bank ? *bank : Bank{}, gate_up ? *gate_up : Rows{}, or_none(down),
-                              or_none(shared_gate), activation};
+                              or_none(shared_gate), activation, tail ? *tail : Tail{}};
       }, nb::kw_only(), "block"_a, "bank"_a.none(), "gate_up"_a.none(), "down"_a.none(), "shared_gate"_a.none(),
-         "activation"_a);
+         "activation"_a, "tail"_a.none());
   nb::class_<Stack>(m, "Stack")
       .def("__init__", [](Stack* to, const nb::list& layers) {
         new (to) Stack;

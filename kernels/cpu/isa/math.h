@@ -44,7 +44,8 @@ inline V sigmoid(V x) { return div(set1(1.0f), add(set1(1.0f), exp_(sub(zero(), 
 inline V activate(V gate, V up, const Activation& a) {
   gate = vmin(set1(a.limit), gate);
   up = vmin(set1(a.limit), vmax(set1(-a.limit), up));
-  return mul(add(up, set1(a.offset)), div(gate, add(set1(1.0f), exp_(mul(set1(-a.alpha), gate)))));
+  const V curved = a.cubic == 0.0f ? gate : mul(gate, fma(set1(a.cubic), mul(gate, gate), set1(1.0f)));
+  return mul(add(up, set1(a.offset)), div(gate, add(set1(1.0f), exp_(mul(set1(-a.alpha), curved)))));
 }
 
 // out[i] = fn(a[i]) for n floats.

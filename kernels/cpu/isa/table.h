@@ -50,10 +50,10 @@ struct TileTokens {
   int count;
 };
 
-// Between gate and up of a gated MLP: (up + offset) * gate * sigmoid(alpha * gate), of a gate of at most `limit` and an up
-// within +-limit. SwiGLU is 1, 0, infinity.
+// Between gate and up of a gated MLP: (up + offset) * gate * sigmoid(alpha * (gate + cubic * gate^3)), of a gate of at most
+// `limit` and an up within +-limit. SwiGLU is 1, 0, infinity, 0.
 struct Activation {
-  float alpha, offset, limit;
+  float alpha, offset, limit, cubic;
 };
 
 // The same with biases that are added before, of the rows that are computed; null: none.

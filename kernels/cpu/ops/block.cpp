@@ -38,10 +38,16 @@ void attention_block(const Block& block, const Places& places, float* x, const f
   }
   linear(a, width, tokens, block.o, block.o_bias, normed, hidden, turn);
   watch.lap(Part::output);
+  if (block.out_norm) rmsnorm(normed, block.out_norm, normed, tokens, hidden, block.eps, turn);
   add_rmsnorm(x, normed, block.post_norm, h, tokens, hidden, block.eps, block.residual_scale, turn);
   watch.lap(Part::norm);
   if (!block.router.matrix.data) return;
-  route(h, tokens, block.router, ids, weights, turn);
+  const float* seen = h;
+  if (block.router_norm) {
+    rmsnorm(x, block.router_norm, normed, tokens, hidden, block.eps, turn);
+    seen = normed;
+  }
+  route(seen, tokens, block.router, ids, weights, turn);
   watch.lap(Part::route);
 }
 

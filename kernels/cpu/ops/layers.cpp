@@ -62,6 +62,25 @@ void add_shared(const DecoderLayer& layer, const float* h, int tokens, float* up
   gated_add(update, shared, gate, tokens, hidden, turn);
 }
 
+// update = scale * norm(norm(mlp(norm(x))) + norm(update)), x *= scale
+void finish(const DecoderLayer& layer, float* x, int tokens, float* update, const Context& context) {
+  Turn turn(context);
+  Arena& arena = turn.team.arena;
+  const Tail& tail = layer.tail;
+  const int hidden = layer.down.rows;
+  const float eps = layer.block.eps;
+  float* in = arena.take<float>(size_t(tokens) * hidden);
+  float* own = arena.take<float>(size_t(tokens) * hidden);
+  rmsnorm(x, tail.mlp_in, in, tokens, hidden, eps, turn);
+  mlp(layer, in, tokens, own, turn);
+  rmsnorm(own, tail.mlp_out, own, tokens, hidden, eps, turn);
+  rmsnorm(update, tail.experts_out, update, tokens, hidden, eps, turn);
+  gated_add(own, update, nullptr, tokens, hidden, turn);
+  rmsnorm(own, tail.out, update, tokens, hidden, eps, turn);
+  scale(x, tail.scale, tokens, hidden, turn);
+  scale(update, tail.scale, tokens, hidden, turn);
+}
+
 void dense(const DecoderLayer& layer, const float* h, int tokens, float* update, const Context& context) {
   Turn turn(context);
   mlp(layer, h, tokens, update, turn);
@@ -105,7 +124,9 @@ void layers(const Stack& stack, const Places& places, const LayersArgs& args, co
     }
     if (layer.down.data) {
       Stopwatch watch;
-      if (layer.bank.data)
+      if (layer.tail.out)
+        finish(layer, wanted.rows ? wanted.x : args.x, wanted.count, args.update, context);
+      else if (layer.bank.data)
         add_shared(layer, h.get(), wanted.count, args.update, context);
       else
         dense(layer, h.get(), wanted.count, args.update, context);

@@ -75,13 +75,14 @@ void rmsnorm(const float* x, const float* weight, float* y, int tokens, int d, f
 void add_rmsnorm(float* x, const float* y, const float* weight, float* out, int tokens, int d, float eps, float scale,
                  Turn& turn);
 inline bool is_swiglu(const Activation& a) {
-  return a.alpha == 1.0f && a.offset == 0.0f && a.limit == std::numeric_limits<float>::infinity();
+  return a.alpha == 1.0f && a.offset == 0.0f && a.cubic == 0.0f && a.limit == std::numeric_limits<float>::infinity();
 }
 void glu(const float* gate_up, float* out, int tokens, int width, const Activation& activation, Turn& turn);
 void gated_add(float* y, const float* z, const float* gate, int tokens, int d, Turn& turn);
 // y[t] = sum_k weights[t, k] * rows[t, k], in the order of k. rows: [tokens, top_k, d].
 void weighted_rows(const float* rows, const float* weights, int tokens, int top_k, int d, float* y, Turn& turn);
 void sigmoid_mul(float* y, const float* gate, int tokens, int d, Turn& turn);
+void scale(float* x, const float* by, int tokens, int d, Turn& turn);  // all by the same number
 void argmax(const float* logits, int rows, int n, float* values, int64_t* ids, Turn& turn);
 
 // qkv.cpp
@@ -90,14 +91,15 @@ struct HeadNorm {  // RMSNorm over runs of `size` values; size 0: none
   int size;
 };
 struct QkvArgs {
-  float* qkv;  // [T, heads, d]: queries, keys, values
+  float* qkv;  // [T, heads, d]: queries, keys, values; without these where they are shared
   int tokens, heads;
   Cache cache;
   Rope rope;
   const int32_t* positions;  // [T]
   const int64_t* slots;      // [T]
-  HeadNorm q_norm, k_norm;
+  HeadNorm q_norm, k_norm, v_norm;
   float eps, clip;
+  bool shared;  // keys before their norm serve as values
 };
 void place_qkv(const QkvArgs& args, Turn& turn);
 
@@ -121,6 +123,7 @@ struct Router {
   int groups, top_groups;           // of neighbouring experts; how many are open to a token
   bool top2;                        // a group counts as the sum of its two best, not as its best
   float scale;
+  const float* factors;  // [experts] of their weights; null: none
 };
 void route(const float* x, int tokens, const Router& router, int32_t* ids, float* weights, Turn& turn);
 
@@ -196,7 +199,8 @@ struct AttentionMixer {
   int heads;  // of queries
   Rows qkv;
   const float* qkv_bias;
-  HeadNorm q_norm, k_norm;
+  HeadNorm q_norm, k_norm, v_norm;
+  bool shared;  // as in QkvArgs
   Cache cache;
   Rope rope;
   float clip, scale;
@@ -234,6 +238,7 @@ struct Block {
   std::variant<AttentionMixer, LatentMixer, DeltaMixer> mixer;
   Weights o;
   const float* o_bias;
+  const float *out_norm, *router_norm;  // of what is projected back, and in front of the router; null: none
   Router router;
 };
 struct Wanted {  // the tokens that go on after the mixer; rows null: all, in place
@@ -251,12 +256,16 @@ void experts(const float* x, int tokens, const int32_t* ids, const float* weight
              float* y, const Context& context);
 
 // layers.cpp
+struct Tail {  // norms of a layer whose MLP and experts are normed each for itself, and what the residual stream is scaled by
+  const float *mlp_in, *mlp_out, *experts_out, *out, *scale;  // out null: the layer has none
+};
 struct DecoderLayer {
   Block block;
   Bank bank;                          // data null: a dense layer
   Rows gate_up;                       // of the dense or the shared MLP
   Weights down, shared_gate;          // data null: none
   Activation activation;              // of the MLP
+  Tail tail;
 };
 struct Stack {  // all layers; a class of its own, so that Python holds it and a call converts no list
   std::vector<DecoderLayer> layers;

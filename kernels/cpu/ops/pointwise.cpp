@@ -76,6 +76,13 @@ void sigmoid_mul(float* y, const float* gate, int tokens, int d, Turn& turn) {
   });
 }
 
+void scale(float* x, const float* by, int tokens, int d, Turn& turn) {
+  each_token(turn.team, tokens, int64_t(tokens) * d, [&](int t) {
+    float* row = x + size_t(t) * d;
+    for (int i = 0; i < d; i++) row[i] *= *by;
+  });
+}
+
 // Every worker looks through its part of all rows; the first of equals wins, and NaN over all.
 void argmax(const float* logits, int rows, int n, float* values, int64_t* ids, Turn& turn) {
   Team& team = turn.team;

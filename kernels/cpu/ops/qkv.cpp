@@ -3,6 +3,7 @@
 //
 // One op, because each costs a decode step more to call than to compute.
 #include <limits>
+#include <vector>
 
 #include "ops/each_token.h"
 #include "formats/layout.h"
@@ -22,17 +23,27 @@ void clip(float limit, float* x, int n) {
   for (int i = 0; i < n; i++) x[i] = x[i] < -limit ? -limit : x[i] > limit ? limit : x[i];
 }
 
+// Values that are keys before their norm, for as long as this thread works on a token.
+float* copy_of(const float* keys, int n) {
+  thread_local std::vector<float> kept;
+  kept.assign(keys, keys + n);
+  return kept.data();
+}
+
 // One token.
 void place(const QkvArgs& args, const Kernels& isa, int t) {
   const Cache& cache = args.cache;
   const FormatKernels& format = isa.formats[cache.format];
-  const int d = cache.d, keys = cache.groups * d, queries = args.heads * d - 2 * keys;
+  const int d = cache.d, keys = cache.groups * d, queries = args.heads * d - (args.shared ? 1 : 2) * keys;
   const size_t row = size_t(args.positions[t]) * args.rope.r, bytes = format.row_bytes(d);
-  float *q = args.qkv + size_t(t) * args.heads * d, *k = q + queries, *v = k + keys;
+  float *q = args.qkv + size_t(t) * args.heads * d, *k = q + queries, *end = k + keys;
+  float* v = args.shared ? copy_of(k, keys) : end;
   normalise(isa, args.q_norm, args.eps, q, queries);
   normalise(isa, args.k_norm, args.eps, k, keys);
-  clip(args.clip, q, queries + 2 * keys);
-  for (float* head = q; head < v; head += d) isa.rope(head, args.rope.cos + row, args.rope.sin + row, args.rope.r);
+  normalise(isa, args.v_norm, args.eps, v, keys);
+  clip(args.clip, q, queries + keys);
+  clip(args.clip, v, keys);
+  for (float* head = q; head < end; head += d) isa.rope(head, args.rope.cos + row, args.rope.sin + row, args.rope.r);
   const int64_t page = args.slots[t] / cache.page_keys, at = args.slots[t] % cache.page_keys;
   for (int g = 0; g < cache.groups; g++) {
     const size_t to = (size_t(page * cache.groups + g) * cache.page_keys + at) * bytes;

@@ -80,6 +80,8 @@ void choose_one(const Kernels& isa, const Router& router, const Scratch& s, int3
     divide_by_sum(weights, k);
   if (router.scale != 1.0f)
     for (int i = 0; i < k; i++) weights[i] *= router.scale;
+  if (router.factors)
+    for (int i = 0; i < k; i++) weights[i] *= router.factors[ids[i]];
 }
 
 }  // namespace

@@ -87,7 +87,11 @@ def place_qkv_(
     k_norm: Tensor | None,
     eps: float,
     clip: float | None,
+    v_norm: Tensor | None = None,
+    shared: bool = False,
 ) -> None:
+    assert v_norm is None, "values have no norm here"
+    assert not shared, "keys do not serve as values here"
     (T, H, d), (P, r) = qkv_THd.shape, cos_Pr.shape
     G, page, size = launch.caches(k_PGBd, v_PGBd)
     N = H - 2 * G

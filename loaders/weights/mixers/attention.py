@@ -33,9 +33,10 @@ class AttentionWeights:
 def allocate(make: Allocator, spec: AttentionSpec, hidden: int, format_of: FormatOf) -> AttentionWeights:
     q_norm = {"none": 0, "head": spec.head_dim, "full": spec.q_rows}[spec.qk_norm]
     k_norm = {"none": 0, "head": spec.head_dim, "full": spec.kv_rows}[spec.qk_norm]
-    rows = spec.q_rows, spec.kv_rows, spec.kv_rows
+    roles = "qkv" if spec.own_values else "qk"
+    rows = (spec.q_rows, spec.kv_rows, spec.kv_rows)[: len(roles)]
     return AttentionWeights(
-        qkv=make.stacked([format_of(role) for role in "qkv"], rows, hidden),
+        qkv=make.stacked([format_of(role) for role in roles], rows, hidden),
         qkv_bias=make.vector(spec.qkv_rows) if spec.qkv_bias else None,
         q_norm=make.vector(q_norm) if q_norm else None,
         k_norm=make.vector(k_norm) if k_norm else None,
@@ -54,7 +55,7 @@ def targets(spec: AttentionSpec, names: TensorNames, it: AttentionWeights, at: s
         ("v", names.v, spec.kv_rows, 0),
     )
     start = 0
-    for role, name, rows, heads in roles:
+    for role, name, rows, heads in roles if spec.own_values else roles[:2]:
         matrix = it.qkv.slice_rows(start, start + rows)
         target = whole(matrix, "dense", at + role)
         if role == "q" and it.gate is not None:

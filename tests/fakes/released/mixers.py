@@ -166,6 +166,30 @@ QWEN36_35B: dict[str, Any] = {
     "vision_config": {"depth": 27, "hidden_size": 1152, "model_type": "qwen3_5_moe", "out_hidden_size": 2048},
     "vision_end_token_id": 248054, "vision_start_token_id": 248053,
 }  # fmt: skip
+GEMMA_4_26B: dict[str, Any] = {
+    "architectures": ["Gemma4ForConditionalGeneration"], "boi_token_id": 255999, "eoi_token_id": 258882,
+    "image_token_id": 258880, "initializer_range": 0.02, "model_type": "gemma4", "dtype": "bfloat16",
+    "text_config": {
+        "attention_bias": False, "attention_dropout": 0.0, "attention_k_eq_v": True, "bos_token_id": 2,
+        "dtype": "bfloat16", "enable_moe_block": True, "eos_token_id": 1, "final_logit_softcapping": 30.0,
+        "global_head_dim": 512, "head_dim": 256, "hidden_activation": "gelu_pytorch_tanh", "hidden_size": 2816,
+        "hidden_size_per_layer_input": 0, "initializer_range": 0.02, "intermediate_size": 2112,
+        "layer_types": (["sliding_attention"] * 5 + ["full_attention"]) * 5, "max_position_embeddings": 262144,
+        "model_type": "gemma4_text", "moe_intermediate_size": 704, "num_attention_heads": 16, "num_experts": 128,
+        "num_global_key_value_heads": 2, "num_hidden_layers": 30, "num_key_value_heads": 8, "num_kv_shared_layers": 0,
+        "pad_token_id": 0, "rms_norm_eps": 1e-06,
+        "rope_parameters": {
+            "full_attention": {"partial_rotary_factor": 0.25, "rope_theta": 1000000.0, "rope_type": "proportional"},
+            "sliding_attention": {"rope_theta": 10000.0, "rope_type": "default"},
+        },
+        "sliding_window": 1024, "tie_word_embeddings": True, "top_k_experts": 8,
+        "use_bidirectional_attention": "vision", "use_cache": True, "use_double_wide_mlp": False, "vocab_size": 262144,
+        "vocab_size_per_layer_input": 262144,
+    },
+    "tie_word_embeddings": True, "transformers_version": "5.5.0.dev0", "video_token_id": 258884,
+    "vision_config": {"hidden_size": 1152, "model_type": "gemma4_vision", "num_hidden_layers": 27},
+    "vision_soft_tokens_per_image": 280,
+}  # fmt: skip
 MIXERS = {
     "gpt-oss-20b": GPT_OSS_20B,
     "gpt-oss-120b": GPT_OSS_120B,
@@ -181,4 +205,5 @@ MIXERS = {
     "glm-4.7-flash": GLM_47_FLASH,
     "qwen3-next-80b-a3b": QWEN3_NEXT_80B,
     "qwen3.6-35b-a3b": QWEN36_35B,
+    "gemma-4-26b-a4b": GEMMA_4_26B,
 }

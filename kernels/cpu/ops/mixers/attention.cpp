@@ -13,7 +13,7 @@ float* mix(const AttentionMixer& mixer, const Normed& in, Turn& turn, Stopwatch&
   const int d = mixer.cache.d;
   if (mixer.first.r) rotate({qkv, rows, d, tokens, rows / d - mixer.cache.groups}, mixer.first, places.positions, turn);
   place_qkv({qkv, tokens, rows / mixer.cache.d, mixer.cache, mixer.rope, places.positions, places.slots, mixer.q_norm,
-             mixer.k_norm, in.eps, mixer.clip}, turn);
+             mixer.k_norm, mixer.v_norm, in.eps, mixer.clip, mixer.shared}, turn);
   watch.lap(Part::place);
   if (!in.wanted) return nullptr;
   float* out = arena.take<float>(size_t(tokens) * width);

@@ -1,0 +1,32 @@
+"""What the Triton kernels do not compute yet: models that need it are refused beside a GPU, before memory is taken."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ...errors import OptionError
+from ...loaders.spec import AttentionSpec, ModelSpec
+from ...loaders.weights.checkpoint import Checkpoint
+from ..devices.device import Device
+from ..placement.placement import Tier
+
+
+def checked(checkpoint: Checkpoint, devices: Mapping[Tier, Device]) -> Checkpoint:
+    """The checkpoint. Raises OptionError, with all that is missing, where a device runs the Triton kernels."""
+    spec, missing = checkpoint.spec, _missing(checkpoint.spec)
+    if missing and any(device.backend == "gpu" for device in devices.values()):
+        raise OptionError(
+            f"{spec.family} does not run on a GPU yet: its kernels lack {', '.join(missing)}; run it with --device cpu"
+        )
+    return checkpoint
+
+
+def _missing(spec: ModelSpec) -> list[str]:
+    attention = [mixer for mixer in spec.mixers if isinstance(mixer, AttentionSpec)]
+    needed = {
+        "norms of values": any(one.v_norm for one in attention),
+        "keys that serve as values": not all(one.own_values for one in attention),
+        "a factor for each expert": spec.moe.factors,
+        "GeGLU": spec.moe.activation.cubic != 0,
+    }
+    return [what for what, is_needed in needed.items() if is_needed]

@@ -1,0 +1,117 @@
+"""Cases of layers with norms of each part's own: blocks and decoders of them, norms of values, keys that serve as
+values, factors of experts' weights, GeGLU, a scaled residual stream. The Triton kernels have none of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Generator, Tensor
+
+from .. import Ops
+from ..decoder_layer import AttentionBlock, Layer, Router, Stack
+from ..formats import FORMATS, ExpertLayout
+from ..packed import Matrix, Stacked, Tail
+from ..recipes import GEGLU
+from .all import experts_case_of
+from .attention import PAGE, N, block_difference, cache_of, place_qkv_case, places_of, rows_of
+from .case import Case, Inputs, Source, normal, relative
+from .families import glu_cases
+from .layers import layers_difference, random_layer
+
+
+def place_qkv_cases() -> Iterator[Case]:
+    for t in (torch.float32, torch.bfloat16):
+        yield place_qkv_case(1, 16, 2, 512, 256, 32, "head", None, t, "normed and shared")
+        yield place_qkv_case(9, 5, 3, 80, 20, 7, "head", 1.5, t, "normed and shared")
+        yield place_qkv_case(3, 6, 2, 24, 8, 16, "head", None, t, "normed")
+        yield place_qkv_case(5, 4, 2, 24, 12, 16, "", 2.0, t, "shared")
+
+
+def route_cases() -> Iterator[Case]:
+    """With a factor for each expert."""
+    for T, E, recipe in (
+        (7, 60, partial(Router, top_k=8, scoring="softmax", renormalise=True)),
+        (3, 12, partial(Router, top_k=4, scoring="sigmoid", renormalise=False, groups=4, top_groups=2, scale=1.5)),
+    ):
+
+        def build(
+            g: Generator, source: Source, T: int = T, E: int = E, recipe: Callable[..., Router] = recipe
+        ) -> Inputs:
+            router = recipe(matrix=Matrix.plain(torch.eye(E)), factors_E=normal(g, E))  # exact logits
+            return {"x": normal(g, T, E) * 2, "router": router}
+
+        yield Case(
+            op="route",
+            name=f"{T}x{E} factors",
+            build=build,
+            call=lambda ops, i: list(ops.route(i["x"], i["router"])),
+            allowed=relative(E / 4 + 32),
+        )
+
+
+def experts_cases() -> Iterator[Case]:
+    for name in ("f32", "bf16", "q8_0", "q4_0", "q4_k", "mxfp4"):
+        for hidden, width, E, T, K, kind in ((96, 64, 5, 21, 2, ""), (160, 96, 5, 1, 2, "partly elsewhere")):
+            D, F = (max(256, hidden // 256 * 256), 256) if name == "q4_k" else (hidden, width)
+            yield experts_case_of(
+                ExpertLayout(format=FORMATS[name], hidden=D, width=F, activation=GEGLU), E, T, K, kind
+            )
+
+
+def with_own_norms(g: Generator, source: Source, layer: Layer, shared: bool) -> Layer:
+    """The layer with norms in front of and behind every part, normed values, and a factor for each expert."""
+    block = layer.block
+    assert isinstance(block, AttentionBlock)
+    assert block.router is not None, "a layer without experts"
+    D, (_, groups, _, d) = block.o.rows, block.k_PGBd.shape
+    E = block.router.matrix.rows
+    rows = (N + groups if shared else N + 2 * groups) * d
+    block = replace(
+        block, out_norm=normal(g, D), router_norm=normal(g, D), v_norm=normal(g, d), shared=shared, residual_scale=1.0,
+        router=replace(block.router, factors_E=normal(g, E)),
+        qkv=Stacked((source.matrix(block.qkv.parts[0].format, rows, D),)), native={},
+    )  # fmt: skip
+    mlp_in, mlp_out, experts_out, out = (normal(g, D) for _ in range(4))
+    tail = Tail(mlp_in=mlp_in, mlp_out=mlp_out, experts_out=experts_out, out=out, scale=normal(g, 1))
+    assert layer.bank is not None, "a layer without experts"
+    bank = source.bank(replace(layer.bank.layout, activation=GEGLU), layer.bank.experts)
+    return replace(layer, block=block, bank=bank, mlp=layer.mlp and replace(layer.mlp, activation=GEGLU), tail=tail)
+
+
+def own_norms_cases() -> Iterator[Case]:
+    """Blocks and a decoder of layers with norms of their own: the same bits as from their parts."""
+
+    def build(g: Generator, source: Source, new: list[int], old: list[int], rows: str) -> Inputs:
+        T, cache = sum(new), cache_of(g, [n + o for n, o in zip(new, old, strict=True)])
+        plain = [random_layer(g, source, FORMATS["q8_0"], 96, cache, "shared") for _ in range(3)]
+        stack = Stack(layers=tuple(with_own_norms(g, source, layer, i > 0) for i, layer in enumerate(plain)))
+        update, block = normal(g, T, 96), stack.layers[1].block
+        places = places_of(new, old, cache["tables"], PAGE)
+        return {"x": normal(g, T, 96), "stack": stack, "block": block, "update": update, "places": places,
+                "rows": rows_of(rows, T)}  # fmt: skip
+
+    for op, call in (("attention_block", block_difference), ("layers", layers_difference)):
+        for new, old, rows in (([1], [40], ""), ([37, 5], [3, 0], "few rows"), ([9], [20], "no rows")):
+            name = f"own norms new {new} after {old}{rows and ' ' + rows}"
+            yield Case(op=op, name=name, build=partial(build, new=new, old=old, rows=rows), call=call)
+
+
+def scale_cases() -> Iterator[Case]:
+    for T, C in ((1, 5), (3, 77), (40, 513)):
+
+        def build(g: Generator, source: Source, T: int = T, C: int = C) -> Inputs:
+            return {"x": normal(g, T, C), "by": normal(g, 1)}
+
+        def call(ops: Ops, i: Inputs) -> list[Tensor]:
+            x = i["x"].clone()
+            ops.scale_(x, i["by"])
+            return [x]
+
+        yield Case(op="scale_", name=f"{T}x{C}", build=build, call=call)
+
+
+MAKERS = (place_qkv_cases, route_cases, partial(glu_cases, (GEGLU,)), experts_cases, own_norms_cases, scale_cases)
+OWN_NORMS_CASES = [case for maker in MAKERS for case in maker()]

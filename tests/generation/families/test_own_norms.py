@@ -1,0 +1,95 @@
+"""Layers with norms in front of and behind each part, two kinds of attention and two ropes: however a pass is cut,
+computed and shared, the logits are those of transformers. Windows are of 8 and 5 tokens."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import tiny
+import torch
+from transformers import PreTrainedModel
+
+from headrace import LLM, SamplingParams
+from headrace.errors import OptionError
+
+VARIANTS = ("gemma4_text", "gemma4_text-values")
+Checkpoints = Callable[[str], Path]
+Oracle = Callable[[str], PreTrainedModel]
+GREEDY = SamplingParams(max_new_tokens=48, ignore_eos=True)
+
+
+def prompt(length: int, seed: int = 0) -> list[int]:
+    return torch.randint(3, 160, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def load(path: Path, **options: object) -> LLM:
+    return LLM(str(path), dtype="float32", **options)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("kernels", ["reference", "cpu"])
+def test_greedy_tokens_over_48_steps(variant: str, kernels: str, checkpoints: Checkpoints, oracle: Oracle) -> None:
+    """Alone and in a batch, in chunks of 16."""
+    prompts = [prompt(41, 1), prompt(9, 2)]
+    with load(checkpoints(variant), kernels=kernels, prefill_chunk=16) as llm:
+        together = [one.token_ids for one in llm.generate(prompts, GREEDY)]
+        assert [llm.generate([one], GREEDY)[0].token_ids for one in prompts] == together
+    for one, said in zip(prompts, together, strict=True):
+        assert said == tiny.oracle_greedy(oracle(variant), one, said)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_all_layers_at_once_are_their_ops(variant: str, checkpoints: Checkpoints) -> None:
+    """The fused call, and layer by layer as beside a GPU: the same bits."""
+    with load(checkpoints(variant)) as llm:
+        fused = llm.logits(prompt(50))
+    with load(checkpoints(variant)) as llm:
+        llm.parts.decoder.choose = lambda _, choice: choice
+        assert torch.equal(llm.logits(prompt(50)), fused)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_beginning_that_was_computed_before_changes_nothing(variant: str, checkpoints: Checkpoints) -> None:
+    ids = prompt(90, 7)
+    with load(checkpoints(variant)) as llm:
+        fresh = llm.generate([ids], GREEDY)[0].token_ids
+    with load(checkpoints(variant)) as llm:
+        llm.generate([ids[:70]], SamplingParams(max_new_tokens=4, ignore_eos=True))
+        again = llm.generate([ids], GREEDY)[0]
+        assert again.token_ids == fresh
+        assert again.reused_tokens == 64
+
+
+def test_a_release_with_eyes_is_its_text_model(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    """As the hub has it: the text model inside of a wrapper, with tensors of what sees beside it."""
+    inner = json.loads((checkpoints("gemma4_text") / "config.json").read_text())
+    vision = {"model_type": "gemma4_vision", "num_hidden_layers": 2, "hidden_size": 48}
+    outer = {"model_type": "gemma4", "text_config": inner, "vision_config": vision, "image_token_id": 150}
+    (tmp_path / "config.json").write_text(json.dumps(outer))
+    stored = safetensors.torch.load_file(checkpoints("gemma4_text") / "model.safetensors")
+    renamed = {name.replace("model.", "model.language_model.", 1): tensor for name, tensor in stored.items()}
+    seen = {
+        "model.vision_tower.encoder.layers.0.self_attn.q_proj.linear.weight": torch.zeros(48, 48),
+        "model.vision_tower.patch_embedder.input_proj.weight": torch.zeros(48, 12),
+        "model.embed_vision.embedding_projection.weight": torch.zeros(64, 48),
+    }
+    safetensors.torch.save_file(renamed | seen, tmp_path / "model.safetensors")
+    with load(tmp_path) as wrapped, load(checkpoints("gemma4_text")) as plain:
+        assert torch.equal(wrapped.logits(prompt(20)), plain.logits(prompt(20)))
+        assert any("vision and audio" in note for note in wrapped.notes)
+        assert any("left out: vision_config" in note for note in wrapped.notes)
+
+
+def test_a_gpu_is_refused_by_name(checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton", reason="the GPU kernels need Triton", exc_type=ImportError)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with pytest.raises(OptionError) as found:
+        load(checkpoints("gemma4_text"), device="simulated:gpu")
+    assert str(found.value) == (
+        "gemma4 does not run on a GPU yet: its kernels lack norms of values, keys that serve as values, a factor for "
+        "each expert, GeGLU; run it with --device cpu"
+    )
