@@ -30,7 +30,7 @@ from ..cuda_graphs.gpu_runtime import Runtime
 from ..cuda_graphs.graphed_decode import GraphedDecode
 from ..cuda_graphs.signals import SignalChoice
 from ..devices import device as devices
-from ..devices import host, streams
+from ..devices import gpu_gaps, host, streams
 from ..devices.device import Device
 from ..experts.backend import CpuExperts, ExpertBackend
 from ..experts.cache.cached_experts import CachedExperts, cached
@@ -50,7 +50,7 @@ from ..model.decoder import Decoder
 from ..model.inputs import make_device_inputs
 from ..model.kv_cache import KVCache, pages_for
 from ..placement.placement import Tier
-from . import expert_policy, gpu_gaps, on_disk
+from . import expert_policy, on_disk
 from .compile_ahead import compile_ahead
 from .on_disk import OnDisk
 from .parts import EngineParts, end_ids

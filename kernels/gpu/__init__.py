@@ -4,7 +4,7 @@ Each wrapper checks, allocates its result and launches. None looks at a value, s
 alone decide how many programs run, so all can be captured in a CUDA graph (run once before: the first call compiles).
 Tensors are on the GPU, or on the CPU with TRITON_INTERPRET=1, which runs the kernels in numpy for the tests.
 
-Not there yet, and refused by `engine/core/gpu_gaps.py` before a model is loaded: norms of values, keys that serve as
+Not there yet, and refused by `engine/devices/gpu_gaps.py` before a model is loaded: norms of values, keys that serve as
 values, factors of experts' weights, GeGLU.
 
 Differences from the twin: with more than one token, weights of bf16, q8_0 and q4_0 meet activations rounded to bf16 on

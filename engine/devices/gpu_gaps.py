@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from ...errors import OptionError
 from ...loaders.spec import AttentionSpec, ModelSpec
 from ...loaders.weights.checkpoint import Checkpoint
-from ..devices.device import Device
 from ..placement.placement import Tier
+from .device import Device
 
 
 def checked(checkpoint: Checkpoint, devices: Mapping[Tier, Device]) -> Checkpoint:
