@@ -16,7 +16,7 @@ from headrace import LLM, EngineConfig, OptionError, SamplingParams
 from headrace.engine.bench.random_weights import random_llm
 from headrace.engine.core.kv_on_disk import fingerprint
 from headrace.engine.core.weight_source import CheckpointFiles
-from headrace.engine.terminal import bench_report
+from headrace.engine.terminal.bench import bench_report
 from headrace.engine.traces import reader
 from headrace.kernels.cpu.mailbox import mailbox_bytes
 from headrace.loaders.families import experts_per_token as used
