@@ -28,6 +28,7 @@ from .storage import LayerBytes, Storage
 WHOLE = {"F64", "F32", "F16", "BF16"} | {name for name, block, _ in TYPES.values() if block > 1}
 TABLES = ("embedding", "tables")  # of which a token reads rows
 DOWN, BIAS = " down", " biases"  # of experts: what lies last in their blocks
+TURNS = "rope_freqs.weight"  # of GGUF: what rotates, which the engine works out from the config
 TURNED = FORMATS["bf16"]  # of columns that become rows: no block format is turned as it is
 
 
@@ -104,8 +105,8 @@ def of_headers(model: Architecture, tensors: Iterable[Stored], source: str, how:
     sums, turned = _Sums(layers=[{} for _ in model.layers]), in_memory.turned_rows(weights)
     for tensor in tensors:
         name, shape = tensor.name, by_name[tensor.name].shape
-        is_part = is_known and name in parts
-        own = () if is_part else _in_memory(tensor, shape, formats.get(name), turned.get(name, 0))
+        is_none = name == TURNS or (is_known and name in parts)
+        own = () if is_none else _in_memory(tensor, shape, formats.get(name), turned.get(name, 0))
         sums.add(tensor, own)
     if not sums.groups["head"]:  # a head that is the embedding is read whole
         sums.groups["head"] = sums.groups.pop("embedding", 0)
@@ -143,9 +144,10 @@ def _layer(
             "belong together"
         )
     count = experts.count if experts else 1
+    shared = [*found.get("shared", []), *(found.get("dense", []) if experts else [])]  # an MLP beside them is one, too
     return LayerBytes(
         common_in=ByFormat.of(pair for pairs in found.values() for pair in pairs),
-        shared_in=ByFormat.of(found.get("shared", [])),
+        shared_in=ByFormat.of(shared),
         expert_in=_expert(routed.times(1 / count), round(biases / count), is_aligned),
         experts=experts.count if experts else 0,
     )

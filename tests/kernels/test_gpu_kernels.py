@@ -22,6 +22,7 @@ from headrace.kernels.cases.all import CASES, experts_case_of, linear_case
 from headrace.kernels.cases.block_formats import MIXES, MORE, layout_of, whole_blocks
 from headrace.kernels.cases.case import Case, Inputs, RandomSource, worst
 from headrace.kernels.cases.families import FAMILY_CASES
+from headrace.kernels.cases.own_norms import OWN_NORMS_CASES
 from headrace.kernels.cases.recurrent import RECURRENT_CASES
 from headrace.kernels.decoder_layer import Router
 from headrace.kernels.packed import Matrix
@@ -73,7 +74,8 @@ class FewRows(RandomSource):
         return Matrix(format, rows, cols, few.data.repeat(-(-rows // 5), 1)[:rows].contiguous())
 
 
-SMALL = [case for case in (*CASES, *FAMILY_CASES, *RECURRENT_CASES) if is_small(case) and is_new(case)]
+SCALE = [case for case in OWN_NORMS_CASES if case.op == "scale_"]  # the others of these are refused on a GPU
+SMALL = [case for case in (*CASES, *FAMILY_CASES, *RECURRENT_CASES, *SCALE) if is_small(case) and is_new(case)]
 
 
 def test_the_interpreter_is_on() -> None:
