@@ -157,7 +157,6 @@ class EngineConfig:
     pinned_limit: float | str | None = option(
         None, PLACEMENT, "GB|SHARE%", f"most of the experts in RAM to pin; 0: none; default {PINNED_SHARE:.0%}"
     )
-
     link_limit: float | None = option(None, PLACEMENT, "GB/S", "of a simulated GPU: how fast experts are copied to it")
 
     threads: int | None = option(None, SPEED, "N", "CPU threads; default one per core")

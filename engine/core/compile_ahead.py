@@ -24,7 +24,7 @@ from ...kernels.packed import ExpertBank, Matrix
 from ...loaders.weights.checkpoint import Progress
 from ..config import EngineConfig
 from ..devices.device import Device
-from ..experts.cache.cached_experts import CachedExperts
+from ..experts.cache.cached_experts import CachedExperts, tiers_of
 from ..experts.tiered import TieredExperts
 from ..model.decoder import Decoder
 from ..model.kv_cache import pages_for
@@ -150,7 +150,7 @@ def banks_on(tiered: TieredExperts, tier: Tier) -> list[ExpertBank]:
 
 def calls(decoder: Decoder, experts: TieredExperts | CachedExperts, device: Device, sizes: Sizes) -> Iterator[Call]:
     """All that passes of these sizes ask of a GPU: experts, and on the main one all else."""
-    tiered = experts.tiered if isinstance(experts, CachedExperts) else experts
+    tiered = tiers_of(experts)
     places = experts.cache.slots.banks if isinstance(experts, CachedExperts) else []
     for bank in different([*banks_on(tiered, device.tier), *places]):
         yield from expert_calls(device.ops, bank, decoder.spec.moe.top_k, sizes.tokens)

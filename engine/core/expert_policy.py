@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -51,29 +51,41 @@ def find(config: EngineConfig, checkpoint: Checkpoint, found: Mapping[Tier, Devi
     if asked == AUTO:
         run.check_rates()
         return partial(run.best, budget)
-    known = Known() if config.policy_trace is None else run.of_trace(config.policy_trace).known
-    policy = registry.make(asked, replace(known, fetched=run.fetched, store_bytes=run.store_bytes))
+    known = replace(_learned(config, checkpoint), fetched=run.fetched, store_bytes=run.store_bytes)
+    policy = registry.make(asked, known)
     return lambda weights: (policy, ())
 
 
 def for_disk(config: EngineConfig, checkpoint: Checkpoint) -> Policy:
     """The policy of a cache in RAM of experts on a disk. What is missing has to come either way, so that a policy that
     asks how many to fetch is told all. Raises OptionError as `find`, and for a policy of a second GPU."""
-    asked, layouts = config.policy, layouts_of(checkpoint)
-    if asked is None or asked == AUTO:
-        asked = ON_DISK
-    banks = [layer.ffn.experts for layer in checkpoint.spec.layers if isinstance(layer.ffn, MoeSpec)]
-    every, known = tuple(range(checkpoint.spec.moe.experts + 1)), Known()
-    if config.policy_trace is not None:
-        shape = Shape(tuple(banks), tuple(layout.bytes for layout in layouts))
-        try:
-            known = replays.of_run(reader.read(config.policy_trace), shape, None).known
-        except OptionError as error:
-            raise OptionError(f"{config.policy_trace}: {error}") from error
-    policy = registry.make(asked, replace(known, fetched=every, store_bytes=0)) if isinstance(asked, str) else asked
+    asked = ON_DISK if config.policy in (None, AUTO) else config.policy
+    every = tuple(range(checkpoint.spec.moe.experts + 1))
+    known = replace(_learned(config, checkpoint), fetched=every, store_bytes=0)
+    policy = registry.make(asked, known) if isinstance(asked, str) else asked
     if isinstance(policy, Storing):
         raise OptionError(f"policy '{policy.name}' is about a second GPU, and experts lie on a disk: name another one")
     return policy
+
+
+def _learned(config: EngineConfig, checkpoint: Checkpoint) -> Known:
+    """What the trace says that was given, if one was. Raises OptionError for one of another model."""
+    return Known() if config.policy_trace is None else _of_trace(config.policy_trace, checkpoint).known
+
+
+def _of_trace(
+    path: Path, checkpoint: Checkpoint, rates: Rates | None = None, fetched: Sequence[int] | None = None,
+    store_bytes: int | None = None,
+) -> Replays:  # fmt: skip
+    """A trace as a run of this model sees it; the others as of `replays.of_run`. Raises OptionError for one of another
+    model."""
+    experts = [layer.ffn.experts for layer in checkpoint.spec.layers if isinstance(layer.ffn, MoeSpec)]
+    shape = Shape(tuple(experts), tuple(layout.bytes for layout in layouts_of(checkpoint)))
+    trace = reader.read(path)
+    try:
+        return replays.of_run(trace, shape, rates, fetched=fetched, store_bytes=store_bytes)
+    except OptionError as error:
+        raise OptionError(f"{path}: {error}") from error
 
 
 class _Run:
@@ -101,19 +113,9 @@ class _Run:
         if path is None:
             name = self.checkpoint.directory.name
             return Uniform(), (f"policy auto: uniform, as long as {stored.advice(digest, name)}",)
-        replays = self.of_trace(path, self._rates(weights))
+        replays = _of_trace(path, self.checkpoint, self._rates(weights), self.fetched, self.store_bytes)
         found = best_policy.choose(replays, budget)
         return registry.make(found.choice, replays.known), tuple(f"policy auto: {one}" for one in found.reasons)
-
-    def of_trace(self, path: Path, rates: Rates | None = None) -> Replays:
-        """A trace as this run sees it. Raises OptionError for one of another model."""
-        banks = [layer.ffn.experts for layer in self.checkpoint.spec.layers if isinstance(layer.ffn, MoeSpec)]
-        shape = Shape(tuple(banks), tuple(layout.bytes for layout in self.layouts))
-        trace = reader.read(path)
-        try:
-            return replays.of_run(trace, shape, rates, fetched=self.fetched, store_bytes=self.store_bytes)
-        except OptionError as error:
-            raise OptionError(f"{path}: {error}") from error
 
     def _rates(self, weights: ModelWeights) -> Rates:
         """Of the CPU, the link and the GPU; besides, what the GPU reads of the other weights in each pass."""

@@ -294,7 +294,7 @@ class Loop:
         """A pass, whose first `decoding` tokens were generated. Of a graph, the pass before is booked while it runs."""
         parts = self.parts
         if parts.expert_cache is not None:
-            parts.expert_cache.begin(decoding)
+            parts.expert_cache.begin(decoding, is_graph)
         if len(parts.devices) == 1:
             start = time.perf_counter()
             kept = None if self.books.recorder is None else (len(inputs.ids_T), parts.spec.moe.top_k)

@@ -14,7 +14,6 @@ from ..experts.disk.files import ExpertFiles
 from ..experts.disk.reads import Reads
 from ..ledger.timers import Timers
 from ..memory.memory_plan import MemoryPlan
-from ..placement.placement import Tier
 from . import expert_policy
 
 
@@ -22,10 +21,17 @@ class OnDisk:
     """The files of experts that stay there, held open from before anything is loaded from them, and who rules the cache
     before them. progress: told what is read at the start. Raises OptionError for a policy that cannot be."""
 
-    def __init__(self, config: EngineConfig, checkpoint: Checkpoint, ops: Ops, progress: Progress | None) -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        checkpoint: Checkpoint,
+        stored: StoredExperts,
+        ops: Ops,
+        progress: Progress | None,
+    ) -> None:
         self.config, self.ops, self.progress = config, ops, progress
         self.policy = expert_policy.for_disk(config, checkpoint)
-        self.files = ExpertFiles(StoredExperts(checkpoint), ops)
+        self.files = ExpertFiles(stored, ops)
 
     def make(self, plan: MemoryPlan, timers: Timers) -> DiskExperts:
         """The experts, with those of the policy's start in RAM. Measures the disk, unless nothing is to be measured.
@@ -45,4 +51,4 @@ def open_files(
     config: EngineConfig, checkpoint: Checkpoint, plan: MemoryPlan, ops: Ops, progress: Progress | None
 ) -> OnDisk | None:
     """None where no experts stay on a disk."""
-    return OnDisk(config, checkpoint, ops, progress) if Tier.DISK in plan.placement.tiers else None
+    return None if plan.stored is None else OnDisk(config, checkpoint, plan.stored, ops, progress)

@@ -20,7 +20,7 @@ from ...kernels.decoder_layer import Choice
 from ...kernels.packed import ExpertBank
 from ..devices.device import Device
 from ..experts.backend import Chosen
-from ..experts.cache.cached_experts import CachedExperts
+from ..experts.cache.cached_experts import CachedExperts, tiers_of
 from ..experts.cache.graph_steps import CachedSteps
 from ..experts.tiered import TieredExperts
 from ..ledger.passes import GPU_HBM, H2D, LayerWork
@@ -64,7 +64,7 @@ class GraphedExperts:
         sizes: Sequence[int],
         steps: CachedSteps | None = None,
     ) -> None:
-        tiered = experts.tiered if isinstance(experts, CachedExperts) else experts
+        tiered = tiers_of(experts)
         placement, main = tiered.placement, tiered.main
         self.outside, self.timers = experts, tiered.timers
         self.timed: list[Spans] = []  # by size, where steps are timed

@@ -28,7 +28,7 @@ from ...loaders.weights.model_weights import TierBanks
 from ..devices.cuda_driver import Driver
 from ..devices.device import Device
 from ..experts.backend import Chosen
-from ..experts.cache.cached_experts import CachedExperts
+from ..experts.cache.cached_experts import CachedExperts, tiers_of
 from ..experts.cache.graph_steps import CachedSteps
 from ..experts.tiered import TieredExperts
 from ..ledger.passes import CPU_DRAM, GPU_HBM, LayerWork
@@ -77,7 +77,7 @@ class GraphedDecode:
         timeout: float = TIMEOUT,
         with_weights: bool = False,
     ) -> None:
-        tiered = experts.tiered if isinstance(experts, CachedExperts) else experts
+        tiered = tiers_of(experts)
         self.steps = CachedSteps(experts.cache, tiered.main) if isinstance(experts, CachedExperts) else None
         self.decoder, self.tiered, self.runtime, self.context = decoder, tiered, runtime, context
         self.sizes, self.timeout = sizes_up_to(_most(sequences, tiered)), timeout

@@ -33,13 +33,12 @@ class Moved(NamedTuple):
 
 
 class Chosen(NamedTuple):
-    """What a layer that ran had to do with: its tokens' choices, which are in host memory when its device is done; how
-    many experts of RAM were copied to the GPU, whether all chosen ones were, and how many that nobody chose. weights:
-    of the choices, float32 [T, K] on any device, where they are known. moved: what a cache of experts had to do."""
+    """What a layer that ran had to do with: its tokens' choices, which are in host memory when its device is done;
+    whether all chosen experts of RAM were copied to the GPU, and how many that nobody chose. weights: of the choices,
+    float32 [T, K] on any device, where they are known. moved: what a cache of experts had to do."""
 
     layer: int
     ids_TK: Tensor
-    copied: int = 0
     is_streamed: bool = False
     unchosen: int = 0
     weights_TK: Tensor | None = None

@@ -120,11 +120,11 @@ class TieredExperts:
             self.host_buffers.event.set()
         self.timers.span(D2H)
         parts = [self._on_gpu(tier, layer, x_TD, ids_TK, weights_TK) for tier in tiers if tier is not Tier.CPU]
-        copied, unchosen = 0, 0
+        unchosen = 0
         if is_streamed:
-            part_TD, copied, unchosen = self._streamed(layer, x_TD, ids_TK, ids, weights_TK)
+            part_TD, unchosen = self._streamed(layer, x_TD, ids_TK, ids, weights_TK)
             parts.append(part_TD)
-        return Job(parts, Chosen(layer, ids, copied, is_streamed, unchosen, weights_TK))
+        return Job(parts, Chosen(layer, ids, is_streamed, unchosen, weights_TK))
 
     def begin_layer(self, layer: int) -> None:
         """Nothing of another layer is under way, nor of another pass."""
@@ -137,9 +137,9 @@ class TieredExperts:
 
     def _streamed(
         self, layer: int, x_TD: Tensor, ids_TK: Tensor, host_TK: Tensor, weights_TK: Tensor
-    ) -> tuple[Tensor, int, int]:
+    ) -> tuple[Tensor, int]:
         """The part of all chosen experts in RAM, which are copied to the GPU by number, since the next layer's may be
-        there early; how many that are, and how many came that nobody chose. Waits for the choices."""
+        there early; and how many came that nobody chose. Waits for the choices."""
         ring, bank = self.ring, self.bank_in_ram(layer)
         assert ring is not None, "copies without buffers"
         self.timers.span(self.here)
@@ -152,7 +152,7 @@ class TieredExperts:
             places = self.numbers[layer][ids_TK.long()]
             ring.add(y_TD, x_TD, places, weights_TK, bank, by_number(numbers, ring.piece, bank.experts))
         self._prefetch_next(layer, len(numbers))
-        return y_TD, len(numbers), unchosen
+        return y_TD, unchosen
 
     def _unchosen(self, layer: int, numbers: list[int]) -> int:
         """How many experts of a layer were copied early and are not among its choices."""
@@ -235,10 +235,10 @@ class TieredExperts:
     # ---- the account
 
     def work(self, chosen: Chosen) -> LayerWork:
-        """What a layer read and sent: the first `copied` of its chosen experts in RAM went to the main device, and
+        """What a layer read and sent: of a streamed one its chosen experts in RAM went to the main device, and
         `unchosen` that nobody chose."""
-        layer, ids_TK, copied, is_streamed, unchosen = chosen[:5]
-        counts, pairs = self._served(layer, ids_TK, copied)
+        layer, ids_TK, is_streamed, unchosen = chosen[:4]
+        counts, pairs, copied = self._served(layer, ids_TK, is_streamed)
         found: defaultdict[str, dict[str, int]] = defaultdict(dict)
         for tier, count in counts.items():
             found[tier.channel][EXPERTS] = count * self._bank(layer, tier).layout.bytes
@@ -259,27 +259,27 @@ class TieredExperts:
             found[D2D] = {EXPERTS: 2 * hidden, ROUTING: routing}
         return LayerWork(layer=layer, tokens=T, bytes=dict(found), pairs=pairs, copied=size, is_streamed=is_streamed)
 
-    def _served(self, layer: int, ids_TK: Tensor, copied: int) -> tuple[dict[Tier, int], dict[str, int]]:
+    def _served(self, layer: int, ids_TK: Tensor, is_streamed: bool) -> tuple[dict[Tier, int], dict[str, int], int]:
         """Of a layer's choices: by tier, the different experts that were computed where they lie; by memory, how many
-        choices were served from it."""
-        if not copied and len(self.local[layer]) == 1:  # all on one tier, as in most layers of most placements
+        choices were served from it; and the different experts in RAM that were computed elsewhere, all or none."""
+        if not is_streamed and len(self.local[layer]) == 1:  # all on one tier, as in most layers of most placements
             (owner,) = self.local[layer]
             count = ids_TK.numel() if len(ids_TK) == 1 else len(set(ids_TK.flatten().tolist()))
-            return {owner: count}, {owner.channel: ids_TK.numel()}
+            return {owner: count}, {owner.channel: ids_TK.numel()}, 0
         if len(ids_TK) == 1:  # one token's are different already
             chosen = sorted(ids_TK.flatten().tolist())
             times = [1] * len(chosen)
         else:
             different, served = ids_TK.unique(return_counts=True)
             chosen, times = different.tolist(), served.tolist()
-        counts = dict.fromkeys(self.local[layer], 0)
+        counts, copied = dict.fromkeys(self.local[layer], 0), 0
         pairs: defaultdict[str, int] = defaultdict(int)
         for expert, count in zip(chosen, times, strict=True):
             owner = self.placement.experts[layer][expert]
-            if owner is Tier.CPU and copied:
-                copied -= 1
+            if owner is Tier.CPU and is_streamed:
+                copied += 1
                 pairs[self.here] += count
             else:
                 counts[owner] += 1
                 pairs[owner.channel] += count
-        return counts, dict(pairs)
+        return counts, dict(pairs), copied

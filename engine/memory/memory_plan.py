@@ -7,7 +7,7 @@ taken the reserve off. Everything is decided and checked here, before memory is 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -59,6 +59,7 @@ class MemoryPlan:
     offload: OffloadPlan = NONE
     spare_pages: int = 0  # of the cache, beyond those of the budget: for rows of a graph without a sequence
     expert_cache: int = 0  # bytes for experts that a policy moves: in VRAM, or in RAM of experts on a disk
+    stored: StoredExperts | None = None  # of a disk, where experts stay there
 
     @property
     def bytes_in_ram(self) -> list[int]:
@@ -144,7 +145,7 @@ class _Plan:
 
     def on_disk(self) -> MemoryPlan:
         """Experts stay in the file: RAM holds everything else, and of them as many as what is left of it holds."""
-        config, spec, storage = self.config, self.spec, self.storage
+        spec, storage = self.spec, self.storage
         if not self.checkpoint.entries:
             raise OptionError("--placement disk reads experts from a model's files, and random weights have none")
         stored = StoredExperts(self.checkpoint)
@@ -153,9 +154,8 @@ class _Plan:
         placement, free = placing.on_disk(self.counts), int(of_free(self.devices[Tier.CPU].free))
         room = self._kv_budget(free)
         left = free - storage.common - storage.held - room.kv_bytes - self.work - self.buffers
-        asked, experts = config.cache_bytes(sum(self.sizes)), sum(self.sizes)
-        self.cache = max(0, min(left, experts)) if asked is None else asked
-        found = self._fit(placement, room)
+        self.cache = self._cache_of(left)
+        found = replace(self._fit(placement, room), stored=stored)
         _require(found.memory[Tier.CPU], "RAM", placement)
         return found
 
@@ -199,10 +199,14 @@ class _Plan:
         """All experts in RAM, and places for some of them in what the cache of keys and values leaves of VRAM."""
         placement, (room, left) = placing.n_cpu_moe(self.counts, len(self.counts)), self._room()
         left -= self._buffers(placement) + (self.storage.held if self._table(placement) is Tier.GPU0 else 0)
+        self.cache = self._cache_of(left)
+        return self._fit(placement, room)
+
+    def _cache_of(self, left: int) -> int:
+        """Bytes of a cache of experts: as asked, else of so many that are left what all experts take."""
         experts = sum(self.sizes)
         asked = self.config.cache_bytes(experts)
-        self.cache = max(0, min(left, experts)) if asked is None else asked
-        return self._fit(placement, room)
+        return max(0, min(left, experts)) if asked is None else asked
 
     def _room(self) -> tuple[KVBudget, int]:
         """The cache of keys and values, for one sequence of the context, and for more within its share; and the bytes

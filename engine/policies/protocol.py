@@ -20,7 +20,7 @@ call it. A policy of one's own is a class with these two methods (docs/policies.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Container, Iterable, Sequence, Set
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -51,6 +51,10 @@ class Shape:
     def nbytes(self) -> int:
         """Of all experts."""
         return sum(count * size for count, size in zip(self.experts, self.expert_bytes, strict=True))
+
+    def has(self, layer: int, expert: int) -> bool:
+        """Whether there is such an expert."""
+        return 0 <= layer < self.layers and 0 <= expert < self.experts[layer]
 
     def slots(self, budget: int) -> list[int]:
         """The budget in experts, the same number for each layer as far as bytes and experts allow; what is left goes
@@ -106,6 +110,10 @@ class Moves(NamedTuple):
     admit: tuple[int, ...] = ()
     prefetch: tuple[Key, ...] = ()
     evict: tuple[Key, ...] = ()
+
+    def late(self, layer: int, chosen: Container[int]) -> list[Key]:
+        """Those of `evict` that go when a layer is done, since it chose them itself."""
+        return [key for key in self.evict if key[0] == layer and key[1] in chosen]
 
 
 NOTHING = Moves()

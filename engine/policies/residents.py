@@ -80,10 +80,10 @@ class Residents:
         resident, size = self.by_layer[layer], self.shape.expert_bytes[layer]
         asked = Asked(step, layer, chosen, self.by_layer, self.budget - self.used)
         missing = asked.missing
-        early = self._first_uses(layer, chosen, resident)
+        early = self._first_uses(layer, chosen, resident, self.unused)
         moves = self.policy.layer(asked)
         self._check(moves, missing)
-        late = [key for key in moves.evict if key[0] == layer and key[1] in chosen]
+        late = moves.late(layer, chosen)
         self._evict(key for key in moves.evict if key not in late)
         for expert in moves.fetch:
             self._bring((layer, expert))
@@ -113,13 +113,11 @@ class Residents:
         then: what was resident when the pass ran, if that may have changed since."""
         resident, size = (self.by_layer if then is None else then.by_layer)[layer], self.shape.expert_bytes[layer]
         here = [expert for expert in chosen if expert in resident]
-        unused = self.unused if then is None else then.unused
-        first = {(layer, expert) for expert in here} & unused if unused else set()
-        self.unused -= first
+        early = self._first_uses(layer, chosen, resident, self.unused if then is None else then.unused)
         stored = len(self.stored[layer].intersection(chosen).difference(here))
         on_cpu = len(chosen) - len(here) - stored
         return Counts(
-            hits=len(here) - len(first), early=len(first), on_cpu=on_cpu, gpu_bytes=len(here) * size,
+            hits=len(here) - early, early=early, on_cpu=on_cpu, gpu_bytes=len(here) * size,
             cpu_bytes=on_cpu * size, store_hits=stored, store_bytes=stored * size,
         )  # fmt: skip
 
@@ -145,7 +143,7 @@ class Residents:
         """Of the second fast memory, once."""
         used, name = 0, self.policy.name
         for layer, expert in policy.store():
-            if not (0 <= layer < self.shape.layers and 0 <= expert < self.shape.experts[layer]):
+            if not self.shape.has(layer, expert):
                 raise PolicyError(f"policy {name} stores expert {expert} of layer {layer}, which there is not")
             if expert in self.stored[layer]:
                 raise PolicyError(f"policy {name} stores expert {expert} of layer {layer} twice")
@@ -154,10 +152,11 @@ class Residents:
         if used > policy.store_bytes:
             raise PolicyError(f"policy {name} stores {used} bytes of experts, of {policy.store_bytes} that it may")
 
-    def _first_uses(self, layer: int, chosen: tuple[int, ...], resident: set[int]) -> int:
-        if not self.unused:
+    def _first_uses(self, layer: int, chosen: tuple[int, ...], resident: set[int], unused: set[Key]) -> int:
+        """How many of the chosen residents a prefetch brought that were not chosen since."""
+        if not unused:
             return 0
-        first = {(layer, expert) for expert in chosen if expert in resident} & self.unused
+        first = {(layer, expert) for expert in chosen if expert in resident} & unused
         self.unused -= first
         return len(first)
 
@@ -171,7 +170,7 @@ class Residents:
 
     def _bring(self, key: Key) -> None:
         layer, expert = key
-        if not (0 <= layer < self.shape.layers and 0 <= expert < self.shape.experts[layer]):
+        if not self.shape.has(layer, expert):
             raise PolicyError(f"policy {self.policy.name} brings expert {expert} of layer {layer}, which there is not")
         if expert in self.by_layer[layer]:
             raise PolicyError(f"policy {self.policy.name} brings expert {expert} of layer {layer}, which is resident")

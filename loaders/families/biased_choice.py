@@ -3,22 +3,14 @@
 
 from dataclasses import replace
 
-from .deepseek import SHARED
-from .family import Family, Key, TensorNames
+from .deepseek import BIASED_CHOICE, SHARED
+from .family import Key, TensorNames
 
-GLM4_MOE = Family(
+GLM4_MOE = BIASED_CHOICE(
     model_type="glm4_moe",
     architecture="Glm4MoeForCausalLM",
     experts=("n_routed_experts", "num_local_experts"),
-    expert_width="moe_intermediate_size",
-    dense_width="intermediate_size",
-    leading_dense=True,
     shared_experts="n_shared_experts",
-    scoring="sigmoid",
-    choice_bias=True,
-    grouped_choice=True,
-    renormalise=Key("norm_topk_prob"),
-    weight_scale=Key("routed_scaling_factor"),
     qkv_bias=Key("attention_bias"),
     qk_norm="head",
     qk_norm_if=Key("use_qk_norm"),

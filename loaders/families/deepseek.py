@@ -2,6 +2,7 @@
 expert beside the routed ones, a choice biased for balance and limited to groups."""
 
 from dataclasses import replace
+from functools import partial
 
 from .family import Family, Key, TensorNames
 
@@ -11,20 +12,24 @@ SHARED = TensorNames(
     shared_up="mlp.shared_experts.up_proj.weight",
     shared_down="mlp.shared_experts.down_proj.weight",
 )
-DEEPSEEK_V3 = Family(
-    model_type="deepseek_v3",
-    architecture="DeepseekV3ForCausalLM",
-    mixer="latent",
-    experts=("n_routed_experts", "num_local_experts"),
+# The feed-forward parts of these, and of families of plain attention (`biased_choice.py`, `exaone_moe.py`).
+BIASED_CHOICE = partial(
+    Family,
     expert_width="moe_intermediate_size",
     dense_width="intermediate_size",
     leading_dense=True,
-    shared_experts="n_shared_experts",
     scoring="sigmoid",
     choice_bias=True,
     grouped_choice=True,
     renormalise=Key("norm_topk_prob"),
     weight_scale=Key("routed_scaling_factor"),
+)
+DEEPSEEK_V3 = BIASED_CHOICE(
+    model_type="deepseek_v3",
+    architecture="DeepseekV3ForCausalLM",
+    mixer="latent",
+    experts=("n_routed_experts", "num_local_experts"),
+    shared_experts="n_shared_experts",
     latent_norm_eps=NORM_EPS,
     tensors=SHARED,
 )

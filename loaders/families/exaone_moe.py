@@ -2,22 +2,13 @@
 
 from dataclasses import replace
 
-from .deepseek import SHARED
-from .family import Family, Key
+from .deepseek import BIASED_CHOICE, SHARED
 
-EXAONE_MOE = Family(
+EXAONE_MOE = BIASED_CHOICE(
     model_type="exaone_moe",
     architecture="ExaoneMoeForCausalLM",
     experts=("num_experts", "num_local_experts"),
-    expert_width="moe_intermediate_size",
-    dense_width="intermediate_size",
-    leading_dense=True,
     shared_experts="num_shared_experts",
-    scoring="sigmoid",
-    choice_bias=True,
-    grouped_choice=True,
-    renormalise=Key("norm_topk_prob"),
-    weight_scale=Key("routed_scaling_factor"),
     qk_norm="head",
     windowed=True,
     full_without_rope=True,

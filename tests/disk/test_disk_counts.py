@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import random
-
 import pytest
 import torch
-from cached import made, recorded, replayed, say
+from cached import Unsteady, made, recorded, replayed, say
 
 from headrace import LLM
 from headrace.engine.experts.disk import staging
@@ -15,7 +13,6 @@ from headrace.engine.ledger.pass_bytes import EXPERTS, PREFETCHED
 from headrace.engine.ledger.passes import CPU_DRAM, DISK
 from headrace.engine.planning.replays import Replays
 from headrace.engine.policies import registry
-from headrace.engine.policies.protocol import Asked, Moves, Shape
 
 Recorded = tuple[list[list[int]], Replays]
 TEXT = "And it came to pass, when the children of Israel had heard of it, that they"
@@ -79,35 +76,6 @@ def test_a_pass_reads_from_ram_what_it_computes_with(runs: dict[int, Recorded]) 
         assert say(llm, 4) == said
         assert DISK not in llm.ledger.summary("decode").bytes
         assert cache_of(llm).counts.hit_rate == 1
-
-
-class Unsteady:
-    """A policy without sense: fetches, admits, prefetches and evicts by chance, within its budget."""
-
-    name = "unsteady"
-
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
-
-    def start(self, shape: Shape, budget: int) -> list[tuple[int, int]]:
-        self.random, self.shape = random.Random(self.seed), shape
-        return shape.first_of_each(budget // 2)
-
-    def layer(self, asked: Asked) -> Moves:
-        flip, size = self.random, self.shape.expert_bytes[asked.layer]
-        there = [(n, e) for n, of in enumerate(asked.residents) for e in sorted(of)]
-        evict = flip.sample(there, min(len(there), flip.randrange(5)))
-        early = sum(not (key[0] == asked.layer and key[1] in asked.chosen) for key in evict)
-        missing = flip.sample(asked.missing, len(asked.missing))
-        fetch = missing[: min(flip.randrange(4), asked.room // size + early)]
-        room = asked.room // size + len(evict) - len(fetch)
-        admit = missing[len(fetch) :][: min(flip.randrange(4), room)]
-        after = (asked.layer + 1) % len(asked.residents)
-        absent = [
-            e for e in range(self.shape.experts[after]) if e not in asked.residents[after] and after != asked.layer
-        ]
-        ahead = flip.sample(absent, min(flip.randrange(3), room - len(admit), len(absent)))
-        return Moves(tuple(fetch), tuple(admit), tuple((after, e) for e in ahead), tuple(evict))
 
 
 @pytest.mark.parametrize("chunk", [3, 512])

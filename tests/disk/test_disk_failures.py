@@ -65,6 +65,20 @@ def injected(monkeypatch: pytest.MonkeyPatch, change: Callable[[Read], Read]) ->
     monkeypatch.setattr(held, "pread", change(held.pread))
 
 
+def failing(broken: list[int], error: int = errno.EIO) -> Callable[[Read], Read]:
+    """Reads that fail as long as the list has anything."""
+
+    def change(read: Read) -> Read:
+        def failing_read(fd: int, into: memoryview, offset: int) -> int:
+            if broken:
+                raise OSError(error, os.strerror(error))
+            return read(fd, into, offset)
+
+        return failing_read
+
+    return change
+
+
 def test_a_file_that_is_cut_off(llm: LLM, model: Path, said: list[int]) -> None:
     found = tokens_before_the_error(llm, lambda: os.truncate(model / FILE, 4096))
     assert found == said[:5]
@@ -103,17 +117,9 @@ def test_a_disk_that_fails_for_a_while(
     error: int, llm: LLM, said: list[int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Requests that come when it has recovered get the right text."""
-    broken = []
+    broken: list[int] = []
 
-    def change(read: Read) -> Read:
-        def failing(fd: int, into: memoryview, offset: int) -> int:
-            if broken:
-                raise OSError(error, os.strerror(error))
-            return read(fd, into, offset)
-
-        return failing
-
-    injected(monkeypatch, change)
+    injected(monkeypatch, failing(broken, error))
     assert tokens_before_the_error(llm, lambda: broken.append(1)) == said[:5]
     assert "it is read again" in caplog.text
     broken.clear()
@@ -147,15 +153,7 @@ def test_residents_whose_read_failed_are_read_again(
     """Fetched and prefetched ones have a place already."""
     broken: list[int] = []
 
-    def change(read: Read) -> Read:
-        def failing(fd: int, into: memoryview, offset: int) -> int:
-            if broken:
-                raise OSError(errno.EIO, os.strerror(errno.EIO))
-            return read(fd, into, offset)
-
-        return failing
-
-    injected(monkeypatch, change)
+    injected(monkeypatch, failing(broken))
     with LLM(model, placement="disk", policy="next-layer", expert_cache="50%", max_context=64) as llm:
         for _ in range(3):
             tokens_before_the_error(llm, lambda: broken.append(1))
@@ -170,15 +168,7 @@ def test_residents_whose_read_failed_are_read_again(
 def test_other_requests_go_on(model: Path, said: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     broken: list[int] = []
 
-    def change(read: Read) -> Read:
-        def failing(fd: int, into: memoryview, offset: int) -> int:
-            if broken:
-                raise OSError(errno.EIO, os.strerror(errno.EIO))
-            return read(fd, into, offset)
-
-        return failing
-
-    injected(monkeypatch, change)
+    injected(monkeypatch, failing(broken))
     with LLM(model, placement="disk", policy="lru", expert_cache="30%", max_context=64) as llm:
         stream = llm.stream(PROMPT, PARAMS)
         found = [next(stream).token_id for _ in range(4)]
@@ -195,17 +185,9 @@ def test_recurrent_states_do_not_go_on_after_half_a_pass(
     """They have taken the token in that the next pass would give them again."""
     broken: list[int] = []
 
-    def change(read: Read) -> Read:
-        def failing(fd: int, into: memoryview, offset: int) -> int:
-            if broken:
-                raise OSError(errno.EIO, os.strerror(errno.EIO))
-            return read(fd, into, offset)
-
-        return failing
-
     with LLM(checkpoints("qwen3_next"), max_context=64) as llm:
         said = llm.generate([PROMPT], PARAMS)[0].token_ids
-    injected(monkeypatch, change)
+    injected(monkeypatch, failing(broken))
     with LLM(checkpoints("qwen3_next"), placement="disk", policy="all-ram", max_context=64) as llm:
         stream = llm.stream(PROMPT, PARAMS)
         found = [next(stream).token_id for _ in range(4)]

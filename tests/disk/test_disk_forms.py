@@ -59,7 +59,7 @@ def test_a_split_file(checkpoints: Checkpoints, tmp_path: Path) -> None:
     for number in range(2):
         part = {name: values for i, (name, values) in enumerate(tensors.items()) if i % 2 == number}
         gguf_files.write(tmp_path / f"m-{number + 1:05d}-of-00002.gguf", config, part, split=(number, 2, len(tensors)))
-    assert len(same(tmp_path / "m-00001-of-00002.gguf").files.paths) == 2
+    assert len(same(tmp_path / "m-00001-of-00002.gguf").files.stored.files) == 2
 
 
 @pytest.mark.parametrize(("variant", "experts"), [("qwen3_moe", "q4_0"), ("gpt_oss", "bf16")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,34 @@ class Fetches:
     def layer(self, asked: Asked) -> Moves:
         coming = tuple(asked.missing[: self.count])
         return Moves(fetch=coming, evict=tuple((asked.layer, expert) for expert in coming))
+
+
+class Unsteady:
+    """A policy without sense: it brings and evicts by chance, here and ahead, and keeps within its budget."""
+
+    name = "unsteady"
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def start(self, shape: Shape, budget: int) -> list[tuple[int, int]]:
+        self.random, self.shape = random.Random(self.seed), shape
+        return shape.first_of_each(budget // 2)
+
+    def layer(self, asked: Asked) -> Moves:
+        flip, size, room = self.random, self.shape.expert_bytes[asked.layer], asked.room
+        there = [(n, e) for n, of in enumerate(asked.residents) for e in sorted(of)]
+        evict = flip.sample(there, min(len(there), flip.randrange(4)))
+        early = [key for key in evict if not (key[0] == asked.layer and key[1] in asked.chosen)]
+        missing = flip.sample(asked.missing, len(asked.missing))
+        fetch = missing[: min(flip.randrange(4), (room + len(early) * size) // size)]
+        left = room + (len(evict) - len(fetch)) * size
+        admit = missing[len(fetch) :][: min(flip.randrange(3), max(0, left // size))]
+        left -= len(admit) * size
+        after = (asked.layer + 1) % len(asked.residents)
+        absent = [e for e in range(self.shape.experts[after]) if e not in asked.residents[after]]
+        ahead = [] if after == asked.layer else flip.sample(absent, min(flip.randrange(3), left // size, len(absent)))
+        return Moves(tuple(fetch), tuple(admit), tuple((after, e) for e in ahead), tuple(evict))
 
 
 PROMPTS = ["In the beginning", "And it came to pass, when the children", "Behold,", "The"]

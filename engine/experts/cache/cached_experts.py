@@ -158,6 +158,11 @@ class CachedExperts:
         return dict(pairs)
 
 
+def tiers_of(experts: TieredExperts | CachedExperts) -> TieredExperts:
+    """The experts on their tiers, those behind a cache too."""
+    return experts.tiered if isinstance(experts, CachedExperts) else experts
+
+
 def _rows_of(ids_TK: Tensor, local_TK: Tensor | None) -> frozenset[int]:
     """The experts among choices that have a number."""
     return frozenset() if local_TK is None else frozenset(ids_TK[local_TK >= 0].tolist())

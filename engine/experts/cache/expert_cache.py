@@ -18,10 +18,10 @@ from ....kernels.packed import ExpertBank
 from ...devices.streams import Stream
 from ...ledger.timers import Spans
 from ...policies.protocol import NOTHING, Key, Moves, Policy, Shape
-from ...policies.residents import Counts, Residents
 from ..backend import Moved
 from .arrivals import Arrivals
 from .late_answers import LateAnswers
+from .ruled_cache import RuledCache
 from .slots import ABSENT, Slots, pool_sizes
 
 
@@ -37,9 +37,8 @@ class Use(NamedTuple):
     coming: Sequence[Key]
 
 
-class ExpertCache:
-    """layers: the model's numbers of those with experts, by which everything here counts; layouts, banks: of each, all
-    experts in RAM. budget: bytes. device: of the places. Raises PolicyError for a start that does not fit."""
+class ExpertCache(RuledCache):
+    """layouts, banks: of each layer, all experts in RAM. device: of the places."""
 
     def __init__(
         self,
@@ -52,25 +51,18 @@ class ExpertCache:
         streams: tuple[Stream, Stream],
         spans: Spans | None = None,
     ) -> None:
-        self.policy, self.budget = policy, budget
-        self.shape = shape_of(layouts, banks)
-        self.number = {layer: number for number, layer in enumerate(layers)}
-        self.residents = Residents(policy, self.shape, budget)
-        start = [(layer, expert) for layer, there in enumerate(self.residents.by_layer) for expert in sorted(there)]
+        super().__init__(policy, budget, layers, shape_of(layouts, banks))
+        start = self.resident
         self.slots = Slots(self.shape, layouts, pool_sizes(self.shape, layouts, start, budget), device)
         self.arrivals = Arrivals(self.slots, banks, *streams, spans)
         streams[0].wait(self.arrivals.bring(start))
-        self.counts, self.late_arrivals, self.steps, self.generating = Counts(), 0, -1, 0
         self.late: LateAnswers | None = None
-        self.why: tuple[str, ...] = ()  # this policy, where nobody named it; for people
 
-    def begin(self, generating: int) -> None:
-        """A pass begins, whose first tokens, so many, are generated ones."""
+    def begin(self, generating: int, is_graph: bool = False) -> None:
         if self.late is not None:
-            self.late.begin()
+            self.late.begin(is_graph)
             self.carry_out()
-        self.generating = generating
-        self.steps += generating > 0
+        super().begin(generating, is_graph)
 
     def answer_late(self) -> None:
         """From now on the policy is asked when a pass is over, since passes are graphs."""
@@ -89,12 +81,12 @@ class ExpertCache:
         """A layer of the model has chosen: ids int32 [tokens, choices] in RAM. Those leave that nobody chose, and those
         come that are fetched; `behind` does the rest."""
         number = self.number[layer]
-        chosen, moves = self._moves(number, ids_TK)
-        leaving = [key for key in moves.evict if key[0] == number and key[1] in chosen]
+        moves, leaving = self.moves(number, ids_TK)
         for key in moves.evict:
             if key not in leaving:
                 self._leave(key)
-        here, coming = self._there(number, chosen), [*((number, expert) for expert in moves.admit), *moves.prefetch]
+        here = self._there(number, ids_TK[: self.generating])
+        coming = [*((number, expert) for expert in moves.admit), *moves.prefetch]
         if not moves.fetch:
             return Use(here, None, None, leaving, coming)
         ready = self.arrivals.bring([(number, expert) for expert in moves.fetch])
@@ -120,17 +112,12 @@ class ExpertCache:
         """The places for experts of a layer of the model; None: there are none."""
         return self.slots.banks[self.number[layer]]
 
-    def _moves(self, number: int, ids_TK: Tensor) -> tuple[tuple[int, ...], Moves]:
-        """What generated tokens chose, each expert once, and what the policy says to it."""
-        if not self.generating:
-            return (), NOTHING
-        chosen = chosen_of(ids_TK[: self.generating])
-        if self.late is not None:
-            self.late.layer(self.steps, number, chosen)
-            return chosen, NOTHING
-        moves, counts = self.residents.layer(self.steps, number, chosen)
-        self.counts.add(counts)
-        return chosen, moves
+    def answer(self, number: int, chosen: tuple[int, ...]) -> Moves:
+        """Asks the policy about a layer, or notes that it is to be asked."""
+        if self.late is None:
+            return super().answer(number, chosen)
+        self.late.layer(self.steps, number, chosen)
+        return NOTHING
 
     def places(self) -> Tensor:
         """The place of every expert that has arrived, -1 for others: int32 [layers with experts, experts], in RAM."""
@@ -139,23 +126,18 @@ class ExpertCache:
             here_LE[key] = ABSENT
         return here_LE
 
-    def _there(self, number: int, chosen: Sequence[int]) -> Tensor:
-        """The places of a layer's experts that have arrived."""
+    def _there(self, number: int, chosen_TK: Tensor) -> Tensor:
+        """The places of a layer's experts that have arrived; chosen: by generated tokens."""
         here_E = self.slots.of_LE[number].clone()
         for layer, expert in self.arrivals.missing():
             if layer == number:
                 here_E[expert] = ABSENT
-                self.late_arrivals += expert in chosen
+                self.late_arrivals += bool((chosen_TK == expert).any())
         return here_E
 
     def _leave(self, key: Key) -> None:
         self.arrivals.forget(key)
         self.slots.give_back(key)
-
-
-def chosen_of(ids_TK: Tensor) -> tuple[int, ...]:
-    """The different experts among choices, rising."""
-    return tuple(sorted(set(ids_TK.flatten().tolist())))
 
 
 def shape_of(layouts: Sequence[ExpertLayout], banks: Sequence[ExpertBank]) -> Shape:

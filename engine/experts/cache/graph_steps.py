@@ -11,6 +11,7 @@ that leaves is out of the table one step before its place is written again.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache as once
 from functools import partial
 from typing import NamedTuple
 
@@ -21,8 +22,9 @@ from ....kernels.packed import ExpertBank
 from ...devices.device import Device
 from ...policies.residents import Snapshot
 from ..backend import Chosen, Moved
-from .expert_cache import ExpertCache, chosen_of
+from .expert_cache import ExpertCache
 from .late_answers import Choices
+from .ruled_cache import chosen_of
 from .slots import ABSENT
 
 
@@ -80,12 +82,14 @@ class CachedSteps:
         self.then = late.meanwhile() if late is not None and self.cache.generating else None
 
     def over(self, each: Callable[[], list[Chosen]]) -> Callable[[], list[Chosen]]:
-        """A step is over: each: its layers' choices. They come back with what the account needs of the cache."""
+        """A step is over: each: its layers' choices. They come back with what the account needs of the cache. Both the
+        account and the policy ask several times, when the next step runs: each is worked out once."""
         cache, late = self.cache, self.cache.late
+        each = once(each)
         if late is not None and cache.generating:
-            late.over(cache.steps, partial(self._choices, each), self.then)
+            late.over(cache.steps, once(partial(self._choices, each)), self.then)
         found = Found(self.host[0].clone(), self.sent, cache.carry_out())
-        return partial(self._with_moved, each, found)
+        return once(partial(self._with_moved, each, found))
 
     def _choices(self, each: Callable[[], list[Chosen]]) -> Choices:
         """By layer with experts what was chosen, as the policy is asked."""

@@ -30,9 +30,11 @@ class LateAnswers:
         self.leaving: list[Key] = []
         self.coming: list[Key] = []
 
-    def begin(self) -> None:
-        """Another pass: the policy is asked about all but the one before it."""
-        self._count()
+    def begin(self, is_graph: bool) -> None:
+        """Another pass: the policy is asked about all but the one before it. Before a graph nothing else is done: the
+        rest waits until it runs."""
+        if len(self.passes) > 1 or not is_graph:
+            self._count()
         self.by_hand = []
         while len(self.passes) > 1:
             self._ask()

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from ....kernels.packed import ExpertBank
-from ...policies.protocol import NOTHING, Key, Moves, Policy
-from ...policies.residents import Counts, Residents
+from ...policies.protocol import Key, Moves, Policy
+from ..cache.ruled_cache import RuledCache, chosen_of
 from ..cache.slots import ABSENT, Slots, pool_sizes
 from .files import ExpertFiles
 from .reads import Reading, Reads
@@ -39,22 +39,17 @@ class Use:
     held: dict[int, Tensor] = field(default_factory=dict)  # bytes of admitted experts, until they get their place
 
 
-class DiskCache:
-    """policy, budget: in bytes, as of `ExpertCache`. Raises PolicyError for a start that does not fit."""
+class DiskCache(RuledCache):
+    """The places are in RAM, and filled from files."""
 
     def __init__(self, policy: Policy, budget: int, files: ExpertFiles, reads: Reads) -> None:
-        self.policy, self.budget, self.files, self.reads = policy, budget, files, reads
-        self.shape = files.shape
-        self.number = {layer: number for number, layer in enumerate(files.stored.layers)}
-        self.residents = Residents(policy, self.shape, budget)
-        self.first = [(layer, e) for layer, there in enumerate(self.residents.by_layer) for e in sorted(there)]
+        super().__init__(policy, budget, files.stored.layers, files.shape)
+        self.files, self.reads, self.first = files, reads, self.resident
         sizes = pool_sizes(self.shape, files.layouts, self.first, budget)
         self.slots = Slots(self.shape, files.layouts, sizes, None)
         self.coming: dict[Key, Reading] = {}
-        self.counts, self.late_arrivals, self.steps, self.generating = Counts(), 0, -1, 0
         self.bytes_s: float | None = None  # of the disk, where it was measured
         self.notes: list[str] = []  # for people
-        self.why: tuple[str, ...] = ()  # this policy, where nobody named it; for people
 
     def fill(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Reads what is resident at the start. progress: bytes done, bytes in all."""
@@ -77,11 +72,6 @@ class DiskCache:
         if reading.error is not None:
             raise reading.error
 
-    def begin(self, generating: int) -> None:
-        """A pass begins, whose first tokens, so many, are generated ones."""
-        self.generating = generating
-        self.steps += generating > 0
-
     def bank(self, number: int) -> ExpertBank | None:
         """The places for a layer's experts; None: there are none."""
         return self.slots.banks[number]
@@ -94,16 +84,14 @@ class DiskCache:
         """A layer of the model has chosen: ids int32 [tokens, choices]. Those leave that nobody chose, and what is
         fetched is on its way; `behind` does the rest."""
         number = self.number[layer]
-        chosen, moves = self._moves(number, ids_TK)
-        leaving = [key for key in moves.evict if key[0] == number and key[1] in chosen]
+        moves, leaving = self.moves(number, ids_TK)
         for key in moves.evict:
             if key not in leaving:
                 self._leave(key)
         for expert in moves.fetch:
             self._bring((number, expert))
-        wanted = sorted(set(ids_TK.flatten().tolist()))
         found = Use(number, [], {}, [], leaving, moves, len(moves.fetch))
-        for expert in wanted:
+        for expert in chosen_of(ids_TK):
             self._sort(found, expert)
         found.read += len(found.others)
         return found
@@ -151,15 +139,6 @@ class DiskCache:
                 use.ahead += self._bring(key, is_ahead=True)
         for key in use.moves.prefetch:
             use.ahead += self._bring(key, is_ahead=True)
-
-    def _moves(self, number: int, ids_TK: Tensor) -> tuple[tuple[int, ...], Moves]:
-        """What generated tokens chose, each expert once, and what the policy says to it."""
-        if not self.generating:
-            return (), NOTHING
-        chosen = tuple(sorted(set(ids_TK[: self.generating].flatten().tolist())))
-        moves, counts = self.residents.layer(self.steps, number, chosen)
-        self.counts.add(counts)
-        return chosen, moves
 
     def _bring(self, key: Key, is_ahead: bool = False) -> int:
         """Gives an expert a place and begins to read it; how many bytes that is."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from pathlib import Path
 
 from torch import Tensor
 
@@ -34,10 +33,6 @@ class ExpertFiles:
     def shape(self) -> Shape:
         """As policies see it."""
         return Shape(tuple(self.stored.experts), tuple(layout.bytes for layout in self.layouts))
-
-    @property
-    def paths(self) -> list[Path]:
-        return self.stored.files
 
     def check_names(self) -> None:
         """Raises CheckpointError where a path has become another file's."""
