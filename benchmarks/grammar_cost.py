@@ -25,8 +25,8 @@ from headrace import LLM, SamplingParams
 from headrace.engine.bench.passport import passport
 from headrace.engine.generation.answer_text import AnswerText
 from headrace.engine.generation.grammars.grammar import Grammar
+from headrace.engine.generation.grammars.tool_calls import held
 from headrace.engine.generation.own_answers import PromptIds
-from headrace.engine.server.structured.calls import held
 from headrace.kernels.context import Context
 from headrace.loaders.tokens.dialects.families import HERMES
 

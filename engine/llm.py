@@ -155,8 +155,9 @@ class LLM:
         """Answers a conversation: messages {"role": ..., "content": ...}, rendered with the model's chat template.
 
         rendering: as of `chat_prompt`; dialect: how the model writes reasoning and calls, if its template does not say
-        so. The answer's `message` goes into the conversation; the keys and values of a history that was answered before
-        are reused. Raises TokenizerError without a template.
+        so; tool_choice: "auto" (calls that come are held to their tools), "none", "required", or a tool as in OpenAI's
+        API. The answer's `message` goes into the conversation; the keys and values of a history that was answered
+        before are reused. Raises TokenizerError without a template, OptionError for what no grammar can be made of.
         """
         stream = self.chat_stream(messages, params, **rendering)
         for _ in stream:
@@ -164,12 +165,19 @@ class LLM:
         return stream.result
 
     def chat_stream(
-        self, messages: Seq[Message], params: Params = None, *, dialect: str | None = None, **rendering: Any
+        self,
+        messages: Seq[Message],
+        params: Params = None,
+        *,
+        dialect: str | None = None,
+        tool_choice: Any = None,
+        **rendering: Any,
     ) -> ChatStream:
         """The same as it grows: an iterator of `headrace.loaders.tokens.dialects.events`. Raises what `chat` raises,
         before the first."""
         named = {_RENDERING.get(name, name): value for name, value in rendering.items()}
-        request, text = self.admission.answer(messages, as_params(params, 1)[0], dialect=dialect, **named)
+        one = as_params(params, 1)[0]
+        request, text = self.admission.answer(messages, one, dialect=dialect, tool_choice=tool_choice, **named)
         return ChatStream(self.loop.chunks(request), lambda: self.loop.completions([request])[0], text)
 
     def chat_prompt(

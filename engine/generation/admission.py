@@ -21,6 +21,7 @@ from ..config import SamplingParams
 from .answer_text import AnswerText
 from .grammars.grammar import Constraint, Grammar, Vocabulary
 from .grammars.held_calls import HeldCalls
+from .grammars.tool_calls import barred, leaves_out, of_chat, schema_of
 from .own_answers import OwnAnswers, PromptIds
 from .request import Request
 from .sequence import Sequence, make_sequence
@@ -78,21 +79,50 @@ class Admission:
         return PromptIds(ids=ids) if self.own_answers is None else self.own_answers.splice(ids)
 
     def answer(
-        self, messages: Seq[Message], params: SamplingParams, *, dialect: str | None = None, **rendering: Any
+        self,
+        messages: Seq[Message],
+        params: SamplingParams,
+        *,
+        dialect: str | None = None,
+        tool_choice: Any = None,
+        **rendering: Any,
     ) -> tuple[Request, AnswerText]:
         """A request for the answer to a conversation, and what tells its reasoning, text and calls apart, by the
-        dialect that the template writes, or `dialect`. Raises what `chat` and `request` raise."""
+        dialect that the template writes, or `dialect`. Calls are held to their tools; tool_choice: as in OpenAI's API.
+        Raises what `chat` and `request` raise."""
         tokenizer = self.need_tokenizer("chat")
         prompt, tools = tokenizer.render_chat(messages, **rendering), rendering.get("tools")
         template = tokenizer.template(rendering.get("template"), bool(tools)).text
         spoken = choose(tokenizer, template=template, wanted=dialect).dialect
-        return self.told_apart(self.chat_ids(prompt), params, spoken, tools, prompt)
+        if tools and leaves_out(tool_choice):
+            tools, params = None, barred(params, spoken, tokenizer)
+        form = self._form(spoken, params, tools, tool_choice)
+        return self.told_apart(self.chat_ids(prompt), params, spoken, tools, prompt, form)
+
+    def _form(self, dialect: Dialect, params: SamplingParams, tools: Any, choice: Any) -> Grammar | None:
+        """What an answer of a chat follows; raises OptionError."""
+        form, vocabulary = Grammar.of_params(params), self.vocabulary
+        assert vocabulary is not None, "a chat without a tokenizer"
+        try:
+            return of_chat(
+                dialect, vocabulary, tools=tools, choice=choice, schema=schema_of(params),
+                form=None if form is None else lambda: form,
+            )  # fmt: skip
+        except OptionError as error:
+            raise OptionError(f"tool_choice: {error}") from None
 
     def told_apart(
-        self, made: PromptIds, params: SamplingParams, dialect: Dialect | None, tools: Any = None, prompt: str = ""
+        self,
+        made: PromptIds,
+        params: SamplingParams,
+        dialect: Dialect | None,
+        tools: Any = None,
+        prompt: str = "",
+        grammar: Grammar | None = None,
     ) -> tuple[Request, AnswerText]:
         """A request for what follows a prompt, and the events of its answer. dialect: how reasoning and calls are
-        written; None: all is text. prompt: the text of a conversation's prompt. Raises what `request` raises."""
+        written; None: all is text. prompt: the text of a conversation's prompt; grammar: what the answer follows,
+        behind its reasoning. Raises what `request` raises."""
         machine = None
         if dialect is not None:
             machine = start(dialect, tools=tools, prompt_tail=prompt[-TAIL:], tokenizer=self.tokenizer)
@@ -101,8 +131,8 @@ class Admission:
         text = AnswerText(self.tokenizer, machine, params.stop)
         text.sequence = self.sequence(made.ids, params)
         text.sequence.spliced = made.answers
-        if dialect is not None and (form := Grammar.of_params(params)) is not None:
-            text.sequence.constraint = self.constraint(form, text, dialect)
+        if grammar is not None:
+            text.sequence.constraint = self.constraint(grammar, text, dialect)
         own, place = self.own_answers, made.place
         keep = None if own is None or place is None else partial(own.keep, place)
         return Request(text.sequence, text, keep=keep), text

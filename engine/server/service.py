@@ -221,10 +221,8 @@ class Service:
         prompt is. Raises ApiError or a HeadraceError."""
         self.check_queue()
         params, dialect = self.clamp(params, len(prompt.ids)), self.choice.dialect if parse else None
-        request, text = self.llm.admission.told_apart(prompt.made, params, dialect, tools, prompt.text)
+        request, text = self.llm.admission.told_apart(prompt.made, params, dialect, tools, prompt.text, grammar)
         request.sequence.priority, request.sequence.salt = priority, salted(salt) if salt else b""
-        if grammar is not None:
-            request.sequence.constraint = self.llm.admission.constraint(grammar, text, dialect)
         generation = Generation(request, text, self._end, shows_progress)
         self.open[request.sequence.id] = generation
         self.engine.submit(request)

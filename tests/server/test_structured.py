@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 import pytest
+import tiny
+import tokenizers
 from openai import OpenAI
-from serving import Served, serving
+from serving import TEMPLATE, Served, serving
+from tokenizers import decoders, models, pre_tokenizers
 
 from headrace import LLM, OptionError
 from headrace.engine.config import SamplingParams
@@ -43,6 +49,7 @@ TOOLS: Any = [
     for name in ("weather", "travel")
 ]
 
+BYTES = {one: i for i, one in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
 ODD = {"type": "object", "$ref": "#/nowhere"}  # no grammar can be made of it
 
 
@@ -292,3 +299,64 @@ def test_drawing_again_among_the_allowed_draws_what_masking_would() -> None:
 def test_grammars_that_are_too_long_are_refused() -> None:
     with pytest.raises(OptionError, match="characters"):
         Grammar.of_lark('start: "a"' + " " * (2 << 20))
+
+
+def _tokens_model(directory: Path, *marks: str) -> None:
+    """A random model whose tokenizer reads bytes, and has these marks as tokens of their own."""
+    tiny.build("qwen3_moe", directory, vocab_size=300 + len(marks), max_position_embeddings=1024)
+    core = tokenizers.Tokenizer(models.BPE(vocab=BYTES, merges=[]))
+    core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    core.add_special_tokens(["</s>"])
+    core.add_tokens([tokenizers.AddedToken(one, special=False) for one in marks])
+    core.save(str(directory / "tokenizer.json"))
+    (directory / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>", "chat_template": TEMPLATE}))
+
+
+@pytest.fixture(scope="module")
+def with_marks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
+    directory = tmp_path_factory.mktemp("marks")
+    _tokens_model(directory, "<tool_call>", "</tool_call>")
+    with LLM(directory, no_measure=True, kernels="reference") as llm:
+        yield llm
+
+
+def _eager(llm: LLM, seed: int) -> SamplingParams:
+    """That the model begins a call wherever it may."""
+    (mark,) = llm.tokenizer.encode("<tool_call>", add_special_tokens=False)  # type: ignore[union-attr]
+    return SamplingParams(max_new_tokens=160, temperature=1.0, seed=seed, logit_bias={mark: 100.0})
+
+
+@pytest.mark.parametrize("choice", [None, "auto", "required", {"type": "function", "function": {"name": "travel"}}])
+def test_calls_from_python_are_held_to_their_tools(choice: Any, with_marks: LLM) -> None:
+    answer = with_marks.chat(HELLO, _eager(with_marks, 1), tools=TOOLS, tool_choice=choice)
+    calls = answer.tool_calls[: -1 if answer.finish_reason == "length" else None]
+    assert calls
+    for call in calls:
+        assert json.loads(call["function"]["arguments"])["place"] in ("Oslo", "Rome")
+        assert call["function"]["name"] in (["travel"] if isinstance(choice, dict) else ["weather", "travel"])
+
+
+def test_no_call_begins_where_none_is_wanted(with_marks: LLM) -> None:
+    params = _eager(with_marks, 2)
+    (mark,) = params.logit_bias or ()
+    answer = with_marks.chat(HELLO, params, tools=TOOLS, tool_choice="none")
+    assert not answer.tool_calls
+    assert mark not in answer.token_ids
+    assert mark in with_marks.chat(HELLO, params).token_ids
+
+
+def test_a_form_from_python(with_marks: LLM) -> None:
+    answer = with_marks.chat(HELLO, SamplingParams(max_new_tokens=200, json_schema=json.dumps(SCHEMA)))
+    follows(answer.text)
+    both = with_marks.chat(HELLO, replace(_eager(with_marks, 3), json_schema=SCHEMA), tools=TOOLS)
+    assert both.tool_calls or follows(both.text) is None
+
+
+@pytest.mark.parametrize(
+    ("choice", "tools", "says"),
+    [("whatever", TOOLS, "'whatever' is none: give auto, none, required"), ("required", None, "there are no tools"),
+     ({"type": "function", "function": {"name": "nobody"}}, TOOLS, "no tool 'nobody'")],
+)  # fmt: skip
+def test_a_choice_that_cannot_be_is_refused_from_python(choice: Any, tools: Any, says: str, with_marks: LLM) -> None:
+    with pytest.raises(OptionError, match=f"^tool_choice: .*{re.escape(says)}"):
+        with_marks.chat(HELLO, tools=tools, tool_choice=choice)

@@ -14,12 +14,13 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from ...config import SamplingParams
+from ...generation.grammars import tool_calls
 from ...generation.grammars.grammar import Grammar
 from .. import sse
 from ..generation import Generation
 from ..merge import merged
 from ..service import Service
-from ..structured import calls, formats
+from ..structured import formats
 from ..wire import chat as chat_wire
 from ..wire import completions as completion_wire
 from ..wire import fields, usage
@@ -35,9 +36,8 @@ async def chat(request: Request) -> Any:
     name, count = model_name(service, asked.model), fields.choices(asked)
     ask, params = chat_wire.prompt_of(asked), chat_wire.params_of(asked, service.defaults)
     prompt = await service.prompt(ask)
-    tools = None if calls.leaves_out(asked.tool_choice) else ask.tools
-    grammar = await form_of(service, asked, asked.response_format, tools, asked.tool_choice, asked.parallel_tool_calls)
-    more: dict[str, Any] = {"tools": tools, "parse": True, "grammar": grammar, **streaming(asked)}
+    params, more = await with_tools(service, asked, ask.tools, params, asked.response_format, asked.parallel_tool_calls)
+    more |= streaming(asked)
     starts = [partial(service.answer, prompt, nth(params, i), **more) for i in range(count)]
     generations, writer = started(starts), ChatWriter(asked, name, service.token_bytes)
     if asked.stream:
@@ -50,6 +50,21 @@ def streaming(asked: fields.Streamed) -> dict[str, Any]:
     return {**fields.running(asked), "shows_progress": bool(asked.stream and asked.return_progress)}
 
 
+async def with_tools(
+    service: Service,
+    asked: Any,
+    tools: Any,
+    params: SamplingParams,
+    format: Mapping[str, Any] | None,
+    parallel: bool | None = None,
+) -> tuple[SamplingParams, dict[str, Any]]:
+    """How tokens of an answer are chosen that may call tools, or has a form, and what it is started with besides."""
+    if tools and tool_calls.leaves_out(asked.tool_choice):
+        tools, params = None, tool_calls.barred(params, service.choice.dialect, service.tokenizer)
+    grammar = await form_of(service, asked, format, tools, asked.tool_choice, parallel)
+    return params, {"tools": tools, "parse": True, "grammar": grammar}
+
+
 async def form_of(
     service: Service,
     asked: fields.Sampled,
@@ -59,21 +74,18 @@ async def form_of(
     parallel: bool | None = None,
 ) -> Grammar | None:
     """The grammar of an answer: of the form that is asked for, or of a call that must come, or either of both."""
-    is_forced, only = calls.forced_names(choice)
-    schema = formats.schema_of(format)
-    several, vocabulary, dialect = not calls.single(parallel, choice), service.llm.vocabulary, service.choice.dialect
-    wish: Callable[[], Grammar | None] | None = None
-    if is_forced or (tools and isinstance(schema, Mapping)):
-        assert vocabulary is not None, "tools without a tokenizer"
-        other = schema if isinstance(schema, Mapping) and not is_forced else None
-        wish = partial(calls.of_calls, dialect, tools, vocabulary, only=only, several=several, or_else=other)
-    else:
-        wish = formats.wish_of(asked, format)
-        if isinstance(schema, Mapping) and vocabulary is not None and dialect.style == "channels":
-            wish = partial(calls.of_answer, dialect, schema, vocabulary)
-        if wish is None and tools and vocabulary is not None:
-            wish = partial(calls.held, dialect, tools, vocabulary, several)
-    return None if wish is None else await service.form(wish)
+    formats.about("tool_choice", partial(tool_calls.forced_names, choice))
+    form, schema = formats.wish_of(asked, format), formats.schema_of(format)
+    if form is None and choice is None and not tools:
+        return None
+    vocabulary = service.llm.vocabulary
+    assert vocabulary is not None, "a form or tools without a tokenizer"
+    make = partial(
+        tool_calls.of_chat, service.choice.dialect, vocabulary, tools=tools, choice=choice,
+        several=not tool_calls.single(parallel, choice), schema=schema if isinstance(schema, Mapping) else None,
+        form=form,
+    )  # fmt: skip
+    return await service.form(partial(formats.about, "tool_choice", make) if tools or choice else make)
 
 
 def started(starts: Iterable[Callable[[], Generation]]) -> list[Generation]:

@@ -12,7 +12,6 @@ from ....loaders.tokens.dialects.events import Event
 from .. import sse
 from ..generation import Generation
 from ..service import Service
-from ..structured.calls import leaves_out
 from ..wire import fields
 from ..wire import messages as messages_wire
 from ..wire import responses as responses_wire
@@ -22,7 +21,7 @@ from ..wire.messages_answer import MessagesWriter, ping
 from ..wire.responses import ResponsesRequest
 from ..wire.responses_answer import ResponsesWriter
 from ..wire.usage import new_id
-from .answers import Answer, form_of
+from .answers import Answer, with_tools
 from .common import Json, model_name, service_of
 
 
@@ -32,10 +31,9 @@ async def messages(request: Request) -> Any:
     name = model_name(service, asked.model)
     ask, params = messages_wire.prompt_of(asked), messages_wire.params_of(asked, service.defaults)
     prompt = await service.prompt(ask)
-    tools = None if leaves_out(asked.tool_choice) else ask.tools
     format = (asked.output_config and asked.output_config.format) or asked.output_format
-    grammar = await form_of(service, asked, format, tools, asked.tool_choice)
-    generation = service.answer(prompt, params, tools=tools, parse=True, grammar=grammar, **fields.running(asked))
+    params, more = await with_tools(service, asked, ask.tools, params, format)
+    generation = service.answer(prompt, params, **more, **fields.running(asked))
     writer = MessagesWriter(name, generation)
     if asked.stream:
         return sse.EventStream(message_events(writer, service), generation.cancel, {"request-id": new_id("req")})
@@ -89,10 +87,9 @@ async def responses(request: Request) -> Any:
     name = model_name(service, asked.model)
     ask, params = responses_wire.prompt_of(asked), responses_wire.params_of(asked, service.defaults)
     prompt = await service.prompt(ask)
-    tools = None if leaves_out(asked.tool_choice) else ask.tools
     format = None if asked.text is None else asked.text.format
-    grammar = await form_of(service, asked, format, tools, asked.tool_choice, asked.parallel_tool_calls)
-    generation = service.answer(prompt, params, tools=tools, parse=True, grammar=grammar, **fields.running(asked))
+    params, more = await with_tools(service, asked, ask.tools, params, format, asked.parallel_tool_calls)
+    generation = service.answer(prompt, params, **more, **fields.running(asked))
     writer = ResponsesWriter(asked, name, generation)
     if asked.stream:
         return sse.EventStream(response_events(writer, service), generation.cancel)

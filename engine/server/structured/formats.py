@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from ....errors import OptionError
 from ...generation.grammars.grammar import Grammar
@@ -18,6 +18,7 @@ KINDS: dict[str, Callable[[Any], Grammar]] = {
     "grammar": Grammar.of_lark,
 }
 ANY_OBJECT = {"type": "object"}
+T = TypeVar("T")
 
 
 def schema_of(format: Mapping[str, Any] | None) -> Mapping[str, Any] | bool | None:
@@ -51,12 +52,13 @@ def wish_of(asked: Sampled, format: Mapping[str, Any] | None = None) -> Callable
     for name, (kind, value) in wanted.items():
         if kind not in KINDS:
             raise bad_request(f"{name} is not supported: give {', '.join(KINDS)}", name)
-        return partial(_make, name, KINDS[kind], value)
+        return partial(about, name, partial(KINDS[kind], value))
     return None
 
 
-def _make(name: str, kind: Callable[[Any], Grammar], value: Any) -> Grammar:
+def about(name: str, make: Callable[[], T]) -> T:
+    """What is made of a field; raises ApiError that names it."""
     try:
-        return kind(value)
+        return make()
     except (OptionError, TypeError) as error:
         raise ApiError(400, f"{name}: {error}", param=name) from None

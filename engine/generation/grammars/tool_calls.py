@@ -1,13 +1,15 @@
-"""Grammars for calls of tools, in the words of the model's dialect: a call that must come, or the call of one tool, or
-calls that may come and are then held to their tools.
+"""Grammars of a chat's answers, in the words of the model's dialect: a call that must come, or the call of one tool, or
+calls that may come and are then held to their tools, or an answer of a form.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ....errors import OptionError
@@ -15,12 +17,47 @@ from ....loaders.tokens.conversation import tools_of
 from ....loaders.tokens.dialects.dialect import Dialect
 from ....loaders.tokens.dialects.forms.calls import CallGrammar, grammar_of
 from ....loaders.tokens.dialects.machine import marks_of
-from ...generation.grammars.grammar import Grammar, Vocabulary, Waking
-from ..wire.errors import bad_request
+from ....loaders.tokens.tokenizer import Tokenizer
+from ...config import SamplingParams
+from .grammar import Grammar, Vocabulary, Waking
 
 Schema = Mapping[str, Any]
 Functions = Sequence[Mapping[str, Any]]
 log = logging.getLogger("headrace")
+BAR = -100.0  # on the logit of a token that must not come
+
+
+def of_chat(
+    dialect: Dialect,
+    vocabulary: Vocabulary,
+    *,
+    tools: Any = None,
+    choice: Any = None,
+    several: bool = True,
+    schema: Schema | None = None,
+    form: Callable[[], Grammar | None] | None = None,
+) -> Grammar | None:
+    """The grammar of an answer: of a call that must come, of the form that is asked for, or of either; or what holds
+    calls to their tools. None: of any answer. choice: of tools, as `forced_names` reads it; several: whether more than
+    one call may come; schema: of the form, where it is JSON; form: makes its grammar. Raises OptionError."""
+    is_forced, only = forced_names(choice)
+    if is_forced or (tools and schema is not None):
+        or_else = None if is_forced else schema
+        return of_calls(dialect, tools, vocabulary, only=only, several=several, or_else=or_else)
+    if schema is not None and dialect.style == "channels":
+        return of_answer(dialect, schema, vocabulary)
+    if form is not None:
+        return form()
+    return held(dialect, tools, vocabulary, several) if tools else None
+
+
+def schema_of(params: SamplingParams) -> Schema | None:
+    """The schema that sampling parameters ask for, where it is an object; text that is no JSON is none."""
+    schema = params.json_schema
+    if isinstance(schema, str):
+        with contextlib.suppress(ValueError, RecursionError):
+            schema = json.loads(schema)
+    return schema if isinstance(schema, Mapping) else None
 
 
 def of_calls(
@@ -32,17 +69,16 @@ def of_calls(
     several: bool = True,
     or_else: Schema | None = None,
 ) -> Grammar:
-    """One call or several. only: of this tool; or_else: or an answer of this schema instead. Raises ApiError where
-    that cannot be had, OptionError for schemas that cannot be used."""  # fmt: skip
+    """One call or several. only: of this tool; or_else: or an answer of this schema instead. Raises OptionError where
+    that cannot be had, and for schemas that cannot be used."""
     if not dialect.forms:
-        raise bad_request(
-            f"tool_choice: calls cannot be forced in the dialect of this model ({dialect.name}): give 'auto' or 'none'",
-            "tool_choice",
+        raise OptionError(
+            f"calls cannot be forced in the dialect of this model ({dialect.name}): give 'auto' or 'none'"
         )
     named = [tool for tool in tools_of(tools) or () if only in (None, tool["function"]["name"])]
     if not named:
         known = f"there is no tool {only!r}" if only else "there are no tools"
-        raise bad_request(f"tool_choice asks for a call, and {known}: give tools", "tool_choice")
+        raise OptionError(f"it asks for a call, and {known}: give tools")
     marks, many = marks_of(dialect, vocabulary.tokenizer), several and only is None
     made = grammar_of(dialect, named, marks, several=many, or_else=or_else, ends=vocabulary.ends)
     return Grammar.of_rules(made.text)
@@ -111,7 +147,7 @@ def _awake_behind(made: CallGrammar, dialect: Dialect, vocabulary: Vocabulary) -
 
 def forced_names(choice: Any) -> tuple[bool, str | None]:
     """Whether a choice of tools asks for a call, and of which tool; of the chat API's choices and Anthropic's. Raises
-    ApiError for a choice that is none."""
+    OptionError for a choice that is none."""
     if choice in (None, "auto", "none"):
         return False, None
     if choice in ("required", "any"):
@@ -125,14 +161,21 @@ def forced_names(choice: Any) -> tuple[bool, str | None]:
         name = function.get("name") if isinstance(function, Mapping) else choice.get("name")
         if kind in ("function", "tool") and isinstance(name, str):
             return True, name
-    raise bad_request(
-        f"tool_choice {choice!r} is none: give auto, none, required, or a tool by its name", "tool_choice"
-    )
+    raise OptionError(f"{choice!r} is none: give auto, none, required, or a tool by its name")
 
 
 def leaves_out(choice: Any) -> bool:
     """Whether no call may come."""
     return choice == "none" or (isinstance(choice, Mapping) and choice.get("type") == "none")
+
+
+def barred(params: SamplingParams, dialect: Dialect, tokenizer: Tokenizer) -> SamplingParams:
+    """The same, but that no call may begin, in dialects where one begins with a token of its own: tools that are in the
+    prompt, which stays as it is, so that its keys and values are reused, tempt a model."""
+    marks = marks_of(dialect, tokenizer)
+    tokens = {marks.token_of(marks.spell(form.wakes)) for form in dialect.forms}
+    bias = {token: BAR for token in tokens if token is not None}
+    return replace(params, logit_bias={**(params.logit_bias or {}), **bias}) if bias else params
 
 
 def single(parallel: bool | None, choice: Any) -> bool:
