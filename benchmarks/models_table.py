@@ -22,10 +22,8 @@ SEVERAL = {"granitemoe": ("granitemoeshared",), "deepseek2": ("deepseek_v2", "ki
 OTHERS = {"granitemoeshared": "moe-7b-1b-active-shared-experts", "exaone_moe": "K-EXAONE-236B-A23B"}
 MISSING = {
     "bailing_hybrid": "Kimi delta attention",
-    "deepseek_v32": "the indexer that chooses keys",
     "deepseek_v4": "compressed attention, several residual streams",
     "glm5_next": "Kimi delta attention, the indexer, several residual streams",
-    "glm_moe_dsa": "the indexer that chooses keys",
     "granitemoehybrid": "Mamba 2",
     "kimi_k3": "Kimi delta attention, experts on a narrower latent",
     "kimi_linear": "Kimi delta attention",

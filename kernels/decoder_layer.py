@@ -160,6 +160,7 @@ class Places:
     contexts_S: Tensor  # int32
     states_S: Tensor | None = None  # int32: slots of recurrent states, of models that have such
     pieces: tuple[Piece, ...] = ()  # of the tokens, where states are kept on the way; else all are one piece
+    chosen: dict[str, Tensor] = field(default_factory=dict, compare=False, repr=False)  # by a layer, for those behind
     native: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
 

@@ -4,13 +4,14 @@ what is computed, as a sequence of ops; a backend may run it at once."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
 from .decoder_layer import Block, Piece, Places, linear
 from .packed import Matrix, Stacked
+from .sparse.indexer import Indexer, as_pages, as_sequences
 
 if TYPE_CHECKING:
     from . import Ops
@@ -20,13 +21,16 @@ TURNING = 8  # tokens whose keys and values take as long to make as turning the 
 SEGMENT = 512  # tokens whose keys and values are made at once
 MADE_PAGE = 32  # of the cache that these go to
 
+Way = Literal["attend", "make", "choose"]  # to latents, to keys and values made of them, to chosen latents
+
 
 @dataclass(frozen=True, kw_only=True)
 class LatentBlock(Block):
     """Latent attention. A query attends to latents themselves: it goes into their space by its head's part of the
     up-projection of keys, and what is attended comes out of it by that of values. Or keys and values are made of the
-    latents of the context, where that takes fewer operations. Letters besides those of `reference.py`: l the rank of a
-    latent, n the part of a head without rotation, v a value."""
+    latents of the context, where that takes fewer operations. With a `top` a token sees so many keys of a longer
+    context, which its indexer has chosen, or an earlier layer's. Letters besides those of `reference.py`: l the rank of
+    a latent, n the part of a head without rotation, v a value."""
 
     heads: int
     q_a: Matrix | None  # [rank, D]; None: queries come straight from the hidden state
@@ -44,6 +48,8 @@ class LatentBlock(Block):
     norm_eps: float  # of the latents' norms
     scale: float  # of scores
     may_make_keys: bool = True  # else latents are attended whatever it costs, and no value of a tensor is asked for
+    top: int | None = None  # None: all keys are seen
+    indexer: Indexer | None = None
 
     @property
     def rank(self) -> int:
@@ -60,33 +66,58 @@ class LatentBlock(Block):
 
     def mix(self, ops: Ops, h_TD: Tensor, places: Places, wanted: bool) -> Tensor | None:
         self._keep(ops, h_TD, places)
+        if self.indexer is not None:
+            self.indexer.keep(ops, h_TD, places)
         if not wanted:
             return None
-        q_TNd = self._queries(ops, h_TD, places)
+        low_TR = self._low(ops, h_TD)
+        q_TNd = self._queries(ops, low_TR, places)
         if not self.may_make_keys:
+            assert self.top is None, "chosen keys where no value of a tensor is asked for"
             batch = places.tables_SM, places.starts_S1, places.contexts_S
-            return self._attend_latents(ops, q_TNd, batch).flatten(1)
+            return self._attend_latents(ops, q_TNd, self.rows_P1Bl, batch).flatten(1)
+        slots_TO = self._chosen(ops, h_TD, low_TR, places)
         starts, contexts = places.starts_S1.tolist(), places.contexts_S.tolist()
-        made = [self.makes_keys(starts[s + 1] - starts[s], context) for s, context in enumerate(contexts)]
+        ways = [self._way(starts[s + 1] - starts[s], context) for s, context in enumerate(contexts)]
         out, s = [], 0
-        while s < len(made):  # a sequence with made keys alone, the others together
+        while s < len(ways):  # a sequence with made keys alone, others of a kind together
             end = s + 1
-            while not made[s] and end < len(made) and not made[end]:
+            while ways[s] != "make" and end < len(ways) and ways[end] == ways[s]:
                 end += 1
             q_tNd, tables_SM = q_TNd[starts[s] : starts[end]], places.tables_SM[s:end]
-            if made[s]:
+            if ways[s] == "make":
                 out.append(self._attend_made(ops, q_tNd, tables_SM, contexts[s]))
+            elif slots_TO is not None and ways[s] == "choose":
+                rows = slice(starts[s], starts[end])
+                batch = as_sequences(slots_TO[rows], places.positions_T[rows])
+                out.append(self._attend_latents(ops, q_tNd, as_pages(self.rows_P1Bl), batch))
             else:
                 batch = tables_SM, places.starts_S1[s : end + 1] - starts[s], places.contexts_S[s:end]
-                out.append(self._attend_latents(ops, q_tNd, batch))
+                out.append(self._attend_latents(ops, q_tNd, self.rows_P1Bl, batch))
             s = end
         return torch.cat(out).flatten(1)
 
-    def _attend_latents(self, ops: Ops, q_TNd: Tensor, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        """float32 [T, N, v]; batch: page tables, starts and contexts."""
+    def _way(self, queries: int, context: int) -> Way:
+        """How so many new tokens of a sequence with so many in the cache attend."""
+        if self.top is not None and context > self.top:
+            return "choose"
+        return "make" if self.makes_keys(queries, context) else "attend"
+
+    def _chosen(self, ops: Ops, h_TD: Tensor, low_TR: Tensor, places: Places) -> Tensor | None:
+        """Where the keys lie that new tokens see; None: all see everything. It is kept for layers behind."""
+        if self.top is None or int(places.contexts_S.max()) <= self.top:
+            return None
+        if self.indexer is not None:
+            places.chosen["slots"] = self.indexer.choose(ops, h_TD, low_TR, places, self.top)
+        return places.chosen["slots"]
+
+    def _attend_latents(
+        self, ops: Ops, q_TNd: Tensor, rows_P1Bl: Tensor, batch: tuple[Tensor, Tensor, Tensor]
+    ) -> Tensor:
+        """float32 [T, N, v]; batch: page tables, starts and contexts, in the cache as these pages have it."""
         own = self.k_up.cols
         q_TNl = torch.cat([ops.linear_by_head(q_TNd[..., :own], self.k_up), q_TNd[..., own:]], dim=2)
-        seen_TNl = ops.attention(q_TNl, self.rows_P1Bl, self.rows_P1Bl[..., : self.rank], *batch, self.scale)
+        seen_TNl = ops.attention(q_TNl, rows_P1Bl, rows_P1Bl[..., : self.rank], *batch, self.scale)
         return ops.linear_by_head(seen_TNl, self.v_up)
 
     def _attend_made(self, ops: Ops, q_TNd: Tensor, tables_1M: Tensor, context: int) -> Tensor:
@@ -118,11 +149,15 @@ class LatentBlock(Block):
         page = self.rows_P1Bl.shape[2]
         self.rows_P1Bl[places.slots_T // page, 0, places.slots_T % page] = row_TL.to(self.rows_P1Bl.dtype)
 
-    def _queries(self, ops: Ops, h_TD: Tensor, places: Places) -> Tensor:
+    def _low(self, ops: Ops, h_TD: Tensor) -> Tensor:
+        """What queries are made of, float32: the hidden state, or a latent of it."""
+        if self.q_a is None or self.q_a_norm is None:
+            return h_TD
+        return ops.rmsnorm(ops.linear(h_TD, self.q_a, self.q_a_bias), self.q_a_norm, self.norm_eps)
+
+    def _queries(self, ops: Ops, low_TR: Tensor, places: Places) -> Tensor:
         """float32 [T, N, n + 2 r], the last part rotated."""
-        if self.q_a is not None and self.q_a_norm is not None:
-            h_TD = ops.rmsnorm(ops.linear(h_TD, self.q_a, self.q_a_bias), self.q_a_norm, self.norm_eps)
-        q_TNd = ops.linear(h_TD, self.q).view(len(h_TD), self.heads, -1)
+        q_TNd = ops.linear(low_TR, self.q).view(len(low_TR), self.heads, -1)
         ops.rotate_(q_TNd[..., self.k_up.cols :], self.cos_Pr, self.sin_Pr, places.positions_T)
         return q_TNd
 

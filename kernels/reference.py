@@ -24,11 +24,12 @@ from .formats import Format
 from .packed import TORCH_DTYPES, ExpertBank, Matrix
 from .recipes import SWIGLU, Activation
 from .recurrent import delta_gates, delta_rule, short_conv
+from .sparse.choose import choose_keys, place_index_
 
 __all__ = [
-    "add_rmsnorm_", "argmax", "attention", "attention_block", "delta_gates", "delta_rule", "dequantize", "embed",
-    "experts", "gated_add_", "glu", "layers", "linear", "linear_by_head", "place_qkv_", "quantize", "repack",
-    "rmsnorm", "rotate_", "route", "scale_", "short_conv", "sigmoid_mul_",
+    "add_rmsnorm_", "argmax", "attention", "attention_block", "choose_keys", "delta_gates", "delta_rule",
+    "dequantize", "embed", "experts", "gated_add_", "glu", "layers", "linear", "linear_by_head", "place_index_",
+    "place_qkv_", "quantize", "repack", "rmsnorm", "rotate_", "route", "scale_", "short_conv", "sigmoid_mul_",
 ]  # fmt: skip
 
 

@@ -109,11 +109,26 @@ class AttentionSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class IndexerSpec:
+    """What chooses the keys that latent attention sees. A token has `heads` queries of `dim`, made of the latent of its
+    queries, a weight for each, and one key of `dim` in the cache. A key scores the weighted sum, over heads, of its
+    products above 0; the `top` best are seen, and everything in a context of no more. own: without one, the choice of
+    the last layer that has one serves. neighbours: checkpoints have the rotated dims of it as pairs (2i, 2i + 1), not
+    (i, i + half). Source: DeepSeek-V3.2-Exp (section 2.1)."""
+
+    heads: int
+    dim: int
+    top: int
+    own: bool = True
+    neighbours: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class LatentSpec:
     """Multi-head latent attention: a token caches one latent of `kv_rank` and one rotary key of `rope.rotary_dim`,
     which all heads share. `q_rank`: queries come through so many dimensions, 0: straight from the hidden state; `nope`,
-    `v_dim`: of a head's key without rotation, and of its value; `norm_eps`: of the norms of latents. Source:
-    DeepSeek-V2 (arXiv 2405.04434, section 2.1)."""
+    `v_dim`: of a head's key without rotation, and of its value; `norm_eps`: of the norms of latents; `indexer`: only
+    some keys are seen. Source: DeepSeek-V2 (arXiv 2405.04434, section 2.1)."""
 
     heads: int
     q_rank: int
@@ -124,6 +139,7 @@ class LatentSpec:
     rope: RopeSpec
     norm_eps: float
     bias: bool = False  # of the projections to the latents, and of the output
+    indexer: IndexerSpec | None = None
 
     @property
     def rope_dim(self) -> int:
@@ -134,8 +150,18 @@ class LatentSpec:
         return self.heads * (self.nope + self.rope_dim)
 
     @property
-    def cached(self) -> int:
+    def row(self) -> int:
+        """Elements of a latent and its rotary key."""
         return self.kv_rank + self.rope_dim
+
+    @property
+    def index_key(self) -> int:
+        """Elements of a token's key of the layer's own indexer."""
+        return self.indexer.dim if self.indexer is not None and self.indexer.own else 0
+
+    @property
+    def cached(self) -> int:
+        return self.row + self.index_key
 
     @property
     def state(self) -> int:
@@ -155,7 +181,9 @@ class LatentSpec:
 
     @property
     def work_rows(self) -> int:
-        return 2 * self.q_rows + 2 * self.heads * self.cached + 2 * self.out_rows + self.q_rank + 2 * self.cached
+        it = self.indexer
+        chosen = 0 if it is None else it.top + it.own * (2 * it.heads * (it.dim + 1) + 2 * it.dim)
+        return 2 * self.q_rows + 2 * self.heads * self.row + 2 * self.out_rows + self.q_rank + 2 * self.row + chosen
 
     @property
     def made(self) -> int:

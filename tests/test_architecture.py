@@ -27,8 +27,8 @@ ROOMS = {
     "planning model cuda_graphs generation memory measure core llm bench server terminal",
     "loaders": "files memory spec families architecture gguf quants hub model_source quantised weights gguf_weights "
     "tokens",
-    "kernels": "_cpu scratch recipes formats blocks isa limits context packed decoder_layer mixers recurrent reference "
-    "cpu gpu cases",
+    "kernels": "_cpu scratch recipes formats blocks isa limits context packed decoder_layer sparse mixers "
+    "recurrent reference cpu gpu cases",
 }
 MOST_FILES, MOST_LINES, MOST_OF_A_FUNCTION = 12, 400, 50
 

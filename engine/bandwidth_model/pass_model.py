@@ -22,10 +22,10 @@ import torch
 
 from ...loaders.architecture.of_spec import of_spec
 from ...loaders.quants.by_format import ByFormat
-from ...loaders.spec import ModelSpec
+from ...loaders.spec import LatentSpec, ModelSpec
 from ...loaders.weights.model_weights import Formats
 from ..ledger import in_formats
-from ..ledger.pass_bytes import DENSE, EXPERTS, HEAD, INPUTS, KV, bytes_per_token
+from ..ledger.pass_bytes import DENSE, EXPERTS, HEAD, INPUTS, KV, Indexed, bytes_per_token
 from ..ledger.passes import (
     CPU_DRAM,
     D2D,
@@ -179,7 +179,11 @@ class PassModel:
         for mixer, kind in zip(self.spec.mixers, self.model.layers, strict=True):
             if mixer.cached and kind.mixer is not None:
                 reach = context if mixer.window is None else min(context, mixer.window + queries - 1)
-                seen[flop_counts.intensity(kind.mixer, queries, max(queries, context))] += mixer.cached * max(1, reach)
+                read = mixer.cached * max(1, reach)
+                if isinstance(mixer, LatentSpec) and mixer.indexer is not None:
+                    chosen = Indexed(mixer.row, mixer.index_key, mixer.indexer.top)
+                    read = chosen.read([(max(1, queries), max(1, reach))])
+                seen[flop_counts.intensity(kind.mixer, queries, max(queries, context))] += read
         return seen
 
     def _pair_flops(self, queries: int, context: int) -> int:

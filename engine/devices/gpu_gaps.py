@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ...errors import OptionError
-from ...loaders.spec import AttentionSpec, ModelSpec
+from ...loaders.spec import AttentionSpec, LatentSpec, ModelSpec
 from ...loaders.weights.checkpoint import Checkpoint
 from ..placement.placement import Tier
 from .device import Device
@@ -27,6 +27,7 @@ def _missing(spec: ModelSpec) -> list[str]:
         "norms of values": any(one.v_norm for one in attention),
         "keys that serve as values": not all(one.own_values for one in attention),
         "a factor for each expert": spec.moe.factors,
+        "the indexer that chooses keys": any(isinstance(one, LatentSpec) and one.indexer for one in spec.mixers),
         "GeGLU": spec.moe.activation.cubic != 0,
     }
     return [what for what, is_needed in needed.items() if is_needed]

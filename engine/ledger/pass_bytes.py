@@ -15,13 +15,13 @@ which counts the same bytes and takes the same time.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
 
-from ...loaders.spec import ModelSpec
+from ...loaders.spec import LatentSpec, ModelSpec
 from ...loaders.weights.model_weights import LayerWeights, ModelWeights
 from .passes import CPU_DRAM, Bytes
 
@@ -48,12 +48,32 @@ Span = tuple[int, int]  # of one sequence: its new tokens, and its tokens in the
 
 
 @dataclass(frozen=True)
+class Indexed:
+    """Of a layer that sees some keys alone, in bytes: what attention reads of a token, and what its own indexer does
+    (0: an earlier layer's choice serves); and how many keys are seen."""
+
+    row: int
+    key: int
+    top: int
+
+    def read(self, spans: Sequence[Span]) -> int:
+        """What new tokens read at most: all of a context that is seen as a whole; else every key of the indexer, and
+        for each token as many others as it may choose."""
+        few = sum(context for _, context in spans if context <= self.top)
+        many = [(new, context) for new, context in spans if context > self.top]
+        chosen = sum(min(context, self.top * new) for new, context in many)
+        return self.row * (few + chosen) + self.key * sum(context for _, context in many)
+
+
+@dataclass(frozen=True)
 class CacheSizes:
     """What the caches of a model are made of, in bytes: of each layer what one token adds and the window that a query
-    sees (None: all), and the recurrent state of a sequence over all layers."""
+    sees (None: all), and the recurrent state of a sequence over all layers. indexed: by layer, of those that see some
+    keys alone."""
 
     layers: tuple[tuple[int, int | None], ...]
     state: int
+    indexed: Mapping[int, Indexed] = field(default_factory=dict)
 
     @cached_property
     def token(self) -> int:
@@ -64,15 +84,20 @@ class CacheSizes:
     def _reading(self) -> dict[int | None, int]:
         """By window what is read of a token in all layers but the last."""
         found: Counter[int | None] = Counter()
-        for size, window in self.layers[:-1]:
-            found[window] += size
+        for i, (size, window) in enumerate(self.layers[:-1]):
+            if i not in self.indexed:
+                found[window] += size
         return dict(found)
 
     def moved(self, spans: Sequence[Span], logits: bool) -> int:
         """What a pass writes, and reads in every layer that attends: all but the last, if nobody wants logits. A state
         is read and written."""
         size = self.token * sum(new for new, _ in spans) + 2 * self.state * len(spans)
-        reading = [*self._reading.items(), *((window, size) for size, window in self.layers[-1:] if logits)]
+        last = len(self.layers) - 1
+        own = logits and last not in self.indexed
+        reading = [*self._reading.items(), *((window, size) for size, window in self.layers[-1:] if own)]
+        chosen = Counter(one for layer, one in self.indexed.items() if logits or layer < last)
+        size += sum(layers * one.read(spans) for one, layers in chosen.items())
         return size + sum(each * _seen(spans, window) for window, each in reading)
 
 
@@ -86,7 +111,12 @@ def _seen(spans: Sequence[Span], window: int | None) -> int:
 def cache_sizes(spec: ModelSpec, dtype: torch.dtype) -> CacheSizes:
     """The sizes of a model's caches; `dtype` is that of keys and values."""
     layers = tuple((mixer.cached * dtype.itemsize, mixer.window) for mixer in spec.mixers)
-    return CacheSizes(layers=layers, state=4 * spec.state_elements)
+    indexed = {
+        i: Indexed(mixer.row * dtype.itemsize, mixer.index_key * dtype.itemsize, mixer.indexer.top)
+        for i, mixer in enumerate(spec.mixers)
+        if isinstance(mixer, LatentSpec) and mixer.indexer is not None
+    }
+    return CacheSizes(layers=layers, state=4 * spec.state_elements, indexed=indexed)
 
 
 def dense_sizes(weights: ModelWeights) -> DenseSizes:

@@ -34,9 +34,11 @@ def pages_for(tokens: int) -> int:
 
 @dataclass(frozen=True)
 class Latents:
-    """Of one layer with latent attention: of each token its latent and its rotary key, [pages, 1, PAGE, both]."""
+    """Of one layer with latent attention: of each token its latent and its rotary key, [pages, 1, PAGE, both], and the
+    key of the layer's indexer, [pages, 1, PAGE, dim], dim 0 where it has none."""
 
     rows: Tensor
+    keys: Tensor
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,8 @@ class KVCache:
                 shape = (2, pages, mixer.kv_heads, PAGE, mixer.head_dim)
                 return KeysAndValues(*torch.empty(shape, dtype=dtype, device=place))
             if isinstance(mixer, LatentSpec):
-                return Latents(torch.empty((pages, 1, PAGE, mixer.cached), dtype=dtype, device=place))
+                widths = mixer.row, mixer.index_key
+                return Latents(*(torch.empty((pages, 1, PAGE, n), dtype=dtype, device=place) for n in widths))
             state = (slots, mixer.v_heads, mixer.k_dim, mixer.v_dim)
             inputs = (slots, mixer.channels, mixer.taps - 1)
             return States(torch.zeros(inputs, device=place), torch.zeros(state, device=place))
@@ -84,7 +87,8 @@ class KVCache:
     def page_parts(self, page: int) -> list[Tensor]:
         """What a page holds of every layer, each contiguous: views."""
         keys = [one for layer in self.layers if isinstance(layer, KeysAndValues) for one in (layer.k, layer.v)]
-        latents = [layer.rows for layer in self.layers if isinstance(layer, Latents)]
+        both = [one for layer in self.layers if isinstance(layer, Latents) for one in (layer.rows, layer.keys)]
+        latents = [one for one in both if one.numel()]
         return [one[page] for one in (*keys, *latents)]
 
     def state_parts(self, slot: int) -> list[Tensor]:

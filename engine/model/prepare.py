@@ -13,6 +13,7 @@ from torch import Tensor
 from ...kernels.decoder_layer import AttentionBlock, Block, Layer, Router, Stack
 from ...kernels.mixers import DeltaBlock, LatentBlock
 from ...kernels.packed import ExpertBank
+from ...kernels.sparse.indexer import Indexer
 from ...loaders.spec import (
     NO_ROPE,
     AttentionSpec,
@@ -30,6 +31,7 @@ from . import rope
 from .kv_cache import KeysAndValues, KVCache, Latents, LayerCache, States
 
 Turns = tuple[Tensor, Tensor]  # cos and sin
+INDEX_EPS = 1e-6  # of the LayerNorm of an indexer's keys, in every model
 
 
 def make_stack(
@@ -123,7 +125,22 @@ def _latent(mixer: LatentSpec, it: LatentWeights, cache: Latents, turns: Turns, 
     return LatentBlock(
         heads=mixer.heads, q_a=it.q_a, q_a_norm=it.q_a_norm, q_a_bias=it.q_a_bias, q=it.q, kv_a=it.kv_a,
         kv_a_bias=it.kv_a_bias, kv_a_norm=it.kv_a_norm, k_up=it.k_up, v_up=it.v_up, o=it.o, o_bias=it.o_bias,
-        rows_P1Bl=cache.rows, cos_Pr=turns[0], sin_Pr=turns[1], norm_eps=mixer.norm_eps, scale=mixer.scale, **common,
+        rows_P1Bl=cache.rows, cos_Pr=turns[0], sin_Pr=turns[1], norm_eps=mixer.norm_eps, scale=mixer.scale,
+        top=mixer.indexer.top if mixer.indexer else None, indexer=_indexer(mixer, it, cache, turns), **common,
+    )  # fmt: skip
+
+
+def _indexer(mixer: LatentSpec, it: LatentWeights, cache: Latents, turns: Turns) -> Indexer | None:
+    """None: the layer has none of its own."""
+    if it.index_q is None or mixer.indexer is None:
+        return None
+    assert it.index_k is not None
+    assert it.index_weights is not None
+    assert it.index_norm is not None
+    assert it.index_norm_bias is not None
+    return Indexer(
+        heads=mixer.indexer.heads, q=it.index_q, k=it.index_k, norm_e=it.index_norm, bias_e=it.index_norm_bias,
+        eps=INDEX_EPS, weights=it.index_weights, keys_P1Be=cache.keys, cos_Pr=turns[0], sin_Pr=turns[1],
     )  # fmt: skip
 
 

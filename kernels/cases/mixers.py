@@ -17,6 +17,7 @@ from ..decoder_layer import Block, Piece, Places, Router, Stack
 from ..formats import FORMATS, Format
 from ..mixers import DeltaBlock, LatentBlock
 from ..packed import Stacked
+from ..sparse.indexer import Indexer
 from .attention import (
     EXPERTS,
     HEAD,
@@ -35,6 +36,7 @@ from .layers import layer_of, layers_difference
 
 HIDDEN = 96
 RANK, OWN, TURNED, VALUE = 64, 32, 16, 32  # of latent attention: a latent, a key's own part, what is rotated, a value
+INDEX_HEADS, INDEX_KEY, CHOSEN = 6, 24, 20  # of an indexer; CHOSEN: keys that are seen
 K_HEADS, K_DIM, V_HEADS, V_DIM, TAPS = 2, 32, 4, 16, 4  # of the delta rule
 
 
@@ -134,13 +136,34 @@ def delta(g: Generator, source: Source, form: Format, contexts: list[int], cache
     return delta_block(g, source, form, len(contexts) + 1, in_turns)
 
 
+def few(g: Generator, source: Source, form: Format, contexts: list[int], cache: Inputs, own: bool) -> Block:
+    """Latent attention to some keys of a context alone, chosen by an indexer of its own, or before."""
+    block = latent_block(g, source, form, contexts, True, cache["tables"])
+    assert block.q_a is not None, "queries of an indexer without a latent"
+    indexer = Indexer(
+        heads=INDEX_HEADS,
+        q=source.matrix(form, INDEX_HEADS * INDEX_KEY, block.q_a.rows),
+        k=source.matrix(form, INDEX_KEY, HIDDEN),
+        norm_e=normal(g, INDEX_KEY),
+        bias_e=normal(g, INDEX_KEY),
+        eps=1e-6,
+        weights=source.matrix(FORMATS["f32"], INDEX_HEADS, HIDDEN),
+        keys_P1Be=paged(g, contexts, 1, PAGE, INDEX_KEY, torch.bfloat16, cache["tables"])["k"],
+        cos_Pr=block.cos_Pr,
+        sin_Pr=block.sin_Pr,
+    )
+    return replace(block, top=CHOSEN, indexer=indexer if own else None)
+
+
 BLOCKS: dict[str, MakeBlock] = {
     "gated attention": gated_block,
     "latent": partial(latent, low=False),
     "latent low": partial(latent, low=True),
+    "latent few": partial(few, own=True),
     "delta": partial(delta, in_turns=False),
     "delta turns": partial(delta, in_turns=True),
 }
+BEHIND: dict[str, MakeBlock] = {"latent chosen before": partial(few, own=False)}  # another layer
 
 
 def inputs_of(g: Generator, new: list[int], old: list[int], rows: str, cut: int | None) -> tuple[Inputs, Inputs]:
@@ -190,7 +213,7 @@ def layers_cases() -> Iterator[Case]:
             contexts = [n + o for n, o in zip(new, old, strict=True)]
             layers = []
             for mixer, ffn in layer_kinds(kinds):
-                block = BLOCKS[mixer](g, source, form, contexts, cache)
+                block = (BLOCKS | BEHIND)[mixer](g, source, form, contexts, cache)
                 block = replace(block, router=None) if ffn == "dense" else block
                 layers.append(layer_of(g, source, form, block, ffn))
             return {**inputs, "stack": Stack(layers=tuple(layers))}
@@ -201,8 +224,9 @@ def layers_cases() -> Iterator[Case]:
 
     hybrid = "delta+gated, delta+moe, delta turns+gated, gated attention+gated"
     latent = "latent low+dense, latent low+shared, latent+moe"
+    sparse = "latent few+dense, latent chosen before+shared, latent few+moe, latent chosen before+moe"
     mixed = "latent+dense, delta+shared, gated attention+moe, latent low+gated"
-    for kinds, cut in ((hybrid, 2), (latent, None), (mixed, 2)):
+    for kinds, cut in ((hybrid, 2), (latent, None), (sparse, None), (mixed, 2)):
         for form in (FORMATS["f32"], FORMATS["q8_0"]):
             yield case(kinds, form, [1], [40])
             yield case(kinds, form, [37, 5], [3, 0], "few rows")

@@ -18,11 +18,12 @@ from ..packed import FORMAT_OF_DTYPE, ExpertBank, Matrix
 from ..recipes import SWIGLU, Activation
 from . import prepare, prepare_layers
 from .prepare import F32, I32, I64, U8, at
+from .sparse_ops import SparseOps
 
 ROUNDED_HERE = ("q8_0", "q4_0")  # the other block formats are rounded to by torch: slower, once, while loading
 
 
-class CpuOps:
+class CpuOps(SparseOps):
     """The ops in a context: another one may be set between two calls, and holds from the next on."""
 
     def __init__(self, context: Context) -> None:

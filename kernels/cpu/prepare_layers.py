@@ -14,6 +14,7 @@ from ..decoder_layer import AttentionBlock, Block, Layer, Piece, Places, Router,
 from ..mixers import DeltaBlock, LatentBlock
 from ..packed import Tail
 from ..recipes import SWIGLU
+from ..sparse.indexer import Indexer
 from .prepare import (
     F32,
     I32,
@@ -116,6 +117,7 @@ def _attention(it: AttentionBlock, D: int) -> Any:
 def _latent(it: LatentBlock, D: int) -> Any:
     N, rank, own, turned = it.heads, len(it.kv_a_norm), it.k_up.cols, 2 * it.cos_Pr.shape[1]
     low = D if it.q_a is None else it.q_a.rows
+    assert it.may_make_keys or it.top is None, "chosen keys where no value of a tensor is asked for"
     assert it.q_a is None or it.q_a.cols == D, "a projection of queries of other columns"
     assert (it.q.rows, it.q.cols) == (N * (own + turned), low), "queries do not fit"
     assert (it.kv_a.rows, it.kv_a.cols) == (rank + turned, D), "latents do not fit"
@@ -137,6 +139,24 @@ def _latent(it: LatentBlock, D: int) -> Any:
         norm_eps=it.norm_eps,
         scale=it.scale,
         may_make_keys=it.may_make_keys,
+        top=it.top or 0,
+        indexer=None if it.indexer is None else _indexer(it.indexer, low, D),
+    )
+
+
+def _indexer(it: Indexer, low: int, D: int) -> Any:
+    J, e = it.heads, it.keys_P1Be.shape[3]
+    assert (it.q.rows, it.q.cols) == (J * e, low), "queries of the indexer do not fit"
+    assert (it.k.rows, it.k.cols, it.weights.rows, it.weights.cols) == (e, D, J, D), "keys of the indexer do not fit"
+    return _cpu.Indexer(
+        heads=J,
+        q=matrix(it.q),
+        k=matrix(it.k),
+        weights=matrix(it.weights),
+        norm=at(it.norm_e, F32, e),
+        bias=at(it.bias_e, F32, e),
+        eps=it.eps,
+        cache=cache(it.keys_P1Be, it.keys_P1Be),
     )
 
 

@@ -5,7 +5,7 @@ alone decide how many programs run, so all can be captured in a CUDA graph (run 
 Tensors are on the GPU, or on the CPU with TRITON_INTERPRET=1, which runs the kernels in numpy for the tests.
 
 Not there yet, and refused by `engine/devices/gpu_gaps.py` before a model is loaded: norms of values, keys that serve as
-values, factors of experts' weights, GeGLU.
+values, factors of experts' weights, GeGLU, an indexer.
 
 Differences from the twin: with more than one token, weights of bf16, q8_0 and q4_0 meet activations rounded to bf16 on
 tensor cores, and with a bf16 cache attention does too (`cases/case.py` knows the error this allows); all else is
@@ -22,7 +22,7 @@ except ImportError as missing:
     raise OptionError("the GPU kernels need Triton, which is not installed: pip install 'headrace[gpu]'") from missing
 
 # Packing happens once, while loading; gates are a few numbers a token. Plain torch does both on any device.
-from ..reference import delta_gates, quantize, repack, scale_, sigmoid_mul_
+from ..reference import choose_keys, delta_gates, place_index_, quantize, repack, scale_, sigmoid_mul_
 from .attention.attention import attention
 from .attention.qkv import place_qkv_
 from .block import attention_block, layers
@@ -39,7 +39,7 @@ from .router import route
 from .sampling import argmax
 
 __all__ = [
-    "add_rmsnorm_", "argmax", "attention", "attention_block", "delta_gates", "delta_rule", "dequantize", "embed",
-    "experts", "gated_add_", "glu", "layers", "linear", "linear_by_head", "place_qkv_", "quantize", "repack", "rmsnorm",
-    "rotate_", "route", "scale_", "short_conv", "sigmoid_mul_",
+    "add_rmsnorm_", "argmax", "attention", "attention_block", "choose_keys", "delta_gates", "delta_rule",
+    "dequantize", "embed", "experts", "gated_add_", "glu", "layers", "linear", "linear_by_head", "place_index_",
+    "place_qkv_", "quantize", "repack", "rmsnorm", "rotate_", "route", "scale_", "short_conv", "sigmoid_mul_",
 ]  # fmt: skip

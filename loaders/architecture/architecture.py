@@ -40,12 +40,14 @@ class Part:
 @dataclass(frozen=True, kw_only=True)
 class Cache:
     """What a layer keeps of the past: `width` elements for every `every`-th token, of the last `window` tokens. A query
-    reads all of it, or the `chosen` entries that an indexer picks."""
+    reads all of it, or the `chosen` entries that an indexer picks; nothing in a context of no more than `beyond`
+    tokens."""
 
     width: int
     window: int | None = None
     every: int = 1
     chosen: int | None = None
+    beyond: int = 0
 
     def stored(self, context: int) -> int:
         """Elements kept at a context of so many tokens."""
@@ -53,6 +55,8 @@ class Cache:
 
     def read(self, context: int) -> int:
         """Elements that one query reads."""
+        if context <= self.beyond:
+            return 0
         return min(self.stored(context), (self.chosen or context) * self.width)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..families.config_reader import ConfigReader
+from ..families.indexers import FULL, kinds_of
 from .architecture import Architecture, Mixer, Part, vector
 from .common import (
     Feed,
@@ -67,8 +68,8 @@ def deepseek_v32(c: ConfigReader) -> Architecture:
 def glm_moe_dsa(c: ConfigReader) -> Architecture:
     """GLM-5: layers marked "shared" reuse the choice of the last layer that has an indexer."""
     count, indexer = layer_count(c), read_indexer(c)
-    kinds = listed(c, "indexer_types", count, ("full", "shared")) or ["full"] * count
-    return decoder(c, [latent(c, indexer, kind == "full") for kind in kinds], latent_feeds(c, default=3))
+    mixers = [latent(c, indexer, kind == FULL) for kind in kinds_of(c, count)]
+    return decoder(c, mixers, latent_feeds(c, default=3))
 
 
 def mistral_large4(c: ConfigReader) -> Architecture:

@@ -95,7 +95,7 @@ def mla(
     caches = [Cache(width=kv_lora + rope, chosen=indexer.top if indexer else None)]
     if indexer and own_indexer:
         parts += indexer.parts(hidden, q_lora or hidden)
-        caches.append(Cache(width=indexer.dim))
+        caches.append(Cache(width=indexer.dim, beyond=indexer.top))
     return Mixer(
         kind="latent, sparse" if indexer else "latent",
         parts=tuple(parts),

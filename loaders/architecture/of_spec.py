@@ -12,7 +12,7 @@ from ..spec import AttentionSpec, DenseSpec, LatentSpec, LayerSpec, MixerSpec, M
 from .architecture import Architecture, Experts, Group, Layer, Mixer, Part, mlp, router, vector
 from .common import alternate, decoder, dense, dense_by_step, flag, head_dim, kv_heads, layer_count, routed
 from .common import sparse as sparse_feed
-from .mixers import gated_deltanet, gqa, mla
+from .mixers import Indexer, gated_deltanet, gqa, mla
 
 
 def of_spec(spec: ModelSpec) -> Architecture:
@@ -53,7 +53,11 @@ def _mixer(hidden: int, it: MixerSpec) -> Mixer:
         )  # fmt: skip
     if isinstance(it, LatentSpec):
         rank = it.q_rank or None
-        return mla(hidden, it.heads, rank, it.kv_rank, it.nope, it.rope_dim, it.v_dim, bias=it.bias)
+        sizes = hidden, it.heads, rank, it.kv_rank, it.nope, it.rope_dim, it.v_dim
+        if it.indexer is None:
+            return mla(*sizes, bias=it.bias)
+        chooses = Indexer(heads=it.indexer.heads, dim=it.indexer.dim, top=it.indexer.top)
+        return mla(*sizes, bias=it.bias, indexer=chooses, own_indexer=it.indexer.own)
     return gated_deltanet(hidden, it.k_heads, it.v_heads, it.k_dim, it.v_dim, it.taps)
 
 

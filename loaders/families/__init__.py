@@ -9,7 +9,7 @@ from ..spec import ModelSpec
 from . import experts_per_token as used
 from .biased_choice import DOTS1, GLM4_MOE, HY_V3, SOLAR_OPEN
 from .config_reader import ConfigReader
-from .deepseek import DEEPSEEK_V2, DEEPSEEK_V3, GLM4_MOE_LITE, KIMI_K2
+from .deepseek import DEEPSEEK_V2, DEEPSEEK_V3, DEEPSEEK_V32, GLM4_MOE_LITE, GLM_MOE_DSA, KIMI_K2
 from .ernie import ERNIE4_5_MOE
 from .exaone_moe import EXAONE_MOE
 from .family import Family, TensorNames
@@ -32,7 +32,7 @@ FAMILIES: dict[str, Family] = {
     for f in (
         QWEN3_MOE, QWEN2_MOE, MIXTRAL, OLMOE, GRANITEMOE, GPT_OSS, DEEPSEEK_V2, DEEPSEEK_V3, KIMI_K2, GLM4_MOE_LITE,
         QWEN3_NEXT, QWEN3_5_MOE, GLM4_MOE, MINIMAX_M2, DOTS1, SOLAR_OPEN, HY_V3, ERNIE4_5_MOE, GRANITEMOESHARED,
-        EXAONE_MOE, HUNYUAN_V1_MOE, GEMMA4,
+        EXAONE_MOE, HUNYUAN_V1_MOE, GEMMA4, DEEPSEEK_V32, GLM_MOE_DSA,
     )
 }  # fmt: skip
 

@@ -1,5 +1,6 @@
 """DeepSeek-V2, V3, V3.1 and R1, Kimi-K2 and Moonlight, GLM-4.7-Flash: latent attention, dense first layers, a shared
-expert beside the routed ones, a choice biased for balance and limited to groups."""
+expert beside the routed ones, a choice biased for balance and limited to groups. DeepSeek-V3.2 and GLM-5: with an
+indexer that chooses keys."""
 
 from dataclasses import replace
 from functools import partial
@@ -46,3 +47,18 @@ DEEPSEEK_V2 = replace(
 )
 KIMI_K2 = replace(DEEPSEEK_V3, model_type="kimi_k2")
 GLM4_MOE_LITE = replace(DEEPSEEK_V3, model_type="glm4_moe_lite", architecture="Glm4MoeLiteForCausalLM")
+DEEPSEEK_V32 = replace(
+    DEEPSEEK_V3,
+    model_type="deepseek_v32",
+    architecture="DeepseekV32ForCausalLM",
+    indexer=True,
+    implied={"mlp_bias": (False, None)},
+)
+GLM_MOE_DSA = replace(
+    DEEPSEEK_V32,
+    model_type="glm_moe_dsa",
+    architecture="GlmMoeDsaForCausalLM",
+    index_neighbours=True,
+    index_shared=True,
+    unused=("index_share_for_mtp_iteration", "dsa_indexer_loss_coeff"),
+)

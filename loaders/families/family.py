@@ -37,6 +37,11 @@ class LatentNames:
     k_up: str = ""
     v_up: str = ""
     o: str = "self_attn.o_proj"
+    index_q: str = "self_attn.indexer.wq_b.weight"  # these five: of what chooses keys
+    index_k: str = "self_attn.indexer.wk.weight"
+    index_norm: str = "self_attn.indexer.k_norm.weight"
+    index_bias: str = "self_attn.indexer.k_norm.bias"
+    index_weights: str = "self_attn.indexer.weights_proj.weight"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,6 +171,9 @@ class Family:
     full_attention: bool = False
     attention_scale: Key | float | None = None
     latent_norm_eps: float | None = None  # of the norms of latents, where it is not the model's
+    indexer: bool = False  # of latent attention, chooses the keys that are seen
+    index_neighbours: bool = False  # its rotated dims are pairs (2i, 2i + 1) in checkpoints
+    index_shared: bool = False  # some layers see what an earlier one chose
     embedding_scale: Key | Literal["root of hidden"] | None = None
     residual_scale: Key | None = None
     logits_divisor: Key | None = None

@@ -9,6 +9,7 @@ from ..spec import AttentionSpec, DeltaSpec, LatentSpec, MixerSpec, RopeSpec
 from . import layer_kinds, window
 from .config_reader import ConfigReader
 from .family import Family, Key
+from .indexers import with_indexers
 from .keys import read_flag
 from .rope import read_rope
 
@@ -18,7 +19,8 @@ LINEAR = "linear_attention"
 def read_mixers(family: Family, config: ConfigReader, count: int) -> list[MixerSpec]:
     """The mixers of so many layers."""
     if family.mixer == "latent":
-        return [_read_latent(family, config)] * count
+        latent = _read_latent(family, config)
+        return with_indexers(family, config, latent, count) if family.indexer else [latent] * count
     attention = _read_attention(family, config)
     if family.full_attention:
         return layer_kinds.by_kind(config, attention, count)

@@ -8,6 +8,8 @@ from typing import Any
 
 from ...errors import CheckpointError
 from ..families.family import Family
+from ..families.indexers import FULL as FULL_INDEX
+from ..families.indexers import SHARED as SHARED_INDEX
 from ..families.mixer_reader import LINEAR
 from ..families.window import FULL, SLIDING
 from .of_tensors import Metadata, layers_of, window_of
@@ -27,7 +29,7 @@ def of(family: Family, meta: Metadata, names: Collection[str]) -> dict[str, Any]
     if family.full_attention:
         return _of_two_kinds(meta, names)
     if family.mixer == "latent":
-        return _latent(meta)
+        return _latent(meta) | (_indexer(meta, names, family.index_shared) if family.indexer else {})
     found = _grouped(meta)
     if family.windowed:
         found["sliding_window"] = meta.number("attention.sliding_window")
@@ -104,6 +106,16 @@ def _latent(meta: Metadata) -> dict[str, Any]:
         "v_head_dim": value,
         "rope_scaling": scaling,
     }
+
+
+def _indexer(meta: Metadata, names: Collection[str], shared: bool) -> dict[str, Any]:
+    """What chooses keys; layers without one of their own have no tensors of it."""
+    own = [f"blk.{i}.indexer.attn_k.weight" in names for i in range(layers_of(meta))]
+    return {
+        "index_n_heads": meta.number("attention.indexer.head_count"),
+        "index_head_dim": meta.number("attention.indexer.key_length"),
+        "index_topk": meta.number("attention.indexer.top_k"),
+    } | ({"indexer_types": [FULL_INDEX if one else SHARED_INDEX for one in own]} if shared else {})
 
 
 def _delta(meta: Metadata) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ...errors import CheckpointError
@@ -135,7 +135,9 @@ def _mixer(meta: Metadata, index: int, hidden: int, names: set[str], parts: tupl
     if not attends and not recurrent:
         return None
     state, state_flops = _state(meta, hidden, names) if recurrent else (0, 0)
-    kind, caches, pair, decode_pair, made = _attention(meta, index, parts) if attends else ("recurrent", (), 0, None, 0)
+    kind, caches, pair, decode_pair, made = (
+        _attention(meta, index, parts, names) if attends else ("recurrent", (), 0, None, 0)
+    )
     # The parts of the layer are with the layer: a mixer's own are asked for nowhere else.
     return Mixer(
         kind=kind, parts=(), caches=caches, state=state, pair_flops=pair, decode_pair_flops=decode_pair,
@@ -144,7 +146,7 @@ def _mixer(meta: Metadata, index: int, hidden: int, names: set[str], parts: tupl
 
 
 def _attention(
-    meta: Metadata, index: int, parts: tuple[Part, ...]
+    meta: Metadata, index: int, parts: tuple[Part, ...], names: set[str]
 ) -> tuple[str, tuple[Cache, ...], int, int | None, int]:
     """Kind, caches, FLOPs of a pair in a prompt and in decode, and of keys and values that are made of an entry."""
     heads = meta.number("attention.head_count", index)
@@ -153,8 +155,9 @@ def _attention(
     size = meta.number("attention.key_length", default=meta.number("embedding_length") // max(heads, 1))
     v = meta.number("attention.value_length", default=size)
     top = meta.number("attention.indexer.top_k") or None
-    keys = (Cache(width=meta.number("attention.indexer.key_length")),) if top else ()
+    keys: tuple[Cache, ...] = (Cache(width=meta.number("attention.indexer.key_length")),) if top else ()
     if latent := meta.number("attention.kv_lora_rank"):
+        keys = tuple(replace(one, beyond=top or 0) for one in keys if "indexer.attn_k.weight" in names)
         rope = meta.number("rope.dimension_count")
         full = meta.number("attention.key_length_mla", default=size)
         out = meta.number("attention.value_length_mla", default=v)

@@ -24,6 +24,7 @@ ARCHS = {
     "gpt-oss": "gpt_oss", "deepseek2": "deepseek_v3", "qwen3next": "qwen3_next", "qwen35moe": "qwen3_5_moe",
     "glm4moe": "glm4_moe", "minimax-m2": "minimax_m2", "dots1": "dots1", "ernie4_5-moe": "ernie4_5_moe",
     "exaone-moe": "exaone_moe", "hunyuan-moe": "hunyuan_v1_moe", "gemma4": "gemma4",
+    "deepseek32": "deepseek_v32", "glm-dsa": "glm_moe_dsa",
 }  # fmt: skip
 DIVIDED = ("qwen3_moe", "qwen3_next")  # weights of experts are divided by their sum, which metadata leave out
 SOFTMAX, SIGMOID = 1, 2  # how scores are made of logits, as metadata say it

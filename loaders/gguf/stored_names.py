@@ -26,6 +26,8 @@ EXPERTS_IN = "pre_ffw_norm_2.weight"  # in front of the experts of layers with n
 LATENT = LatentNames(
     q="attn_q", q_a="attn_q_a", q_a_norm="attn_q_a_norm.weight", q_b="attn_q_b", kv_a="attn_kv_a_mqa",
     kv_a_norm="attn_kv_a_norm.weight", kv_b=None, k_up="attn_k_b", v_up="attn_v_b", o="attn_output",
+    index_q="indexer.attn_q_b.weight", index_k="indexer.attn_k.weight", index_norm="indexer.k_norm.weight",
+    index_bias="indexer.k_norm.bias", index_weights="indexer.proj.weight",
 )  # fmt: skip
 DELTA = DeltaNames(
     qkv="attn_qkv.weight", z="attn_gate.weight", b="ssm_beta.weight", a="ssm_alpha.weight", conv="ssm_conv1d.weight",

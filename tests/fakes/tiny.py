@@ -25,6 +25,11 @@ LATENT: dict[str, Any] = dict(
     BASE, num_key_value_heads=4, q_lora_rank=40, kv_lora_rank=36, qk_nope_head_dim=20, qk_rope_head_dim=8,
     v_head_dim=28, moe_intermediate_size=44, intermediate_size=96, first_k_dense_replace=1,
 )  # fmt: skip
+# Keys are chosen where a context has more than 24 tokens; of few heads keys with no product above 0 would be equal.
+INDEXED: dict[str, Any] = dict(
+    LATENT, index_topk=24, index_head_dim=12, index_n_heads=14, num_experts_per_tok=3, routed_scaling_factor=2.5,
+    norm_topk_prob=True,
+)  # fmt: skip
 DELTA: dict[str, Any] = dict(
     BASE, num_hidden_layers=4, head_dim=32, moe_intermediate_size=40, shared_expert_intermediate_size=48, num_experts=8,
     num_experts_per_tok=3, linear_key_head_dim=16, linear_value_head_dim=24, linear_num_key_heads=2,
@@ -98,6 +103,18 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "glm4_moe_lite": dict(
         LATENT, n_routed_experts=10, num_experts_per_tok=3, n_shared_experts=1, routed_scaling_factor=1.8, n_group=1,
         topk_group=1, norm_topk_prob=True, rope_theta=1e6, rms_norm_eps=1e-5,
+    ),
+    "deepseek_v32": dict(
+        INDEXED, n_routed_experts=16, n_shared_experts=1, n_group=4, topk_group=2,
+        rope_parameters={**YARN, "mscale": 1.0, "mscale_all_dim": 1.0},
+    ),
+    "glm_moe_dsa": dict(
+        INDEXED, n_routed_experts=10, n_shared_experts=2, n_group=1, topk_group=1, rms_norm_eps=1e-5, rope_theta=1e6,
+        num_hidden_layers=5, indexer_types=["full", "shared", "full", "shared", "shared"],
+    ),
+    "glm_moe_dsa-whole": dict(
+        INDEXED, n_routed_experts=9, n_shared_experts=1, n_group=1, topk_group=1, rms_norm_eps=1e-5, rope_theta=1e6,
+        index_topk=200, index_head_dim=8,
     ),
     "qwen3_next": dict(DELTA, intermediate_size=96, norm_topk_prob=True),
     "qwen3_next-dense": dict(DELTA, intermediate_size=96, norm_topk_prob=False, mlp_only_layers=[1], rope_theta=1e6),

@@ -30,7 +30,7 @@ from headrace.loaders.architecture.mixers import mla
 
 Checkpoints = Callable[[str], Path]
 FEW = SamplingParams(max_new_tokens=6, ignore_eos=True)
-NEW_KINDS = ["gpt_oss", "deepseek_v2", "deepseek_v3", "qwen3_next", "qwen3_5_moe_text"]
+NEW_KINDS = ["gpt_oss", "deepseek_v2", "deepseek_v3", "qwen3_next", "qwen3_5_moe_text", "deepseek_v32", "glm_moe_dsa"]
 
 
 def load(path: Path, **options: object) -> LLM:
@@ -131,7 +131,7 @@ def test_both_ways_of_latent_attention_see_the_same(
     starts, contexts = torch.tensor([0, new], dtype=torch.int32), torch.tensor([context], dtype=torch.int32)
     q = torch.randn(new, block.heads, block.q.rows // block.heads, generator=torch.Generator().manual_seed(8))
     for ops in (reference, *(CpuOps(Context(isa=isa)) for isa in available_isas())):
-        direct = block._attend_latents(cast(Ops, ops), q, (tables, starts, contexts))
+        direct = block._attend_latents(cast(Ops, ops), q, block.rows_P1Bl, (tables, starts, contexts))
         made = block._attend_made(cast(Ops, ops), q, tables, context)
         assert (made - direct).norm() <= most * direct.norm()
 

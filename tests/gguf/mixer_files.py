@@ -25,7 +25,7 @@ Named = Iterator[tuple[str, Array]]
 ARCHS = {
     "gpt_oss": "gpt-oss", "deepseek_v2": "deepseek2", "deepseek_v3": "deepseek2", "kimi_k2": "deepseek2",
     "glm4_moe_lite": "deepseek2", "qwen3_next": "qwen3next", "qwen3_5_moe_text": "qwen35moe",
-    "gemma4_text": "gemma4", **biased_metadata.ARCHS,
+    "gemma4_text": "gemma4", "deepseek_v32": "deepseek32", "glm_moe_dsa": "glm-dsa", **biased_metadata.ARCHS,
 }  # fmt: skip
 JOINED = ("kv_b_proj.weight", "in_proj_qkvz.weight")
 EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.(\w+\.weight)")
@@ -40,10 +40,11 @@ def read(directory: Path, *, joined: bool = False) -> tuple[dict[str, Any], dict
         stored |= {name: tensor.float().numpy() for name, tensor in safetensors.torch.load_file(path).items()}
     arch = ARCHS[config["model_type"]]
     codes = {name: code for code, name in gguf.MODEL_ARCH_NAMES.items()}
-    table = gguf.get_tensor_name_map(codes[arch], config["num_hidden_layers"])
+    named_as = "glm-dsa" if arch == "deepseek32" else arch  # which the package does not know, with the same names
+    table = gguf.get_tensor_name_map(codes[named_as], config["num_hidden_layers"])
     change = {
-        "gpt-oss": _gpt_oss, "deepseek2": _latent, "qwen3next": _delta, "qwen35moe": _delta_in_turns,
-        "gemma4": _gemma4,
+        **dict.fromkeys(mixer_metadata.LATENT, _latent), "gpt-oss": _gpt_oss, "qwen3next": _delta,
+        "qwen35moe": _delta_in_turns, "gemma4": _gemma4,
     }.get(arch, _biased)  # fmt: skip
     found: dict[str, Array] = {}
     for name, values in _stacked(stored).items():
@@ -80,7 +81,7 @@ def write(
     mixer_metadata.add(writer, arch, config if windows is None else {**config, "windows": windows}, older)
     if no_vocabulary:
         writer.add_tokenizer_model("none")
-        if arch != "deepseek2":  # which has it anyway
+        if arch not in mixer_metadata.LATENT:  # which have it anyway
             writer.add_vocab_size(config["vocab_size"])
     for key, value in (more or {}).items():
         writer.add_key_value(f"{arch}.{key}", value, mixer_metadata.kind(value))

@@ -9,7 +9,11 @@ import gguf
 
 SCORING = {"sigmoid": gguf.ExpertGatingFuncType.SIGMOID, "softmax": gguf.ExpertGatingFuncType.SOFTMAX}
 # How families score whose configs, as transformers writes them, do not say it; released ones of the first two do.
-SCORED = {"deepseek_v3": "sigmoid", "kimi_k2": "sigmoid", "deepseek_v2": "softmax"}
+SCORED = {
+    "deepseek_v3": "sigmoid", "kimi_k2": "sigmoid", "deepseek_v2": "softmax", "deepseek_v32": "sigmoid",
+    "glm_moe_dsa": "sigmoid",
+}  # fmt: skip
+LATENT = ("deepseek2", "deepseek32", "glm-dsa")
 
 
 def kind(value: Any) -> gguf.GGUFValueType:
@@ -31,8 +35,12 @@ def add(writer: gguf.GGUFWriter, arch: str, config: dict[str, Any], older: bool)
     if arch == "gpt-oss":
         writer.add_sliding_window(config["sliding_window"])
         writer.add_expert_feed_forward_length(config["intermediate_size"])
-    elif arch == "deepseek2":
+    elif arch in LATENT:
         _latent(writer, config, older)
+        if "index_topk" in config:
+            writer.add_indexer_head_count(config["index_n_heads"])
+            writer.add_indexer_key_length(config["index_head_dim"])
+            writer.add_indexer_top_k(config["index_topk"])
     else:
         _delta(writer, arch, config)
 

@@ -111,8 +111,11 @@ SMALL: dict[str, dict[str, Any]] = {
     "qwen3_5_moe_text": DELTA,
     "deepseek_v2": {**LATENT, "first_k_dense_replace": 1, "n_group": 2, "topk_group": 1},
     "deepseek_v3": {**LATENT, "q_lora_rank": None, "first_k_dense_replace": 1, "n_group": 2, "topk_group": 1},
-    "deepseek_v32": {**LATENT, **INDEX, "mlp_layer_types": FIRST_DENSE},
-    "glm_moe_dsa": {**LATENT, **INDEX, "mlp_layer_types": FIRST_DENSE, "indexer_types": ["full", "shared"] * 2},
+    "deepseek_v32": {**LATENT, **INDEX, "first_k_dense_replace": 1, "mlp_layer_types": FIRST_DENSE},
+    "glm_moe_dsa": {
+        **LATENT, **INDEX, "first_k_dense_replace": 1, "mlp_layer_types": FIRST_DENSE,
+        "indexer_types": ["full", "shared"] * 2,
+    },
     "glm4_moe_lite": {**LATENT, "mlp_layer_types": FIRST_DENSE},
     "glm4_moe": dict(DEEP, attention_bias=True, use_qk_norm=True, n_shared_experts=1, first_k_dense_replace=1),
     "dots1": {**DEEP, "n_shared_experts": 2, "first_k_dense_replace": 1},

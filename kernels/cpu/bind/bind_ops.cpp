@@ -118,6 +118,21 @@ void bind_attention(nb::module_& m) {
                int64_t(heads) * cache.values.d}, turn);
   }, "context"_a, nb::kw_only(), "q"_a, "q_stride"_a, "cache"_a, "tables"_a, "starts"_a, "contexts"_a, "sequences"_a,
      "table_len"_a, "heads"_a, "scale"_a, "window"_a, "sinks"_a, "out"_a, Unlocked());
+  m.def("place_index", [](const Context& context, Address k, Address norm, Address bias, float eps, const Cache& cache,
+                          const Rope& rope, Address positions, Address slots, int tokens) {
+    Turn turn(context);
+    place_index({at<float>(k), at<float>(norm), at<float>(bias), eps, cache, rope, at<int32_t>(positions),
+                 at<int64_t>(slots), tokens}, turn);
+  }, "context"_a, nb::kw_only(), "k"_a, "norm"_a, "bias"_a, "eps"_a, "cache"_a, "rope"_a, "positions"_a, "slots"_a,
+     "tokens"_a, Unlocked());
+  m.def("choose_keys", [](const Context& context, Address q, Address weights, const Cache& cache, Address tables,
+                          Address starts, Address contexts, int sequences, int table_len, int heads, int top,
+                          Address slots) {
+    Turn turn(context);
+    choose_keys({at<float>(q), at<float>(weights), cache, at<int32_t>(tables), at<int32_t>(starts), at<int32_t>(contexts),
+                 sequences, table_len, heads, top, at<int32_t>(slots)}, turn);
+  }, "context"_a, nb::kw_only(), "q"_a, "weights"_a, "cache"_a, "tables"_a, "starts"_a, "contexts"_a, "sequences"_a,
+     "table_len"_a, "heads"_a, "top"_a, "slots"_a, Unlocked());
   m.attr("NO_WINDOW") = NO_WINDOW;
   m.attr("MADE_BYTES") = MADE_BYTES;
 }

@@ -85,17 +85,22 @@ void bind_mixers(nb::module_& m) {
                                 scale, window, at<float>(sinks), or_none(gate), first ? *first : Rope{}};
       }, nb::kw_only(), "heads"_a, "qkv"_a, "qkv_bias"_a, "q_norm"_a, "k_norm"_a, "v_norm"_a, "shared"_a, "cache"_a,
          "rope"_a, "clip"_a, "scale"_a, "window"_a, "sinks"_a, "gate"_a.none(), "first"_a.none());
+  nb::class_<Indexer>(m, "Indexer")
+      .def("__init__", [](Indexer* to, int heads, const Weights& q, const Weights& k, const Weights& weights, Address norm,
+                          Address bias, float eps, const Cache& cache) {
+        new (to) Indexer{heads, q, k, weights, at<float>(norm), at<float>(bias), eps, cache};
+      }, nb::kw_only(), "heads"_a, "q"_a, "k"_a, "weights"_a, "norm"_a, "bias"_a, "eps"_a, "cache"_a);
   nb::class_<LatentMixer>(m, "LatentMixer")
       .def("__init__", [](LatentMixer* to, int heads, const Weights* q_a, Address q_a_norm, Address q_a_bias,
                           const Weights& q, const Weights& kv_a, Address kv_a_bias, Address kv_a_norm,
                           const Weights& k_up, const Weights& v_up, const Cache& cache, const Rope& rope,
-                          float norm_eps, float scale, bool may_make_keys) {
+                          float norm_eps, float scale, bool may_make_keys, int top, const Indexer* indexer) {
         new (to) LatentMixer{heads, or_none(q_a), at<float>(q_a_norm), at<float>(q_a_bias), q, kv_a,
                              at<float>(kv_a_bias), at<float>(kv_a_norm), k_up, v_up, cache, rope, norm_eps, scale,
-                             may_make_keys};
+                             may_make_keys, top, indexer ? *indexer : Indexer{}};
       }, nb::kw_only(), "heads"_a, "q_a"_a.none(), "q_a_norm"_a, "q_a_bias"_a, "q"_a, "kv_a"_a, "kv_a_bias"_a,
          "kv_a_norm"_a, "k_up"_a, "v_up"_a, "cache"_a, "rope"_a, "norm_eps"_a, "scale"_a,
-         "may_make_keys"_a);
+         "may_make_keys"_a, "top"_a, "indexer"_a.none());
   nb::class_<DeltaMixer>(m, "DeltaMixer")
       .def("__init__", [](DeltaMixer* to, int k_heads, int k_dim, int v_heads, int v_dim, bool in_turns,
                           const Rows& qkv, const Weights& z, const Weights& ba, Address conv, int taps, Address rate,
@@ -116,7 +121,7 @@ void bind_pass(nb::module_& m) {
       .def("__init__", [](Places* to, int tokens, Address positions, Address slots, Address tables, Address starts,
                           Address contexts, int sequences, int table_len, Address states, const nb::list& pieces) {
         new (to) Places{tokens, at<int32_t>(positions), at<int64_t>(slots), at<int32_t>(tables), at<int32_t>(starts),
-                        at<int32_t>(contexts), sequences, table_len, at<int32_t>(states), {}};
+                        at<int32_t>(contexts), sequences, table_len, at<int32_t>(states), {}, {}};
         for (const nb::handle piece : pieces) to->pieces.push_back(nb::cast<const Piece&>(piece));
       }, nb::kw_only(), "tokens"_a, "positions"_a, "slots"_a, "tables"_a, "starts"_a, "contexts"_a, "sequences"_a,
          "table_len"_a, "states"_a, "pieces"_a)

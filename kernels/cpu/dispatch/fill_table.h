@@ -3,6 +3,7 @@
 
 #include "cores/attend.h"
 #include "cores/dot.h"
+#include "cores/index.h"
 #include "cores/map.h"
 #include "cores/recurrent.h"
 #include "formats/exact.h"
@@ -102,6 +103,7 @@ constexpr Kernels fill_table(const char* name) {
       unit_pair,
       delta_rule,
       conv_silu,
+      index_scores,
       stream_sum,
       nullptr,
       nullptr,

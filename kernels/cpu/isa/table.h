@@ -151,6 +151,15 @@ struct DeltaRun {
   int tokens, keys, columns;
 };
 
+// What n keys, at most INDEX_KEYS, score with one query of an indexer.
+struct IndexRun {
+  const float *q, *weights, *keys;  // [heads][d], [heads], [d][INDEX_KEYS]
+  int heads, d, n;
+  float* scores;  // [n]
+};
+
+constexpr int INDEX_KEYS = 32;
+
 struct Kernels {
   const char* name;
   FormatKernels formats[FORMAT_COUNT];
@@ -173,6 +182,7 @@ struct Kernels {
   float (*unit_pair)(const float* q, const float* k, int n, float* q_out, float* k_out);
   void (*delta_rule)(const DeltaRun& run);
   void (*conv_silu)(const float* const* rows, const float* w, size_t stride, int taps, int n, float* out);
+  void (*index_scores)(const IndexRun& run);
   uint64_t (*stream_sum)(const uint8_t* data, size_t bytes);
   double (*int8_peak)(int rounds);  // integer dot products on registers alone; returns operations. null: none
   void (*tiles_begin)();  // before and after any tile work of a thread; null where there are no tiles

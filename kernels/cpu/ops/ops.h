@@ -181,6 +181,27 @@ struct AttentionArgs {
 };
 void attention(const AttentionArgs& args, Turn& turn);
 
+// chosen_keys.cpp
+struct IndexArgs {  // keys of an indexer for its cache, of one head
+  float* k;  // [T, d], used up
+  const float *norm, *bias;  // [d], of a layer norm
+  float eps;
+  Cache cache;
+  Rope rope;
+  const int32_t* positions;
+  const int64_t* slots;
+  int tokens;
+};
+void place_index(const IndexArgs& args, Turn& turn);
+struct ChooseArgs {
+  const float *q, *weights;  // [T, heads, d], rotated; [T, heads]
+  Cache cache;
+  const int32_t *tables, *starts, *contexts;  // as of attention
+  int sequences, table_len, heads, top;
+  int32_t* slots;  // [T, top]: where the keys lie that a token sees, -1 behind the last
+};
+void choose_keys(const ChooseArgs& args, Turn& turn);
+
 // block.cpp: a layer before its experts
 struct Piece {  // tokens [first, last) of one sequence, behind which its state is copied into slot `keep`; below 0: nowhere
   int first, last, slot, keep;
@@ -194,6 +215,7 @@ struct Places {
   int sequences, table_len;
   const int32_t* states;      // [S]: slots of recurrent states; null: the model has none
   std::vector<Piece> pieces;  // of the tokens, where states are kept on the way; else all are one piece
+  mutable std::vector<int32_t> chosen;  // [tokens, top]: slots of the keys that a layer chose, for those behind it
 };
 struct AttentionMixer {
   int heads;  // of queries
@@ -209,6 +231,13 @@ struct AttentionMixer {
   Weights gate;  // of what the heads give; data null: none
   Rope first;    // before the norms of heads, with `rope` turning nothing; r 0: none
 };
+struct Indexer {  // of latent attention; q.data null: the layer has none of its own
+  int heads;
+  Weights q, k, weights;
+  const float *norm, *bias;
+  float eps;
+  Cache cache;
+};
 struct LatentMixer {
   int heads;
   Weights q_a;  // data null: queries come straight from the hidden state
@@ -220,6 +249,8 @@ struct LatentMixer {
   Rope rope;
   float norm_eps, scale;
   bool may_make_keys;
+  int top;  // keys that a token sees at most; 0: all
+  Indexer indexer;
 };
 constexpr size_t MADE_BYTES = size_t(64) << 20;  // of keys and values that are made of latents: as many heads, one at least
 struct DeltaMixer {

@@ -11,6 +11,7 @@ from torch import Tensor
 from ....kernels.packed import Matrix
 from ...families.family import TensorNames
 from ...spec import LatentSpec
+from . import indexer
 from .allocator import Allocator, FormatOf
 from .target import Change, Named, Piece, Target, vector, whole
 
@@ -18,7 +19,7 @@ from .target import Change, Named, Piece, Target, vector, whole
 @dataclass(frozen=True, kw_only=True)
 class LatentWeights:
     """q_a, its norm and bias: only where queries come through a rank of their own. k_up: of each head [rank, nope],
-    v_up [v, rank], one below the other."""
+    v_up [v, rank], one below the other. index_...: of a layer that chooses its keys, see `indexer.py`."""
 
     q_a: Matrix | None
     q_a_norm: Tensor | None
@@ -31,8 +32,13 @@ class LatentWeights:
     v_up: Matrix
     o: Matrix
     o_bias: Tensor | None
+    index_q: Matrix | None = None
+    index_k: Matrix | None = None
+    index_norm: Tensor | None = None
+    index_norm_bias: Tensor | None = None
+    index_weights: Matrix | None = None
 
-    KEEPING = ("kv_a", "kv_a_bias", "kv_a_norm")
+    KEEPING = ("kv_a", "kv_a_bias", "kv_a_norm", "index_k", "index_norm", "index_norm_bias")
 
 
 def allocate(make: Allocator, spec: LatentSpec, hidden: int, format_of: FormatOf) -> LatentWeights:
@@ -42,13 +48,14 @@ def allocate(make: Allocator, spec: LatentSpec, hidden: int, format_of: FormatOf
         q_a_norm=make.vector(rank) if rank else None,
         q_a_bias=make.vector(rank) if rank and spec.bias else None,
         q=make.matrix(format_of("q"), spec.q_rows, rank or hidden),
-        kv_a=make.matrix(format_of("kv_a"), spec.cached, hidden),
-        kv_a_bias=make.vector(spec.cached) if spec.bias else None,
+        kv_a=make.matrix(format_of("kv_a"), spec.row, hidden),
+        kv_a_bias=make.vector(spec.row) if spec.bias else None,
         kv_a_norm=make.vector(spec.kv_rank),
         k_up=make.matrix(format_of("k_up"), spec.heads * spec.kv_rank, spec.nope),
         v_up=make.matrix(format_of("v_up"), spec.out_rows, spec.kv_rank),
         o=make.matrix(format_of("o"), hidden, spec.out_rows),
         o_bias=make.vector(hidden) if spec.bias else None,
+        **indexer.allocate(make, spec, hidden, format_of),
     )
 
 
@@ -74,6 +81,8 @@ def targets(spec: LatentSpec, names: TensorNames, it: LatentWeights, at: str, no
     yield own.o + ".weight", whole(it.o, "dense", at + "o")
     if it.o_bias is not None:
         yield own.o + ".bias", vector(it.o_bias)
+    if it.index_q is not None:
+        yield from indexer.targets(spec, names, vars(it), at)
 
 
 def _queries(spec: LatentSpec, q: Matrix) -> Iterator[Piece]:

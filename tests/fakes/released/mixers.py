@@ -128,6 +128,25 @@ GLM_47_FLASH: dict[str, Any] = {
     "routed_scaling_factor": 1.8, "tie_word_embeddings": False, "topk_group": 1, "topk_method": "noaux_tc",
     "transformers_version": "5.0.0rc0", "v_head_dim": 256, "vocab_size": 154880,
 }  # fmt: skip
+DEEPSEEK_V32: dict[str, Any] = {
+    **DEEPSEEK_V31, "architectures": ["DeepseekV32ForCausalLM"], "index_head_dim": 128, "index_n_heads": 64,
+    "index_topk": 2048, "model_type": "deepseek_v32", "transformers_version": "4.44.2",
+}  # fmt: skip
+del DEEPSEEK_V32["auto_map"]
+GLM_5: dict[str, Any] = {
+    **GLM_47_FLASH, "architectures": ["GlmMoeDsaForCausalLM"], "ep_size": 1, "first_k_dense_replace": 3, "head_dim": 64,
+    "hidden_size": 6144, "index_head_dim": 128, "index_n_heads": 32, "index_topk": 2048,
+    "indexer_rope_interleave": True, "intermediate_size": 12288, "model_type": "glm_moe_dsa",
+    "moe_intermediate_size": 2048, "moe_layer_freq": 1, "n_routed_experts": 256, "num_attention_heads": 64,
+    "num_experts_per_tok": 8, "num_hidden_layers": 78, "num_key_value_heads": 64, "pretraining_tp": 1,
+    "q_lora_rank": 2048, "qk_head_dim": 256, "rope_interleave": True,
+    "rope_parameters": {"rope_theta": 1000000, "rope_type": "default"}, "routed_scaling_factor": 2.5,
+    "scoring_func": "sigmoid",
+}  # fmt: skip
+for _key in ("partial_rotary_factor", "rope_scaling", "rope_theta"):
+    del GLM_5[_key]
+# Of three layers behind the first three one chooses, for the other two as well, and so on: four layers.
+GLM_52 = {**GLM_5, "index_share_for_mtp_iteration": True, "index_skip_topk_offset": 3, "index_topk_freq": 4}
 _LINEAR = {
     "linear_conv_kernel_dim": 4, "linear_key_head_dim": 128, "linear_num_key_heads": 16, "linear_num_value_heads": 32,
     "linear_value_head_dim": 128,
@@ -203,6 +222,9 @@ MIXERS = {
     "kimi-k2.5": KIMI_K25,
     "moonlight-16b-a3b": MOONLIGHT_16B,
     "glm-4.7-flash": GLM_47_FLASH,
+    "deepseek-v3.2": DEEPSEEK_V32,
+    "glm-5": GLM_5,
+    "glm-5.2": GLM_52,
     "qwen3-next-80b-a3b": QWEN3_NEXT_80B,
     "qwen3.6-35b-a3b": QWEN36_35B,
     "gemma-4-26b-a4b": GEMMA_4_26B,

@@ -5,6 +5,7 @@
 // start: the product by head writes the one beside the other.
 #include "ops/mixers/latent.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "ops/each_token.h"
@@ -30,18 +31,20 @@ void keep(const LatentMixer& mixer, const Normed& in, float* rows, Turn& turn) {
 // float32 [T, N, d], one after the other.
 HeadRows side_by_side(float* data, int tokens, int heads, int d) { return {data, int64_t(heads) * d, d, tokens, heads}; }
 
+// What queries are made of, [T, q.cols]: the hidden state, or a latent of it.
+const float* low_rank(const LatentMixer& mixer, const Normed& in, Turn& turn) {
+  if (!mixer.q_a.data) return in.h;
+  const int rank = mixer.q_a.rows;
+  float* low = turn.team.arena.take<float>(size_t(in.tokens) * rank);
+  linear(in.h, in.hidden, in.tokens, mixer.q_a, mixer.q_a_bias, low, rank, turn);
+  rmsnorm(low, mixer.q_a_norm, low, in.tokens, rank, mixer.norm_eps, turn);
+  return low;
+}
+
 // Queries, [T, N, n + 2 r], the last part rotated.
-float* queries(const LatentMixer& mixer, const Normed& in, Turn& turn, Stopwatch& watch) {
+float* queries(const LatentMixer& mixer, const Normed& in, const float* h, Turn& turn, Stopwatch& watch) {
   Arena& arena = turn.team.arena;
   const LatentShape shape(mixer);
-  const float* h = in.h;
-  if (mixer.q_a.data) {
-    const int rank = mixer.q_a.rows;
-    float* low = arena.take<float>(size_t(in.tokens) * rank);
-    linear(h, in.hidden, in.tokens, mixer.q_a, mixer.q_a_bias, low, rank, turn);
-    rmsnorm(low, mixer.q_a_norm, low, in.tokens, rank, mixer.norm_eps, turn);
-    h = low;
-  }
   float* q = arena.take<float>(size_t(in.tokens) * mixer.q.rows);
   linear(h, mixer.q.cols, in.tokens, mixer.q, nullptr, q, mixer.q.rows, turn);
   watch.lap(Part::qkv);
@@ -52,9 +55,65 @@ float* queries(const LatentMixer& mixer, const Normed& in, Turn& turn, Stopwatch
   return q;
 }
 
-// What sequences [begin, end) see by attending to latents; q and out as of `attend_made`.
-void attend_latents(const LatentMixer& mixer, const Places& places, int begin, int end, float* q, float* out, Turn& turn,
-                    Stopwatch& watch) {
+// Writes keys of the layer's own indexer, and those that new tokens choose, where a context has more than all may see.
+void index_keys(const LatentMixer& mixer, const Normed& in, Turn& turn, Stopwatch& watch) {
+  const Indexer& indexer = mixer.indexer;
+  if (!indexer.q.data) return;
+  const Arena::Loan loan(turn.team.arena);
+  float* k = turn.team.arena.take<float>(size_t(in.tokens) * indexer.k.rows);
+  linear(in.h, in.hidden, in.tokens, indexer.k, nullptr, k, indexer.k.rows, turn);
+  watch.lap(Part::qkv);
+  place_index({k, indexer.norm, indexer.bias, indexer.eps, indexer.cache, mixer.rope, in.places.positions, in.places.slots,
+               in.tokens}, turn);
+  watch.lap(Part::place);
+}
+
+// Slots of the keys that new tokens see, into `places.chosen`; low: what queries are made of.
+void choose(const LatentMixer& mixer, const Normed& in, const float* low, Turn& turn, Stopwatch& watch) {
+  const Indexer& indexer = mixer.indexer;
+  const Places& places = in.places;
+  if (!indexer.q.data) return;
+  Arena& arena = turn.team.arena;
+  const Arena::Loan loan(arena);
+  float *q = arena.take<float>(size_t(in.tokens) * indexer.q.rows), *w = arena.take<float>(size_t(in.tokens) * indexer.heads);
+  linear(low, indexer.q.cols, in.tokens, indexer.q, nullptr, q, indexer.q.rows, turn);
+  linear(in.h, in.hidden, in.tokens, indexer.weights, nullptr, w, indexer.heads, turn);
+  rotate(side_by_side(q, in.tokens, indexer.heads, indexer.cache.d), mixer.rope, places.positions, turn);
+  watch.lap(Part::qkv);
+  places.chosen.resize(size_t(in.tokens) * mixer.top);
+  choose_keys({q, w, indexer.cache, places.tables, places.starts, places.contexts, places.sequences, places.table_len,
+               indexer.heads, mixer.top, places.chosen.data()}, turn);
+  watch.lap(Part::attention);
+}
+
+// Who sees what: sequences of a pass in their pages, or tokens in pages of one key each.
+struct Seen {
+  Cache cache;
+  const int32_t *tables, *starts, *contexts;
+  int count, table_len;
+};
+
+// Tokens [first, first + n), each with the keys that it chose.
+Seen chosen(const LatentMixer& mixer, const Places& places, int first, int n, Arena& arena) {
+  Cache cache = mixer.cache;
+  cache.page_keys = 1, cache.values.plane = cache.values.page = cache.values.row;
+  int32_t *starts = arena.take<int32_t>(n + 1), *contexts = arena.take<int32_t>(n);
+  for (int i = 0; i <= n; i++) starts[i] = i;
+  for (int i = 0; i < n; i++) contexts[i] = std::min(places.positions[first + i] + 1, mixer.top);
+  return {cache, places.chosen.data() + size_t(first) * mixer.top, starts, contexts, n, mixer.top};
+}
+
+// Sequences [begin, end) with all that lies before their tokens.
+Seen whole(const LatentMixer& mixer, const Places& places, int begin, int end, Arena& arena) {
+  int32_t* starts = arena.take<int32_t>(end - begin + 1);
+  for (int s = begin; s <= end; s++) starts[s - begin] = places.starts[s] - places.starts[begin];
+  return {mixer.cache, places.tables + size_t(begin) * places.table_len, starts, places.contexts + begin, end - begin,
+          places.table_len};
+}
+
+// What sequences [begin, end) see by attending to latents, to all or to chosen ones; q and out as of `attend_made`.
+void attend_latents(const LatentMixer& mixer, const Places& places, int begin, int end, bool some, float* q, float* out,
+                    Turn& turn, Stopwatch& watch) {
   Arena& arena = turn.team.arena;
   const Arena::Loan loan(arena);
   const LatentShape shape(mixer);
@@ -67,11 +126,9 @@ void attend_latents(const LatentMixer& mixer, const Places& places, int begin, i
       std::memcpy(wide + head * width + shape.l, q + head * shape.key() + shape.n, size_t(shape.rotated) * sizeof(float));
   });
   watch.lap(Part::by_head);
-  int32_t* starts = arena.take<int32_t>(end - begin + 1);
-  for (int s = begin; s <= end; s++) starts[s - begin] = places.starts[s] - first;
-  attention({wide, int64_t(N) * width, mixer.cache, places.tables + size_t(begin) * places.table_len, starts,
-             places.contexts + begin, end - begin, places.table_len, N, mixer.scale, NO_WINDOW, nullptr, seen,
-             int64_t(N) * shape.l}, turn);
+  const Seen by = some ? chosen(mixer, places, first, tokens, arena) : whole(mixer, places, begin, end, arena);
+  attention({wide, int64_t(N) * width, by.cache, by.tables, by.starts, by.contexts, by.count, by.table_len, N, mixer.scale,
+             NO_WINDOW, nullptr, seen, int64_t(N) * shape.l}, turn);
   watch.lap(Part::attention);
   linear_by_head(side_by_side(seen, tokens, N, shape.l), mixer.v_up, side_by_side(out, tokens, N, shape.v), turn);
   watch.lap(Part::by_head);
@@ -88,10 +145,16 @@ float* mix(const LatentMixer& mixer, const Normed& in, Turn& turn, Stopwatch& wa
   watch.lap(Part::qkv);
   keep(mixer, in, rows, turn);
   watch.lap(Part::place);
+  index_keys(mixer, in, turn, watch);
   if (!in.wanted) return nullptr;
-  float *q = queries(mixer, in, turn, watch), *out = arena.take<float>(size_t(in.tokens) * shape.heads * shape.v);
+  const float* low = low_rank(mixer, in, turn);
+  const int longest = *std::max_element(places.contexts, places.contexts + places.sequences);
+  if (mixer.top && longest > mixer.top) choose(mixer, in, low, turn, watch);
+  float *q = queries(mixer, in, low, turn, watch), *out = arena.take<float>(size_t(in.tokens) * shape.heads * shape.v);
+  const auto some = [&](int s) { return mixer.top && places.contexts[s] > mixer.top; };
   const auto made = [&](int s) {
-    return mixer.may_make_keys && makes_keys(shape, places.starts[s + 1] - places.starts[s], places.contexts[s]);
+    return mixer.may_make_keys && !some(s) &&
+           makes_keys(shape, places.starts[s + 1] - places.starts[s], places.contexts[s]);
   };
   for (int s = 0, end; s < places.sequences; s = end) {
     end = s + 1;
@@ -99,8 +162,8 @@ float* mix(const LatentMixer& mixer, const Normed& in, Turn& turn, Stopwatch& wa
       attend_made(mixer, places, s, q, out, turn, watch);
       continue;
     }
-    while (end < places.sequences && !made(end)) end++;
-    attend_latents(mixer, places, s, end, q, out, turn, watch);
+    while (end < places.sequences && !made(end) && some(end) == some(s)) end++;
+    attend_latents(mixer, places, s, end, some(s), q, out, turn, watch);
   }
   return out;
 }

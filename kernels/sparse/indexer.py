@@ -1,0 +1,58 @@
+"""What chooses the keys that latent attention sees, as a sequence of ops, and attention to those alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..decoder_layer import Places
+from ..packed import Matrix
+
+if TYPE_CHECKING:
+    from .. import Ops
+
+
+@dataclass(frozen=True, kw_only=True)
+class Indexer:
+    """Weights and cache; letters are those of `choose.py`. What it rotates are the first dims of queries and keys."""
+
+    heads: int
+    q: Matrix  # [J e, rank of queries]
+    k: Matrix  # [e, D]
+    norm_e: Tensor  # float32, the LayerNorm of keys, and its bias
+    bias_e: Tensor
+    eps: float
+    weights: Matrix  # [J, D]
+    keys_P1Be: Tensor
+    cos_Pr: Tensor
+    sin_Pr: Tensor
+
+    def keep(self, ops: Ops, h_TD: Tensor, places: Places) -> None:
+        """Writes the keys of new tokens into the cache."""
+        turns = self.cos_Pr, self.sin_Pr, places.positions_T
+        k_Te = ops.linear(h_TD, self.k)
+        ops.place_index_(self.keys_P1Be, k_Te, self.norm_e, self.bias_e, self.eps, *turns, places.slots_T)
+
+    def choose(self, ops: Ops, h_TD: Tensor, low_TR: Tensor, places: Places, top: int) -> Tensor:
+        """Where the keys lie that new tokens see, as `choose_keys` says it. low: the latent of queries, float32."""
+        q_TJe = ops.linear(low_TR, self.q).view(len(low_TR), self.heads, -1)
+        ops.rotate_(q_TJe, self.cos_Pr, self.sin_Pr, places.positions_T)
+        batch = places.tables_SM, places.starts_S1, places.contexts_S
+        return ops.choose_keys(q_TJe, ops.linear(h_TD, self.weights), self.keys_P1Be, *batch, top)
+
+
+def as_pages(rows_P1Bl: Tensor) -> Tensor:
+    """A cache as one of pages that hold one token each: a slot is then a page."""
+    P, _, B, width = rows_P1Bl.shape
+    return rows_P1Bl.view(P * B, 1, 1, width)
+
+
+def as_sequences(slots_TO: Tensor, positions_T: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Tables, starts and contexts of a batch in which each token is a sequence that ends with it, of those keys alone
+    that it sees."""
+    (T, top), device = slots_TO.shape, slots_TO.device
+    starts = torch.arange(T + 1, dtype=torch.int32, device=device)
+    return slots_TO, starts, (positions_T + 1).clamp(max=top)
