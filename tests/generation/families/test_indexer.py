@@ -42,10 +42,9 @@ def indexers(values: dict[str, Any]) -> list[bool]:
 
 
 @pytest.mark.parametrize("variant", ["deepseek_v32", "glm_moe_dsa"])
-def test_nothing_is_left_out_of_a_short_context(
-    variant: str, checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Up to the keys that may be seen a model says what it would without an indexer, to the bit; then no longer."""
+def test_nothing_is_left_out_of_a_short_context(variant: str, checkpoints: Checkpoints) -> None:
+    """Up to the keys that may be seen a model says what it would without an indexer, to the bit; then no longer. In a
+    pass that goes on behind them, their own tokens see all there is too, by other sums."""
     ids = prompt(40)
     with load(checkpoints(variant)) as llm:
         found = llm.logits(ids[:TOP]), llm.logits(ids)
@@ -57,7 +56,7 @@ def test_nothing_is_left_out_of_a_short_context(
             layer.block.native.clear()
         seen = llm.logits(ids[:TOP]), llm.logits(ids)
     assert torch.equal(found[0], seen[0])
-    assert torch.equal(found[1][:TOP], seen[1][:TOP])
+    assert (found[1][:TOP] - seen[1][:TOP]).abs().max() < 1e-4
     assert (found[1][TOP:] - seen[1][TOP:]).abs().amax(dim=1).min() > 1e-3
 
 
