@@ -40,6 +40,7 @@ class Router:
     group_score: GroupScore = "top2"
     scale: float = 1.0  # of the weights
     factors_E: Tensor | None = None  # float32, of each expert's weight besides
+    jitter: float = 0.0  # of sparsemixer: half the distance from which on experts are masked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +57,8 @@ class Block(ABC):
     router: Router | None
     out_norm: Tensor | None = None  # float32 [D], of what is projected back, before the residual sum
     router_norm: Tensor | None = None  # float32 [D], of the residual sum before the router; None: it sees `post_norm`'s
+    pre_bias: Tensor | None = None  # float32 [D]; with a bias a norm is a LayerNorm, without one an RMSNorm
+    post_bias: Tensor | None = None
     native: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)  # what a backend keeps of it
 
     @abstractmethod
@@ -80,6 +83,8 @@ class AttentionBlock(Block):
     clip: float | None
     scale: float  # of scores
     window: int | None = None  # tokens that a query sees, itself included; None: all
+    chunk: int | None = None  # of so many positions: a query sees those of its own one
+    temperature_P: Tensor | None = None  # float32, by position: what queries are multiplied by
     sinks_N: Tensor | None = None  # float32
     gate: Matrix | None = None  # [N d, D]; what the heads give is weighted by the sigmoid of its product
     first: tuple[Tensor, Tensor] | None = None  # cos and sin of a turn before the norms; the other then turns nothing
@@ -99,9 +104,11 @@ class AttentionBlock(Block):
         )  # fmt: skip
         if not wanted:
             return None
+        if self.temperature_P is not None:
+            ops.scale_rows_(qkv_THd[:, : self.heads], self.temperature_P, places.positions_T)
         batch = places.tables_SM, places.starts_S1, places.contexts_S
         q_TNd = qkv_THd[:, : self.heads]
-        a_TN = ops.attention(q_TNd, *caches, *batch, self.scale, self.window, self.sinks_N).flatten(1)
+        a_TN = ops.attention(q_TNd, *caches, *batch, self.scale, self.window, self.sinks_N, self.chunk).flatten(1)
         if self.gate is not None:
             ops.sigmoid_mul_(a_TN, ops.linear(h_TD, self.gate))
         return a_TN
@@ -199,11 +206,7 @@ def compose(
     ops: Ops, x_TD: Tensor, update_TD: Tensor | None, block: Block, places: Places, rows_R: Tensor | None
 ) -> tuple[Tensor, Tensor, Choice | None]:
     """`attention_block` as the sequence of ops that it stands for."""
-    norm = block.eps, block.residual_scale
-    if update_TD is None:
-        h_TD = ops.rmsnorm(x_TD, block.pre_norm, block.eps)
-    else:
-        h_TD = ops.add_rmsnorm_(x_TD, update_TD, block.pre_norm, *norm)
+    h_TD = added_and_normed(ops, x_TD, update_TD, block.pre_norm, block.pre_bias, block.eps, block.residual_scale)
     a_TN = block.mix(ops, h_TD, places, wanted=rows_R is None or len(rows_R) > 0)
     if a_TN is None:
         return x_TD[:0], h_TD[:0], None
@@ -212,11 +215,22 @@ def compose(
     a_TD = ops.linear(a_TN, block.o, block.o_bias)
     if block.out_norm is not None:
         a_TD = ops.rmsnorm(a_TD, block.out_norm, block.eps)
-    h_TD = ops.add_rmsnorm_(x_TD, a_TD, block.post_norm, *norm)
+    h_TD = added_and_normed(ops, x_TD, a_TD, block.post_norm, block.post_bias, block.eps, block.residual_scale)
     if block.router is None:
         return x_TD, h_TD, None
     seen_TD = h_TD if block.router_norm is None else ops.rmsnorm(x_TD, block.router_norm, block.eps)
     return x_TD, h_TD, ops.route(seen_TD, block.router)
+
+
+def added_and_normed(
+    ops: Ops, x_TD: Tensor, y_TD: Tensor | None, weight_D: Tensor, bias_D: Tensor | None, eps: float, scale: float
+) -> Tensor:
+    """The norm of x, to which scale * y is added in place before, if there is a y: float32 [T, D]."""
+    if bias_D is None:
+        return ops.rmsnorm(x_TD, weight_D, eps) if y_TD is None else ops.add_rmsnorm_(x_TD, y_TD, weight_D, eps, scale)
+    if y_TD is None:
+        return ops.layernorm(x_TD, weight_D, bias_D, eps)
+    return ops.add_layernorm_(x_TD, y_TD, weight_D, bias_D, eps, scale)
 
 
 def compose_layers(

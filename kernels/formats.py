@@ -257,7 +257,8 @@ class ExpertLayout:
     block = gate [width, hidden] | up [width, hidden] | down [hidden, width] | pad to 64 B
             with biases: | of gate [width] | of up [width] | of down [hidden], float32 | pad to 64 B
 
-    format: of gate, and of the others where nothing else is said.
+    format: of gate, and of the others where nothing else is said. weighs_input: a token's weight multiplies what the
+    expert takes of it, not what it gives.
     """
 
     format: Format
@@ -267,6 +268,7 @@ class ExpertLayout:
     down_format: Format | None = None
     biased: bool = False
     activation: Activation = SWIGLU
+    weighs_input: bool = False
 
     def of(self, part: Part) -> Format:
         """The format of a part."""

@@ -47,6 +47,7 @@ class LatentBlock(Block):
     sin_Pr: Tensor
     norm_eps: float  # of the latents' norms
     scale: float  # of scores
+    temperature_P: Tensor | None = None  # float32, by position: what queries are multiplied by
     may_make_keys: bool = True  # else latents are attended whatever it costs, and no value of a tensor is asked for
     top: int | None = None  # None: all keys are seen
     indexer: Indexer | None = None
@@ -156,9 +157,11 @@ class LatentBlock(Block):
         return ops.rmsnorm(ops.linear(h_TD, self.q_a, self.q_a_bias), self.q_a_norm, self.norm_eps)
 
     def _queries(self, ops: Ops, low_TR: Tensor, places: Places) -> Tensor:
-        """float32 [T, N, n + 2 r], the last part rotated."""
+        """float32 [T, N, n + 2 r], the last part rotated, and as warm as their positions ask for."""
         q_TNd = ops.linear(low_TR, self.q).view(len(low_TR), self.heads, -1)
         ops.rotate_(q_TNd[..., self.k_up.cols :], self.cos_Pr, self.sin_Pr, places.positions_T)
+        if self.temperature_P is not None:
+            ops.scale_rows_(q_TNd, self.temperature_P, places.positions_T)
         return q_TNd
 
 

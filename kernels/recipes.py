@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 # What they mean stands at `route` in `reference.py`.
-Scoring = Literal["softmax", "softmax_topk", "sigmoid"]
+Scoring = Literal["softmax", "softmax_topk", "sigmoid", "sigmoid_topk", "sparsemixer"]
 GroupScore = Literal["max", "top2"]
 
 

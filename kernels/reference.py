@@ -27,9 +27,10 @@ from .recurrent import delta_gates, delta_rule, short_conv
 from .sparse.choose import choose_keys, place_index_
 
 __all__ = [
-    "add_rmsnorm_", "argmax", "attention", "attention_block", "choose_keys", "delta_gates", "delta_rule",
-    "dequantize", "embed", "experts", "gated_add_", "glu", "layers", "linear", "linear_by_head", "place_index_",
-    "place_qkv_", "quantize", "repack", "rmsnorm", "rotate_", "route", "scale_", "short_conv", "sigmoid_mul_",
+    "add_layernorm_", "add_rmsnorm_", "argmax", "attention", "attention_block", "choose_keys", "delta_gates",
+    "delta_rule", "dequantize", "embed", "experts", "gated_add_", "glu", "layernorm", "layers", "linear",
+    "linear_by_head", "place_index_", "place_qkv_", "quantize", "repack", "rmsnorm", "rotate_", "route", "scale_",
+    "scale_rows_", "short_conv", "sigmoid_mul_",
 ]  # fmt: skip
 
 
@@ -68,6 +69,20 @@ def add_rmsnorm_(x_TD: Tensor, y_TD: Tensor, weight_D: Tensor, eps: float, scale
     """x += scale * y in place (the residual stream), then returns rmsnorm(x)."""
     x_TD.add_(y_TD, alpha=scale)
     return rmsnorm(x_TD, weight_D, eps)
+
+
+def layernorm(x_TD: Tensor, weight_D: Tensor, bias_D: Tensor, eps: float) -> Tensor:
+    """(x - mean(x)) / sqrt(mean((x - mean(x))^2) + eps) * weight + bias over the last dimension: float32, the shape of
+    x."""
+    return torch.nn.functional.layer_norm(x_TD, weight_D.shape, weight_D, bias_D, eps)
+
+
+def add_layernorm_(
+    x_TD: Tensor, y_TD: Tensor, weight_D: Tensor, bias_D: Tensor, eps: float, scale: float = 1.0
+) -> Tensor:
+    """x += scale * y in place, then returns layernorm(x)."""
+    x_TD.add_(y_TD, alpha=scale)
+    return layernorm(x_TD, weight_D, bias_D, eps)
 
 
 def linear(x_TC: Tensor, weight: Matrix, bias_R: Tensor | None = None) -> Tensor:
@@ -147,6 +162,7 @@ def attention(
     scale: float,
     window: int | None = None,
     sinks_N: Tensor | None = None,
+    chunk: int | None = None,
 ) -> Tensor:
     """Causal grouped-query attention of new tokens over the paged cache: float32 [T, N, v], v the width of a value.
 
@@ -155,7 +171,7 @@ def attention(
     The keys of the new tokens are in the cache already. Query head n reads key/value head n // (N / G).
     Values may be the first v numbers of each key, as a view [P, G, B, v] of the keys (latent attention).
     window: how many tokens a query sees, itself included; None: all before it. sinks, float32 [N]: a score more for
-    each head, which has no value.
+    each head, which has no value. chunk: a query at position p sees no keys before p - p % chunk.
     """
     out = q_TNd.new_empty(*q_TNd.shape[:2], v_PGBd.shape[3])
     group = q_TNd.shape[1] // k_PGBd.shape[1]
@@ -169,6 +185,8 @@ def attention(
         places = torch.arange(context, device=q.device)
         at = places[first - last :].unsqueeze(1)
         hidden = places > at if window is None else (places > at) | (places <= at - window)
+        if chunk is not None:
+            hidden = hidden | (places < at - at % chunk)
         scores = scores.masked_fill(hidden, float("-inf"))
         if sinks_N is not None:
             scores = torch.cat([scores, sinks_N.view(-1, 1, 1).expand(-1, last - first, 1)], dim=2)
@@ -208,11 +226,13 @@ def route(x_TD: Tensor, router: Router) -> Choice:
     softmax: scores are probabilities over all experts. sigmoid: each expert's own. The top k of score + choice bias are
     chosen; their weights are the scores, divided by their sum if `renormalise`. With groups, a token chooses among the
     experts of the `top_groups` groups alone whose best biased score, or the sum of whose two best, is largest.
-    softmax_topk: the top k logits, softmax over those k alone. Equal scores: the lower id first. All weights are
-    multiplied by `scale`, and each by its expert's factor, if there are such. Source of bias and groups: DeepSeek-V3
-    (arXiv 2412.19437, 2.1.2).
+    softmax_topk: the top k logits, softmax over those k alone. sigmoid_topk: the top k logits, of each its sigmoid.
+    sparsemixer: see `sparse_mix`. Equal scores: the lower id first. All weights are multiplied by `scale`, and each by
+    its expert's factor, if there are such. Source of bias and groups: DeepSeek-V3 (arXiv 2412.19437, 2.1.2).
     """
     logits_TE = linear(x_TD, router.matrix, router.bias_E)
+    if router.scoring == "sparsemixer":
+        return sparse_mix(logits_TE, router)
     scores = _SCORES[router.scoring](logits_TE)
     biased = scores if router.choice_bias_E is None else scores + router.choice_bias_E
     biased = biased if router.groups == 1 else _within_groups(biased, router)
@@ -220,6 +240,8 @@ def route(x_TD: Tensor, router: Router) -> Choice:
     weights = scores.gather(1, ids)
     if router.scoring == "softmax_topk":
         weights = weights.softmax(-1)
+    elif router.scoring == "sigmoid_topk":
+        weights = weights.sigmoid()
     elif router.renormalise:
         weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
     weights = weights * router.scale
@@ -232,7 +254,22 @@ _SCORES: dict[str, Callable[[Tensor], Tensor]] = {
     "softmax": partial(torch.softmax, dim=-1),
     "sigmoid": torch.sigmoid,
     "softmax_topk": torch.clone,
+    "sigmoid_topk": torch.clone,
 }
+
+
+def sparse_mix(logits_TE: Tensor, router: Router) -> Choice:
+    """The largest logit, then the largest of the others, and so on. The weight of each is its share in the softmax over
+    what was left then and lay near it: experts whose distance from it, in parts of the larger one's size, is above
+    2 * jitter stay out. Source: GRIN (arXiv 2409.12136), as Phi-3.5-MoE computes it when it does not learn."""
+    left, ids, weights = logits_TE.clone(), [], []
+    for _ in range(router.top_k):
+        best, chosen = left.max(-1, keepdim=True)
+        far = (best - logits_TE) / logits_TE.abs().clamp(min=best) > 2 * router.jitter
+        weights.append(left.masked_fill(far, float("-inf")).softmax(-1).gather(1, chosen))
+        ids.append(chosen)
+        left = left.scatter(1, chosen, float("-inf"))
+    return torch.cat(ids, dim=1).to(torch.int32), torch.cat(weights, dim=1) * router.scale
 
 
 def _within_groups(scores_TE: Tensor, router: Router) -> Tensor:
@@ -268,6 +305,11 @@ def scale_(x_TC: Tensor, by_1: Tensor) -> None:
     x_TC.mul_(by_1)
 
 
+def scale_rows_(x_TNd: Tensor, by_P: Tensor, positions_T: Tensor) -> None:
+    """x[t] *= by[positions[t]] in place, on a view of float32 [T, N, d]; by float32 [P]."""
+    x_TNd.mul_(by_P[positions_T.long()].view(-1, 1, 1))
+
+
 def argmax(logits_SV: Tensor, to: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
     """The largest value of each row, float32 [S], and where it stands first, int64 [S]; NaN counts as the largest. to:
     where both go, on a GPU also memory of the host that is registered with the driver."""
@@ -279,15 +321,19 @@ def argmax(logits_SV: Tensor, to: tuple[Tensor, Tensor] | None = None) -> tuple[
 def experts(x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor, bank: ExpertBank) -> Tensor:
     """The routed experts of one layer: y[t] = sum_k weights[t,k] * (down(glu(gate(x[t]), up(x[t])))), float32 [T, D].
 
-    gate, up and down are the matrices of expert ids[t, k], with biases where the layout has them. Each expert that was
-    chosen is read once for the batch. A choice of -1 is no expert of this bank: it adds nothing, and nothing is read
-    for it.
+    gate, up and down are the matrices of expert ids[t, k], with biases where the layout has them. Where the layout says
+    that weights are of the input, the expert takes weights[t, k] * x[t], and what it gives counts as it is. Each expert
+    that was chosen is read once for the batch. A choice of -1 is no expert of this bank: it adds nothing, and nothing
+    is read for it.
     """
     y_TD = torch.zeros_like(x_TD)
     for expert in sorted(set(ids_TK.flatten().tolist()) - {-1}):
         token, slot = torch.where(ids_TK == expert)
-        gate, up = (linear(x_TD[token], bank.matrix(expert, part), bank.bias(expert, part)) for part in ("gate", "up"))
+        weight_N1 = weights_TK[token, slot].unsqueeze(1)
+        taken, given = (weight_N1, 1.0) if bank.layout.weighs_input else (1.0, weight_N1)
+        x_ND = x_TD[token] * taken
+        gate, up = (linear(x_ND, bank.matrix(expert, part), bank.bias(expert, part)) for part in ("gate", "up"))
         middle = glu(torch.cat([gate, up], dim=1), bank.layout.activation)
         out = linear(middle, bank.matrix(expert, "down"), bank.bias(expert, "down"))
-        y_TD.index_add_(0, token, out * weights_TK[token, slot].unsqueeze(1))
+        y_TD.index_add_(0, token, out * given)
     return y_TD

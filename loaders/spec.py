@@ -14,8 +14,8 @@ from typing import Literal
 
 from ..kernels.recipes import SWIGLU, Activation, GroupScore, Scoring
 
-QkNorm = Literal["none", "head", "full"]
-RopeKind = Literal["default", "linear", "llama3", "yarn", "proportional", "none"]
+QkNorm = Literal["none", "head", "full", "plain"]
+RopeKind = Literal["default", "linear", "llama3", "yarn", "proportional", "divided", "longrope", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,9 @@ class RopeSpec:
     truncate: bool = True  # yarn: round the correction range to whole dims
     attention_factor: float = 1.0  # yarn: cos and sin are multiplied by it
     share: float = 1.0  # proportional: of the pairs that are turned, the first ones; the others stay as they are
+    factors: tuple[float, ...] = ()  # divided, longrope: what each pair's frequency is divided by
+    long_factors: tuple[float, ...] = ()  # longrope: the same where sequences may be longer than the trained context
+    long_attention_factor: float = 1.0  # and what cos and sin are multiplied by then
 
     @property
     def extended_context(self) -> int:
@@ -42,16 +45,27 @@ class RopeSpec:
         return int(self.original_context * self.factor) if self.kind == "yarn" else 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Temperature:
+    """What a query at position p is multiplied by: 1 + scale * ln(1 + floor((p + first) / length)). Source: arXiv
+    2501.19399."""
+
+    scale: float
+    length: int
+    first: int = 0
+
+
 NO_ROPE = RopeSpec(theta=1.0, rotary_dim=2, kind="none")
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionSpec:
-    """Grouped-query attention. `qk_norm`: RMSNorm per head, or over all heads at once; `clip`: q, k, v into +-clip;
-    `window`: tokens that a query sees, itself included; `sinks`: a score more for each head, without a value;
-    `gate`: what the heads give is weighted by the sigmoid of a projection; `norms_last`: queries and keys are rotated
-    before their norms; `v_norm`: RMSNorm of values per head, without weights; `own_values`: without them keys before
-    their norm serve as values."""
+    """Grouped-query attention. `qk_norm`: RMSNorm per head, over all heads at once, or per head without weights
+    ("plain"); `clip`: q, k, v into +-clip; `window`: tokens that a query sees, itself included; `chunk`: of so many
+    positions, a query sees those of its own one; `temperature`: of queries, behind their norms; `sinks`: a score more
+    for each head, without a value; `gate`: what the heads give is weighted by the sigmoid of a projection;
+    `norms_last`: queries and keys are rotated before their norms; `v_norm`: RMSNorm of values per head, without
+    weights; `own_values`: without them keys before their norm serve as values."""
 
     heads: int
     kv_heads: int
@@ -63,6 +77,8 @@ class AttentionSpec:
     qk_norm: QkNorm = "none"
     clip: float | None = None
     window: int | None = None
+    chunk: int | None = None
+    temperature: Temperature | None = None
     sinks: bool = False
     gate: bool = False
     norms_last: bool = False
@@ -139,6 +155,7 @@ class LatentSpec:
     rope: RopeSpec
     norm_eps: float
     bias: bool = False  # of the projections to the latents, and of the output
+    temperature: Temperature | None = None  # of queries
     indexer: IndexerSpec | None = None
 
     @property
@@ -240,6 +257,11 @@ class DeltaSpec:
 MixerSpec = AttentionSpec | LatentSpec | DeltaSpec
 
 
+def chunk_of(mixer: MixerSpec) -> int | None:
+    """Positions of the chunks that a mixer keeps to; None: it does not."""
+    return mixer.chunk if isinstance(mixer, AttentionSpec) else None
+
+
 @dataclass(frozen=True, kw_only=True)
 class DenseSpec:
     """A gated MLP that every token goes through."""
@@ -269,6 +291,8 @@ class MoeSpec:
     shared_width: int = 0
     shared_gate: bool = False  # the shared expert is weighted by sigmoid(x . gate)
     factors: bool = False  # each expert's weight is multiplied by a number of its own
+    weighs_input: bool = False  # a weight multiplies what an expert takes, not what it gives
+    jitter: float = 0.0  # of sparsemixer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -300,6 +324,8 @@ class ModelSpec:
     embedding_scale: float = 1.0
     residual_scale: float = 1.0
     logits_divisor: float = 1.0
+    layernorms: bool = False  # norms of the residual stream are LayerNorms, with a bias
+    head_bias: bool = False
     logits_cap: float | None = None  # logits become cap * tanh(logits / cap)
     eos_ids: tuple[int, ...] = ()
 

@@ -28,7 +28,8 @@ class LayerFormats:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFormats:
-    """Bytes of a model: layers, final norm, head, one row of the embedding, and all of it where it is not the head."""
+    """Bytes of a model: layers, final norm and biases outside of layers, head, one row of the embedding, and all of it
+    where it is not the head."""
 
     layers: tuple[LayerFormats, ...]
     final_norm: ByFormat
@@ -48,7 +49,7 @@ def of_model(spec: ModelSpec, formats: Formats) -> ModelFormats:
     embed = weights.embed
     return ModelFormats(
         layers=tuple(map(_layer, weights.layers)),
-        final_norm=ByFormat.of([(F32, weights.final_norm.nbytes)]),
+        final_norm=ByFormat.of([(F32, one.nbytes) for one in weights.vectors.values()]),
         head=_matrices([weights.head]),
         row=ByFormat.of([(embed.format.name, embed.format.row_bytes(embed.cols))]),
         embedding=NOTHING if weights.head is embed else _matrices([embed]),

@@ -21,7 +21,7 @@ from functools import cached_property
 
 import torch
 
-from ...loaders.spec import LatentSpec, ModelSpec
+from ...loaders.spec import LatentSpec, ModelSpec, chunk_of
 from ...loaders.weights.model_weights import LayerWeights, ModelWeights
 from .passes import CPU_DRAM, Bytes
 
@@ -44,6 +44,7 @@ class DenseSizes:
     head: int
 
 
+Reach = tuple[int | None, int | None]  # tokens of a window, positions of a chunk; None: there is none
 Span = tuple[int, int]  # of one sequence: its new tokens, and its tokens in the cache after the pass
 
 
@@ -67,11 +68,10 @@ class Indexed:
 
 @dataclass(frozen=True)
 class CacheSizes:
-    """What the caches of a model are made of, in bytes: of each layer what one token adds and the window that a query
-    sees (None: all), and the recurrent state of a sequence over all layers. indexed: by layer, of those that see some
-    keys alone."""
+    """What the caches of a model are made of, in bytes: of each layer what one token adds and how far a query sees, and
+    the recurrent state of a sequence over all layers. indexed: by layer, of those that see some keys alone."""
 
-    layers: tuple[tuple[int, int | None], ...]
+    layers: tuple[tuple[int, Reach], ...]
     state: int
     indexed: Mapping[int, Indexed] = field(default_factory=dict)
 
@@ -81,12 +81,12 @@ class CacheSizes:
         return sum(size for size, _ in self.layers)
 
     @cached_property
-    def _reading(self) -> dict[int | None, int]:
-        """By window what is read of a token in all layers but the last."""
-        found: Counter[int | None] = Counter()
-        for i, (size, window) in enumerate(self.layers[:-1]):
+    def _reading(self) -> dict[Reach, int]:
+        """By reach what is read of a token in all layers but the last."""
+        found: Counter[Reach] = Counter()
+        for i, (size, reach) in enumerate(self.layers[:-1]):
             if i not in self.indexed:
-                found[window] += size
+                found[reach] += size
         return dict(found)
 
     def moved(self, spans: Sequence[Span], logits: bool) -> int:
@@ -95,14 +95,16 @@ class CacheSizes:
         size = self.token * sum(new for new, _ in spans) + 2 * self.state * len(spans)
         last = len(self.layers) - 1
         own = logits and last not in self.indexed
-        reading = [*self._reading.items(), *((window, size) for size, window in self.layers[-1:] if own)]
+        reading = [*self._reading.items(), *((reach, size) for size, reach in self.layers[-1:] if own)]
         chosen = Counter(one for layer, one in self.indexed.items() if logits or layer < last)
         size += sum(layers * one.read(spans) for one, layers in chosen.items())
-        return size + sum(each * _seen(spans, window) for window, each in reading)
+        return size + sum(each * _seen(spans, *reach) for reach, each in reading)
 
 
-def _seen(spans: Sequence[Span], window: int | None) -> int:
+def _seen(spans: Sequence[Span], window: int | None, chunk: int | None) -> int:
     """Tokens in the cache that the new ones see together, each once."""
+    if chunk is not None:  # from where that of the first new one begins
+        return sum(context - (context - new) // chunk * chunk for new, context in spans)
     if window is None:
         return sum(context for _, context in spans)
     return sum(min(context, window + new - 1) for new, context in spans)
@@ -110,7 +112,7 @@ def _seen(spans: Sequence[Span], window: int | None) -> int:
 
 def cache_sizes(spec: ModelSpec, dtype: torch.dtype) -> CacheSizes:
     """The sizes of a model's caches; `dtype` is that of keys and values."""
-    layers = tuple((mixer.cached * dtype.itemsize, mixer.window) for mixer in spec.mixers)
+    layers = tuple((mixer.cached * dtype.itemsize, (mixer.window, chunk_of(mixer))) for mixer in spec.mixers)
     indexed = {
         i: Indexed(mixer.row * dtype.itemsize, mixer.index_key * dtype.itemsize, mixer.indexer.top)
         for i, mixer in enumerate(spec.mixers)
@@ -123,9 +125,10 @@ def dense_sizes(weights: ModelWeights) -> DenseSizes:
     """The sizes of a model, of real weights or of such on the `meta` device."""
     last = weights.layers[-1]
     tail = layer_dense_bytes(last) - sum(part.nbytes for part in last.keeping())
+    outside = sum(vector.nbytes for vector in weights.vectors.values())
     return DenseSizes(
-        layers=sum(map(layer_dense_bytes, weights.layers)) + weights.final_norm.nbytes,
-        tail=tail + weights.final_norm.nbytes,
+        layers=sum(map(layer_dense_bytes, weights.layers)) + outside,
+        tail=tail + outside,
         embedding_row=weights.embed.format.row_bytes(weights.embed.cols),
         head=weights.head.nbytes,
     )

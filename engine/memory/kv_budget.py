@@ -71,7 +71,7 @@ def work_bytes(spec: ModelSpec, tokens: int, sequences: int, chunk: int = EXPERT
     moe, mixer = spec.moe, max(mixer.work_rows for mixer in spec.mixers)
     attention = 6 * spec.hidden + mixer + 2 * moe.experts
     pairs = tokens * moe.top_k
-    products = min(4 * pairs * spec.hidden, chunk)
+    products = min(4 * pairs * spec.hidden, chunk) * (2 if moe.weighs_input else 1)
     inner = 4 * 3 * max(moe.width, moe.shared_width, spec.dense_width) * max(pairs, tokens)
     made = max((_made_bytes(mixer, spec.context) for mixer in spec.mixers if isinstance(mixer, LatentSpec)), default=0)
     return 4 * tokens * attention + products + inner + 4 * max(sequences, 1) * spec.vocab + made

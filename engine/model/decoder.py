@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from ...kernels import Ops
-from ...kernels.decoder_layer import Choice, Layer, Stack, Tally, beside, finish_, mlp
+from ...kernels.decoder_layer import Choice, Layer, Stack, Tally, added_and_normed, beside, finish_, mlp
 from ...loaders.spec import ModelSpec
 from ...loaders.weights.model_weights import ModelWeights
 from ..experts.backend import Chosen, CpuExperts, ExpertBackend
@@ -142,11 +142,12 @@ class Decoder:
 
     def _head(self, x_TD: Tensor, update_TD: Tensor) -> Tensor:
         """Logits of the rows that are left: float32 [R, V]."""
-        spec, ops = self.spec, self.ops
+        spec, ops, weights = self.spec, self.ops, self.weights
         if x_TD.shape[0] == 0:
             return x_TD.new_empty(0, spec.vocab)
-        h_TD = ops.add_rmsnorm_(x_TD, update_TD, self.weights.final_norm, spec.norm_eps, spec.residual_scale)
-        logits = ops.linear(h_TD, self.weights.head)
+        norm = weights.final_norm, weights.final_norm_bias, spec.norm_eps
+        h_TD = added_and_normed(ops, x_TD, update_TD, *norm, spec.residual_scale)
+        logits = ops.linear(h_TD, weights.head, weights.head_bias)
         if spec.logits_divisor != 1:
             logits.div_(spec.logits_divisor)
         if spec.logits_cap is not None:

@@ -4,7 +4,7 @@ load."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from ...loaders.spec import (
     ModelSpec,
     MoeSpec,
     RopeSpec,
+    Temperature,
 )
 from ...loaders.weights.mixers import AttentionWeights, DeltaWeights, LatentWeights, MixerWeights
 from ...loaders.weights.model_weights import LayerWeights, ModelWeights
@@ -44,13 +45,31 @@ def make_stack(
 ) -> Stack:
     """All layers, for positions below `max_context`; `put` brings a tensor to the device of the weights, which is the
     host or not."""
-    sizes = {mixer.head_dim for mixer in spec.mixers if isinstance(mixer, AttentionSpec) and mixer.v_norm}
-    ones = {size: put(torch.ones(size)) for size in sizes}
-    ropes = {mixer.rope for mixer in spec.mixers if not isinstance(mixer, DeltaSpec)} | {NO_ROPE}
-    tables = {one: rope.tables(one, max_context) for one in ropes}
-    turns = {one: (put(cos), put(sin)) for one, (cos, sin) in tables.items()}
-    layers = [_layer(spec, *one, turns, ones) for one in zip(spec.layers, weights.layers, cache.layers, strict=True)]
+    shared = _shared(spec, max_context, put)
+    layers = [_layer(spec, *one, shared) for one in zip(spec.layers, weights.layers, cache.layers, strict=True)]
     return Stack(layers=tuple(layers if is_host else map(_on_latents_alone, layers)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shared:
+    """What several layers have in common: cos and sin of each rope, numbers by position of each temperature, weights of
+    norms without any by the size of a head."""
+
+    turns: Mapping[RopeSpec, Turns]
+    temperatures: Mapping[Temperature | None, Tensor]
+    ones: Mapping[int, Tensor]
+
+
+def _shared(spec: ModelSpec, max_context: int, put: Callable[[Tensor], Tensor]) -> Shared:
+    attending = [mixer for mixer in spec.mixers if not isinstance(mixer, DeltaSpec)]
+    plain = [it for it in attending if isinstance(it, AttentionSpec) and (it.v_norm or it.qk_norm == "plain")]
+    tables = {one: rope.tables(one, max_context) for one in {mixer.rope for mixer in attending} | {NO_ROPE}}
+    warmth = {mixer.temperature for mixer in attending if mixer.temperature is not None}
+    return Shared(
+        turns={one: (put(cos), put(sin)) for one, (cos, sin) in tables.items()},
+        temperatures={one: put(rope.temperatures(one, max_context)) for one in warmth},
+        ones={size: put(torch.ones(size)) for size in {it.head_dim for it in plain}},
+    )
 
 
 def _on_latents_alone(layer: Layer) -> Layer:
@@ -65,22 +84,21 @@ def _layer(
     layer: LayerSpec,
     weights: LayerWeights,
     cache: LayerCache,
-    turns: Mapping[RopeSpec, Turns],
-    ones: Mapping[int, Tensor],
+    shared: Shared,
 ) -> Layer:
     bank = weights.experts if isinstance(weights.experts, ExpertBank) else None  # else the backend has it
     common = {
         "pre_norm": weights.attn_norm,
         "post_norm": weights.mlp_norm,
+        "pre_bias": weights.attn_norm_bias,
+        "post_bias": weights.mlp_norm_bias,
         "eps": spec.norm_eps,
         "residual_scale": spec.residual_scale,
         "out_norm": weights.out_norm,
         "router_norm": weights.router_norm,
         "router": None if not isinstance(layer.ffn, MoeSpec) else _router(layer.ffn, weights),
     }
-    block = _block(layer.mixer, weights.mixer, cache, turns, common)
-    if isinstance(block, AttentionBlock) and isinstance(layer.mixer, AttentionSpec) and layer.mixer.v_norm:
-        block = replace(block, v_norm=ones[layer.mixer.head_dim])
+    block = _block(layer.mixer, weights.mixer, cache, shared, common)
     return Layer(block=block, bank=bank, mlp=weights.mlp, shared_gate=weights.shared_gate, tail=weights.tail)
 
 
@@ -90,17 +108,16 @@ def _router(moe: MoeSpec, weights: LayerWeights) -> Router:
         matrix=weights.router, bias_E=weights.router_bias, choice_bias_E=weights.choice_bias, top_k=moe.top_k,
         scoring=moe.scoring, renormalise=moe.renormalise, groups=moe.groups, top_groups=moe.top_groups,
         group_score=moe.group_score, scale=moe.scale, factors_E=weights.factors,
+        jitter=moe.jitter,
     )  # fmt: skip
 
 
-def _block(
-    mixer: MixerSpec, it: MixerWeights, cache: LayerCache, turns: Mapping[RopeSpec, Turns], common: dict[str, Any]
-) -> Block:
+def _block(mixer: MixerSpec, it: MixerWeights, cache: LayerCache, shared: Shared, common: dict[str, Any]) -> Block:
     """The block of a layer's kind of mixer."""
     if isinstance(mixer, AttentionSpec) and isinstance(it, AttentionWeights) and isinstance(cache, KeysAndValues):
-        return _attention(mixer, it, cache, turns, common)
+        return _attention(mixer, it, cache, shared, common)
     if isinstance(mixer, LatentSpec) and isinstance(it, LatentWeights) and isinstance(cache, Latents):
-        return _latent(mixer, it, cache, turns[mixer.rope], common)
+        return _latent(mixer, it, cache, shared, common)
     assert isinstance(mixer, DeltaSpec)
     assert isinstance(it, DeltaWeights)
     assert isinstance(cache, States)
@@ -108,24 +125,31 @@ def _block(
 
 
 def _attention(
-    mixer: AttentionSpec, it: AttentionWeights, cache: KeysAndValues, turns: Mapping[RopeSpec, Turns],
-    common: dict[str, Any],
-) -> AttentionBlock:  # fmt: skip
-    """Where norms come last, the turn goes first, and the one behind the norms does nothing."""
-    cos, sin = turns[NO_ROPE if mixer.norms_last else mixer.rope]
+    mixer: AttentionSpec, it: AttentionWeights, cache: KeysAndValues, shared: Shared, common: dict[str, Any]
+) -> AttentionBlock:
+    """Where norms come last, the turn goes first, and the one behind the norms does nothing. Norms without weights
+    stand in front of the turn anyway, which changes no length."""
+    cos, sin = shared.turns[NO_ROPE if mixer.norms_last else mixer.rope]
+    plain = shared.ones[mixer.head_dim] if mixer.qk_norm == "plain" else None
     return AttentionBlock(
-        heads=mixer.heads, qkv=it.qkv, qkv_bias=it.qkv_bias, q_norm=it.q_norm, k_norm=it.k_norm, o=it.o,
-        o_bias=it.o_bias, k_PGBd=cache.k, v_PGBd=cache.v, cos_Pr=cos, sin_Pr=sin, clip=mixer.clip,
-        scale=mixer.scale, window=mixer.window, sinks_N=it.sinks, gate=it.gate, shared=not mixer.own_values,
-        first=turns[mixer.rope] if mixer.norms_last else None, **common,
+        heads=mixer.heads, qkv=it.qkv, qkv_bias=it.qkv_bias, q_norm=it.q_norm if plain is None else plain,
+        k_norm=it.k_norm if plain is None else plain, v_norm=shared.ones[mixer.head_dim] if mixer.v_norm else None,
+        o=it.o, o_bias=it.o_bias, k_PGBd=cache.k, v_PGBd=cache.v, cos_Pr=cos, sin_Pr=sin, clip=mixer.clip,
+        scale=mixer.scale, window=mixer.window, chunk=mixer.chunk, sinks_N=it.sinks, gate=it.gate,
+        shared=not mixer.own_values, first=shared.turns[mixer.rope] if mixer.norms_last else None,
+        temperature_P=shared.temperatures.get(mixer.temperature), **common,
     )  # fmt: skip
 
 
-def _latent(mixer: LatentSpec, it: LatentWeights, cache: Latents, turns: Turns, common: dict[str, Any]) -> LatentBlock:
+def _latent(
+    mixer: LatentSpec, it: LatentWeights, cache: Latents, shared: Shared, common: dict[str, Any]
+) -> LatentBlock:
+    turns = shared.turns[mixer.rope]
     return LatentBlock(
         heads=mixer.heads, q_a=it.q_a, q_a_norm=it.q_a_norm, q_a_bias=it.q_a_bias, q=it.q, kv_a=it.kv_a,
         kv_a_bias=it.kv_a_bias, kv_a_norm=it.kv_a_norm, k_up=it.k_up, v_up=it.v_up, o=it.o, o_bias=it.o_bias,
         rows_P1Bl=cache.rows, cos_Pr=turns[0], sin_Pr=turns[1], norm_eps=mixer.norm_eps, scale=mixer.scale,
+        temperature_P=shared.temperatures.get(mixer.temperature),
         top=mixer.indexer.top if mixer.indexer else None, indexer=_indexer(mixer, it, cache, turns), **common,
     )  # fmt: skip
 

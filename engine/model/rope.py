@@ -1,4 +1,5 @@
-"""Cosine and sine tables of the rotary embedding, for every kind of scaling that `RopeSpec` names.
+"""Cosine and sine tables of the rotary embedding, for every kind of scaling that `RopeSpec` names; and the temperature
+of queries by position.
 
 Frequencies and angles are float32, as the models were trained: a float64 table differs by up to 5e-4 rad at position
 10^4.
@@ -12,17 +13,26 @@ import math
 import torch
 from torch import Tensor
 
-from ...loaders.spec import RopeSpec
+from ...loaders.spec import RopeSpec, Temperature
 
 
 def tables(rope: RopeSpec, positions: int) -> tuple[Tensor, Tensor]:
-    """cos and sin, float32 [positions, rotary_dim / 2]."""
-    angles = torch.arange(positions, dtype=torch.float32).unsqueeze(1) * frequencies(rope)
-    return angles.cos() * rope.attention_factor, angles.sin() * rope.attention_factor
+    """cos and sin, float32 [positions, rotary_dim / 2]. Of two sets of factors that for longer contexts holds, for
+    every sequence, where one may have more positions than were trained: keys that are cached stay right."""
+    is_long = rope.kind == "longrope" and positions > rope.original_context
+    angles = torch.arange(positions, dtype=torch.float32).unsqueeze(1) * frequencies(rope, is_long)
+    factor = rope.long_attention_factor if is_long else rope.attention_factor
+    return angles.cos() * factor, angles.sin() * factor
 
 
-def frequencies(rope: RopeSpec) -> Tensor:
-    """Radians per position of each rotated pair, float32 [rotary_dim / 2]."""
+def temperatures(it: Temperature, positions: int) -> Tensor:
+    """What queries are multiplied by, float32 [positions]."""
+    places = torch.arange(positions, dtype=torch.float32)
+    return 1 + it.scale * torch.log1p(torch.floor((places + it.first) / it.length))
+
+
+def frequencies(rope: RopeSpec, is_long: bool = False) -> Tensor:
+    """Radians per position of each rotated pair, float32 [rotary_dim / 2]. is_long: by the second set of factors."""
     if rope.kind == "none":
         return torch.zeros(rope.rotary_dim // 2)
     plain = 1.0 / (rope.theta ** (torch.arange(0, rope.rotary_dim, 2, dtype=torch.float32) / rope.rotary_dim))
@@ -32,6 +42,8 @@ def frequencies(rope: RopeSpec) -> Tensor:
         return _llama3(plain, rope)
     if rope.kind == "yarn":
         return _yarn(plain, rope)
+    if rope.kind in ("divided", "longrope"):
+        return plain / torch.tensor(rope.long_factors if is_long else rope.factors)
     if rope.kind == "proportional":
         plain[int(rope.share * rope.rotary_dim / 2) :] = 0.0
         return plain / rope.factor
@@ -41,7 +53,8 @@ def frequencies(rope: RopeSpec) -> Tensor:
 def _llama3(plain: Tensor, rope: RopeSpec) -> Tensor:
     """Slow pairs are divided by the factor, fast ones kept, those between blended by their turns in the old context."""
     turns = rope.original_context * plain / (2 * math.pi)
-    blend = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
+    span = max(rope.high_freq_factor - rope.low_freq_factor, 1e-6)  # Llama 4 has both alike: nothing lies between
+    blend = (turns - rope.low_freq_factor) / span
     blend = blend.clamp(0, 1)
     return (1 - blend) * plain / rope.factor + blend * plain
 

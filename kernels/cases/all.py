@@ -248,7 +248,7 @@ def experts_case(form: Format, E: int, D: int, F: int, T: int, K: int, kind: str
 
 def experts_case_of(layout: ExpertLayout, E: int, T: int, K: int, kind: str = "", bench: bool = False) -> Case:
     D, F = layout.hidden, layout.width
-    more = " biased" * layout.biased
+    more = " biased" * layout.biased + " weighed input" * layout.weighs_input
     more += "" if layout.activation == SWIGLU else f" {activation_name(layout.activation)}"
 
     def build(g: Generator, source: Source) -> Inputs:

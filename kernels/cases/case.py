@@ -255,7 +255,8 @@ def experts_error(i: Inputs, out: list[Tensor]) -> list[Tensor | float]:
         token, slot = torch.where(ids == expert)
         w = weights[token, slot].unsqueeze(1).abs()
         way = way_of(i, bank.layout.format, token.numel())
-        var, rnd = mlp_error(x[token], bank, expert, way)
+        taken, w = (x[token] * w, torch.ones_like(w)) if bank.layout.weighs_input else (x[token], w)
+        var, rnd = mlp_error(taken, bank, expert, way)
         variance.index_add_(0, token, var * w.square())
         rounding.index_add_(0, token, rnd * w)
     return [SIGMAS * variance.sqrt() + rounding * 2]

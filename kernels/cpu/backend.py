@@ -17,13 +17,14 @@ from ..formats import FORMATS, Format
 from ..packed import FORMAT_OF_DTYPE, ExpertBank, Matrix
 from ..recipes import SWIGLU, Activation
 from . import prepare, prepare_layers
+from .norms import NormOps
 from .prepare import F32, I32, I64, U8, at
 from .sparse_ops import SparseOps
 
 ROUNDED_HERE = ("q8_0", "q4_0")  # the other block formats are rounded to by torch: slower, once, while loading
 
 
-class CpuOps(SparseOps):
+class CpuOps(NormOps, SparseOps):
     """The ops in a context: another one may be set between two calls, and holds from the next on."""
 
     def __init__(self, context: Context) -> None:
@@ -59,20 +60,6 @@ class CpuOps(SparseOps):
         (T,) = ids_T.shape
         out = torch.empty(T, table.cols)
         _cpu.embed(self.context.native, prepare.matrix(table), at(ids_T, I64, T), T, scale, out.data_ptr())
-        return out
-
-    def rmsnorm(self, x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-        D = x_TD.shape[-1]
-        out = torch.empty_like(x_TD)
-        x, weight = at(x_TD, F32, *x_TD.shape), at(weight_D, F32, D)
-        _cpu.rmsnorm(self.context.native, x, weight, out.data_ptr(), x_TD.numel() // D, D, eps)
-        return out
-
-    def add_rmsnorm_(self, x_TD: Tensor, y_TD: Tensor, weight_D: Tensor, eps: float, scale: float = 1.0) -> Tensor:
-        T, D = x_TD.shape
-        out = torch.empty_like(x_TD)
-        rows = at(x_TD, F32, T, D), at(y_TD, F32, T, D), at(weight_D, F32, D)
-        _cpu.add_rmsnorm(self.context.native, *rows, out.data_ptr(), T, D, eps=eps, scale=scale)
         return out
 
     def linear(self, x_TC: Tensor, weight: Matrix, bias_R: Tensor | None = None) -> Tensor:
@@ -136,6 +123,7 @@ class CpuOps(SparseOps):
         scale: float,
         window: int | None = None,
         sinks_N: Tensor | None = None,
+        chunk: int | None = None,
     ) -> Tensor:
         T, N, d = q_TNd.shape
         S, M = tables_SM.shape
@@ -156,6 +144,7 @@ class CpuOps(SparseOps):
             heads=N,
             scale=scale,
             window=prepare.window(window),
+            chunk=prepare.chunk(chunk),
             sinks=prepare.sinks(sinks_N, N),
             out=out.data_ptr(),
         )
@@ -258,6 +247,11 @@ class CpuOps(SparseOps):
     def scale_(self, x_TC: Tensor, by_1: Tensor) -> None:
         T, C = x_TC.shape
         _cpu.scale(self.context.native, at(x_TC, F32, T, C), at(by_1, F32, 1), T, C)
+
+    def scale_rows_(self, x_TNd: Tensor, by_P: Tensor, positions_T: Tensor) -> None:
+        (T, _, d), by = x_TNd.shape, at(by_P, F32, *by_P.shape)
+        x, positions = prepare.head_rows(x_TNd), at(positions_T, I32, T)
+        _cpu.scale_rows(self.context.native, **x, d=d, by=by, positions=positions)
 
     def rotate_(self, x_TNd: Tensor, cos_Pr: Tensor, sin_Pr: Tensor, positions_T: Tensor) -> None:
         x = prepare.head_rows(x_TNd)

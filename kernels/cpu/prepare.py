@@ -108,6 +108,7 @@ def _bank(it: ExpertBank) -> Any:
         bytes=lay.bytes,
         bias_offset=lay.bias_offset if lay.biased else 0,
         activation=activation(lay.activation),
+        weighs_input=lay.weighs_input,
         data=at(it.data, U8, it.experts, lay.bytes),
     )
     return it.native[NAME]
@@ -136,6 +137,12 @@ def window(length: int | None) -> int:
     """How many keys a query sees; None: all."""
     assert length is None or length > 0, f"a window of {length}"
     return int(_cpu.NO_WINDOW) if length is None else min(length, int(_cpu.NO_WINDOW))
+
+
+def chunk(length: int | None) -> int:
+    """Of how many positions a chunk is that attention keeps to; None: there are none."""
+    assert length is None or length > 0, f"chunks of {length}"
+    return length or 0
 
 
 def sinks(sinks_N: Tensor | None, heads: int) -> int:

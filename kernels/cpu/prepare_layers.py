@@ -26,6 +26,7 @@ from .prepare import (
     bias,
     cache,
     cache_to_write,
+    chunk,
     limit,
     matrix,
     norm,
@@ -55,6 +56,7 @@ def router(to: Router, D: int) -> Any:
         top2=to.group_score == "top2",
         scale=to.scale,
         factors=0 if to.factors_E is None else at(to.factors_E, F32, E),
+        jitter=to.jitter,
     )
 
 
@@ -67,6 +69,8 @@ def _block(it: Block) -> Any:
     it.native[NAME] = _cpu.Block(
         pre_norm=at(it.pre_norm, F32, D),
         post_norm=at(it.post_norm, F32, D),
+        pre_bias=_row(it.pre_bias, D),
+        post_bias=_row(it.post_bias, D),
         eps=it.eps,
         residual_scale=it.residual_scale,
         mixer=_mixer(it, D),
@@ -108,9 +112,11 @@ def _attention(it: AttentionBlock, D: int) -> Any:
         clip=limit(it.clip),
         scale=it.scale,
         window=window(it.window),
+        chunk=chunk(it.chunk),
         sinks=sinks(it.sinks_N, N),
         gate=None if it.gate is None else matrix(it.gate),
         first=None if it.first is None else rope(*it.first, d),
+        temperature=_by_position(it.temperature_P, it.cos_Pr),
     )
 
 
@@ -138,6 +144,7 @@ def _latent(it: LatentBlock, D: int) -> Any:
         rope=rope(it.cos_Pr, it.sin_Pr, turned),
         norm_eps=it.norm_eps,
         scale=it.scale,
+        temperature=_by_position(it.temperature_P, it.cos_Pr),
         may_make_keys=it.may_make_keys,
         top=it.top or 0,
         indexer=None if it.indexer is None else _indexer(it.indexer, low, D),
@@ -186,6 +193,11 @@ def _delta(it: DeltaBlock, D: int) -> Any:
         inputs=at(it.inputs_LCw, F32, slots, C, taps - 1),
         state=at(it.state_LHkv, F32, slots, H, k, v),
     )
+
+
+def _by_position(values: Tensor | None, cos_Pr: Tensor) -> int:
+    """A number for each position that there are turns of."""
+    return 0 if values is None else at(values, F32, len(cos_Pr))
 
 
 def _row(values: Tensor | None, size: int) -> int:

@@ -21,8 +21,20 @@ except ImportError as missing:
 
     raise OptionError("the GPU kernels need Triton, which is not installed: pip install 'headrace[gpu]'") from missing
 
-# Packing happens once, while loading; gates are a few numbers a token. Plain torch does both on any device.
-from ..reference import choose_keys, delta_gates, place_index_, quantize, repack, scale_, sigmoid_mul_
+# Packing happens once, while loading; gates are a few numbers a token. Plain torch does both on any device, and what
+# few models have: LayerNorms, queries whose temperature goes by their position, indexers.
+from ..reference import (
+    add_layernorm_,
+    choose_keys,
+    delta_gates,
+    layernorm,
+    place_index_,
+    quantize,
+    repack,
+    scale_,
+    scale_rows_,
+    sigmoid_mul_,
+)
 from .attention.attention import attention
 from .attention.qkv import place_qkv_
 from .block import attention_block, layers
@@ -39,7 +51,8 @@ from .router import route
 from .sampling import argmax
 
 __all__ = [
-    "add_rmsnorm_", "argmax", "attention", "attention_block", "choose_keys", "delta_gates", "delta_rule",
-    "dequantize", "embed", "experts", "gated_add_", "glu", "layers", "linear", "linear_by_head", "place_index_",
-    "place_qkv_", "quantize", "repack", "rmsnorm", "rotate_", "route", "scale_", "short_conv", "sigmoid_mul_",
+    "add_layernorm_", "add_rmsnorm_", "argmax", "attention", "attention_block", "choose_keys", "delta_gates",
+    "delta_rule", "dequantize", "embed", "experts", "gated_add_", "glu", "layernorm", "layers", "linear",
+    "linear_by_head", "place_index_", "place_qkv_", "quantize", "repack", "rmsnorm", "rotate_", "route", "scale_",
+    "scale_rows_", "short_conv", "sigmoid_mul_",
 ]  # fmt: skip

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .. import reference
 from ..decoder_layer import Choice, Router
 from . import launch
 from .kernel import kernel
@@ -96,6 +97,8 @@ def _route(
     if SCORING == "softmax_topk":
         powers = tl.exp(weights - tl.max(weights, axis=0))
         weights = powers / tl.sum(powers, axis=0)
+    elif SCORING == "sigmoid_topk":
+        weights = 1.0 / (1.0 + exp(-tl.where(slot < TOP_K, weights, 0.0)))
     elif RENORMALISE:
         weights = tl.where(slot < TOP_K, weights, 0.0)
         weights = weights / (tl.sum(weights, axis=0) + 1e-20)
@@ -109,6 +112,8 @@ def route(x_TD: Tensor, router: Router) -> Choice:
     assert router.factors_E is None, "weights of experts have no factors here"
     assert E % router.groups == 0, f"{E} experts in {router.groups} groups"
     logits_TE, bias = linear(x_TD, router.matrix, router.bias_E), router.choice_bias_E
+    if router.scoring == "sparsemixer":  # of one model: a few small kernels of torch's
+        return reference.sparse_mix(logits_TE, router)
     choice = logits_TE if bias is None else launch.check(bias, launch.F32, E)
     ids, weights = x_TD.new_empty(T, top_k, dtype=launch.I32), x_TD.new_empty(T, top_k)
     _route[(T,)](

@@ -209,9 +209,11 @@ def llama4(c: ConfigReader) -> Architecture:
     """Llama-4: most layers attend within chunks; one routed expert and one shared."""
     count, hidden = layer_count(c), c.integer("hidden_size")
     chunk, kinds = c.integer("attention_chunk_size"), ("chunked_attention", "full_attention")
-    types = listed(c, "layer_types", count, kinds) or [kinds[0 if (i + 1) % 4 else 1] for i in range(count)]
-    args = (hidden, c.integer("num_attention_heads"), kv_heads(c), head_dim(c))
-    chunked, full = gqa(*args, window=chunk), gqa(*args)
+    turning = listed(c, "no_rope_layers", count) if c.get("no_rope_layers") else None
+    turning = turning or [int((i + 1) % whole(c, "no_rope_layer_interval", 4) != 0) for i in range(count)]
+    types = listed(c, "layer_types", count, kinds) or [kinds[0 if turns else 1] for turns in turning]
+    args, bias = (hidden, c.integer("num_attention_heads"), kv_heads(c), head_dim(c)), flag(c, "attention_bias")
+    chunked, full = (gqa(*args, qkv_bias=bias, output_bias=bias, window=size) for size in (chunk, None))
     step = whole(c, "interleave_moe_layer_step", 1)
     moe = c.get("moe_layers") or [i for i in range(count) if (i + 1) % step == 0]
     feed = sparse(c, routed(c, width="intermediate_size"), shared=c.integer("intermediate_size"))
@@ -262,7 +264,7 @@ def phimoe(c: ConfigReader) -> Architecture:
     head_bias = (vector(c.integer("vocab_size")),) if flag(c, "lm_head_bias") else ()
     mixers = _plain(c, qkv_bias=bias, output_bias=bias)
     return decoder(
-        c, mixers, [feed] * layer_count(c), layer_extra=(vector(4 * hidden),), extra=(vector(hidden), *head_bias)
+        c, mixers, [feed] * layer_count(c), layer_extra=(vector(hidden),) * 4, extra=(vector(hidden), *head_bias)
     )
 
 

@@ -90,7 +90,7 @@ def mla(
     parts += [matrix(kv_lora + rope, hidden, name="attn_kv_a_mqa"), vector(kv_lora)]
     up = matrix(heads * kv_lora, nope, name="attn_k_b"), matrix(heads * v, kv_lora, name="attn_v_b")
     parts += [*up, matrix(hidden, heads * v, name="attn_output")]
-    parts += [vector((q_lora or q_rows) + kv_lora + rope + hidden)] if bias else []
+    parts += [vector((q_lora or 0) + kv_lora + rope + hidden)] if bias else []  # queries of a rank alone have one
     parts += [matrix(gate_rows, hidden)] if gate_rows else []
     caches = [Cache(width=kv_lora + rope, chosen=indexer.top if indexer else None)]
     if indexer and own_indexer:

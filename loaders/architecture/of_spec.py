@@ -17,7 +17,8 @@ from .mixers import Indexer, gated_deltanet, gqa, mla
 
 def of_spec(spec: ModelSpec) -> Architecture:
     """The architecture of a model that the engine runs."""
-    kinds = {layer: _layer(spec.hidden, layer) for layer in set(spec.layers)}
+    kinds = {layer: _layer(spec, layer) for layer in set(spec.layers)}
+    biases = (vector(spec.hidden),) * spec.layernorms + (vector(spec.vocab),) * spec.head_bias
     return Architecture(
         family=spec.family,
         vocab=spec.vocab,
@@ -25,11 +26,13 @@ def of_spec(spec: ModelSpec) -> Architecture:
         context=spec.context,
         layers=tuple(kinds[layer] for layer in spec.layers),
         tied_head=spec.tied_head,
+        extra=biases,
     )
 
 
-def _layer(hidden: int, layer: LayerSpec) -> Layer:
-    mixer, ffn, norms = _mixer(hidden, layer.mixer), layer.ffn, (vector(hidden), vector(hidden))
+def _layer(spec: ModelSpec, layer: LayerSpec) -> Layer:
+    hidden, ffn = spec.hidden, layer.ffn
+    mixer, norms = _mixer(hidden, layer.mixer), (vector(hidden),) * (4 if spec.layernorms else 2)
     if isinstance(ffn, DenseSpec):
         return Layer(mixer=mixer, parts=(*mixer.parts, *mlp("dense", hidden, ffn.width), *norms), experts=None)
     beside: Group = "dense" if layer.own_norms else "shared"
@@ -48,7 +51,8 @@ def _mixer(hidden: int, it: MixerSpec) -> Mixer:
     if isinstance(it, AttentionSpec):
         return gqa(
             hidden, it.heads, it.kv_heads, it.head_dim, qkv_bias=it.qkv_bias, output_bias=it.output_bias,
-            qk_norm=it.qk_norm, window=it.window, output_gate=it.gate, sinks=it.sinks,
+            qk_norm="none" if it.qk_norm == "plain" else it.qk_norm, window=it.window or it.chunk,
+            output_gate=it.gate, sinks=it.sinks,
             own_values=it.own_values,
         )  # fmt: skip
     if isinstance(it, LatentSpec):

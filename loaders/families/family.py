@@ -70,10 +70,14 @@ class TensorNames:
 
     embed: str = "model.embed_tokens.weight"
     final_norm: str = "model.norm.weight"
+    final_norm_bias: str = "model.norm.bias"
     head: str = "lm_head.weight"
+    head_bias: str = "lm_head.bias"
     layer: str = "model.layers.{layer}."
     attn_norm: str = "input_layernorm.weight"
     mlp_norm: str = "post_attention_layernorm.weight"
+    attn_norm_bias: str = "input_layernorm.bias"
+    mlp_norm_bias: str = "post_attention_layernorm.bias"
     q: str = "self_attn.q_proj"
     k: str = "self_attn.k_proj"
     v: str = "self_attn.v_proj"
@@ -126,6 +130,9 @@ class Family:
     not slide have heads of other sizes and another rope, whose keys may serve as values; values are normed.
     leading_dense: the first `first_k_dense_replace` layers are dense. range_of_experts: of the
     layers from `moe_layer_start_index` to `moe_layer_end_index` every `moe_layer_interval`-th has experts.
+    interleaved_experts: those of `moe_layers`, or every `interleave_moe_layer_step`-th. chunked: attention as
+    `chunks.py` says. weighs_input: as in `MoeSpec`. layernorms: norms of the residual stream take the mean off, and
+    have biases.
     shared_experts: how many experts wide the shared one is. partial_rope: the config must say how many dims of a head
     are rotated. neighbours: the rope turns dims 2i and 2i + 1, not i and i + half. full_without_rope: layers that see
     everything rotate nothing, unless all of them do. by_layer: keys that may be lists with the same value for each
@@ -141,6 +148,7 @@ class Family:
     dense_width: str | None = None
     leading_dense: bool = False
     range_of_experts: bool = False
+    interleaved_experts: bool = False
     top_k: str = "num_experts_per_tok"
     shared_width: str | None = None
     shared_experts: str | None = None
@@ -148,6 +156,8 @@ class Family:
     router_bias: bool = False
     choice_bias: bool = False
     grouped_choice: bool = False
+    weighs_input: bool = False
+    jitter: Key | None = None  # of sparsemixer
     group_score: GroupScore = "top2"
     weight_scale: Key | None = None
     activation: Activation = SWIGLU
@@ -165,9 +175,12 @@ class Family:
     full_without_rope: bool = False
     clip: Key | None = None
     windowed: bool = False
+    chunked: bool = False
     sinks: bool = False
     output_gate: bool = False
     own_norms: bool = False
+    layernorms: bool = False
+    head_bias: bool | Key = False
     full_attention: bool = False
     attention_scale: Key | float | None = None
     latent_norm_eps: float | None = None  # of the norms of latents, where it is not the model's

@@ -43,6 +43,8 @@ def _read_moe(family: Family, config: ConfigReader) -> MoeSpec:
         shared_width=_shared_width(family, config),
         shared_gate=family.shared_gate,
         factors=family.own_norms,
+        weighs_input=family.weighs_input,
+        jitter=_jitter(family, config),
     )
     if moe.top_k > moe.experts:
         raise config.bad(family.top_k, moe.top_k, f"at most the {moe.experts} experts there are")
@@ -65,6 +67,13 @@ def _with_groups(family: Family, config: ConfigReader, moe: MoeSpec) -> MoeSpec:
     return replace(moe, groups=groups, top_groups=open_groups, group_score=family.group_score)
 
 
+def _jitter(family: Family, config: ConfigReader) -> float:
+    key = family.jitter
+    if key is None:
+        return 0.0
+    return float(key.default) if config.get(key.name) is None else config.number(key.name)
+
+
 def _read_activation(family: Family, config: ConfigReader) -> Activation:
     key = family.activation_limit
     if key is None:
@@ -82,12 +91,14 @@ def _shared_width(family: Family, config: ConfigReader) -> int:
 
 
 def _read_layers(family: Family, config: ConfigReader, count: int) -> list[bool]:
-    """Which layers have experts: all behind the first dense ones; or in a range; or every `decoder_sparse_step`-th, but
-    for `mlp_only_layers`."""
+    """Which layers have experts: all behind the first dense ones; in a range; each that is named; or every
+    `decoder_sparse_step`-th, but for `mlp_only_layers`."""
     if family.leading_dense:
         return _behind_dense(config, count)
     if family.range_of_experts:
         return _within_range(config, count)
+    if family.interleaved_experts:
+        return _interleaved(config, count)
     if family.dense_width is None:
         return [True] * count
     step, dense = config.integer("decoder_sparse_step"), config.get("mlp_only_layers")
@@ -119,3 +130,15 @@ def _within_range(config: ConfigReader, count: int) -> list[bool]:
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < count:
             raise config.bad(name, value, f"the number of one of the {count} layers")
     return [first <= i <= last and (i + 1) % step == 0 for i in range(count)]
+
+
+def _interleaved(config: ConfigReader, count: int) -> list[bool]:
+    """The layers of a list, or every so many layers the last one."""
+    named = config.get("moe_layers")
+    if named is None:
+        step = config.integer("interleave_moe_layer_step")
+        return [(i + 1) % step == 0 for i in range(count)]
+    config.get("interleave_moe_layer_step")
+    if not isinstance(named, list) or not all(isinstance(i, int) and 0 <= i < count for i in named):
+        raise config.bad("moe_layers", named, f"a list of numbers of the {count} layers")
+    return [i in named for i in range(count)]

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import math
 
-from ..spec import AttentionSpec, DeltaSpec, LatentSpec, MixerSpec, RopeSpec
-from . import layer_kinds, window
+from ..spec import AttentionSpec, DeltaSpec, LatentSpec, MixerSpec, RopeSpec, Temperature
+from . import chunks, layer_kinds, window
 from .config_reader import ConfigReader
 from .family import Family, Key
 from .indexers import with_indexers
 from .keys import read_flag
-from .rope import read_rope
+from .rope import WARMTH, read_rope
 
 LINEAR = "linear_attention"
 
@@ -26,6 +26,8 @@ def read_mixers(family: Family, config: ConfigReader, count: int) -> list[MixerS
         return layer_kinds.by_kind(config, attention, count)
     if family.mixer == "delta":
         return [_read_delta(config) if linear else attention for linear in _linear_layers(config, count)]
+    if family.chunked:
+        return chunks.in_chunks(config, attention, count)
     if family.windowed:
         return window.with_windows(config, attention, count, family.full_without_rope)
     window.check_layer_types(config)
@@ -79,7 +81,7 @@ def _read_latent(family: Family, config: ConfigReader) -> LatentSpec:
     config.get("num_key_value_heads", "head_dim", "qk_head_dim", "attention_bias")
     nope, rope_dim = config.integer("qk_nope_head_dim"), config.integer("qk_rope_head_dim")
     config.only("rope_interleave", (True, None))
-    rope = read_rope(config, rope_dim)
+    rope = read_rope(config, rope_dim, whole=nope + rope_dim)
     return LatentSpec(
         heads=config.integer("num_attention_heads"),
         q_rank=0 if config.get("q_lora_rank") is None else config.integer("q_lora_rank"),
@@ -90,6 +92,7 @@ def _read_latent(family: Family, config: ConfigReader) -> LatentSpec:
         rope=rope,
         norm_eps=family.latent_norm_eps or config.number("rms_norm_eps"),
         bias=config.get("attention_bias") is True,
+        temperature=_warmth(config, rope),
     )
 
 
@@ -101,6 +104,15 @@ def _temperature(config: ConfigReader, rope: RopeSpec) -> float:
     if rope.kind != "yarn" or not m or rope.factor <= 1:
         return 1.0
     return (0.1 * config.positive("mscale_all_dim", m) * math.log(rope.factor) + 1.0) ** 2
+
+
+def _warmth(config: ConfigReader, rope: RopeSpec) -> Temperature | None:
+    """What queries beyond the trained context are multiplied by."""
+    settings = config.get("rope_parameters", "rope_scaling")
+    scale = settings.get(WARMTH) if isinstance(settings, dict) else None
+    if not scale or rope.kind != "yarn":
+        return None
+    return Temperature(scale=config.positive(WARMTH, scale), length=rope.original_context)
 
 
 def _read_delta(config: ConfigReader) -> DeltaSpec:

@@ -7,6 +7,7 @@ Released configs say `rope_theta` and `rope_scaling {type | rope_type, factor, .
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 from ...errors import ConfigError
@@ -14,17 +15,21 @@ from ..spec import RopeSpec
 from .config_reader import ConfigReader
 
 TRAINED = "original_max_position_embeddings"
+WARMTH = "llama_4_scaling_beta"  # read with the mixer: how much warmer queries become
 KINDS: dict[str, frozenset[str]] = {
     "default": frozenset(),
     "linear": frozenset({"factor"}),
     "llama3": frozenset({"factor", TRAINED, "low_freq_factor", "high_freq_factor"}),
     "yarn": frozenset({"factor", TRAINED}),
     "proportional": frozenset(),
+    "longrope": frozenset({"short_factor", "long_factor", TRAINED}),
 }
 OPTIONAL = {
     "proportional": frozenset({"factor"}),
-    "yarn": frozenset({"beta_fast", "beta_slow", "truncate", "attention_factor", "mscale", "mscale_all_dim"}),
+    "yarn": frozenset({"beta_fast", "beta_slow", "truncate", "attention_factor", "mscale", "mscale_all_dim", WARMTH}),
+    "longrope": frozenset({"factor", "attention_factor", "short_mscale", "long_mscale"}),
 }
+LISTS = ("short_factor", "long_factor")
 COMMON = frozenset({"rope_theta", "partial_rotary_factor", "rope_type"})
 # dynamic stretches past max_position_embeddings, where the context ends, unless it has an alpha: then theta is another
 # one, everywhere. mrope gives text the positions that it has.
@@ -38,18 +43,20 @@ def read_rope(
     partial: bool = False,
     dims: str | None = None,
     kind: str = "full_attention",
+    whole: int | None = None,
 ) -> RopeSpec:
     """The rope of a config; refuses a kind or key that is not supported. partial: the config must say how many of a
     head's dims are rotated. dims: a key that may say it, beside their share of the head. kind: of the layers, where
-    each kind has settings of its own."""
+    each kind has settings of its own. whole: dims that a share is of, where only the rotated part of a head is seen
+    here, all of which is rotated."""
     try:
-        return _read(config, head_dim, partial, dims, kind)
+        return _read(config, head_dim, partial, dims, kind, whole or head_dim)
     except ConfigError as error:
         config.refuse(error)
         return RopeSpec(theta=1.0, rotary_dim=head_dim)
 
 
-def _read(config: ConfigReader, head_dim: int, partial: bool, dims: str | None, layers: str) -> RopeSpec:
+def _read(config: ConfigReader, head_dim: int, partial: bool, dims: str | None, layers: str, whole: int) -> RopeSpec:
     rotated = config.integer(dims, maximum=head_dim) if dims and config.get(dims) is not None else None
     values = _merged(config, {} if rotated is None else {"partial_rotary_factor": rotated / head_dim}, layers)
     kind = values.get("rope_type", "default")
@@ -69,9 +76,10 @@ def _read(config: ConfigReader, head_dim: int, partial: bool, dims: str | None, 
         raise ConfigError(f"{config.source} has no 'rope_theta' (nor in rope_parameters): add it from the model's card")
     if partial and "partial_rotary_factor" not in values:
         config.require("partial_rotary_factor")
-    number = {k: config.positive(k, values[k]) for k in used - {"rope_type", "truncate"} if k in values}
+    number = {k: config.positive(k, values[k]) for k in used - {"rope_type", "truncate", *LISTS} if k in values}
     share = number.get("partial_rotary_factor", 1.0)
-    return RopeSpec(
+    share = share if share == 1 or whole == head_dim else round(share * whole) / head_dim
+    rope = RopeSpec(
         theta=number["rope_theta"] * stretched,
         rotary_dim=_rotary_dim(config, head_dim, 1.0 if kind == "proportional" else share),
         kind=kind,  # type: ignore[arg-type]  # checked against KINDS above
@@ -85,6 +93,33 @@ def _read(config: ConfigReader, head_dim: int, partial: bool, dims: str | None, 
         attention_factor=_attention_factor(number) if kind == "yarn" else 1.0,
         share=_rotary_dim(config, head_dim, share) / head_dim if kind == "proportional" else 1.0,
     )
+    return _two_sets(config, rope, number, values) if kind == "longrope" else rope
+
+
+def _two_sets(config: ConfigReader, rope: RopeSpec, number: dict[str, float], values: dict[str, Any]) -> RopeSpec:
+    """A rope with a factor for each pair, others for sequences beyond the trained context. Where the config does not
+    say it, cos and sin grow by sqrt(1 + ln(stretching) / ln(trained context)). Source: LongRoPE (arXiv 2402.13753)."""
+    pairs, trained = rope.rotary_dim // 2, rope.original_context
+    for name in LISTS:
+        if not isinstance(values[name], list) or len(values[name]) != pairs:
+            raise config.bad(name, values[name], f"a list of {pairs} numbers above 0")
+    short, long = (tuple(config.positive(name, one) for one in values[name]) for name in LISTS)
+    stretched = number.get("factor", config.integer("max_position_embeddings") / trained)
+    grown = number.get("attention_factor", math.sqrt(1 + math.log(max(stretched, 1.0)) / math.log(max(trained, 2))))
+    if trained < config.integer("max_position_embeddings"):
+        config.notes.append(note_of_two_sets(trained))
+    return replace(
+        rope, factors=short, long_factors=long, attention_factor=number.get("short_mscale", grown),
+        long_attention_factor=number.get("long_mscale", grown),
+    )  # fmt: skip
+
+
+def note_of_two_sets(trained: int) -> str:
+    """What a user should know of a rope with two sets of factors."""
+    return (
+        f"the rope has other factors for contexts above {trained} tokens, which hold for all sequences where one may "
+        f"be as long: --max-context {trained} or less takes those for short ones"
+    )
 
 
 def _stretched(config: ConfigReader, values: dict[str, Any], head_dim: int) -> float:
@@ -94,8 +129,10 @@ def _stretched(config: ConfigReader, values: dict[str, Any], head_dim: int) -> f
 
 
 def _check_rest(config: ConfigReader, kind: str, rest: dict[str, Any]) -> None:
-    """Notes settings of other kinds, which transformers reads over too; refuses what nobody knows."""
-    rest = {name: value for name, value in rest.items() if not config.is_harmless(name, value)}
+    """Notes settings of other kinds, which transformers reads over too; refuses what nobody knows, and the config does
+    not say again."""
+    again = {name for name, value in rest.items() if config.values.get(name) == value}
+    rest = {name: rest[name] for name in rest if name not in again and not config.is_harmless(name, rest[name])}
     unknown = sorted(rest.keys() - FOREIGN)
     if unknown:
         what = f"rope of type '{kind}' has unknown {', '.join(unknown)}"

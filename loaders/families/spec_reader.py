@@ -42,6 +42,8 @@ def read_spec(family: Family, config: ConfigReader) -> ModelSpec:
         embedding_scale=_embedding_scale(family, config),
         residual_scale=read_scale(config, family.residual_scale),
         logits_divisor=read_scale(config, family.logits_divisor),
+        layernorms=family.layernorms,
+        head_bias=read_flag(config, family.head_bias),
         logits_cap=_logits_cap(family, config),
         eos_ids=_read_eos(config),
     )

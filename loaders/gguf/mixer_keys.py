@@ -11,8 +11,9 @@ from ..families.family import Family
 from ..families.indexers import FULL as FULL_INDEX
 from ..families.indexers import SHARED as SHARED_INDEX
 from ..families.mixer_reader import LINEAR
+from ..families.rope import TRAINED, WARMTH
 from ..families.window import FULL, SLIDING
-from .of_tensors import Metadata, layers_of, window_of
+from .of_tensors import CHUNKS, Metadata, layers_of, window_of
 
 # Archs whose range of stretched frequencies is not rounded to whole dims.
 NOT_ROUNDED = ("gpt-oss",)
@@ -31,6 +32,8 @@ def of(family: Family, meta: Metadata, names: Collection[str]) -> dict[str, Any]
     if family.mixer == "latent":
         return _latent(meta) | (_indexer(meta, names, family.index_shared) if family.indexer else {})
     found = _grouped(meta)
+    if family.chunked:
+        return found | _in_chunks(meta)
     if family.windowed:
         found["sliding_window"] = meta.number("attention.sliding_window")
     if family.full_without_rope:
@@ -50,6 +53,23 @@ def _grouped(meta: Metadata) -> dict[str, Any]:
         "head_dim": size,
         "rope_scaling": _rope_scaling(meta),
         "partial_rotary_factor": _turned(meta, "", size),
+    }
+
+
+# Numbers of experts of models whose queries and keys have no norm, which metadata leave out: Maverick's.
+WITHOUT_NORM = (128,)
+
+
+def _in_chunks(meta: Metadata) -> dict[str, Any]:
+    """Layers that keep to chunks turn, and the others do not; without chunks all of them turn."""
+    chunks = [window_of(meta, layer) for layer in range(layers_of(meta))]
+    stated = meta.get("attention.sliding_window")
+    if stated == 0:
+        chunks = [None] * len(chunks)
+    return {
+        "attention_chunk_size": None if stated == 0 else stated or CHUNKS[meta.arch],
+        "no_rope_layers": [1 if chunk or stated == 0 else 0 for chunk in chunks],
+        "use_qk_norm": meta.number("expert_count") not in WITHOUT_NORM,
     }
 
 
@@ -97,6 +117,7 @@ def _latent(meta: Metadata) -> dict[str, Any]:
     scaling = _rope_scaling(meta)
     if scaling is not None and (m := meta.get("rope.scaling.yarn_log_multiplier")):
         scaling |= {"mscale": 10.0 * m, "mscale_all_dim": 10.0 * m}  # stored is 0.1 of it
+    scaling = _warm(meta, scaling)
     return {
         "num_attention_heads": meta.number("attention.head_count"),
         "q_lora_rank": meta.number("attention.q_lora_rank") or None,
@@ -116,6 +137,16 @@ def _indexer(meta: Metadata, names: Collection[str], shared: bool) -> dict[str, 
         "index_head_dim": meta.number("attention.indexer.key_length"),
         "index_topk": meta.number("attention.indexer.top_k"),
     } | ({"indexer_types": [FULL_INDEX if one else SHARED_INDEX for one in own]} if shared else {})
+
+
+def _warm(meta: Metadata, scaling: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The scaling of a context with the temperature of queries beyond what was trained, where the file says it."""
+    scale, length = meta.get("attention.temperature_scale"), meta.number("attention.temperature_length")
+    if not scale or scaling is None:
+        return scaling
+    if length and length != scaling.get(TRAINED):
+        raise CheckpointError(f"its queries become warmer from position {length} on, not behind the trained context")
+    return scaling | {WARMTH: scale}
 
 
 def _delta(meta: Metadata) -> dict[str, Any]:

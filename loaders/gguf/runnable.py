@@ -23,8 +23,8 @@ ARCHS = {
     "granitemoe": "granitemoe", "llama": "mixtral", "olmoe": "olmoe", "qwen2moe": "qwen2_moe", "qwen3moe": "qwen3_moe",
     "gpt-oss": "gpt_oss", "deepseek2": "deepseek_v3", "qwen3next": "qwen3_next", "qwen35moe": "qwen3_5_moe",
     "glm4moe": "glm4_moe", "minimax-m2": "minimax_m2", "dots1": "dots1", "ernie4_5-moe": "ernie4_5_moe",
-    "exaone-moe": "exaone_moe", "hunyuan-moe": "hunyuan_v1_moe", "gemma4": "gemma4",
-    "deepseek32": "deepseek_v32", "glm-dsa": "glm_moe_dsa",
+    "exaone-moe": "exaone_moe", "hunyuan-moe": "hunyuan_v1_moe", "gemma4": "gemma4", "llama4": "llama4",
+    "phimoe": "phimoe", "mistral4": "mistral4", "deepseek32": "deepseek_v32", "glm-dsa": "glm_moe_dsa",
 }  # fmt: skip
 DIVIDED = ("qwen3_moe", "qwen3_next")  # weights of experts are divided by their sum, which metadata leave out
 SOFTMAX, SIGMOID = 1, 2  # how scores are made of logits, as metadata say it
@@ -41,6 +41,8 @@ CHANGING = (
 )  # fmt: skip
 
 OF_TWO_KINDS = ("rope.freq_base_swa",)  # which families with two kinds of attention read
+WARM = "attention.temperature_scale"  # which those archs read that say it
+WARM_ARCHS = ("mistral4",)
 
 
 def family_of(metadata: Mapping[str, Any], tensors: Sequence[Stored], arch: str) -> str:
@@ -72,7 +74,7 @@ def config(metadata: Mapping[str, Any], tensors: Sequence[Stored], model: Archit
     meta = Metadata(values=metadata, arch=str(metadata["general.architecture"]))
     shapes = {tensor.name: tensor.shape for tensor in tensors}
     experts = next(layer.experts for layer in model.layers if layer.experts)
-    values |= _biases(family, {name.split(".", 2)[-1] for name in shapes})
+    values |= _biases(family, {*shapes, *(name.split(".", 2)[-1] for name in shapes)})
     values |= {
         "vocab_size": model.vocab,
         "hidden_size": model.hidden,
@@ -85,7 +87,8 @@ def config(metadata: Mapping[str, Any], tensors: Sequence[Stored], model: Archit
         family.experts[0]: experts.count,
         family.expert_width: experts.width,
     }
-    changing = [name for name in CHANGING if not (family.full_attention and name in OF_TWO_KINDS)]
+    known = (OF_TWO_KINDS if family.full_attention else ()) + ((WARM,) if meta.arch in WARM_ARCHS else ())
+    changing = [name for name in CHANGING if name not in known]
     values |= {name: value for name in changing if (value := meta.get(name)) is not None}
     if (causal := meta.get("attention.causal")) is not None:
         values["is_causal"] = causal
@@ -115,7 +118,8 @@ def _biases(family: Family, names: Collection[str]) -> dict[str, Any]:
     """Whether projections have biases, and queries and keys norms, where the family's config says that. names: of
     tensors, without their layers."""
     tensors = {
-        "attn_output.bias": family.output_bias, "attn_q.bias": family.qkv_bias, "attn_q_norm.weight": family.qk_norm_if
+        "attn_output.bias": family.output_bias, "attn_q.bias": family.qkv_bias, "attn_q_norm.weight": family.qk_norm_if,
+        "output.bias": family.head_bias,
     }  # fmt: skip
     return {key.name: tensor in names for tensor, key in tensors.items() if isinstance(key, Key)}
 
@@ -138,6 +142,8 @@ def _dense_layers(
         return found | {
             "moe_layer_start_index": sparse[0], "moe_layer_end_index": sparse[-1], "moe_layer_interval": step
         }  # fmt: skip
+    if family.interleaved_experts:
+        return found | {"moe_layers": [i for i in range(len(model.layers)) if i not in dense]}
     return found | {"decoder_sparse_step": 1, "mlp_only_layers": dense}
 
 

@@ -10,7 +10,8 @@ from ..families.family import DeltaNames, LatentNames, TensorNames
 
 NAMES = TensorNames(
     embed="token_embd.weight", final_norm="output_norm.weight", head="output.weight", layer="blk.{layer}.",
-    attn_norm="attn_norm.weight", mlp_norm="ffn_norm.weight",
+    attn_norm="attn_norm.weight", mlp_norm="ffn_norm.weight", attn_norm_bias="attn_norm.bias",
+    mlp_norm_bias="ffn_norm.bias", final_norm_bias="output_norm.bias", head_bias="output.bias",
     q="attn_q", k="attn_k", v="attn_v", o="attn_output", q_norm="attn_q_norm.weight", k_norm="attn_k_norm.weight",
     router="ffn_gate_inp.weight",
     expert_gate="ffn_gate_exps.weight", expert_up="ffn_up_exps.weight", expert_down="ffn_down_exps.weight",

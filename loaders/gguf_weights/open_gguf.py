@@ -32,9 +32,9 @@ from ..weights.targets import Target, targets
 from . import entries as gguf_entries
 from . import rope_factors
 
-# Archs whose converters put the rows of a query's or key's head in pairs, for a rope that turns neighbours; ERNIE has
-# them so.
-PAIRED = ("llama", "granitemoe", "ernie4_5-moe")
+# Archs whose converters put the rows of a query's or key's head in pairs, for a rope that turns neighbours; ERNIE and
+# Llama 4 have them so.
+PAIRED = ("llama", "granitemoe", "ernie4_5-moe", "llama4")
 LAYER = re.compile(r"blk\.(\d{1,9})\.")  # of a name: what has no such number is no tensor of a layer
 SHARED_GATE = "ffn_gate_inp_shexp.weight"  # stored as a vector
 
@@ -54,8 +54,9 @@ def open_gguf(path: Path, options: LoadOptions) -> Checkpoint:
     config = ConfigReader(values, str(path), options.ignore_config_keys)
     family, spec = spec_of(config, options.experts_per_token)
     found = _without_ignored(gguf_entries.read(gguf_set.files_of(path)), options.ignore_tensors, config.notes)
-    found = _as_matrices(_without_extra_layers(found, Metadata(values=header.metadata, arch=arch), spec, config.notes))
-    found = rope_factors.checked(path, found, spec)
+    meta = Metadata(values=header.metadata, arch=arch)
+    found = _as_matrices(_without_extra_layers(found, meta, spec, config.notes))
+    found, spec = rope_factors.taken(path, found, spec, meta, config.notes)
     names = names_of(found)
     wanted = _targets(spec, names)
     _check_all_there(path, wanted, found, arch)

@@ -63,7 +63,7 @@ class Formats:
         moe = spec.moe
         return ExpertLayout(
             format=gate, up_format=up, down_format=down, hidden=spec.hidden, width=moe.width, biased=moe.expert_bias,
-            activation=moe.activation,
+            activation=moe.activation, weighs_input=moe.weighs_input,
         )  # fmt: skip
 
 
@@ -140,8 +140,10 @@ class LayerWeights:
     `experts` are None in a dense layer, and `mlp` is then the dense MLP; else `mlp` is the shared expert, or None."""
 
     attn_norm: Tensor
+    attn_norm_bias: Tensor | None
     mixer: MixerWeights
     mlp_norm: Tensor
+    mlp_norm_bias: Tensor | None
     router: Matrix | None
     router_bias: Tensor | None
     choice_bias: Tensor | None
@@ -156,6 +158,8 @@ class LayerWeights:
     def keeping(self) -> Iterator[Tensor | Matrix]:
         """Of `parts`, what a pass reads that only keeps keys and values, or states."""
         yield self.attn_norm
+        if self.attn_norm_bias is not None:
+            yield self.attn_norm_bias
         for name in self.mixer.KEEPING:
             yield from (part for _, part in parts_of(name, getattr(self.mixer, name)) if not isinstance(part, Banks))
 
@@ -179,15 +183,23 @@ class ModelWeights:
     embed: Matrix
     layers: tuple[LayerWeights, ...]
     final_norm: Tensor
+    final_norm_bias: Tensor | None
     head: Matrix
+    head_bias: Tensor | None
 
     @property
     def nbytes(self) -> int:
         return sum(t.nbytes for t in self.named().values())
 
+    @property
+    def vectors(self) -> dict[str, Tensor]:
+        """Those outside of layers: the final norm, its bias and the head's where there are such."""
+        found = {"final_norm": self.final_norm, "final_norm_bias": self.final_norm_bias, "head_bias": self.head_bias}
+        return {name: vector for name, vector in found.items() if vector is not None}
+
     def named(self) -> dict[str, Tensor]:
         """Every stored tensor once, under a name that does not depend on the family."""
-        named = {"embed": self.embed.data, "final_norm": self.final_norm}
+        named = {"embed": self.embed.data, **self.vectors}
         if self.head is not self.embed:
             named["head"] = self.head.data
         for i, layer in enumerate(self.layers):
@@ -263,7 +275,9 @@ def allocate(spec: ModelSpec, formats: Formats, device: str = "cpu", where: Wher
         embed=embed,
         layers=tuple(_allocate_layer(make, spec, formats, i) for i in range(len(spec.layers))),
         final_norm=make.vector(spec.hidden),
+        final_norm_bias=make.vector(spec.hidden) if spec.layernorms else None,
         head=embed if spec.tied_head else make.matrix(formats.of("head", "dense"), spec.vocab, spec.hidden),
+        head_bias=make.vector(spec.vocab) if spec.head_bias else None,
     )
 
 
@@ -278,8 +292,10 @@ def _allocate_layer(make: _Allocator, spec: ModelSpec, formats: Formats, index: 
     width = ffn.width if isinstance(ffn, DenseSpec) else ffn.shared_width
     return LayerWeights(
         attn_norm=make.vector(hidden),
+        attn_norm_bias=make.vector(hidden) if spec.layernorms else None,
         mixer=mixers.allocate(make, layer.mixer, hidden, dense),
         mlp_norm=make.vector(hidden),
+        mlp_norm_bias=make.vector(hidden) if spec.layernorms else None,
         router=make.matrix(f32, moe.experts, hidden) if moe else None,
         router_bias=make.vector(moe.experts) if moe and moe.router_bias else None,
         choice_bias=make.vector(moe.experts) if moe and moe.choice_bias else None,

@@ -49,7 +49,7 @@ def half(value: float) -> NDArray[np.uint8]:
 def _parts(weights: ModelWeights) -> Iterator[tuple[str, Part]]:
     """Every stored part under its name, a matrix with its format."""
     yield "embed", weights.embed
-    yield "final_norm", weights.final_norm
+    yield from weights.vectors.items()
     if weights.head is not weights.embed:
         yield "head", weights.head
     for i, layer in enumerate(weights.layers):

@@ -23,6 +23,9 @@ def targets(spec: ModelSpec, names: TensorNames, weights: ModelWeights) -> dict[
     embed = whole(weights.embed, "dense" if spec.tied_head else "embed", "embed")
     norm: Change = "plus one" if names.norms_from_one else ""
     found = {names.embed: embed, names.final_norm: vector(weights.final_norm, norm)}
+    for name, values in ((names.final_norm_bias, weights.final_norm_bias), (names.head_bias, weights.head_bias)):
+        if values is not None:
+            found[name] = vector(values)
     if not spec.tied_head:
         found[names.head] = whole(weights.head, "dense", "head")
     for i, layer in enumerate(weights.layers):
@@ -35,6 +38,9 @@ def _layer(spec: ModelSpec, names: TensorNames, layer: LayerWeights, index: int,
     at = f"{index}."
     yield names.attn_norm, vector(layer.attn_norm, norm)
     yield names.mlp_norm, vector(layer.mlp_norm, norm)
+    for name, values in ((names.attn_norm_bias, layer.attn_norm_bias), (names.mlp_norm_bias, layer.mlp_norm_bias)):
+        if values is not None:
+            yield name, vector(values)
     if layer.tail is not None:
         yield from _own_norms(names, layer, layer.tail, norm)
     yield from mixers.targets(spec.layers[index].mixer, names, layer.mixer, at, norm)

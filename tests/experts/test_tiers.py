@@ -49,7 +49,9 @@ def test_every_placement_says_the_same(
     assert [r.token_ids for r in llm.generate(PROMPTS, GREEDY)] == cpu_only["batch"]
 
 
-@pytest.mark.parametrize("variant", ["qwen3_moe", "qwen2_moe", "mixtral", "olmoe", "granitemoe", "gemma4_text"])
+@pytest.mark.parametrize(
+    "variant", ["qwen3_moe", "qwen2_moe", "mixtral", "olmoe", "granitemoe", "gemma4_text", "llama4_text"]
+)
 def test_every_family_with_split_layers(variant: str, checkpoints: Checkpoints, tmp_path: Path) -> None:
     """Shared experts, dense layers, few experts: logits as in RAM but for the order of sums, and the same bits
     twice."""

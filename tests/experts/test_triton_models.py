@@ -17,7 +17,7 @@ from headrace import LLM, SamplingParams
 
 TOLERANCE = 1e-4  # as against transformers; a state that every token changes magnifies rounding, of either side
 # Every kind of mixer and of router once; the window is of 8 tokens. Layers without a rotation, and with norms behind
-# it.
+# it; chunks of 8, and queries whose temperature goes by their position.
 MODELS: dict[str, dict[str, Any]] = {
     "gpt_oss": {},
     "deepseek_v2-groups": {},
@@ -27,6 +27,9 @@ MODELS: dict[str, dict[str, Any]] = {
         "layer_types": ["sliding_attention", "full_attention"], "mlp_layer_types": ["dense", "sparse"],
     },
     "hunyuan_v1_moe": {},
+    "llama4_text": {"no_rope_layers": [1, 0], "floor_scale": 4},
+    "phimoe": {},
+    "mistral4": {},
 }  # fmt: skip
 
 

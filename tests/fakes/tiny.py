@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.models.mistral4.modeling_mistral4 import Mistral4ForCausalLM
 
 BASE: dict[str, Any] = dict(
     vocab_size=160, hidden_size=64, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
@@ -36,6 +37,11 @@ DELTA: dict[str, Any] = dict(
     linear_num_value_heads=4,
 )  # fmt: skip
 LINEAR = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}
+LONGROPE = {
+    "rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 256, "short_mscale": 1.1,
+    "long_mscale": 1.3, "short_factor": [1.0 + 0.1 * i for i in range(8)],
+    "long_factor": [1.5 + 0.7 * i for i in range(8)],
+}  # fmt: skip
 ALPHA = {"rope_type": "dynamic", "type": "dynamic", "alpha": 1000.0, "factor": 1.0, "rope_theta": 10000.0}
 HALF = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
 # Some dense layers, then experts whose choice is biased, beside a shared one.
@@ -184,6 +190,37 @@ VARIANTS: dict[str, dict[str, Any]] = {
         moe_intermediate_size=36, tie_word_embeddings=False,
         layer_types=["sliding_attention", "sliding_attention", "full_attention"], rope_parameters=TWO_ROPES,
     ),
+    "llama4_text": dict(
+        BASE, num_hidden_layers=5, head_dim=24, intermediate_size=40, intermediate_size_mlp=96, num_local_experts=6,
+        num_experts_per_tok=1, interleave_moe_layer_step=1, attention_chunk_size=8, use_qk_norm=True, floor_scale=12,
+        attn_scale=0.7, rope_parameters={**LLAMA3, "low_freq_factor": 1.0, "high_freq_factor": 1.0},
+    ),
+    "llama4_text-interleaved": dict(
+        BASE, num_hidden_layers=4, head_dim=32, intermediate_size=36, intermediate_size_mlp=80, num_local_experts=5,
+        num_experts_per_tok=1, interleave_moe_layer_step=2, attention_chunk_size=5, use_qk_norm=False,
+        attention_bias=True, no_rope_layers=[0, 1, 1, 0], floor_scale=9, attn_scale=0.4, rope_theta=10000.0,
+    ),
+    "mistral4": dict(
+        LATENT, n_routed_experts=9, num_experts_per_tok=3, n_shared_experts=1, routed_scaling_factor=1.6, n_group=3,
+        topk_group=2, norm_topk_prob=True,
+        rope_parameters={
+            **YARN, "original_max_position_embeddings": 16, "mscale": 1.0, "mscale_all_dim": 1.0,
+            "llama_4_scaling_beta": 0.6, "max_position_embeddings": 256,
+        },
+    ),
+    "mistral4-straight": dict(
+        LATENT, q_lora_rank=None, n_routed_experts=8, num_experts_per_tok=2, n_shared_experts=2,
+        routed_scaling_factor=1.0, n_group=1, topk_group=1, norm_topk_prob=True, first_k_dense_replace=0,
+        attention_bias=True, rope_parameters={**YARN, "llama_4_scaling_beta": 0.3, "mscale_all_dim": 0.5},
+    ),
+    "phimoe": dict(
+        BASE, intermediate_size=40, num_local_experts=6, num_experts_per_tok=2, router_jitter_noise=0.3,
+        attention_bias=True, lm_head_bias=True, rope_parameters=LONGROPE,
+    ),
+    "phimoe-plain": dict(
+        BASE, intermediate_size=48, num_local_experts=7, num_experts_per_tok=2, router_jitter_noise=0.15,
+        attention_bias=False, lm_head_bias=False, rope_theta=10000.0,
+    ),
 }  # fmt: skip
 
 
@@ -192,7 +229,9 @@ def randomise(model: PreTrainedModel, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in model.state_dict().items():
         noise = torch.randn(tensor.shape, generator=generator)
-        if "norm" in name or name.endswith(("layer_scalar", "router.scale", "per_expert_scale")):
+        if ("norm" in name and not name.endswith("bias")) or name.endswith(
+            ("layer_scalar", "router.scale", "per_expert_scale")
+        ):
             tensor.copy_(1 + 0.1 * noise)
         elif name.endswith("e_score_correction_bias"):
             tensor.copy_(0.1 * noise)
@@ -202,11 +241,17 @@ def randomise(model: PreTrainedModel, seed: int) -> None:
             tensor.copy_(noise / tensor.shape[-1] ** 0.5)
 
 
+# Not among those that the Auto class makes.
+OWN = {"mistral4": Mistral4ForCausalLM._from_config}
+
+
 def build(variant: str, directory: Path, seed: int = 0, **changes: Any) -> PreTrainedModel:
     """Saves a tiny checkpoint of `variant` in float32 and returns the model it came from, ready to be compared with."""
     config = AutoConfig.for_model(variant.split("-")[0], **{**VARIANTS[variant], **changes})
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
-    model.set_experts_implementation("eager")
+    maker = OWN.get(variant.split("-")[0], AutoModelForCausalLM.from_config)
+    model = maker(config, dtype=torch.float32, attn_implementation="eager")
+    if not variant.startswith("llama4"):  # whose experts have one implementation
+        model.set_experts_implementation("eager")
     with torch.no_grad():
         randomise(model, seed)
     model.eval()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from headrace.errors import ConfigError
 from headrace.kernels import reference
 from headrace.loaders.families.config_reader import ConfigReader
 from headrace.loaders.families.rope import read_rope
-from headrace.loaders.spec import RopeSpec
+from headrace.loaders.spec import RopeSpec, Temperature
 
 KINDS: dict[str, dict[str, Any]] = {
     "linear": {"factor": 4.0},
@@ -48,6 +49,35 @@ def test_frequencies_equal_transformers(name: str, partial: float) -> None:
     assert spec.attention_factor == pytest.approx(factor, rel=1e-9)
 
 
+@pytest.mark.parametrize("more", [{}, {"factor": 3.0}, {"attention_factor": 1.7}])
+def test_both_sets_of_factors_equal_transformers(more: dict[str, float]) -> None:
+    """By how long a context may be, in place of how long a sequence is."""
+    values = {
+        "rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 40,
+        "short_factor": [1.0 + i / 9 for i in range(32)], "long_factor": [2.0 + i for i in range(32)], **more,
+    }  # fmt: skip
+    config = AutoConfig.for_model(
+        "qwen3_moe", head_dim=64, hidden_size=128, num_attention_heads=2, max_position_embeddings=160,
+        rope_parameters=dict(values),
+    )  # fmt: skip
+    spec = read_rope(ConfigReader({"rope_parameters": values, "max_position_embeddings": 160}, "test"), 64)
+    for context in (40, 41):
+        wanted, factor = ROPE_INIT_FUNCTIONS["longrope"](config, torch.device("cpu"), seq_len=context)
+        cos, sin = rope.tables(spec, context)
+        angles = torch.arange(context, dtype=torch.float32).unsqueeze(1) * wanted
+        assert torch.allclose(cos, angles.cos() * factor, atol=1e-5)
+        assert torch.allclose(sin, angles.sin() * factor, atol=1e-5)
+
+
+@pytest.mark.parametrize(("first", "length"), [(1, 12), (0, 16)])
+def test_temperatures_by_hand(first: int, length: int) -> None:
+    """Llama 4 counts a query's own position, Mistral 4 does not."""
+    found = rope.temperatures(Temperature(scale=0.3, length=length, first=first), 40)
+    wanted = [1 + 0.3 * math.log(1 + (position + first) // length) for position in range(40)]
+    assert torch.allclose(found, torch.tensor(wanted))
+    assert (found[: length - first] == 1).all()
+
+
 def test_old_and_new_spelling_give_the_same_spec() -> None:
     old = {"rope_theta": 1e6, "rope_scaling": {"type": "yarn", "factor": 2.0, "original_max_position_embeddings": 99}}
     new = {
@@ -59,8 +89,8 @@ def test_old_and_new_spelling_give_the_same_spec() -> None:
 
 
 def test_unknown_kind_is_refused_by_name() -> None:
-    values = {"rope_theta": 1e4, "rope_scaling": {"rope_type": "longrope", "factor": 2.0}}
-    with pytest.raises(ConfigError, match="longrope"):
+    values = {"rope_theta": 1e4, "rope_scaling": {"rope_type": "ntk", "factor": 2.0}}
+    with pytest.raises(ConfigError, match="ntk"):
         read_rope(ConfigReader(values, "config.json"), 32)
 
 

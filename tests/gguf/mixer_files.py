@@ -18,6 +18,7 @@ import gguf_files
 import mixer_metadata
 import numpy as np
 import safetensors.torch
+import warm_metadata
 from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
@@ -26,6 +27,7 @@ ARCHS = {
     "gpt_oss": "gpt-oss", "deepseek_v2": "deepseek2", "deepseek_v3": "deepseek2", "kimi_k2": "deepseek2",
     "glm4_moe_lite": "deepseek2", "qwen3_next": "qwen3next", "qwen3_5_moe_text": "qwen35moe",
     "gemma4_text": "gemma4", "deepseek_v32": "deepseek32", "glm_moe_dsa": "glm-dsa", **biased_metadata.ARCHS,
+    **warm_metadata.ARCHS,
 }  # fmt: skip
 JOINED = ("kv_b_proj.weight", "in_proj_qkvz.weight")
 EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.(\w+\.weight)")
@@ -44,7 +46,7 @@ def read(directory: Path, *, joined: bool = False) -> tuple[dict[str, Any], dict
     table = gguf.get_tensor_name_map(codes[named_as], config["num_hidden_layers"])
     change = {
         **dict.fromkeys(mixer_metadata.LATENT, _latent), "gpt-oss": _gpt_oss, "qwen3next": _delta,
-        "qwen35moe": _delta_in_turns, "gemma4": _gemma4,
+        "qwen35moe": _delta_in_turns, "gemma4": _gemma4, "llama4": warm_metadata.llama4, "mistral4": _mistral4,
     }.get(arch, _biased)  # fmt: skip
     found: dict[str, Array] = {}
     for name, values in _stacked(stored).items():
@@ -58,6 +60,8 @@ def read(directory: Path, *, joined: bool = False) -> tuple[dict[str, Any], dict
             found[placed] = np.ascontiguousarray(its_values)
     if arch == "gemma4":
         found["rope_freqs.weight"] = _rope_factors(config)
+    if arch in warm_metadata.ARCHS.values():
+        found |= warm_metadata.factors(config)
     return config, found
 
 
@@ -172,6 +176,14 @@ def _latent(config: dict[str, Any], name: str, values: Array) -> Named:
         yield name.replace("kv_b_proj", "v_b_proj"), by_head[:, nope:]
     else:
         yield name, values
+
+
+def _mistral4(config: dict[str, Any], name: str, values: Array) -> Named:
+    """As `_latent`; experts are weights."""
+    if ".experts." in name:
+        yield name + ".weight", values
+    else:
+        yield from _latent(config, name, values)
 
 
 def _delta(config: dict[str, Any], name: str, values: Array) -> Named:

@@ -6,6 +6,7 @@ from typing import Any
 
 import biased_metadata
 import gguf
+import warm_metadata
 
 SCORING = {"sigmoid": gguf.ExpertGatingFuncType.SIGMOID, "softmax": gguf.ExpertGatingFuncType.SOFTMAX}
 # How families score whose configs, as transformers writes them, do not say it; released ones of the first two do.
@@ -30,17 +31,22 @@ def add(writer: gguf.GGUFWriter, arch: str, config: dict[str, Any], older: bool)
     if arch == "gemma4":
         _gemma4(writer, config)
         return
+    if arch in ("llama4", "phimoe"):
+        warm_metadata.add(writer, arch, config)
+        return
     _common(writer, config)
     _rope(writer, config.get("rope_parameters") or {})
     if arch == "gpt-oss":
         writer.add_sliding_window(config["sliding_window"])
         writer.add_expert_feed_forward_length(config["intermediate_size"])
-    elif arch in LATENT:
+    elif arch in (*LATENT, "mistral4"):
         _latent(writer, config, older)
         if "index_topk" in config:
             writer.add_indexer_head_count(config["index_n_heads"])
             writer.add_indexer_key_length(config["index_head_dim"])
             writer.add_indexer_top_k(config["index_topk"])
+        if arch == "mistral4":
+            warm_metadata.add_temperature(writer, config)
     else:
         _delta(writer, arch, config)
 

@@ -2,8 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import tiny
+import warm_metadata
+
 # What files do not hold has the value that releases have.
-AS_RELEASED = {"gpt_oss": {"swiglu_limit": 7.0}}
+AS_RELEASED: dict[str, dict[str, Any]] = {
+    "gpt_oss": {"swiglu_limit": 7.0},
+    "phimoe": {"router_jitter_noise": 0.01, "rope_parameters": warm_metadata.longrope(tiny.LONGROPE)},
+    "phimoe-plain": {"router_jitter_noise": 0.01},
+    "llama4_text": {"floor_scale": 8192, "attn_scale": 0.1},
+    "llama4_text-interleaved": {  # of so many experts a model has no norms of queries and keys
+        "floor_scale": 8192,
+        "attn_scale": 0.1,
+        "no_rope_layers": [1, 1, 1, 0],
+        "num_local_experts": 128,
+    },
+}
 # As llama-quantize mixes them for these archs: sizes that change, and types by role.
 MIXES: dict[str, tuple[str, dict[str, int], dict[str, str]]] = {
     "gpt-oss, experts as released": (

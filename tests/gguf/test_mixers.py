@@ -22,7 +22,7 @@ from headrace.loaders.weights.chosen_formats import LoadOptions
 
 PROMPT = [5, 11, 3, 70, 29, 8, 8, 14, 101, 33, 2, 9, 77, 12, 150, 6, 41]
 # Latents with a bias and layers without experts of Qwen3-Next have no names in GGUF files.
-NOT_THERE = ("deepseek_v3-bias", "qwen3_next-dense")
+NOT_THERE = ("deepseek_v3-bias", "qwen3_next-dense", "mistral4-straight")
 VARIANTS = [name for name in tiny.VARIANTS if name.split("-")[0] in mixer_files.ARCHS and name not in NOT_THERE]
 
 
@@ -104,8 +104,8 @@ REFUSED = {
     "swiglu_clamp_exp": (10.0, "swiglu_clamp_exp = 10.0"),
     "attention.causal": (False, "is_causal is false, supported is True"),
     "rope.scaling.type": (
-        "longrope",
-        'rope_type is "longrope", supported is default, linear, llama3, yarn, proportional',
+        "ntk",
+        'rope_type is "ntk", supported is default, linear, llama3, yarn, proportional, longrope',
     ),
     "expert_weights_norm": (True, "norm_topk_prob is true, supported is false or null"),
 }

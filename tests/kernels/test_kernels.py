@@ -23,11 +23,14 @@ from headrace.kernels.cases.mixers import MIXER_CASES
 from headrace.kernels.cases.own_norms import OWN_NORMS_CASES
 from headrace.kernels.cases.recurrent import RECURRENT_CASES
 from headrace.kernels.cases.sparse import SPARSE_CASES
+from headrace.kernels.cases.warm import WARM_CASES
 from headrace.kernels.context import Context
 from headrace.kernels.cpu import CpuOps
 from headrace.kernels.isa import available_isas
 
-ALL = (*CASES, *BLOCK_CASES, *FAMILY_CASES, *RECURRENT_CASES, *MIXER_CASES, *OWN_NORMS_CASES, *SPARSE_CASES)
+ALL = (
+    *CASES, *BLOCK_CASES, *FAMILY_CASES, *RECURRENT_CASES, *MIXER_CASES, *OWN_NORMS_CASES, *SPARSE_CASES, *WARM_CASES,
+)  # fmt: skip
 SMALL = [case for case in ALL if not case.bench]
 
 

@@ -16,7 +16,8 @@ Checkpoints = Callable[[str], Path]
 Make = Callable[..., Path]
 FAMILIES = ["qwen3_moe", "qwen2_moe", "mixtral", "olmoe", "granitemoe", "gpt_oss", "deepseek_v2", "deepseek_v3",
             "glm4_moe_lite", "qwen3_next", "qwen3_5_moe_text", "glm4_moe", "minimax_m2", "dots1", "solar_open", "hy_v3",
-            "ernie4_5_moe", "granitemoeshared", "exaone_moe", "hunyuan_v1_moe"]  # fmt: skip
+            "ernie4_5_moe", "granitemoeshared", "exaone_moe", "hunyuan_v1_moe", "llama4_text", "phimoe",
+            "mistral4"]  # fmt: skip
 LATENT = ["kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "n_routed_experts",
           "moe_intermediate_size", "intermediate_size", "routed_scaling_factor"]  # fmt: skip
 BIASED = ["hidden_act", "moe_intermediate_size", "norm_topk_prob", "routed_scaling_factor", "attention_bias"]
@@ -55,6 +56,9 @@ REQUIRED = {
     "exaone_moe": ["hidden_act", "moe_intermediate_size", "num_experts", "intermediate_size", "layer_types",
                    "norm_topk_prob", "routed_scaling_factor"],
     "hunyuan_v1_moe": ["hidden_act", "intermediate_size", "num_experts", "attention_bias"],
+    "llama4_text": ["hidden_act", "intermediate_size", "num_local_experts", "use_qk_norm"],
+    "phimoe": ["hidden_act", "intermediate_size", "num_local_experts", "attention_bias", "lm_head_bias"],
+    "mistral4": [*LATENT, "first_k_dense_replace", "norm_topk_prob"],
 }  # fmt: skip
 EVERYWHERE = ["model_type", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "rms_norm_eps",
               "max_position_embeddings", "num_experts_per_tok"]  # fmt: skip
@@ -132,7 +136,8 @@ PARAMETERS = {"rope_type": "default", "rope_theta": 1e4}
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"rope_parameters": {**PARAMETERS, "rope_type": "longrope"}}, ['rope_type is "longrope"', "yarn"]),
+        ({"rope_parameters": {**PARAMETERS, "rope_type": "ntk"}}, ['rope_type is "ntk"', "yarn"]),
+        ({"rope_parameters": {**PARAMETERS, "rope_type": "longrope"}}, ["longrope", "misses long_factor"]),
         ({"rope_parameters": {**PARAMETERS, "rope_type": 5}}, ["rope_type is 5", "yarn"]),
         ({"rope_parameters": {**PARAMETERS, "rope_type": "linear"}}, ["'linear'", "misses factor"]),
         ({"rope_parameters": {**PARAMETERS, "rope_type": "yarn"}}, ["'yarn'", "misses factor"]),

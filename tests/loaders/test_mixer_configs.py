@@ -199,7 +199,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("deepseek-v3", {"topk_group": 1, "n_group": 64}, "topk_group is 1, supported is enough groups for 8 experts"),
     ("deepseek-v3", {"rope_interleave": False}, "rope_interleave is false, supported is true or null"),
     ("deepseek-v3", {"hidden_act": "gelu"}, 'hidden_act is "gelu", supported is "silu" or "swish"'),
-    ("deepseek-v3", {"rope_scaling": {"type": "longrope"}}, 'rope_type is "longrope", supported is default, linear'),
+    ("deepseek-v3", {"rope_scaling": {"type": "ntk"}}, 'rope_type is "ntk", supported is default, linear'),
     ("deepseek-v3", {"rope_scaling": {"type": "yarn", "factor": 40, "colour": 2}}, "has unknown colour"),
     ("deepseek-v3", {"kv_lora_rank": ...}, "has no 'kv_lora_rank'"),
     ("deepseek-v3", {"routed_scaling_factor": ...}, "has no 'routed_scaling_factor'"),

@@ -11,6 +11,7 @@ import tiny
 import torch
 from released.biased import BIASED
 from released.mixers import MIXERS
+from released.warm import WARM
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -249,7 +250,7 @@ def test_what_runs_is_described_by_its_spec(variant: str, checkpoints: Any) -> N
     assert described.objections == () == described.unknown_keys
 
 
-RELEASED = {**MIXERS, **BIASED}
+RELEASED = {**MIXERS, **BIASED, **WARM}
 
 
 @pytest.mark.parametrize("name", RELEASED)

@@ -39,13 +39,14 @@ class DiskExperts:
         """Computes a layer; shapes as of `CpuExperts.submit`. Raises what a read failed of; what is resident then stays
         as it is."""
         use = self.cache.ask(layer, ids_TK)
-        rows = Rows(self.ops, x_TD, ids_TK, self.cache.shape.experts[use.number])
+        on_input = self.files.layouts[use.number].weighs_input
+        rows = Rows(self.ops, x_TD, ids_TK, weights_TK, self.cache.shape.experts[use.number], on_input)
         try:
             _Layer(self, use, rows).run()
         finally:
             self.cache.behind(use)
         moved = Moved(frozenset(), use.read, use.ahead)
-        return Job([rows.sum(weights_TK)], Chosen(layer, ids_TK, weights_TK=weights_TK, moved=moved))
+        return Job([rows.sum()], Chosen(layer, ids_TK, weights_TK=weights_TK, moved=moved))
 
     def collect(self, job: Job) -> tuple[Tensor, Chosen]:
         """float32 [tokens, hidden]."""

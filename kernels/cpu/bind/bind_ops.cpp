@@ -41,6 +41,18 @@ void bind_pointwise(nb::module_& m) {
     Turn turn(context);
     add_rmsnorm(at<float>(x), at<float>(y), at<float>(weight), at<float>(out), tokens, d, eps, scale, turn);
   }, "context"_a, "x"_a, "y"_a, "weight"_a, "out"_a, "tokens"_a, "d"_a, nb::kw_only(), "eps"_a, "scale"_a, Unlocked());
+  m.def("layernorm", [](const Context& context, Address x, Address weight, Address bias, Address y, int tokens, int d,
+                        float eps) {
+    Turn turn(context);
+    layernorm(at<float>(x), at<float>(weight), at<float>(bias), at<float>(y), tokens, d, eps, turn);
+  }, Unlocked());
+  m.def("add_layernorm", [](const Context& context, Address x, Address y, Address weight, Address bias, Address out,
+                            int tokens, int d, float eps, float scale) {
+    Turn turn(context);
+    add_layernorm(at<float>(x), at<float>(y), at<float>(weight), at<float>(bias), at<float>(out), tokens, d, eps, scale,
+                  turn);
+  }, "context"_a, "x"_a, "y"_a, "weight"_a, "bias"_a, "out"_a, "tokens"_a, "d"_a, nb::kw_only(), "eps"_a, "scale"_a,
+     Unlocked());
   m.def("glu", [](const Context& context, Address gate_up, Address out, int tokens, int width,
                   const Activation& activation) {
     Turn turn(context);
@@ -101,6 +113,12 @@ void bind_attention(nb::module_& m) {
     rotate({at<float>(x), token_stride, head_stride, tokens, heads}, rope, at<int32_t>(positions), turn);
   }, "context"_a, nb::kw_only(), "x"_a, "token_stride"_a, "head_stride"_a, "tokens"_a, "heads"_a, "rope"_a,
      "positions"_a, Unlocked());
+  m.def("scale_rows", [](const Context& context, Address x, int64_t token_stride, int64_t head_stride, int tokens, int heads,
+                         int d, Address by, Address positions) {
+    Turn turn(context);
+    scale_rows({at<float>(x), token_stride, head_stride, tokens, heads}, d, at<float>(by), at<int32_t>(positions), turn);
+  }, "context"_a, nb::kw_only(), "x"_a, "token_stride"_a, "head_stride"_a, "tokens"_a, "heads"_a, "d"_a, "by"_a,
+     "positions"_a, Unlocked());
   m.def("linear_by_head", [](const Context& context, Address x, int64_t token_stride, int64_t head_stride, int tokens,
                              int heads, const Weights& weight, Address y) {
     Turn turn(context);
@@ -111,13 +129,13 @@ void bind_attention(nb::module_& m) {
      Unlocked());
   m.def("attention", [](const Context& context, Address q, int64_t q_stride, const Cache& cache, Address tables,
                         Address starts, Address contexts, int sequences, int table_len, int heads, float scale,
-                        int window, Address sinks, Address out) {
+                        int window, int chunk, Address sinks, Address out) {
     Turn turn(context);
     attention({at<float>(q), q_stride, cache, at<int32_t>(tables), at<int32_t>(starts), at<int32_t>(contexts),
-               sequences, table_len, heads, scale, window, at<float>(sinks), at<float>(out),
+               sequences, table_len, heads, scale, window, chunk, at<float>(sinks), at<float>(out),
                int64_t(heads) * cache.values.d}, turn);
   }, "context"_a, nb::kw_only(), "q"_a, "q_stride"_a, "cache"_a, "tables"_a, "starts"_a, "contexts"_a, "sequences"_a,
-     "table_len"_a, "heads"_a, "scale"_a, "window"_a, "sinks"_a, "out"_a, Unlocked());
+     "table_len"_a, "heads"_a, "scale"_a, "window"_a, "chunk"_a, "sinks"_a, "out"_a, Unlocked());
   m.def("place_index", [](const Context& context, Address k, Address norm, Address bias, float eps, const Cache& cache,
                           const Rope& rope, Address positions, Address slots, int tokens) {
     Turn turn(context);

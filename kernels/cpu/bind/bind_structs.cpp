@@ -38,20 +38,22 @@ void bind_weights(nb::module_& m) {
       }, nb::kw_only(), "alpha"_a, "offset"_a, "limit"_a, "cubic"_a);
   nb::class_<Bank>(m, "Bank")
       .def("__init__", [](Bank* to, int gate, int up, int down, int experts, int hidden, int width, size_t bytes,
-                          size_t bias_offset, const Activation& activation, Address data) {
-        new (to) Bank{gate, up, down, experts, hidden, width, bytes, bias_offset, activation, at<uint8_t>(data)};
+                          size_t bias_offset, const Activation& activation, bool weighs_input, Address data) {
+        new (to) Bank{gate, up, down, experts, hidden, width, bytes, bias_offset, activation, weighs_input,
+                      at<uint8_t>(data)};
       }, nb::kw_only(), "gate"_a, "up"_a, "down"_a, "experts"_a, "hidden"_a, "width"_a, "bytes"_a, "bias_offset"_a,
-         "activation"_a, "data"_a);
+         "activation"_a, "weighs_input"_a, "data"_a);
 }
 
 void bind_router(nb::module_& m) {
   nb::class_<Router>(m, "Router")
       .def("__init__", [](Router* to, const Weights& matrix, int top_k, int scoring, bool renormalise, Address bias,
-                          Address choice_bias, int groups, int top_groups, bool top2, float scale, Address factors) {
+                          Address choice_bias, int groups, int top_groups, bool top2, float scale, Address factors,
+                          float jitter) {
         new (to) Router{matrix, top_k, Scoring(scoring), renormalise, at<float>(bias), at<float>(choice_bias),
-                        groups, top_groups, top2, scale, at<float>(factors)};
+                        groups, top_groups, top2, scale, at<float>(factors), jitter};
       }, nb::kw_only(), "matrix"_a, "top_k"_a, "scoring"_a, "renormalise"_a, "bias"_a, "choice_bias"_a, "groups"_a,
-         "top_groups"_a, "top2"_a, "scale"_a, "factors"_a);
+         "top_groups"_a, "top2"_a, "scale"_a, "factors"_a, "jitter"_a);
   nb::dict scorings;
   for (const auto& [name, code] : SCORINGS) scorings[name] = int(code);
   m.attr("SCORINGS") = scorings;
@@ -79,12 +81,14 @@ void bind_mixers(nb::module_& m) {
   nb::class_<AttentionMixer>(m, "AttentionMixer")
       .def("__init__", [](AttentionMixer* to, int heads, const Rows& qkv, Address qkv_bias, const HeadNorm& q_norm,
                           const HeadNorm& k_norm, const HeadNorm& v_norm, bool shared, const Cache& cache,
-                          const Rope& rope, float clip, float scale, int window, Address sinks, const Weights* gate,
-                          const Rope* first) {
+                          const Rope& rope, float clip, float scale, int window, int chunk, Address sinks,
+                          const Weights* gate, const Rope* first, Address temperature) {
         new (to) AttentionMixer{heads, qkv, at<float>(qkv_bias), q_norm, k_norm, v_norm, shared, cache, rope, clip,
-                                scale, window, at<float>(sinks), or_none(gate), first ? *first : Rope{}};
+                                scale, window, chunk, at<float>(sinks), or_none(gate), first ? *first : Rope{},
+                                at<float>(temperature)};
       }, nb::kw_only(), "heads"_a, "qkv"_a, "qkv_bias"_a, "q_norm"_a, "k_norm"_a, "v_norm"_a, "shared"_a, "cache"_a,
-         "rope"_a, "clip"_a, "scale"_a, "window"_a, "sinks"_a, "gate"_a.none(), "first"_a.none());
+         "rope"_a, "clip"_a, "scale"_a, "window"_a, "chunk"_a, "sinks"_a, "gate"_a.none(), "first"_a.none(),
+         "temperature"_a);
   nb::class_<Indexer>(m, "Indexer")
       .def("__init__", [](Indexer* to, int heads, const Weights& q, const Weights& k, const Weights& weights, Address norm,
                           Address bias, float eps, const Cache& cache) {
@@ -94,13 +98,14 @@ void bind_mixers(nb::module_& m) {
       .def("__init__", [](LatentMixer* to, int heads, const Weights* q_a, Address q_a_norm, Address q_a_bias,
                           const Weights& q, const Weights& kv_a, Address kv_a_bias, Address kv_a_norm,
                           const Weights& k_up, const Weights& v_up, const Cache& cache, const Rope& rope,
-                          float norm_eps, float scale, bool may_make_keys, int top, const Indexer* indexer) {
+                          float norm_eps, float scale, Address temperature, bool may_make_keys, int top,
+                          const Indexer* indexer) {
         new (to) LatentMixer{heads, or_none(q_a), at<float>(q_a_norm), at<float>(q_a_bias), q, kv_a,
                              at<float>(kv_a_bias), at<float>(kv_a_norm), k_up, v_up, cache, rope, norm_eps, scale,
-                             may_make_keys, top, indexer ? *indexer : Indexer{}};
+                             at<float>(temperature), may_make_keys, top, indexer ? *indexer : Indexer{}};
       }, nb::kw_only(), "heads"_a, "q_a"_a.none(), "q_a_norm"_a, "q_a_bias"_a, "q"_a, "kv_a"_a, "kv_a_bias"_a,
          "kv_a_norm"_a, "k_up"_a, "v_up"_a, "cache"_a, "rope"_a, "norm_eps"_a, "scale"_a,
-         "may_make_keys"_a, "top"_a, "indexer"_a.none());
+         "temperature"_a, "may_make_keys"_a, "top"_a, "indexer"_a.none());
   nb::class_<DeltaMixer>(m, "DeltaMixer")
       .def("__init__", [](DeltaMixer* to, int k_heads, int k_dim, int v_heads, int v_dim, bool in_turns,
                           const Rows& qkv, const Weights& z, const Weights& ba, Address conv, int taps, Address rate,
@@ -130,12 +135,13 @@ void bind_pass(nb::module_& m) {
 
 void bind_layers(nb::module_& m) {
   nb::class_<Block>(m, "Block")
-      .def("__init__", [](Block* to, Address pre_norm, Address post_norm, float eps, float residual_scale,
+      .def("__init__", [](Block* to, Address pre_norm, Address post_norm, Address pre_bias, Address post_bias, float eps,
+                          float residual_scale,
                           const decltype(Block::mixer)& mixer, const Weights& o, Address o_bias, Address out_norm,
                           Address router_norm, const Router* router) {
-        new (to) Block{at<float>(pre_norm), at<float>(post_norm), eps, residual_scale, mixer, o, at<float>(o_bias),
+        new (to) Block{at<float>(pre_norm), at<float>(post_norm), at<float>(pre_bias), at<float>(post_bias), eps, residual_scale, mixer, o, at<float>(o_bias),
                        at<float>(out_norm), at<float>(router_norm), router ? *router : Router{}};
-      }, nb::kw_only(), "pre_norm"_a, "post_norm"_a, "eps"_a, "residual_scale"_a, "mixer"_a, "o"_a, "o_bias"_a,
+      }, nb::kw_only(), "pre_norm"_a, "post_norm"_a, "pre_bias"_a, "post_bias"_a, "eps"_a, "residual_scale"_a, "mixer"_a, "o"_a, "o_bias"_a,
          "out_norm"_a, "router_norm"_a, "router"_a.none());
   nb::class_<Tail>(m, "Tail")
       .def("__init__", [](Tail* to, Address mlp_in, Address mlp_out, Address experts_out, Address out, Address scale) {

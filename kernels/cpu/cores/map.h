@@ -29,6 +29,17 @@ void rmsnorm(const float* x, const float* weight, int n, float eps, float* y) {
   map2(x, weight, n, y, [=](V v, V w) { return mul(mul(v, inverse), w); });
 }
 
+// Two passes: of the mean, and of the squares of what is left, so that nothing is lost where a mean is large.
+void layernorm(const float* x, const float* weight, const float* bias, int n, float eps, float* y) {
+  V total = zero();
+  for (int i = 0; i < n; i += W) total = add(total, load_n(x + i, least(W, n - i)));
+  const V mean = set1(sum(total) / float(n));
+  map(x, n, y, [=](V v) { return sub(v, mean); });
+  const V inverse = set1(1.0f / __builtin_sqrtf(sum_of_squares(y, n) / float(n) + eps));
+  map2(y, weight, n, y, [=](V v, V w) { return mul(mul(v, inverse), w); });
+  map2(y, bias, n, y, [](V v, V b) { return add(v, b); });
+}
+
 void add_scaled(float* x, const float* y, float scale, int n) {
   map2(x, y, n, x, [=](V a, V b) { return fma(b, set1(scale), a); });
 }

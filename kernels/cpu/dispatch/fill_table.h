@@ -87,6 +87,7 @@ constexpr Kernels fill_table(const char* name) {
       {},
       {},
       rmsnorm,
+      layernorm,
       add_scaled,
       rope,
       silu_mul,

@@ -165,6 +165,7 @@ struct Kernels {
   FormatKernels formats[FORMAT_COUNT];
   FormatKernels exact[FORMAT_COUNT];  // activations are never rounded to int8
   void (*rmsnorm)(const float* x, const float* weight, int n, float eps, float* y);
+  void (*layernorm)(const float* x, const float* weight, const float* bias, int n, float eps, float* y);
   void (*add_scaled)(float* x, const float* y, float scale, int n);
   void (*rope)(float* x, const float* cos, const float* sin, int r);
   void (*silu_mul)(const float* gate, const float* up, int n, float* out);

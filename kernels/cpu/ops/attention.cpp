@@ -8,7 +8,7 @@
 // spread over the team because items were few. Both give the same bits. No memory grows with context^2.
 //
 // Chunks lie at the same positions for every query, so a window's first one may be a part. A head's sink is what its sum
-// begins with: a score without a value.
+// begins with: a score without a value. Where a model itself attends within chunks, no item has queries of two of them.
 #include <algorithm>
 #include <limits>
 #include <new>
@@ -27,7 +27,7 @@ constexpr int MERGE_ROWS = 8;                       // of an item whose states a
 constexpr int64_t SMALL = 16384;  // score values x d: less than this is done by the caller alone
 
 struct Item {
-  int sequence, head, query, queries, first_chunk, chunks, part;  // part: its first chunk among all chunks of all items
+  int sequence, head, query, queries, first_key, first_chunk, chunks, part;  // part: its first chunk among all chunks of all items
 };
 
 struct Attention {
@@ -56,16 +56,24 @@ struct Attention {
   // The last blocks see most keys, so they come first.
   void make_list(Arena& arena) {
     int count = 0;
-    for (int s = 0; s < args.sequences; s++) count += (queries(s) + block() - 1) / block() * args.cache.groups;
+    for (int s = 0; s < args.sequences; s++)
+      for (int end = queries(s); end > 0; end = block_before(s, end)) count += args.cache.groups;
     list = arena.take<Item>(count);
     for (int s = 0; s < args.sequences; s++)
-      for (int b = (queries(s) + block() - 1) / block() - 1; b >= 0; b--)
-        for (int g = 0; g < args.cache.groups; g++) add_item(s, g, b * block());
+      for (int end = queries(s); end > 0; end = block_before(s, end))
+        for (int g = 0; g < args.cache.groups; g++) add_item(s, g, block_before(s, end), end);
   }
 
-  void add_item(int s, int g, int query) {
-    Item item{s, g, query, std::min(block(), queries(s) - query), 0, 0, parts};
-    const int begin = std::max(0, position(item) + 1 - args.window);  // what its first query sees
+  // The first query of the block that ends in front of query `end`.
+  int block_before(int s, int end) const {
+    const int first = (end - 1) / block() * block(), before = args.contexts[s] - queries(s);  // tokens before the first query
+    return args.chunk ? std::max(first, (before + end - 1) / args.chunk * args.chunk - before) : first;
+  }
+
+  void add_item(int s, int g, int query, int query_end) {
+    Item item{s, g, query, query_end - query, 0, 0, 0, parts};
+    item.first_key = args.chunk ? position(item) / args.chunk * args.chunk : 0;
+    const int begin = std::max(item.first_key, position(item) + 1 - args.window);  // what its first query sees
     const int end = position(item) + item.queries;                    // what its last one does
     const int chunk = chunk_pages * args.cache.page_keys;
     item.first_chunk = begin / chunk;
@@ -127,7 +135,8 @@ struct Worker {
     run.first = job.position(item), run.window = a.window;
     run.scores = scores;
     const int keys = job.chunk_pages * c.page_keys;
-    job.isa.attend(run, (item.first_chunk + chunk) * keys, (item.first_chunk + chunk + 1) * keys, state);
+    const int begin = std::max(item.first_key, (item.first_chunk + chunk) * keys);
+    job.isa.attend(run, begin, (item.first_chunk + chunk + 1) * keys, state);
   }
 
   // An empty sum: the first part is taken as it is. With a sink, a sum of that alone.

@@ -13,6 +13,18 @@ void gather(const float* x, int n, const int64_t* rows, int count, float* out) {
   for (int i = 0; i < count; i++) std::memcpy(out + size_t(i) * n, x + size_t(rows[i]) * n, size_t(n) * sizeof(float));
 }
 
+// out = the norm of x, to which y is added before, if there is one.
+void add_and_norm(const Block& block, float* x, const float* y, const float* weight, const float* bias, float* out, int tokens,
+                  Turn& turn) {
+  const int d = block.o.rows;
+  const float eps = block.eps, scale = block.residual_scale;
+  if (bias)
+    y ? add_layernorm(x, y, weight, bias, out, tokens, d, eps, scale, turn)
+      : layernorm(x, weight, bias, out, tokens, d, eps, turn);
+  else
+    y ? add_rmsnorm(x, y, weight, out, tokens, d, eps, scale, turn) : rmsnorm(x, weight, out, tokens, d, eps, turn);
+}
+
 }  // namespace
 
 void attention_block(const Block& block, const Places& places, float* x, const float* update, int tokens,
@@ -22,10 +34,7 @@ void attention_block(const Block& block, const Places& places, float* x, const f
   Arena& arena = turn.team.arena;
   const int hidden = block.o.rows, width = block.o.cols;
   float* normed = arena.take<float>(size_t(tokens) * hidden);
-  if (update)
-    add_rmsnorm(x, update, block.pre_norm, normed, tokens, hidden, block.eps, block.residual_scale, turn);
-  else
-    rmsnorm(x, block.pre_norm, normed, tokens, hidden, block.eps, turn);
+  add_and_norm(block, x, update, block.pre_norm, block.pre_bias, normed, tokens, turn);
   watch.lap(Part::norm);
   const Normed in{normed, tokens, hidden, block.eps, places, !wanted.rows || wanted.count > 0};
   float* a = std::visit([&](const auto& mixer) { return mix(mixer, in, turn, watch); }, block.mixer);
@@ -39,7 +48,7 @@ void attention_block(const Block& block, const Places& places, float* x, const f
   linear(a, width, tokens, block.o, block.o_bias, normed, hidden, turn);
   watch.lap(Part::output);
   if (block.out_norm) rmsnorm(normed, block.out_norm, normed, tokens, hidden, block.eps, turn);
-  add_rmsnorm(x, normed, block.post_norm, h, tokens, hidden, block.eps, block.residual_scale, turn);
+  add_and_norm(block, x, normed, block.post_norm, block.post_bias, h, tokens, turn);
   watch.lap(Part::norm);
   if (!block.router.matrix.data) return;
   const float* seen = h;

@@ -139,7 +139,7 @@ void run_chunk(const float* x, int tokens, const int32_t* ids, const float* weig
   team.run(false, [&](int worker) {
     const int parts = team.active();
     if (tiled) layer.isa.tiles_begin();
-    if (prepare) layer.prepare_x(part_of(tokens, parts, worker));
+    if (prepare) layer.prepare_x(part_of(layer.inputs(), parts, worker));
     if (prepare) team.barrier();
     if (layer.split) run_split(layer, team, counters, scratch[worker], worker);
     run_rest(layer, team, counters, scratch[worker]);

@@ -8,6 +8,7 @@
 #include <string>
 
 #include "formats/layout.h"
+#include "ops/each_token.h"
 #include "ops/ops.h"
 #include "runtime/turn.h"
 
@@ -41,6 +42,7 @@ struct Layer {
   const Bank& bank;
   float* y;
   int tokens, top_k;
+  bool own_rows = false;  // of pairs: then x has a row for each, already weighted, and the weights are 1
   const Context& context;
   const Kernels& isa;
   const FormatKernels &gate_format, &up_format, &down_format;
@@ -53,11 +55,13 @@ struct Layer {
   float* out;                 // [pairs, out_stride], `hidden` of each row used; then a row of zeros for nobody()
   // For groups by dot products, if there are any:
   size_t x_bytes, h_bytes;  // of one token's activations
-  uint8_t* x_acts;          // [tokens], or x itself
+  uint8_t* x_acts;          // [inputs], or x itself
   float* h;                 // [pairs, width]
   uint8_t* h_acts;          // [pairs], or h itself
 
   int pairs() const { return tokens * top_k; }
+  int inputs() const { return own_rows ? pairs() : tokens; }  // rows of x
+  int input_of(int pair) const { return own_rows ? pair : pair / top_k; }
   int nobody() const { return pairs(); }  // the row of zeros
   bool dots() const { return groups > 0 && !list[groups - 1].tiled; }  // the smallest group comes last
 
@@ -77,6 +81,7 @@ struct Layer {
         down_format(turn.context.format(bank_.down)),
         swiglu(is_swiglu(bank_.activation) && !bank_.bias_offset) {
     Arena& arena = turn.team.arena;
+    if (bank.weighs_input) weigh_input(turn);
     list = arena.take<Group>(tokens == 1 ? pairs() : std::min(bank.experts, pairs()));
     token_of = arena.take<int32_t>(pairs());
     row_of = arena.take<int32_t>(pairs());
@@ -90,7 +95,7 @@ struct Layer {
     h_bytes = down_format.acts_bytes(bank.width);
     if (!dots()) return;
     h = arena.take<float>(size_t(pairs()) * bank.width);
-    x_acts = gate_format.prepare ? arena.take<uint8_t>(x_bytes * tokens) : reinterpret_cast<uint8_t*>(const_cast<float*>(x));
+    x_acts = gate_format.prepare ? arena.take<uint8_t>(x_bytes * inputs()) : reinterpret_cast<uint8_t*>(const_cast<float*>(x));
     h_acts = down_format.prepare ? arena.take<uint8_t>(h_bytes * pairs()) : reinterpret_cast<uint8_t*>(h);
   }
 
@@ -99,6 +104,16 @@ struct Layer {
     if (bank.gate != bank.up || !gate_format.tiles || !down_format.tiles) return false;
     if (gate_format.tiles->pack != down_format.tiles->pack) return false;
     return context.takes_tiles(bank.gate, count) && context.takes_tiles(bank.down, count);
+  }
+
+  void weigh_input(Turn& turn) {
+    float *rows = turn.team.arena.take<float>(size_t(pairs()) * bank.hidden), *ones = turn.team.arena.take<float>(pairs());
+    each_token(turn.team, pairs(), int64_t(pairs()) * bank.hidden, [&](int p) {
+      const float* from = x + size_t(p / top_k) * bank.hidden;
+      for (int i = 0; i < bank.hidden; i++) rows[size_t(p) * bank.hidden + i] = weights[p] * from[i];
+    });
+    std::fill_n(ones, pairs(), 1.0f);
+    x = rows, weights = ones, own_rows = true;
   }
 
   void check(int32_t id) const {
@@ -114,7 +129,7 @@ struct Layer {
       row_of[p] = ids[p] < 0 ? nobody() : groups;
       if (ids[p] < 0) continue;
       list[groups] = {ids[p], groups, 1, tiled, nullptr, nullptr};
-      token_of[groups++] = 0;
+      token_of[groups++] = input_of(p);
     }
   }
 
@@ -133,7 +148,7 @@ struct Layer {
     }
     for (int p = 0; p < pairs(); p++) {
       row_of[p] = ids[p] < 0 ? nobody() : starts[ids[p]]++;
-      if (ids[p] >= 0) token_of[row_of[p]] = p / top_k;
+      if (ids[p] >= 0) token_of[row_of[p]] = input_of(p);
     }
     std::stable_sort(list, list + groups, [](const Group& a, const Group& b) { return a.count > b.count; });
   }

@@ -41,6 +41,7 @@ struct Bank {
   int experts, hidden, width;
   size_t bytes, bias_offset;
   Activation activation;
+  bool weighs_input;  // a token's weight multiplies what an expert takes of it, not what it gives
   const uint8_t* data;
 };
 
@@ -74,6 +75,9 @@ void repack(const uint8_t* blocks, int rows, int cols, int format, uint8_t* out,
 void rmsnorm(const float* x, const float* weight, float* y, int tokens, int d, float eps, Turn& turn);
 void add_rmsnorm(float* x, const float* y, const float* weight, float* out, int tokens, int d, float eps, float scale,
                  Turn& turn);
+void layernorm(const float* x, const float* weight, const float* bias, float* y, int tokens, int d, float eps, Turn& turn);
+void add_layernorm(float* x, const float* y, const float* weight, const float* bias, float* out, int tokens, int d, float eps,
+                   float scale, Turn& turn);
 inline bool is_swiglu(const Activation& a) {
   return a.alpha == 1.0f && a.offset == 0.0f && a.cubic == 0.0f && a.limit == std::numeric_limits<float>::infinity();
 }
@@ -109,11 +113,13 @@ struct HeadRows {  // float32 [T, N, .]: any stride from token to token and from
   int tokens, heads;
 };
 void rotate(const HeadRows& x, const Rope& rope, const int32_t* positions, Turn& turn);
+void scale_rows(const HeadRows& x, int d, const float* by, const int32_t* positions, Turn& turn);  // x[t] *= by[positions[t]]
 
 // route.cpp
-enum class Scoring : int { softmax, softmax_topk, sigmoid };
+enum class Scoring : int { softmax, softmax_topk, sigmoid, sigmoid_topk, sparsemixer };
 constexpr std::pair<const char*, Scoring> SCORINGS[] = {
-    {"softmax", Scoring::softmax}, {"softmax_topk", Scoring::softmax_topk}, {"sigmoid", Scoring::sigmoid}};
+    {"softmax", Scoring::softmax}, {"softmax_topk", Scoring::softmax_topk}, {"sigmoid", Scoring::sigmoid},
+    {"sigmoid_topk", Scoring::sigmoid_topk}, {"sparsemixer", Scoring::sparsemixer}};
 struct Router {
   Weights matrix;  // data null: none
   int top_k;
@@ -124,6 +130,7 @@ struct Router {
   bool top2;                        // a group counts as the sum of its two best, not as its best
   float scale;
   const float* factors;  // [experts] of their weights; null: none
+  float jitter;          // of sparsemixer
 };
 void route(const float* x, int tokens, const Router& router, int32_t* ids, float* weights, Turn& turn);
 
@@ -175,6 +182,7 @@ struct AttentionArgs {
   int sequences, table_len, heads;
   float scale;
   int window;          // how many keys a query sees at most, its own included; NO_WINDOW: all
+  int chunk;           // of so many positions: a query sees keys of its own one; 0: there are none
   const float* sinks;  // [N], null: none
   float* out;          // [T, N, values.d], strided in T
   int64_t out_stride;
@@ -226,10 +234,11 @@ struct AttentionMixer {
   Cache cache;
   Rope rope;
   float clip, scale;
-  int window;
+  int window, chunk;
   const float* sinks;
   Weights gate;  // of what the heads give; data null: none
   Rope first;    // before the norms of heads, with `rope` turning nothing; r 0: none
+  const float* temperature;  // by position: of queries; null: none
 };
 struct Indexer {  // of latent attention; q.data null: the layer has none of its own
   int heads;
@@ -248,6 +257,7 @@ struct LatentMixer {
   Cache cache;  // one head: keys are latents and what is rotated, values the latents in them
   Rope rope;
   float norm_eps, scale;
+  const float* temperature;  // by position: of queries; null: none
   bool may_make_keys;
   int top;  // keys that a token sees at most; 0: all
   Indexer indexer;
@@ -264,7 +274,7 @@ struct DeltaMixer {
   float *inputs, *state;  // [slots, channels, taps - 1], [slots, v_heads, k_dim, v_dim]
 };
 struct Block {
-  const float *pre_norm, *post_norm;
+  const float *pre_norm, *post_norm, *pre_bias, *post_bias;  // biases null: RMSNorms, else LayerNorms
   float eps, residual_scale;
   std::variant<AttentionMixer, LatentMixer, DeltaMixer> mixer;
   Weights o;

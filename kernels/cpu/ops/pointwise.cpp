@@ -27,6 +27,22 @@ void add_rmsnorm(float* x, const float* y, const float* weight, float* out, int 
   });
 }
 
+void layernorm(const float* x, const float* weight, const float* bias, float* y, int tokens, int d, float eps, Turn& turn) {
+  const Kernels& isa = turn.isa;
+  each_token(turn.team, tokens, int64_t(tokens) * d,
+             [&](int t) { isa.layernorm(x + size_t(t) * d, weight, bias, d, eps, y + size_t(t) * d); });
+}
+
+void add_layernorm(float* x, const float* y, const float* weight, const float* bias, float* out, int tokens, int d, float eps,
+                   float scale, Turn& turn) {
+  const Kernels& isa = turn.isa;
+  each_token(turn.team, tokens, int64_t(tokens) * d, [&](int t) {
+    const size_t at = size_t(t) * d;
+    isa.add_scaled(x + at, y + at, scale, d);
+    isa.layernorm(x + at, weight, bias, d, eps, out + at);
+  });
+}
+
 void glu(const float* gate_up, float* out, int tokens, int width, const Activation& activation, Turn& turn) {
   const Kernels& isa = turn.isa;
   const bool plain = is_swiglu(activation);

@@ -67,4 +67,13 @@ void rotate(const HeadRows& x, const Rope& rope, const int32_t* positions, Turn&
   });
 }
 
+void scale_rows(const HeadRows& x, int d, const float* by, const int32_t* positions, Turn& turn) {
+  each_token(turn.team, x.tokens, int64_t(x.tokens) * x.heads * d, [&](int t) {
+    const float factor = by[positions[t]];
+    float* head = x.data + t * x.token_stride;
+    for (int n = 0; n < x.heads; n++, head += x.head_stride)
+      for (int i = 0; i < d; i++) head[i] *= factor;
+  });
+}
+
 }  // namespace headrace

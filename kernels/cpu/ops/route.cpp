@@ -2,6 +2,7 @@
 //
 // A token's choice is made by one worker, so it does not depend on the number of threads.
 #include <algorithm>
+#include <cmath>
 #include <limits>
 
 #include "ops/each_token.h"
@@ -56,17 +57,36 @@ void close_groups(const Router& router, const Scratch& s) {
 
 // Scores of all experts: probabilities, or the logits where those come after the choice.
 const float* score(const Kernels& isa, const Router& router, const Scratch& s) {
-  if (router.scoring == Scoring::softmax_topk) return s.logits;
+  if (router.scoring == Scoring::softmax_topk || router.scoring == Scoring::sigmoid_topk) return s.logits;
   (router.scoring == Scoring::softmax ? isa.softmax : isa.sigmoid)(s.logits, router.matrix.rows, s.scores);
   return s.scores;
+}
+
+// The largest logit of what is left, its weight the share of it in a softmax over what is left and near it; then again.
+void sparse_mix(const Router& router, const Scratch& s, int32_t* ids, float* weights) {
+  const int experts = router.matrix.rows;
+  std::copy_n(s.logits, experts, s.scores);
+  for (int i = 0; i < router.top_k; i++) {
+    float best, total = 0.0f;
+    choose(s.scores, experts, 1, ids + i, &best);
+    for (int e = 0; e < experts; e++) {
+      const bool far = (best - s.logits[e]) / std::max(std::abs(s.logits[e]), best) > 2.0f * router.jitter;
+      if (!far) total += std::exp(s.scores[e] - best);  // of those chosen before nothing
+    }
+    weights[i] = 1.0f / total;
+    s.scores[ids[i]] = -std::numeric_limits<float>::infinity();
+  }
 }
 
 // One token.
 void choose_one(const Kernels& isa, const Router& router, const Scratch& s, int32_t* ids, float* weights) {
   const int experts = router.matrix.rows, k = router.top_k;
-  const float* scores = score(isa, router, s);
+  const bool mixed = router.scoring == Scoring::sparsemixer;
+  const float* scores = mixed ? s.logits : score(isa, router, s);
   const bool grouped = router.top_groups < router.groups;
-  if (router.choice_bias || grouped) {
+  if (mixed) {
+    sparse_mix(router, s, ids, weights);
+  } else if (router.choice_bias || grouped) {
     for (int e = 0; e < experts; e++) s.biased[e] = scores[e] + (router.choice_bias ? router.choice_bias[e] : 0.0f);
     if (grouped) close_groups(router, s);
     choose(s.biased, experts, k, ids, weights);
@@ -76,6 +96,8 @@ void choose_one(const Kernels& isa, const Router& router, const Scratch& s, int3
   }
   if (router.scoring == Scoring::softmax_topk)
     isa.softmax(weights, k, weights);
+  else if (router.scoring == Scoring::sigmoid_topk)
+    isa.sigmoid(weights, k, weights);
   else if (router.renormalise)
     divide_by_sum(weights, k);
   if (router.scale != 1.0f)

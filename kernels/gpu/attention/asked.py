@@ -14,7 +14,7 @@ from ..kernel import INTERPRETED
 
 class Asked(NamedTuple):
     """The arguments of `attention`, where the result goes, and sizes by their letters; v: the width of a value. scale:
-    in units of log2(e); window: 0 for none; is_latent: values are the first numbers of keys."""
+    in units of log2(e); window, chunk: 0 for none; is_latent: values are the first numbers of keys."""
 
     q: Tensor
     k_cache: Tensor
@@ -35,13 +35,15 @@ class Asked(NamedTuple):
     q_stride: int
     scale: float
     window: int
+    chunk: int
     is_latent: bool
     kind: launch.Product
 
     @property
     def most_seen(self) -> int:
         """Keys that a token sees at most."""
-        return min(self.M * self.page, self.window or self.M * self.page)
+        every = self.M * self.page
+        return min(every, self.window or every, self.chunk or every)
 
     @property
     def widths(self) -> dict[str, int]:
@@ -65,6 +67,7 @@ def asked(
     scale: float,
     window: int | None,
     sinks_N: Tensor | None,
+    chunk: int | None,
 ) -> Asked:
     """The arguments of `attention`, checked, with memory for what comes out."""
     (T, N, d), (S, M), (P, G, page, size), dtype = q_TNd.shape, tables_SM.shape, k_PGBd.shape, k_PGBd.dtype
@@ -73,6 +76,7 @@ def asked(
     assert dtype in (torch.float32, torch.bfloat16), f"{dtype}"
     assert size == d, f"heads of {d} on a cache of {size}"
     assert N % G == 0, f"{N} heads on {G}"
+    assert chunk is None or not is_latent, "latents that are attended within chunks"
     launch.check(k_PGBd, dtype, P, G, page, d)
     if not is_latent:
         launch.check(v_PGBv, dtype, P, G, page, v)
@@ -83,5 +87,5 @@ def asked(
     kind: launch.Product = "bf16" if dtype == torch.bfloat16 and not INTERPRETED else "f32"
     return Asked(
         q_TNd, k_PGBd, v_PGBv, tables_SM, starts_S1, contexts_S, sinks_N, q_TNd.new_empty(T, N, v), T, N, G, S, M, page,
-        d, v, launch.heads(q_TNd), scale * math.log2(math.e), window or 0, is_latent, kind,
+        d, v, launch.heads(q_TNd), scale * math.log2(math.e), window or 0, chunk or 0, is_latent, kind,
     )  # fmt: skip

@@ -24,8 +24,9 @@ def attention(
     scale: float,
     window: int | None = None,
     sinks_N: Tensor | None = None,
+    chunk: int | None = None,
 ) -> Tensor:
-    it = asked(q_TNd, k_PGBd, v_PGBd, tables_SM, starts_S1, contexts_S, scale, window, sinks_N)
+    it = asked(q_TNd, k_PGBd, v_PGBd, tables_SM, starts_S1, contexts_S, scale, window, sinks_N, chunk)
     if it.is_latent:
         latent(it)
     elif it.T == it.S:

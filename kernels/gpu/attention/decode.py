@@ -19,12 +19,13 @@ KEYS = {"bf16": 64, "f32": 32}  # of one step
 def _decode(
     q_ptr, k_ptr, v_ptr, tables_ptr, contexts_ptr, acc_ptr, best_ptr, total_ptr, q_stride, table_stride, groups, size,
     scale, GROUP: tl.constexpr, PAGE: tl.constexpr, HEADS: tl.constexpr, SIZE: tl.constexpr, VALUE: tl.constexpr,
-    V_SIZE: tl.constexpr, WINDOW: tl.constexpr, KEYS: tl.constexpr, LEAST: tl.constexpr, PRODUCT: tl.constexpr,
+    V_SIZE: tl.constexpr, WINDOW: tl.constexpr, CHUNK: tl.constexpr, KEYS: tl.constexpr, LEAST: tl.constexpr,
+    PRODUCT: tl.constexpr,
 ):  # fmt: skip
     sequence, group = tl.program_id(0) // groups, tl.program_id(0) % groups
     part, parts = tl.program_id(1), tl.num_programs(1)
     context = tl.load(contexts_ptr + sequence)
-    seen = seen_of(context, WINDOW)
+    seen = seen_of(context, WINDOW, CHUNK)
     length = part_length(seen, parts, LEAST, KEYS)
     first = context - seen + part * length
     last = tl.minimum(first + length, context)
@@ -61,7 +62,7 @@ def decode(it: Asked) -> None:
     found, keys = Parts(it.q, it.v, parts), KEYS[it.kind]
     _decode[(it.S * it.G, parts)](
         it.q, it.k_cache, it.v_cache, it.tables, it.contexts, *found.tensors, it.q_stride, it.M, it.G, it.d, it.scale,
-        GROUP=it.N // it.G, PAGE=it.page, HEADS=launch.pow2(it.N // it.G, 16), **it.widths, WINDOW=it.window, KEYS=keys,
-        LEAST=LEAST, PRODUCT=it.kind, num_warps=4, num_stages=2,
+        GROUP=it.N // it.G, PAGE=it.page, HEADS=launch.pow2(it.N // it.G, 16), **it.widths, WINDOW=it.window,
+        CHUNK=it.chunk, KEYS=keys, LEAST=LEAST, PRODUCT=it.kind, num_warps=4, num_stages=2,
     )  # fmt: skip
     found.merge(it, keys)

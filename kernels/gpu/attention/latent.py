@@ -32,7 +32,7 @@ def keys_of(
     context = tl.load(contexts_ptr + sequence)
     if SEQUENCES > 0:
         context += token + 1 - tl.load(starts_ptr + sequence + 1)  # up to this token
-    seen = seen_of(context, WINDOW)
+    seen = seen_of(context, WINDOW, 0)
     length = seen
     if SEQUENCES == 0:
         length = part_length(seen, tl.num_programs(1), LEAST, KEYS)

@@ -21,11 +21,14 @@ MOST_PARTS = 64
 
 
 @triton.jit
-def seen_of(context, WINDOW: tl.constexpr):
-    """Keys that the last token of a context sees: those within the WINDOW, 0: all."""
+def seen_of(context, WINDOW: tl.constexpr, CHUNK: tl.constexpr):
+    """Keys that the last token of a context sees: those within the WINDOW, and in its own CHUNK; 0: all."""
+    seen = context
+    if CHUNK > 0:
+        seen = (context - 1) % CHUNK + 1
     if WINDOW > 0:
-        return tl.minimum(context, WINDOW)
-    return context
+        seen = tl.minimum(seen, WINDOW)
+    return seen
 
 
 @triton.jit
@@ -38,12 +41,12 @@ def part_length(seen, parts, LEAST: tl.constexpr, KEYS: tl.constexpr):
 def _merge(
     acc_ptr, best_ptr, total_ptr, contexts_ptr, sinks_ptr, out_ptr, n_heads, parts, size,
     PARTS: tl.constexpr, SIZE: tl.constexpr, KEYS: tl.constexpr, LEAST: tl.constexpr, WINDOW: tl.constexpr,
-    SINKS: tl.constexpr,
+    CHUNK: tl.constexpr, SINKS: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     context = tl.load(contexts_ptr + row // n_heads)
     part, dims = tl.arange(0, PARTS), tl.arange(0, SIZE)
-    seen = seen_of(context, WINDOW)
+    seen = seen_of(context, WINDOW, CHUNK)
     ok = part < tl.cdiv(seen, part_length(seen, parts, LEAST, KEYS))
     best = tl.load(best_ptr + row * parts + part, mask=ok, other=float("-inf"))
     most = tl.max(best, axis=0)
@@ -82,5 +85,5 @@ class Parts:
         _merge[(it.T * it.N,)](
             *self.tensors, it.contexts, it.sinks_or_any, it.out, it.N, self.parts, it.v,
             PARTS=8 if self.parts <= 8 else MOST_PARTS, SIZE=launch.pow2(it.v, 16), KEYS=keys, LEAST=LEAST,
-            WINDOW=it.window, SINKS=it.sinks is not None, num_warps=2 if self.parts <= 8 else 4,
+            WINDOW=it.window, CHUNK=it.chunk, SINKS=it.sinks is not None, num_warps=2 if self.parts <= 8 else 4,
         )  # fmt: skip

@@ -6,6 +6,7 @@ tokens of S sequences could need, and each finds its sequence from the starts. B
 
 from __future__ import annotations
 
+import triton
 import triton.language as tl
 
 from .. import launch
@@ -14,13 +15,24 @@ from .asked import Asked
 from .softmax import attend, with_sink
 
 
+@triton.jit
+def first_seen(place, WINDOW: tl.constexpr, CHUNK: tl.constexpr):
+    """The first position that a query at `place` sees: of its WINDOW and of its CHUNK, 0: there are none."""
+    first = place * 0
+    if WINDOW > 0:
+        first = tl.maximum(place - WINDOW + 1, 0)
+    if CHUNK > 0:
+        first = tl.maximum(first, place // CHUNK * CHUNK)
+    return first
+
+
 @kernel("table_stride", "sequences")
 def _prefill(
     q_ptr, k_ptr, v_ptr, tables_ptr, starts_ptr, contexts_ptr, sinks_ptr, out_ptr, q_stride, table_stride, sequences,
     groups, size, scale,
     N_HEADS: tl.constexpr, GROUP: tl.constexpr, PAGE: tl.constexpr, QUERIES: tl.constexpr, SIZE: tl.constexpr,
-    VALUE: tl.constexpr, V_SIZE: tl.constexpr, WINDOW: tl.constexpr, SINKS: tl.constexpr, KEYS: tl.constexpr,
-    SEQUENCES: tl.constexpr, PRODUCT: tl.constexpr,
+    VALUE: tl.constexpr, V_SIZE: tl.constexpr, WINDOW: tl.constexpr, CHUNK: tl.constexpr, SINKS: tl.constexpr,
+    KEYS: tl.constexpr, SEQUENCES: tl.constexpr, PRODUCT: tl.constexpr,
 ):  # fmt: skip
     head = tl.program_id(1)
     every = tl.arange(0, SEQUENCES)
@@ -46,17 +58,15 @@ def _prefill(
         acc = tl.zeros([QUERIES, V_SIZE], tl.float32)
         table = tables_ptr + sequence * table_stride
         last = tl.minimum(context, tl.max(place, axis=0) + 1)
-        begin = 0
-        if WINDOW > 0:
-            begin = tl.maximum(tl.min(place, axis=0) - WINDOW + 1, 0) // KEYS * KEYS
+        begin = first_seen(tl.min(place, axis=0), WINDOW, CHUNK) // KEYS * KEYS
         for first in range(begin, last, KEYS):
             positions = first + tl.arange(0, KEYS)
             seen = positions[None, :] <= place[:, None]
-            if WINDOW > 0:
-                seen = seen & (positions[None, :] > place[:, None] - WINDOW)
+            if WINDOW > 0 or CHUNK > 0:
+                seen = seen & (positions[None, :] >= first_seen(place, WINDOW, CHUNK)[:, None])
             best, total, acc = attend(
                 q, best, total, acc, k_ptr, v_ptr, table, positions, seen, positions < last, head // GROUP, groups,
-                size, dims, v_size, v_dims, PAGE, PRODUCT, False, WINDOW > 0, VALUE,
+                size, dims, v_size, v_dims, PAGE, PRODUCT, False, WINDOW > 0 or CHUNK > 0, VALUE,
             )  # fmt: skip
         if SINKS:
             total, kept = with_sink(best, total, tl.load(sinks_ptr + head))
@@ -72,6 +82,6 @@ def prefill(it: Asked) -> None:
         it.q, it.k_cache, it.v_cache, it.tables, it.starts, it.contexts, it.sinks_or_any, it.out, it.q_stride, it.M,
         it.S, it.G, it.d, it.scale,
         N_HEADS=it.N, GROUP=it.N // it.G, PAGE=it.page, QUERIES=queries, **it.widths, WINDOW=it.window,
-        SINKS=it.sinks is not None, KEYS=keys, SEQUENCES=launch.places(it.S), PRODUCT=it.kind, num_warps=warps,
-        num_stages=2,
+        CHUNK=it.chunk, SINKS=it.sinks is not None, KEYS=keys, SEQUENCES=launch.places(it.S), PRODUCT=it.kind,
+        num_warps=warps, num_stages=2,
     )  # fmt: skip

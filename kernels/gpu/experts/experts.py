@@ -13,7 +13,7 @@ from torch import Tensor
 from ...packed import ExpertBank
 from ...scratch import GPU_EXPERT_BYTES
 from .. import launch
-from .blocks import blocks_of
+from .blocks import Blocks, blocks_of
 from .many_tokens import experts_many
 from .one_token import experts_one
 
@@ -25,6 +25,17 @@ def experts(x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor, bank: ExpertBank) 
     launch.check(x_TD, launch.F32, T, D)
     launch.check(ids_TK, launch.I32, T, K)
     launch.check(weights_TK, launch.F32, T, K)
+    if not layout.weighs_input:
+        return _experts(x_TD, ids_TK, weights_TK, blocks)
+    # A pair of a token and an expert is a token of its own, which counts as it is.
+    x_PD = (x_TD.unsqueeze(1) * weights_TK.unsqueeze(2)).view(T * K, D)
+    y_PD = _experts(x_PD, ids_TK.view(T * K, 1), torch.ones_like(weights_TK).view(T * K, 1), blocks)
+    return y_PD if K == 1 else y_PD.view(T, K, D).sum(1)
+
+
+def _experts(x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor, blocks: Blocks) -> Tensor:
+    """With weights of what experts give."""
+    (T, D), K = x_TD.shape, ids_TK.shape[1]
     out = torch.empty_like(x_TD)
     if T == 1:
         experts_one(x_TD, ids_TK, weights_TK, blocks, out)

@@ -31,8 +31,8 @@ class AttentionWeights:
 
 
 def allocate(make: Allocator, spec: AttentionSpec, hidden: int, format_of: FormatOf) -> AttentionWeights:
-    q_norm = {"none": 0, "head": spec.head_dim, "full": spec.q_rows}[spec.qk_norm]
-    k_norm = {"none": 0, "head": spec.head_dim, "full": spec.kv_rows}[spec.qk_norm]
+    q_norm = {"none": 0, "plain": 0, "head": spec.head_dim, "full": spec.q_rows}[spec.qk_norm]
+    k_norm = {"none": 0, "plain": 0, "head": spec.head_dim, "full": spec.kv_rows}[spec.qk_norm]
     roles = "qkv" if spec.own_values else "qk"
     rows = (spec.q_rows, spec.kv_rows, spec.kv_rows)[: len(roles)]
     return AttentionWeights(

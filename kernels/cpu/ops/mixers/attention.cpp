@@ -16,9 +16,10 @@ float* mix(const AttentionMixer& mixer, const Normed& in, Turn& turn, Stopwatch&
              mixer.k_norm, mixer.v_norm, in.eps, mixer.clip, mixer.shared}, turn);
   watch.lap(Part::place);
   if (!in.wanted) return nullptr;
+  if (mixer.temperature) scale_rows({qkv, rows, d, tokens, mixer.heads}, d, mixer.temperature, places.positions, turn);
   float* out = arena.take<float>(size_t(tokens) * width);
   attention({qkv, rows, mixer.cache, places.tables, places.starts, places.contexts, places.sequences, places.table_len,
-             mixer.heads, mixer.scale, mixer.window, mixer.sinks, out, width}, turn);
+             mixer.heads, mixer.scale, mixer.window, mixer.chunk, mixer.sinks, out, width}, turn);
   watch.lap(Part::attention);
   if (mixer.gate.data) {
     float* gate = arena.take<float>(size_t(tokens) * width);

@@ -51,6 +51,8 @@ float* queries(const LatentMixer& mixer, const Normed& in, const float* h, Turn&
   HeadRows rotated = side_by_side(q, in.tokens, shape.heads, shape.key());
   rotated.data += shape.n;
   rotate(rotated, mixer.rope, in.places.positions, turn);
+  if (mixer.temperature)
+    scale_rows(side_by_side(q, in.tokens, shape.heads, shape.key()), shape.key(), mixer.temperature, in.places.positions, turn);
   watch.lap(Part::place);
   return q;
 }
@@ -128,7 +130,7 @@ void attend_latents(const LatentMixer& mixer, const Places& places, int begin, i
   watch.lap(Part::by_head);
   const Seen by = some ? chosen(mixer, places, first, tokens, arena) : whole(mixer, places, begin, end, arena);
   attention({wide, int64_t(N) * width, by.cache, by.tables, by.starts, by.contexts, by.count, by.table_len, N, mixer.scale,
-             NO_WINDOW, nullptr, seen, int64_t(N) * shape.l}, turn);
+             NO_WINDOW, 0, nullptr, seen, int64_t(N) * shape.l}, turn);
   watch.lap(Part::attention);
   linear_by_head(side_by_side(seen, tokens, N, shape.l), mixer.v_up, side_by_side(out, tokens, N, shape.v), turn);
   watch.lap(Part::by_head);

@@ -133,7 +133,7 @@ void attend_made(const LatentMixer& mixer, const Places& places, int s, const fl
     const Cache cache = Made{mixer, shape, format, from, context, head, count}.make_all(turn);
     watch.lap(Part::by_head);
     attention({q + first * q_stride + int64_t(head) * shape.key(), q_stride, cache, table, starts, &context, 1, pages, count,
-               mixer.scale, NO_WINDOW, nullptr, out + first * out_stride + int64_t(head) * shape.v, out_stride}, turn);
+               mixer.scale, NO_WINDOW, 0, nullptr, out + first * out_stride + int64_t(head) * shape.v, out_stride}, turn);
     watch.lap(Part::attention);
   }
 }

@@ -1,0 +1,85 @@
+"""Configs of Llama 4 and Phi-3.5-MoE as the hub has them, and of Mistral-Small-4 with the values of its configuration
+in transformers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+LLAMA_4_SCOUT: dict[str, Any] = {
+    "architectures": ["Llama4ForConditionalGeneration"], "boi_token_index": 200080, "eoi_token_index": 200081,
+    "image_token_index": 200092, "model_type": "llama4", "tie_word_embeddings": False,
+    "text_config": {
+        "_attn_implementation_autoset": True, "attention_bias": False, "attention_chunk_size": 8192,
+        "attention_dropout": 0.0, "bos_token_id": 200000, "eos_token_id": [200001, 200007, 200008],
+        "for_llm_compressor": False, "head_dim": 128, "hidden_act": "silu", "hidden_size": 5120,
+        "initializer_range": 0.02, "interleave_moe_layer_step": 1, "intermediate_size": 8192,
+        "intermediate_size_mlp": 16384, "max_position_embeddings": 10485760, "model_type": "llama4_text",
+        "no_rope_layers": [], "num_attention_heads": 40, "num_experts_per_tok": 1, "num_hidden_layers": 48,
+        "num_key_value_heads": 8, "num_local_experts": 16, "output_router_logits": False, "pad_token_id": 200018,
+        "rms_norm_eps": 1e-05,
+        "rope_scaling": {
+            "factor": 16.0, "high_freq_factor": 1.0, "low_freq_factor": 1.0, "original_max_position_embeddings": 8192,
+            "rope_type": "llama3",
+        },
+        "rope_theta": 500000.0, "router_aux_loss_coef": 0.001, "router_jitter_noise": 0.0, "torch_dtype": "bfloat16",
+        "use_cache": True, "use_qk_norm": True, "vocab_size": 202048,
+    },
+    "torch_dtype": "bfloat16", "transformers_version": "4.51.0.dev0",
+    "vision_config": {"hidden_size": 1408, "model_type": "llama4_vision_model", "num_hidden_layers": 34},
+}  # fmt: skip
+LLAMA_4_MAVERICK: dict[str, Any] = {
+    **LLAMA_4_SCOUT,
+    "text_config": {
+        **LLAMA_4_SCOUT["text_config"], "attn_scale": 0.1, "attn_temperature_tuning": True, "floor_scale": 8192,
+        "interleave_moe_layer_step": 2, "max_position_embeddings": 1048576, "moe_layers": [*range(1, 48, 2)],
+        "no_rope_layers": [1, 1, 1, 0] * 12, "num_local_experts": 128, "rope_scaling": None, "use_qk_norm": False,
+    },
+}  # fmt: skip
+# Its two lists have 64 numbers each; their values are made up here, as are those of no other key.
+PHI_35_MOE: dict[str, Any] = {
+    "architectures": ["PhiMoEForCausalLM"], "attention_bias": True, "attention_dropout": 0.0, "bos_token_id": 1,
+    "eos_token_id": 32000, "hidden_act": "silu", "hidden_dropout": 0.0, "hidden_size": 4096,
+    "initializer_range": 0.02, "input_jitter_noise": 0.01, "intermediate_size": 6400, "lm_head_bias": True,
+    "max_position_embeddings": 131072, "model_type": "phimoe", "num_attention_heads": 32, "num_experts_per_tok": 2,
+    "num_hidden_layers": 32, "num_key_value_heads": 8, "num_local_experts": 16,
+    "original_max_position_embeddings": 4096, "output_router_logits": False, "rms_norm_eps": 1e-05,
+    "rope_scaling": {
+        "long_factor": [1.0 + i for i in range(64)], "long_mscale": 1.243163121016122,
+        "original_max_position_embeddings": 4096, "short_factor": [1.0] * 64, "short_mscale": 1.243163121016122,
+        "type": "longrope",
+    },
+    "rope_theta": 10000.0, "router_aux_loss_coef": 0.0, "router_jitter_noise": 0.01, "sliding_window": 131072,
+    "tie_word_embeddings": False, "torch_dtype": "bfloat16", "transformers_version": "4.43.3", "use_cache": True,
+    "vocab_size": 32064,
+}  # fmt: skip
+MISTRAL_SMALL_4: dict[str, Any] = {
+    "architectures": ["Mistral3ForConditionalGeneration"], "image_token_index": 10, "model_type": "mistral3",
+    "multimodal_projector_bias": False, "projector_hidden_act": "gelu", "spatial_merge_size": 2,
+    "text_config": {
+        "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": 1, "eos_token_id": 2,
+        "first_k_dense_replace": 0, "head_dim": 128, "hidden_act": "silu", "hidden_size": 4096,
+        "initializer_range": 0.02, "intermediate_size": 12288, "kv_lora_rank": 256,
+        "max_position_embeddings": 1048576, "model_type": "mistral4", "moe_intermediate_size": 2048, "n_group": 1,
+        "n_routed_experts": 128, "n_shared_experts": 1, "norm_topk_prob": True, "num_attention_heads": 32,
+        "num_experts_per_tok": 4, "num_hidden_layers": 36, "num_key_value_heads": 32, "pad_token_id": 11,
+        "pretraining_tp": 1, "q_lora_rank": 1024, "qk_head_dim": 128, "qk_nope_head_dim": 64, "qk_rope_head_dim": 64,
+        "rms_norm_eps": 1e-06, "rope_interleave": True,
+        "rope_parameters": {
+            "beta_fast": 32.0, "beta_slow": 1.0, "factor": 128.0, "llama_4_scaling_beta": 0.1,
+            "max_position_embeddings": 1048576, "mscale": 1.0, "mscale_all_dim": 1.0,
+            "original_max_position_embeddings": 8192, "partial_rotary_factor": 0.5, "rope_theta": 10000.0,
+            "rope_type": "yarn", "type": "yarn",
+        },
+        "routed_scaling_factor": 1.0, "tie_word_embeddings": False, "topk_group": 1, "use_cache": True,
+        "v_head_dim": 128, "vocab_size": 131072,
+    },
+    "transformers_version": "5.23.0",
+    "vision_config": {"hidden_size": 1024, "model_type": "pixtral", "num_hidden_layers": 24},
+    "vision_feature_layer": -1,
+}  # fmt: skip
+WARM = {
+    "llama-4-scout": LLAMA_4_SCOUT,
+    "llama-4-maverick": LLAMA_4_MAVERICK,
+    "phi-3.5-moe": PHI_35_MOE,
+    "mistral-small-4-119b": MISTRAL_SMALL_4,
+}
