@@ -26,7 +26,6 @@ MISSING = {
     "glm5_next": "Kimi delta attention, the indexer, several residual streams",
     "granitemoehybrid": "Mamba 2",
     "kimi_k3": "Kimi delta attention, experts on a narrower latent",
-    "kimi_linear": "Kimi delta attention",
     "laguna": "other numbers of heads by layer, gates on what heads give",
     "lfm2_moe": "short convolutions with gates as a mixer",
     "mimo_v2_flash": "values narrower than keys, other numbers of heads and ropes by layer",

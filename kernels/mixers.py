@@ -174,26 +174,30 @@ def _paged(x_CNd: Tensor, pages: int) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class DeltaBlock(Block):
-    """The gated delta rule behind a short convolution. Letters: C channels (queries, keys, values), W taps, G heads of
-    queries and keys, H of values, k and v their sizes; slots of states as `Places.states_S` says."""
+    """The gated delta rule behind a short convolution. With a `decay` each number of a key has one of its own, and the
+    gate is a sigmoid. Letters: C channels (queries, keys, values), W taps, G heads of queries and keys, H of values, k
+    and v their sizes; slots of states as `Places.states_S` says."""
 
     k_heads: int
     k_dim: int
     in_turns: bool  # heads of values go by turns of those of keys, instead of next to each other
     qkv: Stacked  # [C, D]: queries, keys, values
-    z: Matrix  # [H v, D], the gate of what comes out
-    ba: Matrix  # [2 H, D]: the strength of a change, then its decay
+    z: Matrix  # [H v, D or what z_low gives], the gate of what comes out
+    ba: Matrix  # [2 H, D]: the strength of a change, then its decay; [H, D]: without
     conv_CW: Tensor  # float32
     rate_H: Tensor  # float32, below 0: of the decay
-    dt_bias_H: Tensor  # float32
+    dt_bias_H: Tensor  # float32; [H k] with a decay by key
     norm_v: Tensor  # float32
     inputs_LCw: Tensor  # the last inputs of the convolution
     state_LHkv: Tensor
+    decay: Matrix | None = None  # [H k, D or what decay_low gives]
+    decay_low: Matrix | None = None
+    z_low: Matrix | None = None
 
     def mix(self, ops: Ops, h_TD: Tensor, places: Places, wanted: bool) -> Tensor | None:
         assert places.states_S is not None, "a pass without slots of states"
         T, (H, _, v) = len(h_TD), self.state_LHkv.shape[1:]
-        rows = linear(ops, h_TD, self.qkv), *ops.delta_gates(ops.linear(h_TD, self.ba), self.rate_H, self.dt_bias_H)
+        rows = linear(ops, h_TD, self.qkv), *self._gates(ops, h_TD)
         if places.pieces:
             out_THv = torch.cat([self._piece(ops, piece, rows) for piece in places.pieces])
         else:
@@ -201,8 +205,20 @@ class DeltaBlock(Block):
             out_THv = self._recur(ops, *rows, slots)
         if not wanted:
             return None
-        gate_and_out = ops.linear(h_TD, self.z).view(T, H, v), ops.rmsnorm(out_THv, self.norm_v, self.eps)
-        return ops.glu(torch.cat(gate_and_out, dim=2).view(T * H, 2 * v)).view(T, H * v)
+        gate_TC = ops.linear(h_TD if self.z_low is None else ops.linear(h_TD, self.z_low), self.z)
+        out_THv = ops.rmsnorm(out_THv, self.norm_v, self.eps)
+        if self.decay is not None:
+            out_TC = out_THv.view(T, H * v)
+            ops.sigmoid_mul_(out_TC, gate_TC)
+            return out_TC
+        return ops.glu(torch.cat([gate_TC.view(T, H, v), out_THv], dim=2).view(T * H, 2 * v)).view(T, H * v)
+
+    def _gates(self, ops: Ops, h_TD: Tensor) -> tuple[Tensor, Tensor]:
+        """Decays, [T, H] or [T, H, k], and strengths of changes, [T, H]."""
+        if self.decay is None:
+            return ops.delta_gates(ops.linear(h_TD, self.ba), self.rate_H, self.dt_bias_H)
+        dt_TR = ops.linear(h_TD if self.decay_low is None else ops.linear(h_TD, self.decay_low), self.decay)
+        return ops.key_gates(dt_TR, ops.linear(h_TD, self.ba), self.rate_H, self.dt_bias_H)
 
     def _piece(self, ops: Ops, piece: Piece, rows: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         qkv_TC, decay_TH, beta_TH = (row[piece.first : piece.last] for row in rows)

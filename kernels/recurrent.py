@@ -39,6 +39,13 @@ def delta_gates(ba_TJ: Tensor, rate_H: Tensor, dt_bias_H: Tensor) -> tuple[Tenso
     return rate_H * torch.nn.functional.softplus(dt_TH + dt_bias_H), beta_TH.sigmoid()
 
 
+def key_gates(dt_TR: Tensor, b_TH: Tensor, rate_H: Tensor, dt_bias_R: Tensor) -> tuple[Tensor, Tensor]:
+    """The same where each number of a key has a decay of its own, R = H k: float32 [T, H, k] and [T, H]. dt, float32
+    [T, R]; b, float32 [T, H]: of strengths."""
+    softplus = torch.nn.functional.softplus(dt_TR + dt_bias_R)
+    return rate_H.view(-1, 1) * softplus.view(len(dt_TR), len(rate_H), -1), b_TH.sigmoid()
+
+
 def delta_rule(
     q_TGk: Tensor,
     k_TGk: Tensor,
@@ -55,9 +62,11 @@ def delta_rule(
         S = exp(decay) S;  S += k (beta (v - S' k))';  out = S' q
 
     q and k are of G heads, each of which serves H / G neighbouring heads of values. They are brought to length 1
-    (`x / sqrt(|x|^2 + 1e-6)`), q besides times k^-0.5. state, float32 [slots, H, k, v], is brought up to date. Source:
-    Gated Delta Networks (arXiv 2412.06464, equation 10).
+    (`x / sqrt(|x|^2 + 1e-6)`), q besides times k^-0.5. state, float32 [slots, H, k, v], is brought up to date. decay:
+    [T, H], or [T, H, k] where each row of a state has its own. Source: Gated Delta Networks (arXiv 2412.06464,
+    equation 10); Kimi Linear (arXiv 2510.26692, equation 1).
     """
+    by_row = decay_TH.exp().view(*decay_TH.shape, 1) if decay_TH.dim() == 3 else decay_TH.exp()[..., None, None]
     out, each = torch.empty_like(v_THv), v_THv.shape[1] // q_TGk.shape[1]
     q = (_unit(q_TGk) * q_TGk.shape[2] ** -0.5).repeat_interleave(each, 1)
     k = _unit(k_TGk).repeat_interleave(each, 1)
@@ -67,7 +76,7 @@ def delta_rule(
             continue
         S_Hkv = state_LHkv[slot].clone() if int(contexts_S[s]) > last - first else torch.zeros_like(state_LHkv[slot])
         for t in range(first, last):
-            S_Hkv = S_Hkv * decay_TH[t].exp().view(-1, 1, 1)
+            S_Hkv = S_Hkv * by_row[t]
             seen_Hv = torch.einsum("hkv,hk->hv", S_Hkv, k[t])
             change_Hv = (v_THv[t] - seen_Hv) * beta_TH[t].unsqueeze(1)
             S_Hkv = S_Hkv + k[t].unsqueeze(2) * change_Hv.unsqueeze(1)

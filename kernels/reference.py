@@ -23,12 +23,12 @@ from .decoder_layer import Block, Choice, Places, Router, Stack, Tally, compose,
 from .formats import Format
 from .packed import TORCH_DTYPES, ExpertBank, Matrix
 from .recipes import SWIGLU, Activation
-from .recurrent import delta_gates, delta_rule, short_conv
+from .recurrent import delta_gates, delta_rule, key_gates, short_conv
 from .sparse.choose import choose_keys, place_index_
 
 __all__ = [
     "add_layernorm_", "add_rmsnorm_", "argmax", "attention", "attention_block", "choose_keys", "delta_gates",
-    "delta_rule", "dequantize", "embed", "experts", "gated_add_", "glu", "layernorm", "layers", "linear",
+    "delta_rule", "dequantize", "embed", "experts", "gated_add_", "glu", "key_gates", "layernorm", "layers", "linear",
     "linear_by_head", "place_index_", "place_qkv_", "quantize", "repack", "rmsnorm", "rotate_", "route", "scale_",
     "scale_rows_", "short_conv", "sigmoid_mul_",
 ]  # fmt: skip

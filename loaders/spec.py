@@ -211,7 +211,9 @@ class LatentSpec:
 @dataclass(frozen=True, kw_only=True)
 class DeltaSpec:
     """Gated delta rule: of every sequence a state [k_dim, v_dim] for each head of values, and the last `taps` - 1
-    inputs of a short convolution over queries, keys and values. Source: arXiv 2412.06464."""
+    inputs of a short convolution over queries, keys and values. by_key (Kimi's): each number of a key has a decay of
+    its own, and what comes out is weighted by a sigmoid of its gate; both come through so many dimensions. Sources:
+    arXiv 2412.06464; Kimi Linear (arXiv 2510.26692, section 3)."""
 
     k_heads: int
     v_heads: int
@@ -219,6 +221,14 @@ class DeltaSpec:
     v_dim: int
     taps: int
     in_turns: bool = False  # heads of values go by turns of those of keys, instead of next to each other
+    by_key: bool = False
+    decay_rank: int = 0  # only by_key
+    gate_rank: int = 0
+
+    @property
+    def decays(self) -> int:
+        """Numbers that say how fast the state of a token decays."""
+        return self.v_heads * (self.k_dim if self.by_key else 1)
 
     @property
     def k_rows(self) -> int:
@@ -251,7 +261,7 @@ class DeltaSpec:
 
     @property
     def work_rows(self) -> int:
-        return 3 * self.channels + 6 * self.out_rows
+        return 3 * self.channels + 6 * self.out_rows + (6 * self.decays if self.by_key else 0)
 
 
 MixerSpec = AttentionSpec | LatentSpec | DeltaSpec

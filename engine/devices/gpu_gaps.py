@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ...errors import OptionError
-from ...loaders.spec import AttentionSpec, LatentSpec, ModelSpec
+from ...loaders.spec import AttentionSpec, DeltaSpec, LatentSpec, ModelSpec
 from ...loaders.weights.checkpoint import Checkpoint
 from ..placement.placement import Tier
 from .device import Device
@@ -28,6 +28,7 @@ def _missing(spec: ModelSpec) -> list[str]:
         "keys that serve as values": not all(one.own_values for one in attention),
         "a factor for each expert": spec.moe.factors,
         "the indexer that chooses keys": any(isinstance(one, LatentSpec) and one.indexer for one in spec.mixers),
+        "decays by key": any(isinstance(one, DeltaSpec) and one.by_key for one in spec.mixers),
         "GeGLU": spec.moe.activation.cubic != 0,
     }
     return [what for what, is_needed in needed.items() if is_needed]

@@ -173,5 +173,6 @@ def _delta(mixer: DeltaSpec, it: DeltaWeights, cache: States, common: dict[str, 
         k_heads=mixer.k_heads, k_dim=mixer.k_dim, in_turns=mixer.in_turns, qkv=it.qkv, z=it.z, ba=it.ba,
         conv_CW=it.conv, rate_H=it.rate,
         dt_bias_H=it.dt_bias, norm_v=it.norm, o=it.o, o_bias=None, inputs_LCw=cache.inputs, state_LHkv=cache.state,
+        decay=it.decay, decay_low=it.decay_low, z_low=it.z_low,
         **common,
     )  # fmt: skip

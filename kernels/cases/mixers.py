@@ -97,6 +97,20 @@ def delta_block(g: Generator, source: Source, form: Format, slots: int, in_turns
     )
 
 
+def key_delta_block(g: Generator, source: Source, form: Format, slots: int) -> DeltaBlock:
+    """The same with decays by key; decays and gate come through a smaller rank."""
+    block, rank, decays = delta_block(g, source, form, slots, False), 64, V_HEADS * K_DIM
+    return replace(
+        block,
+        ba=source.matrix(FORMATS["f32"], V_HEADS, HIDDEN),
+        dt_bias_H=normal(g, decays),
+        decay_low=source.matrix(form, rank, HIDDEN),
+        decay=source.matrix(form, decays, rank),
+        z_low=source.matrix(form, rank, HIDDEN),
+        z=source.matrix(form, V_HEADS * V_DIM, rank),
+    )
+
+
 def stateful(places: Places, cut: int | None = None) -> Places:
     """Places with a slot of state for each sequence, the last first. cut: a state is kept so many tokens into the first
     sequence, in the slot behind all others."""
@@ -136,6 +150,10 @@ def delta(g: Generator, source: Source, form: Format, contexts: list[int], cache
     return delta_block(g, source, form, len(contexts) + 1, in_turns)
 
 
+def key_delta(g: Generator, source: Source, form: Format, contexts: list[int], cache: Inputs) -> Block:
+    return key_delta_block(g, source, form, len(contexts) + 1)
+
+
 def few(g: Generator, source: Source, form: Format, contexts: list[int], cache: Inputs, own: bool) -> Block:
     """Latent attention to some keys of a context alone, chosen by an indexer of its own, or before."""
     block = latent_block(g, source, form, contexts, True, cache["tables"])
@@ -162,6 +180,7 @@ BLOCKS: dict[str, MakeBlock] = {
     "latent few": partial(few, own=True),
     "delta": partial(delta, in_turns=False),
     "delta turns": partial(delta, in_turns=True),
+    "delta by key": key_delta,
 }
 BEHIND: dict[str, MakeBlock] = {"latent chosen before": partial(few, own=False)}  # another layer
 
@@ -196,7 +215,7 @@ def block_cases() -> Iterator[Case]:
     for kind in ("latent", "latent low"):  # made keys of several segments, between sequences without
         yield case(kind, FORMATS["q8_0"], [1, 140, 2], [30, 900, 0])
         yield case(kind, FORMATS["f32"], [70, 50], [0, 5])
-    for kind in ("delta", "delta turns"):
+    for kind in ("delta", "delta turns", "delta by key"):
         yield case(kind, FORMATS["q8_0"], [33, 6], [0, 8], cut=16)
         yield case(kind, FORMATS["f32"], [4, 1], [60, 3], cut=4)
 
@@ -225,8 +244,9 @@ def layers_cases() -> Iterator[Case]:
     hybrid = "delta+gated, delta+moe, delta turns+gated, gated attention+gated"
     latent = "latent low+dense, latent low+shared, latent+moe"
     sparse = "latent few+dense, latent chosen before+shared, latent few+moe, latent chosen before+moe"
+    by_key = "delta by key+dense, delta by key+shared, latent+shared, delta by key+moe"
     mixed = "latent+dense, delta+shared, gated attention+moe, latent low+gated"
-    for kinds, cut in ((hybrid, 2), (latent, None), (sparse, None), (mixed, 2)):
+    for kinds, cut in ((hybrid, 2), (latent, None), (sparse, None), (by_key, 2), (mixed, 2)):
         for form in (FORMATS["f32"], FORMATS["q8_0"]):
             yield case(kinds, form, [1], [40])
             yield case(kinds, form, [37, 5], [3, 0], "few rows")

@@ -121,7 +121,8 @@ def conv_cases() -> Iterator[Case]:
 def delta_error(i: Inputs, out: list[Tensor]) -> list[Tensor | float]:
     """What a token finds in a state column s of n keys, it finds to within e |s|, e = 2 (n + 8) u, and what it puts
     there is off by as much of |s| and |v|. Keys are of length 1 and 0 <= beta <= 1, so that a step is a map of norm 1
-    at most, times the decay: errors add up, and shrink by it. A decay is exp of a number, off by 4 u."""
+    at most, times the decay, of decays by key the largest: errors add up, and shrink by it. A decay is exp of a number,
+    off by 4 u."""
     n = i["k"].shape[2]
     e, query = 2 * (n + 8) * U, n**-0.5
     lost, states = torch.empty_like(i["v"]), torch.zeros_like(i["state"])
@@ -131,7 +132,7 @@ def delta_error(i: Inputs, out: list[Tensor]) -> list[Tensor | float]:
         size = torch.zeros_like(i["v"][0]) if fresh_one else i["state"][slot].norm(dim=1)
         error = torch.zeros_like(size)
         for t in range(first, last):
-            decay, v = i["decay"][t].exp().unsqueeze(1), i["v"][t].abs()
+            decay, v = i["decay"][t].exp().view(len(size), -1).amax(1, keepdim=True), i["v"][t].abs()
             error = error * decay + (e + 8 * U) * (size * decay + v) * 3
             size = size * decay + v
             lost[t] = (error + e * size) * query * 3
@@ -139,7 +140,7 @@ def delta_error(i: Inputs, out: list[Tensor]) -> list[Tensor | float]:
     return [lost, states]
 
 
-def delta_cases() -> Iterator[Case]:
+def delta_cases(by_key: bool = False) -> Iterator[Case]:
     """With decays from none to all, and a key of zeros."""
 
     def case(G: int, H: int, k: int, v: int, new: list[int], old: list[int], bench: bool = False) -> Case:
@@ -150,7 +151,7 @@ def delta_cases() -> Iterator[Case]:
             state = normal(g, S + 1, H, k, v)
             state[S] = float("nan")
             where = sequences(new, old, list(range(S))[::-1])
-            decay = -torch.exp(normal(g, T, H) * 2 - 2)
+            decay = -torch.exp(normal(g, T, H, *(k,) * by_key) * 2 - 2)
             return {"q": normal(g, T, 2 * G, k)[:, :G], "k": key, "v": normal(g, T, H, v), "decay": decay,
                     "beta": torch.rand(T, H, generator=g), "state": state, **where}  # fmt: skip
 
@@ -161,7 +162,7 @@ def delta_cases() -> Iterator[Case]:
 
         return Case(
             op="delta_rule",
-            name=f"{H}/{G} heads {k}x{v} new {new} after {old}",
+            name=f"{H}/{G} heads {k}x{v} new {new} after {old}{' by key' if by_key else ''}",
             build=build,
             call=call,
             allowed=delta_error,
@@ -215,5 +216,23 @@ def gate_cases() -> Iterator[Case]:
         )
 
 
+def key_gate_cases() -> Iterator[Case]:
+    """As those of `delta_gates`."""
+    for T, H, k in ((1, 1, 4), (3, 5, 20), (40, 3, 128)):
+
+        def build(g: Generator, source: Source, T: int = T, H: int = H, k: int = k) -> Inputs:
+            numbers = {"dt": normal(g, T, H * k) * 15, "b": normal(g, T, H) * 15}
+            return {**numbers, "rate": -normal(g, H).exp(), "bias": normal(g, H * k)}
+
+        yield Case(
+            op="key_gates",
+            name=f"{T}x{H}x{k}",
+            build=build,
+            call=lambda ops, i: list(ops.key_gates(i["dt"], i["b"], i["rate"], i["bias"])),
+            allowed=lambda i, out: [out[0].abs() * 16 * U, out[1] * 16 * U + 2.0**-125],
+        )
+
+
 MAKERS = (rotate_cases, by_head_cases, conv_cases, delta_cases, gate_cases)
 RECURRENT_CASES = [case for maker in MAKERS for case in maker()]
+KEY_CASES = [*delta_cases(by_key=True), *key_gate_cases()]  # the Triton kernels have none of these

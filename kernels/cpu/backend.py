@@ -308,6 +308,16 @@ class CpuOps(NormOps, SparseOps):
         )
         return decay, beta
 
+    def key_gates(self, dt_TR: Tensor, b_TH: Tensor, rate_H: Tensor, dt_bias_R: Tensor) -> tuple[Tensor, Tensor]:
+        (T, H), R = b_TH.shape, dt_bias_R.shape[0]
+        assert R % H == 0, f"{R} decays of {H} heads"
+        decay, beta = torch.empty(T, H, R // H), torch.empty(T, H)
+        _cpu.key_gates(
+            self.context.native, dt=at(dt_TR, F32, T, R), b=at(b_TH, F32, T, H), rate=at(rate_H, F32, H),
+            dt_bias=at(dt_bias_R, F32, R), decay=decay.data_ptr(), beta=beta.data_ptr(), tokens=T, heads=H, keys=R // H,
+        )  # fmt: skip
+        return decay, beta
+
     def delta_rule(
         self,
         q_TGk: Tensor,
@@ -324,7 +334,7 @@ class CpuOps(NormOps, SparseOps):
         assert k_TGk.shape == q_TGk.shape, f"keys {list(k_TGk.shape)} for queries {list(q_TGk.shape)}"
         assert H % G == 0, f"{H} heads on {G}"
         (q, q_stride), (k, k_stride), (v, v_stride) = (prepare.heads(x) for x in (q_TGk, k_TGk, v_THv))
-        out = torch.empty(T, H, values)
+        out, by_key = torch.empty(T, H, values), decay_TH.dim() == 3
         _cpu.delta_rule(
             self.context.native,
             q=q,
@@ -333,7 +343,7 @@ class CpuOps(NormOps, SparseOps):
             k_stride=k_stride,
             v=v,
             v_stride=v_stride,
-            decay=at(decay_TH, F32, T, H),
+            decay=at(decay_TH, F32, T, H, *(keys,) * by_key),
             beta=at(beta_TH, F32, T, H),
             state=at(state_LHkv, F32, state_LHkv.shape[0], H, keys, values),
             out=out.data_ptr(),
@@ -342,6 +352,7 @@ class CpuOps(NormOps, SparseOps):
             heads=H,
             keys=keys,
             values=values,
+            by_key=by_key,
             **prepare.sequences(slots_S, starts_S1, contexts_S),
         )
         return out

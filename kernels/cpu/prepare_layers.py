@@ -174,8 +174,12 @@ def _delta(it: DeltaBlock, D: int) -> Any:
     assert H % it.k_heads == 0, f"{H} heads on {it.k_heads}"
     assert taps > 1, f"{taps} taps"
     assert (it.qkv.rows, it.qkv.cols) == (C, D) == (2 * it.k_heads * k + H * v, D), "channels do not fit"
-    assert (it.z.rows, it.ba.rows, it.o.cols) == (H * v, 2 * H, H * v), "gates and o do not fit"
-    assert it.z.cols == it.ba.cols == D, "gates of other columns"
+    decay, decay_low, z_low = it.decay, it.decay_low, it.z_low
+    strengths = 2 * H if decay is None else H
+    assert (it.z.rows, it.ba.rows, it.o.cols) == (H * v, strengths, H * v), "gates and o do not fit"
+    assert (it.z.cols, it.ba.cols) == (z_low.rows if z_low else D, D), "gates of other columns"
+    assert decay is None or (decay.rows, decay.cols) == (H * k, decay_low.rows if decay_low else D), "other decays"
+    assert all(low is None or low.cols == D for low in (decay_low, z_low)), "low ranks of other columns"
     return _cpu.DeltaMixer(
         k_heads=it.k_heads,
         k_dim=k,
@@ -188,10 +192,13 @@ def _delta(it: DeltaBlock, D: int) -> Any:
         conv=at(it.conv_CW, F32, C, taps),
         taps=taps,
         rate=at(it.rate_H, F32, H),
-        dt_bias=at(it.dt_bias_H, F32, H),
+        dt_bias=at(it.dt_bias_H, F32, H if decay is None else H * k),
         norm=at(it.norm_v, F32, v),
         inputs=at(it.inputs_LCw, F32, slots, C, taps - 1),
         state=at(it.state_LHkv, F32, slots, H, k, v),
+        decay=None if decay is None else matrix(decay),
+        decay_low=None if decay_low is None else matrix(decay_low),
+        z_low=None if z_low is None else matrix(z_low),
     )
 
 

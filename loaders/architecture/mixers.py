@@ -132,14 +132,15 @@ def kimi_delta(
     hidden: int, heads: int, dim: int, conv: int, *, low_rank: bool = True, full_gate: bool = False
 ) -> Mixer:
     """Kimi's delta attention: a decay for every key dimension. `low_rank`: the decay comes through `dim` dimensions;
-    `full_gate`: the output gate does not."""
+    `full_gate`: the output gate does not. What decides on a change stays float32."""
     rows = heads * dim
-    narrow = [matrix(dim, hidden), matrix(rows, dim)]
-    wide = [matrix(rows, hidden)]
-    parts = [*[matrix(rows, hidden)] * 3, vector(3 * rows * conv), vector(rows + heads), matrix(heads, hidden)]
-    parts += narrow if low_rank else wide
-    parts += wide if full_gate else narrow
-    parts += [vector(dim), matrix(hidden, rows)]
+    parts = [matrix(rows, hidden, name=f"attn_{one}") for one in "qkv"]
+    parts += [vector(3 * rows * conv), vector(rows + heads)]
+    parts += [Part("attention", heads, hidden, plain=True, name="ssm_beta")]
+    for name, is_narrow in (("f", low_rank), ("g", not full_gate)):
+        low = [matrix(dim, hidden, name=f"ssm_{name}_a")] if is_narrow else []
+        parts += [*low, matrix(rows, dim if is_narrow else hidden, name=f"ssm_{name}_b")]
+    parts += [vector(dim), matrix(hidden, rows, name="attn_output")]
     state = heads * dim * dim
     return Mixer(
         kind="Kimi delta",

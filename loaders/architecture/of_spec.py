@@ -12,7 +12,7 @@ from ..spec import AttentionSpec, DenseSpec, LatentSpec, LayerSpec, MixerSpec, M
 from .architecture import Architecture, Experts, Group, Layer, Mixer, Part, mlp, router, vector
 from .common import alternate, decoder, dense, dense_by_step, flag, head_dim, kv_heads, layer_count, routed
 from .common import sparse as sparse_feed
-from .mixers import Indexer, gated_deltanet, gqa, mla
+from .mixers import Indexer, gated_deltanet, gqa, kimi_delta, mla
 
 
 def of_spec(spec: ModelSpec) -> Architecture:
@@ -62,6 +62,10 @@ def _mixer(hidden: int, it: MixerSpec) -> Mixer:
             return mla(*sizes, bias=it.bias)
         chooses = Indexer(heads=it.indexer.heads, dim=it.indexer.dim, top=it.indexer.top)
         return mla(*sizes, bias=it.bias, indexer=chooses, own_indexer=it.indexer.own)
+    if it.by_key:
+        return kimi_delta(
+            hidden, it.v_heads, it.v_dim, it.taps, low_rank=it.decay_rank > 0, full_gate=it.gate_rank == 0
+        )
     return gated_deltanet(hidden, it.k_heads, it.v_heads, it.k_dim, it.v_dim, it.taps)
 
 

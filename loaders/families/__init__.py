@@ -17,6 +17,7 @@ from .gemma4 import GEMMA4
 from .gpt_oss import GPT_OSS
 from .granitemoe import GRANITEMOE, GRANITEMOESHARED
 from .hunyuan import HUNYUAN_V1_MOE
+from .kimi_linear import KIMI_LINEAR
 from .llama4 import LLAMA4
 from .minimax_m2 import MINIMAX_M2
 from .mistral4 import MISTRAL4
@@ -35,7 +36,7 @@ FAMILIES: dict[str, Family] = {
     for f in (
         QWEN3_MOE, QWEN2_MOE, MIXTRAL, OLMOE, GRANITEMOE, GPT_OSS, DEEPSEEK_V2, DEEPSEEK_V3, KIMI_K2, GLM4_MOE_LITE,
         QWEN3_NEXT, QWEN3_5_MOE, GLM4_MOE, MINIMAX_M2, DOTS1, SOLAR_OPEN, HY_V3, ERNIE4_5_MOE, GRANITEMOESHARED,
-        EXAONE_MOE, HUNYUAN_V1_MOE, GEMMA4, DEEPSEEK_V32, GLM_MOE_DSA, LLAMA4, PHIMOE, MISTRAL4,
+        EXAONE_MOE, HUNYUAN_V1_MOE, GEMMA4, DEEPSEEK_V32, GLM_MOE_DSA, LLAMA4, PHIMOE, MISTRAL4, KIMI_LINEAR,
     )
 }  # fmt: skip
 

@@ -61,6 +61,11 @@ class DeltaNames:
     dt_bias: str = "linear_attn.dt_bias"
     norm: str = "linear_attn.norm.weight"
     o: str = "linear_attn.out_proj.weight"
+    apart: tuple[str, str, str] | None = None  # q, k and v; instead of qkv
+    convs: tuple[str, str, str] | None = None  # theirs; instead of conv
+    decay_low: str = "self_attn.f_a_proj.weight"  # these three: of decays by key
+    decay: str = "self_attn.f_b_proj.weight"
+    z_low: str = "self_attn.g_a_proj.weight"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +129,8 @@ class TensorNames:
 class Family:
     """One family. A `Key` is looked up in config.json; a plain value is part of the architecture.
 
-    mixer: what looks at other tokens; "delta": a gated delta rule, with attention in every so many layers. windowed:
+    mixer: what looks at other tokens; "delta": a gated delta rule, with attention in every so many layers; "latent and
+    delta": one with decays by key, with latent attention that rotates nothing. context, groups: keys. windowed:
     layers that `layer_types` calls sliding see `sliding_window` tokens. grouped_choice: `n_group` and `topk_group` say
     how the router chooses. own_norms: as in `LayerSpec`, with a factor for each expert; full_attention: layers that do
     not slide have heads of other sizes and another rope, whose keys may serve as values; values are normed.
@@ -144,7 +150,9 @@ class Family:
     expert_width: str
     scoring: Scoring
     renormalise: bool | Key
-    mixer: Literal["attention", "latent", "delta"] = "attention"
+    mixer: Literal["attention", "latent", "delta", "latent and delta"] = "attention"
+    context: str = "max_position_embeddings"
+    groups: str = "n_group"
     dense_width: str | None = None
     leading_dense: bool = False
     range_of_experts: bool = False

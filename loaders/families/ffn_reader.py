@@ -54,12 +54,12 @@ def _read_moe(family: Family, config: ConfigReader) -> MoeSpec:
 def _with_groups(family: Family, config: ConfigReader, moe: MoeSpec) -> MoeSpec:
     """A router that chooses some groups of experts first; one group, or all of them, is a choice among all."""
     if config.values.get("topk_method") == "greedy":  # compared with the rest by `said_twice`
-        config.seen.update(("n_group", "topk_group"))
+        config.seen.update((family.groups, "topk_group"))
         return moe
-    groups = 1 if config.get("n_group") is None else config.integer("n_group")
+    groups = 1 if config.get(family.groups) is None else config.integer(family.groups)
     open_groups = 1 if config.get("topk_group") is None else config.integer("topk_group")
     if moe.experts % groups:
-        raise config.bad("n_group", groups, f"a divisor of the {moe.experts} experts")
+        raise config.bad(family.groups, groups, f"a divisor of the {moe.experts} experts")
     if not open_groups <= groups:
         raise config.bad("topk_group", open_groups, f"at most the {groups} groups there are")
     if moe.top_k > open_groups * (moe.experts // groups):

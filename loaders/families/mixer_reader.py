@@ -4,13 +4,15 @@ gated delta rule."""
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
-from ..spec import AttentionSpec, DeltaSpec, LatentSpec, MixerSpec, RopeSpec, Temperature
+from ..spec import NO_ROPE, AttentionSpec, DeltaSpec, LatentSpec, MixerSpec, RopeSpec, Temperature
 from . import chunks, layer_kinds, window
 from .config_reader import ConfigReader
 from .family import Family, Key
 from .indexers import with_indexers
 from .keys import read_flag
+from .latent_and_delta import with_deltas
 from .rope import WARMTH, read_rope
 
 LINEAR = "linear_attention"
@@ -18,8 +20,10 @@ LINEAR = "linear_attention"
 
 def read_mixers(family: Family, config: ConfigReader, count: int) -> list[MixerSpec]:
     """The mixers of so many layers."""
-    if family.mixer == "latent":
+    if family.mixer.startswith("latent"):
         latent = _read_latent(family, config)
+        if family.mixer == "latent and delta":
+            return with_deltas(config, latent, count)
         return with_indexers(family, config, latent, count) if family.indexer else [latent] * count
     attention = _read_attention(family, config)
     if family.full_attention:
@@ -81,7 +85,8 @@ def _read_latent(family: Family, config: ConfigReader) -> LatentSpec:
     config.get("num_key_value_heads", "head_dim", "qk_head_dim", "attention_bias")
     nope, rope_dim = config.integer("qk_nope_head_dim"), config.integer("qk_rope_head_dim")
     config.only("rope_interleave", (True, None))
-    rope = read_rope(config, rope_dim, whole=nope + rope_dim)
+    has_rope = family.mixer == "latent"
+    rope = read_rope(config, rope_dim, whole=nope + rope_dim) if has_rope else replace(NO_ROPE, rotary_dim=rope_dim)
     return LatentSpec(
         heads=config.integer("num_attention_heads"),
         q_rank=0 if config.get("q_lora_rank") is None else config.integer("q_lora_rank"),

@@ -25,7 +25,7 @@ def read_spec(family: Family, config: ConfigReader) -> ModelSpec:
         config.only(name, values)
     count = config.integer("num_hidden_layers", maximum=MAX_LAYERS)
     mixers = read_mixers(family, config, count)
-    context = max(config.integer("max_position_embeddings"), *(rope.extended_context for rope in _ropes(mixers)))
+    context = max(config.integer(family.context), *(rope.extended_context for rope in _ropes(mixers)))
     if not family.windowed:
         context = window.context_within_window(config, context, family.window_needs_switch)
     ffns = read_ffns(family, config, count)

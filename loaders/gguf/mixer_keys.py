@@ -3,7 +3,7 @@ a window, latent attention, a delta rule; and how positions are rotated."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from ...errors import CheckpointError
@@ -25,12 +25,14 @@ IN_TURNS = ("qwen35moe",)
 TURNED = 0.25
 
 
-def of(family: Family, meta: Metadata, names: Collection[str]) -> dict[str, Any]:
-    """The keys of a family's mixers; names: of the file's tensors."""
+def of(family: Family, meta: Metadata, names: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """The keys of a family's mixers; names: of the file's tensors, with their shapes."""
     if family.full_attention:
         return _of_two_kinds(meta, names)
     if family.mixer == "latent":
         return _latent(meta) | (_indexer(meta, names, family.index_shared) if family.indexer else {})
+    if family.mixer == "latent and delta":
+        return _latent(meta) | _key_delta(meta, names)
     found = _grouped(meta)
     if family.chunked:
         return found | _in_chunks(meta)
@@ -147,6 +149,17 @@ def _warm(meta: Metadata, scaling: dict[str, Any] | None) -> dict[str, Any] | No
     if length and length != scaling.get(TRAINED):
         raise CheckpointError(f"its queries become warmer from position {length} on, not behind the trained context")
     return scaling | {WARMTH: scale}
+
+
+def _key_delta(meta: Metadata, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """Delta rules with decays by key; which layers have one say their tensors."""
+    heads = [shapes.get(f"blk.{i}.ssm_beta.weight") for i in range(layers_of(meta))]
+    return {
+        "layer_types": [LINEAR if shape else FULL for shape in heads],
+        "linear_head_dim": meta.number("kda.head_dim"),
+        "linear_num_heads": next((shape[0] for shape in heads if shape), 1),
+        "linear_conv_kernel_dim": meta.number("ssm.conv_kernel"),
+    }
 
 
 def _delta(meta: Metadata) -> dict[str, Any]:

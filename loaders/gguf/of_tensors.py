@@ -131,6 +131,7 @@ def _mixer(meta: Metadata, index: int, hidden: int, names: set[str], parts: tupl
     """What looks at other tokens: attention over a cache, a recurrent state, or both."""
     attends = any(n.startswith(("attn_q.", "attn_k.", "attn_kv", "attn_q_a.", "attn_k_b.")) for n in names)
     recurrent = any(n.startswith(("ssm_", "shortconv.")) for n in names)
+    attends = attends and "ssm_f_b.weight" not in names  # whose queries and keys are of a delta rule
     attends = attends or (not recurrent and "attn_qkv.weight" in names)
     if not attends and not recurrent:
         return None

@@ -25,8 +25,13 @@ ARCHS = {
     "glm4moe": "glm4_moe", "minimax-m2": "minimax_m2", "dots1": "dots1", "ernie4_5-moe": "ernie4_5_moe",
     "exaone-moe": "exaone_moe", "hunyuan-moe": "hunyuan_v1_moe", "gemma4": "gemma4", "llama4": "llama4",
     "phimoe": "phimoe", "mistral4": "mistral4", "deepseek32": "deepseek_v32", "glm-dsa": "glm_moe_dsa",
+    "kimi-linear": "kimi_linear",
 }  # fmt: skip
-DIVIDED = ("qwen3_moe", "qwen3_next")  # weights of experts are divided by their sum, which metadata leave out
+DIVIDED = (
+    "qwen3_moe",
+    "qwen3_next",
+    "kimi_linear",
+)  # weights of experts are divided by their sum, which metadata leave out
 SOFTMAX, SIGMOID = 1, 2  # how scores are made of logits, as metadata say it
 SCORING = {SOFTMAX: "softmax", SIGMOID: "sigmoid", 3: "softmax of those chosen", 4: "square root of softplus"}
 
@@ -67,10 +72,11 @@ READABLE = ("F32", "F16", "BF16", *(
 
 def config(metadata: Mapping[str, Any], tensors: Sequence[Stored], model: Architecture) -> dict[str, Any]:
     """The keys of a config.json; of a family that does not run its name and the context alone."""
-    values: dict[str, Any] = {"model_type": model.family, "max_position_embeddings": model.context}
-    if model.family not in FAMILIES:
+    family = FAMILIES.get(model.family)
+    context = "max_position_embeddings" if family is None else family.context
+    values: dict[str, Any] = {"model_type": model.family, context: model.context}
+    if family is None:
         return values
-    family = FAMILIES[model.family]
     meta = Metadata(values=metadata, arch=str(metadata["general.architecture"]))
     shapes = {tensor.name: tensor.shape for tensor in tensors}
     experts = next(layer.experts for layer in model.layers if layer.experts)
@@ -159,7 +165,7 @@ def _scales(family: Family, meta: Metadata) -> dict[str, Any]:
     if family.weight_scale is not None:
         found[family.weight_scale.name] = meta.get("expert_weights_scale") or 1.0
     if family.grouped_choice:
-        found["n_group"] = meta.number("expert_group_count") or 1
+        found[family.groups] = meta.number("expert_group_count") or 1
         found["topk_group"] = meta.number("expert_group_used_count") or 1
     if family.clip is not None:
         found[family.clip.name] = meta.get("attention.clamp_kqv") or None

@@ -36,6 +36,13 @@ DELTA = DeltaNames(
     o="ssm_out.weight",
 )  # fmt: skip
 
+# With decays by key; its other names are those of latent attention, and theirs where both have a tensor.
+KEY_DELTA = replace(
+    DELTA, apart=("attn_q.weight", "attn_k.weight", "attn_v.weight"),
+    convs=("ssm_conv1d_q.weight", "ssm_conv1d_k.weight", "ssm_conv1d_v.weight"), z="ssm_g_b.weight",
+    z_low="ssm_g_a.weight", decay_low="ssm_f_a.weight", decay="ssm_f_b.weight", o="attn_output.weight",
+)  # fmt: skip
+
 
 def names_of(found: Collection[str]) -> TensorNames:
     """The names of this file's tensors."""
@@ -78,5 +85,7 @@ def _latent(ends: Collection[str]) -> LatentNames:
 def _delta(ends: Collection[str]) -> DeltaNames:
     """Strength and decay of a change in one tensor, as Qwen3-Next has them; in its oldest files queries, keys, values
     and gates too."""
+    if "ssm_f_b.weight" in ends:
+        return KEY_DELTA
     names = replace(DELTA, ba="ssm_ba.weight") if "ssm_ba.weight" in ends else DELTA
     return replace(names, qkvz="ssm_in.weight") if "ssm_in.weight" in ends else names

@@ -25,7 +25,7 @@ from ..gguf.runnable import ARCHS
 from ..gguf.stored_names import names_of
 from ..spec import ModelSpec
 from ..weights import chosen_formats
-from ..weights.checkpoint import Checkpoint, check_entry
+from ..weights.checkpoint import Checkpoint, check_entry, fitted
 from ..weights.chosen_formats import LoadOptions
 from ..weights.model_weights import Formats, allocate
 from ..weights.targets import Target, targets
@@ -60,6 +60,7 @@ def open_gguf(path: Path, options: LoadOptions) -> Checkpoint:
     names = names_of(found)
     wanted = _targets(spec, names)
     _check_all_there(path, wanted, found, arch)
+    found = fitted(found, wanted)
     formats = chosen_formats.resolve(spec, wanted, found, options)
     for name, target in wanted.items():
         check_entry(found[name], target)

@@ -80,11 +80,12 @@ def open_directory(directory: Path, options: LoadOptions) -> Checkpoint:
         )  # fmt: skip
     stored = quantisation.read(config)
     found = whole_model.find(directory, family, spec, options.ignore_tensors, config.notes, stored)
-    formats = chosen_formats.resolve(found.spec, found.wanted, found.entries, options)
+    entries = fitted(found.entries, found.wanted)
+    formats = chosen_formats.resolve(found.spec, found.wanted, entries, options)
     for name, target in found.wanted.items():
-        check_entry(found.entries[name], target)
+        check_entry(entries[name], target)
     return Checkpoint(
-        directory=directory, family=family, spec=found.spec, names=found.names, formats=formats, entries=found.entries,
+        directory=directory, family=family, spec=found.spec, names=found.names, formats=formats, entries=entries,
         is_converted=False, notes=tuple(config.notes), pairs_of_halves=family.neighbours,
     )  # fmt: skip
 
@@ -253,6 +254,17 @@ def chunks(task: Task) -> Iterator[Task]:
     for start in range(0, task.into.rows, most):
         stop = min(start + most, task.into.rows)
         yield replace(task, first=task.first + start * task.step, into=task.into.slice_rows(start, stop))
+
+
+def fitted(entries: Mapping[str, Entry], wanted: Mapping[str, Target]) -> dict[str, Entry]:
+    """The entries, and where one that stays float32 differs from what is wanted in dims of 1 alone, of that shape:
+    libraries keep or drop such dims of a vector or a convolution."""
+    found = dict(entries)
+    for name, target in wanted.items():
+        sizes = [[size for size in shape if size != 1] for shape in (entries[name].shape, target.shape)]
+        if not target.group and not entries[name].blocks and sizes[0] == sizes[1]:
+            found[name] = replace(entries[name], shape=target.shape)
+    return found
 
 
 def check_entry(entry: Entry, target: Target) -> None:

@@ -6,9 +6,11 @@ is randomised, so that a transposed matrix or a forgotten bias cannot pass.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.models.mistral4.modeling_mistral4 import Mistral4ForCausalLM
@@ -31,6 +33,10 @@ INDEXED: dict[str, Any] = dict(
     LATENT, index_topk=24, index_head_dim=12, index_n_heads=14, num_experts_per_tok=3, routed_scaling_factor=2.5,
     norm_topk_prob=True,
 )  # fmt: skip
+KIMI: dict[str, Any] = {
+    **{name: value for name, value in LATENT.items() if name != "max_position_embeddings"}, "q_lora_rank": None,
+    "num_hidden_layers": 5, "model_max_length": 256, "num_experts_per_token": 3, "routed_scaling_factor": 2.4,
+}  # fmt: skip
 DELTA: dict[str, Any] = dict(
     BASE, num_hidden_layers=4, head_dim=32, moe_intermediate_size=40, shared_expert_intermediate_size=48, num_experts=8,
     num_experts_per_tok=3, linear_key_head_dim=16, linear_value_head_dim=24, linear_num_key_heads=2,
@@ -121,6 +127,19 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "glm_moe_dsa-whole": dict(
         INDEXED, n_routed_experts=9, n_shared_experts=1, n_group=1, topk_group=1, rms_norm_eps=1e-5, rope_theta=1e6,
         index_topk=200, index_head_dim=8,
+    ),
+    "kimi_linear": dict(
+        KIMI, num_experts=10, num_shared_experts=1, num_expert_group=1, topk_group=1, moe_renormalize=True,
+        linear_attn_config={
+            "full_attn_layers": [3, 5], "kda_layers": [1, 2, 4], "head_dim": 20, "num_heads": 3,
+            "short_conv_kernel_size": 4,
+        },
+    ),
+    "kimi_linear-groups": dict(
+        KIMI, num_experts=12, num_shared_experts=2, num_expert_group=3, topk_group=2, moe_renormalize=False,
+        linear_head_dim=24, linear_num_heads=5, linear_conv_kernel_dim=3,
+        layer_types=["full_attention", "linear_attention", "linear_attention", "full_attention", "linear_attention"],
+        mlp_layer_types=["sparse"] * 5, first_k_dense_replace=0,
     ),
     "qwen3_next": dict(DELTA, intermediate_size=96, norm_topk_prob=True),
     "qwen3_next-dense": dict(DELTA, intermediate_size=96, norm_topk_prob=False, mlp_only_layers=[1], rope_theta=1e6),
@@ -256,7 +275,17 @@ def build(variant: str, directory: Path, seed: int = 0, **changes: Any) -> PreTr
         randomise(model, seed)
     model.eval()
     model.save_pretrained(directory)
+    if variant.startswith("kimi_linear"):
+        _name_as_released(directory)
     return model
+
+
+def _name_as_released(directory: Path) -> None:
+    """transformers puts dense layers where experts are, which releases do not."""
+    for path in directory.glob("*.safetensors"):
+        tensors = safetensors.torch.load_file(path)
+        named = {re.sub(r"block_sparse_moe\.((gate|up|down)_proj)", r"mlp.\1", name): t for name, t in tensors.items()}
+        safetensors.torch.save_file(named, path, {"format": "pt"})
 
 
 def oracle_logits(model: PreTrainedModel, ids: list[int]) -> torch.Tensor:

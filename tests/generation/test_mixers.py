@@ -30,7 +30,16 @@ from headrace.loaders.architecture.mixers import mla
 
 Checkpoints = Callable[[str], Path]
 FEW = SamplingParams(max_new_tokens=6, ignore_eos=True)
-NEW_KINDS = ["gpt_oss", "deepseek_v2", "deepseek_v3", "qwen3_next", "qwen3_5_moe_text", "deepseek_v32", "glm_moe_dsa"]
+NEW_KINDS = [
+    "gpt_oss",
+    "deepseek_v2",
+    "deepseek_v3",
+    "qwen3_next",
+    "qwen3_5_moe_text",
+    "deepseek_v32",
+    "glm_moe_dsa",
+    "kimi_linear",
+]
 
 
 def load(path: Path, **options: object) -> LLM:

@@ -27,7 +27,7 @@ ARCHS = {
     "gpt_oss": "gpt-oss", "deepseek_v2": "deepseek2", "deepseek_v3": "deepseek2", "kimi_k2": "deepseek2",
     "glm4_moe_lite": "deepseek2", "qwen3_next": "qwen3next", "qwen3_5_moe_text": "qwen35moe",
     "gemma4_text": "gemma4", "deepseek_v32": "deepseek32", "glm_moe_dsa": "glm-dsa", **biased_metadata.ARCHS,
-    **warm_metadata.ARCHS,
+    **warm_metadata.ARCHS, "kimi_linear": "kimi-linear",
 }  # fmt: skip
 JOINED = ("kv_b_proj.weight", "in_proj_qkvz.weight")
 EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.(\w+\.weight)")
@@ -47,6 +47,7 @@ def read(directory: Path, *, joined: bool = False) -> tuple[dict[str, Any], dict
     change = {
         **dict.fromkeys(mixer_metadata.LATENT, _latent), "gpt-oss": _gpt_oss, "qwen3next": _delta,
         "qwen35moe": _delta_in_turns, "gemma4": _gemma4, "llama4": warm_metadata.llama4, "mistral4": _mistral4,
+        "kimi-linear": _key_delta,
     }.get(arch, _biased)  # fmt: skip
     found: dict[str, Array] = {}
     for name, values in _stacked(stored).items():
@@ -182,6 +183,18 @@ def _mistral4(config: dict[str, Any], name: str, values: Array) -> Named:
     """As `_latent`; experts are weights."""
     if ".experts." in name:
         yield name + ".weight", values
+    else:
+        yield from _latent(config, name, values)
+
+
+def _key_delta(config: dict[str, Any], name: str, values: Array) -> Named:
+    """The rate itself for its logarithm, as a column; convolutions with dims of 1; the rest as of latents."""
+    if name.endswith("A_log"):
+        yield name, -np.exp(values).reshape(-1, 1)
+    elif name.endswith("dt_bias"):
+        yield name.replace("dt_bias", "dt_proj.bias"), values
+    elif "_conv1d" in name:
+        yield name, values.reshape(1, values.shape[0], 1, -1)
     else:
         yield from _latent(config, name, values)
 

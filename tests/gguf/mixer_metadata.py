@@ -12,9 +12,9 @@ SCORING = {"sigmoid": gguf.ExpertGatingFuncType.SIGMOID, "softmax": gguf.ExpertG
 # How families score whose configs, as transformers writes them, do not say it; released ones of the first two do.
 SCORED = {
     "deepseek_v3": "sigmoid", "kimi_k2": "sigmoid", "deepseek_v2": "softmax", "deepseek_v32": "sigmoid",
-    "glm_moe_dsa": "sigmoid",
+    "glm_moe_dsa": "sigmoid", "kimi_linear": "sigmoid",
 }  # fmt: skip
-LATENT = ("deepseek2", "deepseek32", "glm-dsa")
+LATENT = ("deepseek2", "deepseek32", "glm-dsa", "kimi-linear")
 
 
 def kind(value: Any) -> gguf.GGUFValueType:
@@ -35,7 +35,7 @@ def add(writer: gguf.GGUFWriter, arch: str, config: dict[str, Any], older: bool)
         warm_metadata.add(writer, arch, config)
         return
     _common(writer, config)
-    _rope(writer, config.get("rope_parameters") or {})
+    _rope(writer, config.get("rope_parameters") or {"rope_theta": 10000.0})
     if arch == "gpt-oss":
         writer.add_sliding_window(config["sliding_window"])
         writer.add_expert_feed_forward_length(config["intermediate_size"])
@@ -47,13 +47,16 @@ def add(writer: gguf.GGUFWriter, arch: str, config: dict[str, Any], older: bool)
             writer.add_indexer_top_k(config["index_topk"])
         if arch == "mistral4":
             warm_metadata.add_temperature(writer, config)
+        if arch == "kimi-linear":
+            writer.add_kda_head_dim(config["linear_head_dim"])
+            writer.add_ssm_conv_kernel(config["linear_conv_kernel_dim"])
     else:
         _delta(writer, arch, config)
 
 
 def _common(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
     writer.add_block_count(config["num_hidden_layers"])
-    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_context_length(config.get("max_position_embeddings") or config["model_max_length"])
     writer.add_embedding_length(config["hidden_size"])
     if "intermediate_size" in config:
         writer.add_feed_forward_length(config["intermediate_size"])
@@ -61,9 +64,10 @@ def _common(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     counts = ("num_local_experts", "num_experts", "n_routed_experts")
     writer.add_expert_count(next(config[key] for key in counts if config.get(key)))
-    writer.add_expert_used_count(config.get("num_experts_per_tok") or config["top_k_experts"])
-    if config.get("n_group") is not None:
-        writer.add_expert_group_count(config["n_group"])
+    used = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts")
+    writer.add_expert_used_count(next(config[key] for key in used if config.get(key)))
+    if (groups := config.get("n_group") or config.get("num_expert_group")) is not None:
+        writer.add_expert_group_count(groups)
         writer.add_expert_group_used_count(config["topk_group"])
     if scoring := config.get("scoring_func") or SCORED.get(config["model_type"]):
         writer.add_expert_gating_func(SCORING[scoring])
@@ -120,6 +124,7 @@ def _rope(writer: gguf.GGUFWriter, rope: dict[str, Any]) -> None:
 
 def _latent(writer: gguf.GGUFWriter, config: dict[str, Any], older: bool) -> None:
     rank, turned = config["kv_lora_rank"], config["qk_rope_head_dim"]
+    is_kimi = config["model_type"] == "kimi_linear"
     key, value = config["qk_nope_head_dim"] + turned, config["v_head_dim"]
     writer.add_leading_dense_block_count(config["first_k_dense_replace"])
     writer.add_vocab_size(config["vocab_size"])
@@ -133,12 +138,12 @@ def _latent(writer: gguf.GGUFWriter, config: dict[str, Any], older: bool) -> Non
         writer.add_key_length_mla(key)
         writer.add_value_length_mla(value)
     writer.add_expert_feed_forward_length(config["moe_intermediate_size"])
-    writer.add_expert_shared_count(config["n_shared_experts"])
+    writer.add_expert_shared_count(config.get("n_shared_experts") or config["num_shared_experts"])
     writer.add_expert_weights_scale(config["routed_scaling_factor"])
-    if config.get("norm_topk_prob"):
-        writer.add_expert_weights_norm(True)
+    if (said := config.get("norm_topk_prob", config.get("moe_renormalize"))) is not None and (said or is_kimi):
+        writer.add_expert_weights_norm(said)
     writer.add_rope_dimension_count(turned)
-    if m := config["rope_parameters"].get("mscale_all_dim"):
+    if m := (config.get("rope_parameters") or {}).get("mscale_all_dim"):
         writer.add_rope_scaling_yarn_log_mul(0.1 * m)
 
 

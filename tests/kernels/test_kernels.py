@@ -21,7 +21,7 @@ from headrace.kernels.cases.case import Case, Inputs, worst
 from headrace.kernels.cases.families import FAMILY_CASES
 from headrace.kernels.cases.mixers import MIXER_CASES
 from headrace.kernels.cases.own_norms import OWN_NORMS_CASES
-from headrace.kernels.cases.recurrent import RECURRENT_CASES
+from headrace.kernels.cases.recurrent import KEY_CASES, RECURRENT_CASES
 from headrace.kernels.cases.sparse import SPARSE_CASES
 from headrace.kernels.cases.warm import WARM_CASES
 from headrace.kernels.context import Context
@@ -30,6 +30,7 @@ from headrace.kernels.isa import available_isas
 
 ALL = (
     *CASES, *BLOCK_CASES, *FAMILY_CASES, *RECURRENT_CASES, *MIXER_CASES, *OWN_NORMS_CASES, *SPARSE_CASES, *WARM_CASES,
+    *KEY_CASES,
 )  # fmt: skip
 SMALL = [case for case in ALL if not case.bench]
 

@@ -445,9 +445,9 @@ def test_json_has_what_scripts_read(run: Run) -> None:
 
 def test_tables_for_a_person(run: Run) -> None:
     hw = ("--hardware", "rtx-3090, epyc-9005-8ch, 768gb")
-    status, out, _ = run("plan", "GLM-5", "--quant", "q4_0", *hw)
+    status, out, _ = run("plan", "DeepSeek-V4-Flash", "--quant", "q4_0", *hw)
     assert status == 0
-    assert "cannot be run: the engine does not run glm_moe_dsa" in folded(out)
+    assert "cannot be run: the engine does not run deepseek_v4" in folded(out)
     status, out, _ = run("plan", "GLM-4.5", "--quant", "q4_0", *hw)
     assert status == 0
     assert "cannot be run" not in folded(out)

@@ -168,16 +168,23 @@ void bind_recurrent(nb::module_& m) {
     Turn turn(context);
     delta_gates({at<float>(ba), at<float>(rate), at<float>(dt_bias), at<float>(decay), at<float>(beta), tokens, heads}, turn);
   }, "context"_a, nb::kw_only(), "ba"_a, "rate"_a, "dt_bias"_a, "decay"_a, "beta"_a, "tokens"_a, "heads"_a, Unlocked());
+  m.def("key_gates", [](const Context& context, Address dt, Address b, Address rate, Address dt_bias, Address decay,
+                        Address beta, int tokens, int heads, int keys) {
+    Turn turn(context);
+    key_gates({at<float>(dt), at<float>(b), at<float>(rate), at<float>(dt_bias), at<float>(decay), at<float>(beta), tokens,
+               heads, keys}, turn);
+  }, "context"_a, nb::kw_only(), "dt"_a, "b"_a, "rate"_a, "dt_bias"_a, "decay"_a, "beta"_a, "tokens"_a, "heads"_a, "keys"_a,
+     Unlocked());
   m.def("delta_rule", [](const Context& context, Address q, int64_t q_stride, Address k, int64_t k_stride, Address v,
                          int64_t v_stride, Address decay, Address beta, Address state, Address out, int tokens, int groups,
-                         int heads, int keys, int values, Address slots, Address starts, Address contexts,
+                         int heads, int keys, int values, bool by_key, Address slots, Address starts, Address contexts,
                          int sequences) {
     Turn turn(context);
     delta_rule({at<float>(q), at<float>(k), at<float>(v), q_stride, k_stride, v_stride, at<float>(decay),
                 at<float>(beta), at<float>(state), at<float>(out), tokens, groups, heads, keys, values, false,
-                {at<int32_t>(slots), at<int32_t>(starts), at<int32_t>(contexts), sequences}}, turn);
+                {at<int32_t>(slots), at<int32_t>(starts), at<int32_t>(contexts), sequences}, by_key}, turn);
   }, "context"_a, nb::kw_only(), "q"_a, "q_stride"_a, "k"_a, "k_stride"_a, "v"_a, "v_stride"_a, "decay"_a, "beta"_a,
-     "state"_a, "out"_a, "tokens"_a, "groups"_a, "heads"_a, "keys"_a, "values"_a, "slots"_a, "starts"_a, "contexts"_a,
+     "state"_a, "out"_a, "tokens"_a, "groups"_a, "heads"_a, "keys"_a, "values"_a, "by_key"_a, "slots"_a, "starts"_a, "contexts"_a,
      "sequences"_a, Unlocked());
 }
 

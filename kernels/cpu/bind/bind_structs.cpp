@@ -109,11 +109,14 @@ void bind_mixers(nb::module_& m) {
   nb::class_<DeltaMixer>(m, "DeltaMixer")
       .def("__init__", [](DeltaMixer* to, int k_heads, int k_dim, int v_heads, int v_dim, bool in_turns,
                           const Rows& qkv, const Weights& z, const Weights& ba, Address conv, int taps, Address rate,
-                          Address dt_bias, Address norm, Address inputs, Address state) {
+                          Address dt_bias, Address norm, Address inputs, Address state, const Weights* decay,
+                          const Weights* decay_low, const Weights* z_low) {
         new (to) DeltaMixer{k_heads, k_dim, v_heads, v_dim, in_turns, qkv, z, ba, at<float>(conv), taps,
-                            at<float>(rate), at<float>(dt_bias), at<float>(norm), at<float>(inputs), at<float>(state)};
+                            at<float>(rate), at<float>(dt_bias), at<float>(norm), at<float>(inputs), at<float>(state),
+                            or_none(decay), or_none(decay_low), or_none(z_low)};
       }, nb::kw_only(), "k_heads"_a, "k_dim"_a, "v_heads"_a, "v_dim"_a, "in_turns"_a, "qkv"_a, "z"_a, "ba"_a, "conv"_a,
-         "taps"_a, "rate"_a, "dt_bias"_a, "norm"_a, "inputs"_a, "state"_a);
+         "taps"_a, "rate"_a, "dt_bias"_a, "norm"_a, "inputs"_a, "state"_a, "decay"_a.none(),
+         "decay_low"_a.none(), "z_low"_a.none());
 }
 
 void bind_pass(nb::module_& m) {

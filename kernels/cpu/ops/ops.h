@@ -162,14 +162,22 @@ struct GateArgs {
   int tokens, heads;
 };
 void delta_gates(const GateArgs& args, Turn& turn);
+struct KeyGateArgs {  // decays by key
+  const float *dt, *b;          // [T, heads, keys], [T, heads]: what decays and strengths follow from
+  const float *rate, *dt_bias;  // [heads], [heads, keys]
+  float *decay, *beta;          // as dt and b
+  int tokens, heads, keys;
+};
+void key_gates(const KeyGateArgs& args, Turn& turn);
 struct DeltaArgs {
   const float *q, *k, *v;  // [T, groups, keys] twice, [T, heads, values], strided in T
   int64_t q_stride, k_stride, v_stride;
-  const float *decay, *beta;  // [T, heads]
+  const float *decay, *beta;  // [T, heads]; decay by key: [T, heads, keys]
   float *state, *out;         // [slots, heads, keys, values], [T, heads, values]
   int tokens, groups, heads, keys, values;
   bool in_turns;  // head h has the keys of group h modulo groups, instead of those of its neighbours
   Sequences all;
+  bool by_key;
 };
 void delta_rule(const DeltaArgs& args, Turn& turn);
 
@@ -272,6 +280,7 @@ struct DeltaMixer {
   int taps;
   const float *rate, *dt_bias, *norm;
   float *inputs, *state;  // [slots, channels, taps - 1], [slots, v_heads, k_dim, v_dim]
+  Weights decay, decay_low, z_low;  // decays by key, and through how many dims they and the gate come; data null: none
 };
 struct Block {
   const float *pre_norm, *post_norm, *pre_bias, *post_bias;  // biases null: RMSNorms, else LayerNorms

@@ -1,10 +1,15 @@
 // Recurrent layers: the short convolution and the gated delta rule; formulas and shapes are in recurrent.py.
 //
+// A decay by key is a number for each row of a state. Such a rule is made of weighted sums of rows:
+//
+//   seen = S' (d k)      c = beta (v - seen)      out = S' (d q) + (k . q) c      row i of S = d_i of it + k_i c
+//
 // Tokens of a sequence come one after the other, so work is dealt out by channels, or by heads and columns of values, which
 // know nothing of each other: the number of threads changes no bit.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <new>
 
 #include "formats/layout.h"
 #include "ops/each_token.h"
@@ -74,13 +79,15 @@ float softplus(float x) { return x > 20.0f ? x : std::log1p(std::exp(x)); }
 // Queries and keys of all tokens at length 1, decays as factors.
 struct Prepared {
   float *q, *k, *products;  // [T, G, keys] twice, [T, G]
-  float* decay;             // [T, H]
+  float* decay;             // [T, H], or [T, H, keys]
 };
+
+int decays_of(const DeltaArgs& args) { return args.heads * (args.by_key ? args.keys : 1); }
 
 Prepared take_prepared(const DeltaArgs& args, Arena& arena) {
   const size_t pairs = size_t(args.tokens) * args.groups;
   return {arena.take<float>(pairs * args.keys), arena.take<float>(pairs * args.keys), arena.take<float>(pairs),
-          arena.take<float>(size_t(args.tokens) * args.heads)};
+          arena.take<float>(size_t(args.tokens) * decays_of(args))};
 }
 
 void prepare(const DeltaArgs& args, const Kernels& isa, const Prepared& to, int t) {
@@ -90,8 +97,8 @@ void prepare(const DeltaArgs& args, const Kernels& isa, const Prepared& to, int 
     const float *k = args.k + t * args.k_stride + size_t(g) * args.keys;
     to.products[at] = isa.unit_pair(q, k, args.keys, to.q + at * args.keys, to.k + at * args.keys);
   }
-  for (int h = 0; h < args.heads; h++) {
-    const size_t at = size_t(t) * args.heads + h;
+  for (int h = 0; h < decays_of(args); h++) {
+    const size_t at = size_t(t) * decays_of(args) + h;
     to.decay[at] = std::exp(args.decay[at]);
   }
 }
@@ -116,6 +123,59 @@ void run_columns(const DeltaArgs& args, const Kernels& isa, const Prepared& made
   run.state = state, run.state_stride = size_t(args.values), run.scratch = scratch;
   run.tokens = tokens, run.keys = args.keys, run.columns = n;
   isa.delta_rule(run);
+}
+
+// Scratch of a worker for decays by key: rows of a state, and behind them what a token adds.
+struct KeyRows {
+  float *rows, *seen, *asked;  // [keys + 1][stride]; [keys] twice: by what rows are weighted
+  int32_t* at;                 // [keys]: all of them
+  size_t stride;
+
+  KeyRows(const DeltaArgs& args, int columns, Arena& arena)
+      : rows(arena.take<float>(size_t(args.keys + 1) * round_up(columns, LANES_MAX))),
+        seen(arena.take<float>(args.keys)),
+        asked(arena.take<float>(args.keys)),
+        at(arena.take<int32_t>(args.keys)),
+        stride(round_up(columns, LANES_MAX)) {
+    for (int i = 0; i < args.keys; i++) at[i] = i;
+  }
+
+  // One token: what it finds in the rows, gives, and leaves in them. out [n]
+  void step(const Kernels& isa, int keys, const float* d, const float* k, const float* q, float product, float beta,
+            const float* v, int n, float* out) const {
+    float* c = rows + keys * stride;
+    for (int i = 0; i < keys; i++) seen[i] = d[i] * k[i], asked[i] = d[i] * q[i];
+    isa.weighted_sum(rows, stride, at, seen, keys, n, c);
+    isa.weighted_sum(rows, stride, at, asked, keys, n, out);
+    for (int j = 0; j < n; j++) c[j] = beta * (v[j] - c[j]), out[j] += product * c[j];
+    for (int i = 0; i < keys; i++) {
+      const int32_t both[] = {i, keys};
+      const float weights[] = {d[i], k[i]};
+      isa.weighted_sum(rows, stride, both, weights, 2, n, rows + i * stride);
+    }
+  }
+};
+
+// As `run_columns`, by key.
+void run_by_key(const DeltaArgs& args, const Kernels& isa, const Prepared& made, int s, int head, int column, int n,
+                const KeyRows& scratch) {
+  const int first = args.all.starts[s], keys = args.keys;
+  const int group = args.in_turns ? head % args.groups : head / (args.heads / args.groups);
+  float* state = args.state + (size_t(args.all.slots[s]) * args.heads + head) * keys * args.values + column;
+  for (int i = 0; i < keys; i++) {
+    if (begins(args.all, s))
+      std::fill_n(scratch.rows + i * scratch.stride, n, 0.0f);
+    else
+      std::memcpy(scratch.rows + i * scratch.stride, state + size_t(i) * args.values, size_t(n) * sizeof(float));
+  }
+  for (int t = first; t < args.all.starts[s + 1]; t++) {
+    const size_t of_head = size_t(t) * args.heads + head, of_group = size_t(t) * args.groups + group;
+    scratch.step(isa, keys, made.decay + of_head * keys, made.k + of_group * keys, made.q + of_group * keys,
+                 made.products[of_group], args.beta[of_head], args.v + t * args.v_stride + size_t(head) * args.values + column,
+                 n, args.out + of_head * args.values + column);
+  }
+  for (int i = 0; i < keys; i++)
+    std::memcpy(state + size_t(i) * args.values, scratch.rows + i * scratch.stride, size_t(n) * sizeof(float));
 }
 
 }  // namespace
@@ -149,6 +209,17 @@ void delta_gates(const GateArgs& args, Turn& turn) {
   });
 }
 
+void key_gates(const KeyGateArgs& args, Turn& turn) {
+  const int heads = args.heads, keys = args.keys;
+  each_token(turn.team, args.tokens, int64_t(args.tokens) * heads * keys * 16, [&](int t) {
+    for (int i = 0; i < heads * keys; i++) {
+      const size_t at = size_t(t) * heads * keys + i;
+      args.decay[at] = args.rate[i / keys] * softplus(args.dt[at] + args.dt_bias[i]);
+    }
+    turn.isa.sigmoid(args.b + size_t(t) * heads, heads, args.beta + size_t(t) * heads);
+  });
+}
+
 void delta_rule(const DeltaArgs& args, Turn& turn) {
   Team& team = turn.team;
   const Prepared made = take_prepared(args, team.arena);
@@ -156,7 +227,9 @@ void delta_rule(const DeltaArgs& args, Turn& turn) {
   const int columns = args.tokens == args.all.count ? args.values : COLUMNS;
   const int blocks = (args.values + columns - 1) / columns, items = args.all.count * args.heads * blocks;
   const size_t room = size_t(args.keys) * round_up(columns, LANES_MAX);
-  float* scratch = team.arena.take<float>(room * team.size());
+  float* scratch = team.arena.take<float>(args.by_key ? 0 : room * team.size());
+  KeyRows* rows = team.arena.take<KeyRows>(args.by_key ? team.size() : 0);
+  for (int i = 0; args.by_key && i < team.size(); i++) new (rows + i) KeyRows(args, columns, team.arena);
   Counter counter;
   team.run(int64_t(args.tokens) * args.heads * args.keys * args.values < SMALL, [&](int worker) {
     const Range mine = part_of(args.tokens, team.active(), worker);
@@ -165,8 +238,11 @@ void delta_rule(const DeltaArgs& args, Turn& turn) {
     for (int i = counter.next(); i < items; i = counter.next()) {
       const int s = i / (args.heads * blocks), head = i / blocks % args.heads, column = i % blocks * columns;
       if (!tokens_of(args.all, s)) continue;
-      run_columns(args, turn.isa, made, s, head, column, std::min(columns, args.values - column),
-                  scratch + worker * room);
+      const int n = std::min(columns, args.values - column);
+      if (args.by_key)
+        run_by_key(args, turn.isa, made, s, head, column, n, rows[worker]);
+      else
+        run_columns(args, turn.isa, made, s, head, column, n, scratch + worker * room);
     }
   });
 }

@@ -147,6 +147,27 @@ for _key in ("partial_rotary_factor", "rope_scaling", "rope_theta"):
     del GLM_5[_key]
 # Of three layers behind the first three one chooses, for the other two as well, and so on: four layers.
 GLM_52 = {**GLM_5, "index_share_for_mtp_iteration": True, "index_skip_topk_offset": 3, "index_topk_freq": 4}
+KIMI_LINEAR_48B: dict[str, Any] = {
+    "architectures": ["KimiLinearForCausalLM"], "bos_token_id": 163584, "dtype": "bfloat16", "eos_token_id": 163586,
+    "auto_map": {
+        "AutoConfig": "configuration_kimi.KimiLinearConfig", "AutoModel": "modeling_kimi.KimiLinearModel",
+        "AutoModelForCausalLM": "modeling_kimi.KimiLinearForCausalLM",
+    },
+    "first_k_dense_replace": 1, "head_dim": 72, "hidden_act": "silu", "hidden_size": 2304, "initializer_range": 0.02,
+    "intermediate_size": 9216, "kv_lora_rank": 512,
+    "linear_attn_config": {
+        "full_attn_layers": [4, 8, 12, 16, 20, 24, 27], "head_dim": 128,
+        "kda_layers": [i for i in range(1, 27) if i % 4], "num_heads": 32, "short_conv_kernel_size": 4,
+    },
+    "mla_use_nope": True, "model_max_length": 1048576, "model_type": "kimi_linear", "moe_intermediate_size": 1024,
+    "moe_layer_freq": 1, "moe_renormalize": True, "moe_router_activation_func": "sigmoid", "num_attention_heads": 32,
+    "num_expert_group": 1, "num_experts": 256, "num_experts_per_token": 8, "num_hidden_layers": 27,
+    "num_key_value_heads": 32, "num_nextn_predict_layers": 0, "num_shared_experts": 1, "pad_token_id": 163839,
+    "q_lora_rank": None, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "rms_norm_eps": 1e-05, "rope_scaling": None,
+    "rope_theta": 10000.0, "routed_scaling_factor": 2.446, "tie_word_embeddings": False, "topk_group": 1,
+    "transformers_version": "4.51.3", "use_cache": True, "use_grouped_topk": True, "v_head_dim": 128,
+    "vocab_size": 163840,
+}  # fmt: skip
 _LINEAR = {
     "linear_conv_kernel_dim": 4, "linear_key_head_dim": 128, "linear_num_key_heads": 16, "linear_num_value_heads": 32,
     "linear_value_head_dim": 128,
@@ -225,6 +246,7 @@ MIXERS = {
     "deepseek-v3.2": DEEPSEEK_V32,
     "glm-5": GLM_5,
     "glm-5.2": GLM_52,
+    "kimi-linear-48b-a3b": KIMI_LINEAR_48B,
     "qwen3-next-80b-a3b": QWEN3_NEXT_80B,
     "qwen3.6-35b-a3b": QWEN36_35B,
     "gemma-4-26b-a4b": GEMMA_4_26B,

@@ -1,0 +1,70 @@
+"""Delta rules with decays by key, and among them layers of latent attention that rotates nothing, from a config."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..spec import DeltaSpec, LatentSpec, MixerSpec
+from .config_reader import ConfigReader
+from .window import FULL
+
+LINEAR = "linear_attention"
+OWN = {
+    "linear_head_dim": "head_dim",
+    "linear_num_heads": "num_heads",
+    "linear_conv_kernel_dim": "short_conv_kernel_size",
+}
+LISTS = {LINEAR: "kda_layers", FULL: "full_attn_layers"}  # of layers, the first of which is 1
+
+
+def with_deltas(config: ConfigReader, latent: LatentSpec, count: int) -> list[MixerSpec]:
+    """The mixers of so many layers."""
+    config.only("mla_use_nope", (True, None))
+    config.get("rope_theta", "rope_scaling", "rope_parameters")  # nothing is rotated, whatever they say
+    inner = config.get("linear_attn_config") or {}
+    if not isinstance(inner, dict):
+        raise config.bad("linear_attn_config", inner, "an object or null")
+    sizes = [_size(config, inner, name) for name in OWN]
+    delta = _delta(*sizes)
+    return [delta if kind == LINEAR else latent for kind in kinds_of(config, inner, count)]
+
+
+def _delta(dim: int, heads: int, taps: int) -> DeltaSpec:
+    """As many heads of keys as of values; what decides on decays and the gate comes through a head's dims."""
+    return DeltaSpec(
+        k_heads=heads, v_heads=heads, k_dim=dim, v_dim=dim, taps=taps, by_key=True, decay_rank=dim, gate_rank=dim
+    )
+
+
+def _size(config: ConfigReader, inner: dict[str, Any], name: str) -> int:
+    """A size by its name in `linear_attn_config`, or by that of newer configs; both must agree."""
+    if OWN[name] not in inner:
+        return config.integer(name)
+    value = inner[OWN[name]]
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**20:
+        raise config.bad(f"linear_attn_config.{OWN[name]}", value, "a whole number above 0")
+    config.only(name, (value, None))
+    return value
+
+
+def kinds_of(config: ConfigReader, inner: dict[str, Any], count: int) -> list[str]:
+    """Of each layer whether it has a delta rule or latent attention: by `layer_types`, or by lists of their numbers."""
+    kinds = config.get("layer_types")
+    if kinds is not None:
+        if not isinstance(kinds, list) or len(kinds) < count or set(kinds[:count]) - {LINEAR, FULL}:
+            raise config.bad("layer_types", kinds, f"a list of {count} times {LINEAR} or {FULL}")
+        return kinds[:count]
+    at = {i: kind for kind, name in LISTS.items() for i in _numbers(config, inner, name)}
+    missing = [i for i in range(1, count + 1) if i not in at]
+    if missing:
+        raise config.bad(
+            "linear_attn_config", f"without layer {missing[0]}", " and ".join(LISTS.values()) + " with all"
+        )
+    return [at[i] for i in range(1, count + 1)]
+
+
+def _numbers(config: ConfigReader, inner: dict[str, Any], name: str) -> list[int]:
+    found = inner.get(name)
+    if not isinstance(found, list) or not all(isinstance(i, int) for i in found):
+        raise config.bad(f"linear_attn_config.{name}", found, "a list of layers, the first of which is 1")
+    return found
