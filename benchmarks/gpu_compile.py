@@ -83,7 +83,7 @@ def calls() -> dict[str, Any]:
         return gpu.attention(f32(T, HEADS, HEAD), *cache(dtype), i32(S, 1024), i32(S + 1), i32(S), 0.1)
 
     def place(q_norm: torch.Tensor, k_norm: torch.Tensor, clip: float | None) -> None:
-        qkv, turns = f32(3, HEADS + 2 * GROUPS, HEAD), (f32(99, HEAD // 2), f32(99, HEAD // 2), i32(3))
+        qkv, turns = f32(3, (HEADS + 2 * GROUPS) * HEAD), (f32(99, HEAD // 2), f32(99, HEAD // 2), i32(3))
         gpu.place_qkv_(qkv, *cache(torch.bfloat16), i64(3), *turns, q_norm, k_norm, 1e-6, clip)
 
     def job(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -168,7 +168,7 @@ def small_rows(ops: Ops, source: GpuSource, model: Model) -> Iterator[Row]:
     """What a decode step does between matrices: their bytes are few, only their time counts."""
     D, N, G, d, device = model.hidden, model.heads, model.kv_heads, model.head_dim, source.generator.device
     x, y, w, logits = source.normal(1, D), source.normal(1, D), source.normal(D), source.normal(1, model.vocabulary)
-    heads, norm, angles = source.normal(1, N + 2 * G, d), source.normal(d), source.normal(4096, d // 2)
+    heads, norm, angles = source.normal(1, (N + 2 * G) * d), source.normal(d), source.normal(4096, d // 2)
     cos, sin = angles.cos(), angles.sin()
     cache = [source.normal(64, G, PAGE, d).bfloat16() for _ in range(2)]
     at, slot = torch.tensor([7], dtype=torch.int32, device=device), torch.tensor([39], device=device)

@@ -17,24 +17,26 @@ from headrace.loaders.gguf.runnable import ARCHS
 from headrace.loaders.tokens.dialects.choose import FAMILIES as DIALECTS
 
 # Of one arch several families are told apart by what is in the file.
-SEVERAL = {"granitemoe": ("granitemoeshared",), "deepseek2": ("deepseek_v2", "kimi_k2", "glm4_moe_lite")}
+SEVERAL = {
+    "granitemoe": ("granitemoeshared",), "deepseek2": ("deepseek_v2", "kimi_k2", "glm4_moe_lite"),
+    "step35": ("step3p7",),
+}  # fmt: skip
 # Models of families that no entry of the catalogue is of.
-OTHERS = {"granitemoeshared": "moe-7b-1b-active-shared-experts", "exaone_moe": "K-EXAONE-236B-A23B"}
+OTHERS = {
+    "granitemoeshared": "moe-7b-1b-active-shared-experts", "exaone_moe": "K-EXAONE-236B-A23B",
+    "step3p7": "Step-3.7-Flash",
+}  # fmt: skip
 MISSING = {
     "bailing_hybrid": "Kimi delta attention",
     "deepseek_v4": "compressed attention, several residual streams",
     "glm5_next": "Kimi delta attention, the indexer, several residual streams",
     "granitemoehybrid": "Mamba 2",
     "kimi_k3": "Kimi delta attention, experts on a narrower latent",
-    "laguna": "other numbers of heads by layer, gates on what heads give",
     "lfm2_moe": "short convolutions with gates as a mixer",
-    "mimo_v2_flash": "values narrower than keys, other numbers of heads and ropes by layer",
     "minimax_m3_vl": "the indexer that chooses blocks, norms that count from 1 with a clamped activation",
     "mistral_large4": "the indexer that chooses keys, queries scaled by learned logarithms of positions",
     "nemotron_h": "Mamba 2, experts of two matrices, layers of one part",
     "qwen4_exp": "several residual streams, a table of n-grams, the indexer",
-    "step3p5": "other numbers of heads and ropes by layer, one gate a head",
-    "step3p7": "other numbers of heads and ropes by layer, one gate a head",
 }
 HEAD = """# Models
 

@@ -72,12 +72,12 @@ class AttentionBlock(Block):
     """Grouped-query attention: weights, part of the cache, constants. Shapes as in `reference.py`."""
 
     heads: int
-    qkv: Stacked  # [(N + 2 G) d, D]
+    qkv: Stacked  # [N d + G d + G v, D]
     qkv_bias: Tensor | None
     q_norm: Tensor | None
     k_norm: Tensor | None
     k_PGBd: Tensor
-    v_PGBd: Tensor
+    v_PGBd: Tensor  # [P, G, B, v]
     cos_Pr: Tensor
     sin_Pr: Tensor
     clip: float | None
@@ -86,31 +86,33 @@ class AttentionBlock(Block):
     chunk: int | None = None  # of so many positions: a query sees those of its own one
     temperature_P: Tensor | None = None  # float32, by position: what queries are multiplied by
     sinks_N: Tensor | None = None  # float32
-    gate: Matrix | None = None  # [N d, D]; what the heads give is weighted by the sigmoid of its product
+    gate: Matrix | None = None  # [N v, D] or [N, D]; what the heads give is weighted by the sigmoid of its product
+    soft: bool = False  # or by the softplus
     first: tuple[Tensor, Tensor] | None = None  # cos and sin of a turn before the norms; the other then turns nothing
-    v_norm: Tensor | None = None  # float32 [d]
+    v_norm: Tensor | None = None  # float32 [v]
+    v_scale: float = 1.0  # of values
     shared: bool = False  # keys serve as values, see `place_qkv_`: qkv is [(N + G) d, D]
 
     def mix(self, ops: Ops, h_TD: Tensor, places: Places, wanted: bool) -> Tensor | None:
-        caches = self.k_PGBd, self.v_PGBd
-        qkv_THd = linear(ops, h_TD, self.qkv, self.qkv_bias).view(len(h_TD), -1, self.k_PGBd.shape[3])
+        caches, (_, groups, _, d) = (self.k_PGBd, self.v_PGBd), self.k_PGBd.shape
+        qkv_TR = linear(ops, h_TD, self.qkv, self.qkv_bias)
+        qk_THd = qkv_TR[:, : (self.heads + groups) * d].unflatten(1, (-1, d))
         turns = self.cos_Pr, self.sin_Pr, places.positions_T
         if self.first is not None:
-            moved = qkv_THd.shape[1] - (0 if self.shared else self.k_PGBd.shape[1])
-            ops.rotate_(qkv_THd[:, :moved], *self.first, places.positions_T)
+            ops.rotate_(qk_THd, *self.first, places.positions_T)
         ops.place_qkv_(
-            qkv_THd, *caches, places.slots_T, *turns, self.q_norm, self.k_norm, self.eps, self.clip, self.v_norm,
-            self.shared,
+            qkv_TR, *caches, places.slots_T, *turns, self.q_norm, self.k_norm, self.eps, self.clip, self.v_norm,
+            self.shared, self.v_scale,
         )  # fmt: skip
         if not wanted:
             return None
         if self.temperature_P is not None:
-            ops.scale_rows_(qkv_THd[:, : self.heads], self.temperature_P, places.positions_T)
+            ops.scale_rows_(qk_THd[:, : self.heads], self.temperature_P, places.positions_T)
         batch = places.tables_SM, places.starts_S1, places.contexts_S
-        q_TNd = qkv_THd[:, : self.heads]
+        q_TNd = qk_THd[:, : self.heads]
         a_TN = ops.attention(q_TNd, *caches, *batch, self.scale, self.window, self.sinks_N, self.chunk).flatten(1)
         if self.gate is not None:
-            ops.sigmoid_mul_(a_TN, ops.linear(h_TD, self.gate))
+            (ops.softplus_mul_ if self.soft else ops.sigmoid_mul_)(a_TN, ops.linear(h_TD, self.gate))
         return a_TN
 
 

@@ -15,7 +15,7 @@ GroupScore = Literal["max", "top2"]
 @dataclass(frozen=True, kw_only=True)
 class Activation:
     """(up + offset) * gate * sigmoid(alpha * (gate + cubic * gate^3)), of a gate that is at most `limit` and an up
-    within +-limit.
+    within +-limit. late: not the gate is at most `limit`, but its product with the sigmoid.
 
     The defaults are SwiGLU (arXiv 2002.05202), which clamps nothing; gpt-oss has alpha 1.702, offset 1, limit 7. GeGLU
     is there with a tanh in place of the error function (arXiv 1606.08415): 1/2 (1 + tanh(x)) is sigmoid(2 x)."""
@@ -24,6 +24,7 @@ class Activation:
     offset: float = 0.0
     limit: float = float("inf")
     cubic: float = 0.0
+    late: bool = False
 
 
 SWIGLU = Activation()

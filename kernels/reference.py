@@ -30,7 +30,7 @@ __all__ = [
     "add_layernorm_", "add_rmsnorm_", "argmax", "attention", "attention_block", "choose_keys", "delta_gates",
     "delta_rule", "dequantize", "embed", "experts", "gated_add_", "glu", "key_gates", "layernorm", "layers", "linear",
     "linear_by_head", "place_index_", "place_qkv_", "quantize", "repack", "rmsnorm", "rotate_", "route", "scale_",
-    "scale_rows_", "short_conv", "sigmoid_mul_",
+    "scale_rows_", "short_conv", "sigmoid_mul_", "softplus_mul_",
 ]  # fmt: skip
 
 
@@ -99,9 +99,9 @@ def linear_by_head(x_TNc: Tensor, weight: Matrix) -> Tensor:
 
 
 def place_qkv_(
-    qkv_THd: Tensor,
+    qkv_TR: Tensor,
     k_PGBd: Tensor,
-    v_PGBd: Tensor,
+    v_PGBv: Tensor,
     slots_T: Tensor,
     cos_Pr: Tensor,
     sin_Pr: Tensor,
@@ -112,21 +112,23 @@ def place_qkv_(
     clip: float | None,
     v_norm: Tensor | None = None,
     shared: bool = False,
+    v_scale: float = 1.0,
 ) -> None:
     """Makes queries, keys and values of a fused projection ready for attention: norms, clips and rotates them in place,
     and stores keys and values in one layer's cache.
 
-    qkv float32 [T, H, d] with H = N + 2 G heads: queries, keys, values. The norm weights are float32 [d] (every head on
-    its own) or [N d] and [G d] (all heads as one row); both or neither; v_norm [d], of values, only beside norms of
-    heads. shared: keys serve as values, as they are before their norm; H is then N + G, and what qkv holds of keys
-    afterwards is of no use. `clip` bounds all values to +- clip. cos and
-    sin are float32 [positions, r]; positions int32 [T]. The cache is float32 or bfloat16 [P, G, B, d]; slots int64 [T]:
-    slot = page * B + place in the page.
+    qkv float32 [T, N d + G d + G v]: heads of queries, keys, values. The norm weights are float32 [d] (every head on
+    its own) or [N d] and [G d] (all heads as one row); both or neither; v_norm [v], of values. shared: keys serve as
+    values, as they are before their norm; qkv is then [T, N d + G d], and what it holds of keys afterwards is of no
+    use. `clip` bounds all values to +- clip; v_scale: what values are multiplied by at last. cos and
+    sin are float32 [positions, r]; positions int32 [T]. The caches are float32 or bfloat16 [P, G, B, d] and
+    [P, G, B, v]; slots int64 [T]: slot = page * B + place in the page.
     """
-    G = k_PGBd.shape[1]
-    N = qkv_THd.shape[1] - (G if shared else 2 * G)
-    q, k = qkv_THd[:, :N], qkv_THd[:, N : N + G]
-    v = k.clone() if shared else qkv_THd[:, N + G :]
+    (_, G, _, d), v_dim = k_PGBd.shape, v_PGBv.shape[3]
+    moved = qkv_TR.shape[1] - (0 if shared else G * v_dim)  # queries and keys
+    qk = qkv_TR[:, :moved].unflatten(1, (-1, d))
+    q, k = qk[:, :-G], qk[:, -G:]
+    v = k.clone() if shared else qkv_TR[:, moved:].unflatten(1, (G, v_dim))
     for heads, weight in ((q, q_norm), (k, k_norm), (v, v_norm)):
         if weight is not None:
             rows = heads.reshape(len(heads), -1, len(weight))
@@ -134,10 +136,11 @@ def place_qkv_(
     if clip is not None:
         for heads in (q, k, v):
             heads.clamp_(-clip, clip)
-    rotate_(qkv_THd[:, : N + G], cos_Pr, sin_Pr, positions_T)
+    v.mul_(v_scale)
+    rotate_(qk, cos_Pr, sin_Pr, positions_T)
     pages, places = slots_T // k_PGBd.shape[2], slots_T % k_PGBd.shape[2]
     k_PGBd[pages, :, places] = k.to(k_PGBd.dtype)
-    v_PGBd[pages, :, places] = v.to(v_PGBd.dtype)
+    v_PGBv[pages, :, places] = v.to(v_PGBv.dtype)
 
 
 def rotate_(x_TNd: Tensor, cos_Pr: Tensor, sin_Pr: Tensor, positions_T: Tensor) -> None:
@@ -284,9 +287,11 @@ def _within_groups(scores_TE: Tensor, router: Router) -> Tensor:
 def glu(gate_up_T2F: Tensor, activation: Activation = SWIGLU) -> Tensor:
     """A gated MLP's middle of gates (first half) and ups (second half): float32 [T, F]; see `Activation`."""
     gate, up = gate_up_T2F.chunk(2, dim=-1)
-    gate, up = gate.clamp(max=activation.limit), up.clamp(-activation.limit, activation.limit)
+    up = up.clamp(-activation.limit, activation.limit)
+    gate = gate if activation.late else gate.clamp(max=activation.limit)
     curved = gate * (1 + activation.cubic * gate * gate) if activation.cubic else gate
-    return (up + activation.offset) * gate * torch.sigmoid(activation.alpha * curved)
+    opened = gate * torch.sigmoid(activation.alpha * curved)
+    return (up + activation.offset) * (opened.clamp(max=activation.limit) if activation.late else opened)
 
 
 def gated_add_(y_TD: Tensor, z_TD: Tensor, gate_T1: Tensor | None = None, to_TD: Tensor | None = None) -> None:
@@ -295,9 +300,14 @@ def gated_add_(y_TD: Tensor, z_TD: Tensor, gate_T1: Tensor | None = None, to_TD:
     torch.add(y_TD, z_TD if gate_T1 is None else z_TD * gate_T1.sigmoid(), out=y_TD if to_TD is None else to_TD)
 
 
-def sigmoid_mul_(y_TC: Tensor, gate_TC: Tensor) -> None:
-    """y *= sigmoid(gate) in place, float32 [T, C] both."""
-    y_TC.mul_(gate_TC.sigmoid())
+def sigmoid_mul_(y_TC: Tensor, gate_TG: Tensor) -> None:
+    """y *= sigmoid(gate) in place, float32 [T, C] and [T, G]: a gate is that of C / G values next to each other."""
+    y_TC.view(*gate_TG.shape, -1).mul_(gate_TG.sigmoid().unsqueeze(2))
+
+
+def softplus_mul_(y_TC: Tensor, gate_TG: Tensor) -> None:
+    """y *= log(1 + e^gate), else as `sigmoid_mul_`."""
+    y_TC.view(*gate_TG.shape, -1).mul_(torch.nn.functional.softplus(gate_TG).unsqueeze(2))
 
 
 def scale_(x_TC: Tensor, by_1: Tensor) -> None:

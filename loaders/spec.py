@@ -15,6 +15,7 @@ from typing import Literal
 from ..kernels.recipes import SWIGLU, Activation, GroupScore, Scoring
 
 QkNorm = Literal["none", "head", "full", "plain"]
+Gate = Literal["none", "of values", "of heads"]
 RopeKind = Literal["default", "linear", "llama3", "yarn", "proportional", "divided", "longrope", "none"]
 
 
@@ -63,9 +64,11 @@ class AttentionSpec:
     """Grouped-query attention. `qk_norm`: RMSNorm per head, over all heads at once, or per head without weights
     ("plain"); `clip`: q, k, v into +-clip; `window`: tokens that a query sees, itself included; `chunk`: of so many
     positions, a query sees those of its own one; `temperature`: of queries, behind their norms; `sinks`: a score more
-    for each head, without a value; `gate`: what the heads give is weighted by the sigmoid of a projection;
-    `norms_last`: queries and keys are rotated before their norms; `v_norm`: RMSNorm of values per head, without
-    weights; `own_values`: without them keys before their norm serve as values."""
+    for each head, without a value; `gate`: what the heads give is weighted by the sigmoid of a projection, "of values"
+    by one for each of them, "of heads" by one for each head; `soft_gate`: by the softplus; `norms_last`: queries and
+    keys are rotated before their norms; `v_norm`: RMSNorm of values per head, without weights; `own_values`: without
+    them keys before their norm serve as values; `narrow`: the width of a value, where it is not that of a key;
+    `v_scale`: what values are multiplied by."""
 
     heads: int
     kv_heads: int
@@ -80,28 +83,45 @@ class AttentionSpec:
     chunk: int | None = None
     temperature: Temperature | None = None
     sinks: bool = False
-    gate: bool = False
+    gate: Gate = "none"
+    soft_gate: bool = False
     norms_last: bool = False
     v_norm: bool = False
     own_values: bool = True
+    narrow: int | None = None
+    v_scale: float = 1.0
+
+    @property
+    def v_dim(self) -> int:
+        """The width of a value."""
+        return self.narrow or self.head_dim
 
     @property
     def q_rows(self) -> int:
         return self.heads * self.head_dim
 
     @property
-    def kv_rows(self) -> int:
+    def k_rows(self) -> int:
         return self.kv_heads * self.head_dim
+
+    @property
+    def v_rows(self) -> int:
+        return self.kv_heads * self.v_dim
 
     @property
     def qkv_rows(self) -> int:
         """Rows of the stacked projection [q | k | v], or [q | k]."""
-        return self.q_rows + (2 if self.own_values else 1) * self.kv_rows
+        return self.q_rows + self.k_rows + (self.v_rows if self.own_values else 0)
+
+    @property
+    def gate_rows(self) -> int:
+        """Gates of a token, 0 where there are none."""
+        return {"none": 0, "of values": self.out_rows, "of heads": self.heads}[self.gate]
 
     @property
     def cached(self) -> int:
         """Elements that one token adds to the cache."""
-        return 2 * self.kv_rows
+        return self.k_rows + self.v_rows
 
     @property
     def state(self) -> int:
@@ -116,12 +136,12 @@ class AttentionSpec:
     @property
     def out_rows(self) -> int:
         """What the heads give together, the columns of the output projection."""
-        return self.q_rows
+        return self.heads * self.v_dim
 
     @property
     def work_rows(self) -> int:
         """Values of a token that are in memory at once while the layer is computed, hidden states left out."""
-        return 2 * self.qkv_rows + (5 if self.gate else 3) * self.q_rows
+        return 2 * self.qkv_rows + 3 * self.out_rows + 2 * self.gate_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -300,6 +320,7 @@ class MoeSpec:
     expert_bias: bool = False
     shared_width: int = 0
     shared_gate: bool = False  # the shared expert is weighted by sigmoid(x . gate)
+    shared_activation: Activation | None = None  # of the shared expert, where it has one of its own
     factors: bool = False  # each expert's weight is multiplied by a number of its own
     weighs_input: bool = False  # a weight multiplies what an expert takes, not what it gives
     jitter: float = 0.0  # of sparsemixer

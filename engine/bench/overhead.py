@@ -157,7 +157,7 @@ def _prompt_seconds(context: Context, rounds: int) -> float:
     Matrices, attention and experts are timed with many tokens by themselves."""
     ops, tokens = kernels.load("cpu", context), PROMPT
     x_TD, y_TD, weight_D = torch.ones(tokens, HIDDEN), torch.ones(tokens, HIDDEN), torch.ones(HIDDEN)
-    qkv_THd = torch.ones(tokens, HEADS + 2 * KV_HEADS, HEAD_DIM)
+    qkv_TR = torch.ones(tokens, (HEADS + 2 * KV_HEADS) * HEAD_DIM)
     k_PGBd, v_PGBd = torch.zeros(2, tokens // PAGE, KV_HEADS, PAGE, HEAD_DIM, dtype=torch.bfloat16)
     cos_Pr, slots = torch.ones(tokens, HEAD_DIM // 2), torch.arange(tokens)
     table = torch.zeros(ROUTED, 2 * HIDDEN, dtype=torch.uint8)
@@ -167,7 +167,7 @@ def _prompt_seconds(context: Context, rounds: int) -> float:
     for _ in range(rounds):
         start = time.perf_counter()
         ops.add_rmsnorm_(x_TD, y_TD, weight_D, 1e-6)
-        ops.place_qkv_(qkv_THd, k_PGBd, v_PGBd, slots, cos_Pr, cos_Pr, slots.int(), None, None, 1e-6, None)
+        ops.place_qkv_(qkv_TR, k_PGBd, v_PGBd, slots, cos_Pr, cos_Pr, slots.int(), None, None, 1e-6, None)
         ops.add_rmsnorm_(x_TD, y_TD, weight_D, 1e-6)
         ops.route(x_TD, router)
         found.append(time.perf_counter() - start)

@@ -10,6 +10,8 @@ from ...loaders.weights.checkpoint import Checkpoint
 from ..placement.placement import Tier
 from .device import Device
 
+WIDEST = 512  # a program has no room for more keys and values on GPUs with 99 KB of shared memory
+
 
 def checked(checkpoint: Checkpoint, devices: Mapping[Tier, Device]) -> Checkpoint:
     """The checkpoint. Raises OptionError, with all that is missing, where a device runs the Triton kernels."""
@@ -24,11 +26,8 @@ def checked(checkpoint: Checkpoint, devices: Mapping[Tier, Device]) -> Checkpoin
 def _missing(spec: ModelSpec) -> list[str]:
     attention = [mixer for mixer in spec.mixers if isinstance(mixer, AttentionSpec)]
     needed = {
-        "norms of values": any(one.v_norm for one in attention),
-        "keys that serve as values": not all(one.own_values for one in attention),
-        "a factor for each expert": spec.moe.factors,
+        f"heads of more than {WIDEST} numbers": any(one.head_dim > WIDEST for one in attention),
         "the indexer that chooses keys": any(isinstance(one, LatentSpec) and one.indexer for one in spec.mixers),
         "decays by key": any(isinstance(one, DeltaSpec) and one.by_key for one in spec.mixers),
-        "GeGLU": spec.moe.activation.cubic != 0,
     }
     return [what for what, is_needed in needed.items() if is_needed]

@@ -52,7 +52,7 @@ class States:
 
 @dataclass(frozen=True)
 class KeysAndValues:
-    """Of one layer with grouped-query attention: [pages, kv_heads, PAGE, head_dim] both."""
+    """Of one layer with grouped-query attention: [pages, kv_heads, PAGE, .], the width of a key and that of a value."""
 
     k: Tensor
     v: Tensor
@@ -73,8 +73,9 @@ class KVCache:
 
         def layer(mixer: MixerSpec) -> LayerCache:
             if isinstance(mixer, AttentionSpec):
-                shape = (2, pages, mixer.kv_heads, PAGE, mixer.head_dim)
-                return KeysAndValues(*torch.empty(shape, dtype=dtype, device=place))
+                sizes = mixer.head_dim, mixer.v_dim
+                rows = (torch.empty((pages, mixer.kv_heads, PAGE, size), dtype=dtype, device=place) for size in sizes)
+                return KeysAndValues(*rows)
             if isinstance(mixer, LatentSpec):
                 widths = mixer.row, mixer.index_key
                 return Latents(*(torch.empty((pages, 1, PAGE, n), dtype=dtype, device=place) for n in widths))

@@ -135,8 +135,9 @@ def _attention(
         heads=mixer.heads, qkv=it.qkv, qkv_bias=it.qkv_bias, q_norm=it.q_norm if plain is None else plain,
         k_norm=it.k_norm if plain is None else plain, v_norm=shared.ones[mixer.head_dim] if mixer.v_norm else None,
         o=it.o, o_bias=it.o_bias, k_PGBd=cache.k, v_PGBd=cache.v, cos_Pr=cos, sin_Pr=sin, clip=mixer.clip,
-        scale=mixer.scale, window=mixer.window, chunk=mixer.chunk, sinks_N=it.sinks, gate=it.gate,
-        shared=not mixer.own_values, first=shared.turns[mixer.rope] if mixer.norms_last else None,
+        scale=mixer.scale, window=mixer.window, chunk=mixer.chunk, sinks_N=it.sinks, gate=it.gate, soft=mixer.soft_gate,
+        shared=not mixer.own_values, v_scale=mixer.v_scale,
+        first=shared.turns[mixer.rope] if mixer.norms_last else None,
         temperature_P=shared.temperatures.get(mixer.temperature), **common,
     )  # fmt: skip
 

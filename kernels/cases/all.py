@@ -239,7 +239,8 @@ def route_cases() -> Iterator[Case]:
 
 
 def activation_name(it: Activation) -> str:
-    return f"alpha {it.alpha} offset {it.offset} limit {it.limit}{f' cubic {it.cubic}' if it.cubic else ''}"
+    more = (f" cubic {it.cubic}" if it.cubic else "") + " late" * it.late
+    return f"alpha {it.alpha} offset {it.offset} limit {it.limit}{more}"
 
 
 def experts_case(form: Format, E: int, D: int, F: int, T: int, K: int, kind: str = "", bench: bool = False) -> Case:

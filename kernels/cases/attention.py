@@ -25,20 +25,22 @@ def fused(g: Generator, T: int, N: int, d: int) -> tuple[Tensor, Tensor]:
 
 
 def paged(
-    g: Generator, contexts: list[int], G: int, B: int, d: int, dtype: torch.dtype, tables: Tensor | None = None
-) -> Inputs:
-    """Caches with every sequence's pages scattered, or as `tables` says; what no sequence has written is NaN."""
+    g: Generator, contexts: list[int], G: int, B: int, d: int, dtype: torch.dtype, tables: Tensor | None = None,
+    v_dim: int | None = None,
+) -> Inputs:  # fmt: skip
+    """Caches with every sequence's pages scattered, or as `tables` says; what no sequence has written is NaN. v_dim:
+    the width of a value, where it is not that of a key."""
     longest = max(-(-c // B) for c in contexts)
     S = len(contexts)
     if tables is None:
         tables = torch.randperm(S * longest + 1, generator=g)[: S * longest].view(S, longest).to(torch.int32)
     k = torch.full((S * longest + 1, G, B, d), float("nan"), dtype=dtype)
-    v = k.clone()
+    v = torch.full((S * longest + 1, G, B, v_dim or d), float("nan"), dtype=dtype)
     for s, context in enumerate(contexts):
         place = torch.arange(context)
         pages = tables[s].long()[place // B]
         k[pages, :, place % B] = normal(g, context, G, d).to(dtype)
-        v[pages, :, place % B] = normal(g, context, G, d).to(dtype)
+        v[pages, :, place % B] = normal(g, context, G, v_dim or d).to(dtype)
     return {"k": k, "v": v, "tables": tables, "contexts": torch.tensor(contexts, dtype=torch.int32)}
 
 
@@ -54,44 +56,46 @@ def attention_error(i: Inputs, out: list[Tensor]) -> list[Tensor | float]:
 
 def place_qkv_case(
     T: int, N: int, G: int, d: int, r: int, B: int, norm: str, clip: float | None, t: torch.dtype,
-    values: str = "",
+    values: str = "", v: int | None = None, v_scale: float = 1.0,
 ) -> Case:  # fmt: skip
-    """values: "normed", "shared" with keys, or both."""
+    """values: "normed", "shared" with keys, or both; v wide where it is said."""
+    shared, wide = "shared" in values, v or d
 
     def build(g: Generator, source: Source) -> Inputs:
         sizes = {"": (), "head": (d, d), "row": (N * d, G * d)}[norm]
         angle = normal(g, 50, r)
         return {
-            "qkv": normal(g, T, N + (1 if "shared" in values else 2) * G, d) * 3,
-            "cache": torch.zeros(-(-T // B) + 2, G, B, d, dtype=t),
+            "qkv": normal(g, T, (N + G) * d + (0 if shared else G * wide)) * 3,
+            "k": torch.zeros(-(-T // B) + 2, G, B, d, dtype=t),
+            "v": torch.zeros(-(-T // B) + 2, G, B, wide, dtype=t),
             "slots": torch.randperm((-(-T // B) + 2) * B, generator=g)[:T],
             "tables": (angle.cos(), angle.sin(), torch.randint(50, (T,), generator=g, dtype=torch.int32)),
             "norms": [normal(g, size) for size in sizes] or [None, None],
-            "v_norm": normal(g, d) if "normed" in values else None,
+            "v_norm": normal(g, wide) if "normed" in values else None,
         }
 
     def call(ops: Ops, i: Inputs) -> list[Tensor]:
-        qkv, k, v = i["qkv"].clone(), i["cache"].clone(), i["cache"].clone()
+        qkv, k, v = i["qkv"].clone(), i["k"].clone(), i["v"].clone()
         (cos, sin, at), (q_norm, k_norm) = i["tables"], i["norms"]
-        more = i["v_norm"], "shared" in values
+        more = i["v_norm"], shared, v_scale
         ops.place_qkv_(qkv, k, v, i["slots"], cos, sin, at, q_norm, k_norm, 1e-6, clip, *more)
-        return [qkv[:, :N] if "shared" in values else qkv, k, v]
+        turned, rest = qkv[:, : (N if shared else N + G) * d], qkv[:, (N + G) * d :]
+        return [turned.unflatten(1, (-1, d)), k, v, *([] if shared else [rest.unflatten(1, (G, wide))])]
 
     def allowed(i: Inputs, out: list[Tensor]) -> list[Tensor | float]:
         """A norm as `relative`, a rotation 4 u of the larger of a pair; a stored key may fall to the next bf16."""
         lost = ((max(N, G) * d if norm == "row" else d) / 4 + 24 if norm else 0) + 6
-        size = out[0].abs().amax(-1, keepdim=True) * lost * U + out[0] * 0
-        if "normed" not in values:
-            size[:, N + G :] = 0
+        size, *rest = (x.abs().amax(-1, keepdim=True) * lost * U + x * 0 for x in (out[0], *out[3:]))
         key, value = (
             c.float().abs().amax(-1, keepdim=True) * lost * U
             + (c.float().abs() * 2.0**-7 if t == torch.bfloat16 else c * 0)
-            for c in out[1:]
+            for c in out[1:3]
         )
-        return [size, key, value if "normed" in values else 0.0]
+        return [size, key, *([value, *rest] if "normed" in values else [0.0] * (1 + len(rest)))]
 
     kind = f"{norm or 'no'} norm{'' if clip is None else ' clipped'}"
-    name = f"{str(t)[6:]} {T}x{N}+2x{G}x{d} rotating {2 * r} page {B} {kind}{values and f' values {values}'}"
+    kind += f"{values and f' values {values}'}{f' {v} wide' if v else ''}{f' by {v_scale}' if v_scale != 1 else ''}"
+    name = f"{str(t)[6:]} {T}x{N}+2x{G}x{d} rotating {2 * r} page {B} {kind}"
     return Case(op="place_qkv_", name=name, build=build, call=call, allowed=allowed)
 
 
@@ -107,6 +111,9 @@ def place_qkv_cases() -> Iterator[Case]:
         yield case(5, 4, 2, 24, 12, 16, "row", 2.0, t)
         yield case(17, 6, 2, 128, 64, 32, "row", None, t)
         yield case(70, 8, 4, 64, 32, 32, "head", None, t)
+        yield case(1, 64, 8, 192, 32, 32, "", None, t, v=128, v_scale=0.707)
+        yield case(9, 6, 3, 40, 14, 16, "head", 2.0, t, v=24, v_scale=1.5)
+        yield case(5, 4, 2, 24, 10, 7, "row", None, t, "normed", v=36)
 
 
 def attention_cases() -> Iterator[Case]:

@@ -187,7 +187,7 @@ def attention_cases() -> Iterator[Case]:
         yield case(8, 1, 32, 32, [150, 1], [150, 1100], t, window=40, sinks=True, B=7)
         yield case(6, 2, 64, 64, [1, 1], [1, 1300], t, window=513, sinks=True, B=48)
         yield case(6, 2, 64, 64, [1, 5], [1, 600], t, sinks=True)
-        yield case(6, 3, 48, 32, [3, 1, 9], [3, 70, 601], t)
+        yield from (case(6, 3, 48, 32, [n, 1, n], [n, 70, 601], t, window=70, sinks=n > 5) for n in (1, 9))
         yield case(5, 1, 40, 24, [2, 1], [40, 300], t, latent=True)
         yield case(70, 1, 80, 64, [2, 1], [40, 300], t, latent=True)
         yield case(20, 1, 80, 64, [1, 9], [70, 9], t, latent=True, window=8)

@@ -1,5 +1,5 @@
 """Cases of layers with norms of each part's own: blocks and decoders of them, norms of values, keys that serve as
-values, factors of experts' weights, GeGLU, a scaled residual stream. The Triton kernels have none of it."""
+values, factors of experts' weights, GeGLU, a scaled residual stream."""
 
 from __future__ import annotations
 

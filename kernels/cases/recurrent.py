@@ -197,23 +197,24 @@ def gate_cases() -> Iterator[Case]:
             call=lambda ops, i: list(ops.delta_gates(i["ba"], i["rate"], i["bias"])),
             allowed=lambda i, out: [out[0].abs() * 16 * U, out[1] * 16 * U + least],
         )
-    for T, C in ((1, 1), (3, 300), (70, 513)):
+    for op in ("sigmoid_mul_", "softplus_mul_"):
+        for T, C, G in ((1, 1, 1), (3, 300, 300), (70, 513, 513), (1, 96 * 128, 96), (5, 3 * 40, 3), (2, 600, 300)):
 
-        def inputs(g: Generator, source: Source, T: int = T, C: int = C) -> Inputs:
-            return {"y": normal(g, T, C), "gate": normal(g, T, C) * 15}
+            def inputs(g: Generator, source: Source, T: int = T, C: int = C, G: int = G) -> Inputs:
+                return {"y": normal(g, T, C), "gate": normal(g, T, G) * 15}
 
-        def call(ops: Ops, i: Inputs) -> list[Tensor]:
-            y = fresh(i, "y")
-            ops.sigmoid_mul_(y, i["gate"])
-            return [y]
+            def call(ops: Ops, i: Inputs, op: str = op) -> list[Tensor]:
+                y = fresh(i, "y")
+                getattr(ops, op)(y, i["gate"])
+                return [y]
 
-        yield Case(
-            op="sigmoid_mul_",
-            name=f"{T}x{C}",
-            build=inputs,
-            call=call,
-            allowed=lambda i, out: [out[0].abs() * 16 * U + i["y"].abs() * least],
-        )
+            yield Case(
+                op=op,
+                name=f"{T}x{C}{'' if G == C else f' by {G}'}",
+                build=inputs,
+                call=call,
+                allowed=lambda i, out: [out[0].abs() * 16 * U + i["y"].abs() * least],
+            )
 
 
 def key_gate_cases() -> Iterator[Case]:

@@ -76,9 +76,9 @@ class CpuOps(NormOps, SparseOps):
 
     def place_qkv_(
         self,
-        qkv_THd: Tensor,
+        qkv_TR: Tensor,
         k_PGBd: Tensor,
-        v_PGBd: Tensor,
+        v_PGBv: Tensor,
         slots_T: Tensor,
         cos_Pr: Tensor,
         sin_Pr: Tensor,
@@ -89,25 +89,28 @@ class CpuOps(NormOps, SparseOps):
         clip: float | None,
         v_norm: Tensor | None = None,
         shared: bool = False,
+        v_scale: float = 1.0,
     ) -> None:
-        (T, H, d), G = qkv_THd.shape, k_PGBd.shape[1]
-        N = H - (G if shared else 2 * G)
-        assert k_PGBd.shape[3] == d, f"heads of {d} for a cache of {k_PGBd.shape[3]}"
-        assert N > 0, f"{H} heads with {G} of keys and of values"
+        (T, R), (_, G, _, d), v = qkv_TR.shape, k_PGBd.shape, v_PGBv.shape[3]
+        N = (R - (0 if shared else G * v)) // d - G
+        assert N > 0, f"{R} values with {G} heads of keys and of values"
+        assert (N + G) * d + (0 if shared else G * v) == R, f"{R} values in heads of {d} and {v}"
+        assert not shared or v == d, f"keys of {d} that serve as values of {v}"
         assert (q_norm is None) == (k_norm is None), "a norm for queries or keys alone"
         _cpu.place_qkv(
             self.context.native,
-            qkv=at(qkv_THd, F32, T, H, d),
+            qkv=at(qkv_TR, F32, T, R),
             tokens=T,
-            heads=H,
-            cache=prepare.cache_to_write(k_PGBd, v_PGBd),
+            heads=N,
+            cache=prepare.cache_to_write(k_PGBd, v_PGBv),
             rope=prepare.rope(cos_Pr, sin_Pr, d),
             positions=at(positions_T, I32, T),
             slots=at(slots_T, I64, T),
             q_norm=prepare.norm(q_norm, d, N),
             k_norm=prepare.norm(k_norm, d, G),
-            v_norm=prepare.norm(v_norm, d, 1),
+            v_norm=prepare.norm(v_norm, v, 1),
             shared=shared,
+            v_scale=v_scale,
             eps=eps,
             clip=prepare.limit(clip),
         )
@@ -240,9 +243,16 @@ class CpuOps(NormOps, SparseOps):
         gate = 0 if gate_T1 is None else at(gate_T1, F32, T, 1)
         _cpu.gated_add(self.context.native, at(y_TD, F32, T, D), at(z_TD, F32, T, D), gate, T, D)
 
-    def sigmoid_mul_(self, y_TC: Tensor, gate_TC: Tensor) -> None:
-        T, C = y_TC.shape
-        _cpu.sigmoid_mul(self.context.native, at(y_TC, F32, T, C), at(gate_TC, F32, T, C), T, C)
+    def sigmoid_mul_(self, y_TC: Tensor, gate_TG: Tensor) -> None:
+        self._gate(y_TC, gate_TG, soft=False)
+
+    def softplus_mul_(self, y_TC: Tensor, gate_TG: Tensor) -> None:
+        self._gate(y_TC, gate_TG, soft=True)
+
+    def _gate(self, y_TC: Tensor, gate_TG: Tensor, soft: bool) -> None:
+        (T, C), G = y_TC.shape, gate_TG.shape[1]
+        assert C % G == 0, f"{G} gates of {C} values"
+        _cpu.gate_mul(self.context.native, at(y_TC, F32, T, C), at(gate_TG, F32, T, G), T, C, gates=G, soft=soft)
 
     def scale_(self, x_TC: Tensor, by_1: Tensor) -> None:
         T, C = x_TC.shape

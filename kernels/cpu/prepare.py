@@ -84,7 +84,7 @@ def _stacked(it: Stacked) -> Any:
 
 @cache_of_values
 def activation(it: Activation) -> Any:
-    return _cpu.Activation(alpha=it.alpha, offset=it.offset, limit=it.limit, cubic=it.cubic)
+    return _cpu.Activation(alpha=it.alpha, offset=it.offset, limit=it.limit, cubic=it.cubic, late=it.late)
 
 
 def bank(it: ExpertBank) -> Any:
@@ -127,10 +127,10 @@ def cache(k_PGBd: Tensor, v_PGBd: Tensor) -> Any:
     return _cpu.Cache(format=CACHE_CODES[k_PGBd.dtype], groups=G, page_keys=B, d=d, k=keys, values=values)
 
 
-def cache_to_write(k_PGBd: Tensor, v_PGBd: Tensor) -> Any:
-    """Keys and values of one size, which the C++ writes side by side."""
-    at(v_PGBd, k_PGBd.dtype, *k_PGBd.shape)
-    return cache(k_PGBd, v_PGBd)
+def cache_to_write(k_PGBd: Tensor, v_PGBv: Tensor) -> Any:
+    """Keys and values that the C++ writes: rows of either side by side."""
+    at(v_PGBv, k_PGBd.dtype, *k_PGBd.shape[:3], v_PGBv.shape[3])
+    return cache(k_PGBd, v_PGBv)
 
 
 def window(length: int | None) -> int:

@@ -94,10 +94,11 @@ def _mixer(it: Block, D: int) -> Any:
 
 
 def _attention(it: AttentionBlock, D: int) -> Any:
-    G, d, N = it.k_PGBd.shape[1], it.k_PGBd.shape[3], it.heads
-    H = N + (G if it.shared else 2 * G)
-    assert (it.qkv.rows, it.qkv.cols, it.o.cols) == (H * d, D, N * d), "qkv and o do not fit"
-    assert it.gate is None or (it.gate.rows, it.gate.cols) == (N * d, D), "a gate of another shape"
+    (_, G, _, d), v, N = it.k_PGBd.shape, it.v_PGBd.shape[3], it.heads
+    rows = (N + G) * d + (0 if it.shared else G * v)
+    assert (it.qkv.rows, it.qkv.cols, it.o.cols) == (rows, D, N * v), "qkv and o do not fit"
+    assert it.gate is None or (it.gate.rows in (N, N * v) and it.gate.cols == D), "a gate of another shape"
+    assert not it.shared or v == d, f"keys of {d} that serve as values of {v}"
     assert it.first is None or not it.shared, "keys that are turned before they serve as values"
     return _cpu.AttentionMixer(
         heads=N,
@@ -105,7 +106,8 @@ def _attention(it: AttentionBlock, D: int) -> Any:
         qkv_bias=bias(it.qkv_bias, it.qkv),
         q_norm=norm(it.q_norm, d, N),
         k_norm=norm(it.k_norm, d, G),
-        v_norm=norm(it.v_norm, d, 1),
+        v_norm=norm(it.v_norm, v, 1),
+        v_scale=it.v_scale,
         shared=it.shared,
         cache=cache_to_write(it.k_PGBd, it.v_PGBd),
         rope=rope(it.cos_Pr, it.sin_Pr, d),
@@ -115,6 +117,7 @@ def _attention(it: AttentionBlock, D: int) -> Any:
         chunk=chunk(it.chunk),
         sinks=sinks(it.sinks_N, N),
         gate=None if it.gate is None else matrix(it.gate),
+        soft=it.soft,
         first=None if it.first is None else rope(*it.first, d),
         temperature=_by_position(it.temperature_P, it.cos_Pr),
     )

@@ -4,9 +4,8 @@ Each wrapper checks, allocates its result and launches. None looks at a value, s
 alone decide how many programs run, so all can be captured in a CUDA graph (run once before: the first call compiles).
 Tensors are on the GPU, or on the CPU with TRITON_INTERPRET=1, which runs the kernels in numpy for the tests.
 
-Not there yet, and refused by `engine/devices/gpu_gaps.py` before a model is loaded: norms of values, keys that serve as
-values, factors of experts' weights, GeGLU, an indexer, decays
-by key.
+Not there yet, and refused by `engine/devices/gpu_gaps.py` before a model is loaded: heads of more than 512 numbers, an
+indexer, decays by key.
 
 Differences from the twin: with more than one token, weights of bf16, q8_0 and q4_0 meet activations rounded to bf16 on
 tensor cores, and with a bf16 cache attention does too (`cases/case.py` knows the error this allows); all else is
@@ -36,6 +35,7 @@ from ..reference import (
     scale_,
     scale_rows_,
     sigmoid_mul_,
+    softplus_mul_,
 )
 from .attention.attention import attention
 from .attention.qkv import place_qkv_
@@ -56,5 +56,5 @@ __all__ = [
     "add_layernorm_", "add_rmsnorm_", "argmax", "attention", "attention_block", "choose_keys", "delta_gates",
     "delta_rule", "dequantize", "embed", "experts", "gated_add_", "glu", "key_gates", "layernorm", "layers", "linear",
     "linear_by_head", "place_index_", "place_qkv_", "quantize", "repack", "rmsnorm", "rotate_", "route", "scale_",
-    "scale_rows_", "short_conv", "sigmoid_mul_",
+    "scale_rows_", "short_conv", "sigmoid_mul_", "softplus_mul_",
 ]  # fmt: skip

@@ -112,13 +112,13 @@ def heads(x_TNd: Tensor) -> int:
     return int(step[0])
 
 
-def caches(k_PGBd: Tensor, v_PGBd: Tensor) -> tuple[int, int, int]:
-    """Groups, keys of a page and head size of a layer's cache."""
-    _P, G, B, d = k_PGBd.shape
+def caches(k_PGBd: Tensor, v_PGBv: Tensor) -> tuple[int, int, int, int]:
+    """Groups, keys of a page, and the sizes of a key and of a value of a layer's cache."""
+    (P, G, B, d), v = k_PGBd.shape, v_PGBv.shape[3]
     assert k_PGBd.dtype in (torch.float32, torch.bfloat16), f"{k_PGBd.dtype}"
-    for cache_PGBd in (k_PGBd, v_PGBd):
-        check(cache_PGBd, k_PGBd.dtype, *k_PGBd.shape)
-    return G, B, d
+    check(k_PGBd, k_PGBd.dtype, P, G, B, d)
+    check(v_PGBv, k_PGBd.dtype, P, G, B, v)
+    return G, B, d, v
 
 
 @lru_cache

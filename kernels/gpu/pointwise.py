@@ -38,33 +38,43 @@ def at_most(x, LIMIT: tl.constexpr):
 
 
 @triton.jit
-def gated(gate, up, ALPHA: tl.constexpr, OFFSET: tl.constexpr, LIMIT: tl.constexpr):
+def gated(gate, up, ALPHA: tl.constexpr, OFFSET: tl.constexpr, LIMIT: tl.constexpr, CUBIC: tl.constexpr,
+          LATE: tl.constexpr):  # fmt: skip
     """What `Activation` makes of a gate and an up; LIMIT 0: there is none."""
     if LIMIT > 0:
-        gate, up = at_most(gate, LIMIT), -at_most(-at_most(up, LIMIT), LIMIT)
+        up = -at_most(-at_most(up, LIMIT), LIMIT)
+        if not LATE:
+            gate = at_most(gate, LIMIT)
     if OFFSET != 0:
         up += OFFSET
-    if ALPHA == 1:
-        return silu(gate) * up
-    return gate / (1.0 + exp(-ALPHA * gate)) * up
+    if CUBIC != 0:
+        gate = gate / (1.0 + exp(-ALPHA * gate * (1.0 + CUBIC * gate * gate)))
+    elif ALPHA == 1:
+        gate = silu(gate)
+    else:
+        gate = gate / (1.0 + exp(-ALPHA * gate))
+    if LATE:
+        gate = at_most(gate, LIMIT)
+    return gate * up
 
 
 def constants_of(it: Activation) -> dict[str, float]:
     """An activation as constants of a kernel."""
-    assert it.cubic == 0, "an activation with a cube has no kernel here"
-    return dict(ALPHA=it.alpha, OFFSET=it.offset, LIMIT=0.0 if math.isinf(it.limit) else it.limit)
+    limit = 0.0 if math.isinf(it.limit) else it.limit
+    return dict(ALPHA=it.alpha, OFFSET=it.offset, LIMIT=limit, CUBIC=it.cubic, LATE=it.late and limit > 0)
 
 
 @kernel()
 def _glu(
-    x_ptr, out_ptr, width, ALPHA: tl.constexpr, OFFSET: tl.constexpr, LIMIT: tl.constexpr, BLOCK: tl.constexpr
+    x_ptr, out_ptr, width, ALPHA: tl.constexpr, OFFSET: tl.constexpr, LIMIT: tl.constexpr, CUBIC: tl.constexpr,
+    LATE: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     ok = at < width
     gate = tl.load(x_ptr + row * 2 * width + at, mask=ok, other=0.0)
     up = tl.load(x_ptr + row * 2 * width + width + at, mask=ok, other=0.0)
-    tl.store(out_ptr + row * width + at, gated(gate, up, ALPHA, OFFSET, LIMIT), mask=ok)
+    tl.store(out_ptr + row * width + at, gated(gate, up, ALPHA, OFFSET, LIMIT, CUBIC, LATE), mask=ok)
 
 
 @kernel()

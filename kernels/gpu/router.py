@@ -66,12 +66,12 @@ def open_groups(keys, groups, TOP: tl.constexpr, GROUPS: tl.constexpr, SIZE: tl.
 
 @kernel()
 def _route(
-    logits_ptr, choice_ptr, ids_ptr, weights_ptr, experts, groups, scale,
-    TOP_K: tl.constexpr, SCORING: tl.constexpr, RENORMALISE: tl.constexpr, CHOICE: tl.constexpr, TOP: tl.constexpr,
-    GROUPS: tl.constexpr, SIZE: tl.constexpr, TWO: tl.constexpr, SLOTS: tl.constexpr,
+    logits_ptr, choice_ptr, factors_ptr, ids_ptr, weights_ptr, experts, groups, scale,
+    TOP_K: tl.constexpr, SCORING: tl.constexpr, RENORMALISE: tl.constexpr, CHOICE: tl.constexpr, FACTORS: tl.constexpr,
+    TOP: tl.constexpr, GROUPS: tl.constexpr, SIZE: tl.constexpr, TWO: tl.constexpr, SLOTS: tl.constexpr,
 ):  # fmt: skip
     """`groups` of `experts` / `groups` experts lie in GROUPS of SIZE places; CHOICE: with a bias of the choice alone,
-    TOP: groups that are open, of which TWO says how they are compared."""
+    FACTORS: of each expert's weight; TOP: groups that are open, of which TWO says how they are compared."""
     MOST: tl.constexpr = 1 << 30
     token = tl.program_id(0).to(tl.int64)
     at, slot = tl.arange(0, GROUPS * SIZE), tl.arange(0, SLOTS)
@@ -102,6 +102,8 @@ def _route(
     elif RENORMALISE:
         weights = tl.where(slot < TOP_K, weights, 0.0)
         weights = weights / (tl.sum(weights, axis=0) + 1e-20)
+    if FACTORS:
+        weights *= tl.load(factors_ptr + ids, mask=slot < TOP_K, other=0.0)
     tl.store(ids_ptr + token * TOP_K + slot, ids, mask=slot < TOP_K)
     tl.store(weights_ptr + token * TOP_K + slot, weights * scale, mask=slot < TOP_K)
 
@@ -109,17 +111,17 @@ def _route(
 def route(x_TD: Tensor, router: Router) -> Choice:
     (T, E), top_k = (x_TD.shape[0], router.matrix.rows), router.top_k
     assert 1 <= top_k <= E, f"top {top_k} of {E}"
-    assert router.factors_E is None, "weights of experts have no factors here"
     assert E % router.groups == 0, f"{E} experts in {router.groups} groups"
     logits_TE, bias = linear(x_TD, router.matrix, router.bias_E), router.choice_bias_E
     if router.scoring == "sparsemixer":  # of one model: a few small kernels of torch's
         return reference.sparse_mix(logits_TE, router)
     choice = logits_TE if bias is None else launch.check(bias, launch.F32, E)
+    factors = logits_TE if router.factors_E is None else launch.check(router.factors_E, launch.F32, E)
     ids, weights = x_TD.new_empty(T, top_k, dtype=launch.I32), x_TD.new_empty(T, top_k)
     _route[(T,)](
-        logits_TE, choice, ids, weights, E, router.groups, float(router.scale),
+        logits_TE, choice, factors, ids, weights, E, router.groups, float(router.scale),
         TOP_K=top_k, SCORING=router.scoring, RENORMALISE=router.renormalise, CHOICE=bias is not None,
-        TOP=router.top_groups, GROUPS=launch.pow2(router.groups), SIZE=launch.pow2(E // router.groups),
-        TWO=router.group_score == "top2", SLOTS=launch.pow2(top_k), num_warps=1,
+        FACTORS=router.factors_E is not None, TOP=router.top_groups, GROUPS=launch.pow2(router.groups),
+        SIZE=launch.pow2(E // router.groups), TWO=router.group_score == "top2", SLOTS=launch.pow2(top_k), num_warps=1,
     )  # fmt: skip
     return ids, weights

@@ -191,6 +191,8 @@ def context_length(c: ConfigReader) -> int:
     longest = NO_LIMIT if not isinstance(longest, int) or longest < 1 else longest
     for name in ("rope_scaling", "rope_parameters"):
         rope = c.get(name)
+        if isinstance(rope, dict) and isinstance(of_kind := rope.get("full_attention"), dict):
+            rope = of_kind
         if isinstance(rope, dict) and "yarn" in (rope.get("rope_type"), rope.get("type")):
             original, factor = rope.get("original_max_position_embeddings") or longest, rope.get("factor")
             if isinstance(original, int) and isinstance(factor, (int, float)) and 0 < factor < NO_LIMIT:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from ..families import mimo_v2_flash as mimo
+from ..families import step3p5 as step
 from ..families.config_reader import ConfigReader
 from ..spec import QkNorm
 from .architecture import Architecture, Cache, Mixer, matrix, mlp, vector
@@ -128,17 +130,13 @@ def _with_blocks(full: Mixer, hidden: int, indexer: Indexer) -> Mixer:
 
 def mimo_v2_flash(c: ConfigReader) -> Architecture:
     """MiMo-V2-Flash: few layers in full, the rest over a short window with sinks and more key-value heads."""
+    c.values = mimo.todays(c)
     count, hidden, heads = layer_count(c), c.integer("hidden_size"), c.integer("num_attention_heads")
-    kinds = listed(c, "layer_types", count, WINDOWED)
-    if kinds is None:
-        pattern = c.require("hybrid_layer_pattern")  # 1: window
-        kinds = [WINDOWED[0] if p else WINDOWED[1] for p in pattern[:count]]
+    kinds, bias = listed(c, "layer_types", count, WINDOWED) or c.require("layer_types"), flag(c, "attention_bias")
     size, v = c.integer("head_dim"), c.integer("v_head_dim")
-    full = gqa(hidden, heads, c.integer("num_key_value_heads"), size, v_dim=v)
-    swa_kv = whole(c, "swa_num_key_value_heads", 2 * c.integer("num_key_value_heads"))
-    swa = gqa(
-        hidden, heads, swa_kv, size, v_dim=v, window=c.integer("sliding_window", "sliding_window_size"), sinks=True
-    )
+    full = gqa(hidden, heads, c.integer("num_key_value_heads"), size, v_dim=v, qkv_bias=bias)
+    swa_kv, window = c.integer("swa_num_key_value_heads"), c.integer("sliding_window")
+    swa = gqa(hidden, heads, swa_kv, size, v_dim=v, qkv_bias=bias, window=window, sinks=True)
     feed = sparse(c, routed(c), bias=True)
     mixers = [swa if kind == WINDOWED[0] else full for kind in kinds]
     return decoder(c, mixers, alternate(count, dense_layers(c, default=1), dense(c), feed))
@@ -146,15 +144,14 @@ def mimo_v2_flash(c: ConfigReader) -> Architecture:
 
 def step3p5(c: ConfigReader) -> Architecture:
     """Step-3.5 and 3.7 Flash: one gate a head; layers over a window have more heads."""
+    c.values = step.todays(c)
     count, hidden, heads = layer_count(c), c.integer("hidden_size"), c.integer("num_attention_heads")
-    kinds = listed(c, "layer_types", count, WINDOWED) or [WINDOWED[0 if i % 4 else 1] for i in range(count)]
-    kv = c.integer("num_attention_groups", "num_key_value_heads")
+    kinds = listed(c, "layer_types", count, WINDOWED) or c.require("layer_types")
+    kv = c.integer("num_key_value_heads")
     full = gqa(hidden, heads, kv, head_dim(c), qk_norm="head", head_gate=True)
-    other = c.get("attention_other_setting") or {}
-    swa_heads = other.get("num_attention_heads") or whole(c, "num_sliding_attention_heads", heads)
+    swa_heads = whole(c, "num_sliding_attention_heads", heads)
     swa = gqa(hidden, swa_heads, kv, head_dim(c), qk_norm="head", head_gate=True, window=c.integer("sliding_window"))
-    experts = routed(c, count=("moe_num_experts", "n_routed_experts"), top_k=("moe_top_k", "num_experts_per_tok"))
-    feed = sparse(c, experts, shared=c.integer("share_expert_dim", "share_expert_dims"), bias=True)
+    feed = sparse(c, routed(c), shared=c.integer("share_expert_dim"), bias=True)
     mixers = [swa if kind == WINDOWED[0] else full for kind in kinds]
     return decoder(c, mixers, alternate(count, dense_layers(c, default=3), dense(c), feed))
 
@@ -163,11 +160,11 @@ def laguna(c: ConfigReader) -> Architecture:
     count, hidden = layer_count(c), c.integer("hidden_size")
     kinds = listed(c, "layer_types", count, WINDOWED) or ["full_attention"] * count
     heads = listed(c, "num_attention_heads_per_layer", count) or [c.integer("num_attention_heads")] * count
-    window, gate = c.get("sliding_window"), c.get("gating") not in (None, False)
+    window, bias, of_values = c.get("sliding_window"), flag(c, "attention_bias"), c.get("gating") == "per-element"
     mixers = [
         gqa(
-            hidden, int(heads[i]), kv_heads(c), head_dim(c), qk_norm="head", head_gate=gate,
-            window=window if kind == WINDOWED[0] else None,
+            hidden, int(heads[i]), kv_heads(c), head_dim(c), qkv_bias=bias, output_bias=bias, qk_norm="head",
+            output_gate=of_values, head_gate=not of_values, window=window if kind == WINDOWED[0] else None,
         )
         for i, kind in enumerate(kinds)
     ]  # fmt: skip

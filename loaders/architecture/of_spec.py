@@ -50,10 +50,10 @@ def _layer(spec: ModelSpec, layer: LayerSpec) -> Layer:
 def _mixer(hidden: int, it: MixerSpec) -> Mixer:
     if isinstance(it, AttentionSpec):
         return gqa(
-            hidden, it.heads, it.kv_heads, it.head_dim, qkv_bias=it.qkv_bias, output_bias=it.output_bias,
-            qk_norm="none" if it.qk_norm == "plain" else it.qk_norm, window=it.window or it.chunk,
-            output_gate=it.gate, sinks=it.sinks,
-            own_values=it.own_values,
+            hidden, it.heads, it.kv_heads, it.head_dim, v_dim=it.v_dim, qkv_bias=it.qkv_bias,
+            output_bias=it.output_bias, qk_norm="none" if it.qk_norm == "plain" else it.qk_norm,
+            window=it.window or it.chunk, output_gate=it.gate == "of values", head_gate=it.gate == "of heads",
+            sinks=it.sinks, own_values=it.own_values,
         )  # fmt: skip
     if isinstance(it, LatentSpec):
         rank = it.q_rank or None

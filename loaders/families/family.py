@@ -7,12 +7,13 @@ change.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ...kernels.recipes import SWIGLU, Activation, GroupScore, Scoring
 from ..spec import QkNorm
+from .config_reader import ConfigReader
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,7 @@ class TensorNames:
     q_norm: str = "self_attn.q_norm.weight"
     k_norm: str = "self_attn.k_norm.weight"
     sinks: str = "self_attn.sinks"
+    attn_gate: str | None = None  # of what heads give; None: of each head its rows stand behind those of its queries
     latent: LatentNames = LatentNames()
     delta: DeltaNames = DeltaNames()
     norms_from_one: bool = False  # of norms, what is stored is the weight less 1
@@ -141,8 +143,12 @@ class Family:
     have biases.
     shared_experts: how many experts wide the shared one is. partial_rope: the config must say how many dims of a head
     are rotated. neighbours: the rope turns dims 2i and 2i + 1, not i and i + half. full_without_rope: layers that see
-    everything rotate nothing, unless all of them do. by_layer: keys that may be lists with the same value for each
-    layer. unused: keys of released configs that nothing is computed with."""
+    everything rotate nothing, unless all of them do. by_kind: layers over a window and such that see everything have
+    numbers of heads and ropes of their own (`by_kind.py`), and sinks over windows alone. v_dim: the key of the width of
+    a value. head_gate: what heads give is weighted by gates with a projection of their own. layer_limits: keys of lists
+    with the limit of each layer's experts, and of its other MLP. spelling: makes of the keys of releases those that
+    transformers writes. by_layer: keys that may be lists with the same value for each layer.
+    unused: keys of released configs that nothing is computed with."""
 
     model_type: str
     architecture: str
@@ -170,6 +176,7 @@ class Family:
     weight_scale: Key | None = None
     activation: Activation = SWIGLU
     activation_limit: Key | None = None
+    layer_limits: tuple[str, str] | None = None
     activation_names: tuple[str, tuple[str, ...]] = ("hidden_act", ("silu", "swish"))
     expert_bias: bool = False
     qkv_bias: bool | Key = False
@@ -184,8 +191,12 @@ class Family:
     clip: Key | None = None
     windowed: bool = False
     chunked: bool = False
+    by_kind: bool = False
     sinks: bool = False
     output_gate: bool = False
+    head_gate: Literal["sigmoid", "softplus"] | None = None
+    v_dim: str | None = None
+    v_scale: Key | None = None
     own_norms: bool = False
     layernorms: bool = False
     head_bias: bool | Key = False
@@ -201,6 +212,7 @@ class Family:
     logits_cap: Key | None = None
     tied_head: bool | Key = Key("tie_word_embeddings", False)
     window_needs_switch: bool = False  # `sliding_window` counts only where `use_sliding_window` is true
+    spelling: Callable[[ConfigReader], dict[str, Any]] | None = None
     by_layer: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
     implied: Mapping[str, Collection[Any]] = field(default_factory=dict)  # keys, and the values that are computed with

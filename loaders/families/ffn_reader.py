@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from ...errors import ConfigError
@@ -22,10 +23,34 @@ def read_ffns(family: Family, config: ConfigReader, count: int) -> list[FfnSpec]
     if all(has_experts):
         if family.dense_width:
             config.seen.add(family.dense_width)
-        return [moe] * count
+        return _with_limits(family, config, [moe] * count)
     assert family.dense_width is not None, "dense layers of a family without a width for them"
     dense = DenseSpec(width=config.integer(family.dense_width), activation=moe.activation)
-    return [moe if routed else dense for routed in has_experts]
+    return _with_limits(family, config, [moe if routed else dense for routed in has_experts])
+
+
+def _with_limits(family: Family, config: ConfigReader, ffns: list[FfnSpec]) -> list[FfnSpec]:
+    """The layers with what each one's experts, and its other MLP, are clamped to; 0 or null: nothing is."""
+    if family.layer_limits is None:
+        return ffns
+    of_experts, of_others = (_limits(config, name, len(ffns)) for name in family.layer_limits)
+    found: list[FfnSpec] = []
+    for ffn, limit, other in zip(ffns, of_experts, of_others, strict=True):
+        beside = replace(ffn.activation, limit=other)
+        if isinstance(ffn, MoeSpec):
+            ffn = replace(ffn, activation=replace(ffn.activation, limit=limit), shared_activation=beside)
+        else:
+            ffn = replace(ffn, activation=beside)
+        found.append(ffn)
+    return found
+
+
+def _limits(config: ConfigReader, name: str, count: int) -> list[float]:
+    values = config.get(name)
+    values = [None] * count if values is None else values
+    if not isinstance(values, list) or len(values) < count:
+        raise config.bad(name, values, f"a list with the limit of each of the {count} layers")
+    return [config.positive(name, value) if value else math.inf for value in values[:count]]
 
 
 def _read_moe(family: Family, config: ConfigReader) -> MoeSpec:

@@ -7,7 +7,7 @@ import math
 from dataclasses import replace
 
 from ..spec import NO_ROPE, AttentionSpec, DeltaSpec, LatentSpec, MixerSpec, RopeSpec, Temperature
-from . import chunks, layer_kinds, window
+from . import by_kind, chunks, layer_kinds, window
 from .config_reader import ConfigReader
 from .family import Family, Key
 from .indexers import with_indexers
@@ -26,6 +26,8 @@ def read_mixers(family: Family, config: ConfigReader, count: int) -> list[MixerS
             return with_deltas(config, latent, count)
         return with_indexers(family, config, latent, count) if family.indexer else [latent] * count
     attention = _read_attention(family, config)
+    if family.by_kind:
+        return by_kind.layers(family, config, attention, count)
     if family.full_attention:
         return layer_kinds.by_kind(config, attention, count)
     if family.mixer == "delta":
@@ -61,8 +63,11 @@ def _read_attention(family: Family, config: ConfigReader) -> AttentionSpec:
         output_bias=read_flag(config, family.output_bias),
         qk_norm=family.qk_norm if has_norm else "none",
         clip=None if clip is None or family.clip is None else config.positive(family.clip.name, clip),
-        sinks=family.sinks,
-        gate=family.output_gate,
+        sinks=family.sinks and not family.by_kind,
+        gate="of values" if family.output_gate else by_kind.gate(family, config),
+        soft_gate=family.head_gate == "softplus",
+        narrow=None if family.v_dim is None else config.integer(family.v_dim),
+        v_scale=1.0 if family.v_scale is None else by_kind.scale_of_values(config, family.v_scale),
         norms_last=family.norms_last,
         v_norm=family.full_attention,
     )

@@ -19,6 +19,8 @@ def read_spec(family: Family, config: ConfigReader) -> ModelSpec:
     """The spec of a checkpoint of `family`; raises ConfigError for a missing, unknown or unsupported value."""
     quantisation.read(config)
     config.values = same_in_every_layer(config, family.by_layer)
+    if family.spelling is not None:
+        config.values = family.spelling(config)
     config.seen.update(family.unused)
     config.only(*family.activation_names)
     for name, values in family.implied.items():

@@ -23,16 +23,21 @@ IN_TURNS = ("qwen35moe",)
 
 # Of the pairs of a head that sees everything, those that are turned: metadata leave it out, a tensor says it.
 TURNED = 0.25
+# Archs whose heads that see everything turn this share of what metadata say, and those over a window all of it.
+PART_TURNED = {"step35": 0.5}
+Shapes = Mapping[str, tuple[int, ...]]
 
 
-def of(family: Family, meta: Metadata, names: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """The keys of a family's mixers; names: of the file's tensors, with their shapes."""
+def of(family: Family, meta: Metadata, shapes: Shapes) -> dict[str, Any]:
+    """The keys of a family's mixers; shapes: of the file's tensors, by name."""
+    if family.by_kind:
+        return _by_kind(family, meta, shapes)
     if family.full_attention:
-        return _of_two_kinds(meta, names)
+        return _of_two_kinds(meta, shapes)
     if family.mixer == "latent":
-        return _latent(meta) | (_indexer(meta, names, family.index_shared) if family.indexer else {})
+        return _latent(meta) | (_indexer(meta, shapes, family.index_shared) if family.indexer else {})
     if family.mixer == "latent and delta":
-        return _latent(meta) | _key_delta(meta, names)
+        return _latent(meta) | _key_delta(meta, shapes)
     found = _grouped(meta)
     if family.chunked:
         return found | _in_chunks(meta)
@@ -75,7 +80,7 @@ def _in_chunks(meta: Metadata) -> dict[str, Any]:
     }
 
 
-def _of_two_kinds(meta: Metadata, names: Collection[str]) -> dict[str, Any]:
+def _of_two_kinds(meta: Metadata, shapes: Shapes) -> dict[str, Any]:
     """Layers over a window and such that see everything; keys and values by layer, or of all layers alike."""
     pattern, count = meta.get("attention.sliding_window_pattern"), meta.number("block_count")
     if not isinstance(pattern, list) or len(pattern) < count or all(pattern[:count]) or not any(pattern[:count]):
@@ -90,7 +95,7 @@ def _of_two_kinds(meta: Metadata, names: Collection[str]) -> dict[str, Any]:
         "num_global_key_value_heads": meta.number("attention.head_count_kv", full),
         "head_dim": size,
         "global_head_dim": meta.number("attention.key_length"),
-        "attention_k_eq_v": f"blk.{full}.attn_v.weight" not in names,
+        "attention_k_eq_v": f"blk.{full}.attn_v.weight" not in shapes,
         "layer_types": kinds,
         "sliding_window": meta.number("attention.sliding_window"),
         "rope_theta": None,
@@ -101,6 +106,54 @@ def _of_two_kinds(meta: Metadata, names: Collection[str]) -> dict[str, Any]:
         "enable_moe_block": True,
         "hidden_size_per_layer_input": meta.number("embedding_length_per_layer_input"),
         "num_kv_shared_layers": meta.number("attention.shared_kv_layers"),
+    }
+
+
+def _by_kind(family: Family, meta: Metadata, shapes: Shapes) -> dict[str, Any]:
+    """Layers over a window and such that see everything, with numbers of heads and ropes of their own."""
+    count, found = layers_of(meta), _grouped(meta)
+    kinds = [SLIDING if window_of(meta, layer) else FULL for layer in range(count)]
+    found |= {
+        "num_attention_heads_per_layer": [meta.number("attention.head_count", layer) for layer in range(count)],
+        **_groups(meta, kinds),
+        "layer_types": kinds,
+        "sliding_window": meta.number("attention.sliding_window") or None,
+        "rope_theta": None,
+        "rope_scaling": None,
+        "partial_rotary_factor": None,
+        "rope_parameters": _ropes(meta, found),
+    }
+    if family.v_dim is not None:
+        found[family.v_dim] = meta.number("attention.value_length", default=found["head_dim"])
+    if family.v_scale is not None:
+        found[family.v_scale.name] = meta.get("attention.value_scale")
+    if family.head_gate is not None:
+        gates = shapes.get("blk.0.attn_gate.weight", (0,))[0]
+        found["gating"] = "per-head" if gates == meta.number("attention.head_count", 0) else "per-element"
+    for key, name in zip(family.layer_limits or (), ("swiglu_clamp_exp", "swiglu_clamp_shexp"), strict=False):
+        found[key] = meta.get(name)
+    return found
+
+
+def _groups(meta: Metadata, kinds: list[str]) -> dict[str, Any]:
+    """Heads of keys of either kind of layers."""
+    heads = [meta.number("attention.head_count", layer) for layer in range(len(kinds))]
+    groups = [meta.number("attention.head_count_kv", layer, n) for layer, n in enumerate(heads)]
+    each = dict(zip(kinds, groups, strict=True))
+    if any(each[kind] != n for kind, n in zip(kinds, groups, strict=True)):
+        raise CheckpointError("layers of one kind have different numbers of heads of keys")
+    return {"num_key_value_heads": each.get(FULL, groups[0]), "swa_num_key_value_heads": each.get(SLIDING)}
+
+
+def _ropes(meta: Metadata, found: Mapping[str, Any]) -> dict[str, Any]:
+    """Of either kind of layers; a context is stretched for those alone that see everything."""
+    size, base = found["head_dim"], meta.get("rope.freq_base") or 10000.0
+    full = _turned(meta, "", size)
+    slides = _turned(meta, "_swa", size) if meta.get("rope.dimension_count_swa") else full
+    full *= PART_TURNED.get(meta.arch, 1.0)
+    return {
+        FULL: {**(found["rope_scaling"] or {}), "rope_theta": base, "partial_rotary_factor": full},
+        SLIDING: {"rope_theta": meta.get("rope.freq_base_swa") or base, "partial_rotary_factor": slides},
     }
 
 

@@ -19,7 +19,8 @@ from ..architecture.tensor_names import GROUP_OF, LEFT_OUT, place
 from ..files.headers import Stored
 
 # Every how many layers one attends to everything, where converters leave that to the arch.
-PATTERNS = {"gpt-oss": 2, "cohere2moe": 4, "exaone-moe": 4, "llama4": 4, "smallthinker": 4, "afmoe": 4}
+PATTERNS = {"gpt-oss": 2, "cohere2moe": 4, "exaone-moe": 4, "llama4": 4, "smallthinker": 4, "afmoe": 4, "laguna": 4}
+FIRST_SEES_ALL = ("laguna",)  # others: the last of so many layers
 CHUNKS = {"llama4": 8192}
 NARROW = 32  # matrices of fewer columns (convolutions) are never quantised
 
@@ -192,7 +193,7 @@ def window_of(meta: Metadata, index: int) -> int | None:
         return None
     if isinstance(pattern, list):
         return window if index < len(pattern) and pattern[index] else None
-    return window if (index + 1) % int(pattern) else None
+    return window if (index + (meta.arch not in FIRST_SEES_ALL)) % int(pattern) else None
 
 
 def _state(meta: Metadata, hidden: int, names: set[str]) -> tuple[int, int]:

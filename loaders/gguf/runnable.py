@@ -25,13 +25,10 @@ ARCHS = {
     "glm4moe": "glm4_moe", "minimax-m2": "minimax_m2", "dots1": "dots1", "ernie4_5-moe": "ernie4_5_moe",
     "exaone-moe": "exaone_moe", "hunyuan-moe": "hunyuan_v1_moe", "gemma4": "gemma4", "llama4": "llama4",
     "phimoe": "phimoe", "mistral4": "mistral4", "deepseek32": "deepseek_v32", "glm-dsa": "glm_moe_dsa",
-    "kimi-linear": "kimi_linear",
+    "kimi-linear": "kimi_linear", "mimo2": "mimo_v2_flash", "step35": "step3p5", "laguna": "laguna",
 }  # fmt: skip
-DIVIDED = (
-    "qwen3_moe",
-    "qwen3_next",
-    "kimi_linear",
-)  # weights of experts are divided by their sum, which metadata leave out
+# Weights of experts are divided by their sum, which metadata leave out.
+DIVIDED = ("qwen3_moe", "qwen3_next", "kimi_linear", "mimo_v2_flash")
 SOFTMAX, SIGMOID = 1, 2  # how scores are made of logits, as metadata say it
 SCORING = {SOFTMAX: "softmax", SIGMOID: "sigmoid", 3: "softmax of those chosen", 4: "square root of softplus"}
 
@@ -45,7 +42,8 @@ CHANGING = (
     "rope.scaling.yarn_attn_factor", "rope.scaling.yarn_ext_factor", "swiglu_clamp_exp", "swiglu_clamp_shexp",
 )  # fmt: skip
 
-OF_TWO_KINDS = ("rope.freq_base_swa",)  # which families with two kinds of attention read
+# Which families with two kinds of attention read.
+OF_TWO_KINDS = ("rope.freq_base_swa", "swiglu_clamp_exp", "swiglu_clamp_shexp")
 WARM = "attention.temperature_scale"  # which those archs read that say it
 WARM_ARCHS = ("mistral4",)
 
@@ -93,8 +91,9 @@ def config(metadata: Mapping[str, Any], tensors: Sequence[Stored], model: Archit
         family.experts[0]: experts.count,
         family.expert_width: experts.width,
     }
-    known = (OF_TWO_KINDS if family.full_attention else ()) + ((WARM,) if meta.arch in WARM_ARCHS else ())
-    changing = [name for name in CHANGING if name not in known]
+    read = OF_TWO_KINDS[:1] if family.full_attention else OF_TWO_KINDS if family.by_kind else ()
+    read += (WARM,) if meta.arch in WARM_ARCHS else ()
+    changing = [name for name in CHANGING if name not in read]
     values |= {name: value for name in changing if (value := meta.get(name)) is not None}
     if (causal := meta.get("attention.causal")) is not None:
         values["is_causal"] = causal

@@ -23,6 +23,7 @@ NAMES = TensorNames(
 )  # fmt: skip
 FUSED = "ffn_gate_up_exps.weight"
 POST_NORM = "post_attention_norm.weight"
+ATTN_GATE = "attn_gate.weight"  # of what heads give; beside a delta rule another gate
 EXPERTS_IN = "pre_ffw_norm_2.weight"  # in front of the experts of layers with norms of each part's own
 LATENT = LatentNames(
     q="attn_q", q_a="attn_q_a", q_a_norm="attn_q_a_norm.weight", q_b="attn_q_b", kv_a="attn_kv_a_mqa",
@@ -50,6 +51,8 @@ def names_of(found: Collection[str]) -> TensorNames:
     names = replace(NAMES, latent=_latent(ends), delta=_delta(ends))
     if POST_NORM in ends and NAMES.mlp_norm not in ends:
         names = replace(names, mlp_norm=POST_NORM)
+    if ATTN_GATE in ends and not any(end.startswith("ssm_") for end in ends):
+        names = replace(names, attn_gate=ATTN_GATE)
     if EXPERTS_IN in ends:
         names = _own_norms(names)
     return _experts(names, ends)

@@ -18,6 +18,7 @@ from ..spec import AttentionSpec, LayerSpec, ModelSpec, RopeSpec
 NAME = "rope_freqs.weight"
 SHORT, LONG = "rope_factors_short.weight", "rope_factors_long.weight"
 NOTHING = 1e20  # from here on a pair is not turned
+STRETCHED = ("step35",)  # archs whose layers that see everything are stretched by what the tensor says
 
 
 def taken(
@@ -32,7 +33,7 @@ def taken(
     if share is not None:
         _check_part(path, found.get(NAME), share)
     elif NAME in found and any(one.kind == "default" for one in ropes):
-        spec = _turned_by(spec, partial(_divided, path, found[NAME]))
+        spec = _turned_by(spec, partial(_divided, path, found[NAME]), whole=meta.arch not in STRETCHED)
     else:
         return dict(found), spec
     return {name: one for name, one in found.items() if name != NAME}, spec
@@ -52,8 +53,10 @@ def _check_part(path: Path, entry: Entry | None, rope: RopeSpec) -> None:
 
 
 def _divided(path: Path, entry: Entry, rope: RopeSpec) -> RopeSpec:
-    """A rope whose pairs turn as much slower as the tensor says."""
-    return replace(rope, kind="divided", factors=_read(path, entry, rope.rotary_dim // 2))
+    """A rope whose pairs turn as much slower as the tensor says, which may have values for more."""
+    pairs = rope.rotary_dim // 2
+    longer = entry.shape[0] if len(entry.shape) == 1 else 0
+    return replace(rope, kind="divided", factors=_read(path, entry, max(pairs, longer))[:pairs])
 
 
 def _two_sets(
@@ -77,12 +80,14 @@ def _two_sets(
     return {name: one for name, one in found.items() if name not in (SHORT, LONG)}, _turned_by(spec, of)
 
 
-def _turned_by(spec: ModelSpec, of: Callable[[RopeSpec], RopeSpec]) -> ModelSpec:
-    """The spec with another rope in layers whose own is the plain one."""
+def _turned_by(spec: ModelSpec, of: Callable[[RopeSpec], RopeSpec], *, whole: bool = True) -> ModelSpec:
+    """The spec with another rope in layers whose own is the plain one. whole: also of those that see a window."""
 
     def changed(layer: LayerSpec) -> LayerSpec:
         mixer = layer.mixer
         if not isinstance(mixer, AttentionSpec) or mixer.rope.kind != "default":
+            return layer
+        if mixer.window is not None and not whole:
             return layer
         return replace(layer, mixer=replace(mixer, rope=of(mixer.rope)))
 

@@ -60,10 +60,10 @@ class Formats:
     def layout(self, spec: ModelSpec, layer: int) -> ExpertLayout:
         """The layout of a layer's experts."""
         gate, up, down = (self.of(f"{layer}.{part}", "experts") for part in PARTS)
-        moe = spec.moe
+        moe, ffn = spec.moe, spec.layers[layer].ffn
         return ExpertLayout(
             format=gate, up_format=up, down_format=down, hidden=spec.hidden, width=moe.width, biased=moe.expert_bias,
-            activation=moe.activation, weighs_input=moe.weighs_input,
+            activation=ffn.activation, weighs_input=moe.weighs_input,
         )  # fmt: skip
 
 
@@ -290,6 +290,7 @@ def _allocate_layer(make: _Allocator, spec: ModelSpec, formats: Formats, index: 
 
     moe = ffn if isinstance(ffn, MoeSpec) else None
     width = ffn.width if isinstance(ffn, DenseSpec) else ffn.shared_width
+    activation = (moe.shared_activation if moe else None) or ffn.activation
     return LayerWeights(
         attn_norm=make.vector(hidden),
         attn_norm_bias=make.vector(hidden) if spec.layernorms else None,
@@ -300,7 +301,7 @@ def _allocate_layer(make: _Allocator, spec: ModelSpec, formats: Formats, index: 
         router_bias=make.vector(moe.experts) if moe and moe.router_bias else None,
         choice_bias=make.vector(moe.experts) if moe and moe.choice_bias else None,
         experts=make.bank(formats.layout(spec, index), moe.experts, index) if moe else None,
-        mlp=_allocate_mlp(make, dense, hidden, width, ffn.activation) if width else None,
+        mlp=_allocate_mlp(make, dense, hidden, width, activation) if width else None,
         shared_gate=make.matrix(f32, 1, hidden) if moe and moe.shared_gate else None,
         out_norm=make.vector(hidden) if layer.own_norms else None,
         router_norm=make.vector(hidden) if layer.own_norms else None,

@@ -17,7 +17,8 @@ from headrace import LLM, SamplingParams
 
 TOLERANCE = 1e-4  # as against transformers; a state that every token changes magnifies rounding, of either side
 # Every kind of mixer and of router once; the window is of 8 tokens. Layers without a rotation, and with norms behind
-# it; chunks of 8, and queries whose temperature goes by their position.
+# it; chunks of 8, and queries whose temperature goes by their position; values narrower
+# than keys; gates of each head; norms of each part's own, and keys that serve as values.
 MODELS: dict[str, dict[str, Any]] = {
     "gpt_oss": {},
     "deepseek_v2-groups": {},
@@ -30,6 +31,15 @@ MODELS: dict[str, dict[str, Any]] = {
     "llama4_text": {"no_rope_layers": [1, 0], "floor_scale": 4},
     "phimoe": {},
     "mistral4": {},
+    "mimo_v2_flash": {
+        "layer_types": ["full_attention", "sliding_attention"], "mlp_layer_types": ["dense", "sparse"],
+    },
+    "step3p5": {"layer_types": ["full_attention", "sliding_attention"], "mlp_layer_types": ["dense", "sparse"]},
+    "laguna": {
+        "layer_types": ["sliding_attention", "full_attention"], "mlp_layer_types": ["dense", "sparse"],
+        "num_attention_heads_per_layer": [6, 4],
+    },
+    "gemma4_text": {"layer_types": ["sliding_attention", "full_attention"]},
 }  # fmt: skip
 
 

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import safetensors.torch
 import torch
+from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.models.mistral4.modeling_mistral4 import Mistral4ForCausalLM
+from transformers.models.step3p7.configuration_step3p7 import Step3p7TextConfig
+from transformers.models.step3p7.modeling_step3p7 import Step3p7TextModel
 
 BASE: dict[str, Any] = dict(
     vocab_size=160, hidden_size=64, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
@@ -57,6 +61,12 @@ BIASED: dict[str, Any] = dict(
 TWO_ROPES = {
     "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
     "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1e6},
+}  # fmt: skip
+KINDS = ["full_attention", "sliding_attention", "sliding_attention", "full_attention"]
+SPARSE = ["dense", "sparse", "sparse", "sparse"]
+PART_TURNED = {
+    "full_attention": {"rope_type": "default", "rope_theta": 5e6, "partial_rotary_factor": 0.334},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.334},
 }  # fmt: skip
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -240,10 +250,46 @@ VARIANTS: dict[str, dict[str, Any]] = {
         BASE, intermediate_size=48, num_local_experts=7, num_experts_per_tok=2, router_jitter_noise=0.15,
         attention_bias=False, lm_head_bias=False, rope_theta=10000.0,
     ),
+    "mimo_v2_flash": dict(
+        BIASED, num_hidden_layers=4, num_attention_heads=8, v_head_dim=20, n_routed_experts=9, sliding_window=8,
+        layer_types=KINDS, mlp_layer_types=SPARSE, attention_value_scale=0.6, routed_scaling_factor=1.3,
+        rope_parameters=PART_TURNED, n_group=1, topk_group=1,
+    ),
+    "mimo_v2_flash-bias": dict(
+        BIASED, num_hidden_layers=4, num_attention_heads=8, v_head_dim=36, n_routed_experts=9, sliding_window=5,
+        layer_types=KINDS[::-1], mlp_layer_types=SPARSE, attention_value_scale=None, attention_bias=True,
+        rope_parameters=PART_TURNED, n_group=3, topk_group=2,
+    ),
+    "step3p5": dict(
+        BASE, num_hidden_layers=5, num_attention_heads=4, num_sliding_attention_heads=6, head_dim=24,
+        intermediate_size=96, moe_intermediate_size=40, share_expert_dim=48, n_routed_experts=9, num_experts_per_tok=3,
+        sliding_window=7, moe_router_scaling_factor=1.7, layer_types=[*KINDS, "sliding_attention"],
+        mlp_layer_types=[*SPARSE, "sparse"], swiglu_limits=[0.0, 0.0, 0.3, None, 0.2],
+        swiglu_limits_shared=[0.5, None, 0.0, 0.0, 0.25],
+        rope_parameters={
+            "full_attention": {**LLAMA3, "partial_rotary_factor": 0.5},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 1.0},
+        },
+    ),
+    "laguna": dict(
+        BIASED, num_hidden_layers=5, num_experts=9, shared_expert_intermediate_size=48, sliding_window=8,
+        layer_types=[*KINDS[:3], KINDS[1], KINDS[0]], mlp_layer_types=[*SPARSE, "sparse"],
+        num_attention_heads_per_layer=[4, 6, 8, 6, 4],
+        moe_routed_scaling_factor=1.7, gating=True,
+        rope_parameters={
+            "full_attention": {**YARN, "partial_rotary_factor": 0.5},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 1.0},
+        },
+    ),
+    "laguna-values": dict(
+        BIASED, num_experts=8, shared_expert_intermediate_size=40, sliding_window=8, attention_bias=True,
+        layer_types=["full_attention"] * 3, mlp_layer_types=SPARSE[:3], moe_routed_scaling_factor=1.0,
+        gating="per-element", rope_parameters={"full_attention": HALF},
+    ),
 }  # fmt: skip
 
 
-def randomise(model: PreTrainedModel, seed: int) -> None:
+def randomise(model: torch.nn.Module, seed: int) -> None:
     """Gives every stored tensor values that matter: norms near one, the rest normal, so that logits come near 4."""
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in model.state_dict().items():
@@ -260,12 +306,46 @@ def randomise(model: PreTrainedModel, seed: int) -> None:
             tensor.copy_(noise / tensor.shape[-1] ** 0.5)
 
 
+class StepWithHead(torch.nn.Module):
+    """Step's text model, which transformers has without a head, behind one; saved under the names of its releases."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        super().__init__()
+        self.config = Step3p7TextConfig(**settings)
+        self.model = Step3p7TextModel._from_config(self.config, dtype=torch.float32, attn_implementation="eager")
+        self.lm_head = torch.nn.Linear(self.config.hidden_size, self.config.vocab_size, bias=False)
+
+    def forward(self, ids: torch.Tensor) -> SimpleNamespace:
+        return SimpleNamespace(logits=self.lm_head(self.model(ids).last_hidden_state))
+
+    def save_pretrained(self, directory: Path) -> None:
+        self.config.save_pretrained(directory)
+        found: dict[str, torch.Tensor] = {}
+        for name, tensor in self.state_dict().items():
+            place, _, rest = name.partition(".mlp.")
+            if rest == "experts.gate_up_proj":
+                found |= {f"{place}.moe.{part}_proj.weight": half.contiguous()
+                          for part, half in zip(("gate", "up"), tensor.chunk(2, 1), strict=True)}  # fmt: skip
+            else:
+                moved = {"gate.weight": "moe.gate.weight", "gate.e_score_correction_bias": "moe.router_bias",
+                         "experts.down_proj": "moe.down_proj.weight"}.get(rest)  # fmt: skip
+                shared = rest.replace("shared_experts.", "share_expert.") if "shared_experts." in rest else None
+                found[f"{place}.{moved or shared}" if moved or shared else name] = tensor.contiguous()
+        save_file(found, directory / "model.safetensors")
+
+
 # Not among those that the Auto class makes.
 OWN = {"mistral4": Mistral4ForCausalLM._from_config}
 
 
-def build(variant: str, directory: Path, seed: int = 0, **changes: Any) -> PreTrainedModel:
+def build(variant: str, directory: Path, seed: int = 0, **changes: Any) -> Any:
     """Saves a tiny checkpoint of `variant` in float32 and returns the model it came from, ready to be compared with."""
+    if variant.startswith("step3p5"):
+        step = StepWithHead({**VARIANTS[variant], **changes}).eval()
+        with torch.no_grad():
+            randomise(step, seed)
+        step.save_pretrained(directory)
+        return step
     config = AutoConfig.for_model(variant.split("-")[0], **{**VARIANTS[variant], **changes})
     maker = OWN.get(variant.split("-")[0], AutoModelForCausalLM.from_config)
     model = maker(config, dtype=torch.float32, attn_implementation="eager")

@@ -15,6 +15,7 @@ from typing import Any
 import biased_metadata
 import gguf
 import gguf_files
+import kind_metadata
 import mixer_metadata
 import numpy as np
 import safetensors.torch
@@ -27,7 +28,7 @@ ARCHS = {
     "gpt_oss": "gpt-oss", "deepseek_v2": "deepseek2", "deepseek_v3": "deepseek2", "kimi_k2": "deepseek2",
     "glm4_moe_lite": "deepseek2", "qwen3_next": "qwen3next", "qwen3_5_moe_text": "qwen35moe",
     "gemma4_text": "gemma4", "deepseek_v32": "deepseek32", "glm_moe_dsa": "glm-dsa", **biased_metadata.ARCHS,
-    **warm_metadata.ARCHS, "kimi_linear": "kimi-linear",
+    **warm_metadata.ARCHS, "kimi_linear": "kimi-linear", **kind_metadata.ARCHS,
 }  # fmt: skip
 JOINED = ("kv_b_proj.weight", "in_proj_qkvz.weight")
 EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.(\w+\.weight)")
@@ -42,12 +43,11 @@ def read(directory: Path, *, joined: bool = False) -> tuple[dict[str, Any], dict
         stored |= {name: tensor.float().numpy() for name, tensor in safetensors.torch.load_file(path).items()}
     arch = ARCHS[config["model_type"]]
     codes = {name: code for code, name in gguf.MODEL_ARCH_NAMES.items()}
-    named_as = "glm-dsa" if arch == "deepseek32" else arch  # which the package does not know, with the same names
-    table = gguf.get_tensor_name_map(codes[named_as], config["num_hidden_layers"])
+    table = gguf.get_tensor_name_map(codes[kind_metadata.NAMED_AS.get(arch, arch)], config["num_hidden_layers"])
     change = {
         **dict.fromkeys(mixer_metadata.LATENT, _latent), "gpt-oss": _gpt_oss, "qwen3next": _delta,
         "qwen35moe": _delta_in_turns, "gemma4": _gemma4, "llama4": warm_metadata.llama4, "mistral4": _mistral4,
-        "kimi-linear": _key_delta,
+        "kimi-linear": _key_delta, "mimo2": _mimo2, "step35": _step35, "laguna": _laguna,
     }.get(arch, _biased)  # fmt: skip
     found: dict[str, Array] = {}
     for name, values in _stacked(stored).items():
@@ -63,6 +63,8 @@ def read(directory: Path, *, joined: bool = False) -> tuple[dict[str, Any], dict
         found["rope_freqs.weight"] = _rope_factors(config)
     if arch in warm_metadata.ARCHS.values():
         found |= warm_metadata.factors(config)
+    if arch == "step35":
+        found["rope_freqs.weight"] = kind_metadata.stretched(config)
     return config, found
 
 
@@ -157,6 +159,32 @@ def _gemma4(_: dict[str, Any], name: str, values: Array) -> Named:
         yield name + ".weight", values
     else:
         yield name, values
+
+
+def _mimo2(_: dict[str, Any], name: str, values: Array) -> Named:
+    """Sinks are a weight."""
+    if name.endswith("attention_sink_bias"):
+        yield name + ".weight", values
+    else:
+        yield from _biased({}, name, values)
+
+
+def _step35(_: dict[str, Any], name: str, values: Array) -> Named:
+    """Norms with the one that is added."""
+    if name.endswith("norm.weight"):
+        yield name, values + 1
+    elif name.endswith("router_bias"):
+        yield name + ".bias", values
+    else:
+        yield name, values
+
+
+def _laguna(_: dict[str, Any], name: str, values: Array) -> Named:
+    """Under the names that the package has for the like of it."""
+    renamed = (("mlp.experts.e_score_correction_bias", "mlp.gate.e_score_correction.bias"),)
+    for old, new in renamed:
+        name = name.replace(old, new)
+    yield name, values
 
 
 def _rope_factors(config: dict[str, Any]) -> Array:

@@ -6,6 +6,7 @@ from typing import Any
 
 import biased_metadata
 import gguf
+import kind_metadata
 import warm_metadata
 
 SCORING = {"sigmoid": gguf.ExpertGatingFuncType.SIGMOID, "softmax": gguf.ExpertGatingFuncType.SOFTMAX}
@@ -27,6 +28,9 @@ def add(writer: gguf.GGUFWriter, arch: str, config: dict[str, Any], older: bool)
     """All of them but the tokenizer's. older: of a file with joined up-projections of latents."""
     if arch in biased_metadata.ARCHS.values():
         biased_metadata.add(writer, arch, config)
+        return
+    if arch in kind_metadata.ARCHS.values():
+        kind_metadata.add(writer, arch, config)
         return
     if arch == "gemma4":
         _gemma4(writer, config)

@@ -20,6 +20,7 @@ from headrace import kernels
 from headrace.kernels import FORMATS, ExpertLayout, Format, reference
 from headrace.kernels.cases.all import CASES, experts_case_of, linear_case
 from headrace.kernels.cases.block_formats import MIXES, MORE, layout_of, whole_blocks
+from headrace.kernels.cases.by_kind import KIND_CASES
 from headrace.kernels.cases.case import Case, Inputs, RandomSource, worst
 from headrace.kernels.cases.families import FAMILY_CASES
 from headrace.kernels.cases.own_norms import OWN_NORMS_CASES
@@ -48,7 +49,7 @@ def is_new(case: Case) -> bool:
     activations are for kernels that round them to int8, and a block or layers are their parts in any format."""
     form = case.name.split()[0]
     if case.op in ("attention_block", "layers"):
-        return form in ("f32", "window,", "windows,", "chunks,") and "few rows" not in case.name
+        return form in ("f32", "window,", "windows,", "chunks,", "own", "narrow") and "few rows" not in case.name
     if case.op == "linear_by_head" and case.name.endswith(("16x40x256", "3x33x256")):
         return form in ("f32", "q4_0", "q6_k")
     return not (case.op in ("linear", "experts") and (form == "f16" or case.name.endswith("exact")))
@@ -75,10 +76,8 @@ class FewRows(RandomSource):
         return Matrix(format, rows, cols, few.data.repeat(-(-rows // 5), 1)[:rows].contiguous())
 
 
-SCALE = [case for case in OWN_NORMS_CASES if case.op == "scale_"]  # the others of these are refused on a GPU
-SMALL = [
-    case for case in (*CASES, *FAMILY_CASES, *RECURRENT_CASES, *SCALE, *WARM_CASES) if is_small(case) and is_new(case)
-]
+ALL = (*CASES, *FAMILY_CASES, *RECURRENT_CASES, *OWN_NORMS_CASES, *KIND_CASES, *WARM_CASES)
+SMALL = [case for case in ALL if is_small(case) and is_new(case)]
 
 
 def test_the_interpreter_is_on() -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from headrace.kernels import _cpu, reference
 from headrace.kernels.cases.all import CASES
 from headrace.kernels.cases.block_formats import BLOCK_CASES
+from headrace.kernels.cases.by_kind import KIND_CASES
 from headrace.kernels.cases.case import Case, Inputs, worst
 from headrace.kernels.cases.families import FAMILY_CASES
 from headrace.kernels.cases.mixers import MIXER_CASES
@@ -30,7 +31,7 @@ from headrace.kernels.isa import available_isas
 
 ALL = (
     *CASES, *BLOCK_CASES, *FAMILY_CASES, *RECURRENT_CASES, *MIXER_CASES, *OWN_NORMS_CASES, *SPARSE_CASES, *WARM_CASES,
-    *KEY_CASES,
+    *KEY_CASES, *KIND_CASES,
 )  # fmt: skip
 SMALL = [case for case in ALL if not case.bench]
 

@@ -67,10 +67,10 @@ void bind_pointwise(nb::module_& m) {
     Turn turn(context);
     weighted_rows(at<float>(rows), at<float>(weights), tokens, top_k, d, at<float>(y), turn);
   }, Unlocked());
-  m.def("sigmoid_mul", [](const Context& context, Address y, Address gate, int tokens, int d) {
+  m.def("gate_mul", [](const Context& context, Address y, Address gate, int tokens, int d, int gates, bool soft) {
     Turn turn(context);
-    sigmoid_mul(at<float>(y), at<float>(gate), tokens, d, turn);
-  }, Unlocked());
+    gate_mul(at<float>(y), at<float>(gate), tokens, d, gates, soft, turn);
+  }, "context"_a, "y"_a, "gate"_a, "tokens"_a, "d"_a, nb::kw_only(), "gates"_a, "soft"_a, Unlocked());
   m.def("scale", [](const Context& context, Address x, Address by, int tokens, int d) {
     Turn turn(context);
     scale(at<float>(x), at<float>(by), tokens, d, turn);
@@ -101,12 +101,13 @@ void bind_matrices(nb::module_& m) {
 void bind_attention(nb::module_& m) {
   m.def("place_qkv", [](const Context& context, Address qkv, int tokens, int heads, const Cache& cache,
                         const Rope& rope, Address positions, Address slots, const HeadNorm& q_norm,
-                        const HeadNorm& k_norm, const HeadNorm& v_norm, float eps, float clip, bool shared) {
+                        const HeadNorm& k_norm, const HeadNorm& v_norm, float eps, float clip, float v_scale,
+                        bool shared) {
     Turn turn(context);
     place_qkv({at<float>(qkv), tokens, heads, cache, rope, at<int32_t>(positions), at<int64_t>(slots), q_norm, k_norm,
-               v_norm, eps, clip, shared}, turn);
+               v_norm, eps, clip, v_scale, shared}, turn);
   }, "context"_a, nb::kw_only(), "qkv"_a, "tokens"_a, "heads"_a, "cache"_a, "rope"_a, "positions"_a, "slots"_a,
-     "q_norm"_a, "k_norm"_a, "v_norm"_a, "eps"_a, "clip"_a, "shared"_a, Unlocked());
+     "q_norm"_a, "k_norm"_a, "v_norm"_a, "eps"_a, "clip"_a, "v_scale"_a, "shared"_a, Unlocked());
   m.def("rotate", [](const Context& context, Address x, int64_t token_stride, int64_t head_stride, int tokens, int heads,
                      const Rope& rope, Address positions) {
     Turn turn(context);

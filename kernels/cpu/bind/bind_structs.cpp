@@ -33,9 +33,9 @@ void bind_weights(nb::module_& m) {
         }
       }, nb::kw_only(), "parts"_a);
   nb::class_<Activation>(m, "Activation")
-      .def("__init__", [](Activation* to, float alpha, float offset, float limit, float cubic) {
-        new (to) Activation{alpha, offset, limit, cubic};
-      }, nb::kw_only(), "alpha"_a, "offset"_a, "limit"_a, "cubic"_a);
+      .def("__init__", [](Activation* to, float alpha, float offset, float limit, float cubic, bool late) {
+        new (to) Activation{alpha, offset, limit, cubic, late};
+      }, nb::kw_only(), "alpha"_a, "offset"_a, "limit"_a, "cubic"_a, "late"_a);
   nb::class_<Bank>(m, "Bank")
       .def("__init__", [](Bank* to, int gate, int up, int down, int experts, int hidden, int width, size_t bytes,
                           size_t bias_offset, const Activation& activation, bool weighs_input, Address data) {
@@ -80,15 +80,15 @@ void bind_attention(nb::module_& m) {
 void bind_mixers(nb::module_& m) {
   nb::class_<AttentionMixer>(m, "AttentionMixer")
       .def("__init__", [](AttentionMixer* to, int heads, const Rows& qkv, Address qkv_bias, const HeadNorm& q_norm,
-                          const HeadNorm& k_norm, const HeadNorm& v_norm, bool shared, const Cache& cache,
-                          const Rope& rope, float clip, float scale, int window, int chunk, Address sinks,
-                          const Weights* gate, const Rope* first, Address temperature) {
-        new (to) AttentionMixer{heads, qkv, at<float>(qkv_bias), q_norm, k_norm, v_norm, shared, cache, rope, clip,
-                                scale, window, chunk, at<float>(sinks), or_none(gate), first ? *first : Rope{},
-                                at<float>(temperature)};
-      }, nb::kw_only(), "heads"_a, "qkv"_a, "qkv_bias"_a, "q_norm"_a, "k_norm"_a, "v_norm"_a, "shared"_a, "cache"_a,
-         "rope"_a, "clip"_a, "scale"_a, "window"_a, "chunk"_a, "sinks"_a, "gate"_a.none(), "first"_a.none(),
-         "temperature"_a);
+                          const HeadNorm& k_norm, const HeadNorm& v_norm, float v_scale, bool shared,
+                          const Cache& cache, const Rope& rope, float clip, float scale, int window, int chunk,
+                          Address sinks, const Weights* gate, bool soft, const Rope* first, Address temperature) {
+        new (to) AttentionMixer{heads, qkv, at<float>(qkv_bias), q_norm, k_norm, v_norm, v_scale, shared, cache, rope,
+                                clip, scale, window, chunk, at<float>(sinks), or_none(gate), soft,
+                                first ? *first : Rope{}, at<float>(temperature)};
+      }, nb::kw_only(), "heads"_a, "qkv"_a, "qkv_bias"_a, "q_norm"_a, "k_norm"_a, "v_norm"_a, "v_scale"_a, "shared"_a,
+         "cache"_a, "rope"_a, "clip"_a, "scale"_a, "window"_a, "chunk"_a, "sinks"_a, "gate"_a.none(), "soft"_a,
+         "first"_a.none(), "temperature"_a);
   nb::class_<Indexer>(m, "Indexer")
       .def("__init__", [](Indexer* to, int heads, const Weights& q, const Weights& k, const Weights& weights, Address norm,
                           Address bias, float eps, const Cache& cache) {

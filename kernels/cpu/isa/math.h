@@ -42,10 +42,11 @@ inline V sigmoid(V x) { return div(set1(1.0f), add(set1(1.0f), exp_(sub(zero(), 
 
 // See Activation. This order of arguments lets NaN through the clamps.
 inline V activate(V gate, V up, const Activation& a) {
-  gate = vmin(set1(a.limit), gate);
+  if (!a.late) gate = vmin(set1(a.limit), gate);
   up = vmin(set1(a.limit), vmax(set1(-a.limit), up));
   const V curved = a.cubic == 0.0f ? gate : mul(gate, fma(set1(a.cubic), mul(gate, gate), set1(1.0f)));
-  return mul(add(up, set1(a.offset)), div(gate, add(set1(1.0f), exp_(mul(set1(-a.alpha), curved)))));
+  const V opened = div(gate, add(set1(1.0f), exp_(mul(set1(-a.alpha), curved))));
+  return mul(add(up, set1(a.offset)), a.late ? vmin(set1(a.limit), opened) : opened);
 }
 
 // out[i] = fn(a[i]) for n floats.

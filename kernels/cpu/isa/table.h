@@ -51,9 +51,10 @@ struct TileTokens {
 };
 
 // Between gate and up of a gated MLP: (up + offset) * gate * sigmoid(alpha * (gate + cubic * gate^3)), of a gate of at most
-// `limit` and an up within +-limit. SwiGLU is 1, 0, infinity, 0.
+// `limit` and an up within +-limit; late: gate times sigmoid is at most `limit`. SwiGLU is 1, 0, infinity, 0, false.
 struct Activation {
   float alpha, offset, limit, cubic;
+  bool late;
 };
 
 // The same with biases that are added before, of the rows that are computed; null: none.

@@ -85,7 +85,8 @@ void glu(const float* gate_up, float* out, int tokens, int width, const Activati
 void gated_add(float* y, const float* z, const float* gate, int tokens, int d, Turn& turn);
 // y[t] = sum_k weights[t, k] * rows[t, k], in the order of k. rows: [tokens, top_k, d].
 void weighted_rows(const float* rows, const float* weights, int tokens, int top_k, int d, float* y, Turn& turn);
-void sigmoid_mul(float* y, const float* gate, int tokens, int d, Turn& turn);
+// y *= sigmoid(gate), or softplus(gate): each of `gates` is that of d / gates values next to each other.
+void gate_mul(float* y, const float* gate, int tokens, int d, int gates, bool soft, Turn& turn);
 void scale(float* x, const float* by, int tokens, int d, Turn& turn);  // all by the same number
 void argmax(const float* logits, int rows, int n, float* values, int64_t* ids, Turn& turn);
 
@@ -95,14 +96,14 @@ struct HeadNorm {  // RMSNorm over runs of `size` values; size 0: none
   int size;
 };
 struct QkvArgs {
-  float* qkv;  // [T, heads, d]: queries, keys, values; without these where they are shared
-  int tokens, heads;
+  float* qkv;  // [T, heads d + groups d + groups v]: queries, keys, values; without these where they are shared
+  int tokens, heads;  // of queries
   Cache cache;
   Rope rope;
   const int32_t* positions;  // [T]
   const int64_t* slots;      // [T]
   HeadNorm q_norm, k_norm, v_norm;
-  float eps, clip;
+  float eps, clip, v_scale;  // the last of values
   bool shared;  // keys before their norm serve as values
 };
 void place_qkv(const QkvArgs& args, Turn& turn);
@@ -238,13 +239,15 @@ struct AttentionMixer {
   Rows qkv;
   const float* qkv_bias;
   HeadNorm q_norm, k_norm, v_norm;
+  float v_scale;
   bool shared;  // as in QkvArgs
   Cache cache;
   Rope rope;
   float clip, scale;
   int window, chunk;
   const float* sinks;
-  Weights gate;  // of what the heads give; data null: none
+  Weights gate;  // of what the heads give, of each value or of each head; data null: none
+  bool soft;     // its softplus instead of its sigmoid
   Rope first;    // before the norms of heads, with `rope` turning nothing; r 0: none
   const float* temperature;  // by position: of queries; null: none
 };

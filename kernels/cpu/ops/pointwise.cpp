@@ -11,6 +11,9 @@ namespace headrace {
 
 constexpr int FEW_LOGITS = 32768;  // less than this the caller looks through alone
 
+// log(1 + e^x); from 20 on it is x to the last bit of a float.
+static float softplus(float x) { return x > 20.0f ? x : std::log1p(std::exp(x)); }
+
 void rmsnorm(const float* x, const float* weight, float* y, int tokens, int d, float eps, Turn& turn) {
   const Kernels& isa = turn.isa;
   each_token(turn.team, tokens, int64_t(tokens) * d,
@@ -78,16 +81,22 @@ void weighted_rows(const float* rows, const float* weights, int tokens, int top_
   });
 }
 
-void sigmoid_mul(float* y, const float* gate, int tokens, int d, Turn& turn) {
-  constexpr int PART = 256;  // of a token's sigmoids at once
+void gate_mul(float* y, const float* gate, int tokens, int d, int gates, bool soft, Turn& turn) {
+  constexpr int PART = 256;  // of a token's gates at once
   const Kernels& isa = turn.isa;
+  const int each = d / gates;
   each_token(turn.team, tokens, int64_t(tokens) * d * 4, [&](int t) {
     float open[PART];
-    for (int i = 0; i < d; i += PART) {
-      const size_t at = size_t(t) * d + i;
-      const int n = std::min(PART, d - i);
-      isa.sigmoid(gate + at, n, open);
-      for (int j = 0; j < n; j++) y[at + j] *= open[j];
+    for (int i = 0; i < gates; i += PART) {
+      const int n = std::min(PART, gates - i);
+      const float* from = gate + size_t(t) * gates + i;
+      if (soft)
+        for (int j = 0; j < n; j++) open[j] = softplus(from[j]);
+      else
+        isa.sigmoid(from, n, open);
+      float* to = y + size_t(t) * d + size_t(i) * each;
+      for (int j = 0; j < n; j++, to += each)
+        for (int e = 0; e < each; e++) to[e] *= open[j];
     }
   });
 }

@@ -34,28 +34,30 @@ float* copy_of(const float* keys, int n) {
 void place(const QkvArgs& args, const Kernels& isa, int t) {
   const Cache& cache = args.cache;
   const FormatKernels& format = isa.formats[cache.format];
-  const int d = cache.d, keys = cache.groups * d, queries = args.heads * d - (args.shared ? 1 : 2) * keys;
-  const size_t row = size_t(args.positions[t]) * args.rope.r, bytes = format.row_bytes(d);
-  float *q = args.qkv + size_t(t) * args.heads * d, *k = q + queries, *end = k + keys;
+  const int d = cache.d, vd = cache.values.d, queries = args.heads * d, keys = cache.groups * d, values = cache.groups * vd;
+  const size_t row = size_t(args.positions[t]) * args.rope.r, bytes = format.row_bytes(d), v_bytes = format.row_bytes(vd);
+  float *q = args.qkv + size_t(t) * (queries + keys + (args.shared ? 0 : values)), *k = q + queries, *end = k + keys;
   float* v = args.shared ? copy_of(k, keys) : end;
   normalise(isa, args.q_norm, args.eps, q, queries);
   normalise(isa, args.k_norm, args.eps, k, keys);
-  normalise(isa, args.v_norm, args.eps, v, keys);
+  normalise(isa, args.v_norm, args.eps, v, values);
   clip(args.clip, q, queries + keys);
-  clip(args.clip, v, keys);
+  clip(args.clip, v, values);
+  if (args.v_scale != 1.0f)
+    for (int i = 0; i < values; i++) v[i] *= args.v_scale;
   for (float* head = q; head < end; head += d) isa.rope(head, args.rope.cos + row, args.rope.sin + row, args.rope.r);
   const int64_t page = args.slots[t] / cache.page_keys, at = args.slots[t] % cache.page_keys;
   for (int g = 0; g < cache.groups; g++) {
-    const size_t to = (size_t(page * cache.groups + g) * cache.page_keys + at) * bytes;
-    format.pack(k + g * d, d, cache.k + to);
-    format.pack(v + g * d, d, cache.values.data + to);
+    const size_t to = size_t(page * cache.groups + g) * cache.page_keys + at;
+    format.pack(k + g * d, d, cache.k + to * bytes);
+    format.pack(v + g * vd, vd, cache.values.data + to * v_bytes);
   }
 }
 
 }  // namespace
 
 void place_qkv(const QkvArgs& args, Turn& turn) {
-  each_token(turn.team, args.tokens, int64_t(args.tokens) * args.heads * args.cache.d,
+  each_token(turn.team, args.tokens, int64_t(args.tokens) * (args.heads + 2 * args.cache.groups) * args.cache.d,
              [&](int t) { place(args, turn.isa, t); });
 }
 

@@ -52,6 +52,16 @@ class Asked(NamedTuple):
         return dict(SIZE=launch.pow2(self.d, 16), VALUE=value, V_SIZE=launch.pow2(self.v, 16))
 
     @property
+    def is_wide(self) -> bool:
+        """Whether heads are so wide that a program has room for few of them: tiles are then smaller."""
+        return self.d > 256
+
+    @property
+    def stages(self) -> int:
+        """How many steps' keys and values a program has room for at a time."""
+        return 1 if self.is_wide and self.kind == "f32" else 2
+
+    @property
     def sinks_or_any(self) -> Tensor:
         """The sinks, or something that is not read."""
         return self.q if self.sinks is None else self.sinks

@@ -13,6 +13,7 @@ from .merge import LEAST, Parts, part_length, parts_of, seen_of
 from .softmax import attend
 
 KEYS = {"bf16": 64, "f32": 32}  # of one step
+FEW = 16  # of wide heads
 
 
 @kernel("table_stride")
@@ -59,10 +60,10 @@ def _decode(
 def decode(it: Asked) -> None:
     """Writes the attention of one new token of each sequence."""
     parts = parts_of(it.S, it.G, it.most_seen, it.q.device)
-    found, keys = Parts(it.q, it.v, parts), KEYS[it.kind]
+    found, keys = Parts(it.q, it.v, parts), FEW if it.is_wide else KEYS[it.kind]
     _decode[(it.S * it.G, parts)](
         it.q, it.k_cache, it.v_cache, it.tables, it.contexts, *found.tensors, it.q_stride, it.M, it.G, it.d, it.scale,
         GROUP=it.N // it.G, PAGE=it.page, HEADS=launch.pow2(it.N // it.G, 16), **it.widths, WINDOW=it.window,
-        CHUNK=it.chunk, KEYS=keys, LEAST=LEAST, PRODUCT=it.kind, num_warps=4, num_stages=2,
+        CHUNK=it.chunk, KEYS=keys, LEAST=LEAST, PRODUCT=it.kind, num_warps=4, num_stages=it.stages,
     )  # fmt: skip
     found.merge(it, keys)

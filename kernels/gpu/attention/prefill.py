@@ -78,10 +78,14 @@ def _prefill(
 def prefill(it: Asked) -> None:
     """Writes the attention of T new tokens."""
     queries, keys, warps = (128, 64, 8) if it.kind == "bf16" else (16, 32, 4)
+    if it.d > 128:  # 64 keys and values would be more than GPUs with 99 KB have room for
+        keys = 32
+    if it.is_wide:
+        queries, keys, warps = min(queries, 32), 16, 4
     _prefill[(it.T // queries + it.S, it.N)](
         it.q, it.k_cache, it.v_cache, it.tables, it.starts, it.contexts, it.sinks_or_any, it.out, it.q_stride, it.M,
         it.S, it.G, it.d, it.scale,
         N_HEADS=it.N, GROUP=it.N // it.G, PAGE=it.page, QUERIES=queries, **it.widths, WINDOW=it.window,
         CHUNK=it.chunk, SINKS=it.sinks is not None, KEYS=keys, SEQUENCES=launch.places(it.S), PRODUCT=it.kind,
-        num_warps=warps, num_stages=2,
+        num_warps=warps, num_stages=it.stages,
     )  # fmt: skip

@@ -26,59 +26,92 @@ def clamp(x, limit, CLIP: tl.constexpr):
     return x
 
 
+@triton.jit
+def normed(a, b, c, a_ok, b_ok, c_ok, these, weight, pair, rest, pairs, width, eps):
+    """The pieces of a row, those of `these` heads normed over `width` values."""
+    squares = tl.sum(a * a, axis=1) + tl.sum(b * b, axis=1) + tl.sum(c * c, axis=1)
+    scale = tl.where(these, tl.rsqrt(squares / width + eps)[:, None], 1.0)
+    a *= scale * tl.load(weight + pair, mask=a_ok & these, other=1.0)
+    b *= scale * tl.load(weight + pairs + pair, mask=b_ok & these, other=1.0)
+    c *= scale * tl.load(weight + 2 * pairs + rest, mask=c_ok & these, other=1.0)
+    return a, b, c
+
+
+@triton.jit
+def keep(row, a, b, c, a_ok, b_ok, c_ok, these, pair, rest, pairs):
+    """Writes the pieces of `these` heads to a row, of the cache or where they came from."""
+    kind = row.dtype.element_ty
+    tl.store(row + pair, a.to(kind), mask=a_ok & these)
+    tl.store(row + pairs + pair, b.to(kind), mask=b_ok & these)
+    tl.store(row + 2 * pairs + rest, c.to(kind), mask=c_ok & these)
+
+
+@triton.jit
+def keep_shared(
+    row, a, b, c, a_ok, b_ok, c_ok, keys, weight, pair, rest, pairs, size, eps, limit, v_scale,
+    V_NORM: tl.constexpr, CLIP: tl.constexpr,
+):  # fmt: skip
+    """Writes keys as they come as values of the cache."""
+    if V_NORM:
+        a, b, c = normed(a, b, c, a_ok, b_ok, c_ok, keys, weight, pair, rest, pairs, size, eps)
+    a, b, c = clamp(a, limit, CLIP) * v_scale, clamp(b, limit, CLIP) * v_scale, clamp(c, limit, CLIP) * v_scale
+    keep(row, a, b, c, a_ok, b_ok, c_ok, keys, pair, rest, pairs)
+
+
 @kernel()
 def _place_qkv(
-    x_ptr, q_weight_ptr, k_weight_ptr, cos_ptr, sin_ptr, positions_ptr, k_cache_ptr, v_cache_ptr, slots_ptr, x_stride,
-    queries, groups, size, pairs, eps, limit,
-    NORM: tl.constexpr, CLIP: tl.constexpr, PAGE: tl.constexpr, HEADS: tl.constexpr, PAIRS: tl.constexpr,
-    REST: tl.constexpr,
+    x_ptr, q_weight_ptr, k_weight_ptr, v_weight_ptr, cos_ptr, sin_ptr, positions_ptr, k_cache_ptr, v_cache_ptr,
+    slots_ptr, x_stride, queries, groups, size, v_size, pairs, eps, limit, v_scale,
+    NORM: tl.constexpr, V_NORM: tl.constexpr, SHARED: tl.constexpr, NARROW: tl.constexpr, CLIP: tl.constexpr,
+    PAGE: tl.constexpr, HEADS: tl.constexpr, PAIRS: tl.constexpr, REST: tl.constexpr,
 ):  # fmt: skip
-    """A row is three pieces: the first of each pair, the second, and what is not rotated (REST values, or none)."""
+    """A row is three pieces: the first of each pair, the second, and what is not rotated (REST values, or none).
+    NARROW: values have another width than keys; SHARED: keys as they come serve as values."""
     token = tl.program_id(0).to(tl.int64)
     head = (tl.program_id(1) * HEADS + tl.arange(0, HEADS))[:, None]
     pair, rest = tl.arange(0, PAIRS)[None, :], tl.arange(0, REST)[None, :]
-    there = head < queries + 2 * groups
     moved = head < queries + groups  # queries and keys
-    ok = there & (pair < pairs)
-    rest_ok = there & (rest < size - 2 * pairs)
-    x = x_ptr + token * x_stride + head * size
-    a = tl.load(x + pair, mask=ok, other=0.0)
-    b = tl.load(x + pairs + pair, mask=ok, other=0.0)
-    c = tl.load(x + 2 * pairs + rest, mask=rest_ok, other=0.0)
+    values = (moved == 0) & (head < queries + 2 * groups)
+    if SHARED:
+        values = values & (head < 0)
+    x, width = x_ptr + token * x_stride + head * size, tl.where(moved, size, v_size)
+    if NARROW:
+        x += tl.where(moved, 0, (head - queries - groups) * (v_size - size))
+    there = moved | values
+    a_ok, b_ok = there & (pair < pairs) & (pair < width), there & (pair < pairs) & (pairs + pair < width)
+    c_ok = there & (rest < width - 2 * pairs)
+    a = tl.load(x + pair, mask=a_ok, other=0.0)
+    b = tl.load(x + pairs + pair, mask=b_ok, other=0.0)
+    c = tl.load(x + 2 * pairs + rest, mask=c_ok, other=0.0)
     tl.debug_barrier()  # where a tile is small, several warps read the same values: before any is overwritten
+    slot, keys = tl.load(slots_ptr + token), moved & (head >= queries)
+    place = (slot // PAGE * groups + tl.where(moved, head - queries, head - queries - groups)) * PAGE + slot % PAGE
+    if SHARED:
+        keep_shared(
+            v_cache_ptr + place * size, a, b, c, a_ok, b_ok, c_ok, keys, v_weight_ptr, pair, rest, pairs, size, eps,
+            limit, v_scale, V_NORM, CLIP,
+        )  # fmt: skip
+    elif V_NORM:
+        a, b, c = normed(a, b, c, a_ok, b_ok, c_ok, values, v_weight_ptr, pair, rest, pairs, v_size, eps)
     if NORM:
-        squares = tl.sum(a * a, axis=1) + tl.sum(b * b, axis=1) + tl.sum(c * c, axis=1)
-        scale = tl.where(moved, tl.rsqrt(squares / size + eps)[:, None], 1.0)
         weight = tl.where(head < queries, q_weight_ptr, k_weight_ptr)
-        a *= scale * tl.load(weight + pair, mask=ok & moved, other=1.0)
-        b *= scale * tl.load(weight + pairs + pair, mask=ok & moved, other=1.0)
-        c *= scale * tl.load(weight + 2 * pairs + rest, mask=rest_ok & moved, other=1.0)
-    a, b, c = clamp(a, limit, CLIP), clamp(b, limit, CLIP), clamp(c, limit, CLIP)
+        a, b, c = normed(a, b, c, a_ok, b_ok, c_ok, moved, weight, pair, rest, pairs, size, eps)
+    factor = tl.where(moved, 1.0, v_scale)
+    a, b, c = clamp(a, limit, CLIP) * factor, clamp(b, limit, CLIP) * factor, clamp(c, limit, CLIP) * factor
     angle = tl.load(positions_ptr + token).to(tl.int64) * pairs + pair
     cos = tl.where(moved, tl.load(cos_ptr + angle, mask=pair < pairs, other=0.0), 1.0)
     sin = tl.where(moved, tl.load(sin_ptr + angle, mask=pair < pairs, other=0.0), 0.0)
     a, b = a * cos - b * sin, b * cos + a * sin
-    changed = moved
-    if CLIP:
-        changed = there  # values too
-    tl.store(x + pair, a, mask=ok & changed)
-    tl.store(x + pairs + pair, b, mask=ok & changed)
-    if NORM or CLIP:
-        tl.store(x + 2 * pairs + rest, c, mask=rest_ok & changed)
-    slot = tl.load(slots_ptr + token)
-    cached = head >= queries
-    group = tl.where(moved, head - queries, head - queries - groups)
-    into = tl.where(moved, k_cache_ptr, v_cache_ptr) + ((slot // PAGE * groups + group) * PAGE + slot % PAGE) * size
-    kind = k_cache_ptr.dtype.element_ty
-    tl.store(into + pair, a.to(kind), mask=ok & cached)
-    tl.store(into + pairs + pair, b.to(kind), mask=ok & cached)
-    tl.store(into + 2 * pairs + rest, c.to(kind), mask=rest_ok & cached)
+    keep(x, a, b, c, a_ok, b_ok, c_ok, there, pair, rest, pairs)
+    keep(k_cache_ptr + place * size, a, b, c, a_ok, b_ok, c_ok, keys, pair, rest, pairs)
+    if not SHARED:
+        keep(v_cache_ptr + place * v_size, a, b, c, a_ok, b_ok, c_ok, values, pair, rest, pairs)
 
 
 def place_qkv_(
-    qkv_THd: Tensor,
+    qkv_TR: Tensor,
     k_PGBd: Tensor,
-    v_PGBd: Tensor,
+    v_PGBv: Tensor,
     slots_T: Tensor,
     cos_Pr: Tensor,
     sin_Pr: Tensor,
@@ -89,30 +122,42 @@ def place_qkv_(
     clip: float | None,
     v_norm: Tensor | None = None,
     shared: bool = False,
+    v_scale: float = 1.0,
 ) -> None:
-    assert v_norm is None, "values have no norm here"
-    assert not shared, "keys do not serve as values here"
-    (T, H, d), (P, r) = qkv_THd.shape, cos_Pr.shape
-    G, page, size = launch.caches(k_PGBd, v_PGBd)
-    N = H - 2 * G
-    assert 2 * r <= d == size, f"{r} pairs in {d} values, cache of {size}"
-    assert N > 0, f"{H} heads with {G} of keys and of values"
+    (T, R), (P, r) = qkv_TR.shape, cos_Pr.shape
+    G, page, d, v = launch.caches(k_PGBd, v_PGBv)
+    N = (R - (0 if shared else G * v)) // d - G
+    assert 2 * r <= d, f"{r} pairs in {d} values"
+    assert N > 0, f"{R} values with {G} heads of keys and of values"
+    assert (N + G) * d + (0 if shared else G * v) == R, f"{R} values in heads of {d} and {v}"
+    assert not shared or v == d, f"keys of {d} that serve as values of {v}"
+    launch.check(qkv_TR, launch.F32, T, R)
     for table in (cos_Pr, sin_Pr):
         launch.check(table, launch.F32, P, r)
     launch.check(positions_T, launch.I32, T)
     launch.check(slots_T, launch.I64, T)
-    stride = launch.heads(qkv_THd)
-    weights = [weight for weight in (q_norm, k_norm) if weight is not None]
-    assert len(weights) != 1, "a norm for queries or keys alone"
-    by_head = bool(weights) and all(len(weight) == d for weight in weights)
-    for weight, heads_TNd in zip(weights, (qkv_THd[:, :N], qkv_THd[:, N : N + G]), strict=False):
-        if by_head:
-            launch.check(weight, launch.F32, d)
-        else:
-            norm_rows_(heads_TNd, weight, eps)
-    norms = weights if by_head else (cos_Pr, cos_Pr)  # without a norm they are not read
-    _place_qkv[(T, launch.cdiv(H, HEADS))](
-        qkv_THd, *norms, cos_Pr, sin_Pr, positions_T, k_PGBd, v_PGBd, slots_T, stride,
-        N, G, d, r, eps, clip or 0.0, NORM=by_head, CLIP=clip is not None, PAGE=page, HEADS=HEADS,
-        PAIRS=launch.pow2(r), REST=launch.pow2(max(1, d - 2 * r)),
+    norms = _norms(qkv_TR[:, : (N + G) * d].unflatten(1, (N + G, d)), N, q_norm, k_norm, eps, shared)
+    ready = norms or (cos_Pr, cos_Pr)  # without a norm they are not read
+    own = cos_Pr if v_norm is None else launch.check(v_norm, launch.F32, v)
+    _place_qkv[(T, launch.cdiv(N + (G if shared else 2 * G), HEADS))](
+        qkv_TR, *ready, own, cos_Pr, sin_Pr, positions_T, k_PGBd, v_PGBv, slots_T, R,
+        N, G, d, v, r, eps, clip or 0.0, float(v_scale), NORM=bool(norms), V_NORM=v_norm is not None, SHARED=shared,
+        NARROW=v != d, CLIP=clip is not None, PAGE=page, HEADS=HEADS,
+        PAIRS=launch.pow2(r), REST=launch.pow2(max(1, d - 2 * r, v - 2 * r)),
     )  # fmt: skip
+
+
+def _norms(
+    qk_THd: Tensor, N: int, q_norm: Tensor | None, k_norm: Tensor | None, eps: float, shared: bool
+) -> tuple[Tensor, Tensor] | None:
+    """The norms of each head. Those of all heads as one row are computed here; None: these, or none."""
+    assert (q_norm is None) == (k_norm is None), "a norm for queries or keys alone"
+    if q_norm is None or k_norm is None:
+        return None
+    d = qk_THd.shape[2]
+    if len(q_norm) == len(k_norm) == d:
+        return launch.check(q_norm, launch.F32, d), launch.check(k_norm, launch.F32, d)
+    assert not shared, "keys that are normed as a row before they serve as values"
+    norm_rows_(qk_THd[:, :N], q_norm, eps)
+    norm_rows_(qk_THd[:, N:], k_norm, eps)
+    return None

@@ -32,6 +32,7 @@ def _gate_up(
     up_stride, up_block, up, bias_step,
     TOP_K: tl.constexpr, EVEN: tl.constexpr, WHOLE: tl.constexpr, FORMAT: tl.constexpr, UP_WHOLE: tl.constexpr,
     UP_FORMAT: tl.constexpr, BIASED: tl.constexpr, ALPHA: tl.constexpr, OFFSET: tl.constexpr, LIMIT: tl.constexpr,
+    CUBIC: tl.constexpr, LATE: tl.constexpr,
     PRODUCT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     HALF: tl.constexpr = BLOCK_N // 2
@@ -66,7 +67,7 @@ def _gate_up(
             biases = bias_ptr + expert.to(tl.int64) * bias_step + at
             g += tl.load(biases, mask=at < width, other=0.0)[None, :]
             u += tl.load(biases + width, mask=at < width, other=0.0)[None, :]
-        h = gated(g, u, ALPHA, OFFSET, LIMIT).to(h_ptr.dtype.element_ty)
+        h = gated(g, u, ALPHA, OFFSET, LIMIT, CUBIC, LATE).to(h_ptr.dtype.element_ty)
         tl.store(h_ptr + place.to(tl.int64)[:, None] * width + at[None, :], h, mask=ok[:, None] & (at < width)[None, :])
 
 

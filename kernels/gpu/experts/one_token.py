@@ -34,6 +34,7 @@ def _gate_up(
     up_block, up, bias_step,
     WIDTH: tl.constexpr, WHOLE: tl.constexpr, FORMAT: tl.constexpr, UP_WIDTH: tl.constexpr, UP_WHOLE: tl.constexpr,
     UP_FORMAT: tl.constexpr, BIASED: tl.constexpr, ALPHA: tl.constexpr, OFFSET: tl.constexpr, LIMIT: tl.constexpr,
+    CUBIC: tl.constexpr, LATE: tl.constexpr,
     ROWS: tl.constexpr, GRANULES: tl.constexpr,
 ):  # fmt: skip
     choice = tl.program_id(1)
@@ -55,7 +56,7 @@ def _gate_up(
         biases, mine = bias_ptr + there * bias_step + at, (at < width) & (expert >= 0)
         g += tl.load(biases, mask=mine, other=0.0)
         u += tl.load(biases + width, mask=mine, other=0.0)
-    tl.store(h_ptr + choice * width + at, gated(g, u, ALPHA, OFFSET, LIMIT), mask=at < width)
+    tl.store(h_ptr + choice * width + at, gated(g, u, ALPHA, OFFSET, LIMIT, CUBIC, LATE), mask=at < width)
 
 
 @kernel()

@@ -32,17 +32,17 @@ class AttentionWeights:
 
 def allocate(make: Allocator, spec: AttentionSpec, hidden: int, format_of: FormatOf) -> AttentionWeights:
     q_norm = {"none": 0, "plain": 0, "head": spec.head_dim, "full": spec.q_rows}[spec.qk_norm]
-    k_norm = {"none": 0, "plain": 0, "head": spec.head_dim, "full": spec.kv_rows}[spec.qk_norm]
+    k_norm = {"none": 0, "plain": 0, "head": spec.head_dim, "full": spec.k_rows}[spec.qk_norm]
     roles = "qkv" if spec.own_values else "qk"
-    rows = (spec.q_rows, spec.kv_rows, spec.kv_rows)[: len(roles)]
+    rows = (spec.q_rows, spec.k_rows, spec.v_rows)[: len(roles)]
     return AttentionWeights(
         qkv=make.stacked([format_of(role) for role in roles], rows, hidden),
         qkv_bias=make.vector(spec.qkv_rows) if spec.qkv_bias else None,
         q_norm=make.vector(q_norm) if q_norm else None,
         k_norm=make.vector(k_norm) if k_norm else None,
         sinks=make.vector(spec.heads) if spec.sinks else None,
-        gate=make.matrix(format_of("attn_gate"), spec.q_rows, hidden) if spec.gate else None,
-        o=make.matrix(format_of("o"), hidden, spec.q_rows),
+        gate=make.matrix(format_of("attn_gate"), spec.gate_rows, hidden) if spec.gate_rows else None,
+        o=make.matrix(format_of("o"), hidden, spec.out_rows),
         o_bias=make.vector(hidden) if spec.output_bias else None,
     )
 
@@ -51,19 +51,21 @@ def targets(spec: AttentionSpec, names: TensorNames, it: AttentionWeights, at: s
     """The tensors of one layer by name. norm: of the weights of norms."""
     roles = (
         ("q", names.q, spec.q_rows, spec.heads),
-        ("k", names.k, spec.kv_rows, spec.kv_heads),
-        ("v", names.v, spec.kv_rows, 0),
+        ("k", names.k, spec.k_rows, spec.kv_heads),
+        ("v", names.v, spec.v_rows, 0),
     )
     start = 0
     for role, name, rows, heads in roles if spec.own_values else roles[:2]:
         matrix = it.qkv.slice_rows(start, start + rows)
         target = whole(matrix, "dense", at + role)
-        if role == "q" and it.gate is not None:
+        if role == "q" and it.gate is not None and names.attn_gate is None:
             target = _with_gate(spec, matrix, it.gate, at)
         yield name + ".weight", replace(target, heads=heads)
         if it.qkv_bias is not None:
             yield name + ".bias", replace(vector(it.qkv_bias[start : start + rows]), heads=heads)
         start += rows
+    if it.gate is not None and names.attn_gate is not None:
+        yield names.attn_gate, whole(it.gate, "dense", at + "attn_gate")
     yield names.o + ".weight", whole(it.o, "dense", at + "o")
     if it.o_bias is not None:
         yield names.o + ".bias", vector(it.o_bias)

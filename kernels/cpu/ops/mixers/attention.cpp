@@ -6,14 +6,13 @@ namespace headrace {
 float* mix(const AttentionMixer& mixer, const Normed& in, Turn& turn, Stopwatch& watch) {
   Arena& arena = turn.team.arena;
   const Places& places = in.places;
-  const int rows = rows_of(mixer.qkv), width = mixer.heads * mixer.cache.d, tokens = in.tokens;
+  const int rows = rows_of(mixer.qkv), d = mixer.cache.d, width = mixer.heads * mixer.cache.values.d, tokens = in.tokens;
   float* qkv = arena.take<float>(size_t(tokens) * rows);
   linear(in.h, in.hidden, tokens, mixer.qkv, mixer.qkv_bias, qkv, turn);
   watch.lap(Part::qkv);
-  const int d = mixer.cache.d;
-  if (mixer.first.r) rotate({qkv, rows, d, tokens, rows / d - mixer.cache.groups}, mixer.first, places.positions, turn);
-  place_qkv({qkv, tokens, rows / mixer.cache.d, mixer.cache, mixer.rope, places.positions, places.slots, mixer.q_norm,
-             mixer.k_norm, mixer.v_norm, in.eps, mixer.clip, mixer.shared}, turn);
+  if (mixer.first.r) rotate({qkv, rows, d, tokens, mixer.heads + mixer.cache.groups}, mixer.first, places.positions, turn);
+  place_qkv({qkv, tokens, mixer.heads, mixer.cache, mixer.rope, places.positions, places.slots, mixer.q_norm, mixer.k_norm,
+             mixer.v_norm, in.eps, mixer.clip, mixer.v_scale, mixer.shared}, turn);
   watch.lap(Part::place);
   if (!in.wanted) return nullptr;
   if (mixer.temperature) scale_rows({qkv, rows, d, tokens, mixer.heads}, d, mixer.temperature, places.positions, turn);
@@ -22,9 +21,10 @@ float* mix(const AttentionMixer& mixer, const Normed& in, Turn& turn, Stopwatch&
              mixer.heads, mixer.scale, mixer.window, mixer.chunk, mixer.sinks, out, width}, turn);
   watch.lap(Part::attention);
   if (mixer.gate.data) {
-    float* gate = arena.take<float>(size_t(tokens) * width);
-    linear(in.h, in.hidden, tokens, mixer.gate, nullptr, gate, width, turn);
-    sigmoid_mul(out, gate, tokens, width, turn);
+    const int gates = mixer.gate.rows;
+    float* gate = arena.take<float>(size_t(tokens) * gates);
+    linear(in.h, in.hidden, tokens, mixer.gate, nullptr, gate, gates, turn);
+    gate_mul(out, gate, tokens, width, gates, mixer.soft, turn);
     watch.lap(Part::qkv);
   }
   return out;

@@ -1,0 +1,71 @@
+"""Cases of attention that differs by the kind of a layer: blocks and decoders whose values are narrower than keys and
+scaled, whose heads have one gate each, by a sigmoid or a softplus; SwiGLU whose limit comes behind the sigmoid."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Generator
+
+from ..decoder_layer import AttentionBlock, Layer, Stack
+from ..formats import FORMATS, ExpertLayout
+from ..packed import Stacked
+from ..recipes import Activation
+from .all import experts_case_of
+from .attention import HEAD, PAGE, G, N, block_difference, paged, places_of, rows_of
+from .case import Case, Inputs, Source, normal
+from .families import glu_cases
+from .layers import layers_difference, random_layer
+
+LATE = Activation(limit=0.75, late=True)
+VALUE = 20
+
+
+def narrow(g: Generator, source: Source, block: AttentionBlock, D: int, per_head: bool, soft: bool) -> AttentionBlock:
+    """The block with values of another width, a gate, and on the way a window with sinks."""
+    form = block.qkv.parts[0].format
+    return replace(
+        block, qkv=Stacked((source.matrix(form, (N + G) * HEAD + G * VALUE, D),)), qkv_bias=None, clip=None,
+        o=source.matrix(form, D, N * VALUE), gate=source.matrix(form, N if per_head else N * VALUE, D), soft=soft,
+        v_scale=0.7, window=6 if per_head else None, sinks_N=normal(g, N) if per_head else None, native={},
+    )  # fmt: skip
+
+
+def narrow_cases() -> Iterator[Case]:
+    """Blocks and a decoder: the same bits as from their parts."""
+
+    def build(g: Generator, source: Source, new: list[int], old: list[int], rows: str) -> Inputs:
+        T, contexts = sum(new), [n + o for n, o in zip(new, old, strict=True)]
+        cache = paged(g, contexts, G, PAGE, HEAD, torch.bfloat16, v_dim=VALUE)
+        plain = [random_layer(g, source, FORMATS["q8_0"], 96, cache, kind) for kind in ("dense", "shared", "moe")]
+        stack = Stack(layers=tuple(layer_of(g, source, layer, i) for i, layer in enumerate(plain)))
+        places = places_of(new, old, cache["tables"], PAGE)
+        return {"x": normal(g, T, 96), "stack": stack, "block": stack.layers[1].block, "update": normal(g, T, 96),
+                "places": places, "rows": rows_of(rows, T)}  # fmt: skip
+
+    def layer_of(g: Generator, source: Source, layer: Layer, index: int) -> Layer:
+        assert isinstance(layer.block, AttentionBlock)
+        bank = layer.bank
+        if bank is not None:
+            bank = source.bank(replace(bank.layout, activation=LATE), bank.experts)
+        block = narrow(g, source, layer.block, 96, per_head=index > 0, soft=index < 2)
+        return replace(layer, block=block, bank=bank, mlp=layer.mlp and replace(layer.mlp, activation=LATE))
+
+    for op, call in (("attention_block", block_difference), ("layers", layers_difference)):
+        for new, old, rows in (([1], [40], ""), ([37, 5], [3, 0], "few rows"), ([9], [20], "no rows")):
+            name = f"narrow values, gates new {new} after {old}{rows and ' ' + rows}"
+            yield Case(op=op, name=name, build=partial(build, new=new, old=old, rows=rows), call=call)
+
+
+def experts_cases() -> Iterator[Case]:
+    for name in ("f32", "bf16", "q8_0", "q4_k"):
+        for T, kind in ((21, ""), (1, "partly elsewhere")):
+            layout = ExpertLayout(format=FORMATS[name], hidden=256, width=256, activation=LATE)
+            yield experts_case_of(layout, 5, T, 2, kind)
+
+
+MAKERS: tuple[Callable[[], Iterator[Case]], ...] = (narrow_cases, partial(glu_cases, (LATE,)), experts_cases)
+KIND_CASES = [case for maker in MAKERS for case in maker()]
