@@ -1,5 +1,5 @@
 """Releases that are quantised from the start, each in its own layout, against the same numbers in float32: gpt-oss,
-DeepSeek-V3, Kimi-K2-Thinking, Qwen3.6-FP8."""
+DeepSeek-V3, Kimi-K2-Thinking, Qwen3.6-FP8, MiMo-V2-Flash."""
 
 from __future__ import annotations
 
@@ -31,6 +31,9 @@ SIZES: dict[str, dict[str, int]] = {
     "qwen3_5_moe_text": dict(
         hidden_size=256, head_dim=64, moe_intermediate_size=128, shared_expert_intermediate_size=256,
         linear_key_head_dim=16, linear_value_head_dim=32,
+    ),
+    "mimo_v2_flash": dict(
+        hidden_size=256, head_dim=96, v_head_dim=40, moe_intermediate_size=128, intermediate_size=384,
     ),
 }  # fmt: skip
 
@@ -159,3 +162,24 @@ def test_kimi_k2_thinking(tmp_path: Path) -> None:
     formats = open_directory(tmp_path / "model", LoadOptions()).formats
     assert [formats.of(f"1.{part}", "experts").name for part in ("gate", "up", "down")] == ["q4_0_bf16"] * 3
     assert {formats.of(f"1.{role}", "dense").name for role in ("q_a", "k_up", "mlp_up", "o")} == {"bf16"}
+
+
+# ---- MiMo-V2-Flash: FP8 in tiles, but for what is projected back
+
+
+def test_mimo_in_tiles_that_heads_do_not_fill(tmp_path: Path) -> None:
+    """Queries, keys and values apart: 768, 192 or 384, and 80 or 160 rows of tiles of 128."""
+    tiny.build("mimo_v2_flash", tmp_path / "shapes", **SIZES["mimo_v2_flash"])
+    alone = (*ALONE, "self_attn.o_proj")
+    modules = quantised_files.write(
+        tmp_path / "shapes", tmp_path / "model", tmp_path / "twin", KINDS["fp8 tiles f32"],
+        lambda module: not module.endswith(alone),
+    )  # fmt: skip
+    assert "model.layers.1.self_attn.v_proj" in modules
+    edit(
+        tmp_path / "model" / "config.json", quantization_config={**KINDS["fp8 tiles f32"].config, "ignored_layers": []}
+    )
+    found, expected = logits(tmp_path / "model"), logits(tmp_path / "twin")
+    assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
+    formats = open_directory(tmp_path / "model", LoadOptions()).formats
+    assert [formats.of(f"1.{role}", "dense").name for role in ("q", "k", "v", "o")] == ["fp8"] * 3 + ["bf16"]
