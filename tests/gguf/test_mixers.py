@@ -99,6 +99,25 @@ def test_layers_behind_the_last_are_left_out_with_a_note(released: Callable[[str
         assert any("layers for multi-token prediction are left out" in note for note in llm.notes)
 
 
+def test_layers_behind_the_last_have_heads_in_the_lists_of_all(released: Callable[[str], Path], tmp_path: Path) -> None:
+    """MiMo's files count three blocks more, and say of each how many heads it has and whether it sees a window."""
+    config, tensors = mixer_files.read(released("mimo_v2_flash"))
+    extra = {name.replace("blk.1.", "blk.4."): values for name, values in tensors.items() if name.startswith("blk.1.")}
+    extra |= {"blk.4.nextn.eh_proj.weight": np.zeros((64, 128)), "blk.4.nextn.enorm.weight": np.zeros(64)}
+    config = config | {"num_hidden_layers": 5, "layer_types": [*config["layer_types"], "sliding_attention"]}
+    mixer_files.write(tmp_path / "m.gguf", config, tensors | extra, more={"nextn_predict_layers": 1})
+    check_same(tmp_path / "m.gguf", released("mimo_v2_flash"))
+
+
+def test_a_stretched_context_by_its_tensor(released: Callable[[str], Path], tmp_path: Path) -> None:
+    """Step's layers that see everything divide frequencies by what a tensor says, which must be of their size."""
+    name, (config, tensors) = "rope_freqs.weight", mixer_files.read(released("step3p5"))
+    assert tensors[name].max() > 1 == tensors[name].min()
+    mixer_files.write(tmp_path / "m.gguf", config, tensors | {name: tensors[name][:3]})
+    with pytest.raises(CheckpointError, match=f"'{name}' does not fit heads that turn 6 pairs"):
+        open_gguf(tmp_path / "m.gguf", LoadOptions())
+
+
 REFUSED = {
     "attention.temperature_scale": (0.1, "attention.temperature_scale = 0.1"),
     "swiglu_clamp_exp": (10.0, "swiglu_clamp_exp = 10.0"),
