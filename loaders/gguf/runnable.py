@@ -91,7 +91,7 @@ def config(metadata: Mapping[str, Any], tensors: Sequence[Stored], model: Archit
         family.experts[0]: experts.count,
         family.expert_width: experts.width,
     }
-    read = OF_TWO_KINDS[:1] if family.full_attention else OF_TWO_KINDS if family.by_kind else ()
+    read: tuple[str, ...] = OF_TWO_KINDS[:1] if family.full_attention else OF_TWO_KINDS if family.by_kind else ()
     read += (WARM,) if meta.arch in WARM_ARCHS else ()
     changing = [name for name in CHANGING if name not in read]
     values |= {name: value for name in changing if (value := meta.get(name)) is not None}
