@@ -27,7 +27,6 @@ OTHERS = {
     "step3p7": "Step-3.7-Flash",
 }  # fmt: skip
 MISSING = {
-    "bailing_hybrid": "Kimi delta attention",
     "deepseek_v4": "compressed attention, several residual streams",
     "glm5_next": "Kimi delta attention, the indexer, several residual streams",
     "granitemoehybrid": "Mamba 2",

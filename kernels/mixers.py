@@ -49,6 +49,7 @@ class LatentBlock(Block):
     scale: float  # of scores
     temperature_P: Tensor | None = None  # float32, by position: what queries are multiplied by
     may_make_keys: bool = True  # else latents are attended whatever it costs, and no value of a tensor is asked for
+    gate: Matrix | None = None  # [N, D]; what a head gives is weighted by the sigmoid of its number
     top: int | None = None  # None: all keys are seen
     indexer: Indexer | None = None
 
@@ -76,7 +77,7 @@ class LatentBlock(Block):
         if not self.may_make_keys:
             assert self.top is None, "chosen keys where no value of a tensor is asked for"
             batch = places.tables_SM, places.starts_S1, places.contexts_S
-            return self._attend_latents(ops, q_TNd, self.rows_P1Bl, batch).flatten(1)
+            return self._gated(ops, h_TD, self._attend_latents(ops, q_TNd, self.rows_P1Bl, batch))
         slots_TO = self._chosen(ops, h_TD, low_TR, places)
         starts, contexts = places.starts_S1.tolist(), places.contexts_S.tolist()
         ways = [self._way(starts[s + 1] - starts[s], context) for s, context in enumerate(contexts)]
@@ -96,7 +97,15 @@ class LatentBlock(Block):
                 batch = tables_SM, places.starts_S1[s : end + 1] - starts[s], places.contexts_S[s:end]
                 out.append(self._attend_latents(ops, q_tNd, self.rows_P1Bl, batch))
             s = end
-        return torch.cat(out).flatten(1)
+        return self._gated(ops, h_TD, torch.cat(out))
+
+    def _gated(self, ops: Ops, h_TD: Tensor, out_TNv: Tensor) -> Tensor:
+        """What the heads give, each times its gate: float32 [T, N v]."""
+        if self.gate is None:
+            return out_TNv.flatten(1)
+        found, gate_TN = torch.zeros_like(out_TNv), ops.linear(h_TD, self.gate)
+        ops.gated_add_(found.flatten(0, 1), out_TNv.flatten(0, 1).contiguous(), gate_TN.view(-1, 1))
+        return found.flatten(1)
 
     def _way(self, queries: int, context: int) -> Way:
         """How so many new tokens of a sequence with so many in the cache attend."""
@@ -193,6 +202,7 @@ class DeltaBlock(Block):
     decay: Matrix | None = None  # [H k, D or what decay_low gives]
     decay_low: Matrix | None = None
     z_low: Matrix | None = None
+    least: float | None = None  # of decays by key: the bound of their logarithm
 
     def mix(self, ops: Ops, h_TD: Tensor, places: Places, wanted: bool) -> Tensor | None:
         assert places.states_S is not None, "a pass without slots of states"
@@ -218,7 +228,7 @@ class DeltaBlock(Block):
         if self.decay is None:
             return ops.delta_gates(ops.linear(h_TD, self.ba), self.rate_H, self.dt_bias_H)
         dt_TR = ops.linear(h_TD if self.decay_low is None else ops.linear(h_TD, self.decay_low), self.decay)
-        return ops.key_gates(dt_TR, ops.linear(h_TD, self.ba), self.rate_H, self.dt_bias_H)
+        return ops.key_gates(dt_TR, ops.linear(h_TD, self.ba), self.rate_H, self.dt_bias_H, self.least)
 
     def _piece(self, ops: Ops, piece: Piece, rows: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         qkv_TC, decay_TH, beta_TH = (row[piece.first : piece.last] for row in rows)

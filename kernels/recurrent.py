@@ -39,11 +39,15 @@ def delta_gates(ba_TJ: Tensor, rate_H: Tensor, dt_bias_H: Tensor) -> tuple[Tenso
     return rate_H * torch.nn.functional.softplus(dt_TH + dt_bias_H), beta_TH.sigmoid()
 
 
-def key_gates(dt_TR: Tensor, b_TH: Tensor, rate_H: Tensor, dt_bias_R: Tensor) -> tuple[Tensor, Tensor]:
+def key_gates(
+    dt_TR: Tensor, b_TH: Tensor, rate_H: Tensor, dt_bias_R: Tensor, least: float | None = None
+) -> tuple[Tensor, Tensor]:
     """The same where each number of a key has a decay of its own, R = H k: float32 [T, H, k] and [T, H]. dt, float32
-    [T, R]; b, float32 [T, H]: of strengths."""
-    softplus = torch.nn.functional.softplus(dt_TR + dt_bias_R)
-    return rate_H.view(-1, 1) * softplus.view(len(dt_TR), len(rate_H), -1), b_TH.sigmoid()
+    [T, R]; b, float32 [T, H]: of strengths. least, below 0: the decay is least * sigmoid(-rate * (dt + dt_bias))."""
+    dt_THk, rate_H1 = (dt_TR + dt_bias_R).view(len(dt_TR), len(rate_H), -1), rate_H.view(-1, 1)
+    if least is not None:
+        return least * torch.sigmoid(-rate_H1 * dt_THk), b_TH.sigmoid()
+    return rate_H1 * torch.nn.functional.softplus(dt_THk), b_TH.sigmoid()
 
 
 def delta_rule(

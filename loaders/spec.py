@@ -164,7 +164,8 @@ class LatentSpec:
     """Multi-head latent attention: a token caches one latent of `kv_rank` and one rotary key of `rope.rotary_dim`,
     which all heads share. `q_rank`: queries come through so many dimensions, 0: straight from the hidden state; `nope`,
     `v_dim`: of a head's key without rotation, and of its value; `norm_eps`: of the norms of latents; `indexer`: only
-    some keys are seen. Source: DeepSeek-V2 (arXiv 2405.04434, section 2.1)."""
+    some keys are seen; `gate`: what a head gives is weighted by the sigmoid of a number. Source: DeepSeek-V2 (arXiv
+    2405.04434, section 2.1)."""
 
     heads: int
     q_rank: int
@@ -177,6 +178,7 @@ class LatentSpec:
     bias: bool = False  # of the projections to the latents, and of the output
     temperature: Temperature | None = None  # of queries
     indexer: IndexerSpec | None = None
+    gate: bool = False
 
     @property
     def rope_dim(self) -> int:
@@ -220,7 +222,8 @@ class LatentSpec:
     def work_rows(self) -> int:
         it = self.indexer
         chosen = 0 if it is None else it.top + it.own * (2 * it.heads * (it.dim + 1) + 2 * it.dim)
-        return 2 * self.q_rows + 2 * self.heads * self.row + 2 * self.out_rows + self.q_rank + 2 * self.row + chosen
+        attended = 2 * self.q_rows + 2 * self.heads * self.row + 2 * self.out_rows + self.q_rank + 2 * self.row
+        return attended + chosen + self.gate * self.out_rows
 
     @property
     def made(self) -> int:
@@ -242,8 +245,9 @@ class DeltaSpec:
     taps: int
     in_turns: bool = False  # heads of values go by turns of those of keys, instead of next to each other
     by_key: bool = False
-    decay_rank: int = 0  # only by_key
+    decay_rank: int = 0  # only by_key; 0: straight from the hidden state
     gate_rank: int = 0
+    least: float | None = None  # only by_key: the logarithm of a decay is so much, below 0, times a sigmoid
 
     @property
     def decays(self) -> int:

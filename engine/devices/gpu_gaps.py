@@ -28,6 +28,7 @@ def _missing(spec: ModelSpec) -> list[str]:
     needed = {
         f"heads of more than {WIDEST} numbers": any(one.head_dim > WIDEST for one in attention),
         "the indexer that chooses keys": any(isinstance(one, LatentSpec) and one.indexer for one in spec.mixers),
+        "gates on heads of latents": any(isinstance(one, LatentSpec) and one.gate for one in spec.mixers),
         "decays by key": any(isinstance(one, DeltaSpec) and one.by_key for one in spec.mixers),
     }
     return [what for what, is_needed in needed.items() if is_needed]

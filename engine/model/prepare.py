@@ -150,7 +150,7 @@ def _latent(
         heads=mixer.heads, q_a=it.q_a, q_a_norm=it.q_a_norm, q_a_bias=it.q_a_bias, q=it.q, kv_a=it.kv_a,
         kv_a_bias=it.kv_a_bias, kv_a_norm=it.kv_a_norm, k_up=it.k_up, v_up=it.v_up, o=it.o, o_bias=it.o_bias,
         rows_P1Bl=cache.rows, cos_Pr=turns[0], sin_Pr=turns[1], norm_eps=mixer.norm_eps, scale=mixer.scale,
-        temperature_P=shared.temperatures.get(mixer.temperature),
+        temperature_P=shared.temperatures.get(mixer.temperature), gate=it.gate,
         top=mixer.indexer.top if mixer.indexer else None, indexer=_indexer(mixer, it, cache, turns), **common,
     )  # fmt: skip
 
@@ -174,6 +174,6 @@ def _delta(mixer: DeltaSpec, it: DeltaWeights, cache: States, common: dict[str, 
         k_heads=mixer.k_heads, k_dim=mixer.k_dim, in_turns=mixer.in_turns, qkv=it.qkv, z=it.z, ba=it.ba,
         conv_CW=it.conv, rate_H=it.rate,
         dt_bias_H=it.dt_bias, norm_v=it.norm, o=it.o, o_bias=None, inputs_LCw=cache.inputs, state_LHkv=cache.state,
-        decay=it.decay, decay_low=it.decay_low, z_low=it.z_low,
+        decay=it.decay, decay_low=it.decay_low, z_low=it.z_low, least=mixer.least,
         **common,
     )  # fmt: skip

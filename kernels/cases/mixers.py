@@ -53,7 +53,8 @@ def common(g: Generator, source: Source, form: Format, width: int) -> dict[str, 
 def latent_block(
     g: Generator, source: Source, form: Format, contexts: list[int], low: bool, tables: Tensor | None = None
 ) -> LatentBlock:
-    """low: queries by way of a small rank, biases, and a bf16 cache. tables: its pages, by sequence."""
+    """low: queries by way of a small rank, biases, and a bf16 cache; else a gate for each head. tables: its pages, by
+    sequence."""
     angle, rows, rank = normal(g, max(contexts), TURNED // 2), RANK + TURNED, 64
     return LatentBlock(
         heads=N,
@@ -71,6 +72,7 @@ def latent_block(
         sin_Pr=angle.sin(),
         norm_eps=1e-5,
         scale=1 / math.sqrt(OWN + TURNED),
+        gate=source.matrix(form, N, HIDDEN) if not low else None,
         **common(g, source, form, N * VALUE),
     )
 

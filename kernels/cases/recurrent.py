@@ -219,18 +219,26 @@ def gate_cases() -> Iterator[Case]:
 
 def key_gate_cases() -> Iterator[Case]:
     """As those of `delta_gates`."""
-    for T, H, k in ((1, 1, 4), (3, 5, 20), (40, 3, 128)):
+    least = 2.0**-125
+    for T, H, k, bound in ((1, 1, 4, None), (3, 5, 20, None), (40, 3, 128, None), (7, 3, 20, -5.0)):
 
-        def build(g: Generator, source: Source, T: int = T, H: int = H, k: int = k) -> Inputs:
-            numbers = {"dt": normal(g, T, H * k) * 15, "b": normal(g, T, H) * 15}
+        def build(
+            g: Generator, source: Source, T: int = T, H: int = H, k: int = k, bound: float | None = bound
+        ) -> Inputs:
+            numbers = {"dt": normal(g, T, H * k) * 15, "b": normal(g, T, H) * 15, "bound": bound}
             return {**numbers, "rate": -normal(g, H).exp(), "bias": normal(g, H * k)}
+
+        def allowed(i: Inputs, out: list[Tensor]) -> list[Tensor | float]:
+            """A sigmoid of a number that was rounded twice is off by as much of that."""
+            size = (i["dt"] + i["bias"]).abs() * i["rate"].abs().max() if i["bound"] else torch.zeros(1)
+            return [out[0].abs() * (16 + 4 * size.max()) * U + 8 * least, out[1] * 16 * U + least]
 
         yield Case(
             op="key_gates",
-            name=f"{T}x{H}x{k}",
+            name=f"{T}x{H}x{k}{' bounded' if bound else ''}",
             build=build,
-            call=lambda ops, i: list(ops.key_gates(i["dt"], i["b"], i["rate"], i["bias"])),
-            allowed=lambda i, out: [out[0].abs() * 16 * U, out[1] * 16 * U + 2.0**-125],
+            call=lambda ops, i: list(ops.key_gates(i["dt"], i["b"], i["rate"], i["bias"], i["bound"])),
+            allowed=allowed,
         )
 
 

@@ -126,6 +126,7 @@ def _attention(it: AttentionBlock, D: int) -> Any:
 def _latent(it: LatentBlock, D: int) -> Any:
     N, rank, own, turned = it.heads, len(it.kv_a_norm), it.k_up.cols, 2 * it.cos_Pr.shape[1]
     low = D if it.q_a is None else it.q_a.rows
+    assert it.gate is None or (it.gate.rows, it.gate.cols) == (N, D), "gates of another shape"
     assert it.may_make_keys or it.top is None, "chosen keys where no value of a tensor is asked for"
     assert it.q_a is None or it.q_a.cols == D, "a projection of queries of other columns"
     assert (it.q.rows, it.q.cols) == (N * (own + turned), low), "queries do not fit"
@@ -149,6 +150,7 @@ def _latent(it: LatentBlock, D: int) -> Any:
         scale=it.scale,
         temperature=_by_position(it.temperature_P, it.cos_Pr),
         may_make_keys=it.may_make_keys,
+        gate=None if it.gate is None else matrix(it.gate),
         top=it.top or 0,
         indexer=None if it.indexer is None else _indexer(it.indexer, low, D),
     )
@@ -202,6 +204,7 @@ def _delta(it: DeltaBlock, D: int) -> Any:
         decay=None if decay is None else matrix(decay),
         decay_low=None if decay_low is None else matrix(decay_low),
         z_low=None if z_low is None else matrix(z_low),
+        least=it.least or 0.0,
     )
 
 

@@ -74,7 +74,7 @@ def bailing_hybrid(c: ConfigReader) -> Architecture:
     """Ling-3.0: Kimi delta attention with full-rank decay and gate, and latent attention with one gate a head."""
     delta = kimi_delta(
         c.integer("hidden_size"), c.integer("linear_num_heads", "num_attention_heads"),
-        c.integer("linear_head_dim"), c.integer("linear_conv_kernel_dim", "short_conv_kernel_size"),
+        c.integer("linear_head_dim", "head_dim"), c.integer("linear_conv_kernel_dim", "short_conv_kernel_size"),
         low_rank=False, full_gate=True,
     )  # fmt: skip
     full = latent(c, gate_rows=c.integer("num_attention_heads"))

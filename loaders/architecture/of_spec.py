@@ -59,7 +59,7 @@ def _mixer(hidden: int, it: MixerSpec) -> Mixer:
         rank = it.q_rank or None
         sizes = hidden, it.heads, rank, it.kv_rank, it.nope, it.rope_dim, it.v_dim
         if it.indexer is None:
-            return mla(*sizes, bias=it.bias)
+            return mla(*sizes, bias=it.bias, gate_rows=it.heads if it.gate else 0)
         chooses = Indexer(heads=it.indexer.heads, dim=it.indexer.dim, top=it.indexer.top)
         return mla(*sizes, bias=it.bias, indexer=chooses, own_indexer=it.indexer.own)
     if it.by_key:

@@ -7,6 +7,7 @@ import difflib
 from ...errors import ConfigError
 from ..spec import ModelSpec
 from . import experts_per_token as used
+from .bailing_hybrid import BAILING_HYBRID
 from .biased_choice import DOTS1, GLM4_MOE, HY_V3, SOLAR_OPEN
 from .config_reader import ConfigReader
 from .deepseek import DEEPSEEK_V2, DEEPSEEK_V3, DEEPSEEK_V32, GLM4_MOE_LITE, GLM_MOE_DSA, KIMI_K2
@@ -40,7 +41,7 @@ FAMILIES: dict[str, Family] = {
         QWEN3_MOE, QWEN2_MOE, MIXTRAL, OLMOE, GRANITEMOE, GPT_OSS, DEEPSEEK_V2, DEEPSEEK_V3, KIMI_K2, GLM4_MOE_LITE,
         QWEN3_NEXT, QWEN3_5_MOE, GLM4_MOE, MINIMAX_M2, DOTS1, SOLAR_OPEN, HY_V3, ERNIE4_5_MOE, GRANITEMOESHARED,
         EXAONE_MOE, HUNYUAN_V1_MOE, GEMMA4, DEEPSEEK_V32, GLM_MOE_DSA, LLAMA4, PHIMOE, MISTRAL4, KIMI_LINEAR,
-        MIMO_V2_FLASH, STEP3P5, STEP3P7, LAGUNA,
+        MIMO_V2_FLASH, STEP3P5, STEP3P7, LAGUNA, BAILING_HYBRID,
     )
 }  # fmt: skip
 

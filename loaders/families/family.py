@@ -38,6 +38,7 @@ class LatentNames:
     k_up: str = ""
     v_up: str = ""
     o: str = "self_attn.o_proj"
+    gate: str = ""
     index_q: str = "self_attn.indexer.wq_b.weight"  # these five: of what chooses keys
     index_k: str = "self_attn.indexer.wk.weight"
     index_norm: str = "self_attn.indexer.k_norm.weight"
@@ -159,6 +160,7 @@ class Family:
     mixer: Literal["attention", "latent", "delta", "latent and delta"] = "attention"
     context: str = "max_position_embeddings"
     groups: str = "n_group"
+    bounded_decay: bool = False  # as Ling-3.0's delta rules, whose latent attention has gates
     dense_width: str | None = None
     leading_dense: bool = False
     range_of_experts: bool = False

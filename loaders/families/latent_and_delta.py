@@ -1,11 +1,13 @@
-"""Delta rules with decays by key, and among them layers of latent attention that rotates nothing, from a config."""
+"""Delta rules with decays by key, and among them layers of latent attention, from a config."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from ..spec import DeltaSpec, LatentSpec, MixerSpec
 from .config_reader import ConfigReader
+from .family import Family
 from .window import FULL
 
 LINEAR = "linear_attention"
@@ -17,8 +19,10 @@ OWN = {
 LISTS = {LINEAR: "kda_layers", FULL: "full_attn_layers"}  # of layers, the first of which is 1
 
 
-def with_deltas(config: ConfigReader, latent: LatentSpec, count: int) -> list[MixerSpec]:
+def with_deltas(family: Family, config: ConfigReader, latent: LatentSpec, count: int) -> list[MixerSpec]:
     """The mixers of so many layers."""
+    if family.bounded_decay:
+        return _with_bound(config, latent, count)
     config.only("mla_use_nope", (True, None))
     config.get("rope_theta", "rope_scaling", "rope_parameters")  # nothing is rotated, whatever they say
     inner = config.get("linear_attn_config") or {}
@@ -27,6 +31,26 @@ def with_deltas(config: ConfigReader, latent: LatentSpec, count: int) -> list[Mi
     sizes = [_size(config, inner, name) for name in OWN]
     delta = _delta(*sizes)
     return [delta if kind == LINEAR else latent for kind in kinds_of(config, inner, count)]
+
+
+def _with_bound(config: ConfigReader, latent: LatentSpec, count: int) -> list[MixerSpec]:
+    """Ling-3.0's: decays have a bound, and neither they nor gates come through a smaller rank."""
+    dim = config.integer("linear_head_dim", "head_dim")
+    heads = config.integer("linear_num_heads", "num_attention_heads")
+    taps = config.integer("linear_conv_kernel_dim", "short_conv_kernel_size")
+    config.only("short_conv_kernel_size", (taps, None))
+    config.only("kda_safe_gate", (True, None))
+    least = config.require("kda_lower_bound")
+    if not isinstance(least, int | float) or isinstance(least, bool) or not -1e4 < least < 0:
+        raise config.bad("kda_lower_bound", least, "a number below 0")
+    delta = replace(_delta(dim, heads, taps), decay_rank=0, gate_rank=0, least=float(least))
+    if config.get("layer_types") is None:
+        step = config.integer("layer_group_size")
+        kinds = [LINEAR if (i + 1) % step else FULL for i in range(count)]
+    else:
+        config.get("layer_group_size")
+        kinds = kinds_of(config, {}, count)
+    return [delta if kind == LINEAR else latent for kind in kinds]
 
 
 def _delta(dim: int, heads: int, taps: int) -> DeltaSpec:

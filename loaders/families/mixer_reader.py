@@ -23,7 +23,7 @@ def read_mixers(family: Family, config: ConfigReader, count: int) -> list[MixerS
     if family.mixer.startswith("latent"):
         latent = _read_latent(family, config)
         if family.mixer == "latent and delta":
-            return with_deltas(config, latent, count)
+            return with_deltas(family, config, latent, count)
         return with_indexers(family, config, latent, count) if family.indexer else [latent] * count
     attention = _read_attention(family, config)
     if family.by_kind:
@@ -90,7 +90,7 @@ def _read_latent(family: Family, config: ConfigReader) -> LatentSpec:
     config.get("num_key_value_heads", "head_dim", "qk_head_dim", "attention_bias")
     nope, rope_dim = config.integer("qk_nope_head_dim"), config.integer("qk_rope_head_dim")
     config.only("rope_interleave", (True, None))
-    has_rope = family.mixer == "latent"
+    has_rope = family.mixer == "latent" or family.bounded_decay
     rope = read_rope(config, rope_dim, whole=nope + rope_dim) if has_rope else replace(NO_ROPE, rotary_dim=rope_dim)
     return LatentSpec(
         heads=config.integer("num_attention_heads"),
@@ -103,6 +103,7 @@ def _read_latent(family: Family, config: ConfigReader) -> LatentSpec:
         norm_eps=family.latent_norm_eps or config.number("rms_norm_eps"),
         bias=config.get("attention_bias") is True,
         temperature=_warmth(config, rope),
+        gate=family.bounded_decay,
     )
 
 

@@ -151,6 +151,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
         layer_types=["full_attention", "linear_attention", "linear_attention", "full_attention", "linear_attention"],
         mlp_layer_types=["sparse"] * 5, first_k_dense_replace=0,
     ),
+    "bailing_hybrid": dict(
+        {name: value for name, value in KIMI.items() if name != "q_lora_rank"}, num_experts=12, num_shared_experts=1,
+        moe_renormalize=True, num_expert_group=3, topk_group=2, num_hidden_layers=4, head_dim=20, layer_group_size=2,
+        short_conv_kernel_size=3, kda_lower_bound=-3.0, num_nextn_predict_layers=0, rope_theta=10000.0,
+    ),
     "qwen3_next": dict(DELTA, intermediate_size=96, norm_topk_prob=True),
     "qwen3_next-dense": dict(DELTA, intermediate_size=96, norm_topk_prob=False, mlp_only_layers=[1], rope_theta=1e6),
     "qwen3_5_moe_text": dict(DELTA),

@@ -39,6 +39,7 @@ NEW_KINDS = [
     "deepseek_v32",
     "glm_moe_dsa",
     "kimi_linear",
+    "bailing_hybrid",
 ]
 
 

@@ -146,7 +146,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "bailing_hybrid": dict(
         LATENT, linear_num_heads=3, linear_head_dim=12, linear_conv_kernel_dim=4, num_experts=8,
         num_experts_per_token=3, num_shared_experts=1, mlp_layer_types=FIRST_DENSE, layer_types=DELTA["layer_types"],
-        num_expert_group=1, topk_group=1, q_lora_rank=None,
+        num_expert_group=1, topk_group=1, q_lora_rank=None, first_k_dense_replace=1,
     ),
     "deepseek_v4": dict(
         head_dim=32, q_lora_rank=24, o_groups=2, o_lora_rank=16, index_n_heads=3, index_head_dim=12, index_topk=4,

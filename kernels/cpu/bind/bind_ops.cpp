@@ -170,12 +170,12 @@ void bind_recurrent(nb::module_& m) {
     delta_gates({at<float>(ba), at<float>(rate), at<float>(dt_bias), at<float>(decay), at<float>(beta), tokens, heads}, turn);
   }, "context"_a, nb::kw_only(), "ba"_a, "rate"_a, "dt_bias"_a, "decay"_a, "beta"_a, "tokens"_a, "heads"_a, Unlocked());
   m.def("key_gates", [](const Context& context, Address dt, Address b, Address rate, Address dt_bias, Address decay,
-                        Address beta, int tokens, int heads, int keys) {
+                        Address beta, int tokens, int heads, int keys, float least) {
     Turn turn(context);
     key_gates({at<float>(dt), at<float>(b), at<float>(rate), at<float>(dt_bias), at<float>(decay), at<float>(beta), tokens,
-               heads, keys}, turn);
+               heads, keys, least}, turn);
   }, "context"_a, nb::kw_only(), "dt"_a, "b"_a, "rate"_a, "dt_bias"_a, "decay"_a, "beta"_a, "tokens"_a, "heads"_a, "keys"_a,
-     Unlocked());
+     "least"_a, Unlocked());
   m.def("delta_rule", [](const Context& context, Address q, int64_t q_stride, Address k, int64_t k_stride, Address v,
                          int64_t v_stride, Address decay, Address beta, Address state, Address out, int tokens, int groups,
                          int heads, int keys, int values, bool by_key, Address slots, Address starts, Address contexts,

@@ -98,25 +98,26 @@ void bind_mixers(nb::module_& m) {
       .def("__init__", [](LatentMixer* to, int heads, const Weights* q_a, Address q_a_norm, Address q_a_bias,
                           const Weights& q, const Weights& kv_a, Address kv_a_bias, Address kv_a_norm,
                           const Weights& k_up, const Weights& v_up, const Cache& cache, const Rope& rope,
-                          float norm_eps, float scale, Address temperature, bool may_make_keys, int top,
-                          const Indexer* indexer) {
+                          float norm_eps, float scale, Address temperature, bool may_make_keys, const Weights* gate,
+                          int top, const Indexer* indexer) {
         new (to) LatentMixer{heads, or_none(q_a), at<float>(q_a_norm), at<float>(q_a_bias), q, kv_a,
                              at<float>(kv_a_bias), at<float>(kv_a_norm), k_up, v_up, cache, rope, norm_eps, scale,
-                             at<float>(temperature), may_make_keys, top, indexer ? *indexer : Indexer{}};
+                             at<float>(temperature), may_make_keys, or_none(gate), top,
+                             indexer ? *indexer : Indexer{}};
       }, nb::kw_only(), "heads"_a, "q_a"_a.none(), "q_a_norm"_a, "q_a_bias"_a, "q"_a, "kv_a"_a, "kv_a_bias"_a,
          "kv_a_norm"_a, "k_up"_a, "v_up"_a, "cache"_a, "rope"_a, "norm_eps"_a, "scale"_a,
-         "temperature"_a, "may_make_keys"_a, "top"_a, "indexer"_a.none());
+         "temperature"_a, "may_make_keys"_a, "gate"_a.none(), "top"_a, "indexer"_a.none());
   nb::class_<DeltaMixer>(m, "DeltaMixer")
       .def("__init__", [](DeltaMixer* to, int k_heads, int k_dim, int v_heads, int v_dim, bool in_turns,
                           const Rows& qkv, const Weights& z, const Weights& ba, Address conv, int taps, Address rate,
                           Address dt_bias, Address norm, Address inputs, Address state, const Weights* decay,
-                          const Weights* decay_low, const Weights* z_low) {
+                          const Weights* decay_low, const Weights* z_low, float least) {
         new (to) DeltaMixer{k_heads, k_dim, v_heads, v_dim, in_turns, qkv, z, ba, at<float>(conv), taps,
                             at<float>(rate), at<float>(dt_bias), at<float>(norm), at<float>(inputs), at<float>(state),
-                            or_none(decay), or_none(decay_low), or_none(z_low)};
+                            or_none(decay), or_none(decay_low), or_none(z_low), least};
       }, nb::kw_only(), "k_heads"_a, "k_dim"_a, "v_heads"_a, "v_dim"_a, "in_turns"_a, "qkv"_a, "z"_a, "ba"_a, "conv"_a,
          "taps"_a, "rate"_a, "dt_bias"_a, "norm"_a, "inputs"_a, "state"_a, "decay"_a.none(),
-         "decay_low"_a.none(), "z_low"_a.none());
+         "decay_low"_a.none(), "z_low"_a.none(), "least"_a);
 }
 
 void bind_pass(nb::module_& m) {

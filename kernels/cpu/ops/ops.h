@@ -168,6 +168,7 @@ struct KeyGateArgs {  // decays by key
   const float *rate, *dt_bias;  // [heads], [heads, keys]
   float *decay, *beta;          // as dt and b
   int tokens, heads, keys;
+  float least;  // below 0: the bound of a decay, which goes by a sigmoid; 0: none
 };
 void key_gates(const KeyGateArgs& args, Turn& turn);
 struct DeltaArgs {
@@ -270,6 +271,7 @@ struct LatentMixer {
   float norm_eps, scale;
   const float* temperature;  // by position: of queries; null: none
   bool may_make_keys;
+  Weights gate;  // a number for each head, by whose sigmoid it is weighted; data null: none
   int top;  // keys that a token sees at most; 0: all
   Indexer indexer;
 };
@@ -284,6 +286,7 @@ struct DeltaMixer {
   const float *rate, *dt_bias, *norm;
   float *inputs, *state;  // [slots, channels, taps - 1], [slots, v_heads, k_dim, v_dim]
   Weights decay, decay_low, z_low;  // decays by key, and through how many dims they and the gate come; data null: none
+  float least;                      // as in KeyGateArgs
 };
 struct Block {
   const float *pre_norm, *post_norm, *pre_bias, *post_bias;  // biases null: RMSNorms, else LayerNorms

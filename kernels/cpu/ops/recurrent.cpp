@@ -214,7 +214,8 @@ void key_gates(const KeyGateArgs& args, Turn& turn) {
   each_token(turn.team, args.tokens, int64_t(args.tokens) * heads * keys * 16, [&](int t) {
     for (int i = 0; i < heads * keys; i++) {
       const size_t at = size_t(t) * heads * keys + i;
-      args.decay[at] = args.rate[i / keys] * softplus(args.dt[at] + args.dt_bias[i]);
+      const float dt = args.dt[at] + args.dt_bias[i], rate = args.rate[i / keys];
+      args.decay[at] = args.least == 0.0f ? rate * softplus(dt) : args.least / (1.0f + std::exp(rate * dt));
     }
     turn.isa.sigmoid(args.b + size_t(t) * heads, heads, args.beta + size_t(t) * heads);
   });

@@ -32,6 +32,7 @@ class LatentWeights:
     v_up: Matrix
     o: Matrix
     o_bias: Tensor | None
+    gate: Matrix | None = None
     index_q: Matrix | None = None
     index_k: Matrix | None = None
     index_norm: Tensor | None = None
@@ -55,6 +56,7 @@ def allocate(make: Allocator, spec: LatentSpec, hidden: int, format_of: FormatOf
         v_up=make.matrix(format_of("v_up"), spec.out_rows, spec.kv_rank),
         o=make.matrix(format_of("o"), hidden, spec.out_rows),
         o_bias=make.vector(hidden) if spec.bias else None,
+        gate=make.matrix(format_of("gate_of_heads"), spec.heads, hidden) if spec.gate else None,
         **indexer.allocate(make, spec, hidden, format_of),
     )
 
@@ -81,6 +83,8 @@ def targets(spec: LatentSpec, names: TensorNames, it: LatentWeights, at: str, no
     yield own.o + ".weight", whole(it.o, "dense", at + "o")
     if it.o_bias is not None:
         yield own.o + ".bias", vector(it.o_bias)
+    if it.gate is not None:
+        yield own.gate, whole(it.gate, "dense", at + "gate_of_heads")
     if it.index_q is not None:
         yield from indexer.targets(spec, names, vars(it), at)
 

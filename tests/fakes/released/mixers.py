@@ -168,6 +168,17 @@ KIMI_LINEAR_48B: dict[str, Any] = {
     "transformers_version": "4.51.3", "use_cache": True, "use_grouped_topk": True, "v_head_dim": 128,
     "vocab_size": 163840,
 }  # fmt: skip
+LING_3_FLASH: dict[str, Any] = {
+    "architectures": ["BailingHybridForCausalLM"], "attention_bias": False, "eos_token_id": 156895,
+    "first_k_dense_replace": 2, "head_dim": 128, "hidden_act": "silu", "hidden_size": 2560, "initializer_range": 0.02,
+    "intermediate_size": 6144, "kda_lower_bound": -5.0, "kda_safe_gate": True, "kv_lora_rank": 512,
+    "layer_group_size": 6, "model_max_length": 262144, "model_type": "bailing_hybrid", "moe_intermediate_size": 768,
+    "moe_renormalize": True, "mtp_loss_scaling_factor": 0.0, "num_attention_heads": 32, "num_expert_group": 8,
+    "num_experts": 512, "num_experts_per_token": 8, "num_hidden_layers": 42, "num_key_value_heads": 32,
+    "num_nextn_predict_layers": 1, "num_shared_experts": 1, "pad_token_id": 156892, "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64, "rms_norm_eps": 1e-06, "rope_theta": 6000000.0, "routed_scaling_factor": 2.5,
+    "short_conv_kernel_size": 4, "tie_word_embeddings": False, "topk_group": 4, "v_head_dim": 128, "vocab_size": 157184,
+}  # fmt: skip
 _LINEAR = {
     "linear_conv_kernel_dim": 4, "linear_key_head_dim": 128, "linear_num_key_heads": 16, "linear_num_value_heads": 32,
     "linear_value_head_dim": 128,
@@ -247,6 +258,7 @@ MIXERS = {
     "glm-5": GLM_5,
     "glm-5.2": GLM_52,
     "kimi-linear-48b-a3b": KIMI_LINEAR_48B,
+    "ling-3.0-flash": LING_3_FLASH,
     "qwen3-next-80b-a3b": QWEN3_NEXT_80B,
     "qwen3.6-35b-a3b": QWEN36_35B,
     "gemma-4-26b-a4b": GEMMA_4_26B,

@@ -1,4 +1,4 @@
-"""Delta rules with decays by key, and latent attention that rotates nothing: Kimi-Linear."""
+"""Delta rules with decays by key beside latent attention: Kimi-Linear, which rotates nothing, and Ling-3.0."""
 
 from __future__ import annotations
 
@@ -63,6 +63,34 @@ def test_impossible_layers_are_refused(changes: dict[str, Any], said: str, check
         spec(checkpoints("kimi_linear"), **changes)
 
 
+def test_decays_with_a_bound(checkpoints: Checkpoints) -> None:
+    """Which layers have them says a list, or every so many is another; sizes of released configs have other names."""
+    path = checkpoints("bailing_hybrid")
+    found = spec(path)
+    delta, latent = found.mixers[0], found.mixers[1]
+    assert isinstance(delta, DeltaSpec)
+    assert (delta.least, delta.decay_rank, delta.gate_rank, delta.k_dim, delta.taps) == (-3.0, 0, 0, 20, 3)
+    assert isinstance(latent, LatentSpec)
+    assert latent.gate
+    assert latent.rope.kind == "default"
+    released = {"linear_head_dim": None, "linear_num_heads": None, "linear_conv_kernel_dim": None, "head_dim": 20}
+    assert spec(path, layer_types=None, **released) == found
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"kda_lower_bound": 1.0}, "kda_lower_bound is 1.0, supported is a number below 0"),
+        ({"kda_lower_bound": None}, "has no 'kda_lower_bound'"),
+        ({"kda_safe_gate": False}, "kda_safe_gate is false, supported is true or null"),
+        ({"short_conv_kernel_size": 4}, "short_conv_kernel_size is 4, supported is 3"),
+    ],
+)
+def test_other_bounds_are_refused(changes: dict[str, Any], said: str, checkpoints: Checkpoints) -> None:
+    with pytest.raises(ConfigError, match=said):
+        spec(checkpoints("bailing_hybrid"), **changes)
+
+
 def test_dims_of_one_are_read_over(checkpoints: Checkpoints, tmp_path: Path) -> None:
     """A rate a head, and taps of a channel, with or without dims between."""
     shutil.copytree(checkpoints("kimi_linear"), tmp_path, dirs_exist_ok=True)
@@ -76,8 +104,14 @@ def test_dims_of_one_are_read_over(checkpoints: Checkpoints, tmp_path: Path) -> 
         assert torch.equal(flat_one.logits(prompt(9)), plain.logits(prompt(9)))
 
 
-def test_a_gpu_is_refused_by_name(checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("variant", "lacking"),
+    [("kimi_linear", "decays by key"), ("bailing_hybrid", "gates on heads of latents, decays by key")],
+)
+def test_a_gpu_is_refused_by_name(
+    variant: str, lacking: str, checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("triton", reason="the GPU kernels need Triton", exc_type=ImportError)
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    with pytest.raises(OptionError, match="its kernels lack decays by key; run it with --device cpu"):
-        LLM(str(checkpoints("kimi_linear")), kernels="reference", dtype="float32", device="simulated:gpu")
+    with pytest.raises(OptionError, match=f"its kernels lack {lacking}; run it with --device cpu"):
+        LLM(str(checkpoints(variant)), kernels="reference", dtype="float32", device="simulated:gpu")

@@ -67,7 +67,8 @@ void gates(const DeltaMixer& mixer, const Normed& in, float* decay, float* beta,
   if (!by_key(mixer))
     return delta_gates({ba, mixer.rate, mixer.dt_bias, decay, beta, in.tokens, mixer.v_heads}, turn);
   const float* dt = through(mixer.decay_low, mixer.decay, in, turn);
-  key_gates({dt, ba, mixer.rate, mixer.dt_bias, decay, beta, in.tokens, mixer.v_heads, mixer.k_dim}, turn);
+  key_gates({dt, ba, mixer.rate, mixer.dt_bias, decay, beta, in.tokens, mixer.v_heads, mixer.k_dim,
+             mixer.least}, turn);
 }
 
 // out = norm(out) * silu(z), or * sigmoid(z) where decays are by key, head by head.

@@ -136,6 +136,19 @@ void attend_latents(const LatentMixer& mixer, const Places& places, int begin, i
   watch.lap(Part::by_head);
 }
 
+// What heads give, [T, N v], each times the sigmoid of its number.
+float* gated(const LatentMixer& mixer, const Normed& in, const float* heads, Turn& turn, Stopwatch& watch) {
+  Arena& arena = turn.team.arena;
+  const LatentShape shape(mixer);
+  const int rows = in.tokens * shape.heads;
+  float *gate = arena.take<float>(rows), *out = arena.take<float>(size_t(rows) * shape.v);
+  linear(in.h, in.hidden, in.tokens, mixer.gate, nullptr, gate, shape.heads, turn);
+  std::fill_n(out, size_t(rows) * shape.v, 0.0f);
+  gated_add(out, heads, gate, rows, shape.v, turn);
+  watch.lap(Part::qkv);
+  return out;
+}
+
 }  // namespace
 
 float* mix(const LatentMixer& mixer, const Normed& in, Turn& turn, Stopwatch& watch) {
@@ -167,7 +180,7 @@ float* mix(const LatentMixer& mixer, const Normed& in, Turn& turn, Stopwatch& wa
     while (end < places.sequences && !made(end) && some(end) == some(s)) end++;
     attend_latents(mixer, places, s, end, some(s), q, out, turn, watch);
   }
-  return out;
+  return mixer.gate.data ? gated(mixer, in, out, turn, watch) : out;
 }
 
 }  // namespace headrace
