@@ -48,7 +48,7 @@ class LatentBlock(Block):
     norm_eps: float  # of the latents' norms
     scale: float  # of scores
     temperature_P: Tensor | None = None  # float32, by position: what queries are multiplied by
-    may_make_keys: bool = True  # else latents are attended whatever it costs, and no value of a tensor is asked for
+    may_make_keys: bool = True  # else latents are attended whatever it costs; no value of a tensor is asked for
     gate: Matrix | None = None  # [N, D]; what a head gives is weighted by the sigmoid of its number
     top: int | None = None  # None: all keys are seen
     indexer: Indexer | None = None
@@ -74,8 +74,7 @@ class LatentBlock(Block):
             return None
         low_TR = self._low(ops, h_TD)
         q_TNd = self._queries(ops, low_TR, places)
-        if not self.may_make_keys:
-            assert self.top is None, "chosen keys where no value of a tensor is asked for"
+        if not self.may_make_keys and self.top is None:
             batch = places.tables_SM, places.starts_S1, places.contexts_S
             return self._gated(ops, h_TD, self._attend_latents(ops, q_TNd, self.rows_P1Bl, batch))
         slots_TO = self._chosen(ops, h_TD, low_TR, places)
@@ -103,7 +102,7 @@ class LatentBlock(Block):
         """What the heads give, each times its gate: float32 [T, N v]."""
         if self.gate is None:
             return out_TNv.flatten(1)
-        found, gate_TN = torch.zeros_like(out_TNv), ops.linear(h_TD, self.gate)
+        found, gate_TN = out_TNv.new_zeros(out_TNv.shape), ops.linear(h_TD, self.gate)
         ops.gated_add_(found.flatten(0, 1), out_TNv.flatten(0, 1).contiguous(), gate_TN.view(-1, 1))
         return found.flatten(1)
 
@@ -111,7 +110,7 @@ class LatentBlock(Block):
         """How so many new tokens of a sequence with so many in the cache attend."""
         if self.top is not None and context > self.top:
             return "choose"
-        return "make" if self.makes_keys(queries, context) else "attend"
+        return "make" if self.may_make_keys and self.makes_keys(queries, context) else "attend"
 
     def _chosen(self, ops: Ops, h_TD: Tensor, low_TR: Tensor, places: Places) -> Tensor | None:
         """Where the keys lie that new tokens see; None: all see everything. It is kept for layers behind."""

@@ -127,7 +127,6 @@ def _latent(it: LatentBlock, D: int) -> Any:
     N, rank, own, turned = it.heads, len(it.kv_a_norm), it.k_up.cols, 2 * it.cos_Pr.shape[1]
     low = D if it.q_a is None else it.q_a.rows
     assert it.gate is None or (it.gate.rows, it.gate.cols) == (N, D), "gates of another shape"
-    assert it.may_make_keys or it.top is None, "chosen keys where no value of a tensor is asked for"
     assert it.q_a is None or it.q_a.cols == D, "a projection of queries of other columns"
     assert (it.q.rows, it.q.cols) == (N * (own + turned), low), "queries do not fit"
     assert (it.kv_a.rows, it.kv_a.cols) == (rank + turned, D), "latents do not fit"

@@ -90,6 +90,16 @@ def test_the_same_prompt_again_gives_the_same(variant: str, checkpoints: Checkpo
         assert llm.generate([prompt(40, 4)], FEW)[0].token_ids == other
 
 
+@pytest.mark.parametrize("variant", ["deepseek_v32", "glm_moe_dsa", "bailing_hybrid"])
+def test_other_mixers_beside_a_gpu(variant: str, checkpoints: Checkpoints) -> None:
+    """What plays its part has keys that are chosen, states with decays by key, and gates."""
+    prompts, options = [prompt(70, 3), prompt(9, 4)], dict(max_context=128, max_sequences=2, prefill_chunk=48)
+    path = checkpoints(variant)
+    with load(path, **options) as plain, load(path, device="simulated", n_cpu_moe=2, **options) as split:
+        wanted, found = ([one.token_ids for one in llm.generate(prompts, FEW)] for llm in (plain, split))
+        assert found == wanted
+
+
 @pytest.mark.parametrize("where", [{"cpu_moe": True}, {"n_cpu_moe": 2}, {"placement": "gpu"}], ids=str)
 def test_states_beside_a_gpu(where: dict[str, object], checkpoints: Checkpoints) -> None:
     """What plays its part has slots and kept copies of states, to which slots and pieces of a prompt come by a copy."""

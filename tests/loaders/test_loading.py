@@ -201,7 +201,13 @@ def test_experts_start_on_cache_lines(checkpoints: Checkpoints) -> None:
 
 @pytest.mark.parametrize(
     ("variant", "experts", "dense"),
-    [("qwen3_moe", "q4_0", "q8_0"), ("granitemoe-bias", "bf16", "q4_0"), ("qwen2_moe", "native", "bf16")],
+    [
+        ("qwen3_moe", "q4_0", "q8_0"),
+        ("granitemoe-bias", "bf16", "q4_0"),
+        ("qwen2_moe", "native", "bf16"),
+        ("glm_moe_dsa", "bf16", "bf16"),
+        ("bailing_hybrid", "bf16", "f32"),
+    ],  # fmt: skip
 )
 def test_a_converted_directory_is_the_same_model(
     variant: str, experts: str, dense: str, checkpoints: Checkpoints, tmp_path: Path
