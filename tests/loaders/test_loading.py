@@ -207,7 +207,7 @@ def test_experts_start_on_cache_lines(checkpoints: Checkpoints) -> None:
         ("qwen2_moe", "native", "bf16"),
         ("glm_moe_dsa", "bf16", "bf16"),
         ("bailing_hybrid", "bf16", "f32"),
-    ],  # fmt: skip
+    ],
 )
 def test_a_converted_directory_is_the_same_model(
     variant: str, experts: str, dense: str, checkpoints: Checkpoints, tmp_path: Path
