@@ -25,7 +25,8 @@ from ...loaders.quants.by_format import ByFormat
 from ...loaders.spec import LatentSpec, ModelSpec
 from ...loaders.weights.model_weights import Formats
 from ..ledger import in_formats
-from ..ledger.pass_bytes import DENSE, EXPERTS, HEAD, INPUTS, KV, Indexed, bytes_per_token
+from ..ledger.pass_bytes import DENSE, EXPERTS, HEAD, INPUTS, KV, Indexed, bytes_per_token, reach_of
+from ..ledger.pass_bytes import seen as seen_of
 from ..ledger.passes import (
     CPU_DRAM,
     D2D,
@@ -178,7 +179,7 @@ class PassModel:
         seen: Counter[float] = Counter()
         for mixer, kind in zip(self.spec.mixers, self.model.layers, strict=True):
             if mixer.cached and kind.mixer is not None:
-                reach = context if mixer.window is None else min(context, mixer.window + queries - 1)
+                reach = seen_of((queries, context), reach_of(mixer))
                 read = mixer.cached * max(1, reach)
                 if isinstance(mixer, LatentSpec) and mixer.indexer is not None:
                     chosen = Indexed(mixer.row, mixer.index_key, mixer.indexer.top)

@@ -21,7 +21,7 @@ from functools import cached_property
 
 import torch
 
-from ...loaders.spec import LatentSpec, ModelSpec, chunk_of
+from ...loaders.spec import LatentSpec, MixerSpec, ModelSpec, chunk_of
 from ...loaders.weights.model_weights import LayerWeights, ModelWeights
 from .passes import CPU_DRAM, Bytes
 
@@ -98,21 +98,25 @@ class CacheSizes:
         reading = [*self._reading.items(), *((reach, size) for size, reach in self.layers[-1:] if own)]
         chosen = Counter(one for layer, one in self.indexed.items() if logits or layer < last)
         size += sum(layers * one.read(spans) for one, layers in chosen.items())
-        return size + sum(each * _seen(spans, *reach) for reach, each in reading)
+        return size + sum(each * sum(seen(span, reach) for span in spans) for reach, each in reading)
 
 
-def _seen(spans: Sequence[Span], window: int | None, chunk: int | None) -> int:
-    """Tokens in the cache that the new ones see together, each once."""
+def reach_of(mixer: MixerSpec) -> Reach:
+    """How far a query of a mixer sees."""
+    return mixer.window, chunk_of(mixer)
+
+
+def seen(span: Span, reach: Reach) -> int:
+    """Tokens in the cache that the new ones of a sequence see together, each once."""
+    (new, context), (window, chunk) = span, reach
     if chunk is not None:  # from where that of the first new one begins
-        return sum(context - (context - new) // chunk * chunk for new, context in spans)
-    if window is None:
-        return sum(context for _, context in spans)
-    return sum(min(context, window + new - 1) for new, context in spans)
+        return context - (context - new) // chunk * chunk
+    return context if window is None else min(context, window + new - 1)
 
 
 def cache_sizes(spec: ModelSpec, dtype: torch.dtype) -> CacheSizes:
     """The sizes of a model's caches; `dtype` is that of keys and values."""
-    layers = tuple((mixer.cached * dtype.itemsize, (mixer.window, chunk_of(mixer))) for mixer in spec.mixers)
+    layers = tuple((mixer.cached * dtype.itemsize, reach_of(mixer)) for mixer in spec.mixers)
     indexed = {
         i: Indexed(mixer.row * dtype.itemsize, mixer.index_key * dtype.itemsize, mixer.indexer.top)
         for i, mixer in enumerate(spec.mixers)

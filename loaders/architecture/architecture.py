@@ -41,22 +41,25 @@ class Part:
 class Cache:
     """What a layer keeps of the past: `width` elements for every `every`-th token, of the last `window` tokens. A query
     reads all of it, or the `chosen` entries that an indexer picks; nothing in a context of no more than `beyond`
-    tokens."""
+    tokens; in_chunks: those of its own chunk of `window` positions."""
 
     width: int
     window: int | None = None
     every: int = 1
     chosen: int | None = None
     beyond: int = 0
+    in_chunks: bool = False
 
     def stored(self, context: int) -> int:
         """Elements kept at a context of so many tokens."""
         return min(context, self.window or context) // self.every * self.width
 
     def read(self, context: int) -> int:
-        """Elements that one query reads."""
+        """Elements that one query reads, the last one of a context."""
         if context <= self.beyond:
             return 0
+        if self.in_chunks and self.window:
+            return ((context - 1) % self.window + 1) * self.width
         return min(self.stored(context), (self.chosen or context) * self.width)
 
 

@@ -210,7 +210,7 @@ def llama4(c: ConfigReader) -> Architecture:
     turning = turning or [int((i + 1) % whole(c, "no_rope_layer_interval", 4) != 0) for i in range(count)]
     types = listed(c, "layer_types", count, kinds) or [kinds[0 if turns else 1] for turns in turning]
     args, bias = (hidden, c.integer("num_attention_heads"), kv_heads(c), head_dim(c)), flag(c, "attention_bias")
-    chunked, full = (gqa(*args, qkv_bias=bias, output_bias=bias, window=size) for size in (chunk, None))
+    chunked, full = (gqa(*args, qkv_bias=bias, output_bias=bias, window=size, in_chunks=True) for size in (chunk, None))
     step = whole(c, "interleave_moe_layer_step", 1)
     moe = c.get("moe_layers") or [i for i in range(count) if (i + 1) % step == 0]
     feed = sparse(c, routed(c, width="intermediate_size"), shared=c.integer("intermediate_size"))

@@ -23,13 +23,15 @@ def gqa(
     output_bias: bool = False,
     qk_norm: QkNorm = "none",
     window: int | None = None,
+    in_chunks: bool = False,
     output_gate: bool = False,
     head_gate: bool = False,
     sinks: bool = False,
     own_values: bool = True,
 ) -> Mixer:
     """Grouped-query attention. `output_gate`: q has as many rows again; `head_gate`: one gate a head; `own_values`
-    False: keys serve as values (they are normalised differently, so both are cached)."""
+    False: keys serve as values (they are normalised differently, so both are cached). in_chunks: `window` is that of a
+    chunk."""
     v = v_dim or head_dim
     q_rows, k_rows, v_rows = heads * head_dim, kv_heads * head_dim, kv_heads * v
     parts = [matrix(q_rows * (2 if output_gate else 1), hidden, name="attn_q"), matrix(k_rows, hidden, name="attn_k")]
@@ -41,9 +43,9 @@ def gqa(
     parts += [matrix(heads, hidden)] if head_gate else []
     parts += [vector(heads, "attention")] if sinks else []
     return Mixer(
-        kind="sliding window" if window else "grouped-query",
+        kind="in chunks" if window and in_chunks else "sliding window" if window else "grouped-query",
         parts=tuple(parts),
-        caches=(Cache(width=k_rows + v_rows, window=window),),
+        caches=(Cache(width=k_rows + v_rows, window=window, in_chunks=bool(window and in_chunks)),),
         pair_flops=2 * heads * (head_dim + v),
     )
 

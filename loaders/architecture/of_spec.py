@@ -52,7 +52,8 @@ def _mixer(hidden: int, it: MixerSpec) -> Mixer:
         return gqa(
             hidden, it.heads, it.kv_heads, it.head_dim, v_dim=it.v_dim, qkv_bias=it.qkv_bias,
             output_bias=it.output_bias, qk_norm="none" if it.qk_norm == "plain" else it.qk_norm,
-            window=it.window or it.chunk, output_gate=it.gate == "of values", head_gate=it.gate == "of heads",
+            window=it.window or it.chunk, in_chunks=it.chunk is not None,
+            output_gate=it.gate == "of values", head_gate=it.gate == "of heads",
             sinks=it.sinks, own_values=it.own_values,
         )  # fmt: skip
     if isinstance(it, LatentSpec):

@@ -180,8 +180,9 @@ def _attention(
         return "compressed", (recent, *older), 4 * heads * size, None, 0
     rows = {part.name: part.rows for part in parts if not part.plain}
     width = rows["attn_k"] + rows.get("attn_v", rows["attn_k"]) if "attn_k" in rows else kv * (size + v)
-    cache = Cache(width=width, window=window, chosen=None if window else top)
-    kind = "sliding window" if window else "grouped-query"
+    in_chunks = bool(window) and meta.arch in CHUNKS
+    cache = Cache(width=width, window=window, chosen=None if window else top, in_chunks=in_chunks)
+    kind = "in chunks" if in_chunks else "sliding window" if window else "grouped-query"
     return kind, (cache, *keys), 2 * heads * (size + v), None, 0
 
 

@@ -275,6 +275,8 @@ def test_every_family_that_runs_is_tested() -> None:
 def test_caches_by_hand() -> None:
     window = Cache(width=10, window=128)
     assert (window.stored(100), window.stored(4096), window.read(4096)) == (1000, 1280, 1280)
+    chunks = Cache(width=10, window=128, in_chunks=True)
+    assert (chunks.stored(300), *(chunks.read(context) for context in (128, 129, 300))) == (1280, 1280, 10, 440)
     compressed = Cache(width=10, every=4, chosen=512)
     assert (compressed.stored(4096), compressed.read(4096)) == (10240, 5120)
 
