@@ -21,7 +21,7 @@ from .families import glu_cases
 from .layers import layers_difference, random_layer
 
 LATE = Activation(limit=0.75, late=True)
-VALUE = 20
+VALUE = 16
 
 
 def narrow(g: Generator, source: Source, block: AttentionBlock, D: int, per_head: bool, soft: bool) -> AttentionBlock:

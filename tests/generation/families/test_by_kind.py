@@ -85,7 +85,7 @@ def test_each_layer_is_clamped_by_its_own_limit(checkpoints: Checkpoints) -> Non
     with load(checkpoints("step3p5")) as llm:
         layers = llm.spec.layers
         assert [layer.ffn.activation.limit for layer in layers] == [0.5, float("inf"), 0.3, float("inf"), 0.2]
-        assert [mlp.activation.limit for layer in llm.weights.layers if (mlp := layer.mlp)] == [
+        assert [mlp.activation.limit for layer in llm.parts.decoder.weights.layers if (mlp := layer.mlp)] == [
             0.5, float("inf"), float("inf"), float("inf"), 0.25,
         ]  # fmt: skip
         assert all(layer.ffn.activation.late for layer in layers)
