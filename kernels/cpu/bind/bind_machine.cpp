@@ -65,6 +65,7 @@ void bind_machine(nb::module_& m) {
     return interleave(at(data), bytes, nodes);
   }, Unlocked());
   m.def("poison_arena", [](bool on) { Arena::poison(on); });
+  m.def("arena_bytes", [] { return TeamTurn(1).team.arena.held(); });
   m.def("stream_read", [](const Context& context, Address data, size_t bytes) {
     Turn turn(context);
     return stream_read(at<uint8_t>(data), bytes, turn);

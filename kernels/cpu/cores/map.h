@@ -156,5 +156,22 @@ uint64_t stream_sum(const uint8_t* data, size_t bytes) {
   return total;
 }
 
+// Multiply-add of floats on registers, in so many chains that its latency does not show: what arithmetic can do at best.
+double float_peak(int rounds) {
+  constexpr int CHAINS = W == 16 ? 16 : 12;
+  V sums[CHAINS], total = zero();
+  const V by = set1(0.99f), plus = set1(0.01f);
+#pragma GCC unroll 16
+  for (int i = 0; i < CHAINS; i++) sums[i] = set1(float(i));
+  for (int r = 0; r < rounds; r++)
+#pragma GCC unroll 16
+    for (int i = 0; i < CHAINS; i++) sums[i] = fma(sums[i], by, plus);
+#pragma GCC unroll 16
+  for (int i = 0; i < CHAINS; i++) total = add(total, sums[i]);
+  volatile float sink = sum(total);  // the sums count as used
+  (void)sink;
+  return double(rounds) * CHAINS * W * 2;
+}
+
 }  // namespace
 }  // namespace headrace

@@ -1,7 +1,7 @@
 // Fills a function table from whatever vec_*.h and ints_*.h the including ISA file chose. A new format is a row here.
 #pragma once
 
-#include "cores/attend.h"
+#include "cores/attend/attend.h"
 #include "cores/dot.h"
 #include "cores/index.h"
 #include "cores/map.h"
@@ -98,6 +98,7 @@ constexpr Kernels fill_table(const char* name) {
       largest,
       weighted_sum,
       biased_sum,
+      attend_query,
       attend,
       attend_merge,
       attend_finish,
@@ -106,6 +107,7 @@ constexpr Kernels fill_table(const char* name) {
       conv_silu,
       index_scores,
       stream_sum,
+      float_peak,
       nullptr,
       nullptr,
       nullptr,

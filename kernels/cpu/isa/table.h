@@ -97,18 +97,18 @@ struct FormatKernels {
   const TileKernels* tiles;  // null: every number of tokens goes through `dot`
 };
 
-// The keys or the values of one head in the cache: rows of d numbers.
+// The keys or the values of one head in the cache: rows of d numbers, or the first d of rows of row_d.
 struct AttendRows {
   const uint8_t* first;          // in page 0
   size_t page_bytes, row_bytes;  // from one page, or row, to the next
-  int d, dp;                     // dp: d rounded up to LANES_MAX
+  int d, row_d, dp;              // dp: d rounded up to 2 LANES_MAX
   float* wide;                   // scratch [ATTEND_KEYS][dp]
 };
 
 // One attention item: `rows` = queries x heads of one group, row r belongs to query r / group. Values may be the first
 // numbers of keys: then they are taken from those.
 struct AttendItem {
-  const float* q;  // [rows][k.dp], already scaled, zero from k.d on
+  const float* q;  // [rows][k.dp], as `attend_query` leaves them
   int rows, group;
   int page_keys, format;  // keys in a page; F32 or BF16
   AttendRows k, v;
@@ -117,12 +117,13 @@ struct AttendItem {
   float* scores;      // scratch [rows][ATTEND_KEYS]
 };
 
-// The running softmax of every row: largest score, sum of exponentials, weighted sum of values.
+// The running softmax of every row: largest score, sum of exponentials, weighted sum of values in the order of the cache.
 struct AttendState {
   float *m, *l, *acc;  // [rows], [rows], [rows][v.dp]
 };
 
 constexpr int ATTEND_KEYS = 32;  // keys per step of the online softmax
+constexpr int ATTEND_ROWS = 64;  // of an item, at most
 constexpr int LANES_MAX = 16;
 constexpr int NO_WINDOW = 1 << 30;
 
@@ -178,15 +179,17 @@ struct Kernels {
   void (*weighted_sum)(const float* rows, size_t stride, const int32_t* at, const float* w, int k, int n, float* y);
   void (*biased_sum)(const float* rows, size_t stride, const int32_t* at, const float* w, int k, int n, float* y,
                      const DownBiases& biases);
-  void (*attend)(const AttendItem& item, int begin, int end, const AttendState& state);  // keys [begin, end)
+  void (*attend_query)(const float* q, const AttendRows& keys, int format, float scale, float* out);  // out: [keys.dp]
+  void (*attend)(const AttendItem& item, int begin, int end, const AttendState& state);               // keys [begin, end)
   void (*attend_merge)(const AttendState& total, const AttendState& part, int rows, int dp);
-  void (*attend_finish)(const AttendState& total, int row, int dp, int d, float* out);
+  void (*attend_finish)(const AttendState& total, int row, const AttendRows& values, int format, float* out);
   float (*unit_pair)(const float* q, const float* k, int n, float* q_out, float* k_out);
   void (*delta_rule)(const DeltaRun& run);
   void (*conv_silu)(const float* const* rows, const float* w, size_t stride, int taps, int n, float* out);
   void (*index_scores)(const IndexRun& run);
   uint64_t (*stream_sum)(const uint8_t* data, size_t bytes);
-  double (*int8_peak)(int rounds);  // integer dot products on registers alone; returns operations. null: none
+  double (*float_peak)(int rounds);  // multiply-adds on registers alone; returns operations
+  double (*int8_peak)(int rounds);   // integer dot products, likewise; null: none
   void (*tiles_begin)();  // before and after any tile work of a thread; null where there are no tiles
   void (*tiles_end)();
   double (*bf16_tiles_peak)(int rounds);  // products of tiles that are there already

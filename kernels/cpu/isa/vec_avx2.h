@@ -68,11 +68,11 @@ inline V sum_lanes(const V (&a)[W]) {
   V t[4], u[2];
 #pragma GCC unroll 4
   for (int i = 0; i < 4; i++)
-    t[i] = _mm256_add_ps(_mm256_permute2f128_ps(a[i], a[i + 4], 0x20), _mm256_permute2f128_ps(a[i], a[i + 4], 0x31));
+    t[i] = _mm256_add_ps(_mm256_blend_ps(a[i], a[i + 4], 0xF0), _mm256_permute2f128_ps(a[i], a[i + 4], 0x21));
 #pragma GCC unroll 2
   for (int i = 0; i < 2; i++)
-    u[i] =
-        _mm256_add_ps(_mm256_shuffle_ps(t[2 * i], t[2 * i + 1], 0x44), _mm256_shuffle_ps(t[2 * i], t[2 * i + 1], 0xEE));
+    u[i] = _mm256_add_ps(_mm256_blend_ps(t[2 * i], t[2 * i + 1], 0xCC),
+                         _mm256_shuffle_ps(t[2 * i], t[2 * i + 1], 0x4E));
   return _mm256_add_ps(_mm256_shuffle_ps(u[0], u[1], 0x88), _mm256_shuffle_ps(u[0], u[1], 0xDD));
 }
 
@@ -115,6 +115,15 @@ inline void load_bf16_pairs(const uint8_t* p, V* even, V* odd) {
   __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   *even = _mm256_castsi256_ps(_mm256_slli_epi32(v, 16));
   *odd = _mm256_castsi256_ps(_mm256_and_si256(v, _mm256_set1_epi32(int(0xffff0000))));
+}
+
+// One of both; NO_MASK: by shifts alone, which take no register for a mask.
+template <int ODD, bool NO_MASK>
+inline V load_bf16_part(const uint8_t* p) {
+  __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  if (!ODD) return _mm256_castsi256_ps(_mm256_slli_epi32(v, 16));
+  if (NO_MASK) return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_srli_epi32(v, 16), 16));
+  return _mm256_castsi256_ps(_mm256_and_si256(v, _mm256_set1_epi32(int(0xffff0000))));
 }
 
 inline V load_u8(const uint8_t* p) {

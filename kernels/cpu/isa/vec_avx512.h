@@ -112,6 +112,15 @@ inline void load_bf16_pairs(const uint8_t* p, V* even, V* odd) {
   *odd = _mm512_castsi512_ps(_mm512_and_si512(v, _mm512_set1_epi32(int(0xffff0000))));
 }
 
+// One of both; NO_MASK: by shifts alone, which take no register for a mask.
+template <int ODD, bool NO_MASK>
+inline V load_bf16_part(const uint8_t* p) {
+  __m512i v = _mm512_loadu_si512(p);
+  if (!ODD) return _mm512_castsi512_ps(_mm512_slli_epi32(v, 16));
+  if (NO_MASK) return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_srli_epi32(v, 16), 16));
+  return _mm512_castsi512_ps(_mm512_and_si512(v, _mm512_set1_epi32(int(0xffff0000))));
+}
+
 inline V load_u8(const uint8_t* p) {
   return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
 }

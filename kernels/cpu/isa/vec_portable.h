@@ -127,6 +127,14 @@ inline void load_bf16_pairs(const uint8_t* p, V* even, V* odd) {
   *(little ? odd : even) = reinterpret_cast<V>(v & 0xffff0000u);
 }
 
+// One of both.
+template <int ODD, bool NO_MASK>
+inline V load_bf16_part(const uint8_t* p) {
+  V even, odd;
+  load_bf16_pairs(p, &even, &odd);
+  return ODD ? odd : even;
+}
+
 inline V load_u8(const uint8_t* p) { return V{float(p[0]), float(p[1]), float(p[2]), float(p[3])}; }
 
 // The low byte of every lane, which holds a whole number.

@@ -1,17 +1,18 @@
 // Causal attention over the paged cache: cuts the work into items, gives them to the team, joins the parts.
 //
-//   item = one sequence x one key/value head x a block of queries, all query heads of the group together
+//   item = one sequence x one key/value head x a block of queries, all query heads of the group together (32 at most)
 //
-// The context is cut into chunks of about 512 positions, or 128 where many heads share a key (latent attention), whose
-// arithmetic is much for what they read. Every chunk starts from an empty softmax state, and the states are joined in the
-// order of the chunks: by the worker that does the whole item when items are plenty, or in a second phase when chunks were
-// spread over the team because items were few. Both give the same bits. No memory grows with context^2.
+// The context is cut into chunks of about 512 positions. Every chunk starts from an empty softmax state, and the states are
+// joined in the order of the chunks: by the worker that does the whole item when items are plenty, or when they are few by
+// all: so many chunks spread over the team, their states joined, and on with the next ones. Both give the same bits. No
+// memory grows with the context.
 //
 // Chunks lie at the same positions for every query, so a window's first one may be a part. A head's sink is what its sum
 // begins with: a score without a value. Where a model itself attends within chunks, no item has queries of two of them.
 #include <algorithm>
 #include <limits>
 #include <new>
+#include <optional>
 
 #include "formats/layout.h"
 #include "ops/ops.h"
@@ -20,48 +21,56 @@
 namespace headrace {
 namespace {
 
-constexpr int CHUNK = 512, MANY_HEADS_CHUNK = 128;  // positions
-constexpr int MANY_HEADS = 32;                      // of a group: from more on
-constexpr int ITEM_ROWS = 64;                       // query rows of one item: queries x heads of the group
-constexpr int MERGE_ROWS = 8;                       // of an item whose states are joined by one worker
+constexpr int CHUNK = 512;      // positions
+constexpr int MANY_HEADS = 32;  // of a group in one item: their queries and sums stay in the second cache
+constexpr int MERGE_ROWS = 8;   // of an item whose states are joined by one worker
+constexpr int ROUND = 64;       // chunks whose states are kept at once; where the team is large, more
 constexpr int64_t SMALL = 16384;  // score values x d: less than this is done by the caller alone
 
 struct Item {
-  int sequence, head, query, queries, first_key, first_chunk, chunks, part;  // part: its first chunk among all chunks of all items
+  int sequence, group, head, heads;  // of keys, and query heads [head, head + heads) of those that share it
+  int query, queries, first_key, first_chunk, chunks, part;  // part: its first chunk among all chunks of all items
+
+  int rows() const { return queries * heads; }
 };
 
 struct Attention {
   const AttentionArgs& args;
   const Kernels& isa;
-  int group, dp, dvp, max_rows, chunk_pages;
+  int group, heads, dp, dvp, max_rows, chunk_pages;  // heads: of a group, in one item
   int items = 0, parts = 0;
   int64_t work = 0;
   Item* list = nullptr;
 
   Attention(const AttentionArgs& a, Turn& turn) : args(a), isa(turn.isa) {
     group = a.heads / a.cache.groups;
-    dp = int(round_up(a.cache.d, LANES_MAX)), dvp = int(round_up(a.cache.values.d, LANES_MAX));
-    max_rows = std::max(group, ITEM_ROWS / group * group);
-    chunk_pages = std::max(1, (group > MANY_HEADS ? MANY_HEADS_CHUNK : CHUNK) / a.cache.page_keys);
+    const int pieces = (group + MANY_HEADS - 1) / MANY_HEADS;
+    heads = (group + pieces - 1) / pieces;
+    dp = int(round_up(a.cache.d, 2 * LANES_MAX)), dvp = int(round_up(a.cache.values.d, 2 * LANES_MAX));
+    max_rows = ATTEND_ROWS / heads * heads;
+    chunk_pages = std::max(1, CHUNK / a.cache.page_keys);
     make_list(turn.team.arena);
   }
 
-  int block() const { return max_rows / group; }  // queries of one item
+  int block() const { return max_rows / heads; }  // queries of one item
   int queries(int s) const { return args.starts[s + 1] - args.starts[s]; }
   int position(const Item& item) const {  // of its first query
     return args.contexts[item.sequence] - queries(item.sequence) + item.query;
   }
-  int rows(const Item& item) const { return item.queries * group; }
+  int64_t token(const Item& item, int row) const { return args.starts[item.sequence] + item.query + row / item.heads; }
+  int head_of(const Item& item, int row) const { return item.group * group + item.head + row % item.heads; }
 
   // The last blocks see most keys, so they come first.
   void make_list(Arena& arena) {
+    const int pieces = args.cache.groups * ((group + heads - 1) / heads);
     int count = 0;
     for (int s = 0; s < args.sequences; s++)
-      for (int end = queries(s); end > 0; end = block_before(s, end)) count += args.cache.groups;
+      for (int end = queries(s); end > 0; end = block_before(s, end)) count += pieces;
     list = arena.take<Item>(count);
     for (int s = 0; s < args.sequences; s++)
       for (int end = queries(s); end > 0; end = block_before(s, end))
-        for (int g = 0; g < args.cache.groups; g++) add_item(s, g, block_before(s, end), end);
+        for (int g = 0; g < args.cache.groups; g++)
+          for (int head = 0; head < group; head += heads) add_item(s, g, head, block_before(s, end), end);
   }
 
   // The first query of the block that ends in front of query `end`.
@@ -70,8 +79,8 @@ struct Attention {
     return args.chunk ? std::max(first, (before + end - 1) / args.chunk * args.chunk - before) : first;
   }
 
-  void add_item(int s, int g, int query, int query_end) {
-    Item item{s, g, query, query_end - query, 0, 0, 0, parts};
+  void add_item(int s, int g, int head, int query, int query_end) {
+    Item item{s, g, head, std::min(heads, group - head), query, query_end - query, 0, 0, 0, parts};
     item.first_key = args.chunk ? position(item) / args.chunk * args.chunk : 0;
     const int begin = std::max(item.first_key, position(item) + 1 - args.window);  // what its first query sees
     const int end = position(item) + item.queries;                    // what its last one does
@@ -80,7 +89,7 @@ struct Attention {
     item.chunks = (end + chunk - 1) / chunk - item.first_chunk;
     list[items++] = item;
     parts += item.chunks;
-    work += int64_t(end - begin) * rows(item) * args.cache.d;
+    work += int64_t(end - begin) * item.rows() * args.cache.d;
   }
 
   AttendState state(Arena& arena) const {
@@ -107,57 +116,62 @@ struct Worker {
         part(job.state(arena)),
         total(job.state(arena)) {}
 
-  // Scaled queries, row by row: query-major, the heads of the group side by side.
+  // Keys and values of the item's head.
+  AttendRows keys(const Attention& job, const Item& item) const {
+    const Cache& c = job.args.cache;
+    const size_t row = job.isa.formats[c.format].row_bytes(c.d), plane = row * c.page_keys;
+    return {c.k + item.group * plane, plane * c.groups, row, c.d, c.d, job.dp, kf};
+  }
+  AttendRows values(const Attention& job, const Item& item) const {
+    const Values& v = job.args.cache.values;
+    const int row_d = v.data == job.args.cache.k ? job.args.cache.d : v.d;
+    return {v.data + item.group * v.plane, v.page, v.row, v.d, row_d, job.dvp, vf};
+  }
+
+  // Scaled queries, row by row: query-major, the heads of the item side by side.
   void load_queries(const Attention& job, const Item& item) {
     if (loaded == &item) return;
     loaded = &item;
     const AttentionArgs& a = job.args;
-    const int d = a.cache.d;
-    for (int r = 0; r < job.rows(item); r++) {
-      const int64_t token = a.starts[item.sequence] + item.query + r / job.group;
-      const float* src = a.q + token * a.q_stride + int64_t(item.head * job.group + r % job.group) * d;
-      float* dst = q + size_t(r) * job.dp;
-      job.isa.formats[F32].unpack(reinterpret_cast<const uint8_t*>(src), d, a.scale, dst);
-      std::fill(dst + d, dst + job.dp, 0.0f);
+    const AttendRows rows = keys(job, item);
+    for (int r = 0; r < item.rows(); r++) {
+      const float* src = a.q + job.token(item, r) * a.q_stride + int64_t(job.head_of(item, r)) * a.cache.d;
+      job.isa.attend_query(src, rows, a.cache.format, a.scale, q + size_t(r) * job.dp);
     }
   }
 
   void attend(const Attention& job, const Item& item, int chunk, const AttendState& state) {
     const AttentionArgs& a = job.args;
-    const Cache& c = a.cache;
-    const size_t row = job.isa.formats[c.format].row_bytes(c.d), plane = row * c.page_keys;
     AttendItem run{};
-    run.q = q, run.rows = job.rows(item), run.group = job.group;
-    run.page_keys = c.page_keys, run.format = c.format;
-    run.k = {c.k + item.head * plane, plane * c.groups, row, c.d, job.dp, kf};
-    run.v = {c.values.data + item.head * c.values.plane, c.values.page, c.values.row, c.values.d, job.dvp, vf};
+    run.q = q, run.rows = item.rows(), run.group = item.heads;
+    run.page_keys = a.cache.page_keys, run.format = a.cache.format;
+    run.k = keys(job, item), run.v = values(job, item);
     run.table = a.tables + size_t(item.sequence) * a.table_len;
     run.first = job.position(item), run.window = a.window;
     run.scores = scores;
-    const int keys = job.chunk_pages * c.page_keys;
-    const int begin = std::max(item.first_key, (item.first_chunk + chunk) * keys);
-    job.isa.attend(run, begin, (item.first_chunk + chunk + 1) * keys, state);
+    const int span = job.chunk_pages * a.cache.page_keys;
+    const int begin = std::max(item.first_key, (item.first_chunk + chunk) * span);
+    job.isa.attend(run, begin, (item.first_chunk + chunk + 1) * span, state);
   }
 
-  // An empty sum: the first part is taken as it is. With a sink, a sum of that alone.
-  void clear(const Attention& job, const Item& item, int first, int rows) {
-    const float* sinks = job.args.sinks ? job.args.sinks + item.head * job.group : nullptr;
+  // An empty sum of rows first .. first + rows: the first part is taken as it is. With a sink, a sum of that alone.
+  static void clear(const Attention& job, const Item& item, int first, int rows, const AttendState& total) {
     const float nothing = -std::numeric_limits<float>::infinity();
     for (int r = 0; r < rows; r++) {
-      const float sink = sinks ? sinks[(first + r) % job.group] : nothing;
+      const float sink = job.args.sinks ? job.args.sinks[job.head_of(item, first + r)] : nothing;
       total.m[r] = sink, total.l[r] = sink == nothing ? 0.0f : 1.0f;
     }
     std::fill(total.acc, total.acc + size_t(rows) * job.dvp, 0.0f);
   }
 
   // Rows first .. first + rows of the item, which are those of `total`.
-  void finish(const Attention& job, const Item& item, int first, int rows) const {
+  void finish(const Attention& job, const Item& item, int first, int rows, const AttendState& total) const {
     const AttentionArgs& a = job.args;
-    const int d = a.cache.values.d;
+    const AttendRows rows_of = values(job, item);
     for (int r = 0; r < rows; r++) {
-      const int64_t token = a.starts[item.sequence] + item.query + (first + r) / job.group;
-      const int head = item.head * job.group + (first + r) % job.group;
-      job.isa.attend_finish(total, r, job.dvp, d, a.out + token * a.out_stride + int64_t(head) * d);
+      float* out = a.out + job.token(item, first + r) * a.out_stride;
+      out += int64_t(job.head_of(item, first + r)) * rows_of.d;
+      job.isa.attend_finish(total, r, rows_of, a.cache.format, out);
     }
   }
 };
@@ -166,14 +180,14 @@ struct Worker {
 void run_whole(const Attention& job, Worker& worker, Counter& counter) {
   for (int i = counter.next(); i < job.items; i = counter.next()) {
     const Item& item = job.list[i];
-    const int rows = job.rows(item);
+    const int rows = item.rows();
     worker.load_queries(job, item);
-    worker.clear(job, item, 0, rows);
+    worker.clear(job, item, 0, rows, worker.total);
     for (int chunk = 0; chunk < item.chunks; chunk++) {
       worker.attend(job, item, chunk, worker.part);
       job.isa.attend_merge(worker.total, worker.part, rows, job.dvp);
     }
-    worker.finish(job, item, 0, rows);
+    worker.finish(job, item, 0, rows, worker.total);
   }
 }
 
@@ -182,23 +196,49 @@ const Item& item_of_part(const Attention& job, int part) {
   return *(std::upper_bound(job.list, job.list + job.items, part, after) - 1);
 }
 
-// Chunks by anybody into `states`, then every item's states joined in order, a few rows at a time.
-void run_split(const Attention& job, Worker& worker, Team& team, const AttendState* states, Counter* counters) {
-  for (int p = counters[0].next(); p < job.parts; p = counters[0].next()) {
-    const Item& item = item_of_part(job, p);
-    worker.load_queries(job, item);
-    worker.attend(job, item, p - item.part, states[p]);
+// What a team shares that does the chunks of few items together.
+struct Split {
+  const int round;               // chunks
+  AttendState *states, *totals;  // of the chunks of a round, of the items
+  Counter parts, merges;
+
+  Split(const Attention& job, Team& team) : round(std::min(job.parts, std::max(ROUND, 4 * team.size()))) {
+    states = team.arena.take<AttendState>(round), totals = team.arena.take<AttendState>(job.items);
+    for (int p = 0; p < round; p++) states[p] = job.state(team.arena);
+    for (int i = 0; i < job.items; i++) totals[i] = job.state(team.arena);
   }
-  team.barrier();
+};
+
+// Joins the states of chunks [begin, end) of item i to its total, a few rows of them. Its first chunk begins it, its last one
+// ends it.
+void merge_rows(const Attention& job, const Worker& worker, const Split& split, int i, int first, int begin, int end) {
+  const Item& item = job.list[i];
+  const int rows = std::min(MERGE_ROWS, item.rows() - first), last = item.part + item.chunks;
+  const int from = std::max(begin, item.part), to = std::min(end, last);
+  if (rows <= 0 || from >= to) return;
+  const AttendState total = job.from_row(split.totals[i], first);
+  if (from == item.part) worker.clear(job, item, first, rows, total);
+  for (int p = from; p < to; p++)
+    job.isa.attend_merge(total, job.from_row(split.states[p - begin], first), rows, job.dvp);
+  if (to == last) worker.finish(job, item, first, rows, total);
+}
+
+// A round of chunks by anybody, their states joined in order, a few rows at a time, and the next ones.
+void run_split(const Attention& job, Worker& worker, int number, Team& team, Split& split) {
   const int blocks = (job.max_rows + MERGE_ROWS - 1) / MERGE_ROWS;
-  for (int i = counters[1].next(); i < job.items * blocks; i = counters[1].next()) {
-    const Item& item = job.list[i / blocks];
-    const int first = i % blocks * MERGE_ROWS, rows = std::min(MERGE_ROWS, job.rows(item) - first);
-    if (rows <= 0) continue;
-    worker.clear(job, item, first, rows);
-    for (int chunk = 0; chunk < item.chunks; chunk++)
-      job.isa.attend_merge(worker.total, job.from_row(states[item.part + chunk], first), rows, job.dvp);
-    worker.finish(job, item, first, rows);
+  for (int begin = 0; begin < job.parts; begin += split.round) {
+    const int end = std::min(begin + split.round, job.parts);
+    for (int p = begin + split.parts.next(); p < end; p = begin + split.parts.next()) {
+      const Item& item = item_of_part(job, p);
+      worker.load_queries(job, item);
+      worker.attend(job, item, p - item.part, split.states[p - begin]);
+    }
+    team.barrier();
+    if (number == 0) split.parts.value = 0;
+    for (int m = split.merges.next(); m < job.items * blocks; m = split.merges.next())
+      merge_rows(job, worker, split, m / blocks, m % blocks * MERGE_ROWS, begin, end);
+    team.barrier();
+    if (number == 0) split.merges.value = 0;
   }
 }
 
@@ -211,14 +251,14 @@ void attention(const AttentionArgs& args, Turn& turn) {
   const bool split = !solo && job.items < 4 * team.size() && job.parts > job.items;
   Worker* workers = team.arena.take<Worker>(team.size());
   for (int i = 0; i < team.size(); i++) new (workers + i) Worker(job, team.arena);
-  AttendState* states = team.arena.take<AttendState>(split ? job.parts : 0);
-  for (int p = 0; split && p < job.parts; p++) states[p] = job.state(team.arena);
-  Counter counters[2];
+  Counter counter;
+  std::optional<Split> shared;
+  if (split) shared.emplace(job, team);
   team.run(solo, [&](int worker) {
     if (split)
-      run_split(job, workers[worker], team, states, counters);
+      run_split(job, workers[worker], worker, team, *shared);
     else
-      run_whole(job, workers[worker], counters[0]);
+      run_whole(job, workers[worker], counter);
   });
 }
 

@@ -36,8 +36,11 @@ double stream_read(const uint8_t* data, size_t bytes, Turn& turn) {
 
 double peak_rate(Peak which, Turn& turn) {
   const Kernels& isa = turn.isa;
-  const bool tiles = which != Peak::int8_dots;
-  const auto loop = !tiles ? isa.int8_peak : which == Peak::int8_tiles ? isa.int8_tiles_peak : isa.bf16_tiles_peak;
+  const bool tiles = which == Peak::bf16_tiles || which == Peak::int8_tiles;
+  const auto loop = which == Peak::floats       ? isa.float_peak
+                    : which == Peak::int8_dots  ? isa.int8_peak
+                    : which == Peak::int8_tiles ? isa.int8_tiles_peak
+                                                : isa.bf16_tiles_peak;
   if (!loop) return 0.0;
   std::vector<double> done(turn.team.size());
   const auto measure = [&](int rounds) {

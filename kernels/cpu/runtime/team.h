@@ -35,6 +35,7 @@ Range part_of(int total, int parts, int i, int grain = 1);
 class Arena {
  public:
   void reset();
+  size_t held() const { return total_; }  // bytes, at the most so far
 
   static void poison(bool on);  // for tests: what is taken is filled with 0xFF (NaN)
 

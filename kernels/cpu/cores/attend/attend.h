@@ -1,0 +1,258 @@
+// Attention of a few query rows over a run of pages, with the softmax kept up to date (online), over any vec_*.h.
+//
+//   for every 32 keys:  s = q . k    m' = max(m, s)    p = e^(s - m')    shrink = e^(m - m')
+//                       l = l * shrink + sum p         acc = acc * shrink + p . v
+//
+// A step does one thing for all its rows (one group of heads x a block of queries) before the next: scores, weights, values.
+// Few rows read keys and values as they lie; for many they are widened to float32 scratch once; values that are the first
+// numbers of their keys are those. A row sees its own keys only, in the order of their positions, and each of its sums has
+// one fixed order: results do not depend on the rows beside it, nor on which way rows were read. Keys before a row's window
+// have the weight 0, and pages before the windows of all rows are not touched. attend_merge joins two runs of pages the same
+// way. Knows nothing of heads, sequences or threads.
+#pragma once
+
+#include <type_traits>
+
+#include "cores/attend/tiles.h"
+
+namespace headrace {
+namespace {
+
+constexpr int FEW_ROWS = 8;  // up to so many, widening a row again for each tile costs less than a detour through memory
+
+// Whether values are the first numbers of their keys.
+inline bool within_keys(const AttendItem& item) {
+  const AttendRows &k = item.k, &v = item.v;
+  return k.first == v.first && k.page_bytes == v.page_bytes && k.row_bytes == v.row_bytes;
+}
+
+// What rows see of a step: row r places [from[r], to[r]). Rows are of rising positions: the first sees the earliest keys,
+// the last one the latest.
+struct Seen {
+  int from[ATTEND_ROWS], to[ATTEND_ROWS];
+
+  // Whether rows [r, r + R) see any, and between where.
+  template <int R>
+  bool any(int r) const {
+    return from[r] < to[r + R - 1];
+  }
+};
+
+// The keys and values of the step at position key0.
+struct KeyStep {
+  int key0;
+  RowPlaces k, v;
+};
+
+// What one run of pages is asked for, and what the steps share.
+struct AttendRun {
+  const AttendItem& item;
+  const AttendState& state;
+  const bool within;
+  int end, low;          // positions: behind the last, and the first that is seen
+  int own[ATTEND_ROWS];  // behind a row's own key
+
+  AttendRun(const AttendItem& item_, int begin, int end_, const AttendState& state_)
+      : item(item_), state(state_), within(within_keys(item_)) {
+    for (int r = 0, query = 0; r < item.rows; query++)
+      for (const int last = r + item.group; r < last; r++) own[r] = item.first + query + 1;
+    end = least(end_, item.first + (item.rows - 1) / item.group + 1);
+    low = most(begin, item.first + 1 - item.window);
+  }
+
+  int value_vectors() const { return (item.v.d + (within ? PAIR : W) - 1) / (within ? PAIR : W) * (within ? 2 : 1); }
+  float* scores(int r) const { return item.scores + size_t(r) * KEYS; }
+  float* acc(int r) const { return state.acc + size_t(r) * item.v.dp; }
+
+  void clear() const {
+    for (int r = 0; r < item.rows; r++) state.m[r] = -__builtin_inff(), state.l[r] = 0.0f;
+    __builtin_memset(state.acc, 0, size_t(item.rows) * item.v.dp * sizeof(float));
+  }
+
+  void find(int key0, KeyStep* step) const {
+    const int from = most(0, low - key0), n = least(KEYS, end - key0);
+    step->key0 = key0;
+    find_rows(item, item.k, key0, from, n, &step->k);
+    if (within)
+      step->v = step->k;
+    else
+      find_rows(item, item.v, key0, from, n, &step->v);
+  }
+
+  void see(const KeyStep& step, Seen* seen) const {
+    for (int r = 0; r < item.rows; r++) {
+      const int to = own[r] - step.key0;
+      seen->from[r] = most(step.k.from, to - item.window);
+      seen->to[r] = least(step.k.n, to);
+    }
+  }
+};
+
+// fn(number of rows as a type, first row) for all rows, in tiles of 4, 2 and 1.
+template <int R>
+using RowCount = std::integral_constant<int, R>;
+template <class Fn>
+inline void by_tiles(int rows, const Fn& fn) {
+  int r = 0;
+  for (; r + 4 <= rows; r += 4) fn(RowCount<4>{}, r);
+  for (; r + 2 <= rows; r += 2) fn(RowCount<2>{}, r);
+  for (; r < rows; r++) fn(RowCount<1>{}, r);
+}
+
+template <class Row>
+void score_step(const AttendRun& run, const KeyStep& step, const Seen& seen, AskAhead ahead) {
+  const AttendItem& item = run.item;
+  const int cols = (item.k.d + W - 1) / W * W;
+  by_tiles(item.rows, [&](auto rows, int r) {
+    constexpr int R = decltype(rows)::value;
+    if (seen.any<R>(r))
+      score_rows<Row, R>(item.q + size_t(r) * item.k.dp, item.k.dp, step.k, seen.from[r], seen.to[r + R - 1], cols,
+                         run.scores(r), ahead);
+  });
+}
+
+// The largest of m and of scores [from, n); places without a key count as none.
+inline float largest_score(float* scores, int from, int n, float m) {
+  for (int j = 0; j < from; j++) scores[j] = -__builtin_inff();
+  for (int j = n; j < KEYS; j++) scores[j] = -__builtin_inff();
+  V top = set1(m);
+#pragma GCC unroll 8
+  for (int j = 0; j < KEYS; j += W) top = vmax(top, load(scores + j));
+  return max_lane(top);
+}
+
+// Scores [from, n) of a row turn into weights, the rest into zeros: their sum. `now` is the largest so far.
+inline float weigh(float* scores, int from, int n, float now) {
+  V total = zero();
+  if (from == 0 && n == KEYS) {
+#pragma GCC unroll 4
+    for (int j = 0; j < KEYS; j += W) {
+      const V p = exp_(sub(load(scores + j), set1(now)));
+      store(scores + j, p);
+      total = add(total, p);
+    }
+    return sum(total);
+  }
+  for (int j = 0; j < KEYS; j += W) {
+    store(scores + j, exp_(sub(load(scores + j), set1(now))));
+    for (int i = j; i < j + W; i++)
+      if (i < from || i >= n) scores[i] = 0.0f;  // e^-inf is not quite that
+    total = add(total, load(scores + j));
+  }
+  return sum(total);
+}
+
+// Scores turn into weights, and the states come up to the new largest scores. All rows' largest ones come first, so that no
+// row's weights wait for them.
+inline void weigh_step(const AttendRun& run, const Seen& seen) {
+  const AttendState& state = run.state;
+  const int rows = run.item.rows;
+  float now[ATTEND_ROWS];
+  for (int r = 0; r < rows; r++)
+    if (seen.any<1>(r)) now[r] = largest_score(run.scores(r), seen.from[r], seen.to[r], state.m[r]);
+  for (int r = 0; r < rows; r++) {
+    if (!seen.any<1>(r)) {
+      __builtin_memset(run.scores(r), 0, KEYS * sizeof(float));
+      continue;
+    }
+    if (now[r] > state.m[r]) {
+      const float shrink = exp1(state.m[r] - now[r]);
+      state.m[r] = now[r], state.l[r] *= shrink;
+      map(run.acc(r), run.item.v.dp, run.acc(r), [=](V a) { return mul(a, set1(shrink)); });
+    }
+    state.l[r] += weigh(run.scores(r), seen.from[r], seen.to[r], now[r]);
+  }
+}
+
+// Vectors [first, first + U) of all rows' values.
+template <class Row, int U, int ODD>
+void value_columns(const AttendRun& run, const KeyStep& step, const Seen& seen, int first, AskAhead& ahead) {
+  by_tiles(run.item.rows, [&](auto rows, int r) {
+    constexpr int R = decltype(rows)::value;
+    if (seen.any<R>(r))
+      value_tile<Row, R, U, ODD>(run.scores(r), step.v, seen.from[r], seen.to[r + R - 1], first, run.acc(r),
+                                 run.item.v.dp, ahead);
+  });
+}
+
+template <class Row, int U>
+void value_columns(const AttendRun& run, const KeyStep& step, const Seen& seen, int first, AskAhead& ahead) {
+  (first % 2 ? value_columns<Row, U, 1> : value_columns<Row, U, 0>)(run, step, seen, first, ahead);
+}
+
+template <class Row>
+void value_step(const AttendRun& run, const KeyStep& step, const Seen& seen, AskAhead ahead) {
+  const int vectors = run.value_vectors();
+  int first = 0;
+  if (run.item.rows == 1)
+    for (; first + 8 <= vectors; first += 8)
+      value_tile<Row, 1, 8, 0>(run.scores(0), step.v, seen.from[0], seen.to[0], first, run.acc(0), run.item.v.dp, ahead);
+  while (first < vectors) {
+    const int left = vectors - first, u = left == 4 || left < 3 ? least(left, 2) : 3;
+    (u == 3   ? value_columns<Row, 3>
+     : u == 2 ? value_columns<Row, 2>
+              : value_columns<Row, 1>)(run, step, seen, first, ahead);
+    first += u;
+  }
+}
+
+// One step; `next` null: the last one. While keys are multiplied values are asked for, and while values are, the next keys.
+template <class Stored, bool WIDEN>
+void attend_step(const AttendRun& run, KeyStep& step, const Seen& seen, const KeyStep* next) {
+  using Row = std::conditional_t<WIDEN, F32Cached, Stored>;
+  const AttendItem& item = run.item;
+  if (WIDEN) widen_rows<Stored>(item.k, &step.k);
+  score_step<Row>(run, step, seen, AskAhead(run.within ? nullptr : &step.v, item.v.row_bytes, item.rows * KEYS / SUMS));
+  weigh_step(run, seen);
+  if (WIDEN && run.within) step.v = step.k;
+  if (WIDEN && !run.within) widen_rows<Stored>(item.v, &step.v);
+  const int tiles = most(1, item.rows / 4) * ((run.value_vectors() + 2) / 3);
+  value_step<Row>(run, step, seen, AskAhead(next ? &next->k : nullptr, item.k.row_bytes, tiles * KEYS / ASK_EVERY));
+}
+
+template <class Stored, bool WIDEN>
+void attend_steps(const AttendRun& run, int first) {
+  KeyStep steps[2];
+  Seen seen;
+  run.find(first, steps);
+  for (int key0 = first, now = 0; key0 < run.end; key0 += KEYS, now ^= 1) {
+    const bool last = key0 + KEYS >= run.end;
+    if (!last) run.find(key0 + KEYS, steps + (now ^ 1));
+    run.see(steps[now], &seen);
+    attend_step<Stored, WIDEN>(run, steps[now], seen, last ? nullptr : steps + (now ^ 1));
+  }
+}
+
+void attend(const AttendItem& item, int begin, int end, const AttendState& state) {
+  const AttendRun run(item, begin, end, state);
+  run.clear();
+  const int first = begin + (run.low - begin) / KEYS * KEYS;
+  if (first >= run.end) return;
+  with_rows(item.format, [&](auto row) {
+    using Stored = decltype(row);
+    const bool whole = item.k.d % PAIR == 0 && item.v.d % PAIR == 0;
+    if (whole && (std::is_same_v<Stored, F32Cached> || item.rows <= FEW_ROWS))
+      attend_steps<Stored, false>(run, first);
+    else
+      attend_steps<Stored, true>(run, first);
+  });
+}
+
+void attend_merge(const AttendState& total, const AttendState& part, int rows, int dp) {
+  for (int r = 0; r < rows; r++) {
+    if (part.l[r] == 0.0f) continue;  // none of its keys in this run
+    const float m = part.m[r] > total.m[r] ? part.m[r] : total.m[r];
+    const float a = total.l[r] == 0.0f ? 0.0f : exp1(total.m[r] - m), b = exp1(part.m[r] - m);
+    total.m[r] = m;
+    total.l[r] = total.l[r] * a + part.l[r] * b;
+    map2(total.acc + size_t(r) * dp, part.acc + size_t(r) * dp, dp, total.acc + size_t(r) * dp,
+         [=](V x, V y) { return fma(y, set1(b), mul(x, set1(a))); });
+  }
+}
+
+void attend_finish(const AttendState& total, int row, const AttendRows& values, int format, float* out) {
+  take_values(total.acc + size_t(row) * values.dp, values, format, 1.0f / total.l[row], out);
+}
+
+}  // namespace
+}  // namespace headrace

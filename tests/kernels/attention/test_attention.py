@@ -1,0 +1,192 @@
+"""Attention on the CPU where its steps, tiles and items end: every way against the plain twin, the same bits in any
+company, only the window's pages read, and memory that does not grow with the context.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from busy import HANG_S
+from torch import Tensor
+
+from headrace.kernels import reference
+from headrace.kernels.cases.attention import attention_error, paged
+from headrace.kernels.cases.case import Inputs, worst
+from headrace.kernels.context import Context
+from headrace.kernels.cpu import CpuOps
+from headrace.kernels.isa import available_isas
+
+STEP, CHUNK, ROUND, ITEM_ROWS = 32, 512, 64, 64  # of the C++
+F32, BF16 = torch.float32, torch.bfloat16
+
+
+@pytest.fixture(params=available_isas())
+def ops(request: pytest.FixtureRequest) -> CpuOps:
+    """The ops on each instruction set."""
+    return CpuOps(Context(isa=request.param))
+
+
+def inputs_of(
+    heads: tuple[int, int], dims: tuple[int, int], page: int, new: list[int], contexts: list[int], dtype: torch.dtype,
+    latent: bool = False,
+) -> Inputs:  # fmt: skip
+    """heads: of queries, of keys. dims: of keys, of values. latent: values are the first numbers of keys."""
+    g = torch.Generator().manual_seed(sum(contexts) + page)
+    i = paged(g, contexts, heads[1], page, dims[0], dtype)
+    values = i["k"][..., : dims[1]] if latent else i["v"][..., : dims[1]].contiguous()
+    starts = torch.tensor([0, *torch.tensor(new).cumsum(0).tolist()], dtype=torch.int32)
+    q = torch.randn(sum(new), heads[0], dims[0], generator=g)
+    return {**i, "v": values, "q": q, "starts": starts, "scale": dims[0] ** -0.5}
+
+
+def attend(ops: Any, i: Inputs, window: int | None = None, sinks: Tensor | None = None) -> Tensor:
+    batch = i["tables"], i["starts"], i["contexts"]
+    out: Tensor = ops.attention(i["q"], i["k"], i["v"], *batch, i["scale"], window, sinks)
+    return out
+
+
+def check(ops: CpuOps, i: Inputs, window: int | None = None) -> None:
+    got, expected = attend(ops, i, window), attend(reference, i, window)
+    problem = worst(got, expected, attention_error(i, [expected])[0])
+    assert problem is None, problem
+
+
+HEADS_AND_DIMS = [
+    ((1, 1), (128, 128)),  # one key a head
+    ((3, 1), (64, 64)),
+    ((5, 1), (48, 48)),  # whole pairs of vectors of 8, not of 16
+    ((7, 1), (100, 36)),  # no whole vectors
+    ((8, 1), (128, 96)),  # as many rows as keys are read for as they lie
+    ((9, 1), (32, 32)),  # and one more
+    ((33, 1), (16, 16)),  # more heads on a key than an item has
+    ((130, 2), (40, 24)),
+]
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16])
+@pytest.mark.parametrize("latent", [False, True])
+@pytest.mark.parametrize(("heads", "dims"), HEADS_AND_DIMS)
+def test_heads_of_any_number_and_size(
+    ops: CpuOps, heads: tuple[int, int], dims: tuple[int, int], latent: bool, dtype: torch.dtype
+) -> None:
+    check(ops, inputs_of(heads, dims, 16, [1, 3], [75, 37], dtype, latent))
+
+
+@pytest.mark.parametrize("page", [5, 16, 32, 100, 600])
+@pytest.mark.parametrize("edge", [STEP, CHUNK])
+def test_contexts_that_end_with_a_step_or_a_chunk(ops: CpuOps, page: int, edge: int) -> None:
+    contexts = [edge - 1, edge, edge + 1, 1]
+    check(ops, inputs_of((4, 2), (64, 64), page, [1, 1, 1, 1], contexts, BF16))
+    check(ops, inputs_of((4, 2), (64, 64), page, [3, 2, edge + 1, 1], contexts, BF16))
+
+
+@pytest.mark.parametrize("new", [ITEM_ROWS // 4 - 1, ITEM_ROWS // 4, ITEM_ROWS // 4 + 1, 2 * ITEM_ROWS // 4])
+def test_prompts_that_end_with_a_block_of_queries(ops: CpuOps, new: int) -> None:
+    check(ops, inputs_of((4, 1), (32, 32), 16, [new, new], [new, new + 50], BF16))
+
+
+@pytest.mark.parametrize("window", [1, 3, STEP - 1, STEP, STEP + 1, 45])
+def test_windows_that_cut_tiles_and_steps(ops: CpuOps, window: int) -> None:
+    for heads in ((1, 1), (8, 1), (6, 2)):
+        check(ops, inputs_of(heads, (64, 64), 32, [1, 40], [70, 110], BF16), window)
+
+
+def test_more_chunks_than_states_are_kept_of(ops: CpuOps) -> None:
+    """Few items: their chunks are done together, in rounds."""
+    contexts = [CHUNK * (2 * ROUND + 5) + 7, CHUNK * 3]
+    i = inputs_of((2, 1), (16, 16), 32, [1, 1], contexts, F32)
+    check(ops, i)
+    one, three = (CpuOps(Context(isa=ops.context.isa, threads=n)) for n in (1, 3))
+    assert torch.equal(attend(one, i), attend(three, i))
+
+
+@pytest.mark.parametrize("window", [None, 37, 700])
+@pytest.mark.parametrize("page", [16, 48])
+@pytest.mark.parametrize(
+    ("heads", "dims"), [((4, 2), (80, 80)), ((8, 1), (64, 64)), ((1, 1), (128, 64)), ((36, 1), (64, 32))]
+)
+def test_a_token_has_the_same_bits_in_a_prompt_and_alone(
+    ops: CpuOps, heads: tuple[int, int], dims: tuple[int, int], page: int, window: int | None
+) -> None:
+    """Alone it reads keys as they lie where there are few heads; in a prompt they are widened first."""
+    context, new = 1100, 90
+    i = inputs_of(heads, dims, page, [new], [context], BF16)
+    sinks = torch.randn(heads[0], generator=torch.Generator().manual_seed(7))
+
+    def run(first: int, n: int) -> Tensor:
+        starts = torch.tensor([0, n], dtype=torch.int32)
+        contexts = torch.tensor([context - new + first + n], dtype=torch.int32)
+        return attend(ops, {**i, "q": i["q"][first : first + n], "starts": starts, "contexts": contexts}, window, sinks)
+
+    prompt = run(0, new)
+    for t in (0, 1, 31, 32, 89):
+        assert torch.equal(run(t, 1)[0], prompt[t])
+
+
+def test_a_sequence_has_the_same_bits_among_others_and_alone(ops: CpuOps) -> None:
+    """Among many every worker does whole items; alone chunks are spread."""
+    contexts = [1100, 3, 700, 1101, 513, 64, 65, 2000]
+    i = inputs_of((8, 2), (64, 64), 32, [1] * 8, contexts, BF16)
+    together = attend(ops, i)
+    for s, context in enumerate(contexts):
+        batch = {
+            "starts": torch.tensor([0, 1], dtype=torch.int32),
+            "contexts": torch.tensor([context], dtype=torch.int32),
+        }
+        alone = {"q": i["q"][s : s + 1], "tables": i["tables"][s : s + 1], **batch}
+        assert torch.equal(attend(ops, {**i, **alone})[0], together[s])
+
+
+@pytest.mark.parametrize("new", [1, 3, 150])
+@pytest.mark.parametrize("page", [16, 48])
+def test_pages_wholly_before_a_window_are_not_read(ops: CpuOps, page: int, new: int) -> None:
+    """They may be another sequence's by now: here they lie outside of the cache."""
+    context, window = 700, 100
+    i = inputs_of((4, 2), (40, 40), page, [new], [context], F32)
+    expected, left = attend(ops, i, window), i["tables"].clone()
+    unread = (context - new - window + 1) // page
+    left[0, :unread] = 1 << 30
+    for kept in ("k", "v"):
+        i[kept][i["tables"][0, :unread].long()] = float("nan")
+    assert torch.equal(attend(ops, {**i, "tables": left}, window), expected)
+
+
+MEMORY = """
+import sys, torch
+from headrace.kernels import _cpu
+from headrace.kernels.context import Context
+from headrace.kernels.cpu import CpuOps
+heads, groups, dim, v_dim, new = map(int, sys.argv[1:6])
+ops, held = CpuOps(Context(threads=2)), []
+for context in map(int, sys.argv[6:]):
+    cache = torch.zeros(-(-context // 32), groups, 32, dim, dtype=torch.bfloat16)
+    table = torch.arange(len(cache), dtype=torch.int32).view(1, -1)
+    starts, contexts = torch.tensor([0, new], dtype=torch.int32), torch.tensor([context], dtype=torch.int32)
+    ops.attention(torch.zeros(new, heads, dim), cache, cache[..., :v_dim], table, starts, contexts, 1.0)
+    held.append(_cpu.arena_bytes())
+print(*held)
+"""
+
+
+@pytest.mark.parametrize(
+    ("heads", "groups", "dim", "v_dim", "new"), [(8, 1, 64, 64, 1), (128, 1, 96, 64, 1), (2, 1, 16, 16, 512)]
+)
+def test_memory_does_not_grow_with_the_context(heads: int, groups: int, dim: int, v_dim: int, new: int) -> None:
+    """Of one new token, whose chunks are spread over the team, and of a piece of a prompt."""
+    sizes = [str(n) for n in (heads, groups, dim, v_dim, new, CHUNK * ROUND, CHUNK * ROUND * 4)]
+    run = subprocess.run(
+        [sys.executable, "-c", MEMORY, *sizes],
+        env=os.environ,
+        capture_output=True,
+        text=True,
+        timeout=HANG_S,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    short, long = map(int, run.stdout.split())
+    assert short == long > 0
