@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import attention_speed
 import gguf_model
 import grammar_cost
 import interleave
@@ -257,3 +258,17 @@ def test_the_cost_of_a_grammar_is_measured_in_turns() -> None:
     }  # fmt: skip
     assert all(len(each) == 2 and min(each) > 0 for name, each in found.items() if name.endswith("ratios"))
     assert found["step_ms"] > 0
+
+
+def test_shares_of_attention_by_hand() -> None:
+    """Qwen3-30B-A3B: 2 KB a token; of 32 heads 256 multiplications with each key and its value."""
+    case = attention_speed.Case(attention_speed.SHAPES[0], sequences=2, new=1, context=500)
+    assert (case.bytes, case.flops) == (2 * 500 * 2048, 2 * 2 * 500 * 32 * 256)
+    prompt = attention_speed.Case(attention_speed.SHAPES[0], sequences=1, new=3, context=10)
+    assert prompt.flops == 2 * (8 + 9 + 10) * 32 * 256
+    found = {"reads": [1e9, 2e9, 4e9], "here": [2e-3] * 3, "other": [4e-3, 3e-3, 8e-3]}
+    row = attention_speed.summary(case, found, peak=1e11)
+    assert row["bound"] == "read"
+    assert row["here"] == {"us": 2000.0, "of_read": 0.512, "of_peak": 0.082}
+    assert row["gain"] == {"median": 2.0, "least": 1.5, "most": 4.0}
+    assert attention_speed.summary(case, found, peak=1e10)["bound"] == "peak"
