@@ -302,7 +302,7 @@ struct TileRun {
 template <class F, class Store>
 void bf16_run(const RowPair& w, const TileTokens& x, int cols, uint8_t* scratch, const Store& save) {
   TileScratch& mine = *reinterpret_cast<TileScratch*>(scratch);
-  const SlicePairs<Store> pairs{w, x, mine.sums, mine.ring[ring_places(cols)][0], save};
+  const SlicePairs<Store> pairs{w, x, mine.sums, mine.ring[0][0] + sizeof(TilePair) * ring_places(cols), save};
   const TileRun<F, Store> run{pairs, w, x, cols, mine};
   pairs.blocks(tile_stride(cols), [&](int begin, int end) {
     run.plain() ? run.plain_block(begin, end) : run.block(begin, end);

@@ -60,6 +60,11 @@ bool has_amx() {
   return false;
 #endif
 }
+
+const Kernels* amx_table() {
+  static const Kernels with_tiles = with_amx(*avx512_table());
+  return &with_tiles;
+}
 #endif
 #endif
 
@@ -69,7 +74,7 @@ std::vector<Choice> choices() {
   all.push_back({&kernels_avx2, has_avx2()});
   all.push_back({avx512_table(), has_avx512()});
 #if defined(HEADRACE_AMX)
-  all.push_back({&kernels_amx, has_amx()});
+  if (has_amx()) all.push_back({amx_table(), true});
 #endif
 #endif
   return all;

@@ -1,11 +1,9 @@
-// The function table for AVX-512 with AMX: the table of isa_avx512.cpp, and AMX tiles for many tokens (tiles_bf16.h,
-// tiles_int8.h) of the formats that have them.
+// What AMX adds to the function table of isa_avx512.cpp: tiles for many tokens (tiles_bf16.h, tiles_int8.h) of the formats
+// that have them. All the rest is that table's, and not compiled a second time.
 #include "isa/ints_avx512.h"
 
 #include "cores/tiles_bf16.h"
 #include "cores/tiles_int8.h"
-#include "cores/tiles_vnni.h"
-#include "dispatch/fill_table.h"
 
 namespace headrace {
 namespace {
@@ -24,7 +22,11 @@ constexpr TileKernels Q4_EXACT_TILES = bf16_kernels<Q4Rows>(8);
 constexpr TileKernels Q8_TILES = int8_kernels<Q8Groups>(8);
 constexpr TileKernels Q4_TILES = int8_kernels<Q4Groups>(8);
 
-constexpr Kernels with_tiles(Kernels table) {
+}  // namespace
+
+Kernels with_amx(const Kernels& avx512) {
+  Kernels table = avx512;
+  table.name = "amx";
   table.formats[BF16].tiles = table.exact[BF16].tiles = &BF16_TILES;
   table.formats[Q8_0].tiles = &Q8_TILES, table.exact[Q8_0].tiles = &Q8_EXACT_TILES;
   table.formats[Q4_0].tiles = &Q4_TILES, table.exact[Q4_0].tiles = &Q4_EXACT_TILES;
@@ -32,11 +34,7 @@ constexpr Kernels with_tiles(Kernels table) {
   table.tiles_end = tiles_end;
   table.bf16_tiles_peak = tiles_peak<false>;
   table.int8_tiles_peak = tiles_peak<true>;
-  table.int8_peak = int8_peak;
   return table;
 }
 
-}  // namespace
-
-const Kernels kernels_amx = with_tiles(fill_table<VnniTiles>("amx"));
 }  // namespace headrace

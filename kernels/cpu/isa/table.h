@@ -203,7 +203,7 @@ extern size_t prefetch_far, prefetch_near;
 extern const Kernels kernels_portable;
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
-extern const Kernels kernels_amx;
-extern const FormatKernels fp8_by_bf16;  // for AVX-512 with BF16 and VBMI
+Kernels with_amx(const Kernels& avx512);  // only for CPUs that have it
+extern const FormatKernels fp8_by_bf16;   // for AVX-512 with BF16 and VBMI
 
 }  // namespace headrace
