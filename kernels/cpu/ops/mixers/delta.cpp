@@ -81,7 +81,7 @@ void gate(const DeltaMixer& mixer, const Normed& in, const float* z, float* out,
       if (!by_key(mixer)) turn.isa.silu_mul(z + size_t(t) * width + i, head, mixer.v_dim, head);
     }
   });
-  if (by_key(mixer)) sigmoid_mul(out, z, in.tokens, width, turn);
+  if (by_key(mixer)) gate_mul(out, z, in.tokens, width, width, false, turn);
 }
 
 }  // namespace
