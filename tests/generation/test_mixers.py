@@ -53,7 +53,7 @@ def prompt(length: int, seed: int) -> list[int]:
 
 def test_a_window_is_read_as_far_as_it_reaches() -> None:
     """A layer of 10 bytes a token that sees all, and one of 6 that sees 8; two sequences."""
-    cache = CacheSizes(layers=((6, 8), (10, None)), state=0)
+    cache = CacheSizes(layers=((6, (8, None)), (10, (None, None))), state=0)
     spans = [(1, 30), (4, 20)]
     written = 5 * 16
     assert cache.moved(spans, logits=True) == written + 10 * 50 + 6 * (8 + 11)
@@ -62,7 +62,7 @@ def test_a_window_is_read_as_far_as_it_reaches() -> None:
 
 
 def test_a_state_is_read_and_written_by_each_sequence() -> None:
-    cache = CacheSizes(layers=((0, None), (4, None)), state=100)
+    cache = CacheSizes(layers=((0, (None, None)), (4, (None, None))), state=100)
     assert cache.moved([(1, 9), (1, 1)], logits=True) == 2 * 4 + 4 * 10 + 2 * 2 * 100
 
 

@@ -122,7 +122,9 @@ def test_impossible_indexers_are_refused(changes: dict[str, Any], said: str, che
 def test_what_is_read_of_a_cache_with_an_indexer() -> None:
     """A latent of 10 bytes and a key of 3, of which 8 are seen: a short context as a whole and no key of the indexer;
     of a long one all those, and as many latents as the new tokens may choose."""
-    cache = CacheSizes(layers=((13, None), (10, None)), state=0, indexed={0: Indexed(10, 3, 8), 1: Indexed(10, 0, 8)})
+    cache = CacheSizes(
+        layers=((13, (None, None)), (10, (None, None))), state=0, indexed={0: Indexed(10, 3, 8), 1: Indexed(10, 0, 8)}
+    )
     assert cache.moved([(1, 8)], logits=True) == 23 + 2 * 80
     assert cache.moved([(1, 30)], logits=True) == 23 + 2 * 80 + 3 * 30
     assert cache.moved([(2, 30), (1, 5)], logits=False) == 3 * 23 + 10 * (16 + 5) + 3 * 30
