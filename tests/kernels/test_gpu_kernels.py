@@ -20,12 +20,12 @@ from headrace import kernels
 from headrace.kernels import FORMATS, ExpertLayout, Format, reference
 from headrace.kernels.cases.all import CASES, experts_case_of, linear_case
 from headrace.kernels.cases.block_formats import MIXES, MORE, layout_of, whole_blocks
-from headrace.kernels.cases.by_kind import KIND_CASES
 from headrace.kernels.cases.case import Case, Inputs, RandomSource, worst
 from headrace.kernels.cases.families import FAMILY_CASES
-from headrace.kernels.cases.own_norms import OWN_NORMS_CASES
 from headrace.kernels.cases.recurrent import RECURRENT_CASES
-from headrace.kernels.cases.warm import WARM_CASES
+from headrace.kernels.cases.variants.by_kind import KIND_CASES
+from headrace.kernels.cases.variants.own_norms import OWN_NORMS_CASES
+from headrace.kernels.cases.variants.warm import WARM_CASES
 from headrace.kernels.decoder_layer import Router
 from headrace.kernels.packed import Matrix
 

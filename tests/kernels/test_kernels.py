@@ -17,14 +17,14 @@ from torch import Tensor
 from headrace.kernels import _cpu, reference
 from headrace.kernels.cases.all import CASES
 from headrace.kernels.cases.block_formats import BLOCK_CASES
-from headrace.kernels.cases.by_kind import KIND_CASES
 from headrace.kernels.cases.case import Case, Inputs, worst
 from headrace.kernels.cases.families import FAMILY_CASES
 from headrace.kernels.cases.mixers import MIXER_CASES
-from headrace.kernels.cases.own_norms import OWN_NORMS_CASES
 from headrace.kernels.cases.recurrent import KEY_CASES, RECURRENT_CASES
-from headrace.kernels.cases.sparse import SPARSE_CASES
-from headrace.kernels.cases.warm import WARM_CASES
+from headrace.kernels.cases.variants.by_kind import KIND_CASES
+from headrace.kernels.cases.variants.own_norms import OWN_NORMS_CASES
+from headrace.kernels.cases.variants.sparse import SPARSE_CASES
+from headrace.kernels.cases.variants.warm import WARM_CASES
 from headrace.kernels.context import Context
 from headrace.kernels.cpu import CpuOps
 from headrace.kernels.isa import available_isas

@@ -10,16 +10,16 @@ from functools import partial
 import torch
 from torch import Generator, Tensor
 
-from .. import Ops
-from ..decoder_layer import AttentionBlock, Layer, Router, Stack
-from ..formats import FORMATS, ExpertLayout
-from ..packed import Matrix, Stacked, Tail
-from ..recipes import GEGLU
-from .all import experts_case_of
-from .attention import PAGE, N, block_difference, cache_of, place_qkv_case, places_of, rows_of
-from .case import Case, Inputs, Source, normal, relative
-from .families import glu_cases
-from .layers import layers_difference, random_layer
+from ... import Ops
+from ...decoder_layer import AttentionBlock, Layer, Router, Stack
+from ...formats import FORMATS, ExpertLayout
+from ...packed import Matrix, Stacked, Tail
+from ...recipes import GEGLU
+from ..all import experts_case_of
+from ..attention import PAGE, N, block_difference, cache_of, place_qkv_case, places_of, rows_of
+from ..case import Case, Inputs, Source, normal, relative
+from ..families import glu_cases
+from ..layers import layers_difference, random_layer
 
 
 def place_qkv_cases() -> Iterator[Case]:

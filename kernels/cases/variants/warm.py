@@ -11,14 +11,24 @@ from functools import partial
 import torch
 from torch import Generator, Tensor
 
-from .. import Ops
-from ..decoder_layer import AttentionBlock, Router, Stack
-from ..formats import FORMATS, ExpertLayout
-from ..packed import Matrix
-from .all import experts_case_of
-from .attention import PAGE, attention_error, block_difference, block_inputs, cache_of, fused, paged, places_of, rows_of
-from .case import Case, Inputs, Source, U, normal, relative
-from .layers import layers_difference, random_layer
+from ... import Ops
+from ...decoder_layer import AttentionBlock, Router, Stack
+from ...formats import FORMATS, ExpertLayout
+from ...packed import Matrix
+from ..all import experts_case_of
+from ..attention import (
+    PAGE,
+    attention_error,
+    block_difference,
+    block_inputs,
+    cache_of,
+    fused,
+    paged,
+    places_of,
+    rows_of,
+)
+from ..case import Case, Inputs, Source, U, normal, relative
+from ..layers import layers_difference, random_layer
 
 
 def chunk_cases() -> Iterator[Case]:

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import torch
 from torch import Generator, Tensor
 
-from .. import Ops
-from .attention import paged
-from .case import Case, Inputs, Source, U, fresh, normal, sum_error
+from ... import Ops
+from ..attention import paged
+from ..case import Case, Inputs, Source, U, fresh, normal, sum_error
 
 EPS = 1e-6
 

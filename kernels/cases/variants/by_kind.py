@@ -10,15 +10,15 @@ from functools import partial
 import torch
 from torch import Generator
 
-from ..decoder_layer import AttentionBlock, Layer, Stack
-from ..formats import FORMATS, ExpertLayout
-from ..packed import Stacked
-from ..recipes import Activation
-from .all import experts_case_of
-from .attention import HEAD, PAGE, G, N, block_difference, paged, places_of, rows_of
-from .case import Case, Inputs, Source, normal
-from .families import glu_cases
-from .layers import layers_difference, random_layer
+from ...decoder_layer import AttentionBlock, Layer, Stack
+from ...formats import FORMATS, ExpertLayout
+from ...packed import Stacked
+from ...recipes import Activation
+from ..all import experts_case_of
+from ..attention import HEAD, PAGE, G, N, block_difference, paged, places_of, rows_of
+from ..case import Case, Inputs, Source, normal
+from ..families import glu_cases
+from ..layers import layers_difference, random_layer
 
 LATE = Activation(limit=0.75, late=True)
 VALUE = 16

@@ -1,0 +1,1 @@
+"""Cases of what a few families ask of the ops."""
