@@ -16,10 +16,10 @@ from headrace.kernels.recipes import GEGLU, Activation
 CORE = ("glu clamped", "decode window sinks bf16", "prefill window sinks bf16", "experts biased mxfp4 1",
         "experts biased mxfp4 9", "route groups", "decode latents bf16", "rotate_", "by head q8_0 1", "by head q8_0 9",
         "short_conv 2", "short_conv 512", "delta_rule", "glu late", "place_qkv_ narrow", "decode narrow bf16",
-        "prefill narrow bf16", "place_qkv_ shared", "decode wide bf16", "prefill wide bf16", "route factors",
-        "experts geglu q8_0 1", "experts geglu q8_0 9")  # fmt: skip
+        "prefill narrow bf16", "place_qkv_ shared", "decode wide bf16", "prefill bf16 wide", "route factors",
+        "experts geglu q8_0 1")  # fmt: skip
 EACH = ("glu clamped", "route groups", "decode latents bf16", "rotate_", "by head q8_0 1", "by head q8_0 9",
-        "short_conv 512", "delta_rule", "place_qkv_ shared", "decode wide bf16", "prefill wide bf16",
+        "short_conv 512", "delta_rule", "place_qkv_ shared", "decode wide bf16", "prefill bf16 wide",
         "experts geglu q8_0 1")  # fmt: skip
 GPT_OSS = Activation(alpha=1.702, offset=1.0, limit=7.0)
 BF16 = torch.bfloat16
@@ -143,13 +143,13 @@ def gemma4() -> dict[str, Any]:
     def attend(T: int) -> torch.Tensor:
         return gpu.attention(meta(T, heads, 512), *cache, ints(2, 1024), ints(3), ints(2), 1.0)
 
-    def mix(T: int) -> torch.Tensor:
-        return gpu.experts(meta(T, hidden), ints(T, 8), meta(T, 8), bank)
+    def mix() -> torch.Tensor:
+        return gpu.experts(meta(1, hidden), ints(1, 8), meta(1, 8), bank)
 
     return {
         "place_qkv_ shared": place,
         "decode wide bf16": partial(attend, 2),
-        "prefill wide bf16": partial(attend, 512),
+        "prefill bf16 wide": partial(attend, 512),
         "route factors": lambda: gpu.route(meta(1, hidden), router),
-        **{f"experts geglu q8_0 {T}": partial(mix, T) for T in (1, 9)},
+        "experts geglu q8_0 1": mix,
     }

@@ -81,7 +81,7 @@ def prefill(it: Asked) -> None:
     if it.d > 128:  # 64 keys and values would be more than GPUs with 99 KB have room for
         keys = 32
     if it.is_wide:
-        queries, keys, warps = min(queries, 32), 16, 4
+        queries, keys, warps = min(queries, 32), 16, 8 if it.kind == "bf16" else 4
     _prefill[(it.T // queries + it.S, it.N)](
         it.q, it.k_cache, it.v_cache, it.tables, it.starts, it.contexts, it.sinks_or_any, it.out, it.q_stride, it.M,
         it.S, it.G, it.d, it.scale,

@@ -15,7 +15,7 @@ from .. import launch
 from ..kernel import kernel
 from ..norms import norm_rows_
 
-HEADS = 4  # of a program
+HEADS, WIDE_HEADS = 4, 2  # of a program; heads of more than 256 values are wide
 
 
 @triton.jit
@@ -139,10 +139,11 @@ def place_qkv_(
     norms = _norms(qkv_TR[:, : (N + G) * d].unflatten(1, (N + G, d)), N, q_norm, k_norm, eps, shared)
     ready = norms or (cos_Pr, cos_Pr)  # without a norm they are not read
     own = cos_Pr if v_norm is None else launch.check(v_norm, launch.F32, v)
-    _place_qkv[(T, launch.cdiv(N + (G if shared else 2 * G), HEADS))](
+    heads = HEADS if d <= 256 else WIDE_HEADS
+    _place_qkv[(T, launch.cdiv(N + (G if shared else 2 * G), heads))](
         qkv_TR, *ready, own, cos_Pr, sin_Pr, positions_T, k_PGBd, v_PGBv, slots_T, R,
         N, G, d, v, r, eps, clip or 0.0, float(v_scale), NORM=bool(norms), V_NORM=v_norm is not None, SHARED=shared,
-        NARROW=v != d, CLIP=clip is not None, PAGE=page, HEADS=HEADS,
+        NARROW=v != d, CLIP=clip is not None, PAGE=page, HEADS=heads,
         PAIRS=launch.pow2(r), REST=launch.pow2(max(1, d - 2 * r, v - 2 * r)),
     )  # fmt: skip
 
