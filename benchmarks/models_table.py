@@ -29,19 +29,16 @@ OTHERS = {
 MISSING = {
     "deepseek_v4": "compressed attention, several residual streams",
     "glm5_next": "Kimi delta attention, the indexer, several residual streams",
-    "granitemoehybrid": "Mamba 2",
     "kimi_k3": "Kimi delta attention, experts on a narrower latent",
-    "lfm2_moe": "short convolutions with gates as a mixer",
     "minimax_m3_vl": "the indexer that chooses blocks, norms that count from 1 with a clamped activation",
     "mistral_large4": "the indexer that chooses keys, queries scaled by learned logarithms of positions",
-    "nemotron_h": "Mamba 2, experts of two matrices, layers of one part",
     "qwen4_exp": "several residual streams, a table of n-grams, the indexer",
 }
 HEAD = """# Models
 
 Written by `benchmarks/models_table.py` from the code. What runs is held to transformers in float32, on small random
 models of each family in which no value is left at zero or one: the same 48 likeliest tokens, logits within 1e-4 (2e-4
-with a delta rule), a prompt as a whole, in chunks, token by token and in a batch alike
+with a delta rule or a state space), a prompt as a whole, in chunks, token by token and in a batch alike
 (`tests/generation/test_families.py`). A model of a GGUF file says what its safetensors say (`tests/gguf`), and a plan
 has the bytes that the engine takes (`tests/planning/test_plan.py`).
 
@@ -54,7 +51,8 @@ family; GGUF files of the archs that stand there. How a model writes calls and r
 | family | models | GGUF | dialect |
 |---|---|---|---|"""
 BETWEEN = """
-Layers for multi-token prediction are recognised and left out, and a line says so.
+Layers for multi-token prediction are recognised and left out, and a line says so. Of `nemotron_h` the larger models,
+whose experts work on a narrower latent, are planned alone.
 
 ## What is planned alone
 

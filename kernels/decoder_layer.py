@@ -46,12 +46,12 @@ class Router:
 @dataclass(frozen=True, kw_only=True)
 class Block(ABC):
     """A layer before its experts: a mixer between two norms, what it projects back with, and the router, if there are
-    experts. A subclass says what is mixed."""
+    experts. A subclass says what is mixed. A layer may be its mixer alone, or have none (`FeedBlock`)."""
 
     pre_norm: Tensor  # float32 [D], before the mixer
-    o: Matrix  # [D, what the mixer gives]
+    o: Matrix | None  # [D, what the mixer gives]; None: there is no mixer
     o_bias: Tensor | None
-    post_norm: Tensor  # float32 [D], after the residual sum
+    post_norm: Tensor | None  # float32 [D], after the residual sum; None: the layer ends with its mixer, or has none
     eps: float
     residual_scale: float  # of what is added to the residual stream
     router: Router | None
@@ -117,8 +117,17 @@ class AttentionBlock(Block):
 
 
 @dataclass(frozen=True, kw_only=True)
+class FeedBlock(Block):
+    """Of a layer without a mixer: its norm, and the router."""
+
+    def mix(self, ops: Ops, h_TD: Tensor, places: Places, wanted: bool) -> Tensor | None:
+        raise AssertionError("a layer without a mixer")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Layer:
-    """One decoder layer: a mixer, then experts, or a dense MLP (no bank), or experts and a shared one (both)."""
+    """One decoder layer: a mixer, then experts, or a dense MLP (no bank), or experts and a shared one (both), or
+    nothing."""
 
     block: Block
     bank: ExpertBank | None
@@ -208,16 +217,16 @@ def compose(
     ops: Ops, x_TD: Tensor, update_TD: Tensor | None, block: Block, places: Places, rows_R: Tensor | None
 ) -> tuple[Tensor, Tensor, Choice | None]:
     """`attention_block` as the sequence of ops that it stands for."""
+    goes_on = rows_R is None or len(rows_R) > 0
+    if block.o is None and not goes_on:
+        return x_TD[:0], x_TD[:0], None
     h_TD = added_and_normed(ops, x_TD, update_TD, block.pre_norm, block.pre_bias, block.eps, block.residual_scale)
-    a_TN = block.mix(ops, h_TD, places, wanted=rows_R is None or len(rows_R) > 0)
-    if a_TN is None:
+    a_TN = block.mix(ops, h_TD, places, wanted=goes_on) if block.o is not None else h_TD
+    if a_TN is None or not goes_on:
         return x_TD[:0], h_TD[:0], None
     if rows_R is not None:
         a_TN, x_TD = a_TN[rows_R], x_TD[rows_R]
-    a_TD = ops.linear(a_TN, block.o, block.o_bias)
-    if block.out_norm is not None:
-        a_TD = ops.rmsnorm(a_TD, block.out_norm, block.eps)
-    h_TD = added_and_normed(ops, x_TD, a_TD, block.post_norm, block.post_bias, block.eps, block.residual_scale)
+    h_TD = a_TN if block.o is None else _project(ops, x_TD, a_TN, block, block.o)
     if block.router is None:
         return x_TD, h_TD, None
     seen_TD = h_TD if block.router_norm is None else ops.rmsnorm(x_TD, block.router_norm, block.eps)
@@ -235,6 +244,17 @@ def added_and_normed(
     return ops.add_layernorm_(x_TD, y_TD, weight_D, bias_D, eps, scale)
 
 
+def _project(ops: Ops, x_TD: Tensor, a_TN: Tensor, block: Block, o: Matrix) -> Tensor:
+    """What a mixer gives back to the residual stream, added to it and normed, or, where the layer ends there, as it
+    is: float32 [T, D]."""
+    a_TD = ops.linear(a_TN, o, block.o_bias)
+    if block.out_norm is not None:
+        a_TD = ops.rmsnorm(a_TD, block.out_norm, block.eps)
+    if block.post_norm is None:
+        return a_TD
+    return added_and_normed(ops, x_TD, a_TD, block.post_norm, block.post_bias, block.eps, block.residual_scale)
+
+
 def compose_layers(
     ops: Ops, x_TD: Tensor, stack: Stack, places: Places, rows_R: Tensor | None, tally: Tally | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -247,7 +267,7 @@ def compose_layers(
         if x_TD.shape[0] == 0:
             return x_TD, h_TD, distinct_L  # its keys and values are written, and nobody asks for more
         if choice is None:
-            update_TD = mlp(ops, layer.mlp, h_TD)
+            update_TD = h_TD if layer.mlp is None else mlp(ops, layer.mlp, h_TD)
             continue
         assert layer.bank is not None, f"layer {i} has a router and no experts"
         seen_E = torch.zeros(layer.bank.experts, dtype=torch.int32, device=x_TD.device)
@@ -283,5 +303,5 @@ def finish_(ops: Ops, x_TD: Tensor, experts_TD: Tensor, beside_TD: Tensor, tail:
 
 def mlp(ops: Ops, weights: Mlp | None, h_TD: Tensor) -> Tensor:
     """A dense or a shared MLP: float32 [T, D]."""
-    assert weights is not None, "a layer with neither experts nor an MLP"
+    assert weights is not None, "a layer without an MLP"
     return ops.linear(ops.glu(linear(ops, h_TD, weights.gate_up), weights.activation), weights.down)

@@ -251,14 +251,14 @@ FORMATS: dict[str, Format] = {
 
 @dataclass(frozen=True, kw_only=True)
 class ExpertLayout:
-    """Where one expert's three matrices lie in its contiguous block, each in a format of its own, and what is computed
+    """Where one expert's matrices lie in its contiguous block, each in a format of its own, and what is computed
     between them.
 
     block = gate [width, hidden] | up [width, hidden] | down [hidden, width] | pad to 64 B
             with biases: | of gate [width] | of up [width] | of down [hidden], float32 | pad to 64 B
 
-    format: of gate, and of the others where nothing else is said. weighs_input: a token's weight multiplies what the
-    expert takes of it, not what it gives.
+    Where the activation is not gated there is no gate. format: of gate, and of the others where nothing else is said.
+    weighs_input: a token's weight multiplies what the expert takes of it, not what it gives.
     """
 
     format: Format
@@ -269,6 +269,11 @@ class ExpertLayout:
     biased: bool = False
     activation: Activation = SWIGLU
     weighs_input: bool = False
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The parts that there are, in their order."""
+        return PARTS if self.activation.gated else PARTS[1:]
 
     def of(self, part: Part) -> Format:
         """The format of a part."""
@@ -285,8 +290,8 @@ class ExpertLayout:
 
     @property
     def formats(self) -> tuple[Format, ...]:
-        """The formats of gate, up and down."""
-        return tuple(self.of(part) for part in PARTS)
+        """The formats of gate, up and down, of those that there are."""
+        return tuple(self.of(part) for part in self.parts)
 
     @property
     def name(self) -> str:
@@ -295,7 +300,7 @@ class ExpertLayout:
 
     def offset(self, part: Part) -> int:
         """Bytes from the begin of an expert to a part."""
-        return sum(self.part_bytes(before) for before in PARTS[: PARTS.index(part)])
+        return sum(self.part_bytes(before) for before in self.parts[: self.parts.index(part)])
 
     @cached_property  # asked for every layer of every pass
     def bytes(self) -> int:
@@ -305,7 +310,7 @@ class ExpertLayout:
     @property
     def bias_offset(self) -> int:
         """Bytes from the begin of an expert to its biases, or to its end where it has none."""
-        return align_up(sum(map(self.part_bytes, PARTS)), EXPERT_ALIGN)
+        return align_up(sum(map(self.part_bytes, self.parts)), EXPERT_ALIGN)
 
     @property
     def bias_bytes(self) -> int:
@@ -315,7 +320,7 @@ class ExpertLayout:
     def bytes_by_format(self) -> dict[str, int]:
         """`bytes` by the names of the formats; what is behind the last part counts as its own."""
         found = dict.fromkeys((format.name for format in self.formats), 0)
-        for part in PARTS:
+        for part in self.parts:
             found[self.of(part).name] += self.part_bytes(part)
         found[self.of("down").name] += self.bytes - sum(found.values())
         return found

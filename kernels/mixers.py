@@ -1,15 +1,17 @@
-"""What takes the place of grouped-query attention in a layer: latent attention, and the gated delta rule. `mix` says
-what is computed, as a sequence of ops; a backend may run it at once."""
+"""What takes the place of grouped-query attention in a layer: latent attention, the gated delta rule, a short
+convolution between gates, a state space. `mix` says what is computed, as a sequence of ops; a backend may run it at
+once."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
-from .decoder_layer import Block, Piece, Places, linear
+from .decoder_layer import Block, Places, linear
 from .packed import Matrix, Stacked
 from .sparse.indexer import Indexer, as_pages, as_sequences
 
@@ -180,6 +182,24 @@ def _paged(x_CNd: Tensor, pages: int) -> Tensor:
     return padded.view(pages, MADE_PAGE, N, d).transpose(1, 2).contiguous()
 
 
+Slots = tuple[Tensor, Tensor, Tensor]  # of some sequences: slots of their states, starts, contexts
+
+
+def by_piece(places: Places, states: tuple[Tensor, ...], recur: Callable[[slice, Slots], Tensor]) -> Tensor:
+    """What a recurrent layer gives of all tokens of a pass: `recur`, of these tokens and their sequences, piece by
+    piece. `states`, by slot, are what it brings up to date: behind a piece some are kept."""
+    assert places.states_S is not None, "a pass without slots of states"
+    if not places.pieces:
+        return recur(slice(None), (places.states_S, places.starts_S1, places.contexts_S))
+    out = []
+    for piece in places.pieces:
+        out.append(recur(slice(piece.first, piece.last), piece.tensors))
+        if piece.keep is not None:
+            for one in states:
+                one[piece.keep] = one[piece.slot]
+    return torch.cat(out)
+
+
 @dataclass(frozen=True, kw_only=True)
 class DeltaBlock(Block):
     """The gated delta rule behind a short convolution. With a `decay` each number of a key has one of its own, and the
@@ -204,14 +224,14 @@ class DeltaBlock(Block):
     least: float | None = None  # of decays by key: the bound of their logarithm
 
     def mix(self, ops: Ops, h_TD: Tensor, places: Places, wanted: bool) -> Tensor | None:
-        assert places.states_S is not None, "a pass without slots of states"
         T, (H, _, v) = len(h_TD), self.state_LHkv.shape[1:]
         rows = linear(ops, h_TD, self.qkv), *self._gates(ops, h_TD)
-        if places.pieces:
-            out_THv = torch.cat([self._piece(ops, piece, rows) for piece in places.pieces])
-        else:
-            slots = places.states_S, places.starts_S1, places.contexts_S
-            out_THv = self._recur(ops, *rows, slots)
+
+        def recur(tokens: slice, slots: Slots) -> Tensor:
+            qkv_TC, decay_TH, beta_TH = (row[tokens] for row in rows)
+            return self._recur(ops, qkv_TC, decay_TH, beta_TH, slots)
+
+        out_THv = by_piece(places, (self.inputs_LCw, self.state_LHkv), recur)
         if not wanted:
             return None
         gate_TC = ops.linear(h_TD if self.z_low is None else ops.linear(h_TD, self.z_low), self.z)
@@ -229,18 +249,7 @@ class DeltaBlock(Block):
         dt_TR = ops.linear(h_TD if self.decay_low is None else ops.linear(h_TD, self.decay_low), self.decay)
         return ops.key_gates(dt_TR, ops.linear(h_TD, self.ba), self.rate_H, self.dt_bias_H, self.least)
 
-    def _piece(self, ops: Ops, piece: Piece, rows: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        qkv_TC, decay_TH, beta_TH = (row[piece.first : piece.last] for row in rows)
-        slots = piece.states_S, piece.starts_S1, piece.contexts_S
-        out_THv = self._recur(ops, qkv_TC, decay_TH, beta_TH, slots)
-        if piece.keep is not None:
-            for states in (self.inputs_LCw, self.state_LHkv):
-                states[piece.keep] = states[piece.slot]
-        return out_THv
-
-    def _recur(
-        self, ops: Ops, qkv_TC: Tensor, decay_TH: Tensor, beta_TH: Tensor, slots: tuple[Tensor, Tensor, Tensor]
-    ) -> Tensor:
+    def _recur(self, ops: Ops, qkv_TC: Tensor, decay_TH: Tensor, beta_TH: Tensor, slots: Slots) -> Tensor:
         """The convolution and the rule over tokens of some sequences: float32 [T, H, v]."""
         T, rows, (H, _, v) = len(qkv_TC), self.k_heads * self.k_dim, self.state_LHkv.shape[1:]
         q, k, values = ops.short_conv(qkv_TC, self.conv_CW, self.inputs_LCw, *slots).split([rows, rows, H * v], dim=1)
@@ -248,3 +257,60 @@ class DeltaBlock(Block):
         if self.in_turns:
             queries, keys = (x.repeat(1, H // self.k_heads, 1) for x in (queries, keys))
         return ops.delta_rule(queries, keys, values.reshape(T, H, v), decay_TH, beta_TH, self.state_LHkv, *slots)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvBlock(Block):
+    """A short convolution between two gates, which are projections as its input is: C channels, W taps."""
+
+    rows: Matrix  # [3 C, D]: what the input is multiplied by, then the output, then the input
+    rows_bias: Tensor | None
+    conv_CW: Tensor  # float32
+    conv_bias_C: Tensor | None
+    inputs_LCw: Tensor  # the last inputs of the convolution, by slot
+
+    def mix(self, ops: Ops, h_TD: Tensor, places: Places, wanted: bool) -> Tensor | None:
+        opens_TC, closes_TC, x_TC = ops.linear(h_TD, self.rows, self.rows_bias).split(len(self.conv_CW), dim=1)
+        ops.mul_(x_TC, opens_TC)
+
+        def recur(tokens: slice, slots: Slots) -> Tensor:
+            return ops.short_conv(x_TC[tokens], self.conv_CW, self.inputs_LCw, *slots, self.conv_bias_C, silu=False)
+
+        y_TC = by_piece(places, (self.inputs_LCw,), recur)
+        if not wanted:
+            return None
+        ops.mul_(y_TC, closes_TC)
+        return y_TC
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpaceBlock(Block):
+    """The state space of Mamba 2 behind a short convolution. Letters: C channels (values, then what they are put in
+    by, then what is read by), W taps, G heads of the latter two, H of values, k and v the sizes of a state."""
+
+    groups: int
+    dt_range: tuple[float, float]  # of a step
+    rows: Matrix  # [H v + C + H, D]: the gate of what comes out, channels, steps
+    rows_bias: Tensor | None
+    conv_CW: Tensor  # float32
+    conv_bias_C: Tensor | None
+    rate_H: Tensor  # float32, below 0: of the decay
+    dt_bias_H: Tensor  # float32
+    skip_H: Tensor  # float32: of values, what comes out without a state
+    norm_V: Tensor  # float32 [H v]
+    inputs_LCw: Tensor  # the last inputs of the convolution, by slot
+    state_LHkv: Tensor
+
+    def mix(self, ops: Ops, h_TD: Tensor, places: Places, wanted: bool) -> Tensor | None:
+        (H, k, v), G, C = self.state_LHkv.shape[1:], self.groups, len(self.conv_CW)
+        z_TV, channels_TC, dt_TH = ops.linear(h_TD, self.rows, self.rows_bias).split([H * v, C, H], dim=1)
+
+        def recur(tokens: slice, slots: Slots) -> Tensor:
+            mixed_TC = ops.short_conv(channels_TC[tokens], self.conv_CW, self.inputs_LCw, *slots, self.conv_bias_C)
+            x_TV, b_TK, c_TK = mixed_TC.split([H * v, G * k, G * k], dim=1)
+            heads = x_TV.unflatten(1, (H, v)), b_TK.unflatten(1, (G, k)), c_TK.unflatten(1, (G, k))
+            of_heads = self.rate_H, self.dt_bias_H, self.skip_H
+            return ops.state_space(*heads, dt_TH[tokens], *of_heads, self.dt_range, self.state_LHkv, *slots)
+
+        y_TV = by_piece(places, (self.inputs_LCw, self.state_LHkv), recur).flatten(1)
+        return ops.gated_norm(y_TV, z_TV, self.norm_V, self.eps, self.groups) if wanted else None

@@ -144,7 +144,8 @@ class ExpertBank:
 
 @dataclass(frozen=True, kw_only=True)
 class Mlp:
-    """A dense or shared gated MLP: `gate_up` [2 * width, hidden] (gate rows first), `down` [hidden, width]."""
+    """A dense or shared MLP: `gate_up` [2 * width, hidden] (gate rows first), or [width, hidden] where the activation
+    has no gate, `down` [hidden, width]."""
 
     gate_up: Stacked
     down: Matrix

@@ -1,4 +1,4 @@
-"""The plain twins of the recurrent ops: the short convolution and the gated delta rule, in pure torch.
+"""The plain twins of the recurrent ops: the short convolution, the gated delta rule and the state space, in pure torch.
 
 Shapes are those of `reference.py`; besides: C channels, W taps, H heads, k and v the sizes of a key and a value. Every
 sequence has a slot of state; one that begins with this pass (as many new tokens as it has context) starts from zeros.
@@ -11,9 +11,17 @@ from torch import Tensor
 
 
 def short_conv(
-    x_TC: Tensor, weight_CW: Tensor, state_LCw: Tensor, slots_S: Tensor, starts_S1: Tensor, contexts_S: Tensor
+    x_TC: Tensor,
+    weight_CW: Tensor,
+    state_LCw: Tensor,
+    slots_S: Tensor,
+    starts_S1: Tensor,
+    contexts_S: Tensor,
+    bias_C: Tensor | None = None,
+    silu: bool = True,
 ) -> Tensor:
-    """silu of a causal convolution of each channel over the last W tokens of its sequence: float32 [T, C].
+    """A causal convolution of each channel over the last W tokens of its sequence, plus its bias, if there is one, and
+    silu of it all, or not: float32 [T, C].
 
     state, float32 [slots, C, W - 1]: the inputs of the last tokens, the newest last; it is brought up to date. slots,
     starts and contexts: int32, of the sequences; rows starts[s] .. starts[s+1] are theirs.
@@ -25,8 +33,10 @@ def short_conv(
             continue
         before = state_LCw[slot] if int(contexts_S[s]) > last - first else torch.zeros_like(state_LCw[slot])
         line_CT = torch.cat([before, x_TC[first:last].T], dim=1)
-        y_CT = torch.nn.functional.conv1d(line_CT.unsqueeze(0), weight_CW.unsqueeze(1), groups=len(weight_CW))[0]
-        out[first:last] = torch.nn.functional.silu(y_CT).T
+        y_CT = torch.nn.functional.conv1d(line_CT.unsqueeze(0), weight_CW.unsqueeze(1), bias_C, groups=len(weight_CW))[
+            0
+        ]
+        out[first:last] = (torch.nn.functional.silu(y_CT) if silu else y_CT).T
         state_LCw[slot] = line_CT[:, line_CT.shape[1] - past :]
     return out
 
@@ -91,3 +101,49 @@ def delta_rule(
 
 def _unit(x_TGk: Tensor) -> Tensor:
     return x_TGk * torch.rsqrt(x_TGk.square().sum(-1, keepdim=True) + 1e-6)
+
+
+def state_space(
+    x_THv: Tensor,
+    b_TGk: Tensor,
+    c_TGk: Tensor,
+    dt_TH: Tensor,
+    rate_H: Tensor,
+    dt_bias_H: Tensor,
+    skip_H: Tensor,
+    dt_range: tuple[float, float],
+    state_LHkv: Tensor,
+    slots_S: Tensor,
+    starts_S1: Tensor,
+    contexts_S: Tensor,
+) -> Tensor:
+    """The state space of Mamba 2, token by token: float32 [T, H, v].
+
+        step = log(1 + e^(dt + dt_bias)) within dt_range
+        S = exp(rate step) S;  S += b (step x)';  out = S' c + skip x
+
+    b and c are of G heads, each of which serves H / G neighbouring heads of x; rate is below 0. state, float32 [slots,
+    H, k, v], is brought up to date. Source: Transformers are SSMs (arXiv 2405.21060, section 6).
+    """
+    out, each = torch.empty_like(x_THv), x_THv.shape[1] // b_TGk.shape[1]
+    b, c = b_TGk.repeat_interleave(each, 1), c_TGk.repeat_interleave(each, 1)
+    step_TH = torch.nn.functional.softplus(dt_TH + dt_bias_H).clamp(*dt_range)
+    decay_TH = (rate_H * step_TH).exp()
+    for s, slot in enumerate(slots_S.tolist()):
+        first, last = int(starts_S1[s]), int(starts_S1[s + 1])
+        if first == last:
+            continue
+        S_Hkv = state_LHkv[slot].clone() if int(contexts_S[s]) > last - first else torch.zeros_like(state_LHkv[slot])
+        for t in range(first, last):
+            added_Hv = step_TH[t].unsqueeze(1) * x_THv[t]
+            S_Hkv = S_Hkv * decay_TH[t].view(-1, 1, 1) + b[t].unsqueeze(2) * added_Hv.unsqueeze(1)
+            out[t] = torch.einsum("hkv,hk->hv", S_Hkv, c[t]) + skip_H.unsqueeze(1) * x_THv[t]
+        state_LHkv[slot] = S_Hkv
+    return out
+
+
+def gated_norm(y_TC: Tensor, z_TC: Tensor, weight_C: Tensor, eps: float, groups: int = 1) -> Tensor:
+    """RMSNorm of y * silu(z), each of so many groups of neighbouring channels for itself: float32 [T, C]."""
+    open_TGc = (y_TC * torch.nn.functional.silu(z_TC)).unflatten(1, (groups, -1))
+    normed: Tensor = open_TGc * torch.rsqrt(open_TGc.square().mean(-1, keepdim=True) + eps)
+    return normed.flatten(1) * weight_C

@@ -23,14 +23,14 @@ from .decoder_layer import Block, Choice, Places, Router, Stack, Tally, compose,
 from .formats import Format
 from .packed import TORCH_DTYPES, ExpertBank, Matrix
 from .recipes import SWIGLU, Activation
-from .recurrent import delta_gates, delta_rule, key_gates, short_conv
+from .recurrent import delta_gates, delta_rule, gated_norm, key_gates, short_conv, state_space
 from .sparse.choose import choose_keys, place_index_
 
 __all__ = [
     "add_layernorm_", "add_rmsnorm_", "argmax", "attention", "attention_block", "choose_keys", "delta_gates",
-    "delta_rule", "dequantize", "embed", "experts", "gated_add_", "glu", "key_gates", "layernorm", "layers", "linear",
-    "linear_by_head", "place_index_", "place_qkv_", "quantize", "repack", "rmsnorm", "rotate_", "route", "scale_",
-    "scale_rows_", "short_conv", "sigmoid_mul_", "softplus_mul_",
+    "delta_rule", "dequantize", "embed", "experts", "gated_add_", "gated_norm", "glu", "key_gates", "layernorm",
+    "layers", "linear", "linear_by_head", "mul_", "place_index_", "place_qkv_", "quantize", "repack", "rmsnorm",
+    "rotate_", "route", "scale_", "scale_rows_", "short_conv", "sigmoid_mul_", "softplus_mul_", "state_space",
 ]  # fmt: skip
 
 
@@ -202,7 +202,8 @@ def attention_block(
 ) -> tuple[Tensor, Tensor, Choice | None]:
     """A layer before its experts: x += residual_scale * update, x += residual_scale * attention(norm(x)), in place.
 
-    Returns x, its norm for what follows (float32 [T, D] both), and the router's choice if there is a router. `update`
+    Returns x, its norm for what follows (float32 [T, D] both), and the router's choice if there is a router. Where the
+    layer ends with its mixer, in place of the norm what is to be added, which x then lacks. `update`
     is what the layer before wants added, or None. With `rows`, int64 [R], only these tokens go on after attention: x is
     then new, [R, D], and without any only the cache is written.
     """
@@ -285,7 +286,10 @@ def _within_groups(scores_TE: Tensor, router: Router) -> Tensor:
 
 
 def glu(gate_up_T2F: Tensor, activation: Activation = SWIGLU) -> Tensor:
-    """A gated MLP's middle of gates (first half) and ups (second half): float32 [T, F]; see `Activation`."""
+    """A gated MLP's middle of gates (first half) and ups (second half), or of ups alone: float32 [T, F]; see
+    `Activation`."""
+    if not activation.gated:
+        return gate_up_T2F.relu().square()
     gate, up = gate_up_T2F.chunk(2, dim=-1)
     up = up.clamp(-activation.limit, activation.limit)
     gate = gate if activation.late else gate.clamp(max=activation.limit)
@@ -310,6 +314,11 @@ def softplus_mul_(y_TC: Tensor, gate_TG: Tensor) -> None:
     y_TC.view(*gate_TG.shape, -1).mul_(torch.nn.functional.softplus(gate_TG).unsqueeze(2))
 
 
+def mul_(y_TC: Tensor, by_TC: Tensor) -> None:
+    """y *= by in place, float32 [T, C] both, which may be columns of wider rows."""
+    y_TC.mul_(by_TC)
+
+
 def scale_(x_TC: Tensor, by_1: Tensor) -> None:
     """x *= by in place: float32 [T, C], and float32 [1]."""
     x_TC.mul_(by_1)
@@ -331,19 +340,19 @@ def argmax(logits_SV: Tensor, to: tuple[Tensor, Tensor] | None = None) -> tuple[
 def experts(x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor, bank: ExpertBank) -> Tensor:
     """The routed experts of one layer: y[t] = sum_k weights[t,k] * (down(glu(gate(x[t]), up(x[t])))), float32 [T, D].
 
-    gate, up and down are the matrices of expert ids[t, k], with biases where the layout has them. Where the layout says
-    that weights are of the input, the expert takes weights[t, k] * x[t], and what it gives counts as it is. Each expert
-    that was chosen is read once for the batch. A choice of -1 is no expert of this bank: it adds nothing, and nothing
-    is read for it.
+    gate (where the layout has one), up and down are the matrices of expert ids[t, k], with biases where the layout has
+    them. Where the layout says that weights are of the input, the expert takes weights[t, k] * x[t], and what it gives
+    counts as it is. Each expert that was chosen is read once for the batch. A choice of -1 is no expert of this bank:
+    it adds nothing, and nothing is read for it.
     """
     y_TD = torch.zeros_like(x_TD)
     for expert in sorted(set(ids_TK.flatten().tolist()) - {-1}):
         token, slot = torch.where(ids_TK == expert)
         weight_N1 = weights_TK[token, slot].unsqueeze(1)
         taken, given = (weight_N1, 1.0) if bank.layout.weighs_input else (1.0, weight_N1)
-        x_ND = x_TD[token] * taken
-        gate, up = (linear(x_ND, bank.matrix(expert, part), bank.bias(expert, part)) for part in ("gate", "up"))
-        middle = glu(torch.cat([gate, up], dim=1), bank.layout.activation)
+        x_ND, parts = x_TD[token] * taken, bank.layout.parts[:-1]
+        products = [linear(x_ND, bank.matrix(expert, part), bank.bias(expert, part)) for part in parts]
+        middle = glu(torch.cat(products, dim=1), bank.layout.activation)
         out = linear(middle, bank.matrix(expert, "down"), bank.bias(expert, "down"))
         y_TD.index_add_(0, token, out * given)
     return y_TD

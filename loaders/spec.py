@@ -1,9 +1,10 @@
 """`ModelSpec`: what a mixture-of-experts decoder is, with every number that the forward pass needs.
 
-A layer is a mixer (what looks at other tokens: attention, latent attention, a delta rule) and what every token goes
-through alone (a dense MLP, or routed experts). A spec is built from a config.json by `families/`, and from then on the
-family's name does not matter: the decoder (`engine/model/decoder.py`), the loader and the planner read these fields
-alone. Sizes are counts of elements; nothing here knows a tensor, a format or a device.
+A layer is a mixer (what looks at other tokens: attention, latent attention, a delta rule, a convolution, a state
+space) and what every token goes through alone (a dense MLP, or routed experts), or one of both. A spec is built from a
+config.json by `families/`, and from then on the family's name does not matter: the decoder
+(`engine/model/decoder.py`), the loader and the planner read these fields alone. Sizes are counts of elements; nothing
+here knows a tensor, a format or a device.
 """
 
 from __future__ import annotations
@@ -13,6 +14,12 @@ from functools import cached_property
 from typing import Literal
 
 from ..kernels.recipes import SWIGLU, Activation, GroupScore, Scoring
+from .recurrences import ConvSpec, DeltaSpec, Recurrent, SpaceSpec
+
+__all__ = [
+    "NO_ROPE", "AttentionSpec", "ConvSpec", "DeltaSpec", "DenseSpec", "IndexerSpec", "LatentSpec", "LayerSpec",
+    "MixerSpec", "ModelSpec", "MoeSpec", "QkNorm", "Recurrent", "RopeKind", "RopeSpec", "SpaceSpec",
+]  # fmt: skip
 
 QkNorm = Literal["none", "head", "full", "plain"]
 Gate = Literal["none", "of values", "of heads"]
@@ -231,64 +238,7 @@ class LatentSpec:
         return self.nope + self.rope_dim + self.v_dim
 
 
-@dataclass(frozen=True, kw_only=True)
-class DeltaSpec:
-    """Gated delta rule: of every sequence a state [k_dim, v_dim] for each head of values, and the last `taps` - 1
-    inputs of a short convolution over queries, keys and values. by_key (Kimi's): each number of a key has a decay of
-    its own, and what comes out is weighted by a sigmoid of its gate; both come through so many dimensions. Sources:
-    arXiv 2412.06464; Kimi Linear (arXiv 2510.26692, section 3)."""
-
-    k_heads: int
-    v_heads: int
-    k_dim: int
-    v_dim: int
-    taps: int
-    in_turns: bool = False  # heads of values go by turns of those of keys, instead of next to each other
-    by_key: bool = False
-    decay_rank: int = 0  # only by_key; 0: straight from the hidden state
-    gate_rank: int = 0
-    least: float | None = None  # only by_key: the logarithm of a decay is so much, below 0, times a sigmoid
-
-    @property
-    def decays(self) -> int:
-        """Numbers that say how fast the state of a token decays."""
-        return self.v_heads * (self.k_dim if self.by_key else 1)
-
-    @property
-    def k_rows(self) -> int:
-        return self.k_heads * self.k_dim
-
-    @property
-    def out_rows(self) -> int:
-        return self.v_heads * self.v_dim
-
-    @property
-    def channels(self) -> int:
-        """Of the convolution: queries, keys, values."""
-        return 2 * self.k_rows + self.out_rows
-
-    @property
-    def cached(self) -> int:
-        return 0
-
-    @property
-    def state(self) -> int:
-        return self.v_heads * self.k_dim * self.v_dim + self.channels * (self.taps - 1)
-
-    @property
-    def window(self) -> None:
-        return None
-
-    @property
-    def shared_by(self) -> float:
-        return 1.0
-
-    @property
-    def work_rows(self) -> int:
-        return 3 * self.channels + 6 * self.out_rows + (6 * self.decays if self.by_key else 0)
-
-
-MixerSpec = AttentionSpec | LatentSpec | DeltaSpec
+MixerSpec = AttentionSpec | LatentSpec | DeltaSpec | ConvSpec | SpaceSpec
 
 
 def chunk_of(mixer: MixerSpec) -> int | None:
@@ -332,12 +282,12 @@ class MoeSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerSpec:
-    """One layer: what looks at other tokens, then what every token goes through alone. own_norms: what the mixer gives,
-    the MLP, the experts, and the sum of both have norms behind them, MLP, experts and router one each in front, and at
-    last the residual stream is multiplied by a number of the layer's own."""
+    """One layer: what looks at other tokens, then what every token goes through alone; or one of both. own_norms: what
+    the mixer gives, the MLP, the experts, and the sum of both have norms behind them, MLP, experts and router one each
+    in front, and at last the residual stream is multiplied by a number of the layer's own."""
 
-    mixer: MixerSpec
-    ffn: DenseSpec | MoeSpec
+    mixer: MixerSpec | None
+    ffn: DenseSpec | MoeSpec | None
     own_norms: bool = False
 
     @property
@@ -384,7 +334,8 @@ class ModelSpec:
 
     @property
     def mixers(self) -> tuple[MixerSpec, ...]:
-        return tuple(layer.mixer for layer in self.layers)
+        """Of the layers that have one."""
+        return tuple(layer.mixer for layer in self.layers if layer.mixer is not None)
 
     @property
     def kv_elements_per_token(self) -> int:

@@ -25,8 +25,8 @@ PUBLIC = {
 ROOMS = {
     "engine": "units writable placement policies coerce option config devices ledger bandwidth_model experts traces "
     "planning model cuda_graphs generation memory measure core llm bench server terminal",
-    "loaders": "files memory spec families architecture gguf quants hub model_source quantised weights gguf_weights "
-    "tokens",
+    "loaders": "files memory recurrences spec families architecture gguf quants hub model_source quantised weights "
+    "gguf_weights tokens",
     "kernels": "_cpu scratch recipes formats blocks isa limits context packed decoder_layer sparse mixers "
     "recurrent reference cpu gpu cases",
 }
@@ -88,7 +88,7 @@ def test_loaders_take_only_packed_weights_from_kernels() -> None:
                 assert {a.name for a in node.names} <= {
                     "FORMATS", "ExpertBank", "ExpertLayout", "Format", "Matrix", "Mlp", "Ops", "FORMAT_OF_DTYPE",
                     "limits", "blocks", "FILE_BLOCKS", "PARTS", "Part", "Stacked", "BLOCK", "Activation",
-                    "GroupScore", "SWIGLU", "GEGLU", "Scoring", "Tail",
+                    "GroupScore", "SWIGLU", "GEGLU", "SQUARED_RELU", "Scoring", "Tail",
                 }  # fmt: skip
 
 

@@ -177,8 +177,9 @@ class PassModel:
     def _seen(self, queries: int, context: int) -> Counter[float]:
         """By FLOPs for a byte, how much of a cache so many new tokens of a sequence see together, in elements."""
         seen: Counter[float] = Counter()
-        for mixer, kind in zip(self.spec.mixers, self.model.layers, strict=True):
-            if mixer.cached and kind.mixer is not None:
+        for layer, kind in zip(self.spec.layers, self.model.layers, strict=True):
+            mixer = layer.mixer
+            if mixer is not None and mixer.cached and kind.mixer is not None:
                 reach = seen_of((queries, context), reach_of(mixer))
                 read = mixer.cached * max(1, reach)
                 if isinstance(mixer, LatentSpec) and mixer.indexer is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ...errors import OptionError
-from ...loaders.spec import AttentionSpec, DeltaSpec, LatentSpec, ModelSpec
+from ...loaders.spec import AttentionSpec, ConvSpec, DeltaSpec, LatentSpec, ModelSpec, SpaceSpec
 from ...loaders.weights.checkpoint import Checkpoint
 from ..placement.placement import Tier
 from .device import Device
@@ -30,5 +30,9 @@ def _missing(spec: ModelSpec) -> list[str]:
         "the indexer that chooses keys": any(isinstance(one, LatentSpec) and one.indexer for one in spec.mixers),
         "gates on heads of latents": any(isinstance(one, LatentSpec) and one.gate for one in spec.mixers),
         "decays by key": any(isinstance(one, DeltaSpec) and one.by_key for one in spec.mixers),
+        "convolutions between gates": any(isinstance(one, ConvSpec) for one in spec.mixers),
+        "state spaces": any(isinstance(one, SpaceSpec) for one in spec.mixers),
+        "experts without gates": not spec.moe.activation.gated,
+        "layers of one part": any(layer.mixer is None or layer.ffn is None for layer in spec.layers),
     }
     return [what for what, is_needed in needed.items() if is_needed]

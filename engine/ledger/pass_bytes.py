@@ -116,10 +116,11 @@ def seen(span: Span, reach: Reach) -> int:
 
 def cache_sizes(spec: ModelSpec, dtype: torch.dtype) -> CacheSizes:
     """The sizes of a model's caches; `dtype` is that of keys and values."""
-    layers = tuple((mixer.cached * dtype.itemsize, reach_of(mixer)) for mixer in spec.mixers)
+    mixers = [layer.mixer for layer in spec.layers]
+    layers = tuple((one.cached * dtype.itemsize, reach_of(one)) if one else (0, (None, None)) for one in mixers)
     indexed = {
         i: Indexed(mixer.row * dtype.itemsize, mixer.index_key * dtype.itemsize, mixer.indexer.top)
-        for i, mixer in enumerate(spec.mixers)
+        for i, mixer in enumerate(mixers)
         if isinstance(mixer, LatentSpec) and mixer.indexer is not None
     }
     return CacheSizes(layers=layers, state=4 * spec.state_elements, indexed=indexed)

@@ -74,7 +74,7 @@ def _padding(weights: ModelWeights) -> Iterator[Tensor]:
         if not isinstance(layer.experts, TierBanks) or Tier.CPU.value not in layer.experts.banks:
             continue
         bank = layer.experts.banks[Tier.CPU.value]
-        used = sum(bank.matrix(0, part).nbytes for part in ("gate", "up", "down"))
+        used = sum(bank.matrix(0, part).nbytes for part in bank.layout.parts)
         layout = bank.layout
         for first, last in ((used, layout.bias_offset), (layout.bias_offset + layout.bias_bytes, layout.bytes)):
             if first < last:

@@ -104,8 +104,8 @@ class Decoder:
             x_TD, h_TD, choice = self.ops.attention_block(x_TD, update_TD, layer.block, inputs.places, rows_R)
             if x_TD.shape[0] == 0:
                 return x_TD, h_TD, chosen  # its keys and values are written, and nobody asks for more
-            if choice is None:
-                update_TD = mlp(self.ops, layer.mlp, h_TD)
+            if choice is None:  # a layer without an MLP ends with its mixer: h is what is to be added
+                update_TD = h_TD if layer.mlp is None else mlp(self.ops, layer.mlp, h_TD)
             else:
                 update_TD, one = self._experts(i, layer, x_TD, h_TD, choice, experts)
                 chosen.append(one)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...loaders.spec import AttentionSpec, LatentSpec, MixerSpec, ModelSpec
+from ...loaders.spec import AttentionSpec, ConvSpec, LatentSpec, MixerSpec, ModelSpec, SpaceSpec
 from ..ledger.pass_bytes import cache_sizes
 from .idle_pages import IdlePages
 
@@ -43,11 +43,15 @@ class Latents:
 
 @dataclass(frozen=True)
 class States:
-    """Of one layer with a delta rule, float32 by slot: the last inputs of the convolution [slots, channels, taps - 1],
-    and the state [slots, heads, k, v]."""
+    """Of one recurrent layer, float32 by slot: the last inputs of the convolution [slots, channels, taps - 1], and the
+    state [slots, heads, k, v], if there is more than the convolution."""
 
     inputs: Tensor
-    state: Tensor
+    state: Tensor | None
+
+    @property
+    def parts(self) -> tuple[Tensor, ...]:
+        return (self.inputs,) if self.state is None else (self.inputs, self.state)
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ class KeysAndValues:
     v: Tensor
 
 
-LayerCache = KeysAndValues | Latents | States
+LayerCache = KeysAndValues | Latents | States | None  # None: the layer looks at no other token
 
 
 class KVCache:
@@ -71,7 +75,9 @@ class KVCache:
         self.dtype, self.pages = dtype, pages
         self.sizes = cache_sizes(spec, dtype)
 
-        def layer(mixer: MixerSpec) -> LayerCache:
+        def layer(mixer: MixerSpec | None) -> LayerCache:
+            if mixer is None:
+                return None
             if isinstance(mixer, AttentionSpec):
                 sizes = mixer.head_dim, mixer.v_dim
                 rows = (torch.empty((pages, mixer.kv_heads, PAGE, size), dtype=dtype, device=place) for size in sizes)
@@ -79,11 +85,13 @@ class KVCache:
             if isinstance(mixer, LatentSpec):
                 widths = mixer.row, mixer.index_key
                 return Latents(*(torch.empty((pages, 1, PAGE, n), dtype=dtype, device=place) for n in widths))
-            state = (slots, mixer.v_heads, mixer.k_dim, mixer.v_dim)
-            inputs = (slots, mixer.channels, mixer.taps - 1)
-            return States(torch.zeros(inputs, device=place), torch.zeros(state, device=place))
+            inputs = torch.zeros((slots, mixer.channels, mixer.taps - 1), device=place)
+            if isinstance(mixer, ConvSpec):
+                return States(inputs, None)
+            heads = mixer.heads if isinstance(mixer, SpaceSpec) else mixer.v_heads
+            return States(inputs, torch.zeros((slots, heads, mixer.k_dim, mixer.v_dim), device=place))
 
-        self.layers = [layer(mixer) for mixer in spec.mixers]
+        self.layers = [layer(one.mixer) for one in spec.layers]
 
     def page_parts(self, page: int) -> list[Tensor]:
         """What a page holds of every layer, each contiguous: views."""
@@ -94,13 +102,14 @@ class KVCache:
 
     def state_parts(self, slot: int) -> list[Tensor]:
         """The recurrent state in a slot, of every layer that has one: views."""
-        return [one[slot] for layer in self.layers if isinstance(layer, States) for one in (layer.inputs, layer.state)]
+        return [one[slot] for layer in self.layers if isinstance(layer, States) for one in layer.parts]
 
     def copy_state(self, slot: int, to: int) -> None:
         """Copies the recurrent state of a slot into another one, in every layer that has such."""
         for layer in self.layers:
             if isinstance(layer, States):
-                layer.inputs[to], layer.state[to] = layer.inputs[slot], layer.state[slot]
+                for one in layer.parts:
+                    one[to] = one[slot]
 
 
 class PageTable:

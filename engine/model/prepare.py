@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...kernels.decoder_layer import AttentionBlock, Block, Layer, Router, Stack
-from ...kernels.mixers import DeltaBlock, LatentBlock
+from ...kernels.decoder_layer import AttentionBlock, Block, FeedBlock, Layer, Router, Stack
+from ...kernels.mixers import ConvBlock, DeltaBlock, LatentBlock, SpaceBlock
 from ...kernels.packed import ExpertBank
 from ...kernels.sparse.indexer import Indexer
 from ...loaders.spec import (
@@ -23,10 +23,19 @@ from ...loaders.spec import (
     MixerSpec,
     ModelSpec,
     MoeSpec,
+    Recurrent,
     RopeSpec,
+    SpaceSpec,
     Temperature,
 )
-from ...loaders.weights.mixers import AttentionWeights, DeltaWeights, LatentWeights, MixerWeights
+from ...loaders.weights.mixers import (
+    AttentionWeights,
+    ConvWeights,
+    DeltaWeights,
+    LatentWeights,
+    MixerWeights,
+    SpaceWeights,
+)
 from ...loaders.weights.model_weights import LayerWeights, ModelWeights
 from . import rope
 from .kv_cache import KeysAndValues, KVCache, Latents, LayerCache, States
@@ -61,7 +70,7 @@ class Shared:
 
 
 def _shared(spec: ModelSpec, max_context: int, put: Callable[[Tensor], Tensor]) -> Shared:
-    attending = [mixer for mixer in spec.mixers if not isinstance(mixer, DeltaSpec)]
+    attending = [mixer for mixer in spec.mixers if not isinstance(mixer, Recurrent)]
     plain = [it for it in attending if isinstance(it, AttentionSpec) and (it.v_norm or it.qk_norm == "plain")]
     tables = {one: rope.tables(one, max_context) for one in {mixer.rope for mixer in attending} | {NO_ROPE}}
     warmth = {mixer.temperature for mixer in attending if mixer.temperature is not None}
@@ -87,7 +96,7 @@ def _layer(
     shared: Shared,
 ) -> Layer:
     bank = weights.experts if isinstance(weights.experts, ExpertBank) else None  # else the backend has it
-    common = {
+    common: dict[str, Any] = {
         "pre_norm": weights.attn_norm,
         "post_norm": weights.mlp_norm,
         "pre_bias": weights.attn_norm_bias,
@@ -98,7 +107,10 @@ def _layer(
         "router_norm": weights.router_norm,
         "router": None if not isinstance(layer.ffn, MoeSpec) else _router(layer.ffn, weights),
     }
-    block = _block(layer.mixer, weights.mixer, cache, shared, common)
+    if layer.mixer is None or weights.mixer is None:
+        block: Block = FeedBlock(o=None, o_bias=None, **common)
+    else:
+        block = _block(layer.mixer, weights.mixer, cache, shared, common)
     return Layer(block=block, bank=bank, mlp=weights.mlp, shared_gate=weights.shared_gate, tail=weights.tail)
 
 
@@ -118,9 +130,13 @@ def _block(mixer: MixerSpec, it: MixerWeights, cache: LayerCache, shared: Shared
         return _attention(mixer, it, cache, shared, common)
     if isinstance(mixer, LatentSpec) and isinstance(it, LatentWeights) and isinstance(cache, Latents):
         return _latent(mixer, it, cache, shared, common)
+    assert isinstance(cache, States)
+    if isinstance(it, ConvWeights):
+        return _conv(it, cache, common)
+    if isinstance(mixer, SpaceSpec) and isinstance(it, SpaceWeights):
+        return _space(mixer, it, cache, common)
     assert isinstance(mixer, DeltaSpec)
     assert isinstance(it, DeltaWeights)
-    assert isinstance(cache, States)
     return _delta(mixer, it, cache, common)
 
 
@@ -169,7 +185,24 @@ def _indexer(mixer: LatentSpec, it: LatentWeights, cache: Latents, turns: Turns)
     )  # fmt: skip
 
 
+def _conv(it: ConvWeights, cache: States, common: dict[str, Any]) -> ConvBlock:
+    return ConvBlock(
+        rows=it.rows, rows_bias=it.rows_bias, conv_CW=it.conv, conv_bias_C=it.conv_bias, o=it.o, o_bias=it.o_bias,
+        inputs_LCw=cache.inputs, **common,
+    )  # fmt: skip
+
+
+def _space(mixer: SpaceSpec, it: SpaceWeights, cache: States, common: dict[str, Any]) -> SpaceBlock:
+    assert cache.state is not None, "a state space without a state"
+    return SpaceBlock(
+        groups=mixer.groups, dt_range=mixer.dt_range, rows=it.rows, rows_bias=it.rows_bias, conv_CW=it.conv,
+        conv_bias_C=it.conv_bias, rate_H=it.rate, dt_bias_H=it.dt_bias, skip_H=it.skip, norm_V=it.norm, o=it.o,
+        o_bias=it.o_bias, inputs_LCw=cache.inputs, state_LHkv=cache.state, **common,
+    )  # fmt: skip
+
+
 def _delta(mixer: DeltaSpec, it: DeltaWeights, cache: States, common: dict[str, Any]) -> DeltaBlock:
+    assert cache.state is not None, "a delta rule without a state"
     return DeltaBlock(
         k_heads=mixer.k_heads, k_dim=mixer.k_dim, in_turns=mixer.in_turns, qkv=it.qkv, z=it.z, ba=it.ba,
         conv_CW=it.conv, rate_H=it.rate,

@@ -239,6 +239,8 @@ def route_cases() -> Iterator[Case]:
 
 
 def activation_name(it: Activation) -> str:
+    if not it.gated:
+        return "no gate, squared relu"
     more = (f" cubic {it.cubic}" if it.cubic else "") + " late" * it.late
     return f"alpha {it.alpha} offset {it.offset} limit {it.limit}{more}"
 

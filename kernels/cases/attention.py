@@ -11,9 +11,9 @@ import torch
 from torch import Generator, Tensor
 
 from .. import Ops
-from ..decoder_layer import AttentionBlock, Block, Choice, Places, Router, compose
+from ..decoder_layer import AttentionBlock, Block, Choice, FeedBlock, Places, Router, compose
 from ..formats import FORMATS, Format
-from ..mixers import DeltaBlock, LatentBlock
+from ..mixers import ConvBlock, DeltaBlock, LatentBlock, SpaceBlock
 from ..packed import Stacked
 from .case import BASIC, Case, Inputs, Source, U, normal, sum_error
 
@@ -224,6 +224,9 @@ CACHES: dict[type[Block], tuple[str, ...]] = {
     AttentionBlock: ("k_PGBd", "v_PGBd"),
     LatentBlock: ("rows_P1Bl",),
     DeltaBlock: ("inputs_LCw", "state_LHkv"),
+    ConvBlock: ("inputs_LCw",),
+    SpaceBlock: ("inputs_LCw", "state_LHkv"),
+    FeedBlock: (),
 }  # fields that a block writes into
 
 

@@ -85,7 +85,7 @@ class RandomSource:
     def bank(self, layout: ExpertLayout, experts: int) -> ExpertBank:
         bank = ExpertBank(layout, torch.zeros(experts, layout.bytes, dtype=torch.uint8))
         for expert in range(experts):
-            for part in ("gate", "up", "down"):
+            for part in layout.parts:
                 into, bias = bank.matrix(expert, part), bank.bias(expert, part)
                 into.data.copy_(self.matrix(into.format, into.rows, into.cols).data)
                 if bias is not None:
@@ -225,6 +225,8 @@ def mlp_error(x_TD: Tensor, bank: ExpertBank, expert: int, way: Way) -> tuple[Te
     """Variance and rounding bound of one expert's output. The slope of g * sigmoid(alpha g) is at most 1.1, that of g *
     sigmoid(alpha (g + cubic g^3)) with GeGLU's numbers 1.13, a clamp's
     1; adding a bias or an offset loses u of both terms."""
+    if not bank.layout.activation.gated:
+        return _ungated_error(x_TD, bank, expert, way)
     gate, up, down = (bank.matrix(expert, part) for part in PARTS)
     of_gate, of_up, of_down = (_bias(bank, expert, part) for part in PARTS)
     how = bank.layout.activation
@@ -240,6 +242,19 @@ def mlp_error(x_TD: Tensor, bank: ExpertBank, expert: int, way: Way) -> tuple[Te
     rounding = a * (rounding_of(x_TD, gate) + lost_g) + b * (rounding_of(x_TD, up) + lost_u) + h.abs() * 32 * U
     rounding = rounding @ weights.abs().T + rounding_of(h, down)
     rounding = rounding + (h.abs() @ weights.abs().T + of_down.abs()) * 2 * U * bank.layout.biased
+    return variance @ weights.square().T + noise_of(h, down, way), rounding
+
+
+def _ungated_error(x_TD: Tensor, bank: ExpertBank, expert: int, way: Way) -> tuple[Tensor, Tensor]:
+    """The same of an expert without a gate: the slope of relu(u)^2 is 2 relu(u)."""
+    up, down = bank.matrix(expert, "up"), bank.matrix(expert, "down")
+    u, weights = ref.linear(x_TD, up).relu(), ref.dequantize(down)
+    h = u.square()
+    noise, lost = noise_of(x_TD, up, way), rounding_of(x_TD, up)
+    # Where u is near 0 an error is squared alone.
+    variance = 4 * (u.square() + SIGMAS**2 * noise) * noise
+    rounding = (2 * u + lost) * lost + h * 2 * U
+    rounding = rounding @ weights.abs().T + rounding_of(h, down)
     return variance @ weights.square().T + noise_of(h, down, way), rounding
 
 

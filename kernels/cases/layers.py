@@ -12,6 +12,7 @@ from .. import Ops
 from ..decoder_layer import Block, Layer, Stack, compose_layers
 from ..formats import FORMATS, ExpertLayout, Format
 from ..packed import Mlp, Stacked
+from ..recipes import SQUARED_RELU, SWIGLU
 from .attention import EXPERTS, PAGE, cache_of, kept, own_cache, places_of, random_block, rows_of
 from .case import BASIC, Case, Inputs, Source, normal
 
@@ -26,14 +27,16 @@ def random_layer(g: Generator, source: Source, form: Format, D: int, cache: Inpu
 
 
 def layer_of(g: Generator, source: Source, form: Format, block: Block, kind: str) -> Layer:
-    """dense, moe, shared (experts and a shared MLP) or gated (the same behind a gate), behind a block."""
-    D = block.o.rows
-    layout = ExpertLayout(format=form, hidden=D, width=WIDTH)
-    mlp = Mlp(gate_up=Stacked((source.matrix(form, 2 * WIDTH, D),)), down=source.matrix(form, D, WIDTH))
+    """dense, moe, shared (experts and a shared MLP) or gated (the same behind a gate), behind a block; ungated: experts
+    without gates, and a shared MLP without one, if that stands there; nothing: the block alone."""
+    D, how = len(block.pre_norm), SQUARED_RELU if "ungated" in kind else SWIGLU
+    layout = ExpertLayout(format=form, hidden=D, width=WIDTH, activation=how)
+    rows = (2 if how.gated else 1) * WIDTH
+    mlp = Mlp(gate_up=Stacked((source.matrix(form, rows, D),)), down=source.matrix(form, D, WIDTH), activation=how)
     return Layer(
         block=block,
-        bank=None if kind == "dense" else source.bank(layout, EXPERTS),
-        mlp=None if kind == "moe" else mlp,
+        bank=None if kind in ("dense", "nothing") else source.bank(layout, EXPERTS),
+        mlp=None if kind in ("moe", "nothing", "ungated") else mlp,
         shared_gate=source.matrix(FORMATS["f32"], 1, D) if kind == "gated" else None,
     )
 

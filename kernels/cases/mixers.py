@@ -1,6 +1,6 @@
-"""Cases of blocks and layers with other mixers than plain attention: latent attention, the gated delta rule, a gate of
-attention. The fused op gives the same bits as its parts, so the difference is zero. The Triton kernels have none of
-them."""
+"""Cases of blocks and layers with other mixers than plain attention: latent attention, the gated delta rule, a short
+convolution between gates, a state space, a gate of attention; and of layers of one part. The fused op gives the same
+bits as its parts, so the difference is zero. The Triton kernels have none of them."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from ..decoder_layer import Block, Piece, Places, Router, Stack
+from ..decoder_layer import Block, FeedBlock, Piece, Places, Router, Stack
 from ..formats import FORMATS, Format
-from ..mixers import DeltaBlock, LatentBlock
+from ..mixers import ConvBlock, DeltaBlock, LatentBlock, SpaceBlock
 from ..packed import Stacked
 from ..sparse.indexer import Indexer
 from .attention import (
@@ -113,6 +113,40 @@ def key_delta_block(g: Generator, source: Source, form: Format, slots: int) -> D
     )
 
 
+def conv_block(g: Generator, source: Source, form: Format, slots: int, biased: bool) -> ConvBlock:
+    channels = 64
+    return ConvBlock(
+        rows=source.matrix(form, 3 * channels, HIDDEN),
+        rows_bias=normal(g, 3 * channels) if biased else None,
+        conv_CW=normal(g, channels, 3),
+        conv_bias_C=normal(g, channels) if biased else None,
+        inputs_LCw=normal(g, slots, channels, 2),
+        **common(g, source, form, channels),
+    )
+
+
+def space_block(g: Generator, source: Source, form: Format, slots: int, groups: int) -> SpaceBlock:
+    """Of several groups with a bias, and with bounds of a step."""
+    heads, keys, size = V_HEADS, 24, 40
+    values, biased = heads * size, groups > 1
+    channels = values + 2 * groups * keys
+    return SpaceBlock(
+        groups=groups,
+        dt_range=(0.5, 1.5) if biased else (0.0, math.inf),
+        rows=source.matrix(form, values + channels + heads, HIDDEN),
+        rows_bias=normal(g, values + channels + heads) if biased else None,
+        conv_CW=normal(g, channels, TAPS),
+        conv_bias_C=normal(g, channels) if biased else None,
+        rate_H=-normal(g, heads).exp(),
+        dt_bias_H=normal(g, heads),
+        skip_H=normal(g, heads),
+        norm_V=normal(g, values),
+        inputs_LCw=normal(g, slots, channels, TAPS - 1),
+        state_LHkv=normal(g, slots, heads, keys, size),
+        **common(g, source, form, values),
+    )
+
+
 def stateful(places: Places, cut: int | None = None) -> Places:
     """Places with a slot of state for each sequence, the last first. cut: a state is kept so many tokens into the first
     sequence, in the slot behind all others."""
@@ -175,6 +209,19 @@ def few(g: Generator, source: Source, form: Format, contexts: list[int], cache: 
     return replace(block, top=CHOSEN, indexer=indexer if own else None)
 
 
+def short(g: Generator, source: Source, form: Format, contexts: list[int], cache: Inputs, biased: bool) -> Block:
+    return conv_block(g, source, form, len(contexts) + 1, biased)
+
+
+def space(g: Generator, source: Source, form: Format, contexts: list[int], cache: Inputs, groups: int) -> Block:
+    return space_block(g, source, form, len(contexts) + 1, groups)
+
+
+def no_mixer(g: Generator, source: Source, form: Format, contexts: list[int], cache: Inputs) -> Block:
+    made = common(g, source, form, 32)
+    return FeedBlock(**{**made, "o": None, "o_bias": None, "post_norm": None})
+
+
 BLOCKS: dict[str, MakeBlock] = {
     "gated attention": gated_block,
     "latent": partial(latent, low=False),
@@ -183,6 +230,11 @@ BLOCKS: dict[str, MakeBlock] = {
     "delta": partial(delta, in_turns=False),
     "delta turns": partial(delta, in_turns=True),
     "delta by key": key_delta,
+    "conv": partial(short, biased=False),
+    "conv biased": partial(short, biased=True),
+    "space": partial(space, groups=1),
+    "space groups": partial(space, groups=2),
+    "no mixer": no_mixer,
 }
 BEHIND: dict[str, MakeBlock] = {"latent chosen before": partial(few, own=False)}  # another layer
 
@@ -217,7 +269,7 @@ def block_cases() -> Iterator[Case]:
     for kind in ("latent", "latent low"):  # made keys of several segments, between sequences without
         yield case(kind, FORMATS["q8_0"], [1, 140, 2], [30, 900, 0])
         yield case(kind, FORMATS["f32"], [70, 50], [0, 5])
-    for kind in ("delta", "delta turns", "delta by key"):
+    for kind in ("delta", "delta turns", "delta by key", "conv", "space", "space groups"):
         yield case(kind, FORMATS["q8_0"], [33, 6], [0, 8], cut=16)
         yield case(kind, FORMATS["f32"], [4, 1], [60, 3], cut=4)
 
@@ -235,7 +287,8 @@ def layers_cases() -> Iterator[Case]:
             layers = []
             for mixer, ffn in layer_kinds(kinds):
                 block = (BLOCKS | BEHIND)[mixer](g, source, form, contexts, cache)
-                block = replace(block, router=None) if ffn == "dense" else block
+                block = replace(block, router=None) if ffn in ("dense", "nothing") else block
+                block = replace(block, post_norm=None) if ffn == "nothing" else block
                 layers.append(layer_of(g, source, form, block, ffn))
             return {**inputs, "stack": Stack(layers=tuple(layers))}
 
@@ -248,7 +301,15 @@ def layers_cases() -> Iterator[Case]:
     sparse = "latent few+dense, latent chosen before+shared, latent few+moe, latent chosen before+moe"
     by_key = "delta by key+dense, delta by key+shared, latent+shared, delta by key+moe"
     mixed = "latent+dense, delta+shared, gated attention+moe, latent low+gated"
-    for kinds, cut in ((hybrid, 2), (latent, None), (sparse, None), (by_key, 2), (mixed, 2)):
+    convs = "conv+dense, gated attention+moe, conv biased+moe"
+    spaces = "space+shared, space groups+moe, gated attention+shared"
+    # The last layer has no mixer, or is its mixer alone.
+    of_one = "space groups+nothing, no mixer+ungated, gated attention+nothing, no mixer+dense, no mixer+ungated shared"
+    ends = "no mixer+ungated, space+nothing"
+    for kinds, cut in (
+        (hybrid, 2), (latent, None), (sparse, None), (by_key, 2), (mixed, 2), (convs, 2), (spaces, 2), (of_one, 2),
+        (ends, 2),
+    ):  # fmt: skip
         for form in (FORMATS["f32"], FORMATS["q8_0"]):
             yield case(kinds, form, [1], [40])
             yield case(kinds, form, [37, 5], [3, 0], "few rows")

@@ -17,6 +17,7 @@ from ..formats import FORMATS, Format
 from ..packed import FORMAT_OF_DTYPE, ExpertBank, Matrix
 from ..recipes import SWIGLU, Activation
 from . import prepare, prepare_layers
+from .more_ops import MoreOps
 from .norms import NormOps
 from .prepare import F32, I32, I64, U8, at
 from .sparse_ops import SparseOps
@@ -24,7 +25,7 @@ from .sparse_ops import SparseOps
 ROUNDED_HERE = ("q8_0", "q4_0")  # the other block formats are rounded to by torch: slower, once, while loading
 
 
-class CpuOps(NormOps, SparseOps):
+class CpuOps(NormOps, SparseOps, MoreOps):
     """The ops in a context: another one may be set between two calls, and holds from the next on."""
 
     def __init__(self, context: Context) -> None:
@@ -225,10 +226,11 @@ class CpuOps(NormOps, SparseOps):
         return values, ids
 
     def glu(self, gate_up_T2F: Tensor, activation: Activation = SWIGLU) -> Tensor:
-        T, F = gate_up_T2F.shape[0], gate_up_T2F.shape[1] // 2
+        T, width = gate_up_T2F.shape
+        F = width // 2 if activation.gated else width
         out = torch.empty(T, F)
         how = prepare.activation(activation)
-        _cpu.glu(self.context.native, at(gate_up_T2F, F32, T, 2 * F), out.data_ptr(), T, F, how)
+        _cpu.glu(self.context.native, at(gate_up_T2F, F32, T, width), out.data_ptr(), T, F, how)
         return out
 
     def gated_add_(
@@ -285,6 +287,8 @@ class CpuOps(NormOps, SparseOps):
         slots_S: Tensor,
         starts_S1: Tensor,
         contexts_S: Tensor,
+        bias_C: Tensor | None = None,
+        silu: bool = True,
     ) -> Tensor:
         (T, C), taps = x_TC.shape, weight_CW.shape[1]
         assert taps > 1, f"{taps} taps"
@@ -299,6 +303,8 @@ class CpuOps(NormOps, SparseOps):
             out=out.data_ptr(),
             channels=C,
             taps=taps,
+            bias=0 if bias_C is None else at(bias_C, F32, C),
+            silu=silu,
             **prepare.sequences(slots_S, starts_S1, contexts_S),
         )
         return out

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import _cpu
-from ..formats import FORMATS, PARTS
+from ..formats import FORMATS
 from ..packed import ExpertBank, Matrix, Stacked
 from ..recipes import Activation
 
@@ -84,7 +84,9 @@ def _stacked(it: Stacked) -> Any:
 
 @cache_of_values
 def activation(it: Activation) -> Any:
-    return _cpu.Activation(alpha=it.alpha, offset=it.offset, limit=it.limit, cubic=it.cubic, late=it.late)
+    return _cpu.Activation(
+        alpha=it.alpha, offset=it.offset, limit=it.limit, cubic=it.cubic, late=it.late, gated=it.gated
+    )
 
 
 def bank(it: ExpertBank) -> Any:
@@ -93,10 +95,12 @@ def bank(it: ExpertBank) -> Any:
 
 def _bank(it: ExpertBank) -> Any:
     lay = it.layout
-    for part in PARTS:
+    for part in lay.parts:
         form, (_, cols) = lay.of(part), lay.shape(part)
         assert form.fits(cols), f"rows of {cols} weights in {form.name}"
-    gate, up, down = lay.formats
+    assert lay.activation.gated or not lay.biased, "biases of experts without a gate"
+    *_, up, down = lay.formats
+    gate = lay.formats[0]  # without a gate: `up`, for which activations are prepared
     assert gate.activations == up.activations, f"gate in {gate.name}, up in {up.name}"
     it.native[NAME] = _cpu.Bank(
         gate=gate.code,

@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from .. import _cpu
-from ..decoder_layer import AttentionBlock, Block, Layer, Piece, Places, Router, Stack, Tally
-from ..mixers import DeltaBlock, LatentBlock
+from ..decoder_layer import AttentionBlock, Block, FeedBlock, Layer, Piece, Places, Router, Stack, Tally
+from ..mixers import ConvBlock, DeltaBlock, LatentBlock, SpaceBlock
 from ..packed import Tail
 from ..recipes import SWIGLU
 from ..sparse.indexer import Indexer
@@ -65,17 +65,19 @@ def block(it: Block) -> Any:
 
 
 def _block(it: Block) -> Any:
-    D = it.o.rows
+    D = len(it.pre_norm)
+    assert it.o is None or it.o.rows == D, "o gives another number of values"
     it.native[NAME] = _cpu.Block(
+        hidden=D,
         pre_norm=at(it.pre_norm, F32, D),
-        post_norm=at(it.post_norm, F32, D),
+        post_norm=_row(it.post_norm, D),
         pre_bias=_row(it.pre_bias, D),
         post_bias=_row(it.post_bias, D),
         eps=it.eps,
         residual_scale=it.residual_scale,
         mixer=_mixer(it, D),
-        o=matrix(it.o),
-        o_bias=bias(it.o_bias, it.o),
+        o=None if it.o is None else matrix(it.o),
+        o_bias=_row(it.o_bias, D),
         out_norm=_row(it.out_norm, D),
         router_norm=_row(it.router_norm, D),
         router=None if it.router is None else router(it.router, D),
@@ -85,18 +87,25 @@ def _block(it: Block) -> Any:
 
 def _mixer(it: Block, D: int) -> Any:
     """The struct of the block's kind."""
+    if isinstance(it, FeedBlock):
+        return _cpu.NoMixer()
+    assert it.o is not None, "a mixer that projects nothing back"
     if isinstance(it, AttentionBlock):
-        return _attention(it, D)
+        return _attention(it, D, it.o.cols)
     if isinstance(it, LatentBlock):
-        return _latent(it, D)
+        return _latent(it, D, it.o.cols)
+    if isinstance(it, ConvBlock):
+        return _conv(it, D, it.o.cols)
+    if isinstance(it, SpaceBlock):
+        return _space(it, D, it.o.cols)
     assert isinstance(it, DeltaBlock), f"a fused {type(it).__name__}"
-    return _delta(it, D)
+    return _delta(it, D, it.o.cols)
 
 
-def _attention(it: AttentionBlock, D: int) -> Any:
+def _attention(it: AttentionBlock, D: int, given: int) -> Any:
     (_, G, _, d), v, N = it.k_PGBd.shape, it.v_PGBd.shape[3], it.heads
     rows = (N + G) * d + (0 if it.shared else G * v)
-    assert (it.qkv.rows, it.qkv.cols, it.o.cols) == (rows, D, N * v), "qkv and o do not fit"
+    assert (it.qkv.rows, it.qkv.cols, given) == (rows, D, N * v), "qkv and o do not fit"
     assert it.gate is None or (it.gate.rows in (N, N * v) and it.gate.cols == D), "a gate of another shape"
     assert not it.shared or v == d, f"keys of {d} that serve as values of {v}"
     assert it.first is None or not it.shared, "keys that are turned before they serve as values"
@@ -123,7 +132,7 @@ def _attention(it: AttentionBlock, D: int) -> Any:
     )
 
 
-def _latent(it: LatentBlock, D: int) -> Any:
+def _latent(it: LatentBlock, D: int, given: int) -> Any:
     N, rank, own, turned = it.heads, len(it.kv_a_norm), it.k_up.cols, 2 * it.cos_Pr.shape[1]
     low = D if it.q_a is None else it.q_a.rows
     assert it.gate is None or (it.gate.rows, it.gate.cols) == (N, D), "gates of another shape"
@@ -131,7 +140,7 @@ def _latent(it: LatentBlock, D: int) -> Any:
     assert (it.q.rows, it.q.cols) == (N * (own + turned), low), "queries do not fit"
     assert (it.kv_a.rows, it.kv_a.cols) == (rank + turned, D), "latents do not fit"
     assert it.rows_P1Bl.shape[3] == rank + turned, f"latents of {rank} + {turned} in {list(it.rows_P1Bl.shape)}"
-    assert (it.k_up.rows, it.v_up.cols, it.v_up.rows) == (N * rank, rank, it.o.cols), "up-projections do not fit"
+    assert (it.k_up.rows, it.v_up.cols, it.v_up.rows) == (N * rank, rank, given), "up-projections do not fit"
     return _cpu.LatentMixer(
         heads=N,
         q_a=None if it.q_a is None else matrix(it.q_a),
@@ -171,7 +180,7 @@ def _indexer(it: Indexer, low: int, D: int) -> Any:
     )
 
 
-def _delta(it: DeltaBlock, D: int) -> Any:
+def _delta(it: DeltaBlock, D: int, given: int) -> Any:
     slots, H, k, v = it.state_LHkv.shape
     C, taps = it.conv_CW.shape
     assert k == it.k_dim, f"keys of {it.k_dim}, a state of {k}"
@@ -180,7 +189,7 @@ def _delta(it: DeltaBlock, D: int) -> Any:
     assert (it.qkv.rows, it.qkv.cols) == (C, D) == (2 * it.k_heads * k + H * v, D), "channels do not fit"
     decay, decay_low, z_low = it.decay, it.decay_low, it.z_low
     strengths = 2 * H if decay is None else H
-    assert (it.z.rows, it.ba.rows, it.o.cols) == (H * v, strengths, H * v), "gates and o do not fit"
+    assert (it.z.rows, it.ba.rows, given) == (H * v, strengths, H * v), "gates and o do not fit"
     assert (it.z.cols, it.ba.cols) == (z_low.rows if z_low else D, D), "gates of other columns"
     assert decay is None or (decay.rows, decay.cols) == (H * k, decay_low.rows if decay_low else D), "other decays"
     assert all(low is None or low.cols == D for low in (decay_low, z_low)), "low ranks of other columns"
@@ -210,6 +219,49 @@ def _delta(it: DeltaBlock, D: int) -> Any:
 def _by_position(values: Tensor | None, cos_Pr: Tensor) -> int:
     """A number for each position that there are turns of."""
     return 0 if values is None else at(values, F32, len(cos_Pr))
+
+
+def _conv(it: ConvBlock, D: int, given: int) -> Any:
+    (C, taps), slots = it.conv_CW.shape, len(it.inputs_LCw)
+    assert taps > 1, f"{taps} taps"
+    assert (it.rows.rows, it.rows.cols, given) == (3 * C, D, C), "channels and o do not fit"
+    return _cpu.ConvMixer(
+        rows=matrix(it.rows),
+        rows_bias=bias(it.rows_bias, it.rows),
+        conv=at(it.conv_CW, F32, C, taps),
+        conv_bias=_row(it.conv_bias_C, C),
+        channels=C,
+        taps=taps,
+        inputs=at(it.inputs_LCw, F32, slots, C, taps - 1),
+    )
+
+
+def _space(it: SpaceBlock, D: int, given: int) -> Any:
+    slots, H, k, v = it.state_LHkv.shape
+    C, taps = it.conv_CW.shape
+    assert H % it.groups == 0, f"{H} heads on {it.groups}"
+    assert taps > 1, f"{taps} taps"
+    assert H * v + 2 * it.groups * k == C, "channels do not fit"
+    assert (it.rows.rows, it.rows.cols, given) == (H * v + C + H, D, H * v), "channels and o do not fit"
+    return _cpu.SpaceMixer(
+        groups=it.groups,
+        heads=H,
+        keys=k,
+        values=v,
+        least=it.dt_range[0],
+        most=it.dt_range[1],
+        rows=matrix(it.rows),
+        rows_bias=bias(it.rows_bias, it.rows),
+        conv=at(it.conv_CW, F32, C, taps),
+        conv_bias=_row(it.conv_bias_C, C),
+        taps=taps,
+        rate=at(it.rate_H, F32, H),
+        dt_bias=at(it.dt_bias_H, F32, H),
+        skip=at(it.skip_H, F32, H),
+        norm=at(it.norm_V, F32, H * v),
+        inputs=at(it.inputs_LCw, F32, slots, C, taps - 1),
+        state=at(it.state_LHkv, F32, slots, H, k, v),
+    )
 
 
 def _row(values: Tensor | None, size: int) -> int:
@@ -286,15 +338,18 @@ def _most(it: Stack) -> tuple[int, int]:
 
 
 def _layer(it: Layer) -> Any:
-    D, mlp = it.block.o.rows, it.mlp
+    D, mlp = len(it.block.pre_norm), it.mlp
     assert (it.bank is None) == (it.block.router is None), "experts without a router, or a router without experts"
-    assert it.bank is not None or mlp is not None, "a layer with neither experts nor an MLP"
+    ends = it.bank is None and mlp is None
+    assert ends == (it.block.o is not None and it.block.post_norm is None), "a norm in front of nothing, or none"
+    assert it.block.o is not None or it.block.post_norm is None, "a second norm without a mixer"
     if it.bank is not None and it.block.router is not None:
         assert it.bank.layout.hidden == D, f"experts of {it.bank.layout.hidden} values, not {D}"
         assert it.bank.experts == it.block.router.matrix.rows, "another number of experts than the router's"
     if mlp is not None:
         shapes = mlp.gate_up.rows, mlp.gate_up.cols, mlp.down.rows
-        assert shapes == (2 * mlp.down.cols, D, D), f"an MLP of {shapes} on {D} values, {mlp.down.cols} wide"
+        rows = (2 if mlp.activation.gated else 1) * mlp.down.cols
+        assert shapes == (rows, D, D), f"an MLP of {shapes} on {D} values, {mlp.down.cols} wide"
     gate = it.shared_gate if mlp is not None else None
     assert gate is None or (gate.rows, gate.cols) == (1, D), "a shared gate of another shape"
     return _cpu.DecoderLayer(

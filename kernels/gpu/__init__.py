@@ -5,7 +5,8 @@ alone decide how many programs run, so all can be captured in a CUDA graph (run 
 Tensors are on the GPU, or on the CPU with TRITON_INTERPRET=1, which runs the kernels in numpy for the tests.
 
 Not there yet, and refused by `engine/devices/gpu_gaps.py` before a model is loaded: heads of more than 512 numbers, an
-indexer, decays by key.
+indexer, decays by key, convolutions with a bias or without silu, state spaces, experts without gates, layers of one
+part.
 
 Differences from the twin: with more than one token, weights of bf16, q8_0 and q4_0 meet activations rounded to bf16 on
 tensor cores, and with a bf16 cache attention does too (`cases/case.py` knows the error this allows); all else is

@@ -109,7 +109,10 @@ def granitemoehybrid(c: ConfigReader) -> Architecture:
         c.integer("mamba_d_state"), c.integer("mamba_d_conv"), flag(c, "mamba_conv_bias", True),
         flag(c, "mamba_proj_bias"),
     )  # fmt: skip
-    attention = gqa(hidden, c.integer("num_attention_heads"), kv_heads(c), head_dim(c))
+    biased = flag(c, "attention_bias")
+    attention = gqa(
+        hidden, c.integer("num_attention_heads"), kv_heads(c), head_dim(c), qkv_bias=biased, output_bias=biased
+    )
     shared = c.integer("shared_intermediate_size")
     feed = sparse(c, routed(c, width="intermediate_size"), shared=shared)
     mixers = [mamba if recurrent else attention for recurrent in is_mamba]
@@ -145,7 +148,7 @@ def nemotron_h(c: ConfigReader) -> Architecture:
     mamba = mamba2(
         hidden, c.integer("mamba_num_heads"), c.integer("mamba_head_dim"), c.integer("n_groups"),
         c.integer("ssm_state_size"), c.integer("conv_kernel"), flag(c, "use_conv_bias", True),
-        flag(c, "mamba_proj_bias"),
+        flag(c, "use_bias", flag(c, "mamba_proj_bias")),
     )  # fmt: skip
     attention = gqa(hidden, c.integer("num_attention_heads"), kv_heads(c), head_dim(c))
     norm = vector(hidden)

@@ -160,10 +160,10 @@ def mamba2(
     channels = inner + 2 * groups * state
     in_rows = inner + channels + heads
     parts = [
-        matrix(in_rows, hidden),
+        matrix(in_rows, hidden, name="ssm_in"),
         vector(channels * (conv + (1 if conv_bias else 0))),
         vector(3 * heads + inner),
-        matrix(hidden, inner),
+        matrix(hidden, inner, name="ssm_out"),
     ]
     parts += [vector(in_rows + hidden)] if bias else []
     return Mixer(
@@ -176,7 +176,7 @@ def mamba2(
 
 def short_conv(hidden: int, taps: int, bias: bool) -> Mixer:
     """LFM2's gated short convolution."""
-    parts = [matrix(3 * hidden, hidden), vector(hidden * taps), matrix(hidden, hidden)]
+    parts = [matrix(3 * hidden, hidden, name="in_proj"), vector(hidden * taps), matrix(hidden, hidden, name="out_proj")]
     parts += [vector(5 * hidden)] if bias else []
     return Mixer(kind="short convolution", parts=tuple(parts), state=hidden * (taps - 1), state_flops=2 * hidden * taps)
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from ..families.config_reader import ConfigReader
 from ..families.family import Family, Key
-from ..spec import AttentionSpec, DenseSpec, LatentSpec, LayerSpec, MixerSpec, ModelSpec
+from ..spec import AttentionSpec, ConvSpec, DenseSpec, LatentSpec, LayerSpec, MixerSpec, ModelSpec, SpaceSpec
 from .architecture import Architecture, Experts, Group, Layer, Mixer, Part, mlp, router, vector
 from .common import alternate, decoder, dense, dense_by_step, flag, head_dim, kv_heads, layer_count, routed
 from .common import sparse as sparse_feed
-from .mixers import Indexer, gated_deltanet, gqa, kimi_delta, mla
+from .mixers import Indexer, gated_deltanet, gqa, kimi_delta, mamba2, mla, short_conv
 
 
 def of_spec(spec: ModelSpec) -> Architecture:
@@ -32,19 +32,24 @@ def of_spec(spec: ModelSpec) -> Architecture:
 
 def _layer(spec: ModelSpec, layer: LayerSpec) -> Layer:
     hidden, ffn = spec.hidden, layer.ffn
-    mixer, norms = _mixer(hidden, layer.mixer), (vector(hidden),) * (4 if spec.layernorms else 2)
+    mixer = None if layer.mixer is None else _mixer(hidden, layer.mixer)
+    norms = (vector(hidden),) * ((mixer is not None) + (ffn is not None)) * (2 if spec.layernorms else 1)
+    own = () if mixer is None else mixer.parts
+    if ffn is None:
+        return Layer(mixer=mixer, parts=(*own, *norms), experts=None)
+    matrices = 3 if ffn.activation.gated else 2
     if isinstance(ffn, DenseSpec):
-        return Layer(mixer=mixer, parts=(*mixer.parts, *mlp("dense", hidden, ffn.width), *norms), experts=None)
+        return Layer(mixer=mixer, parts=(*own, *mlp("dense", hidden, ffn.width, matrices), *norms), experts=None)
     beside: Group = "dense" if layer.own_norms else "shared"
-    shared = mlp(beside, hidden, ffn.shared_width) if ffn.shared_width else ()
+    shared = mlp(beside, hidden, ffn.shared_width, matrices) if ffn.shared_width else ()
     if layer.own_norms:
         norms = (vector(hidden + ffn.experts, "router"), vector(7 * hidden + 1))
     gate = (Part("router", 1, hidden, plain=True),) if ffn.shared_gate else ()
     routing = router(hidden, ffn.experts, ffn.choice_bias)
     routing += (vector(ffn.experts, "router"),) if ffn.router_bias else ()
     bias = 2 * ffn.width + hidden if ffn.expert_bias else 0
-    experts = Experts(count=ffn.experts, top_k=ffn.top_k, hidden=hidden, width=ffn.width, bias=bias)
-    return Layer(mixer=mixer, parts=(*mixer.parts, *routing, *shared, *gate, *norms), experts=experts)
+    experts = Experts(count=ffn.experts, top_k=ffn.top_k, hidden=hidden, width=ffn.width, matrices=matrices, bias=bias)
+    return Layer(mixer=mixer, parts=(*own, *routing, *shared, *gate, *norms), experts=experts)
 
 
 def _mixer(hidden: int, it: MixerSpec) -> Mixer:
@@ -63,6 +68,10 @@ def _mixer(hidden: int, it: MixerSpec) -> Mixer:
             return mla(*sizes, bias=it.bias, gate_rows=it.heads if it.gate else 0)
         chooses = Indexer(heads=it.indexer.heads, dim=it.indexer.dim, top=it.indexer.top)
         return mla(*sizes, bias=it.bias, indexer=chooses, own_indexer=it.indexer.own)
+    if isinstance(it, ConvSpec):
+        return short_conv(hidden, it.taps, it.bias)
+    if isinstance(it, SpaceSpec):
+        return mamba2(hidden, it.heads, it.v_dim, it.groups, it.k_dim, it.taps, it.conv_bias, it.bias)
     if it.by_key:
         return kimi_delta(
             hidden, it.v_heads, it.v_dim, it.taps, low_rank=it.decay_rank > 0, full_gate=it.gate_rank == 0

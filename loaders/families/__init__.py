@@ -16,15 +16,17 @@ from .exaone_moe import EXAONE_MOE
 from .family import Family, TensorNames
 from .gemma4 import GEMMA4
 from .gpt_oss import GPT_OSS
-from .granitemoe import GRANITEMOE, GRANITEMOESHARED
+from .granitemoe import GRANITEMOE, GRANITEMOEHYBRID, GRANITEMOESHARED
 from .hunyuan import HUNYUAN_V1_MOE
 from .kimi_linear import KIMI_LINEAR
 from .laguna import LAGUNA
+from .lfm2_moe import LFM2_MOE
 from .llama4 import LLAMA4
 from .mimo_v2_flash import MIMO_V2_FLASH
 from .minimax_m2 import MINIMAX_M2
 from .mistral4 import MISTRAL4
 from .mixtral import MIXTRAL
+from .nemotron_h import NEMOTRON_H
 from .olmoe import OLMOE
 from .phimoe import PHIMOE
 from .qwen2_moe import QWEN2_MOE
@@ -41,7 +43,7 @@ FAMILIES: dict[str, Family] = {
         QWEN3_MOE, QWEN2_MOE, MIXTRAL, OLMOE, GRANITEMOE, GPT_OSS, DEEPSEEK_V2, DEEPSEEK_V3, KIMI_K2, GLM4_MOE_LITE,
         QWEN3_NEXT, QWEN3_5_MOE, GLM4_MOE, MINIMAX_M2, DOTS1, SOLAR_OPEN, HY_V3, ERNIE4_5_MOE, GRANITEMOESHARED,
         EXAONE_MOE, HUNYUAN_V1_MOE, GEMMA4, DEEPSEEK_V32, GLM_MOE_DSA, LLAMA4, PHIMOE, MISTRAL4, KIMI_LINEAR,
-        MIMO_V2_FLASH, STEP3P5, STEP3P7, LAGUNA, BAILING_HYBRID,
+        MIMO_V2_FLASH, STEP3P5, STEP3P7, LAGUNA, BAILING_HYBRID, LFM2_MOE, GRANITEMOEHYBRID, NEMOTRON_H,
     )
 }  # fmt: skip
 

@@ -71,6 +71,32 @@ class DeltaNames:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ConvNames:
+    """Names of a short convolution between gates."""
+
+    rows: str = "conv.in_proj"
+    conv: str = "conv.conv"
+    conv_is_deep: bool = True  # [channels, 1, taps]
+    o: str = "conv.out_proj"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpaceNames:
+    """Names of a state space."""
+
+    rows: str = "mamba.in_proj"
+    conv: str = "mamba.conv1d"
+    conv_is_deep: bool = True  # [channels, 1, taps]
+    rate: str = "mamba.A_log"
+    rate_is_log: bool = True  # of the rate less its sign
+    dt_bias: str = "mamba.dt_bias"
+    skip: str = "mamba.D"
+    norm: str = "mamba.norm.weight"
+    o: str = "mamba.out_proj"
+    in_columns: bool = False  # rate and skip are [heads, 1], the norm [groups, values of one]
+
+
+@dataclass(frozen=True, kw_only=True)
 class TensorNames:
     """Checkpoint names by role. Layer names follow `layer`; `{e}` is the expert. None: the family has no such
     tensor."""
@@ -95,6 +121,8 @@ class TensorNames:
     attn_gate: str | None = None  # of what heads give; None: of each head its rows stand behind those of its queries
     latent: LatentNames = LatentNames()
     delta: DeltaNames = DeltaNames()
+    conv: ConvNames = ConvNames()
+    space: SpaceNames = SpaceNames()
     norms_from_one: bool = False  # of norms, what is stored is the weight less 1
     router: str = "mlp.gate.weight"
     router_bias: str = "mlp.router.bias"
@@ -133,11 +161,14 @@ class Family:
     """One family. A `Key` is looked up in config.json; a plain value is part of the architecture.
 
     mixer: what looks at other tokens; "delta": a gated delta rule, with attention in every so many layers; "latent and
-    delta": one with decays by key, with latent attention that rotates nothing. context, groups: keys. windowed:
+    delta": one with decays by key, with latent attention that rotates nothing; "conv" and "state space": a convolution
+    between gates and Mamba 2, with attention where `layer_types` says so. one_part: layers are a mixer, experts or an
+    MLP alone. context, groups, norm_eps: keys. rotates: whether attention turns queries and keys; a key: where it says
+    "rope". windowed:
     layers that `layer_types` calls sliding see `sliding_window` tokens. grouped_choice: `n_group` and `topk_group` say
     how the router chooses. own_norms: as in `LayerSpec`, with a factor for each expert; full_attention: layers that do
     not slide have heads of other sizes and another rope, whose keys may serve as values; values are normed.
-    leading_dense: the first `first_k_dense_replace` layers are dense. range_of_experts: of the
+    leading_dense: the first `dense_count` layers are dense. range_of_experts: of the
     layers from `moe_layer_start_index` to `moe_layer_end_index` every `moe_layer_interval`-th has experts.
     interleaved_experts: those of `moe_layers`, or every `interleave_moe_layer_step`-th. chunked: attention as
     `chunks.py` says. weighs_input: as in `MoeSpec`. layernorms: norms of the residual stream take the mean off, and
@@ -157,12 +188,16 @@ class Family:
     expert_width: str
     scoring: Scoring
     renormalise: bool | Key
-    mixer: Literal["attention", "latent", "delta", "latent and delta"] = "attention"
+    mixer: Literal["attention", "latent", "delta", "latent and delta", "conv", "state space"] = "attention"
+    one_part: bool = False
     context: str = "max_position_embeddings"
     groups: str = "n_group"
+    norm_eps: str = "rms_norm_eps"
+    rotates: bool | str = True
     bounded_decay: bool = False  # as Ling-3.0's delta rules, whose latent attention has gates
     dense_width: str | None = None
     leading_dense: bool = False
+    dense_count: str = "first_k_dense_replace"
     range_of_experts: bool = False
     interleaved_experts: bool = False
     top_k: str = "num_experts_per_tok"
@@ -170,7 +205,7 @@ class Family:
     shared_experts: str | None = None
     shared_gate: bool = False
     router_bias: bool = False
-    choice_bias: bool = False
+    choice_bias: bool | Key = False
     grouped_choice: bool = False
     weighs_input: bool = False
     jitter: Key | None = None  # of sparsemixer
@@ -179,7 +214,7 @@ class Family:
     activation: Activation = SWIGLU
     activation_limit: Key | None = None
     layer_limits: tuple[str, str] | None = None
-    activation_names: tuple[str, tuple[str, ...]] = ("hidden_act", ("silu", "swish"))
+    activation_names: tuple[str, tuple[str | None, ...]] = ("hidden_act", ("silu", "swish"))
     expert_bias: bool = False
     qkv_bias: bool | Key = False
     output_bias: bool | Key = False

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 from ...errors import ConfigError
 from ...kernels.recipes import Activation
 from ..spec import DenseSpec, MoeSpec
+from . import one_part
 from .config_reader import ConfigReader
 from .family import Family
 from .keys import MAX_EXPERTS, read_flag, read_scale
 
-FfnSpec = MoeSpec | DenseSpec
+FfnSpec = MoeSpec | DenseSpec | None
 
 
 def read_ffns(family: Family, config: ConfigReader, count: int) -> list[FfnSpec]:
     """Those of so many layers."""
-    moe, has_experts = _read_moe(family, config), _read_layers(family, config, count)
+    moe = _read_moe(family, config)
+    if family.one_part:
+        return one_part.ffns(family, config, moe)
+    has_experts = _read_layers(family, config, count)
     if not any(has_experts):
         raise ConfigError(f"{config.source}: none of the {count} layers has experts: the engine runs models that do")
     if all(has_experts):
@@ -29,10 +34,10 @@ def read_ffns(family: Family, config: ConfigReader, count: int) -> list[FfnSpec]
     return _with_limits(family, config, [moe if routed else dense for routed in has_experts])
 
 
-def _with_limits(family: Family, config: ConfigReader, ffns: list[FfnSpec]) -> list[FfnSpec]:
+def _with_limits(family: Family, config: ConfigReader, ffns: Sequence[MoeSpec | DenseSpec]) -> list[FfnSpec]:
     """The layers with what each one's experts, and its other MLP, are clamped to; 0 or null: nothing is."""
     if family.layer_limits is None:
-        return ffns
+        return list(ffns)
     of_experts, of_others = (_limits(config, name, len(ffns)) for name in family.layer_limits)
     found: list[FfnSpec] = []
     for ffn, limit, other in zip(ffns, of_experts, of_others, strict=True):
@@ -61,7 +66,7 @@ def _read_moe(family: Family, config: ConfigReader) -> MoeSpec:
         scoring=family.scoring,
         renormalise=read_flag(config, family.renormalise),
         router_bias=family.router_bias,
-        choice_bias=family.choice_bias,
+        choice_bias=read_flag(config, family.choice_bias),
         scale=read_scale(config, family.weight_scale),
         activation=_read_activation(family, config),
         expert_bias=family.expert_bias,
@@ -119,7 +124,7 @@ def _read_layers(family: Family, config: ConfigReader, count: int) -> list[bool]
     """Which layers have experts: all behind the first dense ones; in a range; each that is named; or every
     `decoder_sparse_step`-th, but for `mlp_only_layers`."""
     if family.leading_dense:
-        return _behind_dense(config, count)
+        return _behind_dense(config, count, family.dense_count)
     if family.range_of_experts:
         return _within_range(config, count)
     if family.interleaved_experts:
@@ -133,16 +138,16 @@ def _read_layers(family: Family, config: ConfigReader, count: int) -> list[bool]
     return [(i + 1) % step == 0 and i not in dense for i in range(count)]
 
 
-def _behind_dense(config: ConfigReader, count: int) -> list[bool]:
+def _behind_dense(config: ConfigReader, count: int, key: str) -> list[bool]:
     """The layers behind the first dense ones, whose number or list is given; where both are, `said_twice` compares."""
     config.only("moe_layer_freq", (1, None))
-    first, kinds = config.get("first_k_dense_replace"), config.values.get("mlp_layer_types")
+    first, kinds = config.get(key), config.values.get("mlp_layer_types")
     if first is None and kinds is not None:
         config.seen.add("mlp_layer_types")
         if not isinstance(kinds, list) or len(kinds) != count or set(kinds) - {"dense", "sparse"}:
             raise config.bad("mlp_layer_types", kinds, f"a list of {count} times dense or sparse")
         return [kind == "sparse" for kind in kinds]
-    first = 0 if first == 0 else config.integer("first_k_dense_replace")
+    first = 0 if first == 0 else config.integer(key)
     return [i >= first for i in range(count)]
 
 

@@ -1,5 +1,5 @@
 """Granite-MoE: 3.1-1b-a400m, 3.1-3b-a800m. Four multipliers, fused expert tensors, usually a tied head. Granite-MoE
-with a shared expert beside them."""
+with a shared expert beside them. Granite 4.0 H: with that, most layers are Mamba 2, and attention turns nothing."""
 
 from dataclasses import replace
 
@@ -37,4 +37,13 @@ GRANITEMOESHARED = replace(
         shared_gate_up="shared_mlp.input_linear.weight",
         shared_down="shared_mlp.output_linear.weight",
     ),
+)
+GRANITEMOEHYBRID = replace(
+    GRANITEMOESHARED,
+    model_type="granitemoehybrid",
+    architecture="GraniteMoeHybridForCausalLM",
+    mixer="state space",
+    rotates="position_embedding_type",
+    implied={"normalization_function": ("rmsnorm", None), "position_embedding_type": ("nope", "rope", None)},
+    unused=("mamba_chunk_size",),
 )

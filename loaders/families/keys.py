@@ -21,7 +21,9 @@ def read_flag(config: ConfigReader, value: bool | Key) -> bool:
 
 
 def read_scale(config: ConfigReader, key: Key | None) -> float:
-    return 1.0 if key is None else config.number(key.name)
+    if key is None or (key.default is not None and config.get(key.name) is None):
+        return 1.0 if key is None else float(key.default)
+    return config.number(key.name)
 
 
 def same_in_every_layer(config: ConfigReader, names: tuple[str, ...]) -> dict[str, Any]:

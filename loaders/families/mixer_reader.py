@@ -1,13 +1,14 @@
-"""What looks at other tokens in each layer, from a config: attention in full or over a window, latent attention, a
-gated delta rule."""
+"""What looks at other tokens in each layer, from a config: attention in full or over a window, latent attention, or a
+recurrence."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 from ..spec import NO_ROPE, AttentionSpec, DeltaSpec, LatentSpec, MixerSpec, RopeSpec, Temperature
-from . import by_kind, chunks, layer_kinds, window
+from . import by_kind, chunks, layer_kinds, one_part, recurrent, window
 from .config_reader import ConfigReader
 from .family import Family, Key
 from .indexers import with_indexers
@@ -18,8 +19,8 @@ from .rope import WARMTH, read_rope
 LINEAR = "linear_attention"
 
 
-def read_mixers(family: Family, config: ConfigReader, count: int) -> list[MixerSpec]:
-    """The mixers of so many layers."""
+def read_mixers(family: Family, config: ConfigReader, count: int) -> Sequence[MixerSpec | None]:
+    """The mixers of so many layers; None where a layer has none."""
     if family.mixer.startswith("latent"):
         latent = _read_latent(family, config)
         if family.mixer == "latent and delta":
@@ -28,6 +29,10 @@ def read_mixers(family: Family, config: ConfigReader, count: int) -> list[MixerS
     attention = _read_attention(family, config)
     if family.by_kind:
         return by_kind.layers(family, config, attention, count)
+    if family.one_part:
+        return one_part.mixers(config, recurrent.read_space(config), attention)
+    if family.mixer in recurrent.READERS:
+        return recurrent.with_attention(family, config, attention, count)
     if family.full_attention:
         return layer_kinds.by_kind(config, attention, count)
     if family.mixer == "delta":
@@ -56,9 +61,7 @@ def _read_attention(family: Family, config: ConfigReader) -> AttentionSpec:
         kv_heads=kv_heads,
         head_dim=head_dim,
         scale=_scale(family, config, head_dim),
-        rope=read_rope(
-            config, head_dim, family.partial_rope or family.mixer == "delta", family.rotary_dim, kind=_kind(family)
-        ),
+        rope=_rope(family, config, head_dim),
         qkv_bias=read_flag(config, family.qkv_bias),
         output_bias=read_flag(config, family.output_bias),
         qk_norm=family.qk_norm if has_norm else "none",
@@ -71,6 +74,16 @@ def _read_attention(family: Family, config: ConfigReader) -> AttentionSpec:
         norms_last=family.norms_last,
         v_norm=family.full_attention,
     )
+
+
+def _rope(family: Family, config: ConfigReader, head_dim: int) -> RopeSpec:
+    """The turn of queries and keys; of families that turn nothing, or whose config says so, none."""
+    says = config.get(family.rotates) if isinstance(family.rotates, str) else None
+    if family.rotates is not True and says != "rope":
+        config.get("rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor")
+        return NO_ROPE
+    is_partial = family.partial_rope or family.mixer == "delta"
+    return read_rope(config, head_dim, is_partial, family.rotary_dim, kind=_kind(family))
 
 
 def _kind(family: Family) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..spec import AttentionSpec, DeltaSpec, ModelSpec, MoeSpec
+from ..spec import AttentionSpec, ModelSpec, MoeSpec, Recurrent
 from .config_reader import ConfigReader, says_nothing
 
 ROTARY, RMS, SILU = ("rope", "rotary"), ("rmsnorm", "rms_norm", "rms"), ("silu", "swish", "swiglu")
@@ -16,7 +16,7 @@ ROTARY, RMS, SILU = ("rope", "rotary"), ("rmsnorm", "rms_norm", "rms"), ("silu",
 def facts(spec: ModelSpec) -> dict[str, tuple[Any, ...]]:
     """By key the values that agree with a spec."""
     mixer, moe = spec.mixers[-1], spec.moe
-    rope = None if isinstance(mixer, DeltaSpec) else mixer.rope
+    rope = None if isinstance(mixer, Recurrent) else mixer.rope
     layers, experts, scoring = (len(spec.layers),), (moe.experts,), (moe.scoring.removesuffix("_topk"),)
     return {
         **(_of_attention(mixer) if isinstance(mixer, AttentionSpec) else {}),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from ...errors import ConfigError
-from ..spec import DeltaSpec, LayerSpec, MixerSpec, ModelSpec, RopeSpec
-from . import quantisation, said_twice, window
+from ..spec import LayerSpec, MixerSpec, ModelSpec, Recurrent, RopeSpec
+from . import one_part, quantisation, said_twice, window
 from .config_reader import ConfigReader
 from .family import Family
 from .ffn_reader import read_ffns
@@ -25,9 +26,10 @@ def read_spec(family: Family, config: ConfigReader) -> ModelSpec:
     config.only(*family.activation_names)
     for name, values in family.implied.items():
         config.only(name, values)
-    count = config.integer("num_hidden_layers", maximum=MAX_LAYERS)
+    count = _layers(family, config)
     mixers = read_mixers(family, config, count)
-    context = max(config.integer(family.context), *(rope.extended_context for rope in _ropes(mixers)))
+    stretched = [rope.extended_context for rope in _ropes(mixers)]
+    context = max([config.integer(family.context), *stretched])
     if not family.windowed:
         context = window.context_within_window(config, context, family.window_needs_switch)
     ffns = read_ffns(family, config, count)
@@ -36,7 +38,7 @@ def read_spec(family: Family, config: ConfigReader) -> ModelSpec:
         vocab=config.integer("vocab_size"),
         hidden=config.integer("hidden_size"),
         context=context,
-        norm_eps=config.number("rms_norm_eps"),
+        norm_eps=config.number(family.norm_eps),
         layers=tuple(
             LayerSpec(mixer=mixer, ffn=ffn, own_norms=family.own_norms) for mixer, ffn in zip(mixers, ffns, strict=True)
         ),
@@ -55,6 +57,16 @@ def read_spec(family: Family, config: ConfigReader) -> ModelSpec:
     return spec
 
 
+def _layers(family: Family, config: ConfigReader) -> int:
+    """How many there are; a list of what they are may be all that says it."""
+    if not family.one_part:
+        return config.integer("num_hidden_layers", maximum=MAX_LAYERS)
+    kinds = one_part.kinds(config)
+    if config.get("num_hidden_layers") is not None:
+        one_part.check_count(config, config.integer("num_hidden_layers", maximum=MAX_LAYERS), kinds)
+    return len(kinds)
+
+
 def _embedding_scale(family: Family, config: ConfigReader) -> float:
     if family.embedding_scale == "root of hidden":
         return math.sqrt(config.integer("hidden_size"))
@@ -67,8 +79,8 @@ def _logits_cap(family: Family, config: ConfigReader) -> float | None:
     return config.number(family.logits_cap.name)
 
 
-def _ropes(mixers: list[MixerSpec]) -> list[RopeSpec]:
-    return [mixer.rope for mixer in mixers if not isinstance(mixer, DeltaSpec)]
+def _ropes(mixers: Sequence[MixerSpec | None]) -> list[RopeSpec]:
+    return [mixer.rope for mixer in mixers if mixer is not None and not isinstance(mixer, Recurrent)]
 
 
 def read_eos(value: Any) -> tuple[int, ...]:

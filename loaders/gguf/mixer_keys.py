@@ -1,5 +1,5 @@
 """From a GGUF's metadata to the keys of a config.json that say how tokens look at each other: attention in full or over
-a window, latent attention, a delta rule; and how positions are rotated."""
+a window, latent attention, recurrences; and how positions are rotated."""
 
 from __future__ import annotations
 
@@ -48,6 +48,11 @@ def of(family: Family, meta: Metadata, shapes: Shapes) -> dict[str, Any]:
         found["layer_types"] = [SLIDING if window else FULL for window in sees]
     if family.mixer == "delta":
         found |= _delta(meta)
+    if family.mixer == "conv":
+        found |= {"conv_L_cache": meta.number("shortconv.l_cache"), "layer_types": _kinds(meta, "conv")}
+        found["conv_bias"] = any(name.endswith(".shortconv.in_proj.bias") for name in shapes)
+    if family.mixer == "state space":
+        found |= _space(family, meta, shapes)
     return found
 
 
@@ -228,6 +233,39 @@ def _delta(meta: Metadata) -> dict[str, Any]:
         "full_attention_interval": meta.number("full_attention_interval", default=4),
         "value_heads_in_turns": meta.arch in IN_TURNS and k_heads != v_heads,
     }
+
+
+def _space(family: Family, meta: Metadata, names: Collection[str]) -> dict[str, Any]:
+    """Of attention beside state spaces nothing is turned, unless a file says so."""
+    heads = meta.number("ssm.time_step_rank")
+    found: dict[str, Any] = {
+        "mamba_n_heads": heads,
+        "mamba_n_groups": meta.number("ssm.group_count", default=1),
+        "mamba_d_state": meta.number("ssm.state_size"),
+        "mamba_d_head": meta.number("ssm.inner_size") // max(heads, 1),
+        "mamba_d_conv": meta.number("ssm.conv_kernel"),
+        "mamba_conv_bias": any(name.endswith(".ssm_conv1d.bias") for name in names),
+        "mamba_proj_bias": any(name.endswith(".ssm_in.bias") for name in names),
+    }
+    if family.one_part:
+        return found | {"layers_block_type": _parts(meta, names)}
+    turns = "rope" if meta.get("rope.scaling.finetuned") is True else "nope"
+    return found | {"layer_types": _kinds(meta, "mamba"), "position_embedding_type": turns}
+
+
+def _kinds(meta: Metadata, recurrent: str) -> list[str]:
+    """What layers are: those without heads of keys are recurrent."""
+    counts = [meta.number("attention.head_count_kv", layer) for layer in range(layers_of(meta))]
+    return [FULL if count else recurrent for count in counts]
+
+
+def _parts(meta: Metadata, names: Collection[str]) -> list[str]:
+    """What layers of one part are, by a tensor that each kind has."""
+    of_kind = {"mamba": "ssm_in", "attention": "attn_q", "moe": "ffn_gate_inp", "mlp": "ffn_up"}
+    return [
+        next((kind for kind, name in of_kind.items() if f"blk.{layer}.{name}.weight" in names), "of no kind")
+        for layer in range(layers_of(meta))
+    ]
 
 
 def _rope_scaling(meta: Metadata) -> dict[str, Any] | None:

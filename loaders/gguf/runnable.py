@@ -26,9 +26,10 @@ ARCHS = {
     "exaone-moe": "exaone_moe", "hunyuan-moe": "hunyuan_v1_moe", "gemma4": "gemma4", "llama4": "llama4",
     "phimoe": "phimoe", "mistral4": "mistral4", "deepseek32": "deepseek_v32", "glm-dsa": "glm_moe_dsa",
     "kimi-linear": "kimi_linear", "mimo2": "mimo_v2_flash", "step35": "step3p5", "laguna": "laguna",
+    "lfm2moe": "lfm2_moe", "granitehybrid": "granitemoehybrid", "nemotron_h_moe": "nemotron_h",
 }  # fmt: skip
 # Weights of experts are divided by their sum, which metadata leave out.
-DIVIDED = ("qwen3_moe", "qwen3_next", "kimi_linear", "mimo_v2_flash")
+DIVIDED = ("qwen3_moe", "qwen3_next", "kimi_linear", "mimo_v2_flash", "lfm2_moe")
 SOFTMAX, SIGMOID = 1, 2  # how scores are made of logits, as metadata say it
 SCORING = {SOFTMAX: "softmax", SIGMOID: "sigmoid", 3: "softmax of those chosen", 4: "square root of softplus"}
 
@@ -83,7 +84,7 @@ def config(metadata: Mapping[str, Any], tensors: Sequence[Stored], model: Archit
         "vocab_size": model.vocab,
         "hidden_size": model.hidden,
         "num_hidden_layers": len(model.layers),
-        "rms_norm_eps": meta.get("attention.layer_norm_rms_epsilon") or 1e-6,
+        family.norm_eps: meta.get("attention.layer_norm_rms_epsilon") or 1e-6,
         "rope_theta": meta.get("rope.freq_base") or 10000.0,
         family.activation_names[0]: family.activation_names[1][0],
         "tie_word_embeddings": model.tied_head,
@@ -104,7 +105,7 @@ def config(metadata: Mapping[str, Any], tensors: Sequence[Stored], model: Archit
         values[family.renormalise.name] = model.family in DIVIDED if said is None else bool(said)
     elif said is not None:
         values["norm_topk_prob"] = bool(said)
-    beside = ".ffn_gate.weight" if family.own_norms else ".ffn_gate_shexp.weight"
+    beside = ".ffn_gate.weight" if family.own_norms else ".ffn_up_shexp.weight"
     shared = next((s[0] for n, s in shapes.items() if n.endswith(beside)), 0)
     if family.shared_width:
         values[family.shared_width] = shared
@@ -120,11 +121,11 @@ def _scoring(family: Family, gating: int) -> str:
 
 
 def _biases(family: Family, names: Collection[str]) -> dict[str, Any]:
-    """Whether projections have biases, and queries and keys norms, where the family's config says that. names: of
-    tensors, without their layers."""
+    """Whether projections and the choice have biases, and queries and keys norms, where the family's config says that.
+    names: of tensors, without their layers."""
     tensors = {
         "attn_output.bias": family.output_bias, "attn_q.bias": family.qkv_bias, "attn_q_norm.weight": family.qk_norm_if,
-        "output.bias": family.head_bias,
+        "output.bias": family.head_bias, "exp_probs_b.bias": family.choice_bias,
     }  # fmt: skip
     return {key.name: tensor in names for tensor, key in tensors.items() if isinstance(key, Key)}
 
@@ -137,10 +138,12 @@ def _dense_layers(
         return {}
     dense = [i for i, layer in enumerate(model.layers) if layer.experts is None]
     experts = next(layer.experts for layer in model.layers if layer.experts)
-    width = next((shapes[f"blk.{i}.ffn_gate.weight"][0] for i in dense if f"blk.{i}.ffn_gate.weight" in shapes), 0)
+    width = next((shapes[f"blk.{i}.ffn_up.weight"][0] for i in dense if f"blk.{i}.ffn_up.weight" in shapes), 0)
     found: dict[str, Any] = {family.dense_width: width or meta.number("feed_forward_length") or experts.width}
+    if family.one_part:
+        return found
     if family.leading_dense:
-        return found | {"first_k_dense_replace": len(dense)}
+        return found | {family.dense_count: len(dense)}
     if family.range_of_experts:
         sparse = [i for i in range(len(model.layers)) if i not in dense]
         step = meta.number("interleave_moe_layer_step") or 1

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import replace
 
-from ..families.family import DeltaNames, LatentNames, TensorNames
+from ..families.family import ConvNames, DeltaNames, LatentNames, SpaceNames, TensorNames
 
 NAMES = TensorNames(
     embed="token_embd.weight", final_norm="output_norm.weight", head="output.weight", layer="blk.{layer}.",
@@ -19,9 +19,15 @@ NAMES = TensorNames(
     shared_gate="ffn_gate_shexp.weight", shared_up="ffn_up_shexp.weight", shared_down="ffn_down_shexp.weight",
     shared_expert_gate="ffn_gate_inp_shexp.weight",
     sinks="attn_sinks.weight", router_bias="ffn_gate_inp.bias", choice_bias="exp_probs_b.bias",
+    conv=ConvNames(rows="shortconv.in_proj", conv="shortconv.conv", conv_is_deep=False, o="shortconv.out_proj"),
+    space=SpaceNames(
+        rows="ssm_in", conv="ssm_conv1d", conv_is_deep=False, rate="ssm_a", rate_is_log=False, dt_bias="ssm_dt.bias",
+        skip="ssm_d", norm="ssm_norm.weight", o="ssm_out", in_columns=True,
+    ),
     expert_gate_bias="ffn_gate_exps.bias", expert_up_bias="ffn_up_exps.bias", expert_down_bias="ffn_down_exps.bias",
 )  # fmt: skip
 FUSED = "ffn_gate_up_exps.weight"
+EMBED_NORM = "token_embd_norm.weight"  # what the final norm is called where it stood in front of the head alone
 POST_NORM = "post_attention_norm.weight"
 ATTN_GATE = "attn_gate.weight"  # of what heads give; beside a delta rule another gate
 EXPERTS_IN = "pre_ffw_norm_2.weight"  # in front of the experts of layers with norms of each part's own
@@ -53,6 +59,8 @@ def names_of(found: Collection[str]) -> TensorNames:
         names = replace(names, mlp_norm=POST_NORM)
     if ATTN_GATE in ends and not any(end.startswith("ssm_") for end in ends):
         names = replace(names, attn_gate=ATTN_GATE)
+    if EMBED_NORM in found and NAMES.final_norm not in found:
+        names = replace(names, final_norm=EMBED_NORM)
     if EXPERTS_IN in ends:
         names = _own_norms(names)
     return _experts(names, ends)

@@ -34,7 +34,7 @@ from . import rope_factors
 
 # Archs whose converters put the rows of a query's or key's head in pairs, for a rope that turns neighbours; ERNIE and
 # Llama 4 have them so.
-PAIRED = ("llama", "granitemoe", "ernie4_5-moe", "llama4")
+PAIRED = ("llama", "granitemoe", "granitehybrid", "nemotron_h_moe", "ernie4_5-moe", "llama4")
 LAYER = re.compile(r"blk\.(\d{1,9})\.")  # of a name: what has no such number is no tensor of a layer
 SHARED_GATE = "ffn_gate_inp_shexp.weight"  # stored as a vector
 

@@ -17,6 +17,7 @@ ATTENTION = {
     "attn_q": "q_proj", "attn_k": "k_proj", "attn_v": "v_proj", "attn_output": "o_proj", "attn_q_a": "q_a_proj",
     "attn_q_b": "q_b_proj", "attn_kv_a_mqa": "kv_a_proj_with_mqa", "attn_k_b": "kv_b_proj", "attn_v_b": "kv_b_proj",
     "attn_qkv": "in_proj_qkv", "attn_gate": "in_proj_z", "ssm_ba": "in_proj_ba", "ssm_out": "out_proj",
+    "ssm_in": "in_proj", "in_proj": "in_proj", "out_proj": "out_proj",
 }  # fmt: skip
 MLP = {"ffn_gate": ("gate_proj", "w1"), "ffn_up": ("up_proj", "w3"), "ffn_down": ("down_proj", "w2")}
 INSIDE: dict[str, tuple[str, ...]] = {

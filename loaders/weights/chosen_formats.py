@@ -35,7 +35,8 @@ PART_NAMES = {
     "q": "attn_q", "k": "attn_k", "v": "attn_v", "o": "attn_output", "gate": "ffn_gate", "up": "ffn_up",
     "down": "ffn_down", "mlp_gate": "ffn_gate", "mlp_up": "ffn_up", "mlp_down": "ffn_down", "attn_gate": "attn_gate",
     "q_a": "attn_q_a", "kv_a": "attn_kv_a_mqa", "k_up": "attn_k_b", "v_up": "attn_v_b", "delta_qkv": "attn_qkv",
-    "z": "attn_gate", "delta_o": "ssm_out",
+    "z": "attn_gate", "delta_o": "ssm_out", "conv_rows": "in_proj", "conv_o": "out_proj", "space_rows": "ssm_in",
+    "space_o": "ssm_out",
 }  # fmt: skip
 
 
@@ -150,7 +151,8 @@ def _asked_at(spec: ModelSpec, place: str, target: Target, options: LoadOptions)
 def _as_part(spec: ModelSpec, place: str, cols: int) -> tuple[Part, Place]:
     """A tensor as a plan knows it, by which mixes choose."""
     layer, _, role = place.rpartition(".")
-    heads = spec.layers[int(layer)].mixer.shared_by if layer else 1.0
+    mixer = spec.layers[int(layer)].mixer if layer else None
+    heads = 1.0 if mixer is None else mixer.shared_by
     layers, experts = len(spec.layers), spec.moe.experts
     at = Place(layer=int(layer) if layer else None, layers=layers, experts=experts, shared_by=heads)
     if not layer:

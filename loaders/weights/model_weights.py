@@ -18,7 +18,7 @@ from torch import Tensor
 from ...kernels import FORMATS, ExpertLayout, Format
 from ...kernels.formats import PARTS, Part
 from ...kernels.packed import ExpertBank, Matrix, Mlp, Stacked, Tail
-from ...kernels.recipes import Activation
+from ...kernels.recipes import SWIGLU, Activation
 from ..spec import DenseSpec, ModelSpec, MoeSpec
 from . import mixers
 from .mixers import MixerWeights
@@ -61,9 +61,10 @@ class Formats:
         """The layout of a layer's experts."""
         gate, up, down = (self.of(f"{layer}.{part}", "experts") for part in PARTS)
         moe, ffn = spec.moe, spec.layers[layer].ffn
+        assert ffn is not None, f"layer {layer} has no experts"
         return ExpertLayout(
-            format=gate, up_format=up, down_format=down, hidden=spec.hidden, width=moe.width, biased=moe.expert_bias,
-            activation=ffn.activation, weighs_input=moe.weighs_input,
+            format=gate if ffn.activation.gated else up, up_format=up, down_format=down, hidden=spec.hidden,
+            width=moe.width, biased=moe.expert_bias, activation=ffn.activation, weighs_input=moe.weighs_input,
         )  # fmt: skip
 
 
@@ -136,13 +137,14 @@ class Where:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerWeights:
-    """One decoder layer; norms behind its parts are as in `Block` and `Tail`. Norms and biases float32; `router` and
-    `experts` are None in a dense layer, and `mlp` is then the dense MLP; else `mlp` is the shared expert, or None."""
+    """One decoder layer, or one part of such: then the mixer or the second norm is None. Norms behind its parts are as
+    in `Block` and `Tail`. Norms and biases float32; `router` and `experts` are None in a dense layer, and `mlp` is then
+    the dense MLP; else `mlp` is the shared expert, or None."""
 
     attn_norm: Tensor
     attn_norm_bias: Tensor | None
-    mixer: MixerWeights
-    mlp_norm: Tensor
+    mixer: MixerWeights | None
+    mlp_norm: Tensor | None
     mlp_norm_bias: Tensor | None
     router: Matrix | None
     router_bias: Tensor | None
@@ -157,6 +159,8 @@ class LayerWeights:
 
     def keeping(self) -> Iterator[Tensor | Matrix]:
         """Of `parts`, what a pass reads that only keeps keys and values, or states."""
+        if self.mixer is None:
+            return
         yield self.attn_norm
         if self.attn_norm_bias is not None:
             yield self.attn_norm_bias
@@ -289,14 +293,15 @@ def _allocate_layer(make: _Allocator, spec: ModelSpec, formats: Formats, index: 
         return formats.of(f"{index}.{role}", "dense")
 
     moe = ffn if isinstance(ffn, MoeSpec) else None
-    width = ffn.width if isinstance(ffn, DenseSpec) else ffn.shared_width
-    activation = (moe.shared_activation if moe else None) or ffn.activation
+    width = 0 if ffn is None else ffn.width if isinstance(ffn, DenseSpec) else ffn.shared_width
+    activation = SWIGLU if ffn is None else (moe.shared_activation if moe else None) or ffn.activation
+    has_second = layer.mixer is not None and ffn is not None
     return LayerWeights(
         attn_norm=make.vector(hidden),
         attn_norm_bias=make.vector(hidden) if spec.layernorms else None,
-        mixer=mixers.allocate(make, layer.mixer, hidden, dense),
-        mlp_norm=make.vector(hidden),
-        mlp_norm_bias=make.vector(hidden) if spec.layernorms else None,
+        mixer=None if layer.mixer is None else mixers.allocate(make, layer.mixer, hidden, dense),
+        mlp_norm=make.vector(hidden) if has_second else None,
+        mlp_norm_bias=make.vector(hidden) if has_second and spec.layernorms else None,
         router=make.matrix(f32, moe.experts, hidden) if moe else None,
         router_bias=make.vector(moe.experts) if moe and moe.router_bias else None,
         choice_bias=make.vector(moe.experts) if moe and moe.choice_bias else None,
@@ -316,5 +321,6 @@ def _allocate_tail(make: _Allocator, hidden: int) -> Tail:
 
 
 def _allocate_mlp(make: _Allocator, format_of: FormatOf, hidden: int, width: int, activation: Activation) -> Mlp:
-    gate_up = make.stacked((format_of("mlp_gate"), format_of("mlp_up")), (width, width), hidden)
+    roles = ("mlp_gate", "mlp_up") if activation.gated else ("mlp_up",)
+    gate_up = make.stacked([format_of(role) for role in roles], [width] * len(roles), hidden)
     return Mlp(gate_up=gate_up, down=make.matrix(format_of("mlp_down"), hidden, width), activation=activation)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import Literal
 
 import numpy as np
 import torch
@@ -106,8 +105,7 @@ class Noise:
             vector.fill_(0.0 if name.endswith(("bias", "sinks")) else norm_value(name))
 
     def _expert(self, bank: ExpertBank, number: int) -> None:
-        which: tuple[Literal["gate", "up", "down"], ...] = ("gate", "up", "down")
-        block = [bank.matrix(number, name) for name in which]
+        block = [bank.matrix(number, part) for part in bank.layout.parts]
         for matrix in block:
             self._matrix(matrix)
         bank.data[number, sum(matrix.nbytes for matrix in block) :] = 0

@@ -37,13 +37,16 @@ def targets(spec: ModelSpec, names: TensorNames, weights: ModelWeights) -> dict[
 def _layer(spec: ModelSpec, names: TensorNames, layer: LayerWeights, index: int, norm: Change) -> Named:
     at = f"{index}."
     yield names.attn_norm, vector(layer.attn_norm, norm)
-    yield names.mlp_norm, vector(layer.mlp_norm, norm)
+    if layer.mlp_norm is not None:
+        yield names.mlp_norm, vector(layer.mlp_norm, norm)
     for name, values in ((names.attn_norm_bias, layer.attn_norm_bias), (names.mlp_norm_bias, layer.mlp_norm_bias)):
         if values is not None:
             yield name, vector(values)
     if layer.tail is not None:
         yield from _own_norms(names, layer, layer.tail, norm)
-    yield from mixers.targets(spec.layers[index].mixer, names, layer.mixer, at, norm)
+    mixer = spec.layers[index].mixer
+    if mixer is not None and layer.mixer is not None:
+        yield from mixers.targets(mixer, names, layer.mixer, at, norm)
     if layer.router is not None and layer.experts is not None:
         yield names.router, whole(layer.router)
         if layer.router_bias is not None:
@@ -90,6 +93,7 @@ def _experts(names: TensorNames, bank: ExpertBank | TierBanks, at: str) -> Named
     `gate_up_in_turns` gate and up by turns."""
     fused: list[tuple[str | None, Parts]] = [(names.fused_gate_up, ("gate", "up"))]
     separate: list[tuple[str | None, Parts]] = [(names.expert_gate, ("gate",)), (names.expert_up, ("up",))]
+    separate = separate if bank.layout.activation.gated else separate[1:]
     for name, parts in [*(fused if names.fused_gate_up else separate), (names.expert_down, ("down",))]:
         assert name is not None
         places = tuple(at + part for part in parts)
@@ -155,6 +159,8 @@ def _shared(names: TensorNames, mlp: Mlp, at: str) -> Named:
 
 def _mlp(mlp: Mlp, gate: str, up: str, down: str, at: str) -> Named:
     width = mlp.down.cols
-    yield gate, whole(mlp.gate_up.slice_rows(0, width), "dense", at + "mlp_gate")
-    yield up, whole(mlp.gate_up.slice_rows(width, 2 * width), "dense", at + "mlp_up")
+    first = mlp.gate_up.rows - width  # of up: there may be no gate
+    if first:
+        yield gate, whole(mlp.gate_up.slice_rows(0, width), "dense", at + "mlp_gate")
+    yield up, whole(mlp.gate_up.slice_rows(first, first + width), "dense", at + "mlp_up")
     yield down, whole(mlp.down, "dense", at + "mlp_down")

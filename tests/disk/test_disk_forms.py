@@ -16,8 +16,9 @@ from headrace.loaders.weights import converted
 PROMPT = [5, 11, 3, 70, 29, 8, 8, 14, 101, 33, 2, 9]
 Checkpoints = Callable[[str], Path]
 # Each expert apart, all fused, fused and turned with biases, by turns, with shared experts, groups and dense layers,
-# with weights of what they take.
-VARIANTS = ("qwen3_moe", "qwen2_moe", "mixtral", "granitemoe", "gpt_oss", "deepseek_v3", "qwen3_next", "llama4_text")
+# with weights of what they take, without gates.
+VARIANTS = ("qwen3_moe", "qwen2_moe", "mixtral", "granitemoe", "gpt_oss", "deepseek_v3", "qwen3_next", "llama4_text",
+            "granitemoehybrid", "nemotron_h")  # fmt: skip
 
 
 def same(model: Path, **options: object) -> DiskCache:

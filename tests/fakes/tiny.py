@@ -69,6 +69,18 @@ PART_TURNED = {
     "sliding_attention": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.334},
 }  # fmt: skip
 
+SPACE: dict[str, Any] = dict(
+    BASE, num_hidden_layers=4, intermediate_size=40, num_local_experts=7, num_experts_per_tok=3,
+    shared_intermediate_size=48, mamba_n_heads=8, mamba_d_head=16, mamba_d_state=12, mamba_d_conv=4, mamba_expand=2,
+    mamba_chunk_size=16, embedding_multiplier=3.0, residual_multiplier=0.7, attention_multiplier=0.21,
+    logits_scaling=1.9, layer_types=["linear_attention", "full_attention", "linear_attention", "linear_attention"],
+)  # fmt: skip
+NEMOTRON: dict[str, Any] = dict(
+    BASE, head_dim=24, intermediate_size=96, moe_intermediate_size=40, moe_shared_expert_intermediate_size=56,
+    n_routed_experts=9, num_experts_per_tok=3, ssm_state_size=12, mamba_num_heads=8, mamba_head_dim=20, conv_kernel=4,
+    chunk_size=16, norm_topk_prob=True,
+)  # fmt: skip
+
 VARIANTS: dict[str, dict[str, Any]] = {
     "qwen3_moe": dict(
         BASE, head_dim=24, intermediate_size=96, moe_intermediate_size=32, num_experts=8, num_experts_per_tok=3,
@@ -291,6 +303,33 @@ VARIANTS: dict[str, dict[str, Any]] = {
         layer_types=["full_attention"] * 3, mlp_layer_types=SPARSE[:3], moe_routed_scaling_factor=1.0,
         gating="per-element", rope_parameters={"full_attention": HALF},
     ),
+    "lfm2_moe": dict(
+        BASE, num_hidden_layers=5, intermediate_size=96, moe_intermediate_size=40, num_experts=9, num_experts_per_tok=3,
+        num_dense_layers=1, conv_L_cache=3, routed_scaling_factor=1.3, rope_theta=1e6,
+        layer_types=["conv", "full_attention", "conv", "conv", "full_attention"],
+    ),
+    "lfm2_moe-bias": dict(
+        BASE, num_hidden_layers=4, intermediate_size=96, moe_intermediate_size=44, num_experts=8, num_experts_per_tok=2,
+        num_dense_layers=2, conv_L_cache=4, conv_bias=True, use_expert_bias=False, norm_topk_prob=False,
+        tie_word_embeddings=False, layer_types=["conv", "conv", "full_attention", "conv"],
+    ),
+    "granitemoehybrid": dict(
+        SPACE, mamba_n_groups=1, mamba_conv_bias=True, position_embedding_type="nope", tie_word_embeddings=True,
+    ),
+    "granitemoehybrid-groups": dict(
+        SPACE, mamba_n_groups=2, mamba_conv_bias=False, mamba_proj_bias=True, position_embedding_type="rope",
+        time_step_limit=[0.4, 1.1], attention_bias=True, tie_word_embeddings=False,
+        layer_types=["linear_attention", "linear_attention", "full_attention", "linear_attention"],
+    ),
+    "nemotron_h": dict(
+        NEMOTRON, layers_block_type=["linear_attention", "moe", "full_attention", "moe", "linear_attention", "moe"],
+        n_groups=2, n_group=1, topk_group=1, routed_scaling_factor=2.5,
+    ),
+    "nemotron_h-mlp": dict(
+        NEMOTRON, layers_block_type=["moe", "linear_attention", "linear_attention", "mlp", "full_attention"],
+        n_groups=4, n_group=3, topk_group=2, routed_scaling_factor=1.0, use_conv_bias=False, use_bias=True,
+        tie_word_embeddings=False,
+    ),
 }  # fmt: skip
 
 
@@ -303,8 +342,10 @@ def randomise(model: torch.nn.Module, seed: int) -> None:
             ("layer_scalar", "router.scale", "per_expert_scale")
         ):
             tensor.copy_(1 + 0.1 * noise)
-        elif name.endswith("e_score_correction_bias"):
+        elif name.endswith(("e_score_correction_bias", "expert_bias")):
             tensor.copy_(0.1 * noise)
+        elif name.endswith(".D"):
+            tensor.copy_(noise)
         elif name.endswith(("bias", "sinks", "A_log")):
             tensor.copy_(0.2 * noise)
         else:

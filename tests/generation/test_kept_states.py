@@ -14,7 +14,7 @@ from headrace.engine.model.kv_cache import PAGE
 
 Checkpoints = Callable[[str], Path]
 FEW = SamplingParams(max_new_tokens=5, ignore_eos=True)
-VARIANTS = ["qwen3_next", "qwen3_5_moe_text"]
+VARIANTS = ["qwen3_next", "qwen3_5_moe_text", "lfm2_moe", "granitemoehybrid-groups", "nemotron_h"]
 
 
 def load(path: Path, **options: object) -> LLM:
@@ -55,15 +55,16 @@ def test_a_beginning_is_kept_wherever_the_prompt_has_doubled(checkpoints: Checkp
     assert found == [1, 2, 2, 4, 5]
 
 
-def test_the_next_turn_goes_on_behind_the_answer(checkpoints: Checkpoints) -> None:
+@pytest.mark.parametrize("variant", ["qwen3_next", "lfm2_moe", "nemotron_h"])
+def test_the_next_turn_goes_on_behind_the_answer(variant: str, checkpoints: Checkpoints) -> None:
     """The newest whole page of what was generated, and none before it."""
     ids, long = prompt(PAGE + 5, 5), SamplingParams(max_new_tokens=2 * PAGE, ignore_eos=True)
-    with load(checkpoints("qwen3_next")) as llm:
+    with load(checkpoints(variant)) as llm:
         answer, _ = run(llm, ids, long)
         chat = [*ids, *answer, *prompt(7, 6)]
         assert run(llm, chat)[1] == 3 * PAGE
         assert run(llm, [*chat[: 2 * PAGE + 4], 7])[1] == PAGE, "that of two pages was replaced by that of three"
-    with load(checkpoints("qwen3_next")) as alone, load(checkpoints("qwen3_next")) as again:
+    with load(checkpoints(variant)) as alone, load(checkpoints(variant)) as again:
         run(again, ids, long)
         assert run(again, chat)[0] == run(alone, chat)[0]
 
@@ -82,15 +83,16 @@ def test_a_copy_is_taken_over_before_its_slot_is_taken(checkpoints: Checkpoints)
         assert requests[1].sequence.completion == wanted
 
 
-def test_sequences_together_keep_their_own(checkpoints: Checkpoints) -> None:
+@pytest.mark.parametrize("variant", ["qwen3_next", "lfm2_moe", "granitemoehybrid", "nemotron_h"])
+def test_sequences_together_keep_their_own(variant: str, checkpoints: Checkpoints) -> None:
     prompts = [prompt(50, 7), prompt(90, 8), prompt(33, 9)]
-    with load(checkpoints("qwen3_next"), prefill_chunk=64) as llm:
+    with load(checkpoints(variant), prefill_chunk=64) as llm:
         together = [one.token_ids for one in llm.generate(prompts, FEW)]
         assert [run(llm, one) for one in prompts] == [
             (answer, len(one) // PAGE * PAGE) for one, answer in zip(prompts, together, strict=True)
         ]
     for one, answer in zip(prompts, together, strict=True):
-        with load(checkpoints("qwen3_next")) as alone:
+        with load(checkpoints(variant)) as alone:
             assert run(alone, one)[0] == answer
 
 

@@ -31,16 +31,10 @@ from headrace.loaders.architecture.mixers import mla
 Checkpoints = Callable[[str], Path]
 FEW = SamplingParams(max_new_tokens=6, ignore_eos=True)
 NEW_KINDS = [
-    "gpt_oss",
-    "deepseek_v2",
-    "deepseek_v3",
-    "qwen3_next",
-    "qwen3_5_moe_text",
-    "deepseek_v32",
-    "glm_moe_dsa",
-    "kimi_linear",
-    "bailing_hybrid",
-]
+    "gpt_oss", "deepseek_v2", "deepseek_v3", "qwen3_next", "qwen3_5_moe_text", "deepseek_v32", "glm_moe_dsa",
+    "kimi_linear", "bailing_hybrid", "lfm2_moe", "granitemoehybrid", "granitemoehybrid-groups",
+    "nemotron_h", "nemotron_h-mlp",
+]  # fmt: skip
 
 
 def load(path: Path, **options: object) -> LLM:
@@ -73,7 +67,10 @@ def test_cache_bytes_are_those_of_the_tensors(variant: str, checkpoints: Checkpo
         by_slot: list[torch.Tensor] = []
         paged: list[torch.Tensor] = []
         for layer in cache.layers:
-            (by_slot if isinstance(layer, States) else paged).extend(vars(layer).values())
+            if isinstance(layer, States):
+                by_slot.extend(layer.parts)
+            elif layer is not None:
+                paged.extend(vars(layer).values())
         assert sum(tensor.nbytes for tensor in paged) == sizes.token * PAGE * cache.pages
         assert sum(tensor.nbytes for tensor in by_slot) == StateSlots.count(2) * sizes.state
 
@@ -100,14 +97,15 @@ def test_other_mixers_beside_a_gpu(variant: str, checkpoints: Checkpoints) -> No
         assert found == wanted
 
 
+@pytest.mark.parametrize("variant", ["qwen3_next", "lfm2_moe", "granitemoehybrid", "nemotron_h"])
 @pytest.mark.parametrize("where", [{"cpu_moe": True}, {"n_cpu_moe": 2}, {"placement": "gpu"}], ids=str)
-def test_states_beside_a_gpu(where: dict[str, object], checkpoints: Checkpoints) -> None:
+def test_states_beside_a_gpu(where: dict[str, object], variant: str, checkpoints: Checkpoints) -> None:
     """What plays its part has slots and kept copies of states, to which slots and pieces of a prompt come by a copy."""
     prompts = [prompt(70, 3), prompt(9, 4)]
     options = dict(max_context=128, max_sequences=2, prefill_chunk=48)
     with (
-        load(checkpoints("qwen3_next"), **options) as plain,
-        load(checkpoints("qwen3_next"), device="simulated", **where, **options) as split,
+        load(checkpoints(variant), **options) as plain,
+        load(checkpoints(variant), device="simulated", **where, **options) as split,
     ):
         for prompts in ([prompt(70, 3), prompt(9, 4)], [[*prompt(70, 3)[:64], *prompt(5, 6)]]):
             wanted, found = ([one.token_ids for one in llm.generate(prompts, FEW)] for llm in (plain, split))

@@ -18,6 +18,7 @@ import gguf_files
 import kind_metadata
 import mixer_metadata
 import numpy as np
+import recurrent_files
 import safetensors.torch
 import warm_metadata
 from numpy.typing import NDArray
@@ -29,6 +30,7 @@ ARCHS = {
     "glm4_moe_lite": "deepseek2", "qwen3_next": "qwen3next", "qwen3_5_moe_text": "qwen35moe",
     "gemma4_text": "gemma4", "deepseek_v32": "deepseek32", "glm_moe_dsa": "glm-dsa", **biased_metadata.ARCHS,
     **warm_metadata.ARCHS, "kimi_linear": "kimi-linear", **kind_metadata.ARCHS,
+    **recurrent_files.ARCHS,
 }  # fmt: skip
 JOINED = ("kv_b_proj.weight", "in_proj_qkvz.weight")
 EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.(\w+\.weight)")
@@ -43,11 +45,13 @@ def read(directory: Path, *, joined: bool = False) -> tuple[dict[str, Any], dict
         stored |= {name: tensor.float().numpy() for name, tensor in safetensors.torch.load_file(path).items()}
     arch = ARCHS[config["model_type"]]
     codes = {name: code for code, name in gguf.MODEL_ARCH_NAMES.items()}
-    table = gguf.get_tensor_name_map(codes[kind_metadata.NAMED_AS.get(arch, arch)], config["num_hidden_layers"])
+    named_as = kind_metadata.NAMED_AS.get(arch, arch)
+    table = gguf.get_tensor_name_map(codes[named_as], _layers(config))
     change = {
         **dict.fromkeys(mixer_metadata.LATENT, _latent), "gpt-oss": _gpt_oss, "qwen3next": _delta,
         "qwen35moe": _delta_in_turns, "gemma4": _gemma4, "llama4": warm_metadata.llama4, "mistral4": _mistral4,
         "kimi-linear": _key_delta, "mimo2": _mimo2, "step35": _step35, "laguna": _laguna,
+        **dict.fromkeys(recurrent_files.ARCHS.values(), recurrent_files.changed),
     }.get(arch, _biased)  # fmt: skip
     found: dict[str, Array] = {}
     for name, values in _stacked(stored).items():
@@ -108,6 +112,10 @@ def mixed(directory: Path, path: Path, twin: Path, types: gguf_files.Types, *, j
     write(path, config, tensors, stored, older=joined)
     write(twin, config, tensors, older=joined)
     return used
+
+
+def _layers(config: dict[str, Any]) -> int:
+    return config.get("num_hidden_layers") or len(config["layers_block_type"])
 
 
 def _stacked(stored: dict[str, Array]) -> dict[str, Array]:

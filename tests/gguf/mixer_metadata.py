@@ -7,6 +7,7 @@ from typing import Any
 import biased_metadata
 import gguf
 import kind_metadata
+import recurrent_files
 import warm_metadata
 
 SCORING = {"sigmoid": gguf.ExpertGatingFuncType.SIGMOID, "softmax": gguf.ExpertGatingFuncType.SOFTMAX}
@@ -31,6 +32,9 @@ def add(writer: gguf.GGUFWriter, arch: str, config: dict[str, Any], older: bool)
         return
     if arch in kind_metadata.ARCHS.values():
         kind_metadata.add(writer, arch, config)
+        return
+    if arch in recurrent_files.ARCHS.values():
+        recurrent_files.add_metadata(writer, arch, config)
         return
     if arch == "gemma4":
         _gemma4(writer, config)

@@ -10,6 +10,7 @@ import warm_metadata
 # What files do not hold has the value that releases have.
 AS_RELEASED: dict[str, dict[str, Any]] = {
     "gpt_oss": {"swiglu_limit": 7.0},
+    "lfm2_moe": {"routed_scaling_factor": 1.0},
     "phimoe": {"router_jitter_noise": 0.01, "rope_parameters": warm_metadata.longrope(tiny.LONGROPE)},
     "phimoe-plain": {"router_jitter_noise": 0.01},
     "llama4_text": {"floor_scale": 8192, "attn_scale": 0.1},
@@ -72,6 +73,34 @@ MIXES: dict[str, tuple[str, dict[str, int], dict[str, str]]] = {
             "attn_output": "IQ4_XS", "attn_qkv": "Q5_K/IQ4_XS", "attn_gate": "Q6_K", "ssm_alpha": "Q8_0/F32",
             "ssm_beta": "F32/Q8_0", "ssm_out": "Q5_K/Q8_0", "ffn_gate_exps": "Q3_K/Q4_K", "ffn_up_exps": "Q4_K/Q3_K",
             "ffn_down_exps": "Q5_K", "ffn_gate_shexp": "Q8_0", "ffn_up_shexp": "Q8_0", "ffn_down_shexp": "Q8_0",
+        },
+    ),
+    "lfm2": (
+        "lfm2_moe",
+        {"hidden_size": 256, "moe_intermediate_size": 256, "intermediate_size": 512},
+        {
+            "token_embd": "Q6_K", "in_proj": "Q4_K/Q5_K", "out_proj": "Q4_K", "attn_q": "Q4_K", "attn_k": "Q4_K",
+            "attn_v": "Q6_K", "attn_output": "Q4_K", "ffn_gate": "Q4_K", "ffn_up": "Q4_K", "ffn_down": "Q6_K",
+            "ffn_gate_exps": "Q4_K", "ffn_up_exps": "Q4_K", "ffn_down_exps": "Q6_K/Q4_K",
+        },
+    ),
+    "granite 4 h": (
+        "granitemoehybrid",
+        {"hidden_size": 256, "mamba_d_head": 64, "intermediate_size": 256, "shared_intermediate_size": 512},
+        {
+            "token_embd": "Q6_K", "ssm_in": "Q4_K/Q5_K", "ssm_out": "Q5_K/Q8_0", "attn_q": "Q4_K", "attn_k": "Q4_K",
+            "attn_v": "Q6_K", "attn_output": "Q4_K", "ffn_gate_exps": "Q4_K", "ffn_up_exps": "Q4_K",
+            "ffn_down_exps": "Q6_K", "ffn_gate_shexp": "Q4_K", "ffn_up_shexp": "Q4_K", "ffn_down_shexp": "Q6_K",
+        },
+    ),
+    "nemotron 3": (
+        "nemotron_h",
+        {"hidden_size": 256, "head_dim": 64, "mamba_head_dim": 64, "moe_intermediate_size": 512,
+         "moe_shared_expert_intermediate_size": 256},
+        {
+            "token_embd": "Q4_K", "output": "Q6_K", "ssm_in": "Q5_0/Q8_0", "ssm_out": "Q8_0", "attn_q": "Q4_K",
+            "attn_k": "Q4_K", "attn_v": "Q6_K", "attn_output": "Q5_K", "ffn_up_exps": "Q4_K/Q3_K",
+            "ffn_down_exps": "Q6_K", "ffn_up_shexp": "Q8_0", "ffn_down_shexp": "Q8_0",
         },
     ),
 }  # fmt: skip

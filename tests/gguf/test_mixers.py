@@ -22,7 +22,10 @@ from headrace.loaders.weights.chosen_formats import LoadOptions
 
 PROMPT = [5, 11, 3, 70, 29, 8, 8, 14, 101, 33, 2, 9, 77, 12, 150, 6, 41]
 # Latents with a bias and layers without experts of Qwen3-Next have no names in GGUF files.
-NOT_THERE = ("deepseek_v3-bias", "qwen3_next-dense", "mistral4-straight")
+NOT_THERE = (
+    "deepseek_v3-bias", "qwen3_next-dense", "mistral4-straight", "lfm2_moe-bias",
+    "granitemoehybrid-groups", "nemotron_h-mlp",
+)  # fmt: skip
 VARIANTS = [name for name in tiny.VARIANTS if name.split("-")[0] in mixer_files.ARCHS and name not in NOT_THERE]
 
 
@@ -182,7 +185,10 @@ def test_a_file_without_a_tensor_or_with_one_more_is_refused(released: Callable[
         ("gpt_oss", "blk.1.attn_sinks.weight"), ("gpt_oss", "blk.0.ffn_down_exps.bias"),
         ("deepseek_v3", "blk.2.attn_v_b.weight"), ("qwen3_next", "blk.0.ssm_dt.bias"),
         ("qwen3_5_moe_text", "blk.0.ssm_a"), ("gemma4_text", "blk.0.ffn_down_exps.scale"),
-        ("gemma4_text", "blk.1.layer_output_scale.weight"), ("gemma4_text", "blk.2.post_ffw_norm_1.weight"),
+        ("lfm2_moe", "blk.0.shortconv.conv.weight"), ("lfm2_moe", "blk.2.exp_probs_b.bias"),
+        ("granitemoehybrid", "blk.0.ssm_d"), ("nemotron_h", "blk.1.ffn_up_exps.weight"),
+        ("nemotron_h", "blk.4.ssm_norm.weight"), ("gemma4_text", "blk.1.layer_output_scale.weight"),
+        ("gemma4_text", "blk.2.post_ffw_norm_1.weight"),
     ):  # fmt: skip
         config, tensors = mixer_files.read(released(variant))
         mixer_files.write(tmp_path / "m.gguf", config, {n: t for n, t in tensors.items() if n != name})

@@ -21,6 +21,7 @@ from headrace.kernels.cases.case import Case, Inputs, worst
 from headrace.kernels.cases.families import FAMILY_CASES
 from headrace.kernels.cases.mixers import MIXER_CASES
 from headrace.kernels.cases.recurrent import KEY_CASES, RECURRENT_CASES
+from headrace.kernels.cases.state_space import STATE_SPACE_CASES
 from headrace.kernels.cases.variants.by_kind import KIND_CASES
 from headrace.kernels.cases.variants.own_norms import OWN_NORMS_CASES
 from headrace.kernels.cases.variants.sparse import SPARSE_CASES
@@ -31,7 +32,7 @@ from headrace.kernels.isa import available_isas
 
 ALL = (
     *CASES, *BLOCK_CASES, *FAMILY_CASES, *RECURRENT_CASES, *MIXER_CASES, *OWN_NORMS_CASES, *SPARSE_CASES, *WARM_CASES,
-    *KEY_CASES, *KIND_CASES,
+    *KEY_CASES, *KIND_CASES, *STATE_SPACE_CASES,
 )  # fmt: skip
 SMALL = [case for case in ALL if not case.bench]
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from released.biased import BIASED
 from released.mixers import MIXERS
+from released.recurrent import RECURRENT
 
 from headrace import OptionError
 from headrace.engine.bench.random_weights import random_llm
@@ -162,6 +163,7 @@ def test_random_weights_of_every_kind_of_layer_run(shape: str) -> None:
         "Kimi-K2", "Kimi-K2-Thinking", "Moonlight-16B-A3B", "GLM-4.7-Flash", "Qwen3-Next-80B-A3B", "Qwen3.5-35B-A3B",
         "Qwen/Qwen3.6-35B-A3B", "Qwen3.5-122B-A10B", "Qwen3.5-397B-A17B", "GLM-4.5", "GLM-4.6", "GLM-4.5-Air",
         "MiniMax-M2", "dots.llm1", "Solar-Open-100B", "Hy3", "ERNIE-4.5-21B-A3B", "ERNIE-4.5-300B-A47B", "Hunyuan-A13B",
+        "LFM2-8B-A1B", "Granite-4.0-h-tiny", "Granite-4.0-h-small", "Nemotron-3-Nano-30B-A3B",
     ],
 )  # fmt: skip
 def test_models_of_the_catalogue_can_be_run_with_random_weights(name: str) -> None:
@@ -176,11 +178,12 @@ def test_models_of_the_catalogue_can_be_run_with_random_weights(name: str) -> No
         "GLM-4.5": "glm-4.5", "GLM-4.6": "glm-4.6", "GLM-4.5-Air": "glm-4.5-air", "MiniMax-M2": "minimax-m2",
         "dots.llm1": "dots.llm1", "Solar-Open-100B": "solar-open-100b", "Hy3": "hy3",
         "ERNIE-4.5-21B-A3B": "ernie-4.5-21b-a3b", "ERNIE-4.5-300B-A47B": "ernie-4.5-300b-a47b",
-        "Hunyuan-A13B": "hunyuan-a13b",
+        "Hunyuan-A13B": "hunyuan-a13b", "LFM2-8B-A1B": "lfm2-8b-a1b", "Granite-4.0-h-tiny": "granite-4.0-h-tiny",
+        "Granite-4.0-h-small": "granite-4.0-h-small", "Nemotron-3-Nano-30B-A3B": "nemotron-3-nano-30b-a3b",
     }  # fmt: skip
     assert model_source.of_config(catalogue.find(name).config, name, name).described.objections == ()
     if name in released:
-        config, _ = text_part({**MIXERS, **BIASED}[released[name]])
+        config, _ = text_part({**MIXERS, **BIASED, **RECURRENT}[released[name]])
         assert replace(found.spec, eos_ids=()) == replace(spec_of(ConfigReader(config, name))[1], eos_ids=())
 
 

@@ -174,7 +174,9 @@ def test_the_same_of_other_mixers(mix: str, joined: bool, tmp_path: Path) -> Non
         model = source.described.architecture
         assert model.total_parameters == sum(np.prod(e.shape) for e in checkpoint.entries.values()) + beside
         for one, layer in zip(model.layers, checkpoint.spec.layers, strict=True):
-            assert one.mixer is not None
+            assert (one.mixer is None) == (layer.mixer is None)
+            if one.mixer is None:
+                continue
             assert sum(cache.width for cache in one.mixer.caches) == layer.mixer.cached
             assert [cache.window for cache in one.mixer.caches] == [layer.mixer.window][: len(one.mixer.caches)]
             assert one.mixer.state == layer.mixer.state
@@ -183,7 +185,7 @@ def test_the_same_of_other_mixers(mix: str, joined: bool, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     "variant",
     ["qwen3_moe", "qwen2_moe", "granitemoe", "gpt_oss", "deepseek_v2", "deepseek_v3-bias", "qwen3_next-dense",
-     "qwen3_5_moe_text"],
+     "qwen3_5_moe_text", "lfm2_moe-bias", "granitemoehybrid-groups", "nemotron_h-mlp"],
 )  # fmt: skip
 def test_the_same_of_a_checkpoint_of_bfloat16(variant: str, tmp_path: Path, checkpoints: Any) -> None:
     """Routers, norms and biases are float32 in memory, whatever the file has."""

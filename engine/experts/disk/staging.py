@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ....kernels import ExpertLayout
-from ....kernels.formats import PARTS
 from ....kernels.packed import ExpertBank
 from .reads import THREADS
 
@@ -22,7 +21,7 @@ def nbytes(layouts: Sequence[ExpertLayout], is_straight: bool) -> int:
     """RAM for reading. is_straight: nothing is converted on the way, which takes values of a matrix for each thread,
     and as much again while they are packed."""
     whole = sum(blocks(layout) * layout.bytes for layout in dict.fromkeys(layouts))
-    largest = max(rows * cols for layout in layouts for rows, cols in map(layout.shape, PARTS))
+    largest = max(rows * cols for layout in layouts for rows, cols in map(layout.shape, layout.parts))
     return whole + (0 if is_straight else 2 * THREADS * F32 * largest)
 
 

@@ -66,7 +66,7 @@ def with_own_norms(g: Generator, source: Source, layer: Layer, shared: bool) -> 
     block = layer.block
     assert isinstance(block, AttentionBlock)
     assert block.router is not None, "a layer without experts"
-    D, (_, groups, _, d) = block.o.rows, block.k_PGBd.shape
+    D, (_, groups, _, d) = len(block.pre_norm), block.k_PGBd.shape
     E = block.router.matrix.rows
     rows = (N + groups if shared else N + 2 * groups) * d
     block = replace(

@@ -154,7 +154,7 @@ def experts_cases() -> Iterator[Case]:
 
 def warmed(g: Generator, block: AttentionBlock) -> AttentionBlock:
     """The block with chunks, a temperature, and LayerNorms."""
-    D = block.o.rows
+    D = len(block.pre_norm)
     return replace(
         block, chunk=7, temperature_P=normal(g, len(block.cos_Pr)), pre_bias=normal(g, D), post_bias=normal(g, D),
         native={},

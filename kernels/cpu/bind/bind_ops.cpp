@@ -75,6 +75,17 @@ void bind_pointwise(nb::module_& m) {
     Turn turn(context);
     scale(at<float>(x), at<float>(by), tokens, d, turn);
   }, Unlocked());
+  m.def("mul", [](const Context& context, Address y, int64_t y_stride, Address by, int64_t by_stride, int tokens, int d) {
+    Turn turn(context);
+    mul(at<float>(y), y_stride, at<float>(by), by_stride, tokens, d, turn);
+  }, Unlocked());
+  m.def("gated_norm", [](const Context& context, Address y, int64_t y_stride, Address z, int64_t z_stride, Address weight,
+                         Address out, int tokens, int d, int groups, float eps) {
+    Turn turn(context);
+    gated_norm({at<float>(y), at<float>(z), at<float>(weight), y_stride, z_stride, at<float>(out), tokens, d, groups, eps},
+               turn);
+  }, "context"_a, nb::kw_only(), "y"_a, "y_stride"_a, "z"_a, "z_stride"_a, "weight"_a, "out"_a, "tokens"_a, "d"_a,
+     "groups"_a, "eps"_a, Unlocked());
   m.def("argmax", [](const Context& context, Address logits, int rows, int n, Address values, Address ids) {
     Turn turn(context);
     argmax(at<float>(logits), rows, n, at<float>(values), at<int64_t>(ids), turn);
@@ -158,12 +169,14 @@ void bind_attention(nb::module_& m) {
 
 void bind_recurrent(nb::module_& m) {
   m.def("short_conv", [](const Context& context, Address x, int64_t x_stride, Address weights, Address state, Address out,
-                         int channels, int taps, Address slots, Address starts, Address contexts, int sequences) {
+                         int channels, int taps, Address bias, bool silu, Address slots, Address starts, Address contexts,
+                         int sequences) {
     Turn turn(context);
     short_conv({at<float>(x), at<float>(weights), x_stride, at<float>(state), at<float>(out), channels, taps,
+                at<float>(bias), silu,
                 {at<int32_t>(slots), at<int32_t>(starts), at<int32_t>(contexts), sequences}}, turn);
-  }, "context"_a, nb::kw_only(), "x"_a, "x_stride"_a, "weights"_a, "state"_a, "out"_a, "channels"_a, "taps"_a, "slots"_a,
-     "starts"_a, "contexts"_a, "sequences"_a, Unlocked());
+  }, "context"_a, nb::kw_only(), "x"_a, "x_stride"_a, "weights"_a, "state"_a, "out"_a, "channels"_a, "taps"_a, "bias"_a,
+     "silu"_a, "slots"_a, "starts"_a, "contexts"_a, "sequences"_a, Unlocked());
   m.def("delta_gates", [](const Context& context, Address ba, Address rate, Address dt_bias, Address decay, Address beta,
                           int tokens, int heads) {
     Turn turn(context);
@@ -187,6 +200,21 @@ void bind_recurrent(nb::module_& m) {
   }, "context"_a, nb::kw_only(), "q"_a, "q_stride"_a, "k"_a, "k_stride"_a, "v"_a, "v_stride"_a, "decay"_a, "beta"_a,
      "state"_a, "out"_a, "tokens"_a, "groups"_a, "heads"_a, "keys"_a, "values"_a, "by_key"_a, "slots"_a, "starts"_a, "contexts"_a,
      "sequences"_a, Unlocked());
+}
+
+void bind_state_space(nb::module_& m) {
+  m.def("state_space", [](const Context& context, Address x, int64_t x_stride, Address in, int64_t in_stride, Address by,
+                          int64_t by_stride, Address dt, int64_t dt_stride, Address rate, Address dt_bias, Address skip,
+                          float least, float most, Address state, Address out, int tokens, int groups, int heads, int keys,
+                          int values, Address slots, Address starts, Address contexts, int sequences) {
+    Turn turn(context);
+    state_space({at<float>(x), at<float>(in), at<float>(by), x_stride, in_stride, by_stride, at<float>(dt), dt_stride,
+                 at<float>(rate), at<float>(dt_bias), at<float>(skip), least, most, at<float>(state), at<float>(out),
+                 tokens, groups, heads, keys, values,
+                 {at<int32_t>(slots), at<int32_t>(starts), at<int32_t>(contexts), sequences}}, turn);
+  }, "context"_a, nb::kw_only(), "x"_a, "x_stride"_a, "values_in"_a, "in_stride"_a, "by"_a, "by_stride"_a, "dt"_a,
+     "dt_stride"_a, "rate"_a, "dt_bias"_a, "skip"_a, "least"_a, "most"_a, "state"_a, "out"_a, "tokens"_a, "groups"_a,
+     "heads"_a, "keys"_a, "values"_a, "slots"_a, "starts"_a, "contexts"_a, "sequences"_a, Unlocked());
 }
 
 void bind_layers(nb::module_& m) {
@@ -216,6 +244,7 @@ void bind_ops(nb::module_& m) {
   bind_matrices(m);
   bind_attention(m);
   bind_recurrent(m);
+  bind_state_space(m);
   bind_layers(m);
 }
 

@@ -33,9 +33,9 @@ void bind_weights(nb::module_& m) {
         }
       }, nb::kw_only(), "parts"_a);
   nb::class_<Activation>(m, "Activation")
-      .def("__init__", [](Activation* to, float alpha, float offset, float limit, float cubic, bool late) {
-        new (to) Activation{alpha, offset, limit, cubic, late};
-      }, nb::kw_only(), "alpha"_a, "offset"_a, "limit"_a, "cubic"_a, "late"_a);
+      .def("__init__", [](Activation* to, float alpha, float offset, float limit, float cubic, bool late, bool gated) {
+        new (to) Activation{alpha, offset, limit, cubic, late, gated};
+      }, nb::kw_only(), "alpha"_a, "offset"_a, "limit"_a, "cubic"_a, "late"_a, "gated"_a);
   nb::class_<Bank>(m, "Bank")
       .def("__init__", [](Bank* to, int gate, int up, int down, int experts, int hidden, int width, size_t bytes,
                           size_t bias_offset, const Activation& activation, bool weighs_input, Address data) {
@@ -120,6 +120,25 @@ void bind_mixers(nb::module_& m) {
          "decay_low"_a.none(), "z_low"_a.none(), "least"_a);
 }
 
+void bind_recurrent_mixers(nb::module_& m) {
+  nb::class_<ConvMixer>(m, "ConvMixer")
+      .def("__init__", [](ConvMixer* to, const Weights& rows, Address rows_bias, Address conv, Address conv_bias,
+                          int channels, int taps, Address inputs) {
+        new (to) ConvMixer{rows, at<float>(rows_bias), at<float>(conv), at<float>(conv_bias), channels, taps,
+                           at<float>(inputs)};
+      }, nb::kw_only(), "rows"_a, "rows_bias"_a, "conv"_a, "conv_bias"_a, "channels"_a, "taps"_a, "inputs"_a);
+  nb::class_<SpaceMixer>(m, "SpaceMixer")
+      .def("__init__", [](SpaceMixer* to, int groups, int heads, int keys, int values, float least, float most,
+                          const Weights& rows, Address rows_bias, Address conv, Address conv_bias, int taps,
+                          Address rate, Address dt_bias, Address skip, Address norm, Address inputs, Address state) {
+        new (to) SpaceMixer{groups, heads, keys, values, least, most, rows, at<float>(rows_bias), at<float>(conv),
+                            at<float>(conv_bias), taps, at<float>(rate), at<float>(dt_bias), at<float>(skip),
+                            at<float>(norm), at<float>(inputs), at<float>(state)};
+      }, nb::kw_only(), "groups"_a, "heads"_a, "keys"_a, "values"_a, "least"_a, "most"_a, "rows"_a, "rows_bias"_a,
+         "conv"_a, "conv_bias"_a, "taps"_a, "rate"_a, "dt_bias"_a, "skip"_a, "norm"_a, "inputs"_a, "state"_a);
+  nb::class_<NoMixer>(m, "NoMixer").def(nb::init<>());
+}
+
 void bind_pass(nb::module_& m) {
   nb::class_<Piece>(m, "Piece")
       .def("__init__", [](Piece* to, int first, int last, int slot, int keep, Address states, Address starts,
@@ -139,14 +158,15 @@ void bind_pass(nb::module_& m) {
 
 void bind_layers(nb::module_& m) {
   nb::class_<Block>(m, "Block")
-      .def("__init__", [](Block* to, Address pre_norm, Address post_norm, Address pre_bias, Address post_bias, float eps,
-                          float residual_scale,
-                          const decltype(Block::mixer)& mixer, const Weights& o, Address o_bias, Address out_norm,
+      .def("__init__", [](Block* to, int hidden, Address pre_norm, Address post_norm, Address pre_bias, Address post_bias,
+                          float eps, float residual_scale, const decltype(Block::mixer)& mixer, const Weights* o,
+                          Address o_bias, Address out_norm,
                           Address router_norm, const Router* router) {
-        new (to) Block{at<float>(pre_norm), at<float>(post_norm), at<float>(pre_bias), at<float>(post_bias), eps, residual_scale, mixer, o, at<float>(o_bias),
-                       at<float>(out_norm), at<float>(router_norm), router ? *router : Router{}};
-      }, nb::kw_only(), "pre_norm"_a, "post_norm"_a, "pre_bias"_a, "post_bias"_a, "eps"_a, "residual_scale"_a, "mixer"_a, "o"_a, "o_bias"_a,
-         "out_norm"_a, "router_norm"_a, "router"_a.none());
+        new (to) Block{hidden, at<float>(pre_norm), at<float>(post_norm), at<float>(pre_bias), at<float>(post_bias),
+                       eps, residual_scale, mixer, or_none(o), at<float>(o_bias), at<float>(out_norm),
+                       at<float>(router_norm), router ? *router : Router{}};
+      }, nb::kw_only(), "hidden"_a, "pre_norm"_a, "post_norm"_a, "pre_bias"_a, "post_bias"_a, "eps"_a,
+         "residual_scale"_a, "mixer"_a, "o"_a.none(), "o_bias"_a, "out_norm"_a, "router_norm"_a, "router"_a.none());
   nb::class_<Tail>(m, "Tail")
       .def("__init__", [](Tail* to, Address mlp_in, Address mlp_out, Address experts_out, Address out, Address scale) {
         new (to) Tail{at<float>(mlp_in), at<float>(mlp_out), at<float>(experts_out), at<float>(out), at<float>(scale)};
@@ -173,6 +193,7 @@ void bind_structs(nb::module_& m) {
   bind_router(m);
   bind_attention(m);
   bind_mixers(m);
+  bind_recurrent_mixers(m);
   bind_pass(m);
   bind_layers(m);
 }

@@ -66,6 +66,13 @@ void glu(const float* gate, const float* up, int n, const Glu& how, float* out) 
   }
 }
 
+void square_relu(const float* x, int n, float* out) {
+  map(x, n, out, [](V v) {
+    const V above = vmax(zero(), v);  // this order of arguments lets NaN through
+    return mul(above, above);
+  });
+}
+
 void gated_add(float* y, const float* z, float gate, int n) { add_scaled(y, z, 1.0f / (1.0f + exp1(-gate)), n); }
 
 inline float peak(const float* x, int n) {

@@ -1,5 +1,5 @@
-// Steps of recurrent layers over any vec_*.h: the gated delta rule on some columns of a head's state, a token of the short
-// convolution. Formulas are in recurrent.py; nothing here knows sequences, slots or threads.
+// Steps of recurrent layers over any vec_*.h: the gated delta rule and a state space on some columns of a head's state, a
+// token of the short convolution. Formulas are in recurrent.py; nothing here knows sequences, slots or threads.
 //
 // A state S [keys][values] is gone through once a token: while it takes up token t, it is multiplied with key and query of
 // t + 1. What token t sees and gives follows from the state before it,
@@ -133,13 +133,52 @@ void delta_rule(const DeltaRun& run) {
   delta_columns<1>(run, column);
 }
 
-// silu of the sum over taps j of w[j * stride + i] * rows[j][i].
-void conv_silu(const float* const* rows, const float* w, size_t stride, int taps, int n, float* out) {
+// A state S through all tokens: S = decay S + in (step x)', out = S' by + skip x. What is read of a row is added up while the
+// row is brought up to date, so that a token goes through its state once. Those of a prompt, a few columns at a time, stay
+// in the first cache.
+template <int U>
+int space_columns(const SpaceRun& run, int column) {
+  for (; column + U * W <= run.columns || (U == 1 && column < run.columns); column += U * W) {
+    const StateColumns<U> columns{least(W, run.columns - column)};
+    for (int t = 0; t < run.tokens; t++) {
+      const float *in = run.in + t * run.in_stride, *by = run.by + t * run.by_stride;
+      const float *x = run.x + t * run.x_stride + column, step = run.step[t * run.gate_stride];
+      const V shrink = set1(run.decay[t * run.gate_stride]);
+      V added[U], read[U];
+#pragma GCC unroll 8
+      for (int u = 0; u < U; u++) added[u] = mul(columns.get(x, u), set1(step)), read[u] = zero();
+      float* row = run.state + column;
+      for (int i = 0; i < run.keys; i++, row += run.state_stride) {
+        const V key = set1(in[i]), query = set1(by[i]);
+#pragma GCC unroll 8
+        for (int u = 0; u < U; u++) {
+          const V s = fma(key, added[u], mul(columns.get(row, u), shrink));
+          columns.put(row, u, s);
+          read[u] = fma(query, s, read[u]);
+        }
+      }
+      float* out = run.out + t * run.out_stride + column;
+#pragma GCC unroll 8
+      for (int u = 0; u < U; u++) columns.put(out, u, fma(columns.get(x, u), set1(run.skip), read[u]));
+    }
+  }
+  return column;
+}
+
+void state_space(const SpaceRun& run) {
+  int column = space_columns<4>(run, 0);
+  column = space_columns<2>(run, column);
+  space_columns<1>(run, column);
+}
+
+// The sum over taps j of w[j * stride + i] * rows[j][i], and a bias; its silu, or not.
+void conv(const float* const* rows, const float* w, size_t stride, int taps, int n, const float* bias, bool with_silu,
+          float* out) {
   for (int i = 0; i < n; i += W) {
     const int lanes = least(W, n - i);
-    V acc = zero();
+    V acc = bias ? load_n(bias + i, lanes) : zero();
     for (int j = 0; j < taps; j++) acc = fma(load_n(w + j * stride + i, lanes), load_n(rows[j] + i, lanes), acc);
-    store_n(out + i, silu(acc), lanes);
+    store_n(out + i, with_silu ? silu(acc) : acc, lanes);
   }
 }
 

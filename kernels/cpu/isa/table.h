@@ -52,9 +52,10 @@ struct TileTokens {
 
 // Between gate and up of a gated MLP: (up + offset) * gate * sigmoid(alpha * (gate + cubic * gate^3)), of a gate of at most
 // `limit` and an up within +-limit; late: gate times sigmoid is at most `limit`. SwiGLU is 1, 0, infinity, 0, false.
+// Not gated: there is no gate, and it is relu(up)^2.
 struct Activation {
   float alpha, offset, limit, cubic;
-  bool late;
+  bool late, gated;
 };
 
 // The same with biases that are added before, of the rows that are computed; null: none.
@@ -162,6 +163,23 @@ struct IndexRun {
 
 constexpr int INDEX_KEYS = 32;
 
+// Some columns of one head's state [keys][.] through all tokens of a sequence, by the recurrence of a state space. Strides
+// are floats, from one token, or row of the state, to the next.
+struct SpaceRun {
+  const float *in, *by;  // [tokens][keys]: what values are put in by, and what is read by
+  size_t in_stride, by_stride;
+  const float *decay, *step;  // decay: as a factor
+  size_t gate_stride;
+  const float* x;
+  size_t x_stride;
+  float* out;
+  size_t out_stride;
+  float* state;
+  size_t state_stride;
+  float skip;  // of values, what comes out without a state
+  int tokens, keys, columns;
+};
+
 struct Kernels {
   const char* name;
   FormatKernels formats[FORMAT_COUNT];
@@ -172,6 +190,7 @@ struct Kernels {
   void (*rope)(float* x, const float* cos, const float* sin, int r);
   void (*silu_mul)(const float* gate, const float* up, int n, float* out);
   void (*glu)(const float* gate, const float* up, int n, const Glu& how, float* out);
+  void (*square_relu)(const float* x, int n, float* out);
   void (*gated_add)(float* y, const float* z, float gate, int n);  // y += z * sigmoid(gate)
   void (*softmax)(const float* x, int n, float* out);
   void (*sigmoid)(const float* x, int n, float* out);
@@ -185,7 +204,9 @@ struct Kernels {
   void (*attend_finish)(const AttendState& total, int row, const AttendRows& values, int format, float* out);
   float (*unit_pair)(const float* q, const float* k, int n, float* q_out, float* k_out);
   void (*delta_rule)(const DeltaRun& run);
-  void (*conv_silu)(const float* const* rows, const float* w, size_t stride, int taps, int n, float* out);
+  void (*conv)(const float* const* rows, const float* w, size_t stride, int taps, int n, const float* bias, bool silu,
+               float* out);
+  void (*state_space)(const SpaceRun& run);
   void (*index_scores)(const IndexRun& run);
   uint64_t (*stream_sum)(const uint8_t* data, size_t bytes);
   double (*float_peak)(int rounds);  // multiply-adds on registers alone; returns operations

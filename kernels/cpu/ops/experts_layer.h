@@ -101,7 +101,7 @@ struct Layer {
 
   // Tiles take an expert whose formats make the same tiles of activations, as gate and up hand theirs on to `down`.
   bool takes_tiles(int count) const {
-    if (bank.gate != bank.up || !gate_format.tiles || !down_format.tiles) return false;
+    if (!bank.activation.gated || bank.gate != bank.up || !gate_format.tiles || !down_format.tiles) return false;
     if (gate_format.tiles->pack != down_format.tiles->pack) return false;
     return context.takes_tiles(bank.gate, count) && context.takes_tiles(bank.down, count);
   }
@@ -155,7 +155,9 @@ struct Layer {
 
   const uint8_t* block(int expert) const { return bank.data + size_t(expert) * bank.bytes; }
 
-  const uint8_t* up_block(int expert) const { return block(expert) + size_t(bank.width) * gate_format.row_bytes(bank.hidden); }
+  const uint8_t* up_block(int expert) const {
+    return block(expert) + (bank.activation.gated ? size_t(bank.width) * gate_format.row_bytes(bank.hidden) : 0);
+  }
 
   // Of an expert's gate, up and down, side by side; null: none.
   const float* biases(int expert) const {
@@ -220,6 +222,11 @@ struct Layer {
     for (int r = rows.begin; r < rows.end; r += STEP_ROWS) {
       const int n = std::min(STEP_ROWS, rows.end - r);
       float* mine = h + size_t(group.first) * bank.width + r;
+      if (!bank.activation.gated) {
+        up_products(group, {r, r + n}, acts, mine, size_t(bank.width));
+        for (int i = 0; i < group.count; i++, mine += bank.width) isa.square_relu(mine, n, mine);
+        continue;
+      }
       gate_up_products(group, {r, r + n}, acts, mine, scratch.up);
       const Glu how = glu(group, r);
       for (int i = 0; i < group.count; i++, mine += bank.width) {
@@ -233,9 +240,14 @@ struct Layer {
     if (bank.gate == bank.up)
       return gate_format.dot(gate_up_rows(group, rows), acts, bank.hidden, {gate, up, size_t(bank.width), STEP_ROWS});
     const int n = rows.end - rows.begin;
-    const size_t gate_bytes = gate_format.row_bytes(bank.hidden), up_bytes = up_format.row_bytes(bank.hidden);
-    dot_halves(gate_format, block(group.expert) + rows.begin * gate_bytes, n, acts, bank.hidden, gate, size_t(bank.width));
-    dot_halves(up_format, up_block(group.expert) + rows.begin * up_bytes, n, acts, bank.hidden, up, STEP_ROWS);
+    const size_t bytes = gate_format.row_bytes(bank.hidden);
+    dot_halves(gate_format, block(group.expert) + rows.begin * bytes, n, acts, bank.hidden, gate, size_t(bank.width));
+    up_products(group, rows, acts, up, STEP_ROWS);
+  }
+
+  void up_products(const Group& group, Range rows, const Tokens& acts, float* to, size_t stride) const {
+    const uint8_t* first = up_block(group.expert) + rows.begin * up_format.row_bytes(bank.hidden);
+    dot_halves(up_format, first, rows.end - rows.begin, acts, bank.hidden, to, stride);
   }
 
   void prepare_h(const Group& group) const {

@@ -3,6 +3,7 @@
 // One call for all of them, since a call from Python costs 20 us in a decode step: the weights that streamed by have
 // driven the interpreter out of every cache.
 #include <algorithm>
+#include <cstring>
 #include <memory>
 #include <vector>
 
@@ -36,11 +37,11 @@ void count(const int32_t* ids, int tokens, int top_k, const Tally& tally, size_t
   for (size_t i = decoding; i < all; i++) prompts[ids[i]]++;
 }
 
-// out = down(glu(gate h, up h))
+// out = down(glu(gate h, up h)), or without a gate down(glu(up h))
 void mlp(const DecoderLayer& layer, const float* h, int tokens, float* out, Turn& turn) {
   Arena& arena = turn.team.arena;
   const int hidden = layer.down.rows, width = layer.down.cols;
-  float* gate_up = arena.take<float>(size_t(tokens) * 2 * width);
+  float* gate_up = arena.take<float>(size_t(tokens) * rows_of(layer.gate_up));
   float* product = arena.take<float>(size_t(tokens) * width);
   linear(h, hidden, tokens, layer.gate_up, nullptr, gate_up, turn);
   glu(gate_up, product, tokens, width, layer.activation, turn);
@@ -104,7 +105,7 @@ void layers(const Stack& stack, const Places& places, const LayersArgs& args, co
   int top_k = 0;
   for (const DecoderLayer& layer : stack.layers) top_k = std::max(top_k, layer.block.router.top_k);
   const size_t chosen = size_t(args.tokens) * top_k;
-  const std::unique_ptr<float[]> h(new float[size_t(args.tokens) * stack.layers[0].block.o.rows]), own_weights(new float[chosen]);
+  const std::unique_ptr<float[]> h(new float[size_t(args.tokens) * stack.layers[0].block.hidden]), own_weights(new float[chosen]);
   const std::unique_ptr<int32_t[]> own_ids(new int32_t[chosen]);
   const float* update = nullptr;
   for (size_t i = 0; i < stack.layers.size(); i++) {
@@ -122,6 +123,8 @@ void layers(const Stack& stack, const Places& places, const LayersArgs& args, co
       count(ids, wanted.count, k, args.tally, i, stack.layers.size());
       experts(h.get(), wanted.count, ids, weights, k, layer.bank, args.update, context);
     }
+    if (!layer.bank.data && !layer.down.data)  // h is what the mixer gives
+      std::memcpy(args.update, h.get(), size_t(wanted.count) * layer.block.hidden * sizeof(float));
     if (layer.down.data) {
       Stopwatch watch;
       if (layer.tail.out)

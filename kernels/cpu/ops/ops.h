@@ -35,7 +35,7 @@ inline int rows_of(const Rows& rows) {
 }
 
 // All experts of a layer: blocks of `bytes`, each gate [width, hidden] | up | down [hidden, width], and at bias_offset, if it
-// is not 0, float32 biases of gate, up and down.
+// is not 0, float32 biases of gate, up and down. Without a gate, as the activation says, `up` comes first.
 struct Bank {
   int gate, up, down;  // formats; activations for gate and up are prepared alike
   int experts, hidden, width;
@@ -79,8 +79,9 @@ void layernorm(const float* x, const float* weight, const float* bias, float* y,
 void add_layernorm(float* x, const float* y, const float* weight, const float* bias, float* out, int tokens, int d, float eps,
                    float scale, Turn& turn);
 inline bool is_swiglu(const Activation& a) {
-  return a.alpha == 1.0f && a.offset == 0.0f && a.cubic == 0.0f && a.limit == std::numeric_limits<float>::infinity();
+  return a.gated && a.alpha == 1.0f && a.offset == 0.0f && a.cubic == 0.0f && a.limit == std::numeric_limits<float>::infinity();
 }
+// gate_up: [tokens, 2 width], or [tokens, width] where there is no gate.
 void glu(const float* gate_up, float* out, int tokens, int width, const Activation& activation, Turn& turn);
 void gated_add(float* y, const float* z, const float* gate, int tokens, int d, Turn& turn);
 // y[t] = sum_k weights[t, k] * rows[t, k], in the order of k. rows: [tokens, top_k, d].
@@ -88,6 +89,16 @@ void weighted_rows(const float* rows, const float* weights, int tokens, int top_
 // y *= sigmoid(gate), or softplus(gate): each of `gates` is that of d / gates values next to each other.
 void gate_mul(float* y, const float* gate, int tokens, int d, int gates, bool soft, Turn& turn);
 void scale(float* x, const float* by, int tokens, int d, Turn& turn);  // all by the same number
+// y *= by; both strided in tokens
+void mul(float* y, int64_t y_stride, const float* by, int64_t by_stride, int tokens, int d, Turn& turn);
+struct GatedNorm {  // of out = rmsnorm(y * silu(z)) * weight, each of `groups` parts of a row for itself
+  const float *y, *z, *weight;  // [T, d], strided in T, twice; [d]
+  int64_t y_stride, z_stride;
+  float* out;  // [T, d]
+  int tokens, d, groups;
+  float eps;
+};
+void gated_norm(const GatedNorm& args, Turn& turn);
 void argmax(const float* logits, int rows, int n, float* values, int64_t* ids, Turn& turn);
 
 // qkv.cpp
@@ -153,6 +164,8 @@ struct ConvArgs {
   int64_t x_stride;
   float *state, *out;  // [slots, channels, taps - 1], [T, channels]
   int channels, taps;
+  const float* bias;  // [channels]; null: none
+  bool silu;          // of what comes out
   Sequences all;
 };
 void short_conv(const ConvArgs& args, Turn& turn);
@@ -182,6 +195,18 @@ struct DeltaArgs {
   bool by_key;
 };
 void delta_rule(const DeltaArgs& args, Turn& turn);
+struct SpaceArgs {
+  const float *x, *in, *by;  // [T, heads, values], [T, groups, keys] twice, strided in T
+  int64_t x_stride, in_stride, by_stride;
+  const float* dt;  // [T, heads], strided in T
+  int64_t dt_stride;
+  const float *rate, *dt_bias, *skip;  // [heads]
+  float least, most;                   // of a step
+  float *state, *out;                  // [slots, heads, keys, values], [T, heads, values]
+  int tokens, groups, heads, keys, values;
+  Sequences all;
+};
+void state_space(const SpaceArgs& args, Turn& turn);
 
 // attention.cpp
 struct AttentionArgs {
@@ -288,11 +313,28 @@ struct DeltaMixer {
   Weights decay, decay_low, z_low;  // decays by key, and through how many dims they and the gate come; data null: none
   float least;                      // as in KeyGateArgs
 };
+struct ConvMixer {
+  Weights rows;            // [3 channels, hidden]: what the input is multiplied by, then the output, then the input
+  const float *rows_bias, *conv, *conv_bias;  // null: none; [channels, taps]; [channels] or null
+  int channels, taps;
+  float* inputs;  // [slots, channels, taps - 1]
+};
+struct SpaceMixer {
+  int groups, heads, keys, values;
+  float least, most;       // of a step
+  Weights rows;            // [heads values + channels + heads, hidden]: the gate, channels, steps
+  const float *rows_bias, *conv, *conv_bias;  // null: none; [channels, taps]; [channels] or null
+  int taps;
+  const float *rate, *dt_bias, *skip, *norm;  // [heads] three times, [heads values]
+  float *inputs, *state;  // [slots, channels, taps - 1], [slots, heads, keys, values]
+};
+struct NoMixer {};  // of a layer that looks at no other token
 struct Block {
-  const float *pre_norm, *post_norm, *pre_bias, *post_bias;  // biases null: RMSNorms, else LayerNorms
+  int hidden;
+  const float *pre_norm, *post_norm, *pre_bias, *post_bias;  // post_norm null: ends with its mixer; biases null: RMSNorms
   float eps, residual_scale;
-  std::variant<AttentionMixer, LatentMixer, DeltaMixer> mixer;
-  Weights o;
+  std::variant<AttentionMixer, LatentMixer, DeltaMixer, ConvMixer, SpaceMixer, NoMixer> mixer;
+  Weights o;  // data null: no mixer
   const float* o_bias;
   const float *out_norm, *router_norm;  // of what is projected back, and in front of the router; null: none
   Router router;
@@ -302,6 +344,7 @@ struct Wanted {  // the tokens that go on after the mixer; rows null: all, in pl
   int count;
   float* x;  // [count, D]
 };
+// h: the norm for what follows, or, of a layer that ends with its mixer, what is to be added to x.
 void attention_block(const Block& block, const Places& places, float* x, const float* update, int tokens,
                      const Wanted& wanted, float* h, int32_t* ids, float* weights, const Context& context);
 

@@ -50,6 +50,9 @@ void glu(const float* gate_up, float* out, int tokens, int width, const Activati
   const Kernels& isa = turn.isa;
   const bool plain = is_swiglu(activation);
   const Glu how{activation, nullptr, nullptr};
+  if (!activation.gated)
+    return each_token(turn.team, tokens, int64_t(tokens) * width,
+                      [&](int t) { isa.square_relu(gate_up + size_t(t) * width, width, out + size_t(t) * width); });
   each_token(turn.team, tokens, int64_t(tokens) * width * 4, [&](int t) {
     const float* gate = gate_up + size_t(t) * 2 * width;
     if (plain)
@@ -105,6 +108,24 @@ void scale(float* x, const float* by, int tokens, int d, Turn& turn) {
   each_token(turn.team, tokens, int64_t(tokens) * d, [&](int t) {
     float* row = x + size_t(t) * d;
     for (int i = 0; i < d; i++) row[i] *= *by;
+  });
+}
+
+void mul(float* y, int64_t y_stride, const float* by, int64_t by_stride, int tokens, int d, Turn& turn) {
+  each_token(turn.team, tokens, int64_t(tokens) * d, [&](int t) {
+    float* row = y + t * y_stride;
+    const float* other = by + t * by_stride;
+    for (int i = 0; i < d; i++) row[i] *= other[i];
+  });
+}
+
+void gated_norm(const GatedNorm& args, Turn& turn) {
+  const Kernels& isa = turn.isa;
+  const int each = args.d / args.groups;
+  each_token(turn.team, args.tokens, int64_t(args.tokens) * args.d * 4, [&](int t) {
+    float* out = args.out + size_t(t) * args.d;
+    isa.silu_mul(args.z + t * args.z_stride, args.y + t * args.y_stride, args.d, out);
+    for (int i = 0; i < args.d; i += each) isa.rmsnorm(out + i, args.weight + i, each, args.eps, out + i);
   });
 }
 

@@ -1,4 +1,4 @@
-// Recurrent layers: the short convolution and the gated delta rule; formulas and shapes are in recurrent.py.
+// Recurrent layers: the short convolution, the gated delta rule, a state space; formulas and shapes are in recurrent.py.
 //
 // A decay by key is a number for each row of a state. Such a rule is made of weighted sums of rows:
 //
@@ -64,7 +64,7 @@ struct ConvBlock {
     for (int t = 0; t < tokens(); t++) {
       for (int j = 0; j < args.taps; j++) rows[j] = input(t - memory() + j);
       float* out = args.out + size_t(args.all.starts[sequence] + t) * args.channels + first;
-      isa.conv_silu(rows, taps, CHANNELS, args.taps, n, out);
+      isa.conv(rows, taps, CHANNELS, args.taps, n, args.bias ? args.bias + first : nullptr, args.silu, out);
     }
     for (int j = 0; j < memory(); j++) {
       const float* last = input(tokens() - memory() + j);
@@ -178,6 +178,39 @@ void run_by_key(const DeltaArgs& args, const Kernels& isa, const Prepared& made,
     std::memcpy(state + size_t(i) * args.values, scratch.rows + i * scratch.stride, size_t(n) * sizeof(float));
 }
 
+// Steps of all tokens and what they leave of a state: [T, heads] both.
+struct Steps {
+  float *step, *decay;
+};
+
+void prepare(const SpaceArgs& args, const Steps& to, int t) {
+  const float* dt = args.dt + t * args.dt_stride;
+  for (int h = 0; h < args.heads; h++) {
+    const size_t at = size_t(t) * args.heads + h;
+    to.step[at] = std::min(args.most, std::max(args.least, softplus(dt[h] + args.dt_bias[h])));
+    to.decay[at] = std::exp(args.rate[h] * to.step[at]);
+  }
+}
+
+void run_columns(const SpaceArgs& args, const Kernels& isa, const Steps& made, int s, int head, int column, int n) {
+  const int tokens = tokens_of(args.all, s), first = args.all.starts[s], group = head / (args.heads / args.groups);
+  float* state = args.state + (size_t(args.all.slots[s]) * args.heads + head) * args.keys * args.values + column;
+  if (begins(args.all, s))
+    for (int i = 0; i < args.keys; i++) std::fill_n(state + size_t(i) * args.values, n, 0.0f);
+  const size_t gate = size_t(first) * args.heads + head;
+  SpaceRun run{};
+  run.in = args.in + first * args.in_stride + size_t(group) * args.keys;
+  run.by = args.by + first * args.by_stride + size_t(group) * args.keys;
+  run.in_stride = size_t(args.in_stride), run.by_stride = size_t(args.by_stride);
+  run.decay = made.decay + gate, run.step = made.step + gate, run.gate_stride = size_t(args.heads);
+  run.x = args.x + first * args.x_stride + size_t(head) * args.values + column, run.x_stride = size_t(args.x_stride);
+  run.out = args.out + (size_t(first) * args.heads + head) * args.values + column;
+  run.out_stride = size_t(args.heads) * args.values;
+  run.state = state, run.state_stride = size_t(args.values), run.skip = args.skip[head];
+  run.tokens = tokens, run.keys = args.keys, run.columns = n;
+  isa.state_space(run);
+}
+
 }  // namespace
 
 void short_conv(const ConvArgs& args, Turn& turn) {
@@ -244,6 +277,25 @@ void delta_rule(const DeltaArgs& args, Turn& turn) {
         run_by_key(args, turn.isa, made, s, head, column, n, rows[worker]);
       else
         run_columns(args, turn.isa, made, s, head, column, n, scratch + worker * room);
+    }
+  });
+}
+
+void state_space(const SpaceArgs& args, Turn& turn) {
+  Team& team = turn.team;
+  const size_t pairs = size_t(args.tokens) * args.heads;
+  const Steps made{team.arena.take<float>(pairs), team.arena.take<float>(pairs)};
+  const int columns = args.tokens == args.all.count ? args.values : COLUMNS;
+  const int blocks = (args.values + columns - 1) / columns, items = args.all.count * args.heads * blocks;
+  Counter counter;
+  team.run(int64_t(args.tokens) * args.heads * args.keys * args.values < SMALL, [&](int worker) {
+    const Range mine = part_of(args.tokens, team.active(), worker);
+    for (int t = mine.begin; t < mine.end; t++) prepare(args, made, t);
+    team.barrier();
+    for (int i = counter.next(); i < items; i = counter.next()) {
+      const int s = i / (args.heads * blocks), head = i / blocks % args.heads, column = i % blocks * columns;
+      if (!tokens_of(args.all, s)) continue;
+      run_columns(args, turn.isa, made, s, head, column, std::min(columns, args.values - column));
     }
   });
 }

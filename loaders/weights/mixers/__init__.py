@@ -4,17 +4,22 @@ checkpoint fill them."""
 from __future__ import annotations
 
 from ...families.family import TensorNames
-from ...spec import AttentionSpec, DeltaSpec, LatentSpec, MixerSpec
-from . import attention, delta, latent
+from ...spec import AttentionSpec, ConvSpec, DeltaSpec, LatentSpec, MixerSpec, SpaceSpec
+from . import attention, conv, delta, latent, space
 from .allocator import Allocator, FormatOf
 from .attention import AttentionWeights
+from .conv import ConvWeights
 from .delta import DeltaWeights
 from .latent import LatentWeights
+from .space import SpaceWeights
 from .target import Change, Named
 
-__all__ = ["AttentionWeights", "DeltaWeights", "LatentWeights", "MixerWeights", "allocate", "targets"]
+__all__ = [
+    "AttentionWeights", "ConvWeights", "DeltaWeights", "LatentWeights", "MixerWeights", "SpaceWeights", "allocate",
+    "targets",
+]  # fmt: skip
 
-MixerWeights = AttentionWeights | LatentWeights | DeltaWeights
+MixerWeights = AttentionWeights | LatentWeights | DeltaWeights | ConvWeights | SpaceWeights
 
 
 def allocate(make: Allocator, spec: MixerSpec, hidden: int, format_of: FormatOf) -> MixerWeights:
@@ -23,6 +28,10 @@ def allocate(make: Allocator, spec: MixerSpec, hidden: int, format_of: FormatOf)
         return attention.allocate(make, spec, hidden, format_of)
     if isinstance(spec, LatentSpec):
         return latent.allocate(make, spec, hidden, format_of)
+    if isinstance(spec, ConvSpec):
+        return conv.allocate(make, spec, hidden, format_of)
+    if isinstance(spec, SpaceSpec):
+        return space.allocate(make, spec, hidden, format_of)
     return delta.allocate(make, spec, hidden, format_of)
 
 
@@ -33,6 +42,10 @@ def targets(spec: MixerSpec, names: TensorNames, it: MixerWeights, at: str, norm
         return attention.targets(spec, names, it, at, norm)
     if isinstance(spec, LatentSpec) and isinstance(it, LatentWeights):
         return latent.targets(spec, names, it, at, norm)
+    if isinstance(spec, ConvSpec) and isinstance(it, ConvWeights):
+        return conv.targets(spec, names, it, at, norm)
+    if isinstance(spec, SpaceSpec) and isinstance(it, SpaceWeights):
+        return space.targets(spec, names, it, at, norm)
     assert isinstance(spec, DeltaSpec)
     assert isinstance(it, DeltaWeights)
     return delta.targets(spec, names, it, at, norm)

@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from ....kernels import FORMATS
@@ -14,7 +13,7 @@ from ....kernels.packed import Matrix, Stacked
 from ...families.family import DeltaNames, TensorNames
 from ...spec import DeltaSpec
 from .allocator import Allocator, FormatOf
-from .target import Change, Named, Piece, Target, vector, whole
+from .target import Change, Named, Piece, Target, deep, vector, whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,9 +66,7 @@ def targets(spec: DeltaSpec, names: TensorNames, it: DeltaWeights, at: str, norm
         yield own.a, whole(it.ba.slice_rows(spec.v_heads, 2 * spec.v_heads))
     first = 0
     for name, rows in zip(own.convs, _rows(spec), strict=True) if own.convs else [(own.conv, spec.channels)]:
-        taps = it.conv[first : first + rows]
-        shape = (rows, 1, spec.taps) if own.conv_is_deep else (rows, spec.taps)
-        yield name, Target(shape, (Piece(0, Matrix(FORMATS["f32"], rows, spec.taps, taps.view(torch.uint8))),))
+        yield name, deep(it.conv[first : first + rows], own.conv_is_deep)
         first += rows
     yield own.rate, vector(it.rate, "minus exp" if own.rate_is_log else "")
     yield own.dt_bias, vector(it.dt_bias)

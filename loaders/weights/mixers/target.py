@@ -56,6 +56,13 @@ def whole(matrix: Matrix, group: str = "", place: str = "") -> Target:
     return Target((matrix.rows, matrix.cols), (Piece(0, matrix),), group, (place,) if place else ())
 
 
+def deep(values: Tensor, is_deep: bool) -> Target:
+    """The float32 taps of a convolution of each channel [channels, taps], stored as [channels, 1, taps] or flat."""
+    channels, taps = values.shape
+    shape = (channels, 1, taps) if is_deep else (channels, taps)
+    return Target(shape, (Piece(0, Matrix(FORMATS["f32"], channels, taps, values.view(torch.uint8))),))
+
+
 def vector(values: Tensor, change: Change = "") -> Target:
     """A float32 vector is a matrix of one row, so that it is filled like every other."""
     row = Matrix(FORMATS["f32"], 1, values.numel(), values.view(1, -1).view(torch.uint8))

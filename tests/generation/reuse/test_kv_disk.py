@@ -63,7 +63,7 @@ def ask(llm: LLM, ids: list[int], params: SamplingParams = FEW) -> tuple[list[in
     return found.token_ids, found.reused_tokens
 
 
-@pytest.mark.parametrize("variant", ["qwen3_moe", "deepseek_v3", "qwen3_next"])
+@pytest.mark.parametrize("variant", ["qwen3_moe", "deepseek_v3", "qwen3_next", "lfm2_moe", "nemotron_h"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_later_run_goes_on_bit_for_bit(variant: str, dtype: str, checkpoints: Checkpoints, tmp_path: Path) -> None:
     """The same logits as where the pages are still in memory; latents and recurrent states too."""
@@ -77,11 +77,12 @@ def test_a_later_run_goes_on_bit_for_bit(variant: str, dtype: str, checkpoints: 
         assert reused == 5 * PAGE
         wanted = list(logits.seen)
     assert len(files_in(tmp_path)) == 5
-    assert bool(files_in(tmp_path, "state")) is (variant == "qwen3_next")
+    has_states = variant in ("qwen3_next", "lfm2_moe", "nemotron_h")
+    assert bool(files_in(tmp_path, "state")) is has_states
     logits.seen.clear()
     with load(checkpoints(variant), tmp_path, dtype=dtype, sampler=logits) as later:
         assert ask(later, ids) == (again, 5 * PAGE)
-        assert disk_of(later).restored == 5 + (variant == "qwen3_next")
+        assert disk_of(later).restored == 5 + has_states
         assert all(torch.equal(a, b) for a, b in zip(logits.seen, wanted, strict=True))
         assert first == again
 

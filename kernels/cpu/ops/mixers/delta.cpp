@@ -1,9 +1,6 @@
 // The gated delta rule behind a short convolution.
-#include <cstring>
-#include <stdexcept>
-
 #include "ops/each_token.h"
-#include "ops/mixers/mixers.h"
+#include "ops/mixers/pieces.h"
 
 namespace headrace {
 namespace {
@@ -23,28 +20,14 @@ void recur(const DeltaMixer& mixer, const Taken& rows, int first, int last, cons
            Stopwatch& watch) {
   const int channels = channels_of(mixer), keys = mixer.k_heads * mixer.k_dim;
   float* mixed = turn.team.arena.take<float>(size_t(last - first) * channels);
-  short_conv({rows.qkv + size_t(first) * channels, mixer.conv, channels, mixer.inputs, mixed, channels, mixer.taps, all}, turn);
+  short_conv({rows.qkv + size_t(first) * channels, mixer.conv, channels, mixer.inputs, mixed, channels, mixer.taps, nullptr,
+              true, all}, turn);
   watch.lap(Part::conv);
   delta_rule({mixed, mixed + keys, mixed + 2 * keys, channels, channels, channels,
-              rows.decay + size_t(first) * decays_of(mixer), rows.beta + size_t(first) * mixer.v_heads, mixer.state, out + size_t(first) * values_of(mixer), last - first, mixer.k_heads, mixer.v_heads, mixer.k_dim,
-              mixer.v_dim, mixer.in_turns, all, by_key(mixer)}, turn);
+              rows.decay + size_t(first) * decays_of(mixer), rows.beta + size_t(first) * mixer.v_heads, mixer.state,
+              out + size_t(first) * values_of(mixer), last - first, mixer.k_heads, mixer.v_heads, mixer.k_dim, mixer.v_dim,
+              mixer.in_turns, all, by_key(mixer)}, turn);
   watch.lap(Part::delta);
-}
-
-void copy_slot(float* states, size_t size, int from, int to) {
-  std::memcpy(states + to * size, states + from * size, size * sizeof(float));
-}
-
-void run_pieces(const DeltaMixer& mixer, const Normed& in, const Taken& rows, float* out, Turn& turn, Stopwatch& watch) {
-  const Places& places = in.places;
-  const Sequences all{places.states, places.starts, places.contexts, places.sequences};
-  if (places.pieces.empty()) return recur(mixer, rows, 0, in.tokens, all, out, turn, watch);
-  for (const Piece& piece : places.pieces) {
-    recur(mixer, rows, piece.first, piece.last, piece.alone, out, turn, watch);
-    if (piece.keep < 0) continue;
-    copy_slot(mixer.inputs, size_t(channels_of(mixer)) * (mixer.taps - 1), piece.slot, piece.keep);
-    copy_slot(mixer.state, size_t(values_of(mixer)) * mixer.k_dim, piece.slot, piece.keep);
-  }
 }
 
 // What a matrix makes of tokens, by way of another one where there is that: [T, to.rows].
@@ -87,7 +70,6 @@ void gate(const DeltaMixer& mixer, const Normed& in, const float* z, float* out,
 }  // namespace
 
 float* mix(const DeltaMixer& mixer, const Normed& in, Turn& turn, Stopwatch& watch) {
-  if (!in.places.states) throw std::invalid_argument("a pass without slots of states");
   Arena& arena = turn.team.arena;
   const int tokens = in.tokens, heads = mixer.v_heads, width = values_of(mixer);
   float* qkv = arena.take<float>(size_t(tokens) * channels_of(mixer));
@@ -97,7 +79,11 @@ float* mix(const DeltaMixer& mixer, const Normed& in, Turn& turn, Stopwatch& wat
   gates(mixer, in, decay, beta, turn);
   watch.lap(Part::qkv);
   float* out = arena.take<float>(size_t(tokens) * width);
-  run_pieces(mixer, in, {qkv, decay, beta}, out, turn, watch);
+  const Kept inputs{mixer.inputs, size_t(channels_of(mixer)) * (mixer.taps - 1)};
+  const Kept state{mixer.state, size_t(values_of(mixer)) * mixer.k_dim};
+  by_piece(in, {inputs, state}, [&](int first, int last, const Sequences& all) {
+    recur(mixer, {qkv, decay, beta}, first, last, all, out, turn, watch);
+  });
   if (!in.wanted) return nullptr;
   const float* z = through(mixer.z_low, mixer.z, in, turn);
   watch.lap(Part::qkv);

@@ -20,5 +20,7 @@ struct Normed {  // what a mixer takes
 float* mix(const AttentionMixer& mixer, const Normed& in, Turn& turn, Stopwatch& watch);
 float* mix(const LatentMixer& mixer, const Normed& in, Turn& turn, Stopwatch& watch);
 float* mix(const DeltaMixer& mixer, const Normed& in, Turn& turn, Stopwatch& watch);
+float* mix(const ConvMixer& mixer, const Normed& in, Turn& turn, Stopwatch& watch);
+float* mix(const SpaceMixer& mixer, const Normed& in, Turn& turn, Stopwatch& watch);
 
 }  // namespace headrace
