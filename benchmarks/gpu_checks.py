@@ -12,6 +12,7 @@ from gpu_child import Keep, nobody
 from gpu_rows import GpuSource
 
 from headrace.kernels import FORMATS, Ops, reference
+from headrace.kernels.blocks.cache_rows import Q8Rows
 from headrace.kernels.cases.all import CASES
 from headrace.kernels.cases.block_formats import BLOCK_CASES
 from headrace.kernels.cases.case import Case, Inputs, worst
@@ -49,7 +50,9 @@ def roundings(case: Case, inputs: Inputs) -> Inputs:
     found: Inputs = {"activations": "bf16", "tile_rows": 1}
     if case.op in ("linear", "linear_by_head", "experts") and len(inputs["x"]) > 1:
         found["tiles"] = {form.name: 1 for form in FORMATS.values() if form.is_block or form.name == "bf16"}
-    if case.op == "attention":
+    if case.op == "attention" and isinstance(inputs["k"], Q8Rows):
+        found["attention"] = 2.0**-8  # what is widened is rounded
+    elif case.op == "attention":
         q, k, v = inputs["q"], inputs["k"], inputs["v"]
         is_latent = v.shape[3] < k.shape[3] and v.stride() == k.stride()
         exact = is_latent or len(q) == len(inputs["contexts"]) or k.dtype == torch.float32

@@ -36,7 +36,10 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from headrace.kernels import FORMATS, ExpertLayout, gpu
+from headrace.kernels.blocks import cache_rows
+from headrace.kernels.blocks.cache_rows import Rows
 from headrace.kernels.decoder_layer import Router
+from headrace.kernels.formats import KV_FORMATS
 from headrace.kernels.gpu import spin
 from headrace.kernels.gpu.kernel import Kernel, settle_key, watched
 from headrace.kernels.gpu.pack import pack
@@ -44,12 +47,13 @@ from headrace.kernels.packed import ExpertBank, Matrix
 
 Launch = tuple[str, Kernel, tuple[Any, ...], dict[str, Any]]
 POINTERS = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.uint8: "*u8",
-            torch.int32: "*i32", torch.int64: "*i64"}  # fmt: skip
+            torch.int8: "*i8", torch.int32: "*i32", torch.int64: "*i64"}  # fmt: skip
 ANEW = "--anew"
 OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
 CORE = ("embed", "rmsnorm", "add_rmsnorm_", "place_qkv_", "glu", "gated_add_", "route", "argmax", "pack", "post",
-        "wait", "decode bf16", "prefill bf16", "linear q4_0 1", "linear q4_0 512", "experts q4_0 1",
-        "experts bf16 9", "experts q4_0 4096", "experts q6_k 1", "experts q4_k 512", *gpu_families.CORE)  # fmt: skip
+        "wait", "decode bf16", "prefill bf16", "decode q8_0", "prefill q8_0", "place_qkv_ q8_0", "linear q4_0 1",
+        "linear q4_0 512", "experts q4_0 1", "experts bf16 9", "experts q4_0 4096", "experts q6_k 1",
+        "experts q4_k 512", *gpu_families.CORE)  # fmt: skip
 EACH = ("embed", "rmsnorm", "add_rmsnorm_", "place_qkv_", "gated_add_", "argmax", "pack", "post", "wait", "decode bf16",
         "prefill bf16", "linear q4_0 512", "experts q4_0 1", "experts q4_0 4096", *gpu_families.EACH)  # fmt: skip
 SAMPLE = ("add_rmsnorm_", "experts q4_0 1")  # in all of these
@@ -75,16 +79,16 @@ def launches(jobs: str) -> list[Launch]:
 def calls() -> dict[str, Any]:
     """Ops on the shapes of a real model: one token, a few, a prompt."""
 
-    def cache(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-        k = torch.empty(64, GROUPS, 32, HEAD, device="meta", dtype=dtype)
+    def cache(name: str) -> tuple[Rows, Rows]:
+        k = cache_rows.empty(KV_FORMATS[name], 64, GROUPS, 32, HEAD, torch.device("meta"))
         return k, k.clone()
 
-    def attend(T: int, S: int, dtype: torch.dtype) -> torch.Tensor:
-        return gpu.attention(f32(T, HEADS, HEAD), *cache(dtype), i32(S, 1024), i32(S + 1), i32(S), 0.1)
+    def attend(T: int, S: int, name: str) -> torch.Tensor:
+        return gpu.attention(f32(T, HEADS, HEAD), *cache(name), i32(S, 1024), i32(S + 1), i32(S), 0.1)
 
-    def place(q_norm: torch.Tensor, k_norm: torch.Tensor, clip: float | None) -> None:
+    def place(q_norm: torch.Tensor, k_norm: torch.Tensor, clip: float | None, name: str = "bf16") -> None:
         qkv, turns = f32(3, (HEADS + 2 * GROUPS) * HEAD), (f32(99, HEAD // 2), f32(99, HEAD // 2), i32(3))
-        gpu.place_qkv_(qkv, *cache(torch.bfloat16), i64(3), *turns, q_norm, k_norm, 1e-6, clip)
+        gpu.place_qkv_(qkv, *cache(name), i64(3), *turns, q_norm, k_norm, 1e-6, clip)
 
     def job(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         return i32(4, TOP_K), f32(4, TOP_K), torch.empty(4, D, device="meta", dtype=dtype)
@@ -99,6 +103,7 @@ def calls() -> dict[str, Any]:
         "add_rmsnorm_": lambda: gpu.add_rmsnorm_(f32(3, D), f32(3, D), f32(D), 1e-6),
         "place_qkv_": lambda: place(f32(HEAD), f32(HEAD), None),
         "place_qkv_ clipped rows": lambda: place(f32(HEADS * HEAD), f32(GROUPS * HEAD), 8.0),
+        "place_qkv_ q8_0": lambda: place(f32(HEAD), f32(HEAD), None, "q8_0"),
         "glu": lambda: gpu.glu(f32(3, 2 * WIDTH)),
         "gated_add_": lambda: gpu.gated_add_(f32(3, D), f32(3, D), f32(3, 1)),
         "route": lambda: gpu.route(f32(1, D), router),
@@ -107,9 +112,11 @@ def calls() -> dict[str, Any]:
         "post": lambda: spin.post(i64(1), i64(1)),
         "wait": lambda: spin.wait(i64(1), i64(1), 20.0),
         "pack bf16": lambda: pack(job(torch.bfloat16), f32(4, D), *choice, None, i32(4).bool()),
-        "decode bf16": lambda: attend(2, 2, torch.bfloat16),
-        "prefill bf16": lambda: attend(512, 2, torch.bfloat16),
-        "decode f32": lambda: attend(2, 2, torch.float32),
+        "decode bf16": lambda: attend(2, 2, "bf16"),
+        "prefill bf16": lambda: attend(512, 2, "bf16"),
+        "decode f32": lambda: attend(2, 2, "f32"),
+        "decode q8_0": lambda: attend(2, 2, "q8_0"),
+        "prefill q8_0": lambda: attend(512, 2, "q8_0"),
         "linear f32 1": lambda: gpu.linear(f32(1, D), matrix("f32", EXPERTS)),
         "linear f32 9": lambda: gpu.linear(f32(9, D), matrix("f32", EXPERTS)),
         "linear bf16 odd rows": lambda: gpu.linear(f32(1, D + 1), matrix("bf16", cols=D + 1)),

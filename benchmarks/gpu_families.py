@@ -9,17 +9,19 @@ from typing import Any
 import torch
 
 from headrace.kernels import FORMATS, ExpertLayout, gpu
+from headrace.kernels.blocks import cache_rows
+from headrace.kernels.blocks.cache_rows import Q8Rows, Rows
 from headrace.kernels.decoder_layer import Router
 from headrace.kernels.packed import ExpertBank, Matrix
 from headrace.kernels.recipes import GEGLU, Activation
 
 CORE = ("glu clamped", "decode window sinks bf16", "prefill window sinks bf16", "experts biased mxfp4 1",
-        "experts biased mxfp4 9", "route groups", "decode latents bf16", "rotate_", "by head q8_0 1", "by head q8_0 9",
-        "short_conv 2", "short_conv 512", "delta_rule", "glu late", "place_qkv_ narrow", "decode narrow bf16",
-        "prefill narrow bf16", "place_qkv_ shared", "decode wide bf16", "prefill bf16 wide", "route factors",
-        "experts geglu q8_0 1")  # fmt: skip
-EACH = ("glu clamped", "route groups", "decode latents bf16", "rotate_", "by head q8_0 1", "by head q8_0 9",
-        "short_conv 512", "delta_rule", "place_qkv_ shared", "decode wide bf16", "prefill bf16 wide",
+        "experts biased mxfp4 9", "route groups", "decode latents bf16", "decode latents q8_0", "store_rows_ q8_0",
+        "rotate_", "by head q8_0 1", "by head q8_0 9", "short_conv 2", "short_conv 512", "delta_rule", "glu late",
+        "place_qkv_ narrow", "decode narrow bf16", "prefill narrow bf16", "place_qkv_ shared", "decode wide bf16",
+        "prefill bf16 wide", "route factors", "experts geglu q8_0 1")  # fmt: skip
+EACH = ("glu clamped", "route groups", "decode latents bf16", "store_rows_ q8_0", "rotate_", "by head q8_0 1",
+        "by head q8_0 9", "short_conv 512", "delta_rule", "place_qkv_ shared", "decode wide bf16", "prefill bf16 wide",
         "experts geglu q8_0 1")  # fmt: skip
 GPT_OSS = Activation(alpha=1.702, offset=1.0, limit=7.0)
 BF16 = torch.bfloat16
@@ -63,6 +65,7 @@ def gpt_oss() -> dict[str, Any]:
 
 def latents() -> dict[str, Any]:
     rows = meta(64, 1, 32, RANK + ROTATED, dtype=BF16)
+    q8_rows = Q8Rows.empty(64, 1, 32, RANK + ROTATED, torch.device("meta"))
     router = Router(
         matrix=Matrix.empty(FORMATS["f32"], 256, 7168, "meta"), top_k=8, scoring="sigmoid", renormalise=True,
         choice_bias_E=meta(256), groups=8, top_groups=4, scale=2.5,
@@ -70,9 +73,9 @@ def latents() -> dict[str, Any]:
     turns = meta(99, ROTATED // 2), meta(99, ROTATED // 2), ints(2)
     up = Matrix.empty(FORMATS["q8_0"], HEADS * RANK, OWN, "meta")
 
-    def attend(T: int, cache: torch.Tensor) -> torch.Tensor:
+    def attend(T: int, cache: Rows) -> torch.Tensor:
         q_TNl, where = meta(T, HEADS, RANK + ROTATED), (ints(2, 1024), ints(3), ints(2))
-        return gpu.attention(q_TNl, cache, cache[..., :RANK], *where, 0.1)
+        return gpu.attention(q_TNl, cache, cache_rows.first(cache, RANK), *where, 0.1)
 
     def by_head(T: int) -> torch.Tensor:
         return gpu.linear_by_head(meta(T, HEADS, OWN + ROTATED)[..., :OWN], up)
@@ -80,6 +83,8 @@ def latents() -> dict[str, Any]:
     return {
         "route groups": lambda: gpu.route(meta(1, 7168), router),
         "decode latents bf16": partial(attend, 2, rows),
+        "decode latents q8_0": partial(attend, 2, q8_rows),
+        "store_rows_ q8_0": lambda: gpu.store_rows_(q8_rows, meta(2, dtype=torch.int64), meta(2, 1, RANK + ROTATED)),
         "decode latents f32": partial(attend, 2, rows.float()),
         "prefill latents bf16": partial(attend, 512, rows),
         "rotate_": lambda: gpu.rotate_(meta(2, HEADS, OWN + ROTATED)[..., OWN:], *turns),

@@ -96,6 +96,7 @@ def model_calls(name: str, form: str) -> Iterator[Any]:
     from headrace.engine.model.prepare import make_stack
     from headrace.engine.placement.placement import Tier
     from headrace.kernels import gpu
+    from headrace.kernels.formats import KV_BF16
     from headrace.kernels.gpu.pack import pack
     from headrace.loaders.weights import imagined
     from headrace.loaders.weights.model_weights import allocate
@@ -103,7 +104,7 @@ def model_calls(name: str, form: str) -> Iterator[Any]:
     config = EngineConfig(expert_format=form, dense_format=form)
     whole = imagined.cut(imagined.imagine(name, load_options(config)), LAYERS)
     spec, place = whole.spec, torch.device("meta")
-    weights, cache = allocate(spec, whole.formats, "meta"), KVCache(spec, PAGES, torch.bfloat16, place)
+    weights, cache = allocate(spec, whole.formats, "meta"), KVCache(spec, PAGES, KV_BF16, place)
     device = SimpleNamespace(ops=gpu, tier=Tier.GPU0)
     banks = [layer.experts for layer in weights.layers if layer.experts is not None]
     bank: Any = banks[0]

@@ -23,12 +23,9 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import demo_files
 import numpy as np
@@ -43,7 +40,6 @@ from headrace import LLM, SamplingParams
 from headrace.engine.bench.passport import passport
 from headrace.engine.bench.quality.perplexity import perplexity
 from headrace.engine.generation.sampler import sample
-from headrace.engine.memory import kv_budget
 from headrace.kernels.context import Context
 
 DATA = demo_files.ROOT / "bench-data" / "demo"
@@ -89,21 +85,12 @@ def task_of(ids: list[int], prompts: int, new: int, windows: int) -> Task:
     return Task(ids, [ids[i * step : i * step + PROMPT] for i in range(prompts)], new, windows)
 
 
-@contextmanager
-def float32_cache(wanted: bool) -> Iterator[None]:
-    """Keys and values in float32, which no option of a run asks for beside quantised weights."""
-    if not wanted:
-        yield
-        return
-    with mock.patch.object(kv_budget, "kv_dtype", return_value=torch.float32):
-        yield
-
-
 def ours(path: Path, task: Task, *, exact: bool) -> Side:
     """Our engine on a file: exact activations and a float32 cache, or as a user has it."""
     recorder = Recorder()
     activations = "bf16" if exact else "int8"
-    with float32_cache(exact), LLM(path, cpu_activations=activations, threads=ONE, sampler=recorder) as llm:
+    kv_format = "f32" if exact else "auto"
+    with LLM(path, cpu_activations=activations, kv_format=kv_format, threads=ONE, sampler=recorder) as llm:
         texts = []
         for prompt in task.prompts:
             recorder.rows.clear()
@@ -155,7 +142,7 @@ def of_kind(llama: Llama, plain: Path, kind: str, text: str, args: argparse.Name
     same_ids = llama.call("tokens", text=text)["ids"] == ids
     exact, as_used = theirs(llama, twin, task, exact=True), theirs(llama, path, task, exact=False)
     our_exact, our_int8 = ours(path, task, exact=True), ours(path, task, exact=False)
-    with float32_cache(True), LLM(path, cpu_activations="bf16", threads=ONE) as llm:
+    with LLM(path, cpu_activations="bf16", kv_format="f32", threads=ONE) as llm:
         moved = {"llama": moves(as_used, exact, task.prompts, llm), "ours": moves(our_int8, exact, task.prompts, llm)}
         noise = float(moved["llama"].max())
         parted = {

@@ -10,13 +10,14 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import OptionError, brief
 from ..kernels import BACKENDS, FORMATS, limits
+from ..kernels.formats import KV_FORMATS, KVFormat
 from ..loaders.quants.recipes import PACKED
 from .coerce import by_meaning
 from .option import COMMON, MODEL, PLACEMENT, SAMPLING, SPEED, file_or_text, option, words
@@ -98,6 +99,22 @@ def parse_kv_disk(asked: str) -> tuple[Path, float]:
     return Path(folder).expanduser(), limit
 
 
+def check_kv_rows(format: KVFormat, rows: Iterable[int], *, has_indexer: bool = False) -> None:
+    """Raises OptionError where rows of the KV cache of so many numbers are no whole number of the format's blocks, or
+    where an indexer chooses them one by one."""
+    if has_indexer and format.block > 1:
+        raise OptionError(
+            f"kv_format {format.name} is not there for models with an indexer, which attend to keys one by one: give "
+            "kv_format bf16, or leave it out"
+        )
+    odd = sorted({row for row in rows if row % format.block})
+    if odd:
+        raise OptionError(
+            f"kv_format {format.name} stores each {format.block} numbers of a head together, and this model has heads "
+            f"of {odd[0]} in its cache: give kv_format bf16, or leave it out"
+        )
+
+
 def _strings(name: str, many: tuple[str, ...]) -> None:
     """Raises OptionError for an empty string among others."""
     if "" in many:
@@ -114,8 +131,8 @@ class EngineConfig:
     then has none to be about; "simulated:KERNELS" says whose kernels the
     RAM that plays the GPU has. cpu_moe, n_cpu_moe and placement say one thing in three ways: give one. cpu_activations
     holds for the whole process: "int8" rounds per 32 values, in matrix tiles per 256 and the weights too; "bf16" rounds
-    nothing to less than bfloat16. dtype is also the type of the KV cache. Raises OptionError for a value that cannot be
-    used.
+    nothing to less than bfloat16. kv_format "auto" is float32 where dtype is, and bf16. Raises OptionError for a value
+    that cannot be used.
     """
 
     expert_format: str = option("native", COMMON, "FORMAT", f"of the routed experts: {FORMATS_HELP}")
@@ -130,6 +147,9 @@ class EngineConfig:
     )
     max_context: int | None = option(None, MODEL, "TOKENS", "longest prompt plus completion; default what fits")
     ram_limit: float | None = option(None, MODEL, "GB", "RAM that may be taken, whatever is said to be free")
+    kv_format: str = option(
+        "auto", MODEL, "NAME", "of the KV cache: auto (bf16, of a float32 model f32), f32, bf16, or q8_0 (half of bf16)"
+    )
     kv_disk: str | Path | None = option(
         None, MODEL, "DIR[:GB]", f"keep the KV cache of prompts there, {KV_DISK_GB} GB at most"
     )
@@ -176,6 +196,7 @@ class EngineConfig:
         _choice("dtype", self.dtype, list(DTYPES))
         _choice("expert_format", self.expert_format, FORMAT_NAMES)
         _choice("dense_format", self.dense_format, FORMAT_NAMES)
+        _choice("kv_format", self.kv_format, ["auto", *KV_FORMATS])
         _choice("cpu_activations", self.cpu_activations, ["int8", "bf16"])
         _between("experts_per_token", self.experts_per_token, 1)
         _threads(self.threads)

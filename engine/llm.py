@@ -81,7 +81,7 @@ class LLM:
         way, formats = parts.signal_choice, parts.checkpoint.formats
         handoff_s = way.us * 1e-6 if parts.graphed is not None and way is not None and way.us is not None else None
         self.predictions = Reconciliation(
-            self.ledger, parts.spec, formats, parts.kv_dtype, parts.weights, parts.devices, parts.kernels, handoff_s
+            self.ledger, parts.spec, formats, parts.kv_format, parts.weights, parts.devices, parts.kernels, handoff_s
         )
         self.predictions.disk_bytes_s = parts.disk_bytes_s
         self.predictions.start(parts.profile)

@@ -15,6 +15,7 @@ from .formats import FORMATS, ExpertLayout, Format
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from .blocks.cache_rows import Rows
     from .context import Context
     from .decoder_layer import Block, Choice, Places, Router, Stack, Tally
     from .packed import ExpertBank, Matrix
@@ -39,10 +40,11 @@ class Ops(Protocol):
     def add_layernorm_(self, x_TD: Tensor, y_TD: Tensor, weight_D: Tensor, bias_D: Tensor, eps: float,
     scale: float = 1.0) -> Tensor: ...
     def linear(self, x_TC: Tensor, weight: Matrix, bias_R: Tensor | None = None) -> Tensor: ...
-    def place_qkv_(self, qkv_TR: Tensor, k_PGBd: Tensor, v_PGBv: Tensor, slots_T: Tensor, cos_Pr: Tensor, sin_Pr:
+    def place_qkv_(self, qkv_TR: Tensor, k_PGBd: Rows, v_PGBv: Rows, slots_T: Tensor, cos_Pr: Tensor, sin_Pr:
     Tensor, positions_T: Tensor, q_norm: Tensor | None, k_norm: Tensor | None, eps: float, clip: float | None,
     v_norm: Tensor | None = None, shared: bool = False, v_scale: float = 1.0) -> None: ...
-    def attention(self, q_TNd: Tensor, k_PGBd: Tensor, v_PGBd: Tensor, tables_SM: Tensor, starts_S1: Tensor, contexts_S:
+    def store_rows_(self, rows_PGBd: Rows, slots_T: Tensor, values_TGd: Tensor) -> None: ...
+    def attention(self, q_TNd: Tensor, k_PGBd: Rows, v_PGBd: Rows, tables_SM: Tensor, starts_S1: Tensor, contexts_S:
     Tensor, scale: float, window: int | None = None, sinks_N: Tensor | None = None, chunk: int | None = None,
     ) -> Tensor: ...
     def place_index_(self, k_P1Be: Tensor, k_Te: Tensor, weight_e: Tensor, bias_e: Tensor, eps: float, cos_Pr: Tensor,

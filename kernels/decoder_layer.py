@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from .blocks.cache_rows import Rows
 from .packed import ExpertBank, Matrix, Mlp, Stacked, Tail
 from .recipes import GroupScore, Scoring
 
@@ -76,8 +77,8 @@ class AttentionBlock(Block):
     qkv_bias: Tensor | None
     q_norm: Tensor | None
     k_norm: Tensor | None
-    k_PGBd: Tensor
-    v_PGBd: Tensor  # [P, G, B, v]
+    k_PGBd: Rows
+    v_PGBd: Rows  # [P, G, B, v]
     cos_Pr: Tensor
     sin_Pr: Tensor
     clip: float | None

@@ -249,6 +249,24 @@ FORMATS: dict[str, Format] = {
 }  # fmt: skip
 
 
+@dataclass(frozen=True)
+class KVFormat:
+    """What rows of the KV cache are stored as; `sixteen`: bytes of 16 numbers of a row, which is a multiple of `block`.
+    q8_0 is that of weights, with a page's scales behind its codes (`blocks/cache_rows.py`)."""
+
+    name: str
+    sixteen: int
+    block: int = 1
+
+    def bytes(self, numbers: int) -> int:
+        """Bytes of so many numbers of whole rows."""
+        return numbers * self.sixteen // 16
+
+
+KV_F32, KV_BF16, KV_Q8_0 = KVFormat("f32", 64), KVFormat("bf16", 32), KVFormat("q8_0", 17, BLOCK)
+KV_FORMATS: dict[str, KVFormat] = {f.name: f for f in (KV_F32, KV_BF16, KV_Q8_0)}
+
+
 @dataclass(frozen=True, kw_only=True)
 class ExpertLayout:
     """Where one expert's matrices lie in its contiguous block, each in a format of its own, and what is computed

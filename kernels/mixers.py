@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from .blocks import cache_rows
+from .blocks.cache_rows import Rows
 from .decoder_layer import Block, Places, linear
 from .packed import Matrix, Stacked
 from .sparse.indexer import Indexer, as_pages, as_sequences
@@ -44,7 +46,7 @@ class LatentBlock(Block):
     kv_a_norm: Tensor  # float32 [l]
     k_up: Matrix  # [N l, n]
     v_up: Matrix  # [N v, l]
-    rows_P1Bl: Tensor  # the cache: of each token its latent and its rotary key, l + 2 r
+    rows_P1Bl: Rows  # the cache: of each token its latent and its rotary key, l + 2 r
     cos_Pr: Tensor
     sin_Pr: Tensor
     norm_eps: float  # of the latents' norms
@@ -122,31 +124,29 @@ class LatentBlock(Block):
             places.chosen["slots"] = self.indexer.choose(ops, h_TD, low_TR, places, self.top)
         return places.chosen["slots"]
 
-    def _attend_latents(
-        self, ops: Ops, q_TNd: Tensor, rows_P1Bl: Tensor, batch: tuple[Tensor, Tensor, Tensor]
-    ) -> Tensor:
+    def _attend_latents(self, ops: Ops, q_TNd: Tensor, rows_P1Bl: Rows, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         """float32 [T, N, v]; batch: page tables, starts and contexts, in the cache as these pages have it."""
         own = self.k_up.cols
         q_TNl = torch.cat([ops.linear_by_head(q_TNd[..., :own], self.k_up), q_TNd[..., own:]], dim=2)
-        seen_TNl = ops.attention(q_TNl, rows_P1Bl, rows_P1Bl[..., : self.rank], *batch, self.scale)
+        seen_TNl = ops.attention(q_TNl, rows_P1Bl, cache_rows.first(rows_P1Bl, self.rank), *batch, self.scale)
         return ops.linear_by_head(seen_TNl, self.v_up)
 
     def _attend_made(self, ops: Ops, q_TNd: Tensor, tables_1M: Tensor, context: int) -> Tensor:
         """float32 [T, N, v] of one sequence."""
         pages = -(-context // MADE_PAGE)
-        rows_Cl = self.rows_P1Bl[tables_1M[0].long(), 0].flatten(0, 1)[:context].float()
+        rows_Cl = cache_rows.widen(self.rows_P1Bl[tables_1M[0].long()])[:, 0].flatten(0, 1)[:context]
         keys, values = self._make(ops, rows_Cl)
-        k_PNBd, v_PNBd = (_paged(x.to(self.rows_P1Bl.dtype), pages) for x in (keys, values))
+        k_PNBd, v_PNBd = (_paged(x.to(cache_rows.made_dtype(self.rows_P1Bl)), pages) for x in (keys, values))
         small = torch.tensor([*range(pages), 0, len(q_TNd), context], dtype=torch.int32, device=q_TNd.device)
         table, starts, contexts = small.split([pages, 2, 1])
         return ops.attention(q_TNd, k_PNBd, v_PNBd, table.view(1, -1), starts, contexts, self.scale)
 
     def _make(self, ops: Ops, rows_Cl: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of all heads, float32 [C, N, n + 2 r] and [C, N, v]. The projection of keys lies as queries
-        want it, so it is turned over, in the type of the cache."""
+        want it, so it is turned over, in the type of the cache that is made."""
         C, N, own, rank = len(rows_Cl), self.heads, self.k_up.cols, self.rank
         turned = ops.dequantize(self.k_up).view(N, rank, own).transpose(1, 2).reshape(N * own, rank)
-        up = Matrix.plain(turned.to(self.rows_P1Bl.dtype))
+        up = Matrix.plain(turned.to(cache_rows.made_dtype(self.rows_P1Bl)))
         segments = rows_Cl[:, :rank].split(SEGMENT)
         own_CN, values_CN = (torch.cat([ops.linear(one, to) for one in segments]) for to in (up, self.v_up))
         keys = own_CN.view(C, N, own), rows_Cl[:, None, rank:].expand(-1, N, -1)
@@ -157,8 +157,7 @@ class LatentBlock(Block):
         row_TL, rank = ops.linear(h_TD, self.kv_a, self.kv_a_bias), self.rank
         row_TL[:, :rank] = ops.rmsnorm(row_TL[:, :rank].contiguous(), self.kv_a_norm, self.norm_eps)
         ops.rotate_(row_TL[:, None, rank:], self.cos_Pr, self.sin_Pr, places.positions_T)
-        page = self.rows_P1Bl.shape[2]
-        self.rows_P1Bl[places.slots_T // page, 0, places.slots_T % page] = row_TL.to(self.rows_P1Bl.dtype)
+        ops.store_rows_(self.rows_P1Bl, places.slots_T, row_TL.unsqueeze(1))
 
     def _low(self, ops: Ops, h_TD: Tensor) -> Tensor:
         """What queries are made of, float32: the hidden state, or a latent of it."""

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from . import blocks
-from .blocks import ggml, rounding
+from .blocks import cache_rows, ggml, rounding
+from .blocks.cache_rows import Rows
 from .decoder_layer import Block, Choice, Places, Router, Stack, Tally, compose, compose_layers
 from .formats import Format
 from .packed import TORCH_DTYPES, ExpertBank, Matrix
@@ -31,6 +32,7 @@ __all__ = [
     "delta_rule", "dequantize", "embed", "experts", "gated_add_", "gated_norm", "glu", "key_gates", "layernorm",
     "layers", "linear", "linear_by_head", "mul_", "place_index_", "place_qkv_", "quantize", "repack", "rmsnorm",
     "rotate_", "route", "scale_", "scale_rows_", "short_conv", "sigmoid_mul_", "softplus_mul_", "state_space",
+    "store_rows_",
 ]  # fmt: skip
 
 
@@ -100,8 +102,8 @@ def linear_by_head(x_TNc: Tensor, weight: Matrix) -> Tensor:
 
 def place_qkv_(
     qkv_TR: Tensor,
-    k_PGBd: Tensor,
-    v_PGBv: Tensor,
+    k_PGBd: Rows,
+    v_PGBv: Rows,
     slots_T: Tensor,
     cos_Pr: Tensor,
     sin_Pr: Tensor,
@@ -121,7 +123,7 @@ def place_qkv_(
     its own) or [N d] and [G d] (all heads as one row); both or neither; v_norm [v], of values. shared: keys serve as
     values, as they are before their norm; qkv is then [T, N d + G d], and what it holds of keys afterwards is of no
     use. `clip` bounds all values to +- clip; v_scale: what values are multiplied by at last. cos and
-    sin are float32 [positions, r]; positions int32 [T]. The caches are float32 or bfloat16 [P, G, B, d] and
+    sin are float32 [positions, r]; positions int32 [T]. The caches are float32, bfloat16 or q8_0 [P, G, B, d] and
     [P, G, B, v]; slots int64 [T]: slot = page * B + place in the page.
     """
     (_, G, _, d), v_dim = k_PGBd.shape, v_PGBv.shape[3]
@@ -138,9 +140,13 @@ def place_qkv_(
             heads.clamp_(-clip, clip)
     v.mul_(v_scale)
     rotate_(qk, cos_Pr, sin_Pr, positions_T)
-    pages, places = slots_T // k_PGBd.shape[2], slots_T % k_PGBd.shape[2]
-    k_PGBd[pages, :, places] = k.to(k_PGBd.dtype)
-    v_PGBv[pages, :, places] = v.to(v_PGBv.dtype)
+    for rows_PGBd, values in ((k_PGBd, k), (v_PGBv, v)):
+        store_rows_(rows_PGBd, slots_T, values)
+
+
+def store_rows_(rows_PGBd: Rows, slots_T: Tensor, values_TGd: Tensor) -> None:
+    """Writes float32 rows [T, G, d] into the slots, int64 [T], of a cache as of `place_qkv_`."""
+    cache_rows.store_(rows_PGBd, slots_T, values_TGd)
 
 
 def rotate_(x_TNd: Tensor, cos_Pr: Tensor, sin_Pr: Tensor, positions_T: Tensor) -> None:
@@ -157,8 +163,8 @@ def rotate_(x_TNd: Tensor, cos_Pr: Tensor, sin_Pr: Tensor, positions_T: Tensor) 
 
 def attention(
     q_TNd: Tensor,
-    k_PGBd: Tensor,
-    v_PGBd: Tensor,
+    k_PGBd: Rows,
+    v_PGBd: Rows,
     tables_SM: Tensor,
     starts_S1: Tensor,
     contexts_S: Tensor,
@@ -181,7 +187,8 @@ def attention(
     for s, context in enumerate(contexts_S.tolist()):
         first, last = int(starts_S1[s]), int(starts_S1[s + 1])
         pages = tables_SM[s, : -(-context // k_PGBd.shape[2])].long()
-        k, v = (c[pages].transpose(0, 1).flatten(1, 2)[:, :context].float() for c in (k_PGBd, v_PGBd))
+        caches = (cache_rows.widen(cache[pages]) for cache in (k_PGBd, v_PGBd))
+        k, v = (wide.transpose(0, 1).flatten(1, 2)[:, :context] for wide in caches)
         k, v = k.repeat_interleave(group, 0), v.repeat_interleave(group, 0)
         q = q_TNd[first:last].transpose(0, 1)
         scores = q @ k.transpose(1, 2) * scale

@@ -6,10 +6,11 @@ norms and activations are left out (they are below one percent). The article's o
 
 from __future__ import annotations
 
+from ...kernels.formats import KV_BF16, KVFormat
 from ...loaders.architecture.architecture import Architecture, Cache, Layer, Mixer
 
 TURNING = 8  # tokens that keys made of latents cost besides, as `kernels/mixers.py` has it, which needs torch
-CACHE_WIDTH, STATE_WIDTH = 2, 4  # bytes of an element: bf16 keys and values, float32 states
+CACHE_WIDTH, STATE_WIDTH = 2, 4  # bytes of an element: bf16 keys and values where nobody chose, float32 states
 
 
 def layer_flops(layer: Layer) -> int:
@@ -41,7 +42,7 @@ def attention_flops(layer: Layer, context: int, decode: bool) -> int:
     return pair * _entries(mixer.caches[0], context)
 
 
-def intensity(mixer: Mixer, queries: int = 1, context: int = 1) -> float:
+def intensity(mixer: Mixer, queries: int = 1, context: int = 1, kv: KVFormat = KV_BF16) -> float:
     """FLOPs of one query's attention for a byte of its cache; with grouped queries the heads of a group. Of latents the
     way that takes fewer of so many new tokens, the last of so many in the cache: to attend to them, or to make keys and
     values, whose making for the new tokens counts with the matrices, in place of what it saves there."""
@@ -49,7 +50,7 @@ def intensity(mixer: Mixer, queries: int = 1, context: int = 1) -> float:
     flops = pairs * mixer.pair_flops + (context - queries + TURNING) * mixer.made_flops
     if mixer.decode_pair_flops is not None:
         flops = min(flops, pairs * mixer.decode_pair_flops) if mixer.made_flops else pairs * mixer.decode_pair_flops
-    return flops / (pairs * CACHE_WIDTH * mixer.caches[0].width)
+    return flops / (pairs * kv.bytes(mixer.caches[0].width))
 
 
 def _entries(cache: Cache, context: int) -> int:

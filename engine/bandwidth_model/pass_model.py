@@ -18,8 +18,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 
-import torch
-
+from ...kernels.formats import KVFormat
 from ...loaders.architecture.of_spec import of_spec
 from ...loaders.quants.by_format import ByFormat
 from ...loaders.spec import LatentSpec, ModelSpec
@@ -55,16 +54,16 @@ class PassModel:
         self,
         spec: ModelSpec,
         formats: Formats,
-        kv_dtype: torch.dtype,
+        kv_format: KVFormat,
         machine: Hardware,
         handoff_s: float | None = None,
     ) -> None:
-        self.spec, self.formats, self.kv_dtype, self.handoff_s = spec, formats, kv_dtype, handoff_s
+        self.spec, self.formats, self.kv_format, self.handoff_s = spec, formats, kv_format, handoff_s
         self.machine = replace(machine, sync=exactly(handoff_s or 0.0))
         self.model, self.sizes = of_spec(spec), in_formats.of_model(spec, formats)
         self.main = GPU_HBM if machine.gpus else CPU_DRAM
         self.experts = Counter(layer.expert for layer in self.sizes.layers if layer.experts)  # -> layers with such ones
-        self.token_bytes = bytes_per_token(spec, kv_dtype)
+        self.token_bytes = bytes_per_token(spec, kv_format)
         shared = next((layer.parts for layer in self.model.layers if layer.experts is not None), ())
         self.shared_flops = 2 * sum(part.elements for part in shared if part.group == "shared")
         self.layer_flops = sum(map(flop_counts.layer_flops, self.model.layers))
@@ -161,7 +160,7 @@ class PassModel:
         if states:
             found.append(Cache(self.main, states, 0, done.tokens * self.state_flops))
         size -= states
-        if self.main == CPU_DRAM and self.kv_dtype != torch.bfloat16:
+        if self.main == CPU_DRAM and self.kv_format.name == "f32":
             return [*found, Weights(CPU_DRAM, ByFormat((("f32", size),)), 0)]
         written = min(size, done.tokens * self.token_bytes)
         queries, context = done.tokens // rows, done.context // rows
@@ -185,7 +184,7 @@ class PassModel:
                 if isinstance(mixer, LatentSpec) and mixer.indexer is not None:
                     chosen = Indexed(mixer.row, mixer.index_key, mixer.indexer.top)
                     read = chosen.read([(max(1, queries), max(1, reach))])
-                seen[flop_counts.intensity(kind.mixer, queries, max(queries, context))] += read
+                seen[flop_counts.intensity(kind.mixer, queries, max(queries, context), self.kv_format)] += read
         return seen
 
     def _pair_flops(self, queries: int, context: int) -> int:

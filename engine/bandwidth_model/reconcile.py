@@ -6,8 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 
-import torch
-
+from ...kernels.formats import KVFormat
 from ...loaders.spec import ModelSpec
 from ...loaders.weights.model_weights import Formats, ModelWeights
 from ..devices.device import Device
@@ -32,13 +31,13 @@ class Reconciliation:
         ledger: Ledger,
         spec: ModelSpec,
         formats: Formats,
-        kv_dtype: torch.dtype,
+        kv_format: KVFormat,
         weights: ModelWeights,
         devices: Mapping[Tier, Device],
         kernels: str,
         handoff_s: float | None,
     ) -> None:
-        self.ledger, self.spec, self.formats, self.kv_dtype = ledger, spec, formats, kv_dtype
+        self.ledger, self.spec, self.formats, self.kv_format = ledger, spec, formats, kv_format
         self.weights, self.devices, self.kernels, self.handoff_s = weights, devices, kernels, handoff_s
         self.tell: Callable[[str], None] = log.warning
         self.profile: Profile | None = None
@@ -85,7 +84,7 @@ class Reconciliation:
 
     def use_rates(self, machine: Hardware | None) -> None:
         """Takes the rates of all tiers and links that passes are held against from now on; None: no prediction."""
-        model = partial(PassModel, self.spec, self.formats, self.kv_dtype)
+        model = partial(PassModel, self.spec, self.formats, self.kv_format)
         self.pass_model = None if machine is None else model(machine, self.handoff_s)
         self.ledger.predict = self.pass_model
         self.watch_run()

@@ -256,7 +256,7 @@ def _of_the_whole(llm: LLM, rate: float, passes: list[Pass], phase: str) -> floa
     if phase == "prefill":
         return rate / grown[EXPERTS]
     here = sum(p.predicted_s or 0.0 for p in passes)
-    predict = PassModel(whole_spec(llm), parts.checkpoint.formats, parts.kv_dtype, tier_rates.of_cpu(profile))
+    predict = PassModel(whole_spec(llm), parts.checkpoint.formats, parts.kv_format, tier_rates.of_cpu(profile))
     found = (predict(replace(p, bytes=scaled(p.bytes, grown), by_layer=())) for p in passes)
     whole = sum(one.seconds for one in found if one is not None)
     return rate * here / whole

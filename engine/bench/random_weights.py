@@ -76,14 +76,14 @@ class RandomWeights:
 
 def _check(config: EngineConfig, devices: Mapping[Tier, Device], checkpoint: Checkpoint) -> None:
     """Raises MemoryNeeded where a model does not fit: beside a GPU where its placement puts it, on each tier."""
-    dtype, host = kv_budget.kv_dtype(config, checkpoint.formats), devices[Tier.CPU]
+    kv_format, host = kv_budget.kv_format(config, checkpoint.spec, checkpoint.formats), devices[Tier.CPU]
     room = int(host.free * MEMORY_SHARE)
     if len(devices) == 1:
         pages = pages_for(config.max_context or PAGE) * config.max_sequences
-        imagined.check_room(checkpoint, room, pages * PAGE * bytes_per_token(checkpoint.spec, dtype))
+        imagined.check_room(checkpoint, room, pages * PAGE * bytes_per_token(checkpoint.spec, kv_format))
         return
     with_rest = {tier: replace(one, free=int(one.free * GPU_SHARE)) for tier, one in devices.items()}
-    plan_memory(config, checkpoint, dtype, {**with_rest, Tier.CPU: replace(host, free=room)}, graphs=True)
+    plan_memory(config, checkpoint, kv_format, {**with_rest, Tier.CPU: replace(host, free=room)}, graphs=True)
 
 
 class RandomSampler:

@@ -11,12 +11,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 
-import torch
-
 from ... import kernels
 from ...kernels import Ops
 from ...kernels.context import THREADS, Context
 from ...kernels.cpu import CpuOps
+from ...kernels.formats import KVFormat
 from ...kernels.packed import ExpertBank
 from ...loaders.files.gguf_set import is_gguf
 from ...loaders.files.recognise import is_named
@@ -82,10 +81,10 @@ def build(
     if name == "cpu":
         context, ops, found = _with_thresholds(config, context, ops, found, checkpoint)
     tokenizer = _load_tokenizer(checkpoint)
-    kv_dtype = kv_budget.kv_dtype(config, checkpoint.formats)
+    kv_format = kv_budget.kv_format(config, checkpoint.spec, checkpoint.formats)
     gpu = found.get(Tier.GPU0)
     runtime, problem = (None, "there is no GPU") if gpu is None else gpu_runtime.find(gpu)
-    plan = plan_memory(config, checkpoint, kv_dtype, found, profile, signal_choice.may_capture(config, runtime))
+    plan = plan_memory(config, checkpoint, kv_format, found, profile, signal_choice.may_capture(config, runtime))
     policy = expert_policy.find(config, checkpoint, found, profile, plan.expert_cache)
     disk = on_disk.open_files(config, checkpoint, plan, ops, progress)
     admission = _admission(checkpoint, tokenizer, plan)
@@ -100,7 +99,7 @@ def build(
         plan = replace(plan, offload=without_blocking_copies(plan.offload, main.is_cuda, arena))
     timers = Timers(streams.of(main)[0] if len(found) > 1 else None)
     experts, host_buffers = _experts(config, checkpoint, weights, plan, found, ops, timers, arena, policy, disk)
-    decoder = _decoder(config, checkpoint, weights, plan, found, experts, kv_dtype, timers)
+    decoder = _decoder(config, checkpoint, weights, plan, found, experts, kv_format, timers)
     compile_ahead(config, plan.kv_budget.max_context, decoder, found, compiling)
     graphed, choice = _graphs(config, context, checkpoint, plan, decoder, choice, runtime)
     if graphed is None and config.threads is None and shares_cores(main, plan):
@@ -108,7 +107,7 @@ def build(
     return EngineParts(
         config=config, kernels=name, context=context, torch_threads=torch_threads, ops=ops, devices=found,
         checkpoint=checkpoint, tokenizer=tokenizer, admission=admission,
-        kv_dtype=kv_dtype, profile=profile, memory_plan=plan, weights=weights, huge_pages=granted.huge_pages,
+        kv_format=kv_format, profile=profile, memory_plan=plan, weights=weights, huge_pages=granted.huge_pages,
         nodes=granted.nodes, timers=timers, decoder=decoder, runtime=runtime, expert_arena=arena,
         host_buffers=host_buffers, signal_choice=choice, graphed=graphed,
     )  # fmt: skip
@@ -275,13 +274,13 @@ def _decoder(
     plan: MemoryPlan,
     found: Mapping[Tier, Device],
     experts: ExpertBackend,
-    kv_dtype: torch.dtype,
+    kv_format: KVFormat,
     timers: Timers,
 ) -> Decoder:
     """The decoder on the device of everything but the experts, with its cache and the way of inputs there."""
     main, spec, context = found[plan.placement.main], checkpoint.spec, plan.kv_budget.max_context
     cache = KVCache(
-        spec, plan.kv_budget.pages + plan.spare_pages, kv_dtype, main.place, StateSlots.count(config.max_sequences)
+        spec, plan.kv_budget.pages + plan.spare_pages, kv_format, main.place, StateSlots.count(config.max_sequences)
     )
     inputs = make_device_inputs(main, found[plan.table], timers, config, spec, context)
     return Decoder(spec, weights, main.ops, experts, cache, context, inputs)
@@ -319,7 +318,7 @@ def _graphs(
         timeout=HANDOFF_TIMEOUT,
         with_weights=config.trace is not None,
     )
-    digest = _digest(config, context, checkpoint, plan, decoder.cache.dtype, choice.name)
+    digest = _digest(config, context, checkpoint, plan, decoder.cache.format, choice.name)
     how = verify.Start(asked=config.handoff, choice=choice, runtime=runtime, digest=digest)
     found = verify.start(how, verify.Steps(decoder, pages, spare_page, spare_slot), make)
     if found[0] is not None and isinstance(experts, CachedExperts):
@@ -328,10 +327,10 @@ def _graphs(
 
 
 def _digest(
-    config: EngineConfig, context: Context, checkpoint: Checkpoint, plan: MemoryPlan, kv_dtype: torch.dtype, way: str
+    config: EngineConfig, context: Context, checkpoint: Checkpoint, plan: MemoryPlan, kv_format: KVFormat, way: str
 ) -> str:
     """What times of a decode step hold for, besides GPU, driver and kernels."""
     copies = plan.offload.stream_from, plan.offload.piece
-    room = plan.kv_budget.max_context, config.max_sequences, kv_dtype
+    room = plan.kv_budget.max_context, config.max_sequences, kv_format
     where = plan.placement.experts
     return saved_trials.digest(way, checkpoint.spec, checkpoint.formats, where, copies, room, context)

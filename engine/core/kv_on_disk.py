@@ -51,7 +51,7 @@ def fingerprint(parts: EngineParts) -> bytes:
     """16 bytes that are the same where a prompt's keys and values are."""
     context, main = parts.context, parts.main
     told = (
-        PAGE, parts.spec, parts.checkpoint.formats, parts.kv_dtype, parts.kernels, kernels_digest(), context.isa,
+        PAGE, parts.spec, parts.checkpoint.formats, parts.kv_format, parts.kernels, kernels_digest(), context.isa,
         context.activations, sorted(context.tile_tokens.items()), sorted(t.value for t in parts.placement.tiers),
         main.backend, main.name if main.is_cuda else "", torch.__version__,
     )  # fmt: skip

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
-
 from ...kernels import Ops
 from ...kernels.context import Context
+from ...kernels.formats import KVFormat
 from ...loaders.spec import ModelSpec
 from ...loaders.tokens.tokenizer import Tokenizer
 from ...loaders.weights.checkpoint import Checkpoint
@@ -49,7 +48,7 @@ class EngineParts:
     checkpoint: Checkpoint
     tokenizer: Tokenizer | None
     admission: Admission
-    kv_dtype: torch.dtype
+    kv_format: KVFormat
     profile: Profile | None
     memory_plan: MemoryPlan
     weights: ModelWeights

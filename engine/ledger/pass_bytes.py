@@ -19,8 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-import torch
-
+from ...kernels.formats import KVFormat
 from ...loaders.spec import LatentSpec, MixerSpec, ModelSpec, chunk_of
 from ...loaders.weights.model_weights import LayerWeights, ModelWeights
 from .passes import CPU_DRAM, Bytes
@@ -114,12 +113,12 @@ def seen(span: Span, reach: Reach) -> int:
     return context if window is None else min(context, window + new - 1)
 
 
-def cache_sizes(spec: ModelSpec, dtype: torch.dtype) -> CacheSizes:
-    """The sizes of a model's caches; `dtype` is that of keys and values."""
+def cache_sizes(spec: ModelSpec, format: KVFormat) -> CacheSizes:
+    """The sizes of a model's caches; `format` is that of keys and values."""
     mixers = [layer.mixer for layer in spec.layers]
-    layers = tuple((one.cached * dtype.itemsize, reach_of(one)) if one else (0, (None, None)) for one in mixers)
+    layers = tuple((format.bytes(one.cached), reach_of(one)) if one else (0, (None, None)) for one in mixers)
     indexed = {
-        i: Indexed(mixer.row * dtype.itemsize, mixer.index_key * dtype.itemsize, mixer.indexer.top)
+        i: Indexed(format.bytes(mixer.row), format.bytes(mixer.index_key), mixer.indexer.top)
         for i, mixer in enumerate(mixers)
         if isinstance(mixer, LatentSpec) and mixer.indexer is not None
     }
@@ -172,6 +171,6 @@ def layer_dense_bytes(layer: LayerWeights) -> int:
     return sum(part.nbytes for _, part in layer.common())
 
 
-def bytes_per_token(spec: ModelSpec, dtype: torch.dtype) -> int:
+def bytes_per_token(spec: ModelSpec, format: KVFormat) -> int:
     """Bytes that one token takes in the cache, over all layers."""
-    return spec.kv_elements_per_token * dtype.itemsize
+    return format.bytes(spec.kv_elements_per_token)

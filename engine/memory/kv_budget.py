@@ -5,14 +5,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
 from ...errors import MemoryNeeded, OptionError
 from ...kernels.cpu import EXPERT_OUT_BYTES, MADE_BYTES
+from ...kernels.formats import KV_BF16, KV_F32, KV_FORMATS, KVFormat
 from ...loaders.spec import LatentSpec, ModelSpec
 from ...loaders.weights.model_weights import Formats
-from ..config import EngineConfig
-from ..model.kv_cache import PAGE, pages_for
+from ..config import EngineConfig, check_kv_rows
+from ..model.kv_cache import PAGE, pages_for, row_sizes
 from ..units import GB
 
 # Of the memory that is free after the weights, how much the cache may come to take when nobody said.
@@ -30,11 +29,17 @@ class KVBudget:
     work_bytes: int
 
 
-def kv_dtype(config: EngineConfig, formats: Formats) -> torch.dtype:
-    """float32 where the model runs in float32, else bfloat16."""
+def kv_format(config: EngineConfig, spec: ModelSpec, formats: Formats) -> KVFormat:
+    """What was asked for; else float32 where the model runs in float32, and bfloat16. Raises OptionError for rows that
+    the format does not have."""
+    if config.kv_format != "auto":
+        asked = KV_FORMATS[config.kv_format]
+        has_indexer = any(isinstance(one, LatentSpec) and one.indexer is not None for one in spec.mixers)
+        check_kv_rows(asked, (row for mixer in spec.mixers for row in row_sizes(mixer)), has_indexer=has_indexer)
+        return asked
     if config.dtype == "auto":
-        return torch.float32 if formats.embed.name == "f32" else torch.bfloat16
-    return torch.float32 if config.dtype == "float32" else torch.bfloat16
+        return KV_F32 if formats.embed.name == "f32" else KV_BF16
+    return KV_F32 if config.dtype == "float32" else KV_BF16
 
 
 def check_context(asked: int | None, spec: ModelSpec) -> None:

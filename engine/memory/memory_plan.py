@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-import torch
-
 from ...errors import MemoryNeeded, OptionError
 from ...kernels.cpu.mailbox import mailbox_bytes
+from ...kernels.formats import KVFormat
 from ...kernels.scratch import GPU_EXPERT_BYTES
 from ...loaders.quants.by_format import ByFormat
 from ...loaders.spec import ModelSpec
@@ -107,7 +106,7 @@ def storage_of(spec: ModelSpec, formats: Formats) -> Storage:
 def plan_memory(
     config: EngineConfig,
     checkpoint: Checkpoint,
-    dtype: torch.dtype,
+    kv_format: KVFormat,
     devices: Mapping[Tier, Device],
     profile: Profile | None = None,
     graphs: bool = False,
@@ -117,7 +116,7 @@ def plan_memory(
     Raises OptionError for what the model or the machine does not have, MemoryNeeded for a tier that is too small, with
     what it would have to hold.
     """
-    plan = _Plan(config, checkpoint, dtype, devices)
+    plan = _Plan(config, checkpoint, kv_format, devices)
     if config.asked_placement.kind == "disk":
         return plan.on_disk()
     if len(devices) == 1:
@@ -131,14 +130,14 @@ class _Plan:
     """One decision for a CPU, or for a GPU (or what plays one), or two."""
 
     def __init__(
-        self, config: EngineConfig, checkpoint: Checkpoint, dtype: torch.dtype, devices: Mapping[Tier, Device]
+        self, config: EngineConfig, checkpoint: Checkpoint, kv_format: KVFormat, devices: Mapping[Tier, Device]
     ) -> None:
         self.config, self.checkpoint, self.devices = config, checkpoint, devices
         self.spec = checkpoint.spec
         self.storage = storage_of(self.spec, checkpoint.formats)
         self.counts, self.sizes = self.storage.experts_by_layer, self.storage.routed_by_layer
         self.tokens = max(config.prefill_chunk, config.max_sequences)
-        self.page = PAGE * bytes_per_token(self.spec, dtype)
+        self.page = PAGE * bytes_per_token(self.spec, kv_format)
         self.states = 4 * self.spec.state_elements * StateSlots.count(config.max_sequences)
         self.work = self.states + kv_budget.work_bytes(self.spec, config.prefill_chunk, config.max_sequences)
         self.offload, self.buffers, self.mailbox, self.spare_pages, self.cache = NONE, 0, 0, 0, 0

@@ -5,7 +5,8 @@ tokens up to its end, so that a later prompt with the same beginning takes it ov
 chat's history, a shared system prompt). Released pages keep their content until their room is needed
 (`idle_pages.py` says which goes first).
 
-One head's keys of a page are one run of bytes. A recurrent state is no page: every running sequence has a slot.
+One head's keys of a page are one run of bytes, of q8_0 with their scales (`kernels/blocks/cache_rows.py`). A recurrent
+state is no page: every running sequence has a slot.
 This file knows no model and no schedule.
 """
 
@@ -19,6 +20,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...kernels.blocks import cache_rows
+from ...kernels.blocks.cache_rows import Rows
+from ...kernels.formats import KVFormat
 from ...loaders.spec import AttentionSpec, ConvSpec, LatentSpec, MixerSpec, ModelSpec, SpaceSpec
 from ..ledger.pass_bytes import cache_sizes
 from .idle_pages import IdlePages
@@ -32,12 +36,19 @@ def pages_for(tokens: int) -> int:
     return -(-tokens // PAGE)
 
 
+def row_sizes(mixer: MixerSpec) -> tuple[int, ...]:
+    """Elements of a row of each cache of a layer: of keys and of values, of latents, or of none."""
+    if isinstance(mixer, AttentionSpec):
+        return mixer.head_dim, mixer.v_dim
+    return (mixer.row,) if isinstance(mixer, LatentSpec) else ()
+
+
 @dataclass(frozen=True)
 class Latents:
     """Of one layer with latent attention: of each token its latent and its rotary key, [pages, 1, PAGE, both], and the
     key of the layer's indexer, [pages, 1, PAGE, dim], dim 0 where it has none."""
 
-    rows: Tensor
+    rows: Rows
     keys: Tensor
 
 
@@ -58,8 +69,8 @@ class States:
 class KeysAndValues:
     """Of one layer with grouped-query attention: [pages, kv_heads, PAGE, .], the width of a key and that of a value."""
 
-    k: Tensor
-    v: Tensor
+    k: Rows
+    v: Rows
 
 
 LayerCache = KeysAndValues | Latents | States | None  # None: the layer looks at no other token
@@ -70,21 +81,22 @@ class KVCache:
     slots: sequences that can have a recurrent state at once."""
 
     def __init__(
-        self, spec: ModelSpec, pages: int, dtype: torch.dtype, place: torch.device | None = None, slots: int = 1
+        self, spec: ModelSpec, pages: int, format: KVFormat, place: torch.device | None = None, slots: int = 1
     ) -> None:
-        self.dtype, self.pages = dtype, pages
-        self.sizes = cache_sizes(spec, dtype)
+        self.format, self.pages = format, pages
+        self.sizes = cache_sizes(spec, format)
+
+        def rows(groups: int, width: int) -> Rows:
+            return cache_rows.empty(format, pages, groups, PAGE, width, place)
 
         def layer(mixer: MixerSpec | None) -> LayerCache:
             if mixer is None:
                 return None
             if isinstance(mixer, AttentionSpec):
-                sizes = mixer.head_dim, mixer.v_dim
-                rows = (torch.empty((pages, mixer.kv_heads, PAGE, size), dtype=dtype, device=place) for size in sizes)
-                return KeysAndValues(*rows)
+                return KeysAndValues(*(rows(mixer.kv_heads, width) for width in row_sizes(mixer)))
             if isinstance(mixer, LatentSpec):
-                widths = mixer.row, mixer.index_key
-                return Latents(*(torch.empty((pages, 1, PAGE, n), dtype=dtype, device=place) for n in widths))
+                keys = (pages, 1, PAGE, mixer.index_key)  # of a model that has such q8_0 is refused
+                return Latents(rows(1, mixer.row), torch.empty(keys, dtype=cache_rows.made_dtype(format), device=place))
             inputs = torch.zeros((slots, mixer.channels, mixer.taps - 1), device=place)
             if isinstance(mixer, ConvSpec):
                 return States(inputs, None)
@@ -97,8 +109,8 @@ class KVCache:
         """What a page holds of every layer, each contiguous: views."""
         keys = [one for layer in self.layers if isinstance(layer, KeysAndValues) for one in (layer.k, layer.v)]
         both = [one for layer in self.layers if isinstance(layer, Latents) for one in (layer.rows, layer.keys)]
-        latents = [one for one in both if one.numel()]
-        return [one[page] for one in (*keys, *latents)]
+        memories = [cache_rows.memory(one) for one in (*keys, *both)]
+        return [one[page] for one in memories if one.numel()]
 
     def state_parts(self, slot: int) -> list[Tensor]:
         """The recurrent state in a slot, of every layer that has one: views."""

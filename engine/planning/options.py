@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ...errors import OptionError
+from ...kernels.formats import KV_FORMATS, KVFormat
 from ..option import COMMON, MODEL, option
 from ..placement.placement import PLACES
 
@@ -19,6 +20,7 @@ class Options:
     prompt: int = option(512, COMMON, "TOKENS", "of the prompt that prefill is timed for")
     placement: str = option("auto", COMMON, "WHERE", f"where the experts lie: {PLACES}, NAME.json")
     model: str = option("full", COMMON, "NAME", "how time is predicted: full, simple (bytes over nominal bandwidths)")
+    kv_format: str = option("bf16", MODEL, "NAME", f"of the KV cache: {', '.join(KV_FORMATS)}")
     experts_per_token: int | None = option(None, MODEL, "N", "experts that a token uses; default as trained")
 
     def __post_init__(self) -> None:
@@ -26,5 +28,12 @@ class Options:
             value = getattr(self, name)
             if value < 1:
                 raise OptionError(f"--{name} is {value}: give a whole number above 0")
+        if self.kv_format not in KV_FORMATS:
+            raise OptionError(f"--kv-format is '{self.kv_format}'; choose one of {', '.join(KV_FORMATS)}")
         if self.model not in ("full", "simple"):
             raise OptionError(f"--model is '{self.model}'; there are full and simple")
+
+    @property
+    def kv(self) -> KVFormat:
+        """The format of the cache."""
+        return KV_FORMATS[self.kv_format]

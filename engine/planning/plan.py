@@ -17,8 +17,9 @@ from ...loaders.model_source import Source
 from ...loaders.quants import of_config, of_text
 from ...loaders.quants.encodings import ENCODINGS
 from ...loaders.quants.quant import Quant
-from ..bandwidth_model.flop_counts import CACHE_WIDTH, STATE_WIDTH
+from ..bandwidth_model.flop_counts import STATE_WIDTH
 from ..bandwidth_model.hardware import ENDS, Device, End, Hardware, Range
+from ..config import check_kv_rows
 from ..ledger.passes import Prediction
 from ..placement.placement import parse
 from ..placement.tier_memory import GPU_RESERVE, TierMemory
@@ -108,7 +109,11 @@ def make(source: Source, hardware: Hardware | None, options: Options, distinct: 
     model = source.described.architecture
     if options.context > model.context:
         raise OptionError(f"--context is {options.context}, {source.name} allows at most {model.context} tokens")
-    work = Workload(context=options.context, batch=options.batch, prompt=min(options.prompt, options.context))
+    has_indexer = any(cache.chosen is not None for cache in model.caches)
+    rows = (row for cache in model.caches for row in cache.rows or (cache.width,))
+    check_kv_rows(options.kv, rows, has_indexer=has_indexer)
+    prompt = min(options.prompt, options.context)
+    work = Workload(context=options.context, batch=options.batch, prompt=prompt, kv=options.kv)
     storage, quant = sizes(source, options.quant)
     demand = needs(model, work, hardware)
     if hardware is None:
@@ -169,7 +174,7 @@ def needs(model: Architecture, work: Workload, hardware: Hardware | None) -> Dem
     cache = tuple(
         work.batch
         * (
-            CACHE_WIDTH * sum(c.stored(work.context) for c in layer.mixer.caches) + STATE_WIDTH * layer.mixer.state
+            work.kv.bytes(sum(c.stored(work.context) for c in layer.mixer.caches)) + STATE_WIDTH * layer.mixer.state
             if layer.mixer
             else 0
         )

@@ -15,10 +15,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+from ...kernels.formats import KV_BF16, KVFormat
 from ...loaders.architecture.architecture import Architecture, Layer
 from ...loaders.quants.by_format import ByFormat
 from ..bandwidth_model import flop_counts
-from ..bandwidth_model.flop_counts import CACHE_WIDTH, STATE_WIDTH, intensity
+from ..bandwidth_model.flop_counts import STATE_WIDTH, intensity
 from ..bandwidth_model.hardware import Device, End, Hardware
 from ..bandwidth_model.profile import mean_queries
 from ..bandwidth_model.roofline import (
@@ -45,11 +46,13 @@ Distinct = Callable[[int, int], float]  # layer, tokens -> distinct experts that
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """What is run: `batch` sequences that each have `context` tokens, and a prompt of `prompt` tokens before."""
+    """What is run: `batch` sequences that each have `context` tokens, and a prompt of `prompt` tokens before; kv: the
+    format of the cache."""
 
     context: int
     batch: int
     prompt: int
+    kv: KVFormat = KV_BF16
 
 
 class Model:
@@ -86,7 +89,7 @@ class Model:
     def _decode_layer(self, i: int, placement: Placement, work: Workload) -> Iterator[Step]:
         layer, sizes, batch = self.model.layers[i], self.storage.layers[i], work.batch
         at, experts_at = placement.common[i], placement.experts[i]
-        common, cache = self._common(i, at, batch), _cache(layer, channel(at), work.context, 1)
+        common, cache = self._common(i, at, batch), _cache(layer, channel(at), work.context, 1, work.kv)
         all_caches = replace(cache, read=batch * cache.read, written=batch * cache.written, flops=batch * cache.flops)
         yield in_turn(common, all_caches)
         if layer.experts is None:
@@ -128,21 +131,22 @@ class Model:
         chunk = min(work.prompt, CHUNK["gpu" if placement.outside != CPU else "cpu"])
         steps: list[Step] = []
         for done in range(0, work.prompt, chunk):
-            found = self._chunk(placement, min(chunk, work.prompt - done), done, work.prompt)
+            found = self._chunk(placement, min(chunk, work.prompt - done), done, work)
             if found is None:
                 return None
             steps += found
         return [*steps, self._outside(placement, 0, 1)]
 
-    def _chunk(self, placement: Placement, tokens: int, before: int, prompt: int) -> list[Step] | None:
+    def _chunk(self, placement: Placement, tokens: int, before: int, work: Workload) -> list[Step] | None:
         """A chunk of a prompt; of the last layer's experts only the prompt's last token needs any."""
         steps = [in_turn(self._overhead(tokens, 0))]
         for i, layer in enumerate(self.model.layers):
             at, is_last = placement.common[i], i == len(self.model.layers) - 1
             if self._device(at).flops is None:
                 return None
-            steps.append(in_turn(self._common(i, at, tokens), _cache(layer, channel(at), before + tokens, tokens)))
-            needed = tokens if not is_last else int(before + tokens == prompt)
+            cache = _cache(layer, channel(at), before + tokens, tokens, work.kv)
+            steps.append(in_turn(self._common(i, at, tokens), cache))
+            needed = tokens if not is_last else int(before + tokens == work.prompt)
             if layer.experts is not None and needed:
                 ways = self._ways(i, at, placement.experts[i], needed)
                 if not ways:
@@ -171,7 +175,7 @@ class Model:
             sizes = self.storage.layers[i]
             here = found.setdefault(channel(placement.common[i]), Counter())
             here["dense"] += sizes.common
-            here["kv"] += work.batch * cache_traffic(layer, work.context)
+            here["kv"] += work.batch * cache_traffic(layer, work.context, work.kv)
             if layer.experts is not None:
                 there = found.setdefault(channel(placement.experts[i]), Counter())
                 there["experts"] += round(self.touched(i, work.batch) * sizes.expert)
@@ -190,38 +194,38 @@ class Model:
         return self.hardware.gpus[int(tier.removeprefix("gpu"))]
 
 
-def _cache(layer: Layer, term: str, context: int, queries: int) -> Cache:
+def _cache(layer: Layer, term: str, context: int, queries: int, kv: KVFormat) -> Cache:
     """A sequence's new tokens attend to its cache, which holds `context` then, and renew its state."""
     mixer = layer.mixer
     has_cache = mixer is not None and bool(mixer.caches)
     pairs = flop_counts.attention_flops(layer, context - (queries - 1) // 2, queries == 1)
     return Cache(
         term,
-        read=cache_read(layer, context),
-        written=cache_written(layer, queries),
+        read=cache_read(layer, context, kv),
+        written=cache_written(layer, queries, kv),
         flops=queries * (pairs if has_cache else flop_counts.state_flops(layer)),
-        intensity=intensity(mixer, queries, context) if mixer is not None and has_cache else None,
+        intensity=intensity(mixer, queries, context, kv) if mixer is not None and has_cache else None,
         queries=mean_queries(queries, context),
         on_chip=queries > 1,
     )
 
 
-def cache_traffic(layer: Layer, context: int) -> int:
+def cache_traffic(layer: Layer, context: int, kv: KVFormat = KV_BF16) -> int:
     """Bytes of caches and states that one new token of a sequence reads and writes in a layer; `context` counts it."""
-    return cache_read(layer, context) + cache_written(layer, 1)
+    return cache_read(layer, context, kv) + cache_written(layer, 1, kv)
 
 
-def cache_read(layer: Layer, context: int) -> int:
+def cache_read(layer: Layer, context: int, kv: KVFormat = KV_BF16) -> int:
     """Bytes of caches that a sequence's new tokens read in a layer, all of them together."""
-    return CACHE_WIDTH * sum(cache.read(context) for cache in layer.mixer.caches) if layer.mixer else 0
+    return kv.bytes(sum(cache.read(context) for cache in layer.mixer.caches)) if layer.mixer else 0
 
 
-def cache_written(layer: Layer, tokens: int) -> int:
+def cache_written(layer: Layer, tokens: int, kv: KVFormat = KV_BF16) -> int:
     """Bytes that new tokens write, and of a state that is read and written."""
     if layer.mixer is None:
         return 0
     written = tokens * sum(cache.width // cache.every for cache in layer.mixer.caches)
-    return CACHE_WIDTH * written + 2 * STATE_WIDTH * layer.mixer.state
+    return kv.bytes(written) + 2 * STATE_WIDTH * layer.mixer.state
 
 
 def simple_seconds(model: Architecture, storage: Storage, hardware: Hardware) -> float | None:

@@ -13,7 +13,7 @@ import torch
 from rich.table import Table
 
 from ...kernels.cpu import CpuOps
-from ...kernels.packed import FORMAT_OF_DTYPE, ExpertBank
+from ...kernels.packed import ExpertBank
 from ...loaders.quants.by_format import ByFormat
 from ...loaders.weights.model_weights import TierBanks
 from ..bandwidth_model import contention
@@ -103,7 +103,7 @@ def placement_rows(llm: LLM) -> list[TableRow]:
         rows.append(_row(llm, table, "embedding", sizes.embedding, "embed"))
     kv, place = f"KV, {llm.parts.kv_budget.max_context} tokens", "RAM" if main.is_host else main.tier.value
     kernel = _kernel(main)
-    cache = FORMAT_OF_DTYPE[llm.parts.kv_dtype], f"<= {size(llm.parts.kv_budget.kv_bytes)}"
+    cache = llm.parts.kv_format.name, f"<= {size(llm.parts.kv_budget.kv_bytes)}"
     rows.append(TableRow(kv, place, *cache, kernel))
     work = f"pass of {llm.config.prefill_chunk} tokens"
     rows.append(TableRow(work, place, "f32", f"<= {size(llm.parts.kv_budget.work_bytes)}", kernel))

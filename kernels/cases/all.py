@@ -19,7 +19,7 @@ from ..decoder_layer import Router
 from ..formats import FORMATS, ExpertLayout, Format
 from ..packed import TORCH_DTYPES, Matrix
 from ..recipes import SWIGLU, Activation, Scoring
-from .attention import attention_block_cases, attention_cases, place_qkv_cases
+from .attention import attention_block_cases, attention_cases, place_qkv_cases, store_rows_cases
 from .case import (
     BASIC,
     Case,
@@ -314,7 +314,7 @@ def experts_cases() -> Iterator[Case]:
 def all_cases() -> list[Case]:
     """Every case; names are unique within an op."""
     makers = (quantize_cases, unpack_cases, pointwise_cases, place_qkv_cases, argmax_cases, linear_cases,
-              linear_view_case, attention_cases, attention_block_cases, route_cases, experts_cases,
+              linear_view_case, store_rows_cases, attention_cases, attention_block_cases, route_cases, experts_cases,
               layers_cases)  # fmt: skip
     return [case for maker in makers for case in maker()]
 

@@ -11,8 +11,10 @@ import torch
 from torch import Generator, Tensor
 
 from .. import Ops
+from ..blocks import cache_rows
+from ..blocks.cache_rows import Q8Rows, Rows
 from ..decoder_layer import AttentionBlock, Block, Choice, FeedBlock, Places, Router, compose
-from ..formats import FORMATS, Format
+from ..formats import FORMATS, KV_BF16, KV_F32, KV_Q8_0, Format, KVFormat
 from ..mixers import ConvBlock, DeltaBlock, LatentBlock, SpaceBlock
 from ..packed import Stacked
 from .case import BASIC, Case, Inputs, Source, U, normal, sum_error
@@ -24,8 +26,18 @@ def fused(g: Generator, T: int, N: int, d: int) -> tuple[Tensor, Tensor]:
     return buffer, buffer[:, N : 2 * N]
 
 
+LONG_NAMES = {"f32": "float32", "bf16": "bfloat16", "q8_0": "q8_0"}  # of a cache's format
+
+
+def unwritten(form: KVFormat, P: int, G: int, B: int, d: int) -> Rows:
+    """Rows that are NaN."""
+    rows = cache_rows.empty(form, P, G, B, d)
+    cache_rows.memory(rows).fill_(255 if isinstance(rows, Q8Rows) else float("nan"))
+    return rows
+
+
 def paged(
-    g: Generator, contexts: list[int], G: int, B: int, d: int, dtype: torch.dtype, tables: Tensor | None = None,
+    g: Generator, contexts: list[int], G: int, B: int, d: int, form: KVFormat, tables: Tensor | None = None,
     v_dim: int | None = None,
 ) -> Inputs:  # fmt: skip
     """Caches with every sequence's pages scattered, or as `tables` says; what no sequence has written is NaN. v_dim:
@@ -34,28 +46,28 @@ def paged(
     S = len(contexts)
     if tables is None:
         tables = torch.randperm(S * longest + 1, generator=g)[: S * longest].view(S, longest).to(torch.int32)
-    k = torch.full((S * longest + 1, G, B, d), float("nan"), dtype=dtype)
-    v = torch.full((S * longest + 1, G, B, v_dim or d), float("nan"), dtype=dtype)
+    k, v = (unwritten(form, S * longest + 1, G, B, width) for width in (d, v_dim or d))
     for s, context in enumerate(contexts):
         place = torch.arange(context)
-        pages = tables[s].long()[place // B]
-        k[pages, :, place % B] = normal(g, context, G, d).to(dtype)
-        v[pages, :, place % B] = normal(g, context, G, v_dim or d).to(dtype)
+        slots = tables[s].long()[place // B] * B + place % B
+        cache_rows.store_(k, slots, normal(g, context, G, d))
+        cache_rows.store_(v, slots, normal(g, context, G, v_dim or d))
     return {"k": k, "v": v, "tables": tables, "contexts": torch.tensor(contexts, dtype=torch.int32)}
 
 
 def attention_error(i: Inputs, out: list[Tensor]) -> list[Tensor | float]:
     """A score is off by at most e = error of a sum of d products |q||k|, weights by 2 e of themselves, sums by n u.
-    Where queries and probabilities are rounded, by r of themselves, e grows by r |q||k| and the sum is off by r."""
+    Where queries and probabilities are rounded, by r of themselves, e grows by r |q||k| and the sum is off by r; what
+    was widened to numbers of a q8_0 cache is rounded then, too."""
     d, context = i["q"].shape[-1], int(i["contexts"].max())
-    keys, values = i["k"].float().nan_to_num(), i["v"].float().nan_to_num()
-    rounded = i.get("attention", 0.0)
+    keys, values = (cache_rows.widen(i[name]).nan_to_num() for name in ("k", "v"))
+    rounded = i.get("attention", 0.0) * (2 if isinstance(i["k"], Q8Rows) else 1)
     score = (sum_error(d) + rounded) * i["q"].norm(dim=-1).max() * keys.norm(dim=-1).max() * i["scale"]
     return [float((2 * score + sum_error(context) + rounded + 2**-21) * values.abs().max())]
 
 
 def place_qkv_case(
-    T: int, N: int, G: int, d: int, r: int, B: int, norm: str, clip: float | None, t: torch.dtype,
+    T: int, N: int, G: int, d: int, r: int, B: int, norm: str, clip: float | None, t: KVFormat,
     values: str = "", v: int | None = None, v_scale: float = 1.0,
 ) -> Case:  # fmt: skip
     """values: "normed", "shared" with keys, or both; v wide where it is said."""
@@ -66,8 +78,8 @@ def place_qkv_case(
         angle = normal(g, 50, r)
         return {
             "qkv": normal(g, T, (N + G) * d + (0 if shared else G * wide)) * 3,
-            "k": torch.zeros(-(-T // B) + 2, G, B, d, dtype=t),
-            "v": torch.zeros(-(-T // B) + 2, G, B, wide, dtype=t),
+            "k": unwritten(t, -(-T // B) + 2, G, B, d),
+            "v": unwritten(t, -(-T // B) + 2, G, B, wide),
             "slots": torch.randperm((-(-T // B) + 2) * B, generator=g)[:T],
             "tables": (angle.cos(), angle.sin(), torch.randint(50, (T,), generator=g, dtype=torch.int32)),
             "norms": [normal(g, size) for size in sizes] or [None, None],
@@ -80,31 +92,37 @@ def place_qkv_case(
         more = i["v_norm"], shared, v_scale
         ops.place_qkv_(qkv, k, v, i["slots"], cos, sin, at, q_norm, k_norm, 1e-6, clip, *more)
         turned, rest = qkv[:, : (N if shared else N + G) * d], qkv[:, (N + G) * d :]
-        return [turned.unflatten(1, (-1, d)), k, v, *([] if shared else [rest.unflatten(1, (G, wide))])]
+        kept = [cache_rows.widen(one) if isinstance(one, Q8Rows) else one for one in (k, v)]
+        own = [] if shared else [rest.unflatten(1, (G, wide))]
+        return [turned.unflatten(1, (-1, d)), *(one.nan_to_num() for one in kept), *own]
 
     def allowed(i: Inputs, out: list[Tensor]) -> list[Tensor | float]:
-        """A norm as `relative`, a rotation 4 u of the larger of a pair; a stored key may fall to the next bf16."""
+        """A norm as `relative`, a rotation 4 u of the larger of a pair; a stored key may fall to the next bf16, or
+        the next code of q8_0, whose scale may be the next half."""
         lost = ((max(N, G) * d if norm == "row" else d) / 4 + 24 if norm else 0) + 6
         size, *rest = (x.abs().amax(-1, keepdim=True) * lost * U + x * 0 for x in (out[0], *out[3:]))
-        key, value = (
-            c.float().abs().amax(-1, keepdim=True) * lost * U
-            + (c.float().abs() * 2.0**-7 if t == torch.bfloat16 else c * 0)
-            for c in out[1:3]
-        )
+        key, value = (c.float().abs().amax(-1, keepdim=True) * lost * U + stored_error(t, c) for c in out[1:3])
         return [size, key, *([value, *rest] if "normed" in values else [0.0] * (1 + len(rest)))]
 
     kind = f"{norm or 'no'} norm{'' if clip is None else ' clipped'}"
     kind += f"{values and f' values {values}'}{f' {v} wide' if v else ''}{f' by {v_scale}' if v_scale != 1 else ''}"
-    name = f"{str(t)[6:]} {T}x{N}+2x{G}x{d} rotating {2 * r} page {B} {kind}"
+    name = f"{LONG_NAMES[t.name]} {T}x{N}+2x{G}x{d} rotating {2 * r} page {B} {kind}"
     return Case(op="place_qkv_", name=name, build=build, call=call, allowed=allowed)
+
+
+def stored_error(form: KVFormat, rows: Tensor) -> Tensor:
+    """What a number that is stored may move by where the one before it moved by a little."""
+    if form.name == "q8_0":
+        peaks: Tensor = rows.unflatten(-1, (-1, form.block)).abs().amax(-1)
+        return (peaks / 127 * 1.2).repeat_interleave(form.block, -1)
+    return rows.float().abs() * (2.0**-7 if form.name == "bf16" else 0)
 
 
 def place_qkv_cases() -> Iterator[Case]:
     """One projection's heads: with and without norms, clipping, a rotated part; the whole buffer and cache compared."""
 
     case = place_qkv_case
-    f32, bf16 = torch.float32, torch.bfloat16
-    for t in (f32, bf16):
+    for t in (KV_F32, KV_BF16):
         yield case(1, 1, 1, 16, 8, 16, "", None, t)
         yield case(1, 32, 4, 128, 64, 32, "head", None, t)
         yield case(3, 3, 3, 80, 20, 7, "head", 1.5, t)
@@ -114,10 +132,41 @@ def place_qkv_cases() -> Iterator[Case]:
         yield case(1, 64, 8, 192, 32, 32, "", None, t, v=128, v_scale=0.707)
         yield case(9, 6, 3, 40, 14, 16, "head", 2.0, t, v=24, v_scale=1.5)
         yield case(5, 4, 2, 24, 10, 7, "row", None, t, "normed", v=36)
+    for norm, clip in (("", None), ("head", None), ("row", 2.0)):
+        yield case(3, 3, 3, 96, 20, 7, norm, clip, KV_Q8_0)
+        yield case(17, 6, 2, 128, 64, 32, norm, clip, KV_Q8_0)
+    yield case(1, 1, 1, 32, 8, 16, "head", 1.5, KV_Q8_0)
+    yield case(1, 64, 8, 192, 32, 32, "", None, KV_Q8_0, v=128, v_scale=0.707)
+    yield case(9, 6, 3, 32, 14, 16, "head", 2.0, KV_Q8_0, "normed", v=96)
+
+
+def store_rows_cases() -> Iterator[Case]:
+    """The same bits, also of zeros and of what q8_0 does not hold: the tiny, the huge, infinities and NaN."""
+
+    def case(T: int, G: int, d: int, B: int, form: KVFormat) -> Case:
+        def build(g: Generator, source: Source) -> Inputs:
+            values = normal(g, T, G, d) * torch.logspace(-12, 12, T).view(-1, 1, 1)
+            values[0, 0] = 0.0
+            values[-1, 0, :1], values[-1, -1, -1:], values[0, -1, -1:] = float("nan"), float("inf"), float("-inf")
+            slots = torch.randperm((-(-T // B) + 2) * B, generator=g)[:T]
+            return {"rows": unwritten(form, -(-T // B) + 2, G, B, d), "slots": slots, "values": values}
+
+        def call(ops: Ops, i: Inputs) -> list[Tensor]:
+            rows = i["rows"].clone()
+            ops.store_rows_(rows, i["slots"], i["values"])
+            kept = (rows.codes, rows.scales) if isinstance(rows, Q8Rows) else (rows,)
+            return [cache_rows.widen(rows), *kept]
+
+        return Case(op="store_rows_", name=f"{LONG_NAMES[form.name]} {T}x{G}x{d} page {B}", build=build, call=call)
+
+    for T, G, d, B in ((1, 1, 32, 16), (7, 3, 96, 7), (40, 1, 576, 32), (25, 4, 128, 32)):
+        yield case(T, G, d, B, KV_Q8_0)
+    yield case(7, 3, 40, 7, KV_F32)
+    yield case(7, 3, 40, 7, KV_BF16)
 
 
 def attention_cases() -> Iterator[Case]:
-    def case(N: int, G: int, d: int, B: int, new: list[int], contexts: list[int], t: torch.dtype, bench: bool) -> Case:
+    def case(N: int, G: int, d: int, B: int, new: list[int], contexts: list[int], t: KVFormat, bench: bool) -> Case:
         def build(g: Generator, source: Source) -> Inputs:
             starts = torch.tensor([0, *torch.tensor(new).cumsum(0).tolist()], dtype=torch.int32)
             q = fused(g, sum(new), N, d)[1]
@@ -130,19 +179,24 @@ def attention_cases() -> Iterator[Case]:
         pairs = sum(n * c - n * (n - 1) // 2 for n, c in zip(new, contexts, strict=True))
         return Case(
             op="attention",
-            name=f"{str(t)[6:]} {N}/{G} heads d{d} page {B}: new {new} of {contexts}",
+            name=f"{LONG_NAMES[t.name]} {N}/{G} heads d{d} page {B}: new {new} of {contexts}",
             build=build,
             call=call,
             allowed=attention_error,
-            bytes=2 * sum(contexts) * G * d * t.itemsize,
+            bytes=t.bytes(2 * sum(contexts) * G * d),
             flops=4 * pairs * N * d,
             bench=bench,
         )
 
-    f32, bf16 = torch.float32, torch.bfloat16
+    f32, bf16, q8_0 = KV_F32, KV_BF16, KV_Q8_0
     for N, G, d, B in ((1, 1, 16, 16), (4, 4, 24, 16), (8, 2, 64, 32), (7, 1, 80, 16), (6, 2, 128, 48), (3, 3, 5, 7)):
         for t in (f32, bf16):
             yield case(N, G, d, B, [3, 1, 9], [3, 70, 601], t, bench=False)
+    for N, G, d, B in ((4, 4, 32, 16), (8, 2, 64, 32), (6, 2, 128, 48), (3, 3, 96, 7)):
+        yield case(N, G, d, B, [3, 1, 9], [3, 70, 601], q8_0, bench=False)
+    yield case(2, 1, 64, 16, [1], [1700], q8_0, bench=False)
+    yield case(6, 2, 96, 32, [1, 1, 1], [1, 70, 1601], q8_0, bench=False)
+    yield case(4, 2, 32, 16, [150, 1], [150, 1], q8_0, bench=False)
     yield case(2, 1, 64, 16, [1], [1700], bf16, bench=False)
     yield case(6, 2, 80, 32, [1, 1, 1], [1, 70, 1601], bf16, bench=False)
     yield case(4, 4, 24, 7, [1, 1], [33, 300], f32, bench=False)
@@ -151,7 +205,8 @@ def attention_cases() -> Iterator[Case]:
     for context in (1024, 8192):
         yield case(16, 16, 128, 16, [1], [context], bf16, bench=True)
         yield case(32, 4, 128, 16, [1] * 4, [context] * 4, bf16, bench=True)
-    yield case(32, 4, 128, 32, [1], [32768], bf16, bench=True)
+    for t in (bf16, q8_0):
+        yield case(32, 4, 128, 32, [1], [32768], t, bench=True)
     yield case(16, 16, 128, 16, [512], [512], bf16, bench=True)
     yield case(32, 4, 128, 16, [512], [4096], bf16, bench=True)
 
@@ -173,8 +228,8 @@ EXPERTS, TOP_K = 12, 3
 N, G, HEAD, PAGE = 6, 2, 32, 16
 
 
-def cache_of(g: Generator, contexts: list[int]) -> Inputs:
-    return paged(g, contexts, G, PAGE, HEAD, torch.bfloat16)
+def cache_of(g: Generator, contexts: list[int], form: KVFormat = KV_BF16) -> Inputs:
+    return paged(g, contexts, G, PAGE, HEAD, form)
 
 
 def random_block(g: Generator, source: Source, form: Format, D: int, cache: Inputs, kind: str) -> AttentionBlock:
@@ -237,7 +292,7 @@ def own_cache(block: Block) -> Block:
 
 def kept(block: Block) -> list[Tensor]:
     """What the block's cache holds, without what nobody has written."""
-    return [getattr(block, name).nan_to_num() for name in CACHES[type(block)]]
+    return [cache_rows.widen(getattr(block, name)).nan_to_num() for name in CACHES[type(block)]]
 
 
 def block_difference(ops: Ops, i: Inputs) -> list[Tensor]:

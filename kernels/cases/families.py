@@ -16,12 +16,14 @@ import torch
 from torch import Generator, Tensor
 
 from .. import Ops
+from ..blocks import cache_rows
 from ..decoder_layer import AttentionBlock, Layer, Router, Stack
-from ..formats import FORMATS, ExpertLayout
+from ..formats import FORMATS, KV_BF16, KV_F32, KV_Q8_0, ExpertLayout, KVFormat
 from ..packed import Matrix
 from ..recipes import SWIGLU, Activation
 from .all import activation_name, experts_case_of
 from .attention import (
+    LONG_NAMES,
     PAGE,
     N,
     attention_error,
@@ -38,7 +40,6 @@ from .layers import layers_difference, random_layer
 
 GPT_OSS = Activation(alpha=1.702, offset=1.0, limit=7.0)
 CLAMPED = Activation(limit=0.75)
-BF16 = torch.bfloat16
 
 
 def route_cases() -> Iterator[Case]:
@@ -148,41 +149,43 @@ def experts_cases() -> Iterator[Case]:
             yield experts_case_of(layout(name, 2880, 2880, True, GPT_OSS), 32, T, 4, bench=True)
 
 
+def attention_case(
+    N: int, G: int, d: int, v: int, new: list[int], contexts: list[int], t: KVFormat,
+    window: int | None = None, sinks: bool = False, B: int = 16, latent: bool = False, bench: bool = False,
+) -> Case:  # fmt: skip
+    """latent: values are the first v numbers of keys, else a cache of their own."""
+
+    def build(g: Generator, source: Source) -> Inputs:
+        starts = torch.tensor([0, *torch.tensor(new).cumsum(0).tolist()], dtype=torch.int32)
+        i = paged(g, contexts, G, B, d, t)
+        values = cache_rows.first(i["k"], v) if latent else paged(g, contexts, G, B, v, t, i["tables"])["v"]
+        q = normal(g, sum(new), N, d) if latent else fused(g, sum(new), N, d)[1]
+        sink = torch.cat([torch.tensor([float("-inf")]), normal(g, N - 1) * 3]) if sinks else None
+        return {**i, "v": values, "q": q, "starts": starts, "scale": 1 / math.sqrt(d), "sinks": sink}
+
+    def call(ops: Ops, i: Inputs) -> list[Tensor]:
+        batch = i["tables"], i["starts"], i["contexts"]
+        return [ops.attention(i["q"], i["k"], i["v"], *batch, i["scale"], window, i["sinks"])]
+
+    seen = [min(c, (window or c) + n - 1) for n, c in zip(new, contexts, strict=True)]
+    last = (p for n, c in zip(new, contexts, strict=True) for p in range(c - n + 1, c + 1))
+    pairs = sum(min(keys, window or keys) for keys in last)
+    kind = f"{' latent' * latent}{f' window {window}' if window else ''}{' sinks' * sinks}"
+    return Case(
+        op="attention",
+        name=f"{LONG_NAMES[t.name]} {N}/{G} heads d{d} v{v} page {B}{kind}: new {new} of {contexts}",
+        build=build,
+        call=call,
+        allowed=attention_error,
+        bytes=t.bytes(sum(seen) * G * (d if latent else d + v)),
+        flops=2 * pairs * N * (d + v),
+        bench=bench,
+    )
+
+
 def attention_cases() -> Iterator[Case]:
-    def case(
-        N: int, G: int, d: int, v: int, new: list[int], contexts: list[int], t: torch.dtype,
-        window: int | None = None, sinks: bool = False, B: int = 16, latent: bool = False, bench: bool = False,
-    ) -> Case:  # fmt: skip
-        """latent: values are the first v numbers of keys, else a cache of their own."""
-
-        def build(g: Generator, source: Source) -> Inputs:
-            starts = torch.tensor([0, *torch.tensor(new).cumsum(0).tolist()], dtype=torch.int32)
-            i = paged(g, contexts, G, B, d, t)
-            values = i["k"][..., :v] if latent else i["v"][..., :v].contiguous()
-            q = normal(g, sum(new), N, d) if latent else fused(g, sum(new), N, d)[1]
-            sink = torch.cat([torch.tensor([float("-inf")]), normal(g, N - 1) * 3]) if sinks else None
-            return {**i, "v": values, "q": q, "starts": starts, "scale": 1 / math.sqrt(d), "sinks": sink}
-
-        def call(ops: Ops, i: Inputs) -> list[Tensor]:
-            batch = i["tables"], i["starts"], i["contexts"]
-            return [ops.attention(i["q"], i["k"], i["v"], *batch, i["scale"], window, i["sinks"])]
-
-        seen = [min(c, (window or c) + n - 1) for n, c in zip(new, contexts, strict=True)]
-        last = (p for n, c in zip(new, contexts, strict=True) for p in range(c - n + 1, c + 1))
-        pairs = sum(min(keys, window or keys) for keys in last)
-        kind = f"{' latent' * latent}{f' window {window}' if window else ''}{' sinks' * sinks}"
-        return Case(
-            op="attention",
-            name=f"{str(t)[6:]} {N}/{G} heads d{d} v{v} page {B}{kind}: new {new} of {contexts}",
-            build=build,
-            call=call,
-            allowed=attention_error,
-            bytes=sum(seen) * G * (d if latent else d + v) * t.itemsize,
-            flops=2 * pairs * N * (d + v),
-            bench=bench,
-        )
-
-    for t in (torch.float32, torch.bfloat16):
+    case = attention_case
+    for t in (KV_F32, KV_BF16):
         yield case(4, 2, 24, 24, [3, 1, 9], [3, 70, 601], t, window=5)
         yield case(8, 1, 32, 32, [150, 1], [150, 1100], t, window=40, sinks=True, B=7)
         yield case(6, 2, 64, 64, [1, 1], [1, 1300], t, window=513, sinks=True, B=48)
@@ -192,12 +195,20 @@ def attention_cases() -> Iterator[Case]:
         yield case(70, 1, 80, 64, [2, 1], [40, 300], t, latent=True)
         yield case(20, 1, 80, 64, [1, 9], [70, 9], t, latent=True, window=8)
         yield case(6, 1, 112, 96, [1, 1], [30, 300], t, latent=True)
-    yield case(128, 1, 576, 512, [1], [200], BF16, latent=True)
+    yield case(8, 1, 32, 32, [150, 1], [150, 1100], KV_Q8_0, window=40, sinks=True, B=7)
+    yield case(6, 2, 64, 64, [1, 1], [1, 1300], KV_Q8_0, window=513, sinks=True, B=48)
+    yield from (case(6, 3, 64, 32, [n, 1, n], [n, 70, 601], KV_Q8_0, window=70, sinks=n > 5) for n in (1, 9))
+    yield from (case(4, 2, 512, 512, [n, 1], [70, 90], KV_Q8_0) for n in (1, 9))
+    yield case(70, 1, 96, 72, [2, 1], [40, 300], KV_Q8_0, latent=True)
+    yield case(20, 1, 96, 64, [1, 9], [70, 9], KV_Q8_0, latent=True, window=8)
+    yield case(6, 1, 128, 96, [1, 1], [30, 300], KV_Q8_0, latent=True)
+    for t in (KV_BF16, KV_Q8_0):
+        yield case(128, 1, 576, 512, [1], [200], t, latent=True)
     for new, context in ((1, 32768), (512, 4096)):
-        yield case(64, 8, 64, 64, [new], [context], BF16, window=128, sinks=True, bench=True)
+        yield case(64, 8, 64, 64, [new], [context], KV_BF16, window=128, sinks=True, bench=True)
     for heads in (16, 64, 128):
-        yield case(heads, 1, 576, 512, [1], [8192], BF16, latent=True, B=32, bench=True)
-    yield case(128, 1, 576, 512, [64], [2048], BF16, latent=True, B=32, bench=True)
+        yield case(heads, 1, 576, 512, [1], [8192], KV_BF16, latent=True, B=32, bench=True)
+    yield case(128, 1, 576, 512, [64], [2048], KV_BF16, latent=True, B=32, bench=True)
 
 
 def block_cases() -> Iterator[Case]:

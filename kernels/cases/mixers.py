@@ -14,7 +14,7 @@ import torch
 from torch import Generator, Tensor
 
 from ..decoder_layer import Block, FeedBlock, Piece, Places, Router, Stack
-from ..formats import FORMATS, Format
+from ..formats import FORMATS, KV_BF16, KV_F32, KV_Q8_0, Format, KVFormat
 from ..mixers import ConvBlock, DeltaBlock, LatentBlock, SpaceBlock
 from ..packed import Stacked
 from ..sparse.indexer import Indexer
@@ -23,6 +23,7 @@ from .attention import (
     HEAD,
     PAGE,
     TOP_K,
+    G,
     N,
     block_difference,
     cache_of,
@@ -35,8 +36,8 @@ from .case import BASIC, Case, Inputs, Source, normal
 from .layers import layer_of, layers_difference
 
 HIDDEN = 96
-RANK, OWN, TURNED, VALUE = 64, 32, 16, 32  # of latent attention: a latent, a key's own part, what is rotated, a value
-INDEX_HEADS, INDEX_KEY, CHOSEN = 6, 24, 20  # of an indexer; CHOSEN: keys that are seen
+RANK, OWN, TURNED, VALUE = 64, 32, 32, 48  # of latent attention: a latent, a key's own part, what is rotated, a value
+INDEX_HEADS, INDEX_KEY, CHOSEN = 6, 40, 20  # of an indexer; CHOSEN: keys that are seen
 K_HEADS, K_DIM, V_HEADS, V_DIM, TAPS = 2, 32, 4, 16, 4  # of the delta rule
 
 
@@ -51,10 +52,11 @@ def common(g: Generator, source: Source, form: Format, width: int) -> dict[str, 
 
 
 def latent_block(
-    g: Generator, source: Source, form: Format, contexts: list[int], low: bool, tables: Tensor | None = None
-) -> LatentBlock:
+    g: Generator, source: Source, form: Format, contexts: list[int], low: bool, tables: Tensor | None = None,
+    kv: KVFormat | None = None,
+) -> LatentBlock:  # fmt: skip
     """low: queries by way of a small rank, biases, and a bf16 cache; else a gate for each head. tables: its pages, by
-    sequence."""
+    sequence. kv: of the cache where it is another one than these are."""
     angle, rows, rank = normal(g, max(contexts), TURNED // 2), RANK + TURNED, 64
     return LatentBlock(
         heads=N,
@@ -67,7 +69,7 @@ def latent_block(
         kv_a_norm=normal(g, RANK),
         k_up=source.matrix(form, N * RANK, OWN),
         v_up=source.matrix(form, N * VALUE, RANK),
-        rows_P1Bl=paged(g, contexts, 1, PAGE, rows, torch.bfloat16 if low else torch.float32, tables)["k"],
+        rows_P1Bl=paged(g, contexts, 1, PAGE, rows, kv or (KV_BF16 if low else KV_F32), tables)["k"],
         cos_Pr=angle.cos(),
         sin_Pr=angle.sin(),
         norm_eps=1e-5,
@@ -178,8 +180,17 @@ def gated_block(g: Generator, source: Source, form: Format, contexts: list[int],
     return replace(block, gate=source.matrix(form, N * HEAD, HIDDEN))
 
 
-def latent(g: Generator, source: Source, form: Format, contexts: list[int], cache: Inputs, low: bool) -> Block:
-    return latent_block(g, source, form, contexts, low, cache["tables"])
+def q8_block(g: Generator, source: Source, form: Format, contexts: list[int], cache: Inputs) -> Block:
+    """Attention over q8_0."""
+    own = paged(g, contexts, G, PAGE, HEAD, KV_Q8_0, cache["tables"])
+    return random_block(g, source, form, HIDDEN, {**cache, **own}, "")
+
+
+def latent(
+    g: Generator, source: Source, form: Format, contexts: list[int], cache: Inputs, low: bool,
+    kv: KVFormat | None = None,
+) -> Block:  # fmt: skip
+    return latent_block(g, source, form, contexts, low, cache["tables"], kv)
 
 
 def delta(g: Generator, source: Source, form: Format, contexts: list[int], cache: Inputs, in_turns: bool) -> Block:
@@ -202,7 +213,7 @@ def few(g: Generator, source: Source, form: Format, contexts: list[int], cache: 
         bias_e=normal(g, INDEX_KEY),
         eps=1e-6,
         weights=source.matrix(FORMATS["f32"], INDEX_HEADS, HIDDEN),
-        keys_P1Be=paged(g, contexts, 1, PAGE, INDEX_KEY, torch.bfloat16, cache["tables"])["k"],
+        keys_P1Be=paged(g, contexts, 1, PAGE, INDEX_KEY, KV_BF16, cache["tables"])["k"],
         cos_Pr=block.cos_Pr,
         sin_Pr=block.sin_Pr,
     )
@@ -227,6 +238,8 @@ BLOCKS: dict[str, MakeBlock] = {
     "latent": partial(latent, low=False),
     "latent low": partial(latent, low=True),
     "latent few": partial(few, own=True),
+    "attention q8_0": q8_block,
+    "latent q8_0": partial(latent, low=True, kv=KV_Q8_0),
     "delta": partial(delta, in_turns=False),
     "delta turns": partial(delta, in_turns=True),
     "delta by key": key_delta,
@@ -266,7 +279,7 @@ def block_cases() -> Iterator[Case]:
         yield case(kind, FORMATS["q8_0"], [1, 1, 1], [0, 7, 600])
         yield case(kind, FORMATS["q8_0"], [9, 3], [2, 0], "few rows")
         yield case(kind, FORMATS["q4_0"], [9, 1], [2, 20], "no rows")
-    for kind in ("latent", "latent low"):  # made keys of several segments, between sequences without
+    for kind in ("latent", "latent low", "latent q8_0"):  # made keys of several segments, between sequences without
         yield case(kind, FORMATS["q8_0"], [1, 140, 2], [30, 900, 0])
         yield case(kind, FORMATS["f32"], [70, 50], [0, 5])
     for kind in ("delta", "delta turns", "delta by key", "conv", "space", "space groups"):
@@ -301,6 +314,7 @@ def layers_cases() -> Iterator[Case]:
     sparse = "latent few+dense, latent chosen before+shared, latent few+moe, latent chosen before+moe"
     by_key = "delta by key+dense, delta by key+shared, latent+shared, delta by key+moe"
     mixed = "latent+dense, delta+shared, gated attention+moe, latent low+gated"
+    q8_0 = "attention q8_0+moe, latent q8_0+dense"
     convs = "conv+dense, gated attention+moe, conv biased+moe"
     spaces = "space+shared, space groups+moe, gated attention+shared"
     # The last layer has no mixer, or is its mixer alone.
@@ -308,7 +322,7 @@ def layers_cases() -> Iterator[Case]:
     ends = "no mixer+ungated, space+nothing"
     for kinds, cut in (
         (hybrid, 2), (latent, None), (sparse, None), (by_key, 2), (mixed, 2), (convs, 2), (spaces, 2), (of_one, 2),
-        (ends, 2),
+        (ends, 2), (q8_0, None),
     ):  # fmt: skip
         for form in (FORMATS["f32"], FORMATS["q8_0"]):
             yield case(kinds, form, [1], [40])

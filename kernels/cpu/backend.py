@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .. import _cpu, reference
 from ..blocks import ggml, rounding
+from ..blocks.cache_rows import Rows
 from ..context import Context
 from ..decoder_layer import Block, Choice, Places, Router, Stack, Tally
 from ..formats import FORMATS, Format
@@ -78,8 +79,8 @@ class CpuOps(NormOps, SparseOps, MoreOps):
     def place_qkv_(
         self,
         qkv_TR: Tensor,
-        k_PGBd: Tensor,
-        v_PGBv: Tensor,
+        k_PGBd: Rows,
+        v_PGBv: Rows,
         slots_T: Tensor,
         cos_Pr: Tensor,
         sin_Pr: Tensor,
@@ -116,11 +117,14 @@ class CpuOps(NormOps, SparseOps, MoreOps):
             clip=prepare.limit(clip),
         )
 
+    def store_rows_(self, rows_PGBd: Rows, slots_T: Tensor, values_TGd: Tensor) -> None:
+        reference.store_rows_(rows_PGBd, slots_T, values_TGd)  # in C++ it is a part of other ops
+
     def attention(
         self,
         q_TNd: Tensor,
-        k_PGBd: Tensor,
-        v_PGBd: Tensor,
+        k_PGBd: Rows,
+        v_PGBd: Rows,
         tables_SM: Tensor,
         starts_S1: Tensor,
         contexts_S: Tensor,

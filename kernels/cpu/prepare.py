@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import _cpu
+from ..blocks.cache_rows import Q8Rows, Rows
 from ..formats import FORMATS
 from ..packed import ExpertBank, Matrix, Stacked
 from ..recipes import Activation
@@ -118,8 +119,11 @@ def _bank(it: ExpertBank) -> Any:
     return it.native[NAME]
 
 
-def cache(k_PGBd: Tensor, v_PGBd: Tensor) -> Any:
+def cache(k_PGBd: Rows, v_PGBd: Rows) -> Any:
     """Keys lie side by side; values are any view of rows [P, G, B, v], such as the first numbers of keys."""
+    if isinstance(k_PGBd, Q8Rows):
+        return _q8_cache(k_PGBd, v_PGBd)
+    assert isinstance(v_PGBd, Tensor), "values in q8_0 of keys that are not"
     _P, G, B, d = k_PGBd.shape
     page, plane, row, step = v_PGBd.stride()
     assert v_PGBd.shape[:3] == k_PGBd.shape[:3], f"values {list(v_PGBd.shape)} of keys {list(k_PGBd.shape)}"
@@ -131,9 +135,26 @@ def cache(k_PGBd: Tensor, v_PGBd: Tensor) -> Any:
     return _cpu.Cache(format=CACHE_CODES[k_PGBd.dtype], groups=G, page_keys=B, d=d, k=keys, values=values)
 
 
-def cache_to_write(k_PGBd: Tensor, v_PGBv: Tensor) -> Any:
+def _q8_cache(k_PGBd: Q8Rows, v_PGBv: Rows) -> Any:
+    """The same of q8_0, where a number is a byte; C++ knows where scales lie."""
+    assert isinstance(v_PGBv, Q8Rows), "keys in q8_0 of values that are not"
+    assert k_PGBd.shape[:3] == v_PGBv.shape[:3], f"values {list(v_PGBv.shape)} of keys {list(k_PGBd.shape)}"
+    assert k_PGBd.width == k_PGBd.row, f"keys of {k_PGBd.width} numbers in rows of {k_PGBd.row}"
+    for rows in (k_PGBd, v_PGBv):
+        at(rows.planes, U8, *rows.planes.shape)
+    (_P, G, B, d), plane = k_PGBd.shape, v_PGBv.planes.shape[2]
+    address = v_PGBv.planes.data_ptr()
+    values = _cpu.Values(d=v_PGBv.width, row=v_PGBv.row, plane=plane, page=G * plane, data=address)
+    keys = k_PGBd.planes.data_ptr()
+    return _cpu.Cache(format=FORMATS["q8_0"].code, groups=G, page_keys=B, d=d, k=keys, values=values)
+
+
+def cache_to_write(k_PGBd: Rows, v_PGBv: Rows) -> Any:
     """Keys and values that the C++ writes: rows of either side by side."""
-    at(v_PGBv, k_PGBd.dtype, *k_PGBd.shape[:3], v_PGBv.shape[3])
+    if isinstance(v_PGBv, Q8Rows):
+        assert v_PGBv.width == v_PGBv.row, f"values of {v_PGBv.width} numbers in rows of {v_PGBv.row}"
+    else:
+        at(v_PGBv, v_PGBv.dtype, *v_PGBv.shape)
     return cache(k_PGBd, v_PGBv)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from .. import _cpu
+from ..blocks.cache_rows import first
 from ..decoder_layer import AttentionBlock, Block, FeedBlock, Layer, Piece, Places, Router, Stack, Tally
 from ..mixers import ConvBlock, DeltaBlock, LatentBlock, SpaceBlock
 from ..packed import Tail
@@ -152,7 +153,7 @@ def _latent(it: LatentBlock, D: int, given: int) -> Any:
         kv_a_norm=at(it.kv_a_norm, F32, rank),
         k_up=matrix(it.k_up),
         v_up=matrix(it.v_up),
-        cache=cache(it.rows_P1Bl, it.rows_P1Bl[..., :rank]),
+        cache=cache(it.rows_P1Bl, first(it.rows_P1Bl, rank)),
         rope=rope(it.cos_Pr, it.sin_Pr, turned),
         norm_eps=it.norm_eps,
         scale=it.scale,

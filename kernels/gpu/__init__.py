@@ -9,8 +9,8 @@ indexer, decays by key, convolutions with a bias or without silu, state spaces, 
 part.
 
 Differences from the twin: with more than one token, weights of bf16, q8_0 and q4_0 meet activations rounded to bf16 on
-tensor cores, and with a bf16 cache attention does too (`cases/case.py` knows the error this allows); all else is
-float32.
+tensor cores, and with a bf16 or a q8_0 cache attention does too, of a q8_0 one as rounded to bf16 (`cases/case.py`
+knows the error this allows); all else is float32.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from ..reference import (
     softplus_mul_,
 )
 from .attention.attention import attention
+from .attention.cache_rows import store_rows_
 from .attention.qkv import place_qkv_
 from .block import attention_block, layers
 from .cores.unpack import dequantize, embed
@@ -57,5 +58,5 @@ __all__ = [
     "add_layernorm_", "add_rmsnorm_", "argmax", "attention", "attention_block", "choose_keys", "delta_gates",
     "delta_rule", "dequantize", "embed", "experts", "gated_add_", "glu", "key_gates", "layernorm", "layers", "linear",
     "linear_by_head", "place_index_", "place_qkv_", "quantize", "repack", "rmsnorm", "rotate_", "route", "scale_",
-    "scale_rows_", "short_conv", "sigmoid_mul_", "softplus_mul_",
+    "scale_rows_", "short_conv", "sigmoid_mul_", "softplus_mul_", "store_rows_",
 ]  # fmt: skip

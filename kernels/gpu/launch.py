@@ -112,15 +112,6 @@ def heads(x_TNd: Tensor) -> int:
     return int(step[0])
 
 
-def caches(k_PGBd: Tensor, v_PGBv: Tensor) -> tuple[int, int, int, int]:
-    """Groups, keys of a page, and the sizes of a key and of a value of a layer's cache."""
-    (P, G, B, d), v = k_PGBd.shape, v_PGBv.shape[3]
-    assert k_PGBd.dtype in (torch.float32, torch.bfloat16), f"{k_PGBd.dtype}"
-    check(k_PGBd, k_PGBd.dtype, P, G, B, d)
-    check(v_PGBv, k_PGBd.dtype, P, G, B, v)
-    return G, B, d, v
-
-
 @lru_cache
 def pow2(n: int, least: int = 1) -> int:
     """The smallest power of two that is >= n and >= `least`: sizes of tiles are powers of two."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..blocks.cache_rows import Rows
 from ..decoder_layer import Places
 from ..packed import Matrix
 
@@ -44,8 +45,9 @@ class Indexer:
         return ops.choose_keys(q_TJe, ops.linear(h_TD, self.weights), self.keys_P1Be, *batch, top)
 
 
-def as_pages(rows_P1Bl: Tensor) -> Tensor:
+def as_pages(rows_P1Bl: Rows) -> Tensor:
     """A cache as one of pages that hold one token each: a slot is then a page."""
+    assert isinstance(rows_P1Bl, Tensor), "chosen keys in q8_0, whose scales are a page's"
     P, _, B, width = rows_P1Bl.shape
     return rows_P1Bl.view(P * B, 1, 1, width)
 

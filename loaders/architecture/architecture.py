@@ -41,7 +41,8 @@ class Part:
 class Cache:
     """What a layer keeps of the past: `width` elements for every `every`-th token, of the last `window` tokens. A query
     reads all of it, or the `chosen` entries that an indexer picks; nothing in a context of no more than `beyond`
-    tokens; in_chunks: those of its own chunk of `window` positions."""
+    tokens; in_chunks: those of its own chunk of `window` positions. rows: elements of its rows, where it is not all one
+    row."""
 
     width: int
     window: int | None = None
@@ -49,6 +50,7 @@ class Cache:
     chosen: int | None = None
     beyond: int = 0
     in_chunks: bool = False
+    rows: tuple[int, ...] = ()
 
     def stored(self, context: int) -> int:
         """Elements kept at a context of so many tokens."""
@@ -170,7 +172,7 @@ class Architecture:
 
     def cache_elements(self, context: int) -> int:
         """Elements that one sequence of `context` tokens keeps in all its caches."""
-        return sum(cache.stored(context) for cache in self._caches())
+        return sum(cache.stored(context) for cache in self.caches)
 
     @property
     def state_elements(self) -> int:
@@ -180,7 +182,9 @@ class Architecture:
     def _experts(self) -> Iterable[Experts]:
         return (layer.experts for layer in self.layers if layer.experts is not None)
 
-    def _caches(self) -> Iterable[Cache]:
+    @property
+    def caches(self) -> Iterable[Cache]:
+        """Those of all layers."""
         return (cache for layer in self.layers if layer.mixer for cache in layer.mixer.caches)
 
 

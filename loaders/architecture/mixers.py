@@ -45,7 +45,14 @@ def gqa(
     return Mixer(
         kind="in chunks" if window and in_chunks else "sliding window" if window else "grouped-query",
         parts=tuple(parts),
-        caches=(Cache(width=k_rows + v_rows, window=window, in_chunks=bool(window and in_chunks)),),
+        caches=(
+            Cache(
+                width=k_rows + v_rows,
+                window=window,
+                in_chunks=bool(window and in_chunks),
+                rows=(head_dim, v),
+            ),
+        ),
         pair_flops=2 * heads * (head_dim + v),
     )
 

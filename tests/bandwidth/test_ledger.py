@@ -26,6 +26,7 @@ from headrace.engine.ledger.passes import Pass, Prediction, in_turn
 from headrace.engine.ledger.summary import summarise
 from headrace.kernels import FORMATS
 from headrace.kernels.decoder_layer import Choice
+from headrace.kernels.formats import KV_BF16
 from headrace.loaders.architecture import catalogue
 from headrace.loaders.families import spec_of
 from headrace.loaders.families.config_reader import ConfigReader
@@ -87,7 +88,7 @@ def test_counted_bytes_equal_the_prediction(variant: str, checkpoints: Checkpoin
         predicted = pass_bytes(
             llm.spec,
             llm.parts.checkpoint.formats,
-            llm.parts.kv_dtype,
+            llm.parts.kv_format,
             tokens=done.tokens,
             contexts=[done.context],
             distinct_experts=seen[i] + [0] * skipped,
@@ -124,7 +125,7 @@ def predicted(
     """What a run on the CPU alone predicts of a pass; as many sequences as tokens, if nothing is said."""
     rows = list(range(sequences or tokens))
     done = Pass(index=0, phase="", sequences=rows, tokens=tokens, context=context, bytes={"cpu_dram": groups})
-    found = PassModel(spec, formats, torch.bfloat16, tier_rates.of_cpu(known))(done)
+    found = PassModel(spec, formats, KV_BF16, tier_rates.of_cpu(known))(done)
     assert found is not None
     return found
 
@@ -171,7 +172,7 @@ def test_a_prompt_reads_its_cache_once_and_computes_for_every_query() -> None:
     queries as see a key on average."""
     spec = some_spec()
     formats = Formats(experts=FORMATS["bf16"], dense=FORMATS["bf16"], embed=FORMATS["bf16"])
-    token = bytes_per_token(spec, torch.bfloat16)
+    token = bytes_per_token(spec, KV_BF16)
     known = dataclasses.replace(profile(1e30), attention={"1": 1e3, "8": 500.0, "512": 10.0})
 
     def seconds(tokens: int, context: int, sequences: int) -> float:
@@ -201,7 +202,7 @@ def test_latents_have_the_flops_that_their_heads_make_of_a_byte() -> None:
     """16 heads on latents of 512 and 64: 1088 products a pair and head for 576 x 2 bytes. Prompts make keys of 192 and
     values of 128, of those before the chunk and of eight more for a projection that is turned over."""
     spec, known = released(mixers.DEEPSEEK_V2_LITE), dataclasses.replace(profile(1e30), attention=MEASURED)
-    token, row = bytes_per_token(spec, torch.bfloat16), 576 * 2
+    token, row = bytes_per_token(spec, KV_BF16), 576 * 2
     cost = known.cache_seconds_per_byte
 
     def seconds(tokens: int, context: int) -> float:

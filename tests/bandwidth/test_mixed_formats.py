@@ -7,7 +7,6 @@ import json
 from typing import Any
 
 import pytest
-import torch
 
 from headrace.engine.bandwidth_model import machine_file, split_decode, tier_rates
 from headrace.engine.bandwidth_model.hardware import Device, Hardware, exactly
@@ -27,6 +26,7 @@ from headrace.engine.ledger.passes import Pass
 from headrace.engine.measure.kernel_rates import USUAL
 from headrace.kernels import FORMATS, ExpertLayout
 from headrace.kernels.context import Context
+from headrace.kernels.formats import KV_BF16
 from headrace.loaders.families import spec_of
 from headrace.loaders.families.config_reader import ConfigReader
 from headrace.loaders.quants.by_format import ByFormat
@@ -75,7 +75,7 @@ def a_pass(read: dict[str, int], tokens: int = 1, by_layer: tuple[int, ...] = ()
 
 
 def seconds(known: Profile, done: Pass) -> float:
-    found = PassModel(spec(), formats(), torch.bfloat16, tier_rates.of_cpu(known))(done)
+    found = PassModel(spec(), formats(), KV_BF16, tier_rates.of_cpu(known))(done)
     assert found is not None
     return found.seconds
 

@@ -198,7 +198,7 @@ def test_extrapolation_takes_the_layers_that_are_missing(profile: Profile) -> No
     prefill, decode = bench.run(cut, Grid(prompt=(8,), new=(4,), rounds=1))
     assert prefill.whole_tok_s == pytest.approx(prefill.tok_s / 3)
     passes = [p for p in cut.ledger.passes if p.phase == "decode"][-4:]
-    uncut = PassModel(whole_spec(cut), cut.parts.checkpoint.formats, cut.parts.kv_dtype, tier_rates.of_cpu(profile))
+    uncut = PassModel(whole_spec(cut), cut.parts.checkpoint.formats, cut.parts.kv_format, tier_rates.of_cpu(profile))
     found = [uncut(dataclasses.replace(p, bytes=bench.scaled(p.bytes, grown))) for p in passes]
     seconds = sum(one.seconds for one in found if one is not None)
     assert decode.whole_tok_s == pytest.approx(decode.tok_s * sum(p.predicted_s or 0 for p in passes) / seconds)

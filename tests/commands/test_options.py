@@ -40,7 +40,7 @@ COMMANDS: dict[str, dict[str, Any]] = {
         "--placement": None, "--tensor-split": None, "--vram-limit": None, "--stream-from": "auto", **CACHED,
         "--pinned-limit": None, "--handoff": "auto", "--max-context": None, "--prefill-chunk": 512, "--revision": None,
         "--offline": False, "--cache-dir": None, "--ignore-config-keys": "", "--ignore-tensors": "", "--profile": None,
-        "--no-measure": False, "--ram-limit": None, "--kv-disk": None, "--trace": None,
+        "--no-measure": False, "--ram-limit": None, "--kv-format": "auto", "--kv-disk": None, "--trace": None,
     },
     "serve": {
         "--host": "127.0.0.1", "--port": 8000, "--parallel": 8, "--api-key": None, "--api-key-file": None,
@@ -53,7 +53,7 @@ COMMANDS: dict[str, dict[str, Any]] = {
         "--placement": None, "--tensor-split": None, "--vram-limit": None, "--stream-from": "auto", **CACHED,
         "--pinned-limit": None, "--handoff": "auto", "--max-context": None, "--prefill-chunk": 512, "--revision": None,
         "--offline": False, "--cache-dir": None, "--ignore-config-keys": "", "--ignore-tensors": "", "--profile": None,
-        "--no-measure": False, "--ram-limit": None, "--kv-disk": None, "--trace": None,
+        "--no-measure": False, "--ram-limit": None, "--kv-format": "auto", "--kv-disk": None, "--trace": None,
     },
     "convert": {
         "--expert-format": "q4_0", "--dense-format": "native", "--dtype": "auto", "--revision": None,
@@ -66,7 +66,7 @@ COMMANDS: dict[str, dict[str, Any]] = {
         "--n-cpu-moe": None, "--placement": None, "--tensor-split": None, "--vram-limit": None, "--stream-from": "auto",
         **CACHED, "--pinned-limit": None, "--handoff": "auto", "--revision": None, "--offline": False,
         "--cache-dir": None, "--ignore-config-keys": "", "--ignore-tensors": "", "--profile": None,
-        "--no-measure": False, "--ram-limit": None,
+        "--no-measure": False, "--ram-limit": None, "--kv-format": "auto",
     },
     "measure": {
         "--threads": None, "--profile": None, "--rounds": 25, "--quick": False, "--formats": "",
@@ -80,7 +80,7 @@ COMMANDS: dict[str, dict[str, Any]] = {
         "--expert-format": "native", "--dense-format": "native", "--dtype": "auto", "--experts-per-token": None,
         "--cpu-activations": "int8", "--threads": None, "--prefill-chunk": 512, "--revision": None, "--offline": False,
         "--cache-dir": None, "--ignore-config-keys": "", "--ignore-tensors": "", "--profile": None,
-        "--no-measure": False, "--ram-limit": None, "--trace": None,
+        "--no-measure": False, "--ram-limit": None, "--kv-format": "auto", "--trace": None,
     },
     "doctor": {
         "--random-weights": False, "--expert-format": "native", "--dense-format": "native", "--threads": None,
@@ -89,6 +89,7 @@ COMMANDS: dict[str, dict[str, Any]] = {
     },
     "plan": {
         "--hardware": None, "--quant": "native", "--context": None, "--batch": 1, "--prompt": 512,
+        "--kv-format": "bf16",
         "--placement": "auto", "--model": "full", "--experts-per-token": None, "--trace": None, "--plot": None,
         "--article": False, "--json": False,
         "--revision": None, "--offline": False, "--cache-dir": None,
@@ -105,7 +106,7 @@ COMMANDS: dict[str, dict[str, Any]] = {
         "--placement": None, "--tensor-split": None, "--vram-limit": None, "--stream-from": "auto", **CACHED,
         "--pinned-limit": None, "--handoff": "auto", "--max-context": None, "--prefill-chunk": 512, "--revision": None,
         "--offline": False, "--cache-dir": None, "--ignore-config-keys": "", "--ignore-tensors": "", "--profile": None,
-        "--no-measure": False, "--ram-limit": None,
+        "--no-measure": False, "--ram-limit": None, "--kv-format": "auto",
     },
     "trace stats": {"--json": False, "--plot": None},
     "trace replay": {
@@ -223,7 +224,8 @@ ENGINE = {
     "--policy-trace old.trace": {"policy_trace": Path("old.trace")}, "--link-limit 25": {"link_limit": 25},
     "--pinned-limit 50%": {"pinned_limit": "50%"}, "--handoff eager": {"handoff": "eager"},
     "--max-context 99": {"max_context": 99}, "--prefill-chunk 64": {"prefill_chunk": 64},
-    "--ram-limit 12.5": {"ram_limit": 12.5}, "--kv-disk kept:5": {"kv_disk": "kept:5"},
+    "--ram-limit 12.5": {"ram_limit": 12.5}, "--kv-format q8_0": {"kv_format": "q8_0"},
+    "--kv-disk kept:5": {"kv_disk": "kept:5"},
     "--revision v2": {"revision": "v2"}, "--offline": {"offline": True},
     "--cache-dir kept": {"cache_dir": Path("kept")}, "--ignore-config-keys a,b,": {"ignore_config_keys": ("a", "b")},
     "--ignore-tensors mtp.*": {"ignore_tensors": ("mtp.*",)},

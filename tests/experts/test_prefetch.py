@@ -290,7 +290,7 @@ def test_counted_bytes_equal_the_prediction(name: str, fetches: list[int], tmp_p
             each = [seen[done.index].get(layer, []) for layer in range(len(llm.spec.layers))]
             formats, decided = llm.parts.checkpoint.formats, llm.parts.memory_plan.offload
             assert done.bytes == placed_bytes(
-                llm.spec, formats, llm.parts.kv_dtype, llm.parts.placement, shape, each, decided
+                llm.spec, formats, llm.parts.kv_format, llm.parts.placement, shape, each, decided
             )
         unchosen = sum(p.bytes["h2d"].get("unchosen", 0) for p in llm.ledger.passes)
         assert (unchosen > 0) == (chosen is CHOSEN) or chosen is None

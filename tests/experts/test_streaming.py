@@ -225,7 +225,7 @@ def test_counted_bytes_equal_the_prediction(name: str, moved: str, tmp_path: Pat
         chosen = [seen[done.index].get(layer, []) for layer in range(len(llm.spec.layers))]
         formats, decided = llm.parts.checkpoint.formats, llm.parts.memory_plan.offload
         assert done.bytes == placed_bytes(
-            llm.spec, formats, llm.parts.kv_dtype, llm.parts.placement, shape, chosen, decided
+            llm.spec, formats, llm.parts.kv_format, llm.parts.placement, shape, chosen, decided
         )
 
 

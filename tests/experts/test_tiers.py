@@ -208,7 +208,7 @@ def test_counted_bytes_equal_the_prediction(name: str, tmp_path: Path) -> None:
         )
         chosen = [seen[done.index].get(layer, []) for layer in range(len(llm.spec.layers))]
         wanted = placed_bytes(
-            llm.spec, llm.parts.checkpoint.formats, llm.parts.kv_dtype, llm.parts.placement, shape, chosen
+            llm.spec, llm.parts.checkpoint.formats, llm.parts.kv_format, llm.parts.placement, shape, chosen
         )
         assert done.bytes == wanted
 

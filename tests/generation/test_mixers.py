@@ -23,6 +23,7 @@ from headrace.kernels.cases.mixers import latent_block
 from headrace.kernels.context import Context
 from headrace.kernels.cpu import CpuOps
 from headrace.kernels.decoder_layer import compose, compose_layers
+from headrace.kernels.formats import KV_F32
 from headrace.kernels.isa import available_isas
 from headrace.kernels.mixers import LatentBlock
 from headrace.kernels.packed import Matrix
@@ -63,7 +64,7 @@ def test_a_state_is_read_and_written_by_each_sequence() -> None:
 @pytest.mark.parametrize("variant", NEW_KINDS)
 def test_cache_bytes_are_those_of_the_tensors(variant: str, checkpoints: Checkpoints) -> None:
     with load(checkpoints(variant), max_context=64, max_sequences=2) as llm:
-        cache, sizes = llm.parts.decoder.cache, cache_sizes(llm.spec, torch.float32)
+        cache, sizes = llm.parts.decoder.cache, cache_sizes(llm.spec, KV_F32)
         by_slot: list[torch.Tensor] = []
         paged: list[torch.Tensor] = []
         for layer in cache.layers:

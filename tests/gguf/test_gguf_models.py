@@ -19,6 +19,7 @@ from headrace.engine.ledger.passes import CPU_DRAM
 from headrace.engine.memory import kv_budget
 from headrace.errors import CheckpointError, ConfigError
 from headrace.kernels.blocks.ggml import FILE_BLOCKS
+from headrace.kernels.formats import KV_F32
 from headrace.loaders.gguf.runnable import READABLE
 from headrace.loaders.gguf_weights.open_gguf import open_gguf
 from headrace.loaders.weights.chosen_formats import LoadOptions
@@ -31,7 +32,7 @@ PLAIN = [name for name in tiny.VARIANTS if name != "mixtral-llama3" and name.spl
 @pytest.fixture(autouse=True)
 def _float32_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     """Quantised models keep keys and values in bfloat16, which is more than is to be seen here."""
-    monkeypatch.setattr(kv_budget, "kv_dtype", lambda *_: torch.float32)
+    monkeypatch.setattr(kv_budget, "kv_format", lambda *_: KV_F32)
 
 
 def logits(model: Path, **options: object) -> torch.Tensor:

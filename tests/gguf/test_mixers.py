@@ -17,6 +17,7 @@ from mixer_types import AS_RELEASED, MIXES
 from headrace import LLM
 from headrace.engine.memory import kv_budget
 from headrace.errors import CheckpointError, ConfigError
+from headrace.kernels.formats import KV_F32
 from headrace.loaders.gguf_weights.open_gguf import open_gguf
 from headrace.loaders.weights.chosen_formats import LoadOptions
 
@@ -32,7 +33,7 @@ VARIANTS = [name for name in tiny.VARIANTS if name.split("-")[0] in mixer_files.
 @pytest.fixture(autouse=True)
 def _float32_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     """Quantised models keep keys and values in bfloat16, which is more than is to be seen here."""
-    monkeypatch.setattr(kv_budget, "kv_dtype", lambda *_: torch.float32)
+    monkeypatch.setattr(kv_budget, "kv_format", lambda *_: KV_F32)
 
 
 def logits(model: Path, **options: object) -> torch.Tensor:

@@ -22,8 +22,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
-
 from headrace.engine.experts.offload_plan import NONE, OffloadPlan, next_in_ram
 from headrace.engine.ledger.pass_bytes import (
     EXPERTS,
@@ -38,6 +36,7 @@ from headrace.engine.ledger.pass_bytes import (
 from headrace.engine.ledger.passes import CPU_DRAM, D2D, D2H, H2D, Bytes
 from headrace.engine.placement.placement import Placement, Tier
 from headrace.kernels import ExpertLayout
+from headrace.kernels.formats import KVFormat
 from headrace.loaders.spec import ModelSpec
 from headrace.loaders.weights.model_weights import Formats, allocate
 
@@ -47,7 +46,7 @@ F32, I32, I64 = 4, 4, 8  # bytes
 def pass_bytes(
     spec: ModelSpec,
     formats: Formats,
-    kv_dtype: torch.dtype,
+    kv_format: KVFormat,
     *,
     tokens: int,
     contexts: Sequence[int],
@@ -58,7 +57,7 @@ def pass_bytes(
     how many distinct experts each MoE layer chose (0 in the last, if it is one, where no logits are wanted)."""
     weights = allocate(spec, formats, "meta")
     banks = [layer.experts for layer in weights.layers if layer.experts is not None]
-    sizes, cache = dense_sizes(weights), cache_sizes(spec, kv_dtype)
+    sizes, cache = dense_sizes(weights), cache_sizes(spec, kv_format)
     groups = {EXPERTS: sum(n * bank.layout.bytes for n, bank in zip(distinct_experts, banks, strict=True))}
     common = common_bytes(sizes, cache, spans=spans_of(tokens, contexts), logits=logits)
     return {CPU_DRAM: {**groups, **common[CPU_DRAM]}}
@@ -85,7 +84,7 @@ class PassShape:
 def placed_bytes(
     spec: ModelSpec,
     formats: Formats,
-    kv_dtype: torch.dtype,
+    kv_format: KVFormat,
     placement: Placement,
     shape: PassShape,
     chosen: Sequence[Sequence[int]],
@@ -105,7 +104,7 @@ def placed_bytes(
     weights = allocate(spec, formats, "meta")
     common = common_bytes(
         dense_sizes(weights),
-        cache_sizes(spec, kv_dtype),
+        cache_sizes(spec, kv_format),
         spans=spans_of(shape.tokens, shape.contexts),
         logits=shape.rows > 0,
         main=main.channel,

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from headrace import LLM, OptionError, SamplingParams
 from headrace.kernels import FORMATS, load
+from headrace.kernels.formats import KV_BF16, KV_FORMATS
 from headrace.kernels.packed import Matrix, Part
 from headrace.loaders.architecture import catalogue
 from headrace.loaders.families import spec_of
@@ -132,14 +133,14 @@ def test_dtype_overrules_the_type_of_the_checkpoint(format: str, checkpoints: Ch
     llm = LLM(str(checkpoints("qwen3_moe")), kernels="reference", dtype=format)
     expected = {"float32": "f32", "bfloat16": "bf16"}[format]
     assert {*llm.parts.checkpoint.formats.names.values()} == {expected}
-    assert llm.parts.kv_dtype == getattr(torch, format)
+    assert llm.parts.kv_format is KV_FORMATS[expected]
 
 
 def test_a_model_whose_head_is_the_embedding_keeps_its_cache_in_16_bits() -> None:
     """No tensor is then of the embedding's own group."""
     with LLM("demo") as llm:
         assert llm.parts.checkpoint.formats.names == {"experts": "bf16", "dense": "bf16", "embed": "bf16"}
-        assert llm.parts.kv_dtype == torch.bfloat16
+        assert llm.parts.kv_format is KV_BF16
 
 
 # ---- what may be stored besides

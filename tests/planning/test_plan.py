@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import tiny
-import torch
 from conftest import Run
 from expected_bytes import pass_bytes
 from terminal import folded
@@ -33,6 +32,7 @@ from headrace.engine.terminal.plan.plan_plot import crossover_batch
 from headrace.engine.terminal.plan.plan_report import as_json, n_cpu_moe
 from headrace.kernels import FORMATS, ExpertLayout
 from headrace.kernels.context import Context
+from headrace.kernels.formats import KV_BF16
 from headrace.loaders import model_source
 from headrace.loaders.families import spec_of
 from headrace.loaders.families.config_reader import ConfigReader
@@ -82,9 +82,7 @@ def test_bytes_are_those_of_the_engine(variant: str, experts: str, dense: str, c
     engine = Model(source.described.architecture, found, machine(gpus=0))
     everything = layouts.on_cpu(found, engine.hardware, _no_demand(len(spec.layers)))
     counted = engine.bytes_per_token(everything, Workload(context=context, batch=1, prompt=1))
-    wanted = pass_bytes(
-        spec, formats, torch.bfloat16, tokens=1, contexts=[context], distinct_experts=[spec.moe.top_k] * banks
-    )
+    wanted = pass_bytes(spec, formats, KV_BF16, tokens=1, contexts=[context], distinct_experts=[spec.moe.top_k] * banks)
     assert counted == wanted
 
 
@@ -103,7 +101,7 @@ def test_time_is_that_of_the_engine(variant: str, batch: int, checkpoints: Any, 
     )  # fmt: skip
     formats = Formats(experts=FORMATS["q4_0"], dense=FORMATS["q8_0"], embed=FORMATS["f32"])
     none = [0] * spec.moe_layers
-    read = pass_bytes(spec, formats, torch.bfloat16, tokens=batch, contexts=[17] * batch, distinct_experts=none)
+    read = pass_bytes(spec, formats, KV_BF16, tokens=batch, contexts=[17] * batch, distinct_experts=none)
     layout = ExpertLayout(format=formats.experts, hidden=spec.hidden, width=spec.moe.width)
     touched = distinct_experts(spec.moe.experts, spec.moe.top_k, batch)  # not whole: an average
     read["cpu_dram"]["experts"] = touched * spec.moe_layers * layout.bytes
@@ -116,7 +114,7 @@ def test_time_is_that_of_the_engine(variant: str, batch: int, checkpoints: Any, 
     done = Pass(
         index=0, phase="decode", sequences=list(range(batch)), tokens=batch, context=17 * batch, bytes=read
     )  # fmt: skip
-    wanted = PassModel(spec, formats, torch.bfloat16, tier_rates.of_cpu(known))(done)
+    wanted = PassModel(spec, formats, KV_BF16, tier_rates.of_cpu(known))(done)
     assert wanted is not None
     assert step.seconds == pytest.approx(wanted.seconds, rel=1e-6)
     assert step.terms == pytest.approx(wanted.terms, rel=1e-6)

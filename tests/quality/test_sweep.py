@@ -41,6 +41,7 @@ def no_loads(monkeypatch: pytest.MonkeyPatch) -> None:
         ("experts-per-token=1,2,4", [("experts_per_token", (1, 2, 4))]),
         ("expert-format=q8_0,q4_0,q8_0", [("expert_format", ("q8_0", "q4_0"))]),
         ("experts-per-token", [("experts_per_token", ())]),
+        ("kv-format=q8_0,kv-format", [("kv_format", ("q8_0",)), ("kv_format", ())]),
         ("experts-per-token,expert-format", [("experts_per_token", ()), ("expert_format", ())]),
         (
             "expert-format=native,q2_k,experts-per-token=3",
@@ -61,6 +62,7 @@ def test_a_sweep_is_read(said: str, wanted: list[Any]) -> None:
         (["experts-per-token=1,x"], "--sweep experts-per-token has 'x'; give whole numbers"),
         (["experts-per-token="], "--sweep experts-per-token has ''; give whole numbers"),
         (["expert-format=q9"], "expert_format is 'q9'; choose one of"),
+        (["kv-format=q4_0"], "kv_format is 'q4_0'; choose one of auto, f32, bf16, q8_0"),
         (["expert-format=q8_0", "expert-format"], "--sweep has expert-format twice"),
     ],
 )
@@ -102,6 +104,7 @@ def test_usual_values_make_a_curve() -> None:
     assert usual("experts_per_token", 6, 12) == (1, 2, 4, 6, 8, 12)
     assert usual("experts_per_token", 8, 16) == (1, 2, 4, 8, 16)
     assert usual("expert_format", 4, 8) == FORMATS
+    assert usual("kv_format", 4, 8) == ("bf16", "q8_0")
     trained, found = settings("demo", {}, [("experts_per_token", ()), ("expert_format", ())])
     assert trained == 4
     assert len(found) == 8 * len(FORMATS)
@@ -174,14 +177,14 @@ def test_a_warning_of_every_load_comes_once(
         assert [record.getMessage() for record in caplog.records].count("this machine is odd") == 1
 
 
-def point(count: int, name: str, value: float) -> Point:
+def point(count: int, name: str, value: float, kv: str = "bf16") -> Point:
     scored = Perplexity(
         value=value, error=0.5, tokens=9, nll=1.0, nll_error=0.1, bits_per_byte=1.0, tok_s=5.0, window=8, stride=8
     )
     return Point(
         experts_per_token=count, is_trained=count == 4, expert_format=name, stored_as="bf16", expert_bytes=1000,
-        bytes_per_token=100 * count, prefill_tok_s=50.0, decode_tok_s=10.0 / count, prefill_samples=(50.0,),
-        decode_samples=(10.0 / count,), perplexity=scored, change=0.0, change_error=None,
+        kv_format=kv, bytes_per_token=100 * count, prefill_tok_s=50.0, decode_tok_s=10.0 / count,
+        prefill_samples=(50.0,), decode_samples=(10.0 / count,), perplexity=scored, change=0.0, change_error=None,
     )  # fmt: skip
 
 
@@ -196,6 +199,8 @@ def test_lines_join_a_format_or_formats_where_each_has_one_point() -> None:
     }  # fmt: skip
     alone = made_up(*(point(4, name, 20.0) for name in ("native", "q8_0", "q2_k")))
     assert {name: len(many) for name, many in sweep_plot.lines(alone).items()} == {"4 experts a token": 3}
+    caches = made_up(*(point(count, "q8_0", 20.0, kv) for kv in ("bf16", "q8_0") for count in (2, 4)))
+    assert [*sweep_plot.lines(caches)] == ["q8_0, cache bf16", "q8_0, cache q8_0"]
 
 
 @pytest.mark.parametrize("name", ["plot.png", "plot.svg"])

@@ -20,6 +20,7 @@ from headrace.engine.ledger.passes import CPU_DRAM
 from headrace.engine.memory import kv_budget
 from headrace.engine.memory.memory_plan import storage_of
 from headrace.engine.planning import plan
+from headrace.kernels.formats import KV_F32
 from headrace.loaders import model_source
 from headrace.loaders.weights import converted
 from headrace.loaders.weights.checkpoint import open_directory
@@ -45,7 +46,7 @@ FAMILY = {kind: list(MODELS)[i % len(MODELS)] for i, kind in enumerate(KINDS)}
 
 @pytest.fixture(autouse=True)
 def _float32_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kv_budget, "kv_dtype", lambda *_: torch.float32)
+    monkeypatch.setattr(kv_budget, "kv_format", lambda *_: KV_F32)
 
 
 def logits(model: Path, **options: object) -> torch.Tensor:

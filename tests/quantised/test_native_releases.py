@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from headrace import LLM
 from headrace.engine.memory import kv_budget
+from headrace.kernels.formats import KV_F32
 from headrace.loaders.weights.checkpoint import open_directory
 from headrace.loaders.weights.chosen_formats import LoadOptions
 
@@ -40,7 +41,7 @@ SIZES: dict[str, dict[str, int]] = {
 
 @pytest.fixture(autouse=True)
 def _float32_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kv_budget, "kv_dtype", lambda *_: torch.float32)
+    monkeypatch.setattr(kv_budget, "kv_format", lambda *_: KV_F32)
 
 
 def logits(model: Path) -> torch.Tensor:

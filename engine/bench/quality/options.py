@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ....errors import OptionError, brief
 from ...config import EngineConfig
 from ...option import COMMON, option
 
 # What can be swept, and the field of `EngineConfig` that it sets.
-AXES = {"experts-per-token": "experts_per_token", "expert-format": "expert_format"}
+AXES = {"experts-per-token": "experts_per_token", "expert-format": "expert_format", "kv-format": "kv_format"}
 EXAMPLE = "experts-per-token=1,2,4"
+CACHES = ("bf16", "q8_0")
 FORMATS = ("native", "q8_0", "q6_k", "q4_k", "q4_0", "q3_k", "q2_k")  # where none are given
 
 Axis = tuple[str, tuple[int | str, ...]]  # a field, and its values; none: the usual ones
@@ -72,8 +74,9 @@ def parse(text: str) -> list[Axis]:
 
 
 def _value(name: str, word: str) -> int | str:
-    if name == "expert_format":
-        EngineConfig(expert_format=word)  # refuses one that there is not
+    if name != "experts_per_token":
+        wanted: dict[str, Any] = {name: word}
+        EngineConfig(**wanted)  # refuses one that there is not
         return word
     if not (word.isascii() and word.isdigit()):
         raise OptionError(f"--sweep {_said(name)} has {brief(word)}; give whole numbers, as in {EXAMPLE}")

@@ -1,4 +1,5 @@
-"""One text scored by one model under several settings: experts a token, formats of the experts, or each pair of them.
+"""One text scored by one model under several settings: experts a token, formats of the experts or of the cache, or each
+pair of them.
 
 Every setting is a load of its own. Speed is that of a short prompt and a short generation from the same text, as the
 ledger's passes say; with several rounds all settings are timed in turn, forwards and backwards, so that what else the
@@ -22,8 +23,9 @@ from ...ledger import in_formats
 from ...ledger.passes import MEMORIES
 from ...ledger.summary import summarise
 from ...llm import LLM
+from ...memory import kv_budget
 from ..passport import passport
-from .options import FORMATS, Asked, Axis
+from .options import CACHES, FORMATS, Asked, Axis
 from .perplexity import Perplexity, Scores, change, of_scores, score
 
 PROMPT, NEW, REPEATS = 256, 64, 3  # tokens of a prompt and of its completion, and how many count of a load
@@ -35,15 +37,16 @@ Setting = dict[str, Any]  # fields of `EngineConfig`
 @dataclass(frozen=True, kw_only=True)
 class Point:
     """What one setting gave. expert_format: as asked for, stored_as: what most experts have; expert_bytes: of all
-    routed experts; bytes_per_token: that a decoded token read; rates are tokens per second, medians of the samples.
-    change: of the perplexity against that of the base, as a share, and its standard error from the differences of each
-    token."""
+    routed experts; kv_format: of the cache; bytes_per_token: that a decoded token read; rates are tokens per second,
+    medians of the samples. change: of the perplexity against that of the base, as a share, and its standard error from
+    the differences of each token."""
 
     experts_per_token: int
     is_trained: bool
     expert_format: str
     stored_as: str
     expert_bytes: int
+    kv_format: str
     bytes_per_token: int
     prefill_tok_s: float
     decode_tok_s: float
@@ -92,14 +95,16 @@ def settings(model: str, config: Setting, axes: Sequence[Axis]) -> tuple[int, li
         used.check(int(count), trained, most, str(found.directory))
     for name in values.get("expert_format", ()):
         _opened(model, {**config, "expert_format": name})
+    for name in values.get("kv_format", ()):
+        kv_budget.kv_format(EngineConfig(kv_format=str(name)), found.spec, found.formats)
     return trained, [dict(zip(values, one, strict=True)) for one in itertools.product(*values.values())]
 
 
 def usual(name: str, trained: int, most: int) -> tuple[int | str, ...]:
     """The values of an axis that makes a curve: formats from large to small, or numbers up to `most`; of many the
     powers of two, the trained number and the last."""
-    if name == "expert_format":
-        return FORMATS
+    if name != "experts_per_token":
+        return {"expert_format": FORMATS, "kv_format": CACHES}[name]
     if most <= ALL:
         return tuple(range(1, most + 1))
     powers = (1 << i for i in range(most.bit_length()))
@@ -164,6 +169,7 @@ def _facts(llm: LLM) -> dict[str, Any]:
     return {
         "experts_per_token": llm.spec.moe.top_k,
         "expert_format": llm.config.expert_format,
+        "kv_format": llm.parts.kv_format.name,
         "stored_as": formats.names["experts"],
         "expert_bytes": round(sum(layer.experts * layer.expert.total for layer in layers)),
     }

@@ -33,10 +33,13 @@ def save(found: Sweep, path: Path, model: str, over: Sequence[tuple[str, Across]
 
 
 def lines(found: Sweep) -> dict[str, list[Point]]:
-    """The points that a line joins, by its name: those of a format, or all where each format has one point."""
+    """The points that a line joins, by its name: those of a format, or all where each format has one point; of several
+    formats of the cache each for itself."""
     by_format: dict[str, list[Point]] = {}
+    has_caches = len({point.kv_format for point in found.points}) > 1
     for point in found.points:
-        by_format.setdefault(sweep_report.format_of(point), []).append(point)
+        name = sweep_report.format_of(point) + (f", cache {point.kv_format}" if has_caches else "")
+        by_format.setdefault(name, []).append(point)
     if all(len(points) == 1 for points in by_format.values()):
         return {f"{found.points[0].experts_per_token} experts a token": list(found.points)}
     return by_format

@@ -19,7 +19,7 @@ def table(found: Sweep, text: str) -> Table:
         f"{text}, {first.tokens} tokens in windows of {first.window}, {first.stride} apart; used: experts of a layer, "
         "*: as trained; read: by a decoded token; pp, tg: tokens of a prompt, and of generated text"
     )
-    shown = new_table(title, "used", "format", "experts", "read", "pp/s", "tg/s", "perplexity", "change, %")
+    shown = new_table(title, "used", "format", "experts", "cache", "read", "pp/s", "tg/s", "perplexity", "change, %")
     for point in found.points:
         shown.add_row(*_cells(point))
     return shown
@@ -29,7 +29,7 @@ def _cells(point: Point) -> list[str]:
     scored = point.perplexity
     return [
         f"{point.experts_per_token}{' *' if point.is_trained else ''}", format_of(point), size(point.expert_bytes),
-        size(point.bytes_per_token), f"{point.prefill_tok_s:.0f}", f"{point.decode_tok_s:.1f}",
+        point.kv_format, size(point.bytes_per_token), f"{point.prefill_tok_s:.0f}", f"{point.decode_tok_s:.1f}",
         _with_error(scored.value, scored.error, ""), _with_error(point.change, point.change_error, "+", 100),
     ]  # fmt: skip
 

@@ -84,7 +84,8 @@ def _over_context(axis: Any, plan: Plan) -> None:
 def _tok_s(plan: Plan, context: int, batch: int) -> float | None:
     """Tokens/s of the best placement at another point, which may be another one there; None where none fits."""
     assert plan.hardware is not None
-    work = Workload(context=context, batch=batch, prompt=min(plan.options.prompt, context))
+    prompt = min(plan.options.prompt, context)
+    work = Workload(context=context, batch=batch, prompt=prompt, kv=plan.options.kv)
     engine = Model(plan.model, plan.storage, plan.hardware, plan.distinct)
     demand = needs(plan.model, work, plan.hardware)
     placed = placing.choices(plan.storage, plan.hardware, demand)

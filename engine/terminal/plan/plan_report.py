@@ -11,7 +11,7 @@ from rich.table import Table
 from ....errors import short
 from ....loaders.architecture.architecture import GROUPS, Architecture
 from ....loaders.quants.by_format import ByFormat
-from ...bandwidth_model.flop_counts import CACHE_WIDTH, STATE_WIDTH
+from ...bandwidth_model.flop_counts import STATE_WIDTH
 from ...bandwidth_model.hardware import REACHED, Device, Range
 from ...bandwidth_model.machine_file import unknown_gpus
 from ...planning import layouts as placing
@@ -100,8 +100,10 @@ def _format(plan: Plan, group: str, count: int, held: int) -> str:
 def cache_line(plan: Plan) -> str:
     context, model = plan.options.context, plan.model
     state = f" and {size(STATE_WIDTH * model.state_elements)} of state" if model.state_elements else ""
+    kept = size(plan.options.kv.bytes(model.cache_elements(context)))
+    kind = "" if plan.options.kv_format == "bf16" else f" as {plan.options.kv_format}"
     return (
-        f"a sequence of {context} tokens keeps {size(CACHE_WIDTH * model.cache_elements(context))} in the cache{state} "
+        f"a sequence of {context} tokens keeps {kept} in the cache{kind}{state} "
         f"({plan.options.batch} sequences: {size(sum(plan.demand.cache))})"
     )
 
@@ -255,7 +257,8 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "batch": plan.options.batch,
         "prompt": min(plan.options.prompt, plan.options.context),
         "kv_cache": {
-            "bytes": CACHE_WIDTH * model.cache_elements(plan.options.context),
+            "format": plan.options.kv_format,
+            "bytes": plan.options.kv.bytes(model.cache_elements(plan.options.context)),
             "state_bytes": STATE_WIDTH * model.state_elements,
         },
         "bytes_per_token": {t: {**g, "total": sum(g.values())} for t, g in plan.bytes_per_token.items()},

@@ -7,11 +7,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 
-import torch
 from torch import Generator
 
 from ...decoder_layer import AttentionBlock, Layer, Stack
-from ...formats import FORMATS, ExpertLayout
+from ...formats import FORMATS, KV_BF16, KV_Q8_0, ExpertLayout, KVFormat
 from ...packed import Stacked
 from ...recipes import Activation
 from ..all import experts_case_of
@@ -21,15 +20,15 @@ from ..families import glu_cases
 from ..layers import layers_difference, random_layer
 
 LATE = Activation(limit=0.75, late=True)
-VALUE = 16
+VALUES = {KV_BF16: 16, KV_Q8_0: 64}  # numbers of a value, by the format of the cache
 
 
 def narrow(g: Generator, source: Source, block: AttentionBlock, D: int, per_head: bool, soft: bool) -> AttentionBlock:
     """The block with values of another width, a gate, and on the way a window with sinks."""
-    form = block.qkv.parts[0].format
+    form, value = block.qkv.parts[0].format, block.v_PGBd.shape[3]
     return replace(
-        block, qkv=Stacked((source.matrix(form, (N + G) * HEAD + G * VALUE, D),)), qkv_bias=None, clip=None,
-        o=source.matrix(form, D, N * VALUE), gate=source.matrix(form, N if per_head else N * VALUE, D), soft=soft,
+        block, qkv=Stacked((source.matrix(form, (N + G) * HEAD + G * value, D),)), qkv_bias=None, clip=None,
+        o=source.matrix(form, D, N * value), gate=source.matrix(form, N if per_head else N * value, D), soft=soft,
         v_scale=0.7, window=6 if per_head else None, sinks_N=normal(g, N) if per_head else None, native={},
     )  # fmt: skip
 
@@ -37,9 +36,9 @@ def narrow(g: Generator, source: Source, block: AttentionBlock, D: int, per_head
 def narrow_cases() -> Iterator[Case]:
     """Blocks and a decoder: the same bits as from their parts."""
 
-    def build(g: Generator, source: Source, new: list[int], old: list[int], rows: str) -> Inputs:
+    def build(g: Generator, source: Source, new: list[int], old: list[int], rows: str, kv: KVFormat) -> Inputs:
         T, contexts = sum(new), [n + o for n, o in zip(new, old, strict=True)]
-        cache = paged(g, contexts, G, PAGE, HEAD, torch.bfloat16, v_dim=VALUE)
+        cache = paged(g, contexts, G, PAGE, HEAD, kv, v_dim=VALUES[kv])
         plain = [random_layer(g, source, FORMATS["q8_0"], 96, cache, kind) for kind in ("dense", "shared", "moe")]
         stack = Stack(layers=tuple(layer_of(g, source, layer, i) for i, layer in enumerate(plain)))
         places = places_of(new, old, cache["tables"], PAGE)
@@ -56,8 +55,9 @@ def narrow_cases() -> Iterator[Case]:
 
     for op, call in (("attention_block", block_difference), ("layers", layers_difference)):
         for new, old, rows in (([1], [40], ""), ([37, 5], [3, 0], "few rows"), ([9], [20], "no rows")):
-            name = f"narrow values, gates new {new} after {old}{rows and ' ' + rows}"
-            yield Case(op=op, name=name, build=partial(build, new=new, old=old, rows=rows), call=call)
+            for kv in VALUES:
+                name = f"{kv.name} values of {VALUES[kv]}, gates new {new} after {old}{rows and ' ' + rows}"
+                yield Case(op=op, name=name, build=partial(build, new=new, old=old, rows=rows, kv=kv), call=call)
 
 
 def experts_cases() -> Iterator[Case]:

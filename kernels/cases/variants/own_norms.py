@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 
 from ... import Ops
 from ...decoder_layer import AttentionBlock, Layer, Router, Stack
-from ...formats import FORMATS, ExpertLayout
+from ...formats import FORMATS, KV_BF16, KV_F32, KV_Q8_0, ExpertLayout, KVFormat
 from ...packed import Matrix, Stacked, Tail
 from ...recipes import GEGLU
 from ..all import experts_case_of
@@ -23,11 +23,15 @@ from ..layers import layers_difference, random_layer
 
 
 def place_qkv_cases() -> Iterator[Case]:
-    for t in (torch.float32, torch.bfloat16):
+    for t in (KV_F32, KV_BF16):
         yield place_qkv_case(1, 16, 2, 512, 256, 32, "head", None, t, "normed and shared")
         yield place_qkv_case(9, 5, 3, 80, 20, 7, "head", 1.5, t, "normed and shared")
         yield place_qkv_case(3, 6, 2, 24, 8, 16, "head", None, t, "normed")
         yield place_qkv_case(5, 4, 2, 24, 12, 16, "", 2.0, t, "shared")
+    yield place_qkv_case(9, 5, 3, 96, 20, 7, "head", 1.5, KV_Q8_0, "normed and shared")
+    yield place_qkv_case(1, 16, 2, 512, 256, 32, "head", None, KV_Q8_0, "normed and shared")
+    yield place_qkv_case(5, 4, 2, 32, 12, 16, "", 2.0, KV_Q8_0, "shared")
+    yield place_qkv_case(3, 6, 2, 32, 8, 16, "head", None, KV_Q8_0, "normed")
 
 
 def route_cases() -> Iterator[Case]:
@@ -84,8 +88,8 @@ def with_own_norms(g: Generator, source: Source, layer: Layer, shared: bool) -> 
 def own_norms_cases() -> Iterator[Case]:
     """Blocks and a decoder of layers with norms of their own: the same bits as from their parts."""
 
-    def build(g: Generator, source: Source, new: list[int], old: list[int], rows: str) -> Inputs:
-        T, cache = sum(new), cache_of(g, [n + o for n, o in zip(new, old, strict=True)])
+    def build(g: Generator, source: Source, new: list[int], old: list[int], rows: str, kv: KVFormat) -> Inputs:
+        T, cache = sum(new), cache_of(g, [n + o for n, o in zip(new, old, strict=True)], kv)
         plain = [random_layer(g, source, FORMATS["q8_0"], 96, cache, "shared") for _ in range(3)]
         stack = Stack(layers=tuple(with_own_norms(g, source, layer, i > 0) for i, layer in enumerate(plain)))
         update, block = normal(g, T, 96), stack.layers[1].block
@@ -95,8 +99,9 @@ def own_norms_cases() -> Iterator[Case]:
 
     for op, call in (("attention_block", block_difference), ("layers", layers_difference)):
         for new, old, rows in (([1], [40], ""), ([37, 5], [3, 0], "few rows"), ([9], [20], "no rows")):
-            name = f"own norms new {new} after {old}{rows and ' ' + rows}"
-            yield Case(op=op, name=name, build=partial(build, new=new, old=old, rows=rows), call=call)
+            for kv in (KV_BF16, KV_Q8_0):
+                name = f"own norms {kv.name} new {new} after {old}{rows and ' ' + rows}"
+                yield Case(op=op, name=name, build=partial(build, new=new, old=old, rows=rows, kv=kv), call=call)
 
 
 def scale_cases() -> Iterator[Case]:

@@ -9,7 +9,8 @@ import torch
 from torch import Generator, Tensor
 
 from ... import Ops
-from ..attention import paged
+from ...formats import KV_BF16, KV_F32, KVFormat
+from ..attention import LONG_NAMES, paged
 from ..case import Case, Inputs, Source, U, fresh, normal, sum_error
 
 EPS = 1e-6
@@ -54,14 +55,14 @@ def place_cases() -> Iterator[Case]:
 def choose_cases() -> Iterator[Case]:
     """Contexts of fewer keys than may be seen, of as many, and of more; equal keys, of which the first count."""
 
-    def case(J: int, e: int, top: int, new: list[int], old: list[int], dtype: torch.dtype, bench: bool = False) -> Case:
+    def case(J: int, e: int, top: int, new: list[int], old: list[int], t: KVFormat, bench: bool = False) -> Case:
         contexts = [n + o for n, o in zip(new, old, strict=True)]
 
         def build(g: Generator, source: Source) -> Inputs:
             T, B = sum(new), 16
             starts = torch.tensor([0, *torch.tensor(new).cumsum(0).tolist()], dtype=torch.int32)
             q = normal(g, T, J, e), normal(g, T, J)
-            return {"q": q, "starts": starts, **paged(g, contexts, 1, B, e, dtype)}
+            return {"q": q, "starts": starts, **paged(g, contexts, 1, B, e, t)}
 
         def call(ops: Ops, i: Inputs) -> list[Tensor]:
             batch, (q, weights) = (i["tables"], i["starts"], i["contexts"]), i["q"]
@@ -77,24 +78,24 @@ def choose_cases() -> Iterator[Case]:
 
         return Case(
             op="choose_keys",
-            name=f"{J} heads of {e} {top} of {contexts} new {new} {str(dtype)[6:]}",
+            name=f"{J} heads of {e} {top} of {contexts} new {new} {LONG_NAMES[t.name]}",
             build=build,
             call=call,
             allowed=allowed,
-            bytes=sum(contexts) * e * dtype.itemsize,
+            bytes=t.bytes(sum(contexts) * e),
             flops=2 * sum(n * c for n, c in zip(new, contexts, strict=True)) * J * e,
             bench=bench,
         )
 
-    yield case(1, 4, 1, [1], [0], torch.float32)
-    yield case(3, 12, 8, [1], [40], torch.float32)
-    yield case(14, 20, 24, [37, 5], [3, 0], torch.float32)
-    yield case(5, 33, 16, [1, 1, 9, 1], [15, 16, 600, 0], torch.bfloat16)
-    yield case(64, 128, 50, [3], [300], torch.bfloat16)
-    yield case(9, 16, 7, [70], [0], torch.float32)
+    yield case(1, 4, 1, [1], [0], KV_F32)
+    yield case(3, 12, 8, [1], [40], KV_F32)
+    yield case(14, 20, 24, [37, 5], [3, 0], KV_F32)
+    yield case(5, 33, 16, [1, 1, 9, 1], [15, 16, 600, 0], KV_BF16)
+    yield case(64, 128, 50, [3], [300], KV_BF16)
+    yield case(9, 16, 7, [70], [0], KV_F32)
     for context in (4096, 32768):
-        yield case(64, 128, 2048, [1], [context - 1], torch.bfloat16, bench=True)
-    yield case(64, 128, 2048, [512], [4096 - 512], torch.bfloat16, bench=True)
+        yield case(64, 128, 2048, [1], [context - 1], KV_BF16, bench=True)
+    yield case(64, 128, 2048, [512], [4096 - 512], KV_BF16, bench=True)
 
 
 def _given_away(i: Inputs, slots_TO: Tensor, top: int) -> Tensor:

@@ -13,10 +13,11 @@ from torch import Generator, Tensor
 
 from ... import Ops
 from ...decoder_layer import AttentionBlock, Router, Stack
-from ...formats import FORMATS, ExpertLayout
+from ...formats import FORMATS, KV_BF16, KV_F32, KV_Q8_0, ExpertLayout, KVFormat
 from ...packed import Matrix
 from ..all import experts_case_of
 from ..attention import (
+    LONG_NAMES,
     PAGE,
     attention_error,
     block_difference,
@@ -33,7 +34,7 @@ from ..layers import layers_difference, random_layer
 
 def chunk_cases() -> Iterator[Case]:
     def case(
-        N: int, G: int, d: int, new: list[int], contexts: list[int], t: torch.dtype, chunk: int, B: int = 16,
+        N: int, G: int, d: int, new: list[int], contexts: list[int], t: KVFormat, chunk: int, B: int = 16,
         window: int | None = None,
     ) -> Case:  # fmt: skip
         def build(g: Generator, source: Source) -> Inputs:
@@ -48,18 +49,20 @@ def chunk_cases() -> Iterator[Case]:
         beside = f" window {window}" if window else ""
         return Case(
             op="attention",
-            name=f"{str(t)[6:]} {N}/{G} heads d{d} page {B} chunks {chunk}{beside}: new {new} of {contexts}",
+            name=f"{LONG_NAMES[t.name]} {N}/{G} heads d{d} page {B} chunks {chunk}{beside}: new {new} of {contexts}",
             build=build,
             call=call,
             allowed=attention_error,
         )
 
-    for t in (torch.float32, torch.bfloat16):
+    for t in (KV_F32, KV_BF16):
         yield case(4, 2, 24, [3, 1, 9], [3, 70, 601], t, chunk=5)
         yield case(8, 1, 32, [150, 1], [150, 1100], t, chunk=64, B=7)
         yield case(6, 2, 64, [1, 1, 1], [1, 1300, 1025], t, chunk=512, B=48)
         yield case(5, 1, 40, [200], [700], t, chunk=600, B=32)
         yield case(4, 4, 16, [70, 3], [90, 64], t, chunk=33, window=9)
+    yield case(8, 1, 32, [150, 1], [150, 1100], KV_Q8_0, chunk=64, B=7)
+    yield case(6, 2, 64, [1, 1, 1], [1, 1300, 1025], KV_Q8_0, chunk=512, B=48)
 
 
 def scale_rows_cases() -> Iterator[Case]:

@@ -103,6 +103,8 @@ constexpr Kernels fill_table(const char* name) {
       attend,
       attend_merge,
       attend_finish,
+      q8_pack,
+      q8_unpack,
       unit_pair,
       delta_rule,
       conv,

@@ -16,6 +16,8 @@ constexpr int BLOCK = 32, BLOCK_GROUP = 16;  // weights of a block; blocks whose
 
 static inline size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
 static inline size_t halves_bytes(int blocks) { return round_up(size_t(blocks) * 2, 16); }  // a half a block, padded
+// Bytes of the scales of a cached row of so many codes.
+static inline size_t halves(size_t codes) { return codes / BLOCK * 2; }
 static inline int padded_blocks(int cols) { return int(round_up(size_t(cols / BLOCK), BLOCK_GROUP)); }
 
 constexpr int TILE_SIDE = 16, TILE_BYTES = 1024;  // rows or tokens of a tile; its bytes

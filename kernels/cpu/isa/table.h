@@ -101,7 +101,7 @@ struct FormatKernels {
 // The keys or the values of one head in the cache: rows of d numbers, or the first d of rows of row_d.
 struct AttendRows {
   const uint8_t* first;          // in page 0
-  size_t page_bytes, row_bytes;  // from one page, or row, to the next
+  size_t page_bytes, row_bytes;  // from one page, or row, to the next; of Q8_0 a row of codes, the scales behind all rows
   int d, row_d, dp;              // dp: d rounded up to 2 LANES_MAX
   float* wide;                   // scratch [ATTEND_KEYS][dp]
 };
@@ -111,7 +111,7 @@ struct AttendRows {
 struct AttendItem {
   const float* q;  // [rows][k.dp], as `attend_query` leaves them
   int rows, group;
-  int page_keys, format;  // keys in a page; F32 or BF16
+  int page_keys, format;  // keys in a page; F32, BF16 or Q8_0
   AttendRows k, v;
   const int32_t* table;
   int first, window;  // first: position of query 0; query i sees positions first + i - window + 1 .. first + i
@@ -202,6 +202,8 @@ struct Kernels {
   void (*attend)(const AttendItem& item, int begin, int end, const AttendState& state);               // keys [begin, end)
   void (*attend_merge)(const AttendState& total, const AttendState& part, int rows, int dp);
   void (*attend_finish)(const AttendState& total, int row, const AttendRows& values, int format, float* out);
+  void (*q8_pack)(const float* x, int d, uint8_t* codes, uint8_t* scales);  // rows of a Q8_0 cache
+  void (*q8_unpack)(const uint8_t* codes, const uint8_t* scales, int d, float* out);
   float (*unit_pair)(const float* q, const float* k, int n, float* q_out, float* k_out);
   void (*delta_rule)(const DeltaRun& run);
   void (*conv)(const float* const* rows, const float* w, size_t stride, int taps, int n, const float* bias, bool silu,

@@ -105,6 +105,11 @@ inline void store_half_n(uint8_t* p, __m128i h, int n) {
 
 inline V load_f16(const uint8_t* p) { return from_f16(load_half(p)); }
 inline V load_f16_n(const uint8_t* p, int n) { return from_f16(load_half_n(p, n)); }
+inline float half_at(const uint8_t* p) {
+  uint16_t half;
+  __builtin_memcpy(&half, p, 2);
+  return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(half)));
+}
 inline V load_bf16(const uint8_t* p) { return from_bf16(load_half(p)); }
 inline V load_bf16_n(const uint8_t* p, int n) { return from_bf16(load_half_n(p, n)); }
 inline void store_f16_n(uint8_t* p, V v, int n) { store_half_n(p, to_f16(v), n); }
@@ -126,8 +131,8 @@ inline V load_bf16_part(const uint8_t* p) {
   return _mm256_castsi256_ps(_mm256_and_si256(v, _mm256_set1_epi32(int(0xffff0000))));
 }
 
-inline V load_u8(const uint8_t* p) {
-  return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+inline V load_i8(const uint8_t* p) {
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
 }
 
 // The low byte of every lane, which holds a whole number.

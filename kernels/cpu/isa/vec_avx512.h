@@ -100,6 +100,11 @@ inline __m256i load_half(const uint8_t* p) { return _mm256_loadu_si256(reinterpr
 inline __m256i load_half_n(const uint8_t* p, int n) { return _mm256_maskz_loadu_epi16(first(n), p); }
 inline V load_f16(const uint8_t* p) { return from_f16(load_half(p)); }
 inline V load_f16_n(const uint8_t* p, int n) { return from_f16(load_half_n(p, n)); }
+inline float half_at(const uint8_t* p) {
+  uint16_t half;
+  __builtin_memcpy(&half, p, 2);
+  return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(half)));
+}
 inline V load_bf16(const uint8_t* p) { return from_bf16(load_half(p)); }
 inline V load_bf16_n(const uint8_t* p, int n) { return from_bf16(load_half_n(p, n)); }
 inline void store_f16_n(uint8_t* p, V v, int n) { _mm256_mask_storeu_epi16(p, first(n), to_f16(v)); }
@@ -121,8 +126,8 @@ inline V load_bf16_part(const uint8_t* p) {
   return _mm512_castsi512_ps(_mm512_and_si512(v, _mm512_set1_epi32(int(0xffff0000))));
 }
 
-inline V load_u8(const uint8_t* p) {
-  return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+inline V load_i8(const uint8_t* p) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
 }
 
 // The low byte of every lane, which holds a whole number.

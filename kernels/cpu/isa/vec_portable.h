@@ -112,6 +112,7 @@ inline void store_half_n(uint8_t* p, V v, int n, Fn fn) {
 
 inline V load_f16_n(const uint8_t* p, int n) { return load_half_n(p, n, f16_to_float); }
 inline V load_f16(const uint8_t* p) { return load_f16_n(p, W); }
+inline float half_at(const uint8_t* p) { return load_f16_n(p, 1)[0]; }
 inline V load_bf16_n(const uint8_t* p, int n) { return load_half_n(p, n, bf16_to_float); }
 inline V load_bf16(const uint8_t* p) { return load_bf16_n(p, W); }
 inline void store_f16_n(uint8_t* p, V v, int n) { store_half_n(p, v, n, float_to_f16); }
@@ -135,7 +136,7 @@ inline V load_bf16_part(const uint8_t* p) {
   return ODD ? odd : even;
 }
 
-inline V load_u8(const uint8_t* p) { return V{float(p[0]), float(p[1]), float(p[2]), float(p[3])}; }
+inline V load_i8(const uint8_t* p) { return V{float(int8_t(p[0])), float(int8_t(p[1])), float(int8_t(p[2])), float(int8_t(p[3]))}; }
 
 // The low byte of every lane, which holds a whole number.
 inline void store_low_bytes(uint8_t* p, V v) {

@@ -14,8 +14,7 @@
 #include <new>
 #include <optional>
 
-#include "formats/layout.h"
-#include "ops/ops.h"
+#include "ops/mixers/cache_rows.h"
 #include "runtime/turn.h"
 
 namespace headrace {
@@ -119,8 +118,9 @@ struct Worker {
   // Keys and values of the item's head.
   AttendRows keys(const Attention& job, const Item& item) const {
     const Cache& c = job.args.cache;
-    const size_t row = job.isa.formats[c.format].row_bytes(c.d), plane = row * c.page_keys;
-    return {c.k + item.group * plane, plane * c.groups, row, c.d, c.d, job.dp, kf};
+    const CacheRows rows(job.isa, c);
+    const size_t plane = rows.plane();
+    return {c.k + item.group * plane, plane * c.groups, rows.row(), c.d, c.d, job.dp, kf};
   }
   AttendRows values(const Attention& job, const Item& item) const {
     const Values& v = job.args.cache.values;

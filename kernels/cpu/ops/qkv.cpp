@@ -6,8 +6,7 @@
 #include <vector>
 
 #include "ops/each_token.h"
-#include "formats/layout.h"
-#include "ops/ops.h"
+#include "ops/mixers/cache_rows.h"
 #include "runtime/turn.h"
 
 namespace headrace {
@@ -33,9 +32,9 @@ float* copy_of(const float* keys, int n) {
 // One token.
 void place(const QkvArgs& args, const Kernels& isa, int t) {
   const Cache& cache = args.cache;
-  const FormatKernels& format = isa.formats[cache.format];
   const int d = cache.d, vd = cache.values.d, queries = args.heads * d, keys = cache.groups * d, values = cache.groups * vd;
-  const size_t row = size_t(args.positions[t]) * args.rope.r, bytes = format.row_bytes(d), v_bytes = format.row_bytes(vd);
+  const CacheRows k_rows(isa, cache), v_rows(isa, cache.format, vd, cache.page_keys);
+  const size_t row = size_t(args.positions[t]) * args.rope.r;
   float *q = args.qkv + size_t(t) * (queries + keys + (args.shared ? 0 : values)), *k = q + queries, *end = k + keys;
   float* v = args.shared ? copy_of(k, keys) : end;
   normalise(isa, args.q_norm, args.eps, q, queries);
@@ -48,9 +47,9 @@ void place(const QkvArgs& args, const Kernels& isa, int t) {
   for (float* head = q; head < end; head += d) isa.rope(head, args.rope.cos + row, args.rope.sin + row, args.rope.r);
   const int64_t page = args.slots[t] / cache.page_keys, at = args.slots[t] % cache.page_keys;
   for (int g = 0; g < cache.groups; g++) {
-    const size_t to = size_t(page * cache.groups + g) * cache.page_keys + at;
-    format.pack(k + g * d, d, cache.k + to * bytes);
-    format.pack(v + g * vd, vd, cache.values.data + to * v_bytes);
+    const size_t plane = size_t(page * cache.groups + g);
+    k_rows.pack(k + g * d, cache.k + plane * k_rows.plane(), at);
+    v_rows.pack(v + g * vd, cache.values.data + plane * v_rows.plane(), at);
   }
 }
 

@@ -8,17 +8,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ...blocks.cache_rows import Q8Rows, Rows
 from .. import launch
 from ..kernel import INTERPRETED
+from .cache_rows import Stored, is_float, shared_scale, stored
 
 
 class Asked(NamedTuple):
     """The arguments of `attention`, where the result goes, and sizes by their letters; v: the width of a value. scale:
-    in units of log2(e); window, chunk: 0 for none; is_latent: values are the first numbers of keys."""
+    in units of log2(e); window, chunk: 0 for none; is_latent: values are the first numbers of keys; shared: SHARED of
+    `load_rows`."""
 
     q: Tensor
-    k_cache: Tensor
-    v_cache: Tensor
+    k: Stored
+    v_rows: Stored
     tables: Tensor
     starts: Tensor
     contexts: Tensor
@@ -37,6 +40,7 @@ class Asked(NamedTuple):
     window: int
     chunk: int
     is_latent: bool
+    shared: int
     kind: launch.Product
 
     @property
@@ -48,8 +52,8 @@ class Asked(NamedTuple):
     @property
     def widths(self) -> dict[str, int]:
         """Tiles of a key and of a value. VALUE: the width of a value where keys have another one, else 0."""
-        value = 0 if self.v == self.d else self.v
-        return dict(SIZE=launch.pow2(self.d, 16), VALUE=value, V_SIZE=launch.pow2(self.v, 16))
+        value, least = 0 if self.v == self.d else self.v, max(16, self.shared)
+        return dict(SIZE=launch.pow2(self.d, least), VALUE=value, V_SIZE=launch.pow2(self.v, least))
 
     @property
     def is_wide(self) -> bool:
@@ -69,8 +73,8 @@ class Asked(NamedTuple):
 
 def asked(
     q_TNd: Tensor,
-    k_PGBd: Tensor,
-    v_PGBv: Tensor,
+    k_PGBd: Rows,
+    v_PGBv: Rows,
     tables_SM: Tensor,
     starts_S1: Tensor,
     contexts_S: Tensor,
@@ -80,22 +84,40 @@ def asked(
     chunk: int | None,
 ) -> Asked:
     """The arguments of `attention`, checked, with memory for what comes out."""
-    (T, N, d), (S, M), (P, G, page, size), dtype = q_TNd.shape, tables_SM.shape, k_PGBd.shape, k_PGBd.dtype
-    v = v_PGBv.shape[3]
-    is_latent = v < d and v_PGBv.stride() == k_PGBd.stride()
-    assert dtype in (torch.float32, torch.bfloat16), f"{dtype}"
+    (T, N, d), (S, M), (_P, G, page, size), v = q_TNd.shape, tables_SM.shape, k_PGBd.shape, v_PGBv.shape[3]
     assert size == d, f"heads of {d} on a cache of {size}"
     assert N % G == 0, f"{N} heads on {G}"
+    is_latent = _is_part(v_PGBv, k_PGBd)
     assert chunk is None or not is_latent, "latents that are attended within chunks"
-    launch.check(k_PGBd, dtype, P, G, page, d)
-    if not is_latent:
-        launch.check(v_PGBv, dtype, P, G, page, v)
+    check_caches(k_PGBd, k_PGBd if is_latent else v_PGBv)
     for tensor, shape in ((tables_SM, (S, M)), (starts_S1, (S + 1,)), (contexts_S, (S,))):
         launch.check(tensor, launch.I32, *shape)
     if sinks_N is not None:
         launch.check(sinks_N, launch.F32, N)
-    kind: launch.Product = "bf16" if dtype == torch.bfloat16 and not INTERPRETED else "f32"
+    k, shared = stored(k_PGBd), shared_scale(k_PGBd, v if is_latent else 0)
+    kind: launch.Product = "f32" if k.codes.dtype == torch.float32 or INTERPRETED else "bf16"
     return Asked(
-        q_TNd, k_PGBd, v_PGBv, tables_SM, starts_S1, contexts_S, sinks_N, q_TNd.new_empty(T, N, v), T, N, G, S, M, page,
-        d, v, launch.heads(q_TNd), scale * math.log2(math.e), window or 0, chunk or 0, is_latent, kind,
+        q_TNd, k, stored(v_PGBv), tables_SM, starts_S1, contexts_S, sinks_N, q_TNd.new_empty(T, N, v), T, N, G, S, M,
+        page, d, v, launch.heads(q_TNd), scale * math.log2(math.e), window or 0, chunk or 0, is_latent, shared, kind,
     )  # fmt: skip
+
+
+def _is_part(values: Rows, keys: Rows) -> bool:
+    """Whether values are the first numbers of keys."""
+    if isinstance(values, Tensor) and isinstance(keys, Tensor):
+        return values.shape[3] < keys.shape[3] and values.stride() == keys.stride()
+    return isinstance(values, Q8Rows) and values.width < values.row
+
+
+def check_caches(keys: Rows, values: Rows) -> None:
+    """Keys and values side by side, of one format, in pages of one shape."""
+    assert keys.shape[:3] == values.shape[:3], f"keys {list(keys.shape)}, values {list(values.shape)}"
+    if isinstance(keys, Tensor) and isinstance(values, Tensor):
+        assert is_float(keys.dtype), f"{keys.dtype}"
+        for rows in (keys, values):
+            launch.check(rows, keys.dtype, *rows.shape)
+        return
+    assert isinstance(keys, Q8Rows), "values in q8_0 of keys that are not"
+    assert isinstance(values, Q8Rows), "keys in q8_0 of values that are not"
+    for planes in (keys.planes, values.planes):
+        launch.check(planes, launch.U8, *planes.shape)

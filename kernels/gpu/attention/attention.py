@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ...blocks.cache_rows import Rows
 from .asked import asked
 from .decode import decode
 from .latent import latent
@@ -16,8 +17,8 @@ from .prefill import prefill
 
 def attention(
     q_TNd: Tensor,
-    k_PGBd: Tensor,
-    v_PGBd: Tensor,
+    k_PGBd: Rows,
+    v_PGBd: Rows,
     tables_SM: Tensor,
     starts_S1: Tensor,
     contexts_S: Tensor,

@@ -18,10 +18,10 @@ FEW = 16  # of wide heads
 
 @kernel("table_stride")
 def _decode(
-    q_ptr, k_ptr, v_ptr, tables_ptr, contexts_ptr, acc_ptr, best_ptr, total_ptr, q_stride, table_stride, groups, size,
-    scale, GROUP: tl.constexpr, PAGE: tl.constexpr, HEADS: tl.constexpr, SIZE: tl.constexpr, VALUE: tl.constexpr,
-    V_SIZE: tl.constexpr, WINDOW: tl.constexpr, CHUNK: tl.constexpr, KEYS: tl.constexpr, LEAST: tl.constexpr,
-    PRODUCT: tl.constexpr,
+    q_ptr, k_ptr, k_scales_ptr, v_ptr, v_scales_ptr, tables_ptr, contexts_ptr, acc_ptr, best_ptr, total_ptr, q_stride,
+    table_stride, groups, size, scale, GROUP: tl.constexpr, PAGE: tl.constexpr, HEADS: tl.constexpr, SIZE: tl.constexpr,
+    VALUE: tl.constexpr, V_SIZE: tl.constexpr, WINDOW: tl.constexpr, CHUNK: tl.constexpr, KEYS: tl.constexpr,
+    LEAST: tl.constexpr, SHARED: tl.constexpr, PRODUCT: tl.constexpr,
 ):  # fmt: skip
     sequence, group = tl.program_id(0) // groups, tl.program_id(0) % groups
     part, parts = tl.program_id(1), tl.num_programs(1)
@@ -48,8 +48,9 @@ def _decode(
         for start in range(first, last, KEYS):
             positions = start + tl.arange(0, KEYS)
             best, total, acc = attend(
-                q, best, total, acc, k_ptr, v_ptr, table, positions, (positions < last)[None, :], positions < last,
-                group, groups, size, dims, v_size, v_dims, PAGE, PRODUCT, True, False, VALUE,
+                q, best, total, acc, k_ptr, k_scales_ptr, v_ptr, v_scales_ptr, table, positions,
+                (positions < last)[None, :], positions < last, group, groups, size, v_size, PAGE, PRODUCT, True, False,
+                SIZE, V_SIZE, SHARED,
             )  # fmt: skip
         out = ((sequence * groups * GROUP + head) * parts + part).to(tl.int64)
         tl.store(best_ptr + out, best, mask=row < GROUP)
@@ -62,8 +63,8 @@ def decode(it: Asked) -> None:
     parts = parts_of(it.S, it.G, it.most_seen, it.q.device)
     found, keys = Parts(it.q, it.v, parts), FEW if it.is_wide else KEYS[it.kind]
     _decode[(it.S * it.G, parts)](
-        it.q, it.k_cache, it.v_cache, it.tables, it.contexts, *found.tensors, it.q_stride, it.M, it.G, it.d, it.scale,
+        it.q, *it.k, *it.v_rows, it.tables, it.contexts, *found.tensors, it.q_stride, it.M, it.G, it.d, it.scale,
         GROUP=it.N // it.G, PAGE=it.page, HEADS=launch.pow2(it.N // it.G, 16), **it.widths, WINDOW=it.window,
-        CHUNK=it.chunk, KEYS=keys, LEAST=LEAST, PRODUCT=it.kind, num_warps=4, num_stages=it.stages,
+        CHUNK=it.chunk, KEYS=keys, LEAST=LEAST, SHARED=it.shared, PRODUCT=it.kind, num_warps=4, num_stages=it.stages,
     )  # fmt: skip
     found.merge(it, keys)

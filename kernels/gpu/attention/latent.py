@@ -15,6 +15,7 @@ from .. import launch
 from ..cores.sequences import sequence_of
 from ..kernel import kernel
 from .asked import Asked
+from .cache_rows import load_rows
 from .merge import LEAST, Parts, part_length, parts_of, seen_of
 from .softmax import halves, row_of, weigh
 
@@ -48,23 +49,26 @@ def tile(rows, at, rows_ok, ok):
 
 @triton.jit
 def in_chunks(
-    q_rows, k_rows, there, ok, scores, scale, VALUE: tl.constexpr, CHUNK: tl.constexpr, PRODUCT: tl.constexpr
+    q_rows, k_ptr, k_scales_ptr, place, there, ok, scores, scale, size,
+    PAGE: tl.constexpr, VALUE: tl.constexpr, CHUNK: tl.constexpr, SHARED: tl.constexpr, PRODUCT: tl.constexpr,
 ):  # fmt: skip
     """scores + the products of the first VALUE numbers of queries and keys, CHUNK at a time."""
     for number in tl.static_range((VALUE + CHUNK - 1) // CHUNK):
-        piece = number * CHUNK + tl.arange(0, CHUNK)
+        first = number * CHUNK
+        piece = first + tl.arange(0, CHUNK)
         q = tile(q_rows, piece, there, piece < VALUE) * scale
-        scores = halves(q, tl.trans(tile(k_rows, piece, ok, piece < VALUE)), scores, PRODUCT, True)
+        k = load_rows(k_ptr, k_scales_ptr, place, ok, first, VALUE, size, PAGE, CHUNK, SHARED, PRODUCT)
+        scores = halves(q, tl.trans(k), scores, PRODUCT, True)
     return scores
 
 
 @kernel("table_stride", "sequences")
 def _latent(
-    q_ptr, k_ptr, tables_ptr, starts_ptr, contexts_ptr, acc_ptr, best_ptr, total_ptr, q_stride, table_stride, sequences,
-    n_heads, size, scale,
+    q_ptr, k_ptr, k_scales_ptr, tables_ptr, starts_ptr, contexts_ptr, acc_ptr, best_ptr, total_ptr, q_stride,
+    table_stride, sequences, n_heads, size, scale,
     PAGE: tl.constexpr, HEADS: tl.constexpr, VALUE: tl.constexpr, V_SIZE: tl.constexpr, REST: tl.constexpr,
     WINDOW: tl.constexpr, KEYS: tl.constexpr, LEAST: tl.constexpr, SEQUENCES: tl.constexpr, CHUNK: tl.constexpr,
-    PRODUCT: tl.constexpr,
+    SHARED: tl.constexpr, PRODUCT: tl.constexpr,
 ):  # fmt: skip
     """VALUE numbers of a key are a value, REST places hold the others. SEQUENCES 0: a token of each sequence, in parts;
     else acc is what comes out. CHUNK 0: V_SIZE places hold a value; else a program has CHUNK numbers of each value, and
@@ -87,15 +91,18 @@ def _latent(
         acc = tl.zeros([HEADS, V_SIZE], tl.float32)
         table = tables_ptr + sequence * table_stride
         for start in range(first, last, KEYS):
-            positions = start + tl.arange(0, KEYS)
-            ok = positions < last
-            k_rows = k_ptr + (row_of(table, positions, ok, 0, 1, PAGE) * size)[:, None]
-            k, k_rest = tile(k_rows, dims, ok, own_ok), tile(k_rows + VALUE, rest, ok, rest_ok)
+            positions, ok = start + tl.arange(0, KEYS), start + tl.arange(0, KEYS) < last
+            place, own = row_of(table, positions, ok, 0, 1, PAGE), tl.program_id(2) * V_SIZE
+            k = load_rows(k_ptr, k_scales_ptr, place, ok, own, VALUE, size, PAGE, V_SIZE, SHARED, PRODUCT)
+            k_rest = load_rows(k_ptr, k_scales_ptr, place, ok, VALUE, size, size, PAGE, REST, SHARED, PRODUCT)
             scores = halves(q_rest, tl.trans(k_rest), tl.zeros([HEADS, KEYS], tl.float32), PRODUCT, True)
             if CHUNK == 0:
                 scores = halves(q, tl.trans(k), scores, PRODUCT, True)
             else:
-                scores = in_chunks(q_rows, k_rows, there, ok, scores, scale, VALUE, CHUNK, PRODUCT)
+                scores = in_chunks(
+                    q_rows, k_ptr, k_scales_ptr, place, there, ok, scores, scale, size, PAGE, VALUE, CHUNK, SHARED,
+                    PRODUCT,
+                )  # fmt: skip
             best, old, p = weigh(best, tl.where(ok[None, :], scores, float("-inf")), False)
             acc = halves(p, k, acc * old[:, None], PRODUCT, True)
             total = total * old + tl.sum(p, axis=1)
@@ -114,14 +121,15 @@ def latent(it: Asked) -> None:
     assert it.sinks is None, "sinks beside latents"
     blocks, keys, is_decode = launch.cdiv(it.N, HEADS), KEYS[it.kind], it.T == it.S
     parts = parts_of(it.S, blocks, it.most_seen, it.q.device) if is_decode else 1
-    chunk = CHUNK if it.k_cache.dtype == torch.float32 else 0  # also where all products are of float32
+    chunk = CHUNK if it.k.codes.dtype == torch.float32 else 0  # also where all products are of float32
     found = Parts(it.q, it.v, parts) if is_decode else None
     into = (it.out, it.out, it.out) if found is None else found.tensors
+    warps = 8 if it.shared else 4  # codes are widened on the way, which takes registers
     _latent[(it.T * blocks, parts, launch.cdiv(it.v, chunk) if chunk else 1)](
-        it.q, it.k_cache, it.tables, it.starts, it.contexts, *into, it.q_stride, it.M, it.S, it.N, it.d, it.scale,
+        it.q, *it.k, it.tables, it.starts, it.contexts, *into, it.q_stride, it.M, it.S, it.N, it.d, it.scale,
         PAGE=it.page, HEADS=HEADS, VALUE=it.v, V_SIZE=chunk or launch.pow2(it.v, 16), REST=launch.pow2(it.d - it.v, 16),
         WINDOW=it.window, KEYS=keys, LEAST=LEAST, SEQUENCES=0 if is_decode else launch.places(it.S), CHUNK=chunk,
-        PRODUCT=it.kind, num_warps=4, num_stages=2 if chunk == 0 else 1,
+        SHARED=it.shared, PRODUCT=it.kind, num_warps=warps, num_stages=2 if chunk == 0 else 1,
     )  # fmt: skip
     if found is not None:
         found.merge(it, keys)

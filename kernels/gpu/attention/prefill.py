@@ -28,11 +28,11 @@ def first_seen(place, WINDOW: tl.constexpr, CHUNK: tl.constexpr):
 
 @kernel("table_stride", "sequences")
 def _prefill(
-    q_ptr, k_ptr, v_ptr, tables_ptr, starts_ptr, contexts_ptr, sinks_ptr, out_ptr, q_stride, table_stride, sequences,
-    groups, size, scale,
+    q_ptr, k_ptr, k_scales_ptr, v_ptr, v_scales_ptr, tables_ptr, starts_ptr, contexts_ptr, sinks_ptr, out_ptr, q_stride,
+    table_stride, sequences, groups, size, scale,
     N_HEADS: tl.constexpr, GROUP: tl.constexpr, PAGE: tl.constexpr, QUERIES: tl.constexpr, SIZE: tl.constexpr,
     VALUE: tl.constexpr, V_SIZE: tl.constexpr, WINDOW: tl.constexpr, CHUNK: tl.constexpr, SINKS: tl.constexpr,
-    KEYS: tl.constexpr, SEQUENCES: tl.constexpr, PRODUCT: tl.constexpr,
+    KEYS: tl.constexpr, SEQUENCES: tl.constexpr, SHARED: tl.constexpr, PRODUCT: tl.constexpr,
 ):  # fmt: skip
     head = tl.program_id(1)
     every = tl.arange(0, SEQUENCES)
@@ -65,8 +65,9 @@ def _prefill(
             if WINDOW > 0 or CHUNK > 0:
                 seen = seen & (positions[None, :] >= first_seen(place, WINDOW, CHUNK)[:, None])
             best, total, acc = attend(
-                q, best, total, acc, k_ptr, v_ptr, table, positions, seen, positions < last, head // GROUP, groups,
-                size, dims, v_size, v_dims, PAGE, PRODUCT, False, WINDOW > 0 or CHUNK > 0, VALUE,
+                q, best, total, acc, k_ptr, k_scales_ptr, v_ptr, v_scales_ptr, table, positions, seen, positions < last,
+                head // GROUP, groups, size, v_size, PAGE, PRODUCT, False, WINDOW > 0 or CHUNK > 0, SIZE, V_SIZE,
+                SHARED,
             )  # fmt: skip
         if SINKS:
             total, kept = with_sink(best, total, tl.load(sinks_ptr + head))
@@ -83,9 +84,9 @@ def prefill(it: Asked) -> None:
     if it.is_wide:
         queries, keys, warps = min(queries, 32), 16, 8 if it.kind == "bf16" else 4
     _prefill[(it.T // queries + it.S, it.N)](
-        it.q, it.k_cache, it.v_cache, it.tables, it.starts, it.contexts, it.sinks_or_any, it.out, it.q_stride, it.M,
-        it.S, it.G, it.d, it.scale,
+        it.q, *it.k, *it.v_rows, it.tables, it.starts, it.contexts, it.sinks_or_any, it.out, it.q_stride, it.M, it.S,
+        it.G, it.d, it.scale,
         N_HEADS=it.N, GROUP=it.N // it.G, PAGE=it.page, QUERIES=queries, **it.widths, WINDOW=it.window,
-        CHUNK=it.chunk, SINKS=it.sinks is not None, KEYS=keys, SEQUENCES=launch.places(it.S), PRODUCT=it.kind,
-        num_warps=warps, num_stages=it.stages,
+        CHUNK=it.chunk, SINKS=it.sinks is not None, KEYS=keys, SEQUENCES=launch.places(it.S), SHARED=it.shared,
+        PRODUCT=it.kind, num_warps=warps, num_stages=it.stages,
     )  # fmt: skip

@@ -11,9 +11,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ...blocks.cache_rows import Rows
 from .. import launch
 from ..kernel import kernel
 from ..norms import norm_rows_
+from .asked import check_caches
+from .cache_rows import store_row, stored
 
 HEADS, WIDE_HEADS = 4, 2  # of a program; heads of more than 256 values are wide
 
@@ -47,26 +50,48 @@ def keep(row, a, b, c, a_ok, b_ok, c_ok, these, pair, rest, pairs):
 
 
 @triton.jit
+def keep_q8(x, codes_ptr, scales_ptr, plane, at, these, width, PAGE: tl.constexpr, SIZE: tl.constexpr):
+    """Writes what x holds of `these` heads to rows of a q8_0 cache."""
+    tl.debug_barrier()  # a scale is of 32 values, which several threads have put back into x
+    store_row(x, codes_ptr, scales_ptr, plane, at, these, width, PAGE, SIZE)
+
+
+@triton.jit
 def keep_shared(
-    row, a, b, c, a_ok, b_ok, c_ok, keys, weight, pair, rest, pairs, size, eps, limit, v_scale,
-    V_NORM: tl.constexpr, CLIP: tl.constexpr,
+    x, cache_ptr, scales_ptr, plane, at, a, b, c, a_ok, b_ok, c_ok, keys, weight, pair, rest, pairs, size, eps, limit,
+    v_scale, V_NORM: tl.constexpr, CLIP: tl.constexpr, PAGE: tl.constexpr, Q8_SIZE: tl.constexpr,
 ):  # fmt: skip
-    """Writes keys as they come as values of the cache."""
+    """Writes keys as they come as values of the cache; of q8_0 by way of x."""
     if V_NORM:
         a, b, c = normed(a, b, c, a_ok, b_ok, c_ok, keys, weight, pair, rest, pairs, size, eps)
     a, b, c = clamp(a, limit, CLIP) * v_scale, clamp(b, limit, CLIP) * v_scale, clamp(c, limit, CLIP) * v_scale
-    keep(row, a, b, c, a_ok, b_ok, c_ok, keys, pair, rest, pairs)
+    if Q8_SIZE > 0:
+        keep(x, a, b, c, a_ok, b_ok, c_ok, keys, pair, rest, pairs)
+        keep_q8(x, cache_ptr, scales_ptr, plane, at, keys, size, PAGE, Q8_SIZE)
+        tl.debug_barrier()  # before the keys themselves come there
+    else:
+        keep(cache_ptr + (plane * PAGE + at) * size, a, b, c, a_ok, b_ok, c_ok, keys, pair, rest, pairs)
+
+
+@triton.jit
+def rotated(a, b, cos_ptr, sin_ptr, position, pair, pairs, moved):
+    """The first of each pair and the second, of rows that are moved."""
+    angle = position.to(tl.int64) * pairs + pair
+    cos = tl.where(moved, tl.load(cos_ptr + angle, mask=pair < pairs, other=0.0), 1.0)
+    sin = tl.where(moved, tl.load(sin_ptr + angle, mask=pair < pairs, other=0.0), 0.0)
+    return a * cos - b * sin, b * cos + a * sin
 
 
 @kernel()
 def _place_qkv(
-    x_ptr, q_weight_ptr, k_weight_ptr, v_weight_ptr, cos_ptr, sin_ptr, positions_ptr, k_cache_ptr, v_cache_ptr,
-    slots_ptr, x_stride, queries, groups, size, v_size, pairs, eps, limit, v_scale,
+    x_ptr, q_weight_ptr, k_weight_ptr, v_weight_ptr, cos_ptr, sin_ptr, positions_ptr, k_cache_ptr, k_scales_ptr,
+    v_cache_ptr, v_scales_ptr, slots_ptr, x_stride, queries, groups, size, v_size, pairs, eps, limit, v_scale,
     NORM: tl.constexpr, V_NORM: tl.constexpr, SHARED: tl.constexpr, NARROW: tl.constexpr, CLIP: tl.constexpr,
-    PAGE: tl.constexpr, HEADS: tl.constexpr, PAIRS: tl.constexpr, REST: tl.constexpr,
+    PAGE: tl.constexpr, HEADS: tl.constexpr, PAIRS: tl.constexpr, REST: tl.constexpr, Q8_SIZE: tl.constexpr,
 ):  # fmt: skip
     """A row is three pieces: the first of each pair, the second, and what is not rotated (REST values, or none).
-    NARROW: values have another width than keys; SHARED: keys as they come serve as values."""
+    NARROW: values have another width than keys; SHARED: keys as they come serve as values; Q8_SIZE: 0 for a cache of
+    floats, else so many values hold a head."""
     token = tl.program_id(0).to(tl.int64)
     head = (tl.program_id(1) * HEADS + tl.arange(0, HEADS))[:, None]
     pair, rest = tl.arange(0, PAIRS)[None, :], tl.arange(0, REST)[None, :]
@@ -85,11 +110,11 @@ def _place_qkv(
     c = tl.load(x + 2 * pairs + rest, mask=c_ok, other=0.0)
     tl.debug_barrier()  # where a tile is small, several warps read the same values: before any is overwritten
     slot, keys = tl.load(slots_ptr + token), moved & (head >= queries)
-    place = (slot // PAGE * groups + tl.where(moved, head - queries, head - queries - groups)) * PAGE + slot % PAGE
+    plane, at = slot // PAGE * groups + tl.where(moved, head - queries, head - queries - groups), slot % PAGE
     if SHARED:
         keep_shared(
-            v_cache_ptr + place * size, a, b, c, a_ok, b_ok, c_ok, keys, v_weight_ptr, pair, rest, pairs, size, eps,
-            limit, v_scale, V_NORM, CLIP,
+            x, v_cache_ptr, v_scales_ptr, plane, at, a, b, c, a_ok, b_ok, c_ok, keys, v_weight_ptr, pair, rest, pairs,
+            size, eps, limit, v_scale, V_NORM, CLIP, PAGE, Q8_SIZE,
         )  # fmt: skip
     elif V_NORM:
         a, b, c = normed(a, b, c, a_ok, b_ok, c_ok, values, v_weight_ptr, pair, rest, pairs, v_size, eps)
@@ -98,20 +123,22 @@ def _place_qkv(
         a, b, c = normed(a, b, c, a_ok, b_ok, c_ok, moved, weight, pair, rest, pairs, size, eps)
     factor = tl.where(moved, 1.0, v_scale)
     a, b, c = clamp(a, limit, CLIP) * factor, clamp(b, limit, CLIP) * factor, clamp(c, limit, CLIP) * factor
-    angle = tl.load(positions_ptr + token).to(tl.int64) * pairs + pair
-    cos = tl.where(moved, tl.load(cos_ptr + angle, mask=pair < pairs, other=0.0), 1.0)
-    sin = tl.where(moved, tl.load(sin_ptr + angle, mask=pair < pairs, other=0.0), 0.0)
-    a, b = a * cos - b * sin, b * cos + a * sin
+    a, b = rotated(a, b, cos_ptr, sin_ptr, tl.load(positions_ptr + token), pair, pairs, moved)
     keep(x, a, b, c, a_ok, b_ok, c_ok, there, pair, rest, pairs)
-    keep(k_cache_ptr + place * size, a, b, c, a_ok, b_ok, c_ok, keys, pair, rest, pairs)
-    if not SHARED:
-        keep(v_cache_ptr + place * v_size, a, b, c, a_ok, b_ok, c_ok, values, pair, rest, pairs)
+    if Q8_SIZE > 0:
+        codes, scales = tl.where(moved, k_cache_ptr, v_cache_ptr), tl.where(moved, k_scales_ptr, v_scales_ptr)
+        keep_q8(x, codes, scales, plane, at, keys | values, width, PAGE, Q8_SIZE)
+    else:
+        place = plane * PAGE + at
+        keep(k_cache_ptr + place * size, a, b, c, a_ok, b_ok, c_ok, keys, pair, rest, pairs)
+        if not SHARED:
+            keep(v_cache_ptr + place * v_size, a, b, c, a_ok, b_ok, c_ok, values, pair, rest, pairs)
 
 
 def place_qkv_(
     qkv_TR: Tensor,
-    k_PGBd: Tensor,
-    v_PGBv: Tensor,
+    k_PGBd: Rows,
+    v_PGBv: Rows,
     slots_T: Tensor,
     cos_Pr: Tensor,
     sin_Pr: Tensor,
@@ -124,8 +151,8 @@ def place_qkv_(
     shared: bool = False,
     v_scale: float = 1.0,
 ) -> None:
-    (T, R), (P, r) = qkv_TR.shape, cos_Pr.shape
-    G, page, d, v = launch.caches(k_PGBd, v_PGBv)
+    (T, R), (P, r), (_P, G, page, d), v = qkv_TR.shape, cos_Pr.shape, k_PGBd.shape, v_PGBv.shape[3]
+    check_caches(k_PGBd, v_PGBv)
     N = (R - (0 if shared else G * v)) // d - G
     assert 2 * r <= d, f"{r} pairs in {d} values"
     assert N > 0, f"{R} values with {G} heads of keys and of values"
@@ -141,10 +168,11 @@ def place_qkv_(
     own = cos_Pr if v_norm is None else launch.check(v_norm, launch.F32, v)
     heads = HEADS if d <= 256 else WIDE_HEADS
     _place_qkv[(T, launch.cdiv(N + (G if shared else 2 * G), heads))](
-        qkv_TR, *ready, own, cos_Pr, sin_Pr, positions_T, k_PGBd, v_PGBv, slots_T, R,
+        qkv_TR, *ready, own, cos_Pr, sin_Pr, positions_T, *stored(k_PGBd), *stored(v_PGBv), slots_T, R,
         N, G, d, v, r, eps, clip or 0.0, float(v_scale), NORM=bool(norms), V_NORM=v_norm is not None, SHARED=shared,
         NARROW=v != d, CLIP=clip is not None, PAGE=page, HEADS=heads,
         PAIRS=launch.pow2(r), REST=launch.pow2(max(1, d - 2 * r, v - 2 * r)),
+        Q8_SIZE=0 if isinstance(k_PGBd, Tensor) else launch.pow2(max(d, v), 32),
     )  # fmt: skip
 
 

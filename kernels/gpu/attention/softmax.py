@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 
 from ..cores.many import product
+from .cache_rows import load_rows
 
 
 @triton.jit
@@ -54,20 +55,16 @@ def with_sink(best, total, sink):
 
 @triton.jit
 def attend(
-    q, best, total, acc, k_ptr, v_ptr, table_ptr, positions, visible, key_ok, group, groups, size, dims, v_size, v_dims,
-    PAGE: tl.constexpr, PRODUCT: tl.constexpr, EXACT: tl.constexpr, SOME_SEE_NONE: tl.constexpr, VALUE: tl.constexpr,
+    q, best, total, acc, k_ptr, k_scales_ptr, v_ptr, v_scales_ptr, table_ptr, positions, visible, key_ok, group, groups,
+    size, v_size, PAGE: tl.constexpr, PRODUCT: tl.constexpr, EXACT: tl.constexpr, SOME_SEE_NONE: tl.constexpr,
+    SIZE: tl.constexpr, V_SIZE: tl.constexpr, SHARED: tl.constexpr,
 ):  # fmt: skip
     """The state after the keys at `positions` [n]; `key_ok` [n] are in the cache, `visible` [m or 1, n] may be seen.
-    SOME_SEE_NONE: there may be rows that have seen no key yet. VALUE: 0 where a value is as wide as a key."""
+    SOME_SEE_NONE: there may be rows that have seen no key yet. SHARED: as in `load_rows`."""
     place = row_of(table_ptr, positions, key_ok, group, groups, PAGE)
-    rows = place * size
-    mask = key_ok[:, None] & (dims < size)[None, :]
-    k = tl.load(k_ptr + rows[:, None] + dims[None, :], mask=mask, other=0.0)
+    k = load_rows(k_ptr, k_scales_ptr, place, key_ok, 0, size, size, PAGE, SIZE, SHARED, PRODUCT)
     scores = halves(q, tl.trans(k), tl.zeros([q.shape[0], positions.shape[0]], tl.float32), PRODUCT, EXACT)
     new, old, p = weigh(best, tl.where(visible, scores, float("-inf")), SOME_SEE_NONE)
-    v_rows, v_mask = rows, mask
-    if VALUE > 0:
-        v_rows, v_mask = place * v_size, key_ok[:, None] & (v_dims < v_size)[None, :]
-    v = tl.load(v_ptr + v_rows[:, None] + v_dims[None, :], mask=v_mask, other=0.0)
+    v = load_rows(v_ptr, v_scales_ptr, place, key_ok, 0, v_size, v_size, PAGE, V_SIZE, SHARED, PRODUCT)
     acc = halves(p, v, acc * old[:, None], PRODUCT, EXACT)
     return new, total * old + tl.sum(p, axis=1), acc

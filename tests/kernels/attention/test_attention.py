@@ -15,14 +15,18 @@ from busy import HANG_S
 from torch import Tensor
 
 from headrace.kernels import reference
+from headrace.kernels.blocks import cache_rows
 from headrace.kernels.cases.attention import attention_error, paged
 from headrace.kernels.cases.case import Inputs, worst
 from headrace.kernels.context import Context
 from headrace.kernels.cpu import CpuOps
+from headrace.kernels.formats import KV_BF16 as BF16
+from headrace.kernels.formats import KV_F32 as F32
+from headrace.kernels.formats import KV_Q8_0 as Q8_0
+from headrace.kernels.formats import KVFormat
 from headrace.kernels.isa import available_isas
 
 STEP, CHUNK, ROUND, ITEM_ROWS = 32, 512, 64, 64  # of the C++
-F32, BF16 = torch.float32, torch.bfloat16
 
 
 @pytest.fixture(params=available_isas())
@@ -32,13 +36,13 @@ def ops(request: pytest.FixtureRequest) -> CpuOps:
 
 
 def inputs_of(
-    heads: tuple[int, int], dims: tuple[int, int], page: int, new: list[int], contexts: list[int], dtype: torch.dtype,
+    heads: tuple[int, int], dims: tuple[int, int], page: int, new: list[int], contexts: list[int], form: KVFormat,
     latent: bool = False,
 ) -> Inputs:  # fmt: skip
     """heads: of queries, of keys. dims: of keys, of values. latent: values are the first numbers of keys."""
     g = torch.Generator().manual_seed(sum(contexts) + page)
-    i = paged(g, contexts, heads[1], page, dims[0], dtype)
-    values = i["k"][..., : dims[1]] if latent else i["v"][..., : dims[1]].contiguous()
+    i = paged(g, contexts, heads[1], page, dims[0], form, v_dim=dims[1])
+    values = cache_rows.first(i["k"], dims[1]) if latent else i["v"]
     starts = torch.tensor([0, *torch.tensor(new).cumsum(0).tolist()], dtype=torch.int32)
     q = torch.randn(sum(new), heads[0], dims[0], generator=g)
     return {**i, "v": values, "q": q, "starts": starts, "scale": dims[0] ** -0.5}
@@ -68,13 +72,23 @@ HEADS_AND_DIMS = [
 ]
 
 
-@pytest.mark.parametrize("dtype", [F32, BF16])
+@pytest.mark.parametrize("form", [F32, BF16])
 @pytest.mark.parametrize("latent", [False, True])
 @pytest.mark.parametrize(("heads", "dims"), HEADS_AND_DIMS)
 def test_heads_of_any_number_and_size(
-    ops: CpuOps, heads: tuple[int, int], dims: tuple[int, int], latent: bool, dtype: torch.dtype
+    ops: CpuOps, heads: tuple[int, int], dims: tuple[int, int], latent: bool, form: KVFormat
 ) -> None:
-    check(ops, inputs_of(heads, dims, 16, [1, 3], [75, 37], dtype, latent))
+    check(ops, inputs_of(heads, dims, 16, [1, 3], [75, 37], form, latent))
+
+
+@pytest.mark.parametrize(
+    ("heads", "dims", "latent"),
+    [((1, 1), (128, 128), False), ((3, 1), (64, 32), False), ((9, 1), (32, 96), False), ((33, 1), (96, 52), True)],
+)
+def test_heads_of_any_number_over_q8_0(
+    ops: CpuOps, heads: tuple[int, int], dims: tuple[int, int], latent: bool
+) -> None:
+    check(ops, inputs_of(heads, dims, 16, [1, 3], [75, 37], Q8_0, latent))
 
 
 @pytest.mark.parametrize("page", [5, 16, 32, 100, 600])
@@ -105,17 +119,19 @@ def test_more_chunks_than_states_are_kept_of(ops: CpuOps) -> None:
     assert torch.equal(attend(one, i), attend(three, i))
 
 
+ROWS = [(BF16, (4, 2), (80, 80)), (BF16, (8, 1), (64, 64)), (BF16, (1, 1), (128, 64)), (BF16, (36, 1), (64, 32)),
+        (Q8_0, (4, 2), (96, 96)), (Q8_0, (36, 1), (64, 32))]  # fmt: skip
+
+
 @pytest.mark.parametrize("window", [None, 37, 700])
 @pytest.mark.parametrize("page", [16, 48])
-@pytest.mark.parametrize(
-    ("heads", "dims"), [((4, 2), (80, 80)), ((8, 1), (64, 64)), ((1, 1), (128, 64)), ((36, 1), (64, 32))]
-)
+@pytest.mark.parametrize(("form", "heads", "dims"), ROWS)
 def test_a_token_has_the_same_bits_in_a_prompt_and_alone(
-    ops: CpuOps, heads: tuple[int, int], dims: tuple[int, int], page: int, window: int | None
+    ops: CpuOps, form: KVFormat, heads: tuple[int, int], dims: tuple[int, int], page: int, window: int | None
 ) -> None:
     """Alone it reads keys as they lie where there are few heads; in a prompt they are widened first."""
     context, new = 1100, 90
-    i = inputs_of(heads, dims, page, [new], [context], BF16)
+    i = inputs_of(heads, dims, page, [new], [context], form)
     sinks = torch.randn(heads[0], generator=torch.Generator().manual_seed(7))
 
     def run(first: int, n: int) -> Tensor:

@@ -4,11 +4,11 @@
 //                       l = l * shrink + sum p         acc = acc * shrink + p . v
 //
 // A step does one thing for all its rows (one group of heads x a block of queries) before the next: scores, weights, values.
-// Few rows read keys and values as they lie; for many they are widened to float32 scratch once; values that are the first
-// numbers of their keys are those. A row sees its own keys only, in the order of their positions, and each of its sums has
-// one fixed order: results do not depend on the rows beside it, nor on which way rows were read. Keys before a row's window
-// have the weight 0, and pages before the windows of all rows are not touched. attend_merge joins two runs of pages the same
-// way. Knows nothing of heads, sequences or threads.
+// Few rows read keys and values as they lie; for many, and of Q8_0 for all, they are widened to float32 scratch once; values
+// that are the first numbers of their keys are those. A row sees its own keys only, in the order of their positions, and
+// each of its sums has one fixed order: results do not depend on the rows beside it, nor on which way rows were read. Keys
+// before a row's window have the weight 0, and pages before the windows of all rows are not touched. attend_merge joins two
+// runs of pages the same way. Knows nothing of heads, sequences or threads.
 #pragma once
 
 #include <type_traits>
@@ -201,11 +201,11 @@ template <class Stored, bool WIDEN>
 void attend_step(const AttendRun& run, KeyStep& step, const Seen& seen, const KeyStep* next) {
   using Row = std::conditional_t<WIDEN, F32Cached, Stored>;
   const AttendItem& item = run.item;
-  if (WIDEN) widen_rows<Stored>(item.k, &step.k);
+  if (WIDEN) widen_rows<Stored>(item, item.k, step.key0, &step.k);
   score_step<Row>(run, step, seen, AskAhead(run.within ? nullptr : &step.v, item.v.row_bytes, item.rows * KEYS / SUMS));
   weigh_step(run, seen);
   if (WIDEN && run.within) step.v = step.k;
-  if (WIDEN && !run.within) widen_rows<Stored>(item.v, &step.v);
+  if (WIDEN && !run.within) widen_rows<Stored>(item, item.v, step.key0, &step.v);
   const int tiles = most(1, item.rows / 4) * ((run.value_vectors() + 2) / 3);
   value_step<Row>(run, step, seen, AskAhead(next ? &next->k : nullptr, item.k.row_bytes, tiles * KEYS / ASK_EVERY));
 }
@@ -231,10 +231,9 @@ void attend(const AttendItem& item, int begin, int end, const AttendState& state
   with_rows(item.format, [&](auto row) {
     using Stored = decltype(row);
     const bool whole = item.k.d % PAIR == 0 && item.v.d % PAIR == 0;
-    if (whole && (std::is_same_v<Stored, F32Cached> || item.rows <= FEW_ROWS))
-      attend_steps<Stored, false>(run, first);
-    else
-      attend_steps<Stored, true>(run, first);
+    if constexpr (Stored::LOADS)
+      if (whole && (std::is_same_v<Stored, F32Cached> || item.rows <= FEW_ROWS)) return attend_steps<Stored, false>(run, first);
+    attend_steps<Stored, true>(run, first);
   });
 }
 

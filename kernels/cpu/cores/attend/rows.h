@@ -1,7 +1,8 @@
 // Cached rows of keys and values, as attention reads them, over any vec_*.h: where a row lies, vectors of its numbers, the
 // whole of it as float32, and asking for it ahead of time.
 //
-// A row format is one struct here (`load`, `widen`), one case of `with_rows`, and the order in which its numbers come:
+// A row format is one struct here (`widen`, and `load` where rows can be read as they lie), one case of `with_rows`, and the
+// order in which its numbers come:
 // bfloat16 is widened pairwise, so that of 2 W numbers those at even places come first, then those at odd places, which
 // takes a shift or a mask for each vector. Queries and sums of values lie in that order (`place_query`, `take_values`). Rows
 // that few query rows share are read as they lie; others, and those that do not fill whole vectors, are widened to float32
@@ -9,29 +10,31 @@
 #pragma once
 
 #include "formats/floats.h"
+#include "formats/q8_rows.h"
 
 namespace headrace {
 namespace {
 
 constexpr int KEYS = ATTEND_KEYS, PAIR = 2 * W;
 
-// Numbers c .. c + PAIR - 1 of a row are two vectors; c is a multiple of PAIR. MANY: registers are short.
+// Numbers c .. c + PAIR - 1 of a row are two vectors; c is a multiple of PAIR. MANY: registers are short. LOADS: whether rows
+// can be read as they lie; scales: those of the row, of Q8_0.
 struct F32Cached {
-  static constexpr bool PAIRS = false;
+  static constexpr bool PAIRS = false, LOADS = true;
   template <int PART, bool MANY>
   static V load(const uint8_t* row, int c) {
     return headrace::load(reinterpret_cast<const float*>(row) + c + PART * W);
   }
-  static void widen(const uint8_t* row, int d, float* out) { FloatFormat<F32Row>::unpack(row, d, 1.0f, out); }
+  static void widen(const uint8_t* row, const uint8_t*, int d, float* out) { FloatFormat<F32Row>::unpack(row, d, 1.0f, out); }
 };
 
 struct Bf16Cached {
-  static constexpr bool PAIRS = true;
+  static constexpr bool PAIRS = true, LOADS = true;
   template <int PART, bool MANY>
   static V load(const uint8_t* row, int c) {
     return load_bf16_part<PART, MANY>(row + size_t(c) * sizeof(uint16_t));
   }
-  static void widen(const uint8_t* row, int d, float* out) {
+  static void widen(const uint8_t* row, const uint8_t*, int d, float* out) {
     int c = 0;
     for (V even, odd; c + PAIR <= d; c += PAIR) {
       load_bf16_pairs(row + size_t(c) * sizeof(uint16_t), &even, &odd);
@@ -41,10 +44,15 @@ struct Bf16Cached {
   }
 };
 
+struct Q8Cached {
+  static constexpr bool PAIRS = false, LOADS = false;
+  static void widen(const uint8_t* row, const uint8_t* scales, int d, float* out) { q8_unpack(row, scales, d, out); }
+};
+
 // fn(row format of this code), which is one of those that a cache can have.
 template <class Fn>
 inline auto with_rows(int format, const Fn& fn) {
-  return format == F32 ? fn(F32Cached{}) : fn(Bf16Cached{});
+  return format == F32 ? fn(F32Cached{}) : format == Q8_0 ? fn(Q8Cached{}) : fn(Bf16Cached{});
 }
 
 // How many numbers at the front of a row of `d` come in pairs.
@@ -89,12 +97,18 @@ inline void find_rows(const AttendItem& item, const AttendRows& rows, int key0, 
   }
 }
 
+// Where the scales of a row lie, which is number `within` of the Q8_0 rows of a page.
+inline const uint8_t* scales_of(const AttendRows& rows, const uint8_t* row, int within, int page_keys) {
+  return row + size_t(page_keys - within) * rows.row_bytes + within * halves(rows.row_bytes);
+}
+
 // The same rows as float32 in the scratch of `rows`, zeros behind their d numbers.
 template <class Row>
-inline void widen_rows(const AttendRows& rows, RowPlaces* places) {
+inline void widen_rows(const AttendItem& item, const AttendRows& rows, int key0, RowPlaces* places) {
   for (int j = places->from; j < places->n; j++) {
     float* wide = rows.wide + size_t(j) * rows.dp;
-    Row::widen(places->at[j], rows.d, wide);
+    const int within = (key0 + j) % item.page_keys;
+    Row::widen(places->at[j], scales_of(rows, places->at[j], within, item.page_keys), rows.d, wide);
     for (int i = rows.d; i < rows.dp; i++) wide[i] = 0.0f;
     places->at[j] = reinterpret_cast<const uint8_t*>(wide);
   }

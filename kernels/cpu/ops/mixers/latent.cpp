@@ -9,6 +9,7 @@
 #include <cstring>
 
 #include "ops/each_token.h"
+#include "ops/mixers/cache_rows.h"
 
 namespace headrace {
 namespace {
@@ -16,15 +17,15 @@ namespace {
 // Latents and rotary keys of the new tokens into the cache: `rows` [T, l + 2 r].
 void keep(const LatentMixer& mixer, const Normed& in, float* rows, Turn& turn) {
   const Cache& cache = mixer.cache;
-  const FormatKernels& format = turn.isa.formats[cache.format];
   const LatentShape shape(mixer);
-  const size_t bytes = format.row_bytes(shape.width());
+  const CacheRows to(turn.isa, cache);
   each_token(turn.team, in.tokens, int64_t(in.tokens) * shape.width(), [&](int t) {
     float* row = rows + size_t(t) * shape.width();
     const size_t turned = size_t(in.places.positions[t]) * mixer.rope.r;
     turn.isa.rmsnorm(row, mixer.kv_a_norm, shape.l, mixer.norm_eps, row);
     turn.isa.rope(row + shape.l, mixer.rope.cos + turned, mixer.rope.sin + turned, mixer.rope.r);
-    format.pack(row, shape.width(), cache.k + size_t(in.places.slots[t]) * bytes);
+    const size_t slot = size_t(in.places.slots[t]);
+    to.pack(row, cache.k + slot / cache.page_keys * to.plane(), slot % cache.page_keys);
   });
 }
 

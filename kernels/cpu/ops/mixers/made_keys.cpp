@@ -1,5 +1,6 @@
 // A prompt on keys and values that are made of the latents of its context: a cache in the arena, of some heads at a time, on
-// which attention runs as on any. It is of the type of the real cache, and the projection it is made with too.
+// which attention runs as on any. It is of the type of the real cache, bf16 beside a q8_0 one, and the projection it is made
+// with too.
 //
 // The up-projection of keys lies as queries want it, n numbers for each of a latent's. Keys want it the other way round, so
 // that each head's is turned over first.
@@ -8,6 +9,7 @@
 #include <numeric>
 
 #include "ops/each_token.h"
+#include "ops/mixers/cache_rows.h"
 #include "ops/mixers/latent.h"
 
 namespace headrace {
@@ -21,7 +23,8 @@ constexpr int TURNING = 8;    // tokens whose keys and values take as long as tu
 struct Made {
   const LatentMixer& mixer;
   const LatentShape& shape;
-  const FormatKernels& format;  // of the cache, real and made
+  int code;                     // of the format of the cache that is made
+  const FormatKernels& format;
   const int32_t* table;         // of the real cache
   int context, head, count;
 
@@ -48,7 +51,7 @@ struct Made {
         }
       }
     });
-    return {mixer.cache.format, count * n, l, turned};
+    return {code, count * n, l, turned};
   }
 
   Weights value_rows(Turn& turn) const {
@@ -59,12 +62,15 @@ struct Made {
   // Latents and rotated parts of tokens [first, first + n): [n, l] and [n, 2 r].
   void load(int first, int n, float* latents, float* rotated, Turn& turn) const {
     const Cache& cache = mixer.cache;
+    const CacheRows rows(turn.isa, cache);
+    const Arena::Loan loan(turn.team.arena);
+    float* wide = turn.team.arena.take<float>(size_t(n) * cache.d);
     each_token(turn.team, n, int64_t(n) * cache.d, [&](int t) {
       const int at = first + t;
-      const size_t slot = size_t(table[at / cache.page_keys]) * cache.page_keys + at % cache.page_keys;
-      const uint8_t* row = cache.k + slot * bytes(cache.d);
-      format.unpack(row, shape.l, 1.0f, latents + size_t(t) * shape.l);
-      format.unpack(row + bytes(shape.l), shape.rotated, 1.0f, rotated + size_t(t) * shape.rotated);
+      float* row = wide + size_t(t) * cache.d;
+      rows.unpack(cache.k + table[at / cache.page_keys] * rows.plane(), at % cache.page_keys, row);
+      std::memcpy(latents + size_t(t) * shape.l, row, size_t(shape.l) * sizeof(float));
+      std::memcpy(rotated + size_t(t) * shape.rotated, row + shape.l, size_t(shape.rotated) * sizeof(float));
     });
   }
 
@@ -94,7 +100,7 @@ struct Made {
   Cache make_all(Turn& turn) const {
     Arena& arena = turn.team.arena;
     const size_t key = bytes(shape.key()), value = bytes(shape.v), rows = size_t(pages()) * count * PAGE;
-    const Cache made{mixer.cache.format, count, PAGE, shape.key(), arena.take<uint8_t>(rows * key),
+    const Cache made{code, count, PAGE, shape.key(), arena.take<uint8_t>(rows * key),
                      {shape.v, value, PAGE * value, count * PAGE * value, arena.take<uint8_t>(rows * value)}};
     const Arena::Loan loan(arena);
     const Weights keys_of = turn_over(turn), values_of = value_rows(turn);
@@ -116,7 +122,8 @@ void attend_made(const LatentMixer& mixer, const Places& places, int s, const fl
   Arena& arena = turn.team.arena;
   const Arena::Loan loan(arena);
   const LatentShape shape(mixer);
-  const FormatKernels& format = turn.isa.formats[mixer.cache.format];
+  const int code = mixer.cache.format == Q8_0 ? int(BF16) : mixer.cache.format;
+  const FormatKernels& format = turn.isa.formats[code];
   const int first = places.starts[s], context = places.contexts[s], starts[] = {0, places.starts[s + 1] - first};
   const int pages = (context + PAGE - 1) / PAGE;
   int32_t* table = arena.take<int32_t>(pages);
@@ -130,7 +137,7 @@ void attend_made(const LatentMixer& mixer, const Places& places, int s, const fl
     const Arena::Loan round(arena);
     const int count = std::min(heads, shape.heads - head);
     const int32_t* from = places.tables + size_t(s) * places.table_len;
-    const Cache cache = Made{mixer, shape, format, from, context, head, count}.make_all(turn);
+    const Cache cache = Made{mixer, shape, code, format, from, context, head, count}.make_all(turn);
     watch.lap(Part::by_head);
     attention({q + first * q_stride + int64_t(head) * shape.key(), q_stride, cache, table, starts, &context, 1, pages, count,
                mixer.scale, NO_WINDOW, 0, nullptr, out + first * out_stride + int64_t(head) * shape.v, out_stride}, turn);
