@@ -41,7 +41,7 @@ def inputs_of(
 ) -> Inputs:  # fmt: skip
     """heads: of queries, of keys. dims: of keys, of values. latent: values are the first numbers of keys."""
     g = torch.Generator().manual_seed(sum(contexts) + page)
-    i = paged(g, contexts, heads[1], page, dims[0], form, v_dim=dims[1])
+    i = paged(g, contexts, heads[1], page, dims[0], form, v_dim=None if latent else dims[1])
     values = cache_rows.first(i["k"], dims[1]) if latent else i["v"]
     starts = torch.tensor([0, *torch.tensor(new).cumsum(0).tolist()], dtype=torch.int32)
     q = torch.randn(sum(new), heads[0], dims[0], generator=g)
