@@ -139,7 +139,7 @@ def test_delta_rules_of_qwen() -> None:
         assert (delta.k_heads, delta.v_heads, delta.k_dim, delta.v_dim, delta.taps) == (16, 32, 128, 128, 4)
         assert not delta.in_turns
         assert isinstance(full, AttentionSpec)
-        assert (full.heads, full.kv_heads, full.head_dim, full.gate, full.qk_norm) == (16, 2, 256, True, "head")
+        assert (full.heads, full.kv_heads, full.head_dim, full.gate, full.qk_norm) == (16, 2, 256, "of values", "head")
         assert (full.rope.rotary_dim, full.rope.theta) == (64, 1e7)
         assert (found.moe.renormalise, found.moe.shared_width, found.moe.shared_gate) == (True, 512, True)
     assert spec(QWEN3_NEXT_80B).moe.top_k == 10

@@ -435,5 +435,5 @@ def test_random_weights_take_the_shape_of_a_gguf(tmp_path: Path, arch: str) -> N
     weights.open(config, {Tier.CPU: ram(reference, "reference", config)}, False)
     spec, plan = weights.whole, model_source.find(str(path)).described
     assert (len(spec.layers), spec.hidden, spec.moe.experts) == (SIZES["layers"], SIZES["hidden"], SIZES["experts"])
-    assert (spec.mixers[0].kv_rows, spec.moe.width) == (SIZES["kv"] * SIZES["size"], SIZES["width"])
+    assert (spec.mixers[0].k_rows, spec.moe.width) == (SIZES["kv"] * SIZES["size"], SIZES["width"])
     assert (spec.family, plan.objections) == (plan.architecture.family, ())
