@@ -59,7 +59,7 @@ def conv_cases() -> Iterator[Case]:
             added = i["w"].abs().sum(1) * size + (i["bias"].abs() if biased else 0.0)
             return [added * sum_error(taps + 1) * 1.1 + out[0].abs() * 32 * U * silu, 0.0]
 
-        how = " biased" * biased + " silu" * silu
+        how = " biased" * biased + (" silu" if silu else " plain")
         name = f"{C} channels {taps} taps new {new} after {old}{how}"
         return Case(op="short_conv", name=name, build=build, call=call, allowed=allowed)
 

@@ -328,19 +328,6 @@ class CpuOps(NormOps, SparseOps, MoreOps):
         )
         return decay, beta
 
-    def key_gates(
-        self, dt_TR: Tensor, b_TH: Tensor, rate_H: Tensor, dt_bias_R: Tensor, least: float | None = None
-    ) -> tuple[Tensor, Tensor]:
-        (T, H), R = b_TH.shape, dt_bias_R.shape[0]
-        assert R % H == 0, f"{R} decays of {H} heads"
-        decay, beta = torch.empty(T, H, R // H), torch.empty(T, H)
-        _cpu.key_gates(
-            self.context.native, dt=at(dt_TR, F32, T, R), b=at(b_TH, F32, T, H), rate=at(rate_H, F32, H),
-            dt_bias=at(dt_bias_R, F32, R), decay=decay.data_ptr(), beta=beta.data_ptr(), tokens=T, heads=H, keys=R // H,
-            least=least or 0.0,
-        )  # fmt: skip
-        return decay, beta
-
     def delta_rule(
         self,
         q_TGk: Tensor,

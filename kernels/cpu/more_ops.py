@@ -1,4 +1,4 @@
-"""Ops of layers between gates and of state spaces as C++, for `backend.py`, which has the others."""
+"""Ops of layers between gates, of decays by key and of state spaces as C++, for `backend.py`, which has the others."""
 
 from __future__ import annotations
 
@@ -20,6 +20,19 @@ class MoreOps:
         (T, C), (y, y_stride), (by, by_stride) = y_TC.shape, prepare.rows(y_TC), prepare.rows(by_TC)
         assert by_TC.shape == (T, C), f"{list(by_TC.shape)} for {[T, C]}"
         _cpu.mul(self.context.native, y, y_stride, by, by_stride, T, C)
+
+    def key_gates(
+        self, dt_TR: Tensor, b_TH: Tensor, rate_H: Tensor, dt_bias_R: Tensor, least: float | None = None
+    ) -> tuple[Tensor, Tensor]:
+        (T, H), R = b_TH.shape, dt_bias_R.shape[0]
+        assert R % H == 0, f"{R} decays of {H} heads"
+        decay, beta = torch.empty(T, H, R // H), torch.empty(T, H)
+        _cpu.key_gates(
+            self.context.native, dt=at(dt_TR, F32, T, R), b=at(b_TH, F32, T, H), rate=at(rate_H, F32, H),
+            dt_bias=at(dt_bias_R, F32, R), decay=decay.data_ptr(), beta=beta.data_ptr(), tokens=T, heads=H, keys=R // H,
+            least=least or 0.0,
+        )  # fmt: skip
+        return decay, beta
 
     def gated_norm(self, y_TC: Tensor, z_TC: Tensor, weight_C: Tensor, eps: float, groups: int = 1) -> Tensor:
         (T, C), (y, y_stride), (z, z_stride) = y_TC.shape, prepare.rows(y_TC), prepare.rows(z_TC)

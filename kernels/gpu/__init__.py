@@ -28,8 +28,10 @@ from ..reference import (
     add_layernorm_,
     choose_keys,
     delta_gates,
+    gated_norm,
     key_gates,
     layernorm,
+    mul_,
     place_index_,
     quantize,
     repack,
@@ -37,6 +39,7 @@ from ..reference import (
     scale_rows_,
     sigmoid_mul_,
     softplus_mul_,
+    state_space,
 )
 from .attention.attention import attention
 from .attention.cache_rows import store_rows_
@@ -56,7 +59,8 @@ from .sampling import argmax
 
 __all__ = [
     "add_layernorm_", "add_rmsnorm_", "argmax", "attention", "attention_block", "choose_keys", "delta_gates",
-    "delta_rule", "dequantize", "embed", "experts", "gated_add_", "glu", "key_gates", "layernorm", "layers", "linear",
-    "linear_by_head", "place_index_", "place_qkv_", "quantize", "repack", "rmsnorm", "rotate_", "route", "scale_",
-    "scale_rows_", "short_conv", "sigmoid_mul_", "softplus_mul_", "store_rows_",
+    "delta_rule", "dequantize", "embed", "experts", "gated_add_", "gated_norm", "glu", "key_gates", "layernorm",
+    "layers", "linear", "linear_by_head", "mul_", "place_index_", "place_qkv_", "quantize", "repack", "rmsnorm",
+    "rotate_", "route", "scale_", "scale_rows_", "short_conv", "sigmoid_mul_", "softplus_mul_", "state_space",
+    "store_rows_",
 ]  # fmt: skip
