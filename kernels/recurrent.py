@@ -6,6 +6,8 @@ sequence has a slot of state; one that begins with this pass (as many new tokens
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -84,12 +86,8 @@ def delta_rule(
     out, each = torch.empty_like(v_THv), v_THv.shape[1] // q_TGk.shape[1]
     q = (_unit(q_TGk) * q_TGk.shape[2] ** -0.5).repeat_interleave(each, 1)
     k = _unit(k_TGk).repeat_interleave(each, 1)
-    for s, slot in enumerate(slots_S.tolist()):
-        first, last = int(starts_S1[s]), int(starts_S1[s + 1])
-        if first == last:
-            continue
-        S_Hkv = state_LHkv[slot].clone() if int(contexts_S[s]) > last - first else torch.zeros_like(state_LHkv[slot])
-        for t in range(first, last):
+    for slot, tokens, S_Hkv in _running(state_LHkv, slots_S, starts_S1, contexts_S):
+        for t in tokens:
             S_Hkv = S_Hkv * by_row[t]
             seen_Hv = torch.einsum("hkv,hk->hv", S_Hkv, k[t])
             change_Hv = (v_THv[t] - seen_Hv) * beta_TH[t].unsqueeze(1)
@@ -97,6 +95,18 @@ def delta_rule(
             out[t] = torch.einsum("hkv,hk->hv", S_Hkv, q[t])
         state_LHkv[slot] = S_Hkv
     return out
+
+
+def _running(
+    state_LHkv: Tensor, slots_S: Tensor, starts_S1: Tensor, contexts_S: Tensor
+) -> Iterator[tuple[int, range, Tensor]]:
+    """Of each sequence with new tokens its slot, these, and a copy of the state that they find: zeros, of one that
+    begins."""
+    for s, slot in enumerate(slots_S.tolist()):
+        tokens = range(int(starts_S1[s]), int(starts_S1[s + 1]))
+        if tokens:
+            goes_on = int(contexts_S[s]) > len(tokens)
+            yield slot, tokens, state_LHkv[slot].clone() if goes_on else torch.zeros_like(state_LHkv[slot])
 
 
 def _unit(x_TGk: Tensor) -> Tensor:
@@ -129,12 +139,8 @@ def state_space(
     b, c = b_TGk.repeat_interleave(each, 1), c_TGk.repeat_interleave(each, 1)
     step_TH = torch.nn.functional.softplus(dt_TH + dt_bias_H).clamp(*dt_range)
     decay_TH = (rate_H * step_TH).exp()
-    for s, slot in enumerate(slots_S.tolist()):
-        first, last = int(starts_S1[s]), int(starts_S1[s + 1])
-        if first == last:
-            continue
-        S_Hkv = state_LHkv[slot].clone() if int(contexts_S[s]) > last - first else torch.zeros_like(state_LHkv[slot])
-        for t in range(first, last):
+    for slot, tokens, S_Hkv in _running(state_LHkv, slots_S, starts_S1, contexts_S):
+        for t in tokens:
             added_Hv = step_TH[t].unsqueeze(1) * x_THv[t]
             S_Hkv = S_Hkv * decay_TH[t].view(-1, 1, 1) + b[t].unsqueeze(2) * added_Hv.unsqueeze(1)
             out[t] = torch.einsum("hkv,hk->hv", S_Hkv, c[t]) + skip_H.unsqueeze(1) * x_THv[t]

@@ -109,6 +109,8 @@ class Admission:
                 form=None if form is None else lambda: form,
             )  # fmt: skip
         except OptionError as error:
+            if choice is None and not tools:
+                raise
             raise OptionError(f"tool_choice: {error}") from None
 
     def told_apart(
@@ -129,10 +131,10 @@ class Admission:
             params = replace(params, stop_token_ids=(*params.stop_token_ids, *self._ids_of(dialect.stop_tokens)))
         params = self._with_special_stops(params)
         text = AnswerText(self.tokenizer, machine, params.stop)
-        text.sequence = self.sequence(made.ids, params)
+        text.sequence = self._free_sequence(made.ids, params)
         text.sequence.spliced = made.answers
-        if grammar is not None:
-            text.sequence.constraint = self.constraint(grammar, text, dialect)
+        if (form := grammar or Grammar.of_params(params)) is not None:
+            text.sequence.constraint = self.constraint(form, text, dialect)
         own, place = self.own_answers, made.place
         keep = None if own is None or place is None else partial(own.keep, place)
         return Request(text.sequence, text, keep=keep), text
@@ -165,6 +167,13 @@ class Admission:
 
     def sequence(self, prompt: Prompt, params: SamplingParams) -> Sequence:
         """Its sequence alone."""
+        made = self._free_sequence(prompt, params)
+        if (form := Grammar.of_params(params)) is not None:
+            made.constraint = self.constraint(form)
+        return made
+
+    def _free_sequence(self, prompt: Prompt, params: SamplingParams) -> Sequence:
+        """The same without a grammar."""
         ids = self.encode(prompt) if isinstance(prompt, str) else _ids(prompt)
         if not ids:
             raise OptionError("the prompt is empty, and this tokenizer adds no start token: give at least one token")
@@ -177,10 +186,7 @@ class Admission:
         if params.stop:
             self.need_tokenizer("stop strings")
         self._check_context(len(ids), params.max_new_tokens)
-        made = make_sequence(next(self.ids), ids, params)
-        if (form := Grammar.of_params(params)) is not None:
-            made.constraint = self.constraint(form)
-        return made
+        return make_sequence(next(self.ids), ids, params)
 
     def constraint(
         self, grammar: Grammar, text: AnswerText | None = None, dialect: Dialect | None = None

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from family_runs import Checkpoints, prompt
 
 from headrace import LLM, SamplingParams
 from headrace.engine.ledger.pass_bytes import CacheSizes, Indexed
@@ -18,17 +18,12 @@ from headrace.loaders.families import spec_of
 from headrace.loaders.families.config_reader import ConfigReader
 from headrace.loaders.spec import LatentSpec
 
-Checkpoints = Callable[[str], Path]
 FEW = SamplingParams(max_new_tokens=8, ignore_eos=True)
 TOP = 24  # of the small models
 
 
 def load(path: Path, **options: object) -> LLM:
     return LLM(str(path), kernels="cpu", dtype="float32", max_context=160, **options)
-
-
-def prompt(length: int, seed: int = 0) -> list[int]:
-    return torch.randint(3, 160, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
 def config_of(path: Path, **changes: Any) -> dict[str, Any]:

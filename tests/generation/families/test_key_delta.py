@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
+from family_runs import Checkpoints, prompt
 
 from headrace import LLM
 from headrace.errors import ConfigError, OptionError
@@ -17,13 +17,8 @@ from headrace.loaders.families import spec_of
 from headrace.loaders.families.config_reader import ConfigReader
 from headrace.loaders.spec import DeltaSpec, LatentSpec, ModelSpec
 
-Checkpoints = Callable[[str], Path]
 LISTS = {"full_attn_layers": [3, 5], "kda_layers": [1, 2, 4]}
 SIZES = {"head_dim": 20, "num_heads": 3, "short_conv_kernel_size": 4}
-
-
-def prompt(length: int, seed: int = 0) -> list[int]:
-    return torch.randint(3, 160, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
 def spec(checkpoint: Path, **changes: Any) -> ModelSpec:

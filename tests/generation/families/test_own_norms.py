@@ -4,52 +4,29 @@ computed and shared, the logits are those of transformers. Windows are of 8 and 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import tiny
 import torch
-from transformers import PreTrainedModel
+from family_runs import GREEDY, Checkpoints, Oracle, check_fused, check_greedy, load, prompt
 
-from headrace import LLM, SamplingParams
+from headrace import SamplingParams
 from headrace.errors import OptionError
 
 VARIANTS = ("gemma4_text", "gemma4_text-values")
-Checkpoints = Callable[[str], Path]
-Oracle = Callable[[str], PreTrainedModel]
-GREEDY = SamplingParams(max_new_tokens=48, ignore_eos=True)
-
-
-def prompt(length: int, seed: int = 0) -> list[int]:
-    return torch.randint(3, 160, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
-
-
-def load(path: Path, **options: object) -> LLM:
-    return LLM(str(path), dtype="float32", **options)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("kernels", ["reference", "cpu"])
 def test_greedy_tokens_over_48_steps(variant: str, kernels: str, checkpoints: Checkpoints, oracle: Oracle) -> None:
-    """Alone and in a batch, in chunks of 16."""
-    prompts = [prompt(41, 1), prompt(9, 2)]
-    with load(checkpoints(variant), kernels=kernels, prefill_chunk=16) as llm:
-        together = [one.token_ids for one in llm.generate(prompts, GREEDY)]
-        assert [llm.generate([one], GREEDY)[0].token_ids for one in prompts] == together
-    for one, said in zip(prompts, together, strict=True):
-        assert said == tiny.oracle_greedy(oracle(variant), one, said)
+    check_greedy(variant, kernels, checkpoints, oracle)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_all_layers_at_once_are_their_ops(variant: str, checkpoints: Checkpoints) -> None:
-    """The fused call, and layer by layer as beside a GPU: the same bits."""
-    with load(checkpoints(variant)) as llm:
-        fused = llm.logits(prompt(50))
-    with load(checkpoints(variant)) as llm:
-        llm.parts.decoder.choose = lambda _, choice: choice
-        assert torch.equal(llm.logits(prompt(50)), fused)
+    check_fused(checkpoints(variant))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -5,7 +5,6 @@ transformers. Chunks are of 8 and 5 positions, temperatures change every 12, 9, 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +12,9 @@ import pytest
 import safetensors.torch
 import tiny
 import torch
-from transformers import PreTrainedModel
-
-from headrace import LLM, SamplingParams
+from family_runs import GREEDY, Checkpoints, Oracle, check_fused, load, prompt
 
 VARIANTS = ("llama4_text", "llama4_text-interleaved", "phimoe", "phimoe-plain", "mistral4", "mistral4-straight")
-Checkpoints = Callable[[str], Path]
-Oracle = Callable[[str], PreTrainedModel]
-GREEDY = SamplingParams(max_new_tokens=48, ignore_eos=True)
-
-
-def prompt(length: int, seed: int = 0) -> list[int]:
-    return torch.randint(3, 160, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
-
-
-def load(path: Path, **options: object) -> LLM:
-    return LLM(str(path), dtype="float32", **options)
 
 
 def changed(source: Path, directory: Path, **changes: Any) -> Path:
@@ -54,12 +40,7 @@ def test_greedy_tokens_over_48_steps(variant: str, checkpoints: Checkpoints, ora
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_all_layers_at_once_are_their_ops(variant: str, checkpoints: Checkpoints) -> None:
-    """The fused call, and layer by layer as beside a GPU: the same bits."""
-    with load(checkpoints(variant)) as llm:
-        fused = llm.logits(prompt(50))
-    with load(checkpoints(variant)) as llm:
-        llm.parts.decoder.choose = lambda _, choice: choice
-        assert torch.equal(llm.logits(prompt(50)), fused)
+    check_fused(checkpoints(variant))
 
 
 @pytest.mark.parametrize(
