@@ -1,7 +1,7 @@
 """How a chat becomes one prompt: chat templates, in the dialect of jinja that transformers has made of it.
 
-Chat templates are code written by strangers and run in jinja's sandbox. The sandbox keeps a template away from Python
-and the machine; it does not bound its time or memory.
+Chat templates are code written by strangers and run in a sandbox (`template_sandbox.py`) that keeps a template away
+from Python and the machine, and bounds its time and memory.
 This file does not know in which file of a model its template is, nor what the tokens in it mean.
 """
 
@@ -9,21 +9,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from functools import cached_property
 from typing import Any
 
-from jinja2 import Template, TemplateError, nodes
+from jinja2 import Template
 from jinja2.exceptions import SecurityError
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.utils import Namespace
 
 from ...errors import TokenizerError
 from .conversation import REASONING, Message, Ways, normalise, tools_of
+from .template_sandbox import SECONDS, Sandbox, bounded
 
 RESERVED = frozenset({"messages", "tools", "add_generation_prompt"})
 PROBE, TOOL = "probed_key", "probed_tool"  # in messages that show how a template writes them
@@ -64,7 +60,10 @@ class ChatTemplate:
             chat[-1] = _open(chat[-1])
         values = {"documents": None, **self.tokens, **arguments, "messages": chat, "tools": tools_of(tools)}
         try:
-            text = self._compiled.render(values, add_generation_prompt=add_generation_prompt)
+            with bounded():
+                text = self._compiled.render(values, add_generation_prompt=add_generation_prompt)
+        except TimeoutError:
+            raise self._too_slow() from None
         # A template is a stranger's code: besides jinja's errors it can raise whatever its expressions raise.
         except Exception as error:
             kind = "does what the sandbox forbids" if isinstance(error, SecurityError) else "failed"
@@ -79,9 +78,15 @@ class ChatTemplate:
             raise TokenizerError(f"the chat template of {self.source} leaves the last message out: it cannot go on")
         return said
 
+    def _too_slow(self) -> TokenizerError:
+        return TokenizerError(
+            f"the chat template of {self.source} takes longer than {SECONDS:g} s: give another with "
+            "--chat-template, or the prompt as plain text"
+        )
+
     @cached_property
     def _compiled(self) -> Template:
-        return _sandbox().from_string(self.text)
+        return Sandbox().from_string(self.text)
 
     @cached_property
     def ways(self) -> Ways:
@@ -131,9 +136,10 @@ class ChatTemplate:
     def _probe(self, messages: list[dict[str, Any]]) -> str:
         """What the template writes of these messages; "" if it fails."""
         try:
-            return self._compiled.render(messages=messages, tools=None, documents=None, **self.tokens)
-        except TimeoutError:  # whoever waits for a template that does not end stops it so
-            raise
+            with bounded():
+                return self._compiled.render(messages=messages, tools=None, documents=None, **self.tokens)
+        except TimeoutError:
+            raise self._too_slow() from None
         # A stranger's code: that it fails in whatever way is the answer to what is asked here.
         except Exception:
             return ""
@@ -157,77 +163,3 @@ def _called(arguments: Any, content: str | None = "") -> list[dict[str, Any]]:
 
 
 # What chat templates expect of jinja beyond jinja itself. The dialect is transformers' own.
-
-
-class _Sandbox(ImmutableSandboxedEnvironment):
-    def unsafe_undefined(self, obj: Any, attribute: str) -> Any:
-        """jinja prints nothing for a forbidden attribute; a template that asks for one is refused instead."""
-        raise SecurityError(f"access to attribute {attribute!r} of a {type(obj).__name__} is unsafe")
-
-
-class _Generation(Extension):
-    """`{% generation %}` marks for trainers what the assistant said; here its body is simply rendered."""
-
-    tags = {"generation"}
-
-    def parse(self, parser: Parser) -> nodes.Node:
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return nodes.Scope(body, lineno=line)
-
-
-class _Namespace(Namespace):
-    """Names with a leading underscore are Python's own (`__class__`); a template has no business with them."""
-
-    def __init__(*args: Any, **values: Any) -> None:
-        self, *given = args
-        named = dict(*given, **values)
-        for name in named:
-            _check_public(name)
-        Namespace.__init__(self, named)
-
-    def __setitem__(self, name: str, value: Any) -> None:
-        _check_public(name)
-        Namespace.__setitem__(self, name, value)
-
-
-def _check_public(name: str) -> None:
-    if name.startswith("_"):
-        raise SecurityError(f"a namespace cannot hold the name {name!r}")
-
-
-def _sandbox() -> _Sandbox:
-    sandbox = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation])
-    sandbox.filters["tojson"] = _to_json
-    helpers: dict[str, Callable[..., Any]] = {
-        "raise_exception": _raise_exception,
-        "strftime_now": _strftime_now,
-        "namespace": _Namespace,
-        # A function instead of the type, so that a template cannot walk from it to Python's types.
-        "dict": _make_dict,
-    }
-    sandbox.globals.update(helpers)
-    return sandbox
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """jinja's own filter escapes for HTML, and a model has never seen `\\u003c` in its training."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _raise_exception(message: str) -> None:
-    raise TemplateError(message)
-
-
-def _strftime_now(pattern: str) -> str:
-    return datetime.now().strftime(pattern)
-
-
-def _make_dict(*args: Any, **values: Any) -> dict[str, Any]:
-    return dict(*args, **values)
