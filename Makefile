@@ -2,6 +2,7 @@
 # make target: the Triton of the machine that the GPU kernels are meant for, in a folder beside .venv, for the tests.
 # make vendor: the libraries of the page of headrace serve, anew from npm. make node-tools: what tests with Node need.
 # make gpu-kit: a wheel and compiled kernels for that machine, to carry there.
+# make wheel: what is released, into dist/. make sanitize-address, -undefined, -thread: the C++ under a sanitizer.
 
 PYTHON ?= python3
 # Processes that share the tests.
@@ -14,7 +15,7 @@ COMPILERS := $(if $(filter default,$(origin CXX)),c++ g++ clang++,$(firstword $(
 CPP := $(filter %.cpp %.h %.inl,$(wildcard kernels/cpu/*/* kernels/cpu/*/*/*))
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(CPP)
 
-.PHONY: demo test check bench target gpu-kit vendor node-tools format clean
+.PHONY: demo test check bench target gpu-kit vendor node-tools wheel sanitize-address sanitize-undefined sanitize-thread format clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.run
@@ -41,6 +42,12 @@ build/target/.done: target.txt | $(VENV)/.dev
 
 gpu-kit: $(VENV)/.dev
 	$(BIN)/python benchmarks/gpu_kit.py
+
+wheel: $(VENV)/pyvenv.cfg
+	$(BIN)/python tools/wheels.py
+
+sanitize-address sanitize-undefined sanitize-thread: $(VENV)/.dev
+	$(BIN)/python tools/sanitize.py $(@:sanitize-%=%)
 
 # The page's libraries, from npm as its lock pins them. They are kept in git: who builds needs no Node.
 vendor:
@@ -74,4 +81,4 @@ $(VENV)/pyvenv.cfg:
 	  echo "python cannot make a virtual environment: install its venv module (Debian, Ubuntu: apt install python3-venv)"; exit 1; }
 
 clean:
-	rm -rf build $(VENV) .mypy_cache .ruff_cache .pytest_cache
+	rm -rf build dist $(VENV) .mypy_cache .ruff_cache .pytest_cache

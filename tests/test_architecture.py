@@ -153,3 +153,12 @@ def test_files_that_the_docs_name_are_there(page: Path) -> None:
     for name in set(re.findall(rf"`((?:[\w.-]+/)*[\w.-]+\.{ENDINGS})`", page.read_text())):
         if name not in elsewhere and not any(part.isupper() for part in Path(name).stem.split("-")):
             assert any(f"/{path}".endswith(f"/{name}") for path in there), f"{page.name} names {name}"
+
+
+@pytest.mark.parametrize("path", [p for p in SOURCES if "json.loads" in p.read_text()], ids=lambda p: p.stem)
+def test_json_may_be_nested_too_deeply(path: Path) -> None:
+    """What takes damaged JSON for such also takes what is nested so deeply that Python gives up."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Try) and any("json.loads(" in ast.unparse(part) for part in node.body):
+            caught = " ".join(ast.unparse(handler.type) for handler in node.handlers if handler.type)
+            assert "ValueError" not in caught or "RecursionError" in caught, f"{path}:{node.lineno}"

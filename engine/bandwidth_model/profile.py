@@ -253,7 +253,7 @@ def load_profile(context: Context, file: Path | None = None) -> Profile | None:
         complete = complete and len(profile.attention) > 2 and bool(profile.batch) and bool(profile.crowd)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         if file is None:
             return None
         raise OptionError(f"profile {file} cannot be read ({error}): {MAKE}") from error

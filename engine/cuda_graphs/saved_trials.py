@@ -95,7 +95,7 @@ def _read(runtime: Runtime) -> dict[str, Any]:
     """What is kept for this passport; empty where nothing is."""
     try:
         saved = json.loads(path().read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     passport = _passport(runtime)
     is_ours = isinstance(saved, dict) and all(saved.get(name) == value for name, value in passport.items())

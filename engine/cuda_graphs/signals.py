@@ -257,7 +257,7 @@ def _said(line: bytes) -> dict[str, Any]:
     """What a line of the probe says; nothing where a library wrote it."""
     try:
         said = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return said if isinstance(said, dict) else {}
 

@@ -55,7 +55,7 @@ def _read(path: Path) -> list[list[list[int]]]:
         whole = all(isinstance(e, int) for layer in ids for token in layer for e in token)
     except OSError as error:
         raise OptionError(f"cannot read the trace {path}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise OptionError(f'{path} is no routing trace ({error}): give {{"ids": [layer][token][expert]}}') from error
     if not whole or not ids or not all(ids):
         raise OptionError(f"{path} is no routing trace: ids must be lists of whole numbers, with at least one token")

@@ -95,7 +95,7 @@ def _argument(text: str) -> tuple[str, Any]:
         raise OptionError(f"--template-arg is '{text}': give NAME=VALUE, as enable_thinking=false")
     try:
         return name, json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         return name, value
 
 

@@ -109,7 +109,7 @@ def _header(file: IO[bytes], path: Path) -> Header:
         is_sane = 0 < header.experts < 1 << 15 and 0 < header.top_k <= header.experts and header.most_weight > 0
         is_sane = is_sane and header.layers == sorted(set(map(int, header.layers)))
         is_sane = is_sane and len(header.expert_bytes) == len(header.layers) and min(header.expert_bytes, default=1) > 0
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise OptionError(f"{path}: the trace's header cannot be read ({error!r:.100}); record it again") from error
     if not is_sane:
         what = f"{brief(header.experts)} experts, {brief(header.top_k)} a token"

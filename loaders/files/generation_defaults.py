@@ -22,7 +22,7 @@ def read(path: Path) -> dict[str, float]:
         return _of_gguf(gguf_set.of_path(path).metadata) if gguf_set.is_gguf(path) else {}
     try:
         config = json.loads((path / "generation_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     if not isinstance(config, dict):
         return {}

@@ -187,5 +187,5 @@ def _named(directory: Path, patterns: Iterable[str]) -> list[str]:
 def _value(path: Path, key: str) -> object:
     try:
         return json.loads(path.read_text(encoding="utf-8")).get(key)
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return None

@@ -132,7 +132,7 @@ def shards_of(index: Path, model: str) -> set[str]:
     """The shards that an index names. Raises HubError if the file is not an index."""
     try:
         return set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise HubError(
             f"{index.name} of {model} is not an index of shards ({type(error).__name__}: {error}); "
             "try another revision, or tell the owner of the model"

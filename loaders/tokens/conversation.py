@@ -207,7 +207,7 @@ def _arguments(value: Any, as_mapping: bool) -> Any:
     if isinstance(value, str) and as_mapping:
         try:
             parsed = json.loads(value) if value.strip() else {}
-        except ValueError:
+        except (ValueError, RecursionError):
             return {"arguments": value}
         return parsed if isinstance(parsed, dict) else {"arguments": parsed}
     if isinstance(value, str):

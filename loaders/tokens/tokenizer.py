@@ -293,7 +293,7 @@ def _load_json(path: Path) -> dict[str, Any]:
         return {}
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         what = recognise.what_is(path) or f"cannot be read: {error}; fetch the file again"
         raise TokenizerError(f"{path} {what}") from error
     if not isinstance(value, dict):

@@ -73,7 +73,7 @@ def origin(directory: Path) -> str:
     """What to do about a damaged conversion: of which model it is."""
     try:
         source = json.loads((directory / MANIFEST).read_text(encoding="utf-8")).get("source")
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         source = None
     return f"it is a conversion of {source}: convert that again" if source else "it is a conversion: convert again"
 

@@ -126,6 +126,6 @@ def _object(text: str) -> dict[str, Any]:
     """Arguments as the object that this API wants; what is no object (a cut one) is kept as text."""
     try:
         found = json.loads(text or "{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     return found if isinstance(found, dict) else {"arguments": text}

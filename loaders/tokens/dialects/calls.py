@@ -313,7 +313,7 @@ class Calls:
                 source.at = match.end()
                 try:
                     return str(json.loads(source.vocabulary.literal(match.group()), strict=False))
-                except ValueError:
+                except (ValueError, RecursionError):
                     return source.vocabulary.literal(match.group()[1:-1])
             if source.ended:
                 break

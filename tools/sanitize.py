@@ -1,0 +1,75 @@
+"""Runs the C++ under a sanitizer of the compiler: `python tools/sanitize.py address|undefined|thread [tests ...]`.
+
+The extension is built with the sanitizer into a Python of its own below build/, which sees what .venv has besides
+headrace. Without arguments for pytest the slice below runs: every kernel on every instruction set of this machine, the
+whole forward pass, the team of threads, reading of files, replays. A report of the sanitizer ends the run with an
+error.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+SLICE = (
+    "tests/kernels/test_kernels.py", "tests/kernels/test_kernels_machine.py", "tests/kernels/test_team_waits.py",
+    "tests/kernels/attention", "tests/kernels/test_limits.py", "tests/kernels/test_numa.py",
+    "tests/generation/test_generate.py", "tests/generation/test_two_models.py", "tests/generation/test_demo.py",
+    "tests/experts", "tests/policies", "tests/disk",
+)  # fmt: skip
+# Python and torch keep what they allocated: leaks are looked for by counting, elsewhere. What they were not compiled
+# for, the sanitizers cannot see: races within torch's own threads would be false.
+OPTIONS = {
+    "address": {
+        "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=0:halt_on_error=1:exitcode=99:allocator_may_return_null=1"
+    },
+    "undefined": {"UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1:exitcode=99"},
+    "thread": {"TSAN_OPTIONS": "halt_on_error=0:exitcode=99:ignore_noninstrumented_modules=1:report_signal_unsafe=0"},
+}
+LIBRARY = {"address": "libasan.so", "undefined": "libubsan.so", "thread": "libtsan.so"}
+
+
+def main() -> None:
+    if len(sys.argv) < 2 or sys.argv[1] not in OPTIONS:
+        raise SystemExit(f"which sanitizer: {', '.join(OPTIONS)}")
+    kind, chosen = sys.argv[1], sys.argv[2:] or list(SLICE)
+    python = build(kind)
+    compiler = os.environ.get("CXX", "g++")
+    library = subprocess.run(
+        [compiler, f"-print-file-name={LIBRARY[kind]}"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    # Kernels of a sanitized build are slow: no test of this slice waits for a time.
+    env = dict(os.environ, **OPTIONS[kind], LD_PRELOAD=library, HEADRACE_SANITIZER=kind)
+    ended = subprocess.run(
+        [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *chosen], cwd=ROOT, env=env, check=False
+    )
+    raise SystemExit(ended.returncode)
+
+
+def build(kind: str) -> Path:
+    """A Python whose headrace was compiled with the sanitizer. What did not change is not compiled again."""
+    folder = ROOT / "build" / f"sanitize-{kind}"
+    python = folder / "venv" / "bin" / "python"
+    if not python.exists():
+        subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
+        # As a path, not as a site folder: the editable install in it stays unseen.
+        version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+        (folder / "venv" / "lib" / version / "site-packages" / "others.pth").write_text(
+            sysconfig.get_path("purelib") + "\n"
+        )
+    subprocess.run(
+        [
+            python, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--force-reinstall", ".",
+            "--config-settings", f"build-dir={folder / 'cmake'}", "--config-settings", f"cmake.define.HEADRACE_SANITIZE={kind}",
+        ],
+        cwd=ROOT, check=True,
+    )  # fmt: skip
+    return python
+
+
+if __name__ == "__main__":
+    main()
