@@ -61,13 +61,10 @@ def build(kind: str) -> Path:
         (folder / "venv" / "lib" / version / "site-packages" / "others.pth").write_text(
             sysconfig.get_path("purelib") + "\n"
         )
-    subprocess.run(
-        [
-            python, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--force-reinstall", ".",
-            "--config-settings", f"build-dir={folder / 'cmake'}", "--config-settings", f"cmake.define.HEADRACE_SANITIZE={kind}",
-        ],
-        cwd=ROOT, check=True,
-    )  # fmt: skip
+    settings = (f"build-dir={folder / 'cmake'}", f"cmake.define.HEADRACE_SANITIZE={kind}")
+    options = [part for one in settings for part in ("--config-settings", one)]
+    install = [python, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--force-reinstall", "."]
+    subprocess.run([*install, *options], cwd=ROOT, check=True)
     return python
 
 
