@@ -25,8 +25,8 @@ PUBLIC = {
 ROOMS = {
     "engine": "units writable placement policies coerce option config devices ledger bandwidth_model experts traces "
     "planning model cuda_graphs generation memory measure core llm bench server terminal",
-    "loaders": "files memory recurrences spec families architecture gguf quants hub model_source quantised weights "
-    "gguf_weights tokens",
+    "loaders": "regular files memory recurrences spec families architecture gguf quants hub model_source quantised "
+    "weights gguf_weights tokens",
     "kernels": "_cpu scratch recipes formats blocks isa limits context packed decoder_layer sparse mixers "
     "recurrent reference cpu gpu cases",
 }

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ConfigError, brief, listed, short
+from .. import regular
 from ..files import recognise
 
 # Keys that cannot change what the forward pass computes, as patterns of names: bookkeeping, training, generation.
@@ -71,7 +72,7 @@ class ConfigReader:
             what = recognise.what_folder(path.parent) if path.parent.is_dir() else "there is no such directory"
             raise ConfigError(f"no config.json in {path.parent}: {what or 'give the directory of a model'}")
         try:
-            values = json.loads(path.read_text(encoding="utf-8-sig"))  # editors on Windows put a mark in front
+            values = json.loads(regular.text(path, "utf-8-sig"))  # editors on Windows put a mark in front
         except OSError as error:
             raise ConfigError(f"cannot read {path}: {error.strerror}") from error
         except (ValueError, RecursionError) as error:

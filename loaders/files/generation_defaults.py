@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .. import regular
 from . import gguf_set
 
 NAMES = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
@@ -21,7 +22,7 @@ def read(path: Path) -> dict[str, float]:
     if path.is_file():
         return _of_gguf(gguf_set.of_path(path).metadata) if gguf_set.is_gguf(path) else {}
     try:
-        config = json.loads((path / "generation_config.json").read_text(encoding="utf-8"))
+        config = json.loads(regular.text(path / "generation_config.json"))
     except (OSError, ValueError, RecursionError):
         return {}
     if not isinstance(config, dict):

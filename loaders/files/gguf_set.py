@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from ...errors import CheckpointError, brief, listed
+from .. import regular
 from . import headers
 from .gguf_header import Header, read, refuse_twice
 
@@ -24,7 +25,7 @@ def is_gguf(path: Path) -> bool:
     if path.suffix.lower() == SUFFIX:
         return True
     try:
-        with path.open("rb") as file:
+        with regular.opened(path) as file:
             return file.read(4) == b"GGUF"
     except OSError:
         return False
@@ -33,7 +34,7 @@ def is_gguf(path: Path) -> bool:
 def of_file(path: Path) -> Header:
     """The header of one local file."""
     try:
-        with path.open("rb") as file:
+        with regular.opened(path) as file:
             return read(headers.fetching(file), str(path), path.stat().st_size)
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}: check its place and permissions") from error

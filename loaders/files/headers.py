@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ...errors import CheckpointError, brief, short, visible
+from .. import regular
 from . import recognise
 
 Fetch = Callable[[int, int], bytes]  # start, length -> that many bytes, fewer at the end of the file
@@ -164,7 +165,7 @@ def fetching(file: BinaryIO) -> Fetch:
 def of_file(path: Path, remedy: str = "download it again") -> Header:
     """The header of one safetensors file; raises CheckpointError, which ends with the remedy, if it cannot be read."""
     try:
-        with path.open("rb") as file:
+        with regular.opened(path) as file:
             return read(fetching(file), str(path), remedy, path.stat().st_size)
     except OSError as error:
         raise CheckpointError(f"{path} {recognise.what_is(path) or f'cannot be read: {error.strerror}'}") from error
@@ -173,7 +174,7 @@ def of_file(path: Path, remedy: str = "download it again") -> Header:
 def read_index(index: Path) -> dict[str, str]:
     """An index's map from tensor to shard, a path from the index; raises CheckpointError if it is damaged."""
     try:
-        where = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        where = json.loads(regular.text(index))["weight_map"]
         wrong = [shard for shard in where.values() if not isinstance(shard, str) or not _is_below(Path(shard))]
     except OSError as error:
         raise CheckpointError(f"cannot read {index}: {error.strerror}") from error

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ...errors import CheckpointError
+from .. import regular
 from .entry import Entry
 
 BLOCK = 4096  # what offsets and lengths of direct reads are multiples of
@@ -34,7 +35,7 @@ def pread(fd: int, into: memoryview, offset: int) -> int:
 
 
 def _open(path: Path | str, flags: int) -> int:
-    return os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)
+    return regular.descriptor(path, flags)
 
 
 class Bounce(threading.local):

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ...errors import brief, listed
+from .. import regular
 
 FIRST, ENOUGH = 512, 64  # bytes that tell, and that tell of zeros
 PARTIAL = (".incomplete", ".part", ".partial", ".crdownload", ".aria2", ".tmp", ".download", ".!qB")
@@ -130,7 +131,7 @@ def what_is(path: Path) -> str | None:
         target = path.readlink()
         return f"is a link to {target}, which is gone: download the model again, or copy it with its links followed"
     try:
-        with path.open("rb") as file:
+        with regular.opened(path) as file:
             first = file.read(FIRST)
     except OSError:
         return None
@@ -186,6 +187,6 @@ def _named(directory: Path, patterns: Iterable[str]) -> list[str]:
 
 def _value(path: Path, key: str) -> object:
     try:
-        return json.loads(path.read_text(encoding="utf-8")).get(key)
+        return json.loads(regular.text(path)).get(key)
     except (OSError, ValueError, AttributeError, RecursionError):
         return None

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ...errors import CheckpointError
+from .. import regular
 from . import headers, recognise
 from .entry import Entry
 from .headers import Stored, shown
@@ -81,7 +82,7 @@ def read_rows(entry: Entry, first: int, rows: int, read: ReadInto | None = None)
 def read_into(entry: Entry, start: int, buffer: Tensor) -> None:
     """Fills a uint8 buffer with the tensor's bytes from `start` on."""
     view = buffer.numpy().data.cast("B")
-    fd = os.open(entry.path, os.O_RDONLY | os.O_CLOEXEC)
+    fd = regular.descriptor(entry.path)
     try:
         done = 0
         while done < len(view):

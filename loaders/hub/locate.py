@@ -22,6 +22,7 @@ from pathlib import Path
 from huggingface_hub import HfApi, constants
 
 from ...errors import HubError
+from .. import regular
 from ..families.quantisation import BESIDE
 from ..files import recognise
 from ..files.gguf_models import GgufModel
@@ -131,7 +132,7 @@ def side_files(there: Collection[str]) -> frozenset[str]:
 def shards_of(index: Path, model: str) -> set[str]:
     """The shards that an index names. Raises HubError if the file is not an index."""
     try:
-        return set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        return set(json.loads(regular.text(index))["weight_map"].values())
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise HubError(
             f"{index.name} of {model} is not an index of shards ({type(error).__name__}: {error}); "

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import TokenizerError
+from .. import regular
 
 DEFAULT = "default"  # the name of a template that has none
 MORE = "additional_chat_templates"
@@ -61,7 +62,7 @@ def _of_files(directory: Path) -> dict[str, str]:
 def read(path: Path) -> str:
     """The text of a template file; raises TokenizerError if it is none."""
     try:
-        return path.read_text(encoding="utf-8")
+        return regular.text(path)
     except (OSError, ValueError) as error:
         raise TokenizerError(f"{path} cannot be read: {error}; fetch the file again") from error
 
@@ -72,6 +73,6 @@ def named_or_in_file(wanted: str | None) -> str | None:
     if wanted is None or "{" in wanted or not Path(wanted).is_file():
         return wanted
     try:
-        return Path(wanted).read_text(encoding="utf-8")
+        return regular.text(Path(wanted))
     except (OSError, ValueError) as error:
         raise TokenizerError(f"chat template {wanted} cannot be read ({error}): give a jinja file") from error

@@ -17,6 +17,7 @@ from typing import Any
 import tokenizers
 
 from ...errors import TokenizerError
+from .. import regular
 from ..files import gguf_set, recognise
 from . import template_files
 from .chat_template import ChatTemplate
@@ -267,6 +268,7 @@ def _load_core(directory: Path) -> tokenizers.Tokenizer:
     if not recognise.is_named(path):
         raise TokenizerError(_explain_missing(directory))
     try:
+        regular.check(path)
         return tokenizers.Tokenizer.from_file(str(path))
     # The library raises nothing more exact than Exception.
     except Exception as error:
@@ -292,7 +294,7 @@ def _load_json(path: Path) -> dict[str, Any]:
     if not recognise.is_named(path):
         return {}
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(regular.text(path))
     except (OSError, ValueError, RecursionError) as error:
         what = recognise.what_is(path) or f"cannot be read: {error}; fetch the file again"
         raise TokenizerError(f"{path} {what}") from error

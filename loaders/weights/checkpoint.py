@@ -17,6 +17,7 @@ import torch
 from ...errors import CheckpointError
 from ...kernels import FORMATS, Format, Ops
 from ...kernels.packed import FORMAT_OF_DTYPE, Matrix
+from .. import regular
 from ..architecture.by_name.text_part import text_part
 from ..families import Family, TensorNames, quantisation, read_eos, spec_of
 from ..families.config_reader import ConfigReader
@@ -287,7 +288,7 @@ def _with_generation_config(spec: ModelSpec, directory: Path) -> ModelSpec:
     if not recognise.is_named(path):
         return spec
     try:
-        more = read_eos(json.loads(path.read_text(encoding="utf-8")).get("eos_token_id"))
+        more = read_eos(json.loads(regular.text(path)).get("eos_token_id"))
     except OSError as error:
         raise CheckpointError(f"{path} {recognise.what_is(path) or f'cannot be read: {error.strerror}'}") from error
     except (ValueError, AttributeError, RecursionError) as error:

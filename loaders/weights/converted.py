@@ -20,6 +20,7 @@ from torch import Tensor
 from ...errors import CheckpointError, OptionError
 from ...kernels import FORMATS
 from ...kernels.packed import ExpertBank, Matrix
+from .. import regular
 from ..files import safetensors
 from ..files.entry import Entry
 from ..spec import ModelSpec
@@ -45,7 +46,7 @@ def read_formats(directory: Path, expert_format: str, dense_format: str) -> Form
     again."""
     path = directory / MANIFEST
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = json.loads(regular.text(path))
         if manifest["version"] != VERSION:  # first: another version may know other formats
             version = manifest["version"]
             raise CheckpointError(f"{path} has layout version {version}, this headrace reads {VERSION}: convert again")
@@ -72,7 +73,7 @@ def read_formats(directory: Path, expert_format: str, dense_format: str) -> Form
 def origin(directory: Path) -> str:
     """What to do about a damaged conversion: of which model it is."""
     try:
-        source = json.loads((directory / MANIFEST).read_text(encoding="utf-8")).get("source")
+        source = json.loads(regular.text(directory / MANIFEST)).get("source")
     except (OSError, ValueError, AttributeError, RecursionError):
         source = None
     return f"it is a conversion of {source}: convert that again" if source else "it is a conversion: convert again"
