@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -93,23 +93,24 @@ class AttentionBlock(Block):
     v_norm: Tensor | None = None  # float32 [v]
     v_scale: float = 1.0  # of values
     shared: bool = False  # keys serve as values, see `place_qkv_`: qkv is [(N + G) d, D]
+    kind: int = 0  # of its pages, see `Places.of`
 
     def mix(self, ops: Ops, h_TD: Tensor, places: Places, wanted: bool) -> Tensor | None:
         caches, (_, groups, _, d) = (self.k_PGBd, self.v_PGBd), self.k_PGBd.shape
         qkv_TR = linear(ops, h_TD, self.qkv, self.qkv_bias)
         qk_THd = qkv_TR[:, : (self.heads + groups) * d].unflatten(1, (-1, d))
-        turns = self.cos_Pr, self.sin_Pr, places.positions_T
+        turns, pages = (self.cos_Pr, self.sin_Pr, places.positions_T), places.of(self.kind)
         if self.first is not None:
             ops.rotate_(qk_THd, *self.first, places.positions_T)
         ops.place_qkv_(
-            qkv_TR, *caches, places.slots_T, *turns, self.q_norm, self.k_norm, self.eps, self.clip, self.v_norm,
+            qkv_TR, *caches, pages.slots_T, *turns, self.q_norm, self.k_norm, self.eps, self.clip, self.v_norm,
             self.shared, self.v_scale,
         )  # fmt: skip
         if not wanted:
             return None
         if self.temperature_P is not None:
             ops.scale_rows_(qk_THd[:, : self.heads], self.temperature_P, places.positions_T)
-        batch = places.tables_SM, places.starts_S1, places.contexts_S
+        batch = pages.tables_SM, places.starts_S1, places.contexts_S
         q_TNd = qk_THd[:, : self.heads]
         a_TN = ops.attention(q_TNd, *caches, *batch, self.scale, self.window, self.sinks_N, self.chunk).flatten(1)
         if self.gate is not None:
@@ -168,6 +169,13 @@ class Piece:
         return replace(self, states_S=states_S, starts_S1=starts_S1, contexts_S=contexts_S)
 
 
+class Pages(NamedTuple):
+    """Where layers of one kind keep rows of T new tokens, and the pages of S sequences, as in `Places`."""
+
+    slots_T: Tensor
+    tables_SM: Tensor
+
+
 @dataclass(frozen=True, kw_only=True)
 class Places:
     """Where T new tokens of S sequences stand, in their sequences and in the cache."""
@@ -179,8 +187,13 @@ class Places:
     contexts_S: Tensor  # int32
     states_S: Tensor | None = None  # int32: slots of recurrent states, of models that have such
     pieces: tuple[Piece, ...] = ()  # of the tokens, where states are kept on the way; else all are one piece
+    windows: tuple[Pages, ...] = ()  # by kind, of layers over a window that have pages of their own
     chosen: dict[str, Tensor] = field(default_factory=dict, compare=False, repr=False)  # by a layer, for those behind
     native: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    def of(self, kind: int) -> Pages:
+        """Where layers of a kind find their rows; 0: those that see everything."""
+        return self.windows[kind - 1] if kind else Pages(self.slots_T, self.tables_SM)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -279,10 +279,9 @@ def _decoder(
 ) -> Decoder:
     """The decoder on the device of everything but the experts, with its cache and the way of inputs there."""
     main, spec, context = found[plan.placement.main], checkpoint.spec, plan.kv_budget.max_context
-    cache = KVCache(
-        spec, plan.kv_budget.pages + plan.spare_pages, kv_format, main.place, StateSlots.count(config.max_sequences)
-    )
-    inputs = make_device_inputs(main, found[plan.table], timers, config, spec, context)
+    windows, pages = plan.kv_budget.windows, plan.kv_budget.pages + plan.spare_pages
+    cache = KVCache(spec, pages, kv_format, main.place, StateSlots.count(config.max_sequences), windows)
+    inputs = make_device_inputs(main, found[plan.table], timers, config, spec, context, len(windows))
     return Decoder(spec, weights, main.ops, experts, cache, context, inputs)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ...errors import short, visible
 from ...kernels import Ops
-from ...kernels.decoder_layer import Layer, Places, mlp
+from ...kernels.decoder_layer import AttentionBlock, Layer, Pages, Places, mlp
 from ...kernels.packed import ExpertBank, Matrix
 from ...loaders.weights.checkpoint import Progress
 from ..config import EngineConfig
@@ -85,6 +85,8 @@ def layer_calls(ops: Ops, layer: Layer, sizes: Sizes) -> Iterator[Call]:
 
 def _attend(ops: Ops, layer: Layer, x_TD: Tensor, places: Places) -> None:
     """With and without an update of the layer before."""
+    kind = layer.block.kind if isinstance(layer.block, AttentionBlock) else 0
+    places = replace(places, windows=(Pages(places.slots_T, places.tables_SM),) * kind)
     for update_TD in (None, x_TD):
         ops.attention_block(x_TD, update_TD, layer.block, places)
 

@@ -20,6 +20,7 @@ from ..generation.disk.kv_disk import KVDisk
 from ..generation.disk.page_files import PageFiles
 from ..generation.schedule.state_slots import StateSlots
 from ..model.kv_cache import PAGE, PageTable
+from ..model.windows import Windows
 from .parts import EngineParts
 
 SAMPLES, SAMPLE = 32, 64  # places of a tensor that are looked at, and bytes of each
@@ -35,7 +36,7 @@ def check_folder(config: EngineConfig) -> None:
             raise writable.refusal(folder, WHAT, error) from error
 
 
-def open_disk(parts: EngineParts, table: PageTable, states: StateSlots | None) -> KVDisk | None:
+def open_disk(parts: EngineParts, table: PageTable, states: StateSlots | None, windows: Windows) -> KVDisk | None:
     """What a model's cache has on disk; None where none is asked for. Raises OptionError."""
     if parts.config.kv_disk is None:
         return None
@@ -44,16 +45,16 @@ def open_disk(parts: EngineParts, table: PageTable, states: StateSlots | None) -
         files = PageFiles(folder, fingerprint(parts), int(limit * 1e9))
     except OSError as error:
         raise writable.refusal(folder, WHAT, error) from error
-    return KVDisk(files, parts.decoder.cache, table, states)
+    return KVDisk(files, parts.decoder.cache, table, states, windows)
 
 
 def fingerprint(parts: EngineParts) -> bytes:
     """16 bytes that are the same where a prompt's keys and values are."""
     context, main = parts.context, parts.main
     told = (
-        PAGE, parts.spec, parts.checkpoint.formats, parts.kv_format, parts.kernels, kernels_digest(), context.isa,
-        context.activations, sorted(context.tile_tokens.items()), sorted(t.value for t in parts.placement.tiers),
-        main.backend, main.name if main.is_cuda else "", torch.__version__,
+        PAGE, parts.decoder.cache.windows, parts.spec, parts.checkpoint.formats, parts.kv_format, parts.kernels,
+        kernels_digest(), context.isa, context.activations, sorted(context.tile_tokens.items()),
+        sorted(t.value for t in parts.placement.tiers), main.backend, main.name if main.is_cuda else "", torch.__version__,
     )  # fmt: skip
     found = hashlib.blake2b(repr(told).encode(), digest_size=16)
     if isinstance(parts.expert_cache, DiskCache):

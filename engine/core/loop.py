@@ -31,7 +31,8 @@ from ..ledger.ledger import Ledger
 from ..ledger.passes import CPU_DRAM, DISK, GPU_HBM, Bytes, Pass
 from ..model.batch import Inputs
 from ..model.decoder import Output
-from ..model.kv_cache import PAGE, PageTable, pages_for
+from ..model.kv_cache import PAGE, PageTable
+from ..model.windows import Windows
 from ..traces.recorder import Recorder
 from .bookkeeping import Bookkeeping, Closed
 from .kv_on_disk import open_disk
@@ -63,9 +64,12 @@ class Loop:
         self.pages = PageTable(parts.kv_budget.pages)
         self.states = StateSlots(parts.config.max_sequences) if parts.spec.state_elements else None
         self.kept = None if self.states is None else KeptStates(self.states, parts.decoder.cache.copy_state)
-        self.disk = open_disk(parts, self.pages, self.states)
         chunk, most = parts.config.prefill_chunk, parts.config.max_sequences
-        self.scheduler = Scheduler(self.pages, chunk, most, self.states, limit=limit, share=share, disk=self.disk)
+        self.windows = Windows(parts.kv_budget.windows, max(chunk, most))
+        self.disk = open_disk(parts, self.pages, self.states, self.windows)
+        self.scheduler = Scheduler(
+            self.pages, chunk, most, self.states, limit=limit, share=share, disk=self.disk, windows=self.windows
+        )
         self.commands: deque[Callable[[], None]] = deque()
         self.eos_ids = parts.eos_ids
         self.counts = ExpertCounts(len(parts.spec.layers), parts.spec.moe.experts)
@@ -310,18 +314,19 @@ class Loop:
         ledger. Raises MemoryNeeded where open requests leave no room for it."""
         with self.lock:
             use_torch_threads(self.parts.torch_threads)
-            need = pages_for(len(sequence.tokens))
-            if need > self.pages.available:
+            need, free = self.windows.tightest(len(sequence.tokens), self.pages)
+            if need > free:
                 raise MemoryNeeded(
-                    f"{len(sequence.tokens)} tokens need {need} pages of the KV cache, {self.pages.available} are "
+                    f"{len(sequence.tokens)} tokens need {need} pages of the KV cache, {free} are "
                     "free: finish or close open streams first"
                 )
-            sequence.pages = self.pages.allocate(need)
+            sequence.pages, sequence.windows = self.pages.allocate(need), self.windows.start()
             sequence.slot = -1 if self.states is None else self.states.spare
             try:
                 return torch.cat(list(self._chunk_logits(sequence)))
             finally:
                 self.pages.release(sequence.pages)
+                self.windows.release(sequence.windows)
 
     def _chunk_logits(self, sequence: Sequence) -> Generator[Tensor, None, None]:
         keeps: Keeps | None = None if self.states is None else {}
@@ -330,7 +335,9 @@ class Loop:
         while sequence.pending:
             count = min(sequence.pending, self.parts.config.prefill_chunk)
             batch = Batch([sequence], [count])
+            self.windows.extend(sequence.windows, sequence.computed + count)
             with torch.inference_mode(), self.parts.main.current():
                 logits = self.parts.decoder.forward(make_inputs(batch, True, keeps)).logits.cpu()
             sequence.computed += count
+            self.windows.advance(sequence.windows, sequence.computed, [])
             yield logits

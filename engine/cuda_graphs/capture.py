@@ -99,7 +99,8 @@ class Static:
 
     Rows without a sequence write and read the spare page, and are marked in `padding_B`. hidden: of embedding rows that
     are looked up before the step, 0 where the step does that. spare_slot: of recurrent states, what the spare page is
-    of the cache; None: the model has none. A step costs one copy (`model/staging.py`).
+    of the cache; None: the model has none. windows: as in `Shape`; there page 0 is the spare one. A step costs one copy
+    (`model/staging.py`).
     """
 
     def __init__(
@@ -110,11 +111,12 @@ class Static:
         place: torch.device,
         hidden: int = 0,
         spare_slot: int | None = None,
+        windows: int = 0,
     ) -> None:
         self.size, self.pages, self.spare_page, self.spare_slot = size, pages, spare_page, spare_slot
         self.shape = Shape(
             tokens=size, sequences=size, pages=pages, rows=size, hidden=hidden, is_padded=True,
-            has_states=spare_slot is not None,
+            has_states=spare_slot is not None, windows=windows,
         )  # fmt: skip
         self.staging = StagingBuffer(place, self.shape)
         self.there = torch.zeros(self.shape.nbytes, dtype=torch.uint8, device=place)
@@ -144,6 +146,9 @@ class Static:
         places.positions_T[rest], places.contexts_S[rest] = 0, 1
         places.slots_T[rest] = self.spare_page * PAGE + torch.arange(self.size - count) % PAGE
         places.tables_SM[rest] = self.spare_page
+        for window in places.windows:
+            window.slots_T[rest] = torch.arange(self.size - count) % PAGE
+            window.tables_SM[rest] = 0
         if places.states_S is not None and self.spare_slot is not None:
             places.states_S[rest] = self.spare_slot
         assert to.padding_T is not None, "padding that is not marked"
@@ -156,6 +161,9 @@ class Static:
         places.positions_T[:count].copy_(now.positions_T)
         places.contexts_S[:count].copy_(now.contexts_S)
         places.tables_SM[:count, : now.tables_SM.shape[1]].copy_(now.tables_SM)
+        for to_window, window in zip(places.windows, now.windows, strict=True):
+            to_window.slots_T[:count].copy_(window.slots_T)
+            to_window.tables_SM[:count, : window.tables_SM.shape[1]].copy_(window.tables_SM)
         if places.states_S is not None:
             assert now.states_S is not None, "a step without slots of states"
             places.states_S[:count].copy_(now.states_S)
@@ -188,7 +196,7 @@ class DecodeGraphs:
 
     step: the forward pass, which calls `experts` and does nothing else that must happen again in a replay (so it books
     nothing). pages: of the longest sequence. spare_page: a page of the cache that belongs to no sequence. hidden,
-    spare_slot: as in `Static`.
+    spare_slot, windows: as in `Static`.
     """
 
     def __init__(
@@ -203,11 +211,12 @@ class DecodeGraphs:
         device: torch.device,
         hidden: int = 0,
         spare_slot: int | None = None,
+        windows: int = 0,
     ) -> None:
         assert list(sizes) == experts.batches, f"{sizes}, and experts for {experts.batches}"
         assert sorted(sizes) == list(sizes), f"sizes {sizes}"
         self.step, self.experts, self.recorder, self.sizes = step, experts, recorder, list(sizes)
-        self.statics = [Static(n, pages, spare_page, device, hidden, spare_slot) for n in self.sizes]
+        self.statics = [Static(n, pages, spare_page, device, hidden, spare_slot, windows) for n in self.sizes]
         self.logits: list[Tensor] = []
         self.graphs: list[Graph] = []
 

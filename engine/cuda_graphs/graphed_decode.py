@@ -99,6 +99,7 @@ class GraphedDecode:
             spare_slot=spare_slot,
             device=main.device.place,
             hidden=spec.hidden if main.table is not main.device else 0,
+            windows=len(decoder.cache.windows),
         )
         try:
             self._capture()

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from ...errors import DeviceError, first_words
-from ...kernels.decoder_layer import Places
+from ...kernels.decoder_layer import Pages, Places
 from ..model.batch import Inputs
 from ..model.decoder import Decoder
 from ..model.kv_cache import PAGE
@@ -64,6 +64,7 @@ class Steps:
         """Of the step at a position of the spare page; every one has another token."""
         assert number < PAGE, f"step {number} in a page of {PAGE}"
         ints = torch.int32
+        window = Pages(torch.tensor([number]), torch.zeros((1, self.pages), dtype=ints))  # their spare page is page 0
         places = Places(
             positions_T=torch.tensor([number], dtype=ints),
             slots_T=torch.tensor([self.spare_page * PAGE + number]),
@@ -71,6 +72,7 @@ class Steps:
             starts_S1=torch.tensor([0, 1], dtype=ints),
             contexts_S=torch.tensor([number + 1], dtype=ints),
             states_S=None if self.spare_slot is None else torch.tensor([self.spare_slot], dtype=ints),
+            windows=(window,) * len(self.decoder.cache.windows),
         )
         token = (7919 * number + 1) % self.decoder.spec.vocab
         return Inputs(ids_T=torch.tensor([token]), places=places, spans=((1, number + 1),), rows=torch.tensor([0]))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 
 from ..config import SamplingParams
+from ..model.windows import Held
 from .disk.reader import Fetch
 from .grammars.grammar import Constraint
 from .outputs import Likely
@@ -22,6 +23,7 @@ class Sequence:
     prompt_tokens: int
     generator: torch.Generator
     pages: list[int] = field(default_factory=list)
+    windows: list[Held] = field(default_factory=list)  # its pages in each pool of those over a window
     digests: list[bytes] = field(default_factory=list)  # of the full pages, see kv_cache.py
     prompt_digests: list[bytes] = field(default_factory=list)  # of pages that were looked up before it ran
     fetch: Fetch | None = None  # of what is on disk, while it waits
@@ -30,6 +32,7 @@ class Sequence:
     slot: int = -1  # of its recurrent state, while it runs
     restore: int | None = None  # the slot that its state begins as, until its first pass
     kept: bytes | None = None  # the digest where its state was last kept while it was generating
+    points: tuple[int, ...] = ()  # pages of its beginning behind which another prompt may go on, see windows.py
     reused: int = 0  # prompt tokens that were in the cache already
     spliced: int = 0  # answers in its prompt that have the model's own tokens, see own_answers.py
     finish_reason: str | None = None

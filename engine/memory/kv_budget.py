@@ -1,8 +1,13 @@
 """How much context fits: the pages of the KV cache, from what was asked, what the model allows and what memory is
-free."""
+free.
+
+Layers that see everything have `pages`. Layers over a window have a pool of their own where that is smaller: enough for
+every sequence that may run at once, or, where memory is short, for as many as fit.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ...errors import MemoryNeeded, OptionError
@@ -11,6 +16,7 @@ from ...kernels.formats import KV_BF16, KV_F32, KV_FORMATS, KVFormat
 from ...loaders.spec import LatentSpec, ModelSpec
 from ...loaders.weights.model_weights import Formats
 from ..config import EngineConfig, check_kv_rows
+from ..ledger.windows import Window, window_of, windows_of
 from ..model.kv_cache import PAGE, pages_for, row_sizes
 from ..units import GB
 
@@ -20,13 +26,61 @@ CACHE_SHARE = 0.5
 
 @dataclass(frozen=True)
 class KVBudget:
-    """The KV cache: pages in all, the longest sequence, and the bytes it takes when full; and `work_bytes`, what one
-    pass takes besides."""
+    """The KV cache: pages of layers that see everything, the longest sequence, and the bytes it takes when full; and
+    `work_bytes`, what one pass takes besides. windows: those with pools of their own, and their pages."""
 
     pages: int
     max_context: int
     kv_bytes: int
     work_bytes: int
+    windows: tuple[tuple[Window, int], ...] = ()
+
+
+class PageBytes:
+    """What pages of a model's cache take, by the kind of layers. chunk: most new tokens of a pass."""
+
+    def __init__(self, spec: ModelSpec, format: KVFormat, chunk: int) -> None:
+        self.chunk = chunk
+        elements = dict.fromkeys((None, *windows_of(spec)), 0)
+        for layer in spec.layers:
+            elements[window_of(layer.mixer)] += layer.mixer.cached if layer.mixer else 0
+        self.each = {window: PAGE * format.bytes(count) for window, count in elements.items()}
+
+    @property
+    def page(self) -> int:
+        """Of a page in all layers."""
+        return sum(self.each.values())
+
+    def pools(self, pages: int, context: int, sequences: int) -> tuple[tuple[Window, int], ...]:
+        """Windows whose pool for so many sequences is smaller than the `pages` of layers that see everything."""
+        pools = ((window, window.pool(context, sequences, self.chunk)) for window in self.each if window is not None)
+        return tuple((window, count) for window, count in pools if count < pages)
+
+    def total(self, pages: int, context: int, sequences: int) -> int:
+        """Of all pools."""
+        pools = dict(self.pools(pages, context, sequences))
+        return sum(each * (pages if window is None else pools.get(window, pages)) for window, each in self.each.items())
+
+    def context(self, most: int, sequences: int, left: float) -> int:
+        """The longest context of up to `most` tokens whose pages fit into so many bytes, once; at least a page."""
+        return PAGE * largest(1, pages_for(most), lambda one: self.total(one, one * PAGE, sequences) <= left)
+
+    def budget(self, context: int, sequences: int, room: float, work: int) -> KVBudget:
+        """Pages for one sequence of so many tokens, and for as many of them, up to `sequences`, as `room` bytes hold;
+        windows of as many sequences as they hold besides."""
+        one = pages_for(context)
+        at_once = largest(1, sequences, lambda many: self.total(one, context, many) <= room)
+        pages = largest(one, one * sequences, lambda many: self.total(many, context, at_once) <= room)
+        total, pools = self.total(pages, context, at_once), self.pools(pages, context, at_once)
+        return KVBudget(pages, context, total, work, pools)
+
+
+def largest(least: int, most: int, fits: Callable[[int], bool]) -> int:
+    """The largest number for which something holds that holds for all smaller ones; at least `least`."""
+    while least < most:
+        middle = (least + most + 1) // 2
+        least, most = (middle, most) if fits(middle) else (least, middle - 1)
+    return least
 
 
 def kv_format(config: EngineConfig, spec: ModelSpec, formats: Formats) -> KVFormat:
@@ -48,7 +102,7 @@ def check_context(asked: int | None, spec: ModelSpec) -> None:
         raise OptionError(f"max_context is {asked}, this model allows at most {spec.context} tokens")
 
 
-def plan(config: EngineConfig, spec: ModelSpec, page_bytes: int, left: int, work: int) -> KVBudget:
+def plan(config: EngineConfig, spec: ModelSpec, sizes: PageBytes, left: int, work: int) -> KVBudget:
     """Pages for `max_context` tokens (as asked, or as many as fit), for as many sequences at once as there is room for.
 
     left: bytes that weights and `work`, the buffers of a pass, leave of the memory that holds the cache. Raises
@@ -56,17 +110,16 @@ def plan(config: EngineConfig, spec: ModelSpec, page_bytes: int, left: int, work
     """
     asked = config.max_context
     check_context(asked, spec)
-    if asked is not None and pages_for(asked) * page_bytes > left > 0:
-        fits = int(left * CACHE_SHARE) // page_bytes * PAGE
-        remedy = f"lower max_context to about {fits}" if fits else "free memory, or take smaller formats"
+    room = max(left, 0) * CACHE_SHARE
+    if asked is not None and (takes := sizes.total(pages_for(asked), asked, 1)) > left > 0:
+        fits = sizes.context(asked, 1, room)
+        remedy = f"lower max_context to about {fits}" if sizes.page <= room else "free memory, or take smaller formats"
         raise MemoryNeeded(
-            f"a context of {asked} tokens takes {pages_for(asked) * page_bytes / GB:.2f} GB of KV cache, "
+            f"a context of {asked} tokens takes {takes / GB:.2f} GB of KV cache, "
             f"{left / GB:.2f} GB are free after the weights: {remedy}"
         )
-    budget = max(1, int(max(left, 0) * CACHE_SHARE) // max(1, page_bytes))  # 0: recurrent layers alone
-    context = asked or min(spec.context, max(PAGE, budget * PAGE))
-    pages = max(pages_for(context), min(budget, pages_for(context) * config.max_sequences))
-    return KVBudget(pages, context, pages * page_bytes, work)
+    context = asked or min(spec.context, sizes.context(spec.context, config.max_sequences, room))
+    return sizes.budget(context, config.max_sequences, room, work)
 
 
 def work_bytes(spec: ModelSpec, tokens: int, sequences: int, chunk: int = EXPERT_OUT_BYTES) -> int:

@@ -26,10 +26,8 @@ from ..experts.disk import rows, staging
 from ..experts.offload_plan import NONE, OffloadPlan
 from ..generation.schedule.state_slots import StateSlots
 from ..ledger import in_formats
-from ..ledger.pass_bytes import bytes_per_token
 from ..model.batch import sizes_up_to
 from ..model.inputs import largest_pass
-from ..model.kv_cache import PAGE, pages_for
 from ..placement import placement as placing
 from ..placement import placement_file
 from ..placement.placement import Placement, Tier
@@ -37,7 +35,7 @@ from ..placement.tier_memory import TierMemory, of_free, of_needs, together
 from ..planning.storage import LayerBytes, Storage
 from ..units import size
 from . import kv_budget
-from .kv_budget import KVBudget
+from .kv_budget import KVBudget, PageBytes
 
 DEFAULT_CONTEXT = 4096  # beside a GPU, and of experts on a disk, where more cache is fewer experts, and nobody said
 CACHE_SHARE = 0.1  # of that memory: what the caches of further sequences may take before experts
@@ -137,7 +135,7 @@ class _Plan:
         self.storage = storage_of(self.spec, checkpoint.formats)
         self.counts, self.sizes = self.storage.experts_by_layer, self.storage.routed_by_layer
         self.tokens = max(config.prefill_chunk, config.max_sequences)
-        self.page = PAGE * bytes_per_token(self.spec, kv_format)
+        self.cache_pages = PageBytes(self.spec, kv_format, self.tokens)
         self.states = 4 * self.spec.state_elements * StateSlots.count(config.max_sequences)
         self.work = self.states + kv_budget.work_bytes(self.spec, config.prefill_chunk, config.max_sequences)
         self.offload, self.buffers, self.mailbox, self.spare_pages, self.cache = NONE, 0, 0, 0, 0
@@ -169,7 +167,7 @@ class _Plan:
         self.spare_pages = int(graphs)
         if graphs:  # a page for rows without a sequence, and buffers that a graph keeps for itself
             sizes_B = sizes_up_to(config.max_sequences)
-            self.work += self.page + kv_budget.work_bytes(spec, sizes_B[-1], sizes_B[-1])
+            self.work += self.cache_pages.page + kv_budget.work_bytes(spec, sizes_B[-1], sizes_B[-1])
             self.mailbox = mailbox_bytes(spec.moe_layers, spec.moe.top_k, spec.hidden, sizes_B)
         if config.policy is not None:
             return self._cached()
@@ -192,7 +190,7 @@ class _Plan:
         """A placement with as much cache as may be taken of what it leaves."""
         weights = self._weights(placement, placement.main, self._table(placement))
         left = self.devices[placement.main].free - sum(weights.values()) - self._buffers(placement) - self.work
-        return self._fit(placement, kv_budget.plan(self.config, self.spec, self.page, left, self.work))
+        return self._fit(placement, kv_budget.plan(self.config, self.spec, self.cache_pages, left, self.work))
 
     def _cached(self) -> MemoryPlan:
         """All experts in RAM, and places for some of them in what the cache of keys and values leaves of VRAM."""
@@ -218,9 +216,7 @@ class _Plan:
         """The cache of keys and values where experts take what it leaves: of one sequence, of more within a share."""
         kv_budget.check_context(self.config.max_context, self.spec)
         context = self.config.max_context or min(self.spec.context, DEFAULT_CONTEXT)
-        one, shared = pages_for(context), int(free * CACHE_SHARE) // max(1, self.page)
-        pages = max(one, min(one * self.config.max_sequences, shared))
-        return KVBudget(pages, context, pages * self.page, self.work)
+        return self.cache_pages.budget(context, self.config.max_sequences, free * CACHE_SHARE, self.work)
 
     def _auto(self) -> MemoryPlan:
         """The cache first, then experts as they fit."""
@@ -292,9 +288,9 @@ class _Plan:
         else:
             rows = spec.hidden if table is not main else 0  # of the embedding go up instead of token ids
             has_states = spec.state_elements > 0
-            inputs = largest_pass(self.tokens, self.config.max_sequences, room.max_context, rows, has_states).nbytes
+            sizes = self.tokens, self.config.max_sequences, room.max_context, rows, has_states, len(room.windows)
             per_token = 8 * spec.hidden + 4 * spec.moe.top_k * (1 + len(spec.layers))
-            needs["hand-off"] = self.tokens * per_token + inputs + self.mailbox
+            needs["hand-off"] = self.tokens * per_token + largest_pass(*sizes).nbytes + self.mailbox
             needs["buffers of a pass"] = kv_budget.work_bytes(spec, self.tokens, 1) if needs["experts"] else 0
         if tier is Tier.GPU1 and self.config.second_vram is not None:
             needs["stored experts"] = int(self.config.second_vram * 1e9)

@@ -26,9 +26,14 @@ class IdlePages:
     def __contains__(self, page: object) -> bool:
         return page in self.new or page in self.again
 
-    def add(self, page: int, was_found: bool) -> None:
-        """A page becomes idle. was_found: whether a prompt has taken it over since it was computed."""
-        (self.again if was_found else self.new)[page] = None
+    def add(self, page: int, was_found: bool, goes_first: bool = False) -> None:
+        """A page becomes idle. was_found: whether a prompt has taken it over since it was computed. goes_first: it is
+        given away before all others."""
+        if goes_first:
+            self.new[page] = None
+            self.new.move_to_end(page, last=False)
+        else:
+            (self.again if was_found else self.new)[page] = None
 
     def remove(self, page: int) -> None:
         """It has an owner."""

@@ -74,7 +74,8 @@ class DeviceInputs:
             return {}
         first = inputs.ids_T if inputs.x_TD is None else inputs.x_TD
         pieces = [tensor for piece in inputs.places.pieces for tensor in piece.tensors]
-        sent = (first, inputs.rows, *vars(inputs.places).values(), *pieces)
+        windows = [tensor for one in inputs.places.windows for tensor in one]
+        sent = (first, inputs.rows, *vars(inputs.places).values(), *windows, *pieces)
         return {H2D: {INPUTS: sum(tensor.nbytes for tensor in sent if isinstance(tensor, Tensor))}}
 
     def sample_bytes(self, greedy: int, drawn: int, vocab: int) -> Bytes:
@@ -83,22 +84,29 @@ class DeviceInputs:
         return {} if self.device.is_host else {D2H: {SAMPLES: 12 * (greedy + drawn) + 4 * vocab * drawn}}
 
 
-def largest_pass(tokens: int, sequences: int, context: int, hidden: int, has_states: bool) -> Shape:
+def largest_pass(tokens: int, sequences: int, context: int, hidden: int, has_states: bool, windows: int = 0) -> Shape:
     """What an upload must hold: passes of up to so many tokens and sequences, the longest of `context` tokens, with
-    logits of all rows; hidden and has_states: as in `Shape`. A sequence's tokens are cut once at most."""
+    logits of all rows; hidden, has_states and windows: as in `Shape`. A sequence's tokens are cut once at most."""
     return Shape(
         tokens=tokens, sequences=sequences, pages=pages_for(context), rows=tokens, hidden=hidden, has_states=has_states,
-        cuts=2 * sequences if has_states else 0,
+        cuts=2 * sequences if has_states else 0, windows=windows,
     )  # fmt: skip
 
 
 def make_device_inputs(
-    device: Device, table: Device, timers: Timers, config: EngineConfig, spec: ModelSpec, context: int
+    device: Device,
+    table: Device,
+    timers: Timers,
+    config: EngineConfig,
+    spec: ModelSpec,
+    context: int,
+    windows: int = 0,
 ) -> DeviceInputs:
-    """Home on a device, with a way there where it is not the host; `context`: tokens of the longest sequence."""
+    """Home on a device, with a way there where it is not the host; `context`: tokens of the longest sequence; windows:
+    as in `Shape`."""
     staging = None
     if not device.is_host:
         tokens, hidden = max(config.prefill_chunk, config.max_sequences), 0 if table is device else spec.hidden
-        largest = largest_pass(tokens, config.max_sequences, context, hidden, spec.state_elements > 0)
+        largest = largest_pass(tokens, config.max_sequences, context, hidden, spec.state_elements > 0, windows)
         staging = StagingBuffer(device.place, largest)
     return DeviceInputs(device=device, table=table, timers=timers, staging=staging)

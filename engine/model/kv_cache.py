@@ -5,8 +5,9 @@ tokens up to its end, so that a later prompt with the same beginning takes it ov
 chat's history, a shared system prompt). Released pages keep their content until their room is needed
 (`idle_pages.py` says which goes first).
 
-One head's keys of a page are one run of bytes, of q8_0 with their scales (`kernels/blocks/cache_rows.py`). A recurrent
-state is no page: every running sequence has a slot.
+Layers that see a window have pools of pages of their own (`windows.py`). One head's keys of a page are one run of
+bytes, of q8_0 with their scales (`kernels/blocks/cache_rows.py`). A recurrent state is no page: every running sequence
+has a slot.
 This file knows no model and no schedule.
 """
 
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Callable, Container
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,15 +26,12 @@ from ...kernels.blocks.cache_rows import Rows
 from ...kernels.formats import KVFormat
 from ...loaders.spec import AttentionSpec, ConvSpec, LatentSpec, MixerSpec, ModelSpec, SpaceSpec
 from ..ledger.pass_bytes import cache_sizes
+from ..ledger.windows import PAGE as PAGE
+from ..ledger.windows import Window, window_of
+from ..ledger.windows import pages_for as pages_for
 from .idle_pages import IdlePages
 
-PAGE = 32
 Digest = bytes
-
-
-def pages_for(tokens: int) -> int:
-    """Pages that hold so many tokens."""
-    return -(-tokens // PAGE)
 
 
 def row_sizes(mixer: MixerSpec) -> tuple[int, ...]:
@@ -67,10 +65,12 @@ class States:
 
 @dataclass(frozen=True)
 class KeysAndValues:
-    """Of one layer with grouped-query attention: [pages, kv_heads, PAGE, .], the width of a key and that of a value."""
+    """Of one layer with grouped-query attention: [pages, kv_heads, PAGE, .], the width of a key and that of a value.
+    kind: of its pages, 0 for those of layers that see everything."""
 
     k: Rows
     v: Rows
+    kind: int = 0
 
 
 LayerCache = KeysAndValues | Latents | States | None  # None: the layer looks at no other token
@@ -78,25 +78,41 @@ LayerCache = KeysAndValues | Latents | States | None  # None: the layer looks at
 
 class KVCache:
     """The tensors of all layers. Memory is reserved here and taken by the system page by page, as tokens are written.
-    slots: sequences that can have a recurrent state at once."""
+    slots: sequences that can have a recurrent state at once. windows: those with pools of their own, and their pages;
+    layers over another one share the pages of those that see everything."""
 
     def __init__(
-        self, spec: ModelSpec, pages: int, format: KVFormat, place: torch.device | None = None, slots: int = 1
+        self,
+        spec: ModelSpec,
+        pages: int,
+        format: KVFormat,
+        place: torch.device | None = None,
+        slots: int = 1,
+        windows: Sequence[tuple[Window, int]] = (),
     ) -> None:
         self.format, self.pages = format, pages
         self.sizes = cache_sizes(spec, format)
+        self.windows = tuple(window for window, _ in windows)
+        pools = [pages, *(count for _, count in windows)]
 
-        def rows(groups: int, width: int) -> Rows:
-            return cache_rows.empty(format, pages, groups, PAGE, width, place)
+        def rows(groups: int, width: int, kind: int = 0) -> Rows:
+            found = cache_rows.empty(format, pools[kind], groups, PAGE, width, place)
+            if kind:  # what is masked is multiplied by 0, which must not be 0 times anything
+                cache_rows.memory(found)[0] = 0
+            return found
 
         def layer(mixer: MixerSpec | None) -> LayerCache:
             if mixer is None:
                 return None
             if isinstance(mixer, AttentionSpec):
-                return KeysAndValues(*(rows(mixer.kv_heads, width) for width in row_sizes(mixer)))
+                window = window_of(mixer)
+                kind = self.windows.index(window) + 1 if window in self.windows else 0
+                keys, values = (rows(mixer.kv_heads, width, kind) for width in row_sizes(mixer))
+                return KeysAndValues(keys, values, kind)
             if isinstance(mixer, LatentSpec):
-                keys = (pages, 1, PAGE, mixer.index_key)  # of a model that has such q8_0 is refused
-                return Latents(rows(1, mixer.row), torch.empty(keys, dtype=cache_rows.made_dtype(format), device=place))
+                index = (pages, 1, PAGE, mixer.index_key)  # of a model that has such q8_0 is refused
+                made = torch.empty(index, dtype=cache_rows.made_dtype(format), device=place)
+                return Latents(rows(1, mixer.row), made)
             inputs = torch.zeros((slots, mixer.channels, mixer.taps - 1), device=place)
             if isinstance(mixer, ConvSpec):
                 return States(inputs, None)
@@ -105,10 +121,12 @@ class KVCache:
 
         self.layers = [layer(one.mixer) for one in spec.layers]
 
-    def page_parts(self, page: int) -> list[Tensor]:
-        """What a page holds of every layer, each contiguous: views."""
-        keys = [one for layer in self.layers if isinstance(layer, KeysAndValues) for one in (layer.k, layer.v)]
-        both = [one for layer in self.layers if isinstance(layer, Latents) for one in (layer.rows, layer.keys)]
+    def page_parts(self, page: int, kind: int = 0) -> list[Tensor]:
+        """What a page holds of every layer of a kind, each contiguous: views."""
+        paged = [layer for layer in self.layers if isinstance(layer, KeysAndValues) and layer.kind == kind]
+        keys = [one for layer in paged for one in (layer.k, layer.v)]
+        latents = [layer for layer in self.layers if isinstance(layer, Latents) and kind == 0]
+        both = [one for layer in latents for one in (layer.rows, layer.keys)]
         memories = [cache_rows.memory(one) for one in (*keys, *both)]
         return [one[page] for one in memories if one.numel()]
 
@@ -135,7 +153,7 @@ class PageTable:
         self.idle = IdlePages()  # known pages without an owner
         self.found = [False] * pages  # whether content was taken over by a prompt since it was computed
         self.taken = [0] * pages  # how often each was handed out: a page with the same number has the same content
-        self.on_known: Callable[[int, list[Digest]], None] | None = None  # a page, and digests up to its own
+        self.on_known: Callable[[int, list[Digest], int], None] | None = None  # a page, digests, of them its own one
 
     @property
     def available(self) -> int:
@@ -166,17 +184,10 @@ class PageTable:
         self.idle.add(page, was_found=False)
         return page
 
-    def reuse(
-        self,
-        tokens: list[int],
-        ends: Container[Digest] | None = None,
-        memo: list[Digest] | None = None,
-        salt: Digest = b"",
-    ) -> tuple[list[int], list[Digest]]:
-        """Takes over the longest run of known pages at the start of `tokens`, never all of them: the last token has to
-        be computed for its logits. ends: where a run may end; None: anywhere. memo: digests of the first pages that
-        were worked out before, which grows. salt: pages of another one are not found. Returns the pages and the digests
-        of their content."""
+    def known(self, tokens: list[int], memo: list[Digest] | None = None, salt: Digest = b"") -> list[Digest]:
+        """Digests of the longest run of known pages at the start of `tokens`, never all of them: the last token has to
+        be computed for its logits. memo: digests of the first pages that were worked out before, which grows. salt:
+        pages of another one are not found."""
         worked_out = [] if memo is None else memo
         digests: list[Digest] = []
         for page, end in enumerate(range(PAGE, len(tokens), PAGE)):
@@ -185,12 +196,19 @@ class PageTable:
             if worked_out[page] not in self.page_of:
                 break
             digests.append(worked_out[page])
-        while digests and ends is not None and digests[-1] not in ends:
-            digests.pop()
+        return digests
+
+    def take_over(self, digests: list[Digest]) -> list[int]:
+        """One owner more of each of these known pages."""
         pages = [self.page_of[digest] for digest in digests]
         for page in pages:
             self.hold(page)
-        return pages, digests
+        return pages
+
+    def reuse(self, tokens: list[int], salt: Digest = b"") -> tuple[list[int], list[Digest]]:
+        """Takes over all that is known at the start of `tokens`: the pages, and the digests of their content."""
+        digests = self.known(tokens, salt=salt)
+        return self.take_over(digests), digests
 
     def hold(self, page: int) -> None:
         """One owner more of a known page, which a prompt takes over."""
@@ -206,19 +224,25 @@ class PageTable:
         for i in range(len(digests), computed // PAGE):
             digest = _extend(digests, tokens[i * PAGE : (i + 1) * PAGE], salt)
             digests.append(digest)
-            if digest not in self.page_of:
-                self.page_of[digest] = pages[i]
-                self.digest_of[pages[i]] = digest
-                if self.on_known is not None:
-                    self.on_known(pages[i], digests)
+            self.make_known(pages[i], digests, i)
 
-    def release(self, pages: list[int]) -> None:
-        """Gives pages back; those with known content stay idle until their room is needed."""
+    def make_known(self, page: int, digests: list[Digest], place: int) -> None:
+        """A page has the content that ends with the `place`th of a prompt's pages; it stays private where another one
+        is known for that."""
+        if digests[place] not in self.page_of:
+            self.page_of[digests[place]] = page
+            self.digest_of[page] = digests[place]
+            if self.on_known is not None:
+                self.on_known(page, digests, place)
+
+    def release(self, pages: list[int], goes_first: bool = False) -> None:
+        """Gives pages back; those with known content stay idle until their room is needed. goes_first: before all
+        others."""
         for page in reversed(pages):
             self.owners[page] -= 1
             if self.owners[page] == 0:
                 if page in self.digest_of:
-                    self.idle.add(page, self.found[page])
+                    self.idle.add(page, self.found[page], goes_first)
                 else:
                     self.free.append(page)
 

@@ -1,7 +1,8 @@
 """The inputs of a pass as one block of bytes: written into one pinned buffer, sent up by one copy, taken apart there.
 
-    [ token ids, or their rows of the embedding | slots | rows ]
-    [ positions | starts | contexts | tables | slots of states, and what pieces of sequences have ] [ padding ]
+    [ token ids, or their rows of the embedding | slots | rows | slots of each kind of windows ]
+    [ positions | starts | contexts | tables | tables of each kind of windows
+      | slots of states, and what pieces of sequences have ] [ padding ]
 
 Seven small tensors sent one by one cost a launch and a staging copy each, about as much as all their bytes together do
 once. Every part begins at a multiple of ALIGN bytes, as a tensor of its own does, so that kernels load it alike.
@@ -17,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...kernels.decoder_layer import Piece, Places
+from ...kernels.decoder_layer import Pages, Piece, Places
 from ..devices.device import Event
 from ..ledger.pass_bytes import Span
 from .batch import Inputs
@@ -29,7 +30,8 @@ ALIGN = 64
 class Shape:
     """Of a pass: T new tokens of S sequences, page tables of so many pages, rows whose logits are wanted. hidden: of
     embedding rows that were looked up, 0 where token ids go instead. is_padded: with a mark for every token.
-    has_states: with a slot of state for every sequence; cuts: pieces of sequences, behind which states are kept."""
+    has_states: with a slot of state for every sequence; cuts: pieces of sequences, behind which states are kept.
+    windows: kinds of layers over a window that have pages of their own."""
 
     tokens: int
     sequences: int
@@ -39,14 +41,15 @@ class Shape:
     is_padded: bool = False
     has_states: bool = False
     cuts: int = 0
+    windows: int = 0
 
     @property
     def lengths(self) -> dict[torch.dtype, list[int]]:
         """Elements of every part, by type."""
         T, S = self.tokens, self.sequences
         found = {
-            torch.int64: [T, self.rows] if self.hidden else [T, self.rows, T],
-            torch.int32: [T, S + 1, S, S * self.pages],
+            torch.int64: [T, self.rows, *[T] * self.windows, *([] if self.hidden else [T])],
+            torch.int32: [T, S + 1, S, S * self.pages, *[S * self.pages] * self.windows],
         }
         if self.has_states:
             found[torch.int32] += [S, *[1, 2, 1] * self.cuts]  # of a piece its slot, starts and context
@@ -90,6 +93,7 @@ def shape_of(inputs: Inputs) -> Shape:
     return Shape(
         tokens=len(inputs.ids_T), sequences=sequences, pages=pages, rows=len(inputs.rows), hidden=hidden,
         has_states=inputs.places.states_S is not None, cuts=len(inputs.places.pieces),
+        windows=len(inputs.places.windows),
     )  # fmt: skip
 
 
@@ -116,14 +120,17 @@ class Parts(NamedTuple):
         to.positions_T.copy_(of.positions_T)
         to.slots_T.copy_(of.slots_T)
         to.tables_SM.copy_(of.tables_SM)
+        for there, here in zip(to.windows, of.windows, strict=True):
+            there.slots_T.copy_(here.slots_T)
+            there.tables_SM.copy_(here.tables_SM)
         to.starts_S1.copy_(of.starts_S1)
         to.contexts_S.copy_(of.contexts_S)
         if to.states_S is not None:
             assert of.states_S is not None, "a pass without slots of states"
             to.states_S.copy_(of.states_S)
         for cut, piece in zip(self.cuts, of.pieces, strict=True):
-            for there, here in zip(cut, piece.tensors, strict=True):
-                there.copy_(here)
+            for to_piece, of_piece in zip(cut, piece.tensors, strict=True):
+                to_piece.copy_(of_piece)
 
     def inputs(self, ids_T: Tensor, spans: tuple[Span, ...], pieces: Sequence[Piece] = ()) -> Inputs:
         """The pass; `ids_T` serves where the block has none, `pieces` are those of the pass in RAM."""
@@ -139,13 +146,17 @@ def parts(block: Tensor, shape: Shape) -> Parts:
     """Takes a block (uint8) apart."""
     flat = [block[r.start : r.end].view(r.dtype).split_with_sizes(r.lengths)[::2] for r in _regions(shape)]
     (slots, rows, *ids), (positions, starts, contexts, tables, *states), *more = flat
+    count, size = shape.windows, (shape.sequences, shape.pages)
+    windows = tuple(Pages(*one) for one in zip(ids[:count], [t.view(size) for t in states[:count]], strict=True))
+    ids, states = ids[count:], states[count:]
     places = Places(
         positions_T=positions,
         slots_T=slots,
-        tables_SM=tables.view(shape.sequences, shape.pages),
+        tables_SM=tables.view(size),
         starts_S1=starts,
         contexts_S=contexts,
         states_S=states[0] if shape.has_states else None,
+        windows=windows,
     )
     cuts = list(zip(states[1::3], states[2::3], states[3::3], strict=True))
     x_TD = more[0][0].view(shape.tokens, shape.hidden) if shape.hidden else None

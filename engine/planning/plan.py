@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ...errors import ConfigError, MemoryNeeded, OptionError
-from ...loaders.architecture.architecture import Architecture
+from ...kernels.formats import KVFormat
+from ...loaders.architecture.architecture import Architecture, Cache
 from ...loaders.families import quantisation
 from ...loaders.families.config_reader import ConfigReader
 from ...loaders.families.quantisation import Quantisation
@@ -19,8 +20,9 @@ from ...loaders.quants.encodings import ENCODINGS
 from ...loaders.quants.quant import Quant
 from ..bandwidth_model.flop_counts import STATE_WIDTH
 from ..bandwidth_model.hardware import ENDS, Device, End, Hardware, Range
-from ..config import check_kv_rows
+from ..config import EngineConfig, check_kv_rows
 from ..ledger.passes import Prediction
+from ..ledger.windows import PAGE, Window
 from ..placement.placement import parse
 from ..placement.tier_memory import GPU_RESERVE, TierMemory
 from . import layouts as placing
@@ -90,6 +92,12 @@ class Plan:
     @property
     def model(self) -> Architecture:
         return self.source.described.architecture
+
+    @property
+    def kept(self) -> int:
+        """Bytes of the caches of one sequence, without states."""
+        options, state = self.options, STATE_WIDTH * self.model.state_elements
+        return sum(cache_bytes(self.model, options.context, 1, options.kv)) - state
 
     @property
     def fits(self) -> bool | None:
@@ -171,18 +179,26 @@ def _quantised(source: Source) -> Quantisation | None:
 def needs(model: Architecture, work: Workload, hardware: Hardware | None) -> Demand:
     """Caches and states by layer, and the activations of a pass (of a chunk of the prompt): hidden states, the widest
     rows twice, and logits, in float32."""
-    cache = tuple(
-        work.batch
-        * (
-            work.kv.bytes(sum(c.stored(work.context) for c in layer.mixer.caches)) + STATE_WIDTH * layer.mixer.state
-            if layer.mixer
-            else 0
-        )
-        for layer in model.layers
-    )
+    cache = cache_bytes(model, work.context, work.batch, work.kv)
     tokens = min(work.prompt, CHUNK["gpu" if hardware is not None and hardware.gpus else "cpu"])
     widest = max((part.rows for layer in model.layers for part in layer.parts), default=0)
     return Demand(cache=cache, activations=4 * (tokens * (4 * model.hidden + 2 * widest) + work.batch * model.vocab))
+
+
+def cache_bytes(model: Architecture, context: int, batch: int, kv: KVFormat) -> tuple[int, ...]:
+    """Caches and states of so many sequences, by layer. A layer over a window has the pages that the engine gives it:
+    those of the window, of a chunk of a prompt, and what is kept behind the window."""
+
+    def kept(cache: Cache) -> int:
+        if cache.window is None or cache.every > 1:
+            return batch * cache.stored(context)
+        pages = Window(cache.window, cache.in_chunks).pool(context, batch, max(EngineConfig.prefill_chunk, batch))
+        return min(batch * context, pages * PAGE) * cache.width
+
+    mixers = [layer.mixer for layer in model.layers]
+    return tuple(
+        kv.bytes(sum(map(kept, one.caches))) + batch * STATE_WIDTH * one.state if one else 0 for one in mixers
+    )
 
 
 def _rated(engine: Model, demand: Demand, work: Workload, wanted: str) -> list[Rated]:

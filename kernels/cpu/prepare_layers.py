@@ -125,6 +125,7 @@ def _attention(it: AttentionBlock, D: int, given: int) -> Any:
         scale=it.scale,
         window=window(it.window),
         chunk=chunk(it.chunk),
+        kind=it.kind,
         sinks=sinks(it.sinks_N, N),
         gate=None if it.gate is None else matrix(it.gate),
         soft=it.soft,
@@ -286,6 +287,7 @@ def _places(it: Places) -> Any:
         table_len=M,
         states=0 if it.states_S is None else at(it.states_S, I32, S),
         pieces=[_piece(piece) for piece in it.pieces],
+        windows=[(at(one.slots_T, I64, T), at(one.tables_SM, I32, S, M)) for one in it.windows],
     )
     return it.native[NAME]
 

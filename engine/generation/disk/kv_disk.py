@@ -2,7 +2,8 @@
 
 A prompt that waits asks what there is of it. Pages that the cache in RAM does not have are read by a thread, and put
 into the cache between passes as known pages that are nobody's; then the prompt is admitted and finds them there as it
-finds any. Of a model with recurrent states pages count only up to a kept state, so one is read with them.
+finds any. Of a model with recurrent states pages count only up to a kept state, so one is read with them; of layers
+over a window the pages of the last one.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from functools import partial
 from torch import Tensor
 
 from ...model.kv_cache import Digest, KVCache, PageTable, work_out
+from ...model.windows import Windows
 from ..schedule.state_slots import StateSlots
 from ..sequence import Sequence
-from .page_files import PAGE_KIND, STATE_KIND, PageFiles
+from .page_files import PAGE_KIND, STATE_KIND, WINDOW_KIND, PageFiles
 from .reader import Arrived, Fetch, Reader
 from .writer import Item, Writer
 
@@ -24,30 +26,40 @@ WAIT_S = 0.05  # for what is being read, where nothing else is to be done
 class KVDisk:
     """Between one model's cache and its files. In the thread of the passes, but for the two threads of its own."""
 
-    def __init__(self, files: PageFiles, cache: KVCache, table: PageTable, states: StateSlots | None) -> None:
+    def __init__(
+        self,
+        files: PageFiles,
+        cache: KVCache,
+        table: PageTable,
+        states: StateSlots | None,
+        windows: Windows | None = None,
+    ) -> None:
         self.files, self.cache, self.table, self.states = files, cache, table, states
+        self.windows = windows or Windows()
+        self.tables = [table, *(pool.table for pool in self.windows.pools)]  # by the kind of layers
+        self.kinds = [PAGE_KIND, *(f"{WINDOW_KIND}{kind}" for kind in range(1, len(self.tables)))]
         self.writer = Writer(files)
-        self.reader = Reader(files, _sizes(cache.page_parts(0)), _sizes(cache.state_parts(0)) if states else ())
+        sizes = {name: _sizes(cache.page_parts(0, kind)) for kind, name in enumerate(self.kinds)}
+        self.reader = Reader(files, sizes | {STATE_KIND: _sizes(cache.state_parts(0)) if states else []})
         self.restored = 0  # pages and states that were read
         self.current: Fetch | None = None  # what is being read
-        table.on_known = self._known
+        for kind, one in enumerate(self.tables):
+            one.on_known = partial(self._keep_page, kind)
 
     def close(self) -> None:
         """Writes what waits; nothing is kept from then on."""
-        self.table.on_known = None
+        for table in self.tables:
+            table.on_known = None
         self.reader.close()
         self.writer.close()
 
     # ---- to the disk
 
-    def _known(self, page: int, digests: list[Digest]) -> None:
-        """A page was computed; digests: of the prompt up to its end."""
-        self._keep_page(page, digests, len(digests) - 1)
-
-    def _keep_page(self, page: int, digests: list[Digest], place: int) -> None:
-        before = digests[place - 1] if place else None
-        is_same = partial(_is, self.table.taken, page, self.table.taken[page])
-        self.writer.put(Item(digests[place], PAGE_KIND, partial(self.cache.page_parts, page), is_same, before))
+    def _keep_page(self, kind: int, page: int, digests: list[Digest], place: int) -> None:
+        """A page of a kind of layers was computed; digests: of its prompt, where it has this place."""
+        before, taken = digests[place - 1] if place else None, self.tables[kind].taken
+        is_same, parts = partial(_is, taken, page, taken[page]), partial(self.cache.page_parts, page, kind)
+        self.writer.put(Item(digests[place], self.kinds[kind], parts, is_same, before))
 
     def keep_state(self, digest: Digest | None) -> None:
         """Keeps a state that a later prompt can go on from."""
@@ -91,17 +103,36 @@ class KVDisk:
         """What is to be read for a prompt, and how many of its pages there will be."""
         known = self.table.page_of
         there = next((i for i, one in enumerate(digests) if one not in known and not self.files.has(one)), len(digests))
-        self.files.use(digests[:there])
-        for place, digest in enumerate(digests[:there]):
-            if digest in known:
-                self._keep_page(known[digest], digests, place)  # if it could not be kept before
-        state = None
+        self._use(0, digests, range(there))
+        state, may_end = None, None if self.states is None else self._has_state
+        there = self.windows.longest(digests[:there], may_end, self._has_window)
         if self.states is not None:
-            there = next((i for i in range(there, 0, -1) if self._has_state(digests[i - 1])), 0)
             state = digests[there - 1] if there and digests[there - 1] not in self.states else None
             self.files.use(digests[there - 1 : there], STATE_KIND)
         pages = [one for one in digests[:there] if one not in known]
-        return Fetch(pages, state, is_done=not pages and state is None), there
+        windows = self._missing_windows(digests[:there])
+        return Fetch(pages, windows, state, is_done=not pages and not windows and state is None), there
+
+    def _missing_windows(self, digests: list[Digest]) -> list[tuple[Digest, str]]:
+        """Pages of the last windows of a prompt's beginning that are to be read, and their kind."""
+        found = []
+        for kind, pool in enumerate(self.windows.pools, 1):
+            places = range(pool.seen_from(len(digests)), len(digests))
+            self._use(kind, digests, places)
+            known = pool.table.page_of
+            found += [(digests[place], self.kinds[kind]) for place in places if digests[place] not in known]
+        return found
+
+    def _use(self, kind: int, digests: list[Digest], places: range) -> None:
+        """Pages of a prompt are in use; those in memory are written if they could not be before."""
+        self.files.use(digests[places.start : places.stop], self.kinds[kind])
+        known = self.tables[kind].page_of
+        for place in places:
+            if digests[place] in known:
+                self._keep_page(kind, known[digests[place]], digests, place)
+
+    def _has_window(self, pool: int, digest: Digest) -> bool:
+        return digest in self.tables[pool + 1].page_of or self.files.has(digest, self.kinds[pool + 1])
 
     def let_go(self, sequence: Sequence) -> None:
         """All is there for a sequence, or it will not run: what was held for it is held no more."""
@@ -126,12 +157,19 @@ class KVDisk:
                 one.fetch.is_done = True
             elif one.kind == STATE_KIND:
                 self._put_state(one.digest, one)
-            elif one.digest not in self.table.page_of and self.table.available:
-                page = self.table.adopt(one.digest)
-                _fill(self.cache.page_parts(page), one)
-                if not one.fetch.is_cancelled:
-                    self._hold(one.fetch, page)
-                self.restored += 1
+            else:
+                self._put_page(one.digest, one)
+
+    def _put_page(self, digest: Digest, arrived: Arrived) -> None:
+        """Pages of windows are held by nobody: those that run are sure of their room there."""
+        kind = self.kinds.index(arrived.kind)
+        table = self.tables[kind]
+        if digest not in table.page_of and table.available:
+            page = table.adopt(digest)
+            _fill(self.cache.page_parts(page, kind), arrived)
+            if kind == 0 and not arrived.fetch.is_cancelled:
+                self._hold(arrived.fetch, page)
+            self.restored += 1
 
     def _put_state(self, digest: Digest, arrived: Arrived) -> None:
         if self.states is not None and digest not in self.states:

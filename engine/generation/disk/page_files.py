@@ -1,6 +1,6 @@
 """A folder of files that hold pages of a KV cache, and recurrent states, each under the digest of its prefix.
 
-    DIR/FINGERPRINT/DIGEST.page     for one model, its formats and kernels
+    DIR/FINGERPRINT/DIGEST.page     for one model, its formats and kernels; .window1 of layers over its first window
 
 A file is written beside its place and renamed, and has a checksum; one that is damaged, or is none of ours, counts as
 not there and is removed. The folder has a limit of bytes: what was used longest ago goes, whichever model it is of; of
@@ -24,10 +24,10 @@ log = logging.getLogger("headrace")
 HEADER = struct.Struct("<16s16s16sQI4x")  # magic, fingerprint, digest, bytes that follow, their checksum
 MAGIC = b"headrace-kv-1\r\n\0"
 FOLDER = re.compile(r"[0-9a-f]{32}")
-FILE = re.compile(r"[0-9a-f]{32}\.(page|state)")
+FILE = re.compile(r"[0-9a-f]{32}\.(page|state|window\d+)")
 LEFT_OVER_S = 3600  # a file that is being written is not older
 KEPT_SHARE = 0.95  # of the limit, when room is made
-PAGE_KIND, STATE_KIND = "page", "state"
+PAGE_KIND, STATE_KIND, WINDOW_KIND = "page", "state", "window"  # of windows with a number behind it
 Parts = Sequence[memoryview]
 
 

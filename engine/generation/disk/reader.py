@@ -6,7 +6,7 @@ import logging
 import queue
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -21,10 +21,12 @@ AHEAD_BYTES = 64 << 20  # read and not yet in the cache
 
 @dataclass(eq=False)
 class Fetch:
-    """Pages of one prompt that are being read, in their order, and the state at their end. is_done: all that there is
-    has come. is_queued: another one is first. held: pages of the cache that are kept for it."""
+    """Pages of one prompt that are being read, in their order, those of its last windows with their kind, and the state
+    at their end. is_done: all that there is has come. is_queued: another one is first. held: pages of the cache that
+    are kept for it."""
 
     pages: Sequence[bytes] = ()
+    windows: Sequence[tuple[bytes, str]] = ()
     state: bytes | None = None
     is_done: bool = False
     is_queued: bool = False
@@ -43,15 +45,15 @@ class Arrived:
 
 
 class Reader:
-    """Reads. page_bytes, state_bytes: of every part of a page and of a state."""
+    """Reads. sizes: bytes of every part of a page, of a state, and of a page of each kind of windows."""
 
-    def __init__(self, files: PageFiles, page_bytes: Sequence[int], state_bytes: Sequence[int]) -> None:
+    def __init__(self, files: PageFiles, sizes: Mapping[str, Sequence[int]]) -> None:
         self.files = files
-        self.sizes = {PAGE_KIND: page_bytes, STATE_KIND: state_bytes}
+        self.sizes = sizes
         self.arrived: deque[Arrived] = deque()
         self.news = threading.Event()
         self._is_closed = False
-        self._room = threading.Semaphore(max(2, AHEAD_BYTES // max(1, sum(page_bytes))))
+        self._room = threading.Semaphore(max(2, AHEAD_BYTES // max(1, sum(sizes[PAGE_KIND]))))
         self._asked: queue.Queue[Fetch | None] = queue.Queue()
         self._thread = threading.Thread(target=self._run, name="headrace-kv-reader", daemon=True)
         self._thread.start()
@@ -83,7 +85,7 @@ class Reader:
             self._give(Arrived(fetch, None, "", []))
 
     def _read(self, fetch: Fetch) -> None:
-        wanted = [(one, PAGE_KIND) for one in fetch.pages]
+        wanted = [*((one, PAGE_KIND) for one in fetch.pages), *fetch.windows]
         if fetch.state is not None:
             wanted.append((fetch.state, STATE_KIND))
         for digest, kind in wanted:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import islice
 
 import torch
 
-from ....kernels.decoder_layer import Piece, Places
+from ....kernels.decoder_layer import Pages, Piece, Places
 from ...model.batch import Inputs
 from ...model.kv_cache import PAGE
 from ..sequence import Sequence
@@ -42,6 +43,7 @@ def make_inputs(batch: Batch, all_rows: bool = False, keeps: Mapping[int, Keep] 
         contexts_S=contexts_S,
         states_S=None if keeps is None else torch.tensor([s.slot for s in batch.sequences], dtype=torch.int32),
         pieces=_pieces(batch, keeps) if keeps else (),
+        windows=_windows(batch, positions, tables_SM.numel() // len(contexts)),
     )
     return Inputs(ids_T=ids_T, places=places, spans=tuple(zip(batch.counts, contexts, strict=True)), rows=rows_R)
 
@@ -62,6 +64,20 @@ def _pieces(batch: Batch, keeps: Mapping[int, Keep]) -> tuple[Piece, ...]:
             )  # fmt: skip
             first, done = last, stop
     return tuple(pieces)
+
+
+def _windows(batch: Batch, positions: list[int], longest: int) -> tuple[Pages, ...]:
+    """Where layers over a window keep their rows; tables as long as those of layers that see everything."""
+    found = []
+    for kind in range(len(batch.sequences[0].windows)):
+        held, rows = [one.windows[kind] for one in batch.sequences], iter(positions)
+        slots = [one.pages[p // PAGE] * PAGE + p % PAGE for one, n in zip(held, batch.counts, strict=True)
+                 for p in islice(rows, n)]  # fmt: skip
+        tables_SM = torch.zeros((len(held), longest), dtype=torch.int32)
+        for table_M, one in zip(tables_SM, held, strict=True):
+            table_M[one.first : len(one.pages)] = torch.tensor(one.pages[one.first :], dtype=torch.int32)
+        found.append(Pages(torch.tensor(slots), tables_SM))
+    return tuple(found)
 
 
 def _tables(sequences: list[Sequence]) -> list[int]:

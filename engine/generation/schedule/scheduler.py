@@ -8,7 +8,8 @@
 A sequence is admitted when there are pages for its prompt and a window of new tokens; then it grows by pages. When they
 run out, the youngest of the lowest priority has to wait: its full pages stay known as long as nobody needs their room,
 so that most of it is not computed again. Two prompts with one beginning compute it once: the second waits for the
-first. Knows pages and counts, no tensors of a model.
+first. Of layers over a window a sequence has the last pages (`engine/model/windows.py`), and whoever runs is sure of
+them. Knows pages and counts, no tensors of a model.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from ...model.kv_cache import PAGE, PageTable, pages_for
+from ...model.windows import Windows
 from ..sequence import Sequence
 from .batch import DECODE, Batch
 from .chunk_limit import ChunkLimit
@@ -44,7 +46,7 @@ class Disk(Protocol):
 class Scheduler:
     """Holds the sequences that wait and that run. states: slots of recurrent states, of a model that has such. limit:
     of prompts beside others; None: `prefill_chunk` alone. share: of time for those that generate. clock: seconds.
-    disk: what is kept besides pages in memory."""
+    disk: what is kept besides pages in memory. windows: pages of layers over one, of a model that has such."""
 
     def __init__(
         self,
@@ -57,8 +59,10 @@ class Scheduler:
         share: FairShare | None = None,
         clock: Callable[[], float] = time.monotonic,
         disk: Disk | None = None,
+        windows: Windows | None = None,
     ) -> None:
         self.pages, self.states = pages, states
+        self.windows = windows or Windows()
         self.prefill_chunk, self.max_sequences = prefill_chunk, max_sequences
         self.limit, self.share, self.clock = limit, share or FairShare(0.0), clock
         self.disk = disk
@@ -72,7 +76,14 @@ class Scheduler:
         self.waiting.append(sequence)
 
     def next_batch(self) -> Batch | None:
-        """The next pass, or None if nothing is left to do."""
+        """The next pass, or None if nothing is left to do; what it writes has pages."""
+        batch = self._next()
+        if batch is not None:
+            for sequence, context in zip(batch.sequences, batch.contexts, strict=True):
+                self.windows.extend(sequence.windows, context)
+        return batch
+
+    def _next(self) -> Batch | None:
         self._admit()
         decoding = self._grow([s for s in self.running if s.is_decoding])
         prompts = [s for s in self.running if not s.is_decoding]
@@ -140,12 +151,20 @@ class Scheduler:
 
     def _enter(self, sequence: Sequence) -> bool:
         """Gives a sequence its pages and lets it run; False if there are too few."""
-        reused, digests = self.pages.reuse(sequence.tokens, self.states, sequence.prompt_digests, sequence.salt)
+        if not self.windows.have_room(one.longest for one in (*self.running, sequence)):
+            return False
+        known = self.pages.known(sequence.tokens, sequence.prompt_digests, sequence.salt)
+        ends = None if self.states is None else self.states.__contains__
+        digests = known[: self.windows.longest(known, ends)]
+        reused = self.pages.take_over(digests)
         need = pages_for(min(sequence.longest, len(sequence.tokens) + WINDOW)) - len(reused)
         if need + (self.watermark if self.running else 0) > self.pages.available:
             self.pages.release(reused)
             return False
         sequence.pages, sequence.digests = reused + self.pages.allocate(need), digests
+        sequence.windows = self.windows.take_over(digests)
+        ends_of_prompt = (sequence.prompt_tokens - 1) // PAGE, sequence.prompt_tokens // PAGE
+        sequence.points = (*ends_of_prompt, len(known), len(digests))
         sequence.computed = len(reused) * PAGE
         if len(sequence.tokens) == sequence.prompt_tokens:  # of one that was preempted it is known already
             sequence.reused = sequence.computed
@@ -181,7 +200,9 @@ class Scheduler:
         for sequence, count in zip(batch.sequences, batch.counts, strict=True):
             sequence.computed += count
             sequence.forced = max(0, sequence.forced - count)
-            self.pages.publish(sequence.tokens, sequence.pages, sequence.digests, sequence.computed, sequence.salt)
+            digests, known = sequence.digests, len(sequence.digests)
+            self.pages.publish(sequence.tokens, sequence.pages, digests, sequence.computed, sequence.salt)
+            self.windows.advance(sequence.windows, sequence.computed, digests, known, sequence.points)
         self.share.booked(batch.phase, seconds)
         if self.limit is not None and batch.phase != DECODE:
             prompts = batch.tokens - batch.decoding - batch.forced
@@ -204,7 +225,8 @@ class Scheduler:
         if self.states is not None:
             self.states.free.append(sequence.slot)
         self.pages.release(sequence.pages)
-        sequence.pages, sequence.digests = [], []
+        self.windows.release(sequence.windows)
+        sequence.pages, sequence.digests, sequence.windows = [], [], []
 
 
 def _context(sequences: list[Sequence]) -> int:

@@ -128,14 +128,16 @@ def sampling(service: Service) -> Mapping[str, Any]:
 
 def pages(service: Service) -> dict[str, int]:
     """Pages of the cache. shared: those that several requests use, part of those in use; idle: those whose content is
-    known and that nobody uses."""
+    known and that nobody uses. windows, windows_used: pages of layers over a window, which are fewer."""
     table = service.llm.loop.pages
     free, idle = len(table.free), len(table.idle)
     total = len(table.owners)
     shared = sum(map((1).__lt__, table.owners))
+    pools = service.llm.loop.windows.pools
     return {
         "pages": total, "used": max(0, total - free - idle), "shared": shared, "idle": idle, "free": free,
-        "page": PAGE,
+        "page": PAGE, "windows": sum(pool.pages - 1 for pool in pools),
+        "windows_used": sum(pool.pages - 1 - pool.table.available for pool in pools),
     }  # fmt: skip
 
 

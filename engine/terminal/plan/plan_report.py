@@ -100,7 +100,7 @@ def _format(plan: Plan, group: str, count: int, held: int) -> str:
 def cache_line(plan: Plan) -> str:
     context, model = plan.options.context, plan.model
     state = f" and {size(STATE_WIDTH * model.state_elements)} of state" if model.state_elements else ""
-    kept = size(plan.options.kv.bytes(model.cache_elements(context)))
+    kept = size(plan.kept)
     kind = "" if plan.options.kv_format == "bf16" else f" as {plan.options.kv_format}"
     return (
         f"a sequence of {context} tokens keeps {kept} in the cache{kind}{state} "
@@ -258,7 +258,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "prompt": min(plan.options.prompt, plan.options.context),
         "kv_cache": {
             "format": plan.options.kv_format,
-            "bytes": plan.options.kv.bytes(model.cache_elements(plan.options.context)),
+            "bytes": plan.kept,
             "state_bytes": STATE_WIDTH * model.state_elements,
         },
         "bytes_per_token": {t: {**g, "total": sum(g.values())} for t, g in plan.bytes_per_token.items()},

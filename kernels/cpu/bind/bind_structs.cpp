@@ -1,5 +1,6 @@
 // What weights, a layer and a pass have ready: addresses and sizes, each under its name. Python cannot leave one out or
 // swap two of them, as a list of numbers would let it.
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/variant.h>
 
 #include <iterator>
@@ -82,12 +83,12 @@ void bind_mixers(nb::module_& m) {
       .def("__init__", [](AttentionMixer* to, int heads, const Rows& qkv, Address qkv_bias, const HeadNorm& q_norm,
                           const HeadNorm& k_norm, const HeadNorm& v_norm, float v_scale, bool shared,
                           const Cache& cache, const Rope& rope, float clip, float scale, int window, int chunk,
-                          Address sinks, const Weights* gate, bool soft, const Rope* first, Address temperature) {
+                          int kind, Address sinks, const Weights* gate, bool soft, const Rope* first, Address temperature) {
         new (to) AttentionMixer{heads, qkv, at<float>(qkv_bias), q_norm, k_norm, v_norm, v_scale, shared, cache, rope,
-                                clip, scale, window, chunk, at<float>(sinks), or_none(gate), soft,
+                                clip, scale, window, chunk, kind, at<float>(sinks), or_none(gate), soft,
                                 first ? *first : Rope{}, at<float>(temperature)};
       }, nb::kw_only(), "heads"_a, "qkv"_a, "qkv_bias"_a, "q_norm"_a, "k_norm"_a, "v_norm"_a, "v_scale"_a, "shared"_a,
-         "cache"_a, "rope"_a, "clip"_a, "scale"_a, "window"_a, "chunk"_a, "sinks"_a, "gate"_a.none(), "soft"_a,
+         "cache"_a, "rope"_a, "clip"_a, "scale"_a, "window"_a, "chunk"_a, "kind"_a, "sinks"_a, "gate"_a.none(), "soft"_a,
          "first"_a.none(), "temperature"_a);
   nb::class_<Indexer>(m, "Indexer")
       .def("__init__", [](Indexer* to, int heads, const Weights& q, const Weights& k, const Weights& weights, Address norm,
@@ -147,12 +148,17 @@ void bind_pass(nb::module_& m) {
       }, nb::kw_only(), "first"_a, "last"_a, "slot"_a, "keep"_a, "states"_a, "starts"_a, "contexts"_a);
   nb::class_<Places>(m, "Places")
       .def("__init__", [](Places* to, int tokens, Address positions, Address slots, Address tables, Address starts,
-                          Address contexts, int sequences, int table_len, Address states, const nb::list& pieces) {
+                          Address contexts, int sequences, int table_len, Address states, const nb::list& pieces,
+                          const nb::list& windows) {
         new (to) Places{tokens, at<int32_t>(positions), at<int64_t>(slots), at<int32_t>(tables), at<int32_t>(starts),
-                        at<int32_t>(contexts), sequences, table_len, at<int32_t>(states), {}, {}};
+                        at<int32_t>(contexts), sequences, table_len, at<int32_t>(states), {}, {}, {}};
         for (const nb::handle piece : pieces) to->pieces.push_back(nb::cast<const Piece&>(piece));
+        for (const nb::handle one : windows) {
+          const auto [slots, tables] = nb::cast<std::pair<Address, Address>>(one);
+          to->windows.push_back({at<int64_t>(slots), at<int32_t>(tables)});
+        }
       }, nb::kw_only(), "tokens"_a, "positions"_a, "slots"_a, "tables"_a, "starts"_a, "contexts"_a, "sequences"_a,
-         "table_len"_a, "states"_a, "pieces"_a)
+         "table_len"_a, "states"_a, "pieces"_a, "windows"_a)
       .def_ro("tokens", &Places::tokens);
 }
 

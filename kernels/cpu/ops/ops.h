@@ -250,6 +250,10 @@ struct Piece {  // tokens [first, last) of one sequence, behind which its state 
   int first, last, slot, keep;
   Sequences alone;
 };
+struct Pages {  // where layers of one kind keep their rows: [T] and [S, table_len], as in Places
+  const int64_t* slots;
+  const int32_t* tables;
+};
 struct Places {
   int tokens;
   const int32_t* positions;
@@ -258,7 +262,9 @@ struct Places {
   int sequences, table_len;
   const int32_t* states;      // [S]: slots of recurrent states; null: the model has none
   std::vector<Piece> pieces;  // of the tokens, where states are kept on the way; else all are one piece
+  std::vector<Pages> windows;  // of layers over a window, by kind; those that see everything have `slots` and `tables`
   mutable std::vector<int32_t> chosen;  // [tokens, top]: slots of the keys that a layer chose, for those behind it
+  Pages of(int kind) const { return kind ? windows.at(size_t(kind) - 1) : Pages{slots, tables}; }
 };
 struct AttentionMixer {
   int heads;  // of queries
@@ -271,6 +277,7 @@ struct AttentionMixer {
   Rope rope;
   float clip, scale;
   int window, chunk;
+  int kind;  // of its pages, as `Places::of` takes it
   const float* sinks;
   Weights gate;  // of what the heads give, of each value or of each head; data null: none
   bool soft;     // its softplus instead of its sigmoid
