@@ -31,7 +31,7 @@ from ..ledger.ledger import Ledger
 from ..ledger.passes import CPU_DRAM, DISK, GPU_HBM, Bytes, Pass
 from ..model.batch import Inputs
 from ..model.decoder import Output
-from ..model.kv_cache import PAGE, PageTable
+from ..model.kv_cache import PAGE, PageTable, pages_for
 from ..model.windows import Windows
 from ..traces.recorder import Recorder
 from .bookkeeping import Bookkeeping, Closed
@@ -320,7 +320,8 @@ class Loop:
                     f"{len(sequence.tokens)} tokens need {need} pages of the KV cache, {free} are "
                     "free: finish or close open streams first"
                 )
-            sequence.pages, sequence.windows = self.pages.allocate(need), self.windows.start()
+            sequence.pages = self.pages.allocate(pages_for(len(sequence.tokens)))
+            sequence.windows = self.windows.start()
             sequence.slot = -1 if self.states is None else self.states.spare
             try:
                 return torch.cat(list(self._chunk_logits(sequence)))

@@ -196,9 +196,7 @@ def cache_bytes(model: Architecture, context: int, batch: int, kv: KVFormat) -> 
         return min(batch * context, pages * PAGE) * cache.width
 
     mixers = [layer.mixer for layer in model.layers]
-    return tuple(
-        kv.bytes(sum(map(kept, one.caches))) + batch * STATE_WIDTH * one.state if one else 0 for one in mixers
-    )
+    return tuple(kv.bytes(sum(map(kept, one.caches))) + batch * STATE_WIDTH * one.state if one else 0 for one in mixers)
 
 
 def _rated(engine: Model, demand: Demand, work: Workload, wanted: str) -> list[Rated]:

@@ -105,6 +105,10 @@ def placement_rows(llm: LLM) -> list[TableRow]:
     kernel = _kernel(main)
     cache = llm.parts.kv_format.name, f"<= {size(llm.parts.kv_budget.kv_bytes)}"
     rows.append(TableRow(kv, place, *cache, kernel))
+    for kind, (window, pages) in enumerate(llm.parts.kv_budget.windows, 1):
+        each = sum(part.nbytes for part in llm.parts.decoder.cache.page_parts(0, kind))
+        what = f"of it, over {window.length} tokens"
+        rows.append(TableRow(what, place, llm.parts.kv_format.name, f"<= {size(pages * each)}", kernel))
     work = f"pass of {llm.config.prefill_chunk} tokens"
     rows.append(TableRow(work, place, "f32", f"<= {size(llm.parts.kv_budget.work_bytes)}", kernel))
     if len(llm.parts.devices) > 1:
