@@ -22,7 +22,7 @@ from headrace.engine.model.inputs import DeviceInputs, largest_pass
 from headrace.engine.model.staging import ALIGN, Shape, StagingBuffer, parts, shape_of
 from headrace.engine.placement.placement import Tier
 from headrace.kernels import reference
-from headrace.kernels.decoder_layer import Piece, Places
+from headrace.kernels.decoder_layer import Pages, Piece, Places
 
 CPU, ELSEWHERE = torch.device("cpu"), torch.device("meta")
 SHAPES = [
@@ -32,6 +32,8 @@ SHAPES = [
     Shape(tokens=5, sequences=5, pages=2, rows=5, hidden=33),
     Shape(tokens=2, sequences=2, pages=1, rows=2, has_states=True),
     Shape(tokens=9, sequences=2, pages=3, rows=1, hidden=8, has_states=True, cuts=3),
+    Shape(tokens=7, sequences=3, pages=5, rows=2, windows=1),
+    Shape(tokens=9, sequences=2, pages=3, rows=1, hidden=8, has_states=True, cuts=3, windows=2),
 ]
 
 
@@ -50,6 +52,7 @@ def some_pass(shape: Shape, seed: int = 0) -> Inputs:
             Piece(first=n, last=n + 1, states_S=some(1), starts_S1=some(2), contexts_S=some(1), slot=n, keep=None)
             for n in range(shape.cuts)
         ),
+        windows=tuple(Pages(some(T, dtype=longs), some(S, shape.pages)) for _ in range(shape.windows)),
     )  # fmt: skip
     x_TD = torch.randn(T, shape.hidden, generator=generator) if shape.hidden else None
     return Inputs(
@@ -60,6 +63,8 @@ def some_pass(shape: Shape, seed: int = 0) -> Inputs:
 def tensors(inputs: Inputs) -> dict[str, Tensor]:
     found = {name: t for name, t in vars(inputs.places).items() if isinstance(t, Tensor)}
     found |= {"ids": inputs.ids_T, "rows": inputs.rows}
+    for kind, window in enumerate(inputs.places.windows):
+        found |= {f"slots of window {kind}": window.slots_T, f"tables of window {kind}": window.tables_SM}
     for piece in inputs.places.pieces:
         found |= {f"{name} of the piece {piece.first}": t for name, t in vars(piece).items() if isinstance(t, Tensor)}
     return found if inputs.x_TD is None else {**found, "x": inputs.x_TD}
