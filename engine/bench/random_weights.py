@@ -25,7 +25,6 @@ from ..core.weight_source import Target, load_options
 from ..devices.device import Device
 from ..generation.sampler import sample
 from ..generation.sequence import Sequence
-from ..ledger.pass_bytes import bytes_per_token
 from ..llm import LLM
 from ..memory import kv_budget
 from ..memory.memory_plan import plan_memory
@@ -80,7 +79,9 @@ def _check(config: EngineConfig, devices: Mapping[Tier, Device], checkpoint: Che
     room = int(host.free * MEMORY_SHARE)
     if len(devices) == 1:
         pages = pages_for(config.max_context or PAGE) * config.max_sequences
-        imagined.check_room(checkpoint, room, pages * PAGE * bytes_per_token(checkpoint.spec, kv_format))
+        sizes = kv_budget.PageBytes(checkpoint.spec, kv_format, max(config.prefill_chunk, config.max_sequences))
+        total = sizes.total(pages, config.max_context or PAGE, config.max_sequences)
+        imagined.check_room(checkpoint, room, total)
         return
     with_rest = {tier: replace(one, free=int(one.free * GPU_SHARE)) for tier, one in devices.items()}
     plan_memory(config, checkpoint, kv_format, {**with_rest, Tier.CPU: replace(host, free=room)}, graphs=True)
