@@ -5,7 +5,9 @@
     a window        -    -    -    -    p    q    r        what lies behind the window is dropped, entry by entry
 
 Tables keep their absolute places: entry i is the page of tokens [i PAGE, (i + 1) PAGE), 0 where it was dropped. Page 0
-belongs to nobody and holds zeros: no kernel needs what lies there.
+belongs to nobody: it holds zeros, or what rows of a graph without a sequence write, and no token sees it.
+
+A sequence may take back its newest SLACK tokens: `extend` and `advance` go by the tokens that it has now.
 
 A prefix can be taken over where the pages of its last window are still there. So pages are not all the same when they
 are dropped: those at the end of a prompt, where its tokens were found before, where it began to differ from what was

@@ -211,6 +211,26 @@ def test_a_beginning_that_is_shared_is_found_from_the_third_prompt_on() -> None:
     assert found[2:] == [37, 37]
 
 
+@pytest.mark.parametrize("window", KINDS, ids=str)
+def test_the_newest_tokens_can_be_taken_back(window: Window) -> None:
+    """Up to 16 of every pass, as of a draft that was refused: what the next token sees is still there, the pages are
+    those from before, and none is lost."""
+    chance, windows = random.Random(5), Windows([(window, window.pool(10**6, 1, 17))], 17)
+    (pool,), held = windows.pools, windows.start()
+    computed, placed = 0, dict[int, int]()
+    while computed < 600:
+        windows.extend(held, computed + 17)
+        (one,) = held
+        for place in range(computed // PAGE, len(one.pages)):
+            assert placed.setdefault(place, one.pages[place]) == one.pages[place]
+        windows.advance(held, computed + 17, [])  # all that was written counts, until it is taken back
+        computed += 17 - chance.randrange(17)
+        for position in range(window.begin(computed), computed + 1):
+            assert one.pages[position // PAGE] == placed[position // PAGE] > 0
+    windows.release(held)
+    assert pool.table.available == pool.pages - 1
+
+
 def test_room_is_counted_by_what_sequences_come_to_hold() -> None:
     windows = Windows([(Window(8), Window(8).pool(1000, 2, 64))], 64)
     assert windows.have_room([1000, 1000])
