@@ -26,6 +26,7 @@ export function Cache() {
       ${KINDS.map(([kind]) => html`<span class=${`kv ${kind}`} style=${{ flexGrow: String(counts[kind]) }}></span>`)}
     </div>
     <${Table} rows=${rows} label="pages of the cache" className="numbers" />
+    ${kv.windows ? html`<p class="hint">Layers over a window have ${whole(kv.windows)} pages of their own, ${whole(kv.windows_used)} in use.</p>` : null}
     <p class="hint">Prompts so far: ${whole(now.prompt)} tokens, ${whole(now.reused)} of them from the cache${now.prompt ? ` (${percent(now.reused / now.prompt)})` : ""}, ${whole(now.computed)} computed.</p>
   <//>`;
 }
