@@ -96,11 +96,8 @@ class Metrics(Collector):
             "kv_cache_usage_perc", "share of the cache's pages that requests hold", 1 - free / len(pages.owners)
         )
         yield gauge("kv_cache_pages_idle", "pages that hold known content and no request needs", len(pages.idle))
-        for number, pool in enumerate(loop.windows.pools, 1):
-            held = 1 - pool.table.available / (pool.pages - 1)
-            name, seen = f"kv_cache_window{number}", f"{pool.window.length} tokens"
-            yield gauge(f"{name}_usage_perc", f"the same of pages of layers that see {seen}", held)
-            yield gauge(f"{name}_pages", f"pages of layers that see {seen}", pool.pages - 1)
+        held = max((1 - pool.table.available / (pool.pages - 1) for pool in loop.windows.pools), default=0)
+        yield gauge("kv_cache_window_usage_perc", "the same of pages of layers over a window; 0: there are none", held)
         yield counter("num_preemptions", "requests that made room for others", {(): loop.scheduler.preemptions})
         ended = self.totals.ended
         tokens = {
