@@ -187,8 +187,8 @@ def noise_of(x_TC: Tensor, w: Matrix, way: Way, exact: bool = False) -> Tensor:
     """Variance of x @ w.T from rounding activations (none if they are `exact` in any format) and, in tiles, weights."""
     is_block = w.format.is_block
     if exact or way is Way.AS_THEY_ARE or (way is Way.DOTS and not is_block):
-        noise = torch.zeros_like(x_TC)
-    elif way is Way.DOTS:
+        return x_TC.new_zeros(len(x_TC), w.rows)
+    if way is Way.DOTS:
         noise = bf16_variance(x_TC) if w.format.codes.are_floats else quant_variance(x_TC, BLOCK)
     else:
         noise = quant_variance(x_TC, TILE_GROUP) if way is Way.INT8_TILES else bf16_variance(x_TC)
