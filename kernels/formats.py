@@ -33,6 +33,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import accumulate
 from typing import Literal
 
 from .recipes import SWIGLU, Activation
@@ -303,8 +304,13 @@ class ExpertLayout:
         return (self.hidden, self.width) if part == "down" else (self.width, self.hidden)
 
     def part_bytes(self, part: Part) -> int:
-        rows, cols = self.shape(part)
-        return rows * self.of(part).row_bytes(cols)
+        return self._sizes[part]
+
+    @cached_property  # asked for every part of every expert of a checkpoint
+    def _sizes(self) -> dict[Part, int]:
+        """Bytes of each part."""
+        shapes = {part: self.shape(part) for part in PARTS}
+        return {part: rows * self.of(part).row_bytes(cols) for part, (rows, cols) in shapes.items()}
 
     @property
     def formats(self) -> tuple[Format, ...]:
@@ -318,7 +324,12 @@ class ExpertLayout:
 
     def offset(self, part: Part) -> int:
         """Bytes from the begin of an expert to a part."""
-        return sum(self.part_bytes(before) for before in self.parts[: self.parts.index(part)])
+        return self._offsets[part]
+
+    @cached_property
+    def _offsets(self) -> dict[Part, int]:
+        sizes = [self._sizes[part] for part in self.parts]
+        return dict(zip(self.parts, accumulate(sizes, initial=0), strict=False))
 
     @cached_property  # asked for every layer of every pass
     def bytes(self) -> int:

@@ -7,6 +7,8 @@ from typing import Any
 from headrace.kernels import FORMATS
 from headrace.loaders.families import spec_of
 from headrace.loaders.families.config_reader import ConfigReader
+from headrace.loaders.families.family import Family
+from headrace.loaders.spec import ModelSpec
 from headrace.loaders.weights.model_weights import Formats, allocate
 from headrace.loaders.weights.targets import targets
 
@@ -14,6 +16,16 @@ from headrace.loaders.weights.targets import targets
 def parameters(values: dict[str, Any]) -> tuple[int, int]:
     """All parameters of a model, and those of its routed experts, summed over the tensors a checkpoint must have."""
     family, found = spec_of(ConfigReader(values, "config.json"))
+    key = repr((family, found))
+    if key not in _counted:
+        _counted[key] = _count(family, found)
+    return _counted[key]
+
+
+_counted: dict[str, tuple[int, int]] = {}  # by architecture, of which there are several releases
+
+
+def _count(family: Family, found: ModelSpec) -> tuple[int, int]:
     plain = FORMATS["bf16"]
     weights = allocate(found, Formats(experts=plain, dense=plain, embed=plain), "meta")
     wanted = targets(found, family.tensors, weights)
