@@ -116,16 +116,26 @@ def oracle(built: Built) -> Callable[[str], PreTrainedModel]:
     return built.model
 
 
+@pytest.fixture(scope="session")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache directory of a machine where what kernels are measured for at a first start was measured."""
+    path = tmp_path_factory.mktemp("measured")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(path))
+        for context in (Context(threads=n, activations=a) for n in {1, 2, THREADS} for a in ("int8", "bf16")):
+            weight_prefetch.save(context, context.prefetch)
+            if built_in := context.tile_tokens:
+                tile_thresholds.save(context, built_in)
+    return path
+
+
 @pytest.fixture(autouse=True)
-def cache_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+def cache_home(measured: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Machine profiles go to a directory of the test, never to the user's. What kernels are measured for at a
     first start is not measured again for every test."""
     path = tmp_path_factory.mktemp("cache")
+    shutil.copytree(measured, path, dirs_exist_ok=True)
     monkeypatch.setenv("XDG_CACHE_HOME", str(path))
-    for context in (Context(threads=n, activations=a) for n in {1, 2, THREADS} for a in ("int8", "bf16")):
-        weight_prefetch.save(context, context.prefetch)
-        if built_in := context.tile_tokens:
-            tile_thresholds.save(context, built_in)
     return path
 
 
