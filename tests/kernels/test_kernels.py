@@ -12,7 +12,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from few_rows import FewRows
 from torch import Tensor
 
 from headrace.kernels import _cpu, reference
@@ -20,6 +19,7 @@ from headrace.kernels.cases.all import CASES
 from headrace.kernels.cases.block_formats import BLOCK_CASES
 from headrace.kernels.cases.case import Case, Inputs, worst
 from headrace.kernels.cases.families import FAMILY_CASES
+from headrace.kernels.cases.few_rows import FewRows
 from headrace.kernels.cases.mixers import MIXER_CASES
 from headrace.kernels.cases.recurrent import KEY_CASES, RECURRENT_CASES
 from headrace.kernels.cases.state_space import STATE_SPACE_CASES

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from headrace.kernels import Format
-from headrace.kernels.cases.case import RandomSource
-from headrace.kernels.packed import Matrix
+from ..formats import Format
+from ..packed import Matrix
+from .case import RandomSource
 
 
 @dataclass(frozen=True)
