@@ -48,7 +48,7 @@ def said(reference: LLM) -> dict[str, list[int]]:
 
 @pytest.fixture(scope="module")
 def held_out(reference: LLM) -> list[int]:
-    return reference.encode(HELD_OUT.read_text(encoding="utf-8"))[:4096]
+    return reference.encode(HELD_OUT.read_text(encoding="utf-8"))[:2048]
 
 
 @pytest.fixture(scope="module")

@@ -121,7 +121,9 @@ def test_where_names_with_like_rules_differ(name: str, text: str, cut: str) -> N
 
 def test_pieces_are_those_of_transformers() -> None:
     mapping = pytest.importorskip("transformers.integrations.gguf.gguf_tokenizer_mapping")
-    texts = [TEXT, SAMPLE, "ǅ ʰ ſ 'ſ नमस्ते\n สวัสดี \u00a0x \u3000y ½²Ⅷ\u0085z \u200d\x07", *map(chr, range(0x20, 0x600))]
+    every = "".join(map(chr, range(0x20, 0x600)))
+    alone = [" ".join(every), "a".join(every), "1".join(every)]  # each character between others that rules tell apart
+    texts = [TEXT, SAMPLE, "ǅ ʰ ſ 'ſ नमस्ते\n สวัสดี \u00a0x \u3000y ½²Ⅷ\u0085z \u200d\x07", every, *alone]
     checked = 0
     for name, pattern in mapping.GGUF_PRE_TOKENIZER_SPLITS.items():
         if name in RULES:
