@@ -150,9 +150,15 @@ MOVES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("moved", MOVES)
-@pytest.mark.parametrize("chunk", [3, 512])
-@pytest.mark.parametrize("name", PLACEMENTS)
+# Every placement with both chunks and with both moves, and every chunk with every move.
+PAIRS = [
+    (name, chunk, moved)
+    for number, name in enumerate(PLACEMENTS)
+    for chunk, moved in zip((3, 512), MOVES if number % 2 else reversed(MOVES), strict=True)
+]
+
+
+@pytest.mark.parametrize(("name", "chunk", "moved"), PAIRS)
 def test_every_placement_says_the_same(
     name: str, chunk: int, moved: str, cpu_only: dict[str, list[list[int]]], tmp_path: Path
 ) -> None:
