@@ -7,6 +7,7 @@ float32 to bf16 towards zero. On a GPU `benchmarks/gpu_suite.py` runs all cases.
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,11 +18,12 @@ from busy import HANG_S
 from torch import Tensor
 
 from headrace import kernels
-from headrace.kernels import FORMATS, ExpertLayout, Format, reference
+from headrace.kernels import FORMATS, ExpertLayout, reference
 from headrace.kernels.cases.all import CASES, experts_case_of, linear_case
 from headrace.kernels.cases.block_formats import MIXES, MORE, layout_of, whole_blocks
 from headrace.kernels.cases.case import Case, Inputs, RandomSource, worst
 from headrace.kernels.cases.families import FAMILY_CASES
+from headrace.kernels.cases.few_rows import FewRows
 from headrace.kernels.cases.recurrent import RECURRENT_CASES
 from headrace.kernels.cases.variants.by_kind import KIND_CASES
 from headrace.kernels.cases.variants.own_norms import OWN_NORMS_CASES
@@ -48,11 +50,36 @@ def is_new(case: Case) -> bool:
     """Whether a case shows what another one does not. f16 differs from bf16 in the name of a type only, "exact"
     activations are for kernels that round them to int8, and a block or layers are their parts in any format."""
     form = case.name.split()[0]
+    if case.op == "layers" and form == "own":  # three layers, one kind of cache in a step and the other in a prompt
+        return "bf16 new [1]" in case.name or "q8_0 new [9]" in case.name
+    if case.op == "attention_block" and "softmax_topk new [9, 1]" in case.name:  # routers have cases of their own
+        return False
     if case.op in ("attention_block", "layers"):
         return form in ("f32", "window,", "windows,", "own", "narrow") and "few rows" not in case.name
     if case.op == "linear_by_head" and case.name.endswith(("16x40x256", "3x33x256")):
         return form in ("f32", "q4_0", "q6_k")
     return not (case.op in ("linear", "experts") and (form == "f16" or case.name.endswith("exact")))
+
+
+def paths_of(case: Case) -> set[tuple[object, ...]]:
+    """What decides how a case is computed, but for sizes: the format, and what else its name says, each with the op and
+    with whether it has one token (or one of each sequence) or more."""
+    form, *rest = re.split(r"[ ,:]+", case.name)
+    new = re.search(r"new \[([\d, ]+)\]|\b(\d+) tokens", case.name) or re.search(r" (\d+)x", case.name)
+    is_one = new is not None and set(re.findall(r"\d+", new[0])) == {"1"}
+    words = frozenset(word for word in rest if word.isalpha())
+    return {(case.op, is_one, "" if form[0].isdigit() else form), (case.op, is_one, words)}
+
+
+def one_of_each_path(cases: list[Case]) -> set[str]:
+    """The names, with their ops, of as many cases as every path is in, the smaller ones first."""
+    seen: set[tuple[object, ...]] = set()
+    found = set()
+    for case in sorted(cases, key=lambda case: case.flops):
+        if not paths_of(case) <= seen:
+            seen |= paths_of(case)
+            found.add(f"{case.op}: {case.name}")
+    return found
 
 
 def cases_of_formats() -> Iterator[Case]:
@@ -68,28 +95,34 @@ def cases_of_formats() -> Iterator[Case]:
         yield experts_case_of(layout_of(gate, up, down, 96, 64), 2, 5, 1)
 
 
-class FewRows(RandomSource):
-    """Five rows of weights over and over, since packing more of some formats takes longer than their kernels do."""
-
-    def matrix(self, format: Format, rows: int, cols: int) -> Matrix:
-        few = super().matrix(format, min(5, rows), cols)
-        return Matrix(format, rows, cols, few.data.repeat(-(-rows // 5), 1)[:rows].contiguous())
-
-
 ALL = (*CASES, *FAMILY_CASES, *RECURRENT_CASES, *OWN_NORMS_CASES, *KIND_CASES, *WARM_CASES)
 SMALL = [case for case in ALL if is_small(case) and is_new(case)]
+# Caches of bf16 differ from those of float32 in what a load is cast from: one case of each way through attention.
+IN_BF16 = [case for case in SMALL if case.op == "attention" and case.name.startswith("bfloat16")]
+ONCE = one_of_each_path(IN_BF16)
+SMALL = [case for case in SMALL if case not in IN_BF16 or f"{case.op}: {case.name}" in ONCE]
+# Ops whose products, sums and masks another version of Triton could see differently, and formats that stand for others.
+SEEN = ("linear", "linear_by_head", "experts", "route", "attention", "delta_rule", "short_conv", "rotate_")
+OF_VERSIONS = one_of_each_path([case for case in SMALL if case.op in SEEN])
+FORMATS_OF_VERSIONS = ("q4_k", "q6_k", "mxfp4")
+
+
+def marked(case: Case, of_versions: bool) -> object:
+    """A case as a parameter. of_versions: test_target_versions.py runs it too."""
+    marks = [pytest.mark.versions] if of_versions else []
+    return pytest.param(case, marks=marks, id=f"{case.op}: {case.name}")
 
 
 def test_the_interpreter_is_on() -> None:
     assert triton.knobs.runtime.interpret
 
 
-@pytest.mark.parametrize("case", SMALL, ids=lambda case: f"{case.op}: {case.name}")
+@pytest.mark.parametrize("case", [marked(c, f"{c.op}: {c.name}" in OF_VERSIONS) for c in SMALL])
 def test_case(case: Case) -> None:
     check(case, case.inputs())
 
 
-@pytest.mark.parametrize("case", cases_of_formats(), ids=lambda case: f"{case.op}: {case.name}")
+@pytest.mark.parametrize("case", [marked(c, c.name.startswith(FORMATS_OF_VERSIONS)) for c in cases_of_formats()])
 def test_format(case: Case) -> None:
     check(case, case.inputs(FewRows(torch.Generator().manual_seed(4))))
 
@@ -106,6 +139,7 @@ def check(case: Case, inputs: Inputs) -> None:
         assert problem is None, f"{case.op} {case.name}, output {number}: {problem}"
 
 
+@pytest.mark.versions
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy, of numbers that are none
 @pytest.mark.parametrize("name", [form.name for form in FORMATS.values() if form.is_block])
 def test_any_bytes_are_unpacked_to_the_same_bits(name: str) -> None:

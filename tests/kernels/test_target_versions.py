@@ -32,12 +32,11 @@ def test_the_folder_is_what_is_imported() -> None:
     assert f"triton=={version}\n" in asked
 
 
-def test_cases_are_right() -> None:
-    """The kernels whose products, sums and masks a compiler could see differently; others are the same in both."""
-    chosen = "test_any_bytes or (test_format and (q4_k or q6_k or mxfp4))"
-    kinds = "linear or experts or route or attention or delta_rule or short_conv or rotate_"
-    chosen += f" or (test_case and ({kinds}) and not attention_block)"
-    said = run("-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", "-k", chosen,
+@pytest.mark.parametrize("chosen", ["attention", "not attention"])
+def test_cases_are_right(chosen: str) -> None:
+    """The kernels whose products, sums and masks a compiler could see differently, one case of each way through them;
+    others are the same in both. In two parts, which two processes share."""
+    said = run("-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", "-m", "versions", "-k", chosen,
                str(HERE / "test_gpu_kernels.py"))  # fmt: skip
     assert " passed" in said
     assert "failed" not in said
