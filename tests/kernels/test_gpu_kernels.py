@@ -54,6 +54,8 @@ def is_new(case: Case) -> bool:
         return "bf16 new [1]" in case.name or "q8_0 new [9]" in case.name
     if case.op == "attention_block" and "softmax_topk new [9, 1]" in case.name:  # routers have cases of their own
         return False
+    if case.op == "layers" and "new [37, 5]" in case.name:  # test_triton_models.py has prompts of the same layers
+        return False
     if case.op in ("attention_block", "layers"):
         return form in ("f32", "window,", "windows,", "own", "narrow") and "few rows" not in case.name
     if case.op == "linear_by_head" and case.name.endswith(("16x40x256", "3x33x256")):
