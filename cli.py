@@ -137,7 +137,7 @@ def convert(model: str, directory: Path, config: Values) -> None:
 @model_argument
 @click.argument("file", metavar="FILE", type=Path, help="UTF-8 text")
 @takes(Asked, "asked")
-@takes(EngineConfig, "config", leave_out=["max_context", "prefill_chunk", "kv_disk", "trace"])
+@takes(EngineConfig, "config", leave_out=["max_context", "prefill_chunk", "kv_disk", "trace", "speculate"])
 @json_flag
 def perplexity(model: str, file: Path, asked: Values, config: Values, as_json: bool) -> int:
     """Measure how well MODEL predicts the text in FILE; --sweep: with more or fewer experts, in other formats."""
@@ -196,7 +196,12 @@ def measure(config: Values, rounds: int, quick: bool, formats: str, as_json: boo
 @takes(Grid, "grid")
 @random_weights_flag
 @click.option("--layers", metavar="N", type=int, default=None, help="with --random-weights: so many layers only")
-@takes(EngineConfig, "config", leave_out=["kernels", "placement", "cpu_moe", "n_cpu_moe", "max_context", "kv_disk"])
+@takes(
+    EngineConfig,
+    "config",
+    leave_out=["kernels", "placement", "cpu_moe", "n_cpu_moe", "max_context", "kv_disk"],
+    defaults={"speculate": "off"},  # what is timed is a pass for each token, unless drafts are asked for
+)
 @a_file("--json", "save_to", help="write the result to this file", panel="Results")
 @a_file("--compare", help="an old result: exit 1 if a test is 5 % slower", panel="Results")
 @a_file("--plot", help="draw speed over several --batch or --depth to this .png or .svg", panel="Results")

@@ -37,6 +37,10 @@ from .generation.sampler import sample
 from .generation.schedule.chunk_limit import ChunkLimit
 from .generation.schedule.fair_share import DECODE_SHARE, FairShare
 from .ledger.ledger import Ledger
+from .speculation.drafts import most_states
+from .speculation.lookup import PromptLookup
+from .speculation.pass_times import PassTimes
+from .speculation.speculation import Speculation
 from .traces import writer
 from .traces.recorder import Recorder, make_header
 
@@ -87,6 +91,8 @@ class LLM:
         self.predictions.start(parts.profile)
         self.recorder = None if self.config.trace is None else self._recorder(self.config.trace)
         self.loop = Loop(parts, self.ledger, self.predictions.new_run, sampler, *self._beside_text(), self.recorder)
+        if (speculation := self._speculation()) is not None:
+            self.loop.speculate(speculation)
         self.admission = parts.admission
         self.vocabulary = parts.admission.vocabulary
 
@@ -96,6 +102,24 @@ class LLM:
         stall_s = None if stall is None else stall / 1e3
         limit = ChunkLimit(ExpectedPasses(self.parts, self.predictions), self.config.prefill_chunk, stall_s)
         return limit, FairShare(0.0 if stall is None else DECODE_SHARE)
+
+    def _speculation(self) -> Speculation | None:
+        """What guesses tokens and how far; None: nothing does. Not while a trace is recorded, in which refused tokens
+        would stand among the others; nor, by itself, beside a GPU, whose passes of several tokens nothing predicts.
+        Raises OptionError where it was asked for and cannot be."""
+        asked, parts = self.config.speculate, self.parts
+        is_auto = asked == "auto"
+        if asked == "off" or self.config.trace is not None or (is_auto and not self.predictions.can_predict):
+            return None
+        if parts.graphed is not None:
+            raise OptionError(
+                f"speculate is {asked!r}, and decode steps are graphs here, which take one token of a sequence: give "
+                "handoff 'eager', or leave speculate out"
+            )
+        moe, states = parts.spec.moe, self.loop.states
+        times = PassTimes(ExpectedPasses(parts, self.predictions), moe.experts, moe.top_k)
+        limit = None if states is None else most_states(states)
+        return Speculation(PromptLookup(), times, must_pay=is_auto, most_states=limit)
 
     def _recorder(self, path: Path) -> Recorder:
         """A trace that is open; closing the model ends it."""

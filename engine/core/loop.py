@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator
 from collections.abc import Sequence as Seq
+from contextlib import nullcontext
 from functools import partial
 from typing import cast
 
@@ -33,6 +34,10 @@ from ..model.batch import Inputs
 from ..model.decoder import Output
 from ..model.kv_cache import PAGE, PageTable, pages_for
 from ..model.windows import Windows
+from ..speculation.drafts import Drafts
+from ..speculation.row_kernels import row_kernels
+from ..speculation.speculation import Speculation
+from ..speculation.verify import first_rows
 from ..traces.recorder import Recorder
 from .bookkeeping import Bookkeeping, Closed
 from .kv_on_disk import open_disk
@@ -70,6 +75,7 @@ class Loop:
         self.scheduler = Scheduler(
             self.pages, chunk, most, self.states, limit=limit, share=share, disk=self.disk, windows=self.windows
         )
+        self.drafts: Drafts | None = None
         self.commands: deque[Callable[[], None]] = deque()
         self.eos_ids = parts.eos_ids
         self.counts = ExpertCounts(len(parts.spec.layers), parts.spec.moe.experts)
@@ -141,7 +147,14 @@ class Loop:
         """Takes a sequence out of the passes; the state that a next turn goes on from is kept."""
         if self.disk is not None:
             self.disk.keep_state(sequence.kept)
+        if self.drafts is not None:
+            self.drafts.speculation.forget(sequence)
         self.scheduler.finish(sequence)
+
+    def speculate(self, speculation: Speculation) -> None:
+        """From the next pass on drafts are verified."""
+        self.drafts = Drafts(speculation, self.scheduler, self.states, self.parts.decoder.cache.copy_state)
+        self.scheduler.drafts = speculation
 
     def close(self) -> None:
         """Writes what is to be kept on disk. The caller has the turn."""
@@ -203,30 +216,64 @@ class Loop:
         parts.timers.begin()
         with torch.inference_mode(), parts.main.current():
             keeps = None if self.kept is None else self.kept.before(batch, self.scheduler.running)
+            if batch.drafts and self.drafts is not None:
+                self.drafts.before(batch)
             inputs = make_inputs(batch, keeps=keeps)
-            out = self._forward(inputs, is_graph, batch.generated)
+            out = self._forward(inputs, is_graph, batch)
             ready = [batch.sequences[i] for i in batch.ready]
-            tokens = self.sampler(out.logits, ready, self._ops(out)) if ready else []
+            first, rows = first_rows(out.logits, batch)
+            tokens = self.sampler(first, ready, self._ops(out)) if ready else []
             parts.timers.span(GPU_HBM)
         parts.main.wait()
         self.scheduler.commit(batch, time.perf_counter() - start)
-        self._keep(batch, keeps)
-        for sequence, token in zip(ready, tokens, strict=True):
-            sequence.tokens.append(token)
-        done.measured_s = time.perf_counter() - start
+        if batch.drafts and self.drafts is not None:
+            self._push(ready, tokens)
+            done.accepted = self._verify(batch, out, rows, self.drafts)
+            self._keep(batch, keeps)
+            done.measured_s = time.perf_counter() - start
+        else:
+            self._keep(batch, keeps)
+            done.measured_s = time.perf_counter() - start
+            self._push(ready, tokens)
         accounts = [self.requests[sequence.id].account for sequence in batch.sequences]
         for sequence in ready:
-            self.requests[sequence.id].push(self.eos_ids)
             self._force(self.requests[sequence.id])
             if sequence.finish_reason is not None:
                 self._finish(sequence)
-        closed = Closed(done, out, self._sampled(ready), accounts, inputs, batch.generated)
+        self._book(Closed(done, out, self._sampled(ready), accounts, inputs, batch.generated), is_graph)
+        if self.drafts is not None:
+            self.drafts.saw(batch, done)
+        self.books.write()
+
+    def _verify(self, batch: Batch, out: Output, rows: list[int], drafts: Drafts) -> int:
+        """Gives sequences the tokens of their drafts that hold, and one more each; how many held."""
+        try:
+            with torch.inference_mode(), self.parts.main.current():
+                return drafts.settle(batch, out.logits, rows, self.sampler, self._ops(out), self._take)
+        except Exception:
+            for sequence in [s for s in batch.sequences if s.finish_reason is not None]:
+                self._finish(sequence)  # it has all that it asked for
+            raise
+
+    def _book(self, closed: Closed, is_graph: bool) -> None:
+        done, timers = closed.done, self.parts.timers
         if is_graph:
-            done.times = parts.timers.end(done.measured_s)
+            done.times = timers.end(done.measured_s)
             self.books.keep(closed)
         else:
-            self.books.book(closed, parts.timers.end)
-        self.books.write()
+            self.books.book(closed, timers.end)
+
+    def _push(self, ready: list[Sequence], tokens: list[int]) -> None:
+        """Gives sequences their next tokens: all of them first, whatever becomes of one's text."""
+        for sequence, token in zip(ready, tokens, strict=True):
+            sequence.tokens.append(token)
+        for sequence in ready:
+            self.requests[sequence.id].push(self.eos_ids)
+
+    def _take(self, sequence: Sequence, token: int) -> bool:
+        """Gives a sequence its next token; whether it goes on."""
+        self._push([sequence], [token])
+        return sequence.finish_reason is None
 
     def _force(self, request: Request) -> None:
         """Appends the tokens that a grammar leaves no choice in: the next pass computes them together. Not where the
@@ -281,6 +328,8 @@ class Loop:
             tokens=batch.tokens,
             context=sum(batch.contexts),
             forced=batch.forced,
+            drafted=batch.drafted,
+            again=batch.again,
         )
 
     def _sampled(self, ready: list[Sequence]) -> Bytes:
@@ -291,18 +340,18 @@ class Loop:
     def _is_graph(self, batch: Batch) -> bool:
         """Whether a pass is one of the decode graphs, if there are any."""
         graphed = self.parts.graphed
-        is_plain = batch.phase == DECODE and not batch.forced
-        return graphed is not None and is_plain and graphed.takes(batch.tokens)
+        return graphed is not None and batch.is_plain_decode and graphed.takes(batch.tokens)
 
-    def _forward(self, inputs: Inputs, is_graph: bool, decoding: int) -> Output:
-        """A pass, whose first `decoding` tokens were generated. Of a graph, the pass before is booked while it runs."""
-        parts = self.parts
+    def _forward(self, inputs: Inputs, is_graph: bool, batch: Batch) -> Output:
+        """A pass. Of a graph, the pass before is booked while it runs."""
+        parts, decoding = self.parts, batch.generated
         if parts.expert_cache is not None:
             parts.expert_cache.begin(decoding, is_graph)
         if len(parts.devices) == 1:
             start = time.perf_counter()
             kept = None if self.books.recorder is None else (len(inputs.ids_T), parts.spec.moe.top_k)
-            out = parts.decoder.forward(inputs, self.counts.tally(decoding, kept))
+            with row_kernels(parts.main.ops) if batch.drafts and batch.phase == DECODE else nullcontext():
+                out = parts.decoder.forward(inputs, self.counts.tally(decoding, kept))
             parts.timers.spend(CPU_DRAM, time.perf_counter() - start - parts.timers.spent.get(DISK, 0.0))
             return out
         if is_graph and parts.graphed is not None:

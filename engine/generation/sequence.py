@@ -29,6 +29,8 @@ class Sequence:
     fetch: Fetch | None = None  # of what is on disk, while it waits
     computed: int = 0
     forced: int = 0  # tokens at its end that a grammar leaves no choice in, not computed yet, beside the one before
+    draft: list[int] = field(default_factory=list)  # tokens that may come next: the pass that comes verifies them
+    again: int = 0  # of `forced`, tokens that were computed before a draft was refused, and are once more
     slot: int = -1  # of its recurrent state, while it runs
     restore: int | None = None  # the slot that its state begins as, until its first pass
     kept: bytes | None = None  # the digest where its state was last kept while it was generating

@@ -80,7 +80,9 @@ class LayerWork:
 @dataclass(kw_only=True)
 class Pass:
     """One forward pass: `tokens` new tokens of the given sequences; context is the sum of tokens in their caches.
-    forced: of those tokens, how many a grammar left no choice in; each saved its sequence a pass."""
+    forced: of those tokens, how many a grammar left no choice in; each saved its sequence a pass. drafted: how many
+    were guesses, of which `accepted` came true and saved a pass too. again: how many had been computed before, in a
+    pass whose draft was refused."""
 
     index: int
     phase: str  # "prefill", "decode", or "mixed": prompts beside sequences that generate
@@ -88,6 +90,9 @@ class Pass:
     tokens: int
     context: int
     forced: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    again: int = 0
     bytes: Bytes = field(default_factory=dict)
     layers: list[LayerWork] = field(default_factory=list)  # where experts have several tiers, or stay on a disk
     by_layer: tuple[int, ...] = ()  # else bytes of each layer's experts, of those that were read in one call
@@ -100,6 +105,11 @@ class Pass:
         """Seconds by tier, of what no tier causes, and of all; None: not known. Worked out when somebody asks, so
         that no step waits for it."""
         return None if self.expect is None else self.expect(self)
+
+    @property
+    def gained(self) -> int:
+        """Tokens that sequences came on by: those of the pass without refused drafts, and none twice."""
+        return self.tokens - (self.drafted - self.accepted) - self.again
 
     def total(self, tier: str) -> int:
         return sum(self.bytes.get(tier, {}).values())
@@ -122,6 +132,8 @@ class Pass:
             "tokens": self.tokens,
             "context": self.context,
             **({"forced": self.forced} if self.forced else {}),
+            **({"drafted": self.drafted, "accepted": self.accepted} if self.drafted else {}),
+            **({"again": self.again} if self.again else {}),
             "bytes": {tier: {**groups, "total": self.total(tier)} for tier, groups in self.bytes.items()},
             "predicted_ms": ms(self.predicted_s),
             "measured_ms": ms(self.measured_s),

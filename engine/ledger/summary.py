@@ -14,8 +14,10 @@ PHASES = ("prefill", "mixed", "decode")
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """Sums over the passes of one phase. Rates are tokens per second; bytes and times are per token. forced: tokens
-    that grammars forced, which saved their sequences as many passes."""
+    """Sums over the passes of one phase. Rates are tokens per second; bytes and times are per token. tokens: that
+    sequences came on by. forced: tokens that grammars forced, which saved their sequences as many passes. drafted,
+    accepted: guesses that were computed, and those that came true. plain_bytes, plain_tokens: of the passes without
+    drafts."""
 
     phase: str
     passes: int
@@ -25,6 +27,10 @@ class Summary:
     bytes: Bytes
     times: Times | None
     forced: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    plain_bytes: int = 0
+    plain_tokens: int = 0
 
     @property
     def predicted_s(self) -> float | None:
@@ -45,6 +51,11 @@ class Summary:
             return None
         return (self.measured_s - self.predicted_s) * 1e3 / self.tokens
 
+    @property
+    def bytes_without_drafts(self) -> int | None:
+        """Bytes a token of passes without drafts; None: there were none."""
+        return round(self.plain_bytes / self.plain_tokens) if self.plain_tokens else None
+
     def bytes_per_token(self) -> Bytes:
         """Mean bytes per token by tier and group, and their total."""
         out: Bytes = {}
@@ -60,15 +71,20 @@ def summarise(passes: Iterable[Pass], phase: str) -> Summary:
     sums: Bytes = {}
     for one in chosen:
         add_bytes(sums, one.bytes)
+    plain = [p for p in chosen if not p.drafted and not p.again]
     return Summary(
         phase=phase,
         passes=len(chosen),
-        tokens=sum(p.tokens for p in chosen),
+        tokens=sum(p.gained for p in chosen),
         measured_s=sum(p.measured_s for p in chosen),
         predicted=_all_predictions([p.predicted for p in chosen]),
         bytes=sums,
         times=_all_times([p.times for p in chosen]),
         forced=sum(p.forced for p in chosen),
+        drafted=sum(p.drafted for p in chosen),
+        accepted=sum(p.accepted for p in chosen),
+        plain_bytes=sum(sum(map(p.total, p.bytes)) for p in plain),
+        plain_tokens=sum(p.gained for p in plain),
     )
 
 
@@ -88,6 +104,10 @@ def join(one: Summary, other: Summary) -> Summary:
         bytes=sums,
         times=_all_times([one.times, other.times]),
         forced=one.forced + other.forced,
+        drafted=one.drafted + other.drafted,
+        accepted=one.accepted + other.accepted,
+        plain_bytes=one.plain_bytes + other.plain_bytes,
+        plain_tokens=one.plain_tokens + other.plain_tokens,
     )
 
 

@@ -110,6 +110,15 @@ class Windows:
         """The last windows of known pages; `longest` has said that they are there."""
         return [pool.take_over(digests) for pool in self.pools]
 
+    def has_spare(self, held: list[Held], tokens: int, running: int) -> bool:
+        """Whether a sequence can have pages for so many tokens that nobody else may need in the same pass, with a chunk
+        of prompts and so many sequences that run."""
+        taken = running + pages_for(self.chunk)
+        return all(
+            pages_for(tokens) <= len(one.pages) or pages_for(tokens) - len(one.pages) + taken <= pool.table.available
+            for pool, one in zip(self.pools, held, strict=True)
+        )
+
     def extend(self, held: list[Held], tokens: int) -> None:
         """Gives a sequence pages for its first `tokens`, of which it has the beginning."""
         for pool, one in zip(self.pools, held, strict=True):

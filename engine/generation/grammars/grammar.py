@@ -249,6 +249,13 @@ class Constraint:
             return False
         return bool(self._matcher.consume_token(token))
 
+    def allows(self, tokens: list[int]) -> int:
+        """How many of some tokens may follow each other, as far as can be said now: all where it has no say. What is
+        said here takes no token; each is settled when it is drawn."""
+        if not self.is_awake or self._opening or self._openers or self._is_free():
+            return len(tokens)
+        return int(self._matcher.validate_tokens(tokens))
+
     def next_forced(self) -> int | None:
         """The token that is forced now, where each has a pass of its own; None: one is to be drawn."""
         found = next(iter(self.forced()), None)

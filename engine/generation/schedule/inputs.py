@@ -22,13 +22,14 @@ def make_inputs(batch: Batch, all_rows: bool = False, keeps: Mapping[int, Keep] 
     positions: list[int] = []
     slots: list[int] = []
     starts = [0]
-    for sequence, count in zip(batch.sequences, batch.counts, strict=True):
+    for i, (sequence, count) in enumerate(zip(batch.sequences, batch.counts, strict=True)):
         span = range(sequence.computed, sequence.computed + count)
-        ids += sequence.tokens[span.start : span.stop]
+        ids += batch.tokens_of(i)[span.start : span.stop]
         positions += span
         slots += [sequence.pages[p // PAGE] * PAGE + p % PAGE for p in span]
         starts.append(len(ids))
-    rows = list(range(len(ids))) if all_rows else [starts[i + 1] - 1 for i in batch.ready]
+    wanted = [row for i in batch.ready for row in range(starts[i + 1] - batch.rows_of(i), starts[i + 1])]
+    rows = list(range(len(ids))) if all_rows else wanted
     contexts, tables = batch.contexts, _tables(batch.sequences)
     # Two tensors in pieces: making one takes as long as cutting ten.
     ids_T, slots_T, rows_R = torch.tensor(ids + slots + rows).split([len(ids), len(ids), len(rows)])

@@ -43,10 +43,18 @@ class Disk(Protocol):
         """It waits no more."""
 
 
+class Drafts(Protocol):
+    """Says what may come next in sequences that generate."""
+
+    def propose(self, sequences: list[Sequence], room: int) -> None:
+        """Gives each of them its draft (`Sequence.draft`) for the next pass, up to `room` tokens in all."""
+
+
 class Scheduler:
     """Holds the sequences that wait and that run. states: slots of recurrent states, of a model that has such. limit:
     of prompts beside others; None: `prefill_chunk` alone. share: of time for those that generate. clock: seconds.
-    disk: what is kept besides pages in memory. windows: pages of layers over one, of a model that has such."""
+    disk: what is kept besides pages in memory. windows: pages of layers over one, of a model that has such. `drafts`,
+    where there are such, are verified beside the tokens that sequences have."""
 
     def __init__(
         self,
@@ -66,6 +74,7 @@ class Scheduler:
         self.prefill_chunk, self.max_sequences = prefill_chunk, max_sequences
         self.limit, self.share, self.clock = limit, share or FairShare(0.0), clock
         self.disk = disk
+        self.drafts: Drafts | None = None
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self.watermark = int(WATERMARK * len(pages.owners))
@@ -89,7 +98,30 @@ class Scheduler:
         prompts = [s for s in self.running if not s.is_decoding]
         if prompts and not (decoding and self.share.owes_decode):
             return self._with_prompts(decoding, in_order(prompts, self.clock()))
-        return Batch(decoding, self._counts(decoding), len(decoding)) if decoding else None
+        return self._batch(decoding, self._counts(decoding), len(decoding)) if decoding else None
+
+    def _batch(self, sequences: list[Sequence], counts: list[int], decoding: int) -> Batch:
+        """A pass of so many tokens of each, and behind those that generate their drafts."""
+        drafts = {i: s.draft for i, s in enumerate(sequences[:decoding]) if s.draft}
+        again = sum(min(s.again, n) for s, n in zip(sequences[:decoding], counts[:decoding], strict=True))
+        return Batch(sequences, counts, decoding, drafts, again)
+
+    def _draft(self, decoding: list[Sequence], room: int) -> None:
+        """Asks for drafts, of those that have nothing else left to compute, and takes pages for them where there are
+        more than admission leaves free: nobody has to wait for a guess."""
+        if self.drafts is None or room <= 0:
+            return
+        self.drafts.propose(decoding, room)
+        for sequence in decoding:
+            tokens = sequence.computed + sequence.pending + len(sequence.draft)
+            more = pages_for(tokens) - len(sequence.pages)
+            if sequence.draft and not self.windows.has_spare(sequence.windows, tokens, len(self.running)):
+                sequence.draft = []
+            if more > 0 and sequence.draft:
+                if self.pages.available - more < self.watermark:
+                    sequence.draft = []
+                else:
+                    sequence.pages += self.pages.allocate(more)
 
     def _with_prompts(self, decoding: list[Sequence], prompts: list[Sequence]) -> Batch:
         """A pass with tokens of prompts, in their order, beside those that generate."""
@@ -106,15 +138,18 @@ class Scheduler:
             chosen.append(sequence)
             counts.append(min(sequence.pending, room))
             room -= counts[-1]
-        return Batch(chosen, counts, len(decoding))
+        return self._batch(chosen, counts, len(decoding))
 
     def _counts(self, decoding: list[Sequence]) -> list[int]:
-        """How many tokens of each that generates: one, and what is forced behind it, as far as there is room."""
+        """How many tokens of each that generates: one, what is forced behind it, as far as there is room, and where
+        all of that has room a draft."""
         room, counts = self.prefill_chunk - len(decoding) - 1, []  # one is for a prompt beside them
         for sequence in decoding:
+            sequence.draft = []
             counts.append(1 + min(sequence.forced, max(0, room)))
             room -= counts[-1] - 1
-        return counts
+        self._draft([s for s, n in zip(decoding, counts, strict=True) if n == s.pending], room)
+        return [count + len(sequence.draft) for sequence, count in zip(decoding, counts, strict=True)]
 
     def _admit(self) -> None:
         """Lets those in that wait, in their order, as long as there is room and no prompt waits for nothing."""
@@ -191,22 +226,41 @@ class Scheduler:
         """Takes its pages away; it waits, and goes on later where it was."""
         self._leave(sequence)
         sequence.computed, sequence.forced, sequence.restore, sequence.fetch = 0, 0, None, None
+        sequence.draft, sequence.again = [], 0
         self.waiting.append(sequence)
         self.preemptions += 1
 
     def commit(self, batch: Batch, seconds: float = 0.0) -> None:
-        """Books a pass that was run: its tokens are in the cache now, and full pages become known. seconds: that it
-        took."""
-        for sequence, count in zip(batch.sequences, batch.counts, strict=True):
-            sequence.computed += count
+        """Books a pass that was run: its tokens are in the cache now, but for drafts, and full pages become known.
+        seconds: that it took."""
+        for i, (sequence, count) in enumerate(zip(batch.sequences, batch.counts, strict=True)):
+            sequence.again = max(0, sequence.again - count)
             sequence.forced = max(0, sequence.forced - count)
-            digests, known = sequence.digests, len(sequence.digests)
-            self.pages.publish(sequence.tokens, sequence.pages, digests, sequence.computed, sequence.salt)
-            self.windows.advance(sequence.windows, sequence.computed, digests, known, sequence.points)
+            self._computed(sequence, count - len(batch.drafts.get(i, ())))
         self.share.booked(batch.phase, seconds)
         if self.limit is not None and batch.phase != DECODE:
-            prompts = batch.tokens - batch.decoding - batch.forced
+            prompts = batch.tokens - batch.generated
             self.limit.saw(prompts, batch.decoding, _context(batch.sequences), seconds)
+
+    def settle_draft(self, sequence: Sequence, base: int, accepted: int, *, is_kept: bool) -> None:
+        """Books what became of a sequence's draft, behind `base` other tokens of the pass: so many of it were
+        accepted, and are among its tokens. is_kept: they are in the cache, as those of keys and values are; a
+        recurrent state that was put back makes all of the pass tokens to be computed again."""
+        sequence.draft = []
+        if is_kept:
+            self._computed(sequence, accepted)
+        else:
+            sequence.computed -= base
+            del sequence.digests[sequence.computed // PAGE :]  # the last one is where the state stands
+            sequence.again += base + accepted
+            sequence.forced += base + accepted
+
+    def _computed(self, sequence: Sequence, count: int) -> None:
+        """So many more of its tokens are in the cache."""
+        sequence.computed += count
+        digests, known = sequence.digests, len(sequence.digests)
+        self.pages.publish(sequence.tokens, sequence.pages, digests, sequence.computed, sequence.salt)
+        self.windows.advance(sequence.windows, sequence.computed, digests, known, sequence.points)
 
     def finish(self, sequence: Sequence) -> None:
         """Takes a sequence out, whatever its state, and gives its pages back."""

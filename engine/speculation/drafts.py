@@ -1,0 +1,74 @@
+"""Drafts in the passes of a loop: recurrent states are put aside before one is verified, and put back where it is
+refused.
+
+Keys and values of refused tokens are written over by those that come; a recurrent state has moved on. So it is copied
+before the pass, and the tokens that held are computed once more with the next one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from ...kernels import Ops
+from ..generation.schedule.batch import DECODE, Batch
+from ..generation.schedule.scheduler import Scheduler
+from ..generation.schedule.state_slots import StateSlots
+from ..generation.sequence import Sequence
+from ..ledger.pass_bytes import EXPERTS
+from ..ledger.passes import CPU_DRAM, Pass
+from .speculation import Speculation
+from .verify import Draw, accept
+
+
+def most_states(slots: StateSlots) -> int:
+    """Sequences whose state can be put aside: half of the room for copies, the other half is for prompts to come."""
+    return (len(slots.room) + len(slots.slot_of)) // 2
+
+
+class Drafts:
+    """Of one loop. copy(slot, to): of a recurrent state."""
+
+    def __init__(
+        self,
+        speculation: Speculation,
+        scheduler: Scheduler,
+        states: StateSlots | None,
+        copy: Callable[[int, int], None],
+    ) -> None:
+        self.speculation, self.scheduler, self.states, self.copy = speculation, scheduler, states, copy
+        self.aside: dict[int, int] = {}
+
+    def before(self, batch: Batch) -> None:
+        """Puts states aside. Their slots are free again when the next pass begins, as all that were reserved are."""
+        if self.states is not None:
+            self.aside = {i: self.states.reserve() for i in batch.drafts}
+            for i, slot in self.aside.items():
+                self.copy(batch.sequences[i].slot, slot)
+
+    def settle(
+        self,
+        batch: Batch,
+        logits_RV: Tensor,
+        rows: list[int],
+        draw: Draw,
+        ops: Ops,
+        take: Callable[[Sequence, int], bool],
+    ) -> int:
+        """Verifies the drafts of a pass whose other tokens are committed; tokens that came true in all."""
+        held = accept(logits_RV, batch, rows, draw, ops, take)
+        for i, draft in batch.drafts.items():
+            sequence, is_kept = batch.sequences[i], self.states is None or held[i] == len(draft)
+            if not is_kept:
+                self.copy(self.aside[i], sequence.slot)
+            self.scheduler.settle_draft(sequence, batch.counts[i] - len(draft), held[i], is_kept=is_kept)
+        return sum(held.values())
+
+    def saw(self, batch: Batch, done: Pass) -> None:
+        """Learns from what a pass took, and from what its experts were, where those in RAM are all there are."""
+        times = self.speculation.times
+        if times is None or batch.phase != DECODE:
+            return
+        read = done.bytes.get(CPU_DRAM, {}).get(EXPERTS, 0)
+        times.saw(len(batch.sequences), batch.generated - batch.decoding, max(batch.contexts), done.measured_s, read)

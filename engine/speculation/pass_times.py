@@ -1,0 +1,75 @@
+"""What passes with drafts should take: as the bandwidth model says, corrected by what passes of that size took.
+
+Tokens of a draft follow each other and choose more alike than any two tokens: of the experts that uniform routing would
+add to those of one token, a share is read, and that share is taken from the last passes. Their seconds correct what is
+predicted, for each number of tokens; a number that was not seen yet is corrected as the nearest one that was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from ..planning.articles import distinct_experts
+
+NEWEST = 0.2  # weight of the newest pass
+MOST_OFF = 4.0  # a pass that took so many times what was expected was held up by others: it says nothing
+
+
+class Predicted(Protocol):
+    """The bandwidth model; None: not known."""
+
+    def drafted(self, sequences: int, drafted: int, context: int, share: float) -> float | None:
+        """Seconds of a pass of so many sequences with a token each and `drafted` ones more, all with so long a context,
+        that reads this share of the experts."""
+
+    @property
+    def expert_bytes(self) -> int:
+        """Of all experts that a pass may read."""
+
+
+class PassTimes:
+    """Of one model with so many experts, of which a token takes top_k."""
+
+    def __init__(self, predicted: Predicted, experts: int, top_k: int) -> None:
+        self.predicted, self.experts, self.top_k = predicted, experts, top_k
+        self.added = 1.0  # of the experts that uniform routing adds, the share that passes of several tokens read
+        self.corrections: dict[int, float] = {}
+
+    def share(self, tokens: int) -> float:
+        """Of the experts, what a pass of so many tokens should read."""
+        one = self.top_k / self.experts
+        more = distinct_experts(self.experts, self.top_k, tokens) / self.experts - one
+        return min(1.0, one + self.added * more)
+
+    def of(self, sequences: int, context: int) -> Callable[[int], float | None]:
+        """Seconds of a pass with so many drafted tokens."""
+
+        def seconds(drafted: int) -> float | None:
+            tokens = sequences + drafted
+            expected = self.predicted.drafted(sequences, drafted, context, self.share(tokens))
+            return None if expected is None else expected * self._correction(tokens)
+
+        return seconds
+
+    def saw(self, sequences: int, drafted: int, context: int, seconds: float, read: int) -> None:
+        """Takes in what a pass of decoding took, and how many bytes of experts it read."""
+        if not self.predicted.expert_bytes:
+            return
+        tokens, share = sequences + drafted, min(1.0, read / self.predicted.expert_bytes)
+        expected = self.predicted.drafted(sequences, drafted, context, share)
+        if tokens > 1 and (uniform := self._uniform(tokens)) > 0:
+            added = min(1.0, max(0.0, share - self.top_k / self.experts) / uniform)
+            self.added += NEWEST * (added - self.added)
+        if expected and seconds < MOST_OFF * expected * self._correction(tokens):
+            before = self.corrections.get(tokens)
+            now = seconds / expected
+            self.corrections[tokens] = now if before is None else before + NEWEST * (now - before)
+
+    def _uniform(self, tokens: int) -> float:
+        return (distinct_experts(self.experts, self.top_k, tokens) - self.top_k) / self.experts
+
+    def _correction(self, tokens: int) -> float:
+        if not self.corrections:
+            return 1.0
+        return self.corrections[min(self.corrections, key=lambda seen: (abs(seen - tokens), -seen))]
