@@ -13,7 +13,7 @@ from typing import Protocol
 from ..planning.articles import distinct_experts
 
 NEWEST = 0.2  # weight of the newest pass
-MOST_OFF = 4.0  # a pass that took so many times what was expected was held up by others: it says nothing
+MOST_OFF = 2.0  # times what is known, which a pass counts as at most: it was held up by others
 
 
 class Predicted(Protocol):
@@ -61,10 +61,10 @@ class PassTimes:
         if tokens > 1 and (uniform := self._uniform(tokens)) > 0:
             added = min(1.0, max(0.0, share - self.top_k / self.experts) / uniform)
             self.added += NEWEST * (added - self.added)
-        if expected and seconds < MOST_OFF * expected * self._correction(tokens):
-            before = self.corrections.get(tokens)
-            now = seconds / expected
-            self.corrections[tokens] = now if before is None else before + NEWEST * (now - before)
+        if expected:
+            before = self.corrections.get(tokens, seconds / expected)
+            now = min(seconds / expected, MOST_OFF * before)
+            self.corrections[tokens] = before + NEWEST * (now - before)
 
     def _uniform(self, tokens: int) -> float:
         return (distinct_experts(self.experts, self.top_k, tokens) - self.top_k) / self.experts

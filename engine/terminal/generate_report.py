@@ -244,7 +244,24 @@ def _byte_rows(phases: list[Summary]) -> list[tuple[str, list[str]]]:
     if len({tier for one in per for tier in one}) > 1:
         rows += _time_rows(phases)
     rows.append(("tokens/s", [f"{p.tok_s:.1f}" for p in phases]))
-    return rows
+    return rows + _draft_rows(phases)
+
+
+def _draft_rows(phases: list[Summary]) -> list[tuple[str, list[str]]]:
+    """What drafts were: tokens guessed, those that came true, bytes a token with them and in passes without."""
+    if not any(p.drafted for p in phases):
+        return []
+    each = [sum(per["total"] for per in p.bytes_per_token().values()) for p in phases]
+    without = [p.bytes_without_drafts for p in phases]
+    return [
+        ("drafted", [str(p.drafted) if p.drafted else "-" for p in phases]),
+        ("accepted", [f"{p.accepted} ({p.accepted / p.drafted:.0%})" if p.drafted else "-" for p in phases]),
+        ("bytes with drafts", [size(n) if p.drafted else "-" for n, p in zip(each, phases, strict=True)]),
+        (
+            "bytes without",
+            ["-" if n is None or not p.drafted else size(n) for n, p in zip(without, phases, strict=True)],
+        ),
+    ]
 
 
 def _time_rows(phases: list[Summary]) -> list[tuple[str, list[str]]]:
@@ -321,10 +338,20 @@ def run_json(llm: LLM, results: Sequence[Completion]) -> dict[str, Any]:
         "predicted_tok_s": None if decode.predicted_tok_s is None else round(decode.predicted_tok_s, 3),
         "residual_ms": None if decode.residual_ms is None else round(decode.residual_ms, 4),
         "tiers": None if tiers is None else asdict(tiers),
+        **({} if not decode.drafted else {"speculation": _drafts_json(decode)}),
         **({} if llm.parts.expert_cache is None else {"expert_cache": report.as_json(llm.parts.expert_cache)}),
     }
     each = [completion_json(r) for r in results]
     return {**each[0], **shared} if len(each) == 1 else {"completions": each, **shared}
+
+
+def _drafts_json(decode: Summary) -> dict[str, Any]:
+    return {
+        "drafted": decode.drafted,
+        "accepted": decode.accepted,
+        "tokens_per_pass": round(decode.tokens / decode.passes, 3),
+        "bytes_per_token_without": decode.bytes_without_drafts,
+    }
 
 
 def completion_json(result: Completion) -> dict[str, Any]:

@@ -41,6 +41,7 @@ COMMANDS: dict[str, dict[str, Any]] = {
         "--pinned-limit": None, "--handoff": "auto", "--max-context": None, "--prefill-chunk": 512, "--revision": None,
         "--offline": False, "--cache-dir": None, "--ignore-config-keys": "", "--ignore-tensors": "", "--profile": None,
         "--no-measure": False, "--ram-limit": None, "--kv-format": "auto", "--kv-disk": None, "--trace": None,
+        "--speculate": "auto",
     },
     "serve": {
         "--host": "127.0.0.1", "--port": 8000, "--parallel": 8, "--api-key": None, "--api-key-file": None,
@@ -54,6 +55,7 @@ COMMANDS: dict[str, dict[str, Any]] = {
         "--pinned-limit": None, "--handoff": "auto", "--max-context": None, "--prefill-chunk": 512, "--revision": None,
         "--offline": False, "--cache-dir": None, "--ignore-config-keys": "", "--ignore-tensors": "", "--profile": None,
         "--no-measure": False, "--ram-limit": None, "--kv-format": "auto", "--kv-disk": None, "--trace": None,
+        "--speculate": "auto",
     },
     "convert": {
         "--expert-format": "q4_0", "--dense-format": "native", "--dtype": "auto", "--revision": None,
@@ -81,6 +83,7 @@ COMMANDS: dict[str, dict[str, Any]] = {
         "--cpu-activations": "int8", "--threads": None, "--prefill-chunk": 512, "--revision": None, "--offline": False,
         "--cache-dir": None, "--ignore-config-keys": "", "--ignore-tensors": "", "--profile": None,
         "--no-measure": False, "--ram-limit": None, "--kv-format": "auto", "--trace": None,
+        "--speculate": "off",
     },
     "doctor": {
         "--random-weights": False, "--expert-format": "native", "--dense-format": "native", "--threads": None,
@@ -230,7 +233,7 @@ ENGINE = {
     "--cache-dir kept": {"cache_dir": Path("kept")}, "--ignore-config-keys a,b,": {"ignore_config_keys": ("a", "b")},
     "--ignore-tensors mtp.*": {"ignore_tensors": ("mtp.*",)},
     "--profile kept.json": {"profile": Path("kept.json")}, "--no-measure": {"no_measure": True},
-    "--trace run.trace": {"trace": Path("run.trace")},
+    "--trace run.trace": {"trace": Path("run.trace")}, "--speculate lookup": {"speculate": "lookup"},
 }  # fmt: skip
 SAMPLING = {
     "-n 7": {"max_new_tokens": 7}, "--temperature 0.5": {"temperature": 0.5}, "--top-k 4": {"top_k": 4},
@@ -287,7 +290,7 @@ def test_the_model_is_loaded_as_the_options_say(
 def test_options_that_are_left_out_are_the_defaults(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert EngineConfig(**loaded(run, monkeypatch, "generate", "m", "Hello")) == EngineConfig()
     bench = loaded(run, monkeypatch, "bench", "m", "-p", "8,30", "-n", 4, "-b", "1,3", "-d", "0,20")
-    assert EngineConfig(**bench) == EngineConfig(device="cpu", max_context=30, max_sequences=3)
+    assert EngineConfig(**bench) == EngineConfig(device="cpu", max_context=30, max_sequences=3, speculate="off")
 
 
 @pytest.mark.parametrize("said", [[], [*SAMPLING]])

@@ -48,7 +48,7 @@ class Metrics(Collector):
         }
         self.bytes: Sums[tuple[str, str]] = Sums()
         self.seconds: Sums[str] = Sums()
-        self.forced = 0
+        self.forced = self.drafted = self.accepted = 0
         self.registry.register(self)
         service.ended.append(self.end)
         service.llm.ledger.listeners.append(self.passed)
@@ -62,6 +62,8 @@ class Metrics(Collector):
         """A pass is booked; in the thread of the engine."""
         self.seconds[done.phase] += done.measured_s  # type: ignore[assignment]
         self.forced += done.forced
+        self.drafted += done.drafted
+        self.accepted += done.accepted
         for tier, groups in done.bytes.items():
             for group, size in groups.items():
                 self.bytes[tier, group] += size
@@ -113,6 +115,9 @@ class Metrics(Collector):
         yield counter("bytes", "bytes read or sent by passes", dict(self.bytes), ["tier", "group"])
         yield counter("pass_seconds", "seconds of passes", {(p,): s for p, s in self.seconds.items()}, ["phase"])
         yield counter("forced_tokens", "tokens that grammars forced, each of which saved a pass", {(): self.forced})
+        drafts = {"num_draft_tokens": self.drafted, "num_accepted_tokens": self.accepted}
+        for name, count in drafts.items():
+            yield counter(f"spec_decode_{name}", "tokens of drafts: guessed, and those that came true", {(): count})
         yield self._ratio()
         yield from self._experts()
         yield from self._disk()

@@ -67,6 +67,7 @@ def read(generation: Generation) -> dict[str, Any]:
                 "passes": total.passes,
                 "tokens": total.tokens,
                 "forced": total.forced,
+                **({"drafted": total.drafted, "accepted": total.accepted} if total.drafted else {}),
                 "bytes": total.bytes,
                 "measured_ms": round(total.measured_s * 1e3, 3),
                 "predicted_ms": None if total.predicted_s is None else round(total.predicted_s * 1e3, 3),
