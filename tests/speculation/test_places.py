@@ -1,0 +1,114 @@
+"""Drafts wherever experts lie; where they cannot be; what is told of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import stand_in_gpu
+from scripted_drafts import Script, speculate
+
+from headrace import LLM, OptionError, SamplingParams
+from headrace.engine.bandwidth_model.profile import Profile
+from headrace.engine.config import EngineConfig
+from headrace.engine.cuda_graphs import signals
+from headrace.engine.cuda_graphs.signals import VARIANTS, Trial
+from headrace.engine.generation.schedule import scheduler
+
+Run = Callable[..., tuple[int, str, str]]
+Checkpoints = Callable[[str], Path]
+PROMPT = [(7 * i) % 150 + 3 for i in range(40)]
+PARAMS = SamplingParams(max_new_tokens=40, ignore_eos=True)
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        {"placement": "cpu"},
+        {"placement": "disk", "expert_cache": "50%"},
+        {"device": "simulated", "cpu_moe": True, "handoff": "eager"},
+        {"device": "simulated", "placement": "gpu", "handoff": "eager"},
+        {"device": "simulated", "policy": "lru", "expert_cache": "40%", "handoff": "eager"},
+        {"placement": "cpu", "kv_format": "bf16"},
+        {"placement": "cpu", "prefill_chunk": 4},
+    ],
+    ids=str,
+)
+def test_text_is_the_same_wherever_experts_lie(where: dict[str, Any], checkpoints: Checkpoints) -> None:
+    with LLM(str(checkpoints("qwen3_moe")), dtype="float32", **where, max_context=96, max_sequences=2, speculate="off",
+             no_measure=True) as llm:  # fmt: skip
+        plain = llm.generate([PROMPT, PROMPT[5:]], PARAMS)
+        texts = [PROMPT + plain[0].token_ids, PROMPT[5:] + plain[1].token_ids]
+        speculate(llm, Script(texts, 0.7, llm.spec.vocab))
+        with llm.ledger.recording() as passes:
+            found = llm.generate([PROMPT, PROMPT[5:]], PARAMS)
+    assert [one.token_ids for one in found] == [one.token_ids for one in plain]
+    assert sum(one.accepted for one in passes) > 10
+
+
+def test_room_that_runs_out(checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sequences are put off and come again while others have drafts, which take no page that somebody needs."""
+    monkeypatch.setattr(scheduler, "WINDOW", 1)
+    prompts = [[(i + 3 * n) % 150 + 3 for i in range(40)] for n in range(4)]
+    options: dict[str, Any] = {"dtype": "float32", "max_context": 160, "max_sequences": 4, "no_measure": True}
+    params = SamplingParams(max_new_tokens=90, ignore_eos=True)
+    with LLM(str(checkpoints("qwen3_moe")), **options, speculate="off") as llm:
+        plain = [llm.generate([one], params)[0].token_ids for one in prompts]
+    with LLM(str(checkpoints("qwen3_moe")), **options, speculate="off") as llm:
+        speculate(llm, Script([p + said for p, said in zip(prompts, plain, strict=True)], 0.8, llm.spec.vocab))
+        llm.loop.pages.free = llm.loop.pages.free[:11]  # of 20 that all of them need at once
+        found = [one.token_ids for one in llm.generate(prompts, params)]
+        assert llm.loop.scheduler.preemptions > 0
+    assert found == plain
+
+
+def test_by_itself_nothing_is_drafted_for_what_the_caches_hold(profile: Profile) -> None:
+    with LLM("demo", max_context=256) as llm:
+        assert llm.predictions.profile is not None
+        llm.generate("And the LORD said", SamplingParams(max_new_tokens=60, ignore_eos=True))
+        assert llm.ledger.summary("decode").passes == 59
+
+
+def test_graphs_take_no_drafts(library: str, log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signals, "probe", lambda *_: {name: Trial(name=name, us=5.0) for name in VARIANTS})
+    stand_in_gpu.install(monkeypatch, library)
+    options: dict[str, Any] = {"device": "simulated", "cpu_moe": True, "handoff": "memop", "max_context": 96}
+    with LLM("demo", **options) as llm:
+        assert llm.parts.graphed is not None
+        assert llm.loop.drafts is None
+    with pytest.raises(OptionError, match="decode steps are graphs here"):
+        LLM("demo", **options, speculate="lookup")
+
+
+def test_a_trace_has_no_refused_tokens(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    with LLM(str(checkpoints("qwen3_moe")), trace=tmp_path / "a.trace", speculate="lookup", max_context=96) as llm:
+        assert llm.loop.drafts is None
+
+
+def test_what_is_no_drafter_is_refused() -> None:
+    with pytest.raises(OptionError, match="speculate is 'fast'; choose one of auto, off, lookup"):
+        EngineConfig(speculate="fast")
+
+
+def test_the_closing_table_and_json_say_what_drafts_were(run: Run, tmp_path: Path) -> None:
+    ledger = tmp_path / "run.jsonl"
+    asked = ("generate", "demo", "And the LORD said unto Moses", "-n", 80, "--ignore-eos", "--no-measure")
+    status, out, err = run(*asked, "--speculate", "lookup", "--ledger", ledger)
+    assert status == 0, err
+    assert out == run(*asked, "--speculate", "off")[1]
+    for row in ("drafted", "accepted", "bytes with drafts", "bytes without"):
+        assert row in err
+    lines = [json.loads(line) for line in ledger.read_text().splitlines()]
+    drafted = sum(line.get("drafted", 0) for line in lines)
+    accepted = sum(line.get("accepted", 0) for line in lines)
+    assert drafted >= accepted > 0
+    found = json.loads(run(*asked, "--speculate", "lookup", "--json")[1])
+    decode = [line for line in lines if line["phase"] == "decode"]
+    assert found["speculation"]["drafted"] == drafted
+    assert found["speculation"]["accepted"] == accepted
+    assert found["speculation"]["tokens_per_pass"] == pytest.approx(79 / len(decode), abs=1e-3)
+    assert found["speculation"]["bytes_per_token_without"] > 0
+    assert "speculation" not in json.loads(run(*asked, "--speculate", "off", "--json")[1])
