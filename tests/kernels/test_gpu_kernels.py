@@ -92,7 +92,7 @@ def cases_of_formats() -> Iterator[Case]:
     for name in ("q5_0", "mxfp4", "int4_g128", "nvfp4", "fp8"):  # widths of models whose rows are no multiple of 256
         for tokens, cols in ((1, 640), (3, 1408)):
             yield linear_case(FORMATS[name], tokens, 5, cols, bias=False, exact=False)
-    for gate, up, down in [*MIXES, ("q4_k", "q6_k", "mxfp4"), ("bf16", "q5_0", "f32"), ("q2_k", "nvfp4", "q3_k")]:
+    for gate, up, down in [*MIXES, ("q4_k", "q6_k", "mxfp4"), ("q3_k", "q5_0", "f32"), ("q2_k", "nvfp4", "iq4_nl")]:
         yield experts_case_of(layout_of(gate, up, down, 96, 64), 3, 1, 2, "partly elsewhere")
         yield experts_case_of(layout_of(gate, up, down, 96, 64), 2, 5, 1)
 
