@@ -56,6 +56,8 @@ def is_new(case: Case) -> bool:
         return False
     if case.op == "layers" and "new [37, 5]" in case.name:  # test_triton_models.py has prompts of the same layers
         return False
+    if case.op == "experts" and "x256x256" in case.name:  # what follows the products is the same for every format
+        return form in ("f32", "q4_k") and "cubic" not in case.name
     if case.op in ("attention_block", "layers"):
         return form in ("f32", "window,", "windows,", "own", "narrow") and "few rows" not in case.name
     if case.op == "linear_by_head" and case.name.endswith(("16x40x256", "3x33x256")):
