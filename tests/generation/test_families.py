@@ -20,7 +20,7 @@ from headrace.kernels.decoder_layer import Choice, mlp
 Checkpoints = Callable[[str], Path]
 Oracle = Callable[[str], PreTrainedModel]
 TOLERANCE = 1e-4  # twice that with a delta rule or a state space, whose sums transformers makes in another order
-GREEDY = SamplingParams(max_new_tokens=24, ignore_eos=True)  # over the ends of pages, windows and chunks
+GREEDY = SamplingParams(max_new_tokens=48, ignore_eos=True)
 
 
 def prompt(length: int, seed: int = 0) -> list[int]:

@@ -13,7 +13,7 @@ from headrace import LLM, SamplingParams
 
 Checkpoints = Callable[[str], Path]
 Oracle = Callable[[str], Any]
-GREEDY = SamplingParams(max_new_tokens=24, ignore_eos=True)  # over the ends of pages, windows and chunks
+GREEDY = SamplingParams(max_new_tokens=48, ignore_eos=True)
 
 
 def prompt(length: int, seed: int = 0) -> list[int]:
