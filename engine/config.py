@@ -34,7 +34,6 @@ GPU_ALONE = ("tensor_split", "vram_limit", "pinned_limit")  # options that can o
 PINNED_SHARE = 0.8  # of the machine's memory, where no limit was given: what is pinned can neither move nor be swapped
 FORMAT_NAMES = ["native", *FORMATS, *(name for name in PACKED if name not in FORMATS)]
 FORMATS_HELP = ", ".join(FORMAT_NAMES)
-DRAFTERS = ("auto", "off", "lookup")
 DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,2})?|simulated(:(cpu|reference|gpu))?")
 
 
@@ -187,7 +186,7 @@ class EngineConfig:
     stream_from: int | str = option("auto", SPEED, "N|never|auto", "copy experts to the GPU from N tokens a pass on")
     handoff: str = option("auto", SPEED, "WAY", "GPU to CPU in decode: auto, eager; graphs by memop, hostfunc, spin")
     speculate: str = option(
-        "auto", SPEED, "WHAT", f"guess tokens and verify several a pass: {', '.join(DRAFTERS)} (docs/speculation.md)"
+        "auto", SPEED, "WHAT", "guess tokens, verify several a pass: auto, off, lookup, or a draft MODEL"
     )
     profile: Path | None = option(None, SPEED, "FILE", "what headrace measure found; default in the user's cache")
     no_measure: bool = option(False, SPEED, "", "measure nothing at the first start, and predict nothing then")
@@ -203,7 +202,8 @@ class EngineConfig:
         _choice("kv_format", self.kv_format, ["auto", *KV_FORMATS])
         _choice("cpu_activations", self.cpu_activations, ["int8", "bf16"])
         _between("experts_per_token", self.experts_per_token, 1)
-        _choice("speculate", self.speculate, list(DRAFTERS))
+        if not self.speculate:
+            raise OptionError("speculate is empty; give auto, off, lookup, or a model that drafts")
         _threads(self.threads)
         self._check_placement()
         _between("max_context", self.max_context, 1)

@@ -37,6 +37,8 @@ from .generation.sampler import sample
 from .generation.schedule.chunk_limit import ChunkLimit
 from .generation.schedule.fair_share import DECODE_SHARE, FairShare
 from .ledger.ledger import Ledger
+from .speculation.draft_model import DraftModel
+from .speculation.drafter import Drafter
 from .speculation.drafts import most_states
 from .speculation.lookup import PromptLookup
 from .speculation.pass_times import PassTimes
@@ -44,6 +46,7 @@ from .speculation.speculation import Speculation
 from .traces import writer
 from .traces.recorder import Recorder, make_header
 
+DRAFT_CONTEXT = 8192  # tokens, of a draft model where no max_context was given
 _RENDERING = {"chat_template": "template", "chat_template_kwargs": "arguments"}  # names within the engine
 
 
@@ -80,6 +83,7 @@ class LLM:
             writer.check(self.config.trace)
         check_folder(self.config)
         self.source = _source(model)
+        self.draft_model = self._draft_model()
         self.parts = parts = build(self.source, self.config, progress, check, compiling)
         self.ledger = Ledger()
         way, formats = parts.signal_choice, parts.checkpoint.formats
@@ -119,7 +123,37 @@ class LLM:
         moe, states = parts.spec.moe, self.loop.states
         times = PassTimes(ExpectedPasses(parts, self.predictions), moe.experts, moe.top_k)
         limit = None if states is None else most_states(states)
-        return Speculation(PromptLookup(), times, must_pay=is_auto, most_states=limit)
+        return Speculation(self._drafter(), times, must_pay=is_auto, most_states=limit)
+
+    def _draft_model(self) -> LLM | None:
+        """The second model that drafts, loaded before the first takes the memory that is left."""
+        name, config = self.config.speculate, self.config
+        if name in ("auto", "off", "lookup") or config.trace is not None:
+            return None
+        return LLM(
+            name, speculate="off", device="cpu", kernels=config.kernels, threads=config.threads, no_measure=True,
+            max_context=config.max_context or DRAFT_CONTEXT, max_sequences=config.max_sequences,
+            offline=config.offline, cache_dir=config.cache_dir,
+        )  # fmt: skip
+
+    def _drafter(self) -> Drafter:
+        """What was asked for; raises OptionError for a second model that cannot draft for this one."""
+        small = self.draft_model
+        if small is None:
+            return PromptLookup()
+        if small.spec.state_elements:
+            raise OptionError(
+                f"speculate: {small.name} has recurrent states, which refused tokens would spoil: give a model without"
+            )
+        if not _same_tokens(self, small):
+            raise OptionError(
+                f"speculate: the tokens of {small.name} are not those of {self.name}: give a model of the same "
+                "vocabulary"
+            )
+        parts = small.parts
+        return DraftModel(
+            parts.decoder, parts.main, small.loop.pages, parts.config.prefill_chunk, parts.kv_budget.max_context
+        )
 
     def _recorder(self, path: Path) -> Recorder:
         """A trace that is open; closing the model ends it."""
@@ -259,12 +293,22 @@ class LLM:
             self.parts.close()
         if self.recorder is not None:
             self.recorder.close()
+        if self.draft_model is not None:
+            self.draft_model.close()
 
     def __enter__(self) -> LLM:
         return self
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+def _same_tokens(one: LLM, other: LLM) -> bool:
+    """Whether ids of two models mean the same: of as many tokens, by the same texts where both have a tokenizer."""
+    if one.spec.vocab != other.spec.vocab:
+        return False
+    mine, theirs = one.tokenizer, other.tokenizer
+    return mine is None or theirs is None or mine.vocabulary() == theirs.vocabulary()
 
 
 def _source(model: str | bytes | os.PathLike[str] | WeightSource) -> WeightSource:

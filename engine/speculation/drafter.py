@@ -11,6 +11,7 @@ from typing import Protocol
 
 from ..generation.sequence import Sequence
 
+MODEL_KIND = "model"  # of guesses that take a model
 MOST_DRAFT = 8  # tokens; kernels are measured for up to as many beside another
 
 

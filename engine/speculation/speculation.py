@@ -11,13 +11,12 @@ from dataclasses import dataclass, field
 
 from ..generation.sequence import Sequence
 from .acceptance import Acceptance
-from .drafter import MOST_DRAFT, Draft, Drafter
+from .drafter import MODEL_KIND, MOST_DRAFT, Draft, Drafter
 from .length import best_lengths
 from .pass_times import PassTimes
 
 LEAST_CONTEXT = 32  # tokens before a draft is tried: with fewer a pass of several may go another way than one of one
-MODEL_KIND = "model"
-TRIED_AGAIN = 64  # tokens without a draft after which a model that was not worth it is tried again
+TRIED_AGAIN = 128  # tokens without a draft after which a model that was not worth it is asked for one again
 
 
 @dataclass
@@ -71,19 +70,17 @@ class Speculation:
             self.guesses[sequence.id].drafted = length
 
     def _propose_costly(self, able: list[Sequence], sequences: int, room: int) -> None:
-        rates = [self._hoped(sequence) for sequence in able]
-        longest = [min(MOST_DRAFT, _most(sequence)) for sequence in able]
+        again = [self.idle.get(sequence.id, 0) >= TRIED_AGAIN for sequence in able]
+        known = [self.acceptance.rate(sequence.id, MODEL_KIND) for sequence in able]
+        rates = [1.0 if is_again else rate for is_again, rate in zip(again, known, strict=True)]
+        most = [1 if is_again else MOST_DRAFT for is_again in again]
+        longest = [min(n, _most(sequence)) for n, sequence in zip(most, able, strict=True)]
         for sequence, length in zip(able, self._lengths(rates, longest, able, sequences, room), strict=True):
             self.idle[sequence.id] = 0 if length else self.idle.get(sequence.id, 0) + 1
             draft = self.drafter.draft(sequence, length) if length else None
             if draft is not None and (allowed := _allowed(sequence, draft.tokens)):
                 sequence.draft = draft.tokens[:allowed]
                 self.guesses[sequence.id] = Guess(len(sequence.tokens), Draft(sequence.draft, draft.kind), allowed)
-
-    def _hoped(self, sequence: Sequence) -> float:
-        """How likely a guess of a model is right; after TRIED_AGAIN tokens without one, as if it always were."""
-        tried = self.idle.get(sequence.id, 0) < TRIED_AGAIN
-        return self.acceptance.rate(sequence.id, MODEL_KIND) if tried else 1.0
 
     def _lengths(
         self, rates: list[float], longest: list[int], able: list[Sequence], sequences: int, room: int

@@ -120,6 +120,11 @@ class Tokenizer:
         """Id of the token that is spelled exactly `text`, or None."""
         return self._core.token_to_id(text)
 
+    def vocabulary(self) -> dict[str, int]:
+        """Ids by their tokens."""
+        found: dict[str, int] = self._core.get_vocab()
+        return found
+
     def to_json(self) -> str:
         """All of it as the text of a tokenizer.json."""
         return self._core.to_str()

@@ -11,7 +11,7 @@ import pytest
 import stand_in_gpu
 from scripted_drafts import Script, speculate
 
-from headrace import LLM, OptionError, SamplingParams
+from headrace import LLM, HeadraceError, OptionError, SamplingParams
 from headrace.engine.bandwidth_model.profile import Profile
 from headrace.engine.config import EngineConfig
 from headrace.engine.cuda_graphs import signals
@@ -88,9 +88,11 @@ def test_a_trace_has_no_refused_tokens(checkpoints: Checkpoints, tmp_path: Path)
         assert llm.loop.drafts is None
 
 
-def test_what_is_no_drafter_is_refused() -> None:
-    with pytest.raises(OptionError, match="speculate is 'fast'; choose one of auto, off, lookup"):
-        EngineConfig(speculate="fast")
+def test_what_is_no_drafter_is_refused(checkpoints: Checkpoints) -> None:
+    with pytest.raises(OptionError, match="speculate is empty"):
+        EngineConfig(speculate="")
+    with pytest.raises(HeadraceError, match="nowhere/model"):
+        LLM(str(checkpoints("qwen3_moe")), speculate="nowhere/model", offline=True)
 
 
 def test_the_closing_table_and_json_say_what_drafts_were(run: Run, tmp_path: Path) -> None:
