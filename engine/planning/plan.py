@@ -32,7 +32,7 @@ from .articles import RuleOfThumb, rule_of_thumb
 from .experts_per_token import with_experts
 from .layouts import Demand, Placement
 from .options import Options
-from .speed import CHUNK, Distinct, Model, Workload, simple_seconds
+from .speed import CHUNK, Distinct, Drafted, Model, Workload, simple_seconds
 from .storage import Storage
 
 GB = 1e9
@@ -87,6 +87,7 @@ class Plan:
     simple_tok_s: float | None
     bytes_per_token: dict[str, dict[str, int]]
     what_if: tuple[Changed, ...]
+    drafts: tuple[Drafted, ...] = ()
     distinct: Distinct | None = None
 
     @property
@@ -147,6 +148,7 @@ def make(source: Source, hardware: Hardware | None, options: Options, distinct: 
         simple_tok_s=1 / simple if simple else None,
         bytes_per_token=engine.bytes_per_token(best.placement, work),
         what_if=tuple(_what_if(source, hardware, work, storage, quant, distinct)),
+        drafts=engine.with_drafts(best.placement, work) if best.decode is not None else (),
         distinct=distinct,
     )
 

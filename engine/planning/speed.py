@@ -41,6 +41,7 @@ from .layouts import CPU, DISK, Placement
 from .storage import LayerBytes, Storage
 
 CHUNK = {"cpu": 512, "gpu": 4096}  # tokens of a prompt in one pass
+ACCEPTED, MOST_DRAFTED = (0.3, 0.6, 0.9), 8  # how often drafts come true; tokens of the longest
 Distinct = Callable[[int, int], float]  # layer, tokens -> distinct experts that they choose
 
 
@@ -53,6 +54,16 @@ class Workload:
     batch: int
     prompt: int
     kv: KVFormat = KV_BF16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drafted:
+    """Where a drafted token is right with probability `accepted`: the best length of drafts, and how many times as
+    many tokens a second it gives as none."""
+
+    accepted: float
+    length: int
+    gain: float
 
 
 class Model:
@@ -69,12 +80,23 @@ class Model:
         """What a pass takes on this machine."""
         return predict(work, self.hardware, end)
 
-    def decode(self, placement: Placement, work: Workload) -> list[Step]:
-        """One step: a token for every sequence of the batch."""
-        steps = [in_turn(self._overhead(work.batch, work.batch))]
+    def decode(self, placement: Placement, work: Workload, drafted: int = 0) -> list[Step]:
+        """One step: a token for every sequence of the batch, and `drafted` behind each."""
+        tokens = work.batch * (1 + drafted)
+        steps = [in_turn(self._overhead(tokens, tokens))]
         for i in range(len(self.model.layers)):
-            steps += self._decode_layer(i, placement, work)
-        return [*steps, self._outside(placement, work.batch, work.batch)]
+            steps += self._decode_layer(i, placement, work, 1 + drafted)
+        return [*steps, self._outside(placement, tokens, tokens)]
+
+    def with_drafts(self, placement: Placement, work: Workload) -> tuple[Drafted, ...]:
+        """What drafts gain where so often a drafted token is right, those before it being so."""
+        seconds = [self.seconds(self.decode(placement, work, d)).seconds for d in range(MOST_DRAFTED + 1)]
+        found = []
+        for rate in ACCEPTED:
+            speeds = [sum(rate**j for j in range(d + 1)) / took for d, took in enumerate(seconds)]
+            length = max(range(len(speeds)), key=lambda d: speeds[d])
+            found.append(Drafted(accepted=rate, length=length, gain=speeds[length] / speeds[0]))
+        return tuple(found)
 
     def _overhead(self, tokens: int, rows: int) -> Overhead:
         """What a pass costs whatever it reads; rows: whose logits are wanted."""
@@ -86,16 +108,17 @@ class Model:
         read = ByFormat.sum([self.storage.outside_in, self.storage.row_in.times(tokens)])
         return in_turn(Weights(channel(placement.outside), read, rows * flop_counts.head_flops(self.model), rows))
 
-    def _decode_layer(self, i: int, placement: Placement, work: Workload) -> Iterator[Step]:
+    def _decode_layer(self, i: int, placement: Placement, work: Workload, each: int) -> Iterator[Step]:
+        """each: tokens of every sequence."""
         layer, sizes, batch = self.model.layers[i], self.storage.layers[i], work.batch
-        at, experts_at = placement.common[i], placement.experts[i]
-        common, cache = self._common(i, at, batch), _cache(layer, channel(at), work.context, 1, work.kv)
+        at, experts_at, tokens = placement.common[i], placement.experts[i], work.batch * each
+        common, cache = self._common(i, at, tokens), _cache(layer, channel(at), work.context, each, work.kv)
         all_caches = replace(cache, read=batch * cache.read, written=batch * cache.written, flops=batch * cache.flops)
         yield in_turn(common, all_caches)
         if layer.experts is None:
             return
-        read = self.touched(i, batch) * sizes.expert
-        routed = Link(DISK, read) if experts_at == DISK else self._experts(i, experts_at, batch)
+        read = self.touched(i, tokens) * sizes.expert
+        routed = Link(DISK, read) if experts_at == DISK else self._experts(i, experts_at, tokens)
         if experts_at == at:
             yield in_turn(routed)
             return

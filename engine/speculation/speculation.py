@@ -48,12 +48,16 @@ class Speculation:
             self._look_back(sequence)
         able = [s for s in sequences if _most(s) > 0 and s.computed >= LEAST_CONTEXT]
         able = able if self.most_states is None else able[: self.most_states]
-        if not able:
+        if not able or (self.must_pay and not self._can_tell(len(sequences), able[0].computed)):
             return
         if self.drafter.is_free:
             self._propose_free(able, len(sequences), room)
         else:
             self._propose_costly(able, len(sequences), room)
+
+    def _can_tell(self, sequences: int, context: int) -> bool:
+        """Whether seconds of passes are known."""
+        return self.times is not None and self.times.of(sequences, context)(0) is not None
 
     def _propose_free(self, able: list[Sequence], sequences: int, room: int) -> None:
         found = []
@@ -93,8 +97,6 @@ class Speculation:
             took = None if passes is None else passes(drafted)
             return None if took is None else took + drafted * self.drafter.token_s
 
-        if self.must_pay and seconds(0) is None:
-            return [0] * len(rates)
         return best_lengths(rates, longest, seconds, room, sequences - len(rates))
 
     def _look_back(self, sequence: Sequence) -> None:

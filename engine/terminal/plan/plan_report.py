@@ -38,6 +38,7 @@ def tables(plan: Plan) -> Iterable[Table | str]:
         yield time_table(plan, plan.best)
     yield from layers_lines(plan)
     yield what_if_table(plan)
+    yield from drafts_line(plan)
     yield from remarks(plan)
 
 
@@ -202,6 +203,17 @@ def what_if_table(plan: Plan) -> Table:
     return shown
 
 
+def drafts_line(plan: Plan) -> Iterable[str]:
+    """What speculative decoding is expected to gain, by how often a guess is right."""
+    if plan.drafts:
+        each = (
+            f"{one.gain:.2f} times at {one.accepted:.0%} ({one.length} token{'s' * (one.length > 1)})" if one.length else
+            f"nothing at {one.accepted:.0%}"
+            for one in plan.drafts
+        )  # fmt: skip
+        yield f"drafts gain, by how often a drafted token is right: {', '.join(each)}"
+
+
 def remarks(plan: Plan) -> Iterable[str]:
     assert plan.hardware is not None
     yield from doubts(plan)
@@ -279,6 +291,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "bottleneck": step.bottleneck if step else None,
         "placements": [_rated_json(r, plan) for r in plan.rated],
         "what_if": [vars(row) for row in plan.what_if],
+        "drafts": [vars(row) for row in plan.drafts],
     }
 
 
