@@ -112,7 +112,8 @@ class Model:
         """each: tokens of every sequence."""
         layer, sizes, batch = self.model.layers[i], self.storage.layers[i], work.batch
         at, experts_at, tokens = placement.common[i], placement.experts[i], work.batch * each
-        common, cache = self._common(i, at, tokens), _cache(layer, channel(at), work.context, each, work.kv)
+        common = self._common(i, at, tokens)
+        cache = _cache(layer, channel(at), work.context + each - 1, each, work.kv)
         all_caches = replace(cache, read=batch * cache.read, written=batch * cache.written, flops=batch * cache.flops)
         yield in_turn(common, all_caches)
         if layer.experts is None:

@@ -16,6 +16,7 @@ from ...bandwidth_model.hardware import REACHED, Device, Range
 from ...bandwidth_model.machine_file import unknown_gpus
 from ...planning import layouts as placing
 from ...planning.plan import Plan, Rated
+from ...planning.speed import Drafted
 from ...units import GB, count, size
 from ..tables import new_table
 
@@ -206,12 +207,12 @@ def what_if_table(plan: Plan) -> Table:
 def drafts_line(plan: Plan) -> Iterable[str]:
     """What speculative decoding is expected to gain, by how often a guess is right."""
     if plan.drafts:
-        each = (
-            f"{one.gain:.2f} times at {one.accepted:.0%} ({one.length} token{'s' * (one.length > 1)})" if one.length else
-            f"nothing at {one.accepted:.0%}"
-            for one in plan.drafts
-        )  # fmt: skip
-        yield f"drafts gain, by how often a drafted token is right: {', '.join(each)}"
+        yield f"drafts gain, by how often a drafted token is right: {', '.join(map(_gain, plan.drafts))}"
+
+
+def _gain(one: Drafted) -> str:
+    tokens = f"{one.length} token{'s' * (one.length > 1)}"
+    return f"{one.gain:.2f} times at {one.accepted:.0%} ({tokens})" if one.length else f"nothing at {one.accepted:.0%}"
 
 
 def remarks(plan: Plan) -> Iterable[str]:
