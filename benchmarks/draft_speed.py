@@ -3,8 +3,8 @@
     python benchmarks/draft_speed.py [--layers 4] [--rounds 5] [--rates 0,0.3,0.6,0.9] [--batches 1,4] [--json FILE]
 
 The model goes on with a text that is known before, and a drafter says it with each token right as often as --rates say;
-the lengths of drafts are what headrace chooses with `--speculate auto`. The two sides take turns in one process, what is
-told are medians over rounds of tokens a second and of their ratio. predicted: of every pass the tokens that were
+the lengths of drafts are what headrace chooses with `--speculate auto`. The two sides take turns in one process; told
+are medians over rounds of tokens a second and of their ratio. predicted: of every pass the tokens that were
 expected over the seconds that were, by the bandwidth model and what passes of that size took before.
 """
 
