@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -61,6 +62,11 @@ class Block(ABC):
     pre_bias: Tensor | None = None  # float32 [D]; with a bias a norm is a LayerNorm, without one an RMSNorm
     post_bias: Tensor | None = None
     native: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)  # what a backend keeps of it
+
+    @property
+    def by_ops(self) -> bool:
+        """Whether no backend has it as one op, so that it always runs as the sequence of ops that `mix` is."""
+        return False
 
     @abstractmethod
     def mix(self, ops: Ops, h_TD: Tensor, places: Places, wanted: bool) -> Tensor | None:
@@ -144,6 +150,11 @@ class Stack:
 
     layers: tuple[Layer, ...]
     native: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    @cached_property
+    def by_ops(self) -> bool:
+        """Whether a layer is such that no backend has it as one op."""
+        return any(layer.block.by_ops for layer in self.layers)
 
 
 @dataclass(frozen=True, kw_only=True)

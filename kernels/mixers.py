@@ -16,6 +16,7 @@ from .blocks.cache_rows import Rows
 from .decoder_layer import Block, Places, linear
 from .packed import Matrix, Stacked
 from .sparse.indexer import Indexer, as_pages, as_sequences
+from .sparse.log_positions import ByLogs
 
 if TYPE_CHECKING:
     from . import Ops
@@ -56,6 +57,11 @@ class LatentBlock(Block):
     gate: Matrix | None = None  # [N, D]; what a head gives is weighted by the sigmoid of its number
     top: int | None = None  # None: all keys are seen
     indexer: Indexer | None = None
+    by_logs: ByLogs | None = None  # of queries
+
+    @property
+    def by_ops(self) -> bool:
+        return self.by_logs is not None or self.cos_Pr.shape[1] == 0
 
     @property
     def rank(self) -> int:
@@ -156,7 +162,8 @@ class LatentBlock(Block):
         """Writes the latents and rotary keys of new tokens into the cache."""
         row_TL, rank = ops.linear(h_TD, self.kv_a, self.kv_a_bias), self.rank
         row_TL[:, :rank] = ops.rmsnorm(row_TL[:, :rank].contiguous(), self.kv_a_norm, self.norm_eps)
-        ops.rotate_(row_TL[:, None, rank:], self.cos_Pr, self.sin_Pr, places.positions_T)
+        if self.cos_Pr.shape[1]:
+            ops.rotate_(row_TL[:, None, rank:], self.cos_Pr, self.sin_Pr, places.positions_T)
         ops.store_rows_(self.rows_P1Bl, places.slots_T, row_TL.unsqueeze(1))
 
     def _low(self, ops: Ops, h_TD: Tensor) -> Tensor:
@@ -168,7 +175,10 @@ class LatentBlock(Block):
     def _queries(self, ops: Ops, low_TR: Tensor, places: Places) -> Tensor:
         """float32 [T, N, n + 2 r], the last part rotated, and as warm as their positions ask for."""
         q_TNd = ops.linear(low_TR, self.q).view(len(low_TR), self.heads, -1)
-        ops.rotate_(q_TNd[..., self.k_up.cols :], self.cos_Pr, self.sin_Pr, places.positions_T)
+        if self.cos_Pr.shape[1]:
+            ops.rotate_(q_TNd[..., self.k_up.cols :], self.cos_Pr, self.sin_Pr, places.positions_T)
+        if self.by_logs is not None:
+            self.by_logs.scale_(q_TNd, places.positions_T)
         if self.temperature_P is not None:
             ops.scale_rows_(q_TNd, self.temperature_P, places.positions_T)
         return q_TNd

@@ -46,6 +46,7 @@ class RopeSpec:
     factors: tuple[float, ...] = ()  # divided, longrope: what each pair's frequency is divided by
     long_factors: tuple[float, ...] = ()  # longrope: the same where sequences may be longer than the trained context
     long_attention_factor: float = 1.0  # and what cos and sin are multiplied by then
+    learned: bool = False  # frequencies are multiplied by e to the power of what a checkpoint has for each pair
 
     @property
     def extended_context(self) -> int:
@@ -157,13 +158,15 @@ class IndexerSpec:
     queries, a weight for each, and one key of `dim` in the cache. A key scores the weighted sum, over heads, of its
     products above 0; the `top` best are seen, and everything in a context of no more. own: without one, the choice of
     the last layer that has one serves. neighbours: checkpoints have the rotated dims of it as pairs (2i, 2i + 1), not
-    (i, i + half). Source: DeepSeek-V3.2-Exp (section 2.1)."""
+    (i, i + half). from_hidden: its queries are made of the hidden state, behind a LayerNorm. Source: DeepSeek-V3.2-Exp
+    (section 2.1)."""
 
     heads: int
     dim: int
     top: int
     own: bool = True
     neighbours: bool = False
+    from_hidden: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,8 +174,9 @@ class LatentSpec:
     """Multi-head latent attention: a token caches one latent of `kv_rank` and one rotary key of `rope.rotary_dim`,
     which all heads share. `q_rank`: queries come through so many dimensions, 0: straight from the hidden state; `nope`,
     `v_dim`: of a head's key without rotation, and of its value; `norm_eps`: of the norms of latents; `indexer`: only
-    some keys are seen; `gate`: what a head gives is weighted by the sigmoid of a number. Source: DeepSeek-V2 (arXiv
-    2405.04434, section 2.1)."""
+    some keys are seen; `gate`: what a head gives is weighted by the sigmoid of a number; `by_logs`: queries of each
+    head, and of the indexer's, are multiplied by a learned weight of the logarithm of their position plus a bias.
+    Source: DeepSeek-V2 (arXiv 2405.04434, section 2.1)."""
 
     heads: int
     q_rank: int
@@ -186,6 +190,7 @@ class LatentSpec:
     temperature: Temperature | None = None  # of queries
     indexer: IndexerSpec | None = None
     gate: bool = False
+    by_logs: bool = False
 
     @property
     def rope_dim(self) -> int:
@@ -331,6 +336,12 @@ class ModelSpec:
     def dense_width(self) -> int:
         """The widest MLP of layers without experts, 0 where there are none."""
         return max((layer.ffn.width for layer in self.layers if isinstance(layer.ffn, DenseSpec)), default=0)
+
+    @property
+    def learned_turns(self) -> int:
+        """Pairs whose frequencies a checkpoint has a number for; 0: there are none."""
+        ropes = [mixer.rope for mixer in self.mixers if not isinstance(mixer, Recurrent)]
+        return max((rope.rotary_dim // 2 for rope in ropes if rope.learned), default=0)
 
     @property
     def mixers(self) -> tuple[MixerSpec, ...]:

@@ -29,6 +29,9 @@ def _missing(spec: ModelSpec) -> list[str]:
         f"heads of more than {WIDEST} numbers": any(one.head_dim > WIDEST for one in attention),
         "the indexer that chooses keys": any(isinstance(one, LatentSpec) and one.indexer for one in spec.mixers),
         "gates on heads of latents": any(isinstance(one, LatentSpec) and one.gate for one in spec.mixers),
+        "queries scaled by learned logarithms of positions": any(
+            isinstance(one, LatentSpec) and one.by_logs for one in spec.mixers
+        ),
         "decays by key": any(isinstance(one, DeltaSpec) and one.by_key for one in spec.mixers),
         "convolutions between gates": any(isinstance(one, ConvSpec) for one in spec.mixers),
         "state spaces": any(isinstance(one, SpaceSpec) for one in spec.mixers),

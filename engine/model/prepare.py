@@ -14,6 +14,7 @@ from ...kernels.decoder_layer import AttentionBlock, Block, FeedBlock, Layer, Ro
 from ...kernels.mixers import ConvBlock, DeltaBlock, LatentBlock, SpaceBlock
 from ...kernels.packed import ExpertBank
 from ...kernels.sparse.indexer import Indexer
+from ...kernels.sparse.log_positions import ByLogs
 from ...loaders.spec import (
     NO_ROPE,
     AttentionSpec,
@@ -54,7 +55,7 @@ def make_stack(
 ) -> Stack:
     """All layers, for positions below `max_context`; `put` brings a tensor to the device of the weights, which is the
     host or not."""
-    shared = _shared(spec, max_context, put)
+    shared = _shared(spec, weights.turns, max_context, put)
     layers = [_layer(spec, *one, shared) for one in zip(spec.layers, weights.layers, cache.layers, strict=True)]
     return Stack(layers=tuple(layers if is_host else map(_on_latents_alone, layers)))
 
@@ -69,10 +70,10 @@ class Shared:
     ones: Mapping[int, Tensor]
 
 
-def _shared(spec: ModelSpec, max_context: int, put: Callable[[Tensor], Tensor]) -> Shared:
+def _shared(spec: ModelSpec, learned: Tensor | None, max_context: int, put: Callable[[Tensor], Tensor]) -> Shared:
     attending = [mixer for mixer in spec.mixers if not isinstance(mixer, Recurrent)]
     plain = [it for it in attending if isinstance(it, AttentionSpec) and (it.v_norm or it.qk_norm == "plain")]
-    tables = {one: rope.tables(one, max_context) for one in {mixer.rope for mixer in attending} | {NO_ROPE}}
+    tables = {one: rope.tables(one, max_context, learned) for one in {mixer.rope for mixer in attending} | {NO_ROPE}}
     warmth = {mixer.temperature for mixer in attending if mixer.temperature is not None}
     return Shared(
         turns={one: (put(cos), put(sin)) for one, (cos, sin) in tables.items()},
@@ -168,6 +169,7 @@ def _latent(
         kv_a_bias=it.kv_a_bias, kv_a_norm=it.kv_a_norm, k_up=it.k_up, v_up=it.v_up, o=it.o, o_bias=it.o_bias,
         rows_P1Bl=cache.rows, cos_Pr=turns[0], sin_Pr=turns[1], norm_eps=mixer.norm_eps, scale=mixer.scale,
         temperature_P=shared.temperatures.get(mixer.temperature), gate=it.gate,
+        by_logs=_by_logs(it.warmth, it.warmth_bias),
         top=mixer.indexer.top if mixer.indexer else None, indexer=_indexer(mixer, it, cache, turns), **common,
     )  # fmt: skip
 
@@ -183,7 +185,13 @@ def _indexer(mixer: LatentSpec, it: LatentWeights, cache: Latents, turns: Turns)
     return Indexer(
         heads=mixer.indexer.heads, q=it.index_q, k=it.index_k, norm_e=it.index_norm, bias_e=it.index_norm_bias,
         eps=INDEX_EPS, weights=it.index_weights, keys_P1Be=cache.keys, cos_Pr=turns[0], sin_Pr=turns[1],
+        in_norm_D=it.index_in_norm, in_bias_D=it.index_in_bias,
+        by_logs=_by_logs(it.index_warmth, it.index_warmth_bias),
     )  # fmt: skip
+
+
+def _by_logs(weight_N: Tensor | None, bias_N: Tensor | None) -> ByLogs | None:
+    return None if weight_N is None or bias_N is None else ByLogs(weight_N, bias_N)
 
 
 def _conv(it: ConvWeights, cache: States, common: dict[str, Any]) -> ConvBlock:

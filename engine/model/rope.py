@@ -16,11 +16,16 @@ from torch import Tensor
 from ...loaders.spec import RopeSpec, Temperature
 
 
-def tables(rope: RopeSpec, positions: int) -> tuple[Tensor, Tensor]:
+def tables(rope: RopeSpec, positions: int, learned: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """cos and sin, float32 [positions, rotary_dim / 2]. Of two sets of factors that for longer contexts holds, for
-    every sequence, where one may have more positions than were trained: keys that are cached stay right."""
+    every sequence, where one may have more positions than were trained: keys that are cached stay right. learned:
+    logarithms of what the frequencies are multiplied by, of a rope that has such."""
     is_long = rope.kind == "longrope" and positions > rope.original_context
-    angles = torch.arange(positions, dtype=torch.float32).unsqueeze(1) * frequencies(rope, is_long)
+    turns = frequencies(rope, is_long)
+    if rope.learned:
+        assert learned is not None, "a rope without its learned frequencies"
+        turns = turns * learned.exp()
+    angles = torch.arange(positions, dtype=torch.float32).unsqueeze(1) * turns
     factor = rope.long_attention_factor if is_long else rope.attention_factor
     return angles.cos() * factor, angles.sin() * factor
 

@@ -13,7 +13,7 @@ from .. import _cpu, reference
 from ..blocks import ggml, rounding
 from ..blocks.cache_rows import Rows
 from ..context import Context
-from ..decoder_layer import Block, Choice, Places, Router, Stack, Tally
+from ..decoder_layer import Block, Choice, Places, Router, Stack, Tally, compose, compose_layers
 from ..formats import FORMATS, Format
 from ..packed import FORMAT_OF_DTYPE, ExpertBank, Matrix
 from ..recipes import SWIGLU, Activation
@@ -166,6 +166,8 @@ class CpuOps(NormOps, SparseOps, MoreOps):
         places: Places,
         rows_R: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Choice | None]:
+        if block.by_ops:
+            return compose(self, x_TD, update_TD, block, places, rows_R)
         T, D = x_TD.shape
         there = prepare_layers.places(places)
         assert there.tokens == T, f"{T} tokens, {there.tokens} positions"
@@ -194,6 +196,8 @@ class CpuOps(NormOps, SparseOps, MoreOps):
     def layers(
         self, x_TD: Tensor, stack: Stack, places: Places, rows_R: Tensor | None = None, tally: Tally | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
+        if stack.by_ops:
+            return compose_layers(self, x_TD, stack, places, rows_R, tally)
         T, D = x_TD.shape
         there = prepare_layers.places(places)
         assert there.tokens == T, f"{T} tokens, {there.tokens} positions"

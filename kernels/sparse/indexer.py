@@ -11,6 +11,7 @@ from torch import Tensor
 from ..blocks.cache_rows import Rows
 from ..decoder_layer import Places
 from ..packed import Matrix
+from .log_positions import ByLogs
 
 if TYPE_CHECKING:
     from .. import Ops
@@ -30,6 +31,9 @@ class Indexer:
     keys_P1Be: Tensor
     cos_Pr: Tensor
     sin_Pr: Tensor
+    in_norm_D: Tensor | None = None  # float32, of the hidden state that queries are made of, and its bias
+    in_bias_D: Tensor | None = None
+    by_logs: ByLogs | None = None
 
     def keep(self, ops: Ops, h_TD: Tensor, places: Places) -> None:
         """Writes the keys of new tokens into the cache."""
@@ -39,8 +43,13 @@ class Indexer:
 
     def choose(self, ops: Ops, h_TD: Tensor, low_TR: Tensor, places: Places, top: int) -> Tensor:
         """Where the keys lie that new tokens see, as `choose_keys` says it. low: the latent of queries, float32."""
+        if self.in_norm_D is not None and self.in_bias_D is not None:
+            low_TR = ops.layernorm(low_TR, self.in_norm_D, self.in_bias_D, self.eps)
         q_TJe = ops.linear(low_TR, self.q).view(len(low_TR), self.heads, -1)
-        ops.rotate_(q_TJe, self.cos_Pr, self.sin_Pr, places.positions_T)
+        if self.by_logs is not None:
+            self.by_logs.scale_(q_TJe, places.positions_T)
+        if self.cos_Pr.shape[1]:
+            ops.rotate_(q_TJe, self.cos_Pr, self.sin_Pr, places.positions_T)
         batch = places.tables_SM, places.starts_S1, places.contexts_S
         return ops.choose_keys(q_TJe, ops.linear(h_TD, self.weights), self.keys_P1Be, *batch, top)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from ..families.chunks import which_turn
 from ..families.config_reader import ConfigReader
 from ..families.indexers import FULL, kinds_of
 from .architecture import Architecture, Mixer, Part, vector
@@ -28,7 +31,7 @@ def latent_feeds(c: ConfigReader, default: int | None = None) -> list[Feed]:
     """Dense layers, then routed experts beside `n_shared_experts` shared ones."""
     experts = routed(c)
     shared = (whole(c, "n_shared_experts", 0) or whole(c, "num_shared_experts", 0)) * experts.width
-    feed = sparse(c, experts, shared=shared, bias=c.get("model_type") not in SOFTMAX)
+    feed = sparse(c, experts, shared=shared, bias=str(c.get("model_type")).removesuffix("_text") not in SOFTMAX)
     first = dense_layers(c, default=default)
     return alternate(layer_count(c), first, dense(c) if first else feed, feed)
 
@@ -73,16 +76,19 @@ def glm_moe_dsa(c: ConfigReader) -> Architecture:
 
 
 def mistral_large4(c: ConfigReader) -> Architecture:
-    """Mistral-Large-4: an indexer in every layer; every fourth layer has no rotary dimensions."""
+    """Mistral-Large-4: an indexer, or the choice of an earlier one; every fourth layer has no rotary dimensions."""
     count, hidden, heads = layer_count(c), c.integer("hidden_size"), c.integer("num_attention_heads")
     rope, nope, v = c.integer("qk_rope_head_dim"), c.integer("qk_nope_head_dim"), c.integer("v_head_dim")
-    has_rope = listed(c, "no_rope_layers", count) or [int((i + 1) % 4 != 0) for i in range(count)]
-    indexer, kv = read_indexer(c), c.integer("kv_lora_rank")
-    scales = vector(2 * heads + 2 * indexer.heads + 2 * hidden)
-    with_rope = mla(hidden, heads, None, kv, nope, rope, v, indexer=indexer)
-    without = mla(hidden, heads, None, kv, nope + rope, 0, v, indexer=indexer)
-    mixers = [with_rope if has else without for has in has_rope]
-    return decoder(c, mixers, latent_feeds(c, default=1), layer_extra=(vector(2 * hidden), scales))
+    indexer, kv = replace(read_indexer(c), from_hidden=True), c.integer("kv_lora_rank")
+    bias = flag(c, "attention_bias")
+    mixers = [
+        mla(
+            hidden, heads, None, kv, nope if turned else nope + rope, rope if turned else 0, v, bias=bias,
+            indexer=indexer, own_indexer=kind == FULL, by_logs=True,
+        )
+        for turned, kind in zip(which_turn(c, count), kinds_of(c, count), strict=True)
+    ]  # fmt: skip
+    return decoder(c, mixers, latent_feeds(c, default=1), extra=(vector(rope // 2),))
 
 
 def deepseek_v4(c: ConfigReader) -> Architecture:

@@ -64,11 +64,13 @@ class Indexer:
     heads: int
     dim: int
     top: int
+    from_hidden: bool = False  # then the hidden state has a LayerNorm, and each head a weight and a bias
 
     def parts(self, hidden: int, query: int) -> tuple[Part, ...]:
         """Query (from the low-rank query or the hidden state), key, its LayerNorm, weights of the heads."""
         weights = Part("attention", self.heads, hidden, plain=True)
-        return (matrix(self.heads * self.dim, query), matrix(self.dim, hidden), vector(2 * self.dim), weights)
+        more = (vector(2 * hidden), vector(2 * self.heads)) if self.from_hidden else ()
+        return (matrix(self.heads * self.dim, query), matrix(self.dim, hidden), vector(2 * self.dim), weights, *more)
 
     @property
     def pair_flops(self) -> int:
@@ -88,11 +90,12 @@ def mla(
     indexer: Indexer | None = None,
     own_indexer: bool = True,
     gate_rows: int = 0,
+    by_logs: bool = False,
 ) -> Mixer:
     """Latent attention: one latent of `kv_lora` and one rotary key of `rope` a token, shared by all heads. Checkpoints
     have both up-projections in one tensor; here that of keys is as it is used, [heads x latent, nope]. In decode the
     latent is attended directly (the up-projections move to query and output), in a prompt keys and values are made.
-    `own_indexer` False: the choice of an earlier layer serves."""
+    `own_indexer` False: the choice of an earlier layer serves; `by_logs`: a head has a weight and a bias."""
     q_rows = heads * (nope + rope)
     low = [matrix(q_lora, hidden, name="attn_q_a"), vector(q_lora)] if q_lora else []
     parts = [*low, matrix(q_rows, q_lora or hidden, name="attn_q_b" if q_lora else "attn_q")]
@@ -101,6 +104,7 @@ def mla(
     parts += [*up, matrix(hidden, heads * v, name="attn_output")]
     parts += [vector((q_lora or 0) + kv_lora + rope + hidden)] if bias else []  # queries of a rank alone have one
     parts += [matrix(gate_rows, hidden)] if gate_rows else []
+    parts += [vector(2 * heads)] if by_logs else []
     caches = [Cache(width=kv_lora + rope, chosen=indexer.top if indexer else None)]
     if indexer and own_indexer:
         parts += indexer.parts(hidden, q_lora or hidden)

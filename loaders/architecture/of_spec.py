@@ -19,6 +19,7 @@ def of_spec(spec: ModelSpec) -> Architecture:
     """The architecture of a model that the engine runs."""
     kinds = {layer: _layer(spec, layer) for layer in set(spec.layers)}
     biases = (vector(spec.hidden),) * spec.layernorms + (vector(spec.vocab),) * spec.head_bias
+    biases += (vector(spec.learned_turns),) if spec.learned_turns else ()
     return Architecture(
         family=spec.family,
         vocab=spec.vocab,
@@ -66,8 +67,9 @@ def _mixer(hidden: int, it: MixerSpec) -> Mixer:
         sizes = hidden, it.heads, rank, it.kv_rank, it.nope, it.rope_dim, it.v_dim
         if it.indexer is None:
             return mla(*sizes, bias=it.bias, gate_rows=it.heads if it.gate else 0)
-        chooses = Indexer(heads=it.indexer.heads, dim=it.indexer.dim, top=it.indexer.top)
-        return mla(*sizes, bias=it.bias, indexer=chooses, own_indexer=it.indexer.own)
+        own = it.indexer
+        chooses = Indexer(heads=own.heads, dim=own.dim, top=own.top, from_hidden=own.from_hidden)
+        return mla(*sizes, bias=it.bias, indexer=chooses, own_indexer=own.own, by_logs=it.by_logs)
     if isinstance(it, ConvSpec):
         return short_conv(hidden, it.taps, it.bias)
     if isinstance(it, SpaceSpec):

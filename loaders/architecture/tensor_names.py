@@ -25,7 +25,7 @@ _GROUPS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
         (
             OTHER_INPUTS,
             r"(?:^|\.)(?:visual|vision\w*|audio\w*|\w*projector|talker|code2wav|token2wav|tts|image_newline|v\.blk|mm|aligner"
-            r"|embed_vision|embed_audio|resampler|vpm|apm)(?:\.|$)",
+            r"|embed_vision|embed_audio|resampler|vpm|apm|patch_merger|pre_mm_projector_norm)(?:\.|$)",
         ),
         ("router", r"shared_expert_gate|gate_inp|exp_probs_b|e_score_correction|\.router[._]|expert_bias|router_bias"),
         ("router", r"per_expert_scale|ffn_down_exps\.scale"),

@@ -17,7 +17,7 @@ def in_chunks(config: ConfigReader, attention: AttentionSpec, count: int) -> lis
     `no_rope_layers`, a list that has 1 for those, or else `no_rope_layer_interval`; `layer_types` may say of chunks
     something else. Norms of queries and keys are those of layers that turn."""
     size = None if config.get("attention_chunk_size") is None else config.integer("attention_chunk_size")
-    turning = _turning(config, count)
+    turning = which_turn(config, count)
     still = replace(attention, rope=NO_ROPE, qk_norm="none", temperature=_temperature(config))
     return [
         replace(attention if turns else still, chunk=size if kind == CHUNKED else None)
@@ -25,7 +25,7 @@ def in_chunks(config: ConfigReader, attention: AttentionSpec, count: int) -> lis
     ]
 
 
-def _turning(config: ConfigReader, count: int) -> list[bool]:
+def which_turn(config: ConfigReader, count: int) -> list[bool]:
     """Which layers turn queries and keys; an empty list says nothing."""
     flags, interval = config.get("no_rope_layers"), config.get("no_rope_layer_interval")
     if not flags:

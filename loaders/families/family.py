@@ -39,11 +39,17 @@ class LatentNames:
     v_up: str = ""
     o: str = "self_attn.o_proj"
     gate: str = ""
+    warmth: str = ""  # of the logarithms of positions, and what is added to them
+    warmth_bias: str = ""
     index_q: str = "self_attn.indexer.wq_b.weight"  # these five: of what chooses keys
     index_k: str = "self_attn.indexer.wk.weight"
     index_norm: str = "self_attn.indexer.k_norm.weight"
     index_bias: str = "self_attn.indexer.k_norm.bias"
     index_weights: str = "self_attn.indexer.weights_proj.weight"
+    index_in_norm: str = ""  # these four: where its queries are made of the hidden state
+    index_in_bias: str = ""
+    index_warmth: str = ""
+    index_warmth_bias: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +112,7 @@ class TensorNames:
     final_norm_bias: str = "model.norm.bias"
     head: str = "lm_head.weight"
     head_bias: str = "lm_head.bias"
+    turns: str = ""  # learned logarithms of frequencies
     layer: str = "model.layers.{layer}."
     attn_norm: str = "input_layernorm.weight"
     mlp_norm: str = "post_attention_layernorm.weight"
@@ -243,6 +250,7 @@ class Family:
     indexer: bool = False  # of latent attention, chooses the keys that are seen
     index_neighbours: bool = False  # its rotated dims are pairs (2i, 2i + 1) in checkpoints
     index_shared: bool = False  # some layers see what an earlier one chose
+    still_layers: bool = False  # `no_rope_layers` have no rotated dims; queries and turns are learned by position
     embedding_scale: Key | Literal["root of hidden"] | None = None
     residual_scale: Key | None = None
     logits_divisor: Key | None = None

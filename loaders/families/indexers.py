@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..spec import IndexerSpec, LatentSpec, MixerSpec
+from . import learned_positions
 from .config_reader import ConfigReader
 from .family import Family
 
@@ -15,14 +16,15 @@ LETTERS = {"F": FULL, "S": SHARED}
 
 def with_indexers(family: Family, config: ConfigReader, latent: LatentSpec, count: int) -> list[MixerSpec]:
     """The latent attention of so many layers, each with an indexer or with the choice of an earlier one."""
-    if latent.q_rank == 0:
+    if latent.q_rank == 0 and not family.still_layers:
         raise config.bad("q_lora_rank", None, "a whole number: queries of an indexer are made of a latent")
     indexer = _read(family, config, latent)
     kinds = kinds_of(config, count) if family.index_shared else [FULL] * count
     names = config.get("layer_types")
     if names is not None and names != [INDEXED] * count:
         raise config.bad("layer_types", names, f"a list of {count} times {INDEXED}, or null")
-    return [replace(latent, indexer=replace(indexer, own=kind == FULL)) for kind in kinds]
+    found = [replace(latent, indexer=replace(indexer, own=kind == FULL)) for kind in kinds]
+    return list(learned_positions.with_still(config, found) if family.still_layers else found)
 
 
 def _read(family: Family, config: ConfigReader, latent: LatentSpec) -> IndexerSpec:
@@ -35,6 +37,7 @@ def _read(family: Family, config: ConfigReader, latent: LatentSpec) -> IndexerSp
         dim=dim,
         top=config.integer("index_topk"),
         neighbours=family.index_neighbours,
+        from_hidden=family.still_layers,
     )
 
 

@@ -190,6 +190,7 @@ class ModelWeights:
     final_norm_bias: Tensor | None
     head: Matrix
     head_bias: Tensor | None
+    turns: Tensor | None = None  # float32, learned logarithms of frequencies
 
     @property
     def nbytes(self) -> int:
@@ -199,6 +200,7 @@ class ModelWeights:
     def vectors(self) -> dict[str, Tensor]:
         """Those outside of layers: the final norm, its bias and the head's where there are such."""
         found = {"final_norm": self.final_norm, "final_norm_bias": self.final_norm_bias, "head_bias": self.head_bias}
+        found["turns"] = self.turns
         return {name: vector for name, vector in found.items() if vector is not None}
 
     def named(self) -> dict[str, Tensor]:
@@ -282,6 +284,7 @@ def allocate(spec: ModelSpec, formats: Formats, device: str = "cpu", where: Wher
         final_norm_bias=make.vector(spec.hidden) if spec.layernorms else None,
         head=embed if spec.tied_head else make.matrix(formats.of("head", "dense"), spec.vocab, spec.hidden),
         head_bias=make.vector(spec.vocab) if spec.head_bias else None,
+        turns=make.vector(spec.learned_turns) if spec.learned_turns else None,
     )
 
 

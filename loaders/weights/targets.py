@@ -23,7 +23,11 @@ def targets(spec: ModelSpec, names: TensorNames, weights: ModelWeights) -> dict[
     embed = whole(weights.embed, "dense" if spec.tied_head else "embed", "embed")
     norm: Change = "plus one" if names.norms_from_one else ""
     found = {names.embed: embed, names.final_norm: vector(weights.final_norm, norm)}
-    for name, values in ((names.final_norm_bias, weights.final_norm_bias), (names.head_bias, weights.head_bias)):
+    for name, values in (
+        (names.final_norm_bias, weights.final_norm_bias),
+        (names.head_bias, weights.head_bias),
+        (names.turns, weights.turns),
+    ):
         if values is not None:
             found[name] = vector(values)
     if not spec.tied_head:

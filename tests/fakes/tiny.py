@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import safetensors.torch
+import tiny_wrapped
 import torch
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
@@ -37,6 +38,10 @@ INDEXED: dict[str, Any] = dict(
     LATENT, index_topk=24, index_head_dim=12, index_n_heads=14, num_experts_per_tok=3, routed_scaling_factor=2.5,
     norm_topk_prob=True,
 )  # fmt: skip
+STILL: dict[str, Any] = {
+    **{name: value for name, value in INDEXED.items() if name not in ("q_lora_rank", "norm_topk_prob")},
+    "rope_parameters": {**YARN, "attention_factor": 1.0},
+}  # fmt: skip
 KIMI: dict[str, Any] = {
     **{name: value for name, value in LATENT.items() if name != "max_position_embeddings"}, "q_lora_rank": None,
     "num_hidden_layers": 5, "model_max_length": 256, "num_experts_per_token": 3, "routed_scaling_factor": 2.4,
@@ -259,6 +264,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
         routed_scaling_factor=1.0, n_group=1, topk_group=1, norm_topk_prob=True, first_k_dense_replace=0,
         attention_bias=True, rope_parameters={**YARN, "llama_4_scaling_beta": 0.3, "mscale_all_dim": 0.5},
     ),
+    "mistral_large4": dict(
+        STILL, n_routed_experts=10, n_shared_experts=1, n_group=1, topk_group=1, num_hidden_layers=5,
+        index_n_heads=14, final_logit_softcapping=3.0,
+    ),
+    "mistral_large4-shared": dict(
+        STILL, n_routed_experts=9, n_shared_experts=2, n_group=3, topk_group=2, num_hidden_layers=4, index_n_heads=18,
+        attention_bias=True, final_logit_softcapping=5.0, no_rope_layers=[1, 0, 0, 1],
+        indexer_types=["full", "shared", "full", "shared"], first_k_dense_replace=0,
+    ),
     "phimoe": dict(
         BASE, intermediate_size=40, num_local_experts=6, num_experts_per_tok=2, router_jitter_noise=0.3,
         attention_bias=True, lm_head_bias=True, rope_parameters=LONGROPE,
@@ -392,6 +406,12 @@ def build(variant: str, directory: Path, seed: int = 0, **changes: Any) -> Any:
             randomise(step, seed)
         step.save_pretrained(directory)
         return step
+    if variant.split("-")[0] in tiny_wrapped.EYES:
+        wrapped = tiny_wrapped.Wrapped(variant.split("-")[0], {**VARIANTS[variant], **changes}).eval()
+        with torch.no_grad():
+            randomise(wrapped, seed)
+        wrapped.save_pretrained(directory)
+        return wrapped
     config = AutoConfig.for_model(variant.split("-")[0], **{**VARIANTS[variant], **changes})
     maker = OWN.get(variant.split("-")[0], AutoModelForCausalLM.from_config)
     model = maker(config, dtype=torch.float32, attn_implementation="eager")

@@ -13,7 +13,7 @@ from ....kernels.packed import Matrix
 from ...families.family import TensorNames
 from ...spec import LatentSpec
 from .allocator import Allocator, FormatOf
-from .target import Named, Piece, Target, whole
+from .target import Named, Piece, Target, vector, whole
 
 
 def allocate(make: Allocator, spec: LatentSpec, hidden: int, format_of: FormatOf) -> dict[str, Any]:
@@ -23,12 +23,19 @@ def allocate(make: Allocator, spec: LatentSpec, hidden: int, format_of: FormatOf
     if it is None or not it.own:
         return {}
     return {
-        "index_q": make.matrix(format_of("index_q"), it.heads * it.dim, spec.q_rank),
+        "index_q": make.matrix(format_of("index_q"), it.heads * it.dim, spec.q_rank or hidden),
         "index_k": make.matrix(format_of("index_k"), it.dim, hidden),
         "index_norm": make.vector(it.dim),
         "index_norm_bias": make.vector(it.dim),
         "index_weights": make.matrix(FORMATS["f32"], it.heads, hidden),
+        **(_of_hidden(make, it.heads, hidden) if it.from_hidden else {}),
     }
+
+
+def _of_hidden(make: Allocator, heads: int, hidden: int) -> dict[str, Any]:
+    """What queries of the hidden state have more: its LayerNorm, what logarithms of positions are weighted by."""
+    names = ("index_in_norm", "index_in_bias", "index_warmth", "index_warmth_bias")
+    return {name: make.vector(heads if "warmth" in name else hidden) for name in names}
 
 
 def targets(spec: LatentSpec, names: TensorNames, it: Mapping[str, Any], at: str) -> Named:
@@ -43,6 +50,11 @@ def targets(spec: LatentSpec, names: TensorNames, it: Mapping[str, Any], at: str
     yield own.index_norm, _values(spec, it["index_norm"])
     yield own.index_bias, _values(spec, it["index_norm_bias"])
     yield own.index_weights, whole(it["index_weights"])
+    if found.from_hidden:
+        yield own.index_in_norm, vector(it["index_in_norm"])
+        yield own.index_in_bias, vector(it["index_in_bias"])
+        yield own.index_warmth, vector(it["index_warmth"])
+        yield own.index_warmth_bias, vector(it["index_warmth_bias"])
 
 
 def _halves(spec: LatentSpec, into: Matrix, first: int) -> Iterator[Piece]:
@@ -50,7 +62,7 @@ def _halves(spec: LatentSpec, into: Matrix, first: int) -> Iterator[Piece]:
     it, turned = spec.indexer, spec.rope_dim
     assert it is not None, "an order of what is not there"
     start = first
-    if it.neighbours:
+    if it.neighbours and turned:
         half = turned // 2
         for odd in (0, 1):
             rows = into.slice_rows(first + odd * half, first + (odd + 1) * half)
@@ -60,7 +72,7 @@ def _halves(spec: LatentSpec, into: Matrix, first: int) -> Iterator[Piece]:
         yield Piece(start, into.slice_rows(start, first + it.dim))
 
 
-def _values(spec: LatentSpec, vector: Tensor) -> Target:
+def _values(spec: LatentSpec, values: Tensor) -> Target:
     """A vector in the order of keys' rows: its values are those of a column."""
-    pieces = _halves(spec, Matrix.plain(vector.view(-1, 1)), 0)
-    return Target((vector.numel(),), tuple(Piece(0, p.into, column=p.first, step=p.step) for p in pieces))
+    pieces = _halves(spec, Matrix.plain(values.view(-1, 1)), 0)
+    return Target((values.numel(),), tuple(Piece(0, p.into, column=p.first, step=p.step) for p in pieces))

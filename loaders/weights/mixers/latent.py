@@ -19,7 +19,8 @@ from .target import Change, Named, Piece, Target, vector, whole
 @dataclass(frozen=True, kw_only=True)
 class LatentWeights:
     """q_a, its norm and bias: only where queries come through a rank of their own. k_up: of each head [rank, nope],
-    v_up [v, rank], one below the other. index_...: of a layer that chooses its keys, see `indexer.py`."""
+    v_up [v, rank], one below the other. warmth: of
+    logarithms of positions, and what is added. index_...: of a layer that chooses its keys, see `indexer.py`."""
 
     q_a: Matrix | None
     q_a_norm: Tensor | None
@@ -33,11 +34,17 @@ class LatentWeights:
     o: Matrix
     o_bias: Tensor | None
     gate: Matrix | None = None
+    warmth: Tensor | None = None
+    warmth_bias: Tensor | None = None
     index_q: Matrix | None = None
     index_k: Matrix | None = None
     index_norm: Tensor | None = None
     index_norm_bias: Tensor | None = None
     index_weights: Matrix | None = None
+    index_in_norm: Tensor | None = None
+    index_in_bias: Tensor | None = None
+    index_warmth: Tensor | None = None
+    index_warmth_bias: Tensor | None = None
 
     KEEPING = ("kv_a", "kv_a_bias", "kv_a_norm", "index_k", "index_norm", "index_norm_bias")
 
@@ -57,6 +64,8 @@ def allocate(make: Allocator, spec: LatentSpec, hidden: int, format_of: FormatOf
         o=make.matrix(format_of("o"), hidden, spec.out_rows),
         o_bias=make.vector(hidden) if spec.bias else None,
         gate=make.matrix(format_of("gate_of_heads"), spec.heads, hidden) if spec.gate else None,
+        warmth=make.vector(spec.heads) if spec.by_logs else None,
+        warmth_bias=make.vector(spec.heads) if spec.by_logs else None,
         **indexer.allocate(make, spec, hidden, format_of),
     )
 
@@ -85,6 +94,9 @@ def targets(spec: LatentSpec, names: TensorNames, it: LatentWeights, at: str, no
         yield own.o + ".bias", vector(it.o_bias)
     if it.gate is not None:
         yield own.gate, whole(it.gate, "dense", at + "gate_of_heads")
+    for name, values in ((own.warmth, it.warmth), (own.warmth_bias, it.warmth_bias)):
+        if values is not None:
+            yield name, vector(values)
     if it.index_q is not None:
         yield from indexer.targets(spec, names, vars(it), at)
 
@@ -100,7 +112,7 @@ def _queries(spec: LatentSpec, q: Matrix) -> Iterator[Piece]:
 def _halves(spec: LatentSpec, into: Matrix, first: int) -> Iterator[Piece]:
     """Rows that are rotated as neighbours, as those of two halves."""
     half = spec.rope_dim // 2
-    for odd in (0, 1):
+    for odd in (0, 1) if half else ():
         start = first + odd * half
         yield Piece(first + odd, into.slice_rows(start, start + half), step=2)
 

@@ -1,5 +1,5 @@
-"""Configs of Llama 4 and Phi-3.5-MoE as the hub has them, and of Mistral-Small-4 with the values of its configuration
-in transformers."""
+"""Configs of Llama 4 and Phi-3.5-MoE as the hub has them, and of Mistral-Small-4 and Mistral-Large-4 with the values of
+their configurations in transformers."""
 
 from __future__ import annotations
 
@@ -77,9 +77,35 @@ MISTRAL_SMALL_4: dict[str, Any] = {
     "vision_config": {"hidden_size": 1024, "model_type": "pixtral", "num_hidden_layers": 24},
     "vision_feature_layer": -1,
 }  # fmt: skip
+MISTRAL_LARGE_4: dict[str, Any] = {
+    "architectures": ["MistralLarge4ForConditionalGeneration"], "image_token_index": 10, "model_type": "mistral_large4",
+    "multimodal_projector_bias": False, "projector_hidden_act": "gelu", "spatial_merge_size": 2,
+    "text_config": {
+        "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": 1, "eos_token_id": 2,
+        "final_logit_softcapping": 30.0, "first_k_dense_replace": 1, "head_dim": 64, "hidden_act": "silu",
+        "hidden_size": 6144, "index_head_dim": 128, "index_n_heads": 32, "index_topk": 2048,
+        "indexer_types": ["full"] * 72, "initializer_range": 0.02, "intermediate_size": 24576, "kv_lora_rank": 512,
+        "kv_source_layers": [*range(72)], "layer_types": ["indexed_attention"] * 72,
+        "max_position_embeddings": 1048576, "mlp_layer_types": ["dense"] + ["sparse"] * 71,
+        "model_type": "mistral_large4_text", "moe_intermediate_size": 6144, "n_group": 1, "n_routed_experts": 128,
+        "n_shared_experts": 1, "no_rope_layers": [1, 1, 1, 0] * 18, "num_attention_heads": 64,
+        "num_experts_per_tok": 4, "num_hidden_layers": 72, "num_key_value_heads": 64, "output_router_logits": False,
+        "pad_token_id": None, "qk_head_dim": 128, "qk_nope_head_dim": 64, "qk_rope_head_dim": 64, "rms_norm_eps": 1e-05,
+        "rope_parameters": {
+            "attention_factor": 1.0, "beta_fast": 32.0, "beta_slow": 1.0, "factor": 2048.0,
+            "original_max_position_embeddings": 512, "rope_theta": 10000.0, "rope_type": "yarn",
+        },
+        "routed_scaling_factor": 1.0, "tie_word_embeddings": False, "topk_group": 1, "use_cache": True,
+        "v_head_dim": 128, "vocab_size": 204800,
+    },
+    "transformers_version": "5.23.0",
+    "vision_config": {"hidden_size": 2048, "model_type": "pixtral", "num_hidden_layers": 30},
+    "vision_feature_layer": -1,
+}  # fmt: skip
 WARM = {
     "llama-4-scout": LLAMA_4_SCOUT,
     "llama-4-maverick": LLAMA_4_MAVERICK,
     "phi-3.5-moe": PHI_35_MOE,
     "mistral-small-4-119b": MISTRAL_SMALL_4,
+    "mistral-large-4": MISTRAL_LARGE_4,
 }

@@ -1,0 +1,46 @@
+"""Text models that transformers has inside of a wrapper with eyes alone: what is saved is the text part, as a release
+names it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import safetensors.torch
+import torch
+from transformers import AutoConfig
+from transformers.models.mistral_large4.modeling_mistral_large4 import MistralLarge4ForConditionalGeneration
+
+EYES: dict[str, dict[str, Any]] = {
+    "mistral_large4": dict(
+        model_type="pixtral", hidden_size=32, intermediate_size=40, num_hidden_layers=1, num_attention_heads=2,
+        patch_size=14, image_size=28,
+    ),
+}  # fmt: skip
+CLASSES = {"mistral_large4": MistralLarge4ForConditionalGeneration}
+OF_EYES = ("vision", "patch_merger", "pre_mm_projector", "visual", "multi_modal_projector")
+
+
+class Wrapped(torch.nn.Module):
+    """A wrapper that is given text alone."""
+
+    def __init__(self, family: str, settings: dict[str, Any]) -> None:
+        super().__init__()
+        config = AutoConfig.for_model(family, text_config=settings, vision_config=EYES[family])
+        made = CLASSES[family]._from_config(config, dtype=torch.float32, attn_implementation="eager")
+        made.set_experts_implementation("eager")
+        self.whole = made
+
+    def forward(self, ids: torch.Tensor) -> SimpleNamespace:
+        return SimpleNamespace(logits=self.whole(input_ids=ids).logits)
+
+    def save_pretrained(self, directory: Path) -> None:
+        """The text model's config and tensors."""
+        self.whole.save_pretrained(directory)
+        values = json.loads((directory / "config.json").read_text())
+        (directory / "config.json").write_text(json.dumps(values["text_config"]))
+        path = directory / "model.safetensors"
+        tensors = {n: t for n, t in safetensors.torch.load_file(path).items() if not n.startswith(OF_EYES)}
+        safetensors.torch.save_file(tensors, path, {"format": "pt"})
