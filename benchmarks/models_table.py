@@ -30,7 +30,6 @@ MISSING = {
     "deepseek_v4": "compressed attention, several residual streams",
     "glm5_next": "Kimi delta attention, the indexer, several residual streams",
     "kimi_k3": "Kimi delta attention, experts on a narrower latent",
-    "minimax_m3_vl": "the indexer that chooses blocks, norms that count from 1 with a clamped activation",
     "qwen4_exp": "several residual streams, a table of n-grams, the indexer",
 }
 HEAD = """# Models

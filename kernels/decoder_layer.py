@@ -22,6 +22,7 @@ from .recipes import GroupScore, Scoring
 
 if TYPE_CHECKING:
     from . import Ops
+    from .sparse.blocks import BlockIndexer
 
 
 Choice = tuple[Tensor, Tensor]  # of experts: ids int32 [T, K] and their weights float32 [T, K]
@@ -101,6 +102,12 @@ class AttentionBlock(Block):
     shared: bool = False  # keys serve as values, see `place_qkv_`: qkv is [(N + G) d, D]
     kind: int = 0  # of its pages, see `Places.of`
 
+    blocks: BlockIndexer | None = None  # some keys are seen alone
+
+    @property
+    def by_ops(self) -> bool:
+        return self.blocks is not None
+
     def mix(self, ops: Ops, h_TD: Tensor, places: Places, wanted: bool) -> Tensor | None:
         caches, (_, groups, _, d) = (self.k_PGBd, self.v_PGBd), self.k_PGBd.shape
         qkv_TR = linear(ops, h_TD, self.qkv, self.qkv_bias)
@@ -112,12 +119,16 @@ class AttentionBlock(Block):
             qkv_TR, *caches, pages.slots_T, *turns, self.q_norm, self.k_norm, self.eps, self.clip, self.v_norm,
             self.shared, self.v_scale,
         )  # fmt: skip
+        if self.blocks is not None:
+            self.blocks.keep(ops, h_TD, places)
         if not wanted:
             return None
         if self.temperature_P is not None:
             ops.scale_rows_(qk_THd[:, : self.heads], self.temperature_P, places.positions_T)
         batch = pages.tables_SM, places.starts_S1, places.contexts_S
         q_TNd = qk_THd[:, : self.heads]
+        if self.blocks is not None and int(places.contexts_S.max()) > self.blocks.seen:
+            return self.blocks.attend(ops, h_TD, q_TNd, *caches, places, self.scale).flatten(1)
         a_TN = ops.attention(q_TNd, *caches, *batch, self.scale, self.window, self.sinks_N, self.chunk).flatten(1)
         if self.gate is not None:
             (ops.softplus_mul_ if self.soft else ops.sigmoid_mul_)(a_TN, ops.linear(h_TD, self.gate))

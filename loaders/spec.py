@@ -17,8 +17,8 @@ from ..kernels.recipes import SWIGLU, Activation, GroupScore, Scoring
 from .recurrences import ConvSpec, DeltaSpec, Recurrent, SpaceSpec
 
 __all__ = [
-    "NO_ROPE", "AttentionSpec", "ConvSpec", "DeltaSpec", "DenseSpec", "IndexerSpec", "LatentSpec", "LayerSpec",
-    "MixerSpec", "ModelSpec", "MoeSpec", "QkNorm", "Recurrent", "RopeKind", "RopeSpec", "SpaceSpec",
+    "NO_ROPE", "AttentionSpec", "BlockIndexerSpec", "ConvSpec", "DeltaSpec", "DenseSpec", "IndexerSpec", "LatentSpec",
+    "LayerSpec", "MixerSpec", "ModelSpec", "MoeSpec", "QkNorm", "Recurrent", "RopeKind", "RopeSpec", "SpaceSpec",
 ]  # fmt: skip
 
 QkNorm = Literal["none", "head", "full", "plain"]
@@ -68,6 +68,23 @@ NO_ROPE = RopeSpec(theta=1.0, rotary_dim=2, kind="none")
 
 
 @dataclass(frozen=True, kw_only=True)
+class BlockIndexerSpec:
+    """What chooses the keys that grouped-query attention sees, block by block: for each head of keys a query of `dim`,
+    one key of `dim` in the cache, both with an RMSNorm and rotated as the layer's own. A block of `size` keys scores
+    the largest product of one of them; the `top` best are seen, of which the `local` last ones always are."""
+
+    dim: int
+    size: int
+    top: int
+    local: int
+
+    @property
+    def keys(self) -> int:
+        """The longest context that is seen as a whole."""
+        return self.top * self.size
+
+
+@dataclass(frozen=True, kw_only=True)
 class AttentionSpec:
     """Grouped-query attention. `qk_norm`: RMSNorm per head, over all heads at once, or per head without weights
     ("plain"); `clip`: q, k, v into +-clip; `window`: tokens that a query sees, itself included; `chunk`: of so many
@@ -76,7 +93,7 @@ class AttentionSpec:
     by one for each of them, "of heads" by one for each head; `soft_gate`: by the softplus; `norms_last`: queries and
     keys are rotated before their norms; `v_norm`: RMSNorm of values per head, without weights; `own_values`: without
     them keys before their norm serve as values; `narrow`: the width of a value, where it is not that of a key;
-    `v_scale`: what values are multiplied by."""
+    `v_scale`: what values are multiplied by; `blocks`: some blocks of keys are seen alone."""
 
     heads: int
     kv_heads: int
@@ -98,6 +115,7 @@ class AttentionSpec:
     own_values: bool = True
     narrow: int | None = None
     v_scale: float = 1.0
+    blocks: BlockIndexerSpec | None = None
 
     @property
     def v_dim(self) -> int:
@@ -129,7 +147,17 @@ class AttentionSpec:
     @property
     def cached(self) -> int:
         """Elements that one token adds to the cache."""
+        return self.row + self.index_key
+
+    @property
+    def row(self) -> int:
+        """Elements of a token's keys and values."""
         return self.k_rows + self.v_rows
+
+    @property
+    def index_key(self) -> int:
+        """Elements of a token's key of the indexer."""
+        return 0 if self.blocks is None else self.blocks.dim
 
     @property
     def state(self) -> int:
@@ -149,7 +177,8 @@ class AttentionSpec:
     @property
     def work_rows(self) -> int:
         """Values of a token that are in memory at once while the layer is computed, hidden states left out."""
-        return 2 * self.qkv_rows + 3 * self.out_rows + 2 * self.gate_rows
+        chosen = 0 if self.blocks is None else self.kv_heads * (2 * self.blocks.dim + self.blocks.keys)
+        return 2 * self.qkv_rows + 3 * self.out_rows + 2 * self.gate_rows + chosen
 
 
 @dataclass(frozen=True, kw_only=True)

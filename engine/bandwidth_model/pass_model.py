@@ -21,10 +21,10 @@ from dataclasses import replace
 from ...kernels.formats import KVFormat
 from ...loaders.architecture.of_spec import of_spec
 from ...loaders.quants.by_format import ByFormat
-from ...loaders.spec import LatentSpec, ModelSpec
+from ...loaders.spec import AttentionSpec, LatentSpec, ModelSpec
 from ...loaders.weights.model_weights import Formats
 from ..ledger import in_formats
-from ..ledger.pass_bytes import DENSE, EXPERTS, HEAD, INPUTS, KV, Indexed, bytes_per_token, reach_of
+from ..ledger.pass_bytes import DENSE, EXPERTS, HEAD, INPUTS, KV, Indexed, bytes_per_token, reach_of, seen_at_most
 from ..ledger.pass_bytes import seen as seen_of
 from ..ledger.passes import (
     CPU_DRAM,
@@ -181,8 +181,8 @@ class PassModel:
             if mixer is not None and mixer.cached and kind.mixer is not None:
                 reach = seen_of((queries, context), reach_of(mixer))
                 read = mixer.cached * max(1, reach)
-                if isinstance(mixer, LatentSpec) and mixer.indexer is not None:
-                    chosen = Indexed(mixer.row, mixer.index_key, mixer.indexer.top)
+                if isinstance(mixer, (LatentSpec, AttentionSpec)) and (top := seen_at_most(mixer)) is not None:
+                    chosen = Indexed(mixer.row, mixer.index_key, top)
                     read = chosen.read([(max(1, queries), max(1, reach))])
                 seen[flop_counts.intensity(kind.mixer, queries, max(queries, context), self.kv_format)] += read
         return seen

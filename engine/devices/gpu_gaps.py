@@ -29,6 +29,7 @@ def _missing(spec: ModelSpec) -> list[str]:
         f"heads of more than {WIDEST} numbers": any(one.head_dim > WIDEST for one in attention),
         "the indexer that chooses keys": any(isinstance(one, LatentSpec) and one.indexer for one in spec.mixers),
         "gates on heads of latents": any(isinstance(one, LatentSpec) and one.gate for one in spec.mixers),
+        "the indexer that chooses blocks of keys": any(one.blocks for one in attention),
         "queries scaled by learned logarithms of positions": any(
             isinstance(one, LatentSpec) and one.by_logs for one in spec.mixers
         ),

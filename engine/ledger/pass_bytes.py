@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from ...kernels.formats import KVFormat
-from ...loaders.spec import LatentSpec, MixerSpec, ModelSpec, chunk_of
+from ...loaders.spec import AttentionSpec, LatentSpec, MixerSpec, ModelSpec, chunk_of
 from ...loaders.weights.model_weights import LayerWeights, ModelWeights
 from .passes import CPU_DRAM, Bytes
 
@@ -118,11 +118,18 @@ def cache_sizes(spec: ModelSpec, format: KVFormat) -> CacheSizes:
     mixers = [layer.mixer for layer in spec.layers]
     layers = tuple((format.bytes(one.cached), reach_of(one)) if one else (0, (None, None)) for one in mixers)
     indexed = {
-        i: Indexed(format.bytes(mixer.row), format.bytes(mixer.index_key), mixer.indexer.top)
+        i: Indexed(format.bytes(mixer.row), format.bytes(mixer.index_key), top)
         for i, mixer in enumerate(mixers)
-        if isinstance(mixer, LatentSpec) and mixer.indexer is not None
+        if isinstance(mixer, (LatentSpec, AttentionSpec)) and (top := seen_at_most(mixer)) is not None
     }
     return CacheSizes(layers=layers, state=4 * spec.state_elements, indexed=indexed)
+
+
+def seen_at_most(mixer: MixerSpec) -> int | None:
+    """Keys that a query sees where an indexer chooses them; None: there is no indexer."""
+    if isinstance(mixer, LatentSpec):
+        return None if mixer.indexer is None else mixer.indexer.top
+    return mixer.blocks.keys if isinstance(mixer, AttentionSpec) and mixer.blocks is not None else None
 
 
 def dense_sizes(weights: ModelWeights) -> DenseSizes:

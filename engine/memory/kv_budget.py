@@ -16,6 +16,7 @@ from ...kernels.formats import KV_BF16, KV_F32, KV_FORMATS, KVFormat
 from ...loaders.spec import LatentSpec, ModelSpec
 from ...loaders.weights.model_weights import Formats
 from ..config import EngineConfig, check_kv_rows
+from ..ledger.pass_bytes import seen_at_most
 from ..ledger.windows import Window, window_of, windows_of
 from ..model.kv_cache import PAGE, pages_for, row_sizes
 from ..units import GB
@@ -88,7 +89,7 @@ def kv_format(config: EngineConfig, spec: ModelSpec, formats: Formats) -> KVForm
     the format does not have."""
     if config.kv_format != "auto":
         asked = KV_FORMATS[config.kv_format]
-        has_indexer = any(isinstance(one, LatentSpec) and one.indexer is not None for one in spec.mixers)
+        has_indexer = any(seen_at_most(one) is not None for one in spec.mixers)
         check_kv_rows(asked, (row for mixer in spec.mixers for row in row_sizes(mixer)), has_indexer=has_indexer)
         return asked
     if config.dtype == "auto":

@@ -65,11 +65,13 @@ class States:
 
 @dataclass(frozen=True)
 class KeysAndValues:
-    """Of one layer with grouped-query attention: [pages, kv_heads, PAGE, .], the width of a key and that of a value.
-    kind: of its pages, 0 for those of layers that see everything."""
+    """Of one layer with grouped-query attention: [pages, kv_heads, PAGE, .], the width of a key and that of a value;
+    and the key of the layer's indexer, [pages, 1, PAGE, dim], dim 0 where it has none. kind: of its pages, 0 for those
+    of layers that see everything."""
 
     k: Rows
     v: Rows
+    index: Tensor
     kind: int = 0
 
 
@@ -101,6 +103,11 @@ class KVCache:
                 cache_rows.memory(found)[0] = 0
             return found
 
+        def index_keys(mixer: AttentionSpec | LatentSpec, kind: int = 0) -> Tensor:
+            """Of a model that has such q8_0 is refused."""
+            size = (pools[kind], 1, PAGE, mixer.index_key)
+            return torch.empty(size, dtype=cache_rows.made_dtype(format), device=place)
+
         def layer(mixer: MixerSpec | None) -> LayerCache:
             if mixer is None:
                 return None
@@ -108,11 +115,9 @@ class KVCache:
                 window = window_of(mixer)
                 kind = self.windows.index(window) + 1 if window in self.windows else 0
                 keys, values = (rows(mixer.kv_heads, width, kind) for width in row_sizes(mixer))
-                return KeysAndValues(keys, values, kind)
+                return KeysAndValues(keys, values, index_keys(mixer, kind), kind)
             if isinstance(mixer, LatentSpec):
-                index = (pages, 1, PAGE, mixer.index_key)  # of a model that has such q8_0 is refused
-                made = torch.empty(index, dtype=cache_rows.made_dtype(format), device=place)
-                return Latents(rows(1, mixer.row), made)
+                return Latents(rows(1, mixer.row), index_keys(mixer))
             inputs = torch.zeros((slots, mixer.channels, mixer.taps - 1), device=place)
             if isinstance(mixer, ConvSpec):
                 return States(inputs, None)
@@ -124,7 +129,7 @@ class KVCache:
     def page_parts(self, page: int, kind: int = 0) -> list[Tensor]:
         """What a page holds of every layer of a kind, each contiguous: views."""
         paged = [layer for layer in self.layers if isinstance(layer, KeysAndValues) and layer.kind == kind]
-        keys = [one for layer in paged for one in (layer.k, layer.v)]
+        keys = [one for layer in paged for one in (layer.k, layer.v, layer.index)]
         latents = [layer for layer in self.layers if isinstance(layer, Latents) and kind == 0]
         both = [one for layer in latents for one in (layer.rows, layer.keys)]
         memories = [cache_rows.memory(one) for one in (*keys, *both)]

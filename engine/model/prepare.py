@@ -13,6 +13,7 @@ from torch import Tensor
 from ...kernels.decoder_layer import AttentionBlock, Block, FeedBlock, Layer, Router, Stack
 from ...kernels.mixers import ConvBlock, DeltaBlock, LatentBlock, SpaceBlock
 from ...kernels.packed import ExpertBank
+from ...kernels.sparse.blocks import BlockIndexer
 from ...kernels.sparse.indexer import Indexer
 from ...kernels.sparse.log_positions import ByLogs
 from ...loaders.spec import (
@@ -156,7 +157,24 @@ def _attention(
         soft=mixer.soft_gate,
         shared=not mixer.own_values, v_scale=mixer.v_scale,
         first=shared.turns[mixer.rope] if mixer.norms_last else None,
+        blocks=_blocks(mixer, it, cache, shared.turns[mixer.rope], common["eps"]),
         temperature_P=shared.temperatures.get(mixer.temperature), **common,
+    )  # fmt: skip
+
+
+def _blocks(
+    mixer: AttentionSpec, it: AttentionWeights, cache: KeysAndValues, turns: Turns, eps: float
+) -> BlockIndexer | None:
+    """None: the layer sees every key."""
+    if mixer.blocks is None:
+        return None
+    assert it.block_q is not None
+    assert it.block_k is not None
+    assert it.block_q_norm is not None
+    assert it.block_k_norm is not None
+    return BlockIndexer(
+        q=it.block_q, k=it.block_k, q_norm_e=it.block_q_norm, k_norm_e=it.block_k_norm, eps=eps, keys_P1Be=cache.index,
+        cos_Pr=turns[0], sin_Pr=turns[1], size=mixer.blocks.size, top=mixer.blocks.top, local=mixer.blocks.local,
     )  # fmt: skip
 
 

@@ -6,10 +6,12 @@ from dataclasses import replace
 from typing import Any
 
 from ..families import mimo_v2_flash as mimo
+from ..families import minimax_m3 as m3
 from ..families import step3p5 as step
 from ..families.config_reader import ConfigReader
+from ..families.window import FULL
 from ..spec import QkNorm
-from .architecture import Architecture, Cache, Mixer, matrix, mlp, vector
+from .architecture import Architecture, Mixer, mlp, vector
 from .common import (
     Feed,
     alternate,
@@ -25,7 +27,7 @@ from .common import (
     sparse,
     whole,
 )
-from .mixers import Indexer, gqa
+from .mixers import Indexer, gqa, with_blocks
 
 WINDOWED = ("sliding_attention", "full_attention")
 
@@ -108,24 +110,19 @@ def minimax_m2(c: ConfigReader) -> Architecture:
 
 
 def minimax_m3(c: ConfigReader) -> Architecture:
-    """MiniMax-M3: an indexer in the layers with experts chooses blocks of keys."""
+    """MiniMax-M3: in layers that say so, or else in those with experts, an indexer chooses blocks of keys."""
+    c.values = m3.todays(c)
     count, hidden, heads = layer_count(c), c.integer("hidden_size"), c.integer("num_attention_heads")
-    first = dense_layers(c, default=3)
+    first, kinds = dense_layers(c, default=3), listed(c, "layer_types", count, (FULL, m3.SPARSE))
     full = gqa(hidden, heads, kv_heads(c), head_dim(c), qk_norm="head")
     top = c.integer("index_block_size") * c.integer("index_topk_blocks")
     indexer = Indexer(heads=c.integer("index_n_heads"), dim=c.integer("index_head_dim"), top=top)
-    block = _with_blocks(full, hidden, indexer)
+    block = with_blocks(full, hidden, indexer)
     shared = whole(c, "shared_intermediate_size", 0)
     feed = sparse(c, routed(c, width="intermediate_size"), shared=shared, bias=True)
-    mixers = [full if i in first else block for i in range(count)]
+    kinds = [FULL if i in first else m3.SPARSE for i in range(count)] if kinds is None else kinds
+    mixers = [block if kind == m3.SPARSE else full for kind in kinds]
     return decoder(c, mixers, alternate(count, first, dense(c, "dense_intermediate_size"), feed))
-
-
-def _with_blocks(full: Mixer, hidden: int, indexer: Indexer) -> Mixer:
-    """Attention that an indexer of its own narrows to blocks of keys."""
-    parts = (matrix(indexer.heads * indexer.dim, hidden), matrix(indexer.dim, hidden), vector(2 * indexer.dim))
-    caches = (replace(full.caches[0], chosen=indexer.top), Cache(width=indexer.dim))
-    return replace(full, kind="grouped-query, sparse", parts=full.parts + parts, caches=caches)
 
 
 def mimo_v2_flash(c: ConfigReader) -> Architecture:

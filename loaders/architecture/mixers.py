@@ -6,7 +6,7 @@ FLOPs a multiply-add. This file knows no family and reads no config.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..spec import QkNorm
 from .architecture import Cache, Mixer, Part, matrix, vector
@@ -117,6 +117,13 @@ def mla(
         decode_pair_flops=2 * heads * (2 * kv_lora + rope),
         made_flops=2 * heads * kv_lora * (nope + v),
     )
+
+
+def with_blocks(full: Mixer, hidden: int, indexer: Indexer) -> Mixer:
+    """Grouped-query attention that an indexer of its own narrows to blocks of keys."""
+    parts = (matrix(indexer.heads * indexer.dim, hidden), matrix(indexer.dim, hidden), vector(2 * indexer.dim))
+    caches = (replace(full.caches[0], chosen=indexer.top), Cache(width=indexer.dim, beyond=indexer.top))
+    return replace(full, kind="grouped-query, sparse", parts=full.parts + parts, caches=caches)
 
 
 def gated_deltanet(hidden: int, k_heads: int, v_heads: int, k_dim: int, v_dim: int, conv: int) -> Mixer:

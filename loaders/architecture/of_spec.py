@@ -12,7 +12,7 @@ from ..spec import AttentionSpec, ConvSpec, DenseSpec, LatentSpec, LayerSpec, Mi
 from .architecture import Architecture, Experts, Group, Layer, Mixer, Part, mlp, router, vector
 from .common import alternate, decoder, dense, dense_by_step, flag, head_dim, kv_heads, layer_count, routed
 from .common import sparse as sparse_feed
-from .mixers import Indexer, gated_deltanet, gqa, kimi_delta, mamba2, mla, short_conv
+from .mixers import Indexer, gated_deltanet, gqa, kimi_delta, mamba2, mla, short_conv, with_blocks
 
 
 def of_spec(spec: ModelSpec) -> Architecture:
@@ -55,13 +55,16 @@ def _layer(spec: ModelSpec, layer: LayerSpec) -> Layer:
 
 def _mixer(hidden: int, it: MixerSpec) -> Mixer:
     if isinstance(it, AttentionSpec):
-        return gqa(
+        whole = gqa(
             hidden, it.heads, it.kv_heads, it.head_dim, v_dim=it.v_dim, qkv_bias=it.qkv_bias,
             output_bias=it.output_bias, qk_norm="none" if it.qk_norm == "plain" else it.qk_norm,
             window=it.window or it.chunk, in_chunks=it.chunk is not None,
             output_gate=it.gate == "of values", head_gate=it.gate == "of heads",
             sinks=it.sinks, own_values=it.own_values,
         )  # fmt: skip
+        if it.blocks is None:
+            return whole
+        return with_blocks(whole, hidden, Indexer(heads=it.kv_heads, dim=it.blocks.dim, top=it.blocks.keys))
     if isinstance(it, LatentSpec):
         rank = it.q_rank or None
         sizes = hidden, it.heads, rank, it.kv_rank, it.nope, it.rope_dim, it.v_dim

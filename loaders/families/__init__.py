@@ -24,6 +24,7 @@ from .lfm2_moe import LFM2_MOE
 from .llama4 import LLAMA4
 from .mimo_v2_flash import MIMO_V2_FLASH
 from .minimax_m2 import MINIMAX_M2
+from .minimax_m3 import MINIMAX_M3
 from .mistral4 import MISTRAL4, MISTRAL_LARGE4
 from .mixtral import MIXTRAL
 from .nemotron_h import NEMOTRON_H
@@ -44,7 +45,7 @@ FAMILIES: dict[str, Family] = {
         QWEN3_NEXT, QWEN3_5_MOE, GLM4_MOE, MINIMAX_M2, DOTS1, SOLAR_OPEN, HY_V3, ERNIE4_5_MOE, GRANITEMOESHARED,
         EXAONE_MOE, HUNYUAN_V1_MOE, GEMMA4, DEEPSEEK_V32, GLM_MOE_DSA, LLAMA4, PHIMOE, MISTRAL4, KIMI_LINEAR,
         MIMO_V2_FLASH, STEP3P5, STEP3P7, LAGUNA, BAILING_HYBRID, LFM2_MOE, GRANITEMOEHYBRID, NEMOTRON_H,
-        MISTRAL_LARGE4,
+        MISTRAL_LARGE4, MINIMAX_M3,
     )
 }  # fmt: skip
 

@@ -125,6 +125,10 @@ class TensorNames:
     q_norm: str = "self_attn.q_norm.weight"
     k_norm: str = "self_attn.k_norm.weight"
     sinks: str = "self_attn.sinks"
+    block_q: str = "self_attn.index_q_proj.weight"  # these four: of what chooses blocks of keys
+    block_k: str = "self_attn.index_k_proj.weight"
+    block_q_norm: str = "self_attn.index_q_norm.weight"
+    block_k_norm: str = "self_attn.index_k_norm.weight"
     attn_gate: str | None = None  # of what heads give; None: of each head its rows stand behind those of its queries
     latent: LatentNames = LatentNames()
     delta: DeltaNames = DeltaNames()
@@ -250,6 +254,7 @@ class Family:
     indexer: bool = False  # of latent attention, chooses the keys that are seen
     index_neighbours: bool = False  # its rotated dims are pairs (2i, 2i + 1) in checkpoints
     index_shared: bool = False  # some layers see what an earlier one chose
+    block_layers: str | None = None  # what `layer_types` calls layers that choose blocks of keys
     still_layers: bool = False  # `no_rope_layers` have no rotated dims; queries and turns are learned by position
     embedding_scale: Key | Literal["root of hidden"] | None = None
     residual_scale: Key | None = None

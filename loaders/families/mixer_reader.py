@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ..spec import NO_ROPE, AttentionSpec, DeltaSpec, LatentSpec, MixerSpec, RopeSpec, Temperature
-from . import by_kind, chunks, layer_kinds, one_part, recurrent, window
+from . import by_kind, chunks, layer_kinds, minimax_m3, one_part, recurrent, window
 from .config_reader import ConfigReader
 from .family import Family, Key
 from .indexers import with_indexers
@@ -29,6 +29,8 @@ def read_mixers(family: Family, config: ConfigReader, count: int) -> Sequence[Mi
     attention = _read_attention(family, config)
     if family.by_kind:
         return by_kind.layers(family, config, attention, count)
+    if family.block_layers:
+        return minimax_m3.with_blocks(family, config, attention, count)
     if family.one_part:
         return one_part.mixers(config, recurrent.read_space(config), attention)
     if family.mixer in recurrent.READERS:

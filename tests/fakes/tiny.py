@@ -25,6 +25,7 @@ BASE: dict[str, Any] = dict(
     max_position_embeddings=256, bos_token_id=1, eos_token_id=2, pad_token_id=0,
 )  # fmt: skip
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "rope_theta": 10000.0}
+HALF = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
 LLAMA3 = {
     "rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 32, "low_freq_factor": 1.0,
     "high_freq_factor": 4.0, "rope_theta": 500000.0,
@@ -38,6 +39,12 @@ INDEXED: dict[str, Any] = dict(
     LATENT, index_topk=24, index_head_dim=12, index_n_heads=14, num_experts_per_tok=3, routed_scaling_factor=2.5,
     norm_topk_prob=True,
 )  # fmt: skip
+# Blocks of 32 keys: few are seen from 64, or 32 tokens on.
+BLOCKS: dict[str, Any] = {
+    **BASE, "head_dim": 24, "intermediate_size": 40, "dense_intermediate_size": 96, "shared_intermediate_size": 48,
+    "num_experts_per_tok": 3, "rotary_dim": 12, "index_n_heads": 2, "index_head_dim": 16, "index_block_size": 32,
+    "swiglu_limit": 0.7, "rope_parameters": HALF,
+}  # fmt: skip
 STILL: dict[str, Any] = {
     **{name: value for name, value in INDEXED.items() if name not in ("q_lora_rank", "norm_topk_prob")},
     "rope_parameters": {**YARN, "attention_factor": 1.0},
@@ -58,7 +65,6 @@ LONGROPE = {
     "long_factor": [1.5 + 0.7 * i for i in range(8)],
 }  # fmt: skip
 ALPHA = {"rope_type": "dynamic", "type": "dynamic", "alpha": 1000.0, "factor": 1.0, "rope_theta": 10000.0}
-HALF = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
 # Some dense layers, then experts whose choice is biased, beside a shared one.
 BIASED: dict[str, Any] = dict(
     BASE, head_dim=24, intermediate_size=96, moe_intermediate_size=40, num_experts_per_tok=3, norm_topk_prob=True,
@@ -273,6 +279,16 @@ VARIANTS: dict[str, dict[str, Any]] = {
         attention_bias=True, final_logit_softcapping=5.0, no_rope_layers=[1, 0, 0, 1],
         indexer_types=["full", "shared", "full", "shared"], first_k_dense_replace=0,
     ),
+    "minimax_m3_vl_text": dict(
+        BLOCKS, num_local_experts=9, index_topk_blocks=2, index_local_blocks=1, num_hidden_layers=4,
+        layer_types=["full_attention", "minimax_m3_sparse", "minimax_m3_sparse", "minimax_m3_sparse"],
+        mlp_layer_types=["dense", "sparse", "sparse", "sparse"], routed_scaling_factor=1.6,
+    ),
+    "minimax_m3_vl_text-one": dict(
+        BLOCKS, num_local_experts=8, index_topk_blocks=1, index_local_blocks=1, num_hidden_layers=3,
+        layer_types=["minimax_m3_sparse", "full_attention", "minimax_m3_sparse"], mlp_layer_types=["sparse"] * 3,
+        routed_scaling_factor=1.0, num_key_value_heads=4, index_n_heads=4,
+    ),
     "phimoe": dict(
         BASE, intermediate_size=40, num_local_experts=6, num_experts_per_tok=2, router_jitter_noise=0.3,
         attention_bias=True, lm_head_bias=True, rope_parameters=LONGROPE,
@@ -423,6 +439,8 @@ def build(variant: str, directory: Path, seed: int = 0, **changes: Any) -> Any:
     model.save_pretrained(directory)
     if variant.startswith("kimi_linear"):
         _name_as_released(directory)
+    if variant.startswith("minimax_m3"):
+        tiny_wrapped.name_minimax_m3(directory)
     return model
 
 

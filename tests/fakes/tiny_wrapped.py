@@ -44,3 +44,27 @@ class Wrapped(torch.nn.Module):
         path = directory / "model.safetensors"
         tensors = {n: t for n, t in safetensors.torch.load_file(path).items() if not n.startswith(OF_EYES)}
         safetensors.torch.save_file(tensors, path, {"format": "pt"})
+
+
+def name_minimax_m3(directory: Path) -> None:
+    """The names of its release, where transformers writes its own."""
+    path = directory / "model.safetensors"
+    found: dict[str, torch.Tensor] = {}
+    for name, tensor in safetensors.torch.load_file(path).items():
+        place, _, rest = name.partition(".mlp.")
+        if rest.startswith(("gate_up_proj", "shared_experts.gate_up_proj")):
+            module = f"{place}.block_sparse_moe.shared_experts" if rest.startswith("shared") else f"{place}.mlp"
+            halves = zip(("gate", "up"), tensor.chunk(2), strict=True)
+            found |= {f"{module}.{part}_proj.weight": half.contiguous() for part, half in halves}
+        elif rest in ("experts.gate_up_proj", "experts.down_proj"):
+            for e, expert in enumerate(tensor):
+                parts = {"w2": expert} if "down" in rest else dict(zip(("w1", "w3"), expert.chunk(2), strict=True))
+                module = f"{place}.block_sparse_moe.experts.{e}"
+                found |= {f"{module}.{part}.weight": one.clone() for part, one in parts.items()}
+        elif rest == "gate.e_score_correction_bias":
+            found[f"{place}.block_sparse_moe.e_score_correction_bias"] = tensor
+        elif rest and not rest.startswith("down_proj"):
+            found[f"{place}.block_sparse_moe.{rest}"] = tensor
+        else:
+            found[name.replace("self_attn.indexer.", "self_attn.index_")] = tensor
+    safetensors.torch.save_file(found, path, {"format": "pt"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor
 
@@ -25,9 +26,13 @@ class AttentionWeights:
     gate: Matrix | None
     o: Matrix
     o_bias: Tensor | None
+    block_q: Matrix | None = None  # these four: of a layer that chooses blocks of keys
+    block_k: Matrix | None = None
+    block_q_norm: Tensor | None = None
+    block_k_norm: Tensor | None = None
 
     # What a pass reads that only keeps keys and values.
-    KEEPING = ("qkv", "qkv_bias", "q_norm", "k_norm")
+    KEEPING = ("qkv", "qkv_bias", "q_norm", "k_norm", "block_k", "block_k_norm")
 
 
 def allocate(make: Allocator, spec: AttentionSpec, hidden: int, format_of: FormatOf) -> AttentionWeights:
@@ -44,7 +49,18 @@ def allocate(make: Allocator, spec: AttentionSpec, hidden: int, format_of: Forma
         gate=make.matrix(format_of("attn_gate"), spec.gate_rows, hidden) if spec.gate_rows else None,
         o=make.matrix(format_of("o"), hidden, spec.out_rows),
         o_bias=make.vector(hidden) if spec.output_bias else None,
+        **({} if spec.blocks is None else _of_blocks(make, spec.kv_heads, spec.blocks.dim, hidden, format_of)),
     )
+
+
+def _of_blocks(make: Allocator, heads: int, dim: int, hidden: int, format_of: FormatOf) -> dict[str, Any]:
+    """Queries [heads dim, hidden] and keys [dim, hidden] of what chooses blocks, and their norms."""
+    return {
+        "block_q": make.matrix(format_of("block_q"), heads * dim, hidden),
+        "block_k": make.matrix(format_of("block_k"), dim, hidden),
+        "block_q_norm": make.vector(dim),
+        "block_k_norm": make.vector(dim),
+    }
 
 
 def targets(spec: AttentionSpec, names: TensorNames, it: AttentionWeights, at: str, norm: Change) -> Named:
@@ -70,6 +86,12 @@ def targets(spec: AttentionSpec, names: TensorNames, it: AttentionWeights, at: s
     if it.o_bias is not None:
         yield names.o + ".bias", vector(it.o_bias)
     for name, weights in ((names.q_norm, it.q_norm), (names.k_norm, it.k_norm)):
+        if weights is not None:
+            yield name, vector(weights, norm)
+    for name, role, chooses in ((names.block_q, "block_q", it.block_q), (names.block_k, "block_k", it.block_k)):
+        if chooses is not None:
+            yield name, whole(chooses, "dense", at + role)
+    for name, weights in ((names.block_q_norm, it.block_q_norm), (names.block_k_norm, it.block_k_norm)):
         if weights is not None:
             yield name, vector(weights, norm)
     if it.sinks is not None:

@@ -102,10 +102,33 @@ MISTRAL_LARGE_4: dict[str, Any] = {
     "vision_config": {"hidden_size": 2048, "model_type": "pixtral", "num_hidden_layers": 30},
     "vision_feature_layer": -1,
 }  # fmt: skip
+# The keys of its configuration in transformers, attention and router as its release spells them.
+MINIMAX_M3: dict[str, Any] = {
+    "architectures": ["MiniMaxM3SparseForConditionalGeneration"], "image_token_index": 200025,
+    "model_type": "minimax_m3_vl",
+    "text_config": {
+        "attention_dropout": 0.0, "bos_token_id": 200034, "dense_intermediate_size": 12288, "eos_token_id": 200020,
+        "head_dim": 128, "hidden_act": "swigluoai", "hidden_size": 6144, "initializer_range": 0.02,
+        "intermediate_size": 3072, "max_position_embeddings": 524288, "model_type": "minimax_m3_vl_text",
+        "moe_layer_freq": [0] * 3 + [1] * 57, "num_attention_heads": 64, "num_experts_per_tok": 4,
+        "num_hidden_layers": 60, "num_key_value_heads": 4, "num_local_experts": 128, "output_router_logits": False,
+        "pad_token_id": None, "rms_norm_eps": 1e-06, "rope_theta": 5000000.0, "rotary_dim": 64,
+        "routed_scaling_factor": 2.0, "router_aux_loss_coef": 0.001, "router_jitter_noise": 0.0,
+        "shared_intermediate_size": 3072,
+        "sparse_attention_config": {
+            "sparse_attention_freq": [0] * 3 + [1] * 57, "sparse_block_size": 128, "sparse_index_dim": 128,
+            "sparse_local_block": 1, "sparse_num_index_heads": 4, "sparse_topk_blocks": 16,
+        },
+        "swiglu_alpha": 1.702, "swiglu_limit": 7.0, "tie_word_embeddings": False, "use_cache": True,
+        "vocab_size": 200064,
+    },
+    "transformers_version": "5.23.0", "vision_config": {"hidden_size": 1280, "num_hidden_layers": 32},
+}  # fmt: skip
 WARM = {
     "llama-4-scout": LLAMA_4_SCOUT,
     "llama-4-maverick": LLAMA_4_MAVERICK,
     "phi-3.5-moe": PHI_35_MOE,
     "mistral-small-4-119b": MISTRAL_SMALL_4,
     "mistral-large-4": MISTRAL_LARGE_4,
+    "minimax-m3": MINIMAX_M3,
 }

@@ -1,5 +1,5 @@
-"""Mistral-Large-4: what positions do to queries and turns is learned, and some layers turn nothing. However a pass is
-cut, computed and shared, the logits are those of transformers."""
+"""Mistral-Large-4: what positions do to queries and turns is learned, and some layers turn nothing. MiniMax-M3: an
+indexer chooses blocks of keys. However a pass is cut, computed and shared, the logits are those of transformers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from headrace.errors import ConfigError, OptionError
 from headrace.loaders.families import spec_of
 from headrace.loaders.families.config_reader import ConfigReader
 
-VARIANTS = ("mistral_large4", "mistral_large4-shared")
+VARIANTS = ("mistral_large4", "mistral_large4-shared", "minimax_m3_vl_text", "minimax_m3_vl_text-one")
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -42,6 +42,11 @@ def test_all_layers_at_once_are_their_ops(variant: str, checkpoints: Checkpoints
     [
         ("mistral_large4", {"kv_source_layers": [0, 0, 2, 3, 4]}, "kv_source_layers is .*, supported is the list of 0"),
         ("mistral_large4", {"no_rope_layers": [1, 0]}, "no_rope_layers is .*, supported is a list of 5 times 1"),
+        ("minimax_m3_vl_text", {"index_n_heads": 3}, "index_n_heads is 3, supported is the 2 heads of keys"),
+        ("minimax_m3_vl_text", {"index_block_size": 20}, "index_block_size is 20, supported is a multiple of 32"),
+        ("minimax_m3_vl_text", {"index_local_blocks": 3}, "index_local_blocks is 3, supported is at most"),
+        ("minimax_m3_vl_text", {"index_head_dim": 10}, "index_head_dim is 10, supported is at least the 12 dims"),
+        ("minimax_m3_vl_text", {"sparse_attention_config": {"x": 1}}, "sparse_attention_config is .*, supported is an"),
     ],
 )
 def test_what_nobody_computes_is_refused(
@@ -63,3 +68,24 @@ def test_a_gpu_is_refused_by_name(checkpoints: Checkpoints, monkeypatch: pytest.
     pytest.importorskip("triton", reason="the GPU kernels need Triton", exc_type=ImportError)
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert "queries scaled by learned logarithms of positions" in refused(checkpoints("mistral_large4"))
+    assert "the indexer that chooses blocks of keys" in refused(checkpoints("minimax_m3_vl_text"))
+
+
+def test_a_context_of_few_blocks_is_seen_as_a_whole(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    """Up to 64 tokens layers without an indexer say the same, and then no longer."""
+    source, values = checkpoints("minimax_m3_vl_text"), {}
+    values = json.loads((source / "config.json").read_text()) | {"index_topk_blocks": 8}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    (tmp_path / "model.safetensors").symlink_to(source / "model.safetensors")
+    ids = prompt(140)
+    with load(source) as llm, load(tmp_path) as whole:
+        apart = (llm.logits(ids) - whole.logits(ids)).abs().amax(1)
+    assert apart[:64].max() < 1e-4
+    assert apart[100:].max() > 1e-3
+
+
+def test_long_prompts_of_blocks(checkpoints: Checkpoints, oracle: Oracle) -> None:
+    for variant in ("minimax_m3_vl_text", "minimax_m3_vl_text-one"):
+        with load(checkpoints(variant), prefill_chunk=48) as llm:
+            found = llm.logits(prompt(200))
+        assert (found - tiny.oracle_logits(oracle(variant), prompt(200))).abs().max() < 1e-4
