@@ -28,7 +28,6 @@ OTHERS = {
 }  # fmt: skip
 MISSING = {
     "deepseek_v4": "compressed attention, several residual streams",
-    "glm5_next": "Kimi delta attention, the indexer, several residual streams",
     "kimi_k3": "Kimi delta attention, experts on a narrower latent",
     "qwen4_exp": "several residual streams, a table of n-grams, the indexer",
 }

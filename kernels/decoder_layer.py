@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -19,10 +19,10 @@ from torch import Tensor
 from .blocks.cache_rows import Rows
 from .packed import ExpertBank, Matrix, Mlp, Stacked, Tail
 from .recipes import GroupScore, Scoring
+from .residual.streams import Streams, added
 
 if TYPE_CHECKING:
     from . import Ops
-    from .sparse.blocks import BlockIndexer
 
 
 Choice = tuple[Tensor, Tensor]  # of experts: ids int32 [T, K] and their weights float32 [T, K]
@@ -62,17 +62,34 @@ class Block(ABC):
     router_norm: Tensor | None = None  # float32 [D], of the residual sum before the router; None: it sees `post_norm`'s
     pre_bias: Tensor | None = None  # float32 [D]; with a bias a norm is a LayerNorm, without one an RMSNorm
     post_bias: Tensor | None = None
+    streams: Streams | None = None  # several: x is then rows of `residual/streams.py`
     native: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)  # what a backend keeps of it
 
     @property
     def by_ops(self) -> bool:
         """Whether no backend has it as one op, so that it always runs as the sequence of ops that `mix` is."""
-        return False
+        return self.streams is not None
 
     @abstractmethod
     def mix(self, ops: Ops, h_TD: Tensor, places: Places, wanted: bool) -> Tensor | None:
         """What goes into `o` of normed tokens, float32 [T, o.cols], their keys and values (or states) kept. Not
         wanted: these are kept alone."""
+
+
+class BlockChoice(Protocol):
+    """What chooses blocks of keys; see `sparse/blocks.py`."""
+
+    @property
+    def seen(self) -> int:
+        """The longest context that is seen as a whole."""
+
+    def keep(self, ops: Ops, h_TD: Tensor, places: Places) -> None:
+        """Writes what it keeps of new tokens."""
+
+    def attend(
+        self, ops: Ops, h_TD: Tensor, q_TNd: Tensor, k_PGBd: Rows, v_PGBv: Rows, places: Places, scale: float
+    ) -> Tensor:
+        """Attention to the keys that are seen: float32 [T, N, v]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,11 +119,11 @@ class AttentionBlock(Block):
     shared: bool = False  # keys serve as values, see `place_qkv_`: qkv is [(N + G) d, D]
     kind: int = 0  # of its pages, see `Places.of`
 
-    blocks: BlockIndexer | None = None  # some keys are seen alone
+    blocks: BlockChoice | None = None  # some keys are seen alone
 
     @property
     def by_ops(self) -> bool:
-        return self.blocks is not None
+        return super().by_ops or self.blocks is not None
 
     def mix(self, ops: Ops, h_TD: Tensor, places: Places, wanted: bool) -> Tensor | None:
         caches, (_, groups, _, d) = (self.k_PGBd, self.v_PGBd), self.k_PGBd.shape
@@ -253,6 +270,8 @@ def compose(
     ops: Ops, x_TD: Tensor, update_TD: Tensor | None, block: Block, places: Places, rows_R: Tensor | None
 ) -> tuple[Tensor, Tensor, Choice | None]:
     """`attention_block` as the sequence of ops that it stands for."""
+    if block.streams is not None:
+        return _compose_streams(ops, x_TD, update_TD, block, block.streams, places, rows_R)
     goes_on = rows_R is None or len(rows_R) > 0
     if block.o is None and not goes_on:
         return x_TD[:0], x_TD[:0], None
@@ -267,6 +286,28 @@ def compose(
         return x_TD, h_TD, None
     seen_TD = h_TD if block.router_norm is None else ops.rmsnorm(x_TD, block.router_norm, block.eps)
     return x_TD, h_TD, ops.route(seen_TD, block.router)
+
+
+def _compose_streams(
+    ops: Ops, x_TX: Tensor, update_TD: Tensor | None, block: Block, by: Streams, places: Places, rows_R: Tensor | None
+) -> tuple[Tensor, Tensor, Choice | None]:
+    """The same with several residual streams: x is [T, X]."""
+    assert block.o is not None, "streams of a layer without a mixer"
+    assert block.post_norm is not None, "streams of a layer that ends with its mixer"
+    goes_on = rows_R is None or len(rows_R) > 0
+    x_TmD = added(x_TX, update_TD, by.count)
+    weights = by.weigh(ops, by.mixer, x_TmD)
+    h_TD = ops.rmsnorm(weights.taken_TD, block.pre_norm, block.eps)
+    a_TN = block.mix(ops, h_TD, places, wanted=goes_on)
+    if a_TN is None or not goes_on:
+        return x_TX[:0], h_TD[:0], None
+    if rows_R is not None:
+        a_TN, x_TmD, weights = a_TN[rows_R], x_TmD[rows_R], weights.at(rows_R)
+    x_TmD = weights.closed(x_TmD, ops.linear(a_TN, block.o, block.o_bias))
+    weights = by.weigh(ops, by.ffn, x_TmD)
+    h_TD = ops.rmsnorm(weights.taken_TD, block.post_norm, block.eps)
+    choice = None if block.router is None else ops.route(h_TD, block.router)
+    return weights.pending(x_TmD), h_TD, choice
 
 
 def added_and_normed(

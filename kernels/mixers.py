@@ -61,7 +61,7 @@ class LatentBlock(Block):
 
     @property
     def by_ops(self) -> bool:
-        return self.by_logs is not None or self.cos_Pr.shape[1] == 0
+        return super().by_ops or self.by_logs is not None or self.cos_Pr.shape[1] == 0
 
     @property
     def rank(self) -> int:
@@ -100,7 +100,7 @@ class LatentBlock(Block):
                 out.append(self._attend_made(ops, q_tNd, tables_SM, contexts[s]))
             elif slots_TO is not None and ways[s] == "choose":
                 rows = slice(starts[s], starts[end])
-                batch = as_sequences(slots_TO[rows], places.positions_T[rows])
+                batch = as_sequences(slots_TO[rows])
                 out.append(self._attend_latents(ops, q_tNd, as_pages(self.rows_P1Bl), batch))
             else:
                 batch = tables_SM, places.starts_S1[s : end + 1] - starts[s], places.contexts_S[s:end]

@@ -153,6 +153,15 @@ class Mlp:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Mixing:
+    """What a part of a layer makes the weights of `m` residual streams with; see `residual/streams.py`."""
+
+    fn: Matrix  # float32 [(2 + m) m, m D]: what the part takes of each stream, gives to each, and how they mix
+    base: Tensor  # float32 [(2 + m) m]
+    scale: Tensor  # float32 [3]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Tail:
     """The end of a layer whose MLP and experts are normed each for itself: norms, float32 [D] all, in front of the MLP
     (the experts' is the block's `post_norm`), behind it, behind the experts, and behind the sum of both. With that sum

@@ -14,11 +14,13 @@ from functools import cached_property
 from typing import Literal
 
 from ..kernels.recipes import SWIGLU, Activation, GroupScore, Scoring
+from .choosers import BlockIndexerSpec, IndexerSpec
 from .recurrences import ConvSpec, DeltaSpec, Recurrent, SpaceSpec
 
 __all__ = [
     "NO_ROPE", "AttentionSpec", "BlockIndexerSpec", "ConvSpec", "DeltaSpec", "DenseSpec", "IndexerSpec", "LatentSpec",
     "LayerSpec", "MixerSpec", "ModelSpec", "MoeSpec", "QkNorm", "Recurrent", "RopeKind", "RopeSpec", "SpaceSpec",
+    "StreamsSpec",
 ]  # fmt: skip
 
 QkNorm = Literal["none", "head", "full", "plain"]
@@ -65,23 +67,6 @@ class Temperature:
 
 
 NO_ROPE = RopeSpec(theta=1.0, rotary_dim=2, kind="none")
-
-
-@dataclass(frozen=True, kw_only=True)
-class BlockIndexerSpec:
-    """What chooses the keys that grouped-query attention sees, block by block: for each head of keys a query of `dim`,
-    one key of `dim` in the cache, both with an RMSNorm and rotated as the layer's own. A block of `size` keys scores
-    the largest product of one of them; the `top` best are seen, of which the `local` last ones always are."""
-
-    dim: int
-    size: int
-    top: int
-    local: int
-
-    @property
-    def keys(self) -> int:
-        """The longest context that is seen as a whole."""
-        return self.top * self.size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,23 +167,6 @@ class AttentionSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
-class IndexerSpec:
-    """What chooses the keys that latent attention sees. A token has `heads` queries of `dim`, made of the latent of its
-    queries, a weight for each, and one key of `dim` in the cache. A key scores the weighted sum, over heads, of its
-    products above 0; the `top` best are seen, and everything in a context of no more. own: without one, the choice of
-    the last layer that has one serves. neighbours: checkpoints have the rotated dims of it as pairs (2i, 2i + 1), not
-    (i, i + half). from_hidden: its queries are made of the hidden state, behind a LayerNorm. Source: DeepSeek-V3.2-Exp
-    (section 2.1)."""
-
-    heads: int
-    dim: int
-    top: int
-    own: bool = True
-    neighbours: bool = False
-    from_hidden: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
 class LatentSpec:
     """Multi-head latent attention: a token caches one latent of `kv_rank` and one rotary key of `rope.rotary_dim`,
     which all heads share. `q_rank`: queries come through so many dimensions, 0: straight from the hidden state; `nope`,
@@ -237,7 +205,7 @@ class LatentSpec:
     @property
     def index_key(self) -> int:
         """Elements of a token's key of the layer's own indexer."""
-        return self.indexer.dim if self.indexer is not None and self.indexer.own else 0
+        return self.indexer.key if self.indexer is not None and self.indexer.own else 0
 
     @property
     def cached(self) -> int:
@@ -330,6 +298,16 @@ class LayerSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StreamsSpec:
+    """Several residual streams in place of one: how many, how often rows and columns of what mixes them are brought to
+    a sum of 1, and what is added so that no sum is 0. See `kernels/residual/streams.py`."""
+
+    count: int
+    rounds: int
+    eps: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelSpec:
     """A decoder. Layers with routed experts have experts of the same sizes."""
 
@@ -346,6 +324,7 @@ class ModelSpec:
     layernorms: bool = False  # norms of the residual stream are LayerNorms, with a bias
     head_bias: bool = False
     logits_cap: float | None = None  # logits become cap * tanh(logits / cap)
+    streams: StreamsSpec | None = None
     eos_ids: tuple[int, ...] = ()
 
     @cached_property

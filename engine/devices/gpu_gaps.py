@@ -33,6 +33,7 @@ def _missing(spec: ModelSpec) -> list[str]:
         "queries scaled by learned logarithms of positions": any(
             isinstance(one, LatentSpec) and one.by_logs for one in spec.mixers
         ),
+        "several residual streams": spec.streams is not None,
         "decays by key": any(isinstance(one, DeltaSpec) and one.by_key for one in spec.mixers),
         "convolutions between gates": any(isinstance(one, ConvSpec) for one in spec.mixers),
         "state spaces": any(isinstance(one, SpaceSpec) for one in spec.mixers),

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ...kernels import Ops
 from ...kernels.decoder_layer import Choice, Layer, Stack, Tally, added_and_normed, beside, finish_, mlp
+from ...kernels.residual.streams import closed, opened
 from ...loaders.spec import ModelSpec
 from ...loaders.weights.model_weights import ModelWeights
 from ..experts.backend import Chosen, CpuExperts, ExpertBackend
@@ -138,7 +139,8 @@ class Decoder:
         return Output(self._head(x_TD, update_TD), read, by_layer=by_layer, tally=tally)
 
     def _embed(self, inputs: Inputs) -> Tensor:
-        return self.device_inputs.embed(self.weights.embed, inputs, self.spec.embedding_scale)
+        x_TD = self.device_inputs.embed(self.weights.embed, inputs, self.spec.embedding_scale)
+        return x_TD if self.spec.streams is None else opened(x_TD, self.spec.streams.count)
 
     def _head(self, x_TD: Tensor, update_TD: Tensor) -> Tensor:
         """Logits of the rows that are left: float32 [R, V]."""
@@ -146,7 +148,10 @@ class Decoder:
         if x_TD.shape[0] == 0:
             return x_TD.new_empty(0, spec.vocab)
         norm = weights.final_norm, weights.final_norm_bias, spec.norm_eps
-        h_TD = added_and_normed(ops, x_TD, update_TD, *norm, spec.residual_scale)
+        if spec.streams is None:
+            h_TD = added_and_normed(ops, x_TD, update_TD, *norm, spec.residual_scale)
+        else:
+            h_TD = ops.rmsnorm(closed(x_TD, update_TD, spec.streams.count), weights.final_norm, spec.norm_eps)
         logits = ops.linear(h_TD, weights.head, weights.head_bias)
         if spec.logits_divisor != 1:
             logits.div_(spec.logits_divisor)

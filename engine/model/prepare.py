@@ -13,9 +13,11 @@ from torch import Tensor
 from ...kernels.decoder_layer import AttentionBlock, Block, FeedBlock, Layer, Router, Stack
 from ...kernels.mixers import ConvBlock, DeltaBlock, LatentBlock, SpaceBlock
 from ...kernels.packed import ExpertBank
+from ...kernels.residual.streams import Streams
 from ...kernels.sparse.blocks import BlockIndexer
 from ...kernels.sparse.indexer import Indexer
 from ...kernels.sparse.log_positions import ByLogs
+from ...kernels.sparse.pools import Pools
 from ...loaders.spec import (
     NO_ROPE,
     AttentionSpec,
@@ -107,6 +109,7 @@ def _layer(
         "residual_scale": spec.residual_scale,
         "out_norm": weights.out_norm,
         "router_norm": weights.router_norm,
+        "streams": _streams(spec, weights),
         "router": None if not isinstance(layer.ffn, MoeSpec) else _router(layer.ffn, weights),
     }
     if layer.mixer is None or weights.mixer is None:
@@ -114,6 +117,15 @@ def _layer(
     else:
         block = _block(layer.mixer, weights.mixer, cache, shared, common)
     return Layer(block=block, bank=bank, mlp=weights.mlp, shared_gate=weights.shared_gate, tail=weights.tail)
+
+
+def _streams(spec: ModelSpec, weights: LayerWeights) -> Streams | None:
+    if spec.streams is None or weights.mixer_mixing is None or weights.ffn_mixing is None:
+        return None
+    return Streams(
+        mixer=weights.mixer_mixing, ffn=weights.ffn_mixing, count=spec.streams.count, rounds=spec.streams.rounds,
+        eps=spec.streams.eps, norm_eps=spec.norm_eps,
+    )  # fmt: skip
 
 
 def _router(moe: MoeSpec, weights: LayerWeights) -> Router:
@@ -205,6 +217,7 @@ def _indexer(mixer: LatentSpec, it: LatentWeights, cache: Latents, turns: Turns)
         eps=INDEX_EPS, weights=it.index_weights, keys_P1Be=cache.keys, cos_Pr=turns[0], sin_Pr=turns[1],
         in_norm_D=it.index_in_norm, in_bias_D=it.index_in_bias,
         by_logs=_by_logs(it.index_warmth, it.index_warmth_bias),
+        pools=None if it.index_gate is None or it.index_places is None else Pools(it.index_gate, it.index_places),
     )  # fmt: skip
 
 

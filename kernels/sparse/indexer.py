@@ -12,6 +12,7 @@ from ..blocks.cache_rows import Rows
 from ..decoder_layer import Places
 from ..packed import Matrix
 from .log_positions import ByLogs
+from .pools import Pools, choose_runs
 
 if TYPE_CHECKING:
     from .. import Ops
@@ -34,11 +35,18 @@ class Indexer:
     in_norm_D: Tensor | None = None  # float32, of the hidden state that queries are made of, and its bias
     in_bias_D: Tensor | None = None
     by_logs: ByLogs | None = None
+    pools: Pools | None = None  # keys are chosen run by run
 
     def keep(self, ops: Ops, h_TD: Tensor, places: Places) -> None:
         """Writes the keys of new tokens into the cache."""
         turns = self.cos_Pr, self.sin_Pr, places.positions_T
         k_Te = ops.linear(h_TD, self.k)
+        if self.pools is not None:
+            assert self.cos_Pr.shape[1] == 0, "runs of keys that are rotated"
+            normed_Te = ops.layernorm(k_Te, self.norm_e, self.bias_e, self.eps)
+            row_Tf = torch.cat([normed_Te, ops.linear(h_TD, self.pools.gate)], dim=1)
+            ops.store_rows_(self.keys_P1Be, places.slots_T, row_Tf.unsqueeze(1))
+            return
         ops.place_index_(self.keys_P1Be, k_Te, self.norm_e, self.bias_e, self.eps, *turns, places.slots_T)
 
     def choose(self, ops: Ops, h_TD: Tensor, low_TR: Tensor, places: Places, top: int) -> Tensor:
@@ -51,7 +59,10 @@ class Indexer:
         if self.cos_Pr.shape[1]:
             ops.rotate_(q_TJe, self.cos_Pr, self.sin_Pr, places.positions_T)
         batch = places.tables_SM, places.starts_S1, places.contexts_S
-        return ops.choose_keys(q_TJe, ops.linear(h_TD, self.weights), self.keys_P1Be, *batch, top)
+        weights_TJ = ops.linear(h_TD, self.weights)
+        if self.pools is not None:
+            return choose_runs(q_TJe, weights_TJ, self.keys_P1Be, *batch, top, self.pools.places_ne)
+        return ops.choose_keys(q_TJe, weights_TJ, self.keys_P1Be, *batch, top)
 
 
 def as_pages(rows_P1Bl: Rows) -> Tensor:
@@ -61,9 +72,9 @@ def as_pages(rows_P1Bl: Rows) -> Tensor:
     return rows_P1Bl.view(P * B, 1, 1, width)
 
 
-def as_sequences(slots_TO: Tensor, positions_T: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def as_sequences(slots_TO: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Tables, starts and contexts of a batch in which each token is a sequence that ends with it, of those keys alone
     that it sees."""
-    (T, top), device = slots_TO.shape, slots_TO.device
+    T, device = len(slots_TO), slots_TO.device
     starts = torch.arange(T + 1, dtype=torch.int32, device=device)
-    return slots_TO, starts, (positions_T + 1).clamp(max=top)
+    return slots_TO, starts, (slots_TO >= 0).sum(1, dtype=torch.int32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from ..families import glm5_next as glm5
 from ..families.config_reader import ConfigReader
 from .architecture import Architecture, Layer, Mixer, Part, matrix, vector
 from .common import (
@@ -83,20 +84,18 @@ def bailing_hybrid(c: ConfigReader) -> Architecture:
 
 
 def glm5_next(c: ConfigReader) -> Architecture:
-    """GLM-5.3-Flash: Kimi delta attention, sparse latent attention over pooled indexer keys, four residual streams."""
-    hidden, indexer = c.integer("hidden_size"), read_indexer(c)
+    """GLM-5.3-Flash: Kimi delta attention, sparse latent attention over runs of keys, four residual streams."""
+    c.values = glm5.todays(c)
+    hidden, indexer, pool = c.integer("hidden_size"), read_indexer(c), c.integer("index_kpool")
     delta = kimi_delta(
         hidden, c.integer("linear_num_heads"), c.integer("linear_head_dim"), c.integer("linear_conv_kernel_dim")
     )
-    pool = c.integer("index_kpool")
-    full = latent(c, indexer)
-    pooled = (vector(pool * indexer.dim), matrix(indexer.dim, hidden))
-    keys = replace(full.caches[-1], every=pool)
-    full = replace(full, parts=full.parts + pooled, caches=(*full.caches[:-1], keys))
+    full = latent(c, replace(indexer, top=indexer.top + pool - 1, pool=pool))
     is_linear = linear_layers(c, LINEAR, FULL, None)
     streams = hyper_connections(hidden, whole(c, "hc_mult", 4))
     mixers = [delta if linear else full for linear in is_linear]
-    return decoder(c, mixers, latent_feeds(c), layer_extra=(vector(2 * hidden), *streams, *streams))
+    norms = (vector(hidden), vector(hidden))
+    return decoder(c, mixers, latent_feeds(c), layer_extra=(*norms, *streams, *streams))
 
 
 def granitemoehybrid(c: ConfigReader) -> Architecture:

@@ -65,11 +65,13 @@ class Indexer:
     dim: int
     top: int
     from_hidden: bool = False  # then the hidden state has a LayerNorm, and each head a weight and a bias
+    pool: int = 1  # keys are chosen in runs of so many; a token then has what its key is weighted by besides
 
     def parts(self, hidden: int, query: int) -> tuple[Part, ...]:
         """Query (from the low-rank query or the hidden state), key, its LayerNorm, weights of the heads."""
         weights = Part("attention", self.heads, hidden, plain=True)
-        more = (vector(2 * hidden), vector(2 * self.heads)) if self.from_hidden else ()
+        more = [matrix(self.dim, hidden), vector(self.pool * self.dim)] if self.pool > 1 else []
+        more += [vector(2 * hidden), vector(2 * self.heads)] if self.from_hidden else []
         return (matrix(self.heads * self.dim, query), matrix(self.dim, hidden), vector(2 * self.dim), weights, *more)
 
     @property
@@ -108,7 +110,7 @@ def mla(
     caches = [Cache(width=kv_lora + rope, chosen=indexer.top if indexer else None)]
     if indexer and own_indexer:
         parts += indexer.parts(hidden, q_lora or hidden)
-        caches.append(Cache(width=indexer.dim, beyond=indexer.top))
+        caches.append(Cache(width=indexer.dim * (1 if indexer.pool == 1 else 2), beyond=indexer.top))
     return Mixer(
         kind="latent, sparse" if indexer else "latent",
         parts=tuple(parts),

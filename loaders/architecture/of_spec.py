@@ -10,7 +10,18 @@ from ..families.config_reader import ConfigReader
 from ..families.family import Family, Key
 from ..spec import AttentionSpec, ConvSpec, DenseSpec, LatentSpec, LayerSpec, MixerSpec, ModelSpec, SpaceSpec
 from .architecture import Architecture, Experts, Group, Layer, Mixer, Part, mlp, router, vector
-from .common import alternate, decoder, dense, dense_by_step, flag, head_dim, kv_heads, layer_count, routed
+from .common import (
+    alternate,
+    decoder,
+    dense,
+    dense_by_step,
+    flag,
+    head_dim,
+    hyper_connections,
+    kv_heads,
+    layer_count,
+    routed,
+)
 from .common import sparse as sparse_feed
 from .mixers import Indexer, gated_deltanet, gqa, kimi_delta, mamba2, mla, short_conv, with_blocks
 
@@ -35,6 +46,7 @@ def _layer(spec: ModelSpec, layer: LayerSpec) -> Layer:
     hidden, ffn = spec.hidden, layer.ffn
     mixer = None if layer.mixer is None else _mixer(hidden, layer.mixer)
     norms = (vector(hidden),) * ((mixer is not None) + (ffn is not None)) * (2 if spec.layernorms else 1)
+    norms += hyper_connections(hidden, spec.streams.count) * 2 if spec.streams else ()
     own = () if mixer is None else mixer.parts
     if ffn is None:
         return Layer(mixer=mixer, parts=(*own, *norms), experts=None)
@@ -71,7 +83,7 @@ def _mixer(hidden: int, it: MixerSpec) -> Mixer:
         if it.indexer is None:
             return mla(*sizes, bias=it.bias, gate_rows=it.heads if it.gate else 0)
         own = it.indexer
-        chooses = Indexer(heads=own.heads, dim=own.dim, top=own.top, from_hidden=own.from_hidden)
+        chooses = Indexer(heads=own.heads, dim=own.dim, top=own.top, from_hidden=own.from_hidden, pool=own.pool)
         return mla(*sizes, bias=it.bias, indexer=chooses, own_indexer=own.own, by_logs=it.by_logs)
     if isinstance(it, ConvSpec):
         return short_conv(hidden, it.taps, it.bias)

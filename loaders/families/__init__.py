@@ -15,6 +15,7 @@ from .ernie import ERNIE4_5_MOE
 from .exaone_moe import EXAONE_MOE
 from .family import Family, TensorNames
 from .gemma4 import GEMMA4
+from .glm5_next import GLM5_NEXT
 from .gpt_oss import GPT_OSS
 from .granitemoe import GRANITEMOE, GRANITEMOEHYBRID, GRANITEMOESHARED
 from .hunyuan import HUNYUAN_V1_MOE
@@ -45,7 +46,7 @@ FAMILIES: dict[str, Family] = {
         QWEN3_NEXT, QWEN3_5_MOE, GLM4_MOE, MINIMAX_M2, DOTS1, SOLAR_OPEN, HY_V3, ERNIE4_5_MOE, GRANITEMOESHARED,
         EXAONE_MOE, HUNYUAN_V1_MOE, GEMMA4, DEEPSEEK_V32, GLM_MOE_DSA, LLAMA4, PHIMOE, MISTRAL4, KIMI_LINEAR,
         MIMO_V2_FLASH, STEP3P5, STEP3P7, LAGUNA, BAILING_HYBRID, LFM2_MOE, GRANITEMOEHYBRID, NEMOTRON_H,
-        MISTRAL_LARGE4, MINIMAX_M3,
+        MISTRAL_LARGE4, MINIMAX_M3, GLM5_NEXT,
     )
 }  # fmt: skip
 

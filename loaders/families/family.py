@@ -46,6 +46,8 @@ class LatentNames:
     index_norm: str = "self_attn.indexer.k_norm.weight"
     index_bias: str = "self_attn.indexer.k_norm.bias"
     index_weights: str = "self_attn.indexer.weights_proj.weight"
+    index_gate: str = "self_attn.indexer.index_kpool_compress_gate"  # these two: of runs of keys
+    index_places: str = "self_attn.indexer.index_kpool_compress_ape"
     index_in_norm: str = ""  # these four: where its queries are made of the hidden state
     index_in_bias: str = ""
     index_warmth: str = ""
@@ -157,6 +159,7 @@ class TensorNames:
     ffn_out: str = "post_feedforward_layernorm.weight"
     layer_scale: str = "layer_scalar"
     experts_turned: bool = False  # [experts, in, out] instead of [experts, out, in]
+    mixings: tuple[str, str] = ("hc_attn_", "hc_ffn_")  # of several streams, before fn, base and scale
     mlp_gate: str = "mlp.gate_proj.weight"
     mlp_up: str = "mlp.up_proj.weight"
     mlp_down: str = "mlp.down_proj.weight"
@@ -255,6 +258,8 @@ class Family:
     index_neighbours: bool = False  # its rotated dims are pairs (2i, 2i + 1) in checkpoints
     index_shared: bool = False  # some layers see what an earlier one chose
     block_layers: str | None = None  # what `layer_types` calls layers that choose blocks of keys
+    streams: tuple[Key, Key, Key] | None = None  # their number, rounds, eps
+    runs: bool = False  # the indexer chooses runs of keys, delta rules have a bound if the config says so
     still_layers: bool = False  # `no_rope_layers` have no rotated dims; queries and turns are learned by position
     embedding_scale: Key | Literal["root of hidden"] | None = None
     residual_scale: Key | None = None

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ..spec import NO_ROPE, AttentionSpec, DeltaSpec, LatentSpec, MixerSpec, RopeSpec, Temperature
-from . import by_kind, chunks, layer_kinds, minimax_m3, one_part, recurrent, window
+from . import by_kind, chunks, glm5_next, layer_kinds, minimax_m3, one_part, recurrent, window
 from .config_reader import ConfigReader
 from .family import Family, Key
 from .indexers import with_indexers
@@ -23,6 +23,8 @@ def read_mixers(family: Family, config: ConfigReader, count: int) -> Sequence[Mi
     """The mixers of so many layers; None where a layer has none."""
     if family.mixer.startswith("latent"):
         latent = _read_latent(family, config)
+        if family.runs:
+            return glm5_next.with_runs(config, latent, count)
         if family.mixer == "latent and delta":
             return with_deltas(family, config, latent, count)
         return with_indexers(family, config, latent, count) if family.indexer else [latent] * count
@@ -103,7 +105,8 @@ def _scale(family: Family, config: ConfigReader, head_dim: int) -> float:
 def _read_latent(family: Family, config: ConfigReader) -> LatentSpec:
     """Keys of grouped-query attention that such configs have besides are read over: one latent serves all heads."""
     config.get("num_key_value_heads", "head_dim", "qk_head_dim", "attention_bias")
-    nope, rope_dim = config.integer("qk_nope_head_dim"), config.integer("qk_rope_head_dim")
+    nope = config.integer("qk_nope_head_dim")
+    rope_dim = 0 if config.get("qk_rope_head_dim") == 0 and family.runs else config.integer("qk_rope_head_dim")
     config.only("rope_interleave", (True, None))
     has_rope = family.mixer == "latent" or family.bounded_decay
     rope = read_rope(config, rope_dim, whole=nope + rope_dim) if has_rope else replace(NO_ROPE, rotary_dim=rope_dim)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...errors import ConfigError
-from ..spec import LayerSpec, MixerSpec, ModelSpec, Recurrent, RopeSpec
+from ..spec import LayerSpec, MixerSpec, ModelSpec, Recurrent, RopeSpec, StreamsSpec
 from . import one_part, quantisation, said_twice, window
 from .config_reader import ConfigReader
 from .family import Family
@@ -49,12 +49,23 @@ def read_spec(family: Family, config: ConfigReader) -> ModelSpec:
         layernorms=family.layernorms,
         head_bias=read_flag(config, family.head_bias),
         logits_cap=_logits_cap(family, config),
+        streams=_streams(family, config),
         eos_ids=_read_eos(config),
     )
     said_twice.check(config, spec)
     said_twice.read_over_contexts(config)
     config.finish()
     return spec
+
+
+def _streams(family: Family, config: ConfigReader) -> StreamsSpec | None:
+    """Several residual streams, of families that have such."""
+    if family.streams is None:
+        return None
+    count, rounds, eps = family.streams
+    return StreamsSpec(
+        count=config.integer(count.name), rounds=config.integer(rounds.name), eps=config.number(eps.name)
+    )
 
 
 def _layers(family: Family, config: ConfigReader) -> int:

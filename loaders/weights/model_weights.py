@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ...kernels import FORMATS, ExpertLayout, Format
 from ...kernels.formats import PARTS, Part
-from ...kernels.packed import ExpertBank, Matrix, Mlp, Stacked, Tail
+from ...kernels.packed import ExpertBank, Matrix, Mixing, Mlp, Stacked, Tail
 from ...kernels.recipes import SWIGLU, Activation
 from ..spec import DenseSpec, ModelSpec, MoeSpec
 from . import mixers
@@ -156,6 +156,8 @@ class LayerWeights:
     router_norm: Tensor | None
     factors: Tensor | None
     tail: Tail | None
+    mixer_mixing: Mixing | None = None
+    ffn_mixing: Mixing | None = None
 
     def keeping(self) -> Iterator[Tensor | Matrix]:
         """Of `parts`, what a pass reads that only keeps keys and values, or states."""
@@ -164,6 +166,8 @@ class LayerWeights:
         yield self.attn_norm
         if self.attn_norm_bias is not None:
             yield self.attn_norm_bias
+        if self.mixer_mixing is not None:
+            yield from (self.mixer_mixing.fn, self.mixer_mixing.base, self.mixer_mixing.scale)
         for name in self.mixer.KEEPING:
             yield from (part for _, part in parts_of(name, getattr(self.mixer, name)) if not isinstance(part, Banks))
 
@@ -231,7 +235,7 @@ def parts_of(name: str, value: Any) -> Iterator[tuple[str, Tensor | Matrix | Exp
     elif isinstance(value, Mlp):
         yield from parts_of(f"{name}.gate_up", value.gate_up)
         yield f"{name}.down", value.down
-    elif isinstance(value, Tail):
+    elif isinstance(value, (Tail, Mixing)):
         yield from ((f"{name}.{own}", part) for own, part in vars(value).items())
     elif isinstance(value, get_args(MixerWeights)):
         for own, part in vars(value).items():
@@ -315,12 +319,20 @@ def _allocate_layer(make: _Allocator, spec: ModelSpec, formats: Formats, index: 
         router_norm=make.vector(hidden) if layer.own_norms else None,
         factors=make.vector(moe.experts) if moe and moe.factors else None,
         tail=_allocate_tail(make, hidden) if layer.own_norms else None,
+        mixer_mixing=_allocate_mixing(make, hidden, spec.streams.count) if spec.streams else None,
+        ffn_mixing=_allocate_mixing(make, hidden, spec.streams.count) if spec.streams else None,
     )
 
 
 def _allocate_tail(make: _Allocator, hidden: int) -> Tail:
     mlp_in, mlp_out, experts_out, out = (make.vector(hidden) for _ in range(4))
     return Tail(mlp_in=mlp_in, mlp_out=mlp_out, experts_out=experts_out, out=out, scale=make.vector(1))
+
+
+def _allocate_mixing(make: _Allocator, hidden: int, count: int) -> Mixing:
+    rows = (2 + count) * count
+    fn = make.matrix(FORMATS["f32"], rows, count * hidden)
+    return Mixing(fn=fn, base=make.vector(rows), scale=make.vector(3))
 
 
 def _allocate_mlp(make: _Allocator, format_of: FormatOf, hidden: int, width: int, activation: Activation) -> Mlp:

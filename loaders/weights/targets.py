@@ -48,6 +48,11 @@ def _layer(spec: ModelSpec, names: TensorNames, layer: LayerWeights, index: int,
             yield name, vector(values)
     if layer.tail is not None:
         yield from _own_norms(names, layer, layer.tail, norm)
+    for start, mixing in zip(names.mixings, (layer.mixer_mixing, layer.ffn_mixing), strict=True):
+        if mixing is not None:
+            yield start + "fn", whole(mixing.fn)
+            yield start + "base", vector(mixing.base)
+            yield start + "scale", vector(mixing.scale)
     mixer = spec.layers[index].mixer
     if mixer is not None and layer.mixer is not None:
         yield from mixers.targets(mixer, names, layer.mixer, at, norm)

@@ -45,6 +45,11 @@ BLOCKS: dict[str, Any] = {
     "num_experts_per_tok": 3, "rotary_dim": 12, "index_n_heads": 2, "index_head_dim": 16, "index_block_size": 32,
     "swiglu_limit": 0.7, "rope_parameters": HALF,
 }  # fmt: skip
+# Runs of 4 keys: 24 and those behind them are seen.
+RUNS: dict[str, Any] = {
+    **INDEXED, "qk_rope_head_dim": 0, "index_kpool": 4, "linear_head_dim": 20, "linear_num_heads": 3,
+    "linear_conv_kernel_dim": 3,
+}  # fmt: skip
 STILL: dict[str, Any] = {
     **{name: value for name, value in INDEXED.items() if name not in ("q_lora_rank", "norm_topk_prob")},
     "rope_parameters": {**YARN, "attention_factor": 1.0},
@@ -288,6 +293,19 @@ VARIANTS: dict[str, dict[str, Any]] = {
         BLOCKS, num_local_experts=8, index_topk_blocks=1, index_local_blocks=1, num_hidden_layers=3,
         layer_types=["minimax_m3_sparse", "full_attention", "minimax_m3_sparse"], mlp_layer_types=["sparse"] * 3,
         routed_scaling_factor=1.0, num_key_value_heads=4, index_n_heads=4,
+    ),
+    "glm5_next": dict(
+        RUNS, n_routed_experts=10, n_shared_experts=1, n_group=1, topk_group=1, num_hidden_layers=5, index_n_heads=14,
+        layer_types=["linear_attention", "indexed_attention", "linear_attention", "indexed_attention",
+                     "linear_attention"],
+        mlp_layer_types=["dense", *["sparse"] * 4], linear_lower_bound=-3.0, swiglu_limit=0.8, hc_mult=3,
+        hc_sinkhorn_iters=4,
+    ),
+    "glm5_next-free": dict(
+        RUNS, n_routed_experts=9, n_shared_experts=2, n_group=3, topk_group=2, num_hidden_layers=4, index_n_heads=15,
+        layer_types=["indexed_attention", "linear_attention", "linear_attention", "indexed_attention"],
+        mlp_layer_types=["sparse"] * 4, linear_lower_bound=None, swiglu_limit=10.0, hc_mult=2, hc_sinkhorn_iters=20,
+        attention_bias=True, first_k_dense_replace=0,
     ),
     "phimoe": dict(
         BASE, intermediate_size=40, num_local_experts=6, num_experts_per_tok=2, router_jitter_noise=0.3,

@@ -11,6 +11,7 @@ from typing import Any
 import safetensors.torch
 import torch
 from transformers import AutoConfig
+from transformers.models.glm5_next.modeling_glm5_next import Glm5NextForConditionalGeneration
 from transformers.models.mistral_large4.modeling_mistral_large4 import MistralLarge4ForConditionalGeneration
 
 EYES: dict[str, dict[str, Any]] = {
@@ -18,9 +19,16 @@ EYES: dict[str, dict[str, Any]] = {
         model_type="pixtral", hidden_size=32, intermediate_size=40, num_hidden_layers=1, num_attention_heads=2,
         patch_size=14, image_size=28,
     ),
+    "glm5_next": dict(
+        depth=1, hidden_size=32, num_heads=2, intermediate_size=40, out_hidden_size=48, projection_intermediate_size=40,
+        image_size=28,
+    ),
 }  # fmt: skip
-CLASSES = {"mistral_large4": MistralLarge4ForConditionalGeneration}
-OF_EYES = ("vision", "patch_merger", "pre_mm_projector", "visual", "multi_modal_projector")
+CLASSES = {
+    "mistral_large4": MistralLarge4ForConditionalGeneration,
+    "glm5_next": Glm5NextForConditionalGeneration,
+}
+OF_EYES = ("vision", "patch_merger", "pre_mm_projector", "model.visual")
 
 
 class Wrapped(torch.nn.Module):

@@ -11,7 +11,7 @@ from torch import Tensor
 from ....kernels import FORMATS
 from ....kernels.packed import Matrix
 from ...families.family import TensorNames
-from ...spec import LatentSpec
+from ...spec import IndexerSpec, LatentSpec
 from .allocator import Allocator, FormatOf
 from .target import Named, Piece, Target, vector, whole
 
@@ -28,7 +28,16 @@ def allocate(make: Allocator, spec: LatentSpec, hidden: int, format_of: FormatOf
         "index_norm": make.vector(it.dim),
         "index_norm_bias": make.vector(it.dim),
         "index_weights": make.matrix(FORMATS["f32"], it.heads, hidden),
+        **(_of_pools(make, it, hidden, format_of) if it.pool > 1 else {}),
         **(_of_hidden(make, it.heads, hidden) if it.from_hidden else {}),
+    }
+
+
+def _of_pools(make: Allocator, it: IndexerSpec, hidden: int, format_of: FormatOf) -> dict[str, Any]:
+    """What weighs the keys of a run: of the hidden state [dim, hidden], and of the place in it [pool, dim]."""
+    return {
+        "index_gate": make.matrix(format_of("index_gate"), it.dim, hidden),
+        "index_places": make.vector(it.pool, it.dim),
     }
 
 
@@ -50,6 +59,9 @@ def targets(spec: LatentSpec, names: TensorNames, it: Mapping[str, Any], at: str
     yield own.index_norm, _values(spec, it["index_norm"])
     yield own.index_bias, _values(spec, it["index_norm_bias"])
     yield own.index_weights, whole(it["index_weights"])
+    if found.pool > 1:
+        yield own.index_gate, whole(it["index_gate"], "dense", at + "index_gate")
+        yield own.index_places, whole(Matrix.plain(it["index_places"]))
     if found.from_hidden:
         yield own.index_in_norm, vector(it["index_in_norm"])
         yield own.index_in_bias, vector(it["index_in_bias"])

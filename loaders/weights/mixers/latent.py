@@ -41,12 +41,14 @@ class LatentWeights:
     index_norm: Tensor | None = None
     index_norm_bias: Tensor | None = None
     index_weights: Matrix | None = None
+    index_gate: Matrix | None = None
+    index_places: Tensor | None = None
     index_in_norm: Tensor | None = None
     index_in_bias: Tensor | None = None
     index_warmth: Tensor | None = None
     index_warmth_bias: Tensor | None = None
 
-    KEEPING = ("kv_a", "kv_a_bias", "kv_a_norm", "index_k", "index_norm", "index_norm_bias")
+    KEEPING = ("kv_a", "kv_a_bias", "kv_a_norm", "index_k", "index_norm", "index_norm_bias", "index_gate")
 
 
 def allocate(make: Allocator, spec: LatentSpec, hidden: int, format_of: FormatOf) -> LatentWeights:

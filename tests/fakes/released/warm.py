@@ -124,6 +124,29 @@ MINIMAX_M3: dict[str, Any] = {
     },
     "transformers_version": "5.23.0", "vision_config": {"hidden_size": 1280, "num_hidden_layers": 32},
 }  # fmt: skip
+# The values of its configuration in transformers, its delta rules as an object, as Kimi-Linear's.
+GLM_53_FLASH: dict[str, Any] = {
+    "architectures": ["Glm5NextForConditionalGeneration"], "image_token_id": 154854, "model_type": "glm5_next",
+    "text_config": {
+        "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": None, "eos_token_id": [154820, 154827],
+        "hc_eps": 1e-06, "hc_mult": 4, "hc_sinkhorn_iters": 20, "head_dim": 0, "hidden_act": "silu",
+        "hidden_size": 4096, "index_head_dim": 128, "index_kpool": 16, "index_kpool_always_select_tail": True,
+        "index_n_heads": 32, "index_topk": 2048, "indexer_types": ["full"] * 45, "initializer_range": 0.02,
+        "intermediate_size": 12288, "kv_lora_rank": 512,
+        "layer_types": [*(["linear_attention"] * 3 + ["indexed_attention"]) * 11, "linear_attention"],
+        "linear_attn_config": {
+            "gate_lower_bound": -5.0, "head_dim": 128, "num_heads": 64, "safe_gate": True, "short_conv_kernel_size": 4,
+        },
+        "max_position_embeddings": 1048576, "mlp_layer_types": ["dense"] * 3 + ["sparse"] * 42,
+        "model_type": "glm5_next_text", "moe_intermediate_size": 2048, "n_group": 1, "n_routed_experts": 288,
+        "n_shared_experts": 1, "norm_topk_prob": True, "num_attention_heads": 64, "num_experts_per_tok": 8,
+        "num_hidden_layers": 45, "num_key_value_heads": 64, "output_router_logits": False, "pad_token_id": 154820,
+        "q_lora_rank": 1536, "qk_head_dim": 256, "qk_nope_head_dim": 256, "qk_rope_head_dim": 0, "rms_norm_eps": 1e-05,
+        "routed_scaling_factor": 2.5, "router_aux_loss_coef": 0.001, "swiglu_limit": 10.0,
+        "tie_word_embeddings": False, "topk_group": 1, "use_cache": True, "v_head_dim": 256, "vocab_size": 154880,
+    },
+    "transformers_version": "5.23.0", "vision_config": {"hidden_size": 1024, "depth": 24},
+}  # fmt: skip
 WARM = {
     "llama-4-scout": LLAMA_4_SCOUT,
     "llama-4-maverick": LLAMA_4_MAVERICK,
@@ -131,4 +154,5 @@ WARM = {
     "mistral-small-4-119b": MISTRAL_SMALL_4,
     "mistral-large-4": MISTRAL_LARGE_4,
     "minimax-m3": MINIMAX_M3,
+    "glm-5.3-flash": GLM_53_FLASH,
 }

@@ -1,5 +1,6 @@
 """Mistral-Large-4: what positions do to queries and turns is learned, and some layers turn nothing. MiniMax-M3: an
-indexer chooses blocks of keys. However a pass is cut, computed and shared, the logits are those of transformers."""
+indexer chooses blocks of keys. GLM-5.3-Flash: an indexer chooses runs of keys, and there are several residual streams.
+However a pass is cut, computed and shared, the logits are those of transformers."""
 
 from __future__ import annotations
 
@@ -9,14 +10,23 @@ from typing import Any
 
 import pytest
 import tiny
+import torch
 from family_runs import GREEDY, Checkpoints, Oracle, check_fused, load, prompt
 
 from headrace import LLM
 from headrace.errors import ConfigError, OptionError
+from headrace.kernels.residual.streams import balanced, closed, opened
 from headrace.loaders.families import spec_of
 from headrace.loaders.families.config_reader import ConfigReader
 
-VARIANTS = ("mistral_large4", "mistral_large4-shared", "minimax_m3_vl_text", "minimax_m3_vl_text-one")
+VARIANTS = (
+    "mistral_large4",
+    "mistral_large4-shared",
+    "minimax_m3_vl_text",
+    "minimax_m3_vl_text-one",
+    "glm5_next",
+    "glm5_next-free",
+)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -47,6 +57,15 @@ def test_all_layers_at_once_are_their_ops(variant: str, checkpoints: Checkpoints
         ("minimax_m3_vl_text", {"index_local_blocks": 3}, "index_local_blocks is 3, supported is at most"),
         ("minimax_m3_vl_text", {"index_head_dim": 10}, "index_head_dim is 10, supported is at least the 12 dims"),
         ("minimax_m3_vl_text", {"sparse_attention_config": {"x": 1}}, "sparse_attention_config is .*, supported is an"),
+        ("glm5_next", {"index_kpool": 5}, "index_kpool is 5, supported is a divisor of index_topk = 24"),
+        ("glm5_next", {"index_kpool_always_select_tail": False}, "index_kpool_always_select_tail is false"),
+        (
+            "glm5_next",
+            {"indexer_types": ["full"] * 3 + ["shared"] * 2},
+            "indexer_types is ..shared.., supported is full",
+        ),
+        ("glm5_next", {"linear_lower_bound": 1.0}, "linear_lower_bound is 1.0, supported is a number below 0"),
+        ("glm5_next", {"layer_types": ["linear_attention"] * 4}, "layer_types is .*, supported is a list of 5 times"),
     ],
 )
 def test_what_nobody_computes_is_refused(
@@ -69,6 +88,7 @@ def test_a_gpu_is_refused_by_name(checkpoints: Checkpoints, monkeypatch: pytest.
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert "queries scaled by learned logarithms of positions" in refused(checkpoints("mistral_large4"))
     assert "the indexer that chooses blocks of keys" in refused(checkpoints("minimax_m3_vl_text"))
+    assert "several residual streams" in refused(checkpoints("glm5_next"))
 
 
 def test_a_context_of_few_blocks_is_seen_as_a_whole(checkpoints: Checkpoints, tmp_path: Path) -> None:
@@ -85,7 +105,24 @@ def test_a_context_of_few_blocks_is_seen_as_a_whole(checkpoints: Checkpoints, tm
 
 
 def test_long_prompts_of_blocks(checkpoints: Checkpoints, oracle: Oracle) -> None:
-    for variant in ("minimax_m3_vl_text", "minimax_m3_vl_text-one"):
+    for variant in ("minimax_m3_vl_text", "minimax_m3_vl_text-one", "glm5_next", "glm5_next-free"):
         with load(checkpoints(variant), prefill_chunk=48) as llm:
             found = llm.logits(prompt(200))
         assert (found - tiny.oracle_logits(oracle(variant), prompt(200))).abs().max() < 1e-4
+
+
+def test_what_mixes_streams_is_balanced() -> None:
+    """Rows and columns have a sum of 1 in the end, and as many rounds as there are count."""
+    x_1mm = torch.rand(1, 4, 4, generator=torch.Generator().manual_seed(0)) + 0.1
+    for dim in (1, 2):
+        assert (balanced(x_1mm, 20, 1e-6).sum(dim) - 1).abs().max() < 1e-4
+    assert (balanced(x_1mm, 1, 1e-6).sum(1) - 1).abs().max() < 1e-4 < (balanced(x_1mm, 1, 1e-6).sum(2) - 1).abs().max()
+
+
+def test_one_stream_that_is_passed_on_whole_is_a_residual_sum() -> None:
+    """What was made is added, and comes out of the mean."""
+    x_TD, update_TD = torch.randn(3, 5), torch.randn(3, 5)
+    assert torch.equal(closed(opened(x_TD, 4), update_TD, 4), x_TD)
+    rows_TX = opened(x_TD, 2)
+    rows_TX[:, -2:] = torch.tensor([0.5, 1.5])
+    assert torch.allclose(closed(rows_TX, update_TD, 2), x_TD + update_TD)

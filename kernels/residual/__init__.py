@@ -1,0 +1,1 @@
+"""Residual streams, where a layer has several."""

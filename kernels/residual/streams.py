@@ -1,0 +1,106 @@
+"""Several residual streams in place of one: each part of a layer takes a weighted sum of them, gives to each what it
+made times a weight, and mixes them by a matrix whose rows and columns have a sum of 1.
+
+Between layers a token's row is its m streams and, behind them, m weights: of what the layer before made, which is
+still to be added. Besides the letters of `reference.py`: m streams, X = m D + m.
+Source: mHC (arXiv 2512.24880, section 4), after Hyper-Connections (arXiv 2409.19606).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..packed import Mixing
+
+if TYPE_CHECKING:
+    from .. import Ops
+
+
+def opened(x_TD: Tensor, count: int) -> Tensor:
+    """Rows of an embedding in every stream, nothing to be added: float32 [T, X]."""
+    return torch.cat([x_TD.repeat(1, count), x_TD.new_zeros(len(x_TD), count)], dim=1)
+
+
+def closed(x_TX: Tensor, update_TD: Tensor, count: int) -> Tensor:
+    """The mean of the streams, with what the last layer made: float32 [T, D]."""
+    return added(x_TX, update_TD, count).mean(1)
+
+
+def added(x_TX: Tensor, update_TD: Tensor | None, count: int) -> Tensor:
+    """The streams, with what the layer before made: float32 [T, m, D]."""
+    x_TmD: Tensor = x_TX[:, :-count].unflatten(1, (count, -1))
+    if update_TD is None:
+        return x_TmD
+    return x_TmD + x_TX[:, -count:].unsqueeze(2) * update_TD.unsqueeze(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """Of one part of a layer, by token. gives: of what it makes for each stream; mixes: [T, m, m], from and to; taken:
+    what it takes of all streams, float32 [T, D]."""
+
+    gives_Tm: Tensor
+    mixes_Tmm: Tensor
+    taken_TD: Tensor
+
+    def at(self, rows_R: Tensor | None) -> Weights:
+        """Those of these tokens; None: of all."""
+        if rows_R is None:
+            return self
+        parts = self.gives_Tm, self.mixes_Tmm, self.taken_TD
+        gives, mixes, taken = (part[rows_R] for part in parts)
+        return Weights(gives_Tm=gives, mixes_Tmm=mixes, taken_TD=taken)
+
+    def mixed(self, x_TmD: Tensor) -> Tensor:
+        """The streams, mixed: float32 [T, m, D]."""
+        return self.mixes_Tmm.transpose(1, 2) @ x_TmD
+
+    def pending(self, x_TmD: Tensor) -> Tensor:
+        """Rows between layers, of a part that has not made anything yet: float32 [T, X]."""
+        return torch.cat([self.mixed(x_TmD).flatten(1), self.gives_Tm], dim=1)
+
+    def closed(self, x_TmD: Tensor, made_TD: Tensor) -> Tensor:
+        """The streams behind a part: float32 [T, m, D]."""
+        return self.mixed(x_TmD) + self.gives_Tm.unsqueeze(2) * made_TD.unsqueeze(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Streams:
+    """Of a layer with two parts: what looks at other tokens, then what every token goes through alone."""
+
+    mixer: Mixing
+    ffn: Mixing
+    count: int
+    rounds: int
+    eps: float
+    norm_eps: float
+
+    def weigh(self, ops: Ops, part: Mixing, x_TmD: Tensor) -> Weights:
+        """A part's weights of these streams, in float32."""
+        m, flat_TC = self.count, x_TmD.flatten(1)
+        normed_TC = flat_TC * torch.rsqrt(flat_TC.square().mean(1, keepdim=True) + self.norm_eps)
+        products = ops.linear(normed_TC.contiguous(), part.fn).split([m, m, m * m], dim=1)
+        takes, gives, mixes = (
+            one * scale + base
+            for one, scale, base in zip(products, part.scale, part.base.split([m, m, m * m]), strict=True)
+        )
+        takes_Tm = takes.sigmoid() + self.eps
+        return Weights(
+            gives_Tm=2 * gives.sigmoid(),
+            mixes_Tmm=balanced(mixes.unflatten(1, (m, m)).softmax(2) + self.eps, self.rounds, self.eps),
+            taken_TD=(takes_Tm.unsqueeze(2) * x_TmD).sum(1),
+        )
+
+
+def balanced(x_Tmm: Tensor, rounds: int, eps: float) -> Tensor:
+    """Columns, then rows and columns by turns divided by their sums, until columns were so often: Sinkhorn and Knopp's
+    way to a matrix whose rows and columns all have a sum of 1."""
+    x_Tmm = x_Tmm / (x_Tmm.sum(1, keepdim=True) + eps)
+    for _ in range(rounds - 1):
+        x_Tmm = x_Tmm / (x_Tmm.sum(2, keepdim=True) + eps)
+        x_Tmm = x_Tmm / (x_Tmm.sum(1, keepdim=True) + eps)
+    return x_Tmm
