@@ -62,7 +62,7 @@ def test_all_layers_at_once_are_their_ops(variant: str, checkpoints: Checkpoints
         (
             "glm5_next",
             {"indexer_types": ["full"] * 3 + ["shared"] * 2},
-            "indexer_types is ..shared.., supported is full",
+            "indexer_types is .shared., supported is full",
         ),
         ("glm5_next", {"linear_lower_bound": 1.0}, "linear_lower_bound is 1.0, supported is a number below 0"),
         ("glm5_next", {"layer_types": ["linear_attention"] * 4}, "layer_types is .*, supported is a list of 5 times"),
@@ -104,11 +104,13 @@ def test_a_context_of_few_blocks_is_seen_as_a_whole(checkpoints: Checkpoints, tm
     assert apart[100:].max() > 1e-3
 
 
-def test_long_prompts_of_blocks(checkpoints: Checkpoints, oracle: Oracle) -> None:
-    for variant in ("minimax_m3_vl_text", "minimax_m3_vl_text-one", "glm5_next", "glm5_next-free"):
-        with load(checkpoints(variant), prefill_chunk=48) as llm:
-            found = llm.logits(prompt(200))
-        assert (found - tiny.oracle_logits(oracle(variant), prompt(200))).abs().max() < 1e-4
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_long_prompts(variant: str, checkpoints: Checkpoints, oracle: Oracle) -> None:
+    """Of which few keys are seen."""
+    with load(checkpoints(variant), prefill_chunk=48) as llm:
+        found = llm.logits(prompt(200))
+    apart = (found - tiny.oracle_logits(oracle(variant), prompt(200))).abs().max()
+    assert apart < (2e-4 if variant.startswith("glm5") else 1e-4)
 
 
 def test_what_mixes_streams_is_balanced() -> None:
