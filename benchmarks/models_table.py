@@ -29,7 +29,6 @@ OTHERS = {
 MISSING = {
     "deepseek_v4": "compressed attention, several residual streams",
     "kimi_k3": "Kimi delta attention, experts on a narrower latent",
-    "qwen4_exp": "several residual streams, a table of n-grams, the indexer",
 }
 HEAD = """# Models
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from .blocks.cache_rows import Rows
 from .packed import ExpertBank, Matrix, Mlp, Stacked, Tail
 from .recipes import GroupScore, Scoring
+from .residual.gated import GatedStreams
 from .residual.streams import Streams, added
 
 if TYPE_CHECKING:
@@ -62,7 +63,8 @@ class Block(ABC):
     router_norm: Tensor | None = None  # float32 [D], of the residual sum before the router; None: it sees `post_norm`'s
     pre_bias: Tensor | None = None  # float32 [D]; with a bias a norm is a LayerNorm, without one an RMSNorm
     post_bias: Tensor | None = None
-    streams: Streams | None = None  # several: x is then rows of `residual/streams.py`
+    streams: Streams | GatedStreams | None = None  # several: x is then rows of `residual/streams.py`
+    grams: Beside | None = None  # what is added to the streams before the layer
     native: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)  # what a backend keeps of it
 
     @property
@@ -74,6 +76,13 @@ class Block(ABC):
     def mix(self, ops: Ops, h_TD: Tensor, places: Places, wanted: bool) -> Tensor | None:
         """What goes into `o` of normed tokens, float32 [T, o.cols], their keys and values (or states) kept. Not
         wanted: these are kept alone."""
+
+
+class Beside(Protocol):
+    """What makes something of tokens for each stream; see `grams/grams.py`."""
+
+    def made(self, ops: Ops, x_TmD: Tensor, places: Places) -> Tensor:
+        """float32 [T, m, D]; `Places.chosen` has the tokens."""
 
 
 class BlockChoice(Protocol):
@@ -145,8 +154,9 @@ class AttentionBlock(Block):
         batch = pages.tables_SM, places.starts_S1, places.contexts_S
         q_TNd = qk_THd[:, : self.heads]
         if self.blocks is not None and int(places.contexts_S.max()) > self.blocks.seen:
-            return self.blocks.attend(ops, h_TD, q_TNd, *caches, places, self.scale).flatten(1)
-        a_TN = ops.attention(q_TNd, *caches, *batch, self.scale, self.window, self.sinks_N, self.chunk).flatten(1)
+            a_TN = self.blocks.attend(ops, h_TD, q_TNd, *caches, places, self.scale).flatten(1)
+        else:
+            a_TN = ops.attention(q_TNd, *caches, *batch, self.scale, self.window, self.sinks_N, self.chunk).flatten(1)
         if self.gate is not None:
             (ops.softplus_mul_ if self.soft else ops.sigmoid_mul_)(a_TN, ops.linear(h_TD, self.gate))
         return a_TN
@@ -289,23 +299,31 @@ def compose(
 
 
 def _compose_streams(
-    ops: Ops, x_TX: Tensor, update_TD: Tensor | None, block: Block, by: Streams, places: Places, rows_R: Tensor | None
+    ops: Ops,
+    x_TX: Tensor,
+    update_TD: Tensor | None,
+    block: Block,
+    by: Streams | GatedStreams,
+    places: Places,
+    rows_R: Tensor | None,
 ) -> tuple[Tensor, Tensor, Choice | None]:
     """The same with several residual streams: x is [T, X]."""
     assert block.o is not None, "streams of a layer without a mixer"
     assert block.post_norm is not None, "streams of a layer that ends with its mixer"
     goes_on = rows_R is None or len(rows_R) > 0
     x_TmD = added(x_TX, update_TD, by.count)
-    weights = by.weigh(ops, by.mixer, x_TmD)
-    h_TD = ops.rmsnorm(weights.taken_TD, block.pre_norm, block.eps)
+    if block.grams is not None:
+        x_TmD = x_TmD + block.grams.made(ops, x_TmD, places)
+    weights = by.before_mixer(ops, x_TmD, block.pre_norm)
+    h_TD = weights.taken_TD
     a_TN = block.mix(ops, h_TD, places, wanted=goes_on)
     if a_TN is None or not goes_on:
         return x_TX[:0], h_TD[:0], None
     if rows_R is not None:
         a_TN, x_TmD, weights = a_TN[rows_R], x_TmD[rows_R], weights.at(rows_R)
     x_TmD = weights.closed(x_TmD, ops.linear(a_TN, block.o, block.o_bias))
-    weights = by.weigh(ops, by.ffn, x_TmD)
-    h_TD = ops.rmsnorm(weights.taken_TD, block.post_norm, block.eps)
+    weights = by.before_ffn(ops, x_TmD, block.post_norm)
+    h_TD = weights.taken_TD
     choice = None if block.router is None else ops.route(h_TD, block.router)
     return weights.pending(x_TmD), h_TD, choice
 

@@ -153,6 +153,15 @@ class Mlp:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GatedMixing:
+    """The gates of a part of a layer on `m` residual streams, float32; see `residual/gated.py`."""
+
+    down: Matrix  # [rank, m D]
+    up: Matrix  # [m D, rank]
+    inject: Matrix | None  # [m, m D]; None: nothing is given back
+
+
+@dataclass(frozen=True, kw_only=True)
 class Mixing:
     """What a part of a layer makes the weights of `m` residual streams with; see `residual/streams.py`."""
 

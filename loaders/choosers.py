@@ -6,11 +6,30 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
+class RunIndexerSpec:
+    """What chooses the keys that grouped-query attention sees, run by run, the same for all heads: `heads` queries of
+    `dim`, behind an RMSNorm and rotated, and one key of `dim` in the cache. A run of `pool` keys has their mean, behind
+    an RMSNorm and rotated as its first; it scores the sum over heads of its products above 0. The best are seen, and
+    the keys behind the last whole run: `top` of all."""
+
+    heads: int
+    dim: int
+    top: int
+    pool: int
+
+    @property
+    def keys(self) -> int:
+        """The longest context that is seen as a whole."""
+        return self.top
+
+
+@dataclass(frozen=True, kw_only=True)
 class BlockIndexerSpec:
     """What chooses the keys that grouped-query attention sees, block by block: for each head of keys a query of `dim`,
     one key of `dim` in the cache, both with an RMSNorm and rotated as the layer's own. A block of `size` keys scores
     the largest product of one of them; the `top` best are seen, of which the `local` last ones always are."""
 
+    heads: int  # those of keys
     dim: int
     size: int
     top: int

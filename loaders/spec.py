@@ -14,13 +14,14 @@ from functools import cached_property
 from typing import Literal
 
 from ..kernels.recipes import SWIGLU, Activation, GroupScore, Scoring
-from .choosers import BlockIndexerSpec, IndexerSpec
+from .choosers import BlockIndexerSpec, IndexerSpec, RunIndexerSpec
+from .grams import GramsSpec
 from .recurrences import ConvSpec, DeltaSpec, Recurrent, SpaceSpec
 
 __all__ = [
-    "NO_ROPE", "AttentionSpec", "BlockIndexerSpec", "ConvSpec", "DeltaSpec", "DenseSpec", "IndexerSpec", "LatentSpec",
-    "LayerSpec", "MixerSpec", "ModelSpec", "MoeSpec", "QkNorm", "Recurrent", "RopeKind", "RopeSpec", "SpaceSpec",
-    "StreamsSpec",
+    "NO_ROPE", "AttentionSpec", "BlockIndexerSpec", "ConvSpec", "DeltaSpec", "DenseSpec", "GatedStreamsSpec",
+    "GramsSpec", "IndexerSpec", "LatentSpec", "LayerSpec", "MixerSpec", "ModelSpec", "MoeSpec", "QkNorm", "Recurrent",
+    "RopeKind", "RopeSpec", "RunIndexerSpec", "SpaceSpec", "StreamsSpec",
 ]  # fmt: skip
 
 QkNorm = Literal["none", "head", "full", "plain"]
@@ -100,7 +101,7 @@ class AttentionSpec:
     own_values: bool = True
     narrow: int | None = None
     v_scale: float = 1.0
-    blocks: BlockIndexerSpec | None = None
+    blocks: BlockIndexerSpec | RunIndexerSpec | None = None
 
     @property
     def v_dim(self) -> int:
@@ -291,6 +292,7 @@ class LayerSpec:
     mixer: MixerSpec | None
     ffn: DenseSpec | MoeSpec | None
     own_norms: bool = False
+    grams: GramsSpec | None = None  # what its tokens' runs have in a table is added before it
 
     @property
     def is_moe(self) -> bool:
@@ -305,6 +307,15 @@ class StreamsSpec:
     count: int
     rounds: int
     eps: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatedStreamsSpec:
+    """Several residual streams that are not mixed: a part takes of each what gates of a lower rank let through. See
+    `kernels/residual/gated.py`."""
+
+    count: int
+    rank: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -324,7 +335,7 @@ class ModelSpec:
     layernorms: bool = False  # norms of the residual stream are LayerNorms, with a bias
     head_bias: bool = False
     logits_cap: float | None = None  # logits become cap * tanh(logits / cap)
-    streams: StreamsSpec | None = None
+    streams: StreamsSpec | GatedStreamsSpec | None = None
     eos_ids: tuple[int, ...] = ()
 
     @cached_property
@@ -364,4 +375,14 @@ class ModelSpec:
     @property
     def state_elements(self) -> int:
         """float32 elements of recurrent state that one sequence keeps over all layers."""
-        return sum(mixer.state for mixer in self.mixers)
+        return sum(mixer.state for mixer in self.mixers) + sum(map(self.grams_state, self.layers))
+
+    def grams_state(self, layer: LayerSpec) -> int:
+        """Of them, those of a layer's runs of tokens: the last inputs of its convolution, and the last tokens."""
+        it = layer.grams
+        return 0 if it is None or self.streams is None else self.streams.count * self.hidden * it.past + it.size - 1
+
+    @property
+    def norm_size(self) -> int:
+        """Weights of a norm of the residual stream; of gated streams, all of them have their own."""
+        return self.hidden * (self.streams.count if isinstance(self.streams, GatedStreamsSpec) else 1)

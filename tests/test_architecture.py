@@ -27,10 +27,10 @@ PUBLIC = {
 ROOMS = {
     "engine": "units writable placement policies coerce option config devices ledger bandwidth_model experts traces "
     "planning model cuda_graphs generation speculation memory measure core llm bench server terminal",
-    "loaders": "regular files memory recurrences choosers spec families architecture gguf quants hub model_source "
-    "quantised weights gguf_weights tokens",
+    "loaders": "regular files memory recurrences choosers grams spec families architecture gguf quants hub "
+    "model_source quantised weights gguf_weights tokens",
     "kernels": "_cpu scratch recipes formats blocks isa limits context packed residual decoder_layer sparse mixers "
-    "recurrent reference cpu gpu cases",
+    "grams recurrent reference cpu gpu cases",
 }
 MOST_FILES, MOST_LINES, MOST_OF_A_FUNCTION = 12, 400, 50
 
@@ -91,7 +91,7 @@ def test_loaders_take_only_packed_weights_from_kernels() -> None:
                     "FORMATS", "ExpertBank", "ExpertLayout", "Format", "Matrix", "Mlp", "Ops", "FORMAT_OF_DTYPE",
                     "limits", "blocks", "FILE_BLOCKS", "PARTS", "Part", "Stacked", "BLOCK", "Activation",
                     "GroupScore", "SWIGLU", "GEGLU", "SQUARED_RELU", "Scoring", "Tail",
-                    "Mixing",
+                    "GatedMixing", "Mixing",
                 }  # fmt: skip
 
 

@@ -34,6 +34,7 @@ def _missing(spec: ModelSpec) -> list[str]:
             isinstance(one, LatentSpec) and one.by_logs for one in spec.mixers
         ),
         "several residual streams": spec.streams is not None,
+        "tables of runs of tokens": any(layer.grams for layer in spec.layers),
         "decays by key": any(isinstance(one, DeltaSpec) and one.by_key for one in spec.mixers),
         "convolutions between gates": any(isinstance(one, ConvSpec) for one in spec.mixers),
         "state spaces": any(isinstance(one, SpaceSpec) for one in spec.mixers),

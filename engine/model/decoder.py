@@ -17,12 +17,14 @@ from torch import Tensor
 
 from ...kernels import Ops
 from ...kernels.decoder_layer import Choice, Layer, Stack, Tally, added_and_normed, beside, finish_, mlp
-from ...kernels.residual.streams import closed, opened
+from ...kernels.grams.grams import TOKENS
+from ...kernels.residual.gated import weigh
+from ...kernels.residual.streams import added, closed, opened
 from ...loaders.spec import ModelSpec
 from ...loaders.weights.model_weights import ModelWeights
 from ..experts.backend import Chosen, CpuExperts, ExpertBackend
-from ..ledger.pass_bytes import EXPERTS, dense_sizes
-from ..ledger.passes import CPU_DRAM, Bytes, LayerWork, add_bytes
+from ..ledger.pass_bytes import DENSE, EXPERTS, dense_sizes
+from ..ledger.passes import CPU_DRAM, DISK, Bytes, LayerWork, add_bytes
 from .batch import Inputs
 from .inputs import DeviceInputs
 from .kv_cache import KVCache
@@ -74,6 +76,8 @@ class Decoder:
     def forward(self, inputs: Inputs, tally: Tally | None = None) -> Output:
         """Runs the new tokens through all layers, writing their keys and values. tally: takes in who chose which
         expert, where all layers are one call."""
+        if self.weights.tables:
+            inputs.places.chosen[TOKENS] = inputs.ids_T
         entered, read = self.enter(inputs)
         inputs = self.device_inputs.take(entered)
         if self.choose is None and isinstance(self.experts, CpuExperts):
@@ -87,7 +91,12 @@ class Decoder:
         """What a pass does before its device has a part: looks up embedding rows that lie elsewhere. Besides, what the
         pass will read and send, but for experts."""
         inputs = self.device_inputs.look_up(self.weights.embed, inputs, self.spec.embedding_scale)
-        return inputs, self.device_inputs.bytes_of(inputs, self.sizes, self.cache.sizes)
+        read = self.device_inputs.bytes_of(inputs, self.sizes, self.cache.sizes)
+        for layer, table in self.weights.tables.items():
+            grams = self.spec.layers[layer].grams
+            assert grams is not None, "a table of a layer without runs of tokens"
+            add_bytes(read, {DISK: {DENSE: len(inputs.ids_T) * grams.all_heads * table.row_bytes}})
+        return inputs, read
 
     def run(self, inputs: Inputs, experts: ExpertBackend) -> Tensor:
         """The rest of a pass, of inputs on the device: logits. It asks for no value of a tensor, so that it can be
@@ -150,6 +159,9 @@ class Decoder:
         norm = weights.final_norm, weights.final_norm_bias, spec.norm_eps
         if spec.streams is None:
             h_TD = added_and_normed(ops, x_TD, update_TD, *norm, spec.residual_scale)
+        elif weights.last_mixing is not None:
+            x_TmD = added(x_TD, update_TD, spec.streams.count)
+            h_TD = weigh(ops, weights.last_mixing, x_TmD, weights.final_norm, spec.norm_eps).taken_TD
         else:
             h_TD = ops.rmsnorm(closed(x_TD, update_TD, spec.streams.count), weights.final_norm, spec.norm_eps)
         logits = ops.linear(h_TD, weights.head, weights.head_bias)

@@ -24,7 +24,7 @@ from torch import Tensor
 from ...kernels.blocks import cache_rows
 from ...kernels.blocks.cache_rows import Rows
 from ...kernels.formats import KVFormat
-from ...loaders.spec import AttentionSpec, ConvSpec, LatentSpec, MixerSpec, ModelSpec, SpaceSpec
+from ...loaders.spec import AttentionSpec, ConvSpec, LatentSpec, LayerSpec, MixerSpec, ModelSpec, SpaceSpec
 from ..ledger.pass_bytes import cache_sizes
 from ..ledger.windows import PAGE as PAGE
 from ..ledger.windows import Window, window_of
@@ -124,7 +124,14 @@ class KVCache:
             heads = mixer.heads if isinstance(mixer, SpaceSpec) else mixer.v_heads
             return States(inputs, torch.zeros((slots, heads, mixer.k_dim, mixer.v_dim), device=place))
 
+        def grams(one: LayerSpec) -> States | None:
+            if one.grams is None:
+                return None
+            inputs = torch.zeros((slots, spec.norm_size, one.grams.past), device=place)
+            return States(inputs, torch.zeros((slots, one.grams.size - 1), device=place))
+
         self.layers = [layer(one.mixer) for one in spec.layers]
+        self.grams = [grams(one) for one in spec.layers]
 
     def page_parts(self, page: int, kind: int = 0) -> list[Tensor]:
         """What a page holds of every layer of a kind, each contiguous: views."""
@@ -137,14 +144,17 @@ class KVCache:
 
     def state_parts(self, slot: int) -> list[Tensor]:
         """The recurrent state in a slot, of every layer that has one: views."""
-        return [one[slot] for layer in self.layers if isinstance(layer, States) for one in layer.parts]
+        return [one[slot] for layer in self._states() for one in layer.parts]
 
     def copy_state(self, slot: int, to: int) -> None:
         """Copies the recurrent state of a slot into another one, in every layer that has such."""
-        for layer in self.layers:
-            if isinstance(layer, States):
-                for one in layer.parts:
-                    one[to] = one[slot]
+        for layer in self._states():
+            for one in layer.parts:
+                one[to] = one[slot]
+
+    def _states(self) -> list[States]:
+        """Of mixers, then of runs of tokens."""
+        return [layer for layer in (*self.layers, *self.grams) if isinstance(layer, States)]
 
 
 class PageTable:

@@ -13,8 +13,6 @@ from torch import Tensor
 from ...kernels.decoder_layer import AttentionBlock, Block, FeedBlock, Layer, Router, Stack
 from ...kernels.mixers import ConvBlock, DeltaBlock, LatentBlock, SpaceBlock
 from ...kernels.packed import ExpertBank
-from ...kernels.residual.streams import Streams
-from ...kernels.sparse.blocks import BlockIndexer
 from ...kernels.sparse.indexer import Indexer
 from ...kernels.sparse.log_positions import ByLogs
 from ...kernels.sparse.pools import Pools
@@ -43,6 +41,7 @@ from ...loaders.weights.mixers import (
 from ...loaders.weights.model_weights import LayerWeights, ModelWeights
 from . import rope
 from .kv_cache import KeysAndValues, KVCache, Latents, LayerCache, States
+from .prepared import grams
 
 Turns = tuple[Tensor, Tensor]  # cos and sin
 INDEX_EPS = 1e-6  # of the LayerNorm of an indexer's keys, in every model
@@ -60,6 +59,9 @@ def make_stack(
     host or not."""
     shared = _shared(spec, weights.turns, max_context, put)
     layers = [_layer(spec, *one, shared) for one in zip(spec.layers, weights.layers, cache.layers, strict=True)]
+    for i, table in weights.tables.items():
+        block = replace(layers[i].block, grams=grams.prepared(spec, i, weights.layers[i], cache.grams[i], table))
+        layers[i] = replace(layers[i], block=block)
     return Stack(layers=tuple(layers if is_host else map(_on_latents_alone, layers)))
 
 
@@ -109,7 +111,7 @@ def _layer(
         "residual_scale": spec.residual_scale,
         "out_norm": weights.out_norm,
         "router_norm": weights.router_norm,
-        "streams": _streams(spec, weights),
+        "streams": grams.streams(spec, weights),
         "router": None if not isinstance(layer.ffn, MoeSpec) else _router(layer.ffn, weights),
     }
     if layer.mixer is None or weights.mixer is None:
@@ -117,15 +119,6 @@ def _layer(
     else:
         block = _block(layer.mixer, weights.mixer, cache, shared, common)
     return Layer(block=block, bank=bank, mlp=weights.mlp, shared_gate=weights.shared_gate, tail=weights.tail)
-
-
-def _streams(spec: ModelSpec, weights: LayerWeights) -> Streams | None:
-    if spec.streams is None or weights.mixer_mixing is None or weights.ffn_mixing is None:
-        return None
-    return Streams(
-        mixer=weights.mixer_mixing, ffn=weights.ffn_mixing, count=spec.streams.count, rounds=spec.streams.rounds,
-        eps=spec.streams.eps, norm_eps=spec.norm_eps,
-    )  # fmt: skip
 
 
 def _router(moe: MoeSpec, weights: LayerWeights) -> Router:
@@ -169,24 +162,8 @@ def _attention(
         soft=mixer.soft_gate,
         shared=not mixer.own_values, v_scale=mixer.v_scale,
         first=shared.turns[mixer.rope] if mixer.norms_last else None,
-        blocks=_blocks(mixer, it, cache, shared.turns[mixer.rope], common["eps"]),
+        blocks=grams.blocks(mixer, it, cache, shared.turns[mixer.rope], common["eps"]),
         temperature_P=shared.temperatures.get(mixer.temperature), **common,
-    )  # fmt: skip
-
-
-def _blocks(
-    mixer: AttentionSpec, it: AttentionWeights, cache: KeysAndValues, turns: Turns, eps: float
-) -> BlockIndexer | None:
-    """None: the layer sees every key."""
-    if mixer.blocks is None:
-        return None
-    assert it.block_q is not None
-    assert it.block_k is not None
-    assert it.block_q_norm is not None
-    assert it.block_k_norm is not None
-    return BlockIndexer(
-        q=it.block_q, k=it.block_k, q_norm_e=it.block_q_norm, k_norm_e=it.block_k_norm, eps=eps, keys_P1Be=cache.index,
-        cos_Pr=turns[0], sin_Pr=turns[1], size=mixer.blocks.size, top=mixer.blocks.top, local=mixer.blocks.local,
     )  # fmt: skip
 
 

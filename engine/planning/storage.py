@@ -116,8 +116,8 @@ def computed(model: Architecture, quant: Quant) -> Storage:
     place, outside = beside(model), [ByFormat.of([(F32.name, 4 * model.hidden)])]
     groups["norms"] += 4 * model.hidden
     table = model.head if model.tied_head else model.embedding
-    held = [*model.lookup, *([] if model.tied_head else [model.embedding])]
-    for part in (*model.extra, model.head, *held):
+    held = [] if model.tied_head else [model.embedding]
+    for part in (*model.extra, model.head, *model.lookup, *held):
         groups[part.group] += quant.stored_bytes(part, place)
     outside += [quant.in_memory(part, place) for part in model.extra]
     head = quant.in_memory(model.head, place)

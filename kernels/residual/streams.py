@@ -40,24 +40,23 @@ def added(x_TX: Tensor, update_TD: Tensor | None, count: int) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """Of one part of a layer, by token. gives: of what it makes for each stream; mixes: [T, m, m], from and to; taken:
-    what it takes of all streams, float32 [T, D]."""
+    """Of one part of a layer, by token. gives: of what it makes for each stream; mixes: [T, m, m], from and to, None:
+    each stream stays as it is; taken: what it takes of all streams, normed, float32 [T, D]."""
 
     gives_Tm: Tensor
-    mixes_Tmm: Tensor
+    mixes_Tmm: Tensor | None
     taken_TD: Tensor
 
     def at(self, rows_R: Tensor | None) -> Weights:
         """Those of these tokens; None: of all."""
         if rows_R is None:
             return self
-        parts = self.gives_Tm, self.mixes_Tmm, self.taken_TD
-        gives, mixes, taken = (part[rows_R] for part in parts)
-        return Weights(gives_Tm=gives, mixes_Tmm=mixes, taken_TD=taken)
+        mixes = None if self.mixes_Tmm is None else self.mixes_Tmm[rows_R]
+        return Weights(gives_Tm=self.gives_Tm[rows_R], mixes_Tmm=mixes, taken_TD=self.taken_TD[rows_R])
 
     def mixed(self, x_TmD: Tensor) -> Tensor:
         """The streams, mixed: float32 [T, m, D]."""
-        return self.mixes_Tmm.transpose(1, 2) @ x_TmD
+        return x_TmD if self.mixes_Tmm is None else self.mixes_Tmm.transpose(1, 2) @ x_TmD
 
     def pending(self, x_TmD: Tensor) -> Tensor:
         """Rows between layers, of a part that has not made anything yet: float32 [T, X]."""
@@ -79,8 +78,16 @@ class Streams:
     eps: float
     norm_eps: float
 
-    def weigh(self, ops: Ops, part: Mixing, x_TmD: Tensor) -> Weights:
-        """A part's weights of these streams, in float32."""
+    def before_mixer(self, ops: Ops, x_TmD: Tensor, norm_D: Tensor) -> Weights:
+        """What the mixer has to do with these streams."""
+        return self._weigh(ops, self.mixer, x_TmD, norm_D)
+
+    def before_ffn(self, ops: Ops, x_TmD: Tensor, norm_D: Tensor) -> Weights:
+        """What the other part has to do with them."""
+        return self._weigh(ops, self.ffn, x_TmD, norm_D)
+
+    def _weigh(self, ops: Ops, part: Mixing, x_TmD: Tensor, norm_D: Tensor) -> Weights:
+        """A part's weights of these streams, in float32. norm: of what it takes."""
         m, flat_TC = self.count, x_TmD.flatten(1)
         normed_TC = flat_TC * torch.rsqrt(flat_TC.square().mean(1, keepdim=True) + self.norm_eps)
         products = ops.linear(normed_TC.contiguous(), part.fn).split([m, m, m * m], dim=1)
@@ -92,7 +99,7 @@ class Streams:
         return Weights(
             gives_Tm=2 * gives.sigmoid(),
             mixes_Tmm=balanced(mixes.unflatten(1, (m, m)).softmax(2) + self.eps, self.rounds, self.eps),
-            taken_TD=(takes_Tm.unsqueeze(2) * x_TmD).sum(1),
+            taken_TD=ops.rmsnorm((takes_Tm.unsqueeze(2) * x_TmD).sum(1), norm_D, self.norm_eps),
         )
 
 

@@ -54,13 +54,17 @@ def choose_runs(
             at_T = torch.arange(some.start, some.stop) + context - last
             products = torch.einsum("tje,re->tjr", q_TJe[some], keys_Re).clamp(min=0)
             scores = torch.einsum("tj,tjr->tr", weights_TJ[some], products)
-            places = _seen(scores, at_T, top, n)
-            slots = pages[places.clamp(min=0) // page] * page + places.clamp(min=0) % page
-            found[some] = slots.masked_fill(places < 0, -1).to(torch.int32)
+            found[some] = slots_of(seen_runs(scores, at_T, top, n), pages, page)
     return found
 
 
-def _seen(scores_TR: Tensor, at_T: Tensor, top: int, n: int) -> Tensor:
+def slots_of(places_TO: Tensor, pages_M: Tensor, page: int) -> Tensor:
+    """Where keys at these positions of a sequence lie: int32, -1 where there is none."""
+    there = places_TO.clamp(min=0)
+    return (pages_M[there // page] * page + there % page).masked_fill(places_TO < 0, -1).to(torch.int32)
+
+
+def seen_runs(scores_TR: Tensor, at_T: Tensor, top: int, n: int) -> Tensor:
     """Positions that tokens at these positions see, in order: int64 [T, top], -1 behind the last."""
     runs = scores_TR.shape[1]
     whole = torch.arange(runs) * n + n - 1 <= at_T.unsqueeze(1)

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..families.config_reader import ConfigReader
 from ..families.keys import MAX_EXPERTS, MAX_LAYERS
-from .architecture import Architecture, Experts, Layer, Mixer, Part, mlp, router, vector
+from .architecture import Architecture, Experts, Layer, Mixer, Part, matrix, mlp, router, vector
 
 CONTEXT = (
     "max_position_embeddings",
@@ -208,3 +208,21 @@ def hyper_connections(hidden: int, streams: int) -> tuple[Part, ...]:
     """mHC: the mixing of `streams` residual streams before and after one part of a layer."""
     rows = (2 + streams) * streams
     return (Part("norms", rows, streams * hidden, plain=True), vector(rows + 3))
+
+
+def gated_connection(hidden: int, streams: int, rank: int) -> tuple[Part, ...]:
+    """Gated streams before one part of a layer, their norm with them."""
+    wide = streams * hidden
+    low = Part("norms", rank, wide, plain=True), Part("norms", wide, rank, plain=True)
+    return (vector(wide), *low, Part("norms", streams, wide, plain=True))
+
+
+def last_connection(hidden: int, streams: int, rank: int) -> tuple[Part, ...]:
+    """Behind the last layer, less the norm that every model has there."""
+    return (vector((streams - 1) * hidden), *gated_connection(hidden, streams, rank)[1:3])
+
+
+def grams_parts(hidden: int, streams: int, width: int, taps: int) -> tuple[Part, ...]:
+    """What is made of a table's rows for runs of tokens."""
+    wide = streams * hidden
+    return (matrix(wide, width), matrix(hidden, width), vector(wide * (3 + taps)))

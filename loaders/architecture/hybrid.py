@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from ..families import FAMILIES
 from ..families import glm5_next as glm5
+from ..families import qwen4_exp as qwen4
 from ..families.config_reader import ConfigReader
-from .architecture import Architecture, Layer, Mixer, Part, matrix, vector
+from ..grams import GramsSpec
+from .architecture import Architecture, Layer, Mixer, Part, vector
 from .common import (
     Feed,
     alternate,
@@ -14,9 +17,12 @@ from .common import (
     dense,
     dense_by_step,
     flag,
+    gated_connection,
+    grams_parts,
     head_dim,
     hyper_connections,
     kv_heads,
+    last_connection,
     layer_count,
     linear_layers,
     routed,
@@ -24,7 +30,7 @@ from .common import (
     whole,
 )
 from .latent import latent, latent_feeds, read_indexer
-from .mixers import gated_deltanet, gqa, kimi_delta, mamba2, short_conv
+from .mixers import Indexer, gated_deltanet, gqa, kimi_delta, mamba2, short_conv, with_blocks
 
 LINEAR, FULL = ("linear_attention",), ("full_attention", "indexed_attention")
 
@@ -195,32 +201,40 @@ def kimi_k3(c: ConfigReader) -> Architecture:
 
 
 def qwen4_exp(c: ConfigReader) -> Architecture:
-    """Qwen3.8-Flash-Next: as Qwen3-Next with low-rank mixing of residual streams, an indexer in the full layers and a
-    table of n-grams of which each token reads a few rows."""
-    base = qwen_next(c)
-    hidden, streams, rank = c.integer("hidden_size"), c.integer("hc_count"), c.integer("hc_lowrank")
-    wide = streams * hidden
-    mix = (vector(wide), Part("norms", rank, wide, plain=True), Part("norms", wide, rank, plain=True))
-    connection = (*mix, Part("norms", streams, wide, plain=True))
-    layers = list(base.layers)
-    for i, layer in enumerate(layers):
-        layers[i] = replace(layer, parts=(*layer.parts, *connection, *connection, *_index(c, layer)))
-    tables: tuple[Part, ...] = ()
-    size = c.integer("ple_embed_dim")
-    for i in c.require("ple_layer_ids"):
-        heads = (c.integer("ngram_size") - 1) * c.integer("heads_per_ngram")
-        # Rows are the primes above this base, a share of them no wider than the rounding of the sum.
-        tables += (Part("tables", heads * c.integer("ngram_vocab_size_base"), size // heads),)
-        taps = c.integer("ple_conv_kernel_size")
-        around = (matrix(wide, size), matrix(hidden, size), vector(wide * (3 + taps)))
-        layers[i] = replace(layers[i], parts=layers[i].parts + around)
-    return replace(base, layers=tuple(layers), extra=mix, lookup=tables)
+    """Qwen3.8-Flash-Next: as Qwen3.5 with gated residual streams, an indexer in the full layers, and tables of runs of
+    tokens of which each token reads a few rows."""
+    c.values = qwen4.todays(c)
+    base, hidden, streams, rank = qwen_next(c), c.integer("hidden_size"), c.integer("hc_count"), c.integer("hc_lowrank")
+    tables = qwen4.grams(FAMILIES["qwen4_exp"], c, len(base.layers))
+    connection = gated_connection(hidden, streams, rank)
+    layers = [
+        _with_streams(layer, hidden, streams, (*connection, *connection), grams, _chooses(c))
+        for layer, grams in zip(base.layers, tables, strict=True)
+    ]
+    return replace(
+        base, layers=tuple(layers), extra=last_connection(hidden, streams, rank),
+        lookup=tuple(Part("tables", one.rows, one.row) for one in tables if one),
+    )  # fmt: skip
 
 
-def _index(c: ConfigReader, layer: Layer) -> tuple[Part, ...]:
-    """The indexer's projection of a layer that attends, if the config has one."""
-    if layer.mixer is None or layer.mixer.state or c.get("indexer_n_heads") is None:
-        return ()
-    size = c.integer("indexer_head_dim")
-    rows = (c.integer("indexer_n_heads") + c.integer("indexer_kv_heads")) * size
-    return (matrix(rows, c.integer("hidden_size")), vector(2 * size))
+def _chooses(c: ConfigReader) -> Indexer | None:
+    """The indexer of layers of attention, if the config has one."""
+    if c.get("indexer_n_heads") is None:
+        return None
+    top = c.integer("indexer_budget") + c.integer("indexer_compress_ratio") - 1
+    return Indexer(heads=c.integer("indexer_n_heads"), dim=c.integer("indexer_head_dim"), top=top)
+
+
+def _with_streams(
+    layer: Layer, hidden: int, streams: int, norms: tuple[Part, ...], grams: GramsSpec | None, chooses: Indexer | None
+) -> Layer:
+    """A layer of one stream with gated ones in place of its norms."""
+    assert layer.mixer is not None, "a layer without a mixer"
+    rest, mixer = layer.parts[len(layer.mixer.parts) : -2], layer.mixer
+    if not mixer.state and chooses is not None:
+        mixer = with_blocks(mixer, hidden, chooses)
+    more: tuple[Part, ...] = ()
+    if grams is not None:
+        mixer = replace(mixer, state=mixer.state + streams * hidden * grams.past + grams.size - 1)
+        more = grams_parts(hidden, streams, grams.width, grams.taps)
+    return replace(layer, mixer=mixer, parts=(*mixer.parts, *rest, *norms, *more))

@@ -6,9 +6,22 @@ can run has these too. That both say the same is held by a test.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ..families.config_reader import ConfigReader
 from ..families.family import Family, Key
-from ..spec import AttentionSpec, ConvSpec, DenseSpec, LatentSpec, LayerSpec, MixerSpec, ModelSpec, SpaceSpec
+from ..spec import (
+    AttentionSpec,
+    ConvSpec,
+    DenseSpec,
+    GatedStreamsSpec,
+    LatentSpec,
+    LayerSpec,
+    MixerSpec,
+    ModelSpec,
+    SpaceSpec,
+    StreamsSpec,
+)
 from .architecture import Architecture, Experts, Group, Layer, Mixer, Part, mlp, router, vector
 from .common import (
     alternate,
@@ -16,9 +29,12 @@ from .common import (
     dense,
     dense_by_step,
     flag,
+    gated_connection,
+    grams_parts,
     head_dim,
     hyper_connections,
     kv_heads,
+    last_connection,
     layer_count,
     routed,
 )
@@ -31,6 +47,8 @@ def of_spec(spec: ModelSpec) -> Architecture:
     kinds = {layer: _layer(spec, layer) for layer in set(spec.layers)}
     biases = (vector(spec.hidden),) * spec.layernorms + (vector(spec.vocab),) * spec.head_bias
     biases += (vector(spec.learned_turns),) if spec.learned_turns else ()
+    if isinstance(spec.streams, GatedStreamsSpec):
+        biases += last_connection(spec.hidden, spec.streams.count, spec.streams.rank)
     return Architecture(
         family=spec.family,
         vocab=spec.vocab,
@@ -39,6 +57,7 @@ def of_spec(spec: ModelSpec) -> Architecture:
         layers=tuple(kinds[layer] for layer in spec.layers),
         tied_head=spec.tied_head,
         extra=biases,
+        lookup=tuple(Part("tables", one.grams.rows, one.grams.row) for one in spec.layers if one.grams),
     )
 
 
@@ -46,7 +65,9 @@ def _layer(spec: ModelSpec, layer: LayerSpec) -> Layer:
     hidden, ffn = spec.hidden, layer.ffn
     mixer = None if layer.mixer is None else _mixer(hidden, layer.mixer)
     norms = (vector(hidden),) * ((mixer is not None) + (ffn is not None)) * (2 if spec.layernorms else 1)
-    norms += hyper_connections(hidden, spec.streams.count) * 2 if spec.streams else ()
+    norms = _of_streams(spec, layer, norms)
+    if layer.grams and mixer:
+        mixer = replace(mixer, state=mixer.state + spec.grams_state(layer))
     own = () if mixer is None else mixer.parts
     if ffn is None:
         return Layer(mixer=mixer, parts=(*own, *norms), experts=None)
@@ -65,6 +86,18 @@ def _layer(spec: ModelSpec, layer: LayerSpec) -> Layer:
     return Layer(mixer=mixer, parts=(*own, *routing, *shared, *gate, *norms), experts=experts)
 
 
+def _of_streams(spec: ModelSpec, layer: LayerSpec, norms: tuple[Part, ...]) -> tuple[Part, ...]:
+    """The norms of a layer, and what several residual streams have besides, or in their place."""
+    if spec.streams is None:
+        return norms
+    if isinstance(spec.streams, StreamsSpec):
+        return norms + hyper_connections(spec.hidden, spec.streams.count) * 2
+    found = gated_connection(spec.hidden, spec.streams.count, spec.streams.rank) * 2
+    if layer.grams is None:
+        return found
+    return found + grams_parts(spec.hidden, spec.streams.count, layer.grams.width, layer.grams.taps)
+
+
 def _mixer(hidden: int, it: MixerSpec) -> Mixer:
     if isinstance(it, AttentionSpec):
         whole = gqa(
@@ -76,7 +109,7 @@ def _mixer(hidden: int, it: MixerSpec) -> Mixer:
         )  # fmt: skip
         if it.blocks is None:
             return whole
-        return with_blocks(whole, hidden, Indexer(heads=it.kv_heads, dim=it.blocks.dim, top=it.blocks.keys))
+        return with_blocks(whole, hidden, Indexer(heads=it.blocks.heads, dim=it.blocks.dim, top=it.blocks.keys))
     if isinstance(it, LatentSpec):
         rank = it.q_rank or None
         sizes = hidden, it.heads, rank, it.kv_rank, it.nope, it.rope_dim, it.v_dim

@@ -34,6 +34,7 @@ from .phimoe import PHIMOE
 from .qwen2_moe import QWEN2_MOE
 from .qwen3_moe import QWEN3_MOE
 from .qwen3_next import QWEN3_5_MOE, QWEN3_NEXT
+from .qwen4_exp import QWEN4_EXP
 from .spec_reader import read_eos, read_spec
 from .step3p5 import STEP3P5, STEP3P7
 
@@ -46,7 +47,7 @@ FAMILIES: dict[str, Family] = {
         QWEN3_NEXT, QWEN3_5_MOE, GLM4_MOE, MINIMAX_M2, DOTS1, SOLAR_OPEN, HY_V3, ERNIE4_5_MOE, GRANITEMOESHARED,
         EXAONE_MOE, HUNYUAN_V1_MOE, GEMMA4, DEEPSEEK_V32, GLM_MOE_DSA, LLAMA4, PHIMOE, MISTRAL4, KIMI_LINEAR,
         MIMO_V2_FLASH, STEP3P5, STEP3P7, LAGUNA, BAILING_HYBRID, LFM2_MOE, GRANITEMOEHYBRID, NEMOTRON_H,
-        MISTRAL_LARGE4, MINIMAX_M3, GLM5_NEXT,
+        MISTRAL_LARGE4, MINIMAX_M3, GLM5_NEXT, QWEN4_EXP,
     )
 }  # fmt: skip
 

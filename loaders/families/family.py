@@ -129,6 +129,7 @@ class TensorNames:
     sinks: str = "self_attn.sinks"
     block_q: str = "self_attn.index_q_proj.weight"  # these four: of what chooses blocks of keys
     block_k: str = "self_attn.index_k_proj.weight"
+    block_qk: str = ""  # instead of the two
     block_q_norm: str = "self_attn.index_q_norm.weight"
     block_k_norm: str = "self_attn.index_k_norm.weight"
     attn_gate: str | None = None  # of what heads give; None: of each head its rows stand behind those of its queries
@@ -160,6 +161,8 @@ class TensorNames:
     layer_scale: str = "layer_scalar"
     experts_turned: bool = False  # [experts, in, out] instead of [experts, out, in]
     mixings: tuple[str, str] = ("hc_attn_", "hc_ffn_")  # of several streams, before fn, base and scale
+    last_mixing: str = "model.hyper_connection_mixer."  # of gated ones, behind the last layer
+    grams: str = "ple."  # of a table of runs of tokens, and what is made of its rows
     mlp_gate: str = "mlp.gate_proj.weight"
     mlp_up: str = "mlp.up_proj.weight"
     mlp_down: str = "mlp.down_proj.weight"
@@ -257,8 +260,10 @@ class Family:
     indexer: bool = False  # of latent attention, chooses the keys that are seen
     index_neighbours: bool = False  # its rotated dims are pairs (2i, 2i + 1) in checkpoints
     index_shared: bool = False  # some layers see what an earlier one chose
+    has_grams: bool = False  # `ple_layer_ids` have a table of runs of tokens, attention chooses runs of keys
     block_layers: str | None = None  # what `layer_types` calls layers that choose blocks of keys
     streams: tuple[Key, Key, Key] | None = None  # their number, rounds, eps
+    gated_streams: tuple[Key, Key] | None = None  # their number and rank
     runs: bool = False  # the indexer chooses runs of keys, delta rules have a bound if the config says so
     still_layers: bool = False  # `no_rope_layers` have no rotated dims; queries and turns are learned by position
     embedding_scale: Key | Literal["root of hidden"] | None = None

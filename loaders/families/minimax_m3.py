@@ -60,7 +60,7 @@ def _read(config: ConfigReader, attention: AttentionSpec) -> BlockIndexerSpec:
     size = config.integer("index_block_size")
     if size % PAGES:
         raise config.bad("index_block_size", size, f"a multiple of {PAGES}, the tokens of a page of the cache")
-    return BlockIndexerSpec(dim=dim, size=size, top=top, local=local)
+    return BlockIndexerSpec(heads=heads, dim=dim, size=size, top=top, local=local)
 
 
 MINIMAX_M3 = Family(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ..spec import NO_ROPE, AttentionSpec, DeltaSpec, LatentSpec, MixerSpec, RopeSpec, Temperature
-from . import by_kind, chunks, glm5_next, layer_kinds, minimax_m3, one_part, recurrent, window
+from . import by_kind, chunks, glm5_next, layer_kinds, minimax_m3, one_part, qwen4_exp, recurrent, window
 from .config_reader import ConfigReader
 from .family import Family, Key
 from .indexers import with_indexers
@@ -40,7 +40,8 @@ def read_mixers(family: Family, config: ConfigReader, count: int) -> Sequence[Mi
     if family.full_attention:
         return layer_kinds.by_kind(config, attention, count)
     if family.mixer == "delta":
-        return [_read_delta(config) if linear else attention for linear in _linear_layers(config, count)]
+        found = [_read_delta(config) if linear else attention for linear in _linear_layers(config, count)]
+        return qwen4_exp.with_runs(config, found) if family.has_grams else found
     if family.chunked:
         return chunks.in_chunks(config, attention, count)
     if family.windowed:

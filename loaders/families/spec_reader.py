@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...errors import ConfigError
-from ..spec import LayerSpec, MixerSpec, ModelSpec, Recurrent, RopeSpec, StreamsSpec
-from . import one_part, quantisation, said_twice, window
+from ..spec import GatedStreamsSpec, LayerSpec, MixerSpec, ModelSpec, Recurrent, RopeSpec, StreamsSpec
+from . import one_part, quantisation, qwen4_exp, said_twice, window
 from .config_reader import ConfigReader
 from .family import Family
 from .ffn_reader import read_ffns
@@ -40,7 +40,8 @@ def read_spec(family: Family, config: ConfigReader) -> ModelSpec:
         context=context,
         norm_eps=config.number(family.norm_eps),
         layers=tuple(
-            LayerSpec(mixer=mixer, ffn=ffn, own_norms=family.own_norms) for mixer, ffn in zip(mixers, ffns, strict=True)
+            LayerSpec(mixer=mixer, ffn=ffn, own_norms=family.own_norms, grams=grams)
+            for mixer, ffn, grams in zip(mixers, ffns, qwen4_exp.grams(family, config, count), strict=True)
         ),
         tied_head=read_flag(config, family.tied_head),
         embedding_scale=_embedding_scale(family, config),
@@ -58,8 +59,11 @@ def read_spec(family: Family, config: ConfigReader) -> ModelSpec:
     return spec
 
 
-def _streams(family: Family, config: ConfigReader) -> StreamsSpec | None:
+def _streams(family: Family, config: ConfigReader) -> StreamsSpec | GatedStreamsSpec | None:
     """Several residual streams, of families that have such."""
+    if family.gated_streams is not None:
+        number, rank = family.gated_streams
+        return GatedStreamsSpec(count=config.integer(number.name), rank=config.integer(rank.name))
     if family.streams is None:
         return None
     count, rounds, eps = family.streams

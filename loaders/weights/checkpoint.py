@@ -31,6 +31,8 @@ from . import chosen_formats, converted, whole_model
 from .chosen_formats import LoadOptions
 from .mixers.target import Change
 from .model_weights import Formats, ModelWeights, Where, allocate
+from .tables import row_table
+from .tables.row_table import RowTable
 from .targets import Target, targets
 
 CHUNK_BYTES = 32 << 20
@@ -111,6 +113,7 @@ def load_weights(
         remedy = f"{SMALLER}, or leave experts in the file ({ON_DISK})"
         require_memory({"weights": checkpoint.weight_bytes, "KV cache and activations": extra}, remedy, free)
     weights = allocate(checkpoint.spec, checkpoint.formats, where=where)
+    weights.tables.update(_tables(checkpoint))
     if prepare is not None:
         prepare(weights)
     tasks = list(_tasks(checkpoint, weights))
@@ -126,6 +129,13 @@ def load_weights(
     if checkpoint.pairs_of_halves:
         _order_halves(targets(checkpoint.spec, checkpoint.names, weights))
     return weights
+
+
+def _tables(checkpoint: Checkpoint) -> dict[int, RowTable]:
+    """By layer, tables of which rows are read where they lie."""
+    names, entries = checkpoint.names, checkpoint.entries
+    found = row_table.find(checkpoint.directory, entries, checkpoint.spec, names.layer, names.grams)
+    return {layer: RowTable([entries[name] for name in parts]) for layer, parts in found.items()}
 
 
 def _order_halves(wanted: Mapping[str, Target]) -> None:

@@ -144,6 +144,8 @@ def save(source: Path, to: Path, weights: ModelWeights, formats: Formats) -> Non
     check_destination(to)
     if source.is_file():
         raise OptionError(f"cannot convert {source}: a GGUF file holds packed weights already; run it as it is")
+    if weights.tables:
+        raise OptionError(f"cannot convert {source}: its tables of runs of tokens stay in their files; run it as it is")
     if to.exists() and to.samefile(source):
         raise OptionError(f"cannot convert {source} into itself: name another directory")
     try:

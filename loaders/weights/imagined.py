@@ -49,6 +49,11 @@ def imagine(model: str | dict[str, Any], options: LoadOptions, **where: Any) -> 
     config = {key: value for key, value in source.config.items() if key not in PACKED}
     reader = ConfigReader(config, source.name, options.ignore_config_keys)
     found, spec = spec_of(reader, options.experts_per_token)
+    if any(layer.grams for layer in spec.layers):
+        raise ConfigError(
+            f"{source.name} has tables of runs of tokens, which stay in the files of a checkpoint: without one there "
+            "is nothing to read; headrace plan predicts its speed"
+        )
     of_file = source.gguf is not None and source.tensors is not None
     formats = _of_file(source, spec, options) if of_file else _formats(config, found, spec, options)
     return Checkpoint(

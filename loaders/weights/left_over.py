@@ -19,7 +19,7 @@ from ..spec import ModelSpec
 # Made anew here, of no use to a model that runs, or of a cache in 8 bits, which there is not.
 SPARE: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("rotary tables and masks", re.compile(
-        r"(?:^|[._])(?:rotary_emb|rotary_pos_emb|rope)\.|(?:^|\.)(?:rope_freqs|inv_freq|position_ids|masked_bias"
+        r"(?:^|[._])ple_embedding\.(?:layer_multipliers|ngram_heads_\w+)$|(?:^|[._])(?:rotary_emb|rotary_pos_emb|rope)\.|(?:^|\.)(?:rope_freqs|inv_freq|position_ids|masked_bias"
         r"|(?:causal_|attention_)?mask)\b|\.attn\.bias$"
     )),
     ("scales of an 8-bit cache", re.compile(r"\.(?:[qkv]|kv|prob|prob_output)_scale$")),

@@ -17,12 +17,16 @@ from torch import Tensor
 
 from ...kernels import FORMATS, ExpertLayout, Format
 from ...kernels.formats import PARTS, Part
-from ...kernels.packed import ExpertBank, Matrix, Mixing, Mlp, Stacked, Tail
+from ...kernels.packed import ExpertBank, GatedMixing, Matrix, Mixing, Mlp, Stacked, Tail
 from ...kernels.recipes import SWIGLU, Activation
-from ..spec import DenseSpec, ModelSpec, MoeSpec
+from ..spec import DenseSpec, GatedStreamsSpec, ModelSpec, MoeSpec
 from . import mixers
 from .mixers import MixerWeights
 from .mixers.allocator import Allocator, FormatOf
+from .tables.gated import allocate_gated
+from .tables.grams import GramsWeights
+from .tables.grams import allocate as _allocate_grams
+from .tables.row_table import RowTable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,8 +160,9 @@ class LayerWeights:
     router_norm: Tensor | None
     factors: Tensor | None
     tail: Tail | None
-    mixer_mixing: Mixing | None = None
-    ffn_mixing: Mixing | None = None
+    mixer_mixing: Mixing | GatedMixing | None = None
+    ffn_mixing: Mixing | GatedMixing | None = None
+    grams: GramsWeights | None = None
 
     def keeping(self) -> Iterator[Tensor | Matrix]:
         """Of `parts`, what a pass reads that only keeps keys and values, or states."""
@@ -166,8 +171,8 @@ class LayerWeights:
         yield self.attn_norm
         if self.attn_norm_bias is not None:
             yield self.attn_norm_bias
-        if self.mixer_mixing is not None:
-            yield from (self.mixer_mixing.fn, self.mixer_mixing.base, self.mixer_mixing.scale)
+        for also in ("mixer_mixing", "grams"):
+            yield from (part for _, part in parts_of(also, getattr(self, also)) if not isinstance(part, Banks))
         for name in self.mixer.KEEPING:
             yield from (part for _, part in parts_of(name, getattr(self.mixer, name)) if not isinstance(part, Banks))
 
@@ -195,6 +200,8 @@ class ModelWeights:
     head: Matrix
     head_bias: Tensor | None
     turns: Tensor | None = None  # float32, learned logarithms of frequencies
+    last_mixing: GatedMixing | None = None  # of gated streams, behind the last layer
+    tables: dict[int, RowTable] = field(default_factory=dict)  # by layer, of runs of tokens: they stay in their file
 
     @property
     def nbytes(self) -> int:
@@ -205,6 +212,8 @@ class ModelWeights:
         """Those outside of layers: the final norm, its bias and the head's where there are such."""
         found = {"final_norm": self.final_norm, "final_norm_bias": self.final_norm_bias, "head_bias": self.head_bias}
         found["turns"] = self.turns
+        if self.last_mixing is not None:
+            found |= {"last_down": self.last_mixing.down.data, "last_up": self.last_mixing.up.data}
         return {name: vector for name, vector in found.items() if vector is not None}
 
     def named(self) -> dict[str, Tensor]:
@@ -235,8 +244,8 @@ def parts_of(name: str, value: Any) -> Iterator[tuple[str, Tensor | Matrix | Exp
     elif isinstance(value, Mlp):
         yield from parts_of(f"{name}.gate_up", value.gate_up)
         yield f"{name}.down", value.down
-    elif isinstance(value, (Tail, Mixing)):
-        yield from ((f"{name}.{own}", part) for own, part in vars(value).items())
+    elif isinstance(value, (Tail, Mixing, GatedMixing, GramsWeights)):
+        yield from ((f"{name}.{own}", part) for own, part in vars(value).items() if part is not None)
     elif isinstance(value, get_args(MixerWeights)):
         for own, part in vars(value).items():
             yield from parts_of(own, part)
@@ -284,11 +293,14 @@ def allocate(spec: ModelSpec, formats: Formats, device: str = "cpu", where: Wher
     return ModelWeights(
         embed=embed,
         layers=tuple(_allocate_layer(make, spec, formats, i) for i in range(len(spec.layers))),
-        final_norm=make.vector(spec.hidden),
+        final_norm=make.vector(spec.norm_size),
         final_norm_bias=make.vector(spec.hidden) if spec.layernorms else None,
         head=embed if spec.tied_head else make.matrix(formats.of("head", "dense"), spec.vocab, spec.hidden),
         head_bias=make.vector(spec.vocab) if spec.head_bias else None,
         turns=make.vector(spec.learned_turns) if spec.learned_turns else None,
+        last_mixing=allocate_gated(make, spec, spec.streams, gives=False)
+        if isinstance(spec.streams, GatedStreamsSpec)
+        else None,
     )
 
 
@@ -304,10 +316,10 @@ def _allocate_layer(make: _Allocator, spec: ModelSpec, formats: Formats, index: 
     activation = SWIGLU if ffn is None else (moe.shared_activation if moe else None) or ffn.activation
     has_second = layer.mixer is not None and ffn is not None
     return LayerWeights(
-        attn_norm=make.vector(hidden),
+        attn_norm=make.vector(spec.norm_size),
         attn_norm_bias=make.vector(hidden) if spec.layernorms else None,
         mixer=None if layer.mixer is None else mixers.allocate(make, layer.mixer, hidden, dense),
-        mlp_norm=make.vector(hidden) if has_second else None,
+        mlp_norm=make.vector(spec.norm_size) if has_second else None,
         mlp_norm_bias=make.vector(hidden) if has_second and spec.layernorms else None,
         router=make.matrix(f32, moe.experts, hidden) if moe else None,
         router_bias=make.vector(moe.experts) if moe and moe.router_bias else None,
@@ -319,8 +331,9 @@ def _allocate_layer(make: _Allocator, spec: ModelSpec, formats: Formats, index: 
         router_norm=make.vector(hidden) if layer.own_norms else None,
         factors=make.vector(moe.experts) if moe and moe.factors else None,
         tail=_allocate_tail(make, hidden) if layer.own_norms else None,
-        mixer_mixing=_allocate_mixing(make, hidden, spec.streams.count) if spec.streams else None,
-        ffn_mixing=_allocate_mixing(make, hidden, spec.streams.count) if spec.streams else None,
+        mixer_mixing=_allocate_mixing(make, spec),
+        ffn_mixing=_allocate_mixing(make, spec),
+        grams=_allocate_grams(make, spec, layer.grams, dense) if layer.grams else None,
     )
 
 
@@ -329,9 +342,13 @@ def _allocate_tail(make: _Allocator, hidden: int) -> Tail:
     return Tail(mlp_in=mlp_in, mlp_out=mlp_out, experts_out=experts_out, out=out, scale=make.vector(1))
 
 
-def _allocate_mixing(make: _Allocator, hidden: int, count: int) -> Mixing:
-    rows = (2 + count) * count
-    fn = make.matrix(FORMATS["f32"], rows, count * hidden)
+def _allocate_mixing(make: _Allocator, spec: ModelSpec) -> Mixing | GatedMixing | None:
+    if spec.streams is None:
+        return None
+    if isinstance(spec.streams, GatedStreamsSpec):
+        return allocate_gated(make, spec, spec.streams, gives=True)
+    rows, f32 = (2 + spec.streams.count) * spec.streams.count, FORMATS["f32"]
+    fn = make.matrix(f32, rows, spec.streams.count * spec.hidden)
     return Mixing(fn=fn, base=make.vector(rows), scale=make.vector(3))
 
 

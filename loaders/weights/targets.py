@@ -6,12 +6,13 @@ from dataclasses import replace
 from itertools import accumulate
 
 from ...kernels.formats import Part
-from ...kernels.packed import ExpertBank, Matrix, Mlp, Tail
+from ...kernels.packed import ExpertBank, GatedMixing, Matrix, Mlp, Tail
 from ..families.family import TensorNames
 from ..spec import ModelSpec
 from . import mixers
 from .mixers.target import Change, Named, Piece, Target, vector, whole
 from .model_weights import LayerWeights, ModelWeights, TierBanks
+from .tables import gated, grams
 
 __all__ = ["Piece", "Target", "targets"]
 
@@ -30,6 +31,8 @@ def targets(spec: ModelSpec, names: TensorNames, weights: ModelWeights) -> dict[
     ):
         if values is not None:
             found[name] = vector(values)
+    if weights.last_mixing is not None:
+        found.update(gated.targets(names.last_mixing, weights.last_mixing))
     if not spec.tied_head:
         found[names.head] = whole(weights.head, "dense", "head")
     for i, layer in enumerate(weights.layers):
@@ -49,10 +52,14 @@ def _layer(spec: ModelSpec, names: TensorNames, layer: LayerWeights, index: int,
     if layer.tail is not None:
         yield from _own_norms(names, layer, layer.tail, norm)
     for start, mixing in zip(names.mixings, (layer.mixer_mixing, layer.ffn_mixing), strict=True):
-        if mixing is not None:
+        if isinstance(mixing, GatedMixing):
+            yield from gated.targets(start, mixing)
+        elif mixing is not None:
             yield start + "fn", whole(mixing.fn)
             yield start + "base", vector(mixing.base)
             yield start + "scale", vector(mixing.scale)
+    if layer.grams is not None:
+        yield from grams.targets(names.grams, layer.grams, at, norm)
     mixer = spec.layers[index].mixer
     if mixer is not None and layer.mixer is not None:
         yield from mixers.targets(mixer, names, layer.mixer, at, norm)

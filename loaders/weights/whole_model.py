@@ -22,6 +22,7 @@ from ..quantised.gather import gather, without_zero_biases
 from ..spec import ModelSpec
 from . import left_over, stored_names, tied_head
 from .model_weights import Formats, allocate
+from .tables import row_table
 from .targets import Target, targets
 
 
@@ -115,7 +116,9 @@ def _finished(directory: Path, found: WholeModel, family: Family, notes: list[st
     if spec is not found.spec:
         found = replace(found, spec=spec, wanted=_targets(spec, found.names))
     found = replace(found, entries=without_zero_biases(found.entries, found.wanted, notes))
-    left_over.check(directory, found.wanted, found.entries, family, spec, notes)
+    kept = row_table.find(directory, found.entries, spec, found.names.layer, found.names.grams)
+    known = {*found.wanted, *(name for parts in kept.values() for name in parts)}
+    left_over.check(directory, known, found.entries, family, spec, notes)
     return found
 
 

@@ -63,6 +63,13 @@ DELTA: dict[str, Any] = dict(
     num_experts_per_tok=3, linear_key_head_dim=16, linear_value_head_dim=24, linear_num_key_heads=2,
     linear_num_value_heads=4,
 )  # fmt: skip
+GRAMS: dict[str, Any] = {
+    **{name: value for name, value in DELTA.items() if name != "num_hidden_layers"},
+    "rope_parameters": HALF, "ple_embed_dim": 48, "ple_conv_kernel_size": 4, "ngram_size": 3, "heads_per_ngram": 2,
+    "ngram_vocab_size_base": 40, "make_ngram_vocab_size_divisible_by": 16, "seed": 77, "split_ngram_parts": 4,
+    "indexer_n_heads": 12, "indexer_kv_heads": 1, "indexer_head_dim": 20, "indexer_budget": 24,
+    "indexer_compress_ratio": 4,
+}  # fmt: skip
 LINEAR = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}
 LONGROPE = {
     "rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 256, "short_mscale": 1.1,
@@ -307,6 +314,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
         mlp_layer_types=["sparse"] * 4, linear_lower_bound=None, swiglu_limit=10.0, hc_mult=2, hc_sinkhorn_iters=20,
         attention_bias=True, first_k_dense_replace=0,
     ),
+    "qwen4_exp_text": dict(
+        GRAMS, num_hidden_layers=4, ple_layer_ids=[1, 3], hc_count=3, hc_lowrank=12,
+        layer_types=["linear_attention", "indexed_attention", "linear_attention", "indexed_attention"],
+    ),
+    "qwen4_exp_text-one": dict(
+        GRAMS, num_hidden_layers=4, ple_layer_ids=[2], hc_count=2, hc_lowrank=20, ngram_size=2, heads_per_ngram=4,
+        norm_topk_prob=False, ple_conv_kernel_size=3,
+    ),
     "phimoe": dict(
         BASE, intermediate_size=40, num_local_experts=6, num_experts_per_tok=2, router_jitter_noise=0.3,
         attention_bias=True, lm_head_bias=True, rope_parameters=LONGROPE,
@@ -385,6 +400,8 @@ def randomise(model: torch.nn.Module, seed: int) -> None:
     """Gives every stored tensor values that matter: norms near one, the rest normal, so that logits come near 4."""
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in model.state_dict().items():
+        if not tensor.is_floating_point():
+            continue
         noise = torch.randn(tensor.shape, generator=generator)
         if ("norm" in name and not name.endswith("bias")) or name.endswith(
             ("layer_scalar", "router.scale", "per_expert_scale")

@@ -247,7 +247,8 @@ def test_what_runs_is_described_by_its_spec(variant: str, checkpoints: Any) -> N
     family, spec = spec_of(config)
     plain = FORMATS["f32"]
     wanted = targets(spec, family.tensors, allocate(spec, Formats(experts=plain, dense=plain, embed=plain), "meta"))
-    assert of_spec(spec).total_parameters == sum(target.elements for target in wanted.values())
+    tables = sum(one.grams.rows * one.grams.row for one in spec.layers if one.grams)
+    assert of_spec(spec).total_parameters == tables + sum(target.elements for target in wanted.values())
     described = read(config.values, variant)
     assert replace(described.architecture, family=spec.family) == of_spec(spec)
     assert described.objections == () == described.unknown_keys

@@ -48,7 +48,7 @@ FAMILIES = {
     "granitemoehybrid": HERMES, "deepseek_v3": DEEPSEEK_V3, "deepseek_v32": DSML, "deepseek_v4": DSML,
     "kimi_k2": KIMI, "gpt_oss": HARMONY, "glm4_moe": GLM, "glm4_moe_lite": GLM, "minimax_m2": MINIMAX,
     "gemma4": GEMMA_4, "glm_moe_dsa": GLM, "kimi_linear": KIMI, "mistral4": MISTRAL, "nemotron_h": QWEN_CODER,
-    "mistral_large4": MISTRAL, "minimax_m3_vl": MINIMAX, "glm5_next": GLM,
+    "mistral_large4": MISTRAL, "minimax_m3_vl": MINIMAX, "glm5_next": GLM, "qwen4_exp": QWEN_CODER,
 }  # fmt: skip
 
 

@@ -49,7 +49,7 @@ def allocate(make: Allocator, spec: AttentionSpec, hidden: int, format_of: Forma
         gate=make.matrix(format_of("attn_gate"), spec.gate_rows, hidden) if spec.gate_rows else None,
         o=make.matrix(format_of("o"), hidden, spec.out_rows),
         o_bias=make.vector(hidden) if spec.output_bias else None,
-        **({} if spec.blocks is None else _of_blocks(make, spec.kv_heads, spec.blocks.dim, hidden, format_of)),
+        **({} if spec.blocks is None else _of_blocks(make, spec.blocks.heads, spec.blocks.dim, hidden, format_of)),
     )
 
 
@@ -88,7 +88,13 @@ def targets(spec: AttentionSpec, names: TensorNames, it: AttentionWeights, at: s
     for name, weights in ((names.q_norm, it.q_norm), (names.k_norm, it.k_norm)):
         if weights is not None:
             yield name, vector(weights, norm)
-    for name, role, chooses in ((names.block_q, "block_q", it.block_q), (names.block_k, "block_k", it.block_k)):
+    if names.block_qk and it.block_q is not None and it.block_k is not None:
+        pieces = Piece(0, it.block_q), Piece(it.block_q.rows, it.block_k)
+        shape = it.block_q.rows + it.block_k.rows, it.block_q.cols
+        yield names.block_qk, Target(shape, pieces, "dense", (at + "block_q", at + "block_k"))
+    for name, role, chooses in (
+        () if names.block_qk else ((names.block_q, "block_q", it.block_q), (names.block_k, "block_k", it.block_k))
+    ):
         if chooses is not None:
             yield name, whole(chooses, "dense", at + role)
     for name, weights in ((names.block_q_norm, it.block_q_norm), (names.block_k_norm, it.block_k_norm)):

@@ -147,6 +147,31 @@ GLM_53_FLASH: dict[str, Any] = {
     },
     "transformers_version": "5.23.0", "vision_config": {"hidden_size": 1024, "depth": 24},
 }  # fmt: skip
+# The sizes of its entry in the catalogue; the indexer's, which are not known, are made up here.
+QWEN_38_FLASH_NEXT: dict[str, Any] = {
+    "architectures": ["Qwen4ExpForConditionalGeneration"], "image_token_id": 248056, "model_type": "qwen4_exp",
+    "text_config": {
+        "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": None, "eos_token_id": [248046, 248044],
+        "hc_count": 4, "hc_lowrank": 320, "head_dim": 256, "heads_per_ngram": 8, "hidden_act": "silu",
+        "hidden_size": 2560, "indexer_budget": 2048, "indexer_compress_ratio": 16, "indexer_head_dim": 128,
+        "indexer_kv_heads": 1, "indexer_n_heads": 32, "initializer_range": 0.02,
+        "layer_types": (["linear_attention"] * 3 + ["full_attention"]) * 12, "linear_conv_kernel_dim": 4,
+        "linear_key_head_dim": 128, "linear_num_key_heads": 16, "linear_num_value_heads": 48,
+        "linear_value_head_dim": 128, "make_ngram_vocab_size_divisible_by": 128, "max_position_embeddings": 262144,
+        "model_type": "qwen4_exp_text", "moe_intermediate_size": 640, "ngram_size": 3,
+        "ngram_vocab_size_base": 20000000, "norm_topk_prob": True, "num_attention_heads": 24, "num_experts": 512,
+        "num_experts_per_tok": 10, "num_hidden_layers": 48, "num_key_value_heads": 2, "output_gate_type": "silu",
+        "output_router_logits": False, "pad_token_id": None, "ple_conv_kernel_size": 4, "ple_embed_dim": 2560,
+        "ple_layer_ids": [1], "rms_norm_eps": 1e-06,
+        "rope_parameters": {
+            "mrope_interleaved": True, "mrope_section": [11, 11, 10], "partial_rotary_factor": 0.25,
+            "rope_theta": 10000000.0, "rope_type": "default",
+        },
+        "router_aux_loss_coef": 0.001, "seed": 1234, "shared_expert_intermediate_size": 640, "split_ngram_parts": 512,
+        "tie_word_embeddings": False, "use_cache": True, "vocab_size": 248320,
+    },
+    "transformers_version": "5.23.0", "vision_config": {"hidden_size": 1152, "depth": 27},
+}  # fmt: skip
 WARM = {
     "llama-4-scout": LLAMA_4_SCOUT,
     "llama-4-maverick": LLAMA_4_MAVERICK,
@@ -155,4 +180,5 @@ WARM = {
     "mistral-large-4": MISTRAL_LARGE_4,
     "minimax-m3": MINIMAX_M3,
     "glm-5.3-flash": GLM_53_FLASH,
+    "qwen-3.8-flash-next": QWEN_38_FLASH_NEXT,
 }

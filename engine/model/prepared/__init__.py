@@ -1,0 +1,1 @@
+"""Parts of layers as the ops want them, which few models have."""

@@ -1,0 +1,1 @@
+"""What a table has for short runs of tokens, added to residual streams."""

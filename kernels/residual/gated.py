@@ -1,0 +1,57 @@
+"""Several residual streams that are not mixed: a part of a layer takes the mean of all, normed and dim by dim through
+gates that are made of them by way of a lower rank, and gives to each what it made times a number.
+
+Letters are those of `streams.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..packed import GatedMixing
+from .streams import Weights
+
+if TYPE_CHECKING:
+    from .. import Ops
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatedStreams:
+    """Of a layer with two parts. Norms are of all streams, float32 [m D], each stream by itself."""
+
+    mixer: GatedMixing
+    ffn: GatedMixing
+    count: int
+    norm_eps: float
+
+    def before_mixer(self, ops: Ops, x_TmD: Tensor, norm_C: Tensor) -> Weights:
+        """What the mixer has to do with these streams."""
+        return weigh(ops, self.mixer, x_TmD, norm_C, self.norm_eps)
+
+    def before_ffn(self, ops: Ops, x_TmD: Tensor, norm_C: Tensor) -> Weights:
+        """What the other part has to do with them."""
+        return weigh(ops, self.ffn, x_TmD, norm_C, self.norm_eps)
+
+
+def by_stream(ops: Ops, x_TmD: Tensor, norm_C: Tensor, eps: float) -> Tensor:
+    """Each stream behind an RMSNorm of its own: float32 [T, m D]."""
+    ones = torch.ones(x_TmD.shape[2])
+    return ops.rmsnorm(x_TmD.contiguous(), ones, eps).flatten(1) * norm_C
+
+
+def weigh(ops: Ops, part: GatedMixing, x_TmD: Tensor, norm_C: Tensor, eps: float) -> Weights:
+    """A part's weights of these streams, in float32."""
+    m = x_TmD.shape[1]
+    normed_TC = by_stream(ops, x_TmD, norm_C, eps)
+    low_TR = torch.nn.functional.silu(ops.linear(normed_TC, part.down) / m)
+    open_TC = ops.linear(low_TR, part.up).sigmoid()
+    taken_TD = (open_TC * normed_TC).view_as(x_TmD).mean(1)
+    if part.inject is None:
+        gives_Tm = taken_TD.new_zeros(len(taken_TD), m)
+    else:
+        gives_Tm = 2 * (ops.linear(normed_TC, part.inject) / m).sigmoid()
+    return Weights(gives_Tm=gives_Tm, mixes_Tmm=None, taken_TD=taken_TD)
