@@ -27,8 +27,8 @@ OTHERS = {
     "step3p7": "Step-3.7-Flash",
 }  # fmt: skip
 MISSING = {
-    "deepseek_v4": "compressed attention, several residual streams",
-    "kimi_k3": "Kimi delta attention, experts on a narrower latent",
+    "deepseek_v4": "compressed attention, layers whose experts a table of tokens chooses",
+    "kimi_k3": "experts on a narrower latent, and another implementation to hold it to",
 }
 HEAD = """# Models
 
