@@ -21,7 +21,7 @@ import torch
 import triton
 
 from headrace.kernels import FORMATS, gpu
-from headrace.kernels.decoder_layer import AttentionBlock, Block, Places, Router
+from headrace.kernels.decoder_layer import AttentionBlock, Block, Pages, Places, Router
 from headrace.kernels.formats import ExpertLayout
 from headrace.kernels.packed import ExpertBank, Matrix, Stacked
 
@@ -35,10 +35,11 @@ def meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 
 
 def places(tokens: int, sequences: int, pages: int) -> Places:
+    slots_T, tables_SM = meta(tokens, dtype=torch.int64), meta(sequences, pages, dtype=torch.int32)
     return Places(
-        positions_T=meta(tokens, dtype=torch.int32), slots_T=meta(tokens, dtype=torch.int64),
-        tables_SM=meta(sequences, pages, dtype=torch.int32), starts_S1=meta(sequences + 1, dtype=torch.int32),
-        contexts_S=meta(sequences, dtype=torch.int32), states_S=meta(sequences, dtype=torch.int32),
+        positions_T=meta(tokens, dtype=torch.int32), slots_T=slots_T, tables_SM=tables_SM,
+        starts_S1=meta(sequences + 1, dtype=torch.int32), contexts_S=meta(sequences, dtype=torch.int32),
+        states_S=meta(sequences, dtype=torch.int32), windows=(Pages(slots_T, tables_SM),),
     )  # fmt: skip
 
 
