@@ -2,6 +2,7 @@
 
 headrace generate MODEL "prompt"      complete a prompt (several prompts: one batch; -i: a chat)
 headrace serve MODEL                  the APIs of OpenAI and Anthropic, for every client that speaks them
+headrace host MODEL --join ADDRESS    hold experts of MODEL, and compute them for a coordinator on another machine
 headrace convert MODEL DIRECTORY      save a model packed, so that it loads without quantising
 headrace perplexity MODEL FILE        how well a model predicts a text
 headrace measure                      how fast this machine's kernels read memory
@@ -110,6 +111,18 @@ def serve(model: str, server: Values, config: Values) -> None:
     from .engine.terminal import serve_command
 
     serve_command.serve(model, ServerSettings(**server), config)
+
+
+@command
+@model_argument
+@click.option("--join", metavar="ADDRESS[:PORT]", required=True, help="where the coordinator listens (--listen)")
+@click.option("--name", metavar="NAME", default=None, help="of this host; default the machine's, and a number")
+@takes(EngineConfig, "config", only=["host_token", "i_know", "threads", "ram_limit", *HUB])
+def host(model: str, join: str, name: str | None, config: Values) -> None:
+    """Hold experts of MODEL, and compute them for a coordinator (headrace generate or serve MODEL --hosts N)."""
+    from .engine.terminal.hosts import host_command
+
+    host_command.run(model, join, name, config)
 
 
 @command

@@ -58,7 +58,7 @@ class ContextOverflow(HeadraceError, ValueError):
 
 
 class DeviceError(HeadraceError):
-    """A GPU, its driver, or the hand-off of experts between GPU and CPU is missing or has failed."""
+    """A GPU, its driver, the hand-off of experts between GPU and CPU, or a host of experts is missing or has failed."""
 
 
 def visible(text: str) -> str:

@@ -10,17 +10,18 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import OptionError, brief
 from ..kernels import BACKENDS, FORMATS, limits
-from ..kernels.formats import KV_FORMATS, KVFormat
+from ..kernels.formats import KV_FORMATS
 from ..loaders.quants.recipes import PACKED
 from .coerce import by_meaning
-from .option import COMMON, MODEL, PLACEMENT, SAMPLING, SPEED, file_or_text, option, words
+from .option import COMMON, HOSTS, MODEL, PLACEMENT, SAMPLING, SPEED, file_or_text, option, words
+from .placement import hosts_asked
 from .placement import placement as placing
 from .placement.placement import Policy
 from .policies.protocol import Policy as ExpertPolicy
@@ -30,6 +31,8 @@ GRAPHED = ("memop", "hostfunc", "spin")  # ways to hand experts over in a graph 
 HANDOFFS = (*GRAPHED, "eager")
 MOST_LOGPROBS = 20
 KV_DISK_GB = 20  # where no limit was given
+TOKEN = "HEADRACE_HOST_TOKEN"  # the environment's
+WIRES = ("f32", "bf16", "int8")
 GPU_ALONE = ("tensor_split", "vram_limit", "pinned_limit")  # options that can only be meant for a GPU
 PINNED_SHARE = 0.8  # of the machine's memory, where no limit was given: what is pinned can neither move nor be swapped
 FORMAT_NAMES = ["native", *FORMATS, *(name for name in PACKED if name not in FORMATS)]
@@ -99,22 +102,6 @@ def parse_kv_disk(asked: str) -> tuple[Path, float]:
     return Path(folder).expanduser(), limit
 
 
-def check_kv_rows(format: KVFormat, rows: Iterable[int], *, has_indexer: bool = False) -> None:
-    """Raises OptionError where rows of the KV cache of so many numbers are no whole number of the format's blocks, or
-    where an indexer chooses them one by one."""
-    if has_indexer and format.block > 1:
-        raise OptionError(
-            f"kv_format {format.name} is not there for models with an indexer, which attend to keys one by one: give "
-            "kv_format bf16, or leave it out"
-        )
-    odd = sorted({row for row in rows if row % format.block})
-    if odd:
-        raise OptionError(
-            f"kv_format {format.name} stores each {format.block} numbers of a head together, and this model has heads "
-            f"of {odd[0]} in its cache: give kv_format bf16, or leave it out"
-        )
-
-
 def _strings(name: str, many: tuple[str, ...]) -> None:
     """Raises OptionError for an empty string among others."""
     if "" in many:
@@ -179,6 +166,14 @@ class EngineConfig:
     )
     link_limit: float | None = option(None, PLACEMENT, "GB/S", "of a simulated GPU: how fast experts are copied to it")
 
+    hosts: int | None = option(None, HOSTS, "N", "machines that hold experts and compute them (docs/hosts.md)")
+    listen: str = option("127.0.0.1", HOSTS, "ADDRESS[:PORT]", "where they join; an address of a private network")
+    host_token: Path | None = option(None, HOSTS, "FILE", f"the secret that they share; default of {TOKEN}")
+    wire: str = option("f32", HOSTS, "TYPE", "of rows that go there and back: f32 (no bit changes), bf16 or int8")
+    host_timeout: float = option(2.0, HOSTS, "SECONDS", "of silence after which a host that is at work is lost")
+    host_wait: float = option(120.0, HOSTS, "SECONDS", "for all of them to join at the start")
+    i_know: bool = option(False, HOSTS, "", "listen on a public address although nothing is encrypted")
+
     threads: int | None = option(None, SPEED, "N", "CPU threads; default one per core")
     kernels: str = option("auto", SPEED, "NAME", "of the CPU: auto (C++), cpu or reference (plain torch)")
     cpu_activations: str = option("int8", SPEED, "TYPE", "with quantised weights: int8, or bf16 (exact, slower)")
@@ -210,7 +205,6 @@ class EngineConfig:
         _between("ram_limit", self.ram_limit, 0.001)
         if self.kv_disk is not None:
             parse_kv_disk(str(self.kv_disk))
-        _between("prefill_chunk", self.prefill_chunk, 1)
         _between("max_sequences", self.max_sequences, 1)
         _between("prefill_stall_ms", self.prefill_stall_ms, 0)
         _strings("ignore_config_keys", self.ignore_config_keys)
@@ -225,6 +219,7 @@ class EngineConfig:
         asked = [name for name in ("cpu_moe", "n_cpu_moe", "placement") if getattr(self, name) not in (None, False)]
         if len(asked) > 1:
             raise OptionError(f"{' and '.join(asked)} both say where experts lie: give one of them")
+        self._check_hosts(asked)
         _choice("handoff", self.handoff, ["auto", *HANDOFFS])
         self._check_cpu(asked)
         _between("vram_limit", self.vram_limit, 0.001)
@@ -235,6 +230,14 @@ class EngineConfig:
             raise OptionError(f"tensor_split deals out layers that a policy puts into VRAM; {asked[0]} does not")
         if self.shares is not None and self.asked_placement == Policy("layers"):
             raise OptionError("tensor_split deals out experts in VRAM, and cpu_moe keeps all in RAM: leave one out")
+
+    def _check_hosts(self, asked: list[str]) -> None:
+        _choice("wire", self.wire, list(WIRES))
+        _between("hosts", self.hosts, 1, 256)
+        _between("host_timeout", self.host_timeout, 0.5)
+        _between("host_wait", self.host_wait, 0)
+        _between("prefill_chunk", self.prefill_chunk, 1, math.inf if self.hosts is None else 1 << 16)
+        hosts_asked.check(self.hosts, self.asked_placement.kind, asked, self.policy is not None)
 
     def _check_policy(self, asked: list[str]) -> None:
         """A policy has all experts in RAM and one GPU, or on disk; what is about it needs one, or has `lru` on disk."""
@@ -258,15 +261,14 @@ class EngineConfig:
 
     def _check_cpu(self, asked: list[str]) -> None:
         """Without a GPU nothing can be asked of one; and the other way round."""
-        is_on_disk, is_on_cpu = self.asked_placement.kind == "disk", self.asked_placement.kind in ("cpu", "disk")
+        is_on_disk, is_on_cpu = self.asked_placement.kind == "disk", self.is_on_cpu
         others = [name for name in GPU_ALONE if getattr(self, name) is not None]
         more = "second_vram" if is_on_disk else "policy"  # a policy rules the RAM of experts on a disk, too
         others += [more] if getattr(self, more) is not None else []
         others += [name for name in ("stream_from", "handoff") if getattr(self, name) != "auto"]
         if is_on_cpu and (others or self.device not in ("auto", "cpu")):
-            raise OptionError(
-                f"placement {self.placement!r} leaves out every GPU: leave out {(others or ['device'])[0]}"
-            )
+            what = f"placement {self.placement!r}" if self.hosts is None else f"hosts {self.hosts}"
+            raise OptionError(f"{what} leaves out every GPU: leave out {(others or ['device'])[0]}")
         if self.device == "cpu" and not is_on_cpu and (asked or others):
             raise OptionError(f"{(asked or others)[0]} is about a GPU, and device is 'cpu': leave one out")
 
@@ -277,7 +279,14 @@ class EngineConfig:
             return placing.parse(str(self.placement))
         if self.n_cpu_moe is not None:
             return placing.layers_in_ram(self.n_cpu_moe)
-        return Policy("layers") if self.cpu_moe else Policy("auto")
+        if self.cpu_moe:
+            return Policy("layers")
+        return Policy("auto" if self.hosts is None else "hosts")
+
+    @property
+    def is_on_cpu(self) -> bool:
+        """Whether no GPU is used: experts in RAM, in files, or on other machines."""
+        return self.hosts is not None or self.asked_placement.kind in ("cpu", "disk")
 
     @property
     def ram_bytes(self) -> int | None:
@@ -309,7 +318,7 @@ class EngineConfig:
         said = [self.cpu_moe, self.n_cpu_moe, self.placement, self.policy, *(getattr(self, name) for name in GPU_ALONE)]
         chosen = [one != "auto" for one in (self.stream_from, self.handoff)]
         asked = any(one is not None and one is not False for one in said) or any(chosen)
-        return self.asked_placement.kind not in ("cpu", "disk") and asked
+        return not self.is_on_cpu and asked
 
     @property
     def wants_graphs(self) -> bool:

@@ -21,6 +21,7 @@ COMMON = None
 SAMPLING = "Sampling"
 MODEL = "Model"
 PLACEMENT = "Placement"
+HOSTS = "Several hosts"
 SPEED = "Performance"
 
 

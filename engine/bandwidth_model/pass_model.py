@@ -35,6 +35,7 @@ from ..ledger.passes import (
     GPU_HBM,
     H2D,
     HANDOFF,
+    NET,
     Bytes,
     LayerWork,
     Pass,
@@ -74,6 +75,8 @@ class PassModel:
         or where copies leave the CPU none of the memory's bandwidth."""
         if done.tokens > len(done.sequences) and any(gpu.flops is None for gpu in self.machine.gpus):
             return None
+        if done.total(NET):
+            return None  # what other machines take is not this machine's to know
         if self.main == CPU_DRAM and done.layers:
             return self._from_disk(done)
         steps = [in_turn(*self._links(done), *self._common(done))]

@@ -39,6 +39,7 @@ from ..experts.streaming import no_cuts
 from ..experts.tiered import TieredExperts
 from ..generation.admission import Admission
 from ..generation.schedule.state_slots import StateSlots
+from ..hosts.on_hosts import OnHosts
 from ..ledger.timers import Timers
 from ..measure import tile_thresholds, weight_prefetch
 from ..memory import kv_budget
@@ -86,10 +87,10 @@ def build(
     runtime, problem = (None, "there is no GPU") if gpu is None else gpu_runtime.find(gpu)
     plan = plan_memory(config, checkpoint, kv_format, found, profile, signal_choice.may_capture(config, runtime))
     policy = expert_policy.find(config, checkpoint, found, profile, plan.expert_cache)
-    disk = on_disk.open_files(config, checkpoint, plan, ops, progress)
     admission = _admission(checkpoint, tokenizer, plan)
     if check is not None:
         check(admission)
+    apart, plan = on_disk.open_files(config, checkpoint, plan, ops, progress)
     choice, arena = _beside_a_gpu(config, checkpoint, plan, found, runtime, problem)
     main = found[plan.placement.main]
     granted = Granted(name == "cpu", arena)
@@ -98,7 +99,7 @@ def build(
         arena.finish()
         plan = replace(plan, offload=without_blocking_copies(plan.offload, main.is_cuda, arena))
     timers = Timers(streams.of(main)[0] if len(found) > 1 else None)
-    experts, host_buffers = _experts(config, checkpoint, weights, plan, found, ops, timers, arena, policy, disk)
+    experts, host_buffers = _experts(config, checkpoint, weights, plan, found, ops, timers, arena, policy, apart)
     decoder = _decoder(config, checkpoint, weights, plan, found, experts, kv_format, timers)
     compile_ahead(config, plan.kv_budget.max_context, decoder, found, compiling)
     graphed, choice = _graphs(config, context, checkpoint, plan, decoder, choice, runtime)
@@ -239,12 +240,12 @@ def _experts(
     timers: Timers,
     arena: ExpertArena | None,
     policy: expert_policy.Make | None,
-    disk: OnDisk | None,
+    apart: OnDisk | OnHosts | None,
 ) -> tuple[ExpertBackend, HostBuffers | None]:
-    """The experts: all in RAM, in files, or on the tiers of the placement, with the buffers between GPU and CPU; beside
-    a cache in VRAM where a policy rules one."""
-    if disk is not None:
-        return disk.make(plan, timers), None
+    """The experts: all in RAM, in files, on other machines, or on the tiers of the placement, with the buffers between
+    GPU and CPU; beside a cache in VRAM where a policy rules one."""
+    if apart is not None:
+        return apart.make(plan, timers), None
     banks, spec = [layer.experts for layer in weights.layers], checkpoint.spec
     if len(found) == 1:
         whole = [bank for bank in banks if not isinstance(bank, TierBanks)]

@@ -29,7 +29,7 @@ from ..generation.schedule.scheduler import Scheduler
 from ..generation.schedule.state_slots import StateSlots
 from ..generation.sequence import Sequence
 from ..ledger.ledger import Ledger
-from ..ledger.passes import CPU_DRAM, DISK, GPU_HBM, Bytes, Pass
+from ..ledger.passes import CPU_DRAM, DISK, GPU_HBM, NET, Bytes, Pass
 from ..model.batch import Inputs
 from ..model.decoder import Output
 from ..model.kv_cache import PAGE, PageTable, pages_for
@@ -352,7 +352,8 @@ class Loop:
             kept = None if self.books.recorder is None else (len(inputs.ids_T), parts.spec.moe.top_k)
             with row_kernels(parts.main.ops) if batch.drafts and batch.phase == DECODE else nullcontext():
                 out = parts.decoder.forward(inputs, self.counts.tally(decoding, kept))
-            parts.timers.spend(CPU_DRAM, time.perf_counter() - start - parts.timers.spent.get(DISK, 0.0))
+            waited = parts.timers.spent.get(DISK, 0.0) + parts.timers.spent.get(NET, 0.0)
+            parts.timers.spend(CPU_DRAM, time.perf_counter() - start - waited)
             return out
         if is_graph and parts.graphed is not None:
             return parts.graphed.forward(inputs, self.books.settle_meanwhile)

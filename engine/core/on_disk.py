@@ -1,4 +1,5 @@
-"""Opens the experts of a model that stay in its files, and fills the RAM that some of them may take."""
+"""Opens the experts of a model that are not loaded with the rest: that stay in its files, with the RAM that some of
+them may take, or that other machines hold."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from ..experts.disk.disk_cache import DiskCache
 from ..experts.disk.disk_experts import DiskExperts
 from ..experts.disk.files import ExpertFiles
 from ..experts.disk.reads import Reads
+from ..hosts.on_hosts import OnHosts
 from ..ledger.timers import Timers
 from ..memory.memory_plan import MemoryPlan
 from . import expert_policy
@@ -49,6 +51,11 @@ class OnDisk:
 
 def open_files(
     config: EngineConfig, checkpoint: Checkpoint, plan: MemoryPlan, ops: Ops, progress: Progress | None
-) -> OnDisk | None:
-    """None where no experts stay on a disk."""
-    return None if plan.stored is None else OnDisk(config, checkpoint, plan.stored, ops, progress)
+) -> tuple[OnDisk | OnHosts | None, MemoryPlan]:
+    """None where all experts are loaded with the rest. With hosts the plan says then which experts stay here."""
+    if plan.stored is None:
+        return None, plan
+    if config.hosts is None:
+        return OnDisk(config, checkpoint, plan.stored, ops, progress), plan
+    hosts = OnHosts(config, checkpoint, plan.stored, ops, plan)
+    return hosts, hosts.decided()

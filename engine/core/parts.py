@@ -24,6 +24,7 @@ from ..experts.disk.disk_cache import DiskCache
 from ..experts.disk.disk_experts import DiskExperts
 from ..experts.host_buffers import HostBuffers
 from ..generation.admission import Admission
+from ..hosts.net_experts import NetExperts
 from ..ledger.timers import Timers
 from ..memory.expert_arena import ExpertArena
 from ..memory.kv_budget import KVBudget
@@ -110,6 +111,8 @@ class EngineParts:
         cannot decode."""
         if isinstance(self.expert_cache, DiskCache):
             self.expert_cache.close()
+        if isinstance(self.decoder.experts, NetExperts):
+            self.decoder.experts.close()
         if self.graphed is not None:
             self.graphed.close()
         if self.expert_arena is not None:

@@ -97,7 +97,7 @@ def find(config: EngineConfig, host: Device) -> dict[Tier, Device]:
     what is, and for kernels that cannot be had.
     """
     device = config.device
-    if device == "cpu" or config.asked_placement.kind in ("cpu", "disk"):
+    if device == "cpu" or config.is_on_cpu:
         return {Tier.CPU: host}
     if device == "auto" and not config.wants_gpu and why_no_gpu():
         return {Tier.CPU: host}

@@ -32,10 +32,21 @@ class Moved(NamedTuple):
     stored: frozenset[int] = frozenset()
 
 
+class Wired(NamedTuple):
+    """Of a layer whose experts lie on several machines: bytes of rows and of everything else on the wire, both ways;
+    different experts that this machine computed itself, and choices that they served."""
+
+    rows: int
+    besides: int
+    own: int
+    own_pairs: int
+
+
 class Chosen(NamedTuple):
     """What a layer that ran had to do with: its tokens' choices, which are in host memory when its device is done;
     whether all chosen experts of RAM were copied to the GPU, and how many that nobody chose. weights: of the choices,
-    float32 [T, K] on any device, where they are known. moved: what a cache of experts had to do."""
+    float32 [T, K] on any device, where they are known. moved: what a cache of experts had to do; wired: what went
+    to other machines and came back."""
 
     layer: int
     ids_TK: Tensor
@@ -43,6 +54,7 @@ class Chosen(NamedTuple):
     unchosen: int = 0
     weights_TK: Tensor | None = None
     moved: Moved | None = None
+    wired: Wired | None = None
 
 
 class ExpertBackend(Protocol):

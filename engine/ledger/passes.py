@@ -16,11 +16,12 @@ from functools import cached_property
 from typing import Any
 
 Bytes = dict[str, dict[str, int]]  # tier -> group -> bytes
-# Memories that are read, and links that are crossed: host to device, back, from GPU to GPU, and from a disk.
+# Memories that are read, and links that are crossed: host to device, back, from GPU to GPU, from a disk, and between
+# machines.
 CPU_DRAM, GPU_HBM, GPU1_HBM = "cpu_dram", "gpu_hbm", "gpu1_hbm"
-H2D, D2H, D2D, DISK = "h2d", "d2h", "d2d", "disk"
+H2D, D2H, D2D, DISK, NET = "h2d", "d2h", "d2d", "disk", "net"
 MEMORIES = (GPU_HBM, GPU1_HBM, CPU_DRAM)
-CHANNELS = (*MEMORIES, H2D, D2H, D2D, DISK)
+CHANNELS = (*MEMORIES, H2D, D2H, D2D, DISK, NET)
 # Terms of a prediction that no tier causes: layers and the pass; handing a layer's experts from a GPU to the CPU.
 FIXED, HANDOFF = "fixed", "handoff"
 

@@ -15,10 +15,11 @@ from ...kernels.cpu import EXPERT_OUT_BYTES, MADE_BYTES
 from ...kernels.formats import KV_BF16, KV_F32, KV_FORMATS, KVFormat
 from ...loaders.spec import LatentSpec, ModelSpec
 from ...loaders.weights.model_weights import Formats
-from ..config import EngineConfig, check_kv_rows
+from ..config import EngineConfig
 from ..ledger.pass_bytes import seen_at_most
 from ..ledger.windows import Window, window_of, windows_of
 from ..model.kv_cache import PAGE, pages_for, row_sizes
+from ..planning.options import check_kv_rows
 from ..units import GB
 
 # Of the memory that is free after the weights, how much the cache may come to take when nobody said.

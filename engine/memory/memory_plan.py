@@ -56,7 +56,8 @@ class MemoryPlan:
     offload: OffloadPlan = NONE
     spare_pages: int = 0  # of the cache, beyond those of the budget: for rows of a graph without a sequence
     expert_cache: int = 0  # bytes for experts that a policy moves: in VRAM, or in RAM of experts on a disk
-    stored: StoredExperts | None = None  # of a disk, where experts stay there
+    stored: StoredExperts | None = None  # of the files, where experts stay there, or other machines load them
+    room: int = 0  # beside hosts: bytes of RAM that experts may take here
 
     @property
     def bytes_in_ram(self) -> list[int]:
@@ -65,13 +66,15 @@ class MemoryPlan:
 
     def where(self, devices: Mapping[Tier, Device]) -> Where | None:
         """Where the weights are to be allocated; None where all is RAM and nothing is split."""
-        if self.placement.main is Tier.CPU and Tier.DISK not in self.placement.tiers:
+        tiers = self.placement.tiers
+        if self.placement.main is Tier.CPU and Tier.DISK not in tiers and Tier.NET not in tiers:
             return None
-        in_files = {Tier.DISK.value: "meta"} if Tier.DISK in self.placement.tiers else {}
+        names = {tier: (Tier.NET if Tier.NET in tiers else tier).value for tier in Tier}  # hosts fill a shelf instead
+        in_files = {tier.value: "meta" for tier in (Tier.DISK, Tier.NET) if tier in tiers}
         return Where(
             common=str(devices[self.placement.main].place),
             embed=str(devices[self.table].place),
-            experts=[[tier.value for tier in row] for row in self.placement.experts],
+            experts=[[names[tier] for tier in row] for row in self.placement.experts],
             tiers={**{tier.value: str(device.place) for tier, device in devices.items()}, **in_files},
         )
 
@@ -115,6 +118,8 @@ def plan_memory(
     what it would have to hold.
     """
     plan = _Plan(config, checkpoint, kv_format, devices)
+    if config.hosts is not None:
+        return plan.on_hosts()
     if config.asked_placement.kind == "disk":
         return plan.on_disk()
     if len(devices) == 1:
@@ -153,6 +158,21 @@ class _Plan:
         left = free - storage.common - storage.held - room.kv_bytes - self.work - self.buffers
         self.cache = self._cache_of(left)
         found = replace(self._fit(placement, room), stored=stored)
+        _require(found.memory[Tier.CPU], "RAM", placement)
+        return found
+
+    def on_hosts(self) -> MemoryPlan:
+        """Other machines hold experts: RAM holds everything else, and has room for some of them."""
+        spec, storage = self.spec, self.storage
+        if not self.checkpoint.entries:
+            raise OptionError("hosts read experts from a model's files, and random weights have none: no --hosts")
+        stored = StoredExperts(self.checkpoint)
+        self.buffers = 0 if stored.is_straight else staging.nbytes(stored.layouts, False)
+        self.work += 2 * rows.nbytes(self.tokens, spec.moe.top_k, spec.hidden)
+        placement, free = placing.on_hosts(self.counts, "hosts"), int(of_free(self.devices[Tier.CPU].free))
+        room = self._kv_budget(free)
+        left = free - storage.common - storage.held - room.kv_bytes - self.work - self.buffers
+        found = replace(self._fit(placement, room), stored=stored, room=max(0, left))
         _require(found.memory[Tier.CPU], "RAM", placement)
         return found
 
@@ -260,7 +280,7 @@ class _Plan:
         memory: dict[Tier, TierMemory] = {}
         stores = () if self.config.second_vram is None else (Tier.GPU1,)
         for tier in dict.fromkeys((*placement.tiers, *stores, Tier.CPU)):
-            if tier is Tier.DISK:
+            if tier in (Tier.DISK, Tier.NET):
                 memory[tier] = of_needs({"experts": sum(self.sizes)}, None)
                 continue
             free = self.devices[tier].free

@@ -23,8 +23,8 @@ from ...errors import OptionError
 
 
 def channel(tier: str) -> str:
-    """The ledger's name for reading a memory: cpu_dram, gpu_hbm, gpu1_hbm, disk."""
-    return {"cpu": "cpu_dram", "disk": "disk", "gpu0": "gpu_hbm"}.get(tier, f"{tier}_hbm")
+    """The ledger's name for reading a memory: cpu_dram, gpu_hbm, gpu1_hbm, disk, net."""
+    return {"cpu": "cpu_dram", "disk": "disk", "net": "net", "gpu0": "gpu_hbm"}.get(tier, f"{tier}_hbm")
 
 
 class Tier(str, Enum):
@@ -34,6 +34,7 @@ class Tier(str, Enum):
     GPU1 = "gpu1"
     CPU = "cpu"
     DISK = "disk"  # computed by the CPU, from RAM
+    NET = "net"  # computed by other machines
 
     @property
     def channel(self) -> str:
@@ -81,6 +82,11 @@ def all_on(tier: Tier, counts: Sequence[int]) -> Placement:
 def on_disk(counts: Sequence[int]) -> Placement:
     """The experts in the model's file, everything else in RAM."""
     return Placement(name="disk", main=Tier.CPU, experts=tuple((Tier.DISK,) * count for count in counts))
+
+
+def on_hosts(counts: Sequence[int], name: str) -> Placement:
+    """The experts on other machines, everything else in RAM here."""
+    return Placement(name=name, main=Tier.CPU, experts=tuple((Tier.NET,) * count for count in counts))
 
 
 def n_cpu_moe(counts: Sequence[int], layers: int) -> Placement:
@@ -163,8 +169,8 @@ def bytes_by_layer(placement: Placement, sizes: Sequence[int], tier: Tier) -> li
 
 
 class Policy(NamedTuple):
-    """What was asked for. kind: "cpu", "disk", "auto", "layers" (the experts of so many layers in RAM; None: of all),
-    "file"."""
+    """What was asked for. kind: "cpu", "disk", "hosts", "auto", "layers" (the experts of so many layers in RAM; None:
+    of all), "file"."""
 
     kind: str
     layers: int | None = None
@@ -177,8 +183,8 @@ def parse(text: str) -> Policy:
         return Policy("file", file=Path(text))
     word, _, number = text.strip().lower().replace("_", "-").partition("=")
     simple = {
-        "cpu": Policy("cpu"), "disk": Policy("disk"), "auto": Policy("auto"), "gpu": Policy("layers", 0),
-        "cpu-moe": Policy("layers"),
+        "cpu": Policy("cpu"), "disk": Policy("disk"), "hosts": Policy("hosts"), "auto": Policy("auto"),
+        "gpu": Policy("layers", 0), "cpu-moe": Policy("layers"),
     }  # fmt: skip
     if word in simple and not number:
         return simple[word]
@@ -187,7 +193,7 @@ def parse(text: str) -> Policy:
     raise OptionError(f"--placement is {text!r}{nearest(word, [*simple, 'n-cpu-moe'])}; {CHOICES}")
 
 
-PLACES = "auto, cpu, disk, gpu, cpu-moe, n-cpu-moe=N"
+PLACES = "auto, cpu, disk, hosts, gpu, cpu-moe, n-cpu-moe=N"
 CHOICES = f"there are {PLACES}, and a file NAME.json"
 
 

@@ -11,13 +11,14 @@ or tier comes with the nearest name, a number that the model does not have with 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from ...errors import OptionError
 from .placement import Placement, Tier, nearest
 
+Place = TypeVar("Place")
 VERSION = 1
 TOP_KEYS = ("version", "default", "rules")
 RULE_KEYS = ("layers", "experts", "tier")
@@ -25,27 +26,41 @@ RULE_KEYS = ("layers", "experts", "tier")
 
 def read(path: Path, counts: Sequence[int], tiers: Sequence[Tier], main: Tier = Tier.GPU0) -> Placement:
     """The placement in a file, for a model with `counts` experts by layer, on a machine that has `tiers`."""
+    known = {tier.value: tier for tier in Tier if tier not in (Tier.DISK, Tier.NET)}
+    rows = _File(str(path), counts, known, tiers).rows(_json(path))
+    return Placement(name=path.name, main=main, experts=tuple(map(tuple, rows)))
+
+
+def read_hosts(path: Path, counts: Sequence[int], names: Sequence[str]) -> list[list[int]]:
+    """By layer and expert the number of a node, of a file whose tiers are "cpu" (0: here), and the names of hosts or
+    host1, host2, ... in the order of their names. Raises OptionError."""
+    known = {"cpu": 0, **{f"host{number}": number for number in range(1, len(names) + 1)}}
+    known |= {name: number for number, name in enumerate(names, 1)}
+    return _File(str(path), counts, known, [*known.values()]).rows(_json(path))
+
+
+def _json(path: Path) -> Any:
+    """What a file holds. Raises OptionError."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise OptionError(f"cannot read the placement {path}: {reason}; name a JSON file") from error
     try:
-        data = json.loads(text)
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise OptionError(f"{path} is not JSON ({error}); see docs/placement.md for an example") from error
-    return _File(str(path), counts, tiers).placement(data, path.name, main)
 
 
-class _File:
-    """Reads one file; every message begins with its name and says where in it."""
+class _File(Generic[Place]):
+    """Reads one file; every message begins with its name and says where in it. known: places by name; there: those that
+    this run has."""
 
-    def __init__(self, name: str, counts: Sequence[int], tiers: Sequence[Tier]) -> None:
-        self.name = name
-        self.counts = counts
-        self.tiers = tiers
+    def __init__(self, name: str, counts: Sequence[int], known: Mapping[str, Place], there: Sequence[Place]) -> None:
+        self.name, self.counts, self.known, self.there = name, counts, known, there
 
-    def placement(self, data: Any, name: str, main: Tier) -> Placement:
+    def rows(self, data: Any) -> list[list[Place]]:
+        """By layer and expert its place."""
         self._keys(data, TOP_KEYS, ("version", "default"), "the file")
         if data["version"] != VERSION or isinstance(data["version"], bool):
             raise self._error("version", data["version"], f"this headrace reads version {VERSION}")
@@ -56,9 +71,9 @@ class _File:
             raise self._error("rules", rules, 'give a list of objects such as {"layers": "0-3", "tier": "cpu"}')
         for number, rule in enumerate(rules):
             self._apply(rule, f"rules[{number}]", rows)
-        return Placement(name=name, main=main, experts=tuple(map(tuple, rows)))
+        return rows
 
-    def _apply(self, rule: Any, where: str, rows: list[list[Tier]]) -> None:
+    def _apply(self, rule: Any, where: str, rows: list[list[Place]]) -> None:
         self._keys(rule, RULE_KEYS, ("layers", "tier"), where)
         tier = self._tier(rule["tier"], f"{where}.tier")
         for layer in self._layers(rule["layers"], f"{where}.layers"):
@@ -98,13 +113,13 @@ class _File:
             return int(ends[0]), int(ends[-1])
         raise self._error(where, one, 'give a number from 0 on, a range such as "3-7", a list of these, or "all"')
 
-    def _tier(self, value: Any, where: str) -> Tier:
-        names = [tier.value for tier in Tier if tier is not Tier.DISK]
-        if value not in names:
+    def _tier(self, value: Any, where: str) -> Place:
+        names = [*self.known]
+        if not isinstance(value, str) or value not in names:
             raise self._error(where, value, f"there are {', '.join(names)}{nearest(str(value), names)}")
-        tier = Tier(value)
-        if tier not in self.tiers:
-            there = ", ".join(t.value for t in self.tiers)
+        tier = self.known[value]
+        if tier not in self.there:
+            there = ", ".join(name for name, one in self.known.items() if one in self.there)
             raise self._error(where, value, f"this run has {there} only; a second GPU needs two that torch can see")
         return tier
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ...errors import OptionError
@@ -37,3 +38,19 @@ class Options:
     def kv(self) -> KVFormat:
         """The format of the cache."""
         return KV_FORMATS[self.kv_format]
+
+
+def check_kv_rows(format: KVFormat, rows: Iterable[int], *, has_indexer: bool = False) -> None:
+    """Raises OptionError where rows of the KV cache of so many numbers are no whole number of the format's blocks, or
+    where an indexer chooses them one by one."""
+    if has_indexer and format.block > 1:
+        raise OptionError(
+            f"kv_format {format.name} is not there for models with an indexer, which attend to keys one by one: give "
+            "kv_format bf16, or leave it out"
+        )
+    odd = sorted({row for row in rows if row % format.block})
+    if odd:
+        raise OptionError(
+            f"kv_format {format.name} stores each {format.block} numbers of a head together, and this model has heads "
+            f"of {odd[0]} in its cache: give kv_format bf16, or leave it out"
+        )

@@ -20,7 +20,7 @@ from ...loaders.quants.encodings import ENCODINGS
 from ...loaders.quants.quant import Quant
 from ..bandwidth_model.flop_counts import STATE_WIDTH
 from ..bandwidth_model.hardware import ENDS, Device, End, Hardware, Range
-from ..config import EngineConfig, check_kv_rows
+from ..config import EngineConfig
 from ..ledger.passes import Prediction
 from ..ledger.windows import PAGE, Window
 from ..placement.placement import parse
@@ -31,7 +31,7 @@ from . import storage as storing
 from .articles import RuleOfThumb, rule_of_thumb
 from .experts_per_token import with_experts
 from .layouts import Demand, Placement
-from .options import Options
+from .options import Options, check_kv_rows
 from .speed import CHUNK, Distinct, Drafted, Model, Workload, simple_seconds
 from .storage import Storage
 

@@ -22,6 +22,7 @@ from ..devices.device import Device, why_no_gpu
 from ..devices.host import HUGE_FROM, quota
 from ..experts.cache import report
 from ..generation.outputs import Completion
+from ..hosts.net_experts import NetExperts
 from ..ledger import in_formats
 from ..ledger.ledger import Ledger
 from ..ledger.pass_bytes import GROUPS
@@ -32,6 +33,7 @@ from ..llm import LLM
 from ..memory.memory_plan import EXPERT_CACHE, READING, STREAM
 from ..placement.placement import Tier
 from ..units import GB, size
+from .hosts import host_rows
 from .tables import new_table
 
 
@@ -76,6 +78,8 @@ def _rates(rows: list[TableRow]) -> list[str]:
 
 def _tiers(llm: LLM) -> list[str]:
     """The placement, and of every GPU what it is, what it holds and what it may hold."""
+    if isinstance(llm.parts.decoder.experts, NetExperts):
+        return [host_rows.line(llm)]
     if len(llm.parts.devices) == 1:
         return []
     lines = [f"placement {llm.parts.placement.name}"]
@@ -154,6 +158,10 @@ def _pinning(llm: LLM) -> list[str]:
 def _expert_rows(llm: LLM) -> Iterator[TableRow]:
     """The routed experts, a row for every tier that has some."""
     banks = [layer.experts for layer in llm.parts.weights.layers if layer.experts is not None]
+    if isinstance(llm.parts.decoder.experts, NetExperts):
+        for what, where, read in host_rows.expert_rows(llm):
+            yield TableRow(what, where, _formats(read), size(round(read.total)), _kernel(llm.parts.main))
+        return
     for tier in llm.parts.placement.tiers:
         if len(llm.parts.devices) == 1 and tier is not Tier.DISK:
             mine, group = [bank for bank in banks if isinstance(bank, ExpertBank)], "experts"

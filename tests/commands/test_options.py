@@ -26,6 +26,8 @@ from headrace.engine.terminal.options import takes
 Run = Callable[..., tuple[int, str, str]]
 
 CACHED = {"--policy": None, "--expert-cache": None, "--second-vram": None, "--policy-trace": None, "--link-limit": None}
+HOSTS = {"--hosts": None, "--listen": "127.0.0.1", "--host-token": None, "--wire": "f32", "--host-timeout": 2.0,
+         "--host-wait": 120.0, "--i-know": False}  # fmt: skip
 # By command its options, with the value of one that is left out. Scripts rely on them: an option may come, none may go.
 COMMANDS: dict[str, dict[str, Any]] = {
     "generate": {
@@ -37,7 +39,7 @@ COMMANDS: dict[str, dict[str, Any]] = {
         "--expert-format": "native", "--dense-format": "native", "--dtype": "auto", "--kernels": "auto",
         "--experts-per-token": None,
         "--cpu-activations": "int8", "--threads": None, "--device": "auto", "--cpu-moe": False, "--n-cpu-moe": None,
-        "--placement": None, "--tensor-split": None, "--vram-limit": None, "--stream-from": "auto", **CACHED,
+        "--placement": None, "--tensor-split": None, "--vram-limit": None, "--stream-from": "auto", **CACHED, **HOSTS,
         "--pinned-limit": None, "--handoff": "auto", "--max-context": None, "--prefill-chunk": 512, "--revision": None,
         "--offline": False, "--cache-dir": None, "--ignore-config-keys": "", "--ignore-tensors": "", "--profile": None,
         "--no-measure": False, "--ram-limit": None, "--kv-format": "auto", "--kv-disk": None, "--trace": None,
@@ -51,11 +53,15 @@ COMMANDS: dict[str, dict[str, Any]] = {
         "--expert-format": "native", "--dense-format": "native", "--dtype": "auto", "--kernels": "auto",
         "--experts-per-token": None,
         "--cpu-activations": "int8", "--threads": None, "--device": "auto", "--cpu-moe": False, "--n-cpu-moe": None,
-        "--placement": None, "--tensor-split": None, "--vram-limit": None, "--stream-from": "auto", **CACHED,
+        "--placement": None, "--tensor-split": None, "--vram-limit": None, "--stream-from": "auto", **CACHED, **HOSTS,
         "--pinned-limit": None, "--handoff": "auto", "--max-context": None, "--prefill-chunk": 512, "--revision": None,
         "--offline": False, "--cache-dir": None, "--ignore-config-keys": "", "--ignore-tensors": "", "--profile": None,
         "--no-measure": False, "--ram-limit": None, "--kv-format": "auto", "--kv-disk": None, "--trace": None,
         "--speculate": "auto",
+    },
+    "host": {
+        "--join": None, "--name": None, "--host-token": None, "--i-know": False, "--threads": None, "--ram-limit": None,
+        "--revision": None, "--offline": False, "--cache-dir": None,
     },
     "convert": {
         "--expert-format": "q4_0", "--dense-format": "native", "--dtype": "auto", "--revision": None,
@@ -66,7 +72,7 @@ COMMANDS: dict[str, dict[str, Any]] = {
         "--expert-format": "native", "--dense-format": "native", "--dtype": "auto", "--experts-per-token": None,
         "--kernels": "auto", "--cpu-activations": "int8", "--threads": None, "--device": "auto", "--cpu-moe": False,
         "--n-cpu-moe": None, "--placement": None, "--tensor-split": None, "--vram-limit": None, "--stream-from": "auto",
-        **CACHED, "--pinned-limit": None, "--handoff": "auto", "--revision": None, "--offline": False,
+        **CACHED, **HOSTS, "--pinned-limit": None, "--handoff": "auto", "--revision": None, "--offline": False,
         "--cache-dir": None, "--ignore-config-keys": "", "--ignore-tensors": "", "--profile": None,
         "--no-measure": False, "--ram-limit": None, "--kv-format": "auto",
     },
@@ -77,7 +83,7 @@ COMMANDS: dict[str, dict[str, Any]] = {
     "bench": {
         "--prompt -p": "512", "--new -n": "128", "--batch -b": "1", "--depth -d": "0", "--rounds -r": 5,
         "--placement": "cpu", "--device": "auto", "--tensor-split": None, "--vram-limit": None, "--stream-from": "auto",
-        **CACHED, "--pinned-limit": None, "--handoff": "auto", "--random-weights": False, "--layers": None,
+        **CACHED, **HOSTS, "--pinned-limit": None, "--handoff": "auto", "--random-weights": False, "--layers": None,
         "--json": None, "--compare": None, "--plot": None, "--from": None,
         "--expert-format": "native", "--dense-format": "native", "--dtype": "auto", "--experts-per-token": None,
         "--cpu-activations": "int8", "--threads": None, "--prefill-chunk": 512, "--revision": None, "--offline": False,
@@ -106,7 +112,7 @@ COMMANDS: dict[str, dict[str, Any]] = {
         "--expert-format": "native", "--dense-format": "native", "--dtype": "auto", "--kernels": "auto",
         "--experts-per-token": None,
         "--cpu-activations": "int8", "--threads": None, "--device": "auto", "--cpu-moe": False, "--n-cpu-moe": None,
-        "--placement": None, "--tensor-split": None, "--vram-limit": None, "--stream-from": "auto", **CACHED,
+        "--placement": None, "--tensor-split": None, "--vram-limit": None, "--stream-from": "auto", **CACHED, **HOSTS,
         "--pinned-limit": None, "--handoff": "auto", "--max-context": None, "--prefill-chunk": 512, "--revision": None,
         "--offline": False, "--cache-dir": None, "--ignore-config-keys": "", "--ignore-tensors": "", "--profile": None,
         "--no-measure": False, "--ram-limit": None, "--kv-format": "auto",
@@ -125,6 +131,7 @@ COMMANDS: dict[str, dict[str, Any]] = {
 ARGUMENTS = {
     "generate": ["model", "prompts"],
     "serve": ["model"],
+    "host": ["model"],
     "convert": ["model", "directory"],
     "perplexity": ["model", "file"],
     "measure": [],
@@ -229,6 +236,9 @@ ENGINE = {
     "--max-context 99": {"max_context": 99}, "--prefill-chunk 64": {"prefill_chunk": 64},
     "--ram-limit 12.5": {"ram_limit": 12.5}, "--kv-format q8_0": {"kv_format": "q8_0"},
     "--kv-disk kept:5": {"kv_disk": "kept:5"},
+    "--hosts 3": {"hosts": 3}, "--listen 10.0.0.1:4000": {"listen": "10.0.0.1:4000"}, "--wire int8": {"wire": "int8"},
+    "--host-token secret": {"host_token": Path("secret")}, "--host-timeout 4": {"host_timeout": 4},
+    "--host-wait 9": {"host_wait": 9}, "--i-know": {"i_know": True},
     "--revision v2": {"revision": "v2"}, "--offline": {"offline": True},
     "--cache-dir kept": {"cache_dir": Path("kept")}, "--ignore-config-keys a,b,": {"ignore_config_keys": ("a", "b")},
     "--ignore-tensors mtp.*": {"ignore_tensors": ("mtp.*",)},

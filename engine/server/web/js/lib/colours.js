@@ -16,7 +16,7 @@ export function colour(name) {
 
 const GROUPS = ["experts", "unchosen", "dense", "kv", "head", "routing", "inputs", "samples"];
 const TIERS = ["cpu_dram", "gpu_hbm", "gpu1_hbm"];
-const LINKS = ["h2d", "d2h", "d2d", "disk"];
+const LINKS = ["h2d", "d2h", "d2d", "disk", "net"];
 
 /** Series of a stack: {name, tier, group, indices of columns, variable of its colour}, memories first. */
 export function series(columns) {

@@ -37,7 +37,7 @@ export function milliseconds(value) {
 }
 
 const TIERS = {
-  cpu_dram: "RAM", gpu_hbm: "VRAM", gpu1_hbm: "VRAM 2", disk: "disk", h2d: "RAM → GPU", d2h: "GPU → RAM",
+  cpu_dram: "RAM", gpu_hbm: "VRAM", gpu1_hbm: "VRAM 2", disk: "disk", net: "hosts", h2d: "RAM → GPU", d2h: "GPU → RAM",
   d2d: "GPU → GPU 2", cpu: "RAM", gpu0: "VRAM", gpu1: "VRAM 2",
 };
 

@@ -7,7 +7,7 @@ import { Panel, Table } from "./frame.js";
 
 const found = signal(null);
 const problem = signal("");
-const ORDER = ["gpu0", "gpu1", "cpu", "disk"];
+const ORDER = ["gpu0", "gpu1", "cpu", "disk", "net"];
 
 async function load() {
   try {

@@ -1,0 +1,203 @@
+"""One layer of one pass over the wire: who is asked for which rows, what came, and who is asked instead of one that is
+lost."""
+
+from __future__ import annotations
+
+import select
+import time
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ...errors import DeviceError
+from ...kernels import Ops
+from ...kernels.cpu import EXPERT_OUT_BYTES, CpuOps
+from ..experts.backend import Wired
+from ..experts.disk.rows import F32, SPARE
+from .link import Link
+from .messages import rows as messages
+from .messages.frames import HEADER, Broken, Kind
+from .messages.rows import MOST_ROWS, Work
+
+if TYPE_CHECKING:
+    from .net_experts import Ready
+
+STEP = 0.1  # seconds between looks at the clock
+
+
+class Asked:
+    """What a host owes: the choices of a request, in the order of its answer."""
+
+    def __init__(self, node: int, pairs_N: Tensor) -> None:
+        self.node, self.pairs_N = node, pairs_N
+        self.is_open_N = torch.ones(len(pairs_N), dtype=torch.bool)
+        self.left = len(pairs_N)
+
+
+class Exchange:
+    """Of layer number `layer` of those with experts; x float32 [tokens, hidden], ids and weights [tokens, choices].
+    call: number of the last request before."""
+
+    def __init__(
+        self, parts: Ready, ops: Ops, layer: int, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor, call: int
+    ) -> None:
+        self.parts, self.ops, self.layer, self.call, self.x_TD = parts, ops, layer, call, x_TD
+        self.members, self.wire = parts.members, parts.wire
+        (self.T, self.K), self.D = ids_TK.shape, x_TD.shape[1]
+        on_input = parts.shelf.files.layouts[layer].weighs_input
+        self.taken_P = weights_TK.flatten() if on_input else None
+        self.given_TK = torch.ones_like(weights_TK) if on_input else weights_TK
+        self.ids_P = ids_TK.flatten().long()
+        self.rows_PD = torch.empty(self.T * self.K, self.D)
+        self.asked: dict[int, Asked] = {}
+        self.mine: list[Tensor] = []
+        self.sent_rows = self.sent_besides = self.own_pairs = 0
+        self.own: set[int] = set()
+
+    @property
+    def wired(self) -> Wired:
+        return Wired(self.sent_rows, self.sent_besides, len(self.own), self.own_pairs)
+
+    @property
+    def is_sent(self) -> bool:
+        """Whether the system has taken all that is to be sent."""
+        return not any(link.out for link in self._links())
+
+    def _links(self) -> list[Link]:
+        return [link for link in self.members.links if link is not None]
+
+    def ask_all(self) -> None:
+        """Sends every choice to who has its expert. An expert is to see its rows as many at a time as one call of the
+        kernel shows it."""
+        most = min(MOST_ROWS, max(1, EXPERT_OUT_BYTES // (self.K * (self.D + SPARE) * F32)))
+        for first in range(0, self.T, most):
+            last = min(self.T, first + most)
+            self._ask(torch.arange(first * self.K, last * self.K))
+        self._write()
+
+    def _ask(self, pairs_N: Tensor) -> None:
+        """Deals choices out; those of the coordinator are kept for `compute_own`. Raises DeviceError for a node that is
+        lost for good."""
+        owners_N = self.members.owner_LE[self.layer][self.ids_P[pairs_N]]
+        for node in torch.unique(owners_N).tolist():
+            here_N = pairs_N[owners_N == node]
+            if node == 0:
+                self.mine.append(here_N)
+                continue
+            link = self.members.links[node]
+            if link is None:
+                raise self.members.missing(node)
+            self._request(node, link, here_N[torch.sort(self.ids_P[here_N], stable=True).indices])
+
+    def _request(self, node: int, link: Link, pairs_N: Tensor) -> None:
+        self.call = (self.call + 1) & 0xFFFFFFFF
+        tokens_N, at_N = torch.unique(pairs_N // self.K, return_inverse=True)
+        taken_N = None if self.taken_P is None else self.taken_P[pairs_N]
+        work = Work(self.layer, self.x_TD[tokens_N], at_N, self.ids_P[pairs_N], taken_N)
+        self.asked[self.call] = Asked(node, pairs_N)
+        rows, besides = messages.work_bytes(len(tokens_N), len(pairs_N), self.D, self.wire, taken_N is not None)
+        self.sent_rows, self.sent_besides = self.sent_rows + rows, self.sent_besides + besides
+        link.limit = max(link.limit, messages.ANSWER.size + len(pairs_N) * self.wire.row(self.D))
+        link.queue(messages.work_parts(work, self.wire, self.call))
+
+    def compute_own(self) -> None:
+        """The coordinator's choices."""
+        while self.mine:
+            pairs_N = self.mine.pop()
+            ids_N = self.ids_P[pairs_N]
+            taken_N = None if self.taken_P is None else self.taken_P[pairs_N]
+            self.own |= {*ids_N.tolist()}
+            self.own_pairs += len(pairs_N)
+            try:
+                found_ND = self.parts.shelf.rows(self.layer, self.x_TD, pairs_N // self.K, ids_N, taken_N)
+            except OSError as error:
+                raise DeviceError(f"experts of a lost host cannot be read here ({error}): start it again") from error
+            self.rows_PD[pairs_N] = found_ND
+
+    @torch.inference_mode()
+    def run(self, until_sent: bool = False) -> None:
+        """Sends and receives until everything has come, or is sent. Raises DeviceError where nobody can take what a
+        lost host owes."""
+        since = time.monotonic()
+        while self.asked and not (until_sent and self.is_sent):
+            self._write()
+            self._wait(STEP)
+            self._read()
+            self._look_at_the_clock(since)
+            self.compute_own()
+
+    def _wait(self, seconds: float) -> None:
+        """Until something came, or more can be sent."""
+        poller = select.poll()
+        for link in self._links():
+            poller.register(link.fileno(), select.POLLIN | (select.POLLOUT if link.out else 0))
+        poller.poll(seconds * 1000)
+
+    def _write(self) -> None:
+        for node in self.members.alive:
+            link = self.members.links[node]
+            try:
+                if link is not None:
+                    link.write()
+            except OSError as error:
+                self._lose(node, error.strerror or str(error))
+
+    def _read(self) -> None:
+        for node in self.members.alive:
+            link = self.members.links[node]
+            try:
+                for header, body in link.read() if link is not None else ():
+                    self._take(node, header.kind, header.call, body)
+            except OSError as error:
+                self._lose(node, error.strerror or str(error))
+            except Broken as error:
+                self._lose(node, str(error))
+
+    def _take(self, node: int, kind: Kind, call: int, body: bytearray) -> None:
+        """Rows of an answer; what nobody waits for any more is of a pass that was given up."""
+        asked = self.asked.get(call)
+        if kind is not Kind.ROWS or (asked is not None and asked.node != node):
+            raise Broken("it answered what it was not asked")
+        if asked is None:
+            return
+        first, rows_ND = messages.read_answer(body, self.wire, self.D)
+        last = first + len(rows_ND)
+        if last > len(asked.pairs_N) or not bool(asked.is_open_N[first:last].all()):
+            raise Broken("it answered more than it was asked")
+        self.rows_PD[asked.pairs_N[first:last]] = rows_ND
+        asked.is_open_N[first:last] = False
+        asked.left -= len(rows_ND)
+        self.sent_rows += len(rows_ND) * self.wire.row(self.D)
+        self.sent_besides += HEADER.size + messages.ANSWER.size
+        if not asked.left:
+            del self.asked[call]
+
+    def _look_at_the_clock(self, since: float) -> None:
+        """Loses hosts that owe something and were silent for too long."""
+        now = time.monotonic()
+        for node in sorted({asked.node for asked in self.asked.values()}):
+            link = self.members.links[node]
+            if link is not None and now - max(link.heard, since) > self.parts.timeout:
+                self._lose(node, f"no word for {self.parts.timeout:g} s")
+
+    def _lose(self, node: int, why: str) -> None:
+        """What a host owes is asked of others."""
+        owed = [call for call, asked in self.asked.items() if asked.node == node]
+        pairs = [asked.pairs_N[asked.is_open_N] for asked in map(self.asked.pop, owed)]
+        self.members.lose(node, why)
+        for pairs_N in pairs:
+            self._ask(pairs_N)
+        if pairs:
+            self._write()
+
+    def sum(self) -> Tensor:
+        """float32 [tokens, hidden]."""
+        assert not self.asked, "rows are missing"
+        rows_TKD, weights_TK = self.rows_PD.view(self.T, self.K, -1), self.given_TK
+        if isinstance(self.ops, CpuOps):
+            return self.ops.weighted_rows(rows_TKD, weights_TK)
+        y_TD = torch.zeros(self.T, self.D)
+        for k in range(self.K):
+            y_TD += weights_TK[:, k, None] * rows_TKD[:, k]
+        return y_TD

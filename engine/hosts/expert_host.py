@@ -1,0 +1,190 @@
+"""A host of experts: joins a coordinator, loads its share, and answers rows until the connection ends; then it joins
+again.
+
+    main thread    receives a request, computes it, sends the answer in pieces while it computes the next ones
+    pulse          says every quarter of a second that the host is at work, so that slow is told from dead
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+
+from ...errors import DeviceError, MemoryNeeded
+from ...kernels import Ops
+from ..experts.disk.files import ExpertFiles
+from ..placement.tier_memory import of_free
+from ..units import size
+from .joining import meeting
+from .messages import frames, greeting, rows
+from .messages.frames import Broken, Kind, Refused
+from .messages.terms import Terms
+from .shelf import Shelf
+
+PULSE = 0.25  # seconds
+PIECE = 1 << 20  # bytes of an answer, about
+GREETING = 10.0  # seconds that a step of the greeting may take
+log = logging.getLogger("headrace")
+
+
+class Opened(NamedTuple):
+    """A model as a coordinator's terms have it. free: bytes of RAM that may be taken; rate: bytes a second that this
+    machine's RAM was read with."""
+
+    files: ExpertFiles
+    ops: Ops
+    fingerprint: str
+    free: int
+    rate: float
+    facts: dict[str, Any]
+
+
+class ExpertHost:
+    """One process. open_model: opens the model that it was started with, for terms. say: tells a person."""
+
+    def __init__(
+        self,
+        name: str,
+        address: tuple[str, int],
+        secret: bytes,
+        open_model: Callable[[Terms], Opened],
+        say: Callable[[str], None],
+    ) -> None:
+        self.name, self.address, self.secret, self.open_model, self.say = name, address, secret, open_model, say
+        self.terms: Terms | None = None
+        self.opened: Opened | None = None
+        self.shelf: Shelf | None = None
+        self.lock = threading.Lock()
+
+    def run(self) -> None:
+        """Until it is ended from outside. Raises DeviceError where the coordinator does not want it."""
+        while True:
+            joined = meeting.join(*self.address)
+            assert joined is not None, "a host that nobody stops"
+            sock, generation = joined
+            with sock:
+                try:
+                    self._serve(sock, generation)
+                except Refused as refused:
+                    if not refused.again:
+                        raise
+                    self.say(f"{refused}; trying again")
+                except (Broken, OSError) as error:
+                    self.say(f"the connection ended ({error}); joining again")
+            time.sleep(meeting.STEP)
+
+    def _serve(self, sock: socket.socket, generation: int) -> None:
+        """One connection, to its end."""
+        sock.settimeout(GREETING)
+        frames.tune(sock)
+        terms = Terms.read(greeting.answer(sock, self.secret, self.name))
+        sock.settimeout(None)
+        with self._pulse(sock):
+            opened = self._open(terms)
+        shelf = self.shelf
+        assert shelf is not None
+        free = opened.free + shelf.nbytes
+        said = {"fingerprint": opened.fingerprint, "free": free, "rate": opened.rate, **opened.facts}
+        frames.send_json(sock, Kind.MODEL, said)
+        share = frames.as_json(frames.receive(sock, Kind.SHARE)[1])
+        with self._pulse(sock):
+            self._load(shelf, share, free)
+        frames.send_json(sock, Kind.READY, {"bytes": shelf.nbytes})
+        self.say(f"generation {generation}: {len(shelf.own)} experts, {size(shelf.nbytes)}; at work")
+        with self._pulse(sock, at_once=False) as busy:
+            while True:
+                header, body = frames.receive(sock, Kind.WORK, limit=terms.limit)
+                busy.set()
+                self._answer(sock, shelf, terms.wire, header.call, body)
+                busy.clear()
+
+    def _open(self, terms: Terms) -> Opened:
+        """The model, opened once for the same terms."""
+        if self.opened is None or terms != self.terms:
+            if self.shelf is not None:
+                self.shelf.close()
+            self.opened, self.terms = self.open_model(terms), terms
+            self.shelf = Shelf(self.opened.files, self.opened.ops)
+        return self.opened
+
+    def _load(self, shelf: Shelf, share: dict[str, Any], free: int) -> None:
+        """Takes its share into RAM. Raises MemoryNeeded before any is taken."""
+        layouts, counts = shelf.files.layouts, shelf.files.stored.experts
+        keys = [(layer, expert) for layer, experts in enumerate(share["experts"]) for expert in experts]
+        if len(share["experts"]) != len(counts) or any(not 0 <= e < counts[layer] for layer, e in keys):
+            raise Broken("the share names experts that the model does not have: install the same headrace everywhere")
+        need, room = sum(layouts[layer].bytes for layer, _ in keys), int(of_free(free))
+        if need > room:
+            raise MemoryNeeded(f"the share of {self.name} is {size(need)}, {size(room)} of RAM can be taken here")
+        shelf.take(keys)
+        shelf.room = room - need
+
+    def _answer(self, sock: socket.socket, shelf: Shelf, wire: rows.WireFormat, call: int, body: bytearray) -> None:
+        """Computes a request, in pieces of whole experts: an expert sees all of its rows at once."""
+        counts, hidden = shelf.files.stored.experts, shelf.files.layouts[0].hidden
+        work = rows.read_work(body, wire, len(counts), max(counts), hidden)
+        if int(work.ids_N.max()) >= counts[work.layer]:
+            raise Broken("a request names an expert that is not there: the connection is closed")
+        for first, last in pieces(work.ids_N, max(1, PIECE // wire.row(hidden))):
+            ids_N, at_N = work.ids_N[first:last], work.at_N[first:last]
+            taken_N = None if work.taken_N is None else work.taken_N[first:last]
+            with torch.inference_mode():
+                try:
+                    found_ND = shelf.rows(work.layer, work.x_TD, at_N, ids_N, taken_N)
+                except DeviceError:
+                    raise
+                except Exception as error:
+                    greeting.refuse(sock, f"its experts cannot be read or computed: {error}")
+                    raise
+                parts = rows.answer_parts(found_ND, first, wire, call)
+            self._send(sock, parts)
+
+    def _send(self, sock: socket.socket, parts: list[memoryview]) -> None:
+        with self.lock:
+            if sum(map(len, parts)) < PIECE // 8:
+                sock.sendall(b"".join(parts))
+                return
+            for part in parts:
+                sock.sendall(part)
+
+    @contextmanager
+    def _pulse(self, sock: socket.socket, at_once: bool = True) -> Iterator[threading.Event]:
+        """Says that the host is at work while the event is set."""
+        busy, over = threading.Event(), threading.Event()
+        if at_once:
+            busy.set()
+
+        def beat() -> None:
+            while not over.wait(PULSE):
+                if busy.is_set():
+                    try:
+                        self._send(sock, [memoryview(frames.head(Kind.ALIVE, 0))])
+                    except OSError:
+                        return
+
+        thread = threading.Thread(target=beat, name="headrace-pulse", daemon=True)
+        thread.start()
+        try:
+            yield busy
+        finally:
+            over.set()
+            thread.join()
+
+
+def pieces(ids_N: torch.Tensor, most: int) -> Iterator[tuple[int, int]]:
+    """Choices [first, last) of whole experts, about `most` at a time; ids are sorted."""
+    _, counts = torch.unique_consecutive(ids_N, return_counts=True)
+    first = last = 0
+    for count in counts.tolist():
+        if last > first and last + count - first > most:
+            yield first, last
+            first = last
+        last += count
+    yield first, last

@@ -1,0 +1,155 @@
+"""The coordinator's door: hosts that come are greeted, and given a share; at the start, and again after one was lost.
+
+A host that comes back has its old name, or takes the place of one that is gone. While it loads, the others go on with
+what they have; when it is ready it lies in `arrivals`, and the next pass takes it in.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import queue
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+from ....errors import DeviceError
+from ..link import Link
+from ..messages import frames, greeting
+from ..messages.frames import Broken, Kind
+from ..messages.terms import Terms
+from .meeting import Meeting
+
+GREETING = 10.0  # seconds that a step of the greeting may take
+OPENING = 120.0  # seconds of silence of a host that opens its model, or loads
+log = logging.getLogger("headrace")
+
+
+class Candidate(NamedTuple):
+    """A host that has the token and the model, and no share yet."""
+
+    sock: socket.socket
+    name: str
+    generation: int
+    free: int
+    rate: float
+    isa: str
+
+
+Place = Callable[[Candidate], "tuple[int, list[list[int]]] | str"]
+
+
+class Gathering:
+    """Greets whoever comes, a thread each. place: of a candidate that comes after the first ones: its number and its
+    share, or why there is none; gave_up: told the number of one that was to come and did not."""
+
+    def __init__(self, meeting: Meeting, secret: bytes, terms: Terms, fingerprint: str) -> None:
+        self.meeting, self.secret, self.terms, self.fingerprint = meeting, secret, terms, fingerprint
+        self.candidates = queue.Queue[Candidate]()
+        self.arrivals = queue.Queue[tuple[int, Link]]()
+        self.place: Place | None = None
+        self.gave_up: Callable[[int], None] = lambda number: None
+        self.generation, self.is_closed = 0, False
+        self.refused: list[str] = []
+        self.lock = threading.Lock()
+        self.thread = threading.Thread(target=self._accept, name="headrace-door", daemon=True)
+        self.thread.start()
+
+    def first(self, count: int, wait: float) -> list[Candidate]:
+        """So many hosts, in the order of their names. Raises DeviceError where they do not come in time."""
+        found: list[Candidate] = []
+        end = time.monotonic() + wait
+        while len(found) < count:
+            try:
+                found.append(self.candidates.get(timeout=max(0.0, end - time.monotonic())))
+            except queue.Empty:
+                more = f"; turned away: {self.refused[-1]}" if self.refused else ""
+                raise DeviceError(
+                    f"{len(found)} of {count} hosts joined {self.meeting.shown} within {wait:g} s{more}: start "
+                    f"headrace host MODEL --join {self.meeting.shown} on the others, or give more --host-wait"
+                ) from None
+        found.sort(key=lambda one: (one.name, one.generation))
+        names: list[str] = []
+        for one in found:
+            names.append(one.name if one.name not in names else f"{one.name}-{one.generation}")
+        return [one._replace(name=name) for one, name in zip(found, names, strict=True)]
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                sock, _ = self.meeting.listener.accept()
+            except OSError:
+                return  # closed
+            threading.Thread(target=self._greet, args=(sock,), name="headrace-greeting", daemon=True).start()
+
+    def _greet(self, sock: socket.socket) -> None:
+        """From the first word to the model's fingerprint, and for one that comes late to the end."""
+        try:
+            candidate = self._candidate(sock)
+            if self.place is None:
+                self.candidates.put(candidate)
+            else:
+                self._late(candidate)
+        except (Broken, OSError) as error:
+            with contextlib.suppress(OSError):
+                sock.close()
+            with self.lock:
+                self.refused.append(str(error))
+            log.warning("a host did not come in: %s", error)
+
+    def _candidate(self, sock: socket.socket) -> Candidate:
+        sock.settimeout(GREETING)
+        frames.tune(sock)
+        name, proof = greeting.challenge(sock, self.secret)
+        frames.send_json(sock, Kind.TERMS, {"proof": proof, **self.terms.as_json()})
+        sock.settimeout(OPENING)
+        said = frames.as_json(frames.receive(sock, Kind.MODEL)[1])
+        if said.get("fingerprint") != self.fingerprint:
+            reason = f"{name} has another model, or other files of it: give it the same files as the coordinator"
+            greeting.refuse(sock, reason)
+            raise Broken(reason)
+        with self.lock:
+            self.generation += 1
+            generation = self.generation
+        free, rate = max(0, int(said.get("free", 0))), float(said.get("rate", 0.0))
+        isa = str(said.get("isa", ""))
+        if isa != self.terms.computing.get("isa", isa):
+            log.warning("%s computes with %s, not as here: its rows may differ in rounding", name, isa)
+        return Candidate(sock, name, generation, free, rate, isa)
+
+    def _late(self, candidate: Candidate) -> None:
+        """Gives a host a place that is free, waits until it is ready, and announces it."""
+        assert self.place is not None
+        found = self.place(candidate)
+        if isinstance(found, str):
+            greeting.refuse(candidate.sock, found, again=True)
+            raise Broken(found)
+        number, share = found
+        try:
+            self.give(candidate, share)
+            self.arrivals.put((number, self.ready(candidate)))
+        except BaseException:
+            self.gave_up(number)
+            raise
+
+    def give(self, candidate: Candidate, share: list[list[int]]) -> None:
+        """Tells a host which experts are its own. Raises OSError."""
+        frames.send_json(candidate.sock, Kind.SHARE, {"experts": share})
+
+    def ready(self, candidate: Candidate) -> Link:
+        """Waits until they are loaded. Raises Broken, OSError."""
+        said = frames.as_json(frames.receive(candidate.sock, Kind.READY)[1])
+        room = max(0, candidate.free - int(said.get("bytes", 0)))
+        return Link(candidate.sock, candidate.name, candidate.generation, room)
+
+    def close(self) -> None:
+        """Lets nobody in any more."""
+        if not self.is_closed:
+            self.is_closed = True
+            with contextlib.suppress(OSError):
+                self.meeting.listener.shutdown(socket.SHUT_RDWR)
+            self.meeting.close()
+            while not self.arrivals.empty():
+                self.arrivals.get()[1].close()

@@ -1,0 +1,153 @@
+"""Rows on the wire: float32 as they are, bfloat16, or int8 with a scale for every 32 numbers.
+
+    WORK   layer u32 | rows u32 | choices u32 | flags u32 | row of each choice u16 | expert of each u16
+           [| weight of each f32, of experts that take x times it] | rows
+    ROWS   first choice u32 | choices u32 | rows
+
+A choice is a token and one expert of its; a host answers with a row for each, in the order asked, in as many frames as
+it likes. So float32 on the wire changes no bit, and what a choice gives does not depend on who computes it.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .frames import HEADER, Broken, Kind, head
+
+GROUP = 32  # numbers that share a scale
+WEIGHTED = 1  # flag: weights follow
+TASK, ANSWER = struct.Struct("<IIII"), struct.Struct("<II")
+MOST_ROWS = 1 << 16  # that two bytes can number
+
+
+class WireFormat(NamedTuple):
+    """One form of rows. row(D): bytes of a row of D numbers."""
+
+    name: str
+    code: int
+    row: Callable[[int], int]
+    encode: Callable[[Tensor], Tensor]
+    decode: Callable[[Tensor, int], Tensor]
+
+
+def _groups(numbers: int) -> int:
+    return -(-numbers // GROUP)
+
+
+def _to_int8(x_ND: Tensor) -> Tensor:
+    """uint8 [N, D + 4 * groups]: scales, then numbers."""
+    (N, D), G = x_ND.shape, _groups(x_ND.shape[1])
+    padded = torch.zeros(N, G * GROUP)
+    padded[:, :D] = x_ND
+    grouped = padded.view(N, G, GROUP)
+    scales = grouped.abs().amax(2) / 127
+    safe = torch.where(scales > 0, scales, torch.ones_like(scales))
+    codes = (grouped / safe[:, :, None]).round().to(torch.int8).view(N, -1)[:, :D]
+    return torch.cat([scales.contiguous().view(torch.uint8), codes.contiguous().view(torch.uint8)], 1)
+
+
+def _from_int8(data_NB: Tensor, numbers: int) -> Tensor:
+    G = _groups(numbers)
+    scales = data_NB[:, : 4 * G].contiguous().view(torch.float32)
+    codes = data_NB[:, 4 * G :].contiguous().view(torch.int8).float()
+    return codes * scales.repeat_interleave(GROUP, 1)[:, :numbers]
+
+
+F32 = WireFormat(
+    "f32",
+    1,
+    lambda D: 4 * D,
+    lambda x: x.contiguous().view(torch.uint8),
+    lambda b, D: b.contiguous().view(torch.float32),
+)
+BF16 = WireFormat(
+    "bf16",
+    2,
+    lambda D: 2 * D,
+    lambda x: x.to(torch.bfloat16).contiguous().view(torch.uint8),
+    lambda b, D: b.contiguous().view(torch.bfloat16).float(),
+)
+INT8 = WireFormat("int8", 3, lambda D: D + 4 * _groups(D), _to_int8, _from_int8)
+WIRES = {one.name: one for one in (F32, BF16, INT8)}
+BY_CODE = {one.code: one for one in WIRES.values()}
+
+
+class Work(NamedTuple):
+    """What a host is to compute: experts ids [N] of layer number `layer` (of those with experts) take rows at [N] of x
+    [T, D], times weights [N] where there are some."""
+
+    layer: int
+    x_TD: Tensor
+    at_N: Tensor
+    ids_N: Tensor
+    taken_N: Tensor | None
+
+
+def work_bytes(tokens: int, choices: int, hidden: int, wire: WireFormat, weighted: bool) -> tuple[int, int]:
+    """Bytes of a message: of its rows, and of everything else, header included."""
+    besides = HEADER.size + TASK.size + choices * (8 if weighted else 4)
+    return tokens * wire.row(hidden), besides
+
+
+def answer_bytes(choices: int, frames: int, hidden: int, wire: WireFormat) -> tuple[int, int]:
+    """The same of an answer in so many frames."""
+    return choices * wire.row(hidden), frames * (HEADER.size + ANSWER.size)
+
+
+def work_parts(work: Work, wire: WireFormat, call: int) -> list[memoryview]:
+    """A WORK frame, in parts to be sent one after the other."""
+    rows = _bytes(wire.encode(work.x_TD))
+    numbers = torch.cat([work.at_N, work.ids_N]).to(torch.int32).to(torch.uint16)
+    weights = b"" if work.taken_N is None else _bytes(work.taken_N.contiguous().view(torch.uint8))
+    flags = 0 if work.taken_N is None else WEIGHTED
+    task = TASK.pack(work.layer, len(work.x_TD), len(work.at_N), flags)
+    places = bytes(_bytes(numbers.view(torch.uint8)))
+    length = len(task) + len(places) + len(weights) + len(rows)
+    start = head(Kind.WORK, length, wire.code, call) + task + places + bytes(weights)
+    return [memoryview(start), rows]
+
+
+def read_work(body: bytearray, wire: WireFormat, layers: int, experts: int, hidden: int) -> Work:
+    """What a WORK frame asks for. Raises Broken where its lengths or numbers do not fit."""
+    layer, tokens, choices, flags = TASK.unpack(body[: TASK.size])
+    weighted = bool(flags & WEIGHTED)
+    sizes = [2 * choices, 2 * choices, 4 * choices * weighted, tokens * wire.row(hidden)]
+    if TASK.size + sum(sizes) != len(body) or layer >= layers or tokens > MOST_ROWS or not choices:
+        raise Broken("the lengths in a request for experts do not fit: the connection is closed")
+    data, parts, at = torch.frombuffer(body, dtype=torch.uint8), [], TASK.size
+    for size in sizes:
+        parts.append(data[at : at + size])
+        at += size
+    at_N, ids_N = (part.clone().view(torch.uint16).to(torch.int32) for part in parts[:2])
+    if int(at_N.max()) >= tokens or int(ids_N.max()) >= experts:
+        raise Broken("a request names a row or an expert that is not there: the connection is closed")
+    taken_N = parts[2].clone().view(torch.float32) if weighted else None
+    return Work(layer, wire.decode(parts[3].view(tokens, -1), hidden), at_N, ids_N, taken_N)
+
+
+def answer_parts(rows_ND: Tensor, first: int, wire: WireFormat, call: int) -> list[memoryview]:
+    """A ROWS frame: of the choices from `first` on."""
+    rows, start = _bytes(wire.encode(rows_ND)), ANSWER.pack(first, len(rows_ND))
+    return [memoryview(head(Kind.ROWS, len(start) + len(rows), wire.code, call) + start), rows]
+
+
+def read_answer(body: bytearray, wire: WireFormat, hidden: int) -> tuple[int, Tensor]:
+    """The first choice, and float32 [choices, hidden]. Raises Broken."""
+    if len(body) < ANSWER.size:
+        raise Broken("an answer is too short: the connection is closed")
+    first, choices = ANSWER.unpack(body[: ANSWER.size])
+    if len(body) != ANSWER.size + choices * wire.row(hidden) or not choices:
+        raise Broken("the lengths in an answer do not fit: the connection is closed")
+    data = torch.frombuffer(body, dtype=torch.uint8)[ANSWER.size :].view(choices, -1)
+    return first, wire.decode(data.clone(), hidden)
+
+
+def _bytes(data: Tensor) -> memoryview:
+    """The bytes of a uint8 tensor, without a copy."""
+    flat: memoryview = data.contiguous().view(-1).numpy().data
+    return flat

@@ -1,0 +1,96 @@
+"""Hosts as processes of this machine, and a coordinator in the test's own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from headrace import LLM
+from headrace.engine.hosts.net_experts import NetExperts
+
+WAIT = 60  # seconds for all hosts to join on a busy machine
+PROMPT = [5, 11, 3, 70, 29, 8, 8, 14, 101, 33, 2, 9]
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        return int(found.getsockname()[1])
+
+
+class Hosts:
+    """Processes that join a port of this machine."""
+
+    def __init__(self, model: Path | str, count: int, *options: str) -> None:
+        self.model, self.port, self.options = model, free_port(), options
+        self.processes = {f"h{number}": self.start(f"h{number}") for number in range(1, count + 1)}
+
+    def start(self, name: str, model: Path | str | None = None, **variables: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "headrace", "host", str(model or self.model)]
+        command += ["--join", f"127.0.0.1:{self.port}", "--name", name, "--threads", "1", *self.options]
+        return subprocess.Popen(
+            command, text=True, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1", **variables}
+        )
+
+    def restart(self, name: str) -> None:
+        self.end(name)
+        self.processes[name] = self.start(name)
+
+    def signal(self, name: str, number: signal.Signals) -> None:
+        self.processes[name].send_signal(number)
+
+    def end(self, name: str) -> None:
+        process = self.processes[name]
+        process.kill()
+        process.wait()
+        if process.stderr is not None:
+            process.stderr.close()
+
+    def close(self) -> None:
+        for name in self.processes:
+            self.end(name)
+
+
+@contextlib.contextmanager
+def hosts_of(model: Path | str, count: int, **options: Any) -> Iterator[tuple[Hosts, LLM]]:
+    """So many hosts, and a model that has its experts there."""
+    hosts = Hosts(model, count)
+    try:
+        given = {"max_context": 128, "no_measure": True, **options}
+        with LLM(model, hosts=count, listen=f"127.0.0.1:{hosts.port}", host_wait=WAIT, **given) as llm:
+            yield hosts, llm
+    finally:
+        hosts.close()
+
+
+def experts_of(llm: LLM) -> NetExperts:
+    found = llm.parts.decoder.experts
+    assert isinstance(found, NetExperts)
+    return found
+
+
+@contextlib.contextmanager
+def later(seconds: float, action: Any, *arguments: Any) -> Iterator[None]:
+    """Does something in so many seconds, in another thread."""
+    timer = threading.Timer(seconds, action, arguments)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.join()
+
+
+@contextlib.contextmanager
+def coordinator(hosts: Hosts, **options: Any) -> Iterator[LLM]:
+    """A model on hosts that are there already: they join one coordinator after the other."""
+    given = {"max_context": 128, "no_measure": True, **options}
+    count = len(hosts.processes)
+    with LLM(hosts.model, hosts=count, listen=f"127.0.0.1:{hosts.port}", host_wait=WAIT, **given) as llm:
+        yield llm
