@@ -68,7 +68,13 @@ class OnHosts:
         self.home = self._deal(stored.experts, sizes)
         self.room = max(0, self.plan.room - self._bytes(0, sizes))
         for number, candidate in enumerate(self.candidates, 1):
-            self.gathering.give(candidate, _share(self.home, number))
+            self._give(candidate, _share(self.home, number))
+
+    def _give(self, candidate: Candidate, share: list[list[int]]) -> None:
+        try:
+            self.gathering.give(candidate, share)
+        except OSError as error:
+            raise DeviceError(f"host {candidate.name} left before the start ({error}): start it again") from error
 
     def _bytes(self, node: int, sizes: Sequence[int]) -> int:
         return sum(row.count(node) * one for row, one in zip(self.home, sizes, strict=True))
@@ -104,7 +110,7 @@ class OnHosts:
         weights = [one.rate if one.rate > 0 else 1.0 for one in self.candidates]
         largest = max(layout.bytes for layout in self.files.layouts) * self.files.stored.top_k
         members = Members(self.home, links, weights, fallback=self.room >= largest)
-        self.gathering.place, self.gathering.gave_up = members.place, members.gave_up
+        self.gathering.open_places(members.place, members.gave_up)
         for number, link in enumerate(links, 1):
             count = sum(row.count(number) for row in self.home)
             log.warning("host %s: %d experts, generation %d", link.name, count, link.generation)

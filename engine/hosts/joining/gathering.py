@@ -42,14 +42,13 @@ Place = Callable[[Candidate], "tuple[int, list[list[int]]] | str"]
 
 
 class Gathering:
-    """Greets whoever comes, a thread each. place: of a candidate that comes after the first ones: its number and its
-    share, or why there is none; gave_up: told the number of one that was to come and did not."""
+    """Greets whoever comes, a thread each."""
 
     def __init__(self, meeting: Meeting, secret: bytes, terms: Terms, fingerprint: str) -> None:
         self.meeting, self.secret, self.terms, self.fingerprint = meeting, secret, terms, fingerprint
         self.candidates = queue.Queue[Candidate]()
         self.arrivals = queue.Queue[tuple[int, Link]]()
-        self.place: Place | None = None
+        self.place: Place | None = None  # of one that comes late: its number and share, or why there is none
         self.gave_up: Callable[[int], None] = lambda number: None
         self.generation, self.is_closed = 0, False
         self.refused: list[str] = []
@@ -88,9 +87,11 @@ class Gathering:
         """From the first word to the model's fingerprint, and for one that comes late to the end."""
         try:
             candidate = self._candidate(sock)
-            if self.place is None:
-                self.candidates.put(candidate)
-            else:
+            with self.lock:
+                is_early = self.place is None
+                if is_early:
+                    self.candidates.put(candidate)
+            if not is_early:
                 self._late(candidate)
         except (Broken, OSError) as error:
             with contextlib.suppress(OSError):
@@ -98,6 +99,15 @@ class Gathering:
             with self.lock:
                 self.refused.append(str(error))
             log.warning("a host did not come in: %s", error)
+
+    def open_places(self, place: Place, gave_up: Callable[[int], None]) -> None:
+        """From now on those who come take places that are free; gave_up: told of one that was to come and did not."""
+        with self.lock:
+            self.place, self.gave_up = place, gave_up
+        while not self.candidates.empty():  # more than were wanted
+            candidate = self.candidates.get()
+            greeting.refuse(candidate.sock, "there are enough hosts", again=True)
+            candidate.sock.close()
 
     def _candidate(self, sock: socket.socket) -> Candidate:
         sock.settimeout(GREETING)
