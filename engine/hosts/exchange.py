@@ -79,24 +79,38 @@ class Exchange:
     def _ask(self, pairs_N: Tensor) -> None:
         """Deals choices out; those of the coordinator are kept for `compute_own`. Raises DeviceError for a node that is
         lost for good."""
-        owners_N = self.members.owner_LE[self.layer][self.ids_P[pairs_N]]
-        for node in torch.unique(owners_N).tolist():
-            here_N = pairs_N[owners_N == node]
+        for node, here_N in self._by_owner(pairs_N):
             if node == 0:
                 self.mine.append(here_N)
                 continue
             link = self.members.links[node]
             if link is None:
                 raise self.members.missing(node)
-            self._request(node, link, here_N[torch.sort(self.ids_P[here_N], stable=True).indices])
+            self._request(node, link, here_N)
+
+    def _by_owner(self, pairs_N: Tensor) -> list[tuple[int, Tensor]]:
+        """By node its choices, sorted by expert. One token's are few: there lists are faster than tensors."""
+        if self.T > 1:
+            owners_N = self.members.owner_LE[self.layer][self.ids_P[pairs_N]]
+            parts = [(node, pairs_N[owners_N == node]) for node in torch.unique(owners_N).tolist()]
+            return [(node, N[torch.sort(self.ids_P[N], stable=True).indices]) for node, N in parts]
+        ids, owners = self.ids_P.tolist(), self.members.owners[self.layer]
+        found: dict[int, list[int]] = {}
+        for pair in sorted(pairs_N.tolist(), key=ids.__getitem__):
+            found.setdefault(owners[ids[pair]], []).append(pair)
+        return [(node, torch.tensor(pairs)) for node, pairs in sorted(found.items())]
 
     def _request(self, node: int, link: Link, pairs_N: Tensor) -> None:
         self.call = (self.call + 1) & 0xFFFFFFFF
-        tokens_N, at_N = torch.unique(pairs_N // self.K, return_inverse=True)
+        if self.T > 1:
+            tokens_N, at_N = torch.unique(pairs_N // self.K, return_inverse=True)
+            x_TD = self.x_TD[tokens_N]
+        else:
+            x_TD, at_N = self.x_TD, torch.zeros_like(pairs_N)
         taken_N = None if self.taken_P is None else self.taken_P[pairs_N]
-        work = Work(self.layer, self.x_TD[tokens_N], at_N, self.ids_P[pairs_N], taken_N)
+        work = Work(self.layer, x_TD, at_N, self.ids_P[pairs_N], taken_N)
         self.asked[self.call] = Asked(node, pairs_N)
-        rows, besides = messages.work_bytes(len(tokens_N), len(pairs_N), self.D, self.wire, taken_N is not None)
+        rows, besides = messages.work_bytes(len(x_TD), len(pairs_N), self.D, self.wire, taken_N is not None)
         self.sent_rows, self.sent_besides = self.sent_rows + rows, self.sent_besides + besides
         link.limit = max(link.limit, messages.ANSWER.size + len(pairs_N) * self.wire.row(self.D))
         link.queue(messages.work_parts(work, self.wire, self.call))

@@ -119,7 +119,7 @@ class Shelf:
 
     def rows(self, layer: int, x_TD: Tensor, at_N: Tensor, ids_N: Tensor, taken_N: Tensor | None) -> Tensor:
         """What experts ids [N] give of rows at [N] of x, times weights if there are some: float32 [N, hidden]."""
-        experts = torch.unique(ids_N).tolist()
+        experts = sorted({*ids_N.tolist()})
         self.adopt(layer, experts)
         taken = torch.ones(len(ids_N)) if taken_N is None else taken_N
         ids_N1, x_ND = ids_N.int().unsqueeze(1), x_TD[at_N.long()]

@@ -111,12 +111,12 @@ def test_lengths_are_checked_before_memory_is_taken(data: bytes, said: str) -> N
 def test_requests_that_do_not_fit() -> None:
     work = rows.Work(1, torch.rand(3, 8), torch.tensor([0, 2]), torch.tensor([4, 1]), None)
     body = bytearray(b"".join(rows.work_parts(work, rows.F32, 7))[HEADER.size :])
-    found = rows.read_work(body, rows.F32, layers=2, experts=5, hidden=8)
+    found = rows.read_work(body, rows.F32, [5, 5], hidden=8)
     assert torch.equal(found.x_TD, work.x_TD)
     assert (found.at_N.tolist(), found.ids_N.tolist(), found.taken_N) == ([0, 2], [4, 1], None)
-    for bad, options in ((body, {"layers": 1}), (body, {"experts": 4}), (body[:-1], {}), (body, {"hidden": 9})):
+    for bad, options in ((body, {"experts": [5]}), (body, {"experts": [5, 4]}), (body[:-1], {}), (body, {"hidden": 9})):
         with pytest.raises(Broken):
-            rows.read_work(bytearray(bad), rows.F32, **{"layers": 2, "experts": 5, "hidden": 8, **options})
+            rows.read_work(bytearray(bad), rows.F32, **{"experts": [5, 5], "hidden": 8, **options})
     answer = bytearray(b"".join(rows.answer_parts(work.x_TD, 4, rows.F32, 7))[HEADER.size :])
     assert torch.equal(rows.read_answer(answer, rows.F32, 8)[1], work.x_TD)
     with pytest.raises(Broken):

@@ -11,7 +11,7 @@ it likes. So float32 on the wire changes no bit, and what a choice gives does no
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -112,19 +112,19 @@ def work_parts(work: Work, wire: WireFormat, call: int) -> list[memoryview]:
     return [memoryview(start), rows]
 
 
-def read_work(body: bytearray, wire: WireFormat, layers: int, experts: int, hidden: int) -> Work:
-    """What a WORK frame asks for. Raises Broken where its lengths or numbers do not fit."""
+def read_work(body: bytearray, wire: WireFormat, experts: Sequence[int], hidden: int) -> Work:
+    """What a WORK frame asks for; experts: of each layer. Raises Broken where its lengths or numbers do not fit."""
     layer, tokens, choices, flags = TASK.unpack(body[: TASK.size])
     weighted = bool(flags & WEIGHTED)
     sizes = [2 * choices, 2 * choices, 4 * choices * weighted, tokens * wire.row(hidden)]
-    if TASK.size + sum(sizes) != len(body) or layer >= layers or tokens > MOST_ROWS or not choices:
+    if TASK.size + sum(sizes) != len(body) or layer >= len(experts) or tokens > MOST_ROWS or not choices:
         raise Broken("the lengths in a request for experts do not fit: the connection is closed")
     data, parts, at = torch.frombuffer(body, dtype=torch.uint8), [], TASK.size
     for size in sizes:
         parts.append(data[at : at + size])
         at += size
-    at_N, ids_N = (part.clone().view(torch.uint16).to(torch.int32) for part in parts[:2])
-    if int(at_N.max()) >= tokens or int(ids_N.max()) >= experts:
+    at_N, ids_N = (part.view(torch.uint16).to(torch.int32) for part in parts[:2])
+    if int(at_N.max()) >= tokens or int(ids_N.max()) >= experts[layer]:
         raise Broken("a request names a row or an expert that is not there: the connection is closed")
     taken_N = parts[2].clone().view(torch.float32) if weighted else None
     return Work(layer, wire.decode(parts[3].view(tokens, -1), hidden), at_N, ids_N, taken_N)
