@@ -106,9 +106,8 @@ class Speculation:
         if guess is None:
             return
         came = sequence.tokens[guess.start :]
-        looked_at = guess.drafted or min(1, len(came))
-        right = 0
-        while right < min(looked_at, len(came)) and came[right] == guess.draft.tokens[right]:
+        looked_at, right = min(guess.drafted or 1, len(came)), 0
+        while right < looked_at and came[right] == guess.draft.tokens[right]:
             right += 1
         self.acceptance.saw(sequence.id, guess.draft.kind, looked_at, right)
 
