@@ -35,7 +35,10 @@ def prompt(length: int, seed: int) -> list[int]:
 PROMPTS = [prompt(41, 1), prompt(37, 2), prompt(63, 3)]
 
 
-@pytest.fixture(scope="module", params=[(one, "cpu") for one in FAMILIES] + [("qwen3_next", "reference")])
+RUNS = [(one, "cpu") for one in FAMILIES] + [("qwen3_next", "reference")]
+
+
+@pytest.fixture(scope="module", params=RUNS, ids=[" ".join(one) for one in RUNS])
 def llm(request: pytest.FixtureRequest, checkpoints: Checkpoints) -> Iterator[LLM]:
     family, kernels = request.param
     with LLM(
