@@ -4,8 +4,8 @@
 
 Two hosts of the demo model run as processes of this machine. Each time one of them gets SIGKILL, SIGSTOP, or SIGSTOP
 for half the time-out (a slow host), while a batch of prompts is under way: in its prefill or in its decode, as the draw
-says. Counted are texts that differ from those of one machine, requests that took longer than the time-out and 3 s
-beside what they usually take, and errors. A host that was killed is started again, one that was stopped goes on; the
+says. Counted are texts that differ from those of one machine, passes that took longer than the time-out and 3 s, and
+errors. A host that was killed is started again, one that was stopped goes on; the
 next time begins when it is back.
 """
 
@@ -36,10 +36,10 @@ TIMEOUT, SLACK = 2.0, 3.0
 
 
 def run(llm: LLM) -> tuple[list[list[int]], float]:
-    """Tokens of all prompts as a batch, and seconds."""
-    start = time.monotonic()
-    found = [result.token_ids for result in llm.generate(PROMPTS, GREEDY)]
-    return found, time.monotonic() - start
+    """Tokens of all prompts as a batch, and seconds of the longest pass."""
+    with llm.ledger.recording() as passes:
+        found = [result.token_ids for result in llm.generate(PROMPTS, GREEDY)]
+    return found, max(one.measured_s for one in passes)
 
 
 def act(hosts: Hosts, name: str, kind: str) -> None:
@@ -78,8 +78,8 @@ def once(hosts: Hosts, llm: LLM, draw: random.Random, usual: float, expected: li
     if lost:
         back(hosts, name, "stop" if kind == "slow" else kind, llm, returns + 1)
     return {
-        "host": name, "kind": kind, "at_s": round(at, 3), "seconds": round(seconds, 3), "lost": lost, "error": error,
-        "same": found == expected, "hang": seconds > TIMEOUT + SLACK + 2 * usual,
+        "host": name, "kind": kind, "at_s": round(at, 3), "longest_pass_s": round(seconds, 3), "lost": lost,
+        "error": error, "same": found == expected, "hang": seconds > TIMEOUT + SLACK,
     }  # fmt: skip
 
 
@@ -94,7 +94,9 @@ def main() -> int:
     draw, found = random.Random(asked.seed), []
     with hosts_of("demo", 2, host_timeout=TIMEOUT, max_context=512, prefill_chunk=32) as (hosts, llm):
         run(llm)
-        usual = run(llm)[1]
+        start = time.monotonic()
+        run(llm)
+        usual = time.monotonic() - start
         for number in range(asked.times):
             found.append(once(hosts, llm, draw, usual, expected))
             print(number + 1, json.dumps(found[-1]), flush=True)
@@ -103,7 +105,7 @@ def main() -> int:
         "by_kind": {kind: sum(one["kind"] == kind for one in found) for kind in KINDS},
         "wrong_text": sum(not one["same"] for one in found), "hangs": sum(one["hang"] for one in found),
         "errors": sum(bool(one["error"]) for one in found), "losses": sum(one["lost"] for one in found),
-        "longest_s": max(one["seconds"] for one in found),
+        "longest_pass_s": max(one["longest_pass_s"] for one in found),
     }  # fmt: skip
     print(json.dumps(sums))
     if asked.save is not None:

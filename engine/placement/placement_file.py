@@ -119,7 +119,7 @@ class _File(Generic[Place]):
             raise self._error(where, value, f"there are {', '.join(names)}{nearest(str(value), names)}")
         tier = self.known[value]
         if tier not in self.there:
-            there = ", ".join(name for name, one in self.known.items() if one in self.there)
+            there = ", ".join(name for one in self.there for name, place in self.known.items() if place == one)
             raise self._error(where, value, f"this run has {there} only; a second GPU needs two that torch can see")
         return tier
 

@@ -12,6 +12,7 @@ import os
 from pathlib import Path
 
 from ....errors import CheckpointError
+from ....loaders import regular
 from ....loaders.files.entry import Entry
 from ....loaders.weights.checkpoint import Checkpoint
 
@@ -38,7 +39,7 @@ def _samples(found: hashlib._Hash, entries: list[Entry]) -> None:
     try:
         for entry in entries[::step]:
             if entry.path not in open_files:
-                open_files[entry.path] = os.open(entry.path, os.O_RDONLY)
+                open_files[entry.path] = regular.descriptor(entry.path)
             for at in (0, entry.nbytes // 2, max(0, entry.nbytes - SAMPLE)):
                 size = min(SAMPLE, entry.nbytes - at)
                 found.update(os.pread(open_files[entry.path], size, entry.offset + at))
