@@ -131,15 +131,16 @@ class Exchange:
 
     @torch.inference_mode()
     def run(self, until_sent: bool = False) -> None:
-        """Sends and receives until everything has come, or is sent. Raises DeviceError where nobody can take what a
-        lost host owes."""
+        """Sends and receives until everything has come, or only is sent; then it may run beside `compute_own`. Raises
+        DeviceError where nobody can take what a lost host owes."""
         since = time.monotonic()
         while self.asked and not (until_sent and self.is_sent):
             self._write()
             self._wait(STEP)
             self._read()
             self._look_at_the_clock(since)
-            self.compute_own()
+            if not until_sent:
+                self.compute_own()
 
     def _wait(self, seconds: float) -> None:
         """Until something came, or more can be sent."""

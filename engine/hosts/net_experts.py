@@ -83,6 +83,7 @@ class NetExperts:
             sending, self.sending = self.sending, None
             sending.result()
         exchange.run()
+        exchange.compute_own()  # of a host that was lost while its request was sent
         self.timers.spend(NET, time.perf_counter() - start)
         y_TD = exchange.sum()
         self._settle()
