@@ -178,7 +178,8 @@ def measure(config: Values, rounds: int, quick: bool, formats: str, as_json: boo
     """Measure how fast this machine's kernels read memory and what a step costs besides; saved for predictions."""
     from .engine.bench import calibrate
     from .engine.measure import other_load, tile_thresholds, weight_prefetch
-    from .engine.terminal import generate_command, generate_report
+    from .engine.terminal import generate_command
+    from .engine.terminal.doctor import profile_table
     from .kernels.context import THREADS, Context
 
     chosen = EngineConfig(**config)
@@ -190,8 +191,8 @@ def measure(config: Values, rounds: int, quick: bool, formats: str, as_json: boo
     if as_json:
         print(json.dumps(asdict(profile)))
     else:
-        generate_command.notes.print(generate_report.profile_table(profile))
-        for line in generate_report.profile_lines(profile):
+        generate_command.notes.print(profile_table.profile_table(profile))
+        for line in profile_table.profile_lines(profile):
             generate_command.say(line)
     if other_load.are_in_the_way(profile.busy):
         generate_command.say(

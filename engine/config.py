@@ -8,7 +8,6 @@ where the machine and the model are known. These fields are the command line's o
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,16 +24,15 @@ from .placement import hosts_asked
 from .placement import placement as placing
 from .placement.placement import Policy
 from .policies.protocol import Policy as ExpertPolicy
+from .sizes import KV_DISK_GB, PINNED_SHARE, parse_kv_disk, parse_limit
 
 DTYPES = {"auto": None, "float32": "f32", "bfloat16": "bf16"}
 GRAPHED = ("memop", "hostfunc", "spin")  # ways to hand experts over in a graph (`cuda_graphs/signals.py`)
 HANDOFFS = (*GRAPHED, "eager")
 MOST_LOGPROBS = 20
-KV_DISK_GB = 20  # where no limit was given
 TOKEN = "HEADRACE_HOST_TOKEN"  # the environment's
 WIRES = ("f32", "bf16", "int8")
 GPU_ALONE = ("tensor_split", "vram_limit", "pinned_limit")  # options that can only be meant for a GPU
-PINNED_SHARE = 0.8  # of the machine's memory, where no limit was given: what is pinned can neither move nor be swapped
 FORMAT_NAMES = ["native", *FORMATS, *(name for name in PACKED if name not in FORMATS)]
 FORMATS_HELP = ", ".join(FORMAT_NAMES)
 DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,2})?|simulated(:(cpu|reference|gpu))?")
@@ -70,36 +68,6 @@ def _count_or(name: str, value: int | str, minimum: int, words: list[str]) -> No
         raise OptionError(
             f"{name} is {brief(value)}; give a whole number of at least {minimum}, or {' or '.join(words)}"
         )
-
-
-def parse_limit(asked: float | str | None, name: str = "pinned_limit") -> tuple[float, str]:
-    """A limit of memory as a number and what it counts: "GB", or "%" of what there is; None: the default share. Raises
-    OptionError for anything else."""
-    if asked is None:
-        return 100 * PINNED_SHARE, "%"
-    text = str(asked).strip()
-    try:
-        number = float(text.removesuffix("%"))
-    except ValueError:
-        number = -1.0
-    unit = "%" if text.endswith("%") else "GB"
-    if isinstance(asked, bool) or not 0 <= number < math.inf or (unit == "%" and number > 100):
-        raise OptionError(f"{name} is {asked!r}; give GB from 0 on, or a share such as 50%")
-    return number, unit
-
-
-def parse_kv_disk(asked: str) -> tuple[Path, float]:
-    """A folder, and the GB that it may take. Raises OptionError."""
-    folder, colon, size = asked.rpartition(":")
-    if not colon or os.sep in size:  # the folder alone
-        folder, size = asked, str(KV_DISK_GB)
-    try:
-        limit = float(size.upper().removesuffix("GB"))
-    except ValueError:
-        limit = 0.0
-    if not folder or not 0 < limit < math.inf:
-        raise OptionError(f"kv_disk is {asked!r}; give a folder, and behind a colon the GB it may take: DIR, or DIR:50")
-    return Path(folder).expanduser(), limit
 
 
 def _strings(name: str, many: tuple[str, ...]) -> None:

@@ -25,7 +25,6 @@ from .residual.streams import Streams, added
 if TYPE_CHECKING:
     from . import Ops
 
-
 Choice = tuple[Tensor, Tensor]  # of experts: ids int32 [T, K] and their weights float32 [T, K]
 
 
@@ -309,16 +308,15 @@ def _compose_streams(
 ) -> tuple[Tensor, Tensor, Choice | None]:
     """The same with several residual streams: x is [T, X]."""
     assert block.o is not None, "streams of a layer without a mixer"
-    assert block.post_norm is not None, "streams of a layer that ends with its mixer"
+    assert block.post_norm is not None, "streams of a layer that ends there"
     goes_on = rows_R is None or len(rows_R) > 0
     x_TmD = added(x_TX, update_TD, by.count)
     if block.grams is not None:
         x_TmD = x_TmD + block.grams.made(ops, x_TmD, places)
     weights = by.before_mixer(ops, x_TmD, block.pre_norm)
-    h_TD = weights.taken_TD
-    a_TN = block.mix(ops, h_TD, places, wanted=goes_on)
+    a_TN = block.mix(ops, weights.taken_TD, places, wanted=goes_on)
     if a_TN is None or not goes_on:
-        return x_TX[:0], h_TD[:0], None
+        return x_TX[:0], weights.taken_TD[:0], None
     if rows_R is not None:
         a_TN, x_TmD, weights = a_TN[rows_R], x_TmD[rows_R], weights.at(rows_R)
     x_TmD = weights.closed(x_TmD, ops.linear(a_TN, block.o, block.o_bias))

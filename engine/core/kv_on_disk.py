@@ -14,13 +14,14 @@ from torch import Tensor
 
 from ...kernels.isa import kernels_digest
 from .. import writable
-from ..config import EngineConfig, parse_kv_disk
+from ..config import EngineConfig
 from ..experts.disk.disk_cache import DiskCache
 from ..generation.disk.kv_disk import KVDisk
 from ..generation.disk.page_files import PageFiles
 from ..generation.schedule.state_slots import StateSlots
 from ..model.kv_cache import PAGE, PageTable
 from ..model.windows import Windows
+from ..sizes import parse_kv_disk
 from .parts import EngineParts
 
 SAMPLES, SAMPLE = 32, 64  # places of a tensor that are looked at, and bytes of each

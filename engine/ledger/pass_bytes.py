@@ -22,7 +22,7 @@ from functools import cached_property
 from ...kernels.formats import KVFormat
 from ...loaders.spec import AttentionSpec, LatentSpec, MixerSpec, ModelSpec, chunk_of
 from ...loaders.weights.model_weights import LayerWeights, ModelWeights
-from .passes import CPU_DRAM, Bytes
+from .passes import CPU_DRAM, DISK, Bytes
 
 EXPERTS, DENSE, KV, HEAD = "experts", "dense", "kv", "head"
 # What crosses a link besides hidden states of experts: choices and their weights, a pass's inputs, what sampling needs,
@@ -181,3 +181,13 @@ def layer_dense_bytes(layer: LayerWeights) -> int:
 def bytes_per_token(spec: ModelSpec, format: KVFormat) -> int:
     """Bytes that one token takes in the cache, over all layers."""
     return format.bytes(spec.kv_elements_per_token)
+
+
+def table_bytes(spec: ModelSpec, weights: ModelWeights, tokens: int) -> Bytes:
+    """Bytes that tokens read of tables of runs of tokens, whose rows stay in their files."""
+    rows = 0
+    for layer, table in weights.tables.items():
+        grams = spec.layers[layer].grams
+        assert grams is not None, "a table of a layer without runs of tokens"
+        rows += tokens * grams.all_heads * table.row_bytes
+    return {DISK: {DENSE: rows}} if rows else {}

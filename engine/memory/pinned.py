@@ -32,9 +32,9 @@ from torch import Tensor
 
 from ...errors import DeviceError, MemoryNeeded, OptionError
 from ...loaders.memory import GB, all_memory
-from ..config import parse_limit
 from ..devices.cuda_driver import Driver
 from ..devices.host import cpu_kernels
+from ..sizes import parse_limit
 from ..units import size
 
 log = logging.getLogger("headrace")

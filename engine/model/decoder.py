@@ -23,8 +23,8 @@ from ...kernels.residual.streams import added, closed, opened
 from ...loaders.spec import ModelSpec
 from ...loaders.weights.model_weights import ModelWeights
 from ..experts.backend import Chosen, CpuExperts, ExpertBackend
-from ..ledger.pass_bytes import DENSE, EXPERTS, dense_sizes
-from ..ledger.passes import CPU_DRAM, DISK, Bytes, LayerWork, add_bytes
+from ..ledger.pass_bytes import EXPERTS, dense_sizes, table_bytes
+from ..ledger.passes import CPU_DRAM, Bytes, LayerWork, add_bytes
 from .batch import Inputs
 from .inputs import DeviceInputs
 from .kv_cache import KVCache
@@ -92,10 +92,7 @@ class Decoder:
         pass will read and send, but for experts."""
         inputs = self.device_inputs.look_up(self.weights.embed, inputs, self.spec.embedding_scale)
         read = self.device_inputs.bytes_of(inputs, self.sizes, self.cache.sizes)
-        for layer, table in self.weights.tables.items():
-            grams = self.spec.layers[layer].grams
-            assert grams is not None, "a table of a layer without runs of tokens"
-            add_bytes(read, {DISK: {DENSE: len(inputs.ids_T) * grams.all_heads * table.row_bytes}})
+        add_bytes(read, table_bytes(self.spec, self.weights, len(inputs.ids_T)))
         return inputs, read
 
     def run(self, inputs: Inputs, experts: ExpertBackend) -> Tensor:

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from headrace.engine.config import PINNED_SHARE
 from headrace.engine.devices.cuda_driver import Driver
 from headrace.engine.memory.pinned import HUGE_PAGE, PAGE, Area, Arena, PinReport, Pins, pieces, resolve_limit
+from headrace.engine.sizes import PINNED_SHARE
 from headrace.errors import OptionError
 
 BLOCK = 10 * 64  # no whole pages: an area can be cut at every 32nd block

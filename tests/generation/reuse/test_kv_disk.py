@@ -16,12 +16,12 @@ import pytest
 import torch
 
 from headrace import LLM, EngineConfig, OptionError, SamplingParams
-from headrace.engine.config import parse_kv_disk
 from headrace.engine.core.kv_on_disk import fingerprint
 from headrace.engine.generation.disk import page_files, writer
 from headrace.engine.generation.disk.kv_disk import KVDisk
 from headrace.engine.generation.disk.page_files import HEADER, PageFiles
 from headrace.engine.model.kv_cache import PAGE
+from headrace.engine.sizes import parse_kv_disk
 from headrace.kernels import Ops
 
 Checkpoints = Callable[[str], Path]
