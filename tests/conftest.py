@@ -117,7 +117,7 @@ def oracle(built: Built) -> Callable[[str], PreTrainedModel]:
 
 
 @pytest.fixture(scope="session")
-def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def first_start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache directory of a machine where what kernels are measured for at a first start was measured."""
     path = tmp_path_factory.mktemp("measured")
     with pytest.MonkeyPatch.context() as patch:
@@ -130,11 +130,11 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def cache_home(measured: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+def cache_home(first_start: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Machine profiles go to a directory of the test, never to the user's. What kernels are measured for at a
     first start is not measured again for every test."""
     path = tmp_path_factory.mktemp("cache")
-    shutil.copytree(measured, path, dirs_exist_ok=True)
+    shutil.copytree(first_start, path, dirs_exist_ok=True)
     monkeypatch.setenv("XDG_CACHE_HOME", str(path))
     return path
 
