@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cached_property, partial
 
 from ...kernels.formats import KVFormat
 from ...loaders.spec import ModelSpec
@@ -54,7 +54,12 @@ class Reconciliation:
     @property
     def in_caches(self) -> bool:
         """Whether the CPU's caches hold the model: no prediction of memory traffic is right for it."""
-        return self.weights.nbytes < IN_CACHES
+        return self._weight_bytes < IN_CACHES
+
+    @cached_property
+    def _weight_bytes(self) -> int:
+        """Summed once: passes ask whether they are worth a prediction, and a model has thousands of tensors."""
+        return self.weights.nbytes
 
     @property
     def estimates(self) -> str:

@@ -31,6 +31,8 @@ def best_lengths(
         return _counted([i for odd, i in odds if odd >= EVEN], len(rates))
     tokens, taken = float(len(rates) + others), 0
     best = GAIN * tokens / plain
+    if (tokens + sum(odd for odd, _ in odds)) / plain <= best:
+        return [0] * len(rates)  # not even if drafts cost nothing
     for count, (odd, _) in enumerate(odds, 1):
         tokens += odd
         took = seconds(count)

@@ -13,6 +13,7 @@ from typing import Protocol
 from ..planning.articles import distinct_experts
 
 NEWEST = 0.2  # weight of the newest pass
+STEADY = 0.1
 MOST_OFF = 2.0  # times what is known, which a pass counts as at most: it was held up by others
 
 
@@ -34,13 +35,16 @@ class PassTimes:
     def __init__(self, predicted: Predicted, experts: int, top_k: int) -> None:
         self.predicted, self.experts, self.top_k = predicted, experts, top_k
         self.added = 1.0  # of the experts that uniform routing adds, the share that passes of several tokens read
+        self.steady = 1.0  # the same, within a tenth: what was predicted with it once is known
         self.corrections: dict[int, float] = {}
 
     def share(self, tokens: int) -> float:
         """Of the experts, what a pass of so many tokens should read."""
+        if abs(self.added - self.steady) > STEADY * self.steady:
+            self.steady = self.added
         one = self.top_k / self.experts
         more = distinct_experts(self.experts, self.top_k, tokens) / self.experts - one
-        return min(1.0, one + self.added * more)
+        return min(1.0, one + self.steady * more)
 
     def of(self, sequences: int, context: int) -> Callable[[int], float | None]:
         """Seconds of a pass with so many drafted tokens."""
