@@ -12,15 +12,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..blocks import cache_rows
 from ..blocks.cache_rows import Rows
 from ..decoder_layer import Places
 from ..packed import Matrix
+from .pools import by_sequence
 
 if TYPE_CHECKING:
     from .. import Ops
-
-TOGETHER = 16  # tokens whose scores of all keys are in memory at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,13 +69,9 @@ class BlockIndexer:
         q_TGe = ops.linear(h_TD, self.q).view(len(h_TD), groups, -1)
         q_TGe = ops.rmsnorm(q_TGe, self.q_norm_e, self.eps)
         ops.rotate_(q_TGe, self.cos_Pr, self.sin_Pr, places.positions_T)
-        page, starts = self.keys_P1Be.shape[2], places.starts_S1.tolist()
-        found = []
-        for s, context in enumerate(places.contexts_S.tolist()):
-            pages = places.tables_SM[s, : -(-context // page)].long()
-            k_Ce = cache_rows.widen(self.keys_P1Be[pages])[:, 0].flatten(0, 1)[:context]
-            for first in range(starts[s], starts[s + 1], TOGETHER):
-                rows = slice(first, min(first + TOGETHER, starts[s + 1]))
+        batch, found = (places.tables_SM, places.starts_S1, places.contexts_S), []
+        for _, k_Ce, tokens in by_sequence(self.keys_P1Be, *batch):
+            for rows in tokens:
                 found.append(choose_blocks(q_TGe[rows], k_Ce, places.positions_T[rows], self))
         return torch.cat(found)
 

@@ -5,14 +5,16 @@ Letters besides those of `choose.py`: n keys of a run.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ..blocks import cache_rows
 from ..packed import Matrix
 
-TOGETHER = 16  # tokens whose scores of all runs are in memory at once
+TOGETHER = 16  # tokens whose scores of all keys or runs are in memory at once
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,18 @@ class Pools:
     @property
     def size(self) -> int:
         return len(self.places_ne)
+
+
+def by_sequence(
+    rows_P1Be: Tensor, tables_SM: Tensor, starts_S1: Tensor, contexts_S: Tensor
+) -> Iterator[tuple[Tensor, Tensor, list[slice]]]:
+    """Of each sequence its pages, what the cache has of its keys, float32 [C, e], and its new tokens, some at once."""
+    page, starts = rows_P1Be.shape[2], starts_S1.tolist()
+    for s, context in enumerate(contexts_S.tolist()):
+        pages = tables_SM[s, : -(-context // page)].long()
+        rows_Ce = cache_rows.widen(rows_P1Be[pages])[:, 0].flatten(0, 1)[:context]
+        first, last = starts[s], starts[s + 1]
+        yield pages, rows_Ce, [slice(at, min(at + TOGETHER, last)) for at in range(first, last, TOGETHER)]
 
 
 def choose_runs(
@@ -42,16 +56,13 @@ def choose_runs(
     its key and then what it is weighted by, f = 2 e."""
     (T, _, e), n, page = q_TJe.shape, len(places_ne), rows_P1Bf.shape[2]
     found = torch.full((T, top), -1, dtype=torch.int32)
-    for s, context in enumerate(contexts_S.tolist()):
-        first, last = int(starts_S1[s]), int(starts_S1[s + 1])
-        pages = tables_SM[s, : -(-context // page)].long()
-        rows_Cf = rows_P1Bf[pages, 0].flatten(0, 1)[:context].float()
+    for pages, rows_Cf, tokens in by_sequence(rows_P1Bf, tables_SM, starts_S1, contexts_S):
+        context = len(rows_Cf)
         runs_Rnf = rows_Cf[: context // n * n].unflatten(0, (-1, n))
         shares = (runs_Rnf[..., e:] + places_ne).softmax(1)
         keys_Re = (shares * runs_Rnf[..., :e]).sum(1)
-        for begin in range(first, last, TOGETHER):
-            some = slice(begin, min(begin + TOGETHER, last))
-            at_T = torch.arange(some.start, some.stop) + context - last
+        for some in tokens:
+            at_T = torch.arange(some.start, some.stop) + context - tokens[-1].stop
             products = torch.einsum("tje,re->tjr", q_TJe[some], keys_Re).clamp(min=0)
             scores = torch.einsum("tj,tjr->tr", weights_TJ[some], products)
             found[some] = slots_of(seen_runs(scores, at_T, top, n), pages, page)

@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..blocks import cache_rows
 from ..blocks.cache_rows import Rows
 from ..decoder_layer import Places
 from ..packed import Matrix
-from .pools import TOGETHER, seen_runs, slots_of
+from .pools import by_sequence, seen_runs, slots_of
 
 if TYPE_CHECKING:
     from .. import Ops
@@ -68,16 +67,13 @@ class RunIndexer:
         """Where the keys lie that new tokens see: int32 [T, top], -1 behind the last."""
         q_TJe = ops.rmsnorm(ops.linear(h_TD, self.q).view(len(h_TD), self.heads, -1), self.q_norm_e, self.eps)
         ops.rotate_(q_TJe, self.cos_Pr, self.sin_Pr, places.positions_T)
-        page, starts = self.keys_P1Be.shape[2], places.starts_S1.tolist()
-        found = []
-        for s, context in enumerate(places.contexts_S.tolist()):
-            pages = places.tables_SM[s, : -(-context // page)].long()
-            keys_Re = self._keys(ops, cache_rows.widen(self.keys_P1Be[pages])[:, 0].flatten(0, 1)[:context])
-            for first in range(starts[s], starts[s + 1], TOGETHER):
-                rows = slice(first, min(first + TOGETHER, starts[s + 1]))
+        batch, found = (places.tables_SM, places.starts_S1, places.contexts_S), []
+        for pages, rows_Ce, tokens in by_sequence(self.keys_P1Be, *batch):
+            keys_Re = self._keys(ops, rows_Ce)
+            for rows in tokens:
                 scores = torch.einsum("tje,re->tjr", q_TJe[rows], keys_Re).clamp(min=0).sum(1)
                 seen = seen_runs(scores, places.positions_T[rows].long(), self.top, self.n)
-                found.append(slots_of(seen, pages, page))
+                found.append(slots_of(seen, pages, self.keys_P1Be.shape[2]))
         return torch.cat(found)
 
     def _keys(self, ops: Ops, rows_Ce: Tensor) -> Tensor:

@@ -9,8 +9,9 @@ from typing import Any
 from ..spec import DeltaSpec, IndexerSpec, LatentSpec, MixerSpec
 from .config_reader import ConfigReader
 from .deepseek import BIASED_CHOICE, SHARED
-from .family import DeltaNames, Key
+from .family import Key
 from .indexers import INDEXED, kinds_of
+from .kimi_linear import KEY_DELTA
 from .window import FULL
 
 LINEAR = "linear_attention"
@@ -77,15 +78,6 @@ GLM5_NEXT = BIASED_CHOICE(
     spelling=todays,
     tensors=replace(
         SHARED,
-        delta=DeltaNames(
-            apart=("self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight"),
-            convs=("self_attn.q_conv1d.weight", "self_attn.k_conv1d.weight", "self_attn.v_conv1d.weight"),
-            z="self_attn.g_b_proj.weight",
-            b="self_attn.b_proj.weight",
-            rate="self_attn.A_log",
-            dt_bias="self_attn.dt_bias",
-            norm="self_attn.o_norm.weight",
-            o="self_attn.o_proj.weight",
-        ),
+        delta=KEY_DELTA,
     ),
 )

@@ -36,6 +36,18 @@ def check_greedy(variant: str, kernels: str, checkpoints: Checkpoints, oracle: O
         assert said == tiny.oracle_greedy(oracle(variant), one, said)
 
 
+def check_taken_over(variant: str, checkpoints: Checkpoints, oracle: Oracle) -> None:
+    """The oracle's tokens by C++ kernels, alone and in a batch, in chunks of 16; a beginning of 64 is taken over."""
+    prompts = [prompt(90, 1), prompt(9, 2)]
+    with load(checkpoints(variant), prefill_chunk=16) as llm:
+        together = [one.token_ids for one in llm.generate(prompts, GREEDY)]
+        again = [llm.generate([one], GREEDY)[0] for one in prompts]
+        assert [one.token_ids for one in again] == together
+        assert again[0].reused_tokens == 64
+    for one, said in zip(prompts, together, strict=True):
+        assert said == tiny.oracle_greedy(oracle(variant), one, said)
+
+
 def check_fused(path: Path) -> None:
     """The fused call, and layer by layer as beside a GPU: the same bits."""
     with load(path) as llm:

@@ -12,7 +12,7 @@ import pytest
 import safetensors.torch
 import tiny
 import torch
-from family_runs import GREEDY, Checkpoints, Oracle, check_fused, load, prompt
+from family_runs import Checkpoints, Oracle, check_fused, check_taken_over, load, prompt
 
 VARIANTS = ("llama4_text", "llama4_text-interleaved", "phimoe", "phimoe-plain", "mistral4", "mistral4-straight")
 
@@ -27,15 +27,7 @@ def changed(source: Path, directory: Path, **changes: Any) -> Path:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_greedy_tokens_over_48_steps(variant: str, checkpoints: Checkpoints, oracle: Oracle) -> None:
-    """With the C++ kernels, alone and in a batch, in chunks of 16; a beginning of 64 tokens is taken over."""
-    prompts = [prompt(90, 1), prompt(9, 2)]
-    with load(checkpoints(variant), prefill_chunk=16) as llm:
-        together = [one.token_ids for one in llm.generate(prompts, GREEDY)]
-        again = [llm.generate([one], GREEDY)[0] for one in prompts]
-        assert [one.token_ids for one in again] == together
-        assert again[0].reused_tokens == 64
-    for one, said in zip(prompts, together, strict=True):
-        assert said == tiny.oracle_greedy(oracle(variant), one, said)
+    check_taken_over(variant, checkpoints, oracle)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
