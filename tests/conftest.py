@@ -72,6 +72,16 @@ def pytest_collection_finish() -> None:
         interpreter.hasten()
 
 
+@pytest.fixture
+def whole_model() -> Iterator[None]:
+    """The interpreter of Triton for a whole model."""
+    pytest.importorskip("triton", reason="the GPU kernels need Triton", exc_type=ImportError)
+    import interpreter
+
+    with interpreter.whole_model():
+        yield
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     with turns.turn(alone=item.get_closest_marker("alone") is not None):

@@ -155,9 +155,9 @@ def test_kernels_are_compiled_for_every_layout_that_is_copied() -> None:
         assert {experts for _, experts in found} == {1, tiered.ring.piece}
 
 
+@pytest.mark.usefixtures("whole_model")
 def test_a_gpu_computes_with_a_mix(checkpoints: Callable[[str], Path]) -> None:
     """Attention, head and experts, on a GPU that the interpreter plays: some experts in RAM."""
-    pytest.importorskip("triton", reason="the GPU kernels need Triton", exc_type=ImportError)
     options: dict[str, Any] = dict(**MIXED, dtype="float32", kernels="reference", max_context=32)
     model, ids = str(checkpoints("qwen2_moe")), [5]
     with LLM(model, **options) as alone:

@@ -402,8 +402,8 @@ def test_nothing_is_copied_by_default() -> None:
     assert OffloadPlan().buffer_bytes(512) == 0
 
 
+@pytest.mark.usefixtures("whole_model")
 def test_streamed_by_the_triton_kernels_in_the_interpreter(checkpoints: Checkpoints) -> None:
-    pytest.importorskip("triton", reason="the GPU kernels need Triton", exc_type=ImportError)
     ids, params = [5, 6, 7, 8, 9], SamplingParams(max_new_tokens=3, ignore_eos=True)
     options: dict[str, Any] = dict(dtype="float32", kernels="reference", max_context=32)
     model = str(checkpoints("qwen2_moe"))

@@ -323,9 +323,9 @@ def test_commands(run: Run, profile: Profile, tmp_path: Path) -> None:
     assert "device is 'cpu'" in err
 
 
+@pytest.mark.usefixtures("whole_model")
 def test_a_tier_of_triton_kernels_in_the_interpreter(checkpoints: Checkpoints, tmp_path: Path) -> None:
     """End to end: everything but the CPU's experts by the Triton kernels."""
-    pytest.importorskip("triton", reason="the GPU kernels need Triton", exc_type=ImportError)
     ids, params = [5, 6, 7, 8, 9], SamplingParams(max_new_tokens=3, ignore_eos=True)
     options: dict[str, Any] = dict(dtype="float32", kernels="reference", max_context=32, prefill_chunk=3)
     model = str(checkpoints("qwen2_moe"))
