@@ -79,13 +79,20 @@ constexpr void fill_formats(FormatKernels* formats) {
   formats[NVFP4] = block_format<EXACT, Tiles, Table<E2m1Values>, E4m3Scales>();
 }
 
+// What exact_*.cpp has, and `fill_table` is given.
+constexpr ExactTable fill_exact() {
+  ExactTable table{};
+  fill_formats<true, NoTiles>(table.formats);
+  return table;
+}
+
 // Tiles: of block formats with activations as int8.
 template <class Tiles = NoTiles>
-constexpr Kernels fill_table(const char* name) {
+constexpr Kernels fill_table(const char* name, const ExactTable& exact) {
   Kernels table{
       name,
       {},
-      {},
+      exact.formats,
       rmsnorm,
       layernorm,
       add_scaled,
@@ -118,7 +125,6 @@ constexpr Kernels fill_table(const char* name) {
       nullptr,
       nullptr};
   fill_formats<false, Tiles>(table.formats);
-  fill_formats<true, NoTiles>(table.exact);
   return table;
 }
 

@@ -25,11 +25,13 @@ constexpr TileKernels Q4_TILES = int8_kernels<Q4Groups>(8);
 }  // namespace
 
 Kernels with_amx(const Kernels& avx512) {
+  static ExactTable exact = exact_avx512;
   Kernels table = avx512;
+  table.exact = exact.formats;
   table.name = "amx";
-  table.formats[BF16].tiles = table.exact[BF16].tiles = &BF16_TILES;
-  table.formats[Q8_0].tiles = &Q8_TILES, table.exact[Q8_0].tiles = &Q8_EXACT_TILES;
-  table.formats[Q4_0].tiles = &Q4_TILES, table.exact[Q4_0].tiles = &Q4_EXACT_TILES;
+  table.formats[BF16].tiles = exact.formats[BF16].tiles = &BF16_TILES;
+  table.formats[Q8_0].tiles = &Q8_TILES, exact.formats[Q8_0].tiles = &Q8_EXACT_TILES;
+  table.formats[Q4_0].tiles = &Q4_TILES, exact.formats[Q4_0].tiles = &Q4_EXACT_TILES;
   table.tiles_begin = tiles_begin;
   table.tiles_end = tiles_end;
   table.bf16_tiles_peak = tiles_peak<false>;

@@ -4,5 +4,5 @@
 #include "dispatch/fill_table.h"
 
 namespace headrace {
-const Kernels kernels_avx2 = fill_table<>("avx2");
+constexpr Kernels kernels_avx2 = fill_table<>("avx2", exact_avx2);
 }

@@ -18,5 +18,5 @@ constexpr Kernels with_tiles(Kernels table) {
 
 }  // namespace
 
-const Kernels kernels_avx512 = with_tiles(fill_table<VnniTiles>("avx512"));
+constexpr Kernels kernels_avx512 = with_tiles(fill_table<VnniTiles>("avx512", exact_avx512));
 }  // namespace headrace

@@ -4,5 +4,5 @@
 #include "dispatch/fill_table.h"
 
 namespace headrace {
-const Kernels kernels_portable = fill_table<>("portable");
+constexpr Kernels kernels_portable = fill_table<>("portable", exact_portable);
 }

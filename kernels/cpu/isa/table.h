@@ -1,7 +1,7 @@
 // What one instruction set offers: a table of plain functions, filled once per ISA by the same templates.
 //
 //   formats[code]   what a weight format needs: dot products and tiles, its activations, packing and unpacking of a row
-//   exact[code]     the same without rounding activations to int8
+//   exact[code]     the same without rounding activations to int8 (a file of its own, so that cores share the compiling)
 //   the rest        one row, or one block, of an element-wise op or of attention
 //
 // Everything here works on one thread, one row or one tile; threads, tokens and experts are the business of the op
@@ -183,7 +183,7 @@ struct SpaceRun {
 struct Kernels {
   const char* name;
   FormatKernels formats[FORMAT_COUNT];
-  FormatKernels exact[FORMAT_COUNT];  // activations are never rounded to int8
+  const FormatKernels* exact;  // [FORMAT_COUNT]: activations are never rounded to int8
   void (*rmsnorm)(const float* x, const float* weight, int n, float eps, float* y);
   void (*layernorm)(const float* x, const float* weight, const float* bias, int n, float eps, float* y);
   void (*add_scaled)(float* x, const float* y, float scale, int n);
@@ -223,9 +223,13 @@ struct Kernels {
 // turn it is, as its context says. They change no result.
 extern size_t prefetch_far, prefetch_near;
 
-extern const Kernels kernels_portable;
-extern const Kernels kernels_avx2;
-extern const Kernels kernels_avx512;
+// Tables are constants of the compiler: code that fills one at the start would be compiled for an instruction set that
+// this CPU may lack.
+struct ExactTable {
+  FormatKernels formats[FORMAT_COUNT];
+};
+extern const ExactTable exact_portable, exact_avx2, exact_avx512;
+extern const Kernels kernels_portable, kernels_avx2, kernels_avx512;
 Kernels with_amx(const Kernels& avx512);  // only for CPUs that have it
 extern const FormatKernels fp8_by_bf16;   // for AVX-512 with BF16 and VBMI
 
