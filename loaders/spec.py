@@ -337,6 +337,14 @@ class ModelSpec:
     logits_cap: float | None = None  # logits become cap * tanh(logits / cap)
     streams: StreamsSpec | GatedStreamsSpec | None = None
     eos_ids: tuple[int, ...] = ()
+    mtp: LayerSpec | None = None  # that predicts the token after the next one; no layer of the decoder
+
+    def layer_at(self, index: int) -> LayerSpec:
+        """A layer by its number; the one for multi-token prediction stands behind the last."""
+        if index < len(self.layers):
+            return self.layers[index]
+        assert self.mtp is not None, f"{len(self.layers)} layers, and number {index}"
+        return self.mtp
 
     @cached_property
     def moe(self) -> MoeSpec:

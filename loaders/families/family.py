@@ -171,6 +171,10 @@ class TensorNames:
     shared_down: str = "mlp.shared_expert.down_proj.weight"
     shared_gate_up: str | None = None  # gate rows first, then up
     shared_expert_gate: str = "mlp.shared_expert_gate.weight"
+    mtp_project: str = "eh_proj.weight"  # these four: of the layer for multi-token prediction, behind the last one
+    mtp_embed_norm: str = "enorm.weight"
+    mtp_hidden_norm: str = "hnorm.weight"
+    mtp_norm: str = "shared_head.norm.weight"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,6 +25,8 @@ NAMES = TensorNames(
         skip="ssm_d", norm="ssm_norm.weight", o="ssm_out", in_columns=True,
     ),
     expert_gate_bias="ffn_gate_exps.bias", expert_up_bias="ffn_up_exps.bias", expert_down_bias="ffn_down_exps.bias",
+    mtp_project="nextn.eh_proj.weight", mtp_embed_norm="nextn.enorm.weight", mtp_hidden_norm="nextn.hnorm.weight",
+    mtp_norm="nextn.shared_head_norm.weight",
 )  # fmt: skip
 FUSED = "ffn_gate_up_exps.weight"
 EMBED_NORM = "token_embd_norm.weight"  # what the final norm is called where it stood in front of the head alone

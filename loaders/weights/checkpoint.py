@@ -31,9 +31,10 @@ from . import chosen_formats, converted, whole_model
 from .chosen_formats import LoadOptions
 from .mixers.target import Change
 from .model_weights import Formats, ModelWeights, Where, allocate
+from .mtp import of_folder
 from .tables import row_table
 from .tables.row_table import RowTable
-from .targets import Target, targets
+from .targets import Target, of_mtp, targets
 
 CHUNK_BYTES = 32 << 20
 SMALLER = "choose a smaller --expert-format or --dense-format (q8_0, q4_0), or free memory"
@@ -47,7 +48,8 @@ class Checkpoint:
 
     directory: or the GGUF file, which holds the tokenizer too. names: of its tensors. notes: what a user
     should know of how it was read, a line each. pairs_of_halves: rows of queries and keys are stored in pairs, one of
-    either half of a head, and are put into the order of halves."""
+    either half of a head, and are put into the order of halves. mtp_names: of the layer for multi-token prediction, if
+    the spec has one."""
 
     directory: Path
     family: Family
@@ -58,6 +60,7 @@ class Checkpoint:
     is_converted: bool
     notes: tuple[str, ...] = ()
     pairs_of_halves: bool = False
+    mtp_names: TensorNames | None = None
 
     @property
     def weight_bytes(self) -> int:
@@ -77,19 +80,22 @@ def open_directory(directory: Path, options: LoadOptions) -> Checkpoint:
         entries = safetensors.read_header(directory / converted.WEIGHTS, converted.origin(directory))
         spec = converted.with_head(spec, entries, config.notes)
         converted.check(entries, allocate(spec, formats, "meta"), directory)
+        ahead = of_folder.find(directory, {}, family, spec, options.mtp, config.notes) if options.mtp else None
+        if ahead is not None:
+            spec, entries = replace(spec, mtp=ahead.layer), {**entries, **ahead.entries}
         return Checkpoint(
             directory=directory, family=family, spec=spec, names=family.tensors, formats=formats, entries=entries,
-            is_converted=True, notes=tuple(config.notes),
+            is_converted=True, notes=tuple(config.notes), mtp_names=None if ahead is None else ahead.names,
         )  # fmt: skip
     stored = quantisation.read(config)
-    found = whole_model.find(directory, family, spec, options.ignore_tensors, config.notes, stored)
+    found = whole_model.find(directory, family, spec, options.ignore_tensors, config.notes, stored, options.mtp)
     entries = fitted(found.entries, found.wanted)
     formats = chosen_formats.resolve(found.spec, found.wanted, entries, options)
     for name, target in found.wanted.items():
         check_entry(entries[name], target)
     return Checkpoint(
         directory=directory, family=family, spec=found.spec, names=found.names, formats=formats, entries=entries,
-        is_converted=False, notes=tuple(config.notes), pairs_of_halves=family.neighbours,
+        is_converted=False, notes=tuple(config.notes), pairs_of_halves=family.neighbours, mtp_names=found.mtp_names,
     )  # fmt: skip
 
 
@@ -127,8 +133,19 @@ def load_weights(
         if progress is not None:
             progress(done, total)
     if checkpoint.pairs_of_halves:
-        _order_halves(targets(checkpoint.spec, checkpoint.names, weights))
+        _order_halves(_targets(checkpoint, weights))
     return weights
+
+
+def _targets(checkpoint: Checkpoint, weights: ModelWeights) -> dict[str, Target]:
+    """Every tensor that is read, and where it goes."""
+    if checkpoint.is_converted:
+        found = converted.targets(weights)
+    else:
+        found = targets(checkpoint.spec, checkpoint.names, weights)
+    if weights.mtp is not None and checkpoint.mtp_names is not None:
+        found |= of_mtp(checkpoint.spec, checkpoint.mtp_names, weights.mtp)
+    return found
 
 
 def _tables(checkpoint: Checkpoint) -> dict[int, RowTable]:
@@ -242,10 +259,7 @@ def _in_format(packed: torch.Tensor, stored: Format, into: Matrix, ops: Ops) -> 
 
 def _tasks(checkpoint: Checkpoint, weights: ModelWeights) -> Iterator[Task]:
     """Every piece of every tensor in file order, cut into chunks; proves that each target is filled exactly once."""
-    if checkpoint.is_converted:
-        wanted = converted.targets(weights)
-    else:
-        wanted = targets(checkpoint.spec, checkpoint.names, weights)
+    wanted = _targets(checkpoint, weights)
     for name in sorted(wanted, key=lambda n: (checkpoint.entries[n].path, checkpoint.entries[n].offset)):
         entry, target = checkpoint.entries[name], wanted[name]
         tasks = [Task(entry, p.first, p.into, p.column, p.step, target.change) for p in target.pieces]

@@ -25,6 +25,7 @@ from ..quants.in_memory import F32, as_loaded, most, usual
 from ..quants.quant import Place
 from ..spec import ModelSpec
 from .model_weights import Formats
+from .mtp.asked import MtpAsked
 from .targets import Target
 
 Group = Literal["experts", "dense", "embed"]
@@ -36,7 +37,7 @@ PART_NAMES = {
     "down": "ffn_down", "mlp_gate": "ffn_gate", "mlp_up": "ffn_up", "mlp_down": "ffn_down", "attn_gate": "attn_gate",
     "q_a": "attn_q_a", "kv_a": "attn_kv_a_mqa", "k_up": "attn_k_b", "v_up": "attn_v_b", "delta_qkv": "attn_qkv",
     "z": "attn_gate", "delta_o": "ssm_out", "conv_rows": "in_proj", "conv_o": "out_proj", "space_rows": "ssm_in",
-    "space_o": "ssm_out",
+    "space_o": "ssm_out", "eh_proj": "nextn.eh_proj",
 }  # fmt: skip
 
 
@@ -51,6 +52,7 @@ class LoadOptions:
     experts_per_token: int | None = None
     ignore_config_keys: Collection[str] = field(default_factory=tuple)
     ignore_tensors: Collection[str] = field(default_factory=tuple)  # names, or patterns of them
+    mtp: MtpAsked | None = None  # None: a layer for multi-token prediction is not looked for
 
 
 def resolve(
@@ -78,7 +80,7 @@ def of_stored(
             group = groups[place] = _group(target)
             found = _asked_at(spec, place, target, options)
             chosen[place] = _as_stored(stored[name], shared[group], target, place) if found is None else found
-    for layer in range(len(spec.layers)):
+    for layer in range(len(spec.layers) + (spec.mtp is not None)):
         _check_gate_and_up(layer, chosen, files)
     return made(spec, chosen, groups, {group: _base(group, options) or shared[group] for group in GROUPS})
 
@@ -151,7 +153,7 @@ def _asked_at(spec: ModelSpec, place: str, target: Target, options: LoadOptions)
 def _as_part(spec: ModelSpec, place: str, cols: int) -> tuple[Part, Place]:
     """A tensor as a plan knows it, by which mixes choose."""
     layer, _, role = place.rpartition(".")
-    mixer = spec.layers[int(layer)].mixer if layer else None
+    mixer = spec.layer_at(int(layer)).mixer if layer else None
     heads = 1.0 if mixer is None else mixer.shared_by
     layers, experts = len(spec.layers), spec.moe.experts
     at = Place(layer=int(layer) if layer else None, layers=layers, experts=experts, shared_by=heads)

@@ -25,6 +25,7 @@ from ..files import safetensors
 from ..files.entry import Entry
 from ..spec import ModelSpec
 from .model_weights import Formats, ModelWeights, TierBanks
+from .mtp.weights import MTP
 from .targets import Piece, Target
 
 MANIFEST = "headrace.json"
@@ -80,8 +81,10 @@ def origin(directory: Path) -> str:
 
 
 def targets(weights: ModelWeights) -> dict[str, Target]:
-    """Every stored tensor as one run of bytes, or the experts of a layer that lie on several tiers as several."""
-    found = {name: Target(tuple(t.shape), (Piece(0, _as_bytes(t)),)) for name, t in weights.named().items()}
+    """Every stored tensor as one run of bytes, or the experts of a layer that lie on several tiers as several. A layer
+    for multi-token prediction is not stored with them."""
+    stored = {name: one for name, one in weights.named().items() if not name.startswith(MTP)}
+    found = {name: Target(tuple(t.shape), (Piece(0, _as_bytes(t)),)) for name, t in stored.items()}
     for i, layer in enumerate(weights.layers):
         if isinstance(split := layer.experts, TierBanks):
             for tier in split.banks:

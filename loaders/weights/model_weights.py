@@ -23,6 +23,7 @@ from ..spec import DenseSpec, GatedStreamsSpec, ModelSpec, MoeSpec
 from . import mixers
 from .mixers import MixerWeights
 from .mixers.allocator import Allocator, FormatOf
+from .mtp.weights import MTP, MtpWeights
 from .tables.gated import allocate_gated
 from .tables.grams import GramsWeights
 from .tables.grams import allocate as _allocate_grams
@@ -64,7 +65,7 @@ class Formats:
     def layout(self, spec: ModelSpec, layer: int) -> ExpertLayout:
         """The layout of a layer's experts."""
         gate, up, down = (self.of(f"{layer}.{part}", "experts") for part in PARTS)
-        moe, ffn = spec.moe, spec.layers[layer].ffn
+        moe, ffn = spec.moe, spec.layer_at(layer).ffn
         assert ffn is not None, f"layer {layer} has no experts"
         return ExpertLayout(
             format=gate if ffn.activation.gated else up, up_format=up, down_format=down, hidden=spec.hidden,
@@ -202,6 +203,7 @@ class ModelWeights:
     turns: Tensor | None = None  # float32, learned logarithms of frequencies
     last_mixing: GatedMixing | None = None  # of gated streams, behind the last layer
     tables: dict[int, RowTable] = field(default_factory=dict)  # by layer, of runs of tokens: they stay in their file
+    mtp: MtpWeights | None = None
 
     @property
     def nbytes(self) -> int:
@@ -223,6 +225,8 @@ class ModelWeights:
             named["head"] = self.head.data
         for i, layer in enumerate(self.layers):
             named.update({f"layers.{i}.{name}": data for name, data in _stored(layer)})
+        if self.mtp is not None:
+            named |= self.mtp.own | {f"{MTP}{name}": data for name, data in _stored(self.mtp.layer)}
         return named
 
 
@@ -301,11 +305,24 @@ def allocate(spec: ModelSpec, formats: Formats, device: str = "cpu", where: Wher
         last_mixing=allocate_gated(make, spec, spec.streams, gives=False)
         if isinstance(spec.streams, GatedStreamsSpec)
         else None,
+        mtp=None if spec.mtp is None else _allocate_mtp(_Allocator(make.device), spec, formats),
+    )
+
+
+def _allocate_mtp(make: _Allocator, spec: ModelSpec, formats: Formats) -> MtpWeights:
+    """All of it in one place: its experts, too."""
+    index, hidden = len(spec.layers), spec.hidden
+    return MtpWeights(
+        project=make.matrix(formats.of(f"{index}.eh_proj", "dense"), hidden, 2 * hidden),
+        embed_norm=make.vector(hidden),
+        hidden_norm=make.vector(hidden),
+        layer=_allocate_layer(make, spec, formats, index),
+        norm=make.vector(hidden),
     )
 
 
 def _allocate_layer(make: _Allocator, spec: ModelSpec, formats: Formats, index: int) -> LayerWeights:
-    hidden, layer = spec.hidden, spec.layers[index]
+    hidden, layer = spec.hidden, spec.layer_at(index)
     ffn, f32 = layer.ffn, FORMATS["f32"]
 
     def dense(role: str) -> Format:

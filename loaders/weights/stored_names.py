@@ -73,17 +73,20 @@ def _renamed(name: str, start: str, wanted: str, outer: str, head: str) -> str:
     return wanted + name[len(start) :] if name.startswith(start) else name
 
 
-def as_stored(entries: Mapping[str, Entry], family: Family, spec: ModelSpec, notes: list[str]) -> TensorNames:
-    """The family's names with those of router and experts that a checkpoint has; the family's own where it has none."""
-    first = next((i for i, is_moe in enumerate(spec.is_moe) if is_moe), None)
+def as_stored(
+    entries: Mapping[str, Entry], family: Family, spec: ModelSpec, notes: list[str], layer: int | None = None
+) -> TensorNames:
+    """The family's names with those of router and experts that a checkpoint has; the family's own where it has none.
+    layer: whose names count; None: the first that has experts."""
+    first = next((i for i, is_moe in enumerate(spec.is_moe) if is_moe), None) if layer is None else layer
     if first is None:
         return family.tensors
-    layer = family.tensors.layer.format(layer=first)
+    prefix = family.tensors.layer.format(layer=first)
     for names in _writings(family.tensors):
-        gate = layer + (names.fused_gate_up or names.expert_gate or "").format(e=0)
-        down = layer + names.expert_down.format(e=0)
+        gate = prefix + (names.fused_gate_up or names.expert_gate or "").format(e=0)
+        down = prefix + names.expert_down.format(e=0)
         if gate in entries and down in entries:
-            there = [router for router in _routers(names) if layer + router in entries]
+            there = [router for router in _routers(names) if prefix + router in entries]
             names = replace(names, router=(there or [names.router])[0])
             return _turned(names, entries[gate], entries[down], spec, notes)
     return family.tensors

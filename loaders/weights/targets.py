@@ -12,9 +12,10 @@ from ..spec import ModelSpec
 from . import mixers
 from .mixers.target import Change, Named, Piece, Target, vector, whole
 from .model_weights import LayerWeights, ModelWeights, TierBanks
+from .mtp.weights import MtpWeights
 from .tables import gated, grams
 
-__all__ = ["Piece", "Target", "targets"]
+__all__ = ["Piece", "Target", "of_mtp", "targets"]
 
 Parts = tuple[Part, ...]
 
@@ -41,6 +42,21 @@ def targets(spec: ModelSpec, names: TensorNames, weights: ModelWeights) -> dict[
     return found
 
 
+def of_mtp(spec: ModelSpec, names: TensorNames, it: MtpWeights) -> dict[str, Target]:
+    """The target of every tensor of the layer for multi-token prediction. names: as its files have them."""
+    norm: Change = "plus one" if names.norms_from_one else ""
+    index = len(spec.layers)
+    found = {
+        names.mtp_project: whole(it.project, "dense", f"{index}.eh_proj"),
+        names.mtp_embed_norm: vector(it.embed_norm, norm),
+        names.mtp_hidden_norm: vector(it.hidden_norm, norm),
+        names.mtp_norm: vector(it.norm, norm),
+        **dict(_layer(spec, names, it.layer, index, norm)),
+    }
+    prefix = names.layer.format(layer=index)
+    return {prefix + name: target for name, target in found.items()}
+
+
 def _layer(spec: ModelSpec, names: TensorNames, layer: LayerWeights, index: int, norm: Change) -> Named:
     at = f"{index}."
     yield names.attn_norm, vector(layer.attn_norm, norm)
@@ -60,7 +76,7 @@ def _layer(spec: ModelSpec, names: TensorNames, layer: LayerWeights, index: int,
             yield start + "scale", vector(mixing.scale)
     if layer.grams is not None:
         yield from grams.targets(names.grams, layer.grams, at, norm)
-    mixer = spec.layers[index].mixer
+    mixer = spec.layer_at(index).mixer
     if mixer is not None and layer.mixer is not None:
         yield from mixers.targets(mixer, names, layer.mixer, at, norm)
     if layer.router is not None and layer.experts is not None:

@@ -22,6 +22,9 @@ from ..quantised.gather import gather, without_zero_biases
 from ..spec import ModelSpec
 from . import left_over, stored_names, tied_head
 from .model_weights import Formats, allocate
+from .mtp import find as mtp_find
+from .mtp import of_folder
+from .mtp.asked import MtpAsked
 from .tables import row_table
 from .targets import Target, targets
 
@@ -34,6 +37,7 @@ class WholeModel:
     names: TensorNames
     entries: dict[str, Entry]
     wanted: dict[str, Target]
+    mtp_names: TensorNames | None = None  # of the layer for multi-token prediction, which is then in all of it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,10 +56,11 @@ def find(
     ignored: Collection[str],
     notes: list[str],
     how: Quantisation | None = None,
+    mtp: MtpAsked | None = None,
 ) -> WholeModel:
     """The model of a folder. ignored: names of tensors, or patterns of them, that are taken for absent. how: its
-    weights are quantised. Raises CheckpointError where no files hold all of it, several do, or tensors are left over
-    that may matter."""
+    weights are quantised. mtp: its layer for multi-token prediction is taken with it. Raises CheckpointError where no
+    files hold all of it, several do, or tensors are left over that may matter."""
     ranks, problems = weight_files.find(directory)
     for rank in ranks:
         tried = [_try(directory, files, family, spec, ignored, how) for files in rank]
@@ -64,7 +69,7 @@ def find(
             raise weight_files.several(directory, [one.files for one in whole])
         if whole:
             notes += _choice(whole[0], problems) + whole[0].notes
-            return _finished(directory, whole[0].model, family, notes)
+            return _finished(directory, whole[0].model, family, notes, how, mtp)
         problems += [one for one in tried if isinstance(one, Problem)]
     if problems:
         raise problems[0].error
@@ -110,7 +115,14 @@ def _choice(chosen: _Candidate, problems: list[Problem]) -> list[str]:
     return [f"{len(moved)} tensors, as {moved[0]}, lie in other files than {files.index} says"] if moved else []
 
 
-def _finished(directory: Path, found: WholeModel, family: Family, notes: list[str]) -> WholeModel:
+def _finished(
+    directory: Path,
+    found: WholeModel,
+    family: Family,
+    notes: list[str],
+    how: Quantisation | None,
+    mtp: MtpAsked | None,
+) -> WholeModel:
     """The chosen model, its head looked at and nothing of it left over."""
     spec = tied_head.as_stored(found.spec, found.names, found.entries, notes)
     if spec is not found.spec:
@@ -118,8 +130,17 @@ def _finished(directory: Path, found: WholeModel, family: Family, notes: list[st
     found = replace(found, entries=without_zero_biases(found.entries, found.wanted, notes))
     kept = row_table.find(directory, found.entries, spec, found.names.layer, found.names.grams)
     known = {*found.wanted, *(name for parts in kept.values() for name in parts)}
-    left_over.check(directory, known, found.entries, family, spec, notes)
-    return found
+    ahead = None if mtp is None else of_folder.find(directory, found.entries, family, spec, mtp, notes, how)
+    entries = found.entries
+    if ahead is not None:
+        entries, known = mtp_find.renamed(entries, family.tensors, spec), known | ahead.known
+    left_over.check(directory, known, entries, family, spec, notes)
+    if ahead is None:
+        return found
+    return replace(
+        found, spec=replace(spec, mtp=ahead.layer), entries={**found.entries, **ahead.entries},
+        wanted={**found.wanted, **ahead.wanted}, mtp_names=ahead.names,
+    )  # fmt: skip
 
 
 def _targets(spec: ModelSpec, names: TensorNames) -> dict[str, Target]:

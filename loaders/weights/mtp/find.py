@@ -1,0 +1,140 @@
+"""Finds the layer for multi-token prediction of a model: among its tensors, in `mtp.safetensors` beside them, or in a
+file that was given.
+
+Two ways of storing it are known. As one more decoder layer behind the last, with what joins its inputs under the same
+number (DeepSeek-V3, section 2.2; GGUF has it so, too); and under `mtp.` (Qwen3-Next), which gets the names of the first
+here. Further layers of the kind are not read: the first is asked again for the tokens behind its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ....errors import CheckpointError, ConfigError, OptionError, listed
+from ....kernels import FORMATS
+from ...families.family import TensorNames
+from ...files.entry import Entry
+from ...spec import AttentionSpec, LatentSpec, LayerSpec, ModelSpec
+from ..mixers.target import Target
+from ..model_weights import Formats, allocate
+from ..targets import of_mtp
+from .asked import MtpAsked
+
+BESIDE = "mtp.safetensors"  # beside a model's own files
+START, PROJECT = "mtp.", "fc.weight"  # of names as Qwen3-Next has them
+ENDS = {"pre_fc_norm_embedding.weight": "mtp_embed_norm", "pre_fc_norm_hidden.weight": "mtp_hidden_norm"}
+# Copies of the model's own.
+SHARED = (
+    "embed_tokens.weight", "shared_head.head.weight", "nextn.embed_tokens.weight", "nextn.shared_head_head.weight",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mtp:
+    """The layer that was found: its spec, its names, and where its tensors lie and go. known: names of all that belongs
+    to it, copies included."""
+
+    layer: LayerSpec
+    names: TensorNames
+    entries: dict[str, Entry]
+    wanted: dict[str, Target]
+    known: frozenset[str]
+
+
+def layer_of(spec: ModelSpec) -> LayerSpec | None:
+    """What the layer is: as the last one of the decoder that attends to everything and has experts. None: such a layer
+    is not known of models like this."""
+    if spec.streams is not None or spec.layernorms:
+        return None
+    return next((one for one in reversed(spec.layers) if _is_alike(one)), None)
+
+
+def _is_alike(layer: LayerSpec) -> bool:
+    mixer = layer.mixer
+    if not isinstance(mixer, (AttentionSpec, LatentSpec)) or not layer.is_moe or layer.own_norms or layer.grams:
+        return False
+    indexer = mixer.indexer if isinstance(mixer, LatentSpec) else None
+    return indexer is None or indexer.own
+
+
+def is_in(entries: Collection[str], names: TensorNames, spec: ModelSpec) -> bool:
+    """Whether such a layer is among tensors, by names as `renamed` gives them."""
+    return names.layer.format(layer=len(spec.layers)) + names.mtp_project in entries
+
+
+def renamed(entries: Mapping[str, Entry], names: TensorNames, spec: ModelSpec) -> dict[str, Entry]:
+    """The tensors with those of `mtp.` under the number behind the last layer."""
+    ends = (name.removesuffix(PROJECT) for name in entries if name.endswith(START + PROJECT))
+    start = next((one for one in ends if one == START or one.endswith(f".{START}")), None)
+    if start is None:
+        return dict(entries)
+    prefix = names.layer.format(layer=len(spec.layers))
+    roles = {start + end: getattr(names, role) for end, role in ENDS.items()}
+    roles |= {start + PROJECT: names.mtp_project, start + "norm.weight": names.mtp_norm}
+    first = f"{start}layers.0."
+    return {
+        prefix + (roles.get(name) or name.removeprefix(first))
+        if name in roles or name.startswith(first)
+        else name: entry
+        for name, entry in entries.items()
+    }
+
+
+def made(
+    where: Path, entries: Mapping[str, Entry], names: TensorNames, spec: ModelSpec, asked: MtpAsked, notes: list[str]
+) -> Mtp | None:
+    """The layer of tensors that are there (`is_in`); None, with a note, where it cannot be used and need not be. where:
+    the file or the folder, for errors. Raises ConfigError for a model that cannot have one, CheckpointError for
+    tensors that are missing or of another shape."""
+    try:
+        return _made(where, entries, names, spec)
+    except (CheckpointError, ConfigError) as error:
+        if asked.must:
+            raise
+        notes.append(f"its layer for multi-token prediction is left out: {error}")
+        return None
+
+
+def _made(where: Path, entries: Mapping[str, Entry], names: TensorNames, spec: ModelSpec) -> Mtp:
+    layer, prefix = layer_of(spec), names.layer.format(layer=len(spec.layers))
+    if layer is None:
+        raise ConfigError(f"{where}: layers for multi-token prediction are not run for {spec.family}: leave it out")
+    plain = FORMATS["f32"]
+    with_it = replace(spec, mtp=layer)
+    weights = allocate(with_it, Formats(experts=plain, dense=plain, embed=plain), "meta").mtp
+    assert weights is not None, "a spec with a layer and no weights of it"
+    wanted = of_mtp(with_it, names, weights)
+    if missing := [name for name in wanted if name not in entries]:
+        raise CheckpointError(
+            f"{where} lacks {len(missing)} of the {len(wanted)} tensors of its layer for multi-token prediction, as "
+            f"{listed([repr(name) for name in missing], 2)}: download it again, or leave speculate 'mtp' out"
+        )
+    mine = {name: entry for name, entry in entries.items() if name.startswith(prefix)}
+    for name, target in wanted.items():
+        if _sizes(mine[name].shape) != _sizes(target.shape):
+            raise CheckpointError(
+                f"{where}: tensor '{mine[name].name}' of the layer for multi-token prediction has shape "
+                f"{list(mine[name].shape)}, the config asks for {list(target.shape)}: it belongs to another model"
+            )
+    copies = {prefix + name for name in SHARED}
+    return Mtp(
+        layer=layer, names=names, entries={name: mine[name] for name in wanted}, wanted=wanted,
+        known=frozenset({*wanted, *copies}),
+    )  # fmt: skip
+
+
+def _sizes(shape: tuple[int, ...]) -> list[int]:
+    """Dims of 1 are kept or dropped by libraries."""
+    return [size for size in shape if size != 1]
+
+
+def none_there(where: Path, asked: MtpAsked) -> None:
+    """Raises OptionError where there must be such a layer and is none."""
+    if asked.must:
+        place = f"{asked.file} holds none" if asked.file else f"there is no {BESIDE} beside it"
+        raise OptionError(
+            f"speculate is 'mtp', and {where} has no layer for multi-token prediction; {place}: give the file that "
+            "holds it (mtp FILE), or speculate 'lookup' or 'off'"
+        )
