@@ -14,7 +14,7 @@ import argparse
 import json
 import random
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from interleave import Rates, medians, ratio, take_turns
 from torch import Tensor
@@ -33,7 +33,8 @@ MODEL, VOCAB, PROMPT, NEW = "Qwen3-30B-A3B", 151_936, 64, 48
 class Text:
     """The token at each place of each sequence, known before: sampler and drafter."""
 
-    is_free, token_s = True, 0.0
+    is_free: Literal[True] = True
+    token_s = 0.0
 
     def __init__(self) -> None:
         self.rate = 0.0
@@ -60,8 +61,10 @@ class Watched(Speculation):
 
     tokens = seconds = 0.0
 
-    def _lengths(self, rates: list[float], longest: list[int], able: Any, sequences: int, room: int) -> list[int]:
-        found = super()._lengths(rates, longest, able, sequences, room)
+    def _lengths(
+        self, rates: list[float], longest: list[int], able: Any, sequences: int, room: int, costs: list[float]
+    ) -> list[int]:
+        found = super()._lengths(rates, longest, able, sequences, room, costs)
         assert self.times is not None
         took = self.times.of(sequences, max(one.computed for one in able))(sum(found))
         if took is not None:

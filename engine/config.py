@@ -149,8 +149,9 @@ class EngineConfig:
     stream_from: int | str = option("auto", SPEED, "N|never|auto", "copy experts to the GPU from N tokens a pass on")
     handoff: str = option("auto", SPEED, "WAY", "GPU to CPU in decode: auto, eager; graphs by memop, hostfunc, spin")
     speculate: str = option(
-        "auto", SPEED, "WHAT", "guess tokens, verify several a pass: auto, off, lookup, or a draft MODEL"
+        "auto", SPEED, "WHAT", "guess tokens, verify several a pass: auto, off, lookup, mtp, or a draft MODEL"
     )
+    mtp: Path | None = option(None, SPEED, "FILE", "that holds the layer for 'mtp'; default the model's own")
     profile: Path | None = option(None, SPEED, "FILE", "what headrace measure found; default in the user's cache")
     no_measure: bool = option(False, SPEED, "", "measure nothing at the first start, and predict nothing then")
     trace: Path | None = option(None, SPEED, "FILE", "record which experts every token chose (docs/traces.md)")
@@ -166,7 +167,9 @@ class EngineConfig:
         _choice("cpu_activations", self.cpu_activations, ["int8", "bf16"])
         _between("experts_per_token", self.experts_per_token, 1)
         if not self.speculate:
-            raise OptionError("speculate is empty; give auto, off, lookup, or a model that drafts")
+            raise OptionError("speculate is empty; give auto, off, lookup, mtp, or a model that drafts")
+        if self.mtp is not None and self.speculate not in ("auto", "mtp"):
+            raise OptionError(f"mtp is about drafts of the model's own layer, and speculate is {brief(self.speculate)}")
         _threads(self.threads)
         self._check_placement()
         _between("max_context", self.max_context, 1)

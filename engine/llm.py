@@ -38,9 +38,10 @@ from .generation.schedule.chunk_limit import ChunkLimit
 from .generation.schedule.fair_share import DECODE_SHARE, FairShare
 from .ledger.ledger import Ledger
 from .speculation.draft_model import DraftModel
-from .speculation.drafter import Drafter
+from .speculation.drafter import CostlyDrafter, Drafter
 from .speculation.drafts import most_states
 from .speculation.lookup import PromptLookup
+from .speculation.mtp.drafter import MtpDrafter
 from .speculation.pass_times import PassTimes
 from .speculation.speculation import Speculation
 from .traces import writer
@@ -123,12 +124,15 @@ class LLM:
         moe, states = parts.spec.moe, self.loop.states
         times = PassTimes(ExpectedPasses(parts, self.predictions), moe.experts, moe.top_k)
         limit = None if states is None else most_states(states)
-        return Speculation(self._drafter(), times, must_pay=is_auto, most_states=limit)
+        own = None if parts.mtp is None else MtpDrafter(parts.mtp)
+        drafter = own if own is not None and asked == "mtp" else self._drafter()
+        behind = own if is_auto else None
+        return Speculation(drafter, times, must_pay=is_auto, most_states=limit, behind=behind)
 
     def _draft_model(self) -> LLM | None:
         """The second model that drafts, loaded before the first takes the memory that is left."""
         name, config = self.config.speculate, self.config
-        if name in ("auto", "off", "lookup") or config.trace is not None:
+        if name in ("auto", "off", "lookup", "mtp") or config.trace is not None:
             return None
         return LLM(
             name, speculate="off", device="cpu", kernels=config.kernels, threads=config.threads, no_measure=True,
@@ -136,7 +140,7 @@ class LLM:
             offline=config.offline, cache_dir=config.cache_dir,
         )  # fmt: skip
 
-    def _drafter(self) -> Drafter:
+    def _drafter(self) -> Drafter | CostlyDrafter:
         """What was asked for; raises OptionError for a second model that cannot draft for this one."""
         small = self.draft_model
         if small is None:

@@ -50,6 +50,7 @@ from ..model.decoder import Decoder
 from ..model.inputs import make_device_inputs
 from ..model.kv_cache import KVCache, pages_for
 from ..placement.placement import Tier
+from ..speculation.mtp.layer import MtpLayer
 from . import expert_policy, on_disk
 from .compile_ahead import compile_ahead
 from .on_disk import OnDisk
@@ -78,7 +79,8 @@ def build(
     torch_threads = host.torch_threads(name, config.threads)
     host.use_torch_threads(torch_threads)
     found = devices.find(config, devices.ram(ops, name, config))
-    checkpoint = gpu_gaps.checked(source.open(config, found, show_progress=progress is not None), found)
+    asked = config if profile is not None or config.speculate != "auto" else replace(config, speculate="off", mtp=None)
+    checkpoint = gpu_gaps.checked(source.open(asked, found, show_progress=progress is not None), found)
     if name == "cpu":
         context, ops, found = _with_thresholds(config, context, ops, found, checkpoint)
     tokenizer = _load_tokenizer(checkpoint)
@@ -101,6 +103,7 @@ def build(
     timers = Timers(streams.of(main)[0] if len(found) > 1 else None)
     experts, host_buffers = _experts(config, checkpoint, weights, plan, found, ops, timers, arena, policy, apart)
     decoder = _decoder(config, checkpoint, weights, plan, found, experts, kv_format, timers)
+    mtp = _mtp_layer(checkpoint, weights, plan, decoder, main)
     compile_ahead(config, plan.kv_budget.max_context, decoder, found, compiling)
     graphed, choice = _graphs(config, context, checkpoint, plan, decoder, choice, runtime)
     if graphed is None and config.threads is None and shares_cores(main, plan):
@@ -110,7 +113,7 @@ def build(
         checkpoint=checkpoint, tokenizer=tokenizer, admission=admission,
         kv_format=kv_format, profile=profile, memory_plan=plan, weights=weights, huge_pages=granted.huge_pages,
         nodes=granted.nodes, timers=timers, decoder=decoder, runtime=runtime, expert_arena=arena,
-        host_buffers=host_buffers, signal_choice=choice, graphed=graphed,
+        host_buffers=host_buffers, signal_choice=choice, graphed=graphed, mtp=mtp,
     )  # fmt: skip
 
 
@@ -284,6 +287,17 @@ def _decoder(
     cache = KVCache(spec, pages, kv_format, main.place, StateSlots.count(config.max_sequences), windows)
     inputs = make_device_inputs(main, found[plan.table], timers, config, spec, context, len(windows))
     return Decoder(spec, weights, main.ops, experts, cache, context, inputs)
+
+
+def _mtp_layer(
+    checkpoint: Checkpoint, weights: ModelWeights, plan: MemoryPlan, decoder: Decoder, main: Device
+) -> MtpLayer | None:
+    """The layer for multi-token prediction, if it is loaded; the decoder then hands out what it goes on from."""
+    if weights.mtp is None:
+        return None
+    decoder.goes_on = True
+    cache, context = decoder.cache, plan.kv_budget.max_context
+    return MtpLayer(checkpoint.spec, weights, main, cache.pages, cache.format, context)
 
 
 def _graphs(

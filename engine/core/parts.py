@@ -31,14 +31,15 @@ from ..memory.kv_budget import KVBudget
 from ..memory.memory_plan import MemoryPlan
 from ..model.decoder import Decoder
 from ..placement.placement import Placement, Tier
+from ..speculation.mtp.layer import MtpLayer
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineParts:
     """What a model runs with. kernels: the name of the backend of `ops`; context: how the C++ kernels compute;
     torch_threads: how many torch has in its passes. profile: this machine's measured rates, if there are any.
-    huge_pages: by tensor whether the system granted them; nodes: of memory that weights are dealt out over. The
-    last five are of a run beside a GPU."""
+    huge_pages: by tensor whether the system granted them; nodes: of memory that weights are dealt out over. runtime to
+    graphed are of a run beside a GPU. mtp: the layer for multi-token prediction, if it is loaded."""
 
     config: EngineConfig
     kernels: str
@@ -62,6 +63,7 @@ class EngineParts:
     host_buffers: HostBuffers | None
     signal_choice: SignalChoice | None
     graphed: GraphedDecode | None
+    mtp: MtpLayer | None = None
 
     @property
     def spec(self) -> ModelSpec:

@@ -18,6 +18,7 @@ from ...loaders.weights.model_weights import ModelWeights, Where
 from ..config import EngineConfig
 from ..devices.device import Device
 from ..placement.placement import Tier
+from ..speculation.mtp import asked as mtp_asked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +62,7 @@ class CheckpointFiles:
             cache_dir=config.cache_dir,
             show_progress=show_progress,
         )
-        options = load_options(config)
+        options = replace(load_options(config), mtp=mtp_asked.of(config, devices))
         found = open_gguf(directory, options) if directory.is_file() else open_directory(directory, options)
         inside = is_inside(self.model, directory)
         return replace(found, notes=(f"the model is in {directory}", *found.notes)) if inside else found

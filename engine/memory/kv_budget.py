@@ -46,6 +46,8 @@ class PageBytes:
         elements = dict.fromkeys((None, *windows_of(spec)), 0)
         for layer in spec.layers:
             elements[window_of(layer.mixer)] += layer.mixer.cached if layer.mixer else 0
+        if spec.mtp is not None and spec.mtp.mixer is not None:  # in the pages of layers that see everything
+            elements[None] += spec.mtp.mixer.cached
         self.each = {window: PAGE * format.bytes(count) for window, count in elements.items()}
 
     @property

@@ -34,13 +34,14 @@ from ..placement.placement import Placement, Tier
 from ..placement.tier_memory import TierMemory, of_free, of_needs, together
 from ..planning.storage import LayerBytes, Storage
 from ..units import size
-from . import kv_budget
+from . import kv_budget, mtp_rows
 from .kv_budget import KVBudget, PageBytes
 
 DEFAULT_CONTEXT = 4096  # beside a GPU, and of experts on a disk, where more cache is fewer experts, and nobody said
 CACHE_SHARE = 0.1  # of that memory: what the caches of further sequences may take before experts
 EXPERT_CACHE = "expert cache"
 READING = "buffers for reading"  # of experts that stay on a disk
+MTP = "MTP layer"
 STREAM = "stream buffers"  # what is needed for experts that are copied to a GPU
 
 
@@ -143,6 +144,8 @@ class _Plan:
         self.cache_pages = PageBytes(self.spec, kv_format, self.tokens)
         self.states = 4 * self.spec.state_elements * StateSlots.count(config.max_sequences)
         self.work = self.states + kv_budget.work_bytes(self.spec, config.prefill_chunk, config.max_sequences)
+        self.work += mtp_rows.nbytes(self.spec, config.max_sequences)
+        self.mtp = mtp_rows.weight_bytes(self.spec, checkpoint.formats)
         self.offload, self.buffers, self.mailbox, self.spare_pages, self.cache = NONE, 0, 0, 0, 0
 
     def on_disk(self) -> MemoryPlan:
@@ -155,7 +158,7 @@ class _Plan:
         self.work += rows.nbytes(self.tokens, spec.moe.top_k, spec.hidden)
         placement, free = placing.on_disk(self.counts), int(of_free(self.devices[Tier.CPU].free))
         room = self._kv_budget(free)
-        left = free - storage.common - storage.held - room.kv_bytes - self.work - self.buffers
+        left = free - storage.common - storage.held - self.mtp - room.kv_bytes - self.work - self.buffers
         self.cache = self._cache_of(left)
         found = replace(self._fit(placement, room), stored=stored)
         _require(found.memory[Tier.CPU], "RAM", placement)
@@ -171,7 +174,7 @@ class _Plan:
         self.work += 2 * rows.nbytes(self.tokens, spec.moe.top_k, spec.hidden)
         placement, free = placing.on_hosts(self.counts, "hosts"), int(of_free(self.devices[Tier.CPU].free))
         room = self._kv_budget(free)
-        left = free - storage.common - storage.held - room.kv_bytes - self.work - self.buffers
+        left = free - storage.common - storage.held - self.mtp - room.kv_bytes - self.work - self.buffers
         found = replace(self._fit(placement, room), stored=stored, room=max(0, left))
         _require(found.memory[Tier.CPU], "RAM", placement)
         return found
@@ -272,6 +275,7 @@ class _Plan:
             "common weights": self.storage.common_on(tier, [main] * len(self.counts), main),
             "embedding": self.storage.held if table is tier else 0,
             "experts": placing.expert_bytes(placement, self.sizes, tier),
+            **({MTP: self.mtp} if self.mtp and tier is main else {}),
         }
 
     def _fit(self, placement: Placement, room: KVBudget) -> MemoryPlan:

@@ -38,7 +38,8 @@ class Output(NamedTuple):
     what the experts of each layer read and sent, to be asked when the device is done. likeliest: of each row the
     largest logit and where it stands, if they are in memory of the host already. by_layer: bytes of each layer's
     experts, where they are in `read`. chosen: what each layer chose, to be asked as `layers`. tally: what the
-    call of all layers has counted, with the choices where they are wanted; then `chosen` has none."""
+    call of all layers has counted, with the choices where they are wanted; then `chosen` has none. hidden: float32
+    [., hidden] behind the final norm, of the rows of logits, or with `Decoder.goes_on` of all tokens."""
 
     logits: Tensor
     read: Bytes
@@ -47,6 +48,7 @@ class Output(NamedTuple):
     by_layer: tuple[int, ...] = ()
     chosen: Callable[[], list[Chosen]] = list
     tally: Tally | None = None
+    hidden: Tensor | None = None
 
 
 class Decoder:
@@ -71,6 +73,7 @@ class Decoder:
         device = device_inputs.device
         self.stack: Stack = make_stack(spec, weights, cache, max_context, device.put, device.is_host)
         self.sizes = dense_sizes(weights)
+        self.goes_on = False  # whether all tokens go to the end, not only those whose logits are wanted
         self.choose: Choose | None = None  # what becomes of the router's choice in a layer, for a test
 
     def forward(self, inputs: Inputs, tally: Tally | None = None) -> Output:
@@ -84,14 +87,15 @@ class Decoder:
             return self._fused(inputs, self.experts, read, tally)
         experts = self.experts if self.choose is None else ForcedChoice(self.experts, self.choose)
         x_TD, update_TD, chosen = self.layers(self._embed(inputs), inputs, experts)
-        logits = self._head(x_TD, update_TD)
-        return Output(logits, read, lambda: [experts.work(one) for one in chosen], chosen=lambda: chosen)
+        logits, hidden = self._ends(x_TD, update_TD, inputs)
+        works = lambda: [experts.work(one) for one in chosen]  # noqa: E731
+        return Output(logits, read, works, chosen=lambda: chosen, hidden=hidden)
 
     def enter(self, inputs: Inputs) -> tuple[Inputs, Bytes]:
         """What a pass does before its device has a part: looks up embedding rows that lie elsewhere. Besides, what the
         pass will read and send, but for experts."""
         inputs = self.device_inputs.look_up(self.weights.embed, inputs, self.spec.embedding_scale)
-        read = self.device_inputs.bytes_of(inputs, self.sizes, self.cache.sizes)
+        read = self.device_inputs.bytes_of(inputs, self.sizes, self.cache.sizes, goes_on=self.goes_on)
         add_bytes(read, table_bytes(self.spec, self.weights, len(inputs.ids_T)))
         return inputs, read
 
@@ -99,7 +103,7 @@ class Decoder:
         """The rest of a pass, of inputs on the device: logits. It asks for no value of a tensor, so that it can be
         captured in a graph."""
         x_TD, update_TD, _ = self.layers(self._embed(inputs), inputs, experts)
-        return self._head(x_TD, update_TD)
+        return self._head(self._normed(x_TD, update_TD))
 
     def layers(self, x_TD: Tensor, inputs: Inputs, experts: ExpertBackend) -> tuple[Tensor, Tensor, list[Chosen]]:
         """All layers: x, what is still to be added to it, and what each layer's experts had to do. After the last
@@ -107,7 +111,7 @@ class Decoder:
         update_TD: Tensor | None = None
         chosen: list[Chosen] = []
         for i, layer in enumerate(self.stack.layers):
-            rows_R = inputs.wanted_rows if i == len(self.stack.layers) - 1 else None
+            rows_R = self._rows(inputs) if i == len(self.stack.layers) - 1 else None
             x_TD, h_TD, choice = self.ops.attention_block(x_TD, update_TD, layer.block, inputs.places, rows_R)
             if x_TD.shape[0] == 0:
                 return x_TD, h_TD, chosen  # its keys and values are written, and nobody asks for more
@@ -139,28 +143,44 @@ class Decoder:
     def _fused(self, inputs: Inputs, experts: CpuExperts, read: Bytes, tally: Tally | None) -> Output:
         """`forward` where all experts lie beside attention: all layers in one call, of which `layers` is the twin."""
         x_TD = self._embed(inputs)
-        x_TD, update_TD, distinct_L = self.ops.layers(x_TD, self.stack, inputs.places, inputs.wanted_rows, tally)
+        x_TD, update_TD, distinct_L = self.ops.layers(x_TD, self.stack, inputs.places, self._rows(inputs), tally)
         by_layer = experts.bytes_of(distinct_L.tolist())
         add_bytes(read, {CPU_DRAM: {EXPERTS: sum(by_layer)}})
-        return Output(self._head(x_TD, update_TD), read, by_layer=by_layer, tally=tally)
+        logits, hidden = self._ends(x_TD, update_TD, inputs)
+        return Output(logits, read, by_layer=by_layer, tally=tally, hidden=hidden)
+
+    def _rows(self, inputs: Inputs) -> Tensor | None:
+        """The rows that go on behind the last mixer; None: all."""
+        return None if self.goes_on else inputs.wanted_rows
 
     def _embed(self, inputs: Inputs) -> Tensor:
         x_TD = self.device_inputs.embed(self.weights.embed, inputs, self.spec.embedding_scale)
         return x_TD if self.spec.streams is None else opened(x_TD, self.spec.streams.count)
 
-    def _head(self, x_TD: Tensor, update_TD: Tensor) -> Tensor:
-        """Logits of the rows that are left: float32 [R, V]."""
+    def _ends(self, x_TD: Tensor, update_TD: Tensor, inputs: Inputs) -> tuple[Tensor, Tensor]:
+        """Logits of the wanted rows, and the hidden states of all that are left."""
+        h_TD = self._normed(x_TD, update_TD)
+        wanted_R = inputs.wanted_rows if self.goes_on else None
+        return self._head(h_TD if wanted_R is None else h_TD[wanted_R]), h_TD
+
+    def _normed(self, x_TD: Tensor, update_TD: Tensor) -> Tensor:
+        """Hidden states of the rows that are left, behind the final norm: float32 [R, D]."""
         spec, ops, weights = self.spec, self.ops, self.weights
         if x_TD.shape[0] == 0:
-            return x_TD.new_empty(0, spec.vocab)
+            return x_TD.new_empty(0, spec.hidden)
         norm = weights.final_norm, weights.final_norm_bias, spec.norm_eps
         if spec.streams is None:
-            h_TD = added_and_normed(ops, x_TD, update_TD, *norm, spec.residual_scale)
-        elif weights.last_mixing is not None:
+            return added_and_normed(ops, x_TD, update_TD, *norm, spec.residual_scale)
+        if weights.last_mixing is not None:
             x_TmD = added(x_TD, update_TD, spec.streams.count)
-            h_TD = weigh(ops, weights.last_mixing, x_TmD, weights.final_norm, spec.norm_eps).taken_TD
-        else:
-            h_TD = ops.rmsnorm(closed(x_TD, update_TD, spec.streams.count), weights.final_norm, spec.norm_eps)
+            return weigh(ops, weights.last_mixing, x_TmD, weights.final_norm, spec.norm_eps).taken_TD
+        return ops.rmsnorm(closed(x_TD, update_TD, spec.streams.count), weights.final_norm, spec.norm_eps)
+
+    def _head(self, h_TD: Tensor) -> Tensor:
+        """Logits: float32 [R, V]."""
+        spec, ops, weights = self.spec, self.ops, self.weights
+        if h_TD.shape[0] == 0:
+            return h_TD.new_empty(0, spec.vocab)
         logits = ops.linear(h_TD, weights.head, weights.head_bias)
         if spec.logits_divisor != 1:
             logits.div_(spec.logits_divisor)

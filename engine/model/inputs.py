@@ -15,7 +15,7 @@ from ...kernels.packed import Matrix
 from ...loaders.spec import ModelSpec
 from ..config import EngineConfig
 from ..devices.device import Device
-from ..ledger.pass_bytes import INPUTS, SAMPLES, CacheSizes, DenseSizes, common_bytes
+from ..ledger.pass_bytes import HEAD, INPUTS, SAMPLES, CacheSizes, DenseSizes, common_bytes
 from ..ledger.passes import D2H, H2D, Bytes, add_bytes
 from ..ledger.timers import Timers
 from .batch import Inputs
@@ -56,16 +56,19 @@ class DeviceInputs:
             return inputs.x_TD
         return self.table.ops.embed(table, inputs.ids_T, scale)
 
-    def bytes_of(self, inputs: Inputs, sizes: DenseSizes, cache: CacheSizes) -> Bytes:
-        """What a pass reads besides routed experts, and what goes up for it: inputs as `look_up` gives them."""
+    def bytes_of(self, inputs: Inputs, sizes: DenseSizes, cache: CacheSizes, *, goes_on: bool = False) -> Bytes:
+        """What a pass reads besides routed experts, and what goes up for it: inputs as `look_up` gives them. goes_on:
+        all tokens go to the end, also where nobody wants logits."""
         read = common_bytes(
             sizes,
             cache,
             spans=inputs.spans,
-            logits=len(inputs.rows) > 0,
+            logits=len(inputs.rows) > 0 or goes_on,
             main=self.device.tier.channel,
             table=self.table.tier.channel,
         )
+        if len(inputs.rows) == 0:
+            read[self.device.tier.channel].pop(HEAD, None)
         add_bytes(read, self._sent(inputs))
         return read
 

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from .drafter import MTP_KIND
+
 FIRST = 0.5  # where nothing is known
+FIRST_OF = {MTP_KIND: 0.8}  # a model's own layer was trained for it: a few drafts show what it is worth
 WEIGHT = 4.0  # trials that what is known from elsewhere counts as
 KEPT = 0.95  # of what was known, with every guess; the last 20 decide
 
@@ -38,7 +41,8 @@ class Acceptance:
 
     def rate(self, sequence: int, kind: str) -> float:
         """How likely a token of such a guess is right, those before it being so."""
-        prior = self.all[kind].rate(FIRST) if kind in self.all else FIRST
+        first = FIRST_OF.get(kind, FIRST)
+        prior = self.all[kind].rate(first) if kind in self.all else first
         mine = self.each.get((sequence, kind))
         return prior if mine is None else mine.rate(prior)
 

@@ -7,6 +7,8 @@ over. What it needs for the tokens that came since goes in one pass, then each t
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence as Seq
+from typing import Literal
 
 import torch
 
@@ -25,13 +27,18 @@ NEWEST = 0.2  # weight of the newest draft in what a token takes
 class DraftModel:
     """pages: of its cache; chunk: most tokens of one pass; max_context: longest text that it drafts for."""
 
-    is_free = False
+    is_free: Literal[False] = False
+    kind = MODEL_KIND
 
     def __init__(self, decoder: Decoder, main: Device, pages: PageTable, chunk: int, max_context: int) -> None:
         self.decoder, self.main, self.pages = decoder, main, pages
         self.chunk, self.max_context = chunk, max_context
         self.token_s = 0.0
         self.mine: dict[int, Sequence] = {}
+
+    def draft_all(self, asked: Seq[tuple[Sequence, int]]) -> list[Draft | None]:
+        """One after the other."""
+        return [self.draft(sequence, most) for sequence, most in asked]
 
     def draft(self, sequence: Sequence, most: int) -> Draft | None:
         """What it would say; None where its cache has no room."""

@@ -6,12 +6,14 @@ model (`verify.py`), so a bad guess costs time and changes no token. Knows token
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from ..generation.sequence import Sequence
 
 MODEL_KIND = "model"  # of guesses that take a model
+MTP_KIND = "mtp"  # of a model's own layer for multi-token prediction
 MOST_DRAFT = 8  # tokens; kernels are measured for up to as many beside another
 
 
@@ -24,10 +26,9 @@ class Draft:
 
 
 class Drafter(Protocol):
-    """Guesses. is_free: a guess costs nothing beside a pass, so that one may be made for every token; else it is asked
-    only where a draft is expected to pay, and `token_s` are the seconds that each token of one takes."""
+    """Guesses that cost nothing beside a pass, so that one is made for every token."""
 
-    is_free: bool
+    is_free: Literal[True]
     token_s: float
 
     def draft(self, sequence: Sequence, most: int) -> Draft | None:
@@ -35,3 +36,18 @@ class Drafter(Protocol):
 
     def forget(self, sequence: Sequence) -> None:
         """A sequence has ended: its text may serve for others, what is known of it alone goes."""
+
+
+class CostlyDrafter(Protocol):
+    """Guesses that take a model, all of one kind: it is asked only where a draft is expected to pay. token_s: seconds
+    that each token of one takes."""
+
+    is_free: Literal[False]
+    kind: str
+    token_s: float
+
+    def draft_all(self, asked: Seq[tuple[Sequence, int]]) -> list[Draft | None]:
+        """Of each sequence up to so many tokens, at least one; None: no guess."""
+
+    def forget(self, sequence: Sequence) -> None:
+        """As of a `Drafter`."""

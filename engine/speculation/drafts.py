@@ -8,6 +8,7 @@ before the pass, and the tokens that held are computed once more with the next o
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Sequence as Seq
 
 from torch import Tensor
 
@@ -16,8 +17,9 @@ from ..generation.schedule.batch import DECODE, Batch
 from ..generation.schedule.scheduler import Scheduler
 from ..generation.schedule.state_slots import StateSlots
 from ..generation.sequence import Sequence
-from ..ledger.pass_bytes import EXPERTS
+from ..ledger.pass_bytes import EXPERTS, Span
 from ..ledger.passes import CPU_DRAM, Pass
+from .mtp.drafter import MtpDrafter
 from .speculation import Speculation
 from .verify import Draw, accept
 
@@ -38,10 +40,14 @@ class Drafts:
         copy: Callable[[int, int], None],
     ) -> None:
         self.speculation, self.scheduler, self.states, self.copy = speculation, scheduler, states, copy
+        self.readers = [one for one in speculation.drafters if isinstance(one, MtpDrafter)]
         self.aside: dict[int, int] = {}
+        self.held: dict[int, int] = {}
 
     def before(self, batch: Batch) -> None:
-        """Puts states aside. Their slots are free again when the next pass begins, as all that were reserved are."""
+        """Puts states of sequences with drafts aside. Their slots are free again when the next pass begins, as all that
+        were reserved are."""
+        self.held = {}
         if self.states is not None:
             self.aside = {i: self.states.reserve() for i in batch.drafts}
             for i, slot in self.aside.items():
@@ -57,13 +63,23 @@ class Drafts:
         take: Callable[[Sequence, int], bool],
     ) -> int:
         """Verifies the drafts of a pass whose other tokens are committed; tokens that came true in all."""
-        held = accept(logits_RV, batch, rows, draw, ops, take)
+        held = self.held = accept(logits_RV, batch, rows, draw, ops, take)
         for i, draft in batch.drafts.items():
             sequence, is_kept = batch.sequences[i], self.states is None or held[i] == len(draft)
             if not is_kept:
                 self.copy(self.aside[i], sequence.slot)
             self.scheduler.settle_draft(sequence, batch.counts[i] - len(draft), held[i], is_kept=is_kept)
         return sum(held.values())
+
+    def hand_out(self, batch: Batch, spans: Seq[Span], hidden_TD: Tensor | None) -> None:
+        """Shows the hidden states of a pass, whose drafts are settled, to what goes on from them."""
+        if not self.readers or hidden_TD is None:
+            return
+        counts = [new for new, _ in spans]
+        holds = [new - len(batch.drafts.get(i, ())) + self.held.get(i, 0) for i, new in enumerate(counts)]
+        own = [rows[:count] for rows, count in zip(hidden_TD.split(counts), holds, strict=True)]
+        for reader in self.readers:
+            reader.saw(batch.sequences, [context - new for new, context in spans], own)
 
     def saw(self, batch: Batch, done: Pass) -> None:
         """Learns from what a pass took, and from what its experts were, where those in RAM are all there are."""

@@ -20,24 +20,26 @@ def best_lengths(
     seconds: Callable[[int], float | None],
     room: int,
     others: int = 0,
+    costs: Sequence[float] = (),
 ) -> list[int]:
     """Of each sequence how many tokens to draft. rates: how likely a token of its guess is right, those before it being
     so; longest: tokens of its guess; seconds(d): of a pass with so many drafted tokens in all; room: most of these;
-    others: sequences of the pass without a guess."""
+    others: sequences of the pass without a guess; costs: by sequence, seconds that each token of its guess takes."""
     odds = [(rate ** (j + 1), i) for i, rate in enumerate(rates) for j in range(longest[i])]
     odds = sorted(odds, key=lambda one: -one[0])[: max(0, room)]
     plain = seconds(0)
     if plain is None:
         return _counted([i for odd, i in odds if odd >= EVEN], len(rates))
-    tokens, taken = float(len(rates) + others), 0
+    tokens, taken, guessing = float(len(rates) + others), 0, 0.0
     best = GAIN * tokens / plain
     if (tokens + sum(odd for odd, _ in odds)) / plain <= best:
         return [0] * len(rates)  # not even if drafts cost nothing
-    for count, (odd, _) in enumerate(odds, 1):
+    for count, (odd, i) in enumerate(odds, 1):
         tokens += odd
+        guessing += costs[i] if costs else 0.0
         took = seconds(count)
-        if took is not None and tokens / took > best:
-            best, taken = tokens / took, count
+        if took is not None and tokens / (took + guessing) > best:
+            best, taken = tokens / (took + guessing), count
     return _counted([i for _, i in odds[:taken]], len(rates))
 
 

@@ -9,6 +9,7 @@ otherwise, which the acceptance by length of agreement tells apart (`acceptance.
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import Literal
 
 from ..generation.sequence import Sequence
 from .drafter import Draft
@@ -69,7 +70,8 @@ class Text:
 class PromptLookup:
     """The drafter of a model."""
 
-    is_free, token_s = True, 0.0
+    is_free: Literal[True] = True
+    token_s = 0.0
 
     def __init__(self) -> None:
         self.texts: dict[int, Text] = {}

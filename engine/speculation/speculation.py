@@ -1,8 +1,9 @@
-"""Drafts of a model that runs: asks the drafter, chooses lengths, and learns from what became of them.
+"""Drafts of a model that runs: asks the drafters, chooses lengths, and learns from what became of them.
 
 A guess that costs nothing is made for every token, drafted or not: how often it would have come true is then known
 before a draft is tried, and text that no drafter foresees costs no pass. One that takes a model is made where it is
-expected to pay; how often it was right fades, so that it is tried again now and then.
+expected to pay, and to be right more often than the other; how often it was right fades, so that it is tried again now
+and then.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass, field
 
 from ..generation.sequence import Sequence
 from .acceptance import Acceptance
-from .drafter import MODEL_KIND, MOST_DRAFT, Draft, Drafter
+from .drafter import MOST_DRAFT, CostlyDrafter, Draft, Drafter
 from .length import best_lengths
 from .pass_times import PassTimes
 
@@ -29,18 +30,36 @@ class Guess:
 
 
 @dataclass
-class Speculation:
-    """Of one model. times: None: a token is drafted where it is likely enough. must_pay: where nothing is known of
-    seconds, nothing is drafted. most_states: sequences whose recurrent state can be put back after a pass; None: the
-    model has no such."""
+class Offer:
+    """What may be drafted of a sequence: how likely its tokens are right, and up to how many. draft: None: it would
+    have to be asked for, and each token takes so many seconds."""
 
-    drafter: Drafter
+    sequence: Sequence
+    rate: float
+    longest: int
+    draft: Draft | None = None
+    token_s: float = 0.0
+
+
+@dataclass
+class Speculation:
+    """Of one model. drafter: asked first. behind: one that costs, asked where the first has nothing as good. times:
+    None: a token is drafted where it is likely enough. must_pay: where nothing is known of seconds, nothing is drafted.
+    most_states: sequences whose recurrent state can be put back after a pass; None: the model has no such."""
+
+    drafter: Drafter | CostlyDrafter
     times: PassTimes | None
     must_pay: bool = True
     most_states: int | None = None
+    behind: CostlyDrafter | None = None
     acceptance: Acceptance = field(default_factory=Acceptance)
-    guesses: dict[int, Guess] = field(default_factory=dict)
-    idle: dict[int, int] = field(default_factory=dict)  # tokens since a sequence's last draft
+    guesses: dict[int, list[Guess]] = field(default_factory=dict)
+    idle: dict[int, int] = field(default_factory=dict)  # tokens since a sequence's last draft that cost something
+
+    @property
+    def drafters(self) -> list[Drafter | CostlyDrafter]:
+        """All of them."""
+        return [self.drafter] if self.behind is None else [self.drafter, self.behind]
 
     def propose(self, sequences: list[Sequence], room: int) -> None:
         """Gives sequences their drafts for the next pass; as `Drafts` of the scheduler."""
@@ -50,73 +69,94 @@ class Speculation:
         able = able if self.most_states is None else able[: self.most_states]
         if not able or (self.must_pay and not self._can_tell(len(sequences), able[0].computed)):
             return
-        if self.drafter.is_free:
-            self._propose_free(able, len(sequences), room)
-        else:
-            self._propose_costly(able, len(sequences), room)
+        offers = [one for sequence in able if (one := self._offer(sequence)) is not None]
+        rates, longest, costs = ([getattr(one, name) for one in offers] for name in ("rate", "longest", "token_s"))
+        lengths = self._lengths(rates, longest, able, len(sequences), room, costs)
+        self._take([(offer, length) for offer, length in zip(offers, lengths, strict=True) if length])
 
     def _can_tell(self, sequences: int, context: int) -> bool:
         """Whether seconds of passes are known."""
         return self.times is not None and self.times.of(sequences, context)(0) is not None
 
-    def _propose_free(self, able: list[Sequence], sequences: int, room: int) -> None:
-        found = []
-        for sequence in able:
-            draft = self.drafter.draft(sequence, min(MOST_DRAFT, _most(sequence)))
-            if draft is not None and (allowed := _allowed(sequence, draft.tokens)):
-                draft = Draft(draft.tokens[:allowed], draft.kind)
-                self.guesses[sequence.id] = Guess(len(sequence.tokens), draft)
-                found.append((sequence, draft))
-        rates = [self.acceptance.rate(s.id, draft.kind) for s, draft in found]
-        lengths = self._lengths(rates, [len(draft.tokens) for _, draft in found], able, sequences, room)
-        for (sequence, draft), length in zip(found, lengths, strict=True):
-            sequence.draft = draft.tokens[:length]
-            self.guesses[sequence.id].drafted = length
+    def _offer(self, sequence: Sequence) -> Offer | None:
+        """The best guess of a sequence that there is or may be."""
+        free = costly = None
+        for drafter in self.drafters:
+            if drafter.is_free:
+                free = self._free(drafter, sequence)
+            else:
+                costly = self._costly(drafter, sequence)
+        return max((one for one in (free, costly) if one is not None), key=lambda one: one.rate, default=None)
 
-    def _propose_costly(self, able: list[Sequence], sequences: int, room: int) -> None:
-        again = [self.idle.get(sequence.id, 0) >= TRIED_AGAIN for sequence in able]
-        known = [self.acceptance.rate(sequence.id, MODEL_KIND) for sequence in able]
-        rates = [1.0 if is_again else rate for is_again, rate in zip(again, known, strict=True)]
-        most = [1 if is_again else MOST_DRAFT for is_again in again]
-        longest = [min(n, _most(sequence)) for n, sequence in zip(most, able, strict=True)]
-        for sequence, length in zip(able, self._lengths(rates, longest, able, sequences, room), strict=True):
-            self.idle[sequence.id] = 0 if length else self.idle.get(sequence.id, 0) + 1
-            draft = self.drafter.draft(sequence, length) if length else None
+    def _free(self, drafter: Drafter, sequence: Sequence) -> Offer | None:
+        draft = drafter.draft(sequence, min(MOST_DRAFT, _most(sequence)))
+        if draft is None or not (allowed := _allowed(sequence, draft.tokens)):
+            return None
+        draft = Draft(draft.tokens[:allowed], draft.kind)
+        self.guesses.setdefault(sequence.id, []).append(Guess(len(sequence.tokens), draft))
+        return Offer(sequence, self.acceptance.rate(sequence.id, draft.kind), allowed, draft)
+
+    def _costly(self, drafter: CostlyDrafter, sequence: Sequence) -> Offer:
+        """What it was worth; after a while without it one token is tried."""
+        is_again = self.idle.get(sequence.id, 0) >= TRIED_AGAIN
+        self.idle[sequence.id] = self.idle.get(sequence.id, 0) + 1
+        rate = 1.0 if is_again else self.acceptance.rate(sequence.id, drafter.kind)
+        return Offer(sequence, rate, min(1 if is_again else MOST_DRAFT, _most(sequence)), None, drafter.token_s)
+
+    def _take(self, chosen: list[tuple[Offer, int]]) -> None:
+        """Gives sequences so many tokens of what they were offered, and asks for what is not there yet."""
+        asked = [(offer.sequence, length) for offer, length in chosen if offer.draft is None]
+        for offer, length in chosen:
+            if offer.draft is not None:
+                offer.sequence.draft = offer.draft.tokens[:length]
+                self.guesses[offer.sequence.id][-1].drafted = length
+        costly = next((one for one in self.drafters if not one.is_free), None)
+        if costly is None or not asked:
+            return
+        for (sequence, _), draft in zip(asked, costly.draft_all(asked), strict=True):
+            self.idle[sequence.id] = 0
             if draft is not None and (allowed := _allowed(sequence, draft.tokens)):
                 sequence.draft = draft.tokens[:allowed]
-                self.guesses[sequence.id] = Guess(len(sequence.tokens), Draft(sequence.draft, draft.kind), allowed)
+                guess = Guess(len(sequence.tokens), Draft(sequence.draft, draft.kind), allowed)
+                self.guesses.setdefault(sequence.id, []).append(guess)
 
     def _lengths(
-        self, rates: list[float], longest: list[int], able: list[Sequence], sequences: int, room: int
+        self,
+        rates: list[float],
+        longest: list[int],
+        able: list[Sequence],
+        sequences: int,
+        room: int,
+        costs: list[float],
     ) -> list[int]:
+        """Tokens to draft of each offer. costs: seconds of each of its tokens."""
         if not rates:
             return []
-        passes = None if self.times is None else self.times.of(sequences, max(s.computed for s in able))
-
-        def seconds(drafted: int) -> float | None:
-            took = None if passes is None else passes(drafted)
-            return None if took is None else took + drafted * self.drafter.token_s
-
-        return best_lengths(rates, longest, seconds, room, sequences - len(rates))
+        times = self.times
+        passes = None if times is None else times.of(sequences, max(s.computed for s in able))
+        return best_lengths(rates, longest, passes or _unknown, room, sequences - len(rates), costs)
 
     def _look_back(self, sequence: Sequence) -> None:
-        """What became of the last guess, as far as tokens have come since. One that was verified is judged by the
+        """What became of the last guesses, as far as tokens have come since. One that was verified is judged by the
         tokens that were, one that was not by the first that came."""
-        guess = self.guesses.pop(sequence.id, None)
-        if guess is None:
-            return
-        came = sequence.tokens[guess.start :]
-        looked_at, right = min(guess.drafted or 1, len(came)), 0
-        while right < looked_at and came[right] == guess.draft.tokens[right]:
-            right += 1
-        self.acceptance.saw(sequence.id, guess.draft.kind, looked_at, right)
+        for guess in self.guesses.pop(sequence.id, ()):
+            came = sequence.tokens[guess.start :]
+            looked_at, right = min(guess.drafted or 1, len(came)), 0
+            while right < looked_at and came[right] == guess.draft.tokens[right]:
+                right += 1
+            self.acceptance.saw(sequence.id, guess.draft.kind, looked_at, right)
 
     def forget(self, sequence: Sequence) -> None:
         """A sequence has ended."""
         self._look_back(sequence)
         self.idle.pop(sequence.id, None)
         self.acceptance.forget(sequence.id)
-        self.drafter.forget(sequence)
+        for drafter in self.drafters:
+            drafter.forget(sequence)
+
+
+def _unknown(drafted: int) -> None:
+    """Seconds of a pass where nothing is known of them."""
 
 
 def _most(sequence: Sequence) -> int:

@@ -1,0 +1,18 @@
+"""What a layer for multi-token prediction takes of memory beside its pages: weights, and hidden states that wait."""
+
+from __future__ import annotations
+
+from ...loaders.spec import ModelSpec
+from ...loaders.weights.model_weights import Formats, allocate
+from ..speculation.mtp.waiting import MOST_ROWS
+
+
+def weight_bytes(spec: ModelSpec, formats: Formats) -> int:
+    """0 without such a layer."""
+    found = None if spec.mtp is None else allocate(spec, formats, "meta").mtp
+    return 0 if found is None else found.nbytes
+
+
+def nbytes(spec: ModelSpec, sequences: int) -> int:
+    """Hidden states that wait until they are taken in, of so many sequences; 0 without such a layer."""
+    return 0 if spec.mtp is None else 4 * MOST_ROWS * sequences * spec.hidden
