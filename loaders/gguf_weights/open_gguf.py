@@ -30,13 +30,13 @@ from ..weights.chosen_formats import LoadOptions
 from ..weights.model_weights import Formats, allocate
 from ..weights.targets import Target, targets
 from . import entries as gguf_entries
-from . import rope_factors
+from . import mtp, rope_factors
+from .shapes import as_matrices
 
 # Archs whose converters put the rows of a query's or key's head in pairs, for a rope that turns neighbours; ERNIE and
 # Llama 4 have them so.
 PAIRED = ("llama", "granitemoe", "granitehybrid", "nemotron_h_moe", "ernie4_5-moe", "llama4")
 LAYER = re.compile(r"blk\.(\d{1,9})\.")  # of a name: what has no such number is no tensor of a layer
-SHARED_GATE = "ffn_gate_inp_shexp.weight"  # stored as a vector
 
 
 def open_gguf(path: Path, options: LoadOptions) -> Checkpoint:
@@ -55,18 +55,26 @@ def open_gguf(path: Path, options: LoadOptions) -> Checkpoint:
     family, spec = spec_of(config, options.experts_per_token)
     found = _without_ignored(gguf_entries.read(gguf_set.files_of(path)), options.ignore_tensors, config.notes)
     meta = Metadata(values=header.metadata, arch=arch)
-    found = _as_matrices(_without_extra_layers(found, meta, spec, config.notes))
+    whole = as_matrices(found)
+    found = _without_extra_layers(whole, meta, spec)
     found, spec = rope_factors.taken(path, found, spec, meta, config.notes)
     names = names_of(found)
     wanted = _targets(spec, names)
     _check_all_there(path, wanted, found, arch)
+    ahead = None if options.mtp is None else mtp.find(path, whole, spec, options.mtp, config.notes)
+    if ahead is not None:
+        spec, found, wanted = replace(spec, mtp=ahead.layer), found | ahead.entries, wanted | ahead.wanted
+    elif len(found) < len(whole) and options.mtp is None:
+        config.notes.append(
+            f"{len(whole) - len(found)} tensors of layers for multi-token prediction are left out: nobody asks for them"
+        )
     found = fitted(found, wanted)
     formats = chosen_formats.resolve(spec, wanted, found, options)
     for name, target in wanted.items():
         check_entry(found[name], target)
     return Checkpoint(
         directory=path, family=family, spec=spec, names=names, formats=formats, entries=found, is_converted=False,
-        notes=tuple(config.notes), pairs_of_halves=arch in PAIRED,
+        notes=tuple(config.notes), pairs_of_halves=arch in PAIRED, mtp_names=None if ahead is None else ahead.names,
     )  # fmt: skip
 
 
@@ -75,21 +83,10 @@ def _targets(spec: ModelSpec, names: TensorNames) -> dict[str, Target]:
     return targets(spec, names, allocate(spec, Formats(experts=plain, dense=plain, embed=plain), "meta"))
 
 
-def _as_matrices(found: Mapping[str, Entry]) -> dict[str, Entry]:
-    """The shared expert's gate is a row."""
-    return {
-        name: replace(entry, shape=(1, *entry.shape)) if name.endswith(SHARED_GATE) and len(entry.shape) == 1 else entry
-        for name, entry in found.items()
-    }
-
-
-def _without_extra_layers(
-    found: Mapping[str, Entry], meta: Metadata, spec: ModelSpec, notes: list[str]
-) -> dict[str, Entry]:
+def _without_extra_layers(found: Mapping[str, Entry], meta: Metadata, spec: ModelSpec) -> dict[str, Entry]:
     """The tensors without those of layers for multi-token prediction, behind the last one of the decoder."""
     extra = [name for name in found if (number := LAYER.match(name)) and int(number[1]) >= len(spec.layers)]
     if extra and meta.number("nextn_predict_layers"):
-        notes.append(f"{len(extra)} tensors of layers for multi-token prediction are left out: they are not used yet")
         return {name: entry for name, entry in found.items() if name not in {*extra}}
     return dict(found)
 

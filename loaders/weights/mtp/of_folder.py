@@ -32,7 +32,7 @@ def find(
     where, mine = directory, found_of.renamed(entries, family.tensors, spec)
     file = asked.file or (directory / BESIDE if (directory / BESIDE).is_file() else None)
     if file is not None and (asked.file is not None or not found_of.is_in(mine, family.tensors, spec)):
-        where, mine = file, found_of.renamed(_of_file(file, family, how, notes), family.tensors, spec)
+        where, mine = file, found_of.renamed(_of_file(file, how, notes), family.tensors, spec)
     if not found_of.is_in(mine, family.tensors, spec):
         found_of.none_there(directory, asked)
         return None
@@ -40,14 +40,14 @@ def find(
     return found_of.made(where, mine, names, spec, asked, notes)
 
 
-def _of_file(path: Path, family: Family, how: Quantisation | None, notes: list[str]) -> dict[str, Entry]:
-    """The tensors of one file, under the names of the family."""
+def _of_file(path: Path, how: Quantisation | None, notes: list[str]) -> dict[str, Entry]:
+    """The tensors of one file by name."""
     if not path.is_file():
         raise OptionError(f"mtp is {path}, which is no file: give the one that holds the layer")
     if path.suffix != ".safetensors":
         raise OptionError(f"mtp is {path}, and the model is of safetensors: give its layer as .safetensors, too")
     try:
-        entries = stored_names.canonical(safetensors.read_header(path), family.tensors, notes)
+        entries = safetensors.read_header(path)
     except CheckpointError as error:
         raise CheckpointError(f"the layer for multi-token prediction cannot be read: {error}") from error
     return entries if how is None else gather(entries, how, notes)
