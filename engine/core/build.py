@@ -23,6 +23,7 @@ from ...loaders.tokens.tokenizer import Tokenizer
 from ...loaders.weights.checkpoint import Checkpoint, Progress
 from ...loaders.weights.model_weights import ModelWeights, TierBanks
 from ..bandwidth_model import profile as profiles
+from ..bandwidth_model.profile import Profile
 from ..config import EngineConfig
 from ..cuda_graphs import gpu_runtime, saved_trials, signal_choice, verify
 from ..cuda_graphs.gpu_runtime import Runtime
@@ -79,8 +80,7 @@ def build(
     torch_threads = host.torch_threads(name, config.threads)
     host.use_torch_threads(torch_threads)
     found = devices.find(config, devices.ram(ops, name, config))
-    asked = config if profile is not None or config.speculate != "auto" else replace(config, speculate="off", mtp=None)
-    checkpoint = gpu_gaps.checked(source.open(asked, found, show_progress=progress is not None), found)
+    checkpoint = _open(source, config, found, profile, shows=progress is not None)
     if name == "cpu":
         context, ops, found = _with_thresholds(config, context, ops, found, checkpoint)
     tokenizer = _load_tokenizer(checkpoint)
@@ -115,6 +115,16 @@ def build(
         nodes=granted.nodes, timers=timers, decoder=decoder, runtime=runtime, expert_arena=arena,
         host_buffers=host_buffers, signal_choice=choice, graphed=graphed, mtp=mtp,
     )  # fmt: skip
+
+
+def _open(
+    source: WeightSource, config: EngineConfig, found: dict[Tier, Device], profile: Profile | None, *, shows: bool
+) -> Checkpoint:
+    """The model as far as its headers. Where no rates are known nothing is drafted by itself, so that no layer for
+    multi-token prediction is needed."""
+    is_known = profile is not None or config.speculate != "auto"
+    asked = config if is_known else replace(config, speculate="off", mtp=None)
+    return gpu_gaps.checked(source.open(asked, found, show_progress=shows), found)
 
 
 def load_kernels(config: EngineConfig) -> tuple[str, Context, Ops]:

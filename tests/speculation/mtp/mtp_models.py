@@ -4,6 +4,7 @@ transformers that it is like, with the joined inputs written out."""
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -90,9 +91,7 @@ def add(variant: str, directory: Path, tensors: dict[str, Tensor], way: str = "i
         for name, held in shards.items():
             safetensors.torch.save_file(held, directory / name, {"format": "pt"})
         where = {tensor: name for name, held in shards.items() for tensor in held}
-        (directory / "model.safetensors.index.json").write_text(
-            __import__("json").dumps({"metadata": {}, "weight_map": where})
-        )
+        (directory / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
 
 
 class Twin:
