@@ -140,7 +140,7 @@ def convert(model: str, directory: Path, config: Values) -> None:
     from .loaders.weights import converted
 
     converted.check_destination(directory)
-    llm = load_model(model, False, {**config, "max_context": 1})
+    llm = load_model(model, False, {**config, "max_context": 1, "speculate": "off"})
     parts = llm.parts
     converted.save(parts.checkpoint.directory, directory, parts.weights, parts.checkpoint.formats)
     generate_command.say(f"wrote {directory}; use it as: headrace generate {directory} ...")
@@ -150,13 +150,13 @@ def convert(model: str, directory: Path, config: Values) -> None:
 @model_argument
 @click.argument("file", metavar="FILE", type=Path, help="UTF-8 text")
 @takes(Asked, "asked")
-@takes(EngineConfig, "config", leave_out=["max_context", "prefill_chunk", "kv_disk", "trace", "speculate"])
+@takes(EngineConfig, "config", leave_out=["max_context", "prefill_chunk", "kv_disk", "trace", "speculate", "mtp"])
 @json_flag
 def perplexity(model: str, file: Path, asked: Values, config: Values, as_json: bool) -> int:
     """Measure how well MODEL predicts the text in FILE; --sweep: with more or fewer experts, in other formats."""
     from .engine.terminal.perplexity import perplexity_command
 
-    return perplexity_command.show(model, file, Asked(**asked), config, as_json=as_json)
+    return perplexity_command.show(model, file, Asked(**asked), {**config, "speculate": "off"}, as_json=as_json)
 
 
 @command

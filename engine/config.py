@@ -169,7 +169,10 @@ class EngineConfig:
         if not self.speculate:
             raise OptionError("speculate is empty; give auto, off, lookup, mtp, or a model that drafts")
         if self.mtp is not None and self.speculate not in ("auto", "mtp"):
-            raise OptionError(f"mtp is about drafts of the model's own layer, and speculate is {brief(self.speculate)}")
+            raise OptionError(
+                f"mtp is the file of the layer that drafts, and speculate is {brief(self.speculate)}: give speculate "
+                "'mtp', or leave mtp out"
+            )
         _threads(self.threads)
         self._check_placement()
         _between("max_context", self.max_context, 1)

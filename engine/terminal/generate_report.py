@@ -28,7 +28,7 @@ from ..ledger.passes import CHANNELS
 from ..ledger.residual import tier_times
 from ..ledger.summary import PHASES, Summary
 from ..llm import LLM
-from ..memory.memory_plan import EXPERT_CACHE, READING, STREAM
+from ..memory.memory_plan import EXPERT_CACHE, MTP, READING, STREAM
 from ..placement.placement import Tier
 from ..units import GB, size
 from .hosts import host_rows
@@ -118,7 +118,7 @@ def placement_rows(llm: LLM) -> list[TableRow]:
     needed = llm.parts.memory_plan.memory[llm.parts.placement.main].needed
     rows += [
         TableRow(what, place, formats.names["experts"], size(needed[what]), kernel)
-        for what in (STREAM, READING, *((EXPERT_CACHE,) if Tier.DISK in llm.parts.placement.tiers else ()))
+        for what in (MTP, STREAM, READING, *((EXPERT_CACHE,) if Tier.DISK in llm.parts.placement.tiers else ()))
         if what in needed
     ]
     return rows

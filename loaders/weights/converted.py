@@ -81,9 +81,8 @@ def origin(directory: Path) -> str:
 
 
 def targets(weights: ModelWeights) -> dict[str, Target]:
-    """Every stored tensor as one run of bytes, or the experts of a layer that lie on several tiers as several. A layer
-    for multi-token prediction is not stored with them."""
-    stored = {name: one for name, one in weights.named().items() if not name.startswith(MTP)}
+    """Every stored tensor as one run of bytes, or the experts of a layer that lie on several tiers as several."""
+    stored = _stored(weights)
     found = {name: Target(tuple(t.shape), (Piece(0, _as_bytes(t)),)) for name, t in stored.items()}
     for i, layer in enumerate(weights.layers):
         if isinstance(split := layer.experts, TierBanks):
@@ -92,6 +91,11 @@ def targets(weights: ModelWeights) -> dict[str, Target]:
             pieces = tuple(Piece(first, _as_bytes(data)) for first, data in split.runs())
             found[f"layers.{i}.experts"] = Target((split.experts, split.layout.bytes), pieces)
     return found
+
+
+def _stored(weights: ModelWeights) -> dict[str, Tensor]:
+    """What such a directory holds: all but a layer for multi-token prediction, which stays in a file of its own."""
+    return {name: one for name, one in weights.named().items() if not name.startswith(MTP)}
 
 
 def of_bank(bank: ExpertBank, layer: int) -> Iterator[tuple[str, Target]]:
@@ -160,7 +164,7 @@ def save(source: Path, to: Path, weights: ModelWeights, formats: Formats) -> Non
                 shutil.copyfile(source / name, to / name)
         if (source / MORE).is_dir():
             shutil.copytree(source / MORE, to / MORE, dirs_exist_ok=True)
-        safetensors.write(to / WEIGHTS, weights.named(), {"format": "headrace"})
+        safetensors.write(to / WEIGHTS, _stored(weights), {"format": "headrace"})
         names = {"experts": formats.experts.name, "dense": formats.dense.name, "embed": formats.embed.name}
         own = {place: format.name for place, format in formats.own.items()}
         manifest = {"version": VERSION, "source": source.name, "formats": names, **({"own": own} if own else {})}

@@ -43,7 +43,7 @@ COMMANDS: dict[str, dict[str, Any]] = {
         "--pinned-limit": None, "--handoff": "auto", "--max-context": None, "--prefill-chunk": 512, "--revision": None,
         "--offline": False, "--cache-dir": None, "--ignore-config-keys": "", "--ignore-tensors": "", "--profile": None,
         "--no-measure": False, "--ram-limit": None, "--kv-format": "auto", "--kv-disk": None, "--trace": None,
-        "--speculate": "auto",
+        "--speculate": "auto", "--mtp": None,
     },
     "serve": {
         "--host": "127.0.0.1", "--port": 8000, "--parallel": 8, "--api-key": None, "--api-key-file": None,
@@ -57,7 +57,7 @@ COMMANDS: dict[str, dict[str, Any]] = {
         "--pinned-limit": None, "--handoff": "auto", "--max-context": None, "--prefill-chunk": 512, "--revision": None,
         "--offline": False, "--cache-dir": None, "--ignore-config-keys": "", "--ignore-tensors": "", "--profile": None,
         "--no-measure": False, "--ram-limit": None, "--kv-format": "auto", "--kv-disk": None, "--trace": None,
-        "--speculate": "auto",
+        "--speculate": "auto", "--mtp": None,
     },
     "host": {
         "--join": None, "--name": None, "--host-token": None, "--i-know": False, "--threads": None, "--ram-limit": None,
@@ -89,7 +89,7 @@ COMMANDS: dict[str, dict[str, Any]] = {
         "--cpu-activations": "int8", "--threads": None, "--prefill-chunk": 512, "--revision": None, "--offline": False,
         "--cache-dir": None, "--ignore-config-keys": "", "--ignore-tensors": "", "--profile": None,
         "--no-measure": False, "--ram-limit": None, "--kv-format": "auto", "--trace": None,
-        "--speculate": "off",
+        "--speculate": "off", "--mtp": None,
     },
     "doctor": {
         "--random-weights": False, "--expert-format": "native", "--dense-format": "native", "--threads": None,
@@ -244,6 +244,7 @@ ENGINE = {
     "--ignore-tensors mtp.*": {"ignore_tensors": ("mtp.*",)},
     "--profile kept.json": {"profile": Path("kept.json")}, "--no-measure": {"no_measure": True},
     "--trace run.trace": {"trace": Path("run.trace")}, "--speculate lookup": {"speculate": "lookup"},
+    "--speculate mtp --mtp mtp.safetensors": {"speculate": "mtp", "mtp": Path("mtp.safetensors")},
 }  # fmt: skip
 SAMPLING = {
     "-n 7": {"max_new_tokens": 7}, "--temperature 0.5": {"temperature": 0.5}, "--top-k 4": {"top_k": 4},
@@ -287,7 +288,8 @@ def test_the_model_is_loaded_as_the_options_say(
     said = [options for options in ENGINE if options.split()[0] in COMMANDS[command]]
     expected = {name: value for options in said for name, value in ENGINE[options].items()}
     fixed = {
-        "convert": {"max_context": 1},
+        "convert": {"max_context": 1, "speculate": "off"},
+        "perplexity": {"speculate": "off"},
         "bench": {"max_context": 512 + 128, "max_sequences": 1, "placement": "n-cpu-moe=2"},
         "doctor": {"max_context": 64, "max_sequences": 1},
     }
