@@ -106,7 +106,7 @@ def _made(where: Path, entries: Mapping[str, Entry], names: TensorNames, spec: M
     weights = allocate(with_it, Formats(experts=plain, dense=plain, embed=plain), "meta").mtp
     assert weights is not None, "a spec with a layer and no weights of it"
     wanted = of_mtp(with_it, names, weights)
-    if missing := [name for name in wanted if name not in entries]:
+    if missing := [name.removeprefix(prefix) for name in wanted if name not in entries]:
         raise CheckpointError(
             f"{where} lacks {len(missing)} of the {len(wanted)} tensors of its layer for multi-token prediction, as "
             f"{listed([repr(name) for name in missing], 2)}: download it again, or leave speculate 'mtp' out"
