@@ -23,6 +23,7 @@ from ...loaders.tokens.tokenizer import Tokenizer
 from ...loaders.weights.checkpoint import Checkpoint, Progress
 from ...loaders.weights.model_weights import ModelWeights, TierBanks
 from ..bandwidth_model import profile as profiles
+from ..bandwidth_model import reconcile
 from ..bandwidth_model.profile import Profile
 from ..config import EngineConfig
 from ..cuda_graphs import gpu_runtime, saved_trials, signal_choice, verify
@@ -120,11 +121,14 @@ def build(
 def _open(
     source: WeightSource, config: EngineConfig, found: dict[Tier, Device], profile: Profile | None, *, shows: bool
 ) -> Checkpoint:
-    """The model as far as its headers. Where no rates are known nothing is drafted by itself, so that no layer for
-    multi-token prediction is needed."""
-    is_known = profile is not None or config.speculate != "auto"
-    asked = config if is_known else replace(config, speculate="off", mtp=None)
-    return gpu_gaps.checked(source.open(asked, found, show_progress=shows), found)
+    """The model as far as its headers. Where no rates are known, or the CPU's caches hold the model, nothing is drafted
+    by itself, so that no layer for multi-token prediction is needed."""
+    is_auto = config.speculate == "auto"
+    asked = replace(config, speculate="off", mtp=None) if is_auto and profile is None else config
+    checkpoint = source.open(asked, found, show_progress=shows)
+    if is_auto and checkpoint.spec.mtp is not None and checkpoint.weight_bytes < reconcile.IN_CACHES:
+        checkpoint = replace(checkpoint, spec=replace(checkpoint.spec, mtp=None), mtp_names=None)
+    return gpu_gaps.checked(checkpoint, found)
 
 
 def load_kernels(config: EngineConfig) -> tuple[str, Context, Ops]:

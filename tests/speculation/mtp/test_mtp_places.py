@@ -15,6 +15,7 @@ from mtp_runs import OPTIONS, always, opened, prompt
 from refusals import refused
 
 from headrace import LLM, CheckpointError, ConfigError, OptionError, SamplingParams
+from headrace.engine.bandwidth_model import reconcile
 from headrace.engine.bandwidth_model.profile import Profile
 from headrace.engine.ledger.passes import CPU_DRAM
 from headrace.engine.memory.memory_plan import MTP
@@ -132,8 +133,13 @@ def test_it_is_left_out_where_nobody_asks(with_mtp: With) -> None:
             assert any("multi-token prediction" in note for note in llm.notes)
 
 
-def test_by_itself_it_is_loaded_where_seconds_are_known(profile: Profile, with_mtp: With, tmp_path: Path) -> None:
+def test_by_itself_it_is_loaded_where_seconds_are_known(
+    profile: Profile, with_mtp: With, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = {name: value for name, value in OPTIONS.items() if name != "no_measure"}
+    with LLM(str(with_mtp("qwen3_moe")), **asked) as llm:
+        assert llm.parts.mtp is None  # the CPU's caches hold the model
+    monkeypatch.setattr(reconcile, "IN_CACHES", 0)
     with LLM(str(with_mtp("qwen3_moe")), **asked) as llm:
         assert llm.loop.drafts is not None
         speculation = llm.loop.drafts.speculation
