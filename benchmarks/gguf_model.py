@@ -1,4 +1,5 @@
-"""Writes a Qwen3-MoE shape as a GGUF file with random weights, for llama.cpp beside us in `vs_peers.py`.
+"""Writes a shape of Qwen3-MoE or Qwen3.5-MoE as a GGUF file with random weights, for llama.cpp beside us in
+`vs_peers.py` and `vs_llama_shapes.py`.
 
 Which tensor takes which type follows llama.cpp's own quantiser: `Q4_0` (with Q6_K for the head) and `Q4_K_M`. Only
 shapes and bytes matter for speed, so quants are random bits; scales are such that weights have mean 0 and a standard
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import gguf_shapes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,7 +23,15 @@ from headrace.loaders.weights.noise import half, nibbles, norm_value
 
 Bytes = NDArray[np.uint8]
 
-BLOCKS = {"F32": (1, 4), "Q4_0": (32, 18), "Q4_K": (256, 144), "Q6_K": (256, 210)}  # weights, bytes
+# Weights of a block, and its bytes.
+BLOCKS = {
+    "F32": (1, 4),
+    "Q4_0": (32, 18),
+    "Q4_K": (256, 144),
+    "Q5_K": (256, 176),
+    "Q6_K": (256, 210),
+}  # of weights, bytes
+KEPT = ("ffn_gate_inp", "ssm_conv1d")  # llama-quantize leaves them as they are
 RECIPES = ("Q4_0", "Q4_K_M")
 POOL_BYTES = 32 << 20
 
@@ -51,13 +61,15 @@ def uses_more_bits(layer: int, layers: int) -> bool:
 
 def kind_of(recipe: str, role: str, layer: int, layers: int) -> str:
     """The type of a matrix with more than one row; `role` is its name without the layer, as "attn_v"."""
-    if role == "ffn_gate_inp":
+    if role in KEPT:
         return "F32"
     if role == "output":
         return "Q6_K"
     if recipe == "Q4_0":
         return "Q4_0"
-    return "Q6_K" if role in ("attn_v", "ffn_down_exps") and uses_more_bits(layer, layers) else "Q4_K"
+    if role == "attn_qkv":
+        return "Q5_K"
+    return "Q6_K" if role.startswith(("attn_v", "ffn_down")) and uses_more_bits(layer, layers) else "Q4_K"
 
 
 def plan(config: dict[str, Any], recipe: str) -> dict[str, Planned]:
@@ -71,22 +83,10 @@ def plan(config: dict[str, Any], recipe: str) -> dict[str, Planned]:
         "output_norm.weight": Planned((hidden,), "F32"),
     }
     for layer in range(layers):
-        for role, shape in _layer_shapes(config).items():
-            kind = "F32" if len(shape) == 1 else kind_of(recipe, role, layer, layers)
-            tensors[f"blk.{layer}.{role}.weight"] = Planned(shape, kind)
+        for name, shape in gguf_shapes.of_layer(config, layer).items():
+            kind = "F32" if len(shape) == 1 else kind_of(recipe, name.removesuffix(".weight"), layer, layers)
+            tensors[f"blk.{layer}.{name}"] = Planned(shape, kind)
     return tensors
-
-
-def _layer_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    hidden, width, count = config["hidden_size"], config["moe_intermediate_size"], config["num_experts"]
-    head = config["head_dim"]
-    q, kv = config["num_attention_heads"] * head, config["num_key_value_heads"] * head
-    return {
-        "attn_norm": (hidden,), "attn_q": (q, hidden), "attn_k": (kv, hidden), "attn_v": (kv, hidden),
-        "attn_q_norm": (head,), "attn_k_norm": (head,), "attn_output": (hidden, q), "ffn_norm": (hidden,),
-        "ffn_gate_inp": (count, hidden), "ffn_gate_exps": (count, width, hidden), "ffn_up_exps": (count, width, hidden),
-        "ffn_down_exps": (count, hidden, width),
-    }  # fmt: skip
 
 
 def bytes_per_token(config: dict[str, Any], recipe: str) -> int:
@@ -112,7 +112,7 @@ class Noise:
     def tensor(self, planned: Planned, name: str) -> NDArray[Any]:
         """The values of a tensor: float32, or packed bytes."""
         if len(planned.shape) == 1:
-            return np.full(planned.shape, norm_value(name), dtype=np.float32)
+            return np.full(planned.shape, _vector_value(name), dtype=np.float32)
         if planned.kind == "F32":
             return self.rng.normal(0, 0.02, planned.shape).astype(np.float32)
         if planned.kind not in self.pools:
@@ -128,6 +128,10 @@ class Noise:
         return out.reshape(planned.byte_shape)
 
 
+def _vector_value(name: str) -> float:
+    return next((value for part, value in gguf_shapes.VALUES.items() if part in name), norm_value(name))
+
+
 def _pool(kind: str, rng: np.random.Generator) -> Bytes:
     size = BLOCKS[kind][1]
     blocks = POOL_BYTES // size
@@ -138,19 +142,22 @@ def _pool(kind: str, rng: np.random.Generator) -> Bytes:
     elif kind == "Q4_K":  # f16 d | f16 dmin | 12 bytes of 6-bit scales, here 1 | nibbles; w = d q - dmin
         pool[:, :2], pool[:, 2:4] = half(0.01), half(0.075)
         pool[:, 4:12], pool[:, 12:16] = 0x01, 0x11
+    elif kind == "Q5_K":  # as Q4_K, with a bit more of each weight behind the scales
+        pool[:, :2], pool[:, 2:4] = half(0.005), half(0.075)
+        pool[:, 4:12], pool[:, 12:16] = 0x01, 0x11
     else:  # Q6_K: low bits | high bits | 16 int8 scales, here 1 | f16 d; w = d (q - 32)
         pool[:, 192:208], pool[:, 208:] = 1, half(0.0025)
     return pool
 
 
 def write(path: Path, config: dict[str, Any], recipe: str) -> None:
-    """Writes a qwen3moe file of a config (keys as in config.json) tensor by tensor; whole or not at all."""
+    """Writes a file of a config (keys as in config.json) tensor by tensor; whole or not at all."""
     import gguf
 
     partial = path.with_suffix(".partial")
     partial.parent.mkdir(parents=True, exist_ok=True)
-    writer = gguf.GGUFWriter(partial, "qwen3moe")
-    _write_metadata(writer, config)
+    writer = gguf.GGUFWriter(partial, gguf_shapes.arch(config))
+    gguf_shapes.write_metadata(writer, config)
     tensors = plan(config, recipe)
     for name, planned in tensors.items():
         kind = gguf.GGMLQuantizationType[planned.kind]
@@ -164,21 +171,3 @@ def write(path: Path, config: dict[str, Any], recipe: str) -> None:
         writer.write_tensor_data(noise.tensor(planned, name))
     writer.close()
     partial.rename(path)
-
-
-def _write_metadata(writer: Any, config: dict[str, Any]) -> None:
-    writer.add_block_count(config["num_hidden_layers"])
-    writer.add_context_length(config["max_position_embeddings"])
-    writer.add_embedding_length(config["hidden_size"])
-    writer.add_feed_forward_length(config["intermediate_size"])
-    writer.add_expert_feed_forward_length(config["moe_intermediate_size"])
-    writer.add_head_count(config["num_attention_heads"])
-    writer.add_head_count_kv(config["num_key_value_heads"])
-    writer.add_key_length(config["head_dim"])
-    writer.add_value_length(config["head_dim"])
-    writer.add_expert_count(config["num_experts"])
-    writer.add_expert_used_count(config["num_experts_per_tok"])
-    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_rope_freq_base(config["rope_theta"])
-    writer.add_vocab_size(config["vocab_size"])
-    writer.add_tokenizer_model("none")

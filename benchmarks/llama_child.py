@@ -110,9 +110,23 @@ class Child:
         """Seconds until the first token (the prefill), then of each of `count` more. The likeliest one is looked for,
         and a random one is gone on with."""
         self._clear()
+        return self._timed([prompt], count)
+
+    def fill(self, ids: list[int]) -> dict[str, Any]:
+        """Computes a long text, in parts; what `go_on` times stands behind it."""
+        self._clear()
+        for at in range(0, len(ids), MAX_BATCH):
+            self._run(ids[at : at + MAX_BATCH], last_only=True)
+        _quiet()
+        return {}
+
+    def go_on(self, count: int) -> dict[str, Any]:
+        """Seconds of each of `count` more random tokens behind what there is."""
+        return self._timed([], count)
+
+    def _timed(self, first: list[list[int]], count: int) -> dict[str, Any]:
         found, draw = list[float](), random.Random(0)
-        for i in range(count + 1):
-            ids = [draw.randrange(self.vocab)] if i else prompt
+        for ids in [*first, *([draw.randrange(self.vocab)] for _ in range(count))]:
             start = time.perf_counter()
             self._run(ids, last_only=True).argmax()
             found.append(time.perf_counter() - start)

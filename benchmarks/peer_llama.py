@@ -74,6 +74,10 @@ class Llama:
         """Seconds until the first token (the prefill), then of each of `count` more, measured there."""
         return list(map(float, self.call("times", prompt=prompt, count=count)["seconds"]))
 
+    def times_behind(self, count: int) -> list[float]:
+        """Seconds of each of `count` tokens behind those that `fill` was called with."""
+        return list(map(float, self.call("go_on", count=count)["seconds"]))
+
     def greedy(self, prompt: list[int], count: int, scratch: Path) -> tuple[list[int], NDArray[np.float32]]:
         """The likeliest tokens after a prompt, and the logits that each was chosen from."""
         ids = self.call("greedy", prompt=prompt, count=count, logits=str(scratch))["ids"]

@@ -17,6 +17,7 @@ import pytest
 import report
 import result_file
 import roofline
+import torch
 import whole_model
 
 from headrace import LLM
@@ -70,6 +71,22 @@ def test_our_side_reads_the_bytes_of_theirs(monkeypatch: pytest.MonkeyPatch) -> 
     head = 512 * 256 * (210 * 32 - 18 * 256) // (256 * 32)
     embed = 256 * 2 - 256 * 18 // 32
     assert ours == theirs - head + embed
+
+
+def test_a_file_with_delta_rules_is_what_the_loader_wants(tmp_path: Path) -> None:
+    """Two layers of a shape of Qwen3.6, one of each kind, in both recipes."""
+    config = catalogue.find("Qwen3.6-35B-A3B").config
+    small = {
+        **config, "num_hidden_layers": 2, "full_attention_interval": 2, "hidden_size": 256, "vocab_size": 512,
+        "moe_intermediate_size": 256, "shared_expert_intermediate_size": 256, "num_experts": 8,
+        "num_experts_per_tok": 3, "max_position_embeddings": 1024,
+    }  # fmt: skip
+    for recipe in gguf_model.RECIPES:
+        gguf_model.write(tmp_path / f"{recipe}.gguf", small, recipe)
+        with LLM(tmp_path / f"{recipe}.gguf", max_context=64, speculate="off") as llm:
+            logits = llm.logits([3, 4, 5])
+        assert torch.isfinite(logits).all()
+        assert logits.std() > 0.1
 
 
 @pytest.mark.parametrize("format", ["q4_0", "q4_k_m"])
