@@ -10,13 +10,12 @@ for no rate.
 
 from __future__ import annotations
 
-import random
 import statistics
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ...errors import MemoryNeeded, OptionError
+from ...errors import MemoryNeeded
 from ...loaders.quants.by_format import ByFormat
 from ..bandwidth_model import roofline, tier_rates
 from ..bandwidth_model.pass_model import PassModel
@@ -30,11 +29,12 @@ from ..ledger.summary import summarise
 from ..llm import LLM
 from ..model.kv_cache import pages_for
 from ..placement.placement import parse
+from ..planning.speed import Drafted
 from ..units import size
+from . import decoding
+from .decoding import InTurns, Once, passes, prompt
 from .grid import Grid
 from .random_weights import is_cut, whole_spec
-
-Once = Callable[[int], list[Pass]]  # runs a round, by its number, and gives its passes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,8 @@ class Row:
 
     whole_tok_s: what the uncut model would do, where layers were left out; None where all ran. tiers: where the time
     goes in a run with a GPU. crossover: of decode, sequences from which arithmetic is predicted to bound the weights of
-    "dense" and of "experts", where rates are known.
+    "dense" and of "experts", where rates are known. gains: what drafts are predicted to gain here; drafts: what those
+    gained that were asked for. All else is without drafts.
     """
 
     test: str
@@ -58,6 +59,8 @@ class Row:
     whole_tok_s: float | None
     tiers: TierTimes | None = None
     crossover: dict[str, float] = field(default_factory=dict)
+    gains: tuple[Drafted, ...] = ()
+    drafts: InTurns | None = None
 
     @property
     def tok_s(self) -> float:
@@ -115,19 +118,16 @@ def run(
     """Runs every test on a model that was placed so, and yields its row; `tell` is given the name of each before.
     Raises MemoryNeeded where the cache has no room for the largest batch."""
     _check_room(llm, tests)
-    for prompt in filter(None, tests.prompt):
-        tell(f"{placement}: prompt of {prompt} tokens")
-        once = _prefill(llm, prompt)
+    for tokens in filter(None, tests.prompt):
+        tell(f"{placement}: prompt of {tokens} tokens")
+        once = _prefill(llm, tokens)
         rounds = [once(turn) for turn in range(tests.rounds)]
-        yield _row(llm, f"pp{prompt}", 1, 0, placement, rounds, "prefill", _timed(llm, once, tests.rounds))
+        yield _row(llm, f"pp{tokens}", 1, 0, placement, rounds, "prefill", _timed(llm, once, tests.rounds))
     for new in filter(None, tests.new):
         for depth in tests.depth:
             for batch in tests.batch:
                 tell(f"{placement}: {new} new tokens, batch {batch}, after {depth}")
-                once = _decode(llm, new, batch, depth)
-                rounds = [once(turn) for turn in range(tests.rounds)]
-                timed = _timed(llm, once, tests.rounds)
-                yield _row(llm, f"tg{new}", batch, depth, placement, rounds, "decode", timed)
+                yield _decode(llm, tests.rounds, placement, new, batch, depth)
 
 
 def _prefill(llm: LLM, tokens: int) -> Once:
@@ -135,28 +135,21 @@ def _prefill(llm: LLM, tokens: int) -> Once:
     params = SamplingParams(max_new_tokens=1, ignore_eos=True)
 
     def once(turn: int) -> list[Pass]:
-        return _passes(llm, [_prompt(llm, tokens, ("prompt", turn))], params, "prefill")
+        return passes(llm, [prompt(llm, tokens, ("prompt", turn))], params, "prefill")
 
     once(-1)
     return once
 
 
-def _decode(llm: LLM, new: int, batch: int, depth: int) -> Once:
-    """New tokens of a batch, after a few that do not count."""
-    prompts = [_prompt(llm, max(depth, 1), ("before", i)) for i in range(batch)]
-    _passes(llm, prompts, SamplingParams(max_new_tokens=min(new, 4) + 1, ignore_eos=True), "decode")
-    params = SamplingParams(max_new_tokens=new + 1, ignore_eos=True)  # the first new token comes from prefill
-
-    def once(turn: int) -> list[Pass]:
-        """Steps of the whole batch: prompts of large ones take several passes, and those that came first end first."""
-        found = [p for p in _passes(llm, prompts, params, "decode") if len(p.sequences) == batch]
-        if not found:
-            raise OptionError(
-                f"of {batch} sequences the first was done, with --new {new}, before the last one began: give more"
-            )
-        return found
-
-    return once
+def _decode(llm: LLM, rounds: int, placement: str, new: int, batch: int, depth: int) -> Row:
+    """Steps without drafts; then, where something drafts, with them and without in turns."""
+    with decoding.without_drafts(llm):
+        once = decoding.once(llm, new, batch, depth)
+        found = [once(turn) for turn in range(rounds)]
+        timed = _timed(llm, once, rounds)
+    row = _row(llm, f"tg{new}", batch, depth, placement, found, "decode", timed)
+    gains = decoding.predicted_gains(llm, batch, max(depth, 1) + new // 2)
+    return replace(row, gains=gains, drafts=decoding.in_turns(llm, new, batch, depth, rounds))
 
 
 def _timed(llm: LLM, once: Once, turn: int) -> list[Pass]:
@@ -169,19 +162,6 @@ def _timed(llm: LLM, once: Once, turn: int) -> list[Pass]:
         return once(turn)
     finally:
         llm.time_tiers(was_on)
-
-
-def _prompt(llm: LLM, tokens: int, seed: object) -> list[int]:
-    """Random token ids, the same for the same seed."""
-    rng = random.Random(repr(seed))
-    return [rng.randrange(llm.spec.vocab) for _ in range(tokens)]
-
-
-def _passes(llm: LLM, prompts: list[list[int]], params: SamplingParams, phase: str) -> list[Pass]:
-    """The passes of one phase of a run."""
-    with llm.ledger.recording() as passes:
-        llm.generate(list(prompts), params)
-    return [p for p in passes if p.phase == phase]
 
 
 def _row(

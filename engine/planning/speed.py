@@ -12,7 +12,7 @@ figure that is not certain (`bandwidth_model/hardware.py`).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from ...kernels.formats import KV_BF16, KVFormat
@@ -66,6 +66,17 @@ class Drafted:
     gain: float
 
 
+def gains(seconds: Sequence[float]) -> tuple[Drafted, ...]:
+    """What drafts gain where so often a drafted token is right, those before it being so. seconds: of a pass with 0, 1,
+    2, ... tokens drafted behind each sequence's own."""
+    found = []
+    for rate in ACCEPTED:
+        speeds = [sum(rate**j for j in range(d + 1)) / took for d, took in enumerate(seconds)]
+        length = max(range(len(speeds)), key=lambda d: speeds[d])
+        found.append(Drafted(accepted=rate, length=length, gain=speeds[length] / speeds[0]))
+    return tuple(found)
+
+
 class Model:
     """A model on a machine: the work of its passes for any placement. `distinct` may come from a trace of real
     routing."""
@@ -89,14 +100,8 @@ class Model:
         return [*steps, self._outside(placement, tokens, tokens)]
 
     def with_drafts(self, placement: Placement, work: Workload) -> tuple[Drafted, ...]:
-        """What drafts gain where so often a drafted token is right, those before it being so."""
-        seconds = [self.seconds(self.decode(placement, work, d)).seconds for d in range(MOST_DRAFTED + 1)]
-        found = []
-        for rate in ACCEPTED:
-            speeds = [sum(rate**j for j in range(d + 1)) / took for d, took in enumerate(seconds)]
-            length = max(range(len(speeds)), key=lambda d: speeds[d])
-            found.append(Drafted(accepted=rate, length=length, gain=speeds[length] / speeds[0]))
-        return tuple(found)
+        """What drafts gain, by how often a drafted token is right."""
+        return gains([self.seconds(self.decode(placement, work, d)).seconds for d in range(MOST_DRAFTED + 1)])
 
     def _overhead(self, tokens: int, rows: int) -> Overhead:
         """What a pass costs whatever it reads; rows: whose logits are wanted."""

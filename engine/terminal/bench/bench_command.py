@@ -15,7 +15,7 @@ from ...bench.random_weights import random_llm
 from ...llm import LLM
 from .. import generate_command, generate_report
 from ..tables import Screen
-from . import bench_curves, bench_plot, bench_report
+from . import bench_curves, bench_drafts, bench_plot, bench_report
 
 WIDE = 120  # columns of a file or a pipe, which have no width of their own
 
@@ -81,9 +81,9 @@ def _show(llm: LLM, rows: list[bench.Row]) -> None:
     width = None if sys.stdout.isatty() else WIDE
     out = Screen(width=width)
     out.print(bench_report.table(llm, rows))
-    tiers = bench_report.tier_table(rows)
-    if tiers is not None:
-        out.print(tiers)
+    for table in (bench_report.tier_table(rows), bench_drafts.predicted(rows), bench_drafts.table(rows)):
+        if table is not None:
+            out.print(table)
     for line in bench_report.remarks(llm):
         generate_command.say(line, "dim")
     if len(llm.parts.devices) > 1:

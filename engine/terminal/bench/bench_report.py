@@ -15,11 +15,12 @@ from ... import writable
 from ...bench.bench import Row
 from ...bench.passport import passport
 from ...bench.random_weights import RandomWeights, is_cut, whole_spec
-from ...ledger.passes import CHANNELS, FIXED, MEMORIES
+from ...ledger.passes import CHANNELS, FIXED
 from ...ledger.residual import TierTimes
 from ...llm import LLM
 from ...units import size
 from ..tables import new_table
+from . import bench_drafts
 
 SLOWER = 0.05  # a test has become slower if it lost more than this
 KEY = ("test", "batch", "depth", "placement")
@@ -59,7 +60,7 @@ def tier_table(rows: list[Row]) -> Table | None:
     for name in ("side by side", "waits for", "idle", "outside", "differs most"):
         shown.add_column(name, justify="right")
     for row, one in timed:
-        shown.add_row(_name(row), str(row.batch), f"{one.measured_ms:.2f}", *_tier_cells(one, columns))
+        shown.add_row(bench_drafts.name(row), str(row.batch), f"{one.measured_ms:.2f}", *_tier_cells(one, columns))
     return shown
 
 
@@ -78,19 +79,13 @@ def _tier_cells(one: TierTimes, columns: list[str]) -> list[str]:
     ]  # fmt: skip
 
 
-def _name(row: Row) -> str:
-    """The test, its depth and placement."""
-    return row.test + (f" @ {row.depth}" if row.depth else "") + (f" {row.placement}" if row.placement != "cpu" else "")
-
-
 def _cells(row: Row) -> list[str]:
     spread = (max(row.rounds) - min(row.rounds)) / 2
-    read = size(sum(row.bytes_per_token.get(channel, {}).get("total", 0) for channel in MEMORIES))
     residual = "-" if row.residual_ms is None else f"{row.residual_ms:+.3f}"
     share = "-" if row.share_of_ceiling is None else f"{row.share_of_ceiling:.0%}"
     return [
-        _name(row), str(row.batch), read, _number(row.predicted_tok_s), _number(row.tok_s), _number(spread), residual,
-        share,
+        bench_drafts.name(row), str(row.batch), bench_drafts.read(row.bytes_per_token), _number(row.predicted_tok_s),
+        _number(row.tok_s), _number(spread), residual, share,
     ]  # fmt: skip
 
 
@@ -134,9 +129,17 @@ def as_json(llm: LLM, model: str, rows: list[Row]) -> dict[str, Any]:
         "profile": None
         if llm.predictions.profile is None
         else {"date": llm.predictions.profile.date, "stream": llm.predictions.profile.stream},
-        "rows": [{**asdict(row), "tok_s": row.tok_s, "is_extrapolated": row.whole_tok_s is not None} for row in rows],
+        "speculate": llm.config.speculate,
+        "rows": [_row_as_json(row) for row in rows],
         "passport": passport(llm.parts.context),
     }
+
+
+def _row_as_json(row: Row) -> dict[str, Any]:
+    found = {**asdict(row), "tok_s": row.tok_s, "is_extrapolated": row.whole_tok_s is not None}
+    if row.drafts is not None:
+        found["drafts"].update(bench_drafts.medians(row.drafts))
+    return found
 
 
 def save(found: dict[str, Any], path: Path) -> None:
