@@ -49,7 +49,7 @@ QUICK = Grid(prompt=(8,), new=(4,), batch=(1, 3), depth=(0, 20), rounds=2)
 
 
 def random_llm(config: dict[str, Any] | None = None, **options: Any) -> LLM:
-    more = {"max_context": QUICK.context, "max_sequences": QUICK.sequences, **options}
+    more = {"max_context": QUICK.context, "max_sequences": QUICK.sequences, "speculate": "off", **options}
     return random_weights.random_llm(config or CONFIG, **more)
 
 
