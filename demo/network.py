@@ -192,13 +192,17 @@ def hub_tensors(network: Network) -> Iterator[tuple[str, Tensor]]:
     yield "model.norm.weight", network.norm
     for i, block in enumerate(network.blocks):
         assert isinstance(block, Block)
-        prefix = f"model.layers.{i}."
-        yield prefix + "input_layernorm.weight", block.input_norm
-        yield prefix + "post_attention_layernorm.weight", block.post_norm
-        for name in ("q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm"):
-            yield f"{prefix}self_attn.{name}.weight", getattr(block.attention, name)
-        yield prefix + "mlp.gate.weight", block.experts.router
-        for e in range(network.shape.experts):
-            yield f"{prefix}mlp.experts.{e}.gate_proj.weight", block.experts.gate_proj[e]
-            yield f"{prefix}mlp.experts.{e}.up_proj.weight", block.experts.up_proj[e]
-            yield f"{prefix}mlp.experts.{e}.down_proj.weight", block.experts.down_proj[e].T
+        yield from layer_tensors(block, f"model.layers.{i}.")
+
+
+def layer_tensors(block: Block, prefix: str) -> Iterator[tuple[str, Tensor]]:
+    """The weights of one layer, their names behind a prefix."""
+    yield prefix + "input_layernorm.weight", block.input_norm
+    yield prefix + "post_attention_layernorm.weight", block.post_norm
+    for name in ("q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm"):
+        yield f"{prefix}self_attn.{name}.weight", getattr(block.attention, name)
+    yield prefix + "mlp.gate.weight", block.experts.router
+    for e in range(block.experts.shape.experts):
+        yield f"{prefix}mlp.experts.{e}.gate_proj.weight", block.experts.gate_proj[e]
+        yield f"{prefix}mlp.experts.{e}.up_proj.weight", block.experts.up_proj[e]
+        yield f"{prefix}mlp.experts.{e}.down_proj.weight", block.experts.down_proj[e].T

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from network import Block, Network, Shape
 from quantise import straight_through_q4_0
 from tokenizers import Tokenizer
-from torch import Tensor
+from torch import Tensor, nn
 from vocabulary import END, documents, train_tokenizer
 
 BATCH_TOKENS = 8192
@@ -98,11 +98,11 @@ def sample(network: Network, tokenizer: Tokenizer, prompt: str, count: int, temp
     return tokenizer.decode(ids)
 
 
-def orthogonal(update: Tensor) -> Tensor:
-    """Nearly orthogonal matrices from [count, rows, columns], by five Newton-Schulz steps in bfloat16."""
+def orthogonal(update: Tensor, dtype: torch.dtype) -> Tensor:
+    """Nearly orthogonal matrices from [count, rows, columns], by five Newton-Schulz steps in this type."""
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = update.bfloat16()
-    x = x / (x.float().norm(dim=(-2, -1), keepdim=True) + 1e-7).bfloat16()
+    x = update.to(dtype)
+    x = x / (x.float().norm(dim=(-2, -1), keepdim=True) + 1e-7).to(dtype)
     tall = x.shape[-2] > x.shape[-1]
     x = x.transpose(-2, -1) if tall else x
     for _ in range(5):
@@ -113,10 +113,14 @@ def orthogonal(update: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose update is made orthogonal, scaled to the size of AdamW's; a matrix per leading index."""
+    """Momentum whose update is made orthogonal, in this type, and scaled to the size of AdamW's; a matrix per leading
+    index."""
 
-    def __init__(self, params: Iterable[Tensor], lr: float, weight_decay: float, momentum: float = 0.95) -> None:
+    def __init__(
+        self, params: Iterable[Tensor], lr: float, weight_decay: float, dtype: torch.dtype, momentum: float = 0.95
+    ) -> None:
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+        self.dtype = dtype
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -135,14 +139,16 @@ class Muon(torch.optim.Optimizer):
             assert p.grad is not None
             velocity.lerp_(p.grad, 1 - group["momentum"])
             looks.append(p.grad.lerp(velocity, group["momentum"]).view(-1, rows, columns))
-        updates = torch.split(orthogonal(torch.cat(looks)), [len(look) for look in looks])
+        updates = torch.split(orthogonal(torch.cat(looks), self.dtype), [len(look) for look in looks])
         scale = 0.2 * max(rows, columns) ** 0.5 * group["lr"]
         for p, update in zip(parameters, updates, strict=True):
             p.mul_(1 - group["lr"] * group["weight_decay"]).sub_(update.view_as(p), alpha=scale)
 
 
-def optimisers(network: Network, lr: float, weight_decay: float) -> list[torch.optim.Optimizer]:
-    """Muon for the layers' matrices, AdamW for all else; only matrices decay."""
+def optimisers(
+    network: nn.Module, lr: float, weight_decay: float, dtype: torch.dtype = torch.bfloat16
+) -> list[torch.optim.Optimizer]:
+    """Muon, which computes in `dtype`, for the layers' matrices, AdamW for all else; only matrices decay."""
     matrices: list[Tensor] = []
     tables: list[Tensor] = []
     vectors: list[Tensor] = []
@@ -152,14 +158,14 @@ def optimisers(network: Network, lr: float, weight_decay: float) -> list[torch.o
         else:
             (tables if name.endswith(("embedding", "router")) else matrices).append(parameter)
     groups = [{"params": tables, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return [Muon(matrices, lr, weight_decay), torch.optim.AdamW(groups, lr, betas=(0.9, 0.98), fused=True)]
+    return [Muon(matrices, lr, weight_decay, dtype), torch.optim.AdamW(groups, lr, betas=(0.9, 0.98), fused=True)]
 
 
-def learning_rate(step: int, steps: int, peak: float) -> float:
+def learning_rate(step: int, steps: int, peak: float, warm_up: int = WARM_UP) -> float:
     """Linear warm-up, then half a cosine down to 2 % of the peak."""
-    if step < WARM_UP:
-        return peak * (step + 1) / WARM_UP
-    progress = (step - WARM_UP) / max(1, steps - WARM_UP)
+    if step < warm_up:
+        return peak * (step + 1) / warm_up
+    progress = (step - warm_up) / max(1, steps - warm_up)
     return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 

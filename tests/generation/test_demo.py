@@ -17,7 +17,7 @@ from headrace.kernels.isa import available_isas
 from headrace.loaders.hub.locate import DEMO_DIRECTORY
 
 HELD_OUT = Path(__file__).parents[2] / "demo" / "heldout.txt"
-MAX_BYTES = 16_000_000
+MAX_BYTES = 18_000_000
 PROMPTS = [
     "In the beginning", "And it came to pass", "It is a truth universally acknowledged", "Behold,", "My dear",
     "And the LORD said unto Moses,", "She was", "The children of Israel", "He had been", "Elizabeth", "Jesus answered",

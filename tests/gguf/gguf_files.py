@@ -47,7 +47,7 @@ def read(directory: Path) -> tuple[dict[str, Any], dict[str, NDArray[np.float32]
     """The config of a checkpoint, and its tensors as float32 by their GGUF names, rows in the order that GGUF has."""
     config = json.loads((directory / "config.json").read_text())
     tensors: dict[str, NDArray[np.float32]] = {}
-    for path in directory.glob("*.safetensors"):
+    for path in directory.glob("model*.safetensors"):
         tensors |= {name: tensor.float().numpy() for name, tensor in safetensors.torch.load_file(path).items()}
     arch = ARCHS[config["model_type"]]
     found: dict[str, Any] = {}
@@ -264,7 +264,7 @@ def _back(directory: Path, config: dict[str, Any], tensors: dict[str, Any]) -> d
     """The tensors under the names of the checkpoint that they were read from."""
     found: dict[str, Any] = {}
     arch = ARCHS[config["model_type"]]
-    for path in directory.glob("*.safetensors"):
+    for path in directory.glob("model*.safetensors"):
         for name, values in safetensors.numpy.load_file(path).items():
             placed: dict[str, Any] = {}
             _place(name, values, placed)
