@@ -138,6 +138,9 @@ class EngineConfig:
     listen: str = option("127.0.0.1", HOSTS, "ADDRESS[:PORT]", "where they join; an address of a private network")
     host_token: Path | None = option(None, HOSTS, "FILE", f"the secret that they share; default of {TOKEN}")
     wire: str = option("f32", HOSTS, "TYPE", "of rows that go there and back: f32 (no bit changes), bf16 or int8")
+    replicate: str | None = option(
+        None, HOSTS, "trace:FILE,SHARE", "a copy on a second host of the most chosen experts"
+    )
     host_timeout: float = option(2.0, HOSTS, "SECONDS", "of silence after which a host that is at work is lost")
     host_wait: float = option(120.0, HOSTS, "SECONDS", "for all of them to join at the start")
     i_know: bool = option(False, HOSTS, "", "listen on a public address although nothing is encrypted")
@@ -211,7 +214,7 @@ class EngineConfig:
         _between("host_timeout", self.host_timeout, 0.5)
         _between("host_wait", self.host_wait, 0)
         _between("prefill_chunk", self.prefill_chunk, 1, math.inf if self.hosts is None else 1 << 16)
-        hosts_asked.check(self.hosts, self.asked_placement.kind, asked, self.policy is not None)
+        hosts_asked.check(self.hosts, self.asked_placement.kind, asked, self.policy is not None, self.replicate)
 
     def _check_policy(self, asked: list[str]) -> None:
         """A policy has all experts in RAM and one GPU, or on disk; what is about it needs one, or has `lru` on disk."""

@@ -92,7 +92,7 @@ class LLM:
         self.predictions = Reconciliation(
             self.ledger, parts.spec, formats, parts.kv_format, parts.weights, parts.devices, parts.kernels, handoff_s
         )
-        self.predictions.disk_bytes_s = parts.disk_bytes_s
+        self.predictions.disk_bytes_s, self.predictions.network = parts.disk_bytes_s, parts.network
         self.predictions.start(parts.profile)
         self.recorder = None if self.config.trace is None else self._recorder(self.config.trace)
         self.loop = Loop(parts, self.ledger, self.predictions.new_run, sampler, *self._beside_text(), self.recorder)

@@ -10,7 +10,8 @@ On the CPU alone all experts are one load, read in turn with the rest; of those 
 of reading and computing counts. Bytes are those of the routing that happened,
 each format's at its own rate: an expert of several formats, or of a layer with others, is the sum over them.
 Beside each other copies and the CPU's experts have what was measured, else the CPU what copies leave of a plain read
-(`split_decode.py`). Not counted: launches of the GPU's kernels, and a hand-off whose cost is not known.
+(`split_decode.py`). With hosts of experts a layer is as `network/hops.py` has it.
+Not counted: launches of the GPU's kernels, and a hand-off whose cost is not known.
 """
 
 from __future__ import annotations
@@ -37,19 +38,21 @@ from ..ledger.passes import (
     HANDOFF,
     NET,
     Bytes,
+    HostWork,
     LayerWork,
     Pass,
     Prediction,
 )
 from . import flop_counts, split_decode
 from .hardware import Hardware, exactly
+from .network.hops import Asked, Cost, Exchange, Network
 from .profile import mean_queries
 from .roofline import Cache, Handoff, Link, Load, Overhead, Step, Weights, in_turn, predict, side_by_side
 
 
 class PassModel:
     """Predicts passes of one model on the machine that runs it (`tier_rates.py`). handoff_s: seconds that handing a
-    layer over costs in a decode step; None: not known."""
+    layer over costs in a decode step; None: not known. network: hosts of experts, where there are some."""
 
     def __init__(
         self,
@@ -58,7 +61,9 @@ class PassModel:
         kv_format: KVFormat,
         machine: Hardware,
         handoff_s: float | None = None,
+        network: Network | None = None,
     ) -> None:
+        self.network = network
         self.spec, self.formats, self.kv_format, self.handoff_s = spec, formats, kv_format, handoff_s
         self.machine = replace(machine, sync=exactly(handoff_s or 0.0))
         self.model, self.sizes = of_spec(spec), in_formats.of_model(spec, formats)
@@ -72,11 +77,11 @@ class PassModel:
 
     def __call__(self, done: Pass) -> Prediction | None:
         """The prediction of a pass whose bytes are booked; None for a prompt where the compute of a GPU is not known,
-        or where copies leave the CPU none of the memory's bandwidth."""
+        where copies leave the CPU none of the memory's bandwidth, or where hosts of experts were not measured."""
         if done.tokens > len(done.sequences) and any(gpu.flops is None for gpu in self.machine.gpus):
             return None
         if done.total(NET):
-            return None  # what other machines take is not this machine's to know
+            return self._on_hosts(done)
         if self.main == CPU_DRAM and done.layers:
             return self._from_disk(done)
         steps = [in_turn(*self._links(done), *self._common(done))]
@@ -105,6 +110,30 @@ class PassModel:
         others = [load for load in common if load not in experts]
         reading = side_by_side((Link(DISK, read),) if read else (), tuple(experts))
         return predict([in_turn(*others), reading, in_turn(self._overhead(done))], self.machine)
+
+    def _on_hosts(self, done: Pass) -> Prediction | None:
+        """A pass whose experts other machines compute, beside those that are here; None where the hosts were not
+        measured."""
+        network = self.network
+        if network is None or network.costs is None:
+            return None
+        steps = [in_turn(*(load for load in self._common(done) if not (isinstance(load, Weights) and load.experts)))]
+        for work in done.layers:
+            asked = tuple(self._asked(work, one, network) for one in work.hosts)
+            steps.append(side_by_side((Exchange(asked),), (self._experts(work, CPU_DRAM),)))
+            if asked:
+                steps.append(in_turn(Cost(network.costs, work.tokens)))
+        return predict([*steps, in_turn(self._overhead(done))], self.machine)
+
+    def _asked(self, work: LayerWork, one: HostWork, network: Network) -> Asked:
+        """What a host did in a layer."""
+        flops = one.pairs * flop_counts.expert_flops(self.model.layers[work.layer]) / self.spec.moe.top_k
+        read = self.sizes.layers[work.layer].expert.times(one.experts)
+        each = one.pairs / max(1, one.experts)
+        return Asked(
+            hop=network.hops[one.host], read=read, flops=flops, each=each, there=one.there, back=one.back,
+            pieces=one.pieces,
+        )  # fmt: skip
 
     def _links(self, done: Pass) -> list[Load]:
         """What a pass sends besides layers, and embedding rows that lie in RAM beside a GPU."""

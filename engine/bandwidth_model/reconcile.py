@@ -15,6 +15,7 @@ from ..ledger.ledger import Ledger
 from ..placement.placement import Tier
 from . import tier_rates
 from .hardware import Hardware
+from .network.hops import Network
 from .pass_model import PassModel
 from .profile import STALE, Profile
 
@@ -44,6 +45,7 @@ class Reconciliation:
         self.doubt: str | None = None
         self.pass_model: PassModel | None = None
         self.disk_bytes_s: float | None = None  # of a disk that experts stay on
+        self.network: Network | None = None  # of hosts of experts
         self.unpredicted = ""  # why there is no prediction beside a GPU
 
     @property
@@ -90,7 +92,7 @@ class Reconciliation:
     def use_rates(self, machine: Hardware | None) -> None:
         """Takes the rates of all tiers and links that passes are held against from now on; None: no prediction."""
         model = partial(PassModel, self.spec, self.formats, self.kv_format)
-        self.pass_model = None if machine is None else model(machine, self.handoff_s)
+        self.pass_model = None if machine is None else model(machine, self.handoff_s, self.network)
         self.ledger.predict = self.pass_model
         self.watch_run()
 

@@ -12,6 +12,7 @@ from ...loaders.spec import ModelSpec
 from ...loaders.tokens.tokenizer import Tokenizer
 from ...loaders.weights.checkpoint import Checkpoint
 from ...loaders.weights.model_weights import ModelWeights
+from ..bandwidth_model.network.hops import Network
 from ..bandwidth_model.profile import Profile
 from ..config import EngineConfig
 from ..cuda_graphs.gpu_runtime import Runtime
@@ -107,6 +108,11 @@ class EngineParts:
     def disk_bytes_s(self) -> float | None:
         """Of the disk that experts stay on, where it was measured."""
         return self.expert_cache.bytes_s if isinstance(self.expert_cache, DiskCache) else None
+
+    @property
+    def network(self) -> Network | None:
+        """The hosts of experts as they were measured, where there are some."""
+        return self.decoder.experts.network if isinstance(self.decoder.experts, NetExperts) else None
 
     def close(self) -> None:
         """Ends the threads of graphs, pinning and reading, after which a model with graphs, or with experts on a disk,

@@ -17,7 +17,7 @@ from torch import Tensor
 from ...kernels import Ops
 from ...kernels.packed import ExpertBank
 from ..ledger.pass_bytes import EXPERTS
-from ..ledger.passes import CPU_DRAM, LayerWork
+from ..ledger.passes import CPU_DRAM, HostWork, LayerWork
 
 
 class Moved(NamedTuple):
@@ -34,12 +34,13 @@ class Moved(NamedTuple):
 
 class Wired(NamedTuple):
     """Of a layer whose experts lie on several machines: bytes of rows and of everything else on the wire, both ways;
-    different experts that this machine computed itself, and choices that they served."""
+    different experts that this machine computed itself, and choices that they served; what each host did."""
 
     rows: int
     besides: int
     own: int
     own_pairs: int
+    hosts: tuple[HostWork, ...] = ()
 
 
 class Chosen(NamedTuple):

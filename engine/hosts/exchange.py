@@ -1,5 +1,9 @@
 """One layer of one pass over the wire: who is asked for which rows, what came, and who is asked instead of one that is
-lost."""
+lost.
+
+Where hosts answer with a row for each choice, rows are added up here in the order of choices; where they answer with
+sums, those are added in the order in which they were asked for, whatever the order in which they came.
+"""
 
 from __future__ import annotations
 
@@ -13,26 +17,19 @@ from torch import Tensor
 from ...errors import DeviceError
 from ...kernels import Ops
 from ...kernels.cpu import EXPERT_OUT_BYTES, CpuOps
+from ..bandwidth_model.network import wire_sizes
 from ..experts.backend import Wired
 from ..experts.disk.rows import F32, SPARE
+from .asked import Asked, Booked
 from .link import Link
 from .messages import rows as messages
-from .messages.frames import HEADER, Broken, Kind
+from .messages.frames import Broken, Kind
 from .messages.rows import MOST_ROWS, Work
 
 if TYPE_CHECKING:
     from .net_experts import Ready
 
 STEP = 0.1  # seconds between looks at the clock
-
-
-class Asked:
-    """What a host owes: the choices of a request, in the order of its answer."""
-
-    def __init__(self, node: int, pairs_N: Tensor) -> None:
-        self.node, self.pairs_N = node, pairs_N
-        self.is_open_N = torch.ones(len(pairs_N), dtype=torch.bool)
-        self.left = len(pairs_N)
 
 
 class Exchange:
@@ -43,21 +40,26 @@ class Exchange:
         self, parts: Ready, ops: Ops, layer: int, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor, call: int
     ) -> None:
         self.parts, self.ops, self.layer, self.call, self.x_TD = parts, ops, layer, call, x_TD
-        self.members, self.wire = parts.members, parts.wire
+        self.members, self.wire, self.is_summed = parts.members, parts.wire, parts.wire.is_summed
         (self.T, self.K), self.D = ids_TK.shape, x_TD.shape[1]
         on_input = parts.shelf.files.layouts[layer].weighs_input
         self.taken_P = weights_TK.flatten() if on_input else None
         self.given_TK = torch.ones_like(weights_TK) if on_input else weights_TK
+        self.sent_P = weights_TK.flatten() if on_input or self.is_summed else None
         self.ids_P = ids_TK.flatten().long()
-        self.rows_PD = torch.empty(self.T * self.K, self.D)
+        make = torch.zeros if self.is_summed else torch.empty
+        self.rows_PD = make(self.T * self.K, self.D)
+        self.sums: list[tuple[int, Tensor, Tensor]] = []  # order of the request, tokens, what is added to them
         self.asked: dict[int, Asked] = {}
         self.mine: list[Tensor] = []
-        self.sent_rows = self.sent_besides = self.own_pairs = 0
+        self.booked = Booked()
+        self.own_pairs = 0
         self.own: set[int] = set()
 
     @property
     def wired(self) -> Wired:
-        return Wired(self.sent_rows, self.sent_besides, len(self.own), self.own_pairs)
+        booked = self.booked
+        return Wired(booked.rows, booked.besides, len(self.own), self.own_pairs, booked.by_host(self.is_summed))
 
     @property
     def is_sent(self) -> bool:
@@ -91,28 +93,34 @@ class Exchange:
     def _by_owner(self, pairs_N: Tensor) -> list[tuple[int, Tensor]]:
         """By node its choices, sorted by expert. One token's are few: there lists are faster than tensors."""
         if self.T > 1:
-            owners_N = self.members.owner_LE[self.layer][self.ids_P[pairs_N]]
+            ids_N = self.ids_P[pairs_N]
+            owners_N = self.members.owners_of(self.layer, ids_N)[ids_N]
             parts = [(node, pairs_N[owners_N == node]) for node in torch.unique(owners_N).tolist()]
             return [(node, N[torch.sort(self.ids_P[N], stable=True).indices]) for node, N in parts]
-        ids, owners = self.ids_P.tolist(), self.members.owners[self.layer]
+        ids = self.ids_P.tolist()
+        pairs = sorted(pairs_N.tolist(), key=ids.__getitem__)
+        owners = self.members.row_of(self.layer, [ids[pair] for pair in pairs])
         found: dict[int, list[int]] = {}
-        for pair in sorted(pairs_N.tolist(), key=ids.__getitem__):
+        for pair in pairs:
             found.setdefault(owners[ids[pair]], []).append(pair)
         return [(node, torch.tensor(pairs)) for node, pairs in sorted(found.items())]
 
     def _request(self, node: int, link: Link, pairs_N: Tensor) -> None:
         self.call = (self.call + 1) & 0xFFFFFFFF
         if self.T > 1:
-            tokens_N, at_N = torch.unique(pairs_N // self.K, return_inverse=True)
-            x_TD = self.x_TD[tokens_N]
+            tokens_M, at_N = torch.unique(pairs_N // self.K, return_inverse=True)
+            x_MD = self.x_TD[tokens_M]
         else:
-            x_TD, at_N = self.x_TD, torch.zeros_like(pairs_N)
-        taken_N = None if self.taken_P is None else self.taken_P[pairs_N]
-        work = Work(self.layer, x_TD, at_N, self.ids_P[pairs_N], taken_N)
-        self.asked[self.call] = Asked(node, pairs_N)
-        rows, besides = messages.work_bytes(len(x_TD), len(pairs_N), self.D, self.wire, taken_N is not None)
-        self.sent_rows, self.sent_besides = self.sent_rows + rows, self.sent_besides + besides
-        link.limit = max(link.limit, messages.ANSWER.size + len(pairs_N) * self.wire.row(self.D))
+            x_MD, tokens_M, at_N = self.x_TD, torch.zeros(1, dtype=torch.int64), torch.zeros_like(pairs_N)
+        ids_N = self.ids_P[pairs_N]
+        weights_N = None if self.sent_P is None else self.sent_P[pairs_N]
+        work = Work(self.layer, x_MD, at_N, ids_N, weights_N, self.is_summed)
+        answers = tokens_M if self.is_summed else pairs_N
+        self.asked[self.call] = Asked(self.booked.requests, node, pairs_N, answers, at_N if self.is_summed else None)
+        sizes = wire_sizes.request(len(x_MD), len(pairs_N), self.D, self.wire.name, weights_N is not None)
+        experts = len(pairs_N) if self.T == 1 else len(torch.unique_consecutive(ids_N))
+        self.booked.ask(node, experts, len(pairs_N), sizes)
+        link.limit = max(link.limit, messages.ANSWER.size + len(answers) * self.wire.row(self.D))
         link.queue(messages.work_parts(work, self.wire, self.call))
 
     def compute_own(self) -> None:
@@ -177,14 +185,12 @@ class Exchange:
         if asked is None:
             return
         first, rows_ND = messages.read_answer(body, self.wire, self.D)
-        last = first + len(rows_ND)
-        if last > len(asked.pairs_N) or not bool(asked.is_open_N[first:last].all()):
-            raise Broken("it answered more than it was asked")
-        self.rows_PD[asked.pairs_N[first:last]] = rows_ND
-        asked.is_open_N[first:last] = False
-        asked.left -= len(rows_ND)
-        self.sent_rows += len(rows_ND) * self.wire.row(self.D)
-        self.sent_besides += HEADER.size + messages.ANSWER.size
+        at_N = asked.take(first, len(rows_ND))
+        if self.is_summed:
+            self.sums.append((asked.order, at_N, rows_ND))
+        else:
+            self.rows_PD[at_N] = rows_ND
+        self.booked.take(node, wire_sizes.answer(len(rows_ND), 1, self.D, self.wire.name))
         if not asked.left:
             del self.asked[call]
 
@@ -199,7 +205,7 @@ class Exchange:
     def _lose(self, node: int, why: str) -> None:
         """What a host owes is asked of others."""
         owed = [call for call, asked in self.asked.items() if asked.node == node]
-        pairs = [asked.pairs_N[asked.is_open_N] for asked in map(self.asked.pop, owed)]
+        pairs = [asked.owed_N for asked in map(self.asked.pop, owed)]
         self.members.lose(node, why)
         for pairs_N in pairs:
             self._ask(pairs_N)
@@ -209,6 +215,12 @@ class Exchange:
     def sum(self) -> Tensor:
         """float32 [tokens, hidden]."""
         assert not self.asked, "rows are missing"
+        y_TD = self._sum_of_rows() if self.own_pairs or not self.is_summed else torch.zeros(self.T, self.D)
+        for _, tokens_M, sums_MD in sorted(self.sums, key=lambda one: one[0]):
+            y_TD.index_add_(0, tokens_M, sums_MD)
+        return y_TD
+
+    def _sum_of_rows(self) -> Tensor:
         rows_TKD, weights_TK = self.rows_PD.view(self.T, self.K, -1), self.given_TK
         if isinstance(self.ops, CpuOps):
             return self.ops.weighted_rows(rows_TKD, weights_TK)

@@ -19,30 +19,32 @@ import torch
 
 from ...errors import DeviceError, MemoryNeeded
 from ...kernels import Ops
+from ..bandwidth_model.network.wire_sizes import PIECE
 from ..experts.disk.files import ExpertFiles
 from ..placement.tier_memory import of_free
 from ..units import size
-from .joining import meeting
+from .answers import answers
+from .joining import link_rate, meeting
 from .messages import frames, greeting, rows
 from .messages.frames import Broken, Kind, Refused
 from .messages.terms import Terms
 from .shelf import Shelf
 
 PULSE = 0.25  # seconds
-PIECE = 1 << 20  # bytes of an answer, about
 GREETING = 10.0  # seconds that a step of the greeting may take
 log = logging.getLogger("headrace")
 
 
 class Opened(NamedTuple):
     """A model as a coordinator's terms have it. free: bytes of RAM that may be taken; rate: bytes a second that this
-    machine's RAM was read with."""
+    machine's RAM was read with; experts: those of the model's experts, by tokens that one serves at once."""
 
     files: ExpertFiles
     ops: Ops
     fingerprint: str
     free: int
     rate: float
+    experts: dict[int, float]
     facts: dict[str, Any]
 
 
@@ -63,11 +65,10 @@ class ExpertHost:
         self.shelf: Shelf | None = None
         self.lock = threading.Lock()
 
-    def run(self) -> None:
-        """Until it is ended from outside. Raises DeviceError where the coordinator does not want it."""
-        while True:
-            joined = meeting.join(*self.address)
-            assert joined is not None, "a host that nobody stops"
+    def run(self, is_wanted: Callable[[], bool] = lambda: True) -> None:
+        """Until it is ended from outside, or not wanted when a connection has ended. Raises DeviceError where the
+        coordinator does not want it."""
+        while (joined := meeting.join(*self.address, is_wanted)) is not None:
             sock, generation = joined
             with sock:
                 try:
@@ -91,9 +92,10 @@ class ExpertHost:
         shelf = self.shelf
         assert shelf is not None
         free = opened.free + shelf.nbytes
-        said = {"fingerprint": opened.fingerprint, "free": free, "rate": opened.rate, **opened.facts}
+        rates = {"rate": opened.rate, "experts": opened.experts}
+        said = {"fingerprint": opened.fingerprint, "free": free, **rates, **opened.facts}
         frames.send_json(sock, Kind.MODEL, said)
-        share = frames.as_json(frames.receive(sock, Kind.SHARE)[1])
+        share = frames.as_json(link_rate.receive(sock, Kind.SHARE))
         with self._pulse(sock):
             self._load(shelf, share, free)
         frames.send_json(sock, Kind.READY, {"bytes": shelf.nbytes})
@@ -130,18 +132,19 @@ class ExpertHost:
         """Computes a request, in pieces of whole experts: an expert sees all of its rows at once."""
         counts, hidden = shelf.files.stored.experts, shelf.files.layouts[0].hidden
         work = rows.read_work(body, wire, counts, hidden)
-        for first, last in pieces(work.ids_N, max(1, PIECE // wire.row(hidden))):
-            ids_N, at_N = work.ids_N[first:last], work.at_N[first:last]
-            taken_N = None if work.taken_N is None else work.taken_N[first:last]
+        found = answers(shelf, work, wire)
+        while True:
             with torch.inference_mode():
                 try:
-                    found_ND = shelf.rows(work.layer, work.x_TD, at_N, ids_N, taken_N)
+                    piece = next(found, None)
                 except DeviceError:
                     raise
                 except Exception as error:
                     greeting.refuse(sock, f"its experts cannot be read or computed: {error}")
                     raise
-                parts = rows.answer_parts(found_ND, first, wire, call)
+                if piece is None:
+                    return
+                parts = rows.answer_parts(piece.rows_ND, piece.first, wire, call)
             self._send(sock, parts)
 
     def _send(self, sock: socket.socket, parts: list[memoryview]) -> None:
@@ -174,18 +177,3 @@ class ExpertHost:
         finally:
             over.set()
             thread.join()
-
-
-def pieces(ids_N: torch.Tensor, most: int) -> Iterator[tuple[int, int]]:
-    """Choices [first, last) of whole experts, about `most` at a time; ids are sorted."""
-    if len(ids_N) <= most:
-        yield 0, len(ids_N)
-        return
-    _, counts = torch.unique_consecutive(ids_N, return_counts=True)
-    first = last = 0
-    for count in counts.tolist():
-        if last > first and last + count - first > most:
-            yield first, last
-            first = last
-        last += count
-    yield first, last

@@ -9,16 +9,19 @@ import time
 from collections import deque
 from collections.abc import Iterator
 
+from .joining.figures import Figures
 from .messages import frames
 from .messages.frames import HEADER, Broken, Header, Kind
 
 
 class Link:
-    """name: of the host; generation: how many had joined when it did; room: bytes of RAM that it has beside its share.
-    heard: when bytes moved last, by the clock of `time.monotonic`."""
+    """name: of the host; generation: how many had joined when it did; room: bytes of RAM that it has beside its share;
+    figures: what it and its link were measured to do. heard: when bytes moved last, by the clock of
+    `time.monotonic`."""
 
-    def __init__(self, sock: socket.socket, name: str, generation: int, room: int = 0) -> None:
+    def __init__(self, sock: socket.socket, name: str, generation: int, room: int, figures: Figures) -> None:
         sock.setblocking(False)
+        self.figures = figures
         self.sock, self.name, self.generation, self.room = sock, name, generation, room
         self.out = deque[memoryview]()
         self.start = bytearray(HEADER.size)

@@ -17,6 +17,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ...kernels import Ops
+from ..bandwidth_model.network.hops import Network
 from ..experts.backend import Chosen, Job, Wired
 from ..ledger.pass_bytes import EXPERTS, ROUTING
 from ..ledger.passes import CPU_DRAM, NET, LayerWork
@@ -39,7 +40,7 @@ class Ready(NamedTuple):
 
 
 class NetExperts:
-    """`parts`: who computes what; ops: of the CPU."""
+    """`parts`: who computes what; ops: of the CPU. network: the hosts as they were measured."""
 
     def __init__(self, parts: Ready, ops: Ops, timers: Timers) -> None:
         self.parts, self.ops, self.timers = parts, ops, timers
@@ -48,6 +49,8 @@ class NetExperts:
         self.number = {layer: number for number, layer in enumerate(stored.layers)}
         self.last, self.call = -1, 0
         self.worker = ThreadPoolExecutor(1, thread_name_prefix="headrace-wire")
+        self.network = Network(wire=parts.wire.name, hops={})
+        self._renew()
         self.exchange: Exchange | None = None
         self.sending: Future[None] | None = None
 
@@ -56,7 +59,7 @@ class NetExperts:
         number = self.number[layer]
         self._settle()
         if number <= self.last:
-            self.members.take_in(self.parts.gathering)
+            self._take_in()
         self.last = number
         self.exchange = Exchange(self.parts, self.ops, number, x_TD, ids_TK, weights_TK, self.call)
         self.exchange.ask_all()
@@ -64,6 +67,20 @@ class NetExperts:
             self.sending = self.worker.submit(self.exchange.run, until_sent=True)
         self.exchange.compute_own()
         return Job([], Chosen(layer, ids_TK, weights_TK=weights_TK))
+
+    def _take_in(self) -> None:
+        """Hosts that came back are there from this pass on."""
+        returns = self.members.returns
+        self.members.take_in(self.parts.gathering)
+        if self.members.returns != returns:
+            self._renew()
+
+    def _renew(self) -> None:
+        """Figures of the hosts that are there."""
+        formats = {name for layout in self.shelf.files.layouts for name in layout.bytes_by_format}
+        for number, link in enumerate(self.members.links):
+            if link is not None:
+                self.network.hops[number] = link.figures.hop(link.name, formats)
 
     def _settle(self) -> None:
         """Nothing of another layer is under way: an error may have come between submit and collect."""
@@ -96,7 +113,7 @@ class NetExperts:
         size = wired.own * self.shelf.files.layouts[number].bytes
         read = {CPU_DRAM: {EXPERTS: size}, NET: {EXPERTS: wired.rows, ROUTING: wired.besides}}
         pairs = {CPU_DRAM: wired.own_pairs, NET: chosen.ids_TK.numel() - wired.own_pairs}
-        return LayerWork(layer=chosen.layer, tokens=len(chosen.ids_TK), bytes=read, pairs=pairs)
+        return LayerWork(layer=chosen.layer, tokens=len(chosen.ids_TK), bytes=read, pairs=pairs, hosts=wired.hosts)
 
     def close(self) -> None:
         """Ends connections and threads; hosts wait for the next coordinator then."""

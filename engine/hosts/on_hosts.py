@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -11,23 +10,22 @@ from ...errors import DeviceError, OptionError
 from ...kernels import Ops
 from ...loaders.weights.by_expert.stored import StoredExperts
 from ...loaders.weights.checkpoint import Checkpoint
+from ..bandwidth_model.network import wire_sizes
 from ..config import EngineConfig
 from ..experts.disk.files import ExpertFiles
 from ..ledger.timers import Timers
 from ..memory.memory_plan import MemoryPlan
-from ..placement import placement_file
 from ..placement.placement import Placement, Tier
-from ..placement.tier_memory import of_free
+from .dealing.dealt import Dealer, share
 from .joining import address as addresses
-from .joining import fingerprint, meeting, rate
+from .joining import fingerprint, layer_costs, meeting
 from .joining.gathering import Candidate, Gathering
 from .link import Link
 from .members import Members
 from .messages import greeting
-from .messages.rows import WIRES, work_bytes
+from .messages.rows import WIRES
 from .messages.terms import Terms
 from .net_experts import NetExperts, Ready
-from .sharing import Node, Owners, deal
 from .shelf import Shelf
 
 log = logging.getLogger("headrace")
@@ -41,7 +39,7 @@ class OnHosts:
         self, config: EngineConfig, checkpoint: Checkpoint, stored: StoredExperts, ops: Ops, plan: MemoryPlan
     ) -> None:
         self.config, self.ops, self.plan = config, ops, plan
-        self.counts = [len(row) for row in plan.placement.experts]
+        self.counts, self.tokens = [len(row) for row in plan.placement.experts], config.prefill_chunk
         self.wire = WIRES[config.wire]
         door, secret = _door(config), greeting.token(config.host_token)
         if not secret and not addresses.is_loopback(door[0]):
@@ -51,24 +49,29 @@ class OnHosts:
             )
         self.files = ExpertFiles(stored, ops)
         tokens = max(config.prefill_chunk, config.max_sequences)
-        limit = sum(work_bytes(tokens, tokens * stored.top_k, checkpoint.spec.hidden, WIRES["f32"], True))
+        limit = sum(wire_sizes.request(tokens, tokens * stored.top_k, checkpoint.spec.hidden, "f32", True))
         terms = Terms.of(config, ops, limit)
         self.gathering = Gathering(meeting.Meeting(*door), secret, terms, fingerprint.of(checkpoint))
+        self.candidates: list[Candidate] = []
         try:
-            self._gather(config, stored)
+            self._gather(config, checkpoint, stored)
         except BaseException:
             self.gathering.close()
+            for one in self.candidates:  # they wait for a share that will not come
+                one.sock.close()
             raise
 
-    def _gather(self, config: EngineConfig, stored: StoredExperts) -> None:
+    def _gather(self, config: EngineConfig, checkpoint: Checkpoint, stored: StoredExperts) -> None:
         count, shown = config.hosts or 1, self.gathering.meeting.shown
         log.warning("waiting for %d hosts: headrace host MODEL --join %s", count, shown)
         self.candidates = self.gathering.first(count, config.host_wait)
+        dealer = Dealer(config, checkpoint.spec, stored, self.plan.room, self.candidates)
+        self.dealt = dealer.dealt(self.counts, self.ops)
         sizes = [layout.bytes for layout in stored.layouts]
-        self.home = self._deal(stored.experts, sizes)
-        self.room = max(0, self.plan.room - self._bytes(0, sizes))
+        own = sum(len(row) * one for row, one in zip(share(self.dealt, 0), sizes, strict=True))
+        self.room = max(0, self.plan.room - own)
         for number, candidate in enumerate(self.candidates, 1):
-            self._give(candidate, _share(self.home, number))
+            self._give(candidate, share(self.dealt, number))
 
     def _give(self, candidate: Candidate, share: list[list[int]]) -> None:
         try:
@@ -76,23 +79,9 @@ class OnHosts:
         except OSError as error:
             raise DeviceError(f"host {candidate.name} left before the start ({error}): start it again") from error
 
-    def _bytes(self, node: int, sizes: Sequence[int]) -> int:
-        return sum(row.count(node) * one for row, one in zip(self.home, sizes, strict=True))
-
-    def _deal(self, counts: Sequence[int], sizes: Sequence[int]) -> Owners:
-        """As asked: by a file, by what was measured, or evenly."""
-        asked = self.config.asked_placement
-        if asked.file is not None:
-            rows = placement_file.read_hosts(asked.file, self.counts, [one.name for one in self.candidates])
-            return [list(row) for row in rows if row]
-        by_rate = self.config.placement is not None and asked.kind == "auto"
-        own = Node("the coordinator", self.plan.room, rate.measure() if by_rate else 0.0)
-        nodes = [Node(one.name, int(of_free(one.free)), one.rate if by_rate else 1.0) for one in self.candidates]
-        return deal(counts, sizes, [own, *nodes])
-
     def decided(self) -> MemoryPlan:
         """The plan with the experts that the coordinator keeps."""
-        rows = iter(self.home)
+        rows = iter(self.dealt.home)
         tiers = [
             tuple(Tier.NET if owner else Tier.CPU for owner in next(rows)) if count else () for count in self.counts
         ]
@@ -103,19 +92,31 @@ class OnHosts:
         """The experts, when every host has loaded its own. Raises DeviceError for one that has not."""
         self.files.check_names()
         shelf = Shelf(self.files, self.ops, self.room)
-        own = [(layer, expert) for layer, experts in enumerate(_share(self.home, 0)) for expert in experts]
+        own = [(layer, expert) for layer, experts in enumerate(share(self.dealt, 0)) for expert in experts]
         shelf.take(own)
         with ThreadPoolExecutor(len(self.candidates)) as waiting:
             links = list(waiting.map(self._ready, self.candidates))
-        weights = [one.rate if one.rate > 0 else 1.0 for one in self.candidates]
+        rates = [max(1.0, one.figures.expert_bytes_s) for one in self.candidates]
         largest = max(layout.bytes for layout in self.files.layouts) * self.files.stored.top_k
-        members = Members(self.home, links, weights, fallback=self.room >= largest)
+        weights = [sum(rates) / len(rates), *rates]  # the coordinator's own was not measured
+        members = Members(self.dealt, links, weights, fallback=self.room >= largest)
         self.gathering.open_places(members.place, members.gave_up)
         for number, link in enumerate(links, 1):
-            count = sum(row.count(number) for row in self.home)
-            log.warning("host %s: %d experts, generation %d", link.name, count, link.generation)
+            count = sum(map(len, share(self.dealt, number)))
+            log.warning("host %s: %d experts, generation %d, %s", link.name, count, link.generation, link.figures)
         parts = Ready(members, self.gathering, shelf, self.wire, self.config.host_timeout)
-        return NetExperts(parts, self.ops, timers)
+        experts = NetExperts(parts, self.ops, timers)
+        if not self.config.no_measure:
+            self._measure(experts)
+        return experts
+
+    def _measure(self, experts: NetExperts) -> None:
+        """What a layer costs besides, which predictions need."""
+        try:
+            experts.network.costs = layer_costs.measure(experts, self.tokens)
+        except DeviceError:
+            experts.close()
+            raise
 
     def _ready(self, candidate: Candidate) -> Link:
         try:
@@ -132,7 +133,3 @@ def _door(config: EngineConfig) -> tuple[str, int]:
     address, port = addresses.parse(config.listen, "--listen")
     addresses.check(address, "--listen", config.i_know)
     return address, port
-
-
-def _share(home: Owners, number: int) -> list[list[int]]:
-    return [[expert for expert, owner in enumerate(row) if owner == number] for row in home]

@@ -63,11 +63,24 @@ def in_turn(terms: dict[str, float]) -> Prediction:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HostWork:
+    """What a host of experts did in a layer. host: its number, from 1 on; experts: how many of its RAM it read; pairs:
+    choices that they served; there, back: bytes on the wire; pieces: of its answer."""
+
+    host: int
+    experts: int
+    pairs: int
+    there: int
+    back: int
+    pieces: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class LayerWork:
     """What a layer's experts were to the tiers in one pass. bytes: read and sent, by tier and group. pairs: by memory,
     choices of tokens that its experts served. copied: bytes of experts that went from RAM to the main device, part of
     its bytes; is_streamed: all chosen ones of RAM did, as with many tokens. behind: bytes that went there for nobody in
-    particular, behind the layer's work."""
+    particular, behind the layer's work. hosts: what other machines did."""
 
     layer: int
     tokens: int
@@ -76,6 +89,7 @@ class LayerWork:
     copied: int = 0
     is_streamed: bool = False
     behind: int = 0
+    hosts: tuple[HostWork, ...] = ()
 
 
 @dataclass(kw_only=True)

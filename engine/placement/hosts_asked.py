@@ -3,13 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 from ...errors import OptionError
 
 
-def check(hosts: int | None, kind: str, asked: Sequence[str], has_policy: bool) -> None:
-    """Raises OptionError for a placement or a policy that cannot be. kind: of the placement; asked: the options that
-    said it."""
+class Replication(NamedTuple):
+    """A second copy of the share of all experts that a trace chose most."""
+
+    trace: Path
+    share: float
+
+
+def replication(text: str | None) -> Replication | None:
+    """What replicate says: trace:FILE,SHARE. Raises OptionError."""
+    if text is None:
+        return None
+    kind, _, rest = text.partition(":")
+    name, _, share = rest.rpartition(",")
+    number = share.strip().removesuffix("%").strip()
+    try:
+        found = float(number) / (100 if share.strip().endswith("%") else 1)
+    except ValueError:
+        found = 0.0
+    if kind != "trace" or not name or not 0 < found <= 1:
+        raise OptionError(
+            f"replicate is {text!r}; give a trace and a share of the experts above 0, such as trace:run.trace,10%"
+        )
+    return Replication(Path(name), found)
+
+
+def check(hosts: int | None, kind: str, asked: Sequence[str], has_policy: bool, replicate: str | None = None) -> None:
+    """Raises OptionError for a placement, a policy or copies that cannot be. kind: of the placement; asked: the options
+    that said it."""
+    if replication(replicate) is not None:
+        if hosts is None or hosts < 2:
+            raise OptionError("replicate puts experts on a second host: say --hosts 2 or more, or leave it out")
+        if kind == "file":
+            raise OptionError("replicate and a placement file both say where experts lie: list two hosts in the file")
     if hosts is None:
         if kind == "hosts":
             raise OptionError("placement 'hosts' puts experts on other machines: say on how many (--hosts 2)")

@@ -31,12 +31,12 @@ def read(path: Path, counts: Sequence[int], tiers: Sequence[Tier], main: Tier = 
     return Placement(name=path.name, main=main, experts=tuple(map(tuple, rows)))
 
 
-def read_hosts(path: Path, counts: Sequence[int], names: Sequence[str]) -> list[list[int]]:
-    """By layer and expert the number of a node, of a file whose tiers are "cpu" (0: here), and the names of hosts or
-    host1, host2, ... in the order of their names. Raises OptionError."""
-    known = {"cpu": 0, **{f"host{number}": number for number in range(1, len(names) + 1)}}
-    known |= {name: number for number, name in enumerate(names, 1)}
-    return _File(str(path), counts, known, [*known.values()]).rows(_json(path))
+def read_hosts(path: Path, counts: Sequence[int], names: Sequence[str]) -> list[list[tuple[int, ...]]]:
+    """By layer and expert the numbers of the nodes that have it, of a file whose tiers are "cpu" (0: here), the names
+    of hosts or host1, host2, ... in the order of their names, and lists of these. Raises OptionError."""
+    known = {"cpu": (0,), **{f"host{number}": (number,) for number in range(1, len(names) + 1)}}
+    known |= {name: (number,) for number, name in enumerate(names, 1)}
+    return _HostsFile(str(path), counts, known, [*known.values()]).rows(_json(path))
 
 
 def _json(path: Path) -> Any:
@@ -137,3 +137,15 @@ class _File(Generic[Place]):
     def _error(self, where: str, value: Any, remedy: str) -> OptionError:
         shown = json.dumps(value)
         return OptionError(f"{self.name}: {where} is {shown if len(shown) < 80 else shown[:77] + '...'}; {remedy}")
+
+
+class _HostsFile(_File[tuple[int, ...]]):
+    """One in which a tier may be a list: each of them has a copy."""
+
+    def _tier(self, value: Any, where: str) -> tuple[int, ...]:
+        if not isinstance(value, list):
+            return super()._tier(value, where)
+        if not value:
+            raise self._error(where, value, "name a host, or a list of hosts that each have a copy")
+        each = [super(_HostsFile, self)._tier(one, where) for one in value]
+        return tuple(dict.fromkeys(node for nodes in each for node in nodes))

@@ -77,7 +77,7 @@ def _rates(rows: list[TableRow]) -> list[str]:
 def _tiers(llm: LLM) -> list[str]:
     """The placement, and of every GPU what it is, what it holds and what it may hold."""
     if isinstance(llm.parts.decoder.experts, NetExperts):
-        return [host_rows.line(llm)]
+        return host_rows.lines(llm)
     if len(llm.parts.devices) == 1:
         return []
     lines = [f"placement {llm.parts.placement.name}"]

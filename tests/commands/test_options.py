@@ -26,7 +26,8 @@ from headrace.engine.terminal.options import takes
 Run = Callable[..., tuple[int, str, str]]
 
 CACHED = {"--policy": None, "--expert-cache": None, "--second-vram": None, "--policy-trace": None, "--link-limit": None}
-HOSTS = {"--hosts": None, "--listen": "127.0.0.1", "--host-token": None, "--wire": "f32", "--host-timeout": 2.0,
+HOSTS = {"--hosts": None, "--listen": "127.0.0.1", "--host-token": None, "--wire": "f32", "--replicate": None,
+         "--host-timeout": 2.0,
          "--host-wait": 120.0, "--i-know": False}  # fmt: skip
 # By command its options, with the value of one that is left out. Scripts rely on them: an option may come, none may go.
 COMMANDS: dict[str, dict[str, Any]] = {
@@ -239,6 +240,7 @@ ENGINE = {
     "--hosts 3": {"hosts": 3}, "--listen 10.0.0.1:4000": {"listen": "10.0.0.1:4000"}, "--wire int8": {"wire": "int8"},
     "--host-token secret": {"host_token": Path("secret")}, "--host-timeout 4": {"host_timeout": 4},
     "--host-wait 9": {"host_wait": 9}, "--i-know": {"i_know": True},
+    "--replicate trace:r,10%": {"replicate": "trace:r,10%"},
     "--revision v2": {"revision": "v2"}, "--offline": {"offline": True},
     "--cache-dir kept": {"cache_dir": Path("kept")}, "--ignore-config-keys a,b,": {"ignore_config_keys": ("a", "b")},
     "--ignore-tensors mtp.*": {"ignore_tensors": ("mtp.*",)},

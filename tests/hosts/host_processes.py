@@ -1,8 +1,9 @@
-"""Hosts as processes of this machine, and a coordinator in the test's own."""
+"""Hosts as processes of this machine, or as threads of the test's, which start at once; and a coordinator in it."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import socket
@@ -13,8 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from headrace import LLM
+from headrace import LLM, EngineConfig
+from headrace.engine.hosts.expert_host import ExpertHost
 from headrace.engine.hosts.net_experts import NetExperts
+from headrace.engine.terminal.hosts.host_command import open_model
 
 WAIT = 60  # seconds for all hosts to join on a busy machine
 PROMPT = [5, 11, 3, 70, 29, 8, 8, 14, 101, 33, 2, 9]
@@ -58,6 +61,41 @@ class Hosts:
             self.end(name)
 
 
+class ThreadHosts:
+    """Hosts that are threads of this process: for what is not about their death. They join one coordinator after the
+    other."""
+
+    def __init__(self, model: Path | str, count: int) -> None:
+        self.model, self.port, self.is_over = model, free_port(), False
+        self.processes = [f"h{number}" for number in range(1, count + 1)]
+        self.threads = [threading.Thread(target=self._run, args=(name,), daemon=True) for name in self.processes]
+        for thread in self.threads:
+            thread.start()
+
+    def _run(self, name: str) -> None:
+        opened = functools.partial(open_model, str(self.model), EngineConfig(threads=1))
+        host = ExpertHost(name, ("127.0.0.1", self.port), b"", opened, lambda text: None)
+        host.run(lambda: not self.is_over)
+
+    def close(self) -> None:
+        """They end when they look for a coordinator the next time."""
+        self.is_over = True
+        for thread in self.threads:
+            thread.join(20)
+            assert not thread.is_alive(), "a host that does not end"
+
+
+@contextlib.contextmanager
+def near_hosts(model: Path | str, count: int, **options: Any) -> Iterator[LLM]:
+    """So many hosts as threads, and a model that has its experts there."""
+    hosts = ThreadHosts(model, count)
+    try:
+        with coordinator(hosts, **options) as llm:
+            yield llm
+    finally:
+        hosts.close()
+
+
 @contextlib.contextmanager
 def hosts_of(model: Path | str, count: int, **options: Any) -> Iterator[tuple[Hosts, LLM]]:
     """So many hosts, and a model that has its experts there."""
@@ -88,7 +126,7 @@ def later(seconds: float, action: Any, *arguments: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def coordinator(hosts: Hosts, **options: Any) -> Iterator[LLM]:
+def coordinator(hosts: Hosts | ThreadHosts, **options: Any) -> Iterator[LLM]:
     """A model on hosts that are there already: they join one coordinator after the other."""
     given = {"max_context": 128, "no_measure": True, **options}
     count = len(hosts.processes)

@@ -35,10 +35,14 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "packed"
 
 
-def test_a_long_prompt_and_a_host_that_dies_in_it(wide: Path) -> None:
+RULES = [{"layers": "all", "experts": "0-4", "tier": "cpu"}, {"layers": "all", "experts": "5-9", "tier": "h2"}]
+
+
+def test_a_long_prompt_and_a_host_that_dies_in_it(wide: Path, tmp_path: Path) -> None:
+    (tmp_path / "p.json").write_text(json.dumps({"version": 1, "default": "h1", "rules": RULES}))
     with LLM(wide, device="cpu", **OPTIONS) as llm:
         expected = llm.logits(TOKENS)
-    with hosts_of(wide, 2, placement="auto", host_timeout=1.0, **OPTIONS) as (hosts, llm):
+    with hosts_of(wide, 2, placement=tmp_path / "p.json", host_timeout=1.0, **OPTIONS) as (hosts, llm):
         assert torch.equal(llm.logits(TOKENS), expected)
         with later(0.05, hosts.signal, "h1", signal.SIGSTOP):
             assert torch.equal(llm.logits(TOKENS), expected)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from host_processes import PROMPT, Hosts, coordinator, experts_of, hosts_of
+from host_processes import PROMPT, ThreadHosts, coordinator, experts_of, near_hosts
 
 from headrace import LLM, SamplingParams
 from headrace.engine.hosts.messages.frames import HEADER
@@ -37,9 +37,9 @@ def one_machine() -> tuple[list[list[int]], torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def two() -> Iterator[Hosts]:
+def two() -> Iterator[ThreadHosts]:
     """Two hosts, which join the coordinator of each test in turn."""
-    hosts = Hosts("demo", 2)
+    hosts = ThreadHosts("demo", 2)
     yield hosts
     hosts.close()
 
@@ -50,20 +50,23 @@ def check(llm: LLM, one_machine: tuple[list[list[int]], torch.Tensor]) -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"prefill_chunk": 3}, {"placement": "auto"}], ids=["even", "chunks", "auto"])
-def test_two_hosts(options: dict[str, Any], two: Hosts, one_machine: tuple[list[list[int]], torch.Tensor]) -> None:
+def test_two_hosts(
+    options: dict[str, Any], two: ThreadHosts, one_machine: tuple[list[list[int]], torch.Tensor]
+) -> None:
     with coordinator(two, **options) as llm:
         check(llm, one_machine)
         owners = {owner for row in experts_of(llm).members.owners for owner in row}
-        assert owners == ({0, 1, 2} if "placement" in options else {1, 2})
+        # By bandwidth and link this small model does not leave the coordinator.
+        assert (0 in owners) if "placement" in options else (owners == {1, 2})
 
 
 def test_three_hosts(one_machine: tuple[list[list[int]], torch.Tensor]) -> None:
-    with hosts_of("demo", 3) as (_, llm):
+    with near_hosts("demo", 3) as llm:
         check(llm, one_machine)
 
 
 def test_a_file_down_to_single_experts(
-    two: Hosts, one_machine: tuple[list[list[int]], torch.Tensor], tmp_path: Path
+    two: ThreadHosts, one_machine: tuple[list[list[int]], torch.Tensor], tmp_path: Path
 ) -> None:
     rules = [{"layers": "all", "experts": [0, "3-5"], "tier": "h2"}, {"layers": 1, "experts": 7, "tier": "cpu"}]
     (tmp_path / "p.json").write_text(json.dumps({"version": 1, "default": "host1", "rules": rules}))
@@ -82,14 +85,14 @@ def test_other_families(variant: str, checkpoints: Checkpoints) -> None:
     with LLM(model, device="cpu", max_context=128, no_measure=True) as llm:
         expected = llm.logits(PROMPT)
         text = llm.generate([PROMPT], GREEDY)[0].token_ids
-    with hosts_of(model, 2) as (_, llm):
+    with near_hosts(model, 2) as llm:
         assert torch.equal(llm.logits(PROMPT), expected)
         assert llm.generate([PROMPT], GREEDY)[0].token_ids == text
 
 
 @pytest.mark.parametrize(("wire", "row"), [("f32", 4.0), ("bf16", 2.0), ("int8", 1.125)])
 def test_bytes_by_hand_and_the_error_of_the_wire(
-    wire: str, row: float, two: Hosts, one_machine: tuple[list[list[int]], torch.Tensor]
+    wire: str, row: float, two: ThreadHosts, one_machine: tuple[list[list[int]], torch.Tensor]
 ) -> None:
     with coordinator(two, wire=wire) as llm:
         logits = llm.logits(PROMPT)
@@ -101,12 +104,17 @@ def test_bytes_by_hand_and_the_error_of_the_wire(
         choices, layers = spec.moe.top_k, len(done.layers)
         assert layers == len(spec.layers)
         # With one token a layer asks as many hosts as its choices lie on: every header says so.
-        besides = done.bytes[NET][ROUTING] - layers * choices * 4
+        besides = done.bytes[NET][ROUTING] - layers * choices * (4 if wire == "f32" else 8)
         one = HEADER.size + TASK.size + HEADER.size + ANSWER.size
         asked, rest = divmod(besides, one)
         assert rest == 0
         assert layers <= asked <= layers * min(choices, 2)
-        assert done.bytes[NET][EXPERTS] == (asked + layers * choices) * spec.hidden * row
+        answers = layers * choices if wire == "f32" else asked  # a row for each choice, or a sum from each host
+        assert done.bytes[NET][EXPERTS] == (asked + answers) * spec.hidden * row
+        by_host = [one for work in done.layers for one in work.hosts]
+        assert len(by_host) == asked
+        assert sum(one.there + one.back for one in by_host) == done.total(NET)
+        assert sum(one.experts for one in by_host) == layers * choices
         assert EXPERTS not in done.bytes.get(CPU_DRAM, {})
         assert experts.members.losses == 0
     error = (logits - one_machine[1]).abs().max() / one_machine[1].abs().max()

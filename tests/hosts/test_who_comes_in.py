@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,12 @@ from refusals import refused
 
 from headrace import LLM, EngineConfig
 from headrace.engine.bench.random_weights import random_llm
-from headrace.engine.hosts.joining import address, meeting
+from headrace.engine.hosts.dealing.sharing import Node, deal, without
+from headrace.engine.hosts.joining import address, link_rate, meeting
 from headrace.engine.hosts.joining.gathering import Gathering
 from headrace.engine.hosts.messages import frames, greeting, rows
 from headrace.engine.hosts.messages.frames import HEADER, MAGIC, Broken, Kind, Refused
 from headrace.engine.hosts.messages.terms import Terms
-from headrace.engine.hosts.sharing import Node, deal, without
 from headrace.errors import DeviceError, MemoryNeeded, OptionError
 from headrace.loaders import model_source
 
@@ -39,6 +40,15 @@ def door() -> Iterator[Gathering]:
     found.close()
 
 
+@contextlib.contextmanager
+def background(action: Callable[..., Any], *arguments: Any) -> Iterator[None]:
+    """Does something in another thread meanwhile."""
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(action, *arguments)
+        yield
+        found.result(10)
+
+
 def joined(door: Gathering) -> socket.socket:
     found = meeting.join("127.0.0.1", door.meeting.port)
     assert found is not None
@@ -50,9 +60,18 @@ def test_one_with_the_token_and_the_model_comes_in(door: Gathering) -> None:
     with joined(door) as sock:
         terms = Terms.read(greeting.answer(sock, b"a secret", "h1"))
         assert terms.limit == TERMS.limit
-        frames.send_json(sock, Kind.MODEL, {"fingerprint": "the hash", "free": 10, "rate": 2.0})
-        (one,) = door.first(1, 10)
-        assert (one.name, one.free, one.rate) == ("h1", 10, 2.0)
+        said = {"fingerprint": "the hash", "free": 10, "rate": 2.0, "experts": {"1": 3.0, "4": 1.5}}
+        frames.send_json(sock, Kind.MODEL, said)
+        with background(link_rate.receive, sock, Kind.SHARE):
+            (one,) = door.first(1, 10)
+            door.give(one, [[]])
+        figures = one.figures
+        assert (one.name, one.free, one.rate, figures.expert_bytes_s) == ("h1", 10, 2.0, 3.0)
+        assert 0 < figures.link.round_trip < 1
+        assert figures.link.bytes_s > 1e6
+        hop = figures.hop("h1", ["bf16"])
+        assert hop.device.slowdown is not None
+        assert [hop.device.slowdown("bf16", n, True) for n in (1, 4, 8)] == [1, 2, 4]
 
 
 def test_a_wrong_token_is_refused_on_both_sides(door: Gathering) -> None:
@@ -113,7 +132,7 @@ def test_requests_that_do_not_fit() -> None:
     body = bytearray(b"".join(rows.work_parts(work, rows.F32, 7))[HEADER.size :])
     found = rows.read_work(body, rows.F32, [5, 5], hidden=8)
     assert torch.equal(found.x_TD, work.x_TD)
-    assert (found.at_N.tolist(), found.ids_N.tolist(), found.taken_N) == ([0, 2], [4, 1], None)
+    assert (found.at_N.tolist(), found.ids_N.tolist(), found.weights_N) == ([0, 2], [4, 1], None)
     for bad, options in ((body, {"experts": [5]}), (body, {"experts": [5, 4]}), (body[:-1], {}), (body, {"hidden": 9})):
         with pytest.raises(Broken):
             rows.read_work(bytearray(bad), rows.F32, **{"experts": [5, 5], "hidden": 8, **options})

@@ -20,6 +20,8 @@ from ..link import Link
 from ..messages import frames, greeting
 from ..messages.frames import Broken, Kind
 from ..messages.terms import Terms
+from . import link_rate
+from .figures import Figures
 from .meeting import Meeting
 
 GREETING = 10.0  # seconds that a step of the greeting may take
@@ -34,8 +36,13 @@ class Candidate(NamedTuple):
     name: str
     generation: int
     free: int
-    rate: float
     isa: str
+    figures: Figures
+
+    @property
+    def rate(self) -> float:
+        """Bytes a second of its RAM."""
+        return self.figures.ram_bytes_s
 
 
 Place = Callable[[Candidate], "tuple[int, list[list[int]]] | str"]
@@ -52,7 +59,7 @@ class Gathering:
         self.gave_up: Callable[[int], None] = lambda number: None
         self.generation, self.is_closed = 0, False
         self.refused: list[str] = []
-        self.lock = threading.Lock()
+        self.lock, self.measuring = threading.Lock(), threading.Lock()
         self.thread = threading.Thread(target=self._accept, name="headrace-door", daemon=True)
         self.thread.start()
 
@@ -120,14 +127,16 @@ class Gathering:
             reason = f"{name} has another model, or other files of it: give it the same files as the coordinator"
             greeting.refuse(sock, reason)
             raise Broken(reason)
+        with self.measuring:  # one at a time: they share this machine's link
+            link = link_rate.measure(sock)
+        figures = Figures.read(said, link)
         with self.lock:
             self.generation += 1
             generation = self.generation
-        free, rate = max(0, int(said.get("free", 0))), float(said.get("rate", 0.0))
-        isa = str(said.get("isa", ""))
+        free, isa = max(0, int(said.get("free", 0))), str(said.get("isa", ""))
         if isa != self.terms.computing.get("isa", isa):
             log.warning("%s computes with %s, not as here: its rows may differ in rounding", name, isa)
-        return Candidate(sock, name, generation, free, rate, isa)
+        return Candidate(sock, name, generation, free, isa, figures)
 
     def _late(self, candidate: Candidate) -> None:
         """Gives a host a place that is free, waits until it is ready, and announces it."""
@@ -152,7 +161,7 @@ class Gathering:
         """Waits until they are loaded. Raises Broken, OSError."""
         said = frames.as_json(frames.receive(candidate.sock, Kind.READY)[1])
         room = max(0, candidate.free - int(said.get("bytes", 0)))
-        return Link(candidate.sock, candidate.name, candidate.generation, room)
+        return Link(candidate.sock, candidate.name, candidate.generation, room, candidate.figures)
 
     def close(self) -> None:
         """Lets nobody in any more."""

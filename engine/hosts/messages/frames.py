@@ -35,11 +35,14 @@ class Kind(IntEnum):
     WORK = 8  # coordinator: rows, and which experts take them
     ROWS = 9  # host: what the experts gave
     REFUSED = 10  # either: why there will be nothing more
+    PING = 15  # coordinator: bytes that are to come back
+    PONG = 16  # host: they are back
 
 
 SMALL = 64 << 10
 MOST: dict[int, int] = dict.fromkeys(Kind, SMALL)  # bytes of a frame's body, by kind
 MOST[Kind.SHARE] = 64 << 20
+MOST[Kind.PING] = MOST[Kind.PONG] = 4 << 20
 MOST[Kind.WORK] = MOST[Kind.ROWS] = 2 << 30
 
 

@@ -1,11 +1,13 @@
 """Rows on the wire: float32 as they are, bfloat16, or int8 with a scale for every 32 numbers.
 
     WORK   layer u32 | rows u32 | choices u32 | flags u32 | row of each choice u16 | expert of each u16
-           [| weight of each f32, of experts that take x times it] | rows
-    ROWS   first choice u32 | choices u32 | rows
+           [| weight of each f32: of experts that take x times it, or of sums] | rows
+    ROWS   first choice (or row) u32 | choices (or rows) u32 | rows
 
 A choice is a token and one expert of its; a host answers with a row for each, in the order asked, in as many frames as
-it likes. So float32 on the wire changes no bit, and what a choice gives does not depend on who computes it.
+it likes. So float32 on the wire changes no bit, and what a choice gives does not depend on who computes it. With the
+other formats, which change bits anyway, a host adds up what its experts give a token, by their weights: then an answer
+has one row for each row of the request. Bytes of both are those of `bandwidth_model/network/wire_sizes.py`.
 """
 
 from __future__ import annotations
@@ -17,10 +19,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .frames import HEADER, Broken, Kind, head
+from ...bandwidth_model.network import wire_sizes
+from ...bandwidth_model.network.wire_sizes import GROUP, ROW, groups
+from .frames import Broken, Kind, head
 
-GROUP = 32  # numbers that share a scale
-WEIGHTED = 1  # flag: weights follow
+WEIGHTED, SUMMED = 1, 2  # flags: weights follow; the answer is a sum for each row
 TASK, ANSWER = struct.Struct("<IIII"), struct.Struct("<II")
 MOST_ROWS = 1 << 16  # that two bytes can number
 
@@ -34,14 +37,15 @@ class WireFormat(NamedTuple):
     encode: Callable[[Tensor], Tensor]
     decode: Callable[[Tensor, int], Tensor]
 
-
-def _groups(numbers: int) -> int:
-    return -(-numbers // GROUP)
+    @property
+    def is_summed(self) -> bool:
+        """Whether hosts answer with sums."""
+        return wire_sizes.is_summed(self.name)
 
 
 def _to_int8(x_ND: Tensor) -> Tensor:
     """uint8 [N, D + 4 * groups]: scales, then numbers."""
-    (N, D), G = x_ND.shape, _groups(x_ND.shape[1])
+    (N, D), G = x_ND.shape, groups(x_ND.shape[1])
     padded = torch.zeros(N, G * GROUP)
     padded[:, :D] = x_ND
     grouped = padded.view(N, G, GROUP)
@@ -52,7 +56,7 @@ def _to_int8(x_ND: Tensor) -> Tensor:
 
 
 def _from_int8(data_NB: Tensor, numbers: int) -> Tensor:
-    G = _groups(numbers)
+    G = groups(numbers)
     scales = data_NB[:, : 4 * G].contiguous().view(torch.float32)
     codes = data_NB[:, 4 * G :].contiguous().view(torch.int8).float()
     return codes * scales.repeat_interleave(GROUP, 1)[:, :numbers]
@@ -61,50 +65,40 @@ def _from_int8(data_NB: Tensor, numbers: int) -> Tensor:
 F32 = WireFormat(
     "f32",
     1,
-    lambda D: 4 * D,
+    ROW["f32"],
     lambda x: x.contiguous().view(torch.uint8),
     lambda b, D: b.contiguous().view(torch.float32),
 )
 BF16 = WireFormat(
     "bf16",
     2,
-    lambda D: 2 * D,
+    ROW["bf16"],
     lambda x: x.to(torch.bfloat16).contiguous().view(torch.uint8),
     lambda b, D: b.contiguous().view(torch.bfloat16).float(),
 )
-INT8 = WireFormat("int8", 3, lambda D: D + 4 * _groups(D), _to_int8, _from_int8)
+INT8 = WireFormat("int8", 3, ROW["int8"], _to_int8, _from_int8)
 WIRES = {one.name: one for one in (F32, BF16, INT8)}
 BY_CODE = {one.code: one for one in WIRES.values()}
 
 
 class Work(NamedTuple):
     """What a host is to compute: experts ids [N] of layer number `layer` (of those with experts) take rows at [N] of x
-    [T, D], times weights [N] where there are some."""
+    [T, D]. weights [N]: of experts that take x times them, or of a sum; is_summed: the answer is a sum for each row."""
 
     layer: int
     x_TD: Tensor
     at_N: Tensor
     ids_N: Tensor
-    taken_N: Tensor | None
-
-
-def work_bytes(tokens: int, choices: int, hidden: int, wire: WireFormat, weighted: bool) -> tuple[int, int]:
-    """Bytes of a message: of its rows, and of everything else, header included."""
-    besides = HEADER.size + TASK.size + choices * (8 if weighted else 4)
-    return tokens * wire.row(hidden), besides
-
-
-def answer_bytes(choices: int, frames: int, hidden: int, wire: WireFormat) -> tuple[int, int]:
-    """The same of an answer in so many frames."""
-    return choices * wire.row(hidden), frames * (HEADER.size + ANSWER.size)
+    weights_N: Tensor | None
+    is_summed: bool = False
 
 
 def work_parts(work: Work, wire: WireFormat, call: int) -> list[memoryview]:
     """A WORK frame, in parts to be sent one after the other."""
     rows = _bytes(wire.encode(work.x_TD))
     numbers = torch.cat([work.at_N, work.ids_N]).to(torch.int32).to(torch.uint16)
-    weights = b"" if work.taken_N is None else _bytes(work.taken_N.contiguous().view(torch.uint8))
-    flags = 0 if work.taken_N is None else WEIGHTED
+    weights = b"" if work.weights_N is None else _bytes(work.weights_N.contiguous().view(torch.uint8))
+    flags = (0 if work.weights_N is None else WEIGHTED) | (SUMMED if work.is_summed else 0)
     task = TASK.pack(work.layer, len(work.x_TD), len(work.at_N), flags)
     places = bytes(_bytes(numbers.view(torch.uint8)))
     length = len(task) + len(places) + len(weights) + len(rows)
@@ -115,9 +109,10 @@ def work_parts(work: Work, wire: WireFormat, call: int) -> list[memoryview]:
 def read_work(body: bytearray, wire: WireFormat, experts: Sequence[int], hidden: int) -> Work:
     """What a WORK frame asks for; experts: of each layer. Raises Broken where its lengths or numbers do not fit."""
     layer, tokens, choices, flags = TASK.unpack(body[: TASK.size])
-    weighted = bool(flags & WEIGHTED)
+    weighted, is_summed = bool(flags & WEIGHTED), bool(flags & SUMMED)
     sizes = [2 * choices, 2 * choices, 4 * choices * weighted, tokens * wire.row(hidden)]
-    if TASK.size + sum(sizes) != len(body) or layer >= len(experts) or tokens > MOST_ROWS or not choices:
+    fits = TASK.size + sum(sizes) == len(body) and (weighted or not is_summed)
+    if not fits or layer >= len(experts) or tokens > MOST_ROWS or not choices:
         raise Broken("the lengths in a request for experts do not fit: the connection is closed")
     data, parts, at = torch.frombuffer(body, dtype=torch.uint8), [], TASK.size
     for size in sizes:
@@ -126,18 +121,18 @@ def read_work(body: bytearray, wire: WireFormat, experts: Sequence[int], hidden:
     at_N, ids_N = (part.view(torch.uint16).to(torch.int32) for part in parts[:2])
     if int(at_N.max()) >= tokens or int(ids_N.max()) >= experts[layer]:
         raise Broken("a request names a row or an expert that is not there: the connection is closed")
-    taken_N = parts[2].clone().view(torch.float32) if weighted else None
-    return Work(layer, wire.decode(parts[3].view(tokens, -1), hidden), at_N, ids_N, taken_N)
+    weights_N = parts[2].clone().view(torch.float32) if weighted else None
+    return Work(layer, wire.decode(parts[3].view(tokens, -1), hidden), at_N, ids_N, weights_N, is_summed)
 
 
 def answer_parts(rows_ND: Tensor, first: int, wire: WireFormat, call: int) -> list[memoryview]:
-    """A ROWS frame: of the choices from `first` on."""
+    """A ROWS frame: of the choices, or sums, from `first` on."""
     rows, start = _bytes(wire.encode(rows_ND)), ANSWER.pack(first, len(rows_ND))
     return [memoryview(head(Kind.ROWS, len(start) + len(rows), wire.code, call) + start), rows]
 
 
 def read_answer(body: bytearray, wire: WireFormat, hidden: int) -> tuple[int, Tensor]:
-    """The first choice, and float32 [choices, hidden]. Raises Broken."""
+    """The first choice (or sum), and float32 [choices, hidden]. Raises Broken."""
     if len(body) < ANSWER.size:
         raise Broken("an answer is too short: the connection is closed")
     first, choices = ANSWER.unpack(body[: ANSWER.size])

@@ -15,19 +15,27 @@ def expert_rows(llm: LLM) -> Iterator[tuple[str, str, ByFormat]]:
     assert isinstance(experts, NetExperts), "rows of hosts without hosts"
     members, layouts = experts.members, experts.shelf.files.layouts
     for number, name in enumerate(members.names):
-        held = [row.count(number) for row in members.owners]
+        held = [len(row) for row in members.share(number)]
         if sum(held):
             pairs = zip(held, layouts, strict=True)
             read = ByFormat.sum(ByFormat.of(layout.bytes_by_format).times(count) for count, layout in pairs)
             yield f"{sum(held)} experts", f"host {name}" if number else "RAM", read
 
 
-def line(llm: LLM) -> str:
-    """What goes over the wire, for people."""
+def lines(llm: LLM) -> list[str]:
+    """What goes over the wire, and what hosts and their links were measured to do, for people."""
     experts = llm.parts.decoder.experts
-    assert isinstance(experts, NetExperts), "a line about hosts without hosts"
-    parts, count = experts.parts, len(experts.members.links) - 1
-    return (
-        f"expert parallelism over {count} hosts: attention, router, shared experts and KV cache are here; rows go as "
-        f"{parts.wire.name}; a host that is silent for {parts.timeout:g} s is lost"
-    )
+    assert isinstance(experts, NetExperts), "lines about hosts without hosts"
+    parts, members = experts.parts, experts.members
+    rows = f"sums go back as {parts.wire.name}" if parts.wire.is_summed else f"rows go as {parts.wire.name}"
+    found = [
+        f"expert parallelism over {len(members.links) - 1} hosts: attention, router, shared experts and KV cache are "
+        f"here; {rows}; a host that is silent for {parts.timeout:g} s is lost"
+    ]
+    found += [f"host {link.name}: {link.figures}" for link in members.links if link is not None]
+    if copies := sum(map(len, members.replicas)):
+        found.append(f"{copies} experts have a copy on another machine")
+    if (costs := experts.network.costs) is not None:
+        each = ", ".join(f"{seconds.mid * 1e6:.0f} us of {tokens:.0f}" for tokens, seconds in costs.points)
+        found.append(f"a layer with hosts takes besides, by its tokens: {each}")
+    return found

@@ -1,0 +1,56 @@
+"""A connection's round trip and rate, measured over itself while a host joins: frames that come back as they went."""
+
+from __future__ import annotations
+
+import socket
+import statistics
+import time
+from typing import NamedTuple
+
+from ..messages import frames
+from ..messages.frames import Kind
+
+TRIPS, SECONDS = 16, 0.25  # at most: of the trips, and of the rate
+FIRST, FACTOR, MOST = 4 << 10, 4, 4 << 20  # bytes of the echoes
+
+
+class LinkRate(NamedTuple):
+    """round_trip: seconds of an empty frame there and back, the median; bytes_s: of one direction, the most."""
+
+    round_trip: float
+    bytes_s: float
+
+
+def measure(sock: socket.socket) -> LinkRate:
+    """Half a second at most, and one echo more on a link that is slower. Raises Broken, OSError."""
+    trips: list[float] = []
+    end = time.perf_counter() + SECONDS
+    _trip(sock, b"")  # the other side may have been asleep
+    while len(trips) < TRIPS and (not trips or time.perf_counter() < end):
+        trips.append(_trip(sock, b""))
+    round_trip = statistics.median(trips)
+    size, best, end = FIRST, 0.0, time.perf_counter() + SECONDS
+    while True:
+        took = _trip(sock, bytes(size))
+        best = max(best, 2 * size / max(took - round_trip, took / 10))
+        if size >= MOST or took > SECONDS / FACTOR or time.perf_counter() > end:
+            return LinkRate(round_trip, best)
+        size *= FACTOR
+
+
+def _trip(sock: socket.socket, body: bytes) -> float:
+    """Seconds of a frame there and back."""
+    start = time.perf_counter()
+    frames.send(sock, Kind.PING, body)
+    frames.receive(sock, Kind.PONG)
+    return time.perf_counter() - start
+
+
+def receive(sock: socket.socket, kind: Kind) -> bytearray:
+    """The host's side: the body of a frame of this kind, and before it every echo that is asked for. Raises Broken,
+    OSError."""
+    while True:
+        header, body = frames.receive(sock, kind, Kind.PING)
+        if header.kind is kind:
+            return body
+        frames.send(sock, Kind.PONG, bytes(body))
