@@ -120,7 +120,9 @@ class PassModel:
         steps = [in_turn(*(load for load in self._common(done) if not (isinstance(load, Weights) and load.experts)))]
         for work in done.layers:
             asked = tuple(self._asked(work, one, network) for one in work.hosts)
-            steps.append(side_by_side((Exchange(asked),), (self._experts(work, CPU_DRAM),)))
+            shared = Weights(CPU_DRAM, self.sizes.layers[work.layer].shared, 0, work.tokens)
+            here = (self._experts(work, CPU_DRAM), shared)
+            steps += [in_turn(replace(shared, times=-1)), side_by_side((Exchange(asked),), here)]
             if asked:
                 steps.append(in_turn(Cost(network.costs, work.tokens)))
         return predict([*steps, in_turn(self._overhead(done))], self.machine)

@@ -19,9 +19,9 @@ from ...errors import DeviceError
 from .dealing import replicas
 from .dealing.dealt import Dealt, share
 from .dealing.replicas import Copies
-from .dealing.sharing import Node, Owners, without
 from .joining.gathering import Candidate, Gathering
 from .link import Link
+from .sharing import Node, Owners, without
 
 log = logging.getLogger("headrace")
 FULL = "all {count} places are taken by hosts that are there: end one of them first"

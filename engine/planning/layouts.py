@@ -190,8 +190,6 @@ def choices(storage: Storage, hardware: Hardware, demand: Demand) -> list[Placem
 def named(text: str, storage: Storage, hardware: Hardware, demand: Demand) -> Placement:
     """The placement that --placement asks for: cpu, disk, gpu, cpu-moe, n-cpu-moe=N, or a file."""
     policy, count = parse(text), len(storage.layers)
-    if policy.kind == "hosts":
-        raise OptionError("--placement hosts cannot be planned yet: plan each machine's share with another placement")
     if hardware.cpu is None and policy.kind != "file" and policy != Policy("layers", 0):
         raise OptionError(f"--placement {text} needs RAM, and {hardware.name} names no CPU: add one to --hardware")
     if policy.kind == "disk" and hardware.disk is None:

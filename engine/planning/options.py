@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from ...errors import OptionError
 from ...kernels.formats import KV_FORMATS, KVFormat
-from ..option import COMMON, MODEL, option
+from ..bandwidth_model.network.wire_sizes import WIRES
+from ..option import COMMON, HOSTS, MODEL, option
 from ..placement.placement import PLACES
 
 
@@ -23,6 +24,8 @@ class Options:
     model: str = option("full", COMMON, "NAME", "how time is predicted: full, simple (bytes over nominal bandwidths)")
     kv_format: str = option("bf16", MODEL, "NAME", f"of the KV cache: {', '.join(KV_FORMATS)}")
     experts_per_token: int | None = option(None, MODEL, "N", "experts that a token uses; default as trained")
+    hosts: str | None = option(None, HOSTS, "TEXT", "more machines: \"3x ddr5-6000-2ch 96gb, 10gbe\"; groups by ';'")
+    wire: str = option("f32", HOSTS, "TYPE", f"of rows that go to hosts and back: {', '.join(WIRES)}")
 
     def __post_init__(self) -> None:
         for name in ("context", "batch", "prompt"):
@@ -31,6 +34,8 @@ class Options:
                 raise OptionError(f"--{name} is {value}: give a whole number above 0")
         if self.kv_format not in KV_FORMATS:
             raise OptionError(f"--kv-format is '{self.kv_format}'; choose one of {', '.join(KV_FORMATS)}")
+        if self.wire not in WIRES:
+            raise OptionError(f"--wire is '{self.wire}'; choose one of {', '.join(WIRES)}")
         if self.model not in ("full", "simple"):
             raise OptionError(f"--model is '{self.model}'; there are full and simple")
 

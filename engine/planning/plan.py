@@ -6,6 +6,7 @@ it to scripts.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from ...errors import ConfigError, MemoryNeeded, OptionError
@@ -21,43 +22,23 @@ from ...loaders.quants.quant import Quant
 from ..bandwidth_model.flop_counts import STATE_WIDTH
 from ..bandwidth_model.hardware import ENDS, Device, End, Hardware, Range
 from ..config import EngineConfig
-from ..ledger.passes import Prediction
 from ..ledger.windows import PAGE, Window
 from ..placement.placement import parse
-from ..placement.tier_memory import GPU_RESERVE, TierMemory
+from ..placement.tier_memory import GPU_RESERVE
 from . import layouts as placing
 from . import of_headers as headers
 from . import storage as storing
 from .articles import RuleOfThumb, rule_of_thumb
 from .experts_per_token import with_experts
+from .hosts import comparison, machines
+from .hosts.comparison import Hosted
 from .layouts import Demand, Placement
 from .options import Options, check_kv_rows
-from .speed import CHUNK, Distinct, Drafted, Model, Workload, simple_seconds
+from .speed import CHUNK, Distinct, Drafted, Model, Rated, Workload, simple_seconds
 from .storage import Storage
 
 GB = 1e9
 SMALLER = ("q8_0", "q6_k", "q4_k", "q4_0", "q3_k", "q2_k", "iq2_xxs")  # tried when a model does not fit, largest first
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rated:
-    """One placement with its memory and its times; the times are None where it does not fit or nothing is known."""
-
-    placement: Placement
-    memory: dict[str, TierMemory]
-    decode: dict[End, Prediction] | None
-    prefill: dict[End, Prediction] | None
-
-    @property
-    def fits(self) -> bool:
-        return all(tier.fits for tier in self.memory.values())
-
-    def decode_tok_s(self, batch: int) -> Range | None:
-        """Tokens per second of all sequences together."""
-        return None if self.decode is None else Range(*(batch / self.decode[end].seconds for end in ENDS))
-
-    def prefill_tok_s(self, prompt: int) -> Range | None:
-        return None if self.prefill is None else Range(*(prompt / self.prefill[end].seconds for end in ENDS))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +54,7 @@ class Changed:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Everything that `headrace plan` says. `best` None: there is no machine to plan for."""
+    """Everything that `headrace plan` says. `best` None: there is no machine to plan for. hosted: of --hosts."""
 
     source: Source
     options: Options
@@ -89,6 +70,7 @@ class Plan:
     what_if: tuple[Changed, ...]
     drafts: tuple[Drafted, ...] = ()
     distinct: Distinct | None = None
+    hosted: Hosted | None = None
 
     @property
     def model(self) -> Architecture:
@@ -132,7 +114,8 @@ def make(source: Source, hardware: Hardware | None, options: Options, distinct: 
             best=None, rule=None, simple_tok_s=None, bytes_per_token=bytes_per_token, what_if=(),
         )  # fmt: skip
     engine = Model(model, storage, hardware, distinct)
-    rated = _rated(engine, demand, work, options.placement)
+    hosted = _hosted(engine, demand, work, options)
+    rated = _rated(engine, demand, work, options.placement, hosted)
     best = best_of(rated, work)
     simple = simple_seconds(model, storage, hardware)
     return Plan(
@@ -146,11 +129,45 @@ def make(source: Source, hardware: Hardware | None, options: Options, distinct: 
         best=best,
         rule=_rule(storage, hardware),
         simple_tok_s=1 / simple if simple else None,
-        bytes_per_token=engine.bytes_per_token(best.placement, work),
-        what_if=tuple(_what_if(source, hardware, work, storage, quant, distinct)),
-        drafts=engine.with_drafts(best.placement, work) if best.decode is not None else (),
+        bytes_per_token=_bytes_per_token(engine, best, work, hosted),
+        what_if=tuple(
+            _what_if(source, hardware, work, storage, quant, distinct)
+            if hosted is None
+            else _what_if_hosted(engine, hosted, demand, work)
+        ),
+        drafts=engine.with_drafts(best.placement, work) if best.decode and not _is_hosted(best, hosted) else (),
         distinct=distinct,
+        hosted=hosted,
     )
+
+
+def _hosted(engine: Model, demand: Demand, work: Workload, options: Options) -> Hosted | None:
+    """With --hosts. Raises OptionError."""
+    if options.hosts is None:
+        if parse(options.placement).kind == "hosts":
+            raise OptionError(f"--placement hosts needs --hosts, such as --hosts {machines.EXAMPLE}")
+        return None
+    comparison.check(engine.hardware, engine.model)
+    return comparison.compare(engine, machines.parse(options.hosts), options.wire, demand, work)
+
+
+def _is_hosted(rated: Rated, hosted: Hosted | None) -> bool:
+    return hosted is not None and any(rated is one for one in hosted.rated)
+
+
+def _bytes_per_token(engine: Model, best: Rated, work: Workload, hosted: Hosted | None) -> dict[str, dict[str, int]]:
+    if hosted is not None and _is_hosted(best, hosted):
+        return hosted.bytes_per_token(best, engine, work)
+    return engine.bytes_per_token(best.placement, work)
+
+
+def _what_if_hosted(engine: Model, hosted: Hosted, demand: Demand, work: Workload) -> list[Changed]:
+    """The same hosts with one thing changed."""
+    rows = []
+    for what, hops, wire in comparison.variants(hosted):
+        best = best_of([*comparison.compare(engine, hops, wire, demand, work).rated], work)
+        rows.append(_changed(what, best, work))
+    return rows
 
 
 def sizes(source: Source, text: str) -> tuple[Storage, Quant]:
@@ -201,12 +218,15 @@ def cache_bytes(model: Architecture, context: int, batch: int, kv: KVFormat) -> 
     return tuple(kv.bytes(sum(map(kept, one.caches))) + batch * STATE_WIDTH * one.state if one else 0 for one in mixers)
 
 
-def _rated(engine: Model, demand: Demand, work: Workload, wanted: str) -> list[Rated]:
-    if parse(wanted).kind == "auto":
+def _rated(engine: Model, demand: Demand, work: Workload, wanted: str, hosted: Hosted | None) -> list[Rated]:
+    kind, on_hosts = parse(wanted).kind, [] if hosted is None else [*hosted.rated]
+    if kind == "hosts":
+        return on_hosts
+    if kind == "auto":
         found = placing.choices(engine.storage, engine.hardware, demand)
     else:
         found = [placing.named(wanted, engine.storage, engine.hardware, demand)]
-    return [rate(engine, demand, work, placement) for placement in found]
+    return [*on_hosts, *(rate(engine, demand, work, placement) for placement in found)]
 
 
 def rate(engine: Model, demand: Demand, work: Workload, placement: Placement, ends: tuple[End, ...] = ENDS) -> Rated:
@@ -254,13 +274,7 @@ def _what_if(
         demand = needs(model, work, machine)
         choices = placing.choices(bytes_of, machine, demand)
         best = best_of([rate(engine, demand, work, choice, ("mid",)) for choice in choices], work)
-        return Changed(
-            what=what,
-            placement=best.placement.name if best.fits else "does not fit",
-            decode_tok_s=work.batch / best.decode["mid"].seconds if best.decode else None,
-            prefill_tok_s=work.prompt / best.prefill["mid"].seconds if best.prefill else None,
-            bottleneck=best.decode["mid"].bottleneck if best.decode else "",
-        )
+        return _changed(what, best, work)
 
     rows = [changed(what, machine, storage) for what, machine in variants(hardware)]
     for name in ("q8_0", "q4_0"):
@@ -268,6 +282,17 @@ def _what_if(
         if other.experts != quant.experts or (storage.from_headers and storage.expert_format != name):
             rows.append(changed(f"--quant {name}", hardware, storing.computed(model, other)))
     return rows
+
+
+def _changed(what: str, best: Rated, work: Workload) -> Changed:
+    """A row for the best placement of what was changed."""
+    return Changed(
+        what=what,
+        placement=best.placement.name if best.fits else "does not fit",
+        decode_tok_s=work.batch / best.decode["mid"].seconds if best.decode else None,
+        prefill_tok_s=work.prompt / best.prefill["mid"].seconds if best.prefill else None,
+        bottleneck=best.decode["mid"].bottleneck if best.decode else "",
+    )
 
 
 def variants(hardware: Hardware) -> list[tuple[str, Hardware]]:
@@ -321,9 +346,18 @@ def _fitting(plan: Plan) -> str:
     found = []
     for name in SMALLER:
         storage = storing.computed(plan.model, of_text.parse(name, plan.quant))
-        if storage.total >= plan.storage.total:
-            continue
-        options = placing.choices(storage, plan.hardware, plan.demand)
-        if any(all(t.fits for t in placing.memory(p, storage, plan.hardware, plan.demand).values()) for p in options):
+        if storage.total < plan.storage.total and any(_would_fit(plan, storage)):
             found.append(f"--quant {name} ({storage.total / GB:.1f} GB)")
     return " or ".join(found[:2])
+
+
+def _would_fit(plan: Plan, storage: Storage) -> Iterator[bool]:
+    """Of each placement that may be."""
+    assert plan.hardware is not None
+    if plan.hosted is not None:
+        engine, options = Model(plan.model, storage, plan.hardware, plan.distinct), plan.options
+        work = Workload(context=options.context, batch=options.batch, prompt=options.prompt, kv=options.kv)
+        found = comparison.compare(engine, plan.hosted.hops, plan.hosted.wire, plan.demand, work)
+        yield from (rated.fits for rated in found.rated)
+    for placement in placing.choices(storage, plan.hardware, plan.demand):
+        yield all(t.fits for t in placing.memory(placement, storage, plan.hardware, plan.demand).values())

@@ -20,7 +20,7 @@ from ...loaders.architecture.architecture import Architecture, Layer
 from ...loaders.quants.by_format import ByFormat
 from ..bandwidth_model import flop_counts
 from ..bandwidth_model.flop_counts import STATE_WIDTH, intensity
-from ..bandwidth_model.hardware import Device, End, Hardware
+from ..bandwidth_model.hardware import ENDS, Device, End, Hardware, Range
 from ..bandwidth_model.profile import mean_queries
 from ..bandwidth_model.roofline import (
     Cache,
@@ -34,8 +34,9 @@ from ..bandwidth_model.roofline import (
     predict,
     side_by_side,
 )
-from ..ledger.passes import H2D, Prediction
+from ..ledger.passes import CPU_DRAM, H2D, Prediction
 from ..placement.placement import channel
+from ..placement.tier_memory import TierMemory
 from .articles import distinct_experts
 from .layouts import CPU, DISK, Placement
 from .storage import LayerBytes, Storage
@@ -77,6 +78,27 @@ def gains(seconds: Sequence[float]) -> tuple[Drafted, ...]:
     return tuple(found)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Rated:
+    """One placement with its memory and its times; the times are None where it does not fit or nothing is known."""
+
+    placement: Placement
+    memory: dict[str, TierMemory]
+    decode: dict[End, Prediction] | None
+    prefill: dict[End, Prediction] | None
+
+    @property
+    def fits(self) -> bool:
+        return all(tier.fits for tier in self.memory.values())
+
+    def decode_tok_s(self, batch: int) -> Range | None:
+        """Tokens per second of all sequences together."""
+        return None if self.decode is None else Range(*(batch / self.decode[end].seconds for end in ENDS))
+
+    def prefill_tok_s(self, prompt: int) -> Range | None:
+        return None if self.prefill is None else Range(*(prompt / self.prefill[end].seconds for end in ENDS))
+
+
 class Model:
     """A model on a machine: the work of its passes for any placement. `distinct` may come from a trace of real
     routing."""
@@ -94,21 +116,21 @@ class Model:
     def decode(self, placement: Placement, work: Workload, drafted: int = 0) -> list[Step]:
         """One step: a token for every sequence of the batch, and `drafted` behind each."""
         tokens = work.batch * (1 + drafted)
-        steps = [in_turn(self._overhead(tokens, tokens))]
+        steps = [in_turn(self.overhead(tokens, tokens))]
         for i in range(len(self.model.layers)):
             steps += self._decode_layer(i, placement, work, 1 + drafted)
-        return [*steps, self._outside(placement, tokens, tokens)]
+        return [*steps, self.outside(placement, tokens, tokens)]
 
     def with_drafts(self, placement: Placement, work: Workload) -> tuple[Drafted, ...]:
         """What drafts gain, by how often a drafted token is right."""
         return gains([self.seconds(self.decode(placement, work, d)).seconds for d in range(MOST_DRAFTED + 1)])
 
-    def _overhead(self, tokens: int, rows: int) -> Overhead:
+    def overhead(self, tokens: int, rows: int) -> Overhead:
         """What a pass costs whatever it reads; rows: whose logits are wanted."""
         shared = sum(1 for sizes in self.storage.layers if sizes.shared)
         return Overhead(tokens, len(self.model.layers), shared, rows * self.model.vocab)
 
-    def _outside(self, placement: Placement, tokens: int, rows: int) -> Step:
+    def outside(self, placement: Placement, tokens: int, rows: int) -> Step:
         """The head for so many rows, and what else lies outside of layers: read once; embeddings of the tokens."""
         read = ByFormat.sum([self.storage.outside_in, self.storage.row_in.times(tokens)])
         return in_turn(Weights(channel(placement.outside), read, rows * flop_counts.head_flops(self.model), rows))
@@ -117,14 +139,14 @@ class Model:
         """each: tokens of every sequence."""
         layer, sizes, batch = self.model.layers[i], self.storage.layers[i], work.batch
         at, experts_at, tokens = placement.common[i], placement.experts[i], work.batch * each
-        common = self._common(i, at, tokens)
-        cache = _cache(layer, channel(at), work.context + each - 1, each, work.kv)
+        common = self.common(i, at, tokens)
+        cache = cache_of(layer, channel(at), work.context + each - 1, each, work.kv)
         all_caches = replace(cache, read=batch * cache.read, written=batch * cache.written, flops=batch * cache.flops)
         yield in_turn(common, all_caches)
         if layer.experts is None:
             return
         read = self.touched(i, tokens) * sizes.expert
-        routed = Link(DISK, read) if experts_at == DISK else self._experts(i, experts_at, tokens)
+        routed = Link(DISK, read) if experts_at == DISK else self.experts(i, experts_at, tokens)
         if experts_at == at:
             yield in_turn(routed)
             return
@@ -134,12 +156,12 @@ class Model:
         yield side_by_side((routed,), (shared,))
         yield in_turn(Handoff("sync"))
 
-    def _common(self, i: int, at: str, tokens: int) -> Weights:
+    def common(self, i: int, at: str, tokens: int) -> Weights:
         """All weights of a layer but its routed experts."""
         flops = tokens * flop_counts.layer_flops(self.model.layers[i])
         return Weights(channel(at), self.storage.layers[i].common_in, flops, tokens)
 
-    def _experts(self, i: int, at: str, tokens: int) -> Weights:
+    def experts(self, i: int, at: str, tokens: int) -> Weights:
         """The routed experts of a layer that so many tokens choose."""
         layer, touched = self.model.layers[i], self.touched(i, tokens)
         each = tokens * layer.experts.top_k / touched if layer.experts else 1.0
@@ -164,17 +186,17 @@ class Model:
             if found is None:
                 return None
             steps += found
-        return [*steps, self._outside(placement, 0, 1)]
+        return [*steps, self.outside(placement, 0, 1)]
 
     def _chunk(self, placement: Placement, tokens: int, before: int, work: Workload) -> list[Step] | None:
         """A chunk of a prompt; of the last layer's experts only the prompt's last token needs any."""
-        steps = [in_turn(self._overhead(tokens, 0))]
+        steps = [in_turn(self.overhead(tokens, 0))]
         for i, layer in enumerate(self.model.layers):
             at, is_last = placement.common[i], i == len(self.model.layers) - 1
             if self._device(at).flops is None:
                 return None
-            cache = _cache(layer, channel(at), before + tokens, tokens, work.kv)
-            steps.append(in_turn(self._common(i, at, tokens), cache))
+            cache = cache_of(layer, channel(at), before + tokens, tokens, work.kv)
+            steps.append(in_turn(self.common(i, at, tokens), cache))
             needed = tokens if not is_last else int(before + tokens == work.prompt)
             if layer.experts is not None and needed:
                 ways = self._ways(i, at, placement.experts[i], needed)
@@ -186,7 +208,7 @@ class Model:
     def _ways(self, i: int, at: str, tier: str, tokens: int) -> Step:
         """A prompt's experts: computed where they lie (from the disk by the CPU), or copied to the GPU that has the
         common weights. None of the devices that could compute them may be known to: then there is no way."""
-        experts = self._experts(i, at, tokens)
+        experts = self.experts(i, at, tokens)
         holder = CPU if tier == DISK else tier
         disk: Way = ((Link(DISK, experts.bytes),),) if tier == DISK else ()
         found: list[Way] = []
@@ -199,16 +221,24 @@ class Model:
 
     def bytes_per_token(self, placement: Placement, work: Workload) -> dict[str, dict[str, int]]:
         """Bytes of a decode step by tier and group, divided by the batch: the ledger's groups."""
+        common, experts = map(channel, placement.common), map(channel, placement.experts)
+        return self.bytes_by_place([*common], work, [*experts], channel(placement.outside))
+
+    def bytes_by_place(
+        self, common: Sequence[str], work: Workload, experts: Sequence[str] | None = None, outside: str = CPU_DRAM
+    ) -> dict[str, dict[str, int]]:
+        """The same by any names of places: of each layer's common weights, of its experts (None: the same), and of what
+        is outside."""
         found: dict[str, Counter[str]] = {}
         for i, layer in enumerate(self.model.layers):
             sizes = self.storage.layers[i]
-            here = found.setdefault(channel(placement.common[i]), Counter())
+            here = found.setdefault(common[i], Counter())
             here["dense"] += sizes.common
             here["kv"] += work.batch * cache_traffic(layer, work.context, work.kv)
             if layer.experts is not None:
-                there = found.setdefault(channel(placement.experts[i]), Counter())
+                there = found.setdefault((common if experts is None else experts)[i], Counter())
                 there["experts"] += round(self.touched(i, work.batch) * sizes.expert)
-        last = found.setdefault(channel(placement.outside), Counter())
+        last = found.setdefault(outside, Counter())
         last["head"] += self.storage.head
         last["dense"] += self.storage.outside - self.storage.head + work.batch * self.storage.rows
         return {
@@ -223,7 +253,7 @@ class Model:
         return self.hardware.gpus[int(tier.removeprefix("gpu"))]
 
 
-def _cache(layer: Layer, term: str, context: int, queries: int, kv: KVFormat) -> Cache:
+def cache_of(layer: Layer, term: str, context: int, queries: int, kv: KVFormat) -> Cache:
     """A sequence's new tokens attend to its cache, which holds `context` then, and renew its state."""
     mixer = layer.mixer
     has_cache = mixer is not None and bool(mixer.caches)

@@ -17,12 +17,12 @@ from refusals import refused
 
 from headrace import LLM, EngineConfig
 from headrace.engine.bench.random_weights import random_llm
-from headrace.engine.hosts.dealing.sharing import Node, deal, without
 from headrace.engine.hosts.joining import address, link_rate, meeting
 from headrace.engine.hosts.joining.gathering import Gathering
 from headrace.engine.hosts.messages import frames, greeting, rows
 from headrace.engine.hosts.messages.frames import HEADER, MAGIC, Broken, Kind, Refused
 from headrace.engine.hosts.messages.terms import Terms
+from headrace.engine.hosts.sharing import Node, deal, without
 from headrace.errors import DeviceError, MemoryNeeded, OptionError
 from headrace.loaders import model_source
 

@@ -518,7 +518,7 @@ def test_too_large_is_said_after_the_tables(run: Run) -> None:
         (("Kimi-K2", "--hardware", "ddr5-6000-2ch", "--placement", "gpu"), "needs a GPU"),
         (("Kimi-K2", "--hardware", "rtx-3090, ddr5-6000-2ch", "--placement", "n-cpu-moe=99"), "from 0 to 61"),
         (("Kimi-K2", "--hardware", "rtx-3090, ddr5-6000-2ch", "--placement", "moon"), "auto, cpu, disk, hosts, gpu"),
-        (("Kimi-K2", "--hardware", "rtx-3090, ddr5-6000-2ch", "--placement", "hosts"), "cannot be planned yet"),
+        (("Kimi-K2", "--hardware", "rtx-3090, ddr5-6000-2ch", "--placement", "hosts"), "needs --hosts, such as"),
         (("Kimi-K2", "--plot", "x.pdf"), ".png or .svg"),
         (("Kimi-K9",), "nearest in the catalogue: Kimi-K"),
         ((), "no model"),

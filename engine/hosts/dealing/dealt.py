@@ -17,9 +17,9 @@ from ...placement import hosts_asked, placement_file
 from ...placement.tier_memory import of_free
 from ..joining import rate
 from ..joining.gathering import Candidate
+from ..sharing import Node, Owners, deal
 from . import replicas
 from .replicas import Copies
-from .sharing import Node, Owners, deal
 
 log = logging.getLogger("headrace")
 

@@ -15,7 +15,7 @@ import numpy as np
 from ....errors import OptionError
 from ....loaders.spec import ModelSpec
 from ...traces import reader
-from .sharing import Owners
+from ..sharing import Owners
 
 Copies = list[dict[int, tuple[int, ...]]]  # by layer (of those with experts): of an expert the machines beside its own
 

@@ -15,8 +15,10 @@ from ...bandwidth_model.flop_counts import STATE_WIDTH
 from ...bandwidth_model.hardware import REACHED, Device, Range
 from ...bandwidth_model.machine_file import unknown_gpus
 from ...planning import layouts as placing
-from ...planning.plan import Plan, Rated
-from ...planning.speed import Drafted
+from ...planning.hosts import machines
+from ...planning.hosts.comparison import Hosted
+from ...planning.plan import Plan
+from ...planning.speed import Drafted, Rated
 from ...units import GB, count, size
 from ..tables import new_table
 
@@ -37,6 +39,7 @@ def tables(plan: Plan) -> Iterable[Table | str]:
     yield memory_table(plan, plan.best)
     if plan.best.decode is not None:
         yield time_table(plan, plan.best)
+    yield from hosts_lines(plan)
     yield from layers_lines(plan)
     yield what_if_table(plan)
     yield from drafts_line(plan)
@@ -115,6 +118,8 @@ def machine_table(plan: Plan) -> Table:
     shown = new_table(f"machine: {plan.hardware.name}", "part", "memory", "GB/s", "reached", "TFLOP/s", "copies GB/s")
     for device in plan.hardware.devices:
         shown.add_row(device.name, *_device_cells(device))
+    for hop in () if plan.hosted is None else plan.hosted.hops:
+        shown.add_row(hop.device.name, *_device_cells(hop.device))
     return shown
 
 
@@ -172,8 +177,9 @@ def time_table(plan: Plan, rated: Rated) -> Table:
         f"one decode step: {step.seconds * 1e3:.2f} ms", "tier", "bytes per token", "ms", "share of the step"
     )
     for tier in dict.fromkeys((*plan.bytes_per_token, *step.terms)):
-        read, took = sum(plan.bytes_per_token.get(tier, {}).values()), step.terms.get(tier, 0.0)
-        shown.add_row(tier, size(read) if read else "-", f"{took * 1e3:.2f}", f"{took / step.seconds:.0%}")
+        read, took = sum(plan.bytes_per_token.get(tier, {}).values()), step.terms.get(tier)
+        times = ("in net", "-") if took is None else (f"{took * 1e3:.2f}", f"{took / step.seconds:.0%}")
+        shown.add_row(tier, size(read) if read else "-", *times)
     return shown
 
 
@@ -194,6 +200,23 @@ def n_cpu_moe(plan: Plan) -> int | None:
         return None
     filled = placing.offloaded(plan.storage, plan.hardware, plan.demand)
     return None if filled is None else filled.n_cpu_moe
+
+
+def hosts_lines(plan: Plan) -> Iterable[str]:
+    """How layers and experts are dealt out, the links, and which way is faster and why."""
+    hosted = plan.hosted
+    if hosted is None:
+        return
+    links = dict.fromkeys(
+        f"{_range(hop.rate, GB, 2)} GB/s, round trip {hop.round_trip.high * 1e6:.0f}-{hop.round_trip.low * 1e6:.0f} us"
+        for hop in hosted.hops
+    )
+    yield f"links: {'; '.join(links)}; rows go as {hosted.wire}"
+    names = ["here", *(hop.name for hop in hosted.hops)]
+    parts = ", ".join(f"{name} {share:.0%}" for name, share in zip(names, hosted.shares, strict=True))
+    runs = ", ".join(f"{name} {len(run)}" for name, run in zip(names, hosted.runs, strict=True))
+    yield f"by experts, of each layer's: {parts}; by layers: {runs}"
+    yield from hosted.why
 
 
 def what_if_table(plan: Plan) -> Table:
@@ -230,6 +253,11 @@ def remarks(plan: Plan) -> Iterable[str]:
             for kind in used
         )
         yield f"ranges of named parts are assumptions, nobody measured them: {parts}"
+    if plan.hosted is not None:
+        yield (
+            f"what is reached of links ({machines.REACHED.low:.0%}-{machines.REACHED.high:.0%}), round trips, and "
+            f"{machines.HOP.high * 1e6:.0f}-{machines.HOP.low * 1e6:.0f} us that a hop takes besides are assumptions"
+        )
     if plan.best is not None and plan.best.fits and plan.best.prefill is None:
         yield 'no prefill time: a part has no compute rate; for a CPU give its cores, as in --hardware "..., 16cores"'
 
@@ -292,8 +320,30 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "bottleneck": step.bottleneck if step else None,
         "placements": [_rated_json(r, plan) for r in plan.rated],
         "what_if": [vars(row) for row in plan.what_if],
+        "hosts": None if plan.hosted is None else _hosts_json(plan.hosted, plan),
         "drafts": [vars(row) for row in plan.drafts],
     }
+
+
+def _hosts_json(hosted: Hosted, plan: Plan) -> dict[str, Any]:
+    """Machines in their order, both ways to split the model, and why the faster one is."""
+    there = [
+        {
+            "name": hop.name,
+            "ram_gbs": _rounded(hop.device.bandwidth.mid / GB),
+            "link_gbs": _rounded(hop.rate.mid / GB),
+            "round_trip_us": _rounded(hop.round_trip.mid * 1e6),
+            "experts_share": _rounded(share),
+            "layers": len(run),
+        }
+        for hop, share, run in zip(hosted.hops, hosted.shares[1:], hosted.runs[1:], strict=True)
+    ]
+    ways = {
+        name: {**_rated_json(rated, plan), "net_bytes": hosted.net_bytes[rated.placement.name],
+               "memory": _memory_json(rated)}
+        for name, rated in (("by_experts", hosted.by_experts), ("by_layers", hosted.by_layers))
+    }  # fmt: skip
+    return {"machines": there, "wire": hosted.wire, **ways, "why": list(hosted.why)}
 
 
 def _memory_json(rated: Rated) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ....errors import MemoryNeeded
-from ...units import size
+from ...errors import MemoryNeeded
+from ..units import size
 
 Owners = list[list[int]]  # by layer (of those with experts) and expert: the number of a node; 0: the coordinator
 
