@@ -274,8 +274,7 @@ def doubts(plan: Plan) -> list[str]:
 
 def as_json(plan: Plan) -> dict[str, Any]:
     """The object that --json prints: bytes, tokens/s, seconds; null for what is not known."""
-    model, best = plan.model, plan.best
-    decode = plan.decode_tok_s
+    model, best, decode = plan.model, plan.best, plan.decode_tok_s
     prefill = best.prefill_tok_s(min(plan.options.prompt, plan.options.context)) if best else None
     step = best.decode["mid"] if best and best.decode else None
     return {
