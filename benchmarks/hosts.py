@@ -1,14 +1,19 @@
-"""Two hosts of experts behind shaped links: speed, bytes on the wire, measured and predicted time of a token.
+"""Two hosts of experts behind shaped links: a layer and a token, predicted beside measured, and bytes on the wire.
 
-    python benchmarks/hosts.py [--tokens 48] [--json FILE]
+    python benchmarks/hosts.py [--tokens 48] [--wire f32] [--json FILE]
 
 Each host is a process of this machine that joins a relay, a process too, which hands bytes on late and no faster than a
-rate: a link's round trip and bandwidth, where the system has no `tc netem`. A token is predicted from the same run with
-a relay that does neither:
+rate, which all relays share as hosts share the coordinator's link: round trip and bandwidth, where the system has no
+`tc netem`. For each link a coordinator starts anew, so
+that links are measured as in any run, through the relay. Then
 
-    s = unshaped s + layers * round trip + bytes of a host / rate
+    layer    of 2, 8 and 32 tokens, sizes that were not among those that the start measured: the bandwidth model's
+             seconds (`engine/bandwidth_model/network/hops.py`) beside the median of many
+    token    a decode pass: the run's own prediction, if this machine was measured (headrace measure), and
+             time of the run without a shaped link + layers * round trip + bytes / rate
 
-because a layer waits for its hosts side by side, and has to be over before the next one asks.
+Run it in a quiet hour: relays, hosts and coordinator share the cores of this machine, and at high load what they wait
+for is a core.
 """
 
 from __future__ import annotations
@@ -30,13 +35,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import result_file
+import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "hosts"))
 
-from host_processes import WAIT, free_port
+from host_processes import WAIT, experts_of, free_port
 
 from headrace import LLM, SamplingParams
 from headrace.engine.bench.passport import passport
+from headrace.engine.hosts.joining import layer_costs
 from headrace.engine.hosts.joining.meeting import HOP
 from headrace.engine.hosts.messages.frames import tune
 from headrace.engine.ledger.passes import NET
@@ -45,6 +52,7 @@ from headrace.kernels.context import Context
 HOSTS, ADDRESS = 2, "127.0.0.1"
 PORT = int(os.environ.setdefault("HEADRACE_BENCH_PORT", str(free_port())))
 PROMPT = "In the beginning"
+SIZES, ROUNDS = (2, 8, 32), 40  # tokens of layers, and how many of each
 
 
 class Link(NamedTuple):
@@ -64,9 +72,10 @@ LINKS = (
 class Relay:
     """A process that hosts join in the coordinator's place: it hands bytes on late, and no faster than a rate."""
 
-    def __init__(self, number: int) -> None:
-        self.address = f"127.0.0.{number + 1}"
+    def __init__(self, number: int, free: tuple[Any, Any]) -> None:
+        self.address, self.free = f"127.0.0.{number + 1}", free
         self.delay, self.rate = multiprocessing.Value("d", 0.0), multiprocessing.Value("d", 0.0)
+        self.served = set[int]()
         self.process = multiprocessing.Process(target=self._run, daemon=True)
         self.process.start()
 
@@ -89,26 +98,27 @@ class Relay:
             near, _ = listener.accept()
             try:
                 far = socket.create_connection((ADDRESS, port))
-                if port == PORT and not self._knows_hop:
-                    self._knows_hop = True
-                    self._serve(int(TCPStore(ADDRESS, PORT, is_master=False).get(HOP)))
+                if port == PORT:
+                    hop = int(TCPStore(ADDRESS, PORT, is_master=False).get(HOP))
+                    if hop not in self.served:  # of another coordinator
+                        self.served.add(hop)
+                        self._serve(hop)
             except OSError:
                 near.close()
                 continue
-            for one, other in ((near, far), (far, near)):
+            for one, other, free in ((near, far, self.free[0]), (far, near, self.free[1])):
                 tune(one)
-                threading.Thread(target=self._hand_on, args=(one, other), daemon=True).start()
+                threading.Thread(target=self._hand_on, args=(one, other, free), daemon=True).start()
 
-    _knows_hop = False
-
-    def _hand_on(self, one: socket.socket, other: socket.socket) -> None:
+    def _hand_on(self, one: socket.socket, other: socket.socket, free: Any) -> None:
+        """free: when the link has carried all that came so far, in this direction."""
         late: queue.Queue[tuple[float, bytes]] = queue.Queue()
         threading.Thread(target=self._deliver, args=(late, other), daemon=True).start()
-        free = 0.0
         while data := one.recv(1 << 16):
             now, rate = time.perf_counter(), self.rate.value
-            free = max(now, free) + (8 * len(data) / rate if rate else 0.0)
-            late.put((free + self.delay.value, data))
+            with free.get_lock():
+                free.value = done = max(now, free.value) + (8 * len(data) / rate if rate else 0.0)
+            late.put((done + self.delay.value, data))
         late.put((0.0, b""))
 
     def _deliver(self, late: queue.Queue[tuple[float, bytes]], to: socket.socket) -> None:
@@ -122,7 +132,8 @@ class Relay:
 
 
 @contextlib.contextmanager
-def running(model: str, wire: str, relays: list[Relay]) -> Iterator[LLM]:
+def hosts(model: str, relays: list[Relay]) -> Iterator[Path]:
+    """Processes that join a coordinator after the other; the file of their token."""
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         token = Path(folder) / "token"
         token.write_text("a secret of this benchmark")
@@ -132,19 +143,59 @@ def running(model: str, wire: str, relays: list[Relay]) -> Iterator[LLM]:
             process = subprocess.Popen([*command, "--host-token", str(token)], stderr=subprocess.DEVNULL)
             stack.callback(process.wait)
             stack.callback(process.kill)
-        listen = {"listen": f"{ADDRESS}:{PORT}", "host_token": token, "host_wait": WAIT}
-        options: dict[str, Any] = {"hosts": HOSTS, "threads": 1, "max_context": 256, "no_measure": True, "wire": wire}
-        yield stack.enter_context(LLM(model, **options, **listen))
+        yield token
 
 
-def measure(llm: LLM, tokens: int) -> dict[str, float]:
-    """Median seconds and bytes of a decode pass."""
+def coordinator(model: str, wire: str, token: Path) -> LLM:
+    listen = {"listen": f"{ADDRESS}:{PORT}", "host_token": token, "host_wait": WAIT}
+    options: dict[str, Any] = {"hosts": HOSTS, "threads": 1, "max_context": 256, "wire": wire}
+    return LLM(model, **options, **listen)
+
+
+def of_tokens(llm: LLM, tokens: int) -> dict[str, Any]:
+    """Median seconds and bytes of a decode pass, and what the run predicted."""
     params = SamplingParams(max_new_tokens=tokens, ignore_eos=True)
     with llm.ledger.recording() as passes:
         llm.generate([PROMPT], params)
     found = [one for one in passes if one.phase == "decode"][2:]
-    seconds = statistics.median(one.measured_s for one in found)
-    return {"s": seconds, "net_bytes": statistics.mean(one.total(NET) for one in found)}
+    predicted = [one.predicted_s for one in found if one.predicted_s is not None]
+    return {
+        "s": statistics.median(one.measured_s for one in found),
+        "run_predicted_s": statistics.median(predicted) if predicted else None,
+        "net_bytes": statistics.mean(one.total(NET) for one in found),
+    }
+
+
+def of_layers(llm: LLM) -> list[dict[str, Any]]:
+    """Layers of a few sizes, which take turns: median seconds, and those that are predicted."""
+    experts, draw = experts_of(llm), torch.Generator().manual_seed(7)
+    assert experts.network.costs is not None, "hosts that were not measured"
+    layers = len(experts.members.home)
+    found: dict[int, list[layer_costs.Sample]] = {tokens: [] for tokens in SIZES}
+    for number in range(ROUNDS):
+        for tokens in SIZES:
+            found[tokens].append(layer_costs.sample(experts, number % layers, tokens, draw))
+    rows = []
+    for tokens, samples in found.items():
+        late = samples[len(samples) // 5 :]
+        exchange, cost = statistics.median(one.exchange_s for one in late), experts.network.costs.at(tokens)
+        measured = statistics.median(one.measured_s for one in late)
+        both = {"predicted_s": exchange + cost, "exchange_s": exchange, "cost_s": cost}
+        rows.append({"tokens": tokens, "s": measured, **both})
+    return rows
+
+
+def show(link: Link, found: dict[str, Any]) -> None:
+    """A line for the link as it was measured, for each size of a layer, and for a token."""
+    print(f"{link.name}: {'; '.join(found['figures'])}")
+    print(f"    besides: {', '.join(f'{1e6 * s:.0f} us of {tokens:.0f} tokens' for tokens, s in found['costs'])}")
+    each = [(f"layer, {row['tokens']} tokens", row["s"], row["predicted_s"]) for row in found["layers"]]
+    each += [(f"token, {found['net_bytes']:.0f} B", found["s"], found["predicted_s"])]
+    if found["run_predicted_s"] is not None:
+        each.append(("token, by the run", found["s"], found["run_predicted_s"]))
+    for what, measured, predicted in each:
+        off = measured / predicted - 1
+        print(f"    {what:20} {1e3 * measured:8.3f} ms, {1e3 * predicted:8.3f} predicted ({off:+.0%})", flush=True)
 
 
 def main() -> None:
@@ -155,21 +206,25 @@ def main() -> None:
     result_file.add_option(parser, "hosts")
     asked = parser.parse_args()
     rows: list[dict[str, Any]] = []
-    relays = [Relay(number) for number in range(1, HOSTS + 1)]
-    with running(asked.model, asked.wire, relays) as llm:
-        measure(llm, asked.tokens)
-        layers = sum(llm.spec.is_moe)
+    free = multiprocessing.Value("d", 0.0), multiprocessing.Value("d", 0.0)
+    relays = [Relay(number, free) for number in range(1, HOSTS + 1)]
+    layers = 0
+    with hosts(asked.model, relays) as token:
         for link in LINKS:
             for relay in relays:
                 relay.shape(link)
-            found = measure(llm, asked.tokens)
-            plain = rows[0]["s"] if rows else found["s"]
-            sent = 0.0 if link.rate is None else 8 * found["net_bytes"] / HOSTS / link.rate
-            predicted = plain + layers * link.round_trip + sent
-            rows.append({"link": link.name, **found, "tokens_s": 1 / found["s"], "predicted_s": predicted})
-            off = found["s"] / predicted - 1
-            print(f"{link.name:20} {found['net_bytes']:9.0f} B a token  {1e3 * found['s']:7.2f} ms, "
-                  f"{1e3 * predicted:7.2f} predicted ({off:+.0%})")  # fmt: skip
+            with coordinator(asked.model, asked.wire, token) as llm:
+                of_tokens(llm, asked.tokens)
+                found, layers = of_tokens(llm, asked.tokens), sum(llm.spec.is_moe)
+                plain = rows[0]["s"] if rows else found["s"]
+                sent = 0.0 if link.rate is None else 8 * found["net_bytes"] / link.rate
+                found["predicted_s"] = plain + layers * link.round_trip + sent
+                links = [one for one in experts_of(llm).members.links if one is not None]
+                costs = experts_of(llm).network.costs
+                found["costs"] = [] if costs is None else [(tokens, seconds.mid) for tokens, seconds in costs.points]
+                found |= {"layers": of_layers(llm), "figures": [f"{one.name} {one.figures}" for one in links]}
+            rows.append({"link": link.name, "tokens_s": 1 / found["s"], **found})
+            show(link, found)
     print(f"load {os.getloadavg()[0]:.1f}")
     if asked.json:
         given = {"model": asked.model, "wire": asked.wire, "hosts": HOSTS, "layers": layers, "links": rows}

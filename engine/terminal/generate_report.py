@@ -311,6 +311,8 @@ def remark(llm: LLM) -> str | None:
         return "no prediction: the reference kernels are written to be read, memory does not bound them"
     if llm.predictions.profile is None:
         return "no prediction: this machine was not measured yet (headrace measure)"
+    if (unmeasured := host_rows.remark(llm)) is not None:
+        return unmeasured
     if llm.predictions.in_caches:
         return (
             f"the whole model is {size(llm.parts.weights.nbytes)}: it stays in the CPU's caches, so that DRAM "

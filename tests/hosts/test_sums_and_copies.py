@@ -199,6 +199,13 @@ def test_a_file_that_lists_two_hosts(
             LLM("demo", hosts=2, placement=tmp_path / "p.json", listen=f"127.0.0.1:{two.port}", no_measure=True)
 
 
+def test_without_measuring_nothing_is_predicted(two: ThreadHosts, profile: Profile) -> None:
+    with coordinator(two) as llm:
+        llm.generate(["In"], SamplingParams(max_new_tokens=2, ignore_eos=True))
+        assert llm.ledger.last.predicted is None
+        assert "leave out --no-measure" in (generate_report.remark(llm) or "")
+
+
 def test_predicted_beside_measured(two: ThreadHosts, profile: Profile) -> None:
     """What hosts and links do is measured at the start; each pass has a prediction then, which says what the network
     takes of it."""

@@ -59,7 +59,7 @@ class Dealer:
         """By machine the share of a layer with which all are done at once, by bandwidth and link."""
         layout = self.stored.layouts[0]
         read, top_k = ByFormat.of(layout.bytes_by_format), self.stored.top_k
-        own = Taker(0.0, top_k * read.total / rate.experts(ops, layout)[1])
+        own = Taker(0.0, top_k * read.total / rate.experts(ops, layout, sum(self.stored.experts))[1])
         wire, hidden = self.config.wire, layout.hidden
         found = balance.shares([own, *(one.figures.taker(read, top_k, hidden, wire) for one in self.hosts)])
         for one, share in zip(self.hosts, found[1:], strict=True):

@@ -6,7 +6,6 @@ off. What is left is Python and the system on both sides.
 
 from __future__ import annotations
 
-import statistics
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -21,12 +20,8 @@ if TYPE_CHECKING:
     from ..net_experts import NetExperts
 
 TOKENS = (1, 4, 16, 64)
-SECONDS, MOST, FEWEST, WARM = (
-    0.15,
-    24,
-    3,
-    2,
-)  # of all layers of a size; layers that are timed, and first ones that are not
+SECONDS, MOST = 0.6, 24  # of all layers together, at most; layers of a size
+FEWEST, WARM = 3, 2  # layers of a size that are timed at least, and first ones that are not
 
 
 class Sample(NamedTuple):
@@ -39,20 +34,23 @@ class Sample(NamedTuple):
 def measure(experts: NetExperts, most_tokens: int) -> Costs | None:
     """By tokens of a layer; None where hosts have no experts. Raises DeviceError where experts cannot be had."""
     layers = [layer for layer, row in enumerate(experts.members.owners) if any(row)]
-    sizes = [tokens for tokens in TOKENS if tokens <= most_tokens]
     if not layers:
         return None
-    draw = torch.Generator().manual_seed(1)
-    points = []
-    for tokens in sizes:
-        found: list[float] = []
-        end = time.perf_counter() + SECONDS
-        while len(found) < WARM + FEWEST or (len(found) < MOST and time.perf_counter() < end):
-            one = sample(experts, layers[len(found) % len(layers)], tokens, draw)
-            found.append(one.measured_s - one.exchange_s)
-        points.append((float(tokens), exactly(max(0.0, statistics.median(found[WARM:])))))
+    found: dict[int, list[float]] = {tokens: [] for tokens in TOKENS if tokens <= most_tokens}
+    draw, end = torch.Generator().manual_seed(1), time.perf_counter() + SECONDS
+    for number in range(WARM + MOST):
+        for tokens, seconds in found.items():  # in turn, so that what disturbs one disturbs all
+            one = sample(experts, layers[number % len(layers)], tokens, draw)
+            seconds.append(one.measured_s - one.exchange_s)
+        if number >= WARM + FEWEST and time.perf_counter() > end:
+            break
     experts.last = -1
-    return Costs(tuple(points))
+    return Costs(tuple((float(tokens), exactly(max(0.0, _typical(late[WARM:])))) for tokens, late in found.items()))
+
+
+def _typical(seconds: list[float]) -> float:
+    """Of the fastest third the slowest: what is slower mostly waited for a core."""
+    return sorted(seconds)[(len(seconds) - 1) // 3]
 
 
 @torch.inference_mode()

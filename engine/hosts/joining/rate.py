@@ -27,12 +27,13 @@ def measure() -> float:
     return best
 
 
-def experts(ops: Ops, layout: ExpertLayout) -> dict[int, float]:
-    """By tokens that an expert serves at once, bytes a second of experts of 128 MB that are not in a cache."""
-    bank = ExpertBank.empty(layout, max(1, BYTES // layout.bytes))
+def experts(ops: Ops, layout: ExpertLayout, count: int) -> dict[int, float]:
+    """By tokens that an expert serves at once, bytes a second of experts of 128 MB, or of as many as the model has: a
+    small one stays in caches here as there."""
+    bank = ExpertBank.empty(layout, max(1, min(count, BYTES // layout.bytes)))
     bank.data.fill_(FILLED)
     found: dict[int, float] = {}
-    count = bank.experts
+    count = bank.experts  # of a round
     for tokens in TOKENS:
         found[tokens] = _best(ops, bank, count, tokens)
         fitting = found[tokens] * SECONDS / layout.bytes / 4  # the next number takes at most four times as long

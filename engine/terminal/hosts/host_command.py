@@ -60,5 +60,5 @@ def open_model(model: str, config: EngineConfig, terms: Terms) -> Opened:
     facts = {"isa": context.isa, "threads": context.threads, "kernels": isa.kernels_digest()}
     files = ExpertFiles(StoredExperts(checkpoint), ops)
     free = next(iter(found.values())).free
-    rates = rate.measure(), rate.experts(ops, files.layouts[0])
+    rates = rate.measure(), rate.experts(ops, files.layouts[0], sum(files.stored.experts))
     return Opened(files, ops, fingerprint.of(checkpoint), free, *rates, facts)

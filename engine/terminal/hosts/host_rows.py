@@ -22,6 +22,14 @@ def expert_rows(llm: LLM) -> Iterator[tuple[str, str, ByFormat]]:
             yield f"{sum(held)} experts", f"host {name}" if number else "RAM", read
 
 
+def remark(llm: LLM) -> str | None:
+    """Why passes with hosts have no prediction, if they have none."""
+    network = llm.parts.network
+    if network is None or network.costs is not None:
+        return None
+    return "no prediction: what a layer with hosts takes was not measured at the start: leave out --no-measure"
+
+
 def lines(llm: LLM) -> list[str]:
     """What goes over the wire, and what hosts and their links were measured to do, for people."""
     experts = llm.parts.decoder.experts
