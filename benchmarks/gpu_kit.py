@@ -111,7 +111,8 @@ def model_calls(name: str, form: str) -> Iterator[Any]:
     ring = SimpleNamespace(layout=bank.layout, buffers=[bank.data], piece=piece_of(bank.experts, bank.layout.bytes))
     splits = [SimpleNamespace(banks={Tier.GPU0.value: one}) for one in banks]
     decoder: Any = SimpleNamespace(
-        spec=spec, weights=weights, stack=make_stack(spec, weights, cache, 4096, lambda t: t.to(place), is_host=False),
+        spec=spec, weights=weights,
+        stack=make_stack(spec, weights, cache, 4096, lambda t: t.to(place), may_make_keys=False),
         device_inputs=SimpleNamespace(table=device, device=device),
     )  # fmt: skip
     tiered: Any = SimpleNamespace(banks=splits, ring=ring, main=device)

@@ -86,8 +86,8 @@ class EngineConfig:
     then has none to be about; "simulated:KERNELS" says whose kernels the
     RAM that plays the GPU has. cpu_moe, n_cpu_moe and placement say one thing in three ways: give one. cpu_activations
     holds for the whole process: "int8" rounds per 32 values, in matrix tiles per 256 and the weights too; "bf16" rounds
-    nothing to less than bfloat16. kv_format "auto" is float32 where dtype is, and bf16. Raises OptionError for a value
-    that cannot be used.
+    nothing to less than bfloat16. deterministic: docs/reliability.md says how, and what it leaves out. kv_format "auto"
+    is float32 where dtype is, and bf16. Raises OptionError for a value that cannot be used.
     """
 
     expert_format: str = option("native", COMMON, "FORMAT", f"of the routed experts: {FORMATS_HELP}")
@@ -148,6 +148,9 @@ class EngineConfig:
     threads: int | None = option(None, SPEED, "N", "CPU threads; default one per core")
     kernels: str = option("auto", SPEED, "NAME", "of the CPU: auto (C++), cpu or reference (plain torch)")
     cpu_activations: str = option("int8", SPEED, "TYPE", "with quantised weights: int8, or bf16 (exact, slower)")
+    deterministic: bool = option(
+        False, SPEED, "", "same seed, same tokens: whatever else runs, on any number of threads (CPU; slower)"
+    )
     prefill_chunk: int = option(512, SPEED, "TOKENS", "most prompt tokens in one forward pass")
     stream_from: int | str = option("auto", SPEED, "N|never|auto", "copy experts to the GPU from N tokens a pass on")
     handoff: str = option("auto", SPEED, "WAY", "GPU to CPU in decode: auto, eager; graphs by memop, hostfunc, spin")
@@ -178,6 +181,7 @@ class EngineConfig:
             )
         _threads(self.threads)
         self._check_placement()
+        self._check_deterministic()
         _between("max_context", self.max_context, 1)
         _between("ram_limit", self.ram_limit, 0.001)
         if self.kv_disk is not None:
@@ -207,6 +211,23 @@ class EngineConfig:
             raise OptionError(f"tensor_split deals out layers that a policy puts into VRAM; {asked[0]} does not")
         if self.shares is not None and self.asked_placement == Policy("layers"):
             raise OptionError("tensor_split deals out experts in VRAM, and cpu_moe keeps all in RAM: leave one out")
+
+    def _check_deterministic(self) -> None:
+        """What is promised of C++ kernels here is not of others: those of a GPU go by the tokens of a pass, as does
+        what it computes of experts in RAM; torch's by shapes and threads, other machines by what they have."""
+        if not self.deterministic:
+            return
+        if self.kernels == "reference":
+            raise OptionError(
+                "deterministic is not promised for kernels 'reference', whose sums are torch's: take 'cpu'"
+            )
+        if self.hosts is not None:
+            raise OptionError("deterministic is not promised beside hosts, which compute as they can: leave one out")
+        if self.wants_gpu or self.device not in ("auto", "cpu"):
+            raise OptionError(
+                "deterministic is not promised beside a GPU, where rounding goes by the tokens of a pass: "
+                "take device 'cpu', or leave it out"
+            )
 
     def _check_hosts(self, asked: list[str]) -> None:
         _choice("wire", self.wire, list(WIRES))

@@ -31,7 +31,7 @@ from ..cuda_graphs.gpu_runtime import Runtime
 from ..cuda_graphs.graphed_decode import GraphedDecode
 from ..cuda_graphs.signals import SignalChoice
 from ..devices import device as devices
-from ..devices import gpu_gaps, host, streams
+from ..devices import gpu_gaps, host, same_bits, streams
 from ..devices.device import Device
 from ..experts.backend import CpuExperts, ExpertBackend
 from ..experts.cache.cached_experts import CachedExperts, cached
@@ -53,6 +53,7 @@ from ..model.inputs import make_device_inputs
 from ..model.kv_cache import KVCache, pages_for
 from ..placement.placement import Tier
 from ..speculation.mtp.layer import MtpLayer
+from ..speculation.row_kernels import without_tiles
 from . import expert_policy, on_disk
 from .compile_ahead import compile_ahead
 from .on_disk import OnDisk
@@ -82,6 +83,7 @@ def build(
     host.use_torch_threads(torch_threads)
     found = devices.find(config, devices.ram(ops, name, config))
     checkpoint = _open(source, config, found, profile, shows=progress is not None)
+    same_bits.check(config, checkpoint.spec, found)
     if name == "cpu":
         context, ops, found = _with_thresholds(config, context, ops, found, checkpoint)
     tokenizer = _load_tokenizer(checkpoint)
@@ -145,8 +147,12 @@ def load_kernels(config: EngineConfig) -> tuple[str, Context, Ops]:
 def _with_thresholds(
     config: EngineConfig, context: Context, ops: Ops, found: dict[Tier, Device], checkpoint: Checkpoint
 ) -> tuple[Context, Ops, dict[Tier, Device]]:
-    """The same for the formats of a model: from how many tokens on tiles are used is measured where it was not yet."""
-    context = tile_thresholds.use(context, not config.no_measure, checkpoint.formats.used)
+    """The same for the formats of a model: from how many tokens on tiles are used is measured where it was not yet; a
+    deterministic run takes none."""
+    if config.deterministic:
+        context = without_tiles(context)
+    else:
+        context = tile_thresholds.use(context, not config.no_measure, checkpoint.formats.used)
     now = kernels.load("cpu", context)
     return context, now, {t: replace(one, ops=now) if one.ops is ops else one for t, one in found.items()}
 
@@ -300,7 +306,7 @@ def _decoder(
     windows, pages = plan.kv_budget.windows, plan.kv_budget.pages + plan.spare_pages
     cache = KVCache(spec, pages, kv_format, main.place, StateSlots.count(config.max_sequences), windows)
     inputs = make_device_inputs(main, found[plan.table], timers, config, spec, context, len(windows))
-    return Decoder(spec, weights, main.ops, experts, cache, context, inputs)
+    return Decoder(spec, weights, main.ops, experts, cache, context, inputs, not config.deterministic)
 
 
 def _mtp_layer(

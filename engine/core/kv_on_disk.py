@@ -56,7 +56,7 @@ def fingerprint(parts: EngineParts) -> bytes:
         PAGE, parts.decoder.cache.windows, parts.spec, parts.checkpoint.formats, parts.kv_format, parts.kernels,
         kernels_digest(), context.isa, context.activations, sorted(context.tile_tokens.items()),
         sorted(t.value for t in parts.placement.tiers), main.backend, main.name if main.is_cuda else "",
-        torch.__version__,
+        torch.__version__, parts.config.deterministic,
     )  # fmt: skip
     found = hashlib.blake2b(repr(told).encode(), digest_size=16)
     if isinstance(parts.expert_cache, DiskCache):

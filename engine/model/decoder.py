@@ -63,6 +63,7 @@ class Decoder:
         cache: KVCache,
         max_context: int,
         device_inputs: DeviceInputs,
+        may_make_keys: bool = True,
     ) -> None:
         self.spec = spec
         self.weights = weights
@@ -71,7 +72,7 @@ class Decoder:
         self.cache = cache
         self.device_inputs = device_inputs
         device = device_inputs.device
-        self.stack: Stack = make_stack(spec, weights, cache, max_context, device.put, device.is_host)
+        self.stack: Stack = make_stack(spec, weights, cache, max_context, device.put, device.is_host and may_make_keys)
         self.sizes = dense_sizes(weights)
         self.goes_on = False  # whether all tokens go to the end, not only those whose logits are wanted
         self.choose: Choose | None = None  # what becomes of the router's choice in a layer, for a test

@@ -53,16 +53,16 @@ def make_stack(
     cache: KVCache,
     max_context: int,
     put: Callable[[Tensor], Tensor],
-    is_host: bool = True,
+    may_make_keys: bool = True,
 ) -> Stack:
-    """All layers, for positions below `max_context`; `put` brings a tensor to the device of the weights, which is the
-    host or not."""
+    """All layers, for positions below `max_context`; `put` brings a tensor to the device of the weights. may_make_keys:
+    of prompts on latents, where that is less work."""
     shared = _shared(spec, weights.turns, max_context, put)
     layers = [_layer(spec, *one, shared) for one in zip(spec.layers, weights.layers, cache.layers, strict=True)]
     for i, table in weights.tables.items():
         block = replace(layers[i].block, grams=grams.prepared(spec, i, weights.layers[i], cache.grams[i], table))
         layers[i] = replace(layers[i], block=block)
-    return Stack(layers=tuple(layers if is_host else map(_on_latents_alone, layers)))
+    return Stack(layers=tuple(layers if may_make_keys else map(_on_latents_alone, layers)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +88,8 @@ def _shared(spec: ModelSpec, learned: Tensor | None, max_context: int, put: Call
 
 
 def _on_latents_alone(layer: Layer) -> Layer:
-    """A GPU has no room for keys and values that are made, and which prompts want them says a value on the host."""
+    """A GPU has no room for keys and values that are made, and which prompts want them says a value on the host. Such
+    keys are rounded, and which tokens see them goes by how a prompt is cut: a deterministic run has none."""
     if not isinstance(layer.block, LatentBlock):
         return layer
     return replace(layer, block=replace(layer.block, may_make_keys=False))

@@ -11,9 +11,15 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from ...kernels import FORMATS, Ops
+from ...kernels.context import Context
 from ...kernels.cpu import CpuOps
 
 NEVER = 1 << 20  # tokens
+
+
+def without_tiles(context: Context) -> Context:
+    """The same context with dot products for any number of tokens."""
+    return replace(context, tiles_from=dict.fromkeys(FORMATS, NEVER))
 
 
 @contextmanager
@@ -23,7 +29,7 @@ def row_kernels(ops: Ops) -> Iterator[None]:
         yield
         return
     before = ops.context
-    ops.context = replace(before, tiles_from=dict.fromkeys(FORMATS, NEVER))
+    ops.context = without_tiles(before)
     try:
         yield
     finally:

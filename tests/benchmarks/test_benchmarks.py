@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import attention_speed
+import deterministic_cost
 import gguf_model
 import grammar_cost
 import interleave
@@ -275,6 +276,15 @@ def test_the_cost_of_a_grammar_is_measured_in_turns() -> None:
     }  # fmt: skip
     assert all(len(each) == 2 and min(each) > 0 for name, each in found.items() if name.endswith("ratios"))
     assert found["step_ms"] > 0
+
+
+def test_the_cost_of_determinism_is_measured_in_turns() -> None:
+    """As above."""
+    options: dict[str, Any] = {"no_measure": True, "max_context": 128, "speculate": "off"}
+    with LLM("demo", **options) as plain, LLM("demo", deterministic=True, **options) as fixed:
+        found = deterministic_cost.measure(plain, fixed, 40, 3, 3)
+    assert set(found) == {"prefill", "decode"}
+    assert all(0 < one["least"] <= one["ratio"] <= one["most"] for one in found.values())
 
 
 def test_shares_of_attention_by_hand() -> None:

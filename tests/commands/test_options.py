@@ -38,7 +38,7 @@ COMMANDS: dict[str, dict[str, Any]] = {
         "--presence-penalty": 0.0, "--frequency-penalty": 0.0, "--seed": None, "--stop": None, "--ignore-eos": False,
         "--json-schema": None, "--grammar": None, "--ledger": None, "--json": False,
         "--expert-format": "native", "--dense-format": "native", "--dtype": "auto", "--kernels": "auto",
-        "--experts-per-token": None,
+        "--experts-per-token": None, "--deterministic": False,
         "--cpu-activations": "int8", "--threads": None, "--device": "auto", "--cpu-moe": False, "--n-cpu-moe": None,
         "--placement": None, "--tensor-split": None, "--vram-limit": None, "--stream-from": "auto", **CACHED, **HOSTS,
         "--pinned-limit": None, "--handoff": "auto", "--max-context": None, "--prefill-chunk": 512, "--revision": None,
@@ -52,7 +52,7 @@ COMMANDS: dict[str, dict[str, Any]] = {
         "--no-page": False, "--no-keep-alive": False, "--dialect": None, "--chat-template": None,
         "--prefill-stall-ms": 1000.0,
         "--expert-format": "native", "--dense-format": "native", "--dtype": "auto", "--kernels": "auto",
-        "--experts-per-token": None,
+        "--experts-per-token": None, "--deterministic": False,
         "--cpu-activations": "int8", "--threads": None, "--device": "auto", "--cpu-moe": False, "--n-cpu-moe": None,
         "--placement": None, "--tensor-split": None, "--vram-limit": None, "--stream-from": "auto", **CACHED, **HOSTS,
         "--pinned-limit": None, "--handoff": "auto", "--max-context": None, "--prefill-chunk": 512, "--revision": None,
@@ -71,6 +71,7 @@ COMMANDS: dict[str, dict[str, Any]] = {
     "perplexity": {
         "--window": 512, "--stride": None, "--sweep": None, "--rounds": 1, "--plot": None, "--json": False,
         "--expert-format": "native", "--dense-format": "native", "--dtype": "auto", "--experts-per-token": None,
+        "--deterministic": False,
         "--kernels": "auto", "--cpu-activations": "int8", "--threads": None, "--device": "auto", "--cpu-moe": False,
         "--n-cpu-moe": None, "--placement": None, "--tensor-split": None, "--vram-limit": None, "--stream-from": "auto",
         **CACHED, **HOSTS, "--pinned-limit": None, "--handoff": "auto", "--revision": None, "--offline": False,
@@ -87,6 +88,7 @@ COMMANDS: dict[str, dict[str, Any]] = {
         **CACHED, **HOSTS, "--pinned-limit": None, "--handoff": "auto", "--random-weights": False, "--layers": None,
         "--json": None, "--compare": None, "--plot": None, "--from": None,
         "--expert-format": "native", "--dense-format": "native", "--dtype": "auto", "--experts-per-token": None,
+        "--deterministic": False,
         "--cpu-activations": "int8", "--threads": None, "--prefill-chunk": 512, "--revision": None, "--offline": False,
         "--cache-dir": None, "--ignore-config-keys": "", "--ignore-tensors": "", "--profile": None,
         "--no-measure": False, "--ram-limit": None, "--kv-format": "auto", "--trace": None,
@@ -111,7 +113,7 @@ COMMANDS: dict[str, dict[str, Any]] = {
         "--presence-penalty": 0.0, "--frequency-penalty": 0.0, "--seed": None, "--stop": None, "--ignore-eos": False,
         "--json-schema": None, "--grammar": None,
         "--expert-format": "native", "--dense-format": "native", "--dtype": "auto", "--kernels": "auto",
-        "--experts-per-token": None,
+        "--experts-per-token": None, "--deterministic": False,
         "--cpu-activations": "int8", "--threads": None, "--device": "auto", "--cpu-moe": False, "--n-cpu-moe": None,
         "--placement": None, "--tensor-split": None, "--vram-limit": None, "--stream-from": "auto", **CACHED, **HOSTS,
         "--pinned-limit": None, "--handoff": "auto", "--max-context": None, "--prefill-chunk": 512, "--revision": None,
@@ -258,6 +260,9 @@ SAMPLING = {
 }  # fmt: skip
 
 
+FIXED_ORDER = {name for name, options in COMMANDS.items() if "--deterministic" in options}
+
+
 class Loaded(Exception):
     """A model was to be loaded with these options."""
 
@@ -297,6 +302,9 @@ def test_the_model_is_loaded_as_the_options_say(
     }
     if command == "bench":
         said += ["--new 128 --depth 512", "--placement n-cpu-moe=2"]  # a policy that --tensor-split is for
+    if command in FIXED_ORDER:  # not beside a GPU, nor with reference kernels, which all others ask for
+        assert loaded(run, monkeypatch, *asked, "--deterministic")["deterministic"] is True
+        expected["deterministic"] = False
     found = loaded(run, monkeypatch, *asked, *" ".join(said).split())
     assert found == {**expected, **fixed.get(command, {})}
 
