@@ -38,10 +38,15 @@ from .engine.terminal.chat_options import ChatOptions
 from .engine.terminal.load import load_model
 from .engine.terminal.options import Command, Group, Values, takes
 from .engine.terminal.trace.group import trace
-from .errors import HeadraceError, OptionError, short, visible
+from .errors import HeadraceError, OptionError, is_out_of_memory, short, visible
 
 random_weights_flag = click.option(
     "--random-weights", is_flag=True, help="shape of MODEL from its config, weights made in RAM"
+)
+
+NO_MEMORY = (
+    "the system, or a limit of this process, gave no more memory: free some, raise the limit, "
+    "or take less (--max-context, --expert-format)"
 )
 
 
@@ -340,3 +345,7 @@ def _status() -> int:
         return output.fail("interrupted", 130)
     except output.Lost as error:
         return output.lost(error)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return output.fail(NO_MEMORY)

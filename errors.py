@@ -61,6 +61,11 @@ class DeviceError(HeadraceError):
     """A GPU, its driver, the hand-off of experts between GPU and CPU, or a host of experts is missing or has failed."""
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the system, or a limit of this process, gave no memory: Python's, or torch's."""
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+
+
 def visible(text: str) -> str:
     """Text on one line: line breaks, control characters and halves of characters as escapes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 MOST_TEXT = 64 << 20  # bytes; the longest tokenizer.json has half of it
+PART = 1 << 20  # bytes read at once: memory is taken for as many, also where a file has few
 
 
 def descriptor(path: Path | str, flags: int = 0) -> int:
@@ -45,8 +46,10 @@ def check(path: Path, most: int = MOST_TEXT) -> None:
 def text(path: Path, encoding: str = "utf-8", most: int = MOST_TEXT) -> str:
     """What a small file says, with line breaks as `read_text` gives them. Raises OSError also for more than `most`
     bytes, UnicodeDecodeError for what is no text."""
+    data = bytearray()
     with opened(path) as file:
-        data = file.read(most + 1)
+        while len(data) <= most and (part := file.read(min(PART, most + 1 - len(data)))):
+            data += part
     if len(data) > most:
         raise _too_large(path, most)
     return io.TextIOWrapper(io.BytesIO(data), encoding).read()

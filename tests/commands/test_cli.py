@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import resource
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +19,7 @@ import quick
 from terminal import folded
 from test_options import COMMANDS
 
+from headrace import cli
 from headrace.engine.bandwidth_model import profile as profiles
 from headrace.engine.bandwidth_model.profile import Profile
 from headrace.engine.measure.kernel_rates import USUAL
@@ -257,3 +262,44 @@ def test_config_keys_can_be_ignored(run: Run, talker: Path, tmp_path: Path) -> N
     assert status == 1
     assert "--ignore-config-keys other,surprise" in err
     assert run(*ask, "--ignore-config-keys", "other,surprise")[0] == 0
+
+
+# ---- memory
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("alloc.cpp: can't allocate memory: 8 bytes\nmore")])
+def test_memory_that_the_system_does_not_give_is_one_line(
+    error: Exception, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "app", fail)
+    status, out, err = run("generate")
+    assert (status, out) == (1, "")
+    assert err.count("\n") == 1
+    assert "gave no more memory" in err
+
+
+def test_other_errors_of_ours_keep_their_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("a mistake")
+
+    monkeypatch.setattr(cli, "app", fail)
+    with pytest.raises(RuntimeError, match="a mistake"):
+        run("generate")
+
+
+def test_a_limit_of_the_process_refuses_before_memory_is_taken() -> None:
+    """`ulimit -v`, as a batch system sets it: what is left of it is what is free."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    asked = ["bench", "Qwen3-30B-A3B", "--random-weights", "--layers", "8", "--no-measure"]
+    done = subprocess.run(
+        ["bash", "-c", 'ulimit -v 3000000; exec "$@"', "bash", sys.executable, "-m", "headrace", *asked],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    found = re.search(r"8 layers of this model need 11\.\d+ GB, (\d\.\d+) GB can be taken", done.stderr)
+    assert found, done.stderr
+    assert 0.3 < float(found[1]) < 3.0
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss <= max(before, 2_000_000), "KB"

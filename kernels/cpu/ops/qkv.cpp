@@ -2,8 +2,8 @@
 // embedding, and keys and values into the cache. Formula and shapes: place_qkv_ in reference.py.
 //
 // One op, because each costs a decode step more to call than to compute.
+#include <algorithm>
 #include <limits>
-#include <vector>
 
 #include "ops/each_token.h"
 #include "ops/mixers/cache_rows.h"
@@ -22,21 +22,15 @@ void clip(float limit, float* x, int n) {
   for (int i = 0; i < n; i++) x[i] = x[i] < -limit ? -limit : x[i] > limit ? limit : x[i];
 }
 
-// Values that are keys before their norm, for as long as this thread works on a token.
-float* copy_of(const float* keys, int n) {
-  thread_local std::vector<float> kept;
-  kept.assign(keys, keys + n);
-  return kept.data();
-}
-
-// One token.
-void place(const QkvArgs& args, const Kernels& isa, int t) {
+// One token. kept: for values that are keys before their norm, where they are.
+void place(const QkvArgs& args, const Kernels& isa, int t, float* kept) {
   const Cache& cache = args.cache;
   const int d = cache.d, vd = cache.values.d, queries = args.heads * d, keys = cache.groups * d, values = cache.groups * vd;
   const CacheRows k_rows(isa, cache), v_rows(isa, cache.format, vd, cache.page_keys);
   const size_t row = size_t(args.positions[t]) * args.rope.r;
   float *q = args.qkv + size_t(t) * (queries + keys + (args.shared ? 0 : values)), *k = q + queries, *end = k + keys;
-  float* v = args.shared ? copy_of(k, keys) : end;
+  float* v = args.shared ? kept : end;
+  if (args.shared) std::copy_n(k, keys, kept);
   normalise(isa, args.q_norm, args.eps, q, queries);
   normalise(isa, args.k_norm, args.eps, k, keys);
   normalise(isa, args.v_norm, args.eps, v, values);
@@ -56,8 +50,10 @@ void place(const QkvArgs& args, const Kernels& isa, int t) {
 }  // namespace
 
 void place_qkv(const QkvArgs& args, Turn& turn) {
+  const size_t keys = size_t(args.cache.groups) * args.cache.d;
+  float* kept = args.shared ? turn.team.arena.take<float>(args.tokens * keys) : nullptr;  // here: a worker cannot fail
   each_token(turn.team, args.tokens, int64_t(args.tokens) * (args.heads + 2 * args.cache.groups) * args.cache.d,
-             [&](int t) { place(args, turn.isa, t); });
+             [&](int t) { place(args, turn.isa, t, kept ? kept + t * keys : nullptr); });
 }
 
 void rotate(const HeadRows& x, const Rope& rope, const int32_t* positions, Turn& turn) {

@@ -245,7 +245,12 @@ Mailbox::Mailbox(const MailboxShape& shape, uint8_t* memory, Work work, void* co
     }
   }
   s.coordinator = std::thread([state = state_] { coordinate(state); });
-  s.watchdog = std::thread([state = state_] { watch(state); });
+  try {
+    s.watchdog = std::thread([state = state_] { watch(state); });
+  } catch (...) {  // the system gives no more threads
+    stop();
+    throw;
+  }
 }
 
 Mailbox::~Mailbox() { stop(); }

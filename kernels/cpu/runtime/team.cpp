@@ -120,12 +120,12 @@ void* Arena::take_bytes(size_t bytes) {
   bytes = (bytes + 63) / 64 * 64;
   if (slabs_.empty() || used_ + bytes > size_) {
     const size_t size = (std::max(bytes, HUGE_PAGE) + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
-    void* slab = std::aligned_alloc(HUGE_PAGE, size);
+    Slab slab(std::aligned_alloc(HUGE_PAGE, size));
     if (!slab) throw std::bad_alloc();
 #ifdef __linux__
-    madvise(slab, size, MADV_HUGEPAGE);  // a wish, not a need
+    madvise(slab.get(), size, MADV_HUGEPAGE);  // a wish, not a need
 #endif
-    slabs_.emplace_back(slab);
+    slabs_.push_back(std::move(slab));
     size_ = size;
     total_ += size;
     used_ = 0;
@@ -157,9 +157,15 @@ Team::Team(int size, Arena& arena_, const Patience& patience) : arena(arena_), s
       core_of_cpu_[cpu] = int(core);
     }
   }
-  for (int worker = 1; worker < size; worker++) {
-    threads_.emplace_back([this, worker] { work(worker); });
-    if (enough) pin(threads_.back().native_handle(), cpu_of_core_[worker]);
+  threads_.reserve(size - 1);
+  try {
+    for (int worker = 1; worker < size; worker++) {
+      threads_.emplace_back([this, worker] { work(worker); });
+      if (enough) pin(threads_.back().native_handle(), cpu_of_core_[worker]);
+    }
+  } catch (...) {  // of a thread that the system does not give: those that run wait in here
+    end_threads();
+    throw;
   }
 }
 
@@ -183,7 +189,9 @@ void Team::pin_caller() {
   pin(pthread_self(), cpu_of_core_[free - worker_of_core_.begin()]);
 }
 
-Team::~Team() {
+Team::~Team() { end_threads(); }
+
+void Team::end_threads() {
   stop_ = true;
   jobs_++;
   {
@@ -267,7 +275,7 @@ std::atomic<Home*> home_pointer{nullptr};
 std::mutex start_mutex;
 
 void forget_home() {
-  if (home_pointer.load()) home_pointer = new Home;
+  if (home_pointer.load()) home_pointer = new (std::nothrow) Home;  // without memory: the first op asks once more
 }
 
 Home& home() {

@@ -124,7 +124,8 @@ class Team {
   using Clock = std::chrono::steady_clock;
   using Job = void (*)(const void* context, int worker);
 
-  void run_job(bool solo, Job job, const void* context);
+  void run_job(bool solo, Job job, const void* context);  // a job throws nothing: others are in it
+  void end_threads();
   void work(int worker);
   bool wait_for_job(uint32_t seen, Clock::time_point& crowded_until);
   void make_way();

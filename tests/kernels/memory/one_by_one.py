@@ -1,0 +1,134 @@
+"""Makes the C++ kernels' allocations fail, one after the other: a program with `failing_memory` loaded first.
+
+    python one_by_one.py LIBRARY ops FIRST STEP     every STEP-th op from number FIRST on: one call of its smallest case
+    python one_by_one.py LIBRARY model DIRECTORY    a model's load, and some tokens
+
+Each failure has a process of its own, forked from one that has called nothing yet: its teams and their memory are new.
+There the call must succeed or raise MemoryError (RuntimeError where a thread was to start), and what it gives right
+after, with memory again, must be what it always gives. Writes a line for whatever else happened, and last how many
+failures there were.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from headrace import LLM, HeadraceError, SamplingParams
+from headrace.kernels.cases.all import CASES
+from headrace.kernels.cases.case import Case
+from headrace.kernels.cases.mixers import MIXER_CASES
+from headrace.kernels.cases.recurrent import KEY_CASES, RECURRENT_CASES
+from headrace.kernels.cases.state_space import STATE_SPACE_CASES
+from headrace.kernels.cases.variants.own_norms import OWN_NORMS_CASES
+from headrace.kernels.cases.variants.sparse import SPARSE_CASES
+from headrace.kernels.context import Context
+from headrace.kernels.cpu import CpuOps
+
+SUCCEEDED, REFUSED, WRONG, NOT_REACHED = range(4)
+OBJECTS = 4096  # more than any call makes
+Call = Callable[[], Any]
+
+memory = ctypes.CDLL(sys.argv[1])
+memory.memory_count.restype = ctypes.c_int64
+memory.memory_fail.argtypes = [ctypes.c_int64]
+memory.memory_watch.restype = ctypes.c_bool
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    assert memory.memory_watch(b"/_cpu."), "the kernels are not loaded"
+    objects = [Context() for _ in range(OBJECTS)]
+    del objects  # nanobind's table of objects has grown: it cannot be refused the memory for it, and ends the process
+    failures = ops(int(sys.argv[3]), int(sys.argv[4])) if sys.argv[2] == "ops" else model(sys.argv[3])
+    print("failures", failures)
+
+
+def smallest() -> list[Case]:
+    """One case of each op, that with the fewest bytes of inputs."""
+    every = (
+        *CASES, *MIXER_CASES, *RECURRENT_CASES, *KEY_CASES, *STATE_SPACE_CASES, *OWN_NORMS_CASES, *SPARSE_CASES,
+    )  # fmt: skip
+    found: dict[str, Case] = {}
+    for case in every:
+        if not case.bench and (case.op not in found or case.name.startswith("q4_0")):
+            found.setdefault(case.op, case)
+    return [found[op] for op in sorted(found)]
+
+
+def ops(first: int, step: int) -> int:
+    failures = 0
+    for case in smallest()[first::step]:
+
+        def call(case: Case = case) -> list[torch.Tensor]:
+            return case.call(CpuOps(Context(threads=3)), case.inputs(seed=3))
+
+        failures += every_failure(f"{case.op}: {case.name}", call, 1)
+    return failures
+
+
+def model(directory: str) -> int:
+    def call() -> list[torch.Tensor]:
+        options: dict[str, Any] = {"max_context": 64, "threads": 2, "no_measure": True, "speculate": "off"}
+        with LLM(directory, **options) as llm:
+            said = llm.generate([[5, 6, 7, 8]], SamplingParams(max_new_tokens=4, ignore_eos=True))
+            return [torch.tensor(said[0].token_ids)]
+
+    return every_failure(directory, call, 1)
+
+
+def every_failure(name: str, call: Call, at_once: int) -> int:
+    """One failure after the other until none is reached; how many there were."""
+    for number in itertools.count(1, at_once):
+        how = apart(lambda number=number: one_failure(call, number))
+        if how == NOT_REACHED:
+            return number - 1
+        if how not in (SUCCEEDED, REFUSED):
+            print(f"{name}: allocation {number} ended with {how}", flush=True)
+    raise AssertionError("endless")
+
+
+def one_failure(call: Call, number: int) -> int:
+    memory.memory_fail(number)
+    failed = False
+    try:
+        first = call()
+    except (MemoryError, RuntimeError, HeadraceError) as error:
+        failed = True
+        if "\n" in str(error):
+            print("more than a line:", error, flush=True)
+            return WRONG
+    count = memory.memory_count()
+    again = call()
+    if not failed and not same(first, again):
+        return WRONG
+    if count < number:
+        return NOT_REACHED
+    return REFUSED if failed else SUCCEEDED
+
+
+def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def apart(run: Callable[[], int]) -> int:
+    """What a function says in a process of its own; -N where signal N ended it."""
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    try:
+        os._exit(run())
+    except BaseException:
+        traceback.print_exc(limit=-4)
+        os._exit(WRONG)
+
+
+if __name__ == "__main__":
+    main()

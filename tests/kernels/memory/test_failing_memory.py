@@ -1,0 +1,49 @@
+"""Every allocation of the C++ kernels fails once, in every op and a model's load: no crash, and the next call works."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from compiled import COMPILER, ROOT, compiled
+
+SOURCE = ROOT / "tests" / "fakes" / "cpp" / "failing_memory.cpp"
+PROGRAM = Path(__file__).parent / "one_by_one.py"
+FLAGS = ["-std=c++17", "-O1", "-shared", "-fPIC", "-pthread", "-Wall", "-Werror"]
+SHARES = 4  # of the ops, a test each
+
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux" or COMPILER is None, reason="needs Linux and a compiler"),
+    pytest.mark.skipif("HEADRACE_SANITIZER" in os.environ, reason="a sanitizer has an allocator of its own"),
+]
+
+
+def failures(*arguments: object) -> int:
+    """How many allocations failed, after all of them ended as they may."""
+    library = compiled("failing_memory.so", [SOURCE], FLAGS)
+    env = {**os.environ, "LD_PRELOAD": str(library)}
+    done = subprocess.run(
+        [sys.executable, str(PROGRAM), str(library), *map(str, arguments)],
+        capture_output=True, text=True, env=env, check=False, timeout=900, cwd=ROOT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = done.stdout.splitlines()
+    assert len(lines) == 1, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    found = re.fullmatch(r"failures (\d+)", lines[0])
+    assert found, lines[0]
+    return int(found[1])
+
+
+@pytest.mark.parametrize("first", range(SHARES))
+def test_an_allocation_of_an_op_fails(first: int) -> None:
+    assert failures("ops", first, SHARES) > 100, "the threads of a team alone are more"
+
+
+@pytest.mark.parametrize("variant", ["gemma4_text", "deepseek_v3"])
+def test_an_allocation_of_a_model_fails(variant: str, checkpoints: Callable[[str], Path]) -> None:
+    assert failures("model", checkpoints(variant)) > 40
