@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -89,3 +90,14 @@ def test_what_is_too_large_says_so(tmp_path: Path) -> None:
     assert len(regular.text(path, most=1001)) == 1001
     with pytest.raises(OSError, match="more than 0 MB"):
         regular.text(path, most=1000)
+
+
+def test_a_small_file_takes_a_small_buffer(tmp_path: Path) -> None:
+    (path := tmp_path / "config.json").write_text("{}")
+    regular.text(path)
+    tracemalloc.start()
+    try:
+        assert regular.text(path) == "{}"
+        assert tracemalloc.get_traced_memory()[1] < 4 * regular.PART
+    finally:
+        tracemalloc.stop()
