@@ -121,7 +121,10 @@ class EngineConfig:
         None, PLACEMENT, "NAME", "of a cache in VRAM of experts in RAM, or in RAM of those on disk (docs/policies.md)"
     )
     expert_cache: float | str | None = option(
-        None, PLACEMENT, "GB|SHARE%", "memory of that cache, also as a share of all experts; default what is left"
+        None,
+        PLACEMENT,
+        "GB|SHARE%|auto",
+        "memory of that cache; auto, the default: what the KV cache does not need now",
     )
     second_vram: float | None = option(
         None, PLACEMENT, "GB", "of a second GPU: what it stores of the experts, for policies that use one (second-gpu)"
@@ -250,7 +253,7 @@ class EngineConfig:
                 raise OptionError(f"{about[0]} is about a policy: give one (policy 'lru'), or leave it out")
             return
         _between("second_vram", self.second_vram, 0.001)
-        if self.expert_cache is not None:
+        if self.expert_cache not in (None, "auto"):
             parse_limit(self.expert_cache, "expert_cache")
         if asked and not is_on_disk and self.asked_placement != Policy("layers"):
             raise OptionError(f"policy and {asked[0]} both say where experts lie: give one of them")
@@ -325,7 +328,7 @@ class EngineConfig:
 
     def cache_bytes(self, experts: int) -> int | None:
         """expert_cache in bytes, of a model whose experts take so many; None: what is left."""
-        if self.expert_cache is None:
+        if self.expert_cache in (None, "auto"):
             return None
         number, unit = parse_limit(self.expert_cache, "expert_cache")
         return min(experts, int(number / 100 * experts if unit == "%" else number * 1e9))

@@ -35,6 +35,7 @@ from ..devices import gpu_gaps, host, same_bits, streams
 from ..devices.device import Device
 from ..experts.backend import CpuExperts, ExpertBackend
 from ..experts.cache.cached_experts import CachedExperts, cached
+from ..experts.cache.shared_memory import SharedMemory
 from ..experts.host_buffers import HostBuffers
 from ..experts.offload_plan import OffloadPlan
 from ..experts.streaming import no_cuts
@@ -288,7 +289,10 @@ def _experts(
     if policy is None:
         return tiered, host_buffers
     made, why = policy(weights)
-    return cached(tiered, made, plan.expert_cache, why), host_buffers
+    if plan.not_shared:
+        why = (*why, f"its size stays as it is: {plan.not_shared}, so that pages of the KV cache find no place there")
+    shared = None if plan.shared is None else SharedMemory(plan.shared, tiered.main.place)
+    return cached(tiered, made, plan.expert_cache, why, shared), host_buffers
 
 
 def _decoder(
@@ -304,7 +308,8 @@ def _decoder(
     """The decoder on the device of everything but the experts, with its cache and the way of inputs there."""
     main, spec, context = found[plan.placement.main], checkpoint.spec, plan.kv_budget.max_context
     windows, pages = plan.kv_budget.windows, plan.kv_budget.pages + plan.spare_pages
-    cache = KVCache(spec, pages, kv_format, main.place, StateSlots.count(config.max_sequences), windows)
+    shared = experts.cache.shared if isinstance(experts, CachedExperts) else None
+    cache = KVCache(spec, pages, kv_format, main.place, StateSlots.count(config.max_sequences), windows, shared)
     inputs = make_device_inputs(main, found[plan.table], timers, config, spec, context, len(windows))
     return Decoder(spec, weights, main.ops, experts, cache, context, inputs, not config.deterministic)
 
@@ -336,7 +341,7 @@ def _graphs(
     experts = decoder.experts
     assert runtime is not None, "graphs without a runtime"
     assert isinstance(experts, TieredExperts | CachedExperts), "graphs on the CPU alone"
-    pages, spare_page = pages_for(plan.kv_budget.max_context), plan.kv_budget.pages
+    pages, spare_page = pages_for(plan.kv_budget.max_context), plan.spare_page
     spare_slot = StateSlots(config.max_sequences).spare if checkpoint.spec.state_elements else None
     make = partial(
         GraphedDecode,

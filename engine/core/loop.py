@@ -32,7 +32,7 @@ from ..ledger.ledger import Ledger
 from ..ledger.passes import CPU_DRAM, DISK, GPU_HBM, NET, Bytes, Pass
 from ..model.batch import Inputs
 from ..model.decoder import Output
-from ..model.kv_cache import PAGE, PageTable, pages_for
+from ..model.kv_cache import PAGE, pages_for
 from ..model.windows import Windows
 from ..speculation.drafts import Drafts
 from ..speculation.row_kernels import row_kernels
@@ -66,7 +66,7 @@ class Loop:
         recorder: Recorder | None = None,
     ) -> None:
         self.parts, self.ledger, self.at_start, self.sampler = parts, ledger, at_start, sampler
-        self.pages = PageTable(parts.kv_budget.pages)
+        self.pages = parts.page_table()
         self.states = StateSlots(parts.config.max_sequences) if parts.spec.state_elements else None
         self.kept = None if self.states is None else KeptStates(self.states, parts.decoder.cache.copy_state)
         chunk, most = parts.config.prefill_chunk, parts.config.max_sequences
@@ -205,6 +205,7 @@ class Loop:
         last: an error must not cost the other requests of the pass a token.
         """
         self.carry_out()
+        self.pages.between_passes()
         start = self.books.start()
         use_torch_threads(self.parts.torch_threads)
         parts, batch = self.parts, self._next_batch()

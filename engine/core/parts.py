@@ -31,6 +31,8 @@ from ..memory.expert_arena import ExpertArena
 from ..memory.kv_budget import KVBudget
 from ..memory.memory_plan import MemoryPlan
 from ..model.decoder import Decoder
+from ..model.kv_cache import PageTable
+from ..model.lent_pages import LentPages
 from ..placement.placement import Placement, Tier
 from ..speculation.mtp.layer import MtpLayer
 
@@ -79,6 +81,14 @@ class EngineParts:
         """The experts that a policy moves, if there is one: in VRAM, or in RAM of those on a disk."""
         experts = self.decoder.experts
         return experts.cache if isinstance(experts, CachedExperts | DiskExperts) else None
+
+    def page_table(self) -> PageTable:
+        """Whose pages are whose, of a loop that begins."""
+        experts = self.decoder.experts
+        shared = self.memory_plan.shared
+        if shared is None or not isinstance(experts, CachedExperts):
+            return PageTable(self.kv_budget.pages)
+        return LentPages(shared.numbers, experts.cache.share)
 
     @property
     def kv_budget(self) -> KVBudget:

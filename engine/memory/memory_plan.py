@@ -22,6 +22,7 @@ from ..bandwidth_model.profile import Profile
 from ..config import EngineConfig
 from ..devices.device import Device
 from ..experts import offload_plan
+from ..experts.cache.shared_memory import SharedRoom
 from ..experts.disk import rows, staging
 from ..experts.offload_plan import NONE, OffloadPlan
 from ..generation.schedule.state_slots import StateSlots
@@ -34,11 +35,12 @@ from ..placement.placement import Placement, Tier
 from ..placement.tier_memory import TierMemory, of_free, of_needs, together
 from ..planning.storage import LayerBytes, Storage
 from ..units import size
-from . import kv_budget, mtp_rows
+from . import kv_budget, mtp_rows, sharing
 from .kv_budget import KVBudget, PageBytes
 
 DEFAULT_CONTEXT = 4096  # beside a GPU, and of experts on a disk, where more cache is fewer experts, and nobody said
 CACHE_SHARE = 0.1  # of that memory: what the caches of further sequences may take before experts
+PAGES_SHARE = 0.5  # the same of memory that experts have back when pages are not needed
 EXPERT_CACHE = "expert cache"
 READING = "buffers for reading"  # of experts that stay on a disk
 MTP = "MTP layer"
@@ -58,7 +60,14 @@ class MemoryPlan:
     spare_pages: int = 0  # of the cache, beyond those of the budget: for rows of a graph without a sequence
     expert_cache: int = 0  # bytes for experts that a policy moves: in VRAM, or in RAM of experts on a disk
     stored: StoredExperts | None = None  # of the files, where experts stay there, or other machines load them
+    shared: SharedRoom | None = None  # memory of that cache, and of pages: which of them it holds changes
+    not_shared: str = ""  # why it is not, where that was wanted
     room: int = 0  # beside hosts: bytes of RAM that experts may take here
+
+    @property
+    def spare_page(self) -> int:
+        """The number of the page that belongs to no sequence, if there is one."""
+        return self.kv_budget.pages if self.shared is None else 0
 
     @property
     def bytes_in_ram(self) -> list[int]:
@@ -141,6 +150,7 @@ class _Plan:
         self.storage = storage_of(self.spec, checkpoint.formats)
         self.counts, self.sizes = self.storage.experts_by_layer, self.storage.routed_by_layer
         self.tokens = max(config.prefill_chunk, config.max_sequences)
+        self.format = kv_format
         self.cache_pages = PageBytes(self.spec, kv_format, self.tokens)
         self.states = 4 * self.spec.state_elements * StateSlots.count(config.max_sequences)
         self.work = self.states + kv_budget.work_bytes(self.spec, config.prefill_chunk, config.max_sequences)
@@ -218,9 +228,23 @@ class _Plan:
     def _cached(self) -> MemoryPlan:
         """All experts in RAM, and places for some of them in what the cache of keys and values leaves of VRAM."""
         placement, (room, left) = placing.n_cpu_moe(self.counts, len(self.counts)), self._room()
-        left -= self._buffers(placement) + (self.storage.held if self._table(placement) is Tier.GPU0 else 0)
-        self.cache = self._cache_of(left)
-        return self._fit(placement, room)
+        besides = self._buffers(placement) + (self.storage.held if self._table(placement) is Tier.GPU0 else 0)
+        self.cache = self._cache_of(left - besides)
+        found = self._fit(placement, room)
+        if self.config.cache_bytes(sum(self.sizes)) is not None or self.cache == sum(self.sizes):
+            return found
+        return self._shared(found, left - besides + room.kv_bytes)
+
+    def _shared(self, found: MemoryPlan, room: int) -> MemoryPlan:
+        """The same where pages and experts share so many bytes: then more sequences may have pages, since they take
+        them from experts only as long as they need them."""
+        budget = self._kv_budget(room, PAGES_SHARE)
+        self.cache = max(0, min(room - budget.kv_bytes, sum(self.sizes)))
+        layouts = [self.checkpoint.formats.layout(self.spec, i) for i, is_moe in enumerate(self.spec.is_moe) if is_moe]
+        what = sharing.share(self.spec, self.format, layouts, budget, self.spare_pages, self.cache)
+        if isinstance(what, str):
+            return replace(found, not_shared=what)
+        return replace(self._fit(found.placement, budget), shared=what)
 
     def _cache_of(self, left: int) -> int:
         """Bytes of a cache of experts: as asked, else of so many that are left what all experts take."""
@@ -235,11 +259,11 @@ class _Plan:
         room = self._kv_budget(main.free)
         return room, main.free - self.storage.common - room.kv_bytes - self.work
 
-    def _kv_budget(self, free: int) -> KVBudget:
+    def _kv_budget(self, free: int, share: float = CACHE_SHARE) -> KVBudget:
         """The cache of keys and values where experts take what it leaves: of one sequence, of more within a share."""
         kv_budget.check_context(self.config.max_context, self.spec)
         context = self.config.max_context or min(self.spec.context, DEFAULT_CONTEXT)
-        return self.cache_pages.budget(context, self.config.max_sequences, free * CACHE_SHARE, self.work)
+        return self.cache_pages.budget(context, self.config.max_sequences, free * share, self.work)
 
     def _auto(self) -> MemoryPlan:
         """The cache first, then experts as they fit."""

@@ -17,6 +17,7 @@ import hashlib
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import count
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ from ...kernels.blocks import cache_rows
 from ...kernels.blocks.cache_rows import Rows
 from ...kernels.formats import KVFormat
 from ...loaders.spec import AttentionSpec, ConvSpec, LatentSpec, LayerSpec, MixerSpec, ModelSpec, SpaceSpec
+from ..experts.cache.shared_memory import SharedMemory
 from ..ledger.pass_bytes import cache_sizes
 from ..ledger.windows import PAGE as PAGE
 from ..ledger.windows import Window, window_of
@@ -81,7 +83,8 @@ LayerCache = KeysAndValues | Latents | States | None  # None: the layer looks at
 class KVCache:
     """The tensors of all layers. Memory is reserved here and taken by the system page by page, as tokens are written.
     slots: sequences that can have a recurrent state at once. windows: those with pools of their own, and their pages;
-    layers over another one share the pages of those that see everything."""
+    layers over another one share the pages of those that see everything. shared: where the pages of these lie, whose
+    numbers are then those of its room."""
 
     def __init__(
         self,
@@ -91,13 +94,16 @@ class KVCache:
         place: torch.device | None = None,
         slots: int = 1,
         windows: Sequence[tuple[Window, int]] = (),
+        shared: SharedMemory | None = None,
     ) -> None:
         self.format, self.pages = format, pages
         self.sizes = cache_sizes(spec, format)
         self.windows = tuple(window for window, _ in windows)
-        pools = [pages, *(count for _, count in windows)]
+        pools, numbers = [pages, *(many for _, many in windows)], count()
 
         def rows(groups: int, width: int, kind: int = 0) -> Rows:
+            if shared is not None and kind == 0:
+                return cache_rows.over(format, shared.rows(next(numbers)), groups, PAGE, width)
             found = cache_rows.empty(format, pools[kind], groups, PAGE, width, place)
             if kind:  # what is masked is multiplied by 0, which must not be 0 times anything
                 cache_rows.memory(found)[0] = 0
@@ -124,14 +130,8 @@ class KVCache:
             heads = mixer.heads if isinstance(mixer, SpaceSpec) else mixer.v_heads
             return States(inputs, torch.zeros((slots, heads, mixer.k_dim, mixer.v_dim), device=place))
 
-        def grams(one: LayerSpec) -> States | None:
-            if one.grams is None:
-                return None
-            inputs = torch.zeros((slots, spec.norm_size, one.grams.past), device=place)
-            return States(inputs, torch.zeros((slots, one.grams.size - 1), device=place))
-
         self.layers = [layer(one.mixer) for one in spec.layers]
-        self.grams = [grams(one) for one in spec.layers]
+        self.grams = [_grams(spec, one, slots, place) for one in spec.layers]
 
     def page_parts(self, page: int, kind: int = 0) -> list[Tensor]:
         """What a page holds of every layer of a kind, each contiguous: views."""
@@ -157,18 +157,32 @@ class KVCache:
         return [layer for layer in (*self.layers, *self.grams) if isinstance(layer, States)]
 
 
-class PageTable:
-    """Hands out pages, counts their owners, and finds pages whose content a prompt can take over."""
+def _grams(spec: ModelSpec, layer: LayerSpec, slots: int, place: torch.device | None) -> States | None:
+    if layer.grams is None:
+        return None
+    inputs = torch.zeros((slots, spec.norm_size, layer.grams.past), device=place)
+    return States(inputs, torch.zeros((slots, layer.grams.size - 1), device=place))
 
-    def __init__(self, pages: int) -> None:
-        self.free = list(range(pages - 1, -1, -1))
-        self.owners = [0] * pages
+
+class PageTable:
+    """Hands out pages, counts their owners, and finds pages whose content a prompt can take over. pages: how many, or
+    their numbers."""
+
+    def __init__(self, pages: int | range) -> None:
+        numbers = range(pages) if isinstance(pages, int) else pages
+        self.free = list(reversed(numbers))
+        self.owners = dict.fromkeys(numbers, 0)
         self.digest_of: dict[int, Digest] = {}
         self.page_of: dict[Digest, int] = {}
         self.idle = IdlePages()  # known pages without an owner
-        self.found = [False] * pages  # whether content was taken over by a prompt since it was computed
-        self.taken = [0] * pages  # how often each was handed out: a page with the same number has the same content
+        self.found = dict.fromkeys(numbers, False)  # whether content was taken over by a prompt since it was computed
+        self.taken = dict.fromkeys(
+            numbers, 0
+        )  # how often each was handed out: a page with the same number has the same content
         self.on_known: Callable[[int, list[Digest], int], None] | None = None  # a page, digests, of them its own one
+
+    def between_passes(self) -> None:
+        """Another pass begins."""
 
     @property
     def available(self) -> int:

@@ -66,7 +66,7 @@ class Split(Lru):
 
     def begin(self) -> None:
         super().begin()
-        self.before: dict[Key, int] = {}
+        self.before: dict[Key, float] = {}
 
     def seen(self, asked: Asked) -> None:
         self.before = {(asked.layer, e): self.last.get((asked.layer, e), -1) for e in asked.chosen}

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence, Set
 from itertools import product
 
 from .protocol import NOTHING, Asked, Key, Moves, Shape
 
 
-class Fixed:
+class Fixed(ABC):
     """`start` says it all."""
 
     name = "fixed"
 
+    @abstractmethod
+    def start(self, shape: Shape, budget: int) -> Iterable[Key]:
+        """The experts that are resident from then on."""
+
     def layer(self, asked: Asked) -> Moves:
         return NOTHING
+
+    def resized(self, shape: Shape, budget: int, residents: Sequence[Set[int]]) -> Moves:
+        """Those that would have been there with this budget from the start."""
+        wanted = list(dict.fromkeys(self.start(shape, budget)))
+        coming = [(layer, expert) for layer, expert in wanted if expert not in residents[layer]]
+        there = {(layer, expert) for layer, experts in enumerate(residents) for expert in experts}
+        return Moves(prefetch=tuple(coming), evict=tuple(sorted(there.difference(wanted))))
 
 
 class AllInRam(Fixed):

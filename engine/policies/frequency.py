@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Mapping
 
 from .protocol import Asked, Key
 from .recency import Lru
@@ -31,6 +32,13 @@ class AgedLfu(Lru):
         if gain > 2.0**64:  # before it grows out of a float
             self.counts = defaultdict(float, {key: count / gain for key, count in self.counts.items()})
             self.steps = asked.step
+
+    def read(self, step: int, layer: int, counts: Mapping[int, int]) -> None:
+        """A token of a prompt counts as one that is generated now."""
+        super().read(step, layer, counts)
+        gain = 2.0 ** ((step - self.steps) / AGE)
+        for expert, count in counts.items():
+            self.counts[layer, expert] += gain * count
 
     def worth(self, layer: int, expert: int) -> tuple[float, ...]:
         return (self.counts[layer, expert], *super().worth(layer, expert))

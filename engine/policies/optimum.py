@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import heapq
 from collections import defaultdict, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 
 from .protocol import Asked, Key, Moves, Shape
 
@@ -27,7 +27,7 @@ class Belady:
 
     def start(self, shape: Shape, budget: int) -> Iterable[Key]:
         self._look_ahead()
-        self.shape, self.room = shape, budget
+        self.shape, self.room, self.budget = shape, budget, budget
         self.farthest: list[tuple[int, Key]] = []  # minus the next use, of residents; old entries are passed over
         self.next: dict[Key, int] = {}  # of residents
         for key in sorted(self.uses, key=lambda key: self.uses[key][0]):
@@ -48,6 +48,23 @@ class Belady:
                 evict += leaving
                 admit.append(expert)
         return Moves(admit=tuple(admit), evict=tuple(evict))
+
+    def resized(self, shape: Shape, budget: int, residents: Sequence[Set[int]]) -> Moves:
+        """Those leave whose next use is farthest."""
+        self.room += budget - self.budget
+        self.budget, leaving = budget, []
+        while self.room < 0:
+            leaving.append(self._farthest())
+            self.room += shape.expert_bytes[leaving[-1][0]]
+            del self.next[leaving[-1]]
+        return Moves(evict=tuple(leaving))
+
+    def _farthest(self) -> Key:
+        """Of the residents the one whose next use is farthest."""
+        while True:
+            use, key = heapq.heappop(self.farthest)
+            if self.next.get(key) == -use:
+                return key
 
     def _look_ahead(self) -> None:
         """When each expert will be chosen; times count layers of passes."""

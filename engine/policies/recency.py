@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from .protocol import Asked, Key
 from .slotted import Slotted
@@ -18,10 +18,15 @@ class Lru(Slotted):
     name = "lru"
 
     def begin(self) -> None:
-        self.last: dict[Key, int] = {}
+        self.last: dict[Key, float] = {}
 
     def seen(self, asked: Asked) -> None:
         self.last.update(((asked.layer, expert), asked.step) for expert in asked.chosen)
+
+    def read(self, step: int, layer: int, counts: Mapping[int, int]) -> None:
+        """What a prompt chose was used just before, the most chosen last."""
+        total = sum(counts.values()) + 1
+        self.last.update(((layer, expert), step - 1 + count / total) for expert, count in counts.items())
 
     def worth(self, layer: int, expert: int) -> tuple[float, ...]:
         return (self.last.get((layer, expert), -1),)

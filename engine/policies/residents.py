@@ -139,6 +139,20 @@ class Residents:
             link_bytes=sum(self.shape.expert_bytes[n] for n, _ in coming),
         )  # fmt: skip
 
+    def between(self, moves: Moves) -> Counts:
+        """Does between two passes what the policy says: some leave, others come without having been chosen."""
+        if moves.fetch or moves.admit:
+            raise PolicyError(f"policy {self.policy.name} fetches between two passes: prefetch instead")
+        self._evict(moves.evict)
+        for key in moves.prefetch:
+            self._bring(key)
+        self.unused.update(moves.prefetch)
+        self._fits("between two passes")
+        return Counts(
+            prefetched=len(moves.prefetch), evicted=len(moves.evict),
+            link_bytes=sum(self.shape.expert_bytes[layer] for layer, _ in moves.prefetch),
+        )  # fmt: skip
+
     def _fill(self, policy: Storing) -> None:
         """Of the second fast memory, once."""
         used, name = 0, self.policy.name

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 
 from .protocol import Asked, Key, Moves, Shape
 
@@ -57,3 +57,32 @@ class Slotted(ABC):
                 break
             fetch.append(expert)
         return Moves(fetch=tuple(fetch), evict=tuple(evict))
+
+    def resized(self, shape: Shape, budget: int, residents: Sequence[Set[int]]) -> Moves:
+        """Of each layer those leave that are worth least; slots that it gets are filled when something is missing."""
+        self.slots = shape.slots(budget)
+        leaving = [
+            (layer, expert)
+            for layer, there in enumerate(residents)
+            for expert in self._least(layer, there)[: max(0, len(there) - self.slots[layer])]
+        ]
+        return Moves(evict=tuple(leaving))
+
+    def prompted(self, step: int, prompt: Sequence[Mapping[int, int]], residents: Sequence[Set[int]]) -> Moves:
+        """Of each layer those are resident that the prompt chose most often, and of the others those that were."""
+        coming, leaving = [], []
+        for layer, (counts, there) in enumerate(zip(prompt, residents, strict=True)):
+            self.read(step, layer, counts)
+            wanted = sorted(counts, key=lambda e: (-counts[e], e))[: self.slots[layer]]
+            missing = [expert for expert in wanted if expert not in there]
+            others = [expert for expert in self._least(layer, there) if expert not in set(wanted)]
+            coming += [(layer, expert) for expert in missing]
+            leaving += [(layer, e) for e in others[: max(0, len(there) + len(missing) - self.slots[layer])]]
+        return Moves(prefetch=tuple(coming), evict=tuple(leaving))
+
+    def read(self, step: int, layer: int, counts: Mapping[int, int]) -> None:  # noqa: B027 - most remember nothing
+        """A prompt was read before pass `step`, of which so many tokens chose each expert of a layer."""
+
+    def _least(self, layer: int, there: Set[int]) -> list[int]:
+        """Residents of a layer, those first that are worth least."""
+        return sorted(there, key=lambda e: (*self.worth(layer, e), e))

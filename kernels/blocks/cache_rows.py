@@ -75,6 +75,13 @@ def empty(format: KVFormat, pages: int, groups: int, page: int, row: int, place:
     return torch.empty(pages, groups, page, row, dtype=DTYPES[format.name], device=place)
 
 
+def over(format: KVFormat, pages: Tensor, groups: int, page: int, row: int) -> Rows:
+    """Rows of a format [P, G, B, row] in memory that there is: uint8 [P, bytes of a page]."""
+    if format.name == "q8_0":
+        return Q8Rows(planes=pages.view(len(pages), groups, -1), page=page, row=row, width=row)
+    return pages.view(DTYPES[format.name]).view(-1, groups, page, row)
+
+
 def memory(rows: Rows) -> Tensor:
     """What the rows lie in, page by page: [P, ...]."""
     return rows.planes if isinstance(rows, Q8Rows) else rows

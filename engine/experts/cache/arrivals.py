@@ -45,6 +45,11 @@ class Arrivals:
             self.coming = {key: event for key, event in self.coming.items() if not self.side.reached(event)}
         return self.coming.keys()
 
+    def all_come(self) -> None:
+        """Work of main that is given from now on finds everything there."""
+        self.main.wait(self.side.record())
+        self.coming.clear()
+
     def forget(self, key: Key) -> None:
         """An expert leaves, arrived or not: copies to its place come after its own."""
         self.coming.pop(key, None)

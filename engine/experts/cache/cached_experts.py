@@ -25,6 +25,7 @@ from ...policies.protocol import Policy
 from ..backend import Chosen, Job, Moved
 from ..tiered import F32, I32, TieredExperts
 from .expert_cache import ExpertCache, Use
+from .shared_memory import SharedMemory
 from .slots import ABSENT
 from .store import Store
 
@@ -168,13 +169,16 @@ def _rows_of(ids_TK: Tensor, local_TK: Tensor | None) -> frozenset[int]:
     return frozenset() if local_TK is None else frozenset(ids_TK[local_TK >= 0].tolist())
 
 
-def cached(tiered: TieredExperts, policy: Policy, budget: int, why: Sequence[str] = ()) -> CachedExperts:
-    """A cache of so many bytes on the main device, beside experts that are all in RAM. why: the policy was chosen."""
+def cached(
+    tiered: TieredExperts, policy: Policy, budget: int, why: Sequence[str] = (), shared: SharedMemory | None = None
+) -> CachedExperts:
+    """A cache of so many bytes on the main device, beside experts that are all in RAM. why: the policy was chosen.
+    shared: the cache is there, with pages of keys and values."""
     layers = [layer for layer, banks in enumerate(tiered.banks) if banks is not None]
     banks = [tiered.bank_in_ram(layer) for layer in layers]
     layouts, (main, side) = [bank.layout for bank in banks], tiered.streams
     spans = None if tiered.timers.main is None else tiered.timers.beside(side)
-    cache = ExpertCache(policy, budget, layers, layouts, banks, tiered.main.place, (main, side), spans)
+    cache = ExpertCache(policy, budget, layers, layouts, banks, tiered.main.place, (main, side), spans, shared)
     cache.why = tuple(why)
     stored, second = cache.residents.stored, tiered.devices.get(Tier.GPU1)
     assert second is not None or not any(stored), "a store without a second GPU"

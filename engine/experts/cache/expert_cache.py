@@ -8,6 +8,7 @@ nearly all experts are chosen, which says nothing about those to come.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -17,11 +18,13 @@ from ....kernels import ExpertLayout
 from ....kernels.packed import ExpertBank
 from ...devices.streams import Stream
 from ...ledger.timers import Spans
+from ...policies.between import Resizable, Resize
 from ...policies.protocol import NOTHING, Key, Moves, Policy, Shape
 from ..backend import Moved
 from .arrivals import Arrivals
 from .late_answers import LateAnswers
 from .ruled_cache import RuledCache
+from .shared_memory import SharedMemory, SharedRoom
 from .slots import ABSENT, Slots, pool_sizes
 
 
@@ -38,7 +41,9 @@ class Use(NamedTuple):
 
 
 class ExpertCache(RuledCache):
-    """layouts, banks: of each layer, all experts in RAM. device: of the places."""
+    """layouts, banks: of each layer, all experts in RAM. device: of the places. shared: where these lie in memory that
+    pages are in too; the budget is then what no page is in when the cache of keys and values is full, and grows with
+    what it leaves, of a policy that can do with that."""
 
     def __init__(
         self,
@@ -50,13 +55,57 @@ class ExpertCache(RuledCache):
         device: torch.device,
         streams: tuple[Stream, Stream],
         spans: Spans | None = None,
+        shared: SharedMemory | None = None,
     ) -> None:
-        super().__init__(policy, budget, layers, shape_of(layouts, banks))
-        start = self.resident
-        self.slots = Slots(self.shape, layouts, pool_sizes(self.shape, layouts, start, budget), device)
+        shape, self.shared, self.unbooked = shape_of(layouts, banks), shared, 0
+        if shared is None:
+            super().__init__(policy, budget, layers, shape)
+            sizes = pool_sizes(shape, layouts, self.resident, budget)
+            self.slots = Slots(shape, layouts, sizes, device)
+        else:
+            may_change = isinstance(policy, Resizable)
+            first = first_place(shared.room, shape, shared.room.least if may_change else shared.room.pages)
+            super().__init__(policy, budget_from(shared.room, shape, first), layers, shape)
+            bank = ExpertBank(layouts[0], shared.places(layouts[0].bytes))
+            self.slots = Slots(shape, layouts, [0] * len(layouts), device, bank)
+            self.slots.keep_from(first)
         self.arrivals = Arrivals(self.slots, banks, *streams, spans)
-        streams[0].wait(self.arrivals.bring(start))
+        streams[0].wait(self.arrivals.bring(self.resident))
         self.late: LateAnswers | None = None
+
+    def share(self, first: int, last: int) -> None:
+        """Between two passes: instead of the `first` pages so many are open from now on. What lay where they are
+        moves, as far as the policy keeps it, and what was given for them before is done first."""
+        assert self.shared is not None, "pages of a cache that nothing is shared with"
+        if last > first:
+            self.arrivals.all_come()
+        place = first_place(self.shared.room, self.shape, last)
+        if isinstance(self.policy, Resizable) and place != self.slots.first:
+            self._settle()
+            self._resize(budget_from(self.shared.room, self.shape, place), place)
+        if last > first:
+            self.arrivals.main.do(partial(self.shared.clear, first, last))
+
+    def _resize(self, budget: int, place: int) -> None:
+        """The places from this one on are all that there are, for so many bytes."""
+        moves = self.told(Resize(budget))
+        for key in moves.evict:
+            self._leave(key)
+        bank = self.slots.pools[0]
+        for old, new in self.slots.keep_from(place):
+            self.arrivals.main.copy(bank.data[new], bank.data[old])
+        self._bring_ahead(moves)
+
+    def _settle(self) -> None:
+        """No pass is under way, and nothing is left to ask of those that are over."""
+        if self.late is not None:
+            self.late.settle()
+            self.carry_out()
+
+    def _bring_ahead(self, moves: Moves) -> None:
+        if moves.prefetch:
+            self.arrivals.bring(moves.prefetch)
+            self.unbooked += self.size_of(moves.prefetch)
 
     def begin(self, generating: int, is_graph: bool = False) -> None:
         if self.late is not None:
@@ -68,14 +117,19 @@ class ExpertCache(RuledCache):
         """From now on the policy is asked when a pass is over, since passes are graphs."""
         self.late = LateAnswers(self.residents, self.counts)
 
-    def carry_out(self) -> int:
-        """What a late answer said becomes copies; their bytes. No pass may be under way."""
+    def carry_out(self) -> None:
+        """What a late answer said becomes copies. No pass may be under way."""
         leaving, coming = ((), ()) if self.late is None else self.late.take()
         for key in leaving:
             self._leave(key)
         if coming:
             self.arrivals.bring(coming)
-        return self.size_of(coming)
+            self.unbooked += self.size_of(coming)
+
+    def booked(self) -> int:
+        """Bytes that came for no layer in particular since this was asked last."""
+        found, self.unbooked = self.unbooked, 0
+        return found
 
     def ask(self, layer: int, ids_TK: Tensor) -> Use:
         """A layer of the model has chosen: ids int32 [tokens, choices] in RAM. Those leave that nobody chose, and those
@@ -102,7 +156,7 @@ class ExpertCache(RuledCache):
             self.arrivals.bring(use.coming)
         there = use.here >= 0 if use.fetched is None else (use.here >= 0) | (use.fetched >= 0)
         fetched = 0 if use.fetched is None else int((use.fetched >= 0).sum())
-        return Moved(frozenset(there.nonzero().flatten().tolist()), fetched, self.size_of(use.coming))
+        return Moved(frozenset(there.nonzero().flatten().tolist()), fetched, self.size_of(use.coming) + self.booked())
 
     def size_of(self, keys: Sequence[Key]) -> int:
         """Bytes of experts."""
@@ -138,6 +192,20 @@ class ExpertCache(RuledCache):
     def _leave(self, key: Key) -> None:
         self.arrivals.forget(key)
         self.slots.give_back(key)
+
+
+def first_place(room: SharedRoom, shape: Shape, open_pages: int) -> int:
+    """The first place that is used behind so many pages, of experts of one size; no more of them than there are
+    experts."""
+    size = shape.expert_bytes[0]
+    last = room.nbytes // size
+    return min(last, max(-(-room.taken(open_pages) // size), last - sum(shape.experts)))
+
+
+def budget_from(room: SharedRoom, shape: Shape, first: int) -> int:
+    """Bytes of the places from one on."""
+    size = shape.expert_bytes[0]
+    return (room.nbytes // size - first) * size
 
 
 def shape_of(layouts: Sequence[ExpertLayout], banks: Sequence[ExpertBank]) -> Shape:

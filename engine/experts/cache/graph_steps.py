@@ -88,7 +88,8 @@ class CachedSteps:
         each = once(each)
         if late is not None and cache.generating:
             late.over(cache.steps, once(partial(self._choices, each)), self.then)
-        found = Found(self.host[0].clone(), self.sent, cache.carry_out())
+        cache.carry_out()
+        found = Found(self.host[0].clone(), self.sent, cache.booked())
         return once(partial(self._with_moved, each, found))
 
     def _choices(self, each: Callable[[], list[Chosen]]) -> Choices:

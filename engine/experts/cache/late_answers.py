@@ -39,6 +39,13 @@ class LateAnswers:
         while len(self.passes) > 1:
             self._ask()
 
+    def settle(self) -> None:
+        """Something is to happen between two passes: all is asked and counted that a replay has asked and counted
+        before the next pass."""
+        self._count()
+        while len(self.passes) > 1:
+            self._ask()
+
     def layer(self, step: int, layer: int, chosen: tuple[int, ...]) -> None:
         """A layer of a pass by hand has chosen."""
         if not self.by_hand:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from ...policies.between import Resizable
 from ...units import size
 from ..disk.disk_cache import DiskCache
-from .expert_cache import ExpertCache
+from .expert_cache import ExpertCache, budget_from, first_place
+from .shared_memory import SharedRoom
 
 Cache = ExpertCache | DiskCache
 
@@ -21,7 +23,15 @@ def at_start(cache: Cache) -> list[str]:
         else "while the next step runs, which is a graph"
     )
     taken = f"{size(cache.slots.nbytes)} for {places} of {experts} experts"
-    return [f"expert cache: policy {cache.policy.name}, {taken}; asked {when}", *cache.why]
+    shared = [] if isinstance(cache, DiskCache) or cache.shared is None else [_shared(cache, cache.shared.room)]
+    return [f"expert cache: policy {cache.policy.name}, {taken}; asked {when}", *shared, *cache.why]
+
+
+def _shared(cache: ExpertCache, room: SharedRoom) -> str:
+    if not isinstance(cache.policy, Resizable):
+        return "expert cache: its size stays as it is, since its policy has no `resized`"
+    least = budget_from(room, cache.shape, first_place(room, cache.shape, room.pages))
+    return f"expert cache: up to {room.pages} pages of the KV cache take room from it when needed, {size(least)} stay"
 
 
 def so_far(cache: Cache) -> str:

@@ -3,10 +3,12 @@ as a replay counts it (`policies/residents.py`)."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 
 from torch import Tensor
 
+from ...policies.between import Event, Read, take_in
 from ...policies.protocol import NOTHING, Key, Moves, Policy, Shape
 from ...policies.residents import Counts, Residents
 
@@ -21,6 +23,7 @@ class RuledCache:
         self.residents = Residents(policy, shape, budget)
         self.counts, self.late_arrivals, self.steps, self.generating = Counts(), 0, -1, 0
         self.why: tuple[str, ...] = ()  # this policy, where nobody named it; for people
+        self.events: defaultdict[int, list[Event]] = defaultdict(list)  # before which pass what happened, but prompts
 
     @property
     def resident(self) -> list[Key]:
@@ -31,6 +34,15 @@ class RuledCache:
         """A pass begins, whose first tokens, so many, are generated ones."""
         self.generating = generating
         self.steps += generating > 0
+
+    def told(self, event: Event) -> Moves:
+        """What the policy says to something that happened between two passes, which is counted and not done yet."""
+        moves, counts = take_in(self.residents, self.steps + 1, event)
+        self.policy, self.budget = self.residents.policy, self.residents.budget
+        self.counts.add(counts)
+        if not isinstance(event, Read):
+            self.events[self.steps + 1].append(event)
+        return moves
 
     def moves(self, number: int, ids_TK: Tensor) -> tuple[Moves, list[Key]]:
         """What the policy says to what a layer's generated tokens chose; and which of those it evicts were chosen

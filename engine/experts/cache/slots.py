@@ -39,14 +39,23 @@ def pool_sizes(shape: Shape, layouts: Sequence[ExpertLayout], start: Iterable[Ke
 
 class Slots:
     """The places of all layers on one device; None: in RAM, where files are read into them. sizes: by layer the places
-    of its layout's pool. Raises PolicyError where a policy wants more experts of a layout than its pool holds."""
+    of its layout's pool. shared: the places instead, of experts of one layout, of which the first are not to be used
+    (`keep_from`). Raises PolicyError where a policy wants more experts of a layout than its pool holds."""
 
     def __init__(
-        self, shape: Shape, layouts: Sequence[ExpertLayout], sizes: Sequence[int], device: torch.device | None
+        self,
+        shape: Shape,
+        layouts: Sequence[ExpertLayout],
+        sizes: Sequence[int],
+        device: torch.device | None,
+        shared: ExpertBank | None = None,
     ) -> None:
         pools = dict(zip(layouts, sizes, strict=True))
         empty = ExpertBank.on_a_page if device is None else partial(ExpertBank.empty, device=str(device))
         made = {layout: empty(layout, size) for layout, size in pools.items() if size}
+        if shared is not None:
+            pools, made = {shared.layout: 0}, {shared.layout: shared}
+        self.first = 0 if shared is None else shared.experts  # of the places that may be used
         self.layouts, self.banks = list(layouts), [made.get(layout) for layout in layouts]
         self.free: Mapping[ExpertLayout, list[int]] = {
             layout: list(range(size))[::-1] for layout, size in pools.items()
@@ -60,12 +69,26 @@ class Slots:
 
     @property
     def nbytes(self) -> int:
-        return sum(bank.nbytes for bank in self.pools)
+        return sum((bank.experts - self.first) * bank.layout.bytes for bank in self.pools)
 
     @property
     def count(self) -> int:
         """Of all places."""
-        return sum(bank.experts for bank in self.pools)
+        return sum(bank.experts - self.first for bank in self.pools)
+
+    def keep_from(self, first: int) -> list[tuple[int, int]]:
+        """Of places that are shared those from a number on are used from now on. What lies before goes elsewhere, where
+        it has room: from which place, and to which."""
+        (bank,), (free,) = self.pools, self.free.values()
+        free[:] = sorted({*(n for n in free if n >= first), *range(first, self.first)})
+        self.first = first
+        moved = []
+        for layer, expert in ((self.of_LE >= 0) & (self.of_LE < first)).nonzero().tolist():
+            number = free.pop()
+            moved.append((int(self.of_LE[layer, expert]), number))
+            self.of_LE[layer, expert] = number
+        assert first <= bank.experts, f"places from {first} on, of {bank.experts}"
+        return moved
 
     def take(self, key: Key) -> Tensor:
         """A place for an expert: uint8 [bytes of one], on the device."""

@@ -18,7 +18,7 @@ from ..protocol import Policy, Shape
 from ..residents import Counts, Residents
 from ..second_gpu import SecondGpu
 from .choices import Choices
-from .replay import Rates, Replayed, replay
+from .replay import NO_EVENTS, Events, Rates, Replayed, replay
 
 KINDS: dict[type, int] = {
     AllInRam: 0, FirstLayers: 0, Uniform: 0, Frequency: 0, SecondGpu: 0, recency.Lru: 1, frequency.AgedLfu: 2,
@@ -28,15 +28,17 @@ NO_TIME = Rates(cpu=0.0, link=0.0, gpu=0.0)
 
 
 def replayed(
-    policy: Policy, shape: Shape, budget: int, choices: Choices, rates: Rates | None = None, late: bool = False
+    policy: Policy, shape: Shape, budget: int, choices: Choices, rates: Rates | None = None, late: bool = False,
+    events: Events = NO_EVENTS,
 ) -> Replayed:  # fmt: skip
-    """A trace through a policy, by C++ where it has it; `late` answers are Python's. Raises PolicyError where a start
-    does not fit, or an answer cannot be carried out, OptionError where a second GPU's rate is not known."""
+    """A trace through a policy, by C++ where it has it; `late` answers and `events` are Python's. Raises
+    PolicyError where a start does not fit, or an answer cannot be carried out, OptionError where a second GPU's rate is
+    not known."""
     kind = KINDS.get(type(policy))
     if rates is not None:
         rates.check(policy)
-    if kind is None or late:
-        return replay(policy, shape, budget, choices, tokens=choices.tokens, rates=rates, late=late)
+    if kind is None or late or events:
+        return replay(policy, shape, budget, choices, tokens=choices.tokens, rates=rates, late=late, events=events)
     found = _cpp(policy, kind, shape, budget, choices, rates or NO_TIME)
     seconds = found.pop("seconds")
     return Replayed(

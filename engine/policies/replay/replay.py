@@ -15,13 +15,17 @@ Where passes are graphs on a GPU nothing comes while one runs: its layers find w
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from ....errors import OptionError
+from ..between import Event, take_in
 from ..protocol import Policy, Shape, Storing
 from ..residents import Counts, Residents
 
+Events = Mapping[int, Sequence[Event]]  # by pass what happened before it
+NO_EVENTS: Events = MappingProxyType({})
 Passes = Iterable[Sequence[tuple[int, ...]]]  # by pass and layer the experts that were chosen, each once
 
 
@@ -77,14 +81,14 @@ class Replayed:
 
 def replay(
     policy: Policy, shape: Shape, budget: int, trace: Passes,
-    *, tokens: int, rates: Rates | None = None, late: bool = False,
+    *, tokens: int, rates: Rates | None = None, late: bool = False, events: Events = NO_EVENTS,
 ) -> Replayed:  # fmt: skip
-    """Runs the passes of a trace; tokens: how many they have. Raises PolicyError where an answer cannot be carried
-    out, OptionError where a second GPU's rate is not known."""
+    """Runs the passes of a trace; tokens: how many they have. events: what happened before which pass. Raises
+    PolicyError where an answer cannot be carried out, OptionError where a second GPU's rate is not known."""
     if rates is not None:
         rates.check(policy)
     residents, total, seconds, passes = Residents(policy, shape, budget), Counts(), 0.0, 0
-    for layers, behind in (_late if late else _at_once)(residents, trace):
+    for layers, behind in (_late if late else _at_once)(residents, trace, events):
         passes += 1
         busy, link, before = 0.0, behind.link_bytes, total.cpu_bytes
         total.add(behind)
@@ -101,17 +105,27 @@ def replay(
     )  # fmt: skip
 
 
-def _at_once(residents: Residents, trace: Passes) -> Iterator[tuple[list[Counts], Counts]]:
-    """Of each pass what its layers did, and what came behind it: nothing."""
+def _at_once(residents: Residents, trace: Passes, events: Events) -> Iterator[tuple[list[Counts], Counts]]:
+    """Of each pass what its layers did, and what came before or behind it."""
     for step, chosen in enumerate(trace):
-        yield [residents.layer(step, layer, experts)[1] for layer, experts in enumerate(chosen)], Counts()
+        before = _before(residents, step, events)
+        yield [residents.layer(step, layer, experts)[1] for layer, experts in enumerate(chosen)], before
 
 
-def _late(residents: Residents, trace: Passes) -> Iterator[tuple[list[Counts], Counts]]:
+def _before(residents: Residents, step: int, events: Events) -> Counts:
+    """What comes of the events before a pass."""
+    found = Counts()
+    for event in events.get(step, ()):
+        found.add(take_in(residents, step, event)[1])
+    return found
+
+
+def _late(residents: Residents, trace: Passes, events: Events) -> Iterator[tuple[list[Counts], Counts]]:
     """The same where the policy is asked about the pass before when a pass was counted."""
     before: Sequence[tuple[int, ...]] = ()
     for step, chosen in enumerate(trace):
-        found, behind = [residents.count(layer, experts) for layer, experts in enumerate(chosen)], Counts()
+        behind = _before(residents, step, events)
+        found = [residents.count(layer, experts) for layer, experts in enumerate(chosen)]
         for layer, experts in enumerate(before):
             behind.add(residents.answer(step - 1, layer, experts)[1])
         yield found, behind

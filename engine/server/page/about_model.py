@@ -132,7 +132,7 @@ def pages(service: Service) -> dict[str, int]:
     table = service.llm.loop.pages
     free, idle = len(table.free), len(table.idle)
     total = len(table.owners)
-    shared = sum(map((1).__lt__, table.owners))
+    shared = sum(map((1).__lt__, table.owners.values()))
     pools = service.llm.loop.windows.pools
     return {
         "pages": total, "used": max(0, total - free - idle), "shared": shared, "idle": idle, "free": free,
