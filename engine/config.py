@@ -130,6 +130,7 @@ class EngineConfig:
         None, PLACEMENT, "GB", "of a second GPU: what it stores of the experts, for policies that use one (second-gpu)"
     )
     policy_trace: Path | None = option(None, PLACEMENT, "FILE", "a trace that the policy learns from")
+    seed_experts: bool = option(False, PLACEMENT, "", "tell the policy what a prompt chose, before the first token")
     tensor_split: str | None = option(None, PLACEMENT, "A,B", "deal layers in VRAM out over two GPUs; 0,1: the second")
     vram_limit: float | None = option(None, PLACEMENT, "GB", "most to take of each GPU; default what is free, less 1")
     pinned_limit: float | str | None = option(
@@ -249,6 +250,7 @@ class EngineConfig:
         if self.policy is None and not is_on_disk:
             names = "expert_cache", "second_vram", "policy_trace"
             about = [name for name in names if getattr(self, name) is not None]
+            about += ["seed_experts"] if self.seed_experts else []
             if about:
                 raise OptionError(f"{about[0]} is about a policy: give one (policy 'lru'), or leave it out")
             return

@@ -292,7 +292,10 @@ def _experts(
     if plan.not_shared:
         why = (*why, f"its size stays as it is: {plan.not_shared}, so that pages of the KV cache find no place there")
     shared = None if plan.shared is None else SharedMemory(plan.shared, tiered.main.place)
-    return cached(tiered, made, plan.expert_cache, why, shared), host_buffers
+    beside = cached(tiered, made, plan.expert_cache, why, shared)
+    if config.seed_experts:
+        beside.cache.seed()
+    return beside, host_buffers
 
 
 def _decoder(

@@ -40,6 +40,8 @@ class OnDisk:
         Raises CheckpointError where a file was replaced while the rest of the model was loaded."""
         self.files.check_names()
         cache = DiskCache(self.policy, plan.expert_cache, self.files, Reads())
+        if self.config.seed_experts:
+            cache.seed()
         for bank in cache.slots.pools:
             cpu_kernels().advise_huge(bank.data)
         cache.fill(self.progress)

@@ -171,14 +171,13 @@ class PageTable:
     def __init__(self, pages: int | range) -> None:
         numbers = range(pages) if isinstance(pages, int) else pages
         self.free = list(reversed(numbers))
-        self.owners = dict.fromkeys(numbers, 0)
+        self.total = len(numbers)
+        self.owners = [0] * numbers.stop
         self.digest_of: dict[int, Digest] = {}
         self.page_of: dict[Digest, int] = {}
         self.idle = IdlePages()  # known pages without an owner
-        self.found = dict.fromkeys(numbers, False)  # whether content was taken over by a prompt since it was computed
-        self.taken = dict.fromkeys(
-            numbers, 0
-        )  # how often each was handed out: a page with the same number has the same content
+        self.found = [False] * numbers.stop  # whether content was taken over by a prompt since it was computed
+        self.taken = [0] * numbers.stop  # how often each was handed out: the same number, the same content
         self.on_known: Callable[[int, list[Digest], int], None] | None = None  # a page, digests, of them its own one
 
     def between_passes(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -17,7 +17,8 @@ from ..policies.protocol import Shape
 from ..policies.registry import Known
 from ..policies.replay import fast
 from ..policies.replay.choices import Choices, counts_of, of_passes
-from ..policies.replay.replay import Rates, Replayed
+from ..policies.replay.prompts import reads
+from ..policies.replay.replay import NO_EVENTS, Events, Rates, Replayed
 from ..traces.layout import Header
 from ..traces.reader import Trace
 from ..units import GB
@@ -31,13 +32,14 @@ CURVE = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8)  # the same for a picture
 @dataclass(frozen=True, kw_only=True)
 class Replays:
     """A trace as policies see it. known: what they may be made of. late: they answer a pass later, as where passes are
-    graphs; but for the optimum, which stays the ceiling."""
+    graphs; but for the optimum, which stays the ceiling. events: what they are told between passes."""
 
     shape: Shape
     choices: Choices
     known: Known
     rates: Rates | None
     late: bool = False
+    events: Events = field(default_factory=lambda: NO_EVENTS)
 
     def rows(self, policies: Sequence[str], budgets: Sequence[int]) -> Iterator[Replayed]:
         """Each policy with each budget, in bytes. Raises OptionError for a policy that cannot be made, PolicyError
@@ -49,7 +51,9 @@ class Replays:
     def row(self, policy: str, budget: int) -> Replayed:
         """One of them."""
         late = self.late and policy != CEILING
-        return fast.replayed(registry.make(policy, self.known), self.shape, budget, self.choices, self.rates, late)
+        return fast.replayed(
+            registry.make(policy, self.known), self.shape, budget, self.choices, self.rates, late, self.events
+        )
 
     def halves(self) -> tuple[Replays, Replays]:
         """The first half of the passes and the others, both with the counts of the first: what is learned from a trace
@@ -105,6 +109,11 @@ def of_run(
     choices = of_passes(ids_TLK, trace.passes[wanted])
     known = Known(counts=counts_of(ids_TLK, shape), future=choices, fetched=fetched, store_bytes=store_bytes)
     return Replays(shape=shape, choices=choices, known=known, rates=rates, late=late)
+
+
+def seeded(found: Replays, trace: Trace) -> Replays:
+    """The same where policies are told what prompts chose."""
+    return replace(found, events=reads(trace.ids.swapaxes(0, 1), trace.passes, trace.generated))
 
 
 def shape_of(header: Header) -> Shape:

@@ -25,7 +25,8 @@ from headrace.engine.terminal.options import takes
 # (exit status, standard output, standard error) of a command
 Run = Callable[..., tuple[int, str, str]]
 
-CACHED = {"--policy": None, "--expert-cache": None, "--second-vram": None, "--policy-trace": None, "--link-limit": None}
+CACHED = {"--policy": None, "--expert-cache": None, "--second-vram": None, "--policy-trace": None, "--link-limit": None,
+          "--seed-experts": False}  # fmt: skip
 HOSTS = {"--hosts": None, "--listen": "127.0.0.1", "--host-token": None, "--wire": "f32", "--replicate": None,
          "--host-timeout": 2.0,
          "--host-wait": 120.0, "--i-know": False}  # fmt: skip
@@ -123,7 +124,8 @@ COMMANDS: dict[str, dict[str, Any]] = {
     "trace stats": {"--json": False, "--plot": None},
     "trace replay": {
         "--policy": None, "--vram": None, "--hardware": None, "--second-vram": None, "--dense": "0", "--model": "full",
-        "--graphs": False, "--hold-out": False, "--with-prompts": False, "--json": False, "--plot": None,
+        "--graphs": False, "--seed-experts": False, "--hold-out": False, "--with-prompts": False, "--json": False,
+        "--plot": None,
     },
     "trace list": {"--json": False},
     "trace make": {

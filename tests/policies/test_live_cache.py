@@ -164,12 +164,14 @@ def test_pages_are_opened_when_there_is_none_and_closed_when_none_was_needed(mon
     assert pages.available == 7
     pages.publish([1] * 32, held[:1], [], 32)
     pages.release(more)
-    before = dict(pages.taken)
+    before = list(pages.taken)
     for _ in range(8):
         pages.between_passes()
     assert lent[2:] == [(16, 8)], "after LONG passes, not before"
     assert pages.available == 17
-    assert [page for page in pages.taken if pages.taken[page] != before[page]] == list(range(6 + 24, 6 + 48, 3))
+    assert [page for page, (a, b) in enumerate(zip(pages.taken, before, strict=True)) if a != b] == list(
+        range(6 + 24, 6 + 48, 3)
+    )
     pages.release(held)
     for _ in range(30):
         pages.between_passes()

@@ -81,7 +81,7 @@ class ExpertCache(RuledCache):
             self.arrivals.all_come()
         place = first_place(self.shared.room, self.shape, last)
         if isinstance(self.policy, Resizable) and place != self.slots.first:
-            self._settle()
+            self.settle()
             self._resize(budget_from(self.shared.room, self.shape, place), place)
         if last > first:
             self.arrivals.main.do(partial(self.shared.clear, first, last))
@@ -94,15 +94,16 @@ class ExpertCache(RuledCache):
         bank = self.slots.pools[0]
         for old, new in self.slots.keep_from(place):
             self.arrivals.main.copy(bank.data[new], bank.data[old])
-        self._bring_ahead(moves)
+        self.bring_ahead(moves._replace(evict=()))
 
-    def _settle(self) -> None:
-        """No pass is under way, and nothing is left to ask of those that are over."""
+    def settle(self) -> None:
         if self.late is not None:
             self.late.settle()
             self.carry_out()
 
-    def _bring_ahead(self, moves: Moves) -> None:
+    def bring_ahead(self, moves: Moves) -> None:
+        for key in moves.evict:
+            self._leave(key)
         if moves.prefetch:
             self.arrivals.bring(moves.prefetch)
             self.unbooked += self.size_of(moves.prefetch)

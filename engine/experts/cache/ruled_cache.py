@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from ...policies.between import Event, Read, take_in
@@ -22,6 +23,8 @@ class RuledCache:
         self.number = {layer: number for number, layer in enumerate(layers)}
         self.residents = Residents(policy, shape, budget)
         self.counts, self.late_arrivals, self.steps, self.generating = Counts(), 0, -1, 0
+        self.has_begun = False
+        self.prompt_LE: Tensor | None = None  # of prompts, how many tokens chose each
         self.why: tuple[str, ...] = ()  # this policy, where nobody named it; for people
         self.events: defaultdict[int, list[Event]] = defaultdict(list)  # before which pass what happened, but prompts
 
@@ -32,8 +35,23 @@ class RuledCache:
 
     def begin(self, generating: int, is_graph: bool = False) -> None:
         """A pass begins, whose first tokens, so many, are generated ones."""
-        self.generating = generating
+        if generating and self.prompt_LE is not None and bool(self.prompt_LE.any()):
+            self.settle()
+            self.bring_ahead(self.told(Read(list(map(_chosen, self.prompt_LE)))))
+            self.prompt_LE.zero_()
+        self.generating, self.has_begun = generating, True
         self.steps += generating > 0
+
+    def seed(self) -> None:
+        """From now on the policy is told what prompts chose, before the next pass that generates."""
+        self.prompt_LE = torch.zeros((self.shape.layers, max(self.shape.experts)), dtype=torch.int64)
+
+    def settle(self) -> None:
+        """Something is to happen between two passes: nothing is left to ask of those that are over."""
+
+    def bring_ahead(self, moves: Moves) -> None:
+        """Does between two passes what the policy says: evicts, and prefetches behind all else."""
+        raise NotImplementedError
 
     def told(self, event: Event) -> Moves:
         """What the policy says to something that happened between two passes, which is counted and not done yet."""
@@ -47,6 +65,9 @@ class RuledCache:
     def moves(self, number: int, ids_TK: Tensor) -> tuple[Moves, list[Key]]:
         """What the policy says to what a layer's generated tokens chose; and which of those it evicts were chosen
         themselves, so that they leave behind the layer."""
+        if self.prompt_LE is not None and self.has_begun:
+            read = ids_TK[self.generating :].flatten().long()
+            self.prompt_LE[number] += torch.bincount(read[read >= 0], minlength=self.prompt_LE.shape[1])
         if not self.generating:
             return NOTHING, []
         chosen = chosen_of(ids_TK[: self.generating])
@@ -58,6 +79,12 @@ class RuledCache:
         moves, counts = self.residents.layer(self.steps, number, chosen)
         self.counts.add(counts)
         return moves
+
+
+def _chosen(counts_E: Tensor) -> dict[int, int]:
+    """By expert how many chose it, of those that were."""
+    experts = counts_E.nonzero().flatten()
+    return dict(zip(experts.tolist(), counts_E[experts].tolist(), strict=True))
 
 
 def chosen_of(ids_TK: Tensor) -> tuple[int, ...]:

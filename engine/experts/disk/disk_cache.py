@@ -50,6 +50,7 @@ class DiskCache(RuledCache):
         self.coming: dict[Key, Reading] = {}
         self.bytes_s: float | None = None  # of the disk, where it was measured
         self.notes: list[str] = []  # for people
+        self.unbooked = 0  # bytes that are read for no layer in particular
 
     def fill(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Reads what is resident at the start. progress: bytes done, bytes in all."""
@@ -72,6 +73,12 @@ class DiskCache(RuledCache):
         if reading.error is not None:
             raise reading.error
 
+    def bring_ahead(self, moves: Moves) -> None:
+        for key in moves.evict:
+            self._leave(key)
+        for key in moves.prefetch:
+            self.unbooked += self._bring(key, is_ahead=True)
+
     def bank(self, number: int) -> ExpertBank | None:
         """The places for a layer's experts; None: there are none."""
         return self.slots.banks[number]
@@ -90,7 +97,8 @@ class DiskCache(RuledCache):
                 self._leave(key)
         for expert in moves.fetch:
             self._bring((number, expert))
-        found = Use(number, [], {}, [], leaving, moves, len(moves.fetch))
+        found = Use(number, [], {}, [], leaving, moves, len(moves.fetch), self.unbooked)
+        self.unbooked = 0
         for expert in chosen_of(ids_TK):
             self._sort(found, expert)
         found.read += len(found.others)

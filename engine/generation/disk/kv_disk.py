@@ -183,7 +183,7 @@ class KVDisk:
         self.reader.news.wait(WAIT_S)
 
 
-def _is(numbers: list[int] | dict[int, int], place: int, number: int) -> bool:
+def _is(numbers: list[int], place: int, number: int) -> bool:
     return numbers[place] == number
 
 

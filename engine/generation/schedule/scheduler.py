@@ -77,7 +77,7 @@ class Scheduler:
         self.drafts: Drafts | None = None
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
-        self.watermark = int(WATERMARK * len(pages.owners))
+        self.watermark = int(WATERMARK * pages.total)
         self.preemptions = 0
 
     def add(self, sequence: Sequence) -> None:

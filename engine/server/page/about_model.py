@@ -131,8 +131,8 @@ def pages(service: Service) -> dict[str, int]:
     known and that nobody uses. windows, windows_used: pages of layers over a window, which are fewer."""
     table = service.llm.loop.pages
     free, idle = len(table.free), len(table.idle)
-    total = len(table.owners)
-    shared = sum(map((1).__lt__, table.owners.values()))
+    total = table.total
+    shared = sum(map((1).__lt__, table.owners))
     pools = service.llm.loop.windows.pools
     return {
         "pages": total, "used": max(0, total - free - idle), "shared": shared, "idle": idle, "free": free,

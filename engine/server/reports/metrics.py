@@ -94,9 +94,7 @@ class Metrics(Collector):
         yield gauge("num_requests_waiting", "requests that wait", max(0, len(service.open) - running))
         pages = loop.pages
         free = len(pages.free) + len(pages.idle)
-        yield gauge(
-            "kv_cache_usage_perc", "share of the cache's pages that requests hold", 1 - free / len(pages.owners)
-        )
+        yield gauge("kv_cache_usage_perc", "share of the cache's pages that requests hold", 1 - free / pages.total)
         yield gauge("kv_cache_pages_idle", "pages that hold known content and no request needs", len(pages.idle))
         held = max((1 - pool.table.available / (pool.pages - 1) for pool in loop.windows.pools), default=0)
         yield gauge("kv_cache_window_usage_perc", "the same of pages of layers over a window; 0: there are none", held)

@@ -66,19 +66,25 @@ def stats(file: Path, as_json: bool, plot: Path | None) -> int:
 @click.option("--dense", metavar="SIZE", default="0", help="other weights that a pass reads on the GPU, as 6GB")
 @click.option("--model", type=click.Choice(["full", "simple"]), default="full", help="simple: memory after memory")
 @click.option("--graphs", is_flag=True, help="as where decode steps are graphs: the policy answers a step later")
+@click.option("--seed-experts", is_flag=True, help="policies are told what prompts chose before the first token")
 @click.option("--hold-out", is_flag=True, help="learn from the first half, replay the second")
 @click.option("--with-prompts", is_flag=True, help="prompts too, not only tokens that were generated")
 @json_flag
 @a_file("--plot", help="draw hits and tokens/s over the memory's size to this .png or .svg")
 def replay(
     file: Path, policy: str | None, vram: str | None, hardware: str | None, second_vram: str | None, dense: str,
-    model: str, graphs: bool, hold_out: bool, with_prompts: bool, as_json: bool, plot: Path | None,
+    model: str, graphs: bool, seed_experts: bool, hold_out: bool, with_prompts: bool, as_json: bool, plot: Path | None,
 ) -> int:  # fmt: skip
     """Replay a trace through policies of which experts lie in a fast memory: hits, bytes, tokens/s."""
     from . import replay_command
 
     machine = replay_command.Machine(
-        hardware=hardware, second_vram=second_vram, dense=dense, in_turn=model == "simple", graphs=graphs
+        hardware=hardware,
+        second_vram=second_vram,
+        dense=dense,
+        in_turn=model == "simple",
+        graphs=graphs,
+        seeded=seed_experts,
     )
     return replay_command.show(
         file, policy, vram, machine, hold_out=hold_out, with_prompts=with_prompts, as_json=as_json, plot_to=plot

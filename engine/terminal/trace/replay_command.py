@@ -32,15 +32,17 @@ class Machine:
     dense: str
     in_turn: bool
     graphs: bool
+    seeded: bool
 
     def replays(self, trace: Trace, with_prompts: bool) -> Replays:
         """The trace on it. Raises OptionError."""
         shape = replays.shape_of(trace.header)
-        return replays.of_trace(
+        found = replays.of_trace(
             trace, machine_file.find(self.hardware), with_prompts, in_turn=self.in_turn,
             second_vram=replays.bytes_of("--second-vram", self.second_vram, shape),
             dense_bytes=replays.bytes_of("--dense", self.dense, shape) or 0, late=self.graphs,
         )  # fmt: skip
+        return replays.seeded(found, trace) if self.seeded else found
 
 
 def show(
@@ -55,6 +57,8 @@ def show(
     names = [word.strip() for word in (policies or replays.USUAL).split(",") if word.strip()]
     if not names:
         raise OptionError("--policy names no policy; lru,admit2 are two")
+    if machine.seeded and (hold_out or with_prompts or _is_auto(names)):
+        raise OptionError("--seed-experts goes with policies by name, without --hold-out and --with-prompts")
     found = machine.replays(trace, with_prompts)
     sizes = replays.budgets_of(budgets, found.shape, replays.SHARES if plot_to is None else replays.CURVE)
     if plot_to is not None:
