@@ -33,6 +33,7 @@ MOST_LOGPROBS = 20
 TOKEN = "HEADRACE_HOST_TOKEN"  # the environment's
 WIRES = ("f32", "bf16", "int8")
 GPU_ALONE = ("tensor_split", "vram_limit", "pinned_limit")  # options that can only be meant for a GPU
+ABOUT_COPIES = ("stream_from", "pinned_limit", "second_vram", "link_limit")  # to a GPU, of experts
 FORMAT_NAMES = ["native", *FORMATS, *(name for name in PACKED if name not in FORMATS)]
 FORMATS_HELP = ", ".join(FORMAT_NAMES)
 DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,2})?|simulated(:(cpu|reference|gpu))?")
@@ -272,6 +273,9 @@ class EngineConfig:
         if is_on_cpu and (others or self.device not in ("auto", "cpu")):
             what = f"placement {self.placement!r}" if self.hosts is None else f"hosts {self.hosts}"
             raise OptionError(f"{what} leaves out every GPU: leave out {(others or ['device'])[0]}")
+        copies = [name for name in ABOUT_COPIES if getattr(self, name) not in (None, "auto")]
+        if is_on_disk and not is_on_cpu and copies:
+            raise OptionError(f"{copies[0]} is about experts that go to a GPU, and they stay on a disk: leave it out")
         if self.device == "cpu" and not is_on_cpu and (asked or others):
             raise OptionError(f"{(asked or others)[0]} is about a GPU, and device is 'cpu': leave one out")
 
@@ -289,7 +293,8 @@ class EngineConfig:
     @property
     def is_on_cpu(self) -> bool:
         """Whether no GPU is used: experts in RAM, in files, or on other machines."""
-        return self.hosts is not None or self.asked_placement.kind in ("cpu", "disk")
+        is_on_disk = self.asked_placement.kind == "disk" and not self.device.startswith(("cuda", "simulated"))
+        return self.hosts is not None or self.asked_placement.kind == "cpu" or is_on_disk
 
     @property
     def ram_bytes(self) -> int | None:

@@ -27,7 +27,7 @@ from .core.build import Check, build
 from .core.expected_time import ExpectedPasses
 from .core.kv_on_disk import check_folder
 from .core.loop import Loop, Sampler
-from .core.weight_source import CheckpointFiles, WeightSource
+from .core.weight_source import CheckpointFiles, WeightSource, name_of
 from .experts.counts import Counted
 from .generation.admission import Params, Prompt, Prompts, as_params, as_prompts
 from .generation.chat import ChatCompletion, ChatStream
@@ -167,8 +167,7 @@ class LLM:
     @property
     def name(self) -> str:
         """What people call the model: its directory's or its file's name, or the family's where there is none."""
-        given = getattr(self.source, "model", None)
-        return Path(given).name if isinstance(given, str) else self.parts.spec.family
+        return name_of(self.source, self.parts.spec)
 
     @property
     def spec(self) -> ModelSpec:

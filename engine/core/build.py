@@ -55,11 +55,11 @@ from ..model.kv_cache import KVCache, pages_for
 from ..placement.placement import Tier
 from ..speculation.mtp.layer import MtpLayer
 from ..speculation.row_kernels import without_tiles
-from . import expert_policy, on_disk
 from .compile_ahead import compile_ahead
-from .on_disk import OnDisk
+from .experts import default_policy, expert_policy, on_disk
+from .experts.on_disk import OnDisk
 from .parts import EngineParts, end_ids
-from .weight_source import Target, WeightSource
+from .weight_source import Target, WeightSource, name_of
 
 log = logging.getLogger("headrace")
 HANDOFF_TIMEOUT = 10.0  # seconds without progress after which a graphed step counts as failed
@@ -91,8 +91,9 @@ def build(
     kv_format = kv_budget.kv_format(config, checkpoint.spec, checkpoint.formats)
     gpu = found.get(Tier.GPU0)
     runtime, problem = (None, "there is no GPU") if gpu is None else gpu_runtime.find(gpu)
-    plan = plan_memory(config, checkpoint, kv_format, found, profile, signal_choice.may_capture(config, runtime))
-    policy = expert_policy.find(config, checkpoint, found, profile, plan.expert_cache)
+    known, called = (config, checkpoint, found, profile), name_of(source, checkpoint.spec)
+    config, plan = _planned(known, kv_format, signal_choice.may_capture(config, runtime), called)
+    policy = expert_policy.find(config, *known[1:], plan.cache_at_start, called)
     admission = _admission(checkpoint, tokenizer, plan)
     if check is not None:
         check(admission)
@@ -132,6 +133,19 @@ def _open(
     if is_auto and checkpoint.spec.mtp is not None and checkpoint.weight_bytes < reconcile.IN_CACHES:
         checkpoint = replace(checkpoint, spec=replace(checkpoint.spec, mtp=None), mtp_names=None)
     return gpu_gaps.checked(checkpoint, found)
+
+
+Known = tuple[EngineConfig, Checkpoint, Mapping[Tier, Device], Profile | None]
+
+
+def _planned(known: Known, kv_format: KVFormat, may_capture: bool, name: str) -> tuple[EngineConfig, MemoryPlan]:
+    """What lies where, and the options with what was left to decide. name: of the model."""
+    config, checkpoint, found, profile = known
+
+    def again(config: EngineConfig) -> MemoryPlan:
+        return plan_memory(config, checkpoint, kv_format, found, profile, may_capture)
+
+    return default_policy.decide(config, checkpoint, found, profile, again(config), again, name)
 
 
 def load_kernels(config: EngineConfig) -> tuple[str, Context, Ops]:
@@ -268,22 +282,21 @@ def _experts(
 ) -> tuple[ExpertBackend, HostBuffers | None]:
     """The experts: all in RAM, in files, on other machines, or on the tiers of the placement, with the buffers between
     GPU and CPU; beside a cache in VRAM where a policy rules one."""
+    banks, spec, main = [layer.experts for layer in weights.layers], checkpoint.spec, found[plan.placement.main]
+    tokens = max(config.prefill_chunk, config.max_sequences)
+    sizes = {"layers": len(spec.layers), "tokens": tokens, "hidden": spec.hidden, "top_k": spec.moe.top_k}
+    if isinstance(apart, OnDisk) and len(found) > 1:
+        host_buffers = HostBuffers(main, **sizes)
+        return apart.make(plan, timers, (main, host_buffers)), host_buffers
     if apart is not None:
         return apart.make(plan, timers), None
-    banks, spec = [layer.experts for layer in weights.layers], checkpoint.spec
     if len(found) == 1:
         whole = [bank for bank in banks if not isinstance(bank, TierBanks)]
         assert len(whole) == len(banks), "split banks without a second tier"
         return CpuExperts(whole, ops), None
     split = [bank for bank in banks if not isinstance(bank, ExpertBank)]
     assert len(split) == len(banks), "whole banks beside several tiers"
-    host_buffers = HostBuffers(
-        found[plan.placement.main],
-        layers=len(spec.layers),
-        tokens=max(config.prefill_chunk, config.max_sequences),
-        hidden=spec.hidden,
-        top_k=spec.moe.top_k,
-    )
+    host_buffers = HostBuffers(main, **sizes)
     cuts = no_cuts if arena is None else arena.cuts
     tiered = TieredExperts(split, plan.placement, found, host_buffers, plan.offload, timers, cuts)
     if policy is None:

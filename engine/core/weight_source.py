@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Protocol
 
 from torch import Tensor
@@ -12,6 +13,7 @@ from ...kernels import Ops
 from ...loaders.gguf_weights.open_gguf import open_gguf
 from ...loaders.hub import locate
 from ...loaders.hub.local import is_inside
+from ...loaders.spec import ModelSpec
 from ...loaders.weights.checkpoint import Checkpoint, Progress, load_weights, open_directory
 from ...loaders.weights.chosen_formats import LoadOptions
 from ...loaders.weights.model_weights import ModelWeights, Where
@@ -45,6 +47,12 @@ class WeightSource(Protocol):
 
     def load(self, checkpoint: Checkpoint, target: Target) -> ModelWeights:
         """Fills the weights of what `open` found."""
+
+
+def name_of(source: WeightSource, spec: ModelSpec) -> str:
+    """What people call the model: its directory's or its file's name, or the family's where there is none."""
+    given = getattr(source, "model", None)
+    return Path(given).name if isinstance(given, str) else spec.family
 
 
 class CheckpointFiles:

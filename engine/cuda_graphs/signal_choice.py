@@ -66,6 +66,9 @@ def obstacle(
     config: EngineConfig, placement: Placement, offload: OffloadPlan, runtime: Runtime | None, problem: str
 ) -> Obstacle | None:
     """What keeps decode steps from being graphs."""
+    if Tier.DISK in placement.tiers:
+        return Obstacle("experts on a disk are read between the layers of a step, and a graph waits for nothing",
+                        "a placement with all experts in memory")  # fmt: skip
     if runtime is None:
         return Obstacle(f"graphs are what the stream of a GPU runs, and {problem}", "--device cuda")
     if Tier.GPU1 in placement.tiers or config.second_vram is not None:

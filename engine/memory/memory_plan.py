@@ -62,7 +62,13 @@ class MemoryPlan:
     stored: StoredExperts | None = None  # of the files, where experts stay there, or other machines load them
     shared: SharedRoom | None = None  # memory of that cache, and of pages: which of them it holds changes
     not_shared: str = ""  # why it is not, where that was wanted
+    why: str = ""  # experts lie where they do, if nobody said it
     room: int = 0  # beside hosts: bytes of RAM that experts may take here
+
+    @property
+    def cache_at_start(self) -> int:
+        """Bytes for experts while the pages of a few short sequences are open."""
+        return self.expert_cache if self.shared is None else self.shared.nbytes - self.shared.taken(self.shared.least)
 
     @property
     def spare_page(self) -> int:
@@ -156,7 +162,7 @@ class _Plan:
         self.work = self.states + kv_budget.work_bytes(self.spec, config.prefill_chunk, config.max_sequences)
         self.work += mtp_rows.nbytes(self.spec, config.max_sequences)
         self.mtp = mtp_rows.weight_bytes(self.spec, checkpoint.formats)
-        self.offload, self.buffers, self.mailbox, self.spare_pages, self.cache = NONE, 0, 0, 0, 0
+        self.offload, self.buffers, self.mailbox, self.spare_pages, self.cache, self.rows = NONE, 0, 0, 0, 0, 0
 
     def on_disk(self) -> MemoryPlan:
         """Experts stay in the file: RAM holds everything else, and of them as many as what is left of it holds."""
@@ -165,13 +171,29 @@ class _Plan:
             raise OptionError("--placement disk reads experts from a model's files, and random weights have none")
         stored = StoredExperts(self.checkpoint)
         self.buffers = staging.nbytes(stored.layouts, stored.is_straight)
-        self.work += rows.nbytes(self.tokens, spec.moe.top_k, spec.hidden)
+        self.rows = rows.nbytes(self.tokens, spec.moe.top_k, spec.hidden)
+        if Tier.GPU0 in self.devices:
+            return replace(self._on_disk_beside_a_gpu(), stored=stored)
+        self.work += self.rows
         placement, free = placing.on_disk(self.counts), int(of_free(self.devices[Tier.CPU].free))
         room = self._kv_budget(free)
         left = free - storage.common - storage.held - self.mtp - room.kv_bytes - self.work - self.buffers
         self.cache = self._cache_of(left)
         found = replace(self._fit(placement, room), stored=stored)
         _require(found.memory[Tier.CPU], "RAM", placement)
+        return found
+
+    def _on_disk_beside_a_gpu(self) -> MemoryPlan:
+        """All else on the GPU, but the embedding; RAM has what is left of it for experts."""
+        placement, gpu = placing.on_disk(self.counts, Tier.GPU0), self.devices[Tier.GPU0]
+        found = self.placed(placement)
+        ram, in_vram = found.memory[Tier.CPU], found.memory[Tier.GPU0]
+        _require(in_vram, f"{Tier.GPU0.value} ({gpu.name})", placement)
+        left = (ram.available or 0) - ram.total - (0 if gpu.is_cuda else in_vram.total)
+        self.cache = self._cache_of(int(left))
+        found = self._fit(placement, found.kv_budget)
+        in_ram = [found.memory[Tier.CPU], *([] if gpu.is_cuda else [in_vram])]
+        _require(together(in_ram, of_free(self.devices[Tier.CPU].free)), "RAM", placement)
         return found
 
     def on_hosts(self) -> MemoryPlan:
@@ -290,7 +312,8 @@ class _Plan:
     def _table(self, placement: Placement) -> Tier:
         """Where the embedding lies: in RAM as long as experts do, for a token reads one row of it; with the head, if
         it is that."""
-        return Tier.CPU if Tier.CPU in placement.tiers and not self.spec.tied_head else placement.main
+        is_outside = Tier.CPU in placement.tiers or Tier.DISK in placement.tiers
+        return Tier.CPU if is_outside and not self.spec.tied_head else placement.main
 
     def _weights(self, placement: Placement, tier: Tier, table: Tier) -> dict[str, int]:
         """Bytes of weights on a tier."""
@@ -339,12 +362,14 @@ class _Plan:
             sizes = self.tokens, self.config.max_sequences, room.max_context, rows, has_states, len(room.windows)
             per_token = 8 * spec.hidden + 4 * spec.moe.top_k * (1 + len(spec.layers))
             needs["hand-off"] = self.tokens * per_token + largest_pass(*sizes).nbytes + self.mailbox
-            needs["buffers of a pass"] = kv_budget.work_bytes(spec, self.tokens, 1) if needs["experts"] else 0
+            has_experts = needs["experts"] or Tier.DISK in placement.tiers
+            needs["buffers of a pass"] = self.rows + (kv_budget.work_bytes(spec, self.tokens, 1) if has_experts else 0)
         if tier is Tier.GPU1 and self.config.second_vram is not None:
             needs["stored experts"] = int(self.config.second_vram * 1e9)
         if tier is main:
-            needs[STREAM], needs[EXPERT_CACHE] = self._buffers(placement), self.cache
-            needs[READING] = self.buffers if tier is Tier.CPU else 0
+            needs[STREAM] = self._buffers(placement)
+        if tier is (Tier.CPU if Tier.DISK in placement.tiers else main):
+            needs[EXPERT_CACHE], needs[READING] = self.cache, self.buffers if tier is Tier.CPU else 0
         return needs
 
 

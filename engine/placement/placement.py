@@ -79,9 +79,9 @@ def all_on(tier: Tier, counts: Sequence[int]) -> Placement:
     return Placement(name=tier.value, main=tier, experts=tuple((tier,) * count for count in counts))
 
 
-def on_disk(counts: Sequence[int]) -> Placement:
-    """The experts in the model's file, everything else in RAM."""
-    return Placement(name="disk", main=Tier.CPU, experts=tuple((Tier.DISK,) * count for count in counts))
+def on_disk(counts: Sequence[int], main: Tier = Tier.CPU) -> Placement:
+    """The experts in the model's file, everything else in RAM, or on a GPU."""
+    return Placement(name="disk", main=main, experts=tuple((Tier.DISK,) * count for count in counts))
 
 
 def on_hosts(counts: Sequence[int], name: str) -> Placement:

@@ -33,6 +33,14 @@ class Prompted(Protocol):
         """Prompts were read before pass `step`, the next one that generates; what leaves, and what is prefetched."""
 
 
+@runtime_checkable
+class Learning(Protocol):
+    """What a policy has besides that another one may replace."""
+
+    def successor(self) -> Policy | None:
+        """Asked between two passes: who takes over now, if anybody does."""
+
+
 class Resize(NamedTuple):
     """Bytes for experts from now on."""
 

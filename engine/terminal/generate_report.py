@@ -80,8 +80,11 @@ def _tiers(llm: LLM) -> list[str]:
         return host_rows.lines(llm)
     if len(llm.parts.devices) == 1:
         return []
-    lines = [f"placement {llm.parts.placement.name}"]
+    why = llm.parts.memory_plan.why
+    lines = [f"placement {llm.parts.placement.name}" + (f": {why}" if why else "")]
     for tier in llm.parts.placement.tiers:
+        if tier is Tier.DISK:
+            continue
         device, taken = llm.parts.devices[tier], llm.parts.memory_plan.memory[tier].total
         if not device.is_host:
             lines.append(f"{tier.value}: {device.name}, {size(taken)} of the {size(device.free)} that may be taken")
@@ -115,10 +118,12 @@ def placement_rows(llm: LLM) -> list[TableRow]:
     rows.append(TableRow(work, place, "f32", f"<= {size(llm.parts.kv_budget.work_bytes)}", kernel))
     if len(llm.parts.devices) > 1:
         rows += _hand_off_rows(llm)
-    needed = llm.parts.memory_plan.memory[llm.parts.placement.main].needed
+    is_on_disk = Tier.DISK in llm.parts.placement.tiers
+    place = "RAM" if is_on_disk else place
+    needed = llm.parts.memory_plan.memory[Tier.CPU if is_on_disk else llm.parts.placement.main].needed
     rows += [
         TableRow(what, place, formats.names["experts"], size(needed[what]), kernel)
-        for what in (MTP, STREAM, READING, *((EXPERT_CACHE,) if Tier.DISK in llm.parts.placement.tiers else ()))
+        for what in (MTP, STREAM, READING, *((EXPERT_CACHE,) if is_on_disk else ()))
         if what in needed
     ]
     return rows

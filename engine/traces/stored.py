@@ -48,6 +48,13 @@ def stored_trace(digest: str) -> Path | None:
     return path if found.header is not None and found.header.digest == digest and not found.problem else None
 
 
+def of_name(name: str) -> Path | None:
+    """The newest trace that is kept for a model of this name, whatever its weights; None: there is none."""
+    return next(
+        (one.path for one in kept() if one.header is not None and one.header.model == name and not one.problem), None
+    )
+
+
 def advice(digest: str, name: str) -> str:
     """What to do where `stored_trace` finds none for a model; name: what people call it."""
     record = "headrace trace record MODEL --prompts FILE"

@@ -237,6 +237,7 @@ ENGINE = {
     "--policy lru": {"policy": "lru"}, "--expert-cache 40%": {"expert_cache": "40%"},
     "--second-vram 24": {"second_vram": 24},
     "--policy-trace old.trace": {"policy_trace": Path("old.trace")}, "--link-limit 25": {"link_limit": 25},
+    "--seed-experts": {"seed_experts": True},
     "--pinned-limit 50%": {"pinned_limit": "50%"}, "--handoff eager": {"handoff": "eager"},
     "--max-context 99": {"max_context": 99}, "--prefill-chunk 64": {"prefill_chunk": 64},
     "--ram-limit 12.5": {"ram_limit": 12.5}, "--kv-format q8_0": {"kv_format": "q8_0"},

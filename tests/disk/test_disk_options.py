@@ -77,7 +77,11 @@ def test_what_does_not_fit_says_that_it_may_stay_on_the_disk(larger: Path) -> No
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        (dict(device="cuda"), "placement 'disk' leaves out every GPU: leave out device"),
+        (dict(device="simulated", stream_from=4), "stream_from is about experts that go to a GPU"),
+        (dict(device="simulated", link_limit=4.0), "link_limit is about experts that go to a GPU"),
+        (dict(device="cuda", pinned_limit="0%"), "pinned_limit is about experts that go to a GPU"),
+        (dict(device="cuda", second_vram=4.0), "second_vram is about experts that go to a GPU"),
+        (dict(device="cuda", tensor_split="1,1"), "tensor_split deals out over two"),
         (dict(vram_limit=1.0), "placement 'disk' leaves out every GPU: leave out vram_limit"),
         (dict(second_vram=1.0), "placement 'disk' leaves out every GPU: leave out second_vram"),
         (dict(handoff="eager"), "placement 'disk' leaves out every GPU: leave out handoff"),

@@ -39,11 +39,13 @@ def so_far(cache: Cache) -> str:
     counts = cache.counts
     if not counts.choices:
         return f"expert cache, policy {cache.policy.name}: no token was generated"
+    before = f" ({cache.switched})" if cache.switched else ""
     came = counts.fetched + counts.admitted + counts.prefetched
     late = f"; {cache.late_arrivals} were still on their way when they were chosen" if cache.late_arrivals else ""
     others = "were read for once" if isinstance(cache, DiskCache) else "went to the CPU"
     return (
-        f"expert cache, policy {cache.policy.name}: {counts.hit_rate:.1%} of {counts.choices} choices were there, "
+        f"expert cache, policy {cache.policy.name}{before}: "
+        f"{counts.hit_rate:.1%} of {counts.choices} choices were there, "
         f"{counts.on_cpu / counts.choices:.1%} {others}; {came} experts came ({size(counts.link_bytes)}), "
         f"{counts.evicted} left{late}"
     )
@@ -54,6 +56,7 @@ def as_json(cache: Cache) -> dict[str, Any]:
     counts = cache.counts
     return {
         "policy": cache.policy.name,
+        **({"switched": cache.switched} if cache.switched else {}),
         "budget_bytes": cache.budget,
         "taken_bytes": cache.slots.nbytes,
         "resident": int((cache.slots.of_LE >= 0).sum()),

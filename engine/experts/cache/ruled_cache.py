@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ...policies.between import Event, Read, take_in
+from ...policies.between import Event, Learning, Read, Switch, take_in
 from ...policies.protocol import NOTHING, Key, Moves, Policy, Shape
 from ...policies.residents import Counts, Residents
 
@@ -25,6 +25,7 @@ class RuledCache:
         self.counts, self.late_arrivals, self.steps, self.generating = Counts(), 0, -1, 0
         self.has_begun = False
         self.prompt_LE: Tensor | None = None  # of prompts, how many tokens chose each
+        self.switched = ""  # which policy it had before, and until when
         self.why: tuple[str, ...] = ()  # this policy, where nobody named it; for people
         self.events: defaultdict[int, list[Event]] = defaultdict(list)  # before which pass what happened, but prompts
 
@@ -35,12 +36,22 @@ class RuledCache:
 
     def begin(self, generating: int, is_graph: bool = False) -> None:
         """A pass begins, whose first tokens, so many, are generated ones."""
+        if generating and isinstance(self.policy, Learning):
+            self._switch(self.policy)
         if generating and self.prompt_LE is not None and bool(self.prompt_LE.any()):
             self.settle()
             self.bring_ahead(self.told(Read(list(map(_chosen, self.prompt_LE)))))
             self.prompt_LE.zero_()
         self.generating, self.has_begun = generating, True
         self.steps += generating > 0
+
+    def _switch(self, policy: Learning) -> None:
+        """Another policy takes over, if it is time for that."""
+        if (after := policy.successor()) is not None:
+            self.settle()
+            before = self.policy.name
+            self.bring_ahead(self.told(Switch(after)))
+            self.switched = f"{before} until pass {self.steps + 1}"
 
     def seed(self) -> None:
         """From now on the policy is told what prompts chose, before the next pass that generates."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import click
@@ -10,7 +11,9 @@ from ...config import EngineConfig, SamplingParams
 from ...traces.kinds import KINDS
 from ..arguments import HUB, a_file, json_flag, model_argument
 from ..load import load_model
-from ..options import Command, Group, Values, takes
+from ..options import Command, FieldOption, Group, Values, takes
+
+seen = partial(click.option, cls=FieldOption, panel="What policies see")
 
 
 @click.group(cls=Group, no_args_is_help=True)
@@ -66,9 +69,9 @@ def stats(file: Path, as_json: bool, plot: Path | None) -> int:
 @click.option("--dense", metavar="SIZE", default="0", help="other weights that a pass reads on the GPU, as 6GB")
 @click.option("--model", type=click.Choice(["full", "simple"]), default="full", help="simple: memory after memory")
 @click.option("--graphs", is_flag=True, help="as where decode steps are graphs: the policy answers a step later")
-@click.option("--seed-experts", is_flag=True, help="policies are told what prompts chose before the first token")
-@click.option("--hold-out", is_flag=True, help="learn from the first half, replay the second")
-@click.option("--with-prompts", is_flag=True, help="prompts too, not only tokens that were generated")
+@seen("--seed-experts", is_flag=True, help="policies are told what prompts chose before the first token")
+@seen("--hold-out", is_flag=True, help="learn from the first half, replay the second")
+@seen("--with-prompts", is_flag=True, help="prompts too, not only tokens that were generated")
 @json_flag
 @a_file("--plot", help="draw hits and tokens/s over the memory's size to this .png or .svg")
 def replay(

@@ -3,20 +3,27 @@ them may take, or that other machines hold."""
 
 from __future__ import annotations
 
-from ...kernels import Ops
-from ...loaders.weights.by_expert.stored import StoredExperts
-from ...loaders.weights.checkpoint import Checkpoint, Progress
-from ..config import EngineConfig
-from ..devices.host import cpu_kernels
-from ..experts.disk import speed
-from ..experts.disk.disk_cache import DiskCache
-from ..experts.disk.disk_experts import DiskExperts
-from ..experts.disk.files import ExpertFiles
-from ..experts.disk.reads import Reads
-from ..hosts.on_hosts import OnHosts
-from ..ledger.timers import Timers
-from ..memory.memory_plan import MemoryPlan
+from functools import partial
+
+from ....kernels import Ops
+from ....loaders.weights.by_expert.stored import StoredExperts
+from ....loaders.weights.checkpoint import Checkpoint, Progress
+from ...config import EngineConfig
+from ...devices.device import Device
+from ...devices.host import cpu_kernels
+from ...experts.disk import speed
+from ...experts.disk.beside_gpu import DiskBesideGpu
+from ...experts.disk.disk_cache import DiskCache
+from ...experts.disk.disk_experts import DiskExperts
+from ...experts.disk.files import ExpertFiles
+from ...experts.disk.reads import Reads
+from ...experts.host_buffers import HostBuffers
+from ...hosts.on_hosts import OnHosts
+from ...ledger.timers import Timers
+from ...memory.memory_plan import MemoryPlan
 from . import expert_policy
+
+Beside = tuple[Device, HostBuffers]  # a GPU, and what is between it and the CPU
 
 
 class OnDisk:
@@ -35,9 +42,10 @@ class OnDisk:
         self.policy = expert_policy.for_disk(config, checkpoint)
         self.files = ExpertFiles(stored, ops)
 
-    def make(self, plan: MemoryPlan, timers: Timers) -> DiskExperts:
-        """The experts, with those of the policy's start in RAM. Measures the disk, unless nothing is to be measured.
-        Raises CheckpointError where a file was replaced while the rest of the model was loaded."""
+    def make(self, plan: MemoryPlan, timers: Timers, beside: Beside | None = None) -> DiskExperts:
+        """The experts, beside a GPU if there is one, with those of the policy's start in RAM. Measures the disk, unless
+        nothing is to be measured. Raises CheckpointError where a file was replaced while the rest of the model was
+        loaded."""
         self.files.check_names()
         cache = DiskCache(self.policy, plan.expert_cache, self.files, Reads())
         if self.config.seed_experts:
@@ -45,7 +53,8 @@ class OnDisk:
         for bank in cache.slots.pools:
             cpu_kernels().advise_huge(bank.data)
         cache.fill(self.progress)
-        experts = DiskExperts(cache, self.ops, timers)
+        made = DiskExperts if beside is None else partial(DiskBesideGpu, main=beside[0], buffers=beside[1])
+        experts = made(cache, self.ops, timers)
         cache.bytes_s = None if self.config.no_measure else speed.measure(cache, experts.staging)
         cache.notes = speed.notes(cache, self.files.stored.top_k, cache.bytes_s)
         return experts
