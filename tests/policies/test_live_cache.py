@@ -4,6 +4,7 @@ the same."""
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from headrace.engine.experts.cache.expert_cache import ExpertCache
 from headrace.engine.experts.cache.shared_memory import EXTENT, SharedMemory, SharedRoom
 from headrace.engine.model import lent_pages
 from headrace.engine.model.lent_pages import LentPages
+from headrace.engine.placement.placement import Tier
 from headrace.engine.planning.replays import Replays
 from headrace.engine.policies import registry
 from headrace.engine.policies.between import Resizable, Resize, take_in
@@ -261,3 +263,62 @@ def test_a_size_that_was_said_is_kept() -> None:
         cache = llm.parts.expert_cache
         assert isinstance(cache, ExpertCache)
         assert any("pages of the KV cache take room from it" in line for line in report.at_start(cache))
+
+
+# ---- other models, and what else looks at pages
+
+
+def squeezed(model: str, **options: Any) -> dict[str, Any]:
+    """Options with which about half of a model's experts have no room in VRAM."""
+    beside = {"device": "simulated", "policy": "lru", "max_context": 192, "max_sequences": 3, "prefill_chunk": 150}
+    with LLM(model, **beside, **options) as llm:
+        plan = llm.parts.memory_plan
+        limit = plan.memory[Tier.GPU0].total - 0.67 * plan.kv_budget.kv_bytes - 0.5 * sum(plan.experts)
+    return {**beside, **options, "vram_limit": limit / 1e9}
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", "deepseek_v3", "qwen3_next", "gpt_oss", "olmoe"])
+def test_families(family: str, checkpoints: Callable[[str], Path]) -> None:
+    """Keys and values, latents, recurrent states beside them, windows with pools of their own."""
+    options = squeezed(str(checkpoints(family)), dtype="bfloat16")
+    prompts = [[5 + n % 50 for n in range(150)], [40 - n % 31 for n in range(100)], [7, 8, 9]]
+    params = SamplingParams(max_new_tokens=16, ignore_eos=True)
+    with LLM(str(checkpoints(family)), device="simulated", cpu_moe=True, dtype="bfloat16", max_context=192) as alone:
+        wanted = [one.token_ids for one in alone.generate(prompts, params)]
+        logits = alone.logits(prompts[0])
+    with LLM(str(checkpoints(family)), **options) as llm:
+        assert llm.parts.memory_plan.shared is not None, llm.parts.memory_plan.not_shared
+        seen = unsettled(llm, 3)
+        assert [one.token_ids for one in llm.generate(prompts, params)] == wanted
+        assert len({pages for pages, _ in seen}) > 1
+        assert len({budget for _, budget in seen}) > 1
+        torch.testing.assert_close(llm.logits(prompts[0]), logits, rtol=0, atol=2e-3)  # sums in another order
+
+
+@pytest.mark.parametrize(("family", "why"), [("glm_moe_dsa", "rows of its layers are of several sizes")])
+def test_what_cannot_be_shared_says_why(family: str, why: str, checkpoints: Callable[[str], Path]) -> None:
+    options = squeezed(str(checkpoints(family)))
+    with LLM(str(checkpoints(family)), **options) as llm:
+        cache = llm.parts.expert_cache
+        assert isinstance(cache, ExpertCache)
+        assert cache.shared is None
+        assert any(why in line for line in report.at_start(cache))
+
+
+def test_a_later_run_finds_pages_that_were_closed_on_disk(tmp_path: Path) -> None:
+    """They are written as they were when they were known, or not at all."""
+    long, params = [3 + n % 700 for n in range(300)], SamplingParams(max_new_tokens=8, ignore_eos=True)
+    with LLM("demo", **{name: value for name, value in TIGHT.items() if name != "vram_limit"}) as alone:
+        wanted = alone.generate(long, params)[0].token_ids
+    for turn in range(2):
+        with load("lru", kv_disk=f"{tmp_path}:1", **TIGHT) as llm:
+            unsettled(llm, turn)
+            for _ in range(3):
+                assert llm.generate(long, params)[0].token_ids == wanted
+            pages = llm.loop.pages
+            assert isinstance(pages, LentPages)
+            pages._close(1)
+            assert llm.generate(long, params)[0].token_ids == wanted
+            if turn:
+                assert llm.loop.disk is not None
+                assert llm.loop.disk.restored > 0
