@@ -47,8 +47,9 @@ family; GGUF files of the archs that stand there. How a model writes calls and r
 | family | models | GGUF | dialect |
 |---|---|---|---|"""
 BETWEEN = """
-Layers for multi-token prediction draft where [speculation.md](speculation.md) says so; elsewhere they are left out, and
-a line says so. Of `nemotron_h` the larger models, whose experts work on a narrower latent, are planned alone.
+Of `mistral_large4` llama.cpp has no arch, and so there are no files. Layers for multi-token prediction draft where
+[speculation.md](speculation.md) says so; elsewhere they are left out, and a line says so. Of `nemotron_h` the larger
+models, whose experts work on a narrower latent, are planned alone.
 
 ## What is planned alone
 

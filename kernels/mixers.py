@@ -231,6 +231,11 @@ class DeltaBlock(Block):
     decay_low: Matrix | None = None
     z_low: Matrix | None = None
     least: float | None = None  # of decays by key: the bound of their logarithm
+    sigmoid: bool = False  # the gate is one also without a decay by key
+
+    @property
+    def by_ops(self) -> bool:
+        return super().by_ops or self.sigmoid
 
     def mix(self, ops: Ops, h_TD: Tensor, places: Places, wanted: bool) -> Tensor | None:
         T, (H, _, v) = len(h_TD), self.state_LHkv.shape[1:]
@@ -245,7 +250,7 @@ class DeltaBlock(Block):
             return None
         gate_TC = ops.linear(h_TD if self.z_low is None else ops.linear(h_TD, self.z_low), self.z)
         out_THv = ops.rmsnorm(out_THv, self.norm_v, self.eps)
-        if self.decay is not None:
+        if self.decay is not None or self.sigmoid:
             out_TC = out_THv.view(T, H * v)
             ops.sigmoid_mul_(out_TC, gate_TC)
             return out_TC

@@ -16,6 +16,15 @@ OF_A_LAYER = 10007  # how far the seeds of two tables lie apart
 
 
 @dataclass(frozen=True, kw_only=True)
+class StoredHashes:
+    """Multipliers of a run's tokens, the newest first, rows of each head, and those of the whole table."""
+
+    multipliers: tuple[int, ...]
+    primes: tuple[int, ...]
+    rows: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class GramsSpec:
     """heads: of each length of runs; base: no head has fewer rows; width: of all heads' rows together; taps: of the
     convolution behind, of every `size`-th token; multiple: rows of the table; number: of the table among the model's;
@@ -31,6 +40,7 @@ class GramsSpec:
     number: int
     vocab: int
     end: int
+    stored: StoredHashes | None = None  # what a checkpoint says of hashes, instead of what base and seed give
 
     @property
     def all_heads(self) -> int:
@@ -44,11 +54,15 @@ class GramsSpec:
     @property
     def primes(self) -> tuple[int, ...]:
         """Rows of each head, those of shorter runs first."""
+        if self.stored is not None:
+            return self.stored.primes
         return primes(self.base, self.number * self.all_heads, self.all_heads)
 
     @property
     def rows(self) -> int:
         """Of the whole table."""
+        if self.stored is not None:
+            return self.stored.rows
         return -(-sum(self.primes) // self.multiple) * self.multiple
 
     @property
@@ -59,6 +73,8 @@ class GramsSpec:
     @property
     def multipliers(self) -> tuple[int, ...]:
         """What tokens are multiplied by, the newest first: odd numbers, with which no product leaves 63 bits."""
+        if self.stored is not None:
+            return self.stored.multipliers
         half = max(1, ((1 << 63) - 1) // max(self.vocab, 1) // 2)
         start = self.seed + OF_A_LAYER * self.number
         return tuple(2 * (_mixed(start + STEP * (i + 1)) % half) + 1 for i in range(self.size))

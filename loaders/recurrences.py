@@ -40,6 +40,7 @@ class DeltaSpec(Recurrent):
     decay_rank: int = 0  # only by_key; 0: straight from the hidden state
     gate_rank: int = 0
     least: float | None = None  # only by_key: the logarithm of a decay is so much, below 0, times a sigmoid
+    sigmoid: bool = False  # the gate of what comes out is one also where decays are not by key
 
     @property
     def decays(self) -> int:

@@ -226,5 +226,6 @@ def _delta(mixer: DeltaSpec, it: DeltaWeights, cache: States, common: dict[str, 
         conv_CW=it.conv, rate_H=it.rate,
         dt_bias_H=it.dt_bias, norm_v=it.norm, o=it.o, o_bias=None, inputs_LCw=cache.inputs, state_LHkv=cache.state,
         decay=it.decay, decay_low=it.decay_low, z_low=it.z_low, least=mixer.least,
+        sigmoid=mixer.sigmoid,
         **common,
     )  # fmt: skip

@@ -105,6 +105,22 @@ class SpaceNames:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GramsNames:
+    """Names of a table of runs of tokens, and of what is made of its rows. table: of its parts, behind the name of
+    their layer; whole: of one that stands outside of layers, instead."""
+
+    table: str = "ple.ple_embedding.ngram_embedding."
+    whole: str | None = None
+    key: str = "ple.key_proj.weight"
+    value: str = "ple.value_proj.weight"
+    key_norm: str = "ple.norm_key.weight"
+    query_norm: str = "ple.norm_query.weight"
+    conv_norm: str = "ple.norm_conv.weight"
+    conv: str = "ple.conv1d.weight"
+    conv_is_deep: bool = True  # [channels, 1, taps]
+
+
+@dataclass(frozen=True, kw_only=True)
 class TensorNames:
     """Checkpoint names by role. Layer names follow `layer`; `{e}` is the expert. None: the family has no such
     tensor."""
@@ -160,9 +176,10 @@ class TensorNames:
     ffn_out: str = "post_feedforward_layernorm.weight"
     layer_scale: str = "layer_scalar"
     experts_turned: bool = False  # [experts, in, out] instead of [experts, out, in]
-    mixings: tuple[str, str] = ("hc_attn_", "hc_ffn_")  # of several streams, before fn, base and scale
-    last_mixing: str = "model.hyper_connection_mixer."  # of gated ones, behind the last layer
-    grams: str = "ple."  # of a table of runs of tokens, and what is made of its rows
+    mixings: tuple[str, str] = ("hc_attn_{}", "hc_ffn_{}")  # of several streams: of fn, base and scale, or of `gates`
+    last_mixing: str = "model.hyper_connection_mixer.{}.weight"  # of gated ones, behind the last layer
+    gates: tuple[str, str, str] = ("input_mix_weight_down", "input_mix_weight_up", "block_inject_weight")
+    grams: GramsNames = GramsNames()
     mlp_gate: str = "mlp.gate_proj.weight"
     mlp_up: str = "mlp.up_proj.weight"
     mlp_down: str = "mlp.down_proj.weight"

@@ -8,13 +8,15 @@ from dataclasses import replace
 from typing import Any
 
 from ..choosers import RunIndexerSpec
-from ..grams import GramsSpec
-from ..spec import AttentionSpec, MixerSpec
+from ..grams import GramsSpec, StoredHashes
+from ..spec import AttentionSpec, DeltaSpec, MixerSpec
 from .config_reader import ConfigReader
 from .family import Family, Key
 from .indexers import INDEXED
 from .qwen3_next import QWEN3_5_MOE
 from .window import FULL
+
+HASHES = "ngram_hashes"  # what a GGUF file says of them
 
 
 def todays(config: ConfigReader) -> dict[str, Any]:
@@ -32,8 +34,10 @@ def with_runs(config: ConfigReader, mixers: Sequence[MixerSpec]) -> list[MixerSp
     config.only("indexer_kv_heads", (1,))
     if budget % pool or pool < 2:
         raise config.bad("indexer_compress_ratio", pool, f"a divisor of indexer_budget = {budget} above 1")
-    found: list[MixerSpec] = []
+    sigmoid, found = _gate_is_sigmoid(config), list[MixerSpec]()
     for one in mixers:
+        if isinstance(one, DeltaSpec):
+            one = replace(one, sigmoid=sigmoid)
         if isinstance(one, AttentionSpec):
             if dim < one.rope.rotary_dim:
                 wanted = f"at least the {one.rope.rotary_dim} dims that are rotated"
@@ -41,6 +45,14 @@ def with_runs(config: ConfigReader, mixers: Sequence[MixerSpec]) -> list[MixerSp
             one = replace(one, blocks=RunIndexerSpec(heads=heads, dim=dim, top=budget + pool - 1, pool=pool))
         found.append(one)
     return found
+
+
+def _gate_is_sigmoid(config: ConfigReader) -> bool:
+    """What gates of delta rules are: the activation of everything else, unless the config says it."""
+    kind = config.get("output_gate_type")
+    if kind not in (None, "silu", "swish", "sigmoid"):
+        raise config.bad("output_gate_type", kind, "silu or sigmoid")
+    return bool(kind == "sigmoid")
 
 
 def grams(family: Family, config: ConfigReader, count: int) -> list[GramsSpec | None]:
@@ -62,6 +74,8 @@ def _read(config: ConfigReader, number: int) -> GramsSpec:
     )
     if size < 2 or width % ((size - 1) * heads):
         raise config.bad("ple_embed_dim", width, f"a multiple of the heads of runs of 2 to ngram_size = {size} tokens")
+    if (stored := config.get(HASHES)) is not None:
+        return _stored(config, stored, size, heads, width)
     end = config.get("eos_token_id")
     end = end[0] if isinstance(end, list) and end else end
     if not isinstance(end, int) or isinstance(end, bool):
@@ -77,12 +91,22 @@ def _read(config: ConfigReader, number: int) -> GramsSpec:
     )  # fmt: skip
 
 
+def _stored(config: ConfigReader, stored: dict[str, Any], size: int, heads: int, width: int) -> GramsSpec:
+    """Of a file that says what tokens are multiplied by, and how many rows each head has."""
+    hashes = StoredHashes(multipliers=tuple(stored["multipliers"]), primes=tuple(stored["primes"]), rows=stored["rows"])
+    return GramsSpec(
+        size=size, heads=heads, width=width, number=0, end=stored["end"], vocab=config.integer("vocab_size"), base=0,
+        taps=config.integer("ple_conv_kernel_size"), multiple=1, seed=0, stored=hashes,
+    )  # fmt: skip
+
+
 QWEN4_EXP = replace(
     QWEN3_5_MOE,
     model_type="qwen4_exp",
     architecture="Qwen4ExpForConditionalGeneration",
     renormalise=Key("norm_topk_prob", True),
     has_grams=True,
+    implied={name: values for name, values in QWEN3_5_MOE.implied.items() if name != "output_gate_type"},
     unused=("number_of_conv_states",),  # of a library's cache
     gated_streams=(Key("hc_count"), Key("hc_lowrank")),
     spelling=todays,
@@ -91,7 +115,7 @@ QWEN4_EXP = replace(
         attn_norm="attn_hyper_connection.hc_norm.weight",
         mlp_norm="mlp_hyper_connection.hc_norm.weight",
         final_norm="model.hyper_connection_mixer.hc_norm.weight",
-        mixings=("attn_hyper_connection.", "mlp_hyper_connection."),
+        mixings=("attn_hyper_connection.{}.weight", "mlp_hyper_connection.{}.weight"),
         block_qk="self_attn.indexer.index_qk_proj.weight",
         block_q_norm="self_attn.indexer.q_layernorm.weight",
         block_k_norm="self_attn.indexer.k_layernorm.weight",

@@ -8,17 +8,16 @@ from typing import Any
 
 from ...errors import CheckpointError
 from ..families.family import Family
-from ..families.indexers import FULL as FULL_INDEX
-from ..families.indexers import SHARED as SHARED_INDEX
 from ..families.mixer_reader import LINEAR
 from ..families.rope import TRAINED, WARMTH
 from ..families.window import FULL, SLIDING
+from . import chooser_keys
 from .of_tensors import CHUNKS, Metadata, layers_of, window_of
 
 # Archs whose range of stretched frequencies is not rounded to whole dims.
 NOT_ROUNDED = ("gpt-oss",)
 # Archs whose heads of values are by turns of the heads of keys.
-IN_TURNS = ("qwen35moe",)
+IN_TURNS = ("qwen35moe", "qwen4exp")
 
 
 # Of the pairs of a head that sees everything, those that are turned: metadata leave it out, a tensor says it.
@@ -35,10 +34,14 @@ def of(family: Family, meta: Metadata, shapes: Shapes) -> dict[str, Any]:
     if family.full_attention:
         return _of_two_kinds(meta, shapes)
     if family.mixer == "latent":
-        return _latent(meta) | (_indexer(meta, shapes, family.index_shared) if family.indexer else {})
+        chooses = chooser_keys.latent(meta, shapes, family.index_shared) if family.indexer else {}
+        return _latent(meta) | chooses
     if family.mixer == "latent and delta":
-        return _latent(meta) | _key_delta(meta, shapes)
+        found = _latent(meta, may_be_still=family.runs) | _key_delta(meta, shapes)
+        return found | (chooser_keys.runs_of_latents(meta, shapes, found["layer_types"]) if family.runs else {})
     found = _grouped(meta)
+    if family.block_layers:
+        return found | chooser_keys.blocks(family, meta, shapes)
     if family.chunked:
         return found | _in_chunks(meta)
     if family.windowed:
@@ -47,7 +50,7 @@ def of(family: Family, meta: Metadata, shapes: Shapes) -> dict[str, Any]:
         sees = [window_of(meta, layer) for layer in range(layers_of(meta))]
         found["layer_types"] = [SLIDING if window else FULL for window in sees]
     if family.mixer == "delta":
-        found |= _delta(meta)
+        found |= _delta(meta) | (chooser_keys.runs_and_grams(meta, shapes) if family.has_grams else {})
     if family.mixer == "conv":
         found |= {"conv_L_cache": meta.number("shortconv.l_cache"), "layer_types": _kinds(meta, "conv")}
         found["conv_bias"] = any(name.endswith(".shortconv.in_proj.bias") for name in shapes)
@@ -167,12 +170,13 @@ def _turned(meta: Metadata, kind: str, size: int) -> float:
     return meta.number(f"rope.dimension_count{kind}", default=size) / max(size, 1)
 
 
-def _latent(meta: Metadata) -> dict[str, Any]:
-    """Newer files give the sizes of heads before latents are made of them under names of their own."""
+def _latent(meta: Metadata, may_be_still: bool = False) -> dict[str, Any]:
+    """Newer files give the sizes of heads before latents are made of them under names of their own. may_be_still: keys
+    may have no dims that are turned."""
     rope = meta.number("rope.dimension_count")
     key = meta.number("attention.key_length_mla") or meta.number("attention.key_length")
     value = meta.number("attention.value_length_mla") or meta.number("attention.value_length")
-    if not 0 < rope < key:
+    if not (rope or may_be_still) or rope >= key:
         raise CheckpointError(f"it rotates {rope} of {key} dims of a key")
     scaling = _rope_scaling(meta)
     if scaling is not None and (m := meta.get("rope.scaling.yarn_log_multiplier")):
@@ -187,16 +191,6 @@ def _latent(meta: Metadata) -> dict[str, Any]:
         "v_head_dim": value,
         "rope_scaling": scaling,
     }
-
-
-def _indexer(meta: Metadata, names: Collection[str], shared: bool) -> dict[str, Any]:
-    """What chooses keys; layers without one of their own have no tensors of it."""
-    own = [f"blk.{i}.indexer.attn_k.weight" in names for i in range(layers_of(meta))]
-    return {
-        "index_n_heads": meta.number("attention.indexer.head_count"),
-        "index_head_dim": meta.number("attention.indexer.key_length"),
-        "index_topk": meta.number("attention.indexer.top_k"),
-    } | ({"indexer_types": [FULL_INDEX if one else SHARED_INDEX for one in own]} if shared else {})
 
 
 def _warm(meta: Metadata, scaling: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -22,6 +22,7 @@ from ..files.headers import Stored
 PATTERNS = {"gpt-oss": 2, "cohere2moe": 4, "exaone-moe": 4, "llama4": 4, "smallthinker": 4, "afmoe": 4, "laguna": 4}
 FIRST_SEES_ALL = ("laguna",)  # others: the last of so many layers
 CHUNKS = {"llama4": 8192}
+STREAMS_NORM = "output_hc_norm.weight"  # of several residual streams, in place of the final norm
 NARROW = 32  # matrices of fewer columns (convolutions) are never quantised
 
 
@@ -75,8 +76,8 @@ def read(metadata: Mapping[str, Any], tensors: Sequence[Stored], family: str) ->
         context=meta.number("context_length") or NO_LIMIT,
         layers=tuple(_layer(meta, i, hidden, stored[i]) for i in range(count)),
         tied_head=not any(group == "head" for group, _ in outside),
-        extra=tuple(_part(group, t) for group, t in outside if _is_extra(group, t)),
-        lookup=tuple(_part(group, t) for group, t in outside if group == "tables"),
+        extra=tuple(_part(group, t, hidden) for group, t in outside if _is_extra(group, t)),
+        lookup=tuple(_part(group, t, hidden) for group, t in outside if group == "tables"),
     )
 
 
@@ -86,16 +87,18 @@ def _is_extra(group: str, tensor: Stored) -> bool:
     return not is_one and group != "tables" and tensor.name not in ("output_norm.weight", "token_embd_norm.weight")
 
 
-def _part(group: str, tensor: Stored) -> Part:
+def _part(group: str, tensor: Stored, hidden: int) -> Part:
     """A tensor as a matrix; vectors, routers and convolutions stay as they are in every format."""
     *rows, cols = tensor.shape or (1,)
     name = tensor.name.removesuffix(".weight").split(".")[-1]
     plain = not rows or group in ("router", "norms") or cols < NARROW
+    if tensor.name == STREAMS_NORM:  # less the norm that every decoder has
+        cols -= hidden
     return Part(GROUP_OF[group], math.prod(rows), cols, plain=plain, name=name)
 
 
 def _layer(meta: Metadata, index: int, hidden: int, stored: list[tuple[str, Stored]]) -> Layer:
-    parts = tuple(_part(group, tensor) for group, tensor in stored if group != "experts")
+    parts = tuple(_part(group, tensor, hidden) for group, tensor in stored if group != "experts")
     names = {tensor.name.split(".", 2)[-1] for _, tensor in stored}
     return Layer(
         mixer=_mixer(meta, index, hidden, names, parts),
@@ -136,7 +139,10 @@ def _mixer(meta: Metadata, index: int, hidden: int, names: set[str], parts: tupl
     attends = attends or (not recurrent and "attn_qkv.weight" in names)
     if not attends and not recurrent:
         return None
-    state, state_flops = _state(meta, hidden, names) if recurrent else (0, 0)
+    state, state_flops = _state(meta, hidden, names, parts) if recurrent else (0, 0)
+    if "ple_conv1d.weight" in names:  # the last inputs of its convolution, and the last tokens
+        size, wide = meta.number("ple.ngram_size"), hidden * meta.number("hyper_connection.count")
+        state += wide * (meta.number("ple.conv_kernel") - 1) * size + size - 1
     kind, caches, pair, decode_pair, made = (
         _attention(meta, index, parts, names) if attends else ("recurrent", (), 0, None, 0)
     )
@@ -156,8 +162,10 @@ def _attention(
         raise CheckpointError(f"layer {index} attends, and {meta.arch}.attention.head_count says no heads")
     size = meta.number("attention.key_length", default=meta.number("embedding_length") // max(heads, 1))
     v = meta.number("attention.value_length", default=size)
-    top = meta.number("attention.indexer.top_k") or None
+    top = _chosen(meta, names)
     keys: tuple[Cache, ...] = (Cache(width=meta.number("attention.indexer.key_length")),) if top else ()
+    if "indexer_compressor_gate.weight" in names and meta.get("attention.indexer.kpool"):
+        keys = tuple(replace(one, width=2 * one.width) for one in keys)  # what keys are weighted by besides
     if latent := meta.number("attention.kv_lora_rank"):
         keys = tuple(replace(one, beyond=top or 0) for one in keys if "indexer.attn_k.weight" in names)
         rope = meta.number("rope.dimension_count")
@@ -172,8 +180,8 @@ def _attention(
     if window:
         size = meta.number("attention.key_length_swa", default=size)
         v = meta.number("attention.value_length_swa", default=v)
-    rates = meta.get("attention.compress_ratios")
-    if isinstance(rates, list):  # keys serve as values; older ones are kept so many to an entry
+    rates, in_blocks = meta.get("attention.compress_ratios"), "indexer.q_proj.weight" in names
+    if isinstance(rates, list) and not in_blocks:  # keys serve as values; older ones are kept so many to an entry
         every = rates[index] if index < len(rates) else 0
         recent = Cache(width=size, window=meta.number("attention.sliding_window") or None)
         older = (Cache(width=size, every=every, chosen=top if every < 128 else None),) if every else ()
@@ -181,9 +189,21 @@ def _attention(
     rows = {part.name: part.rows for part in parts if not part.plain}
     width = rows["attn_k"] + rows.get("attn_v", rows["attn_k"]) if "attn_k" in rows else kv * (size + v)
     in_chunks = bool(window) and meta.arch in CHUNKS
+    keys = tuple(replace(one, beyond=top or 0) for one in keys) if in_blocks else keys
     cache = Cache(width=width, window=window, chosen=None if window else top, in_chunks=in_chunks)
     kind = "in chunks" if in_chunks else "sliding window" if window else "grouped-query"
+    kind += ", sparse" if in_blocks else ""
     return kind, (cache, *keys), 2 * heads * (size + v), None, 0
+
+
+def _chosen(meta: Metadata, names: set[str]) -> int | None:
+    """Keys of a layer that a query sees, where an indexer chooses them; those behind the last whole run with them."""
+    top = meta.number("attention.indexer.top_k")
+    if size := meta.number("attention.indexer.block_size"):
+        return size * top if top and "indexer.k_proj.weight" in names else None
+    rates = meta.get("attention.compress_ratios")
+    run = max(rates, default=0) if isinstance(rates, list) and "indexer.k_proj.weight" in names else 0
+    return top + max(run, meta.number("attention.indexer.kpool"), 1) - 1 if top else None
 
 
 def window_of(meta: Metadata, index: int) -> int | None:
@@ -197,7 +217,7 @@ def window_of(meta: Metadata, index: int) -> int | None:
     return window if (index + (meta.arch not in FIRST_SEES_ALL)) % int(pattern) else None
 
 
-def _state(meta: Metadata, hidden: int, names: set[str]) -> tuple[int, int]:
+def _state(meta: Metadata, hidden: int, names: set[str], parts: tuple[Part, ...]) -> tuple[int, int]:
     """Elements of recurrent and convolution state, and FLOPs of a token on them."""
     taps = max(meta.number("ssm.conv_kernel"), meta.number("shortconv.l_cache"), 1)
     if any(n.startswith("shortconv.") for n in names):
@@ -205,7 +225,8 @@ def _state(meta: Metadata, hidden: int, names: set[str]) -> tuple[int, int]:
     inner, size = meta.number("ssm.inner_size"), meta.number("ssm.state_size")
     channels = inner + 2 * meta.number("ssm.group_count", default=1) * size
     if dim := meta.number("kda.head_dim"):
-        inner, size = meta.number("attention.head_count") * dim, dim
+        heads = next((part.rows for part in parts if part.name == "ssm_beta"), meta.number("attention.head_count"))
+        inner, size = heads * dim, dim
         channels = 3 * inner
     is_delta = any(n.startswith(("ssm_beta", "ssm_ba", "ssm_alpha")) for n in names)
     state = inner * size

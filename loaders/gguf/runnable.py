@@ -15,7 +15,7 @@ from ..families import FAMILIES
 from ..families.family import Family, Key
 from ..files.gguf_header import TYPES
 from ..files.headers import Stored
-from . import mixer_keys
+from . import chooser_keys, mixer_keys
 from .of_tensors import Metadata
 
 # Archs of families that run; the others are planned under their own name.
@@ -27,9 +27,10 @@ ARCHS = {
     "phimoe": "phimoe", "mistral4": "mistral4", "deepseek32": "deepseek_v32", "glm-dsa": "glm_moe_dsa",
     "kimi-linear": "kimi_linear", "mimo2": "mimo_v2_flash", "step35": "step3p5", "laguna": "laguna",
     "lfm2moe": "lfm2_moe", "granitehybrid": "granitemoehybrid", "nemotron_h_moe": "nemotron_h",
+    "minimax-m3": "minimax_m3_vl", "glm5-next": "glm5_next", "qwen4exp": "qwen4_exp",
 }  # fmt: skip
 # Weights of experts are divided by their sum, which metadata leave out.
-DIVIDED = ("qwen3_moe", "qwen3_next", "kimi_linear", "mimo_v2_flash", "lfm2_moe")
+DIVIDED = ("qwen3_moe", "qwen3_next", "kimi_linear", "mimo_v2_flash", "lfm2_moe", "qwen4_exp")
 SOFTMAX, SIGMOID = 1, 2  # how scores are made of logits, as metadata say it
 SCORING = {SOFTMAX: "softmax", SIGMOID: "sigmoid", 3: "softmax of those chosen", 4: "square root of softplus"}
 
@@ -45,6 +46,7 @@ CHANGING = (
 
 # Which families with two kinds of attention read.
 OF_TWO_KINDS = ("rope.freq_base_swa", "swiglu_clamp_exp", "swiglu_clamp_shexp")
+OF_RUNS = OF_TWO_KINDS[1:]  # of a family whose layers are all clamped alike
 WARM = "attention.temperature_scale"  # which those archs read that say it
 WARM_ARCHS = ("mistral4",)
 
@@ -93,7 +95,7 @@ def config(metadata: Mapping[str, Any], tensors: Sequence[Stored], model: Archit
         family.expert_width: experts.width,
     }
     read: tuple[str, ...] = OF_TWO_KINDS[:1] if family.full_attention else OF_TWO_KINDS if family.by_kind else ()
-    read += (WARM,) if meta.arch in WARM_ARCHS else ()
+    read += ((WARM,) if meta.arch in WARM_ARCHS else ()) + (OF_RUNS if family.runs else ())
     changing = [name for name in CHANGING if name not in read]
     values |= {name: value for name in changing if (value := meta.get(name)) is not None}
     if (causal := meta.get("attention.causal")) is not None:
@@ -112,7 +114,7 @@ def config(metadata: Mapping[str, Any], tensors: Sequence[Stored], model: Archit
     if family.shared_experts is not None:
         values[family.shared_experts] = meta.number("expert_shared_count") or shared // experts.width
     values |= _dense_layers(family, meta, model, shapes) | _scales(family, meta)
-    return values | mixer_keys.of(family, meta, shapes)
+    return values | chooser_keys.streams(family, meta) | mixer_keys.of(family, meta, shapes)
 
 
 def _scoring(family: Family, gating: int) -> str:
@@ -169,6 +171,8 @@ def _scales(family: Family, meta: Metadata) -> dict[str, Any]:
     if family.grouped_choice:
         found[family.groups] = meta.number("expert_group_count") or 1
         found["topk_group"] = meta.number("expert_group_used_count") or 1
+    if family.runs and family.activation_limit is not None:
+        found[family.activation_limit.name] = chooser_keys.limit(meta)
     if family.clip is not None:
         found[family.clip.name] = meta.get("attention.clamp_kqv") or None
     return found

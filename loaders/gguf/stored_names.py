@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import replace
 
-from ..families.family import ConvNames, DeltaNames, LatentNames, SpaceNames, TensorNames
+from ..families.family import ConvNames, DeltaNames, GramsNames, LatentNames, SpaceNames, TensorNames
 
 NAMES = TensorNames(
     embed="token_embd.weight", final_norm="output_norm.weight", head="output.weight", layer="blk.{layer}.",
@@ -27,17 +27,28 @@ NAMES = TensorNames(
     expert_gate_bias="ffn_gate_exps.bias", expert_up_bias="ffn_up_exps.bias", expert_down_bias="ffn_down_exps.bias",
     mtp_project="nextn.eh_proj.weight", mtp_embed_norm="nextn.enorm.weight", mtp_hidden_norm="nextn.hnorm.weight",
     mtp_norm="nextn.shared_head_norm.weight",
+    block_q="indexer.q_proj.weight", block_k="indexer.k_proj.weight", block_q_norm="indexer.q_norm.weight",
+    block_k_norm="indexer.k_norm.weight",
+    mixings=("hc_attn_{}.weight", "hc_ffn_{}.weight"), last_mixing="output_hc_{}.weight",
+    gates=("down", "up", "inject"),
+    grams=GramsNames(
+        whole="per_layer_token_embd.weight", key="ple_key.weight", value="ple_value.weight",
+        key_norm="ple_norm_key.weight", query_norm="ple_norm_query.weight", conv_norm="ple_norm_conv.weight",
+        conv="ple_conv1d.weight", conv_is_deep=False,
+    ),
 )  # fmt: skip
 FUSED = "ffn_gate_up_exps.weight"
 EMBED_NORM = "token_embd_norm.weight"  # what the final norm is called where it stood in front of the head alone
 POST_NORM = "post_attention_norm.weight"
 ATTN_GATE = "attn_gate.weight"  # of what heads give; beside a delta rule another gate
+STREAM_NORM = "hc_attn_norm.weight"  # of gated residual streams, in place of a layer's norm
 EXPERTS_IN = "pre_ffw_norm_2.weight"  # in front of the experts of layers with norms of each part's own
 LATENT = LatentNames(
     q="attn_q", q_a="attn_q_a", q_a_norm="attn_q_a_norm.weight", q_b="attn_q_b", kv_a="attn_kv_a_mqa",
     kv_a_norm="attn_kv_a_norm.weight", kv_b=None, k_up="attn_k_b", v_up="attn_v_b", o="attn_output",
     index_q="indexer.attn_q_b.weight", index_k="indexer.attn_k.weight", index_norm="indexer.k_norm.weight",
     index_bias="indexer.k_norm.bias", index_weights="indexer.proj.weight",
+    index_gate="indexer_compressor_gate.weight", index_places="indexer_compressor_ape.weight",
 )  # fmt: skip
 DELTA = DeltaNames(
     qkv="attn_qkv.weight", z="attn_gate.weight", b="ssm_beta.weight", a="ssm_alpha.weight", conv="ssm_conv1d.weight",
@@ -63,6 +74,8 @@ def names_of(found: Collection[str]) -> TensorNames:
         names = replace(names, attn_gate=ATTN_GATE)
     if EMBED_NORM in found and NAMES.final_norm not in found:
         names = replace(names, final_norm=EMBED_NORM)
+    if STREAM_NORM in ends:
+        names = replace(names, attn_norm=STREAM_NORM, mlp_norm="hc_ffn_norm.weight", final_norm="output_hc_norm.weight")
     if EXPERTS_IN in ends:
         names = _own_norms(names)
     return _experts(names, ends)

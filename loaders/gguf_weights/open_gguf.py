@@ -28,6 +28,7 @@ from ..weights import chosen_formats
 from ..weights.checkpoint import Checkpoint, check_entry, fitted
 from ..weights.chosen_formats import LoadOptions
 from ..weights.model_weights import Formats, allocate
+from ..weights.tables import row_table
 from ..weights.targets import Target, targets
 from . import entries as gguf_entries
 from . import mtp, rope_factors
@@ -60,14 +61,13 @@ def open_gguf(path: Path, options: LoadOptions) -> Checkpoint:
     found, spec = rope_factors.taken(path, found, spec, meta, config.notes)
     names = names_of(found)
     wanted = _targets(spec, names)
-    _check_all_there(path, wanted, found, arch)
+    tables = row_table.find(path, found, spec, names)
+    _check_all_there(path, wanted, found, arch, {name for parts in tables.values() for name in parts})
     ahead = None if options.mtp is None else mtp.find(path, whole, spec, options.mtp, config.notes)
     if ahead is not None:
         spec, found, wanted = replace(spec, mtp=ahead.layer), found | ahead.entries, wanted | ahead.wanted
-    elif len(found) < len(whole) and options.mtp is None:
-        config.notes.append(
-            f"{len(whole) - len(found)} tensors of layers for multi-token prediction are left out: nobody asks for them"
-        )
+    elif options.mtp is None:
+        _say_what_is_left_out(len(whole) - len(found), config.notes)
     found = fitted(found, wanted)
     formats = chosen_formats.resolve(spec, wanted, found, options)
     for name, target in wanted.items():
@@ -76,6 +76,11 @@ def open_gguf(path: Path, options: LoadOptions) -> Checkpoint:
         directory=path, family=family, spec=spec, names=names, formats=formats, entries=found, is_converted=False,
         notes=tuple(config.notes), pairs_of_halves=arch in PAIRED, mtp_names=None if ahead is None else ahead.names,
     )  # fmt: skip
+
+
+def _say_what_is_left_out(count: int, notes: list[str]) -> None:
+    if count:
+        notes.append(f"{count} tensors of layers for multi-token prediction are left out: nobody asks for them")
 
 
 def _targets(spec: ModelSpec, names: TensorNames) -> dict[str, Target]:
@@ -91,14 +96,17 @@ def _without_extra_layers(found: Mapping[str, Entry], meta: Metadata, spec: Mode
     return dict(found)
 
 
-def _check_all_there(path: Path, wanted: Mapping[str, Target], found: Mapping[str, Entry], arch: str) -> None:
-    """Every tensor of the model, and none that the family has no use for."""
+def _check_all_there(
+    path: Path, wanted: Mapping[str, Target], found: Mapping[str, Entry], arch: str, tables: Collection[str]
+) -> None:
+    """Every tensor of the model, and none that the family has no use for. tables: of which rows are read as they
+    lie."""
     if missing := [name for name in wanted if name not in found]:
         raise CheckpointError(
             f"{path} has {len(missing)} tensors fewer than a model of the arch '{arch}', as '{missing[0]}': "
             "download it again, or get another conversion"
         )
-    if left := sorted(name for name in found if name not in wanted):
+    if left := sorted(name for name in found if name not in wanted and name not in tables):
         raise CheckpointError(
             f"{path} has tensors that the engine does not use for '{arch}': {listed(left, 3)}; the result would "
             f"differ. --ignore-tensors '{left[0]}' computes without"

@@ -150,8 +150,8 @@ def _targets(checkpoint: Checkpoint, weights: ModelWeights) -> dict[str, Target]
 
 def _tables(checkpoint: Checkpoint) -> dict[int, RowTable]:
     """By layer, tables of which rows are read where they lie."""
-    names, entries = checkpoint.names, checkpoint.entries
-    found = row_table.find(checkpoint.directory, entries, checkpoint.spec, names.layer, names.grams)
+    entries = checkpoint.entries
+    found = row_table.find(checkpoint.directory, entries, checkpoint.spec, checkpoint.names)
     return {layer: RowTable([entries[name] for name in parts]) for layer, parts in found.items()}
 
 

@@ -33,7 +33,7 @@ def targets(spec: ModelSpec, names: TensorNames, weights: ModelWeights) -> dict[
         if values is not None:
             found[name] = vector(values)
     if weights.last_mixing is not None:
-        found.update(gated.targets(names.last_mixing, weights.last_mixing))
+        found.update(gated.targets(names.last_mixing, names.gates, weights.last_mixing))
     if not spec.tied_head:
         found[names.head] = whole(weights.head, "dense", "head")
     for i, layer in enumerate(weights.layers):
@@ -67,13 +67,13 @@ def _layer(spec: ModelSpec, names: TensorNames, layer: LayerWeights, index: int,
             yield name, vector(values)
     if layer.tail is not None:
         yield from _own_norms(names, layer, layer.tail, norm)
-    for start, mixing in zip(names.mixings, (layer.mixer_mixing, layer.ffn_mixing), strict=True):
+    for name, mixing in zip(names.mixings, (layer.mixer_mixing, layer.ffn_mixing), strict=True):
         if isinstance(mixing, GatedMixing):
-            yield from gated.targets(start, mixing)
+            yield from gated.targets(name, names.gates, mixing)
         elif mixing is not None:
-            yield start + "fn", whole(mixing.fn)
-            yield start + "base", vector(mixing.base)
-            yield start + "scale", vector(mixing.scale)
+            yield name.format("fn"), whole(mixing.fn)
+            yield name.format("base"), vector(mixing.base)
+            yield name.format("scale"), vector(mixing.scale)
     if layer.grams is not None:
         yield from grams.targets(names.grams, layer.grams, at, norm)
     mixer = spec.layer_at(index).mixer

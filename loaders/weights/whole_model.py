@@ -128,7 +128,7 @@ def _finished(
     if spec is not found.spec:
         found = replace(found, spec=spec, wanted=_targets(spec, found.names))
     found = replace(found, entries=without_zero_biases(found.entries, found.wanted, notes))
-    kept = row_table.find(directory, found.entries, spec, found.names.layer, found.names.grams)
+    kept = row_table.find(directory, found.entries, spec, found.names)
     known = {*found.wanted, *(name for parts in kept.values() for name in parts)}
     ahead = None if mtp is None else of_folder.find(directory, found.entries, family, spec, mtp, notes, how)
     entries = found.entries

@@ -320,7 +320,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     ),
     "qwen4_exp_text-one": dict(
         GRAMS, num_hidden_layers=4, ple_layer_ids=[2], hc_count=2, hc_lowrank=20, ngram_size=2, heads_per_ngram=4,
-        norm_topk_prob=False, ple_conv_kernel_size=3,
+        norm_topk_prob=False, ple_conv_kernel_size=3, output_gate_type="sigmoid",
     ),
     "phimoe": dict(
         BASE, intermediate_size=40, num_local_experts=6, num_experts_per_tok=2, router_jitter_noise=0.3,

@@ -17,6 +17,7 @@ import gguf
 import gguf_files
 import kind_metadata
 import mixer_metadata
+import newest_files
 import numpy as np
 import recurrent_files
 import safetensors.torch
@@ -30,7 +31,7 @@ ARCHS = {
     "glm4_moe_lite": "deepseek2", "qwen3_next": "qwen3next", "qwen3_5_moe_text": "qwen35moe",
     "gemma4_text": "gemma4", "deepseek_v32": "deepseek32", "glm_moe_dsa": "glm-dsa", **biased_metadata.ARCHS,
     **warm_metadata.ARCHS, "kimi_linear": "kimi-linear", **kind_metadata.ARCHS,
-    **recurrent_files.ARCHS,
+    **recurrent_files.ARCHS, **newest_files.ARCHS,
 }  # fmt: skip
 JOINED = ("kv_b_proj.weight", "in_proj_qkvz.weight")
 EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.(\w+\.weight)")
@@ -44,13 +45,14 @@ def read(directory: Path, *, joined: bool = False) -> tuple[dict[str, Any], dict
     for path in sorted(directory.glob("*.safetensors")):
         stored |= {name: tensor.float().numpy() for name, tensor in safetensors.torch.load_file(path).items()}
     arch = ARCHS[config["model_type"]]
-    codes = {name: code for code, name in gguf.MODEL_ARCH_NAMES.items()}
-    named_as = kind_metadata.NAMED_AS.get(arch, arch)
-    table = gguf.get_tensor_name_map(codes[named_as], _layers(config))
+    table = _names(arch, config)
+    if arch == "qwen4exp":
+        stored = newest_files.with_table(config, directory, stored)
     change = {
         **dict.fromkeys(mixer_metadata.LATENT, _latent), "gpt-oss": _gpt_oss, "qwen3next": _delta,
         "qwen35moe": _delta_in_turns, "gemma4": _gemma4, "llama4": warm_metadata.llama4, "mistral4": _mistral4,
         "kimi-linear": _key_delta, "mimo2": _mimo2, "step35": _step35, "laguna": _laguna,
+        "minimax-m3": newest_files.minimax_m3, "glm5-next": _glm5, "qwen4exp": _qwen4,
         **dict.fromkeys(recurrent_files.ARCHS.values(), recurrent_files.changed),
     }.get(arch, _biased)  # fmt: skip
     found: dict[str, Array] = {}
@@ -112,6 +114,24 @@ def mixed(directory: Path, path: Path, twin: Path, types: gguf_files.Types, *, j
     write(path, config, tensors, stored, older=joined)
     write(twin, config, tensors, older=joined)
     return used
+
+
+def _names(arch: str, config: dict[str, Any]) -> Any:
+    """The names of an arch's tensors."""
+    if arch in newest_files.ARCHS.values():
+        return newest_files.Names()
+    codes = {name: code for code, name in gguf.MODEL_ARCH_NAMES.items()}
+    return gguf.get_tensor_name_map(codes[kind_metadata.NAMED_AS.get(arch, arch)], _layers(config))
+
+
+def _glm5(config: dict[str, Any], name: str, values: Array) -> Named:
+    """As `_key_delta`, but for its own."""
+    return newest_files.glm5_own(name, values) or _key_delta(config, name, values)
+
+
+def _qwen4(config: dict[str, Any], name: str, values: Array) -> Named:
+    """As `_delta_in_turns`, but for its own."""
+    return newest_files.qwen4_own(config, name, values) or _delta_in_turns(config, name, values)
 
 
 def _layers(config: dict[str, Any]) -> int:

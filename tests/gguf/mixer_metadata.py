@@ -7,6 +7,7 @@ from typing import Any
 import biased_metadata
 import gguf
 import kind_metadata
+import newest_files
 import recurrent_files
 import warm_metadata
 
@@ -14,7 +15,7 @@ SCORING = {"sigmoid": gguf.ExpertGatingFuncType.SIGMOID, "softmax": gguf.ExpertG
 # How families score whose configs, as transformers writes them, do not say it; released ones of the first two do.
 SCORED = {
     "deepseek_v3": "sigmoid", "kimi_k2": "sigmoid", "deepseek_v2": "softmax", "deepseek_v32": "sigmoid",
-    "glm_moe_dsa": "sigmoid", "kimi_linear": "sigmoid",
+    "glm_moe_dsa": "sigmoid", "kimi_linear": "sigmoid", "glm5_next_text": "sigmoid",
 }  # fmt: skip
 LATENT = ("deepseek2", "deepseek32", "glm-dsa", "kimi-linear")
 
@@ -43,10 +44,16 @@ def add(writer: gguf.GGUFWriter, arch: str, config: dict[str, Any], older: bool)
         warm_metadata.add(writer, arch, config)
         return
     _common(writer, config)
+    if arch == "minimax-m3":
+        newest_files.add_metadata(writer, arch, config)
+        return
     _rope(writer, config.get("rope_parameters") or {"rope_theta": 10000.0})
     if arch == "gpt-oss":
         writer.add_sliding_window(config["sliding_window"])
         writer.add_expert_feed_forward_length(config["intermediate_size"])
+    elif arch == "glm5-next":
+        _latent(writer, config, older)
+        newest_files.add_metadata(writer, arch, config)
     elif arch in (*LATENT, "mistral4"):
         _latent(writer, config, older)
         if "index_topk" in config:
@@ -60,6 +67,8 @@ def add(writer: gguf.GGUFWriter, arch: str, config: dict[str, Any], older: bool)
             writer.add_ssm_conv_kernel(config["linear_conv_kernel_dim"])
     else:
         _delta(writer, arch, config)
+        if arch == "qwen4exp":
+            newest_files.add_metadata(writer, arch, config)
 
 
 def _common(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
@@ -167,5 +176,5 @@ def _delta(writer: gguf.GGUFWriter, arch: str, config: dict[str, Any]) -> None:
     writer.add_array(f"{arch}.attention.recurrent_layers", [one == "linear_attention" for one in config["layer_types"]])
     writer.add_full_attention_interval(config.get("full_attention_interval", 4))
     writer.add_rope_dimension_count(int(config["head_dim"] * rope.get("partial_rotary_factor", 0.25)))
-    if arch == "qwen35moe" and "mrope_section" not in rope:
+    if arch in ("qwen35moe", "qwen4exp") and "mrope_section" not in rope:
         writer.add_rope_dimension_sections([11, 11, 10, 0])

@@ -10,6 +10,10 @@ import warm_metadata
 # What files do not hold has the value that releases have.
 AS_RELEASED: dict[str, dict[str, Any]] = {
     "gpt_oss": {"swiglu_limit": 7.0},
+    "minimax_m3_vl_text": {"swiglu_limit": 7.0},
+    "minimax_m3_vl_text-one": {"swiglu_limit": 7.0, "layer_types": ["minimax_m3_sparse"] * 3},
+    "glm5_next-free": {"attention_bias": False},
+    "qwen4_exp_text-one": {"norm_topk_prob": True},
     "lfm2_moe": {"routed_scaling_factor": 1.0},
     "phimoe": {"router_jitter_noise": 0.01, "rope_parameters": warm_metadata.longrope(tiny.LONGROPE)},
     "phimoe-plain": {"router_jitter_noise": 0.01},
@@ -73,6 +77,43 @@ MIXES: dict[str, tuple[str, dict[str, int], dict[str, str]]] = {
             "attn_output": "IQ4_XS", "attn_qkv": "Q5_K/IQ4_XS", "attn_gate": "Q6_K", "ssm_alpha": "Q8_0/F32",
             "ssm_beta": "F32/Q8_0", "ssm_out": "Q5_K/Q8_0", "ffn_gate_exps": "Q3_K/Q4_K", "ffn_up_exps": "Q4_K/Q3_K",
             "ffn_down_exps": "Q5_K", "ffn_gate_shexp": "Q8_0", "ffn_up_shexp": "Q8_0", "ffn_down_shexp": "Q8_0",
+        },
+    ),
+    "minimax m3": (
+        "minimax_m3_vl_text",
+        {"hidden_size": 256, "head_dim": 64, "rotary_dim": 32, "intermediate_size": 256,
+         "dense_intermediate_size": 512, "shared_intermediate_size": 256, "index_head_dim": 32},
+        {
+            "token_embd": "Q4_K", "output": "Q6_K", "attn_q": "Q4_K", "attn_k": "Q4_K", "attn_v": "Q6_K",
+            "attn_output": "Q5_K", "ffn_gate": "Q4_K", "ffn_up": "Q4_K", "ffn_down": "Q6_K", "ffn_gate_exps": "Q4_K",
+            "ffn_up_exps": "Q4_K", "ffn_down_exps": "Q6_K/Q4_K", "ffn_gate_shexp": "Q4_K", "ffn_up_shexp": "Q4_K",
+            "ffn_down_shexp": "Q6_K",
+        },
+    ),
+    "glm 5.3": (
+        "glm5_next",
+        {"hidden_size": 256, "q_lora_rank": 256, "kv_lora_rank": 256, "qk_nope_head_dim": 32, "v_head_dim": 64,
+         "moe_intermediate_size": 256, "intermediate_size": 512, "linear_head_dim": 32, "linear_num_heads": 8},
+        {
+            "token_embd": "Q4_K", "output": "Q6_K", "attn_q": "Q4_K", "attn_k": "Q4_K", "attn_v": "Q4_K",
+            "attn_q_a": "Q4_K", "attn_q_b": "Q4_K", "attn_kv_a_mqa": "Q4_K", "attn_k_b": "Q5_0/Q8_0",
+            "attn_v_b": "Q6_K/Q4_K", "attn_output": "Q4_K", "ssm_f_a": "Q8_0", "ssm_f_b": "Q8_0", "ssm_g_a": "Q4_K",
+            "ssm_g_b": "Q5_0", "ffn_gate": "Q4_K", "ffn_up": "Q4_K", "ffn_down": "Q6_K",
+            "ffn_gate_exps": "Q4_K", "ffn_up_exps": "Q4_K", "ffn_down_exps": "Q6_K/Q4_K", "ffn_gate_shexp": "Q4_K",
+            "ffn_up_shexp": "Q4_K", "ffn_down_shexp": "Q6_K",
+        },
+    ),
+    "qwen3.8 flash": (
+        "qwen4_exp_text-one",
+        {"hidden_size": 256, "head_dim": 64, "moe_intermediate_size": 512, "shared_expert_intermediate_size": 256,
+         "linear_key_head_dim": 32, "linear_value_head_dim": 64, "ple_embed_dim": 128,
+         "indexer_head_dim": 40},
+        {
+            "token_embd": "Q4_K", "output": "Q6_K", "per_layer_token_embd": "Q5_0", "ple_key": "Q8_0",
+            "ple_value": "Q5_0", "attn_q": "Q4_K", "attn_k": "Q4_K", "attn_v": "Q6_K", "attn_output": "Q4_K",
+            "attn_qkv": "Q6_K/Q4_K", "attn_gate": "Q4_K", "ssm_out": "Q4_K", "ffn_gate_exps": "Q4_K",
+            "ffn_up_exps": "Q4_K", "ffn_down_exps": "Q6_K/Q4_K", "ffn_gate_shexp": "Q4_K", "ffn_up_shexp": "Q4_K",
+            "ffn_down_shexp": "Q6_K",
         },
     ),
     "lfm2": (

@@ -4,6 +4,7 @@ checkpoints they were written from."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import gguf_files
@@ -16,8 +17,11 @@ from mixer_types import AS_RELEASED, MIXES
 
 from headrace import LLM
 from headrace.engine.memory import kv_budget
+from headrace.engine.planning.plan import sizes
 from headrace.errors import CheckpointError, ConfigError
 from headrace.kernels.formats import KV_F32
+from headrace.loaders import model_source
+from headrace.loaders.architecture.of_spec import of_spec
 from headrace.loaders.gguf_weights.open_gguf import open_gguf
 from headrace.loaders.weights.chosen_formats import LoadOptions
 
@@ -26,8 +30,12 @@ PROMPT = [5, 11, 3, 70, 29, 8, 8, 14, 101, 33, 2, 9, 77, 12, 150, 6, 41]
 NOT_THERE = (
     "deepseek_v3-bias", "qwen3_next-dense", "mistral4-straight", "lfm2_moe-bias",
     "granitemoehybrid-groups", "nemotron_h-mlp",
+    "qwen4_exp_text",  # of two layers with tables
 )  # fmt: skip
-VARIANTS = [name for name in tiny.VARIANTS if name.split("-")[0] in mixer_files.ARCHS and name not in NOT_THERE]
+WRAPPED = ("glm5_next",)
+VARIANTS = [
+    name for name in tiny.VARIANTS if name.split("-")[0] in (*mixer_files.ARCHS, *WRAPPED) and name not in NOT_THERE
+]
 
 
 @pytest.fixture(autouse=True)
@@ -189,7 +197,9 @@ def test_a_file_without_a_tensor_or_with_one_more_is_refused(released: Callable[
         ("lfm2_moe", "blk.0.shortconv.conv.weight"), ("lfm2_moe", "blk.2.exp_probs_b.bias"),
         ("granitemoehybrid", "blk.0.ssm_d"), ("nemotron_h", "blk.1.ffn_up_exps.weight"),
         ("nemotron_h", "blk.4.ssm_norm.weight"), ("gemma4_text", "blk.1.layer_output_scale.weight"),
-        ("gemma4_text", "blk.2.post_ffw_norm_1.weight"),
+        ("gemma4_text", "blk.2.post_ffw_norm_1.weight"), ("minimax_m3_vl_text", "blk.1.indexer.q_norm.weight"),
+        ("glm5_next", "blk.1.indexer_compressor_ape.weight"), ("glm5_next", "blk.0.hc_ffn_fn.weight"),
+        ("qwen4_exp_text-one", "output_hc_up.weight"), ("qwen4_exp_text-one", "blk.1.ple_norm_conv.weight"),
     ):  # fmt: skip
         config, tensors = mixer_files.read(released(variant))
         mixer_files.write(tmp_path / "m.gguf", config, {n: t for n, t in tensors.items() if n != name})
@@ -198,6 +208,54 @@ def test_a_file_without_a_tensor_or_with_one_more_is_refused(released: Callable[
     config, tensors = mixer_files.read(released("deepseek_v3"))
     mixer_files.write(tmp_path / "m.gguf", config, tensors | {"blk.0.indexer.proj.weight": np.zeros((4, 64))})
     with pytest.raises(CheckpointError, match=r"does not use for 'deepseek2': blk\.0\.indexer\.proj\.weight"):
+        open_gguf(tmp_path / "m.gguf", LoadOptions())
+
+
+NEWEST = [name for name in VARIANTS if name.startswith(("minimax_m3", "glm5", "qwen4", "kimi_linear"))]
+
+
+@pytest.mark.parametrize("variant", NEWEST)
+def test_a_plan_of_the_file_is_what_the_engine_takes(
+    variant: str, released: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Weights and states to the byte, and caches entry by entry, by the header alone."""
+    path = tmp_path / "m.gguf"
+    mixer_files.write(path, *mixer_files.read(released(variant)))
+    source, opened = model_source.find(str(path)), open_gguf(path, LoadOptions())
+    planned, run = source.described.architecture, of_spec(opened.spec)
+    tables = sum(part.elements for part in run.lookup)
+    assert sizes(source, "native")[0].in_memory == opened.weight_bytes + 4 * tables
+    assert planned.total_parameters == run.total_parameters
+    assert planned.state_elements == run.state_elements == opened.spec.state_elements
+    assert planned.lookup == () == run.lookup or [(p.rows, p.cols) for p in planned.lookup] == [
+        (p.rows, p.cols) for p in run.lookup
+    ]
+    for mine, wanted in zip(planned.layers, run.layers, strict=True):
+        assert mine.mixer is not None
+        assert wanted.mixer is not None
+        assert [replace(one, rows=()) for one in mine.mixer.caches] == [
+            replace(one, rows=()) for one in wanted.mixer.caches
+        ]
+        assert mine.experts == wanted.experts
+
+
+@pytest.mark.parametrize(
+    ("variant", "more", "said"),
+    [
+        ("glm5_next", {"swiglu_clamp_exp": [7.0] * 5}, "clamps experts to different limits: 0.8.*, 7.0"),
+        ("glm5_next", {"attention.indexer.kpool_select_tail": False}, "index_kpool_always_select_tail is false"),
+        ("glm5_next", {"attention.indexer.types": [True, False] * 3}, "indexer_types is .shared., supported is full"),
+        ("qwen4_exp_text-one", {"ple.layers": [1, 2]}, r"runs of tokens in layers \[1, 2\].*one layer is supported"),
+        ("qwen4_exp_text-one", {"ple.head_offsets": [0, 41, 84, 130]}, "are not one head's behind the other's"),
+        ("qwen4_exp_text-one", {"ple.head_vocab_sizes": [41]}, "does not say the hashes of runs of up to 2 tokens"),
+        ("qwen4_exp_text-one", {"hyper_connection.low_rank": 0}, "hc_lowrank is 0, supported is a whole number"),
+    ],
+)
+def test_what_the_newest_files_must_say(
+    variant: str, more: dict[str, object], said: str, released: Callable[[str], Path], tmp_path: Path
+) -> None:
+    mixer_files.write(tmp_path / "m.gguf", *mixer_files.read(released(variant)), more=more)
+    with pytest.raises((CheckpointError, ConfigError), match=said):
         open_gguf(tmp_path / "m.gguf", LoadOptions())
 
 

@@ -19,9 +19,8 @@ def allocate_gated(make: Allocator, spec: ModelSpec, streams: GatedStreamsSpec, 
     )
 
 
-def targets(start: str, it: GatedMixing) -> Named:
-    """Its tensors by name. start: of all their names."""
-    yield start + "input_mix_weight_down.weight", whole(it.down)
-    yield start + "input_mix_weight_up.weight", whole(it.up)
-    if it.inject is not None:
-        yield start + "block_inject_weight.weight", whole(it.inject)
+def targets(name: str, parts: tuple[str, str, str], it: GatedMixing) -> Named:
+    """Its tensors by name, which has a place for what each part is called: the way down, up, and what is given back."""
+    for part, matrix in zip(parts, (it.down, it.up, it.inject), strict=True):
+        if matrix is not None:
+            yield name.format(part), whole(matrix)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ....kernels.packed import Matrix
+from ...families.family import GramsNames
 from ...spec import GramsSpec, ModelSpec
 from ..mixers.allocator import Allocator, FormatOf
 from ..mixers.target import Change, Named, deep, vector, whole
@@ -36,11 +37,11 @@ def allocate(make: Allocator, spec: ModelSpec, it: GramsSpec, format_of: FormatO
     )
 
 
-def targets(start: str, it: GramsWeights, at: str, norm: Change) -> Named:
-    """The tensors of one layer by name. start: of all their names; norm: of the weights of norms."""
-    yield start + "key_proj.weight", whole(it.key, "dense", at + "grams_key")
-    yield start + "value_proj.weight", whole(it.value, "dense", at + "grams_value")
-    yield start + "norm_key.weight", vector(it.key_norm, norm)
-    yield start + "norm_query.weight", vector(it.query_norm, norm)
-    yield start + "norm_conv.weight", vector(it.conv_norm, norm)
-    yield start + "conv1d.weight", deep(it.conv, True)
+def targets(names: GramsNames, it: GramsWeights, at: str, norm: Change) -> Named:
+    """The tensors of one layer by name. norm: of the weights of norms."""
+    yield names.key, whole(it.key, "dense", at + "grams_key")
+    yield names.value, whole(it.value, "dense", at + "grams_value")
+    yield names.key_norm, vector(it.key_norm, norm)
+    yield names.query_norm, vector(it.query_norm, norm)
+    yield names.conv_norm, vector(it.conv_norm, norm)
+    yield names.conv, deep(it.conv, names.conv_is_deep)
