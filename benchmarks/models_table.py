@@ -28,7 +28,6 @@ OTHERS = {
 }  # fmt: skip
 MISSING = {
     "deepseek_v4": "compressed attention, layers whose experts a table of tokens chooses",
-    "kimi_k3": "experts on a narrower latent, and another implementation to hold it to",
 }
 HEAD = """# Models
 
@@ -47,9 +46,10 @@ family; GGUF files of the archs that stand there. How a model writes calls and r
 | family | models | GGUF | dialect |
 |---|---|---|---|"""
 BETWEEN = """
-Of `mistral_large4` llama.cpp has no arch, and so there are no files. Layers for multi-token prediction draft where
-[speculation.md](speculation.md) says so; elsewhere they are left out, and a line says so. Of `nemotron_h` the larger
-models, whose experts work on a narrower latent, are planned alone.
+Of `mistral_large4` llama.cpp has no arch, and so there are no files. `kimi_k3`, which
+transformers does not have, is held to a twin in plain torch; its names are those that llama.cpp's converter reads.
+Layers for multi-token prediction draft where [speculation.md](speculation.md) says so; elsewhere they are left out, and
+a line says so.
 
 ## What is planned alone
 

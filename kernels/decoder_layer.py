@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from .blocks.cache_rows import Rows
-from .packed import ExpertBank, Matrix, Mlp, Stacked, Tail
+from .packed import Around, ExpertBank, Matrix, Mlp, Stacked, Tail
 from .recipes import GroupScore, Scoring
+from .residual.banked import BankedStreams
 from .residual.gated import GatedStreams
 from .residual.streams import Streams, added
 
@@ -62,7 +63,7 @@ class Block(ABC):
     router_norm: Tensor | None = None  # float32 [D], of the residual sum before the router; None: it sees `post_norm`'s
     pre_bias: Tensor | None = None  # float32 [D]; with a bias a norm is a LayerNorm, without one an RMSNorm
     post_bias: Tensor | None = None
-    streams: Streams | GatedStreams | None = None  # several: x is then rows of `residual/streams.py`
+    streams: Streams | GatedStreams | BankedStreams | None = None  # several: x is then rows of `residual/streams.py`
     grams: Beside | None = None  # what is added to the streams before the layer
     native: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)  # what a backend keeps of it
 
@@ -179,6 +180,7 @@ class Layer:
     mlp: Mlp | None
     shared_gate: Matrix | None  # [1, D] of the shared MLP
     tail: Tail | None = None  # only with experts and an MLP that has no gate
+    around: Around | None = None  # of experts on a narrower latent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,7 +193,7 @@ class Stack:
     @cached_property
     def by_ops(self) -> bool:
         """Whether a layer is such that no backend has it as one op."""
-        return any(layer.block.by_ops for layer in self.layers)
+        return any(layer.block.by_ops or layer.around is not None for layer in self.layers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -302,7 +304,7 @@ def _compose_streams(
     x_TX: Tensor,
     update_TD: Tensor | None,
     block: Block,
-    by: Streams | GatedStreams,
+    by: Streams | GatedStreams | BankedStreams,
     places: Places,
     rows_R: Tensor | None,
 ) -> tuple[Tensor, Tensor, Choice | None]:
@@ -367,7 +369,7 @@ def compose_layers(
         distinct_L[i] = seen_E.scatter_(0, choice[0].flatten().long(), 1).sum()
         if tally is not None:
             tally.take(i, choice)
-        update_TD = ops.experts(h_TD, *choice, layer.bank)
+        update_TD = back(ops, layer, ops.experts(into(ops, layer, h_TD), *choice, layer.bank))
         if layer.tail is not None:
             beside_TD = beside(ops, x_TD, layer, layer.tail)
             update_TD = finish_(ops, x_TD, update_TD, beside_TD, layer.tail, layer.block.eps)
@@ -376,6 +378,19 @@ def compose_layers(
             ops.gated_add_(update_TD, mlp(ops, layer.mlp, h_TD), gate_T1)
     assert update_TD is not None, "a model without layers"
     return x_TD, update_TD, distinct_L
+
+
+def into(ops: Ops, layer: Layer, h_TD: Tensor) -> Tensor:
+    """What a layer's routed experts take of hidden states: float32 [T, D] or [T, L]."""
+    return h_TD if layer.around is None else ops.linear(h_TD, layer.around.into)
+
+
+def back(ops: Ops, layer: Layer, y_TL: Tensor) -> Tensor:
+    """What they give, for the residual stream: float32 [T, D]."""
+    if layer.around is None:
+        return y_TL
+    norm_L = layer.around.norm
+    return ops.linear(y_TL if norm_L is None else ops.rmsnorm(y_TL, norm_L, layer.block.eps), layer.around.back)
 
 
 def beside(ops: Ops, x_TD: Tensor, layer: Layer, tail: Tail) -> Tensor:

@@ -112,6 +112,10 @@ class LatentBlock(Block):
         """What the heads give, each times its gate: float32 [T, N v]."""
         if self.gate is None:
             return out_TNv.flatten(1)
+        if self.gate.rows > self.heads:  # one for each value
+            out_TC = out_TNv.flatten(1).contiguous()
+            ops.sigmoid_mul_(out_TC, ops.linear(h_TD, self.gate))
+            return out_TC
         found, gate_TN = out_TNv.new_zeros(out_TNv.shape), ops.linear(h_TD, self.gate)
         ops.gated_add_(found.flatten(0, 1), out_TNv.flatten(0, 1).contiguous(), gate_TN.view(-1, 1))
         return found.flatten(1)

@@ -162,12 +162,36 @@ class GatedMixing:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Fitting:
+    """What states of a residual stream fit to, for a part of a layer, float32 [D]: by, times norm where there is
+    one."""
+
+    by: Tensor
+    norm: Tensor | None
+
+    @property
+    def whole(self) -> Tensor:
+        """float32 [D]."""
+        return self.by if self.norm is None else self.by * self.norm
+
+
+@dataclass(frozen=True, kw_only=True)
 class Mixing:
     """What a part of a layer makes the weights of `m` residual streams with; see `residual/streams.py`."""
 
     fn: Matrix  # float32 [(2 + m) m, m D]: what the part takes of each stream, gives to each, and how they mix
     base: Tensor  # float32 [(2 + m) m]
     scale: Tensor  # float32 [3]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Around:
+    """What is around routed experts that work on L dims, fewer than those of a hidden state. norm: of what they give,
+    float32 [L]; None: there is none."""
+
+    into: Matrix  # [L, D]
+    back: Matrix  # [D, L]
+    norm: Tensor | None
 
 
 @dataclass(frozen=True, kw_only=True)

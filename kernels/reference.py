@@ -301,8 +301,14 @@ def glu(gate_up_T2F: Tensor, activation: Activation = SWIGLU) -> Tensor:
     up = up.clamp(-activation.limit, activation.limit)
     gate = gate if activation.late else gate.clamp(max=activation.limit)
     curved = gate * (1 + activation.cubic * gate * gate) if activation.cubic else gate
-    opened = gate * torch.sigmoid(activation.alpha * curved)
+    opened = _bent(gate, activation.bend) * torch.sigmoid(activation.alpha * curved)
+    up = _bent(up, activation.bend_up)
     return (up + activation.offset) * (opened.clamp(max=activation.limit) if activation.late else opened)
+
+
+def _bent(x: Tensor, bound: float) -> Tensor:
+    """Within +-bound, on the curve of a tanh; 0: as it is."""
+    return bound * (x / bound).tanh() if bound else x
 
 
 def gated_add_(y_TD: Tensor, z_TD: Tensor, gate_T1: Tensor | None = None, to_TD: Tensor | None = None) -> None:

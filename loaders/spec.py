@@ -19,9 +19,9 @@ from .grams import GramsSpec
 from .recurrences import ConvSpec, DeltaSpec, Recurrent, SpaceSpec
 
 __all__ = [
-    "NO_ROPE", "AttentionSpec", "BlockIndexerSpec", "ConvSpec", "DeltaSpec", "DenseSpec", "GatedStreamsSpec",
-    "GramsSpec", "IndexerSpec", "LatentSpec", "LayerSpec", "MixerSpec", "ModelSpec", "MoeSpec", "QkNorm", "Recurrent",
-    "RopeKind", "RopeSpec", "RunIndexerSpec", "SpaceSpec", "StreamsSpec",
+    "NO_ROPE", "AttentionSpec", "BankedStreamsSpec", "BlockIndexerSpec", "ConvSpec", "DeltaSpec", "DenseSpec",
+    "GatedStreamsSpec", "GramsSpec", "IndexerSpec", "LatentSpec", "LayerSpec", "MixerSpec", "ModelSpec", "MoeSpec",
+    "QkNorm", "Recurrent", "RopeKind", "RopeSpec", "RunIndexerSpec", "SpaceSpec", "StreamsSpec",
 ]  # fmt: skip
 
 QkNorm = Literal["none", "head", "full", "plain"]
@@ -188,6 +188,7 @@ class LatentSpec:
     temperature: Temperature | None = None  # of queries
     indexer: IndexerSpec | None = None
     gate: bool = False
+    gate_of_values: bool = False  # a number for each value of a head, not one for each head
     by_logs: bool = False
 
     @property
@@ -236,6 +237,11 @@ class LatentSpec:
         return attended + chosen + self.gate * self.out_rows
 
     @property
+    def gate_rows(self) -> int:
+        """Gates of a token, 0 where there are none."""
+        return self.gate * (self.out_rows if self.gate_of_values else self.heads)
+
+    @property
     def made(self) -> int:
         """Values of a head's key and value that a prompt makes of a latent."""
         return self.nope + self.rope_dim + self.v_dim
@@ -281,6 +287,8 @@ class MoeSpec:
     factors: bool = False  # each expert's weight is multiplied by a number of its own
     weighs_input: bool = False  # a weight multiplies what an expert takes, not what it gives
     jitter: float = 0.0  # of sparsemixer
+    latent: int = 0  # routed experts work on so many dims, which the hidden state is projected to; 0: on itself
+    latent_norm: bool = False  # of what they give, in front of the projection back
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -319,6 +327,17 @@ class GatedStreamsSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BankedStreamsSpec:
+    """One residual stream, and what it was in front of every `every`-th layer, which is kept: `count` in all. joined:
+    a checkpoint has what states fit to as one vector, not as a norm's weights and a projection. See
+    `kernels/residual/banked.py`."""
+
+    count: int
+    every: int
+    joined: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelSpec:
     """A decoder. Layers with routed experts have experts of the same sizes."""
 
@@ -335,7 +354,7 @@ class ModelSpec:
     layernorms: bool = False  # norms of the residual stream are LayerNorms, with a bias
     head_bias: bool = False
     logits_cap: float | None = None  # logits become cap * tanh(logits / cap)
-    streams: StreamsSpec | GatedStreamsSpec | None = None
+    streams: StreamsSpec | GatedStreamsSpec | BankedStreamsSpec | None = None
     eos_ids: tuple[int, ...] = ()
     mtp: LayerSpec | None = None  # that predicts the token after the next one; no layer of the decoder
 

@@ -91,7 +91,7 @@ def test_loaders_take_only_packed_weights_from_kernels() -> None:
                     "FORMATS", "ExpertBank", "ExpertLayout", "Format", "Matrix", "Mlp", "Ops", "FORMAT_OF_DTYPE",
                     "limits", "blocks", "FILE_BLOCKS", "PARTS", "Part", "Stacked", "BLOCK", "Activation",
                     "GroupScore", "SWIGLU", "GEGLU", "SQUARED_RELU", "Scoring", "Tail",
-                    "GatedMixing", "Mixing",
+                    "GatedMixing", "Mixing", "Around",
                 }  # fmt: skip
 
 

@@ -284,7 +284,12 @@ def _experts(
     GPU and CPU; beside a cache in VRAM where a policy rules one."""
     banks, spec, main = [layer.experts for layer in weights.layers], checkpoint.spec, found[plan.placement.main]
     tokens = max(config.prefill_chunk, config.max_sequences)
-    sizes = {"layers": len(spec.layers), "tokens": tokens, "hidden": spec.hidden, "top_k": spec.moe.top_k}
+    sizes = {
+        "layers": len(spec.layers),
+        "tokens": tokens,
+        "hidden": spec.moe.latent or spec.hidden,
+        "top_k": spec.moe.top_k,
+    }
     if isinstance(apart, OnDisk) and len(found) > 1:
         host_buffers = HostBuffers(main, **sizes)
         return apart.make(plan, timers, (main, host_buffers)), host_buffers

@@ -38,6 +38,7 @@ def _missing(spec: ModelSpec) -> list[str]:
         "decays by key": any(isinstance(one, DeltaSpec) and one.by_key for one in spec.mixers),
         "convolutions between gates": any(isinstance(one, ConvSpec) for one in spec.mixers),
         "state spaces": any(isinstance(one, SpaceSpec) for one in spec.mixers),
+        "experts on a narrower latent": spec.moe.latent > 0,
         "experts without gates": not spec.moe.activation.gated,
         "layers of one part": any(layer.mixer is None or layer.ffn is None for layer in spec.layers),
     }

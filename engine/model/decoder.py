@@ -16,11 +16,12 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from ...kernels import Ops
-from ...kernels.decoder_layer import Choice, Layer, Stack, Tally, added_and_normed, beside, finish_, mlp
+from ...kernels.decoder_layer import Choice, Layer, Stack, Tally, added_and_normed, back, beside, finish_, into, mlp
 from ...kernels.grams.grams import TOKENS
+from ...kernels.residual.banked import taken
 from ...kernels.residual.gated import weigh
 from ...kernels.residual.streams import added, closed, opened
-from ...loaders.spec import ModelSpec
+from ...loaders.spec import BankedStreamsSpec, ModelSpec
 from ...loaders.weights.model_weights import ModelWeights
 from ..experts.backend import Chosen, CpuExperts, ExpertBackend
 from ..ledger.pass_bytes import EXPERTS, dense_sizes, table_bytes
@@ -128,16 +129,18 @@ class Decoder:
         self, index: int, layer: Layer, x_TD: Tensor, h_TD: Tensor, choice: Choice, experts: ExpertBackend
     ) -> tuple[Tensor, Chosen]:
         """A layer's routed experts, with the shared one computed meanwhile: float32 [T, D]. x: the residual stream."""
-        job = experts.submit(index, h_TD, *choice)
+        job = experts.submit(index, into(self.ops, layer, h_TD), *choice)
         if layer.tail is not None:
             beside_TD = beside(self.ops, x_TD, layer, layer.tail)
             y_TD, chosen = experts.collect(job)
             return finish_(self.ops, x_TD, y_TD, beside_TD, layer.tail, layer.block.eps), chosen
         if layer.mlp is None:
-            return experts.collect(job)
+            y_TD, chosen = experts.collect(job)
+            return back(self.ops, layer, y_TD), chosen
         shared_TD = mlp(self.ops, layer.mlp, h_TD)
         gate_T1 = None if layer.shared_gate is None else self.ops.linear(h_TD, layer.shared_gate)
         y_TD, chosen = experts.collect(job)
+        y_TD = back(self.ops, layer, y_TD)
         self.ops.gated_add_(y_TD, shared_TD, gate_T1, shared_TD)  # y may be memory of the host, to be read once
         return shared_TD, chosen
 
@@ -172,6 +175,11 @@ class Decoder:
         norm = weights.final_norm, weights.final_norm_bias, spec.norm_eps
         if spec.streams is None:
             return added_and_normed(ops, x_TD, update_TD, *norm, spec.residual_scale)
+        if isinstance(spec.streams, BankedStreamsSpec):
+            assert weights.last_fitting is not None, "states that nothing brings together"
+            x_TmD = added(x_TD, update_TD, spec.streams.count)
+            by_D = weights.last_fitting.whole
+            return taken(ops, x_TmD, spec.streams.count - 1, by_D, weights.final_norm, spec.norm_eps)
         if weights.last_mixing is not None:
             x_TmD = added(x_TD, update_TD, spec.streams.count)
             return weigh(ops, weights.last_mixing, x_TmD, weights.final_norm, spec.norm_eps).taken_TD

@@ -58,7 +58,8 @@ def make_stack(
     """All layers, for positions below `max_context`; `put` brings a tensor to the device of the weights. may_make_keys:
     of prompts on latents, where that is less work."""
     shared = _shared(spec, weights.turns, max_context, put)
-    layers = [_layer(spec, *one, shared) for one in zip(spec.layers, weights.layers, cache.layers, strict=True)]
+    all_of = zip(spec.layers, weights.layers, cache.layers, strict=True)
+    layers = [_layer(spec, *one, shared, number) for number, one in enumerate(all_of)]
     for i, table in weights.tables.items():
         block = replace(layers[i].block, grams=grams.prepared(spec, i, weights.layers[i], cache.grams[i], table))
         layers[i] = replace(layers[i], block=block)
@@ -101,6 +102,7 @@ def _layer(
     weights: LayerWeights,
     cache: LayerCache,
     shared: Shared,
+    number: int,
 ) -> Layer:
     bank = weights.experts if isinstance(weights.experts, ExpertBank) else None  # else the backend has it
     common: dict[str, Any] = {
@@ -112,14 +114,17 @@ def _layer(
         "residual_scale": spec.residual_scale,
         "out_norm": weights.out_norm,
         "router_norm": weights.router_norm,
-        "streams": grams.streams(spec, weights),
+        "streams": grams.streams(spec, weights, number),
         "router": None if not isinstance(layer.ffn, MoeSpec) else _router(layer.ffn, weights),
     }
     if layer.mixer is None or weights.mixer is None:
         block: Block = FeedBlock(o=None, o_bias=None, **common)
     else:
         block = _block(layer.mixer, weights.mixer, cache, shared, common)
-    return Layer(block=block, bank=bank, mlp=weights.mlp, shared_gate=weights.shared_gate, tail=weights.tail)
+    return Layer(
+        block=block, bank=bank, mlp=weights.mlp, shared_gate=weights.shared_gate, tail=weights.tail,
+        around=weights.around,
+    )  # fmt: skip
 
 
 def _router(moe: MoeSpec, weights: LayerWeights) -> Router:

@@ -242,6 +242,7 @@ def activation_name(it: Activation) -> str:
     if not it.gated:
         return "no gate, squared relu"
     more = (f" cubic {it.cubic}" if it.cubic else "") + " late" * it.late
+    more += f" bent {it.bend} {it.bend_up}" if it.bend else ""
     return f"alpha {it.alpha} offset {it.offset} limit {it.limit}{more}"
 
 

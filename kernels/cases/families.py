@@ -100,6 +100,7 @@ def route_tie_cases() -> Iterator[Case]:
         )
 
 
+BENT = (Activation(bend=1.3, bend_up=0.9), Activation(bend=9.0))  # the Triton kernels have none of these
 OTHERS = (GPT_OSS, CLAMPED, Activation(alpha=1.702), Activation(offset=-0.5))
 
 
@@ -120,7 +121,11 @@ def glu_cases(activations: tuple[Activation, ...] = OTHERS) -> Iterator[Case]:
                 lost = (up.abs().clamp(max=how.limit) + abs(how.offset)) * gate.clamp(max=how.limit).abs() * U
                 exponent = how.alpha * (gate.abs() + how.cubic * gate.abs() ** 3) * 6 * bool(how.cubic)
                 least = 1e-37 + (gate * up).abs() * 1e-38 * bool(how.cubic)
-                return [out[0].abs() * (32 + exponent.clamp(max=88 * 6)) * U + lost * bool(how.offset) + least]
+                lost = lost * bool(how.offset)
+                if how.bend:  # of a tanh that is 1 less something
+                    ups = up.abs() if not how.bend_up else torch.full_like(up, how.bend_up)
+                    lost = lost + 16 * U * (how.bend * ups + how.bend_up * how.bend)
+                return [out[0].abs() * (32 + exponent.clamp(max=88 * 6)) * U + lost + least]
 
             yield Case(
                 op="glu",

@@ -86,7 +86,14 @@ def _stacked(it: Stacked) -> Any:
 @cache_of_values
 def activation(it: Activation) -> Any:
     return _cpu.Activation(
-        alpha=it.alpha, offset=it.offset, limit=it.limit, cubic=it.cubic, late=it.late, gated=it.gated
+        alpha=it.alpha,
+        offset=it.offset,
+        limit=it.limit,
+        cubic=it.cubic,
+        bend=it.bend,
+        bend_up=it.bend_up,
+        late=it.late,
+        gated=it.gated,
     )
 
 

@@ -222,6 +222,16 @@ def last_connection(hidden: int, streams: int, rank: int) -> tuple[Part, ...]:
     return (vector((streams - 1) * hidden), *gated_connection(hidden, streams, rank)[1:3])
 
 
+def fitting(hidden: int, joined: bool = False) -> tuple[Part, ...]:
+    """What states of a residual stream that is kept fit to; joined: its norm is in it."""
+    return (vector(hidden if joined else 2 * hidden),)
+
+
+def latent_projections(hidden: int, latent: int, norm: bool = False) -> tuple[Part, ...]:
+    """Around routed experts that work on a narrower latent."""
+    return (Part("shared", latent, hidden), Part("shared", hidden, latent)) + ((vector(latent),) if norm else ())
+
+
 def grams_parts(hidden: int, streams: int, width: int, taps: int) -> tuple[Part, ...]:
     """What is made of a table's rows for runs of tokens."""
     wide = streams * hidden

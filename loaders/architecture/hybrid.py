@@ -16,6 +16,8 @@ from .common import (
     decoder,
     dense,
     dense_by_step,
+    dense_layers,
+    fitting,
     flag,
     gated_connection,
     grams_parts,
@@ -23,6 +25,7 @@ from .common import (
     hyper_connections,
     kv_heads,
     last_connection,
+    latent_projections,
     layer_count,
     linear_layers,
     routed,
@@ -149,7 +152,7 @@ def nemotron_h(c: ConfigReader) -> Architecture:
     experts = routed(c, matrices=matrices, hidden=latent_size or None)
     shared = whole(c, "n_shared_experts", 0) * whole(c, "moe_shared_expert_intermediate_size", 0)
     moe = sparse(c, experts, shared=shared, bias=True, shared_matrices=matrices)
-    around = (Part("shared", latent_size, hidden), Part("shared", hidden, latent_size)) if latent_size else ()
+    around = latent_projections(hidden, latent_size) if latent_size else ()
     mamba = mamba2(
         hidden, c.integer("mamba_num_heads"), c.integer("mamba_head_dim"), c.integer("n_groups"),
         c.integer("ssm_state_size"), c.integer("conv_kernel"), flag(c, "use_conv_bias", True),
@@ -182,22 +185,22 @@ def _blocks(c: ConfigReader) -> list[str]:
 
 
 def kimi_k3(c: ConfigReader) -> Architecture:
-    """Kimi-K3: as Kimi-Linear with full-rank output gates, and experts that work on a narrower latent."""
-    count, hidden = layer_count(c), c.integer("hidden_size")
-    delta = kimi_delta(
-        hidden, c.integer("linear_num_heads"), c.integer("linear_head_dim"), c.integer("linear_conv_kernel_dim"),
-        full_gate=True,
-    )  # fmt: skip
-    heads, v = c.integer("num_attention_heads"), c.integer("v_head_dim")
-    full = latent(c, gate_rows=heads * v)
-    is_linear = linear_layers(c, LINEAR, FULL, None)
-    size = c.integer("moe_latent_size")
-    experts = routed(c, hidden=size)
-    feed = sparse(c, experts, shared=c.integer("n_shared_experts") * experts.width, bias=True)
-    around = (Part("shared", size, hidden), Part("shared", hidden, size))
-    feed = Feed(parts=feed.parts + around, experts=experts)
-    mixers = [delta if linear else full for linear in is_linear]
-    return decoder(c, mixers, alternate(count, {0}, dense(c), feed))
+    """Kimi-K3: as Kimi-Linear with full-rank output gates, experts that work on a narrower latent, and what earlier
+    states of the residual stream are weighed by."""
+    count, hidden, lin = layer_count(c), c.integer("hidden_size"), c.get("linear_attn_config") or {}
+    full_at = {int(i) - 1 for i in lin.get("full_attn_layers", ())}
+    heads, size = int(lin["num_heads"]), int(lin["head_dim"])
+    delta = kimi_delta(hidden, heads, size, int(lin["short_conv_kernel_size"]), full_gate=True)
+    full = latent(c, gate_rows=c.integer("num_attention_heads") * c.integer("v_head_dim"))
+    size = whole(c, "routed_expert_hidden_size", 0)
+    experts = routed(c, hidden=size or None)
+    feed = sparse(c, experts, shared=c.integer("num_shared_experts") * experts.width, bias=True)
+    feed = Feed(parts=feed.parts + (latent_projections(hidden, size, norm=True) if size else ()), experts=experts)
+    mixers = [full if i in full_at else delta for i in range(count)]
+    c.get("attn_res_block_size")
+    norms = (vector(hidden), vector(hidden), *fitting(hidden) * 2)
+    feeds = alternate(count, dense_layers(c, default=1), dense(c), feed)
+    return decoder(c, mixers, feeds, layer_extra=norms, extra=fitting(hidden))
 
 
 def qwen4_exp(c: ConfigReader) -> Architecture:

@@ -12,6 +12,7 @@ from ..families.config_reader import ConfigReader
 from ..families.family import Family, Key
 from ..spec import (
     AttentionSpec,
+    BankedStreamsSpec,
     ConvSpec,
     DenseSpec,
     GatedStreamsSpec,
@@ -28,6 +29,7 @@ from .common import (
     decoder,
     dense,
     dense_by_step,
+    fitting,
     flag,
     gated_connection,
     grams_parts,
@@ -35,6 +37,7 @@ from .common import (
     hyper_connections,
     kv_heads,
     last_connection,
+    latent_projections,
     layer_count,
     routed,
 )
@@ -49,6 +52,8 @@ def of_spec(spec: ModelSpec) -> Architecture:
     biases += (vector(spec.learned_turns),) if spec.learned_turns else ()
     if isinstance(spec.streams, GatedStreamsSpec):
         biases += last_connection(spec.hidden, spec.streams.count, spec.streams.rank)
+    if isinstance(spec.streams, BankedStreamsSpec):
+        biases += fitting(spec.hidden, spec.streams.joined)
     return Architecture(
         family=spec.family,
         vocab=spec.vocab,
@@ -82,8 +87,10 @@ def _layer(spec: ModelSpec, layer: LayerSpec) -> Layer:
     routing = router(hidden, ffn.experts, ffn.choice_bias)
     routing += (vector(ffn.experts, "router"),) if ffn.router_bias else ()
     bias = 2 * ffn.width + hidden if ffn.expert_bias else 0
-    experts = Experts(count=ffn.experts, top_k=ffn.top_k, hidden=hidden, width=ffn.width, matrices=matrices, bias=bias)
-    return Layer(mixer=mixer, parts=(*own, *routing, *shared, *gate, *norms), experts=experts)
+    around = latent_projections(hidden, ffn.latent, ffn.latent_norm) if ffn.latent else ()
+    within = ffn.latent or hidden
+    experts = Experts(count=ffn.experts, top_k=ffn.top_k, hidden=within, width=ffn.width, matrices=matrices, bias=bias)
+    return Layer(mixer=mixer, parts=(*own, *routing, *shared, *gate, *around, *norms), experts=experts)
 
 
 def _of_streams(spec: ModelSpec, layer: LayerSpec, norms: tuple[Part, ...]) -> tuple[Part, ...]:
@@ -92,6 +99,8 @@ def _of_streams(spec: ModelSpec, layer: LayerSpec, norms: tuple[Part, ...]) -> t
         return norms
     if isinstance(spec.streams, StreamsSpec):
         return norms + hyper_connections(spec.hidden, spec.streams.count) * 2
+    if isinstance(spec.streams, BankedStreamsSpec):
+        return norms + fitting(spec.hidden, spec.streams.joined) * 2
     found = gated_connection(spec.hidden, spec.streams.count, spec.streams.rank) * 2
     if layer.grams is None:
         return found
@@ -114,7 +123,7 @@ def _mixer(hidden: int, it: MixerSpec) -> Mixer:
         rank = it.q_rank or None
         sizes = hidden, it.heads, rank, it.kv_rank, it.nope, it.rope_dim, it.v_dim
         if it.indexer is None:
-            return mla(*sizes, bias=it.bias, gate_rows=it.heads if it.gate else 0)
+            return mla(*sizes, bias=it.bias, gate_rows=it.gate_rows)
         own = it.indexer
         chooses = Indexer(heads=own.heads, dim=own.dim, top=own.top, from_hidden=own.from_hidden, pool=own.pool)
         return mla(*sizes, bias=it.bias, indexer=chooses, own_indexer=own.own, by_logs=it.by_logs)

@@ -30,7 +30,10 @@ _GROUPS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
         ("router", r"shared_expert_gate|gate_inp|exp_probs_b|e_score_correction|\.router[._]|expert_bias|router_bias"),
         ("router", r"per_expert_scale|ffn_down_exps\.scale"),
         ("router", r"moe_statics|tid2eid|(?:mlp|moe|ffn|block_sparse_moe|feed_forward|mixer)\.gate\."),
-        ("shared", r"shared_expert|share_expert|shared_mlp|_shexp"),
+        (
+            "shared",
+            r"shared_expert|share_expert|shared_mlp|_shexp|fc[12]_latent|ffn_latent|routed_expert_(?:down|up)|ffn_routed_(?:down|up)",
+        ),
         ("experts", r"\.experts\.|(?<!norm)_exps|moe\.(?:gate|up|down)_proj|block_sparse_moe\.(?:input|output)_linear"),
         ("experts", r"ffn_(?:gate|up|down)\.\d+\."),
         ("tables", r"ngram|embed_tokens_per_layer|per_layer_token_embd"),

@@ -161,6 +161,9 @@ class TensorNames:
     expert_gate: str | None = "mlp.experts.{e}.gate_proj.weight"
     expert_up: str | None = "mlp.experts.{e}.up_proj.weight"
     expert_down: str = "mlp.experts.{e}.down_proj.weight"
+    experts_in: str = "mixer.fc1_latent_proj.weight"  # these three: of experts on a narrower latent
+    experts_back: str = "mixer.fc2_latent_proj.weight"
+    latent_norm: str = ""
     fused_gate_up: str | None = None  # gate rows first, then up
     gate_up_in_turns: bool = False  # or a row of gate, a row of up, and so on
     expert_gate_bias: str | None = None
@@ -180,6 +183,13 @@ class TensorNames:
     last_mixing: str = "model.hyper_connection_mixer.{}.weight"  # of gated ones, behind the last layer
     gates: tuple[str, str, str] = ("input_mix_weight_down", "input_mix_weight_up", "block_inject_weight")
     grams: GramsNames = GramsNames()
+    fittings: tuple[
+        tuple[str, str], tuple[str, str]
+    ] = (  # of states of a residual stream: projections, and their norms
+        ("self_attention_res_proj.weight", "self_attention_res_norm.weight"),
+        ("mlp_res_proj.weight", "mlp_res_norm.weight"),
+    )
+    last_fitting: tuple[str, str] = ("model.output_attn_res_proj.weight", "model.output_attn_res_norm.weight")
     mlp_gate: str = "mlp.gate_proj.weight"
     mlp_up: str = "mlp.up_proj.weight"
     mlp_down: str = "mlp.down_proj.weight"
@@ -239,6 +249,7 @@ class Family:
     range_of_experts: bool = False
     interleaved_experts: bool = False
     top_k: str = "num_experts_per_tok"
+    expert_latent: str | None = None  # a key with the dims that routed experts work on
     shared_width: str | None = None
     shared_experts: str | None = None
     shared_gate: bool = False
@@ -285,6 +296,8 @@ class Family:
     block_layers: str | None = None  # what `layer_types` calls layers that choose blocks of keys
     streams: tuple[Key, Key, Key] | None = None  # their number, rounds, eps
     gated_streams: tuple[Key, Key] | None = None  # their number and rank
+    kept_streams: Key | None = None  # in front of every so many layers the residual stream is kept
+    bends: bool = False  # the activation is Kimi-K3's, with gates of full rank
     runs: bool = False  # the indexer chooses runs of keys, delta rules have a bound if the config says so
     still_layers: bool = False  # `no_rope_layers` have no rotated dims; queries and turns are learned by position
     embedding_scale: Key | Literal["root of hidden"] | None = None

@@ -9,11 +9,12 @@ from dataclasses import replace
 from ...errors import ConfigError
 from ...kernels.recipes import Activation
 from ..spec import DenseSpec, MoeSpec
-from . import one_part
+from . import kimi_k3, one_part
 from .config_reader import ConfigReader
 from .family import Family
 from .keys import MAX_EXPERTS, read_flag, read_scale
 
+NORMED = "routed_expert_normed"  # a GGUF file may have no norm behind experts on a narrower latent
 FfnSpec = MoeSpec | DenseSpec | None
 
 
@@ -75,10 +76,19 @@ def _read_moe(family: Family, config: ConfigReader) -> MoeSpec:
         factors=family.own_norms,
         weighs_input=family.weighs_input,
         jitter=_jitter(family, config),
+        latent=_latent(family, config),
+        latent_norm=family.bends and config.get(NORMED) is not False,
     )
     if moe.top_k > moe.experts:
         raise config.bad(family.top_k, moe.top_k, f"at most the {moe.experts} experts there are")
     return _with_groups(family, config, moe) if family.grouped_choice else moe
+
+
+def _latent(family: Family, config: ConfigReader) -> int:
+    """Dims that routed experts work on, 0 where those are the hidden state's."""
+    if family.expert_latent is None or config.get(family.expert_latent) is None:
+        return 0
+    return config.integer(family.expert_latent)
 
 
 def _with_groups(family: Family, config: ConfigReader, moe: MoeSpec) -> MoeSpec:
@@ -105,6 +115,8 @@ def _jitter(family: Family, config: ConfigReader) -> float:
 
 
 def _read_activation(family: Family, config: ConfigReader) -> Activation:
+    if family.bends:
+        return kimi_k3.activation(config)
     key = family.activation_limit
     if key is None:
         return family.activation

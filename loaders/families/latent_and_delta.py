@@ -16,6 +16,7 @@ OWN = {
     "linear_num_heads": "num_heads",
     "linear_conv_kernel_dim": "short_conv_kernel_size",
 }
+BOUND = "gate_lower_bound"
 LISTS = {LINEAR: "kda_layers", FULL: "full_attn_layers"}  # of layers, the first of which is 1
 
 
@@ -30,6 +31,8 @@ def with_deltas(family: Family, config: ConfigReader, latent: LatentSpec, count:
         raise config.bad("linear_attn_config", inner, "an object or null")
     sizes = [_size(config, inner, name) for name in OWN]
     delta = _delta(*sizes)
+    if family.bends:
+        return _with_full_gates(config, inner, delta, latent, count)
     return [delta if kind == LINEAR else latent for kind in kinds_of(config, inner, count)]
 
 
@@ -51,6 +54,18 @@ def _with_bound(config: ConfigReader, latent: LatentSpec, count: int) -> list[Mi
         config.get("layer_group_size")
         kinds = kinds_of(config, {}, count)
     return [delta if kind == LINEAR else latent for kind in kinds]
+
+
+def _with_full_gates(
+    config: ConfigReader, inner: dict[str, Any], delta: DeltaSpec, latent: LatentSpec, count: int
+) -> list[MixerSpec]:
+    """Kimi-K3's: decays may have a bound; gates of values come through no smaller rank, those of latents too."""
+    least = inner.get(BOUND)
+    if least is not None and (not isinstance(least, int | float) or isinstance(least, bool) or not -1e4 < least < 0):
+        raise config.bad(f"linear_attn_config.{BOUND}", least, "a number below 0, or null")
+    bound = replace(delta, gate_rank=0, least=None if least is None else float(least))
+    gated = replace(latent, gate=True, gate_of_values=True)
+    return [bound if kind == LINEAR else gated for kind in kinds_of(config, inner, count)]
 
 
 def _delta(dim: int, heads: int, taps: int) -> DeltaSpec:

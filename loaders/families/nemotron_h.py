@@ -1,6 +1,5 @@
 """Nemotron-3: Nano-30B-A3B. Every layer is one thing, with one norm: Mamba 2, attention that turns nothing, experts, or
-an MLP. Experts, and the shared one beside them, have no gates. The larger models, whose experts work on a narrower
-latent, do not run."""
+an MLP. Experts, and the shared one beside them, have no gates; those of the larger models work on a narrower latent."""
 
 from ...kernels.recipes import SQUARED_RELU
 from .deepseek import BIASED_CHOICE
@@ -13,6 +12,7 @@ NEMOTRON_H = BIASED_CHOICE(
     one_part=True,
     leading_dense=False,
     experts=("n_routed_experts", "num_local_experts"),
+    expert_latent="moe_latent_size",
     shared_width="moe_shared_expert_intermediate_size",
     activation=SQUARED_RELU,
     activation_names=("mlp_hidden_act", ("relu2",)),

@@ -36,9 +36,6 @@ def ffns(family: Family, config: ConfigReader, moe: MoeSpec) -> list[MoeSpec | D
     found = kinds(config)
     if family.dense_width is not None:
         config.seen.add(family.dense_width)
-    if config.get("moe_latent_size") is not None:
-        remedy = "experts on a narrower latent are not computed yet; headrace plan predicts the model's speed"
-        config.refuse(config.bad("moe_latent_size", config.get("moe_latent_size"), "null", remedy))
     if "moe" not in found:
         raise ConfigError(
             f"{config.source}: none of the {len(found)} layers has experts: the engine runs models that do"

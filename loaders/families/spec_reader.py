@@ -7,7 +7,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...errors import ConfigError
-from ..spec import GatedStreamsSpec, LayerSpec, MixerSpec, ModelSpec, Recurrent, RopeSpec, StreamsSpec
+from ..spec import (
+    BankedStreamsSpec,
+    GatedStreamsSpec,
+    LayerSpec,
+    MixerSpec,
+    ModelSpec,
+    Recurrent,
+    RopeSpec,
+    StreamsSpec,
+)
 from . import one_part, quantisation, qwen4_exp, said_twice, window
 from .config_reader import ConfigReader
 from .family import Family
@@ -50,7 +59,7 @@ def read_spec(family: Family, config: ConfigReader) -> ModelSpec:
         layernorms=family.layernorms,
         head_bias=read_flag(config, family.head_bias),
         logits_cap=_logits_cap(family, config),
-        streams=_streams(family, config),
+        streams=_streams(family, config, count),
         eos_ids=_read_eos(config),
     )
     said_twice.check(config, spec)
@@ -59,11 +68,19 @@ def read_spec(family: Family, config: ConfigReader) -> ModelSpec:
     return spec
 
 
-def _streams(family: Family, config: ConfigReader) -> StreamsSpec | GatedStreamsSpec | None:
+JOINED = "attn_res_joined"  # a GGUF file has norms and projections of a stream's states as one
+
+
+def _streams(
+    family: Family, config: ConfigReader, layers: int
+) -> StreamsSpec | GatedStreamsSpec | BankedStreamsSpec | None:
     """Several residual streams, of families that have such."""
     if family.gated_streams is not None:
         number, rank = family.gated_streams
         return GatedStreamsSpec(count=config.integer(number.name), rank=config.integer(rank.name))
+    if family.kept_streams is not None:
+        every = config.integer(family.kept_streams.name)
+        return BankedStreamsSpec(count=1 + -(-layers // every), every=every, joined=config.get(JOINED) is True)
     if family.streams is None:
         return None
     count, rounds, eps = family.streams

@@ -8,11 +8,14 @@ from typing import Any
 
 from ...errors import CheckpointError
 from ..families.family import Family
+from ..families.ffn_reader import NORMED
 from ..families.indexers import FULL as FULL_INDEX
 from ..families.indexers import INDEXED
 from ..families.indexers import SHARED as SHARED_INDEX
+from ..families.latent_and_delta import BOUND
 from ..families.mixer_reader import LINEAR
 from ..families.qwen4_exp import HASHES
+from ..families.spec_reader import JOINED
 from ..families.window import FULL
 from .of_tensors import Metadata, layers_of
 
@@ -117,6 +120,21 @@ def streams(family: Family, meta: Metadata) -> dict[str, Any]:
         number.name: count,
         rounds.name: meta.number("hyper_connection.sinkhorn_iterations"),
         eps.name: meta.get("hyper_connection.epsilon"),
+    }
+
+
+def kept_states(meta: Metadata, names: Collection[str]) -> dict[str, Any]:
+    """Kimi-K3's: a residual stream with states that are kept, experts on a narrower latent, what bends its MLPs."""
+    return {
+        "rope_theta": None,  # nothing turns
+        "mla_use_nope": True,
+        "linear_attn_config": {BOUND: meta.get("kda.gate_lower_bound")},
+        "routed_expert_hidden_size": meta.number("expert_latent_length") or None,
+        NORMED: any(name.endswith(".ffn_routed_norm.weight") for name in names),
+        "attn_res_block_size": meta.number("attn_res.block_size"),
+        JOINED: True,
+        "activation_situ_beta": meta.get("activation.situ_beta"),
+        "activation_situ_linear_beta": meta.get("activation.situ_linear_beta"),
     }
 
 

@@ -38,6 +38,8 @@ def of(family: Family, meta: Metadata, shapes: Shapes) -> dict[str, Any]:
         return _latent(meta) | chooses
     if family.mixer == "latent and delta":
         found = _latent(meta, may_be_still=family.runs) | _key_delta(meta, shapes)
+        if family.bends:
+            return found | chooser_keys.kept_states(meta, shapes)
         return found | (chooser_keys.runs_of_latents(meta, shapes, found["layer_types"]) if family.runs else {})
     found = _grouped(meta)
     if family.block_layers:

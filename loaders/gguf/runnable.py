@@ -27,10 +27,10 @@ ARCHS = {
     "phimoe": "phimoe", "mistral4": "mistral4", "deepseek32": "deepseek_v32", "glm-dsa": "glm_moe_dsa",
     "kimi-linear": "kimi_linear", "mimo2": "mimo_v2_flash", "step35": "step3p5", "laguna": "laguna",
     "lfm2moe": "lfm2_moe", "granitehybrid": "granitemoehybrid", "nemotron_h_moe": "nemotron_h",
-    "minimax-m3": "minimax_m3_vl", "glm5-next": "glm5_next", "qwen4exp": "qwen4_exp",
+    "minimax-m3": "minimax_m3_vl", "glm5-next": "glm5_next", "qwen4exp": "qwen4_exp", "kimi-k3": "kimi_k3",
 }  # fmt: skip
 # Weights of experts are divided by their sum, which metadata leave out.
-DIVIDED = ("qwen3_moe", "qwen3_next", "kimi_linear", "mimo_v2_flash", "lfm2_moe", "qwen4_exp")
+DIVIDED = ("qwen3_moe", "qwen3_next", "kimi_linear", "kimi_k3", "mimo_v2_flash", "lfm2_moe", "qwen4_exp")
 SOFTMAX, SIGMOID = 1, 2  # how scores are made of logits, as metadata say it
 SCORING = {SOFTMAX: "softmax", SIGMOID: "sigmoid", 3: "softmax of those chosen", 4: "square root of softplus"}
 

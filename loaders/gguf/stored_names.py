@@ -15,6 +15,7 @@ NAMES = TensorNames(
     q="attn_q", k="attn_k", v="attn_v", o="attn_output", q_norm="attn_q_norm.weight", k_norm="attn_k_norm.weight",
     router="ffn_gate_inp.weight",
     expert_gate="ffn_gate_exps.weight", expert_up="ffn_up_exps.weight", expert_down="ffn_down_exps.weight",
+    experts_in="ffn_latent_down.weight", experts_back="ffn_latent_up.weight",
     mlp_gate="ffn_gate.weight", mlp_up="ffn_up.weight", mlp_down="ffn_down.weight",
     shared_gate="ffn_gate_shexp.weight", shared_up="ffn_up_shexp.weight", shared_down="ffn_down_shexp.weight",
     shared_expert_gate="ffn_gate_inp_shexp.weight",
@@ -31,6 +32,8 @@ NAMES = TensorNames(
     block_k_norm="indexer.k_norm.weight",
     mixings=("hc_attn_{}.weight", "hc_ffn_{}.weight"), last_mixing="output_hc_{}.weight",
     gates=("down", "up", "inject"),
+    fittings=(("attn_res_score.weight", ""), ("ffn_res_score.weight", "")),
+    last_fitting=("output_res_score.weight", ""),
     grams=GramsNames(
         whole="per_layer_token_embd.weight", key="ple_key.weight", value="ple_value.weight",
         key_norm="ple_norm_key.weight", query_norm="ple_norm_query.weight", conv_norm="ple_norm_conv.weight",
@@ -42,10 +45,12 @@ EMBED_NORM = "token_embd_norm.weight"  # what the final norm is called where it 
 POST_NORM = "post_attention_norm.weight"
 ATTN_GATE = "attn_gate.weight"  # of what heads give; beside a delta rule another gate
 STREAM_NORM = "hc_attn_norm.weight"  # of gated residual streams, in place of a layer's norm
+ROUTED_IN = "ffn_routed_down.weight"  # of experts on a narrower latent, what it is called in Kimi-K3
 EXPERTS_IN = "pre_ffw_norm_2.weight"  # in front of the experts of layers with norms of each part's own
 LATENT = LatentNames(
     q="attn_q", q_a="attn_q_a", q_a_norm="attn_q_a_norm.weight", q_b="attn_q_b", kv_a="attn_kv_a_mqa",
     kv_a_norm="attn_kv_a_norm.weight", kv_b=None, k_up="attn_k_b", v_up="attn_v_b", o="attn_output",
+    gate="attn_gate.weight",
     index_q="indexer.attn_q_b.weight", index_k="indexer.attn_k.weight", index_norm="indexer.k_norm.weight",
     index_bias="indexer.k_norm.bias", index_weights="indexer.proj.weight",
     index_gate="indexer_compressor_gate.weight", index_places="indexer_compressor_ape.weight",
@@ -68,6 +73,10 @@ def names_of(found: Collection[str]) -> TensorNames:
     """The names of this file's tensors."""
     ends = {name.split(".", 2)[-1] for name in found if name.startswith("blk.")}
     names = replace(NAMES, latent=_latent(ends), delta=_delta(ends))
+    if ROUTED_IN in ends:
+        names = replace(
+            names, experts_in=ROUTED_IN, experts_back="ffn_routed_up.weight", latent_norm="ffn_routed_norm.weight"
+        )
     if POST_NORM in ends and NAMES.mlp_norm not in ends:
         names = replace(names, mlp_norm=POST_NORM)
     if ATTN_GATE in ends and not any(end.startswith("ssm_") for end in ends):
@@ -112,6 +121,6 @@ def _delta(ends: Collection[str]) -> DeltaNames:
     """Strength and decay of a change in one tensor, as Qwen3-Next has them; in its oldest files queries, keys, values
     and gates too."""
     if "ssm_f_b.weight" in ends:
-        return KEY_DELTA
+        return replace(KEY_DELTA, z="ssm_g.weight") if "ssm_g.weight" in ends else KEY_DELTA
     names = replace(DELTA, ba="ssm_ba.weight") if "ssm_ba.weight" in ends else DELTA
     return replace(names, qkvz="ssm_in.weight") if "ssm_in.weight" in ends else names

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from ...kernels import FORMATS, ExpertLayout, Format
 from ...kernels.formats import PARTS, Part
-from ...kernels.packed import ExpertBank, GatedMixing, Matrix, Mixing, Mlp, Stacked, Tail
+from ...kernels.packed import Around, ExpertBank, Fitting, GatedMixing, Matrix, Mixing, Mlp, Stacked, Tail
 from ...kernels.recipes import SWIGLU, Activation
-from ..spec import DenseSpec, GatedStreamsSpec, ModelSpec, MoeSpec
+from ..spec import BankedStreamsSpec, DenseSpec, GatedStreamsSpec, ModelSpec, MoeSpec
 from . import mixers
 from .mixers import MixerWeights
 from .mixers.allocator import Allocator, FormatOf
@@ -68,8 +68,9 @@ class Formats:
         moe, ffn = spec.moe, spec.layer_at(layer).ffn
         assert ffn is not None, f"layer {layer} has no experts"
         return ExpertLayout(
-            format=gate if ffn.activation.gated else up, up_format=up, down_format=down, hidden=spec.hidden,
-            width=moe.width, biased=moe.expert_bias, activation=ffn.activation, weighs_input=moe.weighs_input,
+            format=gate if ffn.activation.gated else up, up_format=up, down_format=down,
+            hidden=moe.latent or spec.hidden, width=moe.width, biased=moe.expert_bias, activation=ffn.activation,
+            weighs_input=moe.weighs_input,
         )  # fmt: skip
 
 
@@ -161,9 +162,10 @@ class LayerWeights:
     router_norm: Tensor | None
     factors: Tensor | None
     tail: Tail | None
-    mixer_mixing: Mixing | GatedMixing | None = None
-    ffn_mixing: Mixing | GatedMixing | None = None
+    mixer_mixing: Mixing | GatedMixing | Fitting | None = None
+    ffn_mixing: Mixing | GatedMixing | Fitting | None = None
     grams: GramsWeights | None = None
+    around: Around | None = None
 
     def keeping(self) -> Iterator[Tensor | Matrix]:
         """Of `parts`, what a pass reads that only keeps keys and values, or states."""
@@ -202,6 +204,7 @@ class ModelWeights:
     head_bias: Tensor | None
     turns: Tensor | None = None  # float32, learned logarithms of frequencies
     last_mixing: GatedMixing | None = None  # of gated streams, behind the last layer
+    last_fitting: Fitting | None = None  # of a stream with states that are kept, behind the last layer
     tables: dict[int, RowTable] = field(default_factory=dict)  # by layer, of runs of tokens: they stay in their file
     mtp: MtpWeights | None = None
 
@@ -216,6 +219,8 @@ class ModelWeights:
         found["turns"] = self.turns
         if self.last_mixing is not None:
             found |= {"last_down": self.last_mixing.down.data, "last_up": self.last_mixing.up.data}
+        if self.last_fitting is not None:
+            found |= {"last_by": self.last_fitting.by, "last_by_norm": self.last_fitting.norm}
         return {name: vector for name, vector in found.items() if vector is not None}
 
     def named(self) -> dict[str, Tensor]:
@@ -248,7 +253,7 @@ def parts_of(name: str, value: Any) -> Iterator[tuple[str, Tensor | Matrix | Exp
     elif isinstance(value, Mlp):
         yield from parts_of(f"{name}.gate_up", value.gate_up)
         yield f"{name}.down", value.down
-    elif isinstance(value, (Tail, Mixing, GatedMixing, GramsWeights)):
+    elif isinstance(value, (Tail, Mixing, GatedMixing, Fitting, GramsWeights, Around)):
         yield from ((f"{name}.{own}", part) for own, part in vars(value).items() if part is not None)
     elif isinstance(value, get_args(MixerWeights)):
         for own, part in vars(value).items():
@@ -305,6 +310,9 @@ def allocate(spec: ModelSpec, formats: Formats, device: str = "cpu", where: Wher
         last_mixing=allocate_gated(make, spec, spec.streams, gives=False)
         if isinstance(spec.streams, GatedStreamsSpec)
         else None,
+        last_fitting=_allocate_fitting(make, spec, spec.streams)
+        if isinstance(spec.streams, BankedStreamsSpec)
+        else None,
         mtp=None if spec.mtp is None else _allocate_mtp(_Allocator(make.device), spec, formats),
     )
 
@@ -351,6 +359,15 @@ def _allocate_layer(make: _Allocator, spec: ModelSpec, formats: Formats, index: 
         mixer_mixing=_allocate_mixing(make, spec),
         ffn_mixing=_allocate_mixing(make, spec),
         grams=_allocate_grams(make, spec, layer.grams, dense) if layer.grams else None,
+        around=_allocate_around(make, moe, hidden, dense) if moe and moe.latent else None,
+    )
+
+
+def _allocate_around(make: _Allocator, moe: MoeSpec, hidden: int, format_of: FormatOf) -> Around:
+    return Around(
+        into=make.matrix(format_of("experts_in"), moe.latent, hidden),
+        back=make.matrix(format_of("experts_back"), hidden, moe.latent),
+        norm=make.vector(moe.latent) if moe.latent_norm else None,
     )
 
 
@@ -359,14 +376,20 @@ def _allocate_tail(make: _Allocator, hidden: int) -> Tail:
     return Tail(mlp_in=mlp_in, mlp_out=mlp_out, experts_out=experts_out, out=out, scale=make.vector(1))
 
 
-def _allocate_mixing(make: _Allocator, spec: ModelSpec) -> Mixing | GatedMixing | None:
+def _allocate_mixing(make: _Allocator, spec: ModelSpec) -> Mixing | GatedMixing | Fitting | None:
     if spec.streams is None:
         return None
+    if isinstance(spec.streams, BankedStreamsSpec):
+        return _allocate_fitting(make, spec, spec.streams)
     if isinstance(spec.streams, GatedStreamsSpec):
         return allocate_gated(make, spec, spec.streams, gives=True)
     rows, f32 = (2 + spec.streams.count) * spec.streams.count, FORMATS["f32"]
     fn = make.matrix(f32, rows, spec.streams.count * spec.hidden)
     return Mixing(fn=fn, base=make.vector(rows), scale=make.vector(3))
+
+
+def _allocate_fitting(make: _Allocator, spec: ModelSpec, streams: BankedStreamsSpec) -> Fitting:
+    return Fitting(by=make.vector(spec.hidden), norm=None if streams.joined else make.vector(spec.hidden))
 
 
 def _allocate_mlp(make: _Allocator, format_of: FormatOf, hidden: int, width: int, activation: Activation) -> Mlp:

@@ -115,7 +115,7 @@ def _routers(names: TensorNames) -> Iterator[str]:
 def _turned(names: TensorNames, gate: Entry, down: Entry, spec: ModelSpec, notes: list[str]) -> TensorNames:
     """The names, with a word on experts that are stored the other way round: [experts, in, out]. Where a family has
     them so, those that are quantised have their rows first all the same."""
-    moe, hidden = spec.moe, spec.hidden
+    moe, hidden = spec.moe, spec.moe.latent or spec.hidden
     width = 2 * moe.width if names.fused_gate_up else moe.width
     turned = (moe.experts, hidden, width), (moe.experts, moe.width, hidden)
     straight = (moe.experts, width, hidden), (moe.experts, hidden, moe.width)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from itertools import accumulate
 
 from ...kernels.formats import Part
-from ...kernels.packed import ExpertBank, GatedMixing, Matrix, Mlp, Tail
+from ...kernels.packed import ExpertBank, Fitting, GatedMixing, Matrix, Mlp, Tail
 from ..families.family import TensorNames
 from ..spec import ModelSpec
 from . import mixers
@@ -34,6 +34,8 @@ def targets(spec: ModelSpec, names: TensorNames, weights: ModelWeights) -> dict[
             found[name] = vector(values)
     if weights.last_mixing is not None:
         found.update(gated.targets(names.last_mixing, names.gates, weights.last_mixing))
+    if weights.last_fitting is not None:
+        found.update(_fitting(*names.last_fitting, weights.last_fitting))
     if not spec.tied_head:
         found[names.head] = whole(weights.head, "dense", "head")
     for i, layer in enumerate(weights.layers):
@@ -68,12 +70,17 @@ def _layer(spec: ModelSpec, names: TensorNames, layer: LayerWeights, index: int,
     if layer.tail is not None:
         yield from _own_norms(names, layer, layer.tail, norm)
     for name, mixing in zip(names.mixings, (layer.mixer_mixing, layer.ffn_mixing), strict=True):
+        if isinstance(mixing, Fitting):
+            continue
         if isinstance(mixing, GatedMixing):
             yield from gated.targets(name, names.gates, mixing)
         elif mixing is not None:
             yield name.format("fn"), whole(mixing.fn)
             yield name.format("base"), vector(mixing.base)
             yield name.format("scale"), vector(mixing.scale)
+    for (by, norm_of), fitting in zip(names.fittings, (layer.mixer_mixing, layer.ffn_mixing), strict=True):
+        if isinstance(fitting, Fitting):
+            yield from _fitting(by, norm_of, fitting)
     if layer.grams is not None:
         yield from grams.targets(names.grams, layer.grams, at, norm)
     mixer = spec.layer_at(index).mixer
@@ -87,12 +94,24 @@ def _layer(spec: ModelSpec, names: TensorNames, layer: LayerWeights, index: int,
             bias = vector(layer.choice_bias)
             yield names.choice_bias, replace(bias, shape=(1, *bias.shape)) if names.choice_bias_is_row else bias
         yield from of_bank(names, layer.experts, at)
+        if layer.around is not None:
+            yield names.experts_in, whole(layer.around.into, "dense", at + "experts_in")
+            yield names.experts_back, whole(layer.around.back, "dense", at + "experts_back")
+            if layer.around.norm is not None:
+                yield names.latent_norm, vector(layer.around.norm, norm)
         if layer.mlp is not None:
             yield from _shared(names, layer.mlp, at)
         if layer.shared_gate is not None:
             yield names.shared_expert_gate, whole(layer.shared_gate)
     elif layer.mlp is not None:
         yield from _mlp(layer.mlp, names.mlp_gate, names.mlp_up, names.mlp_down, at)
+
+
+def _fitting(by: str, norm: str, it: Fitting) -> Named:
+    """What states of a residual stream fit to."""
+    yield by, vector(it.by)
+    if it.norm is not None:
+        yield norm, vector(it.norm)
 
 
 def of_bank(names: TensorNames, bank: ExpertBank | TierBanks, at: str) -> Named:

@@ -393,6 +393,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
         n_groups=4, n_group=3, topk_group=2, routed_scaling_factor=1.0, use_conv_bias=False, use_bias=True,
         tie_word_embeddings=False,
     ),
+    "nemotron_h-latent": dict(
+        NEMOTRON, layers_block_type=["linear_attention", "moe", "full_attention", "moe"], n_groups=2, n_group=1,
+        topk_group=1, routed_scaling_factor=1.7, moe_latent_size=36,
+    ),
 }  # fmt: skip
 
 

@@ -48,11 +48,14 @@ def read(directory: Path, *, joined: bool = False) -> tuple[dict[str, Any], dict
     table = _names(arch, config)
     if arch == "qwen4exp":
         stored = newest_files.with_table(config, directory, stored)
+    if arch == "kimi-k3":
+        stored = newest_files.fused(stored)
     change = {
         **dict.fromkeys(mixer_metadata.LATENT, _latent), "gpt-oss": _gpt_oss, "qwen3next": _delta,
         "qwen35moe": _delta_in_turns, "gemma4": _gemma4, "llama4": warm_metadata.llama4, "mistral4": _mistral4,
         "kimi-linear": _key_delta, "mimo2": _mimo2, "step35": _step35, "laguna": _laguna,
         "minimax-m3": newest_files.minimax_m3, "glm5-next": _glm5, "qwen4exp": _qwen4,
+        "kimi-k3": _kimi_k3,
         **dict.fromkeys(recurrent_files.ARCHS.values(), recurrent_files.changed),
     }.get(arch, _biased)  # fmt: skip
     found: dict[str, Array] = {}
@@ -127,6 +130,11 @@ def _names(arch: str, config: dict[str, Any]) -> Any:
 def _glm5(config: dict[str, Any], name: str, values: Array) -> Named:
     """As `_key_delta`, but for its own."""
     return newest_files.glm5_own(name, values) or _key_delta(config, name, values)
+
+
+def _kimi_k3(config: dict[str, Any], name: str, values: Array) -> Named:
+    """As `_key_delta`, but for its own."""
+    return newest_files.kimi_k3_own(config, name, values) or _key_delta(config, name, values)
 
 
 def _qwen4(config: dict[str, Any], name: str, values: Array) -> Named:

@@ -16,6 +16,7 @@ SCORING = {"sigmoid": gguf.ExpertGatingFuncType.SIGMOID, "softmax": gguf.ExpertG
 SCORED = {
     "deepseek_v3": "sigmoid", "kimi_k2": "sigmoid", "deepseek_v2": "softmax", "deepseek_v32": "sigmoid",
     "glm_moe_dsa": "sigmoid", "kimi_linear": "sigmoid", "glm5_next_text": "sigmoid",
+    "kimi_k3": "sigmoid",
 }  # fmt: skip
 LATENT = ("deepseek2", "deepseek32", "glm-dsa", "kimi-linear")
 
@@ -51,7 +52,7 @@ def add(writer: gguf.GGUFWriter, arch: str, config: dict[str, Any], older: bool)
     if arch == "gpt-oss":
         writer.add_sliding_window(config["sliding_window"])
         writer.add_expert_feed_forward_length(config["intermediate_size"])
-    elif arch == "glm5-next":
+    elif arch in ("glm5-next", "kimi-k3"):
         _latent(writer, config, older)
         newest_files.add_metadata(writer, arch, config)
     elif arch in (*LATENT, "mistral4"):
@@ -141,7 +142,7 @@ def _rope(writer: gguf.GGUFWriter, rope: dict[str, Any]) -> None:
 
 def _latent(writer: gguf.GGUFWriter, config: dict[str, Any], older: bool) -> None:
     rank, turned = config["kv_lora_rank"], config["qk_rope_head_dim"]
-    is_kimi = config["model_type"] == "kimi_linear"
+    is_kimi = config["model_type"].startswith("kimi_")
     key, value = config["qk_nope_head_dim"] + turned, config["v_head_dim"]
     writer.add_leading_dense_block_count(config["first_k_dense_replace"])
     writer.add_vocab_size(config["vocab_size"])

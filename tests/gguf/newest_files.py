@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
 Named = Iterator[tuple[str, Array]]
-ARCHS = {"minimax_m3_vl_text": "minimax-m3", "glm5_next_text": "glm5-next", "qwen4_exp_text": "qwen4exp"}
-OUTSIDE = {"embed_tokens": "token_embd", "norm": "output_norm", "lm_head": "output"}
+ARCHS = {"minimax_m3_vl_text": "minimax-m3", "glm5_next_text": "glm5-next", "qwen4_exp_text": "qwen4exp",
+         "kimi_k3": "kimi-k3"}  # fmt: skip
+OUTSIDE = {"embed_tokens": "token_embd", "norm": "output_norm", "lm_head": "output",
+           "output_attn_res": "output_res_score"}  # fmt: skip
 STREAMS = {"hc_norm": "norm", "input_mix_weight_down": "down", "input_mix_weight_up": "up", "block_inject_weight":
            "inject"}  # fmt: skip
 LAYER = re.compile(r"(?:model\.)?(?:language_model\.)?layers\.(\d+)\.(.*)")
@@ -48,7 +50,11 @@ ROLES = {
     "linear_attn.in_proj_qkv": "attn_qkv", "linear_attn.in_proj_z": "attn_gate", "linear_attn.in_proj_a": "ssm_alpha",
     "linear_attn.in_proj_b": "ssm_beta", "linear_attn.A_log": "ssm_a", "linear_attn.dt_proj": "ssm_dt",
     "linear_attn.conv1d": "ssm_conv1d", "linear_attn.norm": "ssm_norm", "linear_attn.out_proj": "ssm_out",
-    "ple.key_proj": "ple_key", "ple.value_proj": "ple_value", "ple.norm_key": "ple_norm_key",
+    "self_attn.g_proj": "ssm_g", "block_sparse_moe.routed_expert_down_proj": "ffn_routed_down",
+    "block_sparse_moe.routed_expert_up_proj": "ffn_routed_up", "block_sparse_moe.routed_expert_norm": "ffn_routed_norm",
+    "block_sparse_moe.gate.e_score_correction": "exp_probs_b", "self_attn.gate_of_values": "attn_gate",
+    "self_attention_res": "attn_res_score", "mlp_res": "ffn_res_score", "ple.key_proj": "ple_key",
+    "ple.value_proj": "ple_value", "ple.norm_key": "ple_norm_key",
     "ple.norm_query": "ple_norm_query", "ple.norm_conv": "ple_norm_conv", "ple.conv1d": "ple_conv1d",
     **{f"hc_{part}_{one}": f"hc_{part}_{one}" for part in ("attn", "ffn") for one in ("fn", "base", "scale")},
     **{f"{place}_hyper_connection.{one}": f"hc_{part}_{its}" for place, part in (("attn", "attn"), ("mlp", "ffn"))
@@ -98,6 +104,26 @@ def qwen4_own(config: dict[str, Any], name: str, values: Array) -> Named | None:
     return iter([(name, values[:, 0])]) if name.endswith(".ple.conv1d.weight") else None
 
 
+def fused(stored: dict[str, Array]) -> dict[str, Array]:
+    """What states of a residual stream fit to, norm and projection as one vector."""
+    found = {name: values for name, values in stored.items() if "_res_" not in name}
+    for name in stored:
+        if name.endswith("_res_norm.weight"):
+            both = stored[name] * stored[name.replace("_norm.", "_proj.")].reshape(-1)
+            found[name.replace("_norm.", ".")] = both
+    return found
+
+
+def kimi_k3_own(config: dict[str, Any], name: str, values: Array) -> Named | None:
+    """Gates of latents and of delta rules have a name of their own; rates a dim of theirs alone."""
+    if (
+        name.endswith("g_proj.weight")
+        and int(name.split(".")[2]) + 1 in config["linear_attn_config"]["full_attn_layers"]
+    ):
+        return iter([(name.replace("g_proj", "gate_of_values"), values)])
+    return iter([(name, -np.exp(values))]) if name.endswith("A_log") else None
+
+
 def with_table(config: dict[str, Any], directory: Path, stored: dict[str, Array]) -> dict[str, Array]:
     """The parts of a table of runs of tokens as one, and what hashes are made with in the config."""
     table = {int(n.split("shard_")[1].split(".")[0]): v for n, v in stored.items() if "ngram_embedding" in n}
@@ -110,7 +136,7 @@ def with_table(config: dict[str, Any], directory: Path, stored: dict[str, Array]
 
 def add_metadata(writer: gguf.GGUFWriter, arch: str, config: dict[str, Any]) -> None:
     """What is said for these alone; tests/gguf/mixer_metadata.py says the rest."""
-    {"minimax-m3": _minimax_m3, "glm5-next": _glm5, "qwen4exp": _qwen4}[arch](writer, arch, config)
+    {"minimax-m3": _minimax_m3, "glm5-next": _glm5, "qwen4exp": _qwen4, "kimi-k3": _kimi_k3}[arch](writer, arch, config)
 
 
 def _indexer(writer: gguf.GGUFWriter, arch: str, heads: int, size: int, top: int) -> None:
@@ -148,6 +174,18 @@ def _glm5(writer: gguf.GGUFWriter, arch: str, config: dict[str, Any]) -> None:
     writer.add_float32(f"{arch}.hyper_connection.epsilon", config["hc_eps"])
     for name in ("swiglu_clamp_exp", "swiglu_clamp_shexp"):
         writer.add_array(f"{arch}.{name}", [float(config["swiglu_limit"])] * count)
+
+
+def _kimi_k3(writer: gguf.GGUFWriter, arch: str, config: dict[str, Any]) -> None:
+    lin = config["linear_attn_config"]
+    writer.add_ssm_conv_kernel(lin["short_conv_kernel_size"])
+    writer.add_kda_head_dim(lin["head_dim"])
+    if lin["gate_lower_bound"] is not None:
+        writer.add_float32(f"{arch}.kda.gate_lower_bound", lin["gate_lower_bound"])
+    writer.add_uint32(f"{arch}.expert_latent_length", config["routed_expert_hidden_size"])
+    writer.add_uint32(f"{arch}.attn_res.block_size", config["attn_res_block_size"])
+    writer.add_float32(f"{arch}.activation.situ_beta", config["activation_situ_beta"])
+    writer.add_float32(f"{arch}.activation.situ_linear_beta", config["activation_situ_linear_beta"])
 
 
 def _qwen4(writer: gguf.GGUFWriter, arch: str, config: dict[str, Any]) -> None:

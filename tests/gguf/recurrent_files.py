@@ -115,6 +115,8 @@ def _nemotron(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
     writer.add_expert_shared_count(config["n_shared_experts"])
     writer.add_expert_weights_norm(config["norm_topk_prob"])
     writer.add_expert_weights_scale(config["routed_scaling_factor"])
+    if config.get("moe_latent_size"):
+        writer.add_uint32("nemotron_h_moe.moe_latent_size", config["moe_latent_size"])
     writer.add_expert_group_count(config["n_group"])
     writer.add_rope_scaling_finetuned(False)
     inner = config["mamba_num_heads"] * config["mamba_head_dim"]

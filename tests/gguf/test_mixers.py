@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import gguf_files
 import mixer_files
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+import twin_kimi_k3
 from mixer_types import AS_RELEASED, MIXES
 
 from headrace import LLM
@@ -81,6 +83,16 @@ def check_same(path: Path, directory: Path) -> None:
 def test_a_file_says_what_its_checkpoint_says(variant: str, released: Callable[[str], Path], tmp_path: Path) -> None:
     mixer_files.write(tmp_path / "m.gguf", *mixer_files.read(released(variant)))
     check_same(tmp_path / "m.gguf", released(variant))
+
+
+@pytest.mark.parametrize("config", [twin_kimi_k3.CONFIG, twin_kimi_k3.FREE], ids=["bound", "free"])
+def test_kimi_k3(config: dict[str, Any], tmp_path: Path) -> None:
+    """Which transformers does not have; and its plan, from the header alone."""
+    twin_kimi_k3.build(tmp_path / "m", config)
+    path = tmp_path / "m.gguf"
+    mixer_files.write(path, *mixer_files.read(tmp_path / "m"))
+    check_same(path, tmp_path / "m")
+    check_plan(path)
 
 
 @pytest.mark.parametrize("variant", ["deepseek_v2", "deepseek_v3", "qwen3_next"])
@@ -219,8 +231,12 @@ def test_a_plan_of_the_file_is_what_the_engine_takes(
     variant: str, released: Callable[[str], Path], tmp_path: Path
 ) -> None:
     """Weights and states to the byte, and caches entry by entry, by the header alone."""
-    path = tmp_path / "m.gguf"
-    mixer_files.write(path, *mixer_files.read(released(variant)))
+    mixer_files.write(tmp_path / "m.gguf", *mixer_files.read(released(variant)))
+    check_plan(tmp_path / "m.gguf")
+
+
+def check_plan(path: Path) -> None:
+    """By the header alone what the engine takes."""
     source, opened = model_source.find(str(path)), open_gguf(path, LoadOptions())
     planned, run = source.described.architecture, of_spec(opened.spec)
     tables = sum(part.elements for part in run.lookup)

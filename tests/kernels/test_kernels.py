@@ -18,7 +18,7 @@ from headrace.kernels import _cpu, reference
 from headrace.kernels.cases.all import CASES
 from headrace.kernels.cases.block_formats import BLOCK_CASES
 from headrace.kernels.cases.case import Case, Inputs, worst
-from headrace.kernels.cases.families import FAMILY_CASES
+from headrace.kernels.cases.families import BENT, FAMILY_CASES, glu_cases
 from headrace.kernels.cases.few_rows import FewRows
 from headrace.kernels.cases.mixers import MIXER_CASES
 from headrace.kernels.cases.recurrent import KEY_CASES, RECURRENT_CASES
@@ -33,7 +33,7 @@ from headrace.kernels.isa import available_isas
 
 ALL = (
     *CASES, *BLOCK_CASES, *FAMILY_CASES, *RECURRENT_CASES, *MIXER_CASES, *OWN_NORMS_CASES, *SPARSE_CASES, *WARM_CASES,
-    *KEY_CASES, *KIND_CASES, *STATE_SPACE_CASES,
+    *KEY_CASES, *glu_cases(BENT), *KIND_CASES, *STATE_SPACE_CASES,
 )  # fmt: skip
 SMALL = [case for case in ALL if not case.bench]
 

@@ -7,21 +7,30 @@ from torch import Tensor
 
 from ....kernels.decoder_layer import BlockChoice
 from ....kernels.grams.grams import Grams, Table
-from ....kernels.packed import GatedMixing, Mixing
+from ....kernels.packed import Fitting, GatedMixing, Mixing
+from ....kernels.residual.banked import BankedStreams
 from ....kernels.residual.gated import GatedStreams
 from ....kernels.residual.streams import Streams
 from ....kernels.sparse.blocks import BlockIndexer
 from ....kernels.sparse.runs import RunIndexer
-from ....loaders.spec import AttentionSpec, ModelSpec, RunIndexerSpec, StreamsSpec
+from ....loaders.spec import AttentionSpec, BankedStreamsSpec, ModelSpec, RunIndexerSpec, StreamsSpec
 from ....loaders.weights.mixers import AttentionWeights
 from ....loaders.weights.model_weights import LayerWeights
 from ..kv_cache import KeysAndValues, States
 
 
-def streams(spec: ModelSpec, weights: LayerWeights) -> Streams | GatedStreams | None:
-    """None: there is one."""
+def streams(spec: ModelSpec, weights: LayerWeights, layer: int) -> Streams | GatedStreams | BankedStreams | None:
+    """None: there is one, and nothing of it is kept."""
     if spec.streams is None:
         return None
+    if isinstance(spec.streams, BankedStreamsSpec):
+        every, (of_mixer, of_ffn) = spec.streams.every, (weights.mixer_mixing, weights.ffn_mixing)
+        assert isinstance(of_mixer, Fitting)
+        assert isinstance(of_ffn, Fitting)
+        return BankedStreams(
+            mixer_D=of_mixer.whole, ffn_D=of_ffn.whole, count=spec.streams.count, kept=-(-layer // every),
+            keeps=layer % every == 0, norm_eps=spec.norm_eps,
+        )  # fmt: skip
     mixer, ffn = weights.mixer_mixing, weights.ffn_mixing
     if isinstance(mixer, GatedMixing) and isinstance(ffn, GatedMixing):
         return GatedStreams(mixer=mixer, ffn=ffn, count=spec.streams.count, norm_eps=spec.norm_eps)

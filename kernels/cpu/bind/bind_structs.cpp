@@ -34,9 +34,10 @@ void bind_weights(nb::module_& m) {
         }
       }, nb::kw_only(), "parts"_a);
   nb::class_<Activation>(m, "Activation")
-      .def("__init__", [](Activation* to, float alpha, float offset, float limit, float cubic, bool late, bool gated) {
-        new (to) Activation{alpha, offset, limit, cubic, late, gated};
-      }, nb::kw_only(), "alpha"_a, "offset"_a, "limit"_a, "cubic"_a, "late"_a, "gated"_a);
+      .def("__init__", [](Activation* to, float alpha, float offset, float limit, float cubic, float bend, float bend_up,
+                          bool late, bool gated) {
+        new (to) Activation{alpha, offset, limit, cubic, bend, bend_up, late, gated};
+      }, nb::kw_only(), "alpha"_a, "offset"_a, "limit"_a, "cubic"_a, "bend"_a, "bend_up"_a, "late"_a, "gated"_a);
   nb::class_<Bank>(m, "Bank")
       .def("__init__", [](Bank* to, int gate, int up, int down, int experts, int hidden, int width, size_t bytes,
                           size_t bias_offset, const Activation& activation, bool weighs_input, Address data) {

@@ -40,12 +40,20 @@ inline V silu(V x) { return div(x, add(set1(1.0f), exp_(sub(zero(), x)))); }
 
 inline V sigmoid(V x) { return div(set1(1.0f), add(set1(1.0f), exp_(sub(zero(), x)))); }
 
+// bound * tanh(x / bound); a bound of 0 changes nothing.
+inline V bent(V x, float bound) {
+  if (bound == 0.0f) return x;
+  const V turned = exp_(mul(set1(2.0f / bound), x));
+  return mul(set1(bound), sub(set1(1.0f), div(set1(2.0f), add(turned, set1(1.0f)))));
+}
+
 // See Activation. This order of arguments lets NaN through the clamps.
 inline V activate(V gate, V up, const Activation& a) {
   if (!a.late) gate = vmin(set1(a.limit), gate);
   up = vmin(set1(a.limit), vmax(set1(-a.limit), up));
   const V curved = a.cubic == 0.0f ? gate : mul(gate, fma(set1(a.cubic), mul(gate, gate), set1(1.0f)));
-  const V opened = div(gate, add(set1(1.0f), exp_(mul(set1(-a.alpha), curved))));
+  const V opened = div(bent(gate, a.bend), add(set1(1.0f), exp_(mul(set1(-a.alpha), curved))));
+  up = bent(up, a.bend_up);
   return mul(add(up, set1(a.offset)), a.late ? vmin(set1(a.limit), opened) : opened);
 }
 

@@ -52,9 +52,10 @@ struct TileTokens {
 
 // Between gate and up of a gated MLP: (up + offset) * gate * sigmoid(alpha * (gate + cubic * gate^3)), of a gate of at most
 // `limit` and an up within +-limit; late: gate times sigmoid is at most `limit`. SwiGLU is 1, 0, infinity, 0, false.
-// Not gated: there is no gate, and it is relu(up)^2.
+// Not gated: there is no gate, and it is relu(up)^2. bend, bend_up: gate, where it is not in the sigmoid, and up are
+// within +-bend, on the curve of a tanh; 0: they are not.
 struct Activation {
-  float alpha, offset, limit, cubic;
+  float alpha, offset, limit, cubic, bend, bend_up;
   bool late, gated;
 };
 

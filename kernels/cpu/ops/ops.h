@@ -79,7 +79,8 @@ void layernorm(const float* x, const float* weight, const float* bias, float* y,
 void add_layernorm(float* x, const float* y, const float* weight, const float* bias, float* out, int tokens, int d, float eps,
                    float scale, Turn& turn);
 inline bool is_swiglu(const Activation& a) {
-  return a.gated && a.alpha == 1.0f && a.offset == 0.0f && a.cubic == 0.0f && a.limit == std::numeric_limits<float>::infinity();
+  return a.gated && a.alpha == 1.0f && a.offset == 0.0f && a.cubic == 0.0f && a.bend == 0.0f && a.bend_up == 0.0f &&
+         a.limit == std::numeric_limits<float>::infinity();
 }
 // gate_up: [tokens, 2 width], or [tokens, width] where there is no gate.
 void glu(const float* gate_up, float* out, int tokens, int width, const Activation& activation, Turn& turn);

@@ -65,7 +65,7 @@ def allocate(make: Allocator, spec: LatentSpec, hidden: int, format_of: FormatOf
         v_up=make.matrix(format_of("v_up"), spec.out_rows, spec.kv_rank),
         o=make.matrix(format_of("o"), hidden, spec.out_rows),
         o_bias=make.vector(hidden) if spec.bias else None,
-        gate=make.matrix(format_of("gate_of_heads"), spec.heads, hidden) if spec.gate else None,
+        gate=make.matrix(format_of("gate_of_heads"), spec.gate_rows, hidden) if spec.gate else None,
         warmth=make.vector(spec.heads) if spec.by_logs else None,
         warmth_bias=make.vector(spec.heads) if spec.by_logs else None,
         **indexer.allocate(make, spec, hidden, format_of),

@@ -172,6 +172,27 @@ QWEN_38_FLASH_NEXT: dict[str, Any] = {
     },
     "transformers_version": "5.23.0", "vision_config": {"hidden_size": 1152, "depth": 27},
 }  # fmt: skip
+# The sizes of its entry in the catalogue; what an activation is bent by, and how many layers states of the residual
+# stream are kept for, which are not known, are made up here.
+KIMI_K3: dict[str, Any] = {
+    "architectures": ["KimiK3ForConditionalGeneration"], "model_type": "kimi_k3",
+    "text_config": {
+        "activation_situ_beta": 10.0, "activation_situ_linear_beta": 10.0, "attn_res_block_size": 12,
+        "bos_token_id": 163584, "eos_token_id": 163586, "first_k_dense_replace": 1, "hidden_act": "situ",
+        "hidden_size": 7168, "intermediate_size": 33792, "kv_lora_rank": 512,
+        "linear_attn_config": {
+            "full_attn_layers": [*range(4, 93, 4), 93], "gate_lower_bound": -5.0, "head_dim": 128,
+            "kda_layers": [i for i in range(1, 93) if i % 4], "num_heads": 96, "short_conv_kernel_size": 4,
+        },
+        "max_position_embeddings": 1048576, "mla_use_nope": True, "moe_intermediate_size": 3072,
+        "moe_renormalize": True, "moe_router_activation_func": "sigmoid", "num_attention_heads": 96,
+        "num_experts": 896, "num_experts_per_token": 16, "num_hidden_layers": 93, "num_key_value_heads": 96,
+        "num_shared_experts": 2, "q_lora_rank": 1536, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64,
+        "rms_norm_eps": 1e-05, "routed_expert_hidden_size": 3584, "routed_scaling_factor": 2.5,
+        "tie_word_embeddings": False, "use_cache": True, "v_head_dim": 128, "vocab_size": 163840,
+    },
+    "vision_config": {"hidden_size": 1152, "depth": 27},
+}  # fmt: skip
 WARM = {
     "llama-4-scout": LLAMA_4_SCOUT,
     "llama-4-maverick": LLAMA_4_MAVERICK,
@@ -181,4 +202,5 @@ WARM = {
     "minimax-m3": MINIMAX_M3,
     "glm-5.3-flash": GLM_53_FLASH,
     "qwen-3.8-flash-next": QWEN_38_FLASH_NEXT,
+    "kimi-k3": KIMI_K3,
 }
