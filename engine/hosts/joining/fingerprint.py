@@ -27,7 +27,9 @@ def of(checkpoint: Checkpoint) -> str:
     for layout in dict.fromkeys(layouts):
         found.update(f"{layout}\n".encode())
     found.update(f"{checkpoint.spec.layers}\n".encode())
-    entries = [checkpoint.entries[name] for name in sorted(checkpoint.entries)]
+    behind = checkpoint.names.layer.format(layer=len(checkpoint.spec.layers))  # a layer that no host has a part of
+    names = sorted(name for name in checkpoint.entries if not name.startswith(behind))
+    entries = [checkpoint.entries[name] for name in names]
     for entry in entries:
         found.update(f"{entry.name} {entry.dtype} {entry.shape} {entry.blocks}\n".encode())
     _samples(found, [entry for entry in entries if entry.packed is None])

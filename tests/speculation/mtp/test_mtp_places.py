@@ -10,6 +10,7 @@ from typing import Any
 import mtp_gguf
 import pytest
 import safetensors.torch
+from host_processes import Hosts, coordinator
 from mtp_models import layer_tensors
 from mtp_runs import OPTIONS, always, opened, prompt
 from refusals import refused
@@ -208,3 +209,19 @@ def test_gguf_that_cannot_be_is_refused(checkpoints: Checkpoints, with_mtp: With
         opened(path, mtp=tmp_path / "none.gguf")
     with refused(OptionError, "m.gguf holds none"):
         opened(path, mtp=path)
+
+
+def test_experts_on_hosts(with_mtp: With) -> None:
+    """The layer lies here, whole; hosts have the model's experts alone, and know of no such layer."""
+    with LLM(str(with_mtp("qwen3_moe")), **OPTIONS, speculate="off") as llm:
+        plain = [one.token_ids for one in llm.generate([TEXT, TEXT[5:]], HOW)]
+    hosts = Hosts(with_mtp("qwen3_moe", "beside it"), 1)
+    try:
+        with coordinator(hosts, **OPTIONS, speculate="mtp") as llm:
+            always(llm)
+            with llm.ledger.recording() as passes:
+                assert [one.token_ids for one in llm.generate([TEXT, TEXT[5:]], HOW)] == plain
+            assert sum(one.drafted for one in passes) > 50
+            assert llm.parts.mtp is not None
+    finally:
+        hosts.close()
