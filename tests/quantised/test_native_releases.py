@@ -14,8 +14,9 @@ import torch
 from quantised_files import KINDS
 from safetensors.torch import load_file, save_file
 
-from headrace import LLM
+from headrace import LLM, kernels
 from headrace.engine.memory import kv_budget
+from headrace.kernels.context import Context
 from headrace.kernels.formats import KV_F32
 from headrace.loaders.weights.checkpoint import open_directory
 from headrace.loaders.weights.chosen_formats import LoadOptions
@@ -138,6 +139,33 @@ def test_the_layer_for_further_tokens_of_deepseek_v3_is_left_out(tmp_path: Path)
     save_file({**tensors, **more}, file, {"format": "pt"})
     assert torch.equal(logits(tmp_path / "model"), expected)
     assert any("multi-token prediction" in note for note in open_directory(tmp_path / "model", LoadOptions()).notes)
+
+
+def test_the_layer_for_further_tokens_of_deepseek_v3_drafts_as_its_twin(tmp_path: Path) -> None:
+    """Its weights are tiles of fp8, as the others; the twin has the same numbers as they are."""
+    write_fp8("deepseek_v3", tmp_path)
+    random, said = torch.Generator().manual_seed(3), []
+    glue = {
+        "eh_proj": torch.randn(256, 512, generator=random) / 16,
+        **dict.fromkeys(("enorm", "hnorm"), torch.ones(256)),
+    }
+    glue["shared_head.norm"] = torch.ones(256)
+    for name in ("model", "twin"):
+        file = tmp_path / name / "model.safetensors"
+        tensors = load_file(file)
+        more = {one.replace("layers.2.", "layers.3."): t.clone() for one, t in tensors.items() if "layers.2." in one}
+        more |= {f"model.layers.3.{one}.weight": t.clone() for one, t in glue.items()}
+        save_file({**tensors, **more}, file, {"format": "pt"})
+        with LLM(str(tmp_path / name), speculate="mtp", max_context=96, no_measure=True, kv_format="f32") as llm:
+            layer = llm.parts.weights.mtp
+            assert layer is not None
+            assert layer.layer.experts is not None
+            said.append((layer.layer.experts.matrix(1, "down"), layer.layer.experts.layout.down_format))
+    (packed, format), (plain, _) = said
+    assert format is not None
+    assert format.name == "fp8"
+    ops = kernels.load("reference", Context())
+    torch.testing.assert_close(ops.dequantize(packed), ops.dequantize(plain))
 
 
 def test_qwen_fp8(tmp_path: Path) -> None:
