@@ -7,6 +7,7 @@ before the pass, and the tokens that held are computed once more with the next o
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 
@@ -43,6 +44,7 @@ class Drafts:
         self.readers = [one for one in speculation.drafters if isinstance(one, MtpDrafter)]
         self.aside: dict[int, int] = {}
         self.held: dict[int, int] = {}
+        self.handed_s = 0.0
 
     def before(self, batch: Batch) -> None:
         """Puts states of sequences with drafts aside. Their slots are free again when the next pass begins, as all that
@@ -71,20 +73,25 @@ class Drafts:
             self.scheduler.settle_draft(sequence, batch.counts[i] - len(draft), held[i], is_kept=is_kept)
         return sum(held.values())
 
-    def hand_out(self, batch: Batch, spans: Seq[Span], hidden_TD: Tensor | None) -> None:
-        """Shows the hidden states of a pass, whose drafts are settled, to what goes on from them."""
+    def hand_out(self, batch: Batch, spans: Seq[Span], hidden_TD: Tensor | None) -> float:
+        """Shows the hidden states of a pass, whose drafts are settled, to what goes on from them; seconds that took."""
+        self.handed_s = 0.0
         if not self.readers or hidden_TD is None:
-            return
+            return 0.0
+        start = time.perf_counter()
         counts = [new for new, _ in spans]
         holds = [new - len(batch.drafts.get(i, ())) + self.held.get(i, 0) for i, new in enumerate(counts)]
         own = [rows[:count] for rows, count in zip(hidden_TD.split(counts), holds, strict=True)]
         for reader in self.readers:
             reader.saw(batch.sequences, [context - new for new, context in spans], own)
+        self.handed_s = time.perf_counter() - start
+        return self.handed_s
 
     def saw(self, batch: Batch, done: Pass) -> None:
         """Learns from what a pass took, and from what its experts were, where those in RAM are all there are."""
-        times = self.speculation.times
+        times, guessed_s, self.speculation.guessed_s = self.speculation.times, self.speculation.guessed_s, 0.0
         if times is None or batch.phase != DECODE:
             return
         read = done.bytes.get(CPU_DRAM, {}).get(EXPERTS, 0)
-        times.saw(len(batch.sequences), batch.generated - batch.decoding, max(batch.contexts), done.measured_s, read)
+        took = done.measured_s - guessed_s - self.handed_s  # guesses cost what drafters say
+        times.saw(len(batch.sequences), batch.generated - batch.decoding, max(batch.contexts), took, read)

@@ -8,6 +8,7 @@ and then.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 
 from ..generation.sequence import Sequence
@@ -55,6 +56,7 @@ class Speculation:
     acceptance: Acceptance = field(default_factory=Acceptance)
     guesses: dict[int, list[Guess]] = field(default_factory=dict)
     idle: dict[int, int] = field(default_factory=dict)  # tokens since a sequence's last draft that cost something
+    guessed_s: float = 0.0  # what guesses for the last pass took that cost something
 
     @property
     def drafters(self) -> list[Drafter | CostlyDrafter]:
@@ -63,6 +65,7 @@ class Speculation:
 
     def propose(self, sequences: list[Sequence], room: int) -> None:
         """Gives sequences their drafts for the next pass; as `Drafts` of the scheduler."""
+        self.guessed_s = 0.0
         for sequence in sequences:
             self._look_back(sequence)
         able = [s for s in sequences if _most(s) > 0 and s.computed >= LEAST_CONTEXT]
@@ -113,7 +116,10 @@ class Speculation:
         costly = next((one for one in self.drafters if not one.is_free), None)
         if costly is None or not asked:
             return
-        for (sequence, _), draft in zip(asked, costly.draft_all(asked), strict=True):
+        start = time.perf_counter()
+        drafts = costly.draft_all(asked)
+        self.guessed_s = time.perf_counter() - start
+        for (sequence, _), draft in zip(asked, drafts, strict=True):
             self.idle[sequence.id] = 0
             if draft is not None and (allowed := _allowed(sequence, draft.tokens)):
                 sequence.draft = draft.tokens[:allowed]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from mtp_runs import always, opened, prompt
 
 from headrace import SamplingParams
 from headrace.engine.generation.sequence import Sequence, make_sequence
@@ -126,3 +130,27 @@ def test_costs_shorten_a_draft(token_s: float, length: int) -> None:
     found: list[Any] = best_lengths([0.9], [8], lambda n: 1.0 + 0.1 * n, 100, costs=[token_s])
     assert found == [best if rate(best) > 1.03 else 0]
     assert abs(found[0] - length) <= 3
+
+
+def test_what_guesses_take_is_not_counted_twice(with_mtp: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is in the time of a pass, and not in what the pass itself is expected to take."""
+    seen: list[float] = []
+    how = SamplingParams(max_new_tokens=30, ignore_eos=True)
+    with opened(with_mtp("qwen3_moe")) as llm:
+        drafter = always(llm)
+        assert llm.loop.drafts is not None
+        speculation = llm.loop.drafts.speculation
+        speculation.times = PassTimes(Even(), experts=8, top_k=3)
+        monkeypatch.setattr(speculation.times, "saw", lambda *numbers: seen.append(numbers[3]))
+        slow = drafter.draft_all
+
+        def later(asked: Any) -> Any:
+            time.sleep(0.02)
+            return slow(asked)
+
+        monkeypatch.setattr(drafter, "draft_all", later)
+        with llm.ledger.recording() as passes:
+            llm.generate([prompt(45)], how)
+    decode = [one.measured_s for one in passes if one.phase == "decode"]
+    assert len(decode) == len(seen)
+    assert sum(decode) - sum(seen) > 0.02 * sum(one.drafted > 0 for one in passes) > 0.2

@@ -23,6 +23,7 @@ from headrace.engine.memory.memory_plan import MTP
 from headrace.engine.placement.placement import Tier
 from headrace.engine.speculation.lookup import PromptLookup
 from headrace.engine.speculation.mtp.drafter import MtpDrafter
+from headrace.engine.terminal.generate_report import placement_rows
 from headrace.kernels.blocks import cache_rows
 from headrace.loaders.weights import converted
 
@@ -52,6 +53,7 @@ def test_a_plan_has_every_byte(variant: str, formats: dict[str, str], with_mtp: 
         assert parts.kv_budget.kv_bytes == sum(cache_rows.memory(one).nbytes for one in rows)
         waiting = needed["buffers of a pass"] - without["buffers of a pass"]
         assert waiting == 4 * 80 * OPTIONS["max_sequences"] * llm.spec.hidden
+        assert [row[0] for row in placement_rows(llm)].count("MTP layer") == 1
         drafter = always(llm)
         llm.generate([prompt(90), prompt(63)], HOW)
         assert {one.data_ptr() for one in stored.values()} <= {one.data_ptr() for one in parts.weights.named().values()}
