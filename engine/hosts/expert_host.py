@@ -63,12 +63,13 @@ class ExpertHost:
         self.terms: Terms | None = None
         self.opened: Opened | None = None
         self.shelf: Shelf | None = None
+        self.is_over = threading.Event()
         self.lock = threading.Lock()
 
-    def run(self, is_wanted: Callable[[], bool] = lambda: True) -> None:
-        """Until it is ended from outside, or not wanted when a connection has ended. Raises DeviceError where the
+    def run(self) -> None:
+        """Until it is ended, from outside or, when a connection has ended, by `is_over`. Raises DeviceError where the
         coordinator does not want it."""
-        while (joined := meeting.join(*self.address, is_wanted)) is not None:
+        while (joined := meeting.join(*self.address, lambda: not self.is_over.is_set())) is not None:
             sock, generation = joined
             with sock:
                 try:

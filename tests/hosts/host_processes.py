@@ -66,20 +66,21 @@ class ThreadHosts:
     other."""
 
     def __init__(self, model: Path | str, count: int) -> None:
-        self.model, self.port, self.is_over = model, free_port(), False
+        self.model, self.port = model, free_port()
         self.processes = [f"h{number}" for number in range(1, count + 1)]
-        self.threads = [threading.Thread(target=self._run, args=(name,), daemon=True) for name in self.processes]
+        self.hosts = [self._host(name) for name in self.processes]
+        self.threads = [threading.Thread(target=host.run, daemon=True) for host in self.hosts]
         for thread in self.threads:
             thread.start()
 
-    def _run(self, name: str) -> None:
+    def _host(self, name: str) -> ExpertHost:
         opened = functools.partial(open_model, str(self.model), EngineConfig(threads=1))
-        host = ExpertHost(name, ("127.0.0.1", self.port), b"", opened, lambda text: None)
-        host.run(lambda: not self.is_over)
+        return ExpertHost(name, ("127.0.0.1", self.port), b"", opened, lambda text: None)
 
     def close(self) -> None:
         """They end when they look for a coordinator the next time."""
-        self.is_over = True
+        for host in self.hosts:
+            host.is_over.set()
         for thread in self.threads:
             thread.join(20)
             assert not thread.is_alive(), "a host that does not end"

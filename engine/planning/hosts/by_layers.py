@@ -17,7 +17,7 @@ from ...bandwidth_model.hardware import ENDS, End, Hardware
 from ...bandwidth_model.network import balance
 from ...bandwidth_model.network.balance import Taker
 from ...bandwidth_model.network.hops import Hop
-from ...bandwidth_model.network.wire_sizes import HEADER
+from ...bandwidth_model.network.wire_sizes import HEADER, ROW
 from ...bandwidth_model.roofline import Cache, Step, in_turn, predict
 from ...ledger.passes import CPU_DRAM, NET, Prediction, add_up
 from ...placement.tier_memory import TierMemory, of_installed, of_needs
@@ -27,7 +27,6 @@ from ..speed import CHUNK, Model, Workload, cache_of
 from .machines import HOP
 
 NAME = "layers on hosts"
-WIDTH = 4  # bytes of a number of a hidden state on the wire
 
 
 @dataclass(frozen=True)
@@ -38,6 +37,7 @@ class ByLayers:
     hops: tuple[Hop, ...]
     demand: Demand
     work: Workload
+    wire: str
 
     @cached_property
     def placement(self) -> Placement:
@@ -164,14 +164,18 @@ class ByLayers:
 
     def _hop_s(self, hop: Hop, tokens: int, end: End) -> float:
         """There and back."""
-        sent = 2 * (tokens * self.engine.model.hidden * WIDTH + HEADER)
+        sent = 2 * self._bytes(tokens)
         return hop.round_trip.at(end) + sent / hop.rate.at(end) + HOP.at(end)
+
+    def _bytes(self, tokens: int) -> int:
+        """Of the hidden states of so many tokens, in one direction."""
+        return tokens * ROW[self.wire](self.engine.model.hidden) + HEADER
 
     @property
     def net_bytes(self) -> int:
         """On the wire, of a decode step, both ways."""
         hosts = sum(1 for run in self.runs[1:] if run)
-        return 2 * hosts * (self.work.batch * self.engine.model.hidden * WIDTH + HEADER)
+        return 2 * hosts * self._bytes(self.work.batch)
 
 
 def _alike(hop: Hop, hardware: Hardware) -> Hardware:

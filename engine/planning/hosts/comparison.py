@@ -78,7 +78,7 @@ def variants(hosted: Hosted) -> list[tuple[str, tuple[Hop, ...], str]]:
 def compare(engine: Model, hops: tuple[Hop, ...], wire: str, demand: Demand, work: Workload) -> Hosted:
     """Both ways to split a model. engine: of the coordinator."""
     experts = ByExperts(engine, hops, wire, demand, work)
-    layers = ByLayers(engine, hops, demand, work)
+    layers = ByLayers(engine, hops, demand, work, wire)
     one, other = _by_experts(experts), _by_layers(layers)
     return Hosted(
         hops=hops, wire=wire, by_experts=one, by_layers=other, shares=tuple(experts.shares), runs=tuple(layers.runs),
