@@ -270,7 +270,7 @@ def doctor(model: str | None, random_weights: bool, config: Values) -> int:
         if random_weights:
             raise OptionError("--random-weights makes weights for a MODEL: name one")
         return doctor_command.run(None, config["profile"])
-    options = {**config, "max_context": 64, "max_sequences": 1, "speculate": "off"}
+    options = {**config, "max_context": 64, "max_sequences": 1}
     return doctor_command.run(lambda: bench_command.load(model, options, random_weights, None))
 
 

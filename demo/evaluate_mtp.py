@@ -62,7 +62,9 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--most", type=int, help="windows; default: all")
+    parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
+    torch.set_num_threads(options.threads)
     tokenizer = Tokenizer.from_file(str(options.model / "tokenizer.json"))
     held = torch.cat(text_windows(options.text, tokenizer))[: options.most]
     print(measure(load_trunk(options.model), load_prediction(options.model), list(held.split(8))))

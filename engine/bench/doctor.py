@@ -19,6 +19,7 @@ from ..llm import LLM
 from . import checks
 from .bench import run
 from .checks import Finding
+from .decoding import without_drafts
 from .grid import Grid
 from .system_facts import gather
 
@@ -62,7 +63,7 @@ def short_run(llm: LLM) -> Step:
     """Decodes a little. The model needs a profile."""
     assert llm.predictions.profile is not None, "a run without a profile"
     tests = Grid(prompt=(0,), new=(TOKENS,), rounds=ROUNDS)
-    with llm.ledger.recording() as passes:
+    with llm.ledger.recording() as passes, without_drafts(llm):
         row = next(iter(run(llm, tests)))
     total = summarise(passes, "decode")
     terms = [p.predicted.terms for p in passes if p.phase == "decode" and p.predicted]
