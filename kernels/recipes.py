@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 # What they mean stands at `route` in `reference.py`.
-Scoring = Literal["softmax", "softmax_topk", "sigmoid", "sigmoid_topk", "sparsemixer"]
+Scoring = Literal["softmax", "softmax_topk", "sigmoid", "sigmoid_topk", "sparsemixer", "sqrt_softplus"]
 GroupScore = Literal["max", "top2"]
 
 

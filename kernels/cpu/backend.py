@@ -13,9 +13,10 @@ from .. import _cpu, reference
 from ..blocks import ggml, rounding
 from ..blocks.cache_rows import Rows
 from ..context import Context
-from ..decoder_layer import Block, Choice, Places, Router, Stack, Tally, compose, compose_layers
+from ..decoder_layer import Block, Places, Router, Stack, compose, compose_layers
 from ..formats import FORMATS, Format
 from ..packed import FORMAT_OF_DTYPE, ExpertBank, Matrix
+from ..passes.tally import Choice, Tally
 from ..recipes import SWIGLU, Activation
 from . import prepare, prepare_layers
 from .more_ops import MoreOps
@@ -218,11 +219,11 @@ class CpuOps(NormOps, SparseOps, MoreOps):
         )
         return x_RD, update_TD[: x_RD.shape[0]], distinct_L
 
-    def route(self, x_TD: Tensor, router: Router) -> Choice:
-        T, D = x_TD.shape
-        ids, weights = torch.empty(T, router.top_k, dtype=I32), torch.empty(T, router.top_k)
+    def route(self, x_TD: Tensor, router: Router, ids_TK: Tensor | None = None) -> Choice:
+        (T, D), K, given = x_TD.shape, router.top_k, ids_TK is not None
+        ids, weights = torch.empty(T, K, dtype=I32) if ids_TK is None else ids_TK, torch.empty(T, K)
         to = prepare_layers.router(router, D)
-        _cpu.route(self.context.native, at(x_TD, F32, T, D), T, to, ids.data_ptr(), weights.data_ptr())
+        _cpu.route(self.context.native, at(x_TD, F32, T, D), T, to, given, at(ids, I32, T, K), weights.data_ptr())
         return ids, weights
 
     def argmax(self, logits_SV: Tensor, to: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from .. import _cpu
 from ..blocks.cache_rows import first
-from ..decoder_layer import AttentionBlock, Block, FeedBlock, Layer, Piece, Places, Router, Stack, Tally
+from ..decoder_layer import AttentionBlock, Block, FeedBlock, Layer, Piece, Places, Router, Stack
 from ..mixers import ConvBlock, DeltaBlock, LatentBlock, SpaceBlock
 from ..packed import Tail
+from ..passes.tally import Tally
 from ..recipes import SWIGLU
 from ..sparse.indexer import Indexer
 from .prepare import (

@@ -125,6 +125,8 @@ def route_cases() -> Iterator[Case]:
         (5, 60, partial(Router, top_k=2, scoring="sigmoid_topk", renormalise=False, scale=1.5)),
         (9, 16, partial(Router, top_k=2, scoring="sparsemixer", renormalise=False, jitter=0.01)),
         (33, 6, partial(Router, top_k=3, scoring="sparsemixer", renormalise=False, jitter=0.4)),
+        (9, 24, partial(Router, top_k=4, scoring="sqrt_softplus", renormalise=True, scale=1.5)),
+        (3, 60, partial(Router, top_k=6, scoring="sqrt_softplus", renormalise=False, groups=4, top_groups=2)),
     ]
     for T, E, recipe in recipes:
 
@@ -140,6 +142,30 @@ def route_cases() -> Iterator[Case]:
             build=build,
             call=lambda ops, i: list(ops.route(i["x"], i["router"])),
             allowed=relative(E / 4 + 32),
+        )
+
+
+def given_cases() -> Iterator[Case]:
+    """Of experts that were chosen before, weights alone are asked for; logits far out on both sides among them."""
+    recipes: tuple[Callable[..., Router], ...] = (
+        partial(Router, top_k=3, scoring="sqrt_softplus", renormalise=True, scale=2.5),
+        partial(Router, top_k=2, scoring="sigmoid", renormalise=False),
+        partial(Router, top_k=2, scoring="softmax_topk", renormalise=False),
+    )
+    for T, recipe in zip((1, 7, 40), recipes, strict=True):
+        known = recipe(matrix=Matrix.plain(torch.eye(1)))
+
+        def build(g: Generator, source: Source, T: int = T, recipe: Callable[..., Router] = recipe) -> Inputs:
+            router = recipe(matrix=Matrix.plain(torch.eye(16)))
+            ids = torch.stack([torch.randperm(16, generator=g)[: router.top_k] for _ in range(T)])
+            return {"x": normal(g, T, 16) * 12, "router": router, "ids": ids.to(torch.int32)}
+
+        yield Case(
+            op="route",
+            name=f"{T}x16 top {known.top_k} {known.scoring} given",
+            build=build,
+            call=lambda ops, i: list(ops.route(i["x"], i["router"], i["ids"].clone())),
+            allowed=relative(64),
         )
 
 
@@ -196,6 +222,7 @@ def layers_cases() -> Iterator[Case]:
 
 
 MAKERS: tuple[Callable[[], Iterator[Case]], ...] = (
-    chunk_cases, scale_rows_cases, layernorm_cases, route_cases, experts_cases, block_cases, layers_cases,
+    chunk_cases, scale_rows_cases, layernorm_cases, route_cases, given_cases, experts_cases, block_cases,
+    layers_cases,
 )  # fmt: skip
 WARM_CASES = [case for maker in MAKERS for case in maker()]

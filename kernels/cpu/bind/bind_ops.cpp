@@ -98,9 +98,10 @@ void bind_matrices(nb::module_& m) {
     Turn turn(context);
     linear(at<float>(x), x_stride, tokens, weight, at<float>(bias), at<float>(y), weight.rows, turn);
   }, Unlocked());
-  m.def("route", [](const Context& context, Address x, int tokens, const Router& router, Address ids, Address weights) {
+  m.def("route", [](const Context& context, Address x, int tokens, const Router& router, bool given, Address ids,
+                    Address weights) {
     Turn turn(context);
-    route(at<float>(x), tokens, router, at<int32_t>(ids), at<float>(weights), turn);
+    route(at<float>(x), tokens, router, given, at<int32_t>(ids), at<float>(weights), turn);
   }, Unlocked());
   m.def("experts", [](const Context& context, Address x, int tokens, Address ids, Address weights, int top_k,
                       const Bank& bank, Address y) {

@@ -72,7 +72,7 @@ void attention_block(const Block& block, const Places& places, float* x, const f
     rmsnorm(x, block.router_norm, normed, tokens, hidden, block.eps, turn);
     seen = normed;
   }
-  route(seen, tokens, block.router, ids, weights, turn);
+  route(seen, tokens, block.router, false, ids, weights, turn);
   watch.lap(Part::route);
 }
 

@@ -129,10 +129,11 @@ void rotate(const HeadRows& x, const Rope& rope, const int32_t* positions, Turn&
 void scale_rows(const HeadRows& x, int d, const float* by, const int32_t* positions, Turn& turn);  // x[t] *= by[positions[t]]
 
 // route.cpp
-enum class Scoring : int { softmax, softmax_topk, sigmoid, sigmoid_topk, sparsemixer };
+enum class Scoring : int { softmax, softmax_topk, sigmoid, sigmoid_topk, sparsemixer, sqrt_softplus };
 constexpr std::pair<const char*, Scoring> SCORINGS[] = {
     {"softmax", Scoring::softmax}, {"softmax_topk", Scoring::softmax_topk}, {"sigmoid", Scoring::sigmoid},
-    {"sigmoid_topk", Scoring::sigmoid_topk}, {"sparsemixer", Scoring::sparsemixer}};
+    {"sigmoid_topk", Scoring::sigmoid_topk}, {"sparsemixer", Scoring::sparsemixer},
+    {"sqrt_softplus", Scoring::sqrt_softplus}};
 struct Router {
   Weights matrix;  // data null: none
   int top_k;
@@ -145,7 +146,8 @@ struct Router {
   const float* factors;  // [experts] of their weights; null: none
   float jitter;          // of sparsemixer
 };
-void route(const float* x, int tokens, const Router& router, int32_t* ids, float* weights, Turn& turn);
+// given: ids [tokens, top_k] are there already, and weights alone are asked for.
+void route(const float* x, int tokens, const Router& router, bool given, int32_t* ids, float* weights, Turn& turn);
 
 // linear.cpp: y [tokens, y_stride], of which each token's first rows are written
 void linear(const float* x, int64_t x_stride, int tokens, const Weights& weight, const float* bias, float* y,

@@ -55,10 +55,16 @@ void close_groups(const Router& router, const Scratch& s) {
       std::fill_n(s.biased + g * n, n, -std::numeric_limits<float>::infinity());
 }
 
+// log(1 + e^x), which is x where e^x is all of the sum.
+float softplus(float x) { return x > 20.0f ? x : std::log1p(std::exp(x)); }
+
 // Scores of all experts: probabilities, or the logits where those come after the choice.
 const float* score(const Kernels& isa, const Router& router, const Scratch& s) {
   if (router.scoring == Scoring::softmax_topk || router.scoring == Scoring::sigmoid_topk) return s.logits;
-  (router.scoring == Scoring::softmax ? isa.softmax : isa.sigmoid)(s.logits, router.matrix.rows, s.scores);
+  if (router.scoring == Scoring::sqrt_softplus)
+    for (int e = 0; e < router.matrix.rows; e++) s.scores[e] = std::sqrt(softplus(s.logits[e]));
+  else
+    (router.scoring == Scoring::softmax ? isa.softmax : isa.sigmoid)(s.logits, router.matrix.rows, s.scores);
   return s.scores;
 }
 
@@ -78,13 +84,15 @@ void sparse_mix(const Router& router, const Scratch& s, int32_t* ids, float* wei
   }
 }
 
-// One token.
-void choose_one(const Kernels& isa, const Router& router, const Scratch& s, int32_t* ids, float* weights) {
+// One token. given: its experts are there.
+void choose_one(const Kernels& isa, const Router& router, const Scratch& s, bool given, int32_t* ids, float* weights) {
   const int experts = router.matrix.rows, k = router.top_k;
   const bool mixed = router.scoring == Scoring::sparsemixer;
   const float* scores = mixed ? s.logits : score(isa, router, s);
   const bool grouped = router.top_groups < router.groups;
-  if (mixed) {
+  if (given) {
+    for (int i = 0; i < k; i++) weights[i] = scores[ids[i]];
+  } else if (mixed) {
     sparse_mix(router, s, ids, weights);
   } else if (router.choice_bias || grouped) {
     for (int e = 0; e < experts; e++) s.biased[e] = scores[e] + (router.choice_bias ? router.choice_bias[e] : 0.0f);
@@ -108,7 +116,7 @@ void choose_one(const Kernels& isa, const Router& router, const Scratch& s, int3
 
 }  // namespace
 
-void route(const float* x, int tokens, const Router& router, int32_t* ids, float* weights, Turn& turn) {
+void route(const float* x, int tokens, const Router& router, bool given, int32_t* ids, float* weights, Turn& turn) {
   Arena& arena = turn.team.arena;
   const int experts = router.matrix.rows, groups = router.groups, k = router.top_k;
   float* logits = arena.take<float>(size_t(tokens) * experts);
@@ -119,7 +127,7 @@ void route(const float* x, int tokens, const Router& router, int32_t* ids, float
   each_token(turn.team, tokens, int64_t(tokens) * experts * 4, [&](int t) {
     const size_t e = size_t(t) * experts, g = size_t(t) * groups;
     const Scratch scratch{logits + e, scores + 2 * e, scores + 2 * e + experts, of_groups + 2 * g, of_groups + 2 * g + groups, open + g};
-    choose_one(turn.isa, router, scratch, ids + size_t(t) * k, weights + size_t(t) * k);
+    choose_one(turn.isa, router, scratch, given, ids + size_t(t) * k, weights + size_t(t) * k);
   });
 }
 
