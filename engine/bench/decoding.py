@@ -49,9 +49,13 @@ class InTurns:
         return statistics.median(self.rounds_without)
 
     @property
+    def gains(self) -> list[float]:
+        """How many times as many tokens a second drafts give, by round."""
+        return [a / b for a, b in zip(self.rounds, self.rounds_without, strict=True)]
+
+    @property
     def gain(self) -> float:
-        """The median over rounds of how many times as many tokens a second drafts give."""
-        return statistics.median(a / b for a, b in zip(self.rounds, self.rounds_without, strict=True))
+        return statistics.median(self.gains)
 
 
 def once(llm: LLM, new: int, batch: int, depth: int) -> Once:

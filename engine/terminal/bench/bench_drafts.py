@@ -17,7 +17,7 @@ def table(rows: list[Row]) -> Table | None:
     measured = [(row, row.drafts) for row in rows if row.drafts is not None]
     if not measured:
         return None
-    columns = ("test", "batch", "without", "with", "gain", "drafted", "accepted", "bytes without", "with")
+    columns = ("test", "batch", "without", "with", "gain", "+-", "drafted", "accepted", "bytes without", "with")
     shown = new_table("the same new text without drafts and with them, in turns", *columns)
     for row, one in measured:
         shown.add_row(name(row), str(row.batch), *_cells(one))
@@ -26,9 +26,10 @@ def table(rows: list[Row]) -> Table | None:
 
 def _cells(one: InTurns) -> list[str]:
     share = f" ({one.accepted / one.drafted:.0%})" if one.drafted else ""
+    spread = (max(one.gains) - min(one.gains)) / 2
     return [
-        f"{one.tok_s_without:.1f}", f"{one.tok_s:.1f}", f"{one.gain:.2f}", str(one.drafted), f"{one.accepted}{share}",
-        read(one.bytes_per_token_without), read(one.bytes_per_token),
+        f"{one.tok_s_without:.1f}", f"{one.tok_s:.1f}", f"{one.gain:.2f}", f"{spread:.2f}", str(one.drafted),
+        f"{one.accepted}{share}", read(one.bytes_per_token_without), read(one.bytes_per_token),
     ]  # fmt: skip
 
 
