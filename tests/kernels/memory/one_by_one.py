@@ -1,7 +1,7 @@
 """Makes the C++ kernels' allocations fail, one after the other: a program with `failing_memory` loaded first.
 
     python one_by_one.py LIBRARY ops FIRST STEP     every STEP-th op from number FIRST on: one call of its smallest case
-    python one_by_one.py LIBRARY model DIRECTORY    a model's load, and some tokens
+    python one_by_one.py LIBRARY model DIRECTORY    a model's load and some tokens, every fourth allocation
 
 Each failure has a process of its own, forked from one that has called nothing yet: its teams and their memory are new.
 There the call must succeed or raise MemoryError (RuntimeError where a thread was to start), and what it gives right
@@ -14,6 +14,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -32,7 +33,9 @@ from headrace.kernels.cases.variants.sparse import SPARSE_CASES
 from headrace.kernels.context import Context
 from headrace.kernels.cpu import CpuOps
 
-SUCCEEDED, REFUSED, WRONG, NOT_REACHED = range(4)
+SUCCEEDED, REFUSED, WRONG, NOT_REACHED, WRONG_AT_ALL = range(5)
+LONGEST = 120  # seconds: signal 14 ends what hangs
+MODEL_STEP = 4  # of a model's allocations every fourth fails: it is loaded twice for each
 OBJECTS = 4096  # more than any call makes
 Call = Callable[[], Any]
 
@@ -44,6 +47,7 @@ memory.memory_watch.restype = ctypes.c_bool
 
 def main() -> None:
     torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True, warn_only=True)  # what nobody writes is NaN, and not what lay there
     assert memory.memory_watch(b"/_cpu."), "the kernels are not loaded"
     objects = [Context() for _ in range(OBJECTS)]
     del objects  # nanobind's table of objects has grown: it cannot be refused the memory for it, and ends the process
@@ -81,15 +85,16 @@ def model(directory: str) -> int:
             said = llm.generate([[5, 6, 7, 8]], SamplingParams(max_new_tokens=4, ignore_eos=True))
             return [torch.tensor(said[0].token_ids)]
 
-    return every_failure(directory, call, 1)
+    return every_failure(directory, call, MODEL_STEP)
 
 
 def every_failure(name: str, call: Call, at_once: int) -> int:
-    """One failure after the other until none is reached; how many there were."""
+    """One failure after the other, or every so many-th, until none is reached; how many there were."""
     for number in itertools.count(1, at_once):
         how = apart(lambda number=number: one_failure(call, number))
         if how == NOT_REACHED:
-            return number - 1
+            return (number - 1) // at_once
+        assert how != WRONG_AT_ALL, f"{name}: two calls differ without a failure"
         if how not in (SUCCEEDED, REFUSED):
             print(f"{name}: allocation {number} ended with {how}", flush=True)
     raise AssertionError("endless")
@@ -108,14 +113,18 @@ def one_failure(call: Call, number: int) -> int:
     count = memory.memory_count()
     again = call()
     if not failed and not same(first, again):
-        return WRONG
+        return WRONG_AT_ALL if count < number else WRONG
     if count < number:
         return NOT_REACHED
     return REFUSED if failed else SUCCEEDED
 
 
 def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+    return all(torch.equal(bits(x), bits(y)) for x, y in zip(a, b, strict=True))
+
+
+def bits(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.contiguous().view(torch.uint8)
 
 
 def apart(run: Callable[[], int]) -> int:
@@ -123,6 +132,7 @@ def apart(run: Callable[[], int]) -> int:
     child = os.fork()
     if child:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    signal.alarm(LONGEST)
     try:
         os._exit(run())
     except BaseException:

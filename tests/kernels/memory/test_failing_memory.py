@@ -46,4 +46,4 @@ def test_an_allocation_of_an_op_fails(first: int) -> None:
 
 @pytest.mark.parametrize("variant", ["gemma4_text", "deepseek_v3"])
 def test_an_allocation_of_a_model_fails(variant: str, checkpoints: Callable[[str], Path]) -> None:
-    assert failures("model", checkpoints(variant)) > 40
+    assert failures("model", checkpoints(variant)) > 15
