@@ -28,6 +28,7 @@ ARCHS = {
     "kimi-linear": "kimi_linear", "mimo2": "mimo_v2_flash", "step35": "step3p5", "laguna": "laguna",
     "lfm2moe": "lfm2_moe", "granitehybrid": "granitemoehybrid", "nemotron_h_moe": "nemotron_h",
     "minimax-m3": "minimax_m3_vl", "glm5-next": "glm5_next", "qwen4exp": "qwen4_exp", "kimi-k3": "kimi_k3",
+    "hy_v3": "hy_v3",
 }  # fmt: skip
 # Weights of experts are divided by their sum, which metadata leave out.
 DIVIDED = ("qwen3_moe", "qwen3_next", "kimi_linear", "kimi_k3", "mimo_v2_flash", "lfm2_moe", "qwen4_exp")

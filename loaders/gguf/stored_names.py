@@ -42,6 +42,7 @@ NAMES = TensorNames(
 )  # fmt: skip
 FUSED = "ffn_gate_up_exps.weight"
 EMBED_NORM = "token_embd_norm.weight"  # what the final norm is called where it stood in front of the head alone
+CHOICE = "exp_probs_b"  # the bias of a choice, as Hy3's converter calls it
 POST_NORM = "post_attention_norm.weight"
 ATTN_GATE = "attn_gate.weight"  # of what heads give; beside a delta rule another gate
 STREAM_NORM = "hc_attn_norm.weight"  # of gated residual streams, in place of a layer's norm
@@ -77,6 +78,8 @@ def names_of(found: Collection[str]) -> TensorNames:
         names = replace(
             names, experts_in=ROUTED_IN, experts_back="ffn_routed_up.weight", latent_norm="ffn_routed_norm.weight"
         )
+    if CHOICE in ends:
+        names = replace(names, choice_bias=CHOICE)
     if POST_NORM in ends and NAMES.mlp_norm not in ends:
         names = replace(names, mlp_norm=POST_NORM)
     if ATTN_GATE in ends and not any(end.startswith("ssm_") for end in ends):

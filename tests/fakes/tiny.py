@@ -395,7 +395,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     ),
     "nemotron_h-latent": dict(
         NEMOTRON, layers_block_type=["linear_attention", "moe", "full_attention", "moe"], n_groups=2, n_group=1,
-        topk_group=1, routed_scaling_factor=1.7, moe_latent_size=36,
+        topk_group=1, routed_scaling_factor=1.7, moe_latent_size=48,
     ),
 }  # fmt: skip
 

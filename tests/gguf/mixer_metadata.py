@@ -45,7 +45,7 @@ def add(writer: gguf.GGUFWriter, arch: str, config: dict[str, Any], older: bool)
         warm_metadata.add(writer, arch, config)
         return
     _common(writer, config)
-    if arch == "minimax-m3":
+    if arch in ("minimax-m3", "hy_v3"):
         newest_files.add_metadata(writer, arch, config)
         return
     _rope(writer, config.get("rope_parameters") or {"rope_theta": 10000.0})

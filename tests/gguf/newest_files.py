@@ -1,5 +1,5 @@
-"""MiniMax-M3, GLM-5.3-Flash and Qwen3.8-Flash-Next as llama.cpp's converter writes them: names, which the gguf package
-that tests use has no table of yet, metadata, and what becomes of tensors that no other family has."""
+"""MiniMax-M3, GLM-5.3-Flash, Qwen3.8-Flash-Next, Kimi-K3 and Hy3 as llama.cpp's converter writes them: names, which the
+gguf package has no table of yet, metadata, and what becomes of tensors that no other family has."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float32]
 Named = Iterator[tuple[str, Array]]
 ARCHS = {"minimax_m3_vl_text": "minimax-m3", "glm5_next_text": "glm5-next", "qwen4_exp_text": "qwen4exp",
-         "kimi_k3": "kimi-k3"}  # fmt: skip
+         "kimi_k3": "kimi-k3", "hy_v3": "hy_v3"}  # fmt: skip
 OUTSIDE = {"embed_tokens": "token_embd", "norm": "output_norm", "lm_head": "output",
            "output_attn_res": "output_res_score"}  # fmt: skip
 STREAMS = {"hc_norm": "norm", "input_mix_weight_down": "down", "input_mix_weight_up": "up", "block_inject_weight":
@@ -61,6 +61,8 @@ ROLES = {
        for one, its in STREAMS.items()},
     **{f"{module}.{part}_proj": f"ffn_{part}_shexp" for part in ("gate", "up", "down")
        for module in ("mlp.shared_expert", "mlp.shared_experts", "block_sparse_moe.shared_experts")},
+    **{f"mlp.shared_mlp.{part}_proj": f"ffn_{part}_shexp" for part in ("gate", "up", "down")},
+    "mlp.router.gate": "ffn_gate_inp", "mlp.expert_bias": "exp_probs_b",
     **{f"mlp.experts.{part}_proj": f"ffn_{part}_exps" for part in ("gate", "up", "down")},
 }  # fmt: skip
 
@@ -136,7 +138,9 @@ def with_table(config: dict[str, Any], directory: Path, stored: dict[str, Array]
 
 def add_metadata(writer: gguf.GGUFWriter, arch: str, config: dict[str, Any]) -> None:
     """What is said for these alone; tests/gguf/mixer_metadata.py says the rest."""
-    {"minimax-m3": _minimax_m3, "glm5-next": _glm5, "qwen4exp": _qwen4, "kimi-k3": _kimi_k3}[arch](writer, arch, config)
+    {"minimax-m3": _minimax_m3, "glm5-next": _glm5, "qwen4exp": _qwen4, "kimi-k3": _kimi_k3, "hy_v3": _hy_v3}[arch](
+        writer, arch, config
+    )
 
 
 def _indexer(writer: gguf.GGUFWriter, arch: str, heads: int, size: int, top: int) -> None:
@@ -157,6 +161,16 @@ def _minimax_m3(writer: gguf.GGUFWriter, arch: str, config: dict[str, Any]) -> N
     _indexer(writer, arch, config["index_n_heads"], config["index_head_dim"], config["index_topk_blocks"])
     writer.add_uint32(f"{arch}.attention.indexer.block_size", config["index_block_size"])
     writer.add_uint32(f"{arch}.attention.indexer.local_blocks", config["index_local_blocks"])
+
+
+def _hy_v3(writer: gguf.GGUFWriter, arch: str, config: dict[str, Any]) -> None:
+    width = config["moe_intermediate_size"]
+    writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
+    writer.add_expert_feed_forward_length(width)
+    writer.add_expert_shared_feed_forward_length(width * config["num_shared_experts"])
+    writer.add_expert_weights_norm(True)
+    writer.add_expert_weights_scale(config["router_scaling_factor"])
+    writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
 
 
 def _glm5(writer: gguf.GGUFWriter, arch: str, config: dict[str, Any]) -> None:

@@ -89,7 +89,7 @@ def _mlp(c: dict[str, Any], is_dense: bool) -> dict[str, tuple[int, ...]]:
 
 
 def build(directory: Path, config: dict[str, Any], seed: int = 1) -> Twin:
-    """Saves a random checkpoint, and returns its twin. Of seed 0 one token magnifies rounding tenfold, in the twin too."""
+    """Saves a random checkpoint, and returns its twin. Of seed 0 one token magnifies rounding tenfold."""
     generator, tensors = torch.Generator().manual_seed(seed), {}
     for name, shape in shapes(config).items():
         noise = torch.randn(shape, generator=generator)
