@@ -26,9 +26,7 @@ OTHERS = {
     "granitemoeshared": "moe-7b-1b-active-shared-experts", "exaone_moe": "K-EXAONE-236B-A23B",
     "step3p7": "Step-3.7-Flash",
 }  # fmt: skip
-MISSING = {
-    "deepseek_v4": "compressed attention, layers whose experts a table of tokens chooses",
-}
+MISSING: dict[str, str] = {}
 HEAD = """# Models
 
 Written by `benchmarks/models_table.py` from the code. What runs is held to transformers in float32, on small random

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
     from .blocks.cache_rows import Rows
     from .context import Context
-    from .decoder_layer import Block, Choice, Places, Router, Stack, Tally
+    from .decoder_layer import Block, Places, Router, Stack
     from .packed import ExpertBank, Matrix
+    from .passes.tally import Choice, Tally
     from .recipes import Activation
 
 __all__ = ["BACKENDS", "FORMATS", "ExpertLayout", "Format", "Ops", "load"]
@@ -68,7 +69,7 @@ class Ops(Protocol):
     skip_H: Tensor, dt_range: tuple[float, float], state_LHkv: Tensor, slots_S: Tensor, starts_S1: Tensor,
     contexts_S: Tensor) -> Tensor: ...
     def gated_norm(self, y_TC: Tensor, z_TC: Tensor, weight_C: Tensor, eps: float, groups: int = 1) -> Tensor: ...
-    def route(self, x_TD: Tensor, router: Router) -> Choice: ...
+    def route(self, x_TD: Tensor, router: Router, ids_TK: Tensor | None = None) -> Choice: ...
     def glu(self, gate_up_T2F: Tensor, activation: Activation = ...) -> Tensor: ...
     def gated_add_(self, y_TD: Tensor, z_TD: Tensor, gate_T1: Tensor | None = None, to_TD: Tensor | None = None,
     ) -> None: ...

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .blocks.cache_rows import Rows
 from .packed import Around, ExpertBank, Matrix, Mlp, Stacked, Tail
+from .passes.tally import Choice, Tally
 from .recipes import GroupScore, Scoring
 from .residual.banked import BankedStreams
 from .residual.gated import GatedStreams
@@ -26,7 +27,7 @@ from .residual.streams import Streams, added
 if TYPE_CHECKING:
     from . import Ops
 
-Choice = tuple[Tensor, Tensor]  # of experts: ids int32 [T, K] and their weights float32 [T, K]
+TOKENS = "tokens"  # where `Places.chosen` has those of a pass, int64 [T], for what goes by them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,7 @@ class Router:
     scale: float = 1.0  # of the weights
     factors_E: Tensor | None = None  # float32, of each expert's weight besides
     jitter: float = 0.0  # of sparsemixer: half the distance from which on experts are masked
+    table_VK: Tensor | None = None  # float32, of each token its experts: no score chooses them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +72,7 @@ class Block(ABC):
     @property
     def by_ops(self) -> bool:
         """Whether no backend has it as one op, so that it always runs as the sequence of ops that `mix` is."""
-        return self.streams is not None
+        return self.streams is not None or (self.router is not None and self.router.table_VK is not None)
 
     @abstractmethod
     def mix(self, ops: Ops, h_TD: Tensor, places: Places, wanted: bool) -> Tensor | None:
@@ -246,29 +248,6 @@ class Places:
         return self.windows[kind - 1] if kind else Pages(self.slots_T, self.tables_SM)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Tally:
-    """Where `layers` says which experts were chosen. counts: grows by one for each choice; the first plane has those of
-    prompts' tokens, the second those of the pass's first `decoding` tokens. ids, weights: the choices themselves, if
-    they are wanted; rows of dense layers, and of tokens that did not go on, stay as they are."""
-
-    counts_2LE: Tensor  # int64
-    decoding: int = 0
-    ids_LTK: Tensor | None = None  # int32
-    weights_LTK: Tensor | None = None  # float32
-
-    def take(self, layer: int, choice: Choice) -> None:
-        """Takes in what a layer's tokens chose."""
-        ids_TK, weights_TK = choice
-        for plane, rows in ((0, ids_TK[self.decoding :]), (1, ids_TK[: self.decoding])):
-            ids = rows.flatten().long()
-            self.counts_2LE[plane, layer].scatter_add_(0, ids, torch.ones_like(ids))
-        if self.ids_LTK is not None:
-            self.ids_LTK[layer, : len(ids_TK)] = ids_TK
-        if self.weights_LTK is not None:
-            self.weights_LTK[layer, : len(ids_TK)] = weights_TK
-
-
 def linear(ops: Ops, x_TC: Tensor, weights: Stacked, bias_R: Tensor | None = None) -> Tensor:
     """x @ weights.T + bias, float32 [T, R]: the products of all parts side by side."""
     if len(weights.parts) == 1:
@@ -296,7 +275,16 @@ def compose(
     if block.router is None:
         return x_TD, h_TD, None
     seen_TD = h_TD if block.router_norm is None else ops.rmsnorm(x_TD, block.router_norm, block.eps)
-    return x_TD, h_TD, ops.route(seen_TD, block.router)
+    return x_TD, h_TD, _route(ops, seen_TD, block.router, places, rows_R)
+
+
+def _route(ops: Ops, x_TD: Tensor, router: Router, places: Places, rows_R: Tensor | None) -> Choice:
+    """The experts of these tokens, by their scores or by what tokens they are."""
+    if router.table_VK is None:
+        return ops.route(x_TD, router)
+    tokens_T = places.chosen[TOKENS]
+    ids_TK = router.table_VK[tokens_T if rows_R is None else tokens_T[rows_R]].to(torch.int32)
+    return ops.route(x_TD, router, ids_TK)
 
 
 def _compose_streams(
@@ -324,7 +312,7 @@ def _compose_streams(
     x_TmD = weights.closed(x_TmD, ops.linear(a_TN, block.o, block.o_bias))
     weights = by.before_ffn(ops, x_TmD, block.post_norm)
     h_TD = weights.taken_TD
-    choice = None if block.router is None else ops.route(h_TD, block.router)
+    choice = None if block.router is None else _route(ops, h_TD, block.router, places, rows_R)
     return weights.pending(x_TmD), h_TD, choice
 
 

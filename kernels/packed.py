@@ -177,7 +177,8 @@ class Fitting:
 
 @dataclass(frozen=True, kw_only=True)
 class Mixing:
-    """What a part of a layer makes the weights of `m` residual streams with; see `residual/streams.py`."""
+    """What a part of a layer makes the weights of `m` residual streams with; see `residual/streams.py`. Behind the last
+    layer they are m, of what is taken alone, with one scale."""
 
     fn: Matrix  # float32 [(2 + m) m, m D]: what the part takes of each stream, gives to each, and how they mix
     base: Tensor  # float32 [(2 + m) m]

@@ -20,9 +20,10 @@ from torch import Tensor
 from . import blocks
 from .blocks import cache_rows, ggml, rounding
 from .blocks.cache_rows import Rows
-from .decoder_layer import Block, Choice, Places, Router, Stack, Tally, compose, compose_layers
+from .decoder_layer import Block, Places, Router, Stack, compose, compose_layers
 from .formats import Format
 from .packed import TORCH_DTYPES, ExpertBank, Matrix
+from .passes.tally import Choice, Tally
 from .recipes import SWIGLU, Activation
 from .recurrent import delta_gates, delta_rule, gated_norm, key_gates, short_conv, state_space
 from .sparse.choose import choose_keys, place_index_
@@ -230,24 +231,24 @@ def layers(
     return compose_layers(sys.modules[__name__], x_TD, stack, places, rows_R, tally)
 
 
-def route(x_TD: Tensor, router: Router) -> Choice:
+def route(x_TD: Tensor, router: Router, ids_TK: Tensor | None = None) -> Choice:
     """Chooses experts by the logits linear(x, router.matrix) + router.bias [T, E]: ids int32 [T, K] in falling order of
     the choice, and their weights float32 [T, K].
 
-    softmax: scores are probabilities over all experts. sigmoid: each expert's own. The top k of score + choice bias are
+    softmax: scores are probabilities over all experts. sigmoid: each expert's own. sqrt_softplus: the root of
+    log(1 + e^logit), each expert's own. The top k of score + choice bias are
     chosen; their weights are the scores, divided by their sum if `renormalise`. With groups, a token chooses among the
     experts of the `top_groups` groups alone whose best biased score, or the sum of whose two best, is largest.
     softmax_topk: the top k logits, softmax over those k alone. sigmoid_topk: the top k logits, of each its sigmoid.
     sparsemixer: see `sparse_mix`. Equal scores: the lower id first. All weights are multiplied by `scale`, and each by
-    its expert's factor, if there are such. Source of bias and groups: DeepSeek-V3 (arXiv 2412.19437, 2.1.2).
+    its expert's factor, if there are such. ids: these experts were chosen before, and weights alone are asked for;
+    not with sparsemixer. Source of bias and groups: DeepSeek-V3 (arXiv 2412.19437, 2.1.2).
     """
     logits_TE = linear(x_TD, router.matrix, router.bias_E)
     if router.scoring == "sparsemixer":
         return sparse_mix(logits_TE, router)
     scores = _SCORES[router.scoring](logits_TE)
-    biased = scores if router.choice_bias_E is None else scores + router.choice_bias_E
-    biased = biased if router.groups == 1 else _within_groups(biased, router)
-    ids = biased.sort(dim=-1, descending=True, stable=True).indices[:, : router.top_k]
+    ids = _chosen(scores, router) if ids_TK is None else ids_TK.long()
     weights = scores.gather(1, ids)
     if router.scoring == "softmax_topk":
         weights = weights.softmax(-1)
@@ -261,11 +262,19 @@ def route(x_TD: Tensor, router: Router) -> Choice:
     return ids.to(torch.int32).contiguous(), weights
 
 
+def _chosen(scores_TE: Tensor, router: Router) -> Tensor:
+    """The top k of biased scores, int64 [T, K]."""
+    biased = scores_TE if router.choice_bias_E is None else scores_TE + router.choice_bias_E
+    biased = biased if router.groups == 1 else _within_groups(biased, router)
+    return biased.sort(dim=-1, descending=True, stable=True).indices[:, : router.top_k]
+
+
 _SCORES: dict[str, Callable[[Tensor], Tensor]] = {
     "softmax": partial(torch.softmax, dim=-1),
     "sigmoid": torch.sigmoid,
     "softmax_topk": torch.clone,
     "sigmoid_topk": torch.clone,
+    "sqrt_softplus": lambda logits_TE: torch.nn.functional.softplus(logits_TE).sqrt(),
 }
 
 

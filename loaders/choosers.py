@@ -64,3 +64,14 @@ class IndexerSpec:
     def key(self) -> int:
         """Elements that a token has in the cache: its key, and of runs what it is weighted by."""
         return self.dim * (1 if self.pool == 1 else 2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EntryIndexerSpec:
+    """What chooses the compressed entries that a query sees: `heads` queries of `dim`, made of the latent of its
+    queries, a weight for each, and of each entry a key of `dim`, compressed as the entry is. It scores as
+    `IndexerSpec` says; the `top` best are seen. Source: DeepSeek-V4 (section 2.3.1)."""
+
+    heads: int
+    dim: int
+    top: int

@@ -14,60 +14,21 @@ from functools import cached_property
 from typing import Literal
 
 from ..kernels.recipes import SWIGLU, Activation, GroupScore, Scoring
-from .choosers import BlockIndexerSpec, IndexerSpec, RunIndexerSpec
+from .choosers import BlockIndexerSpec, EntryIndexerSpec, IndexerSpec, RunIndexerSpec
+from .compressed import CompressedSpec
 from .grams import GramsSpec
 from .recurrences import ConvSpec, DeltaSpec, Recurrent, SpaceSpec
+from .turns import NO_ROPE, RopeKind, RopeSpec, Temperature
 
 __all__ = [
-    "NO_ROPE", "AttentionSpec", "BankedStreamsSpec", "BlockIndexerSpec", "ConvSpec", "DeltaSpec", "DenseSpec",
-    "GatedStreamsSpec", "GramsSpec", "IndexerSpec", "LatentSpec", "LayerSpec", "MixerSpec", "ModelSpec", "MoeSpec",
-    "QkNorm", "Recurrent", "RopeKind", "RopeSpec", "RunIndexerSpec", "SpaceSpec", "StreamsSpec",
+    "NO_ROPE", "AttentionSpec", "BankedStreamsSpec", "BlockIndexerSpec", "CompressedSpec", "ConvSpec", "DeltaSpec",
+    "DenseSpec", "EntryIndexerSpec", "GatedStreamsSpec", "GramsSpec", "IndexerSpec", "LatentSpec", "LayerSpec",
+    "MixerSpec", "ModelSpec", "MoeSpec", "QkNorm", "Recurrent", "RopeKind", "RopeSpec", "RunIndexerSpec", "SpaceSpec",
+    "StreamsSpec", "Temperature",
 ]  # fmt: skip
 
 QkNorm = Literal["none", "head", "full", "plain"]
 Gate = Literal["none", "of values", "of heads"]
-RopeKind = Literal["default", "linear", "llama3", "yarn", "proportional", "divided", "longrope", "none"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class RopeSpec:
-    """Rotary embedding: rotate-half pairs over the first `rotary_dim` dims of a head; see `engine/model/rope.py`. A
-    `kind` of "none" turns nothing."""
-
-    theta: float
-    rotary_dim: int
-    kind: RopeKind = "default"
-    factor: float = 1.0
-    original_context: int = 0  # yarn, llama3: the context that was trained
-    low_freq_factor: float = 1.0  # llama3
-    high_freq_factor: float = 4.0  # llama3
-    beta_fast: float = 32.0  # yarn
-    beta_slow: float = 1.0  # yarn
-    truncate: bool = True  # yarn: round the correction range to whole dims
-    attention_factor: float = 1.0  # yarn: cos and sin are multiplied by it
-    share: float = 1.0  # proportional: of the pairs that are turned, the first ones; the others stay as they are
-    factors: tuple[float, ...] = ()  # divided, longrope: what each pair's frequency is divided by
-    long_factors: tuple[float, ...] = ()  # longrope: the same where sequences may be longer than the trained context
-    long_attention_factor: float = 1.0  # and what cos and sin are multiplied by then
-    learned: bool = False  # frequencies are multiplied by e to the power of what a checkpoint has for each pair
-
-    @property
-    def extended_context(self) -> int:
-        """Tokens that yarn stretches the trained context to; configs often leave max_position_embeddings below it."""
-        return int(self.original_context * self.factor) if self.kind == "yarn" else 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Temperature:
-    """What a query at position p is multiplied by: 1 + scale * ln(1 + floor((p + first) / length)). Source: arXiv
-    2501.19399."""
-
-    scale: float
-    length: int
-    first: int = 0
-
-
-NO_ROPE = RopeSpec(theta=1.0, rotary_dim=2, kind="none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,7 +208,7 @@ class LatentSpec:
         return self.nope + self.rope_dim + self.v_dim
 
 
-MixerSpec = AttentionSpec | LatentSpec | DeltaSpec | ConvSpec | SpaceSpec
+MixerSpec = AttentionSpec | LatentSpec | CompressedSpec | DeltaSpec | ConvSpec | SpaceSpec
 
 
 def chunk_of(mixer: MixerSpec) -> int | None:
@@ -289,6 +250,7 @@ class MoeSpec:
     jitter: float = 0.0  # of sparsemixer
     latent: int = 0  # routed experts work on so many dims, which the hidden state is projected to; 0: on itself
     latent_norm: bool = False  # of what they give, in front of the projection back
+    by_token: bool = False  # a table says which experts a token has: scores weigh them, and choose none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -310,11 +272,13 @@ class LayerSpec:
 @dataclass(frozen=True, kw_only=True)
 class StreamsSpec:
     """Several residual streams in place of one: how many, how often rows and columns of what mixes them are brought to
-    a sum of 1, and what is added so that no sum is 0. See `kernels/residual/streams.py`."""
+    a sum of 1, and what is added so that no sum is 0. weighted_end: behind the last layer each counts by a gate that is
+    made of all; else it is their mean. See `kernels/residual/streams.py`."""
 
     count: int
     rounds: int
     eps: float
+    weighted_end: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

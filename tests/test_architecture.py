@@ -27,10 +27,10 @@ PUBLIC = {
 ROOMS = {
     "engine": "units writable placement policies coerce option sizes config devices ledger bandwidth_model experts "
     "traces planning model cuda_graphs generation speculation memory measure hosts core llm bench server terminal",
-    "loaders": "regular files memory recurrences choosers grams spec families architecture gguf quants hub "
-    "model_source quantised weights gguf_weights tokens",
-    "kernels": "_cpu scratch recipes formats blocks isa limits context packed residual decoder_layer sparse mixers "
-    "grams recurrent reference cpu gpu cases",
+    "loaders": "regular files memory recurrences choosers turns compressed grams spec families architecture gguf "
+    "quants hub model_source quantised weights gguf_weights tokens",
+    "kernels": "_cpu scratch recipes formats blocks isa limits context packed passes residual decoder_layer sparse "
+    "mixers compressed grams recurrent reference cpu gpu cases",
 }
 MOST_FILES, MOST_LINES, MOST_OF_A_FUNCTION = 12, 400, 50
 

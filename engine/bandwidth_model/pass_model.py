@@ -22,10 +22,22 @@ from dataclasses import replace
 from ...kernels.formats import KVFormat
 from ...loaders.architecture.of_spec import of_spec
 from ...loaders.quants.by_format import ByFormat
-from ...loaders.spec import AttentionSpec, LatentSpec, ModelSpec
+from ...loaders.spec import AttentionSpec, CompressedSpec, LatentSpec, ModelSpec
 from ...loaders.weights.model_weights import Formats
 from ..ledger import in_formats
-from ..ledger.pass_bytes import DENSE, EXPERTS, HEAD, INPUTS, KV, Indexed, bytes_per_token, reach_of, seen_at_most
+from ..ledger.pass_bytes import (
+    DENSE,
+    EXPERTS,
+    HEAD,
+    INPUTS,
+    KV,
+    Indexed,
+    bytes_per_token,
+    entries_of,
+    of_token,
+    reach_of,
+    seen_at_most,
+)
 from ..ledger.pass_bytes import seen as seen_of
 from ..ledger.passes import (
     CPU_DRAM,
@@ -48,6 +60,8 @@ from .hardware import Hardware, exactly
 from .network.hops import Asked, Cost, Exchange, Network
 from .profile import mean_queries
 from .roofline import Cache, Handoff, Link, Load, Overhead, Step, Weights, in_turn, predict, side_by_side
+
+ELEMENTS = KVFormat("elements", 16)  # a number counts as one
 
 
 class PassModel:
@@ -214,7 +228,9 @@ class PassModel:
             mixer = layer.mixer
             if mixer is not None and mixer.cached and kind.mixer is not None:
                 reach = seen_of((queries, context), reach_of(mixer))
-                read = mixer.cached * max(1, reach)
+                read = of_token(mixer) * max(1, reach)
+                if isinstance(mixer, CompressedSpec) and mixer.rate:
+                    read += entries_of(mixer, ELEMENTS).read([(max(1, queries), max(1, context))])
                 if isinstance(mixer, (LatentSpec, AttentionSpec)) and (top := seen_at_most(mixer)) is not None:
                     chosen = Indexed(mixer.row, mixer.index_key, top)
                     read = chosen.read([(max(1, queries), max(1, reach))])

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from ...kernels.decoder_layer import Tally
+from ...kernels.passes.tally import Tally
 from ..experts.counts import ExpertCounts
 from ..ledger.ledger import Ledger
 from ..ledger.passes import Bytes, Pass, Times, add_bytes

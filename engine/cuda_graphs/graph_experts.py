@@ -16,8 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...kernels.decoder_layer import Choice
 from ...kernels.packed import ExpertBank
+from ...kernels.passes.tally import Choice
 from ..devices.device import Device
 from ..experts.backend import Chosen
 from ..experts.cache.cached_experts import CachedExperts, tiers_of

@@ -18,7 +18,7 @@ from torch import Tensor
 from ...errors import DeviceError
 from ...kernels import Ops
 from ...kernels.cpu.mailbox import pages
-from ...kernels.decoder_layer import Choice
+from ...kernels.passes.tally import Choice
 from ..devices.cuda_driver import Driver
 
 LINE = 64  # bytes; every part begins at a multiple

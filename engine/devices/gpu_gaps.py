@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ...errors import OptionError
-from ...loaders.spec import AttentionSpec, ConvSpec, DeltaSpec, LatentSpec, ModelSpec, SpaceSpec
+from ...loaders.spec import (
+    AttentionSpec,
+    CompressedSpec,
+    ConvSpec,
+    DeltaSpec,
+    LatentSpec,
+    ModelSpec,
+    MoeSpec,
+    SpaceSpec,
+)
 from ...loaders.weights.checkpoint import Checkpoint
 from ..placement.placement import Tier
 from .device import Device
@@ -32,6 +41,10 @@ def _missing(spec: ModelSpec) -> list[str]:
         "the indexer that chooses blocks of keys": any(one.blocks for one in attention),
         "queries scaled by learned logarithms of positions": any(
             isinstance(one, LatentSpec) and one.by_logs for one in spec.mixers
+        ),
+        "attention to compressed entries": any(isinstance(one, CompressedSpec) for one in spec.mixers),
+        "experts that a table of tokens chooses": any(
+            isinstance(layer.ffn, MoeSpec) and layer.ffn.by_token for layer in spec.layers
         ),
         "several residual streams": spec.streams is not None,
         "tables of runs of tokens": any(layer.grams for layer in spec.layers),

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...kernels.decoder_layer import Tally
+from ...kernels.passes.tally import Tally
 from ..placement.placement import Placement, Tier
 from .backend import Chosen
 

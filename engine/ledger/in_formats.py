@@ -28,8 +28,8 @@ class LayerFormats:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFormats:
-    """Bytes of a model: layers, final norm and biases outside of layers, head, one row of the embedding, and all of it
-    where it is not the head."""
+    """Bytes of a model: layers, final norm and biases outside of layers, head, one row of the embedding and of tables
+    of experts, and all of the embedding where it is not the head."""
 
     layers: tuple[LayerFormats, ...]
     final_norm: ByFormat
@@ -46,12 +46,12 @@ class ModelFormats:
 def of_model(spec: ModelSpec, formats: Formats) -> ModelFormats:
     """Of a model in these formats."""
     weights = allocate(spec, formats, "meta")
-    embed = weights.embed
+    embed, tables = weights.embed, [one.table.shape[1] for one in weights.layers if one.table is not None]
     return ModelFormats(
         layers=tuple(map(_layer, weights.layers)),
-        final_norm=ByFormat.of([(F32, one.nbytes) for one in weights.vectors.values()]),
+        final_norm=ByFormat.of([(F32, one.nbytes) for _, one in weights.outside()]),
         head=_matrices([weights.head]),
-        row=ByFormat.of([(embed.format.name, embed.format.row_bytes(embed.cols))]),
+        row=ByFormat.of([(embed.format.name, embed.format.row_bytes(embed.cols)), (F32, 4 * sum(tables))]),
         embedding=NOTHING if weights.head is embed else _matrices([embed]),
     )
 

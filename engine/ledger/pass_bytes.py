@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from ...kernels.formats import KVFormat
-from ...loaders.spec import AttentionSpec, LatentSpec, MixerSpec, ModelSpec, chunk_of
+from ...loaders.spec import AttentionSpec, CompressedSpec, LatentSpec, MixerSpec, ModelSpec, chunk_of
 from ...loaders.weights.model_weights import LayerWeights, ModelWeights
 from .passes import CPU_DRAM, DISK, Bytes
 
@@ -35,7 +35,7 @@ GROUPS = (EXPERTS, UNCHOSEN, PREFETCHED, DENSE, KV, HEAD, ROUTING, INPUTS, SAMPL
 @dataclass(frozen=True)
 class DenseSizes:
     """What the dense part of a pass is made of, in bytes: all layers with the final norm, of it what follows the last
-    layer's keys and values, one row of the embedding; and the head."""
+    layer's keys and values, one row of the embedding and of each table of experts; and the head."""
 
     layers: int
     tail: int
@@ -66,13 +66,41 @@ class Indexed:
 
 
 @dataclass(frozen=True)
+class Entries:
+    """Of a layer with compressed entries, in bytes: an entry and the indexer's key of it (0: there is none); how many
+    tokens an entry stands for, and how many entries are seen, None: all."""
+
+    row: int
+    key: int
+    rate: int
+    top: int | None
+
+    def written(self, spans: Sequence[Span]) -> int:
+        """Those that become whole with new tokens."""
+        whole = sum(context // self.rate - (context - new) // self.rate for new, context in spans)
+        return (self.row + self.key) * whole
+
+    def read(self, spans: Sequence[Span]) -> int:
+        """What new tokens read at most: all; or every key of the indexer, and as many entries as they may choose."""
+        size = 0
+        for new, context in spans:
+            entries = context // self.rate
+            all_seen = self.top is None or entries <= self.top
+            chosen = entries if self.top is None else min(entries, self.top * new)
+            size += self.row * chosen + (0 if all_seen else self.key * entries)
+        return size
+
+
+@dataclass(frozen=True)
 class CacheSizes:
     """What the caches of a model are made of, in bytes: of each layer what one token adds and how far a query sees, and
-    the recurrent state of a sequence over all layers. indexed: by layer, of those that see some keys alone."""
+    the recurrent state of a sequence over all layers. indexed: by layer, of those that see some keys alone; entries:
+    of those that have compressed ones besides."""
 
     layers: tuple[tuple[int, Reach], ...]
     state: int
     indexed: Mapping[int, Indexed] = field(default_factory=dict)
+    entries: Mapping[int, Entries] = field(default_factory=dict)
 
     @cached_property
     def token(self) -> int:
@@ -97,6 +125,8 @@ class CacheSizes:
         reading = [*self._reading.items(), *((reach, size) for size, reach in self.layers[-1:] if own)]
         chosen = Counter(one for layer, one in self.indexed.items() if logits or layer < last)
         size += sum(layers * one.read(spans) for one, layers in chosen.items())
+        for layer, one in self.entries.items():
+            size += one.written(spans) + (one.read(spans) if logits or layer < last else 0)
         return size + sum(each * sum(seen(span, reach) for span in spans) for reach, each in reading)
 
 
@@ -116,18 +146,34 @@ def seen(span: Span, reach: Reach) -> int:
 def cache_sizes(spec: ModelSpec, format: KVFormat) -> CacheSizes:
     """The sizes of a model's caches; `format` is that of keys and values."""
     mixers = [layer.mixer for layer in spec.layers]
-    layers = tuple((format.bytes(one.cached), reach_of(one)) if one else (0, (None, None)) for one in mixers)
+    layers = tuple((format.bytes(of_token(one)), reach_of(one)) if one else (0, (None, None)) for one in mixers)
     indexed = {
         i: Indexed(format.bytes(mixer.row), format.bytes(mixer.index_key), top)
         for i, mixer in enumerate(mixers)
         if isinstance(mixer, (LatentSpec, AttentionSpec)) and (top := seen_at_most(mixer)) is not None
     }
-    return CacheSizes(layers=layers, state=4 * spec.state_elements, indexed=indexed)
+    entries = {
+        i: entries_of(one, format) for i, one in enumerate(mixers) if isinstance(one, CompressedSpec) and one.rate
+    }
+    return CacheSizes(layers=layers, state=4 * spec.state_elements, indexed=indexed, entries=entries)
+
+
+def of_token(mixer: MixerSpec) -> int:
+    """Elements that every token adds to the cache by itself."""
+    return mixer.row if isinstance(mixer, CompressedSpec) else mixer.cached
+
+
+def entries_of(mixer: CompressedSpec, format: KVFormat) -> Entries:
+    """Those of a layer that has some."""
+    top = None if mixer.indexer is None else mixer.indexer.top
+    return Entries(format.bytes(mixer.head_dim), format.bytes(mixer.index_key), mixer.rate, top)
 
 
 def seen_at_most(mixer: MixerSpec) -> int | None:
     """Keys that a query sees where an indexer chooses them; None: there is no indexer."""
     if isinstance(mixer, LatentSpec):
+        return None if mixer.indexer is None else mixer.indexer.top
+    if isinstance(mixer, CompressedSpec):
         return None if mixer.indexer is None else mixer.indexer.top
     return mixer.blocks.keys if isinstance(mixer, AttentionSpec) and mixer.blocks is not None else None
 
@@ -135,12 +181,13 @@ def seen_at_most(mixer: MixerSpec) -> int | None:
 def dense_sizes(weights: ModelWeights) -> DenseSizes:
     """The sizes of a model, of real weights or of such on the `meta` device."""
     last = weights.layers[-1]
+    tables = [layer.table for layer in weights.layers if layer.table is not None]
     tail = layer_dense_bytes(last) - sum(part.nbytes for part in last.keeping())
-    outside = sum(vector.nbytes for vector in weights.vectors.values())
+    outside = sum(part.nbytes for _, part in weights.outside())
     return DenseSizes(
         layers=sum(map(layer_dense_bytes, weights.layers)) + outside,
         tail=tail + outside,
-        embedding_row=weights.embed.format.row_bytes(weights.embed.cols),
+        embedding_row=weights.embed.format.row_bytes(weights.embed.cols) + sum(4 * one.shape[1] for one in tables),
         head=weights.head.nbytes,
     )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ...loaders.spec import AttentionSpec, MixerSpec, ModelSpec
+from ...loaders.spec import AttentionSpec, CompressedSpec, MixerSpec, ModelSpec
 
 PAGE = 32  # tokens
 SLACK = PAGE  # tokens behind what is seen: so many of the newest may be taken back
@@ -50,11 +50,22 @@ class Window:
 
 def window_of(mixer: MixerSpec | None) -> Window | None:
     """That of a layer; None: it sees everything, or no other token."""
+    if isinstance(mixer, CompressedSpec):
+        return Window(mixer.window)
     if not isinstance(mixer, AttentionSpec):
         return None
     if mixer.chunk is not None:
         return Window(mixer.chunk, in_chunks=True)
     return None if mixer.window is None else Window(mixer.window)
+
+
+def page_elements(mixer: MixerSpec | None) -> dict[Window | None, int]:
+    """Elements that a page holds of a layer, by the window of its pages; None: of those that see everything."""
+    if mixer is None:
+        return {}
+    if isinstance(mixer, CompressedSpec):
+        return {window_of(mixer): PAGE * mixer.row, None: mixer.entry_rows(PAGE) * mixer.entry}
+    return {window_of(mixer): PAGE * mixer.cached}
 
 
 def windows_of(spec: ModelSpec) -> tuple[Window, ...]:

@@ -11,13 +11,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ...errors import MemoryNeeded, OptionError
+from ...kernels.compressed.attention import SEGMENT, TOGETHER
 from ...kernels.cpu import EXPERT_OUT_BYTES, MADE_BYTES
 from ...kernels.formats import KV_BF16, KV_F32, KV_FORMATS, KVFormat
-from ...loaders.spec import LatentSpec, ModelSpec
+from ...loaders.spec import CompressedSpec, LatentSpec, MixerSpec, ModelSpec
 from ...loaders.weights.model_weights import Formats
 from ..config import EngineConfig
 from ..ledger.pass_bytes import seen_at_most
-from ..ledger.windows import Window, window_of, windows_of
+from ..ledger.windows import Window, page_elements, windows_of
 from ..model.kv_cache import PAGE, pages_for, row_sizes
 from ..planning.options import check_kv_rows
 from ..units import GB
@@ -45,10 +46,11 @@ class PageBytes:
         self.chunk = chunk
         elements = dict.fromkeys((None, *windows_of(spec)), 0)
         for layer in spec.layers:
-            elements[window_of(layer.mixer)] += layer.mixer.cached if layer.mixer else 0
-        if spec.mtp is not None and spec.mtp.mixer is not None:  # in the pages of layers that see everything
-            elements[None] += spec.mtp.mixer.cached
-        self.each = {window: PAGE * format.bytes(count) for window, count in elements.items()}
+            for window, count in page_elements(layer.mixer).items():
+                elements[window] += count
+        if spec.mtp is not None:  # in the pages of layers that see everything
+            elements[None] += sum(page_elements(spec.mtp.mixer).values())
+        self.each = {window: format.bytes(count) for window, count in elements.items()}
 
     @property
     def page(self) -> int:
@@ -135,10 +137,23 @@ def work_bytes(spec: ModelSpec, tokens: int, sequences: int, chunk: int = EXPERT
     pairs = tokens * moe.top_k
     products = min(4 * pairs * spec.hidden, chunk) * (2 if moe.weighs_input else 1)
     inner = 4 * 3 * max(moe.width, moe.shared_width, spec.dense_width) * max(pairs, tokens)
-    made = max((_made_bytes(mixer, spec.context) for mixer in spec.mixers if isinstance(mixer, LatentSpec)), default=0)
+    made = max((_made_bytes(mixer, spec.context) for mixer in spec.mixers), default=0)
     return 4 * tokens * attention + products + inner + 4 * max(sequences, 1) * spec.vocab + made
 
 
-def _made_bytes(mixer: LatentSpec, context: int) -> int:
+def _made_bytes(mixer: MixerSpec, context: int) -> int:
+    """Of keys and values that are made, or of keys that are put side by side and scored."""
+    if isinstance(mixer, CompressedSpec):
+        return _side_by_side(mixer, context)
+    if not isinstance(mixer, LatentSpec):
+        return 0
     head = 4 * context * mixer.made
     return min(mixer.heads * head, max(MADE_BYTES, head))
+
+
+def _side_by_side(mixer: CompressedSpec, context: int) -> int:
+    """Keys of some tokens' windows, and the entries that they see; where an indexer chooses these, its scores."""
+    entries, it = (context // mixer.rate if mixer.rate else 0), mixer.indexer
+    scores = 0 if it is None else TOGETHER * (3 * entries + it.heads * SEGMENT) + SEGMENT * it.dim
+    seen = entries if it is None else min(entries, TOGETHER * it.top)
+    return 4 * (mixer.head_dim * (mixer.window + TOGETHER + seen) * 2 + scores)

@@ -16,12 +16,13 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from ...kernels import Ops
-from ...kernels.decoder_layer import Choice, Layer, Stack, Tally, added_and_normed, back, beside, finish_, into, mlp
-from ...kernels.grams.grams import TOKENS
+from ...kernels.decoder_layer import TOKENS, Layer, Stack, added_and_normed, back, beside, finish_, into, mlp
+from ...kernels.packed import GatedMixing, Mixing
+from ...kernels.passes.tally import Choice, Tally
 from ...kernels.residual.banked import taken
 from ...kernels.residual.gated import weigh
-from ...kernels.residual.streams import added, closed, opened
-from ...loaders.spec import BankedStreamsSpec, ModelSpec
+from ...kernels.residual.streams import added, closed, opened, weighed
+from ...loaders.spec import BankedStreamsSpec, ModelSpec, StreamsSpec
 from ...loaders.weights.model_weights import ModelWeights
 from ..experts.backend import Chosen, CpuExperts, ExpertBackend
 from ..ledger.pass_bytes import EXPERTS, dense_sizes, table_bytes
@@ -76,12 +77,13 @@ class Decoder:
         self.stack: Stack = make_stack(spec, weights, cache, max_context, device.put, device.is_host and may_make_keys)
         self.sizes = dense_sizes(weights)
         self.goes_on = False  # whether all tokens go to the end, not only those whose logits are wanted
+        self.goes_by_tokens = bool(weights.tables) or any(layer.table is not None for layer in weights.layers)
         self.choose: Choose | None = None  # what becomes of the router's choice in a layer, for a test
 
     def forward(self, inputs: Inputs, tally: Tally | None = None) -> Output:
         """Runs the new tokens through all layers, writing their keys and values. tally: takes in who chose which
         expert, where all layers are one call."""
-        if self.weights.tables:
+        if self.goes_by_tokens:
             inputs.places.chosen[TOKENS] = inputs.ids_T
         entered, read = self.enter(inputs)
         inputs = self.device_inputs.take(entered)
@@ -175,12 +177,16 @@ class Decoder:
         norm = weights.final_norm, weights.final_norm_bias, spec.norm_eps
         if spec.streams is None:
             return added_and_normed(ops, x_TD, update_TD, *norm, spec.residual_scale)
+        if isinstance(weights.last_mixing, Mixing) and isinstance(spec.streams, StreamsSpec):
+            x_TmD = added(x_TD, update_TD, spec.streams.count)
+            end_TD = weighed(ops, weights.last_mixing, x_TmD, spec.streams.eps, spec.norm_eps)
+            return ops.rmsnorm(end_TD, weights.final_norm, spec.norm_eps)
         if isinstance(spec.streams, BankedStreamsSpec):
             assert weights.last_fitting is not None, "states that nothing brings together"
             x_TmD = added(x_TD, update_TD, spec.streams.count)
             by_D = weights.last_fitting.whole
             return taken(ops, x_TmD, spec.streams.count - 1, by_D, weights.final_norm, spec.norm_eps)
-        if weights.last_mixing is not None:
+        if isinstance(weights.last_mixing, GatedMixing):
             x_TmD = added(x_TD, update_TD, spec.streams.count)
             return weigh(ops, weights.last_mixing, x_TmD, weights.final_norm, spec.norm_eps).taken_TD
         return ops.rmsnorm(closed(x_TD, update_TD, spec.streams.count), weights.final_norm, spec.norm_eps)

@@ -25,7 +25,16 @@ from torch import Tensor
 from ...kernels.blocks import cache_rows
 from ...kernels.blocks.cache_rows import Rows
 from ...kernels.formats import KVFormat
-from ...loaders.spec import AttentionSpec, ConvSpec, LatentSpec, LayerSpec, MixerSpec, ModelSpec, SpaceSpec
+from ...loaders.spec import (
+    AttentionSpec,
+    CompressedSpec,
+    ConvSpec,
+    LatentSpec,
+    LayerSpec,
+    MixerSpec,
+    ModelSpec,
+    SpaceSpec,
+)
 from ..experts.cache.shared_memory import SharedMemory
 from ..ledger.pass_bytes import cache_sizes
 from ..ledger.windows import PAGE as PAGE
@@ -40,7 +49,7 @@ def row_sizes(mixer: MixerSpec) -> tuple[int, ...]:
     """Elements of a row of each cache of a layer: of keys and of values, of latents, or of none."""
     if isinstance(mixer, AttentionSpec):
         return mixer.head_dim, mixer.v_dim
-    return (mixer.row,) if isinstance(mixer, LatentSpec) else ()
+    return (mixer.row,) if isinstance(mixer, LatentSpec | CompressedSpec) else ()
 
 
 @dataclass(frozen=True)
@@ -77,7 +86,20 @@ class KeysAndValues:
     kind: int = 0
 
 
-LayerCache = KeysAndValues | Latents | States | None  # None: the layer looks at no other token
+@dataclass(frozen=True)
+class Compressed:
+    """Of one layer over a window and compressed entries: keys of tokens [pages, 1, PAGE, width], in pages of a kind;
+    entries and the indexer's keys of them [pages, 1, entries of a page, .], in pages of layers that see everything; and
+    what is known of entries that are not whole, None where there are none."""
+
+    rows: Rows
+    entries: Tensor
+    index: Tensor
+    states: States | None
+    kind: int
+
+
+LayerCache = KeysAndValues | Latents | Compressed | States | None  # None: the layer looks at no other token
 
 
 class KVCache:
@@ -118,12 +140,14 @@ class KVCache:
             if mixer is None:
                 return None
             if isinstance(mixer, AttentionSpec):
-                window = window_of(mixer)
-                kind = self.windows.index(window) + 1 if window in self.windows else 0
+                kind = self._kind(mixer)
                 keys, values = (rows(mixer.kv_heads, width, kind) for width in row_sizes(mixer))
                 return KeysAndValues(keys, values, index_keys(mixer, kind), kind)
             if isinstance(mixer, LatentSpec):
                 return Latents(rows(1, mixer.row), index_keys(mixer))
+            if isinstance(mixer, CompressedSpec):
+                kind = self._kind(mixer)
+                return Compressed(rows(1, mixer.row, kind), *self._entries(mixer, slots, place), kind)
             inputs = torch.zeros((slots, mixer.channels, mixer.taps - 1), device=place)
             if isinstance(mixer, ConvSpec):
                 return States(inputs, None)
@@ -133,13 +157,30 @@ class KVCache:
         self.layers = [layer(one.mixer) for one in spec.layers]
         self.grams = [_grams(spec, one, slots, place) for one in spec.layers]
 
+    def _kind(self, mixer: MixerSpec) -> int:
+        """The kind of a layer's pages."""
+        window = window_of(mixer)
+        return self.windows.index(window) + 1 if window in self.windows else 0
+
+    def _entries(
+        self, mixer: CompressedSpec, slots: int, place: torch.device | None
+    ) -> tuple[Tensor, Tensor, States | None]:
+        """Entries of a layer, the indexer's keys of them, and those that are not whole."""
+        widths, count = (mixer.head_dim, mixer.index_key), mixer.entry_rows(PAGE)
+        kinds = [(self.pages, 1, count, width) for width in widths]
+        entries, index = (torch.empty(kind, dtype=cache_rows.made_dtype(self.format), device=place) for kind in kinds)
+        if not mixer.series:
+            return entries, index, None
+        inputs, state = (torch.zeros((slots, mixer.series, 3, width), device=place) for width in widths)
+        return entries, index, States(inputs, state if mixer.index_key else None)
+
     def page_parts(self, page: int, kind: int = 0) -> list[Tensor]:
         """What a page holds of every layer of a kind, each contiguous: views."""
         paged = [layer for layer in self.layers if isinstance(layer, KeysAndValues) and layer.kind == kind]
         keys = [one for layer in paged for one in (layer.k, layer.v, layer.index)]
         latents = [layer for layer in self.layers if isinstance(layer, Latents) and kind == 0]
         both = [one for layer in latents for one in (layer.rows, layer.keys)]
-        memories = [cache_rows.memory(one) for one in (*keys, *both)]
+        memories = [cache_rows.memory(one) for one in (*keys, *both, *self._compressed(kind))]
         return [one[page] for one in memories if one.numel()]
 
     def state_parts(self, slot: int) -> list[Tensor]:
@@ -152,9 +193,19 @@ class KVCache:
             for one in layer.parts:
                 one[to] = one[slot]
 
+    def _compressed(self, kind: int) -> list[Rows]:
+        """Of layers with entries what lies in pages of a kind."""
+        found: list[Rows] = []
+        for layer in self.layers:
+            if isinstance(layer, Compressed):
+                found += [layer.rows] if layer.kind == kind else []
+                found += [layer.entries, layer.index] if kind == 0 else []
+        return found
+
     def _states(self) -> list[States]:
         """Of mixers, then of runs of tokens."""
-        return [layer for layer in (*self.layers, *self.grams) if isinstance(layer, States)]
+        layers = [layer.states if isinstance(layer, Compressed) else layer for layer in self.layers]
+        return [one for one in (*layers, *self.grams) if isinstance(one, States)]
 
 
 def _grams(spec: ModelSpec, layer: LayerSpec, slots: int, place: torch.device | None) -> States | None:

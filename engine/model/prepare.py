@@ -19,6 +19,7 @@ from ...kernels.sparse.pools import Pools
 from ...loaders.spec import (
     NO_ROPE,
     AttentionSpec,
+    CompressedSpec,
     DeltaSpec,
     LatentSpec,
     LayerSpec,
@@ -32,6 +33,7 @@ from ...loaders.spec import (
 )
 from ...loaders.weights.mixers import (
     AttentionWeights,
+    CompressedWeights,
     ConvWeights,
     DeltaWeights,
     LatentWeights,
@@ -40,8 +42,8 @@ from ...loaders.weights.mixers import (
 )
 from ...loaders.weights.model_weights import LayerWeights, ModelWeights
 from . import rope
-from .kv_cache import KeysAndValues, KVCache, Latents, LayerCache, States
-from .prepared import grams
+from .kv_cache import Compressed, KeysAndValues, KVCache, Latents, LayerCache, States
+from .prepared import compressed, grams, tables
 
 Turns = tuple[Tensor, Tensor]  # cos and sin
 INDEX_EPS = 1e-6  # of the LayerNorm of an indexer's keys, in every model
@@ -79,12 +81,13 @@ class Shared:
 def _shared(spec: ModelSpec, learned: Tensor | None, max_context: int, put: Callable[[Tensor], Tensor]) -> Shared:
     attending = [mixer for mixer in spec.mixers if not isinstance(mixer, Recurrent)]
     plain = [it for it in attending if isinstance(it, AttentionSpec) and (it.v_norm or it.qk_norm == "plain")]
-    tables = {one: rope.tables(one, max_context, learned) for one in {mixer.rope for mixer in attending} | {NO_ROPE}}
+    sizes = {it.head_dim for it in plain} | {it.head_dim for it in attending if isinstance(it, CompressedSpec)}
+    turns = {one: rope.tables(one, max_context, learned) for one in {mixer.rope for mixer in attending} | {NO_ROPE}}
     warmth = {mixer.temperature for mixer in attending if mixer.temperature is not None}
     return Shared(
-        turns={one: (put(cos), put(sin)) for one, (cos, sin) in tables.items()},
+        turns={one: (put(cos), put(sin)) for one, (cos, sin) in turns.items()},
         temperatures={one: put(rope.temperatures(one, max_context)) for one in warmth},
-        ones={size: put(torch.ones(size)) for size in {it.head_dim for it in plain}},
+        ones={size: put(torch.ones(size)) for size in sizes},
     )
 
 
@@ -133,7 +136,7 @@ def _router(moe: MoeSpec, weights: LayerWeights) -> Router:
         matrix=weights.router, bias_E=weights.router_bias, choice_bias_E=weights.choice_bias, top_k=moe.top_k,
         scoring=moe.scoring, renormalise=moe.renormalise, groups=moe.groups, top_groups=moe.top_groups,
         group_score=moe.group_score, scale=moe.scale, factors_E=weights.factors,
-        jitter=moe.jitter,
+        jitter=moe.jitter, table_VK=tables.checked(weights.table, moe.experts),
     )  # fmt: skip
 
 
@@ -143,6 +146,8 @@ def _block(mixer: MixerSpec, it: MixerWeights, cache: LayerCache, shared: Shared
         return _attention(mixer, it, cache, shared, common)
     if isinstance(mixer, LatentSpec) and isinstance(it, LatentWeights) and isinstance(cache, Latents):
         return _latent(mixer, it, cache, shared, common)
+    if isinstance(mixer, CompressedSpec) and isinstance(it, CompressedWeights) and isinstance(cache, Compressed):
+        return compressed.block(mixer, it, cache, shared.turns[mixer.rope], shared.ones[mixer.head_dim], common)
     assert isinstance(cache, States)
     if isinstance(it, ConvWeights):
         return _conv(it, cache, common)

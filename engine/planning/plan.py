@@ -22,7 +22,7 @@ from ...loaders.quants.quant import Quant
 from ..bandwidth_model.flop_counts import STATE_WIDTH
 from ..bandwidth_model.hardware import ENDS, Device, End, Hardware, Range
 from ..config import EngineConfig
-from ..ledger.windows import PAGE, Window
+from ..ledger.windows import PAGE, Window, pages_for
 from ..placement.placement import parse
 from ..placement.tier_memory import GPU_RESERVE
 from . import layouts as placing
@@ -209,7 +209,9 @@ def cache_bytes(model: Architecture, context: int, batch: int, kv: KVFormat) -> 
     those of the window, of a chunk of a prompt, and what is kept behind the window."""
 
     def kept(cache: Cache) -> int:
-        if cache.window is None or cache.every > 1:
+        if cache.every > 1:  # a page has room for those that end there
+            return batch * pages_for(context) * max(1, PAGE // cache.every) * cache.width
+        if cache.window is None:
             return batch * cache.stored(context)
         pages = Window(cache.window, cache.in_chunks).pool(context, batch, max(EngineConfig.prefill_chunk, batch))
         return min(batch * context, pages * PAGE) * cache.width

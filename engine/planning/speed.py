@@ -261,7 +261,7 @@ def cache_of(layer: Layer, term: str, context: int, queries: int, kv: KVFormat) 
     return Cache(
         term,
         read=cache_read(layer, context, kv),
-        written=cache_written(layer, queries, kv),
+        written=cache_written(layer, queries, context, kv),
         flops=queries * (pairs if has_cache else flop_counts.state_flops(layer)),
         intensity=intensity(mixer, queries, context, kv) if mixer is not None and has_cache else None,
         queries=mean_queries(queries, context),
@@ -271,7 +271,7 @@ def cache_of(layer: Layer, term: str, context: int, queries: int, kv: KVFormat) 
 
 def cache_traffic(layer: Layer, context: int, kv: KVFormat = KV_BF16) -> int:
     """Bytes of caches and states that one new token of a sequence reads and writes in a layer; `context` counts it."""
-    return cache_read(layer, context, kv) + cache_written(layer, 1, kv)
+    return cache_read(layer, context, kv) + cache_written(layer, 1, context, kv)
 
 
 def cache_read(layer: Layer, context: int, kv: KVFormat = KV_BF16) -> int:
@@ -279,11 +279,12 @@ def cache_read(layer: Layer, context: int, kv: KVFormat = KV_BF16) -> int:
     return kv.bytes(sum(cache.read(context) for cache in layer.mixer.caches)) if layer.mixer else 0
 
 
-def cache_written(layer: Layer, tokens: int, kv: KVFormat = KV_BF16) -> int:
-    """Bytes that new tokens write, and of a state that is read and written."""
+def cache_written(layer: Layer, tokens: int, context: int, kv: KVFormat = KV_BF16) -> int:
+    """Bytes that new tokens write, the last ones of a context, and of a state that is read and written."""
     if layer.mixer is None:
         return 0
-    written = tokens * sum(cache.width // cache.every for cache in layer.mixer.caches)
+    before = context - tokens
+    written = sum(cache.width * (context // cache.every - before // cache.every) for cache in layer.mixer.caches)
     return kv.bytes(written) + 2 * STATE_WIDTH * layer.mixer.state
 
 

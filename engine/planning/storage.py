@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ...loaders.architecture.architecture import Architecture, Layer
+from ...loaders.architecture.architecture import Architecture, Layer, Part
 from ...loaders.quants.by_format import NOTHING, ByFormat
 from ...loaders.quants.encodings import F32
 from ...loaders.quants.quant import Place, Quant, place_of
@@ -117,6 +117,7 @@ def computed(model: Architecture, quant: Quant) -> Storage:
     groups["norms"] += 4 * model.hidden
     table = model.head if model.tied_head else model.embedding
     held = [] if model.tied_head else [model.embedding]
+    tables = [part for part in model.lookup if part.plain]  # others stay in their files
     for part in (*model.extra, model.head, *model.lookup, *held):
         groups[part.group] += quant.stored_bytes(part, place)
     outside += [quant.in_memory(part, place) for part in model.extra]
@@ -127,12 +128,19 @@ def computed(model: Architecture, quant: Quant) -> Storage:
         layers=layers,
         outside_in=ByFormat.sum([*outside, head]),
         head_in=head,
-        row_in=ByFormat.of([(encoding.name, encoding.bytes(1, model.hidden))]),
-        held=round(sum(quant.in_memory(part, place).total for part in held)),
+        row_in=ByFormat.of(
+            [(encoding.name, encoding.bytes(1, model.hidden)), (F32.name, _rows_of_tables(model, tables))]
+        ),
+        held=round(sum(quant.in_memory(part, place).total for part in (*held, *tables))),
         quant=quant.name,
         expert_format=quant.experts.name,
         dense_format=quant.dense.name,
     )
+
+
+def _rows_of_tables(model: Architecture, tables: Sequence[Part]) -> int:
+    """Bytes that a token reads of tables that have a row for each."""
+    return sum(4 * part.cols * (part.rows // model.vocab) for part in tables)
 
 
 def _layer(layer: Layer, quant: Quant, place: Place, groups: Counter[str]) -> LayerBytes:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...errors import OptionError
-from ...kernels.decoder_layer import Tally
+from ...kernels.passes.tally import Tally
 from ...loaders.spec import ModelSpec, MoeSpec
 from ...loaders.weights.model_weights import Formats, ModelWeights
 from ..experts.backend import Chosen

@@ -13,10 +13,11 @@ from torch import Generator, Tensor
 from .. import Ops
 from ..blocks import cache_rows
 from ..blocks.cache_rows import Q8Rows, Rows
-from ..decoder_layer import AttentionBlock, Block, Choice, FeedBlock, Places, Router, compose
+from ..decoder_layer import AttentionBlock, Block, FeedBlock, Places, Router, compose
 from ..formats import FORMATS, KV_BF16, KV_F32, KV_Q8_0, Format, KVFormat
 from ..mixers import ConvBlock, DeltaBlock, LatentBlock, SpaceBlock
 from ..packed import Stacked
+from ..passes.tally import Choice
 from .case import BASIC, Case, Inputs, Source, U, normal, sum_error
 
 

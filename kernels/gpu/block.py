@@ -6,7 +6,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from .. import load
-from ..decoder_layer import Block, Choice, Places, Stack, Tally, compose, compose_layers
+from ..decoder_layer import Block, Places, Stack, compose, compose_layers
+from ..passes.tally import Choice, Tally
 
 
 def attention_block(

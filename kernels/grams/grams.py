@@ -12,15 +12,13 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from ..decoder_layer import Places
+from ..decoder_layer import TOKENS, Places
 from ..mixers import Slots, by_piece
 from ..packed import Matrix
 from ..residual.gated import by_stream
 
 if TYPE_CHECKING:
     from .. import Ops
-
-TOKENS = "tokens"  # where `Places.chosen` has those of a pass, int64 [T]
 
 
 class Table(Protocol):

@@ -88,9 +88,8 @@ class Streams:
 
     def _weigh(self, ops: Ops, part: Mixing, x_TmD: Tensor, norm_D: Tensor) -> Weights:
         """A part's weights of these streams, in float32. norm: of what it takes."""
-        m, flat_TC = self.count, x_TmD.flatten(1)
-        normed_TC = flat_TC * torch.rsqrt(flat_TC.square().mean(1, keepdim=True) + self.norm_eps)
-        products = ops.linear(normed_TC.contiguous(), part.fn).split([m, m, m * m], dim=1)
+        m = self.count
+        products = ops.linear(_normed(x_TmD, self.norm_eps), part.fn).split([m, m, m * m], dim=1)
         takes, gives, mixes = (
             one * scale + base
             for one, scale, base in zip(products, part.scale, part.base.split([m, m, m * m]), strict=True)
@@ -101,6 +100,19 @@ class Streams:
             mixes_Tmm=balanced(mixes.unflatten(1, (m, m)).softmax(2) + self.eps, self.rounds, self.eps),
             taken_TD=ops.rmsnorm((takes_Tm.unsqueeze(2) * x_TmD).sum(1), norm_D, self.norm_eps),
         )
+
+
+def weighed(ops: Ops, part: Mixing, x_TmD: Tensor, eps: float, norm_eps: float) -> Tensor:
+    """The streams behind the last layer, each by a weight that is made of all: float32 [T, D]. part: fn [m, m D], base
+    [m], scale [1]."""
+    takes_Tm = (ops.linear(_normed(x_TmD, norm_eps), part.fn) * part.scale + part.base).sigmoid() + eps
+    return (takes_Tm.unsqueeze(2) * x_TmD).sum(1)
+
+
+def _normed(x_TmD: Tensor, eps: float) -> Tensor:
+    """All streams as one row behind an RMSNorm without weights: float32 [T, m D]."""
+    flat_TC = x_TmD.flatten(1)
+    return (flat_TC * torch.rsqrt(flat_TC.square().mean(1, keepdim=True) + eps)).contiguous()
 
 
 def balanced(x_Tmm: Tensor, rounds: int, eps: float) -> Tensor:

@@ -191,8 +191,9 @@ def context_length(c: ConfigReader) -> int:
     longest = NO_LIMIT if not isinstance(longest, int) or longest < 1 else longest
     for name in ("rope_scaling", "rope_parameters"):
         rope = c.get(name)
-        if isinstance(rope, dict) and isinstance(of_kind := rope.get("full_attention"), dict):
-            rope = of_kind
+        for kind in ("full_attention", "compress"):
+            if isinstance(rope, dict) and isinstance(of_kind := rope.get(kind), dict):
+                rope = of_kind
         if isinstance(rope, dict) and "yarn" in (rope.get("rope_type"), rope.get("type")):
             original, factor = rope.get("original_max_position_embeddings") or longest, rope.get("factor")
             if isinstance(original, int) and isinstance(factor, (int, float)) and 0 < factor < NO_LIMIT:
@@ -208,6 +209,16 @@ def hyper_connections(hidden: int, streams: int) -> tuple[Part, ...]:
     """mHC: the mixing of `streams` residual streams before and after one part of a layer."""
     rows = (2 + streams) * streams
     return (Part("norms", rows, streams * hidden, plain=True), vector(rows + 3))
+
+
+def weighted_end(hidden: int, streams: int) -> tuple[Part, ...]:
+    """What weighs streams behind the last layer."""
+    return (Part("norms", streams, streams * hidden, plain=True), vector(streams + 1))
+
+
+def tables_of_experts(layers: int, vocab: int, top_k: int) -> tuple[Part, ...]:
+    """Of so many layers what says which experts a token has."""
+    return (Part("tables", layers * vocab, top_k, plain=True),) if layers else ()
 
 
 def gated_connection(hidden: int, streams: int, rank: int) -> tuple[Part, ...]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from ..families import deepseek_v4 as v4
 from ..families.chunks import which_turn
 from ..families.config_reader import ConfigReader
 from ..families.indexers import FULL, kinds_of
-from .architecture import Architecture, Mixer, Part, vector
+from .architecture import Architecture, Mixer, vector
 from .common import (
     Feed,
     alternate,
@@ -17,9 +18,10 @@ from .common import (
     flag,
     hyper_connections,
     layer_count,
-    listed,
     routed,
     sparse,
+    tables_of_experts,
+    weighted_end,
     whole,
 )
 from .mixers import Indexer, compressed, mla
@@ -93,40 +95,24 @@ def mistral_large4(c: ConfigReader) -> Architecture:
 
 def deepseek_v4(c: ConfigReader) -> Architecture:
     """DeepSeek-V4: compressed attention, four residual streams, the first layers choose experts by token id."""
+    c.values = v4.todays(c)
     count, hidden = layer_count(c), c.integer("hidden_size")
-    rates, indexer = _rates(c, count), read_indexer(c)
+    indexer = read_indexer(c)
     heads, size = c.integer("num_attention_heads"), c.integer("head_dim")
     low = (c.integer("q_lora_rank"), c.integer("o_groups"), c.integer("o_lora_rank"))
     mixers = [
         compressed(
-            hidden, heads, size, *low, rate=rate, window=c.integer("sliding_window"),
-            indexer=indexer if rate and rate < 128 else None,
+            hidden, heads, size, *low, rate=rate, window=c.integer("sliding_window"), indexer=indexer if some else None
         )
-        for rate in rates
+        for rate, some in v4.rates_of(c, count)
     ]  # fmt: skip
     experts = routed(c)
     shared = whole(c, "n_shared_experts", 1) * experts.width
     by_score, by_token = (sparse(c, experts, shared=shared, bias=biased) for biased in (True, False))
-    hashed = whole(c, "num_hash_layers", 0)
-    kinds = listed(c, "mlp_layer_types", count, ("hash_moe", "moe"))
-    hashed_at = {i for i, kind in enumerate(kinds) if kind == "hash_moe"} if kinds else set(range(hashed))
-    streams = whole(c, "hc_mult", 4)
-    extra = (vector(2 * hidden), *hyper_connections(hidden, streams) * 2)
-    table = (Part("tables", len(hashed_at) * c.integer("vocab_size"), experts.top_k, plain=True),) if hashed_at else ()
-    head = (Part("norms", streams, streams * hidden, plain=True), vector(streams + 1))
-    feeds = alternate(count, hashed_at, by_token, by_score)
-    return decoder(c, mixers, feeds, layer_extra=extra, extra=head, lookup=table)
-
-
-def _rates(c: ConfigReader, count: int) -> list[int]:
-    """How many tokens one cached entry stands for, by layer; 0: the window alone."""
-    ratios = listed(c, "compress_ratios", count)
-    if ratios is not None:
-        if not all(isinstance(ratio, int) and ratio >= 0 for ratio in ratios):
-            raise c.bad("compress_ratios", ratios, "whole numbers >= 0")
-        return [int(ratio) for ratio in ratios]
-    rates = c.require("compress_rates")
-    kinds = listed(c, "layer_types", count, ("sliding_attention", *rates))
-    if kinds is None:
-        raise c.bad("layer_types", None, "one entry a layer, or compress_ratios", "add it")
-    return [int(rates.get(kind, 0)) for kind in kinds]
+    tables, streams = v4.by_token(c, count), whole(c, "hc_mult", 4)
+    extra = (vector(hidden), vector(hidden), *hyper_connections(hidden, streams) * 2)
+    feeds = alternate(count, {i for i, one in enumerate(tables) if one}, by_token, by_score)
+    return decoder(
+        c, mixers, feeds, layer_extra=extra, extra=weighted_end(hidden, streams),
+        lookup=tables_of_experts(sum(tables), c.integer("vocab_size"), experts.top_k),
+    )  # fmt: skip

@@ -214,7 +214,8 @@ def compressed(
     indexer: Indexer | None,
 ) -> Mixer:
     """DeepSeek-V4: one key-value head, the last `window` tokens as they are, older ones `rate` to an entry (0: not at
-    all); with an indexer two overlapping streams are compressed, and it chooses among the entries."""
+    all); with an indexer two overlapping streams are compressed, and it chooses among the entries. Of an entry that is
+    not whole three numbers for each of its own are kept, in every stream."""
     parts = [
         matrix(q_lora, hidden), vector(q_lora), matrix(heads * head_dim, q_lora),
         matrix(head_dim, hidden), vector(head_dim + heads),
@@ -228,11 +229,13 @@ def compressed(
     if indexer:
         two = 2 * indexer.dim
         parts += [matrix(two, hidden), matrix(two, hidden), vector(rate * two + indexer.dim)]
-        parts += [matrix(indexer.heads * indexer.dim, q_lora), matrix(indexer.heads, hidden)]
-        caches.append(Cache(width=indexer.dim, every=rate))
+        parts += [matrix(indexer.heads * indexer.dim, q_lora)]
+        parts += [Part("attention", indexer.heads, hidden, plain=True)]
+        caches.append(Cache(width=indexer.dim, every=rate, beyond=(indexer.top + 1) * rate - 1))
     return Mixer(
         kind="compressed, sparse" if indexer else "compressed" if rate else "sliding window",
         parts=tuple(parts),
         caches=tuple(caches),
+        state=3 * ((2 if indexer else 1) * head_dim + 2 * (indexer.dim if indexer else 0)) if rate else 0,
         pair_flops=4 * heads * head_dim,
     )

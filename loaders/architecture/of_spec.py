@@ -13,6 +13,7 @@ from ..families.family import Family, Key
 from ..spec import (
     AttentionSpec,
     BankedStreamsSpec,
+    CompressedSpec,
     ConvSpec,
     DenseSpec,
     GatedStreamsSpec,
@@ -20,6 +21,7 @@ from ..spec import (
     LayerSpec,
     MixerSpec,
     ModelSpec,
+    MoeSpec,
     SpaceSpec,
     StreamsSpec,
 )
@@ -40,9 +42,11 @@ from .common import (
     latent_projections,
     layer_count,
     routed,
+    tables_of_experts,
+    weighted_end,
 )
 from .common import sparse as sparse_feed
-from .mixers import Indexer, gated_deltanet, gqa, kimi_delta, mamba2, mla, short_conv, with_blocks
+from .mixers import Indexer, compressed, gated_deltanet, gqa, kimi_delta, mamba2, mla, short_conv, with_blocks
 
 
 def of_spec(spec: ModelSpec) -> Architecture:
@@ -54,6 +58,9 @@ def of_spec(spec: ModelSpec) -> Architecture:
         biases += last_connection(spec.hidden, spec.streams.count, spec.streams.rank)
     if isinstance(spec.streams, BankedStreamsSpec):
         biases += fitting(spec.hidden, spec.streams.joined)
+    elif isinstance(spec.streams, StreamsSpec) and spec.streams.weighted_end:
+        biases += weighted_end(spec.hidden, spec.streams.count)
+    tables = sum(isinstance(one.ffn, MoeSpec) and one.ffn.by_token for one in spec.layers)
     return Architecture(
         family=spec.family,
         vocab=spec.vocab,
@@ -62,7 +69,10 @@ def of_spec(spec: ModelSpec) -> Architecture:
         layers=tuple(kinds[layer] for layer in spec.layers),
         tied_head=spec.tied_head,
         extra=biases,
-        lookup=tuple(Part("tables", one.grams.rows, one.grams.row) for one in spec.layers if one.grams),
+        lookup=(
+            *(Part("tables", one.grams.rows, one.grams.row) for one in spec.layers if one.grams),
+            *tables_of_experts(tables, spec.vocab, spec.moe.top_k if tables else 0),
+        ),
     )
 
 
@@ -127,6 +137,10 @@ def _mixer(hidden: int, it: MixerSpec) -> Mixer:
         own = it.indexer
         chooses = Indexer(heads=own.heads, dim=own.dim, top=own.top, from_hidden=own.from_hidden, pool=own.pool)
         return mla(*sizes, bias=it.bias, indexer=chooses, own_indexer=own.own, by_logs=it.by_logs)
+    if isinstance(it, CompressedSpec):
+        some = None if it.indexer is None else Indexer(heads=it.indexer.heads, dim=it.indexer.dim, top=it.indexer.top)
+        low = it.q_rank, it.groups, it.o_rank
+        return compressed(hidden, it.heads, it.head_dim, *low, rate=it.rate, window=it.window, indexer=some)
     if isinstance(it, ConvSpec):
         return short_conv(hidden, it.taps, it.bias)
     if isinstance(it, SpaceSpec):

@@ -11,6 +11,7 @@ from .bailing_hybrid import BAILING_HYBRID
 from .biased_choice import DOTS1, GLM4_MOE, HY_V3, SOLAR_OPEN
 from .config_reader import ConfigReader
 from .deepseek import DEEPSEEK_V2, DEEPSEEK_V3, DEEPSEEK_V32, GLM4_MOE_LITE, GLM_MOE_DSA, KIMI_K2
+from .deepseek_v4 import DEEPSEEK_V4
 from .ernie import ERNIE4_5_MOE
 from .exaone_moe import EXAONE_MOE
 from .family import Family, TensorNames
@@ -48,7 +49,7 @@ FAMILIES: dict[str, Family] = {
         QWEN3_NEXT, QWEN3_5_MOE, GLM4_MOE, MINIMAX_M2, DOTS1, SOLAR_OPEN, HY_V3, ERNIE4_5_MOE, GRANITEMOESHARED,
         EXAONE_MOE, HUNYUAN_V1_MOE, GEMMA4, DEEPSEEK_V32, GLM_MOE_DSA, LLAMA4, PHIMOE, MISTRAL4, KIMI_LINEAR,
         MIMO_V2_FLASH, STEP3P5, STEP3P7, LAGUNA, BAILING_HYBRID, LFM2_MOE, GRANITEMOEHYBRID, NEMOTRON_H,
-        MISTRAL_LARGE4, MINIMAX_M3, GLM5_NEXT, QWEN4_EXP, KIMI_K3,
+        MISTRAL_LARGE4, MINIMAX_M3, GLM5_NEXT, QWEN4_EXP, KIMI_K3, DEEPSEEK_V4,
     )
 }  # fmt: skip
 

@@ -55,6 +55,29 @@ class LatentNames:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CompressedNames:
+    """Names of attention over a window and compressed entries. Those of what makes entries begin with `entries`, and
+    of what makes the indexer's keys of them with `index_entries`."""
+
+    q_a: str = "attn.wq_a.weight"
+    q_a_norm: str = "attn.q_norm.weight"
+    q: str = "attn.wq_b.weight"
+    k: str = "attn.wkv.weight"
+    k_norm: str = "attn.kv_norm.weight"
+    o_a: str = "attn.wo_a.weight"
+    o: str = "attn.wo_b.weight"
+    sinks: str = "attn.attn_sink"
+    entries: str = "attn.compressor."
+    index_entries: str = "attn.indexer.compressor."
+    made: str = "wkv.weight"  # these four: of either
+    weighed: str = "wgate.weight"
+    places: str = "ape"
+    norm: str = "norm.weight"
+    index_q: str = "attn.indexer.wq_b.weight"
+    index_weights: str = "attn.indexer.weights_proj.weight"
+
+
+@dataclass(frozen=True, kw_only=True)
 class DeltaNames:
     """Names of the gated delta rule. qkvz, ba: by turns of each head of keys; None: qkv, z, b, a are stored alone."""
 
@@ -150,6 +173,7 @@ class TensorNames:
     block_k_norm: str = "self_attn.index_k_norm.weight"
     attn_gate: str | None = None  # of what heads give; None: of each head its rows stand behind those of its queries
     latent: LatentNames = LatentNames()
+    compressed: CompressedNames = CompressedNames()
     delta: DeltaNames = DeltaNames()
     conv: ConvNames = ConvNames()
     space: SpaceNames = SpaceNames()
@@ -158,6 +182,7 @@ class TensorNames:
     router_bias: str = "mlp.router.bias"
     choice_bias: str = "mlp.gate.e_score_correction_bias"
     choice_bias_is_row: bool = False  # [1, experts]
+    expert_table: str = ""  # of layers whose experts a table of tokens chooses
     expert_gate: str | None = "mlp.experts.{e}.gate_proj.weight"
     expert_up: str | None = "mlp.experts.{e}.up_proj.weight"
     expert_down: str = "mlp.experts.{e}.down_proj.weight"
@@ -204,13 +229,17 @@ class TensorNames:
     mtp_norm: str = "shared_head.norm.weight"
 
 
+MixerKind = Literal["attention", "latent", "delta", "latent and delta", "compressed", "conv", "state space"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Family:
     """One family. A `Key` is looked up in config.json; a plain value is part of the architecture.
 
     mixer: what looks at other tokens; "delta": a gated delta rule, with attention in every so many layers; "latent and
-    delta": one with decays by key, with latent attention that rotates nothing; "conv" and "state space": a convolution
-    between gates and Mamba 2, with attention where `layer_types` says so. one_part: layers are a mixer, experts or an
+    delta": one with decays by key, with latent attention that rotates nothing; "compressed": attention over a window
+    and compressed entries; "conv" and "state space": a convolution between gates and Mamba 2, with attention where
+    `layer_types` says so. one_part: layers are a mixer, experts or an
     MLP alone. context, groups, norm_eps: keys. rotates: whether attention turns queries and keys; a key: where it says
     "rope". windowed:
     layers that `layer_types` calls sliding see `sliding_window` tokens. grouped_choice: `n_group` and `topk_group` say
@@ -236,7 +265,7 @@ class Family:
     expert_width: str
     scoring: Scoring
     renormalise: bool | Key
-    mixer: Literal["attention", "latent", "delta", "latent and delta", "conv", "state space"] = "attention"
+    mixer: MixerKind = "attention"
     one_part: bool = False
     context: str = "max_position_embeddings"
     groups: str = "n_group"
@@ -295,6 +324,8 @@ class Family:
     has_grams: bool = False  # `ple_layer_ids` have a table of runs of tokens, attention chooses runs of keys
     block_layers: str | None = None  # what `layer_types` calls layers that choose blocks of keys
     streams: tuple[Key, Key, Key] | None = None  # their number, rounds, eps
+    weighted_end: bool = False  # of streams, as in `StreamsSpec`
+    tables_of_experts: bool = False  # a table of tokens chooses the experts of some layers
     gated_streams: tuple[Key, Key] | None = None  # their number and rank
     kept_streams: Key | None = None  # in front of every so many layers the residual stream is kept
     bends: bool = False  # the activation is Kimi-K3's, with gates of full rank

@@ -9,7 +9,7 @@ from dataclasses import replace
 from ...errors import ConfigError
 from ...kernels.recipes import Activation
 from ..spec import DenseSpec, MoeSpec
-from . import kimi_k3, one_part
+from . import deepseek_v4, kimi_k3, one_part
 from .config_reader import ConfigReader
 from .family import Family
 from .keys import MAX_EXPERTS, read_flag, read_scale
@@ -23,6 +23,9 @@ def read_ffns(family: Family, config: ConfigReader, count: int) -> list[FfnSpec]
     moe = _read_moe(family, config)
     if family.one_part:
         return one_part.ffns(family, config, moe)
+    if family.tables_of_experts:
+        tables = deepseek_v4.by_token(config, count)
+        return [replace(moe, by_token=one, choice_bias=not one) for one in tables]
     has_experts = _read_layers(family, config, count)
     if not any(has_experts):
         raise ConfigError(f"{config.source}: none of the {count} layers has experts: the engine runs models that do")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ..spec import NO_ROPE, AttentionSpec, DeltaSpec, LatentSpec, MixerSpec, RopeSpec, Temperature
-from . import by_kind, chunks, glm5_next, layer_kinds, minimax_m3, one_part, qwen4_exp, recurrent, window
+from . import by_kind, chunks, deepseek_v4, glm5_next, layer_kinds, minimax_m3, one_part, qwen4_exp, recurrent, window
 from .config_reader import ConfigReader
 from .family import Family, Key
 from .indexers import with_indexers
@@ -28,6 +28,8 @@ def read_mixers(family: Family, config: ConfigReader, count: int) -> Sequence[Mi
         if family.mixer == "latent and delta":
             return with_deltas(family, config, latent, count)
         return with_indexers(family, config, latent, count) if family.indexer else [latent] * count
+    if family.mixer == "compressed":
+        return deepseek_v4.mixers(config, count)
     attention = _read_attention(family, config)
     if family.by_kind:
         return by_kind.layers(family, config, attention, count)

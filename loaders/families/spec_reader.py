@@ -85,8 +85,9 @@ def _streams(
         return None
     count, rounds, eps = family.streams
     return StreamsSpec(
-        count=config.integer(count.name), rounds=config.integer(rounds.name), eps=config.number(eps.name)
-    )
+        count=config.integer(count.name), rounds=config.integer(rounds.name), eps=config.number(eps.name),
+        weighted_end=family.weighted_end,
+    )  # fmt: skip
 
 
 def _layers(family: Family, config: ConfigReader) -> int:

@@ -246,6 +246,7 @@ class Task:
 CHANGES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "plus one": lambda x: x + 1,
     "minus exp": lambda x: -x.exp(),
+    "whole numbers": lambda x: x,  # stored as such, and float32 here, which has all of them below 2^24
     "over root": lambda x: x * x.shape[-1] ** -0.5,  # of a router's norm: what comes out is divided by the root
 }
 
@@ -298,7 +299,8 @@ def check_entry(entry: Entry, target: Target) -> None:
             f"{entry.path}: tensor '{entry.name}' has shape {list(entry.shape)}, the config asks for "
             f"{list(target.shape)}: config and weights do not belong together"
         )
-    if not entry.blocks and entry.dtype not in FORMAT_OF_DTYPE:
+    has_numbers = target.change == "whole numbers" and not entry.dtype.is_floating_point
+    if not entry.blocks and entry.dtype not in FORMAT_OF_DTYPE and not has_numbers:
         raise CheckpointError(
             f"{entry.path}: tensor '{entry.name}' is of type {safetensors.NAMES[entry.dtype]}, readable are "
             "F32, F16 and BF16, and what quantization_config says: get the unquantised checkpoint (it can be quantised "

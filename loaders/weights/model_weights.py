@@ -19,7 +19,7 @@ from ...kernels import FORMATS, ExpertLayout, Format
 from ...kernels.formats import PARTS, Part
 from ...kernels.packed import Around, ExpertBank, Fitting, GatedMixing, Matrix, Mixing, Mlp, Stacked, Tail
 from ...kernels.recipes import SWIGLU, Activation
-from ..spec import BankedStreamsSpec, DenseSpec, GatedStreamsSpec, ModelSpec, MoeSpec
+from ..spec import BankedStreamsSpec, DenseSpec, GatedStreamsSpec, ModelSpec, MoeSpec, StreamsSpec
 from . import mixers
 from .mixers import MixerWeights
 from .mixers.allocator import Allocator, FormatOf
@@ -166,6 +166,7 @@ class LayerWeights:
     ffn_mixing: Mixing | GatedMixing | Fitting | None = None
     grams: GramsWeights | None = None
     around: Around | None = None
+    table: Tensor | None = None  # float32 [vocabulary, top_k], of each token its experts
 
     def keeping(self) -> Iterator[Tensor | Matrix]:
         """Of `parts`, what a pass reads that only keeps keys and values, or states."""
@@ -185,8 +186,8 @@ class LayerWeights:
             yield from parts_of(name, value)
 
     def common(self) -> Iterator[tuple[str, Tensor | Matrix]]:
-        """All of it but the routed experts."""
-        return ((name, part) for name, part in self.parts() if not isinstance(part, Banks))
+        """What every token reads: all of it but the routed experts, and a table, of which it reads a row."""
+        return ((name, part) for name, part in self.parts() if not isinstance(part, Banks) and name != "table")
 
 
 Banks = (ExpertBank, TierBanks)
@@ -203,7 +204,7 @@ class ModelWeights:
     head: Matrix
     head_bias: Tensor | None
     turns: Tensor | None = None  # float32, learned logarithms of frequencies
-    last_mixing: GatedMixing | None = None  # of gated streams, behind the last layer
+    last_mixing: Mixing | GatedMixing | None = None  # of streams, behind the last layer
     last_fitting: Fitting | None = None  # of a stream with states that are kept, behind the last layer
     tables: dict[int, RowTable] = field(default_factory=dict)  # by layer, of runs of tokens: they stay in their file
     mtp: MtpWeights | None = None
@@ -212,20 +213,14 @@ class ModelWeights:
     def nbytes(self) -> int:
         return sum(t.nbytes for t in self.named().values())
 
-    @property
-    def vectors(self) -> dict[str, Tensor]:
-        """Those outside of layers: the final norm, its bias and the head's where there are such."""
-        found = {"final_norm": self.final_norm, "final_norm_bias": self.final_norm_bias, "head_bias": self.head_bias}
-        found["turns"] = self.turns
-        if self.last_mixing is not None:
-            found |= {"last_down": self.last_mixing.down.data, "last_up": self.last_mixing.up.data}
-        if self.last_fitting is not None:
-            found |= {"last_by": self.last_fitting.by, "last_by_norm": self.last_fitting.norm}
-        return {name: vector for name, vector in found.items() if vector is not None}
+    def outside(self) -> Iterator[tuple[str, Tensor | Matrix]]:
+        """What lies outside of layers besides embedding and head: the final norm, and what a model has more."""
+        for name in ("final_norm", "final_norm_bias", "head_bias", "turns", "last_mixing", "last_fitting"):
+            yield from ((own, it) for own, it in parts_of(name, getattr(self, name)) if not isinstance(it, Banks))
 
     def named(self) -> dict[str, Tensor]:
         """Every stored tensor once, under a name that does not depend on the family."""
-        named = {"embed": self.embed.data, **self.vectors}
+        named = {"embed": self.embed.data, **{name: _data(part) for name, part in self.outside()}}
         if self.head is not self.embed:
             named["head"] = self.head.data
         for i, layer in enumerate(self.layers):
@@ -240,7 +235,11 @@ def _stored(layer: LayerWeights) -> Iterator[tuple[str, Tensor]]:
         if isinstance(part, TierBanks):
             yield from ((f"{name}.{tier}", bank.data) for tier, bank in part.banks.items())
         else:
-            yield name, part if isinstance(part, Tensor) else part.data
+            yield name, _data(part)
+
+
+def _data(part: Tensor | Matrix | ExpertBank) -> Tensor:
+    return part if isinstance(part, Tensor) else part.data
 
 
 def parts_of(name: str, value: Any) -> Iterator[tuple[str, Tensor | Matrix | ExpertBank | TierBanks]]:
@@ -307,9 +306,7 @@ def allocate(spec: ModelSpec, formats: Formats, device: str = "cpu", where: Wher
         head=embed if spec.tied_head else make.matrix(formats.of("head", "dense"), spec.vocab, spec.hidden),
         head_bias=make.vector(spec.vocab) if spec.head_bias else None,
         turns=make.vector(spec.learned_turns) if spec.learned_turns else None,
-        last_mixing=allocate_gated(make, spec, spec.streams, gives=False)
-        if isinstance(spec.streams, GatedStreamsSpec)
-        else None,
+        last_mixing=_allocate_end(make, spec),
         last_fitting=_allocate_fitting(make, spec, spec.streams)
         if isinstance(spec.streams, BankedStreamsSpec)
         else None,
@@ -359,6 +356,7 @@ def _allocate_layer(make: _Allocator, spec: ModelSpec, formats: Formats, index: 
         mixer_mixing=_allocate_mixing(make, spec),
         ffn_mixing=_allocate_mixing(make, spec),
         grams=_allocate_grams(make, spec, layer.grams, dense) if layer.grams else None,
+        table=make.vector(spec.vocab, moe.top_k) if moe and moe.by_token else None,
         around=_allocate_around(make, moe, hidden, dense) if moe and moe.latent else None,
     )
 
@@ -390,6 +388,17 @@ def _allocate_mixing(make: _Allocator, spec: ModelSpec) -> Mixing | GatedMixing 
 
 def _allocate_fitting(make: _Allocator, spec: ModelSpec, streams: BankedStreamsSpec) -> Fitting:
     return Fitting(by=make.vector(spec.hidden), norm=None if streams.joined else make.vector(spec.hidden))
+
+
+def _allocate_end(make: _Allocator, spec: ModelSpec) -> Mixing | GatedMixing | None:
+    """What weighs streams behind the last layer."""
+    it = spec.streams
+    if isinstance(it, GatedStreamsSpec):
+        return allocate_gated(make, spec, it, gives=False)
+    if not isinstance(it, StreamsSpec) or not it.weighted_end:
+        return None
+    fn = make.matrix(FORMATS["f32"], it.count, it.count * spec.hidden)
+    return Mixing(fn=fn, base=make.vector(it.count), scale=make.vector(1))
 
 
 def _allocate_mlp(make: _Allocator, format_of: FormatOf, hidden: int, width: int, activation: Activation) -> Mlp:

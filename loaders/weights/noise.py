@@ -48,7 +48,7 @@ def half(value: float) -> NDArray[np.uint8]:
 def _parts(weights: ModelWeights) -> Iterator[tuple[str, Part]]:
     """Every stored part under its name, a matrix with its format."""
     yield "embed", weights.embed
-    yield from weights.vectors.items()
+    yield from weights.outside()
     if weights.head is not weights.embed:
         yield "head", weights.head
     for i, layer in enumerate(weights.layers):
@@ -82,6 +82,9 @@ class Noise:
             done += part.nbytes
             if progress is not None:
                 progress(done, total)
+        for layer in weights.layers:
+            if layer.table is not None and layer.router is not None:
+                self._table(layer.table, layer.router.rows)
 
     def _part(self, part: Part, name: str) -> None:
         """Fills one tensor; vectors are norms, or biases of 0."""
@@ -103,6 +106,11 @@ class Noise:
             vector.fill_(1.0 / vector.shape[-1])
         else:
             vector.fill_(0.0 if name.endswith(("bias", "sinks")) else norm_value(name))
+
+    def _table(self, table: Tensor, experts: int) -> None:
+        """Of each token as many experts as a row has, all different, as numbers of a run that begins anywhere."""
+        first = torch.from_numpy(self.rng.integers(0, experts, (len(table), 1)))
+        table.copy_((first + torch.arange(table.shape[1])) % experts)
 
     def _expert(self, bank: ExpertBank, number: int) -> None:
         block = [bank.matrix(number, part) for part in bank.layout.parts]

@@ -6,7 +6,7 @@ from dataclasses import replace
 from itertools import accumulate
 
 from ...kernels.formats import Part
-from ...kernels.packed import ExpertBank, Fitting, GatedMixing, Matrix, Mlp, Tail
+from ...kernels.packed import ExpertBank, Fitting, GatedMixing, Matrix, Mixing, Mlp, Tail
 from ..families.family import TensorNames
 from ..spec import ModelSpec
 from . import mixers
@@ -33,7 +33,7 @@ def targets(spec: ModelSpec, names: TensorNames, weights: ModelWeights) -> dict[
         if values is not None:
             found[name] = vector(values)
     if weights.last_mixing is not None:
-        found.update(gated.targets(names.last_mixing, names.gates, weights.last_mixing))
+        found.update(_mixing(names.last_mixing, names, weights.last_mixing))
     if weights.last_fitting is not None:
         found.update(_fitting(*names.last_fitting, weights.last_fitting))
     if not spec.tied_head:
@@ -70,14 +70,8 @@ def _layer(spec: ModelSpec, names: TensorNames, layer: LayerWeights, index: int,
     if layer.tail is not None:
         yield from _own_norms(names, layer, layer.tail, norm)
     for name, mixing in zip(names.mixings, (layer.mixer_mixing, layer.ffn_mixing), strict=True):
-        if isinstance(mixing, Fitting):
-            continue
-        if isinstance(mixing, GatedMixing):
-            yield from gated.targets(name, names.gates, mixing)
-        elif mixing is not None:
-            yield name.format("fn"), whole(mixing.fn)
-            yield name.format("base"), vector(mixing.base)
-            yield name.format("scale"), vector(mixing.scale)
+        if isinstance(mixing, Mixing | GatedMixing):
+            yield from _mixing(name, names, mixing)
     for (by, norm_of), fitting in zip(names.fittings, (layer.mixer_mixing, layer.ffn_mixing), strict=True):
         if isinstance(fitting, Fitting):
             yield from _fitting(by, norm_of, fitting)
@@ -93,6 +87,8 @@ def _layer(spec: ModelSpec, names: TensorNames, layer: LayerWeights, index: int,
         if layer.choice_bias is not None:
             bias = vector(layer.choice_bias)
             yield names.choice_bias, replace(bias, shape=(1, *bias.shape)) if names.choice_bias_is_row else bias
+        if layer.table is not None:
+            yield names.expert_table, replace(whole(Matrix.plain(layer.table)), change="whole numbers")
         yield from of_bank(names, layer.experts, at)
         if layer.around is not None:
             yield names.experts_in, whole(layer.around.into, "dense", at + "experts_in")
@@ -112,6 +108,16 @@ def _fitting(by: str, norm: str, it: Fitting) -> Named:
     yield by, vector(it.by)
     if it.norm is not None:
         yield norm, vector(it.norm)
+
+
+def _mixing(name: str, names: TensorNames, it: Mixing | GatedMixing) -> Named:
+    """Of several streams. name: with a place for that of each part."""
+    if isinstance(it, GatedMixing):
+        yield from gated.targets(name, names.gates, it)
+        return
+    yield name.format("fn"), whole(it.fn)
+    yield name.format("base"), vector(it.base)
+    yield name.format("scale"), vector(it.scale)
 
 
 def of_bank(names: TensorNames, bank: ExpertBank | TierBanks, at: str) -> Named:

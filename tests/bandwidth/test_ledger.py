@@ -25,8 +25,8 @@ from headrace.engine.ledger.pass_bytes import bytes_per_token
 from headrace.engine.ledger.passes import Pass, Prediction, in_turn
 from headrace.engine.ledger.summary import summarise
 from headrace.kernels import FORMATS
-from headrace.kernels.decoder_layer import Choice
 from headrace.kernels.formats import KV_BF16
+from headrace.kernels.passes.tally import Choice
 from headrace.loaders.architecture import catalogue
 from headrace.loaders.families import spec_of
 from headrace.loaders.families.config_reader import ConfigReader

@@ -149,8 +149,8 @@ def test_pinning_goes_by_the_same_limit(library: str, monkeypatch: pytest.Monkey
 
 
 def test_a_family_that_is_only_planned_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"deepseek_v4.*headrace plan"):
-        imagined.imagine("DeepSeek-V4-Flash", LoadOptions())
+    with pytest.raises(ConfigError, match=r"kimi_k3.*headrace plan"):
+        imagined.imagine("Kimi-K3", LoadOptions())
 
 
 def test_packing_of_a_checkpoint_does_not_stop_its_shape() -> None:

@@ -24,8 +24,9 @@ from headrace.kernels.cases.case import BASIC, RandomSource
 from headrace.kernels.cases.layers import layers_inputs
 from headrace.kernels.context import Context
 from headrace.kernels.cpu import CpuOps
-from headrace.kernels.decoder_layer import Tally, compose_layers
+from headrace.kernels.decoder_layer import compose_layers
 from headrace.kernels.isa import available_isas
+from headrace.kernels.passes.tally import Tally
 
 Key = tuple[str, int, int]  # "prompt" or "generated", layer, expert
 

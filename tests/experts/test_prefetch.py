@@ -35,8 +35,8 @@ from headrace.engine.experts.tiered import TieredExperts
 from headrace.engine.model.kv_cache import pages_for
 from headrace.engine.placement.placement import Placement, Tier
 from headrace.kernels import reference
-from headrace.kernels.decoder_layer import Choice
 from headrace.kernels.packed import ExpertBank
+from headrace.kernels.passes.tally import Choice
 
 Checkpoints = Callable[[str], Path]
 EXPERTS, TOKENS, TOP_K, PIECE = 11, 7, 4, 3

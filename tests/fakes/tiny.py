@@ -50,6 +50,27 @@ RUNS: dict[str, Any] = {
     **INDEXED, "qk_rope_head_dim": 0, "index_kpool": 4, "linear_head_dim": 20, "linear_num_heads": 3,
     "linear_conv_kernel_dim": 3,
 }  # fmt: skip
+# A window of 13 tokens; of entries that an indexer chooses, 6 are seen.
+ENTRIES: dict[str, Any] = {
+    **BASE,
+    "num_hidden_layers": 4,
+    "num_key_value_heads": 1,
+    "head_dim": 28,
+    "qk_rope_head_dim": 12,
+    "q_lora_rank": 40,
+    "o_groups": 2,
+    "o_lora_rank": 18,
+    "index_n_heads": 15,
+    "index_head_dim": 20,
+    "index_topk": 6,
+    "sliding_window": 13,
+    "moe_intermediate_size": 44,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 3,
+    "swiglu_limit": 0.8,
+    "hc_mult": 3,
+    "hc_sinkhorn_iters": 4,
+}
 STILL: dict[str, Any] = {
     **{name: value for name, value in INDEXED.items() if name not in ("q_lora_rank", "norm_topk_prob")},
     "rope_parameters": {**YARN, "attention_factor": 1.0},
@@ -322,6 +343,19 @@ VARIANTS: dict[str, dict[str, Any]] = {
         GRAMS, num_hidden_layers=4, ple_layer_ids=[2], hc_count=2, hc_lowrank=20, ngram_size=2, heads_per_ngram=4,
         norm_topk_prob=False, ple_conv_kernel_size=3, output_gate_type="sigmoid",
     ),
+    "deepseek_v4": dict(
+        ENTRIES, n_routed_experts=10, mlp_layer_types=["hash_moe", "moe", "moe", "moe"], routed_scaling_factor=1.5,
+        layer_types=[f"{kind}_attention" for kind in
+                     ("sliding", "compressed_sparse", "heavily_compressed", "compressed_sparse")],
+        compress_rates={"compressed_sparse_attention": 4, "heavily_compressed_attention": 8},
+    ),
+    "deepseek_v4-yarn": dict(
+        ENTRIES, n_routed_experts=9, mlp_layer_types=["hash_moe", "hash_moe", "moe"], num_hidden_layers=3,
+        layer_types=[f"{kind}_attention" for kind in ("heavily_compressed", "compressed_sparse", "sliding")],
+        compress_rates={"compressed_sparse_attention": 8, "heavily_compressed_attention": 64}, o_groups=4, hc_mult=2,
+        hc_sinkhorn_iters=20, routed_scaling_factor=2.5, sliding_window=40, swiglu_limit=10.0, index_topk=5,
+        rope_parameters={"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},
+    ),
     "phimoe": dict(
         BASE, intermediate_size=40, num_local_experts=6, num_experts_per_tok=2, router_jitter_noise=0.3,
         attention_bias=True, lm_head_bias=True, rope_parameters=LONGROPE,
@@ -404,6 +438,9 @@ def randomise(model: torch.nn.Module, seed: int) -> None:
     """Gives every stored tensor values that matter: norms near one, the rest normal, so that logits come near 4."""
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in model.state_dict().items():
+        if name.endswith("tid2eid"):
+            chosen = torch.stack([torch.randperm(8, generator=generator)[: tensor.shape[1]] for _ in tensor])
+            tensor.copy_(chosen + torch.randint(2, (len(tensor), 1), generator=generator))
         if not tensor.is_floating_point():
             continue
         noise = torch.randn(tensor.shape, generator=generator)
@@ -480,6 +517,8 @@ def build(variant: str, directory: Path, seed: int = 0, **changes: Any) -> Any:
         _name_as_released(directory)
     if variant.startswith("minimax_m3"):
         tiny_wrapped.name_minimax_m3(directory)
+    if variant.startswith("deepseek_v4"):
+        tiny_wrapped.name_deepseek_v4(directory)
     return model
 
 

@@ -15,7 +15,8 @@ from transformers import PreTrainedModel
 from headrace import LLM, SamplingParams
 from headrace.engine.model import decoder as decoder_module
 from headrace.kernels.context import ISA
-from headrace.kernels.decoder_layer import Choice, mlp
+from headrace.kernels.decoder_layer import mlp
+from headrace.kernels.passes.tally import Choice
 
 Checkpoints = Callable[[str], Path]
 Oracle = Callable[[str], PreTrainedModel]

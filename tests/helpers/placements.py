@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from headrace import LLM, SamplingParams
-from headrace.kernels.decoder_layer import Choice
+from headrace.kernels.passes.tally import Choice
 
 EVEN_ON_CPU = {
     "version": 1,

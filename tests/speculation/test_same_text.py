@@ -12,10 +12,12 @@ from scripted_drafts import Script, speculate
 from headrace import LLM, SamplingParams
 
 Checkpoints = Callable[[str], Path]
-# Grouped-query attention, sinks and windows, latents, an indexer, gated delta nets, convolutions, state spaces.
+# Grouped-query attention, sinks and windows, latents, an indexer, gated delta nets, convolutions, state spaces,
+# compressed entries.
 FAMILIES = [
     "qwen3_moe", "gpt_oss", "deepseek_v3", "deepseek_v32", "qwen3_next", "qwen3_5_moe_text", "lfm2_moe",
     "granitemoehybrid", "nemotron_h", "kimi_linear", "gemma4_text", "llama4_text", "mimo_v2_flash",
+    "deepseek_v4",
 ]  # fmt: skip
 HOW = {
     "greedy": SamplingParams(max_new_tokens=48, ignore_eos=True),

@@ -4,10 +4,11 @@ checkpoint fill them."""
 from __future__ import annotations
 
 from ...families.family import TensorNames
-from ...spec import AttentionSpec, ConvSpec, DeltaSpec, LatentSpec, MixerSpec, SpaceSpec
-from . import attention, conv, delta, latent, space
+from ...spec import AttentionSpec, CompressedSpec, ConvSpec, DeltaSpec, LatentSpec, MixerSpec, SpaceSpec
+from . import attention, compressed, conv, delta, latent, space
 from .allocator import Allocator, FormatOf
 from .attention import AttentionWeights
+from .compressed import CompressedWeights
 from .conv import ConvWeights
 from .delta import DeltaWeights
 from .latent import LatentWeights
@@ -15,11 +16,11 @@ from .space import SpaceWeights
 from .target import Change, Named
 
 __all__ = [
-    "AttentionWeights", "ConvWeights", "DeltaWeights", "LatentWeights", "MixerWeights", "SpaceWeights", "allocate",
-    "targets",
+    "AttentionWeights", "CompressedWeights", "ConvWeights", "DeltaWeights", "LatentWeights", "MixerWeights",
+    "SpaceWeights", "allocate", "targets",
 ]  # fmt: skip
 
-MixerWeights = AttentionWeights | LatentWeights | DeltaWeights | ConvWeights | SpaceWeights
+MixerWeights = AttentionWeights | LatentWeights | CompressedWeights | DeltaWeights | ConvWeights | SpaceWeights
 
 
 def allocate(make: Allocator, spec: MixerSpec, hidden: int, format_of: FormatOf) -> MixerWeights:
@@ -28,6 +29,8 @@ def allocate(make: Allocator, spec: MixerSpec, hidden: int, format_of: FormatOf)
         return attention.allocate(make, spec, hidden, format_of)
     if isinstance(spec, LatentSpec):
         return latent.allocate(make, spec, hidden, format_of)
+    if isinstance(spec, CompressedSpec):
+        return compressed.allocate(make, spec, hidden, format_of)
     if isinstance(spec, ConvSpec):
         return conv.allocate(make, spec, hidden, format_of)
     if isinstance(spec, SpaceSpec):
@@ -42,6 +45,8 @@ def targets(spec: MixerSpec, names: TensorNames, it: MixerWeights, at: str, norm
         return attention.targets(spec, names, it, at, norm)
     if isinstance(spec, LatentSpec) and isinstance(it, LatentWeights):
         return latent.targets(spec, names, it, at, norm)
+    if isinstance(spec, CompressedSpec) and isinstance(it, CompressedWeights):
+        return compressed.targets(spec, names, it, at, norm)
     if isinstance(spec, ConvSpec) and isinstance(it, ConvWeights):
         return conv.targets(spec, names, it, at, norm)
     if isinstance(spec, SpaceSpec) and isinstance(it, SpaceWeights):

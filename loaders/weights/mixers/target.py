@@ -17,7 +17,7 @@ from torch import Tensor
 from ....kernels import FORMATS
 from ....kernels.packed import Matrix
 
-Change = Literal["", "plus one", "minus exp", "over root"]
+Change = Literal["", "plus one", "minus exp", "over root", "whole numbers"]
 
 
 @dataclass(frozen=True)

@@ -147,6 +147,24 @@ GLM_53_FLASH: dict[str, Any] = {
     },
     "transformers_version": "5.23.0", "vision_config": {"hidden_size": 1024, "depth": 24},
 }  # fmt: skip
+# The values of its entry in the catalogue, its layers with one more for multi-token prediction.
+DEEPSEEK_V4_FLASH: dict[str, Any] = {
+    "architectures": ["DeepseekV4ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": 0,
+    "compress_ratios": [0, 0, *[4, 128] * 20, 4, 0], "compress_rope_theta": 160000.0, "eos_token_id": 1,
+    "expert_dtype": "fp4", "hc_eps": 1e-06, "hc_mult": 4, "hc_sinkhorn_iters": 20, "head_dim": 512,
+    "hidden_act": "silu", "hidden_size": 4096, "index_head_dim": 128, "index_n_heads": 64, "index_topk": 512,
+    "initializer_range": 0.02, "max_position_embeddings": 1048576, "model_type": "deepseek_v4",
+    "moe_intermediate_size": 2048, "n_routed_experts": 256, "n_shared_experts": 1, "norm_topk_prob": True,
+    "num_attention_heads": 64, "num_experts_per_tok": 6, "num_hash_layers": 3, "num_hidden_layers": 43,
+    "num_key_value_heads": 1, "num_nextn_predict_layers": 1, "o_groups": 8, "o_lora_rank": 1024, "q_lora_rank": 1024,
+    "qk_rope_head_dim": 64, "rms_norm_eps": 1e-06,
+    "rope_scaling": {
+        "beta_fast": 32, "beta_slow": 1, "factor": 16, "original_max_position_embeddings": 65536, "type": "yarn",
+    },
+    "rope_theta": 10000.0, "routed_scaling_factor": 1.5, "scoring_func": "sqrtsoftplus", "sliding_window": 128,
+    "swiglu_limit": 10.0, "tie_word_embeddings": False, "topk_method": "noaux_tc", "torch_dtype": "bfloat16",
+    "use_cache": True, "vocab_size": 129280,
+}  # fmt: skip
 # The sizes of its entry in the catalogue; the indexer's, which are not known, are made up here.
 QWEN_38_FLASH_NEXT: dict[str, Any] = {
     "architectures": ["Qwen4ExpForConditionalGeneration"], "image_token_id": 248056, "model_type": "qwen4_exp",
@@ -203,4 +221,5 @@ WARM = {
     "glm-5.3-flash": GLM_53_FLASH,
     "qwen-3.8-flash-next": QWEN_38_FLASH_NEXT,
     "kimi-k3": KIMI_K3,
+    "deepseek-v4-flash": DEEPSEEK_V4_FLASH,
 }

@@ -76,3 +76,16 @@ def name_minimax_m3(directory: Path) -> None:
         else:
             found[name.replace("self_attn.indexer.", "self_attn.index_")] = tensor
     safetensors.torch.save_file(found, path, {"format": "pt"})
+
+
+def name_deepseek_v4(directory: Path) -> None:
+    """The names of its release, some of which transformers does not write back."""
+    path = directory / "model.safetensors"
+    moved = {"embed_tokens.": "embed.", "hc_head.hc_": "hc_head_", ".attn.norm.": ".attn.kv_norm."}
+    found: dict[str, torch.Tensor] = {}
+    for name, tensor in safetensors.torch.load_file(path).items():
+        name = name.removeprefix("model.")
+        for old, new in moved.items():
+            name = name.replace(old, new)
+        found[name] = tensor
+    safetensors.torch.save_file(found, path, {"format": "pt"})

@@ -1,0 +1,1 @@
+"""Attention over a window of tokens and compressed entries."""

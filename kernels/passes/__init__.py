@@ -1,0 +1,1 @@
+"""What a pass says of itself beside its result."""
