@@ -29,13 +29,14 @@ class LayerFormats:
 @dataclass(frozen=True, kw_only=True)
 class ModelFormats:
     """Bytes of a model: layers, final norm and biases outside of layers, head, one row of the embedding and of tables
-    of experts, and all of the embedding where it is not the head."""
+    of experts, all of the embedding where it is not the head, and all of the tables."""
 
     layers: tuple[LayerFormats, ...]
     final_norm: ByFormat
     head: ByFormat
     row: ByFormat
     embedding: ByFormat
+    tables: ByFormat = NOTHING
 
     @property
     def dense(self) -> ByFormat:
@@ -53,6 +54,7 @@ def of_model(spec: ModelSpec, formats: Formats) -> ModelFormats:
         head=_matrices([weights.head]),
         row=ByFormat.of([(embed.format.name, embed.format.row_bytes(embed.cols)), (F32, 4 * sum(tables))]),
         embedding=NOTHING if weights.head is embed else _matrices([embed]),
+        tables=ByFormat.of([(F32, 4 * len(tables) * spec.vocab * each) for each in {*tables}]),
     )
 
 

@@ -105,7 +105,8 @@ def storage_of(spec: ModelSpec, formats: Formats) -> Storage:
         )
         for layer in found.layers
     )  # fmt: skip
-    experts, held = sum(layer.routed for layer in layers), round(found.embedding.total)
+    experts = sum(layer.routed for layer in layers)
+    held = round(found.embedding.total + found.tables.total)
     common = sum(layer.common for layer in layers) + round(outside.total)
     return Storage(
         groups={"common": common, "experts": experts, "embedding": held},

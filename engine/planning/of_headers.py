@@ -27,6 +27,7 @@ from .storage import LayerBytes, Storage
 # Types of which a tensor's shape counts the weights: plain ones, and blocks of GGUF.
 WHOLE = {"F64", "F32", "F16", "BF16"} | {name for name, block, _ in TYPES.values() if block > 1}
 TABLES = ("embedding", "tables")  # of which a token reads rows
+TABLE = "tid2eid"  # of names: which experts a token has
 DOWN, BIAS = " down", " biases"  # of experts: what lies last in their blocks
 TURNS = "rope_freqs.weight"  # of GGUF: what rotates, which the engine works out from the config
 TURNED = FORMATS["bf16"]  # of columns that become rows: no block format is turned as it is
@@ -52,7 +53,7 @@ class _Sums:
         self.groups[group] += tensor.nbytes
         self.elements += math.prod(tensor.shape)
         self.types["experts" if group == "experts" else "dense"][tensor.dtype] += tensor.nbytes
-        there = self.by_group if layer is None else self.layers[layer]
+        there = self.by_group if layer is None or group == "tables" else self.layers[layer]
         where = group + _last_of_expert(tensor.name) if group == "experts" else group
         there.setdefault(where, []).extend(held)
 
@@ -64,7 +65,13 @@ class _Sums:
 
 def _is_packed(tensor: Stored) -> bool:
     """Whether its shape does not count its weights."""
-    return tensor.dtype not in WHOLE and tensor.dtype.lower() not in FORMATS and not is_unknown(tensor.dtype)
+    is_known = tensor.dtype in WHOLE or tensor.dtype.lower() in FORMATS or is_unknown(tensor.dtype)
+    return not is_known and not _has_numbers(tensor)
+
+
+def _has_numbers(tensor: Stored) -> bool:
+    """Whether it is a table of whole numbers, which are float32 in memory."""
+    return TABLE in tensor.name
 
 
 def _last_of_expert(name: str) -> str:
@@ -106,7 +113,8 @@ def of_headers(model: Architecture, tensors: Iterable[Stored], source: str, how:
     for tensor in tensors:
         name, shape = tensor.name, by_name[tensor.name].shape
         is_none = name == TURNS or (is_known and name in parts)
-        own = () if is_none else _in_memory(tensor, shape, formats.get(name), turned.get(name, 0))
+        format = FORMATS["f32"] if _has_numbers(tensor) else formats.get(name)
+        own = () if is_none else _in_memory(tensor, shape, format, turned.get(name, 0))
         sums.add(tensor, own)
     if not sums.groups["head"]:  # a head that is the embedding is read whole
         sums.groups["head"] = sums.groups.pop("embedding", 0)

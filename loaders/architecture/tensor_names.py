@@ -29,7 +29,8 @@ _GROUPS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
         ),
         ("router", r"shared_expert_gate|gate_inp|exp_probs_b|e_score_correction|\.router[._]|expert_bias|router_bias"),
         ("router", r"per_expert_scale|ffn_down_exps\.scale"),
-        ("router", r"moe_statics|tid2eid|(?:mlp|moe|ffn|block_sparse_moe|feed_forward|mixer)\.gate\."),
+        ("tables", r"tid\deid"),
+        ("router", r"moe_statics|(?:mlp|moe|ffn|block_sparse_moe|feed_forward|mixer)\.gate\."),
         (
             "shared",
             r"shared_expert|share_expert|shared_mlp|_shexp|fc[12]_latent|ffn_latent|routed_expert_(?:down|up)|ffn_routed_(?:down|up)",

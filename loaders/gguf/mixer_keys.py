@@ -41,6 +41,8 @@ def of(family: Family, meta: Metadata, shapes: Shapes) -> dict[str, Any]:
         if family.bends:
             return found | chooser_keys.kept_states(meta, shapes)
         return found | (chooser_keys.runs_of_latents(meta, shapes, found["layer_types"]) if family.runs else {})
+    if family.mixer == "compressed":
+        return _compressed(meta)
     found = _grouped(meta)
     if family.block_layers:
         return found | chooser_keys.blocks(family, meta, shapes)
@@ -59,6 +61,42 @@ def of(family: Family, meta: Metadata, shapes: Shapes) -> dict[str, Any]:
     if family.mixer == "state space":
         found |= _space(family, meta, shapes)
     return found
+
+
+def _compressed(meta: Metadata) -> dict[str, Any]:
+    """Attention to a window and to compressed entries, with what else its family alone has."""
+    limits = {*_limits(meta, "swiglu_clamp_exp"), *_limits(meta, "swiglu_clamp_shexp")}
+    if len(limits) != 1:
+        raise CheckpointError(f"its experts are clamped to {sorted(limits)}, one number for all layers is needed")
+    streams, indexer = "hyper_connection", "attention.indexer"
+    return {
+        "num_attention_heads": meta.number("attention.head_count"),
+        "num_key_value_heads": meta.number("attention.head_count_kv", default=1),
+        "head_dim": meta.number("attention.key_length"),
+        "qk_rope_head_dim": meta.number("rope.dimension_count"),
+        "q_lora_rank": meta.number("attention.q_lora_rank"),
+        "o_groups": meta.number("attention.output_group_count"),
+        "o_lora_rank": meta.number("attention.output_lora_rank"),
+        "sliding_window": meta.number("attention.sliding_window"),
+        "compress_ratios": meta.get("attention.compress_ratios"),
+        "compress_rope_theta": meta.get("attention.compress_rope_freq_base"),
+        "rope_scaling": _rope_scaling(meta),
+        "index_n_heads": meta.number(f"{indexer}.head_count"),
+        "index_head_dim": meta.number(f"{indexer}.key_length"),
+        "index_topk": meta.number(f"{indexer}.top_k"),
+        "num_hash_layers": meta.number("hash_layer_count"),
+        "hc_mult": meta.number(f"{streams}.count"),
+        "hc_sinkhorn_iters": meta.number(f"{streams}.sinkhorn_iterations"),
+        "hc_eps": meta.get(f"{streams}.epsilon"),
+        "swiglu_limit": limits.pop(),
+    }
+
+
+def _limits(meta: Metadata, name: str) -> list[float]:
+    """Of each layer what its experts, or the shared one, are clamped to; where the second is left out it is the
+    first."""
+    found = meta.get(name)
+    return [] if found is None else found if isinstance(found, list) else [found]
 
 
 def _grouped(meta: Metadata) -> dict[str, Any]:

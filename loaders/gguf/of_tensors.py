@@ -64,7 +64,7 @@ def read(metadata: Mapping[str, Any], tensors: Sequence[Stored], family: str) ->
     for tensor in tensors:
         layer, group = place(tensor.name, count)
         if group not in LEFT_OUT:
-            (outside if layer is None else stored[layer]).append((group, tensor))
+            (outside if layer is None or group == "tables" else stored[layer]).append((group, tensor))
     embedding = next((t for group, t in outside if group == "embedding" and len(t.shape) == 2), None)
     vocab = embedding.shape[0] if embedding else meta.number("vocab_size", default=1)
     if vocab < 1:
@@ -139,7 +139,7 @@ def _mixer(meta: Metadata, index: int, hidden: int, names: set[str], parts: tupl
     attends = attends or (not recurrent and "attn_qkv.weight" in names)
     if not attends and not recurrent:
         return None
-    state, state_flops = _state(meta, hidden, names, parts) if recurrent else (0, 0)
+    state, state_flops = _state(meta, hidden, names, parts) if recurrent else (_of_entries(meta, index, names), 0)
     if "ple_conv1d.weight" in names:  # the last inputs of its convolution, and the last tokens
         size, wide = meta.number("ple.ngram_size"), hidden * meta.number("hyper_connection.count")
         state += wide * (meta.number("ple.conv_kernel") - 1) * size + size - 1
@@ -184,7 +184,11 @@ def _attention(
     if isinstance(rates, list) and not in_blocks:  # keys serve as values; older ones are kept so many to an entry
         every = rates[index] if index < len(rates) else 0
         recent = Cache(width=size, window=meta.number("attention.sliding_window") or None)
-        older = (Cache(width=size, every=every, chosen=top if every < 128 else None),) if every else ()
+        some = top if _is_chosen(every) else None
+        older: tuple[Cache, ...] = (Cache(width=size, every=every, chosen=some),) if every else ()
+        if some:
+            beyond = (some + 1) * every - 1
+            older += tuple(replace(one, every=every, beyond=beyond) for one in keys)
         return "compressed", (recent, *older), 4 * heads * size, None, 0
     rows = {part.name: part.rows for part in parts if not part.plain}
     width = rows["attn_k"] + rows.get("attn_v", rows["attn_k"]) if "attn_k" in rows else kv * (size + v)
@@ -204,6 +208,22 @@ def _chosen(meta: Metadata, names: set[str]) -> int | None:
     rates = meta.get("attention.compress_ratios")
     run = max(rates, default=0) if isinstance(rates, list) and "indexer.k_proj.weight" in names else 0
     return top + max(run, meta.number("attention.indexer.kpool"), 1) - 1 if top else None
+
+
+def _is_chosen(every: int) -> bool:
+    """Whether an indexer chooses among entries that stand for so many tokens."""
+    return 0 < every < 128
+
+
+def _of_entries(meta: Metadata, index: int, names: set[str]) -> int:
+    """Elements that are kept of compressed entries that are not whole: three for each of theirs, in two series where an
+    indexer chooses among them. Where runs of keys are chosen there are none."""
+    rates = None if "indexer.q_proj.weight" in names else meta.get("attention.compress_ratios")
+    every = rates[index] if isinstance(rates, list) and index < len(rates) else 0
+    size = meta.number("attention.key_length")
+    if _is_chosen(every):
+        return 6 * (size + meta.number("attention.indexer.key_length"))
+    return 3 * size if every else 0
 
 
 def window_of(meta: Metadata, index: int) -> int | None:

@@ -28,7 +28,7 @@ ARCHS = {
     "kimi-linear": "kimi_linear", "mimo2": "mimo_v2_flash", "step35": "step3p5", "laguna": "laguna",
     "lfm2moe": "lfm2_moe", "granitehybrid": "granitemoehybrid", "nemotron_h_moe": "nemotron_h",
     "minimax-m3": "minimax_m3_vl", "glm5-next": "glm5_next", "qwen4exp": "qwen4_exp", "kimi-k3": "kimi_k3",
-    "hy_v3": "hy_v3",
+    "hy_v3": "hy_v3", "deepseek4": "deepseek_v4",
 }  # fmt: skip
 # Weights of experts are divided by their sum, which metadata leave out.
 DIVIDED = ("qwen3_moe", "qwen3_next", "kimi_linear", "kimi_k3", "mimo_v2_flash", "lfm2_moe", "qwen4_exp")
@@ -47,7 +47,7 @@ CHANGING = (
 
 # Which families with two kinds of attention read.
 OF_TWO_KINDS = ("rope.freq_base_swa", "swiglu_clamp_exp", "swiglu_clamp_shexp")
-OF_RUNS = OF_TWO_KINDS[1:]  # of a family whose layers are all clamped alike
+LIMITS = OF_TWO_KINDS[1:]  # of families whose layers are all clamped alike
 WARM = "attention.temperature_scale"  # which those archs read that say it
 WARM_ARCHS = ("mistral4",)
 
@@ -96,7 +96,8 @@ def config(metadata: Mapping[str, Any], tensors: Sequence[Stored], model: Archit
         family.expert_width: experts.width,
     }
     read: tuple[str, ...] = OF_TWO_KINDS[:1] if family.full_attention else OF_TWO_KINDS if family.by_kind else ()
-    read += ((WARM,) if meta.arch in WARM_ARCHS else ()) + (OF_RUNS if family.runs else ())
+    read += LIMITS if family.mixer == "compressed" or family.runs else ()
+    read += (WARM,) if meta.arch in WARM_ARCHS else ()
     changing = [name for name in CHANGING if name not in read]
     values |= {name: value for name in changing if (value := meta.get(name)) is not None}
     if (causal := meta.get("attention.causal")) is not None:
@@ -120,6 +121,8 @@ def config(metadata: Mapping[str, Any], tensors: Sequence[Stored], model: Archit
 
 def _scoring(family: Family, gating: int) -> str:
     """What a config calls it; of families that take the softmax of those chosen alone, as others call theirs."""
+    if gating == 4 and family.scoring == "sqrt_softplus":
+        return "sqrtsoftplus"
     return "softmax" if gating == 3 and family.scoring == "softmax_topk" else SCORING.get(gating, str(gating))
 
 

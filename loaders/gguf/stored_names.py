@@ -6,7 +6,15 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import replace
 
-from ..families.family import ConvNames, DeltaNames, GramsNames, LatentNames, SpaceNames, TensorNames
+from ..families.family import (
+    CompressedNames,
+    ConvNames,
+    DeltaNames,
+    GramsNames,
+    LatentNames,
+    SpaceNames,
+    TensorNames,
+)
 
 NAMES = TensorNames(
     embed="token_embd.weight", final_norm="output_norm.weight", head="output.weight", layer="blk.{layer}.",
@@ -25,6 +33,14 @@ NAMES = TensorNames(
         rows="ssm_in", conv="ssm_conv1d", conv_is_deep=False, rate="ssm_a", rate_is_log=False, dt_bias="ssm_dt.bias",
         skip="ssm_d", norm="ssm_norm.weight", o="ssm_out", in_columns=True,
     ),
+    compressed=CompressedNames(
+        q_a="attn_q_a.weight", q_a_norm="attn_q_a_norm.weight", q="attn_q_b.weight", k="attn_kv.weight",
+        k_norm="attn_kv_a_norm.weight", o_a="attn_output_a.weight", o="attn_output_b.weight",
+        sinks="attn_sinks.weight", entries="attn_compressor_", index_entries="indexer_compressor_", made="kv.weight",
+        weighed="gate.weight", places="ape.weight", index_q="indexer.attn_q_b.weight",
+        index_weights="indexer.proj.weight",
+    ),
+    expert_table="ffn_gate_tid2eid.weight",
     expert_gate_bias="ffn_gate_exps.bias", expert_up_bias="ffn_up_exps.bias", expert_down_bias="ffn_down_exps.bias",
     mtp_project="nextn.eh_proj.weight", mtp_embed_norm="nextn.enorm.weight", mtp_hidden_norm="nextn.hnorm.weight",
     mtp_norm="nextn.shared_head_norm.weight",

@@ -15,7 +15,7 @@ from ..files.gguf_header import Header
 from ..files.headers import Stored
 from ..gguf.runnable import READABLE
 
-PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I32": torch.int32}
 
 
 def read(files: Mapping[Path, Header]) -> dict[str, Entry]:

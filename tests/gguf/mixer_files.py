@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import biased_metadata
+import compressed_files
 import gguf
 import gguf_files
 import kind_metadata
@@ -31,7 +32,7 @@ ARCHS = {
     "glm4_moe_lite": "deepseek2", "qwen3_next": "qwen3next", "qwen3_5_moe_text": "qwen35moe",
     "gemma4_text": "gemma4", "deepseek_v32": "deepseek32", "glm_moe_dsa": "glm-dsa", **biased_metadata.ARCHS,
     **warm_metadata.ARCHS, "kimi_linear": "kimi-linear", **kind_metadata.ARCHS,
-    **recurrent_files.ARCHS, **newest_files.ARCHS,
+    **recurrent_files.ARCHS, **newest_files.ARCHS, **compressed_files.ARCHS,
 }  # fmt: skip
 JOINED = ("kv_b_proj.weight", "in_proj_qkvz.weight")
 EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.(\w+\.weight)")
@@ -45,6 +46,8 @@ def read(directory: Path, *, joined: bool = False) -> tuple[dict[str, Any], dict
     for path in sorted(directory.glob("*.safetensors")):
         stored |= {name: tensor.float().numpy() for name, tensor in safetensors.torch.load_file(path).items()}
     arch = ARCHS[config["model_type"]]
+    if arch in compressed_files.ARCHS.values():
+        return config, compressed_files.changed(_stacked(stored))
     table = _names(arch, config)
     if arch == "qwen4exp":
         stored = newest_files.with_table(config, directory, stored)

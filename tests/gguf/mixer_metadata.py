@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import biased_metadata
+import compressed_files
 import gguf
 import kind_metadata
 import newest_files
@@ -37,6 +38,9 @@ def add(writer: gguf.GGUFWriter, arch: str, config: dict[str, Any], older: bool)
         return
     if arch in recurrent_files.ARCHS.values():
         recurrent_files.add_metadata(writer, arch, config)
+        return
+    if arch in compressed_files.ARCHS.values():
+        compressed_files.add_metadata(writer, arch, config)
         return
     if arch == "gemma4":
         _gemma4(writer, config)

@@ -7,6 +7,7 @@ from typing import Any
 import tiny
 import warm_metadata
 
+SPARSE, HEAVY = "compressed_sparse_attention", "heavily_compressed_attention"
 # What files do not hold has the value that releases have.
 AS_RELEASED: dict[str, dict[str, Any]] = {
     "gpt_oss": {"swiglu_limit": 7.0},
@@ -14,6 +15,8 @@ AS_RELEASED: dict[str, dict[str, Any]] = {
     "minimax_m3_vl_text-one": {"swiglu_limit": 7.0, "layer_types": ["minimax_m3_sparse"] * 3},
     "glm5_next-free": {"attention_bias": False},
     "qwen4_exp_text-one": {"norm_topk_prob": True},
+    "deepseek_v4": {"compress_rates": {SPARSE: 4, HEAVY: 128}},
+    "deepseek_v4-yarn": {"compress_rates": {SPARSE: 4, HEAVY: 128}},
     "lfm2_moe": {"routed_scaling_factor": 1.0},
     "phimoe": {"router_jitter_noise": 0.01, "rope_parameters": warm_metadata.longrope(tiny.LONGROPE)},
     "phimoe-plain": {"router_jitter_noise": 0.01},
@@ -26,13 +29,25 @@ AS_RELEASED: dict[str, dict[str, Any]] = {
     },
 }
 # As llama-quantize mixes them for these archs: sizes that change, and types by role.
-MIXES: dict[str, tuple[str, dict[str, int], dict[str, str]]] = {
+MIXES: dict[str, tuple[str, dict[str, Any], dict[str, str]]] = {
     "gpt-oss, experts as released": (
         "gpt_oss",
         {"hidden_size": 288, "head_dim": 32, "intermediate_size": 96},
         {
             "token_embd": "Q8_0", "output": "Q8_0", "attn_q": "Q5_0", "attn_k": "Q5_0", "attn_v": "Q8_0/Q5_0",
             "attn_output": "Q8_0", "ffn_gate_exps": "MXFP4", "ffn_up_exps": "MXFP4", "ffn_down_exps": "MXFP4",
+        },
+    ),
+    "deepseek 4, experts as released": (
+        "deepseek_v4",
+        {"head_dim": 32, "q_lora_rank": 64, "o_lora_rank": 32, "moe_intermediate_size": 96,
+         "compress_rates": {SPARSE: 4, HEAVY: 128}},
+        {
+            "token_embd": "Q8_0", "output": "Q8_0", "attn_q_a": "Q8_0", "attn_q_b": "Q8_0", "attn_kv": "Q8_0",
+            "attn_output_a": "Q8_0", "attn_output_b": "Q8_0", "attn_compressor_kv": "Q5_0",
+            "attn_compressor_gate": "Q5_0", "indexer_compressor_kv": "Q5_0", "indexer_compressor_gate": "Q5_0",
+            "indexer.attn_q_b": "Q8_0", "indexer.proj": "Q5_0", "ffn_gate_exps": "MXFP4", "ffn_up_exps": "MXFP4",
+            "ffn_down_exps": "MXFP4", "ffn_gate_shexp": "Q8_0", "ffn_up_shexp": "Q8_0", "ffn_down_shexp": "Q8_0",
         },
     ),
     "deepseek": (

@@ -95,6 +95,18 @@ def test_kimi_k3(config: dict[str, Any], tmp_path: Path) -> None:
     check_plan(path)
 
 
+def test_entries_of_a_long_prompt(released: Callable[[str], Path], tmp_path: Path) -> None:
+    """Of 150 tokens, beyond one that stands for 128."""
+    mixer_files.write(tmp_path / "m.gguf", *mixer_files.read(released("deepseek_v4")))
+    with (
+        LLM(tmp_path / "m.gguf", kernels="reference") as of_file,
+        LLM(released("deepseek_v4"), kernels="reference") as it,
+    ):
+        ids = PROMPT * 9
+        found, expected = of_file.logits(ids), it.logits(ids)
+    assert (found - expected).abs().max() < 2e-5 * expected.abs().max()
+
+
 @pytest.mark.parametrize("variant", ["deepseek_v2", "deepseek_v3", "qwen3_next"])
 def test_joined_projections_of_older_files(variant: str, released: Callable[[str], Path], tmp_path: Path) -> None:
     config, tensors = mixer_files.read(released(variant), joined=True)
@@ -167,7 +179,7 @@ def test_metadata_that_would_change_the_result_are_refused(
 @pytest.mark.parametrize("mix", MIXES)
 def test_mixed_types_are_their_dequantised_weights(mix: str, tmp_path: Path) -> None:
     variant, sizes, types = MIXES[mix]
-    tiny.build(variant, tmp_path / "shapes", **sizes, **AS_RELEASED.get(variant, {}))
+    tiny.build(variant, tmp_path / "shapes", **{**sizes, **AS_RELEASED.get(variant, {})})
     path, twin = tmp_path / "mix.gguf", tmp_path / "twin.gguf"
     used = mixer_files.mixed(tmp_path / "shapes", path, twin, gguf_files.by_role(**types))
     assert {*used.values()} >= {kind for kinds in types.values() for kind in kinds.split("/")}

@@ -26,9 +26,12 @@ from headrace.engine.planning.plan import make, sizes
 from headrace.engine.planning.storage import Storage
 from headrace.errors import CheckpointError
 from headrace.loaders import model_source
+from headrace.loaders.architecture.architecture import Cache
+from headrace.loaders.architecture.of_spec import of_spec
 from headrace.loaders.files.headers import Stored
 from headrace.loaders.gguf_weights.open_gguf import open_gguf
 from headrace.loaders.model_source import Source
+from headrace.loaders.spec import CompressedSpec, MixerSpec, ModelSpec
 from headrace.loaders.weights.checkpoint import open_directory
 from headrace.loaders.weights.chosen_formats import LoadOptions
 from headrace.loaders.weights.imagined import imagine
@@ -155,6 +158,14 @@ def test_types_without_kernels_keep_the_bytes_of_the_file(tmp_path: Path) -> Non
     assert dict(found.layers[0].expert_in.parts) == {"f32": 2 * 4 * 256 * 512, "tq2_0": 512 * 66}
 
 
+def caches_of(spec: ModelSpec, mixer: MixerSpec) -> tuple[Cache, ...]:
+    """Those of a mixer, by the architecture of the model's spec."""
+    layer = next(i for i, one in enumerate(spec.layers) if one.mixer == mixer)
+    found = of_spec(spec).layers[layer].mixer
+    assert found is not None
+    return found.caches
+
+
 @pytest.mark.parametrize(("mix", "joined"), [*((mix, False) for mix in mixer_types.MIXES), ("deepseek", True)])
 def test_the_same_of_other_mixers(mix: str, joined: bool, tmp_path: Path) -> None:
     """Blocks of keys' up-projections that are turned, small matrices that become float32, states instead of a cache."""
@@ -177,6 +188,10 @@ def test_the_same_of_other_mixers(mix: str, joined: bool, tmp_path: Path) -> Non
             assert (one.mixer is None) == (layer.mixer is None)
             if one.mixer is None:
                 continue
+            if isinstance(layer.mixer, CompressedSpec):
+                assert one.mixer.caches == caches_of(checkpoint.spec, layer.mixer)
+                assert one.mixer.state == layer.mixer.state
+                continue
             assert sum(cache.width for cache in one.mixer.caches) == layer.mixer.cached
             assert [cache.window for cache in one.mixer.caches] == [layer.mixer.window][: len(one.mixer.caches)]
             assert one.mixer.state == layer.mixer.state
@@ -185,7 +200,7 @@ def test_the_same_of_other_mixers(mix: str, joined: bool, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     "variant",
     ["qwen3_moe", "qwen2_moe", "granitemoe", "gpt_oss", "deepseek_v2", "deepseek_v3-bias", "qwen3_next-dense",
-     "qwen3_5_moe_text", "lfm2_moe-bias", "granitemoehybrid-groups", "nemotron_h-mlp"],
+     "qwen3_5_moe_text", "lfm2_moe-bias", "granitemoehybrid-groups", "nemotron_h-mlp", "deepseek_v4"],
 )  # fmt: skip
 def test_the_same_of_a_checkpoint_of_bfloat16(variant: str, tmp_path: Path, checkpoints: Any) -> None:
     """Routers, norms and biases are float32 in memory, whatever the file has."""
