@@ -13,6 +13,7 @@ from ..files import safetensors
 from ..files.entry import Entry
 
 FORMAT = FORMATS["fp8"]
+SCALES = (torch.float32, torch.bfloat16, torch.float16, torch.float8_e8m0fnu)
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Fp8:
 def find(codes: Entry, scales: Entry, tile: tuple[int, int] | None) -> Fp8:
     """The weight of two tensors. tile: as the config says it; shapes say the rest. Raises CheckpointError where they do
     not belong together."""
-    if len(codes.shape) >= 2 and scales.dtype in (torch.float32, torch.bfloat16, torch.float16):
+    if len(codes.shape) >= 2 and scales.dtype in SCALES:
         for one in (tile, *_usual_tiles(codes, scales)):
             if one is not None and _count(scales) == _tiles(codes, one):
                 return Fp8(codes, scales, one)

@@ -99,10 +99,19 @@ class _Parts:
 
 
 def _weight(parts: _Parts, codes: Entry, how: Quantisation) -> Entry | None:
-    """fp8 of a module, or modelopt's nvfp4."""
+    """fp8 of a module, modelopt's nvfp4, or mxfp4 as DeepSeek-V4 has it."""
     if codes.dtype == torch.uint8 and (whole := parts.take(".weight_scale_2")):
         return _nvfp4(parts, codes, whole, divided=False)
-    return _fp8(parts, codes, how, ".weight_scale_inv", ".weight_scale") if codes.dtype == E4M3 else None
+    if codes.dtype == torch.int8 and (scales := parts.take(".scale")):
+        return _signed_mxfp4(parts, codes, scales)
+    return _fp8(parts, codes, how, ".weight_scale_inv", ".weight_scale", ".scale") if codes.dtype == E4M3 else None
+
+
+def _signed_mxfp4(parts: _Parts, codes: Entry, scales: Entry) -> Entry:
+    """Two codes to an I8 [R, C / 2], powers of two as F8_E8M0 [R, C / 32]: the bytes are those of mxfp4."""
+    fp4.check(codes, scales, 32)
+    as_bytes = (replace(one, dtype=torch.uint8) for one in (codes, scales))
+    return parts.made(parts.name, (*codes.shape[:-1], 2 * codes.shape[-1]), fp4.Mxfp4(*as_bytes))
 
 
 def _experts(parts: _Parts, codes: Entry, how: Quantisation) -> Entry | None:

@@ -16,8 +16,8 @@ from ..files.headers import Stored
 
 F32 = FORMATS["f32"]
 NARROW = 32  # columns; a matrix of fewer is a convolution, which is float32
-# What decides on a delta rule's changes and their decay: small, and float32 too.
-SMALL = re.compile(r"\.(?:ssm_(?:ba|alpha|beta)|in_proj_(?:ba|a|b))\.weight$")
+# What decides on a delta rule's changes and their decay, and weighs the heads of an indexer: small, and float32 too.
+SMALL = re.compile(r"\.(?:ssm_(?:ba|alpha|beta)|in_proj_(?:ba|a|b)|indexer\.(?:weights_)?proj)\.weight$")
 UP, OUTPUT = re.compile(r"\.(?:kv_b_proj|attn_kv_b)\.weight$"), (".o_proj.weight", ".attn_output.weight")
 
 

@@ -79,7 +79,9 @@ One = tuple[Format, Shape, set[str]] | None
 def _weight(parts: _Parts, codes: Stored, how: Quantisation) -> One:
     if codes.dtype == "U8" and parts.take(".weight_scale_2"):
         return _fp4("nvfp4", parts, codes)
-    return _fp8(parts, codes, ".weight_scale_inv", ".weight_scale")
+    if codes.dtype == "I8" and codes.shape and parts.take(".scale"):  # as DeepSeek-V4 has it
+        return FORMATS["mxfp4"], (*codes.shape[:-1], 2 * codes.shape[-1]), parts.taken
+    return _fp8(parts, codes, ".weight_scale_inv", ".weight_scale", ".scale")
 
 
 def _experts(parts: _Parts, codes: Stored, how: Quantisation) -> One:

@@ -1,5 +1,5 @@
 """Releases that are quantised from the start, each in its own layout, against the same numbers in float32: gpt-oss,
-DeepSeek-V3, Kimi-K2-Thinking, Qwen3.6-FP8, MiMo-V2-Flash."""
+DeepSeek-V3 and V4, Kimi-K2-Thinking, Qwen3.6-FP8, MiMo-V2-Flash."""
 
 from __future__ import annotations
 
@@ -16,8 +16,11 @@ from safetensors.torch import load_file, save_file
 
 from headrace import LLM, kernels
 from headrace.engine.memory import kv_budget
+from headrace.engine.memory.memory_plan import storage_of
+from headrace.engine.planning.plan import sizes
 from headrace.kernels.context import Context
 from headrace.kernels.formats import KV_F32
+from headrace.loaders import model_source
 from headrace.loaders.weights.checkpoint import open_directory
 from headrace.loaders.weights.chosen_formats import LoadOptions
 
@@ -29,6 +32,9 @@ SIZES: dict[str, dict[str, int]] = {
     "deepseek_v3": dict(
         hidden_size=256, q_lora_rank=128, kv_lora_rank=128, qk_nope_head_dim=24, qk_rope_head_dim=16, v_head_dim=32,
         moe_intermediate_size=128, intermediate_size=384,
+    ),
+    "deepseek_v4": dict(
+        hidden_size=160, head_dim=32, q_lora_rank=96, o_lora_rank=32, moe_intermediate_size=96, index_head_dim=20,
     ),
     "qwen3_5_moe_text": dict(
         hidden_size=256, head_dim=64, moe_intermediate_size=128, shared_expert_intermediate_size=256,
@@ -212,3 +218,60 @@ def test_mimo_in_tiles_that_heads_do_not_fill(tmp_path: Path) -> None:
     assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
     formats = open_directory(tmp_path / "model", LoadOptions()).formats
     assert [formats.of(f"1.{role}", "dense").name for role in ("q", "k", "v", "o")] == ["fp8"] * 3 + ["bf16"]
+
+
+# ---- DeepSeek-V4: FP8 in tiles whose scales are powers of two, experts of 4 bits
+
+
+def write_deepseek_v4(base: Path) -> None:
+    """As the release has it, into base / model; the same numbers in float32 into base / twin."""
+    tiny.build("deepseek_v4", base / "shapes", **SIZES["deepseek_v4"])
+    g, stored, values = torch.Generator().manual_seed(1), {}, {}
+    plain = ("norm", "compressor", "weights_proj", "ffn.gate.", "embed", "head", "hc_", "attn_sink")
+    for name, tensor in load_file(base / "shapes" / "model.safetensors").items():
+        if any(part in name for part in plain):
+            stored[name] = tensor.bfloat16() if name.endswith("proj.weight") else tensor
+            values[name] = stored[name].float() if tensor.is_floating_point() else tensor
+            continue
+        (R, C), scale = tensor.shape, name.removesuffix("weight") + "scale"
+        if ".experts." in name:
+            codes, powers = (
+                torch.randint(0, 16, (R, C), generator=g),
+                torch.randint(-6, -4, (R, C // 32), generator=g),
+            )
+            stored[name] = quantised_files.pairs(codes).view(torch.int8)
+            numbers, sizes = quantised_files.E2M1[codes], (1, 32)
+        else:
+            stored[name] = quantised_files.fp8_codes(g, R, C)
+            numbers, sizes = stored[name].float(), (128, 128)
+            powers = torch.randint(-11, -9, (-(-R // 128), -(-C // 128)), generator=g)
+        stored[scale] = (powers + 127).to(torch.uint8).view(torch.float8_e8m0fnu)
+        all_over = torch.exp2(powers.float()).repeat_interleave(sizes[0], 0)[:R].repeat_interleave(sizes[1], 1)[:, :C]
+        values[name] = numbers * all_over
+    for folder, tensors in (("model", stored), ("twin", values)):
+        (base / folder).mkdir()
+        (base / folder / "config.json").write_bytes((base / "shapes" / "config.json").read_bytes())
+        save_file(tensors, base / folder / "model.safetensors", {"format": "pt"})
+    config = {**quantised_files.FP8, "scale_fmt": "ue8m0"}
+    edit(base / "model" / "config.json", quantization_config=config, expert_dtype="fp4")
+
+
+def test_deepseek_v4(tmp_path: Path) -> None:
+    write_deepseek_v4(tmp_path)
+    assert torch.equal(logits(tmp_path / "model"), logits(tmp_path / "twin"))
+    formats = open_directory(tmp_path / "model", LoadOptions()).formats
+    assert [formats.of(f"1.{part}", "experts").name for part in ("gate", "up", "down")] == ["mxfp4"] * 3
+    assert {formats.of(f"1.{role}", "dense").name for role in ("q_a", "q", "k", "o_a", "o", "index_q", "mlp_up")} == {
+        "fp8"
+    }
+
+
+def test_a_plan_of_deepseek_v4_says_what_lies_in_memory(tmp_path: Path) -> None:
+    """Tables of experts too, which are whole numbers in the file."""
+    write_deepseek_v4(tmp_path)
+    for folder in ("model", "twin"):
+        checkpoint, source = open_directory(tmp_path / folder, LoadOptions()), model_source.find(str(tmp_path / folder))
+        found, engine = sizes(source, "native")[0], storage_of(checkpoint.spec, checkpoint.formats)
+        assert (found.in_memory, found.held) == (checkpoint.weight_bytes, engine.held)
+        assert source.tensors is not None
+        assert found.total == sum(tensor.nbytes for tensor in source.tensors)
