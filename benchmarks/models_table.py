@@ -11,7 +11,6 @@ from __future__ import annotations
 import sys
 
 from headrace.loaders.architecture import catalogue
-from headrace.loaders.architecture.readers import READERS
 from headrace.loaders.families import FAMILIES
 from headrace.loaders.gguf.runnable import ARCHS
 from headrace.loaders.tokens.dialects.choose import FAMILIES as DIALECTS
@@ -26,7 +25,6 @@ OTHERS = {
     "granitemoeshared": "moe-7b-1b-active-shared-experts", "exaone_moe": "K-EXAONE-236B-A23B",
     "step3p7": "Step-3.7-Flash",
 }  # fmt: skip
-MISSING: dict[str, str] = {}
 HEAD = """# Models
 
 Written by `benchmarks/models_table.py` from the code. What runs is held to transformers in float32, on small random
@@ -47,14 +45,7 @@ BETWEEN = """
 Of `mistral_large4` llama.cpp has no arch, and so there are no files. `kimi_k3`, which
 transformers does not have, is held to a twin in plain torch; its names are those that llama.cpp's converter reads.
 Layers for multi-token prediction draft where [speculation.md](speculation.md) says so; elsewhere they are left out, and
-a line says so.
-
-## What is planned alone
-
-`headrace plan` and `headrace inspect` take these; a run refuses them by name.
-
-| family | models | what a run lacks |
-|---|---|---|"""
+a line says so."""
 
 
 def models_of(family: str) -> str:
@@ -77,7 +68,6 @@ def page() -> str:
         dialect = f"`{DIALECTS[family].name}`" if family in DIALECTS else ""
         lines.append(f"| `{family}` | {models_of(family)} | {archs_of(family)} | {dialect} |")
     lines.append(BETWEEN)
-    lines += [f"| `{one}` | {models_of(one)} | {MISSING[one]} |" for one in sorted(READERS) if one not in FAMILIES]
     return "\n".join(lines) + "\n"
 
 

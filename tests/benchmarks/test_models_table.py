@@ -17,8 +17,8 @@ def test_the_page_is_what_the_code_says() -> None:
     assert PAGE.read_text() == models_table.page(), "python benchmarks/models_table.py > docs/models.md"
 
 
-def test_a_line_says_what_each_family_lacks_that_does_not_run() -> None:
-    assert set(models_table.MISSING) == set(READERS) - set(FAMILIES)
+def test_every_family_that_is_planned_runs() -> None:
+    assert set(READERS) - set(FAMILIES) == set(), "a family that does not run: the page has to say what it lacks"
 
 
 def test_every_model_of_the_catalogue_stands_there_once() -> None:
