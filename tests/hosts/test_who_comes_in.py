@@ -4,25 +4,27 @@ hosts."""
 from __future__ import annotations
 
 import contextlib
+import functools
 import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from host_processes import Hosts, free_port
+from host_processes import free_port
 from refusals import refused
 
 from headrace import LLM, EngineConfig
 from headrace.engine.bench.random_weights import random_llm
+from headrace.engine.hosts.expert_host import ExpertHost
 from headrace.engine.hosts.joining import address, link_rate, meeting
 from headrace.engine.hosts.joining.gathering import Gathering
 from headrace.engine.hosts.messages import frames, greeting, rows
 from headrace.engine.hosts.messages.frames import HEADER, MAGIC, Broken, Kind, Refused
 from headrace.engine.hosts.messages.terms import Terms
 from headrace.engine.hosts.sharing import Node, deal, without
+from headrace.engine.terminal.hosts.host_command import open_model
 from headrace.errors import DeviceError, MemoryNeeded, OptionError
 from headrace.loaders import model_source
 
@@ -99,17 +101,17 @@ def test_another_version_is_named(door: Gathering) -> None:
         door.first(1, 0.5)
 
 
-def test_a_host_that_has_another_model_ends_with_a_word(checkpoints: Any, tmp_path: Path) -> None:
-    hosts = Hosts(checkpoints("mixtral"), 1)
-    try:
+def test_a_host_that_has_another_model_ends_with_a_word(checkpoints: Any) -> None:
+    """As a command that ends with an error does: what it raises is said, and its status is 1."""
+    port = free_port()
+    opened = functools.partial(open_model, str(checkpoints("mixtral")), EngineConfig(threads=1))
+    host = ExpertHost("h1", ("127.0.0.1", port), b"", opened, lambda text: None)
+    with ThreadPoolExecutor(1) as pool:
+        ended = pool.submit(host.run)
         with refused(DeviceError, "0 of 1 hosts joined", "another model, or other files"):
-            LLM("demo", hosts=1, listen=f"127.0.0.1:{hosts.port}", host_wait=15, no_measure=True)
-        process = hosts.processes["h1"]
-        assert process.wait(20) == 1
-        assert process.stderr is not None
-        assert "another model" in process.stderr.read()
-    finally:
-        hosts.close()
+            LLM("demo", hosts=1, listen=f"127.0.0.1:{port}", host_wait=10, no_measure=True)
+        with refused(Refused, "h1 has another model", "the same files"):
+            ended.result(20)
 
 
 @pytest.mark.parametrize(
