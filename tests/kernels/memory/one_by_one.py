@@ -3,7 +3,8 @@
     python one_by_one.py LIBRARY ops FIRST STEP     every STEP-th op from number FIRST on: one call of its smallest case
     python one_by_one.py LIBRARY model DIRECTORY    a model's load and some tokens, every fourth allocation
 
-Each failure has a process of its own, forked from one that has called nothing yet: its teams and their memory are new.
+Each failure has a process of its own, a fork: its teams and their memory are new. What nanobind allocates for tables of
+its own is not among them: the call was made once before, and it knows more objects than a call makes.
 There the call must succeed or raise MemoryError (RuntimeError where a thread was to start), and what it gives right
 after, with memory again, must be what it always gives. Writes a line for whatever else happened, and last how many
 failures there were.
@@ -50,7 +51,7 @@ def main() -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)  # what nobody writes is NaN, and not what lay there
     assert memory.memory_watch(b"/_cpu."), "the kernels are not loaded"
     objects = [Context() for _ in range(OBJECTS)]
-    del objects  # nanobind's table of objects has grown: it cannot be refused the memory for it, and ends the process
+    del objects
     failures = ops(int(sys.argv[3]), int(sys.argv[4])) if sys.argv[2] == "ops" else model(sys.argv[3])
     print("failures", failures)
 
@@ -90,6 +91,7 @@ def model(directory: str) -> int:
 
 def every_failure(name: str, call: Call, at_once: int) -> int:
     """One failure after the other, or every so many-th, until none is reached; how many there were."""
+    call()  # nanobind's tables grow: it ends the process where it is refused the memory for them
     for number in itertools.count(1, at_once):
         how = apart(lambda number=number: one_failure(call, number))
         if how == NOT_REACHED:
