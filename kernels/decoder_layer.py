@@ -20,6 +20,7 @@ from .blocks.cache_rows import Rows
 from .packed import Around, ExpertBank, Matrix, Mlp, Stacked, Tail
 from .passes.tally import Choice, Tally
 from .recipes import GroupScore, Scoring
+from .residual.around import back, into
 from .residual.banked import BankedStreams
 from .residual.gated import GatedStreams
 from .residual.streams import Streams, added
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from . import Ops
 
 TOKENS = "tokens"  # where `Places.chosen` has those of a pass, int64 [T], for what goes by them
+Several = Streams | GatedStreams | BankedStreams
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +67,7 @@ class Block(ABC):
     router_norm: Tensor | None = None  # float32 [D], of the residual sum before the router; None: it sees `post_norm`'s
     pre_bias: Tensor | None = None  # float32 [D]; with a bias a norm is a LayerNorm, without one an RMSNorm
     post_bias: Tensor | None = None
-    streams: Streams | GatedStreams | BankedStreams | None = None  # several: x is then rows of `residual/streams.py`
+    streams: Several | None = None  # several: x is then rows of `residual/streams.py`
     grams: Beside | None = None  # what is added to the streams before the layer
     native: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)  # what a backend keeps of it
 
@@ -288,13 +290,7 @@ def _route(ops: Ops, x_TD: Tensor, router: Router, places: Places, rows_R: Tenso
 
 
 def _compose_streams(
-    ops: Ops,
-    x_TX: Tensor,
-    update_TD: Tensor | None,
-    block: Block,
-    by: Streams | GatedStreams | BankedStreams,
-    places: Places,
-    rows_R: Tensor | None,
+    ops: Ops, x_TX: Tensor, update_TD: Tensor | None, block: Block, by: Several, places: Places, rows_R: Tensor | None
 ) -> tuple[Tensor, Tensor, Choice | None]:
     """The same with several residual streams: x is [T, X]."""
     assert block.o is not None, "streams of a layer without a mixer"
@@ -357,7 +353,8 @@ def compose_layers(
         distinct_L[i] = seen_E.scatter_(0, choice[0].flatten().long(), 1).sum()
         if tally is not None:
             tally.take(i, choice)
-        update_TD = back(ops, layer, ops.experts(into(ops, layer, h_TD), *choice, layer.bank))
+        made_TL = ops.experts(into(ops, layer.around, h_TD), *choice, layer.bank)
+        update_TD = back(ops, layer.around, made_TL, layer.block.eps)
         if layer.tail is not None:
             beside_TD = beside(ops, x_TD, layer, layer.tail)
             update_TD = finish_(ops, x_TD, update_TD, beside_TD, layer.tail, layer.block.eps)
@@ -366,19 +363,6 @@ def compose_layers(
             ops.gated_add_(update_TD, mlp(ops, layer.mlp, h_TD), gate_T1)
     assert update_TD is not None, "a model without layers"
     return x_TD, update_TD, distinct_L
-
-
-def into(ops: Ops, layer: Layer, h_TD: Tensor) -> Tensor:
-    """What a layer's routed experts take of hidden states: float32 [T, D] or [T, L]."""
-    return h_TD if layer.around is None else ops.linear(h_TD, layer.around.into)
-
-
-def back(ops: Ops, layer: Layer, y_TL: Tensor) -> Tensor:
-    """What they give, for the residual stream: float32 [T, D]."""
-    if layer.around is None:
-        return y_TL
-    norm_L = layer.around.norm
-    return ops.linear(y_TL if norm_L is None else ops.rmsnorm(y_TL, norm_L, layer.block.eps), layer.around.back)
 
 
 def beside(ops: Ops, x_TD: Tensor, layer: Layer, tail: Tail) -> Tensor:

@@ -27,8 +27,8 @@ PUBLIC = {
 ROOMS = {
     "engine": "units writable placement policies coerce option sizes config devices ledger bandwidth_model experts "
     "traces planning model cuda_graphs generation speculation memory measure hosts core llm bench server terminal",
-    "loaders": "regular files memory recurrences choosers turns compressed grams spec families architecture gguf "
-    "quants hub model_source quantised weights gguf_weights tokens",
+    "loaders": "regular files memory recurrences residuals choosers turns compressed grams spec families architecture "
+    "gguf quants hub model_source quantised weights gguf_weights tokens",
     "kernels": "_cpu scratch recipes formats blocks isa limits context packed passes residual decoder_layer sparse "
     "mixers compressed grams recurrent reference cpu gpu cases",
 }
@@ -91,7 +91,7 @@ def test_loaders_take_only_packed_weights_from_kernels() -> None:
                     "FORMATS", "ExpertBank", "ExpertLayout", "Format", "Matrix", "Mlp", "Ops", "FORMAT_OF_DTYPE",
                     "limits", "blocks", "FILE_BLOCKS", "PARTS", "Part", "Stacked", "BLOCK", "Activation",
                     "GroupScore", "SWIGLU", "GEGLU", "SQUARED_RELU", "Scoring", "Tail",
-                    "GatedMixing", "Mixing", "Around",
+                    "GatedMixing", "Mixing", "Around", "Fitting",
                 }  # fmt: skip
 
 

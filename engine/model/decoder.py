@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from ...kernels import Ops
-from ...kernels.decoder_layer import TOKENS, Layer, Stack, added_and_normed, back, beside, finish_, into, mlp
+from ...kernels.decoder_layer import TOKENS, Layer, Stack, added_and_normed, beside, finish_, mlp
 from ...kernels.packed import GatedMixing, Mixing
 from ...kernels.passes.tally import Choice, Tally
+from ...kernels.residual.around import back, into
 from ...kernels.residual.banked import taken
 from ...kernels.residual.gated import weigh
 from ...kernels.residual.streams import added, closed, opened, weighed
@@ -131,18 +132,18 @@ class Decoder:
         self, index: int, layer: Layer, x_TD: Tensor, h_TD: Tensor, choice: Choice, experts: ExpertBackend
     ) -> tuple[Tensor, Chosen]:
         """A layer's routed experts, with the shared one computed meanwhile: float32 [T, D]. x: the residual stream."""
-        job = experts.submit(index, into(self.ops, layer, h_TD), *choice)
+        job = experts.submit(index, into(self.ops, layer.around, h_TD), *choice)
         if layer.tail is not None:
             beside_TD = beside(self.ops, x_TD, layer, layer.tail)
             y_TD, chosen = experts.collect(job)
             return finish_(self.ops, x_TD, y_TD, beside_TD, layer.tail, layer.block.eps), chosen
         if layer.mlp is None:
             y_TD, chosen = experts.collect(job)
-            return back(self.ops, layer, y_TD), chosen
+            return back(self.ops, layer.around, y_TD, layer.block.eps), chosen
         shared_TD = mlp(self.ops, layer.mlp, h_TD)
         gate_T1 = None if layer.shared_gate is None else self.ops.linear(h_TD, layer.shared_gate)
         y_TD, chosen = experts.collect(job)
-        y_TD = back(self.ops, layer, y_TD)
+        y_TD = back(self.ops, layer.around, y_TD, layer.block.eps)
         self.ops.gated_add_(y_TD, shared_TD, gate_T1, shared_TD)  # y may be memory of the host, to be read once
         return shared_TD, chosen
 
