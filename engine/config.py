@@ -140,6 +140,7 @@ class EngineConfig:
     link_limit: float | None = option(None, PLACEMENT, "GB/S", "of a simulated GPU: how fast experts are copied to it")
 
     hosts: int | None = option(None, HOSTS, "N", "machines that hold experts and compute them (docs/hosts.md)")
+    split_by: str = option("experts", HOSTS, "WHAT", "what they hold: experts, or layers with their cache")
     listen: str = option("127.0.0.1", HOSTS, "ADDRESS[:PORT]", "where they join; an address of a private network")
     host_token: Path | None = option(None, HOSTS, "FILE", f"the secret that they share; default of {TOKEN}")
     wire: str = option("f32", HOSTS, "TYPE", "of rows that go there and back: f32 (no bit changes), bf16 or int8")
@@ -240,7 +241,12 @@ class EngineConfig:
         _between("host_timeout", self.host_timeout, 0.5)
         _between("host_wait", self.host_wait, 0)
         _between("prefill_chunk", self.prefill_chunk, 1, math.inf if self.hosts is None else 1 << 16)
+        _choice("split_by", self.split_by, ["experts", "layers"])
         hosts_asked.check(self.hosts, self.asked_placement.kind, asked, self.policy is not None, self.replicate)
+        beside = {"kv_disk": self.kv_disk, "trace": self.trace, "replicate": self.replicate, "mtp": self.mtp}
+        others = [name for name, value in beside.items() if value is not None]
+        others += ["speculate mtp"] if self.speculate == "mtp" else []
+        hosts_asked.check_split(self.split_by, self.hosts, self.asked_placement.kind, others)
 
     def _check_policy(self, asked: list[str]) -> None:
         """A policy has all experts in RAM and one GPU, or on disk; what is about it needs one, or has `lru` on disk."""

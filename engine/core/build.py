@@ -21,7 +21,7 @@ from ...loaders.files.gguf_set import is_gguf
 from ...loaders.files.recognise import is_named
 from ...loaders.tokens.tokenizer import Tokenizer
 from ...loaders.weights.checkpoint import Checkpoint, Progress
-from ...loaders.weights.model_weights import ModelWeights, TierBanks
+from ...loaders.weights.model_weights import Held, ModelWeights, TierBanks
 from ..bandwidth_model import profile as profiles
 from ..bandwidth_model import reconcile
 from ..bandwidth_model.profile import Profile
@@ -42,6 +42,7 @@ from ..experts.streaming import no_cuts
 from ..experts.tiered import TieredExperts
 from ..generation.admission import Admission
 from ..generation.schedule.state_slots import StateSlots
+from ..hosts.layers.on_layers import OnLayers
 from ..hosts.on_hosts import OnHosts
 from ..ledger.timers import Timers
 from ..measure import tile_thresholds, weight_prefetch
@@ -101,13 +102,14 @@ def build(
     choice, arena = _beside_a_gpu(config, checkpoint, plan, found, runtime, problem)
     main = found[plan.placement.main]
     granted = Granted(name == "cpu", arena)
-    weights = source.load(checkpoint, _target(config, ops, plan, found, arena, granted, progress))
+    held = apart.held if isinstance(apart, OnLayers) else None
+    weights = source.load(checkpoint, _target(config, ops, plan, found, arena, granted, progress, held))
     if arena is not None:
         arena.finish()
         plan = replace(plan, offload=without_blocking_copies(plan.offload, main.is_cuda, arena))
     timers = Timers(streams.of(main)[0] if len(found) > 1 else None)
     experts, host_buffers = _experts(config, checkpoint, weights, plan, found, ops, timers, arena, policy, apart)
-    decoder = _decoder(config, checkpoint, weights, plan, found, experts, kv_format, timers)
+    decoder = _decoder(config, checkpoint, weights, plan, found, experts, kv_format, timers, apart)
     mtp = _mtp_layer(checkpoint, weights, plan, decoder, main)
     compile_ahead(config, plan.kv_budget.max_context, decoder, found, compiling)
     graphed, choice = _graphs(config, context, checkpoint, plan, decoder, choice, runtime)
@@ -126,9 +128,10 @@ def _open(
     source: WeightSource, config: EngineConfig, found: dict[Tier, Device], profile: Profile | None, *, shows: bool
 ) -> Checkpoint:
     """The model as far as its headers. Where no rates are known, or the CPU's caches hold the model, nothing is drafted
-    by itself, so that no layer for multi-token prediction is needed."""
+    by itself, so that no layer for multi-token prediction is needed; beside layers on hosts there is none."""
     is_auto = config.speculate == "auto"
-    asked = replace(config, speculate="off", mtp=None) if is_auto and profile is None else config
+    has_none = profile is None or config.split_by == "layers"
+    asked = replace(config, speculate="off", mtp=None) if is_auto and has_none else config
     checkpoint = source.open(asked, found, show_progress=shows)
     if is_auto and checkpoint.spec.mtp is not None and checkpoint.weight_bytes < reconcile.IN_CACHES:
         checkpoint = replace(checkpoint, spec=replace(checkpoint.spec, mtp=None), mtp_names=None)
@@ -217,6 +220,7 @@ def _target(
     arena: ExpertArena | None,
     granted: Granted,
     progress: Progress | None,
+    held: Held | None,
 ) -> Target:
     """Where the weights go; experts in RAM into memory that can be pinned, if there is such."""
     where, filled = plan.where(found), None
@@ -226,8 +230,9 @@ def _target(
     besides = plan.kv_budget.kv_bytes + plan.kv_budget.work_bytes
     free = None if config.ram_limit is None else found[Tier.CPU].free
     return Target(
-        ops=ops, where=where, besides=besides, prepare=granted.prepare, filled=filled, progress=progress, free=free
-    )
+        ops=ops, where=where, besides=besides, prepare=granted.prepare, filled=filled, progress=progress, free=free,
+        held=held,
+    )  # fmt: skip
 
 
 class Granted:
@@ -278,10 +283,12 @@ def _experts(
     timers: Timers,
     arena: ExpertArena | None,
     policy: expert_policy.Make | None,
-    apart: OnDisk | OnHosts | None,
+    apart: OnDisk | OnHosts | OnLayers | None,
 ) -> tuple[ExpertBackend, HostBuffers | None]:
     """The experts: all in RAM, in files, on other machines, or on the tiers of the placement, with the buffers between
-    GPU and CPU; beside a cache in VRAM where a policy rules one."""
+    GPU and CPU; beside a cache in VRAM where a policy rules one. Of layers elsewhere none."""
+    if isinstance(apart, OnLayers):
+        return CpuExperts([], ops), None
     banks, spec, main = [layer.experts for layer in weights.layers], checkpoint.spec, found[plan.placement.main]
     tokens = max(config.prefill_chunk, config.max_sequences)
     sizes = {
@@ -325,13 +332,16 @@ def _decoder(
     experts: ExpertBackend,
     kv_format: KVFormat,
     timers: Timers,
+    apart: OnDisk | OnHosts | OnLayers | None,
 ) -> Decoder:
     """The decoder on the device of everything but the experts, with its cache and the way of inputs there."""
     main, spec, context = found[plan.placement.main], checkpoint.spec, plan.kv_budget.max_context
     windows, pages = plan.kv_budget.windows, plan.kv_budget.pages + plan.spare_pages
+    inputs = make_device_inputs(main, found[plan.table], timers, config, spec, context, len(windows))
+    if isinstance(apart, OnLayers):
+        return apart.decoder(weights, inputs, timers)
     shared = experts.cache.shared if isinstance(experts, CachedExperts) else None
     cache = KVCache(spec, pages, kv_format, main.place, StateSlots.count(config.max_sequences), windows, shared)
-    inputs = make_device_inputs(main, found[plan.table], timers, config, spec, context, len(windows))
     return Decoder(spec, weights, main.ops, experts, cache, context, inputs, not config.deterministic)
 
 

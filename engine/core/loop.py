@@ -13,7 +13,6 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from ...errors import MemoryNeeded
 from ...kernels import Ops
 from ..devices.host import use_torch_threads
 from ..experts.counts import ExpertCounts
@@ -32,7 +31,8 @@ from ..ledger.ledger import Ledger
 from ..ledger.passes import CPU_DRAM, DISK, GPU_HBM, NET, Bytes, Pass
 from ..model.batch import Inputs
 from ..model.decoder import Output
-from ..model.kv_cache import PAGE, pages_for
+from ..model.kv_cache import PAGE
+from ..model.segment import CacheLost
 from ..model.windows import Windows
 from ..speculation.drafts import Drafts
 from ..speculation.row_kernels import row_kernels
@@ -42,6 +42,7 @@ from ..traces.recorder import Recorder
 from .bookkeeping import Bookkeeping, Closed
 from .kv_on_disk import open_disk
 from .parts import EngineParts
+from .scoring.all_logits import all_logits
 from .turn import Turn
 
 Sampler = Callable[[Tensor, list[Sequence], Ops], list[int]]
@@ -206,6 +207,7 @@ class Loop:
         """
         self.carry_out()
         self.pages.between_passes()
+        self.look_after_layers()
         start = self.books.start()
         use_torch_threads(self.parts.torch_threads)
         parts, batch = self.parts, self._next_batch()
@@ -220,7 +222,10 @@ class Loop:
             if batch.drafts and self.drafts is not None:
                 self.drafts.before(batch)
             inputs = make_inputs(batch, keeps=keeps)
-            out = self._forward(inputs, is_graph, batch)
+            try:
+                out = self._forward(inputs, is_graph, batch)
+            except CacheLost:
+                return  # the next pass begins anew
             ready = [batch.sequences[i] for i in batch.ready]
             first, rows = first_rows(out.logits, batch)
             tokens = self.sampler(first, ready, self._ops(out)) if ready else []
@@ -247,6 +252,13 @@ class Loop:
         if self.drafts is not None:
             self.drafts.saw(batch, done)
         self.books.write()
+
+    def look_after_layers(self) -> None:
+        """Before a pass: who holds layers may be another now, and caches empty. Raises DeviceError where nobody does.
+        The caller has the turn."""
+        beyond = self.parts.decoder.beyond
+        if beyond is not None and beyond.begin(is_idle=not self.scheduler.running):
+            self.scheduler.forget()
 
     def _verify(self, batch: Batch, out: Output, rows: list[int], drafts: Drafts) -> int:
         """Gives sequences the tokens of their drafts that hold, and one more each; how many held."""
@@ -367,31 +379,4 @@ class Loop:
         ledger. Raises MemoryNeeded where open requests leave no room for it."""
         with self.lock:
             use_torch_threads(self.parts.torch_threads)
-            need, free = self.windows.tightest(len(sequence.tokens), self.pages)
-            if need > free:
-                raise MemoryNeeded(
-                    f"{len(sequence.tokens)} tokens need {need} pages of the KV cache, {free} are "
-                    "free: finish or close open streams first"
-                )
-            sequence.pages = self.pages.allocate(pages_for(len(sequence.tokens)))
-            sequence.windows = self.windows.start()
-            sequence.slot = -1 if self.states is None else self.states.spare
-            try:
-                return torch.cat(list(self._chunk_logits(sequence)))
-            finally:
-                self.pages.release(sequence.pages)
-                self.windows.release(sequence.windows)
-
-    def _chunk_logits(self, sequence: Sequence) -> Generator[Tensor, None, None]:
-        keeps: Keeps | None = None if self.states is None else {}
-        if self.parts.expert_cache is not None:
-            self.parts.expert_cache.begin(0)
-        while sequence.pending:
-            count = min(sequence.pending, self.parts.config.prefill_chunk)
-            batch = Batch([sequence], [count])
-            self.windows.extend(sequence.windows, sequence.computed + count)
-            with torch.inference_mode(), self.parts.main.current():
-                logits = self.parts.decoder.forward(make_inputs(batch, True, keeps)).logits.cpu()
-            sequence.computed += count
-            self.windows.advance(sequence.windows, sequence.computed, [])
-            yield logits
+            return all_logits(self, sequence)

@@ -131,6 +131,8 @@ class EngineParts:
             self.expert_cache.close()
         if isinstance(self.decoder.experts, NetExperts):
             self.decoder.experts.close()
+        if self.decoder.beyond is not None:
+            self.decoder.beyond.close()
         if self.graphed is not None:
             self.graphed.close()
         if self.expert_arena is not None:

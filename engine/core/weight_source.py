@@ -16,7 +16,7 @@ from ...loaders.hub.local import is_inside
 from ...loaders.spec import ModelSpec
 from ...loaders.weights.checkpoint import Checkpoint, Progress, load_weights, open_directory
 from ...loaders.weights.chosen_formats import LoadOptions
-from ...loaders.weights.model_weights import ModelWeights, Where
+from ...loaders.weights.model_weights import Held, ModelWeights, Where
 from ..config import EngineConfig
 from ..devices.device import Device
 from ..placement.placement import Tier
@@ -28,7 +28,7 @@ class Target:
     """What to fill, and whom to tell. where: memory of each part, None for RAM. besides: bytes that a pass and the
     cache will take. prepare(weights, in_parts): called when memory is reserved and nothing filled, in_parts where banks
     are filled by the matrix. filled(part): called when a tensor has its final bytes; None: nobody asks. free: bytes of
-    RAM that may be taken; None: what the system says."""
+    RAM that may be taken; None: what the system says. held: the part of the model to be loaded; None: all."""
 
     ops: Ops
     where: Where | None
@@ -37,6 +37,7 @@ class Target:
     filled: Callable[[Tensor], None] | None
     progress: Progress | None
     free: int | None = None
+    held: Held | None = None
 
 
 class WeightSource(Protocol):
@@ -80,8 +81,9 @@ class CheckpointFiles:
             target.prepare(weights, not checkpoint.is_converted)
 
         return load_weights(
-            checkpoint, target.ops, target.progress, target.besides, prepare, target.where, target.filled, target.free
-        )
+            checkpoint, target.ops, target.progress, target.besides, prepare, target.where, target.filled, target.free,
+            target.held,
+        )  # fmt: skip
 
 
 def load_options(config: EngineConfig) -> LoadOptions:

@@ -12,19 +12,23 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 
 from ...errors import DeviceError, MemoryNeeded
 from ...kernels import Ops
+from ...loaders.weights.checkpoint import Checkpoint
 from ..bandwidth_model.network.wire_sizes import PIECE
 from ..experts.disk.files import ExpertFiles
 from ..placement.tier_memory import of_free
 from ..units import size
 from .answers import answers
 from .joining import link_rate, meeting
+from .layers import layer_host
+from .layers.held import HeldLayers
 from .messages import frames, greeting, rows
 from .messages.frames import Broken, Kind, Refused
 from .messages.terms import Terms
@@ -39,6 +43,7 @@ class Opened(NamedTuple):
     """A model as a coordinator's terms have it. free: bytes of RAM that may be taken; rate: bytes a second that this
     machine's RAM was read with; experts: those of the model's experts, by tokens that one serves at once."""
 
+    checkpoint: Checkpoint
     files: ExpertFiles
     ops: Ops
     fingerprint: str
@@ -63,7 +68,9 @@ class ExpertHost:
         self.terms: Terms | None = None
         self.opened: Opened | None = None
         self.shelf: Shelf | None = None
+        self.layers: HeldLayers | None = None
         self.is_over = threading.Event()
+        self.sock: socket.socket | None = None
         self.lock = threading.Lock()
 
     def run(self) -> None:
@@ -71,6 +78,7 @@ class ExpertHost:
         coordinator does not want it."""
         while (joined := meeting.join(*self.address, lambda: not self.is_over.is_set())) is not None:
             sock, generation = joined
+            self.sock = sock
             with sock:
                 try:
                     self._serve(sock, generation)
@@ -79,8 +87,17 @@ class ExpertHost:
                         raise
                     self.say(f"{refused}; trying again")
                 except (Broken, OSError) as error:
+                    if self.is_over.is_set():
+                        return
                     self.say(f"the connection ended ({error}); joining again")
             time.sleep(meeting.STEP)
+
+    def stop(self) -> None:
+        """Ends it, from another thread."""
+        self.is_over.set()
+        if self.sock is not None:
+            with suppress(OSError):
+                self.sock.shutdown(socket.SHUT_RDWR)
 
     def _serve(self, sock: socket.socket, generation: int) -> None:
         """One connection, to its end."""
@@ -97,6 +114,10 @@ class ExpertHost:
         said = {"fingerprint": opened.fingerprint, "free": free, **rates, **opened.facts}
         frames.send_json(sock, Kind.MODEL, said)
         share = frames.as_json(link_rate.receive(sock, Kind.SHARE))
+        if "layers" in share:
+            self._serve_layers(sock, terms, share, generation)
+        if self.layers is not None:
+            self.layers.segments.clear()
         with self._pulse(sock):
             self._load(shelf, share, free)
         frames.send_json(sock, Kind.READY, {"bytes": shelf.nbytes})
@@ -108,11 +129,27 @@ class ExpertHost:
                 self._answer(sock, shelf, terms.wire, header.call, body)
                 busy.clear()
 
+    def _serve_layers(self, sock: socket.socket, terms: Terms, share: dict[str, Any], generation: int) -> NoReturn:
+        """The same with whole layers."""
+        opened, shelf = self.opened, self.shelf
+        assert opened is not None, "a share before the model is open"
+        assert shelf is not None
+        with self._pulse(sock):
+            shelf.take(())
+            free = int(of_free(opened.free))
+            self.layers = layer_host.hold(share, opened.checkpoint, opened.ops, free, self.layers)
+        frames.send_json(sock, Kind.READY, {"bytes": self.layers.nbytes})
+        held = ", ".join(f"{first} to {last - 1}" for first, last in self.layers.segments) or "none"
+        self.say(f"generation {generation}: layers {held}, {size(self.layers.nbytes)}; at work")
+        talk = layer_host.Talk(sock, partial(self._send, sock), partial(self._pulse, sock))
+        layer_host.LayerHost(self.layers, terms, talk).run()
+
     def _open(self, terms: Terms) -> Opened:
         """The model, opened once for the same terms."""
         if self.opened is None or terms != self.terms:
             if self.shelf is not None:
                 self.shelf.close()
+            self.layers = None
             self.opened, self.terms = self.open_model(terms), terms
             self.shelf = Shelf(self.opened.files, self.opened.ops)
         return self.opened

@@ -19,7 +19,7 @@ from ...errors import DeviceError
 from .dealing import replicas
 from .dealing.dealt import Dealt, share
 from .dealing.replicas import Copies
-from .joining.gathering import Candidate, Gathering
+from .joining.gathering import Candidate, Gathering, Share
 from .link import Link
 from .sharing import Node, Owners, without
 
@@ -139,7 +139,7 @@ class Members:
                 found[expert] = number
         return found
 
-    def place(self, candidate: Candidate) -> tuple[int, list[list[int]]] | str:
+    def place(self, candidate: Candidate) -> tuple[int, Share] | str:
         """A place for a host that comes late: its own, or that of one that is gone. Called by other threads."""
         with self.lock:
             free = [number for number in range(1, len(self.links)) if self._is_free(number)]
@@ -148,7 +148,7 @@ class Members:
             mine = [number for number in free if self.names[number] == candidate.name]
             number = (mine or free)[0]
             self.coming.add(number)
-        return number, self.share(number)
+        return number, {"experts": self.share(number)}
 
     def gave_up(self, number: int) -> None:
         """One that was to come did not."""

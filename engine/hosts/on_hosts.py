@@ -6,7 +6,7 @@ import logging
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-from ...errors import DeviceError, OptionError
+from ...errors import DeviceError
 from ...kernels import Ops
 from ...loaders.weights.by_expert.stored import StoredExperts
 from ...loaders.weights.checkpoint import Checkpoint
@@ -17,12 +17,10 @@ from ..ledger.timers import Timers
 from ..memory.memory_plan import MemoryPlan
 from ..placement.placement import Placement, Tier
 from .dealing.dealt import Dealer, share
-from .joining import address as addresses
-from .joining import fingerprint, layer_costs, meeting
-from .joining.gathering import Candidate, Gathering
+from .joining import door, layer_costs
+from .joining.gathering import Candidate
 from .link import Link
 from .members import Members
-from .messages import greeting
 from .messages.rows import WIRES
 from .messages.terms import Terms
 from .net_experts import NetExperts, Ready
@@ -41,17 +39,11 @@ class OnHosts:
         self.config, self.ops, self.plan = config, ops, plan
         self.counts, self.tokens = [len(row) for row in plan.placement.experts], config.prefill_chunk
         self.wire = WIRES[config.wire]
-        door, secret = _door(config), greeting.token(config.host_token)
-        if not secret and not addresses.is_loopback(door[0]):
-            raise OptionError(
-                f"hosts join {door[0]} with a token: put a secret text into a file, and name it with --host-token here "
-                "and on the hosts"
-            )
         self.files = ExpertFiles(stored, ops)
         tokens = max(config.prefill_chunk, config.max_sequences)
         limit = sum(wire_sizes.request(tokens, tokens * stored.top_k, checkpoint.spec.hidden, "f32", True))
         terms = Terms.of(config, ops, limit)
-        self.gathering = Gathering(meeting.Meeting(*door), secret, terms, fingerprint.of(checkpoint))
+        self.gathering = door.opened(config, terms, checkpoint)
         self.candidates: list[Candidate] = []
         try:
             self._gather(config, checkpoint, stored)
@@ -75,7 +67,7 @@ class OnHosts:
 
     def _give(self, candidate: Candidate, share: list[list[int]]) -> None:
         try:
-            self.gathering.give(candidate, share)
+            self.gathering.give(candidate, {"experts": share})
         except OSError as error:
             raise DeviceError(f"host {candidate.name} left before the start ({error}): start it again") from error
 
@@ -126,10 +118,3 @@ class OnHosts:
             raise DeviceError(
                 f"host {candidate.name} did not load its experts ({error}): see what it says, and start again"
             ) from error
-
-
-def _door(config: EngineConfig) -> tuple[str, int]:
-    """Where hosts join. Raises OptionError."""
-    address, port = addresses.parse(config.listen, "--listen")
-    addresses.check(address, "--listen", config.i_know)
-    return address, port

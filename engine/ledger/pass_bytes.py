@@ -28,8 +28,9 @@ EXPERTS, DENSE, KV, HEAD = "experts", "dense", "kv", "head"
 # What crosses a link besides hidden states of experts: choices and their weights, a pass's inputs, what sampling needs,
 # experts that were copied before it was known that nobody would choose them.
 ROUTING, INPUTS, SAMPLES, UNCHOSEN = "routing", "inputs", "samples", "unchosen"
+HIDDEN = "hidden"  # hidden states that go to layers on other machines, and come back
 PREFETCHED = "prefetched"  # experts that came from a disk behind a layer, for one that may choose them
-GROUPS = (EXPERTS, UNCHOSEN, PREFETCHED, DENSE, KV, HEAD, ROUTING, INPUTS, SAMPLES)
+GROUPS = (EXPERTS, UNCHOSEN, PREFETCHED, DENSE, KV, HEAD, ROUTING, INPUTS, SAMPLES, HIDDEN)
 
 
 @dataclass(frozen=True)
@@ -180,9 +181,8 @@ def seen_at_most(mixer: MixerSpec) -> int | None:
 
 def dense_sizes(weights: ModelWeights) -> DenseSizes:
     """The sizes of a model, of real weights or of such on the `meta` device."""
-    last = weights.layers[-1]
     tables = [layer.table for layer in weights.layers if layer.table is not None]
-    tail = layer_dense_bytes(last) - sum(part.nbytes for part in last.keeping())
+    tail = sum(layer_dense_bytes(last) - sum(part.nbytes for part in last.keeping()) for last in weights.layers[-1:])
     outside = sum(part.nbytes for _, part in weights.outside())
     return DenseSizes(
         layers=sum(map(layer_dense_bytes, weights.layers)) + outside,

@@ -136,7 +136,7 @@ def plan_memory(
     """
     plan = _Plan(config, checkpoint, kv_format, devices)
     if config.hosts is not None:
-        return plan.on_hosts()
+        return plan.on_layers() if config.split_by == "layers" else plan.on_hosts()
     if config.asked_placement.kind == "disk":
         return plan.on_disk()
     if len(devices) == 1:
@@ -210,6 +210,19 @@ class _Plan:
         left = free - storage.common - storage.held - self.mtp - room.kv_bytes - self.work - self.buffers
         found = replace(self._fit(placement, room), stored=stored, room=max(0, left))
         _require(found.memory[Tier.CPU], "RAM", placement)
+        return found
+
+    def on_layers(self) -> MemoryPlan:
+        """Other machines hold layers with their cache: RAM holds what is outside of layers, and has room for some."""
+        if not self.checkpoint.entries:
+            raise OptionError("hosts read layers from a model's files, and random weights have none: no --hosts")
+        free = int(of_free(self.devices[Tier.CPU].free))
+        placement, budget = placing.all_on(Tier.CPU, self.counts), self._kv_budget(free)
+        outside = round(self.storage.outside_in.total)
+        needs = {"embedding": self.storage.held, "head": outside, "buffers of a pass": self.work}
+        memory = {Tier.CPU: of_needs(needs, free)}
+        found = replace(self._fit(placement, budget), memory=memory, room=max(0, free - sum(needs.values())))
+        _require(memory[Tier.CPU], "RAM", placement)
         return found
 
     def beside_a_gpu(self, profile: Profile | None, graphs: bool) -> MemoryPlan:

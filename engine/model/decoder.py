@@ -11,7 +11,7 @@ It never says where a weight lies, on how many threads an op runs, or which fami
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -54,8 +54,24 @@ class Output(NamedTuple):
     hidden: Tensor | None = None
 
 
+class Beyond(Protocol):
+    """Runs layers that are not the decoder's own, with their caches."""
+
+    def begin(self, is_idle: bool) -> bool:
+        """To be called between two passes: whether what was in the caches is gone. is_idle: nobody has anything
+        there."""
+
+    def run(self, x_TX: Tensor, inputs: Inputs, tally: Tally | None) -> tuple[Tensor, Bytes]:
+        """The residual streams behind all of them, of the rows whose logits are wanted, float32 [R, X]; and what was
+        read and sent. Raises CacheLost."""
+
+    def close(self) -> None:
+        """Lets go of whoever runs them."""
+
+
 class Decoder:
-    """Weights, cache and experts of one model, and the ops that run it."""
+    """Weights, cache and experts of one model, and the ops that run it. beyond: runs the layers, if these are others
+    than the decoder's own."""
 
     def __init__(
         self,
@@ -67,8 +83,9 @@ class Decoder:
         max_context: int,
         device_inputs: DeviceInputs,
         may_make_keys: bool = True,
+        beyond: Beyond | None = None,
     ) -> None:
-        self.spec = spec
+        self.spec, self.beyond = spec, beyond
         self.weights = weights
         self.ops = ops
         self.experts = experts
@@ -88,6 +105,10 @@ class Decoder:
             inputs.places.chosen[TOKENS] = inputs.ids_T
         entered, read = self.enter(inputs)
         inputs = self.device_inputs.take(entered)
+        if self.beyond is not None:
+            x_TX, more = self.beyond.run(self._embed(inputs), inputs, tally)
+            add_bytes(read, more)
+            return Output(self._ends(x_TX, None, inputs)[0], read, tally=tally)
         if self.choose is None and isinstance(self.experts, CpuExperts):
             return self._fused(inputs, self.experts, read, tally)
         experts = self.experts if self.choose is None else ForcedChoice(self.experts, self.choose)
@@ -164,13 +185,14 @@ class Decoder:
         x_TD = self.device_inputs.embed(self.weights.embed, inputs, self.spec.embedding_scale)
         return x_TD if self.spec.streams is None else opened(x_TD, self.spec.streams.count)
 
-    def _ends(self, x_TD: Tensor, update_TD: Tensor, inputs: Inputs) -> tuple[Tensor, Tensor]:
-        """Logits of the wanted rows, and the hidden states of all that are left."""
+    def _ends(self, x_TD: Tensor, update_TD: Tensor | None, inputs: Inputs) -> tuple[Tensor, Tensor]:
+        """Logits of the wanted rows, and the hidden states of all that are left. update: None where it was added
+        before."""
         h_TD = self._normed(x_TD, update_TD)
         wanted_R = inputs.wanted_rows if self.goes_on else None
         return self._head(h_TD if wanted_R is None else h_TD[wanted_R]), h_TD
 
-    def _normed(self, x_TD: Tensor, update_TD: Tensor) -> Tensor:
+    def _normed(self, x_TD: Tensor, update_TD: Tensor | None) -> Tensor:
         """Hidden states of the rows that are left, behind the final norm: float32 [R, D]."""
         spec, ops, weights = self.spec, self.ops, self.weights
         if x_TD.shape[0] == 0:

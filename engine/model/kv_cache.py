@@ -314,6 +314,15 @@ class PageTable:
             if self.on_known is not None:
                 self.on_known(page, digests, place)
 
+    def forget(self) -> None:
+        """Nothing is known any more; who has pages keeps them."""
+        for page in self.digest_of:
+            if self.owners[page] == 0:
+                self.idle.remove(page)
+                self.free.append(page)
+        self.digest_of.clear()
+        self.page_of.clear()
+
     def release(self, pages: list[int], goes_first: bool = False) -> None:
         """Gives pages back; those with known content stay idle until their room is needed. goes_first: before all
         others."""

@@ -56,12 +56,13 @@ def make_stack(
     max_context: int,
     put: Callable[[Tensor], Tensor],
     may_make_keys: bool = True,
+    first: int = 0,
 ) -> Stack:
     """All layers, for positions below `max_context`; `put` brings a tensor to the device of the weights. may_make_keys:
-    of prompts on latents, where that is less work."""
+    of prompts on latents, where that is less work. first: the number of the first one, where spec is a part."""
     shared = _shared(spec, weights.turns, max_context, put)
     all_of = zip(spec.layers, weights.layers, cache.layers, strict=True)
-    layers = [_layer(spec, *one, shared, number) for number, one in enumerate(all_of)]
+    layers = [_layer(spec, *one, shared, number) for number, one in enumerate(all_of, first)]
     for i, table in weights.tables.items():
         block = replace(layers[i].block, grams=grams.prepared(spec, i, weights.layers[i], cache.grams[i], table))
         layers[i] = replace(layers[i], block=block)

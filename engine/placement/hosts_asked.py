@@ -50,3 +50,16 @@ def check(hosts: int | None, kind: str, asked: Sequence[str], has_policy: bool, 
         raise OptionError(f"{asked[0]} and hosts both say where experts lie: leave one out, or take placement auto")
     if has_policy:
         raise OptionError("policy rules a cache on this machine, and is not there beside hosts yet: leave one out")
+
+
+def check_split(split_by: str, hosts: int | None, kind: str, others: Sequence[str]) -> None:
+    """Raises OptionError for what does not go with layers on hosts. others: options that were given, and want all
+    layers here."""
+    if split_by != "layers":
+        return
+    if hosts is None:
+        raise OptionError("split_by 'layers' puts layers on other machines: say on how many (--hosts 2)")
+    if kind == "file":
+        raise OptionError("placement files place experts, and split_by deals out layers: take placement auto or hosts")
+    if others:
+        raise OptionError(f"{others[0]} wants all layers on this machine, and split_by deals them out: leave one out")

@@ -34,3 +34,8 @@ def row_kernels(ops: Ops) -> Iterator[None]:
         yield
     finally:
         ops.context = before
+
+
+def is_by_row(ops: Ops) -> bool:
+    """Whether such a pass is under way."""
+    return isinstance(ops, CpuOps) and NEVER in ops.context.tile_tokens.values()

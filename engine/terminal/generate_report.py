@@ -20,6 +20,7 @@ from ..devices.device import Device, why_no_gpu
 from ..devices.host import HUGE_FROM, quota
 from ..experts.cache import report
 from ..generation.outputs import Completion
+from ..hosts.layers.net_layers import NetLayers
 from ..hosts.net_experts import NetExperts
 from ..ledger import in_formats
 from ..ledger.ledger import Ledger
@@ -31,7 +32,7 @@ from ..llm import LLM
 from ..memory.memory_plan import EXPERT_CACHE, MTP, READING, STREAM
 from ..placement.placement import Tier
 from ..units import GB, size
-from .hosts import host_rows
+from .hosts import host_rows, layer_rows
 from .tables import new_table
 
 
@@ -68,6 +69,23 @@ def startup_table(llm: LLM) -> Table:
     return table
 
 
+def _cache_rows(llm: LLM, place: str, kernel: str) -> Iterator[TableRow]:
+    """The KV cache, and what of it is over windows."""
+    name, budget = llm.parts.kv_format.name, llm.parts.kv_budget
+    yield TableRow(f"KV, {budget.max_context} tokens", place, name, f"<= {size(budget.kv_bytes)}", kernel)
+    for kind, (window, pages) in enumerate(budget.windows, 1):
+        each = sum(part.nbytes for part in llm.parts.decoder.cache.page_parts(0, kind))
+        yield TableRow(f"of it, over {window.length} tokens", place, name, f"<= {size(pages * each)}", kernel)
+
+
+def _layer_rows(llm: LLM, split: NetLayers, kernel: str) -> Iterator[TableRow]:
+    """The layers of each machine, and their part of the KV cache."""
+    kv = f"their KV, {llm.parts.kv_budget.max_context} tokens"
+    for what, where, read, cache in layer_rows.layer_rows(llm, split):
+        yield TableRow(what, where, _formats(read), size(round(read.total)), kernel)
+        yield TableRow(kv, where, llm.parts.kv_format.name, f"<= {size(cache)}", kernel)
+
+
 def _rates(rows: list[TableRow]) -> list[str]:
     """At what rates weights are predicted to be read."""
     known = [f"{row.what} {row.rate}" for row in rows if row.rate]
@@ -78,6 +96,8 @@ def _tiers(llm: LLM) -> list[str]:
     """The placement, and of every GPU what it is, what it holds and what it may hold."""
     if isinstance(llm.parts.decoder.experts, NetExperts):
         return host_rows.lines(llm)
+    if (split := layer_rows.split_of(llm)) is not None:
+        return [layer_rows.line(split)]
     if len(llm.parts.devices) == 1:
         return []
     why = llm.parts.memory_plan.why
@@ -100,20 +120,16 @@ def placement_rows(llm: LLM) -> list[TableRow]:
     formats, main = llm.parts.checkpoint.formats, llm.parts.main
     sizes, tied = in_formats.of_model(llm.spec, formats), llm.spec.tied_head
     layers = ByFormat.sum(layer.common for layer in sizes.layers)
-    rows = list(_expert_rows(llm))
-    rows.append(_row(llm, main, "rest of the layers", layers, "layers"))
+    split = layer_rows.split_of(llm)
+    rows = list(_expert_rows(llm)) if split is None else []
+    if split is None:
+        rows.append(_row(llm, main, "rest of the layers", layers, "layers"))
     rows.append(_row(llm, main, "head = embedding" if tied else "head", sizes.head, "embed" if tied else "head"))
     if not tied:
         table = llm.parts.devices[llm.parts.memory_plan.table]
         rows.append(_row(llm, table, "embedding", sizes.embedding, "embed"))
-    kv, place = f"KV, {llm.parts.kv_budget.max_context} tokens", "RAM" if main.is_host else main.tier.value
-    kernel = _kernel(main)
-    cache = llm.parts.kv_format.name, f"<= {size(llm.parts.kv_budget.kv_bytes)}"
-    rows.append(TableRow(kv, place, *cache, kernel))
-    for kind, (window, pages) in enumerate(llm.parts.kv_budget.windows, 1):
-        each = sum(part.nbytes for part in llm.parts.decoder.cache.page_parts(0, kind))
-        what = f"of it, over {window.length} tokens"
-        rows.append(TableRow(what, place, llm.parts.kv_format.name, f"<= {size(pages * each)}", kernel))
+    place, kernel = "RAM" if main.is_host else main.tier.value, _kernel(main)
+    rows += _cache_rows(llm, place, kernel) if split is None else _layer_rows(llm, split, kernel)
     work = f"pass of {llm.config.prefill_chunk} tokens"
     rows.append(TableRow(work, place, "f32", f"<= {size(llm.parts.kv_budget.work_bytes)}", kernel))
     if len(llm.parts.devices) > 1:

@@ -25,7 +25,7 @@ def opened(x_TD: Tensor, count: int) -> Tensor:
     return torch.cat([x_TD.repeat(1, count), x_TD.new_zeros(len(x_TD), count)], dim=1)
 
 
-def closed(x_TX: Tensor, update_TD: Tensor, count: int) -> Tensor:
+def closed(x_TX: Tensor, update_TD: Tensor | None, count: int) -> Tensor:
     """The mean of the streams, with what the last layer made: float32 [T, D]."""
     return added(x_TX, update_TD, count).mean(1)
 

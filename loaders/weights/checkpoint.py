@@ -30,7 +30,7 @@ from ..spec import ModelSpec
 from . import chosen_formats, converted, whole_model
 from .chosen_formats import LoadOptions
 from .mixers.target import Change
-from .model_weights import Formats, ModelWeights, Where, allocate
+from .model_weights import Formats, Held, ModelWeights, Where, allocate
 from .mtp import of_folder
 from .tables import row_table
 from .tables.row_table import RowTable
@@ -108,17 +108,19 @@ def load_weights(
     where: Where | None = None,
     filled: Callable[[torch.Tensor], None] | None = None,
     free: int | None = None,
+    held: Held | None = None,
 ) -> ModelWeights:
     """Loads the weights, all into RAM or where `where` says. `extra`: bytes that will be needed besides (cache,
     activations), counted in the memory check; `prepare` sees the memory after it is reserved and before it is filled,
     `filled` every part of it that has its final bytes. `free`: bytes of RAM that may be taken; None: what is free.
 
-    With `where` the caller has checked the memory of every tier. What lies on the meta device is not loaded.
+    With `where` or `held`, the part of the model to be loaded, the caller has checked the memory. What lies on the meta
+    device is not loaded.
     """
-    if where is None:
+    if where is None and held is None:
         remedy = f"{SMALLER}, or leave experts in the file ({ON_DISK})"
         require_memory({"weights": checkpoint.weight_bytes, "KV cache and activations": extra}, remedy, free)
-    weights = allocate(checkpoint.spec, checkpoint.formats, where=where)
+    weights = allocate(checkpoint.spec, checkpoint.formats, where=where, held=held)
     weights.tables.update(_tables(checkpoint))
     if prepare is not None:
         prepare(weights)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 from torch import Tensor
 
@@ -139,6 +139,14 @@ class Where:
     experts: Sequence[Sequence[str]]
     tiers: Mapping[str, str]
     pools: Mapping[str, Pool] = field(default_factory=dict)
+
+
+class Held(NamedTuple):
+    """The part of a model that is here: layers [first, last); outside: with embedding, last norm and head."""
+
+    first: int
+    last: int
+    outside: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,20 +300,25 @@ class _TierAllocator(_Allocator):
         return ExpertBank(layout, data.view(experts, layout.bytes))
 
 
-def allocate(spec: ModelSpec, formats: Formats, device: str = "cpu", where: Where | None = None) -> ModelWeights:
+def allocate(
+    spec: ModelSpec, formats: Formats, device: str = "cpu", where: Where | None = None, held: Held | None = None
+) -> ModelWeights:
     """Uninitialised weights of a model, each expert one contiguous block of its layer's bank: all on one device, or
-    where `where` says."""
-    make = _Allocator(device) if where is None else _TierAllocator(where)
+    where `where` says. held: the part that is here; the rest is on the meta device."""
+    here = _Allocator(device) if where is None else _TierAllocator(where)
+    make = here if held is None or held.outside else _Allocator("meta")
     table = make if where is None or spec.tied_head else _Allocator(where.embed)
+    layers = range(len(spec.layers))
+    of_layer = [here if held is None or held.first <= i < held.last else _Allocator("meta") for i in layers]
     embed = table.matrix(formats.of("embed", "dense" if spec.tied_head else "embed"), spec.vocab, spec.hidden)
     return ModelWeights(
         embed=embed,
-        layers=tuple(_allocate_layer(make, spec, formats, i) for i in range(len(spec.layers))),
+        layers=tuple(_allocate_layer(one, spec, formats, i) for i, one in enumerate(of_layer)),
         final_norm=make.vector(spec.norm_size),
         final_norm_bias=make.vector(spec.hidden) if spec.layernorms else None,
         head=embed if spec.tied_head else make.matrix(formats.of("head", "dense"), spec.vocab, spec.hidden),
         head_bias=make.vector(spec.vocab) if spec.head_bias else None,
-        turns=make.vector(spec.learned_turns) if spec.learned_turns else None,
+        turns=here.vector(spec.learned_turns) if spec.learned_turns else None,
         last_mixing=_allocate_end(make, spec),
         last_fitting=_allocate_fitting(make, spec, spec.streams)
         if isinstance(spec.streams, BankedStreamsSpec)

@@ -27,9 +27,8 @@ Run = Callable[..., tuple[int, str, str]]
 
 CACHED = {"--policy": None, "--expert-cache": None, "--second-vram": None, "--policy-trace": None, "--link-limit": None,
           "--seed-experts": False}  # fmt: skip
-HOSTS = {"--hosts": None, "--listen": "127.0.0.1", "--host-token": None, "--wire": "f32", "--replicate": None,
-         "--host-timeout": 2.0,
-         "--host-wait": 120.0, "--i-know": False}  # fmt: skip
+HOSTS = {"--hosts": None, "--split-by": "experts", "--listen": "127.0.0.1", "--host-token": None, "--wire": "f32",
+         "--replicate": None, "--host-timeout": 2.0, "--host-wait": 120.0, "--i-know": False}  # fmt: skip
 # By command its options, with the value of one that is left out. Scripts rely on them: an option may come, none may go.
 COMMANDS: dict[str, dict[str, Any]] = {
     "generate": {
@@ -242,7 +241,8 @@ ENGINE = {
     "--max-context 99": {"max_context": 99}, "--prefill-chunk 64": {"prefill_chunk": 64},
     "--ram-limit 12.5": {"ram_limit": 12.5}, "--kv-format q8_0": {"kv_format": "q8_0"},
     "--kv-disk kept:5": {"kv_disk": "kept:5"},
-    "--hosts 3": {"hosts": 3}, "--listen 10.0.0.1:4000": {"listen": "10.0.0.1:4000"}, "--wire int8": {"wire": "int8"},
+    "--hosts 3": {"hosts": 3}, "--hosts 2 --split-by layers": {"hosts": 2, "split_by": "layers"},
+    "--listen 10.0.0.1:4000": {"listen": "10.0.0.1:4000"}, "--wire int8": {"wire": "int8"},
     "--host-token secret": {"host_token": Path("secret")}, "--host-timeout 4": {"host_timeout": 4},
     "--host-wait 9": {"host_wait": 9}, "--i-know": {"i_know": True},
     "--replicate trace:r,10%": {"replicate": "trace:r,10%"},

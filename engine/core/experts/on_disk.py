@@ -18,6 +18,7 @@ from ...experts.disk.disk_experts import DiskExperts
 from ...experts.disk.files import ExpertFiles
 from ...experts.disk.reads import Reads
 from ...experts.host_buffers import HostBuffers
+from ...hosts.layers.on_layers import OnLayers
 from ...hosts.on_hosts import OnHosts
 from ...ledger.timers import Timers
 from ...memory.memory_plan import MemoryPlan
@@ -62,8 +63,11 @@ class OnDisk:
 
 def open_files(
     config: EngineConfig, checkpoint: Checkpoint, plan: MemoryPlan, ops: Ops, progress: Progress | None
-) -> tuple[OnDisk | OnHosts | None, MemoryPlan]:
-    """None where all experts are loaded with the rest. With hosts the plan says then which experts stay here."""
+) -> tuple[OnDisk | OnHosts | OnLayers | None, MemoryPlan]:
+    """None where all experts are loaded with the rest. With hosts the plan says then what stays here."""
+    if config.hosts is not None and config.split_by == "layers":
+        layers = OnLayers(config, checkpoint, ops, plan)
+        return layers, layers.decided()
     if plan.stored is None:
         return None, plan
     if config.hosts is None:

@@ -230,6 +230,15 @@ class Scheduler:
         self.waiting.append(sequence)
         self.preemptions += 1
 
+    def forget(self) -> None:
+        """What was in the caches is gone: whoever runs waits, and computes its tokens anew."""
+        for sequence in list(self.running):
+            self._preempt(sequence)
+        for table in (self.pages, *(pool.table for pool in self.windows.pools)):
+            table.forget()
+        if self.states is not None:
+            self.states.forget_all()
+
     def commit(self, batch: Batch, seconds: float = 0.0) -> None:
         """Books a pass that was run: its tokens are in the cache now, but for drafts, and full pages become known.
         seconds: that it took."""

@@ -68,6 +68,11 @@ class StateSlots:
         if (slot := self.slot_of.pop(digest, None)) is not None:
             self.room.append(slot)
 
+    def forget_all(self) -> None:
+        """No copy is worth anything any more."""
+        for digest in list(self.slot_of):
+            self.forget(digest)
+
     def give_back(self) -> None:
         """Frees what was reserved for a pass that did not come to its end."""
         self.room += self.unnamed

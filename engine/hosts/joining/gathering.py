@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ....errors import DeviceError
 from ..link import Link
@@ -45,7 +45,8 @@ class Candidate(NamedTuple):
         return self.figures.ram_bytes_s
 
 
-Place = Callable[[Candidate], "tuple[int, list[list[int]]] | str"]
+Share = dict[str, Any]  # what a host is told of what it is to hold
+Place = Callable[[Candidate], "tuple[int, Share] | str"]
 
 
 class Gathering:
@@ -153,9 +154,9 @@ class Gathering:
             self.gave_up(number)
             raise
 
-    def give(self, candidate: Candidate, share: list[list[int]]) -> None:
-        """Tells a host which experts are its own. Raises OSError."""
-        frames.send_json(candidate.sock, Kind.SHARE, {"experts": share})
+    def give(self, candidate: Candidate, share: Share) -> None:
+        """Tells a host what is its own. Raises OSError."""
+        frames.send_json(candidate.sock, Kind.SHARE, share)
 
     def ready(self, candidate: Candidate) -> Link:
         """Waits until they are loaded. Raises Broken, OSError."""

@@ -35,6 +35,10 @@ class Kind(IntEnum):
     WORK = 8  # coordinator: rows, and which experts take them
     ROWS = 9  # host: what the experts gave
     REFUSED = 10  # either: why there will be nothing more
+    PASS = 11  # coordinator: hidden states, and where their tokens stand in the cache
+    HIDDEN = 12  # host: hidden states behind its layers
+    HOLD = 13  # coordinator: which layers are the host's from now on
+    HELD = 14  # host: they are loaded, or why not
     PING = 15  # coordinator: bytes that are to come back
     PONG = 16  # host: they are back
 
@@ -43,7 +47,8 @@ SMALL = 64 << 10
 MOST: dict[int, int] = dict.fromkeys(Kind, SMALL)  # bytes of a frame's body, by kind
 MOST[Kind.SHARE] = 64 << 20
 MOST[Kind.PING] = MOST[Kind.PONG] = 4 << 20
-MOST[Kind.WORK] = MOST[Kind.ROWS] = 2 << 30
+LARGE = (Kind.WORK, Kind.ROWS, Kind.PASS, Kind.HIDDEN)  # whose most depends on what can be due
+MOST |= dict.fromkeys(LARGE, 2 << 30)
 
 
 class Header(NamedTuple):
@@ -83,7 +88,7 @@ def read_head(data: bytes | bytearray | memoryview, limit: int | None = None) ->
         raise Broken(f"the other side speaks version {version} of the hosts' protocol, this headrace {VERSION}: "
                      "install the same headrace on all machines")  # fmt: skip
     most = MOST.get(kind, -1)
-    if length > (min(most, limit) if limit is not None and kind in (Kind.WORK, Kind.ROWS) else most):
+    if length > (min(most, limit) if limit is not None and kind in LARGE else most):
         raise Broken(f"a message of kind {kind} with {length} bytes is none: the connection is closed")
     return Header(Kind(kind), wire, call, length)
 
@@ -96,6 +101,12 @@ def send(sock: socket.socket, kind: Kind, body: bytes = b"") -> None:
 def send_json(sock: socket.socket, kind: Kind, values: dict[str, Any]) -> None:
     """Sends an object."""
     send(sock, kind, json.dumps(values).encode())
+
+
+def json_parts(kind: Kind, values: dict[str, Any], call: int) -> list[memoryview]:
+    """The frame of an object, for whoever sends in parts."""
+    body = json.dumps(values).encode()
+    return [memoryview(head(kind, len(body), call=call) + body)]
 
 
 def receive_into(sock: socket.socket, view: memoryview) -> None:

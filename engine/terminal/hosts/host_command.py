@@ -61,4 +61,4 @@ def open_model(model: str, config: EngineConfig, terms: Terms) -> Opened:
     files = ExpertFiles(StoredExperts(checkpoint), ops)
     free = next(iter(found.values())).free
     rates = rate.measure(), rate.experts(ops, files.layouts[0], sum(files.stored.experts))
-    return Opened(files, ops, fingerprint.of(checkpoint), free, *rates, facts)
+    return Opened(checkpoint, files, ops, fingerprint.of(checkpoint), free, *rates, facts)

@@ -1,0 +1,1 @@
+"""Logits of whole texts, outside of the schedule."""

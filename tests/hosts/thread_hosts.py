@@ -1,0 +1,65 @@
+"""Hosts as threads of the test's own process: a start takes no second of imports."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from host_processes import WAIT, free_port
+
+from headrace import LLM, EngineConfig
+from headrace.engine.hosts.expert_host import ExpertHost
+from headrace.engine.hosts.layers.net_layers import NetLayers
+from headrace.engine.terminal.hosts.host_command import open_model
+
+
+class ThreadHosts:
+    """So many hosts that join a port of this machine."""
+
+    def __init__(self, model: Path | str | None, count: int) -> None:
+        self.model, self.port, self.said = model, free_port(), list[str]()
+        self.hosts: dict[str, ExpertHost] = {}
+        self.threads: dict[str, threading.Thread] = {}
+        for number in range(1, count + 1):
+            self.start(f"h{number}")
+
+    def start(self, name: str) -> None:
+        opened = partial(open_model, str(self.model), EngineConfig(threads=1))
+        host = ExpertHost(name, ("127.0.0.1", self.port), b"", opened, self.said.append)
+        self.hosts[name], self.threads[name] = host, threading.Thread(target=self._run, args=(host,), daemon=True)
+        self.threads[name].start()
+
+    def _run(self, host: ExpertHost) -> None:
+        try:
+            host.run()
+        except Exception as error:
+            self.said.append(str(error))
+
+    def end(self, name: str) -> None:
+        """It leaves without a word."""
+        self.hosts[name].stop()
+        self.threads[name].join(20)
+        assert not self.threads[name].is_alive()
+
+    def close(self) -> None:
+        for name in self.hosts:
+            self.end(name)
+
+
+@contextlib.contextmanager
+def coordinator(hosts: ThreadHosts, **options: Any) -> Iterator[LLM]:
+    """A model on hosts that are there already, whole layers on each."""
+    given = {"max_context": 128, "no_measure": True, "split_by": "layers", **options}
+    count = len(hosts.hosts)
+    with LLM(hosts.model, hosts=count, listen=f"127.0.0.1:{hosts.port}", host_wait=WAIT, **given) as llm:
+        yield llm
+
+
+def layers_of(llm: LLM) -> NetLayers:
+    found = llm.parts.decoder.beyond
+    assert isinstance(found, NetLayers)
+    return found
