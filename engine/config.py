@@ -19,7 +19,7 @@ from ..kernels import BACKENDS, FORMATS, limits
 from ..kernels.formats import KV_FORMATS
 from ..loaders.quants.recipes import PACKED
 from .coerce import by_meaning
-from .option import COMMON, HOSTS, MODEL, PLACEMENT, SAMPLING, SPEED, file_or_text, option, words
+from .option import COMMON, HOSTS, MODEL, PLACEMENT, SAMPLING, SPEED, file_or_text, number_or_text, option, words
 from .placement import hosts_asked
 from .placement import placement as placing
 from .placement.placement import Policy
@@ -139,7 +139,10 @@ class EngineConfig:
     )
     link_limit: float | None = option(None, PLACEMENT, "GB/S", "of a simulated GPU: how fast experts are copied to it")
 
-    hosts: int | None = option(None, HOSTS, "N", "machines that hold experts and compute them (docs/hosts.md)")
+    hosts: int | None = option(
+        None, HOSTS, "N|auto", "machines that hold experts and compute them; auto: of torchrun (docs/hosts.md)",
+        read=number_or_text,
+    )  # fmt: skip
     split_by: str = option("experts", HOSTS, "WHAT", "what they hold: experts, or layers with their cache")
     listen: str = option("127.0.0.1", HOSTS, "ADDRESS[:PORT]", "where they join; an address of a private network")
     host_token: Path | None = option(None, HOSTS, "FILE", f"the secret that they share; default of {TOKEN}")

@@ -65,6 +65,11 @@ def words(_: str, text: str) -> tuple[str, ...]:
     return tuple(word for word in text.split(",") if word)
 
 
+def number_or_text(_: str, text: str | None) -> int | str | None:
+    """A whole number as such."""
+    return int(text) if text is not None and text.isascii() and text.isdigit() else text
+
+
 def file_or_text(name: str, given: str | None) -> str | None:
     """What a file holds, or a text itself. Raises OptionError for a file that cannot be read."""
     if given is None:

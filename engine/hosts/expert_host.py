@@ -69,13 +69,13 @@ class ExpertHost:
         self.opened: Opened | None = None
         self.shelf: Shelf | None = None
         self.layers: HeldLayers | None = None
-        self.is_over = threading.Event()
+        self.is_over, self.was_ready = threading.Event(), False
         self.sock: socket.socket | None = None
         self.lock = threading.Lock()
 
-    def run(self) -> None:
-        """Until it is ended, from outside or, when a connection has ended, by `is_over`. Raises DeviceError where the
-        coordinator does not want it."""
+    def run(self, once: bool = False) -> None:
+        """Until it is ended, from outside or, when a connection has ended, by `is_over`; once: or a coordinator has
+        worked with it and left. Raises DeviceError where the coordinator does not want it."""
         while (joined := meeting.join(*self.address, lambda: not self.is_over.is_set())) is not None:
             sock, generation = joined
             self.sock = sock
@@ -87,7 +87,7 @@ class ExpertHost:
                         raise
                     self.say(f"{refused}; trying again")
                 except (Broken, OSError) as error:
-                    if self.is_over.is_set():
+                    if self.is_over.is_set() or (once and self.was_ready):
                         return
                     self.say(f"the connection ended ({error}); joining again")
             time.sleep(meeting.STEP)
@@ -121,6 +121,7 @@ class ExpertHost:
         with self._pulse(sock):
             self._load(shelf, share, free)
         frames.send_json(sock, Kind.READY, {"bytes": shelf.nbytes})
+        self.was_ready = True
         self.say(f"generation {generation}: {len(shelf.own)} experts, {size(shelf.nbytes)}; at work")
         with self._pulse(sock, at_once=False) as busy:
             while True:
@@ -140,6 +141,7 @@ class ExpertHost:
             self.layers = layer_host.hold(share, opened.checkpoint, opened.ops, free, self.layers)
         frames.send_json(sock, Kind.READY, {"bytes": self.layers.nbytes})
         held = ", ".join(f"{first} to {last - 1}" for first, last in self.layers.segments) or "none"
+        self.was_ready = True
         self.say(f"generation {generation}: layers {held}, {size(self.layers.nbytes)}; at work")
         talk = layer_host.Talk(sock, partial(self._send, sock), partial(self._pulse, sock))
         layer_host.LayerHost(self.layers, terms, talk).run()

@@ -19,6 +19,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import click
 
 from ..option import Option, options_of
+from .hosts import ranks
 
 Values = dict[str, Any]  # of a dataclass' fields, by name
 Function = Callable[..., Any]
@@ -42,6 +43,15 @@ class Group(click.Group):
 
 class Command(click.Command):
     """A command whose --help shows its options by panel."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs it; with --hosts auto as one of several processes that torchrun started, of which one is asked, and the
+        others are its hosts."""
+        if ctx.params.get("config_hosts") == ranks.AUTO:
+            join = ranks.settle(ctx.params)
+            if join is not None:
+                return ranks.run_host(ctx.params, join)
+        return super().invoke(ctx)
 
     def get_short_help_str(self, limit: int = 0) -> str:
         """What it does, whole: the list of commands breaks lines."""

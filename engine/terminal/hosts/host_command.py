@@ -29,9 +29,9 @@ from ...hosts.messages.terms import Terms
 from ..generate_command import say
 
 
-def run(model: str, join: str, name: str | None, config: dict[str, Any]) -> None:
-    """Until it is ended. Raises OptionError for an address that cannot be, DeviceError where the coordinator does not
-    want this host, and what opening a model raises."""
+def run(model: str, join: str, name: str | None, config: dict[str, Any], once: bool = False) -> None:
+    """Until it is ended; once: or its coordinator ends. Raises OptionError for an address that cannot be, DeviceError
+    where the coordinator does not want this host, and what opening a model raises."""
     asked = EngineConfig(**config)
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     address, port = addresses.parse(join, "--join")
@@ -43,7 +43,7 @@ def run(model: str, join: str, name: str | None, config: dict[str, Any]) -> None
     say(said)
     opened = partial(open_model, model, asked)
     with contextlib.suppress(KeyboardInterrupt):
-        ExpertHost(called, (address, port), greeting.token(asked.host_token), opened, say).run()
+        ExpertHost(called, (address, port), greeting.token(asked.host_token), opened, say).run(once)
 
 
 def open_model(model: str, config: EngineConfig, terms: Terms) -> Opened:
