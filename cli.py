@@ -119,12 +119,13 @@ def serve(model: str, server: Values, config: Values) -> None:
 
 
 @command
-@model_argument
+@click.argument("model", metavar="[MODEL]", required=False, help="as of the coordinator; default its own files")
 @click.option("--join", metavar="ADDRESS[:PORT]", required=True, help="where the coordinator listens (--listen)")
 @click.option("--name", metavar="NAME", default=None, help="of this host; default the machine's, and a number")
 @takes(EngineConfig, "config", only=["host_token", "i_know", "threads", "ram_limit", *HUB])
-def host(model: str, join: str, name: str | None, config: Values) -> None:
-    """Hold experts of MODEL, and compute them for a coordinator (headrace generate or serve MODEL --hosts N)."""
+def host(model: str | None, join: str, name: str | None, config: Values) -> None:
+    """Hold experts or layers of MODEL, and compute them for a coordinator (headrace generate or serve MODEL --hosts N).
+    Without MODEL the weights come from the coordinator, over the connection."""
     from .engine.terminal.hosts import host_command
 
     host_command.run(model, join, name, config)

@@ -20,6 +20,7 @@ import torch
 
 from ...errors import DeviceError, MemoryNeeded
 from ...kernels import Ops
+from ...loaders.files.safetensors import ReadInto
 from ...loaders.weights.checkpoint import Checkpoint
 from ..bandwidth_model.network.wire_sizes import PIECE
 from ..experts.disk.files import ExpertFiles
@@ -41,7 +42,8 @@ log = logging.getLogger("headrace")
 
 class Opened(NamedTuple):
     """A model as a coordinator's terms have it. free: bytes of RAM that may be taken; rate: bytes a second that this
-    machine's RAM was read with; experts: those of the model's experts, by tokens that one serves at once."""
+    machine's RAM was read with; experts: those of the model's experts, by tokens that one serves at once; read: how
+    bytes come from the files, None: as ever."""
 
     checkpoint: Checkpoint
     files: ExpertFiles
@@ -51,10 +53,12 @@ class Opened(NamedTuple):
     rate: float
     experts: dict[int, float]
     facts: dict[str, Any]
+    read: ReadInto | None = None
 
 
 class ExpertHost:
-    """One process. open_model: opens the model that it was started with, for terms. say: tells a person."""
+    """One process. open_model: opens its model for terms, once for the same ones; or asks_always: at every connection,
+    and gives what it gave before where nothing has changed. say: tells a person."""
 
     def __init__(
         self,
@@ -63,8 +67,10 @@ class ExpertHost:
         secret: bytes,
         open_model: Callable[[Terms], Opened],
         say: Callable[[str], None],
+        asks_always: bool = False,
     ) -> None:
         self.name, self.address, self.secret, self.open_model, self.say = name, address, secret, open_model, say
+        self.asks_always = asks_always
         self.terms: Terms | None = None
         self.opened: Opened | None = None
         self.shelf: Shelf | None = None
@@ -138,7 +144,7 @@ class ExpertHost:
         with self._pulse(sock):
             shelf.take(())
             free = int(of_free(opened.free))
-            self.layers = layer_host.hold(share, opened.checkpoint, opened.ops, free, self.layers)
+            self.layers = layer_host.hold(share, opened.checkpoint, opened.ops, free, self.layers, opened.read)
         frames.send_json(sock, Kind.READY, {"bytes": self.layers.nbytes})
         held = ", ".join(f"{first} to {last - 1}" for first, last in self.layers.segments) or "none"
         self.was_ready = True
@@ -147,14 +153,17 @@ class ExpertHost:
         layer_host.LayerHost(self.layers, terms, talk).run()
 
     def _open(self, terms: Terms) -> Opened:
-        """The model, opened once for the same terms."""
-        if self.opened is None or terms != self.terms:
+        """The model, for the terms of this connection."""
+        before = self.opened
+        found = (
+            before if before is not None and terms == self.terms and not self.asks_always else self.open_model(terms)
+        )
+        if found is not before:
             if self.shelf is not None:
                 self.shelf.close()
-            self.layers = None
-            self.opened, self.terms = self.open_model(terms), terms
-            self.shelf = Shelf(self.opened.files, self.opened.ops)
-        return self.opened
+            self.layers, self.shelf = None, Shelf(found.files, found.ops)
+        self.opened, self.terms = found, terms
+        return found
 
     def _load(self, shelf: Shelf, share: dict[str, Any], free: int) -> None:
         """Takes its share into RAM. Raises MemoryNeeded before any is taken."""

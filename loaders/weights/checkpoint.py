@@ -109,10 +109,12 @@ def load_weights(
     filled: Callable[[torch.Tensor], None] | None = None,
     free: int | None = None,
     held: Held | None = None,
+    read: ReadInto | None = None,
 ) -> ModelWeights:
     """Loads the weights, all into RAM or where `where` says. `extra`: bytes that will be needed besides (cache,
     activations), counted in the memory check; `prepare` sees the memory after it is reserved and before it is filled,
     `filled` every part of it that has its final bytes. `free`: bytes of RAM that may be taken; None: what is free.
+    `read`: how bytes come from the files.
 
     With `where` or `held`, the part of the model to be loaded, the caller has checked the memory. What lies on the meta
     device is not loaded.
@@ -126,7 +128,7 @@ def load_weights(
         prepare(weights)
     tasks = list(_tasks(checkpoint, weights))
     total, done = sum(t.nbytes for t in tasks), 0
-    for task, rows in in_order(tasks, Task.read):
+    for task, rows in in_order(tasks, lambda task: task.read(read)):
         if rows is not None:
             task.put(rows, ops)
         if filled is not None:

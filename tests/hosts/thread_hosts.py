@@ -14,22 +14,25 @@ from host_processes import WAIT, free_port
 from headrace import LLM, EngineConfig
 from headrace.engine.hosts.expert_host import ExpertHost
 from headrace.engine.hosts.layers.net_layers import NetLayers
-from headrace.engine.terminal.hosts.host_command import open_model
+from headrace.engine.terminal.hosts.host_command import Fetched, open_model
 
 
 class ThreadHosts:
     """So many hosts that join a port of this machine."""
 
-    def __init__(self, model: Path | str | None, count: int) -> None:
-        self.model, self.port, self.said = model, free_port(), list[str]()
+    def __init__(self, model: Path | str, count: int, has_copy: bool = True) -> None:
+        self.model, self.port, self.has_copy, self.said = model, free_port(), has_copy, list[str]()
         self.hosts: dict[str, ExpertHost] = {}
         self.threads: dict[str, threading.Thread] = {}
         for number in range(1, count + 1):
             self.start(f"h{number}")
 
     def start(self, name: str) -> None:
-        opened = partial(open_model, str(self.model), EngineConfig(threads=1))
-        host = ExpertHost(name, ("127.0.0.1", self.port), b"", opened, self.said.append)
+        address, config = ("127.0.0.1", self.port), EngineConfig(threads=1)
+        opened = partial(open_model, str(self.model), config)
+        if not self.has_copy:
+            opened = Fetched(address, b"", name, config).open
+        host = ExpertHost(name, address, b"", opened, self.said.append, not self.has_copy)
         self.hosts[name], self.threads[name] = host, threading.Thread(target=self._run, args=(host,), daemon=True)
         self.threads[name].start()
 

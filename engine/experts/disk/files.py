@@ -16,11 +16,11 @@ from .reads import Reading, Step
 
 
 class ExpertFiles:
-    """All experts of a checkpoint, in files that are held open. ops: what converts. Layers count over those with
-    experts."""
+    """All experts of a checkpoint, in files that are held open. ops: what converts; held: how files are read. Layers
+    count over those with experts."""
 
-    def __init__(self, stored: StoredExperts, ops: Ops) -> None:
-        self.stored, self.ops, self.held = stored, ops, HeldFiles()
+    def __init__(self, stored: StoredExperts, ops: Ops, held: HeldFiles | None = None) -> None:
+        self.stored, self.ops, self.held = stored, ops, held or HeldFiles()
         for path in stored.files:
             self.held.hold(path)
         self.is_straight, self.read_bytes = stored.is_straight, stored.stored_bytes

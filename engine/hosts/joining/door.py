@@ -5,6 +5,7 @@ from __future__ import annotations
 from ....errors import OptionError
 from ....loaders.weights.checkpoint import Checkpoint
 from ...config import EngineConfig
+from ..files.served import ServedFiles
 from ..messages import greeting
 from ..messages.terms import Terms
 from . import address as addresses
@@ -23,4 +24,5 @@ def opened(config: EngineConfig, terms: Terms, checkpoint: Checkpoint) -> Gather
             f"hosts join {address} with a token: put a secret text into a file, and name it with --host-token here "
             "and on the hosts"
         )
-    return Gathering(meeting.Meeting(address, port), secret, terms, fingerprint.of(checkpoint))
+    known, files = fingerprint.of(checkpoint), ServedFiles(checkpoint)
+    return Gathering(meeting.Meeting(address, port), secret, terms, known, files)

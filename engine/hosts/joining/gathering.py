@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from ....errors import DeviceError
+from ..files.served import ServedFiles
 from ..link import Link
 from ..messages import frames, greeting
 from ..messages.frames import Broken, Kind
@@ -52,14 +53,18 @@ Place = Callable[[Candidate], "tuple[int, Share] | str"]
 class Gathering:
     """Greets whoever comes, a thread each."""
 
-    def __init__(self, meeting: Meeting, secret: bytes, terms: Terms, fingerprint: str) -> None:
+    def __init__(
+        self, meeting: Meeting, secret: bytes, terms: Terms, fingerprint: str, files: ServedFiles | None = None
+    ) -> None:
         self.meeting, self.secret, self.terms, self.fingerprint = meeting, secret, terms, fingerprint
+        self.files = files
         self.candidates = queue.Queue[Candidate]()
         self.arrivals = queue.Queue[tuple[int, Link]]()
         self.place: Place | None = None  # of one that comes late: its number and share, or why there is none
         self.gave_up: Callable[[int], None] = lambda number: None
         self.generation, self.is_closed = 0, False
         self.refused: list[str] = []
+        self.readers: list[socket.socket] = []  # of files
         self.lock, self.measuring = threading.Lock(), threading.Lock()
         self.thread = threading.Thread(target=self._accept, name="headrace-door", daemon=True)
         self.thread.start()
@@ -95,6 +100,8 @@ class Gathering:
         """From the first word to the model's fingerprint, and for one that comes late to the end."""
         try:
             candidate = self._candidate(sock)
+            if candidate is None:
+                return
             with self.lock:
                 is_early = self.place is None
                 if is_early:
@@ -117,13 +124,18 @@ class Gathering:
             greeting.refuse(candidate.sock, "there are enough hosts", again=True)
             candidate.sock.close()
 
-    def _candidate(self, sock: socket.socket) -> Candidate:
+    def _candidate(self, sock: socket.socket) -> Candidate | None:
+        """None: somebody who read files, until he had them."""
         sock.settimeout(GREETING)
         frames.tune(sock)
         name, proof = greeting.challenge(sock, self.secret)
         frames.send_json(sock, Kind.TERMS, {"proof": proof, **self.terms.as_json()})
         sock.settimeout(OPENING)
-        said = frames.as_json(frames.receive(sock, Kind.MODEL)[1])
+        header, body = frames.receive(sock, Kind.MODEL, Kind.FILES)
+        if header.kind is Kind.FILES:
+            self._serve_files(sock)
+            return None
+        said = frames.as_json(body)
         if said.get("fingerprint") != self.fingerprint:
             reason = f"{name} has another model, or other files of it: give it the same files as the coordinator"
             greeting.refuse(sock, reason)
@@ -138,6 +150,14 @@ class Gathering:
         if isa != self.terms.computing.get("isa", isa):
             log.warning("%s computes with %s, not as here: its rows may differ in rounding", name, isa)
         return Candidate(sock, name, generation, free, isa, figures)
+
+    def _serve_files(self, sock: socket.socket) -> None:
+        with self.lock:
+            self.readers.append(sock)
+        if self.files is not None and not self.is_closed:
+            with contextlib.suppress(Broken, OSError):  # it has all that it wanted
+                self.files.serve(sock, self.fingerprint)
+        sock.close()
 
     def _late(self, candidate: Candidate) -> None:
         """Gives a host a place that is free, waits until it is ready, and announces it."""
@@ -171,5 +191,8 @@ class Gathering:
             with contextlib.suppress(OSError):
                 self.meeting.listener.shutdown(socket.SHUT_RDWR)
             self.meeting.close()
+            for reader in self.readers:
+                with contextlib.suppress(OSError):
+                    reader.shutdown(socket.SHUT_RDWR)
             while not self.arrivals.empty():
                 self.arrivals.get()[1].close()

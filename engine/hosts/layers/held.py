@@ -10,6 +10,7 @@ import torch
 from ....errors import MemoryNeeded
 from ....kernels import Ops
 from ....kernels.decoder_layer import Tally
+from ....loaders.files.safetensors import ReadInto
 from ....loaders.spec import MoeSpec
 from ....loaders.weights.checkpoint import Checkpoint, load_weights
 from ....loaders.weights.model_weights import Held, ModelWeights, allocate
@@ -25,9 +26,11 @@ from ..messages.passes import Done, Task
 
 
 class HeldLayers:
-    """room: of the caches; free: bytes that layers and their caches may take."""
+    """room: of the caches; free: bytes that layers and their caches may take; read: how bytes come from files, None:
+    as ever."""
 
-    def __init__(self, checkpoint: Checkpoint, ops: Ops, room: Room, free: int) -> None:
+    def __init__(self, checkpoint: Checkpoint, ops: Ops, room: Room, free: int, read: ReadInto | None = None) -> None:
+        self.read_files = read
         self.checkpoint, self.spec, self.ops, self.room, self.free = checkpoint, checkpoint.spec, ops, room, free
         self.sizes = sizes(self.spec, allocate(self.spec, checkpoint.formats, "meta"), room)
         self.segments: dict[Run, Segment] = {}
@@ -55,7 +58,10 @@ class HeldLayers:
             if run not in self.segments:
                 held = Held(*run, outside=False)
                 with torch.inference_mode(False):  # a pass may be under way; states are copied outside of any
-                    self.put(run, load_weights(self.checkpoint, self.ops, prepare=_advise, held=held))
+                    self.put(run, self._load(held))
+
+    def _load(self, held: Held) -> ModelWeights:
+        return load_weights(self.checkpoint, self.ops, prepare=_advise, held=held, read=self.read_files)
 
     def copy_state(self, slot: int, to: int) -> None:
         """Copies the recurrent state of a slot into another one, in all layers."""

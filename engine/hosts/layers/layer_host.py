@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from ....errors import HeadraceError
 from ....kernels import Ops
+from ....loaders.files.safetensors import ReadInto
 from ....loaders.weights.checkpoint import Checkpoint
 from ...model.segment import Room, Run, row_width
 from ..messages import frames, greeting, passes
@@ -27,15 +28,22 @@ class Talk(NamedTuple):
     pulse: Callable[[bool], AbstractContextManager[threading.Event]]
 
 
-def hold(share: dict[str, Any], checkpoint: Checkpoint, ops: Ops, free: int, before: HeldLayers | None) -> HeldLayers:
+def hold(
+    share: dict[str, Any],
+    checkpoint: Checkpoint,
+    ops: Ops,
+    free: int,
+    before: HeldLayers | None,
+    read: ReadInto | None = None,
+) -> HeldLayers:
     """Loads the layers of a share. before: those of the last coordinator, whose weights serve again where they are the
-    same. Raises Broken, MemoryNeeded, CheckpointError."""
+    same; read: as of `HeldLayers`. Raises Broken, MemoryNeeded, CheckpointError."""
     try:
         runs, room = _runs(share["layers"]), Room.read(share["room"])
         work = int(share["work"])
     except (KeyError, TypeError, ValueError) as error:
         raise Broken(f"the share lacks {error}: install the same headrace on all machines") from error
-    held = HeldLayers(checkpoint, ops, room, max(0, free - work))
+    held = HeldLayers(checkpoint, ops, room, max(0, free - work), read)
     kept = {} if before is None else {run: one.whole_weights for run, one in before.segments.items()}
     if before is not None:
         before.segments.clear()

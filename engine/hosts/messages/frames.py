@@ -41,14 +41,19 @@ class Kind(IntEnum):
     HELD = 14  # host: they are loaded, or why not
     PING = 15  # coordinator: bytes that are to come back
     PONG = 16  # host: they are back
+    FILES = 17  # host: it wants to read the model's files
+    MANIFEST = 18  # coordinator: which there are
+    FETCH = 19  # host: a part of one
+    BYTES = 20  # coordinator: that part
 
 
 SMALL = 64 << 10
 MOST: dict[int, int] = dict.fromkeys(Kind, SMALL)  # bytes of a frame's body, by kind
-MOST[Kind.SHARE] = 64 << 20
-MOST[Kind.PING] = MOST[Kind.PONG] = 4 << 20
+MOST[Kind.SHARE] = MOST[Kind.MANIFEST] = 64 << 20
+MOST[Kind.BYTES] = 8 << 20
 LARGE = (Kind.WORK, Kind.ROWS, Kind.PASS, Kind.HIDDEN)  # whose most depends on what can be due
 MOST |= dict.fromkeys(LARGE, 2 << 30)
+MOST[Kind.PING] = MOST[Kind.PONG] = 4 << 20
 
 
 class Header(NamedTuple):
