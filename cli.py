@@ -2,7 +2,7 @@
 
 headrace generate MODEL "prompt"      complete a prompt (several prompts: one batch; -i: a chat)
 headrace serve MODEL                  the APIs of OpenAI and Anthropic, for every client that speaks them
-headrace host MODEL --join ADDRESS    hold experts of MODEL, and compute them for a coordinator on another machine
+headrace host MODEL --join ADDRESS    hold experts or layers of MODEL, and compute them for a coordinator elsewhere
 headrace convert MODEL DIRECTORY      save a model packed, so that it loads without quantising
 headrace perplexity MODEL FILE        how well a model predicts a text
 headrace measure                      how fast this machine's kernels read memory

@@ -3,7 +3,10 @@ over the wire is counted."""
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from headrace import LLM, EngineConfig, SamplingParams
 from headrace.engine.bench.random_weights import random_llm
 from headrace.engine.generation.schedule import scheduler
 from headrace.engine.hosts.layers.dealing import deal
+from headrace.engine.hosts.layers.held import HeldLayers
 from headrace.engine.hosts.messages import passes
 from headrace.engine.hosts.messages.frames import HEADER, Broken
 from headrace.engine.hosts.messages.rows import BF16, F32
@@ -25,8 +29,10 @@ from headrace.engine.hosts.sharing import Node
 from headrace.engine.ledger.pass_bytes import HIDDEN, ROUTING
 from headrace.engine.ledger.passes import CPU_DRAM, NET
 from headrace.engine.model.kv_cache import PAGE
+from headrace.engine.model.segment import Room
 from headrace.errors import MemoryNeeded, OptionError
 from headrace.kernels.decoder_layer import Pages, Piece, Places
+from headrace.kernels.formats import KV_F32
 from headrace.loaders import model_source
 
 Checkpoints = Callable[[str], Path]
@@ -171,6 +177,42 @@ def test_passes_that_do_not_fit(checkpoints: Checkpoints) -> None:
     assert torch.equal(found_done.ids[0], done.ids[0])
     with pytest.raises(Broken):
         passes.read_answer(body, BF16, 8, shapes, 3)
+
+
+def test_what_a_node_holds_and_gives_up() -> None:
+    """Layers that are given up leave memory; passes and shares that name what is not there are refused."""
+    with LLM("demo", device="cpu", max_context=64, no_measure=True) as llm:
+        checkpoint, ops = llm.parts.checkpoint, llm.parts.ops
+    held = HeldLayers(checkpoint, ops, Room(4, KV_F32, 1, (), 64), 1 << 30)
+    held.hold([(1, 3), (5, 7)])
+    assert held.nbytes == sum(held.sizes[i] for i in (1, 2, 5, 6))
+    places = Places(
+        positions_T=torch.tensor([0], dtype=torch.int32), slots_T=torch.tensor([0]),
+        tables_SM=torch.tensor([[0]], dtype=torch.int32), starts_S1=torch.tensor([0, 1], dtype=torch.int32),
+        contexts_S=torch.tensor([1], dtype=torch.int32),
+    )  # fmt: skip
+    task = passes.Task(1, 3, torch.rand(1, 256), places, None)
+    held.check(task)
+    assert held.run(task).x_RX.shape == (1, 256)
+    for bad in (
+        {"slots_T": torch.tensor([4 * PAGE])}, {"tables_SM": torch.tensor([[4]])}, {"contexts_S": torch.tensor([99])},
+        {"starts_S1": torch.tensor([0, 2])}, {"positions_T": torch.tensor([64])}, {"states_S": torch.tensor([1])},
+        {"windows": (Pages(torch.tensor([0]), torch.tensor([[0]])),)},
+    ):  # fmt: skip
+        with refused(Broken, "pages or slots that are not there"):
+            held.check(task._replace(places=replace(places, **bad)))
+    with refused(Broken, "layer 3 is asked for"):
+        held.run(task._replace(last=4))
+    for runs in ([(6, 8)], [(3, 3)]):
+        with refused(Broken, "layers that the model does not have"):
+            held.hold(runs)
+    held.free = 100
+    with refused(MemoryNeeded, "layers and their cache take"):
+        held.hold([(0, 7)])
+    weights = weakref.ref(held.segments[1, 3].weights.layers[0].experts.data)
+    held.hold([])
+    gc.collect()  # what was raised above knows it, too
+    assert weights() is None
 
 
 @pytest.mark.parametrize(

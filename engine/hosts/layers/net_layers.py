@@ -63,13 +63,8 @@ class NetLayers:
     def begin(self, is_idle: bool) -> bool:
         """Takes in a host that came back, when nothing is lost by it or layers are missing; gives out layers that
         nobody holds. Whether caches are empty now. Raises DeviceError where layers cannot be had."""
-        arrivals = self.parts.gathering.arrivals
-        while not arrivals.empty() and (is_idle or self.holders.orphans):
-            number, link = arrivals.get()
-            given = self.holders.take_in(number, link)
-            self.is_lost = True
-            for node in given:
-                self._hold(node, self.holders.now[node])
+        while is_idle and self._take_in():
+            pass
         self._deal_anew()
         lost, self.is_lost = self.is_lost, False
         if lost:
@@ -161,11 +156,23 @@ class NetLayers:
         self._deal_anew()
         raise CacheLost(f"host {name} was lost ({why}): its layers are on other machines now")
 
+    def _take_in(self) -> bool:
+        """Gives a host that came back its layers; False where none did."""
+        arrivals = self.parts.gathering.arrivals
+        if arrivals.empty():
+            return False
+        given = self.holders.take_in(*arrivals.get())
+        self.is_lost = True
+        for node in given:
+            self._hold(node, self.holders.now[node])
+        return True
+
     def _deal_anew(self) -> None:
-        """Gives out layers that nobody holds, until there are none."""
+        """Gives out layers that nobody holds, until there are none: first to who came back, and has them."""
         while orphans := self.holders.orphans:
-            node, run = self.holders.taker(orphans[0])
-            self._hold(node, [*self.holders.now[node], run])
+            if not self._take_in():
+                node, run = self.holders.taker(orphans[0])
+                self._hold(node, [*self.holders.now[node], run])
 
     def _hold(self, node: int, wanted: Sequence[Run]) -> None:
         """Lets a node hold these layers, and no others; one that cannot has no more room from now on."""
