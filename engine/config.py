@@ -246,9 +246,8 @@ class EngineConfig:
         _between("prefill_chunk", self.prefill_chunk, 1, math.inf if self.hosts is None else 1 << 16)
         _choice("split_by", self.split_by, ["experts", "layers"])
         hosts_asked.check(self.hosts, self.asked_placement.kind, asked, self.policy is not None, self.replicate)
-        beside = {"kv_disk": self.kv_disk, "trace": self.trace, "replicate": self.replicate, "mtp": self.mtp}
-        others = [name for name, value in beside.items() if value is not None]
-        others += ["speculate mtp"] if self.speculate == "mtp" else []
+        others = {name: getattr(self, name) for name in ("kv_disk", "trace", "replicate", "mtp")}
+        others["speculate 'mtp'"] = self.speculate if self.speculate == "mtp" else None
         hosts_asked.check_split(self.split_by, self.hosts, self.asked_placement.kind, others)
 
     def _check_policy(self, asked: list[str]) -> None:

@@ -16,9 +16,10 @@ from torch import Tensor
 from ...errors import DeviceError
 from ...kernels import Ops
 from ...kernels.blocks import cache_rows
-from ...kernels.decoder_layer import Layer, Places, Stack, Tally
+from ...kernels.decoder_layer import Layer, Places, Stack
 from ...kernels.formats import KV_FORMATS, KVFormat
 from ...kernels.packed import ExpertBank
+from ...kernels.passes.tally import Tally
 from ...kernels.residual.streams import added
 from ...loaders.spec import LatentSpec, LayerSpec, ModelSpec
 from ...loaders.weights.model_weights import LayerWeights, ModelWeights

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -52,14 +52,15 @@ def check(hosts: int | None, kind: str, asked: Sequence[str], has_policy: bool, 
         raise OptionError("policy rules a cache on this machine, and is not there beside hosts yet: leave one out")
 
 
-def check_split(split_by: str, hosts: int | None, kind: str, others: Sequence[str]) -> None:
-    """Raises OptionError for what does not go with layers on hosts. others: options that were given, and want all
-    layers here."""
+def check_split(split_by: str, hosts: int | None, kind: str, others: Mapping[str, object]) -> None:
+    """Raises OptionError for what does not go with layers on hosts. others: options that want all layers here, or
+    experts that are dealt out, with their values; None: it was not given."""
     if split_by != "layers":
         return
     if hosts is None:
         raise OptionError("split_by 'layers' puts layers on other machines: say on how many (--hosts 2)")
     if kind == "file":
         raise OptionError("placement files place experts, and split_by deals out layers: take placement auto or hosts")
-    if others:
-        raise OptionError(f"{others[0]} wants all layers on this machine, and split_by deals them out: leave one out")
+    given = [name for name, value in others.items() if value is not None]
+    if given:
+        raise OptionError(f"{given[0]} does not go with whole layers on hosts: leave it out, or split_by")

@@ -9,7 +9,7 @@ import torch
 
 from ....errors import MemoryNeeded
 from ....kernels import Ops
-from ....kernels.decoder_layer import Tally
+from ....kernels.passes.tally import Tally
 from ....loaders.files.safetensors import ReadInto
 from ....loaders.spec import MoeSpec
 from ....loaders.weights.checkpoint import Checkpoint, load_weights

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ....errors import HeadraceError
-from ....kernels.decoder_layer import Tally
+from ....kernels.passes.tally import Tally
 from ....loaders.spec import MoeSpec
 from ...ledger.pass_bytes import HIDDEN, ROUTING
 from ...ledger.passes import NET, Bytes, add_bytes

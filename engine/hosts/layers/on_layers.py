@@ -10,7 +10,7 @@ import torch
 
 from ....errors import DeviceError, OptionError
 from ....kernels import Ops
-from ....loaders.spec import ModelSpec
+from ....loaders.spec import CompressedSpec, ModelSpec, MoeSpec
 from ....loaders.weights.checkpoint import Checkpoint
 from ....loaders.weights.model_weights import Held, ModelWeights, allocate
 from ...config import EngineConfig
@@ -46,8 +46,7 @@ class OnLayers:
     def __init__(self, config: EngineConfig, checkpoint: Checkpoint, ops: Ops, plan: MemoryPlan) -> None:
         self.config, self.checkpoint, self.ops, self.plan = config, checkpoint, ops, plan
         spec = checkpoint.spec
-        if any(layer.grams is not None for layer in spec.layers):
-            raise OptionError("tables of runs of tokens stay on the coordinator: leave out --split-by layers")
+        _check(spec)
         format, budget = kv_budget.kv_format(config, spec, checkpoint.formats), plan.kv_budget
         slots = StateSlots.count(config.max_sequences)
         room = Room(budget.pages, format, slots, budget.windows, budget.max_context)
@@ -126,6 +125,17 @@ class OnLayers:
             raise DeviceError(
                 f"host {candidate.name} did not load its layers ({error}): see what it says, and start again"
             ) from error
+
+
+def _check(spec: ModelSpec) -> None:
+    """Raises OptionError for layers that a host cannot have: they go by tokens, or keep what it has no room for."""
+    layers = spec.layers
+    if any(layer.grams is not None for layer in layers):
+        raise OptionError("tables of runs of tokens stay on the coordinator: leave out --split-by layers")
+    if any(isinstance(layer.ffn, MoeSpec) and layer.ffn.by_token for layer in layers):
+        raise OptionError("tables that choose experts by token stay on the coordinator: leave out --split-by layers")
+    if any(isinstance(layer.mixer, CompressedSpec) for layer in layers):
+        raise OptionError("compressed entries stay on the coordinator: leave out --split-by layers")
 
 
 class NoLayers(KVCache):
