@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import OptionError, brief
-from ..kernels import BACKENDS, FORMATS, limits
+from ..kernels import BACKENDS, FORMATS
 from ..kernels.formats import KV_FORMATS
 from ..loaders.quants.recipes import PACKED
+from . import ranges
 from .coerce import by_meaning
 from .option import COMMON, HOSTS, MODEL, PLACEMENT, SAMPLING, SPEED, file_or_text, number_or_text, option, words
 from .placement import hosts_asked
@@ -37,44 +38,6 @@ ABOUT_COPIES = ("stream_from", "pinned_limit", "second_vram", "link_limit")  # t
 FORMAT_NAMES = ["native", *FORMATS, *(name for name in PACKED if name not in FORMATS)]
 FORMATS_HELP = ", ".join(FORMAT_NAMES)
 DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,2})?|simulated(:(cpu|reference|gpu))?")
-
-
-def _choice(name: str, value: object, choices: list[str]) -> None:
-    if value not in choices:
-        raise OptionError(f"{name} is {brief(value)}; choose one of {', '.join(choices)}")
-
-
-def _between(name: str, value: float | None, least: float, most: float = math.inf) -> None:
-    """Raises OptionError for a number outside of a range; None, where a field may be that, is inside."""
-    if value is not None and not (least <= value <= most and value < math.inf):
-        kind = "a whole number" if isinstance(value, int) else "a number"
-        limit = f"at least {least:g}" + (f" and at most {most:g}" if most < math.inf else "")
-        raise OptionError(f"{name} is {brief(value)}; it must be {kind} of {limit}")
-
-
-def _threads(count: int | None) -> None:
-    """Raises OptionError for more threads than can be started."""
-    _between("threads", count, 1)
-    most, reason = limits.most_threads() if count is not None and count > 1 else (1, "")
-    if count is not None and count > most:
-        raise OptionError(
-            f"threads is {brief(count)}, and at most {most} can be used here ({reason}): leave it out for one per core"
-        )
-
-
-def _count_or(name: str, value: int | str, minimum: int, words: list[str]) -> None:
-    """A whole number, as such or as text, or one of some words."""
-    is_number = isinstance(value, int) or (value.isascii() and value.isdigit())
-    if value not in words and not (is_number and int(value) >= minimum):
-        raise OptionError(
-            f"{name} is {brief(value)}; give a whole number of at least {minimum}, or {' or '.join(words)}"
-        )
-
-
-def _strings(name: str, many: tuple[str, ...]) -> None:
-    """Raises OptionError for an empty string among others."""
-    if "" in many:
-        raise OptionError(f"{name} is {brief(many)}; give strings that are not empty")
 
 
 @by_meaning
@@ -174,13 +137,13 @@ class EngineConfig:
     prefill_stall_ms: float | None = None  # how long a prompt may hold up text; None: prompts as fast as they can
 
     def __post_init__(self) -> None:
-        _choice("kernels", self.kernels, ["auto", *BACKENDS])
-        _choice("dtype", self.dtype, list(DTYPES))
-        _choice("expert_format", self.expert_format, FORMAT_NAMES)
-        _choice("dense_format", self.dense_format, FORMAT_NAMES)
-        _choice("kv_format", self.kv_format, ["auto", *KV_FORMATS])
-        _choice("cpu_activations", self.cpu_activations, ["int8", "bf16"])
-        _between("experts_per_token", self.experts_per_token, 1)
+        ranges.choice("kernels", self.kernels, ["auto", *BACKENDS])
+        ranges.choice("dtype", self.dtype, list(DTYPES))
+        ranges.choice("expert_format", self.expert_format, FORMAT_NAMES)
+        ranges.choice("dense_format", self.dense_format, FORMAT_NAMES)
+        ranges.choice("kv_format", self.kv_format, ["auto", *KV_FORMATS])
+        ranges.choice("cpu_activations", self.cpu_activations, ["int8", "bf16"])
+        ranges.between("experts_per_token", self.experts_per_token, 1)
         if not self.speculate:
             raise OptionError("speculate is empty; give auto, off, lookup, mtp, or a model that drafts")
         if self.mtp is not None and self.speculate not in ("auto", "mtp"):
@@ -188,17 +151,17 @@ class EngineConfig:
                 f"mtp is the file of the layer that drafts, and speculate is {brief(self.speculate)}: give speculate "
                 "'mtp', or leave mtp out"
             )
-        _threads(self.threads)
+        ranges.threads(self.threads)
         self._check_placement()
         self._check_deterministic()
-        _between("max_context", self.max_context, 1)
-        _between("ram_limit", self.ram_limit, 0.001)
+        ranges.between("max_context", self.max_context, 1)
+        ranges.between("ram_limit", self.ram_limit, 0.001)
         if self.kv_disk is not None:
             parse_kv_disk(str(self.kv_disk))
-        _between("max_sequences", self.max_sequences, 1)
-        _between("prefill_stall_ms", self.prefill_stall_ms, 0)
-        _strings("ignore_config_keys", self.ignore_config_keys)
-        _strings("ignore_tensors", self.ignore_tensors)
+        ranges.between("max_sequences", self.max_sequences, 1)
+        ranges.between("prefill_stall_ms", self.prefill_stall_ms, 0)
+        ranges.strings("ignore_config_keys", self.ignore_config_keys)
+        ranges.strings("ignore_tensors", self.ignore_tensors)
 
     def _check_placement(self) -> None:
         if not DEVICE.fullmatch(self.device):
@@ -210,10 +173,10 @@ class EngineConfig:
         if len(asked) > 1:
             raise OptionError(f"{' and '.join(asked)} both say where experts lie: give one of them")
         self._check_hosts(asked)
-        _choice("handoff", self.handoff, ["auto", *HANDOFFS])
+        ranges.choice("handoff", self.handoff, ["auto", *HANDOFFS])
         self._check_cpu(asked)
-        _between("vram_limit", self.vram_limit, 0.001)
-        _count_or("stream_from", self.stream_from, 1, ["auto", "never"])
+        ranges.between("vram_limit", self.vram_limit, 0.001)
+        ranges.count_or("stream_from", self.stream_from, 1, ["auto", "never"])
         self._check_policy(asked)
         parse_limit(self.pinned_limit)
         if self.shares is not None and self.asked_placement.kind in ("cpu", "file"):
@@ -239,12 +202,12 @@ class EngineConfig:
             )
 
     def _check_hosts(self, asked: list[str]) -> None:
-        _choice("wire", self.wire, list(WIRES))
-        _between("hosts", self.hosts, 1, 256)
-        _between("host_timeout", self.host_timeout, 0.5)
-        _between("host_wait", self.host_wait, 0)
-        _between("prefill_chunk", self.prefill_chunk, 1, math.inf if self.hosts is None else 1 << 16)
-        _choice("split_by", self.split_by, ["experts", "layers"])
+        ranges.choice("wire", self.wire, list(WIRES))
+        ranges.between("hosts", self.hosts, 1, 256)
+        ranges.between("host_timeout", self.host_timeout, 0.5)
+        ranges.between("host_wait", self.host_wait, 0)
+        ranges.between("prefill_chunk", self.prefill_chunk, 1, math.inf if self.hosts is None else 1 << 16)
+        ranges.choice("split_by", self.split_by, ["experts", "layers"])
         hosts_asked.check(self.hosts, self.asked_placement.kind, asked, self.policy is not None, self.replicate)
         others = {name: getattr(self, name) for name in ("kv_disk", "trace", "replicate", "mtp")}
         others["speculate 'mtp'"] = self.speculate if self.speculate == "mtp" else None
@@ -252,7 +215,7 @@ class EngineConfig:
 
     def _check_policy(self, asked: list[str]) -> None:
         """A policy has all experts in RAM and one GPU, or on disk; what is about it needs one, or has `lru` on disk."""
-        _between("link_limit", self.link_limit, 1e-6)
+        ranges.between("link_limit", self.link_limit, 1e-6)
         if self.link_limit is not None and not self.device.startswith("simulated"):
             raise OptionError("link_limit is about a GPU that is played: take device 'simulated', or leave it out")
         is_on_disk = self.asked_placement.kind == "disk"
@@ -263,7 +226,7 @@ class EngineConfig:
             if about:
                 raise OptionError(f"{about[0]} is about a policy: give one (policy 'lru'), or leave it out")
             return
-        _between("second_vram", self.second_vram, 0.001)
+        ranges.between("second_vram", self.second_vram, 0.001)
         if self.expert_cache not in (None, "auto"):
             parse_limit(self.expert_cache, "expert_cache")
         if asked and not is_on_disk and self.asked_placement != Policy("layers"):
@@ -392,20 +355,20 @@ class SamplingParams:
     def __post_init__(self) -> None:
         if self.json_schema is not None and self.grammar is not None:
             raise OptionError("json_schema and grammar both say what form the answer has: give one of them")
-        _strings("stop", self.stop)
+        ranges.strings("stop", self.stop)
         for token in self.stop_token_ids:
-            _between("stop_token_ids", token, 0)
-        _between("max_new_tokens", self.max_new_tokens, 1)
-        _between("temperature", self.temperature, 0)
-        _between("top_k", self.top_k, -1)
+            ranges.between("stop_token_ids", token, 0)
+        ranges.between("max_new_tokens", self.max_new_tokens, 1)
+        ranges.between("temperature", self.temperature, 0)
+        ranges.between("top_k", self.top_k, -1)
         object.__setattr__(self, "top_k", max(0, self.top_k))
-        _between("top_p", self.top_p, 0, 1)
-        _between("min_p", self.min_p, 0, 1)
-        _between("repetition_penalty", self.repetition_penalty, 1e-6)
-        _between("presence_penalty", self.presence_penalty, -1e9)
-        _between("frequency_penalty", self.frequency_penalty, -1e9)
-        _between("min_tokens", self.min_tokens, 0)
-        _between("logprobs", self.logprobs, 0, MOST_LOGPROBS)
+        ranges.between("top_p", self.top_p, 0, 1)
+        ranges.between("min_p", self.min_p, 0, 1)
+        ranges.between("repetition_penalty", self.repetition_penalty, 1e-6)
+        ranges.between("presence_penalty", self.presence_penalty, -1e9)
+        ranges.between("frequency_penalty", self.frequency_penalty, -1e9)
+        ranges.between("min_tokens", self.min_tokens, 0)
+        ranges.between("logprobs", self.logprobs, 0, MOST_LOGPROBS)
         if self.seed is not None and not -(2**63) <= self.seed < 2**64:
             raise OptionError(f"seed is {brief(self.seed)}; it must be a whole number of at most 64 bits")
 

@@ -14,14 +14,12 @@ from functools import partial
 from ... import kernels
 from ...kernels import Ops
 from ...kernels.context import THREADS, Context
-from ...kernels.cpu import CpuOps
 from ...kernels.formats import KVFormat
-from ...kernels.packed import ExpertBank
 from ...loaders.files.gguf_set import is_gguf
 from ...loaders.files.recognise import is_named
 from ...loaders.tokens.tokenizer import Tokenizer
 from ...loaders.weights.checkpoint import Checkpoint, Progress
-from ...loaders.weights.model_weights import Held, ModelWeights, TierBanks
+from ...loaders.weights.model_weights import Held, ModelWeights
 from ..bandwidth_model import profile as profiles
 from ..bandwidth_model import reconcile
 from ..bandwidth_model.profile import Profile
@@ -33,12 +31,9 @@ from ..cuda_graphs.signals import SignalChoice
 from ..devices import device as devices
 from ..devices import gpu_gaps, host, same_bits, streams
 from ..devices.device import Device
-from ..experts.backend import CpuExperts, ExpertBackend
-from ..experts.cache.cached_experts import CachedExperts, cached
-from ..experts.cache.shared_memory import SharedMemory
-from ..experts.host_buffers import HostBuffers
+from ..experts.backend import ExpertBackend
+from ..experts.cache.cached_experts import CachedExperts
 from ..experts.offload_plan import OffloadPlan
-from ..experts.streaming import no_cuts
 from ..experts.tiered import TieredExperts
 from ..generation.admission import Admission
 from ..generation.schedule.state_slots import StateSlots
@@ -57,7 +52,7 @@ from ..placement.placement import Tier
 from ..speculation.mtp.layer import MtpLayer
 from ..speculation.row_kernels import without_tiles
 from .compile_ahead import compile_ahead
-from .experts import default_policy, expert_policy, on_disk
+from .experts import default_policy, expert_policy, made, on_disk
 from .experts.on_disk import OnDisk
 from .parts import EngineParts, end_ids
 from .weight_source import Target, WeightSource, name_of
@@ -108,13 +103,13 @@ def build(
         arena.finish()
         plan = replace(plan, offload=without_blocking_copies(plan.offload, main.is_cuda, arena))
     timers = Timers(streams.of(main)[0] if len(found) > 1 else None)
-    experts, host_buffers = _experts(config, checkpoint, weights, plan, found, ops, timers, arena, policy, apart)
+    experts, host_buffers = made.experts(config, checkpoint, weights, plan, found, ops, timers, arena, policy, apart)
     decoder = _decoder(config, checkpoint, weights, plan, found, experts, kv_format, timers, apart)
     mtp = _mtp_layer(checkpoint, weights, plan, decoder, main)
     compile_ahead(config, plan.kv_budget.max_context, decoder, found, compiling)
     graphed, choice = _graphs(config, context, checkpoint, plan, decoder, choice, runtime)
-    if graphed is None and config.threads is None and shares_cores(main, plan):
-        context = leave_a_core(context, ops)
+    if graphed is None and config.threads is None and made.shares_cores(main, plan):
+        context = made.leave_a_core(context, ops)
     return EngineParts(
         config=config, kernels=name, context=context, torch_threads=torch_threads, ops=ops, devices=found,
         checkpoint=checkpoint, tokenizer=tokenizer, admission=admission,
@@ -256,71 +251,6 @@ def without_blocking_copies(offload: OffloadPlan, is_cuda: bool, arena: ExpertAr
     if not is_cuda or offload.stream_from is None or arena.is_whole:
         return offload
     return offload.without_prefetch("experts in RAM are not all pinned, and a copy holds up other work")
-
-
-def shares_cores(main: Device, plan: MemoryPlan) -> bool:
-    """Whether others of this process work beside the CPU's ops: who launches kernels, or who reads experts."""
-    tiers = plan.placement.tiers
-    return Tier.DISK in tiers or (main.is_cuda and Tier.CPU in tiers)
-
-
-def leave_a_core(context: Context, ops: Ops) -> Context:
-    """One thread fewer for the CPU's ops, if there are more than two: where layers run by hand, Python launches a
-    layer's kernels on the GPU beside the team that computes its experts. A team on every core waits for the one of its
-    threads that Python took the core of."""
-    if context.threads > 2 and isinstance(ops, CpuOps):
-        context = ops.context = replace(context, threads=context.threads - 1)
-    return context
-
-
-def _experts(
-    config: EngineConfig,
-    checkpoint: Checkpoint,
-    weights: ModelWeights,
-    plan: MemoryPlan,
-    found: Mapping[Tier, Device],
-    ops: Ops,
-    timers: Timers,
-    arena: ExpertArena | None,
-    policy: expert_policy.Make | None,
-    apart: OnDisk | OnHosts | OnLayers | None,
-) -> tuple[ExpertBackend, HostBuffers | None]:
-    """The experts: all in RAM, in files, on other machines, or on the tiers of the placement, with the buffers between
-    GPU and CPU; beside a cache in VRAM where a policy rules one. Of layers elsewhere none."""
-    if isinstance(apart, OnLayers):
-        return CpuExperts([], ops), None
-    banks, spec, main = [layer.experts for layer in weights.layers], checkpoint.spec, found[plan.placement.main]
-    tokens = max(config.prefill_chunk, config.max_sequences)
-    sizes = {
-        "layers": len(spec.layers),
-        "tokens": tokens,
-        "hidden": spec.moe.latent or spec.hidden,
-        "top_k": spec.moe.top_k,
-    }
-    if isinstance(apart, OnDisk) and len(found) > 1:
-        host_buffers = HostBuffers(main, **sizes)
-        return apart.make(plan, timers, (main, host_buffers)), host_buffers
-    if apart is not None:
-        return apart.make(plan, timers), None
-    if len(found) == 1:
-        whole = [bank for bank in banks if not isinstance(bank, TierBanks)]
-        assert len(whole) == len(banks), "split banks without a second tier"
-        return CpuExperts(whole, ops), None
-    split = [bank for bank in banks if not isinstance(bank, ExpertBank)]
-    assert len(split) == len(banks), "whole banks beside several tiers"
-    host_buffers = HostBuffers(main, **sizes)
-    cuts = no_cuts if arena is None else arena.cuts
-    tiered = TieredExperts(split, plan.placement, found, host_buffers, plan.offload, timers, cuts)
-    if policy is None:
-        return tiered, host_buffers
-    made, why = policy(weights)
-    if plan.not_shared:
-        why = (*why, f"its size stays as it is: {plan.not_shared}, so that pages of the KV cache find no place there")
-    shared = None if plan.shared is None else SharedMemory(plan.shared, tiered.main.place)
-    beside = cached(tiered, made, plan.expert_cache, why, shared)
-    if config.seed_experts:
-        beside.cache.seed()
-    return beside, host_buffers
 
 
 def _decoder(

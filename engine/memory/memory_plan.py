@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from ...errors import MemoryNeeded, OptionError
+from ...errors import OptionError
 from ...kernels.cpu.mailbox import mailbox_bytes
 from ...kernels.formats import KVFormat
 from ...kernels.scratch import GPU_EXPERT_BYTES
 from ...loaders.quants.by_format import ByFormat
 from ...loaders.spec import ModelSpec
 from ...loaders.weights.by_expert.stored import StoredExperts
-from ...loaders.weights.checkpoint import SMALLER, Checkpoint
+from ...loaders.weights.checkpoint import Checkpoint
 from ...loaders.weights.model_weights import Formats, Where
 from ..bandwidth_model.profile import Profile
 from ..config import EngineConfig
@@ -34,17 +34,16 @@ from ..placement import placement_file
 from ..placement.placement import Placement, Tier
 from ..placement.tier_memory import TierMemory, of_free, of_needs, together
 from ..planning.storage import LayerBytes, Storage
-from ..units import size
-from . import kv_budget, mtp_rows, sharing
+from . import kv_budget, mtp_rows, required, sharing
 from .kv_budget import KVBudget, PageBytes
+from .required import EXPERT_CACHE as EXPERT_CACHE
+from .required import STREAM as STREAM
 
 DEFAULT_CONTEXT = 4096  # beside a GPU, and of experts on a disk, where more cache is fewer experts, and nobody said
 CACHE_SHARE = 0.1  # of that memory: what the caches of further sequences may take before experts
 PAGES_SHARE = 0.5  # the same of memory that experts have back when pages are not needed
-EXPERT_CACHE = "expert cache"
 READING = "buffers for reading"  # of experts that stay on a disk
 MTP = "MTP layer"
-STREAM = "stream buffers"  # what is needed for experts that are copied to a GPU
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +141,7 @@ def plan_memory(
     if len(devices) == 1:
         return plan.placed(placing.all_on(Tier.CPU, plan.counts))
     found = plan.beside_a_gpu(profile, graphs)
-    _check(found, devices)
+    required.check(found.placement, found.memory, devices)
     return found
 
 
@@ -181,7 +180,7 @@ class _Plan:
         left = free - storage.common - storage.held - self.mtp - room.kv_bytes - self.work - self.buffers
         self.cache = self._cache_of(left)
         found = replace(self._fit(placement, room), stored=stored)
-        _require(found.memory[Tier.CPU], "RAM", placement)
+        required.require(found.memory[Tier.CPU], "RAM", placement)
         return found
 
     def _on_disk_beside_a_gpu(self) -> MemoryPlan:
@@ -189,12 +188,12 @@ class _Plan:
         placement, gpu = placing.on_disk(self.counts, Tier.GPU0), self.devices[Tier.GPU0]
         found = self.placed(placement)
         ram, in_vram = found.memory[Tier.CPU], found.memory[Tier.GPU0]
-        _require(in_vram, f"{Tier.GPU0.value} ({gpu.name})", placement)
+        required.require(in_vram, f"{Tier.GPU0.value} ({gpu.name})", placement)
         left = (ram.available or 0) - ram.total - (0 if gpu.is_cuda else in_vram.total)
         self.cache = self._cache_of(int(left))
         found = self._fit(placement, found.kv_budget)
         in_ram = [found.memory[Tier.CPU], *([] if gpu.is_cuda else [in_vram])]
-        _require(together(in_ram, of_free(self.devices[Tier.CPU].free)), "RAM", placement)
+        required.require(together(in_ram, of_free(self.devices[Tier.CPU].free)), "RAM", placement)
         return found
 
     def on_hosts(self) -> MemoryPlan:
@@ -209,7 +208,7 @@ class _Plan:
         room = self._kv_budget(free)
         left = free - storage.common - storage.held - self.mtp - room.kv_bytes - self.work - self.buffers
         found = replace(self._fit(placement, room), stored=stored, room=max(0, left))
-        _require(found.memory[Tier.CPU], "RAM", placement)
+        required.require(found.memory[Tier.CPU], "RAM", placement)
         return found
 
     def on_layers(self) -> MemoryPlan:
@@ -222,7 +221,7 @@ class _Plan:
         needs = {"embedding": self.storage.held, "head": outside, "buffers of a pass": self.work}
         memory = {Tier.CPU: of_needs(needs, free)}
         found = replace(self._fit(placement, budget), memory=memory, room=max(0, free - sum(needs.values())))
-        _require(memory[Tier.CPU], "RAM", placement)
+        required.require(memory[Tier.CPU], "RAM", placement)
         return found
 
     def beside_a_gpu(self, profile: Profile | None, graphs: bool) -> MemoryPlan:
@@ -385,25 +384,3 @@ class _Plan:
         if tier is (Tier.CPU if Tier.DISK in placement.tiers else main):
             needs[EXPERT_CACHE], needs[READING] = self.cache, self.buffers if tier is Tier.CPU else 0
         return needs
-
-
-def _check(found: MemoryPlan, devices: Mapping[Tier, Device]) -> None:
-    """Raises MemoryNeeded for the first memory that is too small. What plays a GPU's part is RAM, too."""
-    for tier, memory in found.memory.items():
-        _require(memory, f"{tier.value} ({devices[tier].name})", found.placement)
-    in_ram = [memory for tier, memory in found.memory.items() if not devices[tier].is_cuda]
-    _require(together(in_ram, of_free(devices[Tier.CPU].free)), "RAM", found.placement)
-
-
-def _require(memory: TierMemory, what: str, placement: Placement) -> None:
-    if memory.fits:
-        return
-    needs, limit = memory.needed, memory.available or 0.0
-    parts = ", ".join(f"{name} {size(needed)}" for name, needed in needs.items())
-    fewer = "place fewer experts there (--n-cpu-moe auto), " if what.startswith("gpu") and "experts" in needs else ""
-    fewer += "copy none there (--stream-from never), " if STREAM in needs else ""
-    fewer += "give experts less of it (--expert-cache), " if EXPERT_CACHE in needs else ""
-    raise MemoryNeeded(
-        f"placement {placement.name}: {what} would hold {size(memory.total)} ({parts}), {size(max(0.0, limit))} can be "
-        f"taken: {fewer}lower --max-context, or {SMALLER}"
-    )

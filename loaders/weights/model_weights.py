@@ -19,12 +19,12 @@ from ...kernels import FORMATS, ExpertLayout, Format
 from ...kernels.formats import PARTS, Part
 from ...kernels.packed import Around, ExpertBank, Fitting, GatedMixing, Matrix, Mixing, Mlp, Stacked, Tail
 from ...kernels.recipes import SWIGLU, Activation
-from ..spec import BankedStreamsSpec, DenseSpec, GatedStreamsSpec, ModelSpec, MoeSpec, StreamsSpec
+from ..spec import BankedStreamsSpec, DenseSpec, ModelSpec, MoeSpec
 from . import mixers
 from .mixers import MixerWeights
 from .mixers.allocator import Allocator, FormatOf
 from .mtp.weights import MTP, MtpWeights
-from .tables.gated import allocate_gated
+from .tables import streams
 from .tables.grams import GramsWeights
 from .tables.grams import allocate as _allocate_grams
 from .tables.row_table import RowTable
@@ -319,10 +319,8 @@ def allocate(
         head=embed if spec.tied_head else make.matrix(formats.of("head", "dense"), spec.vocab, spec.hidden),
         head_bias=make.vector(spec.vocab) if spec.head_bias else None,
         turns=here.vector(spec.learned_turns) if spec.learned_turns else None,
-        last_mixing=_allocate_end(make, spec),
-        last_fitting=_allocate_fitting(make, spec, spec.streams)
-        if isinstance(spec.streams, BankedStreamsSpec)
-        else None,
+        last_mixing=streams.of_end(make, spec),
+        last_fitting=streams.fitting(make, spec, spec.streams) if isinstance(spec.streams, BankedStreamsSpec) else None,
         mtp=None if spec.mtp is None else _allocate_mtp(_Allocator(make.device), spec, formats),
     )
 
@@ -366,8 +364,8 @@ def _allocate_layer(make: _Allocator, spec: ModelSpec, formats: Formats, index: 
         router_norm=make.vector(hidden) if layer.own_norms else None,
         factors=make.vector(moe.experts) if moe and moe.factors else None,
         tail=_allocate_tail(make, hidden) if layer.own_norms else None,
-        mixer_mixing=_allocate_mixing(make, spec),
-        ffn_mixing=_allocate_mixing(make, spec),
+        mixer_mixing=streams.of_layer(make, spec),
+        ffn_mixing=streams.of_layer(make, spec),
         grams=_allocate_grams(make, spec, layer.grams, dense) if layer.grams else None,
         table=make.vector(spec.vocab, moe.top_k) if moe and moe.by_token else None,
         around=_allocate_around(make, moe, hidden, dense) if moe and moe.latent else None,
@@ -385,33 +383,6 @@ def _allocate_around(make: _Allocator, moe: MoeSpec, hidden: int, format_of: For
 def _allocate_tail(make: _Allocator, hidden: int) -> Tail:
     mlp_in, mlp_out, experts_out, out = (make.vector(hidden) for _ in range(4))
     return Tail(mlp_in=mlp_in, mlp_out=mlp_out, experts_out=experts_out, out=out, scale=make.vector(1))
-
-
-def _allocate_mixing(make: _Allocator, spec: ModelSpec) -> Mixing | GatedMixing | Fitting | None:
-    if spec.streams is None:
-        return None
-    if isinstance(spec.streams, BankedStreamsSpec):
-        return _allocate_fitting(make, spec, spec.streams)
-    if isinstance(spec.streams, GatedStreamsSpec):
-        return allocate_gated(make, spec, spec.streams, gives=True)
-    rows, f32 = (2 + spec.streams.count) * spec.streams.count, FORMATS["f32"]
-    fn = make.matrix(f32, rows, spec.streams.count * spec.hidden)
-    return Mixing(fn=fn, base=make.vector(rows), scale=make.vector(3))
-
-
-def _allocate_fitting(make: _Allocator, spec: ModelSpec, streams: BankedStreamsSpec) -> Fitting:
-    return Fitting(by=make.vector(spec.hidden), norm=None if streams.joined else make.vector(spec.hidden))
-
-
-def _allocate_end(make: _Allocator, spec: ModelSpec) -> Mixing | GatedMixing | None:
-    """What weighs streams behind the last layer."""
-    it = spec.streams
-    if isinstance(it, GatedStreamsSpec):
-        return allocate_gated(make, spec, it, gives=False)
-    if not isinstance(it, StreamsSpec) or not it.weighted_end:
-        return None
-    fn = make.matrix(FORMATS["f32"], it.count, it.count * spec.hidden)
-    return Mixing(fn=fn, base=make.vector(it.count), scale=make.vector(1))
 
 
 def _allocate_mlp(make: _Allocator, format_of: FormatOf, hidden: int, width: int, activation: Activation) -> Mlp:

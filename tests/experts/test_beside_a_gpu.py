@@ -20,6 +20,7 @@ from stand_in_gpu import StandIn
 from headrace import LLM, DeviceError, EngineConfig, OptionError, SamplingParams
 from headrace.engine.bench.random_weights import random_llm
 from headrace.engine.core import build as build_module
+from headrace.engine.core.experts import made
 from headrace.engine.cuda_graphs import saved_trials, signal_choice, signals
 from headrace.engine.cuda_graphs.gpu_runtime import find
 from headrace.engine.cuda_graphs.signals import VARIANTS, Trial
@@ -181,8 +182,8 @@ def test_a_team_leaves_a_core_to_python_where_layers_run_by_hand() -> None:
     for threads, left in ((16, 15), (3, 2), (2, 2), (1, 1)):
         context = Context(threads=threads)
         ops = CpuOps(context)
-        assert build_module.leave_a_core(context, ops) == ops.context == dataclasses.replace(context, threads=left)
-    assert build_module.leave_a_core(Context(threads=4), reference).threads == 4  # type: ignore[arg-type]
+        assert made.leave_a_core(context, ops) == ops.context == dataclasses.replace(context, threads=left)
+    assert made.leave_a_core(Context(threads=4), reference).threads == 4  # type: ignore[arg-type]
 
 
 @pytest.fixture
