@@ -19,7 +19,7 @@ from ...loaders.files.gguf_set import is_gguf
 from ...loaders.files.recognise import is_named
 from ...loaders.tokens.tokenizer import Tokenizer
 from ...loaders.weights.checkpoint import Checkpoint, Progress
-from ...loaders.weights.model_weights import Held, ModelWeights
+from ...loaders.weights.model_weights import ModelWeights
 from ..bandwidth_model import profile as profiles
 from ..bandwidth_model import reconcile
 from ..bandwidth_model.profile import Profile
@@ -97,11 +97,8 @@ def build(
     choice, arena = _beside_a_gpu(config, checkpoint, plan, found, runtime, problem)
     main = found[plan.placement.main]
     granted = Granted(name == "cpu", arena)
-    held = apart.held if isinstance(apart, OnLayers) else None
-    weights = source.load(checkpoint, _target(config, ops, plan, found, arena, granted, progress, held))
-    if arena is not None:
-        arena.finish()
-        plan = replace(plan, offload=without_blocking_copies(plan.offload, main.is_cuda, arena))
+    weights = source.load(checkpoint, _target(config, ops, plan, found, arena, granted, progress, apart))
+    plan = _pinned(plan, main, arena)
     timers = Timers(streams.of(main)[0] if len(found) > 1 else None)
     experts, host_buffers = made.experts(config, checkpoint, weights, plan, found, ops, timers, arena, policy, apart)
     decoder = _decoder(config, checkpoint, weights, plan, found, experts, kv_format, timers, apart)
@@ -215,9 +212,10 @@ def _target(
     arena: ExpertArena | None,
     granted: Granted,
     progress: Progress | None,
-    held: Held | None,
+    apart: OnDisk | OnHosts | OnLayers | None,
 ) -> Target:
-    """Where the weights go; experts in RAM into memory that can be pinned, if there is such."""
+    """Where the weights go; experts in RAM into memory that can be pinned, if there is such. Of layers on hosts only
+    those of this machine go anywhere."""
     where, filled = plan.where(found), None
     if arena is not None:
         filled = arena.filled
@@ -226,7 +224,7 @@ def _target(
     free = None if config.ram_limit is None else found[Tier.CPU].free
     return Target(
         ops=ops, where=where, besides=besides, prepare=granted.prepare, filled=filled, progress=progress, free=free,
-        held=held,
+        held=apart.held if isinstance(apart, OnLayers) else None,
     )  # fmt: skip
 
 
@@ -244,6 +242,14 @@ class Granted:
             self.huge_pages, self.nodes = host.advise_huge(weights), host.spread_over_nodes(weights)
         if self.arena is not None:
             self.arena.start(weights, in_parts)
+
+
+def _pinned(plan: MemoryPlan, main: Device, arena: ExpertArena | None) -> MemoryPlan:
+    """The plan when all is pinned that can be."""
+    if arena is None:
+        return plan
+    arena.finish()
+    return replace(plan, offload=without_blocking_copies(plan.offload, main.is_cuda, arena))
 
 
 def without_blocking_copies(offload: OffloadPlan, is_cuda: bool, arena: ExpertArena) -> OffloadPlan:

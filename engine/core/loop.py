@@ -205,9 +205,7 @@ class Loop:
         Tokens are appended as soon as the pass is committed, and what may raise (a full disk under the ledger) comes
         last: an error must not cost the other requests of the pass a token.
         """
-        self.carry_out()
-        self.pages.between_passes()
-        self.look_after_layers()
+        self._between_passes()
         start = self.books.start()
         use_torch_threads(self.parts.torch_threads)
         parts, batch = self.parts, self._next_batch()
@@ -222,9 +220,8 @@ class Loop:
             if batch.drafts and self.drafts is not None:
                 self.drafts.before(batch)
             inputs = make_inputs(batch, keeps=keeps)
-            try:
-                out = self._forward(inputs, is_graph, batch)
-            except CacheLost:
+            out = self._forward(inputs, is_graph, batch)
+            if out is None:
                 return  # the next pass begins anew
             ready = [batch.sequences[i] for i in batch.ready]
             first, rows = first_rows(out.logits, batch)
@@ -252,6 +249,12 @@ class Loop:
         if self.drafts is not None:
             self.drafts.saw(batch, done)
         self.books.write()
+
+    def _between_passes(self) -> None:
+        """What was asked for meanwhile, and what may have become of the caches."""
+        self.carry_out()
+        self.pages.between_passes()
+        self.look_after_layers()
 
     def look_after_layers(self) -> None:
         """Before a pass: who holds layers may be another now, and caches empty. Raises DeviceError where nobody does.
@@ -357,16 +360,19 @@ class Loop:
         graphed = self.parts.graphed
         return graphed is not None and batch.is_plain_decode and graphed.takes(batch.tokens)
 
-    def _forward(self, inputs: Inputs, is_graph: bool, batch: Batch) -> Output:
-        """A pass. Of a graph, the pass before is booked while it runs."""
+    def _forward(self, inputs: Inputs, is_graph: bool, batch: Batch) -> Output | None:
+        """A pass. Of a graph, the pass before is booked while it runs. None: layers elsewhere lost their caches."""
         parts, decoding = self.parts, batch.generated
         if parts.expert_cache is not None:
             parts.expert_cache.begin(decoding, is_graph)
         if len(parts.devices) == 1:
             start = time.perf_counter()
             kept = None if self.books.recorder is None else (len(inputs.ids_T), parts.spec.moe.top_k)
-            with row_kernels(parts.main.ops) if batch.drafts and batch.phase == DECODE else nullcontext():
-                out = parts.decoder.forward(inputs, self.counts.tally(decoding, kept))
+            try:
+                with row_kernels(parts.main.ops) if batch.drafts and batch.phase == DECODE else nullcontext():
+                    out = parts.decoder.forward(inputs, self.counts.tally(decoding, kept))
+            except CacheLost:
+                return None
             waited = parts.timers.spent.get(DISK, 0.0) + parts.timers.spent.get(NET, 0.0)
             parts.timers.spend(CPU_DRAM, time.perf_counter() - start - waited)
             return out
