@@ -10,6 +10,7 @@ from typing import Any
 import mtp_gguf
 import pytest
 import safetensors.torch
+import thread_hosts
 from host_processes import Hosts, coordinator
 from mtp_models import layer_tensors
 from mtp_runs import OPTIONS, always, opened, prompt
@@ -227,3 +228,23 @@ def test_experts_on_hosts(with_mtp: With) -> None:
             assert llm.parts.mtp is not None
     finally:
         hosts.close()
+
+
+def test_layers_on_hosts_go_without(profile: Profile, with_mtp: With, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By itself the layer is loaded on no machine; what asks for it is refused."""
+    monkeypatch.setattr(reconcile, "IN_CACHES", 0)
+    asked = {name: value for name, value in OPTIONS.items() if name != "no_measure"}
+    with LLM(str(with_mtp("qwen3_moe")), **asked, speculate="off") as llm:
+        plain = [one.token_ids for one in llm.generate([TEXT, TEXT[5:]], HOW)]
+    hosts = thread_hosts.ThreadHosts(with_mtp("qwen3_moe"), 1)
+    try:
+        with thread_hosts.coordinator(hosts, **asked, no_measure=False, placement="hosts") as llm:
+            assert llm.parts.mtp is None
+            assert [one.token_ids for one in llm.generate([TEXT, TEXT[5:]], HOW)] == plain
+        held = hosts.hosts["h1"].layers
+        assert held is not None
+        assert all(one.weights.mtp is None or one.weights.mtp.norm.is_meta for one in held.segments.values())
+    finally:
+        hosts.close()
+    with refused(OptionError, "speculate 'mtp' does not go with whole layers"):
+        LLM(str(with_mtp("qwen3_moe")), **asked, speculate="mtp", hosts=1, split_by="layers")
