@@ -19,8 +19,8 @@ CONTEXT_STEP = 512  # contexts that count as one
 
 
 class ExpectedPasses:
-    """The passes of a model on the CPU alone; None where no rates are known, and beside a GPU, where what is copied
-    decides."""
+    """The passes of a model on the CPU alone; None where no rates are known, beside a GPU, where what is copied
+    decides, and of layers on other machines."""
 
     def __init__(self, parts: EngineParts, predictions: Reconciliation) -> None:
         self.parts, self.predictions = parts, predictions
@@ -60,8 +60,8 @@ class ExpectedPasses:
         return self._of_spans([(n, context + n) for n in each], share)
 
     def _ask(self, tokens: int, rows: int, context: int, all_experts: bool) -> float | None:
-        model = self.predictions.pass_model
-        if model is None or not isinstance(self.parts.decoder.experts, CpuExperts):
+        model, decoder = self.predictions.pass_model, self.parts.decoder
+        if model is None or decoder.beyond is not None or not isinstance(decoder.experts, CpuExperts):
             return None
         return self._seconds(id(model), tokens, rows, context, all_experts)
 
