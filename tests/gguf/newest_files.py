@@ -137,7 +137,7 @@ def with_table(config: dict[str, Any], directory: Path, stored: dict[str, Array]
 
 
 def add_metadata(writer: gguf.GGUFWriter, arch: str, config: dict[str, Any]) -> None:
-    """What is said for these alone; tests/gguf/mixer_metadata.py says the rest."""
+    """What is said for these alone; tests/gguf/metadata/mixer_metadata.py says the rest."""
     {"minimax-m3": _minimax_m3, "glm5-next": _glm5, "qwen4exp": _qwen4, "kimi-k3": _kimi_k3, "hy_v3": _hy_v3}[arch](
         writer, arch, config
     )

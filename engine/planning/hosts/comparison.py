@@ -119,11 +119,12 @@ def _why(one: Rated, other: Rated, experts: ByExperts, layers: ByLayers) -> list
     count = sum(1 for layer in experts.engine.model.layers if layer.experts is not None)
     boundaries = sum(1 for run in layers.runs[1:] if run)
     net, trips = by_experts.terms.get(NET, 0.0) * 1e3, by_layers.terms.get(NET, 0.0) * 1e3
-    reading = (by_layers.seconds - by_layers.terms.get(NET, 0.0)) * 1e3
     return [
         f"{faster.placement.name} are {factor:.2f} times as fast for {_sequences(experts.work.batch)}",
-        f"by experts {count} layers wait for all hosts side by side, {net:.2f} ms of a step with their reading; by "
-        f"layers machines read one after the other, {reading:.2f} ms, and {boundaries} round trips take {trips:.2f} ms",
+        f"by experts a step takes {by_experts.seconds * 1e3:.2f} ms: in {net:.2f} of them {count} layers wait for all "
+        "hosts, which read side by side, and the coordinator reads attention of all layers alone; by layers it takes "
+        f"{by_layers.seconds * 1e3:.2f} ms: machines read one after the other, and {boundaries} round trips take "
+        f"{trips:.2f}",
     ]
 
 
