@@ -1,7 +1,7 @@
 """Small models of every arch of GGUF whose layers are more than grouped-query attention: headrace, llama.cpp and
 transformers on the same numbers.
 
-    PYTHONPATH=tests/fakes:tests/gguf python benchmarks/same_as_llama.py --llama-python PYTHON
+    PYTHONPATH=tests/fakes:tests/gguf:tests/gguf/metadata python benchmarks/same_as_llama.py --llama-python PYTHON
 
 PYTHON has llama-cpp-python. Each checkpoint is made by transformers and written as a GGUF file as llama.cpp's converter
 does it (`tests/gguf`). All three say 48 tokens after the same prompt, the likeliest each; heads are scaled up, so that
