@@ -74,6 +74,11 @@ def _has_numbers(tensor: Stored) -> bool:
     return TABLE in tensor.name
 
 
+def _stays_in_its_file(tensor: Stored, layers: int) -> bool:
+    """Whether it is a table of which rows are read where they lie."""
+    return place(tensor.name, layers)[1] == "tables" and not _has_numbers(tensor)
+
+
 def _last_of_expert(name: str) -> str:
     """Where in an expert's block a tensor lies: its biases behind its down, that behind the rest."""
     return BIAS if name.endswith("bias") else DOWN if "down" in name or ".w2." in name else ""
@@ -112,7 +117,7 @@ def of_headers(model: Architecture, tensors: Iterable[Stored], source: str, how:
     sums, turned = _Sums(layers=[{} for _ in model.layers]), in_memory.turned_rows(weights)
     for tensor in tensors:
         name, shape = tensor.name, by_name[tensor.name].shape
-        is_none = name == TURNS or (is_known and name in parts)
+        is_none = name == TURNS or (is_known and name in parts) or _stays_in_its_file(tensor, len(model.layers))
         format = FORMATS["f32"] if _has_numbers(tensor) else formats.get(name)
         own = () if is_none else _in_memory(tensor, shape, format, turned.get(name, 0))
         sums.add(tensor, own)

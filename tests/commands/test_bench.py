@@ -34,6 +34,7 @@ from headrace.engine.terminal.bench.bench_curves import Result
 from headrace.kernels import reference
 from headrace.kernels.context import Context
 from headrace.loaders import memory
+from headrace.loaders.families import FAMILIES
 from headrace.loaders.weights import imagined
 from headrace.loaders.weights.checkpoint import LoadOptions
 
@@ -148,8 +149,15 @@ def test_pinning_goes_by_the_same_limit(library: str, monkeypatch: pytest.Monkey
             assert llm.parts.expert_arena.is_whole == is_whole
 
 
-def test_a_family_that_is_only_planned_is_refused() -> None:
+def test_a_family_that_is_only_planned_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All run: one is made to lack what it takes."""
+    monkeypatch.delitem(FAMILIES, "kimi_k3")
     with pytest.raises(ConfigError, match=r"kimi_k3.*headrace plan"):
+        imagined.imagine("Kimi-K3", LoadOptions())
+
+
+def test_a_catalogue_without_a_value_says_which() -> None:
+    with pytest.raises(ConfigError, match=r"Kimi-K3.*hidden_act"):
         imagined.imagine("Kimi-K3", LoadOptions())
 
 

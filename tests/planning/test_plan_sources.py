@@ -99,7 +99,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         ("model.layers.2.block_sparse_moe.input_linear.weight", 2, "experts"),
         ("model.layers.2.mlp.experts.gate_up_proj_blocks", 2, "experts"),
         ("layers.5.ffn.experts.3.w1.scale", 5, "experts"),
-        ("layers.5.ffn.gate.tid2eid", 5, "router"),
+        ("layers.5.ffn.gate.tid2eid", 5, "tables"),
         ("head.weight", None, "head"),
         ("embed.weight", None, "embedding"),
         ("model.language_model.embed_tokens.weight", None, "embedding"),
