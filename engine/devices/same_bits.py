@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ...errors import OptionError
-from ...loaders.spec import AttentionSpec, LatentSpec, ModelSpec
+from ...loaders.spec import AttentionSpec, CompressedSpec, LatentSpec, ModelSpec
 from ..config import EngineConfig
 from ..placement.placement import Tier
 from .device import Device
@@ -41,6 +41,7 @@ def _by_torch(spec: ModelSpec) -> list[str]:
     needed = {
         "several residual streams": spec.streams is not None,
         "tables of runs of tokens": any(layer.grams for layer in spec.layers),
+        "compressed entries": any(isinstance(mixer, CompressedSpec) for mixer in spec.mixers),
         "choice of blocks of keys": any(one.blocks for one in attention),
         "choice of runs of keys": any(one.pool > 1 for one in indexers),
     }

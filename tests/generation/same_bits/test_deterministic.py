@@ -22,7 +22,7 @@ from headrace.kernels import FORMATS
 from headrace.kernels.mixers import LatentBlock
 
 Checkpoints = Callable[[str], Path]
-BY_TORCH = ("glm5_next", "qwen4_exp_text", "minimax_m3")
+BY_TORCH = ("glm5_next", "qwen4_exp_text", "minimax_m3", "deepseek_v4")
 LENGTHS, NEW = (70, 3, 150, 41, 1, 96, 17, 64), 40
 PAGES = 6  # of the cache, where there is not room for all
 # Matrices that a team shares out, a context of several pages, prompts that fill more than a tile.
