@@ -8,7 +8,6 @@ time.
 from __future__ import annotations
 
 import logging
-import threading
 from collections import Counter
 from collections.abc import Sequence
 
@@ -21,26 +20,21 @@ from .dealing.dealt import Dealt, share
 from .dealing.replicas import Copies
 from .joining.gathering import Candidate, Gathering, Share
 from .link import Link
+from .nodes import Nodes
 from .sharing import Node, Owners, without
 
 log = logging.getLogger("headrace")
-FULL = "all {count} places are taken by hosts that are there: end one of them first"
 
 
-class Members:
+class Members(Nodes):
     """links: of the hosts, in the order of their numbers. weights: of all machines, the
     coordinator's first. fallback: whether the coordinator has room to compute a lost host's experts from the model's
     files, if no host is left."""
 
     def __init__(self, dealt: Dealt, links: Sequence[Link], weights: Sequence[float], fallback: bool) -> None:
+        super().__init__(links)
         self.dealt, self.fallback, self.weights = dealt, fallback, [*weights]
         self.home, self.replicas = dealt.home, dealt.copies
-        self.names = ["the coordinator", *(link.name for link in links)]
-        self.links: list[Link | None] = [None, *links]
-        self.why = [""] * len(self.links)
-        self.lock = threading.Lock()
-        self.coming: set[int] = set()
-        self.losses, self.returns = 0, 0
         self._own(dealt.home)
 
     def _own(self, owners: Owners) -> None:
@@ -78,11 +72,7 @@ class Members:
 
     def lose(self, number: int, why: str) -> None:
         """A host is gone: its experts go to those that are left. Raises DeviceError where nobody can take them."""
-        link = self.links[number]
-        assert link is not None, "lost twice"
-        link.close()
-        self.links[number], self.why[number] = None, why
-        self.losses += 1
+        link = self.gone(number, why)
         others = self.alive
         copied = self._use_copies(number)
         experts = sum(row.count(number) for row in self.owners)
@@ -119,16 +109,8 @@ class Members:
         """Gives hosts that came back their own experts. To be called between two passes."""
         while not gathering.arrivals.empty():
             number, link = gathering.arrivals.get()
-            old = self.links[number]
-            if old is not None:
-                old.close()
-            back = link.name == self.names[number]
-            self.links[number], self.names[number], self.why[number] = link, link.name, ""
+            self.came(number, link)
             self._own([self._with(number, layer) for layer in range(len(self.home))])
-            self.returns += 1
-            with self.lock:
-                self.coming.discard(number)
-            log.warning("host %s is %s, generation %d", link.name, "back" if back else "new", link.generation)
 
     def _with(self, number: int, layer: int) -> list[int]:
         """The owners of a layer when a host has come back: of its own experts, and of copies that nobody else has."""
@@ -140,26 +122,6 @@ class Members:
         return found
 
     def place(self, candidate: Candidate) -> tuple[int, Share] | str:
-        """A place for a host that comes late: its own, or that of one that is gone. Called by other threads."""
-        with self.lock:
-            free = [number for number in range(1, len(self.links)) if self._is_free(number)]
-            if not free:
-                return FULL.format(count=len(self.links) - 1)
-            mine = [number for number in free if self.names[number] == candidate.name]
-            number = (mine or free)[0]
-            self.coming.add(number)
-        return number, {"experts": self.share(number)}
-
-    def gave_up(self, number: int) -> None:
-        """One that was to come did not."""
-        with self.lock:
-            self.coming.discard(number)
-
-    def _is_free(self, number: int) -> bool:
-        link = self.links[number]
-        return number not in self.coming and (link is None or link.is_gone)
-
-    def close(self) -> None:
-        for link in self.links:
-            if link is not None:
-                link.close()
+        """The place of a host that comes late, and its share; or why there is none. Called by other threads."""
+        number = self.seat(candidate)
+        return number if isinstance(number, str) else (number, {"experts": self.share(number)})

@@ -19,7 +19,6 @@ from ..placement.placement import Placement, Tier
 from .dealing.dealt import Dealer, share
 from .joining import door, layer_costs
 from .joining.gathering import Candidate
-from .link import Link
 from .members import Members
 from .messages.rows import WIRES
 from .messages.terms import Terms
@@ -87,7 +86,7 @@ class OnHosts:
         own = [(layer, expert) for layer, experts in enumerate(share(self.dealt, 0)) for expert in experts]
         shelf.take(own)
         with ThreadPoolExecutor(len(self.candidates)) as waiting:
-            links = list(waiting.map(self._ready, self.candidates))
+            links = list(waiting.map(lambda one: self.gathering.loaded(one, "experts"), self.candidates))
         rates = [max(1.0, one.figures.expert_bytes_s) for one in self.candidates]
         largest = max(layout.bytes for layout in self.files.layouts) * self.files.stored.top_k
         weights = [sum(rates) / len(rates), *rates]  # the coordinator's own was not measured
@@ -109,12 +108,3 @@ class OnHosts:
         except DeviceError:
             experts.close()
             raise
-
-    def _ready(self, candidate: Candidate) -> Link:
-        try:
-            return self.gathering.ready(candidate)
-        except (OSError, DeviceError) as error:
-            self.gathering.close()
-            raise DeviceError(
-                f"host {candidate.name} did not load its experts ({error}): see what it says, and start again"
-            ) from error

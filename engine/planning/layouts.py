@@ -49,6 +49,12 @@ def usable(device: Device) -> int | None:
     return of_gpu(device.memory) if device.kind == "gpu" else of_installed(device.memory)
 
 
+def in_ram(name: str, layers: int) -> Placement:
+    """Everything in RAM, whether it fits or not."""
+    where = (CPU,) * layers
+    return Placement(name=name, common=where, experts=where, outside=CPU)
+
+
 def on_cpu(storage: Storage, hardware: Hardware, demand: Demand) -> Placement:
     """Everything in RAM; experts that do not fit stay on the disk, if the machine has one."""
     count = len(storage.layers)

@@ -1,4 +1,4 @@
-"""Hosts as processes of this machine, or as threads of the test's, which start at once; and a coordinator in it."""
+"""Hosts as processes of this machine, and a coordinator in that of the test; what it says, beside one machine alone."""
 
 from __future__ import annotations
 
@@ -12,15 +12,30 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from headrace import LLM, EngineConfig
-from headrace.engine.hosts.expert_host import ExpertHost
+import torch
+
+from headrace import LLM, SamplingParams
 from headrace.engine.hosts.net_experts import NetExperts
-from headrace.engine.terminal.hosts.host_command import open_model
 
 WAIT = 60  # seconds for all hosts to join on a busy machine
 PROMPT = [5, 11, 3, 70, 29, 8, 8, 14, 101, 33, 2, 9]
+PROMPTS = ["In the beginning", "And it came to pass, when the children", "Behold,"]
+GREEDY = SamplingParams(max_new_tokens=12, ignore_eos=True)
+
+
+def said(llm: LLM) -> list[list[int]]:
+    """To each prompt alone, and to all as a batch."""
+    alone = [r.token_ids for p in PROMPTS for r in llm.generate(p, GREEDY)]
+    return alone + [r.token_ids for r in llm.generate(PROMPTS, GREEDY)]
+
+
+@functools.cache
+def of_one_machine() -> tuple[list[list[int]], torch.Tensor]:
+    """What the demo model says without hosts, and its logits."""
+    with LLM("demo", device="cpu", max_context=128, no_measure=True) as llm:
+        return said(llm), llm.logits(PROMPT)
 
 
 def free_port() -> int:
@@ -34,6 +49,10 @@ class Hosts:
     def __init__(self, model: Path | str, count: int, *options: str) -> None:
         self.model, self.port, self.options = model, free_port(), options
         self.processes = {f"h{number}": self.start(f"h{number}") for number in range(1, count + 1)}
+
+    @property
+    def count(self) -> int:
+        return len(self.processes)
 
     def start(self, name: str, model: Path | str | None = None, **variables: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "headrace", "host", str(model or self.model)]
@@ -61,40 +80,22 @@ class Hosts:
             self.end(name)
 
 
-class ThreadHosts:
-    """Hosts that are threads of this process: for what is not about their death. They join one coordinator after the
-    other."""
+class Joined(Protocol):
+    """Hosts of a model that join a port of this machine."""
 
-    def __init__(self, model: Path | str, count: int) -> None:
-        self.model, self.port = model, free_port()
-        self.processes = [f"h{number}" for number in range(1, count + 1)]
-        self.hosts = [self._host(name) for name in self.processes]
-        self.threads = [threading.Thread(target=host.run, daemon=True) for host in self.hosts]
-        for thread in self.threads:
-            thread.start()
+    model: Path | str
+    port: int
 
-    def _host(self, name: str) -> ExpertHost:
-        opened = functools.partial(open_model, str(self.model), EngineConfig(threads=1))
-        return ExpertHost(name, ("127.0.0.1", self.port), b"", opened, lambda text: None)
-
-    def close(self) -> None:
-        """They end when they look for a coordinator the next time."""
-        for host in self.hosts:
-            host.is_over.set()
-        for thread in self.threads:
-            thread.join(20)
-            assert not thread.is_alive(), "a host that does not end"
+    @property
+    def count(self) -> int: ...
 
 
 @contextlib.contextmanager
-def near_hosts(model: Path | str, count: int, **options: Any) -> Iterator[LLM]:
-    """So many hosts as threads, and a model that has its experts there."""
-    hosts = ThreadHosts(model, count)
-    try:
-        with coordinator(hosts, **options) as llm:
-            yield llm
-    finally:
-        hosts.close()
+def coordinator(hosts: Joined, **options: Any) -> Iterator[LLM]:
+    """A model on hosts that are there already: they join one coordinator after the other."""
+    given = {"max_context": 128, "no_measure": True, **options}
+    with LLM(hosts.model, hosts=hosts.count, listen=f"127.0.0.1:{hosts.port}", host_wait=WAIT, **given) as llm:
+        yield llm
 
 
 @contextlib.contextmanager
@@ -102,8 +103,7 @@ def hosts_of(model: Path | str, count: int, **options: Any) -> Iterator[tuple[Ho
     """So many hosts, and a model that has its experts there."""
     hosts = Hosts(model, count)
     try:
-        given = {"max_context": 128, "no_measure": True, **options}
-        with LLM(model, hosts=count, listen=f"127.0.0.1:{hosts.port}", host_wait=WAIT, **given) as llm:
+        with coordinator(hosts, **options) as llm:
             yield hosts, llm
     finally:
         hosts.close()
@@ -124,12 +124,3 @@ def later(seconds: float, action: Any, *arguments: Any) -> Iterator[None]:
         yield
     finally:
         timer.join()
-
-
-@contextlib.contextmanager
-def coordinator(hosts: Hosts | ThreadHosts, **options: Any) -> Iterator[LLM]:
-    """A model on hosts that are there already: they join one coordinator after the other."""
-    given = {"max_context": 128, "no_measure": True, **options}
-    count = len(hosts.processes)
-    with LLM(hosts.model, hosts=count, listen=f"127.0.0.1:{hosts.port}", host_wait=WAIT, **given) as llm:
-        yield llm

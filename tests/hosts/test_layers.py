@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import torch
 import twin_kimi_k3
-from host_processes import PROMPT
+from host_processes import GREEDY, PROMPT, of_one_machine, said
 from refusals import refused
 from scripted_drafts import Script, speculate
-from thread_hosts import ThreadHosts, coordinator, layers_of
+from thread_hosts import ThreadHosts, layered, layers_of
 
 from headrace import LLM, EngineConfig, SamplingParams
 from headrace.engine.bench.random_weights import random_llm
@@ -37,21 +37,12 @@ from headrace.kernels.formats import KV_F32
 from headrace.loaders import model_source
 
 Checkpoints = Callable[[str], Path]
-PROMPTS = ["In the beginning", "And it came to pass, when the children", "Behold,"]
-GREEDY = SamplingParams(max_new_tokens=12, ignore_eos=True)
 LONG = [number % 97 + 1 for number in range(3 * PAGE + 5)]
-
-
-def said(llm: LLM) -> list[list[int]]:
-    """To each prompt alone, and to all as a batch."""
-    alone = [r.token_ids for p in PROMPTS for r in llm.generate(p, GREEDY)]
-    return alone + [r.token_ids for r in llm.generate(PROMPTS, GREEDY)]
 
 
 @pytest.fixture(scope="module")
 def one_machine() -> tuple[list[list[int]], torch.Tensor]:
-    with LLM("demo", device="cpu", max_context=128, no_measure=True) as llm:
-        return said(llm), llm.logits(PROMPT)
+    return of_one_machine()
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +56,7 @@ def two() -> Iterator[ThreadHosts]:
 def test_two_hosts(
     options: dict[str, Any], two: ThreadHosts, one_machine: tuple[list[list[int]], torch.Tensor]
 ) -> None:
-    with coordinator(two, **options) as llm:
+    with layered(two, **options) as llm:
         assert said(llm) == one_machine[0]
         assert torch.equal(llm.logits(PROMPT), one_machine[1])
         route = layers_of(llm).holders.route
@@ -95,7 +86,7 @@ def test_other_families(variant: str, checkpoints: Checkpoints, tmp_path: Path) 
     assert expected[1] > 0
     hosts = ThreadHosts(model, 2)
     try:
-        with coordinator(hosts, placement="hosts", **options) as llm:
+        with layered(hosts, placement="hosts", **options) as llm:
             assert found(llm) == expected
             assert torch.equal(llm.logits(LONG), logits)
     finally:
@@ -112,7 +103,7 @@ def test_drafts_and_preemption(checkpoints: Checkpoints, monkeypatch: pytest.Mon
         plain = [llm.generate([one], params)[0].token_ids for one in prompts]
     hosts = ThreadHosts(model, 2)
     try:
-        with coordinator(hosts, placement="hosts", **options) as llm:
+        with layered(hosts, placement="hosts", **options) as llm:
             speculate(llm, Script([p + said for p, said in zip(prompts, plain, strict=True)], 0.8, llm.spec.vocab))
             llm.loop.pages.free = llm.loop.pages.free[:9]  # of 16 that all of them need at once
             with llm.ledger.recording() as done:
@@ -127,7 +118,7 @@ def test_drafts_and_preemption(checkpoints: Checkpoints, monkeypatch: pytest.Mon
 def test_bytes_by_hand_and_the_error_of_the_wire(
     wire: str, two: ThreadHosts, one_machine: tuple[list[list[int]], torch.Tensor]
 ) -> None:
-    with coordinator(two, wire=wire, placement="hosts") as llm:
+    with layered(two, wire=wire, placement="hosts") as llm:
         logits = llm.logits(PROMPT)
         llm.generate(["In the beginning"], SamplingParams(max_new_tokens=3, ignore_eos=True))
         done, spec = llm.ledger.last, llm.spec

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from thread_hosts import ThreadHosts, coordinator, layers_of
+from thread_hosts import ThreadHosts, layered, layers_of
 
 from headrace import LLM, SamplingParams
 from headrace.engine.hosts.layers.net_layers import NetLayers
@@ -65,7 +65,7 @@ def test_lost_in_prompts_and_in_decode(
 ) -> None:
     """The other one takes its layers, the one that comes back gets them again; then the last one is lost, and the
     coordinator loads them all."""
-    with coordinator(hosts, **OPTIONS) as llm:
+    with layered(hosts, **OPTIONS) as llm:
         home = list(layers_of(llm).holders.route)
         for number, name in ((2, "h1"), (12, "h2")):
             at_pass(monkeypatch, llm, number, lambda name=name: hosts.end(name))
@@ -97,7 +97,7 @@ def test_silence_and_nobody_with_room(
 ) -> None:
     """A host that says nothing is lost after the time-out. Without room for its layers requests end with an error that
     names it, until one comes back."""
-    with coordinator(hosts, **OPTIONS) as llm:
+    with layered(hosts, **OPTIONS) as llm:
         holders = layers_of(llm).holders
         holders.free[0] = 0
         quiet = hosts.hosts["h1"]
@@ -126,6 +126,6 @@ def test_logits_of_a_text(hosts: ThreadHosts, model: Path, monkeypatch: pytest.M
     """They begin anew."""
     with LLM(model, device="cpu", dtype="float32", prefill_chunk=16, max_context=128, no_measure=True) as llm:
         logits = llm.logits(PROMPTS[2])
-    with coordinator(hosts, **OPTIONS) as llm:
+    with layered(hosts, **OPTIONS) as llm:
         at_pass(monkeypatch, llm, 3, lambda: hosts.end("h2"))
         assert bool((llm.logits(PROMPTS[2]) == logits).all())

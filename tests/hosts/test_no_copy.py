@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from thread_hosts import ThreadHosts, coordinator, layers_of
+from thread_hosts import ThreadHosts, layered, layers_of
 
 from headrace import LLM, SamplingParams
 from headrace.engine.hosts.files import served
@@ -51,7 +51,7 @@ def test_same_text(split: str, options: dict[str, Any], hosts: ThreadHosts, monk
 
     monkeypatch.setattr(ServedFiles, "_send", send)
     monkeypatch.setattr(FetchedModel, "__init__", keep)
-    with coordinator(hosts, split_by=split, placement="hosts", **options) as llm:
+    with layered(hosts, split_by=split, placement="hosts", **options) as llm:
         assert said(llm) == expected
         size = sum(file.stat().st_size for file in llm.parts.checkpoint.directory.glob("*.safetensors"))
         assert 0 < sent[0] < size + (1 << 20)
@@ -70,7 +70,7 @@ def test_other_families(checkpoints: Checkpoints) -> None:
         expected = llm.generate([[5, 11, 3, 70]], GREEDY)[0].token_ids
     hosts = ThreadHosts(model, 1, has_copy=False)
     try:
-        with coordinator(hosts, placement="hosts") as llm:
+        with layered(hosts, placement="hosts") as llm:
             assert llm.generate([[5, 11, 3, 70]], GREEDY)[0].token_ids == expected
     finally:
         hosts.close()
@@ -89,7 +89,7 @@ def test_a_byte_that_changed_on_the_way(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(frames, "send", send)
     hosts = ThreadHosts("demo", 1, has_copy=False)
     try:
-        with coordinator(hosts, placement="hosts") as llm:
+        with layered(hosts, placement="hosts") as llm:
             assert len(said(llm)) == 2
     finally:
         hosts.close()

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from host_processes import PROMPT, ThreadHosts, coordinator, experts_of, near_hosts
+from host_processes import GREEDY, PROMPT, coordinator, experts_of, of_one_machine, said
+from thread_hosts import ThreadHosts, near_hosts
 
 from headrace import LLM, SamplingParams
 from headrace.engine.hosts.messages.frames import HEADER
@@ -20,20 +21,11 @@ from headrace.engine.ledger.passes import CPU_DRAM, NET
 from headrace.engine.placement.placement import Tier
 
 Checkpoints = Callable[[str], Path]
-PROMPTS = ["In the beginning", "And it came to pass, when the children", "Behold,"]
-GREEDY = SamplingParams(max_new_tokens=12, ignore_eos=True)
-
-
-def said(llm: LLM) -> list[list[int]]:
-    """To each prompt alone, and to all as a batch."""
-    alone = [r.token_ids for p in PROMPTS for r in llm.generate(p, GREEDY)]
-    return alone + [r.token_ids for r in llm.generate(PROMPTS, GREEDY)]
 
 
 @pytest.fixture(scope="module")
 def one_machine() -> tuple[list[list[int]], torch.Tensor]:
-    with LLM("demo", device="cpu", max_context=128, no_measure=True) as llm:
-        return said(llm), llm.logits(PROMPT)
+    return of_one_machine()
 
 
 @pytest.fixture(scope="module")

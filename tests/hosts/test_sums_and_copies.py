@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-from host_processes import PROMPT, ThreadHosts, coordinator, experts_of
+from host_processes import PROMPT, coordinator, experts_of
 from refusals import refused
+from thread_hosts import ThreadHosts
 from torch import Tensor
 
 from headrace import LLM, EngineConfig, SamplingParams

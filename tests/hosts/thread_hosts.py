@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from host_processes import WAIT, free_port
+from host_processes import coordinator, free_port
 
 from headrace import LLM, EngineConfig
 from headrace.engine.hosts.expert_host import ExpertHost
@@ -26,6 +26,10 @@ class ThreadHosts:
         self.threads: dict[str, threading.Thread] = {}
         for number in range(1, count + 1):
             self.start(f"h{number}")
+
+    @property
+    def count(self) -> int:
+        return len(self.hosts)
 
     def start(self, name: str) -> None:
         address, config = ("127.0.0.1", self.port), EngineConfig(threads=1)
@@ -54,12 +58,17 @@ class ThreadHosts:
 
 
 @contextlib.contextmanager
-def coordinator(hosts: ThreadHosts, **options: Any) -> Iterator[LLM]:
-    """A model on hosts that are there already, whole layers on each."""
-    given = {"max_context": 128, "no_measure": True, "split_by": "layers", **options}
-    count = len(hosts.hosts)
-    with LLM(hosts.model, hosts=count, listen=f"127.0.0.1:{hosts.port}", host_wait=WAIT, **given) as llm:
-        yield llm
+def near_hosts(model: Path | str, count: int, **options: Any) -> Iterator[LLM]:
+    """So many hosts as threads, and a model that has its experts there."""
+    hosts = ThreadHosts(model, count)
+    try:
+        with coordinator(hosts, **options) as llm:
+            yield llm
+    finally:
+        hosts.close()
+
+
+layered = partial(coordinator, split_by="layers")  # whole layers on each host
 
 
 def layers_of(llm: LLM) -> NetLayers:

@@ -3,6 +3,7 @@ as a replay counts it (`policies/residents.py`)."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -14,7 +15,7 @@ from ...policies.protocol import NOTHING, Key, Moves, Policy, Shape
 from ...policies.residents import Counts, Residents
 
 
-class RuledCache:
+class RuledCache(ABC):
     """policy, budget: in bytes. layers: the model's numbers of those with experts, by which everything here counts.
     Raises PolicyError for a start that does not fit."""
 
@@ -57,12 +58,13 @@ class RuledCache:
         """From now on the policy is told what prompts chose, before the next pass that generates."""
         self.prompt_LE = torch.zeros((self.shape.layers, max(self.shape.experts)), dtype=torch.int64)
 
+    @abstractmethod
     def settle(self) -> None:
         """Something is to happen between two passes: nothing is left to ask of those that are over."""
 
+    @abstractmethod
     def bring_ahead(self, moves: Moves) -> None:
         """Does between two passes what the policy says: evicts, and prefetches behind all else."""
-        raise NotImplementedError
 
     def told(self, event: Event) -> Moves:
         """What the policy says to something that happened between two passes, which is counted and not done yet."""

@@ -73,6 +73,9 @@ class DiskCache(RuledCache):
         if reading.error is not None:
             raise reading.error
 
+    def settle(self) -> None:
+        """The policy answers at once: nothing is ever left to ask."""
+
     def bring_ahead(self, moves: Moves) -> None:
         for key in moves.evict:
             self._leave(key)

@@ -184,6 +184,16 @@ class Gathering:
         room = max(0, candidate.free - int(said.get("bytes", 0)))
         return Link(candidate.sock, candidate.name, candidate.generation, room, candidate.figures)
 
+    def loaded(self, candidate: Candidate, what: str) -> Link:
+        """`ready` at the start, which ends where a host does not load its `what`: raises DeviceError."""
+        try:
+            return self.ready(candidate)
+        except (OSError, DeviceError) as error:
+            self.close()
+            raise DeviceError(
+                f"host {candidate.name} did not load its {what} ({error}): see what it says, and start again"
+            ) from error
+
     def close(self) -> None:
         """Lets nobody in any more."""
         if not self.is_closed:

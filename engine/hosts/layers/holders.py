@@ -7,7 +7,6 @@ The coordinator is node 0, hosts count from 1. `home` says which layers were dea
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
@@ -16,7 +15,7 @@ from ....errors import DeviceError
 from ...model.segment import Room, Run
 from ..joining.gathering import Candidate, Share
 from ..link import Link
-from ..members import FULL
+from ..nodes import Nodes
 
 log = logging.getLogger("headrace")
 
@@ -39,18 +38,13 @@ class Layers(NamedTuple):
         return {"layers": [list(run) for run in runs], "room": self.room.as_json(), "work": self.work}
 
 
-class Holders:
+class Holders(Nodes):
     """home: as dealt, by node. free: bytes that each node's layers may take, the coordinator's first."""
 
     def __init__(self, layers: Layers, home: list[list[Run]], links: Sequence[Link], free: Sequence[int]) -> None:
+        super().__init__(links)
         self.layers, self.home, self.free = layers, home, list(free)
         self.now = [list(runs) for runs in home]
-        self.names = ["the coordinator", *(link.name for link in links)]
-        self.links: list[Link | None] = [None, *links]
-        self.why = [""] * len(self.names)
-        self.lock = threading.Lock()
-        self.coming: set[int] = set()
-        self.losses, self.returns = 0, 0
         self._route: list[tuple[int, Run]] | None = None
 
     @property
@@ -83,11 +77,8 @@ class Holders:
 
     def lose(self, number: int, why: str) -> None:
         """A host is gone, and its layers with their cache."""
-        link = self.links[number]
-        assert link is not None, "lost twice"
-        link.close()
-        self.links[number], self.why[number], self.now[number] = None, why, []
-        self.losses += 1
+        link = self.gone(number, why)
+        self.now[number] = []
         self.changed()
         log.warning("host %s was lost: %s", link.name, why)
 
@@ -117,11 +108,7 @@ class Holders:
 
     def take_in(self, number: int, link: Link) -> list[int]:
         """Gives a host that came back its own layers, which it has loaded; who has others now than before."""
-        old = self.links[number]
-        if old is not None:
-            old.close()
-        back = link.name == self.names[number]
-        self.links[number], self.names[number], self.why[number] = link, link.name, ""
+        self.came(number, link)
         given = []
         for node, runs in enumerate(self.now):
             left = [run for run in runs if node == number or not self._is_of(number, run)]
@@ -130,36 +117,13 @@ class Holders:
                 given.append(node)
         self.now[number] = list(self.home[number])
         self.free[number] = max(0, link.room + self.layers.bytes(self.home[number]) - self.layers.work)
-        self.returns += 1
         self.changed()
-        with self.lock:
-            self.coming.discard(number)
-        log.warning("host %s is %s, generation %d", link.name, "back" if back else "new", link.generation)
         return given
 
     def _is_of(self, number: int, run: Run) -> bool:
         return any(first <= run[0] and run[1] <= last for first, last in self.home[number])
 
     def place(self, candidate: Candidate) -> tuple[int, Share] | str:
-        """A place for a host that comes late: its own, or that of one that is gone. Called by other threads."""
-        with self.lock:
-            free = [number for number in range(1, len(self.links)) if self._is_free(number)]
-            if not free:
-                return FULL.format(count=len(self.links) - 1)
-            number = next((n for n in free if self.names[n] == candidate.name), free[0])
-            self.coming.add(number)
-        return number, self.layers.share(self.home[number])
-
-    def gave_up(self, number: int) -> None:
-        """One that was to come did not."""
-        with self.lock:
-            self.coming.discard(number)
-
-    def _is_free(self, number: int) -> bool:
-        link = self.links[number]
-        return number not in self.coming and (link is None or link.is_gone)
-
-    def close(self) -> None:
-        for link in self.links:
-            if link is not None:
-                link.close()
+        """The place of a host that comes late, and its share; or why there is none. Called by other threads."""
+        number = self.seat(candidate)
+        return number if isinstance(number, str) else (number, self.layers.share(self.home[number]))

@@ -26,7 +26,6 @@ from ...model.segment import Room, part_of, row_width, runs, sizes
 from ...placement.tier_memory import of_free
 from ..joining import door, rate
 from ..joining.gathering import Candidate
-from ..link import Link
 from ..messages.rows import F32, WIRES
 from ..messages.terms import Terms
 from ..sharing import Node
@@ -105,7 +104,7 @@ class OnLayers:
         for run in self.home[0]:
             own.put(run, weights)
         with ThreadPoolExecutor(len(self.candidates)) as waiting:
-            links = list(waiting.map(self._ready, self.candidates))
+            links = list(waiting.map(lambda one: self.gathering.loaded(one, "layers"), self.candidates))
         holders = Holders(self.layers, self.home, links, self.free)
         self.gathering.open_places(holders.place, holders.gave_up)
         for link, layers in zip(links, self.home[1:], strict=True):
@@ -116,15 +115,6 @@ class OnLayers:
         outside, cache = replace(weights, layers=(), tables={}), NoLayers(spec, self.layers.room, beyond)
         experts, context = CpuExperts([], self.ops), self.layers.room.context
         return Decoder(spec, outside, self.ops, experts, cache, context, inputs, beyond=beyond)
-
-    def _ready(self, candidate: Candidate) -> Link:
-        try:
-            return self.gathering.ready(candidate)
-        except (OSError, DeviceError) as error:
-            self.gathering.close()
-            raise DeviceError(
-                f"host {candidate.name} did not load its layers ({error}): see what it says, and start again"
-            ) from error
 
 
 def _check(spec: ModelSpec) -> None:

@@ -43,8 +43,7 @@ class ByExperts:
     @cached_property
     def placement(self) -> Placement:
         """Where everything else lies."""
-        where = (CPU,) * len(self.engine.storage.layers)
-        return Placement(name=NAME, common=where, experts=where, outside=CPU)
+        return placing.in_ram(NAME, len(self.engine.storage.layers))
 
     @cached_property
     def _rooms(self) -> list[float]:

@@ -42,8 +42,7 @@ class ByLayers:
     @cached_property
     def placement(self) -> Placement:
         """As of one machine; `runs` says which."""
-        where = (CPU,) * len(self.engine.storage.layers)
-        return Placement(name=NAME, common=where, experts=where, outside=CPU)
+        return placing.in_ram(NAME, len(self.engine.storage.layers))
 
     @cached_property
     def _sizes(self) -> list[int]:

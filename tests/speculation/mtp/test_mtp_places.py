@@ -238,7 +238,7 @@ def test_layers_on_hosts_go_without(profile: Profile, with_mtp: With, monkeypatc
         plain = [one.token_ids for one in llm.generate([TEXT, TEXT[5:]], HOW)]
     hosts = thread_hosts.ThreadHosts(with_mtp("qwen3_moe"), 1)
     try:
-        with thread_hosts.coordinator(hosts, **asked, no_measure=False, placement="hosts") as llm:
+        with thread_hosts.layered(hosts, **asked, no_measure=False, placement="hosts") as llm:
             assert llm.parts.mtp is None
             assert [one.token_ids for one in llm.generate([TEXT, TEXT[5:]], HOW)] == plain
         held = hosts.hosts["h1"].layers
