@@ -22,7 +22,7 @@ from ..bandwidth_model.profile import Profile
 from ..config import EngineConfig
 from ..devices.device import Device
 from ..experts import offload_plan
-from ..experts.cache.shared_memory import SharedRoom
+from ..experts.cache.shared_memory import SharedRoom, moving
 from ..experts.disk import rows, staging
 from ..experts.offload_plan import NONE, OffloadPlan
 from ..generation.schedule.state_slots import StateSlots
@@ -67,7 +67,9 @@ class MemoryPlan:
     @property
     def cache_at_start(self) -> int:
         """Bytes for experts while the pages of a few short sequences are open."""
-        return self.expert_cache if self.shared is None else self.shared.nbytes - self.shared.taken(self.shared.least)
+        if self.shared is None:
+            return self.expert_cache
+        return min(self.shared.budget(self.shared.least), sum(self.experts))
 
     @property
     def spare_page(self) -> int:
@@ -162,7 +164,8 @@ class _Plan:
         self.work = self.states + kv_budget.work_bytes(self.spec, config.prefill_chunk, config.max_sequences)
         self.work += mtp_rows.nbytes(self.spec, config.max_sequences)
         self.mtp = mtp_rows.weight_bytes(self.spec, checkpoint.formats)
-        self.offload, self.buffers, self.mailbox, self.spare_pages, self.cache, self.rows = NONE, 0, 0, 0, 0, 0
+        self.offload, self.buffers, self.mailbox, self.spare_pages, self.rows = NONE, 0, 0, 0, 0
+        self.cache, self.moving = 0, 0  # bytes of the cache of experts, and besides
 
     def on_disk(self) -> MemoryPlan:
         """Experts stay in the file: RAM holds everything else, and of them as many as what is left of it holds."""
@@ -178,7 +181,7 @@ class _Plan:
         placement, free = placing.on_disk(self.counts), int(of_free(self.devices[Tier.CPU].free))
         room = self._kv_budget(free)
         left = free - storage.common - storage.held - self.mtp - room.kv_bytes - self.work - self.buffers
-        self.cache = self._cache_of(left)
+        self._take_cache(left)
         found = replace(self._fit(placement, room), stored=stored)
         required.require(found.memory[Tier.CPU], "RAM", placement)
         return found
@@ -190,7 +193,7 @@ class _Plan:
         ram, in_vram = found.memory[Tier.CPU], found.memory[Tier.GPU0]
         required.require(in_vram, f"{Tier.GPU0.value} ({gpu.name})", placement)
         left = (ram.available or 0) - ram.total - (0 if gpu.is_cuda else in_vram.total)
-        self.cache = self._cache_of(int(left))
+        self._take_cache(int(left))
         found = self._fit(placement, found.kv_budget)
         in_ram = [found.memory[Tier.CPU], *([] if gpu.is_cuda else [in_vram])]
         required.require(together(in_ram, of_free(self.devices[Tier.CPU].free)), "RAM", placement)
@@ -264,7 +267,7 @@ class _Plan:
         """All experts in RAM, and places for some of them in what the cache of keys and values leaves of VRAM."""
         placement, (room, left) = placing.n_cpu_moe(self.counts, len(self.counts)), self._room()
         besides = self._buffers(placement) + (self.storage.held if self._table(placement) is Tier.GPU0 else 0)
-        self.cache = self._cache_of(left - besides)
+        self._take_cache(left - besides)
         found = self._fit(placement, room)
         if self.config.cache_bytes(sum(self.sizes)) is not None or self.cache == sum(self.sizes):
             return found
@@ -273,19 +276,27 @@ class _Plan:
     def _shared(self, found: MemoryPlan, room: int) -> MemoryPlan:
         """The same where pages and experts share so many bytes: then more sequences may have pages, since they take
         them from experts only as long as they need them."""
-        budget = self._kv_budget(room, PAGES_SHARE)
-        self.cache = max(0, min(room - budget.kv_bytes, sum(self.sizes)))
-        layouts = [self.checkpoint.formats.layout(self.spec, i) for i, is_moe in enumerate(self.spec.is_moe) if is_moe]
-        what = sharing.share(self.spec, self.format, layouts, budget, self.spare_pages, self.cache)
+        budget, sizes = self._kv_budget(room, PAGES_SHARE), self._expert_sizes
+        most = sum(self.sizes) + moving(1, sizes)
+        cache = max(0, min(room - budget.kv_bytes, most))
+        what = sharing.share(self.spec, self.format, sizes, budget, self.spare_pages, cache)
         if isinstance(what, str):
             return replace(found, not_shared=what)
+        self.cache, self.moving = cache, 0
         return replace(self._fit(found.placement, budget), shared=what)
 
-    def _cache_of(self, left: int) -> int:
+    @property
+    def _expert_sizes(self) -> tuple[int, ...]:
+        """Of a model's experts, each once."""
+        layouts = (self.checkpoint.formats.layout(self.spec, i) for i, is_moe in enumerate(self.spec.is_moe) if is_moe)
+        return tuple(sorted({layout.bytes for layout in layouts}))
+
+    def _take_cache(self, left: int) -> None:
         """Bytes of a cache of experts: as asked, else of so many that are left what all experts take."""
-        experts = sum(self.sizes)
+        experts, sizes = sum(self.sizes), self._expert_sizes
         asked = self.config.cache_bytes(experts)
-        return max(0, min(left, experts)) if asked is None else asked
+        self.cache = max(0, min(left - moving(left, sizes), experts)) if asked is None else asked
+        self.moving = moving(min(self.cache, experts), sizes)
 
     def _room(self) -> tuple[KVBudget, int]:
         """The cache of keys and values, for one sequence of the context, and for more within its share; and the bytes
@@ -382,5 +393,6 @@ class _Plan:
         if tier is main:
             needs[STREAM] = self._buffers(placement)
         if tier is (Tier.CPU if Tier.DISK in placement.tiers else main):
-            needs[EXPERT_CACHE], needs[READING] = self.cache, self.buffers if tier is Tier.CPU else 0
+            needs[EXPERT_CACHE] = self.cache + self.moving
+            needs[READING] = self.buffers if tier is Tier.CPU else 0
         return needs

@@ -15,20 +15,21 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count
+from itertools import count as counter
 
 import torch
 from torch import Tensor
 
 from ...kernels.blocks import cache_rows
 from ...kernels.blocks.cache_rows import Rows
-from ...kernels.formats import KVFormat
+from ...kernels.formats import KV_BF16, KVFormat
 from ...loaders.spec import (
     AttentionSpec,
     CompressedSpec,
     ConvSpec,
+    DeltaSpec,
     LatentSpec,
     LayerSpec,
     MixerSpec,
@@ -50,6 +51,21 @@ def row_sizes(mixer: MixerSpec) -> tuple[int, ...]:
     if isinstance(mixer, AttentionSpec):
         return mixer.head_dim, mixer.v_dim
     return (mixer.row,) if isinstance(mixer, LatentSpec | CompressedSpec) else ()
+
+
+def paged_units(spec: ModelSpec, format: KVFormat, apart: Sequence[Window]) -> Iterator[int]:
+    """Bytes of a page in each tensor, in the order in which a cache makes them; apart: windows with pools of their own,
+    of which there are none."""
+    made = KV_BF16 if format.name == "q8_0" else format
+    for layer in spec.layers:
+        mixer = layer.mixer
+        if isinstance(mixer, AttentionSpec | LatentSpec | CompressedSpec) and window_of(mixer) not in apart:
+            groups = mixer.kv_heads if isinstance(mixer, AttentionSpec) else 1
+            yield from (PAGE * groups * format.bytes(width) for width in row_sizes(mixer))
+            if not isinstance(mixer, CompressedSpec) and mixer.index_key:
+                yield PAGE * made.bytes(mixer.index_key)
+        if isinstance(mixer, CompressedSpec) and (count := mixer.entry_rows(PAGE)):
+            yield from (count * made.bytes(width) for width in (mixer.head_dim, mixer.index_key) if width)
 
 
 @dataclass(frozen=True)
@@ -121,7 +137,15 @@ class KVCache:
         self.format, self.pages = format, pages
         self.sizes = cache_sizes(spec, format)
         self.windows = tuple(window for window, _ in windows)
-        pools, numbers = [pages, *(many for _, many in windows)], count()
+        pools, numbers = [pages, *(many for _, many in windows)], counter()
+
+        def plain(width: int, rows: int = PAGE, kind: int = 0) -> Tensor:
+            """Rows of keys that an indexer made, or of entries, as kernels make them whatever the format."""
+            if shared is not None and kind == 0 and rows * width:
+                pages_of = shared.rows(next(numbers)).view(cache_rows.made_dtype(format))
+                return pages_of.view(-1, 1, rows, width)
+            size = (pools[kind], 1, rows, width)
+            return torch.empty(size, dtype=cache_rows.made_dtype(format), device=place)
 
         def rows(groups: int, width: int, kind: int = 0) -> Rows:
             if shared is not None and kind == 0:
@@ -131,48 +155,30 @@ class KVCache:
                 cache_rows.memory(found)[0] = 0
             return found
 
-        def index_keys(mixer: AttentionSpec | LatentSpec, kind: int = 0) -> Tensor:
-            """Of a model that has such q8_0 is refused."""
-            size = (pools[kind], 1, PAGE, mixer.index_key)
-            return torch.empty(size, dtype=cache_rows.made_dtype(format), device=place)
-
         def layer(mixer: MixerSpec | None) -> LayerCache:
             if mixer is None:
                 return None
             if isinstance(mixer, AttentionSpec):
                 kind = self._kind(mixer)
                 keys, values = (rows(mixer.kv_heads, width, kind) for width in row_sizes(mixer))
-                return KeysAndValues(keys, values, index_keys(mixer, kind), kind)
+                return KeysAndValues(keys, values, plain(mixer.index_key, kind=kind), kind)
             if isinstance(mixer, LatentSpec):
-                return Latents(rows(1, mixer.row), index_keys(mixer))
+                return Latents(rows(1, mixer.row), plain(mixer.index_key))
             if isinstance(mixer, CompressedSpec):
                 kind = self._kind(mixer)
-                return Compressed(rows(1, mixer.row, kind), *self._entries(mixer, slots, place), kind)
-            inputs = torch.zeros((slots, mixer.channels, mixer.taps - 1), device=place)
-            if isinstance(mixer, ConvSpec):
-                return States(inputs, None)
-            heads = mixer.heads if isinstance(mixer, SpaceSpec) else mixer.v_heads
-            return States(inputs, torch.zeros((slots, heads, mixer.k_dim, mixer.v_dim), device=place))
+                keys, count = rows(1, mixer.row, kind), mixer.entry_rows(PAGE)
+                entries, index = (plain(width, count) for width in (mixer.head_dim, mixer.index_key))
+                return Compressed(keys, entries, index, _unfinished(mixer, slots, place), kind)
+            return _recurrent(mixer, slots, place)
 
         self.layers = [layer(one.mixer) for one in spec.layers]
+        assert shared is None or next(numbers) == len(shared.room.units), "tensors that are shared, and others"
         self.grams = [_grams(spec, one, slots, place) for one in spec.layers]
 
     def _kind(self, mixer: MixerSpec) -> int:
         """The kind of a layer's pages."""
         window = window_of(mixer)
         return self.windows.index(window) + 1 if window in self.windows else 0
-
-    def _entries(
-        self, mixer: CompressedSpec, slots: int, place: torch.device | None
-    ) -> tuple[Tensor, Tensor, States | None]:
-        """Entries of a layer, the indexer's keys of them, and those that are not whole."""
-        widths, count = (mixer.head_dim, mixer.index_key), mixer.entry_rows(PAGE)
-        kinds = [(self.pages, 1, count, width) for width in widths]
-        entries, index = (torch.empty(kind, dtype=cache_rows.made_dtype(self.format), device=place) for kind in kinds)
-        if not mixer.series:
-            return entries, index, None
-        inputs, state = (torch.zeros((slots, mixer.series, 3, width), device=place) for width in widths)
-        return entries, index, States(inputs, state if mixer.index_key else None)
 
     def page_parts(self, page: int, kind: int = 0) -> list[Tensor]:
         """What a page holds of every layer of a kind, each contiguous: views."""
@@ -206,6 +212,24 @@ class KVCache:
         """Of mixers, then of runs of tokens."""
         layers = [layer.states if isinstance(layer, Compressed) else layer for layer in self.layers]
         return [one for one in (*layers, *self.grams) if isinstance(one, States)]
+
+
+def _recurrent(mixer: ConvSpec | SpaceSpec | DeltaSpec, slots: int, place: torch.device | None) -> States:
+    """The state of a layer, all zeros."""
+    inputs = torch.zeros((slots, mixer.channels, mixer.taps - 1), device=place)
+    if isinstance(mixer, ConvSpec):
+        return States(inputs, None)
+    heads = mixer.heads if isinstance(mixer, SpaceSpec) else mixer.v_heads
+    return States(inputs, torch.zeros((slots, heads, mixer.k_dim, mixer.v_dim), device=place))
+
+
+def _unfinished(mixer: CompressedSpec, slots: int, place: torch.device | None) -> States | None:
+    """Of a layer's entries those that are not whole, and of the indexer's keys of them."""
+    if not mixer.series:
+        return None
+    widths = mixer.head_dim, mixer.index_key
+    inputs, state = (torch.zeros((slots, mixer.series, 3, width), device=place) for width in widths)
+    return States(inputs, state if mixer.index_key else None)
 
 
 def _grams(spec: ModelSpec, layer: LayerSpec, slots: int, place: torch.device | None) -> States | None:

@@ -54,10 +54,10 @@ class Counts:
 
 
 class Snapshot(NamedTuple):
-    """By layer what was resident, and what of it was prefetched and not chosen since."""
+    """By layer what was resident, and what of it was prefetched and not chosen since, and by which prefetch."""
 
     by_layer: list[set[int]]
-    unused: set[Key]
+    unused: dict[Key, int]
 
 
 class Residents:
@@ -66,7 +66,8 @@ class Residents:
     def __init__(self, policy: Policy, shape: Shape, budget: int) -> None:
         self.policy, self.shape, self.budget = policy, shape, budget
         self.by_layer: list[set[int]] = [set() for _ in shape.experts]
-        self.unused: set[Key] = set()  # prefetched, and not chosen since
+        self.unused: dict[Key, int] = {}  # prefetched, and not chosen since: by which prefetch
+        self.prefetches = 0
         self.used = 0
         for key in policy.start(shape, budget):
             self._bring(key)
@@ -91,7 +92,7 @@ class Residents:
         self._evict(late)
         for key in [*((layer, expert) for expert in moves.admit), *moves.prefetch]:
             self._bring(key)
-        self.unused.update(moves.prefetch)
+        self._prefetched(moves)
         self._fits("when the layer is done")
         stored = len(self.stored[layer].intersection(missing).difference(moves.fetch))
         on_cpu, hits = len(missing) - len(moves.fetch) - stored, len(chosen) - len(missing) - early
@@ -106,7 +107,7 @@ class Residents:
 
     def snapshot(self) -> Snapshot:
         """What is resident now."""
-        return Snapshot([set(there) for there in self.by_layer], set(self.unused))
+        return Snapshot([set(there) for there in self.by_layer], dict(self.unused))
 
     def count(self, layer: int, chosen: tuple[int, ...], then: Snapshot | None = None) -> Counts:
         """What a layer of a pass finds where nothing comes while it runs, and the policy is asked later (`answer`).
@@ -132,7 +133,7 @@ class Residents:
         coming = [*((layer, expert) for expert in moves.admit), *moves.prefetch]
         for key in coming:
             self._bring(key)
-        self.unused.update(moves.prefetch)
+        self._prefetched(moves)
         self._fits("behind a pass")
         return moves, Counts(
             admitted=len(moves.admit), prefetched=len(moves.prefetch), evicted=len(moves.evict),
@@ -146,7 +147,7 @@ class Residents:
         self._evict(moves.evict)
         for key in moves.prefetch:
             self._bring(key)
-        self.unused.update(moves.prefetch)
+        self._prefetched(moves)
         self._fits("between two passes")
         return Counts(
             prefetched=len(moves.prefetch), evicted=len(moves.evict),
@@ -166,12 +167,19 @@ class Residents:
         if used > policy.store_bytes:
             raise PolicyError(f"policy {name} stores {used} bytes of experts, of {policy.store_bytes} that it may")
 
-    def _first_uses(self, layer: int, chosen: tuple[int, ...], resident: set[int], unused: set[Key]) -> int:
-        """How many of the chosen residents a prefetch brought that were not chosen since."""
+    def _prefetched(self, moves: Moves) -> None:
+        self.prefetches += 1
+        self.unused.update(dict.fromkeys(moves.prefetch, self.prefetches))
+
+    def _first_uses(self, layer: int, chosen: tuple[int, ...], resident: set[int], unused: dict[Key, int]) -> int:
+        """How many of the chosen residents a prefetch brought that were not chosen since. One that left meanwhile, and
+        was prefetched again, has not been used since."""
         if not unused:
             return 0
-        first = {(layer, expert) for expert in chosen if expert in resident} & unused
-        self.unused -= first
+        first = {(layer, expert) for expert in chosen if expert in resident} & unused.keys()
+        for key in first:
+            if self.unused.get(key) == unused[key]:
+                del self.unused[key]
         return len(first)
 
     def _check(self, moves: Moves, missing: list[int]) -> None:
@@ -196,7 +204,7 @@ class Residents:
             if not 0 <= layer < self.shape.layers or expert not in self.by_layer[layer]:
                 raise PolicyError(f"policy {self.policy.name} evicts expert {expert} of layer {layer}, not resident")
             self.by_layer[layer].remove(expert)
-            self.unused.discard((layer, expert))
+            self.unused.pop((layer, expert), None)
             self.used -= self.shape.expert_bytes[layer]
 
     def _fits(self, when: str) -> None:

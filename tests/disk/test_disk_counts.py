@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from cached import Unsteady, made, recorded, replayed, say
+from sizes import MIXED, policies
 
 from headrace import LLM
 from headrace.engine.experts.disk import staging
 from headrace.engine.experts.disk.disk_cache import DiskCache
 from headrace.engine.ledger.pass_bytes import EXPERTS, PREFETCHED
 from headrace.engine.ledger.passes import CPU_DRAM, DISK
+from headrace.engine.placement.placement import Tier
 from headrace.engine.planning.replays import Replays
 from headrace.engine.policies import registry
 
@@ -57,6 +61,21 @@ def test_every_policy_counts_as_its_replay_and_changes_no_bit(
         assert torch.equal(llm.logits(TEXT), logits)
 
 
+@pytest.mark.parametrize("name", ["lru", "next-layer", "belady", "greedy", "unsteady"])
+def test_experts_of_several_sizes(name: str, tmp_path: Path) -> None:
+    """Those that are still read may have to move for others."""
+    said, of = recorded(tmp_path / "run.trace", 4, **MIXED)
+    for share in (0.1, 0.4):
+        policy, again = policies(name, of)
+        with LLM("demo", placement="disk", policy=policy, expert_cache=f"{share:.0%}", max_context=96, **MIXED) as llm:
+            cache = cache_of(llm)
+            assert len(set(cache.shape.expert_bytes)) == 2
+            assert say(llm, 4) == said
+            assert cache.counts == replayed(again, of, cache.budget).counts
+            plan = llm.parts.memory_plan
+            assert plan.memory[Tier.CPU].needed["expert cache"] == len(cache.memory.data) > cache.budget
+
+
 def test_a_pass_reads_from_ram_what_it_computes_with(runs: dict[int, Recorded]) -> None:
     """The same as with all experts there, in prompts too; of the disk what is not resident."""
     said, _ = runs[4]
@@ -98,6 +117,6 @@ def test_whatever_a_policy_does_no_bit_changes(
         assert cache.counts.fetched
         assert cache.counts.admitted
         assert cache.counts.prefetched
-        free = [len(one) for one in cache.slots.free.values()]
+        free = [len(one) for one in cache.slots.zones.free.values()]
         assert sum(free) == cache.slots.count - sum(map(len, cache.residents.by_layer))
         assert torch.equal(llm.logits(TEXT), logits)

@@ -20,53 +20,20 @@ from headrace.engine.bandwidth_model.profile import Profile
 from headrace.engine.config import EngineConfig
 from headrace.engine.devices.streams import HostStream, PacedStream
 from headrace.engine.experts.cache.arrivals import Arrivals
-from headrace.engine.experts.cache.slots import Slots, pool_sizes
+from headrace.engine.experts.cache.shared_memory import SharedMemory, SharedRoom
+from headrace.engine.experts.cache.slots import Slots
 from headrace.engine.placement.placement import Tier
 from headrace.engine.planning.replays import Replays
 from headrace.engine.policies.protocol import Asked, Key, Moves, PolicyError, Shape
 from headrace.engine.policies.replay.replay import Rates, replay
 from headrace.engine.terminal import generate_report
 from headrace.engine.traces import stored
-from headrace.kernels import FORMATS, ExpertLayout
 
 Checkpoints = Callable[[str], Path]
 CPU = torch.device("cpu")
-SMALL, LARGE = (
-    ExpertLayout(format=FORMATS["bf16"], hidden=32, width=width) for width in (16, 32)
-)  # 3072 and 6144 bytes
-SHAPE = Shape((4, 4, 2), (3072, 6144, 3072))
-LAYOUTS = [SMALL, LARGE, SMALL]
 
 
 # ---- places
-
-
-@pytest.mark.parametrize(
-    ("start", "budget", "sizes"),
-    [
-        ([], 2 * 3072, [2, 0, 2]),  # what is left goes to all in turn, and 6144 do not fit beside
-        ([], 9216 * 2, [2, 2, 2]),
-        ([(0, 0), (2, 1)], 2 * 3072, [2, 0, 2]),
-        ([(1, 0)], 6144, [0, 1, 0]),
-        ([(1, 0)], 6144 + 3072, [1, 1, 1]),
-        ([], 1 << 30, [6, 4, 6]),  # no more than there are experts
-        ([], 3071, [0, 0, 0]),
-    ],
-)
-def test_pools_by_hand(start: list[Key], budget: int, sizes: list[int]) -> None:
-    """Layers 0 and 2 share one pool."""
-    assert pool_sizes(SHAPE, LAYOUTS, start, budget) == sizes
-
-
-def test_a_pool_that_is_full() -> None:
-    slots = Slots(SHAPE, LAYOUTS, [1, 1, 1], CPU)
-    assert slots.nbytes == 3072 + 6144
-    slots.take((0, 3))
-    with pytest.raises(PolicyError, match=r"expert 1 of layer 2 finds no place: all 1 for experts in .* are taken"):
-        slots.take((2, 1))
-    slots.give_back((0, 3))
-    slots.take((2, 1))
-    assert slots.of_LE.tolist() == [[-1] * 4, [-1] * 4, [-1, 0, -1, -1]]
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -74,7 +41,8 @@ def test_a_place_is_not_written_before_its_reader_is_done(seed: int) -> None:
     """Two experts take turns in one place, under slow readers and slow copies."""
     bank = layer_of(2, 3, 1)[0]
     main, side = SlowStream(seed, 0.003), SlowStream(seed + 9, 0.003)
-    slots = Slots(Shape((2,), (bank.layout.bytes,)), [bank.layout], [1], CPU)
+    memory = SharedMemory(SharedRoom.of_experts(bank.layout.bytes, [bank.layout.bytes]), CPU)
+    slots = Slots(Shape((2,), (bank.layout.bytes,)), [bank.layout], memory, memory.room.rooms(0))
     main.copy = side.copy = lambda to, source: None  # type: ignore[attr-defined]
     side.copy = lambda to, source: side.do(lambda: to.copy_(source))  # type: ignore[attr-defined]
     side.reached = lambda event: event.is_set()  # type: ignore[attr-defined]

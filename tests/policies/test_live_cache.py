@@ -3,7 +3,6 @@ the same."""
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -13,14 +12,15 @@ import pytest
 import stand_in_gpu
 import torch
 from cached import PROMPTS, Unsteady, load, made, recorded, say
+from shared_blocks import TIGHT, WORKS, Of, counted, unsettled
 
 from headrace import LLM, SamplingParams
 from headrace.engine.cuda_graphs import signals, verify
 from headrace.engine.cuda_graphs.saved_trials import StepTimes
-from headrace.engine.cuda_graphs.signals import VARIANTS, Trial
 from headrace.engine.experts.cache import report
 from headrace.engine.experts.cache.expert_cache import ExpertCache
 from headrace.engine.experts.cache.shared_memory import EXTENT, SharedMemory, SharedRoom
+from headrace.engine.memory import sharing
 from headrace.engine.model import lent_pages
 from headrace.engine.model.lent_pages import LentPages
 from headrace.engine.placement.placement import Tier
@@ -28,15 +28,9 @@ from headrace.engine.planning.replays import Replays
 from headrace.engine.policies import registry
 from headrace.engine.policies.between import Resizable, Resize, take_in
 from headrace.engine.policies.protocol import Moves, PolicyError
-from headrace.engine.policies.replay.replay import replay
 from headrace.engine.policies.residents import Residents
 
-WORKS = {name: Trial(name=name, us=us) for name, us in zip(VARIANTS, (5.0, 60.0, 9.0, 3.0), strict=True)}
-TIGHT: dict[str, Any] = {"vram_limit": 0.012, "max_context": 512, "max_sequences": 4, "prefill_chunk": 64}
 BOX = [name for name in registry.BOX if name not in ("belady", "second-gpu")]
-
-
-Of = tuple[list[list[int]], Replays]
 
 
 @pytest.fixture(scope="module")
@@ -58,37 +52,6 @@ class Room(Unsteady):
         there = [(n, e) for n, of in enumerate(residents) for e in sorted(of)]
         fits = budget // shape.expert_bytes[0]
         return Moves(evict=tuple(self.random.sample(there, max(0, len(there) - self.random.randrange(fits + 1)))))
-
-
-def unsettled(llm: LLM, seed: int) -> list[tuple[int, int]]:
-    """From now on pages are opened and closed by chance before every pass; what is checked, and how many were open."""
-    flip, pages, cache, seen = random.Random(seed), llm.loop.pages, llm.parts.expert_cache, []
-    assert isinstance(pages, LentPages)
-    assert isinstance(cache, ExpertCache)
-    assert cache.shared is not None
-    room = cache.shared.room
-
-    def between_passes() -> None:
-        pages.passes += 1
-        wanted = flip.randrange(1, len(pages.numbers) + 1)
-        pages._open(wanted - pages.open) if flip.random() < 0.5 else pages._close(max(wanted, pages._needed()))
-        places = cache.slots.of_LE[cache.slots.of_LE >= 0].tolist()
-        assert len(set(places)) == len(places) == len(cache.resident)
-        assert all(one * cache.shape.expert_bytes[0] >= room.taken(pages.open) for one in places)
-        assert cache.slots.nbytes + room.taken(pages.open) <= room.nbytes
-        seen.append((pages.open, cache.budget))
-
-    pages.between_passes = between_passes  # type: ignore[method-assign]
-    return seen
-
-
-def counted(llm: LLM, first: int, policy: Any, of: Replays, late: bool = False) -> None:
-    """The counts of a replay whose budget was the same at each pass; first: at the start."""
-    cache = llm.parts.expert_cache
-    assert isinstance(cache, ExpertCache)
-    cache.begin(0)
-    wanted = replay(policy, of.shape, first, of.choices, tokens=1, late=late, events=cache.events)
-    assert cache.counts == wanted.counts
 
 
 def twice(name: str, of: Replays) -> list[Any]:
@@ -201,7 +164,7 @@ def test_content_that_is_young_keeps_pages_open(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_tensors_of_pages_lie_side_by_side() -> None:
-    room = SharedRoom(unit=128, stride=3, pages=4, spare=1, experts=1000)
+    room = SharedRoom(units=(128, 128, 128), pages=4, spare=1, experts=1000, sizes=(500,))
     memory = SharedMemory(room, torch.device("cpu"))
     assert room.nbytes == len(memory.data) == 5 * 384 + 1000
     memory.data.fill_(1)
@@ -277,9 +240,13 @@ def squeezed(model: str, **options: Any) -> dict[str, Any]:
     return {**beside, **options, "vram_limit": limit / 1e9}
 
 
-@pytest.mark.parametrize("family", ["qwen3_moe", "deepseek_v3", "qwen3_next", "gpt_oss", "olmoe"])
+# Sizes of rows: an indexer's keys beside latents, keys wider than values, windows with fewer heads beside full layers.
+SEVERAL = ["glm_moe_dsa", "glm5_next", "mimo_v2_flash", "gemma4_text"]
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", "deepseek_v3", "qwen3_next", "gpt_oss", "olmoe", *SEVERAL])
 def test_families(family: str, checkpoints: Callable[[str], Path]) -> None:
-    """Keys and values, latents, recurrent states beside them, windows with pools of their own."""
+    """Keys and values, latents, recurrent states beside them, windows with own pools, rows of several sizes."""
     options = squeezed(str(checkpoints(family)), dtype="bfloat16")
     prompts = [[5 + n % 50 for n in range(150)], [40 - n % 31 for n in range(100)], [7, 8, 9]]
     params = SamplingParams(max_new_tokens=16, ignore_eos=True)
@@ -288,6 +255,7 @@ def test_families(family: str, checkpoints: Callable[[str], Path]) -> None:
         logits = alone.logits(prompts[0])
     with LLM(str(checkpoints(family)), **options) as llm:
         assert llm.parts.memory_plan.shared is not None, llm.parts.memory_plan.not_shared
+        assert (len(set(llm.parts.memory_plan.shared.units)) > 1) == (family in SEVERAL)
         seen = unsettled(llm, 3)
         assert [one.token_ids for one in llm.generate(prompts, params)] == wanted
         assert len({pages for pages, _ in seen}) > 1
@@ -295,14 +263,18 @@ def test_families(family: str, checkpoints: Callable[[str], Path]) -> None:
         torch.testing.assert_close(llm.logits(prompts[0]), logits, rtol=0, atol=2e-3)  # sums in another order
 
 
-@pytest.mark.parametrize(("family", "why"), [("glm_moe_dsa", "rows of its layers are of several sizes")])
-def test_what_cannot_be_shared_says_why(family: str, why: str, checkpoints: Callable[[str], Path]) -> None:
-    options = squeezed(str(checkpoints(family)))
-    with LLM(str(checkpoints(family)), **options) as llm:
+def test_what_cannot_be_shared_says_why(checkpoints: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sharing, "paged_units", lambda *_: iter([128, 72]))
+    options = squeezed(str(checkpoints("qwen3_moe")))
+    with LLM(str(checkpoints("qwen3_moe")), **options) as llm:
         cache = llm.parts.expert_cache
         assert isinstance(cache, ExpertCache)
         assert cache.shared is None
-        assert any(why in line for line in report.at_start(cache))
+        assert cache.budget == llm.parts.memory_plan.expert_cache
+        assert any("a page of 72 bytes in a layer does not end where" in line for line in report.at_start(cache))
+    monkeypatch.setattr(sharing, "paged_units", lambda *_: iter([]))
+    with LLM(str(checkpoints("qwen3_moe")), **options) as llm:
+        assert llm.parts.memory_plan.not_shared == "it has no KV cache"
 
 
 def test_a_later_run_finds_pages_that_were_closed_on_disk(tmp_path: Path) -> None:

@@ -51,8 +51,7 @@ class OnDisk:
         cache = DiskCache(self.policy, plan.expert_cache, self.files, Reads())
         if self.config.seed_experts:
             cache.seed()
-        for bank in cache.slots.pools:
-            cpu_kernels().advise_huge(bank.data)
+        cpu_kernels().advise_huge(cache.memory.data)
         cache.fill(self.progress)
         made = DiskExperts if beside is None else partial(DiskBesideGpu, main=beside[0], buffers=beside[1])
         experts = made(cache, self.ops, timers)

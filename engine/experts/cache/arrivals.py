@@ -15,6 +15,7 @@ from ...ledger.passes import H2D
 from ...ledger.timers import Spans
 from ...policies.protocol import Key
 from .slots import Slots
+from .zones import Move
 
 
 class Arrivals:
@@ -27,17 +28,30 @@ class Arrivals:
         self.slots, self.banks = slots, banks
         self.main, self.side, self.spans = main, side, spans
         self.coming: dict[Key, Any] = {}  # until when, as an event of the side stream
+        self.left: list[Any] = []  # the same of those that left before they came
 
     def bring(self, keys: Sequence[Key]) -> Any:
-        """Starts the copies of experts; the event that has come when all are there."""
+        """Gives experts their places, for which others may move, and starts their copies; the event that has come when
+        all are there."""
+        self.move([move for key in keys for move in self.slots.take(key)])
         self.side.wait(self.main.record())
         self._span(None)
         for layer, expert in keys:
-            self.side.copy(self.slots.take((layer, expert)), self.banks[layer].data[expert])
+            self.side.copy(self.slots.at((layer, expert)), self.banks[layer].data[expert])
         self._span(H2D)
         event = self.side.record()
         self.coming.update(dict.fromkeys(keys, event))
         return event
+
+    def move(self, moves: Sequence[Move]) -> None:
+        """Experts go to other places, behind all that may still read or write there."""
+        if not moves:
+            return
+        for event in [*(self.coming[key] for key in {move.key for move in moves} & self.coming.keys()), *self.left]:
+            self.main.wait(event)
+        self.left.clear()
+        for move in moves:
+            self.main.copy(*self.slots.ends_of(move))
 
     def missing(self) -> Collection[Key]:
         """The experts that are still on their way."""
@@ -49,10 +63,13 @@ class Arrivals:
         """Work of main that is given from now on finds everything there."""
         self.main.wait(self.side.record())
         self.coming.clear()
+        self.left.clear()
 
     def forget(self, key: Key) -> None:
         """An expert leaves, arrived or not: copies to its place come after its own."""
-        self.coming.pop(key, None)
+        if key in self.coming:
+            self.left = [event for event in self.left if not self.side.reached(event)]
+            self.left.append(self.coming.pop(key))
 
     def _span(self, what: str | None) -> None:
         if self.spans is not None:

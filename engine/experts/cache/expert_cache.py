@@ -25,7 +25,8 @@ from .arrivals import Arrivals
 from .late_answers import LateAnswers
 from .ruled_cache import RuledCache
 from .shared_memory import SharedMemory, SharedRoom
-from .slots import ABSENT, Slots, pool_sizes
+from .slots import ABSENT, Slots
+from .zones import Room
 
 
 class Use(NamedTuple):
@@ -41,9 +42,9 @@ class Use(NamedTuple):
 
 
 class ExpertCache(RuledCache):
-    """layouts, banks: of each layer, all experts in RAM. device: of the places. shared: where these lie in memory that
-    pages are in too; the budget is then what no page is in when the cache of keys and values is full, and grows with
-    what it leaves, of a policy that can do with that."""
+    """layouts, banks: of each layer, all experts in RAM. budget: bytes of the places, device: where they are. shared:
+    they lie in memory that pages are in too; the budget is then what no page is in when the cache of keys and values is
+    full, and grows with what it leaves, of a policy that can do with that."""
 
     def __init__(
         self,
@@ -60,15 +61,12 @@ class ExpertCache(RuledCache):
         shape, self.shared, self.unbooked = shape_of(layouts, banks), shared, 0
         if shared is None:
             super().__init__(policy, budget, layers, shape)
-            sizes = pool_sizes(shape, layouts, self.resident, budget)
-            self.slots = Slots(shape, layouts, sizes, device)
+            memory = SharedMemory(SharedRoom.of_experts(min(budget, shape.nbytes), shape.expert_bytes), device)
+            self.slots = Slots(shape, layouts, memory, memory.room.rooms(0))
         else:
-            may_change = isinstance(policy, Resizable)
-            first = first_place(shared.room, shape, shared.room.least if may_change else shared.room.pages)
-            super().__init__(policy, budget_from(shared.room, shape, first), layers, shape)
-            bank = ExpertBank(layouts[0], shared.places(layouts[0].bytes))
-            self.slots = Slots(shape, layouts, [0] * len(layouts), device, bank)
-            self.slots.keep_from(first)
+            pages = shared.room.least if isinstance(policy, Resizable) else shared.room.pages
+            super().__init__(policy, budget_of(shared.room, shape, pages), layers, shape)
+            self.slots = Slots(shape, layouts, shared, shared.room.rooms(pages))
         self.arrivals = Arrivals(self.slots, banks, *streams, spans)
         streams[0].wait(self.arrivals.bring(self.resident))
         self.late: LateAnswers | None = None
@@ -79,21 +77,20 @@ class ExpertCache(RuledCache):
         assert self.shared is not None, "pages of a cache that nothing is shared with"
         if last > first:
             self.arrivals.all_come()
-        place = first_place(self.shared.room, self.shape, last)
-        if isinstance(self.policy, Resizable) and place != self.slots.first:
-            self.settle()
-            self._resize(budget_from(self.shared.room, self.shape, place), place)
+        budget = budget_of(self.shared.room, self.shape, last)
+        if isinstance(self.policy, Resizable):
+            if budget != self.budget:
+                self.settle()
+            self._resize(budget, self.shared.room.rooms(last))
         if last > first:
             self.arrivals.main.do(partial(self.shared.clear, first, last))
 
-    def _resize(self, budget: int, place: int) -> None:
-        """The places from this one on are all that there are, for so many bytes."""
-        moves = self.told(Resize(budget))
+    def _resize(self, budget: int, rooms: Sequence[Room]) -> None:
+        """Experts lie in these rooms from now on, for so many bytes."""
+        moves = self.told(Resize(budget)) if budget != self.budget else NOTHING
         for key in moves.evict:
             self._leave(key)
-        bank = self.slots.pools[0]
-        for old, new in self.slots.keep_from(place):
-            self.arrivals.main.copy(bank.data[new], bank.data[old])
+        self.arrivals.move(self.slots.keep(rooms))
         self.bring_ahead(moves._replace(evict=()))
 
     def settle(self) -> None:
@@ -140,11 +137,11 @@ class ExpertCache(RuledCache):
         for key in moves.evict:
             if key not in leaving:
                 self._leave(key)
-        here = self._there(number, ids_TK[: self.generating])
         coming = [*((number, expert) for expert in moves.admit), *moves.prefetch]
         if not moves.fetch:
-            return Use(here, None, None, leaving, coming)
-        ready = self.arrivals.bring([(number, expert) for expert in moves.fetch])
+            return Use(self._there(number, ids_TK[: self.generating]), None, None, leaving, coming)
+        ready = self.arrivals.bring([(number, expert) for expert in moves.fetch])  # others may move for them
+        here = self._there(number, ids_TK[: self.generating], moves.fetch)
         fetched, at = torch.full_like(here, ABSENT), torch.tensor(moves.fetch)
         fetched[at] = self.slots.of_LE[number, at]
         return Use(here, fetched, ready, leaving, coming)
@@ -181,11 +178,12 @@ class ExpertCache(RuledCache):
             here_LE[key] = ABSENT
         return here_LE
 
-    def _there(self, number: int, chosen_TK: Tensor) -> Tensor:
-        """The places of a layer's experts that have arrived; chosen: by generated tokens."""
+    def _there(self, number: int, chosen_TK: Tensor, fetched: Sequence[int] = ()) -> Tensor:
+        """The places of a layer's experts that have arrived, but those that it fetches; chosen: by generated tokens."""
         here_E = self.slots.of_LE[number].clone()
+        here_E[torch.tensor(fetched, dtype=torch.int64)] = ABSENT
         for layer, expert in self.arrivals.missing():
-            if layer == number:
+            if layer == number and expert not in fetched:
                 here_E[expert] = ABSENT
                 self.late_arrivals += bool((chosen_TK == expert).any())
         return here_E
@@ -195,18 +193,9 @@ class ExpertCache(RuledCache):
         self.slots.give_back(key)
 
 
-def first_place(room: SharedRoom, shape: Shape, open_pages: int) -> int:
-    """The first place that is used behind so many pages, of experts of one size; no more of them than there are
-    experts."""
-    size = shape.expert_bytes[0]
-    last = room.nbytes // size
-    return min(last, max(-(-room.taken(open_pages) // size), last - sum(shape.experts)))
-
-
-def budget_from(room: SharedRoom, shape: Shape, first: int) -> int:
-    """Bytes of the places from one on."""
-    size = shape.expert_bytes[0]
-    return (room.nbytes // size - first) * size
+def budget_of(room: SharedRoom, shape: Shape, open_pages: int) -> int:
+    """Bytes for experts while so many pages are open, no more than all take."""
+    return min(room.budget(open_pages), shape.nbytes)
 
 
 def shape_of(layouts: Sequence[ExpertLayout], banks: Sequence[ExpertBank]) -> Shape:

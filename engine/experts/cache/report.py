@@ -8,7 +8,7 @@ from typing import Any
 from ...policies.between import Resizable
 from ...units import size
 from ..disk.disk_cache import DiskCache
-from .expert_cache import ExpertCache, budget_from, first_place
+from .expert_cache import ExpertCache, budget_of
 from .shared_memory import SharedRoom
 
 Cache = ExpertCache | DiskCache
@@ -30,7 +30,7 @@ def at_start(cache: Cache) -> list[str]:
 def _shared(cache: ExpertCache, room: SharedRoom) -> str:
     if not isinstance(cache.policy, Resizable):
         return "expert cache: its size stays as it is, since its policy has no `resized`"
-    least = budget_from(room, cache.shape, first_place(room, cache.shape, room.pages))
+    least = budget_of(room, cache.shape, room.pages)
     return f"expert cache: up to {room.pages} pages of the KV cache take room from it when needed, {size(least)} stay"
 
 

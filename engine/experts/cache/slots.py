@@ -1,111 +1,77 @@
-"""Places in VRAM for single experts, and which expert lies in which.
-
-Experts of one layout share a pool: any of their layers may have any number of its places. Which pool has how many is
-decided once, by what a policy has there at the start; what is left of the bytes goes to all pools in turn.
-"""
+"""Places for single experts in a fast memory, and which expert lies in which."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from ....kernels import ExpertLayout
 from ....kernels.packed import ExpertBank
-from ...policies.protocol import Key, PolicyError, Shape
+from ...policies.protocol import Key, Shape
+from .shared_memory import SharedMemory
+from .zones import Move, Room, Zones
 
 ABSENT = -1
 
 
-def pool_sizes(shape: Shape, layouts: Sequence[ExpertLayout], start: Iterable[Key], budget: int) -> list[int]:
-    """By layer the places of its layout's pool. start: the experts that are there at the start, within the budget."""
-    first = Counter(layouts[layer] for layer, _ in start)
-    most = Counter[ExpertLayout]()
-    for layout, experts in zip(layouts, shape.experts, strict=True):
-        most[layout] += experts
-    left = budget - sum(layout.bytes * count for layout, count in first.items())
-    sizes = {layout: first[layout] for layout in most}
-    while growing := [layout for layout in sizes if sizes[layout] < most[layout] and layout.bytes <= left]:
-        each = max(1, left // sum(layout.bytes for layout in growing))
-        for layout in growing:
-            more = min(each, most[layout] - sizes[layout], left // layout.bytes)
-            sizes[layout] += more
-            left -= more * layout.bytes
-    return [sizes[layout] for layout in layouts]
-
-
 class Slots:
-    """The places of all layers on one device; None: in RAM, where files are read into them. sizes: by layer the places
-    of its layout's pool. shared: the places instead, of experts of one layout, of which the first are not to be used
-    (`keep_from`). Raises PolicyError where a policy wants more experts of a layout than its pool holds."""
+    """Of all layers, in memory that experts of all sizes have together, and pages may be in. rooms: of it, for the
+    beginning. banks: by layer with experts the places of its layout, None where there can be none."""
 
     def __init__(
-        self,
-        shape: Shape,
-        layouts: Sequence[ExpertLayout],
-        sizes: Sequence[int],
-        device: torch.device | None,
-        shared: ExpertBank | None = None,
+        self, shape: Shape, layouts: Sequence[ExpertLayout], memory: SharedMemory, rooms: Sequence[Room]
     ) -> None:
-        pools = dict(zip(layouts, sizes, strict=True))
-        empty = ExpertBank.on_a_page if device is None else partial(ExpertBank.empty, device=str(device))
-        made = {layout: empty(layout, size) for layout, size in pools.items() if size}
-        if shared is not None:
-            pools, made = {shared.layout: 0}, {shared.layout: shared}
-        self.first = 0 if shared is None else shared.experts  # of the places that may be used
-        self.layouts, self.banks = list(layouts), [made.get(layout) for layout in layouts]
-        self.free: Mapping[ExpertLayout, list[int]] = {
-            layout: list(range(size))[::-1] for layout, size in pools.items()
-        }
+        made = {layout: ExpertBank(layout, memory.places(layout.bytes)) for layout in layouts}
+        self.banks = [made[layout] if made[layout].experts else None for layout in layouts]
         self.of_LE = torch.full((shape.layers, max(shape.experts)), ABSENT, dtype=torch.int32)  # in RAM
-
-    @property
-    def pools(self) -> list[ExpertBank]:
-        """The places, one bank for each layout that has any."""
-        return list({id(bank): bank for bank in self.banks if bank is not None}.values())
+        most = Counter[int]()
+        for size, experts in zip(shape.expert_bytes, shape.experts, strict=True):
+            most[size] += experts
+        self.sizes, self.zones = shape.expert_bytes, Zones(most)
+        self.by_size = {layout.bytes: bank.data for layout, bank in made.items()}
+        self.keep(rooms)
 
     @property
     def nbytes(self) -> int:
-        return sum((bank.experts - self.first) * bank.layout.bytes for bank in self.pools)
+        """Of the places that there are."""
+        return self.zones.nbytes
 
     @property
     def count(self) -> int:
         """Of all places."""
-        return sum(bank.experts - self.first for bank in self.pools)
+        return sum(map(self.zones.count, self.zones.sizes))
 
-    def keep_from(self, first: int) -> list[tuple[int, int]]:
-        """Of places that are shared those from a number on are used from now on. What lies before goes elsewhere, where
-        it has room: from which place, and to which."""
-        (bank,), (free,) = self.pools, self.free.values()
-        free[:] = sorted({*(n for n in free if n >= first), *range(first, self.first)})
-        self.first = first
-        moved = []
-        for layer, expert in ((self.of_LE >= 0) & (self.of_LE < first)).nonzero().tolist():
-            number = free.pop()
-            moved.append((int(self.of_LE[layer, expert]), number))
-            self.of_LE[layer, expert] = number
-        assert first <= bank.experts, f"places from {first} on, of {bank.experts}"
-        return moved
+    def keep(self, rooms: Sequence[Room]) -> list[Move]:
+        """Places are there from now on. Who moves; nobody's bytes have been moved yet."""
+        return self._noted(self.zones.keep(rooms))
 
-    def take(self, key: Key) -> Tensor:
-        """A place for an expert: uint8 [bytes of one], on the device."""
-        layer, expert = key
-        free, bank = self.free[self.layouts[layer]], self.banks[layer]
-        if not free or bank is None:
-            raise PolicyError(
-                f"expert {expert} of layer {layer} finds no place: all {bank.experts if bank else 0} for experts in "
-                f"{self.layouts[layer].name} are taken. Of a model with experts in several formats a policy keeps as "
-                "many bytes of each as at the start"
-            )
-        number = free.pop()
-        self.of_LE[layer, expert] = number
-        return bank.data[number]
+    def take(self, key: Key) -> list[Move]:
+        """An expert has a place from now on. Who moves before that."""
+        number, moves = self.zones.take(self.sizes[key[0]], key)
+        self._noted(moves)
+        self.of_LE[key] = number
+        return moves
 
     def give_back(self, key: Key) -> None:
         """An expert leaves."""
-        layer, expert = key
-        self.free[self.layouts[layer]].append(int(self.of_LE[layer, expert]))
-        self.of_LE[layer, expert] = ABSENT
+        self.zones.give_back(self.sizes[key[0]], int(self.of_LE[key]))
+        self.of_LE[key] = ABSENT
+
+    def at(self, key: Key) -> Tensor:
+        """The place of an expert: uint8 [bytes of one]."""
+        bank = self.banks[key[0]]
+        assert bank is not None, f"expert {key} in no bank"
+        return bank.data[int(self.of_LE[key])]
+
+    def ends_of(self, move: Move) -> tuple[Tensor, Tensor]:
+        """Where an expert goes, and where it is: uint8 [bytes of one], each."""
+        places = self.by_size[move.size]
+        return places[move.new], places[move.old]
+
+    def _noted(self, moves: list[Move]) -> list[Move]:
+        for move in moves:
+            self.of_LE[move.key] = move.new
+        return moves

@@ -15,7 +15,8 @@ from torch import Tensor
 from ....kernels.packed import ExpertBank
 from ...policies.protocol import Key, Moves, Policy
 from ..cache.ruled_cache import RuledCache, chosen_of
-from ..cache.slots import ABSENT, Slots, pool_sizes
+from ..cache.shared_memory import SharedMemory, SharedRoom
+from ..cache.slots import ABSENT, Slots
 from .files import ExpertFiles
 from .reads import Reading, Reads
 
@@ -45,8 +46,9 @@ class DiskCache(RuledCache):
     def __init__(self, policy: Policy, budget: int, files: ExpertFiles, reads: Reads) -> None:
         super().__init__(policy, budget, files.stored.layers, files.shape)
         self.files, self.reads, self.first = files, reads, self.resident
-        sizes = pool_sizes(self.shape, files.layouts, self.first, budget)
-        self.slots = Slots(self.shape, files.layouts, sizes, None)
+        room = SharedRoom.of_experts(min(budget, self.shape.nbytes), self.shape.expert_bytes)
+        self.memory = SharedMemory(room, None)
+        self.slots = Slots(self.shape, files.layouts, self.memory, room.rooms(0))
         self.coming: dict[Key, Reading] = {}
         self.bytes_s: float | None = None  # of the disk, where it was measured
         self.notes: list[str] = []  # for people
@@ -145,7 +147,8 @@ class DiskCache(RuledCache):
         for expert in use.moves.admit:
             key = use.number, expert
             if expert in use.held:
-                self.slots.take(key).copy_(use.held.pop(expert))
+                self._place(key)
+                self.slots.at(key).copy_(use.held.pop(expert))
             else:
                 use.ahead += self._bring(key, is_ahead=True)
         for key in use.moves.prefetch:
@@ -153,15 +156,21 @@ class DiskCache(RuledCache):
 
     def _bring(self, key: Key, is_ahead: bool = False) -> int:
         """Gives an expert a place and begins to read it; how many bytes that is."""
-        self.slots.take(key)
+        self._place(key)
         self._read(key, is_ahead)
         return self.files.read_bytes[key[0]]
 
+    def _place(self, key: Key) -> None:
+        """Gives an expert a place, for which others may move: those that are still read when they have come."""
+        for move in self.slots.take(key):
+            if (reading := self.coming.get(move.key)) is not None:
+                self.reads.hurry(reading)
+                self.reads.wait([reading])
+            target, source = self.slots.ends_of(move)
+            target.copy_(source)
+
     def _read(self, key: Key, is_ahead: bool = False) -> Reading:
-        layer, expert = key
-        bank = self.slots.banks[layer]
-        assert bank is not None, "a place in no bank"
-        reading = self.files.reading(key, bank.data[int(self.slots.of_LE[layer, expert])])
+        reading = self.files.reading(key, self.slots.at(key))
         self.coming[key] = reading
         self.reads.start(reading, is_ahead)
         return reading
