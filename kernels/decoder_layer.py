@@ -296,7 +296,7 @@ def _compose_streams(
     assert block.o is not None, "streams of a layer without a mixer"
     assert block.post_norm is not None, "streams of a layer that ends there"
     goes_on = rows_R is None or len(rows_R) > 0
-    x_TmD = added(x_TX, update_TD, by.count)
+    x_TmD = added(ops, x_TX, update_TD, by.count)
     if block.grams is not None:
         x_TmD = x_TmD + block.grams.made(ops, x_TmD, places)
     weights = by.before_mixer(ops, x_TmD, block.pre_norm)
@@ -305,11 +305,11 @@ def _compose_streams(
         return x_TX[:0], weights.taken_TD[:0], None
     if rows_R is not None:
         a_TN, x_TmD, weights = a_TN[rows_R], x_TmD[rows_R], weights.at(rows_R)
-    x_TmD = weights.closed(x_TmD, ops.linear(a_TN, block.o, block.o_bias))
+    x_TmD = weights.closed(ops, x_TmD, ops.linear(a_TN, block.o, block.o_bias))
     weights = by.before_ffn(ops, x_TmD, block.post_norm)
     h_TD = weights.taken_TD
     choice = None if block.router is None else _route(ops, h_TD, block.router, places, rows_R)
-    return weights.pending(x_TmD), h_TD, choice
+    return weights.pending(ops, x_TmD), h_TD, choice
 
 
 def added_and_normed(

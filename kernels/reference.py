@@ -20,20 +20,23 @@ from torch import Tensor
 from . import blocks
 from .blocks import cache_rows, ggml, rounding
 from .blocks.cache_rows import Rows
+from .compressed.twins import fold_entries_, rotate_pairs_
 from .decoder_layer import Block, Places, Router, Stack, compose, compose_layers
 from .formats import Format
 from .packed import TORCH_DTYPES, ExpertBank, Matrix
 from .passes.tally import Choice, Tally
 from .recipes import SWIGLU, Activation
 from .recurrent import delta_gates, delta_rule, gated_norm, key_gates, short_conv, state_space
-from .sparse.choose import choose_keys, place_index_
+from .residual.twins import close_streams, fit_streams, gate_streams, stream_weights, take_streams
+from .sparse.choose import choose_blocks, choose_entries, choose_keys, place_index_, pool_runs
 
 __all__ = [
-    "add_layernorm_", "add_rmsnorm_", "argmax", "attention", "attention_block", "choose_keys", "delta_gates",
-    "delta_rule", "dequantize", "embed", "experts", "gated_add_", "gated_norm", "glu", "key_gates", "layernorm",
-    "layers", "linear", "linear_by_head", "mul_", "place_index_", "place_qkv_", "quantize", "repack", "rmsnorm",
-    "rotate_", "route", "scale_", "scale_rows_", "short_conv", "sigmoid_mul_", "softplus_mul_", "state_space",
-    "store_rows_",
+    "add_layernorm_", "add_rmsnorm_", "argmax", "attention", "attention_block", "choose_blocks", "choose_entries",
+    "choose_keys", "close_streams", "delta_gates", "delta_rule", "dequantize", "embed", "experts", "fit_streams",
+    "fold_entries_", "gate_streams", "gated_add_", "gated_norm", "glu", "key_gates", "layernorm", "layers", "linear",
+    "linear_by_head", "mul_", "place_index_", "place_qkv_", "pool_runs", "quantize", "repack", "rmsnorm", "rotate_",
+    "rotate_pairs_", "route", "scale_", "scale_rows_", "short_conv", "sigmoid_mul_", "softplus_mul_", "state_space",
+    "store_rows_", "stream_weights", "take_streams",
 ]  # fmt: skip
 
 

@@ -80,7 +80,7 @@ def build(
     host.use_torch_threads(torch_threads)
     found = devices.find(config, devices.ram(ops, name, config))
     checkpoint = _open(source, config, found, profile, shows=progress is not None)
-    same_bits.check(config, checkpoint.spec, found)
+    same_bits.check(config, found)
     if name == "cpu":
         context, ops, found = _with_thresholds(config, context, ops, found, checkpoint)
     tokenizer = _load_tokenizer(checkpoint)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ...errors import MemoryNeeded, OptionError
-from ...kernels.compressed.attention import SEGMENT, TOGETHER
+from ...kernels.compressed.attention import KEYS, together
 from ...kernels.cpu import EXPERT_OUT_BYTES, MADE_BYTES
 from ...kernels.formats import KV_BF16, KV_F32, KV_FORMATS, KVFormat
 from ...loaders.spec import CompressedSpec, LatentSpec, MixerSpec, ModelSpec
@@ -22,6 +22,8 @@ from ..ledger.windows import Window, page_elements, windows_of
 from ..model.kv_cache import PAGE, pages_for, row_sizes
 from ..planning.options import check_kv_rows
 from ..units import GB
+
+CHOSEN_AT_ONCE = 1 << 20  # scores of entries that are in memory together, of eight tokens at least
 
 # Of the memory that is free after the weights, how much the cache may come to take when nobody said.
 CACHE_SHARE = 0.5
@@ -154,6 +156,6 @@ def _made_bytes(mixer: MixerSpec, context: int) -> int:
 def _side_by_side(mixer: CompressedSpec, context: int) -> int:
     """Keys of some tokens' windows, and the entries that they see; where an indexer chooses these, its scores."""
     entries, it = (context // mixer.rate if mixer.rate else 0), mixer.indexer
-    scores = 0 if it is None else TOGETHER * (3 * entries + it.heads * SEGMENT) + SEGMENT * it.dim
-    seen = entries if it is None else min(entries, TOGETHER * it.top)
-    return 4 * (mixer.head_dim * (mixer.window + TOGETHER + seen) * 2 + scores)
+    keys = mixer.window + (entries if it is None else min(entries, it.top))
+    scores = 0 if it is None else max(CHOSEN_AT_ONCE, 8 * entries)
+    return 4 * (mixer.head_dim * keys * together(keys) + 4 * max(keys, KEYS) + scores)

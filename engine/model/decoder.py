@@ -201,18 +201,18 @@ class Decoder:
         if spec.streams is None:
             return added_and_normed(ops, x_TD, update_TD, *norm, spec.residual_scale)
         if isinstance(weights.last_mixing, Mixing) and isinstance(spec.streams, StreamsSpec):
-            x_TmD = added(x_TD, update_TD, spec.streams.count)
+            x_TmD = added(ops, x_TD, update_TD, spec.streams.count)
             end_TD = weighed(ops, weights.last_mixing, x_TmD, spec.streams.eps, spec.norm_eps)
             return ops.rmsnorm(end_TD, weights.final_norm, spec.norm_eps)
         if isinstance(spec.streams, BankedStreamsSpec):
             assert weights.last_fitting is not None, "states that nothing brings together"
-            x_TmD = added(x_TD, update_TD, spec.streams.count)
+            x_TmD = added(ops, x_TD, update_TD, spec.streams.count)
             by_D = weights.last_fitting.whole
             return taken(ops, x_TmD, spec.streams.count - 1, by_D, weights.final_norm, spec.norm_eps)
         if isinstance(weights.last_mixing, GatedMixing):
-            x_TmD = added(x_TD, update_TD, spec.streams.count)
+            x_TmD = added(ops, x_TD, update_TD, spec.streams.count)
             return weigh(ops, weights.last_mixing, x_TmD, weights.final_norm, spec.norm_eps).taken_TD
-        return ops.rmsnorm(closed(x_TD, update_TD, spec.streams.count), weights.final_norm, spec.norm_eps)
+        return ops.rmsnorm(closed(ops, x_TD, update_TD, spec.streams.count), weights.final_norm, spec.norm_eps)
 
     def _head(self, h_TD: Tensor) -> Tensor:
         """Logits: float32 [R, V]."""

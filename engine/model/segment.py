@@ -156,7 +156,7 @@ class Segment:
             return x_TX
         if not len(x_TX):
             return x_TX[:, : row_width(spec)]
-        return added(x_TX, update_TD, spec.streams.count).flatten(1)
+        return added(self.ops, x_TX, update_TD, spec.streams.count).flatten(1)
 
     def read(self, spans: Sequence[Span], logits: bool, distinct: Sequence[int]) -> Bytes:
         """Bytes that a pass reads. logits: whether any are wanted."""

@@ -7,7 +7,7 @@ indexer, e the size of its queries and keys, E entries, O keys that a token sees
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,13 +15,17 @@ from torch import Tensor
 from ..decoder_layer import Block, Pages, Places
 from ..packed import Matrix
 from .entries import Entries
-from .pairs import turn_pairs_
 
 if TYPE_CHECKING:
     from .. import Ops
 
-TOGETHER = 16  # tokens whose keys are put side by side at once
-SEGMENT = 4096  # entries whose products with the queries of the indexer are in memory at once
+TOGETHER = 16  # tokens whose keys are put side by side at once,
+KEYS = 16384  # where these are no more keys, or one token's
+
+
+def together(keys: int) -> int:
+    """How many tokens that see so many keys go together."""
+    return max(1, min(TOGETHER, KEYS // keys))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,26 +38,22 @@ class EntryIndexer:
     keys: Entries
     top: int
 
-    def queries(self, ops: Ops, low_TR: Tensor, places: Places) -> Tensor:
-        """float32 [T, J, e]."""
+    def choose(self, ops: Ops, low_TR: Tensor, h_TD: Tensor, places: Places) -> Tensor:
+        """The `top` entries with the best score of each token, of equal ones the earlier, in their order: numbers,
+        int32 [T, top], -1 behind the last. low: the latent of queries."""
         q_TJe = ops.linear(low_TR, self.q).view(len(low_TR), self.heads, -1)
-        turn_pairs_(q_TJe, self.keys.cos_Pr, self.keys.sin_Pr, places.positions_T)
-        return q_TJe
+        ops.rotate_pairs_(q_TJe, self.keys.cos_Pr, self.keys.sin_Pr, places.positions_T)
+        batch = places.tables_SM, places.starts_S1, places.contexts_S
+        of_keys = self.top, self.keys.rate, self.keys.page
+        return ops.choose_entries(q_TJe, ops.linear(h_TD, self.weights), self.keys.rows_P1Be, *batch, *of_keys)
 
-    def choose(self, q_tJe: Tensor, weights_tJ: Tensor, counts_t: Tensor, table_M: Tensor) -> Tensor:
-        """The `top` entries with the best score of each token, of equal ones the earlier, in their order: int64
-        [t, top], -1 behind the last. counts: how many entries a token may see."""
-        most = int(counts_t.max())
-        found = []
-        for first in range(0, most, SEGMENT):
-            keys_Ee = self.keys.of(torch.arange(first, min(first + SEGMENT, most)), table_M).float()
-            products = torch.einsum("tje,ce->tjc", q_tJe, keys_Ee).clamp(min=0)
-            found.append(torch.einsum("tj,tjc->tc", weights_tJ, products))
-        hidden = torch.arange(most) >= counts_t.unsqueeze(1)
-        scores = torch.cat(found, dim=1).masked_fill(hidden, float("-inf"))
-        best = scores.sort(dim=1, descending=True, stable=True).indices[:, : self.top]
-        best = best.masked_fill(best >= counts_t.unsqueeze(1), most).sort(dim=1).values
-        return best.masked_fill(best == most, -1)
+
+class Side(NamedTuple):
+    """What some tokens see of a cache, int64 [t, K], and of these how many, int64 [t]."""
+
+    rows: Tensor  # [P, 1, B, d]
+    slots_tK: Tensor
+    counts_t: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +87,7 @@ class CompressedBlock(Block):
     def mix(self, ops: Ops, h_TD: Tensor, places: Places, wanted: bool) -> Tensor | None:
         turns, pages = (self.cos_Pr, self.sin_Pr, places.positions_T), places.of(self.kind)
         k_T1d = ops.rmsnorm(ops.linear(h_TD, self.k), self.k_norm, self.eps).unsqueeze(1)
-        turn_pairs_(k_T1d, *turns)
+        ops.rotate_pairs_(k_T1d, *turns)
         ops.store_rows_(self.rows_P1Bd, pages.slots_T, k_T1d)
         if self.entries is not None:
             self.entries.keep(ops, h_TD, places)
@@ -97,77 +97,67 @@ class CompressedBlock(Block):
             return None
         low_TR = ops.rmsnorm(ops.linear(h_TD, self.q_a), self.q_a_norm, self.eps)
         q_TNd = ops.rmsnorm(ops.linear(low_TR, self.q).view(len(h_TD), self.heads, -1), self.ones_d, self.eps)
-        turn_pairs_(q_TNd, *turns)
+        ops.rotate_pairs_(q_TNd, *turns)
         out_TNd = self._attend(ops, h_TD, low_TR, q_TNd, places, pages)
-        turn_pairs_(out_TNd, *turns, back=True)
+        ops.rotate_pairs_(out_TNd, *turns, back=True)
         return ops.linear_by_head(out_TNd.view(len(h_TD), self.groups, -1), self.o_a).flatten(1)
 
     def _attend(self, ops: Ops, h_TD: Tensor, low_TR: Tensor, q_TNd: Tensor, places: Places, pages: Pages) -> Tensor:
-        """float32 [T, N, d]."""
-        rate = 0 if self.entries is None else self.entries.rate
-        if not rate or int(places.contexts_S.max()) < rate:
+        """float32 [T, N, d]. Where there are entries, each token is a sequence of its own: whatever is beside it, it
+        finds its keys in one order."""
+        if self.entries is None:
             batch = pages.tables_SM, places.starts_S1, places.contexts_S
             cache = self.rows_P1Bd, self.rows_P1Bd
             return ops.attention(q_TNd, *cache, *batch, self.scale, self.window, self.sinks_N)
-        index = None
-        if self.indexer is not None and int(places.contexts_S.max()) // rate > self.indexer.top:
-            index = self.indexer.queries(ops, low_TR, places), ops.linear(h_TD, self.indexer.weights)
-        starts, found = places.starts_S1.tolist(), []
-        for s in range(len(starts) - 1):
-            tables = places.tables_SM[s], pages.tables_SM[s]
-            for first in range(starts[s], starts[s + 1], TOGETHER):
-                some = slice(first, min(first + TOGETHER, starts[s + 1]))
-                chosen = None if index is None else (index[0][some], index[1][some])
-                found.append(self._attend_some(ops, q_TNd[some], places.positions_T[some].long(), tables, chosen))
+        chosen_TO = self._chosen(ops, h_TD, low_TR, places)
+        owner_T = torch.repeat_interleave(torch.arange(len(places.contexts_S)), places.starts_S1.diff().long())
+        most = int(places.contexts_S.max()) // self.entries.rate if chosen_TO is None else chosen_TO.shape[1]
+        found, step = [], together(self.window + most)
+        for first in range(0, len(h_TD), step):
+            some = slice(first, first + step)
+            owner_t, at_t = owner_T[some], places.positions_T[some].long()
+            near = self._near(at_t, pages.tables_SM[owner_t])
+            far = self._far(at_t, places.tables_SM[owner_t], None if chosen_TO is None else chosen_TO[some])
+            found.append(self._attend_some(ops, q_TNd[some], near, far))
         return torch.cat(found)
 
-    def _attend_some(
-        self,
-        ops: Ops,
-        q_tNd: Tensor,
-        at_t: Tensor,
-        tables: tuple[Tensor, Tensor],
-        index: tuple[Tensor, Tensor] | None,
-    ) -> Tensor:
-        """float32 [t, N, d] of neighbouring tokens of one sequence: each is a sequence of its own, in a cache of pages
-        that hold one key, of those that any of them sees. tables: of entries, and of the window."""
-        keys, seen_tO, counts_t = self._window(at_t, tables[1])
-        entries, chosen_tO, chosen_t = self._entries(at_t, tables[0], index)
-        cache = torch.cat([keys, entries]).view(-1, 1, 1, q_tNd.shape[2])
-        table = _side_by_side(seen_tO, counts_t, chosen_tO + len(keys), chosen_t)
-        starts = torch.arange(len(at_t) + 1, dtype=torch.int32)
-        contexts = (counts_t + chosen_t).to(torch.int32)
-        return ops.attention(q_tNd, cache, cache, table, starts, contexts, self.scale, None, self.sinks_N)
+    def _chosen(self, ops: Ops, h_TD: Tensor, low_TR: Tensor, places: Places) -> Tensor | None:
+        """The numbers of the entries that tokens see; None: all that are whole."""
+        assert self.entries is not None
+        if self.indexer is None or int(places.contexts_S.max()) // self.entries.rate <= self.indexer.top:
+            return None
+        return self.indexer.choose(ops, low_TR, h_TD, places)
 
-    def _window(self, at_t: Tensor, table_M: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Keys of the window's tokens [K, d], which of them each token sees, int64 [t, window], and how many."""
-        page, begin = self.rows_P1Bd.shape[2], max(0, int(at_t[0]) - self.window + 1)
-        places = torch.arange(begin, int(at_t[-1]) + 1)
-        keys = self.rows_P1Bd[table_M[places // page].long(), 0, places % page]
-        first_t = (at_t - self.window + 1).clamp(min=0)
-        return keys, first_t.unsqueeze(1) - begin + torch.arange(self.window), at_t - first_t + 1
+    def _near(self, at_t: Tensor, tables_tM: Tensor) -> Side:
+        """The window of tokens at these positions; tables: of its pages, by token."""
+        page, first_t = self.rows_P1Bd.shape[2], (at_t - self.window + 1).clamp(min=0)
+        places = first_t.unsqueeze(1) + torch.arange(min(self.window, int(at_t.max()) + 1))
+        places = places.minimum(at_t.unsqueeze(1))
+        slots = tables_tM.gather(1, places // page).long() * page + places % page
+        return Side(self.rows_P1Bd, slots, at_t - first_t + 1)
 
-    def _entries(
-        self, at_t: Tensor, table_M: Tensor, index: tuple[Tensor, Tensor] | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The same of entries: all that are whole, or those that are chosen."""
+    def _far(self, at_t: Tensor, tables_tM: Tensor, chosen_tO: Tensor | None) -> Side:
+        """Their entries: all that are whole, or those that are chosen."""
         assert self.entries is not None
         counts_t = (at_t + 1) // self.entries.rate
-        most = int(counts_t.max())
-        if index is None or self.indexer is None or most <= self.indexer.top:
-            numbers = torch.arange(most)
-            return self.entries.of(numbers, table_M), numbers.expand(len(at_t), -1), counts_t
-        best_tO = self.indexer.choose(*index, counts_t, table_M)
-        numbers, places = best_tO.clamp(min=0).unique(return_inverse=True)
-        return self.entries.of(numbers, table_M), places, (best_tO >= 0).sum(1)
+        numbers = torch.arange(int(counts_t.max())).expand(len(at_t), -1) if chosen_tO is None else chosen_tO
+        if chosen_tO is not None:
+            counts_t = (chosen_tO >= 0).sum(1)
+        return Side(self.entries.rows_P1Be, self.entries.slots(numbers, tables_tM), counts_t)
 
-
-def _side_by_side(a_tO: Tensor, counts_a: Tensor, b_tO: Tensor, counts_b: Tensor) -> Tensor:
-    """The first numbers of each row of both, without a gap: int32 [t, .]; behind them stands any number of them."""
-    width = int((counts_a + counts_b).max())
-    at = torch.arange(width).expand(len(a_tO), -1)
-    own, other = at.clamp(max=a_tO.shape[1] - 1), (at - counts_a.unsqueeze(1)).clamp(0, max(b_tO.shape[1] - 1, 0))
-    first = a_tO.gather(1, own)
-    if not b_tO.shape[1]:
-        return first.to(torch.int32).contiguous()
-    return torch.where(at < counts_a.unsqueeze(1), first, b_tO.gather(1, other)).to(torch.int32).contiguous()
+    def _attend_some(self, ops: Ops, q_tNd: Tensor, near: Side, far: Side) -> Tensor:
+        """float32 [t, N, d]: each token is a sequence of its own, in a cache of pages that hold one key."""
+        many, width = near.slots_tK.numel(), near.slots_tK.shape[1]
+        keys = near.rows.new_empty(many + far.slots_tK.numel(), q_tNd.shape[2])
+        for side, to in ((near, keys[:many]), (far, keys[many:])):
+            torch.index_select(side.rows.flatten(0, 2), 0, side.slots_tK.flatten(), out=to)
+        counts_t = near.counts_t + far.counts_t
+        at, t = torch.arange(int(counts_t.max())), torch.arange(len(q_tNd)).unsqueeze(1)
+        behind = many + t * far.slots_tK.shape[1] + at - near.counts_t.unsqueeze(1)
+        table = torch.where(at < near.counts_t.unsqueeze(1), t * width + at, behind)
+        table = table.clamp(max=len(keys) - 1).to(torch.int32)
+        starts = torch.arange(len(q_tNd) + 1, dtype=torch.int32)
+        cache = keys.view(-1, 1, 1, keys.shape[1])
+        return ops.attention(
+            q_tNd, cache, cache, table, starts, counts_t.to(torch.int32), self.scale, None, self.sinks_N
+        )

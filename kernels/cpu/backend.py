@@ -23,11 +23,12 @@ from .more_ops import MoreOps
 from .norms import NormOps
 from .prepare import F32, I32, I64, U8, at
 from .sparse_ops import SparseOps
+from .stream_ops import StreamOps
 
 ROUNDED_HERE = ("q8_0", "q4_0")  # the other block formats are rounded to by torch: slower, once, while loading
 
 
-class CpuOps(NormOps, SparseOps, MoreOps):
+class CpuOps(NormOps, SparseOps, StreamOps, MoreOps):
     """The ops in a context: another one may be set between two calls, and holds from the next on."""
 
     def __init__(self, context: Context) -> None:

@@ -53,6 +53,38 @@ class SparseOps:
         contexts_S: Tensor,
         top: int,
     ) -> Tensor:
+        batch = tables_SM, starts_S1, contexts_S
+        return self._choose(q_TJe, weights_TJ, k_P1Be, *batch, top, rate=1, page=k_P1Be.shape[2], numbers=False)
+
+    def choose_entries(
+        self,
+        q_TJe: Tensor,
+        weights_TJ: Tensor,
+        k_P1Be: Tensor,
+        tables_SM: Tensor,
+        starts_S1: Tensor,
+        contexts_S: Tensor,
+        top: int,
+        rate: int,
+        page: int,
+    ) -> Tensor:
+        batch = tables_SM, starts_S1, contexts_S
+        return self._choose(q_TJe, weights_TJ, k_P1Be, *batch, top, rate=rate, page=page, numbers=True)
+
+    def _choose(
+        self,
+        q_TJe: Tensor,
+        weights_TJ: Tensor,
+        k_P1Be: Tensor,
+        tables_SM: Tensor,
+        starts_S1: Tensor,
+        contexts_S: Tensor,
+        top: int,
+        *,
+        rate: int,
+        page: int,
+        numbers: bool,
+    ) -> Tensor:
         (T, J, e), (S, M) = q_TJe.shape, tables_SM.shape
         assert k_P1Be.shape[1] == 1, f"{k_P1Be.shape[1]} heads of keys"
         assert k_P1Be.shape[3] == e, f"queries of {e} on a cache of {k_P1Be.shape[3]}"
@@ -70,5 +102,41 @@ class SparseOps:
             heads=J,
             top=top,
             slots=out.data_ptr(),
+            rate=rate,
+            page=page,
+            numbers=numbers,
+        )
+        return out
+
+    def choose_blocks(
+        self,
+        q_TGe: Tensor,
+        k_P1Be: Tensor,
+        tables_SM: Tensor,
+        starts_S1: Tensor,
+        contexts_S: Tensor,
+        size: int,
+        top: int,
+        local: int,
+    ) -> Tensor:
+        (T, G, e), (S, M) = q_TGe.shape, tables_SM.shape
+        assert k_P1Be.shape[1] == 1, f"{k_P1Be.shape[1]} heads of keys"
+        assert k_P1Be.shape[3] == e, f"queries of {e} on a cache of {k_P1Be.shape[3]}"
+        assert size % k_P1Be.shape[2] == 0, f"blocks of {size} in pages of {k_P1Be.shape[2]}"
+        out = torch.empty(T, G, top, dtype=I32)
+        _cpu.choose_blocks(
+            self.context.native,
+            q=at(q_TGe, F32, T, G, e),
+            cache=prepare.cache(k_P1Be, k_P1Be),
+            tables=at(tables_SM, I32, S, M),
+            starts=at(starts_S1, I32, S + 1),
+            contexts=at(contexts_S, I32, S),
+            sequences=S,
+            table_len=M,
+            groups=G,
+            size=size,
+            top=top,
+            local=local,
+            blocks=out.data_ptr(),
         )
         return out

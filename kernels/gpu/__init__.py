@@ -23,23 +23,33 @@ except ImportError as missing:
     raise OptionError("the GPU kernels need Triton, which is not installed: pip install 'headrace[gpu]'") from missing
 
 # Packing happens once, while loading; gates are a few numbers a token. Plain torch does both on any device, and what
-# few models have: LayerNorms, queries whose temperature goes by their position, indexers.
+# few models have: LayerNorms, queries whose temperature goes by their position, indexers, several residual streams.
 from ..reference import (
     add_layernorm_,
+    choose_blocks,
+    choose_entries,
     choose_keys,
+    close_streams,
     delta_gates,
+    fit_streams,
+    fold_entries_,
+    gate_streams,
     gated_norm,
     key_gates,
     layernorm,
     mul_,
     place_index_,
+    pool_runs,
     quantize,
     repack,
+    rotate_pairs_,
     scale_,
     scale_rows_,
     sigmoid_mul_,
     softplus_mul_,
     state_space,
+    stream_weights,
+    take_streams,
 )
 from .attention.attention import attention
 from .attention.cache_rows import store_rows_
@@ -58,9 +68,10 @@ from .router import route
 from .sampling import argmax
 
 __all__ = [
-    "add_layernorm_", "add_rmsnorm_", "argmax", "attention", "attention_block", "choose_keys", "delta_gates",
-    "delta_rule", "dequantize", "embed", "experts", "gated_add_", "gated_norm", "glu", "key_gates", "layernorm",
-    "layers", "linear", "linear_by_head", "mul_", "place_index_", "place_qkv_", "quantize", "repack", "rmsnorm",
-    "rotate_", "route", "scale_", "scale_rows_", "short_conv", "sigmoid_mul_", "softplus_mul_", "state_space",
-    "store_rows_",
+    "add_layernorm_", "add_rmsnorm_", "argmax", "attention", "attention_block", "choose_blocks", "choose_entries",
+    "choose_keys", "close_streams", "delta_gates", "delta_rule", "dequantize", "embed", "experts", "fit_streams",
+    "fold_entries_", "gate_streams", "gated_add_", "gated_norm", "glu", "key_gates", "layernorm", "layers", "linear",
+    "linear_by_head", "mul_", "place_index_", "place_qkv_", "pool_runs", "quantize", "repack", "rmsnorm", "rotate_",
+    "rotate_pairs_", "route", "scale_", "scale_rows_", "short_conv", "sigmoid_mul_", "softplus_mul_", "state_space",
+    "store_rows_", "stream_weights", "take_streams",
 ]  # fmt: skip

@@ -62,15 +62,20 @@ class Grams:
         rows_TW = self.table.rows(by_piece(places, (self.tokens_Ln,), numbers).flatten()).view(len(x_TmD), -1)
         key_TmD = by_stream(ops, ops.linear(rows_TW, self.key).view_as(x_TmD), self.key_norm_C, self.eps)
         query_TmD = by_stream(ops, x_TmD, self.query_norm_C, self.eps)
-        fits_Tm = (key_TmD * query_TmD).view_as(x_TmD).sum(2) / x_TmD.shape[2] ** 0.5
-        gates_Tm = (fits_Tm.abs().clamp(min=1e-6).sqrt() * fits_Tm.sign()).sigmoid()
+        ones = Matrix.plain(x_TmD.new_ones(1, x_TmD.shape[2]))
+        fits_Tm = ops.linear((key_TmD * query_TmD).view(-1, x_TmD.shape[2]), ones).view(len(x_TmD), -1)
+        fits_Tm = fits_Tm / x_TmD.shape[2] ** 0.5
+        gates_Tm = torch.ones_like(fits_Tm)
+        ops.sigmoid_mul_(gates_Tm, fits_Tm.abs().clamp(min=1e-6).sqrt() * fits_Tm.sign())
         gated_TmD = gates_Tm.unsqueeze(2) * ops.linear(rows_TW, self.value).unsqueeze(1)
         normed_TC = by_stream(ops, gated_TmD, self.conv_norm_C, self.eps)
 
         def convolve(tokens: slice, slots: Slots) -> Tensor:
             return self._convolve(normed_TC[tokens], slots)
 
-        return torch.add(gated_TmD, by_piece(places, (self.inputs_LCw,), convolve).view_as(x_TmD))
+        convolved_TC = by_piece(places, (self.inputs_LCw,), convolve)
+        ops.sigmoid_mul_(convolved_TC, convolved_TC.clone())
+        return torch.add(gated_TmD, convolved_TC.view_as(x_TmD))
 
     def _numbers(self, tokens_T: Tensor, slots: Slots) -> Tensor:
         """The table's rows of each token's runs, int64 [T, H]. What a sequence has before its first token, and what
@@ -103,7 +108,8 @@ class Grams:
         return torch.stack(found, dim=1)
 
     def _convolve(self, x_TC: Tensor, slots: Slots) -> Tensor:
-        """A causal convolution of each channel over every `size`-th token, and silu of it: float32 [T, C]."""
+        """A causal convolution of each channel over every `size`-th token, float32 [T, C]: a sum of products whose
+        order is the same however many tokens there are."""
         slots_S, starts_S1, contexts_S = slots
         out, past = torch.empty_like(x_TC), self.inputs_LCw.shape[2]
         for s, slot in enumerate(slots_S.tolist()):
@@ -112,11 +118,8 @@ class Grams:
                 continue
             goes_on = int(contexts_S[s]) > last - first
             before = self.inputs_LCw[slot] if goes_on else torch.zeros_like(self.inputs_LCw[slot])
-            line_CT = torch.cat([before, x_TC[first:last].T], dim=1)
-            weights = self.conv_Ct.unsqueeze(1)
-            y_CT = torch.nn.functional.conv1d(
-                line_CT.unsqueeze(0), weights, dilation=self.size, groups=len(self.conv_Ct)
-            )[0]
-            out[first:last] = torch.nn.functional.silu(y_CT).T
-            self.inputs_LCw[slot] = line_CT[:, line_CT.shape[1] - past :]
+            line_TC = torch.cat([before.T, x_TC[first:last]])
+            taps = (line_TC[i * self.size : i * self.size + last - first] for i in range(self.conv_Ct.shape[1]))
+            out[first:last] = sum(row_TC * self.conv_Ct[:, i] for i, row_TC in enumerate(taps))
+            self.inputs_LCw[slot] = line_TC[len(line_TC) - past :].T
         return out

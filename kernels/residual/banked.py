@@ -58,5 +58,4 @@ def taken(ops: Ops, x_TmD: Tensor, kept: int, by_D: Tensor, norm_D: Tensor, eps:
     x_TnD = x_TmD[:, : kept + 1]
     if kept == 0:
         return ops.rmsnorm(x_TnD[:, 0].contiguous(), norm_D, eps)
-    fits_Tn = (x_TnD * torch.rsqrt(x_TnD.square().mean(2, keepdim=True) + eps)) @ by_D
-    return ops.rmsnorm((fits_Tn.softmax(1).unsqueeze(2) * x_TnD).sum(1), norm_D, eps)
+    return ops.take_streams(x_TnD, ops.fit_streams(x_TnD, by_D, eps), norm_D, eps)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from ..packed import GatedMixing
@@ -39,7 +38,7 @@ class GatedStreams:
 
 def by_stream(ops: Ops, x_TmD: Tensor, norm_C: Tensor, eps: float) -> Tensor:
     """Each stream behind an RMSNorm of its own: float32 [T, m D]."""
-    ones = torch.ones(x_TmD.shape[2])
+    ones = x_TmD.new_ones(x_TmD.shape[2])
     return ops.rmsnorm(x_TmD.contiguous(), ones, eps).flatten(1) * norm_C
 
 
@@ -47,11 +46,11 @@ def weigh(ops: Ops, part: GatedMixing, x_TmD: Tensor, norm_C: Tensor, eps: float
     """A part's weights of these streams, in float32."""
     m = x_TmD.shape[1]
     normed_TC = by_stream(ops, x_TmD, norm_C, eps)
-    low_TR = torch.nn.functional.silu(ops.linear(normed_TC, part.down) / m)
-    open_TC = ops.linear(low_TR, part.up).sigmoid()
-    taken_TD = (open_TC * normed_TC).view_as(x_TmD).mean(1)
-    if part.inject is None:
-        gives_Tm = taken_TD.new_zeros(len(taken_TD), m)
-    else:
-        gives_Tm = 2 * (ops.linear(normed_TC, part.inject) / m).sigmoid()
+    low_TR = ops.linear(normed_TC, part.down) / m
+    ops.sigmoid_mul_(low_TR, low_TR.clone())
+    taken_TD = ops.gate_streams(normed_TC.view(x_TmD.shape), ops.linear(low_TR, part.up))
+    gives_Tm = taken_TD.new_zeros(len(taken_TD), m)
+    if part.inject is not None:
+        gives_Tm += 2
+        ops.sigmoid_mul_(gives_Tm, ops.linear(normed_TC, part.inject) / m)
     return Weights(gives_Tm=gives_Tm, mixes_Tmm=None, taken_TD=taken_TD)

@@ -25,17 +25,16 @@ def opened(x_TD: Tensor, count: int) -> Tensor:
     return torch.cat([x_TD.repeat(1, count), x_TD.new_zeros(len(x_TD), count)], dim=1)
 
 
-def closed(x_TX: Tensor, update_TD: Tensor | None, count: int) -> Tensor:
+def closed(ops: Ops, x_TX: Tensor, update_TD: Tensor | None, count: int) -> Tensor:
     """The mean of the streams, with what the last layer made: float32 [T, D]."""
-    return added(x_TX, update_TD, count).mean(1)
+    x_TmD = added(ops, x_TX, update_TD, count)
+    return ops.take_streams(x_TmD, x_TX.new_full((len(x_TX), count), 1 / count), None, 0.0)
 
 
-def added(x_TX: Tensor, update_TD: Tensor | None, count: int) -> Tensor:
+def added(ops: Ops, x_TX: Tensor, update_TD: Tensor | None, count: int) -> Tensor:
     """The streams, with what the layer before made: float32 [T, m, D]."""
     x_TmD: Tensor = x_TX[:, :-count].unflatten(1, (count, -1))
-    if update_TD is None:
-        return x_TmD
-    return x_TmD + x_TX[:, -count:].unsqueeze(2) * update_TD.unsqueeze(1)
+    return x_TmD if update_TD is None else ops.close_streams(x_TmD, None, x_TX[:, -count:], update_TD)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,17 +53,14 @@ class Weights:
         mixes = None if self.mixes_Tmm is None else self.mixes_Tmm[rows_R]
         return Weights(gives_Tm=self.gives_Tm[rows_R], mixes_Tmm=mixes, taken_TD=self.taken_TD[rows_R])
 
-    def mixed(self, x_TmD: Tensor) -> Tensor:
-        """The streams, mixed: float32 [T, m, D]."""
-        return x_TmD if self.mixes_Tmm is None else self.mixes_Tmm.transpose(1, 2) @ x_TmD
-
-    def pending(self, x_TmD: Tensor) -> Tensor:
+    def pending(self, ops: Ops, x_TmD: Tensor) -> Tensor:
         """Rows between layers, of a part that has not made anything yet: float32 [T, X]."""
-        return torch.cat([self.mixed(x_TmD).flatten(1), self.gives_Tm], dim=1)
+        mixed = x_TmD if self.mixes_Tmm is None else ops.close_streams(x_TmD, self.mixes_Tmm, self.gives_Tm, None)
+        return torch.cat([mixed.flatten(1), self.gives_Tm], dim=1)
 
-    def closed(self, x_TmD: Tensor, made_TD: Tensor) -> Tensor:
+    def closed(self, ops: Ops, x_TmD: Tensor, made_TD: Tensor) -> Tensor:
         """The streams behind a part: float32 [T, m, D]."""
-        return self.mixed(x_TmD) + self.gives_Tm.unsqueeze(2) * made_TD.unsqueeze(1)
+        return ops.close_streams(x_TmD, self.mixes_Tmm, self.gives_Tm, made_TD)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,38 +84,22 @@ class Streams:
 
     def _weigh(self, ops: Ops, part: Mixing, x_TmD: Tensor, norm_D: Tensor) -> Weights:
         """A part's weights of these streams, in float32. norm: of what it takes."""
-        m = self.count
-        products = ops.linear(_normed(x_TmD, self.norm_eps), part.fn).split([m, m, m * m], dim=1)
-        takes, gives, mixes = (
-            one * scale + base
-            for one, scale, base in zip(products, part.scale, part.base.split([m, m, m * m]), strict=True)
-        )
-        takes_Tm = takes.sigmoid() + self.eps
-        return Weights(
-            gives_Tm=2 * gives.sigmoid(),
-            mixes_Tmm=balanced(mixes.unflatten(1, (m, m)).softmax(2) + self.eps, self.rounds, self.eps),
-            taken_TD=ops.rmsnorm((takes_Tm.unsqueeze(2) * x_TmD).sum(1), norm_D, self.norm_eps),
-        )
+        products_TW = ops.linear(_normed(ops, x_TmD, self.norm_eps), part.fn)
+        takes_Tm, gives_Tm, mixes_Tmm = ops.stream_weights(products_TW, part.base, part.scale, self.rounds, self.eps)
+        taken_TD = ops.take_streams(x_TmD, takes_Tm, norm_D, self.norm_eps)
+        return Weights(gives_Tm=gives_Tm, mixes_Tmm=mixes_Tmm, taken_TD=taken_TD)
 
 
 def weighed(ops: Ops, part: Mixing, x_TmD: Tensor, eps: float, norm_eps: float) -> Tensor:
     """The streams behind the last layer, each by a weight that is made of all: float32 [T, D]. part: fn [m, m D], base
     [m], scale [1]."""
-    takes_Tm = (ops.linear(_normed(x_TmD, norm_eps), part.fn) * part.scale + part.base).sigmoid() + eps
-    return (takes_Tm.unsqueeze(2) * x_TmD).sum(1)
+    logits_Tm = ops.linear(_normed(ops, x_TmD, norm_eps), part.fn) * part.scale + part.base
+    takes_Tm = torch.ones_like(logits_Tm)
+    ops.sigmoid_mul_(takes_Tm, logits_Tm)
+    return ops.take_streams(x_TmD, takes_Tm + eps, None, 0.0)
 
 
-def _normed(x_TmD: Tensor, eps: float) -> Tensor:
+def _normed(ops: Ops, x_TmD: Tensor, eps: float) -> Tensor:
     """All streams as one row behind an RMSNorm without weights: float32 [T, m D]."""
-    flat_TC = x_TmD.flatten(1)
-    return (flat_TC * torch.rsqrt(flat_TC.square().mean(1, keepdim=True) + eps)).contiguous()
-
-
-def balanced(x_Tmm: Tensor, rounds: int, eps: float) -> Tensor:
-    """Columns, then rows and columns by turns divided by their sums, until columns were so often: Sinkhorn and Knopp's
-    way to a matrix whose rows and columns all have a sum of 1."""
-    x_Tmm = x_Tmm / (x_Tmm.sum(1, keepdim=True) + eps)
-    for _ in range(rounds - 1):
-        x_Tmm = x_Tmm / (x_Tmm.sum(2, keepdim=True) + eps)
-        x_Tmm = x_Tmm / (x_Tmm.sum(1, keepdim=True) + eps)
-    return x_Tmm
+    flat_TC = x_TmD.flatten(1).contiguous()
+    return ops.rmsnorm(flat_TC, flat_TC.new_ones(flat_TC.shape[1]), eps)

@@ -15,7 +15,6 @@ from torch import Tensor
 from ..blocks.cache_rows import Rows
 from ..decoder_layer import Places
 from ..packed import Matrix
-from .pools import by_sequence
 
 if TYPE_CHECKING:
     from .. import Ops
@@ -69,11 +68,8 @@ class BlockIndexer:
         q_TGe = ops.linear(h_TD, self.q).view(len(h_TD), groups, -1)
         q_TGe = ops.rmsnorm(q_TGe, self.q_norm_e, self.eps)
         ops.rotate_(q_TGe, self.cos_Pr, self.sin_Pr, places.positions_T)
-        batch, found = (places.tables_SM, places.starts_S1, places.contexts_S), []
-        for _, k_Ce, tokens in by_sequence(self.keys_P1Be, *batch):
-            for rows in tokens:
-                found.append(choose_blocks(q_TGe[rows], k_Ce, places.positions_T[rows], self))
-        return torch.cat(found)
+        batch = places.tables_SM, places.starts_S1, places.contexts_S
+        return ops.choose_blocks(q_TGe, self.keys_P1Be, *batch, self.size, self.top, self.local).long()
 
     def _tables(self, blocks_TGO: Tensor, places: Places, groups: int) -> tuple[Tensor, Tensor]:
         """The pages of blocks, in a cache in which each head's part of a page is a page, and contexts: int32 [T G, .]
@@ -89,23 +85,3 @@ class BlockIndexer:
         count_TG = (blocks_TGO >= 0).sum(2)
         contexts = (count_TG - 1) * self.size + (positions % self.size + 1).unsqueeze(1)
         return tables.view(T * groups, -1).to(torch.int32).contiguous(), contexts.flatten().to(torch.int32)
-
-
-def choose_blocks(q_TGe: Tensor, k_Ce: Tensor, positions_T: Tensor, it: BlockIndexer) -> Tensor:
-    """The `top` blocks of keys with the largest product of a query with one of theirs up to its own position, of equal
-    ones the earlier, in their order; those of the query and the `local` - 1 before are always among them: int64
-    [T, G, top], -1 behind the last. Keys: float32 [C, e] of one sequence."""
-    at_T, count = positions_T.long(), -(-len(k_Ce) // it.size)
-    scores = torch.einsum("tge,ce->tgc", q_TGe, k_Ce)
-    hidden = torch.arange(len(k_Ce)) > at_T.view(-1, 1, 1)
-    scores = scores.masked_fill(hidden, float("-inf"))
-    padded = torch.nn.functional.pad(scores, (0, count * it.size - len(k_Ce)), value=float("-inf"))
-    best = padded.unflatten(2, (count, it.size)).amax(3)
-    own = at_T.view(-1, 1, 1) // it.size
-    numbers = torch.arange(count)
-    best = best.masked_fill((numbers <= own) & (numbers > own - it.local), float("inf"))
-    order = best.sort(dim=2, descending=True, stable=True).indices[:, :, : it.top]
-    far = best.gather(2, order) == float("-inf")
-    found = order.masked_fill(far, count).sort(dim=2).values
-    found = torch.nn.functional.pad(found, (0, it.top - found.shape[2]), value=count)
-    return found.masked_fill(found == count, -1)

@@ -12,7 +12,7 @@ from ..blocks.cache_rows import Rows
 from ..decoder_layer import Places
 from ..packed import Matrix
 from .log_positions import ByLogs
-from .pools import Pools, choose_runs
+from .pools import Pools, ended_runs, seen_keys
 
 if TYPE_CHECKING:
     from .. import Ops
@@ -35,7 +35,7 @@ class Indexer:
     in_norm_D: Tensor | None = None  # float32, of the hidden state that queries are made of, and its bias
     in_bias_D: Tensor | None = None
     by_logs: ByLogs | None = None
-    pools: Pools | None = None  # keys are chosen run by run
+    pools: Pools | None = None  # keys are chosen run by run; the last of a run has the run's in the place of its own
 
     def keep(self, ops: Ops, h_TD: Tensor, places: Places) -> None:
         """Writes the keys of new tokens into the cache."""
@@ -46,6 +46,10 @@ class Indexer:
             normed_Te = ops.layernorm(k_Te, self.norm_e, self.bias_e, self.eps)
             row_Tf = torch.cat([normed_Te, ops.linear(h_TD, self.pools.gate)], dim=1)
             ops.store_rows_(self.keys_P1Be, places.slots_T, row_Tf.unsqueeze(1))
+            rows_Rnf, slots_R, _ = ended_runs(self.keys_P1Be, places, self.pools.size)
+            if len(slots_R):
+                key_Re = ops.pool_runs(rows_Rnf, self.pools.places_ne)
+                ops.store_rows_(self.keys_P1Be, slots_R, torch.cat([key_Re, key_Re], dim=1).unsqueeze(1))
             return
         ops.place_index_(self.keys_P1Be, k_Te, self.norm_e, self.bias_e, self.eps, *turns, places.slots_T)
 
@@ -61,7 +65,10 @@ class Indexer:
         batch = places.tables_SM, places.starts_S1, places.contexts_S
         weights_TJ = ops.linear(h_TD, self.weights)
         if self.pools is not None:
-            return choose_runs(q_TJe, weights_TJ, self.keys_P1Be, *batch, top, self.pools.places_ne)
+            n, (P, _, page, F) = self.pools.size, self.keys_P1Be.shape
+            halves = self.keys_P1Be.view(P, 1, 2 * page, F // 2)  # a row's key, then what it was weighted by
+            runs_TO = ops.choose_entries(q_TJe, weights_TJ, halves, *batch, (top - n + 1) // n, n, page)
+            return seen_keys(runs_TO, places, page, top, n)
         return ops.choose_keys(q_TJe, weights_TJ, self.keys_P1Be, *batch, top)
 
 

@@ -1,12 +1,13 @@
-"""What chooses keys run by run: a run of neighbouring keys has the mean of the indexer's, weighted dim by dim.
+"""What chooses keys run by run: a run of neighbouring keys has one of its own, which is made of them once, when the
+last of them comes, and lies in the cache where that did.
 
-Letters besides those of `choose.py`: n keys of a run.
+Letters besides those of `choose.py`: F numbers of a row of the cache.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,7 +15,8 @@ from torch import Tensor
 from ..blocks import cache_rows
 from ..packed import Matrix
 
-TOGETHER = 16  # tokens whose scores of all keys or runs are in memory at once
+if TYPE_CHECKING:
+    from ..decoder_layer import Places
 
 
 @dataclass(frozen=True)
@@ -29,63 +31,29 @@ class Pools:
         return len(self.places_ne)
 
 
-def by_sequence(
-    rows_P1Be: Tensor, tables_SM: Tensor, starts_S1: Tensor, contexts_S: Tensor
-) -> Iterator[tuple[Tensor, Tensor, list[slice]]]:
-    """Of each sequence its pages, what the cache has of its keys, float32 [C, e], and its new tokens, some at once."""
-    page, starts = rows_P1Be.shape[2], starts_S1.tolist()
-    for s, context in enumerate(contexts_S.tolist()):
-        pages = tables_SM[s, : -(-context // page)].long()
-        rows_Ce = cache_rows.widen(rows_P1Be[pages])[:, 0].flatten(0, 1)[:context]
-        first, last = starts[s], starts[s + 1]
-        yield pages, rows_Ce, [slice(at, min(at + TOGETHER, last)) for at in range(first, last, TOGETHER)]
+def ended_runs(rows_P1BF: Tensor, places: Places, n: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The runs of n keys that end with a new token of a pass: what the cache has of their keys, float32 [R, n, F], the
+    slots of their last ones, int64 [R], and the positions of their first ones, int32 [R]."""
+    page, at_T = rows_P1BF.shape[2], places.positions_T.long()
+    is_last = (at_T + 1) % n == 0
+    owner_T = torch.repeat_interleave(torch.arange(len(places.contexts_S)), places.starts_S1.diff().long())
+    run_Rn = at_T[is_last].unsqueeze(1) + torch.arange(1 - n, 1)
+    pages_Rn = places.tables_SM[owner_T[is_last]].gather(1, run_Rn // page).long()
+    rows_Rnf = cache_rows.widen(rows_P1BF.flatten(0, 2)[pages_Rn * page + run_Rn % page])
+    return rows_Rnf, places.slots_T[is_last], run_Rn[:, 0].to(torch.int32).contiguous()
 
 
-def choose_runs(
-    q_TJe: Tensor,
-    weights_TJ: Tensor,
-    rows_P1Bf: Tensor,
-    tables_SM: Tensor,
-    starts_S1: Tensor,
-    contexts_S: Tensor,
-    top: int,
-    places_ne: Tensor,
-) -> Tensor:
-    """As `choose_keys` does, of whole runs: int32 [T, top]. A token sees the best runs that end with it or before, so
-    many as fit into `top` less a run's end, and the keys behind the last whole run. rows: in the cache, of each token
-    its key and then what it is weighted by, f = 2 e."""
-    (T, _, e), n, page = q_TJe.shape, len(places_ne), rows_P1Bf.shape[2]
-    found = torch.full((T, top), -1, dtype=torch.int32)
-    for pages, rows_Cf, tokens in by_sequence(rows_P1Bf, tables_SM, starts_S1, contexts_S):
-        context = len(rows_Cf)
-        runs_Rnf = rows_Cf[: context // n * n].unflatten(0, (-1, n))
-        shares = (runs_Rnf[..., e:] + places_ne).softmax(1)
-        keys_Re = (shares * runs_Rnf[..., :e]).sum(1)
-        for some in tokens:
-            at_T = torch.arange(some.start, some.stop) + context - tokens[-1].stop
-            products = torch.einsum("tje,re->tjr", q_TJe[some], keys_Re).clamp(min=0)
-            scores = torch.einsum("tj,tjr->tr", weights_TJ[some], products)
-            found[some] = slots_of(seen_runs(scores, at_T, top, n), pages, page)
-    return found
-
-
-def slots_of(places_TO: Tensor, pages_M: Tensor, page: int) -> Tensor:
-    """Where keys at these positions of a sequence lie: int32, -1 where there is none."""
-    there = places_TO.clamp(min=0)
-    return (pages_M[there // page] * page + there % page).masked_fill(places_TO < 0, -1).to(torch.int32)
-
-
-def seen_runs(scores_TR: Tensor, at_T: Tensor, top: int, n: int) -> Tensor:
-    """Positions that tokens at these positions see, in order: int64 [T, top], -1 behind the last."""
-    runs = scores_TR.shape[1]
-    whole = torch.arange(runs) * n + n - 1 <= at_T.unsqueeze(1)
-    scores = scores_TR.masked_fill(~whole, float("-inf"))
-    best = scores.sort(dim=1, descending=True, stable=True).indices[:, : (top - n + 1) // n]
-    kept = whole.gather(1, best)
-    none = at_T.max() + 1
-    chosen = (best.unsqueeze(2) * n + torch.arange(n)).masked_fill(~kept.unsqueeze(2), none).flatten(1)
-    behind = (at_T.unsqueeze(1) + 1) // n * n + torch.arange(n - 1)
-    behind = behind.masked_fill(behind > at_T.unsqueeze(1), none)
-    places = torch.cat([chosen, behind], dim=1).sort(dim=1).values
-    places = torch.nn.functional.pad(places, (0, top - places.shape[1]), value=int(none))
-    return places.masked_fill(places == none, -1)
+def seen_keys(runs_TO: Tensor, places: Places, page: int, top: int, n: int) -> Tensor:
+    """Where the keys lie of the runs that tokens see, and of those behind their last whole run: int32 [T, top], slots
+    in the order of positions, -1 behind the last. runs: int32 [T, .], in order, -1 behind the last."""
+    at_T1 = places.positions_T.long().unsqueeze(1)
+    count_T1 = (runs_TO >= 0).sum(1, keepdim=True) * n
+    behind_T1 = (at_T1 + 1) // n * n
+    j = torch.arange(top)
+    run = runs_TO.long().clamp(min=0).gather(1, (j // n).clamp(max=runs_TO.shape[1] - 1).expand(len(runs_TO), -1))
+    places_TO = torch.where(j < count_T1, run * n + j % n, behind_T1 + j - count_T1)
+    is_seen = places_TO <= at_T1
+    there = places_TO.minimum(at_T1)
+    owner_T = torch.repeat_interleave(torch.arange(len(places.contexts_S)), places.starts_S1.diff().long())
+    slots = places.tables_SM[owner_T].gather(1, there // page).long() * page + there % page
+    return slots.masked_fill(~is_seen, -1).to(torch.int32)

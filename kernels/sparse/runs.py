@@ -14,7 +14,7 @@ from torch import Tensor
 from ..blocks.cache_rows import Rows
 from ..decoder_layer import Places
 from ..packed import Matrix
-from .pools import by_sequence, seen_runs, slots_of
+from .pools import ended_runs, seen_keys
 
 if TYPE_CHECKING:
     from .. import Ops
@@ -43,8 +43,16 @@ class RunIndexer:
         return self.top
 
     def keep(self, ops: Ops, h_TD: Tensor, places: Places) -> None:
-        """Writes the keys of new tokens into the cache, as they are projected."""
+        """Writes the keys of new tokens into the cache, as they are projected, and in the place of the last one of a
+        run that of the run: their mean, rotated as the first of them."""
         ops.store_rows_(self.keys_P1Be, places.slots_T, ops.linear(h_TD, self.k).unsqueeze(1))
+        rows_Rne, slots_R, firsts_R = ended_runs(self.keys_P1Be, places, self.n)
+        if not len(slots_R):
+            return
+        shares_Rn = rows_Rne.new_full(rows_Rne.shape[:2], 1 / self.n)
+        keys_R1e = ops.take_streams(rows_Rne, shares_Rn, self.k_norm_e, self.eps).unsqueeze(1)
+        ops.rotate_(keys_R1e, self.cos_Pr, self.sin_Pr, firsts_R)
+        ops.store_rows_(self.keys_P1Be, slots_R, keys_R1e)
 
     def attend(
         self, ops: Ops, h_TD: Tensor, q_TNd: Tensor, k_PGBd: Rows, v_PGBv: Rows, places: Places, scale: float
@@ -67,19 +75,8 @@ class RunIndexer:
         """Where the keys lie that new tokens see: int32 [T, top], -1 behind the last."""
         q_TJe = ops.rmsnorm(ops.linear(h_TD, self.q).view(len(h_TD), self.heads, -1), self.q_norm_e, self.eps)
         ops.rotate_(q_TJe, self.cos_Pr, self.sin_Pr, places.positions_T)
-        batch, found = (places.tables_SM, places.starts_S1, places.contexts_S), []
-        for pages, rows_Ce, tokens in by_sequence(self.keys_P1Be, *batch):
-            keys_Re = self._keys(ops, rows_Ce)
-            for rows in tokens:
-                scores = torch.einsum("tje,re->tjr", q_TJe[rows], keys_Re).clamp(min=0).sum(1)
-                seen = seen_runs(scores, places.positions_T[rows].long(), self.top, self.n)
-                found.append(slots_of(seen, pages, self.keys_P1Be.shape[2]))
-        return torch.cat(found)
-
-    def _keys(self, ops: Ops, rows_Ce: Tensor) -> Tensor:
-        """Keys of whole runs, float32 [R, e]: rotated as the first of each."""
-        runs = len(rows_Ce) // self.n
-        means = rows_Ce[: runs * self.n].view(runs, self.n, -1).mean(1)
-        keys_R1e = ops.rmsnorm(means, self.k_norm_e, self.eps).unsqueeze(1)
-        ops.rotate_(keys_R1e, self.cos_Pr, self.sin_Pr, torch.arange(runs, dtype=torch.int32) * self.n)
-        return keys_R1e[:, 0]
+        batch = places.tables_SM, places.starts_S1, places.contexts_S
+        ones_TJ, page = q_TJe.new_ones(q_TJe.shape[:2]), self.keys_P1Be.shape[2]
+        runs = (self.top - self.n + 1) // self.n
+        runs_TO = ops.choose_entries(q_TJe, ones_TJ, self.keys_P1Be, *batch, runs, self.n, page)
+        return seen_keys(runs_TO, places, page, self.top, self.n)

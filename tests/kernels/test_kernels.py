@@ -25,7 +25,9 @@ from headrace.kernels.cases.recurrent import KEY_CASES, RECURRENT_CASES
 from headrace.kernels.cases.state_space import STATE_SPACE_CASES
 from headrace.kernels.cases.variants.by_kind import KIND_CASES
 from headrace.kernels.cases.variants.own_norms import OWN_NORMS_CASES
+from headrace.kernels.cases.variants.pooled import POOLED_CASES
 from headrace.kernels.cases.variants.sparse import SPARSE_CASES
+from headrace.kernels.cases.variants.streams import STREAM_CASES
 from headrace.kernels.cases.variants.warm import WARM_CASES
 from headrace.kernels.context import Context
 from headrace.kernels.cpu import CpuOps
@@ -33,7 +35,7 @@ from headrace.kernels.isa import available_isas
 
 ALL = (
     *CASES, *BLOCK_CASES, *FAMILY_CASES, *RECURRENT_CASES, *MIXER_CASES, *OWN_NORMS_CASES, *SPARSE_CASES, *WARM_CASES,
-    *KEY_CASES, *glu_cases(BENT), *KIND_CASES, *STATE_SPACE_CASES,
+    *KEY_CASES, *glu_cases(BENT), *KIND_CASES, *STATE_SPACE_CASES, *STREAM_CASES, *POOLED_CASES,
 )  # fmt: skip
 SMALL = [case for case in ALL if not case.bench]
 

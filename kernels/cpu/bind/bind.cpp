@@ -8,6 +8,7 @@ NB_MODULE(_cpu, m) {
   headrace::bind_machine(m);
   headrace::bind_structs(m);
   headrace::bind_ops(m);
+  headrace::bind_streams(m);
   headrace::bind_mailbox(m);
   headrace::bind_replay(m);
 }

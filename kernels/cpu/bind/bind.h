@@ -8,6 +8,7 @@ namespace headrace {
 void bind_machine(nanobind::module_& m);
 void bind_structs(nanobind::module_& m);
 void bind_ops(nanobind::module_& m);
+void bind_streams(nanobind::module_& m);
 void bind_mailbox(nanobind::module_& m);
 void bind_replay(nanobind::module_& m);
 

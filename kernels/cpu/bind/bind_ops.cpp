@@ -158,12 +158,12 @@ void bind_attention(nb::module_& m) {
      "tokens"_a, Unlocked());
   m.def("choose_keys", [](const Context& context, Address q, Address weights, const Cache& cache, Address tables,
                           Address starts, Address contexts, int sequences, int table_len, int heads, int top,
-                          Address slots) {
+                          Address slots, int rate, int page, bool numbers) {
     Turn turn(context);
     choose_keys({at<float>(q), at<float>(weights), cache, at<int32_t>(tables), at<int32_t>(starts), at<int32_t>(contexts),
-                 sequences, table_len, heads, top, at<int32_t>(slots)}, turn);
+                 sequences, table_len, heads, top, at<int32_t>(slots), rate, page, numbers}, turn);
   }, "context"_a, nb::kw_only(), "q"_a, "weights"_a, "cache"_a, "tables"_a, "starts"_a, "contexts"_a, "sequences"_a,
-     "table_len"_a, "heads"_a, "top"_a, "slots"_a, Unlocked());
+     "table_len"_a, "heads"_a, "top"_a, "slots"_a, "rate"_a, "page"_a, "numbers"_a, Unlocked());
   m.attr("NO_WINDOW") = NO_WINDOW;
   m.attr("MADE_BYTES") = MADE_BYTES;
 }

@@ -245,6 +245,8 @@ struct ChooseArgs {
   const int32_t *tables, *starts, *contexts;  // as of attention
   int sequences, table_len, heads, top;
   int32_t* slots;  // [T, top]: where the keys lie that a token sees, -1 behind the last
+  int rate, page;  // tokens that a key stands for, in pages of so many; it lies with the last of them
+  bool numbers;    // not where keys lie, but which they are
 };
 void choose_keys(const ChooseArgs& args, Turn& turn);
 

@@ -20,8 +20,8 @@ from headrace.engine.planning.options import Options
 from headrace.engine.planning.plan import make
 from headrace.errors import CheckpointError, ConfigError, OptionError
 from headrace.kernels import reference
-from headrace.kernels.compressed.entries import Entries, nothing
-from headrace.kernels.compressed.pairs import turn_pairs_
+from headrace.kernels.compressed.entries import Entries
+from headrace.kernels.compressed.twins import nothing, rotate_pairs_
 from headrace.kernels.decoder_layer import Places
 from headrace.kernels.packed import Matrix
 from headrace.loaders import model_source
@@ -252,7 +252,7 @@ def test_entries_by_hand(rate: int, series: int) -> None:
             pairs.append((made[before, :8], (logs[before] + it.places_nC)[:, :8]))
         values, weights = (torch.cat(parts) for parts in zip(*pairs, strict=True))
         row = reference.rmsnorm((weights.softmax(0) * values).sum(0, keepdim=True), it.norm_e, 1e-6)
-        turn_pairs_(row.unsqueeze(1), it.cos_Pr, it.sin_Pr, torch.tensor([first]))
+        rotate_pairs_(row.unsqueeze(1), it.cos_Pr, it.sin_Pr, torch.tensor([first]))
         wanted.append(row)
     assert (kept(it, x, []) - torch.cat(wanted)).abs().max() < 1e-5
 
@@ -271,9 +271,9 @@ def test_turns_of_pairs_go_back() -> None:
     x = torch.randn(5, 3, 10, generator=torch.Generator().manual_seed(3))
     angles, at = torch.outer(torch.arange(20), torch.tensor([1.0, 0.3, 0.1])), torch.tensor([3, 0, 19, 7, 7])
     turned = x.clone()
-    turn_pairs_(turned, angles.cos(), angles.sin(), at)
+    rotate_pairs_(turned, angles.cos(), angles.sin(), at)
     assert torch.equal(turned[..., :4], x[..., :4])
     wanted = torch.view_as_complex(x[..., 4:].reshape(5, 3, 3, 2)) * torch.exp(1j * angles[at]).unsqueeze(1)
     assert torch.allclose(turned[..., 4:], torch.view_as_real(wanted).flatten(2), atol=1e-6)
-    turn_pairs_(turned, angles.cos(), angles.sin(), at, back=True)
+    rotate_pairs_(turned, angles.cos(), angles.sin(), at, back=True)
     assert torch.allclose(turned, x, atol=1e-6)

@@ -90,3 +90,13 @@ def test_states_begin_with_a_layer(built: Built) -> None:
         apart = (llm.logits(ids) - tiny.oracle_logits(other, ids)).abs().max()
     assert apart > 1e-2
     assert torch.isfinite(apart)
+
+
+def test_the_same_bits_however_a_prompt_comes(built: Built) -> None:
+    """In chunks of any size, on any number of threads."""
+    found = []
+    for chunk, threads in ((512, 1), (37, 3), (1, 2)):
+        with load(built[0], prefill_chunk=chunk, threads=threads, deterministic=True) as llm:
+            found.append(llm.logits(prompt(110)))
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])

@@ -18,7 +18,9 @@ from family_runs import GREEDY, Checkpoints, Oracle, check_fused, check_taken_ov
 
 from headrace import LLM
 from headrace.errors import CheckpointError, ConfigError, OptionError
-from headrace.kernels.residual.streams import balanced, closed, opened
+from headrace.kernels import reference
+from headrace.kernels.residual.streams import closed, opened
+from headrace.kernels.residual.twins import balanced
 from headrace.loaders.families import spec_of
 from headrace.loaders.families.config_reader import ConfigReader
 from headrace.loaders.files import safetensors as files
@@ -134,10 +136,10 @@ def test_what_mixes_streams_is_balanced() -> None:
 def test_one_stream_that_is_passed_on_whole_is_a_residual_sum() -> None:
     """What was made is added, and comes out of the mean."""
     x_TD, update_TD = torch.randn(3, 5), torch.randn(3, 5)
-    assert torch.equal(closed(opened(x_TD, 4), update_TD, 4), x_TD)
+    assert torch.equal(closed(reference, opened(x_TD, 4), update_TD, 4), x_TD)
     rows_TX = opened(x_TD, 2)
     rows_TX[:, -2:] = torch.tensor([0.5, 1.5])
-    assert torch.allclose(closed(rows_TX, update_TD, 2), x_TD + update_TD)
+    assert torch.allclose(closed(reference, rows_TX, update_TD, 2), x_TD + update_TD)
 
 
 def test_rows_of_runs_of_tokens_are_those_of_a_checkpoint(checkpoints: Checkpoints) -> None:

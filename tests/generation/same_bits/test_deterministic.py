@@ -22,7 +22,6 @@ from headrace.kernels import FORMATS
 from headrace.kernels.mixers import LatentBlock
 
 Checkpoints = Callable[[str], Path]
-BY_TORCH = ("glm5_next", "qwen4_exp_text", "minimax_m3", "deepseek_v4")
 LENGTHS, NEW = (70, 3, 150, 41, 1, 96, 17, 64), 40
 PAGES = 6  # of the cache, where there is not room for all
 # Matrices that a team shares out, a context of several pages, prompts that fill more than a tile.
@@ -61,7 +60,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # ---- logits of a prompt
 
 
-@pytest.mark.parametrize("variant", [name for name in tiny.VARIANTS if not name.startswith(BY_TORCH)])
+@pytest.mark.parametrize("variant", sorted(tiny.VARIANTS))
 def test_every_family_gives_the_same_logits_by_any_chunks_and_threads(variant: str, checkpoints: Checkpoints) -> None:
     found = []
     for chunk, threads in ((512, 1), (37, 3), (1, 2)):
@@ -95,7 +94,10 @@ def test_without_it_latents_go_by_how_a_prompt_is_cut(checkpoints: Checkpoints) 
 # ---- requests
 
 
-FAMILIES = ["qwen3_moe", "qwen3_next", "deepseek_v3", "gpt_oss", "granitemoehybrid", "deepseek_v32"]
+FAMILIES = [
+    "qwen3_moe", "qwen3_next", "deepseek_v3", "gpt_oss", "granitemoehybrid", "deepseek_v32", "deepseek_v4", "glm5_next",
+    "qwen4_exp_text", "minimax_m3_vl_text",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -222,9 +224,3 @@ def test_a_gpu_that_is_found_is_refused(checkpoints: Checkpoints, monkeypatch: p
     monkeypatch.setattr(devices, "find", lambda config, ram: find(EngineConfig(device="simulated"), ram))
     with refused(OptionError, "deterministic", "one is there", "'cpu'"):
         load(checkpoints("qwen3_moe"))
-
-
-@pytest.mark.parametrize("variant", [name for name in tiny.VARIANTS if name.startswith(BY_TORCH)])
-def test_models_that_torch_computes_parts_of_are_refused(variant: str, checkpoints: Checkpoints) -> None:
-    with refused(OptionError, "deterministic", "torch computes"):
-        load(checkpoints(variant))

@@ -7,12 +7,11 @@
 // of equal ones the earlier counts: neither the block nor the number of threads changes a choice.
 #include <algorithm>
 #include <cmath>
-#include <cstring>
-#include <functional>
 #include <new>
 
 #include "ops/each_token.h"
 #include "ops/mixers/mixers.h"
+#include "ops/mixers/rising.h"
 
 namespace headrace {
 namespace {
@@ -24,7 +23,7 @@ constexpr int64_t SMALL = 32768;              // multiplications: less than this
 
 // Some new tokens of one sequence; `scores` of the first query, `context` floats for each.
 struct Queries {
-  int sequence, token, count, context;  // token: the first one; context: of the last one
+  int sequence, token, count, context;  // token: the first one; context: keys of the last one
   float* scores;
 };
 
@@ -42,13 +41,16 @@ void layer_norm(float* x, const float* weight, const float* bias, int n, float e
   for (int i = 0; i < n; i++) x[i] = float((x[i] - mean) * inverse) * weight[i] + bias[i];
 }
 
+// A key lies with the last of the tokens that it stands for.
 size_t slot_of(const ChooseArgs& args, int sequence, int key) {
-  const int B = args.cache.page_keys;
-  return size_t(args.tables[size_t(sequence) * args.table_len + key / B]) * B + key % B;
+  const int B = args.cache.page_keys, last = (key + 1) * args.rate - 1;
+  const int32_t page = args.tables[size_t(sequence) * args.table_len + last / args.page];
+  return size_t(page) * B + size_t(last % args.page) * B / args.page;
 }
 
-int position(const ChooseArgs& args, int sequence, int token) {
-  return args.contexts[sequence] - args.starts[sequence + 1] + token;
+// How many keys a token may see: those that end with it or before.
+int keys_of(const ChooseArgs& args, int sequence, int token) {
+  return (args.contexts[sequence] - args.starts[sequence + 1] + token + 1) / args.rate;
 }
 
 // One worker's scratch.
@@ -87,31 +89,16 @@ void score(const ChooseArgs& args, const Kernels& isa, const Queries& block, int
   }
 }
 
-// Scores as numbers that rise with them, NaN above all or below all; 0 and -0 are one.
-uint32_t rising(float score) {
-  uint32_t bits;
-  score += 0.0f;
-  std::memcpy(&bits, &score, sizeof(bits));
-  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-}
-
-// Slots of the best keys of a token, in the order of positions; n: keys up to its own.
+// The best keys of a token, in the order of positions; n: keys that it may see.
 void select(const ChooseArgs& args, int sequence, int token, int n, const float* scores, uint32_t* order) {
-  int32_t* slots = args.slots + size_t(token) * args.top;
-  int found = 0, equal = n;
-  uint32_t least = 0;
-  if (n > args.top) {
-    for (int key = 0; key < n; key++) order[key] = rising(scores[key]);
-    std::nth_element(order, order + args.top - 1, order + n, std::greater<uint32_t>());
-    least = order[args.top - 1];
-    equal = args.top - int(std::count_if(order, order + args.top, [=](uint32_t one) { return one > least; }));
-  }
+  int32_t* out = args.slots + size_t(token) * args.top;
+  const Cut cut = best_of(scores, n, args.top, order);
+  int found = 0, equal = cut.equal;
   for (int key = 0; key < n && found < args.top; key++) {
-    const uint32_t mine = n > args.top ? rising(scores[key]) : least;
-    if (mine < least || (mine == least && equal-- <= 0)) continue;
-    slots[found++] = int32_t(slot_of(args, sequence, key));
+    if (!cut.all && !cut.takes(scores[key], equal)) continue;
+    out[found++] = args.numbers ? key : int32_t(slot_of(args, sequence, key));
   }
-  std::fill(slots + found, slots + args.top, -1);
+  std::fill(out + found, out + args.top, -1);
 }
 
 struct Job {
@@ -151,7 +138,7 @@ struct Job {
     int b = begin;
     for (; i >= blocks[b].count; b++) i -= blocks[b].count;
     const Queries& block = blocks[b];
-    const int token = block.token + i, n = position(args, block.sequence, token) + 1;
+    const int token = block.token + i, n = keys_of(args, block.sequence, token);
     select(args, block.sequence, token, n, block.scores + size_t(i) * block.context, scratch.order);
   }
 };
@@ -178,12 +165,12 @@ void choose_keys(const ChooseArgs& args, Turn& turn) {
   Queries* next = blocks;
   for (int s = 0; s < args.sequences; s++) {
     for (int t = args.starts[s]; t < args.starts[s + 1]; t += BLOCK) {
-      const int n = std::min(BLOCK, args.starts[s + 1] - t), context = position(args, s, t + n - 1) + 1;
+      const int n = std::min(BLOCK, args.starts[s + 1] - t), context = keys_of(args, s, t + n - 1);
       if (context > args.top) {
         *next++ = {s, t, n, context, nullptr};
         longest = std::max(longest, context);
       } else {
-        for (int i = t; i < t + n; i++) select(args, s, i, position(args, s, i) + 1, nullptr, nullptr);
+        for (int i = t; i < t + n; i++) select(args, s, i, keys_of(args, s, i), nullptr, nullptr);
       }
     }
   }

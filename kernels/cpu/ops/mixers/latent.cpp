@@ -85,7 +85,7 @@ void choose(const LatentMixer& mixer, const Normed& in, const float* low, Turn& 
   watch.lap(Part::qkv);
   places.chosen.resize(size_t(in.tokens) * mixer.top);
   choose_keys({q, w, indexer.cache, places.tables, places.starts, places.contexts, places.sequences, places.table_len,
-               indexer.heads, mixer.top, places.chosen.data()}, turn);
+               indexer.heads, mixer.top, places.chosen.data(), 1, indexer.cache.page_keys, false}, turn);
   watch.lap(Part::attention);
 }
 
