@@ -102,6 +102,7 @@ def build(
     timers = Timers(streams.of(main)[0] if len(found) > 1 else None)
     experts, host_buffers = made.experts(config, checkpoint, weights, plan, found, ops, timers, arena, policy, apart)
     decoder = _decoder(config, checkpoint, weights, plan, found, experts, kv_format, timers, apart)
+    granted.cache(decoder.cache)
     mtp = _mtp_layer(checkpoint, weights, plan, decoder, main)
     compile_ahead(config, plan.kv_budget.max_context, decoder, found, compiling)
     graphed, choice = _graphs(config, context, checkpoint, plan, decoder, choice, runtime)
@@ -242,6 +243,14 @@ class Granted:
             self.huge_pages, self.nodes = host.advise_huge(weights), host.spread_over_nodes(weights)
         if self.arena is not None:
             self.arena.start(weights, in_parts)
+
+    def cache(self, cache: KVCache) -> None:
+        """Asks for huge pages under a KV cache that has memory of its own, before it is written: attention walks over
+        more pages of 4 KB than a core keeps addresses of."""
+        large = [one for kind in range(len(cache.windows) + 1) for one in cache.memories(kind)]
+        large = [one for one in large if one.nbytes >= host.HUGE_FROM and one.device.type == "cpu"]
+        if self.is_cpu and large and not cache.is_shared:
+            self.huge_pages["kv"] = host.all_huge(large)
 
 
 def _pinned(plan: MemoryPlan, main: Device, arena: ExpertArena | None) -> MemoryPlan:

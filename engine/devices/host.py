@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import ModuleType
 
 import torch
@@ -28,6 +28,12 @@ def advise_huge(weights: ModelWeights) -> dict[str, bool]:
     """Asks for huge pages under every large tensor; whether the system agreed, by name."""
     advise: Callable[[Tensor], bool] = cpu_kernels().advise_huge
     return {name: advise(t) for name, t in large_in_ram(weights).items()}
+
+
+def all_huge(tensors: Iterable[Tensor]) -> bool:
+    """Asks for huge pages under each of these; whether the system agreed every time."""
+    granted = [cpu_kernels().advise_huge(one) for one in tensors]  # all are asked for, also after a refusal
+    return all(granted)
 
 
 def large_in_ram(weights: ModelWeights) -> dict[str, Tensor]:

@@ -119,7 +119,7 @@ LayerCache = KeysAndValues | Latents | Compressed | States | None  # None: the l
 
 
 class KVCache:
-    """The tensors of all layers. Memory is reserved here and taken by the system page by page, as tokens are written.
+    """The tensors of all layers. Memory is reserved here and taken by the system bit by bit, as tokens are written.
     slots: sequences that can have a recurrent state at once. windows: those with pools of their own, and their pages;
     layers over another one share the pages of those that see everything. shared: where the pages of these lie, whose
     numbers are then those of its room."""
@@ -134,7 +134,7 @@ class KVCache:
         windows: Sequence[tuple[Window, int]] = (),
         shared: SharedMemory | None = None,
     ) -> None:
-        self.format, self.pages = format, pages
+        self.format, self.pages, self.is_shared = format, pages, shared is not None
         self.sizes = cache_sizes(spec, format)
         self.windows = tuple(window for window, _ in windows)
         pools, numbers = [pages, *(many for _, many in windows)], counter()
@@ -180,14 +180,18 @@ class KVCache:
         window = window_of(mixer)
         return self.windows.index(window) + 1 if window in self.windows else 0
 
-    def page_parts(self, page: int, kind: int = 0) -> list[Tensor]:
-        """What a page holds of every layer of a kind, each contiguous: views."""
+    def memories(self, kind: int = 0) -> list[Tensor]:
+        """What pages of a kind lie in, of every layer: [pages, ...], each contiguous."""
         paged = [layer for layer in self.layers if isinstance(layer, KeysAndValues) and layer.kind == kind]
         keys = [one for layer in paged for one in (layer.k, layer.v, layer.index)]
         latents = [layer for layer in self.layers if isinstance(layer, Latents) and kind == 0]
         both = [one for layer in latents for one in (layer.rows, layer.keys)]
         memories = [cache_rows.memory(one) for one in (*keys, *both, *self._compressed(kind))]
-        return [one[page] for one in memories if one.numel()]
+        return [one for one in memories if one.numel()]
+
+    def page_parts(self, page: int, kind: int = 0) -> list[Tensor]:
+        """What a page holds of every layer of a kind, each contiguous: views."""
+        return [one[page] for one in self.memories(kind)]
 
     def state_parts(self, slot: int) -> list[Tensor]:
         """The recurrent state in a slot, of every layer that has one: views."""

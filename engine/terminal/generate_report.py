@@ -72,7 +72,8 @@ def startup_table(llm: LLM) -> Table:
 def _cache_rows(llm: LLM, place: str, kernel: str) -> Iterator[TableRow]:
     """The KV cache, and what of it is over windows."""
     name, budget = llm.parts.kv_format.name, llm.parts.kv_budget
-    yield TableRow(f"KV, {budget.max_context} tokens", place, name, f"<= {size(budget.kv_bytes)}", kernel)
+    huge = _huge(llm, "kv") if "kv" in llm.parts.huge_pages else "-"
+    yield TableRow(f"KV, {budget.max_context} tokens", place, name, f"<= {size(budget.kv_bytes)}", kernel, huge)
     for kind, (window, pages) in enumerate(budget.windows, 1):
         each = sum(part.nbytes for part in llm.parts.decoder.cache.page_parts(0, kind))
         yield TableRow(f"of it, over {window.length} tokens", place, name, f"<= {size(pages * each)}", kernel)
