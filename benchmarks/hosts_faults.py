@@ -1,12 +1,20 @@
-"""Kills, stops, restarts and slows hosts of experts at random times, again and again, and counts what came of it.
+"""Kills, stops, restarts and slows hosts at random times, pulls their cables, and counts what came of it.
 
-    python benchmarks/hosts_faults.py --times 50 --save faults.json [--split-by layers]
+    python benchmarks/hosts_faults.py --times 50 --save faults.json [--split-by layers] [--kinds kill,cut]
 
-Two hosts of the demo model run as processes of this machine. Each time one of them gets SIGKILL, SIGSTOP, or SIGSTOP
-for half the time-out (a slow host), while a batch of prompts is under way: in its prefill or in its decode, as the draw
-says. Counted are texts that differ from those of one machine, passes that took longer than the time-out and 3 s, and
-errors; of whole layers, whose lost passes are no passes, texts that took 14 s longer than usual. A host that was
-killed is started again, one that was stopped goes on; the next time begins when it is back.
+Two hosts of the demo model run as processes of this machine, each behind a cable of its own (`hosts_network.py`). Each
+time something happens to one of them while a batch of prompts is under way, in its prefill or in its decode:
+
+    kill      SIGKILL; it is started again afterwards
+    stop      SIGSTOP
+    slow      SIGSTOP for half the time-out
+    cut       the cable is pulled: both sides hear nothing more of the other
+    link      the cable carries 1 Mbit/s for half the time-out
+    restart   SIGKILL, and it is started again at once, while prompts go on without a pause until it has come back
+
+Counted are texts that differ from those of one machine, errors, and hangs: batches that took longer than usual by more
+than the time-out and 3 s. What was stopped or pulled is put right afterwards; the next time begins when the host is
+back.
 """
 
 from __future__ import annotations
@@ -19,108 +27,217 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import hosts_network
+from hosts_network import FarHosts, Network
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "hosts"))
 
-from host_processes import Hosts, experts_of, hosts_of, later
+from host_processes import coordinator, experts_of, later
 from thread_hosts import layers_of
 
 from headrace import LLM, SamplingParams
 
 TEXT = "And it came to pass, when the children of Israel saw it, they said one to another, What is it? "
-PROMPTS = ["In the beginning", TEXT * 3, "Behold,"]
+PROMPTS = ["In the beginning", TEXT * 12, "Behold,", TEXT * 9]
 GREEDY = SamplingParams(max_new_tokens=48, ignore_eos=True)
-KINDS = ("kill", "stop", "slow")
-TIMEOUT, SLACK = 2.0, {"experts": 3.0, "layers": 12.0}  # layers are loaded anew, and prompts computed again
+KINDS, PHASES = ("kill", "stop", "slow", "cut", "link", "restart"), ("prefill", "decode")
+TIMEOUT, SLACK, SLOW_LINK = 2.0, 3.0, 1e6  # seconds, seconds, bits a second
+CONTEXT = 1024
 
 
-def members_of(llm: LLM) -> Any:
-    """Who counts losses and returns."""
-    return experts_of(llm).members if llm.config.split_by == "experts" else layers_of(llm).holders
+class Run(NamedTuple):
+    """What happens. usual: seconds of a batch, and of its prompts; expected: its tokens."""
+
+    hosts: FarHosts
+    llm: LLM
+    usual: float
+    prompts: float
+    expected: list[list[int]]
+
+    @property
+    def members(self) -> Any:
+        """Who counts losses and returns."""
+        by_experts = self.llm.config.split_by == "experts"
+        return experts_of(self.llm).members if by_experts else layers_of(self.llm).holders
+
+    def when(self, phase: str, draw: random.Random) -> float:
+        """Seconds of a batch, in the middle of a phase."""
+        first, last = (0.0, self.prompts) if phase == "prefill" else (self.prompts, self.usual)
+        return first + draw.random() * (last - first)
+
+    @property
+    def phase(self) -> str:
+        """Where the batch is now."""
+        running = list(self.llm.loop.scheduler.running)
+        return "prefill" if any(one.computed < one.prompt_tokens for one in running) else "decode"
 
 
-def run(llm: LLM) -> tuple[list[list[int]], float]:
-    """Tokens of all prompts as a batch, and seconds of the longest pass."""
-    with llm.ledger.recording() as passes:
-        found = [result.token_ids for result in llm.generate(PROMPTS, GREEDY)]
-    return found, max(one.measured_s for one in passes)
+def said(llm: LLM, is_anew: bool = True) -> list[list[int]]:
+    """Tokens of all prompts as a batch; is_anew: nothing of them is known from before."""
+    if is_anew:
+        llm.loop.scheduler.forget()
+    return [result.token_ids for result in llm.generate(PROMPTS, GREEDY)]
 
 
-def act(hosts: Hosts, name: str, kind: str) -> None:
-    hosts.signal(name, signal.SIGKILL if kind == "kill" else signal.SIGSTOP)
-    if kind == "slow":
-        threading.Timer(TIMEOUT / 2, hosts.signal, (name, signal.SIGCONT)).start()
-
-
-def back(hosts: Hosts, name: str, kind: str, llm: LLM, returns: int) -> None:
-    """Until the host is there again."""
-    if kind == "kill":
+def act(run: Run, name: str, kind: str, seen: list[str]) -> None:
+    hosts, half = run.hosts, TIMEOUT / 2
+    seen.append(run.phase)
+    if kind in ("kill", "restart"):
+        hosts.signal(name, signal.SIGKILL)
+    elif kind in ("stop", "slow"):
+        hosts.signal(name, signal.SIGSTOP)
+    elif kind == "cut":
+        hosts.cable(name, False)
+    else:
+        hosts.choke(name, SLOW_LINK)
+    if kind == "restart":
         hosts.restart(name)
-    elif kind == "stop":
-        hosts.signal(name, signal.SIGCONT)
-    while members_of(llm).returns < returns:
-        llm.generate(["And"], SamplingParams(max_new_tokens=2))
+    if kind == "slow":
+        threading.Timer(half, hosts.signal, (name, signal.SIGCONT)).start()
+    if kind == "link":
+        threading.Timer(half, hosts.choke, (name, None)).start()
+
+
+def put_right(run: Run, name: str, kind: str) -> None:
+    """What was done is undone, as far as it is not yet."""
+    if kind == "kill":
+        run.hosts.restart(name)
+    elif kind == "cut":
+        run.hosts.cable(name, True)
+    elif kind in ("stop", "slow"):
+        run.hosts.signal(name, signal.SIGCONT)
+
+
+def back(run: Run, returns: int) -> None:
+    """Until the host is there again."""
+    end = time.monotonic() + 60
+    while run.members.returns < returns and time.monotonic() < end:
+        run.llm.generate(["And"], SamplingParams(max_new_tokens=2))
         time.sleep(0.1)
 
 
-def once(hosts: Hosts, llm: LLM, draw: random.Random, usual: float, expected: list[list[int]]) -> dict[str, Any]:
-    name, kind, at = draw.choice(["h1", "h2"]), draw.choice(KINDS), draw.random() * usual
-    losses, returns = members_of(llm).losses, members_of(llm).returns
-    error, found, seconds = "", expected, 0.0
-    start = time.monotonic()
-    with later(at, act, hosts, name, kind):
-        try:
-            found, seconds = run(llm)
-            again, more = run(llm)  # what came behind the last token of the first
-            found, seconds = (found if found != expected else again), max(seconds, more)
-            if llm.config.split_by == "layers":
-                seconds = max(0.0, time.monotonic() - start - 2 * usual)
-        except Exception as raised:
-            error, seconds = str(raised), time.monotonic() - start
-    if kind == "slow":
+@contextmanager
+def counted_returns(run: Run, found: list[bool]) -> Iterator[None]:
+    """Of each return whether sequences were running."""
+    members = run.members
+    came = members.came
+
+    def noted(*arguments: Any) -> None:
+        found.append(bool(run.llm.loop.scheduler.running))
+        came(*arguments)
+
+    members.came = noted
+    try:
+        yield
+    finally:
+        del members.came
+
+
+def without_a_pause(run: Run, returns: int) -> list[list[list[int]]]:
+    """Batches one over the other, until a host is back."""
+    end = time.monotonic() + 60
+
+    def one(number: int) -> list[list[list[int]]]:
+        found = []
+        time.sleep(number * run.usual / 2)
+        while run.members.returns < returns and time.monotonic() < end:
+            found.append(said(run.llm, is_anew=False))
+        return found
+
+    with ThreadPoolExecutor(2) as both:
+        return [texts for found in both.map(one, range(2)) for texts in found]
+
+
+def once(run: Run, kind: str, draw: random.Random) -> dict[str, Any]:
+    name, phase = draw.choice(["h1", "h2"]), draw.choice(PHASES)
+    losses, returns = run.members.losses, run.members.returns
+    error, texts, seconds, seen, mid_run = "", [], [], list[str](), list[bool]()
+    at = run.when(phase, draw)
+    with later(at, act, run, name, kind, seen), counted_returns(run, mid_run):
+        for _ in range(2):  # once more, for what came behind the last token of the first
+            start = time.monotonic()
+            try:
+                texts.append(said(run.llm))
+            except Exception as raised:
+                error = str(raised)
+            seconds.append(time.monotonic() - start - run.usual)
+        if kind == "restart":
+            texts += without_a_pause(run, returns + 1)
+    if kind in ("slow", "link"):
         time.sleep(TIMEOUT)
-        run(llm)
-    lost = members_of(llm).losses - losses
+    put_right(run, name, kind)
+    lost = run.members.losses - losses
     if lost:
-        back(hosts, name, "stop" if kind == "slow" else kind, llm, returns + 1)
+        back(run, returns + 1)
     return {
-        "host": name, "kind": kind, "at_s": round(at, 3), "longest_pass_s": round(seconds, 3), "lost": lost,
-        "error": error, "same": found == expected, "hang": seconds > TIMEOUT + SLACK[llm.config.split_by],
+        "host": name, "kind": kind, "phase": seen[0], "at_s": round(at, 3), "late_s": round(max(seconds), 3),
+        "lost": lost, "returns": run.members.returns - returns, "back_mid_run": any(mid_run), "batches": len(texts),
+        "error": error, "same": all(one == run.expected for one in texts), "hang": max(seconds) > TIMEOUT + SLACK,
+    }  # fmt: skip
+
+
+def usual(llm: LLM) -> tuple[float, float]:
+    """Seconds of a batch, and until all of its prompts are read; the second time."""
+    said(llm)
+    with llm.ledger.recording() as passes:
+        start = time.monotonic()
+        said(llm)
+        took = time.monotonic() - start
+    return took, sum(one.measured_s for one in passes if one.phase != "decode")
+
+
+def sums(found: list[dict[str, Any]], run: Run) -> dict[str, Any]:
+    both = [(kind, phase) for kind in KINDS for phase in PHASES]
+    return {
+        "times": len(found), "usual_s": round(run.usual, 3), "prompts_s": round(run.prompts, 3),
+        "load": round(os.getloadavg()[0], 1),
+        "by_kind": {f"{kind}, {phase}": sum((one["kind"], one["phase"]) == (kind, phase) for one in found)
+                    for kind, phase in both},
+        "batches": sum(one["batches"] for one in found),
+        "wrong_text": sum(not one["same"] for one in found), "hangs": sum(one["hang"] for one in found),
+        "errors": sum(bool(one["error"]) for one in found), "losses": sum(one["lost"] for one in found),
+        "returns": sum(one["returns"] for one in found), "back_mid_run": sum(one["back_mid_run"] for one in found),
+        "latest_s": {kind: max((one["late_s"] for one in found if one["kind"] == kind), default=0.0) for kind in KINDS},
     }  # fmt: skip
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--times", type=int, default=50)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--save", type=Path)
+    parser.add_argument("--kinds", default=",".join(KINDS))
     parser.add_argument("--split-by", choices=["experts", "layers"], default="experts")
     asked = parser.parse_args()
-    with LLM("demo", device="cpu", max_context=512, no_measure=True) as llm:
-        expected = run(llm)[0]
-    draw, found = random.Random(asked.seed), []
-    options = {"split_by": asked.split_by, "placement": "hosts", "max_context": 512, "prefill_chunk": 32}
-    with hosts_of("demo", 2, host_timeout=TIMEOUT, **options) as (hosts, llm):
-        run(llm)
-        start = time.monotonic()
-        run(llm)
-        usual = time.monotonic() - start
-        for number in range(asked.times):
-            found.append(once(hosts, llm, draw, usual, expected))
-            print(number + 1, json.dumps(found[-1]), flush=True)
-    sums = {
-        "times": len(found), "usual_s": round(usual, 3), "load": os.getloadavg()[0],
-        "by_kind": {kind: sum(one["kind"] == kind for one in found) for kind in KINDS},
-        "wrong_text": sum(not one["same"] for one in found), "hangs": sum(one["hang"] for one in found),
-        "errors": sum(bool(one["error"]) for one in found), "losses": sum(one["lost"] for one in found),
-        "longest_pass_s": max(one["longest_pass_s"] for one in found),
-    }  # fmt: skip
-    print(json.dumps(sums))
+    kinds = asked.kinds.split(",")
+    if not set(kinds) <= set(KINDS):
+        parser.error(f"--kinds is {asked.kinds!r}: give some of {','.join(KINDS)}")
+    hosts_network.enter()
+    with LLM("demo", device="cpu", max_context=CONTEXT, no_measure=True) as llm:
+        expected = said(llm)
+    draw, found, network = random.Random(asked.seed), [], Network(2)
+    hosts = FarHosts("demo", network)
+    options = {"split_by": asked.split_by, "placement": "hosts", "max_context": CONTEXT, "prefill_chunk": 32}
+    try:
+        with coordinator(hosts, host_timeout=TIMEOUT, **options) as llm:
+            run = Run(hosts, llm, *usual(llm), expected)
+            for number in range(asked.times):
+                found.append(once(run, kinds[number % len(kinds)], draw))
+                print(number + 1, json.dumps(found[-1]), flush=True)
+            total = sums(found, run)
+    finally:
+        hosts.close()
+        network.close()
+    print(json.dumps(total))
     if asked.save is not None:
-        asked.save.write_text(json.dumps({"sums": sums, "runs": found}, indent=1) + "\n")
-    return int(bool(sums["wrong_text"] or sums["hangs"] or sums["errors"]))
+        asked.save.write_text(json.dumps({"sums": total, "runs": found}, indent=1) + "\n")
+    return int(bool(total["wrong_text"] or total["hangs"] or total["errors"]))
 
 
 if __name__ == "__main__":

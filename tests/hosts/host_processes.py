@@ -44,10 +44,10 @@ def free_port() -> int:
 
 
 class Hosts:
-    """Processes that join a port of this machine."""
+    """Processes that join a port of this machine, at one of its addresses."""
 
-    def __init__(self, model: Path | str, count: int, *options: str) -> None:
-        self.model, self.port, self.options = model, free_port(), options
+    def __init__(self, model: Path | str, count: int, *options: str, address: str = "127.0.0.1") -> None:
+        self.model, self.port, self.options, self.address = model, free_port(), options, address
         self.processes = {f"h{number}": self.start(f"h{number}") for number in range(1, count + 1)}
 
     @property
@@ -56,10 +56,13 @@ class Hosts:
 
     def start(self, name: str, model: Path | str | None = None, **variables: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "headrace", "host", str(model or self.model)]
-        command += ["--join", f"127.0.0.1:{self.port}", "--name", name, "--threads", "1", *self.options]
-        return subprocess.Popen(
-            command, text=True, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1", **variables}
-        )
+        command += ["--join", f"{self.address}:{self.port}", "--name", name, "--threads", "1", *self.options]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
+        return subprocess.Popen(self.command(name, command), text=True, stderr=subprocess.PIPE, env=environment)
+
+    def command(self, name: str, words: list[str]) -> list[str]:
+        """What starts a host."""
+        return words
 
     def restart(self, name: str) -> None:
         self.end(name)
@@ -85,6 +88,7 @@ class Joined(Protocol):
 
     model: Path | str
     port: int
+    address: str
 
     @property
     def count(self) -> int: ...
@@ -94,7 +98,7 @@ class Joined(Protocol):
 def coordinator(hosts: Joined, **options: Any) -> Iterator[LLM]:
     """A model on hosts that are there already: they join one coordinator after the other."""
     given = {"max_context": 128, "no_measure": True, **options}
-    with LLM(hosts.model, hosts=hosts.count, listen=f"127.0.0.1:{hosts.port}", host_wait=WAIT, **given) as llm:
+    with LLM(hosts.model, hosts=hosts.count, listen=f"{hosts.address}:{hosts.port}", host_wait=WAIT, **given) as llm:
         yield llm
 
 

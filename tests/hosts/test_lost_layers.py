@@ -13,6 +13,7 @@ import pytest
 from thread_hosts import ThreadHosts, layered, layers_of
 
 from headrace import LLM, SamplingParams
+from headrace.engine.hosts.layers import net_layers
 from headrace.engine.hosts.layers.net_layers import NetLayers
 from headrace.errors import DeviceError
 
@@ -83,6 +84,30 @@ def test_lost_in_prompts_and_in_decode(
         assert layers_of(llm).holders.route == [(0, (0, len(llm.spec.layers)))]
         assert layers_of(llm).holders.losses == 4
         assert layers_of(llm).holders.returns == 2
+
+
+def test_one_that_waited_comes_back_in_the_middle(
+    hosts: ThreadHosts, expected: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A service that is never idle gets its host again: what runs is computed anew then, too."""
+    with layered(hosts, **OPTIONS) as llm:
+        holders = layers_of(llm).holders
+        home = list(holders.route)
+        hosts.end("h1")
+        assert said(llm) == expected
+
+        def again() -> None:
+            hosts.start("h1")
+            came_back(llm)
+
+        at_pass(monkeypatch, llm, 5, again)
+        assert said(llm) == expected
+        assert holders.returns == 0  # it waits for a moment when nothing runs
+        hosts.end("h1")
+        monkeypatch.setattr(net_layers, "PATIENCE", 0.0)
+        at_pass(monkeypatch, llm, 5, again)
+        assert said(llm) == expected
+        assert (holders.returns, holders.route) == (2, home)  # the one that had left, and the one that is there
 
 
 def came_back(llm: LLM) -> None:

@@ -20,6 +20,8 @@ from headrace.engine.terminal.hosts.host_command import Fetched, open_model
 class ThreadHosts:
     """So many hosts that join a port of this machine."""
 
+    address = "127.0.0.1"
+
     def __init__(self, model: Path | str, count: int, has_copy: bool = True) -> None:
         self.model, self.port, self.has_copy, self.said = model, free_port(), has_copy, list[str]()
         self.hosts: dict[str, ExpertHost] = {}

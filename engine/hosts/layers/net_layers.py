@@ -38,6 +38,7 @@ from ..messages.rows import WireFormat
 from .held import HeldLayers
 from .holders import Holders
 
+PATIENCE = 5.0  # seconds that a host which came back waits for a moment when nothing runs
 log = logging.getLogger("headrace")
 
 
@@ -61,9 +62,10 @@ class NetLayers:
         self.copies: list[list[tuple[int, int]]] = [[] for _ in parts.holders.names]
 
     def begin(self, is_idle: bool) -> bool:
-        """Takes in a host that came back, when nothing is lost by it or layers are missing; gives out layers that
-        nobody holds. Whether caches are empty now. Raises DeviceError where layers cannot be had."""
-        while is_idle and self._take_in():
+        """Takes in a host that came back, when nothing is lost by it, layers are missing or it has waited for long;
+        gives out layers that nobody holds. Whether caches are empty now. Raises DeviceError where layers cannot be
+        had."""
+        while (is_idle or self._has_waited) and self._take_in():
             pass
         self._deal_anew()
         lost, self.is_lost = self.is_lost, False
@@ -155,6 +157,12 @@ class NetLayers:
         self.is_lost = True
         self._deal_anew()
         raise CacheLost(f"host {name} was lost ({why}): its layers are on other machines now")
+
+    @property
+    def _has_waited(self) -> bool:
+        """Whether a host that came back has done so for long enough: a service that is never idle is to have it."""
+        there = self.parts.gathering.arrivals.queue
+        return bool(there) and time.monotonic() - there[0][1].heard > PATIENCE
 
     def _take_in(self) -> bool:
         """Gives a host that came back its layers; False where none did."""
