@@ -12,9 +12,9 @@ time something happens to one of them while a batch of prompts is under way, in 
     link      the cable carries 1 Mbit/s for half the time-out
     restart   SIGKILL, and it is started again at once, while prompts go on without a pause until it has come back
 
-Counted are texts that differ from those of one machine, errors, and hangs: batches that took longer than usual by more
-than the time-out and 3 s. What was stopped or pulled is put right afterwards; the next time begins when the host is
-back.
+Counted are texts that differ from those of one machine, errors, and hangs: batches that took more than the time-out
+and 3 s longer than the slower one of two that nothing happened to, right before and right after. What was stopped or
+pulled is put right afterwards; the next time begins when the host is back.
 """
 
 from __future__ import annotations
@@ -59,6 +59,10 @@ class Run(NamedTuple):
     usual: float
     prompts: float
     expected: list[list[int]]
+
+    def anew(self, seconds: tuple[float, float]) -> Run:
+        """The same with what a batch takes now."""
+        return self._replace(usual=seconds[0], prompts=seconds[1])
 
     @property
     def members(self) -> Any:
@@ -158,6 +162,7 @@ def once(run: Run, kind: str, draw: random.Random) -> dict[str, Any]:
     name, phase = draw.choice(["h1", "h2"]), draw.choice(PHASES)
     losses, returns = run.members.losses, run.members.returns
     error, texts, seconds, seen, mid_run = "", [], [], list[str](), list[bool]()
+    run = run.anew(before := timed(run.llm))
     at = run.when(phase, draw)
     with later(at, act, run, name, kind, seen), counted_returns(run, mid_run):
         for _ in range(2):  # once more, for what came behind the last token of the first
@@ -166,7 +171,7 @@ def once(run: Run, kind: str, draw: random.Random) -> dict[str, Any]:
                 texts.append(said(run.llm))
             except Exception as raised:
                 error = str(raised)
-            seconds.append(time.monotonic() - start - run.usual)
+            seconds.append(time.monotonic() - start)
         if kind == "restart":
             texts += without_a_pause(run, returns + 1)
     if kind in ("slow", "link"):
@@ -175,16 +180,16 @@ def once(run: Run, kind: str, draw: random.Random) -> dict[str, Any]:
     lost = run.members.losses - losses
     if lost:
         back(run, returns + 1)
+    late = max(seconds) - max(before[0], timed(run.llm)[0])
     return {
-        "host": name, "kind": kind, "phase": seen[0], "at_s": round(at, 3), "late_s": round(max(seconds), 3),
+        "host": name, "kind": kind, "phase": seen[0], "at_s": round(at, 3), "late_s": round(late, 3),
         "lost": lost, "returns": run.members.returns - returns, "back_mid_run": any(mid_run), "batches": len(texts),
-        "error": error, "same": all(one == run.expected for one in texts), "hang": max(seconds) > TIMEOUT + SLACK,
+        "error": error, "same": all(one == run.expected for one in texts), "hang": late > TIMEOUT + SLACK,
     }  # fmt: skip
 
 
-def usual(llm: LLM) -> tuple[float, float]:
-    """Seconds of a batch, and until all of its prompts are read; the second time."""
-    said(llm)
+def timed(llm: LLM) -> tuple[float, float]:
+    """Seconds of a batch, and until all of its prompts are read."""
     with llm.ledger.recording() as passes:
         start = time.monotonic()
         said(llm)
@@ -226,7 +231,8 @@ def main() -> int:
     options = {"split_by": asked.split_by, "placement": "hosts", "max_context": CONTEXT, "prefill_chunk": 32}
     try:
         with coordinator(hosts, host_timeout=TIMEOUT, **options) as llm:
-            run = Run(hosts, llm, *usual(llm), expected)
+            said(llm)  # what the first one does besides
+            run = Run(hosts, llm, *timed(llm), expected)
             for number in range(asked.times):
                 found.append(once(run, kinds[number % len(kinds)], draw))
                 print(number + 1, json.dumps(found[-1]), flush=True)

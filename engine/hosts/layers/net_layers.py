@@ -2,6 +2,8 @@
 
     coordinator: its own layers -> host 1 -> coordinator -> host 2 -> coordinator: head
 
+A pass of many tokens goes in parts, so that one machine computes one while the next has the one before (`flow.py`).
+
 Every machine has the cache of its own layers; pages and slots have the same numbers everywhere, so that sharing of
 prompts, copies of states and preemption need no word but the passes themselves. Who is silent for `timeout` seconds
 while an answer is due, or whose connection ends, is lost with its cache: others load its layers, and every sequence is
@@ -16,14 +18,11 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple, NoReturn
 
-import torch
 from torch import Tensor
 
 from ....errors import HeadraceError
 from ....kernels.passes.tally import Tally
-from ....loaders.spec import MoeSpec
-from ...ledger.pass_bytes import HIDDEN, ROUTING
-from ...ledger.passes import NET, Bytes, add_bytes
+from ...ledger.passes import NET, Bytes
 from ...ledger.timers import Timers
 from ...model.batch import Inputs
 from ...model.segment import CacheLost, Run, row_width, widened
@@ -31,12 +30,14 @@ from ...speculation.row_kernels import is_by_row
 from ..exchange import STEP
 from ..joining.gathering import Gathering
 from ..link import Link
-from ..messages import frames, passes
+from ..messages import frames
 from ..messages.frames import Broken, Kind
-from ..messages.passes import Done, Task
 from ..messages.rows import WireFormat
+from . import how_many
+from .flow import Flow
 from .held import HeldLayers
 from .holders import Holders
+from .parts import cut
 
 PATIENCE = 5.0  # seconds that a host which came back waits for a moment when nothing runs
 log = logging.getLogger("headrace")
@@ -82,57 +83,21 @@ class NetLayers:
     def run(self, x_TX: Tensor, inputs: Inputs, tally: Tally | None) -> tuple[Tensor, Bytes]:
         """All layers; see `Beyond`. Raises CacheLost where a host was lost and others have its layers now, DeviceError
         where nobody has room for them."""
-        read: Bytes = {}
-        rows_R, by_row = inputs.wanted_rows, is_by_row(self.own.ops)
-        x_TX = x_TX[:, : self.width].contiguous()
-        for node, (first, last) in self.holders.route:
-            copies, self.copies[node] = self.copies[node], []
-            task = Task(first, last, x_TX, inputs.places, rows_R, copies, by_row, tally is not None)
-            if node == 0:
-                done = self.own.run(task)
-                add_bytes(read, self.own.read(task, inputs.spans, done.distinct))
-            else:
-                start = time.perf_counter()
-                done = self._ask(node, task, read)
-                self.timers.spend(NET, time.perf_counter() - start)
-            _count(tally, first, done)
-            x_TX = done.x_RX
-        return widened(self.spec, x_TX), read
+        parts = cut(inputs, how_many.by_tokens(len(inputs.ids_T), len(self.holders.route)))
+        flow = Flow(self, parts, is_by_row(self.own.ops), tally is not None)
+        x_TX = flow.run(x_TX[:, : self.width].contiguous(), tally)
+        self.timers.spend(NET, flow.waited)
+        return widened(self.spec, x_TX), flow.read
 
-    def _ask(self, node: int, task: Task, read: Bytes) -> Done:
-        """A pass through a host's layers; what was sent is added to `read`."""
-        wire, shapes, rows = self.parts.wire, self._shapes(task), self._rows(task)
-        besides = passes.answer_bytes(shapes)
-        parts = passes.task_parts(task, wire, self.call + 1 & 0xFFFFFFFF)
-        body = self._answer(node, Kind.HIDDEN, parts, besides + rows * wire.row(self.width))
-        try:
-            done = passes.read_answer(body, wire, self.width, shapes, rows)
-        except Broken as error:
-            self._lose(node, str(error))
-        hidden = (len(task.x_TX) + rows) * wire.row(self.width)
-        add_bytes(read, {NET: {HIDDEN: hidden, ROUTING: besides + passes.places_bytes(task)}})
-        return done
+    def next_call(self) -> int:
+        """The number of the next request."""
+        self.call = self.call + 1 & 0xFFFFFFFF
+        return self.call
 
-    def _rows(self, task: Task) -> int:
-        """How many go on behind these layers."""
-        is_end = task.last == len(self.spec.layers)
-        return len(task.rows_R) if is_end and task.rows_R is not None else len(task.x_TX)
-
-    def _shapes(self, task: Task) -> list[tuple[int, int]]:
-        """Of each layer the tokens whose choices come back, and how many each has."""
-        found = []
-        for i in range(task.first, task.last):
-            ffn = self.spec.layers[i].ffn
-            tokens = self._rows(task) if i == len(self.spec.layers) - 1 else len(task.x_TX)
-            found.append((tokens, ffn.top_k) if task.chosen and isinstance(ffn, MoeSpec) else (0, 0))
-        return found
-
-    def _answer(self, node: int, kind: Kind, parts: list[memoryview], most: int) -> bytearray:
-        """Sends a request, and waits for what answers it. Loses a host that does not."""
+    def _answer(self, node: int, kind: Kind, parts: list[memoryview]) -> bytearray:
+        """Sends the request of the last number, and waits for what answers it. Loses a host that does not."""
         link, since = self.holders.links[node], time.monotonic()
         assert link is not None, "a host that is lost is asked"
-        self.call = self.call + 1 & 0xFFFFFFFF
-        link.limit = max(link.limit, most)
         link.queue(parts)
         try:
             while True:
@@ -146,11 +111,11 @@ class NetLayers:
                 if time.monotonic() - max(link.heard, since) > self.parts.timeout:
                     raise Broken(f"no word for {self.parts.timeout:g} s")
         except OSError as error:
-            self._lose(node, error.strerror or str(error))
+            self.lose(node, error.strerror or str(error))
         except Broken as error:
-            self._lose(node, str(error))
+            self.lose(node, str(error))
 
-    def _lose(self, node: int, why: str) -> NoReturn:
+    def lose(self, node: int, why: str) -> NoReturn:
         """Its layers go to others. Always raises: CacheLost, or DeviceError where nobody can take them."""
         name = self.holders.names[node]
         self.holders.lose(node, why)
@@ -203,9 +168,9 @@ class NetLayers:
 
     def _hold_there(self, node: int, runs: Sequence[Run]) -> str:
         said = {"layers": [list(run) for run in runs]}
-        parts = frames.json_parts(Kind.HOLD, said, self.call + 1 & 0xFFFFFFFF)
+        parts = frames.json_parts(Kind.HOLD, said, self.next_call())
         try:
-            return str(frames.as_json(self._answer(node, Kind.HELD, parts, 0)).get("error", ""))
+            return str(frames.as_json(self._answer(node, Kind.HELD, parts)).get("error", ""))
         except CacheLost as error:  # it was lost meanwhile, and all is dealt out again
             return str(error)
 
@@ -225,13 +190,3 @@ def _wait(link: Link) -> None:
     poller = select.poll()
     poller.register(link.fileno(), select.POLLIN | (select.POLLOUT if link.out else 0))
     poller.poll(STEP * 1000)
-
-
-def _count(tally: Tally | None, first: int, done: Done) -> None:
-    """Takes in what the layers from `first` on chose."""
-    if tally is None:
-        return
-    nothing = torch.empty(0)
-    for i, ids_TK in enumerate(done.ids, first):
-        if ids_TK is not None:
-            tally.take(i, (ids_TK, nothing))

@@ -13,7 +13,7 @@ import pytest
 from thread_hosts import ThreadHosts, layered, layers_of
 
 from headrace import LLM, SamplingParams
-from headrace.engine.hosts.layers import net_layers
+from headrace.engine.hosts.layers import how_many, net_layers
 from headrace.engine.hosts.layers.net_layers import NetLayers
 from headrace.errors import DeviceError
 
@@ -65,7 +65,8 @@ def test_lost_in_prompts_and_in_decode(
     hosts: ThreadHosts, expected: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The other one takes its layers, the one that comes back gets them again; then the last one is lost, and the
-    coordinator loads them all."""
+    coordinator loads them all. Passes go in parts."""
+    monkeypatch.setattr(how_many, "LEAST", 4)
     with layered(hosts, **OPTIONS) as llm:
         home = list(layers_of(llm).holders.route)
         for number, name in ((2, "h1"), (12, "h2")):
