@@ -10,7 +10,8 @@ On the CPU alone all experts are one load, read in turn with the rest; of those 
 of reading and computing counts. Bytes are those of the routing that happened,
 each format's at its own rate: an expert of several formats, or of a layer with others, is the sum over them.
 Beside each other copies and the CPU's experts have what was measured, else the CPU what copies leave of a plain read
-(`split_decode.py`). With hosts of experts a layer is as `network/hops.py` has it.
+(`split_decode.py`). With hosts of experts a layer is as `network/hops.py` has it, with
+whole layers there a pass as `network/stops.py`.
 Not counted: launches of the GPU's kernels, and a hand-off whose cost is not known.
 """
 
@@ -58,6 +59,7 @@ from ..ledger.passes import (
 from . import flop_counts, split_decode
 from .hardware import Hardware, exactly
 from .network.hops import Asked, Cost, Exchange, Network
+from .network.stops import Route, Work
 from .profile import mean_queries
 from .roofline import Cache, Handoff, Link, Load, Overhead, Step, Weights, in_turn, predict, side_by_side
 
@@ -129,6 +131,8 @@ class PassModel:
         """A pass whose experts other machines compute, beside those that are here; None where the hosts were not
         measured."""
         network = self.network
+        if network is not None and network.route is not None:
+            return self._through(done, network.route)
         if network is None or network.costs is None:
             return None
         steps = [in_turn(*(load for load in self._common(done) if not (isinstance(load, Weights) and load.experts)))]
@@ -140,6 +144,21 @@ class PassModel:
             if asked:
                 steps.append(in_turn(Cost(network.costs, work.tokens)))
         return predict([*steps, in_turn(self._overhead(done))], self.machine)
+
+    def _through(self, done: Pass, route: Route) -> Prediction:
+        """A pass whose layers are on several machines: these as they were measured, what is outside of layers from the
+        rates of this one."""
+        rows, head = self.sizes.row.times(done.tokens), done.bytes.get(CPU_DRAM, {}).get(HEAD, 0)
+        overhead = Overhead(done.tokens, 0, 0, self._logit_rows(done) * self.spec.vocab)
+        loads = (Weights(CPU_DRAM, rows, 0), Weights(CPU_DRAM, self.sizes.head.spread(head), 0), overhead)
+        outside = predict([in_turn(*loads)], self.machine)
+        is_prompt = done.tokens > len(done.sequences)
+        work = Work(tokens=done.tokens, is_prompt=is_prompt, context=done.context)
+        parts = route.parts(work)
+        layers, own = route.seconds(work, parts), route.own_s(work, parts)
+        here = outside.terms.get(CPU_DRAM, 0.0) + own
+        terms = {**outside.terms, CPU_DRAM: here, NET: max(0.0, layers - own)}
+        return Prediction(terms=terms, seconds=outside.seconds + layers)
 
     def _asked(self, work: LayerWork, one: HostWork, network: Network) -> Asked:
         """What a host did in a layer."""

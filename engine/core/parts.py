@@ -25,6 +25,7 @@ from ..experts.disk.disk_cache import DiskCache
 from ..experts.disk.disk_experts import DiskExperts
 from ..experts.host_buffers import HostBuffers
 from ..generation.admission import Admission
+from ..hosts.layers.net_layers import NetLayers
 from ..hosts.net_experts import NetExperts
 from ..ledger.timers import Timers
 from ..memory.expert_arena import ExpertArena
@@ -121,7 +122,9 @@ class EngineParts:
 
     @property
     def network(self) -> Network | None:
-        """The hosts of experts as they were measured, where there are some."""
+        """The hosts of experts, or of layers, as they were measured, where there are some."""
+        if isinstance(self.decoder.beyond, NetLayers):
+            return self.decoder.beyond.network
         return self.decoder.experts.network if isinstance(self.decoder.experts, NetExperts) else None
 
     def close(self) -> None:

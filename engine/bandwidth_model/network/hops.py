@@ -13,12 +13,16 @@ the other. A host reads as the device that it is, at the rates that it measured,
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ....loaders.quants.by_format import ByFormat
 from ...ledger.passes import CPU_DRAM, NET
 from ..hardware import Device, End, Hardware, Range
 from ..profile import along
 from ..roofline import Weights
+
+if TYPE_CHECKING:
+    from .stops import Route
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -90,6 +94,10 @@ class Costs:
 
     points: tuple[tuple[float, Range], ...]
 
+    def times(self, factor: float) -> Costs:
+        """So many times as much."""
+        return Costs(tuple((tokens, seconds.times(factor)) for tokens, seconds in self.points))
+
     def at(self, tokens: float, end: End = "mid") -> float:
         """Of a layer of so many tokens."""
         points = [(count, value.at(end)) for count, value in self.points]
@@ -119,8 +127,9 @@ NOTHING = Costs(((1.0, Range(0.0, 0.0, 0.0)),))
 @dataclass(kw_only=True)
 class Network:
     """The hosts of a run by their numbers, from 1 on; one that comes back has its figures renewed. costs: None as long
-    as they were not measured: then nothing is predicted."""
+    as they were not measured: then nothing is predicted. route: of whole layers on hosts, the same."""
 
     wire: str
     hops: dict[int, Hop]
     costs: Costs | None = None
+    route: Route | None = None

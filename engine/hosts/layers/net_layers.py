@@ -16,12 +16,15 @@ import logging
 import select
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple, NoReturn
 
 from torch import Tensor
 
 from ....errors import HeadraceError
 from ....kernels.passes.tally import Tally
+from ...bandwidth_model.network.hops import Hop, Network
+from ...bandwidth_model.network.stops import Route, Stop
 from ...ledger.passes import NET, Bytes
 from ...ledger.timers import Timers
 from ...model.batch import Inputs
@@ -33,7 +36,7 @@ from ..link import Link
 from ..messages import frames
 from ..messages.frames import Broken, Kind
 from ..messages.rows import WireFormat
-from . import how_many
+from . import how_many, stop_costs
 from .flow import Flow
 from .held import HeldLayers
 from .holders import Holders
@@ -61,6 +64,7 @@ class NetLayers:
         self.holders, self.own, self.spec = parts.holders, parts.own, parts.own.spec
         self.width, self.call, self.is_lost = row_width(self.spec), 0, False
         self.copies: list[list[tuple[int, int]]] = [[] for _ in parts.holders.names]
+        self.network, self.stops = Network(wire=parts.wire.name, hops={}), dict[int, Stop]()
 
     def begin(self, is_idle: bool) -> bool:
         """Takes in a host that came back, when nothing is lost by it, layers are missing or it has waited for long;
@@ -72,7 +76,28 @@ class NetLayers:
         lost, self.is_lost = self.is_lost, False
         if lost:
             self.copies = [[] for _ in self.copies]
+            self.network.route = self._route()
         return lost
+
+    def measure(self, most_tokens: int, most_sequences: int) -> None:
+        """What layers take on each machine, before the first pass. Raises DeviceError where a host is lost."""
+        self.stops = stop_costs.measure(self, most_tokens, most_sequences)
+        self.network.route = self._route()
+
+    def hop(self, node: int) -> Hop | None:
+        """A host as it was measured when it joined; None: the coordinator, or one that is gone."""
+        link = self.holders.links[node]
+        return None if link is None else link.figures.hop(link.name, [])
+
+    def _route(self) -> Route | None:
+        """The machines of a pass with what they were measured to take; None where one was not."""
+        route = self.holders.route
+        if any(node not in self.stops for node, _ in route):
+            return None
+        stops = [self.stops[node].times(last - first) for node, (first, last) in route]
+        hops = [self.hop(node) for node, _ in route]
+        found = tuple(replace(stop, hop=hop) for stop, hop in zip(stops, hops, strict=True))
+        return Route(stops=found, row=self.parts.wire.row(self.width))
 
     def copy_state(self, slot: int, to: int) -> None:
         """Copies a recurrent state: here now, on a host before its next pass."""
@@ -83,7 +108,7 @@ class NetLayers:
     def run(self, x_TX: Tensor, inputs: Inputs, tally: Tally | None) -> tuple[Tensor, Bytes]:
         """All layers; see `Beyond`. Raises CacheLost where a host was lost and others have its layers now, DeviceError
         where nobody has room for them."""
-        parts = cut(inputs, how_many.by_tokens(len(inputs.ids_T), len(self.holders.route)))
+        parts = cut(inputs, how_many.parts(inputs.spans, len(self.holders.route), self.network.route))
         flow = Flow(self, parts, is_by_row(self.own.ops), tally is not None)
         x_TX = flow.run(x_TX[:, : self.width].contiguous(), tally)
         self.timers.spend(NET, flow.waited)

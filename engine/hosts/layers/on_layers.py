@@ -111,10 +111,21 @@ class OnLayers:
             said = ", ".join(map(named, layers)) or "none"
             log.warning("host %s: layers %s, generation %d", link.name, said, link.generation)
         parts = Ready(holders, self.gathering, own, WIRES[self.config.wire], self.config.host_timeout)
-        beyond, spec = NetLayers(parts, timers), part_of(self.checkpoint.spec, 0, 0)
+        beyond = NetLayers(parts, timers)
+        if not self.config.no_measure:
+            self._measure(beyond)
+        spec = part_of(self.checkpoint.spec, 0, 0)
         outside, cache = replace(weights, layers=(), tables={}), NoLayers(spec, self.layers.room, beyond)
         experts, context = CpuExperts([], self.ops), self.layers.room.context
         return Decoder(spec, outside, self.ops, experts, cache, context, inputs, beyond=beyond)
+
+    def _measure(self, beyond: NetLayers) -> None:
+        """What predictions need, and how many parts a pass has best. Raises DeviceError."""
+        try:
+            beyond.measure(self.config.prefill_chunk, self.config.max_sequences)
+        except DeviceError as error:
+            beyond.close()
+            raise DeviceError(f"{error}: start it again") from error
 
 
 def _check(spec: ModelSpec) -> None:
