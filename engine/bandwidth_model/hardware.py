@@ -22,6 +22,7 @@ from ..ledger.passes import CPU_DRAM, D2D, D2H, H2D
 from ..placement.placement import channel
 from ..units import GB
 
+IN_CACHES = 64 << 20  # bytes of weights up to which DRAM does not bound a model
 End = Literal["low", "mid", "high"]
 ENDS: tuple[End, ...] = ("low", "mid", "high")
 Kind = Literal["gpu", "cpu", "unified", "on-chip", "disk"]

@@ -14,12 +14,12 @@ from ..ledger.drift import DriftWatch
 from ..ledger.ledger import Ledger
 from ..placement.placement import Tier
 from . import tier_rates
+from .hardware import IN_CACHES as IN_CACHES
 from .hardware import Hardware
 from .network.hops import Network
 from .pass_model import PassModel
 from .profile import STALE, Profile
 
-IN_CACHES = 64 << 20  # bytes of weights up to which DRAM does not bound a model
 log = logging.getLogger("headrace")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ...loaders.spec import ModelSpec
 from ...loaders.weights.model_weights import Formats, allocate
-from ..speculation.mtp.waiting import MOST_ROWS
+from ..planning.own_layer import waiting_rows
 
 
 def weight_bytes(spec: ModelSpec, formats: Formats) -> int:
@@ -15,4 +15,4 @@ def weight_bytes(spec: ModelSpec, formats: Formats) -> int:
 
 def nbytes(spec: ModelSpec, sequences: int) -> int:
     """Hidden states that wait until they are taken in, of so many sequences; 0 without such a layer."""
-    return 0 if spec.mtp is None else 4 * MOST_ROWS * sequences * spec.hidden
+    return 0 if spec.mtp is None else waiting_rows.nbytes(spec.hidden, sequences)

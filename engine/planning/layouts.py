@@ -21,10 +21,19 @@ CPU, DISK = "cpu", "disk"
 
 @dataclass(frozen=True, kw_only=True)
 class Demand:
-    """What a run needs besides weights, in bytes: cache and states of all sequences by layer, activations of a pass."""
+    """What a run needs besides weights, in bytes: cache and states of all sequences by layer, activations of a pass.
+    own_layer, own_cache: of the model's own layer that drafts, and hidden states that wait for it; own_beside_gpu: used
+    wherever experts lie, else where all is in RAM."""
 
     cache: tuple[int, ...]
     activations: int
+    own_layer: int = 0
+    own_cache: int = 0
+    own_beside_gpu: bool = False
+
+    def own(self, is_in_ram: bool) -> int:
+        """Bytes of the model's own layer that drafts, with its cache, where it is used."""
+        return self.own_layer + self.own_cache if is_in_ram or self.own_beside_gpu else 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +44,11 @@ class Placement:
     common: tuple[str, ...]
     experts: tuple[str, ...]
     outside: str
+
+    @property
+    def is_in_ram(self) -> bool:
+        """Whether everything is."""
+        return {*self.common, *self.experts, self.outside} == {CPU}
 
     @property
     def n_cpu_moe(self) -> int:
@@ -59,7 +73,7 @@ def on_cpu(storage: Storage, hardware: Hardware, demand: Demand) -> Placement:
     """Everything in RAM; experts that do not fit stay on the disk, if the machine has one."""
     count = len(storage.layers)
     assert hardware.cpu is not None
-    fixed = storage.common + storage.held + sum(demand.cache) + demand.activations
+    fixed = storage.common + storage.held + sum(demand.cache) + demand.activations + demand.own(False)
     experts = _until_full(storage, [CPU] * count, fixed, hardware)
     return Placement(name="cpu", common=(CPU,) * count, experts=tuple(experts), outside=CPU)
 
@@ -70,7 +84,7 @@ def offloaded(storage: Storage, hardware: Hardware, demand: Demand, n_cpu_moe: i
     count = len(storage.layers)
     rooms = {f"gpu{i}": usable(gpu) for i, gpu in enumerate(hardware.gpus)}
     used = dict.fromkeys(rooms, 0)
-    used["gpu0"] = storage.common + sum(demand.cache) + demand.activations
+    used["gpu0"] = storage.common + sum(demand.cache) + demand.activations + demand.own(False)
     sizes = [layer.routed if layer.experts else 0 for layer in storage.layers]
     # What was asked for and is too much is said to be so in the memory table.
     placed = fill_from_last(sizes, rooms, used, first=n_cpu_moe or 0, must=n_cpu_moe is not None)
@@ -115,7 +129,7 @@ def spread(storage: Storage, hardware: Hardware, demand: Demand) -> Placement:
     """Whole layers on the GPUs, filled in their order: everything in VRAM. What is too much stays with the last one."""
     rooms = {f"gpu{i}": usable(gpu) for i, gpu in enumerate(hardware.gpus)}
     used = dict.fromkeys(rooms, 0)
-    used["gpu0"] = storage.outside + storage.held + demand.activations
+    used["gpu0"] = storage.outside + storage.held + demand.activations + demand.own(False)
     tiers, order, at = [], list(rooms), 0
     for layer, cache in zip(storage.layers, demand.cache, strict=True):
         size = layer.common + layer.routed + cache
@@ -170,10 +184,12 @@ def _needs(tier: str, placement: Placement, storage: Storage, demand: Demand) ->
     cache = sum(demand.cache[i] for i in layers if placement.common[i] == tier)
     # A table of which a token reads a row lies in RAM, unless everything is on a GPU.
     all_on_gpu = CPU not in placement.experts and DISK not in placement.experts and placement.outside != CPU
+    has_own = placement.outside == tier and demand.own(placement.is_in_ram) > 0
     return {
         "common weights": common,
         "experts": sum(storage.layers[i].routed for i in layers if placement.experts[i] == tier),
-        "cache": cache,
+        "MTP layer": demand.own_layer if has_own else 0,
+        "cache": cache + (demand.own_cache if has_own else 0),
         "embedding": storage.held if tier == ("gpu0" if all_on_gpu else CPU) else 0,
         "activations": demand.activations if cache or common else 0,
     }

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ...errors import OptionError
+from ...errors import OptionError, brief
 from ...kernels.formats import KV_FORMATS, KVFormat
 from ..bandwidth_model.network.wire_sizes import WIRES
 from ..option import COMMON, HOSTS, MODEL, option
 from ..placement.placement import PLACES
+
+SPECULATE = ("auto", "off", "lookup", "mtp")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +27,7 @@ class Options:
     kv_format: str = option("bf16", MODEL, "NAME", f"of the KV cache: {', '.join(KV_FORMATS)}")
     experts_per_token: int | None = option(None, MODEL, "N", "experts that a token uses; default as trained")
     hosts: str | None = option(None, HOSTS, "TEXT", "more machines: \"3x ddr5-6000-2ch 96gb, 10gbe\"; groups by ';'")
+    speculate: str = option("auto", MODEL, "HOW", f"whether the model's own layer drafts: {', '.join(SPECULATE)}")
     wire: str = option("f32", HOSTS, "TYPE", f"of rows that go to hosts and back: {', '.join(WIRES)}")
 
     def __post_init__(self) -> None:
@@ -36,6 +39,10 @@ class Options:
             raise OptionError(f"--kv-format is '{self.kv_format}'; choose one of {', '.join(KV_FORMATS)}")
         if self.wire not in WIRES:
             raise OptionError(f"--wire is '{self.wire}'; choose one of {', '.join(WIRES)}")
+        if self.speculate not in SPECULATE:
+            raise OptionError(
+                f"--speculate is {brief(self.speculate)}; a plan knows {', '.join(SPECULATE)}: give one of these"
+            )
         if self.model not in ("full", "simple"):
             raise OptionError(f"--model is '{self.model}'; there are full and simple")
 

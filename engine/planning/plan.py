@@ -34,6 +34,9 @@ from .hosts import comparison, machines
 from .hosts.comparison import Hosted
 from .layouts import Demand, Placement
 from .options import Options, check_kv_rows
+from .own_layer import drafting, layer
+from .own_layer.drafting import OwnDrafts
+from .own_layer.layer import OwnLayer
 from .speed import CHUNK, Distinct, Drafted, Model, Rated, Workload, simple_seconds
 from .storage import Storage
 
@@ -54,7 +57,8 @@ class Changed:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Everything that `headrace plan` says. `best` None: there is no machine to plan for. hosted: of --hosts."""
+    """Everything that `headrace plan` says. `best` None: there is no machine to plan for. drafts: gains of guesses that
+    cost nothing; own_drafts: of the model's own layer, where it is used. hosted: of --hosts."""
 
     source: Source
     options: Options
@@ -69,6 +73,7 @@ class Plan:
     bytes_per_token: dict[str, dict[str, int]]
     what_if: tuple[Changed, ...]
     drafts: tuple[Drafted, ...] = ()
+    own_drafts: OwnDrafts | None = None
     distinct: Distinct | None = None
     hosted: Hosted | None = None
 
@@ -106,7 +111,8 @@ def make(source: Source, hardware: Hardware | None, options: Options, distinct: 
     prompt = min(options.prompt, options.context)
     work = Workload(context=options.context, batch=options.batch, prompt=prompt, kv=options.kv)
     storage, quant = sizes(source, options.quant)
-    demand = needs(model, work, hardware)
+    own = _own_layer(source, options, storage, quant)
+    demand = _with_own(needs(model, work, hardware), own, work, options)
     if hardware is None:
         bytes_per_token = _abstract_bytes(model, storage, work)
         return Plan(
@@ -117,7 +123,7 @@ def make(source: Source, hardware: Hardware | None, options: Options, distinct: 
     hosted = _hosted(engine, demand, work, options)
     rated = _rated(engine, demand, work, options.placement, hosted)
     best = best_of(rated, work)
-    simple = simple_seconds(model, storage, hardware)
+    simple, drafts = simple_seconds(model, storage, hardware), best.decode and not _is_hosted(best, hosted)
     return Plan(
         source=source,
         options=options,
@@ -135,10 +141,26 @@ def make(source: Source, hardware: Hardware | None, options: Options, distinct: 
             if hosted is None
             else _what_if_hosted(engine, hosted, demand, work)
         ),
-        drafts=engine.with_drafts(best.placement, work) if best.decode and not _is_hosted(best, hosted) else (),
+        drafts=engine.with_drafts(best.placement, work) if drafts and options.speculate != "off" else (),
+        own_drafts=drafting.of(own, demand, engine, best.placement, work) if own and drafts else None,
         distinct=distinct,
         hosted=hosted,
     )
+
+
+def _own_layer(source: Source, options: Options, storage: Storage, quant: Quant) -> OwnLayer | None:
+    """The model's own layer that drafts, where it would be loaded. Raises OptionError where it is asked for and not
+    there."""
+    if options.speculate not in ("auto", "mtp") or options.hosts is not None:
+        return None
+    must, is_native = options.speculate == "mtp", options.quant.strip().lower() == "native"
+    own = layer.find(source, quant, is_native, _quantised(source), must=must)
+    return own if own is None or must or drafting.is_worth_loading(storage, own) else None
+
+
+def _with_own(demand: Demand, own: OwnLayer | None, work: Workload, options: Options) -> Demand:
+    cache = 0 if own is None else sum(cache_bytes(own.model, work.context, work.batch, work.kv))
+    return drafting.with_own(demand, own, cache, work.batch, beside_gpu=options.speculate == "mtp")
 
 
 def _hosted(engine: Model, demand: Demand, work: Workload, options: Options) -> Hosted | None:

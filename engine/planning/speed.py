@@ -67,12 +67,12 @@ class Drafted:
     gain: float
 
 
-def gains(seconds: Sequence[float]) -> tuple[Drafted, ...]:
+def gains(seconds: Sequence[float], token_s: float = 0.0) -> tuple[Drafted, ...]:
     """What drafts gain where so often a drafted token is right, those before it being so. seconds: of a pass with 0, 1,
-    2, ... tokens drafted behind each sequence's own."""
+    2, ... tokens drafted behind each sequence's own; token_s: of guessing one for each."""
     found = []
     for rate in ACCEPTED:
-        speeds = [sum(rate**j for j in range(d + 1)) / took for d, took in enumerate(seconds)]
+        speeds = [sum(rate**j for j in range(d + 1)) / (took + d * token_s) for d, took in enumerate(seconds)]
         length = max(range(len(speeds)), key=lambda d: speeds[d])
         found.append(Drafted(accepted=rate, length=length, gain=speeds[length] / speeds[0]))
     return tuple(found)
@@ -121,9 +121,11 @@ class Model:
             steps += self._decode_layer(i, placement, work, 1 + drafted)
         return [*steps, self.outside(placement, tokens, tokens)]
 
-    def with_drafts(self, placement: Placement, work: Workload) -> tuple[Drafted, ...]:
-        """What drafts gain, by how often a drafted token is right."""
-        return gains([self.seconds(self.decode(placement, work, d)).seconds for d in range(MOST_DRAFTED + 1)])
+    def with_drafts(self, placement: Placement, work: Workload, token_s: float = 0.0) -> tuple[Drafted, ...]:
+        """What drafts gain, by how often a drafted token is right. token_s: seconds of guessing one for each sequence,
+        0 where that costs nothing."""
+        took = [self.seconds(self.decode(placement, work, d)).seconds for d in range(MOST_DRAFTED + 1)]
+        return gains(took, token_s)
 
     def overhead(self, tokens: int, rows: int) -> Overhead:
         """What a pass costs whatever it reads; rows: whose logits are wanted."""

@@ -103,7 +103,7 @@ COMMANDS: dict[str, dict[str, Any]] = {
         "--hardware": None, "--quant": "native", "--context": None, "--batch": 1, "--prompt": 512,
         "--kv-format": "bf16",
         "--placement": "auto", "--model": "full", "--experts-per-token": None, "--trace": None, "--plot": None,
-        "--article": False, "--json": False, "--hosts": None, "--wire": "f32",
+        "--article": False, "--json": False, "--hosts": None, "--wire": "f32", "--speculate": "auto",
         "--revision": None, "--offline": False, "--cache-dir": None,
     },
     "inspect": {"--json": False, "--revision": None, "--offline": False, "--cache-dir": None},

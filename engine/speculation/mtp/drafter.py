@@ -21,9 +21,10 @@ from ...generation.schedule.batch import Batch
 from ...generation.schedule.inputs import make_inputs
 from ...generation.sequence import Sequence, make_sequence
 from ...model.kv_cache import PAGE
+from ...planning.own_layer.waiting_rows import MANY
 from ..drafter import MTP_KIND, Draft
 from .layer import MtpLayer
-from .waiting import MANY, Waiting
+from .waiting import Waiting
 
 NEWEST = 0.2  # weight of the newest draft in what a token takes
 

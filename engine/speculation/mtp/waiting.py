@@ -11,9 +11,6 @@ from torch import Tensor
 
 from ...generation.sequence import Sequence
 
-MANY = 64  # rows that are worth a pass of their own
-MOST_ROWS = MANY + 16  # that may wait: those before, and what a pass with a draft brings
-
 
 class Waiting:
     """`mine` is the layer's own view of a sequence: its tokens without the first, so that position i has the embedding

@@ -231,6 +231,11 @@ def drafts_line(plan: Plan) -> Iterable[str]:
     """What speculative decoding is expected to gain, by how often a guess is right."""
     if plan.drafts:
         yield f"drafts gain, by how often a drafted token is right: {', '.join(map(_gain, plan.drafts))}"
+    if (own := plan.own_drafts) is not None:
+        yield (
+            f"the model's own layer ({size(own.weights)}, {size(own.cache)} of cache, {own.token_s * 1e3:.2f} ms a "
+            f"drafted token) gains: {', '.join(map(_gain, own.gains))}"
+        )
 
 
 def _gain(one: Drafted) -> str:
@@ -320,7 +325,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "placements": [_rated_json(r, plan) for r in plan.rated],
         "what_if": [vars(row) for row in plan.what_if],
         "hosts": None if plan.hosted is None else _hosts_json(plan.hosted, plan),
-        "drafts": [vars(row) for row in plan.drafts],
+        **_drafts_json(plan),
     }
 
 
@@ -343,6 +348,12 @@ def _hosts_json(hosted: Hosted, plan: Plan) -> dict[str, Any]:
         for name, rated in (("by_experts", hosted.by_experts), ("by_layers", hosted.by_layers))
     }  # fmt: skip
     return {"machines": there, "wire": hosted.wire, **ways, "why": list(hosted.why)}
+
+
+def _drafts_json(plan: Plan) -> dict[str, Any]:
+    own = plan.own_drafts
+    costly = None if own is None else {**vars(own), "gains": [vars(row) for row in own.gains]}
+    return {"drafts": [vars(row) for row in plan.drafts], "own_drafts": costly}
 
 
 def _memory_json(rated: Rated) -> dict[str, Any]:
