@@ -1,11 +1,18 @@
-"""Drafts on random weights in the shape of Qwen3-30B-A3B: tokens a second with and without, beside what was predicted.
+"""Drafts on random weights in the shape of a real model: tokens a second with and without, beside what was predicted.
 
-    python benchmarks/draft_speed.py [--layers 4] [--rounds 5] [--rates 0,0.3,0.6,0.9] [--batches 1,4] [--json FILE]
+    python benchmarks/draft_speed.py [--drafter script|mtp] [--model NAME] [--layers 4] [--rounds 5]
+        [--rates 0,0.3,0.6,0.9] [--batches 1,4] [--json FILE]
 
 The model goes on with a text that is known before, and a drafter says it with each token right as often as --rates say;
-the lengths of drafts are what headrace chooses with `--speculate auto`. The two sides take turns in one process; told
-are medians over rounds of tokens a second and of their ratio. predicted: of every pass the tokens that were
-expected over the seconds that were, by the bandwidth model and what passes of that size took before.
+the lengths of drafts are what headrace chooses with `--speculate auto`.
+
+    script    the drafter costs nothing, as a look-up does; by default of Qwen3-30B-A3B
+    mtp       the model's own layer for multi-token prediction drafts, with all that it costs, and the script takes the
+              place of what it said; by default of Qwen3.6-35B-A3B
+
+The two sides take turns in one process; told are medians over rounds of tokens a second and of their ratio. predicted:
+of every pass the tokens that were expected over the seconds that were, by the bandwidth model and what passes of that
+size took before. guess_ms: what the drafter said at the end that a token takes it.
 """
 
 from __future__ import annotations
@@ -13,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+from collections.abc import Sequence as Seq
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,10 +32,13 @@ from headrace.engine.bench.random_weights import RandomWeights
 from headrace.engine.generation.sampler import sample
 from headrace.engine.generation.sequence import Sequence
 from headrace.engine.speculation.drafter import Draft
+from headrace.engine.speculation.mtp.drafter import MtpDrafter
+from headrace.engine.speculation.mtp.layer import MtpLayer
 from headrace.engine.speculation.speculation import Speculation
 from headrace.kernels import Ops
 
-MODEL, VOCAB, PROMPT, NEW = "Qwen3-30B-A3B", 151_936, 64, 48
+MODELS = {"script": "Qwen3-30B-A3B", "mtp": "Qwen3.6-35B-A3B"}
+PROMPT, NEW = 64, 48
 
 
 class Text:
@@ -37,12 +48,11 @@ class Text:
     token_s = 0.0
 
     def __init__(self) -> None:
-        self.rate = 0.0
+        self.rate, self.vocab = 0.0, 1
         self.chance = random.Random(1)
 
-    @staticmethod
-    def token(sequence: Sequence, place: int) -> int:
-        return (sequence.tokens[0] * 7919 + place * 104_729) % VOCAB
+    def token(self, sequence: Sequence, place: int) -> int:
+        return (sequence.tokens[0] * 7919 + place * 104_729) % self.vocab
 
     def __call__(self, logits: Tensor, ready: list[Sequence], ops: Ops) -> list[int]:
         sample(logits, ready, ops)
@@ -50,10 +60,25 @@ class Text:
 
     def draft(self, sequence: Sequence, most: int) -> Draft:
         said = [self.token(sequence, len(sequence.tokens) + i) for i in range(most)]
-        return Draft([t if self.chance.random() < self.rate else (t + 1) % VOCAB for t in said], "script")
+        return Draft([t if self.chance.random() < self.rate else (t + 1) % self.vocab for t in said], "script")
 
     def forget(self, sequence: Sequence) -> None:
         """Nothing is known of one sequence alone."""
+
+
+class Scripted(MtpDrafter):
+    """A model's own layer, whose guesses are made and then said otherwise."""
+
+    def __init__(self, layer: MtpLayer, text: Text) -> None:
+        super().__init__(layer)
+        self.text = text
+
+    def draft_all(self, asked: Seq[tuple[Sequence, int]]) -> list[Draft | None]:
+        made = super().draft_all(asked)
+        return [
+            None if one is None else Draft(self.text.draft(sequence, len(one.tokens)).tokens, self.kind)
+            for one, (sequence, _) in zip(made, asked, strict=True)
+        ]
 
 
 class Watched(Speculation):
@@ -69,15 +94,15 @@ class Watched(Speculation):
         took = self.times.of(sequences, max(one.computed for one in able))(sum(found))
         if took is not None:
             self.tokens += sequences + sum(r ** (j + 1) for r, d in zip(rates, found, strict=True) for j in range(d))
-            self.seconds += took
+            self.seconds += took + sum(cost * d for cost, d in zip(costs, found, strict=True))
         return found
 
 
-def measured(llm: LLM, text: Text, batch: int, rate: float, rounds: int) -> dict[str, Any]:
+def measured(llm: LLM, text: Text, drafter: Text | Scripted, batch: int, rate: float, rounds: int) -> dict[str, Any]:
     """Both sides in turns, for a batch and a rate of acceptance."""
     usual = llm.loop.drafts
-    assert usual is not None, "speculate is auto, and nothing can be predicted: run headrace measure"
-    watched = Watched(text, usual.speculation.times)
+    assert usual is not None, "nothing can be predicted: run headrace measure"
+    watched = Watched(drafter, usual.speculation.times, most_states=usual.speculation.most_states)
     llm.loop.speculate(watched)
     drafting, text.rate = llm.loop.drafts, rate
     drafts: list[tuple[int, int, int]] = []
@@ -101,6 +126,7 @@ def measured(llm: LLM, text: Text, batch: int, rate: float, rounds: int) -> dict
     found = {
         "batch": batch, "acceptance": rate, **medians(rates), "ratio": ratio(rates, "auto", "off"),
         "predicted": medians({"": hoped})[""], "drafted_a_pass": round(drafted / passes, 2), "accepted": accepted,
+        "guess_ms": round(1e3 * drafter.token_s, 3),
     }  # fmt: skip
     print(json.dumps(found), flush=True)
     llm.loop.drafts, llm.loop.scheduler.drafts = usual, usual.speculation
@@ -109,6 +135,8 @@ def measured(llm: LLM, text: Text, batch: int, rate: float, rounds: int) -> dict
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--drafter", choices=MODELS, default="script")
+    parser.add_argument("--model", help="a name of the catalogue, or a config.json")
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--rates", default="0,0.3,0.6,0.9")
@@ -116,11 +144,13 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     asked, text = parser.parse_args(), Text()
     with LLM(
-        RandomWeights(MODEL, asked.layers), sampler=text, expert_format="q4_0", dense_format="q8_0", max_context=512,
-        max_sequences=8,
+        RandomWeights(asked.model or MODELS[asked.drafter], asked.layers), sampler=text, expert_format="q4_0",
+        dense_format="q8_0", max_context=512, max_sequences=8, speculate="mtp" if asked.drafter == "mtp" else "auto",
     ) as llm:  # fmt: skip
+        text.vocab, layer = llm.spec.vocab, llm.parts.mtp
+        drafter = text if layer is None else Scripted(layer, text)
         found = [
-            measured(llm, text, int(batch), float(rate), asked.rounds)
+            measured(llm, text, drafter, int(batch), float(rate), asked.rounds)
             for batch in asked.batches.split(",")
             for rate in asked.rates.split(",")
         ]

@@ -30,6 +30,7 @@ from ..memory import kv_budget
 from ..memory.memory_plan import plan_memory
 from ..model.kv_cache import PAGE, pages_for
 from ..placement.placement import Tier
+from ..speculation.mtp import asked as mtp_asked
 
 MEMORY_SHARE = 0.9  # of what is free: the rest is for buffers and for what else runs
 GPU_SHARE = 0.99  # of a GPU: the rest is for buffers that a measured link may ask for
@@ -40,7 +41,8 @@ class RandomWeights:
     """A source of random weights. model: whatever a plan takes, or a config; `layers`: the first so many, None for as
     many as fit. `whole` is the spec of the uncut model, from `open` on.
 
-    Give `max_context`: the cache for `max_sequences` of that length is counted when layers are. What counts is the
+    With speculate "mtp" there is a layer for multi-token prediction, as the model's files would have one. Give
+    `max_context`: the cache for `max_sequences` of that length is counted when layers are. What counts is the
     memory that the placement puts them into. A note says what was left out. Raises what `LLM` raises, and ConfigError
     for a family that cannot be run.
     """
@@ -58,6 +60,8 @@ class RandomWeights:
             offline=config.offline,
             cache_dir=config.cache_dir,
         )
+        asked = mtp_asked.of(config, devices)
+        whole = imagined.with_mtp(whole) if asked is not None and asked.must else whole
         self.whole = whole.spec
         layers, problem = imagined.layers_that_fit(whole, self.layers, partial(_check, config, devices))
         found = imagined.cut(whole, layers)

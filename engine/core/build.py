@@ -103,7 +103,7 @@ def build(
     experts, host_buffers = made.experts(config, checkpoint, weights, plan, found, ops, timers, arena, policy, apart)
     decoder = _decoder(config, checkpoint, weights, plan, found, experts, kv_format, timers, apart)
     granted.cache(decoder.cache)
-    mtp = _mtp_layer(checkpoint, weights, plan, decoder, main)
+    mtp = _mtp_layer(checkpoint, weights, plan, decoder)
     compile_ahead(config, plan.kv_budget.max_context, decoder, found, compiling)
     graphed, choice = _graphs(config, context, checkpoint, plan, decoder, choice, runtime)
     if graphed is None and config.threads is None and made.shares_cores(main, plan):
@@ -290,15 +290,13 @@ def _decoder(
     return Decoder(spec, weights, main.ops, experts, cache, context, inputs, not config.deterministic)
 
 
-def _mtp_layer(
-    checkpoint: Checkpoint, weights: ModelWeights, plan: MemoryPlan, decoder: Decoder, main: Device
-) -> MtpLayer | None:
+def _mtp_layer(checkpoint: Checkpoint, weights: ModelWeights, plan: MemoryPlan, decoder: Decoder) -> MtpLayer | None:
     """The layer for multi-token prediction, if it is loaded; the decoder then hands out what it goes on from."""
     if weights.mtp is None:
         return None
     decoder.goes_on = True
     cache, context = decoder.cache, plan.kv_budget.max_context
-    return MtpLayer(checkpoint.spec, weights, main, cache.pages, cache.format, context)
+    return MtpLayer(checkpoint.spec, weights, decoder.device_inputs, cache.pages, cache.format, context)
 
 
 def _graphs(

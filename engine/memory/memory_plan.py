@@ -231,7 +231,7 @@ class _Plan:
         """What copies and graphs need is added up, then experts are placed."""
         config, spec = self.config, self.spec
         work = kv_budget.work_bytes(spec, config.prefill_chunk, config.max_sequences, GPU_EXPERT_BYTES)
-        self.work = self.states + work
+        self.work = self.states + work + mtp_rows.nbytes(spec, config.max_sequences)
         layouts = [self.checkpoint.formats.layout(spec, i) for i, is_moe in enumerate(spec.is_moe) if is_moe]
         self.offload = offload_plan.plan(config, spec, layouts, self.devices, profile)
         self.buffers = self.offload.buffer_bytes(self.tokens)
@@ -303,7 +303,7 @@ class _Plan:
         that it leaves for experts."""
         main = self.devices[Tier.GPU0]
         room = self._kv_budget(main.free)
-        return room, main.free - self.storage.common - room.kv_bytes - self.work
+        return room, main.free - self.storage.common - self.mtp - room.kv_bytes - self.work
 
     def _kv_budget(self, free: int, share: float = CACHE_SHARE) -> KVBudget:
         """The cache of keys and values where experts take what it leaves: of one sequence, of more within a share."""

@@ -16,6 +16,8 @@ def share(
 ) -> SharedRoom | str:
     """What is shared; or why nothing is. sizes: of experts, each once; experts: bytes of the cache besides all pages of
     the budget, and `spare` pages."""
+    if spec.mtp is not None:
+        return "its layer for multi-token prediction has keys in pages of its own"
     units = tuple(paged_units(spec, format, [window for window, _ in budget.windows]))
     if not units:
         return "it has no KV cache"

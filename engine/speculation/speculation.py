@@ -78,8 +78,8 @@ class Speculation:
         self._take([(offer, length) for offer, length in zip(offers, lengths, strict=True) if length])
 
     def _can_tell(self, sequences: int, context: int) -> bool:
-        """Whether seconds of passes are known."""
-        return self.times is not None and self.times.of(sequences, context)(0) is not None
+        """Whether seconds of passes are predicted."""
+        return self.times is not None and self.times.are_known(sequences, context)
 
     def _offer(self, sequence: Sequence) -> Offer | None:
         """The best guess of a sequence that there is or may be."""

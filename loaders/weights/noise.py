@@ -53,6 +53,9 @@ def _parts(weights: ModelWeights) -> Iterator[tuple[str, Part]]:
         yield "head", weights.head
     for i, layer in enumerate(weights.layers):
         yield from ((f"layers.{i}.{name}", part) for name, part in layer.parts())
+    if (mtp := weights.mtp) is not None:
+        yield from ((f"mtp.{name}", part) for name, part in vars(mtp).items() if isinstance(part, Tensor | Matrix))
+        yield from ((f"mtp.{name}", part) for name, part in mtp.layer.parts())
 
 
 def _banks(part: Part) -> Iterable[ExpertBank]:

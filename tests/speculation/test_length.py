@@ -14,6 +14,7 @@ from headrace.engine.speculation.acceptance import FIRST, Acceptance
 from headrace.engine.speculation.drafter import Draft
 from headrace.engine.speculation.length import EVEN, GAIN, best_lengths
 from headrace.engine.speculation.pass_times import PassTimes
+from headrace.engine.speculation.seen_times import SeenTimes
 from headrace.engine.speculation.speculation import Speculation
 
 
@@ -157,3 +158,26 @@ def test_by_itself_nothing_is_drafted_where_no_seconds_are_known() -> None:
     unknown = PassTimes(Unknown(), experts=8, top_k=4)
     assert not any(grown(Speculation(Always(), unknown), [7] * 40))
     assert any(grown(Speculation(Always(), unknown, must_pay=False), [7] * 40))
+
+
+def test_seconds_that_nothing_predicts_are_those_that_passes_took() -> None:
+    """A size above all that were seen is tried once; what lies between two is between them."""
+    times = PassTimes(Unknown(), experts=8, top_k=4)
+    assert times.of(1, 50)(0) is None
+    times.saw(1, 0, 50, 1.0, read=0)
+    assert times.of(1, 50)(8) == times.of(1, 50)(0) == 1.0
+    times.saw(1, 8, 50, 9.0, read=0)
+    found = [times.of(1, 50)(d) for d in range(9)]
+    assert found == pytest.approx([1 + d for d in range(9)], rel=2e-3)
+    assert best_lengths([0.9], [8], times.of(1, 50), 8) == [0]  # a token more takes as long as one more pass
+    times.saw(1, 0, 50, 50.0, read=0)  # something else ran
+    assert times.of(1, 50)(0) == pytest.approx(1.2, rel=1e-2)
+
+
+def test_what_was_slow_once_is_tried_again_some_day() -> None:
+    seen = SeenTimes()
+    seen.saw(2, 9.0)
+    for _ in range(3000):
+        seen.saw(1, 1.0)
+    assert seen.of(2) == pytest.approx(9 * 0.999**3000)
+    assert seen.of(1) == pytest.approx(1.0, rel=1e-2)

@@ -17,6 +17,8 @@ from headrace.engine.config import EngineConfig
 from headrace.engine.cuda_graphs import signals
 from headrace.engine.cuda_graphs.signals import VARIANTS, Trial
 from headrace.engine.generation.schedule import scheduler
+from headrace.engine.generation.sequence import Sequence
+from headrace.engine.speculation.drafter import Draft
 
 Run = Callable[..., tuple[int, str, str]]
 Checkpoints = Callable[[str], Path]
@@ -72,15 +74,36 @@ def test_by_itself_nothing_is_drafted_for_what_the_caches_hold(profile: Profile)
         assert llm.ledger.summary("decode").passes == 59
 
 
-def test_graphs_take_no_drafts(library: str, log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+class Now(Script):
+    """Says something of every other token only."""
+
+    def draft(self, sequence: Sequence, most: int) -> Draft | None:
+        return super().draft(sequence, most) if len(sequence.tokens) % 2 else None
+
+
+def test_graphs_take_passes_without_drafts(library: str, log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By itself nothing is drafted there. Where it is asked for, passes with drafts run by hand between graphs."""
     monkeypatch.setattr(signals, "probe", lambda *_: {name: Trial(name=name, us=5.0) for name in VARIANTS})
     stand_in_gpu.install(monkeypatch, library)
     options: dict[str, Any] = {"device": "simulated", "cpu_moe": True, "handoff": "memop", "max_context": 96}
     with LLM("demo", **options) as llm:
         assert llm.parts.graphed is not None
         assert llm.loop.drafts is None
-    with pytest.raises(OptionError, match="decode steps are graphs here"):
-        LLM("demo", **options, speculate="lookup")
+        plain = llm.generate([PROMPT, PROMPT[5:]], PARAMS)
+    texts = [PROMPT + plain[0].token_ids, PROMPT[5:] + plain[1].token_ids]
+    with LLM("demo", **options, speculate="lookup") as llm:
+        graphed = llm.parts.graphed
+        assert graphed is not None
+        speculate(llm, Now(texts, 0.8, llm.spec.vocab))
+        steps: list[int] = []
+        forward = graphed.forward
+        monkeypatch.setattr(graphed, "forward", lambda *given: steps.append(1) or forward(*given))
+        with llm.ledger.recording() as passes:
+            found = llm.generate([PROMPT, PROMPT[5:]], PARAMS)
+        decode = [one for one in passes if one.phase == "decode"]
+        assert 0 < len(steps) == sum(one.drafted == 0 for one in decode) < len(decode)
+        assert sum(one.accepted for one in decode) > 10
+    assert [one.token_ids for one in found] == [one.token_ids for one in plain]
 
 
 def test_a_trace_has_no_refused_tokens(checkpoints: Checkpoints, tmp_path: Path) -> None:

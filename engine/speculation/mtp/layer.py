@@ -21,7 +21,6 @@ from ....kernels.packed import ExpertBank
 from ....loaders.spec import ModelSpec
 from ....loaders.weights.model_weights import ModelWeights
 from ....loaders.weights.mtp.weights import MtpWeights
-from ...devices.device import Device
 from ...experts.backend import CpuExperts
 from ...ledger.timers import Timers
 from ...model.batch import Inputs
@@ -32,31 +31,44 @@ from ...model.kv_cache import KVCache
 
 class MtpLayer:
     """weights: of the model, whose spec and `mtp` say what the layer is. pages: of its cache, which are those of the
-    model's under the same numbers. main: where all of it lies."""
+    model's under the same numbers. inputs: the model's way to the device where all of it lies, but for the embedding;
+    the layer's passes come between those of the model, so that both may use one buffer."""
 
     def __init__(
-        self, spec: ModelSpec, weights: ModelWeights, main: Device, pages: int, format: KVFormat, max_context: int
+        self,
+        spec: ModelSpec,
+        weights: ModelWeights,
+        inputs: DeviceInputs,
+        pages: int,
+        format: KVFormat,
+        max_context: int,
     ) -> None:
         assert spec.mtp is not None, "a model without a layer for multi-token prediction"
         assert weights.mtp is not None, "a spec with such a layer, and no weights of it"
-        self.spec, self.own, self.main = replace(spec, layers=(spec.mtp,), mtp=None), weights.mtp, main
+        self.spec, self.own, self.main = replace(spec, layers=(spec.mtp,), mtp=None), weights.mtp, inputs.device
+        main = inputs.device
         cache = KVCache(self.spec, pages, format, main.place)
         whole = replace(weights, layers=(self.own.layer,), final_norm=self.own.norm, tables={}, mtp=None)
         bank = self.own.layer.experts
         assert isinstance(bank, ExpertBank), "experts of the layer on several tiers"
-        inputs = DeviceInputs(device=main, table=main, timers=Timers(None))
+        inputs = replace(inputs, timers=Timers(None))
         experts = CpuExperts([bank], main.ops)
         self.decoder = Decoder(self.spec, whole, main.ops, experts, cache, max_context, inputs)
 
     def forward(self, inputs: Inputs, hidden_TD: Tensor) -> Output:
         """Of tokens and the hidden states before them: logits of the wanted rows, and what the next state is."""
-        return self.decoder.forward(replace(inputs, x_TD=joined(self, self.main.ops, inputs.ids_T, hidden_TD)))
+        way, table, scale = self.decoder.device_inputs, self.decoder.weights.embed, self.spec.embedding_scale
+        if self.main.is_host:
+            x_TD = joined(self, self.main.ops, way.embed(table, inputs, scale), hidden_TD)
+            return self.decoder.forward(replace(inputs, x_TD=x_TD))
+        inputs = way.take(way.look_up(table, inputs, scale))
+        x_TD = joined(self, self.main.ops, way.embed(table, inputs, scale), hidden_TD)
+        return self.decoder.through(x_TD, inputs)
 
 
-def joined(layer: MtpLayer, ops: Ops, ids_T: Tensor, hidden_TD: Tensor) -> Tensor:
+def joined(layer: MtpLayer, ops: Ops, embedded_TD: Tensor, hidden_TD: Tensor) -> Tensor:
     """What goes into the layer: float32 [T, D]."""
     own: MtpWeights = layer.own
-    embedded_TD = ops.embed(layer.decoder.weights.embed, ids_T, layer.spec.embedding_scale)
     parts = (
         ops.rmsnorm(embedded_TD, own.embed_norm, layer.spec.norm_eps),
         ops.rmsnorm(hidden_TD, own.hidden_norm, layer.spec.norm_eps),

@@ -10,6 +10,7 @@ from typing import Any
 import mtp_gguf
 import pytest
 import safetensors.torch
+import stand_in_gpu
 import thread_hosts
 from host_processes import Hosts, coordinator
 from mtp_models import layer_tensors
@@ -19,6 +20,8 @@ from refusals import refused
 from headrace import LLM, CheckpointError, ConfigError, OptionError, SamplingParams
 from headrace.engine.bandwidth_model import reconcile
 from headrace.engine.bandwidth_model.profile import Profile
+from headrace.engine.cuda_graphs import signals
+from headrace.engine.cuda_graphs.signals import VARIANTS, Trial
 from headrace.engine.ledger.passes import CPU_DRAM
 from headrace.engine.memory.memory_plan import MTP
 from headrace.engine.placement.placement import Tier
@@ -90,7 +93,19 @@ def test_a_pass_counts_what_all_tokens_read(with_mtp: With) -> None:
 
 
 @pytest.mark.parametrize(
-    "where", [{"placement": "cpu"}, {"placement": "disk", "expert_cache": "50%"}, {"kv_format": "bf16"}], ids=str
+    "where",
+    [
+        {"placement": "cpu"},
+        {"placement": "disk", "expert_cache": "50%"},
+        {"kv_format": "bf16"},
+        {"device": "simulated", "cpu_moe": True, "handoff": "eager"},
+        {"device": "simulated", "n_cpu_moe": 2, "handoff": "eager"},
+        {"device": "simulated", "placement": "gpu", "handoff": "eager"},
+        {"device": "simulated", "policy": "lru", "expert_cache": "40%", "handoff": "eager"},
+        {"device": "simulated", "policy": "lru", "handoff": "eager"},
+        {"device": "simulated", "placement": "disk", "expert_cache": "50%", "handoff": "eager"},
+    ],
+    ids=str,
 )
 def test_text_is_the_same_wherever_experts_lie(where: dict[str, Any], with_mtp: With) -> None:
     with LLM(str(with_mtp("qwen3_moe")), **OPTIONS, **where, speculate="off") as llm:
@@ -100,6 +115,48 @@ def test_text_is_the_same_wherever_experts_lie(where: dict[str, Any], with_mtp: 
         with llm.ledger.recording() as passes:
             assert [one.token_ids for one in llm.generate([TEXT, TEXT[5:]], HOW)] == plain
         assert sum(one.drafted for one in passes) > 50
+
+
+@pytest.mark.parametrize("variant", ["qwen3_moe", "qwen3_next", "deepseek_v3"])
+def test_guesses_beside_a_gpu_are_those_of_the_cpu(variant: str, with_mtp: With) -> None:
+    """The layer has its cache, and the embedding's rows come from RAM."""
+    said: list[list[list[int]]] = []
+    for where in ({}, {"device": "simulated", "cpu_moe": True, "handoff": "eager"}):
+        with opened(with_mtp(variant), **where) as llm:
+            drafter, found = always(llm), list[list[int]]()
+            made = drafter.draft_all
+
+            def draft_all(asked: Any, made: Any = made, found: Any = found) -> Any:
+                drafts = made(asked)
+                found += [one.tokens for one in drafts if one is not None]
+                return drafts
+
+            drafter.draft_all = draft_all  # type: ignore[method-assign]
+            llm.generate([TEXT], HOW)
+            said.append(found)
+    assert said[0] == said[1]
+    assert sum(map(len, said[0])) > 50
+
+
+def test_beside_a_gpu_a_plan_has_every_byte(with_mtp: With) -> None:
+    where = {"device": "simulated", "cpu_moe": True, "handoff": "eager"}
+    with LLM(str(with_mtp("qwen3_moe")), **OPTIONS, **where, speculate="off") as llm:
+        without = llm.parts.memory_plan.memory
+    with opened(with_mtp("qwen3_moe"), **where) as llm:
+        plan, weights = llm.parts.memory_plan, llm.parts.weights.mtp
+        assert weights is not None
+        assert plan.memory[Tier.GPU0].needed[MTP] == weights.nbytes
+        waiting = 4 * 80 * OPTIONS["max_sequences"] * llm.spec.hidden
+        buffers = "buffers of a pass"
+        assert plan.memory[Tier.GPU0].needed[buffers] - without[Tier.GPU0].needed[buffers] == waiting
+        assert plan.memory[Tier.CPU].needed == without[Tier.CPU].needed
+
+
+def test_graphs_hand_out_no_states(library: str, log: Path, with_mtp: With, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signals, "probe", lambda *_: {name: Trial(name=name, us=5.0) for name in VARIANTS})
+    stand_in_gpu.install(monkeypatch, library)
+    with refused(OptionError, "decode steps are graphs here, which keep no hidden states", "handoff 'eager'"):
+        opened(with_mtp("qwen3_moe"), device="simulated", cpu_moe=True, handoff="memop")
 
 
 def test_a_packed_layer_drafts_as_well(with_mtp: With) -> None:
@@ -195,8 +252,6 @@ def test_what_cannot_be_is_refused(checkpoints: Checkpoints, with_mtp: With, tmp
         opened(plain, mtp=tmp_path / "cut.safetensors")
     with refused(OptionError, "speculate is 'lookup'", "leave mtp out"):
         LLM(str(plain), **OPTIONS, speculate="lookup", mtp=file)
-    with refused(OptionError, "there is a GPU", "run on a CPU alone so far", "give device 'cpu'"):
-        opened(with_mtp("qwen3_moe"), device="simulated", cpu_moe=True)
     with refused(ConfigError, "layers for multi-token prediction are not run for gemma4"):
         opened(checkpoints("gemma4_text"), mtp=file)
 
