@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gguf_files
 import pytest
 import tiny
 
@@ -64,3 +65,20 @@ def test_a_model_that_cannot_draft_is_refused(checkpoints: Checkpoints, tmp_path
     tiny.build("qwen3_moe", tmp_path, vocab_size=192)
     with pytest.raises(OptionError, match="give a model of the same vocabulary"):
         LLM(str(checkpoints("qwen3_moe")), **OPTIONS, speculate=str(tmp_path))
+
+
+@pytest.mark.parametrize("both", [False, True], ids=["the small one", "both"])
+def test_gguf_files_draft_and_are_drafted_for(both: bool, checkpoints: Checkpoints, tmp_path: Path) -> None:
+    """A file is a model as any other, on either side."""
+    path = tmp_path / "model.gguf"
+    config, tensors = gguf_files.read(checkpoints("qwen3_moe"))
+    gguf_files.write(path, config, tensors)
+    model = str(path) if both else str(checkpoints("qwen3_moe"))
+    with LLM(model, **OPTIONS, speculate="off") as llm:
+        alone = [answers(llm, how) for how in HOW]
+    with LLM(model, **OPTIONS, speculate=str(path)) as llm:
+        assert llm.draft_model is not None
+        assert llm.draft_model.parts.checkpoint.directory == path
+        assert [answers(llm, how) for how in HOW] == alone
+        found = llm.ledger.summary("decode")
+        assert found.accepted > 0.5 * found.drafted > 0
