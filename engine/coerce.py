@@ -30,6 +30,7 @@ from .placement.placement import nearest
 
 T = TypeVar("T", bound=type)
 
+AS_IS = (int, float, bool, str)  # of a field of this type alone
 TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 WANTED = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
 # What other engines call it.
@@ -51,7 +52,7 @@ def by_meaning(kind: T) -> T:
     def init(self: object, *unnamed: object, **given: Any) -> None:
         if unnamed:
             raise OptionError(f"{kind.__name__} takes its values by name: {brief(unnamed[0])} has none")
-        hints, defaults = _hints(kind), {f.name: f.default for f in fields(kind)}
+        hints, defaults = _hints(kind), _defaults(kind)
         if unknown := next((name for name in given if name not in hints), None):
             raise OptionError(_no_such(unknown, list(hints)))
         for name, value in given.items():
@@ -68,6 +69,11 @@ def _hints(kind: type) -> dict[str, Any]:
     return get_type_hints(kind)
 
 
+@functools.cache
+def _defaults(kind: Any) -> dict[str, Any]:
+    return {f.name: f.default for f in fields(kind)}
+
+
 def _no_such(name: str, known: list[str]) -> str:
     meant = ALIASES.get(name)
     hint = f" (did you mean {meant}?)" if meant in known else nearest(name, known)
@@ -77,8 +83,8 @@ def _no_such(name: str, known: list[str]) -> str:
 def read(name: str, value: Any, hint: Any) -> Any:
     """The value of a field of this type that is meant by `value`; raises OptionError."""
     kinds = _kinds(hint)
-    if value is None and NoneType in kinds:
-        return None
+    if (value is None and NoneType in kinds) or (type(value) in AS_IS and kinds == (type(value),)):
+        return value
     if get_origin(hint) is tuple:
         return _many(name, value, get_args(hint)[0])
     kinds = tuple(one for one in kinds if one is not NoneType)
@@ -99,6 +105,7 @@ def read(name: str, value: Any, hint: Any) -> Any:
     raise OptionError(f"{name} is {brief(value)}; it must be {wanted}")
 
 
+@functools.cache
 def _kinds(hint: Any) -> tuple[Any, ...]:
     """The types that a field's type is made of."""
     return (hint,) if get_origin(hint) is tuple else get_args(hint) or (hint,)

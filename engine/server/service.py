@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
-from ...errors import HeadraceError, OptionError, TokenizerError
+from ...errors import OptionError
 from ...loaders.tokens.dialects.choose import Choice, choose
 from ...loaders.tokens.template_files import named_or_in_file
 from ...loaders.tokens.tokenizer import Tokenizer
@@ -26,10 +25,10 @@ from ..model.kv_cache import salted
 from .engine_thread import EngineThread
 from .generation import Generation
 from .settings import ServerSettings
+from .timed.workers import in_time
 from .wire.errors import ApiError, PromptTooLong
 
 PREPARE_S = 60.0  # for a template and its tokens; a template is a stranger's code, and may not end
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,42 +235,3 @@ class Service:
         if self.open.pop(request.sequence.id, None) is not None:
             for told in self.ended:
                 told(generation)
-
-
-async def in_time(
-    work: Callable[[], T], seconds: float, what: str = "the chat template", remedy: str = "give other messages"
-) -> T:
-    """The result of work in a thread of its own, which is told to stop when its time is over; raises ApiError then.
-    what: takes so long; remedy: what to do then. Python code stops at its next step; a call of the tokenizer ends by
-    itself."""
-    loop, done = asyncio.get_running_loop(), asyncio.Event()
-    found: list[Any] = [None, None]
-
-    def run() -> None:
-        try:
-            found[0] = work()
-        except BaseException as error:  # given to whoever waits
-            found[1] = error
-        loop.call_soon_threadsafe(done.set)
-
-    thread = threading.Thread(target=run, name="headrace-prompt", daemon=True)
-    thread.start()
-    try:
-        await asyncio.wait_for(done.wait(), seconds)
-    except asyncio.TimeoutError:
-        raise ApiError(400, f"{what} took longer than {seconds:g} s: {remedy}") from None
-    finally:
-        if not done.is_set():
-            stop_thread(thread)
-    if isinstance(found[1], (HeadraceError, ApiError)):
-        raise found[1]
-    if found[1] is not None:
-        raise TokenizerError(f"the prompt cannot be made: {type(found[1]).__name__}: {found[1]}") from found[1]
-    result: T = found[0]
-    return result
-
-
-def stop_thread(thread: threading.Thread) -> None:
-    """Raises an error in a thread that runs Python code."""
-    if thread.ident is not None and thread.is_alive():
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(TimeoutError))

@@ -1,0 +1,84 @@
+"""Work in threads of its own: threads are used again, those that overran are not, and none waits for long."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+
+import pytest
+
+from headrace.engine.server.timed import workers
+from headrace.engine.server.timed.workers import SPARE, Worker, in_time
+from headrace.engine.server.wire.errors import ApiError
+from headrace.errors import TokenizerError
+
+
+@pytest.fixture(autouse=True)
+def none_spare() -> None:
+    while Worker.spare:
+        Worker.spare.pop().work.put(None)
+
+
+def test_a_thread_that_was_in_time_is_used_again() -> None:
+    async def asked() -> list[int]:
+        return [await in_time(threading.get_ident, 5) for _ in range(5)]
+
+    assert len(set(asyncio.run(asked()))) == 1
+
+
+def test_one_that_overran_is_stopped_and_takes_no_more() -> None:
+    ends: list[str] = []
+
+    def long() -> int:
+        try:
+            while True:
+                time.sleep(0.001)
+        finally:
+            ends.append(threading.current_thread().name)
+
+    async def asked() -> tuple[int, int]:
+        before = await in_time(threading.get_ident, 5)
+        with pytest.raises(ApiError, match=r"the work took longer than 0\.05 s: give less"):
+            await in_time(long, 0.05, "the work", "give less")
+        return before, await in_time(threading.get_ident, 5)
+
+    before, after = asyncio.run(asked())
+    assert before != after
+    until = time.monotonic() + 5
+    while not ends and time.monotonic() < until:
+        time.sleep(0.01)
+    assert ends == ["headrace-prompt"]
+
+
+def test_many_at_once_leave_two_that_wait_and_these_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "SPARE_S", 0.2)
+
+    async def asked() -> None:
+        await asyncio.gather(*(in_time(lambda: time.sleep(0.02), 5) for _ in range(6)))
+
+    asyncio.run(asked())
+    assert len(Worker.spare) == 2
+    until = time.monotonic() + 5
+    while (Worker.spare or spare_threads()) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not Worker.spare
+    assert spare_threads() == 0
+
+
+def spare_threads() -> int:
+    return sum(one.name == SPARE for one in threading.enumerate())
+
+
+def test_what_is_raised_is_told() -> None:
+    def wrong() -> None:
+        raise ApiError(418, "tea")
+
+    async def asked() -> None:
+        with pytest.raises(ApiError, match="tea"):
+            await in_time(wrong, 5)
+        with pytest.raises(TokenizerError, match="ZeroDivisionError"):
+            await in_time(lambda: 1 // 0, 5)
+        assert await in_time(lambda: 7, 5) == 7
+
+    asyncio.run(asked())
