@@ -1,5 +1,4 @@
 // What is not an op: instruction set, threads, memory, and what the machine can do at best.
-#include <nanobind/stl/map.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
@@ -7,6 +6,7 @@
 
 #include "bind/address.h"
 #include "bind/bind.h"
+#include "bind/numbers.h"
 #include "dispatch/context.h"
 #include "ops/ops.h"
 #include "runtime/numa.h"
@@ -35,12 +35,18 @@ bool advise_huge(Address data, size_t bytes) {
 }
 
 // isa: its name; ValueError where this CPU has none of it. tiles_from: by format code; left out: as the table says.
-void make_context(Context* to, const std::string& isa, bool exact, int threads, bool prefetch,
-                  const std::map<int, int>& tiles_from) {
+void make_context(Context* to, const char* isa, bool exact, int threads, bool prefetch, const nb::dict& tiles_from) {
   const Kernels* table = find_isa(isa);
-  if (!table) throw nb::value_error(("no instruction set " + isa + " on this CPU").c_str());
-  new (to) Context{table, exact, threads, prefetch, {}};
-  for (const auto& [format, tokens] : tiles_from) to->tiles_from[format] = tokens;
+  if (!table) throw nb::value_error(("no instruction set " + std::string(isa) + " on this CPU").c_str());
+  Context made{table, exact, threads, prefetch, {}};
+  for (const auto& [format, tokens] : tiles_from) made.tiles_from[nb::cast<int>(format)] = nb::cast<int>(tokens);
+  new (to) Context(std::move(made));
+}
+
+CpuLists cpu_lists(const nb::list& lists) {
+  CpuLists found;
+  for (const nb::handle one : lists) found.push_back(numbers<int>(one));
+  return found;
 }
 
 void bind_context(nb::module_& m) {
@@ -59,11 +65,15 @@ void bind_machine(nb::module_& m) {
   m.def("default_threads", &default_threads);
   m.def("prefetch_helps", &prefetch_helps);
   m.def("advise_huge", &advise_huge, Unlocked());
-  m.def("node_cpus", &node_cpus);
-  m.def("spread_cores", &spread_cores);
-  m.def("interleave", [](Address data, size_t bytes, const std::vector<int>& nodes) {
-    return interleave(at(data), bytes, nodes);
-  }, Unlocked());
+  m.def("node_cpus", [](const char* root) { return node_cpus(root); });
+  m.def("spread_cores", [](const nb::list& cores, const nb::list& nodes) {
+    return spread_cores(cpu_lists(cores), cpu_lists(nodes));
+  });
+  m.def("interleave", [](Address data, size_t bytes, const nb::list& nodes) {
+    const std::vector<int> found = numbers<int>(nodes);
+    nb::gil_scoped_release unlocked;
+    return interleave(at(data), bytes, found);
+  });
   m.def("poison_arena", [](bool on) { Arena::poison(on); });
   m.def("arena_bytes", [] { return TeamTurn(1).team.arena.held(); });
   m.def("stream_read", [](const Context& context, Address data, size_t bytes) {

@@ -1,10 +1,10 @@
 // The Python face of the mailbox: addresses and numbers, as in bind.cpp. Checks are in kernels/cpu/mailbox.py.
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
-#include <nanobind/stl/vector.h>
 
 #include "bind/address.h"
 #include "bind/bind.h"
+#include "bind/numbers.h"
 #include "runtime/mailbox.h"
 #include "runtime/mailbox_experts.h"
 
@@ -37,8 +37,8 @@ void make_box(Box* box, const Context& context, const MailboxShape& shape, Addre
 
 void bind_mailbox(nb::module_& m) {
   nb::class_<MailboxShape>(m, "MailboxShape")
-      .def("__init__", [](MailboxShape* shape, int layers, int top_k, int hidden, bool half, std::vector<int> batches) {
-        new (shape) MailboxShape{layers, top_k, hidden, half, std::move(batches)};
+      .def("__init__", [](MailboxShape* shape, int layers, int top_k, int hidden, bool half, const nb::list& batches) {
+        new (shape) MailboxShape{layers, top_k, hidden, half, numbers<int>(batches)};
       }, nb::kw_only(), "layers"_a, "top_k"_a, "hidden"_a, "half"_a, "batches"_a)
       .def_prop_ro("bytes", &MailboxShape::bytes)
       .def("offset", &MailboxShape::offset)

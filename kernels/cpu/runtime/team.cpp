@@ -283,7 +283,7 @@ Home& home() {
   std::lock_guard<std::mutex> lock(start_mutex);
   if (!home_pointer.load()) {
 #ifdef __linux__
-    pthread_atfork(nullptr, nullptr, forget_home);
+    if (pthread_atfork(nullptr, nullptr, forget_home) != 0) throw std::bad_alloc();
 #endif
     home_pointer = new Home;  // never destroyed: threads may be waiting in it when the process ends
   }

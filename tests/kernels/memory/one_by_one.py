@@ -1,13 +1,15 @@
-"""Makes the C++ kernels' allocations fail, one after the other: a program with `failing_memory` loaded first.
+"""Makes allocations of C++ fail, one after the other: a program with `failing_memory` loaded first.
 
-    python one_by_one.py LIBRARY ops FIRST STEP     every STEP-th op from number FIRST on: one call of its smallest case
-    python one_by_one.py LIBRARY model DIRECTORY    a model's load and some tokens, every fourth allocation
+    python one_by_one.py LIBRARY ops FIRST STEP             every STEP-th op from number FIRST on: one call of its
+                                                            smallest case, every allocation of the kernels
+    python one_by_one.py LIBRARY kernels FIRST STEP DIRECTORY   a model's load and some tokens: every STEP-th
+    python one_by_one.py LIBRARY torch FIRST STEP DIRECTORY     allocation of the kernels, or of torch's tensors
 
-Each failure has a process of its own, a fork: its teams and their memory are new. What nanobind allocates for tables of
-its own is not among them: the call was made once before, and it knows more objects than a call makes.
-There the call must succeed or raise MemoryError (RuntimeError where a thread was to start), and what it gives right
-after, with memory again, must be what it always gives. Writes a line for whatever else happened, and last how many
-failures there were.
+Each failure has a process of its own, a fork: its teams and their memory are new, and so is the folder for caches.
+What nanobind allocates for tables of its own is not among them: the call was made once before, and it knows more
+objects than a call makes. There the call must succeed or raise MemoryError (RuntimeError where a thread was to start,
+and of torch), and what it gives right after, with memory again, must be what it always gives. Writes a line for
+whatever else happened, and last how many failures there were.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -38,7 +41,7 @@ from headrace.kernels.cpu import CpuOps
 
 SUCCEEDED, REFUSED, WRONG, NOT_REACHED, WRONG_AT_ALL = range(5)
 LONGEST = 120  # seconds: signal 14 ends what hangs
-MODEL_STEP = 4  # of a model's allocations every fourth fails: it is loaded twice for each
+WATCHED = {"ops": b"/_cpu.", "kernels": b"/_cpu.", "torch": b"/libc10.so"}
 OBJECTS = 4096  # more than any call makes
 Call = Callable[[], Any]
 
@@ -51,10 +54,11 @@ memory.memory_watch.restype = ctypes.c_bool
 def main() -> None:
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True, warn_only=True)  # what nobody writes is NaN, and not what lay there
-    assert memory.memory_watch(b"/_cpu."), "the kernels are not loaded"
+    what, first, step = sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+    assert memory.memory_watch(WATCHED[what]), "its library is not loaded"
     objects = [Context() for _ in range(OBJECTS)]
     del objects
-    failures = ops(int(sys.argv[3]), int(sys.argv[4])) if sys.argv[2] == "ops" else model(sys.argv[3])
+    failures = ops(first, step) if what == "ops" else model(sys.argv[5], first, step)
     print("failures", failures)
 
 
@@ -78,27 +82,27 @@ def ops(first: int, step: int) -> int:
         def call(case: Case = case) -> list[torch.Tensor]:
             return case.call(CpuOps(Context(threads=3)), case.inputs(seed=3))
 
-        failures += every_failure(f"{case.op}: {case.name}", call, 1)
+        failures += every_failure(f"{case.op}: {case.name}", call, 1, 1)
     return failures
 
 
-def model(directory: str) -> int:
+def model(directory: str, first: int, step: int) -> int:
     def call() -> list[torch.Tensor]:
         options: dict[str, Any] = {"max_context": 64, "threads": 2, "no_measure": True, "speculate": "off"}
         with LLM(directory, **options) as llm:
             said = llm.generate([[5, 6, 7, 8]], SamplingParams(max_new_tokens=4, ignore_eos=True))
             return [torch.tensor(said[0].token_ids)]
 
-    return every_failure(directory, call, MODEL_STEP)
+    return every_failure(directory, call, first, step)
 
 
-def every_failure(name: str, call: Call, at_once: int) -> int:
+def every_failure(name: str, call: Call, first: int, step: int) -> int:
     """One failure after the other, or every so many-th, until none is reached; how many there were."""
     call()  # nanobind's tables grow: it ends the process where it is refused the memory for them
-    for number in itertools.count(1, at_once):
+    for number in itertools.count(first, step):
         how = apart(lambda number=number: one_failure(call, number))
         if how == NOT_REACHED:
-            return (number - 1) // at_once
+            return (number - first) // step
         assert how != WRONG_AT_ALL, f"{name}: two calls differ without a failure"
         if how not in (SUCCEEDED, REFUSED):
             print(f"{name}: allocation {number} ended with {how}", flush=True)
@@ -139,7 +143,10 @@ def apart(run: Callable[[], int]) -> int:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     signal.alarm(LONGEST)
     try:
-        os._exit(run())
+        with TemporaryDirectory() as caches:
+            os.environ["XDG_CACHE_HOME"] = caches
+            said = run()
+        os._exit(said)
     except BaseException:
         traceback.print_exc(limit=-4)
         os._exit(WRONG)
