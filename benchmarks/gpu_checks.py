@@ -29,6 +29,7 @@ LARGE_OF_FAMILIES = ("experts mxfp4 32x2880x2880 1 tokens top 4 biased alpha 1.7
                      "linear_by_head q8_0 512x128x512x128", "delta_rule 32/16 heads 128x128 new [512] after [100]",
                      "short_conv 8192 channels 4 taps new [512] after [100]")  # fmt: skip
 STEP = 20  # cases between two reports
+FUSED = 2.0**-6  # of numbers about 1, which may be rounded to bf16 the other way
 
 
 def to(value: Any, device: torch.device) -> Any:
@@ -66,6 +67,8 @@ def check(case: Case, ops: Ops, device: torch.device) -> list[str]:
     inputs = {k: to(v, device) for k, v in case.build(torch.Generator().manual_seed(1), source).items()}
     expected = case.call(reference, inputs)  # type: ignore[arg-type]
     allowed = case.allowed({**inputs, **roundings(case, inputs)}, expected)
+    if case.op in ("attention_block", "layers"):  # what they are less what their parts are, in other orders of sums
+        allowed = [FUSED] * len(allowed)
     outcome = case.call(ops, inputs)
     problems = [worst(*three) for three in zip(outcome, expected, allowed, strict=True)]
     return [f"{case.op} {case.name}, output {n}: {text}" for n, text in enumerate(problems) if text]

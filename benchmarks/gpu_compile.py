@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import gpu_families
+import gpu_steps
 import machine_code
 import torch
 import triton
@@ -53,9 +54,10 @@ OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
 CORE = ("embed", "rmsnorm", "add_rmsnorm_", "place_qkv_", "glu", "gated_add_", "route", "argmax", "pack", "post",
         "wait", "decode bf16", "prefill bf16", "decode q8_0", "prefill q8_0", "place_qkv_ q8_0", "linear q4_0 1",
         "linear q4_0 512", "experts q4_0 1", "experts bf16 9", "experts q4_0 4096", "experts q6_k 1",
-        "experts q4_k 512", *gpu_families.CORE)  # fmt: skip
+        "experts q4_k 512", *gpu_families.CORE, *gpu_steps.CORE)  # fmt: skip
 EACH = ("embed", "rmsnorm", "add_rmsnorm_", "place_qkv_", "gated_add_", "argmax", "pack", "post", "wait", "decode bf16",
-        "prefill bf16", "linear q4_0 512", "experts q4_0 1", "experts q4_0 4096", *gpu_families.EACH)  # fmt: skip
+        "prefill bf16", "linear q4_0 512", "experts q4_0 1", "experts q4_0 4096", *gpu_families.EACH,
+        *gpu_steps.EACH)  # fmt: skip
 SAMPLE = ("add_rmsnorm_", "experts q4_0 1")  # in all of these
 # Of each kind of codes and of scales, one: q4_k is six_min, q6_k 2 + 4 bits and byte16, q5_0 1 + 4 bits, mxfp4 e2m1 ...
 KINDS = ("q4_k", "q6_k", "q5_0", "mxfp4", "iq4_xs", "q2_k", "q3_k", "nvfp4", "fp8", "int4_g128")
@@ -128,7 +130,7 @@ def calls() -> dict[str, Any]:
         found |= experts((name,) * 3, 1)
     for name in ("q4_k", "q6_k", "mxfp4"):
         found |= experts((name,) * 3, 9, 512)
-    return found | linears(found, "q6_k", 1) | experts(MIX, 1, 9) | gpu_families.calls()
+    return found | linears(found, "q6_k", 1) | experts(MIX, 1, 9) | gpu_families.calls() | gpu_steps.calls()
 
 
 def more_formats() -> dict[str, Any]:

@@ -362,14 +362,19 @@ def argmax(logits_SV: Tensor, to: tuple[Tensor, Tensor] | None = None) -> tuple[
     return found if to is None else (to[0].copy_(found[0]), to[1].copy_(found[1]))
 
 
-def experts(x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor, bank: ExpertBank) -> Tensor:
+def experts(
+    x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor, bank: ExpertBank, local_E: Tensor | None = None
+) -> Tensor:
     """The routed experts of one layer: y[t] = sum_k weights[t,k] * (down(glu(gate(x[t]), up(x[t])))), float32 [T, D].
 
     gate (where the layout has one), up and down are the matrices of expert ids[t, k], with biases where the layout has
     them. Where the layout says that weights are of the input, the expert takes weights[t, k] * x[t], and what it gives
     counts as it is. Each expert that was chosen is read once for the batch. A choice of -1 is no expert of this bank:
-    it adds nothing, and nothing is read for it.
+    it adds nothing, and nothing is read for it. local: int32 [E], what number of the bank an id stands for, or -1;
+    without one ids are these numbers.
     """
+    if local_E is not None:
+        ids_TK = local_E[ids_TK.long()]
     y_TD = torch.zeros_like(x_TD)
     for expert in sorted(set(ids_TK.flatten().tolist()) - {-1}):
         token, slot = torch.where(ids_TK == expert)

@@ -99,11 +99,14 @@ def _after(ops: Ops, layer: Layer, x_TD: Tensor) -> None:
         ops.gated_add_(x_TD, mlp(ops, layer.mlp, x_TD), gate_T1)
 
 
-def expert_calls(ops: Ops, bank: ExpertBank, top_k: int, tokens: int) -> Iterator[Call]:
-    """The routed experts of a bank, in every pass."""
+def expert_calls(ops: Ops, bank: ExpertBank, top_k: int, tokens: int, experts: int) -> Iterator[Call]:
+    """The routed experts of a bank, which may have some of `experts`, in every pass."""
     for T in steps(tokens):
         x_TD, ids_TK = _rows(T, bank.layout.hidden), torch.empty(T, top_k, dtype=torch.int32, device="meta")
         yield partial(ops.experts, x_TD, ids_TK, _rows(T, top_k), bank)
+        if bank.experts < experts:
+            local_E = torch.empty(experts, dtype=torch.int32, device="meta")
+            yield partial(ops.experts, x_TD, ids_TK, _rows(T, top_k), bank, local_E)
 
 
 def end_calls(ops: Ops, decoder: Decoder, sizes: Sizes) -> Iterator[Call]:
@@ -155,7 +158,7 @@ def calls(decoder: Decoder, experts: TieredExperts | CachedExperts, device: Devi
     tiered = tiers_of(experts)
     places = experts.cache.slots.banks if isinstance(experts, CachedExperts) else []
     for bank in different([*banks_on(tiered, device.tier), *places]):
-        yield from expert_calls(device.ops, bank, decoder.spec.moe.top_k, sizes.tokens)
+        yield from expert_calls(device.ops, bank, decoder.spec.moe.top_k, sizes.tokens, decoder.spec.moe.experts)
     if device is tiered.main:
         for layer in different(decoder.stack.layers):
             yield from layer_calls(device.ops, layer, sizes)

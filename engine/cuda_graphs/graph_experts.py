@@ -115,12 +115,11 @@ class GraphedExperts:
     def _here(self, layer: int, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> Tensor:
         """This GPU's part; rows without a sequence read nothing."""
         assert self.padding_B is not None, "submit before use"
-        local_E, local_TK = self.local[layer], ids_TK
-        if local_E is not None:
-            local_TK = local_E[ids_TK.long()]
+        local_E = self.local[layer]
         if len(x_TD) > 1:  # a step of one sequence has no other rows
-            local_TK = local_TK.masked_fill(self.padding_B.unsqueeze(1), -1)
-        part_TD: Tensor = self.main.ops.experts(x_TD, local_TK, weights_TK, self.banks[layer])
+            local_TK = ids_TK if local_E is None else local_E[ids_TK.long()]
+            ids_TK, local_E = local_TK.masked_fill(self.padding_B.unsqueeze(1), -1), None
+        part_TD: Tensor = self.main.ops.experts(x_TD, ids_TK, weights_TK, self.banks[layer], local_E)
         return part_TD
 
     def collect(self, job: Work) -> tuple[Tensor, Chosen]:

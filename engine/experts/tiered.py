@@ -178,8 +178,9 @@ class TieredExperts:
         with device.current():
             if self.second is not None and device is not self.main:
                 self.second.span(None)
-            local_TK = self.local[layer][tier][ids_TK.long()]
-            part_TD: Tensor = device.ops.experts(x_TD, local_TK, weights_TK, self._bank(layer, tier))
+            bank, local_E = self._bank(layer, tier), self.local[layer][tier]
+            numbers_E = None if bank.experts == len(local_E) else local_E  # with all there, ids are their numbers
+            part_TD: Tensor = device.ops.experts(x_TD, ids_TK, weights_TK, bank, numbers_E)
             if self.second is not None and device is not self.main:
                 self.second.span(GPU1_HBM)
             return part_TD

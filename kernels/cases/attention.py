@@ -297,12 +297,12 @@ def kept(block: Block) -> list[Tensor]:
 
 
 def block_difference(ops: Ops, i: Inputs) -> list[Tensor]:
-    """All that the block gives and changes, less what the ops that it stands for do, of the same backend."""
+    """All that the block gives and keeps, less what the ops that it stands for do, of the same backend."""
 
     def run(attend: Callable[..., tuple[Tensor, Tensor, Choice | None]]) -> list[Tensor]:
-        x, block = i["x"].clone(), own_cache(i["block"])
-        *out, choice = attend(x, i["update"], block, i["places"], i["rows"])
-        return [*out, *(choice or ()), x, *kept(block)]
+        block = own_cache(i["block"])
+        *out, choice = attend(i["x"].clone(), i["update"], block, i["places"], i["rows"])
+        return [*out, *(choice or ()), *kept(block)]
 
     return [a - b for a, b in zip(run(ops.attention_block), run(partial(compose, ops)), strict=True)]
 

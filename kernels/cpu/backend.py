@@ -373,8 +373,12 @@ class CpuOps(NormOps, SparseOps, StreamOps, MoreOps):
         )
         return out
 
-    def experts(self, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor, bank: ExpertBank) -> Tensor:
+    def experts(
+        self, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor, bank: ExpertBank, local_E: Tensor | None = None
+    ) -> Tensor:
         T, K = ids_TK.shape
+        if local_E is not None:
+            ids_TK = local_E[ids_TK.long()]
         out = torch.empty_like(x_TD)
         chosen = at(x_TD, F32, T, bank.layout.hidden), T, at(ids_TK, I32, T, K), at(weights_TK, F32, T, K), K
         _cpu.experts(self.context.native, *chosen, prepare.bank(bank), out.data_ptr())

@@ -8,6 +8,9 @@ other; the places that no expert has are never chosen.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -19,6 +22,8 @@ from . import launch
 from .kernel import kernel
 from .linear import linear
 from .pointwise import exp
+
+CHOOSES = ("softmax", "sigmoid", "softmax_topk", "sigmoid_topk")  # scorings that `choose` has
 
 
 @triton.jit
@@ -65,22 +70,26 @@ def open_groups(keys, groups, TOP: tl.constexpr, GROUPS: tl.constexpr, SIZE: tl.
     return tl.reshape(open_, [GROUPS * SIZE]) != 0
 
 
-@kernel()
-def _route(
-    logits_ptr, choice_ptr, factors_ptr, ids_ptr, weights_ptr, experts, groups, scale,
+@triton.jit
+def choose(
+    logits_ptr, choice_ptr, factors_ptr, ids_ptr, weights_ptr, token, experts, groups, scale,
     TOP_K: tl.constexpr, SCORING: tl.constexpr, RENORMALISE: tl.constexpr, CHOICE: tl.constexpr, FACTORS: tl.constexpr,
     TOP: tl.constexpr, GROUPS: tl.constexpr, SIZE: tl.constexpr, TWO: tl.constexpr, SLOTS: tl.constexpr,
 ):  # fmt: skip
-    """`groups` of `experts` / `groups` experts lie in GROUPS of SIZE places; CHOICE: with a bias of the choice alone,
+    """The experts of one token by its logits, which other programs may have written.
+
+    `groups` of `experts` / `groups` experts lie in GROUPS of SIZE places; CHOICE: with a bias of the choice alone,
     FACTORS: of each expert's weight; TOP: groups that are open, of which TWO says how they are compared."""
     MOST: tl.constexpr = 1 << 30
-    token = tl.program_id(0).to(tl.int64)
     at, slot = tl.arange(0, GROUPS * SIZE), tl.arange(0, SLOTS)
     size = experts // groups
     expert, ok = at, at < experts
     if GROUPS > 1:
         expert, ok = at // SIZE * size + at % SIZE, (at % SIZE < size) & (at // SIZE < groups)
-    scores = scores_of(tl.load(logits_ptr + token * experts + expert, mask=ok, other=float("-inf")), ok, SCORING)
+    logits_ptr += token * experts
+    scores = scores_of(
+        tl.load(logits_ptr + expert, mask=ok, other=float("-inf"), cache_modifier=".cg"), ok, SCORING
+    )  # fmt: skip
     keys = scores
     if CHOICE:
         keys += tl.load(choice_ptr + expert, mask=ok, other=0.0)
@@ -109,22 +118,50 @@ def _route(
     tl.store(weights_ptr + token * TOP_K + slot, weights * scale, mask=slot < TOP_K)
 
 
-def route(x_TD: Tensor, router: Router, ids_TK: Tensor | None = None) -> Choice:
-    (T, E), top_k = (x_TD.shape[0], router.matrix.rows), router.top_k
+@kernel()
+def _route(
+    logits_ptr, choice_ptr, factors_ptr, ids_ptr, weights_ptr, experts, groups, scale,
+    TOP_K: tl.constexpr, SCORING: tl.constexpr, RENORMALISE: tl.constexpr, CHOICE: tl.constexpr, FACTORS: tl.constexpr,
+    TOP: tl.constexpr, GROUPS: tl.constexpr, SIZE: tl.constexpr, TWO: tl.constexpr, SLOTS: tl.constexpr,
+):  # fmt: skip
+    choose(
+        logits_ptr, choice_ptr, factors_ptr, ids_ptr, weights_ptr, tl.program_id(0).to(tl.int64), experts, groups,
+        scale, TOP_K, SCORING, RENORMALISE, CHOICE, FACTORS, TOP, GROUPS, SIZE, TWO, SLOTS,
+    )  # fmt: skip
+
+
+class Choosing(NamedTuple):
+    """What kernels are told of a choice. added: the bias of the choice and experts' factors, or what is not read;
+    found: where the choice goes."""
+
+    added: tuple[Tensor, Tensor]
+    found: Choice
+    numbers: tuple[int, int, float]
+    constants: Mapping[str, int | str]
+
+
+def choosing(x_TD: Tensor, router: Router) -> Choosing:
+    """Of T tokens, checked."""
+    (T, E), top_k, bias = (x_TD.shape[0], router.matrix.rows), router.top_k, router.choice_bias_E
     assert 1 <= top_k <= E, f"top {top_k} of {E}"
     assert E % router.groups == 0, f"{E} experts in {router.groups} groups"
-    logits_TE, bias = linear(x_TD, router.matrix, router.bias_E), router.choice_bias_E
+    choice = x_TD if bias is None else launch.check(bias, launch.F32, E)
+    factors = x_TD if router.factors_E is None else launch.check(router.factors_E, launch.F32, E)
+    found = x_TD.new_empty(T, top_k, dtype=launch.I32), x_TD.new_empty(T, top_k)
+    constants = dict(
+        TOP_K=top_k, SCORING=router.scoring, RENORMALISE=router.renormalise, CHOICE=bias is not None,
+        FACTORS=router.factors_E is not None, TOP=router.top_groups, GROUPS=launch.pow2(router.groups),
+        SIZE=launch.pow2(E // router.groups), TWO=router.group_score == "top2", SLOTS=launch.pow2(top_k),
+    )  # fmt: skip
+    return Choosing((choice, factors), found, (E, router.groups, float(router.scale)), constants)
+
+
+def route(x_TD: Tensor, router: Router, ids_TK: Tensor | None = None) -> Choice:
+    how = choosing(x_TD, router)
+    logits_TE = linear(x_TD, router.matrix, router.bias_E)
     if ids_TK is not None or router.scoring == "sqrt_softplus":  # of one model, whose streams no kernel here has
         return reference.route(x_TD, router, ids_TK)
     if router.scoring == "sparsemixer":  # of one model: a few small kernels of torch's
         return reference.sparse_mix(logits_TE, router)
-    choice = logits_TE if bias is None else launch.check(bias, launch.F32, E)
-    factors = logits_TE if router.factors_E is None else launch.check(router.factors_E, launch.F32, E)
-    ids, weights = x_TD.new_empty(T, top_k, dtype=launch.I32), x_TD.new_empty(T, top_k)
-    _route[(T,)](
-        logits_TE, choice, factors, ids, weights, E, router.groups, float(router.scale),
-        TOP_K=top_k, SCORING=router.scoring, RENORMALISE=router.renormalise, CHOICE=bias is not None,
-        FACTORS=router.factors_E is not None, TOP=router.top_groups, GROUPS=launch.pow2(router.groups),
-        SIZE=launch.pow2(E // router.groups), TWO=router.group_score == "top2", SLOTS=launch.pow2(top_k), num_warps=1,
-    )  # fmt: skip
-    return ids, weights
+    _route[(len(x_TD),)](logits_TE, *how.added, *how.found, *how.numbers, **how.constants, num_warps=1)
+    return how.found

@@ -36,6 +36,7 @@ from headrace.kernels import gpu  # noqa: E402
 
 MOST_FLOPS = {"linear": 3e6, "linear_by_head": 3e6, "experts": 1e6, "experts q4_0": 3e6, "attention": 1.2e7,
               "delta_rule": 2e7}  # fmt: skip
+FUSED = 2e-5  # of numbers about 1
 
 
 def is_small(case: Case) -> bool:
@@ -137,6 +138,8 @@ def check(case: Case, inputs: Inputs) -> None:
     """An op against its twin, in the bounds of its case."""
     expected = case.call(reference, inputs)  # type: ignore[arg-type]
     allowed = case.allowed({**inputs, "activations": "bf16"}, expected)
+    if case.op in ("attention_block", "layers"):  # what they are less what their parts are, in other orders of sums
+        allowed = [FUSED] * len(allowed)
     if case.op == "place_qkv_" and "bfloat16" in case.name:
         allowed[2] = towards_zero(expected[2])  # values in the cache
     outcome = case.call(gpu, inputs)  # type: ignore[arg-type]

@@ -1,4 +1,5 @@
-"""Parts of a context, each attended by a program of its own, and how they are joined.
+"""Parts of a context, each attended by a program of its own, and how they are joined: by whichever program ends last
+(`joined`), or by a launch of its own, where a head's values are so long that one program would take long for them.
 
 The number of parts follows from the size of the page table, so that the grid is fixed; how long a part is follows from
 the context, on the device. Programs without keys end at once.
@@ -18,6 +19,7 @@ from .softmax import with_sink
 
 LEAST = 256  # keys that make a part worth a program
 MOST_PARTS = 64
+JOINED = 8192  # numbers that a program joins at a time
 
 
 @triton.jit
@@ -35,6 +37,32 @@ def seen_of(context, WINDOW: tl.constexpr, CHUNK: tl.constexpr):
 def part_length(seen, parts, LEAST: tl.constexpr, KEYS: tl.constexpr):
     """Keys of one part: whole steps, at least LEAST."""
     return tl.maximum(tl.cdiv(tl.cdiv(seen, parts), KEYS) * KEYS, LEAST)
+
+
+@triton.jit
+def joined(
+    acc_ptr, best_ptr, total_ptr, row, ok, count, parts, size,
+    HEADS: tl.constexpr, SIZE: tl.constexpr, PARTS: tl.constexpr, MOST: tl.constexpr,
+):  # fmt: skip
+    """The `count` parts of rows [HEADS] that are `ok`, PARTS at a time: the largest score and the sum of weights beside
+    it, [HEADS], and the weighted sum of values, [HEADS, SIZE]. In this order whoever comes last."""
+    part, dims = tl.arange(0, MOST)[None, :], tl.arange(0, SIZE)[None, None, :]
+    at, here = row[:, None] * parts + part, ok[:, None] & (part < count)
+    scores = tl.load(best_ptr + at, mask=here, other=float("-inf"), cache_modifier=".cg")
+    best = tl.where(ok, tl.max(scores, axis=1), 0.0)
+    totals = tl.load(total_ptr + at, mask=here, other=0.0, cache_modifier=".cg")
+    total = tl.sum(totals * tl.exp2(scores - best[:, None]), axis=1)
+    acc = tl.zeros([HEADS, SIZE], tl.float32)
+    for first in range(0, count, PARTS):
+        some = first + tl.arange(0, PARTS)[None, :]
+        places, there = row[:, None] * parts + some, ok[:, None] & (some < count)
+        share = tl.exp2(
+            tl.load(best_ptr + places, mask=there, other=float("-inf"), cache_modifier=".cg") - best[:, None]
+        )
+        mask = there[:, :, None] & (dims < size)
+        sums = tl.load(acc_ptr + places[:, :, None] * size + dims, mask=mask, other=0.0, cache_modifier=".cg")
+        acc += tl.sum(sums * share[:, :, None], axis=1)
+    return best, total, acc
 
 
 @kernel("parts")

@@ -163,7 +163,7 @@ def place_qkv_(
         launch.check(table, launch.F32, P, r)
     launch.check(positions_T, launch.I32, T)
     launch.check(slots_T, launch.I64, T)
-    norms = _norms(qkv_TR[:, : (N + G) * d].unflatten(1, (N + G, d)), N, q_norm, k_norm, eps, shared)
+    norms = norms_of_heads(qkv_TR[:, : (N + G) * d].unflatten(1, (N + G, d)), N, q_norm, k_norm, eps, shared)
     ready = norms or (cos_Pr, cos_Pr)  # without a norm they are not read
     own = cos_Pr if v_norm is None else launch.check(v_norm, launch.F32, v)
     heads = HEADS if d <= 256 else WIDE_HEADS
@@ -176,7 +176,7 @@ def place_qkv_(
     )  # fmt: skip
 
 
-def _norms(
+def norms_of_heads(
     qk_THd: Tensor, N: int, q_norm: Tensor | None, k_norm: Tensor | None, eps: float, shared: bool
 ) -> tuple[Tensor, Tensor] | None:
     """The norms of each head. Those of all heads as one row are computed here; None: these, or none."""

@@ -61,9 +61,17 @@ def load_granules(
 
 @triton.jit
 def four_of_x(x_ptr, x_at, ok, left, GRANULES: tl.constexpr):
-    """Four neighbouring activations for each granule, where fewer than `left` are left: four tensors [1, GRANULES]."""
+    """Four neighbouring activations for each granule, where fewer than `left` are left: four tensors [1, GRANULES].
+    x_ptr may be a residual stream as well (`normed/`): x and its norm's weights, and an update with its factor."""
     j = tl.arange(0, 4)[None, None, :]
-    x = tl.load(x_ptr + x_at[None, :, None] + j, mask=ok[None, :, None] & (j < left[None, :, None]), other=0.0)
+    at, mask = x_at[None, :, None] + j, ok[None, :, None] & (j < left[None, :, None])
+    if isinstance(x_ptr, tl.tensor):
+        x = tl.load(x_ptr + at, mask=mask, other=0.0)
+    else:
+        x = tl.load(x_ptr[0] + at, mask=mask, other=0.0)
+        if len(x_ptr) > 2:
+            x += tl.load(x_ptr[2] + at, mask=mask, other=0.0) * x_ptr[3]
+        x *= tl.load(x_ptr[1] + at, mask=mask, other=0.0)
     return four(x, 1, GRANULES)
 
 
