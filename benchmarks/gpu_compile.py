@@ -50,7 +50,7 @@ Launch = tuple[str, Kernel, tuple[Any, ...], dict[str, Any]]
 POINTERS = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.uint8: "*u8",
             torch.int8: "*i8", torch.int32: "*i32", torch.int64: "*i64"}  # fmt: skip
 ANEW = "--anew"
-OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
+OPTIONS = ("num_warps", "num_stages", "maxnreg", "enable_fp_fusion")
 CORE = ("embed", "rmsnorm", "add_rmsnorm_", "place_qkv_", "glu", "gated_add_", "route", "argmax", "pack", "post",
         "wait", "decode bf16", "prefill bf16", "decode q8_0", "prefill q8_0", "place_qkv_ q8_0", "linear q4_0 1",
         "linear q4_0 512", "experts q4_0 1", "experts bf16 9", "experts q4_0 4096", "experts q6_k 1",
@@ -130,6 +130,7 @@ def calls() -> dict[str, Any]:
         found |= experts((name,) * 3, 1)
     for name in ("q4_k", "q6_k", "mxfp4"):
         found |= experts((name,) * 3, 9, 512)
+    found |= experts(("q4_0",) * 3, 1536)  # as many tokens of an expert as are not unpacked before
     return found | linears(found, "q6_k", 1) | experts(MIX, 1, 9) | gpu_families.calls() | gpu_steps.calls()
 
 

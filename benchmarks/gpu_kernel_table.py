@@ -64,8 +64,10 @@ def keep(folder: str) -> int:
 
 
 def weights_of_a_step(row: Row) -> int:
-    """Weights that a program multiplies in one turn of its loop, 0 for kernels that multiply none."""
+    """Weights that a program multiplies or unpacks in one turn of its loop, 0 for kernels that do neither."""
     known = row["constants"]
+    if "COLUMNS" in known:
+        return int(known["ROWS"] * known["COLUMNS"])
     loops = 2 if known.get("UP_FORMAT", known.get("FORMAT")) != known.get("FORMAT") else 1  # gate's rows, then up's
     if "GRANULES" in known:
         return int(known["ROWS"] * known["GRANULES"] * known["WIDTH"]) // loops

@@ -98,10 +98,12 @@ class Stacked:
 
 @dataclass(frozen=True)
 class ExpertBank:
-    """All routed experts of one layer: `data` is uint8 [experts, layout.bytes], contiguous, one block an expert."""
+    """Routed experts of one layer: `data` is uint8 [experts, layout.bytes], contiguous, one block an expert. among: how
+    many the layer has, of which these are some; 0: these are all. Kernels tell by it how many tokens meet an expert."""
 
     layout: ExpertLayout
     data: Tensor
+    among: int = 0
     native: dict[str, Any] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     @classmethod

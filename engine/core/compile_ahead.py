@@ -149,7 +149,8 @@ def banks_on(tiered: TieredExperts, tier: Tier) -> list[ExpertBank]:
     ring = tiered.ring if tiered.main.tier is tier else None
     if ring is not None:
         in_ram = dict.fromkeys(split.banks[Tier.CPU.value].layout for split in splits if Tier.CPU.value in split.banks)
-        banks += [ExpertBank.empty(layout, size, "meta") for layout in in_ram for size in {1, ring.piece}]
+        pieces = (ExpertBank.empty(layout, size, "meta") for layout in in_ram for size in {1, ring.piece})
+        banks += [replace(piece, among=ring.among) for piece in pieces]
     return different(banks)
 
 

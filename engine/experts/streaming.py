@@ -115,7 +115,7 @@ def no_cuts(bank: ExpertBank) -> Sequence[int]:
 class Ring:
     """The two buffers, on the device of `place`, and who uses them next. layout: of the largest experts; those of
     other layers lie in the buffers by their own. cuts: the experts of a bank at which a copy must end
-    (`memory/pinned.py`)."""
+    (`memory/pinned.py`). among: how many experts a layer has."""
 
     def __init__(
         self,
@@ -128,8 +128,9 @@ class Ring:
         timers: Timers | None = None,
         here: str = GPU_HBM,
         cuts: Cuts = no_cuts,
+        among: int = 0,
     ) -> None:
-        self.layout, self.cuts = layout, cuts
+        self.layout, self.cuts, self.among = layout, cuts, among
         self.piece = piece
         self.ops = ops
         self.main, self.side = main, side
@@ -175,7 +176,7 @@ class Ring:
         """The first experts of a buffer as a bank: one for each number and layout, with what the kernels keep of it."""
         key = buffer, size, bank.layout
         if key not in self.held:
-            self.held[key] = ExpertBank(bank.layout, self._places(buffer, bank)[:size])
+            self.held[key] = ExpertBank(bank.layout, self._places(buffer, bank)[:size], self.among)
         return self.held[key]
 
     def fetch(self, bank: ExpertBank) -> None:

@@ -97,7 +97,8 @@ class TieredExperts:
         largest = max((bank.layout for bank in banks), key=lambda layout: layout.bytes)
         (main, side), piece = self.streams, self.offload.piece
         ops, place = self.main.ops, self.main.place
-        return Ring(largest, piece, ops, place, main, side, self.timers, self.here, self.cuts)
+        among = max(map(len, self.placement.experts))
+        return Ring(largest, piece, ops, place, main, side, self.timers, self.here, self.cuts, among)
 
     def _numbers(self, layer: int) -> Tensor:
         """On the main device: expert -> its number in the bank in RAM, or -1; int32 [E]."""

@@ -7,13 +7,14 @@ every sequence that may run at once, or, where memory is short, for as many as f
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from ...errors import MemoryNeeded, OptionError
+from ...kernels import scratch
 from ...kernels.compressed.attention import KEYS, together
 from ...kernels.cpu import EXPERT_OUT_BYTES, MADE_BYTES
-from ...kernels.formats import KV_BF16, KV_F32, KV_FORMATS, KVFormat
+from ...kernels.formats import KV_BF16, KV_F32, KV_FORMATS, ExpertLayout, KVFormat
 from ...loaders.spec import CompressedSpec, LatentSpec, MixerSpec, ModelSpec
 from ...loaders.weights.model_weights import Formats
 from ..config import EngineConfig
@@ -141,6 +142,14 @@ def work_bytes(spec: ModelSpec, tokens: int, sequences: int, chunk: int = EXPERT
     inner = 4 * 3 * max(moe.width, moe.shared_width, spec.dense_width) * max(pairs, tokens)
     made = max((_made_bytes(mixer, spec.context) for mixer in spec.mixers), default=0)
     return 4 * tokens * attention + products + inner + 4 * max(sequences, 1) * spec.vocab + made
+
+
+def unpacked_bytes(spec: ModelSpec, layouts: Iterable[ExpertLayout], tokens: int) -> int:
+    """Of the buffer for experts that are unpacked before they are multiplied, in a pass of so many tokens."""
+    packed = (layout for layout in layouts if all(form.is_block for form in layout.formats))
+    experts, pairs = spec.moe.experts, tokens * spec.moe.top_k
+    sizes = (scratch.unpacked_bytes(3 * layout.hidden * layout.width, experts, pairs) for layout in packed)
+    return max(sizes, default=0)
 
 
 def _made_bytes(mixer: MixerSpec, context: int) -> int:

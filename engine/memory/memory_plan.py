@@ -231,8 +231,9 @@ class _Plan:
         """What copies and graphs need is added up, then experts are placed."""
         config, spec = self.config, self.spec
         work = kv_budget.work_bytes(spec, config.prefill_chunk, config.max_sequences, GPU_EXPERT_BYTES)
-        self.work = self.states + work + mtp_rows.nbytes(spec, config.max_sequences)
         layouts = [self.checkpoint.formats.layout(spec, i) for i, is_moe in enumerate(spec.is_moe) if is_moe]
+        work += kv_budget.unpacked_bytes(spec, layouts, config.prefill_chunk)
+        self.work = self.states + work + mtp_rows.nbytes(spec, config.max_sequences)
         self.offload = offload_plan.plan(config, spec, layouts, self.devices, profile)
         self.buffers = self.offload.buffer_bytes(self.tokens)
         self.spare_pages = int(graphs)

@@ -137,3 +137,8 @@ def multiprocessors(device: torch.device) -> int:
     if device.type != "cuda":
         return 64
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+def resident(tile: Mapping[str, int], device: torch.device) -> int:
+    """How many programs with such a tile of many tokens a GPU holds at once, by the registers that they take."""
+    return (2 if tile["num_warps"] == 8 else 4) * multiprocessors(device)

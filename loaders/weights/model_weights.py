@@ -10,7 +10,7 @@ The routed experts of a layer are one bank, or a bank on each of several tiers, 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 from torch import Tensor
@@ -289,7 +289,7 @@ class _TierAllocator(_Allocator):
         for name in names:
             owners.append((name, counts[name]))
             counts[name] += 1
-        banks = {name: self._bank(name, layout, n, index) for name, n in counts.items()}
+        banks = {name: replace(self._bank(name, layout, n, index), among=experts) for name, n in counts.items()}
         return TierBanks(banks, tuple(owners))
 
     def _bank(self, tier: str, layout: ExpertLayout, experts: int, index: int) -> ExpertBank:

@@ -158,7 +158,7 @@ def test_scales_of_few_tokens_are_fetched_ahead_too(compiled: Facts) -> None:
 
 def test_small_numbers_stay_what_they_are(compiled: Facts) -> None:
     """Floats of 4 and 8 bits are read as parts of floats below the normal ones, which must not count as 0."""
-    for row in rows_of(compiled, "_linear_one", "_linear_many", "_down", "_unpack_rows"):
+    for row in rows_of(compiled, "_linear_one", "_linear_many", "_down", "_unpack_rows", "_unpack_experts"):
         assert row["ftz"] == 0, name_of(row)
 
 
@@ -188,8 +188,29 @@ def test_products_run_on_tensor_cores(compiled: Facts) -> None:
 
 def test_hopper_uses_its_own_instructions_for_many_tokens(compiled: Facts) -> None:
     for row in rows_of(compiled, "_linear_many", "_by_head_many", "_gate_up", "_down", "_prefill"):
-        if row["target"] == 90 and row["label"].split()[-1] in ("512", "4096", "bf16"):
+        if row["target"] == 90 and row["label"].split()[-1] in ("512", "1536", "4096", "bf16"):
             assert {name for name, _ in row["matrix"]} == {"wgmma"}, name_of(row)
+
+
+def test_two_programs_of_many_tokens_fit_on_a_multiprocessor(compiled: Facts) -> None:
+    """As `launch.resident` says: 65,536 registers and 228 KiB of shared memory, of which a program takes 1 KiB more."""
+    rows = [row for row in rows_of(compiled, "_gate_up", "_down") if row["warps"] == 8 and row["target"] == 90]
+    assert rows
+    for row in rows:
+        assert 2 * 256 * row["reg"] <= 65536, name_of(row)
+        assert 2 * (row["shared"] + 1024) <= 228 << 10, name_of(row)
+
+
+def test_experts_are_unpacked_for_less_than_a_tile_more_takes(compiled: Facts) -> None:
+    """Once, and then tiles of bf16, against a tile that unpacks: of two tiles of tokens an expert."""
+    rows = {(row["kernel"], row["label"]): instructions_a_weight(row) for row in compiled if row["target"] == 90}
+    if ("_gate_up", "experts q4_0 1536") in rows:
+        once, tile = rows["_unpack_experts", "experts q4_0 4096"], rows["_gate_up", "experts bf16 4096"]
+        again = rows["_gate_up", "experts q4_0 1536"]
+        assert once is not None
+        assert tile is not None
+        assert again is not None
+        assert once + 2 * tile < 0.6 * 2 * again
 
 
 def test_a_state_stays_in_the_registers_of_its_warp(compiled: Facts) -> None:

@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import product
 
 import pytest
 import torch
@@ -29,10 +30,13 @@ from headrace.kernels.cases.variants.by_kind import KIND_CASES
 from headrace.kernels.cases.variants.own_norms import OWN_NORMS_CASES
 from headrace.kernels.cases.variants.warm import WARM_CASES
 from headrace.kernels.decoder_layer import Router
+from headrace.kernels.formats import PARTS
 from headrace.kernels.packed import Matrix
 
 triton = pytest.importorskip("triton", reason="the GPU kernels need Triton", exc_type=ImportError)
-from headrace.kernels import gpu  # noqa: E402
+from headrace.kernels import gpu, scratch  # noqa: E402
+from headrace.kernels.gpu.experts import many_tokens, unpacking  # noqa: E402
+from headrace.kernels.gpu.experts.blocks import Blocks, blocks_of  # noqa: E402
 
 MOST_FLOPS = {"linear": 3e6, "linear_by_head": 3e6, "experts": 1e6, "experts q4_0": 3e6, "attention": 1.2e7,
               "delta_rule": 2e7}  # fmt: skip
@@ -184,13 +188,59 @@ def test_every_op_is_there_and_has_a_case() -> None:
     assert kernels.load("gpu") is gpu  # type: ignore[comparison-overlap]
 
 
-def test_pairs_are_grouped_by_expert_in_order() -> None:
+@pytest.mark.versions
+@pytest.mark.parametrize(
+    ("tokens", "top_k", "experts", "tile"), [(4, 2, 6, 16), (1, 1, 1, 16), (300, 8, 128, 128), (700, 4, 33, 64)]
+)
+def test_pairs_are_grouped_by_expert_in_order(tokens: int, top_k: int, experts: int, tile: int) -> None:
+    """In one program, and in more than a turn of the loop that adds up what the programs before have."""
     from headrace.kernels.gpu.experts.grouping import group
 
-    ids = torch.tensor([[3, 0], [1, 3], [3, 1], [0, 4]], dtype=torch.int32)
-    order, starts = group(ids, 6)
-    assert starts.tolist() == [0, 2, 4, 4, 7, 8, 8]
-    assert order.tolist() == [1, 6, 2, 5, 0, 3, 4, 7]
+    ids = torch.randint(-1, experts, (tokens, top_k), generator=torch.Generator().manual_seed(1), dtype=torch.int32)
+    order, starts, tiles, owners = group(ids, experts, tile)
+    pairs = [(ids.flatten() == expert).nonzero().flatten() for expert in range(experts)]
+    counts = torch.tensor([len(mine) for mine in pairs])
+    assert starts.tolist() == [0, *counts.cumsum(0).tolist()]
+    assert order[: starts[-1]].tolist() == torch.cat(pairs).tolist()
+    most = -(-counts // tile)
+    assert tiles.tolist() == [0, *most.cumsum(0).tolist()]
+    assert owners[: tiles[-1]].tolist() == torch.arange(experts).repeat_interleave(most).tolist()
+
+
+@pytest.mark.versions
+@pytest.mark.parametrize("name", ["q8_0", "q5_1", "q4_k", "q6_k", "mxfp4", "nvfp4", "iq4_xs"])
+def test_experts_are_unpacked_to_what_they_stand_for(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two at a time, rows in two steps. In float32 here, so but for the order of a product and a sum exactly."""
+    layout = layout_of(name, name, name, whole_blocks(300, FORMATS[name]), 40)
+    bank = RandomSource(torch.Generator().manual_seed(6)).bank(layout, 3)
+    monkeypatch.setattr(scratch, "UNPACKED_BYTES", 2 * 2 * 3 * layout.hidden * layout.width)
+    ends = []
+    for begin, end, plain in unpacking.unpacked(blocks_of(bank)):
+        ends.append(end)
+        for expert, part in product(range(begin, end), PARTS):
+            values = getattr(plain, part).rows.values[expert - begin]
+            want = reference.dequantize(bank.matrix(expert, part))
+            torch.testing.assert_close(values[: want.numel()].view_as(want), want, rtol=1e-5, atol=1e-6)
+    assert ends == [2, 3]
+
+
+def test_experts_of_many_tokens_are_unpacked_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two at a time, with choices of experts that are elsewhere."""
+    case = experts_case_of(layout_of("q4_0", "q8_0", "q5_0", 64, 32), 3, 5, 2)
+    inputs = case.inputs()
+    inputs["ids"][1, 0] = -1
+    runs: list[tuple[int, int]] = []
+    monkeypatch.setattr(scratch, "UNPACKED_FROM", 3)
+    monkeypatch.setattr(scratch, "UNPACKED_BYTES", 2 * 2 * 3 * 64 * 32)
+
+    def unpacked(blocks: Blocks) -> Iterator[unpacking.Run]:
+        for run in unpacking.unpacked(blocks):
+            runs.append((run.begin, run.end))
+            yield run
+
+    monkeypatch.setattr(many_tokens, "unpacked", unpacked)
+    check(case, inputs)
+    assert runs == [(0, 2), (2, 3)]
 
 
 def test_a_router_gives_a_token_the_same_bits_in_any_small_batch() -> None:

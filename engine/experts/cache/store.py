@@ -26,7 +26,8 @@ class Store:
             numbers = torch.full((bank.experts,), ABSENT, dtype=torch.int32)
             numbers[rising] = torch.arange(len(rising), dtype=torch.int32)
             self.numbers.append(numbers)
-            self.banks.append(ExpertBank(bank.layout, device.put(bank.data[rising])) if experts else None)
+            held = ExpertBank(bank.layout, device.put(bank.data[rising]), bank.among or bank.experts)
+            self.banks.append(held if experts else None)
 
     @property
     def nbytes(self) -> int:

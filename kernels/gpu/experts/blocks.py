@@ -29,11 +29,13 @@ class Part:
 class Blocks:
     """Rows of `up` lie `offset` elements behind those of `gate`, where both have one format. constants: BIASED and the
     activation. biases: float32, from the first expert's on: of gate, up and down, one behind the other; `bias_step`
-    lead from an expert to the next. Without biases nothing of it is read."""
+    lead from an expert to the next. Without biases nothing of it is read. among: of how many experts a token chooses,
+    of which these are some, or all."""
 
     hidden: int
     width: int
     experts: int
+    among: int
     gate: Part
     up: Part
     down: Part
@@ -41,6 +43,16 @@ class Blocks:
     biases: Tensor
     bias_step: int
     constants: dict[str, float]
+
+    @property
+    def formats(self) -> tuple[formats.Format, ...]:
+        """Of gate, up and down."""
+        return self.gate.format, self.up.format, self.down.format
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether every weight has to be unpacked."""
+        return all(form.is_block for form in self.formats)
 
 
 def blocks_of(bank: ExpertBank) -> Blocks:
@@ -59,7 +71,8 @@ def _blocks(bank: ExpertBank) -> Blocks:
     biases = bank.data.view(launch.F32)[..., layout.bias_offset // 4 if layout.biased else 0 :]
     constants = dict(BIASED=layout.biased, **constants_of(layout.activation))
     return Blocks(
-        layout.hidden, layout.width, bank.experts, gate, up, down, offset, biases, layout.bytes // 4, constants
+        layout.hidden, layout.width, bank.experts, bank.among or bank.experts, gate, up, down, offset, biases,
+        layout.bytes // 4, constants,
     )  # fmt: skip
 
 
