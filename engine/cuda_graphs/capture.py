@@ -12,6 +12,7 @@ this runs without a GPU.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -27,6 +28,17 @@ Step = Callable[[Inputs], Tensor]  # a forward pass: logits float32 [rows, vocab
 
 def nothing() -> None:
     """The host has nothing to do meanwhile."""
+
+
+class Launches:
+    """How kernels of a step are launched: here each in the usual way, after all of the one before it has ended."""
+
+    def within(self, wanted: bool) -> AbstractContextManager[None]:
+        """Within it, if `wanted`, a kernel may be made ready while the one before it runs."""
+        return nullcontext()
+
+    def apart(self) -> None:
+        """What comes next waits in the usual way for what came before."""
 
 
 class Graph(Protocol):

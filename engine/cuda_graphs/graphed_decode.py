@@ -129,13 +129,15 @@ class GraphedDecode:
             raise
 
     def _step(self, inputs: Inputs) -> Tensor:
-        """What is captured: a pass from its inputs to its logits, and what the host will want of it."""
+        """What is captured: a pass from its inputs to its logits, and what the host will want of it. Stamps lie between
+        kernels, so that those of a timed step wait for each other in the usual way."""
         spans, number = self.experts.spans, self.experts.batch
         assert number is not None, "a step before its size is known"
         if spans is not None:
             spans.begin()
-        logits = self.decoder.run(inputs, self.experts)
-        self.results.write(number, logits, self.experts.chosen, self.decoder.ops)
+        with self.runtime.launches.within(spans is None):
+            logits = self.decoder.run(inputs, self.experts)
+            self.results.write(number, logits, self.experts.chosen, self.decoder.ops)
         if spans is not None:
             spans.span(GPU_HBM)
         return logits
@@ -162,6 +164,7 @@ class GraphedDecode:
             lambda: self.recorder.handle,
             self._in_ram(list(in_ram), placement, main),
             runtime.pack,
+            runtime.launches.apart,
         )
 
     def _in_ram(self, layers: Sequence[int], placement: Placement, main: Device) -> dict[int, Tensor]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from ...kernels.cpu.mailbox import Mailbox, Slot
 from ..ledger.passes import CPU_DRAM, D2H
 from ..ledger.timers import Spans, wait
+from .capture import nothing
 from .signals import Signals
 
 
@@ -64,7 +65,8 @@ class MailboxExperts:
 
     numbers: a model's layer -> its place in the mailbox. local: a layer -> int32 [experts] on the decoder's device, an
     expert's number in the mailbox's bank or -1; a layer left out has all its experts there. stream: the handle of the
-    stream that the decoder runs in. pack: how a job is written.
+    stream that the decoder runs in. pack: how a job is written. apart: what comes next in the stream waits in the usual
+    way for what came before: a kernel must not come early over a wait for the CPU.
     """
 
     def __init__(
@@ -74,8 +76,9 @@ class MailboxExperts:
         stream: Callable[[], int],
         local: Mapping[int, Tensor] | None = None,
         pack: Pack = copy_job,
+        apart: Callable[[], None] = nothing,
     ) -> None:
-        self.mailbox, self.signals, self.stream = mailbox, signals, stream
+        self.mailbox, self.signals, self.stream, self.apart = mailbox, signals, stream, apart
         self.numbers = {layer: number for number, layer in enumerate(mailbox.layers)}
         self.local = dict(local or {})
         self.pack = pack
@@ -104,14 +107,18 @@ class MailboxExperts:
         slot = self.mailbox.slot(self.numbers[layer], self.batch)
         to = slot.ids_TK, slot.weights_TK, slot.x_TD
         self.pack(to, x_TD, ids_TK, weights_TK, self.local.get(layer), self.padding_B)
+        self.apart()
         self.signals.publish(self.stream(), slot)
+        self.apart()
         self._span(D2H)
         return Posted(layer, slot)
 
     def collect(self, job: Posted) -> Tensor:
         """y float32 [T, D], valid as everything else in the stream is: in the slot, for kernels to read and never to
         write. No copy of torch's: its tensor is one of the host, which only kernels of ours take for the device's."""
+        self.apart()
         self.signals.await_result(self.stream(), job.slot)
+        self.apart()
         self._span(wait(CPU_DRAM))
         return job.slot.y_TD
 

@@ -6,18 +6,27 @@ by a key of its own, which has all of this in it, and asks Triton only for one t
 
 Integers that change while a model runs (tokens, pages of a table) are `varying`: no variant is made for their values,
 or the first prompt of each kind would wait for a compiler.
+
+Dependent launches: on GPUs of compute capability 9.0 on, a kernel may be brought to the multiprocessors while the one
+before it in the stream still runs, and then waits for its end. What a graph's node costs at least is partly hidden so.
+The kernel is the same one with two instructions in front (`dependent`): wait for all that came before, and let what
+follows come. They are in front of everything, so no kernel reads or writes before its turn, and since each of them
+waits, the one before the one before has ended as well. Off but for launches within `dependent_launches`.
 """
 
 from __future__ import annotations
 
+import ast
 import inspect
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import triton
+import triton.language as tl
+from triton.backends.nvidia.compiler import CUDAOptions
 from triton.runtime import driver
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
@@ -31,6 +40,51 @@ class _Watched(threading.local):
 
 
 _watched = _Watched()
+
+
+class _Dependent(threading.local):
+    wanted = False
+    is_next_apart = False
+
+
+_dependent = _Dependent()
+
+
+@contextmanager
+def dependent_launches(wanted: bool) -> Iterator[None]:
+    """Within it, launches of this thread are dependent ones, but for the first one and those behind `apart`."""
+    before, _dependent.wanted, _dependent.is_next_apart = _dependent.wanted, wanted, True
+    try:
+        yield
+    finally:
+        _dependent.wanted = before
+
+
+def apart() -> None:
+    """The next launch of this thread waits in the usual way: what is before it in the stream is no kernel, or waits for
+    the CPU."""
+    _dependent.is_next_apart = True
+
+
+def are_dependent_launches_offered(capability: tuple[int, int]) -> bool:
+    """By a GPU of this compute capability and the Triton that is installed."""
+    option = "launch_pdl" in getattr(CUDAOptions, "__dataclass_fields__", {})
+    return capability >= (9, 0) and option and hasattr(tl.extra.cuda, "gdc_launch_dependents")
+
+
+WAIT_FIRST = "tl.extra.cuda.gdc_wait()\n", "tl.extra.cuda.gdc_launch_dependents()\n"
+
+
+def waiting_first(source: str) -> str:
+    """The source of a kernel with these statements in front of its own."""
+    (function,) = ast.parse(source).body
+    assert isinstance(function, ast.FunctionDef), source
+    first = function.body[0]
+    is_text = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
+    at = function.body[1 if is_text else 0]
+    lines = source.splitlines(keepends=True)
+    added = [" " * at.col_offset + line for line in WAIT_FIRST]
+    return "".join([*lines[: at.lineno - 1], *added, *lines[at.lineno - 1 :]])
 
 
 @contextmanager
@@ -73,7 +127,7 @@ class Kernel:
     come last."""
 
     def __init__(self, function: Callable[..., None], varying: tuple[str, ...]) -> None:
-        self.function = triton.jit(do_not_specialize=varying)(function)
+        self.function, self.varying = triton.jit(do_not_specialize=varying)(function), varying
         self.__name__, self.__doc__ = function.__name__, function.__doc__
         parameters = inspect.signature(function).parameters
         self.constants = [name for name, p in parameters.items() if "constexpr" in str(p.annotation)]
@@ -82,6 +136,13 @@ class Kernel:
         self.pointers = [n for n, name in enumerate(given) if name.endswith("_ptr")]
         self.values = [n for n, name in enumerate(given) if not name.endswith("_ptr") and name not in varying]
         self.known: dict[Key, Variant] = {}
+
+    @cached_property
+    def dependent(self) -> Any:
+        """The same function for dependent launches."""
+        function: Any = triton.jit(do_not_specialize=self.varying)(self.function.fn)
+        function._unsafe_update_src(waiting_first(function.src))
+        return function
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
         return partial(self.launch, grid)
@@ -94,13 +155,17 @@ class Kernel:
         if INTERPRETED:
             self.function[grid](*args, **constants)
             return
-        active = driver.active
+        active, function = driver.active, self.function
+        if _dependent.wanted:
+            if not _dependent.is_next_apart:
+                function, constants = self.dependent, constants | {"launch_pdl": True}
+            _dependent.is_next_apart = False
         device = active.get_current_device()
         key = self.key(device, args, constants)
         known = self.known.get(key)
         if known is None:
-            settle_key(self.function)
-            self._keep(key, self.function[grid](*args, **constants), constants)  # launches too
+            settle_key(function)
+            self._keep(key, function[grid](*args, **constants), constants)  # launches too
             return
         run, handles, values = known
         x, y, z = (*grid, 1, 1)[:3]

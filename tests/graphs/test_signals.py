@@ -14,7 +14,7 @@ import torch
 from busy import HANG_S
 
 from headrace import LLM
-from headrace.engine.cuda_graphs import signal_probe, signals
+from headrace.engine.cuda_graphs import gpu_runtime, signal_probe, signals
 from headrace.engine.cuda_graphs.signals import VARIANTS, Trial, choose
 from headrace.engine.devices.cuda_driver import HOST_REGISTER, MEM_OPS_64, WAIT_64, WRITE_64, Driver, DriverError, MemOp
 from headrace.errors import DeviceError, OptionError
@@ -287,3 +287,12 @@ def test_the_probe_s_jobs_choose_no_expert() -> None:
     box.play(0, 1)
     assert not box.slot(1, 0).y_TD.any()
     box.close()
+
+
+def test_dependent_launches_are_for_who_asks_and_has_them() -> None:
+    """Compute capability 9.0, Triton's kernels, and a variable of the environment."""
+    pytest.importorskip("triton", reason="dependent launches are Triton's", exc_type=ImportError)
+    asked = {"HEADRACE_DEPENDENT_LAUNCHES": "1"}
+    assert isinstance(gpu_runtime.launches("gpu", (9, 0), asked), gpu_runtime.DependentLaunches)
+    for backend, capability, environment in (("gpu", (8, 9), asked), ("gpu", (9, 0), {}), ("reference", (9, 0), asked)):
+        assert not isinstance(gpu_runtime.launches(backend, capability, environment), gpu_runtime.DependentLaunches)

@@ -5,33 +5,40 @@ A process of its own, since interpreted and compiled kernels do not mix in one; 
 
 from __future__ import annotations
 
+import copy
 import json
+import re
 import sys
 from typing import Any
 
 import gpu_compile
 import stub_cuda
 import torch
+import triton
+from triton.backends.compiler import GPUTarget
 
 from headrace.kernels import gpu
 from headrace.kernels.gpu import ahead
-from headrace.kernels.gpu.kernel import Kernel
+from headrace.kernels.gpu.kernel import Kernel, apart, are_dependent_launches_offered, dependent_launches
 from headrace.kernels.gpu.norms import _rmsnorm
 
 CHOSEN = ("rmsnorm", "add_rmsnorm_", "place_qkv_", "decode bf16", "prefill bf16", "linear q4_0 1", "linear bf16 9",
           "experts q4_0 1", "experts q4_0 9", "route", "argmax", "pack", "decode window sinks bf16", "rotate_",
           "short_conv 512", "delta_rule")  # fmt: skip
+EARLY = ("add_rmsnorm_", "linear q4_0 1", "argmax")
 
 
 class Recorder:
     """Keeps what was launched: which compiled kernel (it is made for one), its grid, and its arguments."""
 
     launched: list[tuple[Any, ...]] = []
+    early: list[bool] = []  # whether it was a dependent launch
 
-    def __init__(self, _source: Any, _metadata: Any) -> None:
-        pass
+    def __init__(self, _source: Any, metadata: Any) -> None:
+        self.is_early = bool(metadata.launch_pdl)
 
     def __call__(self, *all_: Any) -> None:
+        Recorder.early.append(self.is_early)
         x, y, z, stream, function, metadata, _launch_metadata, _enter, _leave, *args = all_
         kept = [a.dtype if isinstance(a, torch.Tensor) else (type(a).__name__, a) for a in args]
         Recorder.launched.append((id(self), (x, y, z), stream, function, metadata, *kept))
@@ -81,6 +88,36 @@ def ahead_of_a_launch() -> dict[str, Any]:
     }  # fmt: skip
 
 
+def dependent() -> dict[str, Any]:
+    """Launches within `dependent_launches`, and whether each of such kernels waits before it reads or writes."""
+
+    def call() -> None:
+        gpu.rmsnorm(torch.empty(3, 64, device="meta"), torch.empty(64, device="meta"), 1e-6)
+
+    Recorder.early = []
+    call()
+    for wanted in (True, False):
+        with dependent_launches(wanted):
+            for number in range(5):
+                if number == 3:
+                    apart()
+                call()
+    call()
+    orders = []
+    found = gpu_compile.launches("core")
+    for label, kernel, args, kwargs in found:
+        if label in EARLY:
+            twin = copy.copy(kernel)
+            twin.function = kernel.dependent
+            source = gpu_compile.source_of(twin, args, kwargs)
+            options = {name: value for name, value in kwargs.items() if name in gpu_compile.OPTIONS}
+            for target in (90, 120):
+                ptx = triton.compile(source, target=GPUTarget("cuda", target, 32), options=options).asm["ptx"]
+                orders.append(re.findall(r"griddepcontrol\.\w+|(?:ld|st|cp\.async)\.\w*global|cp\.async", ptx)[:3])
+    offered = [are_dependent_launches_offered(capability) for capability in ((8, 9), (9, 0), (12, 0))]
+    return {"early": Recorder.early, "orders": orders, "offered": offered}
+
+
 def main() -> None:
     stub_cuda.use(Recorder)
     calls, differ, count = gpu_compile.calls(), [], 0
@@ -91,7 +128,8 @@ def main() -> None:
         if first != again:
             differ.append((name, str(first), str(again)))
     variants = [normed(0), normed(1), normed(0)]
-    print(json.dumps({"launches": count, "differ": differ, "aligned": variants, "ahead": ahead_of_a_launch()}))
+    found = {"launches": count, "differ": differ, "aligned": variants, "ahead": ahead_of_a_launch()}
+    print(json.dumps(found | {"dependent": dependent()}))
 
 
 if __name__ == "__main__":

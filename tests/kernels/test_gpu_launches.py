@@ -40,6 +40,21 @@ def test_a_second_launch_is_what_triton_chose_at_the_first() -> None:
     assert found["differ"] == []
 
 
+def test_dependent_launches_are_made_where_they_are_wanted() -> None:
+    """Not the first one, since what is before it may be no kernel, nor the one behind a wait for the CPU."""
+    found = child("launched_twice.py")["dependent"]
+    assert found["early"] == [False, *[False, True, True, False, True], *[False] * 5, False]
+    assert found["offered"] == [False, True, True]
+
+
+def test_a_dependent_kernel_waits_before_it_does_anything() -> None:
+    orders = child("launched_twice.py")["dependent"]["orders"]
+    assert len(orders) >= 6
+    for wait, go_on, first in orders:
+        assert (wait, go_on) == ("griddepcontrol.wait", "griddepcontrol.launch_dependents")
+        assert "griddepcontrol" not in first
+
+
 def test_memory_that_begins_anywhere_gets_a_variant_of_its_own() -> None:
     aligned, not_aligned, again = child("launched_twice.py")["aligned"]
     assert aligned == again != not_aligned
