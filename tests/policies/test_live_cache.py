@@ -22,6 +22,7 @@ from headrace.engine.experts.cache.expert_cache import ExpertCache
 from headrace.engine.experts.cache.shared_memory import EXTENT, SharedMemory, SharedRoom
 from headrace.engine.memory import sharing
 from headrace.engine.model import lent_pages
+from headrace.engine.model.kv_cache import KVCache, paged_units
 from headrace.engine.model.lent_pages import LentPages
 from headrace.engine.placement.placement import Tier
 from headrace.engine.planning.replays import Replays
@@ -29,6 +30,8 @@ from headrace.engine.policies import registry
 from headrace.engine.policies.between import Resizable, Resize, take_in
 from headrace.engine.policies.protocol import Moves, PolicyError
 from headrace.engine.policies.residents import Residents
+from headrace.kernels.formats import KV_BF16
+from headrace.loaders.weights.checkpoint import LoadOptions, open_directory
 
 BOX = [name for name in registry.BOX if name not in ("belady", "second-gpu")]
 
@@ -69,7 +72,7 @@ def test_budgets_that_change_by_chance(name: str, of: Of) -> None:
         counted(llm, first, again, known)
 
 
-@pytest.mark.parametrize("name", [*BOX, "room"])
+@pytest.mark.parametrize("name", [*BOX, "belady", "room"])
 def test_the_same_where_steps_are_graphs(name: str, of: Of, gpu: stand_in_gpu.StandIn) -> None:
     """On a driver whose streams are threads."""
     said, known = of
@@ -261,6 +264,23 @@ def test_families(family: str, checkpoints: Callable[[str], Path]) -> None:
         assert len({pages for pages, _ in seen}) > 1
         assert len({budget for _, budget in seen}) > 1
         torch.testing.assert_close(llm.logits(prompts[0]), logits, rtol=0, atol=2e-3)  # sums in another order
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", "deepseek_v4", "deepseek_v32", "minimax_m3_vl_text", *SEVERAL])
+def test_pages_of_all_tensors_lie_apart(family: str, checkpoints: Callable[[str], Path]) -> None:
+    """Also of models with compressed entries, which no GPU runs yet, nor what plays one."""
+    spec = open_directory(checkpoints(family), LoadOptions()).spec
+    units = tuple(paged_units(spec, KV_BF16, []))
+    room = SharedRoom(units=units, pages=3, spare=1, experts=0, sizes=(64,))
+    memory = SharedMemory(room, torch.device("cpu"))
+    cache = KVCache(spec, 4, KV_BF16, shared=memory)
+    pages = [0, *room.numbers]
+    parts = {(page, n): part.view(torch.uint8) for page in pages for n, part in enumerate(cache.page_parts(page))}
+    assert len(parts) == 4 * len(units)
+    assert sum(part.numel() for part in parts.values()) == room.nbytes
+    for number, part in enumerate(parts.values()):
+        part.fill_(number % 251)
+    assert all(bool((part == number % 251).all()) for number, part in enumerate(parts.values()))
 
 
 def test_what_cannot_be_shared_says_why(checkpoints: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:

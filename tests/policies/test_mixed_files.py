@@ -84,7 +84,7 @@ def test_the_same_where_the_kv_cache_takes_room_by_chance(name: str, of: Of) -> 
         counted(llm, first, again, known)
 
 
-@pytest.mark.parametrize("name", [name for name in ALL if name not in ("second-gpu", "belady")])
+@pytest.mark.parametrize("name", [name for name in ALL if name != "second-gpu"])
 def test_the_same_where_steps_are_graphs(name: str, of: Of, gpu: stand_in_gpu.StandIn) -> None:
     said, known = of
     policy, again = policies(name, known)

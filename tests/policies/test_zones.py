@@ -168,3 +168,13 @@ def test_rooms_behind_the_pages_of_each_part() -> None:
     assert room.rooms(4) == [(1920, 2420)], "all pages are open"
     assert room.budget(4) == 400, "from 2000 on"
     assert room.budget(2) == 400 + 700, "800 to 1200, and 1700 to 2400"
+
+
+def test_nobody_moves_for_those_that_come_first() -> None:
+    memory = Marked({64: 9, 192: 9}, 64 * 40)
+    memory.do(memory.zones.keep([(0, 64 * 40)], {64: 9, 192: 6}))
+    for mark in range(15):
+        size = 192 if mark < 6 else 64
+        memory.take(size, (size, mark))
+    assert memory.moved == 0
+    memory.check([(0, 64 * 40)])

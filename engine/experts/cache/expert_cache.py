@@ -62,11 +62,11 @@ class ExpertCache(RuledCache):
         if shared is None:
             super().__init__(policy, budget, layers, shape)
             memory = SharedMemory(SharedRoom.of_experts(min(budget, shape.nbytes), shape.expert_bytes), device)
-            self.slots = Slots(shape, layouts, memory, memory.room.rooms(0))
+            self.slots = Slots(shape, layouts, memory, memory.room.rooms(0), self.resident)
         else:
             pages = shared.room.least if isinstance(policy, Resizable) else shared.room.pages
             super().__init__(policy, budget_of(shared.room, shape, pages), layers, shape)
-            self.slots = Slots(shape, layouts, shared, shared.room.rooms(pages))
+            self.slots = Slots(shape, layouts, shared, shared.room.rooms(pages), self.resident)
         self.arrivals = Arrivals(self.slots, banks, *streams, spans)
         streams[0].wait(self.arrivals.bring(self.resident))
         self.late: LateAnswers | None = None
@@ -181,7 +181,8 @@ class ExpertCache(RuledCache):
     def _there(self, number: int, chosen_TK: Tensor, fetched: Sequence[int] = ()) -> Tensor:
         """The places of a layer's experts that have arrived, but those that it fetches; chosen: by generated tokens."""
         here_E = self.slots.of_LE[number].clone()
-        here_E[torch.tensor(fetched, dtype=torch.int64)] = ABSENT
+        if fetched:
+            here_E[torch.tensor(fetched)] = ABSENT
         for layer, expert in self.arrivals.missing():
             if layer == number and expert not in fetched:
                 here_E[expert] = ABSENT

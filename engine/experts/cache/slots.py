@@ -19,10 +19,16 @@ ABSENT = -1
 
 class Slots:
     """Of all layers, in memory that experts of all sizes have together, and pages may be in. rooms: of it, for the
-    beginning. banks: by layer with experts the places of its layout, None where there can be none."""
+    beginning; start: who will have the first places. banks: by layer with experts the places of its layout, None where
+    there can be none."""
 
     def __init__(
-        self, shape: Shape, layouts: Sequence[ExpertLayout], memory: SharedMemory, rooms: Sequence[Room]
+        self,
+        shape: Shape,
+        layouts: Sequence[ExpertLayout],
+        memory: SharedMemory,
+        rooms: Sequence[Room],
+        start: Sequence[Key] = (),
     ) -> None:
         made = {layout: ExpertBank(layout, memory.places(layout.bytes)) for layout in layouts}
         self.banks = [made[layout] if made[layout].experts else None for layout in layouts]
@@ -32,7 +38,7 @@ class Slots:
             most[size] += experts
         self.sizes, self.zones = shape.expert_bytes, Zones(most)
         self.by_size = {layout.bytes: bank.data for layout, bank in made.items()}
-        self.keep(rooms)
+        self.zones.keep(rooms, Counter(self.sizes[layer] for layer, _ in start))
 
     @property
     def nbytes(self) -> int:

@@ -78,10 +78,10 @@ class Zones:
         """Of all places."""
         return sum(size * self.count(size) for size in self.sizes)
 
-    def keep(self, rooms: Sequence[Room]) -> list[Move]:
-        """Places are there from now on, and nowhere else."""
+    def keep(self, rooms: Sequence[Room], coming: Mapping[int, int] | None = None) -> list[Move]:
+        """Places are there from now on, and nowhere else. coming: by size how many will be taken first."""
         self.rooms = list(rooms)
-        return self._arrange({})
+        return self._arrange(coming or {})
 
     def take(self, size: int, key: Key) -> tuple[int, list[Move]]:
         """The number of a place, and who moves before it is one. The caller has seen to it that there is room."""

@@ -48,7 +48,7 @@ class DiskCache(RuledCache):
         self.files, self.reads, self.first = files, reads, self.resident
         room = SharedRoom.of_experts(min(budget, self.shape.nbytes), self.shape.expert_bytes)
         self.memory = SharedMemory(room, None)
-        self.slots = Slots(self.shape, files.layouts, self.memory, room.rooms(0))
+        self.slots = Slots(self.shape, files.layouts, self.memory, room.rooms(0), self.first)
         self.coming: dict[Key, Reading] = {}
         self.bytes_s: float | None = None  # of the disk, where it was measured
         self.notes: list[str] = []  # for people
