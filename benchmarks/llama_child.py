@@ -64,9 +64,17 @@ class Child:
         return {}
 
     def load(
-        self, path: str, threads: int, context: int, cache: str = "f16", flash: bool | None = None, repack: bool = True
+        self,
+        path: str,
+        threads: int,
+        context: int,
+        cache: str = "f16",
+        flash: bool | None = None,
+        repack: bool = True,
+        copies: bool = False,
     ) -> dict[str, Any]:
-        """A model file; one that is loaded goes. cache: the type of keys and values; flash None: as it likes."""
+        """A model file; one that is loaded goes. cache: the type of keys and values; flash None: as it likes. copies:
+        `fill_with_copies` will be called."""
         self.free()
         options = api.llama_model_default_params()
         options.load_mode = api.LLAMA_LOAD_MODE_NONE
@@ -80,6 +88,7 @@ class Child:
         wanted.n_batch = wanted.n_ubatch = MAX_BATCH
         wanted.n_threads = wanted.n_threads_batch = threads
         wanted.type_k = wanted.type_v = TYPES[cache]
+        wanted.n_seq_max, wanted.kv_unified = (2, True) if copies else (1, wanted.kv_unified)
         wanted.flash_attn_type = -1 if flash is None else int(flash)
         self.context = api.llama_init_from_model(self.model, wanted)
         if not self.context:
@@ -117,6 +126,23 @@ class Child:
         self._clear()
         for at in range(0, len(ids), MAX_BATCH):
             self._run(ids[at : at + MAX_BATCH], last_only=True)
+        _quiet()
+        return {}
+
+    def fill_with_copies(self, ids: list[int]) -> dict[str, Any]:
+        """Computes the beginning of a text, and fills the cache up to its length with copies of that, which stand at
+        the same positions: so many keys are read behind it, and that is all."""
+        self._clear()
+        self._run(ids[:MAX_BATCH], last_only=True)
+        size = api.llama_state_seq_get_size(self.context, 0)
+        state, memory = (ctypes.c_uint8 * size)(), api.llama_get_memory(self.context)
+        api.llama_state_seq_get_data(self.context, state, size, 0)
+        for _ in range(MAX_BATCH, len(ids), MAX_BATCH):
+            if not api.llama_state_seq_set_data(self.context, state, size, 1):
+                raise RuntimeError(f"llama.cpp has no room for {len(ids)} tokens")
+            api.llama_memory_seq_cp(memory, 1, 0, -1, -1)
+            api.llama_memory_seq_rm(memory, 1, -1, -1)
+        self._run(ids[-1:], last_only=True)
         _quiet()
         return {}
 
