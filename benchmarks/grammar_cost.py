@@ -4,30 +4,39 @@
     awake     a grammar that allows every text: each token is checked, taken, and asked for what it forces
     schema    a JSON schema with free texts: tokens are masked where the model would write something else
 
-python benchmarks/grammar_cost.py [MODEL] [--new 64] [--rounds 7] [--json FILE]
+python benchmarks/grammar_cost.py [MODEL] [--shape NAME [--layers 12]] [--new 64] [--rounds 7] [--json FILE]
 
 MODEL is what `headrace generate` takes, and has a tokenizer. The bar is 1 % of a step of a model that lies in memory;
-the demo's steps take a third of a millisecond, and say nothing about it. Nothing else may compute meanwhile.
+the demo's steps take a third of a millisecond, and say nothing about it. --shape: a model of the catalogue with random
+weights (experts q4_0, the rest q8_0) and MODEL's tokenizer; ids behind those of the tokenizer are no text, so that
+each step of `awake` and `schema` masks all logits. Nothing else may compute meanwhile.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import statistics
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import result_file
 
 from headrace import LLM, SamplingParams
 from headrace.engine.bench.passport import passport
+from headrace.engine.bench.random_weights import RandomWeights
 from headrace.engine.generation.answer_text import AnswerText
 from headrace.engine.generation.grammars.grammar import Grammar
 from headrace.engine.generation.grammars.tool_calls import held
 from headrace.engine.generation.own_answers import PromptIds
 from headrace.kernels.context import Context
+from headrace.loaders.architecture import catalogue
+from headrace.loaders.hub.local import DEMO, DEMO_DIRECTORY
 from headrace.loaders.tokens.dialects.families import HERMES
 
 PROMPT = "The wheel turns as fast as the water arrives. "
@@ -56,16 +65,37 @@ SCHEMA = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", default="demo")
+    parser.add_argument("--shape", help="a name of the catalogue")
+    parser.add_argument("--layers", type=int, default=12, help="of the shape")
     parser.add_argument("--new", type=int, default=64, help="tokens of each answer")
     parser.add_argument("--rounds", type=int, default=7)
     result_file.add_option(parser, "grammar-cost")
     args = parser.parse_args()
-    with LLM(args.model, no_measure=True) as llm:
+    with opened(args) as llm:
         found = measure(llm, args.new, args.rounds)
     for name, value in found.items():
         print(f"{name:24} {value}")
     if args.json:
-        result_file.write(args.json, "grammar-cost", {"passport": passport(Context()), "model": args.model, **found})
+        result_file.write(
+            args.json, "grammar-cost", {"passport": passport(Context()), "model": args.shape or args.model, **found}
+        )
+
+
+@contextmanager
+def opened(args: argparse.Namespace) -> Iterator[LLM]:
+    """MODEL, or one of another shape with its tokenizer."""
+    if args.shape is None:
+        with LLM(args.model, no_measure=True) as llm:
+            yield llm
+        return
+    with tempfile.TemporaryDirectory() as place:
+        given = DEMO_DIRECTORY if args.model == DEMO else Path(args.model)
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            (Path(place) / name).write_bytes((given / name).read_bytes())
+        (Path(place) / "config.json").write_text(json.dumps(catalogue.find(args.shape).config))
+        formats = {"expert_format": "q4_0", "dense_format": "q8_0"}
+        with LLM(RandomWeights(place, args.layers), no_measure=True, max_context=1024, **formats) as llm:
+            yield llm
 
 
 def measure(llm: LLM, new: int, rounds: int) -> dict[str, Any]:

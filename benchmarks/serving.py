@@ -20,6 +20,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import AsyncIterator
 from typing import Any
 
 import result_file
@@ -196,38 +197,47 @@ def client(given: dict[str, Any]) -> dict[str, Any]:
 
 
 async def _client(url: str, jobs: list[dict[str, Any]], health: bool, watch: bool) -> dict[str, Any]:
-    import httpx
+    """With bare sockets: on a machine of few cores what a client does with each event is taken from the model."""
+    port, asked = int(url.rstrip("/").rpartition(":")[2]), list[float]()
 
-    async with httpx.AsyncClient(base_url=url, timeout=600) as http:
-        asked: list[float] = []
+    async def one(spec: dict[str, Any]) -> tuple[float, list[float]]:
+        await asyncio.sleep(spec["delay"])
+        sent, times = time.perf_counter(), []
+        async for line in lines(port, "POST", "/v1/completions", json.dumps(spec["body"]).encode()):
+            if line.startswith(b"data: {") and b'"finish_reason":null' in line:
+                times.append(time.perf_counter())
+        return sent, times
 
-        async def one(spec: dict[str, Any]) -> tuple[float, list[float]]:
-            await asyncio.sleep(spec["delay"])
-            sent, times = time.perf_counter(), []
-            async with http.stream("POST", "/v1/completions", json=spec["body"]) as answer:
-                async for line in answer.aiter_lines():
-                    if line.startswith("data: {") and '"finish_reason":null' in line:
-                        times.append(time.perf_counter())
-            return sent, times
+    async def look() -> None:
+        while True:
+            start = time.perf_counter()
+            async for _ in lines(port, "GET", "/health"):
+                pass
+            asked.append(time.perf_counter() - start)
+            await asyncio.sleep(0.05)
 
-        async def look() -> None:
-            while True:
-                start = time.perf_counter()
-                await http.get("/health")
-                asked.append(time.perf_counter() - start)
-                await asyncio.sleep(0.05)
+    async def view() -> None:
+        async for _ in lines(port, "GET", "/live"):
+            pass
 
-        async def view() -> None:
-            async with http.stream("GET", "/live") as answer:
-                async for _ in answer.aiter_bytes():
-                    pass
+    beside = [asyncio.ensure_future(work()) for work, wanted in ((look, health), (view, watch)) if wanted]
+    await asyncio.sleep(0.3 if watch else 0)
+    found = await asyncio.gather(*(one(spec) for spec in jobs))
+    for task in beside:
+        task.cancel()
+    return {"sent": [s for s, _ in found], "times": [t for _, t in found], "health": asked}
 
-        beside = [asyncio.ensure_future(work()) for work, wanted in ((look, health), (view, watch)) if wanted]
-        await asyncio.sleep(0.3 if watch else 0)
-        found = await asyncio.gather(*(one(spec) for spec in jobs))
-        for task in beside:
-            task.cancel()
-        return {"sent": [s for s, _ in found], "times": [t for _, t in found], "health": asked}
+
+async def lines(port: int, method: str, path: str, body: bytes = b"") -> AsyncIterator[bytes]:
+    """The lines of an answer, its head and the sizes of its chunks among them."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 26)
+    try:
+        head = f"{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n"
+        writer.write(f"{head}content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body)
+        while line := await reader.readline():
+            yield line
+    finally:
+        writer.close()
 
 
 if __name__ == "__main__":
