@@ -50,8 +50,10 @@ class DependentLaunches(Launches):
         apart()
 
 
-def find(device: Device) -> tuple[Runtime | None, str]:
-    """The runtime of a device, or None and the reason."""
+def find(device: Device | None) -> tuple[Runtime | None, str]:
+    """The runtime of a GPU, or None and the reason."""
+    if device is None:
+        return None, "there is no GPU"
     if not device.is_cuda:
         return None, f"{device.name} is no GPU that a driver knows"
     try:

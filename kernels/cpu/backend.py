@@ -255,17 +255,6 @@ class CpuOps(NormOps, SparseOps, StreamOps, MoreOps):
         gate = 0 if gate_T1 is None else at(gate_T1, F32, T, 1)
         _cpu.gated_add(self.context.native, at(y_TD, F32, T, D), at(z_TD, F32, T, D), gate, T, D)
 
-    def sigmoid_mul_(self, y_TC: Tensor, gate_TG: Tensor) -> None:
-        self._gate(y_TC, gate_TG, soft=False)
-
-    def softplus_mul_(self, y_TC: Tensor, gate_TG: Tensor) -> None:
-        self._gate(y_TC, gate_TG, soft=True)
-
-    def _gate(self, y_TC: Tensor, gate_TG: Tensor, soft: bool) -> None:
-        (T, C), G = y_TC.shape, gate_TG.shape[1]
-        assert C % G == 0, f"{G} gates of {C} values"
-        _cpu.gate_mul(self.context.native, at(y_TC, F32, T, C), at(gate_TG, F32, T, G), T, C, gates=G, soft=soft)
-
     def scale_(self, x_TC: Tensor, by_1: Tensor) -> None:
         T, C = x_TC.shape
         _cpu.scale(self.context.native, at(x_TC, F32, T, C), at(by_1, F32, 1), T, C)

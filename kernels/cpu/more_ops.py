@@ -21,6 +21,17 @@ class MoreOps:
         assert by_TC.shape == (T, C), f"{list(by_TC.shape)} for {[T, C]}"
         _cpu.mul(self.context.native, y, y_stride, by, by_stride, T, C)
 
+    def sigmoid_mul_(self, y_TC: Tensor, gate_TG: Tensor) -> None:
+        self._gate(y_TC, gate_TG, soft=False)
+
+    def softplus_mul_(self, y_TC: Tensor, gate_TG: Tensor) -> None:
+        self._gate(y_TC, gate_TG, soft=True)
+
+    def _gate(self, y_TC: Tensor, gate_TG: Tensor, soft: bool) -> None:
+        (T, C), G = y_TC.shape, gate_TG.shape[1]
+        assert C % G == 0, f"{G} gates of {C} values"
+        _cpu.gate_mul(self.context.native, at(y_TC, F32, T, C), at(gate_TG, F32, T, G), T, C, gates=G, soft=soft)
+
     def key_gates(
         self, dt_TR: Tensor, b_TH: Tensor, rate_H: Tensor, dt_bias_R: Tensor, least: float | None = None
     ) -> tuple[Tensor, Tensor]:
