@@ -19,7 +19,7 @@ from headrace.engine.bandwidth_model.network.busiest import most
 from headrace.engine.bandwidth_model.network.hops import Hop
 from headrace.engine.ledger.passes import CPU_DRAM, NET
 from headrace.engine.planning import plan as planning
-from headrace.engine.planning.hosts import comparison, machines
+from headrace.engine.planning.hosts import by_layers, comparison, machines
 from headrace.engine.planning.hosts.comparison import Hosted
 from headrace.engine.planning.options import Options
 from headrace.engine.planning.speed import Model, Workload
@@ -94,12 +94,14 @@ def hop(name: str, gbs: float, memory: float, link: float, trip: float) -> Hop:
     return Hop(name=name, device=certain(name, gbs, memory), rate=exactly(link), round_trip=exactly(trip))
 
 
-def hosted(hops: tuple[Hop, ...], ram: float, wire: str = "f32", batch: int = 1) -> tuple[Hosted, Model, Workload]:
+def hosted(
+    hops: tuple[Hop, ...], ram: float, wire: str = "f32", batch: int = 1, prompt: int = 64
+) -> tuple[Hosted, Model, Workload]:
     """Qwen3-30B-A3B in bf16: 128 experts, 8 a token, 48 layers; no costs but those of hops."""
     source = model_source.find("Qwen3-30B-A3B")
     storage, _ = planning.sizes(source, "bf16")
     hardware = Hardware(name="here", cpu=certain("here", 100, ram), fixed=exactly(0.0))
-    work = Workload(context=1024, batch=batch, prompt=64)
+    work = Workload(context=1024, batch=batch, prompt=prompt)
     model = source.described.architecture
     engine, demand = Model(model, storage, hardware), planning.needs(model, work, hardware)
     return comparison.compare(engine, hops, wire, demand, work), engine, work
@@ -145,6 +147,19 @@ def test_by_layers_by_hand() -> None:
     assert step["mid"].seconds == pytest.approx(expected + 3e-3 + 2 * (wire + HOP), rel=1e-4)
     assert step["mid"].terms[NET] == pytest.approx(3e-3 + 2 * (wire + HOP))
     assert found.net_bytes["layers on hosts"] == 4 * (2048 * 4 + 16)
+
+
+def test_prompts_go_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four machines whose cores bound them compute side by side: a prompt is through much sooner in parts. No token of
+    one sequence gains anything."""
+    hops = machines.parse("3x ddr5-6000-2ch 96gb 2cores 10gbe")
+    parted = hosted(hops, 50, prompt=2048)[0]
+    monkeypatch.setattr(by_layers, "PARTS", (1,))
+    whole = hosted(hops, 50, prompt=2048)[0]
+    assert whole.by_layers.prefill is not None
+    assert parted.by_layers.prefill is not None
+    assert whole.by_layers.prefill["mid"].seconds > 1.5 * parted.by_layers.prefill["mid"].seconds
+    assert whole.by_layers.decode == parted.by_layers.decode
 
 
 def test_layers_within_ram() -> None:

@@ -2,8 +2,10 @@
 back, and on to the next.
 
     pass = sum over machines of their layers + sum over hosts of (round trip + hidden states + cost of a hop)
+           + (parts - 1) * the machine that takes longest
 
-Nothing of one sequence, or of one batch, is computed side by side. Machines get layers in the proportion of their
+A pass of many tokens goes in as many parts as take least time, so that machines compute side by side; each part reads
+the weights of a layer anew. Machines get layers in the proportion of their
 bandwidth, within RAM, in runs of neighbouring ones, the coordinator's first.
 """
 
@@ -27,6 +29,8 @@ from ..speed import CHUNK, Model, Workload, cache_of
 from .machines import HOP
 
 NAME = "layers on hosts"
+PARTS = (1, 2, 3, 4, 6, 8)
+Layer = Callable[[int, int], list[Step]]  # of a layer's number and the tokens of a part
 
 
 @dataclass(frozen=True)
@@ -105,9 +109,9 @@ class ByLayers:
         engine, work = self.engine, self.work
         tokens = work.batch
 
-        def layer(i: int) -> list[Step]:
+        def layer(i: int, part: int) -> list[Step]:
             cache = cache_of(engine.model.layers[i], CPU_DRAM, work.context, 1, work.kv)
-            return self._layer(i, tokens, tokens, cache, tokens)
+            return self._layer(i, part, part, cache, part)
 
         ends = [in_turn(engine.overhead(tokens, tokens)), engine.outside(self.placement, tokens, tokens)]
         return self._through(tokens, layer, ends, end)
@@ -125,10 +129,10 @@ class ByLayers:
         for done in range(0, work.prompt, CHUNK["cpu"]):
             tokens = min(CHUNK["cpu"], work.prompt - done)
 
-            def layer(i: int, done: int = done, tokens: int = tokens) -> list[Step]:
+            def layer(i: int, part: int, done: int = done, tokens: int = tokens) -> list[Step]:
                 is_last = i == len(engine.model.layers) - 1
-                cache = cache_of(engine.model.layers[i], CPU_DRAM, done + tokens, tokens, work.kv)
-                return self._layer(i, tokens, tokens if not is_last else int(done + tokens == work.prompt), cache, 1)
+                cache = cache_of(engine.model.layers[i], CPU_DRAM, done + tokens, part, work.kv)
+                return self._layer(i, part, part if not is_last else int(done + tokens == work.prompt), cache, 1)
 
             ends = [in_turn(engine.overhead(tokens, 0))]
             if done + tokens == work.prompt:
@@ -147,19 +151,25 @@ class ByLayers:
             steps.append(in_turn(engine.experts(i, CPU, routed)))
         return steps
 
-    def _through(self, tokens: int, layer: Callable[[int], list[Step]], ends: list[Step], end: End) -> Prediction:
-        """A pass through all machines. ends: what the coordinator does besides."""
-        hardware, found = self.engine.hardware, []
+    def _through(self, tokens: int, layer: Layer, ends: list[Step], end: End) -> Prediction:
+        """A pass through all machines, in as many parts as take least time. ends: what the coordinator does besides."""
+        found = [self._in_parts(tokens, parts, layer, end) for parts in PARTS if parts <= tokens]
+        return _sum([predict(ends, self.engine.hardware, end), min(found, key=lambda one: one.seconds)])
+
+    def _in_parts(self, tokens: int, parts: int, layer: Layer, end: End) -> Prediction:
+        """The layers of a pass in so many parts, of which each machine has one at a time."""
+        hardware, part, found = self.engine.hardware, -(-tokens // parts), list[Prediction]()
         for number, run in enumerate(self.runs):
-            steps = [step for i in run for step in layer(i)]
+            steps = [step for i in run for step in layer(i, part)]
             if number == 0:
-                found.append(predict([*ends, *steps], hardware, end))
-                continue
-            if run:
+                found.append(predict(steps, hardware, end))
+            elif run:
                 hop = self.hops[number - 1]
-                there = _named(predict(steps, _alike(hop, hardware), end), hop.name)
-                found += [there, Prediction(terms={NET: (net := self._hop_s(hop, tokens, end))}, seconds=net)]
-        return _sum(found)
+                found.append(_named(predict(steps, _alike(hop, hardware), end), hop.name))
+        hops = [self._hop_s(hop, part, end) for hop, run in zip(self.hops, self.runs[1:], strict=True) if run]
+        through = sum(one.seconds for one in found) + sum(hops)
+        terms = add_up([*(one.terms for one in found), {NET: sum(hops)}] * parts)
+        return Prediction(terms=terms, seconds=through + (parts - 1) * max(one.seconds for one in found))
 
     def _hop_s(self, hop: Hop, tokens: int, end: End) -> float:
         """There and back."""
