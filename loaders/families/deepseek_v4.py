@@ -129,6 +129,7 @@ DEEPSEEK_V4 = Family(
     model_type="deepseek_v4",
     architecture="DeepseekV4ForCausalLM",
     mixer="compressed",
+    mtp_gap="they have several residual streams",
     windowed=True,
     experts=("n_routed_experts", "num_local_experts"),
     expert_width="moe_intermediate_size",

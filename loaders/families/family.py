@@ -257,7 +257,8 @@ class Family:
     a value. head_gate: what heads give is weighted by gates with a projection of their own. layer_limits: keys of lists
     with the limit of each layer's experts, and of its other MLP. spelling: makes of the keys of releases those that
     transformers writes. by_layer: keys that may be lists with the same value for each layer.
-    unused: keys of released configs that nothing is computed with."""
+    unused: keys of released configs that nothing is computed with. mtp_gap: why layers for multi-token prediction that
+    releases have are not run; empty: they are, or there are none."""
 
     model_type: str
     architecture: str
@@ -340,5 +341,6 @@ class Family:
     spelling: Callable[[ConfigReader], dict[str, Any]] | None = None
     by_layer: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
+    mtp_gap: str = ""
     implied: Mapping[str, Collection[Any]] = field(default_factory=dict)  # keys, and the values that are computed with
     tensors: TensorNames = TensorNames()

@@ -23,6 +23,7 @@ KIMI_K3 = replace(
     KIMI_LINEAR,
     model_type="kimi_k3",
     architecture="KimiK3ForConditionalGeneration",
+    mtp_gap="they have several residual streams",
     context="max_position_embeddings",
     expert_latent="routed_expert_hidden_size",
     latent_norm_eps=None,

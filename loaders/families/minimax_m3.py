@@ -66,6 +66,7 @@ def _read(config: ConfigReader, attention: AttentionSpec) -> BlockIndexerSpec:
 MINIMAX_M3 = Family(
     model_type="minimax_m3_vl",
     architecture="MiniMaxM3SparseForConditionalGeneration",
+    mtp_gap="how they are stored and computed is not known",
     experts=("num_local_experts", "num_experts"),
     expert_width="intermediate_size",
     dense_width="dense_intermediate_size",

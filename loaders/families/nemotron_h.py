@@ -9,6 +9,7 @@ NEMOTRON_H = BIASED_CHOICE(
     model_type="nemotron_h",
     architecture="NemotronHForCausalLM",
     mixer="state space",
+    mtp_gap="they are several layers of one part each",
     one_part=True,
     leading_dense=False,
     experts=("n_routed_experts", "num_local_experts"),

@@ -104,6 +104,7 @@ QWEN4_EXP = replace(
     QWEN3_5_MOE,
     model_type="qwen4_exp",
     architecture="Qwen4ExpForConditionalGeneration",
+    mtp_gap="they have several residual streams",
     renormalise=Key("norm_topk_prob", True),
     has_grams=True,
     implied={name: values for name, values in QWEN3_5_MOE.implied.items() if name != "output_gate_type"},

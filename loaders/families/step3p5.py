@@ -108,6 +108,7 @@ STEP3P5 = BIASED_CHOICE(
     by_kind=True,
     head_gate="sigmoid",
     spelling=todays,
+    mtp_gap="they go on from states in front of the final norm, over a window, with an MLP in place of experts",
     implied={
         "att_impl_type": ("GQA", None),
         "attention_bias": (False, None),

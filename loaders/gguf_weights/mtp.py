@@ -28,7 +28,7 @@ def find(path: Path, entries: Mapping[str, Entry], spec: ModelSpec, asked: MtpAs
     if asked.file is not None:
         where, mine = asked.file, as_matrices(_of_file(asked.file, spec))
     if not found_of.is_in(mine, NAMES, spec):
-        found_of.none_there(path, asked)
+        found_of.none_there(path, asked, spec, mine)
         return None
     prefix = NAMES.layer.format(layer=len(spec.layers))
     names = names_of([name for name in mine if name.startswith(prefix)])

@@ -28,7 +28,7 @@ from . import chosen_formats
 from .checkpoint import SMALLER, Checkpoint
 from .chosen_formats import LoadOptions
 from .model_weights import Formats, allocate
-from .mtp.find import layer_of
+from .mtp.find import gap_of, layer_of
 from .targets import Target, targets
 
 STORED = {"bfloat16": "bf16", "float16": "f16", "float32": "f32"}
@@ -99,7 +99,7 @@ def _wanted(spec: ModelSpec, names: TensorNames) -> dict[str, Target]:
 def with_mtp(checkpoint: Checkpoint) -> Checkpoint:
     """The same checkpoint with a layer for multi-token prediction, as its files would have one. Raises ConfigError for
     a model that cannot have one."""
-    layer = layer_of(checkpoint.spec)
+    layer = None if gap_of(checkpoint.spec.family) else layer_of(checkpoint.spec)
     if layer is None:
         raise ConfigError(
             f"{checkpoint.directory}: layers for multi-token prediction are not run for {checkpoint.spec.family}: "

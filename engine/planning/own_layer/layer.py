@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from ....errors import CheckpointError, OptionError
 from ....loaders.architecture.architecture import Architecture, Layer, matrix, vector
 from ....loaders.architecture.tensor_names import PREDICTION, place
+from ....loaders.families import named
 from ....loaders.families.quantisation import Quantisation
 from ....loaders.files.headers import Stored, of_file
 from ....loaders.model_source import Source
@@ -50,7 +51,8 @@ def find(source: Source, quant: Quant, is_native: bool, how: Quantisation | None
     are quantised. must: raises OptionError where there is none, or none that runs; without headers it is then taken to
     be there."""
     model = source.described.architecture
-    layer, stored = layer_of(model), _stored(source)
+    family = named(model.family)
+    layer, stored = None if family is not None and family.mtp_gap else layer_of(model), _stored(source)
     says_so = bool(stored) if source.tensors is not None else must or any(source.config.get(key) for key in KEYS)
     if layer is None or not says_so:
         if must:

@@ -8,12 +8,14 @@ here. Further layers of the kind are not read: the first is asked again for the 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ....errors import CheckpointError, ConfigError, OptionError, listed
 from ....kernels import FORMATS
+from ...families import named
 from ...families.family import TensorNames
 from ...files.entry import Entry
 from ...spec import AttentionSpec, LatentSpec, LayerSpec, ModelSpec
@@ -23,6 +25,7 @@ from ..targets import of_mtp
 from .asked import MtpAsked
 
 BESIDE = "mtp.safetensors"  # beside a model's own files
+OTHERWISE = re.compile(r"(?:^|\.)mtp\w*\.")  # of names, however such layers are stored
 START, PROJECT = "mtp.", "fc.weight"  # of names as Qwen3-Next has them
 ENDS = {"pre_fc_norm_embedding.weight": "mtp_embed_norm", "pre_fc_norm_hidden.weight": "mtp_hidden_norm"}
 # Copies of the model's own.
@@ -57,6 +60,12 @@ def _is_alike(layer: LayerSpec) -> bool:
         return False
     indexer = mixer.indexer if isinstance(mixer, LatentSpec) else None
     return indexer is None or indexer.own
+
+
+def gap_of(family: str) -> str:
+    """Why such layers of a family are not run; empty: nothing is known that stands in the way."""
+    found = named(family)
+    return "" if found is None else found.mtp_gap
 
 
 def is_in(entries: Collection[str], names: TensorNames, spec: ModelSpec) -> bool:
@@ -99,6 +108,8 @@ def made(
 
 def _made(where: Path, entries: Mapping[str, Entry], names: TensorNames, spec: ModelSpec) -> Mtp:
     layer, prefix = layer_of(spec), names.layer.format(layer=len(spec.layers))
+    if gap := gap_of(spec.family):
+        raise _not_run(where, spec, gap)
     if layer is None:
         raise ConfigError(f"{where}: layers for multi-token prediction are not run for {spec.family}: leave it out")
     plain = FORMATS["f32"]
@@ -130,9 +141,19 @@ def _sizes(shape: tuple[int, ...]) -> list[int]:
     return [size for size in shape if size != 1]
 
 
-def none_there(where: Path, asked: MtpAsked) -> None:
-    """Raises OptionError where there must be such a layer and is none."""
+def _not_run(where: Path, spec: ModelSpec, gap: str) -> ConfigError:
+    return ConfigError(
+        f"{where}: layers for multi-token prediction of {spec.family} are not run: {gap}; give speculate 'lookup' or "
+        "'off'"
+    )
+
+
+def none_there(where: Path, asked: MtpAsked, spec: ModelSpec, entries: Collection[str]) -> None:
+    """Raises OptionError where there must be such a layer and is none, ConfigError where there are some of a family
+    whose layers are not run."""
     if asked.must:
+        if (gap := gap_of(spec.family)) and any(OTHERWISE.search(name) for name in entries):
+            raise _not_run(where, spec, gap)
         place = f"{asked.file} holds none" if asked.file else f"there is no {BESIDE} beside it"
         raise OptionError(
             f"speculate is 'mtp', and {where} has no layer for multi-token prediction; {place}: give the file that "

@@ -34,7 +34,7 @@ def find(
     if file is not None and (asked.file is not None or not found_of.is_in(mine, family.tensors, spec)):
         where, mine = file, found_of.renamed(_of_file(file, how, notes), family.tensors, spec)
     if not found_of.is_in(mine, family.tensors, spec):
-        found_of.none_there(directory, asked)
+        found_of.none_there(directory, asked, spec, mine)
         return None
     names = stored_names.as_stored(mine, family, spec, notes, len(spec.layers))
     return found_of.made(where, mine, names, spec, asked, notes)

@@ -12,6 +12,7 @@ import pytest
 import safetensors.torch
 import stand_in_gpu
 import thread_hosts
+import torch
 from host_processes import Hosts, coordinator
 from mtp_models import layer_tensors
 from mtp_runs import OPTIONS, always, opened, prompt
@@ -29,6 +30,7 @@ from headrace.engine.speculation.lookup import PromptLookup
 from headrace.engine.speculation.mtp.drafter import MtpDrafter
 from headrace.engine.terminal.generate_report import placement_rows
 from headrace.kernels.blocks import cache_rows
+from headrace.loaders.families import FAMILIES
 from headrace.loaders.weights import converted
 
 With, Checkpoints = Callable[..., Path], Callable[[str], Path]
@@ -303,3 +305,30 @@ def test_layers_on_hosts_go_without(profile: Profile, with_mtp: With, monkeypatc
         hosts.close()
     with refused(OptionError, "speculate 'mtp' does not go with whole layers"):
         LLM(str(with_mtp("qwen3_moe")), **asked, speculate="mtp", hosts=1, split_by="layers")
+
+
+# By family the names of tensors of its releases' layers, as far as they are known.
+OTHERS = {
+    "mimo_v2_flash": "model.mtp.layers.0.eh_proj.weight", "exaone_moe": "mtp.fc.weight",
+    "step3p5": "model.layers.5.eh_proj.weight", "nemotron_h": "mtp.layers.0.eh_proj.weight",
+    "ernie4_5_moe": "model.mtp_linear_proj.0.weight", "deepseek_v4": "mtp.0.e_proj.weight",
+    "minimax_m3_vl_text": "mtp.layers.0.eh_proj.weight",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("variant", OTHERS)
+def test_layers_that_are_not_run_are_refused_by_name(variant: str, checkpoints: Checkpoints, tmp_path: Path) -> None:
+    """And are left out where they are not asked for."""
+    path = tmp_path / "model"
+    shutil.copytree(checkpoints(variant), path)
+    own = safetensors.torch.load_file(path / "model.safetensors")
+    prefix = "language_model." if all(name.startswith("language_model.") for name in own) else ""
+    hidden = 64
+    own |= {prefix + OTHERS[variant]: torch.zeros(hidden, 2 * hidden)}
+    safetensors.torch.save_file(own, path / "model.safetensors", {"format": "pt"})
+    options = {**OPTIONS, "max_context": 64}
+    with LLM(str(path), **options, speculate="off") as llm:
+        family = llm.spec.family
+        assert FAMILIES[family].mtp_gap
+    with refused(ConfigError, f"layers for multi-token prediction of {family} are not run: ", "speculate 'lookup'"):
+        LLM(str(path), **options, speculate="mtp")
