@@ -17,6 +17,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests" / part) for part in ("mutations", "gguf", "fakes", "helpers")]
 
+import fuzz_hosts  # noqa: E402
 from made_headers import GgufPieces, spoiled_gguf, spoiled_safetensors  # noqa: E402
 from released import attention, biased, count, kinds, mixers, recurrent, warm  # noqa: E402
 
@@ -230,5 +231,6 @@ TARGETS: dict[str, Target] = {
     "machine": Target(machine, lambda: _json(MACHINE)),
     "profile": Target(profile, _profiles),
     "trace": Target(trace, _traces),
+    "host": Target(fuzz_hosts.run, fuzz_hosts.seeds, ("HRXH", "proof", "experts", "limit", "\\ud800")),
     "request": Target(request, lambda: list(REQUESTS)),
 }

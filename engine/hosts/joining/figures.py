@@ -30,7 +30,7 @@ class Figures(NamedTuple):
         try:
             rates = {int(tokens): float(rate) for tokens, rate in dict(said.get("experts", {})).items()}
             ram = float(said.get("rate", 0.0))
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise Broken(
                 f"a host's rates are no numbers ({error}): install the same headrace on all machines"
             ) from error

@@ -146,7 +146,7 @@ class Gathering:
         with self.lock:
             self.generation += 1
             generation = self.generation
-        free, isa = max(0, int(said.get("free", 0))), str(said.get("isa", ""))
+        free, isa = frames.whole(said, "free"), str(said.get("isa", ""))
         if isa != self.terms.computing.get("isa", isa):
             log.warning("%s computes with %s, not as here: its rows may differ in rounding", name, isa)
         return Candidate(sock, name, generation, free, isa, figures)
@@ -181,7 +181,7 @@ class Gathering:
     def ready(self, candidate: Candidate) -> Link:
         """Waits until they are loaded. Raises Broken, OSError."""
         said = frames.as_json(frames.receive(candidate.sock, Kind.READY)[1])
-        room = max(0, candidate.free - int(said.get("bytes", 0)))
+        room = max(0, candidate.free - frames.whole(said, "bytes"))
         return Link(candidate.sock, candidate.name, candidate.generation, room, candidate.figures)
 
     def loaded(self, candidate: Candidate, what: str) -> Link:

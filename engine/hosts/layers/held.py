@@ -105,8 +105,10 @@ class HeldLayers:
         room, places, slots = self.room, task.places, [slot for copy in task.copies for slot in copy]
         pools = [room.pages, *(pages for _, pages in room.windows)]
         pages = [(places.slots_T, places.tables_SM), *places.windows]
-        fits = len(pools) == len(pages) and int(places.contexts_S.max()) <= places.tables_SM.shape[1] * PAGE
-        fits = fits and int(places.positions_T.max()) < pages_for(room.context) * PAGE
+        contexts, positions = places.contexts_S, places.positions_T
+        fits = len(pools) == len(pages)
+        fits = fits and 0 <= int(contexts.min()) <= int(contexts.max()) <= places.tables_SM.shape[1] * PAGE
+        fits = fits and 0 <= int(positions.min()) <= int(positions.max()) < pages_for(room.context) * PAGE
         for count, (slots_T, tables_SM) in zip(pools, pages, strict=False):
             fits = fits and 0 <= int(slots_T.min()) <= int(slots_T.max()) < count * PAGE
             fits = fits and 0 <= int(tables_SM.min()) <= int(tables_SM.max()) < count

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import socket
 import struct
+from collections.abc import Mapping
 from enum import IntEnum
 from typing import Any, NamedTuple
 
@@ -155,6 +156,14 @@ def as_json(body: bytes | bytearray) -> dict[str, Any]:
         raise Broken("a message holds no JSON: the connection is closed") from error
     if not isinstance(found, dict):
         raise Broken("a message holds no JSON object: the connection is closed")
+    return found
+
+
+def whole(said: Mapping[str, Any], name: str) -> int:
+    """A count in an object, 0 where it has none. Raises Broken for what is none."""
+    found = said.get(name, 0)
+    if type(found) is not int or found < 0:
+        raise Broken(f"{name} in a message is {str(found)[:40]!r}, no count: install the same headrace on all machines")
     return found
 
 

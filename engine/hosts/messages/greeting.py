@@ -41,7 +41,13 @@ def token(file: Path | None) -> bytes:
 
 def proof(secret: bytes, *said: str) -> str:
     """What only a holder of the token can say of these."""
-    return hmac.new(secret, "\n".join(said).encode(), hashlib.sha256).hexdigest()
+    text = "\n".join(said).encode(errors="replace")  # halves of surrogates, which JSON can hold
+    return hmac.new(secret, text, hashlib.sha256).hexdigest()
+
+
+def is_same(known: str, said: object) -> bool:
+    """Whether the other side's proof is the one that is known; how long it takes does not tell."""
+    return hmac.compare_digest(known.encode(), str(said).encode(errors="replace"))
 
 
 def challenge(sock: socket.socket, secret: bytes) -> tuple[str, str]:
@@ -52,7 +58,7 @@ def challenge(sock: socket.socket, secret: bytes) -> tuple[str, str]:
     said = as_json(receive(sock, Kind.HELLO)[1])
     name, other = str(said.get("name", ""))[:LONGEST_NAME], str(said.get("nonce", ""))
     known = proof(secret, "host", nonce, other, name)
-    if not name.isprintable() or not name or not hmac.compare_digest(known, str(said.get("proof", ""))):
+    if not name.isprintable() or not name or not is_same(known, said.get("proof", "")):
         refuse(sock, WRONG_TOKEN)
         raise Broken(f"a host that calls itself {name!r} was turned away: {WRONG_TOKEN}")
     return name, proof(secret, "coordinator", other, nonce)
@@ -65,7 +71,7 @@ def answer(sock: socket.socket, secret: bytes, name: str) -> dict[str, Any]:
     said = {"version": VERSION, "name": name, "nonce": nonce, "proof": proof(secret, "host", other, nonce, name)}
     send_json(sock, Kind.HELLO, said)
     terms = as_json(receive(sock, Kind.TERMS)[1])
-    if not hmac.compare_digest(proof(secret, "coordinator", nonce, other), str(terms.get("proof", ""))):
+    if not is_same(proof(secret, "coordinator", nonce, other), terms.get("proof", "")):
         raise Broken(WRONG_TOKEN)
     return terms
 

@@ -26,6 +26,7 @@ TASK = struct.Struct("<9I")
 ANSWER = struct.Struct("<I")
 PIECE = 6  # numbers of a piece
 I32 = torch.int32
+MOST = 1 << 20  # of anything that a pass counts: windows too make a list before their bytes are held against the body's
 
 
 class Task(NamedTuple):
@@ -95,10 +96,12 @@ def read_task(body: bytearray, wire: WireFormat, width: int) -> Task:
     if len(body) < TASK.size:
         raise Broken("a pass is too short: the connection is closed")
     layers, T, S, M, windows, copies, pieces, rows, flags = TASK.unpack(body[: TASK.size])
+    if max(windows, T, S, M, copies, pieces) > MOST:
+        raise Broken("the counts in a pass are too large: the connection is closed")
     sizes = [T, T, S * M, S + 1, S, S * bool(flags & STATES), *[T, S * M] * windows, 2 * copies, PIECE * pieces]
     sizes.append(rows if flags & ROWS else 0)
     end = TASK.size + 4 * sum(sizes)
-    if end + T * wire.row(width) != len(body) or not T or not S or max(T, S, M, pieces) > 1 << 20:
+    if end + T * wire.row(width) != len(body) or not T or not S:
         raise Broken("the lengths in a pass do not fit: the connection is closed")
     data = torch.frombuffer(body, dtype=torch.uint8)
     numbers = list(data[TASK.size : end].clone().view(I32).split(sizes))
@@ -107,7 +110,7 @@ def read_task(body: bytearray, wire: WireFormat, width: int) -> Task:
         raise Broken("a pass names a row that is not there: the connection is closed")
     x_TX = wire.decode(data[end:].clone().view(T, -1), width)
     *found, copied, cut = numbers if flags & ROWS else numbers[:-1]
-    places = _places(found, (S, M), windows, bool(flags & STATES), _pieces(cut))
+    places = _places(found, (S, M), windows, bool(flags & STATES), _pieces(cut, T))
     pairs = [(a, b) for a, b in copied.view(-1, 2).tolist()]
     return Task(layers >> 16, layers & 0xFFFF, x_TX, places, rows_R, pairs, bool(flags & BY_ROW), bool(flags & CHOSEN))
 
@@ -123,9 +126,11 @@ def _places(
     )  # fmt: skip
 
 
-def _pieces(cut: Tensor) -> tuple[Piece, ...]:
+def _pieces(cut: Tensor, tokens: int) -> tuple[Piece, ...]:
     found = []
     for first, last, state, slot, keep, context in cut.view(-1, PIECE).tolist():
+        if not 0 <= first < last <= tokens:
+            raise Broken("a pass names tokens that are not there: the connection is closed")
         numbers = torch.tensor([state, 0, last - first, context], dtype=I32)
         found.append(
             Piece(

@@ -108,6 +108,8 @@ def work_parts(work: Work, wire: WireFormat, call: int) -> list[memoryview]:
 
 def read_work(body: bytearray, wire: WireFormat, experts: Sequence[int], hidden: int) -> Work:
     """What a WORK frame asks for; experts: of each layer. Raises Broken where its lengths or numbers do not fit."""
+    if len(body) < TASK.size:
+        raise Broken("a request for experts is too short: the connection is closed")
     layer, tokens, choices, flags = TASK.unpack(body[: TASK.size])
     weighted, is_summed = bool(flags & WEIGHTED), bool(flags & SUMMED)
     sizes = [2 * choices, 2 * choices, 4 * choices * weighted, tokens * wire.row(hidden)]

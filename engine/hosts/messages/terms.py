@@ -15,7 +15,7 @@ from ....kernels.context import Context
 from ....kernels.cpu import CpuOps
 from ....kernels.isa import available_isas
 from ...config import EngineConfig
-from .frames import Broken
+from .frames import Broken, whole
 from .rows import WIRES, WireFormat
 
 OPENED = ("expert_format", "dense_format", "dtype", "experts_per_token")  # fields of the config
@@ -59,7 +59,7 @@ class Terms:
             options = {name: said["options"][name] for name in (*OPENED, *LISTS, "kernels")}
             options |= {name: tuple(map(str, options[name])) for name in LISTS}
             computing = dict(said["computing"])
-            return cls(options=options, computing=computing, wire=WIRES[said["wire"]], limit=int(said["limit"]))
+            return cls(options=options, computing=computing, wire=WIRES[said["wire"]], limit=whole(said, "limit"))
         except (KeyError, TypeError, ValueError) as error:
             raise Broken(f"the coordinator's terms lack {error}: install the same headrace on all machines") from error
 
