@@ -1,8 +1,9 @@
-"""Experts inside a captured decode step: the GPU's own experts by its kernels, those in RAM through the mailbox.
+"""Experts inside a captured decode step: the GPU's own by its kernels, a second one's by that one, those in RAM through
+the mailbox.
 
-    submit     a job into the layer's slot, posted; then this GPU's part, which the CPU computes beside
-    collect    y = part of gpu0; y += part of the CPU, when the stream has seen it        the order of
-    `experts/tiered.py`
+    submit     a job into the layer's slot, posted; the second GPU's part starts; then this GPU's part, beside both
+    collect    y = part of gpu0; y += part of gpu1; y += part of the CPU, when the stream has seen it
+                                                                                the order of `experts/tiered.py`
 
 Everything only enqueues, so that a graph can hold it. What was chosen is read when the step is over: of a layer whose
 experts are all in RAM from its slot, of others from where the step brings it (`step_results.py`).
@@ -26,17 +27,20 @@ from ..experts.tiered import TieredExperts
 from ..ledger.passes import GPU_HBM, H2D, LayerWork
 from ..ledger.timers import Spans
 from ..placement.placement import Placement, Tier
+from .beside.second_gpu import SecondGpu
 from .mailbox_experts import MailboxExperts, Posted
 from .step_results import Places
 
 
 class Work(NamedTuple):
-    """A layer under way: this GPU's part, and the job that was posted, if there is one."""
+    """A layer under way: this GPU's part, the job that was posted, and the second GPU's part, as far as there are
+    any."""
 
     layer: int
     ids_TK: Tensor
     part_TD: Tensor | None
     posted: Posted | None
+    second_TD: Tensor | None = None
 
 
 class Choices(NamedTuple):
@@ -77,8 +81,10 @@ class GraphedExperts:
                 self.local[layer] = _numbers_here(placement, layer, main)
             elif split is not None and steps is not None and (bank := steps.bank(layer)) is not None:
                 self.banks[layer], self.local[layer] = bank, steps.here(layer)
+        self.second = _second(tiered) if steps is None else _stored(tiered, steps)
+        self.kept = list({**self.banks, **({} if self.second is None else self.second.banks)})  # layers: see `choices`
         self.chosen: dict[int, Choice] = {}  # of the step that is captured, by layer
-        in_slots = {} if mail is None else {layer: n for layer, n in mail.numbers.items() if layer not in self.banks}
+        in_slots = {} if mail is None else {layer: n for layer, n in mail.numbers.items() if layer not in self.kept}
         self.in_slots, self.slots_L = list(in_slots), torch.tensor(list(in_slots.values()), dtype=torch.int64)
         self.batch: int | None = None
         self.padding_B: Tensor | None = None
@@ -107,10 +113,15 @@ class GraphedExperts:
         self._span()
         if self.mail is not None and layer in self.mail.numbers:
             posted = self.mail.submit(layer, x_TD, ids_TK, weights_TK)
-        if layer not in self.banks:
-            return Work(layer, ids_TK, None, posted)
-        self.chosen[layer] = ids_TK, weights_TK
-        return Work(layer, ids_TK, self._here(layer, x_TD, ids_TK, weights_TK), posted)
+        second_TD = part_TD = None
+        if layer in self.kept:
+            self.chosen[layer] = ids_TK, weights_TK
+        if self.second is not None and layer in self.second.banks:
+            assert self.padding_B is not None, "submit before use"
+            second_TD = self.second.submit(layer, x_TD, ids_TK, weights_TK, self.padding_B)
+        if layer in self.banks:
+            part_TD = self._here(layer, x_TD, ids_TK, weights_TK)
+        return Work(layer, ids_TK, part_TD, posted, second_TD)
 
     def _here(self, layer: int, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> Tensor:
         """This GPU's part; rows without a sequence read nothing."""
@@ -128,15 +139,21 @@ class GraphedExperts:
         return self._sum(job), Chosen(job.layer, job.ids_TK)
 
     def _sum(self, job: Work) -> Tensor:
-        if job.posted is None or self.mail is None:
-            assert job.part_TD is not None, "a layer without experts"
-            return job.part_TD
-        self._span()
-        y_TD = self.mail.collect(job.posted)
-        if job.part_TD is None:
-            return y_TD
-        self.main.ops.gated_add_(job.part_TD, y_TD)
-        return job.part_TD
+        part_TD = job.part_TD
+        if job.second_TD is not None and self.second is not None:
+            part_TD = self._added(part_TD, self.second.collect(job.second_TD))
+        if job.posted is not None and self.mail is not None:
+            self._span()
+            part_TD = self._added(part_TD, self.mail.collect(job.posted))
+        assert part_TD is not None, "a layer without experts"
+        return part_TD
+
+    def _added(self, part_TD: Tensor | None, more_TD: Tensor) -> Tensor:
+        """What there is of a sum, and what comes to it."""
+        if part_TD is None:
+            return more_TD
+        self.main.ops.gated_add_(part_TD, more_TD)
+        return part_TD
 
     def _span(self) -> None:
         """What came before is this GPU's work."""
@@ -148,21 +165,39 @@ class GraphedExperts:
         return self.outside.work(chosen)
 
     def choices(self, batch: int, count: int, here: Places, with_weights: bool = False) -> Choices:
-        """What the first `count` rows of the last step of this size chose. here: of the layers of `banks`; in slots
+        """What the first `count` rows of the last step of this size chose. here: of the layers `kept`; in slots
         lie those of the others, whose experts are all in RAM, numbered as in the model."""
-        ids = [here.ids_LBK[:, :count]] if self.banks else []
-        weights = [here.weights_LBK[:, :count]] if self.banks else []
+        ids = [here.ids_LBK[:, :count]] if self.kept else []
+        weights = [here.weights_LBK[:, :count]] if self.kept else []
         if self.mail is not None and self.in_slots:
             ids.append(self.mail.mailbox.ids(batch)[self.slots_L, :count])
             if with_weights:
                 weights.append(self.mail.mailbox.weights(batch)[self.slots_L, :count])
-        return Choices([*self.banks, *self.in_slots], torch.cat(ids), torch.cat(weights) if with_weights else None)
+        return Choices([*self.kept, *self.in_slots], torch.cat(ids), torch.cat(weights) if with_weights else None)
 
 
 def _numbers_here(placement: Placement, layer: int, main: Device) -> Tensor | None:
     """`numbers` of the main device; None where it has all experts: two launches less in every layer of a step."""
     here = placement.local_ids(layer, placement.main)
     return None if list(here) == list(range(len(here))) else numbers(placement, layer, placement.main, main)
+
+
+def _second(tiered: TieredExperts) -> SecondGpu | None:
+    """The second GPU's experts, if a placement gives it any."""
+    name, placement = Tier.GPU1.value, tiered.placement
+    banks = {layer: split.banks[name] for layer, split in enumerate(tiered.banks) if split and name in split.banks}
+    if not banks:
+        return None
+    local = {layer: numbers(placement, layer, Tier.GPU1, tiered.main) for layer in banks}
+    return SecondGpu(tiered.main, tiered.devices[Tier.GPU1], banks, local)
+
+
+def _stored(tiered: TieredExperts, steps: CachedSteps) -> SecondGpu | None:
+    """Those that a policy stores there, if it does."""
+    banks = steps.store_banks()
+    if not banks:
+        return None
+    return SecondGpu(tiered.main, tiered.devices[Tier.GPU1], banks, {layer: steps.stored(layer) for layer in banks})
 
 
 def numbers(placement: Placement, layer: int, tier: Tier, there: Device) -> Tensor:

@@ -78,7 +78,7 @@ class GraphedDecode:
         with_weights: bool = False,
     ) -> None:
         tiered = tiers_of(experts)
-        self.steps = CachedSteps(experts.cache, tiered.main) if isinstance(experts, CachedExperts) else None
+        self.steps = steps_of(experts, tiered.main)
         self.decoder, self.tiered, self.runtime, self.context = decoder, tiered, runtime, context
         self.sizes, self.timeout = sizes_up_to(_most(sequences, tiered)), timeout
         self.recorder = runtime.recorder()
@@ -88,7 +88,7 @@ class GraphedDecode:
         self.timers = tiered.timers
         self.kept: dict[bool, Captured] = {}  # steps with stamps, and without, while the others are in use
         self.experts = GraphedExperts(experts, mail, self.sizes, self.steps)
-        self.results = StepResults(runtime.driver, self.sizes, list(self.experts.banks), spec.moe.top_k, with_weights)
+        self.results = StepResults(runtime.driver, self.sizes, self.experts.kept, spec.moe.top_k, with_weights)
         self.graphs = DecodeGraphs(
             self._step,
             self.experts,
@@ -171,7 +171,7 @@ class GraphedDecode:
         """Of layers that have some experts elsewhere, on the device: the number in RAM of those that the CPU is to
         compute."""
         if self.steps is not None:
-            return {layer: self.steps.in_ram(layer) for layer in layers if self.steps.bank(layer) is not None}
+            return {layer: self.steps.in_ram(layer) for layer in layers if self.steps.is_split(layer)}
         split = [layer for layer in layers if placement.tiers_of(layer) != (Tier.CPU,)]
         return {layer: numbers(placement, layer, Tier.CPU, main) for layer in split}
 
@@ -235,6 +235,11 @@ class GraphedDecode:
         if self.mailbox is not None:
             self._release()
         self.results.close()
+
+
+def steps_of(experts: TieredExperts | CachedExperts, main: Device) -> CachedSteps | None:
+    """Where a cache's experts lie, for steps that are graphs."""
+    return CachedSteps(experts.cache, main, experts.store) if isinstance(experts, CachedExperts) else None
 
 
 def _most(sequences: int, tiered: TieredExperts) -> int:

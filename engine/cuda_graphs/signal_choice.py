@@ -71,9 +71,6 @@ def obstacle(
                         "a placement with all experts in memory")  # fmt: skip
     if runtime is None:
         return Obstacle(f"graphs are what the stream of a GPU runs, and {problem}", "--device cuda")
-    if Tier.GPU1 in placement.tiers or config.second_vram is not None:
-        uses = f"placement {placement.name} uses" if Tier.GPU1 in placement.tiers else "second_vram takes"
-        return Obstacle(f"graphs are of one GPU, and {uses} two", "leave out the second GPU")
     if config.kernels == "reference":
         return Obstacle("experts that a graph asks for are computed by the C++ kernels, and kernels is 'reference'",
                         "kernels 'cpu'")  # fmt: skip

@@ -23,13 +23,15 @@ from ..ledger.passes import CPU_DRAM, HostWork, LayerWork
 class Moved(NamedTuple):
     """What a layer had to do with the cache, for the account. there: its experts that were computed in VRAM; fetched:
     how many of them came for it; behind: bytes that came behind it, of any layer; places: bytes of tables and
-    places of choices that were sent up for it; stored: its experts that a second GPU computed."""
+    places of choices that were sent up for it; stored: its experts that a second GPU computed; across: bytes of places
+    of choices that went there from the first one."""
 
     there: frozenset[int]
     fetched: int = 0
     behind: int = 0
     places: int = 0
     stored: frozenset[int] = frozenset()
+    across: int = 0
 
 
 class Wired(NamedTuple):

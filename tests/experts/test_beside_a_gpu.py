@@ -7,7 +7,7 @@ import dataclasses
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import pytest
 import stand_in_gpu
 import torch
 from busy import HANG_S, regions, undisturbed
+from placements import placed
 from stand_in_gpu import StandIn
 
 from headrace import LLM, DeviceError, EngineConfig, OptionError, SamplingParams
@@ -27,6 +28,7 @@ from headrace.engine.cuda_graphs.signals import VARIANTS, Trial
 from headrace.engine.devices import device as devices
 from headrace.engine.measure import tile_thresholds
 from headrace.engine.placement.placement import Tier
+from headrace.engine.policies.protocol import Asked, Key, Moves, Shape
 from headrace.engine.terminal import generate_report
 from headrace.kernels import cpu, reference
 from headrace.kernels.context import Context
@@ -102,6 +104,65 @@ def test_bytes_equal_those_of_the_eager_path(gpu: StandIn, placement: dict[str, 
             assert len(graphed.ledger.passes) == len(eager.ledger.passes)
             for one, other in zip(eager.ledger.passes, graphed.ledger.passes, strict=True):
                 assert one.bytes == other.bytes, (options, one.index, one.phase)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"n_cpu_moe": 0, "tensor_split": "1,1"},
+        {"n_cpu_moe": 2, "tensor_split": "1,1"},
+        {"n_cpu_moe": 1, "tensor_split": "0,1"},
+        {"placement": "file"},
+    ],
+    ids=str,
+)
+def test_graphs_go_over_two_gpus(options: dict[str, Any], gpu: StandIn, tmp_path: Path, no_tiles: None) -> None:
+    """The second one has the experts of half of the layers, of all, or some of a layer beside the first one's and those
+    in RAM: tokens, and bytes on every memory and link, are those of steps by hand."""
+    options = placed(options, tmp_path)
+    with load(handoff="eager", **options) as eager, load(handoff="memop", **options) as graphed:
+        assert graphed.parts.graphed is not None
+        assert graphed.parts.graphed.experts.second is not None
+        for count in (1, 3):
+            before = gpu.recorders[-1].replays
+            assert tokens(eager, count) == tokens(graphed, count)
+            assert gpu.recorders[-1].replays == before + 11
+        for one, other in zip(eager.ledger.passes, graphed.ledger.passes, strict=True):
+            assert one.bytes == other.bytes, (one.index, one.phase)
+        assert "d2d" in one.bytes
+
+
+class Stores:
+    """Has an expert of a layer in the first GPU's memory, and others in the second one's, one of them too."""
+
+    name, store_bytes = "stores", 4 << 20
+
+    def start(self, shape: Shape, budget: int) -> Iterable[Key]:
+        return [(0, 3), (1, 5)]
+
+    def layer(self, asked: Asked) -> Moves:
+        return Moves()
+
+    def store(self) -> Iterable[Key]:
+        return [(layer, expert) for layer in (0, 2, 3) for expert in range(9)]
+
+
+def test_a_store_on_a_second_gpu_is_asked_in_the_graph(gpu: StandIn, no_tiles: None) -> None:
+    """Of layers with experts in all three memories, in two and in RAM alone."""
+    options: dict[str, Any] = {"expert_cache": "20%", "second_vram": 0.01}
+    with load(handoff="eager", policy=Stores(), **options) as eager, \
+         load(handoff="memop", policy=Stores(), **options) as graphed:  # fmt: skip
+        assert graphed.parts.graphed is not None
+        second = graphed.parts.graphed.experts.second
+        assert second is not None
+        assert len(second.banks) == 3
+        for count in (1, 3):
+            assert tokens(eager, count) == tokens(graphed, count)
+        memories = ("cpu_dram", "gpu_hbm", "gpu1_hbm")
+        for one, other in zip(eager.ledger.passes, graphed.ledger.passes, strict=True):
+            assert [one.bytes.get(name) for name in memories] == [other.bytes.get(name) for name in memories]
+        assert one.bytes["gpu1_hbm"]["experts"] > 0
+        assert one.bytes["d2d"]["experts"] == other.bytes["d2d"]["experts"]
 
 
 def test_the_rows_of_a_table_on_the_gpu_are_looked_up_in_the_graph(gpu: StandIn) -> None:
@@ -256,9 +317,7 @@ def test_the_table_names_the_way_and_the_times(gpu: StandIn) -> None:
         assert rows["mailbox"][4] == "hostfunc"
 
 
-def test_graphs_need_a_gpu_and_one_only(gpu: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(OptionError, match=r"graphs are of one GPU, and placement .* uses two"):
-        load(handoff="memop", n_cpu_moe=2, tensor_split="1,1")
+def test_graphs_need_a_gpu(gpu: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("headrace.engine.cuda_graphs.gpu_runtime.find", find)
     with pytest.raises(OptionError, match=r"handoff is 'memop'.*simulated is no GPU.*take handoff 'eager'"):
         load(handoff="memop", n_cpu_moe=2)

@@ -341,9 +341,7 @@ def test_asked_for_and_slower_is_said_and_taken(gpu: StandIn, pace: Pace) -> Non
 
 def test_what_auto_does_not_try(gpu: StandIn, pace: Pace, monkeypatch: pytest.MonkeyPatch) -> None:
     timed = pace(0.004, 0.003)
-    many: dict[str, Any] = {"cpu_moe": False, "n_cpu_moe": 2, "tensor_split": "1,1"}
     for options, reason in (
-        (many, "graphs are of one GPU, and placement n-cpu-moe=2"),
         ({"stream_from": 1}, "stream_from 1 copies the experts of every step, which graphs do not"),
         ({"kernels": "reference"}, "computed by the C++ kernels, and kernels is 'reference'"),
     ):

@@ -143,7 +143,7 @@ class CachedExperts:
         found: dict[str, dict[str, int]] = {tier: {EXPERTS: count * size} for tier, count in experts.items()}
         found[D2H] = {EXPERTS: hidden, ROUTING: T * K * (I32 + F32)}
         if moved.stored:
-            found[D2D] = {EXPERTS: 2 * hidden, ROUTING: T * K * F32}
+            found[D2D] = {EXPERTS: 2 * hidden, ROUTING: T * K * F32 + moved.across}
         found[H2D] = {EXPERTS: up, ROUTING: moved.places}
         served = {tier: sum(of.values()) for tier, of in pairs.items()}
         return LayerWork(layer=chosen.layer, tokens=T, bytes=found, pairs=served, copied=copied,

@@ -26,6 +26,7 @@ from .expert_cache import ExpertCache
 from .late_answers import Choices
 from .ruled_cache import chosen_of
 from .slots import ABSENT
+from .store import Store
 
 
 class Found(NamedTuple):
@@ -38,12 +39,16 @@ class Found(NamedTuple):
 
 
 class CachedSteps:
-    """Of one model. On the device `there`, int32 [2, layers with experts, experts]: the place of an expert, and its
-    number in RAM; -1 in the one that it is not to be taken from."""
+    """Of one model. On the device `there`, int32 [2 or 3, layers with experts, experts]: the place of an expert, its
+    number in RAM, and in a store on a second GPU, if there is one; -1 in those that it is not to be taken from."""
 
-    def __init__(self, cache: ExpertCache, device: Device) -> None:
-        self.cache, shape = cache, cache.shape
-        self.host = torch.full((2, shape.layers, max(shape.experts)), ABSENT, dtype=torch.int32)
+    def __init__(self, cache: ExpertCache, device: Device, store: Store | None = None) -> None:
+        self.cache, self.store, shape = cache, store, cache.shape
+        tables = 2 if store is None else 3
+        self.host = torch.full((tables, shape.layers, max(shape.experts)), ABSENT, dtype=torch.int32)
+        self.stored_LE = self.host[0].clone()
+        for number, numbers_E in enumerate([] if store is None else store.numbers):
+            self.stored_LE[number, : len(numbers_E)] = numbers_E
         if device.is_cuda:
             self.host = self.host.pin_memory()
         self.numbers = torch.arange(max(shape.experts), dtype=torch.int32)
@@ -66,6 +71,21 @@ class CachedSteps:
         number = self.cache.number[layer]
         return self.there[1, number, : self.cache.shape.experts[number]]
 
+    def stored(self, layer: int) -> Tensor:
+        """The same for the second GPU: the number of each expert that is to be computed there, or -1."""
+        number = self.cache.number[layer]
+        return self.there[2, number, : self.cache.shape.experts[number]]
+
+    def store_banks(self) -> dict[int, ExpertBank]:
+        """By layer of the model, what is stored on the second GPU."""
+        banks = [] if self.store is None else self.store.banks
+        found = zip(self.cache.number, banks, strict=False)
+        return {layer: bank for layer, bank in found if bank is not None}
+
+    def is_split(self, layer: int) -> bool:
+        """Whether some experts of a layer may be elsewhere than in RAM."""
+        return self.bank(layer) is not None or layer in self.store_banks()
+
     def refresh(self) -> None:
         """Brings the tables up to date, before a step."""
         here_LE = self.cache.places()
@@ -73,7 +93,10 @@ class CachedSteps:
         self.sent = 0 if is_same else self.host.nbytes
         if not is_same:
             self.host[0] = here_LE
-            self.host[1] = torch.where(here_LE < 0, self.numbers, ABSENT)
+            elsewhere_LE = torch.where(here_LE < 0, self.stored_LE, ABSENT)
+            self.host[1] = torch.where((here_LE < 0) & (elsewhere_LE < 0), self.numbers, ABSENT)
+            if self.store is not None:
+                self.host[2] = elsewhere_LE
             self.there.copy_(self.host, non_blocking=True)
 
     def meanwhile(self) -> None:
@@ -99,8 +122,12 @@ class CachedSteps:
     def _with_moved(self, each: Callable[[], list[Chosen]], found: Found) -> list[Chosen]:
         """The first layer has what was sent up for none in particular."""
         chosen = each()
-        return [one._replace(moved=self._moved(one.layer, found, i == 0)) for i, one in enumerate(chosen)]
+        return [one._replace(moved=self._moved(one, found, i == 0)) for i, one in enumerate(chosen)]
 
-    def _moved(self, layer: int, found: Found, is_first: bool) -> Moved:
-        there = (found.here_LE[self.cache.number[layer]] >= 0).nonzero().flatten().tolist()
-        return Moved(frozenset(there), 0, found.behind if is_first else 0, found.table if is_first else 0)
+    def _moved(self, one: Chosen, found: Found, is_first: bool) -> Moved:
+        number = self.cache.number[one.layer]
+        there = frozenset((found.here_LE[number] >= 0).nonzero().flatten().tolist())
+        stored = frozenset((self.stored_LE[number] >= 0).nonzero().flatten().tolist()) if self.store else frozenset()
+        mine = (stored - there).intersection(one.ids_TK.flatten().tolist()) if stored else stored
+        across = one.ids_TK.nbytes if mine else 0
+        return Moved(there, 0, found.behind if is_first else 0, found.table if is_first else 0, mine, across)

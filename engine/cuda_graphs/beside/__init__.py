@@ -1,0 +1,1 @@
+"""What works beside the GPU that a step is captured on."""
