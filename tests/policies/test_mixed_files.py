@@ -6,18 +6,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import gguf_files
 import pytest
 import stand_in_gpu
+import tiny
 from cached import load, recorded, replayed, say
 from shared_blocks import TIGHT, WORKS, Of, counted, unsettled
 from sizes import MIXED, policies
 
-from headrace import LLM
+from headrace import LLM, SamplingParams
 from headrace.engine.cuda_graphs import signals, verify
 from headrace.engine.cuda_graphs.saved_trials import StepTimes
 from headrace.engine.experts.cache.expert_cache import ExpertCache
 from headrace.engine.placement.placement import Tier
+from headrace.engine.planning import replays
+from headrace.engine.planning.replays import Replays
 from headrace.engine.policies import registry
+from headrace.engine.traces import reader
 
 SHARES = (0.07, 0.3, 0.65)
 ALL = [*registry.BOX, "greedy", "unsteady"]
@@ -119,3 +124,58 @@ def test_memory_that_is_said_has_room_to_move_besides() -> None:
         assert bank is not None
         assert bank.data.untyped_storage().nbytes() == cache.budget + most
         assert small < large
+
+
+SMALL: dict[str, Any] = {
+    "max_context": 256,
+    "max_sequences": 3,
+    "prefill_chunk": 64,
+    "kv_format": "f32",
+    "cpu_activations": "bf16",
+}
+
+
+# ---- a GGUF file whose layers have gate, up and down in formats of their own
+
+
+@pytest.fixture(scope="module")
+def dynamic(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[list[int]], Replays]:
+    """The file, what it says alone, and the trace of that."""
+    base = tmp_path_factory.mktemp("dynamic")
+    sizes = {"hidden_size": 256, "head_dim": 64, "moe_intermediate_size": 512, "intermediate_size": 256}
+    tiny.build("qwen3_moe", base / "shapes", **sizes, num_hidden_layers=7, mlp_only_layers=[1])
+    types = gguf_files.by_role(
+        token_embd="Q4_K", output="Q6_K", attn_q="Q4_K", attn_k="Q5_K", attn_v="Q8_0", ffn_gate_exps="Q2_K/Q3_K",
+        ffn_up_exps="Q3_K/IQ4_XS", ffn_down_exps="Q3_K/Q4_K/Q5_K", ffn_gate="Q5_K", ffn_up="Q4_K", ffn_down="Q6_K",
+    )  # fmt: skip
+    gguf_files.mixed(base / "shapes", base / "mix.gguf", base / "twin", types)
+    with LLM(base / "mix.gguf", trace=base / "run.trace", **SMALL) as llm:
+        said = told(llm)
+    return base / "mix.gguf", said, replays.of_trace(reader.read(base / "run.trace"), None)
+
+
+def told(llm: LLM) -> list[list[int]]:
+    prompts = [[5 + n % 50 for n in range(90)], [40 - n % 31 for n in range(60)], [7, 8, 9]]
+    return [one.token_ids for one in llm.generate(prompts, SamplingParams(max_new_tokens=24, ignore_eos=True))]
+
+
+@pytest.mark.parametrize("name", ["lru", "next-layer", "belady", "greedy", "unsteady"])
+def test_a_gguf_file_with_formats_of_its_own_in_every_layer(
+    name: str, dynamic: tuple[Path, list[list[int]], Replays]
+) -> None:
+    path, said, known = dynamic
+    policy, again = policies(name, known)
+    beside: dict[str, Any] = {"device": "simulated", **SMALL}
+    with LLM(path, policy="lru", **beside) as llm:
+        plan = llm.parts.memory_plan
+        limit = plan.memory[Tier.GPU0].total - 0.67 * plan.kv_budget.kv_bytes - 0.4 * sum(plan.experts)
+    with LLM(path, policy=policy, vram_limit=limit / 1e9, **beside) as llm:
+        cache = llm.parts.expert_cache
+        assert isinstance(cache, ExpertCache)
+        assert len(set(cache.shape.expert_bytes)) > 3
+        assert llm.parts.memory_plan.shared is not None
+        seen, first = unsettled(llm, 5), cache.budget
+        assert first < cache.shape.nbytes
+        assert told(llm) == said
+        assert len({budget for _, budget in seen}) > 1
+        counted(llm, first, again, known)
