@@ -161,7 +161,7 @@ def test_residents_whose_read_failed_are_read_again(
         assert llm.generate([PROMPT], PARAMS)[0].token_ids == said
         cache = llm.parts.expert_cache
         assert cache is not None
-        free = sum(len(one) for one in cache.slots.free.values())
+        free = sum(len(one) for one in cache.slots.zones.free.values())
         assert free == cache.slots.count - sum(map(len, cache.residents.by_layer))
 
 
