@@ -110,7 +110,7 @@ class Bench:
         import torch
 
         from headrace.kernels.context import ISA, THREADS, Context
-        from headrace.kernels.cpu import CpuOps
+        from headrace.kernels.cpu import CpuOps, advise_huge
 
         torch.set_num_threads(1)
         self.options, self.clock = options, CLOCKS[options.clock]
@@ -119,6 +119,7 @@ class Bench:
         numbers = int(options.arena * 1e9) // 2
         piece = torch.randn(1 << 22, generator=self.generator).bfloat16()
         self.arena = torch.empty(numbers, dtype=torch.bfloat16)
+        advise_huge(self.arena)  # as a cache lies
         for at in range(0, numbers, len(piece)):
             part = self.arena[at : at + len(piece)]
             part.copy_(piece[: len(part)])
