@@ -14,14 +14,14 @@ from headrace.kernels.blocks import cache_rows
 from headrace.kernels.decoder_layer import Pages, Places, Router
 from headrace.kernels.formats import KV_FORMATS
 from headrace.kernels.gpu.attention.attention import place_and_attend
-from headrace.kernels.gpu.attention.decode import Place
+from headrace.kernels.gpu.attention.decode_placed import Place
 from headrace.kernels.gpu.normed.linear import norm_linear
 from headrace.kernels.gpu.normed.route import norm_route
 from headrace.kernels.gpu.normed.stream import Stream
 from headrace.kernels.packed import ExpertBank, Matrix, Stacked
 
-CORE = ("placed decode bf16", "placed decode q8_0", "normed q4_0 1", "normed bf16 1", "normed route",
-        "normed route groups", "local experts q4_0 1")  # fmt: skip
+CORE = ("placed decode bf16", "placed decode q8_0", "placed decode window sinks bf16", "normed q4_0 1", "normed bf16 1",
+        "normed route", "normed route groups", "local experts q4_0 1")  # fmt: skip
 EACH = ("placed decode bf16", "normed q4_0 1", "normed route groups")
 D, WIDTH, EXPERTS, TOP_K, HEADS, GROUPS, HEAD = 2048, 768, 128, 8, 32, 4, 128
 
@@ -38,6 +38,7 @@ def calls() -> dict[str, Any]:
     qkv = (HEADS + 2 * GROUPS) * HEAD
     return {
         **{f"placed decode {name}": partial(attend, name) for name in ("bf16", "q8_0", "f32")},
+        "placed decode window sinks bf16": partial(attend, "bf16", 64, 8, 64, 128),
         **{
             f"normed {name} 1": lambda name=name: norm_linear(stream, Stacked((matrix(name, qkv, D),)), None)
             for name in ("bf16", "q8_0", "q4_0", "q6_k")
@@ -52,15 +53,17 @@ def matrix(name: str, rows: int, cols: int) -> Matrix:
     return Matrix.empty(FORMATS[name], rows, cols, "meta")
 
 
-def attend(name: str) -> torch.Tensor:
-    """A token of each of two sequences, its heads made ready."""
-    k = cache_rows.empty(KV_FORMATS[name], 64, GROUPS, 32, HEAD, torch.device("meta"))
+def attend(
+    name: str, heads: int = HEADS, groups: int = GROUPS, size: int = HEAD, window: int | None = None
+) -> torch.Tensor:
+    """A token of each of two sequences, its heads made ready; over a window with sinks, if there is one."""
+    k = cache_rows.empty(KV_FORMATS[name], 64, groups, 32, size, torch.device("meta"))
     slots, tables, positions = meta(2, dtype=torch.int64), ints(2, 1024), ints(2)
     places = Places(positions_T=positions, slots_T=slots, tables_SM=tables, starts_S1=ints(3), contexts_S=ints(2))
-    turns, norms = (meta(99, HEAD // 2), meta(99, HEAD // 2)), (meta(HEAD), meta(HEAD))
-    place = Place(slots, *turns, positions, norms, 1e-6, None, 1.0)
-    qkv = meta(2, (HEADS + 2 * GROUPS) * HEAD)
-    return place_and_attend(qkv, k, k.clone(), Pages(slots, tables), places, place, 0.1, None, None, None)
+    norms = (meta(size), meta(size)) if window is None else None
+    place = Place(slots, meta(99, size // 2), meta(99, size // 2), positions, norms, 1e-6, None, 1.0)
+    qkv, sinks = meta(2, (heads + 2 * groups) * size), None if window is None else meta(heads)
+    return place_and_attend(qkv, k, k.clone(), Pages(slots, tables), places, place, 0.1, window, sinks, None)
 
 
 def mix() -> torch.Tensor:

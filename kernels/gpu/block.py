@@ -4,7 +4,7 @@ A step of a few tokens is held up by launches, not by arithmetic, so what is sma
 next:
 
     norm, qkv                        one (one token; more: two)          `normed/linear.py`
-    heads made ready, attention      one (a token of each sequence)      `attention/decode.py`
+    heads made ready, attention      one (a token of each sequence)      `attention/decode_placed.py`
     o                                one
     norm, router, choice             one                                 `normed/route.py`
 
@@ -19,7 +19,7 @@ from .. import Ops, load
 from ..decoder_layer import AttentionBlock, Block, Places, Stack, added_and_normed, compose, compose_layers, linear
 from ..passes.tally import Choice, Tally
 from .attention.attention import place_and_attend
-from .attention.decode import Place
+from .attention.decode_placed import Place
 from .attention.qkv import norms_of_heads
 from .linear import FEW
 from .normed.linear import norm_linear

@@ -54,7 +54,7 @@ def rmsnorm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     D = x_TD.shape[-1]
     launch.check(x_TD, launch.F32, *x_TD.shape)
     launch.check(weight_D, launch.F32, D)
-    out, rows = torch.empty_like(x_TD), x_TD.numel() // D
+    out, rows = torch.empty_like(x_TD, device=weight_D.device), x_TD.numel() // D  # x may lie in the host's memory
     _rmsnorm[(rows,)](x_TD, weight_D, out, 1, D, D, eps, BLOCK=launch.pow2(D), num_warps=_warps(D))
     return out
 

@@ -10,6 +10,7 @@ is posted and awaited. Rules, each with a test in `tests/graphs/test_capture.py`
     values        item, tolist, bool, and ops whose shape is a value (nonzero, unique, a mask as an index)
     pinned memory none is taken (its allocator asks events)
     waiting       no stream, event or device is synchronised, no event asked
+    nodes         of a graph, in their order (`Cuda.captured`): kernels, ours and torch's, what is posted and awaited
     launches      each kernel ran before as it is captured: a first launch compiles and loads it; and memory of the
                   host that a kernel is given must be registered, always (Triton's launcher asks the driver)
 """
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from headrace.engine.devices.cuda_driver import Driver
 from headrace.errors import DeviceError
@@ -34,6 +36,10 @@ aten = torch.ops.aten
 ASKS_VALUES = {
     aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.unique_dim, aten._unique2, aten._unique,
     aten.unique_consecutive, aten.repeat_interleave, aten.bincount, aten.equal, aten.is_nonzero,
+}  # fmt: skip
+MAKES_ROOM = {
+    aten.empty, aten.empty_like, aten.new_empty, aten.empty_strided, aten.new_empty_strided, aten._unsafe_view,
+    aten.detach, aten.alias, aten._reshape_alias,
 }  # fmt: skip
 ASKS_VALUES_IN_PYTHON = {Tensor.tolist, Tensor.item, Tensor.numpy, Tensor.__bool__, Tensor.__int__, Tensor.__float__}
 MAKES_FROM_VALUES = {torch.tensor, torch.as_tensor}
@@ -60,9 +66,10 @@ def _is_device(x: object) -> bool:
 class _Ops(TorchDispatchMode):
     """Sees every op of torch in a stream."""
 
-    def __init__(self, cuda: Cuda) -> None:
+    def __init__(self, cuda: Cuda, counts: bool) -> None:
+        """counts: those that are nodes of a graph."""
         super().__init__()
-        self.cuda = cuda
+        self.cuda, self.counts = cuda, counts
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -74,6 +81,13 @@ class _Ops(TorchDispatchMode):
         op = func.overloadpacket
         if self.cuda.capturing:
             self._check(op, args, kwargs)
+            if (
+                self.counts
+                and not func.is_view
+                and op not in MAKES_ROOM
+                and any(map(_is_device, tree_leaves((args, kwargs))))
+            ):
+                self.cuda.nodes.append(op.__name__)
         is_down = op is aten.copy_ and args[1].is_meta and not args[0].is_meta
         return args[0] if is_down else func(*args, **kwargs)  # torch copies nothing out of `meta`
 
@@ -116,8 +130,9 @@ class _Functions(TorchFunctionMode):
 class Launches:
     """In the place of Triton's launcher: no kernel runs. While `capturing`, only kernels that ran before."""
 
-    def __init__(self, registered: Registered) -> None:
+    def __init__(self, registered: Registered, nodes: list[str]) -> None:
         self.registered, self.seen, self.capturing, self.names = registered, set[Any](), False, list[str]()
+        self.nodes = nodes  # of the graph that is captured
 
     def __call__(self, kernel: Any, *args: Any, grid: Any, warmup: bool = False, **kwargs: Any) -> None:
         for number, x in enumerate(args):
@@ -128,6 +143,8 @@ class Launches:
             raise RuntimeError(f"{kernel.fn.__name__} is launched for the first time: {NOT_PERMITTED}")
         self.seen.add(key)
         self.names.append(kernel.fn.__name__)
+        if self.capturing:
+            self.nodes.append(kernel.fn.__name__)
 
 
 class Cuda:
@@ -135,8 +152,11 @@ class Cuda:
 
     def __init__(self, driver: Driver) -> None:
         self.driver, self.registered, self.capturing = driver, Registered(driver), False
-        self.launches = Launches(self.registered)
-        self.nodes: list[int] = []
+        self.nodes: list[str] = []
+        self.captured: list[list[str]] = []  # of each graph that was captured
+        self.launches = Launches(self.registered, self.nodes)
+        for call in ("write", "wait", "batch", "host_function"):
+            setattr(driver, call, self._noted(call, getattr(driver, call)))
         cuda = self
 
         class Stream:
@@ -175,6 +195,16 @@ class Cuda:
         self.Stream, self.Event, self.CUDAGraph = Stream, Event, CUDAGraph
         self.current = Stream()
 
+    def _noted(self, name: str, call: Callable[..., None]) -> Callable[..., None]:
+        """The driver's call, which is a node in a capture."""
+
+        def noted(*args: Any) -> None:
+            call(*args)
+            if self.capturing:
+                self.nodes.append(name)
+
+        return noted
+
     def refuse(self) -> None:
         if self.capturing:
             raise RuntimeError(NOT_PERMITTED)
@@ -192,7 +222,7 @@ class Cuda:
     def stream(self, stream: Any) -> Iterator[None]:
         before, self.current = self.current, stream
         try:
-            with _Ops(self):
+            with _Ops(self, counts=False):
                 yield
         finally:
             self.current = before
@@ -201,11 +231,13 @@ class Cuda:
     def graph(self, graph: Any, *, pool: object, stream: Any, capture_error_mode: str) -> Iterator[None]:
         assert capture_error_mode == "thread_local", "pinning beside it would end the capture"
         with self.stream(stream), self.rules():
+            self.nodes.clear()
             self.driver.begin_capture(stream.cuda_stream)
             try:
                 yield
             finally:
                 graph.handle = self.driver.end_capture(stream.cuda_stream)
+                self.captured.append(list(self.nodes))
 
     @contextmanager
     def rules(self) -> Iterator[None]:
@@ -214,7 +246,7 @@ class Cuda:
         try:
             with ExitStack() as modes:
                 modes.enter_context(_Functions())
-                modes.enter_context(_Ops(self))
+                modes.enter_context(_Ops(self, counts=True))
                 yield
         finally:
             self.capturing = self.launches.capturing = False

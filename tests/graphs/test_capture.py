@@ -25,7 +25,7 @@ from headrace.engine.devices.cuda_driver import Driver
 from headrace.engine.devices.device import Device
 from headrace.engine.devices.streams import HostStream
 from headrace.engine.placement.placement import Tier
-from headrace.kernels import load
+from headrace.kernels import gpu, load
 from headrace.kernels.cpu.mailbox import Mailbox, pages
 from headrace.kernels.gpu.pack import pack
 from headrace.kernels.gpu.pointwise import gated_add_
@@ -198,3 +198,62 @@ def test_the_mailbox_begins_where_its_storage_does(cuda: Cuda, monkeypatch: pyte
         assert mailbox.memory.untyped_storage().nbytes() == mailbox.memory.nbytes
         assert mailbox.memory.data_ptr() % 4096 == 0
         assert all(map(cuda.registered, (mailbox.memory.data_ptr(), mailbox.memory[-8:].data_ptr())))
+
+
+# ---- nodes
+
+BEFORE = ["_norm_linear", "_decode_placed", "_linear_one", "_norm_route"]  # a token's experts, grouped-query attention
+IN_RAM = ["_add_rmsnorm", "_linear_one", *BEFORE[1:]]  # x is brought up to date from the host's memory, by one kernel
+EXPERTS, JOB = ["_gate_up", "_down"], ["_pack", "batch", "wait"]
+# Of a layer with experts that is neither the first nor the last: in VRAM, and beside experts in RAM. A copy of this is
+# in docs/gpu-kernels.md.
+NODES = {
+    ("gpt_oss", 2): (6, 8),
+    ("granitemoe", 1): (6, 8),
+    ("olmoe", 1): (8, 10),
+    ("exaone_moe", 2): (10, 11),
+    ("qwen2_moe", 1): (11, 12),
+    ("llama4_text", 3): (18, 17),
+    ("gemma4_text", 2): (23, 24),
+    ("deepseek_v3", 1): (25, 26),
+    ("qwen3_next", 1): (22, 23),
+}
+
+
+def layers_of(cuda: Cuda, monkeypatch: pytest.MonkeyPatch, model: str, **options: Any) -> list[list[str]]:
+    """The nodes of each layer of a step of one sequence, the last one's with the end of the step."""
+    whole = gpu.attention_block
+
+    def marked(*args: Any) -> Any:
+        cuda.nodes.append("|")
+        return whole(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(gpu, "attention_block", marked)
+        llm, _ = graphed(model, cuda, patch, **options)
+    with llm:
+        return [part.split() for part in " ".join(cuda.captured[-1]).split("|")[1:]]  # the smallest size comes last
+
+
+@pytest.mark.parametrize("is_in_ram", [False, True])
+def test_a_layer_of_grouped_query_attention_has_few_nodes(
+    is_in_ram: bool, built: Any, cuda: Cuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At most 8 in VRAM and 9 beside experts in RAM are wanted."""
+    options: dict[str, Any] = {"cpu_moe": True} if is_in_ram else {"placement": "gpu"}
+    first, *between, last = layers_of(cuda, monkeypatch, str(built.directory("gpt_oss")), **options)
+    assert first == [*BEFORE, *(JOB if is_in_ram else EXPERTS)]
+    assert between == [[*IN_RAM, *JOB] if is_in_ram else first] * 2
+    ends = ["_add_rmsnorm", "_linear_one", "_best", *([] if is_in_ram else ["stack", "copy_"])]
+    assert last[: len(between[0])] == between[0]
+    assert last[len(between[0]) :][: len(ends)] == ends, "the likeliest token is found in the graph"
+
+
+@pytest.mark.parametrize(("variant", "layer"), NODES)
+def test_nodes_of_every_mixer(
+    variant: str, layer: int, built: Any, cuda: Cuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = str(built.directory(variant))
+    in_vram = layers_of(cuda, monkeypatch, model, placement="gpu")[layer]
+    in_ram = layers_of(cuda, monkeypatch, model, cpu_moe=True)[layer]
+    assert (len(in_vram), len(in_ram)) == NODES[variant, layer], f"{in_vram}, {in_ram}"

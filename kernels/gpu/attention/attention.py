@@ -12,7 +12,8 @@ from ...blocks.cache_rows import Rows
 from ...decoder_layer import Pages, Places
 from .. import launch
 from .asked import asked
-from .decode import Place, decode
+from .decode import decode
+from .decode_placed import Place, decode_placed
 from .latent import latent
 from .prefill import prefill
 
@@ -67,5 +68,5 @@ def place_and_attend(
     q_TNd, batch = qkv_TR[:, : N * d].unflatten(1, (N, d)), (pages.tables_SM, places.starts_S1, places.contexts_S)
     it = asked(q_TNd, k_PGBd, v_PGBv, *batch, scale, window, sinks_N, chunk)
     assert it.T == it.S, f"{it.T} tokens of {it.S} sequences"
-    decode(it, place)
+    decode_placed(it, place)
     return it.out

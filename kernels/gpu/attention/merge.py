@@ -1,5 +1,5 @@
 """Parts of a context, each attended by a program of its own, and how they are joined: by whichever program ends last
-(`joined`), or by a launch of its own, where a head's values are so long that one program would take long for them.
+(`joined`), or by a launch of its own (`Parts.merge`).
 
 The number of parts follows from the size of the page table, so that the grid is fixed; how long a part is follows from
 the context, on the device. Programs without keys end at once.

@@ -16,7 +16,7 @@ from headrace.kernels.cases.case import RandomSource
 from headrace.kernels.decoder_layer import Pages, Places, Router
 from headrace.kernels.formats import KV_FORMATS
 from headrace.kernels.gpu.attention.attention import place_and_attend
-from headrace.kernels.gpu.attention.decode import Place
+from headrace.kernels.gpu.attention.decode_placed import Place
 from headrace.kernels.gpu.cores import arrivals
 from headrace.kernels.gpu.normed.linear import norm_linear
 from headrace.kernels.gpu.normed.route import norm_route, takes
