@@ -37,7 +37,7 @@ def test_cases_are_right(chosen: str) -> None:
     """The kernels whose products, sums and masks a compiler could see differently, one case of each way through them;
     others are the same in both. In two parts, which two processes share."""
     said = run("-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", "-m", "versions", "-k", chosen,
-               str(HERE / "test_gpu_kernels.py"))  # fmt: skip
+               str(HERE / "test_gpu_kernels.py"), str(HERE / "fused"))  # fmt: skip
     assert " passed" in said
     assert "failed" not in said
 
