@@ -14,6 +14,7 @@ from ...packed import ExpertBank
 from ...scratch import GPU_EXPERT_BYTES
 from .. import launch
 from .blocks import Blocks, blocks_of
+from .few_tokens import experts_few, takes_few
 from .many_tokens import experts_many
 from .one_token import experts_one
 
@@ -43,6 +44,9 @@ def _experts(x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor, blocks: Blocks, l
     """With weights of what experts give."""
     (T, D), K = x_TD.shape, ids_TK.shape[1]
     out = torch.empty_like(x_TD)
+    if takes_few(T, blocks):
+        experts_few(x_TD, ids_TK, weights_TK, blocks, out)
+        return out
     if T == 1:
         experts_one(x_TD, ids_TK, weights_TK, blocks, out, local_E)
         return out

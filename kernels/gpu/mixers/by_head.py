@@ -1,6 +1,7 @@
 """Each head's own product: y[t, n] = x[t, n] @ w_n.T, with packed weights, one head's rows after the other's.
 
-As `linear.py`: one token by `row_dots`, more by tiles on tensor cores; the head is a coordinate of the program.
+As `linear.py`: up to 16 tokens by `skinny.py`, more by tiles, the head a coordinate of the program. There are heads
+enough, so rows are not divided.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from ...packed import Matrix
 from .. import launch
 from ..cores.few import row_dots
 from ..cores.many import multiply
+from ..cores.skinny import multiply as multiply_few
 from ..kernel import kernel
-from ..linear import ROWS, tile_of
+from ..linear import ROWS, few_tile, for_few, tile_of
 
 
 @kernel()
@@ -27,6 +29,23 @@ def _by_head_one(
     at = (head * rows + row) * stride
     y = row_dots(x_ptr + head * head_stride, w_ptr, s_ptr, at, ok, cols, WIDTH, WHOLE, FORMAT, ROWS, GRANULES)
     tl.store(y_ptr + head * rows + row, y, mask=ok)
+
+
+@kernel("tokens")
+def _by_head_few(
+    x_ptr, w_ptr, s_ptr, y_ptr, tokens, rows, cols, x_stride, head_stride, stride,
+    EVEN: tl.constexpr, WHOLE: tl.constexpr, FORMAT: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    TOKENS: tl.constexpr,
+):  # fmt: skip
+    heads, head = tl.num_programs(1), tl.program_id(1).to(tl.int64)
+    row, token = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N), tl.arange(0, TOKENS)
+    row_ok, token_ok, token = row < rows, token < tokens, token.to(tl.int64)
+    y = multiply_few(
+        x_ptr, token * x_stride + head * head_stride, token_ok, w_ptr, s_ptr, (head * rows + row) * stride, row_ok, 0,
+        tl.cdiv(cols, 32), cols, EVEN, WHOLE, FORMAT, BLOCK_N, TOKENS,
+    )  # fmt: skip
+    into = y_ptr + (token[None, :] * heads + head) * rows + row[:, None]
+    tl.store(into, y, mask=row_ok[:, None] & token_ok[None, :])
 
 
 @kernel("tokens")
@@ -57,6 +76,13 @@ def linear_by_head(x_TNc: Tensor, weight: Matrix) -> Tensor:
     assert C == 1 or x_TNc.stride(2) == 1, f"strides {x_TNc.stride()}"
     R, w = weight.rows // N, launch.packed(weight)
     y = x_TNc.new_empty(T, N, R)
+    if for_few(T, form):
+        few = few_tile(T, form)
+        _by_head_few[(launch.cdiv(R, few["BLOCK_N"]), N)](
+            x_TNc, w.values, w.scales, y, T, R, C, x_TNc.stride(0), x_TNc.stride(1), w.stride,
+            EVEN=C % few["BLOCK_K"] == 0, WHOLE=w.whole, FORMAT=form.name, **few,
+        )  # fmt: skip
+        return y
     if T == 1:
         one = launch.one_token(ROWS, w.granules)
         _by_head_one[(launch.cdiv(R, one["ROWS"]), N)](
