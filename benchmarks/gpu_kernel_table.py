@@ -81,7 +81,8 @@ def instructions_a_weight(row: Row) -> float | None:
     weights = weights_of_a_step(row)
     if not weights or not row["loops"]:
         return None
-    return float(max(loop["instructions"] for loop in row["loops"]) * 32 * row["warps"] / weights)
+    loops = [loop for loop in row["loops"] if loop["barriers"]] or row["loops"]  # not those that add up parts
+    return float(max(loop["instructions"] for loop in loops) * 32 * row["warps"] / weights)
 
 
 def barriers(row: Row) -> int:

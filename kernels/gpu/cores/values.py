@@ -5,8 +5,8 @@ Weight 16 h + j of a block of 32 has its bits in both halves h of it alike: a pl
 from bit 4 h + k (j / 4k) on (`kernels/formats.py`). So a kernel holds the bytes of 16 weights, j = 0 to 15, moves them
 down by k (j / 4k), and takes both halves from them by masks over whole words.
 
-A code q below 128 becomes bf16 by a byte in front of it: 0x43 makes it 128 + q. The eighth bit says whether 128 more are
-subtracted. A float of 4 or 8 bits goes where bf16 has exponent and mantissa, and is multiplied by what the exponents
+A code q below 128 becomes bf16 by a byte in front of it: 0x43 makes it 128 + q. The eighth bit says whether 128 more
+are subtracted. A float of 4 or 8 bits goes where bf16 has exponent and mantissa, and is multiplied by what the exponents
 are apart. A table of up to 16 bytes lies in four registers, of which a permutation takes four bytes by four codes.
 
 Compilers would take several instructions for what one does for two or four weights here, hence the assembler. The
