@@ -56,8 +56,8 @@ CORE = ("embed", "rmsnorm", "add_rmsnorm_", "place_qkv_", "glu", "gated_add_", "
         "linear q4_0 512", "experts q4_0 1", "experts bf16 9", "experts q4_0 4096", "experts q6_k 1",
         "experts q4_k 512", *gpu_families.CORE, *gpu_steps.CORE)  # fmt: skip
 EACH = ("embed", "rmsnorm", "add_rmsnorm_", "place_qkv_", "gated_add_", "argmax", "pack", "post", "wait", "decode bf16",
-        "prefill bf16", "linear q4_0 512", "experts q4_0 1", "experts q4_0 4096", *gpu_families.EACH,
-        *gpu_steps.EACH)  # fmt: skip
+        "prefill bf16", "linear q4_0 1", "linear q4_0 512", "experts q4_0 1", "experts q6_k 1", "experts q4_0 4096",
+        *gpu_families.EACH, *gpu_steps.EACH)  # fmt: skip
 SAMPLE = ("add_rmsnorm_", "experts q4_0 1")  # in all of these
 # Of each kind of codes and of scales, one: q4_k is six_min, q6_k 2 + 4 bits and byte16, q5_0 1 + 4 bits, mxfp4 e2m1 ...
 KINDS = ("q4_k", "q6_k", "q5_0", "mxfp4", "iq4_xs", "q2_k", "q3_k", "nvfp4", "fp8", "int4_g128")

@@ -17,12 +17,12 @@ from headrace.kernels.recipes import GEGLU, Activation
 
 CORE = ("glu clamped", "decode window sinks bf16", "prefill window sinks bf16", "experts biased mxfp4 1",
         "experts biased mxfp4 9", "route groups", "decode latents bf16", "decode latents q8_0", "store_rows_ q8_0",
-        "rotate_", "by head q8_0 1", "by head q8_0 9", "short_conv 2", "short_conv 512", "delta_rule", "glu late",
+        "rotate_", "by head q8_0 9", "by head q8_0 512", "short_conv 2", "short_conv 512", "delta_rule", "glu late",
         "place_qkv_ narrow", "decode narrow bf16", "prefill narrow bf16", "place_qkv_ shared", "decode wide bf16",
         "prefill bf16 wide", "route factors", "experts geglu q8_0 1")  # fmt: skip
-EACH = ("glu clamped", "route groups", "decode latents bf16", "store_rows_ q8_0", "rotate_", "by head q8_0 1",
-        "by head q8_0 9", "short_conv 512", "delta_rule", "place_qkv_ shared", "decode wide bf16", "prefill bf16 wide",
-        "experts geglu q8_0 1")  # fmt: skip
+EACH = ("glu clamped", "route groups", "decode latents bf16", "store_rows_ q8_0", "rotate_", "by head q8_0 9",
+        "by head q8_0 512", "short_conv 512", "delta_rule", "place_qkv_ shared", "decode wide bf16",
+        "prefill bf16 wide", "experts geglu q8_0 1")  # fmt: skip
 GPT_OSS = Activation(alpha=1.702, offset=1.0, limit=7.0)
 BF16 = torch.bfloat16
 HIDDEN, EXPERTS, TOP_K = 2880, 128, 4  # gpt-oss

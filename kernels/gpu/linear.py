@@ -121,7 +121,7 @@ def linear(x_TC: Tensor, weight: Matrix, bias_R: Tensor | None = None) -> Tensor
     w, y = launch.packed(weight), x_TC.new_empty(T, R)
     bias = x_TC if bias_R is None else launch.check(bias_R, launch.F32, R)
     kind = launch.product_of(form)
-    if for_few(T, form):
+    if for_few(T, form, w):
         _few(x_TC, w, form, bias_R, y)
         return y
     if T == 1 or (T <= FEW and weight.nbytes <= SMALL):
@@ -141,12 +141,13 @@ def linear(x_TC: Tensor, weight: Matrix, bias_R: Tensor | None = None) -> Tensor
     return y
 
 
-def for_few(tokens: int, format: Format) -> bool:
-    """Whether so many tokens go through `skinny.py`: up to 16, but of float32 and f16, which would lose bits there. One
-    token of codes in two planes, or of 2 bits, takes fewer instructions in `few.py`."""
-    if tokens > 1:
-        return tokens <= FEW and (format.is_block or format.name == "bf16")
-    return format.name == "bf16" or (format.is_block and len(format.codes.planes) == 1 and format.codes.bits >= 4)
+def for_few(tokens: int, format: Format, rows: launch.Stored) -> bool:
+    """Whether so many tokens go through `skinny.py`: up to 16, but of float32 and f16, which would lose bits there, and
+    of bf16 in rows that begin anywhere. One token of codes in two planes, or of 2 bits, takes fewer instructions in
+    `few.py`."""
+    if not format.is_block:
+        return tokens <= FEW and format.name == "bf16" and bool(rows.whole)
+    return 1 < tokens <= FEW or (tokens == 1 and len(format.codes.planes) == 1 and format.codes.bits >= 4)
 
 
 def few_tile(tokens: int, format: Format, most: int = 128) -> dict[str, int]:
@@ -172,7 +173,7 @@ def _few(x_TC: Tensor, w: launch.Stored, format: Format, bias_R: Tensor | None, 
     count = y_TR if parts == 1 else counters(y_TR.device, "linear", programs)
     _linear_few[(programs, parts)](
         x_TC, w.values, w.scales, y_TR if bias_R is None else bias_R, y_TR, left, count, T, R, C, x_TC.stride(0),
-        w.stride, blocks, BIAS=bias_R is not None, PARTS=parts > 1, EVEN=C % (parts * blocks * 32) == 0, WHOLE=w.whole,
+        w.stride, blocks, BIAS=bias_R is not None, PARTS=parts > 1, EVEN=C % COLUMNS == 0, WHOLE=w.whole,
         FORMAT=format.name, **tile,
     )  # fmt: skip
 

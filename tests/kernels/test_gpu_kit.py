@@ -32,15 +32,15 @@ def launches() -> list[dict[str, Any]]:
 def test_a_list_has_every_kernel_of_a_model_once(launches: list[dict[str, Any]]) -> None:
     assert len({json.dumps(one) for one in launches}) == len(launches)
     names = {one["name"] for one in launches}
-    assert names >= {"_linear_one", "_linear_many", "_decode", "_merge", "_prefill", "_place_qkv", "_gate_up", "_down",
-                     "_combine", "_group", "_route", "_pack", "_best", "_unpack_rows"}  # fmt: skip
+    assert names >= {"_linear_one", "_linear_few", "_linear_many", "_decode", "_merge", "_prefill", "_place_qkv", "_gate_up", "_down",
+                     "_gate_up_few", "_down_few", "_combine", "_group", "_route", "_pack", "_best", "_unpack_rows"}  # fmt: skip
     formats = {one["constants"]["FORMAT"] for one in launches if "FORMAT" in one["constants"]}
     assert formats == {"f32", *gpu_kit.FORMATS_TAKEN}
 
 
 @pytest.mark.parametrize(
     ("model", "kernels"),
-    [("DeepSeek-V2-Lite", {"_latent", "_merge", "_by_head_one", "_by_head_many", "_rotate"}),
+    [("DeepSeek-V2-Lite", {"_latent", "_merge", "_by_head_few", "_by_head_many", "_rotate"}),
      ("Qwen3-Next-80B-A3B", {"_delta_rule", "_short_conv", "_keep_inputs", "_place_qkv", "_decode", "_prefill"})],
 )  # fmt: skip
 def test_newer_families_have_theirs(model: str, kernels: set[str], monkeypatch: pytest.MonkeyPatch) -> None:

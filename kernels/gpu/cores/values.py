@@ -6,8 +6,9 @@ from bit 4 h + k (j / 4k) on (`kernels/formats.py`). So a kernel holds the bytes
 down by k (j / 4k), and takes both halves from them by masks over whole words.
 
 A code q below 128 becomes bf16 by a byte in front of it: 0x43 makes it 128 + q. The eighth bit says whether 128 more
-are subtracted. A float of 4 or 8 bits goes where bf16 has exponent and mantissa, and is multiplied by what the exponents
-are apart. A table of up to 16 bytes lies in four registers, of which a permutation takes four bytes by four codes.
+are subtracted. A float of 4 or 8 bits goes where bf16 has exponent and mantissa, and is multiplied by what the
+exponents are apart. A table of up to 16 bytes lies in four registers, of which a permutation takes four bytes by four
+codes.
 
 Compilers would take several instructions for what one does for two or four weights here, hence the assembler. The
 interpreter knows none: `plain` says the same in Triton's own words. Where a format has minimums, values are 128 too

@@ -114,7 +114,7 @@ def _down_few(
 
 def takes_few(tokens: int, blocks: Blocks) -> bool:
     """Whether so many tokens go through these kernels: if those of all three parts would."""
-    return all(for_few(tokens, part.format) for part in (blocks.gate, blocks.up, blocks.down))
+    return all(for_few(tokens, part.format, part.rows) for part in (blocks.gate, blocks.up, blocks.down))
 
 
 def experts_few(x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor, blocks: Blocks, out_TD: Tensor) -> None:

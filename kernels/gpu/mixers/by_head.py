@@ -11,24 +11,10 @@ from torch import Tensor
 
 from ...packed import Matrix
 from .. import launch
-from ..cores.few import row_dots
 from ..cores.many import multiply
 from ..cores.skinny import multiply as multiply_few
 from ..kernel import kernel
-from ..linear import ROWS, few_tile, for_few, tile_of
-
-
-@kernel()
-def _by_head_one(
-    x_ptr, w_ptr, s_ptr, y_ptr, rows, cols, head_stride, stride,
-    WIDTH: tl.constexpr, WHOLE: tl.constexpr, FORMAT: tl.constexpr, ROWS: tl.constexpr, GRANULES: tl.constexpr,
-):  # fmt: skip
-    head = tl.program_id(1).to(tl.int64)
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    ok = row < rows
-    at = (head * rows + row) * stride
-    y = row_dots(x_ptr + head * head_stride, w_ptr, s_ptr, at, ok, cols, WIDTH, WHOLE, FORMAT, ROWS, GRANULES)
-    tl.store(y_ptr + head * rows + row, y, mask=ok)
+from ..linear import few_tile, for_few, tile_of
 
 
 @kernel("tokens")
@@ -76,17 +62,11 @@ def linear_by_head(x_TNc: Tensor, weight: Matrix) -> Tensor:
     assert C == 1 or x_TNc.stride(2) == 1, f"strides {x_TNc.stride()}"
     R, w = weight.rows // N, launch.packed(weight)
     y = x_TNc.new_empty(T, N, R)
-    if for_few(T, form):
+    if for_few(max(T, 2), form, w):  # one token, too: of codes in two planes as of others
         few = few_tile(T, form)
         _by_head_few[(launch.cdiv(R, few["BLOCK_N"]), N)](
             x_TNc, w.values, w.scales, y, T, R, C, x_TNc.stride(0), x_TNc.stride(1), w.stride,
             EVEN=C % few["BLOCK_K"] == 0, WHOLE=w.whole, FORMAT=form.name, **few,
-        )  # fmt: skip
-        return y
-    if T == 1:
-        one = launch.one_token(ROWS, w.granules)
-        _by_head_one[(launch.cdiv(R, one["ROWS"]), N)](
-            x_TNc, w.words, w.scales, y, R, C, x_TNc.stride(1), w.stride, **w.granules, FORMAT=form.name, **one
         )  # fmt: skip
         return y
     kind = launch.product_of(form)
