@@ -29,6 +29,7 @@ from headrace.engine.devices.streams import HostStream
 from headrace.engine.experts import offload_plan
 from headrace.engine.experts.offload_plan import OffloadPlan, cpu_seconds, crossover, distinct_of
 from headrace.engine.experts.streaming import Ring, by_number, chosen_numbers, piece_of, runs
+from headrace.engine.memory import kv_budget
 from headrace.engine.model.kv_cache import pages_for
 from headrace.engine.placement.placement import Tier
 from headrace.engine.terminal import generate_report
@@ -377,6 +378,28 @@ def test_buffers_are_counted(tmp_path: Path) -> None:
     assert "stream buffers" in limited.parts.memory_plan.memory[Tier.GPU0].needed
     with pytest.raises(MemoryNeeded, match=r"stream buffers .*copy none there \(--stream-from never\)"):
         LLM("demo", cpu_moe=True, vram_limit=0.004, **common)
+
+
+def test_a_piece_says_of_how_many_experts_it_is() -> None:
+    """By it kernels tell how many tokens meet an expert: not as if all choices were of these."""
+    llm = LLM("demo", device="simulated", cpu_moe=True, max_context=64, stream_from=4)
+    experts = llm.parts.decoder.experts
+    ring, banks = experts.ring, experts.banks  # type: ignore[attr-defined]
+    bank = next(split.banks["cpu"] for split in banks if split is not None)
+    assert bank.among == ring.among == llm.spec.moe.experts
+    assert ring._held(0, bank, 2).among == llm.spec.moe.experts
+
+
+def test_memory_for_unpacked_experts_is_counted() -> None:
+    """bf16 of all three matrices, from 128 tokens an expert on; of experts in bf16 none, and never more than fits."""
+    spec = LLM("demo", max_context=64).spec
+    q4, bf16 = (ExpertLayout(format=FORMATS[name], hidden=64, width=32) for name in ("q4_0", "bf16"))
+    experts, tokens = spec.moe.experts, 128 * spec.moe.experts // spec.moe.top_k
+    assert kv_budget.unpacked_bytes(spec, [bf16, q4], tokens) == 2 * 3 * 64 * 32 * experts
+    assert kv_budget.unpacked_bytes(spec, [q4], tokens - 1) == 0
+    assert kv_budget.unpacked_bytes(spec, [bf16], tokens) == 0
+    large = ExpertLayout(format=FORMATS["q4_0"], hidden=8192, width=4096)
+    assert kv_budget.unpacked_bytes(spec, [large], tokens) == 2 * 3 * 8192 * 4096
 
 
 def test_the_start_up_table_says_what_was_decided(run: Run) -> None:
