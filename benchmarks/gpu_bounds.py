@@ -107,7 +107,6 @@ BOUNDS = {
     ("_route", "route groups"): (0, 0.0, 120, 0),
     ("_merge", "decode latents bf16"): (0, 0.0, 40, 0),
     ("_rotate", "rotate_"): (0, 0.0, 32, 0),
-    ("_by_head_one", "by head q8_0 1"): (0, 6.3, 48, 32),
     ("_by_head_many", "by head q8_0 9"): (2, 9.9, 104, 25600),
     ("_by_head_many", "by head q8_0 512"): (3, 13.6, 80, 65536),
     ("_short_conv", "short_conv 2"): (0, 0.0, 48, 2048),
