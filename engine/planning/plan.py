@@ -159,7 +159,7 @@ def _own_layer(source: Source, options: Options, storage: Storage, quant: Quant)
 
 
 def _with_own(demand: Demand, own: OwnLayer | None, work: Workload, options: Options) -> Demand:
-    cache = 0 if own is None else sum(cache_bytes(own.model, work.context, work.batch, work.kv))
+    cache = 0 if own is None else sum(cache_bytes(own.held, work.context, work.batch, work.kv))
     return drafting.with_own(demand, own, cache, work.batch, beside_gpu=options.speculate == "mtp")
 
 

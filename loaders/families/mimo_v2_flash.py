@@ -60,7 +60,7 @@ MIMO_V2_FLASH = BIASED_CHOICE(
     v_dim="v_head_dim",
     v_scale=Key("attention_value_scale"),
     spelling=todays,
-    mtp_gap="they attend over a window and have an MLP in place of experts",
+    mtp_windowed=True,
     implied={
         "add_full_attention_sink_bias": (False, None),
         "add_swa_attention_sink_bias": (True, None),

@@ -27,7 +27,7 @@ BESIDE = "mtp.safetensors"  # beside a model's own files
 KEYS = ("num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_layers")  # of configs
 JOINED = "attn_joined"  # a name of the matrix that counts as one of attention
 JOINS = re.compile(r"^(?:nextn\.)?eh_proj\.|^fc\.")
-NORMS = re.compile(r"^(?:nextn\.)?(?:enorm|hnorm|shared_head[._]norm)\.|^pre_fc_norm_\w+\.|^norm\.")
+NORMS = re.compile(r"^(?:nextn\.)?(?:enorm|hnorm|shared_head[._]norm|final_layernorm)\.|^pre_fc_norm_\w+\.|^norm\.")
 COPIES = re.compile(r"^(?:nextn\.)?(?:embed_tokens|shared_head[._]head)\.")
 BEHIND = re.compile(r"(.*?\b(?:layers|blk)\.)(\d{1,9})\.(.*)")
 UNDER_MTP = re.compile(r"(?:.*\.)?mtp\.(?:layers\.0\.)?((?!layers\.).*)")
@@ -41,6 +41,14 @@ class OwnLayer:
     storage: Storage
 
     @property
+    def held(self) -> Architecture:
+        """The same as its keys are held: all of them, whatever is seen."""
+        layer = self.model.layers[0]
+        assert layer.mixer is not None, "a layer that attends to nothing"
+        caches = tuple(replace(cache, window=None) for cache in layer.mixer.caches)
+        return replace(self.model, layers=(replace(layer, mixer=replace(layer.mixer, caches=caches)),))
+
+    @property
     def weights(self) -> int:
         """Bytes in memory beside the model's."""
         return self.storage.common + self.storage.routed - self.storage.head
@@ -51,8 +59,7 @@ def find(source: Source, quant: Quant, is_native: bool, how: Quantisation | None
     are quantised. must: raises OptionError where there is none, or none that runs; without headers it is then taken to
     be there."""
     model = source.described.architecture
-    family = named(model.family)
-    layer, stored = None if family is not None and family.mtp_gap else layer_of(model), _stored(source)
+    layer, stored = layer_of(model), _stored(source)
     says_so = bool(stored) if source.tensors is not None else must or any(source.config.get(key) for key in KEYS)
     if layer is None or not says_so:
         if must:
@@ -77,9 +84,24 @@ def find(source: Source, quant: Quant, is_native: bool, how: Quantisation | None
 
 def layer_of(model: Architecture) -> Layer | None:
     """What such a layer is like; None: none is known of models like this."""
+    family = named(model.family)
+    if family is not None and family.mtp_gap:
+        return None
+    if family is not None and family.mtp_windowed:
+        return _over_a_window(model)
     able = [layer for layer in model.layers if _is_alike(layer)]
     most = max((len(layer.mixer.caches) for layer in able if layer.mixer), default=0)  # with an indexer of its own
     return next((layer for layer in reversed(able) if layer.mixer and len(layer.mixer.caches) == most), None)
+
+
+def _over_a_window(model: Architecture) -> Layer | None:
+    """The attention of a layer over a window, and the MLP of one without experts."""
+    mixers = (one.mixer for one in model.layers if one.mixer and any(cache.window for cache in one.mixer.caches))
+    dense, mixer = next((one for one in model.layers if one.experts is None), None), next(mixers, None)
+    if mixer is None or dense is None or dense.mixer is None:
+        return None
+    others = dense.parts[len(dense.mixer.parts) :]
+    return Layer(mixer=mixer, parts=(*mixer.parts, *others), experts=None)
 
 
 def _is_alike(layer: Layer) -> bool:

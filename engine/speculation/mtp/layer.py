@@ -50,7 +50,7 @@ class MtpLayer:
         cache = KVCache(self.spec, pages, format, main.place)
         whole = replace(weights, layers=(self.own.layer,), final_norm=self.own.norm, tables={}, mtp=None)
         bank = self.own.layer.experts
-        assert isinstance(bank, ExpertBank), "experts of the layer on several tiers"
+        assert bank is None or isinstance(bank, ExpertBank), "experts of the layer on several tiers"
         inputs = replace(inputs, timers=Timers(None))
         experts = CpuExperts([bank], main.ops)
         self.decoder = Decoder(self.spec, whole, main.ops, experts, cache, max_context, inputs)

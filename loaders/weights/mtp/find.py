@@ -18,7 +18,7 @@ from ....kernels import FORMATS
 from ...families import named
 from ...families.family import TensorNames
 from ...files.entry import Entry
-from ...spec import AttentionSpec, LatentSpec, LayerSpec, ModelSpec
+from ...spec import AttentionSpec, DenseSpec, LatentSpec, LayerSpec, ModelSpec
 from ..mixers.target import Target
 from ..model_weights import Formats, allocate
 from ..targets import of_mtp
@@ -27,7 +27,13 @@ from .asked import MtpAsked
 BESIDE = "mtp.safetensors"  # beside a model's own files
 OTHERWISE = re.compile(r"(?:^|\.)mtp\w*\.")  # of names, however such layers are stored
 START, PROJECT = "mtp.", "fc.weight"  # of names as Qwen3-Next has them
-ENDS = {"pre_fc_norm_embedding.weight": "mtp_embed_norm", "pre_fc_norm_hidden.weight": "mtp_hidden_norm"}
+FIRST, OWN_PROJECT = "layers.0.", "eh_proj.weight"  # where each such layer joins its inputs itself, as MiMo's
+ENDS = {
+    "pre_fc_norm_embedding.weight": "mtp_embed_norm", "pre_fc_norm_hidden.weight": "mtp_hidden_norm",
+    PROJECT: "mtp_project", "norm.weight": "mtp_norm", f"{FIRST}{OWN_PROJECT}": "mtp_project",
+    f"{FIRST}pre_mlp_layernorm.weight": "mlp_norm", f"{FIRST}final_layernorm.weight": "mtp_norm",
+}  # fmt: skip
+JOINS = (PROJECT, FIRST + OWN_PROJECT)
 # Copies of the model's own.
 SHARED = (
     "embed_tokens.weight", "shared_head.head.weight", "nextn.embed_tokens.weight", "nextn.shared_head_head.weight",
@@ -47,11 +53,21 @@ class Mtp:
 
 
 def layer_of(spec: ModelSpec) -> LayerSpec | None:
-    """What the layer is: as the last one of the decoder that attends to everything and has experts. None: such a layer
-    is not known of models like this."""
+    """What the layer is: as the last one of the decoder that attends to everything and has experts, or, of families
+    that say so, as one over a window with an MLP. None: such a layer is not known of models like this."""
     if spec.streams is not None or spec.layernorms:
         return None
+    found = named(spec.family)
+    if found is not None and found.mtp_windowed:
+        return _over_a_window(spec)
     return next((one for one in reversed(spec.layers) if _is_alike(one)), None)
+
+
+def _over_a_window(spec: ModelSpec) -> LayerSpec | None:
+    mixers = (one.mixer for one in spec.layers if isinstance(one.mixer, AttentionSpec) and one.mixer.window)
+    mixer, ffns = next(mixers, None), (one.ffn for one in spec.layers if isinstance(one.ffn, DenseSpec))
+    ffn = next(ffns, None)
+    return None if mixer is None or ffn is None else LayerSpec(mixer=mixer, ffn=ffn)
 
 
 def _is_alike(layer: LayerSpec) -> bool:
@@ -75,14 +91,13 @@ def is_in(entries: Collection[str], names: TensorNames, spec: ModelSpec) -> bool
 
 def renamed(entries: Mapping[str, Entry], names: TensorNames, spec: ModelSpec) -> dict[str, Entry]:
     """The tensors with those of `mtp.` under the number behind the last layer."""
-    ends = (name.removesuffix(PROJECT) for name in entries if name.endswith(START + PROJECT))
+    ends = (name.removesuffix(end) for name in entries for end in JOINS if name.endswith(START + end))
     start = next((one for one in ends if one == START or one.endswith(f".{START}")), None)
     if start is None:
         return dict(entries)
     prefix = names.layer.format(layer=len(spec.layers))
     roles = {start + end: getattr(names, role) for end, role in ENDS.items()}
-    roles |= {start + PROJECT: names.mtp_project, start + "norm.weight": names.mtp_norm}
-    first = f"{start}layers.0."
+    first = start + FIRST
     return {
         prefix + (roles.get(name) or name.removeprefix(first))
         if name in roles or name.startswith(first)
