@@ -1,8 +1,8 @@
 """The routed experts of one layer, from the stored blocks: y[t] = sum_k weight[t, k] * down(silu(gate(x)) * up(x)).
 
-One token (`one_token.py`): two launches that read each chosen expert once. More tokens (`many_tokens.py`): pairs
-grouped by expert, tiles of tokens on tensor cores, then the sum over k. In both the order of every sum is fixed, so
-that a batch gives the same bits every time; one token and many differ in rounding, since tensor cores take bf16.
+Up to 16 tokens (`few_tokens.py`, and `one_token.py` for one in formats that it is not for): two launches that read each
+chosen expert once. More (`many_tokens.py`): pairs grouped by expert, tiles of tokens on tensor cores, then the sum over
+k. The order of every sum is fixed, so that a batch gives the same bits every time.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Experts of one token: a question of bytes, so float32 arithmetic on weights that are read once, 16 bytes a load.
+"""Experts of one token in formats that `few_tokens.py` is not for: float32 arithmetic on weights that are read once, 16
+bytes a load.
 
     _gate_up   h[k, f] = gated(gate_k[f] . x, up_k[f] . x)        program: one choice, ROWS / 2 values; gate and up rows
                                                                    of one format alternate, so that both sums end in
