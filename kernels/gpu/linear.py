@@ -1,6 +1,6 @@
 """y = x @ w.T + bias with packed weights, dequantised on the way.
 
-Up to 16 tokens are a matter of bytes and of latency: `skinny.py`, each weight read once by tensor cores. Few rows would
+Up to 16 tokens are a matter of bytes and of latency: `skinny`, each weight read once by tensor cores. Few rows would
 leave a GPU idle, so rows are divided among programs, too, until there are twice as many as multiprocessors; the last
 program to arrive adds the sums of all, in their order. More tokens take tiles (`many.py`), BLOCK_M at a time; programs
 of neighbouring rows and the same tokens run together, in groups of GROUP blocks of tokens, so that what they share
@@ -23,8 +23,8 @@ from . import launch
 from .cores.arrivals import counters, is_last
 from .cores.few import row_dots
 from .cores.many import multiply
-from .cores.skinny import COLUMNS, WARPS
-from .cores.skinny import multiply as multiply_few
+from .cores.skinny.multiply import COLUMNS, WARPS
+from .cores.skinny.multiply import multiply as multiply_few
 from .kernel import kernel
 
 FEW, SMALL = 16, 4 << 20  # tokens; bytes of a matrix up to which so many of them go one by one in float32
@@ -142,7 +142,7 @@ def linear(x_TC: Tensor, weight: Matrix, bias_R: Tensor | None = None) -> Tensor
 
 
 def for_few(tokens: int, format: Format, rows: launch.Stored) -> bool:
-    """Whether so many tokens go through `skinny.py`: up to 16, but of float32 and f16, which would lose bits there, and
+    """Whether so many tokens go through `skinny`: up to 16, but of float32 and f16, which would lose bits there, and
     of bf16 in rows that begin anywhere. One token of codes in two planes, or of 2 bits, takes fewer instructions in
     `few.py`."""
     if not format.is_block:

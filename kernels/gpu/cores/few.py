@@ -1,4 +1,4 @@
-"""The core of products with one token where `skinny.py` is not for it (float32, f16, codes in two planes or of 2 bits):
+"""The core of products with one token where `skinny` is not for it (float32, f16, codes in two planes or of 2 bits):
 y[r] = w[r] . x, float32 arithmetic, each weight read once, in 16-byte loads.
 
 Rows come as offsets, so that a caller may mix the rows of several matrices (gate and up).

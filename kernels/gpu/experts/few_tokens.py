@@ -1,4 +1,4 @@
-"""Experts of 1 to 16 tokens, on tensor cores (`cores/skinny.py`): each chosen expert is read once, in two launches.
+"""Experts of 1 to 16 tokens, on tensor cores (`cores/skinny`): each chosen expert is read once, in two launches.
 
     _gate_up_few   h[pair] = gated(gate x, up x)        rows of gate and up of one format are one product's
     _down_few      z[pair] = weight[pair] * down h      then y[t] = z[t, 0] + z[t, 1] + ... by whoever arrives last
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .. import launch
 from ..cores.arrivals import counters, is_last
-from ..cores.skinny import multiply
+from ..cores.skinny.multiply import multiply
 from ..kernel import kernel
 from ..linear import few_tile, for_few
 from ..pointwise import gated

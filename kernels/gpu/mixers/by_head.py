@@ -1,6 +1,6 @@
 """Each head's own product: y[t, n] = x[t, n] @ w_n.T, with packed weights, one head's rows after the other's.
 
-As `linear.py`: up to 16 tokens by `skinny.py`, more by tiles, the head a coordinate of the program. There are heads
+As `linear.py`: up to 16 tokens by `skinny`, more by tiles, the head a coordinate of the program. There are heads
 enough, so rows are not divided.
 """
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from ...packed import Matrix
 from .. import launch
 from ..cores.many import multiply
-from ..cores.skinny import multiply as multiply_few
+from ..cores.skinny.multiply import multiply as multiply_few
 from ..kernel import kernel
 from ..linear import few_tile, for_few, tile_of
 

@@ -11,7 +11,7 @@ import torch
 pytest.importorskip("triton", reason="the GPU kernels need Triton", exc_type=ImportError)
 from headrace.kernels import FORMATS, Format
 from headrace.kernels.gpu.cores.constants import CONSTANTS
-from headrace.kernels.gpu.cores.values import ASSEMBLER
+from headrace.kernels.gpu.cores.skinny.values import ASSEMBLER
 
 ALL = 0xFFFFFFFF
 BLOCKS = [form for form in FORMATS.values() if form.is_block]

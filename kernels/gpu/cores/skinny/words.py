@@ -10,8 +10,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .constants import about
-from .scales import e4m3, number, of_bits, power
+from ..constants import about
+from ..scales import e4m3, number, of_bits, power
 
 
 @triton.jit

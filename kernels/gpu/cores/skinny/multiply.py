@@ -15,8 +15,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .constants import about
-from .places import planes
+from ..constants import about
+from ..places import planes
 from .values import PLAIN, values
 from .words import row_factor, scales_of, words_of
 

@@ -12,7 +12,7 @@ codes.
 
 Compilers would take several instructions for what one does for two or four weights here, hence the assembler. The
 interpreter knows none: `plain` says the same in Triton's own words. Where a format has minimums, values are 128 too
-large, since what belongs to the minimum is subtracted for 16 weights at once (`skinny.py`).
+large, since what belongs to the minimum is subtracted for 16 weights at once (`multiply.py`).
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from ..kernel import INTERPRETED
-from .codes import decode
-from .constants import CONSTANTS, about
+from ...kernel import INTERPRETED
+from ..codes import decode
+from ..constants import CONSTANTS, about
 
 PLAIN = tl.constexpr(INTERPRETED)
 Said = dict[str, Any]
