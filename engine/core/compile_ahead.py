@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ...errors import short, visible
 from ...kernels import Ops
-from ...kernels.decoder_layer import AttentionBlock, Layer, Pages, Places, mlp
+from ...kernels.decoder_layer import AttentionBlock, Layer, Pages, Places, linear, mlp
 from ...kernels.packed import ExpertBank, Matrix
 from ...loaders.weights.checkpoint import Progress
 from ..config import EngineConfig
@@ -92,8 +92,14 @@ def _attend(ops: Ops, layer: Layer, x_TD: Tensor, places: Places) -> None:
 
 
 def _after(ops: Ops, layer: Layer, x_TD: Tensor) -> None:
-    """What follows the routed experts, or stands for them."""
+    """What follows the routed experts, or stands for them; the router of rows that a last layer's prompt leaves; and
+    the projection of those whose update is brought to them before."""
+    block = layer.block
     ops.gated_add_(x_TD, x_TD)
+    if block.router is not None:
+        ops.route(x_TD, block.router)
+    if isinstance(block, AttentionBlock) and len(x_TD) == 1:
+        linear(ops, x_TD, block.qkv, block.qkv_bias)
     if layer.mlp is not None:
         gate_T1 = None if layer.shared_gate is None else ops.linear(x_TD, layer.shared_gate)
         ops.gated_add_(x_TD, mlp(ops, layer.mlp, x_TD), gate_T1)
