@@ -66,7 +66,7 @@ def keep(folder: str) -> int:
 def weights_of_a_step(row: Row) -> int:
     """Weights that a program multiplies or unpacks in one turn of its loop, 0 for kernels that do neither."""
     known = row["constants"]
-    if "COLUMNS" in known:
+    if {"COLUMNS", "FORMAT"} <= known.keys():
         return int(known["ROWS"] * known["COLUMNS"])
     loops = 2 if known.get("UP_FORMAT", known.get("FORMAT")) != known.get("FORMAT") else 1  # gate's rows, then up's
     if "GRANULES" in known:
