@@ -6,7 +6,7 @@ Each host is a process in a network namespace of its own; the coordinator's line
 hosts share (`hosts_network.py`). For each link a coordinator starts anew, so that links are measured as in any run.
 Then, with experts on hosts,
 
-    layer    of 2, 8 and 32 tokens, sizes that were not among those that the start measured: the bandwidth model's
+    layer    of 3, 8 and 32 tokens, sizes that were not among those that the start measured: the bandwidth model's
              seconds (`engine/bandwidth_model/network/hops.py`) beside the median of many
     token    a decode pass: the run's own prediction, if this machine was measured (headrace measure), and
              time of the run without a shaped link + layers * round trip + bytes / rate
@@ -48,7 +48,7 @@ from headrace.kernels.context import Context
 HOSTS = 2
 PROMPT = "In the beginning"
 TEXT = "And it came to pass, when the children of Israel saw it, they said one to another, What is it? "
-SIZES, ROUNDS = (2, 8, 32), 40  # tokens of layers, and how many of each
+SIZES, ROUNDS = (3, 8, 32), 40  # tokens of layers, and how many of each
 SEQUENCES, PROMPTS, CONTEXT = 4, 8, 512  # of a batch; prompts one after the other
 
 

@@ -48,7 +48,7 @@ PROMPTS = ["In the beginning", TEXT * 12, "Behold,", TEXT * 9]
 GREEDY = SamplingParams(max_new_tokens=48, ignore_eos=True)
 KINDS, PHASES = ("kill", "stop", "slow", "cut", "link", "restart"), ("prefill", "decode")
 TIMEOUT, SLACK, SLOW_LINK = 2.0, 3.0, 1e6  # seconds, seconds, bits a second
-CONTEXT = 1024
+CONTEXT, AT_ONCE = 1024, 4  # tokens; batches one over the other, where nothing is to be idle
 
 
 class Run(NamedTuple):
@@ -143,19 +143,21 @@ def counted_returns(run: Run, found: list[bool]) -> Iterator[None]:
         del members.came
 
 
-def without_a_pause(run: Run, returns: int) -> list[list[list[int]]]:
-    """Batches one over the other, until a host is back."""
+def without_a_pause(run: Run, returns: int, seconds: list[float]) -> list[list[list[int]]]:
+    """Batches one over the other, until a host is back. seconds: gets what each took above so many at once."""
     end = time.monotonic() + 60
 
     def one(number: int) -> list[list[list[int]]]:
         found = []
-        time.sleep(number * run.usual / 2)
+        time.sleep(number * run.usual / AT_ONCE)
         while run.members.returns < returns and time.monotonic() < end:
+            start = time.monotonic()
             found.append(said(run.llm, is_anew=False))
+            seconds.append(time.monotonic() - start - (AT_ONCE - 1) * run.usual)
         return found
 
-    with ThreadPoolExecutor(2) as both:
-        return [texts for found in both.map(one, range(2)) for texts in found]
+    with ThreadPoolExecutor(AT_ONCE) as all_of_them:
+        return [texts for found in all_of_them.map(one, range(AT_ONCE)) for texts in found]
 
 
 def once(run: Run, kind: str, draw: random.Random) -> dict[str, Any]:
@@ -165,15 +167,15 @@ def once(run: Run, kind: str, draw: random.Random) -> dict[str, Any]:
     run = run.anew(before := timed(run.llm))
     at = run.when(phase, draw)
     with later(at, act, run, name, kind, seen), counted_returns(run, mid_run):
-        for _ in range(2):  # once more, for what came behind the last token of the first
+        if kind == "restart":
+            texts += without_a_pause(run, returns + 1, seconds)
+        for _ in range(0 if kind == "restart" else 2):  # once more, for what came behind the last token of the first
             start = time.monotonic()
             try:
                 texts.append(said(run.llm))
             except Exception as raised:
                 error = str(raised)
             seconds.append(time.monotonic() - start)
-        if kind == "restart":
-            texts += without_a_pause(run, returns + 1)
     if kind in ("slow", "link"):
         time.sleep(TIMEOUT)
     put_right(run, name, kind)

@@ -6,6 +6,7 @@ off. What is left is Python and the system on both sides.
 
 from __future__ import annotations
 
+import statistics
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -19,7 +20,7 @@ from ...ledger.passes import LayerWork
 if TYPE_CHECKING:
     from ..net_experts import NetExperts
 
-TOKENS = (1, 4, 16, 64)
+TOKENS = (1, 2, 4, 16, 64)  # one token goes another way through `exchange.py` than several
 SECONDS, MOST = 0.6, 24  # of all layers together, at most; layers of a size
 FEWEST, WARM = 3, 2  # layers of a size that are timed at least, and first ones that are not
 
@@ -45,12 +46,9 @@ def measure(experts: NetExperts, most_tokens: int) -> Costs | None:
         if number >= WARM + FEWEST and time.perf_counter() > end:
             break
     experts.last = -1
-    return Costs(tuple((float(tokens), exactly(max(0.0, _typical(late[WARM:])))) for tokens, late in found.items()))
-
-
-def _typical(seconds: list[float]) -> float:
-    """Of the fastest third the slowest: what is slower mostly waited for a core."""
-    return sorted(seconds)[(len(seconds) - 1) // 3]
+    return Costs(
+        tuple((float(tokens), exactly(max(0.0, statistics.median(late[WARM:])))) for tokens, late in found.items())
+    )
 
 
 @torch.inference_mode()
