@@ -100,8 +100,7 @@ def build(
     plan = _pinned(plan, main, arena)
     timers = Timers(streams.of(main)[0] if len(found) > 1 else None)
     experts, host_buffers = made.experts(config, checkpoint, weights, plan, found, ops, timers, arena, policy, apart)
-    decoder = _decoder(config, checkpoint, weights, plan, found, experts, kv_format, timers, apart)
-    granted.cache(decoder.cache)
+    decoder = granted.with_cache(_decoder(config, checkpoint, weights, plan, found, experts, kv_format, timers, apart))
     mtp = _mtp_layer(checkpoint, weights, plan, decoder)
     compile_ahead(config, plan.kv_budget.max_context, decoder, found, compiling)
     graphed, choice = _graphs(config, context, checkpoint, plan, decoder, choice, runtime)
@@ -243,13 +242,15 @@ class Granted:
         if self.arena is not None:
             self.arena.start(weights, in_parts)
 
-    def cache(self, cache: KVCache) -> None:
+    def with_cache(self, decoder: Decoder) -> Decoder:
         """Asks for huge pages under a KV cache that has memory of its own, before it is written: attention walks over
-        more pages of 4 KB than a core keeps addresses of."""
+        more pages of 4 KB than a core keeps addresses of. Returns its decoder."""
+        cache = decoder.cache
         large = [one for kind in range(len(cache.windows) + 1) for one in cache.memories(kind)]
         large = [one for one in large if one.nbytes >= host.HUGE_FROM and one.device.type == "cpu"]
         if self.is_cpu and large and not cache.is_shared:
             self.huge_pages["kv"] = host.all_huge(large)
+        return decoder
 
 
 def _pinned(plan: MemoryPlan, main: Device, arena: ExpertArena | None) -> MemoryPlan:
