@@ -216,7 +216,7 @@ def test_predicted_beside_measured(two: ThreadHosts, profile: Profile) -> None:
         network, found = experts.network, done.predicted
         assert found is not None
         assert network.costs is not None
-        assert [tokens for tokens, _ in network.costs.points] == [1, 4, 16, 64]
+        assert [tokens for tokens, _ in network.costs.points] == [1, 2, 4, 16, 64]
         layers = sum(llm.spec.is_moe)
         least = sum(max(network.hops[one.host].round_trip.mid for one in work.hosts) for work in done.layers)
         assert found.terms[NET] >= least + layers * network.costs.at(1)
