@@ -153,7 +153,8 @@ def test_all_that_few_tokens_need_is_fetched_ahead(compiled: Facts) -> None:
     """Codes, scales and activations: where steps divide the row evenly, the loop of up to 16 tokens has no load that a
     step waits for; codes come 16 bytes at a time, or, of planes of 2 bits, 8."""
     for row in rows_of(compiled, *FEW):
-        assert row["constants"]["EVEN"] or "biased" in row["label"], name_of(row)  # 2880 columns
+        odd = "biased" in row["label"] or "geglu" in row["label"]  # 2880 and 704 columns
+        assert row["constants"]["EVEN"] or odd, name_of(row)
         copies = {load for load in row["loads"] if load.startswith("cp.async")}
         assert any("0x10" in load for load in copies), f"{name_of(row)}: {copies}"
         others = set(row["loads"]) - copies  # ids and places, parts of sums, a factor of a row
