@@ -23,6 +23,7 @@ NEEDS = {
     "--device cuda": "a GPU", "--hosts": "other machines", "--policy lru --expert-cache": "a GPU", "inspect": "the hub",
     "BOX.json": "a machine's file", "--mtp": "a draft layer", "--speculate mtp": "a draft layer", "-i ": "a terminal",
     "serve": "a client", "host ": "other machines", "measure": "minutes alone", "list": "traces of before",
+    "--random-weights": "minutes, and RAM for that model",
 }  # fmt: skip
 # What a page's neighbours made before: a trace, two results, prompts, a text, a conversation.
 TEXT = "In the beginning was the word.\nAnd it came to pass that they went up.\n"
@@ -68,6 +69,8 @@ def _here(one: Documented) -> list[str]:
         words = [*words[:at], *(_model(word, is_shape and word[0] != ".") for word in words[at:])]
     else:
         words = [_model(word, word[0] != "." and word != "model.gguf") for word in words]
+    if words[0] == "convert":
+        words[2] = "packed"
     if words[0] == "generate":
         words += ["--max-new-tokens", "8"]
     return words

@@ -48,7 +48,7 @@ def test_a_server_that_is_stopped_while_it_answers(sent: signal.Signals) -> None
         lines = iter(process.stderr.readline, b"")
         port = next(int(found[1]) for line in lines if (found := re.search(rb"at http://127\.0\.0\.1:(\d+)", line)))
         body = b'{"prompt": "In the beginning", "max_tokens": 900, "ignore_eos": true, "stream": true}'
-        head = b"POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n"
+        head = b"POST /v1/completions HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
         with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as client:
             client.sendall(head + b"content-length: %d\r\n\r\n" % len(body) + body)
             assert client.recv(64).startswith(b"HTTP/1.1 200")
