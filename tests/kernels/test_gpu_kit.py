@@ -32,8 +32,9 @@ def launches() -> list[dict[str, Any]]:
 def test_a_list_has_every_kernel_of_a_model_once(launches: list[dict[str, Any]]) -> None:
     assert len({json.dumps(one) for one in launches}) == len(launches)
     names = {one["name"] for one in launches}
-    assert names >= {"_linear_one", "_linear_few", "_linear_many", "_decode", "_merge", "_prefill", "_place_qkv",
-                     "_gate_up", "_down", "_gate_up_few", "_down_few", "_combine", "_group", "_route", "_pack", "_best",
+    assert names >= {"_norm_linear", "_norm_route", "_linear_one", "_linear_few", "_linear_many", "_decode_placed",
+                     "_prefill", "_place_qkv", "_gate_up", "_down", "_gate_up_few", "_down_few", "_count", "_place",
+                     "_unpack_experts", "_combine", "_route", "_pack", "_best",
                      "_unpack_rows"}  # fmt: skip
     formats = {one["constants"]["FORMAT"] for one in launches if "FORMAT" in one["constants"]}
     assert formats == {"f32", *gpu_kit.FORMATS_TAKEN}

@@ -19,7 +19,7 @@ from ..linear import FEW
 from ..router import CHOOSES, Choosing, choose, choosing
 from .stream import Stream, share_of, summed
 
-PROGRAMS = 128  # of a token
+PROGRAMS = 256  # of a token
 
 
 @kernel()
