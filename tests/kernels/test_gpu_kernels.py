@@ -226,7 +226,7 @@ def test_experts_are_unpacked_to_what_they_stand_for(name: str, monkeypatch: pyt
 
 def test_experts_of_many_tokens_are_unpacked_before(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two at a time, with choices of experts that are elsewhere."""
-    case = experts_case_of(layout_of("q4_0", "q8_0", "q5_0", 64, 32), 3, 5, 2)
+    case = experts_case_of(layout_of("q4_0", "q8_0", "q5_0", 64, 32), 3, 17, 2)
     inputs = case.inputs()
     inputs["ids"][1, 0] = -1
     runs: list[tuple[int, int]] = []
@@ -241,6 +241,23 @@ def test_experts_of_many_tokens_are_unpacked_before(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(many_tokens, "unpacked", unpacked)
     check(case, inputs)
     assert runs == [(0, 2), (2, 3)]
+
+
+@pytest.mark.versions
+@pytest.mark.parametrize(("name", "tokens"), [("q4_0", 1), ("q4_0", 5), ("q6_k", 1), ("q8_0", 17)])
+def test_experts_find_their_numbers_in_a_bank(name: str, tokens: int) -> None:
+    """Choices as in the model, a table of what they are in a bank of some: the bits of numbers looked up before, whichever
+    kernels so many tokens take."""
+    layout = layout_of(name, name, name, whole_blocks(64, FORMATS[name]), whole_blocks(32, FORMATS[name]))
+    g = torch.Generator().manual_seed(8)
+    bank = RandomSource(g).bank(layout, 3)
+    local = torch.tensor([-1, 2, -1, 0, 1, -1], dtype=torch.int32)
+    ids = torch.stack([torch.randperm(6, generator=g)[:4] for _ in range(tokens)]).int()
+    ids[0, 0] = -1
+    x, weights = torch.randn(tokens, layout.hidden, generator=g), torch.rand(tokens, 4, generator=g)
+    before = torch.where(ids < 0, -1, local[ids.clamp(min=0).long()])
+    assert (before >= 0).any()
+    assert torch.equal(gpu.experts(x, ids, weights, bank, local), gpu.experts(x, before, weights, bank))
 
 
 def test_a_router_gives_a_token_the_same_bits_in_any_small_batch() -> None:

@@ -30,7 +30,7 @@ def experts(
     launch.check(weights_TK, launch.F32, T, K)
     if local_E is not None:
         launch.check(local_E, launch.I32, len(local_E))
-        if T > 1 or layout.weighs_input:
+        if layout.weighs_input or (T > 1 and not takes_few(T, blocks)):
             ids_TK, local_E = local_E[ids_TK.long()], None
     if not layout.weighs_input:
         return _experts(x_TD, ids_TK, weights_TK, blocks, local_E)
@@ -45,7 +45,7 @@ def _experts(x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor, blocks: Blocks, l
     (T, D), K = x_TD.shape, ids_TK.shape[1]
     out = torch.empty_like(x_TD)
     if takes_few(T, blocks):
-        experts_few(x_TD, ids_TK, weights_TK, blocks, out)
+        experts_few(x_TD, ids_TK, weights_TK, blocks, out, local_E)
         return out
     if T == 1:
         experts_one(x_TD, ids_TK, weights_TK, blocks, out, local_E)
