@@ -246,8 +246,8 @@ def test_experts_of_many_tokens_are_unpacked_before(monkeypatch: pytest.MonkeyPa
 @pytest.mark.versions
 @pytest.mark.parametrize(("name", "tokens"), [("q4_0", 1), ("q4_0", 5), ("q6_k", 1), ("q8_0", 17)])
 def test_experts_find_their_numbers_in_a_bank(name: str, tokens: int) -> None:
-    """Choices as in the model, a table of what they are in a bank of some: the bits of numbers looked up before, whichever
-    kernels so many tokens take."""
+    """Choices as in the model, a table of what they are in a bank of some: the bits of numbers looked up before,
+    whichever kernels so many tokens take."""
     layout = layout_of(name, name, name, whole_blocks(64, FORMATS[name]), whole_blocks(32, FORMATS[name]))
     g = torch.Generator().manual_seed(8)
     bank = RandomSource(g).bank(layout, 3)
