@@ -7,7 +7,7 @@
     _down       z[pair] = weight[pair] * down h[m]   biases, where a bank has them, are added to all three products
     _combine    y[t] = z[t, 0] + z[t, 1] + ...      in this order, without choices of expert -1, which nobody computed
 
-There are as many programs as multiprocessors hold at once (`launch.resident`), and each takes every so manieth tile of
+There are as many programs as multiprocessors hold at once (`launch.resident`), and each takes one tile after so many of
 those that there are: how many that is, only the device knows. Tiles of an expert come one after the other, of them
 those that read the same rows of weights: a matrix comes from memory once, and from the second cache for all that
 follows. h and z are bf16 where products are: what crosses memory between two products is halved, and each of a token's
