@@ -5,8 +5,8 @@
 # make wheel: what is released, into dist/. make sanitize-address, -undefined, -thread: the C++ under a sanitizer.
 
 PYTHON ?= python3
-# Processes that share the tests: one more than cores, since some tests wait.
-JOBS ?= 3
+# Processes that share the tests.
+JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 # Any of these will do, unless CXX says which (make itself sets CXX to g++ by default).

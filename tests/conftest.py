@@ -58,8 +58,10 @@ def pytest_collection(session: pytest.Session) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    # What takes a minute begins first, so that no process waits for it at the end.
+    # What takes a minute begins first, so that no process waits for it at the end. What runs alone comes last: before,
+    # it would wait for tests of other processes to end, and these for it.
     items.sort(key=lambda item: not item.path.name.startswith(("test_gpu_compile", "test_target")))
+    items.sort(key=lambda item: item.get_closest_marker("alone") is not None)
     if os.environ.get("HEADRACE_ISA") == "portable":
         for item in items:
             if item.get_closest_marker("slow"):

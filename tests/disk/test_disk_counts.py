@@ -61,19 +61,26 @@ def test_every_policy_counts_as_its_replay_and_changes_no_bit(
         assert torch.equal(llm.logits(TEXT), logits)
 
 
-@pytest.mark.parametrize("name", ["lru", "next-layer", "belady", "greedy", "unsteady"])
-def test_experts_of_several_sizes(name: str, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
+    return recorded(tmp_path_factory.mktemp("mixed") / "run.trace", 4, **MIXED)
+
+
+SHARES = {"lru": "10%", "next-layer": "40%", "belady": "10%", "greedy": "40%", "unsteady": "10%"}
+
+
+@pytest.mark.parametrize("name", SHARES)
+def test_experts_of_several_sizes(name: str, mixed: Recorded) -> None:
     """Those that are still read may have to move for others."""
-    said, of = recorded(tmp_path / "run.trace", 4, **MIXED)
-    for share in (0.1, 0.4):
-        policy, again = policies(name, of)
-        with LLM("demo", placement="disk", policy=policy, expert_cache=f"{share:.0%}", max_context=96, **MIXED) as llm:
-            cache = cache_of(llm)
-            assert len(set(cache.shape.expert_bytes)) == 2
-            assert say(llm, 4) == said
-            assert cache.counts == replayed(again, of, cache.budget).counts
-            plan = llm.parts.memory_plan
-            assert plan.memory[Tier.CPU].needed["expert cache"] == len(cache.memory.data) > cache.budget
+    said, of = mixed
+    policy, again = policies(name, of)
+    with LLM("demo", placement="disk", policy=policy, expert_cache=SHARES[name], max_context=96, **MIXED) as llm:
+        cache = cache_of(llm)
+        assert len(set(cache.shape.expert_bytes)) == 2
+        assert say(llm, 4) == said
+        assert cache.counts == replayed(again, of, cache.budget).counts
+        plan = llm.parts.memory_plan
+        assert plan.memory[Tier.CPU].needed["expert cache"] == len(cache.memory.data) > cache.budget
 
 
 def test_a_pass_reads_from_ram_what_it_computes_with(runs: dict[int, Recorded]) -> None:

@@ -32,7 +32,7 @@ def test_same_tokens_and_the_host_comes_back(split_by: str, tmp_path: Path) -> N
         sys.executable,
         str(FAULTS),
         "--times",
-        "2",
+        "1",
         "--kinds",
         "cut",
         "--split-by",

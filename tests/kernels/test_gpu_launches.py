@@ -91,7 +91,7 @@ def test_few_variants_serve_all_sizes() -> None:
     """Batches of 1 to 16, contexts of 1 to 1024 pages, prompts of 2 to 512 tokens: before integers that vary were left
     out of what a variant is made for, it took 57."""
     found = child("variants_of_a_sweep.py")
-    assert sum(found.values()) <= 30, found
+    assert sum(found.values()) <= 33, found
     assert max(found.values()) <= 4, found
 
 

@@ -19,7 +19,7 @@ PROGRAM = Path(__file__).parent / "one_by_one.py"
 FLAGS = ["-std=c++17", "-O1", "-shared", "-fPIC", "-pthread", "-Wall", "-Werror"]
 SHARES = 4  # of the ops, a test each
 # Of a model's allocations every so many-th fails, from another one on for each family: it is loaded twice for each.
-KERNELS_STEP, TORCH_STEP = (int(os.environ.get("HEADRACE_FAILING_STEP", step)) for step in (16, 400))
+KERNELS_STEP, TORCH_STEP = (int(os.environ.get("HEADRACE_FAILING_STEP", step)) for step in (28, 800))
 FAMILIES = ("qwen3_moe", "deepseek_v3", "gemma4_text", "gpt_oss", "qwen3_next", "granitemoehybrid", "kimi_linear")
 
 pytestmark = [
