@@ -116,11 +116,6 @@ class LLM:
         is_auto = asked == "auto"
         if asked == "off" or self.config.trace is not None or (is_auto and not self.predictions.can_predict):
             return None
-        if parts.graphed is not None and parts.mtp is not None:
-            raise OptionError(
-                "speculate is 'mtp', and decode steps are graphs here, which keep no hidden states for the layer: give "
-                "handoff 'eager' or speculate 'lookup', or leave speculate out"
-            )
         moe, states = parts.spec.moe, self.loop.states
         times = PassTimes(ExpectedPasses(parts, self.predictions), moe.experts, moe.top_k)
         limit = None if states is None else most_states(states)

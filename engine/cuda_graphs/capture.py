@@ -2,7 +2,8 @@
 
     load      token ids, positions, pages of this step into tensors that never move, padded to a captured size
     begin     the mailbox is told which size comes
-    replay    the whole step, experts on the CPU included (`mailbox_experts.py`), without Python
+    replay    the whole step, experts on the CPU included (`mailbox_experts.py`), without Python; its last nodes copy
+              logits, and hidden states that something goes on from, into tensors that never move either
     check     a wait that could not be satisfied ended all the same: then the logits are of no use, and this raises
 
 Who captures and replays is a `Recorder`: torch's CUDA graphs, or a stand-in that calls the step again, so that all of
@@ -20,10 +21,11 @@ from torch import Tensor
 
 from ...errors import DeviceError, HeadraceError, first_words
 from ..model.batch import Inputs
+from ..model.decoder import Ends
 from ..model.kv_cache import PAGE
 from ..model.staging import Parts, Shape, StagingBuffer, parts
 
-Step = Callable[[Inputs], Tensor]  # a forward pass: logits float32 [rows, vocabulary]
+Step = Callable[[Inputs], Ends]  # a forward pass
 
 
 def nothing() -> None:
@@ -229,17 +231,17 @@ class DecodeGraphs:
         assert sorted(sizes) == list(sizes), f"sizes {sizes}"
         self.step, self.experts, self.recorder, self.sizes = step, experts, recorder, list(sizes)
         self.statics = [Static(n, pages, spare_page, device, hidden, spare_slot, windows) for n in self.sizes]
-        self.logits: list[Tensor] = []
+        self.ends: dict[int, Ends] = {}  # by size what its last step handed out, whoever captured it
         self.graphs: list[Graph] = []
 
     def capture(self) -> None:
         """Captures every size, the largest first: its memory then serves the others too. Each runs once before, so
         that kernels are compiled and buffers there, with the mailbox at work. Raises DeviceError where one cannot be
         captured."""
-        logits, graphs = {}, {}
+        graphs = {}
         for number in reversed(range(len(self.sizes))):
             try:
-                logits[number], graphs[number] = self._capture(number)
+                graphs[number] = self._capture(number)
             except HeadraceError:
                 raise
             except Exception as error:  # torch raises RuntimeErrors, Triton's compiler and launcher all kinds
@@ -247,32 +249,33 @@ class DecodeGraphs:
                     f"a decode step of {self.sizes[number]} sequences cannot be captured in a graph "
                     f"({first_words(error)}): run with handoff 'eager', which needs no graph"
                 ) from error
-        self.logits = [logits[n] for n in range(len(self.sizes))]
         self.graphs = [graphs[n] for n in range(len(self.sizes))]
 
-    def _capture(self, number: int) -> tuple[Tensor, Graph]:
-        static, found = self.statics[number], [torch.empty(0)]
+    def _capture(self, number: int) -> Graph:
+        static = self.statics[number]
         static.load(None)
         self.experts.use(number, static.padding_B)
 
         def step() -> None:
-            logits = self.step(static.inputs)
-            if found[0].shape == logits.shape:
-                found[0].copy_(logits)
-            else:
-                found[0] = logits.clone()
+            ends = self.step(static.inputs)
+            if (kept := self.ends.get(number)) is None:
+                self.ends[number] = Ends(ends.logits.clone(), None if ends.hidden is None else ends.hidden.clone())
+                return
+            kept.logits.copy_(ends.logits)
+            if kept.hidden is not None and ends.hidden is not None:
+                kept.hidden.copy_(ends.hidden)
 
         self.experts.begin(number, patient=True)
         self.recorder.run(step)
         self.experts.check()
-        return found[0], self.recorder.capture(step)
+        return self.recorder.capture(step)
 
     def number_for(self, sequences: int) -> int | None:
         """The smallest captured size that holds so many sequences, or None."""
         return next((n for n, size in enumerate(self.sizes) if size >= sequences), None)
 
-    def run(self, inputs: Inputs, meanwhile: Callable[[], None] = nothing) -> Tensor:
-        """A decode step: one token of each sequence. Logits float32 [sequences, vocabulary], until the next step of
+    def run(self, inputs: Inputs, meanwhile: Callable[[], None] = nothing) -> Ends:
+        """A decode step: one token of each sequence. What it hands out, of a row each, is there until the next step of
         this size. meanwhile: what the host does while the device works. Raises DeviceError where its experts could not
         be computed."""
         count = len(inputs.ids_T)
@@ -284,4 +287,5 @@ class DecodeGraphs:
         self.experts.begin(number)
         self.recorder.replay(self.graphs[number], meanwhile)
         self.experts.check()
-        return self.logits[number][:count]
+        logits, hidden = self.ends[number]
+        return Ends(logits[:count], None if hidden is None else hidden[:count])

@@ -34,7 +34,7 @@ from ..experts.tiered import TieredExperts
 from ..ledger.passes import CPU_DRAM, GPU_HBM, LayerWork
 from ..ledger.timers import Spans
 from ..model.batch import Inputs, sizes_up_to
-from ..model.decoder import Decoder, Output
+from ..model.decoder import Decoder, Ends, Output
 from ..placement.placement import Placement, Tier
 from . import signals
 from .capture import DecodeGraphs, Graph, nothing
@@ -46,10 +46,9 @@ from .step_results import StepResults
 
 
 class Captured(NamedTuple):
-    """Steps of all sizes: graphs, logits, and their spans if they are timed."""
+    """Steps of all sizes: graphs, and their spans if they are timed."""
 
     graphs: list[Graph]
-    logits: list[Tensor]
     timed: list[Spans]
 
 
@@ -117,30 +116,30 @@ class GraphedDecode:
         graphs, experts = self.graphs, self.experts
         if wanted == bool(experts.timed):
             return
-        self.kept[not wanted] = Captured(graphs.graphs, graphs.logits, experts.timed)
+        self.kept[not wanted] = Captured(graphs.graphs, experts.timed)
         if wanted in self.kept:
-            graphs.graphs, graphs.logits, experts.timed = self.kept[wanted]
+            graphs.graphs, experts.timed = self.kept[wanted]
             return
         experts.timed = [Spans(self.runtime.stream()) for _ in self.sizes]
         try:
             self._capture()
         except BaseException:
-            graphs.graphs, graphs.logits, experts.timed = self.kept[not wanted]
+            graphs.graphs, experts.timed = self.kept[not wanted]
             raise
 
-    def _step(self, inputs: Inputs) -> Tensor:
-        """What is captured: a pass from its inputs to its logits, and what the host will want of it. Stamps lie between
+    def _step(self, inputs: Inputs) -> Ends:
+        """What is captured: a pass from its inputs to its ends, and what the host will want of it. Stamps lie between
         kernels, so that those of a timed step wait for each other in the usual way."""
         spans, number = self.experts.spans, self.experts.batch
         assert number is not None, "a step before its size is known"
         if spans is not None:
             spans.begin()
         with self.runtime.launches.within(spans is None):
-            logits = self.decoder.run(inputs, self.experts)
-            self.results.write(number, logits, self.experts.chosen, self.decoder.ops)
+            ends = self.decoder.run(inputs, self.experts)
+            self.results.write(number, ends.logits, self.experts.chosen, self.decoder.ops)
         if spans is not None:
             spans.span(GPU_HBM)
-        return logits
+        return ends
 
     def _mail(
         self, way: SignalChoice, banks: Sequence[TierBanks | None], placement: Placement
@@ -195,15 +194,16 @@ class GraphedDecode:
         return self.decoder.choose is None and self.graphs.number_for(sequences) is not None
 
     def forward(self, inputs: Inputs, meanwhile: Callable[[], None] = nothing) -> Output:
-        """A decode step, one token of each sequence; its logits are there until the next step. meanwhile: what the host
-        does while the device works. Raises DeviceError where its experts could not be computed."""
+        """A decode step, one token of each sequence; its logits are there until the next step, and so are its hidden
+        states, where the decoder goes on. meanwhile: what the host does while the device works. Raises DeviceError
+        where its experts could not be computed."""
         count = len(inputs.ids_T)
         assert len(inputs.rows) == count, f"{len(inputs.rows)} rows of logits for {count} sequences"
         (entered, read), before = self.decoder.enter(inputs), self._cpu_seconds()
         if self.steps is not None:
             self.steps.refresh()
         self.timers.span(None)
-        logits = self.graphs.run(entered, partial(self._meanwhile, meanwhile))
+        ends = self.graphs.run(entered, partial(self._meanwhile, meanwhile))
         self.timers.span(None)
         self.timers.spend(CPU_DRAM, self._cpu_seconds() - before)
         if self.experts.spans is not None:
@@ -214,7 +214,7 @@ class GraphedDecode:
         likeliest, each = self.results.likeliest(number, count), chosen.each
         if self.steps is not None:
             each = self.steps.over(each)
-        return Output(logits, read, partial(self._layers, each), likeliest, chosen=each)
+        return Output(ends.logits, read, partial(self._layers, each), likeliest, chosen=each, hidden=ends.hidden)
 
     def _meanwhile(self, books: Callable[[], None]) -> None:
         """What the host does while the device works: books of the step before, and the policy of a cache."""

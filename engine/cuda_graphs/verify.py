@@ -28,7 +28,7 @@ from torch import Tensor
 from ...errors import DeviceError, first_words
 from ...kernels.decoder_layer import Pages, Places
 from ..model.batch import Inputs
-from ..model.decoder import Decoder
+from ..model.decoder import Decoder, Output
 from ..model.kv_cache import PAGE
 from . import saved_trials
 from .gpu_runtime import Runtime
@@ -77,11 +77,11 @@ class Steps:
         token = (7919 * number + 1) % self.decoder.spec.vocab
         return Inputs(ids_T=torch.tensor([token]), places=places, spans=((1, number + 1),), rows=torch.tensor([0]))
 
-    def by_hand(self, number: int) -> Tensor:
-        """Logits of a step by the eager path, which is over then."""
-        logits = self.decoder.forward(self.inputs(number)).logits
+    def by_hand(self, number: int) -> Output:
+        """A step by the eager path, which is over then."""
+        out = self.decoder.forward(self.inputs(number))
         self.decoder.device_inputs.device.wait()
-        return logits
+        return out
 
     def keep_state(self) -> None:
         """Copies the state into slot 0, which is nobody's yet."""
@@ -132,23 +132,37 @@ def _checked(how: Start, steps: Steps, graphed: GraphedDecode) -> tuple[str, Sig
 
 
 def _compare(steps: Steps, graphed: GraphedDecode) -> str:
-    """What differs between the two paths, or why there is no result; "" if nothing does."""
+    """What differs between the two paths, or why there is no result; "" if nothing does. Hidden states are compared
+    where a graph hands them out."""
     for number in range(COMPARED):
         steps.keep_state()
         try:
-            found = graphed.forward(steps.inputs(number)).logits.cpu()
+            found = _ends(graphed.forward(steps.inputs(number)))
         except Exception as error:
             return f"a step as a graph failed: {first_words(error)}"
         steps.put_back()
-        wanted = steps.by_hand(number).cpu()
-        same = (wanted == found) | (wanted.isnan() & found.isnan())
-        if not bool(same.all()):
-            off, most = float((wanted - found).abs().max()), float(wanted.abs().max())
-            return (
-                f"a step as a graph differs from the same step by hand: {int((~same).sum())} of {same.numel()} logits, "
-                f"by up to {off:.3g} (the largest is {most:.3g})"
-            )
+        wanted = _ends(steps.by_hand(number))
+        for name, of_graph in found.items():
+            if problem := _difference(wanted[name], of_graph, name):
+                return problem
     return ""
+
+
+def _ends(out: Output) -> dict[str, Tensor]:
+    """What a step hands out, in memory of the host, by its name."""
+    named = {"logits": out.logits, "values of hidden states": out.hidden}
+    return {name: one.cpu() for name, one in named.items() if one is not None}
+
+
+def _difference(wanted: Tensor, found: Tensor, name: str) -> str:
+    same = (wanted == found) | (wanted.isnan() & found.isnan())
+    if bool(same.all()):
+        return ""
+    off, most = float((wanted - found).abs().max()), float(wanted.abs().max())
+    return (
+        f"a step as a graph differs from the same step by hand: {int((~same).sum())} of {same.numel()} {name}, "
+        f"by up to {off:.3g} (the largest is {most:.3g})"
+    )
 
 
 def _time(steps: Steps, graphed: GraphedDecode) -> StepTimes | str:

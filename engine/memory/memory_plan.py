@@ -233,12 +233,12 @@ class _Plan:
         work = kv_budget.work_bytes(spec, config.prefill_chunk, config.max_sequences, GPU_EXPERT_BYTES)
         layouts = [self.checkpoint.formats.layout(spec, i) for i, is_moe in enumerate(spec.is_moe) if is_moe]
         work += kv_budget.unpacked_bytes(spec, layouts, config.prefill_chunk)
-        self.work = self.states + work + mtp_rows.nbytes(spec, config.max_sequences)
+        sizes_B = sizes_up_to(config.max_sequences) if graphs else []
+        self.work = self.states + work + mtp_rows.nbytes(spec, config.max_sequences, sizes_B)
         self.offload = offload_plan.plan(config, spec, layouts, self.devices, profile)
         self.buffers = self.offload.buffer_bytes(self.tokens)
         self.spare_pages = int(graphs)
         if graphs:  # a page for rows without a sequence, and buffers that a graph keeps for itself
-            sizes_B = sizes_up_to(config.max_sequences)
             self.work += self.cache_pages.page + kv_budget.work_bytes(spec, sizes_B[-1], sizes_B[-1])
             self.mailbox = mailbox_bytes(spec.moe_layers, spec.moe.top_k, spec.hidden, sizes_B)
         if config.policy is not None:

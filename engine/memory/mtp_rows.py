@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ...loaders.spec import ModelSpec
 from ...loaders.weights.model_weights import Formats, allocate
 from ..planning.own_layer import waiting_rows
@@ -13,6 +15,9 @@ def weight_bytes(spec: ModelSpec, formats: Formats) -> int:
     return 0 if found is None else found.nbytes
 
 
-def nbytes(spec: ModelSpec, sequences: int) -> int:
-    """Hidden states that wait until they are taken in, of so many sequences; 0 without such a layer."""
-    return 0 if spec.mtp is None else waiting_rows.nbytes(spec.hidden, sequences)
+def nbytes(spec: ModelSpec, sequences: int, graph_sizes: Sequence[int] = ()) -> int:
+    """Hidden states that wait until they are taken in, of so many sequences, and those that a captured decode step of
+    each size hands out; 0 without such a layer."""
+    if spec.mtp is None:
+        return 0
+    return waiting_rows.nbytes(spec.hidden, sequences) + 4 * sum(graph_sizes) * spec.hidden

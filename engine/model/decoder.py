@@ -42,7 +42,8 @@ class Output(NamedTuple):
     largest logit and where it stands, if they are in memory of the host already. by_layer: bytes of each layer's
     experts, where they are in `read`. chosen: what each layer chose, to be asked as `layers`. tally: what the
     call of all layers has counted, with the choices where they are wanted; then `chosen` has none. hidden: float32
-    [., hidden] behind the final norm, of the rows of logits, or with `Decoder.goes_on` of all tokens."""
+    [., hidden] behind the final norm, of the rows of logits, or with `Decoder.goes_on` of all tokens; of a captured
+    step with that alone."""
 
     logits: Tensor
     read: Bytes
@@ -51,6 +52,14 @@ class Output(NamedTuple):
     by_layer: tuple[int, ...] = ()
     chosen: Callable[[], list[Chosen]] = list
     tally: Tally | None = None
+    hidden: Tensor | None = None
+
+
+class Ends(NamedTuple):
+    """Of a pass that tells no bytes. logits: float32 [R, V]; hidden: float32 [T, D] behind the final norm, None where
+    nothing goes on from there."""
+
+    logits: Tensor
     hidden: Tensor | None = None
 
 
@@ -131,11 +140,12 @@ class Decoder:
         add_bytes(read, table_bytes(self.spec, self.weights, len(inputs.ids_T)))
         return inputs, read
 
-    def run(self, inputs: Inputs, experts: ExpertBackend) -> Tensor:
-        """The rest of a pass, of inputs on the device: logits. It asks for no value of a tensor, so that it can be
-        captured in a graph."""
+    def run(self, inputs: Inputs, experts: ExpertBackend) -> Ends:
+        """The rest of a pass, of inputs on the device. It asks for no value of a tensor, so that it can be captured in
+        a graph."""
         x_TD, update_TD, _ = self.layers(self._embed(inputs), inputs, experts)
-        return self._head(self._normed(x_TD, update_TD))
+        logits, hidden = self._ends(x_TD, update_TD, inputs)
+        return Ends(logits, hidden if self.goes_on else None)
 
     def layers(self, x_TD: Tensor, inputs: Inputs, experts: ExpertBackend) -> tuple[Tensor, Tensor, list[Chosen]]:
         """All layers: x, what is still to be added to it, and what each layer's experts had to do. After the last

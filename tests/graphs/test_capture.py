@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from capture_rules import NOT_PERMITTED, NOT_PINNED, Cuda, refused
+from mtp_models import add, layer_tensors
 from torch import Tensor
 
 pytest.importorskip("triton", reason="the GPU kernels need Triton", exc_type=ImportError)
@@ -257,3 +259,19 @@ def test_nodes_of_every_mixer(
     in_vram = layers_of(cuda, monkeypatch, model, placement="gpu")[layer]
     in_ram = layers_of(cuda, monkeypatch, model, cpu_moe=True)[layer]
     assert (len(in_vram), len(in_ram)) == NODES[variant, layer], f"{in_vram}, {in_ram}"
+
+
+@pytest.mark.parametrize("options", [{"cpu_moe": True}, {"placement": "gpu"}], ids=str)
+@pytest.mark.parametrize("variant", ["qwen3_moe", "deepseek_v3", "qwen3_next"])
+def test_hidden_states_for_a_layer_that_drafts_are_one_more_node(
+    variant: str, options: dict[str, Any], built: Any, cuda: Cuda, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A copy at the end of a step; where the layer is not used, a step is as it is of a model without."""
+    plain, model = built.directory(variant), tmp_path / "model"
+    shutil.copytree(plain, model)
+    add(variant, model, layer_tensors(variant, plain))
+    without = layers_of(cuda, monkeypatch, str(plain), **options)
+    assert layers_of(cuda, monkeypatch, str(model), speculate="off", **options) == without
+    *between, last = layers_of(cuda, monkeypatch, str(model), speculate="mtp", **options)
+    assert between == without[:-1]
+    assert last == [*without[-1], "copy_"]

@@ -20,7 +20,7 @@ from headrace.engine.devices.cuda_driver import Driver
 from headrace.engine.experts.backend import Chosen
 from headrace.engine.ledger.passes import LayerWork
 from headrace.engine.model.batch import Inputs, sizes_up_to
-from headrace.engine.model.decoder import Output
+from headrace.engine.model.decoder import Ends, Output
 from headrace.engine.model.kv_cache import PAGE, pages_for
 from headrace.errors import DeviceError
 from headrace.kernels import FORMATS, ExpertLayout, reference
@@ -89,14 +89,14 @@ class GraphDecoder:
         stream, way = driver.stream(), MemOps(driver, self.mailbox.memory)
         return MailboxExperts(self.mailbox, way, lambda: stream)
 
-    def step(self, inputs: Inputs) -> Tensor:
+    def step(self, inputs: Inputs) -> Ends:
         return self.decoder.run(inputs, Answers(self.experts))
 
     def run(self, inputs: Inputs, *rest: Any) -> Output:
         if len(inputs.ids_T) > len(inputs.rows) or len(inputs.ids_T) > self.graphs.sizes[-1]:
             return self.forward(inputs, *rest)
         self.steps += 1
-        return Output(self.graphs.run(inputs).clone(), {})
+        return Output(self.graphs.run(inputs).logits.clone(), {})
 
 
 class Answers:

@@ -10,7 +10,6 @@ from typing import Any
 import mtp_gguf
 import pytest
 import safetensors.torch
-import stand_in_gpu
 import thread_hosts
 import torch
 from host_processes import Hosts, coordinator
@@ -21,8 +20,6 @@ from refusals import refused
 from headrace import LLM, CheckpointError, ConfigError, OptionError, SamplingParams
 from headrace.engine.bandwidth_model import reconcile
 from headrace.engine.bandwidth_model.profile import Profile
-from headrace.engine.cuda_graphs import signals
-from headrace.engine.cuda_graphs.signals import VARIANTS, Trial
 from headrace.engine.ledger.passes import CPU_DRAM
 from headrace.engine.memory.memory_plan import MTP
 from headrace.engine.placement.placement import Tier
@@ -152,13 +149,6 @@ def test_beside_a_gpu_a_plan_has_every_byte(with_mtp: With) -> None:
         buffers = "buffers of a pass"
         assert plan.memory[Tier.GPU0].needed[buffers] - without[Tier.GPU0].needed[buffers] == waiting
         assert plan.memory[Tier.CPU].needed == without[Tier.CPU].needed
-
-
-def test_graphs_hand_out_no_states(library: str, log: Path, with_mtp: With, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(signals, "probe", lambda *_: {name: Trial(name=name, us=5.0) for name in VARIANTS})
-    stand_in_gpu.install(monkeypatch, library)
-    with refused(OptionError, "decode steps are graphs here, which keep no hidden states", "handoff 'eager'"):
-        opened(with_mtp("qwen3_moe"), device="simulated", cpu_moe=True, handoff="memop")
 
 
 def test_a_packed_layer_drafts_as_well(with_mtp: With) -> None:
