@@ -53,15 +53,24 @@ def _mix(ops: Ops, x_TD: Tensor, update_TD: Tensor | None, block: Block, places:
         a_TN = block.mix(ops, added_and_normed(ops, x_TD, update_TD, *norm), places, wanted=True)
         assert a_TN is not None, "a mixer that gives nothing"
         return x_TD, a_TN
-    if len(x_TD) > 1 or block.gate is not None or (update_TD is not None and update_TD.device != x_TD.device):
-        h_TD = added_and_normed(ops, x_TD, update_TD, *norm)  # an update in RAM is read once, not by every program
+    if len(x_TD) > 1 or block.gate is not None:
+        h_TD = added_and_normed(ops, x_TD, update_TD, *norm)
         a_TN = _attend(block, linear(ops, h_TD, block.qkv, block.qkv_bias), places)
         if block.gate is not None:
             (ops.softplus_mul_ if block.soft else ops.sigmoid_mul_)(a_TN, ops.linear(h_TD, block.gate))
         return x_TD, a_TN
+    if update_TD is not None and _is_far(update_TD, x_TD):
+        added_and_normed(ops, x_TD, update_TD, *norm)  # for x alone: what follows has the bits that it has otherwise
+        update_TD = None
     stream = Stream(x_TD, update_TD, block.residual_scale, block.pre_norm, block.eps)
     x_TD, qkv_TR = norm_linear(stream, block.qkv, block.qkv_bias)
     return x_TD, _attend(block, qkv_TR, places)
+
+
+def _is_far(update_TD: Tensor, x_TD: Tensor) -> bool:
+    """Whether an update lies in RAM, where not every program is to read it: in a captured step, whose steps by hand
+    have brought it up."""
+    return update_TD.device != x_TD.device
 
 
 def _is_one_launch(block: AttentionBlock, places: Places, tokens: int) -> bool:

@@ -205,7 +205,7 @@ def test_the_mailbox_begins_where_its_storage_does(cuda: Cuda, monkeypatch: pyte
 # ---- nodes
 
 BEFORE = ["_norm_linear", "_decode_placed", "_linear_one", "_norm_route"]  # a token's experts, grouped-query attention
-IN_RAM = ["_add_rmsnorm", "_linear_one", *BEFORE[1:]]  # x is brought up to date from the host's memory, by one kernel
+IN_RAM = ["_add_rmsnorm", *BEFORE]  # x is brought up to date from the host's memory, by one kernel
 EXPERTS, JOB = ["_gate_up", "_down"], ["_pack", "batch", "wait"]
 # Of a layer with experts that is neither the first nor the last: in VRAM, and beside experts in RAM. A copy of this is
 # in docs/gpu-kernels.md.
