@@ -21,7 +21,7 @@ PRODUCT = 8192
 
 
 def captured(calls: list[Callable[[], object]]) -> torch.cuda.CUDAGraph:
-    """The calls as one graph; each ran before, so that nothing is compiled while capturing."""
+    """The calls as one graph; each ran before in its stream, so that nothing is compiled or made while capturing."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -30,7 +30,7 @@ def captured(calls: list[Callable[[], object]]) -> torch.cuda.CUDAGraph:
                 call()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=side):
         for call in calls:
             call()
     return graph

@@ -13,6 +13,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from triton.runtime import driver
 
 from ..formats import Format
 from ..packed import TORCH_DTYPES, Matrix
@@ -137,6 +138,16 @@ def multiprocessors(device: torch.device) -> int:
     if device.type != "cuda":
         return 64
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+def stream(device: torch.device) -> int:
+    """The current stream of a GPU, as the driver knows it; 0 where there is no GPU."""
+    return int(driver.active.get_current_stream(device.index)) if device.type == "cuda" else 0
+
+
+def is_captured(device: torch.device) -> bool:
+    """Whether the current stream is in the capture of a graph."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def resident(tile: Mapping[str, int], device: torch.device) -> int:

@@ -1,7 +1,7 @@
 """Which program of several comes last, so that it can finish what all have made, without a launch of its own.
 
 A counter stands at 0 between launches: the last to arrive puts it back. Who arrives last differs from run to run, what
-it computes does not. One launch after another uses the counters of a device, so none may overlap with the next.
+it computes does not. One launch after another uses the counters of a stream; launches of two streams may overlap.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from .. import launch
 
 LEAST = 4096  # counters at a time
 
-_kept: dict[tuple[torch.device, str], Tensor] = {}
+_kept: dict[tuple[torch.device, int, str], list[Tensor]] = {}
 
 
 @triton.jit
@@ -30,9 +30,11 @@ def is_last(counter_ptr, expected):
 
 
 def counters(device: torch.device, use: str, count: int) -> Tensor:
-    """At least `count` counters, int32, for one use: the same memory at every call, since graphs keep its address. Made
-    at a first call, which a graph's capture comes after."""
-    found = _kept.get((device, use))
-    if found is None or len(found) < count:
-        found = _kept[device, use] = torch.zeros(launch.pow2(count, LEAST), dtype=launch.I32, device=device)
-    return found
+    """At least `count` counters, int32, for one use in the current stream: the same memory at every call that asks for
+    no more of them. Graphs keep its address, so what was made once is never given back. Made at a first call, which a
+    graph's capture in the same stream comes after: what a capture makes is not 0 before that graph runs."""
+    made = _kept.setdefault((device, launch.stream(device), use), [])
+    if not made or len(made[-1]) < count:
+        assert not launch.is_captured(device), f"{use} is captured in a stream in which it has not run"
+        made.append(torch.zeros(launch.pow2(count, LEAST), dtype=launch.I32, device=device))
+    return made[-1]

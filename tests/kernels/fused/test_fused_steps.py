@@ -12,9 +12,12 @@ pytest.importorskip("triton", reason="the GPU kernels need Triton", exc_type=Imp
 from headrace.kernels import FORMATS, ExpertLayout, gpu, reference
 from headrace.kernels.blocks import cache_rows
 from headrace.kernels.blocks.cache_rows import Rows
+from headrace.kernels.cases.attention import attention_block_cases, kept, own_cache
 from headrace.kernels.cases.case import RandomSource
 from headrace.kernels.decoder_layer import Pages, Places, Router
 from headrace.kernels.formats import KV_FORMATS
+from headrace.kernels.gpu import block as blocks
+from headrace.kernels.gpu import launch
 from headrace.kernels.gpu.attention.attention import place_and_attend
 from headrace.kernels.gpu.attention.decode_placed import Place
 from headrace.kernels.gpu.cores import arrivals
@@ -99,6 +102,43 @@ def test_heads_made_ready_and_attention_in_one_launch(name: str) -> None:
             got, kept, rtol=2**-7 if form == "bf16" else 1e-5, atol=2e-2 * (form == "q8_0") + 1e-6
         )
     assert not arrivals.counters(qkv.device, "attention", S * G).any(), "counters stand at 0 again"
+
+
+@pytest.mark.parametrize("name", ["f32", "q4_0"])
+def test_an_update_in_ram_gives_the_bits_that_it_gives_on_the_gpu(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Captured steps read it in RAM, steps by hand have brought it up; both are held against each other at start."""
+    case = next(case for case in attention_block_cases() if case.name.startswith(f"{name} 96 new [1]"))
+    given, found = case.inputs(), []
+    for is_far in (False, True):
+        monkeypatch.setattr(blocks, "_is_far", lambda *_, is_far=is_far: is_far)
+        block = own_cache(given["block"])
+        x, h, choice = gpu.attention_block(given["x"].clone(), given["update"], block, given["places"])
+        assert choice is not None
+        found.append([x, h, *choice, *kept(block)])
+    assert all(map(torch.equal, *found))
+
+
+def test_counters_are_a_stream_s_own_and_stay_where_graphs_know_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Launches of two streams may overlap. More of them are new memory, and what was there is not given back."""
+    cpu, stream, is_captured = torch.device("cpu"), 1, False
+    monkeypatch.setattr(arrivals, "_kept", {})
+    monkeypatch.setattr(launch, "stream", lambda _device: stream)
+    monkeypatch.setattr(launch, "is_captured", lambda _device: is_captured)
+    first = arrivals.counters(cpu, "linear", 10)
+    assert arrivals.counters(cpu, "linear", arrivals.LEAST) is first
+    assert arrivals.counters(cpu, "route", 10) is not first
+    stream = 2
+    assert arrivals.counters(cpu, "linear", 10) is not first
+    stream, more = 1, arrivals.LEAST + 1
+    grown = arrivals.counters(cpu, "linear", more)
+    assert len(grown) >= more
+    assert not grown.any()
+    is_captured = True
+    assert arrivals.counters(cpu, "linear", 10) is grown
+    assert any(one is first for made in arrivals._kept.values() for one in made), "a graph may count there"
+    stream = 3
+    with pytest.raises(AssertionError, match="linear is captured in a stream in which it has not run"):
+        arrivals.counters(cpu, "linear", 10)
 
 
 @pytest.mark.parametrize("update", [False, True])
