@@ -11,7 +11,7 @@ experts are all in RAM from its slot, of others from where the step brings it (`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -28,6 +28,7 @@ from ..ledger.passes import GPU_HBM, H2D, LayerWork
 from ..ledger.timers import Spans
 from ..placement.placement import Placement, Tier
 from .beside.second_gpu import SecondGpu
+from .capture import nothing
 from .mailbox_experts import MailboxExperts, Posted
 from .step_results import Places
 
@@ -59,7 +60,7 @@ class Choices(NamedTuple):
 
 class GraphedExperts:
     """experts: the same outside of graphs. `mail` has every layer with experts in RAM, None where no layer has;
-    `sizes` are the batch sizes. steps: of a cache, if there is one."""
+    `sizes` are the batch sizes. steps: of a cache, if there is one. apart: as in `SecondGpu`."""
 
     def __init__(
         self,
@@ -67,6 +68,7 @@ class GraphedExperts:
         mail: MailboxExperts | None,
         sizes: Sequence[int],
         steps: CachedSteps | None = None,
+        apart: Callable[[], None] = nothing,
     ) -> None:
         tiered = tiers_of(experts)
         placement, main = tiered.placement, tiered.main
@@ -81,7 +83,7 @@ class GraphedExperts:
                 self.local[layer] = _numbers_here(placement, layer, main)
             elif split is not None and steps is not None and (bank := steps.bank(layer)) is not None:
                 self.banks[layer], self.local[layer] = bank, steps.here(layer)
-        self.second = _second(tiered) if steps is None else _stored(tiered, steps)
+        self.second = _second(tiered, apart) if steps is None else _stored(tiered, steps, apart)
         self.kept = list({**self.banks, **({} if self.second is None else self.second.banks)})  # layers: see `choices`
         self.chosen: dict[int, Choice] = {}  # of the step that is captured, by layer
         in_slots = {} if mail is None else {layer: n for layer, n in mail.numbers.items() if layer not in self.kept}
@@ -182,22 +184,23 @@ def _numbers_here(placement: Placement, layer: int, main: Device) -> Tensor | No
     return None if list(here) == list(range(len(here))) else numbers(placement, layer, placement.main, main)
 
 
-def _second(tiered: TieredExperts) -> SecondGpu | None:
+def _second(tiered: TieredExperts, apart: Callable[[], None]) -> SecondGpu | None:
     """The second GPU's experts, if a placement gives it any."""
     name, placement = Tier.GPU1.value, tiered.placement
     banks = {layer: split.banks[name] for layer, split in enumerate(tiered.banks) if split and name in split.banks}
     if not banks:
         return None
     local = {layer: numbers(placement, layer, Tier.GPU1, tiered.main) for layer in banks}
-    return SecondGpu(tiered.main, tiered.devices[Tier.GPU1], banks, local)
+    return SecondGpu(tiered.main, tiered.devices[Tier.GPU1], banks, local, apart)
 
 
-def _stored(tiered: TieredExperts, steps: CachedSteps) -> SecondGpu | None:
+def _stored(tiered: TieredExperts, steps: CachedSteps, apart: Callable[[], None]) -> SecondGpu | None:
     """Those that a policy stores there, if it does."""
     banks = steps.store_banks()
     if not banks:
         return None
-    return SecondGpu(tiered.main, tiered.devices[Tier.GPU1], banks, {layer: steps.stored(layer) for layer in banks})
+    local = {layer: steps.stored(layer) for layer in banks}
+    return SecondGpu(tiered.main, tiered.devices[Tier.GPU1], banks, local, apart)
 
 
 def numbers(placement: Placement, layer: int, tier: Tier, there: Device) -> Tensor:

@@ -86,7 +86,7 @@ class GraphedDecode:
         self.mailbox = None if mail is None else mail.mailbox
         self.timers = tiered.timers
         self.kept: dict[bool, Captured] = {}  # steps with stamps, and without, while the others are in use
-        self.experts = GraphedExperts(experts, mail, self.sizes, self.steps)
+        self.experts = GraphedExperts(experts, mail, self.sizes, self.steps, runtime.launches.apart)
         self.results = StepResults(runtime.driver, self.sizes, self.experts.kept, spec.moe.top_k, with_weights)
         self.graphs = DecodeGraphs(
             self._step,

@@ -8,6 +8,8 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from busy import HANG_S
 
 from headrace import LLM
 from headrace.engine.cuda_graphs import gpu_runtime, signal_probe, signals
+from headrace.engine.cuda_graphs.beside.second_gpu import SecondGpu
 from headrace.engine.cuda_graphs.signals import VARIANTS, Trial, choose
 from headrace.engine.devices.cuda_driver import HOST_REGISTER, MEM_OPS_64, WAIT_64, WRITE_64, Driver, DriverError, MemOp
 from headrace.errors import DeviceError, OptionError
@@ -296,3 +299,25 @@ def test_dependent_launches_are_for_who_asks_and_has_them() -> None:
     assert isinstance(gpu_runtime.launches("gpu", (9, 0), asked), gpu_runtime.DependentLaunches)
     for backend, capability, environment in (("gpu", (8, 9), asked), ("gpu", (9, 0), {}), ("reference", (9, 0), asked)):
         assert not isinstance(gpu_runtime.launches(backend, capability, environment), gpu_runtime.DependentLaunches)
+
+
+def test_launches_behind_a_copy_between_two_gpus_wait_in_the_usual_way() -> None:
+    """The second one's first, and the first one's behind its own copies and behind the second one's work."""
+    done: list[str] = []
+
+    def device(name: str) -> Any:
+        def put(x: torch.Tensor) -> torch.Tensor:
+            done.append(f"to {name}")
+            return x
+
+        def experts(x_TD: torch.Tensor, *_: object) -> torch.Tensor:
+            done.append("experts")
+            return x_TD
+
+        return SimpleNamespace(is_cuda=False, put=put, ops=SimpleNamespace(experts=experts))
+
+    local: Any = {0: torch.zeros(4, dtype=torch.int32)}
+    second = SecondGpu(device("first"), device("second"), {0: None}, local, lambda: done.append("apart"))  # type: ignore[dict-item]
+    x, ids = torch.zeros(1, 8), torch.zeros(1, 2, dtype=torch.int32)
+    second.collect(second.submit(0, x, ids, torch.ones(1, 2), torch.zeros(1).bool()))
+    assert done == ["to second"] * 3 + ["apart", "experts", "apart", "to first", "apart"]

@@ -11,7 +11,7 @@ given while there are graphs. No signal and no host is between the two.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -19,16 +19,24 @@ from torch import Tensor
 
 from ....kernels.packed import ExpertBank
 from ...devices.device import Device
+from ..capture import nothing
 
 
 class SecondGpu:
     """banks: by layer, of those that have experts there; local: int32 [experts], on the first GPU: an expert's number
-    in the bank, or -1. What is in it may change between two steps."""
+    in the bank, or -1. What is in it may change between two steps. apart: what comes next in a stream waits in the
+    usual way for what came before, which is a copy between the two, or work of the other one."""
 
     def __init__(
-        self, main: Device, device: Device, banks: Mapping[int, ExpertBank], local: Mapping[int, Tensor]
+        self,
+        main: Device,
+        device: Device,
+        banks: Mapping[int, ExpertBank],
+        local: Mapping[int, Tensor],
+        apart: Callable[[], None] = nothing,
     ) -> None:
         self.main, self.device, self.banks, self.local = main, device, dict(banks), dict(local)
+        self.apart = apart
         self.stream = torch.cuda.Stream(device.place) if device.is_cuda else None
         self.pool = torch.cuda.MemPool() if device.is_cuda else None
 
@@ -40,8 +48,10 @@ class SecondGpu:
             local_TK = local_TK.masked_fill(padding_T.unsqueeze(1), -1)
         with self._at_work():
             x_TD, local_TK, weights_TK = (self.device.put(t) for t in (x_TD, local_TK, weights_TK))
+            self.apart()
             part_TD: Tensor = self.device.ops.experts(x_TD, local_TK, weights_TK, self.banks[layer])
-            return part_TD
+        self.apart()
+        return part_TD
 
     def collect(self, part_TD: Tensor) -> Tensor:
         """The part on the first GPU, valid as everything else in its stream is."""
@@ -49,6 +59,7 @@ class SecondGpu:
             here_TD = self.main.put(part_TD)
         if self.stream is not None:
             torch.cuda.current_stream(self.main.place).wait_stream(self.stream)
+        self.apart()
         return here_TD
 
     @contextmanager
