@@ -46,10 +46,10 @@ def to(value: Any, device: torch.device) -> Any:
 
 
 def roundings(case: Case, inputs: Inputs) -> Inputs:
-    """What the kernels round on a GPU, in the terms of `kernels/cases/case.py`: to bf16, where tokens are more than
-    one."""
+    """What the kernels round on a GPU, in the terms of `kernels/cases/case.py`: activations to bf16. One token of codes
+    in two planes or of 2 bits stays as it is, which is not told apart."""
     found: Inputs = {"activations": "bf16", "tile_rows": 1}
-    if case.op in ("linear", "linear_by_head", "experts") and len(inputs["x"]) > 1:
+    if case.op in ("linear", "linear_by_head", "experts"):
         found["tiles"] = {form.name: 1 for form in FORMATS.values() if form.is_block or form.name == "bf16"}
     if case.op == "attention" and isinstance(inputs["k"], Q8Rows):
         found["attention"] = 2.0**-8  # what is widened is rounded

@@ -35,7 +35,7 @@ from headrace import MemoryNeeded
 from headrace.engine.bandwidth_model.profile import Profile, hardware_key, load_profile
 from headrace.engine.bench import calibrate
 from headrace.engine.cuda_graphs import saved_trials, signals, verify
-from headrace.kernels import FORMATS, gpu
+from headrace.kernels import FORMATS, gpu, reference
 from headrace.kernels.cases.all import CASES
 from headrace.kernels.context import Context
 from headrace.loaders.architecture import catalogue
@@ -86,6 +86,14 @@ def test_checks_find_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:
     assert [text.split(":")[0].split(",")[0] for text in failures] == ["glu 5x160", "linear q4_0 3x7x96 bias"]
     assert "WRONG" in capsys.readouterr().out
     assert [one["cases"] for one in kept] == [2, 3], "a report for each case that is wrong"
+
+
+def test_activations_of_one_token_may_be_rounded_to_bf16() -> None:
+    """On tensor cores, as those of several."""
+    chosen = [c for c in CASES if c.op == "linear" and not c.bench and c.name.startswith(("bf16 1x", "q4_0 1x"))]
+    assert chosen
+    rounding = SimpleNamespace(linear=lambda x, w, b: reference.linear(x.bfloat16().float(), w, b))
+    assert gpu_checks.checks(rounding, CPU, chosen)["failures"] == []  # type: ignore[arg-type]
 
 
 def test_rows_count_what_must_be_read(source: gpu_rows.GpuSource) -> None:
