@@ -8,9 +8,10 @@ Not there yet, and refused by `engine/devices/gpu_gaps.py` before a model is loa
 indexer, decays by key, convolutions with a bias or without silu, state spaces, experts without gates, layers of one
 part.
 
-Differences from the twin: with more than one token, weights of bf16, q8_0 and q4_0 meet activations rounded to bf16 on
-tensor cores, and with a bf16 or a q8_0 cache attention does too, of a q8_0 one as rounded to bf16 (`cases/case.py`
-knows the error this allows); all else is float32.
+Differences from the twin: weights of bf16 and of block formats meet activations rounded to bf16 on tensor cores (not
+those of one token in codes of two planes or of 2 bits, nor of one token right behind a norm), with more than 16 tokens
+weights rounded to bf16, too; and with a bf16 or a q8_0 cache attention does so, of a q8_0 one as rounded to bf16
+(`cases/case.py` knows the error this allows); all else is float32.
 """
 
 from __future__ import annotations
