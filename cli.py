@@ -342,7 +342,7 @@ def _status() -> int:
         error.message = short(visible(error.message))  # type: ignore[misc]
         error.show()
         return error.exit_code
-    except click.Abort:
+    except (click.Abort, KeyboardInterrupt):
         return output.fail("interrupted", 130)
     except output.Lost as error:
         return output.lost(error)

@@ -23,6 +23,7 @@ def serve(model: str, settings: ServerSettings, config: dict[str, Any]) -> None:
     from ...loaders.files import generation_defaults
     from ..llm import LLM
     from .generate_command import ensure_profile, load_progress, say, start_up
+    from .interrupts import as_ever
 
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("headrace.access").setLevel(logging.INFO)
@@ -50,5 +51,6 @@ def serve(model: str, settings: ServerSettings, config: dict[str, Any]) -> None:
         say(f"reasoning and calls: {service.choice}")
         say(f"{service.name} at {address} (OpenAI: {address}/v1, Anthropic: {address}); Ctrl-C stops", style="bold")
 
+    as_ever()
     with bars, contextlib.suppress(KeyboardInterrupt):
         run.serve(load, settings, make, ready)
