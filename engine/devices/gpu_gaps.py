@@ -20,12 +20,16 @@ from ..placement.placement import Tier
 from .device import Device
 
 WIDEST = 512  # a program has no room for more keys and values on GPUs with 99 KB of shared memory
+TABLES = ("experts that a table of tokens chooses", "tables of runs of tokens")  # go by tokens, which stay in RAM
 
 
 def checked(checkpoint: Checkpoint, devices: Mapping[Tier, Device]) -> Checkpoint:
-    """The checkpoint. Raises OptionError, with all that is missing, where a device runs the Triton kernels."""
+    """The checkpoint. Raises OptionError, with all that is missing, where a device runs the Triton kernels; where one
+    plays a GPU with other kernels, for what no pass beside the CPU has."""
     spec, missing = checkpoint.spec, _missing(checkpoint.spec)
-    if missing and any(device.backend == "gpu" for device in devices.values()):
+    if not any(device.backend == "gpu" for device in devices.values()):
+        missing = [what for what in missing if what in TABLES and len(devices) > 1]
+    if missing:
         raise OptionError(
             f"{spec.family} does not run on a GPU yet: its kernels lack {', '.join(missing)}; run it with --device cpu"
         )
@@ -43,11 +47,9 @@ def _missing(spec: ModelSpec) -> list[str]:
             isinstance(one, LatentSpec) and one.by_logs for one in spec.mixers
         ),
         "attention to compressed entries": any(isinstance(one, CompressedSpec) for one in spec.mixers),
-        "experts that a table of tokens chooses": any(
-            isinstance(layer.ffn, MoeSpec) and layer.ffn.by_token for layer in spec.layers
-        ),
+        TABLES[0]: any(isinstance(layer.ffn, MoeSpec) and layer.ffn.by_token for layer in spec.layers),
         "several residual streams": spec.streams is not None,
-        "tables of runs of tokens": any(layer.grams for layer in spec.layers),
+        TABLES[1]: any(layer.grams for layer in spec.layers),
         "decays by key": any(isinstance(one, DeltaSpec) and one.by_key for one in spec.mixers),
         "convolutions between gates": any(isinstance(one, ConvSpec) for one in spec.mixers),
         "state spaces": any(isinstance(one, SpaceSpec) for one in spec.mixers),

@@ -15,7 +15,8 @@ from ...kernels import scratch
 from ...kernels.compressed.attention import KEYS, together
 from ...kernels.cpu import EXPERT_OUT_BYTES, MADE_BYTES
 from ...kernels.formats import KV_BF16, KV_F32, KV_FORMATS, ExpertLayout, KVFormat
-from ...loaders.spec import CompressedSpec, LatentSpec, MixerSpec, ModelSpec
+from ...loaders.choosers import BlockIndexerSpec
+from ...loaders.spec import AttentionSpec, CompressedSpec, LatentSpec, MixerSpec, ModelSpec
 from ...loaders.weights.model_weights import Formats
 from ..config import EngineConfig
 from ..ledger.pass_bytes import seen_at_most
@@ -140,7 +141,7 @@ def work_bytes(spec: ModelSpec, tokens: int, sequences: int, chunk: int = EXPERT
     pairs = tokens * moe.top_k
     products = min(4 * pairs * spec.hidden, chunk) * (2 if moe.weighs_input else 1)
     inner = 4 * 3 * max(moe.width, moe.shared_width, spec.dense_width) * max(pairs, tokens)
-    made = max((_made_bytes(mixer, spec.context) for mixer in spec.mixers), default=0)
+    made = max((_made_bytes(mixer, spec.context, tokens) for mixer in spec.mixers), default=0)
     return 4 * tokens * attention + products + inner + 4 * max(sequences, 1) * spec.vocab + made
 
 
@@ -152,8 +153,10 @@ def unpacked_bytes(spec: ModelSpec, layouts: Iterable[ExpertLayout], tokens: int
     return max(sizes, default=0)
 
 
-def _made_bytes(mixer: MixerSpec, context: int) -> int:
-    """Of keys and values that are made, or of keys that are put side by side and scored."""
+def _made_bytes(mixer: MixerSpec, context: int, tokens: int) -> int:
+    """Of keys and values that are made, or of keys that are put side by side and scored; of scores of blocks."""
+    if isinstance(mixer, AttentionSpec) and isinstance(it := mixer.blocks, BlockIndexerSpec):
+        return 4 * tokens * it.heads * -(-context // it.size)
     if isinstance(mixer, CompressedSpec):
         return _side_by_side(mixer, context)
     if not isinstance(mixer, LatentSpec):

@@ -183,6 +183,12 @@ def test_a_gpu_is_refused_by_name(checkpoints: Checkpoints, monkeypatch: pytest.
         LLM(str(checkpoints("deepseek_v4")), kernels="reference", dtype="float32", device="simulated:gpu")
 
 
+def test_what_plays_a_gpu_is_refused_by_name(checkpoints: Checkpoints) -> None:
+    """What goes by tokens has none there, whoever computes."""
+    with pytest.raises(OptionError, match=r"lack experts that a table of tokens chooses; run it with --device cpu"):
+        load(checkpoints("deepseek_v4"), device="simulated")
+
+
 def test_converted_it_says_the_same(checkpoints: Checkpoints, tmp_path: Path) -> None:
     with load(checkpoints("deepseek_v4")) as llm:
         wanted = llm.logits(prompt(40))

@@ -6,6 +6,7 @@ pass is cut, computed and shared, the logits are those of transformers."""
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,17 @@ import torch
 from family_runs import GREEDY, Checkpoints, Oracle, check_fused, check_taken_over, load, prompt
 
 from headrace import LLM
+from headrace.engine.memory.kv_budget import work_bytes
 from headrace.errors import CheckpointError, ConfigError, OptionError
 from headrace.kernels import reference
 from headrace.kernels.residual.streams import closed, opened
 from headrace.kernels.residual.twins import balanced
+from headrace.loaders.choosers import BlockIndexerSpec
 from headrace.loaders.families import spec_of
 from headrace.loaders.families.config_reader import ConfigReader
 from headrace.loaders.files import safetensors as files
 from headrace.loaders.files.entry import Entry
+from headrace.loaders.spec import AttentionSpec
 from headrace.loaders.weights import converted
 from headrace.loaders.weights.chosen_formats import LoadOptions
 from headrace.loaders.weights.imagined import imagine
@@ -101,6 +105,23 @@ def test_a_gpu_is_refused_by_name(checkpoints: Checkpoints, monkeypatch: pytest.
     assert "the indexer that chooses blocks of keys" in refused(checkpoints("minimax_m3_vl_text"))
     assert "several residual streams" in refused(checkpoints("glm5_next"))
     assert "tables of runs of tokens" in refused(checkpoints("qwen4_exp_text"))
+
+
+def test_what_plays_a_gpu_is_refused_by_name(checkpoints: Checkpoints) -> None:
+    """Where tokens would be needed there; others of these families run."""
+    with pytest.raises(OptionError, match=r"lack tables of runs of tokens; run it with --device cpu"):
+        load(checkpoints("qwen4_exp_text"), device="simulated")
+    load(checkpoints("mistral_large4"), device="simulated").close()
+
+
+def test_scores_of_blocks_are_planned(checkpoints: Checkpoints) -> None:
+    """Of every token for each head of keys and block of the longest context, in one call of the kernel."""
+    values = json.loads((checkpoints("minimax_m3_vl_text") / "config.json").read_text())
+    spec = spec_of(ConfigReader(values, "config.json"))[1]
+    it = next(one.blocks for one in spec.mixers if isinstance(one, AttentionSpec) and one.blocks)
+    assert isinstance(it, BlockIndexerSpec)
+    short, long = (work_bytes(replace(spec, context=size * it.size), 64, 1) for size in (10, 1010))
+    assert long - short == 4 * 64 * it.heads * 1000
 
 
 def test_a_context_of_few_blocks_is_seen_as_a_whole(checkpoints: Checkpoints, tmp_path: Path) -> None:
