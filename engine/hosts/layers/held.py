@@ -113,7 +113,7 @@ class HeldLayers:
             fits = fits and 0 <= int(slots_T.min()) <= int(slots_T.max()) < count * PAGE
             fits = fits and 0 <= int(tables_SM.min()) <= int(tables_SM.max()) < count
         slots += [] if places.states_S is None else places.states_S.tolist()
-        slots += [slot for piece in places.pieces for slot in (piece.slot, piece.keep) if slot is not None]
+        slots += [slot for one in places.pieces for slot in (*one.states_S.tolist(), one.slot, one.keep or 0)]
         starts = places.starts_S1.tolist()
         fits = fits and starts[0] == 0 and starts == sorted(starts) and starts[-1] == len(places.positions_T)
         if not fits or any(not 0 <= slot < room.slots for slot in slots):

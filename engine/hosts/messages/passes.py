@@ -101,7 +101,7 @@ def read_task(body: bytearray, wire: WireFormat, width: int) -> Task:
     sizes = [T, T, S * M, S + 1, S, S * bool(flags & STATES), *[T, S * M] * windows, 2 * copies, PIECE * pieces]
     sizes.append(rows if flags & ROWS else 0)
     end = TASK.size + 4 * sum(sizes)
-    if end + T * wire.row(width) != len(body) or not T or not S:
+    if end + T * wire.row(width) != len(body) or not T or not S or not M:
         raise Broken("the lengths in a pass do not fit: the connection is closed")
     data = torch.frombuffer(body, dtype=torch.uint8)
     numbers = list(data[TASK.size : end].clone().view(I32).split(sizes))

@@ -7,6 +7,7 @@ that was told to stop takes no more. Two wait at most, and none for longer than 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import queue
 import threading
@@ -91,7 +92,8 @@ async def in_time(
             found[0] = work()
         except BaseException as error:  # given to whoever waits
             found[1] = error
-        loop.call_soon_threadsafe(done.set)
+        with contextlib.suppress(RuntimeError):  # the loop has ended, and who waited with it
+            loop.call_soon_threadsafe(done.set)
 
     worker = Worker.begin(run)
     try:

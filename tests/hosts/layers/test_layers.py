@@ -175,6 +175,20 @@ def test_passes_that_do_not_fit(checkpoints: Checkpoints) -> None:
         passes.read_answer(body, BF16, 8, shapes, 3)
 
 
+def piece(state: int, slot: int) -> Piece:
+    """The only token of a pass, with these slots."""
+    one = torch.tensor([0, 1], dtype=torch.int32)
+    states_S = torch.tensor([state], dtype=torch.int32)
+    return Piece(first=0, last=1, states_S=states_S, starts_S1=one, contexts_S=one[1:], slot=slot, keep=None)
+
+
+def test_a_pass_without_pages_is_refused() -> None:
+    counts = passes.TASK.pack(1 << 16 | 3, 1, 1, 0, 0, 0, 0, 0, 0)
+    body = counts + torch.tensor([0, 0, 0, 1, 0], dtype=torch.int32).numpy().tobytes() + bytes(F32.row(8))
+    with refused(Broken, "the lengths in a pass do not fit"):
+        passes.read_task(bytearray(body), F32, 8)
+
+
 def test_what_a_node_holds_and_gives_up() -> None:
     """Layers that are given up leave memory; passes and shares that name what is not there are refused."""
     with LLM("demo", device="cpu", max_context=64, no_measure=True) as llm:
@@ -189,11 +203,13 @@ def test_what_a_node_holds_and_gives_up() -> None:
     )  # fmt: skip
     task = passes.Task(1, 3, torch.rand(1, 256), places, None)
     held.check(task)
+    held.check(task._replace(places=replace(places, pieces=(piece(0, 0),))))
     assert held.run(task).x_RX.shape == (1, 256)
     for bad in (
         {"slots_T": torch.tensor([4 * PAGE])}, {"tables_SM": torch.tensor([[4]])}, {"contexts_S": torch.tensor([99])},
         {"starts_S1": torch.tensor([0, 2])}, {"positions_T": torch.tensor([64])}, {"states_S": torch.tensor([1])},
-        {"windows": (Pages(torch.tensor([0]), torch.tensor([[0]])),)},
+        {"windows": (Pages(torch.tensor([0]), torch.tensor([[0]])),)}, {"pieces": (piece(5, 0),)},
+        {"pieces": (piece(0, 5),)},
     ):  # fmt: skip
         with refused(Broken, "pages or slots that are not there"):
             held.check(task._replace(places=replace(places, **bad)))

@@ -82,3 +82,28 @@ def test_what_is_raised_is_told() -> None:
         assert await in_time(lambda: 7, 5) == 7
 
     asyncio.run(asked())
+
+
+def test_work_that_ends_when_the_loop_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that stops while a prompt is made: nobody is told, and nothing is said."""
+    said: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", said.append)
+    may_end, threads = threading.Event(), list[threading.Thread]()
+
+    def work() -> None:
+        threads.append(threading.current_thread())
+        while not may_end.is_set():
+            try:
+                time.sleep(0.001)
+            except TimeoutError:  # as C code that does not stop
+                continue
+
+    async def asked() -> None:
+        with pytest.raises(ApiError, match="took longer"):
+            await in_time(work, 0.05)
+
+    asyncio.run(asked())
+    may_end.set()
+    threads[0].join(5)
+    assert not threads[0].is_alive()
+    assert not said
