@@ -92,8 +92,7 @@ def test_programs_fit_into_shared_memory(compiled: Facts) -> None:
 
 def test_nothing_spills_where_bytes_count(compiled: Facts) -> None:
     """Tiles of many tokens may keep up to 96 bytes on the stack: they are bound by arithmetic, and sm_120's compiler
-    does so in prefill. Of up to 16 tokens 3.6.0 keeps 8 in two launches, sm_120's compiler 16 in one. The rest must
-    not; a stack would be traffic that no ledger counts."""
+    does so in prefill; tiles of few tokens 16. The rest must not; a stack would be traffic that no ledger counts."""
     for row in compiled:
         most = 96 if row["kernel"] in ("_prefill", "_linear_many", "_by_head_many", "_gate_up", "_down") else 0
         few = 16 if row["kernel"] in FEW else 0
@@ -167,10 +166,8 @@ def test_all_that_few_tokens_need_is_fetched_ahead(compiled: Facts) -> None:
 
 
 def test_small_numbers_stay_what_they_are(compiled: Facts) -> None:
-    """Floats of 4 and 8 bits are read as parts of floats below the normal ones, which must not count as 0. Not seen
-    where an activation's exponential is in the same kernel."""
-    few = (kernel for kernel in FEW if kernel != "_gate_up_few")
-    for row in rows_of(compiled, "_linear_one", *few, "_linear_many", "_down", "_unpack_rows", "_unpack_experts"):
+    """Floats of 4 and 8 bits are read as parts of floats below the normal ones, which must not count as 0."""
+    for row in rows_of(compiled, "_linear_one", "_linear_few", "_by_head_few", "_down_few", *MANY_EXACT):
         assert row["ftz"] == 0, name_of(row)
 
 
