@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,17 @@ from .. import _cpu
 from ..context import Context
 from . import prepare
 from .prepare import F32, I32, I64, at
+
+
+def _seen(k_P1Be: Tensor, e: int, tables_SM: Tensor, starts_S1: Tensor, contexts_S: Tensor) -> dict[str, Any]:
+    """The keys that queries of e numbers choose from, and whose they are."""
+    assert k_P1Be.shape[1] == 1, f"{k_P1Be.shape[1]} heads of keys"
+    assert k_P1Be.shape[3] == e, f"queries of {e} on a cache of {k_P1Be.shape[3]}"
+    S, M = tables_SM.shape
+    return {
+        "cache": prepare.cache(k_P1Be, k_P1Be), "tables": at(tables_SM, I32, S, M),
+        "starts": at(starts_S1, I32, S + 1), "contexts": at(contexts_S, I32, S), "sequences": S, "table_len": M,
+    }  # fmt: skip
 
 
 class SparseOps:
@@ -85,20 +98,13 @@ class SparseOps:
         page: int,
         numbers: bool,
     ) -> Tensor:
-        (T, J, e), (S, M) = q_TJe.shape, tables_SM.shape
-        assert k_P1Be.shape[1] == 1, f"{k_P1Be.shape[1]} heads of keys"
-        assert k_P1Be.shape[3] == e, f"queries of {e} on a cache of {k_P1Be.shape[3]}"
+        T, J, e = q_TJe.shape
         out = torch.empty(T, top, dtype=I32)
         _cpu.choose_keys(
             self.context.native,
             q=at(q_TJe, F32, T, J, e),
             weights=at(weights_TJ, F32, T, J),
-            cache=prepare.cache(k_P1Be, k_P1Be),
-            tables=at(tables_SM, I32, S, M),
-            starts=at(starts_S1, I32, S + 1),
-            contexts=at(contexts_S, I32, S),
-            sequences=S,
-            table_len=M,
+            **_seen(k_P1Be, e, tables_SM, starts_S1, contexts_S),
             heads=J,
             top=top,
             slots=out.data_ptr(),
@@ -119,20 +125,13 @@ class SparseOps:
         top: int,
         local: int,
     ) -> Tensor:
-        (T, G, e), (S, M) = q_TGe.shape, tables_SM.shape
-        assert k_P1Be.shape[1] == 1, f"{k_P1Be.shape[1]} heads of keys"
-        assert k_P1Be.shape[3] == e, f"queries of {e} on a cache of {k_P1Be.shape[3]}"
+        T, G, e = q_TGe.shape
         assert size % k_P1Be.shape[2] == 0, f"blocks of {size} in pages of {k_P1Be.shape[2]}"
         out = torch.empty(T, G, top, dtype=I32)
         _cpu.choose_blocks(
             self.context.native,
             q=at(q_TGe, F32, T, G, e),
-            cache=prepare.cache(k_P1Be, k_P1Be),
-            tables=at(tables_SM, I32, S, M),
-            starts=at(starts_S1, I32, S + 1),
-            contexts=at(contexts_S, I32, S),
-            sequences=S,
-            table_len=M,
+            **_seen(k_P1Be, e, tables_SM, starts_S1, contexts_S),
             groups=G,
             size=size,
             top=top,

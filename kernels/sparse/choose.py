@@ -60,8 +60,7 @@ def choose_keys(
         k_Ce = k_P1Be[pages, 0].flatten(0, 1)[:context].float()
         for t in range(first, last):
             own = context - last + t + 1
-            scores = weights_TJ[t] @ (q_TJe[t] @ k_Ce[:own].T).clamp(min=0)
-            best = scores.sort(descending=True, stable=True).indices[:top].sort().values
+            best = _best(q_TJe[t], weights_TJ[t], k_Ce[:own], top)
             found[t, : len(best)] = slots[best].to(torch.int32)
     return found
 
@@ -88,10 +87,15 @@ def choose_entries(
         k_Ce = k_P1Be.flatten(0, 2)[rows].float()
         for t in range(first, last):
             own = (context - last + t + 1) // rate
-            scores = weights_TJ[t] @ (q_TJe[t] @ k_Ce[:own].T).clamp(min=0)
-            best = scores.sort(descending=True, stable=True).indices[:top].sort().values
+            best = _best(q_TJe[t], weights_TJ[t], k_Ce[:own], top)
             found[t, : len(best)] = best.to(torch.int32)
     return found
+
+
+def _best(q_Je: Tensor, weights_J: Tensor, k_Ce: Tensor, top: int) -> Tensor:
+    """Numbers of the keys with the largest scores, in their order."""
+    scores_C = weights_J @ (q_Je @ k_Ce.T).clamp(min=0)
+    return scores_C.sort(descending=True, stable=True).indices[:top].sort().values
 
 
 def choose_blocks(
