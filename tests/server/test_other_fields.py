@@ -111,7 +111,8 @@ def test_how_far_a_prompt_is(path: str) -> None:
         told = [one["prompt_progress"] for one in first if "prompt_progress" in one]
         total = told[0]["total"]
         done = [one["processed"] for one in told if one["processed"]]  # 0: it has begun
-        assert done == [*range(64, total, 64), total]
+        assert done == sorted({*done, total})
+        assert {*done} <= {*range(64, total, 64), total}  # a busy machine may tell two passes at once
         assert {(one["total"], one["cache"]) for one in told} == {(total, 0)}
         times = [one["time_ms"] for one in told]
         assert times == sorted(times)
