@@ -64,6 +64,7 @@ class Worker:
             while (work := self._next()) is not None:
                 self.thread.name = BUSY
                 work()
+                del work  # while it waits it keeps nothing alive: work knows the model
                 self.thread.name = SPARE
         except TimeoutError:
             return  # told to stop when the work had just ended

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
+import weakref
 
 import pytest
 
@@ -25,6 +27,24 @@ def test_a_thread_that_was_in_time_is_used_again() -> None:
         return [await in_time(threading.get_ident, 5) for _ in range(5)]
 
     assert len(set(asyncio.run(asked()))) == 1
+
+
+def test_a_thread_that_waits_keeps_nothing_of_its_work_alive() -> None:
+    class Model:
+        pass
+
+    model = Model()
+    gone = threading.Event()
+    weakref.finalize(model, gone.set)
+
+    async def asked(model: Model) -> None:
+        await in_time(lambda: id(model), 5)
+
+    asyncio.run(asked(model))
+    del model
+    gc.collect()
+    assert gone.wait(5)
+    assert Worker.spare
 
 
 def test_one_that_overran_is_stopped_and_takes_no_more() -> None:
