@@ -5,11 +5,6 @@
 #include "replay/replay.h"
 
 namespace headrace {
-namespace {
-
-constexpr int64_t NOBODY = -1;
-
-}  // namespace
 
 Followers::Followers(const ReplayTrace& trace) : trace_(trace), at_(size_t(trace.layers), 0) {
   int64_t size = 0;
@@ -66,7 +61,7 @@ void Slotted::prefetch(int layer, const uint16_t* chosen, int count, ReplayMoves
     if (int64_t(there.size()) < policy_.slots[after]) {
       there.push_back(place);
     } else {
-      const int64_t at = oldest_unlikely(after);
+      const size_t at = oldest_unlikely(after);
       if (at == NOBODY) break;
       resident_[there[at]] = unused_[there[at]] = 0;
       there[at] = place;
@@ -79,14 +74,9 @@ void Slotted::prefetch(int layer, const uint16_t* chosen, int count, ReplayMoves
 }
 
 // Where in the list of residents the one is that was not used for longest and is not likely now.
-int64_t Slotted::oldest_unlikely(int layer) const {
-  const std::vector<int64_t>& there = there_[layer];
-  int64_t found = NOBODY;
-  for (size_t at = 0; at < there.size(); ++at) {
-    if (is_likely_[there[at]]) continue;
-    if (found == NOBODY || worth(there[at]) < worth(there[size_t(found)])) found = int64_t(at);
-  }
-  return found;
+size_t Slotted::oldest_unlikely(int layer) const {
+  return least_of(
+      layer, [&](int64_t place) { return is_likely_[place] != 0; }, [&](int64_t place) { return last_[place]; });
 }
 
 }  // namespace headrace

@@ -83,34 +83,46 @@ class Slotted {
   ReplayMoves layer(int64_t step, int layer, const uint16_t* chosen, int count);
 
  private:
-  struct Worth {
-    double first;
-    int64_t last, place;
-    bool operator<(const Worth& other) const {
-      if (first != other.first) return first < other.first;
-      return last != other.last ? last < other.last : place < other.place;
-    }
-  };
-
   void bring(int64_t step, int layer, const uint16_t* chosen, int count, ReplayMoves& moves);
   void prefetch(int layer, const uint16_t* chosen, int count, ReplayMoves& moves);
-  int64_t oldest_unlikely(int layer) const;
+  size_t oldest_unlikely(int layer) const;
   void see(int64_t step, int layer, const uint16_t* chosen, int count);
+  void classify(int64_t place, double count);
   void protect(int64_t step, int layer, const uint16_t* chosen, int count);
   void want(int64_t step, int layer);
-  Worth worth(int64_t place) const;
-  double class_of(int64_t place) const;
+  template <class Passed, class Worth>
+  size_t least_of(int layer, const Passed& passed, const Worth& worth) const;
+  double class_of(double count) const;
   size_t worst(int layer) const;
 
   const ReplayTrace& trace_;
   const ReplayPolicy& policy_;
   std::vector<int64_t> first_, last_, missed_, guarded_;
   std::vector<std::vector<int64_t>> there_;  // by layer the places of its residents, in any order
-  std::vector<double> counts_;
+  std::vector<double> counts_, classes_;
+  std::vector<int64_t> guarded_count_;  // by layer
   std::vector<uint8_t> resident_, chosen_, unused_, is_likely_;  // unused_: was prefetched, and not chosen since
   std::vector<uint16_t> coming_;
   std::unique_ptr<Followers> followers_;  // of next_layer
   int64_t counted_from_ = 0;
 };
+
+constexpr size_t NOBODY = SIZE_MAX;
+
+// Where in the list of residents the one is that is worth least, but for those that are passed over; NOBODY if none is left.
+// worth: tuples of what counts, the least first; equal ones go by place.
+template <class Passed, class Worth>
+size_t Slotted::least_of(int layer, const Passed& passed, const Worth& worth) const {
+  const std::vector<int64_t>& there = there_[layer];
+  size_t found = NOBODY;
+  decltype(worth(int64_t())) least{};
+  for (size_t at = 0; at < there.size(); ++at) {
+    const int64_t place = there[at];
+    if (passed(place)) continue;
+    const auto its = worth(place);
+    if (found == NOBODY || its < least || (its == least && place < there[found])) found = at, least = its;
+  }
+  return found;
+}
 
 }  // namespace headrace

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <utility>
 
 #include "replay/replay.h"
 
@@ -11,7 +12,6 @@ namespace {
 
 constexpr double MOST_GAIN = 18446744073709551616.0;  // 2^64: counts are scaled before they grow out of a double
 constexpr int64_t NEVER = -1;
-constexpr size_t NOBODY = SIZE_MAX;
 
 }  // namespace
 
@@ -28,6 +28,8 @@ Slotted::Slotted(const ReplayTrace& trace, const ReplayPolicy& policy)
   missed_.assign(all, -policy.window - 1);
   guarded_.assign(all, NEVER);
   counts_.assign(all, 0.0);
+  classes_.assign(all, class_of(0.0));
+  guarded_count_.assign(trace.layers, 0);
   resident_.assign(policy.at_start, policy.at_start + all);
   chosen_.assign(all, 0);
   unused_.assign(all, 0);
@@ -74,8 +76,9 @@ void Slotted::bring(int64_t step, int layer, const uint16_t* chosen, int count, 
       const size_t at = worst(layer);
       if (at == NOBODY) break;
       int64_t& leaves = there_[layer][at];
-      if (policy_.kind == PolicyKind::classes && class_of(place) < class_of(leaves)) break;
+      if (policy_.kind == PolicyKind::classes && classes_[place] < classes_[leaves]) break;
       resident_[leaves] = unused_[leaves] = 0;
+      guarded_count_[layer] -= guarded_[leaves] != NEVER;
       guarded_[leaves] = NEVER;
       leaves = place;
       ++moves.evicted;
@@ -101,18 +104,23 @@ void Slotted::see(int64_t step, int layer, const uint16_t* chosen, int count) {
   if (policy_.kind == PolicyKind::slru) protect(step, layer, chosen, count);
   if (policy_.kind != PolicyKind::lfu && policy_.kind != PolicyKind::classes) return;
   const double gain = std::pow(2.0, double(step - counted_from_) / policy_.age);
-  for (int i = 0; i < count; ++i) counts_[first + chosen[i]] += gain;
+  for (int i = 0; i < count; ++i) classify(first + chosen[i], counts_[first + chosen[i]] + gain);
   if (gain > MOST_GAIN) {
-    for (double& value : counts_) value /= gain;
+    for (size_t place = 0; place < counts_.size(); ++place) classify(int64_t(place), counts_[place] / gain);
     counted_from_ = step;
   }
+}
+
+// Notes a count, and the power of two that it has reached: evictions ask for it far more often than it changes.
+void Slotted::classify(int64_t place, double count) {
+  counts_[place] = count;
+  if (policy_.kind == PolicyKind::classes) classes_[place] = class_of(count);
 }
 
 // Residents that were used again, as many as their share of the slots; the oldest lose their protection.
 void Slotted::protect(int64_t step, int layer, const uint16_t* chosen, int count) {
   const int64_t first = first_[layer];
-  int64_t guarded = 0;
-  for (const int64_t place : there_[layer]) guarded += guarded_[place] != NEVER;
+  int64_t& guarded = guarded_count_[layer];
   for (int i = 0; i < count; ++i) {
     const int64_t place = first + chosen[i];
     if (!resident_[place]) continue;
@@ -151,30 +159,22 @@ void Slotted::want(int64_t step, int layer) {
   }
 }
 
-double Slotted::class_of(int64_t place) const {
-  return counts_[place] > 0 ? std::floor(std::log2(counts_[place])) : -std::numeric_limits<double>::infinity();
+double Slotted::class_of(double count) const {
+  return count > 0 ? std::floor(std::log2(count)) : -std::numeric_limits<double>::infinity();
 }
 
-Slotted::Worth Slotted::worth(int64_t place) const {
-  switch (policy_.kind) {
-    case PolicyKind::lfu: return {counts_[place], last_[place], place};
-    case PolicyKind::classes: return {class_of(place), last_[place], place};
-    case PolicyKind::slru: return {guarded_[place] != NEVER ? 1.0 : 0.0, last_[place], place};
-    default: return {0.0, last_[place], place};
-  }
-}
-
-// Where in the list of residents the one is that is worth least and is not chosen now.
+// Of those that are not chosen now.
 size_t Slotted::worst(int layer) const {
-  const std::vector<int64_t>& there = there_[layer];
-  size_t found = NOBODY;
-  Worth least{};
-  for (size_t at = 0; at < there.size(); ++at) {
-    if (chosen_[there[at]]) continue;
-    const Worth its = worth(there[at]);
-    if (found == NOBODY || its < least) found = at, least = its;
+  const auto passed = [&](int64_t place) { return chosen_[place] != 0; };
+  const auto by = [&](const auto& first) {
+    return least_of(layer, passed, [&](int64_t place) { return std::pair(first(place), last_[place]); });
+  };
+  switch (policy_.kind) {
+    case PolicyKind::lfu: return by([&](int64_t place) { return counts_[place]; });
+    case PolicyKind::classes: return by([&](int64_t place) { return classes_[place]; });
+    case PolicyKind::slru: return by([&](int64_t place) { return guarded_[place] != NEVER; });
+    default: return least_of(layer, passed, [&](int64_t place) { return last_[place]; });
   }
-  return found;
 }
 
 }  // namespace headrace
