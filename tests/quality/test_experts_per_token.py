@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from headrace import LLM, EngineConfig, OptionError, SamplingParams
 from headrace.engine.bench.random_weights import random_llm
-from headrace.engine.core.kv_on_disk import fingerprint
+from headrace.engine.core.fingerprint import fingerprint
 from headrace.engine.core.weight_source import CheckpointFiles
 from headrace.engine.terminal.bench import bench_report
 from headrace.engine.traces import reader

@@ -2,6 +2,9 @@
 
     DIR/FINGERPRINT/DIGEST.page     for one model, its formats and kernels; .window1 of layers over its first window
 
+The first half of a fingerprint says the model, the second the program that computes. What another program has computed
+of the model is removed: it would never be read again, and take room from what is.
+
 A file is written beside its place and renamed, and has a checksum; one that is damaged, or is none of ours, counts as
 not there and is removed. The folder has a limit of bytes: what was used longest ago goes, whichever model it is of; of
 a prompt the end goes before the beginning. Knows bytes, no tensors.
@@ -20,11 +23,14 @@ import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from ...units import size as as_size
+
 log = logging.getLogger("headrace")
 HEADER = struct.Struct("<16s16s16sQI4x")  # magic, fingerprint, digest, bytes that follow, their checksum
 MAGIC = b"headrace-kv-1\r\n\0"
 FOLDER = re.compile(r"[0-9a-f]{32}")
 FILE = re.compile(r"[0-9a-f]{32}\.(page|state|window\d+)")
+MODEL_DIGITS = 16  # of a fingerprint's 32
 LEFT_OVER_S = 3600  # a file that is being written is not older
 KEPT_SHARE = 0.95  # of the limit, when room is made
 PAGE_KIND, STATE_KIND, WINDOW_KIND = "page", "state", "window"  # of windows with a number behind it
@@ -47,6 +53,7 @@ class PageFiles:
         self._lock = threading.Lock()
         for place in sorted(one for one in folder.iterdir() if one.is_dir() and FOLDER.fullmatch(one.name)):
             self._scan(place)
+        self._remove_outdated()
 
     def _scan(self, place: Path) -> None:
         for entry in os.scandir(place):
@@ -57,6 +64,20 @@ class PageFiles:
                     self.bytes += status.st_size
                 elif entry.name.endswith(".tmp") and time.time() - status.st_mtime > LEFT_OVER_S:
                     os.unlink(entry.path)
+
+    def _remove_outdated(self) -> None:
+        """Empties folders of this model by another program. They stay themselves: it may still be running."""
+        own, before = self.own.name, self.bytes
+        places = [Path(path) for path in self._found]
+        others = [p for p in places if p.parent.name[:MODEL_DIGITS] == own[:MODEL_DIGITS] and p.parent.name != own]
+        for path in others:
+            self._remove(str(path))
+        if others:
+            log.warning(
+                "%s: %d files (%s) of this model were computed by another version of headrace, its kernels or torch; "
+                "they are removed, and what they stood for computed again",
+                self.folder, len(others), as_size(before - self.bytes),
+            )  # fmt: skip
 
     def path(self, digest: bytes, kind: str = PAGE_KIND) -> str:
         """Where it is, or would be."""

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from headrace import LLM, EngineConfig, OptionError, SamplingParams
-from headrace.engine.core.kv_on_disk import fingerprint
+from headrace.engine.core.fingerprint import fingerprint
 from headrace.engine.generation.disk import page_files, writer
 from headrace.engine.generation.disk.kv_disk import KVDisk
 from headrace.engine.generation.disk.page_files import HEADER, PageFiles

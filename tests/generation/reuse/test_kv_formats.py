@@ -12,7 +12,7 @@ import torch
 from headrace import LLM, OptionError, SamplingParams
 from headrace.engine.bandwidth_model.flop_counts import intensity
 from headrace.engine.bench.quality.perplexity import change, score
-from headrace.engine.core.kv_on_disk import fingerprint
+from headrace.engine.core.fingerprint import fingerprint
 from headrace.engine.ledger.pass_bytes import KV
 from headrace.engine.model.kv_cache import PAGE
 from headrace.engine.planning.layouts import Demand
