@@ -32,11 +32,19 @@ class Loading:
         self.settings = settings
         self.app: ASGIApp | None = None
         self.done, self.total = 0, 0
+        self.is_over = threading.Event()  # nobody waits for the model any more
         self.guarded = Guard(self._not_yet, settings)
 
     def progress(self, done: int, total: int) -> None:
-        """Bytes that are loaded, and of how many."""
+        """Bytes that are loaded, and of how many. Raises as `check` does."""
+        self.check()
         self.done, self.total = done, total
+
+    def check(self) -> None:
+        """Raises KeyboardInterrupt, which ends the load, where the server was stopped meanwhile: pools of threads that
+        read files would be waited for, and what a load says would come behind the last line."""
+        if self.is_over.is_set():
+            raise KeyboardInterrupt
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -99,7 +107,10 @@ class Server(uvicorn.Server):
                 loop.call_soon_threadsafe(there, made, problem)
 
         threading.Thread(target=run, name="headrace-load", daemon=True).start()
-        await self.serve(sockets=[listening])
+        try:
+            await self.serve(sockets=[listening])
+        finally:
+            self.loading.is_over.set()
         if self.failure is not None:
             raise self.failure
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
+import threading
 from typing import Any
 
 from ...errors import OptionError
@@ -14,7 +15,8 @@ MISSING = "headrace serve needs more packages: pip install 'headrace[serve]'"
 
 
 def serve(model: str, settings: ServerSettings, config: dict[str, Any]) -> None:
-    """Serves a model until Ctrl-C or SIGTERM. Raises OptionError where packages are missing, and what a load raises."""
+    """Serves a model until Ctrl-C or SIGTERM. Raises OptionError where packages are missing, what a load raises, and
+    KeyboardInterrupt where Ctrl-C comes before it serves."""
     try:
         from ..server import run
         from ..server.service import Service
@@ -28,7 +30,7 @@ def serve(model: str, settings: ServerSettings, config: dict[str, Any]) -> None:
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("headrace.access").setLevel(logging.INFO)
     options = {**config, "max_sequences": settings.parallel, "prefill_stall_ms": settings.prefill_stall_ms}
-    bars = contextlib.ExitStack()
+    bars, serves = contextlib.ExitStack(), threading.Event()
 
     def load(loading: run.Loading) -> LLM:
         moves = bars.enter_context(load_progress())
@@ -38,6 +40,7 @@ def serve(model: str, settings: ServerSettings, config: dict[str, Any]) -> None:
             moves["progress"](done, total)
 
         llm = LLM(model, progress=progress, compiling=moves["compiling"], **options)
+        loading.check()
         bars.close()
         start_up(llm)
         ensure_profile(llm)
@@ -48,9 +51,14 @@ def serve(model: str, settings: ServerSettings, config: dict[str, Any]) -> None:
         return Service(llm, settings, settings.served_name or model, defaults)
 
     def ready(service: Service, address: str) -> None:
+        serves.set()
         say(f"reasoning and calls: {service.choice}")
         say(f"{service.name} at {address} (OpenAI: {address}/v1, Anthropic: {address}); Ctrl-C stops", style="bold")
 
     as_ever()
-    with bars, contextlib.suppress(KeyboardInterrupt):
-        run.serve(load, settings, make, ready)
+    with bars:
+        try:
+            run.serve(load, settings, make, ready)
+        except KeyboardInterrupt:
+            if not serves.is_set():  # nothing was begun that could have ended well
+                raise
