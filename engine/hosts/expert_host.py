@@ -168,8 +168,12 @@ class ExpertHost:
     def _load(self, shelf: Shelf, share: dict[str, Any], free: int) -> None:
         """Takes its share into RAM. Raises MemoryNeeded before any is taken."""
         layouts, counts = shelf.files.layouts, shelf.files.stored.experts
-        keys = [(layer, expert) for layer, experts in enumerate(share["experts"]) for expert in experts]
-        if len(share["experts"]) != len(counts) or any(not 0 <= e < counts[layer] for layer, e in keys):
+        try:
+            own = [[frames.count(expert, "an expert") for expert in experts] for experts in share["experts"]]
+        except (KeyError, TypeError) as error:
+            raise frames.no_share(error) from error
+        keys = [(layer, expert) for layer, experts in enumerate(own) for expert in experts]
+        if len(own) != len(counts) or any(expert >= counts[layer] for layer, expert in keys):
             raise Broken("the share names experts that the model does not have: install the same headrace everywhere")
         need, room = sum(layouts[layer].bytes for layer, _ in keys), int(of_free(free))
         if need > room:

@@ -25,15 +25,23 @@ from ...loaders.spec import LatentSpec, LayerSpec, ModelSpec
 from ...loaders.weights.model_weights import LayerWeights, ModelWeights
 from ..ledger.pass_bytes import DENSE, EXPERTS, KV, Span, cache_sizes, layer_dense_bytes
 from ..ledger.passes import CPU_DRAM, Bytes
-from ..ledger.windows import Window
+from ..ledger.windows import PAGE, Window
 from .kv_cache import KeysAndValues, KVCache, Latents, LayerCache, States
 from .prepare import make_stack
 
 Run = tuple[int, int]  # layers [first, last)
+MOST_PAGES = (1 << 31) // PAGE  # and the most slots and tokens of context
 
 
 class CacheLost(DeviceError):
     """What sequences had in the cache is gone; their tokens have to be computed anew."""
+
+
+def _count(found: Any, what: str, least: int = 0) -> int:
+    """What a message says of a cache: its rows have numbers of 32 bits."""
+    if type(found) is not int or not least <= found <= MOST_PAGES:
+        raise ValueError(f"{what}: {str(found)[:40]}")
+    return found
 
 
 def row_width(spec: ModelSpec) -> int:
@@ -80,8 +88,12 @@ class Room:
     @classmethod
     def read(cls, said: Mapping[str, Any]) -> Room:
         """That of a message. Raises KeyError, TypeError, ValueError."""
-        windows = [(Window(int(length), bool(chunks)), int(pages)) for length, chunks, pages in said["windows"]]
-        return cls(int(said["pages"]), KV_FORMATS[said["format"]], int(said["slots"]), windows, int(said["context"]))
+        windows = [
+            (Window(_count(length, "a window", 1), bool(chunks)), _count(pages, "pages of a window"))
+            for length, chunks, pages in said["windows"]
+        ]
+        pages, slots, context = _count(said["pages"], "pages"), _count(said["slots"], "slots"), said["context"]
+        return cls(pages, KV_FORMATS[said["format"]], slots, windows, _count(context, "context", 1))
 
     def cache(self, spec: ModelSpec, place: torch.device | None = None) -> KVCache:
         """Those of a model, or of a part of one."""

@@ -21,10 +21,11 @@ from ....loaders.files.entry import Entry
 from ....loaders.files.held import HeldFile, HeldFiles
 from ..joining import meeting
 from ..messages import frames, greeting
-from ..messages.frames import Broken, Kind
+from ..messages.frames import Broken, Kind, count
 from .served import ASK, DIGEST, MOST
 
 GREETING = 10.0  # seconds that a step of the greeting may take
+SAME = "install the same headrace on all machines"
 ANSWER = 60.0  # seconds that a part of a file may take
 
 
@@ -44,9 +45,10 @@ class FetchedModel:
                 "the model is quantised in several tensors for each weight, which are not sent: give this host a copy "
                 "(headrace host MODEL)"
             )
-        self.numbers = {str(name): number for number, (name, _, _) in enumerate(self.said["files"])}
-        for name, size, start in self.said["files"]:
-            self._begin(Path(str(name)).name, int(size), int(start))
+        files = _manifest(said)
+        self.numbers = {name: number for number, (name, _, _) in enumerate(files)}
+        for name, size, start in files:
+            self._begin(name, size, start)
 
     @property
     def path(self) -> Path:
@@ -110,6 +112,26 @@ class FetchedModel:
     def close(self) -> None:
         self.sock.close()
         self.folder.cleanup()
+
+
+def _manifest(said: dict[str, Any]) -> list[tuple[str, int, int]]:
+    """The name, the size and the bytes without weights of each file. Raises Broken for what is no manifest, or names a
+    file in another folder."""
+    try:
+        files = [(name, count(size, "a size"), count(start, "a start")) for name, size, start in said["files"]]
+        names = [said["model"] or "model", *(name for name, _, _ in files)]
+        is_good = isinstance(said["fingerprint"], str) and all(start <= size for _, size, start in files)
+        is_good = is_good and all(isinstance(name, str) and _is_plain(name) for name in names)
+    except (KeyError, TypeError, ValueError) as error:
+        raise Broken(f"the list of the model's files is malformed ({error}): {SAME}") from error
+    if not is_good:
+        raise Broken(f"the list of the model's files is malformed: {SAME}")
+    return files
+
+
+def _is_plain(name: str) -> bool:
+    """Whether it names a file in the folder that it is put into."""
+    return name == Path(name).name and name != ".." and name.isprintable()
 
 
 class FetchedFile(HeldFile):

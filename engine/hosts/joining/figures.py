@@ -15,6 +15,8 @@ from ...units import GB
 from ..messages.frames import Broken
 from .link_rate import LinkRate
 
+FASTEST = 1e18  # bytes a second that no machine reads
+
 
 class Figures(NamedTuple):
     """ram_bytes_s: of a plain read. experts: bytes a second of this model's experts, by tokens that one serves at once;
@@ -28,13 +30,13 @@ class Figures(NamedTuple):
     def read(cls, said: Mapping[str, Any], link: LinkRate) -> Figures:
         """Those of a host's message. Raises Broken."""
         try:
-            rates = {int(tokens): float(rate) for tokens, rate in dict(said.get("experts", {})).items()}
-            ram = float(said.get("rate", 0.0))
-        except (TypeError, ValueError, OverflowError) as error:
+            rates = {int(tokens): _rate(rate) for tokens, rate in dict(said.get("experts", {})).items()}
+            ram = _rate(said.get("rate", 0.0))
+        except (TypeError, ValueError) as error:
             raise Broken(
                 f"a host's rates are no numbers ({error}): install the same headrace on all machines"
             ) from error
-        return cls(link, ram, {tokens: rate for tokens, rate in sorted(rates.items()) if rate > 0})
+        return cls(link, ram, {tokens: rate for tokens, rate in sorted(rates.items()) if rate > 0 and tokens > 0})
 
     @property
     def expert_bytes_s(self) -> float:
@@ -62,3 +64,10 @@ class Figures(NamedTuple):
     def __str__(self) -> str:
         trip, rate = self.link.round_trip * 1e6, self.link.bytes_s / GB
         return f"round trip {trip:.0f} us, link {rate:.2f} GB/s, experts {self.expert_bytes_s / GB:.1f} GB/s"
+
+
+def _rate(found: Any) -> float:
+    """Bytes a second that a message says; a text that reads as a number is none, since "inf" does."""
+    if isinstance(found, bool) or not isinstance(found, int | float) or not 0 <= found < FASTEST:
+        raise ValueError(f"{str(found)[:40]!r}")
+    return float(found)

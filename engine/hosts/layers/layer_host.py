@@ -40,9 +40,9 @@ def hold(
     same; read: as of `HeldLayers`. Raises Broken, MemoryNeeded, CheckpointError."""
     try:
         runs, room = _runs(share["layers"]), Room.read(share["room"])
-        work = int(share["work"])
+        work = frames.count(share["work"], "work")
     except (KeyError, TypeError, ValueError) as error:
-        raise Broken(f"the share lacks {error}: install the same headrace on all machines") from error
+        raise frames.no_share(error) from error
     held = HeldLayers(checkpoint, ops, room, max(0, free - work), read)
     kept = {} if before is None else {run: one.whole_weights for run, one in before.segments.items()}
     if before is not None:
@@ -56,7 +56,7 @@ def hold(
 
 
 def _runs(said: Any) -> list[Run]:
-    return [(int(first), int(last)) for first, last in said]
+    return [(frames.count(first, "a layer"), frames.count(last, "a layer")) for first, last in said]
 
 
 class LayerHost:

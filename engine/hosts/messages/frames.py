@@ -10,6 +10,7 @@ refused with both versions named.
 from __future__ import annotations
 
 import json
+import math
 import socket
 import struct
 from collections.abc import Mapping
@@ -48,6 +49,7 @@ class Kind(IntEnum):
     BYTES = 20  # coordinator: that part
 
 
+LARGEST = (1 << 63) - 1  # of whole numbers in a message
 SMALL = 64 << 10
 MOST: dict[int, int] = dict.fromkeys(Kind, SMALL)  # bytes of a frame's body, by kind
 MOST[Kind.SHARE] = MOST[Kind.MANIFEST] = 64 << 20
@@ -149,9 +151,11 @@ def refusal(body: bytes | bytearray) -> Refused:
 
 
 def as_json(body: bytes | bytearray) -> dict[str, Any]:
-    """The object in a frame. Raises Broken."""
+    """The object in a frame, all of whose numbers are finite and have 64 bits at most. Raises Broken."""
     try:
-        found = json.loads(bytes(body).decode())
+        found = json.loads(bytes(body).decode(), parse_int=_whole, parse_float=_finite, parse_constant=_finite)
+    except _NoNumber as error:
+        raise Broken(f"a message holds {error}, no number of 64 bits: the connection is closed") from error
     except (ValueError, RecursionError) as error:
         raise Broken("a message holds no JSON: the connection is closed") from error
     if not isinstance(found, dict):
@@ -159,12 +163,41 @@ def as_json(body: bytes | bytearray) -> dict[str, Any]:
     return found
 
 
+class _NoNumber(ValueError):
+    pass
+
+
+def _whole(text: str) -> int:
+    """JSON has no bound for whole numbers."""
+    found = int(text) if len(text) < 32 else LARGEST + 1
+    if not -LARGEST <= found <= LARGEST:
+        raise _NoNumber(text[:40])
+    return found
+
+
+def _finite(text: str) -> float:
+    """Python's JSON knows infinity and NaN, and takes 1e999 for infinity."""
+    found = float(text)
+    if not math.isfinite(found):
+        raise _NoNumber(text[:40])
+    return found
+
+
 def whole(said: Mapping[str, Any], name: str) -> int:
     """A count in an object, 0 where it has none. Raises Broken for what is none."""
-    found = said.get(name, 0)
+    return count(said.get(name, 0), name)
+
+
+def count(found: Any, name: str) -> int:
+    """A value that was sent as a count of this name. Raises Broken for what is none."""
     if type(found) is not int or found < 0:
         raise Broken(f"{name} in a message is {str(found)[:40]!r}, no count: install the same headrace on all machines")
     return found
+
+
+def no_share(error: Exception) -> Broken:
+    """What to raise where a share has not what it should."""
+    return Broken(f"the share is malformed ({error}): install the same headrace on all machines")
 
 
 def tune(sock: socket.socket) -> None:

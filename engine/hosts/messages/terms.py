@@ -13,12 +13,14 @@ from typing import Any
 from ....kernels import Ops
 from ....kernels.context import Context
 from ....kernels.cpu import CpuOps
+from ....kernels.formats import FORMATS
 from ....kernels.isa import available_isas
 from ...config import EngineConfig
-from .frames import Broken, whole
+from .frames import Broken, count, whole
 from .rows import WIRES, WireFormat
 
 OPENED = ("expert_format", "dense_format", "dtype", "experts_per_token")  # fields of the config
+MOST_TOKENS = (1 << 31) - 1  # that a threshold of tiles can say
 LISTS = ("ignore_config_keys", "ignore_tensors")
 
 
@@ -56,12 +58,14 @@ class Terms:
     def read(cls, said: Mapping[str, Any]) -> Terms:
         """Those of a message. Raises Broken."""
         try:
-            options = {name: said["options"][name] for name in (*OPENED, *LISTS, "kernels")}
-            options |= {name: tuple(map(str, options[name])) for name in LISTS}
-            computing = dict(said["computing"])
-            return cls(options=options, computing=computing, wire=WIRES[said["wire"]], limit=whole(said, "limit"))
+            options = {name: _plain(said["options"][name], name) for name in (*OPENED, "kernels")}
+            options |= {name: tuple(map(str, said["options"][name])) for name in LISTS}
+            computing, wire = _computing(dict(said["computing"])), WIRES[said["wire"]]
         except (KeyError, TypeError, ValueError) as error:
-            raise Broken(f"the coordinator's terms lack {error}: install the same headrace on all machines") from error
+            raise Broken(
+                f"the coordinator's terms are malformed ({error}): install the same headrace on all machines"
+            ) from error
+        return cls(options=options, computing=computing, wire=wire, limit=whole(said, "limit"))
 
     def context(self, threads: int) -> Context:
         """How a host's kernels compute: as the coordinator's, where this CPU can."""
@@ -69,3 +73,19 @@ class Terms:
         if asked.get("isa") not in available_isas():
             asked.pop("isa", None)
         return Context(threads=threads, **asked)
+
+
+def _plain(found: Any, name: str) -> Any:
+    """The value of an option, which is a word, a count or left out."""
+    return found if found is None or isinstance(found, str) else count(found, name)
+
+
+def _computing(said: dict[str, Any]) -> dict[str, Any]:
+    """Fields of a `Context`. Raises ValueError, KeyError for such as none can have."""
+    tiles = dict(said.get("tiles_from", {}))
+    for name, tokens in tiles.items():
+        if count(tokens, "tiles_from") not in range(1, MOST_TOKENS + 1) or not FORMATS[name]:
+            raise ValueError(f"tiles of {name} from {tokens} tokens on")
+    if said and (not isinstance(said["isa"], str) or said["activations"] not in ("int8", "bf16")):
+        raise ValueError(f"isa {said['isa']!r}, activations {said['activations']!r}")
+    return {"isa": said["isa"], "activations": said["activations"], "tiles_from": tiles} if said else {}
