@@ -4,13 +4,13 @@ counted."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from host_processes import GREEDY, PROMPT, coordinator, experts_of, of_one_machine, said
+from host_processes import GREEDY, PROMPT, coordinator, experts_of, said
 from thread_hosts import ThreadHosts, near_hosts
 
 from headrace import LLM, SamplingParams
@@ -21,19 +21,6 @@ from headrace.engine.ledger.passes import CPU_DRAM, NET
 from headrace.engine.placement.placement import Tier
 
 Checkpoints = Callable[[str], Path]
-
-
-@pytest.fixture(scope="module")
-def one_machine() -> tuple[list[list[int]], torch.Tensor]:
-    return of_one_machine()
-
-
-@pytest.fixture(scope="module")
-def two() -> Iterator[ThreadHosts]:
-    """Two hosts, which join the coordinator of each test in turn."""
-    hosts = ThreadHosts("demo", 2)
-    yield hosts
-    hosts.close()
 
 
 def check(llm: LLM, one_machine: tuple[list[list[int]], torch.Tensor]) -> None:

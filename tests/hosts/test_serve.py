@@ -28,13 +28,6 @@ def expected() -> str:
         return llm.generate(PROMPT, SamplingParams(max_new_tokens=TOKENS, ignore_eos=True))[0].text
 
 
-@pytest.fixture(scope="module")
-def hosts() -> Iterator[ThreadHosts]:
-    found = ThreadHosts("demo", 2)
-    yield found
-    found.close()
-
-
 class Served:
     """A server in a process of its own, with its hosts in this one."""
 
@@ -86,12 +79,12 @@ class Served:
 
 @pytest.mark.parametrize("split", ["experts", "layers"])
 def test_requests_before_in_and_after_a_loss(
-    split: str, hosts: ThreadHosts, expected: str, monkeypatch: pytest.MonkeyPatch
+    split: str, two: ThreadHosts, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Hosts take their time, so that the loss falls into the request."""
     at_once = ExpertHost._send
     monkeypatch.setattr(ExpertHost, "_send", lambda *given: time.sleep(0.002) or at_once(*given))
-    served = Served(hosts, "--split-by", split)
+    served = Served(two, "--split-by", split)
     try:
         assert served.is_ready.wait(120), served.lines
         assert "".join(served.stream()) == expected
@@ -99,7 +92,7 @@ def test_requests_before_in_and_after_a_loss(
         for piece in served.stream():
             pieces.append(piece)
             if len(pieces) == 5:
-                hosts.end("h2")
+                two.end("h2")
         assert "".join(pieces) == expected
         assert "".join(served.stream()) == expected
         assert any("host h2 was lost" in line for line in served.lines)
@@ -107,4 +100,4 @@ def test_requests_before_in_and_after_a_loss(
             assert answer.status == 200
     finally:
         served.close()
-        hosts.start("h2")
+        two.start("h2")

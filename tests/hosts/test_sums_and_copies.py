@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -135,13 +134,6 @@ def test_copies_go_where_there_is_room() -> None:
 def test_what_replicate_may_say(options: dict[str, Any], said: str) -> None:
     with refused(OptionError, "replicate", said):
         EngineConfig(**options)
-
-
-@pytest.fixture(scope="module")
-def two() -> Iterator[ThreadHosts]:
-    hosts = ThreadHosts("demo", 2)
-    yield hosts
-    hosts.close()
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 import twin_kimi_k3
-from host_processes import GREEDY, PROMPT, of_one_machine, said
+from host_processes import GREEDY, PROMPT, said
 from refusals import refused
 from scripted_drafts import Script, speculate
 from thread_hosts import ThreadHosts, layered, layers_of
@@ -38,18 +38,6 @@ from headrace.loaders import model_source
 
 Checkpoints = Callable[[str], Path]
 LONG = [number % 97 + 1 for number in range(3 * PAGE + 5)]
-
-
-@pytest.fixture(scope="module")
-def one_machine() -> tuple[list[list[int]], torch.Tensor]:
-    return of_one_machine()
-
-
-@pytest.fixture(scope="module")
-def two() -> Iterator[ThreadHosts]:
-    hosts = ThreadHosts("demo", 2)
-    yield hosts
-    hosts.close()
 
 
 @pytest.mark.parametrize("options", [{"placement": "hosts"}, {"prefill_chunk": 3}], ids=["even", "by rate, in chunks"])
