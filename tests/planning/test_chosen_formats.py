@@ -7,11 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from refusals import refused
 from released.biased import BIASED
 from released.mixers import MIXERS
 from released.recurrent import RECURRENT
+from released.warm import WARM
 
-from headrace import OptionError
+from headrace import ConfigError, OptionError
 from headrace.engine.bench.random_weights import random_llm
 from headrace.engine.memory.memory_plan import storage_of
 from headrace.engine.planning import storage
@@ -156,18 +158,17 @@ def test_random_weights_of_every_kind_of_layer_run(shape: str) -> None:
         assert llm.logits([1, 2, 3]).isfinite().all()
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "gpt-oss-20b", "gpt-oss-120b", "DeepSeek-V2-Lite", "DeepSeek-V2", "DeepSeek-V3", "deepseek-ai/DeepSeek-R1",
-        "Kimi-K2", "Kimi-K2-Thinking", "Moonlight-16B-A3B", "GLM-4.7-Flash", "Qwen3-Next-80B-A3B", "Qwen3.5-35B-A3B",
-        "Qwen/Qwen3.6-35B-A3B", "Qwen3.5-122B-A10B", "Qwen3.5-397B-A17B", "GLM-4.5", "GLM-4.6", "GLM-4.5-Air",
-        "MiniMax-M2", "dots.llm1", "Solar-Open-100B", "Hy3", "ERNIE-4.5-21B-A3B", "ERNIE-4.5-300B-A47B", "Hunyuan-A13B",
-        "LFM2-8B-A1B", "Granite-4.0-h-tiny", "Granite-4.0-h-small", "Nemotron-3-Nano-30B-A3B",
-    ],
-)  # fmt: skip
+LACKING = {"Qwen3.8-Flash-Next": "has no 'indexer_budget'"}  # what is not known of a release, and decides on sizes
+
+
+@pytest.mark.parametrize("name", [*catalogue.names(), "deepseek-ai/DeepSeek-R1", "Qwen/Qwen3.6-35B-A3B"])
 def test_models_of_the_catalogue_can_be_run_with_random_weights(name: str) -> None:
-    """Their entries have all that a run needs, and what is computed is what the release's config says."""
+    """Their entries have all that a run needs, or it says in one line what is missing; and what is computed is what the
+    release's config says."""
+    if name in LACKING:
+        with refused(ConfigError, LACKING[name]):
+            asked(catalogue.find(name).config, "q4_0")
+        return
     found = asked(catalogue.find(name).config, "q4_0")
     released = {
         "gpt-oss-20b": "gpt-oss-20b", "gpt-oss-120b": "gpt-oss-120b", "DeepSeek-V2-Lite": "deepseek-v2-lite",
@@ -180,10 +181,11 @@ def test_models_of_the_catalogue_can_be_run_with_random_weights(name: str) -> No
         "ERNIE-4.5-21B-A3B": "ernie-4.5-21b-a3b", "ERNIE-4.5-300B-A47B": "ernie-4.5-300b-a47b",
         "Hunyuan-A13B": "hunyuan-a13b", "LFM2-8B-A1B": "lfm2-8b-a1b", "Granite-4.0-h-tiny": "granite-4.0-h-tiny",
         "Granite-4.0-h-small": "granite-4.0-h-small", "Nemotron-3-Nano-30B-A3B": "nemotron-3-nano-30b-a3b",
+        "Kimi-K3": "kimi-k3", "GLM-5.3-Flash": "glm-5.3-flash", "Mistral-Large-4": "mistral-large-4",
     }  # fmt: skip
     assert model_source.of_config(catalogue.find(name).config, name, name).described.objections == ()
     if name in released:
-        config, _ = text_part({**MIXERS, **BIASED, **RECURRENT}[released[name]])
+        config, _ = text_part({**MIXERS, **BIASED, **RECURRENT, **WARM}[released[name]])
         assert replace(found.spec, eos_ids=()) == replace(spec_of(ConfigReader(config, name))[1], eos_ids=())
 
 

@@ -443,9 +443,9 @@ def test_json_has_what_scripts_read(run: Run) -> None:
 
 def test_tables_for_a_person(run: Run) -> None:
     hw = ("--hardware", "rtx-3090, epyc-9005-8ch, 768gb")
-    status, out, _ = run("plan", "Kimi-K3", "--quant", "q4_0", "--hardware", "rtx-3090, epyc-9005-8ch, 2000gb")
+    status, out, _ = run("plan", "Qwen3.8-Flash-Next", "--quant", "q4_0", *hw)
     assert status == 0
-    assert "cannot be run: catalogue entry Kimi-K3 has no 'rms_norm_eps'" in folded(out)
+    assert "cannot be run: catalogue entry Qwen3.8-Flash-Next has no 'indexer_budget'" in folded(out)
     status, out, _ = run("plan", "GLM-4.5", "--quant", "q4_0", *hw)
     assert status == 0
     assert "cannot be run" not in folded(out)
