@@ -118,7 +118,8 @@ def _steps(context: Context, models: dict[str, LLM], rounds: int) -> tuple[dict[
 
 
 def _model(context: Context, config: dict[str, Any]) -> LLM:
-    return random_llm(
+    """A model that is measured: nothing is predicted of it, which would be said to whoever measures, and drafted."""
+    llm = random_llm(
         config,
         layers=config["num_hidden_layers"],
         expert_format="q4_0",
@@ -127,7 +128,10 @@ def _model(context: Context, config: dict[str, Any]) -> LLM:
         max_sequences=BATCH,
         threads=context.threads,
         cpu_activations=context.activations,
+        speculate="off",
     )
+    llm.predictions.use_profile(None)
+    return llm
 
 
 def _decode(llm: LLM, batch: int) -> list[tuple[float, float]]:

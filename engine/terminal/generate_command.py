@@ -76,12 +76,16 @@ def load_progress() -> Iterator[dict[str, Any]]:
                 bar.stop()
 
 
-def ensure_profile(llm: LLM, even_if_busy: bool = False) -> None:
+def ensure_profile(llm: LLM, even_if_busy: bool = False, before: Profile | None = None) -> Profile | None:
     """Measures this machine once, once more for other kernels, and the formats of this model that it does not know yet,
     so that the run has a prediction to be held against. even_if_busy: also while others compute, and if it cannot be
-    kept."""
+    kept. before: what was found for the same model in this run, which is then said and measured no second time. Returns
+    what counts from now on, or did before."""
     if not llm.predictions.can_predict or llm.config.no_measure:
-        return
+        return before
+    if before is not None:
+        llm.predictions.use_profile(before)
+        return before
     try:
         known, formats = llm.predictions.profile, llm.parts.checkpoint.formats.used
         profile = current(known, llm.parts.context, even_if_busy, llm.config.profile, formats)
@@ -93,6 +97,7 @@ def ensure_profile(llm: LLM, even_if_busy: bool = False) -> None:
         )
         profile = llm.predictions.profile
     llm.predictions.use_profile(profile)
+    return profile
 
 
 def current(

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from terminal import folded
 
 from headrace import LLM, OptionError, SamplingParams
 from headrace.engine.bandwidth_model import machine_file
 from headrace.engine.bandwidth_model import profile as profiles
 from headrace.engine.bandwidth_model.profile import STALE, Profile, load_profile, profile_path, save_profile
-from headrace.engine.bench import calibrate
+from headrace.engine.bench import calibrate, overhead
 from headrace.engine.measure import other_load
 from headrace.engine.terminal import generate_command
 from headrace.engine.terminal.doctor import doctor_command
+from headrace.engine.terminal.doctor.profile_table import profile_table
 from headrace.kernels import isa
 from headrace.kernels.context import Context
 
@@ -185,3 +188,36 @@ def test_who_is_in_the_way_depends_on_how_many_cores_there_are(monkeypatch: pyte
         monkeypatch.setattr(other_load.psutil, "cpu_count", lambda cores=cores: cores)
         assert not other_load.are_in_the_way(few)
         assert other_load.are_in_the_way(many)
+
+
+def test_a_run_says_once_that_a_profile_is_stale(
+    run: Run, talker: Path, stale: Profile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often it loads its model."""
+    monkeypatch.setattr(other_load, "look", lambda: 99.0)
+    asked = ["-p", 4, "-n", 2, "-r", 1, "--placement", "cpu,disk"]
+    status, _, err = run("bench", talker, *asked)
+    assert status == 0
+    assert folded(err).count(STALE) == 1
+
+
+def test_models_that_are_measured_predict_nothing(stale: Profile) -> None:
+    """What they would say of a prediction is for a user's run, not for whoever measures."""
+    shape = overhead.shapes(2, 1, 32)["few"]
+    llm = overhead._model(Context(threads=1), {**shape, "hidden_size": 64, "vocab_size": 256})
+    said: list[str] = []
+    llm.predictions.tell = said.append
+    llm.generate([[1, 2, 3]], SamplingParams(max_new_tokens=40, ignore_eos=True))
+    assert said == []
+    assert llm.parts.config.speculate == "off"
+    assert llm.predictions.ledger.predict is None
+    assert llm.predictions.ledger.watch is None
+
+
+def test_names_of_the_table_take_one_line(stale: Profile) -> None:
+    """In 80 columns, also the longest."""
+    screen = Console(file=io.StringIO(), width=80)
+    screen.print(profile_table(dataclasses.replace(stale, attention={"8": 30e9, "512": 20e9})))
+    text = screen.file.getvalue()
+    assert all(len(line) <= 80 for line in text.splitlines())
+    assert any("attention, 512 queries a key" in line and "20.00" in line for line in text.splitlines())

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ....errors import OptionError
+from ...bandwidth_model.profile import Profile
 from ...bench import bench
 from ...bench.grid import Grid
 from ...bench.random_weights import random_llm
@@ -52,11 +53,12 @@ def run(
     if a test became slower than in `old`. plot: draws the result."""
     rows: list[bench.Row] = []
     llm: LLM | None = None
+    profile: Profile | None = None
     for placement in tests.placements:
         llm = None
         gc.collect()  # the memory of the last one goes before the next one is loaded
         llm = load_as(placement)
-        generate_command.ensure_profile(llm)
+        profile = generate_command.ensure_profile(llm, before=profile)
         llm.predictions.tell = lambda text: None  # the table shows it
         rows += bench.run(llm, tests, placement, lambda text: generate_command.say(text, "dim"))
         if llm.recorder is not None:

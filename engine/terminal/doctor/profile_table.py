@@ -14,7 +14,8 @@ def profile_table(profile: Profile) -> Table:
     """What `headrace measure` found."""
     table = new_table(f"{profile.cpu}, {profile.isa}, {profile.threads} threads")
     for column in ("kernel", "matrix GB/s", "experts GB/s", "experts / plain read"):
-        table.add_column(column, justify="left" if column == "kernel" else "right")
+        is_name = column == "kernel"  # headings take two lines sooner than names
+        table.add_column(column, justify="left" if is_name else "right", no_wrap=is_name)
     table.add_row("plain read", f"{profile.stream / GB:.2f}", "", "")
     for name, rate in profile.linear.items():
         experts = profile.experts[name]
