@@ -27,7 +27,7 @@ from ..generation.sampler import sample
 from ..generation.sequence import Sequence
 from ..llm import LLM
 from ..memory import kv_budget
-from ..memory.memory_plan import plan_memory
+from ..memory.deciding import plan_memory
 from ..model.kv_cache import PAGE, pages_for
 from ..placement.placement import Tier
 from ..speculation.mtp import asked as mtp_asked

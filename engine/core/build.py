@@ -42,8 +42,9 @@ from ..hosts.on_hosts import OnHosts
 from ..ledger.timers import Timers
 from ..measure import tile_thresholds, weight_prefetch
 from ..memory import kv_budget
+from ..memory.deciding import plan_memory
 from ..memory.expert_arena import ExpertArena
-from ..memory.memory_plan import MemoryPlan, plan_memory
+from ..memory.memory_plan import MemoryPlan
 from ..memory.pinned import resolve_limit
 from ..model.decoder import Decoder
 from ..model.inputs import make_device_inputs

@@ -13,6 +13,8 @@ from ..units import size
 
 EXPERT_CACHE = "expert cache"
 STREAM = "stream buffers"  # what is needed for experts that are copied to a GPU
+READING = "buffers for reading"  # of experts that stay on a disk
+MTP = "MTP layer"
 
 
 def check(placement: Placement, found: Mapping[Tier, TierMemory], devices: Mapping[Tier, Device]) -> None:

@@ -29,7 +29,7 @@ from ..ledger.passes import CHANNELS
 from ..ledger.residual import tier_times
 from ..ledger.summary import PHASES, Summary
 from ..llm import LLM
-from ..memory.memory_plan import EXPERT_CACHE, MTP, READING, STREAM
+from ..memory.required import EXPERT_CACHE, MTP, READING, STREAM
 from ..placement.placement import Tier
 from ..units import GB, size
 from .hosts import host_rows, layer_rows

@@ -15,7 +15,7 @@ from cached import PARAMS, PROMPTS, Unsteady, made, recorded, replayed, say
 from headrace import LLM, MemoryNeeded, OptionError
 from headrace.engine.experts.disk.beside_gpu import DiskBesideGpu
 from headrace.engine.ledger.passes import CPU_DRAM, D2H, DISK, GPU_HBM, H2D
-from headrace.engine.memory.memory_plan import EXPERT_CACHE, READING
+from headrace.engine.memory.required import EXPERT_CACHE, READING
 from headrace.engine.placement.placement import Tier
 from headrace.engine.planning.replays import Replays
 from headrace.engine.terminal import generate_report

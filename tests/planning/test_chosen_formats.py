@@ -15,7 +15,7 @@ from released.warm import WARM
 
 from headrace import ConfigError, OptionError
 from headrace.engine.bench.random_weights import random_llm
-from headrace.engine.memory.memory_plan import storage_of
+from headrace.engine.memory.deciding import storage_of
 from headrace.engine.planning import storage
 from headrace.loaders import model_source
 from headrace.loaders.architecture import catalogue

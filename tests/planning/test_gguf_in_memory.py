@@ -18,7 +18,7 @@ from refusals import refused
 from headrace.engine.bandwidth_model.hardware import parse
 from headrace.engine.bench.random_weights import random_llm
 from headrace.engine.ledger.passes import CPU_DRAM
-from headrace.engine.memory.memory_plan import storage_of
+from headrace.engine.memory.deciding import storage_of
 from headrace.engine.planning import of_headers
 from headrace.engine.planning.inspection import facts
 from headrace.engine.planning.options import Options

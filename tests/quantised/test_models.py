@@ -18,7 +18,7 @@ from headrace import LLM
 from headrace.engine.ledger.pass_bytes import EXPERTS
 from headrace.engine.ledger.passes import CPU_DRAM
 from headrace.engine.memory import kv_budget
-from headrace.engine.memory.memory_plan import storage_of
+from headrace.engine.memory.deciding import storage_of
 from headrace.engine.planning import plan
 from headrace.kernels.formats import KV_F32
 from headrace.loaders import model_source

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from headrace import LLM, kernels
 from headrace.engine.memory import kv_budget
-from headrace.engine.memory.memory_plan import storage_of
+from headrace.engine.memory.deciding import storage_of
 from headrace.engine.planning.plan import sizes
 from headrace.kernels.context import Context
 from headrace.kernels.formats import KV_F32

@@ -21,7 +21,7 @@ from headrace import LLM, CheckpointError, ConfigError, OptionError, SamplingPar
 from headrace.engine.bandwidth_model import reconcile
 from headrace.engine.bandwidth_model.profile import Profile
 from headrace.engine.ledger.passes import CPU_DRAM
-from headrace.engine.memory.memory_plan import MTP
+from headrace.engine.memory.required import MTP
 from headrace.engine.placement.placement import Tier
 from headrace.engine.speculation.lookup import PromptLookup
 from headrace.engine.speculation.mtp.drafter import MtpDrafter

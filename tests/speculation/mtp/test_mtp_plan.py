@@ -17,7 +17,7 @@ from headrace import OptionError
 from headrace.engine.bandwidth_model.machine_file import parse
 from headrace.engine.memory import mtp_rows
 from headrace.engine.memory.kv_budget import PageBytes
-from headrace.engine.memory.memory_plan import MTP
+from headrace.engine.memory.required import MTP
 from headrace.engine.model.kv_cache import PAGE
 from headrace.engine.placement.placement import Tier
 from headrace.engine.planning.options import Options

@@ -12,7 +12,7 @@ from refusals import refused
 
 from headrace import ConfigError, SamplingParams
 from headrace.engine.bench.random_weights import random_llm
-from headrace.engine.memory.memory_plan import MTP
+from headrace.engine.memory.required import MTP
 from headrace.engine.placement.placement import Tier
 
 Checkpoints = Callable[[str], Path]
