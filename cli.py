@@ -33,8 +33,8 @@ from .engine.config import EngineConfig, SamplingParams
 from .engine.planning.options import Options
 from .engine.server.settings import ServerSettings
 from .engine.terminal import output
-from .engine.terminal.arguments import HUB, a_file, json_flag, model_argument
-from .engine.terminal.chat_options import ChatOptions
+from .engine.terminal.arguments import HUB, MODEL, a_file, json_flag, model_argument
+from .engine.terminal.chat_options import ChatOptions, prompt_of
 from .engine.terminal.load import load_model
 from .engine.terminal.options import Command, Group, Values, takes
 from .engine.terminal.trace.group import trace
@@ -57,12 +57,11 @@ def app() -> None:
 
 
 command: Callable[[Callable[..., Any]], click.Command] = app.command(cls=Command)
-app.add_command(trace)
 
 
 @command
 @model_argument
-@click.argument("prompts", metavar="[PROMPTS]...", nargs=-1, help="text to complete")
+@click.argument("prompts", metavar="[PROMPTS]...", nargs=-1, help="text to complete; -: standard input")
 @takes(ChatOptions, "talk")
 @takes(SamplingParams, "sampling")
 @takes(EngineConfig, "config")
@@ -86,7 +85,7 @@ def generate(
     params = SamplingParams(**sampling)
     if ledger is not None:
         Ledger.check_path(ledger)
-    prompts = tuple(map(output.typed, prompts))
+    prompts = tuple(map(prompt_of, prompts))
     asked: list[Any] = []
 
     def check(admission: Any) -> None:
@@ -212,7 +211,7 @@ def measure(config: Values, rounds: int, quick: bool, formats: str, as_json: boo
 
 
 @command
-@click.argument("model", metavar="[MODEL]", required=False, help="directory, hub id, or 'demo'; none with --from alone")
+@click.argument("model", metavar="[MODEL]", required=False, help=f"{MODEL}; none with --from alone")
 @takes(Grid, "grid")
 @random_weights_flag
 @click.option("--layers", metavar="N", type=int, default=None, help="with --random-weights: so many layers only")
@@ -326,6 +325,9 @@ def inspect(model: str, as_json: bool, where: Values) -> int:
     return inspect_command.show(model, where, as_json=as_json)
 
 
+app.add_command(trace)
+
+
 def main() -> None:
     """Runs the command line; errors that a user can mend are one short line, without a traceback."""
     output.settle()
@@ -338,6 +340,9 @@ def _status() -> int:
         return int(app(prog_name="headrace", standalone_mode=False) or 0)
     except HeadraceError as error:
         return output.fail(str(error))
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()  # the whole help, on lines of its own
+        return error.exit_code
     except click.ClickException as error:
         error.message = short(visible(error.message))  # type: ignore[misc]
         error.show()

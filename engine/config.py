@@ -20,7 +20,7 @@ from ..kernels.formats import KV_FORMATS
 from ..loaders.quants.recipes import PACKED
 from . import ranges
 from .coerce import by_meaning
-from .option import COMMON, HOSTS, MODEL, PLACEMENT, SAMPLING, SPEED, file_or_text, number_or_text, option, words
+from .option import COMMON, HOSTS, MODEL, PLACEMENT, SAMPLING, SPEED, file_or_text, lower, number_or_text, option, words
 from .placement import hosts_asked
 from .placement import placement as placing
 from .placement.placement import Policy
@@ -54,12 +54,14 @@ class EngineConfig:
     is float32 where dtype is, and bf16. Raises OptionError for a value that cannot be used.
     """
 
-    expert_format: str = option("native", COMMON, "FORMAT", f"of the routed experts: {FORMATS_HELP}")
+    expert_format: str = option("native", COMMON, "FORMAT", f"of the routed experts: {FORMATS_HELP}", read=lower)
     placement: str | Path | None = option(
         None, COMMON, "WHERE", f"where the routed experts lie: {placing.PLACES}, NAME.json (docs/placement.md)"
     )
 
-    dense_format: str = option("native", MODEL, "FORMAT", f"of attention, shared experts and head: {FORMATS_HELP}")
+    dense_format: str = option(
+        "native", MODEL, "FORMAT", f"of attention, shared experts and head: {FORMATS_HELP}", read=lower
+    )
     dtype: str = option("auto", MODEL, "TYPE", "what 'native' means: auto (as stored), float32 or bfloat16")
     experts_per_token: int | None = option(
         None, MODEL, "N", "experts that a token uses, from 1 to twice the trained number; default that"
@@ -175,6 +177,7 @@ class EngineConfig:
         self._check_hosts(asked)
         ranges.choice("handoff", self.handoff, ["auto", *HANDOFFS])
         self._check_cpu(asked)
+        placing.check_file(self.asked_placement)
         ranges.between("vram_limit", self.vram_limit, 0.001)
         ranges.count_or("stream_from", self.stream_from, 1, ["auto", "never"])
         self._check_policy(asked)
@@ -294,10 +297,16 @@ class EngineConfig:
     @property
     def wants_gpu(self) -> bool:
         """Whether an option can only be meant for a GPU."""
-        said = [self.cpu_moe, self.n_cpu_moe, self.placement, self.policy, *(getattr(self, name) for name in GPU_ALONE)]
-        chosen = [one != "auto" for one in (self.stream_from, self.handoff)]
-        asked = any(one is not None and one is not False for one in said) or any(chosen)
-        return not self.is_on_cpu and asked
+        return bool(self.gpu_option)
+
+    @property
+    def gpu_option(self) -> str:
+        """The first option that can only be meant for a GPU, as "placement 'gpu'"; "" where there is none."""
+        names = ("cpu_moe", "n_cpu_moe", "placement", "policy", *GPU_ALONE)
+        said = [name for name in names if getattr(self, name) not in (None, False)]
+        said += [name for name in ("stream_from", "handoff") if getattr(self, name) != "auto"]
+        value = getattr(self, said[0]) if said else None
+        return "" if self.is_on_cpu or not said else said[0] if value is True else f"{said[0]} {value!r}"
 
     @property
     def wants_graphs(self) -> bool:

@@ -129,9 +129,11 @@ class LLM:
         name, config = self.config.speculate, self.config
         if name in ("auto", "off", "lookup", "mtp") or config.trace is not None:
             return None
+        found = EngineConfig(speculate="off", device="cpu", offline=config.offline, cache_dir=config.cache_dir)
+        trained = CheckpointFiles(name).open(found, {}, True).spec.context  # longer texts get no drafts
         return LLM(
             name, speculate="off", device="cpu", kernels=config.kernels, threads=config.threads, no_measure=True,
-            max_context=config.max_context or DRAFT_CONTEXT, max_sequences=config.max_sequences,
+            max_context=min(config.max_context or DRAFT_CONTEXT, trained), max_sequences=config.max_sequences,
             offline=config.offline, cache_dir=config.cache_dir,
         )  # fmt: skip
 

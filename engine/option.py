@@ -65,6 +65,11 @@ def words(_: str, text: str) -> tuple[str, ...]:
     return tuple(word for word in text.split(",") if word)
 
 
+def lower(_: str, text: str) -> str:
+    """A format's name, which others write in capitals: Q4_K_M."""
+    return text.lower()
+
+
 def number_or_text(_: str, text: str | None) -> int | str | None:
     """A whole number as such."""
     return int(text) if text is not None and text.isascii() and text.isdigit() else text

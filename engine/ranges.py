@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 
-from ..errors import OptionError, brief
+from ..errors import OptionError, brief, listed
 from ..kernels import limits
+from .placement.placement import nearest
+
+MOST = 14  # words of a list in a message
 
 
 def choice(name: str, value: object, choices: list[str]) -> None:
     """Raises OptionError for a value that is none of these."""
     if value not in choices:
-        raise OptionError(f"{name} is {brief(value)}; choose one of {', '.join(choices)}")
+        hint = nearest(str(value).lower(), choices)
+        raise OptionError(f"{name} is {brief(value)}{hint}; choose one of {listed(choices, MOST)}")
 
 
 def between(name: str, value: float | None, least: float, most: float = math.inf) -> None:

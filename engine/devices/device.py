@@ -29,6 +29,7 @@ from .cuda_driver import take_more_queues
 NO_TRITON = "its kernels need Triton, which is not installed: pip install 'headrace[gpu]'"
 OLDEST = (8, 0)  # compute capability that the kernels are written for
 INSTALL = "install a CUDA build of torch, or take --device cpu (--device simulated tries a placement in RAM)"
+WITHOUT = "install a CUDA build of torch, leave the option out, or try it in RAM with --device simulated"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,11 +141,12 @@ def _simulated(tier: Tier, config: EngineConfig, host: Device) -> Device:
 def _gpus(config: EngineConfig, count: int) -> list[Device]:
     """The GPU that was asked for, and the next one if two are wanted and there."""
     take_more_queues()
-    asked = f"device is {config.device!r}" if config.device != "auto" else "these options need a GPU"
+    asked = f"device is {config.device!r}" if config.device != "auto" else f"{config.gpu_option} needs a GPU"
     there = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if not there:
         build = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built for the CPU alone"
-        raise OptionError(f"{asked}, but torch ({torch.__version__}, {build}) sees no GPU here: {INSTALL}")
+        remedy = INSTALL if config.device != "auto" else WITHOUT
+        raise OptionError(f"{asked}, but torch ({torch.__version__}, {build}) sees no GPU here: {remedy}")
     first = int(config.device.partition(":")[2] or 0)
     if first >= there:
         raise OptionError(f"{asked}, but torch sees {there} GPU(s), cuda:0 to cuda:{there - 1}: choose one of them")

@@ -213,8 +213,8 @@ class Admission:
             raise ContextOverflow(f"the prompt has {prompt} tokens, the context holds {limit}: {self._remedy()}")
         if longest > limit + 1:  # the last new token is never written to the cache
             raise ContextOverflow(
-                f"{prompt} prompt tokens and {new} new ones are {longest}, the context holds {limit}: "
-                f"lower max_new_tokens to {limit + 1 - prompt} or less, or {self._remedy()}"
+                f"{prompt} prompt token{'s' * (prompt != 1)} and {new} new ones are {longest}, the context holds "
+                f"{limit}: lower max_new_tokens to {limit + 1 - prompt} or less, or {self._remedy()}"
             )
 
     def _remedy(self) -> str:

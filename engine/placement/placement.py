@@ -193,6 +193,12 @@ def parse(text: str) -> Policy:
     raise OptionError(f"--placement is {text!r}{nearest(word, [*simple, 'n-cpu-moe'])}; {CHOICES}")
 
 
+def check_file(policy: Policy) -> None:
+    """Raises OptionError for a policy of a file that is not there."""
+    if policy.file is not None and not policy.file.exists():
+        raise OptionError(f"cannot read the placement {policy.file}: there is no such file; {CHOICES}")
+
+
 PLACES = "auto, cpu, disk, hosts, gpu, cpu-moe, n-cpu-moe=N"
 CHOICES = f"there are {PLACES}, and a file NAME.json"
 

@@ -20,5 +20,6 @@ def a_file(*names: str, help: str, panel: str | None = None, repeats: bool = Fal
     return click.option(*names, metavar="FILE", type=Path, default=None, cls=FieldOption, panel=panel, **more)
 
 
-model_argument = click.argument("model", metavar="MODEL", help="directory, hub id, or 'demo'")
+MODEL = "directory, GGUF file, hub id, or 'demo'"
+model_argument = click.argument("model", metavar="MODEL", help=MODEL)
 json_flag = click.option("--json", "as_json", is_flag=True, help="print one JSON object instead of text and tables")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,8 +14,11 @@ from ...errors import OptionError
 from ...loaders.tokens.dialects import families
 from ...loaders.tokens.template_files import named_or_in_file
 from ..option import COMMON, option
+from . import output
 
 CHAT = "Chat"  # a panel of --help
+STANDARD_INPUT = "-"
+MOST_INPUT = 64 << 20  # bytes: more than any context holds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +38,9 @@ class ChatOptions:
     def check(self, prompts: Sequence[str], as_json: bool) -> None:
         """Raises OptionError unless this goes with the prompts and the output that were asked for, and can be read."""
         if not prompts and not self.interactive and self.messages is None:
-            raise OptionError('no prompt: headrace generate MODEL "text", or -i for a chat')
+            raise OptionError(
+                'no prompt: headrace generate MODEL "text", - to read it from standard input, or -i for a chat'
+            )
         if self.interactive and (prompts or as_json):
             odd = "PROMPTS" if prompts else "--json"
             raise OptionError(f"-i asks for prompts and prints text as it comes: leave out {odd}")
@@ -86,6 +92,22 @@ class ChatOptions:
         if self.messages is not None and not isinstance(found.get("messages"), list):
             raise OptionError(f'--messages: {self.messages} holds no list of messages, nor an object with "messages"')
         return found
+
+
+def prompt_of(argument: str) -> str:
+    """The prompt that an argument says: the text itself, or "-" for standard input, without its last line break.
+
+    Raises OptionError for input without end, or without text."""
+    if argument != STANDARD_INPUT:
+        return output.typed(argument)
+    stream = getattr(sys.stdin, "buffer", sys.stdin)  # bytes are UTF-8, whatever the locale is
+    data = stream.read(MOST_INPUT + 1)
+    if len(data) > MOST_INPUT:
+        raise OptionError(f"standard input has more than {MOST_INPUT >> 20} MiB: give a prompt that a context holds")
+    text = data.decode(errors="replace") if isinstance(data, bytes) else data
+    if not (text := text.removesuffix("\n").removesuffix("\r")):
+        raise OptionError("the prompt is '-' and standard input is empty: pipe text into it, or give the text itself")
+    return text
 
 
 def _argument(text: str) -> tuple[str, Any]:

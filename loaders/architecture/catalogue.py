@@ -44,6 +44,11 @@ def find(name: str) -> Model:
     raise KeyError(name)
 
 
+def aliases(name: str) -> tuple[str, ...]:
+    """Names of checkpoints on the hub that the entry of that name stands for; KeyError if there is none."""
+    return tuple(_entries()[find(name).name]["aliases"])
+
+
 def nearest(name: str) -> list[str]:
     """Names of the catalogue that look like `name`."""
     by_lower = {key.lower(): key for key in _entries()}

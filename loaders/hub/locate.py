@@ -23,6 +23,7 @@ from huggingface_hub import HfApi, constants
 
 from ...errors import HubError
 from .. import regular
+from ..architecture import catalogue
 from ..families.quantisation import BESIDE
 from ..files import recognise
 from ..files.gguf_models import GgufModel
@@ -102,7 +103,11 @@ def _local(model: str) -> Path | None:
     path, quant = in_folder(model)
     if path is None:
         if not model or model.startswith(("./", "../", "/", "~")) or "\\" in model:
-            raise HubError(f"there is no directory {model!r}: check the path, or give a name on the hub (org/name)")
+            kind = "file" if is_gguf(Path(model)) else "directory"
+            raise HubError(f"there is no {kind} {model!r}: check the path, or give a name on the hub (org/name)")
+        if "/" not in model and (is_gguf(Path(model)) or _alias(model)):
+            meant = f"did you mean {_alias(model)}?" if _alias(model) else "check the spelling"
+            raise HubError(f"{model!r} is no directory, no file and no name on the hub (org/name): {meant}")
         return None
     if path.is_file() and is_gguf(path):
         return first_part(path)
@@ -118,6 +123,14 @@ def _local(model: str) -> Path | None:
         + (recognise.what_folder(path) or "give the directory that has it")
         + "; if you mean a model on the hub with that name, run from another directory"
     )
+
+
+def _alias(model: str) -> str:
+    """The checkpoint on the hub that a model of the catalogue stands for; "" where there is none."""
+    try:
+        return next((one for one in catalogue.aliases(model.partition(":")[0]) if "/" in one), "")
+    except KeyError:
+        return ""
 
 
 # What of a repo is needed

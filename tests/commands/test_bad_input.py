@@ -122,8 +122,9 @@ def test_memory_message_has_every_need_in_gb() -> None:
     [
         ({"kernels": "cuda"}, ["kernels", "'cuda'", "cpu, reference"]),
         ({"dtype": "int8"}, ["dtype", "'int8'", "bfloat16"]),
-        ({"expert_format": "q5_k_x"}, ["expert_format", "'q5_k_x'", "q4_0", "q5_k_m"]),
-        ({"dense_format": "Q4_0"}, ["dense_format", "'Q4_0'", "q4_0"]),
+        ({"expert_format": "q5_k_x"}, ["expert_format", "'q5_k_x'", "q4_0", "did you mean q5_k_s?"]),
+        ({"dense_format": "Q4_0"}, ["dense_format", "'Q4_0'", "did you mean q4_0?"]),
+        ({"expert_format": "q4km"}, ["did you mean q4_k_m?", "native, f32", "more"]),
         ({"threads": 0}, ["threads is 0", "at least 1"]),
         ({"max_context": 0}, ["max_context is 0", "at least 1"]),
         ({"prefill_chunk": -1}, ["prefill_chunk is -1", "at least 1"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import re
@@ -23,7 +24,7 @@ from headrace import cli
 from headrace.engine.bandwidth_model import profile as profiles
 from headrace.engine.bandwidth_model.profile import Profile
 from headrace.engine.measure.kernel_rates import USUAL
-from headrace.engine.terminal import generate_command, generate_report
+from headrace.engine.terminal import chat_options, generate_command, generate_report
 from headrace.kernels.context import Context
 
 # (exit status, standard output, standard error) of a command
@@ -79,6 +80,27 @@ def test_json_is_one_object(run: Run, talker: Path) -> None:
     assert found["predicted_tok_s"] == pytest.approx(1e10 / groups["total"], rel=1e-3)
     measured_ms = 1e3 / found["decode_tok_s"]
     assert found["residual_ms"] == pytest.approx(measured_ms - 1e3 / found["predicted_tok_s"], abs=1e-2)
+
+
+@pytest.mark.parametrize(("held", "text"), [("Hello", "Hello"), ("Hello\r\n", "Hello"), ("Hello\n\n", "Hello\n")])
+def test_a_prompt_of_standard_input(held: str, text: str, run: Run, talker: Path) -> None:
+    how = ("-n", 4, "--ignore-eos", "--json")
+    piped, said = run("generate", talker, "-", *how, stdin=held), run("generate", talker, text, *how)
+    assert json.loads(piped[1])["prompt_tokens"] == json.loads(said[1])["prompt_tokens"]
+    assert json.loads(piped[1])["text"] == json.loads(said[1])["text"]
+
+
+def test_bytes_of_standard_input_are_utf8(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("日本\n".encode()), encoding="ascii"))
+    assert chat_options.prompt_of("-") == "日本"
+
+
+@pytest.mark.parametrize(("held", "said"), [("", "is empty"), ("\n", "is empty"), ("x" * 101, "more than")])
+def test_standard_input_that_is_no_prompt(held: str, said: str, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat_options, "MOST_INPUT", 100)
+    status, _, err = run("generate", "nowhere", "-", stdin=held)
+    assert status == 1
+    assert said in err
 
 
 def test_several_prompts_are_one_batch(run: Run, talker: Path, tmp_path: Path) -> None:
@@ -235,6 +257,15 @@ def test_help_lists_every_command(run: Run) -> None:
     status, out, _ = run("--help")
     assert status == 0
     assert all(f"  {command.split()[0]} " in out for command in COMMANDS)
+    assert out.index("  generate ") < out.index("  serve ") < out.index("  trace ")
+
+
+@pytest.mark.parametrize("group", [(), ("trace",)])
+def test_without_a_command_help_is_whole(group: tuple[str, ...], run: Run) -> None:
+    status, out, err = run(*group)
+    assert (status, out) == (2, "")
+    assert err == run(*group, "--help")[1]
+    assert len(err.splitlines()) > 10
 
 
 @pytest.mark.parametrize(

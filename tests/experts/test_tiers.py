@@ -256,7 +256,10 @@ def test_memory_that_is_not_there() -> None:
     ("options", "message"),
     [
         ({"device": "cuda"}, "sees no GPU here: install a CUDA build"),
-        ({"cpu_moe": True}, "these options need a GPU, but torch"),
+        ({"cpu_moe": True}, "cpu_moe needs a GPU, but torch .* leave the option out"),
+        ({"placement": "gpu"}, "placement 'gpu' needs a GPU, but torch"),
+        ({"policy": "lru"}, "policy 'lru' needs a GPU, but torch"),
+        ({"placement": "no.json"}, "cannot read the placement no.json"),
         ({"device": "cuda:3"}, "device is 'cuda:3', but torch"),
         ({"device": "simulated", "n_cpu_moe": 8}, "n_cpu_moe is 8, this model has 7 layers"),
         ({"device": "simulated", "max_context": 10**6}, "max_context is 1000000, this model allows"),

@@ -62,6 +62,19 @@ def test_no_such_revision(hub: FakeHub, cache: Path) -> None:
     assert "/org/tiny-moe/tree/main" in said
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("nosuch.gguf", "'nosuch.gguf' is no directory, no file and no name on the hub (org/name): check the spelling"),
+        ("./nosuch.gguf", "there is no file './nosuch.gguf'"),
+        ("qwen3-30b-a3b", "did you mean Qwen/Qwen3-30B-A3B?"),
+    ],
+)
+def test_what_can_be_no_name_on_the_hub_is_not_looked_for(hub: FakeHub, cache: Path, name: str, said: str) -> None:
+    hub.status = 503  # whoever asks gets another error
+    assert said in refusal(cache, name)
+
+
 # No network
 
 

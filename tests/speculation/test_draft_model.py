@@ -59,6 +59,16 @@ def test_a_text_longer_than_its_context_gets_no_draft(plain: list[list[list[int]
     assert not any(one.drafted for one in passes if one.context > 72)
 
 
+def test_a_model_of_a_shorter_context_drafts(
+    plain: list[list[list[int]]], checkpoints: Checkpoints, tmp_path: Path
+) -> None:
+    tiny.build("qwen3_moe", tmp_path, max_position_embeddings=96)
+    with LLM(str(checkpoints("qwen3_moe")), **OPTIONS, speculate=str(tmp_path)) as llm:
+        drafter = llm.loop.drafts.speculation.drafter  # type: ignore[union-attr]
+        assert drafter.max_context == 96  # type: ignore[attr-defined]
+        assert llm.generate([PROMPTS[0]], HOW[0])[0].token_ids == plain[0][0]
+
+
 def test_a_model_that_cannot_draft_is_refused(checkpoints: Checkpoints, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="recurrent states, which refused tokens would spoil"):
         LLM(str(checkpoints("qwen3_moe")), **OPTIONS, speculate=str(checkpoints("qwen3_next")))

@@ -107,10 +107,9 @@ def cache_line(plan: Plan) -> str:
     state = f" and {size(STATE_WIDTH * model.state_elements)} of state" if model.state_elements else ""
     kept = size(plan.kept)
     kind = "" if plan.options.kv_format == "bf16" else f" as {plan.options.kv_format}"
-    return (
-        f"a sequence of {context} tokens keeps {kept} in the cache{kind}{state} "
-        f"({plan.options.batch} sequences: {size(sum(plan.demand.cache))})"
-    )
+    batch = plan.options.batch
+    together = f" ({batch} sequences: {size(sum(plan.demand.cache))})" if batch > 1 else ""
+    return f"a sequence of {context} tokens keeps {kept} in the cache{kind}{state}{together}"
 
 
 def machine_table(plan: Plan) -> Table:
