@@ -29,6 +29,12 @@ class Strangers:
         wall, used = (now - start for now, start in zip(self._now(), self.start, strict=True))
         return round(max(0.0, used) / max(wall, 1e-9), 2)
 
+    def were_in_the_way(self) -> float:
+        """The cores that others took, if they slowed a run down; 0 for one too short to tell: a clock of the system ticks
+        every 10 ms."""
+        cores = self.cores()
+        return cores if are_in_the_way(cores) and time.perf_counter() - self.start[0] >= LOOK_S else 0.0
+
 
 def are_in_the_way(cores: float) -> bool:
     """Whether others who take so many cores slow a measurement down by more than it is off anyway."""

@@ -26,6 +26,7 @@ from headrace.engine.devices import device
 from headrace.engine.devices.device import ram
 from headrace.engine.experts.offload_plan import NONE
 from headrace.engine.llm import LLM
+from headrace.engine.measure import other_load
 from headrace.engine.memory import pinned
 from headrace.engine.model.kv_cache import PAGE
 from headrace.engine.placement.placement import Tier
@@ -298,6 +299,18 @@ def test_bench_refuses(run: Run, options: tuple[Any, ...], message: str) -> None
     status, _, err = run("bench", "demo", *options)
     assert status == 1
     assert message in folded(err)
+
+
+@pytest.mark.parametrize(("cores", "is_said"), [(1.5, True), (0.0, False)])
+def test_others_that_compute_meanwhile_are_said(
+    cores: float, is_said: bool, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(other_load.Strangers, "cores", lambda _: cores)
+    monkeypatch.setattr(other_load, "LOOK_S", 0.0)
+    status, _, err = run("bench", "demo", "-p", 0, "-n", 2, "-r", 1, "--json", tmp_path / "a.json")
+    assert status == 0
+    assert ("other processes took 1.5 cores meanwhile, so that these speeds are too low" in folded(err)) == is_said
+    assert json.loads((tmp_path / "a.json").read_text())["busy"] == cores
 
 
 def test_doctor_on_the_command_line(run: Run, profile: Profile, tmp_path: Path) -> None:

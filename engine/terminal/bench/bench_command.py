@@ -14,6 +14,7 @@ from ...bench import bench
 from ...bench.grid import Grid
 from ...bench.random_weights import random_llm
 from ...llm import LLM
+from ...measure import other_load
 from .. import generate_command, generate_report
 from ..tables import Screen
 from . import bench_curves, bench_drafts, bench_plot, bench_report
@@ -52,6 +53,7 @@ def run(
     """Runs the tests on the model as each placement loads it, one at a time, and shows them; returns the exit status, 1
     if a test became slower than in `old`. plot: draws the result."""
     rows: list[bench.Row] = []
+    busy = 0.0
     llm: LLM | None = None
     profile: Profile | None = None
     for placement in tests.placements:
@@ -60,14 +62,21 @@ def run(
         llm = load_as(placement)
         profile = generate_command.ensure_profile(llm, before=profile)
         llm.predictions.tell = lambda text: None  # the table shows it
+        others = other_load.Strangers()
         rows += bench.run(llm, tests, placement, lambda text: generate_command.say(text, "dim"))
+        busy = max(busy, others.were_in_the_way())
         if llm.recorder is not None:
             llm.close()
     assert llm is not None, "no placement"
-    found = bench_report.as_json(llm, model, rows)
+    found = bench_report.as_json(llm, model, rows, busy)
     if save_to is not None:
         bench_report.save(found, save_to)
     _show(llm, rows)
+    if busy:
+        generate_command.say(
+            f"other processes took {busy:.1f} cores meanwhile, so that these speeds are too low: run it again when "
+            "nothing else runs"
+        )
     if plot is not None:
         plot(found)
     if old is None:

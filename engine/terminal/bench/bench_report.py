@@ -114,8 +114,9 @@ def remarks(llm: LLM) -> list[str]:
     return found
 
 
-def as_json(llm: LLM, model: str, rows: list[Row]) -> dict[str, Any]:
-    """Everything about a run; rates are tokens per second, bytes and times per token."""
+def as_json(llm: LLM, model: str, rows: list[Row], busy: float) -> dict[str, Any]:
+    """Everything about a run; rates are tokens per second, bytes and times per token. busy: cores that other processes
+    took meanwhile."""
     return {
         "model": model,
         "family": llm.spec.family,
@@ -130,6 +131,7 @@ def as_json(llm: LLM, model: str, rows: list[Row]) -> dict[str, Any]:
         if llm.predictions.profile is None
         else {"date": llm.predictions.profile.date, "stream": llm.predictions.profile.stream},
         "speculate": llm.config.speculate,
+        "busy": busy,
         "rows": [_row_as_json(row) for row in rows],
         "passport": passport(llm.parts.context),
     }
