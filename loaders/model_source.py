@@ -7,7 +7,7 @@ ranged requests, never a weight. Nothing here imports torch.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,16 @@ from .files import gguf_set, weight_files
 from .files.gguf_header import Header
 from .files.headers import Stored
 from .gguf.model import describe
-from .hub.local import DEMO, DEMO_DIRECTORY, in_folder, model_or_gguf
+from .hub.local import CONVERTED, DEMO, DEMO_DIRECTORY, in_folder, model_or_gguf
+from .quants import of_config as by_config
+from .quants.quant import Quant
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
     """A model that can be planned. `tensors` None: there are no headers, so bytes are computed; `notes`: what a reader
     of the plan should know. gguf: the metadata of a GGUF model; place: the folder with the files of another, as far as
-    they are here."""
+    they are here; conversion: what headrace.json says, of what `headrace convert` wrote."""
 
     name: str
     config: dict[str, Any]
@@ -38,6 +40,13 @@ class Source:
     notes: tuple[str, ...] = ()
     gguf: Mapping[str, Any] | None = None
     place: Path | None = None
+    conversion: Mapping[str, Any] | None = None
+
+    def native(self) -> Quant:
+        """The encodings that its weights have. Raises ConfigError where the config does not say them."""
+        if self.conversion is None:
+            return by_config.native(self.config, self.name)
+        return by_config.of_conversion(self.conversion, self.name, self.described.architecture.tied_head)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +139,12 @@ def _of_directory(path: Path, quant: str, look: _Look) -> Source:
     notes = (f"the model is in {inner}",) if inner != path else ()
     config = with_file_beside(ConfigReader.open(inner / "config.json").values, inner)
     tensors = weight_files.headers_of(inner) or None
-    return of_config(config, str(inner / "config.json"), str(inner), tensors, notes, inner, look.dense)
+    source = of_config(config, str(inner / "config.json"), str(inner), tensors, notes, inner, look.dense)
+    if not (inner / CONVERTED).is_file():
+        return source
+    conversion = ConfigReader.open(inner / CONVERTED).values
+    note = f"headrace convert wrote it, from {conversion.get('source')}"
+    return replace(source, tensors=None, conversion=conversion, notes=(*source.notes, note))
 
 
 def _of_catalogue(model: str) -> Source:

@@ -30,7 +30,7 @@ class Strangers:
         return round(max(0.0, used) / max(wall, 1e-9), 2)
 
     def were_in_the_way(self) -> float:
-        """The cores that others took, if they slowed a run down; 0 for one too short to tell: a clock of the system ticks
+        """The cores that others took, if they slowed a run down; 0 for one too short to tell: system clocks tick
         every 10 ms."""
         cores = self.cores()
         return cores if are_in_the_way(cores) and time.perf_counter() - self.start[0] >= LOOK_S else 0.0

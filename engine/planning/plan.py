@@ -16,7 +16,7 @@ from ...loaders.families import quantisation
 from ...loaders.families.config_reader import ConfigReader
 from ...loaders.families.quantisation import Quantisation
 from ...loaders.model_source import Source
-from ...loaders.quants import of_config, of_text
+from ...loaders.quants import of_text
 from ...loaders.quants.encodings import ENCODINGS
 from ...loaders.quants.quant import Quant
 from ..bandwidth_model.flop_counts import STATE_WIDTH
@@ -197,7 +197,7 @@ def sizes(source: Source, text: str) -> tuple[Storage, Quant]:
     model = source.described.architecture
     is_native = text.strip().lower() == "native"
     try:
-        native = of_config.native(source.config, source.name)
+        native = source.native()
     except ConfigError:
         if is_native and source.tensors is None:
             raise

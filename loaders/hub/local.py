@@ -11,6 +11,7 @@ from ..files.recognise import is_named
 DEMO = "demo"
 DEMO_DIRECTORY = Path(__file__).parent.parent.parent / "demo" / "model"
 CONFIG = "config.json"
+CONVERTED = "headrace.json"  # of what `headrace convert` wrote
 
 
 def existing(model: str) -> Path | None:

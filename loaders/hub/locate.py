@@ -32,8 +32,8 @@ from ..files.headers import INDEX
 from . import names
 from .download import Repo, fetch_all, folder_of, library_bars, persist
 from .errors import explained
-from .local import CONFIG, DEMO, DEMO_DIRECTORY, first_part, in_folder, model_or_gguf
-from .names import CONVERTED, HubName
+from .local import CONFIG, CONVERTED, DEMO, DEMO_DIRECTORY, first_part, in_folder, model_or_gguf
+from .names import HubName
 
 log = logging.getLogger("headrace")
 

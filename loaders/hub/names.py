@@ -25,9 +25,8 @@ from ..files.gguf_models import GgufModel
 from ..files.gguf_set import SUFFIX
 from ..files.headers import INDEX
 from ..files.weight_files import INDICES, ranked, several
-from .local import CONFIG
+from .local import CONFIG, CONVERTED
 
-CONVERTED = "headrace.json"
 SITE = re.compile(r"(?:https?://)?(?:www\.)?(?:hf\.co|huggingface\.co)/")
 VIEW = re.compile(r"/(?:blob|resolve|tree)/main(?=/|$)")
 

@@ -38,6 +38,14 @@ OUTSIDE = {"head": ("lm_head", "output", "head"), "embedding": ("model.embed_tok
 # Prefixes of a text model inside a wrapper.
 WRAPPED = re.compile(r"^(?:model\.)?(?:language_model|text_model|thinker)\.(?:model\.)?(?=layers\.|embed|norm)")
 REGEX = re.compile(r"[\\^$|\[(+]|\.\*")
+# By the role of a packed tensor in a layer (`Formats.own`).
+PART_NAMES = {
+    "q": "attn_q", "k": "attn_k", "v": "attn_v", "o": "attn_output", "gate": "ffn_gate", "up": "ffn_up",
+    "down": "ffn_down", "mlp_gate": "ffn_gate", "mlp_up": "ffn_up", "mlp_down": "ffn_down", "attn_gate": "attn_gate",
+    "q_a": "attn_q_a", "kv_a": "attn_kv_a_mqa", "k_up": "attn_k_b", "v_up": "attn_v_b", "delta_qkv": "attn_qkv",
+    "z": "attn_gate", "delta_o": "ssm_out", "conv_rows": "in_proj", "conv_o": "out_proj", "space_rows": "ssm_in",
+    "space_o": "ssm_out", "eh_proj": "nextn.eh_proj",
+}  # fmt: skip
 
 
 def names(part: Part, place: Place) -> list[str]:

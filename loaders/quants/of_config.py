@@ -17,10 +17,11 @@ from ..families.quantisation import KEYS
 from . import methods
 from .encodings import ENCODINGS, Encoding, by_numbers
 from .methods import Scheme
-from .module_names import Modules
+from .module_names import PART_NAMES, Modules
 from .numbers import GROUP, bits_of, by_name, group_of, is_symmetric, number, skipped
 from .quant import Place, Quant, Special
 
+ROUTED = ("gate", "up", "down")  # roles of the matrices of routed experts
 PLAIN = {"float32": "f32", "float16": "f16", "half": "f16"}
 
 
@@ -47,6 +48,24 @@ def native(config: Mapping[str, Any], source: str) -> Quant:
         special=special,
         notes=notes,
     )
+
+
+def of_conversion(manifest: Mapping[str, Any], source: str, tied_head: bool) -> Quant:
+    """The encodings of what `headrace convert` wrote, by its headrace.json. Raises ConfigError."""
+    try:
+        usual, own = manifest["formats"], manifest.get("own", {})
+        chosen = {place: ENCODINGS[name] for place, name in own.items()}
+        experts, dense, embed = (ENCODINGS[usual[group]] for group in ("experts", "dense", "embed"))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{source} is damaged ({error!r}): convert the model again") from error
+
+    def special(part: Part, place: Place) -> Encoding | None:
+        is_routed = part.group == "experts"
+        roles = (role for role, name in PART_NAMES.items() if name == part.name and (role in ROUTED) == is_routed)
+        return next((chosen[at] for role in roles if (at := f"{place.layer}.{role}") in chosen), None)
+
+    head = chosen.get("head", embed if tied_head else dense)
+    return Quant(experts=experts, dense=dense, head=head, embed=embed, special=special if chosen else None)
 
 
 def _scheme(q: Mapping[str, Any], config: Mapping[str, Any], source: str) -> tuple[Scheme, tuple[str, ...]]:

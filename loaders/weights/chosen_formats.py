@@ -22,6 +22,7 @@ from ..files.entry import Entry
 from ..quants import recipes
 from ..quants.encodings import SMALLER_BLOCKS
 from ..quants.in_memory import F32, as_loaded, most, usual
+from ..quants.module_names import PART_NAMES
 from ..quants.quant import Place
 from ..spec import ModelSpec
 from .model_weights import Formats
@@ -32,13 +33,6 @@ Group = Literal["experts", "dense", "embed"]
 GROUPS: tuple[Group, ...] = get_args(Group)
 OPTIONS = {"experts": "--expert-format", "dense": "--dense-format"}
 NAMES = tuple(dict.fromkeys(("native", *FORMATS, *recipes.PACKED)))
-PART_NAMES = {
-    "q": "attn_q", "k": "attn_k", "v": "attn_v", "o": "attn_output", "gate": "ffn_gate", "up": "ffn_up",
-    "down": "ffn_down", "mlp_gate": "ffn_gate", "mlp_up": "ffn_up", "mlp_down": "ffn_down", "attn_gate": "attn_gate",
-    "q_a": "attn_q_a", "kv_a": "attn_kv_a_mqa", "k_up": "attn_k_b", "v_up": "attn_v_b", "delta_qkv": "attn_qkv",
-    "z": "attn_gate", "delta_o": "ssm_out", "conv_rows": "in_proj", "conv_o": "out_proj", "space_rows": "ssm_in",
-    "space_o": "ssm_out", "eh_proj": "nextn.eh_proj",
-}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

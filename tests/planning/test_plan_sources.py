@@ -15,13 +15,15 @@ from fake_hub import FakeHub
 from refusals import edit_json, refused
 from tiny_gguf import write_gguf
 
-from headrace import CheckpointError, ConfigError, HubError
+from headrace import LLM, CheckpointError, ConfigError, HubError
+from headrace.engine.planning.inspection import facts
 from headrace.engine.planning.of_headers import of_headers
 from headrace.engine.planning.plan import sizes
 from headrace.loaders import model_source
 from headrace.loaders.architecture.tensor_names import place
 from headrace.loaders.files import gguf_header, headers, weight_files
 from headrace.loaders.files.headers import Stored
+from headrace.loaders.weights import converted
 
 
 def file_bytes(directory: Path) -> int:
@@ -60,6 +62,43 @@ def test_weights_of_another_model_are_refused(make: Callable[..., Path]) -> None
     source = model_source.find(str(make("qwen3_moe", mlp_only_layers=[0, 1])))
     with refused(CheckpointError, "config and weights do not belong together"):
         sizes(source, "native")
+
+
+@pytest.mark.parametrize(
+    ("variant", "formats"),
+    [
+        ("qwen3_moe", {"expert_format": "q4_0"}),
+        ("qwen3_moe", {"expert_format": "q8_0", "dense_format": "q4_0"}),
+        ("qwen2_moe", {"expert_format": "q4_k_m", "dense_format": "q4_k_m"}),
+        ("mixtral", {"expert_format": "bf16", "dense_format": "q8_0"}),
+        ("deepseek_v3", {"expert_format": "f32"}),
+        ("demo", {"expert_format": "q4_k_m", "dense_format": "q4_k_m"}),
+    ],
+    ids=lambda one: one if isinstance(one, str) else "-".join(one.values()),
+)
+def test_a_conversion_has_the_bytes_of_its_file(
+    variant: str, formats: dict[str, str], checkpoints: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Its config.json is still that of the model it was made from."""
+    model = variant if variant == "demo" else str(checkpoints(variant))
+    with LLM(model, **formats, max_context=16, speculate="off", no_measure=True) as llm:
+        parts = llm.parts
+        converted.save(parts.checkpoint.directory, tmp_path / "to", parts.weights, parts.checkpoint.formats)
+    source = model_source.find(str(tmp_path / "to"))
+    assert sizes(source, "native")[0].in_memory == file_bytes(tmp_path / "to")
+    assert source.notes[-1].startswith("headrace convert wrote it")
+    runs = facts.make(source).runs
+    assert {run.format for run in runs if run.group == "experts"} == {
+        *parts.checkpoint.formats.names["experts"].split("/")
+    }
+
+
+def test_a_damaged_conversion_is_refused(make: Callable[..., Path]) -> None:
+    (directory := make("qwen3_moe")).joinpath("headrace.json").write_text(
+        '{"version": 1, "formats": {"experts": "q9"}}'
+    )
+    with refused(ConfigError, "is damaged", "convert the model again"):
+        sizes(model_source.find(str(directory)), "native")
 
 
 def test_unknown_keys_and_what_stops_a_run_are_said(make: Callable[..., Path]) -> None:

@@ -9,7 +9,6 @@ from ....errors import ConfigError
 from ....loaders.architecture.architecture import Architecture
 from ....loaders.families import quantisation
 from ....loaders.model_source import Source
-from ....loaders.quants import of_config
 from ....loaders.quants.quant import Quant
 from ...bandwidth_model.flop_counts import CACHE_WIDTH, STATE_WIDTH
 from ..plan import sizes
@@ -74,7 +73,7 @@ def make(source: Source) -> Facts:
     if source.tensors is not None:
         runs = stored.of_headers(source.tensors, model, quant)
     else:
-        runs = stored.computed(model, of_config.native(source.config, source.name))
+        runs = stored.computed(model, source.native())
     return Facts(
         source=source,
         storage=storage,
@@ -90,7 +89,7 @@ def _quant(source: Source) -> Quant | None:
     if not any(source.config.get(key) for key in quantisation.KEYS):
         return None
     try:
-        return of_config.native(source.config, source.name)
+        return source.native()
     except ConfigError:
         return None
 
