@@ -161,6 +161,9 @@ class Hardware:
         return (*self.gpus, *(d for d in (self.cpu, self.disk) if d is not None))
 
 
+MEMORY = re.compile(r"(ddr[345]|lpddr5x?|mrdimm)")
+
+
 @cache
 def parts() -> dict[str, dict[str, Any]]:
     """The catalogue, by name."""
@@ -175,7 +178,7 @@ def parse(text: str, this: Device | None = None) -> Hardware:
     CPU's, "this" is the CPU of this machine as it was measured. Raises OptionError for an unknown part, with the
     nearest names.
     """
-    words = [w.strip().lower() for w in text.split(",") if w.strip()]
+    words = [part for word in re.split("[,+]", text.lower()) if word.strip() for part in _apart(word.strip())]
     if not words:
         raise OptionError("--hardware is empty: name parts, as in 'rtx-3090, epyc-9005-8ch, 768gb'")
     gpus: list[Device] = []
@@ -198,6 +201,15 @@ def parse(text: str, this: Device | None = None) -> Hardware:
             else:
                 cpu = replace(device, bandwidth=device.bandwidth.times(count), nominal=device.nominal * count)
     return _assemble(text, gpus, cpu, disk, ram, cores)
+
+
+def _apart(word: str) -> list[str]:
+    """A CPU or its memory, and what stands behind it: "ddr5-6000-2ch 96gb 16cores". A GPU's memory is its own."""
+    match = re.fullmatch(r"(.*\S)\s+([\d.]+\s*[gt]b|\d+\s*-?cores)", word)
+    before = _apart(match[1]) if match else []
+    key = _key(re.sub(r"^\d+\s*x\s*", "", before[0])) if before else ""
+    has_ram = MEMORY.match(key) or parts().get(key, {}).get("kind") in ("cpu", "unified")
+    return [*before, match[2]] if match and has_ram else [word]
 
 
 def _assemble(
@@ -233,15 +245,23 @@ def _repeated(word: str) -> tuple[int, Device]:
     return count, part(name)
 
 
+def _key(name: str) -> str:
+    """A part's name as the catalogue spells it."""
+    return re.sub(r"[\s_]+", "-", name.strip().lower()).removeprefix("nvidia-").removeprefix("geforce-")
+
+
 def part(name: str) -> Device:
     """A part of the catalogue, or memory by channels; raises OptionError with the nearest names."""
-    key = re.sub(r"[\s_]+", "-", name.strip().lower()).removeprefix("nvidia-").removeprefix("geforce-")
-    if match := re.fullmatch(r"(ddr[345]|lpddr5x?|mrdimm)-(\d+)-(\d+)ch", key):
+    key = _key(name)
+    if match := re.fullmatch(rf"{MEMORY.pattern}-(\d+)-(\d+)ch", key):
         speed, channels = int(match[2]), int(match[3])
         if not (speed and channels):
             raise OptionError(f"--hardware: {name!r} has no bandwidth: speed and channels must be above 0")
         entry = {"kind": "cpu", "name": name, "channels": channels, "mts": speed, "isa": "avx2", "source": "as given"}
         return device(entry)
+    if re.fullmatch(rf"{MEMORY.pattern}(-\d+)?", key):
+        speed = key if "-" in key else f"{key}-SPEED"
+        raise OptionError(f"--hardware: {name!r} does not say how many channels it has: write {speed}-2ch, or 4ch, 8ch")
     if key not in parts():
         near = difflib.get_close_matches(key, parts(), n=3, cutoff=0.4) or sorted(parts())[:3]
         raise OptionError(

@@ -55,6 +55,24 @@ def test_a_machine_of_parts() -> None:
     assert not found.measured
 
 
+@pytest.mark.parametrize(
+    ("text", "same"),
+    [
+        ("rtx 3090 + ddr5-5600-2ch + 64gb", "rtx-3090, ddr5-5600-2ch, 64gb"),
+        ("4x rtx-3090, ddr4-3200-8ch 256gb", "4x rtx-3090, ddr4-3200-8ch, 256gb"),
+        ("2x epyc-9004 1.5 TB 64 cores", "2x epyc-9004, 1.5tb, 64cores"),
+        ("2x a100 80gb, epyc-9005-8ch 1tb", "2x a100-80gb, epyc-9005-8ch, 1tb"),
+        ("m4-max 64gb", "m4-max, 64gb"),
+        ("ram 64gb, ddr5-5600-2ch", "64gb, ddr5-5600-2ch"),
+    ],
+)
+def test_ways_to_write_the_same_machine(text: str, same: str) -> None:
+    def figures(found: hardware.Hardware) -> list[tuple[Any, ...]]:
+        return [(one.name, one.memory, one.flops, one.bandwidth) for one in found.devices]
+
+    assert figures(parse(text)) == figures(parse(same))
+
+
 def test_two_sockets_have_twice_the_bandwidth() -> None:
     found = parse("2x epyc-9004, 1.5tb")
     assert found.cpu is not None
@@ -80,6 +98,8 @@ def test_weights_on_chip_are_bound_by_compute_at_once() -> None:
     ("text", "said"),
     [
         ("rtx-3091", "nearest: rtx-3090"),
+        ("ddr5-6000, 64gb", "'ddr5-6000' does not say how many channels it has: write ddr5-6000-2ch"),
+        ("h200 141gb", "no part 'h200 141gb'"),
         ("epyc-9006", "nearest: epyc-900"),
         ("", "is empty"),
         ("rtx-3090, 0gb", "RAM is 0"),

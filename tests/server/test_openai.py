@@ -208,6 +208,7 @@ def test_the_bytes_that_an_answer_read(client: OpenAI) -> None:
         ({"temperature": -1}, "temperature"),
         ({"temperature": "warm"}, "temperature"),
         ({"n": 99}, "n"),
+        ({"max_tokens": -3}, "max_tokens"),
         ({"top_logprobs": 50, "logprobs": True}, "logprobs"),
         ({"stop": ["x"] * 17}, "stop"),
         ({"tool_choice": "whatever"}, "tool_choice"),

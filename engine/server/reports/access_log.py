@@ -47,7 +47,8 @@ class AccessLog:
         """What is said of a request."""
         sequence = generation.request.sequence
         made, first, last = len(sequence.completion), generation.first, generation.last
-        parts = [f"request {sequence.id}: {sequence.prompt_tokens} prompt tokens, {sequence.reused} of them cached"]
+        prompt = f"{sequence.prompt_tokens} prompt token{'s' * (sequence.prompt_tokens != 1)}"
+        parts = [f"request {sequence.id}: {prompt}, {sequence.reused} of them cached"]
         if sequence.spliced:
             parts.append(f"{sequence.spliced} answer{'s' if sequence.spliced > 1 else ''} in the model's own tokens")
         if first is not None:

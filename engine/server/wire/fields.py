@@ -119,6 +119,9 @@ def choices(wanted: Sampled) -> int:
 def sampling(wanted: Sampled, defaults: SamplingParams, new: int | None, **more: Any) -> SamplingParams:
     """How tokens are chosen: as asked, else as the model's own defaults say. new: most new tokens; None, 0, -1: as many
     as fit. Raises ApiError."""
+    if new is not None and new < -1:
+        message = f"max_tokens is {new}: give at least 1, or leave it out (as 0 or -1) for what the context leaves"
+        raise ApiError(400, message, param="max_tokens")
     given = {
         "temperature": wanted.temperature,
         "top_p": wanted.top_p,
