@@ -260,8 +260,8 @@ def part(name: str) -> Device:
         entry = {"kind": "cpu", "name": name, "channels": channels, "mts": speed, "isa": "avx2", "source": "as given"}
         return device(entry)
     if re.fullmatch(rf"{MEMORY.pattern}(-\d+)?", key):
-        speed = key if "-" in key else f"{key}-SPEED"
-        raise OptionError(f"--hardware: {name!r} does not say how many channels it has: write {speed}-2ch, or 4ch, 8ch")
+        whole = key if "-" in key else f"{key}-SPEED"
+        raise OptionError(f"--hardware: {name!r} does not say how many channels it has: write {whole}-2ch, or 4ch, 8ch")
     if key not in parts():
         near = difflib.get_close_matches(key, parts(), n=3, cutoff=0.4) or sorted(parts())[:3]
         raise OptionError(
