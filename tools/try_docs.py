@@ -33,7 +33,7 @@ TOO_LARGE = "does not fit this machine"
 TEXT = "In the beginning was the word.\nAnd it came to pass that they went up.\n"
 FILES = {"prompts.txt": TEXT, "text.txt": TEXT * 40, "one.txt": TEXT,
          "conversation.json": '[{"role": "user", "content": "Hello"}]', "tools.json": "[]",
-         "machine.json": '{"gpus": ["rtx-3090"], "cpu": {"memory_gb": 1024, "bandwidth_gbs": 400, "cores": 64}}'}  # fmt: skip
+         "machine.json": '{"gpus": ["rtx-3090"], "cpu": {"memory_gb": 1024, "bandwidth_gbs": 400}}'}  # fmt: skip
 FIRST = (["trace", "record", "demo", "--prompts", "prompts.txt", "-o", "run.trace", "-n", "20"],
          ["trace", "record", "demo", "--prompts", "prompts.txt", "-o", "one.trace", "-n", "20"],
          ["bench", "demo", "-r", "1", "--json", "old.json"],
@@ -88,11 +88,9 @@ def _here(one: Documented) -> list[str]:
         words[2] = "packed"
     if words[0] == "generate":
         words += ["--max-new-tokens", "8"]
-    return (
-        words
-        if "demo" not in words
-        else [SHORTER.get(last, word) for last, word in zip(("", *words), words, strict=False)]
-    )
+    if "demo" in words:
+        words = [SHORTER.get(last, word) for last, word in zip(("", *words), words, strict=False)]
+    return words
 
 
 def _model(word: str, stays: bool) -> str:
